@@ -1,0 +1,98 @@
+"""One description for every supported decoder, in this project's own words."""
+
+import dataclasses
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary position embedding.
+
+    Attributes:
+        theta: Base of the geometric progression of wavelengths.
+        scaling: "default", "linear" (positions divided by factor), or "llama3" (long wavelengths stretched by factor).
+        factor: Stretch of the context.
+        low_freq_factor: "llama3": wavelengths above original_positions / low_freq_factor are stretched in full.
+        high_freq_factor: "llama3": wavelengths below original_positions / high_freq_factor are left alone.
+        original_positions: "llama3": context length before stretching.
+    """
+
+    theta: float = 10000.0
+    scaling: str = "default"
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_positions: int = 8192
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """A decoder-only transformer of one of the supported families.
+
+    Attributes:
+        family: Name of the family's table ("llama", "qwen2", "opt").
+        vocabulary: Number of token ids (v).
+        layers: Number of blocks (L).
+        width: Width of the residual stream (d).
+        embedding: Width of the token embedding (e); projected to d where it differs.
+        intermediate: MLP channels (f).
+        heads: Query heads (n).
+        kv_heads: Key/value heads (m), each shared by n / m query heads.
+        head_dim: Width of a head (h).
+        positions: Longest sequence the positions allow.
+        rope: Rotary embedding; None means learned positions.
+        position_offset: Rows of the learned position table before position 0.
+        norm: "rms" or "layer".
+        norm_eps: Added to the variance under the root.
+        norm_affine: Whether norms have a scale (and, for "layer", a bias).
+        pre_norm: Norm before attention and MLP (True) or after their addition (False).
+        final_norm: Whether a norm precedes the head.
+        activation: "silu", "relu" or "gelu".
+        gated: MLP is act(x gate) * (x up), not act(x up).
+        qkv_bias: Biases on the query, key and value projections.
+        output_bias: Bias on the attention's output projection.
+        mlp_bias: Biases on the MLP's projections.
+        tied: The head is the token embedding.
+    """
+
+    family: str
+    vocabulary: int
+    layers: int
+    width: int
+    embedding: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    positions: int
+    rope: Rope | None
+    position_offset: int
+    norm: str
+    norm_eps: float
+    norm_affine: bool
+    pre_norm: bool
+    final_norm: bool
+    activation: str
+    gated: bool
+    qkv_bias: bool
+    output_bias: bool
+    mlp_bias: bool
+    tied: bool
+
+    @property
+    def axes(self) -> dict[str, int]:
+        """Size of every axis letter of the glossary that weights have."""
+        return {
+            "v": self.vocabulary,
+            "d": self.width,
+            "e": self.embedding,
+            "f": self.intermediate,
+            "n": self.heads,
+            "m": self.kv_heads,
+            "h": self.head_dim,
+            "p": self.positions + self.position_offset,
+        }
+
+    def narrowed(self, intermediate: int) -> "DecoderConfig":
+        """The same decoder with another MLP width."""
+        return dataclasses.replace(self, intermediate=intermediate)

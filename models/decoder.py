@@ -1,0 +1,181 @@
+"""A decoder as pure functions of a parameter tree: embed, blocks, head; with and without a key/value cache.
+
+The tree is described in ``docs/architecture.md``. Arrays under ``layers`` are stacked [L, ...] and scanned, so compile
+time does not grow with depth.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from spap_jax.models.config import DecoderConfig
+from spap_jax.models.layers import Attention, Mlp, Norm, causal_attention
+
+Params = dict
+"""A nested dict of arrays."""
+
+
+class Embed(nn.Module):
+    """Token (and learned position) embedding."""
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array, positions: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        """tokens, positions: [B, T] -> [B, T, d]."""
+        c, init = self.config, nn.initializers.normal(0.02)
+        x = self.param("tokens", init, (c.vocabulary, c.embedding))[tokens].astype(dtype)
+        if c.embedding != c.width:
+            x = jnp.einsum("bte,ed->btd", x, self.param("project_in", init, (c.embedding, c.width)).astype(dtype))
+        if c.rope is None:
+            table = self.param("positions", init, (c.axes["p"], c.width))
+            x = x + table[positions + c.position_offset].astype(dtype)
+        return x
+
+
+class Block(nn.Module):
+    """Attention and MLP with their additions, in pieces: pruning watches the stream between them."""
+
+    config: DecoderConfig
+
+    def setup(self) -> None:
+        """Declares the four parts."""
+        self.attention_norm = Norm(self.config)
+        self.attention = Attention(self.config)
+        self.mlp_norm = Norm(self.config)
+        self.mlp = Mlp(self.config)
+
+    def queries_keys_values(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """x: [B, T, d] -> q [B, T, n, h], k and v [B, T, m, h]."""
+        return self.attention.project_in(self.attention_norm(x) if self.config.pre_norm else x, positions)
+
+    def add_attention(self, x: jax.Array, attended: jax.Array) -> jax.Array:
+        """The stream that enters the MLP's addition. x: [B, T, d], attended: [B, T, n, h] -> [B, T, d]."""
+        r = x + self.attention.project_out(attended)
+        return r if self.config.pre_norm else self.attention_norm(r)
+
+    def attend(self, x: jax.Array, positions: jax.Array, valid: jax.Array) -> jax.Array:
+        """Attention and its addition. x: [B, T, d], positions and valid: [B, T] -> [B, T, d]."""
+        q, k, v = self.queries_keys_values(x, positions)
+        return self.add_attention(x, causal_attention(q, k, v, valid, 0))
+
+    def mlp_input(self, r: jax.Array) -> jax.Array:
+        """What the MLP reads (X in docs/method.md). r: [..., d] -> [..., d]."""
+        return self.mlp_norm(r) if self.config.pre_norm else r
+
+    def finish(self, y: jax.Array) -> jax.Array:
+        """What follows the MLP's addition. y: [..., d] -> [..., d]."""
+        return y if self.config.pre_norm else self.mlp_norm(y)
+
+    def feed_forward(self, r: jax.Array) -> jax.Array:
+        """MLP and its addition. r: [..., d] -> [..., d]."""
+        return self.finish(r + self.mlp.project(self.mlp.hidden(self.mlp_input(r))))
+
+    def __call__(self, x: jax.Array, positions: jax.Array, valid: jax.Array) -> jax.Array:
+        """x: [B, T, d], positions and valid: [B, T] -> [B, T, d]."""
+        return self.feed_forward(self.attend(x, positions, valid))
+
+
+class Head(nn.Module):
+    """Final norm and projection to the vocabulary."""
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array, embedding: jax.Array | None) -> jax.Array:
+        """x: [B, T, d], embedding: [v, e] where the head is tied -> logits [B, T, v]."""
+        c, init = self.config, nn.initializers.normal(0.02)
+        if c.final_norm:
+            x = Norm(c, name="norm")(x)
+        if c.embedding != c.width:
+            x = jnp.einsum("btd,de->bte", x, self.param("project_out", init, (c.width, c.embedding)).astype(x.dtype))
+        weight = embedding if c.tied else self.param("weight", init, (c.vocabulary, c.embedding))
+        return jnp.einsum("bte,ve->btv", x, weight.astype(x.dtype))
+
+
+def init(config: DecoderConfig, key: jax.Array) -> Params:
+    """Random parameters; under ``jax.eval_shape``, their shapes without memory."""
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    x = jnp.zeros((1, 1, config.width))
+    embed_key, layers_key, head_key = jax.random.split(key, 3)
+    embed_params = Embed(config).init(embed_key, tokens, tokens, jnp.float32)["params"]
+    head_params = Head(config).init(head_key, x, embed_params["tokens"]).get("params", {})
+    layers = jax.vmap(lambda k: Block(config).init(k, x, tokens, tokens == 0)["params"])(
+        jax.random.split(layers_key, config.layers)
+    )
+    return {"embed": embed_params, "layers": _without_empty(layers), "head": head_params}
+
+
+def _without_empty(tree: Params) -> Params:
+    return {name: branch for name, branch in tree.items() if branch}
+
+
+def token_positions(valid: jax.Array) -> jax.Array:
+    """Position of every token, not counting padding before it. valid: [B, T] -> [B, T] int32."""
+    return jnp.maximum(jnp.cumsum(valid, axis=-1) - 1, 0).astype(jnp.int32)
+
+
+def embed(config: DecoderConfig, params: Params, tokens: jax.Array, positions: jax.Array, dtype) -> Any:
+    """tokens, positions: [B, T] -> the residual stream before the first block [B, T, d]."""
+    return Embed(config).apply({"params": params["embed"]}, tokens, positions, dtype)
+
+
+def head(config: DecoderConfig, params: Params, x: jax.Array) -> Any:
+    """x: [B, T, d], the stream after the last block -> logits [B, T, v]."""
+    return Head(config).apply({"params": params["head"]}, x, params["embed"]["tokens"])
+
+
+def block(config: DecoderConfig, layer: Params, *args, method=Block.__call__) -> Any:
+    """Applies one block, or one piece of it, to its parameters (no leading L)."""
+    return Block(config).apply({"params": layer}, *args, method=method)
+
+
+def forward(config: DecoderConfig, params: Params, tokens: jax.Array, valid: jax.Array, dtype=jnp.float32) -> jax.Array:
+    """tokens, valid: [B, T] -> logits [B, T, v]; padding (valid False) is neither attended to nor counted."""
+    positions = token_positions(valid)
+    x = embed(config, params, tokens, positions, dtype)
+    x, _ = jax.lax.scan(lambda x, layer: (block(config, layer, x, positions, valid), None), x, params["layers"])
+    return head(config, params, x)
+
+
+class Cache(NamedTuple):
+    """Keys and values of the tokens seen: [L, B, S, m, h]; valid: [B, S]; length: tokens stored, padding counted."""
+
+    keys: jax.Array
+    values: jax.Array
+    valid: jax.Array
+    length: jax.Array
+
+
+def empty_cache(config: DecoderConfig, batch: int, size: int, dtype=jnp.float32) -> Cache:
+    """A cache with room for ``size`` tokens of ``batch`` sequences."""
+    shape = (config.layers, batch, size, config.kv_heads, config.head_dim)
+    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((batch, size), bool), jnp.int32(0))
+
+
+def extend(
+    config: DecoderConfig, params: Params, tokens: jax.Array, valid: jax.Array, cache: Cache
+) -> tuple[jax.Array, Cache]:
+    """Appends tokens to the cache. tokens, valid: [B, T] -> logits of the last token [B, v], and the longer cache."""
+    seen = jax.lax.dynamic_update_slice(cache.valid, valid, (0, cache.length))
+    first = jnp.where(seen & (jnp.arange(seen.shape[1]) < cache.length)[None, :], 1, 0).sum(axis=1)
+    positions = jnp.maximum(first[:, None] + jnp.cumsum(valid, axis=-1) - 1, 0).astype(jnp.int32)
+    x = embed(config, params, tokens, positions, cache.keys.dtype)
+
+    def step(carry, layer_and_index):
+        x, keys, values = carry
+        layer, index = layer_and_index
+        q, k, v = block(config, layer, x, positions, method=Block.queries_keys_values)
+        # The whole cache rides in the carry and is updated in place; as scanned inputs and outputs it would be copied.
+        keys = jax.lax.dynamic_update_slice(keys, k[None], (index, 0, cache.length, 0, 0))
+        values = jax.lax.dynamic_update_slice(values, v[None], (index, 0, cache.length, 0, 0))
+        attended = causal_attention(q, keys[index], values[index], seen, cache.length)
+        r = block(config, layer, x, attended, method=Block.add_attention)
+        return (block(config, layer, r, method=Block.feed_forward), keys, values), None
+
+    layers = (params["layers"], jnp.arange(config.layers))
+    (x, keys, values), _ = jax.lax.scan(step, (x, cache.keys, cache.values), layers)
+    logits = head(config, params, x[:, -1:])[:, 0]
+    return logits, Cache(keys, values, seen, cache.length + tokens.shape[1])

@@ -1,0 +1,169 @@
+"""Linen modules of a decoder block. Weights are cast to the dtype of the activations; norms and softmax are float32."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from spap_jax.models.config import DecoderConfig, Rope
+
+QUERY_BLOCK = 512
+"""Longest stretch of queries whose attention scores are held at once."""
+
+ACTIVATIONS = {"silu": jax.nn.silu, "relu": jax.nn.relu, "gelu": lambda x: jax.nn.gelu(x, approximate=False)}
+
+
+class Norm(nn.Module):
+    """Root mean square or layer norm over the last axis."""
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x: [..., d] -> [..., d], computed in float32."""
+        config, y = self.config, x.astype(jnp.float32)
+        if config.norm == "layer":
+            y = y - y.mean(axis=-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(axis=-1, keepdims=True) + config.norm_eps)
+        if config.norm_affine:
+            y = y * _across(self.param("scale", nn.initializers.ones, (config.width,)), y)
+            if config.norm == "layer":
+                y = y + _across(self.param("bias", nn.initializers.zeros, (config.width,)), y)
+        return y.astype(x.dtype)
+
+
+def rotary_angles(rope: Rope, head_dim: int, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines of the rotary embedding (Su et al. 2021; stretching as in Llama 3.1).
+
+    Args:
+        rope: Base and stretching.
+        head_dim: Width of a head (h), even.
+        positions: [B, T].
+
+    Returns:
+        Two arrays [B, T, 1, h / 2], float32.
+    """
+    frequency = rope.theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    if rope.scaling == "linear":
+        frequency = frequency / rope.factor
+    elif rope.scaling == "llama3":
+        turns = rope.original_positions * frequency / (2 * jnp.pi)
+        kept = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+        kept = jnp.clip(kept, 0, 1)
+        frequency = kept * frequency + (1 - kept) * frequency / rope.factor
+    angles = positions.astype(jnp.float32)[..., None, None] * frequency[None, None, None, :]
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotates pairs (i, i + h / 2) of every head. x: [B, T, n, h]."""
+    cos, sin = angles
+    low, high = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1).astype(x.dtype)
+
+
+def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, offset: jax.Array | int) -> jax.Array:
+    """Softmax attention of each query over the valid keys up to its own index, a block of queries at a time.
+
+    Args:
+        q: [B, T, n, h].
+        k: [B, S, m, h].
+        v: [B, S, m, h].
+        valid: [B, S], which keys may be attended to.
+        offset: Index among the keys of the first query.
+
+    Returns:
+        [B, T, n, h].
+    """
+    batch, length, heads, head_dim = q.shape
+    block = min(QUERY_BLOCK, length)
+    blocks = -(-length // block)
+    keys = jnp.arange(k.shape[1])
+
+    def one(start: jax.Array, queries: jax.Array) -> jax.Array:
+        index = offset + start + jnp.arange(block)
+        allowed = valid[:, None, None, :] & (keys[None, None, None, :] <= index[None, None, :, None])
+        return jax.nn.dot_product_attention(queries, k, v, mask=allowed)
+
+    if blocks == 1:
+        return one(jnp.int32(0), q)
+    q = jnp.pad(q, ((0, 0), (0, blocks * block - length), (0, 0), (0, 0)))
+    q = jnp.moveaxis(q.reshape(batch, blocks, block, heads, head_dim), 1, 0)
+    out = jax.lax.map(lambda a: one(*a), (jnp.arange(blocks) * block, q))
+    return jnp.moveaxis(out, 0, 1).reshape(batch, blocks * block, heads, head_dim)[:, :length]
+
+
+class Attention(nn.Module):
+    """Causal self-attention with grouped key/value heads."""
+
+    config: DecoderConfig
+
+    def setup(self) -> None:
+        """Declares the projections [d, n|m, h], [n, h, d] and the biases that the config has."""
+        c, init = self.config, nn.initializers.normal(0.02)
+        self.q = self.param("q", init, (c.width, c.heads, c.head_dim))
+        self.k = self.param("k", init, (c.width, c.kv_heads, c.head_dim))
+        self.v = self.param("v", init, (c.width, c.kv_heads, c.head_dim))
+        self.o = self.param("o", init, (c.heads, c.head_dim, c.width))
+        zeros = nn.initializers.zeros
+        if c.qkv_bias:
+            self.q_bias = self.param("q_bias", zeros, (c.heads, c.head_dim))
+            self.k_bias = self.param("k_bias", zeros, (c.kv_heads, c.head_dim))
+            self.v_bias = self.param("v_bias", zeros, (c.kv_heads, c.head_dim))
+        if c.output_bias:
+            self.o_bias = self.param("o_bias", zeros, (c.width,))
+
+    def project_in(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries [B, T, n, h], keys and values [B, T, m, h] of x: [B, T, d]."""
+        q, k, v = (jnp.einsum("btd,dnh->btnh", x, w.astype(x.dtype)) for w in (self.q, self.k, self.v))
+        if self.config.qkv_bias:
+            q, k, v = (a + _across(b, a) for a, b in ((q, self.q_bias), (k, self.k_bias), (v, self.v_bias)))
+        if self.config.rope is not None:
+            angles = rotary_angles(self.config.rope, self.config.head_dim, positions)
+            q, k = rotate(q, angles), rotate(k, angles)
+        return q, k, v
+
+    def project_out(self, x: jax.Array) -> jax.Array:
+        """x: [B, T, n, h] -> [B, T, d]."""
+        y = jnp.einsum("btnh,nhd->btd", x, self.o.astype(x.dtype))
+        return y + _across(self.o_bias, y) if self.config.output_bias else y
+
+
+class Mlp(nn.Module):
+    """The MLP as two halves, so that its hidden channels can be seen: x -> hidden [.., f] -> output [.., d]."""
+
+    config: DecoderConfig
+
+    def setup(self) -> None:
+        """Declares gate and up [d, f], down [f, d], and the biases that the config has."""
+        c, init, zeros = self.config, nn.initializers.normal(0.02), nn.initializers.zeros
+        self.up = self.param("up", init, (c.width, c.intermediate))
+        self.down = self.param("down", init, (c.intermediate, c.width))
+        if c.gated:
+            self.gate = self.param("gate", init, (c.width, c.intermediate))
+        if c.mlp_bias:
+            self.up_bias = self.param("up_bias", zeros, (c.intermediate,))
+            self.down_bias = self.param("down_bias", zeros, (c.width,))
+            if c.gated:
+                self.gate_bias = self.param("gate_bias", zeros, (c.intermediate,))
+
+    def hidden(self, x: jax.Array) -> jax.Array:
+        """x: [..., d] -> [..., f]: act(x gate) * (x up), or act(x up) where the family has no gate."""
+        act, bias = ACTIVATIONS[self.config.activation], self.config.mlp_bias
+        up = _affine(x, self.up, self.up_bias if bias else None)
+        if not self.config.gated:
+            return act(up)
+        return act(_affine(x, self.gate, self.gate_bias if bias else None)) * up
+
+    def project(self, h: jax.Array) -> jax.Array:
+        """h: [..., f] -> [..., d]."""
+        return _affine(h, self.down, self.down_bias if self.config.mlp_bias else None)
+
+
+def _affine(x: jax.Array, weight: jax.Array, bias: jax.Array | None) -> jax.Array:
+    y = jnp.einsum("...a,ab->...b", x, weight.astype(x.dtype))
+    return y if bias is None else y + _across(bias, y)
+
+
+def _across(vector: jax.Array, x: jax.Array) -> jax.Array:
+    """Gives a parameter the rank and dtype of the activations that it is combined with."""
+    return vector.astype(x.dtype).reshape((1,) * (x.ndim - vector.ndim) + vector.shape)

@@ -1,0 +1,26 @@
+"""The supported families by name."""
+
+from typing import Any
+
+from spap_jax.errors import UserError
+from spap_jax.models.families import Family
+from spap_jax.models.llama import LLAMA
+from spap_jax.models.opt import OPT
+from spap_jax.models.qwen2 import QWEN2
+
+FAMILIES = {family.name: family for family in (LLAMA, QWEN2, OPT)}
+
+
+def family_of(theirs: dict[str, Any]) -> Family:
+    """The family of a parsed config.json.
+
+    Raises:
+        UserError: it is not a supported one.
+    """
+    family = FAMILIES.get(str(theirs.get("model_type")))
+    architectures = theirs.get("architectures") or []
+    if family is not None and (not architectures or family.architecture in architectures):
+        return family
+    named = ", ".join(architectures) or f"model_type {theirs.get('model_type')!r}"
+    supported = ", ".join(f.architecture for f in FAMILIES.values())
+    raise UserError(f"the architecture {named} is not supported; the supported ones are {supported}.")

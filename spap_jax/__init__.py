@@ -1,0 +1,51 @@
+"""SPAP-JAX: structured pruning of LLaMA, Qwen2.5 and OPT models without retraining.
+
+>>> import spap_jax as spap
+>>> model = spap.load("path/to/checkpoint")
+>>> result = spap.prune(model, tokens, sparsity=0.3)
+>>> spap.save(result.model, "path/to/output")
+
+Importing the package starts neither JAX nor transformers: names are loaded when first used.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from spap_jax.api import generate, load, load_tokens, logits, perplexity, prune, save
+    from spap_jax.errors import UserError
+    from spap_jax.model import Model
+    from spap_jax.settings import PruneSettings
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Model": "spap_jax.model",
+    "PruneSettings": "spap_jax.settings",
+    "UserError": "spap_jax.errors",
+} | dict.fromkeys(("generate", "load", "load_tokens", "logits", "perplexity", "prune", "save"), "spap_jax.api")
+
+__all__ = [
+    "Model",
+    "PruneSettings",
+    "UserError",
+    "generate",
+    "load",
+    "load_tokens",
+    "logits",
+    "perplexity",
+    "prune",
+    "save",
+]
+
+
+def __getattr__(name: str):
+    """Loads a public name from the module that defines it, on first use."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'spap_jax' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,1 @@
+"""The peers' channel criteria, on the same second moments as our own."""

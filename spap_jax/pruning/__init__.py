@@ -1,0 +1,1 @@
+"""Pruning of a decoder, block by block."""

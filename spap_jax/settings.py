@@ -1,0 +1,92 @@
+"""The settings of a run: frozen, validated when built, the same for the command line, TOML files and notebooks."""
+
+from dataclasses import dataclass, fields
+
+from spap_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class PruneSettings:
+    """How to prune. Every field is a flag of ``spap prune`` and a key of its TOML file.
+
+    Attributes:
+        sparsity: Fraction of MLP channels to remove from every layer, between 0 and 1.
+        round_to: Round the kept width to a multiple of this (64 or more suits accelerators and GGUF quantisation).
+        method: How channels are chosen: "spap", or a peer's criterion: "wanda", "flap", "magnitude", "obs".
+        seed: Seed of every random choice.
+        ridge: Pull of the solved weights towards the dense ones, relative to each channel's energy.
+        penalty: Weight of the penalty on a removed channel, relative to its energy.
+        penalty_steps: Steps in which the number of penalised channels grows to the number removed.
+        swap_rounds: Rounds of exact swaps that polish the selection; 0 switches the polish off.
+        held_out: Fraction of the calibration sequences that only guards against overfitting.
+        rounds: Alternating rounds (inner projections, then output projection); 0 leaves the closed-form refit.
+        steps: Minibatch steps on the inner projections in a round.
+        step_tokens: Tokens in one minibatch.
+        learning_rate: Size of a step, relative to the root mean square of the weights it changes.
+        batch_tokens: Tokens that pass through a block at once.
+    """
+
+    sparsity: float = 0.3
+    round_to: int = 1
+    method: str = "spap"
+    seed: int = 0
+    ridge: float = 1e-4
+    penalty: float = 100.0
+    penalty_steps: int = 40
+    swap_rounds: int = 8
+    held_out: float = 0.0625
+    rounds: int = 4
+    steps: int = 100
+    step_tokens: int = 2048
+    learning_rate: float = 0.02
+    batch_tokens: int = 4096
+
+    def __post_init__(self) -> None:
+        """Raises: UserError: a value is out of its range; the message names all of them."""
+        wrong = [
+            f"{name} must be {words}, not {getattr(self, name)!r}"
+            for name, fits, words in _RANGES
+            if not fits(getattr(self, name))
+        ]
+        if wrong:
+            raise UserError("; ".join(wrong) + ".")
+
+    def replace(self, **changes) -> "PruneSettings":
+        """A copy with some fields changed.
+
+        Raises:
+            UserError: a name is not a setting, or a value is out of range.
+        """
+        known = {field.name: getattr(self, field.name) for field in fields(self)}
+        if unknown := sorted(set(changes) - set(known)):
+            raise UserError(f"unknown setting {', '.join(unknown)}; the settings are {', '.join(known)}.")
+        return PruneSettings(**(known | changes))
+
+
+METHODS = ("spap", "wanda", "flap", "magnitude", "obs")
+
+
+def _positive(value) -> bool:
+    return isinstance(value, int | float) and value > 0
+
+
+def _count(least: int):
+    return lambda value: isinstance(value, int) and value >= least
+
+
+_RANGES = (
+    ("sparsity", lambda s: isinstance(s, int | float) and 0 < s < 1, "a fraction between 0 and 1, both excluded"),
+    ("round_to", _count(1), "a whole number of at least 1"),
+    ("method", lambda m: m in METHODS, f"one of {', '.join(METHODS)}"),
+    ("seed", _count(0), "a whole number of at least 0"),
+    ("ridge", _positive, "positive"),
+    ("penalty", _positive, "positive"),
+    ("penalty_steps", _count(1), "a whole number of at least 1"),
+    ("swap_rounds", _count(0), "a whole number of at least 0"),
+    ("held_out", lambda h: isinstance(h, int | float) and 0 <= h < 1, "a fraction of at least 0 and below 1"),
+    ("rounds", _count(0), "a whole number of at least 0"),
+    ("steps", _count(1), "a whole number of at least 1"),
+    ("step_tokens", _count(1), "a whole number of at least 1"),
+    ("learning_rate", _positive, "positive"),
+    ("batch_tokens", _count(1), "a whole number of at least 1"),
+)
