@@ -1,7 +1,10 @@
 """Arithmetic that means what it says: float32 products at full precision, BLAS threads that do not spin."""
 
+import functools
 import os
 import sys
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
 # jaxlib's CPU factorisations run in scipy's OpenBLAS, whose threads spin when a core is busy and then take many times
 # as long as one thread. The variable is read when that library loads, so it is set before JAX is imported.
@@ -14,5 +17,16 @@ if "scipy" in sys.modules:  # loaded before us: the variable comes too late, so 
 
 import jax
 
-full_precision = jax.default_matmul_precision("highest")
-"""Context manager and decorator: matrix products in true float32 on TPUs and on GPUs with TF32."""
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def full_precision(function: Callable[P, R]) -> Callable[P, R]:
+    """Matrix products inside are true float32, also on TPUs and on GPUs with TF32. Goes below ``jax.jit``."""
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        with jax.default_matmul_precision("highest"):
+            return function(*args, **kwargs)
+
+    return wrapped

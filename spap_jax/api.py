@@ -1,0 +1,110 @@
+"""What a notebook imports: load, prune, measure, save."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spap_jax import checkpoint
+from spap_jax.data import load_tokens
+from spap_jax.errors import UserError
+from spap_jax.evaluation.generation import generate
+from spap_jax.evaluation.perplexity import check_length, perplexity
+from spap_jax.model import Model
+from spap_jax.models import decoder
+from spap_jax.models.config import DecoderConfig
+from spap_jax.models.decoder import Params
+from spap_jax.numerics import full_precision
+from spap_jax.pruning.pipeline import prune_layers, pruned_config
+from spap_jax.pruning.report import LayerReport, PruneReport, new_report
+from spap_jax.settings import PruneSettings
+
+__all__ = ["PruneResult", "generate", "load", "load_tokens", "logits", "perplexity", "prune", "save"]
+
+load = checkpoint.load
+save = checkpoint.save
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """A smaller model and the account of how it was made."""
+
+    model: Model
+    report: PruneReport
+
+
+def prune(
+    model: Model,
+    tokens: Any,
+    *,
+    settings: PruneSettings | None = None,
+    progress: Callable[[LayerReport], None] | None = None,
+    **changes: Any,
+) -> PruneResult:
+    """Removes MLP channels from every layer and recovers the weights of the rest; ``model`` is left as it is.
+
+    Args:
+        model: What ``load`` returned, or an earlier result's model.
+        tokens: Calibration token ids [B, T], or what ``load_tokens`` returned.
+        settings: How; the defaults where absent.
+        progress: Called with the report of every layer as it is done.
+        **changes: Single settings, for example ``sparsity=0.3``.
+
+    Raises:
+        UserError: a setting, the tokens or the model's numbers are unusable.
+    """
+    settings = (settings or PruneSettings()).replace(**changes)
+    blocks = token_blocks(tokens, model.config)
+    layers, reports = [], []
+
+    def read_layer(index: int) -> Params:
+        return jax.tree.map(lambda array: array[index], model.params["layers"])
+
+    for layer, report in prune_layers(model.config, model.params, read_layer, blocks, settings):
+        layers.append(layer)
+        reports.append(report)
+        if progress is not None:
+            progress(report)
+    stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *layers)
+    narrow = pruned_config(model.config, settings)
+    smaller = Model(narrow, model.params | {"layers": stacked}, model.source)
+    return PruneResult(smaller, new_report(settings, model, narrow, tokens, reports))
+
+
+def token_blocks(tokens: Any, config: DecoderConfig) -> np.ndarray:
+    """Token ids [B, T] as int32, checked against the model.
+
+    Raises:
+        UserError: not a block of token ids, too long for the model's positions, or ids outside the vocabulary.
+    """
+    blocks = np.asarray(getattr(tokens, "tokens", tokens))
+    if blocks.ndim != 2 or 0 in blocks.shape or not np.issubdtype(blocks.dtype, np.integer):
+        raise UserError(f"tokens must be whole numbers [B, T], not {blocks.dtype} {list(blocks.shape)}.")
+    check_length(config, blocks.shape[1])
+    if blocks.min() < 0 or blocks.max() >= config.vocabulary:
+        raise UserError(
+            f"token ids go from {blocks.min()} to {blocks.max()}, outside the model's vocabulary of "
+            f"{config.vocabulary}: the tokens come from another tokenizer."
+        )
+    return blocks.astype(np.int32)
+
+
+def logits(model: Model, tokens: Any, attention_mask: Any = None) -> jax.Array:
+    """Float32 logits [B, T, v] of token ids [B, T]; ``attention_mask`` [B, T] is 0 at padding.
+
+    Raises:
+        UserError: the tokens are unusable for the model.
+    """
+    blocks = token_blocks(tokens, model.config)
+    valid = np.ones(blocks.shape, bool) if attention_mask is None else np.asarray(attention_mask).astype(bool)
+    return _logits(model.config, model.params, blocks, valid)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+@full_precision
+def _logits(config: DecoderConfig, params: Params, tokens: jax.Array, valid: jax.Array) -> jax.Array:
+    return decoder.forward(config, params, tokens, valid)

@@ -1,0 +1,145 @@
+"""Which tensors a checkpoint of a config must have, and whether those that it has are these."""
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from spap_jax.checkpoint.tensors import DTYPES, TensorFiles
+from spap_jax.errors import UserError
+from spap_jax.models.config import DecoderConfig
+from spap_jax.models.decoder import Params
+from spap_jax.models.families import Family
+from spap_jax.models.registry import FAMILIES
+from spap_jax.models.rules import Rule
+
+HEAD = "lm_head.weight"
+"""The output projection's name in every family."""
+
+_LISTED = 10
+
+
+class Expected(NamedTuple):
+    """One tensor that a checkpoint has: its rule, its layer (None outside of the layers) and its shape there."""
+
+    rule: Rule
+    layer: int | None
+    shape: tuple[int, ...]
+
+
+def expected_tensors(config: DecoderConfig, head_stored: bool = False) -> dict[str, Expected]:
+    """Every tensor of a checkpoint by name.
+
+    Args:
+        config: The model's.
+        head_stored: Whether the checkpoint of a tied model has the head as well: the embedding under another name.
+    """
+    rules, sizes = FAMILIES[config.family].rules_for(config), config.axes
+    expected = {
+        rule.theirs.format(i=layer): Expected(rule, layer, rule.shapes(sizes)[0])
+        for rule in rules
+        for layer in (range(config.layers) if rule.stacked else [None])
+    }
+    if head_stored:
+        tokens = next(rule for rule in rules if rule.ours == "embed/tokens")
+        expected[HEAD] = Expected(tokens, None, tokens.shapes(sizes)[0])
+    return expected
+
+
+def stored_names(files: TensorFiles, family: Family) -> dict[str, str]:
+    """Full name -> name in the files, without buffers that are recomputed.
+
+    Raises:
+        UserError: Two names mean the same tensor.
+    """
+    stored: dict[str, str] = {}
+    for name in files.names:
+        full = family.canonical(name)
+        if full in stored:
+            raise UserError(f"the tensor {full} is stored twice, as {stored[full]} and as {name}: remove the wrong one.")
+        if full is not None:
+            stored[full] = name
+    return stored
+
+
+def check_inventory(name: str, files: TensorFiles, stored: dict[str, str], expected: dict[str, Expected]) -> None:
+    """Raises one UserError that lists every tensor that is missing, unexpected, or not of its shape or dtype."""
+    both = [full for full in expected if full in stored]
+    parts = [
+        _listed("tensors are missing", (full for full in expected if full not in stored)),
+        _listed("tensors are unexpected", (full for full in stored if full not in expected)),
+        _listed("shapes are wrong", _wrong_shapes(files, stored, expected, both)),
+        _listed("dtypes cannot be pruned (quantised, or wider than float32)", _wrong_dtypes(files, stored, both)),
+        _listed("weights change their dtype between layers", _mixed_dtypes(files, stored, expected, both)),
+    ]
+    if any(parts):
+        raise UserError(
+            f"the weights of {name} do not fit its config.json: {'; '.join(part for part in parts if part)}. "
+            "Get a checkpoint whose files belong together."
+        )
+
+
+def leaf(params: Params, path: str) -> np.ndarray:
+    """The array at a path ("attention/q") of a parameter tree."""
+    for key in path.split("/"):
+        params = params[key]
+    return np.asarray(params)
+
+
+def put(params: Params, path: str, array) -> None:
+    """Puts an array at a path of a parameter tree."""
+    *branches, last = path.split("/")
+    for key in branches:
+        params = params.setdefault(key, {})
+    params[last] = array
+
+
+def within_layer(rule: Rule) -> str:
+    """The path of a stacked rule's array in the parameters of one layer."""
+    return rule.ours.removeprefix("layers/")
+
+
+def tensor_bytes(files: TensorFiles, names: Iterable[str]) -> int:
+    """Bytes of the named tensors."""
+    return sum(files.count(name) * DTYPES[files.dtype(name)].itemsize for name in names)
+
+
+def expected_bytes(expected: dict[str, Expected], dtype_of) -> int:
+    """Bytes that a checkpoint will have; `dtype_of` gives each rule's dtype."""
+    return sum(math.prod(tensor.shape) * np.dtype(dtype_of(tensor.rule)).itemsize for tensor in expected.values())
+
+
+def _wrong_shapes(
+    files: TensorFiles, stored: dict[str, str], expected: dict[str, Expected], names: list[str]
+) -> Iterator[str]:
+    for full in names:
+        shape, right = files.shape(stored[full]), expected[full].shape
+        if shape != right:
+            yield f"{full} {list(shape)} instead of {list(right)}"
+
+
+def _wrong_dtypes(files: TensorFiles, stored: dict[str, str], names: list[str]) -> Iterator[str]:
+    for full in names:
+        dtype = files.dtype(stored[full])
+        if dtype not in DTYPES:
+            yield f"{full} {dtype}"
+
+
+def _mixed_dtypes(
+    files: TensorFiles, stored: dict[str, str], expected: dict[str, Expected], names: list[str]
+) -> Iterator[str]:
+    """Weights of one kind share one array, which has one dtype (and so do the embedding and a head stored beside it)."""
+    seen: dict[Rule, dict[str, str]] = {}
+    for full in names:
+        seen.setdefault(expected[full].rule, {}).setdefault(files.dtype(stored[full]), full)
+    for names_of_dtypes in seen.values():
+        if len(names_of_dtypes) > 1:
+            yield " but ".join(f"{full} {dtype}" for dtype, full in names_of_dtypes.items())
+
+
+def _listed(what: str, names: Iterable[str]) -> str:
+    """"2 tensors are missing (a, b)", or nothing if there are none; a long list is cut."""
+    names = list(names)
+    shown = ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
+    return f"{what} ({shown})" if names else ""

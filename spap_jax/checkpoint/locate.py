@@ -1,0 +1,119 @@
+"""From what a person calls a model to a local folder: a folder that is there, or a download from the hub."""
+
+import fnmatch
+import re
+from pathlib import Path
+
+from spap_jax.checkpoint.tensors import weight_files
+from spap_jax.errors import UserError
+from spap_jax.hub import first_line, require_hub
+
+SIDE_FILES = (
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+    "chat_template*",
+    "*.tiktoken",
+    "spiece.model",
+    "LICENSE*",
+    "NOTICE*",
+    "USE_POLICY*",
+)
+"""Patterns of the files that belong to a model beside its config and weights."""
+
+_SAFETENSORS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
+_TORCH = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")
+_REMEDY = "connect to the network, or give the path of a local folder that holds the checkpoint."
+
+
+def locate(name: str | Path) -> Path:
+    """The local folder of a checkpoint.
+
+    Args:
+        name: A folder, or a hub id `owner/name`: the cached snapshot if it is complete, else downloaded.
+
+    Raises:
+        UserError: There is no such folder, it holds no checkpoint, or the hub cannot give the model.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise UserError(f"{folder} is no checkpoint: it has no config.json; name the folder that has one.")
+        return folder.resolve()
+    if folder.exists():
+        raise UserError(f"{folder} is a file: name the folder that holds config.json and the weights.")
+    if isinstance(name, Path) or not _is_hub_id(name):
+        raise UserError(f"there is no folder {folder}: check the path, or give a hub id of the form owner/name.")
+    if folder.parent.is_dir():
+        raise UserError(
+            f"there is no folder {folder.name} in {folder.parent.resolve()}; since {folder.parent} is a folder here, "
+            f"{name} is read as a path: check it, or, if the hub's model is meant, run from another folder."
+        )
+    return _from_hub(name)
+
+
+def matching(names: list[str], patterns: tuple[str, ...]) -> list[str]:
+    """The names that fit one of the patterns, sorted."""
+    return sorted(name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns))
+
+
+def _is_hub_id(name: str) -> bool:
+    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) is not None
+
+
+def _from_hub(repo: str) -> Path:
+    cached = _cached(repo)
+    if cached is not None and _has_tokenizer(cached):
+        return cached
+    try:
+        require_hub(f"the model {repo}", _REMEDY)
+    except UserError:
+        if cached is not None:
+            return cached
+        raise
+    return _download(repo)
+
+
+def _cached(repo: str) -> Path | None:
+    """The cached snapshot if its config and all of its weights are there; asks no network."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(repo, local_files_only=True))
+        complete = (folder / "config.json").is_file() and all(file.is_file() for file in weight_files(folder))
+    except (LocalEntryNotFoundError, UserError):
+        return None
+    return folder if complete else None
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return bool(matching([file.name for file in folder.iterdir()], ("tokenizer*", "vocab*", "spiece.model")))
+
+
+def _download(repo: str) -> Path:
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(repo, allow_patterns=_wanted(HfApi().list_repo_files(repo))))
+    except GatedRepoError as error:
+        raise UserError(
+            f"the model {repo} is gated: accept its terms on its hub page and log in with `hf auth login`, "
+            "or give a local folder."
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise UserError(
+            f"the hub has no model {repo} that this login may see: check the spelling, or log in with `hf auth login`."
+        ) from error
+    except Exception as error:  # whatever the client raises: network lost, disk full
+        raise UserError(f"the model {repo} cannot be downloaded ({first_line(error)}): {_REMEDY}") from error
+
+
+def _wanted(names: list[str]) -> list[str]:
+    """The files to download: weights in one format only, safetensors if there are any."""
+    weights = matching(names, _SAFETENSORS) or matching(names, _TORCH)
+    return ["config.json", *weights, *(name for name in matching(names, SIDE_FILES) if "/" not in name)]

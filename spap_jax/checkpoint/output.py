@@ -1,0 +1,167 @@
+"""Output folders that are complete or absent: written beside their place under a hidden name, then renamed.
+
+A process that is killed leaves its hidden folder `.NAME.partial-XXXXXXXX` behind; nothing reads it and it may be deleted.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from spap_jax.errors import UserError
+from spap_jax.hub import first_line
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def check_output(path: str | Path, overwrite: bool = False, needed: int = 0) -> Path:
+    """The absolute path of an output folder, after checks that are worth making before hours of work.
+
+    Args:
+        path: Where the folder is to be.
+        overwrite: Whether a checkpoint that is there may be replaced.
+        needed: Bytes that will be written, if known.
+
+    Raises:
+        UserError: Something is there that may not be replaced, the folder cannot be made, or the disk has no room.
+    """
+    target = Path(path).expanduser().resolve()
+    if target.exists():
+        _check_replaceable(target, overwrite)
+    _check_parent(target)
+    _check_room(target, needed)
+    return target
+
+
+@contextlib.contextmanager
+def new_folder(path: str | Path, overwrite: bool = False, needed: int = 0) -> Iterator[Path]:
+    """Yields an empty folder that becomes `path` if the block ends well, and is removed if it raises.
+
+    Args:
+        path: Where the folder is to be.
+        overwrite: Whether a checkpoint that is there may be replaced.
+        needed: Bytes that will be written, if known.
+
+    Raises:
+        UserError: See `check_output`; or the disk filled up while the block was writing.
+    """
+    target = check_output(path, overwrite, needed)
+    partial = _beside(target, "partial")
+    with _disk_errors(target, needed):
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial.mkdir()
+            yield partial
+            _flush(partial)
+            _publish(partial, target, overwrite)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder's config.json is that of a model."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and ("model_type" in config or "architectures" in config)
+
+
+def _check_replaceable(target: Path, overwrite: bool) -> None:
+    if not target.is_dir():
+        raise UserError(f"{target} is a file and the output is a folder: name another place.")
+    if not overwrite:
+        raise UserError(f"{target} exists: name another folder, or pass --overwrite to replace it.")
+    if any(target.iterdir()) and not is_checkpoint(target):
+        raise UserError(
+            f"{target} is not a model checkpoint (it has no config.json of a model), so it is not overwritten: "
+            "name another folder, or delete it yourself."
+        )
+
+
+def _check_parent(target: Path) -> None:
+    parent = next(folder for folder in target.parents if folder.exists())
+    if not parent.is_dir():
+        raise UserError(f"{target} cannot be made because {parent} is a file: name another place.")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(f"{target} cannot be made because {parent} is not writable: name another place.")
+
+
+def _check_room(target: Path, needed: int) -> None:
+    parent = next(folder for folder in target.parents if folder.exists())
+    disk = shutil.disk_usage(parent)
+    if disk.total and disk.free < needed:  # some network file systems report a size of 0
+        raise UserError(
+            f"the disk of {parent} has {_size(disk.free)} free and {target.name} needs {_size(needed)}: "
+            "free some space, or name a place on another disk."
+        )
+
+
+@contextlib.contextmanager
+def _disk_errors(target: Path, needed: int) -> Iterator[None]:
+    """Turns what a full or failing disk raises into one sentence; other errors pass."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        need = f" ({_size(needed)} are needed)" if needed else ""
+        if _is_full(error):
+            raise UserError(
+                f"the disk of {target.parent} filled up, or its quota or limit was reached, while {target.name} was being "
+                f"written{need}: free some space, or name a place on another disk; nothing was left behind."
+            ) from error
+        if isinstance(error, OSError) and str(error.filename or "").startswith(str(target.parent)):
+            raise UserError(f"{target} cannot be written ({first_line(error)}): name another place.") from error
+        raise
+
+
+def _is_full(error: Exception) -> bool:
+    """Whether the disk is full; the writers of safetensors and Orbax say so in words of their own."""
+    text = str(error)
+    return getattr(error, "errno", None) in _FULL or any(os.strerror(code) in text for code in _FULL)
+
+
+def _beside(target: Path, role: str) -> Path:
+    return target.with_name(f".{target.name}.{role}-{secrets.token_hex(4)}")
+
+
+def _flush(folder: Path) -> None:
+    """Has the disk hold every file and folder before the rename makes them visible."""
+    for parent, _, files in os.walk(folder):
+        for name in files:
+            _sync(Path(parent, name))
+        _sync(Path(parent))
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _publish(partial: Path, target: Path, overwrite: bool) -> None:
+    """Renames the finished folder onto its place; what was there is moved aside first and removed afterwards."""
+    old = _beside(target, "replaced")
+    if target.exists():
+        _check_replaceable(target, overwrite)  # something may have appeared there meanwhile
+        target.rename(old)
+    try:
+        partial.rename(target)
+    except OSError:
+        if old.exists():
+            old.rename(target)
+        raise
+    _sync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"

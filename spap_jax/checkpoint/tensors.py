@@ -1,0 +1,204 @@
+"""The tensors of a checkpoint folder by name: shapes and dtypes from the files' headers, data only when asked for."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+import ml_dtypes
+import numpy as np
+
+from spap_jax.errors import UserError
+from spap_jax.hub import first_line
+
+DTYPES = {
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float16": np.dtype(np.float16),
+}
+"""The dtypes that weights may have, by the name that config.json gives them."""
+
+_CODES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
+_SINGLE = ("model.safetensors", "pytorch_model.bin")
+_BAD_FILE = "it is damaged or incomplete, so copy or download it again."
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """What a header says of one tensor: its shape, and the name of its dtype (which need not be one of `DTYPES`)."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def count(self) -> int:
+        """Number of elements."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+class _WeightFile(Protocol):
+    tensors: dict[str, Tensor]
+
+    def read(self, name: str) -> np.ndarray: ...
+
+
+class TensorFiles:
+    """The tensors of all weight files of a folder."""
+
+    def __init__(self, files: Iterable[_WeightFile]):
+        self._files: dict[str, _WeightFile] = {}
+        for file in files:
+            if twice := sorted(self._files.keys() & file.tensors.keys()):
+                raise UserError(f"the tensor {twice[0]} is in two of the weight files: remove the wrong one.")
+            self._files |= dict.fromkeys(file.tensors, file)
+
+    @classmethod
+    def open(cls, folder: Path) -> "TensorFiles":
+        """Reads the headers of `model.safetensors` or its shards, else of `pytorch_model.bin` or its shards.
+
+        Raises:
+            UserError: There are no weights, a file is missing or damaged, or torch is needed and not installed.
+        """
+        opened = cls([_open(path) for path in weight_files(folder)])
+        if lost := sorted(_first_of(folder)[1].keys() - opened._files.keys()):
+            raise UserError(f"{lost[0]} is named by the index of {folder} and is in none of its weight files: {_BAD_FILE}")
+        return opened
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all tensors."""
+        return tuple(self._files)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
+        return self._files[name].tensors[name].shape
+
+    def dtype(self, name: str) -> str:
+        """Name of a tensor's dtype, such as "bfloat16"; not all can be read."""
+        return self._files[name].tensors[name].dtype
+
+    def count(self, name: str) -> int:
+        """Number of a tensor's elements."""
+        return self._files[name].tensors[name].count
+
+    def read(self, name: str) -> np.ndarray:
+        """A tensor's data.
+
+        Raises:
+            UserError: Its file is damaged, or it holds NaN or infinity.
+        """
+        array = self._files[name].read(name)
+        if not np.isfinite(array).all():
+            raise UserError(f"the weight {name} holds NaN or infinity: the checkpoint is damaged, so get it again.")
+        return array
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold the weights of a folder; those that an index names need not be there.
+
+    Raises:
+        UserError: There are no weights, or the index is damaged.
+    """
+    first, weight_map = _first_of(folder)
+    return [folder / name for name in sorted(set(weight_map.values()))] if weight_map else [first]
+
+
+def _first_of(folder: Path) -> tuple[Path, dict[str, str]]:
+    """The single weight file, or the index with its content, in the order in which stock loaders look for them."""
+    for single in _SINGLE:
+        if (folder / single).is_file():
+            return folder / single, {}
+        index = folder / f"{single}.index.json"
+        if index.is_file():
+            return index, _weight_map(index)
+    raise UserError(
+        f"{folder} holds no weights: neither model.safetensors nor pytorch_model.bin, nor an index of their shards."
+    )
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Tensor -> shard. Shards outside of the folder are refused: an index could name any file of the machine."""
+    try:
+        weight_map = json.loads(index.read_bytes())["weight_map"]
+        names = {str(name): PurePosixPath(file) for name, file in weight_map.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{index} is not an index of weight files ({first_line(error)}): {_BAD_FILE}") from error
+    if not names:
+        raise UserError(f"{index} lists no weights: {_BAD_FILE}")
+    for file in names.values():
+        if file.is_absolute() or ".." in file.parts or "\\" in str(file):
+            raise UserError(f"{index} names {file}, which is outside of its folder: the index is not to be trusted.")
+    return {name: str(file) for name, file in names.items()}
+
+
+def _open(path: Path) -> _WeightFile:
+    if not path.is_file():
+        raise UserError(f"{path} is missing, which the index of its folder names: copy or download it again.")
+    with path.open("rb") as file:
+        if file.read(24) == b"version https://git-lfs.":
+            raise UserError(f"{path} is a Git LFS pointer and not the weights: run `git lfs pull` in its folder.")
+    return _Safetensors(path) if path.suffix == ".safetensors" else _Torch(path)
+
+
+class _Safetensors:
+    """One safetensors file."""
+
+    def __init__(self, path: Path):
+        from safetensors import SafetensorError, safe_open
+
+        self._path = path
+        try:
+            self._file = safe_open(path, framework="numpy")
+            slices = {name: self._file.get_slice(name) for name in self._file.keys()}  # noqa: SIM118 (no mapping)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path} cannot be read ({first_line(error)}): {_BAD_FILE}") from error
+        self.tensors = {
+            name: Tensor(tuple(s.get_shape()), _CODES.get(s.get_dtype(), s.get_dtype().lower()))
+            for name, s in slices.items()
+        }
+
+    def read(self, name: str) -> np.ndarray:
+        return self._file.get_tensor(name)
+
+
+class _Torch:
+    """One file written by torch.save; mapped into memory, and read without running any code that it may hold."""
+
+    def __init__(self, path: Path):
+        self._tensors = _torch_tensors(path)
+        self.tensors = {
+            name: Tensor(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+            for name, tensor in self._tensors.items()
+        }
+
+    def read(self, name: str) -> np.ndarray:
+        import torch
+
+        tensor = self._tensors[name].detach().contiguous()
+        if tensor.dtype == torch.bfloat16:  # numpy has no such dtype: the bits travel as integers
+            return tensor.view(torch.int16).numpy().view(DTYPES["bfloat16"])
+        return tensor.numpy()
+
+
+def _torch_tensors(path: Path) -> dict[str, Any]:
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(
+            f"{path} is in PyTorch's own format: to read it, install torch (pip install 'spap-jax[torch]'), "
+            "or get the checkpoint in safetensors format."
+        ) from error
+    try:
+        mapped = _is_zip(path)  # files of torch before 1.6 cannot be mapped
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception as error:  # torch raises every kind for a file that is damaged or that holds more than tensors
+        raise UserError(f"{path} cannot be read as weights ({first_line(error)}): {_BAD_FILE}") from error
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
+        raise UserError(f"{path} holds something else than named weights: get the checkpoint in safetensors format.")
+    return tensors
+
+
+def _is_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"

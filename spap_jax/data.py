@@ -1,0 +1,293 @@
+"""Calibration and evaluation data: from a hub name, a local file or an array to token blocks [B, T].
+
+Texts become one stream of tokens, without special tokens; the rows of a data set are joined by a blank line. The stream
+is cut into windows of T tokens that do not overlap: calibration draws some at random, evaluation takes them in order.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from spap_jax.errors import UserError
+from spap_jax.hub import cached_file, cached_splits, first_line, hub_file, hub_splits, require_hub
+from spap_jax.texts import READERS, joined, read_file, suffix
+
+Role = Literal["calibration", "evaluation"]
+
+SPLITS: dict[Role, tuple[str, ...]] = {"calibration": ("train",), "evaluation": ("test", "validation")}
+CHUNK = 4_000_000  # characters tokenised at once (about a second per 2 million, 150 bytes of memory each)
+POOL = 4  # calibration reads on until it can draw from so many times the windows asked for
+LOCAL = "name a local .txt, .jsonl, .json, .parquet or .npy file instead"
+TOKENIZER = "name a model folder that holds its tokenizer files (tokenizer.json)"
+
+
+@dataclass(frozen=True)
+class NamedSet:
+    """A data set with a short name: for each role the split's name and its pinned file in a hub repository."""
+
+    repo: str
+    config: str
+    revision: str
+    files: dict[Role, tuple[str, str]]
+
+
+NAMED = {
+    "wikitext2": NamedSet(
+        "Salesforce/wikitext",
+        "wikitext-2-raw-v1",
+        "b08601e04326c79dfdd32d625aee71d232d685c3",
+        {
+            "calibration": ("train", "wikitext-2-raw-v1/train-00000-of-00001.parquet"),
+            "evaluation": ("test", "wikitext-2-raw-v1/test-00000-of-00001.parquet"),
+        },
+    ),
+    "c4": NamedSet(
+        "allenai/c4",
+        "en",
+        "1588ec454efa1a09f29cd18ddd04fe05fc8653a2",
+        {
+            "calibration": ("train", "en/c4-train.00000-of-01024.json.gz"),
+            "evaluation": ("validation", "en/c4-validation.00000-of-00008.json.gz"),
+        },
+    ),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class TokenBlocks:
+    """Token blocks and where they came from.
+
+    Attributes:
+        tokens: int32 [B, T].
+        description: What was read and how it was drawn, in a few words.
+        sha256: Of the bytes of `tokens` (little-endian int32, row by row).
+        available: How many windows of T tokens there were to choose from.
+    """
+
+    tokens: np.ndarray
+    description: str
+    sha256: str
+    available: int
+
+
+def load_tokens(
+    data: str | Path | ArrayLike,
+    *,
+    tokenizer: str | Path | None,
+    sequence_length: int,
+    sequences: int | None,
+    seed: int = 0,
+    role: Role,
+    vocabulary: int | None = None,
+) -> TokenBlocks:
+    """Turns what a person names into token blocks [B, T].
+
+    Args:
+        data: `wikitext2`, `c4`, a hub data set `owner/name` or `owner/name:config`, a local .txt, .jsonl, .json (also
+            with .gz), .parquet or .npy file, or an array of token ids: a stream [N] or sequences [B, T'].
+        tokenizer: A model folder or a hub id; token ids need none.
+        sequence_length: T.
+        sequences: B; None takes every window.
+        seed: Chooses the calibration windows.
+        role: Calibration draws windows at random; evaluation takes the first ones in order, and another split.
+        vocabulary: v; token ids must be below it.
+
+    Raises:
+        UserError: What was named cannot be read or does not give what was asked for.
+    """
+    if sequence_length < 1 or (sequences is not None and sequences < 1):
+        raise UserError("--sequence-length and --sequences must be at least 1: give positive numbers")
+    name, content = _open(data, role)
+    if not isinstance(content, np.ndarray):
+        times = POOL if role == "calibration" else 1
+        enough = None if sequences is None else times * sequences * sequence_length
+        content = _tokenise(content, name, tokenizer, enough)
+    windows = _windows(content, name, sequence_length, sequences)
+    _check_ids(windows, name, vocabulary)
+    taken = np.arange(len(windows))
+    if role == "calibration":
+        taken = np.random.default_rng(seed).permutation(len(windows))
+    tokens = np.ascontiguousarray(windows[taken[:sequences]], dtype="<i4")
+    drawn = f", seed {seed}" if role == "calibration" else ""
+    description = f"{name}: {len(tokens)} of {len(windows)} windows of {sequence_length} tokens{drawn}"
+    return TokenBlocks(tokens, description, hashlib.sha256(tokens.tobytes()).hexdigest(), len(windows))
+
+
+# Windows
+
+
+def _windows(ids: np.ndarray, name: str, length: int, asked: int | None) -> np.ndarray:
+    """Cuts a stream [N], or each of several sequences [B, T'], to windows [B, T] that do not overlap."""
+    if not np.issubdtype(ids.dtype, np.integer) or ids.ndim not in (1, 2):
+        shape = list(ids.shape)
+        raise UserError(f"{name} holds {ids.dtype} {shape}: give whole token ids, a stream [N] or sequences [B, T]")
+    if ids.ndim == 2:
+        if ids.shape[1] < length:
+            raise UserError(
+                f"{name} holds sequences of {ids.shape[1]} tokens, shorter than the {length} asked for: "
+                f"use --sequence-length {ids.shape[1]} or less"
+            )
+        windows = ids[:, :length]
+    else:
+        windows = ids[: len(ids) // length * length].reshape(-1, length)
+    if len(windows) < (asked or 1):
+        raise UserError(_too_few(name, ids, length, len(windows), asked or 1))
+    return windows
+
+
+def _too_few(name: str, ids: np.ndarray, length: int, count: int, asked: int) -> str:
+    """The sentence for data that hold `count` windows where `asked` were asked for."""
+    shorter = ids.size // asked if ids.ndim == 1 else 0
+    ways = [f"--sequences {count}"] * (count > 0) + [f"--sequence-length {shorter}"] * (shorter > 0)
+    return f"{name} holds {ids.size} tokens, which make {count} windows of {length}, but {asked} were asked for: " + (
+        f"use {' or '.join(ways)} at most, or more text" if ways else "give more text"
+    )
+
+
+def _check_ids(windows: np.ndarray, name: str, vocabulary: int | None) -> None:
+    """Refuses token ids that the model has no embedding for."""
+    limit = vocabulary if vocabulary is not None else 2**31
+    low, high = int(windows.min()), int(windows.max())
+    if low < 0 or high >= limit:
+        raise UserError(
+            f"{name} gives token id {low if low < 0 else high}, outside the vocabulary of {limit}: "
+            "the tokenizer does not fit the model, so name the tokenizer that belongs to it"
+        )
+
+
+# Tokens
+
+
+def _tokenise(pieces: Iterable[str], name: str, tokenizer: str | Path | None, enough: int | None) -> np.ndarray:
+    """Token ids [N] of a text given in pieces; stops reading once there are `enough` (None: reads all)."""
+    if tokenizer is None:
+        raise UserError(f"{name} is text and needs a tokenizer: name a model folder that has one, or give token ids")
+    encode = _load_tokenizer(tokenizer)
+    parts: list[np.ndarray] = []
+    for text in _chunks(pieces, CHUNK):
+        try:
+            ids = encode(text, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+        except TypeError as error:  # the tokenizer's word for half a surrogate pair, which JSON can spell
+            raise UserError(f"{name} holds text that is not valid Unicode: repair it") from error
+        parts.append(np.asarray(ids, np.int64))
+        if enough is not None and sum(map(len, parts)) >= enough:
+            break
+    if not parts:
+        raise UserError(f"{name} holds no text: {LOCAL}")
+    return np.concatenate(parts)
+
+
+def _chunks(pieces: Iterable[str], size: int) -> Iterator[str]:
+    """The same text in chunks of `size` characters, the last one shorter, however it came in pieces."""
+    held: list[str] = []
+    count = 0
+    for piece in pieces:
+        held.append(piece)
+        count += len(piece)
+        if count >= size:
+            text = "".join(held)
+            whole = count - count % size
+            yield from (text[start : start + size] for start in range(0, whole, size))
+            held, count = [text[whole:]], count - whole
+    if count:
+        yield "".join(held)
+
+
+def _load_tokenizer(named: str | Path) -> Callable[..., Any]:
+    """The tokenizer of a model folder or of a hub id.
+
+    Transformers makes an empty tokenizer of a folder that has a config.json only; it is refused.
+    """
+    folder = Path(named).expanduser()
+    if folder.is_dir():
+        loaded = _pretrained(str(folder), local=True)
+    elif isinstance(named, Path) or looks_local(named):
+        loaded = FileNotFoundError("there is no such folder")
+    else:
+        loaded = _hub_tokenizer(named)
+    if isinstance(loaded, Exception):
+        raise UserError(f"the tokenizer {named} cannot be loaded ({first_line(loaded)}): {TOKENIZER}") from loaded
+    return loaded
+
+
+def _hub_tokenizer(named: str) -> Any:
+    """The tokenizer of a hub id, cached or downloaded, or the error."""
+    loaded = _pretrained(named, local=True)
+    if isinstance(loaded, Exception):
+        require_hub(f"the tokenizer {named}", TOKENIZER)
+        return _pretrained(named, local=False)
+    return loaded
+
+
+def _pretrained(where: str, *, local: bool) -> Any:
+    """The tokenizer that transformers loads, or the error."""
+    from transformers import AutoTokenizer
+
+    try:
+        loaded = AutoTokenizer.from_pretrained(where, local_files_only=local, trust_remote_code=False)
+    except Exception as error:  # transformers raises every kind for a file that is absent or broken
+        return error
+    return loaded if len(loaded) > len(loaded.all_special_ids) else ValueError("it has no vocabulary")
+
+
+# Sources
+
+
+def looks_local(text: str) -> bool:
+    """Whether a text names a local path, existing or not, rather than something on the hub."""
+    return text.startswith((".", "/", "~")) or suffix(Path(text)) in READERS or Path(text).exists()
+
+
+def _open(data: str | Path | ArrayLike, role: Role) -> tuple[str, Iterator[str] | np.ndarray]:
+    """What to call the data, and the data: token ids, or a text in pieces."""
+    if not isinstance(data, str | Path):
+        return "the given array", np.asarray(data)
+    if data in NAMED:
+        return _open_named(str(data), role)
+    if isinstance(data, Path) or looks_local(data):
+        path = Path(data).expanduser()
+        return str(path), read_file(path)
+    named = re.fullmatch(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?", data)
+    if named is None:
+        raise UserError(
+            f"there is no file and no data set {data}: "
+            f"name {', '.join(NAMED)}, a hub data set owner/name, or a local file"
+        )
+    return _open_split(hub_splits(named[1], named[2], remedy=LOCAL), data, role)
+
+
+def _open_named(short: str, role: Role) -> tuple[str, Iterator[str] | np.ndarray]:
+    """A data set by its short name: its cached file, else what the `datasets` library has cached, else a download."""
+    named = NAMED[short]
+    split, file = named.files[role]
+    if cached_file(named.repo, file, named.revision) is None:
+        splits = cached_splits(named.repo, named.config)
+        if splits is not None:
+            return _open_split(splits, short, role)
+    path = hub_file(named.repo, file, named.revision, remedy=LOCAL)
+    return f"{short} ({split} split)", read_file(path)
+
+
+def _open_split(splits: Mapping[str, Iterable[Any]], name: str, role: Role) -> tuple[str, Iterator[str]]:
+    """The texts of the split that the role reads."""
+    for split in SPLITS[role]:
+        if split in splits:
+            return f"{name} ({split} split)", joined(_rows(splits[split], name), name)
+    raise UserError(
+        f"{name} has no split {' or '.join(SPLITS[role])} for {role}, but {', '.join(splits)}: "
+        "save the split you want as a local .jsonl or .parquet file and name that"
+    )
+
+
+def _rows(rows: Iterable[Any], name: str) -> Iterator[Any]:
+    """The rows, with the errors of a hub that fails half-way as sentences."""
+    try:
+        yield from rows
+    except Exception as error:  # whatever the client raises
+        raise UserError(f"{name} cannot be read to its end ({first_line(error)}): try again, or {LOCAL}") from error

@@ -1,0 +1,61 @@
+"""Perplexity, as papers measure it: fixed windows, every prediction counted once."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spap_jax.errors import UserError
+from spap_jax.model import Model
+from spap_jax.models import decoder
+from spap_jax.models.config import DecoderConfig
+from spap_jax.models.decoder import Params
+from spap_jax.numerics import full_precision
+
+
+def perplexity(model: Model, tokens: np.ndarray, batch_tokens: int = 4096) -> float:
+    """exp of the mean negative log-likelihood per predicted token.
+
+    Each window of T tokens gives T - 1 predictions; windows do not see each other.
+
+    Args:
+        model: The model.
+        tokens: [B, T] windows.
+        batch_tokens: Tokens that pass through the model at once.
+
+    Raises:
+        UserError: there is nothing to predict, or a window is longer than the model's positions.
+    """
+    tokens = np.asarray(tokens, np.int32)
+    if tokens.ndim != 2 or tokens.shape[0] == 0 or tokens.shape[1] < 2:
+        raise UserError(f"perplexity needs windows [B, T] of at least two tokens, not an array {list(tokens.shape)}.")
+    check_length(model.config, tokens.shape[1])
+    batch = min(len(tokens), max(1, batch_tokens // tokens.shape[1]))
+    total = jnp.float32(0)
+    for first in range(0, len(tokens), batch):
+        part = tokens[first : first + batch]
+        # The last batch is filled up with windows that do not count, so that nothing is compiled twice.
+        counts = np.arange(batch) < len(part)
+        part = np.pad(part, ((0, batch - len(part)), (0, 0)))
+        total += negative_log_likelihood(model.config, model.params, part, counts)
+    return float(np.exp(np.float64(total) / (len(tokens) * (tokens.shape[1] - 1))))
+
+
+@functools.partial(jax.jit, static_argnames="config")
+@full_precision
+def negative_log_likelihood(config: DecoderConfig, params: Params, tokens: jax.Array, counts: jax.Array) -> jax.Array:
+    """Sum over the predictions of the windows [B, T] for which ``counts`` [B] is true; float32."""
+    logits = decoder.forward(config, params, tokens, jnp.ones_like(tokens, dtype=bool))[:, :-1].astype(jnp.float32)
+    chosen = jnp.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
+    losses = jax.nn.logsumexp(logits, axis=-1) - chosen
+    return (losses.sum(axis=1) * counts).sum()
+
+
+def check_length(config: DecoderConfig, length: int) -> None:
+    """Raises UserError where sequences are longer than the model's positions."""
+    if length > config.positions:
+        raise UserError(
+            f"sequences of {length} tokens do not fit the model's {config.positions} positions; "
+            f"use a sequence length of at most {config.positions}."
+        )

@@ -1,0 +1,115 @@
+"""The Hugging Face Hub: the local cache first, then a quick look whether the hub answers, and only then a download.
+
+The hub's own clients retry for half a minute when there is no network; `require_hub` says so within seconds.
+"""
+
+import threading
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from spap_jax.errors import UserError
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text without its closing stop, for use inside a sentence."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(" .:")
+
+
+def require_hub(what: str, remedy: str, *, seconds: float = 4.0) -> None:
+    """Returns if the hub answers, else raises within about twice `seconds`.
+
+    Args:
+        what: What is wanted from the hub, as the subject of the error's sentence.
+        remedy: What the person can do instead, in the imperative.
+        seconds: How long one attempt to connect may take.
+
+    Raises:
+        UserError: The hub does not answer, or `HF_HUB_OFFLINE=1` forbids asking it.
+    """
+    from huggingface_hub import constants
+
+    reason = _unreachable(seconds)
+    if reason is not None:
+        raise UserError(
+            f"{what} is not on this machine and the hub {constants.ENDPOINT} cannot be reached ({reason}): {remedy}"
+        )
+
+
+def hub_file(repo: str, file: str, revision: str, *, remedy: str) -> Path:
+    """The local copy of one file of a hub data set, downloaded if it is not cached.
+
+    Raises:
+        UserError: It is not cached and cannot be downloaded.
+    """
+    from huggingface_hub import hf_hub_download
+
+    what = f"the file {file} of the hub data set {repo}"
+    cached = cached_file(repo, file, revision)
+    if cached is not None:
+        return cached
+    require_hub(what, remedy)
+    try:
+        return Path(hf_hub_download(repo, file, repo_type="dataset", revision=revision))
+    except Exception as error:  # whatever the client raises: no network, no disk space, no access
+        raise UserError(f"{what} cannot be downloaded ({first_line(error)}): {remedy}") from error
+
+
+def cached_file(repo: str, file: str, revision: str) -> Path | None:
+    """The cached copy of one file of a hub data set, or None; asks no network."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(repo, file, repo_type="dataset", revision=revision, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+
+
+def hub_splits(repo: str, config: str | None, *, remedy: str) -> Mapping[str, Iterable[Any]]:
+    """The splits of a hub data set as iterables of rows: the cached data set, else streamed.
+
+    Raises:
+        UserError: It is not cached and cannot be read from the hub.
+    """
+    splits = cached_splits(repo, config)
+    if splits is not None:
+        return splits
+    require_hub(f"the hub data set {repo}", remedy)
+    from datasets import load_dataset
+
+    try:
+        return cast(Mapping[str, Iterable[Any]], load_dataset(repo, config, streaming=True))
+    except Exception as error:  # whatever the client raises: unknown, gated, several configs, a script
+        raise UserError(f"the hub data set {repo} cannot be read ({first_line(error)}): {remedy}") from error
+
+
+def cached_splits(repo: str, config: str | None) -> Mapping[str, Iterable[Any]] | None:
+    """The splits of a data set that the `datasets` library has cached before, or None; asks no network."""
+    from datasets.packaged_modules.cache.cache import Cache
+
+    try:
+        builder = Cache(dataset_name=repo.split("/")[-1], repo_id=repo, config_name=config, version="auto", hash="auto")
+        return cast(Mapping[str, Iterable[Any]], builder.as_streaming_dataset())
+    except (ValueError, OSError, KeyError):  # nothing cached, or several configs and none named
+        return None
+
+
+def _unreachable(seconds: float) -> str | None:
+    """Why the hub does not answer, or None if it does. In a thread: a name look-up obeys no timeout."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    reasons: list[str | None] = []
+
+    def ask() -> None:
+        try:
+            get_session().head(constants.ENDPOINT, timeout=seconds)
+            reasons.append(None)
+        except Exception as error:  # every failure to get an answer means the same here
+            reasons.append("HF_HUB_OFFLINE is set" if constants.is_offline_mode() else first_line(error))
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(2 * seconds)
+    return reasons[0] if reasons else f"no answer within {2 * seconds:g} seconds"

@@ -1,0 +1,125 @@
+"""The two residual streams that pruning carries through the blocks, and their way past one block.
+
+The dense stream is what the unpruned model computes, the pruned stream what the already pruned blocks make of the same
+tokens. Both are chunks of sequences [C, B, T, d], updated in place a chunk at a time, so that the activations inside a
+block are never held for more than one chunk.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spap_jax.models import decoder
+from spap_jax.models.config import DecoderConfig
+from spap_jax.models.decoder import Block, Params
+from spap_jax.numerics import full_precision
+from spap_jax.solver.alternating import Tokens
+
+
+class Streams(NamedTuple):
+    """Chunks of residual streams.
+
+    Attributes:
+        dense: [C, B, T, d]; between the halves of a block, the dense block's sum before its closing norm.
+        pruned: [C, B, T, d]; between the halves of a block, the stream that enters the MLP's addition.
+    """
+
+    dense: jax.Array
+    pruned: jax.Array
+
+
+def split(count: int, held_out: float, most: int) -> tuple[int, int]:
+    """How many of ``count`` sequences to fit on, and how many of them make a chunk of at most ``most``.
+
+    The rest is held out; it takes what would leave the last chunk incomplete.
+    """
+    fitted = count - (max(1, round(held_out * count)) if held_out > 0 and count > 1 else 0)
+    if fitted < count:
+        chunk = min(most, fitted)
+        return fitted - fitted % chunk, chunk
+    return fitted, largest_divisor(fitted, most)
+
+
+def largest_divisor(count: int, most: int) -> int:
+    """The largest divisor of ``count`` that is at most ``most``."""
+    return next(size for size in range(min(count, most), 0, -1) if count % size == 0)
+
+
+def start(config: DecoderConfig, params: Params, tokens: np.ndarray, chunk: int) -> Streams:
+    """Embeds token blocks [B, T] in chunks; both streams start equal."""
+    chunks = tokens.reshape(-1, chunk, tokens.shape[-1]) if len(tokens) else tokens.reshape(0, 1, tokens.shape[-1])
+    x = _embed(config, {"embed": params["embed"]}, jnp.asarray(chunks))
+    return Streams(x, jnp.copy(x))
+
+
+@functools.partial(jax.jit, static_argnames="config")
+@full_precision
+def _embed(config: DecoderConfig, params: Params, chunks: jax.Array) -> jax.Array:
+    positions = jnp.broadcast_to(jnp.arange(chunks.shape[-1])[None, :], chunks.shape[1:])
+    return jax.lax.map(lambda tokens: decoder.embed(config, params, tokens, positions, jnp.float32), chunks)
+
+
+@functools.partial(jax.jit, static_argnames="config", donate_argnames="streams")
+@full_precision
+def enter_mlp(config: DecoderConfig, layer: Params, streams: Streams) -> Streams:
+    """Both streams through a dense block's attention, the dense one through its MLP too."""
+    positions = jnp.broadcast_to(jnp.arange(streams.dense.shape[2])[None, :], streams.dense.shape[1:3])
+    valid = jnp.ones_like(positions, dtype=bool)
+    piece = functools.partial(decoder.block, config, layer)
+
+    def one(chunk: Streams) -> Streams:
+        r = piece(chunk.dense, positions, valid, method=Block.attend)
+        full = r + piece(r, method=mlp_output)
+        return Streams(full, piece(chunk.pruned, positions, valid, method=Block.attend))
+
+    return in_place(one, streams)
+
+
+@functools.partial(jax.jit, static_argnames="config", donate_argnames="streams")
+@full_precision
+def leave_mlp(config: DecoderConfig, layer: Params, streams: Streams) -> Streams:
+    """Ends the block: the pruned stream through the pruned MLP of ``layer``, both through the closing norm."""
+    piece = functools.partial(decoder.block, config, layer)
+
+    def one(chunk: Streams) -> Streams:
+        return Streams(
+            piece(chunk.dense, method=Block.finish), piece(chunk.pruned, method=Block.feed_forward)
+        )
+
+    return in_place(one, streams)
+
+
+def fitting_tokens(streams: Streams) -> Tokens:
+    """What the pruned MLP reads and should add, between the halves of a block.
+
+    The target is the dense block's sum minus what the pruned stream already carries there, so that each block also
+    repairs what the blocks before it broke.
+    """
+    chunks, width = streams.dense.shape[0], streams.dense.shape[-1]
+    shape = (chunks, streams.dense.shape[1] * streams.dense.shape[2], width)
+    return Tokens(streams.pruned.reshape(shape), (streams.dense - streams.pruned).reshape(shape))
+
+
+def mlp_output(block: Block, r: jax.Array) -> jax.Array:
+    """What the MLP of a block adds. r: [..., d] -> [..., d]."""
+    return block.mlp.project(block.mlp.hidden(block.mlp_input(r)))
+
+
+def mlp_hidden(block: Block, r: jax.Array) -> jax.Array:
+    """Hidden channels of the MLP of a block. r: [..., d] -> [..., f]."""
+    return block.mlp.hidden(block.mlp_input(r))
+
+
+def in_place(one: Callable[[Any], Any], chunks: Any) -> Any:
+    """Maps over the leading axis and stores each result where its argument was; a scan would hold both."""
+
+    def step(i: jax.Array, chunks: Any) -> Any:
+        done = one(jax.tree.map(lambda a: a[i], chunks))
+        return jax.tree.map(lambda a, b: jax.lax.dynamic_update_index_in_dim(a, b, i, 0), chunks, done)
+
+    count = jax.tree.leaves(chunks)[0].shape[0]
+    return jax.lax.fori_loop(0, count, step, chunks) if count else chunks

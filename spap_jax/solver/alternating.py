@@ -1,0 +1,167 @@
+"""The weights of a pruned MLP: its output projection in closed form and its inner projections by steps, in turn.
+
+With the channels fixed, the block's output is H(inner) V + b. Given the inner projections, V and b solve a linear
+least-squares problem; given those, the inner projections descend on the same objective (``docs/method.md``). A round
+does both. It is taken only if the error falls on the calibration tokens and does not rise on the held-out ones, so the
+sequence is monotone and never ends above the closed-form refit it started from.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.scipy.linalg import cho_factor, cho_solve
+
+Inner = dict[str, jax.Array]
+Hidden = Callable[[Inner, jax.Array], jax.Array]
+
+
+class Tokens(NamedTuple):
+    """What the MLP is fitted on.
+
+    Attributes:
+        residual: [C, N, d] stream that enters the MLP's addition, in chunks that fit at once.
+        target: [C, N, d] what the MLP should add to it.
+    """
+
+    residual: jax.Array
+    target: jax.Array
+
+
+class Weights(NamedTuple):
+    """Weights of a narrow MLP: inner projections, down [k, d], and bias [d] or None."""
+
+    inner: Inner
+    down: jax.Array
+    bias: jax.Array | None
+
+
+class Schedule(NamedTuple):
+    """How hard to try: rounds, steps in a round, tokens in a step, and the size of a step relative to the weights."""
+
+    rounds: int
+    steps: int
+    step_tokens: int
+    learning_rate: float
+
+
+class Recovered(NamedTuple):
+    """The recovered weights, and how many rounds were taken."""
+
+    weights: Weights
+    rounds: jax.Array
+
+
+def output(hidden: Hidden, weights: Weights, residual: jax.Array) -> jax.Array:
+    """What the MLP adds. residual: [..., d] -> [..., d]."""
+    y = jnp.einsum("...k,kd->...d", hidden(weights.inner, residual), weights.down)
+    return y if weights.bias is None else y + weights.bias.reshape((1,) * (y.ndim - 1) + (-1,))
+
+
+def relative_error(hidden: Hidden, weights: Weights, tokens: Tokens) -> jax.Array:
+    """Squared error over squared target, summed over all tokens; nan where there are no tokens."""
+
+    def add(total: jax.Array, chunk: Tokens) -> tuple[jax.Array, None]:
+        error = chunk.target - output(hidden, weights, chunk.residual)
+        return total + jnp.stack([jnp.square(error).sum(), jnp.square(chunk.target).sum()]), None
+
+    error, power = jax.lax.scan(add, jnp.zeros(2), tokens)[0]
+    return error / power
+
+
+def closed_form(hidden: Hidden, weights: Weights, tokens: Tokens, ridge: float) -> Weights:
+    """The best output projection and bias for the inner projections.
+
+    The ridge pulls towards the projection at hand, so that the error cannot rise.
+    """
+    width, out = weights.down.shape
+    start = (jnp.zeros((width, width)), jnp.zeros((width, out)), jnp.zeros(width), jnp.zeros(out))
+
+    def add(total, chunk: Tokens):
+        h = hidden(weights.inner, chunk.residual)
+        # The correction of the output is solved for, not the output: its right-hand side is small, and so its rounding.
+        e = chunk.target - output(hidden, weights, chunk.residual)
+        parts = (h.T @ h, h.T @ e, h.sum(axis=0), e.sum(axis=0))
+        return jax.tree.map(jnp.add, total, parts), None
+
+    moments, _ = jax.lax.scan(add, start, tokens)
+    count = tokens.residual.shape[0] * tokens.residual.shape[1]
+    gram, cross, h_mean, e_mean = jax.tree.map(lambda total: total / count, moments)
+    if weights.bias is not None:
+        gram = gram - h_mean[:, None] * h_mean[None, :]
+        cross = cross - h_mean[:, None] * e_mean[None, :]
+    energy = jnp.diagonal(gram)
+    energy = jnp.maximum(energy, 1e-6 * energy.mean() + jnp.finfo(jnp.float32).tiny)
+    scale = jax.lax.rsqrt(energy)
+    system = gram * scale[:, None] * scale[None, :] + ridge * jnp.eye(width)
+    change = scale[:, None] * cho_solve(cho_factor(system, lower=True), scale[:, None] * cross)
+    bias = None if weights.bias is None else weights.bias + e_mean - h_mean @ change
+    return Weights(weights.inner, weights.down + change, bias)
+
+
+def descend(
+    hidden: Hidden, weights: Weights, tokens: Tokens, schedule: Schedule, rate: jax.Array, key: jax.Array
+) -> Weights:
+    """Minibatch steps on all weights at once; the step decays to zero over the round, so that it ends settled."""
+    residual, target = (a.reshape(-1, a.shape[-1]) for a in tokens)
+    batch = min(schedule.step_tokens, residual.shape[0])
+    decay = optax.cosine_decay_schedule(1.0, schedule.steps)
+    # Adam's step relative to the size of the weights it changes: one rate suits every layer of every model.
+    optimizer = optax.chain(optax.scale_by_adam(b2=0.99), optax.scale_by_param_block_rms())
+
+    def loss(weights: Weights, index: jax.Array) -> jax.Array:
+        y = target[index]
+        return jnp.square(y - output(hidden, weights, residual[index])).sum() / jnp.square(y).sum()
+
+    def step(carry, now):
+        weights, state = carry
+        number, key = now
+        index = jax.random.randint(key, (batch,), 0, residual.shape[0])
+        updates, state = optimizer.update(jax.grad(loss)(weights, index), state, weights)
+        size = -rate * decay(number)
+        return (optax.apply_updates(weights, jax.tree.map(lambda u: size * u, updates)), state), None
+
+    numbered = (jnp.arange(schedule.steps), jax.random.split(key, schedule.steps))
+    (weights, _), _ = jax.lax.scan(step, (weights, optimizer.init(weights)), numbered)
+    return weights
+
+
+def recover(
+    hidden: Hidden,
+    weights: Weights,
+    calibration: Tokens,
+    held_out: Tokens,
+    schedule: Schedule,
+    ridge: float,
+    key: jax.Array,
+) -> Recovered:
+    """Alternates from a closed-form refit. A refused round is tried again with half the step.
+
+    Args:
+        hidden: (inner, residual [..., d]) -> hidden channels [..., k].
+        weights: Where to start.
+        calibration: Tokens to fit.
+        held_out: Tokens that only judge; may be empty (C = 0), then nothing guards against overfitting.
+        schedule: How hard to try.
+        ridge: Relative ridge of the closed form.
+        key: Randomness of the minibatches.
+    """
+
+    def errors(weights: Weights) -> jax.Array:
+        held = relative_error(hidden, weights, held_out) if held_out.residual.shape[0] else jnp.float32(0)
+        return jnp.stack([relative_error(hidden, weights, calibration), held])
+
+    def one(carry, key):
+        weights, best, rate, taken = carry
+        tried = descend(hidden, weights, calibration, schedule, rate, key)
+        tried = closed_form(hidden, tried, calibration, ridge)
+        now = errors(tried)
+        better = (now[0] < best[0]) & (now[1] <= best[1])  # false for nan
+        weights = jax.tree.map(lambda new, old: jnp.where(better, new, old), tried, weights)
+        return (weights, jnp.where(better, now, best), jnp.where(better, rate, rate / 2), taken + better), None
+
+    start = (weights, errors(weights), jnp.float32(schedule.learning_rate), jnp.int32(0))
+    (weights, _, _, taken), _ = jax.lax.scan(one, start, jax.random.split(key, schedule.rounds))
+    return Recovered(weights, taken)

@@ -1,0 +1,123 @@
+"""Which channels go: a penalty method over the number of channels removed, scored by marginal costs.
+
+The bilinear constraint "a removed channel has no weights" becomes a firm penalty on the removed channels' weights. For
+a fixed choice the weights solve one linear system; for fixed weights the choice is a matter of scores. The number of
+penalised channels grows from none to f - k in a few steps, and the system is updated, never factorised again.
+
+Scores are marginal: the cost of losing channel j with its own penalty lifted, |V_j|^2 / A_jj for a kept channel, which
+puts kept and penalised channels on one footing (at an infinite penalty: the scores of OBS, Hassibi and Stork 1993). A
+plain score, |V_j|^2 G_jj, would keep its first choice for ever: a penalised channel's weights are small.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from spap_jax.numerics import full_precision
+from spap_jax.solver.problem import System, Tableau, dense_tableau, pivot
+
+_POOL = 4  # candidates in a step for every channel that may leave
+_LEAST_POOL = 64
+_RETURNS = 0.25  # channels that may return in a step, for every channel that leaves
+_MARGIN = 1e-3  # a return must gain more than it costs by this fraction: float32 noise is no reason
+
+
+class _State(NamedTuple):
+    """Attributes: tableau; returned: [f] channels that came back once and may not again, so that nothing cycles."""
+
+    tableau: Tableau
+    returned: Array
+
+
+@full_precision
+def select(system: System, keep: int, penalty: float | Array, steps: int) -> Array:
+    """Chooses the channels to keep.
+
+    Args:
+        system: The layer, f channels.
+        keep: How many to keep, k, at least 1; static.
+        penalty: Weight of the penalty on a removed channel, relative to its energy.
+        steps: Steps in which the number of penalised channels grows to f - k; static.
+
+    Returns:
+        [k] int32 channel numbers, ascending.
+    """
+    f = system.gram.shape[0]
+    count = f - keep
+    if count == 0:
+        return jnp.arange(f, dtype=jnp.int32)
+    b = math.ceil(count / steps)
+    guests = min(math.ceil(_RETURNS * b), keep)
+
+    def step(state: _State, target: Array) -> tuple[_State, None]:
+        return _step(state, target, b, guests, 1 / penalty), None
+
+    targets = jnp.minimum(b * jnp.arange(1, math.ceil(count / b) + 1), count)
+    last, _ = lax.scan(step, _State(dense_tableau(system), jnp.zeros(f, bool)), targets)
+    return jnp.flatnonzero(~last.tableau.removed, size=keep).astype(jnp.int32)
+
+
+def removal_costs(tableau: Tableau) -> Array:
+    """Rise of the objective, doubled, when a kept channel is lost: [f], infinite for those already penalised."""
+    costs = jnp.sum(tableau.rows**2, axis=1) / jnp.diagonal(tableau.matrix)
+    return jnp.where(tableau.removed, jnp.inf, costs)
+
+
+def return_gains(tableau: Tableau, slack: float | Array) -> Array:
+    """Fall of the objective, doubled, when a penalised channel returns: [f], minus infinity for those kept.
+
+    With a = A_jj, V_j the penalised values and q = 1 / slack, lifting the penalty of j gives a_free = a / (1 - q a) and
+    V_free = V_j a_free / a; the gain is |V_free|^2 / a_free. The tableau holds q V_j and q - q^2 a, so 1 - q a, which
+    float32 would cancel to nothing, is never formed.
+
+    Args:
+        tableau: The system, f channels.
+        slack: 1 / penalty.
+    """
+    stiffness = -jnp.diagonal(tableau.matrix)
+    gains = jnp.sum(tableau.rows**2, axis=1) / (stiffness * (1 - stiffness * slack))
+    return jnp.where(tableau.removed, gains, -jnp.inf)
+
+
+def _step(state: _State, target: Array, b: int, guests: int, slack: float | Array) -> _State:
+    """Penalises channels until `target`, at most b more than now, are; up to `guests` return and others go instead."""
+    tableau, returned = state
+    due = target - jnp.sum(tableau.removed)
+    leaving, prices = _cheapest_block(tableau, b + guests, slack)
+    gains, coming = lax.top_k(jnp.where(returned, -jnp.inf, return_gains(tableau, slack)), guests)
+    # The i-th return costs one more channel than was due, and is welcome only if it gains more than that one costs.
+    better = gains > (1 + _MARGIN) * prices[due + jnp.arange(guests)]
+    welcome = jnp.cumprod(better).astype(bool)
+    leaves = jnp.arange(b + guests) < due + jnp.sum(welcome)
+    tableau = pivot(tableau, jnp.concatenate([leaving, coming]), jnp.concatenate([leaves, welcome]), slack)
+    return _State(tableau, returned.at[coming].max(welcome))
+
+
+def _cheapest_block(tableau: Tableau, b: int, slack: float | Array) -> tuple[Array, Array]:
+    """The next b channels to penalise: one-at-a-time elimination within a pool of the cheapest.
+
+    Of two channels that carry the same signal each is cheap, both are dear: each choice has to see the ones before it.
+    For that the [p,p] part of the system that belongs to the pool is enough.
+
+    Returns:
+        [b] channel numbers in the order of choice, [b] their costs when chosen.
+    """
+    f = tableau.removed.shape[0]
+    negated, pool = lax.top_k(-removal_costs(tableau), min(f, max(_POOL * b, _LEAST_POOL)))
+    rows = tableau.rows[pool]
+
+    def choose(state: tuple[Array, Array, Array], _) -> tuple[tuple[Array, Array, Array], tuple[Array, Array]]:
+        inverse, power, open_ = state
+        costs = jnp.where(open_, jnp.diagonal(power) / jnp.diagonal(inverse), jnp.inf)
+        j = jnp.argmin(costs)
+        ratio = inverse[:, j] / (inverse[j, j] + slack)
+        mixed = jnp.outer(ratio, power[j])
+        power = power - mixed - mixed.T + power[j, j] * jnp.outer(ratio, ratio)
+        inverse = inverse - jnp.outer(ratio, inverse[j])
+        return (inverse, power, open_.at[j].set(False)), (j, costs[j])
+
+    state = (tableau.matrix[pool[:, None], pool[None, :]], rows @ rows.T, jnp.isfinite(negated))
+    _, (order, prices) = lax.scan(choose, state, length=b)
+    return pool[order], prices

@@ -1,0 +1,163 @@
+"""Local files as text in pieces, or as token ids: one reader for each suffix.
+
+The pieces of a file are the text of the stream as it is: where a file holds several texts, a blank line is put between
+them. Readers go through a file as they are asked, so a caller that has enough reads no further.
+"""
+
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import IO, Any, cast
+
+import numpy as np
+
+from spap_jax.errors import UserError
+from spap_jax.hub import first_line
+
+BLOCK = 1 << 20  # characters read at once
+
+
+def read_file(path: Path) -> Iterator[str] | np.ndarray:
+    """The text of a local file in pieces, or the token ids of an .npy file.
+
+    Raises:
+        UserError: The file is absent, empty, of an unknown type or not what its suffix says (also while iterating).
+    """
+    if not path.is_file():
+        kind = "a folder, not a file" if path.is_dir() else "not there"
+        raise UserError(f"{path} is {kind}: check the path")
+    reader = READERS.get(suffix(path))
+    if reader is None:
+        raise UserError(f"{path} is of an unsupported type: use one of {', '.join(READERS)} (text also with .gz)")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path} is empty: name a file with text")
+    if suffix(path) == ".npy":
+        return read_ids(path)
+    return _guarded(path, reader)
+
+
+def suffix(path: Path) -> str:
+    """The suffix that tells a file's type, in lower case and without .gz."""
+    return Path(path.stem if path.suffix.lower() == ".gz" else path.name).suffix.lower()
+
+
+def joined(rows: Iterable[Any], name: str) -> Iterator[str]:
+    """The texts of rows (dicts with a `text`, or texts) with a blank line between them; a null text is passed over.
+
+    Raises:
+        UserError: A row has no text.
+    """
+    between = ""
+    for number, row in enumerate(rows, 1):
+        if isinstance(row, dict) and "text" not in row:
+            columns = ", ".join(map(str, row)) or "none"
+            raise UserError(f'{name} has no column "text" but {columns}: rename the column with the text to "text"')
+        text = row["text"] if isinstance(row, dict) else row
+        if text is None:
+            continue
+        if not isinstance(text, str):
+            raise UserError(f'row {number} of {name} is no text ({str(text)[:40]}): "text" must hold strings')
+        yield between + text
+        between = "\n\n"
+
+
+def read_ids(path: Path) -> np.ndarray:
+    """The array of an .npy file, never unpickled."""
+    try:
+        ids = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise UserError(
+            f"{path} holds no plain array of numbers ({first_line(error)}): save the token ids with numpy.save"
+        ) from error
+    if not isinstance(ids, np.ndarray):
+        ids.close()
+        raise UserError(f"{path} is an .npz archive: save the one array of token ids with numpy.save")
+    return ids
+
+
+def _guarded(path: Path, reader: Callable[[Path], Iterator[str]]) -> Iterator[str]:
+    """What the reader yields, with the errors of a broken file as sentences."""
+    try:
+        yield from reader(path)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text ({first_line(error)}): convert it to UTF-8") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} cannot be read ({first_line(error)}): check the file") from error
+
+
+def _open_text(path: Path) -> IO[str]:
+    """Opens a text file, gzipped or not; line ends stay as they are and a byte order mark is dropped."""
+    opener = gzip.open if path.suffix.lower() == ".gz" else open
+    return cast(IO[str], opener(path, "rt", encoding="utf-8-sig", newline=""))
+
+
+def _plain(path: Path) -> Iterator[str]:
+    """A text file, whole."""
+    with _open_text(path) as file:
+        yield from iter(lambda: file.read(BLOCK), "")
+
+
+def _json_lines(path: Path) -> Iterator[str]:
+    """JSON lines: an object or a text on each."""
+    with _open_text(path) as file:
+        yield from joined(_parsed_lines(file, path), str(path))
+
+
+def _json(path: Path) -> Iterator[str]:
+    """One JSON value, a list of rows or a row; or JSON lines, which data sets also call .json."""
+    with _open_text(path) as file:
+        first = file.readline()
+        try:
+            lines = isinstance(json.loads(first), dict)
+        except json.JSONDecodeError:
+            lines = False
+        if lines:
+            rows: Iterable[Any] = _parsed_lines(chain([first], file), path)
+        else:
+            value = _parsed(first + file.read(), path, 1)
+            rows = value if isinstance(value, list) else [value]
+        yield from joined(rows, str(path))
+
+
+def _parsed_lines(lines: Iterable[str], path: Path) -> Iterator[Any]:
+    """The JSON value of each line that is not blank."""
+    return (_parsed(line, path, number) for number, line in enumerate(lines, 1) if line.strip())
+
+
+def _parsed(text: str, path: Path, line: int) -> Any:
+    """A JSON value; `line` is where the text starts in the file."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        at = f"line {line + error.lineno - 1}, column {error.colno}"
+        raise UserError(f"{path} is not valid JSON at {at} ({error.msg}): mend that line") from error
+
+
+def _parquet(path: Path) -> Iterator[str]:
+    """The column `text` of a parquet file."""
+    from datasets import IterableDataset
+
+    with path.open("rb") as file:
+        if file.read(4) != b"PAR1":
+            raise UserError(f"{path} is not a parquet file: check the file, or name it by its true type")
+    try:
+        rows = IterableDataset.from_parquet(str(path.resolve()))
+        if rows.column_names and "text" in rows.column_names:
+            rows = rows.select_columns(["text"])
+        yield from joined(rows, str(path))
+    except UserError:
+        raise
+    except ValueError as error:  # pyarrow's own errors are of this kind
+        raise UserError(f"{path} is a broken parquet file ({first_line(error)}): check the file") from error
+
+
+READERS: dict[str, Callable[[Path], Any]] = {
+    ".txt": _plain,
+    ".jsonl": _json_lines,
+    ".json": _json,
+    ".parquet": _parquet,
+    ".npy": read_ids,
+}

@@ -1,0 +1,108 @@
+"""Tiny transformers models of every supported variant, and their port by the family tables alone."""
+
+import functools
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from spap_jax.models.config import DecoderConfig
+from spap_jax.models.decoder import Params
+from spap_jax.models.registry import family_of
+
+Json = dict[str, Any]
+
+POSITIONS = 768
+
+_COMMON = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": POSITIONS,
+    "bos_token_id": 0,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+_LLAMA = _COMMON | {"model_type": "llama", "intermediate_size": 53, "tie_word_embeddings": False}
+_QWEN2 = _LLAMA | {"model_type": "qwen2", "num_key_value_heads": 4}
+_OPT = _COMMON | {"model_type": "opt", "ffn_dim": 53, "pad_token_id": 1, "word_embed_proj_dim": 32}
+_LLAMA3_ROPE = {
+    # Base and context are such that the eight wavelengths fall on both sides of the bend and on it.
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+
+VARIANTS: dict[str, Json] = {
+    "llama": _LLAMA,
+    "llama_tied": _LLAMA | {"tie_word_embeddings": True, "num_key_value_heads": 2},
+    "llama_biases": _LLAMA | {"attention_bias": True, "mlp_bias": True},
+    "llama_one_kv_head": _LLAMA | {"num_key_value_heads": 1},
+    "llama_two_kv_heads": _LLAMA | {"num_key_value_heads": 2},
+    "llama_head_dim": _LLAMA | {"head_dim": 12, "num_key_value_heads": 2},
+    "llama_theta_v4": _LLAMA | {"rope_theta": 500.0},
+    "llama_linear_rope_v4": _LLAMA | {"rope_scaling": {"type": "linear", "factor": 4.0}},
+    "llama_linear_rope_v5": _LLAMA
+    | {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}},
+    "llama_llama3_rope_v4": _LLAMA | {"head_dim": 16, "rope_theta": 500.0, "rope_scaling": _LLAMA3_ROPE},
+    "llama_llama3_rope_v5": _LLAMA | {"head_dim": 16, "rope_parameters": _LLAMA3_ROPE | {"rope_theta": 500.0}},
+    "qwen2": _QWEN2,
+    "qwen2_tied": _QWEN2 | {"tie_word_embeddings": True, "num_key_value_heads": 2},
+    "qwen2_one_kv_head": _QWEN2 | {"num_key_value_heads": 1, "use_sliding_window": False, "sliding_window": 16},
+    "qwen2_two_kv_heads": _QWEN2 | {"num_key_value_heads": 2, "rope_theta": 1000000.0},
+    "opt_125m_like": _OPT,
+    "opt_350m_like": _OPT | {"do_layer_norm_before": False, "word_embed_proj_dim": 16},
+    "opt_post_norm": _OPT | {"do_layer_norm_before": False},
+    "opt_no_bias": _OPT | {"enable_bias": False},
+    "opt_no_affine": _OPT | {"layer_norm_elementwise_affine": False},
+    "opt_no_final_norm": _OPT | {"_remove_final_layer_norm": True},
+    "opt_untied": _OPT | {"tie_word_embeddings": False},
+    "opt_untied_projected": _OPT | {"tie_word_embeddings": False, "word_embed_proj_dim": 16},
+    "opt_gelu": _OPT | {"activation_function": "gelu"},
+}
+"""Name -> config.json as its users have it."""
+
+
+@functools.cache
+def hf_model(name: str) -> transformers.PreTrainedModel:
+    """A variant with random weights: no bias is 0, no norm scale is 1, as they would be when freshly initialised."""
+    config = transformers.AutoConfig.for_model(**VARIANTS[name])
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim == 2:
+                parameter.copy_(noise * (0.3 if "embed_" in parameter_name else 1.5 / parameter.shape[1] ** 0.5))
+            else:
+                parameter.copy_(0.3 * noise + (0.0 if parameter_name.endswith("bias") else 1.0))
+    return model
+
+
+def port(model: transformers.PreTrainedModel) -> tuple[DecoderConfig, Params]:
+    """The same model in this project's form."""
+    theirs = model.config.to_dict()
+    family = family_of(theirs)
+    config = family.read_config(theirs)
+    tensors = {name: tensor.float().numpy() for name, tensor in model.state_dict().items()}
+    params: Params = {"embed": {}, "layers": {}, "head": {}}
+    for rule in family.rules_for(config):
+        if rule.stacked:
+            layers = [tensors[rule.theirs.format(i=i)] for i in range(config.layers)]
+            array = np.stack([rule.read(tensor, config.axes) for tensor in layers])
+        else:
+            array = rule.read(tensors[rule.theirs], config.axes)
+        *branches, leaf = rule.ours.split("/")
+        functools.reduce(lambda tree, branch: tree.setdefault(branch, {}), branches, params)[leaf] = array
+    return config, params
+
+
+def hf_logits(model: transformers.PreTrainedModel, tokens: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
+    """tokens, valid: [B, T] -> logits [B, T, v]."""
+    mask = None if valid is None else torch.tensor(valid, dtype=torch.long)
+    with torch.no_grad():
+        return model(torch.tensor(tokens, dtype=torch.long), attention_mask=mask).logits.float().numpy()
