@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from spap_jax.models.config import DecoderConfig, Rope
@@ -31,8 +32,27 @@ class Norm(nn.Module):
         return y.astype(x.dtype)
 
 
+def rotary_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
+    """Radians per position of each pair of a head, [h / 2] float32 (Su et al. 2021; stretching as in Llama 3.1).
+
+    Computed on the host and step by step as transformers does: at position 1000 a difference in the last bit of a
+    frequency is a difference of 1e-4 radians, and accelerators take powers less exactly.
+    """
+    one, exponents = np.float32(1), np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    frequency = one / np.float32(rope.theta) ** exponents
+    factor = np.float32(rope.factor)
+    if rope.scaling == "linear":
+        return frequency / factor
+    if rope.scaling == "llama3":
+        low, high = np.float32(rope.low_freq_factor), np.float32(rope.high_freq_factor)
+        turns = np.float32(rope.original_positions) / (np.float32(2 * np.pi) / frequency)
+        kept = np.clip((turns - low) / (high - low), np.float32(0), one)
+        return (one - kept) * frequency / factor + kept * frequency
+    return frequency
+
+
 def rotary_angles(rope: Rope, head_dim: int, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines of the rotary embedding (Su et al. 2021; stretching as in Llama 3.1).
+    """Cosines and sines of the rotary embedding.
 
     Args:
         rope: Base and stretching.
@@ -42,14 +62,7 @@ def rotary_angles(rope: Rope, head_dim: int, positions: jax.Array) -> tuple[jax.
     Returns:
         Two arrays [B, T, 1, h / 2], float32.
     """
-    frequency = rope.theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    if rope.scaling == "linear":
-        frequency = frequency / rope.factor
-    elif rope.scaling == "llama3":
-        turns = rope.original_positions * frequency / (2 * jnp.pi)
-        kept = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
-        kept = jnp.clip(kept, 0, 1)
-        frequency = kept * frequency + (1 - kept) * frequency / rope.factor
+    frequency = jnp.asarray(rotary_frequencies(rope, head_dim))
     angles = positions.astype(jnp.float32)[..., None, None] * frequency[None, None, None, :]
     return jnp.cos(angles), jnp.sin(angles)
 

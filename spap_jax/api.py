@@ -72,7 +72,7 @@ def prune(
     stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *layers)
     narrow = pruned_config(model.config, settings)
     smaller = Model(narrow, model.params | {"layers": stacked}, model.source)
-    return PruneResult(smaller, new_report(settings, model, narrow, tokens, reports))
+    return PruneResult(smaller, new_report(settings, model.config, narrow, model.source.name, tokens, reports))
 
 
 def token_blocks(tokens: Any, config: DecoderConfig) -> np.ndarray:

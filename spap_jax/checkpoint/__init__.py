@@ -1,1 +1,35 @@
 """Checkpoints in and out: Hugging Face folders and Orbax folders."""
+
+from pathlib import Path
+
+from spap_jax.checkpoint.huggingface import Reader, Writer, save
+from spap_jax.checkpoint.locate import locate
+from spap_jax.checkpoint.orbax import is_orbax, load_orbax, save_orbax
+from spap_jax.checkpoint.output import check_output, new_folder
+from spap_jax.model import Model
+
+__all__ = [
+    "Reader",
+    "Writer",
+    "check_output",
+    "is_orbax",
+    "load",
+    "load_orbax",
+    "locate",
+    "new_folder",
+    "save",
+    "save_orbax",
+]
+
+
+def load(name: str | Path) -> Model:
+    """Reads a model from a local folder, of Hugging Face or of Orbax, or from the hub.
+
+    Args:
+        name: The folder, or a hub id of the form owner/name.
+
+    Raises:
+        UserError: There is no such model, it is not supported, or its files are damaged.
+    """
+    folder = locate(name)
+    return load_orbax(folder) if is_orbax(folder) else Reader(folder, str(name)).model()

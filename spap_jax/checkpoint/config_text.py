@@ -40,7 +40,7 @@ def parse_config(text: str, name: str) -> dict[str, Any]:
     try:
         content = json.loads(text)
     except ValueError as error:
-        raise UserError(f"the config.json of {name} is not valid JSON ({error}): mend it or download it again.") from error
+        raise UserError(f"the config.json of {name} is not valid JSON ({error}): download it again.") from error
     if not isinstance(content, dict):
         raise UserError(f"the config.json of {name} is not a JSON object: download it again.")
     return content

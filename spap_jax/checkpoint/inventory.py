@@ -57,7 +57,7 @@ def stored_names(files: TensorFiles, family: Family) -> dict[str, str]:
     for name in files.names:
         full = family.canonical(name)
         if full in stored:
-            raise UserError(f"the tensor {full} is stored twice, as {stored[full]} and as {name}: remove the wrong one.")
+            raise UserError(f"{full} is stored twice, as {stored[full]} and as {name}: remove the wrong one.")
         if full is not None:
             stored[full] = name
     return stored
@@ -105,9 +105,9 @@ def tensor_bytes(files: TensorFiles, names: Iterable[str]) -> int:
     return sum(files.count(name) * DTYPES[files.dtype(name)].itemsize for name in names)
 
 
-def expected_bytes(expected: dict[str, Expected], dtype_of) -> int:
-    """Bytes that a checkpoint will have; `dtype_of` gives each rule's dtype."""
-    return sum(math.prod(tensor.shape) * np.dtype(dtype_of(tensor.rule)).itemsize for tensor in expected.values())
+def element_count(expected: dict[str, Expected]) -> int:
+    """Number of weights that a checkpoint will have."""
+    return sum(math.prod(tensor.shape) for tensor in expected.values())
 
 
 def _wrong_shapes(
@@ -129,7 +129,7 @@ def _wrong_dtypes(files: TensorFiles, stored: dict[str, str], names: list[str]) 
 def _mixed_dtypes(
     files: TensorFiles, stored: dict[str, str], expected: dict[str, Expected], names: list[str]
 ) -> Iterator[str]:
-    """Weights of one kind share one array, which has one dtype (and so do the embedding and a head stored beside it)."""
+    """Weights of one kind share an array, which has one dtype (so do the embedding and a head stored beside it)."""
     seen: dict[Rule, dict[str, str]] = {}
     for full in names:
         seen.setdefault(expected[full].rule, {}).setdefault(files.dtype(stored[full]), full)
@@ -139,7 +139,7 @@ def _mixed_dtypes(
 
 
 def _listed(what: str, names: Iterable[str]) -> str:
-    """"2 tensors are missing (a, b)", or nothing if there are none; a long list is cut."""
+    """What is wrong with which names: nothing if there are none, and a long list is cut."""
     names = list(names)
     shown = ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
     return f"{what} ({shown})" if names else ""

@@ -1,28 +1,12 @@
 """From what a person calls a model to a local folder: a folder that is there, or a download from the hub."""
 
-import fnmatch
 import re
 from pathlib import Path
 
+from spap_jax.checkpoint.side_files import SIDE_FILES, matching
 from spap_jax.checkpoint.tensors import weight_files
 from spap_jax.errors import UserError
 from spap_jax.hub import first_line, require_hub
-
-SIDE_FILES = (
-    "tokenizer*",
-    "vocab*",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "generation_config.json",
-    "chat_template*",
-    "*.tiktoken",
-    "spiece.model",
-    "LICENSE*",
-    "NOTICE*",
-    "USE_POLICY*",
-)
-"""Patterns of the files that belong to a model beside its config and weights."""
 
 _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 _TORCH = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")
@@ -53,11 +37,6 @@ def locate(name: str | Path) -> Path:
             f"{name} is read as a path: check it, or, if the hub's model is meant, run from another folder."
         )
     return _from_hub(name)
-
-
-def matching(names: list[str], patterns: tuple[str, ...]) -> list[str]:
-    """The names that fit one of the patterns, sorted."""
-    return sorted(name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns))
 
 
 def _is_hub_id(name: str) -> bool:

@@ -1,6 +1,7 @@
 """Output folders that are complete or absent: written beside their place under a hidden name, then renamed.
 
-A process that is killed leaves its hidden folder `.NAME.partial-XXXXXXXX` behind; nothing reads it and it may be deleted.
+A process that is killed leaves its hidden folder `.NAME.partial-XXXXXXXX` behind; nothing reads it and it may
+be deleted.
 """
 
 import contextlib
@@ -51,7 +52,7 @@ def new_folder(path: str | Path, overwrite: bool = False, needed: int = 0) -> It
     """
     target = check_output(path, overwrite, needed)
     partial = _beside(target, "partial")
-    with _disk_errors(target, needed):
+    with _disk_errors(target, partial, needed):
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             partial.mkdir()
@@ -103,20 +104,21 @@ def _check_room(target: Path, needed: int) -> None:
 
 
 @contextlib.contextmanager
-def _disk_errors(target: Path, needed: int) -> Iterator[None]:
+def _disk_errors(target: Path, partial: Path, needed: int) -> Iterator[None]:
     """Turns what a full or failing disk raises into one sentence; other errors pass."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        need = f" ({_size(needed)} are needed)" if needed else ""
+        need = f" (it needs {_size(needed)})" if needed else ""
         if _is_full(error):
             raise UserError(
-                f"the disk of {target.parent} filled up, or its quota or limit was reached, while {target.name} was being "
-                f"written{need}: free some space, or name a place on another disk; nothing was left behind."
+                f"the disk of {target.parent} filled up, or a limit of it was reached, while {target.name} was written"
+                f"{need}: free some space, or name a place on another disk; nothing was left behind."
             ) from error
-        if isinstance(error, OSError) and str(error.filename or "").startswith(str(target.parent)):
+        file = str(getattr(error, "filename", None) or "")
+        if file.startswith((str(partial), str(target))) or (file and Path(file) in target.parents):
             raise UserError(f"{target} cannot be written ({first_line(error)}): name another place.") from error
         raise
 

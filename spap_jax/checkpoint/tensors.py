@@ -62,7 +62,7 @@ class TensorFiles:
         """
         opened = cls([_open(path) for path in weight_files(folder)])
         if lost := sorted(_first_of(folder)[1].keys() - opened._files.keys()):
-            raise UserError(f"{lost[0]} is named by the index of {folder} and is in none of its weight files: {_BAD_FILE}")
+            raise UserError(f"the index of {folder} names {lost[0]}, which none of its weight files has: {_BAD_FILE}")
         return opened
 
     @property
@@ -154,12 +154,16 @@ class _Safetensors:
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path} cannot be read ({first_line(error)}): {_BAD_FILE}") from error
         self.tensors = {
-            name: Tensor(tuple(s.get_shape()), _CODES.get(s.get_dtype(), s.get_dtype().lower()))
-            for name, s in slices.items()
+            name: Tensor(tuple(header.get_shape()), _dtype_name(str(header.get_dtype())))
+            for name, header in slices.items()
         }
 
     def read(self, name: str) -> np.ndarray:
         return self._file.get_tensor(name)
+
+
+def _dtype_name(code: str) -> str:
+    return _CODES.get(code, code.lower())
 
 
 class _Torch:

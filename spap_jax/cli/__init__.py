@@ -1,1 +1,30 @@
-"""The command line."""
+"""The command line: ``spap prune | eval | bench | convert``."""
+
+import sys
+from collections.abc import Sequence
+
+from cyclopts import CycloptsError
+
+from spap_jax.errors import UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        arguments: Words of the command line; those of the process where absent.
+
+    Returns:
+        The exit code: 0 for success, 2 for something the person can mend (one sentence on standard error).
+    """
+    from spap_jax.cli.app import launch
+
+    try:
+        launch(sys.argv[1:] if arguments is None else list(arguments))
+    except (UserError, CycloptsError) as error:
+        print(f"spap: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("spap: interrupted; nothing was written.", file=sys.stderr)
+        return 130
+    return 0

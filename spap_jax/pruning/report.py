@@ -1,10 +1,20 @@
 """What a pruning run tells: one record a layer, and the whole."""
 
 import dataclasses
+import importlib.metadata
 import json
 import math
+import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import jax
+
+from spap_jax.models import cost
+from spap_jax.models.config import DecoderConfig
+from spap_jax.models.registry import FAMILIES
+from spap_jax.settings import PruneSettings
 
 
 @dataclass(frozen=True)
@@ -81,6 +91,55 @@ class PruneReport:
         """As ``spap_report.json`` stores it; numbers that are not finite become null, as JSON has none."""
         tree = dataclasses.asdict(self) | {"seconds": self.seconds}
         return json.dumps(_finite(tree), indent=1, allow_nan=False) + "\n"
+
+
+def new_report(
+    settings: PruneSettings,
+    config: DecoderConfig,
+    narrow: DecoderConfig,
+    name: str,
+    tokens: Any,
+    layers: Sequence[LayerReport],
+) -> PruneReport:
+    """Puts a report together.
+
+    Args:
+        settings: The run's.
+        config: The dense decoder.
+        narrow: The pruned one.
+        name: What the user called the model.
+        tokens: Calibration: an array [B, T], or ``TokenBlocks`` with a description and a hash.
+        layers: A record a layer.
+    """
+    family = FAMILIES[config.family]
+    before, after = cost.parameters(family, config), cost.parameters(family, narrow)
+    blocks = getattr(tokens, "tokens", tokens)
+    return PruneReport(
+        settings=dataclasses.asdict(settings),
+        model={
+            "name": name,
+            "architecture": family.architecture,
+            "layers": config.layers,
+            "intermediate": {"before": config.intermediate, "after": narrow.intermediate},
+            "parameters": {"before": before.total, "after": after.total},
+            "mlp_parameters": {"before": before.mlp, "after": after.mlp},
+        },
+        calibration={
+            "sequences": len(blocks),
+            "sequence_length": len(blocks[0]),
+            "description": getattr(tokens, "description", "token ids from memory"),
+            "sha256": getattr(tokens, "sha256", None),
+        },
+        versions=versions(),
+        layers=tuple(layers),
+    )
+
+
+def versions() -> dict[str, str]:
+    """Of this package, of what computed for it, and of the device."""
+    names = ("spap-jax", "jax", "jaxlib", "flax", "optax", "numpy", "transformers", "safetensors")
+    found = {name: importlib.metadata.version(name) for name in names}
+    return found | {"python": platform.python_version(), "device": jax.devices()[0].device_kind}
 
 
 def _finite(tree: Any) -> Any:

@@ -86,9 +86,7 @@ def leave_mlp(config: DecoderConfig, layer: Params, streams: Streams) -> Streams
     piece = functools.partial(decoder.block, config, layer)
 
     def one(chunk: Streams) -> Streams:
-        return Streams(
-            piece(chunk.dense, method=Block.finish), piece(chunk.pruned, method=Block.feed_forward)
-        )
+        return Streams(piece(chunk.dense, method=Block.finish), piece(chunk.pruned, method=Block.feed_forward))
 
     return in_place(one, streams)
 

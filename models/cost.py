@@ -1,0 +1,54 @@
+"""What a decoder costs, from its config alone: parameters, floating-point operations, bytes."""
+
+import math
+from typing import NamedTuple
+
+from spap_jax.models.config import DecoderConfig
+from spap_jax.models.families import Family
+
+
+class Parameters(NamedTuple):
+    """Numbers of parameters: all, those of the MLPs, and those that every token is multiplied by."""
+
+    total: int
+    mlp: int
+    multiplied: int
+
+
+def parameters(family: Family, config: DecoderConfig) -> Parameters:
+    """Counts the parameters of a decoder."""
+    total = mlp = multiplied = 0
+    for rule in family.rules_for(config):
+        shape = rule.shapes(config.axes)[1]
+        size = math.prod(shape) * (config.layers if rule.stacked else 1)
+        total += size
+        mlp += size if rule.ours.startswith("layers/mlp/") else 0
+        looked_up = rule.ours == "embed/positions" or (rule.ours == "embed/tokens" and not config.tied)
+        multiplied += size if len(shape) > 1 and not looked_up else 0
+    return Parameters(total, mlp, multiplied)
+
+
+def prefill_operations(family: Family, config: DecoderConfig, batch: int, length: int) -> int:
+    """Floating-point operations of a forward pass over [B, T] tokens that gives logits for the last token alone.
+
+    Two for each multiplied weight and token, and four for each head channel of every query-key pair that is computed.
+    """
+    counted = parameters(family, config).multiplied
+    head = config.vocabulary * config.embedding
+    pairs = batch * length * length * config.layers * config.heads * config.head_dim
+    return 2 * batch * (length * (counted - head) + head) + 4 * pairs
+
+
+def decode_bytes(family: Family, config: DecoderConfig, batch: int, length: int, weight: int, state: int = 4) -> int:
+    """Bytes that one decoding step reads: every multiplied weight once, and the keys and values of ``length`` tokens.
+
+    Args:
+        family: The decoder's family.
+        config: The decoder.
+        batch: Sequences decoded together.
+        length: Tokens seen.
+        weight: Bytes of a weight.
+        state: Bytes of a key or value.
+    """
+    cache = 2 * batch * length * config.layers * config.kv_heads * config.head_dim
+    return parameters(family, config).multiplied * weight + cache * state

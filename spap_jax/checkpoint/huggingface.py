@@ -1,0 +1,289 @@
+"""Hugging Face folders: read layer by layer or whole, and written back under the same names, bit for bit."""
+
+import contextlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spap_jax.checkpoint import inventory
+from spap_jax.checkpoint.config_text import parse_config, read_config_text, written_config_text
+from spap_jax.checkpoint.inventory import HEAD
+from spap_jax.checkpoint.output import new_folder
+from spap_jax.checkpoint.side_files import copy_side_files
+from spap_jax.checkpoint.tensors import DTYPES, TensorFiles
+from spap_jax.errors import UserError
+from spap_jax.model import Model, Source
+from spap_jax.models.config import DecoderConfig
+from spap_jax.models.decoder import Params
+from spap_jax.models.registry import FAMILIES, family_of
+from spap_jax.models.rules import Rule
+
+SHARD_BYTES = 5 * 10**9
+
+
+class Reader:
+    """A Hugging Face folder whose config and tensors have been checked against each other; data are read on demand.
+
+    Attributes:
+        family: The table of its family.
+        config: Its sizes and switches.
+        source: Where it came from, for writing it back.
+        bytes: Of all its tensors.
+    """
+
+    def __init__(self, folder: str | Path, name: str | None = None):
+        """Reads config.json and the headers of the weight files.
+
+        Args:
+            folder: The checkpoint's.
+            name: What the user called it, if not so.
+
+        Raises:
+            UserError: The model is not supported, or the files do not fit each other: all faults are listed at once.
+        """
+        folder = Path(folder)
+        name = name or str(folder)
+        text = read_config_text(folder)
+        theirs = parse_config(text, name)
+        self.family = family_of(theirs)
+        self.config = self.family.read_config(theirs)
+        self._rules = self.family.rules_for(self.config)
+        self._files = TensorFiles.open(folder)
+        self._stored = inventory.stored_names(self._files, self.family)
+        head_stored = self.config.tied and HEAD in self._stored
+        expected = inventory.expected_tensors(self.config, head_stored)
+        inventory.check_inventory(name, self._files, self._stored, expected)
+        self.source = Source(name, folder.absolute(), text, head_stored)
+        self.bytes = inventory.tensor_bytes(self._files, self._stored.values())
+
+    def outer(self) -> Params:
+        """The parameters outside of the layers.
+
+        Raises:
+            UserError: A file is damaged, a weight is not finite, or a tied model stores a head of its own.
+        """
+        params: Params = {"embed": {}, "head": {}}
+        for rule in self._rules:
+            if not rule.stacked:
+                inventory.put(params, rule.ours, self._read(rule))
+        if self.source.head_stored:
+            self._check_head(params["embed"]["tokens"])
+        return params
+
+    def layer(self, index: int) -> Params:
+        """The parameters of one layer.
+
+        Raises:
+            UserError: A file is damaged, or a weight is not finite.
+        """
+        params: Params = {}
+        for rule in self._rules:
+            if rule.stacked:
+                inventory.put(params, inventory.within_layer(rule), self._read(rule, index))
+        return params
+
+    def model(self) -> Model:
+        """The whole model, its layers stacked.
+
+        Raises:
+            UserError: A file is damaged, or a weight is not finite.
+        """
+        params = jax.tree.map(jnp.asarray, self.outer())
+        for rule in self._rules:
+            if rule.stacked:
+                inventory.put(params, rule.ours, self._stack(rule))
+        return Model(self.config, params, self.source)
+
+    def _read(self, rule: Rule, layer: int | None = None) -> np.ndarray:
+        return rule.read(self._files.read(self._stored[rule.theirs.format(i=layer)]), self.config.axes)
+
+    def _stack(self, rule: Rule) -> jax.Array:
+        """One weight of all layers, filled in place: no more than one such array is held twice."""
+        first = self._read(rule, 0)
+        stack = np.empty((self.config.layers, *first.shape), first.dtype)
+        for layer in range(self.config.layers):
+            stack[layer] = self._read(rule, layer)
+        return jnp.asarray(stack)
+
+    def _check_head(self, tokens: np.ndarray) -> None:
+        head = self._files.read(self._stored[HEAD])
+        if not np.array_equal(head.view(np.uint8), np.ascontiguousarray(tokens).view(np.uint8)):
+            raise UserError(
+                f"config.json of {self.source.name} ties the head to the embedding, but {HEAD} differs from it: "
+                "set tie_word_embeddings to false if the head is the right one, or remove the tensor."
+            )
+
+
+class Writer:
+    """Writes a Hugging Face folder piece by piece: after the `with` block it is complete and in its place, or absent."""
+
+    def __init__(
+        self,
+        folder: str | Path,
+        config: DecoderConfig,
+        source: Source,
+        *,
+        dtype: str | None = None,
+        overwrite: bool = False,
+        shard_bytes: int = SHARD_BYTES,
+    ):
+        """Prepares for writing; nothing is written before the block begins.
+
+        Args:
+            folder: Where the checkpoint is to be.
+            config: The model's, with the width that is written.
+            source: Gives the config's text and the side files.
+            dtype: "float32", "bfloat16" or "float16"; None keeps what the arrays have.
+            overwrite: Whether a checkpoint that is there is replaced.
+            shard_bytes: Longest weight file, unless one tensor is longer.
+
+        Raises:
+            UserError: There is no such dtype.
+        """
+        if dtype is not None and dtype not in DTYPES:
+            raise UserError(f"there is no dtype {dtype!r} for weights: use one of {', '.join(DTYPES)}.")
+        self.config, self.source = config, source
+        self._dtype, self._shard_bytes = dtype, shard_bytes
+        self._rules = FAMILIES[config.family].rules_for(config)
+        self._expected = inventory.expected_tensors(config, source.head_stored)
+        smallest = DTYPES[dtype].itemsize if dtype else min(kind.itemsize for kind in DTYPES.values())
+        self._output = new_folder(folder, overwrite, inventory.element_count(self._expected) * smallest)
+        self._stack = contextlib.ExitStack()
+        self._missing = set(self._expected)
+        self._pending: dict[str, np.ndarray] = {}
+        self._shards: list[list[str]] = []
+        self._bytes = 0
+
+    def __enter__(self) -> "Writer":
+        """Makes the hidden folder.
+
+        Raises:
+            UserError: The place is taken or there is no room.
+        """
+        with self._stack:
+            self._partial = self._stack.enter_context(self._output)
+            self._stack.push(self._finish)
+            copy_side_files(self.source.folder, self._partial)
+            self._stack = self._stack.pop_all()
+        return self
+
+    def __exit__(self, *raised: Any) -> bool | None:
+        """Checks that all was written and puts the folder in its place; after an error removes it."""
+        return self._stack.__exit__(*raised)
+
+    def outer(self, params: Params) -> None:
+        """Takes the parameters outside of the layers; others in the tree are ignored."""
+        for rule in self._rules:
+            if not rule.stacked:
+                self._add(rule.theirs, rule, inventory.leaf(params, rule.ours))
+        if self.source.head_stored:
+            self._add(HEAD, self._expected[HEAD].rule, inventory.leaf(params, "embed/tokens"))
+
+    def layer(self, index: int, params: Params) -> None:
+        """Takes the parameters of one layer."""
+        for rule in self._rules:
+            if rule.stacked:
+                array = inventory.leaf(params, inventory.within_layer(rule))
+                self._add(rule.theirs.format(i=index), rule, array)
+
+    def file(self, name: str, text: str) -> None:
+        """Adds a text file, such as a report or a model card."""
+        if Path(name).name != name or name == "config.json" or name.startswith("model"):
+            raise ValueError(f"{name!r} cannot be the name of an additional file of a checkpoint")
+        (self._partial / name).write_text(text, encoding="utf-8")
+
+    def _add(self, name: str, rule: Rule, array: np.ndarray) -> None:
+        """Puts one tensor under its name in the checkpoint into the shard that is being gathered."""
+        if name not in self._missing:
+            raise ValueError(f"{name} was written before, or is not a tensor of this model")
+        _, shape = rule.shapes(self.config.axes)
+        if array.shape != shape:
+            raise ValueError(f"{name} comes from an array {list(array.shape)}, and the config gives {list(shape)}")
+        tensor = rule.write(_converted(name, array, self._dtype), self.config.axes)
+        tensor = tensor.copy() if np.may_share_memory(tensor, array) else tensor  # the caller may change its array
+        if self._pending and sum(held.nbytes for held in self._pending.values()) + tensor.nbytes > self._shard_bytes:
+            self._write_shard()
+        self._pending[name] = tensor
+        self._missing.discard(name)
+
+    def _write_shard(self) -> None:
+        from safetensors.numpy import save_file
+
+        self._shards.append(list(self._pending))
+        self._bytes += sum(tensor.nbytes for tensor in self._pending.values())
+        save_file(self._pending, self._unnamed(len(self._shards)), metadata={"format": "pt"})
+        self._pending = {}
+
+    def _unnamed(self, number: int) -> Path:
+        """A shard before the number of all shards, which is in its name, is known."""
+        return self._partial / f"shard-{number}"
+
+    def _finish(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        """Writes the last shard, the index and the config, unless the block raised."""
+        if error is not None:
+            return
+        if self._missing:
+            raise ValueError(f"{len(self._missing)} tensors were not written, such as {min(self._missing)}")
+        self._write_shard()
+        self._name_shards()
+        text = written_config_text(self.source, self.config, self._dtype)
+        (self._partial / "config.json").write_bytes(text.encode("utf-8"))
+
+    def _name_shards(self) -> None:
+        total = len(self._shards)
+        names = [f"model-{number:05d}-of-{total:05d}.safetensors" for number in range(1, total + 1)]
+        names = ["model.safetensors"] if total == 1 else names
+        for number, name in enumerate(names, 1):
+            self._unnamed(number).rename(self._partial / name)
+        if total > 1:
+            weight_map = {tensor: name for name, shard in zip(names, self._shards, strict=True) for tensor in shard}
+            index = {"metadata": {"total_size": self._bytes}, "weight_map": dict(sorted(weight_map.items()))}
+            text = json.dumps(index, indent=2) + "\n"
+            (self._partial / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+
+
+def save(
+    model: Model,
+    folder: str | Path,
+    *,
+    dtype: str | None = None,
+    overwrite: bool = False,
+    files: Mapping[str, str] | None = None,
+) -> None:
+    """Writes a model as a Hugging Face folder that stock loaders read.
+
+    Args:
+        model: What to write.
+        folder: Where.
+        dtype: "float32", "bfloat16" or "float16"; None keeps what the arrays have.
+        overwrite: Whether a checkpoint that is there is replaced.
+        files: Additional text files by name.
+
+    Raises:
+        UserError: The place is taken, there is no room, or a weight does not fit the dtype.
+    """
+    with Writer(folder, model.config, model.source, dtype=dtype, overwrite=overwrite) as writer:
+        writer.outer(model.params)
+        for index in range(model.config.layers):
+            writer.layer(index, jax.tree.map(lambda stack, i=index: stack[i], model.params["layers"]))
+        for name, text in (files or {}).items():
+            writer.file(name, text)
+
+
+def _converted(name: str, array: np.ndarray, dtype: str | None) -> np.ndarray:
+    """The array in a dtype of checkpoints; refuses values that are not finite or do not fit."""
+    target = DTYPES[dtype] if dtype else array.dtype
+    if target not in DTYPES.values():
+        raise ValueError(f"{name} has the dtype {array.dtype}, which checkpoints do not have")
+    if not np.isfinite(array).all():
+        raise UserError(f"the weight {name} became NaN or infinity, so the model is not written.")
+    with np.errstate(over="ignore"):
+        converted = array.astype(target, copy=False)
+    if not np.isfinite(converted).all():
+        raise UserError(f"the weight {name} has values too large for {dtype}: use bfloat16 or float32.")
+    return converted

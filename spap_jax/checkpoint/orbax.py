@@ -1,0 +1,121 @@
+"""Orbax folders: the parameter tree as it is in memory, for work in JAX, with the same config and side files."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from spap_jax.checkpoint.config_text import parse_config, read_config_text, written_config_text
+from spap_jax.checkpoint.output import new_folder
+from spap_jax.checkpoint.side_files import copy_side_files
+from spap_jax.checkpoint.tensors import DTYPES
+from spap_jax.errors import UserError
+from spap_jax.hub import first_line
+from spap_jax.model import Model, Source
+from spap_jax.models import decoder
+from spap_jax.models.config import DecoderConfig
+from spap_jax.models.decoder import Params
+from spap_jax.models.registry import family_of
+
+_PARAMS, _SOURCE = "params", "spap_source.json"
+
+
+def is_orbax(folder: Path) -> bool:
+    """Whether a folder was written by `save_orbax`."""
+    return (folder / _PARAMS).is_dir() and (folder / _SOURCE).is_file()
+
+
+def save_orbax(model: Model, folder: str | Path, overwrite: bool = False) -> None:
+    """Writes config.json, the side files, and the parameters under params/.
+
+    Args:
+        model: What to write.
+        folder: Where.
+        overwrite: Whether a checkpoint that is there is replaced.
+
+    Raises:
+        UserError: The place is taken, or there is no room.
+    """
+    from orbax.checkpoint import StandardCheckpointer
+
+    needed = sum(array.nbytes for array in jax.tree.leaves(model.params))
+    with new_folder(folder, overwrite, needed) as partial:
+        copy_side_files(model.source.folder, partial)
+        (partial / "config.json").write_bytes(written_config_text(model.source, model.config).encode("utf-8"))
+        facts = {"name": model.source.name, "head_stored": model.source.head_stored}
+        (partial / _SOURCE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        with StandardCheckpointer() as checkpointer:  # it writes in the background
+            checkpointer.save(partial / _PARAMS, model.params)
+            checkpointer.wait_until_finished()
+
+
+def load_orbax(folder: str | Path) -> Model:
+    """Reads what `save_orbax` wrote.
+
+    Raises:
+        UserError: The folder is not such a checkpoint, or it is damaged.
+    """
+    folder = Path(folder).absolute()
+    if not is_orbax(folder):
+        raise UserError(f"{folder} is no Orbax checkpoint of this program: name a folder that `spap convert` wrote.")
+    text = read_config_text(folder)
+    theirs = parse_config(text, str(folder))
+    config = family_of(theirs).read_config(theirs)
+    params = _restored(folder, config)
+    _check_finite(folder, params)
+    facts = _facts(folder)
+    return Model(config, params, Source(facts["name"], folder, text, facts["head_stored"]))
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    try:
+        facts = json.loads((folder / _SOURCE).read_bytes())
+        return {"name": str(facts["name"]), "head_stored": bool(facts["head_stored"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(folder / _SOURCE, error) from error
+
+
+def _restored(folder: Path, config: DecoderConfig) -> Params:
+    """The parameters on the first device: the shapes are the config's, the dtypes the checkpoint's."""
+    from orbax.checkpoint import StandardCheckpointer
+
+    shapes = jax.eval_shape(lambda: decoder.init(config, jax.random.key(0)))
+    with StandardCheckpointer() as checkpointer:
+        try:
+            stored = checkpointer.metadata(folder / _PARAMS).item_metadata.tree
+            target = _target(folder, shapes, stored)
+            return checkpointer.restore(folder / _PARAMS, target)
+        except UserError:
+            raise
+        except Exception as error:  # Orbax raises every kind for a checkpoint that is damaged
+            raise _damaged(folder / _PARAMS, error) from error
+
+
+def _target(folder: Path, shapes: Params, stored: Params) -> Params:
+    """What to restore, after a check that it is what is stored."""
+    if jax.tree.structure(shapes) != jax.tree.structure(stored):
+        raise UserError(f"{folder / _PARAMS} holds other weights than its config.json describes: save it again.")
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+    def one(path: Any, ours: jax.ShapeDtypeStruct, theirs: Any) -> jax.ShapeDtypeStruct:
+        if tuple(theirs.shape) != ours.shape or np.dtype(theirs.dtype) not in DTYPES.values():
+            raise UserError(
+                f"{jax.tree_util.keystr(path, simple=True, separator='/')} in {folder / _PARAMS} is {theirs.dtype} "
+                f"{list(theirs.shape)}, where config.json gives {list(ours.shape)}: save the checkpoint again."
+            )
+        return jax.ShapeDtypeStruct(ours.shape, theirs.dtype, sharding=place)
+
+    return jax.tree_util.tree_map_with_path(one, shapes, stored)
+
+
+def _check_finite(folder: Path, params: Params) -> None:
+    for path, array in jax.tree_util.tree_leaves_with_path(params):
+        if not np.isfinite(np.asarray(array)).all():
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise UserError(f"the weight {name} in {folder} holds NaN or infinity: the checkpoint is damaged.")
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path} cannot be read ({first_line(error)}): it is damaged or incomplete, so write it again.")

@@ -1,0 +1,33 @@
+"""The files that belong to a model beside its config and weights: tokenizer, generation settings, licence."""
+
+import fnmatch
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+SIDE_FILES = (
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+    "chat_template*",
+    "*.tiktoken",
+    "spiece.model",
+    "LICENSE*",
+    "NOTICE*",
+    "USE_POLICY*",
+)
+
+
+def matching(names: Iterable[str], patterns: tuple[str, ...]) -> list[str]:
+    """The names that fit one of the patterns, sorted."""
+    return sorted(name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns))
+
+
+def copy_side_files(source: Path | None, target: Path) -> None:
+    """Copies them from one checkpoint folder to another; a model made in memory has none."""
+    if source is not None and source.is_dir():
+        for name in matching([file.name for file in source.iterdir() if file.is_file()], SIDE_FILES):
+            shutil.copyfile(source / name, target / name)

@@ -1,0 +1,41 @@
+"""The commands and what they share: help, and settings from a TOML file."""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+from cyclopts.config import Toml
+
+from spap_jax import __version__
+from spap_jax.cli.bench import bench
+from spap_jax.cli.convert import convert
+from spap_jax.cli.evaluate import evaluate
+from spap_jax.cli.prune import prune
+
+app = App(
+    name="spap",
+    version=f"spap-jax {__version__}",
+    help="Make a language model smaller and faster without retraining: remove MLP channels of LLaMA, Qwen2.5 and OPT "
+    "checkpoints, recover the weights of the rest, and write a checkpoint that stock tools load.",
+    help_format="markdown",
+)
+app.command(prune)
+app.command(evaluate, name="eval")
+app.command(bench)
+app.command(convert)
+
+
+@app.meta.default
+def launcher(
+    *words: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    config: Annotated[Path | None, Parameter(help="TOML file with any of the command's options; flags win.")] = None,
+) -> None:
+    """Reads --config before the command's own options, which win over it."""
+    if config is not None:
+        app.config = (Toml(config, must_exist=True, use_commands_as_keys=False, allow_unknown=False),)
+    app(words, exit_on_error=False, print_error=False, result_action="return_value")
+
+
+def launch(words: list[str]) -> None:
+    """Runs the command that the words name."""
+    app.meta(words, exit_on_error=False, print_error=False, result_action="return_value")

@@ -1,0 +1,85 @@
+"""What people see while they wait and when it is done. Progress goes to standard error, results to standard output."""
+
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Says what takes a while, with a spinner on a terminal and a line elsewhere."""
+    if err.is_terminal:
+        with err.status(f"{what} ..."):
+            yield
+    else:
+        err.print(f"{what} ...")
+        yield
+
+
+@contextmanager
+def layer_progress(layers: int) -> Iterator["LayerProgress"]:
+    """A bar over the layers with the latest errors and the time left; a line a layer where there is no terminal."""
+    columns = (TextColumn("layer"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"),
+               TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())  # fmt: skip
+    with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
+        yield LayerProgress(progress, layers)
+
+
+class LayerProgress:
+    """Advances the bar with each layer's report."""
+
+    def __init__(self, progress: Progress, layers: int) -> None:
+        self._progress, self._layers = progress, layers
+        self._task = progress.add_task("reading", total=layers)
+
+    def advance(self, report) -> None:
+        """Shows a ``LayerReport``."""
+        errors = report.held_out or report.calibration
+        words = f"error {errors.selection:.4f} > {errors.refit:.4f} > {errors.alternating:.4f}"
+        self._progress.update(self._task, advance=1, description=words)
+        if not err.is_terminal:
+            seconds = sum(report.seconds.values())
+            err.print(f"layer {report.layer + 1}/{self._layers}  {words}  {seconds:.1f} s")
+
+
+def table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """Prints a table: the first column names, the others hold numbers."""
+    shown = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
+    for number, column in enumerate(columns):
+        shown.add_column(column, justify="right" if number else "left")
+    for row in rows:
+        shown.add_row(*row)
+    out.print(shown)
+
+
+def peak_memory() -> int:
+    """Highest resident memory of this process, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def bytes_text(count: float) -> str:
+    """1 234 567 890 -> "1.23 GB"."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def count_text(count: int) -> str:
+    """1234567 -> "1 234 567"."""
+    return f"{count:,}".replace(",", " ")
+
+
+def change_text(before: float, after: float) -> str:
+    """How much smaller or larger, in per cent."""
+    return f"{100 * (after / before - 1):+.1f} %"

@@ -1,0 +1,145 @@
+"""``spap prune``."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from spap_jax.settings import PruneSettings
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from spap_jax.checkpoint import Reader
+    from spap_jax.data import TokenBlocks
+    from spap_jax.model import Model
+    from spap_jax.pruning.report import LayerReport, PruneReport
+
+
+def prune(
+    model: str,
+    /,
+    *,
+    output: Path,
+    calibration: str,
+    sequences: int = 128,
+    sequence_length: int | None = None,
+    eval: str | None = None,
+    overwrite: bool = False,
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    settings: Annotated[PruneSettings, Parameter(name="*")] = PruneSettings(),  # noqa: B008 (frozen)
+) -> None:
+    """Remove MLP channels from every layer and write a smaller checkpoint that stock tools load.
+
+    Example: spap prune meta-llama/Llama-3.2-1B --sparsity 0.3 --calibration c4 --output pruned
+
+    Args:
+        model: Folder or hub id of the checkpoint.
+        output: Folder to write; complete or absent.
+        calibration: wikitext2, c4, a hub data set, a .txt, .jsonl or .parquet file, or a .npy of token ids.
+        sequences: Calibration sequences.
+        sequence_length: Tokens in a sequence; 2048, or what the model's positions allow, where absent.
+        eval: Data to measure perplexity on before and after; the same kinds as --calibration.
+        overwrite: Replace the output folder if it is a checkpoint.
+        dtype: Data type of the weights written; the source's where absent.
+    """
+    from spap_jax import checkpoint
+    from spap_jax.cli.console import err, waiting
+    from spap_jax.cli.evaluate import default_length
+    from spap_jax.data import load_tokens
+    from spap_jax.pruning.pipeline import pruned_config
+
+    checkpoint.check_output(output, overwrite)
+    with waiting(f"reading {model}"):
+        reader = checkpoint.Reader(checkpoint.locate(model), name=model)
+    config = reader.config
+    narrow = pruned_config(config, settings)
+    length = sequence_length or default_length(config.positions)
+    common: dict[str, Any] = {
+        "tokenizer": reader.source.folder,
+        "sequence_length": length,
+        "vocabulary": config.vocabulary,
+    }
+    with waiting(f"tokenising {calibration}"):
+        blocks = load_tokens(calibration, sequences=sequences, seed=settings.seed, role="calibration", **common)
+        judged = load_tokens(eval, sequences=None, role="evaluation", **common) if eval else None
+    with checkpoint.Writer(output, narrow, reader.source, dtype=dtype, overwrite=overwrite) as writer:
+        report = _prune_into(writer, reader, narrow, blocks, judged, settings)
+        writer.file("spap_report.json", report.to_json())
+        writer.file("README.md", _card(report))
+    _summary(report)
+    err.print(f"wrote {output}")
+
+
+def _prune_into(writer, reader: "Reader", narrow, blocks: "TokenBlocks", judged: "TokenBlocks | None", settings):
+    """Prunes block by block into the writer; whole models are held only where there is data to judge them on."""
+    from spap_jax.cli.console import layer_progress, peak_memory
+    from spap_jax.pruning.pipeline import prune_layers
+    from spap_jax.pruning.report import new_report
+
+    before = _perplexity(reader.model(), judged, "before pruning") if judged else None
+    outer = reader.outer()
+    writer.outer(outer)
+    reports: list[LayerReport] = []
+    layers = []
+    with layer_progress(reader.config.layers) as progress:
+        for layer, report in prune_layers(reader.config, outer, reader.layer, blocks.tokens, settings):
+            writer.layer(report.layer, layer)
+            layers += [layer] if judged else []
+            reports.append(report)
+            progress.advance(report)
+    extras: dict[str, Any] = {"bytes": {"before": reader.bytes, "after": writer.bytes}}
+    if judged:
+        after = _perplexity(_stacked(reader, narrow, outer, layers), judged, "after pruning")
+        extras["perplexity"] = {"data": judged.description, "before": before, "after": after}
+    extras["peak_memory_bytes"] = peak_memory()
+    report = new_report(settings, reader.config, narrow, reader.source.name, blocks, reports)
+    return replace(report, extras=extras)
+
+
+def _perplexity(model: "Model", judged: "TokenBlocks", when: str) -> float:
+    from spap_jax.cli.console import waiting
+    from spap_jax.evaluation.perplexity import perplexity
+
+    with waiting(f"measuring perplexity {when}"):
+        return perplexity(model, judged.tokens)
+
+
+def _stacked(reader: "Reader", narrow, outer: dict, layers: list[dict]) -> "Model":
+    import jax
+    import jax.numpy as jnp
+
+    from spap_jax.model import Model
+
+    stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *layers)
+    layers.clear()
+    return Model(narrow, outer | {"layers": stacked}, reader.source)
+
+
+def _summary(report: "PruneReport") -> None:
+    from spap_jax.cli import console
+
+    model, extras = report.model, report.extras
+    rows = [
+        (name, console.count_text(model[key]["before"]), console.count_text(model[key]["after"]),
+         console.change_text(model[key]["before"], model[key]["after"]))
+        for name, key in (("parameters", "parameters"), ("MLP parameters", "mlp_parameters"),
+                          ("MLP channels per layer", "intermediate"))
+    ]  # fmt: skip
+    size = extras["bytes"]
+    rows.append(("weights on disk", console.bytes_text(size["before"]), console.bytes_text(size["after"]),
+                 console.change_text(size["before"], size["after"])))  # fmt: skip
+    if measured := extras.get("perplexity"):
+        before, after = measured["before"], measured["after"]
+        rows.append(("perplexity", f"{before:.4f}", f"{after:.4f}", console.change_text(before, after)))
+    console.table(f"{model['name']}: {report.settings['sparsity']:.0%} of the MLP channels removed",
+                  ("", "before", "after", "change"), rows)  # fmt: skip
+    phases = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in report.seconds.items())
+    console.out.print(f"seconds: {phases}; peak memory {console.bytes_text(extras['peak_memory_bytes'])}")
+
+
+def _card(report: "PruneReport") -> str:
+    from spap_jax.pruning.card import model_card
+
+    return model_card(report)

@@ -1,0 +1,239 @@
+"""Text continuation with a key/value cache: greedy, or sampled at a temperature from the likeliest tokens."""
+
+import functools
+import json
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike, DTypeLike
+
+from spap_jax.errors import UserError
+from spap_jax.model import Model, Source
+from spap_jax.models import decoder
+from spap_jax.models.config import DecoderConfig
+
+PROMPT_STEP = 32
+"""Prompts are padded to a multiple of this many tokens, so that not every length is compiled anew."""
+
+
+class Sampling(NamedTuple):
+    """How the next token is drawn.
+
+    Attributes:
+        temperature: Divides the logits; 0 takes the likeliest token.
+        top_k: Draw from this many of the likeliest tokens; 0 for all.
+        top_p: Draw from the fewest of the likeliest tokens that together have this probability.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+@functools.partial(jax.jit, static_argnames=("config", "size", "dtype"))
+def prefill(
+    config: DecoderConfig,
+    params: decoder.Params,
+    tokens: jax.Array,
+    valid: jax.Array,
+    size: int,
+    dtype: DTypeLike = jnp.float32,
+) -> tuple[jax.Array, decoder.Cache]:
+    """Reads prompts into a new cache.
+
+    Args:
+        config: The decoder.
+        params: Its parameters.
+        tokens: [B, T].
+        valid: [B, T], False for padding, which is on the left.
+        size: Room of the cache (S), in tokens, padding counted.
+        dtype: Of the cache and of the computation.
+
+    Returns:
+        Logits of the last token [B, v], and the cache.
+    """
+    return decoder.extend(config, params, tokens, valid, decoder.empty_cache(config, tokens.shape[0], size, dtype))
+
+
+@functools.partial(jax.jit, static_argnames="config", donate_argnames="cache")
+def decode_step(
+    config: DecoderConfig, params: decoder.Params, token: jax.Array, cache: decoder.Cache
+) -> tuple[jax.Array, decoder.Cache]:
+    """Appends one token to each sequence. token: [B] -> logits [B, v], and the cache, updated in place."""
+    return decoder.extend(config, params, token[:, None], jnp.ones((token.shape[0], 1), bool), cache)
+
+
+def choose(sampling: Sampling, logits: jax.Array, key: jax.Array) -> jax.Array:
+    """The next token of each sequence. logits: [B, v] -> [B] int32."""
+    if sampling.temperature == 0:
+        return logits.argmax(axis=-1).astype(jnp.int32)
+    logits = logits.astype(jnp.float32) / sampling.temperature
+    if 0 < sampling.top_k < logits.shape[1]:
+        least = jax.lax.top_k(logits, sampling.top_k)[0][:, -1:]
+        logits = jnp.where(logits < least, -jnp.inf, logits)
+    if sampling.top_p < 1:
+        descending = jnp.sort(logits, axis=-1, descending=True)
+        probabilities = jax.nn.softmax(descending, axis=-1)
+        before = jnp.cumsum(probabilities, axis=-1) - probabilities
+        # The likeliest token has nothing before it, so one at least is kept.
+        least = jnp.where(before < sampling.top_p, descending, jnp.inf).min(axis=-1, keepdims=True)
+        logits = jnp.where(logits < least, -jnp.inf, logits)
+    return jax.random.categorical(key, logits, axis=-1).astype(jnp.int32)
+
+
+class _State(NamedTuple):
+    step: jax.Array  # tokens written
+    token: jax.Array  # [B], the last of them
+    ended: jax.Array  # [B]
+    written: jax.Array  # [B, new]
+    cache: decoder.Cache
+
+
+@functools.partial(jax.jit, static_argnames=("config", "new", "sampling", "dtype"))
+def _continue(
+    config: DecoderConfig,
+    params: decoder.Params,
+    tokens: jax.Array,
+    valid: jax.Array,
+    key: jax.Array,
+    eos: jax.Array,
+    pad: jax.Array,
+    new: int,
+    sampling: Sampling,
+    dtype: DTypeLike,
+) -> jax.Array:
+    """tokens, valid: [B, T]; eos: [E] -> the tokens that follow [B, new]."""
+    batch = tokens.shape[0]
+
+    def write(state: _State, logits: jax.Array) -> _State:
+        token = choose(sampling, logits, jax.random.fold_in(key, state.step))
+        token = jnp.where(state.ended, pad, token)
+        written = jax.lax.dynamic_update_slice(state.written, token[:, None], (0, state.step))
+        ended = state.ended | (token[:, None] == eos[None, :]).any(axis=-1)
+        return _State(state.step + 1, token, ended, written, state.cache)
+
+    def advance(state: _State) -> _State:
+        logits, cache = decode_step(config, params, state.token, state.cache)
+        return write(state._replace(cache=cache), logits)
+
+    # The last token written is not read back, so its place in the cache is not needed.
+    logits, cache = prefill(config, params, tokens, valid, tokens.shape[1] + new - 1, dtype)
+    written = jnp.full((batch, new), pad, jnp.int32)
+    state = _State(jnp.int32(0), jnp.zeros(batch, jnp.int32), jnp.zeros(batch, bool), written, cache)
+    state = jax.lax.while_loop(lambda s: (s.step < new) & ~s.ended.all(), advance, write(state, logits))
+    return state.written
+
+
+def generate(
+    model: Model,
+    tokens: ArrayLike,
+    max_new_tokens: int = 64,
+    *,
+    valid: ArrayLike | None = None,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    key: jax.Array | None = None,
+    eos: int | tuple[int, ...] | None = None,
+    pad: int | None = None,
+    dtype: DTypeLike = jnp.float32,
+) -> np.ndarray:
+    """Continues prompts.
+
+    Args:
+        model: The model.
+        tokens: Prompts [B, T], padded on the left to one length.
+        max_new_tokens: How many tokens follow, at most.
+        valid: [B, T], False for padding; None for prompts without padding.
+        temperature: 0 takes the likeliest token each time; above 0, tokens are drawn, and ``key`` is needed.
+        top_k: Draw from this many of the likeliest tokens only; 0 for all.
+        top_p: Draw from the fewest of the likeliest tokens that together have this probability.
+        key: Random key of ``jax.random``.
+        eos: Token, or tokens, after which a sequence has ended; None for those of the model's generation_config.json
+            or config.json; () for none.
+        pad: Token that fills a sequence that has ended; None for the model's own, or else its first end token.
+        dtype: Of the computation and of the cache.
+
+    Returns:
+        Prompts and what follows them, [B, T + max_new_tokens] int32.
+
+    Raises:
+        UserError: the prompts do not fit the model, or a setting is out of its range.
+    """
+    prompts = np.asarray(tokens)
+    mask = np.ones(prompts.shape, bool) if valid is None else np.asarray(valid).astype(bool)
+    sampling = Sampling(float(temperature), int(top_k), float(top_p))
+    _check_prompts(model.config, prompts, mask, max_new_tokens)
+    _check_sampling(sampling, key)
+    named = _named_tokens(model.source)
+    ends = _as_tuple(named.get("eos_token_id") if eos is None else eos)
+    if pad is None:
+        pad = named.get("pad_token_id")
+    if pad is None:  # 0 is a token
+        pad = ends[0] if ends else 0
+    prompts = prompts.astype(np.int32)
+    left = ((0, 0), (-prompts.shape[1] % PROMPT_STEP, 0))
+    new = _continue(
+        model.config,
+        model.params,
+        np.pad(prompts, left),
+        np.pad(mask, left),
+        jax.random.key(0) if key is None else key,
+        np.asarray(ends, np.int32),
+        np.int32(pad),
+        max_new_tokens,
+        sampling,
+        jnp.dtype(dtype),
+    )
+    return np.concatenate([prompts, np.asarray(new)], axis=1)
+
+
+def _named_tokens(source: Source) -> dict[str, Any]:
+    """The special tokens that the model's files name; generation_config.json, where there is one, replaces config.json."""
+    path = None if source.folder is None else source.folder / "generation_config.json"
+    if path is not None and path.is_file():
+        return json.loads(path.read_text(encoding="utf-8"))
+    return json.loads(source.config_text)
+
+
+def _as_tuple(ids: Any) -> tuple[int, ...]:
+    if ids is None:
+        return ()
+    return tuple(ids) if isinstance(ids, list | tuple) else (ids,)
+
+
+def _check_prompts(config: DecoderConfig, prompts: np.ndarray, valid: np.ndarray, new: int) -> None:
+    if prompts.ndim != 2 or prompts.size == 0 or not np.issubdtype(prompts.dtype, np.integer):
+        raise UserError(f"prompts must be whole numbers [sequences, length], but are {prompts.dtype} {prompts.shape}.")
+    if valid.shape != prompts.shape:
+        raise UserError(f"valid has shape {valid.shape}, but the prompts have {prompts.shape}; they must be the same.")
+    if not valid[:, -1].all():
+        raise UserError("a prompt ends in padding; pad prompts on the left, so that what follows joins on to them.")
+    if prompts[valid].min() < 0 or prompts[valid].max() >= config.vocabulary:
+        raise UserError(
+            f"prompts hold tokens from {prompts[valid].min()} to {prompts[valid].max()}, but the model's vocabulary is "
+            f"0 to {config.vocabulary - 1}; is the tokenizer another model's?"
+        )
+    if new < 1:
+        raise UserError(f"max_new_tokens is {new}, but must be at least 1.")
+    longest = int(valid.sum(axis=1).max())
+    if longest + new > config.positions:
+        raise UserError(
+            f"a prompt of {longest} tokens and {new} new ones do not fit the model's {config.positions} positions; "
+            "shorten the prompt or lower max_new_tokens."
+        )
+
+
+def _check_sampling(sampling: Sampling, key: jax.Array | None) -> None:
+    if not 0 <= sampling.temperature < float("inf"):
+        raise UserError(f"temperature is {sampling.temperature}, but must be 0 or more.")
+    if sampling.top_k < 0:
+        raise UserError(f"top_k is {sampling.top_k}, but must be 0 (no limit) or more.")
+    if not 0 < sampling.top_p <= 1:
+        raise UserError(f"top_p is {sampling.top_p}, but must be above 0 and at most 1.")
+    if sampling.temperature == 0 and (sampling.top_k or sampling.top_p < 1):
+        raise UserError("top_k and top_p have no meaning at temperature 0; set a temperature, or leave them out.")
+    if sampling.temperature > 0 and key is None:
+        raise UserError("sampling needs a random key: pass key=jax.random.key(0), or temperature=0 for no sampling.")

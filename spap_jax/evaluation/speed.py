@@ -1,0 +1,99 @@
+"""How fast a model reads a prompt and writes tokens, measured beside another so that a machine's moods cancel."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spap_jax.evaluation.generation import decode_step, prefill
+from spap_jax.evaluation.perplexity import check_length
+from spap_jax.model import Model
+from spap_jax.models import cost
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What to time.
+
+    Attributes:
+        batch: Sequences at once (B).
+        prompt: Tokens that prefill reads from each.
+        new: Tokens that decoding writes to each.
+        repeats: Timed runs; medians are reported.
+    """
+
+    batch: int = 1
+    prompt: int = 512
+    new: int = 32
+    repeats: int = 7
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds of each timed run, in order: run i of one model stands beside run i of the other.
+
+    Attributes:
+        prefill: Seconds for the prompt.
+        decode: Seconds for one token of every sequence.
+        prefill_operations: Floating-point operations of the prompt.
+        decode_bytes: Bytes that one decoding step reads.
+    """
+
+    prefill: tuple[float, ...]
+    decode: tuple[float, ...]
+    prefill_operations: int
+    decode_bytes: int
+
+
+def measure(models: list[Model], work: Workload) -> list[Speed]:
+    """Times models in turn, run by run, after one run of each that compiles.
+
+    Raises:
+        UserError: prompt and new tokens do not fit a model's positions.
+    """
+    for model in models:
+        check_length(model.config, work.prompt + work.new)
+    runs = [_run(model, work) for model in models]
+    for run in runs:
+        run()
+    timed = [[run() for run in runs] for _ in range(work.repeats)]
+    return [
+        Speed(*(tuple(part) for part in zip(*(row[i] for row in timed), strict=True)), *_costs(model, work))
+        for i, model in enumerate(models)
+    ]
+
+
+def speed_up(before: tuple[float, ...], after: tuple[float, ...]) -> float:
+    """Median over the paired runs of how many times faster ``after`` is."""
+    return median(b / a for b, a in zip(before, after, strict=True))
+
+
+def _run(model: Model, work: Workload) -> Callable[[], tuple[float, float]]:
+    random = np.random.default_rng(0)
+    tokens = jnp.asarray(random.integers(0, model.config.vocabulary, (work.batch, work.prompt)), jnp.int32)
+    valid = jnp.ones_like(tokens, dtype=bool)
+
+    def run() -> tuple[float, float]:
+        start = time.perf_counter()
+        logits, cache = prefill(model.config, model.params, tokens, valid, work.prompt + work.new)
+        token = logits.argmax(axis=-1).block_until_ready()
+        middle = time.perf_counter()
+        for _ in range(work.new):
+            logits, cache = decode_step(model.config, model.params, token, cache)
+            token = logits.argmax(axis=-1)
+        token.block_until_ready()
+        return middle - start, (time.perf_counter() - middle) / work.new
+
+    return run
+
+
+def _costs(model: Model, work: Workload) -> tuple[int, int]:
+    weight = jax.tree.leaves(model.params)[0].dtype.itemsize
+    return (
+        cost.prefill_operations(model.family, model.config, work.batch, work.prompt),
+        cost.decode_bytes(model.family, model.config, work.batch, work.prompt + work.new, weight),
+    )

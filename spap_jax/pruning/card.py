@@ -1,0 +1,61 @@
+"""The model card: what a stranger who finds the pruned checkpoint should know."""
+
+import json
+
+from spap_jax.pruning.report import PruneReport
+
+_TEXT = """\
+---
+base_model: {name_yaml}
+library_name: transformers
+tags:
+- pruned
+- spap-jax
+---
+
+# {name}, {percent:.0f} % of its MLP channels removed
+
+Made from `{name}` by [SPAP-JAX](https://pypi.org/project/spap-jax/): structured pruning without retraining. Every
+layer keeps {after} of {before} MLP channels; everything else about the architecture ({architecture}) is as it was, so
+stock tools load it.
+
+| | before | after |
+| --- | ---: | ---: |
+{rows}
+
+Calibration: {calibration}.
+Every setting, the channels kept and each layer's error are in `spap_report.json`.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("PATH")
+tokenizer = AutoTokenizer.from_pretrained("PATH")
+```
+
+The licence and the limits of the original model apply. Pruning can change what a model knows and how it behaves: test
+it on your own task before you rely on it.
+"""
+
+
+def model_card(report: PruneReport) -> str:
+    """The README.md of a pruned checkpoint; every figure comes from the report."""
+    model, width = report.model, report.model["intermediate"]
+    rows = [
+        ("parameters", *(f"{count:,}" for count in model["parameters"].values())),
+        ("MLP parameters", *(f"{count:,}" for count in model["mlp_parameters"].values())),
+    ]
+    if size := report.extras.get("bytes"):
+        rows.append(("bytes of weights", *(f"{count:,}" for count in size.values())))
+    if measured := report.extras.get("perplexity"):
+        rows.append((f"perplexity on {measured['data']}", f"{measured['before']:.3f}", f"{measured['after']:.3f}"))
+    return _TEXT.format(
+        name=model["name"],
+        name_yaml=json.dumps(model["name"]),  # a JSON string is a YAML string
+        percent=100 * (1 - width["after"] / width["before"]),
+        before=width["before"],
+        after=width["after"],
+        architecture=model["architecture"],
+        rows="\n".join(f"| {' | '.join(row)} |" for row in rows),
+        calibration=report.calibration["description"],
+    )
