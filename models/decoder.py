@@ -85,13 +85,13 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, embedding: jax.Array | None) -> jax.Array:
-        """x: [B, T, d], embedding: [v, e] where the head is tied -> logits [B, T, v]."""
+        """x: [B, T, d], embedding: [v, e] if the head is tied to it -> logits [B, T, v]."""
         c, init = self.config, nn.initializers.normal(0.02)
         if c.final_norm:
             x = Norm(c, name="norm")(x)
         if c.embedding != c.width:
             x = jnp.einsum("btd,de->bte", x, self.param("project_out", init, (c.width, c.embedding)).astype(x.dtype))
-        weight = embedding if c.tied else self.param("weight", init, (c.vocabulary, c.embedding))
+        weight = self.param("weight", init, (c.vocabulary, c.embedding)) if embedding is None else embedding
         return jnp.einsum("bte,ve->btv", x, weight.astype(x.dtype))
 
 
@@ -101,15 +101,12 @@ def init(config: DecoderConfig, key: jax.Array) -> Params:
     x = jnp.zeros((1, 1, config.width))
     embed_key, layers_key, head_key = jax.random.split(key, 3)
     embed_params = Embed(config).init(embed_key, tokens, tokens, jnp.float32)["params"]
-    head_params = Head(config).init(head_key, x, embed_params["tokens"]).get("params", {})
-    layers = jax.vmap(lambda k: Block(config).init(k, x, tokens, tokens == 0)["params"])(
+    tied = embed_params["tokens"] if config.tied else None
+    head_params = Head(config).init(head_key, x, tied).get("params", {})
+    layers = jax.vmap(lambda k: dict(Block(config).init(k, x, tokens, tokens == 0)["params"]))(
         jax.random.split(layers_key, config.layers)
     )
-    return {"embed": embed_params, "layers": _without_empty(layers), "head": head_params}
-
-
-def _without_empty(tree: Params) -> Params:
-    return {name: branch for name, branch in tree.items() if branch}
+    return {"embed": embed_params, "layers": layers, "head": head_params}
 
 
 def token_positions(valid: jax.Array) -> jax.Array:
@@ -124,7 +121,8 @@ def embed(config: DecoderConfig, params: Params, tokens: jax.Array, positions: j
 
 def head(config: DecoderConfig, params: Params, x: jax.Array) -> Any:
     """x: [B, T, d], the stream after the last block -> logits [B, T, v]."""
-    return Head(config).apply({"params": params["head"]}, x, params["embed"]["tokens"])
+    tied = params["embed"]["tokens"] if config.tied else None
+    return Head(config).apply({"params": params["head"]}, x, tied)
 
 
 def block(config: DecoderConfig, layer: Params, *args, method=Block.__call__) -> Any:
@@ -175,7 +173,23 @@ def extend(
         r = block(config, layer, x, attended, method=Block.add_attention)
         return (block(config, layer, r, method=Block.feed_forward), keys, values), None
 
-    layers = (params["layers"], jnp.arange(config.layers))
-    (x, keys, values), _ = jax.lax.scan(step, (x, cache.keys, cache.values), layers)
+    carry, layers = (x, cache.keys, cache.values), params["layers"]
+    if isinstance(layers, tuple):
+        for layer_and_index in zip(layers, range(config.layers), strict=True):
+            carry, _ = step(carry, layer_and_index)
+    else:
+        carry, _ = jax.lax.scan(step, carry, (layers, jnp.arange(config.layers)))
+    x, keys, values = carry
     logits = head(config, params, x[:, -1:])[:, 0]
     return logits, Cache(keys, values, seen, cache.length + tokens.shape[1])
+
+
+def unstacked(params: Params) -> Params:
+    """The same parameters with ``layers`` a tuple of trees, one for each layer, which ``extend`` takes as well.
+
+    XLA:CPU copies each layer's weights out of a stack before it multiplies by them, which makes a step of one token
+    four times as slow. Apart, the weights are read in place; in return, compile time grows with depth, and the
+    parameters are copied once, here.
+    """
+    leaves, tree = jax.tree.flatten(params["layers"])
+    return params | {"layers": tuple(tree.unflatten(layer) for layer in zip(*leaves, strict=True))}

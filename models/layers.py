@@ -137,7 +137,8 @@ class Attention(nn.Module):
 
     def project_out(self, x: jax.Array) -> jax.Array:
         """x: [B, T, n, h] -> [B, T, d]."""
-        y = jnp.einsum("btnh,nhd->btd", x, self.o.astype(x.dtype))
+        # Flat, because XLA:CPU takes the two contracted axes in the other order and transposes the weight at each call.
+        y = _affine(x.reshape(*x.shape[:2], -1), self.o.reshape(-1, self.o.shape[-1]), None)
         return y + _across(self.o_bias, y) if self.config.output_bias else y
 
 

@@ -141,8 +141,10 @@ def _parquet(path: Path) -> Iterator[str]:
     from datasets import IterableDataset
 
     with path.open("rb") as file:
-        if file.read(4) != b"PAR1":
-            raise UserError(f"{path} is not a parquet file: check the file, or name it by its true type")
+        start = file.read(4)
+        file.seek(-len(start), 2)
+        if not start == file.read() == b"PAR1":  # else the library also logs about it
+            raise UserError(f"{path} is not a whole parquet file: check the file, or name it by its true type")
     try:
         rows = IterableDataset.from_parquet(str(path.resolve()))
         if rows.column_names and "text" in rows.column_names:

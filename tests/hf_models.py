@@ -11,6 +11,8 @@ from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.models.registry import family_of
 
+torch.set_num_threads(1)  # models are tiny, and waiting threads take the cores from each other
+
 Json = dict[str, Any]
 
 POSITIONS = 768
@@ -46,8 +48,7 @@ VARIANTS: dict[str, Json] = {
     "llama_head_dim": _LLAMA | {"head_dim": 12, "num_key_value_heads": 2},
     "llama_theta_v4": _LLAMA | {"rope_theta": 500.0},
     "llama_linear_rope_v4": _LLAMA | {"rope_scaling": {"type": "linear", "factor": 4.0}},
-    "llama_linear_rope_v5": _LLAMA
-    | {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}},
+    "llama_linear_rope_v5": _LLAMA | {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}},
     "llama_llama3_rope_v4": _LLAMA | {"head_dim": 16, "rope_theta": 500.0, "rope_scaling": _LLAMA3_ROPE},
     "llama_llama3_rope_v5": _LLAMA | {"head_dim": 16, "rope_parameters": _LLAMA3_ROPE | {"rope_theta": 500.0}},
     "qwen2": _QWEN2,
@@ -103,6 +104,10 @@ def port(model: transformers.PreTrainedModel) -> tuple[DecoderConfig, Params]:
 
 def hf_logits(model: transformers.PreTrainedModel, tokens: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
     """tokens, valid: [B, T] -> logits [B, T, v]."""
-    mask = None if valid is None else torch.tensor(valid, dtype=torch.long)
+    arguments = {"input_ids": torch.tensor(tokens, dtype=torch.long)}
+    if valid is not None:
+        mask = torch.tensor(valid, dtype=torch.long)
+        # The positions that transformers gives when it generates; its forward pass would count padding.
+        arguments |= {"attention_mask": mask, "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0)}
     with torch.no_grad():
-        return model(torch.tensor(tokens, dtype=torch.long), attention_mask=mask).logits.float().numpy()
+        return model(**arguments).logits.float().numpy()

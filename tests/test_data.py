@@ -144,6 +144,19 @@ def test_reading_stops_when_there_is_enough(tmp_path, tokenizer, monkeypatch):
         read(path, tokenizer, sequences=None)
 
 
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl.gz", "list.json", "a.parquet"])
+def test_local_files_ask_no_network(name, tmp_path, tokenizer, monkeypatch):
+    asked = []
+    monkeypatch.setattr("socket.getaddrinfo", lambda *address, **_: asked.append(address) or [])
+    path = tmp_path / name
+    if name == "a.parquet":
+        write_parquet(path, {"text": TEXTS})
+    else:
+        path.write_bytes(CONTAINERS[name])
+    read(path, tokenizer)
+    assert asked == []
+
+
 # Arrays
 
 
@@ -234,8 +247,11 @@ BROKEN = {
     "half.jsonl": (b'{"text": "w1 \\ud800"}', "is not valid Unicode"),
     "plain.txt.gz": (b"w1 w2", "cannot be read .Not a gzipped file"),
     "cut.txt.gz": (gzip.compress(JOINED.encode())[:50], "cannot be read .Compressed file ended"),
-    "plain.parquet": (b"w1 w2 w3", "is not a parquet file"),
-    "cut.parquet": (b"PAR1" + bytes(100), "is a broken parquet file"),
+    "plain.parquet": (b"w1 w2 w3", r"plain\.parquet is not a whole parquet file"),
+    "tiny.parquet": (b"w", r"tiny\.parquet is not a whole parquet file"),
+    "cut.parquet": (b"PAR1" + bytes(100), r"cut\.parquet is not a whole parquet file"),
+    "zeros.parquet": (b"PAR1" + bytes(100) + b"PAR1", r"zeros\.parquet cannot be read"),
+    "footer.parquet": (b"PAR1" + b"\1" * 100 + b"PAR1", r"footer\.parquet is a broken parquet file"),
     "text.npy": (b"w1 w2", "holds no plain array"),
     "table.csv": (b"text\nw1", r"is of an unsupported type: use one of \.txt, \.jsonl"),
 }
@@ -461,19 +477,24 @@ def test_what_the_datasets_library_has_cached_is_read_without_the_hub(data, tmp_
         assert "has no split test or validation for evaluation, but train" in message
 
 
+HUB_FILES = {
+    "train.jsonl": json_lines(TEXTS),
+    NAMED["c4"].files["calibration"][1]: gzip.compress(json_lines(TEXTS)),
+}
+
+
 class Hub(http.server.BaseHTTPRequestHandler):
     """The few answers of the hub that reading a data set needs; every data set holds the same files."""
 
     commit = NAMED["c4"].revision
-    files = {"train.jsonl": json_lines(TEXTS), NAMED["c4"].files["calibration"][1]: gzip.compress(json_lines(TEXTS))}
 
     def do_GET(self) -> None:
         path = self.path.split("?")[0]
         file = path.partition("/resolve/")[2].partition("/")[2]
-        listing = [{"type": "file", "path": "train.jsonl", "size": len(self.files["train.jsonl"]), "oid": "0" * 40}]
+        listing = [{"type": "file", "path": "train.jsonl", "size": len(HUB_FILES["train.jsonl"]), "oid": "0" * 40}]
         about = {"id": "owner/name", "sha": self.commit, "private": False, "tags": [], "downloads": 0, "siblings": []}
-        if file in self.files:
-            self.answer(200, self.files[file], {"ETag": f'"{hashlib.md5(self.files[file]).hexdigest()}"'})
+        if file in HUB_FILES:
+            self.answer(200, HUB_FILES[file], {"ETag": f'"{hashlib.md5(HUB_FILES[file]).hexdigest()}"'})
         elif file:
             self.answer(404, b"", {"X-Error-Code": "EntryNotFound"})
         else:

@@ -120,7 +120,7 @@ class Reader:
 
 
 class Writer:
-    """Writes a Hugging Face folder piece by piece: after the `with` block it is complete and in its place, or absent."""
+    """Writes a Hugging Face folder piece by piece: after the `with` block it is complete and in place, or absent."""
 
     def __init__(
         self,

@@ -10,6 +10,7 @@ import json
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def new_folder(path: str | Path, overwrite: bool = False, needed: int = 0) -> It
             _flush(partial)
             _publish(partial, target, overwrite)
         except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
+            _remove(partial)
             raise
 
 
@@ -131,6 +132,15 @@ def _is_full(error: Exception) -> bool:
 
 def _beside(target: Path, role: str) -> Path:
     return target.with_name(f".{target.name}.{role}-{secrets.token_hex(4)}")
+
+
+def _remove(folder: Path) -> None:
+    """Removes a folder that writers may still fill: when one of Orbax's fails, the others go on for a while."""
+    for _ in range(100):
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.02)
+        if not folder.exists():
+            return
 
 
 def _flush(folder: Path) -> None:

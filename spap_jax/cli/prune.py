@@ -9,7 +9,6 @@ from cyclopts import Parameter
 from spap_jax.settings import PruneSettings
 
 if TYPE_CHECKING:
-    import numpy as np
 
     from spap_jax.checkpoint import Reader
     from spap_jax.data import TokenBlocks

@@ -98,20 +98,20 @@ def _continue(
     tokens: jax.Array,
     valid: jax.Array,
     key: jax.Array,
-    eos: jax.Array,
+    is_end: jax.Array,
     pad: jax.Array,
     new: int,
     sampling: Sampling,
     dtype: DTypeLike,
 ) -> jax.Array:
-    """tokens, valid: [B, T]; eos: [E] -> the tokens that follow [B, new]."""
+    """tokens, valid: [B, T], is_end: [v] -> the tokens that follow [B, new]."""
     batch = tokens.shape[0]
 
     def write(state: _State, logits: jax.Array) -> _State:
         token = choose(sampling, logits, jax.random.fold_in(key, state.step))
         token = jnp.where(state.ended, pad, token)
         written = jax.lax.dynamic_update_slice(state.written, token[:, None], (0, state.step))
-        ended = state.ended | (token[:, None] == eos[None, :]).any(axis=-1)
+        ended = state.ended | is_end[token]
         return _State(state.step + 1, token, ended, written, state.cache)
 
     def advance(state: _State) -> _State:
@@ -181,7 +181,7 @@ def generate(
         np.pad(prompts, left),
         np.pad(mask, left),
         jax.random.key(0) if key is None else key,
-        np.asarray(ends, np.int32),
+        np.isin(np.arange(model.config.vocabulary), ends),
         np.int32(pad),
         max_new_tokens,
         sampling,
@@ -191,7 +191,7 @@ def generate(
 
 
 def _named_tokens(source: Source) -> dict[str, Any]:
-    """The special tokens that the model's files name; generation_config.json, where there is one, replaces config.json."""
+    """Where special tokens are named: generation_config.json, or config.json for a model without one."""
     path = None if source.folder is None else source.folder / "generation_config.json"
     if path is not None and path.is_file():
         return json.loads(path.read_text(encoding="utf-8"))

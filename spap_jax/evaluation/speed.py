@@ -61,10 +61,7 @@ def measure(models: list[Model], work: Workload) -> list[Speed]:
     for run in runs:
         run()
     timed = [[run() for run in runs] for _ in range(work.repeats)]
-    return [
-        Speed(*(tuple(part) for part in zip(*(row[i] for row in timed), strict=True)), *_costs(model, work))
-        for i, model in enumerate(models)
-    ]
+    return [_speed(model, work, [row[i] for row in timed]) for i, model in enumerate(models)]
 
 
 def speed_up(before: tuple[float, ...], after: tuple[float, ...]) -> float:
@@ -91,9 +88,11 @@ def _run(model: Model, work: Workload) -> Callable[[], tuple[float, float]]:
     return run
 
 
-def _costs(model: Model, work: Workload) -> tuple[int, int]:
+def _speed(model: Model, work: Workload, timed: list[tuple[float, float]]) -> Speed:
     weight = jax.tree.leaves(model.params)[0].dtype.itemsize
-    return (
-        cost.prefill_operations(model.family, model.config, work.batch, work.prompt),
-        cost.decode_bytes(model.family, model.config, work.batch, work.prompt + work.new, weight),
+    return Speed(
+        prefill=tuple(prefill for prefill, _ in timed),
+        decode=tuple(decode for _, decode in timed),
+        prefill_operations=cost.prefill_operations(model.family, model.config, work.batch, work.prompt),
+        decode_bytes=cost.decode_bytes(model.family, model.config, work.batch, work.prompt + work.new, weight),
     )

@@ -2,11 +2,11 @@
 
 import functools
 import time
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from spap_jax.baselines import select_channels
 from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
@@ -19,8 +19,8 @@ from spap_jax.pruning.streams import mlp_hidden
 from spap_jax.settings import PruneSettings
 from spap_jax.solver import alternating
 from spap_jax.solver.alternating import Recovered, Schedule, Tokens, Weights
-from spap_jax.baselines.selection import Selection, choose
-from spap_jax.solver.problem import equilibrate, refit
+from spap_jax.solver.problem import System, equilibrate, refit
+from spap_jax.solver.swap import Polished
 
 
 class Clock:
@@ -65,11 +65,10 @@ def prune_layer(
     narrow = config.narrowed(keep)
     seen = moments.accumulate(config, layer, calibration)
     clock.lap("statistics", seen)
-    chosen = _select(seen, keep, settings.method, settings.ridge, settings.penalty, settings.penalty_steps,
-                     settings.swap_rounds)  # fmt: skip
+    system, chosen = _select(seen, keep, settings)
     clock.lap("selection", chosen)
     selected = reduce.to_weights(reduce.take_channels(FAMILIES[config.family], layer["mlp"], chosen.kept))
-    refitted = _refit(seen, chosen.kept, selected, settings.ridge)
+    refitted = _refit(seen, system, chosen.kept, selected)
     clock.lap("refit", refitted)
     schedule = Schedule(settings.rounds, settings.steps, settings.step_tokens, settings.learning_rate)
     key = jax.random.fold_in(jax.random.key(settings.seed), index)
@@ -79,19 +78,31 @@ def prune_layer(
     stages = (selected, refitted, reduce.to_weights(mlp))
     errors = [_errors(narrow, layer, weights, calibration, held_out) for weights in stages]
     clock.lap("errors", errors)
-    report = _report(index, chosen, recovered, jax.device_get(errors), bool(held_out.target.size), clock)
+    report = _report(index, system, chosen, recovered, jax.device_get(errors), bool(held_out.target.size), clock)
     return layer | {"mlp": mlp}, report
 
 
-@functools.partial(jax.jit, static_argnames=("keep", "method", "penalty", "steps", "swap_rounds"))
-def _select(seen: Moments, keep: int, method: str, ridge: float, penalty: float, steps: int, swap_rounds: int):
-    return choose(method, seen.problem, seen.variance, keep, ridge, penalty, steps, swap_rounds)
+@functools.partial(jax.jit, static_argnames=("keep", "settings"))
+@full_precision
+def _select(seen: Moments, keep: int, settings: PruneSettings) -> tuple[System, Polished]:
+    system = equilibrate(seen.problem, settings.ridge)
+    chosen = select_channels(
+        settings.method,
+        seen.problem,
+        system,
+        seen.variance,
+        keep,
+        penalty=settings.penalty,
+        steps=settings.penalty_steps,
+        rounds=settings.swap_rounds,
+    )
+    return system, chosen
 
 
 @jax.jit
 @full_precision
-def _refit(seen: Moments, kept: jax.Array, selected: Weights, ridge: float) -> Weights:
-    down = refit(equilibrate(seen.problem, ridge), kept)
+def _refit(seen: Moments, system: System, kept: jax.Array, selected: Weights) -> Weights:
+    down = refit(system, kept)
     bias = None if selected.bias is None else seen.target_mean - seen.hidden_mean[kept] @ down
     return Weights(selected.inner, down, bias)
 
@@ -118,16 +129,18 @@ def _hidden(config: DecoderConfig, layer: Params, inner: alternating.Inner, resi
     return decoder.block(config, layer | {"mlp": inner | unused}, residual, method=mlp_hidden)
 
 
-def _report(index: int, chosen: Selection, recovered: Recovered, errors: list, has_held_out: bool, clock: Clock):
+def _report(
+    index: int, system: System, chosen: Polished, recovered: Recovered, errors: list, has_held_out: bool, clock: Clock
+) -> LayerReport:
     calibration, held_out = (Errors(*(float(stage[which]) for stage in errors)) for which in (0, 1))
     return LayerReport(
         layer=index,
         kept=tuple(chosen.kept.tolist()),
         calibration=calibration,
         held_out=held_out if has_held_out else None,
-        swaps=None if chosen.swaps is None else int(chosen.swaps),
-        improving_swaps=None if chosen.improving is None else int(chosen.improving),
-        ridge=float(chosen.ridge),
+        swaps=int(chosen.swaps),
+        improving_swaps=int(chosen.improving),
+        ridge=float(system.ridge),
         rounds=int(recovered.rounds),
         seconds=dict(clock.seconds),
     )

@@ -42,8 +42,7 @@ class LayerReport:
         calibration: Errors on the tokens that were fitted.
         held_out: Errors on the tokens that were not; None where none were held out.
         swaps: Exchanges of channels made by the polish.
-        improving_swaps: Single exchanges that would still lower the error; 0 certifies that there is none. None where
-            the method does not polish.
+        improving_swaps: Single exchanges that would still lower the refitted error; 0 certifies that there is none.
         ridge: Relative ridge used; above the setting where the second moments were too nearly singular for it.
         rounds: Alternating rounds accepted.
         seconds: Time by phase.
@@ -53,8 +52,8 @@ class LayerReport:
     kept: tuple[int, ...]
     calibration: Errors
     held_out: Errors | None
-    swaps: int | None
-    improving_swaps: int | None
+    swaps: int
+    improving_swaps: int
     ridge: float
     rounds: int
     seconds: dict[str, float]

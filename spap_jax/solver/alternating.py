@@ -7,7 +7,7 @@ sequence is monotone and never ends above the closed-form refit it started from.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -115,13 +115,13 @@ def descend(
         y = target[index]
         return jnp.square(y - output(hidden, weights, residual[index])).sum() / jnp.square(y).sum()
 
-    def step(carry, now):
+    def step(carry: tuple[Any, Any], now: tuple[jax.Array, jax.Array]) -> tuple[tuple[Any, Any], None]:
         weights, state = carry
         number, key = now
         index = jax.random.randint(key, (batch,), 0, residual.shape[0])
-        updates, state = optimizer.update(jax.grad(loss)(weights, index), state, weights)
-        size = -rate * decay(number)
-        return (optax.apply_updates(weights, jax.tree.map(lambda u: size * u, updates)), state), None
+        updates, state = optimizer.update(jax.grad(loss)(weights, index), state, cast(Any, weights))
+        size = rate * decay(number)
+        return (jax.tree.map(lambda w, u: w - size * u, weights, updates), state), None
 
     numbered = (jnp.arange(schedule.steps), jax.random.split(key, schedule.steps))
     (weights, _), _ = jax.lax.scan(step, (weights, optimizer.init(weights)), numbered)

@@ -162,8 +162,9 @@ class Tableau(NamedTuple):
 def dense_tableau(system: System) -> Tableau:
     """The tableau that keeps all f channels."""
     f = system.gram.shape[0]
-    inverse = cho_solve((system.factor, True), jnp.eye(f, dtype=system.gram.dtype))
-    return Tableau(inverse, inverse @ system.cross, jnp.zeros(f, bool))
+    right = jnp.concatenate([jnp.eye(f, dtype=system.gram.dtype), system.cross], axis=1)
+    inverse, rows = jnp.split(cho_solve((system.factor, True), right), [f], axis=1)
+    return Tableau(inverse, rows, jnp.zeros(f, bool))
 
 
 def pivot(tableau: Tableau, block: Array, active: Array, slack: float | Array) -> Tableau:

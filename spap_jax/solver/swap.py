@@ -109,9 +109,9 @@ def _tableau(system: System, kept: Array, removed: Array) -> tuple[Tableau, Arra
     k = kept.shape[0]
     side = gram[kept[:, None], removed[None, :]]
     factor = jnp.linalg.cholesky(gram[kept[:, None], kept[None, :]])
-    inverse = cho_solve((factor, True), jnp.eye(k, dtype=gram.dtype))
-    across = inverse @ side
-    weights = inverse @ cross[kept]
+    # Solved, not multiplied by the inverse: on a nearly singular system only a solve has a small residual.
+    right = jnp.concatenate([jnp.eye(k, dtype=gram.dtype), side, cross[kept]], axis=1)
+    inverse, across, weights = jnp.split(cho_solve((factor, True), right), [k, gram.shape[0]], axis=1)
     order = jnp.argsort(jnp.concatenate([kept, removed]))
     schur = gram[removed[:, None], removed[None, :]] - side.T @ across
     matrix = jnp.block([[inverse, -across], [-across.T, -schur]])[order[:, None], order[None, :]]
@@ -120,7 +120,7 @@ def _tableau(system: System, kept: Array, removed: Array) -> tuple[Tableau, Arra
 
 
 def _swap(state: _State, gains: Array, threshold: Array, allowed: Array) -> _State:
-    """Makes the largest block of the best disjoint swaps that pays as a block: as many as can be, or half, a quarter."""
+    """Makes the best disjoint swaps, as many as can be, or half, a quarter, .. of them until they pay as a block."""
     most = max(1, min(gains.shape) // _BLOCK)
     out, into, promised = _disjoint_pairs(gains, most)
     leaving, coming = state.kept[out], state.removed[into]
@@ -154,7 +154,8 @@ def block_gain(tableau: Tableau, block: Array, active: Array) -> Array:
         active: [b] which of them change sides.
     """
     both = active[:, None] & active[None, :]
-    corner = jnp.where(both, tableau.matrix[block[:, None], block[None, :]], jnp.eye(block.size))
+    eye = jnp.eye(block.size, dtype=tableau.matrix.dtype)
+    corner = jnp.where(both, tableau.matrix[block[:, None], block[None, :]], eye)
     rows = tableau.rows[block] * active[:, None]
     return -jnp.sum(rows * jnp.linalg.solve(corner, rows))
 

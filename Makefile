@@ -1,0 +1,38 @@
+# make demo and make test work on a fresh machine: they set themselves up in .venv.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint quality install install-dev clean
+
+demo: install
+	$(BIN)/spap prune examples/llama-stories --sparsity 0.3 \
+	  --calibration examples/stories_calibration.txt --sequences 256 --sequence-length 256 \
+	  --eval examples/stories_evaluation.txt --output out/llama-stories-30 --overwrite
+
+test: install-dev
+	$(BIN)/python -m pytest
+
+lint: install-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+quality: install
+	$(BIN)/python -m benchmarks.quality --quick
+
+install: $(VENV)/.installed
+install-dev: $(VENV)/.installed-dev
+
+$(VENV)/.installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+$(VENV)/.installed-dev: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@ $(VENV)/.installed
+
+clean:
+	rm -rf $(VENV) build dist out *.egg-info

@@ -1,0 +1,206 @@
+"""What is wrong with a checkpoint is said in one sentence, before any work."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_checkpoints import edit_config, edit_tensors, state, write, write_bin
+
+from spap_jax.checkpoint import Reader, load, save_orbax
+from spap_jax.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write("llama", tmp_path / "in")
+
+
+def refusal(folder: Path) -> str:
+    """The sentence that reading the headers of a folder ends with."""
+    with pytest.raises(UserError) as error:
+        Reader(folder)
+    return str(error.value)
+
+
+def test_all_faults_of_the_tensors_are_listed_at_once(folder: Path):
+    edit_tensors(
+        folder,
+        model__norm__weight=None,
+        model__layers__1__mlp__up_proj__weight=torch.zeros(54, 32),
+        model__layers__0__mlp__up_proj__bias=torch.zeros(53),
+        model__layers__2__mlp__down_proj__weight=torch.zeros(32, 53, dtype=torch.int8),
+        model__layers__2__self_attn__q_proj__weight=torch.zeros(32, 32, dtype=torch.bfloat16),
+    )
+    sentence = refusal(folder)
+    assert sentence.startswith(f"the weights of {folder} do not fit its config.json: ")
+    for part in (
+        "tensors are missing (model.norm.weight)",
+        "tensors are unexpected (model.layers.0.mlp.up_proj.bias)",
+        "shapes are wrong (model.layers.1.mlp.up_proj.weight [54, 32] instead of [53, 32])",
+        "dtypes cannot be pruned (quantised, or wider than float32) (model.layers.2.mlp.down_proj.weight i8)",
+        "model.layers.0.self_attn.q_proj.weight float32 but model.layers.2.self_attn.q_proj.weight bfloat16",
+    ):
+        assert part in sentence
+
+
+def test_a_long_list_is_cut(folder: Path):
+    sentence = refusal(edit_config(folder, num_hidden_layers=8))
+    assert sentence.count("model.layers.") == 10
+    assert "and 35 more" in sentence
+    assert len(refusal(edit_config(folder, intermediate_size=60))) < 2000
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int8, torch.float8_e4m3fn])
+def test_dtypes_that_are_not_pruned(dtype: torch.dtype, folder: Path):
+    name = "model.layers.0.mlp.up_proj.weight"
+    edit_tensors(folder, **{name: state("llama")[name].to(dtype)})
+    assert "dtypes cannot be pruned (quantised, or wider than float32)" in refusal(folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["model.layers.1.mlp.down_proj.weight", "model.embed_tokens.weight"])
+def test_weights_that_are_not_finite(name: str, dtype: str, value: float, tmp_path: Path):
+    folder = write("llama", tmp_path / "in", dtype)
+    tensor = state("llama", dtype)[name].clone()
+    tensor[3, 4] = value
+    reader = Reader(edit_tensors(folder, **{name: tensor}))
+    for read in (reader.model, lambda: (reader.outer(), reader.layer(1))):
+        with pytest.raises(UserError, match=f"the weight {name} holds NaN or infinity"):
+            read()
+
+
+def test_a_tensor_stored_twice(tmp_path: Path):
+    folder = write("opt_125m_like", tmp_path / "in")
+    edit_tensors(folder, decoder__layers__0__fc1__bias=torch.zeros(53))
+    assert "model.decoder.layers.0.fc1.bias is stored twice" in refusal(folder)
+    sharded = write("llama", tmp_path / "sharded", shard="12KB")
+    shards = sorted(sharded.glob("*.safetensors"))
+    shutil.copyfile(shards[0], shards[1])
+    assert "is in two of the weight files" in refusal(sharded)
+
+
+@pytest.mark.parametrize("length", [0, 4, 100, -1])
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_files_that_are_cut_off(kind: str, length: int, tmp_path: Path):
+    folder = write("llama", tmp_path / "in") if kind == "safetensors" else write_bin("llama", tmp_path / "in")
+    path = next(folder.glob(f"*.{kind}"))
+    path.write_bytes(path.read_bytes()[:length])
+    assert refusal(folder).startswith(f"{path} cannot be read")
+
+
+def test_files_of_another_kind(folder: Path, tmp_path: Path):
+    path = folder / "model.safetensors"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    assert refusal(folder) == f"{path} is a Git LFS pointer and not the weights: run `git lfs pull` in its folder."
+    path.write_bytes(b"\xff" * 1000)
+    assert refusal(folder).startswith(f"{path} cannot be read")
+    path.unlink()
+    assert "holds no weights: neither model.safetensors nor pytorch_model.bin" in refusal(folder)
+    binary = write_bin("llama", tmp_path / "bin") / "pytorch_model.bin"
+    for content in ([1, 2], {"model": state("llama")}):
+        torch.save(content, binary)
+        assert refusal(binary.parent).startswith(f"{binary} holds something else than named weights")
+
+
+def test_torch_files_never_run_code(tmp_path: Path):
+    class Bomb:
+        def __reduce__(self) -> tuple:
+            return (Path.touch, (tmp_path / "ran",))
+
+    folder = write_bin("llama", tmp_path / "bin")
+    torch.save(state("llama") | {"bomb": Bomb()}, folder / "pytorch_model.bin")
+    assert refusal(folder).startswith(f"{folder / 'pytorch_model.bin'} cannot be read as weights")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_indices(tmp_path: Path):
+    folder = write("llama", tmp_path / "in", shard="12KB")
+    index = folder / "model.safetensors.index.json"
+    content = json.loads(index.read_bytes())
+    name, shard = next(iter(content["weight_map"].items()))
+
+    def refused(weight_map: Any) -> str:
+        index.write_text(json.dumps({"weight_map": weight_map}))
+        return refusal(folder)
+
+    for outside in ("../x.safetensors", "sub/../../x.safetensors", "/etc/passwd", "..\\x.safetensors"):
+        assert "outside of its folder" in refused(content["weight_map"] | {name: outside})
+    assert "gone.safetensors is missing" in refused(content["weight_map"] | {name: "gone.safetensors"})
+    assert "names no.such, which none of its weight files has" in refused(content["weight_map"] | {"no.such": shard})
+    for nonsense in ({}, [], None, "text", {name: 3}):
+        assert str(index) in refused(nonsense)
+    index.write_text("{")
+    assert f"{index} is not an index of weight files" in refusal(folder)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "null", '{"a": 1,}', "\ufeff{}", "NaN"])
+def test_configs_that_are_not_json_objects(text: str, folder: Path):
+    (folder / "config.json").write_text(text)
+    assert refusal(folder).startswith(f"the config.json of {folder} is not ")
+    (folder / "config.json").write_bytes(b"\xff\xfe")
+    assert "config.json cannot be read" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("variant", "changes", "sentence"),
+    [
+        ("llama", {"model_type": "mistral"}, "the architecture LlamaForCausalLM is not supported"),
+        ("llama", {"architectures": ["LlamaModel"]}, "the architecture LlamaModel is not supported"),
+        ("llama", {"architectures": None, "model_type": None}, "model_type None is not supported"),
+        ("llama", {"clip_qkv": 8.0}, "config.json sets clip_qkv=8.0, which this port of llama does not compute"),
+        ("llama", {"intermediate_size": ...}, "config.json has no intermediate_size"),
+        ("llama", {"intermediate_size": [53, 40, 53]}, "which must be a positive whole number"),
+        ("llama", {"hidden_act": "gelu_new"}, "activation 'gelu_new' is not implemented"),
+        ("llama", {"num_key_value_heads": 3}, "4 heads for 3 key/value heads"),
+        ("llama", {"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope scaling 'yarn' is not implemented"),
+        ("llama", {"quantization_config": {"bits": 4}}, "this checkpoint is quantised"),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 16}, "use_sliding_window=True"),
+        ("qwen2", {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types="),
+    ],
+)
+def test_configs_that_are_not_supported(variant: str, changes: dict, sentence: str, tmp_path: Path):
+    assert sentence in refusal(edit_config(write(variant, tmp_path / "in"), **changes))
+
+
+class TestOrbax:
+    @pytest.fixture
+    def orbax(self, tmp_path: Path) -> Path:
+        save_orbax(load(write("llama_tied", tmp_path / "in")), tmp_path / "orbax")
+        return tmp_path / "orbax"
+
+    def refusal(self, folder: Path) -> str:
+        with pytest.raises(UserError) as error:
+            load(folder)
+        return str(error.value)
+
+    @pytest.mark.parametrize("change", [{"intermediate_size": 54}, {"vocab_size": 98}, {"num_hidden_layers": 2}])
+    def test_other_sizes(self, change: dict, orbax: Path):
+        assert "where config.json gives [" in self.refusal(edit_config(orbax, **change))
+
+    def test_other_weights(self, orbax: Path):
+        assert "holds other weights than its config.json" in self.refusal(edit_config(orbax, attention_bias=True))
+
+    def test_data_cut_off(self, orbax: Path):
+        files = [file for file in (orbax / "params").rglob("*") if file.is_file() and file.parent.name == "d"]
+        for file in files:
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+        assert self.refusal(orbax).startswith(f"{orbax / 'params'} cannot be read")
+
+    @pytest.mark.parametrize("name", ["_METADATA", "manifest.ocdbt"])
+    def test_files_lost(self, name: str, orbax: Path):
+        (orbax / "params" / name).unlink()
+        assert self.refusal(orbax).startswith(f"{orbax / 'params'} cannot be read")
+
+    def test_its_own_facts(self, orbax: Path):
+        (orbax / "spap_source.json").write_text("{}")
+        assert self.refusal(orbax).startswith(f"{orbax / 'spap_source.json'} cannot be read")
+
+    def test_not_finite(self, orbax: Path):
+        model = load(orbax)
+        model.params["layers"]["mlp"]["up"] = model.params["layers"]["mlp"]["up"].at[1, 2, 3].set(float("nan"))
+        save_orbax(model, orbax, overwrite=True)
+        assert "the weight layers/mlp/up" in self.refusal(orbax)

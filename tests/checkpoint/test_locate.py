@@ -1,0 +1,189 @@
+"""What a person calls a model becomes a folder, or a sentence."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+from tiny_checkpoints import write, write_bin
+
+from spap_jax.checkpoint import load, locate
+from spap_jax.errors import UserError
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder as the hub's cache and another as the current one."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "cache"
+
+
+def snapshot(cache: Path, repo: str) -> Path:
+    """The folder of a snapshot in the hub's cache."""
+    root = cache / f"models--{repo.replace('/', '--')}"
+    (root / "refs").mkdir(parents=True)
+    (root / "refs" / "main").write_text(COMMIT)
+    return root / "snapshots" / COMMIT
+
+
+def test_folders(cache: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = write("llama", cache.parent / "here" / "models" / "a")
+    monkeypatch.setenv("HOME", str(cache.parent / "here"))
+    for name in (folder, str(folder), "models/a", "./models/a/", "~/models/a", Path("models/a")):
+        assert locate(name) == folder
+    assert load("models/a").source.name == "models/a"
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("./models/b", "there is no folder models/b: check the path"),
+        ("/no/such", "there is no folder /no/such"),
+        ("~/no", "there is no folder .*/no"),
+        ("../no", "there is no folder ../no"),
+        ("a/b/c", "there is no folder a/b/c"),
+        ("llama", "there is no folder llama: check the path, or give a hub id of the form owner/name"),
+        (Path("owner/name"), "there is no folder owner/name"),
+        (
+            "models/b",
+            "there is no folder b in .*/here/models; since models is a folder here, models/b is read as a path",
+        ),
+        ("models", "models is no checkpoint: it has no config.json"),
+        ("models/a/config.json", "models/a/config.json is a file: name the folder"),
+        ("", "has no config.json"),
+        ("owner/name", "the model owner/name is not on this machine and the hub .* local folder"),
+    ],
+)
+def test_what_cannot_be_located(name: str | Path, sentence: str, cache: Path):
+    write("llama", cache.parent / "here" / "models" / "a")
+    with pytest.raises(UserError, match=sentence):
+        locate(name)
+
+
+@pytest.mark.parametrize("shard", ["1GB", "12KB"])
+def test_a_cached_snapshot_needs_no_network(shard: str, cache: Path):
+    folder = write("llama", snapshot(cache, "owner/name"), shard=shard)
+    assert locate("owner/name") == folder
+    (folder / "tokenizer.json").unlink()
+    assert locate("owner/name") == folder
+    max(folder.glob("*.safetensors")).unlink()
+    with pytest.raises(UserError, match="the model owner/name is not on this machine"):
+        locate("owner/name")
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub as a download needs: one model that all may read, one that is gated."""
+
+    protocol_version = "HTTP/1.1"
+    root: Path
+    asked: list[str]
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        if self.path == "/":
+            self.answer(200, b"")
+        elif "gated/model" in self.path:
+            self.answer(403, b"{}", {"X-Error-Code": "GatedRepo"})
+        elif "owner/name" not in self.path:
+            self.answer(401, b"{}", {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
+        elif "/resolve/" in self.path:
+            content = (self.root / self.path.rsplit(f"{COMMIT}/", 1)[1]).read_bytes()
+            self.answer(200, content, {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": COMMIT})
+        else:
+            files = [{"type": "file", "rfilename": name, "path": name, "oid": "0", "size": 1} for name in self.names()]
+            info = {"id": "owner/name", "modelId": "owner/name", "sha": COMMIT, "siblings": files}
+            self.answer(200, json.dumps(files if "/tree/" in self.path else info).encode())
+
+    def names(self) -> list[str]:
+        return [str(file.relative_to(self.root)) for file in sorted(self.root.rglob("*")) if file.is_file()]
+
+    def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in ({"Content-Length": str(len(body))} | (headers or {})).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Keeps quiet."""
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[str]:
+    Hub.root, Hub.asked = tmp_path / "served", []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+PROGRAM = """
+import sys
+from spap_jax.checkpoint import locate
+from spap_jax.errors import UserError
+for name in sys.argv[1:]:
+    try:
+        print(locate(name))
+    except UserError as error:
+        print(error)
+"""
+
+
+def located(hub: str, home: Path, *names: str) -> tuple[list[str], str]:
+    """What another process, which is allowed to ask the hub, prints for each name; and its errors."""
+    settings = {"HF_ENDPOINT": hub, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_secret"}
+    settings |= {"NO_PROXY": "*", "no_proxy": "*"}
+    command = [sys.executable, "-c", PROGRAM, *names]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=home, env=os.environ | settings)
+    return run.stdout.splitlines(), run.stderr
+
+
+def test_a_download_takes_what_is_needed_and_no_more(hub: str, tmp_path: Path):
+    served = write("llama", tmp_path / "served", shard="12KB")
+    write_bin("llama", tmp_path / "other")
+    for name in ("pytorch_model.bin", "README.md", "original/consolidated.safetensors", "original/tokenizer.model"):
+        (served / name).parent.mkdir(exist_ok=True)
+        (served / name).write_bytes(b"x")
+    (served / "LICENSE").write_text("free")
+    home = tmp_path / "home"
+    home.mkdir()
+    (found, gated, unknown, again), errors = located(hub, home, "owner/name", "gated/model", "no/such", "owner/name")
+    needed = {"config.json", "generation_config.json", "tokenizer.json", "LICENSE", "model.safetensors.index.json"}
+    needed |= {file.name for file in served.glob("model-*.safetensors")}
+    assert {file.name for file in Path(found).iterdir()} == needed
+    assert all((Path(found) / name).read_bytes() == (served / name).read_bytes() for name in needed)
+    assert again == found
+    assert gated.startswith("the model gated/model is gated: accept its terms")
+    assert unknown.startswith("the hub has no model no/such that this login may see")
+    assert "hf_secret" not in gated + unknown + errors
+    assert load(found).config.layers == 3
+
+
+def test_a_download_of_torch_files(hub: str, tmp_path: Path):
+    write_bin("llama", tmp_path / "served")
+    (found,), _ = located(hub, tmp_path, "owner/name")
+    assert "pytorch_model.bin" in os.listdir(found)
+
+
+def test_no_network_is_said_at_once(tmp_path: Path):
+    (sentence,), _ = located("http://127.0.0.1:9", tmp_path, "owner/name")
+    assert sentence.startswith("the model owner/name is not on this machine and the hub")
+    assert sentence.endswith("give the path of a local folder that holds the checkpoint.")

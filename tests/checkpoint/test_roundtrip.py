@@ -1,0 +1,274 @@
+"""What is read and written again is the same, bit for bit."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.numpy import load_file
+from tiny_checkpoints import VARIANTS, edit_config, edit_tensors, raw_tensors, state, write, write_bin
+
+from spap_jax.checkpoint import Reader, Writer, is_orbax, load, load_orbax, save, save_orbax
+from spap_jax.errors import UserError
+from spap_jax.model import Model
+from spap_jax.models import decoder
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def same_arrays(one: dict, other: dict) -> bool:
+    """Whether two trees have the same structure, dtypes and bytes."""
+    if jax.tree.structure(one) != jax.tree.structure(other):
+        return False
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return all(a.dtype == b.dtype and np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in pairs)
+
+
+def weighs(shard: Path) -> int:
+    return sum(array.nbytes for array in load_file(shard).values())
+
+
+def tensor_count(shard: Path) -> int:
+    return len(load_file(shard))
+
+
+def narrowed(model: Model, kept: int) -> Model:
+    """The model with its first MLP channels only."""
+    config = model.config.narrowed(kept)
+    shapes = jax.eval_shape(lambda: decoder.init(config, jax.random.key(0)))
+    cut = jax.tree.map(lambda a, s: a[tuple(slice(n) for n in s.shape)], model.params, shapes)
+    return Model(config, cut, model.source)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_hugging_face_to_jax_and_back(variant: str, dtype: str, tmp_path: Path):
+    source = write(variant, tmp_path / "in", dtype)
+    model = load(source)
+    save(model, tmp_path / "out")
+    assert raw_tensors(tmp_path / "out") == raw_tensors(source)
+    assert raw_tensors(source).keys() == state(variant).keys()
+    for name in ("config.json", "tokenizer.json", "generation_config.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["in", "out"]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_tree_is_what_the_decoder_declares(variant: str, tmp_path: Path):
+    reader = Reader(write(variant, tmp_path / "in"))
+    model = reader.model()
+    shapes = jax.eval_shape(lambda: decoder.init(model.config, jax.random.key(0)))
+    assert jax.tree.map(np.shape, model.params) == jax.tree.map(np.shape, shapes)
+    assert reader.bytes == sum(array.nbytes for array in jax.tree.leaves(model.params))
+    for index in range(model.config.layers):
+        assert same_arrays(reader.layer(index), jax.tree.map(lambda a, i=index: a[i], model.params["layers"]))
+    assert same_arrays(reader.outer(), {name: model.params[name] for name in ("embed", "head")})
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_stock_transformers_loads_a_narrowed_model(variant: str, tmp_path: Path):
+    model = load(write(variant, tmp_path / "in"))
+    save(narrowed(model, 40), tmp_path / "out")
+    loaded, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info.values()), info
+    field = model.family.width_field
+    assert getattr(loaded.config, field) == 40
+    text = (tmp_path / "in" / "config.json").read_bytes()
+    assert (tmp_path / "out" / "config.json").read_bytes() == text.replace(
+        b'%b" :  53' % field.encode(), b'%b" :  40' % field.encode()
+    )
+    up = state(variant)[
+        next(name for name in state(variant) if "1.mlp.up_proj.weight" in name or "1.fc1.weight" in name)
+    ]
+    found = next(t for n, t in loaded.state_dict().items() if "1.mlp.up_proj.weight" in n or "1.fc1.weight" in n)
+    assert torch.equal(found, up[:40])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("variant", ["llama_tied", "opt_350m_like"])
+def test_shards(variant: str, dtype: str, tmp_path: Path):
+    source = write(variant, tmp_path / "in", dtype, shard="12KB")
+    assert len(list(source.glob("model-*.safetensors"))) > 2
+    reader = Reader(source)
+    model = reader.model()
+    with Writer(tmp_path / "out", model.config, model.source, shard_bytes=20_000) as writer:
+        writer.outer(reader.outer())
+        for index in range(model.config.layers):
+            writer.layer(index, reader.layer(index))
+    shards = sorted((tmp_path / "out").glob("*.safetensors"))
+    assert len(shards) > 1
+    assert shards[-1].name == f"model-{len(shards):05d}-of-{len(shards):05d}.safetensors"
+    assert all(weighs(shard) <= 20_000 or tensor_count(shard) == 1 for shard in shards)
+    assert raw_tensors(tmp_path / "out") == raw_tensors(source)
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == reader.bytes
+    assert index["weight_map"].keys() == raw_tensors(source).keys()
+    _, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info.values()), info
+
+
+def test_one_shard_for_each_tensor_that_is_too_long(tmp_path: Path):
+    model = load(write("llama", tmp_path / "in"))
+    with Writer(tmp_path / "out", model.config, model.source, shard_bytes=1) as writer:
+        writer.outer(model.params)
+        for index in range(model.config.layers):
+            writer.layer(index, jax.tree.map(lambda a, i=index: a[i], model.params["layers"]))
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) == len(state("llama"))
+    assert same_arrays(load(tmp_path / "out").params, model.params)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shards", [1, 3])
+def test_torch_files(shards: int, dtype: str, tmp_path: Path):
+    stored = write("llama_biases", tmp_path / "in", dtype)
+    model = load(write_bin("llama_biases", tmp_path / "bin", dtype, shards))
+    assert same_arrays(model.params, load(stored).params)
+
+
+def test_old_torch_files_and_old_names(tmp_path: Path):
+    expected = load(write("opt_125m_like", tmp_path / "in"))
+    folder = write_bin("opt_125m_like", tmp_path / "bin", _use_new_zipfile_serialization=False)
+    assert same_arrays(load(folder).params, expected.params)
+    bare = {name.removeprefix("model."): tensor for name, tensor in state("opt_125m_like").items()}
+    torch.save(bare, folder / "pytorch_model.bin")
+    save(load(folder), tmp_path / "out")
+    assert raw_tensors(tmp_path / "out") == raw_tensors(tmp_path / "in")
+
+
+def test_torch_tensors_that_are_views(tmp_path: Path):
+    folder = write_bin("llama", tmp_path / "bin")
+    turned = {n: t.t().contiguous().t() if t.ndim == 2 else t for n, t in state("llama").items()}
+    assert not all(tensor.is_contiguous() for tensor in turned.values())
+    torch.save(turned, folder / "pytorch_model.bin")
+    assert same_arrays(load(folder).params, load(write("llama", tmp_path / "in")).params)
+
+
+WITHOUT_TORCH = """
+import sys
+
+class NoTorch:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "torch":
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, NoTorch())
+from spap_jax import checkpoint
+from spap_jax.errors import UserError
+
+checkpoint.save(checkpoint.load(sys.argv[1]), sys.argv[3])
+try:
+    checkpoint.load(sys.argv[2])
+except UserError as error:
+    print(error)
+"""
+
+
+def test_only_torch_files_need_torch(tmp_path: Path):
+    safe, torches = write("llama", tmp_path / "in"), write_bin("llama", tmp_path / "bin")
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(safe), str(torches), str(tmp_path / "out")]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "install torch (pip install 'spap-jax[torch]')" in run.stdout
+    assert str(torches / "pytorch_model.bin") in run.stdout
+    assert raw_tensors(tmp_path / "out") == raw_tensors(safe)
+
+
+def test_buffers_that_are_recomputed_are_ignored(tmp_path: Path):
+    folder = write("llama", tmp_path / "in")
+    expected = raw_tensors(folder)
+    edit_tensors(folder, model__layers__0__self_attn__rotary_emb__inv_freq=torch.ones(4))
+    save(load(folder), tmp_path / "out")
+    assert raw_tensors(tmp_path / "out") == expected
+
+
+@pytest.mark.parametrize("variant", ["llama_tied", "opt_125m_like"])
+def test_a_tied_head_that_is_stored_is_stored_again(variant: str, tmp_path: Path):
+    folder = write(variant, tmp_path / "in", "bfloat16")
+    tokens = next(tensor for name, tensor in state(variant, "bfloat16").items() if "embed_tokens" in name)
+    edit_tensors(folder, lm_head__weight=tokens.clone())
+    model = load(folder)
+    assert model.source.head_stored
+    assert "weight" not in model.params["head"]
+    save(model, tmp_path / "out")
+    assert raw_tensors(tmp_path / "out") == raw_tensors(folder)
+    save_orbax(model, tmp_path / "orbax")
+    save(load(tmp_path / "orbax"), tmp_path / "again")
+    assert raw_tensors(tmp_path / "again") == raw_tensors(folder)
+    changed = tokens.clone()
+    changed[0, 0] = -changed[0, 0]
+    edit_tensors(folder, lm_head__weight=changed)
+    with pytest.raises(UserError, match=r"lm_head\.weight differs"):
+        load(folder)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("stored", DTYPES)
+def test_casting_is_that_of_torch(stored: str, dtype: str, tmp_path: Path):
+    folder = write("qwen2", tmp_path / "in", stored)
+    save(load(folder), tmp_path / "out", dtype=dtype)
+    for name, tensor in state("qwen2", stored).items():
+        found = raw_tensors(tmp_path / "out")[name]
+        assert found[0] == dtype
+        assert found[2] == tensor.to(getattr(torch, dtype)).view(torch.uint8).numpy().tobytes()
+    config = json.loads((tmp_path / "out" / "config.json").read_bytes())
+    assert config == json.loads((folder / "config.json").read_bytes()) | {"torch_dtype": dtype}
+
+
+def test_weights_of_several_dtypes_keep_them(tmp_path: Path):
+    folder = write("llama", tmp_path / "in", "bfloat16")
+    norms = {name: tensor.float() for name, tensor in state("llama").items() if "norm" in name}
+    edit_tensors(folder, **norms)
+    save(load(folder), tmp_path / "out")
+    assert raw_tensors(tmp_path / "out") == raw_tensors(folder)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("variant", ["llama", "qwen2_tied", "opt_350m_like", "opt_no_affine"])
+def test_orbax_out_and_back(variant: str, dtype: str, tmp_path: Path):
+    source = write(variant, tmp_path / "in", dtype)
+    model = load(source)
+    save_orbax(narrowed(model, 40), tmp_path / "narrow")
+    assert same_arrays(load_orbax(tmp_path / "narrow").params, narrowed(model, 40).params)
+    save_orbax(model, tmp_path / "orbax")
+    shutil.move(tmp_path / "orbax", tmp_path / "elsewhere")
+    assert is_orbax(tmp_path / "elsewhere")
+    assert not is_orbax(source)
+    again = load(tmp_path / "elsewhere")
+    assert again.config == model.config
+    assert again.source.config_text == model.source.config_text
+    assert again.source.name == model.source.name
+    assert same_arrays(again.params, model.params)
+    save(again, tmp_path / "out")
+    assert raw_tensors(tmp_path / "out") == raw_tensors(source)
+    assert (tmp_path / "out" / "tokenizer.json").exists()
+
+
+def test_a_sharded_model_is_written_to_orbax(tmp_path: Path):
+    model = load(write("llama", tmp_path / "in"))
+    mesh = jax.make_mesh((2,), ("width",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
+    place = jax.sharding.NamedSharding(mesh, jax.P(None, "width"))
+    up = jax.device_put(model.params["layers"]["mlp"]["up"], place)
+    params = model.params | {"layers": model.params["layers"] | {"mlp": model.params["layers"]["mlp"] | {"up": up}}}
+    save_orbax(Model(model.config, params, model.source), tmp_path / "orbax")
+    assert same_arrays(load(tmp_path / "orbax").params, model.params)
+    save(Model(model.config, params, model.source), tmp_path / "out")
+    assert raw_tensors(tmp_path / "out") == raw_tensors(tmp_path / "in")
+
+
+def test_relative_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write("llama", tmp_path / "in")
+    monkeypatch.chdir(tmp_path)
+    save_orbax(load("in"), "orbax")
+    save(load("orbax"), Path("sub/out"))
+    assert raw_tensors(tmp_path / "sub/out") == raw_tensors(tmp_path / "in")
+
+
+def test_a_config_without_a_dtype_stays_so(tmp_path: Path):
+    folder = edit_config(write("llama", tmp_path / "in"), torch_dtype=...)
+    save(load(folder), tmp_path / "out", dtype="bfloat16")
+    assert (tmp_path / "out" / "config.json").read_bytes() == (folder / "config.json").read_bytes()

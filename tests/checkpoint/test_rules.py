@@ -1,0 +1,69 @@
+"""The families' tables: every rule can be inverted, and together they give the tensors of the real models."""
+
+import json
+from pathlib import Path
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spap_jax.checkpoint.inventory import expected_tensors
+from spap_jax.models import decoder
+from spap_jax.models.registry import FAMILIES, family_of
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.json"))
+RULES = sorted({rule for family in FAMILIES.values() for rule in family.rules})
+DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16]
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    sizes=st.fixed_dictionaries({letter: st.integers(1, 4) for letter in "vdefnmhp"}),
+    dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 1000),
+)
+def test_every_rule_can_be_inverted(sizes: dict[str, int], dtype: type, seed: int):
+    for rule in RULES:
+        theirs, ours = rule.shapes(sizes)
+        bits = np.random.default_rng(seed).bytes(int(np.prod(theirs)) * np.dtype(dtype).itemsize)
+        tensor = np.frombuffer(bits, dtype).reshape(theirs)
+        array = rule.read(tensor, sizes)
+        again = rule.write(array, sizes)
+        assert array.shape == ours
+        assert array.dtype == again.dtype == dtype
+        assert array.flags.c_contiguous
+        assert again.flags.c_contiguous
+        assert again.shape == theirs
+        assert again.tobytes() == bits
+        assert sorted(array.view(f"u{array.itemsize}").flat) == sorted(tensor.view(f"u{array.itemsize}").flat)
+
+
+def test_the_texts_of_the_real_configs_are_here():
+    assert len(CONFIGS) == 14
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_real_models(path: Path):
+    theirs = json.loads(path.read_bytes())
+    config = family_of(theirs).read_config(theirs)
+    expected = expected_tensors(config)
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**theirs))
+    stock = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if config.tied:
+        del stock["lm_head.weight"]
+    assert {name: tensor.shape for name, tensor in expected.items()} == stock
+
+    tree = jax.eval_shape(lambda: decoder.init(config, jax.random.key(0)))
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    shapes = {jax.tree_util.keystr(at, simple=True, separator="/"): leaf.shape for at, leaf in leaves}
+    rules = FAMILIES[config.family].rules_for(config)
+    assert {rule.ours for rule in rules} == shapes.keys()
+    for rule in rules:
+        ours = rule.shapes(config.axes)[1]
+        assert shapes[rule.ours] == ((config.layers, *ours) if rule.stacked else ours)

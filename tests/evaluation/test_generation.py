@@ -1,0 +1,245 @@
+"""Generation: the tokens of transformers, the settings of sampling, and what is refused."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import hf_models
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from spap_jax.errors import UserError
+from spap_jax.evaluation.generation import Sampling, choose, decode_step, generate, prefill
+from spap_jax.model import Model, Source
+from spap_jax.models import decoder
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def model_of(theirs: transformers.PreTrainedModel, folder: Path | None = None) -> Model:
+    config, params = hf_models.port(theirs)
+    return Model(config, params, Source("test", folder, theirs.config.to_json_string(use_diff=False)))
+
+
+def prompts() -> tuple[np.ndarray, np.ndarray]:
+    """Three prompts of 12, 9 and 1 tokens."""
+    tokens = np.random.default_rng(5).integers(2, 97, (3, 12))
+    valid = np.arange(12)[None, :] >= np.array([0, 3, 11])[:, None]
+    return np.where(valid, tokens, 0), valid
+
+
+def hf_generate(
+    model: transformers.PreTrainedModel, tokens: np.ndarray, valid: np.ndarray, new: int = 12, **kw: Any
+) -> np.ndarray:
+    settings = {"eos_token_id": None, "pad_token_id": 0} | kw
+    config = transformers.GenerationConfig(do_sample=False, max_new_tokens=new, **settings)
+    mask = torch.tensor(valid, dtype=torch.long)
+    out = model.generate(torch.tensor(tokens), attention_mask=mask, generation_config=config)  # type: ignore[operator]
+    pad = settings["pad_token_id"]
+    return np.pad(out.numpy(), ((0, 0), (0, tokens.shape[1] + new - out.shape[1])), constant_values=pad)
+
+
+NEW = 12
+"""New tokens: one number in most tests, so that they share compiled programs."""
+
+
+@pytest.mark.parametrize("name", ["llama_llama3_rope_v5", "qwen2_two_kv_heads", "opt_125m_like", "opt_350m_like"])
+def test_greedy_tokens_are_those_of_transformers(name: str) -> None:
+    theirs = hf_models.hf_model(name)
+    tokens, valid = prompts()
+    ours = generate(model_of(theirs), tokens, NEW, valid=valid, eos=())
+    assert ours.dtype == np.int32
+    np.testing.assert_array_equal(ours, hf_generate(theirs, tokens, valid))
+
+
+@pytest.mark.parametrize("pad", [0, 7])
+def test_sequences_end_at_different_times(pad: int) -> None:
+    theirs = hf_models.hf_model("qwen2_two_kv_heads")
+    tokens, valid = prompts()
+    free = hf_generate(theirs, tokens, valid)[:, 12:]
+    ends = (int(free[0, 1]), int(free[1, 4]), int(free[2, 8]))
+    expected = hf_generate(theirs, tokens, valid, eos_token_id=list(ends), pad_token_id=pad)
+    stops = np.isin(expected[:, 12:], ends).argmax(axis=1)
+    assert len(set(stops)) == 3  # the case is what it says
+    np.testing.assert_array_equal(generate(model_of(theirs), tokens, NEW, valid=valid, eos=ends, pad=pad), expected)
+
+
+def test_all_sequences_end_at_once() -> None:
+    model = model_of(hf_models.hf_model("qwen2_two_kv_heads"))
+    tokens, valid = prompts()
+    ends = tuple(generate(model, tokens, NEW, valid=valid, eos=())[:, 12].tolist())
+    ended = generate(model, tokens, NEW, valid=valid, eos=ends, pad=5)[:, 12:]
+    np.testing.assert_array_equal(ended, [[end] + [5] * (NEW - 1) for end in ends])
+
+
+def test_a_prompt_sees_neither_its_neighbours_nor_its_padding() -> None:
+    """Nor does padding take positions: the model has as many as the longest prompt and its new tokens need."""
+    theirs = hf_models.hf_model("opt_125m_like")
+    config, params = hf_models.port(theirs)
+    positions = 12 + NEW
+    embed = params["embed"] | {"positions": params["embed"]["positions"][: positions + 2]}
+    small = Model(dataclasses.replace(config, positions=positions), params | {"embed": embed}, model_of(theirs).source)
+    tokens, valid = prompts()
+    together = generate(model_of(theirs), tokens, NEW, valid=valid, eos=())
+    for row in range(3):
+        alone = generate(small, tokens[row : row + 1, valid[row]], NEW, eos=())
+        np.testing.assert_array_equal(alone[0, -NEW:], together[row, -NEW:])
+
+
+def test_end_and_padding_tokens_come_from_the_files(tmp_path: Path) -> None:
+    theirs = hf_models.hf_model("llama_tied")
+    tokens, valid = prompts()
+    config, params = hf_models.port(theirs)
+    free = generate(Model(config, params, Source("test", None, "{}")), tokens, NEW, valid=valid)
+    first, other = int(free[0, 14]), int(free[0, 12])
+
+    def end(source: Source, **kw: Any) -> list[int]:
+        return generate(Model(config, params, source), tokens, NEW, valid=valid, **kw)[0, 12:].tolist()
+
+    text = json.dumps({"eos_token_id": first})
+    assert end(Source("test", None, text))[3:] == [first] * 9
+    assert end(Source("test", tmp_path, text))[3:] == [first] * 9  # a folder without generation_config.json
+    assert end(Source("test", None, json.dumps({"eos_token_id": first, "pad_token_id": 0})))[3:] == [0] * 9
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [other, 1], "pad_token_id": 3}))
+    assert end(Source("test", tmp_path, text)) == [other] + [3] * 11
+    assert end(Source("test", tmp_path, text), eos=first, pad=9)[3:] == [9] * 9
+    assert end(Source("test", tmp_path, text), eos=()) == free[0, 12:].tolist()
+
+
+def test_token_0_can_end_a_sequence() -> None:
+    config, params = hf_models.port(hf_models.hf_model("llama_tied"))
+    always_0 = jax.tree.map(np.zeros_like, params)
+    model = Model(config, always_0, Source("test", None, json.dumps({"eos_token_id": 0, "pad_token_id": 4})))
+    tokens, valid = prompts()
+    assert generate(model, tokens, NEW, valid=valid)[:, 12:].tolist() == [[0] + [4] * (NEW - 1)] * 3
+
+
+def test_a_trained_model_continues_a_story() -> None:
+    folder = EXAMPLES / "llama-stories"
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokens = np.asarray(tokenizer(["Once upon a time, there was"])["input_ids"])
+    ours = generate(model_of(theirs, folder), tokens, 40)
+    expected = hf_generate(theirs, tokens, tokens >= 0, 40, eos_token_id=2, pad_token_id=2)
+    np.testing.assert_array_equal(ours, expected)
+    assert re.search(r"Once upon a time, there was a \w+", tokenizer.decode(ours[0], skip_special_tokens=True))
+
+
+def test_steps_equal_the_whole() -> None:
+    """The pieces that the speed benchmark times give the logits of one forward pass, also with layers apart."""
+    config, params = hf_models.port(hf_models.hf_model("qwen2_one_kv_head"))
+    tokens, valid = (array[:2] for array in prompts())
+    expected = decoder.forward(config, params, jnp.asarray(tokens), jnp.asarray(valid))
+    for tree in (params, decoder.unstacked(params)):
+        logits, cache = prefill(config, tree, tokens[:, :-2], valid[:, :-2], 12)
+        np.testing.assert_allclose(logits, expected[:, -3], rtol=0, atol=1e-4)
+        for i in (10, 11):
+            logits, cache = decode_step(config, tree, jnp.asarray(tokens[:, i]), cache)
+            np.testing.assert_allclose(logits, expected[:, i], rtol=0, atol=1e-4)
+
+
+def test_a_step_updates_the_cache_in_place() -> None:
+    config, params = hf_models.port(hf_models.hf_model("llama_two_kv_heads"))
+    cache = decoder.empty_cache(config, 2, 64)
+    compiled = decode_step.lower(config, params, jnp.zeros(2, jnp.int32), cache).compile()
+    text = compiled.as_text() or ""
+    shape = "f32[{}]".format(",".join(map(str, cache.keys.shape)))
+    assert shape in text
+    assert not re.findall(re.escape(shape) + r"\S* copy\(", text)
+    before = cache.keys.unsafe_buffer_pointer(), cache.values.unsafe_buffer_pointer()
+    _, after = decode_step(config, params, jnp.zeros(2, jnp.int32), cache)
+    assert (after.keys.unsafe_buffer_pointer(), after.values.unsafe_buffer_pointer()) == before
+
+
+def test_sampling_is_decided_by_the_key() -> None:
+    model = model_of(hf_models.hf_model("llama_tied"))
+    tokens, valid = prompts()
+
+    def sample(seed: int) -> list[list[int]]:
+        key = jax.random.key(seed)
+        return generate(model, tokens, NEW, valid=valid, temperature=1.0, key=key, eos=())[:, 12:].tolist()
+
+    first, again, other = sample(0), sample(0), sample(1)
+    assert first == again
+    assert all(a != b for a, b in zip(first, other, strict=True))
+    assert len({tuple(row) for row in first}) == 3
+
+
+def test_the_likeliest_alone_is_greedy() -> None:
+    model = model_of(hf_models.hf_model("llama_tied"))
+    tokens, valid = prompts()
+    greedy = generate(model, tokens, NEW, valid=valid, eos=())
+    key = jax.random.key(3)
+    sampled = generate(model, tokens, NEW, valid=valid, eos=(), temperature=1.0, top_k=1, key=key)
+    np.testing.assert_array_equal(sampled, greedy)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(5.0, top_k=1), Sampling(5.0, top_p=1e-7), Sampling(1e-6)])
+def test_the_narrowest_sampling_takes_the_likeliest(sampling: Sampling) -> None:
+    logits = jax.random.normal(jax.random.key(0), (500, 97))
+    np.testing.assert_array_equal(choose(sampling, logits, jax.random.key(1)), logits.argmax(axis=-1))
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(1.0),
+        Sampling(0.5),
+        Sampling(2.0, top_k=3),
+        Sampling(1.0, top_k=100),
+        Sampling(1.0, top_p=0.7),
+        Sampling(1.5, top_k=4, top_p=0.8),
+    ],
+)
+def test_tokens_are_drawn_as_often_as_transformers_would(sampling: Sampling) -> None:
+    logits = np.array([[1.0, -2.0, 0.3, 2.0, -0.5, 1.6]], np.float32)
+    scores = torch.tensor(logits)
+    for warper in (
+        transformers.TemperatureLogitsWarper(sampling.temperature),
+        *([transformers.TopKLogitsWarper(sampling.top_k)] if sampling.top_k else []),
+        *([transformers.TopPLogitsWarper(sampling.top_p)] if sampling.top_p < 1 else []),
+    ):
+        scores = warper(torch.zeros((1, 1), dtype=torch.long), scores)  # type: ignore[arg-type]
+    expected = torch.softmax(scores, dim=-1).numpy()[0]
+    draws = 20_000
+    drawn = choose(sampling, jnp.tile(jnp.asarray(logits), (draws, 1)), jax.random.key(11))
+    counts = np.bincount(np.asarray(drawn), minlength=6)
+    assert not counts[expected == 0].any()
+    possible = expected > 0
+    chi_square = ((counts - draws * expected)[possible] ** 2 / (draws * expected[possible])).sum()
+    assert chi_square < 20.5  # the 99.9% point for five degrees of freedom
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"tokens": [1, 2]}, "prompts must be"),
+        ({"tokens": np.zeros((2, 0), int)}, "prompts must be"),
+        ({"tokens": [[0.5]]}, "prompts must be"),
+        ({"tokens": [[1, 97]]}, "another model's"),
+        ({"tokens": [[-1, 3]]}, "another model's"),
+        ({"valid": [[True]]}, "the same"),
+        ({"valid": [[True, True, False]]}, "on the left"),
+        ({"max_new_tokens": 0}, "at least 1"),
+        ({"max_new_tokens": 766}, "768 positions"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": 1.0}, "random key"),
+        ({"temperature": 1.0, "top_k": -1}, "top_k"),
+        ({"temperature": 1.0, "top_p": 0.0}, "top_p"),
+        ({"temperature": 1.0, "top_p": 1.5}, "top_p"),
+        ({"top_k": 5}, "temperature 0"),
+        ({"top_p": 0.5}, "temperature 0"),
+    ],
+)
+def test_refusals(change: dict[str, Any], words: str) -> None:
+    arguments: dict[str, Any] = {"tokens": [[1, 2, 3]]} | change
+    model = model_of(hf_models.hf_model("llama_tied"))
+    with pytest.raises(UserError, match=words):
+        generate(model, **arguments)
