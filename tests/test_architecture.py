@@ -10,7 +10,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 TABLE = re.findall(r"^\| (\d) \| (.+?) \|", (ROOT / "docs" / "architecture.md").read_text("utf-8"), re.MULTILINE)
-SOURCES = sorted(p for p in [*(ROOT / "spap_jax").rglob("*.py"), *(ROOT / "models").glob("*.py")] if "spap_jax/models" not in str(p))
+SOURCES = sorted(
+    p for p in [*(ROOT / "spap_jax").rglob("*.py"), *(ROOT / "models").glob("*.py")] if "spap_jax/models" not in str(p)
+)
 
 
 def patterns() -> list[tuple[int, str]]:

@@ -120,7 +120,13 @@ class Reader:
 
 
 class Writer:
-    """Writes a Hugging Face folder piece by piece: after the `with` block it is complete and in place, or absent."""
+    """Writes a Hugging Face folder piece by piece: after the `with` block it is complete and in place, or absent.
+
+    Attributes:
+        config: The model's, with the width that is written.
+        source: Gives the config's text and the side files.
+        bytes: Of the tensors taken so far.
+    """
 
     def __init__(
         self,
@@ -157,7 +163,7 @@ class Writer:
         self._missing = set(self._expected)
         self._pending: dict[str, np.ndarray] = {}
         self._shards: list[list[str]] = []
-        self._bytes = 0
+        self.bytes = 0
 
     def __enter__(self) -> "Writer":
         """Makes the hidden folder.
@@ -209,13 +215,13 @@ class Writer:
         if self._pending and sum(held.nbytes for held in self._pending.values()) + tensor.nbytes > self._shard_bytes:
             self._write_shard()
         self._pending[name] = tensor
+        self.bytes += tensor.nbytes
         self._missing.discard(name)
 
     def _write_shard(self) -> None:
         from safetensors.numpy import save_file
 
         self._shards.append(list(self._pending))
-        self._bytes += sum(tensor.nbytes for tensor in self._pending.values())
         save_file(self._pending, self._unnamed(len(self._shards)), metadata={"format": "pt"})
         self._pending = {}
 
@@ -242,7 +248,7 @@ class Writer:
             self._unnamed(number).rename(self._partial / name)
         if total > 1:
             weight_map = {tensor: name for name, shard in zip(names, self._shards, strict=True) for tensor in shard}
-            index = {"metadata": {"total_size": self._bytes}, "weight_map": dict(sorted(weight_map.items()))}
+            index = {"metadata": {"total_size": self.bytes}, "weight_map": dict(sorted(weight_map.items()))}
             text = json.dumps(index, indent=2) + "\n"
             (self._partial / "model.safetensors.index.json").write_text(text, encoding="utf-8")
 

@@ -9,7 +9,6 @@ from cyclopts import Parameter
 from spap_jax.settings import PruneSettings
 
 if TYPE_CHECKING:
-
     from spap_jax.checkpoint import Reader
     from spap_jax.data import TokenBlocks
     from spap_jax.model import Model
@@ -42,6 +41,7 @@ def prune(
         eval: Data to measure perplexity on before and after; the same kinds as --calibration.
         overwrite: Replace the output folder if it is a checkpoint.
         dtype: Data type of the weights written; the source's where absent.
+        settings: How to prune.
     """
     from spap_jax import checkpoint
     from spap_jax.cli.console import err, waiting

@@ -124,7 +124,7 @@ def descend(
         return (jax.tree.map(lambda w, u: w - size * u, weights, updates), state), None
 
     numbered = (jnp.arange(schedule.steps), jax.random.split(key, schedule.steps))
-    (weights, _), _ = jax.lax.scan(step, (weights, optimizer.init(weights)), numbered)
+    (weights, _), _ = jax.lax.scan(step, (weights, optimizer.init(cast(Any, weights))), numbered)
     return weights
 
 

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -30,6 +31,12 @@ def same_arrays(one: dict, other: dict) -> bool:
     return all(a.dtype == b.dtype and np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in pairs)
 
 
+def stock(folder: Path) -> tuple[Any, dict[str, Any]]:
+    """The model that transformers loads, and what it says of the loading: nothing, if all is well."""
+    auto: Any = transformers.AutoModelForCausalLM
+    return auto.from_pretrained(folder, output_loading_info=True)
+
+
 def weighs(shard: Path) -> int:
     return sum(array.nbytes for array in load_file(shard).values())
 
@@ -46,8 +53,10 @@ def narrowed(model: Model, kept: int) -> Model:
     return Model(config, cut, model.source)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    ("variant", "dtype"),
+    [(variant, dtype) for variant in VARIANTS for dtype in DTYPES if dtype == "float32" or "rope" not in variant],
+)
 def test_hugging_face_to_jax_and_back(variant: str, dtype: str, tmp_path: Path):
     source = write(variant, tmp_path / "in", dtype)
     model = load(source)
@@ -75,7 +84,7 @@ def test_the_tree_is_what_the_decoder_declares(variant: str, tmp_path: Path):
 def test_stock_transformers_loads_a_narrowed_model(variant: str, tmp_path: Path):
     model = load(write(variant, tmp_path / "in"))
     save(narrowed(model, 40), tmp_path / "out")
-    loaded, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    loaded, info = stock(tmp_path / "out")
     assert not any(info.values()), info
     field = model.family.width_field
     assert getattr(loaded.config, field) == 40
@@ -109,7 +118,7 @@ def test_shards(variant: str, dtype: str, tmp_path: Path):
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == reader.bytes
     assert index["weight_map"].keys() == raw_tensors(source).keys()
-    _, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    _, info = stock(tmp_path / "out")
     assert not any(info.values()), info
 
 

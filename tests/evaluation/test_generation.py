@@ -171,6 +171,15 @@ def test_sampling_is_decided_by_the_key() -> None:
     assert len({tuple(row) for row in first}) == 3
 
 
+def test_every_draw_is_a_new_one() -> None:
+    """A model to which all tokens are alike repeats itself only by chance."""
+    config, params = hf_models.port(hf_models.hf_model("llama_tied"))
+    indifferent = Model(config, jax.tree.map(np.zeros_like, params), Source("test", None, "{}"))
+    tokens, valid = prompts()
+    drawn = generate(indifferent, tokens, NEW, valid=valid, temperature=1.0, key=jax.random.key(2))[:, 12:]
+    assert len(np.unique(drawn)) > 20  # of 36 draws from 97 tokens
+
+
 def test_the_likeliest_alone_is_greedy() -> None:
     model = model_of(hf_models.hf_model("llama_tied"))
     tokens, valid = prompts()
