@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -52,11 +53,12 @@ class LayerProgress:
 
 def table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     """Prints a table: the first column names, the others hold numbers."""
-    shown = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
+    shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for number, column in enumerate(columns):
         shown.add_column(column, justify="right" if number else "left")
     for row in rows:
         shown.add_row(*row)
+    out.print(title, soft_wrap=True)
     out.print(shown)
 
 

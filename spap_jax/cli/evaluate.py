@@ -44,9 +44,7 @@ def evaluate(
     with waiting(f"measuring perplexity on {blocks.tokens.size} tokens"):
         value = perplexity(loaded, blocks.tokens)
     seconds = time.perf_counter() - start
-    out.print(
-        f"perplexity {value:.4f}  ({blocks.description}; {len(blocks.tokens)} windows of {length}; {seconds:.1f} s)"
-    )
+    out.print(f"perplexity {value:.4f}  ({blocks.description}; {seconds:.1f} s)", soft_wrap=True)
     if json is not None:
         result = {
             "model": model,

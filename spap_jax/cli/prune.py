@@ -135,7 +135,8 @@ def _summary(report: "PruneReport") -> None:
     console.table(f"{model['name']}: {report.settings['sparsity']:.0%} of the MLP channels removed",
                   ("", "before", "after", "change"), rows)  # fmt: skip
     phases = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in report.seconds.items())
-    console.out.print(f"seconds: {phases}; peak memory {console.bytes_text(extras['peak_memory_bytes'])}")
+    console.out.print(f"seconds: {phases}; peak memory {console.bytes_text(extras['peak_memory_bytes'])}",
+                      soft_wrap=True)  # fmt: skip
 
 
 def _card(report: "PruneReport") -> str:
