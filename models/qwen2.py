@@ -12,7 +12,8 @@ def only_full_attention(layer_types: list[str] | None) -> bool:
 QWEN2 = Family(
     name="qwen2",
     architecture="Qwen2ForCausalLM",
-    fields=FIELDS | {"positions": Field("max_position_embeddings", 32768)},
+    # transformers takes 32 key/value heads where the field is missing, which fits few members: it must be there.
+    fields=FIELDS | {"kv_heads": Field("num_key_value_heads"), "positions": Field("max_position_embeddings", 32768)},
     constants=CONSTANTS | {"qkv_bias": True, "output_bias": False, "mlp_bias": False},
     rules=RULES,
     inert=frozenset({"sliding_window", "max_window_layers"}),

@@ -31,8 +31,8 @@ def launcher(
     config: Annotated[Path | None, Parameter(help="TOML file with any of the command's options; flags win.")] = None,
 ) -> None:
     """Reads --config before the command's own options, which win over it."""
-    if config is not None:
-        app.config = (Toml(config, must_exist=True, use_commands_as_keys=False, allow_unknown=False),)
+    toml = config and Toml(config, must_exist=True, use_commands_as_keys=False, allow_unknown=False)
+    app.config = (toml,) if toml else ()  # also forgets the file of an earlier call
     app(words, exit_on_error=False, print_error=False, result_action="return_value")
 
 

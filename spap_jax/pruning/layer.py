@@ -65,7 +65,8 @@ def prune_layer(
     narrow = config.narrowed(keep)
     seen = moments.accumulate(config, layer, calibration)
     clock.lap("statistics", seen)
-    system, chosen = _select(seen, keep, settings)
+    s = settings
+    system, chosen = _select(seen, keep, s.method, s.ridge, s.penalty, s.penalty_steps, s.swap_rounds)
     clock.lap("selection", chosen)
     selected = reduce.to_weights(reduce.take_channels(FAMILIES[config.family], layer["mlp"], chosen.kept))
     refitted = _refit(seen, system, chosen.kept, selected)
@@ -82,19 +83,14 @@ def prune_layer(
     return layer | {"mlp": mlp}, report
 
 
-@functools.partial(jax.jit, static_argnames=("keep", "settings"))
+@functools.partial(jax.jit, static_argnames=("keep", "method", "steps", "rounds"))
 @full_precision
-def _select(seen: Moments, keep: int, settings: PruneSettings) -> tuple[System, Polished]:
-    system = equilibrate(seen.problem, settings.ridge)
+def _select(
+    seen: Moments, keep: int, method: str, ridge: float, penalty: float, steps: int, rounds: int
+) -> tuple[System, Polished]:
+    system = equilibrate(seen.problem, ridge)
     chosen = select_channels(
-        settings.method,
-        seen.problem,
-        system,
-        seen.variance,
-        keep,
-        penalty=settings.penalty,
-        steps=settings.penalty_steps,
-        rounds=settings.swap_rounds,
+        method, seen.problem, system, seen.variance, keep, penalty=penalty, steps=steps, rounds=rounds
     )
     return system, chosen
 

@@ -37,11 +37,13 @@ def split(count: int, held_out: float, most: int) -> tuple[int, int]:
 
     The rest is held out; it takes what would leave the last chunk incomplete.
     """
-    fitted = count - (max(1, round(held_out * count)) if held_out > 0 and count > 1 else 0)
-    if fitted < count:
-        chunk = min(most, fitted)
-        return fitted - fitted % chunk, chunk
-    return fitted, largest_divisor(fitted, most)
+    if held_out <= 0 or count == 1:
+        return count, largest_divisor(count, most)
+    fitted = count - min(count - 1, max(1, round(held_out * count)))
+    most = min(most, fitted)
+    # Not the largest chunks at any price: 63 of 128 sequences could be left over.
+    chunk = min(range(most, (most - 1) // 2, -1), key=lambda size: fitted % size)
+    return fitted - fitted % chunk, chunk
 
 
 def largest_divisor(count: int, most: int) -> int:

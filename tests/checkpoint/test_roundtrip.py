@@ -63,7 +63,7 @@ def test_hugging_face_to_jax_and_back(variant: str, dtype: str, tmp_path: Path):
     save(model, tmp_path / "out")
     assert raw_tensors(tmp_path / "out") == raw_tensors(source)
     assert raw_tensors(source).keys() == state(variant).keys()
-    for name in ("config.json", "tokenizer.json", "generation_config.json"):
+    for name in ("config.json", "tokenizer.json", "generation_config.json", "model.safetensors"):
         assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes()
     assert sorted(file.name for file in tmp_path.iterdir()) == ["in", "out"]
 
@@ -150,12 +150,15 @@ def test_old_torch_files_and_old_names(tmp_path: Path):
     assert raw_tensors(tmp_path / "out") == raw_tensors(tmp_path / "in")
 
 
-def test_torch_tensors_that_are_views(tmp_path: Path):
-    folder = write_bin("llama", tmp_path / "bin")
-    turned = {n: t.t().contiguous().t() if t.ndim == 2 else t for n, t in state("llama").items()}
-    assert not all(tensor.is_contiguous() for tensor in turned.values())
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_torch_tensors_that_are_views(dtype: str, tmp_path: Path):
+    folder = write_bin("llama_tied", tmp_path / "bin", dtype)
+    tensors = state("llama_tied", dtype)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    turned = {name: tensor.t().contiguous().t() for name, tensor in tensors.items()}
+    assert not turned["lm_head.weight"].is_contiguous()
     torch.save(turned, folder / "pytorch_model.bin")
-    assert same_arrays(load(folder).params, load(write("llama", tmp_path / "in")).params)
+    assert same_arrays(load(folder).params, load(write("llama_tied", tmp_path / "in", dtype)).params)
 
 
 WITHOUT_TORCH = """
