@@ -7,8 +7,11 @@ from flax import linen as nn
 
 from spap_jax.models.config import DecoderConfig, Rope
 
-QUERY_BLOCK = 512
-"""Longest stretch of queries whose attention scores are held at once."""
+QUERY_BLOCK = 256
+"""Queries whose attention scores are held at once ..."""
+
+MOST_BLOCKS = 8
+"""... or more, so that no sequence has more blocks than this: each block is compiled by itself."""
 
 ACTIVATIONS = {"silu": jax.nn.silu, "relu": jax.nn.relu, "gelu": lambda x: jax.nn.gelu(x, approximate=False)}
 
@@ -75,34 +78,49 @@ def rotate(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 
 def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, offset: jax.Array | int) -> jax.Array:
-    """Softmax attention of each query over the valid keys up to its own index, a block of queries at a time.
+    """Softmax attention of each query over the valid keys up to its own index.
 
     Args:
         q: [B, T, n, h].
         k: [B, S, m, h].
         v: [B, S, m, h].
         valid: [B, S], which keys may be attended to.
-        offset: Index among the keys of the first query.
+        offset: Index among the keys of the first query; keys after a block of queries are skipped if it is no array.
 
     Returns:
         [B, T, n, h].
     """
-    batch, length, heads, head_dim = q.shape
-    block = min(QUERY_BLOCK, length)
-    blocks = -(-length // block)
-    keys = jnp.arange(k.shape[1])
+    (batch, length, heads, head_dim), groups = q.shape, k.shape[2]
+    if length == 1:
+        allowed = valid & (jnp.arange(k.shape[1]) <= offset)[None, :]
+        return jax.nn.dot_product_attention(q, k, v, mask=allowed[:, None, None, :])
 
-    def one(start: jax.Array, queries: jax.Array) -> jax.Array:
-        index = offset + start + jnp.arange(block)
-        allowed = valid[:, None, None, :] & (keys[None, None, None, :] <= index[None, None, :, None])
-        return jax.nn.dot_product_attention(queries, k, v, mask=allowed)
+    def one(group: tuple[jax.Array, jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        return _attend_in_blocks(*group, offset)
 
-    if blocks == 1:
-        return one(jnp.int32(0), q)
-    q = jnp.pad(q, ((0, 0), (0, blocks * block - length), (0, 0), (0, 0)))
-    q = jnp.moveaxis(q.reshape(batch, blocks, block, heads, head_dim), 1, 0)
-    out = jax.lax.map(lambda a: one(*a), (jnp.arange(blocks) * block, q))
-    return jnp.moveaxis(out, 0, 1).reshape(batch, blocks * block, heads, head_dim)[:, :length]
+    queries = q.reshape(batch, length, groups, heads // groups, head_dim).transpose(0, 2, 3, 1, 4)
+    by_group = (queries, k.swapaxes(1, 2), v.swapaxes(1, 2), jnp.repeat(valid[:, None], groups, axis=1))
+    by_group = jax.tree.map(lambda a: a.reshape(batch * groups, *a.shape[2:]), by_group)
+    # A CPU takes one group of heads at a time, whose scores fit its cache; other devices all of a sequence.
+    out = jax.lax.map(one, by_group, batch_size=1 if jax.default_backend() == "cpu" else groups)
+    return out.reshape(batch, heads, length, head_dim).swapaxes(1, 2)
+
+
+def _attend_in_blocks(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, offset: jax.Array | int) -> jax.Array:
+    """Query heads that share one key/value head. q: [g, T, h], k and v: [S, h], valid: [S] -> [g, T, h]."""
+    (_, length, head_dim), size = q.shape, k.shape[0]
+    block = max(QUERY_BLOCK, -(-length // MOST_BLOCKS))
+    out = []
+    for first in range(0, length, block):
+        last = min(first + block, length)
+        seen = min(size, offset + last) if isinstance(offset, int) else size
+        allowed = valid[None, :seen] & (jnp.arange(seen)[None, :] <= (offset + jnp.arange(first, last))[:, None])
+        scores = jnp.einsum("gth,sh->gts", q[:, first:last], k[:seen], preferred_element_type=jnp.float32)
+        scores = jnp.where(allowed[None], scores * head_dim**-0.5, jnp.finfo(jnp.float32).min)
+        weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+        y = jnp.einsum("gts,sh->gth", weights.astype(v.dtype), v[:seen], preferred_element_type=jnp.float32)
+        out.append((y / weights.sum(axis=-1, keepdims=True)).astype(q.dtype))
+    return jnp.concatenate(out, axis=1)
 
 
 class Attention(nn.Module):

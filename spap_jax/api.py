@@ -13,7 +13,8 @@ from spap_jax import checkpoint
 from spap_jax.data import load_tokens
 from spap_jax.errors import UserError
 from spap_jax.evaluation.generation import generate
-from spap_jax.evaluation.perplexity import check_length, perplexity
+from spap_jax.evaluation.perplexity import check_length
+from spap_jax.evaluation.perplexity import perplexity as window_perplexity
 from spap_jax.model import Model
 from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
@@ -91,6 +92,20 @@ def token_blocks(tokens: Any, config: DecoderConfig) -> np.ndarray:
             f"{config.vocabulary}: the tokens come from another tokenizer."
         )
     return blocks.astype(np.int32)
+
+
+def perplexity(model: Model, tokens: Any, batch_tokens: int = 4096) -> float:
+    """exp of the mean negative log-likelihood per predicted token: T - 1 of them in each window of T tokens.
+
+    Args:
+        model: The model.
+        tokens: Windows of token ids [B, T], or what ``load_tokens`` returned; windows do not see each other.
+        batch_tokens: Tokens that pass through the model at once.
+
+    Raises:
+        UserError: the tokens are unusable for the model, or there is nothing to predict.
+    """
+    return window_perplexity(model, token_blocks(tokens, model.config), batch_tokens)
 
 
 def logits(model: Model, tokens: Any, attention_mask: Any = None) -> jax.Array:

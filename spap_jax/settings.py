@@ -1,5 +1,6 @@
 """The settings of a run: frozen, validated when built, the same for the command line, TOML files and notebooks."""
 
+import math
 from dataclasses import dataclass, fields
 
 from spap_jax.errors import UserError
@@ -35,10 +36,10 @@ class PruneSettings:
     penalty_steps: int = 40
     swap_rounds: int = 8
     held_out: float = 0.0625
-    rounds: int = 4
-    steps: int = 100
+    rounds: int = 2
+    steps: int = 300
     step_tokens: int = 2048
-    learning_rate: float = 0.02
+    learning_rate: float = 0.05
     batch_tokens: int = 4096
 
     def __post_init__(self) -> None:
@@ -67,7 +68,7 @@ METHODS = ("spap", "wanda", "flap", "magnitude", "obs")
 
 
 def _positive(value) -> bool:
-    return isinstance(value, int | float) and value > 0
+    return isinstance(value, int | float) and 0 < value < math.inf
 
 
 def _count(least: int):

@@ -58,15 +58,16 @@ def _from_hub(repo: str) -> Path:
 
 def _cached(repo: str) -> Path | None:
     """The cached snapshot if its config and all of its weights are there; asks no network."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub import try_to_load_from_cache
 
-    try:
-        folder = Path(snapshot_download(repo, local_files_only=True))
-        complete = (folder / "config.json").is_file() and all(file.is_file() for file in weight_files(folder))
-    except (LocalEntryNotFoundError, UserError):
+    config = try_to_load_from_cache(repo, "config.json")
+    if not isinstance(config, str):
         return None
-    return folder if complete else None
+    try:
+        complete = all(file.is_file() for file in weight_files(Path(config).parent))
+    except UserError:
+        return None
+    return Path(config).parent if complete else None
 
 
 def _has_tokenizer(folder: Path) -> bool:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import App, Parameter, validators
 from cyclopts.config import Toml
 
 from spap_jax import __version__
@@ -28,14 +28,21 @@ app.command(convert)
 @app.meta.default
 def launcher(
     *words: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
-    config: Annotated[Path | None, Parameter(help="TOML file with any of the command's options; flags win.")] = None,
+    config: Annotated[
+        Path | None,
+        Parameter(
+            help="TOML file with any of the command's options; flags win.",
+            validator=validators.Path(exists=True, dir_okay=False),
+        ),
+    ] = None,
 ) -> None:
     """Reads --config before the command's own options, which win over it."""
-    toml = config and Toml(config, must_exist=True, use_commands_as_keys=False, allow_unknown=False)
-    app.config = (toml,) if toml else ()  # also forgets the file of an earlier call
+    if config is not None:
+        app.config = (Toml(config, must_exist=True, use_commands_as_keys=False, allow_unknown=False),)
     app(words, exit_on_error=False, print_error=False, result_action="return_value")
 
 
 def launch(words: list[str]) -> None:
     """Runs the command that the words name."""
+    app.config = ()  # forgets the file of an earlier call in this process
     app.meta(words, exit_on_error=False, print_error=False, result_action="return_value")

@@ -33,12 +33,18 @@ def bench(
     """
     from spap_jax import checkpoint
     from spap_jax.cli.console import waiting
+    from spap_jax.errors import UserError
     from spap_jax.evaluation.speed import Workload, measure
 
+    if min(batch, prompt, new, repeats) < 1:
+        raise UserError("--batch, --prompt, --new and --repeats must be at least 1: give positive numbers.")
     names = [model] + ([other] if other else [])
     with waiting(f"reading {' and '.join(names)}"):
         models = [checkpoint.load(name) for name in names]
-    prompt = min([prompt] + [loaded.config.positions - new for loaded in models])
+    positions = min(loaded.config.positions for loaded in models)
+    if new >= positions:
+        raise UserError(f"--new {new} leaves no room for a prompt in the {positions} positions: give less.")
+    prompt = min(prompt, positions - new)
     work = Workload(batch, prompt, new, repeats)
     with waiting("measuring"):
         speeds = measure(models, work)

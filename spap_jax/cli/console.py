@@ -9,16 +9,18 @@ from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+# No markup: a folder's name may have brackets. Lines are not wrapped: a path in pieces cannot be copied.
+out = Console(highlight=False, markup=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
     """Says what takes a while, with a spinner on a terminal and a line elsewhere."""
     if err.is_terminal:
-        with err.status(f"{what} ..."):
+        with err.status(Text(f"{what} ...")):
             yield
     else:
         err.print(f"{what} ...")

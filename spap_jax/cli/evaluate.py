@@ -3,6 +3,10 @@
 import json as json_format
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from spap_jax.models.config import DecoderConfig
 
 
 def evaluate(
@@ -26,11 +30,12 @@ def evaluate(
     from spap_jax import checkpoint
     from spap_jax.cli.console import out, waiting
     from spap_jax.data import load_tokens
+    from spap_jax.errors import UserError
     from spap_jax.evaluation.perplexity import perplexity
 
     with waiting(f"reading {model}"):
         loaded = checkpoint.load(model)
-    length = sequence_length or default_length(loaded.config.positions)
+    length = chosen_length(sequence_length, loaded.config)
     with waiting(f"tokenising {data}"):
         blocks = load_tokens(
             data,
@@ -56,9 +61,21 @@ def evaluate(
             "sequence_length": length,
             "seconds": seconds,
         }
-        json.write_text(json_format.dumps(result, indent=1) + "\n", encoding="utf-8")
+        try:
+            json.write_text(json_format.dumps(result, indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{json} cannot be written ({error.strerror}): name another file.") from error
 
 
-def default_length(positions: int) -> int:
-    """The papers' window of 2048 tokens, or all that the model's positions allow."""
-    return min(2048, positions)
+def chosen_length(asked: int | None, config: "DecoderConfig") -> int:
+    """Tokens in a window: what was asked for, or the papers' 2048, or all that the model's positions allow.
+
+    Raises:
+        UserError: more was asked for than the positions allow.
+    """
+    from spap_jax.evaluation.perplexity import check_length
+
+    if asked is None:
+        return min(2048, config.positions)
+    check_length(config, asked)
+    return asked

@@ -45,7 +45,7 @@ def prune(
     """
     from spap_jax import checkpoint
     from spap_jax.cli.console import err, waiting
-    from spap_jax.cli.evaluate import default_length
+    from spap_jax.cli.evaluate import chosen_length
     from spap_jax.data import load_tokens
     from spap_jax.pruning.pipeline import pruned_config
 
@@ -54,7 +54,7 @@ def prune(
         reader = checkpoint.Reader(checkpoint.locate(model), name=model)
     config = reader.config
     narrow = pruned_config(config, settings)
-    length = sequence_length or default_length(config.positions)
+    length = chosen_length(sequence_length, config)
     common: dict[str, Any] = {
         "tokenizer": reader.source.folder,
         "sequence_length": length,

@@ -62,13 +62,15 @@ def output(hidden: Hidden, weights: Weights, residual: jax.Array) -> jax.Array:
 
 def relative_error(hidden: Hidden, weights: Weights, tokens: Tokens) -> jax.Array:
     """Squared error over squared target, summed over all tokens; nan where there are no tokens."""
+    if not tokens.residual.size:
+        return jnp.float32(jnp.nan)
 
     def add(total: jax.Array, chunk: Tokens) -> tuple[jax.Array, None]:
         error = chunk.target - output(hidden, weights, chunk.residual)
         return total + jnp.stack([jnp.square(error).sum(), jnp.square(chunk.target).sum()]), None
 
     error, power = jax.lax.scan(add, jnp.zeros(2), tokens)[0]
-    return error / power
+    return error / jnp.maximum(power, jnp.finfo(jnp.float32).tiny)  # a layer that adds nothing has no target
 
 
 def closed_form(hidden: Hidden, weights: Weights, tokens: Tokens, ridge: float) -> Weights:

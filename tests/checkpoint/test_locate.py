@@ -171,6 +171,7 @@ def test_a_download_takes_what_is_needed_and_no_more(hub: str, tmp_path: Path):
     assert {file.name for file in Path(found).iterdir()} == needed
     assert all((Path(found) / name).read_bytes() == (served / name).read_bytes() for name in needed)
     assert again == found
+    assert "no/such" in Hub.asked[-1]  # what is there already is not asked for again
     assert gated.startswith("the model gated/model is gated: accept its terms")
     assert unknown.startswith("the hub has no model no/such that this login may see")
     assert "hf_secret" not in gated + unknown + errors
@@ -181,6 +182,9 @@ def test_a_download_of_torch_files(hub: str, tmp_path: Path):
     write_bin("llama", tmp_path / "served")
     (found,), _ = located(hub, tmp_path, "owner/name")
     assert "pytorch_model.bin" in os.listdir(found)
+    (Path(found) / "tokenizer.json").unlink()
+    assert located(hub, tmp_path, "owner/name")[0] == [found]
+    assert "tokenizer.json" in os.listdir(found)
 
 
 def test_no_network_is_said_at_once(tmp_path: Path):

@@ -1,0 +1,60 @@
+"""Tiny models in memory and tokens for them."""
+
+import functools
+
+import hf_models
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spap_jax import api
+from spap_jax.model import Model, Source
+from spap_jax.models import decoder
+from spap_jax.settings import PruneSettings
+
+SETTINGS = PruneSettings(sparsity=0.3, rounds=2, steps=10, step_tokens=128, batch_tokens=64, held_out=0.25)
+CHANNELS, KEPT = 53, 37
+
+forward = jax.jit(decoder.forward, static_argnames="config")
+
+
+def tiny(variant: str) -> Model:
+    """A variant of `hf_models`; its arrays are shared, so tests make new ones."""
+    config, params = _ported(variant)
+    return Model(config, params, Source(variant, None, ""))
+
+
+@functools.cache
+def _ported(variant: str):
+    config, params = hf_models.port(hf_models.hf_model(variant))
+    return config, jax.tree.map(jnp.asarray, params)
+
+
+def random_tokens(seed: int = 0, sequences: int = 16, length: int = 16) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 97, (sequences, length)).astype(np.int32)
+
+
+@functools.cache
+def pruned(variant: str, seed: int = 0) -> api.PruneResult:
+    """The result of `SETTINGS` on the usual tokens."""
+    return api.prune(tiny(variant), random_tokens(), settings=SETTINGS, seed=seed)
+
+
+def logits(model: Model, tokens: np.ndarray) -> np.ndarray:
+    return np.asarray(forward(model.config, model.params, tokens, np.ones(tokens.shape, bool)))
+
+
+def with_mlp(model: Model, **arrays) -> Model:
+    """The model with other stacked MLP parameters."""
+    layers = model.params["layers"] | {"mlp": model.params["layers"]["mlp"] | arrays}
+    return Model(model.config, model.params | {"layers": layers}, model.source)
+
+
+def one_layer(model: Model, index: int) -> dict:
+    return jax.tree.map(lambda array: array[index], model.params["layers"])
+
+
+def chosen_channels(seed: int, count: int, layers: int) -> np.ndarray:
+    """Different channels in each layer, ascending [layers, count]."""
+    rng = np.random.default_rng(seed)
+    return np.stack([np.sort(rng.permutation(CHANNELS)[:count]) for _ in range(layers)])

@@ -1,0 +1,226 @@
+"""Pruning whole tiny models: what is lost, what is kept, what is reported."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from pruning_cases import (
+    CHANNELS,
+    KEPT,
+    SETTINGS,
+    chosen_channels,
+    logits,
+    pruned,
+    random_tokens,
+    tiny,
+    with_mlp,
+)
+
+from spap_jax import api
+from spap_jax.errors import UserError
+from spap_jax.model import Model
+from spap_jax.models import decoder
+from spap_jax.pruning import streams
+from spap_jax.pruning.pipeline import prune_layers, pruned_config
+
+FAMILIES = ("llama", "qwen2", "opt_125m_like")
+LAYERS, REMOVED = 3, CHANNELS - KEPT
+
+
+def same(one: dict, other: dict) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
+
+
+def zeroed(model: Model, names: tuple[str, ...], channels: np.ndarray) -> Model:
+    """The model with some channels [layers, count] of some MLP parameters (channels last) set to 0."""
+    mask = np.ones((LAYERS, CHANNELS), np.float32)
+    np.put_along_axis(mask, channels, 0, axis=1)
+    mlp = model.params["layers"]["mlp"]
+    return with_mlp(model, **{n: mlp[n] * mask.reshape(LAYERS, *(1,) * (mlp[n].ndim - 2), CHANNELS) for n in names})
+
+
+@pytest.mark.parametrize("variant", FAMILIES)
+def test_errors_fall_from_stage_to_stage(variant: str):
+    reports = pruned(variant).report.layers
+    assert [report.layer for report in reports] == list(range(LAYERS))
+    for report in reports:
+        errors, held_out = report.calibration, report.held_out
+        assert held_out is not None
+        assert errors.selection >= errors.refit >= errors.alternating > 0
+        assert held_out.alternating <= held_out.refit
+        assert report.ridge == pytest.approx(SETTINGS.ridge)
+        assert len(report.kept) == KEPT
+        assert sorted(set(report.kept)) == list(report.kept)
+        assert report.kept[-1] < CHANNELS
+    assert any(report.rounds for report in reports)
+    assert reports[0].calibration.alternating < 0.95 * reports[0].calibration.refit
+
+
+@pytest.mark.parametrize("variant", FAMILIES)
+def test_the_errors_reported_are_those_of_the_model_returned(variant: str):
+    """Of its first block, whose stream no other has changed."""
+    model, result = tiny(variant), pruned(variant)
+    both = streams.start(model.config, model.params, random_tokens()[:12], 4)
+    first, small = (jax.tree.map(lambda a: a[0], m.params["layers"]) for m in (model, result.model))
+    seen = streams.fitting_tokens(streams.enter_mlp(model.config, first, both))
+    found = decoder.block(result.model.config, small, seen.residual, method=streams.mlp_output)
+    error = ((found - seen.target) ** 2).sum() / (seen.target**2).sum()
+    assert float(error) == pytest.approx(result.report.layers[0].calibration.alternating, rel=1e-3)
+
+
+@pytest.mark.parametrize("variant", ["llama", "opt_125m_like"])
+def test_dead_channels_are_lost_and_nothing_else(variant: str):
+    dead = chosen_channels(3, REMOVED, LAYERS)
+    names = ("up",) if variant == "llama" else ("up", "up_bias")
+    model = zeroed(tiny(variant), names, dead)
+    result = api.prune(model, random_tokens(), settings=SETTINGS)
+    for channels, report in zip(dead, result.report.layers, strict=True):
+        assert not set(channels.tolist()) & set(report.kept)
+        assert report.calibration.selection < 1e-9
+    tokens = random_tokens(7)
+    np.testing.assert_allclose(logits(result.model, tokens), logits(model, tokens), rtol=0, atol=1e-4)
+
+
+def test_one_of_two_equal_channels_is_lost_and_nothing_else():
+    model = tiny("llama")
+    mlp = {name: np.array(array) for name, array in model.params["layers"]["mlp"].items()}
+    pairs = chosen_channels(4, 2 * REMOVED, LAYERS).reshape(LAYERS, 2, REMOVED)
+    for name in ("gate", "up"):
+        for layer, (ones, others) in enumerate(pairs):
+            mlp[name][layer, ..., others] = mlp[name][layer, ..., ones]
+    model = with_mlp(model, **{name: jnp.asarray(array) for name, array in mlp.items()})
+    result = api.prune(model, random_tokens(), settings=SETTINGS)
+    for (ones, others), report in zip(pairs, result.report.layers, strict=True):
+        kept = set(report.kept)
+        assert all((one in kept) != (other in kept) for one, other in zip(ones.tolist(), others.tolist(), strict=True))
+        assert report.calibration.selection > 0.01  # the dense weights alone do not make up for a twin
+        assert report.calibration.refit < 1e-6
+    tokens = random_tokens(7)
+    np.testing.assert_allclose(logits(result.model, tokens), logits(model, tokens), rtol=0, atol=1e-2)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not():
+    first = pruned("llama")
+    again = api.prune(tiny("llama"), random_tokens(), settings=SETTINGS)
+    assert same(first.model.params, again.model.params)
+    strip = lambda report: dataclasses.replace(report, seconds={})  # noqa: E731
+    assert [*map(strip, first.report.layers)] == [*map(strip, again.report.layers)]
+    other = pruned("llama", seed=1)
+    assert other.report.layers[0].kept == first.report.layers[0].kept
+    assert not same(first.model.params, other.model.params)
+
+
+def test_the_model_given_is_left_as_it_is():
+    model = tiny("opt_125m_like")
+    before = jax.tree.map(np.array, model.params)
+    result = api.prune(model, random_tokens(), settings=SETTINGS)
+    assert same(before, model.params)
+    assert model.config.intermediate == CHANNELS
+    assert result.model.config.intermediate == KEPT
+    assert same(result.model.params["embed"], model.params["embed"])
+    assert same(result.model.params["layers"]["attention"], model.params["layers"]["attention"])
+
+
+def test_progress_is_told_layer_by_layer():
+    told = []
+    result = api.prune(tiny("llama"), random_tokens(), settings=SETTINGS, progress=told.append)
+    assert tuple(told) == result.report.layers
+
+
+def test_without_held_out_sequences():
+    result = api.prune(tiny("llama"), random_tokens(), settings=SETTINGS, held_out=0.0)
+    for report in result.report.layers:
+        assert report.held_out is None
+        assert report.calibration.selection >= report.calibration.refit >= report.calibration.alternating
+
+
+def test_no_rounds_leave_the_refit():
+    result = api.prune(tiny("llama"), random_tokens(), settings=SETTINGS, rounds=0)
+    for report in result.report.layers:
+        assert report.rounds == 0
+        assert report.calibration.alternating == report.calibration.refit
+
+
+def test_bfloat16_stays_bfloat16():
+    model = tiny("llama")
+    params = jax.tree.map(lambda array: array.astype(jnp.bfloat16), model.params)
+    result = api.prune(Model(model.config, params, model.source), random_tokens(), settings=SETTINGS)
+    assert {array.dtype for array in jax.tree.leaves(result.model.params)} == {jnp.dtype(jnp.bfloat16)}
+    wide, narrow = result.report, pruned("llama").report
+    for ours, exact in zip(wide.layers, narrow.layers, strict=True):
+        assert ours.calibration.alternating == pytest.approx(exact.calibration.alternating, rel=0.2)
+
+
+def test_fewer_tokens_than_channels():
+    result = api.prune(tiny("llama"), random_tokens(0, 2, 16), settings=SETTINGS)
+    assert all(np.isfinite(array).all() for array in jax.tree.leaves(result.model.params))
+    assert all(report.calibration.refit < report.calibration.selection for report in result.report.layers)
+
+
+def test_pruning_what_was_pruned():
+    once = pruned("llama")
+    twice = api.prune(once.model, random_tokens(), settings=SETTINGS, rounds=0)
+    assert twice.model.config.intermediate == round(0.7 * KEPT)
+    assert twice.report.model["intermediate"] == {"before": KEPT, "after": 26}
+    assert np.isfinite(logits(twice.model, random_tokens())).all()
+
+
+def test_a_layer_that_adds_nothing():
+    model = tiny("llama")
+    down = model.params["layers"]["mlp"]["down"].at[0].set(0)
+    result = api.prune(with_mlp(model, down=down), random_tokens(), settings=SETTINGS)
+    assert result.report.layers[0].calibration.alternating == 0
+    assert not np.any(result.model.params["layers"]["mlp"]["down"][0])
+
+
+def test_activations_that_overflow_are_said():
+    model = tiny("llama")
+    up = model.params["layers"]["mlp"]["up"].at[1].set(3e38)
+    with pytest.raises(UserError, match="the activations of layer 1 are not finite"):
+        api.prune(with_mlp(model, up=up), random_tokens(), settings=SETTINGS)
+
+
+def test_a_block_is_read_when_its_turn_comes():
+    model, read = tiny("llama"), []
+
+    def read_layer(index: int) -> dict:
+        read.append(index)
+        return jax.tree.map(lambda array: array[index], model.params["layers"])
+
+    outer = {name: model.params[name] for name in ("embed", "head")}
+    run = prune_layers(model.config, outer, read_layer, random_tokens(), SETTINGS)
+    layer, report = next(run)
+    assert read == [0]
+    assert layer["mlp"]["down"].shape == (KEPT, 32)
+    assert report.layer == 0
+    assert len([*run]) == LAYERS - 1
+    assert read == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("sparsity", "multiple"), [(0.001, 1), (0.3, 64)])
+def test_nothing_to_remove(sparsity: float, multiple: int):
+    settings = SETTINGS.replace(sparsity=sparsity, round_to=multiple)
+    with pytest.raises(UserError, match="nothing to remove"):
+        pruned_config(tiny("llama").config, settings)
+
+
+def test_the_report_as_json():
+    report = pruned("llama").report
+    read = json.loads(report.to_json())
+    assert read["settings"] == dataclasses.asdict(SETTINGS)
+    assert read["model"]["architecture"] == "LlamaForCausalLM"
+    count = sum(array.size for array in jax.tree.leaves(pruned("llama").model.params))
+    assert read["model"]["parameters"]["after"] == count
+    before = sum(array.size for array in jax.tree.leaves(tiny("llama").params))
+    assert read["model"]["parameters"]["before"] == before
+    assert read["model"]["mlp_parameters"] == {"before": 3 * 3 * 32 * CHANNELS, "after": 3 * 3 * 32 * KEPT}
+    assert (read["calibration"]["sequences"], read["calibration"]["sequence_length"]) == (16, 16)
+    assert {"jax", "jaxlib", "spap-jax", "python", "device"} <= read["versions"].keys()
+    assert read["layers"][2]["kept"] == list(report.layers[2].kept)
+    assert read["seconds"]["selection"] == sum(layer["seconds"]["selection"] for layer in read["layers"])
+    nothing = dataclasses.replace(report.layers[0].calibration, refit=float("nan"))
+    lost = dataclasses.replace(report, layers=(dataclasses.replace(report.layers[0], calibration=nothing),))
+    assert json.loads(lost.to_json())["layers"][0]["calibration"]["refit"] is None

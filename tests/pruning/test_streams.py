@@ -1,0 +1,87 @@
+"""The streams are the decoder's own, and every calibration sequence is fitted on or held out."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pruning_cases import logits, one_layer, random_tokens, tiny
+
+from spap_jax.models import decoder
+from spap_jax.pruning import streams
+
+
+@pytest.mark.parametrize("variant", ["llama", "opt_125m_like", "opt_350m_like"])
+def test_the_streams_of_an_unpruned_model_are_those_of_the_decoder(variant: str):
+    model, tokens = tiny(variant), random_tokens(1, 6, 16)
+    both = streams.start(model.config, model.params, tokens, 2)
+    for index in range(model.config.layers):
+        layer = one_layer(model, index)
+        both = streams.enter_mlp(model.config, layer, both)
+        seen = streams.fitting_tokens(both)
+        added = decoder.block(model.config, layer, seen.residual, method=streams.mlp_output)
+        np.testing.assert_allclose(seen.target, added, rtol=0, atol=2e-5)
+        both = streams.leave_mlp(model.config, layer, both)
+    assert both.dense.shape == (3, 2, 16, 32)
+    np.testing.assert_allclose(both.dense, both.pruned, rtol=0, atol=1e-5)
+    for stream in both:
+        found = decoder.head(model.config, model.params, stream.reshape(6, 16, 32))
+        np.testing.assert_allclose(found, logits(model, tokens), rtol=0, atol=1e-4)
+
+
+def test_the_target_repairs_what_earlier_blocks_broke():
+    """Dense sum minus the pruned stream, not the dense MLP's output on the pruned stream."""
+    model = tiny("opt_350m_like")
+    layer = one_layer(model, 0)
+    both = streams.start(model.config, model.params, random_tokens(1, 4, 16), 4)
+    damaged = streams.Streams(both.dense, both.pruned + 0.1)
+    dense, pruned = (np.asarray(a) for a in (both.dense, damaged.pruned))
+    after = streams.enter_mlp(model.config, layer, damaged)
+    positions = jnp.broadcast_to(jnp.arange(16)[None, :], (4, 16))
+    valid = jnp.ones((4, 16), bool)
+    halves = [decoder.block(model.config, layer, x[0], positions, valid, method=decoder.Block.attend) for x in (dense, pruned)]
+    full = halves[0] + decoder.block(model.config, layer, halves[0], method=streams.mlp_output)
+    seen = streams.fitting_tokens(after)
+    np.testing.assert_allclose(seen.residual, halves[1].reshape(1, 64, 32), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(seen.target, (full - halves[1]).reshape(1, 64, 32), rtol=0, atol=1e-5)
+    # Adding the target to the pruned stream ends the block where the dense model is.
+    ended = decoder.block(model.config, layer, seen.residual + seen.target, method=decoder.Block.finish)
+    expected = streams.leave_mlp(model.config, layer, after).dense
+    np.testing.assert_allclose(ended.reshape(1, 4, 16, 32), expected, rtol=0, atol=1e-5)
+
+
+def test_no_tokens_pass_through():
+    model = tiny("llama")
+    empty = streams.start(model.config, model.params, random_tokens()[:0], 1)
+    empty = streams.leave_mlp(model.config, one_layer(model, 0), streams.enter_mlp(model.config, one_layer(model, 0), empty))
+    assert jax.tree.map(jnp.shape, empty) == ((0, 1, 16, 32), (0, 1, 16, 32))
+
+
+counts, most = st.integers(1, 400), st.integers(1, 300)
+
+
+@given(counts, st.floats(0, 1, exclude_max=True), most)
+def test_a_split(count: int, share: float, most: int):
+    fitted, chunk = streams.split(count, share, most)
+    assert 1 <= chunk <= min(most, count)
+    assert fitted % chunk == 0
+    assert 1 <= fitted <= count
+    if share == 0 or count == 1:
+        assert fitted == count
+    else:
+        asked = min(count - 1, max(1, round(share * count)))
+        assert asked <= count - fitted < asked + chunk
+        assert chunk >= min(most, count - asked) / 2 or chunk == 1
+
+
+def test_a_split_holds_out_little_more_than_was_asked_for():
+    assert streams.split(128, 0.0625, 64) == (120, 60)  # not 64 fitted and 64 held out
+    assert streams.split(128, 0.0625, 2) == (120, 2)
+    assert streams.split(2, 0.9, 4) == (1, 1)
+
+
+@given(counts, most)
+def test_the_largest_divisor(count: int, most: int):
+    size = streams.largest_divisor(count, most)
+    assert size == max(d for d in range(1, count + 1) if count % d == 0 and d <= most)

@@ -1,0 +1,187 @@
+"""The recovered weights are never worse than those they started from."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from spap_jax.numerics import full_precision
+from spap_jax.solver import alternating
+from spap_jax.solver.alternating import Schedule, Tokens, Weights
+
+WIDTH, CHANNELS, RIDGE = 8, 12, 1e-4
+KINDS = ("silu", "relu")
+
+
+def gated(inner, residual):
+    return jax.nn.silu(residual @ inner["gate"]) * (residual @ inner["up"])
+
+
+def biased_relu(inner, residual):
+    return jax.nn.relu(residual @ inner["up"] + inner["up_bias"].reshape((1,) * (residual.ndim - 1) + (-1,)))
+
+
+HIDDEN = {"silu": gated, "relu": biased_relu}
+
+
+def draw(rng, *shape):
+    return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+
+def random_weights(kind: str, channels: int, seed: int) -> Weights:
+    rng = np.random.default_rng(seed)
+    inner = {"up": draw(rng, WIDTH, channels)}
+    inner |= {"gate": draw(rng, WIDTH, channels)} if kind == "silu" else {"up_bias": draw(rng, channels)}
+    return Weights(inner, draw(rng, channels, WIDTH), draw(rng, WIDTH) if kind == "relu" else None)
+
+
+def tokens_of(kind: str, count: int, seed: int, chunks: int = 4) -> Tokens:
+    """Tokens whose target is what a wider MLP makes of them, and some noise."""
+    rng = np.random.default_rng(seed)
+    residual = draw(rng, chunks, count // chunks, WIDTH)
+    target = alternating.output(HIDDEN[kind], random_weights(kind, 2 * CHANNELS, 99), residual)
+    return Tokens(residual, target + 0.3 * draw(rng, *target.shape))
+
+
+NONE = Tokens(jnp.zeros((0, 4, WIDTH)), jnp.zeros((0, 4, WIDTH)))
+
+
+@functools.partial(jax.jit, static_argnames="kind")
+@full_precision
+def closed_form(kind, weights, tokens, ridge=RIDGE):
+    return alternating.closed_form(HIDDEN[kind], weights, tokens, ridge)
+
+
+@functools.partial(jax.jit, static_argnames="kind")
+@full_precision
+def error(kind, weights, tokens):
+    return alternating.relative_error(HIDDEN[kind], weights, tokens)
+
+
+@functools.partial(
+    jax.jit, static_argnames=("kind", "schedule"), compiler_options={"xla_backend_optimization_level": 0}
+)
+@full_precision
+def recover(kind, weights, calibration, held_out, schedule, seed=3):
+    return alternating.recover(HIDDEN[kind], weights, calibration, held_out, schedule, RIDGE, jax.random.key(seed))
+
+
+def refitted(kind: str, calibration: Tokens) -> Weights:
+    return closed_form(kind, random_weights(kind, CHANNELS, 5), calibration)
+
+
+def same(one: Weights, other: Weights) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_relative_error_is_that_of_numpy(kind: str):
+    weights, tokens = random_weights(kind, CHANNELS, 1), tokens_of(kind, 400, 2)
+    output = np.asarray(alternating.output(HIDDEN[kind], weights, tokens.residual), np.float64)
+    target = np.asarray(tokens.target, np.float64)
+    np.testing.assert_allclose(
+        error(kind, weights, tokens), ((target - output) ** 2).sum() / (target**2).sum(), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_closed_form_is_the_least_squares_solution(kind: str):
+    weights, tokens = random_weights(kind, CHANNELS, 1), tokens_of(kind, 400, 2)
+    hidden = np.asarray(HIDDEN[kind](weights.inner, tokens.residual), np.float64).reshape(400, -1)
+    target = np.asarray(tokens.target, np.float64).reshape(400, -1)
+    biases = int(kind == "relu")
+    constant = np.ones((400, biases))
+    # The ridge as rows of its own: it pulls each row of the projection to where it was, the bias to nowhere.
+    energy = hidden.var(axis=0) if kind == "relu" else (hidden**2).mean(axis=0)
+    pull = np.diag(np.sqrt(400 * RIDGE * energy))
+    design = np.block([[hidden, constant], [pull, np.zeros((CHANNELS, biases))]])
+    right = np.concatenate([target, pull @ np.asarray(weights.down, np.float64)])
+    solution = np.linalg.lstsq(design, right)[0]
+    fitted = closed_form(kind, weights, tokens)
+    np.testing.assert_allclose(fitted.down, solution[:CHANNELS], rtol=0, atol=1e-4)
+    if fitted.bias is not None:
+        np.testing.assert_allclose(fitted.bias, solution[CHANNELS], rtol=0, atol=3e-4)
+    assert fitted.inner.keys() == weights.inner.keys()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_closed_form_lowers_the_error_and_is_its_own_fixed_point(kind: str):
+    tokens = tokens_of(kind, 400, 2)
+    for seed in range(4):
+        weights = random_weights(kind, CHANNELS, seed)
+        once = closed_form(kind, weights, tokens, 0.1)
+        twice = closed_form(kind, once, tokens, 0.1)
+        errors = [float(error(kind, w, tokens)) for w in (weights, once, twice)]
+        assert errors[0] > errors[1] >= errors[2] * (1 - 1e-6)
+
+
+ROUND = Schedule(1, 10, 128, 0.05)
+
+
+def assert_never_rises(kind: str, runs: list[Weights], calibration: Tokens, held_out: Tokens):
+    errors = [[float(error(kind, run, tokens)) for run in runs] for tokens in (calibration, held_out)]
+    for each in errors:
+        assert all(later <= earlier for earlier, later in zip(each, each[1:], strict=False))
+        assert each[-1] < 0.9 * each[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rounds_after_each_other_lower_both_errors(kind: str):
+    calibration, held_out = tokens_of(kind, 800, 2), tokens_of(kind, 400, 3)
+    runs, taken = [refitted(kind, calibration)], 0
+    for seed in range(5):
+        result = recover(kind, runs[-1], calibration, held_out, ROUND, seed)
+        runs.append(result.weights)
+        assert same(runs[-1], runs[-2]) == (int(result.rounds) == 0)
+        taken += int(result.rounds)
+    assert taken > 1
+    assert_never_rises(kind, runs, calibration, held_out)
+
+
+def test_more_rounds_are_no_worse():
+    calibration, held_out = tokens_of("silu", 800, 2), tokens_of("silu", 400, 3)
+    start = refitted("silu", calibration)
+    runs = [recover("silu", start, calibration, held_out, ROUND._replace(rounds=rounds)) for rounds in (0, 1, 4)]
+    assert same(runs[0].weights, start)
+    assert [int(run.rounds) for run in runs[:2]] == [0, 1]
+    assert int(runs[2].rounds) > 1
+    assert_never_rises("silu", [run.weights for run in runs], calibration, held_out)
+
+
+def test_a_round_that_overfits_is_refused():
+    calibration, held_out = tokens_of("silu", 16, 2), tokens_of("silu", 400, 3)
+    start, schedule = refitted("silu", calibration), Schedule(2, 10, 16, 0.5)
+    unguarded = recover("silu", start, calibration, NONE, schedule)
+    assert int(unguarded.rounds) > 0
+    assert error("silu", unguarded.weights, calibration) < error("silu", start, calibration)
+    assert error("silu", unguarded.weights, held_out) > error("silu", start, held_out)
+    guarded = recover("silu", start, calibration, held_out, schedule)
+    assert int(guarded.rounds) == 0
+    assert same(guarded.weights, start)
+
+
+def test_a_refused_round_is_tried_again_with_half_the_step():
+    calibration, held_out = tokens_of("silu", 800, 2), tokens_of("silu", 400, 3)
+    run = recover("silu", refitted("silu", calibration), calibration, held_out, Schedule(10, 10, 128, 8.0))
+    assert 0 < int(run.rounds) <= 8  # the first ones are refused, and would be for ever at that size
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_dead_channel_makes_no_nan(kind: str):
+    calibration, held_out = tokens_of(kind, 800, 2), tokens_of(kind, 400, 3)
+    weights = random_weights(kind, CHANNELS, 5)
+    weights = weights._replace(inner={name: array.at[..., 4].set(0) for name, array in weights.inner.items()})
+    start = closed_form(kind, weights, calibration)
+    np.testing.assert_allclose(start.down[4], weights.down[4], rtol=1e-6)  # nothing says otherwise
+    run = recover(kind, start, calibration, held_out, ROUND)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(run.weights))
+    assert int(run.rounds) > 0
+
+
+def test_no_tokens_have_no_error_and_no_target_has_none_left():
+    weights = random_weights("silu", CHANNELS, 1)
+    assert np.isnan(error("silu", weights, NONE))
+    silent = Tokens(tokens_of("silu", 16, 2).residual, jnp.zeros((4, 4, WIDTH)))
+    assert float(error("silu", weights._replace(down=jnp.zeros((CHANNELS, WIDTH))), silent)) == 0
