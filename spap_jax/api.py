@@ -82,7 +82,10 @@ def token_blocks(tokens: Any, config: DecoderConfig) -> np.ndarray:
     Raises:
         UserError: not a block of token ids, too long for the model's positions, or ids outside the vocabulary.
     """
-    blocks = np.asarray(getattr(tokens, "tokens", tokens))
+    try:
+        blocks = np.asarray(getattr(tokens, "tokens", tokens))
+    except ValueError as error:
+        raise UserError("tokens must be whole numbers [B, T], with all sequences of the same length.") from error
     if blocks.ndim != 2 or 0 in blocks.shape or not np.issubdtype(blocks.dtype, np.integer):
         raise UserError(f"tokens must be whole numbers [B, T], not {blocks.dtype} {list(blocks.shape)}.")
     check_length(config, blocks.shape[1])

@@ -1,6 +1,7 @@
 """Eight CPU devices, explicit broadcasting, warnings as errors (pyproject.toml)."""
 
 import os
+import sys
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
@@ -13,6 +14,10 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--old-python", default=sys.executable, help="Python whose transformers loads pruned checkpoints")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -85,7 +85,8 @@ def closed_form(hidden: Hidden, weights: Weights, tokens: Tokens, ridge: float) 
         h = hidden(weights.inner, chunk.residual)
         # The correction of the output is solved for, not the output: its right-hand side is small, and so its rounding.
         e = chunk.target - output(hidden, weights, chunk.residual)
-        parts = (h.T @ h, h.T @ e, h.sum(axis=0), e.sum(axis=0))
+        transposed = jax.lax.optimization_barrier(h.T)  # in memory: see moments.accumulate
+        parts = (transposed @ h, h.T @ e, h.sum(axis=0), e.sum(axis=0))
         return jax.tree.map(jnp.add, total, parts), None
 
     moments, _ = jax.lax.scan(add, start, tokens)

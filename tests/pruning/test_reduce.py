@@ -19,7 +19,10 @@ def test_taking_channels_is_silencing_the_others(variant: str):
     model = tiny(variant)
     kept = chosen_channels(2, KEPT, model.config.layers)
     layers = [one_layer(model, index) for index in range(model.config.layers)]
-    layers = [layer | {"mlp": reduce.take_channels(model.family, layer["mlp"], k)} for layer, k in zip(layers, kept, strict=True)]
+    layers = [
+        layer | {"mlp": reduce.take_channels(model.family, layer["mlp"], k)}
+        for layer, k in zip(layers, kept, strict=True)
+    ]
     stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *layers)
     narrow = Model(model.config.narrowed(KEPT), model.params | {"layers": stacked}, model.source)
     down = np.zeros_like(model.params["layers"]["mlp"]["down"])

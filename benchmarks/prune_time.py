@@ -1,0 +1,280 @@
+"""What pruning costs: seconds, operations and memory of ``spap prune`` on a random LLaMA, against the machine's limits.
+
+``python -m benchmarks.prune_time`` writes a checkpoint and tokens into a temporary folder, runs the real command in its
+own process and reads its report. The rate of float32 matrix products, measured before and after in this process, is
+what the achieved rates are compared with. Targets are shown, never asserted: other work on the machine slows both.
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from cyclopts import App
+from rich.console import Console
+from rich.table import Table
+
+from spap_jax import checkpoint
+from spap_jax.model import Model, Source
+from spap_jax.models import decoder
+from spap_jax.models.layers import MOST_BLOCKS, QUERY_BLOCK
+from spap_jax.models.registry import family_of
+from spap_jax.pruning import streams
+
+TARGET_SHARE = 0.60
+"""Of the matmul rate, for the pass that accumulates the second moments."""
+
+TARGET_SELECTION = 10.0
+"""Seconds for the selection of one layer, on 2 cores."""
+
+ROOM = 2**30
+"""Bytes of memory beside the weights and the streams."""
+
+GUESTS = 0.25
+"""Channels that may return in a step of the selection, for every channel that leaves."""
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+app = App(name="prune_time", help=__doc__)
+
+
+@dataclass(frozen=True)
+class Size:
+    """Sizes of the random LLaMA and of its calibration; letters of ``docs/architecture.md``."""
+
+    layers: int = 8
+    d: int = 1024
+    f: int = 4096
+    n: int = 16
+    m: int = 4
+    vocabulary: int = 1024
+    sequences: int = 8
+    length: int = 2048
+
+
+@dataclass(frozen=True)
+class Split:
+    """Tokens that are fitted and held out, and channels that are kept."""
+
+    fitted: int
+    held_out: int
+    k: int
+
+    @property
+    def tokens(self) -> int:
+        """All of them."""
+        return self.fitted + self.held_out
+
+
+def write_random_llama(folder: Path, size: Size, seed: int = 0) -> None:
+    """Writes a LLaMA checkpoint with random float32 weights."""
+    theirs = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "dtype": "float32",
+        "vocab_size": size.vocabulary,
+        "hidden_size": size.d,
+        "intermediate_size": size.f,
+        "num_hidden_layers": size.layers,
+        "num_attention_heads": size.n,
+        "num_key_value_heads": size.m,
+        "max_position_embeddings": max(4096, size.length),
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "hidden_act": "silu",
+        "tie_word_embeddings": False,
+    }
+    config = family_of(theirs).read_config(theirs)
+    params = decoder.init(config, jax.random.key(seed))
+    checkpoint.save(Model(config, params, Source(str(folder), None, json.dumps(theirs, indent=1))), folder)
+
+
+def matmul_rate(size: int = 2048, repeats: int = 7) -> float:
+    """Floating-point operations a second of a float32 matrix product: the median of several."""
+    a = jax.random.normal(jax.random.key(0), (size, size))
+    product = jax.jit(lambda a: jnp.matmul(a, a, precision="highest"))
+    product(a).block_until_ready()
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        product(a).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / median(seconds)
+
+
+# Floating-point operations of one layer: matrix products and factorisations, two for each multiplication. What is
+# linear in the activations (norms, rotary embedding, softmax) is left out.
+
+
+def streams_operations(size: Size, split: Split) -> float:
+    """``pruning/streams.py``: both streams through attention, one through the dense and one through the narrow MLP."""
+    heads = size.d  # n x h
+    groups = size.d * size.m // size.n  # m x h
+    projections = 4 * size.d * heads + 4 * size.d * groups
+    block = max(QUERY_BLOCK, -(-size.length // MOST_BLOCKS))
+    pairs = min(size.length, (size.length + block) / 2)  # keys computed for a query: blocks after its own are skipped
+    attention = 4 * pairs * heads
+    mlps = 6 * size.d * size.f + 6 * size.d * split.k
+    return split.tokens * (2 * (projections + attention) + mlps)
+
+
+def statistics_operations(size: Size, split: Split) -> float:
+    """``pruning/moments.py``: the hidden activations of the fitted tokens, H'H and H'Y."""
+    return split.fitted * (4 * size.d * size.f + 2 * size.f**2 + 2 * size.f * size.d)
+
+
+def selection_operations(size: Size, split: Split, settings: dict) -> float:
+    """``solver/problem.py``, ``penalty.py``, ``swap.py``; rounds of swaps that the report does not count are left out.
+
+    Cholesky f^3 / 3; the dense tableau solves for f + d columns at 2 f^2 each; a pivot of b channels costs
+    2 f (f + d) b; the tableau of the polish solves for f + d columns of the kept channels.
+    """
+    f, d, k = size.f, size.d, split.k
+    b = math.ceil((f - k) / settings["penalty_steps"])
+    moved = (b + 2 * math.ceil(GUESTS * b)) * math.ceil((f - k) / b)
+    penalty = f**3 / 3 + 2 * f**2 * (f + d) + 2 * f * (f + d) * moved
+    polish = k**3 / 3 + 2 * k**2 * (f + d) + 2 * (f - k) * k * (f - k + d)
+    return penalty + polish + 2 * k * (f - k) * d
+
+
+def refit_operations(size: Size, split: Split) -> float:
+    """``solver/problem.py``: Cholesky of the kept channels, and a solve for d columns."""
+    return split.k**3 / 3 + 2 * split.k**2 * size.d
+
+
+def output_operations(size: Size, tokens: int, k: int) -> float:
+    """The narrow MLP once over tokens: gate, up, down."""
+    return 6 * tokens * size.d * k
+
+
+def alternating_operations(size: Size, split: Split, settings: dict) -> float:
+    """``solver/alternating.py``, all rounds whether taken or not.
+
+    A step multiplies gate and up twice (forward, gradient of the weights) and down three times (that of its input too).
+    The closed form passes over the fitted tokens for H, H V, H'H and H'E, factorises and solves. Errors are measured
+    over all tokens before the first round and after each.
+    """
+    d, k, rounds = size.d, split.k, settings["rounds"]
+    step = 2 * 7 * d * k * min(settings["step_tokens"], split.fitted)
+    passed = split.fitted * (2 * k**2 + 2 * k * d) + output_operations(size, split.fitted, k)
+    judged = output_operations(size, split.tokens, k)
+    each = settings["steps"] * step + passed + refit_operations(size, split) + judged
+    return rounds * each + judged
+
+
+def operations(size: Size, split: Split, settings: dict) -> dict[str, float]:
+    """Of one layer, by the report's phases."""
+    return {
+        "streams": streams_operations(size, split),
+        "statistics": statistics_operations(size, split),
+        "selection": selection_operations(size, split, settings),
+        "refit": refit_operations(size, split),
+        "alternating": alternating_operations(size, split, settings),
+        "errors": 3 * output_operations(size, split.tokens, split.k),
+    }
+
+
+def run_prune(folder: Path, size: Size, words: list[str]) -> dict:
+    """Runs the command on a random checkpoint and random tokens, and returns its report."""
+    write_random_llama(folder / "dense", size)
+    tokens = np.random.default_rng(0).integers(0, size.vocabulary, (size.sequences, size.length))
+    np.save(folder / "tokens.npy", tokens.astype(np.int32))
+    command = [sys.executable, "-m", "spap_jax", "prune", str(folder / "dense"), "--output", str(folder / "pruned")]
+    command += ["--calibration", str(folder / "tokens.npy"), "--sequences", str(size.sequences)]
+    command += ["--sequence-length", str(size.length), "--sparsity", "0.3", *words]
+    subprocess.run(command, check=True, stdout=sys.stderr)
+    return json.loads((folder / "pruned" / "spap_report.json").read_text(encoding="utf-8"))
+
+
+def split_of(size: Size, report: dict) -> Split:
+    """How the run divided its tokens."""
+    settings = report["settings"]
+    most = max(1, settings["batch_tokens"] // size.length)
+    fitted, _ = streams.split(size.sequences, settings["held_out"], most)
+    k = report["model"]["intermediate"]["after"]
+    return Split(fitted * size.length, (size.sequences - fitted) * size.length, k)
+
+
+def show_phases(report: dict, counted: dict[str, float], rate: float) -> dict[str, float]:
+    """Prints seconds and rates by phase; returns the seconds of a layer that compiles nothing."""
+    first, *rest = (layer["seconds"] for layer in report["layers"])
+    rest = rest or [first]
+    table = Table(title="one layer", title_justify="left", show_edge=False, pad_edge=False)
+    for name in ("phase", "seconds", "first layer: more", "GFLOP", "GFLOP/s", "of matmul rate"):
+        table.add_column(name, justify="left" if name == "phase" else "right")
+    steady = {phase: median(layer.get(phase, 0.0) for layer in rest) for phase in first}
+    for phase, seconds in steady.items():
+        row = (phase, f"{seconds:.2f}", f"{first[phase] - seconds:+.2f}")
+        achieved = counted.get(phase, 0) / seconds if seconds else 0
+        rates = (f"{counted[phase] / 1e9:.1f}", f"{achieved / 1e9:.1f}", f"{achieved / rate:.0%}")
+        table.add_row(*row, *(rates if phase in counted else ("", "", "")))
+    out.print(table)
+    return steady
+
+
+def show_targets(report: dict, size: Size, counted: dict[str, float], steady: dict[str, float], rate: float) -> None:
+    """Prints the targets and whether they are met."""
+    share = counted["statistics"] / steady["statistics"] / rate
+    states = 2 * size.sequences * size.length * size.d * 4
+    bound = report["extras"]["bytes"]["before"] + states + ROOM
+    peak = report["extras"]["peak_memory_bytes"]
+    rows = (
+        ("statistics, share of the matmul rate", f"{share:.0%}", f">= {TARGET_SHARE:.0%}", share >= TARGET_SHARE),
+        ("selection of a layer, seconds", f"{steady['selection']:.1f}", f"< {TARGET_SELECTION:.0f}",
+         steady["selection"] < TARGET_SELECTION),
+        ("peak memory, MiB (bound: weights + streams + 1 GiB)", f"{peak / 2**20:.0f}", f"<= {bound / 2**20:.0f}",
+         peak <= bound),
+    )  # fmt: skip
+    for name, value, target, met in rows:
+        out.print(f"{name}: {value} (target {target}: {'met' if met else 'missed'})")
+
+
+@app.default
+def main(
+    *words: str,
+    layers: int = 8,
+    width: int = 1024,
+    intermediate: int = 4096,
+    heads: int = 16,
+    kv_heads: int = 4,
+    sequences: int = 8,
+    length: int = 2048,
+) -> None:
+    """Measures one run of ``spap prune --sparsity 0.3``.
+
+    Args:
+        words: Further words for the command, after ``--``, for example ``-- --rounds 1 --steps 20``.
+        layers: Blocks; the first compiles and is shown apart.
+        width: Of the residual stream.
+        intermediate: MLP channels.
+        heads: Query heads.
+        kv_heads: Key/value heads.
+        sequences: Calibration sequences.
+        length: Tokens in a sequence.
+    """
+    size = Size(layers, width, intermediate, heads, kv_heads, sequences=sequences, length=length)
+    before = matmul_rate()
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        report = run_prune(Path(folder), size, list(words))
+    seconds = time.perf_counter() - start
+    after = matmul_rate()
+    rate = (before + after) / 2
+    counted = operations(size, split_of(size, report), report["settings"])
+    out.print(f"float32 matmul: {before / 1e9:.1f} GFLOP/s before, {after / 1e9:.1f} after; {os.cpu_count()} cores")
+    steady = show_phases(report, counted, rate)
+    show_targets(report, size, counted, steady, rate)
+    out.print(f"whole command, writing its input included: {seconds:.1f} s")
+
+
+if __name__ == "__main__":
+    app()

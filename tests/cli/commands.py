@@ -1,0 +1,73 @@
+"""Folders and words for the command line, and a look at what it said."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from hf_models import VARIANTS, hf_model
+
+from spap_jax.cli import main
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+STORIES = EXAMPLES / "llama-stories"
+CALIBRATION, EVALUATION = EXAMPLES / "stories_calibration.txt", EXAMPLES / "stories_evaluation.txt"
+QUICK = ("--sequences", "16", "--sequence-length", "64", "--rounds", "1", "--steps", "5")
+
+
+class Said(NamedTuple):
+    """Attributes: code; out and err: what went to standard output and standard error."""
+
+    code: int
+    out: str
+    err: str
+
+
+def spap(capsys: pytest.CaptureFixture[str], *words: object) -> Said:
+    """Runs a command in this process."""
+    capsys.readouterr()
+    code = main([str(word) for word in words])
+    return Said(code, *capsys.readouterr())
+
+
+def process(*words: object, **settings: str) -> subprocess.Popen[str]:
+    """Starts a command in another process."""
+    command = [sys.executable, "-m", "spap_jax", *map(str, words)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=os.environ | settings)
+
+
+def sentence(said: Said) -> str:
+    """The one sentence of a refusal: exit code 2 and one line that begins `spap:`, the last on standard error."""
+    assert said.code == 2, said
+    assert said.out == ""
+    lines = said.err.splitlines()
+    assert lines[-1].startswith("spap: ")
+    assert all(line.endswith(" ...") for line in lines[:-1]), said.err
+    return lines[-1].removeprefix("spap: ")
+
+
+def tiny(folder: Path, variant: str = "llama", **changes: object) -> Path:
+    """A tiny checkpoint with other fields in its config.json, if any are given."""
+    hf_model(variant).save_pretrained(folder)
+    (folder / "config.json").write_text(
+        json.dumps(VARIANTS[variant] | {"architectures": [architecture(variant)]} | changes)
+    )
+    return folder
+
+
+def architecture(variant: str) -> str:
+    return type(hf_model(variant)).__name__
+
+
+def token_file(path: Path, top: int = 97, sequences: int = 16, length: int = 64) -> Path:
+    np.save(path, np.random.default_rng(0).integers(0, top, (sequences, length)))
+    return path
+
+
+def left(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.iterdir())

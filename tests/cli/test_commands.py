@@ -1,0 +1,237 @@
+"""The four commands from the first word to the last file."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import (
+    CALIBRATION,
+    EVALUATION,
+    QUICK,
+    STORIES,
+    left,
+    process,
+    spap,
+    tiny,
+    token_file,
+)
+from safetensors.numpy import load_file
+
+import spap_jax
+from spap_jax.cli import console
+
+
+@pytest.fixture(scope="module")
+def stories(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("stories") / "out [of 2]"
+
+
+def config_of(folder: Path) -> dict:
+    return json.loads((folder / "config.json").read_text())
+
+
+class TestPruneOfTheBundledModel:
+    """In order: the first test writes what the others look at."""
+
+    def test_it_prunes_with_settings_of_a_file_that_flags_override(self, stories: Path, tmp_path: Path, capsys):
+        settings = tmp_path / "settings.toml"
+        settings.write_text(
+            "round-to = 64\nsparsity = 0.6\nrounds = 1\nsteps = 5\nsequences = 16\nsequence-length = 64\n"
+        )
+        words = ("prune", STORIES, "--output", stories, "--calibration", CALIBRATION, "--config", settings)
+        said = spap(capsys, *words, "--sparsity", "0.3", "--eval", EVALUATION, "--sequences=16")
+        assert said.code == 0
+        lines = said.out.splitlines()
+        assert lines[0] == f"{STORIES}: 30% of the MLP channels removed"
+        assert [line for line in lines if line.split("  ")[0] == "MLP channels per layer"][0].split()[-3:-1] == [
+            "256",
+            "-20.0",
+        ]
+        for name in ("parameters", "MLP parameters", "weights on disk", "perplexity"):
+            assert any(line.startswith(name) for line in lines)
+        assert re.search(r"seconds: streams .*; peak memory .*B", said.out)
+        assert "layer 6/6  error 0" in said.err
+        assert said.err.splitlines()[-1] == f"wrote {stories}"
+
+    def test_the_files(self, stories: Path):
+        copied = ["generation_config.json", "tokenizer.json", "tokenizer_config.json"]
+        assert left(stories) == sorted([*copied, "README.md", "config.json", "model.safetensors", "spap_report.json"])
+        for name in copied:
+            assert (stories / name).read_bytes() == (STORIES / name).read_bytes()
+        before, after = (folder.joinpath("config.json").read_text() for folder in (STORIES, stories))
+        assert after == before.replace('"intermediate_size": 320', '"intermediate_size": 256')
+        old, new = (load_file(folder / "model.safetensors") for folder in (STORIES, stories))
+        assert old.keys() == new.keys()
+        for name, tensor in old.items():
+            axis = {"gate_proj": 0, "up_proj": 0, "down_proj": 1}.get(name.split(".")[-2])
+            assert new[name].shape == tuple(256 if n == axis else s for n, s in enumerate(tensor.shape))
+            assert axis is not None or np.array_equal(new[name], tensor)
+
+    def test_the_report(self, stories: Path):
+        report = json.loads((stories / "spap_report.json").read_text())
+        assert report.keys() == {"settings", "model", "calibration", "versions", "layers", "extras", "seconds"}
+        assert (report["settings"]["sparsity"], report["settings"]["round_to"]) == (0.3, 64)
+        assert (report["settings"]["rounds"], report["settings"]["steps"]) == (1, 5)
+        assert report["model"]["name"] == str(STORIES)
+        assert report["calibration"]["sequences"] == 16
+        assert len(report["calibration"]["sha256"]) == 64
+        sizes = [
+            sum(t.nbytes for t in load_file(folder / "model.safetensors").values()) for folder in (STORIES, stories)
+        ]
+        assert report["extras"]["bytes"] == {"before": sizes[0], "after": sizes[1]}
+        measured = report["extras"]["perplexity"]
+        assert 3 < measured["before"] < measured["after"] < 20
+        assert report["extras"]["peak_memory_bytes"] > 1e7
+        assert len(report["layers"]) == 6
+        for layer in report["layers"]:
+            assert len(layer["kept"]) == 256
+            assert (
+                layer["calibration"]["selection"] > layer["calibration"]["refit"] >= layer["calibration"]["alternating"]
+            )
+            assert layer["held_out"]["alternating"] <= layer["held_out"]["refit"]
+
+    def test_the_card(self, stories: Path):
+        card = (stories / "README.md").read_text()
+        assert card.startswith(f'---\nbase_model: "{STORIES}"\nlibrary_name: transformers\n')
+        assert "20 % of its MLP channels removed" in card
+        assert "keeps 256 of 320 MLP channels" in card
+        assert "| perplexity on " in card
+
+    def test_eval_agrees_with_the_report(self, stories: Path, tmp_path: Path, capsys):
+        report = json.loads((stories / "spap_report.json").read_text())
+        found = tmp_path / "found.json"
+        said = spap(capsys, "eval", stories, "--data", EVALUATION, "--sequence-length", "64", "--json", found)
+        assert said.code == 0
+        read = json.loads(found.read_text())
+        assert read["perplexity"] == pytest.approx(report["extras"]["perplexity"]["after"], rel=1e-5)
+        assert said.out.startswith(f"perplexity {read['perplexity']:.4f}  (")
+        assert len(said.out.splitlines()) == 1
+        assert (read["model"], read["sequence_length"]) == (str(stories), 64)
+        assert f"{read['windows']} of {read['windows']} windows of 64 tokens" in said.out
+        assert len(read["sha256"]) == 64
+
+    def test_bench_of_two_models(self, stories: Path, capsys):
+        said = spap(capsys, "bench", STORIES, stories, "--prompt", "16", "--new", "4", "--repeats", "1")
+        assert said.code == 0
+        rows = {line.split("  ")[0]: line.split() for line in said.out.splitlines()}
+        assert rows["MLP parameters"][-1] == "1.250x"
+        assert {"parameters", "bytes of weights", "prefill, tokens/s", "decode, tokens/s"} <= rows.keys()
+        assert re.fullmatch(r"1\.\d{3}x", rows["prefill, tokens/s"][-1])
+
+    def test_overwrite(self, stories: Path, capsys):
+        said = spap(capsys, "convert", STORIES, "--output", stories, "--to", "huggingface")
+        assert said.code == 2
+        assert config_of(stories)["intermediate_size"] == 256
+        said = spap(capsys, "convert", STORIES, "--output", stories, "--to", "huggingface", "--overwrite")
+        assert said.code == 0
+        assert config_of(stories)["intermediate_size"] == 320
+        assert left(stories.parent) == [stories.name]
+
+
+@pytest.mark.parametrize(
+    ("variant", "words", "width"),
+    [
+        ("qwen2_tied", ("--method", "wanda"), 37),
+        ("opt_350m_like", ("--round-to", "16", "--dtype", "bfloat16"), 32),
+    ],
+)
+def test_prune_of_other_families(variant: str, words: tuple[str, ...], width: int, tmp_path: Path, capsys):
+    source = tiny(tmp_path / "in", variant)
+    ids = token_file(tmp_path / "ids.npy")
+    said = spap(capsys, "prune", source, "--output", tmp_path / "out", "--calibration", ids, *QUICK, *words)
+    assert said.code == 0
+    model = spap_jax.load(tmp_path / "out")
+    assert model.config.intermediate == width
+    dtype = "bfloat16" if "bfloat16" in words else "float32"
+    assert model.params["layers"]["mlp"]["down"].dtype == dtype
+    assert model.params["embed"]["tokens"].dtype == dtype
+    assert np.isfinite(spap_jax.logits(model, np.load(ids))).all()
+    report = json.loads((tmp_path / "out" / "spap_report.json").read_text())
+    assert report["settings"]["method"] == ("wanda" if "wanda" in words else "spap")
+    assert (tmp_path / "out" / "README.md").exists()
+
+
+def test_a_file_of_settings_is_forgotten_after_its_command(tmp_path: Path, capsys):
+    settings = tmp_path / "settings.toml"
+    settings.write_text("batch = 0\n")
+    words = ("bench", STORIES, "--prompt", "8", "--new", "2", "--repeats", "1")
+    assert spap(capsys, *words, "--config", settings).code == 2
+    assert spap(capsys, *words).code == 0
+
+
+@pytest.mark.parametrize("variant", ["llama_biases", "opt_125m_like"])
+def test_convert_there_and_back(variant: str, tmp_path: Path, capsys):
+    source = tiny(tmp_path / "in", variant)
+    assert spap(capsys, "convert", source, "--output", tmp_path / "orbax", "--to", "orbax").code == 0
+    said = spap(capsys, "convert", tmp_path / "orbax", "--output", tmp_path / "out", "--to", "huggingface")
+    assert said.code == 0
+    assert said.err.splitlines()[-1] == f"wrote {tmp_path / 'out'}"
+    old, new = (load_file(folder / "model.safetensors") for folder in (source, tmp_path / "out"))
+    assert old.keys() == new.keys()
+    assert all(old[name].dtype == new[name].dtype and old[name].tobytes() == new[name].tobytes() for name in old)
+    assert (tmp_path / "out" / "config.json").read_bytes() == (source / "config.json").read_bytes()
+    spap(capsys, "convert", source, "--output", tmp_path / "half", "--to", "huggingface", "--dtype", "float16")
+    half = load_file(tmp_path / "half" / "model.safetensors")
+    assert all(np.array_equal(half[name], old[name].astype(np.float16)) for name in old)
+    assert left(tmp_path) == ["half", "in", "orbax", "out"]
+
+
+@pytest.mark.parametrize("words", [(), ("prune",), ("eval",), ("bench",), ("convert",)])
+def test_help_fits_a_terminal(words: tuple[str, ...], capsys):
+    said = spap(capsys, *words, "--help")
+    assert said.code == 0
+    assert max(map(len, said.out.splitlines())) <= 80
+    assert said.out.startswith("Usage: spap ")
+    assert "--config" in said.out
+    if words == ("prune",):
+        for field in spap_jax.PruneSettings.__dataclass_fields__:
+            assert f"--{field.replace('_', '-')} " in said.out
+
+
+def test_help_of_the_module_starts_no_jax():
+    program = "import sys\nfrom spap_jax.cli import main\nmain(['prune', '--help'])\nsys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 0
+    run = process("--help")
+    out, err = run.communicate()
+    assert (run.returncode, err) == (0, "")
+    assert all(command in out for command in ("prune", "eval", "bench", "convert"))
+    assert process("--version").communicate()[0] == f"spap-jax {spap_jax.__version__}\n"
+
+
+def test_a_killed_run_leaves_no_folder(tmp_path: Path):
+    run = process("prune", STORIES, "--output", tmp_path / "out", "--calibration", CALIBRATION, *QUICK)
+    assert run.stderr is not None
+    for line in run.stderr:
+        if line.startswith("layer 1/"):
+            run.kill()
+            break
+    run.communicate()
+    assert run.returncode == -signal.SIGKILL
+    assert [name for name in left(tmp_path) if not name.startswith(".out.partial-")] == []
+
+
+def test_names_with_brackets_are_shown_as_they_are(capsys):
+    with console.waiting("reading [red]model[/red] [/x]"):
+        pass
+    console.table("[b]title[/b]", ("", "[i]"), [("[/row]", "1")])
+    said = capsys.readouterr()
+    assert said.err == "reading [red]model[/red] [/x] ...\n"
+    assert "[b]title[/b]" in said.out
+    assert "[/row]" in said.out
+
+
+def test_sizes_in_words():
+    assert [console.bytes_text(n) for n in (0, 999, 1e3, 1.234e9, 5e15)] == [
+        "0 B",
+        "999 B",
+        "1 kB",
+        "1.23 GB",
+        "5e+03 TB",
+    ]
+    assert console.count_text(1234567) == "1 234 567"
+    assert console.change_text(4, 3) == "-25.0 %"

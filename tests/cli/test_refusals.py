@@ -1,0 +1,248 @@
+"""Whatever a person gets wrong is said in one line on standard error, with exit code 2, and nothing is written."""
+
+import json
+import resource
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import CALIBRATION, EVALUATION, QUICK, STORIES, Said, left, process, sentence, spap, tiny, token_file
+from hf_models import hf_model
+from safetensors.numpy import load_file, save_file
+
+from spap_jax.checkpoint import output
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """An empty folder for the output, which has to stay empty."""
+    (tmp_path / "place").mkdir()
+    return tmp_path / "place"
+
+
+def edited(folder: Path, **changes) -> Path:
+    """A tiny checkpoint with other tensors (double underscores stand for dots); None removes one."""
+    tensors = load_file(tiny(folder) / "model.safetensors") | {n.replace("__", "."): v for n, v in changes.items()}
+    save_file({n: v for n, v in tensors.items() if v is not None}, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+OPTIONS = [
+    (("--sparsity", "0"), "sparsity must be a fraction between 0 and 1, both excluded, not 0.0."),
+    (("--sparsity", "1"), "sparsity must be a fraction between 0 and 1"),
+    (("--sparsity", "-1"), "sparsity must be a fraction between 0 and 1"),
+    (("--sparsity", "abc"), 'Invalid value for --sparsity: unable to convert "abc" into float.'),
+    (("--sparsity", "nan"), "sparsity must be a fraction between 0 and 1"),
+    (("--sparsity", "0.001"), "nothing to remove: sparsity 0.001 of 320 channels"),
+    (("--round-to", "512"), "nothing to remove: "),
+    (("--ridge", "inf"), "ridge must be positive"),
+    (("--method", "lora"), "method must be one of spap, wanda, flap, magnitude, obs, not 'lora'."),
+    (("--dtype", "int8"), 'Invalid value "int8" for --dtype'),
+    (("--sparsty", "0.3"), "Unknown option: --sparsty"),
+    (("surplus",), "Unused Tokens: ['surplus']."),
+    (("--sequence-length", "513"), "sequences of 513 tokens do not fit the model's 512 positions"),
+    (("--sequence-length", "0"), "--sequence-length and --sequences must be at least 1"),
+    (("--sequences", "0"), "--sequence-length and --sequences must be at least 1"),
+    (("--sequences", "9999"), "windows of 512, but 9999 were asked for"),
+    (("--config", "no.toml"), '"no.toml" does not exist.'),
+]
+
+
+@pytest.mark.parametrize(("words", "expected"), OPTIONS)
+def test_options(words: tuple[str, ...], expected: str, place: Path, capsys):
+    said = spap(capsys, "prune", STORIES, "--output", place / "out", "--calibration", CALIBRATION, *words)
+    assert expected in sentence(said)
+    assert left(place) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("sparsty = 0.3\n", 'Unknown option: "[sparsty]"'),
+        ("sparsity = 2.0\n", "sparsity must be a fraction"),
+        ('sparsity = "abc"\n', 'unable to convert "abc" into float'),
+        ("sparsity = [\n", "Invalid value"),
+        ("round_to = 512\n", "nothing to remove"),
+        ("output = 3\n", "sparsity must be a fraction"),
+    ],
+)
+def test_files_of_settings(text: str, expected: str, tmp_path: Path, place: Path, capsys):
+    (tmp_path / "settings.toml").write_text(text)
+    more = ("--sparsity", "5") if "output" in text else ()
+    words = ("--output", place / "out", "--calibration", CALIBRATION, "--config", tmp_path / "settings.toml")
+    assert expected in sentence(spap(capsys, "prune", STORIES, *words, *more))
+    assert left(place) == []
+
+
+@pytest.mark.parametrize("missing", ["MODEL", "--output", "--calibration"])
+def test_what_is_required(missing: str, place: Path, capsys):
+    words = {
+        "MODEL": [STORIES],
+        "--output": ["--output", place / "out"],
+        "--calibration": ["--calibration", CALIBRATION],
+    }
+    said = spap(capsys, "prune", *(word for name, part in words.items() if name != missing for word in part))
+    assert sentence(said) == f'Command "prune" parameter {missing} requires an argument.'
+
+
+def refused(capsys: pytest.CaptureFixture[str], model: Path, place: Path, calibration: Path) -> str:
+    """The sentence with which pruning a model is refused, after a look at the output's place."""
+    words = ("--output", place / "out", "--calibration", calibration, *QUICK)
+    said = sentence(spap(capsys, "prune", model, *words))
+    assert left(place) == []
+    return said
+
+
+CONFIGS = [
+    ({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}, "the architecture GPT2LMHeadModel is not supported"),
+    ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope scaling 'yarn' is not implemented"),
+    ({"quantization_config": {"bits": 4}}, "this checkpoint is quantised"),
+    ({"clip_qkv": 8.0}, "config.json sets clip_qkv=8.0"),
+    ({"num_hidden_layers": 4}, "tensors are missing (model.layers.3."),
+    ({"num_hidden_layers": 2}, "tensors are unexpected (model.layers.2."),
+    ({"intermediate_size": 60}, "shapes are wrong"),
+]
+
+
+@pytest.mark.parametrize(("changes", "expected"), CONFIGS)
+def test_models_that_are_not_understood(changes: dict, expected: str, tmp_path: Path, place: Path, capsys):
+    assert expected in refused(capsys, tiny(tmp_path / "in", **changes), place, token_file(tmp_path / "ids.npy"))
+
+
+def test_a_sliding_window(tmp_path: Path, place: Path, capsys):
+    model = tiny(tmp_path / "in", "qwen2", use_sliding_window=True, sliding_window=16)
+    assert "use_sliding_window=True" in refused(capsys, model, place, token_file(tmp_path / "ids.npy"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"model__norm__weight": None}, "tensors are missing (model.norm.weight)"),
+        ({"model__extra": np.zeros(3, np.float32)}, "tensors are unexpected (model.extra)"),
+        ({"model__norm__weight": np.full(32, np.nan, np.float32)}, "the weight model.norm.weight holds NaN"),
+        # Found when its layer is read, after the writer has begun.
+        ({"model__layers__0__mlp__down_proj__weight": np.full((32, 53), np.nan, np.float32)}, "holds NaN or infinity"),
+    ],
+)
+def test_tensors(changes: dict, expected: str, tmp_path: Path, place: Path, capsys):
+    assert expected in refused(capsys, edited(tmp_path / "in", **changes), place, token_file(tmp_path / "ids.npy"))
+
+
+def test_a_truncated_file(tmp_path: Path, place: Path, capsys):
+    model = tiny(tmp_path / "in")
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert "model.safetensors" in refused(capsys, model, place, token_file(tmp_path / "ids.npy"))
+
+
+def test_an_orbax_folder_is_not_pruned_but_said_how(tmp_path: Path, place: Path, capsys):
+    source = tiny(tmp_path / "in")
+    assert spap(capsys, "convert", source, "--output", tmp_path / "orbax", "--to", "orbax").code == 0
+    refused(capsys, tmp_path / "orbax", place, token_file(tmp_path / "ids.npy"))
+
+
+def test_data(tmp_path: Path, place: Path, capsys):
+    model = tiny(tmp_path / "in")
+    (tmp_path / "short.txt").write_text("Once upon a time")
+    (tmp_path / "odd.bin").write_bytes(b"\0")
+    np.save(tmp_path / "floats.npy", np.zeros((16, 64)))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(STORIES / name, model)
+    for data, expected in (
+        (CALIBRATION, "the tokenizer does not fit the model"),
+        (token_file(tmp_path / "ids.npy", top=98), "outside the vocabulary of 97"),
+        (tmp_path / "floats.npy", "give whole token ids"),
+        (tmp_path / "none.txt", "is not there"),
+        (tmp_path / "odd.bin", "odd.bin"),
+    ):
+        assert expected in refused(capsys, model, place, data)
+    assert "but 16 were asked for" in refused(capsys, STORIES, place, tmp_path / "short.txt")
+    shutil.rmtree(model)
+    assert "the tokenizer" in refused(capsys, tiny(tmp_path / "in"), place, CALIBRATION)
+
+
+def test_models_that_are_not_there(tmp_path: Path, place: Path, capsys):
+    ids = token_file(tmp_path / "ids.npy")
+    assert "there is no folder" in refused(capsys, tmp_path / "none", place, ids)
+    assert "it has no config.json" in refused(capsys, place, place, ids)
+
+
+def test_an_output_that_exists(tmp_path: Path, place: Path, capsys):
+    (place / "out").mkdir()
+    (place / "out" / "letter.txt").write_text("dear")
+    words = ("prune", STORIES, "--output", place / "out", "--calibration", CALIBRATION)
+    assert "out exists: name another folder, or pass --overwrite" in sentence(spap(capsys, *words))
+    assert "is not a model checkpoint" in sentence(spap(capsys, *words, "--overwrite"))
+    assert left(place / "out") == ["letter.txt"]
+
+
+def test_a_disk_that_fills_up_midway(place: Path, capsys):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))
+    try:
+        words = ("--output", place / "out", "--calibration", CALIBRATION, "--round-to", "64", *QUICK)
+        said = spap(capsys, "prune", STORIES, *words)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    lines = [line for line in said.err.splitlines() if not line.startswith("layer ")]
+    assert "filled up, or a limit of it was reached" in sentence(Said(said.code, said.out, "\n".join(lines)))
+    assert left(place) == []
+
+
+def test_a_disk_without_room(place: Path, capsys, monkeypatch: pytest.MonkeyPatch):
+    usage = shutil.disk_usage(place)._replace(free=1000)
+    monkeypatch.setattr(output.shutil, "disk_usage", lambda path: usage)
+    words = ("prune", STORIES, "--output", place / "out", "--calibration", CALIBRATION, *QUICK)
+    assert "free some space" in sentence(spap(capsys, *words))
+    assert left(place) == []
+
+
+def test_a_hub_id_without_network(tmp_path: Path, place: Path):
+    settings = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0", "NO_PROXY": "*"}
+    words = ("prune", "owner/name", "--output", place / "out", "--calibration", CALIBRATION)
+    run = process(*words, **settings)
+    out, err = run.communicate()
+    said = sentence(Said(run.returncode, out, err))
+    assert said.startswith(
+        "the model owner/name is not on this machine and the hub http://127.0.0.1:9 cannot be reached"
+    )
+    assert left(place) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("dance",), 'Unknown command "dance". Available commands: prune, eval, bench, convert.'),
+        (("eval", STORIES), 'Command "eval" parameter --data requires an argument.'),
+        (("eval", STORIES, "--data", EVALUATION, "--sequence-length", "0"), "must be at least 1"),
+        (("eval", STORIES, "--data", EVALUATION, "--sequence-length", "513"), "model's 512 positions"),
+        (("convert", STORIES, "--output", "x", "--to", "gguf"), 'Invalid value "gguf" for --to'),
+        (("convert", STORIES, "--output", "x", "--to", "orbax", "--dtype", "float16"), "--dtype goes with"),
+        (("bench", STORIES, "--batch", "0"), "must be at least 1"),
+        (("bench", STORIES, "--new", "0"), "must be at least 1"),
+        (("bench", STORIES, "--new", "512"), "--new 512 leaves no room for a prompt in the 512 positions"),
+    ],
+)
+def test_the_other_commands(words: tuple, expected: str, capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert expected in sentence(spap(capsys, *words))
+    assert left(tmp_path) == []
+
+
+def test_a_json_file_that_cannot_be_written(tmp_path: Path, capsys):
+    model, ids = tiny(tmp_path / "in"), token_file(tmp_path / "ids.npy")
+    said = spap(capsys, "eval", model, "--data", ids, "--sequence-length", "64", "--json", tmp_path / "no" / "x.json")
+    assert said.code == 2
+    assert said.out.startswith("perplexity ")  # the number is not lost
+    assert said.err.splitlines()[-1].endswith(
+        "x.json cannot be written (No such file or directory): name another file."
+    )
+
+
+def test_the_tiny_checkpoints_are_good_ones(tmp_path: Path):
+    """Otherwise the refusals above would be of something else."""
+    from spap_jax.checkpoint import Reader
+
+    assert Reader(tiny(tmp_path / "in")).config.layers == hf_model("llama").config.num_hidden_layers
+    assert json.loads((tmp_path / "in" / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
