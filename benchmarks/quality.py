@@ -10,6 +10,7 @@ import math
 import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import cyclopts
 from rich.console import Console
@@ -66,7 +67,7 @@ def measure(case: Case, sequences: int, sequence_length: int, quick: bool) -> li
     """Prunes one model by every method at every sparsity."""
     methods, sparsities = (QUICK, (0.1, 0.2, 0.3)) if quick else (QUICK | OTHERS, (0.1, 0.2, 0.3, 0.5))
     model = spap.load(case.model)
-    common = {"tokenizer": case.model, "sequence_length": sequence_length}
+    common: dict[str, Any] = {"tokenizer": case.model, "sequence_length": sequence_length}
     calibration = spap.load_tokens(case.calibration, sequences=sequences, role="calibration", **common)
     evaluation = spap.load_tokens(case.evaluation, sequences=None, role="evaluation", **common)
     dense = spap.perplexity(model, evaluation)
@@ -74,7 +75,8 @@ def measure(case: Case, sequences: int, sequence_length: int, quick: bool) -> li
     for sparsity in sparsities:
         for method, changes in methods.items():
             start = time.perf_counter()
-            smaller = spap.prune(model, calibration, sparsity=sparsity, **changes).model
+            settings = spap.PruneSettings().replace(sparsity=sparsity, **changes)
+            smaller = spap.prune(model, calibration, settings=settings).model
             seconds = time.perf_counter() - start
             value = spap.perplexity(smaller, evaluation)
             rows.append(Row(case.model.name, sparsity, method, dense, value, seconds))

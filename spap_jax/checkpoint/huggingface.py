@@ -222,7 +222,9 @@ class Writer:
         from safetensors.numpy import save_file
 
         self._shards.append(list(self._pending))
-        save_file(self._pending, self._unnamed(len(self._shards)), metadata={"format": "pt"})
+        path = self._unnamed(len(self._shards))
+        save_file(self._pending, path, metadata={"format": "pt"})
+        path.chmod(self._partial.stat().st_mode & 0o666)  # safetensors makes it readable to its owner alone
         self._pending = {}
 
     def _unnamed(self, number: int) -> Path:

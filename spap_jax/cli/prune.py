@@ -51,7 +51,7 @@ def prune(
 
     checkpoint.check_output(output, overwrite)
     with waiting(f"reading {model}"):
-        reader = checkpoint.Reader(checkpoint.locate(model), name=model)
+        reader = checkpoint.Reader(_hugging_face_folder(model), name=model)
     config = reader.config
     narrow = pruned_config(config, settings)
     length = chosen_length(sequence_length, config)
@@ -69,6 +69,19 @@ def prune(
         writer.file("README.md", _card(report))
     _summary(report)
     err.print(f"wrote {output}")
+
+
+def _hugging_face_folder(model: str) -> Path:
+    from spap_jax import checkpoint
+    from spap_jax.errors import UserError
+
+    folder = checkpoint.locate(model)
+    if checkpoint.is_orbax(folder):
+        raise UserError(
+            f"{model} is an Orbax folder, and pruning reads Hugging Face folders layer by layer: convert it first with "
+            f"spap convert {model} --to huggingface --output DIR."
+        )
+    return folder
 
 
 def _prune_into(writer, reader: "Reader", narrow, blocks: "TokenBlocks", judged: "TokenBlocks | None", settings):

@@ -284,3 +284,11 @@ def test_a_config_without_a_dtype_stays_so(tmp_path: Path):
     folder = edit_config(write("llama", tmp_path / "in"), torch_dtype=...)
     save(load(folder), tmp_path / "out", dtype="bfloat16")
     assert (tmp_path / "out" / "config.json").read_bytes() == (folder / "config.json").read_bytes()
+
+
+def test_weights_are_as_readable_as_the_other_files(tmp_path: Path):
+    save(load(write("llama", tmp_path / "in")), tmp_path / "out")
+    modes = {
+        path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir() if path.name != "tokenizer.json"
+    }
+    assert len(set(modes.values())) == 1, modes
