@@ -42,7 +42,7 @@ ROOM = 2**30
 GUESTS = 0.25
 """Channels that may return in a step of the selection, for every channel that leaves."""
 
-out = Console(highlight=False)
+out = Console(highlight=False, width=110)
 err = Console(stderr=True, highlight=False)
 app = App(name="prune_time", help=__doc__)
 
@@ -214,9 +214,10 @@ def show_phases(report: dict, counted: dict[str, float], rate: float) -> dict[st
     steady = {phase: median(layer.get(phase, 0.0) for layer in rest) for phase in first}
     for phase, seconds in steady.items():
         row = (phase, f"{seconds:.2f}", f"{first[phase] - seconds:+.2f}")
-        achieved = counted.get(phase, 0) / seconds if seconds else 0
-        rates = (f"{counted[phase] / 1e9:.1f}", f"{achieved / 1e9:.1f}", f"{achieved / rate:.0%}")
-        table.add_row(*row, *(rates if phase in counted else ("", "", "")))
+        if phase in counted:
+            achieved = counted[phase] / max(seconds, 1e-9)
+            row += (f"{counted[phase] / 1e9:.1f}", f"{achieved / 1e9:.1f}", f"{achieved / rate:.0%}")
+        table.add_row(*row)
     out.print(table)
     return steady
 

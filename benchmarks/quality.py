@@ -1,35 +1,50 @@
-"""How much perplexity pruning costs: ours beside Wanda's criterion with least-squares refit, on the same tokens.
+"""What pruning loses: perplexity of pruned models, this library's selection and refit beside Wanda's criterion.
 
-``python -m benchmarks.quality --quick`` prunes the bundled model; ``--zoo DIR`` every model of a folder with
-``models/NAME`` and ``text/``. The rise is that of log-perplexity over the dense model, on text that calibration never
-saw. The peer is given all calibration tokens and our residual-correcting target, so only the method differs.
+``python -m benchmarks.quality --quick`` prunes the bundled model. With ``--zoo DIR`` it prunes every folder under
+``DIR/models`` and finds its texts in ``DIR/text`` by the model's name: ``llama-stories`` reads the stories.
 """
 
 import csv
 import math
 import time
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import cyclopts
+import numpy as np
+from cyclopts import App
 from rich.console import Console
 from rich.table import Table
 
 import spap_jax as spap
 
-REFIT_ONLY = {"rounds": 0, "held_out": 0.0}
-PEER = "wanda + refit"
-QUICK = {PEER: {"method": "wanda"} | REFIT_ONLY, "spap, refit only": REFIT_ONLY, "spap": {}}
-OTHERS = {f"{method} + refit": {"method": method} | REFIT_ONLY for method in ("magnitude", "flap", "obs")}
-TARGET = 0.70  # ours must save at least 30 % of the peer's rise
-ROOT = Path(__file__).parent.parent / "examples"
-out, err = Console(), Console(stderr=True)
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+TARGET_RATIO = 0.70
+"""Rise in log-perplexity, ours over Wanda's."""
+
+ZOO_TEXTS = {
+    "stories": ("stories_calibration.txt", "stories_evaluation.txt"),
+    "english": ("english_calibration.txt", "english_wikitext2_test.txt"),
+}
+"""Calibration and evaluation texts, by the last word of a model's name."""
+
+METHODS: dict[str, dict[str, Any]] = {
+    "wanda + refit": {"method": "wanda", "rounds": 0, "held_out": 0.0},
+    "spap, refit only": {"rounds": 0, "held_out": 0.0},
+    "spap": {},
+}
+"""Settings by the name of a method; the first is what the others are compared with."""
+
+out = Console(highlight=False, width=110)
+err = Console(stderr=True, highlight=False)
+app = App(name="quality", help=__doc__)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A model and its texts."""
+    """A model's folder and its two texts."""
 
     model: Path
     calibration: Path
@@ -38,96 +53,142 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """One pruned model."""
+    """One pruned model; ``rise`` is in log-perplexity over the dense one, ``ratio`` is to the first method's rise."""
 
     model: str
     sparsity: float
     method: str
     dense: float
     perplexity: float
+    rise: float
+    ratio: float
     seconds: float
 
-    @property
-    def rise(self) -> float:
-        """Of the log-perplexity over dense."""
-        return math.log(self.perplexity / self.dense)
+
+def cases_of(zoo: Path | None) -> list[Case]:
+    """The zoo's models, or the bundled one.
+
+    Raises:
+        UserError: the zoo holds no model, or one whose name tells no text.
+    """
+    if zoo is None:
+        texts = (EXAMPLES / name for name in ZOO_TEXTS["stories"])
+        return [Case(EXAMPLES / "llama-stories", *texts)]
+    folders = sorted(path.parent for path in (zoo / "models").glob("*/config.json"))
+    unknown = [folder.name for folder in folders if folder.name.rsplit("-")[-1] not in ZOO_TEXTS]
+    if unknown or not folders:
+        raise spap.UserError(f"no models under {zoo / 'models'}, or names that tell no text: {', '.join(unknown)}.")
+    return [Case(f, *(zoo / "text" / name for name in ZOO_TEXTS[f.name.rsplit("-")[-1]])) for f in folders]
 
 
-def zoo(folder: Path) -> list[Case]:
-    """The models of a zoo with the texts of their language."""
-    texts = {"stories": ("stories_calibration", "stories_evaluation"),
-             "english": ("english_calibration", "english_wikitext2_test")}  # fmt: skip
-    return [
-        Case(model, *(folder / "text" / f"{text}.txt" for text in texts[model.name.split("-")[-1]]))
-        for model in sorted((folder / "models").iterdir())
-    ]
+def measure(case: Case, sparsities: tuple[float, ...], sequences: int, windows: int | None) -> Iterator[Row]:
+    """Prunes one model in every way; the same tokens for all.
 
-
-def measure(case: Case, sequences: int, sequence_length: int, quick: bool) -> list[Row]:
-    """Prunes one model by every method at every sparsity."""
-    methods, sparsities = (QUICK, (0.1, 0.2, 0.3)) if quick else (QUICK | OTHERS, (0.1, 0.2, 0.3, 0.5))
+    Args:
+        case: The model and its texts.
+        sparsities: Fractions of channels to remove.
+        sequences: Calibration sequences of 256 tokens.
+        windows: Evaluation windows of 256 tokens; all where absent.
+    """
     model = spap.load(case.model)
-    common: dict[str, Any] = {"tokenizer": case.model, "sequence_length": sequence_length}
-    calibration = spap.load_tokens(case.calibration, sequences=sequences, role="calibration", **common)
-    evaluation = spap.load_tokens(case.evaluation, sequences=None, role="evaluation", **common)
-    dense = spap.perplexity(model, evaluation)
-    rows = []
+    common: dict[str, Any] = {"tokenizer": case.model, "sequence_length": 256, "vocabulary": model.config.vocabulary}
+    calibration = spap.load_tokens(case.calibration, sequences=sequences, seed=0, role="calibration", **common)
+    judged = spap.load_tokens(case.evaluation, sequences=windows, role="evaluation", **common).tokens
+    dense = spap.perplexity(model, judged)
     for sparsity in sparsities:
-        for method, changes in methods.items():
-            start = time.perf_counter()
-            settings = spap.PruneSettings().replace(sparsity=sparsity, **changes)
-            smaller = spap.prune(model, calibration, settings=settings).model
-            seconds = time.perf_counter() - start
-            value = spap.perplexity(smaller, evaluation)
-            rows.append(Row(case.model.name, sparsity, method, dense, value, seconds))
-            err.print(f"{case.model.name} {sparsity:.0%} {method}: {value:.4f} ({seconds:.0f} s)")
-    return rows
+        yield from compare(model, case.model.name, sparsity, dense, calibration, judged)
+
+
+def compare(
+    model: spap.Model, name: str, sparsity: float, dense: float, calibration: Any, judged: np.ndarray
+) -> Iterator[Row]:
+    """Every method at one sparsity."""
+    reference = None
+    for method, settings in METHODS.items():
+        start = time.perf_counter()
+        smaller = spap.prune(model, calibration, sparsity=sparsity, **settings).model
+        seconds = time.perf_counter() - start
+        perplexity = spap.perplexity(smaller, judged)
+        rise = math.log(perplexity / dense)
+        reference = rise if reference is None else reference
+        yield Row(name, sparsity, method, dense, perplexity, rise, rise / reference, seconds)
 
 
 def show(rows: list[Row]) -> None:
-    """Prints the table: the rise of every method, and ours over the peer's."""
-    table = Table("model", "cut", "method", "dense", "perplexity", "rise", "of the peer's", "target", "seconds")
-    peers = {(row.model, row.sparsity): row.rise for row in rows if row.method == PEER}
+    """Prints the table, and how often the target is met."""
+    table = Table(title="perplexity after pruning", title_justify="left", show_edge=False, pad_edge=False)
+    for name in ("model", "removed", "method", "dense", "pruned", "rise in log", "of the first", "seconds"):
+        table.add_column(name, justify="left" if name in ("model", "method") else "right")
     for row in rows:
-        ratio = row.rise / peers[row.model, row.sparsity]
-        judged = ("met" if ratio <= TARGET else "missed") if row.method == "spap" else ""
-        table.add_row(row.model, f"{row.sparsity:.0%}", row.method, f"{row.dense:.4f}", f"{row.perplexity:.4f}",
-                      f"{row.rise:.5f}", f"{ratio:.3f}", judged, f"{row.seconds:.0f}")  # fmt: skip
+        table.add_row(
+            row.model,
+            f"{row.sparsity:.0%}",
+            row.method,
+            f"{row.dense:.4f}",
+            f"{row.perplexity:.4f}",
+            f"{row.rise:.4f}",
+            f"{row.ratio:.2f}",
+            f"{row.seconds:.1f}",
+        )
     out.print(table)
+    first, *others = METHODS
+    for method in others:
+        ratios = [row.ratio for row in rows if row.method == method]
+        met = sum(ratio <= TARGET_RATIO for ratio in ratios)
+        words = f"median {np.median(ratios):.2f}, target <= {TARGET_RATIO:.2f} met in {met} of {len(ratios)}"
+        out.print(f"{method}, rise over that of {first}: {words}")
 
 
+def write_csv(path: Path, rows: list[Row]) -> None:
+    """One line a row, under the names of its fields."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(asdict(rows[0])))
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+
+
+@app.default
 def main(
     *,
-    quick: bool = False,
-    zoo_folder: Path | None = None,
-    only: list[str] | None = None,
+    zoo: Path | None = None,
+    model: Path | None = None,
+    calibration: Path | None = None,
+    evaluation: Path | None = None,
+    sparsity: tuple[float, ...] = (0.1, 0.2, 0.3),
     sequences: int = 256,
-    sequence_length: int = 256,
-    csv_file: Path | None = None,
+    windows: int | None = None,
+    quick: bool = False,
+    csv: Path | None = None,
 ) -> None:
-    """Prints the quality table.
+    """Measures perplexity after pruning, for every model, sparsity and method.
 
     Args:
-        quick: At 10, 20 and 30 %, against the peer alone; without it also at 50 % and the other selections.
-        zoo_folder: Folder with models/NAME and text/; the bundled model where absent.
-        only: Names of the zoo's models to take.
-        sequences: Calibration sequences.
-        sequence_length: Tokens in each.
-        csv_file: Also write the rows here.
+        zoo: Folder with ``models/NAME`` and ``text/``; the bundled model where absent.
+        model: Folder of one model instead.
+        calibration: Text to calibrate on instead.
+        evaluation: Text to judge on instead.
+        sparsity: Fractions of channels to remove.
+        sequences: Calibration sequences of 256 tokens.
+        windows: Evaluation windows of 256 tokens; all where absent.
+        quick: Judge on the first 200 windows only, unless --windows says otherwise.
+        csv: Write the rows to this file too.
     """
-    bundled = Case(ROOT / "llama-stories", ROOT / "stories_calibration.txt", ROOT / "stories_evaluation.txt")
-    cases = zoo(zoo_folder) if zoo_folder else [bundled]
-    cases = [case for case in cases if not only or case.model.name in only]
     start = time.perf_counter()
-    rows = [row for case in cases for row in measure(case, sequences, sequence_length, quick)]
+    windows = windows or (200 if quick else None)
+    cases = cases_of(zoo)
+    if model is not None:
+        cases = [Case(model, cases[0].calibration, cases[0].evaluation)]
+    cases = [Case(c.model, calibration or c.calibration, evaluation or c.evaluation) for c in cases]
+    rows: list[Row] = []
+    for case in cases:
+        for row in measure(case, sparsity, sequences, windows):
+            rows.append(row)
+            err.print(f"{row.model} {row.sparsity:.0%} {row.method}: {row.perplexity:.4f} ({row.seconds:.1f} s)")
     show(rows)
-    err.print(f"{time.perf_counter() - start:.0f} s in all")
-    if csv_file:
-        with csv_file.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, [field.name for field in fields(Row)])
-            writer.writeheader()
-            writer.writerows(asdict(row) for row in rows)
+    if csv is not None:
+        write_csv(csv, rows)
+    out.print(f"{len(rows)} pruned models in {time.perf_counter() - start:.0f} s")
 
 
 if __name__ == "__main__":
-    cyclopts.run(main)
+    app()

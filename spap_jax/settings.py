@@ -37,7 +37,7 @@ class PruneSettings:
     swap_rounds: int = 8
     held_out: float = 0.0625
     rounds: int = 2
-    steps: int = 300
+    steps: int = 200
     step_tokens: int = 2048
     learning_rate: float = 0.05
     batch_tokens: int = 4096

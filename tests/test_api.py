@@ -2,6 +2,7 @@
 
 import functools
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ from spap_jax.api import PruneResult
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 STORIES = EXAMPLES / "llama-stories"
-QUICK = {"round_to": 64, "rounds": 1, "steps": 5}
+QUICK = spap.PruneSettings(round_to=64, rounds=1, steps=5)
 
 
 @functools.cache
@@ -33,11 +34,12 @@ def evaluation() -> np.ndarray:
 def pruned() -> PruneResult:
     data = EXAMPLES / "stories_calibration.txt"
     blocks = spap.load_tokens(data, tokenizer=STORIES, sequence_length=64, sequences=16, role="calibration")
-    return spap.prune(stories(), blocks, sparsity=0.3, **QUICK)
+    return spap.prune(stories(), blocks, settings=QUICK, sparsity=0.3)
 
 
-def torch_model(folder: Path) -> transformers.PreTrainedModel:
-    model, told = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+def torch_model(folder: Path) -> Any:
+    loader: Any = transformers.AutoModelForCausalLM
+    model, told = loader.from_pretrained(folder, output_loading_info=True)
     assert not any(told[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     return model.eval()
 

@@ -3,14 +3,15 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import transformers
 
-told_versions = {"transformers": transformers.__version__, "torch": torch.__version__}
 for folder in map(Path, sys.argv[1:]):
-    model, told = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    loader: Any = transformers.AutoModelForCausalLM
+    model, told = loader.from_pretrained(folder, output_loading_info=True)
     wrong = {kind: names for kind, names in told.items() if names}
     assert not wrong, f"{folder}: {wrong}"
     tokens = torch.tensor(np.load(folder / "tokens.npy"), dtype=torch.long)
@@ -23,4 +24,5 @@ for folder in map(Path, sys.argv[1:]):
     written = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=4, do_sample=False)
     assert written.shape == (len(tokens), 12), f"{folder}: {tuple(written.shape)}"
     assert np.array_equal(written[:, 8].numpy(), expected[:, 7].argmax(axis=1)), f"{folder}: another first token"
-print(json.dumps(told_versions))
+versions = {"transformers": transformers.__version__, "torch": torch.__version__}
+print(json.dumps({"loaded": len(sys.argv) - 1} | versions))

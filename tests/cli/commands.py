@@ -31,7 +31,8 @@ def spap(capsys: pytest.CaptureFixture[str], *words: object) -> Said:
     """Runs a command in this process."""
     capsys.readouterr()
     code = main([str(word) for word in words])
-    return Said(code, *capsys.readouterr())
+    said = capsys.readouterr()
+    return Said(code, said.out, said.err)
 
 
 def process(*words: object, **settings: str) -> subprocess.Popen[str]:
@@ -54,14 +55,9 @@ def sentence(said: Said) -> str:
 def tiny(folder: Path, variant: str = "llama", **changes: object) -> Path:
     """A tiny checkpoint with other fields in its config.json, if any are given."""
     hf_model(variant).save_pretrained(folder)
-    (folder / "config.json").write_text(
-        json.dumps(VARIANTS[variant] | {"architectures": [architecture(variant)]} | changes)
-    )
+    written = VARIANTS[variant] | {"architectures": [type(hf_model(variant)).__name__]} | changes
+    (folder / "config.json").write_text(json.dumps(written))
     return folder
-
-
-def architecture(variant: str) -> str:
-    return type(hf_model(variant)).__name__
 
 
 def token_file(path: Path, top: int = 97, sequences: int = 16, length: int = 64) -> Path:

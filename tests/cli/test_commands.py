@@ -48,10 +48,8 @@ class TestPruneOfTheBundledModel:
         assert said.code == 0
         lines = said.out.splitlines()
         assert lines[0] == f"{STORIES}: 30% of the MLP channels removed"
-        assert [line for line in lines if line.split("  ")[0] == "MLP channels per layer"][0].split()[-3:-1] == [
-            "256",
-            "-20.0",
-        ]
+        channels = next(line for line in lines if line.startswith("MLP channels per layer"))
+        assert channels.split()[-4:-1] == ["320", "256", "-20.0"]
         for name in ("parameters", "MLP parameters", "weights on disk", "perplexity"):
             assert any(line.startswith(name) for line in lines)
         assert re.search(r"seconds: streams .*; peak memory .*B", said.out)

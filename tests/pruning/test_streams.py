@@ -40,9 +40,8 @@ def test_the_target_repairs_what_earlier_blocks_broke():
     after = streams.enter_mlp(model.config, layer, damaged)
     positions = jnp.broadcast_to(jnp.arange(16)[None, :], (4, 16))
     valid = jnp.ones((4, 16), bool)
-    halves = [
-        decoder.block(model.config, layer, x[0], positions, valid, method=decoder.Block.attend) for x in (dense, pruned)
-    ]
+    attend = decoder.Block.attend
+    halves = [decoder.block(model.config, layer, x[0], positions, valid, method=attend) for x in (dense, pruned)]
     full = halves[0] + decoder.block(model.config, layer, halves[0], method=streams.mlp_output)
     seen = streams.fitting_tokens(after)
     np.testing.assert_allclose(seen.residual, halves[1].reshape(1, 64, 32), rtol=0, atol=1e-5)
@@ -56,9 +55,8 @@ def test_the_target_repairs_what_earlier_blocks_broke():
 def test_no_tokens_pass_through():
     model = tiny("llama")
     empty = streams.start(model.config, model.params, random_tokens()[:0], 1)
-    empty = streams.leave_mlp(
-        model.config, one_layer(model, 0), streams.enter_mlp(model.config, one_layer(model, 0), empty)
-    )
+    layer = one_layer(model, 0)
+    empty = streams.leave_mlp(model.config, layer, streams.enter_mlp(model.config, layer, empty))
     assert jax.tree.map(jnp.shape, empty) == ((0, 1, 16, 32), (0, 1, 16, 32))
 
 

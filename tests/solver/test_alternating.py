@@ -1,6 +1,7 @@
 """The recovered weights are never worse than those they started from."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -123,7 +124,7 @@ ROUND = Schedule(1, 10, 128, 0.05)
 def assert_never_rises(kind: str, runs: list[Weights], calibration: Tokens, held_out: Tokens):
     errors = [[float(error(kind, run, tokens)) for run in runs] for tokens in (calibration, held_out)]
     for each in errors:
-        assert all(later <= earlier for earlier, later in zip(each, each[1:], strict=False))
+        assert all(later <= earlier for earlier, later in itertools.pairwise(each))
         assert each[-1] < 0.9 * each[0]
 
 
