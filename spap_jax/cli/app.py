@@ -1,5 +1,6 @@
 """The commands and what they share: help, and settings from a TOML file."""
 
+import tomllib
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ from spap_jax.cli.bench import bench
 from spap_jax.cli.convert import convert
 from spap_jax.cli.evaluate import evaluate
 from spap_jax.cli.prune import prune
+from spap_jax.errors import UserError
 
 app = App(
     name="spap",
@@ -38,8 +40,17 @@ def launcher(
 ) -> None:
     """Reads --config before the command's own options, which win over it."""
     if config is not None:
+        _check_syntax(config)
         app.config = (Toml(config, must_exist=True, use_commands_as_keys=False, allow_unknown=False),)
     app(words, exit_on_error=False, print_error=False, result_action="return_value")
+
+
+def _check_syntax(file: Path) -> None:
+    """Raises UserError where a file is not TOML; the library's own message does not name the file."""
+    try:
+        tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{file} cannot be read as TOML ({error}): mend it or leave out --config.") from error
 
 
 def launch(words: list[str]) -> None:

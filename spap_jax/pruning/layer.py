@@ -63,14 +63,7 @@ def prune_layer(
     """
     keep = reduce.kept_width(config.intermediate, settings.sparsity, settings.round_to)
     narrow = config.narrowed(keep)
-    seen = moments.accumulate(config, layer, calibration)
-    clock.lap("statistics", seen)
-    s = settings
-    system, chosen = _select(seen, keep, s.method, s.ridge, s.penalty, s.penalty_steps, s.swap_rounds)
-    clock.lap("selection", chosen)
-    selected = reduce.to_weights(reduce.take_channels(FAMILIES[config.family], layer["mlp"], chosen.kept))
-    refitted = _refit(seen, system, chosen.kept, selected)
-    clock.lap("refit", refitted)
+    chosen, ridge, selected, refitted = _solve(config, layer, keep, calibration, settings, clock)
     schedule = Schedule(settings.rounds, settings.steps, settings.step_tokens, settings.learning_rate)
     key = jax.random.fold_in(jax.random.key(settings.seed), index)
     recovered = _recover(narrow, schedule, layer, refitted, calibration, held_out, settings.ridge, key)
@@ -79,8 +72,23 @@ def prune_layer(
     stages = (selected, refitted, reduce.to_weights(mlp))
     errors = [_errors(narrow, layer, weights, calibration, held_out) for weights in stages]
     clock.lap("errors", errors)
-    report = _report(index, system, chosen, recovered, jax.device_get(errors), bool(held_out.target.size), clock)
+    report = _report(index, float(ridge), chosen, recovered, jax.device_get(errors), bool(held_out.target.size), clock)
     return layer | {"mlp": mlp}, report
+
+
+def _solve(
+    config: DecoderConfig, layer: Params, keep: int, calibration: Tokens, settings: PruneSettings, clock: Clock
+) -> tuple[Polished, jax.Array, Weights, Weights]:
+    """The choice, the ridge used, and the weights before and after the refit; the second moments end here."""
+    seen = moments.accumulate(config, layer, calibration)
+    clock.lap("statistics", seen)
+    s = settings
+    system, chosen = _select(seen, keep, s.method, s.ridge, s.penalty, s.penalty_steps, s.swap_rounds)
+    clock.lap("selection", chosen)
+    selected = reduce.to_weights(reduce.take_channels(FAMILIES[config.family], layer["mlp"], chosen.kept))
+    refitted = _refit(seen, system, chosen.kept, selected)
+    clock.lap("refit", refitted)
+    return chosen, system.ridge, selected, refitted
 
 
 @functools.partial(jax.jit, static_argnames=("keep", "method", "steps", "rounds"))
@@ -126,7 +134,7 @@ def _hidden(config: DecoderConfig, layer: Params, inner: alternating.Inner, resi
 
 
 def _report(
-    index: int, system: System, chosen: Polished, recovered: Recovered, errors: list, has_held_out: bool, clock: Clock
+    index: int, ridge: float, chosen: Polished, recovered: Recovered, errors: list, has_held_out: bool, clock: Clock
 ) -> LayerReport:
     calibration, held_out = (Errors(*(float(stage[which]) for stage in errors)) for which in (0, 1))
     return LayerReport(
@@ -136,7 +144,7 @@ def _report(
         held_out=held_out if has_held_out else None,
         swaps=int(chosen.swaps),
         improving_swaps=int(chosen.improving),
-        ridge=float(system.ridge),
+        ridge=ridge,
         rounds=int(recovered.rounds),
         seconds=dict(clock.seconds),
     )

@@ -39,6 +39,7 @@ def accumulate(config: DecoderConfig, layer: Params, tokens: Tokens) -> Moments:
     start = (jnp.zeros((f, f)), jnp.zeros((f, d)), jnp.zeros(f), jnp.zeros(d), jnp.zeros(()))
 
     def add(total: tuple, chunk: Tokens) -> tuple[tuple, None]:
+        chunk = chunk.flat()
         h = decoder.block(config, layer, chunk.residual, method=mlp_hidden)
         y = chunk.target
         # Transposed in memory first: XLA:CPU is twice as slow at a product that contracts the rows of a large array.
@@ -47,7 +48,7 @@ def accumulate(config: DecoderConfig, layer: Params, tokens: Tokens) -> Moments:
         return jax.tree.map(jnp.add, total, parts), None
 
     totals, _ = jax.lax.scan(add, start, tokens)
-    count = tokens.residual.shape[0] * tokens.residual.shape[1]
+    count = tokens.residual.size // d
     gram, cross, hidden_mean, target_mean, power = jax.tree.map(lambda total: total / count, totals)
     variance = jnp.diagonal(gram) - jnp.square(hidden_mean)
     if config.mlp_bias:

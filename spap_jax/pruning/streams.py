@@ -99,9 +99,7 @@ def fitting_tokens(streams: Streams) -> Tokens:
     The target is the dense block's sum minus what the pruned stream already carries there, so that each block also
     repairs what the blocks before it broke.
     """
-    chunks, width = streams.dense.shape[0], streams.dense.shape[-1]
-    shape = (chunks, streams.dense.shape[1] * streams.dense.shape[2], width)
-    return Tokens(streams.pruned.reshape(shape), (streams.dense - streams.pruned).reshape(shape))
+    return Tokens(streams.pruned, streams.dense)
 
 
 def mlp_output(block: Block, r: jax.Array) -> jax.Array:

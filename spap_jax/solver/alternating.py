@@ -19,15 +19,24 @@ Hidden = Callable[[Inner, jax.Array], jax.Array]
 
 
 class Tokens(NamedTuple):
-    """What the MLP is fitted on.
+    """What the MLP is fitted on. The target is a difference that is taken a chunk at a time, never stored.
 
     Attributes:
-        residual: [C, N, d] stream that enters the MLP's addition, in chunks that fit at once.
-        target: [C, N, d] what the MLP should add to it.
+        residual: [C, ..., d] stream that enters the MLP's addition, in chunks that fit at once.
+        total: [C, ..., d] what the stream should be after it.
     """
 
     residual: jax.Array
-    target: jax.Array
+    total: jax.Array
+
+    @property
+    def target(self) -> jax.Array:
+        """[..., d] what the MLP should add."""
+        return self.total - self.residual
+
+    def flat(self) -> "Tokens":
+        """The same tokens [N, d]."""
+        return Tokens(*(a.reshape(-1, a.shape[-1]) for a in self))
 
 
 class Weights(NamedTuple):
@@ -82,6 +91,7 @@ def closed_form(hidden: Hidden, weights: Weights, tokens: Tokens, ridge: float) 
     start = (jnp.zeros((width, width)), jnp.zeros((width, out)), jnp.zeros(width), jnp.zeros(out))
 
     def add(total, chunk: Tokens):
+        chunk = chunk.flat()
         h = hidden(weights.inner, chunk.residual)
         # The correction of the output is solved for, not the output: its right-hand side is small, and so its rounding.
         e = chunk.target - output(hidden, weights, chunk.residual)
@@ -90,7 +100,7 @@ def closed_form(hidden: Hidden, weights: Weights, tokens: Tokens, ridge: float) 
         return jax.tree.map(jnp.add, total, parts), None
 
     moments, _ = jax.lax.scan(add, start, tokens)
-    count = tokens.residual.shape[0] * tokens.residual.shape[1]
+    count = tokens.residual.size // out
     gram, cross, h_mean, e_mean = jax.tree.map(lambda total: total / count, moments)
     if weights.bias is not None:
         gram = gram - h_mean[:, None] * h_mean[None, :]
@@ -108,21 +118,23 @@ def descend(
     hidden: Hidden, weights: Weights, tokens: Tokens, schedule: Schedule, rate: jax.Array, key: jax.Array
 ) -> Weights:
     """Minibatch steps on all weights at once; the step decays to zero over the round, so that it ends settled."""
-    residual, target = (a.reshape(-1, a.shape[-1]) for a in tokens)
-    batch = min(schedule.step_tokens, residual.shape[0])
+    tokens = tokens.flat()
+    count = len(tokens.residual)
+    batch = min(schedule.step_tokens, count)
     decay = optax.cosine_decay_schedule(1.0, schedule.steps)
     # Adam's step relative to the size of the weights it changes: one rate suits every layer of every model.
     optimizer = optax.chain(optax.scale_by_adam(b2=0.99), optax.scale_by_param_block_rms())
 
-    def loss(weights: Weights, index: jax.Array) -> jax.Array:
-        y = target[index]
-        return jnp.square(y - output(hidden, weights, residual[index])).sum() / jnp.square(y).sum()
+    def loss(weights: Weights, drawn: Tokens) -> jax.Array:
+        error = drawn.target - output(hidden, weights, drawn.residual)
+        return jnp.square(error).sum() / jnp.square(drawn.target).sum()
 
     def step(carry: tuple[Any, Any], now: tuple[jax.Array, jax.Array]) -> tuple[tuple[Any, Any], None]:
         weights, state = carry
         number, key = now
-        index = jax.random.randint(key, (batch,), 0, residual.shape[0])
-        updates, state = optimizer.update(jax.grad(loss)(weights, index), state, cast(Any, weights))
+        index = jax.random.randint(key, (batch,), 0, count)
+        drawn = Tokens(tokens.residual[index], tokens.total[index])
+        updates, state = optimizer.update(jax.grad(loss)(weights, drawn), state, cast(Any, weights))
         size = rate * decay(number)
         return (jax.tree.map(lambda w, u: w - size * u, weights, updates), state), None
 

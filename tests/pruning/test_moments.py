@@ -15,7 +15,7 @@ from spap_jax.solver.alternating import Tokens
 def random_tokens(chunks: int, size: int) -> Tokens:
     rng = np.random.default_rng(1)
     residual, target = rng.normal(size=(2, chunks * size, 32)).astype(np.float32) + 0.5
-    return Tokens(*(jnp.asarray(a.reshape(chunks, size, 32)) for a in (residual, target)))
+    return Tokens(*(jnp.asarray(a.reshape(chunks, size, 32)) for a in (residual, residual + target)))
 
 
 def hidden64(kind: str, layer: dict, x: np.ndarray) -> np.ndarray:
