@@ -1,7 +1,6 @@
 """Hugging Face folders: read layer by layer or whole, and written back under the same names, bit for bit."""
 
 import contextlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,9 @@ from spap_jax.checkpoint import inventory
 from spap_jax.checkpoint.config_text import parse_config, read_config_text, written_config_text
 from spap_jax.checkpoint.inventory import HEAD
 from spap_jax.checkpoint.output import new_folder
+from spap_jax.checkpoint.shards import Shards
 from spap_jax.checkpoint.side_files import copy_side_files
-from spap_jax.checkpoint.tensors import DTYPES, TensorFiles
+from spap_jax.checkpoint.tensors import DTYPES, Tensor, TensorFiles
 from spap_jax.errors import UserError
 from spap_jax.model import Model, Source
 from spap_jax.models.config import DecoderConfig
@@ -34,6 +34,7 @@ class Reader:
         config: Its sizes and switches.
         source: Where it came from, for writing it back.
         bytes: Of all its tensors.
+        dtypes: Names of the dtypes of its weights, by their path in the parameter tree.
     """
 
     def __init__(self, folder: str | Path, name: str | None = None):
@@ -60,6 +61,7 @@ class Reader:
         inventory.check_inventory(name, self._files, self._stored, expected)
         self.source = Source(name, folder.absolute(), text, head_stored)
         self.bytes = inventory.tensor_bytes(self._files, self._stored.values())
+        self.dtypes = inventory.stored_dtypes(self._files, self._stored, expected)
 
     def outer(self) -> Params:
         """The parameters outside of the layers.
@@ -122,10 +124,12 @@ class Reader:
 class Writer:
     """Writes a Hugging Face folder piece by piece: after the `with` block it is complete and in place, or absent.
 
+    A piece is on disk when the call that takes it returns.
+
     Attributes:
         config: The model's, with the width that is written.
         source: Gives the config's text and the side files.
-        bytes: Of the tensors taken so far.
+        bytes: Of all the tensors.
     """
 
     def __init__(
@@ -133,6 +137,7 @@ class Writer:
         folder: str | Path,
         config: DecoderConfig,
         source: Source,
+        dtypes: Mapping[str, str],
         *,
         dtype: str | None = None,
         overwrite: bool = False,
@@ -144,7 +149,8 @@ class Writer:
             folder: Where the checkpoint is to be.
             config: The model's, with the width that is written.
             source: Gives the config's text and the side files.
-            dtype: "float32", "bfloat16" or "float16"; None keeps what the arrays have.
+            dtypes: Names of the arrays' dtypes by their path in the parameter tree, as `Reader.dtypes` gives them.
+            dtype: "float32", "bfloat16" or "float16", to convert all arrays to; None keeps what they have.
             overwrite: Whether a checkpoint that is there is replaced.
             shard_bytes: Longest weight file, unless one tensor is longer.
 
@@ -154,16 +160,18 @@ class Writer:
         if dtype is not None and dtype not in DTYPES:
             raise UserError(f"there is no dtype {dtype!r} for weights: use one of {', '.join(DTYPES)}.")
         self.config, self.source = config, source
-        self._dtype, self._shard_bytes = dtype, shard_bytes
+        self._dtype = dtype
         self._rules = FAMILIES[config.family].rules_for(config)
         self._expected = inventory.expected_tensors(config, source.head_stored)
-        smallest = DTYPES[dtype].itemsize if dtype else min(kind.itemsize for kind in DTYPES.values())
-        self._output = new_folder(folder, overwrite, inventory.element_count(self._expected) * smallest)
+        self._tensors = {
+            name: Tensor(expected.shape, dtype or dtypes[expected.rule.ours])
+            for name, expected in self._expected.items()
+        }
+        self._shard_bytes = shard_bytes
+        self.bytes = sum(tensor.bytes for tensor in self._tensors.values())
+        self._output = new_folder(folder, overwrite, self.bytes)
         self._stack = contextlib.ExitStack()
         self._missing = set(self._expected)
-        self._pending: dict[str, np.ndarray] = {}
-        self._shards: list[list[str]] = []
-        self.bytes = 0
 
     def __enter__(self) -> "Writer":
         """Makes the hidden folder.
@@ -174,6 +182,8 @@ class Writer:
         with self._stack:
             self._partial = self._stack.enter_context(self._output)
             self._stack.push(self._finish)
+            self._shards = Shards(self._partial, self._tensors, self._shard_bytes)
+            self._shards.create()
             copy_side_files(self.source.folder, self._partial)
             self._stack = self._stack.pop_all()
         return self
@@ -203,56 +213,30 @@ class Writer:
             raise ValueError(f"{name!r} cannot be the name of an additional file of a checkpoint")
         (self._partial / name).write_text(text, encoding="utf-8")
 
-    def _add(self, name: str, rule: Rule, array: np.ndarray) -> None:
-        """Puts one tensor under its name in the checkpoint into the shard that is being gathered."""
+    def _add(self, name: str, rule: Rule, array: Any) -> None:
+        """Writes one tensor under its name in the checkpoint."""
+        array = np.asarray(array)
         if name not in self._missing:
             raise ValueError(f"{name} was written before, or is not a tensor of this model")
         _, shape = rule.shapes(self.config.axes)
         if array.shape != shape:
             raise ValueError(f"{name} comes from an array {list(array.shape)}, and the config gives {list(shape)}")
-        tensor = rule.write(_converted(name, array, self._dtype), self.config.axes)
-        tensor = tensor.copy() if np.may_share_memory(tensor, array) else tensor  # the caller may change its array
-        if self._pending and sum(held.nbytes for held in self._pending.values()) + tensor.nbytes > self._shard_bytes:
-            self._write_shard()
-        self._pending[name] = tensor
-        self.bytes += tensor.nbytes
+        converted = _converted(name, array, self._dtype)
+        planned = self._tensors[name].dtype
+        if converted.dtype != DTYPES[planned]:
+            raise ValueError(f"{name} has the dtype {array.dtype}, and {planned} was announced")
+        self._shards.write(name, rule.write(converted, self.config.axes))
         self._missing.discard(name)
 
-    def _write_shard(self) -> None:
-        from safetensors.numpy import save_file
-
-        self._shards.append(list(self._pending))
-        path = self._unnamed(len(self._shards))
-        save_file(self._pending, path, metadata={"format": "pt"})
-        path.chmod(self._partial.stat().st_mode & 0o666)  # safetensors makes it readable to its owner alone
-        self._pending = {}
-
-    def _unnamed(self, number: int) -> Path:
-        """A shard before the number of all shards, which is in its name, is known."""
-        return self._partial / f"shard-{number}"
-
     def _finish(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        """Writes the last shard, the index and the config, unless the block raised."""
+        """Writes the index and the config, unless the block raised."""
         if error is not None:
             return
         if self._missing:
             raise ValueError(f"{len(self._missing)} tensors were not written, such as {min(self._missing)}")
-        self._write_shard()
-        self._name_shards()
+        self._shards.write_index()
         text = written_config_text(self.source, self.config, self._dtype)
         (self._partial / "config.json").write_bytes(text.encode("utf-8"))
-
-    def _name_shards(self) -> None:
-        total = len(self._shards)
-        names = [f"model-{number:05d}-of-{total:05d}.safetensors" for number in range(1, total + 1)]
-        names = ["model.safetensors"] if total == 1 else names
-        for number, name in enumerate(names, 1):
-            self._unnamed(number).rename(self._partial / name)
-        if total > 1:
-            weight_map = {tensor: name for name, shard in zip(names, self._shards, strict=True) for tensor in shard}
-            index = {"metadata": {"total_size": self.bytes}, "weight_map": dict(sorted(weight_map.items()))}
-            text = json.dumps(index, indent=2) + "\n"
-            (self._partial / "model.safetensors.index.json").write_text(text, encoding="utf-8")
 
 
 def save(
@@ -275,7 +259,8 @@ def save(
     Raises:
         UserError: The place is taken, there is no room, or a weight does not fit the dtype.
     """
-    with Writer(folder, model.config, model.source, dtype=dtype, overwrite=overwrite) as writer:
+    dtypes = inventory.array_dtypes(model.params, model.config)
+    with Writer(folder, model.config, model.source, dtypes, dtype=dtype, overwrite=overwrite) as writer:
         writer.outer(model.params)
         for index in range(model.config.layers):
             writer.layer(index, jax.tree.map(lambda stack, i=index: stack[i], model.params["layers"]))
@@ -286,8 +271,6 @@ def save(
 def _converted(name: str, array: np.ndarray, dtype: str | None) -> np.ndarray:
     """The array in a dtype of checkpoints; refuses values that are not finite or do not fit."""
     target = DTYPES[dtype] if dtype else array.dtype
-    if target not in DTYPES.values():
-        raise ValueError(f"{name} has the dtype {array.dtype}, which checkpoints do not have")
     if not np.isfinite(array).all():
         raise UserError(f"the weight {name} became NaN or infinity, so the model is not written.")
     with np.errstate(over="ignore"):

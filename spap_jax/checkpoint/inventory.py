@@ -1,10 +1,7 @@
 """Which tensors a checkpoint of a config must have, and whether those that it has are these."""
 
-import math
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
-
-import numpy as np
+from typing import Any, NamedTuple
 
 from spap_jax.checkpoint.tensors import DTYPES, TensorFiles
 from spap_jax.errors import UserError
@@ -29,22 +26,23 @@ class Expected(NamedTuple):
 
 
 def expected_tensors(config: DecoderConfig, head_stored: bool = False) -> dict[str, Expected]:
-    """Every tensor of a checkpoint by name.
+    """Every tensor of a checkpoint by name: those outside of the layers, then layer by layer.
 
     Args:
         config: The model's.
         head_stored: Whether the checkpoint of a tied model has the head as well: the embedding under another name.
     """
     rules, sizes = FAMILIES[config.family].rules_for(config), config.axes
-    expected = {
-        rule.theirs.format(i=layer): Expected(rule, layer, rule.shapes(sizes)[0])
-        for rule in rules
-        for layer in (range(config.layers) if rule.stacked else [None])
-    }
+    outer = {rule.theirs: Expected(rule, None, rule.shapes(sizes)[0]) for rule in rules if not rule.stacked}
     if head_stored:
         tokens = next(rule for rule in rules if rule.ours == "embed/tokens")
-        expected[HEAD] = Expected(tokens, None, tokens.shapes(sizes)[0])
-    return expected
+        outer[HEAD] = Expected(tokens, None, tokens.shapes(sizes)[0])
+    return outer | {
+        rule.theirs.format(i=layer): Expected(rule, layer, rule.shapes(sizes)[0])
+        for layer in range(config.layers)
+        for rule in rules
+        if rule.stacked
+    }
 
 
 def stored_names(files: TensorFiles, family: Family) -> dict[str, str]:
@@ -80,11 +78,11 @@ def check_inventory(name: str, files: TensorFiles, stored: dict[str, str], expec
         )
 
 
-def leaf(params: Params, path: str) -> np.ndarray:
+def leaf(params: Params, path: str) -> Any:
     """The array at a path ("attention/q") of a parameter tree."""
     for key in path.split("/"):
         params = params[key]
-    return np.asarray(params)
+    return params
 
 
 def put(params: Params, path: str, array) -> None:
@@ -102,12 +100,18 @@ def within_layer(rule: Rule) -> str:
 
 def tensor_bytes(files: TensorFiles, names: Iterable[str]) -> int:
     """Bytes of the named tensors."""
-    return sum(files.count(name) * DTYPES[files.dtype(name)].itemsize for name in names)
+    return sum(files.bytes(name) for name in names)
 
 
-def element_count(expected: dict[str, Expected]) -> int:
-    """Number of weights that a checkpoint will have."""
-    return sum(math.prod(tensor.shape) for tensor in expected.values())
+def stored_dtypes(files: TensorFiles, stored: dict[str, str], expected: dict[str, Expected]) -> dict[str, str]:
+    """Name of the dtype of every weight by its path in the parameter tree; it is the same in all layers."""
+    return {tensor.rule.ours: files.dtype(stored[full]) for full, tensor in expected.items()}
+
+
+def array_dtypes(params: Params, config: DecoderConfig) -> dict[str, str]:
+    """The same of a parameter tree."""
+    rules = FAMILIES[config.family].rules_for(config)
+    return {rule.ours: leaf(params, rule.ours).dtype.name for rule in rules}
 
 
 def _wrong_shapes(

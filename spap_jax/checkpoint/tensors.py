@@ -1,6 +1,7 @@
 """The tensors of a checkpoint folder by name: shapes and dtypes from the files' headers, data only when asked for."""
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -19,7 +20,9 @@ DTYPES = {
 }
 """The dtypes that weights may have, by the name that config.json gives them."""
 
-_CODES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
+DTYPE_CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+"""The same in the headers of safetensors files."""
+
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
 _BAD_FILE = "it is damaged or incomplete, so copy or download it again."
 
@@ -34,7 +37,17 @@ class Tensor:
     @property
     def count(self) -> int:
         """Number of elements."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
+
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of an element, of a dtype of `DTYPES`."""
+        return DTYPES[self.dtype].itemsize
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all elements."""
+        return self.count * self.item_bytes
 
 
 class _WeightFile(Protocol):
@@ -78,9 +91,9 @@ class TensorFiles:
         """Name of a tensor's dtype, such as "bfloat16"; not all can be read."""
         return self._files[name].tensors[name].dtype
 
-    def count(self, name: str) -> int:
-        """Number of a tensor's elements."""
-        return self._files[name].tensors[name].count
+    def bytes(self, name: str) -> int:
+        """Bytes of a tensor, of a dtype of `DTYPES`."""
+        return self._files[name].tensors[name].bytes
 
     def read(self, name: str) -> np.ndarray:
         """A tensor's data.
@@ -163,7 +176,8 @@ class _Safetensors:
 
 
 def _dtype_name(code: str) -> str:
-    return _CODES.get(code, code.lower())
+    named = {code: name for name, code in DTYPE_CODES.items()} | {"F64": "float64"}
+    return named.get(code, code.lower())
 
 
 class _Torch:

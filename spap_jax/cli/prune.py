@@ -63,7 +63,8 @@ def prune(
     with waiting(f"tokenising {calibration}"):
         blocks = load_tokens(calibration, sequences=sequences, seed=settings.seed, role="calibration", **common)
         judged = load_tokens(eval, sequences=None, role="evaluation", **common) if eval else None
-    with checkpoint.Writer(output, narrow, reader.source, dtype=dtype, overwrite=overwrite) as writer:
+    source, dtypes = reader.source, reader.dtypes
+    with checkpoint.Writer(output, narrow, source, dtypes, dtype=dtype, overwrite=overwrite) as writer:
         report = _prune_into(writer, reader, narrow, blocks, judged, settings)
         writer.file("spap_report.json", report.to_json())
         writer.file("README.md", _card(report))

@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 from safetensors.numpy import load_file
-from tiny_checkpoints import VARIANTS, edit_config, edit_tensors, raw_tensors, state, write, write_bin
+from tiny_checkpoints import VARIANTS, dtypes, edit_config, edit_tensors, raw_tensors, state, write, write_bin
 
 from spap_jax.checkpoint import Reader, Writer, is_orbax, load, load_orbax, save, save_orbax
 from spap_jax.errors import UserError
@@ -106,7 +106,7 @@ def test_shards(variant: str, dtype: str, tmp_path: Path):
     assert len(list(source.glob("model-*.safetensors"))) > 2
     reader = Reader(source)
     model = reader.model()
-    with Writer(tmp_path / "out", model.config, model.source, shard_bytes=20_000) as writer:
+    with Writer(tmp_path / "out", model.config, model.source, dtypes(model), shard_bytes=20_000) as writer:
         writer.outer(reader.outer())
         for index in range(model.config.layers):
             writer.layer(index, reader.layer(index))
@@ -124,7 +124,7 @@ def test_shards(variant: str, dtype: str, tmp_path: Path):
 
 def test_one_shard_for_each_tensor_that_is_too_long(tmp_path: Path):
     model = load(write("llama", tmp_path / "in"))
-    with Writer(tmp_path / "out", model.config, model.source, shard_bytes=1) as writer:
+    with Writer(tmp_path / "out", model.config, model.source, dtypes(model), shard_bytes=1) as writer:
         writer.outer(model.params)
         for index in range(model.config.layers):
             writer.layer(index, jax.tree.map(lambda a, i=index: a[i], model.params["layers"]))

@@ -10,7 +10,10 @@ import torch
 from hf_models import VARIANTS, hf_model
 from safetensors import safe_open
 
-__all__ = ["BITS", "VARIANTS", "edit_config", "edit_tensors", "raw_tensors", "state", "write", "write_bin"]
+from spap_jax.checkpoint.inventory import array_dtypes
+from spap_jax.model import Model
+
+__all__ = ["BITS", "VARIANTS", "dtypes", "edit_config", "edit_tensors", "raw_tensors", "state", "write", "write_bin"]
 
 BITS = {"float32": np.uint32, "bfloat16": np.uint16, "float16": np.uint16}
 
@@ -58,6 +61,11 @@ def raw_tensors(folder: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
                 array = file.get_tensor(name)
                 raw[name] = (str(array.dtype), array.shape, array.tobytes())
     return raw
+
+
+def dtypes(model: Model) -> dict[str, str]:
+    """Names of the dtypes of a model's arrays, as a writer is told them."""
+    return array_dtypes(model.params, model.config)
 
 
 def edit_config(folder: Path, **changes: Any) -> Path:

@@ -1,0 +1,116 @@
+"""Safetensors files that are written a tensor at a time, in any order: a finished tensor need not be kept in memory.
+
+The safetensors library writes a file from all its tensors at once. Shapes and dtypes are known before the first tensor
+is, so the files are laid out in advance, and each tensor goes to its place when it comes.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from spap_jax.checkpoint.tensors import DTYPE_CODES, Tensor
+
+_ALIGNMENT = 8
+"""Headers are filled up with spaces to a multiple of this, as the format advises."""
+
+
+class Place(NamedTuple):
+    """Where the bytes of a tensor begin: the number of the shard, and the offset in its file."""
+
+    shard: int
+    offset: int
+
+
+class Shards:
+    """The weight files of one checkpoint.
+
+    Attributes:
+        bytes: Of all the tensors.
+    """
+
+    def __init__(self, folder: Path, tensors: Mapping[str, Tensor], shard_bytes: int):
+        """Lays the files out; nothing is written yet.
+
+        Args:
+            folder: Where the files will be.
+            tensors: What will be written, in the order in which it fills the shards.
+            shard_bytes: Longest file, unless one tensor is longer.
+        """
+        self._folder, self._tensors = folder, tensors
+        self._shards = _filled(tensors, shard_bytes)
+        self._headers = [_header({name: tensors[name] for name in shard}) for shard in self._shards]
+        self._places: dict[str, Place] = {}
+        self._ends: list[int] = []
+        for number, (shard, header) in enumerate(zip(self._shards, self._headers, strict=True)):
+            end = len(header)
+            for name in shard:
+                self._places[name] = Place(number, end)
+                end += tensors[name].bytes
+            self._ends.append(end)
+        self.bytes = sum(tensor.bytes for tensor in tensors.values())
+
+    def create(self) -> None:
+        """Makes the files with their headers; the data read as zeros until they are written."""
+        for number, header in enumerate(self._headers):
+            with self._path(number).open("xb") as file:
+                file.write(header)
+                file.truncate(self._ends[number])
+
+    def write(self, name: str, array: np.ndarray) -> None:
+        """Puts a tensor's data in their place.
+
+        Args:
+            name: The tensor's.
+            array: Contiguous, of the shape and dtype that were laid out.
+        """
+        shard, offset = self._places[name]
+        with self._path(shard).open("r+b") as file:
+            file.seek(offset)
+            file.write(array.reshape(-1).view(np.uint8).data)
+
+    def write_index(self) -> None:
+        """Tells which file holds which tensor, where there are several."""
+        if len(self._shards) == 1:
+            return
+        weight_map = {name: self._path(place.shard).name for name, place in self._places.items()}
+        index = {"metadata": {"total_size": self.bytes}, "weight_map": dict(sorted(weight_map.items()))}
+        path = self._folder / "model.safetensors.index.json"
+        path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+    def _path(self, number: int) -> Path:
+        total = len(self._shards)
+        name = "model.safetensors" if total == 1 else f"model-{number + 1:05d}-of-{total:05d}.safetensors"
+        return self._folder / name
+
+
+def _filled(tensors: Mapping[str, Tensor], shard_bytes: int) -> list[list[str]]:
+    """The names in each shard, in the order of the safetensors library: files then equal those that it writes.
+
+    Wide dtypes come first, so that every tensor is aligned to its own; equals go by name.
+    """
+    shards: list[list[str]] = [[]]
+    room = shard_bytes
+    for name, tensor in tensors.items():
+        if shards[-1] and tensor.bytes > room:
+            shards.append([])
+            room = shard_bytes
+        shards[-1].append(name)
+        room -= tensor.bytes
+    return [sorted(shard, key=lambda name: (-tensors[name].item_bytes, name)) for shard in shards]
+
+
+def _header(tensors: Mapping[str, Tensor]) -> bytes:
+    """The length of the description, and the description: https://huggingface.co/docs/safetensors."""
+    described: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in tensors.items():
+        span = [end, end + tensor.bytes]
+        described[name] = {"dtype": DTYPE_CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": span}
+        end = span[1]
+    text = json.dumps(described, separators=(",", ":")).encode("utf-8")
+    text = text.ljust(math.ceil(len(text) / _ALIGNMENT) * _ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
