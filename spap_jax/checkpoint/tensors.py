@@ -1,8 +1,9 @@
 """The tensors of a checkpoint folder by name: shapes and dtypes from the files' headers, data only when asked for."""
 
+import contextlib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
@@ -155,24 +156,33 @@ def _open(path: Path) -> _WeightFile:
 
 
 class _Safetensors:
-    """One safetensors file."""
+    """One safetensors file.
+
+    It is opened for each tensor: the library maps it into memory, where what was read stays until the map is closed.
+    """
 
     def __init__(self, path: Path):
-        from safetensors import SafetensorError, safe_open
-
         self._path = path
-        try:
-            self._file = safe_open(path, framework="numpy")
-            slices = {name: self._file.get_slice(name) for name in self._file.keys()}  # noqa: SIM118 (no mapping)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path} cannot be read ({first_line(error)}): {_BAD_FILE}") from error
+        with self._opened() as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         self.tensors = {
             name: Tensor(tuple(header.get_shape()), _dtype_name(str(header.get_dtype())))
             for name, header in slices.items()
         }
 
     def read(self, name: str) -> np.ndarray:
-        return self._file.get_tensor(name)
+        with self._opened() as file:
+            return file.get_tensor(name)
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[Any]:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self._path, framework="numpy") as file:
+                yield file
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{self._path} cannot be read ({first_line(error)}): {_BAD_FILE}") from error
 
 
 def _dtype_name(code: str) -> str:
