@@ -26,7 +26,7 @@ from rich.table import Table
 from spap_jax import checkpoint
 from spap_jax.model import Model, Source
 from spap_jax.models import decoder
-from spap_jax.models.layers import MOST_BLOCKS, QUERY_BLOCK
+from spap_jax.models.cost import attended_pairs
 from spap_jax.models.registry import family_of
 from spap_jax.pruning import streams
 
@@ -120,9 +120,7 @@ def streams_operations(size: Size, split: Split) -> float:
     heads = size.d  # n x h
     groups = size.d * size.m // size.n  # m x h
     projections = 4 * size.d * heads + 4 * size.d * groups
-    block = max(QUERY_BLOCK, -(-size.length // MOST_BLOCKS))
-    pairs = min(size.length, (size.length + block) / 2)  # keys computed for a query: blocks after its own are skipped
-    attention = 4 * pairs * heads
+    attention = 4 * attended_pairs(size.length) / size.length * heads
     mlps = 6 * size.d * size.f + 6 * size.d * split.k
     return split.tokens * (2 * (projections + attention) + mlps)
 

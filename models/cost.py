@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.families import Family
+from spap_jax.models.layers import query_blocks
 
 
 class Parameters(NamedTuple):
@@ -35,8 +36,13 @@ def prefill_operations(family: Family, config: DecoderConfig, batch: int, length
     """
     counted = parameters(family, config).multiplied
     head = config.vocabulary * config.embedding
-    pairs = batch * length * length * config.layers * config.heads * config.head_dim
-    return 2 * batch * (length * (counted - head) + head) + 4 * pairs
+    pairs = batch * attended_pairs(length) * config.layers
+    return 2 * batch * (length * (counted - head) + head) + 4 * pairs * config.heads * config.head_dim
+
+
+def attended_pairs(length: int) -> int:
+    """Query-key pairs that are computed for a sequence: keys after a block of queries are skipped."""
+    return sum((last - first) * last for first, last in query_blocks(length))
 
 
 def decode_bytes(family: Family, config: DecoderConfig, batch: int, length: int, weight: int, state: int = 4) -> int:

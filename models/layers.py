@@ -1,5 +1,7 @@
 """Linen modules of a decoder block. Weights are cast to the dtype of the activations; norms and softmax are float32."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ from flax import linen as nn
 
 from spap_jax.models.config import DecoderConfig, Rope
 
-QUERY_BLOCK = 256
+QUERY_BLOCK = 128
 """Queries whose attention scores are held at once ..."""
 
 MOST_BLOCKS = 8
@@ -39,10 +41,11 @@ def rotary_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
     """Radians per position of each pair of a head, [h / 2] float32 (Su et al. 2021; stretching as in Llama 3.1).
 
     Computed on the host and step by step as transformers does: at position 1000 a difference in the last bit of a
-    frequency is a difference of 1e-4 radians, and accelerators take powers less exactly.
+    frequency is a difference of 1e-4 radians. The power is taken in float64 and rounded, since numpy's in float32 is
+    two units of the last place off on some processors, and accelerators are worse.
     """
     one, exponents = np.float32(1), np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    frequency = one / np.float32(rope.theta) ** exponents
+    frequency = one / (np.float64(rope.theta) ** exponents).astype(np.float32)
     factor = np.float32(rope.factor)
     if rope.scaling == "linear":
         return frequency / factor
@@ -82,37 +85,39 @@ def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array,
 
     Args:
         q: [B, T, n, h].
-        k: [B, S, m, h].
-        v: [B, S, m, h].
+        k: [B, m, S, h].
+        v: [B, m, S, h].
         valid: [B, S], which keys may be attended to.
         offset: Index among the keys of the first query; keys after a block of queries are skipped if it is no array.
 
     Returns:
         [B, T, n, h].
     """
-    (batch, length, heads, head_dim), groups = q.shape, k.shape[2]
-    if length == 1:
-        allowed = valid & (jnp.arange(k.shape[1]) <= offset)[None, :]
-        return jax.nn.dot_product_attention(q, k, v, mask=allowed[:, None, None, :])
-
-    def one(group: tuple[jax.Array, jax.Array, jax.Array, jax.Array]) -> jax.Array:
-        return _attend_in_blocks(*group, offset)
-
+    (batch, length, heads, head_dim), groups = q.shape, k.shape[1]
     queries = q.reshape(batch, length, groups, heads // groups, head_dim).transpose(0, 2, 3, 1, 4)
-    by_group = (queries, k.swapaxes(1, 2), v.swapaxes(1, 2), jnp.repeat(valid[:, None], groups, axis=1))
-    by_group = jax.tree.map(lambda a: a.reshape(batch * groups, *a.shape[2:]), by_group)
-    # A CPU takes one group of heads at a time, whose scores fit its cache; other devices all of a sequence.
-    out = jax.lax.map(one, by_group, batch_size=1 if jax.default_backend() == "cpu" else groups)
+    attend = functools.partial(_attend, offset=offset)
+    if length == 1:
+        out = jax.vmap(jax.vmap(attend, in_axes=(0, 0, 0, None)))(queries, k, v, valid)
+    else:
+        by_group = (queries, k, v, jnp.repeat(valid[:, None], groups, axis=1))
+        by_group = jax.tree.map(lambda a: a.reshape(batch * groups, *a.shape[2:]), by_group)
+        # A CPU takes one group of heads at a time, whose scores fit its cache; other devices all of a sequence.
+        size = 1 if jax.default_backend() == "cpu" else groups
+        out = jax.lax.map(lambda group: attend(*group), by_group, batch_size=size)
     return out.reshape(batch, heads, length, head_dim).swapaxes(1, 2)
 
 
-def _attend_in_blocks(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, offset: jax.Array | int) -> jax.Array:
+def query_blocks(length: int) -> list[tuple[int, int]]:
+    """First and last (excluded) of each block of queries of a sequence; keys from the last on are skipped."""
+    block = max(QUERY_BLOCK, -(-length // MOST_BLOCKS))
+    return [(first, min(first + block, length)) for first in range(0, length, block)]
+
+
+def _attend(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, offset: jax.Array | int) -> jax.Array:
     """Query heads that share one key/value head. q: [g, T, h], k and v: [S, h], valid: [S] -> [g, T, h]."""
     (_, length, head_dim), size = q.shape, k.shape[0]
-    block = max(QUERY_BLOCK, -(-length // MOST_BLOCKS))
     out = []
-    for first in range(0, length, block):
-        last = min(first + block, length)
+    for first, last in query_blocks(length):
         seen = min(size, offset + last) if isinstance(offset, int) else size
         allowed = valid[None, :seen] & (jnp.arange(seen)[None, :] <= (offset + jnp.arange(first, last))[:, None])
         scores = jnp.einsum("gth,sh->gts", q[:, first:last], k[:seen], preferred_element_type=jnp.float32)
@@ -144,14 +149,14 @@ class Attention(nn.Module):
             self.o_bias = self.param("o_bias", zeros, (c.width,))
 
     def project_in(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Queries [B, T, n, h], keys and values [B, T, m, h] of x: [B, T, d]."""
+        """Queries [B, T, n, h], keys and values [B, m, T, h] of x: [B, T, d]."""
         q, k, v = (jnp.einsum("btd,dnh->btnh", x, w.astype(x.dtype)) for w in (self.q, self.k, self.v))
         if self.config.qkv_bias:
             q, k, v = (a + _across(b, a) for a, b in ((q, self.q_bias), (k, self.k_bias), (v, self.v_bias)))
         if self.config.rope is not None:
             angles = rotary_angles(self.config.rope, self.config.head_dim, positions)
             q, k = rotate(q, angles), rotate(k, angles)
-        return q, k, v
+        return q, k.swapaxes(1, 2), v.swapaxes(1, 2)
 
     def project_out(self, x: jax.Array) -> jax.Array:
         """x: [B, T, n, h] -> [B, T, d]."""

@@ -62,7 +62,7 @@ def test_options(words: tuple[str, ...], expected: str, place: Path, capsys):
         ("sparsty = 0.3\n", 'Unknown option: "[sparsty]"'),
         ("sparsity = 2.0\n", "sparsity must be a fraction"),
         ('sparsity = "abc"\n', 'unable to convert "abc" into float'),
-        ("sparsity = [\n", "Invalid value"),
+        ("sparsity = [\n", "settings.toml cannot be read as TOML (Invalid value"),
         ("round_to = 512\n", "nothing to remove"),
         ("output = 3\n", "sparsity must be a fraction"),
     ],

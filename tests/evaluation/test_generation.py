@@ -131,16 +131,19 @@ def test_a_trained_model_continues_a_story() -> None:
     assert re.search(r"Once upon a time, there was a \w+", tokenizer.decode(ours[0], skip_special_tokens=True))
 
 
-def test_steps_equal_the_whole() -> None:
-    """The pieces that the speed benchmark times give the logits of one forward pass, also with layers apart."""
-    config, params = hf_models.port(hf_models.hf_model("qwen2_one_kv_head"))
+@pytest.mark.parametrize("name", ["qwen2_one_kv_head", "opt_125m_like", "llama_biases"])
+def test_steps_equal_the_whole(name: str) -> None:
+    """The pieces that the speed benchmark times give the logits of one forward pass, also when laid out for speed."""
+    config, params = hf_models.port(hf_models.hf_model(name))
     tokens, valid = (array[:2] for array in prompts())
     expected = decoder.forward(config, params, jnp.asarray(tokens), jnp.asarray(valid))
-    for tree in (params, decoder.unstacked(params)):
-        logits, cache = prefill(config, tree, tokens[:, :-2], valid[:, :-2], 12)
+    wide, apart = decoder.laid_out(config, params)
+    assert wide.intermediate % decoder.WIDTH_STEP == 0 < wide.intermediate - config.intermediate
+    for sizes, tree in ((config, params), (wide, apart)):
+        logits, cache = prefill(sizes, tree, tokens[:, :-2], valid[:, :-2], 12)
         np.testing.assert_allclose(logits, expected[:, -3], rtol=0, atol=1e-4)
         for i in (10, 11):
-            logits, cache = decode_step(config, tree, jnp.asarray(tokens[:, i]), cache)
+            logits, cache = decode_step(sizes, tree, jnp.asarray(tokens[:, i]), cache)
             np.testing.assert_allclose(logits, expected[:, i], rtol=0, atol=1e-4)
 
 

@@ -14,6 +14,7 @@ from hf_models import VARIANTS
 
 from spap_jax.models import decoder
 from spap_jax.models.config import Rope
+from spap_jax.models.layers import rotary_frequencies
 from spap_jax.models.registry import family_of
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -102,6 +103,14 @@ def test_parameters_are_those_of_transformers(name: str) -> None:
     declared = jax.eval_shape(lambda: decoder.init(config, jax.random.key(0)))
     assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, declared)
     assert sum(array.size for array in jax.tree.leaves(params)) == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(("theta", "head_dim"), [(10000.0, 128), (500000.0, 64), (12345.0, 96)])
+def test_rope_frequencies_are_exact_to_the_last_place(theta: float, head_dim: int) -> None:
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)  # rounded, as transformers has them
+    exact = theta ** -exponents.astype(np.float64)
+    ours = rotary_frequencies(Rope(theta=theta), head_dim)
+    assert (np.abs(ours - exact) / np.spacing(exact.astype(np.float32))).max() < 1.6
 
 
 @pytest.mark.parametrize("name", ["llama_linear_rope_v4", "llama_llama3_rope_v4", "llama_theta_v4"])
