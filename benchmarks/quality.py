@@ -31,8 +31,8 @@ ZOO_TEXTS = {
 """Calibration and evaluation texts, by the last word of a model's name."""
 
 METHODS: dict[str, dict[str, Any]] = {
-    "wanda + refit": {"method": "wanda", "rounds": 0, "held_out": 0.0},
-    "spap, refit only": {"rounds": 0, "held_out": 0.0},
+    "wanda + refit": {"method": "wanda", "update": "refit", "held_out": 0.0},
+    "spap, refit only": {"update": "refit", "held_out": 0.0},
     "spap": {},
 }
 """Settings by the name of a method; the first is what the others are compared with."""

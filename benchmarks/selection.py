@@ -16,13 +16,13 @@ from rich.console import Console
 from rich.table import Table
 
 import spap_jax as spap
-from spap_jax.baselines import select_channels
+from spap_jax.baselines import Effort, Layer, select_channels
 from spap_jax.numerics import full_precision
 from spap_jax.pruning import moments, streams
 from spap_jax.pruning.moments import Moments
 from spap_jax.solver.problem import equilibrate, refit, relative_error
 
-METHODS = ("spap", "obs", "wanda", "flap")
+METHODS = ("spap", "obs", "osscar", "wanda", "flap")
 SPARSITIES = (0.1, 0.3, 0.5)
 
 
@@ -42,7 +42,8 @@ def refitted(method: str, keep: int, seen: Moments) -> tuple[jax.Array, jax.Arra
     """The refitted relative error of a method's choice, and its improving swaps."""
     settings = spap.PruneSettings()
     system = equilibrate(seen.problem, settings.ridge)
-    chosen = select_channels(method, seen.problem, system, seen.variance, keep)
+    layer = Layer(seen.problem, system, seen.hidden_mean, seen.variance, jax.random.key(settings.seed))
+    chosen = select_channels(method, layer, keep, Effort())
     return relative_error(seen.problem, chosen.kept, refit(system, chosen.kept)), chosen.improving
 
 

@@ -13,14 +13,20 @@ class PruneSettings:
     Attributes:
         sparsity: Fraction of MLP channels to remove from every layer, between 0 and 1.
         round_to: Round the kept width to a multiple of this (64 or more suits accelerators and GGUF quantisation).
-        method: How channels are chosen: "spap", or a peer's criterion: "wanda", "flap", "magnitude", "obs".
+        method: How channels are chosen: "spap", or as a peer does: "random", "magnitude", "wanda" (Wanda-sp), "flap",
+            "fasp", "obs" (ZipLM), "osscar".
+        update: What becomes of the weights kept: "own", what the method's paper does; "none", they stay (as random,
+            magnitude and wanda); "bias", the output bias makes up for the mean of what was removed (as flap); "refit",
+            the output projection in closed form (as fasp, obs, osscar); "alternate", refit and alternating rounds (as
+            spap).
         seed: Seed of every random choice.
         ridge: Pull of the solved weights towards the dense ones, relative to each channel's energy.
         penalty: Weight of the penalty on a removed channel, relative to its energy.
         penalty_steps: Steps in which the number of penalised channels grows to the number removed.
-        swap_rounds: Rounds of exact swaps that polish the selection; 0 switches the polish off.
+        swap_rounds: Rounds of exact swaps that end the selection of spap and osscar; 0 switches them off.
         held_out: Fraction of the calibration sequences that only guards against overfitting.
-        rounds: Alternating rounds (inner projections, then output projection); 0 leaves the closed-form refit.
+        rounds: Alternating rounds of the update "alternate" (inner projections, then output projection); 0 leaves the
+            closed-form refit.
         steps: Minibatch steps on the inner projections in a round.
         step_tokens: Tokens in one minibatch.
         learning_rate: Size of a step, relative to the root mean square of the weights it changes.
@@ -30,6 +36,7 @@ class PruneSettings:
     sparsity: float = 0.3
     round_to: int = 1
     method: str = "spap"
+    update: str = "own"
     seed: int = 0
     ridge: float = 1e-4
     penalty: float = 100.0
@@ -64,7 +71,8 @@ class PruneSettings:
         return PruneSettings(**(known | changes))
 
 
-METHODS = ("spap", "wanda", "flap", "magnitude", "obs")
+METHODS = ("spap", "random", "magnitude", "wanda", "flap", "fasp", "obs", "osscar")
+UPDATES = ("own", "none", "bias", "refit", "alternate")
 
 
 def _positive(value) -> bool:
@@ -79,6 +87,7 @@ _RANGES = (
     ("sparsity", lambda s: isinstance(s, int | float) and 0 < s < 1, "a fraction between 0 and 1, both excluded"),
     ("round_to", _count(1), "a whole number of at least 1"),
     ("method", lambda m: m in METHODS, f"one of {', '.join(METHODS)}"),
+    ("update", lambda u: u in UPDATES, f"one of {', '.join(UPDATES)}"),
     ("seed", _count(0), "a whole number of at least 0"),
     ("ridge", _positive, "positive"),
     ("penalty", _positive, "positive"),

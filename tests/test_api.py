@@ -136,7 +136,8 @@ def test_perplexity_takes_blocks_and_needs_a_prediction():
         ({"sparsity": "0.3"}, "sparsity must be"),
         ({"ridge": float("inf")}, "ridge must be positive"),
         ({"rounds": -1, "steps": 0}, "rounds must be .*; steps must be"),
-        ({"method": "lora"}, "method must be one of spap, wanda"),
+        ({"method": "lora"}, "method must be one of spap, random, magnitude, wanda, flap, fasp, obs, osscar"),
+        ({"update": "tune"}, "update must be one of own, none, bias, refit, alternate, not 'tune'"),
         ({"round_to": 512}, "nothing to remove"),
     ],
 )

@@ -1,4 +1,11 @@
-"""Ways to choose channels: the library's own and its peers', behind one call."""
+"""Ways to choose channels and to update the weights kept: the library's own and its peers', behind one call.
+
+Every peer works as its paper says up to what all of them share here, so that a comparison shows the methods alone: the
+same second moments of the same tokens, on the stream that the already pruned blocks produce; where weights are solved
+for, the same target, which also repairs what earlier blocks broke, and the same ridge; the same width in every layer;
+no attention heads. This favours the peers that solve for weights over their papers, where each layer is fitted to the
+dense layer's output on the dense stream; and it takes FLAP's allocation of widths over the layers from it.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -6,63 +13,90 @@ from typing import NamedTuple
 from jax import Array
 
 from spap_jax.baselines import criteria
+from spap_jax.settings import PruneSettings
 from spap_jax.solver.penalty import select
 from spap_jax.solver.problem import Problem, System
 from spap_jax.solver.swap import Polished, polish
 
 
-class Request(NamedTuple):
+class Layer(NamedTuple):
     """What a selector may look at.
 
     Attributes:
         problem: The layer, f channels.
         system: The same, ridged and equilibrated.
+        mean: [f] mean of each hidden channel over the calibration tokens.
         variance: [f] variance of each hidden channel over the calibration tokens.
-        keep: How many channels to keep, k; static.
-        penalty: Weight of the penalty on a removed channel, relative to its energy.
-        steps: Steps in which the number of penalised channels grows; static.
+        key: Randomness of this layer's choice.
     """
 
     problem: Problem
     system: System
+    mean: Array
     variance: Array
-    keep: int
-    penalty: float
-    steps: int
+    key: Array
 
 
-SELECTORS: dict[str, Callable[[Request], Array]] = {
-    "spap": lambda r: select(r.system, r.keep, r.penalty, r.steps),
-    "wanda": lambda r: criteria.highest(criteria.wanda(r.problem), r.keep),
-    "flap": lambda r: criteria.highest(criteria.flap(r.problem, r.variance), r.keep),
-    "magnitude": lambda r: criteria.highest(criteria.magnitude(r.problem), r.keep),
-    "obs": lambda r: criteria.obs(r.system, r.keep),
+class Effort(NamedTuple):
+    """How hard to search, static but for the penalty.
+
+    Attributes:
+        penalty: Weight of the penalty on a removed channel, relative to its energy.
+        steps: Steps in which the number of penalised channels grows.
+        swap_rounds: Rounds of swaps, for the methods that end with them.
+    """
+
+    penalty: float | Array = 100.0
+    steps: int = 40
+    swap_rounds: int = 8
+
+
+class Method(NamedTuple):
+    """A way to prune.
+
+    Attributes:
+        select: (layer, k, effort) -> [k] int32 channels to keep, ascending, before any swaps.
+        update: What its paper does with the weights kept: "none", "bias", "refit" or "alternate".
+        swaps: Whether exact swaps end the selection.
+    """
+
+    select: Callable[[Layer, int, Effort], Array]
+    update: str
+    swaps: bool = False
+
+
+def _by_score(score: Callable[[Layer], Array]) -> Callable[[Layer, int, Effort], Array]:
+    return lambda layer, keep, effort: criteria.highest(score(layer), keep)
+
+
+_wanda = _by_score(lambda layer: criteria.wanda(layer.problem.weight, layer.mean, layer.variance))
+
+METHODS: dict[str, Method] = {
+    "spap": Method(lambda layer, keep, e: select(layer.system, keep, e.penalty, e.steps), "alternate", swaps=True),
+    "random": Method(_by_score(lambda layer: criteria.random(layer.key, layer.mean.size)), "none"),
+    "magnitude": Method(_by_score(lambda layer: criteria.magnitude(layer.problem.weight)), "none"),
+    "wanda": Method(_wanda, "none"),
+    "flap": Method(_by_score(lambda layer: criteria.flap(layer.problem.weight, layer.variance)), "bias"),
+    "fasp": Method(_wanda, "refit"),
+    "obs": Method(lambda layer, keep, effort: criteria.obs(layer.system, keep), "refit"),
+    "osscar": Method(lambda layer, keep, effort: criteria.obs_batches(layer.system, keep), "refit", swaps=True),
 }
-"""Each method's choice, [k] int32 ascending, before any polish."""
+"""The methods by name; what each takes from its paper is told by its criterion in `criteria`."""
 
 
-def select_channels(
-    method: str,
-    problem: Problem,
-    system: System,
-    variance: Array,
-    keep: int,
-    *,
-    penalty: float = 100.0,
-    steps: int = 40,
-    rounds: int = 8,
-) -> Polished:
-    """Chooses a layer's channels; only "spap" polishes, but every choice gets its count of improving swaps.
+def update_used(settings: PruneSettings) -> str:
+    """The update of a run: "none", "bias", "refit" or "alternate"."""
+    return METHODS[settings.method].update if settings.update == "own" else settings.update
+
+
+def select_channels(method: str, layer: Layer, keep: int, effort: Effort) -> Polished:
+    """Chooses a layer's channels; every choice gets its count of improving swaps, whether it makes swaps or not.
 
     Args:
-        method: A key of `SELECTORS`.
-        problem: The layer, f channels.
-        system: The same, ridged and equilibrated.
-        variance: [f] variance of each hidden channel over the calibration tokens.
-        keep: How many channels to keep, k; static, as are `method`, `steps` and `rounds`.
-        penalty: Weight of the penalty on a removed channel, relative to its energy.
-        steps: Steps in which the number of penalised channels grows to f - k.
-        rounds: Rounds of swaps in the polish.
+        method: A key of `METHODS`.
+        layer: What to look at, f channels.
+        keep: How many channels to keep, k; static, as is `method`.
+        effort: How hard to search.
     """
-    kept = SELECTORS[method](Request(problem, system, variance, keep, penalty, steps))
-    return polish(system, kept, rounds if method == "spap" else 0)
+    way = METHODS[method]
+    return polish(layer.system, way.select(layer, keep, effort), effort.swap_rounds if way.swaps else 0)

@@ -6,7 +6,8 @@ import time
 import jax
 import jax.numpy as jnp
 
-from spap_jax.baselines import select_channels
+from spap_jax import baselines
+from spap_jax.baselines.compensation import lost_mean
 from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
@@ -41,6 +42,7 @@ class Clock:
 def prune_layer(
     index: int,
     config: DecoderConfig,
+    narrow: DecoderConfig,
     layer: Params,
     calibration: Tokens,
     held_out: Tokens,
@@ -52,6 +54,7 @@ def prune_layer(
     Args:
         index: Number of the layer; seeds its randomness together with ``settings.seed``.
         config: The dense decoder.
+        narrow: The pruned one.
         layer: Parameters of one dense block.
         calibration: Tokens to fit.
         held_out: Tokens that only judge; may be empty.
@@ -61,12 +64,16 @@ def prune_layer(
     Returns:
         The block's parameters with fewer channels, and the report.
     """
-    keep = reduce.kept_width(config.intermediate, settings.sparsity, settings.round_to)
-    narrow = config.narrowed(keep)
-    chosen, ridge, selected, refitted = _solve(config, layer, keep, calibration, settings, clock)
-    schedule = Schedule(settings.rounds, settings.steps, settings.step_tokens, settings.learning_rate)
-    key = jax.random.fold_in(jax.random.key(settings.seed), index)
-    recovered = _recover(narrow, schedule, layer, refitted, calibration, held_out, settings.ridge, key)
+    update = baselines.update_used(settings)
+    # The layers' first keys are for the steps of the alternating rounds, the next ones for the choices.
+    steps_key, choice_key = (
+        jax.random.fold_in(jax.random.key(settings.seed), number) for number in (index, config.layers + index)
+    )
+    chosen, ridge, selected, refitted = _solve(config, narrow, layer, calibration, settings, choice_key, clock)
+    recovered = Recovered(refitted, jnp.int32(0))
+    if update == "alternate":
+        schedule = Schedule(settings.rounds, settings.steps, settings.step_tokens, settings.learning_rate)
+        recovered = _recover(narrow, schedule, layer, refitted, calibration, held_out, settings.ridge, steps_key)
     clock.lap("alternating", recovered)
     mlp = reduce.to_mlp(recovered.weights, layer["mlp"])
     stages = (selected, refitted, reduce.to_weights(mlp))
@@ -77,35 +84,48 @@ def prune_layer(
 
 
 def _solve(
-    config: DecoderConfig, layer: Params, keep: int, calibration: Tokens, settings: PruneSettings, clock: Clock
+    config: DecoderConfig,
+    narrow: DecoderConfig,
+    layer: Params,
+    calibration: Tokens,
+    settings: PruneSettings,
+    key: jax.Array,
+    clock: Clock,
 ) -> tuple[Polished, jax.Array, Weights, Weights]:
-    """The choice, the ridge used, and the weights before and after the refit; the second moments end here."""
+    """The choice, the ridge used, the dense weights of the choice and their update; the second moments end here."""
     seen = moments.accumulate(config, layer, calibration)
     clock.lap("statistics", seen)
     s = settings
-    system, chosen = _select(seen, keep, s.method, s.ridge, s.penalty, s.penalty_steps, s.swap_rounds)
+    system, chosen = _select(
+        seen, key, narrow.intermediate, s.method, s.ridge, s.penalty, s.penalty_steps, s.swap_rounds
+    )
     clock.lap("selection", chosen)
-    selected = reduce.to_weights(reduce.take_channels(FAMILIES[config.family], layer["mlp"], chosen.kept))
-    refitted = _refit(seen, system, chosen.kept, selected)
-    clock.lap("refit", refitted)
-    return chosen, system.ridge, selected, refitted
+    taken = reduce.take_channels(FAMILIES[config.family], layer["mlp"], chosen.kept)
+    selected = reduce.to_weights(reduce.with_biases(narrow, taken))
+    updated = _update(baselines.update_used(settings), seen, system, chosen.kept, selected)
+    clock.lap("refit", updated)
+    return chosen, system.ridge, selected, updated
 
 
 @functools.partial(jax.jit, static_argnames=("keep", "method", "steps", "rounds"))
 @full_precision
 def _select(
-    seen: Moments, keep: int, method: str, ridge: float, penalty: float, steps: int, rounds: int
+    seen: Moments, key: jax.Array, keep: int, method: str, ridge: float, penalty: float, steps: int, rounds: int
 ) -> tuple[System, Polished]:
     system = equilibrate(seen.problem, ridge)
-    chosen = select_channels(
-        method, seen.problem, system, seen.variance, keep, penalty=penalty, steps=steps, rounds=rounds
-    )
-    return system, chosen
+    layer = baselines.Layer(seen.problem, system, seen.hidden_mean, seen.variance, key)
+    return system, baselines.select_channels(method, layer, keep, baselines.Effort(penalty, steps, rounds))
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnames="update")
 @full_precision
-def _refit(seen: Moments, system: System, kept: jax.Array, selected: Weights) -> Weights:
+def _update(update: str, seen: Moments, system: System, kept: jax.Array, selected: Weights) -> Weights:
+    """The update of the weights, but for the alternating rounds."""
+    if update == "none":
+        return selected
+    if update == "bias":
+        assert selected.bias is not None
+        return selected._replace(bias=selected.bias + lost_mean(seen.problem.weight, seen.hidden_mean, kept))
     down = refit(system, kept)
     bias = None if selected.bias is None else seen.target_mean - seen.hidden_mean[kept] @ down
     return Weights(selected.inner, down, bias)

@@ -1,11 +1,13 @@
 """Sequential pruning: block after block, each fitted on the stream that the pruned blocks before it produce."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from spap_jax.baselines import update_used
 from spap_jax.errors import UserError
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
@@ -16,7 +18,7 @@ from spap_jax.settings import PruneSettings
 
 
 def pruned_config(config: DecoderConfig, settings: PruneSettings) -> DecoderConfig:
-    """The decoder that ``prune_layers`` makes of ``config``.
+    """The decoder that ``prune_layers`` makes of ``config``: narrower, and with biases where the update adds one.
 
     Raises:
         UserError: rounding leaves nothing to remove.
@@ -27,7 +29,8 @@ def pruned_config(config: DecoderConfig, settings: PruneSettings) -> DecoderConf
             f"nothing to remove: sparsity {settings.sparsity} of {config.intermediate} channels, rounded to a multiple "
             f"of {settings.round_to}, keeps all of them; raise --sparsity or lower --round-to."
         )
-    return config.narrowed(keep)
+    added = update_used(settings) == "bias"
+    return dataclasses.replace(config.narrowed(keep), mlp_bias=config.mlp_bias or added)
 
 
 def prune_layers(
@@ -67,7 +70,7 @@ def prune_layers(
         calibration, held_out = (streams.enter_mlp(config, layer, s) for s in (calibration, held_out))
         clock.lap("streams", calibration)
         tokens_seen = (streams.fitting_tokens(s) for s in (calibration, held_out))
-        layer, report = prune_layer(index, config, layer, *tokens_seen, settings, clock)
+        layer, report = prune_layer(index, config, narrow, layer, *tokens_seen, settings, clock)
         if not np.isfinite(report.calibration.alternating):
             raise UserError(f"the activations of layer {index} are not finite: the checkpoint overflows in float32.")
         calibration, held_out = (streams.leave_mlp(narrow, layer, s) for s in (calibration, held_out))

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.models.families import Family
 from spap_jax.solver.alternating import Weights
@@ -17,6 +18,15 @@ def take_channels(family: Family, mlp: Params, kept: jax.Array) -> Params:
     """An MLP's parameters restricted to the channels ``kept`` [k], along the axis that its rules call f."""
     return {name: jnp.take(array, kept, axis=axis) if (axis := prunable_axis(family, name)) is not None else array
             for name, array in mlp.items()}  # fmt: skip
+
+
+def with_biases(config: DecoderConfig, mlp: Params) -> Params:
+    """An MLP's parameters, with zeros for the biases that ``config`` has and they lack."""
+    if not config.mlp_bias:
+        return mlp
+    sizes = {"up_bias": config.intermediate, "down_bias": config.width}
+    sizes |= {"gate_bias": config.intermediate} if config.gated else {}
+    return {name: jnp.zeros(size, mlp["down"].dtype) for name, size in sizes.items()} | mlp
 
 
 def prunable_axis(family: Family, name: str) -> int | None:
@@ -34,8 +44,8 @@ def to_weights(mlp: Params) -> Weights:
 
 
 def to_mlp(weights: Weights, like: Params) -> Params:
-    """The inverse of ``to_weights``, in the dtypes of ``like``."""
+    """The inverse of ``to_weights``, in the dtypes of ``like``; what it lacks in that of its output projection."""
     mlp = weights.inner | {"down": weights.down}
     if weights.bias is not None:
         mlp["down_bias"] = weights.bias
-    return {name: array.astype(like[name].dtype) for name, array in mlp.items()}
+    return {name: array.astype(like.get(name, like["down"]).dtype) for name, array in mlp.items()}

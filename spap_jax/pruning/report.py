@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from spap_jax.baselines import update_used
 from spap_jax.models import cost
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.registry import FAMILIES
@@ -23,8 +24,8 @@ class Errors:
 
     Attributes:
         selection: Channels removed, dense weights kept.
-        refit: With the closed-form output projection.
-        alternating: After alternating minimisation.
+        refit: With the update in closed form: the output projection, or the output bias; as before where there is none.
+        alternating: After alternating minimisation; as before where the update has none. The error of the result.
     """
 
     selection: float
@@ -65,7 +66,8 @@ class PruneReport:
 
     Attributes:
         settings: Every setting.
-        model: Name, architecture, and widths and parameters before and after.
+        method: How channels were chosen, and the update that the weights kept got ("own" resolved).
+        model: Name, architecture, and widths, biases and parameters before and after.
         calibration: What the tokens were: description, shape, hash.
         versions: Of the libraries that computed it.
         layers: A record a layer.
@@ -74,6 +76,7 @@ class PruneReport:
     """
 
     settings: dict[str, Any]
+    method: dict[str, str]
     model: dict[str, Any]
     calibration: dict[str, Any]
     versions: dict[str, str]
@@ -115,11 +118,13 @@ def new_report(
     blocks = getattr(tokens, "tokens", tokens)
     return PruneReport(
         settings=dataclasses.asdict(settings),
+        method={"selection": settings.method, "update": update_used(settings)},
         model={
             "name": name,
             "architecture": family.architecture,
             "layers": config.layers,
             "intermediate": {"before": config.intermediate, "after": narrow.intermediate},
+            "mlp_bias": {"before": config.mlp_bias, "after": narrow.mlp_bias},
             "parameters": {"before": before.total, "after": after.total},
             "mlp_parameters": {"before": before.mlp, "after": after.mlp},
         },

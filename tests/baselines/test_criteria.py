@@ -1,59 +1,138 @@
+"""Every peer's choice against a few lines of float64 NumPy on random layers."""
+
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spap_jax.baselines import SELECTORS, criteria, select_channels
-from spap_jax.settings import METHODS
+from spap_jax import baselines
+from spap_jax.baselines import METHODS, Effort, Layer, criteria, select_channels
+from spap_jax.settings import METHODS as NAMES
+from spap_jax.settings import UPDATES, PruneSettings
 from spap_jax.solver.problem import Problem, equilibrate, objective
 
-F, D, KEEP = 20, 6, 12
+F, D, KEEP, N, RIDGE = 40, 6, 17, 300, 1e-4  # 23 channels go: in batches of 3, the last one short
 
 
-@pytest.fixture(scope="module", params=[0, 1, 2])
-def layer(request):
-    """Hidden channels [N,f] with a mean, the projection, and their Problem; float64 beside float32."""
-    rng = np.random.default_rng(request.param)
-    hidden = np.maximum(rng.normal(size=(300, 7)) @ rng.normal(size=(7, F)) + rng.normal(size=(300, F)), 0)
+class Exact(NamedTuple):
+    """Attributes: hidden [N,f]; weight [f,d]; gram [f,f] and cross [f,d], ridged; all float64."""
+
+    hidden: np.ndarray
+    weight: np.ndarray
+    gram: np.ndarray
+    cross: np.ndarray
+
+
+@pytest.fixture(scope="module", params=[(0, False), (1, False), (2, True)], ids=["first", "second", "centred"])
+def layer(request: pytest.FixtureRequest) -> tuple[Exact, Layer]:
+    """A layer in float64 and float32; one of them as layers with an output bias are, with centred moments."""
+    seed, centred = request.param
+    rng = np.random.default_rng(seed)
+    hidden = np.maximum(rng.normal(size=(N, 7)) @ rng.normal(size=(7, F)) + 0.3 * rng.normal(size=(N, F)), 0)
     hidden *= np.exp(rng.normal(size=F))
     weight = rng.normal(size=(F, D))
-    target = hidden @ weight
-    moments = (hidden.T @ hidden / 300, hidden.T @ target / 300, (target**2).sum() / 300, weight)
-    return hidden, weight, Problem(*(jnp.asarray(x, jnp.float32) for x in moments))
+    h = hidden - hidden.mean(0) if centred else hidden
+    target = h @ weight
+    moments = (h.T @ h / N, h.T @ target / N, (target**2).sum() / N, weight)
+    problem = Problem(*(jnp.asarray(x, jnp.float32) for x in moments))
+    mean, variance = (jnp.asarray(x, jnp.float32) for x in (hidden.mean(0), hidden.var(0)))
+    gram = moments[0] + RIDGE * np.diag(np.diag(moments[0]))
+    found = Layer(problem, equilibrate(problem, RIDGE), mean, variance, jax.random.key(seed))
+    return Exact(hidden, weight, gram, gram @ weight), found
 
 
-def test_magnitude(layer):
-    _, weight, problem = layer
-    expected = [sum(w**2 for w in row) for row in weight]
-    np.testing.assert_allclose(criteria.magnitude(problem), expected, rtol=1e-5)
+def top(scores: np.ndarray) -> list[int]:
+    return sorted(np.argsort(-scores, kind="stable")[:KEEP].tolist())
 
 
-def test_wanda(layer):
-    hidden, weight, problem = layer
-    norms = np.sqrt((hidden**2).mean(0))
-    expected = np.abs(weight * norms[:, None]).sum(1)  # the metric of every single weight, summed over the channel
-    np.testing.assert_allclose(criteria.wanda(problem), expected, rtol=1e-5)
+def costs64(exact: Exact, kept: list[int]) -> np.ndarray:
+    """What losing each kept channel alone costs."""
+    inverse = np.linalg.inv(exact.gram[np.ix_(kept, kept)])
+    return ((inverse @ exact.cross[kept]) ** 2).sum(1) / np.diag(inverse)
 
 
-def test_flap(layer):
-    hidden, weight, problem = layer
-    expected = np.linalg.norm(weight, axis=1) ** 2 * hidden.var(0)
-    np.testing.assert_allclose(criteria.flap(problem, jnp.asarray(hidden.var(0), jnp.float32)), expected, rtol=1e-5)
+def explained64(exact: Exact, kept: list[int]) -> float:
+    """Minus the doubled objective."""
+    return (exact.cross[kept] * np.linalg.solve(exact.gram[np.ix_(kept, kept)], exact.cross[kept])).sum()
 
 
-def test_obs(layer):
-    hidden, weight, problem = layer
-    gram = hidden.T @ hidden / 300
-    gram += 1e-4 * np.diag(np.diag(gram))
-    kept = list(range(F))
-    target = gram @ weight
+def magnitude64(exact: Exact) -> list[int]:
+    return top(np.array([sum(w**2 for w in row) for row in exact.weight]))
+
+
+def wanda64(exact: Exact) -> list[int]:
+    norms = np.linalg.norm(exact.hidden, axis=0)  # of the channels as they are, centred or not
+    return top((np.abs(exact.weight) * norms[:, None]).mean(1))
+
+
+def flap64(exact: Exact) -> list[int]:
+    fluctuation = ((exact.hidden - exact.hidden.mean(0)) ** 2).sum(0) / (N - 1)
+    return top(fluctuation * np.linalg.norm(exact.weight, axis=1) ** 2)
+
+
+def obs64(exact: Exact, batches: int = F) -> list[int]:
+    kept, size = list(range(F)), int(np.ceil((F - KEEP) / batches))
     while len(kept) > KEEP:
-        inverse = np.linalg.inv(gram[np.ix_(kept, kept)])
-        projection = inverse @ target[kept]
-        kept.pop(int(((projection**2).sum(1) / np.diag(inverse)).argmin()))
-    np.testing.assert_array_equal(criteria.obs(equilibrate(problem, 1e-4), KEEP), kept)
+        order = np.argsort(costs64(exact, kept), kind="stable")
+        gone = {kept[i] for i in order[: min(size, len(kept) - KEEP)]}
+        kept = [j for j in kept if j not in gone]
+    return kept
+
+
+REFERENCES = {"magnitude": magnitude64, "wanda": wanda64, "flap": flap64, "fasp": wanda64, "obs": obs64}
+_select = jax.jit(select_channels, static_argnames=("method", "keep", "effort"))
+
+
+@pytest.mark.parametrize("method", REFERENCES)
+def test_the_choice_is_that_of_the_paper(method: str, layer: tuple[Exact, Layer]):
+    exact, found = layer
+    chosen = _select(method, found, KEEP, Effort())
+    assert chosen.kept.dtype == jnp.int32
+    assert chosen.kept.tolist() == REFERENCES[method](exact)
+    assert int(chosen.swaps) == 0
+
+
+def test_osscar_is_batches_and_then_swaps_until_none_improves(layer: tuple[Exact, Layer]):
+    exact, found = layer
+    batches = obs64(exact, 10)
+    assert criteria.obs_batches(found.system, KEEP).tolist() == batches
+    assert batches != obs64(exact)  # otherwise nothing here tells batches from single channels
+    assert _select("osscar", found, KEEP, Effort(swap_rounds=0)).kept.tolist() == batches
+    chosen = _select("osscar", found, KEEP, Effort(swap_rounds=50))
+    kept = chosen.kept.tolist()
+    after = explained64(exact, kept)
+    assert int(chosen.improving) == 0
+    assert int(chosen.swaps) > 0
+    assert after > explained64(exact, batches)
+    swapped = [explained64(exact, [*(set(kept) - {out}), into]) for out in kept for into in set(range(F)) - set(kept)]
+    assert max(swapped) <= after * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("keep", [1, F - 1, F])
+def test_batches_to_the_ends(keep: int, layer: tuple[Exact, Layer]):
+    kept = criteria.obs_batches(layer[1].system, keep).tolist()
+    assert len(set(kept)) == keep
+    assert kept == sorted(kept)
+
+
+def test_random_is_a_matter_of_its_key_alone(layer: tuple[Exact, Layer]):
+    first, again, other = (
+        _select("random", layer[1]._replace(key=jax.random.key(seed)), KEEP, Effort()).kept.tolist()
+        for seed in (5, 5, 6)
+    )
+    assert first == again == sorted(set(first))
+    assert first != other
+
+
+def test_random_takes_all_channels_alike():
+    keys = jax.random.split(jax.random.key(0), 2000)
+    kept = jax.vmap(lambda key: criteria.highest(criteria.random(key, F), KEEP))(keys)
+    counts = np.bincount(np.asarray(kept).ravel(), minlength=F)
+    spread = np.sqrt(2000 * KEEP / F * (1 - KEEP / F))
+    assert (np.abs(counts - 2000 * KEEP / F) < 5 * spread).all()
 
 
 def test_highest_takes_the_first_among_equals():
@@ -62,25 +141,36 @@ def test_highest_takes_the_first_among_equals():
     np.testing.assert_array_equal(kept, [0, 1, 2])
 
 
-def test_selectors_are_the_methods_of_the_settings():
-    assert set(SELECTORS) == set(METHODS)
+def test_the_methods_are_those_of_the_settings_and_their_updates_too():
+    assert tuple(METHODS) == NAMES
+    assert {method.update for method in METHODS.values()} == set(UPDATES) - {"own"}
+    own = {name: baselines.update_used(PruneSettings(method=name)) for name in NAMES}
+    assert own == {
+        "spap": "alternate",
+        "random": "none",
+        "magnitude": "none",
+        "wanda": "none",
+        "flap": "bias",
+        "fasp": "refit",
+        "obs": "refit",
+        "osscar": "refit",
+    }
+    for name in NAMES:
+        for update in set(UPDATES) - {"own"}:
+            assert baselines.update_used(PruneSettings(method=name, update=update)) == update
 
 
 @partial(jax.jit, static_argnames="method")
-def _against_spap(problem, variance, method):
-    system = equilibrate(problem, 1e-4)
-    ours = select_channels("spap", problem, system, variance, KEEP)
-    theirs = select_channels(method, problem, system, variance, KEEP)
-    return ours, theirs, objective(system, ours.kept), objective(system, theirs.kept)
+def _against_spap(layer: Layer, method: str):
+    ours, theirs = (select_channels(name, layer, KEEP, Effort()) for name in ("spap", method))
+    return ours, theirs, objective(layer.system, ours.kept), objective(layer.system, theirs.kept)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_select_channels(layer, method):
-    hidden, _, problem = layer
-    variance = jnp.asarray(hidden.var(0), jnp.float32)
-    ours, theirs, low, high = _against_spap(problem, variance, method)
+@pytest.mark.parametrize("method", NAMES)
+def test_no_choice_is_better_than_ours(layer: tuple[Exact, Layer], method: str):
+    ours, theirs, low, high = _against_spap(layer[1], method)
     assert theirs.kept.tolist() == sorted(set(theirs.kept.tolist()))
     assert theirs.kept.shape == (KEEP,)
     assert int(ours.improving) == 0
-    assert method == "spap" or int(theirs.swaps) == 0
+    assert METHODS[method].swaps or int(theirs.swaps) == 0
     assert float(low) <= float(high) + 1e-6 * abs(float(high))
