@@ -148,6 +148,12 @@ class Family:
         """The field of config.json that holds the MLP width."""
         return self.fields["intermediate"].name
 
+    @property
+    def mlp_bias_field(self) -> str | None:
+        """The field of config.json that gives the MLP its biases and decides nothing else; None where there is none."""
+        field = self.fields.get("mlp_bias")
+        return field.name if field else None
+
     def read_config(self, theirs: dict[str, Any]) -> DecoderConfig:
         """Reads a parsed config.json.
 

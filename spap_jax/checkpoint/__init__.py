@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from spap_jax.checkpoint.config_text import check_describable
 from spap_jax.checkpoint.huggingface import Reader, Writer, save
 from spap_jax.checkpoint.locate import locate
 from spap_jax.checkpoint.orbax import is_orbax, load_orbax, save_orbax
@@ -11,6 +12,7 @@ from spap_jax.model import Model
 __all__ = [
     "Reader",
     "Writer",
+    "check_describable",
     "check_output",
     "is_orbax",
     "load",

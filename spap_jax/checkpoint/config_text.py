@@ -1,13 +1,13 @@
 """config.json as text: parsed to be read, edited in place to be written.
 
-Every rewriting of a config loses or renames fields that some loader reads, so all but the edited values stays byte for
-byte.
+Every rewriting of a config loses or renames fields that some loader reads, so all but the edited values, and a field
+that was absent and is needed, stays byte for byte.
 """
 
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from spap_jax.errors import UserError
 from spap_jax.model import Source
@@ -47,36 +47,81 @@ def parse_config(text: str, name: str) -> dict[str, Any]:
 
 
 def written_config_text(source: Source, config: DecoderConfig, dtype: str | None = None) -> str:
-    """The source's config.json with the MLP width of `config`, and the name of the dtype if one is given."""
-    changes: dict[str, Any] = {FAMILIES[config.family].width_field: config.intermediate}
+    """The source's config.json with the MLP width and biases of `config`, and the name of the dtype if one is given.
+
+    Raises:
+        UserError: It has no place for the biases.
+    """
+    check_describable(source, config)
+    theirs, family = json.loads(source.config_text), FAMILIES[config.family]
+    changes: dict[str, Any] = {family.width_field: config.intermediate}
+    if family.read_config(theirs).mlp_bias != config.mlp_bias:
+        changes |= {str(family.mlp_bias_field): config.mlp_bias}
     if dtype is not None:
-        changes |= {field: dtype for field in DTYPE_FIELDS if field in json.loads(source.config_text)}
+        changes |= {field: dtype for field in DTYPE_FIELDS if field in theirs}
     return edited(source.config_text, changes)
 
 
+def check_describable(source: Source, config: DecoderConfig) -> None:
+    """Refuses biases on the MLP that no stock loader would read.
+
+    Raises:
+        UserError: `config` has them, and neither has the source nor is there a field of config.json to say so.
+    """
+    family = FAMILIES[config.family]
+    before = family.read_config(json.loads(source.config_text)).mlp_bias
+    if before != config.mlp_bias and family.mlp_bias_field is None:
+        raise UserError(
+            f"the config.json of {family.architecture} has no field for biases on the MLP alone, which the update "
+            "'bias' adds, so stock loaders would lose them and this is not written: prune with --update none or "
+            "--update refit."
+        )
+
+
 def edited(text: str, changes: dict[str, Any]) -> str:
-    """The text of a JSON object with other values for some of its own fields, and not one other byte changed."""
-    spans = _value_spans(text)
-    result = text
-    for field in sorted(changes, key=lambda field: spans[field], reverse=True):
-        start, end = spans[field]
-        result = result[:start] + json.dumps(changes[field]) + result[end:]
+    """The text of a JSON object with other values for some fields, and not one other byte changed.
+
+    Fields that it lacks are added after its last one, in that one's layout; it has at least one.
+    """
+    places = _places(text)
+    last = max(places.values(), key=lambda place: place.end)
+    added = (f",{last.lead}{json.dumps(f)}{last.colon}{json.dumps(v)}" for f, v in changes.items() if f not in places)
+    result = text[: last.end] + "".join(added) + text[last.end :]
+    for field in sorted(changes.keys() & places.keys(), key=lambda field: places[field].start, reverse=True):
+        place = places[field]
+        result = result[: place.start] + json.dumps(changes[field]) + result[place.end :]
     if json.loads(result) != json.loads(text) | changes:
         raise AssertionError("the edit of config.json changed more than it should")
     return result
 
 
-def _value_spans(text: str) -> dict[str, tuple[int, int]]:
-    """Where the value of each field of a JSON object starts and ends in the object's text."""
-    decoder, spans = json.JSONDecoder(), {}
-    at = _past(r"\s*\{\s*", text, 0)
-    while text[at] != "}":
-        field, at = decoder.raw_decode(text, at)
-        start = _past(r"\s*:\s*", text, at)
+class _Place(NamedTuple):
+    """One field in a JSON object's text.
+
+    Attributes:
+        lead: White space before its name.
+        colon: What is between its name and its value.
+        start: Where the value starts.
+        end: Where it ends.
+    """
+
+    lead: str
+    colon: str
+    start: int
+    end: int
+
+
+def _places(text: str) -> dict[str, _Place]:
+    """Where each field of a JSON object is in the object's text."""
+    decoder, places = json.JSONDecoder(), {}
+    at = _past(r"\s*\{", text, 0)
+    while text[name := _past(r"\s*", text, at)] != "}":
+        field, named = decoder.raw_decode(text, name)
+        start = _past(r"\s*:\s*", text, named)
         _, end = decoder.raw_decode(text, start)
-        spans[field] = (start, end)
-        at = _past(r"\s*,?\s*", text, end)
-    return spans
+        places[field] = _Place(text[at:name], text[named:start], start, end)
+        at = _past(r"\s*,?", text, end)
+    return places
 
 
 def _past(pattern: str, text: str, at: int) -> int:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spap_jax.checkpoint import inventory
-from spap_jax.checkpoint.config_text import parse_config, read_config_text, written_config_text
+from spap_jax.checkpoint.config_text import check_describable, parse_config, read_config_text, written_config_text
 from spap_jax.checkpoint.inventory import HEAD
 from spap_jax.checkpoint.output import new_folder
 from spap_jax.checkpoint.shards import Shards
@@ -155,8 +155,9 @@ class Writer:
             shard_bytes: Longest weight file, unless one tensor is longer.
 
         Raises:
-            UserError: There is no such dtype.
+            UserError: There is no such dtype, or config.json has no place for what the config has.
         """
+        check_describable(source, config)
         if dtype is not None and dtype not in DTYPES:
             raise UserError(f"there is no dtype {dtype!r} for weights: use one of {', '.join(DTYPES)}.")
         self.config, self.source = config, source

@@ -36,7 +36,7 @@ def save_orbax(model: Model, folder: str | Path, overwrite: bool = False) -> Non
         overwrite: Whether a checkpoint that is there is replaced.
 
     Raises:
-        UserError: The place is taken, or there is no room.
+        UserError: The place is taken, there is no room, or config.json has no place for what the config has.
     """
     from orbax.checkpoint import StandardCheckpointer
 

@@ -54,6 +54,7 @@ def prune(
         reader = checkpoint.Reader(_hugging_face_folder(model), name=model)
     config = reader.config
     narrow = pruned_config(config, settings)
+    checkpoint.check_describable(reader.source, narrow)
     length = chosen_length(sequence_length, config)
     common: dict[str, Any] = {
         "tokenizer": reader.source.folder,

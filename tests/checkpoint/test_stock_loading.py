@@ -15,14 +15,20 @@ import spap_jax
 from spap_jax.pruning.reduce import take_channels
 
 SCRIPT = Path(__file__).with_name("stock_load.py")
-VARIANTS = ("llama_llama3_rope_v4", "llama_biases", "qwen2_tied", "opt_125m_like", "opt_350m_like")
+VARIANTS = ("llama_llama3_rope_v4", "llama_biases", "qwen2_tied", "opt_125m_like", "opt_350m_like", "llama_tied")
+PRUNED = {
+    "llama_llama3_rope_v4": {"rounds": 0},
+    "llama_tied": {"method": "flap"},  # adds biases
+    "opt_125m_like": {"method": "flap"},  # has them
+}
 
 
 def pruned(variant: str, folder: Path) -> Path:
     """A pruned checkpoint with the logits that it should have."""
     model = spap_jax.load(write(variant, folder / f"{variant}-in"))
     tokens = np.random.default_rng(0).integers(2, 97, (4, 24))
-    small = spap_jax.prune(model, tokens, rounds=0).model if variant == VARIANTS[0] else with_half_the_channels(model)
+    how = PRUNED.get(variant)
+    small = spap_jax.prune(model, tokens, **how).model if how else with_half_the_channels(model)
     spap_jax.save(small, folder / variant)
     np.save(folder / variant / "tokens.npy", tokens)
     np.save(folder / variant / "logits.npy", spap_jax.logits(small, tokens))

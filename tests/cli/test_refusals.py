@@ -37,7 +37,11 @@ OPTIONS = [
     (("--sparsity", "0.001"), "nothing to remove: sparsity 0.001 of 320 channels"),
     (("--round-to", "512"), "nothing to remove: "),
     (("--ridge", "inf"), "ridge must be positive"),
-    (("--method", "lora"), "method must be one of spap, wanda, flap, magnitude, obs, not 'lora'."),
+    (
+        ("--method", "lora"),
+        "method must be one of spap, random, magnitude, wanda, flap, fasp, obs, osscar, not 'lora'.",
+    ),
+    (("--update", "tune"), "update must be one of own, none, bias, refit, alternate, not 'tune'."),
     (("--dtype", "int8"), 'Invalid value "int8" for --dtype'),
     (("--sparsty", "0.3"), "Unknown option: --sparsty"),
     (("surplus",), "Unused Tokens: ['surplus']."),
@@ -134,6 +138,17 @@ def test_a_truncated_file(tmp_path: Path, place: Path, capsys):
     weights = model / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     assert "model.safetensors" in refused(capsys, model, place, token_file(tmp_path / "ids.npy"))
+
+
+@pytest.mark.parametrize("words", [("--method", "flap"), ("--update", "bias")])
+@pytest.mark.parametrize("variant", ["qwen2", "opt_no_bias"])
+def test_biases_without_a_place(variant: str, words: tuple[str, ...], tmp_path: Path, place: Path, capsys):
+    model = tiny(tmp_path / "in", variant)
+    # The calibration is not there: nothing is looked at before the refusal.
+    missing = ("--output", place / "out", "--calibration", tmp_path / "none.txt")
+    said = sentence(spap(capsys, "prune", model, *missing, *words))
+    assert said.endswith("this is not written: prune with --update none or --update refit.")
+    assert left(place) == []
 
 
 def test_an_orbax_folder_is_not_pruned_but_said_how(tmp_path: Path, place: Path, capsys):

@@ -1,0 +1,87 @@
+"""Biases that an update adds to the MLP: config.json says so, byte for byte, or the model is not written."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_checkpoints import edit_config, raw_tensors, write
+
+import spap_jax
+from spap_jax.api import PruneResult
+from spap_jax.checkpoint import load, load_orbax, save, save_orbax
+from spap_jax.checkpoint.config_text import edited
+from spap_jax.errors import UserError
+
+SENTENCE = r"the config\.json of \w+ has no field for biases on the MLP alone, .*: prune with --update none or"
+
+
+def flapped(folder: Path) -> PruneResult:
+    tokens = np.random.default_rng(0).integers(2, 97, (8, 16))
+    return spap_jax.prune(load(folder), tokens, method="flap", held_out=0.0)
+
+
+def test_the_field_is_added_and_nothing_else_changes(tmp_path: Path):
+    source = write("llama", tmp_path / "in")
+    text = (source / "config.json").read_bytes()
+    assert b"mlp_bias" not in text
+    model = flapped(source).model
+    save(model, tmp_path / "out")
+    written = (tmp_path / "out" / "config.json").read_bytes()
+    width = text.replace(b'"intermediate_size" :  53', b'"intermediate_size" :  37')
+    assert written == width.removesuffix(b"\r\n}") + b',\r\n   "mlp_bias" :  true\r\n}'
+    new = raw_tensors(tmp_path / "out").keys() - raw_tensors(source).keys()
+    assert new == {f"model.layers.{i}.mlp.{name}_proj.bias" for i in range(3) for name in ("gate", "up", "down")}
+    again = load(tmp_path / "out")
+    assert again.config == model.config
+    tokens = np.arange(24).reshape(2, 12)
+    np.testing.assert_array_equal(spap_jax.logits(again, tokens), spap_jax.logits(model, tokens))
+    save_orbax(model, tmp_path / "orbax")
+    assert load_orbax(tmp_path / "orbax").config == model.config
+
+
+def test_a_field_that_says_no_says_yes(tmp_path: Path):
+    source = edit_config(write("llama", tmp_path / "in"), mlp_bias=False)
+    text = (source / "config.json").read_text()
+    save(flapped(source).model, tmp_path / "out")
+    expected = text.replace('"mlp_bias": false', '"mlp_bias": true').replace(
+        '"intermediate_size": 53', '"intermediate_size": 37'
+    )
+    assert (tmp_path / "out" / "config.json").read_text() == expected
+
+
+@pytest.mark.parametrize("variant", ["qwen2", "opt_no_bias"])
+def test_no_place_for_biases(variant: str, tmp_path: Path):
+    model = flapped(write(variant, tmp_path / "in")).model
+    tokens = np.arange(12).reshape(1, 12)
+    following = spap_jax.generate(model, tokens, 1, eos=(), pad=0)[0, -1]  # in memory it works
+    assert following == np.asarray(spap_jax.logits(model, tokens))[0, -1].argmax()
+    for write_out in (save, save_orbax):
+        with pytest.raises(UserError, match=SENTENCE):
+            write_out(model, tmp_path / "out")
+    assert [file.name for file in tmp_path.iterdir()] == ["in"]
+
+
+def test_the_card_and_the_report(tmp_path: Path):
+    from spap_jax.pruning.card import model_card
+
+    report = flapped(write("llama", tmp_path / "in")).report
+    card = " ".join(model_card(report).split())
+    assert "is as it was but for added biases in the MLP, so stock tools load it" in card
+    assert "chosen by the method `flap`; a bias makes up for the mean of those removed (update `bias`)." in card
+    assert json.loads(report.to_json())["method"] == {"selection": "flap", "update": "bias"}
+
+
+TEXTS = {
+    '{"a": 1}': '{"a": 2,"new": true}',
+    '{"a": 1, "b": {"a": 5}}': '{"a": 2, "b": {"a": 5}, "new": true}',
+    '\n{\n\t"b": [1, 2],\n\t"a":1\n}\n': '\n{\n\t"b": [1, 2],\n\t"a":2,\n\t"new":true\n}\n',
+    '{ "\\"x" : "}, {" , "a" :null }': '{ "\\"x" : "}, {" , "a" :2, "new" :true }',
+}
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_edits_of_any_layout(text: str):
+    assert edited(text, {"new": True, "a": 2}) == TEXTS[text]
+    assert json.loads(TEXTS[text]) == json.loads(text) | {"a": 2, "new": True}
+    assert edited(text, {}) == text
