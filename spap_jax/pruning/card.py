@@ -16,8 +16,8 @@ tags:
 # {name}, {percent:.0f} % of its MLP channels removed
 
 Made from `{name}` by [SPAP-JAX](https://pypi.org/project/spap-jax/): structured pruning without retraining. Every
-layer keeps {after} of {before} MLP channels; everything else about the architecture ({architecture}) is as it was, so
-stock tools load it.
+layer keeps {after} of {before} MLP channels; everything else about the architecture ({architecture}) is as it was{but},
+so stock tools load it. Channels were chosen by the method `{selection}`; {update}.
 
 | | before | after |
 | --- | ---: | ---: |
@@ -37,6 +37,13 @@ The licence and the limits of the original model apply. Pruning can change what 
 it on your own task before you rely on it.
 """
 
+_UPDATES = {
+    "none": "the weights of those kept are as they were (update `none`)",
+    "bias": "a bias makes up for the mean of those removed (update `bias`)",
+    "refit": "the output projection of those kept was solved for in closed form (update `refit`)",
+    "alternate": "the weights of those kept were recovered by alternating minimisation (update `alternate`)",
+}
+
 
 def model_card(report: PruneReport) -> str:
     """The README.md of a pruned checkpoint; every figure comes from the report."""
@@ -49,6 +56,7 @@ def model_card(report: PruneReport) -> str:
         rows.append(("bytes of weights", *(f"{count:,}" for count in size.values())))
     if measured := report.extras.get("perplexity"):
         rows.append((f"perplexity on {measured['data']}", f"{measured['before']:.3f}", f"{measured['after']:.3f}"))
+    biases = model["mlp_bias"]
     return _TEXT.format(
         name=model["name"],
         name_yaml=json.dumps(model["name"]),  # a JSON string is a YAML string
@@ -56,6 +64,9 @@ def model_card(report: PruneReport) -> str:
         before=width["before"],
         after=width["after"],
         architecture=model["architecture"],
+        but=" but for added biases in the MLP" if biases["after"] and not biases["before"] else "",
+        selection=report.method["selection"],
+        update=_UPDATES[report.method["update"]],
         rows="\n".join(f"| {' | '.join(row)} |" for row in rows),
         calibration=report.calibration["description"],
     )

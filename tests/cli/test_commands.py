@@ -72,7 +72,16 @@ class TestPruneOfTheBundledModel:
 
     def test_the_report(self, stories: Path):
         report = json.loads((stories / "spap_report.json").read_text())
-        assert report.keys() == {"settings", "model", "calibration", "versions", "layers", "extras", "seconds"}
+        assert report.keys() == {
+            "settings",
+            "method",
+            "model",
+            "calibration",
+            "versions",
+            "layers",
+            "extras",
+            "seconds",
+        }
         assert (report["settings"]["sparsity"], report["settings"]["round_to"]) == (0.3, 64)
         assert (report["settings"]["rounds"], report["settings"]["steps"]) == (1, 5)
         assert report["model"]["name"] == str(STORIES)
@@ -99,6 +108,8 @@ class TestPruneOfTheBundledModel:
         assert "20 % of its MLP channels removed" in card
         assert "keeps 256 of 320 MLP channels" in card
         assert "| perplexity on " in card
+        assert "is as it was, so stock tools load it" in " ".join(card.split())
+        assert "`spap`; the weights of those kept were recovered by alternating minimisation" in card
 
     def test_eval_agrees_with_the_report(self, stories: Path, tmp_path: Path, capsys):
         report = json.loads((stories / "spap_report.json").read_text())
@@ -135,6 +146,8 @@ class TestPruneOfTheBundledModel:
     ("variant", "words", "width"),
     [
         ("qwen2_tied", ("--method", "wanda"), 37),
+        ("qwen2", ("--method", "flap", "--update", "refit"), 37),
+        ("llama_tied", ("--method", "flap", "--dtype", "bfloat16"), 37),
         ("opt_350m_like", ("--round-to", "16", "--dtype", "bfloat16"), 32),
     ],
 )
@@ -150,7 +163,11 @@ def test_prune_of_other_families(variant: str, words: tuple[str, ...], width: in
     assert model.params["embed"]["tokens"].dtype == dtype
     assert np.isfinite(spap_jax.logits(model, np.load(ids))).all()
     report = json.loads((tmp_path / "out" / "spap_report.json").read_text())
-    assert report["settings"]["method"] == ("wanda" if "wanda" in words else "spap")
+    method = words[1] if words[0] == "--method" else "spap"
+    assert report["settings"]["method"] == method
+    own = {"wanda": "none", "flap": "bias", "spap": "alternate"}[method]
+    assert report["method"] == {"selection": method, "update": "refit" if "refit" in words else own}
+    assert config_of(tmp_path / "out").get("mlp_bias", False) == (variant == "llama_tied")
     assert (tmp_path / "out" / "README.md").exists()
 
 
