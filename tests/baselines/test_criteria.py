@@ -59,18 +59,18 @@ def explained64(exact: Exact, kept: list[int]) -> float:
     return (exact.cross[kept] * np.linalg.solve(exact.gram[np.ix_(kept, kept)], exact.cross[kept])).sum()
 
 
-def magnitude64(exact: Exact) -> list[int]:
-    return top(np.array([sum(w**2 for w in row) for row in exact.weight]))
+def magnitude64(exact: Exact) -> np.ndarray:
+    return np.array([sum(w**2 for w in row) for row in exact.weight])
 
 
-def wanda64(exact: Exact) -> list[int]:
-    norms = np.linalg.norm(exact.hidden, axis=0)  # of the channels as they are, centred or not
-    return top((np.abs(exact.weight) * norms[:, None]).mean(1))
+def wanda64(exact: Exact) -> np.ndarray:
+    norms = np.linalg.norm(exact.hidden, axis=0)  # of the channels as they are, also where the moments are centred
+    return (np.abs(exact.weight) * norms[:, None]).mean(1)
 
 
-def flap64(exact: Exact) -> list[int]:
+def flap64(exact: Exact) -> np.ndarray:
     fluctuation = ((exact.hidden - exact.hidden.mean(0)) ** 2).sum(0) / (N - 1)
-    return top(fluctuation * np.linalg.norm(exact.weight, axis=1) ** 2)
+    return fluctuation * np.linalg.norm(exact.weight, axis=1) ** 2
 
 
 def obs64(exact: Exact, batches: int = F) -> list[int]:
@@ -82,8 +82,26 @@ def obs64(exact: Exact, batches: int = F) -> list[int]:
     return kept
 
 
-REFERENCES = {"magnitude": magnitude64, "wanda": wanda64, "flap": flap64, "fasp": wanda64, "obs": obs64}
+SCORES = {
+    "magnitude": (magnitude64, lambda layer: criteria.magnitude(layer.problem.weight)),
+    "wanda": (wanda64, lambda layer: criteria.wanda(layer.problem.weight, layer.mean, layer.variance)),
+    "flap": (flap64, lambda layer: criteria.flap(layer.problem.weight, layer.variance)),
+}
+REFERENCES = {
+    "magnitude": lambda exact: top(magnitude64(exact)),
+    "wanda": lambda exact: top(wanda64(exact)),
+    "flap": lambda exact: top(flap64(exact)),
+    "fasp": lambda exact: top(wanda64(exact)),
+    "obs": obs64,
+}
 _select = jax.jit(select_channels, static_argnames=("method", "keep", "effort"))
+
+
+@pytest.mark.parametrize("criterion", SCORES)
+def test_scores_are_those_of_the_paper_up_to_a_factor(criterion: str, layer: tuple[Exact, Layer]):
+    reference, ours = SCORES[criterion]
+    expected, found = reference(layer[0]), np.asarray(ours(layer[1]), np.float64)
+    np.testing.assert_allclose(found / found.sum(), expected / expected.sum(), rtol=1e-4)
 
 
 @pytest.mark.parametrize("method", REFERENCES)
