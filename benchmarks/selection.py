@@ -88,7 +88,7 @@ def main(
         worst = max(worst, ratio)
         table.add_row(str(row.layer), f"{row.sparsity:.0%}", *(f"{row.errors[m]:.5f}" for m in METHODS),
                       f"{ratio:+.3%}", str(row.improving))  # fmt: skip
-    console = Console()
+    console = Console(width=100)
     console.print(table)
     console.print(f"worst layer against OBS: {worst:+.3%}")
 

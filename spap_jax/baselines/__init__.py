@@ -3,8 +3,8 @@
 Every peer works as its paper says up to what all of them share here, so that a comparison shows the methods alone: the
 same second moments of the same tokens, on the stream that the already pruned blocks produce; where weights are solved
 for, the same target, which also repairs what earlier blocks broke, and the same ridge; the same width in every layer;
-no attention heads. This favours the peers that solve for weights over their papers, where each layer is fitted to the
-dense layer's output on the dense stream; and it takes FLAP's allocation of widths over the layers from it.
+no attention heads. This favours the peers that solve for weights over their papers, in which each layer reproduces what
+the dense layer makes of its tokens and repairs nothing; and it takes from FLAP its allocation of widths over layers.
 """
 
 from collections.abc import Callable
