@@ -149,7 +149,8 @@ class Writer:
             folder: Where the checkpoint is to be.
             config: The model's, with the width that is written.
             source: Gives the config's text and the side files.
-            dtypes: Names of the arrays' dtypes by their path in the parameter tree, as `Reader.dtypes` gives them.
+            dtypes: Names of the arrays' dtypes by their path in the parameter tree, as `Reader.dtypes` gives them;
+                biases that pruning added may be absent and have that of the MLP's output projection.
             dtype: "float32", "bfloat16" or "float16", to convert all arrays to; None keeps what they have.
             overwrite: Whether a checkpoint that is there is replaced.
             shard_bytes: Longest weight file, unless one tensor is longer.
@@ -165,7 +166,7 @@ class Writer:
         self._rules = FAMILIES[config.family].rules_for(config)
         self._expected = inventory.expected_tensors(config, source.head_stored)
         self._tensors = {
-            name: Tensor(expected.shape, dtype or dtypes[expected.rule.ours])
+            name: Tensor(expected.shape, dtype or dtypes.get(expected.rule.ours, dtypes["layers/mlp/down"]))
             for name, expected in self._expected.items()
         }
         self._shard_bytes = shard_bytes

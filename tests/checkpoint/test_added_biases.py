@@ -9,7 +9,7 @@ from tiny_checkpoints import edit_config, raw_tensors, write
 
 import spap_jax
 from spap_jax.api import PruneResult
-from spap_jax.checkpoint import load, load_orbax, save, save_orbax
+from spap_jax.checkpoint import Writer, load, load_orbax, save, save_orbax
 from spap_jax.checkpoint.config_text import edited
 from spap_jax.errors import UserError
 
@@ -56,10 +56,11 @@ def test_no_place_for_biases(variant: str, tmp_path: Path):
     tokens = np.arange(12).reshape(1, 12)
     following = spap_jax.generate(model, tokens, 1, eos=(), pad=0)[0, -1]  # in memory it works
     assert following == np.asarray(spap_jax.logits(model, tokens))[0, -1].argmax()
-    unread = spap_jax.Model(model.config, {}, model.source)  # for it is refused before any weight is looked at
     for write_out in (save, save_orbax):
         with pytest.raises(UserError, match=SENTENCE):
-            write_out(unread, tmp_path / "out")
+            write_out(model, tmp_path / "out")
+    with pytest.raises(UserError, match=SENTENCE):
+        Writer(tmp_path / "out", model.config, model.source, {})  # before any weight comes
     assert [file.name for file in tmp_path.iterdir()] == ["in"]
 
 
