@@ -51,7 +51,7 @@ def compare(model: spap.Model, tokens: np.ndarray, sparsities: tuple[float, ...]
     """Yields a row for every layer and sparsity. tokens: [B, T]."""
     config = model.config
     chunk = streams.largest_divisor(len(tokens), max(1, 4096 // tokens.shape[1]))
-    both = streams.start(config, model.params, tokens, chunk)
+    both = streams.start(config, model.params, streams.chunked(tokens, chunk))
     for index in range(config.layers):
         layer = jax.tree.map(lambda array, index=index: jnp.asarray(array[index]), model.params["layers"])
         both = streams.enter_mlp(config, layer, both)

@@ -21,7 +21,7 @@ from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.numerics import full_precision
 from spap_jax.pruning.pipeline import prune_layers, pruned_config
-from spap_jax.pruning.report import LayerReport, PruneReport, new_report
+from spap_jax.pruning.report import LayerReport, PruneReport, SweepReport, new_report
 from spap_jax.settings import PruneSettings
 
 __all__ = ["PruneResult", "generate", "load", "load_tokens", "logits", "perplexity", "prune", "save"]
@@ -43,7 +43,7 @@ def prune(
     tokens: Any,
     *,
     settings: PruneSettings | None = None,
-    progress: Callable[[LayerReport], None] | None = None,
+    progress: Callable[[LayerReport | SweepReport], None] | None = None,
     **changes: Any,
 ) -> PruneResult:
     """Removes MLP channels from every layer and recovers the weights of the rest; ``model`` is left as it is.
@@ -52,7 +52,7 @@ def prune(
         model: What ``load`` returned, or an earlier result's model.
         tokens: Calibration token ids [B, T], or what ``load_tokens`` returned.
         settings: How; the defaults where absent.
-        progress: Called with the report of every layer as it is done.
+        progress: Called with the report of every layer as it is done, and of every layer in every sweep.
         **changes: Single settings, for example ``sparsity=0.3``.
 
     Raises:
@@ -60,16 +60,18 @@ def prune(
     """
     settings = (settings or PruneSettings()).replace(**changes)
     blocks = token_blocks(tokens, model.config)
-    layers, reports = [], []
+    reports: list[LayerReport | SweepReport] = []
 
     def read_layer(index: int) -> Params:
         return jax.tree.map(lambda array: array[index], model.params["layers"])
 
-    for layer, report in prune_layers(model.config, model.params, read_layer, blocks, settings):
-        layers.append(layer)
+    def watch(report: LayerReport | SweepReport) -> None:
         reports.append(report)
         if progress is not None:
             progress(report)
+
+    pruned = prune_layers(model.config, model.params, read_layer, blocks, settings, watch)
+    layers = [layer for _, layer in pruned]
     stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *layers)
     narrow = pruned_config(model.config, settings)
     smaller = Model(narrow, model.params | {"layers": stacked}, model.source)

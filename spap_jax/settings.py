@@ -25,9 +25,13 @@ class PruneSettings:
         penalty_steps: Steps in which the number of penalised channels grows to the number removed.
         swap_rounds: Rounds of exact swaps that end the selection of spap and osscar; 0 switches them off.
         held_out: Fraction of the calibration sequences that only guards against overfitting.
+        effort: Time for quality: "low", "default" or "high" means no, one or three sweeps where sweeps is absent.
         rounds: Alternating rounds of the update "alternate" (inner projections, then output projection); 0 leaves the
             closed-form refit.
         steps: Minibatch steps on the inner projections in a round.
+        sweeps: Sweeps over the whole model that end the update "alternate", towards the dense model's predictions; they
+            need all blocks in memory. Absent: as effort says.
+        sweep_steps: Minibatch steps on each block in a sweep.
         step_tokens: Tokens in one minibatch.
         learning_rate: Size of a step, relative to the root mean square of the weights it changes.
         batch_tokens: Tokens that pass through a block at once.
@@ -43,8 +47,11 @@ class PruneSettings:
     penalty_steps: int = 40
     swap_rounds: int = 8
     held_out: float = 0.0625
+    effort: str = "default"
     rounds: int = 2
     steps: int = 200
+    sweeps: int | None = None
+    sweep_steps: int = 150
     step_tokens: int = 2048
     learning_rate: float = 0.05
     batch_tokens: int = 4096
@@ -59,6 +66,11 @@ class PruneSettings:
         if wrong:
             raise UserError("; ".join(wrong) + ".")
 
+    @property
+    def sweep_count(self) -> int:
+        """Sweeps to make: those set, or what the effort means."""
+        return EFFORTS[self.effort] if self.sweeps is None else self.sweeps
+
     def replace(self, **changes) -> "PruneSettings":
         """A copy with some fields changed.
 
@@ -70,6 +82,9 @@ class PruneSettings:
             raise UserError(f"unknown setting {', '.join(unknown)}; the settings are {', '.join(known)}.")
         return PruneSettings(**(known | changes))
 
+
+EFFORTS = {"low": 0, "default": 1, "high": 3}
+"""Sweeps by effort."""
 
 METHODS = ("spap", "random", "magnitude", "wanda", "flap", "fasp", "obs", "osscar")
 UPDATES = ("own", "none", "bias", "refit", "alternate")
@@ -94,8 +109,11 @@ _RANGES = (
     ("penalty_steps", _count(1), "a whole number of at least 1"),
     ("swap_rounds", _count(0), "a whole number of at least 0"),
     ("held_out", lambda h: isinstance(h, int | float) and 0 <= h < 1, "a fraction of at least 0 and below 1"),
+    ("effort", lambda e: e in EFFORTS, f"one of {', '.join(EFFORTS)}"),
     ("rounds", _count(0), "a whole number of at least 0"),
     ("steps", _count(1), "a whole number of at least 1"),
+    ("sweeps", lambda s: s is None or _count(0)(s), "a whole number of at least 0"),
+    ("sweep_steps", _count(1), "a whole number of at least 1"),
     ("step_tokens", _count(1), "a whole number of at least 1"),
     ("learning_rate", _positive, "positive"),
     ("batch_tokens", _count(1), "a whole number of at least 1"),

@@ -4,12 +4,24 @@ import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from spap_jax.pruning.report import LayerReport, SweepReport
 
 # No markup: a folder's name may have brackets. Lines are not wrapped: a path in pieces cannot be copied.
 out = Console(highlight=False, markup=False, soft_wrap=True)
@@ -30,27 +42,46 @@ def waiting(what: str) -> Iterator[None]:
 @contextmanager
 def layer_progress(layers: int) -> Iterator["LayerProgress"]:
     """A bar over the layers with the latest errors and the time left; a line a layer where there is no terminal."""
-    columns = (TextColumn("layer"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"),
-               TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())  # fmt: skip
+    columns = (TextColumn("{task.fields[phase]}"), MofNCompleteColumn(), BarColumn(),
+               TextColumn("{task.description}"), TimeElapsedColumn(), TextColumn("left"),
+               TimeRemainingColumn())  # fmt: skip
     with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
         yield LayerProgress(progress, layers)
 
 
 class LayerProgress:
-    """Advances the bar with each layer's report."""
+    """Advances a bar with each layer's report; every sweep over the model has a bar of its own."""
 
     def __init__(self, progress: Progress, layers: int) -> None:
         self._progress, self._layers = progress, layers
-        self._task = progress.add_task("reading", total=layers)
+        self._bars: dict[str, TaskID] = {}
+        self._bar("layer")
 
-    def advance(self, report) -> None:
-        """Shows a ``LayerReport``."""
-        errors = report.held_out or report.calibration
-        words = f"error {errors.selection:.4f} > {errors.refit:.4f} > {errors.alternating:.4f}"
-        self._progress.update(self._task, advance=1, description=words)
+    def advance(self, report: "LayerReport | SweepReport") -> None:
+        """Shows a step of pruning."""
+        sweep = getattr(report, "sweep", None)
+        phase, words = ("layer", _errors(report)) if sweep is None else (f"sweep {sweep + 1}", _divergences(report))
+        self._progress.update(self._bar(phase), advance=1, description=words)
         if not err.is_terminal:
             seconds = sum(report.seconds.values())
-            err.print(f"layer {report.layer + 1}/{self._layers}  {words}  {seconds:.1f} s")
+            err.print(
+                f"{phase}, layer {report.layer + 1}/{self._layers}  {words}  {seconds:.1f} s".removeprefix("layer, ")
+            )
+
+    def _bar(self, phase: str) -> TaskID:
+        if phase not in self._bars:
+            self._bars[phase] = self._progress.add_task("...", total=self._layers, phase=phase)
+        return self._bars[phase]
+
+
+def _errors(report) -> str:
+    errors = report.held_out or report.calibration
+    return f"error {errors.selection:.4f} > {errors.refit:.4f} > {errors.alternating:.4f}"
+
+
+def _divergences(report) -> str:
+    words = f"divergence {report.before:.4f} > {report.after:.4f}"
+    return words if report.taken else f"{words}, not taken"
 
 
 def table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from spap_jax.checkpoint import Reader
     from spap_jax.data import TokenBlocks
     from spap_jax.model import Model
-    from spap_jax.pruning.report import LayerReport, PruneReport
+    from spap_jax.pruning.report import LayerReport, PruneReport, SweepReport
 
 
 def prune(
@@ -95,14 +95,17 @@ def _prune_into(writer, reader: "Reader", narrow, blocks: "TokenBlocks", judged:
     before = _perplexity(reader.model(), judged, "before pruning") if judged else None
     outer = reader.outer()
     writer.outer(outer)
-    reports: list[LayerReport] = []
+    reports: list[LayerReport | SweepReport] = []
     layers = []
     with layer_progress(reader.config.layers) as progress:
-        for layer, report in prune_layers(reader.config, outer, reader.layer, blocks.tokens, settings):
-            writer.layer(report.layer, layer)
-            layers += [layer] if judged else []
+
+        def watch(report: "LayerReport | SweepReport") -> None:
             reports.append(report)
             progress.advance(report)
+
+        for index, layer in prune_layers(reader.config, outer, reader.layer, blocks.tokens, settings, watch):
+            writer.layer(index, layer)
+            layers += [layer] if judged else []
     extras: dict[str, Any] = {"bytes": {"before": reader.bytes, "after": writer.bytes}}
     if judged:
         after = _perplexity(_stacked(reader, narrow, outer, layers), judged, "after pruning")

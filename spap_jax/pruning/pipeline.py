@@ -13,7 +13,8 @@ from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.pruning import reduce, streams
 from spap_jax.pruning.layer import Clock, prune_layer
-from spap_jax.pruning.report import LayerReport
+from spap_jax.pruning.report import LayerReport, SweepReport
+from spap_jax.pruning.sweeps import Steps, sweep
 from spap_jax.settings import PruneSettings
 
 
@@ -39,10 +40,12 @@ def prune_layers(
     read_layer: Callable[[int], Params],
     tokens: np.ndarray,
     settings: PruneSettings,
-) -> Iterator[tuple[Params, LayerReport]]:
-    """Prunes the MLP of every block in turn.
+    watch: Callable[[LayerReport | SweepReport], None],
+) -> Iterator[tuple[int, Params]]:
+    """Prunes the MLP of every block in turn, and sweeps over the pruned model as often as the settings say.
 
-    One block's weights, its second moments and the two streams are held; a block is read when its turn comes.
+    Without sweeps, one block's weights, its second moments and the two streams are held, and a block is read when its
+    turn comes; with sweeps, all pruned blocks are held as well.
 
     Args:
         config: The dense decoder.
@@ -50,30 +53,74 @@ def prune_layers(
         read_layer: Gives the parameters of a dense block by its number.
         tokens: Calibration token blocks [B, T].
         settings: How.
+        watch: Gets the report of every step: of each block, and of each block in each sweep.
 
     Yields:
-        The parameters of each block with fewer channels, and its report.
+        The number of each block and its parameters with fewer channels, as soon as they are final.
 
     Raises:
         UserError: there is nothing to remove, or a layer's numbers are not finite.
     """
     narrow = pruned_config(config, settings)
+    chunks = _split(tokens, settings)
+    sweeps = settings.sweep_count if update_used(settings) == "alternate" else 0
     clock = Clock()
-    fitted, chunk = streams.split(len(tokens), settings.held_out, max(1, settings.batch_tokens // tokens.shape[1]))
-    rest = len(tokens) - fitted
-    calibration = streams.start(config, outer, tokens[:fitted], chunk)
-    held_out = streams.start(config, outer, tokens[fitted:], streams.largest_divisor(rest, chunk) if rest else 1)
+    calibration, held_out = (streams.start(config, outer, part) for part in chunks)
     clock.lap("streams", calibration)
+    layers = []
     for index in range(config.layers):
         layer = jax.tree.map(jnp.asarray, read_layer(index))
         clock.lap("reading", layer)
         calibration, held_out = (streams.enter_mlp(config, layer, s) for s in (calibration, held_out))
         clock.lap("streams", calibration)
-        tokens_seen = (streams.fitting_tokens(s) for s in (calibration, held_out))
-        layer, report = prune_layer(index, config, narrow, layer, *tokens_seen, settings, clock)
+        seen = (streams.fitting_tokens(s) for s in (calibration, held_out))
+        layer, report = prune_layer(index, config, narrow, layer, *seen, settings, clock)
         if not np.isfinite(report.calibration.alternating):
             raise UserError(f"the activations of layer {index} are not finite: the checkpoint overflows in float32.")
         calibration, held_out = (streams.leave_mlp(narrow, layer, s) for s in (calibration, held_out))
         clock.lap("streams", calibration)
-        yield layer, report
+        watch(dataclasses.replace(report, seconds=dict(clock.seconds)))
+        if sweeps:
+            layers.append(layer)
+        else:
+            yield index, layer
+        clock = Clock()
+    if sweeps:
+        final = calibration.dense, held_out.dense
+        del calibration, held_out
+        yield from _swept(narrow, outer, layers, chunks, final, settings, watch)
+
+
+def _split(tokens: np.ndarray, settings: PruneSettings) -> tuple[np.ndarray, np.ndarray]:
+    """Calibration and held-out token blocks, each in chunks [C, B, T]."""
+    fitted, chunk = streams.split(len(tokens), settings.held_out, max(1, settings.batch_tokens // tokens.shape[1]))
+    rest = len(tokens) - fitted
+    return (
+        streams.chunked(tokens[:fitted], chunk),
+        streams.chunked(tokens[fitted:], streams.largest_divisor(rest, chunk) if rest else 1),
+    )
+
+
+def _swept(
+    config: DecoderConfig,
+    outer: Params,
+    layers: list[Params],
+    tokens: tuple[np.ndarray, np.ndarray],
+    final: tuple[jax.Array, jax.Array],
+    settings: PruneSettings,
+    watch: Callable[[LayerReport | SweepReport], None],
+) -> Iterator[tuple[int, Params]]:
+    """All sweeps; the last one yields its blocks. ``layers`` is emptied, so that they are not held twice."""
+    sequences = max(1, settings.step_tokens // tokens[0].shape[-1])
+    steps = Steps(settings.sweep_steps, sequences, settings.learning_rate)
+    blocks = jax.tree.map(lambda *arrays: jnp.stack(arrays), *layers)
+    layers.clear()
+    # The keys of the first pass are folded with the numbers of layers and choices.
+    key = jax.random.fold_in(jax.random.key(settings.seed), 2 * config.layers)
+    clock = Clock()
+    for layer, done in sweep(config, outer, blocks, tokens, final, settings.sweep_count, steps, key):
+        clock.lap("sweeps", layer)
+        watch(SweepReport(**done._asdict(), seconds=clock.seconds))
+        if done.sweep == settings.sweep_count - 1:
+            yield done.layer, layer
         clock = Clock()

@@ -61,16 +61,39 @@ class LayerReport:
 
 
 @dataclass(frozen=True)
+class SweepReport:
+    """What a sweep over the pruned model did to one block.
+
+    Attributes:
+        sweep: Number of the sweep, from 0.
+        layer: The block.
+        before: Mean KL divergence of the pruned model's predictions from the dense model's, in nats per token, on the
+            held-out tokens; on the calibration tokens where none are held out.
+        after: The same with the block's new weights.
+        taken: Whether it fell, so that they were taken.
+        seconds: Time by phase.
+    """
+
+    sweep: int
+    layer: int
+    before: float
+    after: float
+    taken: bool
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
 class PruneReport:
     """What a run did: enough to repeat it and to judge it.
 
     Attributes:
-        settings: Every setting.
+        settings: Every setting, with the sweeps that the effort means.
         method: How channels were chosen, and the update that the weights kept got ("own" resolved).
         model: Name, architecture, and widths, biases and parameters before and after.
         calibration: What the tokens were: description, shape, hash.
         versions: Of the libraries that computed it.
         layers: A record a layer.
+        sweeps: A record a layer in every sweep over the whole model.
         seconds: Time by phase, all layers together.
         extras: What the command line adds: perplexities, bytes on disk, peak memory.
     """
@@ -81,13 +104,15 @@ class PruneReport:
     calibration: dict[str, Any]
     versions: dict[str, str]
     layers: tuple[LayerReport, ...]
+    sweeps: tuple[SweepReport, ...] = ()
     extras: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def seconds(self) -> dict[str, float]:
         """Time by phase, all layers together."""
-        phases = dict.fromkeys(phase for layer in self.layers for phase in layer.seconds)
-        return {phase: sum(layer.seconds.get(phase, 0.0) for layer in self.layers) for phase in phases}
+        steps = (*self.layers, *self.sweeps)
+        phases = dict.fromkeys(phase for step in steps for phase in step.seconds)
+        return {phase: sum(step.seconds.get(phase, 0.0) for step in steps) for phase in phases}
 
     def to_json(self) -> str:
         """As ``spap_report.json`` stores it; numbers that are not finite become null, as JSON has none."""
@@ -101,7 +126,7 @@ def new_report(
     narrow: DecoderConfig,
     name: str,
     tokens: Any,
-    layers: Sequence[LayerReport],
+    steps: Sequence[LayerReport | SweepReport],
 ) -> PruneReport:
     """Puts a report together.
 
@@ -111,13 +136,13 @@ def new_report(
         narrow: The pruned one.
         name: What the user called the model.
         tokens: Calibration: an array [B, T], or ``TokenBlocks`` with a description and a hash.
-        layers: A record a layer.
+        steps: The reports of the layers and of the sweeps.
     """
     family = FAMILIES[config.family]
     before, after = cost.parameters(family, config), cost.parameters(family, narrow)
     blocks = getattr(tokens, "tokens", tokens)
     return PruneReport(
-        settings=dataclasses.asdict(settings),
+        settings=dataclasses.asdict(settings) | {"sweeps": settings.sweep_count},
         method={"selection": settings.method, "update": update_used(settings)},
         model={
             "name": name,
@@ -135,7 +160,8 @@ def new_report(
             "sha256": getattr(tokens, "sha256", None),
         },
         versions=versions(),
-        layers=tuple(layers),
+        layers=tuple(step for step in steps if isinstance(step, LayerReport)),
+        sweeps=tuple(step for step in steps if isinstance(step, SweepReport)),
     )
 
 

@@ -51,11 +51,20 @@ def largest_divisor(count: int, most: int) -> int:
     return next(size for size in range(min(count, most), 0, -1) if count % size == 0)
 
 
-def start(config: DecoderConfig, params: Params, tokens: np.ndarray, chunk: int) -> Streams:
-    """Embeds token blocks [B, T] in chunks; both streams start equal."""
-    chunks = tokens.reshape(-1, chunk, tokens.shape[-1]) if len(tokens) else tokens.reshape(0, 1, tokens.shape[-1])
-    x = _embed(config, {"embed": params["embed"]}, jnp.asarray(chunks))
+def start(config: DecoderConfig, params: Params, chunks: np.ndarray) -> Streams:
+    """Embeds token chunks [C, B, T]; both streams start equal."""
+    x = embed(config, params, chunks)
     return Streams(x, jnp.copy(x))
+
+
+def chunked(tokens: np.ndarray, chunk: int) -> np.ndarray:
+    """Token blocks [B, T] in chunks [C, B, T]; C may be 0."""
+    return tokens.reshape(-1, chunk, tokens.shape[-1]) if len(tokens) else tokens.reshape(0, 1, tokens.shape[-1])
+
+
+def embed(config: DecoderConfig, params: Params, chunks: np.ndarray) -> jax.Array:
+    """The stream before the first block of token chunks. [C, B, T] -> [C, B, T, d]."""
+    return _embed(config, {"embed": params["embed"]}, jnp.asarray(chunks))
 
 
 @functools.partial(jax.jit, static_argnames="config")

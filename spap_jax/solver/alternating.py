@@ -114,6 +114,11 @@ def closed_form(hidden: Hidden, weights: Weights, tokens: Tokens, ridge: float) 
     return Weights(weights.inner, weights.down + change, bias)
 
 
+def relative_optimizer() -> optax.GradientTransformation:
+    """Adam's step relative to the size of the weights it changes: one rate suits every layer of every model."""
+    return optax.chain(optax.scale_by_adam(b2=0.99), optax.scale_by_param_block_rms())
+
+
 def descend(
     hidden: Hidden, weights: Weights, tokens: Tokens, schedule: Schedule, rate: jax.Array, key: jax.Array
 ) -> Weights:
@@ -122,8 +127,7 @@ def descend(
     count = len(tokens.residual)
     batch = min(schedule.step_tokens, count)
     decay = optax.cosine_decay_schedule(1.0, schedule.steps)
-    # Adam's step relative to the size of the weights it changes: one rate suits every layer of every model.
-    optimizer = optax.chain(optax.scale_by_adam(b2=0.99), optax.scale_by_param_block_rms())
+    optimizer = relative_optimizer()
 
     def loss(weights: Weights, drawn: Tokens) -> jax.Array:
         error = drawn.target - output(hidden, weights, drawn.residual)

@@ -63,7 +63,7 @@ def test_errors_fall_from_stage_to_stage(variant: str):
 def test_the_errors_reported_are_those_of_the_model_returned(variant: str):
     """Of its first block, whose stream no other has changed."""
     model, result = tiny(variant), pruned(variant)
-    both = streams.start(model.config, model.params, random_tokens()[:12], 4)
+    both = streams.start(model.config, model.params, streams.chunked(random_tokens()[:12], 4))
     first, small = (jax.tree.map(lambda a: a[0], m.params["layers"]) for m in (model, result.model))
     seen = streams.fitting_tokens(streams.enter_mlp(model.config, first, both))
     found = decoder.block(result.model.config, small, seen.residual, method=streams.mlp_output)
@@ -184,18 +184,18 @@ def test_activations_that_overflow_are_said():
 
 
 def test_a_block_is_read_when_its_turn_comes():
-    model, read = tiny("llama"), []
+    model, read, told = tiny("llama"), [], []
 
     def read_layer(index: int) -> dict:
         read.append(index)
         return jax.tree.map(lambda array: array[index], model.params["layers"])
 
     outer = {name: model.params[name] for name in ("embed", "head")}
-    run = prune_layers(model.config, outer, read_layer, random_tokens(), SETTINGS)
-    layer, report = next(run)
-    assert read == [0]
+    run = prune_layers(model.config, outer, read_layer, random_tokens(), SETTINGS, told.append)
+    index, layer = next(run)
+    assert (index, read) == (0, [0])
     assert layer["mlp"]["down"].shape == (KEPT, 32)
-    assert report.layer == 0
+    assert [report.layer for report in told] == [0]
     assert len([*run]) == LAYERS - 1
     assert read == [0, 1, 2]
 

@@ -15,7 +15,7 @@ from spap_jax.pruning import streams
 @pytest.mark.parametrize("variant", ["llama", "opt_125m_like", "opt_350m_like"])
 def test_the_streams_of_an_unpruned_model_are_those_of_the_decoder(variant: str):
     model, tokens = tiny(variant), random_tokens(1, 6, 16)
-    both = streams.start(model.config, model.params, tokens, 2)
+    both = streams.start(model.config, model.params, streams.chunked(tokens, 2))
     for index in range(model.config.layers):
         layer = one_layer(model, index)
         both = streams.enter_mlp(model.config, layer, both)
@@ -34,7 +34,7 @@ def test_the_target_repairs_what_earlier_blocks_broke():
     """Dense sum minus the pruned stream, not the dense MLP's output on the pruned stream."""
     model = tiny("opt_350m_like")
     layer = one_layer(model, 0)
-    both = streams.start(model.config, model.params, random_tokens(1, 4, 16), 4)
+    both = streams.start(model.config, model.params, random_tokens(1, 4, 16)[None])
     damaged = streams.Streams(both.dense, both.pruned + 0.1)
     dense, pruned = (np.asarray(a) for a in (both.dense, damaged.pruned))
     after = streams.enter_mlp(model.config, layer, damaged)
@@ -54,7 +54,7 @@ def test_the_target_repairs_what_earlier_blocks_broke():
 
 def test_no_tokens_pass_through():
     model = tiny("llama")
-    empty = streams.start(model.config, model.params, random_tokens()[:0], 1)
+    empty = streams.start(model.config, model.params, streams.chunked(random_tokens()[:0], 1))
     layer = one_layer(model, 0)
     empty = streams.leave_mlp(model.config, layer, streams.enter_mlp(model.config, layer, empty))
     assert jax.tree.map(jnp.shape, empty) == ((0, 1, 16, 32), (0, 1, 16, 32))

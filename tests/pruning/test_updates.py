@@ -42,7 +42,7 @@ def run(variant: str, method: str, update: str = "own", **changes) -> api.PruneR
 def layers_of(variant: str, result: api.PruneResult) -> Iterator[Seen]:
     """Every layer, with what reaches it through the pruned layers before it; float64."""
     model = tiny(variant)
-    both = streams.start(model.config, model.params, random_tokens(), 16)
+    both = streams.start(model.config, model.params, random_tokens()[None])
     for index, report in enumerate(result.report.layers):
         dense, small = one_layer(model, index), one_layer(result.model, index)
         both = streams.enter_mlp(model.config, dense, both)

@@ -1,0 +1,185 @@
+"""Sweeps over a pruned model: each block's MLP in turn adjusted so that the whole model predicts as the dense one does.
+
+The sequential pass fits every block to the dense stream at its own output. What counts is the distribution at the end,
+so sweeps go on with the alternating minimisation on that: block coordinate descent on the Kullback-Leibler divergence
+of the pruned model's predictions from the dense model's ("Looking past the block" in ``docs/method.md``). Labels play
+no part. A step of a block is taken only if the divergence falls on tokens that it was not fitted on.
+"""
+
+import functools
+from collections.abc import Iterator
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from spap_jax.models import decoder
+from spap_jax.models.config import DecoderConfig
+from spap_jax.models.decoder import Params
+from spap_jax.numerics import full_precision
+from spap_jax.pruning import streams
+from spap_jax.pruning.streams import Streams
+from spap_jax.solver.alternating import relative_optimizer
+
+
+class Steps(NamedTuple):
+    """How hard to try on a block: minibatch steps, sequences in a step, size of a step relative to the weights."""
+
+    number: int
+    sequences: int
+    learning_rate: float
+
+
+class Swept(NamedTuple):
+    """What a sweep did to one block.
+
+    Attributes:
+        sweep: Its number.
+        layer: That of the block.
+        before: Divergence before, nats per token.
+        after: Divergence of the block's new weights.
+        taken: Whether it fell, so that the new weights were taken.
+    """
+
+    sweep: int
+    layer: int
+    before: float
+    after: float
+    taken: bool
+
+
+def sweep(
+    config: DecoderConfig,
+    outer: Params,
+    layers: Params,
+    tokens: tuple[np.ndarray, np.ndarray],
+    final: tuple[jax.Array, jax.Array],
+    sweeps: int,
+    steps: Steps,
+    key: jax.Array,
+) -> Iterator[tuple[Params, Swept]]:
+    """Adjusts the MLP of every block in turn, from the first to the last, and again.
+
+    The weights of all blocks, the stream at a block and the dense model's last stream are held.
+
+    Args:
+        config: The pruned decoder.
+        outer: Its parameters outside the blocks.
+        layers: Its blocks, stacked [L, ...]; updated in place, so not to be used afterwards.
+        tokens: Token blocks to fit and held out, each [C, B, T] in chunks; without any held out (C = 0) those that are
+            fitted judge as well.
+        final: The dense model's stream after its last block for the same tokens, each [C, B, T, d].
+        sweeps: How many.
+        steps: How hard to try on a block.
+        key: Randomness of the minibatches.
+
+    Yields:
+        The parameters of each block in each sweep, and what was done.
+    """
+    judge = 1 if tokens[1].size else 0
+    best = None
+    for number in range(sweeps):
+        both = [Streams(dense, streams.embed(config, outer, part)) for dense, part in zip(final, tokens, strict=True)]
+        for index in range(config.layers):
+            now_key = jax.random.fold_in(key, number * config.layers + index)
+            if best is None:
+                best = _divergence(config, outer, layers, index, _at(layers["mlp"], index), both[judge])
+            mlp = _descend(config, steps, outer, layers, index, both[0], now_key)
+            now = _divergence(config, outer, layers, index, mlp, both[judge])
+            done = Swept(number, index, float(best), float(now), bool(now < best))  # not taken if nan
+            if done.taken:
+                layers, best = _put(layers, index, mlp), now
+            yield _at(layers, index), done
+            both = [part._replace(pruned=_advance(config, layers, index, part.pruned)) for part in both]
+
+
+@functools.partial(jax.jit, static_argnames=("config", "steps"))
+@full_precision
+def _descend(
+    config: DecoderConfig, steps: Steps, outer: Params, layers: Params, index: int, fitted: Streams, key: jax.Array
+) -> Params:
+    """The MLP of one block after minibatch steps; they decay to zero, so that it ends settled."""
+    block = _at(layers, index)
+    sequences = Streams(*(chunks.reshape(-1, *chunks.shape[2:]) for chunks in fitted))
+    count = len(sequences.pruned)
+    optimizer = relative_optimizer()
+    decay = optax.cosine_decay_schedule(1.0, steps.number)
+
+    def loss(mlp: Params, drawn: Streams) -> jax.Array:
+        last = _rest(config, layers, index, mlp, drawn.pruned)
+        return _token_divergences(config, outer, drawn.dense, last).mean()
+
+    def step(carry: tuple[Any, Any], now: tuple[jax.Array, jax.Array]) -> tuple[tuple[Any, Any], None]:
+        mlp, state = carry
+        number, key = now
+        drawn = jax.random.randint(key, (min(steps.sequences, count),), 0, count)
+        gradient = jax.grad(loss)(mlp, Streams(*(a[drawn] for a in sequences)))
+        updates, state = optimizer.update(gradient, state, mlp)
+        size = steps.learning_rate * decay(number)
+        return (jax.tree.map(lambda w, u: w - size * u, mlp, updates), state), None
+
+    start = jax.tree.map(lambda a: a.astype(jnp.float32), block["mlp"])
+    numbered = (jnp.arange(steps.number), jax.random.split(key, steps.number))
+    (mlp, _), _ = jax.lax.scan(step, (start, cast(Any, optimizer.init(start))), numbered)
+    # In the dtype of the weights, in which it will be judged and written.
+    return jax.tree.map(lambda new, old: new.astype(old.dtype), mlp, block["mlp"])
+
+
+@functools.partial(jax.jit, static_argnames="config")
+@full_precision
+def _divergence(
+    config: DecoderConfig, outer: Params, layers: Params, index: int, mlp: Params, chunks: Streams
+) -> jax.Array:
+    """Mean over all tokens, in nats, with ``mlp`` in block ``index``, which the stream enters."""
+
+    def add(total: jax.Array, chunk: Streams) -> tuple[jax.Array, None]:
+        last = _rest(config, layers, index, mlp, chunk.pruned)
+        return total + _token_divergences(config, outer, chunk.dense, last).sum(), None
+
+    total, _ = jax.lax.scan(add, jnp.float32(0), chunks)
+    return total / np.prod(chunks.pruned.shape[:3])
+
+
+@functools.partial(jax.jit, donate_argnames="layers")
+def _put(layers: Params, index: int, mlp: Params) -> Params:
+    return layers | {"mlp": jax.tree.map(lambda stack, new: stack.at[index].set(new), layers["mlp"], mlp)}
+
+
+@functools.partial(jax.jit, static_argnames="config", donate_argnames="pruned")
+@full_precision
+def _advance(config: DecoderConfig, layers: Params, index: int, pruned: jax.Array) -> jax.Array:
+    block = _at(layers, index)
+    return streams.in_place(lambda x: _apply(config, block, x), pruned)
+
+
+def _rest(config: DecoderConfig, layers: Params, index: int | jax.Array, mlp: Params, x: jax.Array) -> jax.Array:
+    """The stream after the last block, of one that enters block ``index`` with another MLP. x: [B, T, d] -> [B, T, d].
+
+    One program serves every block: those before it are passed by. Gradients need the stream between blocks only, and
+    compute what is inside of one again.
+    """
+    apply = jax.checkpoint(lambda x, layer: _apply(config, layer, x))
+
+    def step(x: jax.Array, numbered: tuple[jax.Array, Params]) -> tuple[jax.Array, None]:
+        number, layer = numbered
+        return jax.lax.cond(number > index, apply, lambda x, _: x, x, layer), None
+
+    x = _apply(config, _at(layers, index) | {"mlp": mlp}, x)
+    return jax.lax.scan(step, x, (jnp.arange(config.layers), layers))[0]
+
+
+def _token_divergences(config: DecoderConfig, outer: Params, dense: jax.Array, pruned: jax.Array) -> jax.Array:
+    """KL(dense || pruned) of the predictions, of two streams after the last block. [B, T, d] twice -> [B, T]."""
+    wanted, got = (jax.nn.log_softmax(decoder.head(config, outer, x).astype(jnp.float32)) for x in (dense, pruned))
+    return (jnp.exp(wanted) * (wanted - got)).sum(axis=-1)
+
+
+def _apply(config: DecoderConfig, layer: Params, x: jax.Array) -> jax.Array:
+    positions = jnp.broadcast_to(jnp.arange(x.shape[1])[None, :], x.shape[:2])
+    return decoder.block(config, layer, x, positions, jnp.ones_like(positions, dtype=bool))
+
+
+def _at(layers: Params, index: int | jax.Array) -> Params:
+    return jax.tree.map(lambda stack: stack[index], layers)
