@@ -53,7 +53,7 @@ class PruneSettings:
     sweeps: int | None = None
     sweep_steps: int = 150
     step_tokens: int = 2048
-    learning_rate: float = 0.05
+    learning_rate: float = 0.03
     batch_tokens: int = 4096
 
     def __post_init__(self) -> None:

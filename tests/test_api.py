@@ -16,7 +16,7 @@ from spap_jax.api import PruneResult
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 STORIES = EXAMPLES / "llama-stories"
-QUICK = spap.PruneSettings(round_to=64, rounds=1, steps=5)
+QUICK = spap.PruneSettings(round_to=64, rounds=1, steps=5, sweeps=0)
 
 
 @functools.cache

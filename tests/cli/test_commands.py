@@ -42,6 +42,7 @@ class TestPruneOfTheBundledModel:
         settings = tmp_path / "settings.toml"
         settings.write_text(
             "round-to = 64\nsparsity = 0.6\nrounds = 1\nsteps = 5\nsequences = 16\nsequence-length = 64\n"
+            "sweeps = 1\nsweep-steps = 3\n"
         )
         words = ("prune", STORIES, "--output", stories, "--calibration", CALIBRATION, "--config", settings)
         said = spap(capsys, *words, "--sparsity", "0.3", "--eval", EVALUATION, "--sequences=16")
@@ -54,6 +55,7 @@ class TestPruneOfTheBundledModel:
             assert any(line.startswith(name) for line in lines)
         assert re.search(r"seconds: streams .*; peak memory .*B", said.out)
         assert "layer 6/6  error 0" in said.err
+        assert "sweep 1, layer 6/6  divergence 0." in said.err
         assert said.err.splitlines()[-1] == f"wrote {stories}"
 
     def test_the_files(self, stories: Path):
@@ -79,11 +81,14 @@ class TestPruneOfTheBundledModel:
             "calibration",
             "versions",
             "layers",
+            "sweeps",
             "extras",
             "seconds",
         }
         assert (report["settings"]["sparsity"], report["settings"]["round_to"]) == (0.3, 64)
         assert (report["settings"]["rounds"], report["settings"]["steps"]) == (1, 5)
+        assert (report["settings"]["sweeps"], len(report["sweeps"])) == (1, 6)
+        assert report["seconds"]["sweeps"] == pytest.approx(sum(s["seconds"]["sweeps"] for s in report["sweeps"]))
         assert report["model"]["name"] == str(STORIES)
         assert report["calibration"]["sequences"] == 16
         assert len(report["calibration"]["sha256"]) == 64
