@@ -61,7 +61,7 @@ def compare(dense: Model, pruned: Model, tokens: np.ndarray, batch_tokens: int =
     total = jnp.zeros(3, jnp.float32)
     for part, counts in batches(tokens, batch_tokens):
         total += _sums(configs, (dense.params, pruned.params), part, counts)
-    loss, other, divergence = np.float64(total) / predictions(tokens)
+    loss, other, divergence = np.asarray(total, np.float64) / predictions(tokens)
     return Comparison(float(np.exp(loss)), float(np.exp(other)), float(divergence))
 
 
