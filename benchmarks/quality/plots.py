@@ -1,5 +1,6 @@
 """Plots of the rows: one a model, and the ratios to the best peer in one picture."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -79,7 +80,7 @@ def rises(figure: "Figure", judge: Judge, scope: Scope, model: str) -> "Figure":
     }
     drawn = {method: points for method, points in found.items() if points}
     for place, (method, points) in enumerate(drawn.items()):
-        shift = (place - (len(drawn) - 1) / 2) * 0.04  # percentage points, so that bars do not hide each other
+        shift = (place - (len(drawn) - 1) / 2) * 0.12  # percentage points, so that bars do not hide each other
         _line(axes, method, [100 * cut + shift for cut, _ in points], [middle for _, middle in points])
     lows = [middle.low for points in drawn.values() for _, middle in points]
     _log_scale(axes, lows)
@@ -88,7 +89,7 @@ def rises(figure: "Figure", judge: Judge, scope: Scope, model: str) -> "Figure":
     axes.set_ylabel("rise in log-perplexity")
     last = {method: points[-1][1].value for method, points in drawn.items()}
     order = sorted(drawn, key=lambda method: -last[method])  # as the lines end, from above
-    handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    handles = _handles(axes)
     figure.legend([handles[method] for method in order], order, loc="outside right center", frameon=False, fontsize=9)
     return figure
 
@@ -106,11 +107,18 @@ def ratios(figure: "Figure", judge: Judge, scope: Scope) -> "Figure":
         axes.axhline(1, color="black", linewidth=0.8)
         _percentages(axes, scope.sparsities)
         axes.set_title(model, fontsize=11)
-        axes.set_ylim(bottom=0)
+    panels[0].set_ylim(bottom=min(0, panels[0].get_ylim()[0]))
     panels[0].set_ylabel("rise in log-perplexity / best peer's")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    handles = _handles(panels[0])
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return figure
+
+
+def _handles(axes: "Axes") -> dict[str, Any]:
+    """What stands for each label in a legend: lines without their bars, targets last."""
+    pairs = zip(*axes.get_legend_handles_labels(), strict=True)
+    found = {label: handle[0] if isinstance(handle, tuple) else handle for handle, label in pairs}
+    return dict(sorted(found.items(), key=lambda pair: pair[0].startswith("target")))
 
 
 def _rise(row: Row) -> float:
@@ -149,11 +157,13 @@ def _targets(axes: "Axes", method: str, sparsities: Sequence[float]) -> None:
 
 
 def _log_scale(axes: "Axes", lows: Sequence[float]) -> None:
-    """Logarithmic; around zero, where some rise is not positive, linear."""
-    if all(low > 0 for low in lows):
+    """Logarithmic; around zero, where some rise is not positive, linear, and wide enough for all that is negative."""
+    lowest = min(lows, default=1.0)
+    if lowest > 0:
         axes.set_yscale("log")
     else:
-        axes.set_yscale("symlog", linthresh=min((low for low in lows if low > 0), default=1e-3))
+        axes.set_yscale("symlog", linthresh=10 ** math.ceil(math.log10(max(-lowest, 1e-4))))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.grid(True, which="major", color="#e5e5e5", linewidth=0.8)
     axes.set_axisbelow(True)
 

@@ -1,7 +1,8 @@
 """``README.md`` of the results, made of the rows and of nothing else."""
 
+import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from benchmarks.quality.cases import LENGTH
@@ -10,6 +11,11 @@ from benchmarks.quality.methods import PEERS, STEPPED, TARGETS
 from benchmarks.quality.results import Row
 
 MISSING = "-"
+
+VERDICT_HEAD = ("method", "model", "removed", "best peer", "ratio", "range", "target", "is", "over peer + steps")
+
+VERDICT_WORDS = ("method", "model", "best peer", "is")
+"""Columns of the judgement that hold no numbers."""
 
 
 @dataclass(frozen=True)
@@ -83,32 +89,34 @@ in which every token but the first is predicted.
   `{MISSING}`: not run.
 - *rise*: log-perplexity of the pruned model minus that of the dense one.
 - *best peer*: of {", ".join(PEERS)}, each with its paper's own update of the weights (`docs/method.md`), the one with
-  the lowest rise on the same seed. *ratio*: a method's rise over that; ∞ where the best peer's rise is not positive.
+  the lowest rise on the same seed. *ratio*: a method's rise over that; ∞ where the best peer's rise is not
+  positive (and not drawn).
+- *range*: of the ratio, over the seeds. *over peer + steps*: the ratio to the better of {" and ".join(STEPPED)}.
 - *{", ".join(STEPPED)}*: a peer's channels with the same steps on the weights as `spap` at its default effort.
 - *spap, refit only*: our channels without steps.
 - Methods without steps fit all tokens; those with steps hold some sequences out, as they do by default."""
 
 
 def _judgement(judge: Judge, scope: Scope) -> str:
-    """Model x sparsity, for each of ours."""
-    head = ("method", "model", "best peer", "target is", "removed", "ratio", "range", "target", "to peer + steps")
-    lines = [
-        verdict_cells(judge.verdict(model, cut, method), len(scope.seeds))
-        for method in TARGETS
-        if method in scope.methods
-        for model in scope.models
-        for cut in scope.sparsities
-    ]
+    lines = verdict_lines(judge, scope)
     if not lines:
         return "None of the methods that have targets was asked for."
-    counted = [words for method in TARGETS if (words := summary(judge, scope, method))]
-    return "\n\n".join([_table(head, lines, names=4), *counted])
+    return "\n\n".join([_table(VERDICT_HEAD, lines, VERDICT_WORDS), *summaries(judge, scope)])
 
 
-def summary(judge: Judge, scope: Scope, method: str) -> str:
-    """How often a method meets its targets, in a sentence; empty where it was not asked for."""
-    if method not in scope.methods:
-        return ""
+def verdict_lines(judge: Judge, scope: Scope) -> list[tuple[str, ...]]:
+    """The judgement: a line for every model and sparsity, for each of our methods that was asked for."""
+    cases = itertools.product(TARGETS, scope.models, scope.sparsities)
+    verdicts = (judge.verdict(model, cut, method) for method, model, cut in cases if method in scope.methods)
+    return [_verdict_line(verdict, len(scope.seeds)) for verdict in verdicts]
+
+
+def summaries(judge: Judge, scope: Scope) -> list[str]:
+    """How often each of our methods meets its targets, in sentences."""
+    return [_summary(judge, scope, method) for method in TARGETS if method in scope.methods]
+
+
+def _summary(judge: Judge, scope: Scope, method: str) -> str:
     verdicts = [judge.verdict(model, cut, method) for model in scope.models for cut in scope.sparsities]
     asked = [verdict for verdict in verdicts if verdict.target is not None]
     met = sum(bool(verdict.met) and verdict.complete for verdict in asked)
@@ -117,23 +125,22 @@ def summary(judge: Judge, scope: Scope, method: str) -> str:
     return f"{method}: target met in {met} of {len(asked)} cases{unfinished}."
 
 
-def verdict_cells(verdict: Verdict, seeds: int) -> tuple[str, ...]:
-    """One line of the judgement."""
+def _verdict_line(verdict: Verdict, seeds: int) -> tuple[str, ...]:
     ratio = verdict.ratio
     return (
         verdict.method,
         verdict.model,
-        ", ".join(verdict.best) or MISSING,
-        verdict_words(verdict),
         f"{verdict.sparsity:.0%}",
-        median_text(ratio, ".2f", seeds),
-        MISSING if ratio is None else f"{_text(ratio.low, '.2f')} to {_text(ratio.high, '.2f')}",
+        ", ".join(verdict.best) or MISSING,
+        _median(ratio, ".3f", seeds),
+        MISSING if ratio is None else f"{_text(ratio.low, '.3f')} to {_text(ratio.high, '.3f')}",
         MISSING if verdict.target is None else f"<= {verdict.target:.2f}",
-        median_text(verdict.stepped, ".2f", seeds),
+        _met_or_missed(verdict),
+        _median(verdict.stepped, ".3f", seeds),
     )
 
 
-def verdict_words(verdict: Verdict) -> str:
+def _met_or_missed(verdict: Verdict) -> str:
     """Met or missed; what is not complete is no verdict yet."""
     if verdict.met is None:
         return MISSING
@@ -159,12 +166,12 @@ def _perplexity_cell(judge: Judge, scope: Scope, model: str, sparsity: float, me
     rise = judge.median(model, sparsity, method, lambda row: row.rise)
     if perplexity is None or rise is None:
         return MISSING
-    ratio = median_text(judge.ratio(model, sparsity, method, PEERS), ".2f", len(scope.seeds))
-    return f"{median_text(perplexity, '.4f', len(scope.seeds))} ({_text(rise.value, '.4f')}; {ratio})"
+    ratio = _median(judge.ratio(model, sparsity, method, PEERS), ".2f", len(scope.seeds))
+    return f"{_median(perplexity, '.4f', len(scope.seeds))} ({_text(rise.value, '.4f')}; {ratio})"
 
 
 def _divergence_cell(judge: Judge, scope: Scope, model: str, sparsity: float, method: str) -> str:
-    return median_text(judge.median(model, sparsity, method, lambda row: row.divergence), ".4f", len(scope.seeds))
+    return _median(judge.median(model, sparsity, method, lambda row: row.divergence), ".4f", len(scope.seeds))
 
 
 def _grid(scope: Scope, cell: Callable[[str, float], str]) -> str:
@@ -173,13 +180,13 @@ def _grid(scope: Scope, cell: Callable[[str, float], str]) -> str:
     return _table(head, [(method, *(cell(method, cut) for cut in scope.sparsities)) for method in scope.methods])
 
 
-def _table(head: Sequence[str], lines: Iterable[Sequence[str]], names: int = 1) -> str:
-    """The first columns hold names, the others numbers."""
-    rule = ["---"] * names + ["---:"] * (len(head) - names)
+def _table(head: Sequence[str], lines: Iterable[Sequence[str]], words: Collection[str] = ("method",)) -> str:
+    """Columns of words are set to the left, those of numbers to the right."""
+    rule = ["---" if name in words else "---:" for name in head]
     return "\n".join("| " + " | ".join(line) + " |" for line in (head, rule, *lines))
 
 
-def median_text(found: Median | None, format_spec: str, seeds: int) -> str:
+def _median(found: Median | None, format_spec: str, seeds: int) -> str:
     """A median, and of how many seeds where some are missing."""
     if found is None:
         return MISSING

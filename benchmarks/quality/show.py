@@ -1,7 +1,6 @@
 """What the person who waits sees: a bar on standard error, tables on standard output."""
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -10,8 +9,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from benchmarks.quality.judge import Judge, ratio_of
-from benchmarks.quality.methods import QUICK_TARGET, TARGETS
-from benchmarks.quality.report import Scope, summary, verdict_cells
+from benchmarks.quality.methods import QUICK_TARGET
+from benchmarks.quality.report import VERDICT_HEAD, VERDICT_WORDS, Scope, summaries, verdict_lines
 from benchmarks.quality.results import Row
 from benchmarks.quality.runs import Run
 
@@ -56,22 +55,19 @@ def run_progress(runs: int) -> Iterator[RunProgress]:
 def show_judgement(rows: Sequence[Row], scope: Scope) -> None:
     """Prints what is asked of ours, and whether it is met."""
     judge = Judge(rows)
-    table = _table("rise in log-perplexity, over the best peer's", ("method", "model", "best peer", "target is"),
-                   ("removed", "ratio", "range", "target", "to peer + steps"))  # fmt: skip
-    for method, model, cut in itertools.product(TARGETS, scope.models, scope.sparsities):
-        if method in scope.methods:
-            table.add_row(*verdict_cells(judge.verdict(model, cut, method), len(scope.seeds)))
+    table = _table("rise in log-perplexity, over the best peer's", VERDICT_HEAD, VERDICT_WORDS)
+    for line in verdict_lines(judge, scope):
+        table.add_row(*line)
     if table.row_count:
         out.print(table)
-    for words in (summary(judge, scope, method) for method in TARGETS):
-        if words:
-            out.print(words)
+    for words in summaries(judge, scope):
+        out.print(words)
 
 
 def show_quick(rows: Sequence[Row], methods: Sequence[str]) -> None:
     """Prints every row beside the first method's, and how often the target is met."""
-    table = _table("perplexity after pruning", ("model", "removed", "method"),
-                   ("dense", "pruned", "rise in log", "of the first", "KL", "seconds"))  # fmt: skip
+    head = ("model", "removed", "method", "dense", "pruned", "rise in log", "of the first", "KL", "seconds")
+    table = _table("perplexity after pruning", head, ("model", "method"))
     first, *others = methods
     rises = {(row.model, row.sparsity, row.seed): row.rise for row in rows if row.method == first}
     ratios: dict[str, list[float]] = {method: [] for method in others}
@@ -89,8 +85,8 @@ def show_quick(rows: Sequence[Row], methods: Sequence[str]) -> None:
         out.print(f"{method}, rise over that of {first}: {words}")
 
 
-def _table(title: str, names: Sequence[str], numbers: Sequence[str]) -> Table:
+def _table(title: str, head: Sequence[str], words: Collection[str]) -> Table:
     table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
-    for name in (*names, *numbers):
-        table.add_column(name, justify="left" if name in names else "right")
+    for name in head:
+        table.add_column(name, justify="left" if name in words else "right")
     return table

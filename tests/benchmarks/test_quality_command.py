@@ -1,14 +1,17 @@
 """The command from end to end, on the bundled model and a few sequences."""
 
 import csv
+import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import spap_jax as spap
 from benchmarks.quality import __main__ as quality
 from benchmarks.quality import runs
+from benchmarks.quality.cases import EXAMPLES
 
 SMALL = ("--sequences", "4", "--windows", "3", "--sparsity", "0.3")
 
@@ -70,9 +73,21 @@ def check_rows(path: Path) -> None:
     }
     assert len({row["dense"] for row in rows}) == 1
     assert len({row["perplexity"] for row in rows}) == 4
-    for wanda, fasp in (rows[:2], rows[2:]):
-        assert 0 < float(fasp["rise"]) < float(wanda["rise"])
-        assert 0 < float(fasp["divergence"]) < float(wanda["divergence"])
+    assert float(rows[2]["rise"]) == pytest.approx(math.log(float(rows[2]["perplexity"]) / float(rows[2]["dense"])))
+    perplexity, divergence = by_hand(seed=1)
+    assert float(rows[2]["perplexity"]) == pytest.approx(perplexity, rel=1e-5)
+    assert float(rows[2]["divergence"]) == pytest.approx(divergence, rel=1e-4)
+
+
+def by_hand(seed: int) -> tuple[float, float]:
+    """What a notebook makes of the row of wanda."""
+    model = spap.load(EXAMPLES / "llama-stories")
+    common: dict[str, Any] = {"tokenizer": EXAMPLES / "llama-stories", "sequence_length": 256}
+    text, judged = EXAMPLES / "stories_calibration.txt", EXAMPLES / "stories_evaluation.txt"
+    calibration = spap.load_tokens(text, sequences=4, seed=seed, role="calibration", **common)
+    windows = spap.load_tokens(judged, sequences=3, role="evaluation", **common)
+    smaller = spap.prune(model, calibration, method="wanda", sparsity=0.3, held_out=0.0, seed=seed).model
+    return spap.perplexity(smaller, windows), spap.divergence(model, smaller, windows)
 
 
 def test_quick_prints_a_table_and_writes_nothing(

@@ -28,10 +28,10 @@ def test_the_tables() -> None:
     assert "Runs: 24 of 48." in text
     assert "262 144" in text
     assert "Dense perplexity 4.0000 on 51 200 evaluation tokens. Channels kept in every layer: 30%: 224." in text
-    assert line(text, "| spap | llama-stories | random") == (
-        "| spap | llama-stories | random | met | 30% | 0.40 | 0.40 to 0.40 | <= 0.45 | - |"
+    assert line(text, "| spap | llama-stories | 30%") == (
+        "| spap | llama-stories | 30% | random | 0.400 | 0.400 to 0.400 | <= 0.45 | met | - |"
     )
-    assert line(text, "| spap | llama-stories | -") == "| spap | llama-stories | - | - | 20% | - | - | <= 0.45 | - |"
+    assert line(text, "| spap | llama-stories | 20%") == "| spap | llama-stories | 20% | - | - | - | <= 0.45 | - | - |"
     assert "spap: target met in 1 of 2 cases (1 not judged yet)." in text
     assert "| spap | - | 4.0800 (0.0800; 0.40) |" in text.splitlines()
     assert "| spap | - | 0.0400 |" in text.splitlines()
