@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 import spap_jax as spap
@@ -82,6 +83,7 @@ def execute(runs: Sequence[Run], commit: str, starting: Callable[[Run], None]) -
         for run in of_case:
             starting(run)
             yield measure(model, run, texts, commit)
+        jax.clear_caches()  # what was compiled for one model is of no use to the next
 
 
 class Texts:

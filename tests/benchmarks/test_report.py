@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from quality_rows import row, scope
 
+from benchmarks.quality.__main__ import write_report
 from benchmarks.quality.methods import ALL, PEERS
-from benchmarks.quality.plots import NoMatplotlib, draw
+from benchmarks.quality.plots import draw
 from benchmarks.quality.report import markdown
 from benchmarks.quality.results import Row
 
@@ -73,7 +74,13 @@ def test_the_plots(tmp_path: Path) -> None:
     assert "![summary.png](summary.png)" in text
 
 
-def test_without_matplotlib_there_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_matplotlib_there_is_a_sentence_and_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(NoMatplotlib, match=r"pip install -e '.\[bench\]'"):
-        draw(tmp_path, COMPLETE, scope())
+    write_report(tmp_path, COMPLETE, scope())
+    assert "pip install -e '.[bench]'" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+    text = (tmp_path / "README.md").read_text("utf-8")
+    assert "| spap |" in text
+    assert ".png" not in text
