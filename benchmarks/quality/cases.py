@@ -63,7 +63,7 @@ def cases_of(
         evaluation: Likewise.
 
     Raises:
-        UserError: there is no model, or one whose name tells no text.
+        UserError: there is no model, one whose name tells no text, or one text for both uses.
     """
     models, texts = (EXAMPLES, EXAMPLES) if zoo is None else (zoo / "models", zoo / "text")
     folders = [model] if model else sorted(path.parent for path in models.glob("*/config.json"))
@@ -80,4 +80,7 @@ def _case(model: Path, texts: Path, calibration: Path | None, evaluation: Path |
             "name --calibration and --evaluation."
         )
     usual = known or ("", "")
-    return Case(model, calibration or texts / usual[0], evaluation or texts / usual[1])
+    case = Case(model, calibration or texts / usual[0], evaluation or texts / usual[1])
+    if case.calibration.resolve() == case.evaluation.resolve():
+        raise spap.UserError(f"{case.evaluation} would be calibrated and judged on: name two texts.")
+    return case

@@ -58,6 +58,8 @@ def test_texts_go_by_the_models_name(tmp_path: Path) -> None:
     ]
     with pytest.raises(spap.UserError, match="tells no text"):
         cases_of(zoo, tmp_path)
+    with pytest.raises(spap.UserError, match="calibrated and judged on"):
+        cases_of(zoo, evaluation=zoo / "text" / "stories_calibration.txt")
     with pytest.raises(spap.UserError, match="no models under"):
         cases_of(tmp_path / "models")
 
