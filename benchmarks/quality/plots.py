@@ -160,7 +160,8 @@ def _log_scale(axes: "Axes", lows: Sequence[float]) -> None:
     """Logarithmic; around zero, where some rise is not positive, linear, and wide enough for all that is negative."""
     lowest = min(lows, default=1.0)
     if lowest > 0:
-        axes.set_yscale("log")
+        axes.set_yscale("log", subs=())
+        axes.yaxis.get_major_locator().set_params(subs=(1, 2, 5))  # pyright: ignore[reportCallIssue]
     else:
         axes.set_yscale("symlog", linthresh=10 ** math.ceil(math.log10(max(-lowest, 1e-4))))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
