@@ -11,7 +11,7 @@ Importing the package starts neither JAX nor transformers: names are loaded when
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from spap_jax.api import generate, load, load_tokens, logits, perplexity, prune, save
+    from spap_jax.api import divergence, generate, load, load_tokens, logits, perplexity, prune, save
     from spap_jax.errors import UserError
     from spap_jax.model import Model
     from spap_jax.settings import PruneSettings
@@ -22,12 +22,15 @@ _HOMES = {
     "Model": "spap_jax.model",
     "PruneSettings": "spap_jax.settings",
     "UserError": "spap_jax.errors",
-} | dict.fromkeys(("generate", "load", "load_tokens", "logits", "perplexity", "prune", "save"), "spap_jax.api")
+} | dict.fromkeys(
+    ("divergence", "generate", "load", "load_tokens", "logits", "perplexity", "prune", "save"), "spap_jax.api"
+)
 
 __all__ = [
     "Model",
     "PruneSettings",
     "UserError",
+    "divergence",
     "generate",
     "load",
     "load_tokens",

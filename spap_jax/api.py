@@ -12,6 +12,7 @@ import numpy as np
 from spap_jax import checkpoint
 from spap_jax.data import load_tokens
 from spap_jax.errors import UserError
+from spap_jax.evaluation.divergence import mean_divergence
 from spap_jax.evaluation.generation import generate
 from spap_jax.evaluation.perplexity import check_length
 from spap_jax.evaluation.perplexity import perplexity as window_perplexity
@@ -24,7 +25,7 @@ from spap_jax.pruning.pipeline import prune_layers, pruned_config
 from spap_jax.pruning.report import LayerReport, PruneReport, SweepReport, new_report
 from spap_jax.settings import PruneSettings
 
-__all__ = ["PruneResult", "generate", "load", "load_tokens", "logits", "perplexity", "prune", "save"]
+__all__ = ["PruneResult", "divergence", "generate", "load", "load_tokens", "logits", "perplexity", "prune", "save"]
 
 load = checkpoint.load
 save = checkpoint.save
@@ -111,6 +112,21 @@ def perplexity(model: Model, tokens: Any, batch_tokens: int = 4096) -> float:
         UserError: the tokens are unusable for the model, or there is nothing to predict.
     """
     return window_perplexity(model, token_blocks(tokens, model.config), batch_tokens)
+
+
+def divergence(dense: Model, pruned: Model, tokens: Any, batch_tokens: int = 4096) -> float:
+    """KL(dense || pruned) in nats per predicted token: how far the pruned model's predictions are from the dense one's.
+
+    Args:
+        dense: The model whose predictions are the standard.
+        pruned: What was made of it.
+        tokens: Windows of token ids [B, T], or what ``load_tokens`` returned; windows do not see each other.
+        batch_tokens: Tokens that pass through the models at once.
+
+    Raises:
+        UserError: the tokens are unusable for a model, there is nothing to predict, or the vocabularies differ.
+    """
+    return mean_divergence(dense, pruned, token_blocks(tokens, dense.config), batch_tokens)
 
 
 def logits(model: Model, tokens: Any, attention_mask: Any = None) -> jax.Array:

@@ -1,1 +1,1 @@
-"""What a model is worth: perplexity, generated text, speed."""
+"""What a model is worth: perplexity, divergence from another, generated text, speed."""

@@ -1,6 +1,7 @@
 """Perplexity, as papers measure it: fixed windows, every prediction counted once."""
 
 import functools
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -27,19 +28,40 @@ def perplexity(model: Model, tokens: np.ndarray, batch_tokens: int = 4096) -> fl
     Raises:
         UserError: there is nothing to predict, or a window is longer than the model's positions.
     """
+    tokens = check_windows("perplexity", tokens)
+    check_length(model.config, tokens.shape[1])
+    total = jnp.float32(0)
+    for part, counts in batches(tokens, batch_tokens):
+        total += negative_log_likelihood(model.config, model.params, part, counts)
+    return float(np.exp(np.float64(total) / predictions(tokens)))
+
+
+def check_windows(measure: str, tokens: np.ndarray) -> np.ndarray:
+    """Windows [B, T] as int32.
+
+    Raises:
+        UserError: there is nothing to predict; the sentence names the measure.
+    """
     tokens = np.asarray(tokens, np.int32)
     if tokens.ndim != 2 or tokens.shape[0] == 0 or tokens.shape[1] < 2:
-        raise UserError(f"perplexity needs windows [B, T] of at least two tokens, not an array {list(tokens.shape)}.")
-    check_length(model.config, tokens.shape[1])
+        raise UserError(f"{measure} needs windows [B, T] of at least two tokens, not an array {list(tokens.shape)}.")
+    return tokens
+
+
+def predictions(tokens: np.ndarray) -> int:
+    """How many tokens of windows [B, T] are predicted."""
+    return len(tokens) * (tokens.shape[1] - 1)
+
+
+def batches(tokens: np.ndarray, batch_tokens: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Windows [B, T] a few at a time, each time with which of them count.
+
+    The last batch is filled up with windows that do not count, so that nothing is compiled twice.
+    """
     batch = min(len(tokens), max(1, batch_tokens // tokens.shape[1]))
-    total = jnp.float32(0)
     for first in range(0, len(tokens), batch):
         part = tokens[first : first + batch]
-        # The last batch is filled up with windows that do not count, so that nothing is compiled twice.
-        counts = np.arange(batch) < len(part)
-        part = np.pad(part, ((0, batch - len(part)), (0, 0)))
-        total += negative_log_likelihood(model.config, model.params, part, counts)
-    return float(np.exp(np.float64(total) / (len(tokens) * (tokens.shape[1] - 1))))
+        yield np.pad(part, ((0, batch - len(part)), (0, 0))), np.arange(batch) < len(part)
 
 
 @functools.partial(jax.jit, static_argnames="config")

@@ -1,0 +1,117 @@
+"""``python -m benchmarks.quality``."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+from cyclopts import App, Parameter
+
+import spap_jax as spap
+from benchmarks import quality
+from benchmarks.quality import methods, plots, provenance, report, runs, show
+from benchmarks.quality.cases import cases_of
+from benchmarks.quality.results import Results, Row
+
+app = App(name="quality", help=quality.__doc__, suppress_keyboard_interrupt=False)
+
+OUTPUT = Path("docs/quality")
+
+T = TypeVar("T")
+
+Several = Parameter(consume_multiple=True, negative=())
+
+
+@app.default
+def main(
+    *,
+    zoo: Path | None = None,
+    model: Path | None = None,
+    calibration: Path | None = None,
+    evaluation: Path | None = None,
+    sparsity: Annotated[tuple[float, ...] | None, Several] = None,
+    method: Annotated[tuple[str, ...] | None, Several] = None,
+    seed: Annotated[tuple[int, ...] | None, Several] = None,
+    sequences: int | None = None,
+    windows: int | None = None,
+    quick: Annotated[bool, Parameter(negative=())] = False,
+    output: Path | None = None,
+) -> None:
+    """Prunes every model at every sparsity with every method, and compares perplexity and divergence.
+
+    Args:
+        zoo: Folder with ``models/NAME`` and ``text/``; the bundled model where absent.
+        model: Folder of one model instead; its texts are found by its name too.
+        calibration: Text to calibrate every model on instead.
+        evaluation: Text to judge every model on instead.
+        sparsity: Fractions of channels to remove: 0.1 0.2 0.3 0.5 where absent.
+        method: Names of methods; all of them where absent.
+        seed: Seeds of the calibration draw and of the pruning: 0 1 2 where absent.
+        sequences: Calibration sequences of 256 tokens: 1024 where absent, as many tokens as the 128 sequences of 2048
+            that ``spap prune`` takes by default.
+        windows: Evaluation windows of 256 tokens; all where absent.
+        quick: Three methods, 256 sequences, 200 windows, 10, 20 and 30 %, and one seed, unless other options say
+            otherwise; prints a small table, and writes nothing but with --output.
+        output: Folder for results.csv, README.md and the plots: docs/quality where absent. Runs whose rows are in its
+            results.csv are not repeated.
+    """
+    start = time.perf_counter()
+    cases = cases_of(zoo, model, calibration, evaluation)
+    amount = runs.Amount(sequences or (256 if quick else 1024), windows or (200 if quick else None))
+    scope = report.Scope(
+        tuple(case.name for case in cases),
+        once(sparsity or ((0.1, 0.2, 0.3) if quick else (0.1, 0.2, 0.3, 0.5))),
+        once(method or (methods.QUICK if quick else methods.ALL)),
+        once(seed or ((0,) if quick else (0, 1, 2))),
+        provenance.command(sys.argv[1:]),
+    )
+    todo = runs.plan(cases, scope.sparsities, scope.methods, scope.seeds, amount)
+    folder = output or (None if quick else OUTPUT)
+    results = Results(None if folder is None else folder / "results.csv")
+    try:
+        perform(todo, results)
+    finally:
+        rows = [results.rows[run.key] for run in todo if run.key in results.rows]
+        if folder is not None and rows:
+            write_report(folder, rows, scope)
+    if quick:
+        show.show_quick(rows, scope.methods)
+    else:
+        show.show_judgement(rows, scope)
+    show.out.print(f"{len(rows)} pruned models in {time.perf_counter() - start:.0f} s")
+
+
+def once(values: tuple[T, ...]) -> tuple[T, ...]:
+    """The same without repetitions."""
+    return tuple(dict.fromkeys(values))
+
+
+def perform(todo: list[runs.Run], results: Results) -> None:
+    """Does the runs that have no row yet."""
+    missing = [run for run in todo if run.key not in results.rows]
+    if len(missing) < len(todo):
+        show.err.print(f"{len(todo) - len(missing)} of {len(todo)} runs are in {results.path} already")
+    with show.run_progress(len(missing)) as progress:
+        for row in runs.execute(missing, provenance.commit(), progress.start):
+            results.add(row)
+            progress.finish(row)
+
+
+def write_report(folder: Path, rows: list[Row], scope: report.Scope) -> None:
+    """Plots, if matplotlib is there, and the Markdown that shows them."""
+    try:
+        names = plots.draw(folder, rows, scope)
+    except plots.NoMatplotlib as error:
+        show.err.print(str(error))
+        names = []
+    (folder / "README.md").write_text(report.markdown(rows, scope, names), encoding="utf-8")
+    show.err.print(f"wrote {folder}")
+
+
+if __name__ == "__main__":
+    try:
+        app()
+    except spap.UserError as error:
+        sys.exit(f"quality: {error}")
+    except KeyboardInterrupt:
+        sys.exit("quality: interrupted; the same command goes on from here.")

@@ -1,0 +1,63 @@
+"""The ways to prune that the table compares, and what is asked of ours."""
+
+import hashlib
+import json
+from typing import Any
+
+import spap_jax as spap
+
+_ALL_TOKENS: dict[str, Any] = {"held_out": 0.0}
+"""Without steps nothing is judged on held-out sequences, so that all tokens are fitted."""
+
+METHODS: dict[str, dict[str, Any]] = {
+    **{
+        name: {"method": name} | _ALL_TOKENS
+        for name in ("random", "magnitude", "wanda", "flap", "fasp", "obs", "osscar")
+    },
+    "fasp + steps": {"method": "fasp", "update": "alternate"},
+    "obs + steps": {"method": "obs", "update": "alternate"},
+    "spap, refit only": {"update": "refit"} | _ALL_TOKENS,
+    "spap": {},
+    "spap, high effort": {"effort": "high"},
+    "wanda + refit": {"method": "wanda", "update": "refit"} | _ALL_TOKENS,
+}
+"""Settings by the name of a method."""
+
+ALL = tuple(name for name in METHODS if name != "wanda + refit")
+"""The methods of the whole table, in which ``fasp`` is Wanda's criterion with a refit."""
+
+QUICK = ("wanda + refit", "spap, refit only", "spap")
+"""The methods of the small table; the first is what the others are compared with."""
+
+PEERS = tuple(name for name, settings in METHODS.items() if "method" in settings and "update" not in settings)
+"""Methods as their papers have them: not our choice of channels, and their own update."""
+
+STEPPED = tuple(name for name, settings in METHODS.items() if "method" in settings and "alternate" in settings.values())
+"""Peers that are given the same steps on the weights as ours."""
+
+TARGETS: dict[str, dict[float, float]] = {
+    "spap": {0.1: 0.50, 0.2: 0.45, 0.3: 0.45, 0.5: 0.55},
+    "spap, high effort": {0.2: 0.30, 0.3: 0.30},
+}
+"""Rise in log-perplexity by sparsity, as a fraction of the best peer's."""
+
+QUICK_TARGET = 0.70
+"""Rise in log-perplexity, ours over that of Wanda's criterion with a refit."""
+
+
+def settings_of(method: str, sparsity: float, seed: int) -> spap.PruneSettings:
+    """The settings of one run.
+
+    Raises:
+        UserError: the method is unknown, or the sparsity out of range.
+    """
+    if method not in METHODS:
+        raise spap.UserError(f"unknown method {method!r}; the methods are {'; '.join(METHODS)}.")
+    return spap.PruneSettings().replace(sparsity=sparsity, seed=seed, **METHODS[method])
+
+
+def settings_hash(settings: spap.PruneSettings) -> str:
+    """Changes with every value that the settings hold or derive, also with a default."""
+    names = [name for name in dir(settings) if not name.startswith("_") and not callable(getattr(settings, name))]
+    text = json.dumps({name: getattr(settings, name) for name in names}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,0 +1,177 @@
+"""Plots of the rows: one a model, and the ratios to the best peer in one picture."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from benchmarks.quality.judge import Judge
+from benchmarks.quality.methods import PEERS, STEPPED, TARGETS
+from benchmarks.quality.report import Scope
+from benchmarks.quality.results import Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+class NoMatplotlib(Exception):
+    """Says what to install."""
+
+
+class Look(NamedTuple):
+    """How a method is drawn: colours that are told apart without seeing red or green (Okabe and Ito), and markers."""
+
+    colour: str
+    marker: str
+    line: str = "-"
+    width: float = 1.3
+
+
+LOOKS = {
+    "random": Look("#bbbbbb", "x", ":"),
+    "magnitude": Look("#999999", "+", ":"),
+    "wanda": Look("#777777", "v", "--"),
+    "flap": Look("#444444", "^", "--"),
+    "fasp": Look("#e69f00", "s"),
+    "obs": Look("#56b4e9", "D"),
+    "osscar": Look("#009e73", "P"),
+    "fasp + steps": Look("#e69f00", "s", "-."),
+    "obs + steps": Look("#56b4e9", "D", "-."),
+    "spap, refit only": Look("#cc79a7", "o"),
+    "spap": Look("#d55e00", "o", "-", 2.8),
+    "spap, high effort": Look("#0072b2", "*", "-", 2.8),
+}
+"""Grey: peers that solve for no weights; dash-dotted: peers with our steps; thick: ours."""
+
+OTHER = Look("#000000", ".")
+
+DPI = 150
+
+
+def draw(folder: Path, rows: Sequence[Row], scope: Scope) -> list[str]:
+    """Writes the PNG files and returns their names.
+
+    Raises:
+        NoMatplotlib: it is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise NoMatplotlib("no plots without matplotlib: pip install -e '.[bench]' gives it.") from error
+    judge = Judge(rows)
+    figures = {
+        f"{model}.png": rises(Figure((8, 5), layout="constrained"), judge, scope, model)
+        for model in scope.models
+        if any(row.model == model for row in rows)
+    }
+    figures["summary.png"] = ratios(Figure((2 + 2.6 * len(scope.models), 4.2), layout="constrained"), judge, scope)
+    for name, figure in figures.items():
+        figure.savefig(folder / name, dpi=DPI)
+    return list(figures)
+
+
+def rises(figure: "Figure", judge: Judge, scope: Scope, model: str) -> "Figure":
+    """Rise in log-perplexity against sparsity, a line a method, the range over seeds as bars."""
+    axes = figure.subplots()
+    found = {
+        method: [(cut, middle) for cut in scope.sparsities if (middle := judge.median(model, cut, method, _rise))]
+        for method in scope.methods
+    }
+    drawn = {method: points for method, points in found.items() if points}
+    for place, (method, points) in enumerate(drawn.items()):
+        shift = (place - (len(drawn) - 1) / 2) * 0.12  # percentage points, so that bars do not hide each other
+        _line(axes, method, [100 * cut + shift for cut, _ in points], [middle for _, middle in points])
+    lows = [middle.low for points in drawn.values() for _, middle in points]
+    _log_scale(axes, lows)
+    _percentages(axes, scope.sparsities)
+    axes.set_title(f"{model}: what pruning loses (medians and ranges over seeds)", fontsize=11)
+    axes.set_ylabel("rise in log-perplexity")
+    last = {method: points[-1][1].value for method, points in drawn.items()}
+    order = sorted(drawn, key=lambda method: -last[method])  # as the lines end, from above
+    handles = _handles(axes)
+    figure.legend([handles[method] for method in order], order, loc="outside right center", frameon=False, fontsize=9)
+    return figure
+
+
+def ratios(figure: "Figure", judge: Judge, scope: Scope) -> "Figure":
+    """Ratio to the best peer, a panel a model: ours, the peers with our steps, and the targets."""
+    shown = [method for method in (*STEPPED, "spap, refit only", *TARGETS) if method in scope.methods]
+    panels = figure.subplots(1, len(scope.models), sharey=True, squeeze=False)[0]
+    for axes, model in zip(panels, scope.models, strict=True):
+        for method in shown:
+            found = [(cut, judge.ratio(model, cut, method, PEERS)) for cut in scope.sparsities]
+            points = [(100 * cut, middle) for cut, middle in found if middle and middle.high < float("inf")]
+            _line(axes, method, [cut for cut, _ in points], [middle for _, middle in points])
+            _targets(axes, method, scope.sparsities)
+        axes.axhline(1, color="black", linewidth=0.8)
+        _percentages(axes, scope.sparsities)
+        axes.set_title(model, fontsize=11)
+    panels[0].set_ylim(bottom=min(0, panels[0].get_ylim()[0]))
+    panels[0].set_ylabel("rise in log-perplexity / best peer's")
+    handles = _handles(panels[0])
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    return figure
+
+
+def _handles(axes: "Axes") -> dict[str, Any]:
+    """What stands for each label in a legend: lines without their bars, targets last."""
+    pairs = zip(*axes.get_legend_handles_labels(), strict=True)
+    found = {label: handle[0] if isinstance(handle, tuple) else handle for handle, label in pairs}
+    return dict(sorted(found.items(), key=lambda pair: pair[0].startswith("target")))
+
+
+def _rise(row: Row) -> float:
+    return row.rise
+
+
+def _line(axes: "Axes", method: str, places: list[float], middles: list[Any]) -> None:
+    look = LOOKS.get(method, OTHER)
+    values = [middle.value for middle in middles]
+    below = [middle.value - middle.low for middle in middles]
+    above = [middle.high - middle.value for middle in middles]
+    size = 4 + look.width + (3 if look.marker == "*" else 0)
+    axes.errorbar(
+        places,
+        values,
+        (below, above),
+        label=method,
+        color=look.colour,
+        marker=look.marker,
+        markersize=size,
+        linestyle=look.line,
+        linewidth=look.width,
+        capsize=2,
+        elinewidth=0.9,
+        zorder=2 + look.width,
+    )
+
+
+def _targets(axes: "Axes", method: str, sparsities: Sequence[float]) -> None:
+    """A short bar at each of a method's targets."""
+    asked = {cut: target for cut, target in TARGETS.get(method, {}).items() if cut in sparsities}
+    colour = LOOKS[method].colour
+    for place, (cut, target) in enumerate(asked.items()):
+        label = f"target of {method}" if place == 0 else "_"
+        axes.hlines(target, 100 * cut - 3, 100 * cut + 3, color=colour, linewidth=5, alpha=0.35, label=label)
+
+
+def _log_scale(axes: "Axes", lows: Sequence[float]) -> None:
+    """Logarithmic; around zero, where some rise is not positive, linear, and wide enough for all that is negative."""
+    lowest = min(lows, default=1.0)
+    if lowest > 0:
+        axes.set_yscale("log", subs=())
+        axes.yaxis.get_major_locator().set_params(subs=(1, 2, 5))  # pyright: ignore[reportCallIssue]
+    else:
+        axes.set_yscale("symlog", linthresh=10 ** math.ceil(math.log10(max(-lowest, 1e-4))))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.grid(True, which="major", color="#e5e5e5", linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def _percentages(axes: "Axes", sparsities: Sequence[float]) -> None:
+    axes.set_xticks([100 * cut for cut in sparsities], [f"{cut:.0%}" for cut in sparsities])
+    axes.set_xlim(100 * min(sparsities) - 5, 100 * max(sparsities) + 5)
+    axes.set_xlabel("MLP channels removed")
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)

@@ -1,0 +1,201 @@
+"""``README.md`` of the results, made of the rows and of nothing else."""
+
+import itertools
+import math
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+from benchmarks.quality.cases import LENGTH
+from benchmarks.quality.judge import SEEDS, Judge, Median, Verdict
+from benchmarks.quality.methods import PEERS, STEPPED, TARGETS
+from benchmarks.quality.results import Row
+
+MISSING = "-"
+
+VERDICT_HEAD = ("method", "model", "removed", "best peer", "ratio", "range", "target", "is", "over peer + steps")
+
+VERDICT_WORDS = ("method", "model", "best peer", "is")
+"""Columns of the judgement that hold no numbers."""
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What the report is about, whether there are rows for it or not, and the command that asked for it."""
+
+    models: tuple[str, ...]
+    sparsities: tuple[float, ...]
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    command: str
+
+    @property
+    def runs(self) -> int:
+        """How many rows there are when nothing is missing."""
+        return len(self.models) * len(self.sparsities) * len(self.methods) * len(self.seeds)
+
+
+def markdown(rows: Sequence[Row], scope: Scope, plots: Sequence[str] = ()) -> str:
+    """The whole text.
+
+    Args:
+        rows: Of the scope.
+        scope: What the report is about.
+        plots: Names of PNG files that lie beside the report.
+    """
+    judge = Judge(rows)
+    parts = [
+        "# Quality: perplexity and divergence after pruning",
+        _origin(rows, scope),
+        _protocol(rows, scope),
+        "## Judgement",
+        _judgement(judge, scope),
+        *(f"![{name}]({name})" for name in plots if name.startswith("summary")),
+    ]
+    for model in scope.models:
+        parts += [f"## {model}", _sizes(model, rows)]
+        parts += [f"![{name}]({name})" for name in plots if name == f"{model}.png"]
+        parts += [
+            "Perplexity, (rise in log-perplexity; ratio to the best peer's rise):",
+            _grid(scope, lambda method, cut, model=model: _perplexity_cell(judge, scope, model, cut, method)),
+            "KL divergence from the dense model, nats per token:",
+            _grid(scope, lambda method, cut, model=model: _divergence_cell(judge, scope, model, cut, method)),
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _origin(rows: Sequence[Row], scope: Scope) -> str:
+    commits = sorted({row.commit for row in rows})
+    lines = [
+        "Generated; edits are lost. Every number is in `results.csv`, one row a run, and is made by",
+        f"```\n{scope.command}\n```",
+        f"Commit of the code: {', '.join(f'`{name}`' for name in commits) or MISSING}. "
+        f"Newest row: {max((row.date for row in rows), default=MISSING)}. Runs: {len(rows)} of {scope.runs}.",
+    ]
+    if len(commits) > 1:
+        lines.append("The rows come from several commits; `results.csv` tells which from which.")
+    return "\n\n".join(lines)
+
+
+def _protocol(rows: Sequence[Row], scope: Scope) -> str:
+    calibration = _numbers(row.calibration_tokens for row in rows)
+    parts = ", ".join(sorted({"all of it" if row.windows == "all" else f"its first {row.windows}" for row in rows}))
+    return f"""\
+Every method removes the same fraction of MLP channels from every layer. On a seed all methods see the same calibration
+tokens ({calibration}: sequences of {LENGTH}, drawn from the calibration text by the seed). All are judged on the
+evaluation text, which calibration never saw, in windows of {LENGTH} tokens ({parts or MISSING}) that do not overlap and
+in which every token but the first is predicted.
+
+- Numbers are medians over the seeds {", ".join(map(str, scope.seeds))}; a cell that lacks some says how many it has.
+  `{MISSING}`: not run.
+- *rise*: log-perplexity of the pruned model minus that of the dense one.
+- *best peer*: of {", ".join(PEERS)}, each with its paper's own update of the weights (`docs/method.md`), the one with
+  the lowest rise on the same seed. *ratio*: a method's rise over that; ∞ where the best peer's rise is not
+  positive (and not drawn).
+- *range*: of the ratio, over the seeds. *over peer + steps*: the ratio to the better of {" and ".join(STEPPED)}.
+- *{", ".join(STEPPED)}*: a peer's channels with the same steps on the weights as `spap` at its default effort.
+- *spap, refit only*: our channels without steps.
+- Methods without steps fit all tokens; those with steps hold some sequences out, as they do by default."""
+
+
+def _judgement(judge: Judge, scope: Scope) -> str:
+    lines = verdict_lines(judge, scope)
+    if not lines:
+        return "None of the methods that have targets was asked for."
+    return "\n\n".join([_table(VERDICT_HEAD, lines, VERDICT_WORDS), *summaries(judge, scope)])
+
+
+def verdict_lines(judge: Judge, scope: Scope) -> list[tuple[str, ...]]:
+    """The judgement: a line for every model and sparsity, for each of our methods that was asked for."""
+    cases = itertools.product(TARGETS, scope.models, scope.sparsities)
+    verdicts = (judge.verdict(model, cut, method) for method, model, cut in cases if method in scope.methods)
+    return [_verdict_line(verdict, len(scope.seeds)) for verdict in verdicts]
+
+
+def summaries(judge: Judge, scope: Scope) -> list[str]:
+    """How often each of our methods meets its targets, in sentences."""
+    return [_summary(judge, scope, method) for method in TARGETS if method in scope.methods]
+
+
+def _summary(judge: Judge, scope: Scope, method: str) -> str:
+    verdicts = [judge.verdict(model, cut, method) for model in scope.models for cut in scope.sparsities]
+    asked = [verdict for verdict in verdicts if verdict.target is not None]
+    met = sum(bool(verdict.met) and verdict.complete for verdict in asked)
+    open_cases = sum(not verdict.complete for verdict in asked)
+    unfinished = f" ({open_cases} not judged yet)" if open_cases else ""
+    return f"{method}: target met in {met} of {len(asked)} cases{unfinished}."
+
+
+def _verdict_line(verdict: Verdict, seeds: int) -> tuple[str, ...]:
+    ratio = verdict.ratio
+    return (
+        verdict.method,
+        verdict.model,
+        f"{verdict.sparsity:.0%}",
+        ", ".join(verdict.best) or MISSING,
+        _median(ratio, ".3f", seeds),
+        MISSING if ratio is None else f"{_text(ratio.low, '.3f')} to {_text(ratio.high, '.3f')}",
+        MISSING if verdict.target is None else f"<= {verdict.target:.2f}",
+        _met_or_missed(verdict),
+        _median(verdict.stepped, ".3f", seeds),
+    )
+
+
+def _met_or_missed(verdict: Verdict) -> str:
+    """Met or missed; what is not complete is no verdict yet."""
+    if verdict.met is None:
+        return MISSING
+    word = "met" if verdict.met else "missed"
+    if verdict.complete:
+        return word
+    seeds = verdict.ratio.seeds if verdict.ratio else 0
+    return f"{word} so far ({verdict.peers} of {len(PEERS)} peers, {seeds} of {SEEDS} seeds)"
+
+
+def _sizes(model: str, rows: Sequence[Row]) -> str:
+    own = [row for row in rows if row.model == model]
+    if not own:
+        return "No runs."
+    dense = ", ".join(sorted({f"{row.dense:.4f}" for row in own}))
+    widths = ", ".join(f"{cut:.0%}: {width}" for cut, width in sorted({(row.sparsity, row.width) for row in own}))
+    judged = _numbers(row.evaluation_tokens for row in own)
+    return f"Dense perplexity {dense} on {judged} evaluation tokens. Channels kept in every layer: {widths}."
+
+
+def _perplexity_cell(judge: Judge, scope: Scope, model: str, sparsity: float, method: str) -> str:
+    perplexity = judge.median(model, sparsity, method, lambda row: row.perplexity)
+    rise = judge.median(model, sparsity, method, lambda row: row.rise)
+    if perplexity is None or rise is None:
+        return MISSING
+    ratio = _median(judge.ratio(model, sparsity, method, PEERS), ".2f", len(scope.seeds))
+    return f"{_median(perplexity, '.4f', len(scope.seeds))} ({_text(rise.value, '.4f')}; {ratio})"
+
+
+def _divergence_cell(judge: Judge, scope: Scope, model: str, sparsity: float, method: str) -> str:
+    return _median(judge.median(model, sparsity, method, lambda row: row.divergence), ".4f", len(scope.seeds))
+
+
+def _grid(scope: Scope, cell: Callable[[str, float], str]) -> str:
+    """A table of methods x sparsities."""
+    head = ("method", *(f"{cut:.0%}" for cut in scope.sparsities))
+    return _table(head, [(method, *(cell(method, cut) for cut in scope.sparsities)) for method in scope.methods])
+
+
+def _table(head: Sequence[str], lines: Iterable[Sequence[str]], words: Collection[str] = ("method",)) -> str:
+    """Columns of words are set to the left, those of numbers to the right."""
+    rule = ["---" if name in words else "---:" for name in head]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (head, rule, *lines))
+
+
+def _median(found: Median | None, format_spec: str, seeds: int) -> str:
+    """A median, and of how many seeds where some are missing."""
+    if found is None:
+        return MISSING
+    return _text(found.value, format_spec) + (f" [{found.seeds} of {seeds} seeds]" if found.seeds < seeds else "")
+
+
+def _text(value: float, format_spec: str) -> str:
+    return "∞" if value == math.inf else f"{value:{format_spec}}"
+
+
+def _numbers(values: Iterable[int]) -> str:
+    return ", ".join(f"{value:,}".replace(",", " ") for value in sorted(set(values))) or MISSING

@@ -1,0 +1,92 @@
+"""What the person who waits sees: a bar on standard error, tables on standard output."""
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from benchmarks.quality.judge import Judge, ratio_of
+from benchmarks.quality.methods import QUICK_TARGET
+from benchmarks.quality.report import VERDICT_HEAD, VERDICT_WORDS, Scope, summaries, verdict_lines
+from benchmarks.quality.results import Row
+from benchmarks.quality.runs import Run
+
+out = Console(highlight=False, markup=False, width=140)
+err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+ONE_DAY = 86_400.0
+
+
+class RunProgress:
+    """Advances the bar over the runs; a line a run where there is no terminal."""
+
+    def __init__(self, progress: Progress, runs: int) -> None:
+        self._progress, self._runs, self._done = progress, runs, 0
+        self._task = progress.add_task("reading", total=runs)
+
+    def start(self, run: Run) -> None:
+        """Names what is being done."""
+        self._progress.update(self._task, description=run.name)
+
+    def finish(self, row: Row) -> None:
+        """Counts a run."""
+        self._done += 1
+        self._progress.update(self._task, advance=1)
+        if self._progress.disable:
+            err.print(
+                f"{self._done}/{self._runs}  {row.model}, {row.sparsity:.0%}, {row.method}, seed {row.seed}: "
+                f"perplexity {row.perplexity:.4f}, KL {row.divergence:.4f} ({row.seconds:.1f} s)"
+            )
+
+
+@contextmanager
+def run_progress(runs: int) -> Iterator[RunProgress]:
+    """A bar over the runs with the name of the current one and the time left."""
+    columns = (TextColumn("run"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"),
+               TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())  # fmt: skip
+    # Runs take from seconds to minutes, so that only their mean since the start tells how long the rest takes.
+    with Progress(*columns, console=err, disable=not err.is_terminal, speed_estimate_period=ONE_DAY) as progress:
+        yield RunProgress(progress, runs)
+
+
+def show_judgement(rows: Sequence[Row], scope: Scope) -> None:
+    """Prints what is asked of ours, and whether it is met."""
+    judge = Judge(rows)
+    table = _table("rise in log-perplexity, over the best peer's", VERDICT_HEAD, VERDICT_WORDS)
+    for line in verdict_lines(judge, scope):
+        table.add_row(*line)
+    if table.row_count:
+        out.print(table)
+    for words in summaries(judge, scope):
+        out.print(words)
+
+
+def show_quick(rows: Sequence[Row], methods: Sequence[str]) -> None:
+    """Prints every row beside the first method's, and how often the target is met."""
+    head = ("model", "removed", "method", "dense", "pruned", "rise in log", "of the first", "KL", "seconds")
+    table = _table("perplexity after pruning", head, ("model", "method"))
+    first, *others = methods
+    rises = {(row.model, row.sparsity, row.seed): row.rise for row in rows if row.method == first}
+    ratios: dict[str, list[float]] = {method: [] for method in others}
+    for row in rows:
+        ratio = ratio_of(row.rise, rises[row.model, row.sparsity, row.seed])
+        if row.method in ratios:
+            ratios[row.method].append(ratio)
+        numbers = (f"{row.dense:.4f}", f"{row.perplexity:.4f}", f"{row.rise:.4f}", f"{ratio:.2f}")
+        numbers += (f"{row.divergence:.4f}", f"{row.seconds:.1f}")
+        table.add_row(row.model, f"{row.sparsity:.0%}", row.method, *numbers)
+    out.print(table)
+    for method, found in ratios.items():
+        met = sum(ratio <= QUICK_TARGET for ratio in found)
+        words = f"median {np.median(found):.2f}, target <= {QUICK_TARGET:.2f} met in {met} of {len(found)}"
+        out.print(f"{method}, rise over that of {first}: {words}")
+
+
+def _table(title: str, head: Sequence[str], words: Collection[str]) -> Table:
+    table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
+    for name in head:
+        table.add_column(name, justify="left" if name in words else "right")
+    return table

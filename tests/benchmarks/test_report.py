@@ -1,0 +1,86 @@
+"""The Markdown and the plots: what is there, what is missing, and no number of their own."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from quality_rows import row, scope
+
+from benchmarks.quality.__main__ import write_report
+from benchmarks.quality.methods import ALL, PEERS
+from benchmarks.quality.plots import draw
+from benchmarks.quality.report import markdown
+from benchmarks.quality.results import Row
+
+COMPLETE = [row(peer, 0.2, seed) for peer in PEERS for seed in range(3)] + [
+    row(rise=0.08, seed=seed) for seed in range(3)
+]
+
+
+def line(text: str, start: str) -> str:
+    return next(each for each in text.splitlines() if each.startswith(start))
+
+
+def test_the_tables() -> None:
+    text = markdown(COMPLETE, scope(methods=(*PEERS, "spap"), sparsities=(0.2, 0.3)))
+    assert "python -m benchmarks.quality --zoo zoo" in text
+    assert "`0123456789ab`" in text
+    assert "2026-01-02T03:04:05+00:00" in text
+    assert "Runs: 24 of 48." in text
+    assert "262 144" in text
+    assert "Dense perplexity 4.0000 on 51 200 evaluation tokens. Channels kept in every layer: 30%: 224." in text
+    assert line(text, "| spap | llama-stories | 30%") == (
+        "| spap | llama-stories | 30% | random | 0.400 | 0.400 to 0.400 | <= 0.45 | met | - |"
+    )
+    assert line(text, "| spap | llama-stories | 20%") == "| spap | llama-stories | 20% | - | - | - | <= 0.45 | - | - |"
+    assert "spap: target met in 1 of 2 cases (1 not judged yet)." in text
+    assert "| spap | - | 4.0800 (0.0800; 0.40) |" in text.splitlines()
+    assert "| spap | - | 0.0400 |" in text.splitlines()
+    assert "| obs | - | 4.2000 (0.2000; 1.00) |" in text.splitlines()
+
+
+def test_what_is_missing_is_said() -> None:
+    text = markdown([row("obs", 0.2, 0), row("spap", 0.05, 0), row("spap", 0.06, 1)], scope())
+    assert line(text, "| fasp |") == "| fasp | - |"
+    assert line(text, "| obs |") == "| obs | 4.2000 [1 of 3 seeds] (0.2000; 1.00 [1 of 3 seeds]) |"
+    assert "met so far (1 of 7 peers, 1 of 3 seeds)" in text
+    assert "target met in 0 of 1 cases (1 not judged yet)" in text
+    assert "No runs." in markdown([], scope())
+    assert "None of the methods that have targets" in markdown([row("obs")], scope(methods=("obs",)))
+
+
+def test_commits_are_all_named_and_no_rise_is_no_denominator() -> None:
+    text = markdown([row("obs", -0.01), row("spap", 0.01, commit="fedcba987654-dirty")], scope(seeds=(0,)))
+    assert "`0123456789ab`, `fedcba987654-dirty`" in text
+    assert "several commits" in text
+    assert "| spap | 4.0100 (0.0100; ∞) |" in text.splitlines()
+
+
+def every_method() -> list[Row]:
+    return [
+        row(method, 0.01 * (place + 1) * (1 + 0.1 * seed) - 0.02 * (cut == 0.1), seed, sparsity=cut)
+        for place, method in enumerate(ALL)
+        for seed in range(3)
+        for cut in (0.1, 0.3)
+    ]
+
+
+def test_the_plots(tmp_path: Path) -> None:
+    names = draw(tmp_path, every_method(), scope(methods=ALL, sparsities=(0.1, 0.3), models=("llama-stories", "none")))
+    assert names == ["llama-stories.png", "summary.png"]
+    assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in names)
+    text = markdown(every_method(), scope(methods=ALL), names)
+    assert "![llama-stories.png](llama-stories.png)" in text
+    assert "![summary.png](summary.png)" in text
+
+
+def test_without_matplotlib_there_is_a_sentence_and_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    write_report(tmp_path, COMPLETE, scope())
+    assert "pip install -e '.[bench]'" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+    text = (tmp_path / "README.md").read_text("utf-8")
+    assert "| spap |" in text
+    assert ".png" not in text

@@ -1,0 +1,86 @@
+"""Divergence: numpy's and torch's numbers, nothing from a model to itself, and what is refused."""
+
+import dataclasses
+
+import hf_models
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+
+import spap_jax as spap
+from spap_jax.evaluation.divergence import compare, mean_divergence
+from spap_jax.evaluation.perplexity import perplexity
+from spap_jax.model import Model, Source
+
+NAME = "llama_tied"
+
+
+def other(theirs: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
+    """The same model with its weights a little off."""
+    copy = type(theirs)(theirs.config).eval()
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for mine, source in zip(copy.parameters(), theirs.parameters(), strict=True):
+            mine.copy_(source + 0.05 * source.abs().mean() * torch.randn(source.shape, generator=generator))
+    return copy
+
+
+def ported(theirs: transformers.PreTrainedModel) -> Model:
+    return Model(*hf_models.port(theirs), Source("test", None, "{}"))
+
+
+def pair() -> tuple[transformers.PreTrainedModel, transformers.PreTrainedModel]:
+    theirs = hf_models.hf_model(NAME)
+    return theirs, other(theirs)
+
+
+def windows() -> np.ndarray:
+    return np.random.default_rng(3).integers(0, 97, (7, 16))
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 3 * 16, 4096])
+def test_it_is_that_of_torch(batch_tokens: int) -> None:
+    """Also where the last batch is not full: what fills it does not count."""
+    dense, pruned = pair()
+    tokens = torch.tensor(windows())
+    with torch.no_grad():
+        first, second = (model(tokens).logits[:, :-1].double().log_softmax(-1) for model in (dense, pruned))
+    expected = torch.nn.functional.kl_div(second, first, reduction="sum", log_target=True) / (7 * 15)
+    found = mean_divergence(ported(dense), ported(pruned), windows(), batch_tokens)
+    assert 1e-3 < found < 1
+    assert found == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_it_is_that_of_numpy_and_has_a_direction() -> None:
+    dense, pruned = map(ported, pair())
+    first, second = (np.asarray(spap.logits(model, windows()), np.float64)[:, :-1] for model in (dense, pruned))
+    p, q = (np.exp(logits) / np.exp(logits).sum(-1, keepdims=True) for logits in (first, second))
+    assert spap.divergence(dense, pruned, windows()) == pytest.approx((p * np.log(p / q)).sum(-1).mean(), rel=1e-4)
+    assert spap.divergence(pruned, dense, windows()) == pytest.approx((q * np.log(q / p)).sum(-1).mean(), rel=1e-4)
+
+
+def test_a_model_does_not_differ_from_itself() -> None:
+    model = ported(hf_models.hf_model(NAME))
+    same = dataclasses.replace(model, params=jax.tree.map(np.copy, model.params))
+    assert spap.divergence(model, same, windows()) == pytest.approx(0, abs=1e-9)
+
+
+def test_perplexities_come_along() -> None:
+    dense, pruned = map(ported, pair())
+    both = compare(dense, pruned, windows(), batch_tokens=3 * 16)
+    assert both.dense == pytest.approx(perplexity(dense, windows()), rel=1e-5)
+    assert both.pruned == pytest.approx(perplexity(pruned, windows()), rel=1e-5)
+
+
+def test_refusals() -> None:
+    model = ported(hf_models.hf_model(NAME))
+    with pytest.raises(spap.UserError, match="divergence needs windows"):
+        spap.divergence(model, model, np.zeros((2, 1), int))
+    wide = dataclasses.replace(model, config=dataclasses.replace(model.config, vocabulary=98))
+    with pytest.raises(spap.UserError, match="vocabularies of 97 and 98 tokens"):
+        spap.divergence(model, wide, windows())
+    short = dataclasses.replace(model, config=dataclasses.replace(model.config, positions=8))
+    with pytest.raises(spap.UserError, match="8 positions"):
+        spap.divergence(model, short, windows())
