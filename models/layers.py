@@ -95,7 +95,8 @@ def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array,
     """
     (batch, length, heads, head_dim), groups = q.shape, k.shape[1]
     queries = q.reshape(batch, length, groups, heads // groups, head_dim).transpose(0, 2, 3, 1, 4)
-    attend = functools.partial(_attend, offset=offset)
+    # Gradients compute the scores again, a group at a time: kept, they would be the largest thing in memory.
+    attend = jax.checkpoint(functools.partial(_attend, offset=offset))
     if length == 1:
         out = jax.vmap(jax.vmap(attend, in_axes=(0, 0, 0, None)))(queries, k, v, valid)
     else:

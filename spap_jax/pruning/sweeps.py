@@ -96,11 +96,14 @@ def sweep(
 
 
 @functools.partial(jax.jit, static_argnames=("config", "steps"))
-@full_precision
 def _descend(
     config: DecoderConfig, steps: Steps, outer: Params, layers: Params, index: int, fitted: Streams, key: jax.Array
 ) -> Params:
-    """The MLP of one block after minibatch steps; they decay to zero, so that it ends settled."""
+    """The MLP of one block after minibatch steps; they decay to zero, so that it ends settled.
+
+    Products are as exact as the device makes them by itself: minibatches are noisier, and what comes of the steps is
+    judged at full precision.
+    """
     block = _at(layers, index)
     sequences = Streams(*(chunks.reshape(-1, *chunks.shape[2:]) for chunks in fitted))
     count = len(sequences.pruned)
