@@ -163,14 +163,13 @@ def _rest(config: DecoderConfig, layers: Params, index: int | jax.Array, mlp: Pa
     One program serves every block: those before it are passed by. Gradients need the stream between blocks only, and
     compute what is inside of one again.
     """
-    apply = jax.checkpoint(lambda x, layer: _apply(config, layer, x))
 
-    def step(x: jax.Array, numbered: tuple[jax.Array, Params]) -> tuple[jax.Array, None]:
-        number, layer = numbered
-        return jax.lax.cond(number > index, apply, lambda x, _: x, x, layer), None
+    @jax.checkpoint  # outside of the condition, whose gradient would keep a copy of every block's weights
+    def step(x: jax.Array, number: jax.Array) -> tuple[jax.Array, None]:
+        return jax.lax.cond(number > index, lambda x: _apply(config, _at(layers, number), x), lambda x: x, x), None
 
     x = _apply(config, _at(layers, index) | {"mlp": mlp}, x)
-    return jax.lax.scan(step, x, (jnp.arange(config.layers), layers))[0]
+    return jax.lax.scan(step, x, jnp.arange(config.layers))[0]
 
 
 def _token_divergences(config: DecoderConfig, outer: Params, dense: jax.Array, pruned: jax.Array) -> jax.Array:
