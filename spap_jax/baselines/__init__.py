@@ -37,7 +37,7 @@ class Layer(NamedTuple):
     key: Array
 
 
-class Effort(NamedTuple):
+class Search(NamedTuple):
     """How hard to search, static but for the penalty.
 
     Attributes:
@@ -55,31 +55,31 @@ class Method(NamedTuple):
     """A way to prune.
 
     Attributes:
-        select: (layer, k, effort) -> [k] int32 channels to keep, ascending, before any swaps.
+        select: (layer, k, search) -> [k] int32 channels to keep, ascending, before any swaps.
         update: What its paper does with the weights kept: "none", "bias", "refit" or "alternate".
         swaps: Whether exact swaps end the selection.
     """
 
-    select: Callable[[Layer, int, Effort], Array]
+    select: Callable[[Layer, int, Search], Array]
     update: str
     swaps: bool = False
 
 
-def _by_score(score: Callable[[Layer], Array]) -> Callable[[Layer, int, Effort], Array]:
-    return lambda layer, keep, effort: criteria.highest(score(layer), keep)
+def _by_score(score: Callable[[Layer], Array]) -> Callable[[Layer, int, Search], Array]:
+    return lambda layer, keep, search: criteria.highest(score(layer), keep)
 
 
 _wanda = _by_score(lambda layer: criteria.wanda(layer.problem.weight, layer.mean, layer.variance))
 
 METHODS: dict[str, Method] = {
-    "spap": Method(lambda layer, keep, e: select(layer.system, keep, e.penalty, e.steps), "alternate", swaps=True),
+    "spap": Method(lambda layer, keep, s: select(layer.system, keep, s.penalty, s.steps), "alternate", swaps=True),
     "random": Method(_by_score(lambda layer: criteria.random(layer.key, layer.mean.size)), "none"),
     "magnitude": Method(_by_score(lambda layer: criteria.magnitude(layer.problem.weight)), "none"),
     "wanda": Method(_wanda, "none"),
     "flap": Method(_by_score(lambda layer: criteria.flap(layer.problem.weight, layer.variance)), "bias"),
     "fasp": Method(_wanda, "refit"),
-    "obs": Method(lambda layer, keep, effort: criteria.obs(layer.system, keep), "refit"),
-    "osscar": Method(lambda layer, keep, effort: criteria.obs_batches(layer.system, keep), "refit", swaps=True),
+    "obs": Method(lambda layer, keep, search: criteria.obs(layer.system, keep), "refit"),
+    "osscar": Method(lambda layer, keep, search: criteria.obs_batches(layer.system, keep), "refit", swaps=True),
 }
 """The methods by name; what each takes from its paper is told by its criterion in `criteria`."""
 
@@ -89,14 +89,14 @@ def update_used(settings: PruneSettings) -> str:
     return METHODS[settings.method].update if settings.update == "own" else settings.update
 
 
-def select_channels(method: str, layer: Layer, keep: int, effort: Effort) -> Polished:
+def select_channels(method: str, layer: Layer, keep: int, search: Search) -> Polished:
     """Chooses a layer's channels; every choice gets its count of improving swaps, whether it makes swaps or not.
 
     Args:
         method: A key of `METHODS`.
         layer: What to look at, f channels.
         keep: How many channels to keep, k; static, as is `method`.
-        effort: How hard to search.
+        search: How hard to search.
     """
     way = METHODS[method]
-    return polish(layer.system, way.select(layer, keep, effort), effort.swap_rounds if way.swaps else 0)
+    return polish(layer.system, way.select(layer, keep, search), search.swap_rounds if way.swaps else 0)

@@ -114,7 +114,7 @@ def _select(
 ) -> tuple[System, Polished]:
     system = equilibrate(seen.problem, ridge)
     layer = baselines.Layer(seen.problem, system, seen.hidden_mean, seen.variance, key)
-    return system, baselines.select_channels(method, layer, keep, baselines.Effort(penalty, steps, rounds))
+    return system, baselines.select_channels(method, layer, keep, baselines.Search(penalty, steps, rounds))
 
 
 @functools.partial(jax.jit, static_argnames="update")

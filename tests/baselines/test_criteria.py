@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from spap_jax import baselines
-from spap_jax.baselines import METHODS, Effort, Layer, criteria, select_channels
+from spap_jax.baselines import METHODS, Layer, Search, criteria, select_channels
 from spap_jax.settings import METHODS as NAMES
 from spap_jax.settings import UPDATES, PruneSettings
 from spap_jax.solver.problem import Problem, equilibrate, objective
@@ -107,7 +107,7 @@ def test_scores_are_those_of_the_paper_up_to_a_factor(criterion: str, layer: tup
 @pytest.mark.parametrize("method", REFERENCES)
 def test_the_choice_is_that_of_the_paper(method: str, layer: tuple[Exact, Layer]):
     exact, found = layer
-    chosen = _select(method, found, KEEP, Effort())
+    chosen = _select(method, found, KEEP, Search())
     assert chosen.kept.dtype == jnp.int32
     assert chosen.kept.tolist() == REFERENCES[method](exact)
     assert int(chosen.swaps) == 0
@@ -118,8 +118,8 @@ def test_osscar_is_batches_and_then_swaps_until_none_improves(layer: tuple[Exact
     batches = obs64(exact, 10)
     assert criteria.obs_batches(found.system, KEEP).tolist() == batches
     assert batches != obs64(exact)  # otherwise nothing here tells batches from single channels
-    assert _select("osscar", found, KEEP, Effort(swap_rounds=0)).kept.tolist() == batches
-    chosen = _select("osscar", found, KEEP, Effort(swap_rounds=50))
+    assert _select("osscar", found, KEEP, Search(swap_rounds=0)).kept.tolist() == batches
+    chosen = _select("osscar", found, KEEP, Search(swap_rounds=50))
     kept = chosen.kept.tolist()
     after = explained64(exact, kept)
     assert int(chosen.improving) == 0
@@ -138,7 +138,7 @@ def test_batches_to_the_ends(keep: int, layer: tuple[Exact, Layer]):
 
 def test_random_is_a_matter_of_its_key_alone(layer: tuple[Exact, Layer]):
     first, again, other = (
-        _select("random", layer[1]._replace(key=jax.random.key(seed)), KEEP, Effort()).kept.tolist()
+        _select("random", layer[1]._replace(key=jax.random.key(seed)), KEEP, Search()).kept.tolist()
         for seed in (5, 5, 6)
     )
     assert first == again == sorted(set(first))
@@ -180,7 +180,7 @@ def test_the_methods_are_those_of_the_settings_and_their_updates_too():
 
 @partial(jax.jit, static_argnames="method")
 def _against_spap(layer: Layer, method: str):
-    ours, theirs = (select_channels(name, layer, KEEP, Effort()) for name in ("spap", method))
+    ours, theirs = (select_channels(name, layer, KEEP, Search()) for name in ("spap", method))
     return ours, theirs, objective(layer.system, ours.kept), objective(layer.system, theirs.kept)
 
 
