@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 import spap_jax as spap
-from spap_jax.baselines import Effort, Layer, select_channels
+from spap_jax.baselines import Layer, Search, select_channels
 from spap_jax.numerics import full_precision
 from spap_jax.pruning import moments, streams
 from spap_jax.pruning.moments import Moments
@@ -43,7 +43,7 @@ def refitted(method: str, keep: int, seen: Moments) -> tuple[jax.Array, jax.Arra
     settings = spap.PruneSettings()
     system = equilibrate(seen.problem, settings.ridge)
     layer = Layer(seen.problem, system, seen.hidden_mean, seen.variance, jax.random.key(settings.seed))
-    chosen = select_channels(method, layer, keep, Effort())
+    chosen = select_channels(method, layer, keep, Search())
     return relative_error(seen.problem, chosen.kept, refit(system, chosen.kept)), chosen.improving
 
 
