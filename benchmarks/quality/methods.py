@@ -17,6 +17,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "fasp + steps": {"method": "fasp", "update": "alternate"},
     "obs + steps": {"method": "obs", "update": "alternate"},
     "spap, refit only": {"update": "refit"} | _ALL_TOKENS,
+    "spap, low effort": {"effort": "low"},
     "spap": {},
     "spap, high effort": {"effort": "high"},
     "wanda + refit": {"method": "wanda", "update": "refit"} | _ALL_TOKENS,

@@ -39,6 +39,7 @@ LOOKS = {
     "fasp + steps": Look("#e69f00", "s", "-."),
     "obs + steps": Look("#56b4e9", "D", "-."),
     "spap, refit only": Look("#cc79a7", "o"),
+    "spap, low effort": Look("#d55e00", "o", "--"),
     "spap": Look("#d55e00", "o", "-", 2.8),
     "spap, high effort": Look("#0072b2", "*", "-", 2.8),
 }

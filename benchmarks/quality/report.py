@@ -59,6 +59,8 @@ def markdown(rows: Sequence[Row], scope: Scope, plots: Sequence[str] = ()) -> st
             _grid(scope, lambda method, cut, model=model: _perplexity_cell(judge, scope, model, cut, method)),
             "KL divergence from the dense model, nats per token:",
             _grid(scope, lambda method, cut, model=model: _divergence_cell(judge, scope, model, cut, method)),
+            "Seconds to prune, compiling included:",
+            _grid(scope, lambda method, cut, model=model: _seconds_cell(judge, scope, model, cut, method)),
         ]
     return "\n\n".join(parts) + "\n"
 
@@ -93,7 +95,7 @@ in which every token but the first is predicted.
   positive (and not drawn).
 - *range*: of the ratio, over the seeds. *over peer + steps*: the ratio to the better of {" and ".join(STEPPED)}.
 - *{", ".join(STEPPED)}*: a peer's channels with the same steps on the weights as `spap` at its default effort.
-- *spap, refit only*: our channels without steps.
+- *spap, refit only*: our channels without steps; *low effort*: without sweeps; *high effort*: with three, not one.
 - Methods without steps fit all tokens; those with steps hold some sequences out, as they do by default."""
 
 
@@ -172,6 +174,10 @@ def _perplexity_cell(judge: Judge, scope: Scope, model: str, sparsity: float, me
 
 def _divergence_cell(judge: Judge, scope: Scope, model: str, sparsity: float, method: str) -> str:
     return _median(judge.median(model, sparsity, method, lambda row: row.divergence), ".4f", len(scope.seeds))
+
+
+def _seconds_cell(judge: Judge, scope: Scope, model: str, sparsity: float, method: str) -> str:
+    return _median(judge.median(model, sparsity, method, lambda row: row.seconds), ".0f", len(scope.seeds))
 
 
 def _grid(scope: Scope, cell: Callable[[str, float], str]) -> str:
