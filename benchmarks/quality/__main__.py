@@ -45,7 +45,8 @@ def main(
         calibration: Text to calibrate every model on instead.
         evaluation: Text to judge every model on instead.
         sparsity: Fractions of channels to remove: 0.1 0.2 0.3 0.5 where absent.
-        method: Names of methods; all of them where absent.
+        method: Names of methods, or one with settings of its own: "spap with sweeps=2 ridge=0.001"; all methods where
+            absent.
         seed: Seeds of the calibration draw and of the pruning: 0 1 2 where absent.
         sequences: Calibration sequences of 256 tokens: 1024 where absent, as many tokens as the 128 sequences of 2048
             that ``spap prune`` takes by default.

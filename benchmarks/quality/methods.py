@@ -49,12 +49,28 @@ QUICK_TARGET = 0.70
 def settings_of(method: str, sparsity: float, seed: int) -> spap.PruneSettings:
     """The settings of one run.
 
+    Args:
+        method: A key of `METHODS`, or one with settings of its own, such as "spap with sweeps=2 ridge=0.001".
+        sparsity: Fraction of channels to remove.
+        seed: Of every random choice.
+
     Raises:
-        UserError: the method is unknown, or the sparsity out of range.
+        UserError: the method is unknown, or a setting is none or out of range.
     """
-    if method not in METHODS:
-        raise spap.UserError(f"unknown method {method!r}; the methods are {'; '.join(METHODS)}.")
-    return spap.PruneSettings().replace(sparsity=sparsity, seed=seed, **METHODS[method])
+    name, _, changes = method.partition(" with ")
+    if name not in METHODS:
+        raise spap.UserError(f"unknown method {name!r}; the methods are {'; '.join(METHODS)}.")
+    settings = spap.PruneSettings().replace(sparsity=sparsity, seed=seed, **METHODS[name])
+    return settings.replace(**dict(_change(words) for words in changes.split()))
+
+
+def _change(words: str) -> tuple[str, Any]:
+    """The setting and value of words such as ridge=0.001; what is no number is text."""
+    name, _, value = words.partition("=")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
 def settings_hash(settings: spap.PruneSettings) -> str:

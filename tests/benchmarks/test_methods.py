@@ -21,6 +21,18 @@ def test_settings_are_what_the_names_say() -> None:
         settings_of("sparsegpt", 0.2, 0)
 
 
+def test_a_method_may_come_with_settings() -> None:
+    changed = settings_of("spap, high effort with ridge=0.001 steps=50 method=obs", 0.2, 0)
+    assert changed == spap.PruneSettings(sparsity=0.2, effort="high", ridge=0.001, steps=50, method="obs")
+    for words, sentence in (
+        ("speed=1", "unknown setting speed"),
+        ("sweeps=-1", "sweeps must be"),
+        ("ridge", "ridge must"),
+    ):
+        with pytest.raises(spap.UserError, match=sentence):
+            settings_of(f"spap with {words}", 0.2, 0)
+
+
 def test_hashes_change_with_every_setting() -> None:
     settings = spap.PruneSettings()
     changed = [settings.replace(**{name: value}) for name, value in (("seed", 1), ("sparsity", 0.2), ("ridge", 1e-3),
