@@ -6,15 +6,13 @@ what the achieved rates are compared with. Targets are shown, never asserted: ot
 """
 
 import json
-import math
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +21,10 @@ from cyclopts import App
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.operations import Size, Split, operations
 from spap_jax import checkpoint
 from spap_jax.model import Model, Source
 from spap_jax.models import decoder
-from spap_jax.models.cost import attended_pairs
 from spap_jax.models.registry import family_of
 from spap_jax.pruning import streams
 
@@ -39,40 +37,9 @@ TARGET_SELECTION = 10.0
 ROOM = 2**30
 """Bytes of memory beside the weights and the streams."""
 
-GUESTS = 0.25
-"""Channels that may return in a step of the selection, for every channel that leaves."""
-
 out = Console(highlight=False, width=110)
 err = Console(stderr=True, highlight=False)
 app = App(name="prune_time", help=__doc__)
-
-
-@dataclass(frozen=True)
-class Size:
-    """Sizes of the random LLaMA and of its calibration; letters of ``docs/architecture.md``."""
-
-    layers: int = 8
-    d: int = 1024
-    f: int = 4096
-    n: int = 16
-    m: int = 4
-    vocabulary: int = 1024
-    sequences: int = 8
-    length: int = 2048
-
-
-@dataclass(frozen=True)
-class Split:
-    """Tokens that are fitted and held out, and channels that are kept."""
-
-    fitted: int
-    held_out: int
-    k: int
-
-    @property
-    def tokens(self) -> int:
-        """All of them."""
-        return self.fitted + self.held_out
 
 
 def write_random_llama(folder: Path, size: Size, seed: int = 0) -> None:
@@ -111,76 +78,6 @@ def matmul_rate(size: int = 2048, repeats: int = 7) -> float:
     return 2 * size**3 / median(seconds)
 
 
-# Floating-point operations of one layer: matrix products and factorisations, two for each multiplication. What is
-# linear in the activations (norms, rotary embedding, softmax) is left out.
-
-
-def streams_operations(size: Size, split: Split) -> float:
-    """``pruning/streams.py``: both streams through attention, one through the dense and one through the narrow MLP."""
-    heads = size.d  # n x h
-    groups = size.d * size.m // size.n  # m x h
-    projections = 4 * size.d * heads + 4 * size.d * groups
-    attention = 4 * attended_pairs(size.length) / size.length * heads
-    mlps = 6 * size.d * size.f + 6 * size.d * split.k
-    return split.tokens * (2 * (projections + attention) + mlps)
-
-
-def statistics_operations(size: Size, split: Split) -> float:
-    """``pruning/moments.py``: the hidden activations of the fitted tokens, H'H and H'Y."""
-    return split.fitted * (4 * size.d * size.f + 2 * size.f**2 + 2 * size.f * size.d)
-
-
-def selection_operations(size: Size, split: Split, settings: dict) -> float:
-    """``solver/problem.py``, ``penalty.py``, ``swap.py``; rounds of swaps that the report does not count are left out.
-
-    Cholesky f^3 / 3; the dense tableau solves for f + d columns at 2 f^2 each; a pivot of b channels costs
-    2 f (f + d) b; the tableau of the polish solves for f + d columns of the kept channels.
-    """
-    f, d, k = size.f, size.d, split.k
-    b = math.ceil((f - k) / settings["penalty_steps"])
-    moved = (b + 2 * math.ceil(GUESTS * b)) * math.ceil((f - k) / b)
-    penalty = f**3 / 3 + 2 * f**2 * (f + d) + 2 * f * (f + d) * moved
-    polish = k**3 / 3 + 2 * k**2 * (f + d) + 2 * (f - k) * k * (f - k + d)
-    return penalty + polish + 2 * k * (f - k) * d
-
-
-def refit_operations(size: Size, split: Split) -> float:
-    """``solver/problem.py``: Cholesky of the kept channels, and a solve for d columns."""
-    return split.k**3 / 3 + 2 * split.k**2 * size.d
-
-
-def output_operations(size: Size, tokens: int, k: int) -> float:
-    """The narrow MLP once over tokens: gate, up, down."""
-    return 6 * tokens * size.d * k
-
-
-def alternating_operations(size: Size, split: Split, settings: dict) -> float:
-    """``solver/alternating.py``, all rounds whether taken or not.
-
-    A step multiplies gate and up twice (forward, gradient of the weights) and down three times (that of its input too).
-    The closed form passes over the fitted tokens for H, H V, H'H and H'E, factorises and solves. Errors are measured
-    over all tokens before the first round and after each.
-    """
-    d, k, rounds = size.d, split.k, settings["rounds"]
-    step = 2 * 7 * d * k * min(settings["step_tokens"], split.fitted)
-    passed = split.fitted * (2 * k**2 + 2 * k * d) + output_operations(size, split.fitted, k)
-    judged = output_operations(size, split.tokens, k)
-    each = settings["steps"] * step + passed + refit_operations(size, split) + judged
-    return rounds * each + judged
-
-
-def operations(size: Size, split: Split, settings: dict) -> dict[str, float]:
-    """Of one layer, by the report's phases."""
-    return {
-        "streams": streams_operations(size, split),
-        "statistics": statistics_operations(size, split),
-        "selection": selection_operations(size, split, settings),
-        "refit": refit_operations(size, split),
-        "alternating": alternating_operations(size, split, settings),
-        "errors": 3 * output_operations(size, split.tokens, split.k),
-    }
-
-
 def run_prune(folder: Path, size: Size, words: list[str]) -> dict:
     """Runs the command on a random checkpoint and random tokens, and returns its report."""
     write_random_llama(folder / "dense", size)
@@ -203,13 +100,19 @@ def split_of(size: Size, report: dict) -> Split:
 
 
 def show_phases(report: dict, counted: dict[str, float], rate: float) -> dict[str, float]:
-    """Prints seconds and rates by phase; returns the seconds of a layer that compiles nothing."""
+    """Prints seconds and rates by phase; returns the seconds of a layer that compiles nothing.
+
+    Of the sweeps, the average over the blocks is shown: the first ones have more blocks after them.
+    """
     first, *rest = (layer["seconds"] for layer in report["layers"])
     rest = rest or [first]
+    sweeps = [step["seconds"]["sweeps"] for step in report["sweeps"]]
     table = Table(title="one layer", title_justify="left", show_edge=False, pad_edge=False)
     for name in ("phase", "seconds", "first layer: more", "GFLOP", "GFLOP/s", "of matmul rate"):
         table.add_column(name, justify="left" if name == "phase" else "right")
     steady = {phase: median(layer.get(phase, 0.0) for layer in rest) for phase in first}
+    if sweeps:
+        steady["sweeps"] = first["sweeps"] = mean(sweeps)
     for phase, seconds in steady.items():
         row = (phase, f"{seconds:.2f}", f"{first[phase] - seconds:+.2f}")
         if phase in counted:
