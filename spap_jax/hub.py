@@ -29,7 +29,7 @@ def require_hub(what: str, remedy: str, *, seconds: float = 4.0) -> None:
     """
     from huggingface_hub import constants
 
-    reason = _unreachable(seconds)
+    reason = hub_problem(seconds)
     if reason is not None:
         raise UserError(
             f"{what} is not on this machine and the hub {constants.ENDPOINT} cannot be reached ({reason}): {remedy}"
@@ -95,8 +95,12 @@ def cached_splits(repo: str, config: str | None) -> Mapping[str, Iterable[Any]] 
         return None
 
 
-def _unreachable(seconds: float) -> str | None:
-    """Why the hub does not answer, or None if it does. In a thread: a name look-up obeys no timeout."""
+def hub_problem(seconds: float = 4.0) -> str | None:
+    """Why the hub does not answer, or None if it does.
+
+    Args:
+        seconds: How long the attempt to connect may take; with the look-up of its name, twice that.
+    """
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
 
@@ -109,7 +113,7 @@ def _unreachable(seconds: float) -> str | None:
         except Exception as error:  # every failure to get an answer means the same here
             reasons.append("HF_HUB_OFFLINE is set" if constants.is_offline_mode() else first_line(error))
 
-    thread = threading.Thread(target=ask, daemon=True)
+    thread = threading.Thread(target=ask, daemon=True)  # a name look-up obeys no timeout
     thread.start()
     thread.join(2 * seconds)
     return reasons[0] if reasons else f"no answer within {2 * seconds:g} seconds"

@@ -1,4 +1,4 @@
-"""The command line: ``spap prune | eval | bench | convert``."""
+"""The command line: ``spap prune | eval | bench | convert | doctor``."""
 
 import ctypes
 import sys

@@ -10,6 +10,7 @@ from cyclopts.config import Toml
 from spap_jax import __version__
 from spap_jax.cli.bench import bench
 from spap_jax.cli.convert import convert
+from spap_jax.cli.doctor import doctor
 from spap_jax.cli.evaluate import evaluate
 from spap_jax.cli.prune import prune
 from spap_jax.errors import UserError
@@ -25,6 +26,7 @@ app.command(prune)
 app.command(evaluate, name="eval")
 app.command(bench)
 app.command(convert)
+app.command(doctor)
 
 
 @app.meta.default

@@ -1,4 +1,4 @@
-"""The four commands from the first word to the last file."""
+"""The commands from the first word to the last file."""
 
 import json
 import re
@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from commands import (
@@ -202,7 +203,7 @@ def test_convert_there_and_back(variant: str, tmp_path: Path, capsys):
     assert left(tmp_path) == ["half", "in", "orbax", "out"]
 
 
-@pytest.mark.parametrize("words", [(), ("prune",), ("eval",), ("bench",), ("convert",)])
+@pytest.mark.parametrize("words", [(), ("prune",), ("eval",), ("bench",), ("convert",), ("doctor",)])
 def test_help_fits_a_terminal(words: tuple[str, ...], capsys):
     said = spap(capsys, *words, "--help")
     assert said.code == 0
@@ -214,13 +215,25 @@ def test_help_fits_a_terminal(words: tuple[str, ...], capsys):
             assert f"--{field.replace('_', '-')} " in said.out
 
 
+def test_the_doctor_tells_devices_versions_and_why_the_hub_is_silent(monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    said = spap(capsys, "doctor")
+    assert said.code == 0
+    assert [line.split()[-2] for line in said.out.splitlines() if "the machine's" in line] == ["the"] * len(
+        jax.devices()
+    )
+    assert re.search(rf"^jax +{re.escape(jax.__version__)}$", said.out, re.MULTILINE)
+    assert re.search(r"^torch +\S", said.out, re.MULTILINE)
+    assert re.search(r"the hub cannot be reached: .+; local folders work$", said.out)
+
+
 def test_help_of_the_module_starts_no_jax():
     program = "import sys\nfrom spap_jax.cli import main\nmain(['prune', '--help'])\nsys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 0
     run = process("--help")
     out, err = run.communicate()
     assert (run.returncode, err) == (0, "")
-    assert all(command in out for command in ("prune", "eval", "bench", "convert"))
+    assert all(command in out for command in ("prune", "eval", "bench", "convert", "doctor"))
     assert process("--version").communicate()[0] == f"spap-jax {spap_jax.__version__}\n"
 
 

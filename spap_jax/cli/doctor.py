@@ -1,0 +1,61 @@
+"""``spap doctor``."""
+
+
+def doctor() -> None:
+    """Show what this machine offers: devices and their memory, versions, and whether the hub can be reached.
+
+    The first thing to look at, and to send along, when something goes wrong.
+    """
+    import jax
+
+    from spap_jax.cli import console
+    from spap_jax.hub import hub_problem
+    from spap_jax.pruning.report import versions
+
+    with console.waiting("looking around"):
+        devices = [(str(device), device.device_kind, _memory_of(device)) for device in jax.devices()]
+        hub = hub_problem()
+        found = {name: version for name, version in versions().items() if name != "device"} | _optional_versions()
+    hub_words = "the hub answers" if hub is None else f"the hub cannot be reached: {hub}; local folders work"
+    console.table("devices", ("device", "kind", "memory"), devices)
+    for name, value in (*_machine(), *found.items()):
+        console.out.print(f"{name:<18} {value}")
+    console.out.print(hub_words)
+
+
+def _memory_of(device) -> str:
+    """What the device says of its memory; CPUs say nothing."""
+    from spap_jax.cli.console import bytes_text
+
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    return bytes_text(limit) if limit else "the machine's"
+
+
+def _machine() -> list[tuple[str, str]]:
+    import os
+    import platform
+    import shutil
+
+    import jax
+
+    from spap_jax.cli.console import bytes_text
+
+    rows = [("system", platform.platform()), ("cores", str(os.cpu_count()))]
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        rows.append(("memory", bytes_text(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))))
+    rows.append(("free disk here", bytes_text(shutil.disk_usage(".").free)))
+    rows.append(("processes", str(jax.process_count())))
+    return rows
+
+
+def _optional_versions() -> dict[str, str]:
+    """Of what only some commands need."""
+    import importlib.metadata
+
+    def version(name: str) -> str:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            return "not installed"
+
+    return {name: version(name) for name in ("torch", "orbax-checkpoint", "datasets", "huggingface-hub")}

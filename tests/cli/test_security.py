@@ -1,0 +1,79 @@
+"""What strangers' files and servers cannot do; the rest of ``docs/security.md`` is tested where the files are read."""
+
+import contextlib
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+from commands import STORIES, process
+
+import spap_jax as spap
+
+SECRET = "hf_abcdefghijklmnopqrstuvwxyz12345678"
+
+
+def test_a_tokenizers_own_code_is_not_run(tmp_path: Path):
+    folder, marker = tmp_path / "in", tmp_path / "ran"
+    folder.mkdir()
+    for name in ("tokenizer.json", "config.json"):
+        (folder / name).write_bytes((STORIES / name).read_bytes())
+    (folder / "evil.py").write_text(f"open({str(marker)!r}, 'w')\nclass Evil: pass\n")
+    code = {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(code))
+    text = tmp_path / "text.txt"
+    text.write_text("Once upon a time there was a cat.\n\n" * 40)
+    with contextlib.suppress(spap.UserError):  # it may do without, or say that it cannot
+        spap.load_tokens(text, tokenizer=folder, sequence_length=16, sequences=2, role="calibration")
+    assert not marker.exists()
+
+
+class Echo(BaseHTTPRequestHandler):
+    """A hub that is up and refuses everything, and says aloud what it was sent."""
+
+    seen: list[str]
+
+    def do_HEAD(self) -> None:
+        self._answer(200 if self.path == "/" else 403)
+
+    def do_GET(self) -> None:
+        self._answer(403)
+
+    def _answer(self, code: int) -> None:
+        sent = str(self.headers.get("authorization"))
+        self.seen.append(sent)
+        body = json.dumps({"error": f"you sent {sent}"}).encode()
+        self.send_response(code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def echo() -> Iterator[tuple[str, list[str]]]:
+    seen: list[str] = []
+    server = HTTPServer(("127.0.0.1", 0), type("Handler", (Echo,), {"seen": seen}))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", seen
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_hub_token_is_never_shown(echo: tuple[str, list[str]], tmp_path: Path):
+    endpoint, seen = echo
+    hub = {"HF_ENDPOINT": endpoint, "HF_TOKEN": SECRET, "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0"}
+    run = process("eval", "owner/secret-model", "--data", tmp_path / "no.npy", **hub)
+    out, err = run.communicate(timeout=120)
+    assert run.returncode == 2, err
+    assert any(SECRET in sent for sent in seen)  # it was sent, so an answer could have brought it back
+    assert SECRET not in out + err
+    assert "owner/secret-model" in err
