@@ -10,8 +10,9 @@ demo: install
 	  --calibration examples/stories_calibration.txt --sequences 256 --sequence-length 256 \
 	  --eval examples/stories_evaluation.txt --output out/llama-stories-30 --overwrite
 
+# Compiling takes most of the time and one core: files are spread over the cores.
 test: install-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 lint: install-dev
 	$(BIN)/ruff format --check .
