@@ -94,7 +94,7 @@ REFERENCES = {
     "fasp": lambda exact: top(wanda64(exact)),
     "obs": obs64,
 }
-_select = jax.jit(select_channels, static_argnames=("method", "keep", "effort"))
+_select = jax.jit(select_channels, static_argnames=("method", "keep", "search"))
 
 
 @pytest.mark.parametrize("criterion", SCORES)
