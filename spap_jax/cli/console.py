@@ -1,7 +1,5 @@
 """What people see while they wait and when it is done. Progress goes to standard error, results to standard output."""
 
-import resource
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -93,12 +91,6 @@ def table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> 
         shown.add_row(*row)
     out.print(title, soft_wrap=True)
     out.print(shown)
-
-
-def peak_memory() -> int:
-    """Highest resident memory of this process, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def bytes_text(count: float) -> str:

@@ -88,7 +88,8 @@ def _hugging_face_folder(model: str) -> Path:
 
 def _prune_into(writer, reader: "Reader", narrow, blocks: "TokenBlocks", judged: "TokenBlocks | None", settings):
     """Prunes block by block into the writer; whole models are held only where there is data to judge them on."""
-    from spap_jax.cli.console import layer_progress, peak_memory
+    from spap_jax import memory
+    from spap_jax.cli.console import layer_progress
     from spap_jax.pruning.pipeline import prune_layers
     from spap_jax.pruning.report import new_report
 
@@ -110,7 +111,7 @@ def _prune_into(writer, reader: "Reader", narrow, blocks: "TokenBlocks", judged:
     if judged:
         after = _perplexity(_stacked(reader, narrow, outer, layers), judged, "after pruning")
         extras["perplexity"] = {"data": judged.description, "before": before, "after": after}
-    extras["peak_memory_bytes"] = peak_memory()
+    extras["peak_memory_bytes"] = memory.peak()
     report = new_report(settings, reader.config, narrow, reader.source.name, blocks, reports)
     return replace(report, extras=extras)
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from spap_jax import memory
 from spap_jax.baselines import update_used
 from spap_jax.errors import UserError
 from spap_jax.models.config import DecoderConfig
@@ -14,7 +15,7 @@ from spap_jax.models.decoder import Params
 from spap_jax.pruning import reduce, streams
 from spap_jax.pruning.layer import Clock, prune_layer
 from spap_jax.pruning.report import LayerReport, SweepReport
-from spap_jax.pruning.sweeps import Steps, sweep
+from spap_jax.pruning.sweeps import Steps, put, room, sweep
 from spap_jax.settings import PruneSettings
 
 
@@ -67,7 +68,7 @@ def prune_layers(
     clock = Clock()
     calibration, held_out = (streams.start(config, outer, part) for part in chunks)
     clock.lap("streams", calibration)
-    layers = []
+    blocks = None
     for index in range(config.layers):
         layer = jax.tree.map(jnp.asarray, read_layer(index))
         clock.lap("reading", layer)
@@ -81,14 +82,16 @@ def prune_layers(
         clock.lap("streams", calibration)
         watch(dataclasses.replace(report, seconds=dict(clock.seconds)))
         if sweeps:
-            layers.append(layer)
+            blocks = put(room(layer, config.layers) if blocks is None else blocks, index, layer)
         else:
             yield index, layer
+        del layer
+        memory.return_scraps()
         clock = Clock()
-    if sweeps:
+    if blocks is not None:
         final = calibration.dense, held_out.dense
         del calibration, held_out
-        yield from _swept(narrow, outer, layers, chunks, final, settings, watch)
+        yield from _swept(narrow, outer, blocks, chunks, final, settings, watch)
 
 
 def _split(tokens: np.ndarray, settings: PruneSettings) -> tuple[np.ndarray, np.ndarray]:
@@ -104,17 +107,15 @@ def _split(tokens: np.ndarray, settings: PruneSettings) -> tuple[np.ndarray, np.
 def _swept(
     config: DecoderConfig,
     outer: Params,
-    layers: list[Params],
+    blocks: Params,
     tokens: tuple[np.ndarray, np.ndarray],
     final: tuple[jax.Array, jax.Array],
     settings: PruneSettings,
     watch: Callable[[LayerReport | SweepReport], None],
 ) -> Iterator[tuple[int, Params]]:
-    """All sweeps; the last one yields its blocks. ``layers`` is emptied, so that they are not held twice."""
+    """All sweeps; the last one yields its blocks, which are stacked [L, ...] and updated in place."""
     sequences = max(1, settings.step_tokens // tokens[0].shape[-1])
     steps = Steps(settings.sweep_steps, sequences, settings.learning_rate)
-    blocks = jax.tree.map(lambda *arrays: jnp.stack(arrays), *layers)
-    layers.clear()
     # The keys of the first pass are folded with the numbers of layers and choices.
     key = jax.random.fold_in(jax.random.key(settings.seed), 2 * config.layers)
     clock = Clock()
@@ -123,4 +124,6 @@ def _swept(
         watch(SweepReport(**done._asdict(), seconds=clock.seconds))
         if done.sweep == settings.sweep_count - 1:
             yield done.layer, layer
+        del layer
+        memory.return_scraps()
         clock = Clock()
