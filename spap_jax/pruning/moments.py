@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from spap_jax import devices
 from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
@@ -47,7 +48,7 @@ def accumulate(config: DecoderConfig, layer: Params, tokens: Tokens) -> Moments:
         parts = (transposed @ h, h.T @ y, h.sum(axis=0), y.sum(axis=0), jnp.square(y).sum())
         return jax.tree.map(jnp.add, total, parts), None
 
-    totals, _ = jax.lax.scan(add, start, tokens)
+    totals = devices.total(lambda own: jax.lax.scan(add, start, own)[0], tokens)
     count = tokens.residual.size // d
     gram, cross, hidden_mean, target_mean, power = jax.tree.map(lambda total: total / count, totals)
     variance = jnp.diagonal(gram) - jnp.square(hidden_mean)

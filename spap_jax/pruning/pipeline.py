@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spap_jax import memory
+from spap_jax import devices, memory
 from spap_jax.baselines import update_used
 from spap_jax.errors import UserError
 from spap_jax.models.config import DecoderConfig
@@ -96,11 +96,13 @@ def prune_layers(
 
 def _split(tokens: np.ndarray, settings: PruneSettings) -> tuple[np.ndarray, np.ndarray]:
     """Calibration and held-out token blocks, each in chunks [C, B, T]."""
-    fitted, chunk = streams.split(len(tokens), settings.held_out, max(1, settings.batch_tokens // tokens.shape[1]))
-    rest = len(tokens) - fitted
+    most, shares = max(1, settings.batch_tokens // tokens.shape[1]), devices.number()
+    fitted, chunk = streams.split(len(tokens), settings.held_out, most, shares)
+    held_out = tokens[fitted:]
+    rest = len(held_out) // shares if len(held_out) % shares == 0 else len(held_out)
     return (
         streams.chunked(tokens[:fitted], chunk),
-        streams.chunked(tokens[fitted:], streams.largest_divisor(rest, chunk) if rest else 1),
+        streams.chunked(held_out, streams.largest_divisor(rest, chunk) if rest else 1),
     )
 
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from spap_jax import devices
 from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Block, Params
@@ -32,18 +33,20 @@ class Streams(NamedTuple):
     pruned: jax.Array
 
 
-def split(count: int, held_out: float, most: int) -> tuple[int, int]:
+def split(count: int, held_out: float, most: int, shares: int = 1) -> tuple[int, int]:
     """How many of ``count`` sequences to fit on, and how many of them make a chunk of at most ``most``.
 
-    The rest is held out; it takes what would leave the last chunk incomplete.
+    The rest is held out; it takes what would leave the last chunk incomplete, or give one of the ``shares`` fewer
+    chunks than another.
     """
     if held_out <= 0 or count == 1:
-        return count, largest_divisor(count, most)
+        return count, largest_divisor(count // shares if count % shares == 0 else count, most)
     fitted = count - min(count - 1, max(1, round(held_out * count)))
-    most = min(most, fitted)
+    shares = min(shares, fitted)
+    most = min(most, fitted // shares)
     # Not the largest chunks at any price: 63 of 128 sequences could be left over.
-    chunk = min(range(most, (most - 1) // 2, -1), key=lambda size: fitted % size)
-    return fitted - fitted % chunk, chunk
+    chunk = min(range(most, (most - 1) // 2, -1), key=lambda size: fitted % (size * shares))
+    return fitted - fitted % (chunk * shares), chunk
 
 
 def largest_divisor(count: int, most: int) -> int:
@@ -64,14 +67,18 @@ def chunked(tokens: np.ndarray, chunk: int) -> np.ndarray:
 
 def embed(config: DecoderConfig, params: Params, chunks: np.ndarray) -> jax.Array:
     """The stream before the first block of token chunks. [C, B, T] -> [C, B, T, d]."""
-    return _embed(config, {"embed": params["embed"]}, jnp.asarray(chunks))
+    return _embed(config, {"embed": params["embed"]}, devices.spread(chunks))
 
 
 @functools.partial(jax.jit, static_argnames="config")
 @full_precision
 def _embed(config: DecoderConfig, params: Params, chunks: jax.Array) -> jax.Array:
     positions = jnp.broadcast_to(jnp.arange(chunks.shape[-1])[None, :], chunks.shape[1:])
-    return jax.lax.map(lambda tokens: decoder.embed(config, params, tokens, positions, jnp.float32), chunks)
+
+    def every(own: jax.Array) -> jax.Array:
+        return jax.lax.map(lambda tokens: decoder.embed(config, params, tokens, positions, jnp.float32), own)
+
+    return devices.apart(every, chunks) if len(chunks) else every(chunks)
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="streams")
@@ -128,5 +135,7 @@ def in_place(one: Callable[[Any], Any], chunks: Any) -> Any:
         done = one(jax.tree.map(lambda a: a[i], chunks))
         return jax.tree.map(lambda a, b: jax.lax.dynamic_update_index_in_dim(a, b, i, 0), chunks, done)
 
-    count = jax.tree.leaves(chunks)[0].shape[0]
-    return jax.lax.fori_loop(0, count, step, chunks) if count else chunks
+    def every(own: Any) -> Any:
+        return jax.lax.fori_loop(0, len(jax.tree.leaves(own)[0]), step, own)
+
+    return devices.apart(every, chunks) if len(jax.tree.leaves(chunks)[0]) else chunks

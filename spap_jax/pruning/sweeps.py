@@ -8,6 +8,7 @@ no part. A step of a block is taken only if the divergence falls on tokens that 
 
 import functools
 import itertools
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple, cast
 
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from spap_jax import memory
+from spap_jax import devices, memory
 from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
@@ -116,8 +117,8 @@ def _descend(
     judged at full precision.
     """
     block = _at(layers, index)
-    sequences = Streams(*(chunks.reshape(-1, *chunks.shape[2:]) for chunks in fitted))
-    count = len(sequences.pruned)
+    shape = fitted.pruned.shape[:2]
+    count = math.prod(shape)
     optimizer = relative_optimizer()
     decay = optax.cosine_decay_schedule(1.0, steps.number)
 
@@ -129,7 +130,7 @@ def _descend(
         mlp, state = carry
         number, key = now
         drawn = jax.random.randint(key, (min(steps.sequences, count),), 0, count)
-        gradient = jax.grad(loss)(mlp, Streams(*(a[drawn] for a in sequences)))
+        gradient = jax.grad(loss)(mlp, devices.draw(fitted, jnp.unravel_index(drawn, shape)))
         updates, state = optimizer.update(gradient, state, mlp)
         size = steps.learning_rate * decay(number)
         return (jax.tree.map(lambda w, u: w - size * u, mlp, updates), state), None
@@ -152,7 +153,7 @@ def _divergence(
         last = _rest(config, layers, index, mlp, chunk.pruned)
         return total + _token_divergences(config, outer, chunk.dense, last).sum(), None
 
-    total, _ = jax.lax.scan(add, jnp.float32(0), chunks)
+    total = devices.total(lambda own: jax.lax.scan(add, jnp.float32(0), own)[0], chunks)
     return total / np.prod(chunks.pruned.shape[:3])
 
 
