@@ -20,8 +20,12 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from spap_jax.quantities import bytes_text, change_text, count_text
+
 if TYPE_CHECKING:
     from spap_jax.pruning.report import LayerReport, SweepReport
+
+__all__ = ["bytes_text", "change_text", "count_text", "err", "layer_progress", "out", "peak_memory", "table", "waiting"]
 
 # No markup: a folder's name may have brackets. Lines are not wrapped: a path in pieces cannot be copied.
 out = Console(highlight=False, markup=False, soft_wrap=True)
@@ -99,22 +103,3 @@ def peak_memory() -> int:
     """Highest resident memory of this process, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def bytes_text(count: float) -> str:
-    """1 234 567 890 -> "1.23 GB"."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
-
-
-def count_text(count: int) -> str:
-    """1234567 -> "1 234 567"."""
-    return f"{count:,}".replace(",", " ")
-
-
-def change_text(before: float, after: float) -> str:
-    """How much smaller or larger, in per cent."""
-    return f"{100 * (after / before - 1):+.1f} %"

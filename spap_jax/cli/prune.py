@@ -1,11 +1,11 @@
 """``spap prune``."""
 
+import functools
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import Parameter
-
+from spap_jax.cli.prune_many import OTHERS, Sparsities, runs
 from spap_jax.settings import PruneSettings
 
 if TYPE_CHECKING:
@@ -21,12 +21,13 @@ def prune(
     *,
     output: Path,
     calibration: str,
+    sparsity: Sparsities = (PruneSettings.sparsity,),
     sequences: int = 128,
     sequence_length: int | None = None,
     eval: str | None = None,
     overwrite: bool = False,
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
-    settings: Annotated[PruneSettings, Parameter(name="*")] = PruneSettings(),  # noqa: B008 (frozen)
+    settings: Annotated[PruneSettings, OTHERS] = PruneSettings(),  # noqa: B008 (frozen)
 ) -> None:
     """Remove MLP channels from every layer and write a smaller checkpoint that stock tools load.
 
@@ -36,6 +37,8 @@ def prune(
         model: Folder or hub id of the checkpoint.
         output: Folder to write; complete or absent.
         calibration: wikitext2, c4, a hub data set, a .txt, .jsonl or .parquet file, or a .npy of token ids.
+        sparsity: Fraction of MLP channels to remove from every layer, between 0 and 1. Several with commas between them
+            make a checkpoint each, in OUTPUT/sparsity-0.1, OUTPUT/sparsity-0.2 and so on.
         sequences: Calibration sequences.
         sequence_length: Tokens in a sequence; 2048, or what the model's positions allow, where absent.
         eval: Data to measure perplexity on before and after; the same kinds as --calibration.
@@ -49,12 +52,14 @@ def prune(
     from spap_jax.data import load_tokens
     from spap_jax.pruning.pipeline import pruned_config
 
-    checkpoint.check_output(output, overwrite)
+    wanted = runs(output, sparsity, settings)
+    for run in wanted:
+        checkpoint.check_output(run.output, overwrite)
     with waiting(f"reading {model}"):
         reader = checkpoint.Reader(_hugging_face_folder(model), name=model)
     config = reader.config
-    narrow = pruned_config(config, settings)
-    checkpoint.check_describable(reader.source, narrow)
+    for run in wanted:
+        checkpoint.check_describable(reader.source, pruned_config(config, run.settings))
     length = chosen_length(sequence_length, config)
     common: dict[str, Any] = {
         "tokenizer": reader.source.folder,
@@ -64,13 +69,17 @@ def prune(
     with waiting(f"tokenising {calibration}"):
         blocks = load_tokens(calibration, sequences=sequences, seed=settings.seed, role="calibration", **common)
         judged = load_tokens(eval, sequences=None, role="evaluation", **common) if eval else None
-    source, dtypes = reader.source, reader.dtypes
-    with checkpoint.Writer(output, narrow, source, dtypes, dtype=dtype, overwrite=overwrite) as writer:
-        report = _prune_into(writer, reader, narrow, blocks, judged, settings)
-        writer.file("spap_report.json", report.to_json())
-        writer.file("README.md", _card(report))
-    _summary(report)
-    err.print(f"wrote {output}")
+    dense = functools.cache(lambda data: _perplexity(reader.model(), data, "before pruning"))
+    for run in wanted:
+        narrow = pruned_config(config, run.settings)
+        with checkpoint.Writer(
+            run.output, narrow, reader.source, reader.dtypes, dtype=dtype, overwrite=overwrite
+        ) as writer:
+            report = _prune_into(writer, reader, narrow, blocks, judged, dense, run.settings)
+            writer.file("spap_report.json", report.to_json())
+            writer.file("README.md", _card(report))
+        _summary(report)
+        err.print(f"wrote {run.output}")
 
 
 def _hugging_face_folder(model: str) -> Path:
@@ -86,13 +95,13 @@ def _hugging_face_folder(model: str) -> Path:
     return folder
 
 
-def _prune_into(writer, reader: "Reader", narrow, blocks: "TokenBlocks", judged: "TokenBlocks | None", settings):
+def _prune_into(writer, reader: "Reader", narrow, blocks: "TokenBlocks", judged: "TokenBlocks | None", dense, settings):
     """Prunes block by block into the writer; whole models are held only where there is data to judge them on."""
     from spap_jax.cli.console import layer_progress, peak_memory
     from spap_jax.pruning.pipeline import prune_layers
     from spap_jax.pruning.report import new_report
 
-    before = _perplexity(reader.model(), judged, "before pruning") if judged else None
+    before = dense(judged) if judged else None
     outer = reader.outer()
     writer.outer(outer)
     reports: list[LayerReport | SweepReport] = []
