@@ -91,7 +91,7 @@ def errors(record: Record, stages: Sequence[str]) -> Plot:
             linestyle=TOKENS[tokens],
             linewidth=1.6,
             marker="o",
-            markersize=4,
+            markersize=4 if len(layers) < 24 else 0,
             markerfacecolor=colour if tokens == "calibration" else LIGHT["page"],
         )
     axes.set_ylim(bottom=0)
