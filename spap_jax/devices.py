@@ -52,6 +52,11 @@ def join(coordinator: str | None, processes: int | None, process_id: int | None)
         raise UserError(f"the processes of the run could not be joined: {first_line(error)}.") from error
 
 
+def leads() -> bool:
+    """Whether this is the process that prints and writes."""
+    return jax.process_index() == 0
+
+
 @contextmanager
 def sharing(count: int | None) -> Iterator[None]:
     """Spreads the sequences of what runs inside over devices.

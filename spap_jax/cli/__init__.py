@@ -1,4 +1,4 @@
-"""The command line: ``spap prune | eval | bench | convert | doctor``."""
+"""The command line: ``spap prune | eval | bench | report | convert | doctor``."""
 
 import sys
 from collections.abc import Sequence
@@ -27,6 +27,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"spap: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("spap: interrupted; nothing was written.", file=sys.stderr)
+        print("spap: interrupted; nothing unfinished was written.", file=sys.stderr)
         return 130
     return 0

@@ -18,8 +18,12 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from spap_jax.quantities import bytes_text, change_text, count_text
+
 if TYPE_CHECKING:
     from spap_jax.pruning.report import LayerReport, SweepReport
+
+__all__ = ["bytes_text", "change_text", "count_text", "err", "layer_progress", "out", "table", "waiting"]
 
 # No markup: a folder's name may have brackets. Lines are not wrapped: a path in pieces cannot be copied.
 out = Console(highlight=False, markup=False, soft_wrap=True)
@@ -91,22 +95,3 @@ def table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> 
         shown.add_row(*row)
     out.print(title, soft_wrap=True)
     out.print(shown)
-
-
-def bytes_text(count: float) -> str:
-    """1 234 567 890 -> "1.23 GB"."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
-
-
-def count_text(count: int) -> str:
-    """1234567 -> "1 234 567"."""
-    return f"{count:,}".replace(",", " ")
-
-
-def change_text(before: float, after: float) -> str:
-    """How much smaller or larger, in per cent."""
-    return f"{100 * (after / before - 1):+.1f} %"

@@ -1,6 +1,5 @@
 """``spap eval``."""
 
-import json as json_format
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,8 +28,8 @@ def evaluate(
     """
     from spap_jax import checkpoint
     from spap_jax.cli.console import out, waiting
+    from spap_jax.cli.json_file import write_json
     from spap_jax.data import load_tokens
-    from spap_jax.errors import UserError
     from spap_jax.evaluation.perplexity import perplexity
 
     with waiting(f"reading {model}"):
@@ -61,10 +60,7 @@ def evaluate(
             "sequence_length": length,
             "seconds": seconds,
         }
-        try:
-            json.write_text(json_format.dumps(result, indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"{json} cannot be written ({error.strerror}): name another file.") from error
+        write_json(json, result)
 
 
 def chosen_length(asked: int | None, config: "DecoderConfig") -> int:

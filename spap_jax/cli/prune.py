@@ -1,11 +1,11 @@
 """``spap prune``."""
 
+import functools
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import Parameter
-
+from spap_jax.cli.prune_many import OTHERS, Sparsities, runs
 from spap_jax.settings import PruneSettings
 
 if TYPE_CHECKING:
@@ -21,12 +21,17 @@ def prune(
     *,
     output: Path,
     calibration: str,
+    sparsity: Sparsities = (PruneSettings.sparsity,),
     sequences: int = 128,
     sequence_length: int | None = None,
     eval: str | None = None,
     overwrite: bool = False,
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
-    settings: Annotated[PruneSettings, Parameter(name="*")] = PruneSettings(),  # noqa: B008 (frozen)
+    devices: int | None = None,
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process_id: int | None = None,
+    settings: Annotated[PruneSettings, OTHERS] = PruneSettings(),  # noqa: B008 (frozen)
 ) -> None:
     """Remove MLP channels from every layer and write a smaller checkpoint that stock tools load.
 
@@ -36,25 +41,36 @@ def prune(
         model: Folder or hub id of the checkpoint.
         output: Folder to write; complete or absent.
         calibration: wikitext2, c4, a hub data set, a .txt, .jsonl or .parquet file, or a .npy of token ids.
+        sparsity: Fraction of MLP channels to remove from every layer, between 0 and 1. Several with commas between them
+            make a checkpoint each, in OUTPUT/sparsity-0.1, OUTPUT/sparsity-0.2 and so on.
         sequences: Calibration sequences.
         sequence_length: Tokens in a sequence; 2048, or what the model's positions allow, where absent.
         eval: Data to measure perplexity on before and after; the same kinds as --calibration.
         overwrite: Replace the output folder if it is a checkpoint.
         dtype: Data type of the weights written; the source's where absent.
+        devices: Over how many devices to spread the sequences; all where absent, but one of a CPU's.
+        coordinator: Host and port of process 0, for a run of several processes; auto on a TPU pod or under SLURM.
+        processes: How many processes there are.
+        process_id: Which one this is, from 0; process 0 prints and writes.
         settings: How to prune.
     """
     from spap_jax import checkpoint
-    from spap_jax.cli.console import err, waiting
+    from spap_jax.cli.console import err, out, waiting
     from spap_jax.cli.evaluate import chosen_length
     from spap_jax.data import load_tokens
-    from spap_jax.pruning.pipeline import pruned_config
+    from spap_jax.devices import join, leads, sharing
+    from spap_jax.pruning.pipeline import prune_layers, pruned_config
 
-    checkpoint.check_output(output, overwrite)
+    wanted = runs(output, sparsity, settings)
+    for run in wanted:
+        checkpoint.check_output(run.output, overwrite)
+    join(coordinator, processes, process_id)
+    out.quiet = err.quiet = not leads()
     with waiting(f"reading {model}"):
         reader = checkpoint.Reader(_hugging_face_folder(model), name=model)
     config = reader.config
-    narrow = pruned_config(config, settings)
-    checkpoint.check_describable(reader.source, narrow)
+    for run in wanted:
+        checkpoint.check_describable(reader.source, pruned_config(config, run.settings))
     length = chosen_length(sequence_length, config)
     common: dict[str, Any] = {
         "tokenizer": reader.source.folder,
@@ -64,13 +80,24 @@ def prune(
     with waiting(f"tokenising {calibration}"):
         blocks = load_tokens(calibration, sequences=sequences, seed=settings.seed, role="calibration", **common)
         judged = load_tokens(eval, sequences=None, role="evaluation", **common) if eval else None
-    source, dtypes = reader.source, reader.dtypes
-    with checkpoint.Writer(output, narrow, source, dtypes, dtype=dtype, overwrite=overwrite) as writer:
-        report = _prune_into(writer, reader, narrow, blocks, judged, settings)
-        writer.file("spap_report.json", report.to_json())
-        writer.file("README.md", _card(report))
-    _summary(report)
-    err.print(f"wrote {output}")
+    dense = functools.cache(lambda data: _perplexity(reader.model(), data, "before pruning"))
+    with sharing(devices):
+        for run in wanted:
+            if not leads():
+                for _ in prune_layers(
+                    config, reader.outer(), reader.layer, blocks.tokens, run.settings, lambda _: None
+                ):
+                    pass
+                continue
+            narrow = pruned_config(config, run.settings)
+            with checkpoint.Writer(
+                run.output, narrow, reader.source, reader.dtypes, dtype=dtype, overwrite=overwrite
+            ) as writer:
+                report = _prune_into(writer, reader, narrow, blocks, judged, dense, run.settings)
+                writer.file("spap_report.json", report.to_json())
+                writer.file("README.md", _card(report))
+            _summary(report)
+            err.print(f"wrote {run.output}")
 
 
 def _hugging_face_folder(model: str) -> Path:
@@ -86,14 +113,16 @@ def _hugging_face_folder(model: str) -> Path:
     return folder
 
 
-def _prune_into(writer, reader: "Reader", narrow, blocks: "TokenBlocks", judged: "TokenBlocks | None", settings):
+def _prune_into(writer, reader: "Reader", narrow, blocks: "TokenBlocks", judged: "TokenBlocks | None", dense, settings):
     """Prunes block by block into the writer; whole models are held only where there is data to judge them on."""
+    import jax
+
     from spap_jax import memory
     from spap_jax.cli.console import layer_progress
     from spap_jax.pruning.pipeline import prune_layers
     from spap_jax.pruning.report import new_report
 
-    before = _perplexity(reader.model(), judged, "before pruning") if judged else None
+    before = dense(judged) if judged else None
     outer = reader.outer()
     writer.outer(outer)
     reports: list[LayerReport | SweepReport] = []
@@ -106,7 +135,7 @@ def _prune_into(writer, reader: "Reader", narrow, blocks: "TokenBlocks", judged:
 
         for index, layer in prune_layers(reader.config, outer, reader.layer, blocks.tokens, settings, watch):
             writer.layer(index, layer)
-            layers += [layer] if judged else []
+            layers += [jax.device_get(layer)] if judged else []  # for this process alone to judge
     extras: dict[str, Any] = {"bytes": {"before": reader.bytes, "after": writer.bytes}}
     if judged:
         after = _perplexity(_stacked(reader, narrow, outer, layers), judged, "after pruning")

@@ -17,6 +17,9 @@ from spap_jax.models.config import DecoderConfig
 from spap_jax.models.registry import FAMILIES
 from spap_jax.settings import PruneSettings
 
+FORMAT = 1
+"""Of the JSON; another number when a field that ``spap report`` reads changes its name or meaning."""
+
 
 @dataclass(frozen=True)
 class Errors:
@@ -116,7 +119,7 @@ class PruneReport:
 
     def to_json(self) -> str:
         """As ``spap_report.json`` stores it; numbers that are not finite become null, as JSON has none."""
-        tree = dataclasses.asdict(self) | {"seconds": self.seconds}
+        tree = {"format": FORMAT} | dataclasses.asdict(self) | {"seconds": self.seconds}
         return json.dumps(_finite(tree), indent=1, allow_nan=False) + "\n"
 
 

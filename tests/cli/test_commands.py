@@ -76,6 +76,7 @@ class TestPruneOfTheBundledModel:
     def test_the_report(self, stories: Path):
         report = json.loads((stories / "spap_report.json").read_text())
         assert report.keys() == {
+            "format",
             "settings",
             "method",
             "model",
@@ -130,13 +131,26 @@ class TestPruneOfTheBundledModel:
         assert f"{read['windows']} of {read['windows']} windows of 64 tokens" in said.out
         assert len(read["sha256"]) == 64
 
-    def test_bench_of_two_models(self, stories: Path, capsys):
-        said = spap(capsys, "bench", STORIES, stories, "--prompt", "16", "--new", "4", "--repeats", "1")
+    def test_bench_of_two_models(self, stories: Path, tmp_path: Path, capsys):
+        file = tmp_path / "found.json"
+        said = spap(capsys, "bench", STORIES, stories, "--prompt", "16", "--new", "4", "--repeats", "1", "--json", file)
         assert said.code == 0
         rows = {line.split("  ")[0]: line.split() for line in said.out.splitlines()}
         assert rows["MLP parameters"][-1] == "1.250x"
         assert {"parameters", "bytes of weights", "prefill, tokens/s", "decode, tokens/s"} <= rows.keys()
         assert re.fullmatch(r"1\.\d{3}x", rows["prefill, tokens/s"][-1])
+        read = json.loads(file.read_text())
+        assert read["workload"] == {"batch": 1, "prompt": 16, "new": 4, "repeats": 1}
+        assert [model["model"] for model in read["models"]] == [str(STORIES), str(stories)]
+        for phase, tokens in (("prefill", 16), ("decode", 1)):
+            (before,), (after,) = (model[f"{phase}_seconds"] for model in read["models"])
+            assert read["models"][1][f"{phase}_tokens_per_second"] == pytest.approx(tokens / after)
+            assert read["speed_up"][phase] == pytest.approx(before / after)
+            assert rows[f"{phase}, tokens/s"][-2:] == [
+                f"{read['speed_up'][phase]:.3f}x",
+                f"{read['by_arithmetic'][phase]:.3f}x",
+            ]
+        assert read["versions"]["jax"] == jax.__version__
 
     def test_overwrite(self, stories: Path, capsys):
         said = spap(capsys, "convert", STORIES, "--output", stories, "--to", "huggingface")
@@ -203,7 +217,7 @@ def test_convert_there_and_back(variant: str, tmp_path: Path, capsys):
     assert left(tmp_path) == ["half", "in", "orbax", "out"]
 
 
-@pytest.mark.parametrize("words", [(), ("prune",), ("eval",), ("bench",), ("convert",), ("doctor",)])
+@pytest.mark.parametrize("words", [(), ("prune",), ("eval",), ("bench",), ("report",), ("convert",), ("doctor",)])
 def test_help_fits_a_terminal(words: tuple[str, ...], capsys):
     said = spap(capsys, *words, "--help")
     assert said.code == 0
@@ -233,7 +247,7 @@ def test_help_of_the_module_starts_no_jax():
     run = process("--help")
     out, err = run.communicate()
     assert (run.returncode, err) == (0, "")
-    assert all(command in out for command in ("prune", "eval", "bench", "convert", "doctor"))
+    assert all(command in out for command in ("prune", "eval", "bench", "report", "convert", "doctor"))
     assert process("--version").communicate()[0] == f"spap-jax {spap_jax.__version__}\n"
 
 

@@ -228,7 +228,7 @@ def test_a_hub_id_without_network(tmp_path: Path, place: Path):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (("dance",), 'Unknown command "dance". Available commands: prune, eval, bench, convert, doctor.'),
+        (("dance",), 'Unknown command "dance". Available commands: prune, eval, bench, report, convert, doctor.'),
         (("eval", STORIES), 'Command "eval" parameter --data requires an argument.'),
         (("eval", STORIES, "--data", EVALUATION, "--sequence-length", "0"), "must be at least 1"),
         (("eval", STORIES, "--data", EVALUATION, "--sequence-length", "513"), "model's 512 positions"),

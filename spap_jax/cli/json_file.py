@@ -1,0 +1,19 @@
+"""Numbers of a command as a file, beside what it prints."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from spap_jax.errors import UserError
+
+
+def write_json(file: Path, result: dict[str, Any]) -> None:
+    """Writes what a command found.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    try:
+        file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{file} cannot be written ({error.strerror}): name another file.") from error
