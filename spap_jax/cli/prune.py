@@ -59,7 +59,7 @@ def prune(
     from spap_jax.cli.evaluate import chosen_length
     from spap_jax.data import load_tokens
     from spap_jax.devices import join, leads, sharing
-    from spap_jax.pruning.pipeline import prune_layers, pruned_config
+    from spap_jax.pruning.pipeline import pruned_config
 
     wanted = runs(output, sparsity, settings)
     for run in wanted:
@@ -84,10 +84,7 @@ def prune(
     with sharing(devices):
         for run in wanted:
             if not leads():
-                for _ in prune_layers(
-                    config, reader.outer(), reader.layer, blocks.tokens, run.settings, lambda _: None
-                ):
-                    pass
+                _prune_along(reader, blocks, run.settings)
                 continue
             narrow = pruned_config(config, run.settings)
             with checkpoint.Writer(
@@ -143,6 +140,14 @@ def _prune_into(writer, reader: "Reader", narrow, blocks: "TokenBlocks", judged:
     extras["peak_memory_bytes"] = memory.peak()
     report = new_report(settings, reader.config, narrow, reader.source.name, blocks, reports)
     return replace(report, extras=extras)
+
+
+def _prune_along(reader: "Reader", blocks: "TokenBlocks", settings) -> None:
+    """The part of a process that does not lead: the same computations on its own sequences, and no result."""
+    from spap_jax.pruning.pipeline import prune_layers
+
+    for _ in prune_layers(reader.config, reader.outer(), reader.layer, blocks.tokens, settings, lambda _: None):
+        pass
 
 
 def _perplexity(model: "Model", judged: "TokenBlocks", when: str) -> float:
