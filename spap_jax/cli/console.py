@@ -78,7 +78,11 @@ class LayerProgress:
 
 def _errors(report) -> str:
     errors = report.held_out or report.calibration
-    return f"error {errors.selection:.4f} > {errors.refit:.4f} > {errors.alternating:.4f}"
+    words = f"error {errors.selection:.4f} > {errors.refit:.4f} > {errors.alternating:.4f}"
+    if report.attention is None:
+        return words
+    errors = report.attention.held_out or report.attention.calibration
+    return f"attention {errors.selection:.4f} > {errors.refit:.4f}, {words}"
 
 
 def _divergences(report) -> str:

@@ -33,7 +33,7 @@ def prune(
     process_id: int | None = None,
     settings: Annotated[PruneSettings, OTHERS] = PruneSettings(),  # noqa: B008 (frozen)
 ) -> None:
-    """Remove MLP channels from every layer and write a smaller checkpoint that stock tools load.
+    """Remove MLP channels (and heads) from every layer and write a smaller checkpoint that stock tools load.
 
     Example: spap prune meta-llama/Llama-3.2-1B --sparsity 0.3 --calibration c4 --output pruned
 
@@ -173,11 +173,14 @@ def _summary(report: "PruneReport") -> None:
     from spap_jax.cli import console
 
     model, extras = report.model, report.extras
+    counts = [("parameters", "parameters"), ("MLP parameters", "mlp_parameters"),
+              ("MLP channels per layer", "intermediate")]  # fmt: skip
+    if fewer_heads := model["kv_heads"]["after"] < model["kv_heads"]["before"]:
+        counts += [("attention heads per layer", "heads"), ("key/value heads per layer", "kv_heads")]
     rows = [
         (name, console.count_text(model[key]["before"]), console.count_text(model[key]["after"]),
          console.change_text(model[key]["before"], model[key]["after"]))
-        for name, key in (("parameters", "parameters"), ("MLP parameters", "mlp_parameters"),
-                          ("MLP channels per layer", "intermediate"))
+        for name, key in counts
     ]  # fmt: skip
     size = extras["bytes"]
     rows.append(("weights on disk", console.bytes_text(size["before"]), console.bytes_text(size["after"]),
@@ -185,8 +188,9 @@ def _summary(report: "PruneReport") -> None:
     if measured := extras.get("perplexity"):
         before, after = measured["before"], measured["after"]
         rows.append(("perplexity", f"{before:.4f}", f"{after:.4f}", console.change_text(before, after)))
-    console.table(f"{model['name']}: {report.settings['sparsity']:.0%} of the MLP channels removed",
-                  ("", "before", "after", "change"), rows)  # fmt: skip
+    removed = f"{report.settings['sparsity']:.0%} of the MLP channels"
+    removed += f" and {1 - model['heads']['after'] / model['heads']['before']:.0%} of the heads" if fewer_heads else ""
+    console.table(f"{model['name']}: {removed} removed", ("", "before", "after", "change"), rows)
     phases = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in report.seconds.items())
     console.out.print(f"seconds: {phases}; peak memory {console.bytes_text(extras['peak_memory_bytes'])}",
                       soft_wrap=True)  # fmt: skip

@@ -17,6 +17,7 @@ from spap_jax import devices
 from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Block, Params
+from spap_jax.models.layers import causal_attention
 from spap_jax.numerics import full_precision
 from spap_jax.solver.alternating import Tokens
 
@@ -85,14 +86,39 @@ def _embed(config: DecoderConfig, params: Params, chunks: jax.Array) -> jax.Arra
 @full_precision
 def enter_mlp(config: DecoderConfig, layer: Params, streams: Streams) -> Streams:
     """Both streams through a dense block's attention, the dense one through its MLP too."""
-    positions = jnp.broadcast_to(jnp.arange(streams.dense.shape[2])[None, :], streams.dense.shape[1:3])
-    valid = jnp.ones_like(positions, dtype=bool)
     piece = functools.partial(decoder.block, config, layer)
 
     def one(chunk: Streams) -> Streams:
-        r = piece(chunk.dense, positions, valid, method=Block.attend)
+        r = piece(chunk.dense, *causal(chunk.dense), method=Block.attend)
         full = r + piece(r, method=mlp_output)
-        return Streams(full, piece(chunk.pruned, positions, valid, method=Block.attend))
+        return Streams(full, piece(chunk.pruned, *causal(chunk.pruned), method=Block.attend))
+
+    return in_place(one, streams)
+
+
+@functools.partial(jax.jit, static_argnames="config", donate_argnames="streams")
+@full_precision
+def enter_attention(config: DecoderConfig, layer: Params, streams: Streams) -> Streams:
+    """The dense stream through a dense block's attention; the pruned one still enters it."""
+    attend = functools.partial(decoder.block, config, layer, method=Block.attend)
+    return in_place(lambda chunk: Streams(attend(chunk.dense, *causal(chunk.dense)), chunk.pruned), streams)
+
+
+@functools.partial(jax.jit, static_argnames="narrow", donate_argnames="streams")
+@full_precision
+def leave_attention(narrow: DecoderConfig, layer: Params, streams: Streams) -> Streams:
+    """After ``enter_attention``, to where ``enter_mlp`` leads: the dense stream through the MLP, which is dense yet.
+
+    Args:
+        narrow: The decoder with fewer heads and the dense MLP.
+        layer: The block so.
+        streams: The dense one after attention, the pruned one before it.
+    """
+    piece = functools.partial(decoder.block, narrow, layer)
+
+    def one(chunk: Streams) -> Streams:
+        pruned = piece(chunk.pruned, *causal(chunk.pruned), method=Block.attend)
+        return Streams(chunk.dense + piece(chunk.dense, method=mlp_output), pruned)
 
     return in_place(one, streams)
 
@@ -110,10 +136,10 @@ def leave_mlp(config: DecoderConfig, layer: Params, streams: Streams) -> Streams
 
 
 def fitting_tokens(streams: Streams) -> Tokens:
-    """What the pruned MLP reads and should add, between the halves of a block.
+    """What a pruned half of a block reads and should add: the MLP between the halves, attention before them.
 
-    The target is the dense block's sum minus what the pruned stream already carries there, so that each block also
-    repairs what the blocks before it broke.
+    The target is the dense stream after that half minus what the pruned stream already carries before it, so that each
+    half also repairs what those before it broke.
     """
     return Tokens(streams.pruned, streams.dense)
 
@@ -121,6 +147,19 @@ def fitting_tokens(streams: Streams) -> Tokens:
 def mlp_output(block: Block, r: jax.Array) -> jax.Array:
     """What the MLP of a block adds. r: [..., d] -> [..., d]."""
     return block.mlp.project(block.mlp.hidden(block.mlp_input(r)))
+
+
+def attended(block: Block, x: jax.Array) -> jax.Array:
+    """What the output projection of a block's attention reads, the heads side by side. x: [B, T, d] -> [B, T, n h]."""
+    positions, valid = causal(x)
+    out = causal_attention(*block.queries_keys_values(x, positions), valid, 0)
+    return out.reshape(*x.shape[:2], -1)
+
+
+def causal(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Positions of the tokens of a stream without padding, and that all may be attended to, each [B, T]."""
+    positions = jnp.broadcast_to(jnp.arange(x.shape[1])[None, :], x.shape[:2])
+    return positions, jnp.ones_like(positions, dtype=bool)
 
 
 def mlp_hidden(block: Block, r: jax.Array) -> jax.Array:

@@ -197,8 +197,7 @@ def _token_divergences(config: DecoderConfig, outer: Params, dense: jax.Array, p
 
 
 def _apply(config: DecoderConfig, layer: Params, x: jax.Array) -> jax.Array:
-    positions = jnp.broadcast_to(jnp.arange(x.shape[1])[None, :], x.shape[:2])
-    return decoder.block(config, layer, x, positions, jnp.ones_like(positions, dtype=bool))
+    return decoder.block(config, layer, x, *streams.causal(x))
 
 
 def _at(layers: Params, index: int | jax.Array) -> Params:
