@@ -166,7 +166,7 @@ def test_models_and_settings_that_differ_are_named(tmp_path: Path) -> None:
 
 
 def test_names_are_only_shown(tmp_path: Path) -> None:
-    names = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "$x^2$ {{ 1 }} \u6a21"]
+    names = ["<script>alert(1)</script> $\\frac$", '"><img src=x onerror=alert(1)>', "{{ 1 }} \u6a21"]
     trees = [report(), report(keep=10)]
     trees[0]["model"]["name"], trees[0]["versions"]["device"], trees[0]["calibration"]["description"] = names
     page, images = render(read_runs([put(tmp_path / f"{place}<b>", tree) for place, tree in enumerate(trees)]))
