@@ -45,9 +45,14 @@ def join(coordinator: str | None, processes: int | None, process_id: int | None)
             "a run of several processes needs all of --coordinator HOST:PORT, --processes and --process-id; "
             "on a TPU pod or under SLURM --coordinator auto is enough."
         )
-    wait = {"initialization_timeout": _JOINING_SECONDS, "heartbeat_timeout_seconds": _SILENT_SECONDS}
     try:
-        jax.distributed.initialize(None if alone else coordinator, processes, process_id, **wait)
+        jax.distributed.initialize(
+            None if alone else coordinator,
+            processes,
+            process_id,
+            initialization_timeout=_JOINING_SECONDS,
+            heartbeat_timeout_seconds=_SILENT_SECONDS,
+        )
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the processes of the run could not be joined: {first_line(error)}.") from error
 
