@@ -63,14 +63,16 @@ def test_chunks_lie_on_their_own_devices(mesh, model):
     assert tokens.residual.is_fully_replicated
 
 
-def test_second_moments_are_reduced_once(mesh, model):
-    found = moments.accumulate.lower(model.config, cases.one_layer(model, 0), spread_tokens(model)).compile()
+@pytest.mark.parametrize("accumulate", [moments.accumulate, moments.accumulate_attention])
+def test_second_moments_are_reduced_once(mesh, model, accumulate):
+    found = accumulate.lower(model.config, cases.one_layer(model, 0), spread_tokens(model)).compile()
     assert collectives(found) == ["all-reduce"]
 
 
-def test_streams_stay_apart(mesh, model):
+@pytest.mark.parametrize("move", [streams.enter_mlp, streams.enter_attention, streams.leave_attention])
+def test_streams_stay_apart(mesh, model, move):
     both = streams.start(model.config, model.params, streams.chunked(cases.random_tokens(sequences=32), 2))
-    found = streams.enter_mlp.lower(model.config, cases.one_layer(model, 0), both).compile()
+    found = move.lower(model.config, cases.one_layer(model, 0), both).compile()
     assert collectives(found) == []
 
 
