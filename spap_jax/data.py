@@ -6,7 +6,7 @@ is cut into windows of T tokens that do not overlap: calibration draws some at r
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -168,7 +168,7 @@ def _tokenise(pieces: Iterable[str], name: str, tokenizer: str | Path | None, en
     """Token ids [N] of a text given in pieces; stops reading once there are `enough` (None: reads all)."""
     if tokenizer is None:
         raise UserError(f"{name} is text and needs a tokenizer: name a model folder that has one, or give token ids")
-    encode = _load_tokenizer(tokenizer)
+    encode = load_tokenizer(tokenizer)
     parts: list[np.ndarray] = []
     for text in _chunks(pieces, CHUNK):
         try:
@@ -199,10 +199,11 @@ def _chunks(pieces: Iterable[str], size: int) -> Iterator[str]:
         yield "".join(held)
 
 
-def _load_tokenizer(named: str | Path) -> Callable[..., Any]:
-    """The tokenizer of a model folder or of a hub id.
+def load_tokenizer(named: str | Path) -> Any:
+    """The tokenizer of a model folder or of a hub id, as transformers loads it.
 
-    Transformers makes an empty tokenizer of a folder that has a config.json only; it is refused.
+    Raises:
+        UserError: It cannot be loaded, or is the empty one that transformers makes of a folder without tokenizer files.
     """
     folder = Path(named).expanduser()
     if folder.is_dir():

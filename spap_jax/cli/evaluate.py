@@ -3,7 +3,7 @@
 import json as json_format
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from spap_jax.models.config import DecoderConfig
@@ -13,24 +13,61 @@ def evaluate(
     model: str,
     /,
     *,
-    data: str,
+    data: str | None = None,
     sequence_length: int | None = None,
     sequences: int | None = None,
+    tasks: str | None = None,
+    task_path: Path | None = None,
+    limit: int | None = None,
     json: Path | None = None,
 ) -> None:
-    """Measure perplexity: exp of the mean negative log-likelihood of every token but the first of each window.
+    """Measure perplexity on --data, or run --tasks of the lm-evaluation-harness.
+
+    Perplexity is exp of the mean negative log-likelihood of every token but the first of each window.
 
     Args:
         model: Folder or hub id of the checkpoint.
         data: wikitext2, c4, a hub data set, a .txt, .jsonl or .parquet file, or a .npy of token ids.
         sequence_length: Tokens in a window; 2048, or what the model's positions allow, where absent.
         sequences: Use the first so many windows; all where absent.
+        tasks: Names of tasks with commas between them, for example arc_easy,hellaswag,piqa,winogrande.
+        task_path: Folder with further tasks (YAML); code that they name is run.
+        limit: Use the first so many examples of each task; all where absent.
         json: Also write the numbers to this file.
     """
+    _check_words(data, (sequence_length, sequences), tasks, (task_path, limit))
+    if json is not None:
+        _check_writable(json)
+    if tasks is None:
+        assert data is not None
+        result = _measure_perplexity(model, data, sequence_length, sequences)
+    else:
+        from spap_jax.cli.tasks import measure_tasks
+
+        result = measure_tasks(model, [name.strip() for name in tasks.split(",") if name.strip()], task_path, limit)
+    if json is not None:
+        _write(json, result)
+
+
+def _check_words(data: str | None, of_data: tuple[Any, ...], tasks: str | None, of_tasks: tuple[Any, ...]) -> None:
+    """Raises UserError unless the words of the command line ask for one measurement."""
+    from spap_jax.errors import UserError
+
+    if (data is None) == (tasks is None):
+        named = "neither" if data is None else "both"
+        raise UserError(f"give one of --data (perplexity) and --tasks (the lm-evaluation-harness); {named} was given.")
+    if tasks is not None and not tasks.strip(", "):
+        raise UserError("--tasks names no task: give names with commas between them, for example arc_easy,piqa.")
+    if any(word is not None for word in (of_tasks if tasks is None else of_data)):
+        raise UserError("--sequence-length and --sequences go with --data, --task-path and --limit with --tasks.")
+    if of_tasks[1] is not None and of_tasks[1] < 1:
+        raise UserError("--limit must be at least 1: give a positive number.")
+
+
+def _measure_perplexity(model: str, data: str, sequence_length: int | None, sequences: int | None) -> dict[str, Any]:
     from spap_jax import checkpoint
     from spap_jax.cli.console import out, waiting
     from spap_jax.data import load_tokens
-    from spap_jax.errors import UserError
     from spap_jax.evaluation.perplexity import perplexity
 
     with waiting(f"reading {model}"):
@@ -50,21 +87,38 @@ def evaluate(
         value = perplexity(loaded, blocks.tokens)
     seconds = time.perf_counter() - start
     out.print(f"perplexity {value:.4f}  ({blocks.description}; {seconds:.1f} s)", soft_wrap=True)
-    if json is not None:
-        result = {
-            "model": model,
-            "perplexity": value,
-            "data": data,
-            "description": blocks.description,
-            "sha256": blocks.sha256,
-            "windows": len(blocks.tokens),
-            "sequence_length": length,
-            "seconds": seconds,
-        }
-        try:
-            json.write_text(json_format.dumps(result, indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"{json} cannot be written ({error.strerror}): name another file.") from error
+    return {
+        "model": model,
+        "perplexity": value,
+        "data": data,
+        "description": blocks.description,
+        "sha256": blocks.sha256,
+        "windows": len(blocks.tokens),
+        "sequence_length": length,
+        "seconds": seconds,
+    }
+
+
+def _check_writable(file: Path) -> None:
+    """Raises UserError for a file that could not be written at the end: a run takes long."""
+    from spap_jax.errors import UserError
+
+    if file.is_dir() or not file.parent.is_dir():
+        raise UserError(f"{file} cannot be written (its folder is not there, or it is one): name another file.")
+
+
+def _write(file: Path, result: dict[str, Any]) -> None:
+    from spap_jax.errors import UserError
+
+    try:
+        file.write_text(json_format.dumps(result, indent=1, default=_plain) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{file} cannot be written ({error.strerror}): name another file.") from error
+
+
+def _plain(value: Any) -> Any:
+    """A numpy number as a number; whatever else JSON has no word for as a text."""
+    return value.item() if hasattr(value, "item") else str(value)
 
 
 def chosen_length(asked: int | None, config: "DecoderConfig") -> int:
