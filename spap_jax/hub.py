@@ -99,15 +99,15 @@ def cached_splits(repo: str, config: str | None) -> Mapping[str, Iterable[Any]] 
 @contextmanager
 def offline() -> Iterator[None]:
     """Keeps the hub's clients to what is cached; they raise ConnectionError for what is not."""
-    import datasets
+    from datasets import config
     from huggingface_hub import constants
 
-    before = datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
-    datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
+    before = config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
+    config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
     try:
         yield
     finally:
-        datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
+        config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
 
 
 def hub_problem(seconds: float = 4.0) -> str | None:

@@ -19,6 +19,7 @@ def evaluate(
     tasks: str | None = None,
     task_path: Path | None = None,
     limit: int | None = None,
+    batch_tokens: int = 4096,
     json: Path | None = None,
 ) -> None:
     """Measure perplexity on --data, or run --tasks of the lm-evaluation-harness.
@@ -27,44 +28,40 @@ def evaluate(
 
     Args:
         model: Folder or hub id of the checkpoint.
-        data: wikitext2, c4, a hub data set, a .txt, .jsonl or .parquet file, or a .npy of token ids.
+        data: wikitext2, c4 (c4:FILE for a local copy), a hub data set, a .txt, .jsonl or .parquet file, or a .npy of
+            token ids.
         sequence_length: Tokens in a window; 2048, or what the model's positions allow, where absent.
         sequences: Use the first so many windows; all where absent.
         tasks: Names of tasks with commas between them, for example arc_easy,hellaswag,piqa,winogrande.
         task_path: Folder with further tasks (YAML); code that they name is run.
         limit: Use the first so many examples of each task; all where absent.
+        batch_tokens: Tokens that a device takes at once: fewer need less memory.
         json: Also write the numbers to this file.
     """
-    _check_words(data, (sequence_length, sequences), tasks, (task_path, limit))
-    if json is not None:
-        _check_writable(json)
-    if tasks is None:
-        assert data is not None
-        result = _measure_perplexity(model, data, sequence_length, sequences)
+    from spap_jax.errors import UserError
+
+    if (data is None) == (tasks is None):
+        given = "neither was" if data is None else "both were"
+        raise UserError(f"give either --data (perplexity) or --tasks (the lm-evaluation-harness); {given} given.")
+    if any(word is not None for word in ((task_path, limit) if tasks is None else (sequence_length, sequences))):
+        raise UserError("--sequence-length and --sequences go with --data, --task-path and --limit with --tasks.")
+    if batch_tokens < 1 or (limit is not None and limit < 1):
+        raise UserError("--batch-tokens and --limit must be at least 1: give positive numbers.")
+    if json is not None and not json.parent.is_dir():  # said before a run that takes long
+        raise UserError(f"{json} cannot be written (there is no folder {json.parent}): name another file.")
+    if data is not None:
+        result = _measure_perplexity(model, data, sequence_length, sequences, batch_tokens)
     else:
         from spap_jax.cli.tasks import measure_tasks
 
-        result = measure_tasks(model, [name.strip() for name in tasks.split(",") if name.strip()], task_path, limit)
+        result = measure_tasks(model, str(tasks), task_path, limit, batch_tokens)
     if json is not None:
         _write(json, result)
 
 
-def _check_words(data: str | None, of_data: tuple[Any, ...], tasks: str | None, of_tasks: tuple[Any, ...]) -> None:
-    """Raises UserError unless the words of the command line ask for one measurement."""
-    from spap_jax.errors import UserError
-
-    if (data is None) == (tasks is None):
-        named = "neither" if data is None else "both"
-        raise UserError(f"give one of --data (perplexity) and --tasks (the lm-evaluation-harness); {named} was given.")
-    if tasks is not None and not tasks.strip(", "):
-        raise UserError("--tasks names no task: give names with commas between them, for example arc_easy,piqa.")
-    if any(word is not None for word in (of_tasks if tasks is None else of_data)):
-        raise UserError("--sequence-length and --sequences go with --data, --task-path and --limit with --tasks.")
-    if of_tasks[1] is not None and of_tasks[1] < 1:
-        raise UserError("--limit must be at least 1: give a positive number.")
-
-
-def _measure_perplexity(model: str, data: str, sequence_length: int | None, sequences: int | None) -> dict[str, Any]:
+def _measure_perplexity(
+    model: str, data: str, sequence_length: int | None, sequences: int | None, batch_tokens: int
+) -> dict[str, Any]:
     from spap_jax import checkpoint
     from spap_jax.cli.console import out, waiting
     from spap_jax.data import load_tokens
@@ -84,7 +81,7 @@ def _measure_perplexity(model: str, data: str, sequence_length: int | None, sequ
         )
     start = time.perf_counter()
     with waiting(f"measuring perplexity on {blocks.tokens.size} tokens"):
-        value = perplexity(loaded, blocks.tokens)
+        value = perplexity(loaded, blocks.tokens, batch_tokens)
     seconds = time.perf_counter() - start
     out.print(f"perplexity {value:.4f}  ({blocks.description}; {seconds:.1f} s)", soft_wrap=True)
     return {
@@ -97,14 +94,6 @@ def _measure_perplexity(model: str, data: str, sequence_length: int | None, sequ
         "sequence_length": length,
         "seconds": seconds,
     }
-
-
-def _check_writable(file: Path) -> None:
-    """Raises UserError for a file that could not be written at the end: a run takes long."""
-    from spap_jax.errors import UserError
-
-    if file.is_dir() or not file.parent.is_dir():
-        raise UserError(f"{file} cannot be written (its folder is not there, or it is one): name another file.")
 
 
 def _write(file: Path, result: dict[str, Any]) -> None:

@@ -5,8 +5,20 @@ from pathlib import Path
 from typing import Any
 
 
-def measure_tasks(model: str, names: list[str], task_path: Path | None, limit: int | None) -> dict[str, Any]:
-    """Runs tasks, prints the table, and returns what goes into a JSON file: the harness's results and our settings.
+def measure_tasks(
+    model: str, listed: str, task_path: Path | None, limit: int | None, batch_tokens: int
+) -> dict[str, Any]:
+    """Runs tasks and prints their table.
+
+    Args:
+        model: Folder or hub id of the checkpoint.
+        listed: Names of tasks with commas between them.
+        task_path: Folder with further tasks.
+        limit: Use the first so many examples of each task.
+        batch_tokens: Tokens that a device takes at once.
+
+    Returns:
+        What goes into a JSON file: what the harness returns, and under ``spap`` our settings and versions.
 
     Raises:
         UserError: lm_eval is not installed, or the tasks or the model cannot be loaded.
@@ -14,15 +26,20 @@ def measure_tasks(model: str, names: list[str], task_path: Path | None, limit: i
     tasks, harness = _modules()
     from spap_jax import checkpoint
     from spap_jax.cli.console import request_progress, waiting
+    from spap_jax.errors import UserError
     from spap_jax.pruning.report import versions
 
+    names = [name.strip() for name in listed.split(",") if name.strip()]
+    if not names:
+        raise UserError("--tasks names no task: give names with commas between them, for example arc_easy,piqa.")
     with waiting(f"looking up {', '.join(names)}"):
         chosen = tasks.choose_tasks(names, task_path)
     with waiting(f"reading {model}"):
         loaded = checkpoint.load(model)
     start = time.perf_counter()
     with request_progress() as watch:
-        results = tasks.run_tasks(harness.HarnessModel(loaded, watch=watch), chosen, limit)
+        adapted = harness.HarnessModel(loaded, batch_tokens=batch_tokens, watch=watch)
+        results = tasks.run_tasks(adapted, chosen, limit)
     seconds = time.perf_counter() - start
     _show(model, results, limit, seconds)
     ours = {"model": model, "tasks": names, "task_path": task_path, "limit": limit, "seconds": seconds}
@@ -38,7 +55,7 @@ def _modules() -> tuple[Any, Any]:
     try:
         from spap_jax.evaluation import harness, tasks
     except ModuleNotFoundError as error:
-        if error.name != "lm_eval":
+        if (error.name or "").split(".")[0] != "lm_eval":
             raise
         raise UserError("--tasks needs lm_eval, which is not installed: pip install 'spap-jax[eval]'.") from error
     return tasks, harness

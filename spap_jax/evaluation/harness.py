@@ -6,10 +6,10 @@ scores can be compared with published ones. Importing this file needs ``lm_eval`
 
 import bisect
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import jax
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, has_bos_prefix, normalize_gen_kwargs, postprocess_generated_text
@@ -37,7 +37,7 @@ class HarnessModel(TemplateLM):
         *,
         tokenizer: str | Path | None = None,
         batch_tokens: int = 4096,
-        devices: Sequence[jax.Device] | None = None,
+        devices: Sequence[Any] | None = None,
         watch: Watch | None = None,
     ) -> None:
         """Puts the model on the devices.
@@ -46,7 +46,7 @@ class HarnessModel(TemplateLM):
             model: The model.
             tokenizer: A model folder or a hub id; the model's own folder where absent.
             batch_tokens: Tokens that a device takes at once.
-            devices: Those that share a batch; all local ones where absent.
+            devices: JAX devices that share a batch; all local ones where absent.
             watch: Told of the progress.
 
         Raises:
@@ -77,7 +77,7 @@ class HarnessModel(TemplateLM):
 
     @property
     def max_length(self) -> int:
-        """Most tokens that the model reads at once."""
+        """Most tokens that the model reads at once: its positions."""
         return self._spread.config.positions
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
@@ -92,10 +92,10 @@ class HarnessModel(TemplateLM):
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
         """Log-likelihood of each whole text: windows of the model's length, the first after the prefix token."""
-        windows = [list(self._windows(*request.args)) for request in requests]
+        windows = [list(self._windows(str(request.args[0]))) for request in requests]
         flat = self._loglikelihood_tokens([(("", ""), *window) for text in windows for window in text])
         values = iter(value for value, _ in flat)
-        return [sum(next(values) for _ in text) for text in windows]
+        return [sum(islice(values, len(text))) for text in windows]
 
     def _windows(self, text: str) -> Iterator[tuple[list[int], list[int]]]:
         """Contexts and continuations that together predict every token of a text once."""
@@ -123,14 +123,14 @@ class HarnessModel(TemplateLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         """What the model writes after each context, up to the first of the stop sequences."""
+        asked: list[Any] = [request.args for request in requests]
         by_settings: dict[str, list[int]] = {}
-        for index, request in enumerate(requests):
-            by_settings.setdefault(repr(request.args[1]), []).append(index)
+        for index, (_, settings) in enumerate(asked):
+            by_settings.setdefault(repr(settings), []).append(index)
         texts: dict[int, str] = {}
         self._watch("texts", 0, len(requests))
         for members in by_settings.values():
-            contexts = [requests[member].args[0] for member in members]
-            for found in self._texts(contexts, requests[members[0]].args[1]):
+            for found in self._texts([asked[member][0] for member in members], asked[members[0]][1]):
                 texts |= {members[index]: text for index, text in found.items()}
                 self._watch("texts", len(texts), len(requests))
         return [texts[index] for index in range(len(requests))]
@@ -148,7 +148,8 @@ class HarnessModel(TemplateLM):
         ]
 
         def ended(tokens: list[int]) -> bool:
-            return not self._ends.isdisjoint(tokens) or _holds(self.tokenizer.decode(tokens), stops)
+            text = self.tokenizer.decode(tokens)
+            return not self._ends.isdisjoint(tokens) or any(stop in text for stop in stops)
 
         for found in continuations(self._spread, prompts, new, ended, self._batch_tokens, sampling):
             yield {index: self._text(tokens, ended, stops) for index, tokens in found.items()}
@@ -166,7 +167,7 @@ class HarnessModel(TemplateLM):
             UserError: a setting that is not known here, as another kind of search.
         """
         known: dict[str, Any] = dict(normalize_gen_kwargs(settings, NEW_TOKENS))
-        stops = handle_stop_sequences(known.pop("until"), eos=self.tokenizer.decode(self.eot_token_id))
+        stops = handle_stop_sequences(known.pop("until"), eos=self.tokenizer.eos_token)
         new, samples = known.pop("max_gen_toks"), known.pop("do_sample")
         drawn = {name: known.pop(name) for name in Sampling._fields if name in known}
         if known:
@@ -179,7 +180,3 @@ class HarnessModel(TemplateLM):
     def get_model_info(self) -> dict[str, Any]:
         """What the harness stores with its results."""
         return {"batch_tokens": self._batch_tokens, "devices": self._spread.mesh.size}
-
-
-def _holds(text: str, stops: list[str]) -> bool:
-    return any(stop in text for stop in stops)

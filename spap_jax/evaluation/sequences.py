@@ -8,7 +8,7 @@ after another, in a loop that the compiler would not split by itself.
 import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ SHORTEST = 32
 SEGMENT = 32
 """Tokens that are written before the host looks whether all texts of a batch have ended."""
 
+GREEDY = Sampling()
 BATCH = P("data")
 CACHE = decoder.Cache(P(None, "data"), P(None, "data"), BATCH, P())  # pyright: ignore[reportArgumentType]
 
@@ -68,7 +69,7 @@ class Score(NamedTuple):
     is_greedy: bool
 
 
-def spread(model: Model, devices: Sequence[jax.Device] | None = None) -> Spread:
+def spread(model: Model, devices: Sequence[Any] | None = None) -> Spread:
     """Puts a model on every one of the devices; on all local ones where none are named."""
     devices = jax.local_devices() if devices is None else devices
     mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
@@ -155,7 +156,7 @@ def continuations(
     new: int,
     ended: Callable[[list[int]], bool],
     batch_tokens: int,
-    sampling: Sampling = Sampling(),
+    sampling: Sampling = GREEDY,
     key: jax.Array | None = None,
 ) -> Iterator[dict[int, list[int]]]:
     """Continues prompts.
@@ -202,9 +203,7 @@ def _read(
     def local(params: decoder.Params, tokens: jax.Array, valid: jax.Array) -> tuple[jax.Array, decoder.Cache]:
         return prefill(config, params, tokens, valid, size)
 
-    split = jax.shard_map(
-        local, mesh=mesh, in_specs=(P(), BATCH, BATCH), out_specs=(BATCH, CACHE), check_vma=False
-    )
+    split = jax.shard_map(local, mesh=mesh, in_specs=(P(), BATCH, BATCH), out_specs=(BATCH, CACHE), check_vma=False)
     return split(params, tokens, valid)
 
 
@@ -260,7 +259,7 @@ def _split(mesh: Mesh, *arrays: np.ndarray) -> list[jax.Array]:
 
 
 def _one_ahead(results: Iterable[tuple[jax.Array, ...]]) -> Iterator[tuple[np.ndarray, ...]]:
-    """Results as numpy arrays, each fetched only when the next one is on its way: the devices never wait for the host."""
+    """Results as numpy arrays, each fetched when the next one is on its way, so that no device waits for the host."""
     waiting = None
     for result in results:
         if waiting is not None:

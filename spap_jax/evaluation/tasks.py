@@ -11,8 +11,8 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lm_eval import simple_evaluate
 from lm_eval.api.model import LM
+from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 
 from spap_jax.errors import UserError
@@ -75,21 +75,22 @@ class _Tasks(TaskManager):
         """Builds tasks and reads their data: what is cached, else what the hub has."""
         names = ", ".join(task_list)
         try:
-            with offline():
-                return super().load(task_list)
-        except ConnectionError:
-            require_hub(f"the data of {names}", REMEDY)
-        except Exception as error:
-            raise _cannot_load(names, error) from error
-        try:
-            return super().load(task_list)
-        except Exception as error:
-            raise _cannot_load(names, error) from error
-
-
-def _cannot_load(names: str, error: Exception) -> UserError:
-    """A task is somebody's configuration, code and data, so any error can come out of it."""
-    return UserError(f"{names} cannot be loaded ({first_line(error)}): mend the task, or {REMEDY}")
+            try:
+                with offline():
+                    loaded = super().load(task_list)
+            except ConnectionError:
+                require_hub(f"the data of {names}", REMEDY)
+                loaded = super().load(task_list)
+        except UserError:
+            raise
+        except Exception as error:  # a task is somebody's configuration, code and data: anything may come of it
+            raise UserError(f"{names} cannot be loaded ({first_line(error)}): mend the task, or {REMEDY}") from error
+        for name, task in loaded["tasks"].items():
+            if getattr(task, "UNSAFE_CODE", False):
+                raise UserError(f"the task {name} runs what the model writes, which is not safe: leave it out.")
+            if getattr(task, "MULTIMODAL", False):
+                raise UserError(f"the task {name} has images or sound, and the models here read text: leave it out.")
+        return loaded
 
 
 def _manager(names: Sequence[str], task_path: Path | None) -> TaskManager:

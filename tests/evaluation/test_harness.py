@@ -2,18 +2,18 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import datasets
 import jax
 import numpy as np
 import pytest
 import torch
 import yaml
+from datasets import config
 from lm_eval.api.instance import Instance
-from lm_eval.models.huggingface import HFLM
+from lm_eval.api.model import TemplateLM
+from lm_eval.models import huggingface
 
 import spap_jax as spap
 from spap_jax.evaluation.harness import HarnessModel
@@ -29,13 +29,18 @@ STORY = (ROOT / "examples" / "stories_evaluation.txt").read_text("utf-8")
 
 @pytest.fixture(scope="module", params=["bos", "no bos"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundled model, and the same with a tokenizer that puts nothing before a text."""
+    """The bundled model, and the same with a tokenizer that puts nothing before a text, where a full stop is an end."""
     if request.param == "bos":
         return STORIES
     copy = shutil.copytree(STORIES, tmp_path_factory.mktemp("harness") / "model")
-    for name, dropped in (("tokenizer.json", "post_processor"), ("tokenizer_config.json", "bos_token")):
+    stop = json.loads((copy / "tokenizer.json").read_text("utf-8"))["model"]["vocab"]["."]
+    for name, changes in (
+        ("tokenizer.json", {"post_processor": None}),
+        ("tokenizer_config.json", {"bos_token": None}),
+        ("generation_config.json", {"eos_token_id": [2, stop]}),
+    ):
         content = json.loads((copy / name).read_text("utf-8"))
-        (copy / name).write_text(json.dumps(content | {dropped: None}), "utf-8")
+        (copy / name).write_text(json.dumps(content | changes), "utf-8")
     return copy
 
 
@@ -45,15 +50,15 @@ def ours(folder: Path) -> HarnessModel:
 
 
 @pytest.fixture(scope="module")
-def theirs(folder: Path) -> HFLM:
-    return HFLM(pretrained=str(folder), device="cpu", batch_size=1)
+def theirs(folder: Path) -> TemplateLM:
+    backend: Any = huggingface.HFLM
+    return backend(pretrained=str(folder), device="cpu", batch_size=1)
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.chdir(ROOT)
-    yield
 
 
 def requests(kind: Any, *arguments: tuple) -> list[Instance]:
@@ -79,7 +84,7 @@ def test_the_two_tokenizers_differ(ours: HarnessModel, folder: Path) -> None:
     assert (ours.prefix_token_id, ours.tok_encode("Once")[0] == 1) == ((1, True) if folder == STORIES else (2, False))
 
 
-def test_loglikelihood(ours: HarnessModel, theirs: HFLM) -> None:
+def test_loglikelihood(ours: HarnessModel, theirs: TemplateLM) -> None:
     """Spaces at the end of a context, no context, a beginning token that is there already, and too long a context."""
     found, expected = (model.loglikelihood(requests("loglikelihood", *PAIRS)) for model in (ours, theirs))
     assert len(ours.tok_encode(STORY[:3000])) > ours.max_length
@@ -88,7 +93,7 @@ def test_loglikelihood(ours: HarnessModel, theirs: HFLM) -> None:
     np.testing.assert_allclose([value for value, _ in found], [value for value, _ in expected], rtol=1e-5, atol=1e-3)
 
 
-def test_loglikelihood_rolling(ours: HarnessModel, theirs: HFLM) -> None:
+def test_loglikelihood_rolling(ours: HarnessModel, theirs: TemplateLM) -> None:
     """Texts of one token, one window, exactly one window, and several."""
     whole = ours.tokenizer.decode(ours.tokenizer.encode(STORY[:3000], add_special_tokens=False)[: ours.max_length])
     asked = requests("loglikelihood_rolling", ("Once",), (STORY[:500],), (whole,), (STORY[:4000],))
@@ -97,8 +102,8 @@ def test_loglikelihood_rolling(ours: HarnessModel, theirs: HFLM) -> None:
     )
 
 
-def test_generate_until(ours: HarnessModel, theirs: HFLM) -> None:
-    """Stops at a string of several tokens, within a token, at the model's end token, at the limit; long contexts."""
+def test_generate_until(ours: HarnessModel, theirs: TemplateLM, folder: Path) -> None:
+    """Stops at a string of several tokens, within a token, at an end token, at the limit; also after long contexts."""
     start = "Once upon a time, there was a"
     asked = requests(
         "generate_until",
@@ -114,11 +119,38 @@ def test_generate_until(ours: HarnessModel, theirs: HFLM) -> None:
     assert found == theirs.generate_until(asked)
     assert len({*found}) > 4
     assert " named" not in found[0]
+    assert found[-1].count(".") == (2 if folder == STORIES else 1)
+
+
+def test_a_tokenizer_without_a_beginning(tmp_path: Path) -> None:
+    copy = shutil.copytree(STORIES, tmp_path / "model")
+    content = json.loads((copy / "tokenizer_config.json").read_text("utf-8"))
+    (copy / "tokenizer_config.json").write_text(json.dumps(content | {"bos_token": None, "eos_token": None}), "utf-8")
+    with pytest.raises(spap.UserError, match="neither a beginning nor an end token"):
+        HarnessModel(spap.load(copy))
 
 
 @pytest.mark.parametrize("folder", ["bos"], indirect=True)
 class TestTasks:
-    def test_the_bundled_task_and_perplexities(self, ours: HarnessModel, theirs: HFLM, tmp_path: Path) -> None:
+    """Once is enough here."""
+
+    @pytest.mark.parametrize(
+        ("kind", "arguments", "expected"),
+        [
+            ("loglikelihood", ("Once", STORY[:3000]), "tokens at once, which do not fit the model's 512 positions"),
+            ("generate_until", ("Once", {"max_gen_toks": 512}), "texts of up to 512 tokens, which leave no room"),
+            (
+                "generate_until",
+                ("Once", {"num_beams": 4, "until": []}),
+                "generates with num_beams, which is not supported",
+            ),
+        ],
+    )
+    def test_requests_that_cannot_be_met(self, kind: str, arguments: tuple, expected: str, ours: HarnessModel) -> None:
+        with pytest.raises(spap.UserError, match=expected):
+            getattr(ours, kind)(requests(kind, arguments))
+
+    def test_the_bundled_task_and_perplexities(self, ours: HarnessModel, theirs: TemplateLM, tmp_path: Path) -> None:
         bundled = yaml.safe_load((TASKS / "stories_cloze" / "stories_cloze.yaml").read_text("utf-8"))
         rolling = {
             "task": "stories_rolling",
