@@ -71,11 +71,14 @@ def _show(model: str, results: dict[str, Any], limit: int | None, seconds: float
             if not filtered or metric.endswith("_stderr"):
                 continue
             error = found.get(f"{metric}_stderr,{filtered}")
-            rows.append((
-                name,
-                metric if filtered == "none" else f"{metric} ({filtered})",
-                f"{value:.4f}" if isinstance(value, float) else str(value),
-                f"{error:.4f}" if isinstance(error, float) else "",
-            ))  # fmt: skip
+            shown = metric if filtered == "none" else f"{metric} ({filtered})"
+            rows.append((name, shown, _number(value), _number(error)))
     few = "" if limit is None else f", the first {limit} examples of each"
     console.table(f"{model}{few}; {seconds:.1f} s", ("task", "metric", "value", "stderr"), rows)
+
+
+def _number(value: Any) -> str:
+    """Four decimals, or four digits of what is huge; nothing for a standard error that there is not."""
+    if not isinstance(value, float):
+        return "" if value in (None, "N/A") else str(value)
+    return f"{value:.4f}" if abs(value) < 1e6 else f"{value:.3e}"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from commands import EXAMPLES, STORIES, sentence, spap
+from commands import EXAMPLES, STORIES, process, sentence, spap
 from datasets import config
 
 TASKS = EXAMPLES / "tasks"
@@ -52,6 +52,20 @@ def test_the_table_and_the_json_file(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert read["lm_eval_version"]
 
 
+def test_a_standard_error_by_resampling(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In this process, and without a word among the results."""
+    metric = {"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False}
+    changes = {"output_type": "loglikelihood", "doc_to_target": "{{choices[label]}}", "doc_to_choice": None}
+    folder = with_changes(tmp_path / "tasks", **changes, metric_list=[metric])
+    said = spap(capsys, *WORDS, "--task-path", folder, "--limit", "6")
+    assert said.code == 0, said.err
+    _, _, _, line = said.out.splitlines()
+    task, name, value, error = line.split()
+    assert (task, name) == ("stories_cloze", "perplexity")
+    assert float(value) > 1
+    assert float(error) > 0
+
+
 def test_the_bundled_examples_are_what_their_script_makes(tmp_path: Path) -> None:
     """And each of the sentences that may come next is another one."""
     folder = TASKS / "stories_cloze"
@@ -88,6 +102,14 @@ def test_a_task_that_cannot_be_run(
     said = spap(capsys, *WORDS, "--task-path", with_changes(tmp_path / "tasks", **changes))
     assert (said.code, said.out) == (2, "")
     assert said.err.splitlines()[-1].startswith(f"spap: {expected}"), said.err
+
+
+def test_a_hub_out_of_reach_is_said_at_once(tmp_path: Path) -> None:
+    folder = with_changes(tmp_path / "tasks", dataset_path="owner/name", dataset_kwargs={})
+    settings = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0", "NO_PROXY": "*"}
+    _, err = process(*WORDS, "--task-path", folder, **settings).communicate()
+    assert "the data of stories_cloze is not on this machine and the hub http://127.0.0.1:9 cannot be reached" in err
+    assert "Retry" not in err, "the slow retries of the hub's client were entered"
 
 
 def test_without_the_harness() -> None:
