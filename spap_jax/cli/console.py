@@ -1,6 +1,6 @@
 """What people see while they wait and when it is done. Progress goes to standard error, results to standard output."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -74,6 +74,31 @@ class LayerProgress:
         if phase not in self._bars:
             self._bars[phase] = self._progress.add_task("...", total=self._layers, phase=phase)
         return self._bars[phase]
+
+
+@contextmanager
+def request_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Takes what is being done, how much is done, and of how much: a bar each, or a line at every tenth elsewhere."""
+    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), BarColumn(), TimeElapsedColumn(),
+               TextColumn("left"), TimeRemainingColumn())  # fmt: skip
+    progress = Progress(*columns, console=err, disable=not err.is_terminal)
+    bars: dict[str, TaskID] = {}
+    tenths: dict[str, int] = {}
+
+    def watch(what: str, done: int, total: int) -> None:
+        if err.is_terminal:
+            progress.start()  # not before: what others draw until then would be torn
+            if what not in bars:
+                bars[what] = progress.add_task(what, total=total)
+            progress.update(bars[what], completed=done)
+        elif tenths.get(what) != done * 10 // total:
+            tenths[what] = done * 10 // total
+            err.print(f"{what} {done}/{total} ...")
+
+    try:
+        yield watch
+    finally:
+        progress.stop()
 
 
 def _errors(report) -> str:

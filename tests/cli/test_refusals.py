@@ -240,7 +240,17 @@ def test_a_hub_id_without_network(tmp_path: Path, place: Path):
     ("words", "expected"),
     [
         (("dance",), 'Unknown command "dance". Available commands: prune, eval, bench, report, convert, doctor.'),
-        (("eval", STORIES), 'Command "eval" parameter --data requires an argument.'),
+        (
+            ("eval", STORIES),
+            "give either --data (perplexity) or --tasks (the lm-evaluation-harness); neither was given",
+        ),
+        (("eval", STORIES, "--data", EVALUATION, "--tasks", "piqa"), "both were given"),
+        (("eval", STORIES, "--data", EVALUATION, "--limit", "5"), "--task-path and --limit with --tasks"),
+        (("eval", STORIES, "--tasks", "piqa", "--sequences", "5"), "--sequence-length and --sequences go with --data"),
+        (("eval", STORIES, "--tasks", "piqa", "--limit", "0"), "must be at least 1"),
+        (("eval", STORIES, "--tasks", "piqa", "--task-path", "no"), "there is no folder no: give --task-path a folder"),
+        (("eval", STORIES, "--tasks", " , "), "--tasks names no task"),
+        (("eval", STORIES, "--data", EVALUATION, "--json", "no/x.json"), "no/x.json cannot be written"),
         (("eval", STORIES, "--data", EVALUATION, "--sequence-length", "0"), "must be at least 1"),
         (("eval", STORIES, "--data", EVALUATION, "--sequence-length", "513"), "model's 512 positions"),
         (("convert", STORIES, "--output", "x", "--to", "gguf"), 'Invalid value "gguf" for --to'),
@@ -256,14 +266,12 @@ def test_the_other_commands(words: tuple, expected: str, capsys, tmp_path: Path,
     assert left(tmp_path) == []
 
 
-def test_a_json_file_that_cannot_be_written(tmp_path: Path, capsys):
+def test_a_json_file_that_proves_unwritable_at_the_end(tmp_path: Path, capsys):
     model, ids = tiny(tmp_path / "in"), token_file(tmp_path / "ids.npy")
-    said = spap(capsys, "eval", model, "--data", ids, "--sequence-length", "64", "--json", tmp_path / "no" / "x.json")
+    said = spap(capsys, "eval", model, "--data", ids, "--sequence-length", "64", "--json", tmp_path / ("x" * 300))
     assert said.code == 2
     assert said.out.startswith("perplexity ")  # the number is not lost
-    assert said.err.splitlines()[-1].endswith(
-        "x.json cannot be written (No such file or directory): name another file."
-    )
+    assert said.err.splitlines()[-1].endswith("xxx cannot be written (File name too long): name another file.")
 
 
 def test_the_tiny_checkpoints_are_good_ones(tmp_path: Path):
