@@ -1,62 +1,30 @@
 """Calibration and evaluation data: from a hub name, a local file or an array to token blocks [B, T].
 
-Texts become one stream of tokens, without special tokens; the rows of a data set are joined by a blank line. The stream
-is cut into windows of T tokens that do not overlap: calibration draws some at random, evaluation takes them in order.
+Texts become one stream of tokens, without special tokens; the rows of a data set are joined by a blank line. Evaluation
+on a named set does as papers do instead (`named_sets.py`). The stream is cut into windows of T tokens that do not
+overlap: calibration draws some at random, evaluation takes them in order.
 """
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from spap_jax.errors import UserError
 from spap_jax.hub import cached_file, cached_splits, first_line, hub_file, hub_splits, require_hub
-from spap_jax.texts import READERS, joined, read_file, suffix
-
-Role = Literal["calibration", "evaluation"]
+from spap_jax.named_sets import NAMED, Protocol, Role
+from spap_jax.texts import READERS, read_file, suffix
 
 SPLITS: dict[Role, tuple[str, ...]] = {"calibration": ("train",), "evaluation": ("test", "validation")}
 CHUNK = 4_000_000  # characters tokenised at once (about a second per 2 million, 150 bytes of memory each)
 POOL = 4  # calibration reads on until it can draw from so many times the windows asked for
 LOCAL = "name a local .txt, .jsonl, .json, .parquet or .npy file instead"
 TOKENIZER = "name a model folder that holds its tokenizer files (tokenizer.json)"
-
-
-@dataclass(frozen=True)
-class NamedSet:
-    """A data set with a short name: for each role the split's name and its pinned file in a hub repository."""
-
-    repo: str
-    config: str
-    revision: str
-    files: dict[Role, tuple[str, str]]
-
-
-NAMED = {
-    "wikitext2": NamedSet(
-        "Salesforce/wikitext",
-        "wikitext-2-raw-v1",
-        "b08601e04326c79dfdd32d625aee71d232d685c3",
-        {
-            "calibration": ("train", "wikitext-2-raw-v1/train-00000-of-00001.parquet"),
-            "evaluation": ("test", "wikitext-2-raw-v1/test-00000-of-00001.parquet"),
-        },
-    ),
-    "c4": NamedSet(
-        "allenai/c4",
-        "en",
-        "1588ec454efa1a09f29cd18ddd04fe05fc8653a2",
-        {
-            "calibration": ("train", "en/c4-train.00000-of-01024.json.gz"),
-            "evaluation": ("validation", "en/c4-validation.00000-of-00008.json.gz"),
-        },
-    ),
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,8 +57,9 @@ def load_tokens(
     """Turns what a person names into token blocks [B, T].
 
     Args:
-        data: `wikitext2`, `c4`, a hub data set `owner/name` or `owner/name:config`, a local .txt, .jsonl, .json (also
-            with .gz), .parquet or .npy file, or an array of token ids: a stream [N] or sequences [B, T'].
+        data: `wikitext2`, `c4` (`c4:FILE` for a local copy of its file), a hub data set `owner/name` or
+            `owner/name:config`, a local .txt, .jsonl, .json (also with .gz), .parquet or .npy file, or an array of
+            token ids: a stream [N] or sequences [B, T'].
         tokenizer: A model folder or a hub id; token ids need none.
         sequence_length: T.
         sequences: B; None takes every window.
@@ -103,11 +72,12 @@ def load_tokens(
     """
     if sequence_length < 1 or (sequences is not None and sequences < 1):
         raise UserError("--sequence-length and --sequences must be at least 1: give positive numbers")
-    name, content = _open(data, role)
+    name, content, protocol = _open(data, role)
     if not isinstance(content, np.ndarray):
         times = POOL if role == "calibration" else 1
         enough = None if sequences is None else times * sequences * sequence_length
-        content = _tokenise(content, name, tokenizer, enough)
+        content = _tokenise(content, name, tokenizer, enough, protocol.special_tokens)
+        content = content[: protocol.windows and protocol.windows * sequence_length]
     windows = _windows(content, name, sequence_length, sequences)
     _check_ids(windows, name, vocabulary)
     taken = np.arange(len(windows))
@@ -164,15 +134,21 @@ def _check_ids(windows: np.ndarray, name: str, vocabulary: int | None) -> None:
 # Tokens
 
 
-def _tokenise(pieces: Iterable[str], name: str, tokenizer: str | Path | None, enough: int | None) -> np.ndarray:
-    """Token ids [N] of a text given in pieces; stops reading once there are `enough` (None: reads all)."""
+def _tokenise(
+    pieces: Iterable[str], name: str, tokenizer: str | Path | None, enough: int | None, special: bool
+) -> np.ndarray:
+    """Token ids [N] of a text given in pieces; stops reading once there are `enough` (None: reads all).
+
+    Special tokens are added once, if at all: the tokenizer's for a text, of which this is one.
+    """
     if tokenizer is None:
         raise UserError(f"{name} is text and needs a tokenizer: name a model folder that has one, or give token ids")
-    encode = _load_tokenizer(tokenizer)
+    encode = load_tokenizer(tokenizer)
     parts: list[np.ndarray] = []
     for text in _chunks(pieces, CHUNK):
         try:
-            ids = encode(text, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+            first = special and not parts
+            ids = encode(text, add_special_tokens=first, return_attention_mask=False, verbose=False)["input_ids"]
         except TypeError as error:  # the tokenizer's word for half a surrogate pair, which JSON can spell
             raise UserError(f"{name} holds text that is not valid Unicode: repair it") from error
         parts.append(np.asarray(ids, np.int64))
@@ -199,10 +175,11 @@ def _chunks(pieces: Iterable[str], size: int) -> Iterator[str]:
         yield "".join(held)
 
 
-def _load_tokenizer(named: str | Path) -> Callable[..., Any]:
-    """The tokenizer of a model folder or of a hub id.
+def load_tokenizer(named: str | Path) -> Any:
+    """The tokenizer of a model folder or of a hub id, as transformers loads it.
 
-    Transformers makes an empty tokenizer of a folder that has a config.json only; it is refused.
+    Raises:
+        UserError: It cannot be loaded, or is the empty one that transformers makes of a folder without tokenizer files.
     """
     folder = Path(named).expanduser()
     if folder.is_dir():
@@ -244,41 +221,53 @@ def looks_local(text: str) -> bool:
     return text.startswith((".", "/", "~")) or suffix(Path(text)) in READERS or Path(text).exists()
 
 
-def _open(data: str | Path | ArrayLike, role: Role) -> tuple[str, Iterator[str] | np.ndarray]:
-    """What to call the data, and the data: token ids, or a text in pieces."""
+class _Opened(NamedTuple):
+    """What to call the data; token ids, or a text in pieces; and how its rows became one."""
+
+    name: str
+    content: Iterator[str] | np.ndarray
+    protocol: Protocol = Protocol()
+
+
+def _open(data: str | Path | ArrayLike, role: Role) -> _Opened:
+    """Finds the data."""
     if not isinstance(data, str | Path):
-        return "the given array", np.asarray(data)
-    if data in NAMED:
-        return _open_named(str(data), role)
+        return _Opened("the given array", np.asarray(data))
+    short, _, copy = str(data).partition(":")
+    if short in NAMED:
+        return _open_named(short, Path(copy).expanduser() if copy else None, role)
     if isinstance(data, Path) or looks_local(data):
         path = Path(data).expanduser()
-        return str(path), read_file(path)
+        return _Opened(str(path), read_file(path))
     named = re.fullmatch(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?", data)
     if named is None:
         raise UserError(
             f"there is no file and no data set {data}: "
             f"name {', '.join(NAMED)}, a hub data set owner/name, or a local file"
         )
-    return _open_split(hub_splits(named[1], named[2], remedy=LOCAL), data, role)
+    return _open_split(hub_splits(named[1], named[2], remedy=LOCAL), data, role, Protocol())
 
 
-def _open_named(short: str, role: Role) -> tuple[str, Iterator[str] | np.ndarray]:
-    """A data set by its short name: its cached file, else what the `datasets` library has cached, else a download."""
+def _open_named(short: str, copy: Path | None, role: Role) -> _Opened:
+    """A data set by its short name: a local copy, its cached file, what `datasets` has cached, or else a download."""
     named = NAMED[short]
     split, file = named.files[role]
+    protocol = named.protocol(role)
+    if copy is not None:
+        return _Opened(f"{short} ({copy})", read_file(copy, protocol.join), protocol)
     if cached_file(named.repo, file, named.revision) is None:
         splits = cached_splits(named.repo, named.config)
         if splits is not None:
-            return _open_split(splits, short, role)
-    path = hub_file(named.repo, file, named.revision, remedy=LOCAL)
-    return f"{short} ({split} split)", read_file(path)
+            return _open_split(splits, short, role, protocol)
+    path = hub_file(named.repo, file, named.revision, remedy=f"give a local copy as {short}:FILE, or {LOCAL}")
+    return _Opened(f"{short} ({split} split)", read_file(path, protocol.join), protocol)
 
 
-def _open_split(splits: Mapping[str, Iterable[Any]], name: str, role: Role) -> tuple[str, Iterator[str]]:
+def _open_split(splits: Mapping[str, Iterable[Any]], name: str, role: Role, protocol: Protocol) -> _Opened:
     """The texts of the split that the role reads."""
     for split in SPLITS[role]:
         if split in splits:
-            return f"{name} ({split} split)", joined(_rows(splits[split], name), name)
+            return _Opened(f"{name} ({split} split)", protocol.join(_rows(splits[split], name), name), protocol)
     raise UserError(
         f"{name} has no split {' or '.join(SPLITS[role])} for {role}, but {', '.join(splits)}: "
         "save the split you want as a local .jsonl or .parquet file and name that"

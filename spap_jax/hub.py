@@ -4,7 +4,8 @@ The hub's own clients retry for half a minute when there is no network; `require
 """
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -93,6 +94,20 @@ def cached_splits(repo: str, config: str | None) -> Mapping[str, Iterable[Any]] 
         return cast(Mapping[str, Iterable[Any]], builder.as_streaming_dataset())
     except (ValueError, OSError, KeyError):  # nothing cached, or several configs and none named
         return None
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Keeps the hub's clients to what is cached; they raise ConnectionError for what is not."""
+    from datasets import config
+    from huggingface_hub import constants
+
+    before = config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
+    config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
 
 
 def hub_problem(seconds: float = 4.0) -> str | None:

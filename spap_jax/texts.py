@@ -1,7 +1,8 @@
 """Local files as text in pieces, or as token ids: one reader for each suffix.
 
 The pieces of a file are the text of the stream as it is: where a file holds several texts, a blank line is put between
-them. Readers go through a file as they are asked, so a caller that has enough reads no further.
+them, unless the caller joins them otherwise. Readers go through a file as they are asked, so a caller that has enough
+reads no further.
 """
 
 import gzip
@@ -19,9 +20,36 @@ from spap_jax.hub import first_line
 
 BLOCK = 1 << 20  # characters read at once
 
+Join = Callable[[Iterable[Any], str], Iterator[str]]
+"""Makes one text, in pieces, of the rows of what is called by a name."""
 
-def read_file(path: Path) -> Iterator[str] | np.ndarray:
+
+def joined(rows: Iterable[Any], name: str, between: str = "\n\n") -> Iterator[str]:
+    """The texts of rows (dicts with a `text`, or texts) with a blank line between them; a null text is passed over.
+
+    Raises:
+        UserError: A row has no text.
+    """
+    separator = ""
+    for number, row in enumerate(rows, 1):
+        if isinstance(row, dict) and "text" not in row:
+            columns = ", ".join(map(str, row)) or "none"
+            raise UserError(f'{name} has no column "text" but {columns}: rename the column with the text to "text"')
+        text = row["text"] if isinstance(row, dict) else row
+        if text is None:
+            continue
+        if not isinstance(text, str):
+            raise UserError(f'row {number} of {name} is no text ({str(text)[:40]}): "text" must hold strings')
+        yield separator + text
+        separator = between
+
+
+def read_file(path: Path, join: Join = joined) -> Iterator[str] | np.ndarray:
     """The text of a local file in pieces, or the token ids of an .npy file.
+
+    Args:
+        path: The file.
+        join: What makes one text of several.
 
     Raises:
         UserError: The file is absent, empty, of an unknown type or not what its suffix says (also while iterating).
@@ -36,32 +64,12 @@ def read_file(path: Path) -> Iterator[str] | np.ndarray:
         raise UserError(f"{path} is empty: name a file with text")
     if suffix(path) == ".npy":
         return read_ids(path)
-    return _guarded(path, reader)
+    return _guarded(path, reader, join)
 
 
 def suffix(path: Path) -> str:
     """The suffix that tells a file's type, in lower case and without .gz."""
     return Path(path.stem if path.suffix.lower() == ".gz" else path.name).suffix.lower()
-
-
-def joined(rows: Iterable[Any], name: str) -> Iterator[str]:
-    """The texts of rows (dicts with a `text`, or texts) with a blank line between them; a null text is passed over.
-
-    Raises:
-        UserError: A row has no text.
-    """
-    between = ""
-    for number, row in enumerate(rows, 1):
-        if isinstance(row, dict) and "text" not in row:
-            columns = ", ".join(map(str, row)) or "none"
-            raise UserError(f'{name} has no column "text" but {columns}: rename the column with the text to "text"')
-        text = row["text"] if isinstance(row, dict) else row
-        if text is None:
-            continue
-        if not isinstance(text, str):
-            raise UserError(f'row {number} of {name} is no text ({str(text)[:40]}): "text" must hold strings')
-        yield between + text
-        between = "\n\n"
 
 
 def read_ids(path: Path) -> np.ndarray:
@@ -78,10 +86,10 @@ def read_ids(path: Path) -> np.ndarray:
     return ids
 
 
-def _guarded(path: Path, reader: Callable[[Path], Iterator[str]]) -> Iterator[str]:
+def _guarded(path: Path, reader: Callable[[Path, Join], Iterator[str]], join: Join) -> Iterator[str]:
     """What the reader yields, with the errors of a broken file as sentences."""
     try:
-        yield from reader(path)
+        yield from reader(path, join)
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text ({first_line(error)}): convert it to UTF-8") from error
     except (OSError, EOFError, zlib.error) as error:
@@ -94,19 +102,19 @@ def _open_text(path: Path) -> IO[str]:
     return cast(IO[str], opener(path, "rt", encoding="utf-8-sig", newline=""))
 
 
-def _plain(path: Path) -> Iterator[str]:
-    """A text file, whole."""
+def _plain(path: Path, join: Join) -> Iterator[str]:
+    """A text file, whole: there is nothing to join."""
     with _open_text(path) as file:
         yield from iter(lambda: file.read(BLOCK), "")
 
 
-def _json_lines(path: Path) -> Iterator[str]:
+def _json_lines(path: Path, join: Join) -> Iterator[str]:
     """JSON lines: an object or a text on each."""
     with _open_text(path) as file:
-        yield from joined(_parsed_lines(file, path), str(path))
+        yield from join(_parsed_lines(file, path), str(path))
 
 
-def _json(path: Path) -> Iterator[str]:
+def _json(path: Path, join: Join) -> Iterator[str]:
     """One JSON value, a list of rows or a row; or JSON lines, which data sets also call .json."""
     with _open_text(path) as file:
         first = file.readline()
@@ -119,7 +127,7 @@ def _json(path: Path) -> Iterator[str]:
         else:
             value = _parsed(first + file.read(), path, 1)
             rows = value if isinstance(value, list) else [value]
-        yield from joined(rows, str(path))
+        yield from join(rows, str(path))
 
 
 def _parsed_lines(lines: Iterable[str], path: Path) -> Iterator[Any]:
@@ -136,7 +144,7 @@ def _parsed(text: str, path: Path, line: int) -> Any:
         raise UserError(f"{path} is not valid JSON at {at} ({error.msg}): mend that line") from error
 
 
-def _parquet(path: Path) -> Iterator[str]:
+def _parquet(path: Path, join: Join) -> Iterator[str]:
     """The column `text` of a parquet file."""
     from datasets import IterableDataset
 
@@ -149,14 +157,14 @@ def _parquet(path: Path) -> Iterator[str]:
         rows = IterableDataset.from_parquet(str(path.resolve()))
         if rows.column_names and "text" in rows.column_names:
             rows = rows.select_columns(["text"])
-        yield from joined(rows, str(path))
+        yield from join(rows, str(path))
     except UserError:
         raise
     except ValueError as error:  # pyarrow's own errors are of this kind
         raise UserError(f"{path} is a broken parquet file ({first_line(error)}): check the file") from error
 
 
-READERS: dict[str, Callable[[Path], Any]] = {
+READERS: dict[str, Callable[..., Any]] = {
     ".txt": _plain,
     ".jsonl": _json_lines,
     ".json": _json,

@@ -1,8 +1,6 @@
 """What people see while they wait and when it is done. Progress goes to standard error, results to standard output."""
 
-import resource
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -25,7 +23,7 @@ from spap_jax.quantities import bytes_text, change_text, count_text
 if TYPE_CHECKING:
     from spap_jax.pruning.report import LayerReport, SweepReport
 
-__all__ = ["bytes_text", "change_text", "count_text", "err", "layer_progress", "out", "peak_memory", "table", "waiting"]
+__all__ = ["bytes_text", "change_text", "count_text", "err", "layer_progress", "out", "table", "waiting"]
 
 # No markup: a folder's name may have brackets. Lines are not wrapped: a path in pieces cannot be copied.
 out = Console(highlight=False, markup=False, soft_wrap=True)
@@ -78,9 +76,38 @@ class LayerProgress:
         return self._bars[phase]
 
 
+@contextmanager
+def request_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Takes what is being done, how much is done, and of how much: a bar each, or a line at every tenth elsewhere."""
+    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), BarColumn(), TimeElapsedColumn(),
+               TextColumn("left"), TimeRemainingColumn())  # fmt: skip
+    progress = Progress(*columns, console=err, disable=not err.is_terminal)
+    bars: dict[str, TaskID] = {}
+    tenths: dict[str, int] = {}
+
+    def watch(what: str, done: int, total: int) -> None:
+        if err.is_terminal:
+            progress.start()  # not before: what others draw until then would be torn
+            if what not in bars:
+                bars[what] = progress.add_task(what, total=total)
+            progress.update(bars[what], completed=done)
+        elif tenths.get(what) != done * 10 // total:
+            tenths[what] = done * 10 // total
+            err.print(f"{what} {done}/{total} ...")
+
+    try:
+        yield watch
+    finally:
+        progress.stop()
+
+
 def _errors(report) -> str:
     errors = report.held_out or report.calibration
-    return f"error {errors.selection:.4f} > {errors.refit:.4f} > {errors.alternating:.4f}"
+    words = f"error {errors.selection:.4f} > {errors.refit:.4f} > {errors.alternating:.4f}"
+    if report.attention is None:
+        return words
+    errors = report.attention.held_out or report.attention.calibration
+    return f"attention {errors.selection:.4f} > {errors.refit:.4f}, {words}"
 
 
 def _divergences(report) -> str:
@@ -97,9 +124,3 @@ def table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> 
         shown.add_row(*row)
     out.print(title, soft_wrap=True)
     out.print(shown)
-
-
-def peak_memory() -> int:
-    """Highest resident memory of this process, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -58,4 +58,4 @@ def _optional_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             return "not installed"
 
-    return {name: version(name) for name in ("torch", "orbax-checkpoint", "datasets", "huggingface-hub")}
+    return {name: version(name) for name in ("torch", "lm_eval", "orbax-checkpoint", "datasets", "huggingface-hub")}

@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from spap_jax.models.config import DecoderConfig
@@ -12,23 +12,58 @@ def evaluate(
     model: str,
     /,
     *,
-    data: str,
+    data: str | None = None,
     sequence_length: int | None = None,
     sequences: int | None = None,
+    tasks: str | None = None,
+    task_path: Path | None = None,
+    limit: int | None = None,
+    batch_tokens: int = 4096,
     json: Path | None = None,
 ) -> None:
-    """Measure perplexity: exp of the mean negative log-likelihood of every token but the first of each window.
+    """Measure perplexity on --data, or run --tasks of the lm-evaluation-harness.
+
+    Perplexity is exp of the mean negative log-likelihood of every token but the first of each window.
 
     Args:
         model: Folder or hub id of the checkpoint.
-        data: wikitext2, c4, a hub data set, a .txt, .jsonl or .parquet file, or a .npy of token ids.
+        data: wikitext2, c4 (c4:FILE for a local copy), a hub data set, a .txt, .jsonl or .parquet file, or a .npy of
+            token ids.
         sequence_length: Tokens in a window; 2048, or what the model's positions allow, where absent.
         sequences: Use the first so many windows; all where absent.
+        tasks: Names of tasks with commas between them, for example arc_easy,hellaswag,piqa,winogrande.
+        task_path: Folder with further tasks (YAML); code that they name is run.
+        limit: Use the first so many examples of each task; all where absent.
+        batch_tokens: Tokens that a device takes at once: fewer need less memory.
         json: Also write the numbers to this file.
     """
+    from spap_jax.cli.json_file import write_json
+    from spap_jax.errors import UserError
+
+    if (data is None) == (tasks is None):
+        given = "neither was" if data is None else "both were"
+        raise UserError(f"give either --data (perplexity) or --tasks (the lm-evaluation-harness); {given} given.")
+    if any(word is not None for word in ((task_path, limit) if tasks is None else (sequence_length, sequences))):
+        raise UserError("--sequence-length and --sequences go with --data, --task-path and --limit with --tasks.")
+    if batch_tokens < 1 or (limit is not None and limit < 1):
+        raise UserError("--batch-tokens and --limit must be at least 1: give positive numbers.")
+    if json is not None and not json.parent.is_dir():  # said before a run that takes long
+        raise UserError(f"{json} cannot be written (there is no folder {json.parent}): name another file.")
+    if data is not None:
+        result = _measure_perplexity(model, data, sequence_length, sequences, batch_tokens)
+    else:
+        from spap_jax.cli.tasks import measure_tasks
+
+        result = measure_tasks(model, str(tasks), task_path, limit, batch_tokens)
+    if json is not None:
+        write_json(json, result)
+
+
+def _measure_perplexity(
+    model: str, data: str, sequence_length: int | None, sequences: int | None, batch_tokens: int
+) -> dict[str, Any]:
     from spap_jax import checkpoint
     from spap_jax.cli.console import out, waiting
-    from spap_jax.cli.json_file import write_json
     from spap_jax.data import load_tokens
     from spap_jax.evaluation.perplexity import perplexity
 
@@ -46,21 +81,19 @@ def evaluate(
         )
     start = time.perf_counter()
     with waiting(f"measuring perplexity on {blocks.tokens.size} tokens"):
-        value = perplexity(loaded, blocks.tokens)
+        value = perplexity(loaded, blocks.tokens, batch_tokens)
     seconds = time.perf_counter() - start
     out.print(f"perplexity {value:.4f}  ({blocks.description}; {seconds:.1f} s)", soft_wrap=True)
-    if json is not None:
-        result = {
-            "model": model,
-            "perplexity": value,
-            "data": data,
-            "description": blocks.description,
-            "sha256": blocks.sha256,
-            "windows": len(blocks.tokens),
-            "sequence_length": length,
-            "seconds": seconds,
-        }
-        write_json(json, result)
+    return {
+        "model": model,
+        "perplexity": value,
+        "data": data,
+        "description": blocks.description,
+        "sha256": blocks.sha256,
+        "windows": len(blocks.tokens),
+        "sequence_length": length,
+        "seconds": seconds,
+    }
 
 
 def chosen_length(asked: int | None, config: "DecoderConfig") -> int:

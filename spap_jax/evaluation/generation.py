@@ -167,10 +167,9 @@ def generate(
     sampling = Sampling(float(temperature), int(top_k), float(top_p))
     _check_prompts(model.config, prompts, mask, max_new_tokens)
     _check_sampling(sampling, key)
-    named = _named_tokens(model.source)
-    ends = _as_tuple(named.get("eos_token_id") if eos is None else eos)
+    ends = end_tokens(model) if eos is None else _as_tuple(eos)
     if pad is None:
-        pad = named.get("pad_token_id")
+        pad = _named_tokens(model.source).get("pad_token_id")
     if pad is None:  # 0 is a token
         pad = ends[0] if ends else 0
     prompts = prompts.astype(np.int32)
@@ -188,6 +187,11 @@ def generate(
         jnp.dtype(dtype),
     )
     return np.concatenate([prompts, np.asarray(new)], axis=1)
+
+
+def end_tokens(model: Model) -> tuple[int, ...]:
+    """Tokens after which a text has ended, by the model's generation_config.json or config.json."""
+    return _as_tuple(_named_tokens(model.source).get("eos_token_id"))
 
 
 def _named_tokens(source: Source) -> dict[str, Any]:

@@ -37,6 +37,27 @@ class Errors:
 
 
 @dataclass(frozen=True)
+class AttentionReport:
+    """What happened to the attention of one layer.
+
+    Attributes:
+        kept: Key/value heads kept, ascending, each with the query heads that read it.
+        calibration: Errors on the tokens that were fitted; attention has no alternating rounds.
+        held_out: Errors on the tokens that were not; None where none were held out.
+        swaps: Exchanges of key/value heads made by the polish.
+        improving_swaps: Single exchanges that would still lower the refitted error; 0 certifies that there is none.
+        ridge: Relative ridge used, as in ``LayerReport``.
+    """
+
+    kept: tuple[int, ...]
+    calibration: Errors
+    held_out: Errors | None
+    swaps: int
+    improving_swaps: int
+    ridge: float
+
+
+@dataclass(frozen=True)
 class LayerReport:
     """What happened to one layer.
 
@@ -50,6 +71,7 @@ class LayerReport:
         ridge: Relative ridge used; above the setting where the second moments were too nearly singular for it.
         rounds: Alternating rounds accepted.
         seconds: Time by phase.
+        attention: What happened to its attention; None where it was left as it is.
     """
 
     layer: int
@@ -61,6 +83,7 @@ class LayerReport:
     ridge: float
     rounds: int
     seconds: dict[str, float]
+    attention: AttentionReport | None = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +115,7 @@ class PruneReport:
     Attributes:
         settings: Every setting, with the sweeps that the effort means.
         method: How channels were chosen, and the update that the weights kept got ("own" resolved).
-        model: Name, architecture, and widths, biases and parameters before and after.
+        model: Name, architecture, and widths, heads, biases and parameters before and after.
         calibration: What the tokens were: description, shape, hash.
         versions: Of the libraries that computed it.
         layers: A record a layer.
@@ -152,6 +175,8 @@ def new_report(
             "architecture": family.architecture,
             "layers": config.layers,
             "intermediate": {"before": config.intermediate, "after": narrow.intermediate},
+            "heads": {"before": config.heads, "after": narrow.heads},
+            "kv_heads": {"before": config.kv_heads, "after": narrow.kv_heads},
             "mlp_bias": {"before": config.mlp_bias, "after": narrow.mlp_bias},
             "parameters": {"before": before.total, "after": after.total},
             "mlp_parameters": {"before": before.mlp, "after": after.mlp},

@@ -192,6 +192,30 @@ def test_prune_of_other_families(variant: str, words: tuple[str, ...], width: in
     assert (tmp_path / "out" / "README.md").exists()
 
 
+def test_prune_of_heads(tmp_path: Path, capsys):
+    source, ids = tiny(tmp_path / "in", "qwen2_two_kv_heads"), token_file(tmp_path / "ids.npy")
+    (tmp_path / "settings.toml").write_text('attention-sparsity = 0.6\nmethod = "wanda"\n')
+    words = ("--output", tmp_path / "out", "--calibration", ids, "--config", tmp_path / "settings.toml")
+    said = spap(capsys, "prune", source, *words, *QUICK)
+    assert said.code == 0
+    lines = said.out.splitlines()
+    assert lines[0] == f"{source}: 30% of the MLP channels and 50% of the heads removed"
+    rows = {line.split("  ")[0]: line.split()[-4:] for line in lines}
+    assert rows["attention heads per layer"] == ["4", "2", "-50.0", "%"]
+    assert rows["key/value heads per layer"] == ["2", "1", "-50.0", "%"]
+    assert re.search(r"^layer 3/3  attention \d\.\d{4} > \d\.\d{4}, error ", said.err, re.MULTILINE)
+    report = json.loads((tmp_path / "out" / "spap_report.json").read_text())
+    assert report["settings"]["attention_sparsity"] == 0.6
+    for layer in report["layers"]:
+        assert layer["attention"]["kept"] in ([0], [1])
+        assert 0 < layer["attention"]["held_out"]["refit"] < 2
+    card = " ".join((tmp_path / "out" / "README.md").read_text().split())
+    assert "30 % of its MLP channels and 50 % of its attention heads removed" in card
+    assert "keeps 37 of 53 MLP channels, 2 of 4 attention heads and 1 of 2 key/value heads;" in card
+    assert "`head_dim` in `config.json`" in card
+    assert config_of(tmp_path / "out")["head_dim"] == 8
+
+
 def test_a_file_of_settings_is_forgotten_after_its_command(tmp_path: Path, capsys):
     settings = tmp_path / "settings.toml"
     settings.write_text("batch = 0\n")

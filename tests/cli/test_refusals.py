@@ -36,6 +36,9 @@ OPTIONS = [
     (("--sparsity", "nan"), "sparsity must be a fraction between 0 and 1"),
     (("--sparsity", "0.001"), "nothing to remove: sparsity 0.001 of 320 channels"),
     (("--round-to", "512"), "nothing to remove: "),
+    (("--attention-sparsity", "1"), "attention_sparsity must be a fraction of at least 0 and below 1, not 1.0."),
+    (("--attention-sparsity", "-0.1"), "attention_sparsity must be a fraction of at least 0 and below 1"),
+    (("--attention-sparsity", "0.1"), "nothing to remove: attention sparsity 0.1 of 2 key/value heads, rounded, keeps"),
     (("--ridge", "inf"), "ridge must be positive"),
     (
         ("--method", "lora"),
@@ -151,6 +154,14 @@ def test_biases_without_a_place(variant: str, words: tuple[str, ...], tmp_path: 
     assert left(place) == []
 
 
+@pytest.mark.parametrize(("variant", "expected"), [("opt_125m_like", "are square"), ("llama", "3 does not")])
+def test_heads_that_stock_loaders_would_not_take(variant: str, expected: str, tmp_path: Path, place: Path, capsys):
+    # The calibration is not there: nothing is looked at before the refusal.
+    words = ("--output", place / "out", "--calibration", tmp_path / "none.txt", "--attention-sparsity", "0.25")
+    assert expected in sentence(spap(capsys, "prune", tiny(tmp_path / "in", variant), *words))
+    assert left(place) == []
+
+
 def test_an_orbax_folder_is_not_pruned_but_said_how(tmp_path: Path, place: Path, capsys):
     source = tiny(tmp_path / "in")
     assert spap(capsys, "convert", source, "--output", tmp_path / "orbax", "--to", "orbax").code == 0
@@ -229,7 +240,17 @@ def test_a_hub_id_without_network(tmp_path: Path, place: Path):
     ("words", "expected"),
     [
         (("dance",), 'Unknown command "dance". Available commands: prune, eval, bench, report, convert, doctor.'),
-        (("eval", STORIES), 'Command "eval" parameter --data requires an argument.'),
+        (
+            ("eval", STORIES),
+            "give either --data (perplexity) or --tasks (the lm-evaluation-harness); neither was given",
+        ),
+        (("eval", STORIES, "--data", EVALUATION, "--tasks", "piqa"), "both were given"),
+        (("eval", STORIES, "--data", EVALUATION, "--limit", "5"), "--task-path and --limit with --tasks"),
+        (("eval", STORIES, "--tasks", "piqa", "--sequences", "5"), "--sequence-length and --sequences go with --data"),
+        (("eval", STORIES, "--tasks", "piqa", "--limit", "0"), "must be at least 1"),
+        (("eval", STORIES, "--tasks", "piqa", "--task-path", "no"), "there is no folder no: give --task-path a folder"),
+        (("eval", STORIES, "--tasks", " , "), "--tasks names no task"),
+        (("eval", STORIES, "--data", EVALUATION, "--json", "no/x.json"), "no/x.json cannot be written"),
         (("eval", STORIES, "--data", EVALUATION, "--sequence-length", "0"), "must be at least 1"),
         (("eval", STORIES, "--data", EVALUATION, "--sequence-length", "513"), "model's 512 positions"),
         (("convert", STORIES, "--output", "x", "--to", "gguf"), 'Invalid value "gguf" for --to'),
@@ -245,14 +266,12 @@ def test_the_other_commands(words: tuple, expected: str, capsys, tmp_path: Path,
     assert left(tmp_path) == []
 
 
-def test_a_json_file_that_cannot_be_written(tmp_path: Path, capsys):
+def test_a_json_file_that_proves_unwritable_at_the_end(tmp_path: Path, capsys):
     model, ids = tiny(tmp_path / "in"), token_file(tmp_path / "ids.npy")
-    said = spap(capsys, "eval", model, "--data", ids, "--sequence-length", "64", "--json", tmp_path / "no" / "x.json")
+    said = spap(capsys, "eval", model, "--data", ids, "--sequence-length", "64", "--json", tmp_path / ("x" * 300))
     assert said.code == 2
     assert said.out.startswith("perplexity ")  # the number is not lost
-    assert said.err.splitlines()[-1].endswith(
-        "x.json cannot be written (No such file or directory): name another file."
-    )
+    assert said.err.splitlines()[-1].endswith("xxx cannot be written (File name too long): name another file.")
 
 
 def test_the_tiny_checkpoints_are_good_ones(tmp_path: Path):

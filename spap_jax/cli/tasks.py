@@ -1,0 +1,84 @@
+"""The half of ``spap eval`` that runs tasks of the lm-evaluation-harness."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+
+def measure_tasks(
+    model: str, listed: str, task_path: Path | None, limit: int | None, batch_tokens: int
+) -> dict[str, Any]:
+    """Runs tasks and prints their table.
+
+    Args:
+        model: Folder or hub id of the checkpoint.
+        listed: Names of tasks with commas between them.
+        task_path: Folder with further tasks.
+        limit: Use the first so many examples of each task.
+        batch_tokens: Tokens that a device takes at once.
+
+    Returns:
+        What goes into a JSON file: what the harness returns, and under ``spap`` our settings and versions.
+
+    Raises:
+        UserError: lm_eval is not installed, or the tasks or the model cannot be loaded.
+    """
+    tasks, harness = _modules()
+    from spap_jax import checkpoint
+    from spap_jax.cli.console import request_progress, waiting
+    from spap_jax.errors import UserError
+    from spap_jax.pruning.report import versions
+
+    names = [name.strip() for name in listed.split(",") if name.strip()]
+    if not names:
+        raise UserError("--tasks names no task: give names with commas between them, for example arc_easy,piqa.")
+    with waiting(f"looking up {', '.join(names)}"):
+        chosen = tasks.choose_tasks(names, task_path)
+    with waiting(f"reading {model}"):
+        loaded = checkpoint.load(model)
+    start = time.perf_counter()
+    with request_progress() as watch:
+        adapted = harness.HarnessModel(loaded, batch_tokens=batch_tokens, watch=watch)
+        results = tasks.run_tasks(adapted, chosen, limit)
+    seconds = time.perf_counter() - start
+    _show(model, results, limit, seconds)
+    ours = {"model": model, "tasks": names, "task_path": task_path, "limit": limit, "seconds": seconds}
+    dropped = ("pretty_env_info", "git_hash", "upper_git_hash")  # of the machine and the working folder
+    kept = {name: value for name, value in results.items() if name not in dropped}
+    return kept | {"spap": ours | {"versions": versions()}}
+
+
+def _modules() -> tuple[Any, Any]:
+    """The modules that need ``lm_eval``, an extra."""
+    from spap_jax.errors import UserError
+
+    try:
+        from spap_jax.evaluation import harness, tasks
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != "lm_eval":
+            raise
+        raise UserError("--tasks needs lm_eval, which is not installed: pip install 'spap-jax[eval]'.") from error
+    return tasks, harness
+
+
+def _show(model: str, results: dict[str, Any], limit: int | None, seconds: float) -> None:
+    from spap_jax.cli import console
+
+    rows = []
+    for name, found in results["results"].items():
+        for key, value in found.items():
+            metric, _, filtered = key.partition(",")
+            if not filtered or metric.endswith("_stderr"):
+                continue
+            error = found.get(f"{metric}_stderr,{filtered}")
+            shown = metric if filtered == "none" else f"{metric} ({filtered})"
+            rows.append((name, shown, _number(value), _number(error)))
+    few = "" if limit is None else f", the first {limit} examples of each"
+    console.table(f"{model}{few}; {seconds:.1f} s", ("task", "metric", "value", "stderr"), rows)
+
+
+def _number(value: Any) -> str:
+    """Four decimals, or four digits of what is huge; nothing for a standard error that there is not."""
+    if not isinstance(value, float):
+        return "" if value in (None, "N/A") else str(value)
+    return f"{value:.4f}" if abs(value) < 1e6 else f"{value:.3e}"

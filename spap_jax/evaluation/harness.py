@@ -1,0 +1,182 @@
+"""A model of ours as a model of EleutherAI's lm-evaluation-harness.
+
+What a request means in tokens follows the harness's own transformers backend (``HFLM`` of lm_eval 0.4.13), so that
+scores can be compared with published ones. Importing this file needs ``lm_eval``.
+"""
+
+import bisect
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import handle_stop_sequences, has_bos_prefix, normalize_gen_kwargs, postprocess_generated_text
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from spap_jax.data import load_tokenizer
+from spap_jax.errors import UserError
+from spap_jax.evaluation.generation import Sampling, end_tokens
+from spap_jax.evaluation.sequences import continuations, log_likelihoods, spread
+from spap_jax.model import Model
+
+Watch = Callable[[str, int, int], None]
+"""Called with what is being done, how many requests are done, and of how many."""
+
+NEW_TOKENS = 256
+"""Tokens written where a task sets no limit, as in the harness."""
+
+
+class HarnessModel(TemplateLM):
+    """What ``lm_eval.simple_evaluate(model=...)`` takes."""
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        tokenizer: str | Path | None = None,
+        batch_tokens: int = 4096,
+        devices: Sequence[Any] | None = None,
+        watch: Watch | None = None,
+    ) -> None:
+        """Puts the model on the devices.
+
+        Args:
+            model: The model.
+            tokenizer: A model folder or a hub id; the model's own folder where absent.
+            batch_tokens: Tokens that a device takes at once.
+            devices: JAX devices that share a batch; all local ones where absent.
+            watch: Told of the progress.
+
+        Raises:
+            UserError: the tokenizer cannot be loaded, or has no token to begin a text with.
+        """
+        super().__init__()
+        self.tokenizer: Any = load_tokenizer(tokenizer or model.source.folder or model.source.name)
+        if self.prefix_token_id is None:
+            raise UserError(
+                f"the tokenizer of {model.source.name} names neither a beginning nor an end token, and one of them has "
+                "to stand before a text: add bos_token or eos_token to its tokenizer_config.json."
+            )
+        self._spread = spread(model, devices)
+        self._ends = {*end_tokens(model), self.eot_token_id}
+        self._batch_tokens = batch_tokens
+        self._watch = watch or (lambda what, done, total: None)
+
+    @property
+    def eot_token_id(self) -> int:
+        """The tokenizer's end token."""
+        return self.tokenizer.eos_token_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What stands before a text that nothing precedes: the beginning token, or else the end token."""
+        bos = self.tokenizer.bos_token_id
+        return self.eot_token_id if bos is None else bos
+
+    @property
+    def max_length(self) -> int:
+        """Most tokens that the model reads at once: its positions."""
+        return self._spread.config.positions
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        """Token ids; with the tokenizer's special tokens unless told otherwise, or there already."""
+        if add_special_tokens is None:
+            add_special_tokens = not has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id))
+        return self.tokenizer.encode(string, add_special_tokens=add_special_tokens, verbose=False)
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """Log-likelihood of each continuation given its context, and whether it is the greedy one."""
+        return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
+        """Log-likelihood of each whole text: windows of the model's length, the first after the prefix token."""
+        windows = [list(self._windows(str(request.args[0]))) for request in requests]
+        flat = self._loglikelihood_tokens([(("", ""), *window) for text in windows for window in text])
+        values = iter(value for value, _ in flat)
+        return [sum(islice(values, len(text))) for text in windows]
+
+    def _windows(self, text: str) -> Iterator[tuple[list[int], list[int]]]:
+        """Contexts and continuations that together predict every token of a text once."""
+        tokens = self.tok_encode(text)
+        rolling = get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, context_len=1)
+        return map(make_disjoint_window, rolling)
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
+    ) -> list[tuple[float, bool]]:
+        """Scores of continuations; a context too long for the model loses tokens on its left."""
+        sequences = [(context + continuation)[-(self.max_length + 1) :] for _, context, continuation in requests]
+        predicted = [len(continuation) for _, _, continuation in requests]
+        if predicted and max(predicted) > self.max_length:
+            raise UserError(
+                f"a task asks for the likelihood of {max(predicted)} tokens at once, which do not fit the model's "
+                f"{self.max_length} positions: leave that task out."
+            )
+        scores = {}
+        self._watch("log-likelihoods", 0, len(requests))
+        for found in log_likelihoods(self._spread, sequences, predicted, self._batch_tokens):
+            scores |= found
+            self._watch("log-likelihoods", len(scores), len(requests))
+        return [scores[index] for index in range(len(requests))]
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
+        """What the model writes after each context, up to the first of the stop sequences."""
+        asked: list[Any] = [request.args for request in requests]
+        by_settings: dict[str, list[int]] = {}
+        for index, (_, settings) in enumerate(asked):
+            by_settings.setdefault(repr(settings), []).append(index)
+        texts: dict[int, str] = {}
+        self._watch("texts", 0, len(requests))
+        for members in by_settings.values():
+            for found in self._texts([asked[member][0] for member in members], asked[members[0]][1]):
+                texts |= {members[index]: text for index, text in found.items()}
+                self._watch("texts", len(texts), len(requests))
+        return [texts[index] for index in range(len(requests))]
+
+    def _texts(self, contexts: list[str], settings: dict[str, Any]) -> Iterator[dict[int, str]]:
+        """Texts of requests with the same settings, a batch at a time."""
+        stops, new, sampling = self._generation(settings)
+        if new >= self.max_length:
+            raise UserError(
+                f"a task asks for texts of up to {new} tokens, which leave no room for a context in the model's "
+                f"{self.max_length} positions: leave that task out."
+            )
+        prompts = [
+            (self.tok_encode(context) or [self.prefix_token_id])[-(self.max_length - new) :] for context in contexts
+        ]
+
+        def ended(tokens: list[int]) -> bool:
+            text = self.tokenizer.decode(tokens)
+            return not self._ends.isdisjoint(tokens) or any(stop in text for stop in stops)
+
+        for found in continuations(self._spread, prompts, new, ended, self._batch_tokens, sampling):
+            yield {index: self._text(tokens, ended, stops) for index, tokens in found.items()}
+
+    def _text(self, tokens: list[int], ended: Callable[[list[int]], bool], stops: list[str]) -> str:
+        """The text up to its end; special tokens are no text, though they may be what ends it."""
+        length = bisect.bisect_left(range(len(tokens)), True, key=lambda last: ended(tokens[: last + 1])) + 1
+        text = self.tokenizer.decode(tokens[:length], skip_special_tokens=True)
+        return postprocess_generated_text(text, stop=stops, think_end_token=None)
+
+    def _generation(self, settings: dict[str, Any]) -> tuple[list[str], int, Sampling]:
+        """Stop sequences, most new tokens, and how tokens are drawn.
+
+        Raises:
+            UserError: a setting that is not known here, as another kind of search.
+        """
+        known: dict[str, Any] = dict(normalize_gen_kwargs(settings, NEW_TOKENS))
+        stops = handle_stop_sequences(known.pop("until"), eos=self.tokenizer.eos_token)
+        new, samples = known.pop("max_gen_toks"), known.pop("do_sample")
+        drawn = {name: known.pop(name) for name in Sampling._fields if name in known}
+        if known:
+            raise UserError(
+                f"a task generates with {', '.join(known)}, which is not supported: leave that task out, or set no "
+                f"more than until, max_gen_toks, do_sample, {', '.join(Sampling._fields)}."
+            )
+        return [stop for stop in stops if stop], new, Sampling(**drawn) if samples else Sampling()
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What the harness stores with its results."""
+        return {"batch_tokens": self._batch_tokens, "devices": self._spread.mesh.size}

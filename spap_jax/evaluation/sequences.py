@@ -1,0 +1,274 @@
+"""Token sequences of any length through a model: log-likelihoods and continuations, in batches over the local devices.
+
+Lengths are padded to a few sizes, so that a new length compiles nothing. Every device holds all parameters, and a batch
+is split among them along the mesh axis ``data``. It is split by ``shard_map``: attention goes through sequences one
+after another, in a loop that the compiler would not split by itself.
+"""
+
+import functools
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from spap_jax.errors import UserError
+from spap_jax.evaluation.generation import Sampling, choose, decode_step, prefill
+from spap_jax.model import Model
+from spap_jax.models import decoder
+from spap_jax.models.config import DecoderConfig
+from spap_jax.numerics import full_precision
+
+SHORTEST = 32
+"""Shortest length that sequences are padded to, in tokens."""
+
+SEGMENT = 32
+"""Tokens that are written before the host looks whether all texts of a batch have ended."""
+
+GREEDY = Sampling()
+BATCH = P("data")
+CACHE = decoder.Cache(P(None, "data"), P(None, "data"), BATCH, P())  # pyright: ignore[reportArgumentType]
+
+
+class Spread(NamedTuple):
+    """A model on several devices.
+
+    Attributes:
+        config: The decoder.
+        params: Its parameters, whole on every device.
+        mesh: The devices, along the one axis ``data``.
+    """
+
+    config: DecoderConfig
+    params: decoder.Params
+    mesh: Mesh
+
+
+class Batch(NamedTuple):
+    """Sequences that go through the model together.
+
+    Attributes:
+        members: Which of the sequences.
+        rows: Rows of the batch, at least as many as members.
+        length: Tokens of a row, at least as many as any member has.
+    """
+
+    members: list[int]
+    rows: int
+    length: int
+
+
+class Score(NamedTuple):
+    """Attributes: log_likelihood of the predicted tokens, and whether each of them is the likeliest, is_greedy."""
+
+    log_likelihood: float
+    is_greedy: bool
+
+
+def spread(model: Model, devices: Sequence[Any] | None = None) -> Spread:
+    """Puts a model on every one of the devices; on all local ones where none are named."""
+    devices = jax.local_devices() if devices is None else devices
+    mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+    return Spread(model.config, jax.device_put(model.params, NamedSharding(mesh, P())), mesh)
+
+
+def batches(
+    lengths: Sequence[int], longest: int, batch_tokens: int, devices: int, following: int = 0
+) -> Iterator[Batch]:
+    """Sorts sequences into batches of few different shapes, the longest first.
+
+    Args:
+        lengths: Tokens of each sequence.
+        longest: No row is padded beyond so many tokens.
+        batch_tokens: Tokens that a device takes at once; at least one sequence.
+        devices: How many share a batch.
+        following: Tokens that will be added to each sequence.
+    """
+    by_size = defaultdict(list)
+    for member, length in enumerate(lengths):
+        by_size[max(length, min(longest, max(SHORTEST, _power_of_two(length))))].append(member)
+    for size, members in sorted(by_size.items(), reverse=True):
+        share = min(max(1, batch_tokens // (size + following)), _power_of_two(-(-len(members) // devices)))
+        rows = devices * share
+        yield from (Batch(members[first : first + rows], rows, size) for first in range(0, len(members), rows))
+
+
+def log_likelihoods(
+    model: Spread, sequences: Sequence[Sequence[int]], predicted: Sequence[int], batch_tokens: int
+) -> Iterator[dict[int, Score]]:
+    """Scores the last tokens of each sequence, given the tokens before them.
+
+    Args:
+        model: The model.
+        sequences: Token ids, the first of which is not predicted; at most one more than the model has positions.
+        predicted: How many tokens at the end of each sequence are scored, fewer than it has.
+        batch_tokens: Tokens that a device takes at once.
+
+    Yields:
+        The scores of a batch, by the indices of their sequences.
+
+    Raises:
+        UserError: a token id is not in the model's vocabulary.
+    """
+    lengths = [len(sequence) - 1 for sequence in sequences]
+    parts = list(batches(lengths, model.config.positions, batch_tokens, model.mesh.size))
+
+    def scores(batch: Batch) -> tuple[jax.Array, jax.Array]:
+        tokens, valid = _padded(model.config, batch._replace(length=batch.length + 1), sequences, left=False)
+        counts = np.pad([predicted[member] for member in batch.members], (0, batch.rows - len(batch.members)))
+        ends = valid.sum(axis=1, keepdims=True)
+        places = np.arange(1, batch.length + 1)[None, :]
+        counted = (places < ends) & (places >= ends - counts[:, None])
+        return _score(model.config, model.mesh, model.params, *_split(model.mesh, tokens, valid, counted))
+
+    for batch, (sums, greedy) in zip(parts, _one_ahead(map(scores, parts)), strict=True):
+        found = map(Score, sums.tolist(), greedy.tolist())
+        yield dict(zip(batch.members, found, strict=False))  # rows beyond the members only fill the batch
+
+
+@functools.partial(jax.jit, static_argnames=("config", "mesh"))
+@full_precision
+def _score(
+    config: DecoderConfig, mesh: Mesh, params: decoder.Params, tokens: jax.Array, valid: jax.Array, counted: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """tokens and valid: [B, T + 1], counted: [B, T] -> sums of log-likelihoods [B], whether all are likeliest [B]."""
+
+    def local(params: decoder.Params, tokens: jax.Array, valid: jax.Array, counted: jax.Array):
+        logits = decoder.forward(config, params, tokens[:, :-1], valid[:, :-1]).astype(jnp.float32)
+        chosen = jnp.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
+        values = chosen - jax.nn.logsumexp(logits, axis=-1)
+        greedy = (logits.argmax(axis=-1) == tokens[:, 1:]) | ~counted
+        return jnp.where(counted, values, 0).sum(axis=1), greedy.all(axis=1)
+
+    split = jax.shard_map(
+        local, mesh=mesh, in_specs=(P(), BATCH, BATCH, BATCH), out_specs=(BATCH, BATCH), check_vma=False
+    )
+    return split(params, tokens, valid, counted)
+
+
+def continuations(
+    model: Spread,
+    prompts: Sequence[Sequence[int]],
+    new: int,
+    ended: Callable[[list[int]], bool],
+    batch_tokens: int,
+    sampling: Sampling = GREEDY,
+    key: jax.Array | None = None,
+) -> Iterator[dict[int, list[int]]]:
+    """Continues prompts.
+
+    Args:
+        model: The model.
+        prompts: Token ids, at least one in each.
+        new: How many tokens follow, at most.
+        ended: Whether a text is complete, given the tokens written so far; the rest of it is not of interest.
+        batch_tokens: Tokens that a device takes at once, those that follow counted.
+        sampling: How tokens are drawn.
+        key: Random key of ``jax.random``; that of seed 0 where absent.
+
+    Yields:
+        The tokens written in a batch, by the indices of their prompts.
+
+    Raises:
+        UserError: a token id is not in the model's vocabulary.
+    """
+    segments = -(-new // SEGMENT)
+    room = segments * SEGMENT
+    key = jax.random.key(0) if key is None else key
+    lengths = [len(prompt) for prompt in prompts]
+    for batch in batches(lengths, model.config.positions, batch_tokens, model.mesh.size, room):
+        arrays = _split(model.mesh, *_padded(model.config, batch, prompts, left=True))
+        logits, cache = _read(model.config, model.mesh, batch.length + room, model.params, *arrays)
+        written = np.zeros((len(batch.members), 0), np.int32)
+        for segment in range(segments):
+            draw = jax.random.fold_in(jax.random.fold_in(key, batch.members[0]), segment)
+            tokens, logits, cache = _write(model.config, model.mesh, sampling, model.params, logits, cache, draw)
+            written = np.concatenate([written, np.asarray(tokens)[: len(batch.members)]], axis=1)[:, :new]
+            if all(map(ended, written.tolist())):
+                break
+        yield dict(zip(batch.members, written.tolist(), strict=True))
+
+
+@functools.partial(jax.jit, static_argnames=("config", "mesh", "size"))
+@full_precision
+def _read(
+    config: DecoderConfig, mesh: Mesh, size: int, params: decoder.Params, tokens: jax.Array, valid: jax.Array
+) -> tuple[jax.Array, decoder.Cache]:
+    """tokens and valid: [B, T] -> logits of the last token [B, v], and a cache with room for ``size`` tokens."""
+
+    def local(params: decoder.Params, tokens: jax.Array, valid: jax.Array) -> tuple[jax.Array, decoder.Cache]:
+        return prefill(config, params, tokens, valid, size)
+
+    split = jax.shard_map(local, mesh=mesh, in_specs=(P(), BATCH, BATCH), out_specs=(BATCH, CACHE), check_vma=False)
+    return split(params, tokens, valid)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "mesh", "sampling"), donate_argnames=("logits", "cache"))
+@full_precision
+def _write(
+    config: DecoderConfig,
+    mesh: Mesh,
+    sampling: Sampling,
+    params: decoder.Params,
+    logits: jax.Array,
+    cache: decoder.Cache,
+    key: jax.Array,
+) -> tuple[jax.Array, jax.Array, decoder.Cache]:
+    """logits: [B, v] -> the SEGMENT tokens that follow [B, SEGMENT], the logits after them, and the longer cache."""
+
+    def local(params: decoder.Params, logits: jax.Array, cache: decoder.Cache, key: jax.Array):
+        def step(carry: tuple[jax.Array, decoder.Cache], key: jax.Array):
+            token = choose(sampling, carry[0], key)
+            return decode_step(config, params, token, carry[1]), token
+
+        keys = jax.random.split(jax.random.fold_in(key, jax.lax.axis_index("data")), SEGMENT)
+        (logits, cache), tokens = jax.lax.scan(step, (logits, cache), keys)
+        return tokens.T, logits, cache
+
+    split = jax.shard_map(
+        local, mesh=mesh, in_specs=(P(), BATCH, CACHE, P()), out_specs=(BATCH, BATCH, CACHE), check_vma=False
+    )
+    return split(params, logits, cache, key)
+
+
+def _padded(
+    config: DecoderConfig, batch: Batch, sequences: Sequence[Sequence[int]], left: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids [B, T] of a batch, and which of them are no padding [B, T]."""
+    tokens = np.zeros((batch.rows, batch.length), np.int64)
+    valid = np.zeros(tokens.shape, bool)
+    for row, member in enumerate(batch.members):
+        sequence = sequences[member]
+        place = slice(batch.length - len(sequence), None) if left else slice(len(sequence))
+        tokens[row, place], valid[row, place] = sequence, True
+    if tokens.min() < 0 or tokens.max() >= config.vocabulary:
+        raise UserError(
+            f"the tokenizer gives token ids from {tokens.min()} to {tokens.max()}, but the model's vocabulary is 0 to "
+            f"{config.vocabulary - 1}: name the tokenizer that belongs to the model."
+        )
+    return tokens.astype(np.int32), valid
+
+
+def _split(mesh: Mesh, *arrays: np.ndarray) -> list[jax.Array]:
+    """Arrays [B, ...], each device with its share of the rows."""
+    return jax.device_put(list(arrays), NamedSharding(mesh, BATCH))
+
+
+def _one_ahead(results: Iterable[tuple[jax.Array, ...]]) -> Iterator[tuple[np.ndarray, ...]]:
+    """Results as numpy arrays, each fetched when the next one is on its way, so that no device waits for the host."""
+    waiting = None
+    for result in results:
+        if waiting is not None:
+            yield jax.device_get(waiting)
+        waiting = result
+    if waiting is not None:
+        yield jax.device_get(waiting)
+
+
+def _power_of_two(number: int) -> int:
+    """The smallest power of two that is at least the number."""
+    return 1 << max(0, number - 1).bit_length()

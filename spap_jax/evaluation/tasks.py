@@ -1,0 +1,126 @@
+"""Tasks of EleutherAI's lm-evaluation-harness: found by name, read from the cache, the hub or a folder, and run.
+
+Importing this file needs ``lm_eval``.
+"""
+
+import difflib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lm_eval.api.model import LM
+from lm_eval.evaluator import simple_evaluate
+from lm_eval.tasks import TaskManager
+
+from spap_jax.errors import UserError
+from spap_jax.hub import first_line, offline, require_hub
+
+BOOTSTRAP = 1000
+"""Resamples for standard errors that have no formula; the harness's 100 000 take minutes."""
+
+REMEDY = "name tasks whose data are local, with --task-path."
+
+
+class Chosen(NamedTuple):
+    """Attributes: names of the tasks chosen; manager: where they come from."""
+
+    names: list[str]
+    manager: TaskManager
+
+
+def choose_tasks(asked: Sequence[str], task_path: Path | None = None) -> Chosen:
+    """Finds tasks, groups and tags by name.
+
+    Args:
+        asked: Their names; ``*`` stands for anything.
+        task_path: A folder of further tasks (YAML), which win over the harness's own of the same name.
+
+    Raises:
+        UserError: there is no such folder, or no such task.
+    """
+    manager = _manager(asked, task_path)
+    return Chosen(list(dict.fromkeys(name for each in asked for name in _matches(each, manager))), manager)
+
+
+def run_tasks(model: LM, tasks: Chosen, limit: int | None = None) -> dict[str, Any]:
+    """Runs tasks as ``lm_eval.simple_evaluate`` does, and returns what it returns but for the samples.
+
+    Args:
+        model: The model.
+        tasks: What ``choose_tasks`` found.
+        limit: Take only the first so many examples of each task.
+
+    Raises:
+        UserError: a task or its data cannot be loaded.
+    """
+    with _one_process(), redirect_stdout(sys.stderr):
+        results = simple_evaluate(
+            model=model,
+            tasks=[*tasks.names],
+            task_manager=tasks.manager,
+            limit=limit,
+            bootstrap_iters=BOOTSTRAP,
+            log_samples=False,
+        )
+    return dict(results or {})
+
+
+class _Tasks(TaskManager):
+    """The harness's tasks, with a sentence for what goes wrong in loading them."""
+
+    def load(self, task_list: Any) -> Any:
+        """Builds tasks and reads their data: what is cached, else what the hub has."""
+        names = ", ".join(task_list)
+        try:
+            try:
+                with offline():
+                    loaded = super().load(task_list)
+            except ConnectionError:
+                require_hub(f"the data of {names}", REMEDY)
+                loaded = super().load(task_list)
+        except UserError:
+            raise
+        except Exception as error:  # a task is somebody's configuration, code and data: anything may come of it
+            raise UserError(f"{names} cannot be loaded ({first_line(error)}): mend the task, or {REMEDY}") from error
+        for name, task in loaded["tasks"].items():
+            if getattr(task, "UNSAFE_CODE", False):
+                raise UserError(f"the task {name} runs what the model writes, which is not safe: leave it out.")
+            if getattr(task, "MULTIMODAL", False):
+                raise UserError(f"the task {name} has images or sound, and the models here read text: leave it out.")
+        return loaded
+
+
+def _manager(names: Sequence[str], task_path: Path | None) -> TaskManager:
+    """All tasks that there are; only those of the folder where it has all the names, for the others take seconds."""
+    if task_path is None:
+        return _Tasks()
+    if not task_path.is_dir():
+        raise UserError(f"there is no folder {task_path}: give --task-path a folder with tasks (YAML).")
+    own = _Tasks(include_path=str(task_path), include_defaults=False)
+    return own if {*names} <= {*own.all_subtasks} else _Tasks(include_path=str(task_path))
+
+
+def _matches(name: str, manager: TaskManager) -> list[str]:
+    """The tasks that a name or a pattern stands for."""
+    found = manager.match_tasks([name])
+    if not found:
+        near = difflib.get_close_matches(name, manager.all_tasks, n=5)
+        raise UserError(f"there is no task {name}: " + (f"near it are {', '.join(near)}." if near else "check it."))
+    return found
+
+
+@contextmanager
+def _one_process() -> Iterator[None]:
+    """Keeps the harness from forking for its standard errors: JAX's threads do not survive that."""
+    before = os.environ.get("DISABLE_MULTIPROC")
+    os.environ["DISABLE_MULTIPROC"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["DISABLE_MULTIPROC"]
+        else:
+            os.environ["DISABLE_MULTIPROC"] = before

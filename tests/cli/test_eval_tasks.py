@@ -1,0 +1,122 @@
+"""``spap eval --tasks``: the bundled task from the first word to the JSON file, and what is refused."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from commands import EXAMPLES, STORIES, process, sentence, spap
+from datasets import config
+
+TASKS = EXAMPLES / "tasks"
+WORDS = ("eval", STORIES, "--tasks", "stories_cloze")
+
+
+@pytest.fixture(autouse=True)
+def _at_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.chdir(EXAMPLES.parent)
+
+
+def with_changes(folder: Path, **changes: object) -> Path:
+    """A folder with the bundled task, changed."""
+    task = yaml.safe_load((TASKS / "stories_cloze" / "stories_cloze.yaml").read_text("utf-8"))
+    folder.mkdir()
+    (folder / "task.yaml").write_text(yaml.safe_dump(task | changes), "utf-8")
+    return folder
+
+
+def test_the_table_and_the_json_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = tmp_path / "found.json"
+    said = spap(capsys, *WORDS, "--task-path", TASKS, "--limit", "6", "--json", found)
+    assert said.code == 0, said.err
+    assert "log-likelihoods 24/24 ..." in said.err
+    lines = said.out.splitlines()
+    assert lines[0].startswith(f"{STORIES}, the first 6 examples of each; ")
+    assert lines[1].split() == ["task", "metric", "value", "stderr"]
+    read = json.loads(found.read_text())
+    numbers = read["results"]["stories_cloze"]
+    for line, metric in zip(lines[3:], ("acc", "acc_norm"), strict=True):
+        value, error = numbers[f"{metric},none"], numbers[f"{metric}_stderr,none"]
+        assert line.split() == ["stories_cloze", metric, f"{value:.4f}", f"{error:.4f}"]
+    assert (read["n-samples"]["stories_cloze"], read["n-shot"]) == (
+        {"original": 100, "effective": 6},
+        {"stories_cloze": 0},
+    )
+    assert read["versions"] == {"stories_cloze": 1.0}
+    assert read["config"]["batch_tokens"] == 4096
+    assert read["spap"].items() >= {"model": str(STORIES), "tasks": ["stories_cloze"], "limit": 6}.items()
+    assert {"jax", "transformers", "spap-jax"} <= read["spap"]["versions"].keys()
+    assert read["lm_eval_version"]
+
+
+def test_a_standard_error_by_resampling(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In this process, and without a word among the results."""
+    metric = {"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False}
+    changes = {"output_type": "loglikelihood", "doc_to_target": "{{choices[label]}}", "doc_to_choice": None}
+    folder = with_changes(tmp_path / "tasks", **changes, metric_list=[metric])
+    said = spap(capsys, *WORDS, "--task-path", folder, "--limit", "6")
+    assert said.code == 0, said.err
+    _, _, _, line = said.out.splitlines()
+    task, name, value, error = line.split()
+    assert (task, name) == ("stories_cloze", "perplexity")
+    assert float(value) > 1
+    assert float(error) > 0
+
+
+def test_the_bundled_examples_are_what_their_script_makes(tmp_path: Path) -> None:
+    """And each of the sentences that may come next is another one."""
+    folder = TASKS / "stories_cloze"
+    before = (folder / "stories_cloze.jsonl").read_bytes()
+    copy = tmp_path / "tasks" / "stories_cloze"
+    copy.mkdir(parents=True)
+    (copy / "make.py").write_bytes((folder / "make.py").read_bytes())
+    (tmp_path / "stories_evaluation.txt").write_bytes((EXAMPLES / "stories_evaluation.txt").read_bytes())
+    subprocess.run([sys.executable, copy / "make.py"], check=True)
+    assert (copy / "stories_cloze.jsonl").read_bytes() == before
+    examples = [json.loads(line) for line in before.splitlines()]
+    assert {len(set(example["choices"])) for example in examples} == {4}
+    story = " ".join((EXAMPLES / "stories_evaluation.txt").read_text("utf-8").split())
+    assert all(f"{each['story']} {each['choices'][each['label']]}" in story for each in examples)
+
+
+def test_an_unknown_task(capsys: pytest.CaptureFixture[str]) -> None:
+    said = sentence(spap(capsys, "eval", STORIES, "--tasks", "stories_close,arc_eazy", "--task-path", TASKS))
+    assert said.startswith("there is no task stories_close: near it are stories_cloze")
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"dataset_path": "owner/name", "dataset_kwargs": {}}, "the data of stories_cloze is not on this machine and"),
+        ({"dataset_kwargs": {"data_files": {"test": "no.jsonl"}}}, "stories_cloze cannot be loaded (Unable to find"),
+        ({"test_split": "dev"}, "stories_cloze cannot be loaded ('dev'): mend the task"),
+        ({"unsafe_code": True}, "the task stories_cloze runs what the model writes"),
+    ],
+)
+def test_a_task_that_cannot_be_run(
+    changes: dict, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = spap(capsys, *WORDS, "--task-path", with_changes(tmp_path / "tasks", **changes))
+    assert (said.code, said.out) == (2, "")
+    assert said.err.splitlines()[-1].startswith(f"spap: {expected}"), said.err
+
+
+def test_a_hub_out_of_reach_is_said_at_once(tmp_path: Path) -> None:
+    folder = with_changes(tmp_path / "tasks", dataset_path="owner/name", dataset_kwargs={})
+    settings = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0", "NO_PROXY": "*"}
+    _, err = process(*WORDS, "--task-path", folder, **settings).communicate()
+    assert "the data of stories_cloze is not on this machine and the hub http://127.0.0.1:9 cannot be reached" in err
+    assert "Retry" not in err, "the slow retries of the hub's client were entered"
+
+
+def test_without_the_harness() -> None:
+    program = (
+        "import sys; sys.modules['lm_eval'] = None\nfrom spap_jax.cli import main\n"
+        f"sys.exit(main(['eval', {str(STORIES)!r}, '--tasks', 'piqa']))"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr == "spap: --tasks needs lm_eval, which is not installed: pip install 'spap-jax[eval]'.\n"
