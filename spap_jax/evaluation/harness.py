@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import jax
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, has_bos_prefix, normalize_gen_kwargs, postprocess_generated_text
@@ -151,7 +152,8 @@ class HarnessModel(TemplateLM):
             text = self.tokenizer.decode(tokens)
             return not self._ends.isdisjoint(tokens) or any(stop in text for stop in stops)
 
-        for found in continuations(self._spread, prompts, new, ended, self._batch_tokens, sampling):
+        key = jax.random.key(0)  # the harness fixes its seeds as well
+        for found in continuations(self._spread, prompts, new, ended, self._batch_tokens, sampling, key):
             yield {index: self._text(tokens, ended, stops) for index, tokens in found.items()}
 
     def _text(self, tokens: list[int], ended: Callable[[list[int]], bool], stops: list[str]) -> str:

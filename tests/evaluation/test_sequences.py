@@ -16,6 +16,7 @@ from spap_jax.model import Model, Source
 
 NAME = "opt_125m_like"  # learned positions: a padding that counted would show
 LENGTHS = (2, 3, 33, 9, 40, 64, 5, 31, 32, 17, 12)
+GREEDY = (Sampling(), jax.random.key(0))
 PREDICTED = (1, 2, 32, 1, 7, 20, 0, 30, 3, 1, 1)
 
 
@@ -109,7 +110,9 @@ def test_batches(lengths: list[int], batch_tokens: int, devices: int, following:
 @pytest.mark.parametrize("devices", [1, 8])
 def test_continuations_are_those_of_one_prompt_at_a_time(devices: int) -> None:
     model, prompts = ported(), texts((3, 40, 33, 1, 12, 20, 31, 2, 5))
-    parts = continuations(spread(model, jax.devices()[:devices]), prompts, 40, lambda tokens: False, 256)
+    placed = spread(model, jax.devices()[:devices])
+    parts = list(continuations(placed, prompts, 40, lambda tokens: False, 256, *GREEDY))
+    assert len(parts) == (5 if devices == 1 else 2)  # two sequences at a time, what is written counted
     found = {index: tokens for part in parts for index, tokens in part.items()}
     for index, prompt in enumerate(prompts):
         together = np.pad(prompt, (40 - len(prompt), 0))[None, :]
@@ -124,7 +127,7 @@ def test_writing_stops_when_all_texts_have_ended() -> None:
         seen.append(len(tokens))
         return len(tokens) > 32
 
-    (found,) = continuations(spread(ported()), prompts, 96, ended, 4096)
+    (found,) = continuations(spread(ported()), prompts, 96, ended, 4096, *GREEDY)
     assert [len(found[index]) for index in range(2)] == [64, 64]
     assert set(seen) == {32, 64}
 
@@ -133,13 +136,13 @@ def test_sampling() -> None:
     model = spread(ported())
 
     def written(sampling: Sampling, seed: int) -> list[list[int]]:
-        (found,) = continuations(model, texts((3,) * 16), 8, len, 4096, sampling, jax.random.key(seed))  # type: ignore
+        (found,) = continuations(model, texts((3,) * 16), 8, bool, 4096, sampling, jax.random.key(seed))
         return [found[index] for index in range(16)]
 
     warm = Sampling(temperature=2.0)
     assert written(warm, 1) == written(warm, 1) != written(warm, 2)
     assert written(Sampling(temperature=2.0, top_k=1), 1) == written(Sampling(), 1)
-    same = continuations(model, [[5, 9, 11]] * 16, 8, bool, 4096, warm, jax.random.key(1))  # type: ignore
+    same = continuations(model, [[5, 9, 11]] * 16, 8, bool, 4096, warm, jax.random.key(1))
     assert len({tuple(tokens) for tokens in next(same).values()}) == 16  # every row of every device draws for itself
 
 
