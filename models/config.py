@@ -96,3 +96,7 @@ class DecoderConfig:
     def narrowed(self, intermediate: int) -> "DecoderConfig":
         """The same decoder with another MLP width."""
         return dataclasses.replace(self, intermediate=intermediate)
+
+    def with_kv_heads(self, kv_heads: int) -> "DecoderConfig":
+        """The same decoder with another number of key/value heads, each shared by as many query heads as before."""
+        return dataclasses.replace(self, kv_heads=kv_heads, heads=kv_heads * self.heads // self.kv_heads)

@@ -130,6 +130,7 @@ class Family:
         rules: Every tensor that a member may have; the config decides which of them it has.
         bare_prefix: What names of tensors start with in checkpoints saved without the head, and its full form.
         recomputed: Pattern of buffers that old checkpoints store and that are computed from the config.
+        heads_divide_width: Whether transformers refuses a width that is no multiple of the heads, head_dim or not.
     """
 
     name: str
@@ -142,6 +143,7 @@ class Family:
     inert: frozenset[str] = frozenset()
     bare_prefix: tuple[str, str] = ("", "")
     recomputed: str = r"(?!)"
+    heads_divide_width: bool = False
 
     @property
     def width_field(self) -> str:
@@ -171,6 +173,21 @@ class Family:
         config = DecoderConfig(family=self.name, **{k: v for k, v in values.items() if k in names})
         check_config(config)
         return config
+
+    def check_heads(self, dense: DecoderConfig, kv_heads: int) -> None:
+        """Raises UserError if no stock loader would take the model with fewer key/value heads, and heads as wide."""
+        if "head_dim" not in self.fields:
+            raise UserError(
+                f"stock loaders of {self.architecture} compute the width of a head from the number of heads, since its "
+                "projections are square, so no heads can be removed from its attention: leave --attention-sparsity out."
+            )
+        heads = {k: dense.with_kv_heads(k).heads for k in range(1, dense.kv_heads + 1)}
+        if self.heads_divide_width and dense.width % heads[kv_heads]:
+            fits = [f"{1 - k / dense.kv_heads:.3g}" for k in reversed(heads) if dense.width % heads[k] == 0]
+            raise UserError(
+                f"stock loaders of {self.architecture} take a width of {dense.width} only with a number of heads that "
+                f"divides it, and {heads[kv_heads]} does not: set --attention-sparsity to {' or '.join(fits)}."
+            )
 
     def rules_for(self, config: DecoderConfig) -> tuple[Rule, ...]:
         """The rules of the tensors that this member has."""

@@ -64,4 +64,5 @@ LLAMA = Family(
     constants=CONSTANTS,
     rules=RULES,
     recomputed=r"\.rotary_emb\.inv_freq$",
+    heads_divide_width=True,
 )

@@ -11,6 +11,7 @@ import numpy as np
 
 from spap_jax import checkpoint
 from spap_jax.data import load_tokens
+from spap_jax.devices import sharing
 from spap_jax.errors import UserError
 from spap_jax.evaluation.divergence import mean_divergence
 from spap_jax.evaluation.generation import generate
@@ -45,6 +46,7 @@ def prune(
     *,
     settings: PruneSettings | None = None,
     progress: Callable[[LayerReport | SweepReport], None] | None = None,
+    devices: int | None = None,
     **changes: Any,
 ) -> PruneResult:
     """Removes MLP channels from every layer and recovers the weights of the rest; ``model`` is left as it is.
@@ -54,6 +56,7 @@ def prune(
         tokens: Calibration token ids [B, T], or what ``load_tokens`` returned.
         settings: How; the defaults where absent.
         progress: Called with the report of every layer as it is done, and of every layer in every sweep.
+        devices: Over how many devices to spread the sequences; all where absent, but one of a CPU's.
         **changes: Single settings, for example ``sparsity=0.3``.
 
     Raises:
@@ -71,8 +74,9 @@ def prune(
         if progress is not None:
             progress(report)
 
-    pruned = prune_layers(model.config, model.params, read_layer, blocks, settings, watch)
-    layers = [layer for _, layer in pruned]
+    with sharing(devices):
+        pruned = prune_layers(model.config, model.params, read_layer, blocks, settings, watch)
+        layers = [layer for _, layer in pruned]
     stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *layers)
     narrow = pruned_config(model.config, settings)
     smaller = Model(narrow, model.params | {"layers": stacked}, model.source)

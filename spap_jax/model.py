@@ -16,7 +16,7 @@ class Source:
     Attributes:
         name: What the user called it: a folder or a hub id.
         folder: The local folder with its tokenizer and generation files; None for a model made in memory.
-        config_text: Its config.json, verbatim. It is written back with nothing but the width edited (and biases on the
+        config_text: Its config.json, verbatim. It is written back with nothing but the sizes edited (and biases on the
             MLP switched on, if pruning added them), because every rewriting of a config loses or renames fields that
             some loader reads.
         head_stored: Whether a tied model's checkpoint stores the head beside the embedding all the same.

@@ -12,6 +12,8 @@ class PruneSettings:
 
     Attributes:
         sparsity: Fraction of MLP channels to remove from every layer, between 0 and 1.
+        attention_sparsity: Fraction of key/value heads to remove from every layer, each with the query heads that read
+            it; 0 leaves attention as it is. Not for OPT.
         round_to: Round the kept width to a multiple of this (64 or more suits accelerators and GGUF quantisation).
         method: How channels are chosen: "spap", or as a peer does: "random", "magnitude", "wanda" (Wanda-sp), "flap",
             "fasp", "obs" (ZipLM), "osscar".
@@ -38,6 +40,7 @@ class PruneSettings:
     """
 
     sparsity: float = 0.3
+    attention_sparsity: float = 0.0
     round_to: int = 1
     method: str = "spap"
     update: str = "own"
@@ -94,12 +97,17 @@ def _positive(value) -> bool:
     return isinstance(value, int | float) and 0 < value < math.inf
 
 
+def _fraction(value) -> bool:
+    return isinstance(value, int | float) and 0 <= value < 1
+
+
 def _count(least: int):
     return lambda value: isinstance(value, int) and value >= least
 
 
 _RANGES = (
     ("sparsity", lambda s: isinstance(s, int | float) and 0 < s < 1, "a fraction between 0 and 1, both excluded"),
+    ("attention_sparsity", _fraction, "a fraction of at least 0 and below 1"),
     ("round_to", _count(1), "a whole number of at least 1"),
     ("method", lambda m: m in METHODS, f"one of {', '.join(METHODS)}"),
     ("update", lambda u: u in UPDATES, f"one of {', '.join(UPDATES)}"),
@@ -108,7 +116,7 @@ _RANGES = (
     ("penalty", _positive, "positive"),
     ("penalty_steps", _count(1), "a whole number of at least 1"),
     ("swap_rounds", _count(0), "a whole number of at least 0"),
-    ("held_out", lambda h: isinstance(h, int | float) and 0 <= h < 1, "a fraction of at least 0 and below 1"),
+    ("held_out", _fraction, "a fraction of at least 0 and below 1"),
     ("effort", lambda e: e in EFFORTS, f"one of {', '.join(EFFORTS)}"),
     ("rounds", _count(0), "a whole number of at least 0"),
     ("steps", _count(1), "a whole number of at least 1"),

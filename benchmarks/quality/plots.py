@@ -9,6 +9,7 @@ from benchmarks.quality.judge import Judge
 from benchmarks.quality.methods import PEERS, STEPPED, TARGETS
 from benchmarks.quality.report import Scope
 from benchmarks.quality.results import Row
+from spap_jax.reporting.style import DPI, grid, open_sides
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,8 +47,6 @@ LOOKS = {
 """Grey: peers that solve for no weights; dash-dotted: peers with our steps; thick: ours."""
 
 OTHER = Look("#000000", ".")
-
-DPI = 150
 
 
 def draw(folder: Path, rows: Sequence[Row], scope: Scope) -> list[str]:
@@ -166,13 +165,11 @@ def _log_scale(axes: "Axes", lows: Sequence[float]) -> None:
     else:
         axes.set_yscale("symlog", linthresh=10 ** math.ceil(math.log10(max(-lowest, 1e-4))))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.grid(True, which="major", color="#e5e5e5", linewidth=0.8)
-    axes.set_axisbelow(True)
+    grid(axes)
 
 
 def _percentages(axes: "Axes", sparsities: Sequence[float]) -> None:
     axes.set_xticks([100 * cut for cut in sparsities], [f"{cut:.0%}" for cut in sparsities])
     axes.set_xlim(100 * min(sparsities) - 5, 100 * max(sparsities) + 5)
     axes.set_xlabel("MLP channels removed")
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    open_sides(axes)

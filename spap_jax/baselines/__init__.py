@@ -3,8 +3,9 @@
 Every peer works as its paper says up to what all of them share here, so that a comparison shows the methods alone: the
 same second moments of the same tokens, on the stream that the already pruned blocks produce; where weights are solved
 for, the same target, which also repairs what earlier blocks broke, and the same ridge; the same width in every layer;
-no attention heads. This favours the peers that solve for weights over their papers, in which each layer reproduces what
-the dense layer makes of its tokens and repairs nothing; and it takes from FLAP its allocation of widths over layers.
+attention heads in whole key/value groups, or none. This favours the peers that solve for weights over their papers, in
+which each layer reproduces what the dense layer makes of its tokens and repairs nothing; and it takes from FLAP its
+allocation of widths over layers.
 """
 
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from jax import Array
 
 from spap_jax.baselines import criteria
 from spap_jax.settings import PruneSettings
+from spap_jax.solver import groups
 from spap_jax.solver.penalty import select
 from spap_jax.solver.problem import Problem, System
 from spap_jax.solver.swap import Polished, polish
@@ -58,26 +60,30 @@ class Method(NamedTuple):
         select: (layer, k, search) -> [k] int32 channels to keep, ascending, before any swaps.
         update: What its paper does with the weights kept: "none", "bias", "refit" or "alternate".
         swaps: Whether exact swaps end the selection.
+        score: layer -> [f], where the highest scores are all there is to the selection; of a group, their sum.
     """
 
     select: Callable[[Layer, int, Search], Array]
     update: str
     swaps: bool = False
+    score: Callable[[Layer], Array] | None = None
 
 
-def _by_score(score: Callable[[Layer], Array]) -> Callable[[Layer, int, Search], Array]:
-    return lambda layer, keep, search: criteria.highest(score(layer), keep)
+def _by_score(score: Callable[[Layer], Array], update: str) -> Method:
+    return Method(lambda layer, keep, search: criteria.highest(score(layer), keep), update, score=score)
 
 
-_wanda = _by_score(lambda layer: criteria.wanda(layer.problem.weight, layer.mean, layer.variance))
+def _wanda(layer: Layer) -> Array:
+    return criteria.wanda(layer.problem.weight, layer.mean, layer.variance)
+
 
 METHODS: dict[str, Method] = {
     "spap": Method(lambda layer, keep, s: select(layer.system, keep, s.penalty, s.steps), "alternate", swaps=True),
-    "random": Method(_by_score(lambda layer: criteria.random(layer.key, layer.mean.size)), "none"),
-    "magnitude": Method(_by_score(lambda layer: criteria.magnitude(layer.problem.weight)), "none"),
-    "wanda": Method(_wanda, "none"),
-    "flap": Method(_by_score(lambda layer: criteria.flap(layer.problem.weight, layer.variance)), "bias"),
-    "fasp": Method(_wanda, "refit"),
+    "random": _by_score(lambda layer: criteria.random(layer.key, layer.mean.size), "none"),
+    "magnitude": _by_score(lambda layer: criteria.magnitude(layer.problem.weight), "none"),
+    "wanda": _by_score(_wanda, "none"),
+    "flap": _by_score(lambda layer: criteria.flap(layer.problem.weight, layer.variance), "bias"),
+    "fasp": _by_score(_wanda, "refit"),
     "obs": Method(lambda layer, keep, search: criteria.obs(layer.system, keep), "refit"),
     "osscar": Method(lambda layer, keep, search: criteria.obs_batches(layer.system, keep), "refit", swaps=True),
 }
@@ -100,3 +106,24 @@ def select_channels(method: str, layer: Layer, keep: int, search: Search) -> Pol
     """
     way = METHODS[method]
     return polish(layer.system, way.select(layer, keep, search), search.swap_rounds if way.swaps else 0)
+
+
+def select_groups(method: str, layer: Layer, count: int, keep: int, swap_rounds: int) -> Polished:
+    """Chooses among groups of channels that stay or go together, as a layer's key/value heads do.
+
+    Methods that score channels keep the groups with the highest sums; the others remove the cheapest group, one at a
+    time. Every choice gets its count of improving swaps.
+
+    Args:
+        method: A key of `METHODS`.
+        layer: What to look at, f channels in groups of f / count.
+        count: Number of groups; static.
+        keep: How many to keep; static, as is `method`.
+        swap_rounds: Most swaps, for the methods that end with them; static.
+    """
+    way = METHODS[method]
+    if way.score is None:
+        kept = groups.eliminate(layer.system, count, keep)
+    else:
+        kept = criteria.highest(way.score(layer).reshape(count, -1).sum(axis=1), keep)
+    return groups.polish(layer.system, count, kept, swap_rounds if way.swaps else 0)

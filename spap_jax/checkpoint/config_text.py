@@ -47,30 +47,37 @@ def parse_config(text: str, name: str) -> dict[str, Any]:
 
 
 def written_config_text(source: Source, config: DecoderConfig, dtype: str | None = None) -> str:
-    """The source's config.json with the MLP width and biases of `config`, and the name of the dtype if one is given.
+    """The source's config.json with the widths and biases of `config`, and the name of the dtype if one is given.
 
     Raises:
-        UserError: It has no place for the biases.
+        UserError: It has no place for the biases, or stock loaders would not take the heads.
     """
     check_describable(source, config)
     theirs, family = json.loads(source.config_text), FAMILIES[config.family]
+    before = family.read_config(theirs)
     changes: dict[str, Any] = {family.width_field: config.intermediate}
-    if family.read_config(theirs).mlp_bias != config.mlp_bias:
+    if before.mlp_bias != config.mlp_bias:
         changes |= {str(family.mlp_bias_field): config.mlp_bias}
+    if before.kv_heads != config.kv_heads:
+        # With the width of a head: loaders that find none divide the model's width by the number of heads.
+        changes |= {family.fields[name].name: getattr(config, name) for name in ("heads", "kv_heads", "head_dim")}
     if dtype is not None:
         changes |= {field: dtype for field in DTYPE_FIELDS if field in theirs}
     return edited(source.config_text, changes)
 
 
 def check_describable(source: Source, config: DecoderConfig) -> None:
-    """Refuses biases on the MLP that no stock loader would read.
+    """Refuses biases on the MLP and numbers of heads that no stock loader would read.
 
     Raises:
-        UserError: `config` has them, and neither has the source nor is there a field of config.json to say so.
+        UserError: `config` has biases, and neither has the source nor is there a field of config.json to say so; or it
+            has fewer heads than the source, and the family's loaders do not take that.
     """
     family = FAMILIES[config.family]
-    before = family.read_config(json.loads(source.config_text)).mlp_bias
-    if before != config.mlp_bias and family.mlp_bias_field is None:
+    before = family.read_config(json.loads(source.config_text))
+    if before.kv_heads != config.kv_heads:
+        family.check_heads(before, config.kv_heads)
+    if before.mlp_bias != config.mlp_bias and family.mlp_bias_field is None:
         raise UserError(
             f"the config.json of {family.architecture} has no field for biases on the MLP alone, which the update "
             "'bias' adds, so stock loaders would lose them and this is not written: prune with --update none or "

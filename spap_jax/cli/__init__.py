@@ -1,11 +1,11 @@
-"""The command line: ``spap prune | eval | bench | convert | doctor``."""
+"""The command line: ``spap prune | eval | bench | report | convert | doctor``."""
 
-import ctypes
 import sys
 from collections.abc import Sequence
 
 from cyclopts import CycloptsError
 
+from spap_jax import memory
 from spap_jax.errors import UserError
 
 
@@ -20,25 +20,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     from spap_jax.cli.app import launch
 
-    _return_freed_memory()
+    memory.return_large_buffers()
     try:
         launch(sys.argv[1:] if arguments is None else list(arguments))
     except (UserError, CycloptsError) as error:
         print(f"spap: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("spap: interrupted; nothing was written.", file=sys.stderr)
+        print("spap: interrupted; nothing unfinished was written.", file=sys.stderr)
         return 130
     return 0
-
-
-def _return_freed_memory() -> None:
-    """Has glibc give every large buffer back when it is freed.
-
-    By default it keeps those of up to 32 MB, and with the buffers of one layer after another the process ends up a
-    quarter larger than what it holds. Other C libraries have no such setting and need none.
-    """
-    mmap_threshold = -3  # M_MMAP_THRESHOLD
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(mmap_threshold, 1 << 20)

@@ -13,6 +13,7 @@ from spap_jax.cli.convert import convert
 from spap_jax.cli.doctor import doctor
 from spap_jax.cli.evaluate import evaluate
 from spap_jax.cli.prune import prune
+from spap_jax.cli.report import report
 from spap_jax.errors import UserError
 
 app = App(
@@ -25,6 +26,7 @@ app = App(
 app.command(prune)
 app.command(evaluate, name="eval")
 app.command(bench)
+app.command(report)
 app.command(convert)
 app.command(doctor)
 

@@ -1,7 +1,8 @@
 """``spap bench``."""
 
+from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from spap_jax.evaluation.speed import Speed, Workload
@@ -17,6 +18,7 @@ def bench(
     prompt: int = 512,
     new: int = 32,
     repeats: int = 7,
+    json: Path | None = None,
 ) -> None:
     """Measure prefill and decode speed, parameters and bytes; two models run in turn, and their ratio is by pairs.
 
@@ -30,9 +32,11 @@ def bench(
         prompt: Tokens that prefill reads; shortened where the model's positions are fewer.
         new: Tokens that decoding writes.
         repeats: Timed runs; medians are shown.
+        json: Also write the numbers to this file.
     """
     from spap_jax import checkpoint
     from spap_jax.cli.console import waiting
+    from spap_jax.cli.json_file import write_json
     from spap_jax.errors import UserError
     from spap_jax.evaluation.speed import Workload, measure
 
@@ -48,45 +52,77 @@ def bench(
     work = Workload(batch, prompt, new, repeats)
     with waiting("measuring"):
         speeds = measure(models, work)
-    _show(names, models, speeds, work)
+    result = _result(names, models, speeds, work)
+    _show(result)
+    if json is not None:
+        write_json(json, result)
 
 
-def _show(names: list[str], models: "list[Model]", speeds: "list[Speed]", work: "Workload") -> None:
+def _result(names: list[str], models: "list[Model]", speeds: "list[Speed]", work: "Workload") -> dict[str, Any]:
+    """What the table shows and the file holds; a comparison where there are two models."""
+    from dataclasses import asdict
+
+    from spap_jax.evaluation.speed import speed_up
+    from spap_jax.pruning.report import versions
+
+    result: dict[str, Any] = {
+        "workload": asdict(work),
+        "models": [_measured(*each, work) for each in zip(names, models, speeds, strict=True)],
+        "versions": versions(),
+    }
+    if len(speeds) == 2:
+        before, after = speeds
+        result["speed_up"] = {
+            "prefill": speed_up(before.prefill, after.prefill),
+            "decode": speed_up(before.decode, after.decode),
+        }
+        result["by_arithmetic"] = {
+            "prefill": before.prefill_operations / after.prefill_operations,
+            "decode": before.decode_bytes / after.decode_bytes,
+        }
+    return result
+
+
+def _measured(name: str, model: "Model", speed: "Speed", work: "Workload") -> dict[str, Any]:
     import jax
 
-    from spap_jax.cli import console
-    from spap_jax.evaluation.speed import speed_up
     from spap_jax.models import cost
 
-    counted = [cost.parameters(model.family, model.config) for model in models]
-    weights = [sum(leaf.nbytes for leaf in jax.tree.leaves(model.params)) for model in models]
-    prefills = [work.batch * work.prompt / median(speed.prefill) for speed in speeds]
-    decodes = [work.batch / median(speed.decode) for speed in speeds]
-    rows = [
-        ("parameters", *(console.count_text(count.total) for count in counted)),
-        ("MLP parameters", *(console.count_text(count.mlp) for count in counted)),
-        ("bytes of weights", *(console.bytes_text(size) for size in weights)),
-        ("prefill, tokens/s", *(f"{rate:.1f}" for rate in prefills)),
-        ("decode, tokens/s", *(f"{rate:.1f}" for rate in decodes)),
+    count = cost.parameters(model.family, model.config)
+    return {
+        "model": name,
+        "parameters": count.total,
+        "mlp_parameters": count.mlp,
+        "bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(model.params)),
+        "prefill_seconds": speed.prefill,
+        "decode_seconds": speed.decode,
+        "prefill_tokens_per_second": work.batch * work.prompt / median(speed.prefill),
+        "decode_tokens_per_second": work.batch / median(speed.decode),
+    }
+
+
+def _show(result: dict[str, Any]) -> None:
+    from spap_jax.cli import console
+
+    models, work = result["models"], result["workload"]
+    sizes = (
+        ("parameters", "parameters", console.count_text),
+        ("MLP parameters", "mlp_parameters", console.count_text),
+        ("bytes of weights", "bytes", console.bytes_text),
+    )
+    rows = [(name, *(text(model[key]) for model in models)) for name, key, text in sizes]
+    rows += [
+        (f"{phase}, tokens/s", *(f"{model[f'{phase}_tokens_per_second']:.1f}" for model in models))
+        for phase in ("prefill", "decode")
     ]
-    columns = ("", *names)
+    columns = ("", *(model["model"] for model in models))
     if len(models) == 2:
-        before, after = speeds
-        ratios = (
-            counted[0].total / counted[1].total,
-            counted[0].mlp / counted[1].mlp,
-            weights[0] / weights[1],
-            speed_up(before.prefill, after.prefill),
-            speed_up(before.decode, after.decode),
-        )
-        bounds = (
-            "",
-            "",
-            "",
-            f"{before.prefill_operations / after.prefill_operations:.3f}x",
-            f"{before.decode_bytes / after.decode_bytes:.3f}x",
-        )
+        before, after = models
+        ratios = [before[key] / after[key] for _, key, _ in sizes] + list(result["speed_up"].values())
+        bounds = [""] * len(sizes) + [f"{bound:.3f}x" for bound in result["by_arithmetic"].values()]
         rows = [(*row, f"{ratio:.3f}x", bound) for row, ratio, bound in zip(rows, ratios, bounds, strict=True)]
         columns += ("ratio", "by arithmetic")
-    title = f"batch {work.batch}, prompt {work.prompt}, {work.new} new tokens, median of {work.repeats} runs"
+    title = (
+        f"batch {work['batch']}, prompt {work['prompt']}, {work['new']} new tokens, median of {work['repeats']} runs"
+    )
     console.table(title, columns, rows)

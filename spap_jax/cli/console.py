@@ -1,7 +1,5 @@
 """What people see while they wait and when it is done. Progress goes to standard error, results to standard output."""
 
-import resource
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -20,8 +18,12 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from spap_jax.quantities import bytes_text, change_text, count_text
+
 if TYPE_CHECKING:
     from spap_jax.pruning.report import LayerReport, SweepReport
+
+__all__ = ["bytes_text", "change_text", "count_text", "err", "layer_progress", "out", "table", "waiting"]
 
 # No markup: a folder's name may have brackets. Lines are not wrapped: a path in pieces cannot be copied.
 out = Console(highlight=False, markup=False, soft_wrap=True)
@@ -101,7 +103,11 @@ def request_progress() -> Iterator[Callable[[str, int, int], None]]:
 
 def _errors(report) -> str:
     errors = report.held_out or report.calibration
-    return f"error {errors.selection:.4f} > {errors.refit:.4f} > {errors.alternating:.4f}"
+    words = f"error {errors.selection:.4f} > {errors.refit:.4f} > {errors.alternating:.4f}"
+    if report.attention is None:
+        return words
+    errors = report.attention.held_out or report.attention.calibration
+    return f"attention {errors.selection:.4f} > {errors.refit:.4f}, {words}"
 
 
 def _divergences(report) -> str:
@@ -118,28 +124,3 @@ def table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> 
         shown.add_row(*row)
     out.print(title, soft_wrap=True)
     out.print(shown)
-
-
-def peak_memory() -> int:
-    """Highest resident memory of this process, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def bytes_text(count: float) -> str:
-    """1 234 567 890 -> "1.23 GB"."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
-
-
-def count_text(count: int) -> str:
-    """1234567 -> "1 234 567"."""
-    return f"{count:,}".replace(",", " ")
-
-
-def change_text(before: float, after: float) -> str:
-    """How much smaller or larger, in per cent."""
-    return f"{100 * (after / before - 1):+.1f} %"

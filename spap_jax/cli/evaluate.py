@@ -1,6 +1,5 @@
 """``spap eval``."""
 
-import json as json_format
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +37,7 @@ def evaluate(
         batch_tokens: Tokens that a device takes at once: fewer need less memory.
         json: Also write the numbers to this file.
     """
+    from spap_jax.cli.json_file import write_json
     from spap_jax.errors import UserError
 
     if (data is None) == (tasks is None):
@@ -56,7 +56,7 @@ def evaluate(
 
         result = measure_tasks(model, str(tasks), task_path, limit, batch_tokens)
     if json is not None:
-        _write(json, result)
+        write_json(json, result)
 
 
 def _measure_perplexity(
@@ -94,20 +94,6 @@ def _measure_perplexity(
         "sequence_length": length,
         "seconds": seconds,
     }
-
-
-def _write(file: Path, result: dict[str, Any]) -> None:
-    from spap_jax.errors import UserError
-
-    try:
-        file.write_text(json_format.dumps(result, indent=1, default=_plain) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{file} cannot be written ({error.strerror}): name another file.") from error
-
-
-def _plain(value: Any) -> Any:
-    """A numpy number as a number; whatever else JSON has no word for as a text."""
-    return value.item() if hasattr(value, "item") else str(value)
 
 
 def chosen_length(asked: int | None, config: "DecoderConfig") -> int:

@@ -36,7 +36,7 @@ CACHE = decoder.Cache(P(None, "data"), P(None, "data"), BATCH, P())  # pyright: 
 _each_device = functools.partial(jax.shard_map, check_vma=False)
 
 
-class Spread(NamedTuple):
+class Replicas(NamedTuple):
     """A model on several devices.
 
     Attributes:
@@ -71,11 +71,11 @@ class Score(NamedTuple):
     is_greedy: bool
 
 
-def spread(model: Model, devices: Sequence[Any] | None = None) -> Spread:
+def replicate(model: Model, devices: Sequence[Any] | None = None) -> Replicas:
     """Puts a model on every one of the devices; on all local ones where none are named."""
     devices = jax.local_devices() if devices is None else devices
     mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
-    return Spread(model.config, jax.device_put(model.params, NamedSharding(mesh, P())), mesh)
+    return Replicas(model.config, jax.device_put(model.params, NamedSharding(mesh, P())), mesh)
 
 
 def batches(
@@ -100,7 +100,7 @@ def batches(
 
 
 def log_likelihoods(
-    model: Spread, sequences: Sequence[Sequence[int]], predicted: Sequence[int], batch_tokens: int
+    model: Replicas, sequences: Sequence[Sequence[int]], predicted: Sequence[int], batch_tokens: int
 ) -> Iterator[dict[int, Score]]:
     """Scores the last tokens of each sequence, given the tokens before them.
 
@@ -151,7 +151,7 @@ def _score(
 
 
 def continuations(
-    model: Spread,
+    model: Replicas,
     prompts: Sequence[Sequence[int]],
     new: int,
     ended: Callable[[list[int]], bool],

@@ -13,11 +13,11 @@ tags:
 - spap-jax
 ---
 
-# {name}, {percent:.0f} % of its MLP channels removed
+# {name}, {percent:.0f} % of its MLP channels{headline} removed
 
 Made from `{name}` by [SPAP-JAX](https://pypi.org/project/spap-jax/): structured pruning without retraining. Every
-layer keeps {after} of {before} MLP channels; everything else about the architecture ({architecture}) is as it was{but},
-so stock tools load it. Channels were chosen by the method `{selection}`; {update}.
+layer keeps {after} of {before} MLP channels{heads}; everything else about the architecture ({architecture}) is as it
+was{but}, so {loaders}. Channels were chosen by the method `{selection}`; {update}.
 
 | | before | after |
 | --- | ---: | ---: |
@@ -45,9 +45,19 @@ _UPDATES = {
 }
 
 
+_HEADS = ", {heads[after]} of {heads[before]} attention heads and {groups[after]} of {groups[before]} key/value heads"
+
+_LOADERS = (
+    "tools that read `head_dim` from `config.json`, as transformers 5 does, load it; those that divide `hidden_size` "
+    "by the number of heads do not"
+)
+
+
 def model_card(report: PruneReport) -> str:
     """The README.md of a pruned checkpoint; every figure comes from the report."""
     model, width = report.model, report.model["intermediate"]
+    heads, groups = model["heads"], model["kv_heads"]
+    fewer_heads = groups["after"] < groups["before"]
     rows = [
         ("parameters", *(f"{count:,}" for count in model["parameters"].values())),
         ("MLP parameters", *(f"{count:,}" for count in model["mlp_parameters"].values())),
@@ -60,7 +70,10 @@ def model_card(report: PruneReport) -> str:
     return _TEXT.format(
         name=model["name"],
         name_yaml=json.dumps(model["name"]),  # a JSON string is a YAML string
-        percent=100 * (1 - width["after"] / width["before"]),
+        percent=_percent(width),
+        headline=f" and {_percent(groups):.0f} % of its attention heads" if fewer_heads else "",
+        heads=_HEADS.format(heads=heads, groups=groups) if fewer_heads else "",
+        loaders=_LOADERS if fewer_heads else "stock tools load it",
         before=width["before"],
         after=width["after"],
         architecture=model["architecture"],
@@ -70,3 +83,7 @@ def model_card(report: PruneReport) -> str:
         rows="\n".join(f"| {' | '.join(row)} |" for row in rows),
         calibration=report.calibration["description"],
     )
+
+
+def _percent(count: dict[str, int]) -> float:
+    return 100 * (1 - count["after"] / count["before"])

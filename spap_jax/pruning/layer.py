@@ -102,7 +102,7 @@ def _solve(
     clock.lap("selection", chosen)
     taken = reduce.take_channels(FAMILIES[config.family], layer["mlp"], chosen.kept)
     selected = reduce.to_weights(reduce.with_biases(narrow, taken))
-    updated = _update(baselines.update_used(settings), seen, system, chosen.kept, selected)
+    updated = update_weights(baselines.update_used(settings), seen, system, chosen.kept, selected)
     clock.lap("refit", updated)
     return chosen, system.ridge, selected, updated
 
@@ -119,8 +119,16 @@ def _select(
 
 @functools.partial(jax.jit, static_argnames="update")
 @full_precision
-def _update(update: str, seen: Moments, system: System, kept: jax.Array, selected: Weights) -> Weights:
-    """The update of the weights, but for the alternating rounds."""
+def update_weights(update: str, seen: Moments, system: System, kept: jax.Array, selected: Weights) -> Weights:
+    """The update of the weights of the channels kept, but for the alternating rounds.
+
+    Args:
+        update: "none", "bias", "refit" or "alternate".
+        seen: The layer's moments, f channels.
+        system: Their system.
+        kept: [k] channel numbers.
+        selected: The dense weights of these channels.
+    """
     if update == "none":
         return selected
     if update == "bias":

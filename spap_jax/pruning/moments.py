@@ -1,16 +1,18 @@
-"""Second moments of one block's MLP, accumulated over token chunks: all that the solver sees of the calibration."""
+"""Second moments of one block's MLP or attention, accumulated over token chunks: all that the solver sees of them."""
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from spap_jax import devices
 from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.numerics import full_precision
-from spap_jax.pruning.streams import mlp_hidden
+from spap_jax.pruning.streams import attended, mlp_hidden
 from spap_jax.solver.alternating import Tokens
 from spap_jax.solver.problem import Problem
 
@@ -19,7 +21,7 @@ class Moments(NamedTuple):
     """A layer's problem, with the means that recover the output bias.
 
     Attributes:
-        problem: Second moments; centred where the MLP has an output bias.
+        problem: Second moments; centred where there is an output bias.
         hidden_mean: [f] mean of every hidden channel.
         target_mean: [d] mean of the target.
         variance: [f] variance of every hidden channel.
@@ -34,26 +36,45 @@ class Moments(NamedTuple):
 @functools.partial(jax.jit, static_argnames="config")
 @full_precision
 def accumulate(config: DecoderConfig, layer: Params, tokens: Tokens) -> Moments:
-    """One pass over the tokens; no activation is kept beyond its chunk."""
-    f, d = config.intermediate, config.width
+    """Of the MLP: one pass over the tokens; no activation is kept beyond its chunk."""
+
+    def hidden(residual: jax.Array) -> jax.Array:
+        return decoder.block(config, layer, residual.reshape(-1, config.width), method=mlp_hidden)
+
+    return _accumulate(hidden, layer["mlp"]["down"], config.mlp_bias, tokens)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+@full_precision
+def accumulate_attention(config: DecoderConfig, layer: Params, tokens: Tokens) -> Moments:
+    """Of attention, whose channels (f) are those of all heads (n h), in the same way."""
+    weight = layer["attention"]["o"].reshape(-1, config.width)
+
+    def heads(residual: jax.Array) -> jax.Array:
+        return decoder.block(config, layer, residual, method=attended).reshape(-1, len(weight))
+
+    return _accumulate(heads, weight, config.output_bias, tokens)
+
+
+def _accumulate(hidden: Callable[[jax.Array], jax.Array], weight: jax.Array, centred: bool, tokens: Tokens) -> Moments:
+    """Moments of channels, hidden: [.., d] -> [N, f], that meet a weight [f, d]."""
+    f, d = weight.shape
     start = (jnp.zeros((f, f)), jnp.zeros((f, d)), jnp.zeros(f), jnp.zeros(d), jnp.zeros(()))
 
     def add(total: tuple, chunk: Tokens) -> tuple[tuple, None]:
-        chunk = chunk.flat()
-        h = decoder.block(config, layer, chunk.residual, method=mlp_hidden)
-        y = chunk.target
+        h, y = hidden(chunk.residual), chunk.flat().target
         # Transposed in memory first: XLA:CPU is twice as slow at a product that contracts the rows of a large array.
         transposed = jax.lax.optimization_barrier(h.T)
         parts = (transposed @ h, h.T @ y, h.sum(axis=0), y.sum(axis=0), jnp.square(y).sum())
         return jax.tree.map(jnp.add, total, parts), None
 
-    totals, _ = jax.lax.scan(add, start, tokens)
+    totals = devices.total(lambda own: jax.lax.scan(add, start, own)[0], tokens)
     count = tokens.residual.size // d
     gram, cross, hidden_mean, target_mean, power = jax.tree.map(lambda total: total / count, totals)
     variance = jnp.diagonal(gram) - jnp.square(hidden_mean)
-    if config.mlp_bias:
+    if centred:
         gram = gram - hidden_mean[:, None] * hidden_mean[None, :]
         cross = cross - hidden_mean[:, None] * target_mean[None, :]
         power = power - jnp.square(target_mean).sum()
-    weight = layer["mlp"]["down"].astype(jnp.float32)
-    return Moments(Problem(gram, cross, power, weight), hidden_mean, target_mean, jnp.maximum(variance, 0))
+    problem = Problem(gram, cross, power, weight.astype(jnp.float32))
+    return Moments(problem, hidden_mean, target_mean, jnp.maximum(variance, 0))

@@ -1,4 +1,4 @@
-"""Fewer channels in a block's parameters."""
+"""Fewer channels and fewer heads in a block's parameters."""
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +7,7 @@ from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.models.families import Family
 from spap_jax.solver.alternating import Weights
+from spap_jax.solver.groups import channels_of
 
 
 def kept_width(width: int, sparsity: float, round_to: int) -> int:
@@ -16,8 +17,19 @@ def kept_width(width: int, sparsity: float, round_to: int) -> int:
 
 def take_channels(family: Family, mlp: Params, kept: jax.Array) -> Params:
     """An MLP's parameters restricted to the channels ``kept`` [k], along the axis that its rules call f."""
-    return {name: jnp.take(array, kept, axis=axis) if (axis := prunable_axis(family, name)) is not None else array
-            for name, array in mlp.items()}  # fmt: skip
+    return {name: _taken(array, kept, _axis(family, f"mlp/{name}", "f")) for name, array in mlp.items()}
+
+
+def take_groups(family: Family, attention: Params, kept: jax.Array) -> Params:
+    """Attention's parameters restricted to some key/value heads, ``kept`` [k], and the query heads that read them."""
+    n, m = attention["q"].shape[1], attention["k"].shape[1]
+    heads = channels_of(kept, n // m)
+
+    def one(name: str, array: jax.Array) -> jax.Array:
+        path = f"attention/{name}"
+        return _taken(_taken(array, heads, _axis(family, path, "n")), kept, _axis(family, path, "m"))
+
+    return {name: one(name, array) for name, array in attention.items()}
 
 
 def with_biases(config: DecoderConfig, mlp: Params) -> Params:
@@ -29,11 +41,15 @@ def with_biases(config: DecoderConfig, mlp: Params) -> Params:
     return {name: jnp.zeros(size, mlp["down"].dtype) for name, size in sizes.items()} | mlp
 
 
-def prunable_axis(family: Family, name: str) -> int | None:
-    """Which axis of an MLP parameter holds the channels; None where none does."""
-    rule = next(rule for rule in family.rules if rule.ours == f"layers/mlp/{name}")
+def _axis(family: Family, path: str, letter: str) -> int | None:
+    """Which axis of a layer's parameter its rule calls so; None where none is."""
+    rule = next(rule for rule in family.rules if rule.ours == f"layers/{path}")
     letters = rule.sides[1].split()
-    return letters.index("f") if "f" in letters else None
+    return letters.index(letter) if letter in letters else None
+
+
+def _taken(array: jax.Array, kept: jax.Array, axis: int | None) -> jax.Array:
+    return array if axis is None else jnp.take(array, kept, axis=axis)
 
 
 def to_weights(mlp: Params) -> Weights:

@@ -17,6 +17,9 @@ from spap_jax.models.config import DecoderConfig
 from spap_jax.models.registry import FAMILIES
 from spap_jax.settings import PruneSettings
 
+FORMAT = 1
+"""Of the JSON; another number when a field that ``spap report`` reads changes its name or meaning."""
+
 
 @dataclass(frozen=True)
 class Errors:
@@ -34,6 +37,27 @@ class Errors:
 
 
 @dataclass(frozen=True)
+class AttentionReport:
+    """What happened to the attention of one layer.
+
+    Attributes:
+        kept: Key/value heads kept, ascending, each with the query heads that read it.
+        calibration: Errors on the tokens that were fitted; attention has no alternating rounds.
+        held_out: Errors on the tokens that were not; None where none were held out.
+        swaps: Exchanges of key/value heads made by the polish.
+        improving_swaps: Single exchanges that would still lower the refitted error; 0 certifies that there is none.
+        ridge: Relative ridge used, as in ``LayerReport``.
+    """
+
+    kept: tuple[int, ...]
+    calibration: Errors
+    held_out: Errors | None
+    swaps: int
+    improving_swaps: int
+    ridge: float
+
+
+@dataclass(frozen=True)
 class LayerReport:
     """What happened to one layer.
 
@@ -47,6 +71,7 @@ class LayerReport:
         ridge: Relative ridge used; above the setting where the second moments were too nearly singular for it.
         rounds: Alternating rounds accepted.
         seconds: Time by phase.
+        attention: What happened to its attention; None where it was left as it is.
     """
 
     layer: int
@@ -58,6 +83,7 @@ class LayerReport:
     ridge: float
     rounds: int
     seconds: dict[str, float]
+    attention: AttentionReport | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +115,7 @@ class PruneReport:
     Attributes:
         settings: Every setting, with the sweeps that the effort means.
         method: How channels were chosen, and the update that the weights kept got ("own" resolved).
-        model: Name, architecture, and widths, biases and parameters before and after.
+        model: Name, architecture, and widths, heads, biases and parameters before and after.
         calibration: What the tokens were: description, shape, hash.
         versions: Of the libraries that computed it.
         layers: A record a layer.
@@ -116,7 +142,7 @@ class PruneReport:
 
     def to_json(self) -> str:
         """As ``spap_report.json`` stores it; numbers that are not finite become null, as JSON has none."""
-        tree = dataclasses.asdict(self) | {"seconds": self.seconds}
+        tree = {"format": FORMAT} | dataclasses.asdict(self) | {"seconds": self.seconds}
         return json.dumps(_finite(tree), indent=1, allow_nan=False) + "\n"
 
 
@@ -149,6 +175,8 @@ def new_report(
             "architecture": family.architecture,
             "layers": config.layers,
             "intermediate": {"before": config.intermediate, "after": narrow.intermediate},
+            "heads": {"before": config.heads, "after": narrow.heads},
+            "kv_heads": {"before": config.kv_heads, "after": narrow.kv_heads},
             "mlp_bias": {"before": config.mlp_bias, "after": narrow.mlp_bias},
             "parameters": {"before": before.total, "after": after.total},
             "mlp_parameters": {"before": before.mlp, "after": after.mlp},

@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from spap_jax import devices
 from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Block, Params
+from spap_jax.models.layers import causal_attention
 from spap_jax.numerics import full_precision
 from spap_jax.solver.alternating import Tokens
 
@@ -32,18 +34,20 @@ class Streams(NamedTuple):
     pruned: jax.Array
 
 
-def split(count: int, held_out: float, most: int) -> tuple[int, int]:
+def split(count: int, held_out: float, most: int, shares: int = 1) -> tuple[int, int]:
     """How many of ``count`` sequences to fit on, and how many of them make a chunk of at most ``most``.
 
-    The rest is held out; it takes what would leave the last chunk incomplete.
+    The rest is held out; it takes what would leave the last chunk incomplete, or give one of the ``shares`` fewer
+    chunks than another.
     """
     if held_out <= 0 or count == 1:
-        return count, largest_divisor(count, most)
+        return count, largest_divisor(count // shares if count % shares == 0 else count, most)
     fitted = count - min(count - 1, max(1, round(held_out * count)))
-    most = min(most, fitted)
+    shares = min(shares, fitted)
+    most = min(most, fitted // shares)
     # Not the largest chunks at any price: 63 of 128 sequences could be left over.
-    chunk = min(range(most, (most - 1) // 2, -1), key=lambda size: fitted % size)
-    return fitted - fitted % chunk, chunk
+    chunk = min(range(most, (most - 1) // 2, -1), key=lambda size: fitted % (size * shares))
+    return fitted - fitted % (chunk * shares), chunk
 
 
 def largest_divisor(count: int, most: int) -> int:
@@ -64,28 +68,57 @@ def chunked(tokens: np.ndarray, chunk: int) -> np.ndarray:
 
 def embed(config: DecoderConfig, params: Params, chunks: np.ndarray) -> jax.Array:
     """The stream before the first block of token chunks. [C, B, T] -> [C, B, T, d]."""
-    return _embed(config, {"embed": params["embed"]}, jnp.asarray(chunks))
+    return _embed(config, {"embed": params["embed"]}, devices.spread(chunks))
 
 
 @functools.partial(jax.jit, static_argnames="config")
 @full_precision
 def _embed(config: DecoderConfig, params: Params, chunks: jax.Array) -> jax.Array:
     positions = jnp.broadcast_to(jnp.arange(chunks.shape[-1])[None, :], chunks.shape[1:])
-    return jax.lax.map(lambda tokens: decoder.embed(config, params, tokens, positions, jnp.float32), chunks)
+
+    def every(own: jax.Array) -> jax.Array:
+        return jax.lax.map(lambda tokens: decoder.embed(config, params, tokens, positions, jnp.float32), own)
+
+    return devices.apart(every, chunks) if len(chunks) else every(chunks)
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="streams")
 @full_precision
 def enter_mlp(config: DecoderConfig, layer: Params, streams: Streams) -> Streams:
     """Both streams through a dense block's attention, the dense one through its MLP too."""
-    positions = jnp.broadcast_to(jnp.arange(streams.dense.shape[2])[None, :], streams.dense.shape[1:3])
-    valid = jnp.ones_like(positions, dtype=bool)
     piece = functools.partial(decoder.block, config, layer)
 
     def one(chunk: Streams) -> Streams:
-        r = piece(chunk.dense, positions, valid, method=Block.attend)
+        r = piece(chunk.dense, *causal(chunk.dense), method=Block.attend)
         full = r + piece(r, method=mlp_output)
-        return Streams(full, piece(chunk.pruned, positions, valid, method=Block.attend))
+        return Streams(full, piece(chunk.pruned, *causal(chunk.pruned), method=Block.attend))
+
+    return in_place(one, streams)
+
+
+@functools.partial(jax.jit, static_argnames="config", donate_argnames="streams")
+@full_precision
+def enter_attention(config: DecoderConfig, layer: Params, streams: Streams) -> Streams:
+    """The dense stream through a dense block's attention; the pruned one still enters it."""
+    attend = functools.partial(decoder.block, config, layer, method=Block.attend)
+    return in_place(lambda chunk: Streams(attend(chunk.dense, *causal(chunk.dense)), chunk.pruned), streams)
+
+
+@functools.partial(jax.jit, static_argnames="narrow", donate_argnames="streams")
+@full_precision
+def leave_attention(narrow: DecoderConfig, layer: Params, streams: Streams) -> Streams:
+    """After ``enter_attention``, to where ``enter_mlp`` leads: the dense stream through the MLP, which is dense yet.
+
+    Args:
+        narrow: The decoder with fewer heads and the dense MLP.
+        layer: The block so.
+        streams: The dense one after attention, the pruned one before it.
+    """
+    piece = functools.partial(decoder.block, narrow, layer)
+
+    def one(chunk: Streams) -> Streams:
+        pruned = piece(chunk.pruned, *causal(chunk.pruned), method=Block.attend)
+        return Streams(chunk.dense + piece(chunk.dense, method=mlp_output), pruned)
 
     return in_place(one, streams)
 
@@ -103,10 +136,10 @@ def leave_mlp(config: DecoderConfig, layer: Params, streams: Streams) -> Streams
 
 
 def fitting_tokens(streams: Streams) -> Tokens:
-    """What the pruned MLP reads and should add, between the halves of a block.
+    """What a pruned half of a block reads and should add: the MLP between the halves, attention before them.
 
-    The target is the dense block's sum minus what the pruned stream already carries there, so that each block also
-    repairs what the blocks before it broke.
+    The target is the dense stream after that half minus what the pruned stream already carries before it, so that each
+    half also repairs what those before it broke.
     """
     return Tokens(streams.pruned, streams.dense)
 
@@ -114,6 +147,19 @@ def fitting_tokens(streams: Streams) -> Tokens:
 def mlp_output(block: Block, r: jax.Array) -> jax.Array:
     """What the MLP of a block adds. r: [..., d] -> [..., d]."""
     return block.mlp.project(block.mlp.hidden(block.mlp_input(r)))
+
+
+def attended(block: Block, x: jax.Array) -> jax.Array:
+    """What the output projection of a block's attention reads, the heads side by side. x: [B, T, d] -> [B, T, n h]."""
+    positions, valid = causal(x)
+    out = causal_attention(*block.queries_keys_values(x, positions), valid, 0)
+    return out.reshape(*x.shape[:2], -1)
+
+
+def causal(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Positions of the tokens of a stream without padding, and that all may be attended to, each [B, T]."""
+    positions = jnp.broadcast_to(jnp.arange(x.shape[1])[None, :], x.shape[:2])
+    return positions, jnp.ones_like(positions, dtype=bool)
 
 
 def mlp_hidden(block: Block, r: jax.Array) -> jax.Array:
@@ -128,5 +174,7 @@ def in_place(one: Callable[[Any], Any], chunks: Any) -> Any:
         done = one(jax.tree.map(lambda a: a[i], chunks))
         return jax.tree.map(lambda a, b: jax.lax.dynamic_update_index_in_dim(a, b, i, 0), chunks, done)
 
-    count = jax.tree.leaves(chunks)[0].shape[0]
-    return jax.lax.fori_loop(0, count, step, chunks) if count else chunks
+    def every(own: Any) -> Any:
+        return jax.lax.fori_loop(0, len(jax.tree.leaves(own)[0]), step, own)
+
+    return devices.apart(every, chunks) if len(jax.tree.leaves(chunks)[0]) else chunks

@@ -7,6 +7,8 @@ no part. A step of a block is taken only if the divergence falls on tokens that 
 """
 
 import functools
+import itertools
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple, cast
 
@@ -15,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from spap_jax import devices, memory
 from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
@@ -79,20 +82,29 @@ def sweep(
         The parameters of each block in each sweep, and what was done.
     """
     judge = 1 if tokens[1].size else 0
-    best = None
-    for number in range(sweeps):
-        both = [Streams(dense, streams.embed(config, outer, part)) for dense, part in zip(final, tokens, strict=True)]
-        for index in range(config.layers):
-            now_key = jax.random.fold_in(key, number * config.layers + index)
-            if best is None:
-                best = _divergence(config, outer, layers, index, _at(layers["mlp"], index), both[judge])
-            mlp = _descend(config, steps, outer, layers, index, both[0], now_key)
-            now = _divergence(config, outer, layers, index, mlp, both[judge])
-            done = Swept(number, index, float(best), float(now), bool(now < best))  # not taken if nan
-            if done.taken:
-                layers, best = _put(layers, index, mlp), now
-            yield _at(layers, index), done
-            both = [part._replace(pruned=_advance(config, layers, index, part.pruned)) for part in both]
+    both = _entering(config, outer, tokens, final)
+    best = _divergence(config, outer, layers, 0, _at(layers["mlp"], 0), both[judge])
+    # Compiled apart from the first call: the compiler's memory is given back before the steps need theirs.
+    descend = _descend.lower(config, steps, outer, layers, 0, both[0], key).compile()
+    memory.return_scraps()
+    for number, index in itertools.product(range(sweeps), range(config.layers)):
+        if number and not index:
+            both = _entering(config, outer, tokens, final)
+        mlp = descend(outer, layers, index, both[0], jax.random.fold_in(key, number * config.layers + index))
+        now = _divergence(config, outer, layers, index, mlp, both[judge])
+        done = Swept(number, index, float(best), float(now), bool(now < best))  # not taken if nan
+        if done.taken:
+            layers, best = layers | {"mlp": put(layers["mlp"], index, mlp)}, now
+        del mlp
+        yield _at(layers, index), done
+        both = [part._replace(pruned=_advance(config, layers, index, part.pruned)) for part in both]
+
+
+def _entering(
+    config: DecoderConfig, outer: Params, tokens: tuple[np.ndarray, ...], final: tuple[jax.Array, ...]
+) -> list[Streams]:
+    """The dense model's last stream beside the pruned one before the first block, of each part of the tokens."""
+    return [Streams(dense, streams.embed(config, outer, part)) for dense, part in zip(final, tokens, strict=True)]
 
 
 @functools.partial(jax.jit, static_argnames=("config", "steps"))
@@ -105,8 +117,8 @@ def _descend(
     judged at full precision.
     """
     block = _at(layers, index)
-    sequences = Streams(*(chunks.reshape(-1, *chunks.shape[2:]) for chunks in fitted))
-    count = len(sequences.pruned)
+    shape = fitted.pruned.shape[:2]
+    count = math.prod(shape)
     optimizer = relative_optimizer()
     decay = optax.cosine_decay_schedule(1.0, steps.number)
 
@@ -118,7 +130,7 @@ def _descend(
         mlp, state = carry
         number, key = now
         drawn = jax.random.randint(key, (min(steps.sequences, count),), 0, count)
-        gradient = jax.grad(loss)(mlp, Streams(*(a[drawn] for a in sequences)))
+        gradient = jax.grad(loss)(mlp, devices.draw(fitted, jnp.unravel_index(drawn, shape)))
         updates, state = optimizer.update(gradient, state, mlp)
         size = steps.learning_rate * decay(number)
         return (jax.tree.map(lambda w, u: w - size * u, mlp, updates), state), None
@@ -141,13 +153,19 @@ def _divergence(
         last = _rest(config, layers, index, mlp, chunk.pruned)
         return total + _token_divergences(config, outer, chunk.dense, last).sum(), None
 
-    total, _ = jax.lax.scan(add, jnp.float32(0), chunks)
+    total = devices.total(lambda own: jax.lax.scan(add, jnp.float32(0), own)[0], chunks)
     return total / np.prod(chunks.pruned.shape[:3])
 
 
-@functools.partial(jax.jit, donate_argnames="layers")
-def _put(layers: Params, index: int, mlp: Params) -> Params:
-    return layers | {"mlp": jax.tree.map(lambda stack, new: stack.at[index].set(new), layers["mlp"], mlp)}
+def room(layer: Params, count: int) -> Params:
+    """A stack of zeros for ``count`` layers like one."""
+    return jax.tree.map(lambda a: jnp.zeros((count, *a.shape), a.dtype), layer)
+
+
+@functools.partial(jax.jit, donate_argnames="stack")
+def put(stack: Params, index: int, layer: Params) -> Params:
+    """Stores one layer in its place of a stack [L, ...], which is updated in place."""
+    return jax.tree.map(lambda all_layers, new: all_layers.at[index].set(new), stack, layer)
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="pruned")
@@ -179,8 +197,7 @@ def _token_divergences(config: DecoderConfig, outer: Params, dense: jax.Array, p
 
 
 def _apply(config: DecoderConfig, layer: Params, x: jax.Array) -> jax.Array:
-    positions = jnp.broadcast_to(jnp.arange(x.shape[1])[None, :], x.shape[:2])
-    return decoder.block(config, layer, x, positions, jnp.ones_like(positions, dtype=bool))
+    return decoder.block(config, layer, x, *streams.causal(x))
 
 
 def _at(layers: Params, index: int | jax.Array) -> Params:

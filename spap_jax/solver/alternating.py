@@ -6,6 +6,7 @@ does both. It is taken only if the error falls on the calibration tokens and doe
 sequence is monotone and never ends above the closed-form refit it started from.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
@@ -13,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.scipy.linalg import cho_factor, cho_solve
+
+from spap_jax import devices
 
 Inner = dict[str, jax.Array]
 Hidden = Callable[[Inner, jax.Array], jax.Array]
@@ -78,7 +81,7 @@ def relative_error(hidden: Hidden, weights: Weights, tokens: Tokens) -> jax.Arra
         error = chunk.target - output(hidden, weights, chunk.residual)
         return total + jnp.stack([jnp.square(error).sum(), jnp.square(chunk.target).sum()]), None
 
-    error, power = jax.lax.scan(add, jnp.zeros(2), tokens)[0]
+    error, power = devices.total(lambda own: jax.lax.scan(add, jnp.zeros(2), own)[0], tokens)
     return error / jnp.maximum(power, jnp.finfo(jnp.float32).tiny)  # a layer that adds nothing has no target
 
 
@@ -99,7 +102,7 @@ def closed_form(hidden: Hidden, weights: Weights, tokens: Tokens, ridge: float) 
         parts = (transposed @ h, h.T @ e, h.sum(axis=0), e.sum(axis=0))
         return jax.tree.map(jnp.add, total, parts), None
 
-    moments, _ = jax.lax.scan(add, start, tokens)
+    moments = devices.total(lambda own: jax.lax.scan(add, start, own)[0], tokens)
     count = tokens.residual.size // out
     gram, cross, h_mean, e_mean = jax.tree.map(lambda total: total / count, moments)
     if weights.bias is not None:
@@ -123,8 +126,8 @@ def descend(
     hidden: Hidden, weights: Weights, tokens: Tokens, schedule: Schedule, rate: jax.Array, key: jax.Array
 ) -> Weights:
     """Minibatch steps on all weights at once; the step decays to zero over the round, so that it ends settled."""
-    tokens = tokens.flat()
-    count = len(tokens.residual)
+    shape = tokens.residual.shape[:-1]
+    count = math.prod(shape)
     batch = min(schedule.step_tokens, count)
     decay = optax.cosine_decay_schedule(1.0, schedule.steps)
     optimizer = relative_optimizer()
@@ -137,7 +140,7 @@ def descend(
         weights, state = carry
         number, key = now
         index = jax.random.randint(key, (batch,), 0, count)
-        drawn = Tokens(tokens.residual[index], tokens.total[index])
+        drawn = devices.draw(tokens, jnp.unravel_index(index, shape))
         updates, state = optimizer.update(jax.grad(loss)(weights, drawn), state, cast(Any, weights))
         size = rate * decay(number)
         return (jax.tree.map(lambda w, u: w - size * u, weights, updates), state), None

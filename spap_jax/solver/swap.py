@@ -19,7 +19,7 @@ from jax.scipy.linalg import cho_solve
 from spap_jax.numerics import full_precision
 from spap_jax.solver.problem import System, Tableau, pivot, smallest_pivot
 
-_TOLERANCE = 1e-6  # of the explained power: a smaller gain is within the rounding of the moments themselves
+TOLERANCE = 1e-6  # of the explained power: a smaller gain is within the rounding of the moments themselves
 _BLOCK = 16  # at most one swap for every so many channels on the smaller side
 
 
@@ -65,7 +65,7 @@ def polish(system: System, kept: Array, rounds: int) -> Polished:
     absent = jnp.ones(f, bool).at[kept].set(False)
     removed = jnp.flatnonzero(absent, size=f - k).astype(jnp.int32)
     tableau, explained = _tableau(system, kept, removed)
-    threshold = _TOLERANCE * explained
+    threshold = TOLERANCE * explained
     floor = smallest_pivot(system)
 
     def turn(state: _State) -> _State:

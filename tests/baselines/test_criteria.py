@@ -1,6 +1,7 @@
 """Every peer's choice against a few lines of float64 NumPy on random layers."""
 
 from functools import partial
+from itertools import combinations
 from typing import NamedTuple
 
 import jax
@@ -134,6 +135,39 @@ def test_batches_to_the_ends(keep: int, layer: tuple[Exact, Layer]):
     kept = criteria.obs_batches(layer[1].system, keep).tolist()
     assert len(set(kept)) == keep
     assert kept == sorted(kept)
+
+
+def group_channels(groups) -> list[int]:
+    """Channels of groups of five."""
+    return [5 * group + i for group in groups for i in range(5)]
+
+
+def eliminated64(exact: Exact) -> list[int]:
+    """Three groups of eight, the cheapest removed one at a time."""
+    kept = list(range(8))
+    while len(kept) > 3:
+        rests = [[g for g in kept if g != lost] for lost in kept]
+        kept = max(rests, key=lambda rest: explained64(exact, group_channels(rest)))
+    return kept
+
+
+@pytest.mark.parametrize("method", NAMES)
+def test_groups_of_channels(method: str, layer: tuple[Exact, Layer]):
+    exact, found = layer
+    select = jax.jit(partial(baselines.select_groups, method, count=8, keep=3, swap_rounds=8))
+    chosen = select(found)
+    kept = chosen.kept.tolist()
+    if method == "random":
+        assert len({*(tuple(select(found._replace(key=jax.random.key(i))).kept.tolist()) for i in range(9))}) > 2
+    elif METHODS[method].score:
+        scores = SCORES[method.replace("fasp", "wanda")][0](exact).reshape(8, 5).sum(1)
+        assert kept == sorted(np.argsort(-scores)[:3].tolist())
+    elif METHODS[method].swaps:
+        best = max(combinations(range(8), 3), key=lambda each: explained64(exact, group_channels(each)))
+        assert kept == [*best]
+        assert int(chosen.improving) == 0
+    else:
+        assert kept == eliminated64(exact)
 
 
 def test_random_is_a_matter_of_its_key_alone(layer: tuple[Exact, Layer]):

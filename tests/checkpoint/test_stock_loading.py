@@ -15,9 +15,20 @@ import spap_jax
 from spap_jax.pruning.reduce import take_channels
 
 SCRIPT = Path(__file__).with_name("stock_load.py")
-VARIANTS = ("llama_llama3_rope_v4", "llama_biases", "qwen2_tied", "opt_125m_like", "opt_350m_like", "llama_tied")
+VARIANTS = (
+    "llama_llama3_rope_v4",
+    "llama_biases",
+    "llama_two_kv_heads",
+    "qwen2",
+    "qwen2_tied",
+    "opt_125m_like",
+    "opt_350m_like",
+    "llama_tied",
+)
 PRUNED = {
     "llama_llama3_rope_v4": {"rounds": 0},
+    "llama_two_kv_heads": {"method": "wanda", "attention_sparsity": 0.5},
+    "qwen2": {"method": "wanda", "attention_sparsity": 0.25},  # 3 heads, which do not divide the width
     "llama_tied": {"method": "flap"},  # adds biases
     "opt_125m_like": {"method": "flap"},  # has them
 }

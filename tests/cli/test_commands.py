@@ -76,6 +76,7 @@ class TestPruneOfTheBundledModel:
     def test_the_report(self, stories: Path):
         report = json.loads((stories / "spap_report.json").read_text())
         assert report.keys() == {
+            "format",
             "settings",
             "method",
             "model",
@@ -130,13 +131,26 @@ class TestPruneOfTheBundledModel:
         assert f"{read['windows']} of {read['windows']} windows of 64 tokens" in said.out
         assert len(read["sha256"]) == 64
 
-    def test_bench_of_two_models(self, stories: Path, capsys):
-        said = spap(capsys, "bench", STORIES, stories, "--prompt", "16", "--new", "4", "--repeats", "1")
+    def test_bench_of_two_models(self, stories: Path, tmp_path: Path, capsys):
+        file = tmp_path / "found.json"
+        said = spap(capsys, "bench", STORIES, stories, "--prompt", "16", "--new", "4", "--repeats", "1", "--json", file)
         assert said.code == 0
         rows = {line.split("  ")[0]: line.split() for line in said.out.splitlines()}
         assert rows["MLP parameters"][-1] == "1.250x"
         assert {"parameters", "bytes of weights", "prefill, tokens/s", "decode, tokens/s"} <= rows.keys()
         assert re.fullmatch(r"1\.\d{3}x", rows["prefill, tokens/s"][-1])
+        read = json.loads(file.read_text())
+        assert read["workload"] == {"batch": 1, "prompt": 16, "new": 4, "repeats": 1}
+        assert [model["model"] for model in read["models"]] == [str(STORIES), str(stories)]
+        for phase, tokens in (("prefill", 16), ("decode", 1)):
+            (before,), (after,) = (model[f"{phase}_seconds"] for model in read["models"])
+            assert read["models"][1][f"{phase}_tokens_per_second"] == pytest.approx(tokens / after)
+            assert read["speed_up"][phase] == pytest.approx(before / after)
+            assert rows[f"{phase}, tokens/s"][-2:] == [
+                f"{read['speed_up'][phase]:.3f}x",
+                f"{read['by_arithmetic'][phase]:.3f}x",
+            ]
+        assert read["versions"]["jax"] == jax.__version__
 
     def test_overwrite(self, stories: Path, capsys):
         said = spap(capsys, "convert", STORIES, "--output", stories, "--to", "huggingface")
@@ -178,6 +192,30 @@ def test_prune_of_other_families(variant: str, words: tuple[str, ...], width: in
     assert (tmp_path / "out" / "README.md").exists()
 
 
+def test_prune_of_heads(tmp_path: Path, capsys):
+    source, ids = tiny(tmp_path / "in", "qwen2_two_kv_heads"), token_file(tmp_path / "ids.npy")
+    (tmp_path / "settings.toml").write_text('attention-sparsity = 0.6\nmethod = "wanda"\n')
+    words = ("--output", tmp_path / "out", "--calibration", ids, "--config", tmp_path / "settings.toml")
+    said = spap(capsys, "prune", source, *words, *QUICK)
+    assert said.code == 0
+    lines = said.out.splitlines()
+    assert lines[0] == f"{source}: 30% of the MLP channels and 50% of the heads removed"
+    rows = {line.split("  ")[0]: line.split()[-4:] for line in lines}
+    assert rows["attention heads per layer"] == ["4", "2", "-50.0", "%"]
+    assert rows["key/value heads per layer"] == ["2", "1", "-50.0", "%"]
+    assert re.search(r"^layer 3/3  attention \d\.\d{4} > \d\.\d{4}, error ", said.err, re.MULTILINE)
+    report = json.loads((tmp_path / "out" / "spap_report.json").read_text())
+    assert report["settings"]["attention_sparsity"] == 0.6
+    for layer in report["layers"]:
+        assert layer["attention"]["kept"] in ([0], [1])
+        assert 0 < layer["attention"]["held_out"]["refit"] < 2
+    card = " ".join((tmp_path / "out" / "README.md").read_text().split())
+    assert "30 % of its MLP channels and 50 % of its attention heads removed" in card
+    assert "keeps 37 of 53 MLP channels, 2 of 4 attention heads and 1 of 2 key/value heads;" in card
+    assert "`head_dim` in `config.json`" in card
+    assert config_of(tmp_path / "out")["head_dim"] == 8
+
+
 def test_a_file_of_settings_is_forgotten_after_its_command(tmp_path: Path, capsys):
     settings = tmp_path / "settings.toml"
     settings.write_text("batch = 0\n")
@@ -203,7 +241,7 @@ def test_convert_there_and_back(variant: str, tmp_path: Path, capsys):
     assert left(tmp_path) == ["half", "in", "orbax", "out"]
 
 
-@pytest.mark.parametrize("words", [(), ("prune",), ("eval",), ("bench",), ("convert",), ("doctor",)])
+@pytest.mark.parametrize("words", [(), ("prune",), ("eval",), ("bench",), ("report",), ("convert",), ("doctor",)])
 def test_help_fits_a_terminal(words: tuple[str, ...], capsys):
     said = spap(capsys, *words, "--help")
     assert said.code == 0
@@ -233,7 +271,7 @@ def test_help_of_the_module_starts_no_jax():
     run = process("--help")
     out, err = run.communicate()
     assert (run.returncode, err) == (0, "")
-    assert all(command in out for command in ("prune", "eval", "bench", "convert", "doctor"))
+    assert all(command in out for command in ("prune", "eval", "bench", "report", "convert", "doctor"))
     assert process("--version").communicate()[0] == f"spap-jax {spap_jax.__version__}\n"
 
 

@@ -36,6 +36,9 @@ OPTIONS = [
     (("--sparsity", "nan"), "sparsity must be a fraction between 0 and 1"),
     (("--sparsity", "0.001"), "nothing to remove: sparsity 0.001 of 320 channels"),
     (("--round-to", "512"), "nothing to remove: "),
+    (("--attention-sparsity", "1"), "attention_sparsity must be a fraction of at least 0 and below 1, not 1.0."),
+    (("--attention-sparsity", "-0.1"), "attention_sparsity must be a fraction of at least 0 and below 1"),
+    (("--attention-sparsity", "0.1"), "nothing to remove: attention sparsity 0.1 of 2 key/value heads, rounded, keeps"),
     (("--ridge", "inf"), "ridge must be positive"),
     (
         ("--method", "lora"),
@@ -151,6 +154,14 @@ def test_biases_without_a_place(variant: str, words: tuple[str, ...], tmp_path: 
     assert left(place) == []
 
 
+@pytest.mark.parametrize(("variant", "expected"), [("opt_125m_like", "are square"), ("llama", "3 does not")])
+def test_heads_that_stock_loaders_would_not_take(variant: str, expected: str, tmp_path: Path, place: Path, capsys):
+    # The calibration is not there: nothing is looked at before the refusal.
+    words = ("--output", place / "out", "--calibration", tmp_path / "none.txt", "--attention-sparsity", "0.25")
+    assert expected in sentence(spap(capsys, "prune", tiny(tmp_path / "in", variant), *words))
+    assert left(place) == []
+
+
 def test_an_orbax_folder_is_not_pruned_but_said_how(tmp_path: Path, place: Path, capsys):
     source = tiny(tmp_path / "in")
     assert spap(capsys, "convert", source, "--output", tmp_path / "orbax", "--to", "orbax").code == 0
@@ -228,7 +239,7 @@ def test_a_hub_id_without_network(tmp_path: Path, place: Path):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (("dance",), 'Unknown command "dance". Available commands: prune, eval, bench, convert, doctor.'),
+        (("dance",), 'Unknown command "dance". Available commands: prune, eval, bench, report, convert, doctor.'),
         (
             ("eval", STORIES),
             "give either --data (perplexity) or --tasks (the lm-evaluation-harness); neither was given",

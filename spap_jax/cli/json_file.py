@@ -1,0 +1,24 @@
+"""Numbers of a command as a file, beside what it prints."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from spap_jax.errors import UserError
+
+
+def write_json(file: Path, result: dict[str, Any]) -> None:
+    """Writes what a command found.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    try:
+        file.write_text(json.dumps(result, indent=1, default=_plain) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{file} cannot be written ({error.strerror}): name another file.") from error
+
+
+def _plain(value: Any) -> Any:
+    """A numpy number as a number; whatever else JSON has no word for as a text."""
+    return value.item() if hasattr(value, "item") else str(value)

@@ -1,0 +1,61 @@
+"""Several sparsities in one command: how they are typed, and a folder for each."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+from cyclopts import Parameter
+
+from spap_jax.errors import UserError
+from spap_jax.settings import PruneSettings
+
+
+class PruneRun(NamedTuple):
+    """A checkpoint to be made: its folder, and how."""
+
+    output: Path
+    settings: PruneSettings
+
+
+def fractions(_: Any, tokens: Sequence[Any]) -> tuple[float, ...]:
+    """Numbers with commas between them, as they were typed.
+
+    Args:
+        _: Type that is asked for.
+        tokens: Words of the command line, or values of a TOML file.
+
+    Raises:
+        ValueError: one of them is not a number.
+    """
+    return tuple(_fraction(word) for token in tokens for word in token.value.split(","))
+
+
+Sparsities = Annotated[
+    tuple[float, ...],
+    Parameter(converter=fractions, negative="", show_default=lambda found: ",".join(map(str, found))),
+]
+"""One sparsity or several, as the command line takes them."""
+
+OTHERS = Parameter(name="*", parse="^(?!sparsity$)")
+"""Makes a flag of every field of PruneSettings but the sparsity, which has one of its own."""
+
+
+def runs(output: Path, sparsities: Sequence[float], settings: PruneSettings) -> list[PruneRun]:
+    """The runs that a command asks for: one into ``output``, or several into folders in it.
+
+    Raises:
+        UserError: a sparsity is out of range or is given twice.
+    """
+    if len(set(sparsities)) < len(sparsities):
+        raise UserError(f"--sparsity {','.join(map(str, sparsities))} names a sparsity twice: name each once.")
+    chosen = [settings.replace(sparsity=sparsity) for sparsity in sparsities]
+    if len(chosen) == 1:
+        return [PruneRun(output, chosen[0])]
+    return [PruneRun(output / f"sparsity-{each.sparsity}", each) for each in chosen]
+
+
+def _fraction(word: str) -> float:
+    try:
+        return float(word)
+    except ValueError as error:
+        raise ValueError(f'unable to convert "{word}" into float.') from error

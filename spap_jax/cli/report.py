@@ -1,0 +1,47 @@
+"""``spap report``."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+
+def report(
+    *folders: Annotated[Path, Parameter(required=True)],
+    output: Path | None = None,
+    png: Path | None = None,
+    bench: tuple[Path, ...] = (),
+    overwrite: bool = False,
+) -> None:
+    """Show what pruning runs did: one HTML page with plots and tables that needs no other file, and the plots as PNGs.
+
+    Several runs stand side by side, and are drawn against sparsity.
+
+    Args:
+        folders: Pruned checkpoints, as spap prune writes them.
+        output: The page; spap_report.html in DIR, or in the folder that holds all of them, where absent.
+        png: Folder for the plots; beside the page where absent. Their names begin with the page's.
+        bench: File that spap bench DENSE PRUNED --json wrote of one of the runs; may be given again for others.
+        overwrite: Replace files that are there.
+    """
+    from spap_jax.cli.console import err, waiting
+    from spap_jax.errors import UserError
+
+    try:
+        from spap_jax.reporting.page import render
+        from spap_jax.reporting.read import read_runs
+        from spap_jax.reporting.write import check_places, write_all
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"spap report needs {error.name}, which is not installed: pip install 'spap-jax[report]' brings it."
+        ) from error
+
+    page = output or Path(os.path.commonpath([folder.expanduser().resolve() for folder in folders]), "spap_report.html")
+    check_places([page], overwrite)
+    runs = read_runs(folders, bench)
+    with waiting(f"drawing {len(runs)} run{'s' if len(runs) > 1 else ''}"):
+        text, images = render(runs)
+    plots = {(png or page.parent) / f"{page.stem}-{name}": image for name, image in images.items()}
+    write_all(plots | {page: text.encode()}, overwrite)
+    err.print(f"wrote {page} and {len(plots)} plots in {png or page.parent}")

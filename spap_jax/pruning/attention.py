@@ -1,0 +1,135 @@
+"""One block's attention: its key/value groups chosen, its output projection solved for.
+
+A group is a key/value head with the query heads that read it. What the heads attend to takes the place of the MLP's
+hidden channels: the same moments, the same system, the same closed form, with the channels of a group kept or removed
+together.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from spap_jax import baselines
+from spap_jax.models import decoder
+from spap_jax.models.config import DecoderConfig
+from spap_jax.models.decoder import Params
+from spap_jax.models.registry import FAMILIES
+from spap_jax.numerics import full_precision
+from spap_jax.pruning import moments, reduce, streams
+from spap_jax.pruning.layer import Clock, update_weights
+from spap_jax.pruning.moments import Moments
+from spap_jax.pruning.report import AttentionReport, Errors
+from spap_jax.pruning.streams import Streams
+from spap_jax.settings import PruneSettings
+from spap_jax.solver import alternating
+from spap_jax.solver.alternating import Tokens, Weights
+from spap_jax.solver.groups import channels_of
+from spap_jax.solver.problem import System, equilibrate
+from spap_jax.solver.swap import Polished
+
+
+def prune_attention(
+    index: int,
+    config: DecoderConfig,
+    narrow: DecoderConfig,
+    layer: Params,
+    both: tuple[Streams, Streams],
+    settings: PruneSettings,
+    clock: Clock,
+) -> tuple[Params, tuple[Streams, Streams], AttentionReport]:
+    """Prunes the attention of one block, and takes the streams on to its MLP.
+
+    Args:
+        index: Number of the layer; seeds its randomness together with ``settings.seed``.
+        config: The dense decoder, of a family with norms before attention.
+        narrow: The same with fewer heads.
+        layer: Parameters of one dense block.
+        both: Streams that enter the block: to fit, and to judge only, which may be of no chunks.
+        settings: How.
+        clock: Where time is counted.
+
+    Returns:
+        The block's parameters with fewer heads, the streams between its halves, and the report.
+    """
+    both = (streams.enter_attention(config, layer, both[0]), streams.enter_attention(config, layer, both[1]))
+    clock.lap("streams", both)
+    calibration, held_out = (streams.fitting_tokens(s) for s in both)
+    # The first keys are for the choices of channels and the steps on blocks, the one after them for sweeps.
+    key = jax.random.fold_in(jax.random.key(settings.seed), 2 * config.layers + 1 + index)
+    chosen, ridge, selected, attention = _solve(config, narrow, layer, calibration, settings, key, clock)
+    small = layer | {"attention": attention}
+    stages = (selected, _to_weights(attention))
+    errors = jax.device_get([_errors(narrow, small, weights, calibration, held_out) for weights in stages])
+    clock.lap("errors", errors)
+    both = (streams.leave_attention(narrow, small, both[0]), streams.leave_attention(narrow, small, both[1]))
+    clock.lap("streams", both)
+    return small, both, _report(float(ridge), chosen, errors, bool(held_out.total.size))
+
+
+def _solve(
+    config: DecoderConfig,
+    narrow: DecoderConfig,
+    layer: Params,
+    calibration: Tokens,
+    settings: PruneSettings,
+    key: jax.Array,
+    clock: Clock,
+) -> tuple[Polished, jax.Array, Weights, Params]:
+    """The choice, the ridge used, the dense weights of the choice, and attention's parameters after their update."""
+    seen = moments.accumulate_attention(config, layer, calibration)
+    clock.lap("statistics", seen)
+    s = settings
+    system, chosen = _select(seen, key, config.kv_heads, narrow.kv_heads, s.method, s.ridge, s.swap_rounds)
+    clock.lap("selection", chosen)
+    taken = reduce.take_groups(FAMILIES[config.family], layer["attention"], chosen.kept)
+    selected = _to_weights(taken)
+    solved = baselines.update_used(settings) in ("refit", "alternate")
+    channels = channels_of(chosen.kept, len(seen.hidden_mean) // config.kv_heads)
+    weights = update_weights("refit" if solved else "none", seen, system, channels, selected)
+    clock.lap("refit", weights)
+    return chosen, system.ridge, selected, _with_weights(taken, weights)
+
+
+@functools.partial(jax.jit, static_argnames=("count", "keep", "method", "rounds"))
+@full_precision
+def _select(
+    seen: Moments, key: jax.Array, count: int, keep: int, method: str, ridge: float, rounds: int
+) -> tuple[System, Polished]:
+    system = equilibrate(seen.problem, ridge)
+    layer = baselines.Layer(seen.problem, system, seen.hidden_mean, seen.variance, key)
+    return system, baselines.select_groups(method, layer, count, keep, rounds)
+
+
+@functools.partial(jax.jit, static_argnames="narrow")
+@full_precision
+def _errors(narrow: DecoderConfig, layer: Params, weights: Weights, calibration: Tokens, held_out: Tokens):
+    def heads(_, residual: jax.Array) -> jax.Array:
+        return decoder.block(narrow, layer, residual, method=streams.attended)
+
+    return [alternating.relative_error(heads, weights, tokens) for tokens in (calibration, held_out)]
+
+
+def _to_weights(attention: Params) -> Weights:
+    """The output projection [n h, d] and bias as the solver sees them, in float32; what is inside stays as it is."""
+    o, bias = attention["o"].astype(jnp.float32), attention.get("o_bias")
+    return Weights({}, o.reshape(-1, o.shape[-1]), None if bias is None else bias.astype(jnp.float32))
+
+
+def _with_weights(attention: Params, weights: Weights) -> Params:
+    """The inverse of ``_to_weights``, in the dtypes of ``attention``."""
+    new = {"o": weights.down} | ({} if weights.bias is None else {"o_bias": weights.bias})
+    return attention | {n: a.reshape(attention[n].shape).astype(attention[n].dtype) for n, a in new.items()}
+
+
+def _report(ridge: float, chosen: Polished, errors: list, has_held_out: bool) -> AttentionReport:
+    selected, solved = errors
+    calibration, held_out = (Errors(float(selected[i]), float(solved[i]), float(solved[i])) for i in (0, 1))
+    return AttentionReport(
+        kept=tuple(chosen.kept.tolist()),
+        calibration=calibration,
+        held_out=held_out if has_held_out else None,
+        swaps=int(chosen.swaps),
+        improving_swaps=int(chosen.improving),
+        ridge=ridge,
+    )

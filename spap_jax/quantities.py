@@ -1,0 +1,27 @@
+"""Amounts in words for people, the same on a terminal and on a page."""
+
+
+def bytes_text(count: float) -> str:
+    """1 234 567 890 -> "1.23 GB"."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def count_text(count: int) -> str:
+    """1234567 -> "1 234 567"."""
+    return f"{count:,}".replace(",", " ")
+
+
+def change_text(before: float, after: float) -> str:
+    """How much smaller or larger, in per cent; a dash where it was nothing."""
+    if before == 0:
+        return "-"
+    return f"{100 * (after / before - 1):+.1f} %"
+
+
+def signed(text: str) -> str:
+    """With a minus sign in place of the hyphen that terminals and files have."""
+    return text.replace("-", "\N{MINUS SIGN}")

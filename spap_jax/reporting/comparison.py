@@ -1,0 +1,139 @@
+"""Several runs beside each other: the plots against sparsity."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from spap_jax.reporting.figures import SIZE, Plot, number
+from spap_jax.reporting.read import Run
+from spap_jax.reporting.style import LIGHT, grid, open_sides
+
+LINES = (("blue", "o"), ("orange", "s"), ("green", "^"), ("pink", "D"), ("grey", "v"))
+"""Colour and marker by series; a sixth series begins again."""
+
+
+class Quantity(NamedTuple):
+    """What is drawn against sparsity.
+
+    Attributes:
+        name: For file names.
+        title: Of the plot.
+        unit: Of its axis.
+        dense: Its value in the dense model; None where the run does not have it.
+        pruned: Its value in the pruned model.
+        spec: How it is written.
+        data: What it was measured on, where that matters.
+        bound: What the arithmetic allows, where that is known.
+    """
+
+    name: str
+    title: str
+    unit: str
+    dense: Callable[[Run], float | None]
+    pruned: Callable[[Run], float | None]
+    spec: str
+    data: Callable[[Run], str] = lambda run: ""
+    bound: Callable[[Run], float | None] = lambda run: None
+
+
+QUANTITIES = (
+    Quantity(
+        "perplexity",
+        "Perplexity",
+        "perplexity",
+        lambda run: run.record.extras.perplexity and run.record.extras.perplexity.before,
+        lambda run: run.record.extras.perplexity and run.record.extras.perplexity.after,
+        ".4f",
+        data=lambda run: f"on {run.record.extras.perplexity.data}" if run.record.extras.perplexity else "",
+    ),
+    Quantity(
+        "parameters",
+        "Parameters",
+        "million parameters",
+        lambda run: run.record.model.parameters.before / 1e6,
+        lambda run: run.record.model.parameters.after / 1e6,
+        ".4g",
+    ),
+    Quantity(
+        "bytes",
+        "Weights on disk",
+        "MB",
+        lambda run: run.record.extras.bytes and run.record.extras.bytes.before / 1e6,
+        lambda run: run.record.extras.bytes and run.record.extras.bytes.after / 1e6,
+        ".4g",
+    ),
+    Quantity(
+        "prefill",
+        "Prefill speed",
+        "times the dense model's",
+        lambda run: run.speed and 1.0,
+        lambda run: run.speed and run.speed.speed_up.prefill,
+        ".3f",
+        bound=lambda run: run.speed and run.speed.by_arithmetic.prefill,
+    ),
+    Quantity(
+        "decode",
+        "Decode speed",
+        "times the dense model's",
+        lambda run: run.speed and 1.0,
+        lambda run: run.speed and run.speed.speed_up.decode,
+        ".3f",
+        bound=lambda run: run.speed and run.speed.by_arithmetic.decode,
+    ),
+)
+
+
+def comparisons(runs: Sequence[Run]) -> list[Plot]:
+    """A plot against sparsity for each quantity that some run has."""
+    return [_against(quantity, runs) for quantity in QUANTITIES if any(quantity.dense(run) for run in runs)]
+
+
+def _against(quantity: Quantity, runs: Sequence[Run]) -> Plot:
+    """A line a series through the dense model and its pruned ones."""
+    figure = Figure(SIZE, layout="constrained")
+    axes = figure.subplots()
+    handles, said = [], []
+    series = _series(quantity, [run for run in runs if quantity.dense(run)])
+    for place, (name, members) in enumerate(series.items()):
+        colour, marker = LINES[place % len(LINES)]
+        points = [(0.0, quantity.dense(run)) for run in members]
+        points += [(100 * run.record.removed, quantity.pruned(run)) for run in members]
+        ordered = sorted((share, number(value)) for share, value in points)
+        axes.plot(*zip(*ordered, strict=True), color=LIGHT[colour], marker=marker, markersize=5, linewidth=1.6)
+        bounds = sorted((100 * run.record.removed, bound) for run in members if (bound := quantity.bound(run)))
+        if bounds:
+            axes.plot(
+                *zip((0, 1), *bounds, strict=True), color=LIGHT["muted"], marker="_", markersize=10, linestyle=":"
+            )
+        handles.append(Line2D([], [], color=LIGHT[colour], marker=marker, label=name))
+        said += [f"{run.label} {number(quantity.pruned(run)):{quantity.spec}}" for run in members]
+    axes.set(xlabel="MLP channels removed, %", ylabel=quantity.unit)
+    axes.set_xlim(left=-2)
+    open_sides(axes)
+    grid(axes)
+    if len(handles) > 1:
+        figure.legend(handles=handles, loc="outside lower center")
+    dotted = " Dotted: what the arithmetic allows." if any(quantity.bound(run) for run in runs) else ""
+    return Plot(
+        f"compare-{quantity.name}",
+        quantity.title,
+        f"At 0 %: the dense model.{dotted}",
+        f"{quantity.title} against the MLP channels removed: {', '.join(said)}.",
+        figure,
+    )
+
+
+def _series(quantity: Quantity, runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Runs whose numbers belong on one line, by a name made of what tells the lines apart."""
+    facts = [
+        (run.record.model.name, run.record.method.selection, run.record.method.update, quantity.data(run))
+        for run in runs
+    ]
+    telling = [len(set(column)) > 1 for column in zip(*facts, strict=True)]
+    found: dict[str, list[Run]] = {}
+    for run, known in zip(runs, facts, strict=True):
+        name = ", ".join(fact for fact, tells in zip(known, telling, strict=True) if tells)
+        found.setdefault(name, []).append(run)
+    return found

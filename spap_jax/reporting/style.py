@@ -1,0 +1,76 @@
+"""Colours and axes that all plots share. Nothing here imports matplotlib: it may be missing."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.typing import RcKeyType
+
+DPI = 150
+"""Of plots as PNGs."""
+
+LIGHT = {
+    "page": "#ffffff",
+    "ink": "#1b2430",
+    "muted": "#5a6675",
+    "grid": "#e4e7eb",
+    "grey": "#7d8794",
+    "blue": "#0072b2",
+    "orange": "#d55e00",
+    "green": "#008a65",
+    "pink": "#b0578a",
+}
+"""No value stands twice: a drawing's colours are found again by their values."""
+
+DARK = {
+    "page": "#12161c",
+    "ink": "#e6eaf0",
+    "muted": "#9aa6b5",
+    "grid": "#2a313b",
+    "grey": "#8b96a5",
+    "blue": "#56b4e9",
+    "orange": "#ff9142",
+    "green": "#2fc795",
+    "pink": "#e29cc9",
+}
+
+KEPT = (0.18, 0.52, 0.78)
+"""Red, green and blue of a kept channel: it is in a picture, so the same on a light and on a dark page."""
+
+SETTINGS: "dict[RcKeyType, Any]" = {
+    "font.size": 10.5,
+    "axes.titlesize": 10.5,
+    "axes.edgecolor": LIGHT["muted"],
+    "axes.labelcolor": LIGHT["ink"],
+    "axes.facecolor": "none",
+    "text.color": LIGHT["ink"],
+    "xtick.color": LIGHT["muted"],
+    "ytick.color": LIGHT["muted"],
+    "xtick.labelcolor": LIGHT["ink"],
+    "ytick.labelcolor": LIGHT["ink"],
+    "legend.frameon": False,
+    "legend.fontsize": 9.5,
+    "text.parse_math": False,  # a folder's name may have dollars
+    "svg.fonttype": "none",
+    "svg.hashsalt": "spap",  # the same report gives the same page
+}
+"""matplotlib's settings for all plots of a page."""
+
+
+def open_sides(axes: "Axes") -> None:
+    """Leaves out the frame's upper and right side."""
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def grid(axes: "Axes", axis: str = "both") -> None:
+    """Quiet lines at the main ticks, behind the data."""
+    axes.grid(True, which="major", axis=axis, color=LIGHT["grid"], linewidth=0.8)  # pyright: ignore[reportArgumentType]
+    axes.set_axisbelow(True)
+
+
+def themed(svg: str) -> str:
+    """A drawing whose colours follow the page: each becomes the page's variable of its name."""
+    for name, colour in LIGHT.items():
+        svg = svg.replace(colour, f"var(--{name})")
+    return svg

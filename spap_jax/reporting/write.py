@@ -1,0 +1,52 @@
+"""Files that are complete or absent, all of them or none: written beside their places, then renamed."""
+
+import os
+import secrets
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from spap_jax.errors import UserError
+
+
+def check_places(places: list[Path], overwrite: bool) -> None:
+    """Looks whether files may be written there.
+
+    Raises:
+        UserError: a folder, or a file that may not be replaced, is in one of the places.
+    """
+    for place in places:
+        if place.is_dir():
+            raise UserError(f"{place} is a folder: name a file.")
+        if place.exists() and not overwrite:
+            raise UserError(f"{place} exists: name another place, or pass --overwrite to replace it.")
+
+
+def write_all(files: Mapping[Path, bytes], overwrite: bool) -> None:
+    """Writes files, in order.
+
+    Args:
+        files: Contents by place; folders are made where they are missing.
+        overwrite: Whether files that are there may be replaced.
+
+    Raises:
+        UserError: something is in a place that may not be replaced, or a file cannot be written.
+    """
+    check_places(list(files), overwrite)
+    partial = {place: place.with_name(f".{place.name}.partial-{secrets.token_hex(4)}") for place in files}
+    place = next(iter(files))
+    try:
+        for place, content in files.items():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with partial[place].open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        for place in files:
+            partial[place].replace(place)
+    except OSError as error:
+        raise UserError(f"{place} cannot be written ({error.strerror}): name another place.") from error
+    finally:
+        for leftover in partial.values():
+            with suppress(OSError):
+                leftover.unlink(missing_ok=True)

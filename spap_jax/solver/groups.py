@@ -1,0 +1,109 @@
+"""Which groups of channels go, all channels of a group together: elimination, and a polish by exact swaps of groups.
+
+Attention is pruned so: a group is a key/value head with the query heads that read it, its channels what these attend
+to, and its rows of the output projection stay or go together. The model is that of single channels, with z the same
+for a whole group. There are few groups, so the penalty method's count of penalised ones grows by one a step, and the
+step is taken at its limit, an infinite penalty: the group whose loss costs least leaves, and the exact costs of the
+others are computed anew. With A = G_SS^-1 and V = A C_S of the groups kept, S, losing group g costs
+
+    trace(V_g' (A_gg)^-1 V_g) ,
+
+which is exact, as the rank-one form is for a channel (OBS, Hassibi and Stork 1993). What returns do among channels,
+swaps of one kept for one removed group do here.
+"""
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from spap_jax.numerics import full_precision
+from spap_jax.solver.problem import System, Tableau, dense_tableau, pivot
+from spap_jax.solver.swap import TOLERANCE, Polished, block_gain
+
+
+def channels_of(chosen: Array, size: int) -> Array:
+    """The channels of some groups, [g size], in the groups' order.
+
+    Args:
+        chosen: [g] group numbers; group i holds the channels i size, .., i size + size - 1.
+        size: Channels in a group; static.
+    """
+    return (chosen[:, None] * size + jnp.arange(size)[None, :]).reshape(-1)
+
+
+@full_precision
+def eliminate(system: System, groups: int, keep: int) -> Array:
+    """Removes the group that costs least, one at a time.
+
+    Args:
+        system: The layer, f channels in groups of f / groups.
+        groups: Number of groups, m; static.
+        keep: How many to keep, at least 1; static.
+
+    Returns:
+        [keep] int32 group numbers, ascending.
+    """
+
+    def remove_cheapest(_, tableau: Tableau) -> Tableau:
+        return _moved(tableau, jnp.argmin(removal_costs(tableau, groups))[None], groups)
+
+    last = lax.fori_loop(0, groups - keep, remove_cheapest, dense_tableau(system))
+    return _numbers(~_gone(last, groups), keep)
+
+
+def removal_costs(tableau: Tableau, groups: int) -> Array:
+    """Rise of the objective, doubled, when a kept group is lost: [m], infinite for those already removed."""
+    costs = lax.map(lambda group: -_gain(tableau, group[None], groups), jnp.arange(groups))
+    return jnp.where(_gone(tableau, groups), jnp.inf, costs)
+
+
+@full_precision
+def polish(system: System, groups: int, kept: Array, rounds: int) -> Polished:
+    """Makes the best swap of a kept for a removed group until none improves or the rounds are spent.
+
+    Args:
+        system: The layer, f channels in groups of f / groups.
+        groups: Number of groups, m; static.
+        kept: [k] distinct group numbers, k < m.
+        rounds: At most so many swaps; 0 only counts the improving ones. Static.
+    """
+    k = kept.shape[0]
+    removed = _numbers(jnp.ones(groups, bool).at[kept].set(False), groups - k)
+    start = _moved(dense_tableau(system), removed, groups)
+    gone = start.removed[:, None]
+    threshold = TOLERANCE * jnp.sum(jnp.where(gone, 0, start.rows * system.cross))  # of the explained power
+
+    def turn(state: tuple[Tableau, Array, Array, Array]) -> tuple[Tableau, Array, Array, Array]:
+        tableau, swaps, _, _ = state
+        gone = _gone(tableau, groups)
+        pairs = jnp.stack(jnp.meshgrid(_numbers(~gone, k), _numbers(gone, groups - k)), axis=-1).reshape(-1, 2)
+        gains = lax.map(lambda pair: _gain(tableau, pair, groups), pairs)
+        best = jnp.argmax(gains)
+        moves = (gains[best] > threshold) & (swaps < rounds)
+        tableau = _moved(tableau, pairs[best], groups, moves)
+        return tableau, swaps + moves, jnp.sum(gains > threshold, dtype=jnp.int32), moves
+
+    zero = jnp.int32(0)
+    last, swaps, improving, _ = lax.while_loop(lambda state: state[-1], turn, (start, zero, zero, jnp.bool_(True)))
+    return Polished(_numbers(~_gone(last, groups), k), swaps, improving)
+
+
+def _moved(tableau: Tableau, chosen: Array, groups: int, active: Array | bool = True) -> Tableau:
+    """Moves some groups [g] to the other side, at an infinite penalty."""
+    block = channels_of(chosen, tableau.removed.size // groups)
+    return pivot(tableau, block, jnp.full(block.shape, active), 0.0)
+
+
+def _gain(tableau: Tableau, chosen: Array, groups: int) -> Array:
+    """Fall of the objective, doubled, [], when some groups [g] change sides together."""
+    block = channels_of(chosen, tableau.removed.size // groups)
+    return block_gain(tableau, block, jnp.ones(block.shape, bool))
+
+
+def _gone(tableau: Tableau, groups: int) -> Array:
+    """[m], which groups are removed."""
+    return tableau.removed.reshape(groups, -1)[:, 0]
+
+
+def _numbers(which: Array, count: int) -> Array:
+    """The numbers of the groups, [count] int32 and ascending, for which `which` [m] is true."""
+    return jnp.flatnonzero(which, size=count).astype(jnp.int32)

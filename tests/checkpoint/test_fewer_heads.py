@@ -1,0 +1,78 @@
+"""Models with fewer heads: config.json says so in the fields that stock loaders read, or the model is not written."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_checkpoints import edit_config, write
+
+import spap_jax
+from spap_jax.checkpoint import Writer, load, load_orbax, save, save_orbax
+from spap_jax.errors import UserError
+from spap_jax.pruning.reduce import take_groups
+
+TOKENS = np.random.default_rng(0).integers(2, 97, (8, 16))
+
+
+def with_groups(model: spap_jax.Model, *kept: int) -> spap_jax.Model:
+    """What pruning leaves, without the time it takes."""
+    attention = jax.vmap(lambda layer: take_groups(model.family, layer, jnp.asarray(kept)))(
+        model.params["layers"]["attention"]
+    )
+    params = model.params | {"layers": model.params["layers"] | {"attention": attention}}
+    return spap_jax.Model(model.config.with_kv_heads(len(kept)), params, model.source)
+
+
+def same(one: spap_jax.Model, other: spap_jax.Model) -> bool:
+    return one.config == other.config and jax.tree.all(jax.tree.map(np.array_equal, one.params, other.params))
+
+
+def test_the_heads_are_edited_and_their_width_is_added(tmp_path: Path):
+    source = write("qwen2_two_kv_heads", tmp_path / "in")
+    text = (source / "config.json").read_bytes()
+    assert b"head_dim" not in text
+    model = with_groups(load(source), 1)
+    save(model, tmp_path / "out")
+    for old, new in (
+        (b'attention_heads" :  4', b'attention_heads" :  2'),
+        (b'value_heads" :  2', b'value_heads" :  1'),
+    ):
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    added = text.removesuffix(b"\r\n}") + b',\r\n   "head_dim" :  8\r\n}'
+    assert (tmp_path / "out" / "config.json").read_bytes() == added
+    assert same(load(tmp_path / "out"), model)
+
+
+def test_there_and_back_and_pruned_again(tmp_path: Path):
+    """Of a model that gives its heads' width, and no number of key/value heads."""
+    source = edit_config(write("llama", tmp_path / "in"), head_dim=8)
+    save(with_groups(load(source), 0, 3), tmp_path / "once")
+    save_orbax(load(tmp_path / "once"), tmp_path / "orbax")
+    save(load_orbax(tmp_path / "orbax"), tmp_path / "back")
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "back" / name).read_bytes() == (tmp_path / "once" / name).read_bytes()
+    once = load(tmp_path / "back")
+    twice = spap_jax.prune(once, TOKENS, attention_sparsity=0.5, method="wanda").model
+    assert [(c.heads, c.kv_heads, c.head_dim) for c in (once.config, twice.config)] == [(2, 2, 8), (1, 1, 8)]
+    save(twice, tmp_path / "twice")
+    model = load(tmp_path / "twice")
+    assert same(model, twice)
+    written = spap_jax.generate(model, TOKENS, 4, eos=(), pad=0)
+    expected = np.asarray(spap_jax.logits(model, written))[:, 15:-1].argmax(axis=-1)
+    np.testing.assert_array_equal(written[:, 16:], expected)
+
+
+@pytest.mark.parametrize(("variant", "sentence"), [("opt_125m_like", "are square"), ("llama", "3 does not")])
+def test_no_stock_loader_would_take_them(variant: str, sentence: str, tmp_path: Path):
+    model = load(write(variant, tmp_path / "in"))
+    small = dataclasses.replace(model, config=model.config.with_kv_heads(3))
+    for write_out in (save, save_orbax):
+        with pytest.raises(UserError, match=sentence):
+            write_out(small, tmp_path / "out")
+    with pytest.raises(UserError, match=sentence):
+        Writer(tmp_path / "out", small.config, small.source, {})
+    assert [file.name for file in tmp_path.iterdir()] == ["in"]

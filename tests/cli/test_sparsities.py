@@ -1,0 +1,58 @@
+"""Several sparsities in one command make what as many commands make."""
+
+import json
+from pathlib import Path
+
+import pytest
+from commands import QUICK, left, sentence, spap, tiny, token_file
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> tuple[object, ...]:
+    ids = token_file(tmp_path / "ids.npy")
+    return ("prune", tiny(tmp_path / "in"), "--calibration", ids, "--eval", ids, *QUICK)
+
+
+def test_each_is_as_if_it_were_made_alone(words: tuple[object, ...], tmp_path: Path, capsys):
+    (tmp_path / "settings.toml").write_text("sparsity = [0.25, 0.5]\n")
+    said = spap(capsys, *words, "--output", tmp_path / "all", "--config", tmp_path / "settings.toml")
+    assert said.code == 0
+    assert left(tmp_path / "all") == ["sparsity-0.25", "sparsity-0.5"]
+    assert said.err.count("measuring perplexity before pruning") == 1
+    assert said.err.count("reading ") == 1
+    assert [line for line in said.err.splitlines() if line.startswith("wrote")] == [
+        f"wrote {tmp_path / 'all' / name}" for name in left(tmp_path / "all")
+    ]
+    for sparsity in ("0.25", "0.5"):
+        alone, together = tmp_path / sparsity, tmp_path / "all" / f"sparsity-{sparsity}"
+        assert spap(capsys, *words, "--output", alone, "--sparsity", sparsity).code == 0
+        for name in ("model.safetensors", "config.json", "README.md"):
+            assert (together / name).read_bytes() == (alone / name).read_bytes()
+        one, other = (json.loads((folder / "spap_report.json").read_text()) for folder in (alone, together))
+        assert other["settings"] == one["settings"]
+        assert other["settings"]["sparsity"] == float(sparsity)
+        assert other["extras"]["perplexity"] == one["extras"]["perplexity"]
+        assert [layer["kept"] for layer in other["layers"]] == [layer["kept"] for layer in one["layers"]]
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "expected"),
+    [
+        ("0.25,0.250", "--sparsity 0.25,0.25 names a sparsity twice: name each once."),
+        ("0.25,1.5", "sparsity must be a fraction between 0 and 1, both excluded, not 1.5."),
+        ("0.25,", 'Invalid value for --sparsity: unable to convert "" into float.'),
+        ("0.25,0.001", "nothing to remove: sparsity 0.001 of 53 channels"),
+    ],
+)
+def test_all_are_looked_at_before_any_is_made(
+    sparsity: str, expected: str, words: tuple[object, ...], tmp_path: Path, capsys
+):
+    assert expected in sentence(spap(capsys, *words, "--output", tmp_path / "out", "--sparsity", sparsity))
+    assert left(tmp_path) == ["ids.npy", "in"]
+
+
+def test_what_is_there_is_not_overwritten(words: tuple[object, ...], tmp_path: Path, capsys):
+    (tmp_path / "out" / "sparsity-0.5").mkdir(parents=True)
+    said = spap(capsys, *words, "--output", tmp_path / "out", "--sparsity", "0.25,0.5")
+    assert "sparsity-0.5 exists: name another folder" in sentence(said)
+    assert left(tmp_path / "out") == ["sparsity-0.5"]

@@ -1,0 +1,63 @@
+"""``spap prune`` as several real processes on one machine."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
+
+
+def start(output: Path, *words: str) -> subprocess.Popen:
+    """A process of its own, with one device, that prunes the bundled model."""
+    command = [sys.executable, "-m", "spap_jax", "prune", str(EXAMPLES / "llama-stories"), "--output", str(output)]
+    command += ["--calibration", str(EXAMPLES / "stories_calibration.txt"), "--sequences", "64"]
+    command += ["--sequence-length", "64", "--rounds", "1", "--steps", "3", "--sweep-steps", "2", "--swap-rounds", "1"]
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
+    return subprocess.Popen(
+        [*command, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=540)
+    return process.returncode, out, err
+
+
+def together(output: Path, count: int) -> list[tuple[int, str, str]]:
+    place = ["--coordinator", f"localhost:{free_port()}", "--processes", str(count)]
+    return [finish(each) for each in [start(output, *place, "--process-id", str(i)) for i in range(count)]]
+
+
+@pytest.mark.timeout(900)
+def test_two_processes_give_the_result_of_one(tmp_path: Path):
+    code, _, said = finish(start(tmp_path / "one"))
+    assert code == 0, said
+    results = together(tmp_path / "two", 2)
+    assert [code for code, _, _ in results] == [0, 0], results
+    assert "MLP channels removed" in results[0][1]
+    assert "MLP channels removed" not in results[1][1]
+    one, two = (json.loads((tmp_path / name / "spap_report.json").read_text()) for name in ("one", "two"))
+    assert [layer["kept"] for layer in one["layers"]] == [layer["kept"] for layer in two["layers"]]
+    for mine, theirs in zip(one["layers"], two["layers"], strict=True):
+        assert theirs["calibration"]["alternating"] == pytest.approx(mine["calibration"]["alternating"], rel=1e-3)
+    assert two["sweeps"][-1]["after"] == pytest.approx(one["sweeps"][-1]["after"], rel=0.02)
+    sizes = {(tmp_path / name / "model.safetensors").stat().st_size for name in ("one", "two")}
+    assert len(sizes) == 1
+
+
+def test_some_of_the_options_are_not_enough(tmp_path: Path):
+    code, _, said = finish(start(tmp_path / "out", "--processes", "2"))
+    assert code == 2
+    assert "--coordinator HOST:PORT" in said
+    assert not list(tmp_path.iterdir())

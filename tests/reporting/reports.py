@@ -1,0 +1,118 @@
+"""Reports as ``spap prune`` writes them, with numbers that are told apart, and a look at a page."""
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spap_jax.pruning.report import Errors, LayerReport, PruneReport, SweepReport
+from spap_jax.reporting.read import Record, Run, read_runs
+
+MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
+
+
+def layer(index: int, width: int, keep: int, held_out: bool) -> LayerReport:
+    draw = np.random.default_rng(index)
+    kept = tuple(sorted(int(c) for c in draw.choice(width, keep, replace=False)))
+    calibration, other = (Errors(*sorted(map(float, draw.random(3)), reverse=True)) for _ in range(2))
+    swaps, improving, rounds = (int(count) for count in draw.integers(1, 90, 3))
+    return LayerReport(
+        layer=index,
+        kept=kept,
+        calibration=calibration,
+        held_out=other if held_out else None,
+        swaps=swaps,
+        improving_swaps=improving,
+        ridge=1e-4,
+        rounds=rounds,
+        seconds={"selection": float(draw.random()), "refit": float(draw.random())},
+    )
+
+
+def sweep(number: int, index: int, layers: int) -> SweepReport:
+    step = number * layers + index
+    taken = step % 3 != 1
+    return SweepReport(number, index, 0.9 - 0.01 * step, 0.88 - 0.01 * step if taken else 0.95, taken, {"sweeps": 2.5})
+
+
+def report(
+    layers: int = 3, sweeps: int = 2, held_out: bool = True, width: int = 40, keep: int = 25, **changes: Any
+) -> dict[str, Any]:
+    """The JSON of a report, with other fields at its top if any are given."""
+    whole = PruneReport(
+        settings={"sparsity": 1 - keep / width, "round_to": 1, "method": "spap", "sweeps": None},
+        method={"selection": "spap", "update": "alternate"},
+        model={
+            "name": "owner/model",
+            "architecture": "LlamaForCausalLM",
+            "layers": layers,
+            "intermediate": {"before": width, "after": keep},
+            "mlp_bias": {"before": False, "after": False},
+            "parameters": {"before": 1234567, "after": 1000 * keep},
+            "mlp_parameters": {"before": 765432, "after": 100 * keep},
+        },
+        calibration={"sequences": 17, "sequence_length": 64, "description": "some text", "sha256": "ab" * 32},
+        versions={"spap-jax": "0.1.0", "jax": "0.10.2"},
+        layers=tuple(layer(index, width, keep, held_out) for index in range(layers)),
+        sweeps=tuple(sweep(number, index, layers) for number in range(sweeps) for index in range(layers)),
+        extras={
+            "bytes": {"before": 4938268, "after": 4000 * keep},
+            "perplexity": {"data": "other text", "before": 7.125, "after": 9.5 - keep / width},
+            "peak_memory_bytes": 987654321,
+        },
+    )
+    return json.loads(whole.to_json()) | changes
+
+
+def put(folder: Path, tree: dict[str, Any] | None = None) -> Path:
+    """A folder with a report."""
+    folder.mkdir()
+    (folder / "spap_report.json").write_text(json.dumps(report() if tree is None else tree))
+    return folder
+
+
+def run(tmp_path: Path, tree: dict[str, Any] | None = None) -> Run:
+    return read_runs([put(tmp_path / "run", tree)])[0]
+
+
+def record(tmp_path: Path, tree: dict[str, Any] | None = None) -> Record:
+    return run(tmp_path, tree).record
+
+
+class Look(HTMLParser):
+    """What a page holds: tags and their attributes, tables as lists of rows of cells, its text outside of drawings."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.tables: list[list[list[str]]] = []
+        self.text = self.style = ""
+        self._inside: list[str] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
+        if tag in ("svg", "style", "td", "th"):
+            self._inside.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        if self._inside and tag == self._inside[-1]:
+            self._inside.pop()
+
+    def handle_data(self, data: str) -> None:
+        now = self._inside[-1] if self._inside else ""
+        if now == "style":
+            self.style += data
+        elif now != "svg":
+            self.text += data
+            if now in ("td", "th"):
+                self.tables[-1][-1][-1] += data

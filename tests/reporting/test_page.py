@@ -1,0 +1,180 @@
+"""The page needs nothing but itself, shows the report's numbers, and cannot be made to run what a name holds."""
+
+import io
+import itertools
+import re
+from pathlib import Path
+
+import matplotlib.image
+import pytest
+from reports import DASH, MINUS, Look, put, report, run
+
+from spap_jax.reporting.page import render
+from spap_jax.reporting.read import Measured, Ratios, Run, Speed, Workload, read_runs
+from spap_jax.reporting.tables import side_by_side
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
+    folder = tmp_path_factory.mktemp("runs")
+    return read_runs([put(folder / "one", report()), put(folder / "two", report(keep=10))])
+
+
+@pytest.fixture(scope="module")
+def two(runs: list[Run]) -> tuple[str, dict[str, bytes]]:
+    return render(runs)
+
+
+def test_nothing_is_fetched(two: tuple[str, dict[str, bytes]]) -> None:
+    page, _ = two
+    look = Look(page)
+    assert not {"script", "link", "iframe", "object", "embed", "base"} & {tag for tag, _ in look.tags}
+    links = [
+        value
+        for _, attributes in look.tags
+        for name, value in attributes.items()
+        if name in ("src", "href", "xlink:href", "srcset", "action", "data")
+    ]
+    assert links
+    assert all(link.startswith(("#", "data:image/png;base64,")) for link in links)
+    assert set(re.findall(r"url\((.)", page)) == {"#"}
+    assert "@import" not in look.style
+    names = set(re.findall(r"https?://[^\s\"'<>]+", page))
+    assert names == {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}  # names of formats, not addresses
+    policy = next(a["content"] for tag, a in look.tags if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none';")
+
+
+def test_every_drawing_finds_its_own_parts(two: tuple[str, dict[str, bytes]]) -> None:
+    page, _ = two
+    ids = [attributes["id"] for _, attributes in Look(page).tags if "id" in attributes]
+    assert len(set(ids)) == len(ids)
+    used = set(re.findall(r'href="#([^"]+)"', page)) | set(re.findall(r"url\(#([^)]+)\)", page))
+    assert used <= set(ids)
+
+
+def test_drawings_have_words(two: tuple[str, dict[str, bytes]]) -> None:
+    page, images = two
+    tags = Look(page).tags
+    words = [attributes["aria-label"] for _, attributes in tags if attributes.get("role") == "img"]
+    assert len(words) == len(images) == sum(tag == "svg" for tag, _ in tags) == 13
+    assert all(len(label) > 20 for label in words)
+
+
+def test_pictures(two: tuple[str, dict[str, bytes]]) -> None:
+    _, images = two
+    own = ("errors", "gains", "channels", "divergence", "seconds")
+    names = {f"{prefix}-{name}.png" for prefix, name in itertools.product(("1-one", "2-two"), own)}
+    assert set(images) == names | {f"compare-{name}.png" for name in ("perplexity", "parameters", "bytes")}
+    for png in images.values():
+        pixels = matplotlib.image.imread(io.BytesIO(png))
+        assert min(pixels.shape[:2]) > 150
+        assert pixels[..., :3].std() > 0.02
+
+
+def test_the_numbers_of_a_run(tmp_path: Path) -> None:
+    tree = report()
+    page, _ = render([run(tmp_path, tree)])
+    look = Look(page)
+    before, layers, sweeps = look.tables
+    assert before == [
+        ["", "before", "after", "change"],
+        ["parameters", "1 234 567", "25 000", f"{MINUS}98.0 %"],
+        ["MLP parameters", "765 432", "2 500", f"{MINUS}99.7 %"],
+        ["MLP channels, all layers", "120", "75", f"{MINUS}37.5 %"],
+        ["weights on disk", "4.94 MB", "100 kB", f"{MINUS}98.0 %"],
+        ["perplexity", "7.1250", "8.8750", "+24.6 %"],
+    ]
+    for row, layer in zip(layers[1:], tree["layers"], strict=True):
+        errors = [f"{value:.4f}" for tokens in ("calibration", "held_out") for value in layer[tokens].values()]
+        counts = [str(layer[name]) for name in ("swaps", "improving_swaps", "rounds")]
+        assert row == [str(layer["layer"]), "25", *errors, *counts, f"{sum(layer['seconds'].values()):.1f}"]
+    for row, step in zip(sweeps[1:], tree["sweeps"], strict=True):
+        numbers = [str(step["sweep"] + 1), str(step["layer"]), f"{step['before']:.4f}", f"{step['after']:.4f}"]
+        assert row == [*numbers, "yes" if step["taken"] else "no"]
+    assert "37.5 % of the MLP channels removed: 75 of 120 stay." in look.text
+    for shown in ("owner/model", "LlamaForCausalLM", "some text (17 sequences of 64 tokens)", "ab" * 32, "other text"):
+        assert shown in look.text
+    assert f"{sum(tree['seconds'].values()):.1f} seconds" in look.text
+    assert "988 MB" in look.text
+    pairs = re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd></div>", page)
+    assert pairs == [
+        ("sparsity", "0.375"),
+        ("round_to", "1"),
+        ("method", "spap"),
+        ("sweeps", DASH),
+        ("spap-jax", "0.1.0"),
+        ("jax", "0.10.2"),
+    ]
+
+
+def test_what_a_run_lacks_is_not_there(tmp_path: Path) -> None:
+    tree = report(sweeps=0, held_out=False, extras={})
+    tree["calibration"]["sha256"] = None
+    look = Look(render([run(tmp_path, tree)])[0])
+    before, layers = look.tables
+    assert [row[0] for row in before] == ["", "parameters", "MLP parameters", "MLP channels, all layers"]
+    assert not [name for name in layers[0] if "held-out" in name]
+    assert len(layers[1]) == len(layers[0])
+    assert not re.search("None|nan|SHA-256|Perplexity on|Peak memory|sweep [0-9]", look.text)
+
+
+def test_a_perplexity_that_was_not_finite(tmp_path: Path) -> None:
+    tree = report()
+    tree["extras"]["perplexity"]["after"] = None
+    look = Look(render([run(tmp_path, tree)])[0])
+    assert look.tables[0][-1] == ["perplexity", "7.1250", "not finite", DASH]
+
+
+def test_several_runs(tmp_path: Path) -> None:
+    trees = [report(), report(keep=10), report(keep=30, extras={})]
+    trees[1]["settings"]["method"] = "wanda"
+    runs = read_runs([put(tmp_path / name, tree) for name, tree in zip(("a", "b", "c"), trees, strict=True)])
+    runs[1] = Run("b", runs[1].record, speed := measured())
+    page, _ = render(runs)
+    look = Look(page)
+    head, *rows = look.tables[0]
+    assert head == ["run", "sparsity", "method", "channels removed", "parameters", "weights on disk",
+                    "dense perplexity", "pruned", "change", "prefill speed", "decode speed", "seconds"]  # fmt: skip
+    spent = [f"{sum(tree['seconds'].values()):.1f}" for tree in trees]
+    assert rows == [
+        ["a", "0.375", "spap", "37.5 %", "25 000", "100 kB", "7.1250", "8.8750", "+24.6 %", DASH, DASH, spent[0]],
+        ["b", "0.75", "wanda", "75.0 %", "10 000", "40 kB", "7.1250", "9.2500", "+29.8 %", "1.250x", "1.500x",
+         spent[1]],
+        ["c", "0.25", "spap", "25.0 %", "30 000", DASH, DASH, DASH, DASH, DASH, DASH, spent[2]],
+    ]  # fmt: skip
+    assert speed.workload.prompt == 256
+    assert "batch 1, prompt 256, 16 new tokens, median of 7 runs" in look.text
+    assert ["prefill speed, by arithmetic 1.375x", "1x", "1.250x", "+25.0 %"] in [r for t in look.tables for r in t]
+    assert re.findall(r"<h2>(.*?)</h2>", page) == ["a", "b", "c"]
+    assert re.findall(r"<strong>(Prefill speed|Decode speed)</strong>", page) == ["Prefill speed", "Decode speed"]
+
+
+def measured() -> Speed:
+    models = (Measured("dense"), Measured("b"))
+    return Speed(models, Workload(1, 256, 16, 7), Ratios(1.25, 1.5), Ratios(1.375, 1.625))
+
+
+def test_models_and_settings_that_differ_are_named(tmp_path: Path) -> None:
+    trees = [report(), report()]
+    trees[1]["model"]["name"] = "owner/other"
+    trees[1]["settings"]["a new one"] = [1, 2]
+    runs = read_runs([put(tmp_path / name, tree) for name, tree in zip("ab", trees, strict=True)])
+    table = side_by_side(runs)
+    assert table.columns[:3] == ("run", "model", "a new one")
+    assert [row[:3] for row in table.rows] == [("a", "owner/model", DASH), ("b", "owner/other", "[1, 2]")]
+
+
+def test_names_are_only_shown(tmp_path: Path) -> None:
+    names = ["<script>alert(1)</script> $\\frac$", '"><img src=x onerror=alert(1)>', "{{ 1 }} \u6a21"]
+    trees = [report(), report(keep=10)]
+    trees[0]["model"]["name"], trees[0]["versions"]["device"], trees[0]["calibration"]["description"] = names
+    page, images = render(read_runs([put(tmp_path / f"{place}<b>", tree) for place, tree in enumerate(trees)]))
+    look = Look(page)
+    assert not [attributes for tag, attributes in look.tags if tag in ("script", "img", "b") or "onerror" in attributes]
+    assert all(name in look.text for name in (*names, "0<b>"))
+    assert all(re.fullmatch(r"[\w.-]+\.png", file) for file in images)
+
+
+def test_the_same_reports_give_the_same_page(runs: list[Run], two: tuple[str, dict[str, bytes]]) -> None:
+    assert render(runs) == two

@@ -1,0 +1,152 @@
+"""Reports are read as they are written, with more fields than are known; what is not understood is said in a line."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from reports import put, report, run
+
+from spap_jax.errors import UserError
+from spap_jax.pruning.report import FORMAT as WRITTEN
+from spap_jax.reporting import read
+
+
+def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
+    tree = report()
+    found = run(tmp_path, tree)
+    assert (found.label, found.speed) == ("run", None)
+    assert tree["format"] == WRITTEN == read.FORMAT
+    layers = found.record.layers
+    for layer, written in zip(layers, tree["layers"], strict=True):
+        assert list(layer.kept) == written["kept"]
+        assert layer.calibration == read.Errors(**written["calibration"])
+        assert layer.held_out == read.Errors(**written["held_out"])
+    assert [step.taken for step in found.record.sweeps] == [step["taken"] for step in tree["sweeps"]]
+    assert found.record.settings == tree["settings"]
+    assert found.record.channels == read.Change(120, 75)
+
+
+def test_fields_that_are_not_known_are_passed_by(tmp_path: Path) -> None:
+    tree = report()
+    for place in (tree, tree["model"], tree["layers"][0], tree["layers"][0]["calibration"], tree["sweeps"][0]):
+        place["a new field"] = {"of": ["any", "kind"]}
+    folders = [put(tmp_path / "new", tree), put(tmp_path / "plain")]
+    with_more, plain = read.read_runs(folders)
+    assert with_more.record == plain.record
+
+
+def test_a_report_from_before_formats_had_numbers(tmp_path: Path) -> None:
+    tree = report()
+    del tree["format"]
+    assert run(tmp_path, tree).record.model.name == "owner/model"
+
+
+def test_numbers_that_were_not_finite(tmp_path: Path) -> None:
+    tree = report()
+    tree["layers"][1]["held_out"]["refit"] = tree["extras"]["perplexity"]["after"] = tree["sweeps"][0]["after"] = None
+    found = run(tmp_path, tree).record
+    assert found.layers[1].held_out is not None
+    assert found.layers[1].held_out.refit is None
+
+
+def without(*path: Any) -> Callable[[dict], None]:
+    def change(tree: Any) -> None:
+        for name in path[:-1]:
+            tree = tree[name]
+        del tree[path[-1]]
+
+    return change
+
+
+def setting(value: Any, *path: Any) -> Callable[[dict], None]:
+    def change(tree: Any) -> None:
+        for name in path[:-1]:
+            tree = tree[name]
+        tree[path[-1]] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (without("layers"), "missing required field `layers`"),
+        (without("layers", 1, "kept"), "missing required field `kept` - at `$.layers[1]`"),
+        (without("model", "parameters"), "missing required field `parameters` - at `$.model`"),
+        (setting([], "layers"), "length >= 1 - at `$.layers`"),
+        (setting("many", "layers", 0, "swaps"), "Expected `int`, got `str` - at `$.layers[0].swaps`"),
+        (setting(0, "model", "parameters", "before"), "Expected `int` >= 1"),
+        (setting([3, 3], "layers", 0, "kept"), "do not ascend - at `$.layers[0]`"),
+        (setting([3, 40], "layers", 2, "kept"), "Layer 2 keeps a channel that the model does not have"),
+        (setting(2, "format"), "is a report of format 2 and this version reads format 1"),
+        (setting("1", "format"), "is a report of format '1' and this version reads format 1"),
+    ],
+)
+def test_reports_that_are_not_understood(change: Callable[[dict], None], expected: str, tmp_path: Path) -> None:
+    tree = report()
+    change(tree)
+    with pytest.raises(UserError) as raised:
+        run(tmp_path, tree)
+    assert expected in str(raised.value)
+    assert str(tmp_path / "run" / "spap_report.json") in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", json.dumps(report()).encode()[:-500], b"[]", b"\xff\xfe", b"<html>", b'{"settings": ' + b"[" * 100_000],
+    ids=["empty", "cut off", "a list", "not text", "not JSON", "too deep"],
+)
+def test_files_that_are_no_reports(content: bytes, tmp_path: Path) -> None:
+    folder = put(tmp_path / "run")
+    (folder / "spap_report.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"is cut off, or not what this version's spap prune writes") as raised:
+        read.read_runs([folder])
+    assert "\n" not in str(raised.value)
+
+
+def test_folders(tmp_path: Path) -> None:
+    folder = put(tmp_path / "run")
+    for wrong in (tmp_path / "none", tmp_path, folder / "spap_report.json"):
+        with pytest.raises(UserError, match=r"holds no spap_report\.json: name a folder that spap prune wrote"):
+            read.read_runs([folder, wrong])
+    with pytest.raises(UserError, match="are the same folder"):
+        read.read_runs([folder, tmp_path / "." / "run"])
+
+
+def test_labels_tell_the_runs_apart(tmp_path: Path) -> None:
+    for parent in ("a", "b"):
+        (tmp_path / parent).mkdir()
+    folders = [put(tmp_path / "a" / "run"), put(tmp_path / "b" / "run"), put(tmp_path / "b" / "other")]
+    assert [each.label for each in read.read_runs(folders)] == [str(folder) for folder in folders]
+    assert [each.label for each in read.read_runs(folders[1:])] == ["run", "other"]
+
+
+def speeds(model: Path, **changes: Any) -> dict[str, Any]:
+    """The JSON of ``spap bench``, as far as it is read."""
+    return {
+        "models": [{"model": "dense"}, {"model": str(model)}],
+        "workload": {"batch": 1, "prompt": 256, "new": 16, "repeats": 7},
+        "speed_up": {"prefill": 1.25, "decode": 1.5},
+        "by_arithmetic": {"prefill": 1.375, "decode": 1.625},
+    } | changes
+
+
+def test_measurements_of_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = [put(tmp_path / "run"), put(tmp_path / "other")]
+    file = tmp_path / "bench.json"
+    monkeypatch.chdir(tmp_path)
+    file.write_text(json.dumps(speeds(Path("other"))))
+    found = read.read_runs(folders, [file])
+    assert found[0].speed is None
+    assert found[1].speed is not None
+    assert found[1].speed.speed_up == read.Ratios(1.25, 1.5)
+    file.write_text(json.dumps(speeds(tmp_path / "elsewhere")))
+    with pytest.raises(UserError, match=r"measures .*elsewhere, which is none of the folders given"):
+        read.read_runs(folders, [file])
+    file.write_text(json.dumps(speeds(folders[0], models=[{"model": "run"}])))
+    with pytest.raises(UserError, match=r"not what this version's spap bench DENSE PRUNED --json writes"):
+        read.read_runs(folders, [file])
+    with pytest.raises(UserError, match=r"none\.json cannot be read \(No such file or directory\)"):
+        read.read_runs(folders, [tmp_path / "none.json"])

@@ -1,0 +1,40 @@
+"""All files or none."""
+
+from pathlib import Path
+
+import pytest
+
+from spap_jax.errors import UserError
+from spap_jax.reporting.write import write_all
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_files_and_their_folders_are_made(tmp_path: Path) -> None:
+    write_all({tmp_path / "new" / "a.png": b"a", tmp_path / "page.html": b"b"}, overwrite=False)
+    assert files(tmp_path) == {"new/a.png": b"a", "page.html": b"b"}
+
+
+def test_what_is_there_is_replaced_only_when_asked(tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_bytes(b"old")
+    wanted = {tmp_path / "a.png": b"a", tmp_path / "page.html": b"b"}
+    with pytest.raises(UserError, match=r"page\.html exists: name another place, or pass --overwrite"):
+        write_all(wanted, overwrite=False)
+    assert files(tmp_path) == {"page.html": b"old"}
+    write_all(wanted, overwrite=True)
+    assert files(tmp_path) == {"a.png": b"a", "page.html": b"b"}
+
+
+def test_a_folder_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "page.html").mkdir()
+    with pytest.raises(UserError, match="is a folder: name a file"):
+        write_all({tmp_path / "page.html": b"b"}, overwrite=True)
+
+
+def test_when_one_cannot_be_written_none_is(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"in the way")
+    with pytest.raises(UserError, match=r"file/page\.html cannot be written \(.*\): name another place"):
+        write_all({tmp_path / "a.png": b"a", tmp_path / "file" / "page.html": b"b"}, overwrite=False)
+    assert files(tmp_path) == {"file": b"in the way"}

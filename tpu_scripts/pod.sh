@@ -1,0 +1,146 @@
+#!/usr/bin/env bash
+# One Cloud TPU pod slice: create it, install spap on all of its workers, run one command there, fetch the result.
+set -euo pipefail
+
+usage() {
+  cat <<'TEXT'
+Usage: tpu_scripts/pod.sh COMMAND --name NAME --zone ZONE [OPTIONS] [-- WORDS]
+
+Commands, in the order of a run (docs/tpu.md explains them):
+  create    ask for the slice through a queued resource     --type TYPE [--runtime VERSION] [--spot]
+  wait      return when the slice is there, or fail if it never will be
+  install   install spap with JAX for TPUs on all workers   --source WHEEL_OR_GIT_URL
+  run       start a command on all workers; it outlives the connection
+                                                            -- prune MODEL --output DIR ...
+  logs      follow worker 0's output until the run ends; its exit code is the script's
+  fetch     copy a folder from worker 0 to this machine     --from DIR --to DIR
+  delete    give the slice back; nothing on it remains
+
+Options:
+  --name NAME        of the slice and of its queued resource
+  --zone ZONE        for example us-west4-a
+  --project PROJECT  gcloud's own setting where absent
+  --type TYPE        for example v5litepod-16, v5p-64, v6e-8
+  --runtime VERSION  of the workers' software; the usual one of the type where absent
+  --spot             cheaper, and may be taken away at any time
+  --dry-run          print the commands and run none
+TEXT
+}
+
+fail() {
+  echo "pod.sh: $1" >&2
+  exit 2
+}
+
+# Prints a command as it could be typed, and runs it unless this is a dry run.
+call() {
+  if [[ $dry_run == yes ]]; then
+    printf '%q ' "$@" && echo
+  else
+    "$@"
+  fi
+}
+
+gcloud_tpus() { # GROUP VERB WORDS...
+  call gcloud compute tpus "$1" "$2" "${@:3}" --zone "$zone" ${project:+--project "$project"}
+}
+
+on_workers() { # WHICH COMMAND
+  gcloud_tpus tpu-vm ssh "$name" --worker "$1" --command "$2"
+}
+
+usual_runtime() {
+  case $1 in
+    v5litepod-*) echo v2-alpha-tpuv5-lite ;;
+    v5p-*) echo v2-alpha-tpuv5 ;;
+    v6e-*) echo v2-alpha-tpuv6e ;;
+    *) echo tpu-ubuntu2204-base ;;
+  esac
+}
+
+create() {
+  [[ -n $type ]] || fail "create needs --type, for example v5litepod-16."
+  gcloud_tpus queued-resources create "$name" --node-id "$name" --accelerator-type "$type" \
+    --runtime-version "${runtime:-$(usual_runtime "$type")}" ${spot:+--spot}
+}
+
+wait_for_slice() {
+  local state
+  while true; do
+    state=$(gcloud_tpus queued-resources describe "$name" --format 'value(state.state)')
+    [[ $dry_run == no ]] || { echo "$state" && return; }
+    echo "$name: $state" >&2
+    case $state in
+      ACTIVE) return ;;
+      FAILED | SUSPENDED | SUSPENDING) fail "the slice is $state: delete it and create it again." ;;
+    esac
+    sleep 30
+  done
+}
+
+install() {
+  [[ -n $origin ]] || fail "install needs --source, a wheel's path or git+https://..."
+  local package=$origin
+  if [[ $origin == *.whl ]]; then
+    package=./$(basename "$origin")
+    gcloud_tpus tpu-vm scp "$origin" "$name:" --worker all
+  fi
+  on_workers all "python3 -m venv ~/spap && ~/spap/bin/pip install --quiet 'jax[tpu]' $(printf '%q' "$package")"
+}
+
+run() {
+  [[ ${#words[@]} -gt 0 ]] || fail "run needs the words of a spap command after --, for example -- prune MODEL ..."
+  local command
+  # shellcheck disable=SC2088  # the tilde is the worker's
+  command="~/spap/bin/spap$(printf ' %q' "${words[@]}")"
+  # The processes of the slice find each other; the exit code is kept for whoever asks later.
+  on_workers all "rm -f ~/spap.code; nohup bash -c $(printf '%q' "$command --coordinator auto; echo \$? > ~/spap.code") \
+> ~/spap.log 2>&1 < /dev/null &"
+}
+
+logs() {
+  on_workers 0 "tail -n +1 -F ~/spap.log & until test -e ~/spap.code; do sleep 2; done; kill \$!; exit \$(cat ~/spap.code)"
+}
+
+fetch() {
+  [[ -n $from && -n $to ]] || fail "fetch needs --from and --to."
+  gcloud_tpus tpu-vm scp --recurse "$name:$from" "$to" --worker 0
+}
+
+delete() {
+  gcloud_tpus queued-resources delete "$name" --force --quiet
+}
+
+name='' zone='' project='' type='' runtime='' spot='' origin='' from='' to='' dry_run=no words=()
+[[ $# -gt 0 ]] || { usage >&2 && exit 2; }
+command=$1 && shift
+[[ $command != --help && $command != -h ]] || { usage && exit 0; }
+while [[ $# -gt 0 ]]; do
+  case $1 in
+    --spot) spot=yes && shift && continue ;;
+    --dry-run) dry_run=yes && shift && continue ;;
+    --) shift && words=("$@") && break ;;
+    --help | -h) usage && exit 0 ;;
+  esac
+  [[ $# -gt 1 ]] || fail "$1 needs a value, or is no option; --help lists all."
+  case $1 in
+    --name) name=$2 ;;
+    --zone) zone=$2 ;;
+    --project) project=$2 ;;
+    --type) type=$2 ;;
+    --runtime) runtime=$2 ;;
+    --source) origin=$2 ;;
+    --from) from=$2 ;;
+    --to) to=$2 ;;
+    *) fail "$1 is no option; --help lists all." ;;
+  esac
+  shift 2
+done
+[[ -n $name && -n $zone ]] || fail "--name and --zone are needed."
+[[ $dry_run == yes ]] || command -v gcloud > /dev/null || fail "gcloud is not installed: see cloud.google.com/sdk."
+
+case $command in
+  create | install | run | logs | fetch | delete) "$command" ;;
+  wait) wait_for_slice ;;
+  *) fail "$command is no command; --help lists all." ;;
+esac
