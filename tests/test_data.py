@@ -144,6 +144,13 @@ def test_reading_stops_when_there_is_enough(tmp_path, tokenizer, monkeypatch):
         read(path, tokenizer, sequences=None)
 
 
+def test_special_tokens_come_once(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr("spap_jax.data.CHUNK", 100)
+    path = write_parquet(tmp_path / "a.parquet", {"text": TEXTS})
+    tokens = read(f"wikitext2:{path}", tokenizer, role="evaluation", sequences=None).tokens.ravel()
+    assert np.flatnonzero(tokens == VOCABULARY - 1).tolist() == [0]
+
+
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl.gz", "list.json", "a.parquet"])
 def test_local_files_ask_no_network(name, tmp_path, tokenizer, monkeypatch):
     asked = []

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import jax
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, has_bos_prefix, normalize_gen_kwargs, postprocess_generated_text
@@ -18,7 +19,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from spap_jax.data import load_tokenizer
 from spap_jax.errors import UserError
 from spap_jax.evaluation.generation import Sampling, end_tokens
-from spap_jax.evaluation.sequences import continuations, log_likelihoods, spread
+from spap_jax.evaluation.sequences import continuations, log_likelihoods, replicate
 from spap_jax.model import Model
 
 Watch = Callable[[str, int, int], None]
@@ -59,7 +60,7 @@ class HarnessModel(TemplateLM):
                 f"the tokenizer of {model.source.name} names neither a beginning nor an end token, and one of them has "
                 "to stand before a text: add bos_token or eos_token to its tokenizer_config.json."
             )
-        self._spread = spread(model, devices)
+        self._replicas = replicate(model, devices)
         self._ends = {*end_tokens(model), self.eot_token_id}
         self._batch_tokens = batch_tokens
         self._watch = watch or (lambda what, done, total: None)
@@ -78,7 +79,7 @@ class HarnessModel(TemplateLM):
     @property
     def max_length(self) -> int:
         """Most tokens that the model reads at once: its positions."""
-        return self._spread.config.positions
+        return self._replicas.config.positions
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """Token ids; with the tokenizer's special tokens unless told otherwise, or there already."""
@@ -116,7 +117,7 @@ class HarnessModel(TemplateLM):
             )
         scores = {}
         self._watch("log-likelihoods", 0, len(requests))
-        for found in log_likelihoods(self._spread, sequences, predicted, self._batch_tokens):
+        for found in log_likelihoods(self._replicas, sequences, predicted, self._batch_tokens):
             scores |= found
             self._watch("log-likelihoods", len(scores), len(requests))
         return [scores[index] for index in range(len(requests))]
@@ -151,7 +152,8 @@ class HarnessModel(TemplateLM):
             text = self.tokenizer.decode(tokens)
             return not self._ends.isdisjoint(tokens) or any(stop in text for stop in stops)
 
-        for found in continuations(self._spread, prompts, new, ended, self._batch_tokens, sampling):
+        key = jax.random.key(0)  # the harness fixes its seeds as well
+        for found in continuations(self._replicas, prompts, new, ended, self._batch_tokens, sampling, key):
             yield {index: self._text(tokens, ended, stops) for index, tokens in found.items()}
 
     def _text(self, tokens: list[int], ended: Callable[[list[int]], bool], stops: list[str]) -> str:
@@ -179,4 +181,4 @@ class HarnessModel(TemplateLM):
 
     def get_model_info(self) -> dict[str, Any]:
         """What the harness stores with its results."""
-        return {"batch_tokens": self._batch_tokens, "devices": self._spread.mesh.size}
+        return {"batch_tokens": self._batch_tokens, "devices": self._replicas.mesh.size}

@@ -29,12 +29,14 @@ SHORTEST = 32
 SEGMENT = 32
 """Tokens that are written before the host looks whether all texts of a batch have ended."""
 
-GREEDY = Sampling()
 BATCH = P("data")
 CACHE = decoder.Cache(P(None, "data"), P(None, "data"), BATCH, P())  # pyright: ignore[reportArgumentType]
 
+# Its check of what differs between devices takes the constants in the carries of loops for an error.
+_each_device = functools.partial(jax.shard_map, check_vma=False)
 
-class Spread(NamedTuple):
+
+class Replicas(NamedTuple):
     """A model on several devices.
 
     Attributes:
@@ -69,11 +71,11 @@ class Score(NamedTuple):
     is_greedy: bool
 
 
-def spread(model: Model, devices: Sequence[Any] | None = None) -> Spread:
+def replicate(model: Model, devices: Sequence[Any] | None = None) -> Replicas:
     """Puts a model on every one of the devices; on all local ones where none are named."""
     devices = jax.local_devices() if devices is None else devices
     mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
-    return Spread(model.config, jax.device_put(model.params, NamedSharding(mesh, P())), mesh)
+    return Replicas(model.config, jax.device_put(model.params, NamedSharding(mesh, P())), mesh)
 
 
 def batches(
@@ -98,7 +100,7 @@ def batches(
 
 
 def log_likelihoods(
-    model: Spread, sequences: Sequence[Sequence[int]], predicted: Sequence[int], batch_tokens: int
+    model: Replicas, sequences: Sequence[Sequence[int]], predicted: Sequence[int], batch_tokens: int
 ) -> Iterator[dict[int, Score]]:
     """Scores the last tokens of each sequence, given the tokens before them.
 
@@ -137,6 +139,7 @@ def _score(
 ) -> tuple[jax.Array, jax.Array]:
     """tokens and valid: [B, T + 1], counted: [B, T] -> sums of log-likelihoods [B], whether all are likeliest [B]."""
 
+    @functools.partial(_each_device, mesh=mesh, in_specs=(P(), BATCH, BATCH, BATCH), out_specs=(BATCH, BATCH))
     def local(params: decoder.Params, tokens: jax.Array, valid: jax.Array, counted: jax.Array):
         logits = decoder.forward(config, params, tokens[:, :-1], valid[:, :-1]).astype(jnp.float32)
         chosen = jnp.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
@@ -144,20 +147,17 @@ def _score(
         greedy = (logits.argmax(axis=-1) == tokens[:, 1:]) | ~counted
         return jnp.where(counted, values, 0).sum(axis=1), greedy.all(axis=1)
 
-    split = jax.shard_map(
-        local, mesh=mesh, in_specs=(P(), BATCH, BATCH, BATCH), out_specs=(BATCH, BATCH), check_vma=False
-    )
-    return split(params, tokens, valid, counted)
+    return local(params, tokens, valid, counted)
 
 
 def continuations(
-    model: Spread,
+    model: Replicas,
     prompts: Sequence[Sequence[int]],
     new: int,
     ended: Callable[[list[int]], bool],
     batch_tokens: int,
-    sampling: Sampling = GREEDY,
-    key: jax.Array | None = None,
+    sampling: Sampling,
+    key: jax.Array,
 ) -> Iterator[dict[int, list[int]]]:
     """Continues prompts.
 
@@ -168,7 +168,7 @@ def continuations(
         ended: Whether a text is complete, given the tokens written so far; the rest of it is not of interest.
         batch_tokens: Tokens that a device takes at once, those that follow counted.
         sampling: How tokens are drawn.
-        key: Random key of ``jax.random``; that of seed 0 where absent.
+        key: Random key of ``jax.random``; without effect at temperature 0.
 
     Yields:
         The tokens written in a batch, by the indices of their prompts.
@@ -178,7 +178,6 @@ def continuations(
     """
     segments = -(-new // SEGMENT)
     room = segments * SEGMENT
-    key = jax.random.key(0) if key is None else key
     lengths = [len(prompt) for prompt in prompts]
     for batch in batches(lengths, model.config.positions, batch_tokens, model.mesh.size, room):
         arrays = _split(model.mesh, *_padded(model.config, batch, prompts, left=True))
@@ -200,11 +199,11 @@ def _read(
 ) -> tuple[jax.Array, decoder.Cache]:
     """tokens and valid: [B, T] -> logits of the last token [B, v], and a cache with room for ``size`` tokens."""
 
+    @functools.partial(_each_device, mesh=mesh, in_specs=(P(), BATCH, BATCH), out_specs=(BATCH, CACHE))
     def local(params: decoder.Params, tokens: jax.Array, valid: jax.Array) -> tuple[jax.Array, decoder.Cache]:
         return prefill(config, params, tokens, valid, size)
 
-    split = jax.shard_map(local, mesh=mesh, in_specs=(P(), BATCH, BATCH), out_specs=(BATCH, CACHE), check_vma=False)
-    return split(params, tokens, valid)
+    return local(params, tokens, valid)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "mesh", "sampling"), donate_argnames=("logits", "cache"))
@@ -220,6 +219,7 @@ def _write(
 ) -> tuple[jax.Array, jax.Array, decoder.Cache]:
     """logits: [B, v] -> the SEGMENT tokens that follow [B, SEGMENT], the logits after them, and the longer cache."""
 
+    @functools.partial(_each_device, mesh=mesh, in_specs=(P(), BATCH, CACHE, P()), out_specs=(BATCH, BATCH, CACHE))
     def local(params: decoder.Params, logits: jax.Array, cache: decoder.Cache, key: jax.Array):
         def step(carry: tuple[jax.Array, decoder.Cache], key: jax.Array):
             token = choose(sampling, carry[0], key)
@@ -229,10 +229,7 @@ def _write(
         (logits, cache), tokens = jax.lax.scan(step, (logits, cache), keys)
         return tokens.T, logits, cache
 
-    split = jax.shard_map(
-        local, mesh=mesh, in_specs=(P(), BATCH, CACHE, P()), out_specs=(BATCH, BATCH, CACHE), check_vma=False
-    )
-    return split(params, logits, cache, key)
+    return local(params, logits, cache, key)
 
 
 def _padded(

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from spap_jax.errors import UserError
 from spap_jax.evaluation import sequences
 from spap_jax.evaluation.generation import Sampling, generate
-from spap_jax.evaluation.sequences import Score, Spread, batches, continuations, log_likelihoods, spread
+from spap_jax.evaluation.sequences import Replicas, Score, batches, continuations, log_likelihoods, replicate
 from spap_jax.model import Model, Source
 
 NAME = "opt_125m_like"  # learned positions: a padding that counted would show
 LENGTHS = (2, 3, 33, 9, 40, 64, 5, 31, 32, 17, 12)
+GREEDY = (Sampling(), jax.random.key(0))
 PREDICTED = (1, 2, 32, 1, 7, 20, 0, 30, 3, 1, 1)
 
 
@@ -28,7 +29,7 @@ def texts(lengths: tuple[int, ...] = LENGTHS) -> list[list[int]]:
     return [draw.integers(2, 97, length).tolist() for length in lengths]
 
 
-def scored(model: Spread, batch_tokens: int) -> list[Score]:
+def scored(model: Replicas, batch_tokens: int) -> list[Score]:
     found = list(log_likelihoods(model, texts(), PREDICTED, batch_tokens))
     assert sum(map(len, found)) == len(LENGTHS)
     return [score for _, score in sorted(item for part in found for item in part.items())]
@@ -37,7 +38,7 @@ def scored(model: Spread, batch_tokens: int) -> list[Score]:
 @pytest.mark.parametrize(("devices", "batch_tokens"), [(1, 128), (8, 64), (8, 4096)])
 def test_likelihoods_are_those_of_transformers_one_by_one(devices: int, batch_tokens: int) -> None:
     theirs = hf_models.hf_model(NAME)
-    found = scored(spread(ported(), jax.devices()[:devices]), batch_tokens)
+    found = scored(replicate(ported(), jax.devices()[:devices]), batch_tokens)
     likeliest = []
     for text, count, score in zip(texts(), PREDICTED, found, strict=True):
         tokens = torch.tensor(text)
@@ -55,12 +56,12 @@ def test_what_the_model_would_write_is_greedy() -> None:
     text = generate(model, np.array([[5, 9]]), 6, eos=())[0].tolist()
     wrong = [*text[:-2], (text[-2] + 1) % 97, text[-1]]
     both = dict(enumerate([text, wrong]))
-    (found,) = log_likelihoods(spread(model), list(both.values()), [6, 6], 4096)
+    (found,) = log_likelihoods(replicate(model), list(both.values()), [6, 6], 4096)
     assert [found[index].is_greedy for index in both] == [True, False]
 
 
 def test_every_device_scores_its_own_share() -> None:
-    model = spread(ported())
+    model = replicate(ported())
     tokens, valid = np.ones((16, 33), np.int32), np.ones((16, 33), bool)
     arrays = sequences._split(model.mesh, tokens, valid, valid[:, 1:])
     compiled = sequences._score.lower(model.config, model.mesh, model.params, *arrays).compile()
@@ -72,7 +73,7 @@ def test_every_device_scores_its_own_share() -> None:
 
 
 def test_new_lengths_compile_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    model = spread(ported(), jax.devices()[:2])  # of which no other test has compiled anything
+    model = replicate(ported(), jax.devices()[:2])  # of which no other test has compiled anything
 
     def compiled(*lengths: int) -> bool:
         caplog.clear()
@@ -109,7 +110,9 @@ def test_batches(lengths: list[int], batch_tokens: int, devices: int, following:
 @pytest.mark.parametrize("devices", [1, 8])
 def test_continuations_are_those_of_one_prompt_at_a_time(devices: int) -> None:
     model, prompts = ported(), texts((3, 40, 33, 1, 12, 20, 31, 2, 5))
-    parts = continuations(spread(model, jax.devices()[:devices]), prompts, 40, lambda tokens: False, 256)
+    placed = replicate(model, jax.devices()[:devices])
+    parts = list(continuations(placed, prompts, 40, lambda tokens: False, 256, *GREEDY))
+    assert len(parts) == (5 if devices == 1 else 2)  # two sequences at a time, what is written counted
     found = {index: tokens for part in parts for index, tokens in part.items()}
     for index, prompt in enumerate(prompts):
         together = np.pad(prompt, (40 - len(prompt), 0))[None, :]
@@ -124,25 +127,25 @@ def test_writing_stops_when_all_texts_have_ended() -> None:
         seen.append(len(tokens))
         return len(tokens) > 32
 
-    (found,) = continuations(spread(ported()), prompts, 96, ended, 4096)
+    (found,) = continuations(replicate(ported()), prompts, 96, ended, 4096, *GREEDY)
     assert [len(found[index]) for index in range(2)] == [64, 64]
     assert set(seen) == {32, 64}
 
 
 def test_sampling() -> None:
-    model = spread(ported())
+    model = replicate(ported())
 
     def written(sampling: Sampling, seed: int) -> list[list[int]]:
-        (found,) = continuations(model, texts((3,) * 16), 8, len, 4096, sampling, jax.random.key(seed))  # type: ignore
+        (found,) = continuations(model, texts((3,) * 16), 8, bool, 4096, sampling, jax.random.key(seed))
         return [found[index] for index in range(16)]
 
     warm = Sampling(temperature=2.0)
     assert written(warm, 1) == written(warm, 1) != written(warm, 2)
     assert written(Sampling(temperature=2.0, top_k=1), 1) == written(Sampling(), 1)
-    same = continuations(model, [[5, 9, 11]] * 16, 8, bool, 4096, warm, jax.random.key(1))  # type: ignore
+    same = continuations(model, [[5, 9, 11]] * 16, 8, bool, 4096, warm, jax.random.key(1))
     assert len({tuple(tokens) for tokens in next(same).values()}) == 16  # every row of every device draws for itself
 
 
 def test_a_token_that_the_model_does_not_know() -> None:
     with pytest.raises(UserError, match="token ids from 0 to 97, but the model's vocabulary is 0 to 96"):
-        list(log_likelihoods(spread(ported()), [[3, 97]], [1], 4096))
+        list(log_likelihoods(replicate(ported()), [[3, 97]], [1], 4096))
