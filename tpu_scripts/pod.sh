@@ -99,7 +99,7 @@ run() {
 }
 
 logs() {
-  on_workers 0 "tail -n +1 -F ~/spap.log & until test -e ~/spap.code; do sleep 2; done; kill \$!; exit \$(cat ~/spap.code)"
+  on_workers 0 "tail -n +1 -F ~/spap.log & until test -e ~/spap.code; do sleep 2; done; sleep 2; kill \$!; exit \$(cat ~/spap.code)"
 }
 
 fetch() {

@@ -212,7 +212,7 @@ def test_prune_of_heads(tmp_path: Path, capsys):
     card = " ".join((tmp_path / "out" / "README.md").read_text().split())
     assert "30 % of its MLP channels and 50 % of its attention heads removed" in card
     assert "keeps 37 of 53 MLP channels, 2 of 4 attention heads and 1 of 2 key/value heads;" in card
-    assert "`head_dim` in `config.json`" in card
+    assert "`head_dim` from `config.json`" in card
     assert config_of(tmp_path / "out")["head_dim"] == 8
 
 
