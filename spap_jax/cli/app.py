@@ -22,6 +22,7 @@ app = App(
     help="Make a language model smaller and faster without retraining: remove MLP channels of LLaMA, Qwen2.5 and OPT "
     "checkpoints, recover the weights of the rest, and write a checkpoint that stock tools load.",
     help_format="markdown",
+    default_parameter=Parameter(negative=()),  # what is off unless asked for needs no --no-
 )
 app.command(prune)
 app.command(evaluate, name="eval")
@@ -29,6 +30,7 @@ app.command(bench)
 app.command(report)
 app.command(convert)
 app.command(doctor)
+app.register_install_completion_command(help="Make the shell complete commands and options with the tab key.")
 
 
 @app.meta.default
