@@ -13,6 +13,7 @@ from spap_jax.cli.convert import convert
 from spap_jax.cli.doctor import doctor
 from spap_jax.cli.evaluate import evaluate
 from spap_jax.cli.prune import prune
+from spap_jax.cli.push import push
 from spap_jax.cli.report import report
 from spap_jax.errors import UserError
 
@@ -29,6 +30,7 @@ app.command(evaluate, name="eval")
 app.command(bench)
 app.command(report)
 app.command(convert)
+app.command(push)
 app.command(doctor)
 app.register_install_completion_command(help="Make the shell complete commands and options with the tab key.")
 
