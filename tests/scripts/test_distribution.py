@@ -16,6 +16,8 @@ import spap_jax
 
 ROOT = Path(__file__).parents[2]
 BESIDES = ("py.typed", "templates/page.html")
+LEFT = {"__pycache__", ".ipynb_checkpoints", "out"}
+"""What Python and the notebooks leave."""
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +42,9 @@ def archive(built: Path) -> set[str]:
 
 
 def files(*folders: str) -> set[str]:
-    """Files of the checkout, but for what Python and the tools leave behind."""
+    """Files of the checkout, but for what runs leave behind."""
     found = {path.relative_to(ROOT).as_posix() for folder in folders for path in (ROOT / folder).rglob("*")
-             if path.is_file() and "__pycache__" not in path.parts}  # fmt: skip
+             if path.is_file() and not LEFT & set(path.parts)}  # fmt: skip
     assert found
     return found
 
@@ -69,7 +71,11 @@ def test_the_archive_is_the_checkout(archive: set[str]):
     alone = {"README.md", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "Makefile", "pyproject.toml"}
     folders = files("models", "tests", "examples", "benchmarks", "docs", "tpu_scripts")
     assert (alone | folders) <= archive
-    assert not {name for name in archive if name.startswith(("spap_jax/models/", ".venv", "build/", "dist/", "out/"))}
+    assert not {
+        name
+        for name in archive
+        if name.startswith(("spap_jax/models/", ".venv", "build/", "dist/", "out/", "examples/out/"))
+    }
 
 
 def test_the_version_is_the_same_everywhere():

@@ -11,6 +11,8 @@ import spap_jax
 from spap_jax.cli.app import app
 
 ROOT = Path(__file__).parents[2]
+FOLDERS = ("spap_jax", "models", "tests", "benchmarks", "examples", "tpu_scripts")
+PARTS = tuple(path.name for path in (ROOT / "spap_jax").iterdir() if path.is_dir())
 ENTRANCES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "tpu_scripts/README.md")
 
 
@@ -56,3 +58,17 @@ def test_links_on_a_code_host(entrance: str):
     file = ROOT / entrance
     places = [place for place in re.findall(r"\]\(([^)#]+)", file.read_text("utf-8")) if "://" not in place]
     assert [place for place in places if not (file.parent / place).exists()] == []
+
+
+@pytest.mark.parametrize("page", [*ENTRANCES, *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+def test_files_that_are_named_exist(page: str):
+    """In backticks, from the root or from the package: the tests that a promise rests on, the modules that do it."""
+    words = re.findall(r"`([\w./{},*-]+/[\w./-]+\.\w+)`", (ROOT / page).read_text("utf-8"))
+    named = [word for word in words if word.split("/")[0] in {*FOLDERS, *PARTS}]
+    assert [word for word in named if not any((place / word).exists() for place in (ROOT, ROOT / "spap_jax"))] == []
+
+
+def test_the_page_on_security_names_a_test_for_every_promise():
+    rows = re.findall(r"^\| .* \| (.*) \|$", (ROOT / "docs" / "security.md").read_text("utf-8"), re.MULTILINE)
+    assert len(rows) >= 5
+    assert all("`tests/" in row for row in rows if row not in ("test", "---"))
