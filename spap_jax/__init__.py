@@ -11,26 +11,30 @@ Importing the package starts neither JAX nor transformers: names are loaded when
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from spap_jax.api import divergence, generate, load, load_tokens, logits, perplexity, prune, save
+    from spap_jax.api import divergence, finetune, generate, load, load_tokens, logits, perplexity, prune, save
     from spap_jax.errors import UserError
     from spap_jax.model import Model
-    from spap_jax.settings import PruneSettings
+    from spap_jax.settings import FinetuneSettings, PruneSettings
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "FinetuneSettings": "spap_jax.settings",
     "Model": "spap_jax.model",
     "PruneSettings": "spap_jax.settings",
     "UserError": "spap_jax.errors",
 } | dict.fromkeys(
-    ("divergence", "generate", "load", "load_tokens", "logits", "perplexity", "prune", "save"), "spap_jax.api"
+    ("divergence", "finetune", "generate", "load", "load_tokens", "logits", "perplexity", "prune", "save"),
+    "spap_jax.api",
 )
 
 __all__ = [
+    "FinetuneSettings",
     "Model",
     "PruneSettings",
     "UserError",
     "divergence",
+    "finetune",
     "generate",
     "load",
     "load_tokens",

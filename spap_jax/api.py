@@ -1,6 +1,7 @@
 """What a notebook imports: load, prune, measure, save."""
 
 import functools
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -24,9 +25,23 @@ from spap_jax.models.decoder import Params
 from spap_jax.numerics import full_precision
 from spap_jax.pruning.pipeline import prune_layers, pruned_config
 from spap_jax.pruning.report import LayerReport, PruneReport, SweepReport, new_report
-from spap_jax.settings import PruneSettings
+from spap_jax.settings import FinetuneSettings, PruneSettings
+from spap_jax.training import train
+from spap_jax.training.report import Check, FinetuneReport, new_finetune_report
 
-__all__ = ["PruneResult", "divergence", "generate", "load", "load_tokens", "logits", "perplexity", "prune", "save"]
+__all__ = [
+    "FinetuneResult",
+    "PruneResult",
+    "divergence",
+    "finetune",
+    "generate",
+    "load",
+    "load_tokens",
+    "logits",
+    "perplexity",
+    "prune",
+    "save",
+]
 
 load = checkpoint.load
 save = checkpoint.save
@@ -81,6 +96,54 @@ def prune(
     narrow = pruned_config(model.config, settings)
     smaller = Model(narrow, model.params | {"layers": stacked}, model.source)
     return PruneResult(smaller, new_report(settings, model.config, narrow, model.source.name, tokens, reports))
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """A trained model and the account of its training."""
+
+    model: Model
+    report: FinetuneReport
+
+
+def finetune(
+    model: Model,
+    tokens: Any,
+    *,
+    teacher: Model | None = None,
+    settings: FinetuneSettings | None = None,
+    progress: Callable[[Check], None] | None = None,
+    devices: int | None = None,
+    **changes: Any,
+) -> FinetuneResult:
+    """Trains a model, usually a pruned one, on a text or towards the dense model; ``model`` is left as it is.
+
+    Some sequences are held out. The result has the weights with the least loss on them, and is never worse on them than
+    the model was.
+
+    Args:
+        model: What ``prune`` or ``load`` returned.
+        tokens: Training token ids [B, T], or what ``load_tokens`` returned; the last sequences are held out.
+        teacher: The dense model: the loss is then the divergence from its predictions, not that of the next token.
+        settings: How; the defaults where absent.
+        progress: Called after every look at the held-out sequences.
+        devices: Over how many devices to spread the sequences; all where absent, but one of a CPU's.
+        **changes: Single settings, for example ``steps=500`` or ``full=True``.
+
+    Raises:
+        UserError: a setting or the tokens are unusable, the teacher is another model's, or the training diverges.
+    """
+    settings = (settings or FinetuneSettings()).replace(**changes)
+    blocks, start, stage = token_blocks(tokens, model.config), time.perf_counter(), None
+    with sharing(devices):
+        for stage in train.stages(model, blocks, teacher, settings):
+            if progress is not None:
+                progress(stage.checks[-1])
+        assert stage is not None  # there is one before any step
+        trained = train.result(model, stage, settings)
+    names = model.source.name, teacher and teacher.source.name
+    seconds = time.perf_counter() - start
+    return FinetuneResult(trained, new_finetune_report(settings, names, tokens, stage, seconds))
 
 
 def token_blocks(tokens: Any, config: DecoderConfig) -> np.ndarray:

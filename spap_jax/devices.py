@@ -106,15 +106,27 @@ def spread(chunks: np.ndarray) -> jax.Array:
     return jax.make_array_from_callback(chunks.shape, NamedSharding(get_mesh(), spec), lambda index: chunks[index])
 
 
-def total(sums: Callable[[Any], Any], chunks: Any) -> Any:
-    """``sums(chunks)``, sums over the chunks: each device adds up its own, then one reduction adds up the devices'."""
+def everywhere(tree: Any) -> Any:
+    """Arrays on every device, so that a program takes them and what it made of them alike."""
+    return tree if number() == 1 else jax.device_put(tree, NamedSharding(get_mesh(), PartitionSpec()))
+
+
+def total(sums: Callable[..., Any], chunks: Any, *shared: Any) -> Any:
+    """``sums(chunks, *shared)``, sums over the chunks: each device adds up its own, then one reduction the devices'.
+
+    Args:
+        sums: May also use arrays from around it, if these do not lie ``everywhere``.
+        chunks: Arrays [C, ...].
+        shared: Further arguments, the same for every device.
+    """
     if not divides(chunks):
-        return sums(chunks)
+        return sums(chunks, *shared)
 
-    def own(chunks: Any) -> Any:
-        return jax.lax.psum(sums(chunks), _AXIS)
+    def own(chunks: Any, *shared: Any) -> Any:
+        return jax.lax.psum(sums(chunks, *shared), _AXIS)
 
-    return jax.shard_map(own, in_specs=PartitionSpec(_AXIS), out_specs=PartitionSpec(), check_vma=False)(chunks)
+    each = (PartitionSpec(_AXIS), *(PartitionSpec() for _ in shared))
+    return jax.shard_map(own, in_specs=each, out_specs=PartitionSpec(), check_vma=False)(chunks, *shared)
 
 
 def apart(change: Callable[[Any], Any], chunks: Any) -> Any:

@@ -1,13 +1,45 @@
 """The settings of a run: frozen, validated when built, the same for the command line, TOML files and notebooks."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Self
 
 from spap_jax.errors import UserError
 
+_Ranges = tuple[tuple[str, Callable[[Any], bool], str], ...]
+"""Name of a field, whether a value fits, and in words what does."""
+
+
+class _Settings:
+    """What settings have in common: their ranges are checked when they are built, and copies are made with changes."""
+
+    _ranges: ClassVar[Callable[[], _Ranges]]
+
+    def __post_init__(self) -> None:
+        """Raises: UserError: a value is out of its range; the message names all of them."""
+        wrong = [
+            f"{name} must be {words}, not {getattr(self, name)!r}"
+            for name, fits, words in type(self)._ranges()
+            if not fits(getattr(self, name))
+        ]
+        if wrong:
+            raise UserError("; ".join(wrong) + ".")
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed.
+
+        Raises:
+            UserError: a name is not a setting, or a value is out of range.
+        """
+        known = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        if unknown := sorted(set(changes) - set(known)):
+            raise UserError(f"unknown setting {', '.join(unknown)}; the settings are {', '.join(known)}.")
+        return type(self)(**(known | changes))
+
 
 @dataclass(frozen=True)
-class PruneSettings:
+class PruneSettings(_Settings):
     """How to prune. Every field is a flag of ``spap prune`` and a key of its TOML file.
 
     Attributes:
@@ -62,31 +94,63 @@ class PruneSettings:
     sweep_learning_rate: float = 0.015
     batch_tokens: int = 4096
 
-    def __post_init__(self) -> None:
-        """Raises: UserError: a value is out of its range; the message names all of them."""
-        wrong = [
-            f"{name} must be {words}, not {getattr(self, name)!r}"
-            for name, fits, words in _RANGES
-            if not fits(getattr(self, name))
-        ]
-        if wrong:
-            raise UserError("; ".join(wrong) + ".")
+    _ranges = staticmethod(lambda: _PRUNING)
 
     @property
     def sweep_count(self) -> int:
         """Sweeps to make: those set, or what the effort means."""
         return EFFORTS[self.effort] if self.sweeps is None else self.sweeps
 
-    def replace(self, **changes) -> "PruneSettings":
-        """A copy with some fields changed.
 
-        Raises:
-            UserError: a name is not a setting, or a value is out of range.
-        """
-        known = {field.name: getattr(self, field.name) for field in fields(self)}
-        if unknown := sorted(set(changes) - set(known)):
-            raise UserError(f"unknown setting {', '.join(unknown)}; the settings are {', '.join(known)}.")
-        return PruneSettings(**(known | changes))
+@dataclass(frozen=True)
+class FinetuneSettings(_Settings):
+    """How to train what was pruned. Every field is a flag of ``spap finetune`` and a key of its TOML file.
+
+    Attributes:
+        full: Train every weight, and not low-rank updates of the projections.
+        lora_rank: Rank of the update of each projection of attention and MLP (LoRA); 16 where absent and not full.
+        lora_alpha: Weight of the updates, times the rank: they are added with alpha / rank.
+        steps: Steps of the optimizer (AdamW).
+        learning_rate: Highest size of a step: it rises over the first tenth of the steps and falls to zero in a cosine.
+            2e-4, or 2e-5 with full, where absent; small models take ten times as much.
+        weight_decay: Pull of the trained numbers towards zero, relative to the size of a step.
+        step_sequences: Sequences in a step.
+        batch_tokens: Tokens that pass through a model at once on a device; a step adds up as many passes as it needs.
+        held_out: Fraction of the sequences that only judges: the weights with the least loss on them are kept.
+        check_every: Steps from one look at the held-out sequences to the next.
+        seed: Seed of every random choice.
+    """
+
+    full: bool = False
+    lora_rank: int | None = None
+    lora_alpha: float = 32.0
+    steps: int = 200
+    learning_rate: float | None = None
+    weight_decay: float = 0.0
+    step_sequences: int = 16
+    batch_tokens: int = 4096
+    held_out: float = 0.0625
+    check_every: int = 25
+    seed: int = 0
+
+    _ranges = staticmethod(lambda: _TRAINING)
+
+    def __post_init__(self) -> None:
+        """Raises: UserError: a value is out of its range, or both kinds of training are asked for."""
+        super().__post_init__()
+        if self.full and self.lora_rank is not None:
+            raise UserError("full trains every weight and lora_rank only low-rank updates: give one of the two.")
+
+    @property
+    def rank(self) -> int:
+        """The rank set, or the default."""
+        return 16 if self.lora_rank is None else self.lora_rank
+
+    @property
+    def rate(self) -> float:
+        """The learning rate set, or the default of the kind of training."""
+        default = 2e-5 if self.full else 2e-4
+        return default if self.learning_rate is None else self.learning_rate
 
 
 EFFORTS = {"low": 0, "default": 1, "high": 3}
@@ -108,7 +172,7 @@ def _count(least: int):
     return lambda value: isinstance(value, int) and value >= least
 
 
-_RANGES = (
+_PRUNING: _Ranges = (
     ("sparsity", lambda s: isinstance(s, int | float) and 0 < s < 1, "a fraction between 0 and 1, both excluded"),
     ("attention_sparsity", _fraction, "a fraction of at least 0 and below 1"),
     ("round_to", _count(1), "a whole number of at least 1"),
@@ -129,4 +193,18 @@ _RANGES = (
     ("learning_rate", _positive, "positive"),
     ("sweep_learning_rate", _positive, "positive"),
     ("batch_tokens", _count(1), "a whole number of at least 1"),
+)
+
+_TRAINING: _Ranges = (
+    ("full", lambda f: isinstance(f, bool), "True or False"),
+    ("lora_rank", lambda r: r is None or _count(1)(r), "a whole number of at least 1"),
+    ("lora_alpha", _positive, "positive"),
+    ("steps", _count(1), "a whole number of at least 1"),
+    ("learning_rate", lambda r: r is None or _positive(r), "positive"),
+    ("weight_decay", lambda d: d == 0 or _positive(d), "at least 0"),
+    ("step_sequences", _count(1), "a whole number of at least 1"),
+    ("batch_tokens", _count(1), "a whole number of at least 1"),
+    ("held_out", lambda h: _fraction(h) and h > 0, "a fraction between 0 and 1, both excluded"),
+    ("check_every", _count(1), "a whole number of at least 1"),
+    ("seed", _count(0), "a whole number of at least 0"),
 )

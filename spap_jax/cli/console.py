@@ -22,8 +22,19 @@ from spap_jax.quantities import bytes_text, change_text, count_text
 
 if TYPE_CHECKING:
     from spap_jax.pruning.report import LayerReport, SweepReport
+    from spap_jax.training.report import Check
 
-__all__ = ["bytes_text", "change_text", "count_text", "err", "layer_progress", "out", "table", "waiting"]
+__all__ = [
+    "bytes_text",
+    "change_text",
+    "count_text",
+    "err",
+    "layer_progress",
+    "out",
+    "table",
+    "training_progress",
+    "waiting",
+]
 
 # No markup: a folder's name may have brackets. Lines are not wrapped: a path in pieces cannot be copied.
 out = Console(highlight=False, markup=False, soft_wrap=True)
@@ -99,6 +110,24 @@ def request_progress() -> Iterator[Callable[[str, int, int], None]]:
         yield watch
     finally:
         progress.stop()
+
+
+@contextmanager
+def training_progress(steps: int) -> Iterator[Callable[["Check"], None]]:
+    """Takes each look at the held-out sequences: a bar over the steps with the losses, or a line elsewhere."""
+    columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"),
+               TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())  # fmt: skip
+    with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
+        bar = progress.add_task("...", total=steps)
+
+        def watch(check: "Check") -> None:
+            words = f"loss {sum(check.losses) / len(check.losses):.4f}, " if check.losses else ""
+            words += f"held out {check.held_out:.4f}" + ("" if check.taken else ", not kept")
+            progress.update(bar, completed=check.step, description=words)
+            if not err.is_terminal:
+                err.print(f"step {check.step}/{steps}  {words}")
+
+        yield watch
 
 
 def _errors(report) -> str:

@@ -10,7 +10,7 @@ def push(folder: Path, repo: str, /, *, private: bool = False) -> None:
     login, or set HF_TOKEN.
 
     Args:
-        folder: Checkpoint, as spap prune writes it.
+        folder: Checkpoint, as spap prune or spap finetune writes it.
         repo: Repository, as owner/name.
         private: Show it to nobody else, if the repository is new.
     """
@@ -18,9 +18,13 @@ def push(folder: Path, repo: str, /, *, private: bool = False) -> None:
     from spap_jax.errors import UserError
     from spap_jax.hub import upload
 
-    missing = [name for name in ("config.json", "README.md", "spap_report.json") if not (folder / name).is_file()]
+    missing = [name for name in ("config.json", "README.md") if not (folder / name).is_file()]
+    if not any((folder / name).is_file() for name in ("spap_report.json", "spap_finetune.json")):
+        missing.append("spap_report.json")
     if missing:
-        raise UserError(f"{folder} has no {' and no '.join(missing)}: name a folder that spap prune wrote.")
+        raise UserError(
+            f"{folder} has no {' and no '.join(missing)}: name a folder that spap prune or spap finetune wrote."
+        )
     files = {file.name: file for file in sorted(folder.iterdir()) if file.is_file() and not file.name.startswith(".")}
     card = (
         files["README.md"].read_text(encoding="utf-8").replace('from_pretrained("PATH")', f'from_pretrained("{repo}")')

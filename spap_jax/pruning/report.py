@@ -166,7 +166,6 @@ def new_report(
     """
     family = FAMILIES[config.family]
     before, after = cost.parameters(family, config), cost.parameters(family, narrow)
-    blocks = getattr(tokens, "tokens", tokens)
     return PruneReport(
         settings=dataclasses.asdict(settings) | {"sweeps": settings.sweep_count},
         method={"selection": settings.method, "update": update_used(settings)},
@@ -181,16 +180,22 @@ def new_report(
             "parameters": {"before": before.total, "after": after.total},
             "mlp_parameters": {"before": before.mlp, "after": after.mlp},
         },
-        calibration={
-            "sequences": len(blocks),
-            "sequence_length": len(blocks[0]),
-            "description": getattr(tokens, "description", "token ids from memory"),
-            "sha256": getattr(tokens, "sha256", None),
-        },
+        calibration=data_account(tokens),
         versions=versions(),
         layers=tuple(step for step in steps if isinstance(step, LayerReport)),
         sweeps=tuple(step for step in steps if isinstance(step, SweepReport)),
     )
+
+
+def data_account(tokens: Any) -> dict[str, Any]:
+    """What tokens were: an array [B, T], or ``TokenBlocks`` with a description and a hash."""
+    blocks = getattr(tokens, "tokens", tokens)
+    return {
+        "sequences": len(blocks),
+        "sequence_length": len(blocks[0]),
+        "description": getattr(tokens, "description", "token ids from memory"),
+        "sha256": getattr(tokens, "sha256", None),
+    }
 
 
 def versions() -> dict[str, str]:

@@ -1,0 +1,58 @@
+"""The model card of a trained checkpoint: that of the pruned one goes on with what was done since."""
+
+import json
+from pathlib import Path
+
+from spap_jax.training.report import FinetuneReport
+
+_NEW = """\
+---
+base_model: {name_yaml}
+library_name: transformers
+tags:
+- spap-jax
+---
+
+# {name}, trained
+
+The licence and the limits of the original model apply.
+"""
+
+_SECTION = """
+## Trained {afterwards}
+
+{kind} trained for {steps} steps by [SPAP-JAX](https://pypi.org/project/spap-jax/) {goal}, on {data}. The weights of
+step {kept}, the best on sequences that were held out, were kept; figures above this section are from before.
+
+| | before | after |
+| --- | ---: | ---: |
+{rows}
+
+Every setting and the loss of every step are in `spap_finetune.json`.
+"""
+
+
+def trained_card(report: FinetuneReport, folder: Path | None) -> str:
+    """The README.md of a trained checkpoint; every figure comes from the report.
+
+    Args:
+        report: Of the training.
+        folder: The checkpoint that was trained; its card is kept if it is one of ours.
+    """
+    there = folder / "README.md" if folder else None
+    card = there.read_text(encoding="utf-8") if there and there.is_file() else ""
+    ours = "\n- spap-jax\n" in card
+    held_out = report.held_out
+    rows = [(f"loss on held-out sequences ({report.objective})", held_out["before"], held_out["after"])]
+    if measured := report.extras.get("perplexity"):
+        rows.append((f"perplexity on {measured['data']}", measured["before"], measured["after"]))
+    section = _SECTION.format(
+        afterwards="after pruning" if ours else "on",
+        kind="All weights were" if report.settings["full"] else "Low-rank updates of the projections (LoRA) were",
+        steps=report.settings["steps"],
+        goal="towards the predictions of the dense model" if report.teacher else "to predict the next token",
+        data=report.data["description"],
+        kept=report.kept.step,
+        rows="\n".join(f"| {name} | {before:.4f} | {after:.4f} |" for name, before, after in rows),
+    )
+    return (card if ours else _NEW.format(name=report.model, name_yaml=json.dumps(report.model))) + section

@@ -1,0 +1,62 @@
+"""Low-rank updates of the projections (LoRA, Hu et al. 2021): W + (alpha / rank) A B with A [in, r], B [r, out].
+
+They are trained in the place of W and added to it in the end, so that what is written is a plain checkpoint.
+"""
+
+import math
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+
+from spap_jax.models.decoder import Params
+
+INPUT_AXES = {
+    "attention": {"q": 1, "k": 1, "v": 1, "o": 2},  # d -> n|m h; n h -> d
+    "mlp": {"gate": 1, "up": 1, "down": 1},  # d -> f; f -> d
+}
+"""The projections that are updated, and how many of a weight's first axes are its input; OPT has no gate."""
+
+
+def start(layers: Params, rank: int, key: jax.Array) -> Params:
+    """Updates of all projections that change nothing yet, since every B is zero.
+
+    Args:
+        layers: The blocks' weights, stacked [L, ...].
+        rank: r, of every update.
+        key: Randomness of every A, which is normal with variance 1 / in.
+
+    Returns:
+        Float32 ``{"attention": {"q": {"a": [L, in, r], "b": [L, r, out]}, ...}, "mlp": ...}``.
+    """
+    updates: Params = {}
+    for number, (part, name, axes) in enumerate(_projections(layers)):
+        count, *shape = layers[part][name].shape
+        inputs, outputs = math.prod(shape[:axes]), math.prod(shape[axes:])
+        a = jax.random.normal(jax.random.fold_in(key, number), (count, inputs, rank)) / math.sqrt(inputs)
+        updates.setdefault(part, {})[name] = {"a": a, "b": jnp.zeros((count, rank, outputs))}
+    return updates
+
+
+def merged(weights: Params, updates: Params, scale: float) -> Params:
+    """The weights with the updates added, in float32; those without one as they are.
+
+    Args:
+        weights: Of one block, or of all, stacked [L, ...].
+        updates: Of the same, as ``start`` makes them; none where empty.
+        scale: alpha / r.
+    """
+    merged = dict(weights)
+    for part, those in updates.items():
+        sums = {
+            name: weights[part][name].astype(jnp.float32)
+            + (scale * (pair["a"] @ pair["b"])).reshape(weights[part][name].shape)
+            for name, pair in those.items()
+        }
+        merged[part] = weights[part] | sums
+    return merged
+
+
+def _projections(layers: Params) -> Iterator[tuple[str, str, int]]:
+    for part, axes in INPUT_AXES.items():
+        yield from ((part, name, count) for name, count in axes.items() if name in layers[part])

@@ -1,0 +1,263 @@
+"""Training as a loop over pieces: some steps of the optimizer in one program, then a look at the held-out sequences."""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from spap_jax import devices
+from spap_jax.errors import UserError
+from spap_jax.evaluation.perplexity import check_length
+from spap_jax.model import Model
+from spap_jax.models.config import DecoderConfig
+from spap_jax.models.decoder import Params
+from spap_jax.numerics import full_precision
+from spap_jax.pruning.streams import chunked, largest_divisor
+from spap_jax.settings import FinetuneSettings
+from spap_jax.training import lora
+from spap_jax.training.objective import Decoder, loss_sum
+from spap_jax.training.report import Check
+
+_WARM_UP = 0.1
+"""Fraction of the steps in which the learning rate rises."""
+
+_LARGEST_GRADIENT = 1.0
+"""Norm to which larger gradients are cut."""
+
+Configs = tuple[DecoderConfig, DecoderConfig | None]
+"""Of the model that is trained and of its teacher."""
+
+
+class State(NamedTuple):
+    """Between two steps: what is trained (updates of projections, or all weights in float32), and the optimizer's."""
+
+    trained: Params
+    optimizer: Any
+
+
+class Stage(NamedTuple):
+    """Where training stands after a look at the held-out sequences.
+
+    Attributes:
+        state: What the next steps start from; theirs once they begin, so not to be used afterwards.
+        best: What was trained, as it was when it was best on the held-out sequences.
+        checks: All looks so far; the first before any step.
+    """
+
+    state: State
+    best: Params
+    checks: tuple[Check, ...]
+
+    @property
+    def least(self) -> float:
+        """The least held-out loss so far: the one of ``best``."""
+        return min(check.held_out for check in self.checks if check.taken)
+
+
+def stages(
+    model: Model, tokens: np.ndarray, teacher: Model | None, settings: FinetuneSettings, begun: Stage | None = None
+) -> Iterator[Stage]:
+    """Trains; the result is ``written`` of the last stage's best.
+
+    Args:
+        model: What to train.
+        tokens: Token blocks [B, T]; the last of them are held out.
+        teacher: The dense model whose predictions are to be met; the text itself where absent.
+        settings: How.
+        begun: Where an earlier run stood.
+
+    Yields:
+        Where it stands at the start, and after every ``check_every`` steps.
+
+    Raises:
+        UserError: sequences are too few, too short or too long, vocabularies differ, or the loss is no longer finite.
+    """
+    check(model, tokens, teacher, settings)
+    fitted, held_out = _split(tokens, settings.held_out)
+    order = _order(len(fitted), settings)
+    configs = (model.config, teacher and teacher.config)
+    params, guide = devices.everywhere((model.params, teacher and teacher.params))
+    judged = devices.spread(_chunks(held_out, settings.batch_tokens))
+
+    if begun is None:
+        trained = devices.everywhere(_start(settings, params, jax.random.key(settings.seed)))
+        state = State(trained, devices.everywhere(_optimizer(settings).init(trained)))
+        first = Check(0, (), float(_held_out_loss(configs, params, guide, judged)), True)
+        _check_finite(first.held_out, 0)
+        begun = Stage(state, jax.tree.map(jnp.copy, trained), (first,))
+    yield begun
+
+    stage, done = begun, begun.checks[-1].step
+    for start in range(done, settings.steps, settings.check_every):
+        batches = fitted[order[start : start + settings.check_every]]  # [K, B, T]
+        state, losses = _steps(configs, settings, params, guide, stage.state, devices.spread(batches.swapaxes(0, 1)))
+        loss = float(_held_out_loss(configs, written(settings, params, state.trained), guide, judged))
+        step = start + len(batches)
+        _check_finite(loss, step)
+        taken = loss < stage.least
+        best = jax.tree.map(jnp.copy, state.trained) if taken else stage.best
+        now = Check(step, tuple(np.asarray(losses, np.float64).tolist()), loss, taken)
+        stage = Stage(state, best, (*stage.checks, now))
+        yield stage
+
+
+def result(model: Model, stage: Stage, settings: FinetuneSettings) -> Model:
+    """The model with the weights that were best on the held-out sequences; as it was if none were better."""
+    if not any(check.taken for check in stage.checks[1:]):
+        return model
+    return Model(model.config, written(settings, model.params, stage.best), model.source)
+
+
+def check(model: Model, tokens: np.ndarray, teacher: Model | None, settings: FinetuneSettings) -> None:
+    """Refuses what cannot be trained, before any work.
+
+    Raises:
+        UserError: sequences are too few, too short or too long, or vocabularies differ.
+    """
+    if len(tokens) < 2 or tokens.shape[1] < 2:
+        raise UserError(
+            f"training needs at least two sequences of at least two tokens, one of them to judge by, not "
+            f"{len(tokens)} of {tokens.shape[1]}: give more --sequences, or longer ones."
+        )
+    check_length(model.config, tokens.shape[1])
+    if teacher is None:
+        return
+    check_length(teacher.config, tokens.shape[1])
+    if teacher.config.vocabulary != model.config.vocabulary:
+        raise UserError(
+            f"the teacher has a vocabulary of {teacher.config.vocabulary} tokens and the model one of "
+            f"{model.config.vocabulary}: name the dense model that this one was made of."
+        )
+
+
+@functools.partial(jax.jit, static_argnames="settings")
+@full_precision
+def written(settings: FinetuneSettings, params: Params, trained: Params) -> Params:
+    """The weights as they are written: what was trained, merged into the others, in the data type of the checkpoint."""
+    whole = trained
+    if not settings.full:
+        whole = params | {"layers": lora.merged(params["layers"], trained, settings.lora_alpha / settings.rank)}
+    return jax.tree.map(lambda new, old: new.astype(old.dtype), whole, params)
+
+
+@functools.partial(jax.jit, static_argnames="settings")
+def _start(settings: FinetuneSettings, params: Params, key: jax.Array) -> Params:
+    """What is trained before any step, which is the model as it is."""
+    if settings.full:
+        return jax.tree.map(lambda a: a.astype(jnp.float32), params)
+    return lora.start(params["layers"], settings.rank, key)
+
+
+def _optimizer(settings: FinetuneSettings) -> optax.GradientTransformation:
+    warm = int(_WARM_UP * settings.steps)
+    # The first step has a size, and so has the last.
+    rise = optax.linear_schedule(settings.rate / (warm + 1), settings.rate, warm)
+    fall = optax.cosine_decay_schedule(settings.rate, settings.steps - warm)
+    return optax.chain(
+        optax.clip_by_global_norm(_LARGEST_GRADIENT),
+        optax.adamw(optax.join_schedules([rise, fall], [warm]), weight_decay=settings.weight_decay),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("configs", "settings"), donate_argnames="state")
+def _steps(
+    configs: Configs,
+    settings: FinetuneSettings,
+    params: Params,
+    guide: Params | None,
+    state: State,
+    batches: jax.Array,
+) -> tuple[State, jax.Array]:
+    """K steps, on batches [B, K, T] whose first axis is spread over the devices; their losses [K].
+
+    Products are as exact as the device makes them by itself; what comes of the steps is judged at full precision.
+    """
+    optimizer = _optimizer(settings)
+    predictions = batches.shape[0] * (batches.shape[2] - 1)
+
+    def sums(own: jax.Array, trained: Params, params: Params, guide: Params | None) -> tuple[jax.Array, Params]:
+        def loss(trained: Params, tokens: jax.Array) -> jax.Array:
+            student = _student(configs, settings, params, trained)
+            return loss_sum(student, _teacher(configs, guide), tokens) / predictions
+
+        passes = _passes(own, settings.batch_tokens)
+        return _added_up(lambda tokens: jax.value_and_grad(loss)(trained, tokens), passes)
+
+    def step(state: State, tokens: jax.Array) -> tuple[State, jax.Array]:
+        value, gradient = devices.total(sums, tokens, state.trained, params, guide)
+        changes, optimized = optimizer.update(gradient, state.optimizer, state.trained)
+        return State(optax.apply_updates(state.trained, changes), optimized), value
+
+    return jax.lax.scan(step, state, batches.swapaxes(0, 1))
+
+
+def _added_up(function: Callable[[jax.Array], Any], passes: jax.Array) -> Any:
+    """The sum of ``function(tokens)`` over the passes [C, B, T]."""
+
+    def add(sums: Any, tokens: jax.Array) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, sums, function(tokens)), None
+
+    shapes = jax.eval_shape(function, passes[0])
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    return jax.lax.scan(add, zeros, passes)[0]
+
+
+@functools.partial(jax.jit, static_argnames="configs")
+@full_precision
+def _held_out_loss(configs: Configs, params: Params, guide: Params | None, chunks: jax.Array) -> jax.Array:
+    """Mean loss over all predictions of chunks [C, B, T], in nats."""
+
+    def sums(own: jax.Array, params: Params, guide: Params | None) -> jax.Array:
+        student, teacher = Decoder(configs[0], params, {}, 0.0), _teacher(configs, guide)
+        return _added_up(lambda tokens: loss_sum(student, teacher, tokens), own)
+
+    return devices.total(sums, chunks, params, guide) / (chunks.shape[0] * chunks.shape[1] * (chunks.shape[2] - 1))
+
+
+def _student(configs: Configs, settings: FinetuneSettings, params: Params, trained: Params) -> Decoder:
+    if settings.full:
+        return Decoder(configs[0], trained, {}, 0.0)
+    return Decoder(configs[0], params, trained, settings.lora_alpha / settings.rank)
+
+
+def _teacher(configs: Configs, guide: Params | None) -> Decoder | None:
+    return None if configs[1] is None or guide is None else Decoder(configs[1], guide, {}, 0.0)
+
+
+def _split(tokens: np.ndarray, held_out: float) -> tuple[np.ndarray, np.ndarray]:
+    """Sequences to fit and held out, at least one of each."""
+    count = min(len(tokens) - 1, max(1, round(held_out * len(tokens))))
+    return tokens[:-count], tokens[-count:]
+
+
+def _order(count: int, settings: FinetuneSettings) -> np.ndarray:
+    """Which sequences are in which step [steps, B]: each comes once before any comes again."""
+    rng = np.random.default_rng(settings.seed)
+    needed = settings.steps * settings.step_sequences
+    rounds = [rng.permutation(count) for _ in range(-(-needed // count))]
+    return np.concatenate(rounds)[:needed].reshape(settings.steps, settings.step_sequences)
+
+
+def _passes(own: Any, batch_tokens: int) -> Any:
+    """Sequences [B, T] in passes of as many tokens as go at once [C, B, T]."""
+    count, length = own.shape
+    return own.reshape(-1, largest_divisor(count, max(1, batch_tokens // length)), length)
+
+
+def _chunks(held_out: np.ndarray, batch_tokens: int) -> np.ndarray:
+    """Held-out sequences in chunks [C, B, T], as many for each device where their number allows."""
+    shares = devices.number() if len(held_out) % devices.number() == 0 else 1
+    most = max(1, batch_tokens // held_out.shape[1])
+    return chunked(held_out, largest_divisor(len(held_out) // shares, most))
+
+
+def _check_finite(loss: float, step: int) -> None:
+    if np.isfinite(loss):
+        return
+    if step == 0:
+        raise UserError("the model's loss on the held-out sequences is not finite: its weights are damaged.")
+    raise UserError(f"the loss is no longer finite after {step} steps: give a smaller --learning-rate.")

@@ -1,0 +1,129 @@
+"""``spap finetune`` from the first word to the last file."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import transformers
+from commands import STORIES, left, sentence, spap, tiny, token_file
+from hf_models import hf_logits
+
+import spap_jax
+
+QUICK = ("--sequences", "12", "--sequence-length", "16", "--steps", "4", "--check-every", "2", "--step-sequences", "4")
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny(tmp_path_factory.mktemp("dense") / "in [dense]")
+
+
+@pytest.fixture(scope="module")
+def ids(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return token_file(tmp_path_factory.mktemp("ids") / "ids.npy")
+
+
+@pytest.fixture
+def pruned(dense: Path, ids: Path, tmp_path: Path, capsys) -> Path:
+    words = ("--sequences", "8", "--sequence-length", "16", "--method", "magnitude", "--sparsity", "0.5")
+    assert spap(capsys, "prune", dense, "--output", tmp_path / "half", "--calibration", ids, *words).code == 0
+    return tmp_path / "half"
+
+
+def test_a_pruned_checkpoint_is_trained_towards_the_dense_one(dense: Path, pruned: Path, ids: Path, capsys):
+    out = pruned.parent / "out"
+    words = ("--data", ids, "--teacher", dense, "--output", out, "--eval", ids, "--learning-rate", "1e-2", *QUICK)
+    said = spap(capsys, "finetune", pruned, *words)
+    assert said.code == 0, said.err
+    assert said.out.splitlines()[0] == f"{pruned}: 4 steps, LoRA of rank 16 (28 128 numbers)"
+    rows = {line.split("  ")[0]: line.split()[-4:] for line in said.out.splitlines()}
+    report = json.loads((out / "spap_finetune.json").read_text())
+    before, after = report["held_out"]["before"], report["held_out"]["after"]
+    assert after < before
+    assert rows["held-out loss (divergence from the teacher)"][:2] == [f"{before:.4f}", f"{after:.4f}"]
+    assert rows["perplexity"][0] == f"{report['extras']['perplexity']['before']:.4f}"
+    assert f"step 4/4  loss {np.mean(report['checks'][-1]['losses']):.4f}, held out " in said.err
+    assert said.err.splitlines()[-1] == f"wrote {out}"
+
+    assert (report["model"], report["teacher"]) == (str(pruned), str(dense))
+    assert (report["settings"]["lora_rank"], report["settings"]["seed"], report["trained_parameters"]) == (16, 0, 28128)
+    assert (report["data"]["sequences"], len(report["data"]["sha256"])) == (12, 64)
+    assert sum(len(check["losses"]) for check in report["checks"]) == 4
+
+    assert left(out) == sorted([*left(pruned), "spap_finetune.json"])
+    for name in ("config.json", "spap_report.json"):
+        assert (out / name).read_bytes() == (pruned / name).read_bytes()
+    card = (out / "README.md").read_text()
+    assert card.startswith((pruned / "README.md").read_text())
+    assert "## Trained after pruning\n\nLow-rank updates of the projections (LoRA) were trained for 4 steps" in card
+    assert f"| loss on held-out sequences (divergence from the teacher) | {before:.4f} | {after:.4f} |" in card
+
+    loader: Any = transformers.AutoModelForCausalLM
+    theirs, told = loader.from_pretrained(out, output_loading_info=True)
+    assert not any(told.values())
+    tokens = np.load(ids)[:2]
+    np.testing.assert_allclose(
+        spap_jax.logits(spap_jax.load(out), tokens), hf_logits(theirs.eval(), tokens), rtol=0, atol=1e-4
+    )
+
+
+def test_all_weights_and_a_card_of_its_own(dense: Path, ids: Path, tmp_path: Path, capsys):
+    said = spap(capsys, "finetune", dense, "--data", ids, "--output", tmp_path / "out", "--full", *QUICK)
+    assert said.code == 0, said.err
+    assert ": 4 steps, all weights (" in said.out
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.startswith(f'---\nbase_model: "{dense}"\n')
+    assert "All weights were trained for 4 steps" in card
+    assert not (tmp_path / "out" / "spap_report.json").exists()
+
+
+def test_a_run_that_makes_it_worse_says_so_and_changes_nothing(dense: Path, ids: Path, tmp_path: Path, capsys):
+    words = ("--data", ids, "--output", tmp_path / "out", "--full", "--learning-rate", "1", *QUICK)
+    said = spap(capsys, "finetune", dense, *words)
+    assert said.code == 0, said.err
+    assert "no step was better on the held-out sequences: the weights are as they were" in said.out
+    assert ", not kept" in said.err
+    before, after = ((folder / "model.safetensors") for folder in (dense, tmp_path / "out"))
+    from safetensors.numpy import load_file
+
+    old, new = load_file(before), load_file(after)
+    assert all(np.array_equal(old[name], new[name]) for name in old.keys() | new.keys())
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("--full", "--lora-rank", "4"), "full trains every weight and lora_rank only low-rank updates: give one"),
+        (("--lora-rank", "0"), "lora_rank must be a whole number of at least 1, not 0."),
+        (("--steps", "0"), "steps must be a whole number of at least 1, not 0."),
+        (("--held-out", "0"), "held_out must be a fraction between 0 and 1, both excluded"),
+        (("--learning-rate", "-1"), "learning_rate must be positive"),
+        (("--sequences", "1"), "training needs at least two sequences"),
+        (("--sequences", "17"), "but 17 were asked for"),
+        (("--teacher", STORIES), "the teacher has a vocabulary of 512 tokens and the model one of 97"),
+        (("--teacher", "./none"), "there is no folder"),
+        (("--devices", "9"), "9 devices are asked for"),
+        (("--rank", "4"), "Unknown option: --rank"),
+    ],
+)
+def test_refusals(words: tuple, expected: str, dense: Path, ids: Path, tmp_path: Path, capsys):
+    place = ("--data", ids, "--output", tmp_path / "out", *QUICK)
+    assert expected in sentence(spap(capsys, "finetune", dense, *place, *words))
+    assert left(tmp_path) == []
+
+
+def test_an_output_that_exists(dense: Path, tmp_path: Path, capsys):
+    (tmp_path / "letter.txt").write_text("dear")
+    said = spap(capsys, "finetune", dense, "--data", tmp_path / "none.txt", "--output", tmp_path)
+    assert "exists: name another folder, or pass --overwrite" in sentence(said)
+
+
+def test_a_loss_that_is_lost_writes_nothing(dense: Path, ids: Path, tmp_path: Path, capsys):
+    words = ("--data", ids, "--output", tmp_path / "out", "--learning-rate", "1e30", *QUICK)
+    said = spap(capsys, "finetune", dense, *words)
+    assert said.code == 2
+    last = said.err.splitlines()[-1]
+    assert last == "spap: the loss is no longer finite after 2 steps: give a smaller --learning-rate."
+    assert left(tmp_path) == []

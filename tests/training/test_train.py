@@ -1,0 +1,125 @@
+"""Training: what is lowered, what is kept, and that devices and passes change nothing."""
+
+import jax
+import numpy as np
+import pytest
+from training_cases import FULL, SETTINGS, counting, same, tiny
+
+import spap_jax as spap
+from spap_jax.settings import FinetuneSettings
+from spap_jax.training import train
+
+HELD_OUT = counting()[-4:]
+
+
+def dense() -> spap.Model:
+    """A teacher of another shape."""
+    return tiny("llama_biases")
+
+
+@pytest.mark.parametrize("settings", [SETTINGS, FULL], ids=["lora", "full"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_before_any_step_the_model_is_as_it_was(settings: FinetuneSettings, dtype: str):
+    model = tiny(dtype=dtype)
+    stage = next(train.stages(model, counting(), None, settings))
+    assert stage.checks[0].held_out == pytest.approx(np.log(spap.perplexity(model, HELD_OUT)), rel=1e-5)
+    assert same(train.written(settings, model.params, stage.best), model.params)
+
+
+def test_before_any_step_the_loss_with_a_teacher_is_the_divergence():
+    stage = next(train.stages(tiny(), counting(), dense(), SETTINGS))
+    assert stage.checks[0].held_out == pytest.approx(spap.divergence(dense(), tiny(), HELD_OUT), rel=1e-5)
+
+
+@pytest.mark.parametrize("variant", ["llama_two_kv_heads", "opt_350m_like"])
+@pytest.mark.parametrize("settings", [SETTINGS, FULL], ids=["lora", "full"])
+def test_the_loss_falls(variant: str, settings: FinetuneSettings):
+    model, seen = tiny(variant), []
+    result = spap.finetune(model, counting(), settings=settings, progress=seen.append)
+    report = result.report
+    assert report.checks == tuple(seen)
+    assert [check.step for check in seen] == [0, 3, 6]
+    assert len(report.losses) == 6
+    assert report.losses[-1] < 0.9 * report.losses[0]
+    assert report.held_out["after"] < report.held_out["before"]
+    assert np.log(spap.perplexity(result.model, HELD_OUT)) == pytest.approx(report.held_out["after"], rel=1e-4)
+    changed = jax.tree.map(lambda a, b: not np.array_equal(a, b), result.model.params, model.params)
+    assert changed["layers"]["attention"]["q"]
+    assert changed["embed"]["tokens"] == settings.full
+
+
+def test_the_divergence_from_a_teacher_falls():
+    result = spap.finetune(tiny(), counting(), teacher=dense(), settings=SETTINGS)
+    assert result.report.held_out["after"] < 0.9 * result.report.held_out["before"]
+    after = spap.divergence(dense(), result.model, HELD_OUT)
+    assert after == pytest.approx(result.report.held_out["after"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("devices", "changes"), [(2, {}), (1, {"batch_tokens": 1}), (3, {})], ids=["spread", "one a pass", "not divisible"]
+)
+def test_devices_and_passes_change_nothing(devices: int, changes: dict):
+    alone = spap.finetune(tiny(), counting(), teacher=dense(), settings=SETTINGS, devices=1)
+    other = spap.finetune(tiny(), counting(), teacher=dense(), settings=SETTINGS, devices=devices, **changes)
+    np.testing.assert_allclose(other.report.losses, alone.report.losses, rtol=1e-4)
+    for one, two in zip(*(jax.tree.leaves(r.model.params) for r in (alone, other)), strict=True):
+        np.testing.assert_allclose(np.asarray(one), np.asarray(two), atol=1e-4)
+
+
+def test_a_seed_gives_the_same_again_and_another_seed_does_not():
+    first, again, other = (spap.finetune(tiny(), counting(), settings=SETTINGS, seed=seed).report for seed in (0, 0, 1))
+    assert again.losses == first.losses != other.losses
+
+
+def test_weights_that_are_worse_on_held_out_sequences_are_not_kept():
+    """Sequences that are fitted count up, those held out count down: what helps there, harms here."""
+    tokens = np.concatenate([counting()[:-4], counting()[-4:, ::-1]])
+    result = spap.finetune(tiny(), tokens, settings=SETTINGS, steps=9)
+    assert result.report.losses[-1] < result.report.losses[0]
+    assert result.report.checks[-1].held_out > result.report.checks[0].held_out
+    assert not any(check.taken for check in result.report.checks[1:])
+    assert result.report.kept.step == 0
+    assert same(result.model.params, tiny().params)
+
+
+def test_weights_are_kept_as_they_were_when_they_were_best():
+    """In bfloat16, as they are written: held-out loss first falls, then rises, since what is fitted are few."""
+    model = tiny(dtype="bfloat16")
+    tokens = np.concatenate([counting()[:4], counting()[:4, ::-1]])
+    result = spap.finetune(model, tokens, settings=SETTINGS, steps=24, held_out=0.5, check_every=2)
+    kept = result.report.kept
+    assert 0 < kept.step < 24
+    assert kept.held_out == min(check.held_out for check in result.report.checks)
+    assert np.log(spap.perplexity(result.model, tokens[-4:])) == pytest.approx(kept.held_out, rel=1e-5)
+
+
+def test_every_sequence_comes_once_before_any_comes_again():
+    order = train._order(12, SETTINGS).ravel()
+    assert sorted(order[:12]) == sorted(order[12:24]) == list(range(12))
+    assert list(order[:12]) != list(order[12:24])
+
+
+@pytest.mark.parametrize(
+    ("tokens", "changes", "sentence"),
+    [
+        (counting(1), {}, "at least two sequences of at least two tokens, one of them to judge by, not 1 of 12"),
+        (counting(4, 1), {}, "not 4 of 1: give more"),
+        (counting(), {"full": True}, "full trains every weight and lora_rank only low-rank updates"),
+        (counting(), {"lora_rank": 0}, "lora_rank must be a whole number of at least 1, not 0"),
+        (counting(), {"held_out": 0}, "held_out must be a fraction between 0 and 1, both excluded"),
+        (counting(), {"rank": 3}, "unknown setting rank; the settings are full, lora_rank, "),
+        (counting(), {"learning_rate": 1e30}, "no longer finite after 3 steps: give a smaller --learning-rate"),
+        (counting(4, 769), {}, "sequences of 769 tokens do not fit the model's 768 positions"),
+    ],
+)
+def test_what_cannot_be_trained(tokens: np.ndarray, changes: dict, sentence: str):
+    with pytest.raises(spap.UserError, match=sentence):
+        spap.finetune(tiny(), tokens, settings=SETTINGS, **changes)
+
+
+def test_a_teacher_with_another_vocabulary(tmp_path):
+    stories = spap.load("examples/llama-stories")
+    with pytest.raises(
+        spap.UserError, match="a vocabulary of 512 tokens and the model one of 97: name the dense model"
+    ):
+        spap.finetune(tiny(), counting(), teacher=stories, settings=SETTINGS)
