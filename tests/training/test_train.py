@@ -6,6 +6,7 @@ import pytest
 from training_cases import FULL, SETTINGS, counting, same, tiny
 
 import spap_jax as spap
+from spap_jax.api import FinetuneResult
 from spap_jax.settings import FinetuneSettings
 from spap_jax.training import train
 
@@ -48,27 +49,26 @@ def test_the_loss_falls(variant: str, settings: FinetuneSettings):
     assert changed["embed"]["tokens"] == settings.full
 
 
-def test_the_divergence_from_a_teacher_falls():
-    result = spap.finetune(tiny(), counting(), teacher=dense(), settings=SETTINGS)
-    assert result.report.held_out["after"] < 0.9 * result.report.held_out["before"]
-    after = spap.divergence(dense(), result.model, HELD_OUT)
-    assert after == pytest.approx(result.report.held_out["after"], rel=1e-4)
+@pytest.fixture(scope="module")
+def towards_the_teacher() -> FinetuneResult:
+    return spap.finetune(tiny(), counting(), teacher=dense(), settings=SETTINGS, devices=1)
 
 
-@pytest.mark.parametrize(
-    ("devices", "changes"), [(2, {}), (1, {"batch_tokens": 1}), (3, {})], ids=["spread", "one a pass", "not divisible"]
-)
-def test_devices_and_passes_change_nothing(devices: int, changes: dict):
-    alone = spap.finetune(tiny(), counting(), teacher=dense(), settings=SETTINGS, devices=1)
-    other = spap.finetune(tiny(), counting(), teacher=dense(), settings=SETTINGS, devices=devices, **changes)
-    np.testing.assert_allclose(other.report.losses, alone.report.losses, rtol=1e-4)
-    for one, two in zip(*(jax.tree.leaves(r.model.params) for r in (alone, other)), strict=True):
+def test_the_divergence_from_a_teacher_falls(towards_the_teacher: FinetuneResult):
+    held_out = towards_the_teacher.report.held_out
+    assert held_out["after"] < 0.9 * held_out["before"]
+    after = spap.divergence(dense(), towards_the_teacher.model, HELD_OUT)
+    assert after == pytest.approx(held_out["after"], rel=1e-4)
+
+
+@pytest.mark.parametrize(("devices", "batch_tokens"), [(2, 48), (1, 12)], ids=["two devices", "one a pass"])
+def test_devices_and_passes_change_nothing(towards_the_teacher: FinetuneResult, devices: int, batch_tokens: int):
+    assert batch_tokens in (SETTINGS.batch_tokens, counting().shape[1])
+    settings = SETTINGS.replace(batch_tokens=batch_tokens)
+    other = spap.finetune(tiny(), counting(), teacher=dense(), settings=settings, devices=devices)
+    np.testing.assert_allclose(other.report.losses, towards_the_teacher.report.losses, rtol=1e-4)
+    for one, two in zip(*(jax.tree.leaves(r.model.params) for r in (towards_the_teacher, other)), strict=True):
         np.testing.assert_allclose(np.asarray(one), np.asarray(two), atol=1e-4)
-
-
-def test_a_seed_gives_the_same_again_and_another_seed_does_not():
-    first, again, other = (spap.finetune(tiny(), counting(), settings=SETTINGS, seed=seed).report for seed in (0, 0, 1))
-    assert again.losses == first.losses != other.losses
 
 
 def test_weights_that_are_worse_on_held_out_sequences_are_not_kept():
@@ -97,6 +97,8 @@ def test_every_sequence_comes_once_before_any_comes_again():
     order = train._order(12, SETTINGS).ravel()
     assert sorted(order[:12]) == sorted(order[12:24]) == list(range(12))
     assert list(order[:12]) != list(order[12:24])
+    assert np.array_equal(order, train._order(12, SETTINGS).ravel())
+    assert not np.array_equal(order, train._order(12, SETTINGS.replace(seed=1)).ravel())
 
 
 @pytest.mark.parametrize(
@@ -108,7 +110,6 @@ def test_every_sequence_comes_once_before_any_comes_again():
         (counting(), {"lora_rank": 0}, "lora_rank must be a whole number of at least 1, not 0"),
         (counting(), {"held_out": 0}, "held_out must be a fraction between 0 and 1, both excluded"),
         (counting(), {"rank": 3}, "unknown setting rank; the settings are full, lora_rank, "),
-        (counting(), {"learning_rate": 1e30}, "no longer finite after 3 steps: give a smaller --learning-rate"),
         (counting(4, 769), {}, "sequences of 769 tokens do not fit the model's 768 positions"),
     ],
 )
@@ -117,7 +118,7 @@ def test_what_cannot_be_trained(tokens: np.ndarray, changes: dict, sentence: str
         spap.finetune(tiny(), tokens, settings=SETTINGS, **changes)
 
 
-def test_a_teacher_with_another_vocabulary(tmp_path):
+def test_a_teacher_with_another_vocabulary():
     stories = spap.load("examples/llama-stories")
     with pytest.raises(
         spap.UserError, match="a vocabulary of 512 tokens and the model one of 97: name the dense model"
