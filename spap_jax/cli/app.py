@@ -12,6 +12,7 @@ from spap_jax.cli.bench import bench
 from spap_jax.cli.convert import convert
 from spap_jax.cli.doctor import doctor
 from spap_jax.cli.evaluate import evaluate
+from spap_jax.cli.plan import plan
 from spap_jax.cli.prune import prune
 from spap_jax.cli.report import report
 from spap_jax.errors import UserError
@@ -23,6 +24,7 @@ app = App(
     "checkpoints, recover the weights of the rest, and write a checkpoint that stock tools load.",
     help_format="markdown",
 )
+app.command(plan)
 app.command(prune)
 app.command(evaluate, name="eval")
 app.command(bench)
