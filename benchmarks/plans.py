@@ -26,9 +26,9 @@ Written by `python -m benchmarks.plans` from the configs in `tests/configs`. Not
 `spap plan` counts (for any model, mesh and settings), and tests hold the counts against XLA's accounts of the compiled
 programs. Times are rooflines, at the peak rates of the data sheets.
 
-{{sparsity}} of the MLP channels, {SEQUENCES} calibration sequences of {LENGTH} tokens. Effort `low` holds one block at a
-time, `default` all pruned blocks for its sweeps. The calibration sequences are spread over the devices; weights and solver lie
-on every one of them.
+{{sparsity}} of the MLP channels, {SEQUENCES} calibration sequences of {LENGTH} tokens. Effort `low` holds one block at
+a time, `default` all pruned blocks for its sweeps. The calibration sequences are spread over the devices; weights and
+solver lie on every one of them.
 """
 
 app = App(name="plans", help=__doc__)

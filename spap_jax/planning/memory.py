@@ -10,7 +10,7 @@ import math
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.layers import query_blocks
 from spap_jax.models.registry import FAMILIES
-from spap_jax.planning.operations import mlp_matrices
+from spap_jax.planning.operations import MLP_TOKENS, mlp_matrices, mlp_tokens
 from spap_jax.planning.workload import Workload
 
 Parts = dict[str, float]
@@ -61,14 +61,18 @@ def system_bytes(f: int, d: int) -> float:
     return 4 * (2 * f**2 + f * d)
 
 
+def _attending(load: Workload, config: DecoderConfig, tokens: int) -> float:
+    """Elements that so many tokens need inside of attention."""
+    heads = (config.heads + config.kv_heads) * config.head_dim
+    scores = max((last - first) * last for first, last in query_blocks(load.fitted.length)) * load.heads_at_once
+    return tokens * (4 * config.width + 4 * heads) + 3 * scores
+
+
 def passing_bytes(load: Workload) -> float:
     """Workspace of ``streams.enter_mlp``: weights cast, and a chunk's activations in attention or in the MLP."""
     config, tokens = load.dense, max(part.size for part in load.parts)
-    heads = (config.heads + config.kv_heads) * config.head_dim
-    scores = max((last - first) * last for first, last in query_blocks(load.fitted.length)) * load.heads_at_once
-    attention = tokens * (4 * config.width + 4 * heads) + 3 * scores
     mlp = tokens * (config.width + mlp_matrices(config) * config.intermediate)
-    return _cast(load, block_elements(config)) + 4 * max(attention, mlp)
+    return _cast(load, block_elements(config)) + 4 * max(_attending(load, config, tokens), mlp)
 
 
 def summing_bytes(load: Workload) -> float:
@@ -103,16 +107,20 @@ def descending_bytes(load: Workload) -> tuple[float, float]:
     """Workspace of ``sweeps._descend``: of gradients, and of activations with the logits or a block on the way back.
 
     The MLP that is adjusted and both of Adam's moments, float32; a block taken out of the stack; the stream before each
-    block; then the larger of the logits (of both streams, and their gradient) and what the gradients of a block need.
+    block; then the largest of the logits (of both streams, and their gradient), and of what the gradients of a block's
+    attention or of its MLP need, and what they gather of other devices' sequences.
     """
     c = load.narrow
     tokens = load.fitted.share(load.step_sequences) * load.fitted.length
     gathered = load.step_sequences * load.fitted.length - tokens
     queries, keys = c.heads * c.head_dim, c.kv_heads * c.head_dim
     scores = sum((last - first) * last for first, last in query_blocks(load.fitted.length)) * load.heads_at_once
-    block = tokens * (9 * c.width + 8 * (queries + keys) + 3 * mlp_matrices(c) * c.intermediate) + 2.5 * scores
-    back = max(block + 2 * gathered * (queries + 2 * keys), 3 * tokens * c.vocabulary)
+    attention = tokens * (9 * c.width + 8 * (queries + keys)) + 2.5 * scores + 2 * gathered * (queries + 2 * keys)
+    passed = mlp_tokens(load)
+    hidden = min(MLP_TOKENS, passed) * c.intermediate
+    mlp = (4 * tokens + 2 * passed) * c.width + 3 * mlp_matrices(c) * hidden
     taken = load.weight_bytes * block_elements(c) + _cast(load, block_elements(c))
+    back = max(attention, mlp, 3 * tokens * c.vocabulary)
     return 4 * 3 * _mlp_elements(c) + taken, 4 * (c.layers * tokens * c.width + back)
 
 
@@ -120,8 +128,9 @@ def judging_bytes(load: Workload) -> tuple[float, float]:
     """Workspace of ``sweeps._divergence``: a block taken out of the stack; a chunk's activations, or its logits."""
     c, tokens = load.narrow, load.judged.size
     taken = load.weight_bytes * block_elements(c) + _cast(load, block_elements(c) + _mlp_elements(c))
-    activations = max(3 * c.intermediate, 3 * c.vocabulary) + c.width
-    return taken, 4 * tokens * activations
+    mlp = tokens * c.width + 3 * min(MLP_TOKENS, tokens) * c.intermediate
+    logits = tokens * (c.width + 3 * c.vocabulary)
+    return taken, 4 * max(_attending(load, c, tokens), mlp, logits)
 
 
 def device_memory(load: Workload) -> dict[str, Parts]:

@@ -11,8 +11,12 @@ from spap_jax.baselines.criteria import BATCHES
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.cost import attended_pairs
 from spap_jax.planning.workload import Workload
+from spap_jax.pruning import sweeps
 from spap_jax.solver.penalty import RETURNS
 from spap_jax.solver.swap import BLOCK
+
+MLP_TOKENS = sweeps._MLP_TOKENS
+"""Tokens of a step of the sweeps that pass through an MLP at once."""
 
 
 def mlp_matrices(config: DecoderConfig) -> int:
@@ -156,20 +160,38 @@ def alternating_operations(load: Workload) -> float:
     return load.settings.rounds * each + errors_operations(load)
 
 
+def in_pieces(load: Workload) -> bool:
+    """Whether a step of the sweeps passes through an MLP in pieces of ``MLP_TOKENS``."""
+    return load.step_sequences * load.fitted.length > MLP_TOKENS
+
+
+def mlp_tokens(load: Workload) -> int:
+    """Tokens of a step of the sweeps of which a device computes the MLPs.
+
+    A loop over pieces goes over all of them on every device; what is divided further is the tokens of a piece.
+    """
+    tokens, share = load.step_sequences * load.fitted.length, load.fitted.share(load.step_sequences)
+    ways = load.step_sequences // share
+    if in_pieces(load):
+        ways //= math.gcd(ways, math.ceil(tokens / MLP_TOKENS))
+    return tokens // ways
+
+
 def sweep_step_operations(load: Workload, after: float) -> float:
     """``pruning/sweeps.py``: one minibatch step, with so many blocks after the one at hand.
 
     Those are passed, computed again for the gradient, and passed back; attention scores are computed a third time, and
-    passing them back takes twice as much. Of the block at hand only the MLP is passed back. The head is applied to both
-    streams and passed back once. Where the sequences are divided, every device still computes the scores of all: the
-    loop over the heads of all sequences gathers them.
+    passing them back takes twice as much. Of the block at hand only the MLP is passed back, and its hidden channels
+    computed again if it is passed in pieces. The head is applied to both streams and passed back once. Where the
+    sequences are divided, every device still computes the scores of all: a loop over the heads gathers them.
     """
     config, length = load.narrow, load.fitted.length
-    mlp, projections = mlp_operations(config), projection_operations(config)
-    own = projections + mlp * (2 + 1 / mlp_matrices(config))
-    tokens = load.fitted.share(load.step_sequences) * length
-    scores = load.step_sequences * length * score_operations(config, length) * (1 + 5 * after)
-    return tokens * (own + 3 * after * (projections + mlp) + 3 * head_operations(config)) + scores
+    own_mlp = 3 if in_pieces(load) else 2 + 1 / mlp_matrices(config)
+    mlp = mlp_operations(config) * (own_mlp + 3 * after)
+    scores = score_operations(config, length) * (1 + 5 * after)
+    rest = projection_operations(config) * (1 + 3 * after) + 3 * head_operations(config)
+    picked = load.step_sequences
+    return mlp_tokens(load) * mlp + picked * length * scores + load.fitted.share(picked) * length * rest
 
 
 def divergence_operations(load: Workload, after: float) -> float:

@@ -148,11 +148,13 @@ def errors_bytes(load: Workload) -> float:
 def sweep_step_bytes(load: Workload, after: float) -> float:
     """One minibatch step, as `operations.sweep_step_operations` has it."""
     config, length = load.narrow, load.fitted.length
-    tokens, matrices = load.fitted.share(load.step_sequences) * length, operations.mlp_matrices(config)
-    own = attention_bytes(config, tokens, length) + mlp_bytes(config, tokens) * (2 + 1 / matrices)
+    matrices, tokens = operations.mlp_matrices(config), load.fitted.share(load.step_sequences) * length
+    passed = operations.mlp_tokens(load)
+    piece = min(passed, operations.MLP_TOKENS)
+    mlp = passed / piece * mlp_bytes(config, piece) * (3 + 3 * after)
+    attention = attention_bytes(config, tokens, length) * (1 + 3 * after)
     logits = 3 * head_bytes(config, tokens) + 4 * _SOFTMAX_PASSES * tokens * config.vocabulary
-    weights = _UPDATE_PASSES * 4 * matrices * config.width * config.intermediate
-    return own + 3 * after * block_bytes(config, tokens, length) + logits + weights
+    return attention + mlp + logits + _UPDATE_PASSES * 4 * matrices * config.width * config.intermediate
 
 
 def divergence_bytes(load: Workload, after: float) -> float:
@@ -204,18 +206,18 @@ def _drawn(load: Workload, picked: int, size: int) -> Counter[str]:
     return Counter({"reduce-scatter" if even else "all-reduce": 2 * 4 * picked * size})
 
 
-def _gradients(load: Workload, picked: int) -> Counter[str]:
+def _gradients(load: Workload) -> Counter[str]:
+    """Of the narrow MLP's weights."""
     config = load.narrow
-    even = load.fitted.share(picked) < picked
-    weights = operations.mlp_matrices(config) * config.width * config.intermediate
-    return Counter({"all-reduce": 4 * weights * even})
+    return Counter({"all-reduce": 4 * operations.mlp_matrices(config) * config.width * config.intermediate})
 
 
 def step_collectives(load: Workload) -> Counter[str]:
     """``solver/alternating.py``: the tokens of a step, and its gradients."""
     if not load.fitted.divided:
         return Counter()
-    return _drawn(load, load.batch, load.narrow.width) + _gradients(load, load.batch)
+    even = load.fitted.share(load.batch) < load.batch
+    return _drawn(load, load.batch, load.narrow.width) + (_gradients(load) if even else Counter())
 
 
 def closed_form_collectives(load: Workload) -> Counter[str]:
@@ -226,19 +228,24 @@ def closed_form_collectives(load: Workload) -> Counter[str]:
 
 
 def sweep_step_collectives(load: Workload, after: float) -> Counter[str]:
-    """``pruning/sweeps.py``: the sequences of a step, its gradients, and what attention gathers of later blocks.
+    """``pruning/sweeps.py``: the sequences of a step, its gradients, and what loops gather of divided sequences.
 
-    The loop over the heads of all sequences gathers queries, keys and values where the sequences are divided: forward,
-    twice when they are computed again, and the gradient that enters on the way back.
+    Attention gathers queries, keys and values: forward, and of later blocks twice when they are computed again, and the
+    gradient that enters on the way back. An MLP that is passed in pieces gathers them forward, again, and their
+    gradient; where all devices then compute the same, nothing is left to be reduced.
     """
     config, picked, length = load.narrow, load.step_sequences, load.fitted.length
     if not load.fitted.divided:
         return Counter()
-    found = _drawn(load, picked, length * config.width) + _gradients(load, picked)
-    if load.fitted.share(picked) < picked:
+    found = _drawn(load, picked, length * config.width)
+    tokens, share = picked * length, load.fitted.share(picked) * length
+    if share < tokens:
         queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
-        gathered = queries + 2 * keys + after * (4 * queries + 6 * keys)
-        found["all-gather"] = round(4 * picked * length * gathered)
+        gathered = tokens * (queries + 2 * keys + after * (4 * queries + 6 * keys))
+        passed = operations.mlp_tokens(load)
+        gathered += 3 * passed * config.width * (1 + after) if passed > share else 0
+        found["all-gather"] = round(4 * gathered)
+        found += _gradients(load) if passed < tokens else Counter()
     return found
 
 

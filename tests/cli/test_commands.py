@@ -241,7 +241,10 @@ def test_convert_there_and_back(variant: str, tmp_path: Path, capsys):
     assert left(tmp_path) == ["half", "in", "orbax", "out"]
 
 
-@pytest.mark.parametrize("words", [(), ("plan",), ("prune",), ("eval",), ("bench",), ("report",), ("convert",), ("doctor",)])
+COMMANDS = ("plan", "prune", "eval", "bench", "report", "convert", "doctor")
+
+
+@pytest.mark.parametrize("words", [(), *((command,) for command in COMMANDS)], ids=" ".join)
 def test_help_fits_a_terminal(words: tuple[str, ...], capsys):
     said = spap(capsys, *words, "--help")
     assert said.code == 0
@@ -271,7 +274,7 @@ def test_help_of_the_module_starts_no_jax():
     run = process("--help")
     out, err = run.communicate()
     assert (run.returncode, err) == (0, "")
-    assert all(command in out for command in ("plan", "prune", "eval", "bench", "report", "convert", "doctor"))
+    assert all(command in out for command in COMMANDS)
     assert process("--version").communicate()[0] == f"spap-jax {spap_jax.__version__}\n"
 
 

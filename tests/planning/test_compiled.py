@@ -39,10 +39,10 @@ def _once(load: Workload) -> Workload:
     return dataclasses.replace(load, settings=settings, **parts)
 
 
-@pytest.fixture(scope="module", params=["llama, divided steps", "opt, steps alike"])
+@pytest.fixture(scope="module", params=["llama, divided steps in pieces", "opt, steps alike"])
 def compiled(request: pytest.FixtureRequest) -> Compiled:
     if request.param.startswith("llama"):
-        load = load_of(config_of(LLAMA), 16, 96, 4, bytes=2, batch_tokens=96, step_tokens=4 * 96)
+        load = load_of(config_of(LLAMA), 16, 512, 4, bytes=2, batch_tokens=512, step_tokens=4 * 512)
     else:
         load = load_of(config_of(OPT), 8, 96, 2, batch_tokens=96, step_tokens=96)
     assert load.fitted.here == load.held_out.here == 2
@@ -63,9 +63,14 @@ def test_operations(compiled: Compiled):
     assert compiled.flops("errors") == pytest.approx(operations.errors_operations(once), rel=0.04)
     judged = operations.divergence_operations(once, AFTER) - unseen_scores(once, 1 + AFTER)
     assert compiled.flops("divergence") == pytest.approx(judged, rel=0.04)
-    # The scores of all sequences of a step are computed on every device.
+    # Every device computes the scores of all sequences of a step, and all of the MLP if it is passed in pieces.
     step = operations.sweep_step_operations(once, AFTER) - unseen_scores(once, 1 + 5 * AFTER, once.step_sequences)
-    assert compiled.flops("descend") == pytest.approx(step, rel=0.04)
+    unseen = (
+        max(0, operations.mlp_tokens(once) - operations.MLP_TOKENS)
+        * operations.mlp_operations(once.narrow)
+        * (3 + 3 * AFTER)
+    )
+    assert compiled.flops("descend") == pytest.approx(step - unseen, rel=0.04)
 
 
 def unseen_scores(load: Workload, times: int, sequences: int = 1) -> float:
@@ -99,7 +104,7 @@ def test_bytes_between_devices(compiled: Compiled):
 
 
 def test_bytes_from_and_to_memory(compiled: Compiled):
-    """XLA also counts copies, casts, and what is done element by element; a little less where it fuses products."""
+    """XLA also counts copies, casts, and what is done element by element; and of loops over heads the first turn."""
     once, k, d = compiled.once, compiled.load.narrow.intermediate, compiled.load.narrow.width
     for found, counted in (
         (compiled.moved("enter_mlp") + compiled.moved("leave_mlp"), traffic.streams_bytes(once) / 2),
@@ -110,7 +115,7 @@ def test_bytes_from_and_to_memory(compiled: Compiled):
         (compiled.moved("descend"), traffic.sweep_step_bytes(once, AFTER)),
         (compiled.moved("divergence"), traffic.divergence_bytes(once, AFTER)),
     ):
-        assert 0.75 * counted < found < 3 * counted
+        assert 0.6 * counted < found < 3 * counted
 
 
 @pytest.mark.parametrize(
