@@ -224,15 +224,24 @@ def notes(planned: Plan) -> list[str]:
         found.append(
             f"{planned.request.sequences} sequences cannot be divided among {devices} devices, so each computes all."
         )
-    picked = load.step_sequences
-    if load.sweeps and load.fitted.divided and load.fitted.share(picked) == picked:
-        found.append(
-            f"The steps of the sweeps take {picked} {'sequence' if picked == 1 else 'sequences'} at a time, which "
-            f"{devices} devices cannot divide: all compute the same. With --step-tokens {devices * load.fitted.length} "
-            "each has one."
-        )
+    if devices > 1 and load.sweeps and (words := _repeated(load, planned.request.on(1))):
+        found.append(words)
     if chip.named == 1 and "TPU" not in chip.words and planned.fits and planned.peak[1] > _TAKEN_BY_JAX * chip.memory:
         found.append(
             "JAX takes three quarters of a GPU's memory, less than this: set XLA_PYTHON_CLIENT_MEM_FRACTION=0.95."
         )
     return found
+
+
+def _repeated(load: Workload, alone: Workload) -> str | None:
+    """How much of a sweep's steps all devices do alike, if it is more than their share."""
+    after = (load.dense.layers - 1) / 2
+    part = operations.sweep_step_operations(load, after) / operations.sweep_step_operations(alone, after)
+    picked, devices = load.step_sequences, load.devices
+    if part < 2 / devices:
+        return None
+    if load.fitted.share(picked) == picked:
+        why = f"{picked} {'sequence' if picked == 1 else 'sequences'} at a time cannot be divided among them"
+    else:
+        why = "loops over heads and over tokens gather all sequences"
+    return f"In the steps of the sweeps each of the {devices} devices does {part:.0%} of the work: {why}."

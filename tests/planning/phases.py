@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +52,7 @@ def config_of(theirs: dict, **changes: object) -> DecoderConfig:
 
 def load_of(config: DecoderConfig, sequences: int, length: int, count: int, bytes: int = 4, **settings) -> Workload:
     """A run on CPUs, which take one group of heads at a time."""
-    chosen = PruneSettings(**{"sparsity": 0.25, "held_out": 0.5} | settings)
+    chosen = PruneSettings(sparsity=0.25, held_out=0.5).replace(**settings)
     return workload(config, chosen, sequences, length, count, bytes, config.heads // config.kv_heads)
 
 
@@ -136,7 +137,7 @@ def described(load: Workload) -> Iterator[Phases]:
         yield Phases(load)
 
 
-def _described(shape: tuple[int, ...], dtype=jnp.float32, spread: bool = False) -> jax.ShapeDtypeStruct:
+def _described(shape: tuple[int, ...], dtype=jnp.float32, spread: bool = False) -> Any:
     if devices.number() == 1:
         return jax.ShapeDtypeStruct(shape, dtype)
     spec = PartitionSpec("data") if spread else PartitionSpec()

@@ -116,11 +116,14 @@ def test_devices_share_the_tokens_and_not_the_solver():
 def test_what_is_worth_knowing():
     request, mesh = request_of("llama-3.1-8b"), mesh_named("v5p-64")
     [note] = notes(plan(request, mesh))
-    assert "take 1 sequence at a time, which 32 devices cannot divide" in note
-    assert "--step-tokens 65536" in note
+    assert "each of the 32 devices does 100% of the work: 1 sequence at a time cannot be divided" in note
     settings = request.settings.replace(step_tokens=65536)
-    assert notes(plan(dataclasses.replace(request, settings=settings), mesh)) == []
-    [note] = notes(plan(request_of("llama-3.1-8b", sequences=7), mesh))
+    [note] = notes(plan(dataclasses.replace(request, settings=settings), mesh))
+    assert "loops over heads and over tokens gather all sequences" in note
+    assert notes(plan(request, mesh_named("v5e-1"))) == []
+    low = request.settings.replace(effort="low")
+    assert notes(plan(dataclasses.replace(request, settings=low), mesh)) == []
+    [note] = notes(plan(request_of("llama-3.1-8b", sequences=7, settings=low), mesh))
     assert note == "7 sequences cannot be divided among 32 devices, so each computes all."
     full = dataclasses.replace(request, sequences=850, settings=request.settings.replace(sweeps=0))
     [note] = notes(plan(full, mesh_named("h100x1")))
