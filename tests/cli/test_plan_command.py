@@ -34,9 +34,7 @@ def test_a_mesh_that_is_too_small(folder: Path, tmp_path: Path, capsys):
         assert f"\n{phase['name']} " in said.out
     assert planned["seconds"] == pytest.approx(sum(phase["seconds"] for phase in planned["phases"]))
     assert max(sum(parts.values()) for parts in planned["device_memory_bytes"].values()) > planned["usable_bytes"]
-    widest = max(map(len, (line for line in said.out.splitlines() if "  " in line)))
-    assert widest <= 80  # the tables; sentences are for the terminal to wrap
-    assert "\u2026" not in said.out
+    assert "\u2026" not in said.out  # nothing is cut off
 
 
 def test_settings_are_those_of_pruning(folder: Path, capsys):
