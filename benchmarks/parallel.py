@@ -33,10 +33,10 @@ from spap_jax.pruning import moments, streams, sweeps
 from spap_jax.settings import PruneSettings
 
 COUNTS = (1, 2)
-SIZE = Size(layers=4, d=256, f=1024, n=4, m=2, sequences=64, length=128)
+SIZE = Size(layers=4, d=256, f=1024, n=4, m=2, sequences=32, length=256)
 STEP_SEQUENCES, STEPS = 4, 8
 SETTINGS = PruneSettings(
-    held_out=0.25, batch_tokens=8 * SIZE.length, step_tokens=STEP_SEQUENCES * SIZE.length, sweep_steps=STEPS
+    held_out=0.25, batch_tokens=4 * SIZE.length, step_tokens=STEP_SEQUENCES * SIZE.length, sweep_steps=STEPS
 )
 STATISTICS, STEPS_OF_SWEEPS = "statistics", "steps of sweeps"
 
@@ -170,7 +170,7 @@ def show(found: dict[str, list[tuple[Measured, ...]]]) -> None:
 
 
 @app.default
-def main(*, pairs: int = 7) -> None:
+def main(*, pairs: int = 5) -> None:
     """Measures second moments of a layer, and steps of sweeps with what judges them.
 
     Args:
