@@ -14,7 +14,8 @@ class PruneSettings:
         sparsity: Fraction of MLP channels to remove from every layer, between 0 and 1.
         attention_sparsity: Fraction of key/value heads to remove from every layer, each with the query heads that read
             it; 0 leaves attention as it is. Not for OPT.
-        round_to: Round the kept width to a multiple of this (64 or more suits accelerators and GGUF quantisation).
+        round_to: Round the kept width to a multiple of this; 64 suits accelerators, 256 also every quantisation of
+            llama.cpp.
         method: How channels are chosen: "spap", or as a peer does: "random", "magnitude", "wanda" (Wanda-sp), "flap",
             "fasp", "obs" (ZipLM), "osscar".
         update: What becomes of the weights kept: "own", what the method's paper does; "none", they stay (as random,

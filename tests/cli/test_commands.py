@@ -241,7 +241,7 @@ def test_convert_there_and_back(variant: str, tmp_path: Path, capsys):
     assert left(tmp_path) == ["half", "in", "orbax", "out"]
 
 
-COMMANDS = ("plan", "prune", "eval", "bench", "report", "convert", "doctor")
+COMMANDS = ("plan", "prune", "eval", "bench", "report", "convert", "push", "doctor")
 
 
 @pytest.mark.parametrize("words", [(), *((command,) for command in COMMANDS)], ids=" ".join)
