@@ -36,7 +36,8 @@ class PruneSettings:
             need all blocks in memory. Absent: as effort says.
         sweep_steps: Minibatch steps on each block in a sweep.
         step_tokens: Tokens in one minibatch.
-        learning_rate: Size of a step, relative to the root mean square of the weights it changes.
+        learning_rate: Size of a step in a round, relative to the root mean square of the weights it changes.
+        sweep_learning_rate: The same in a sweep.
         batch_tokens: Tokens that pass through a block at once.
     """
 
@@ -58,6 +59,7 @@ class PruneSettings:
     sweep_steps: int = 150
     step_tokens: int = 2048
     learning_rate: float = 0.03
+    sweep_learning_rate: float = 0.015
     batch_tokens: int = 4096
 
     def __post_init__(self) -> None:
@@ -125,5 +127,6 @@ _RANGES = (
     ("sweep_steps", _count(1), "a whole number of at least 1"),
     ("step_tokens", _count(1), "a whole number of at least 1"),
     ("learning_rate", _positive, "positive"),
+    ("sweep_learning_rate", _positive, "positive"),
     ("batch_tokens", _count(1), "a whole number of at least 1"),
 )

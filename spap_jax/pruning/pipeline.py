@@ -143,7 +143,7 @@ def _swept(
 ) -> Iterator[tuple[int, Params]]:
     """All sweeps; the last one yields its blocks, which are stacked [L, ...] and updated in place."""
     sequences = max(1, settings.step_tokens // tokens[0].shape[-1])
-    steps = Steps(settings.sweep_steps, sequences, settings.learning_rate)
+    steps = Steps(settings.sweep_steps, sequences, settings.sweep_learning_rate)
     # The keys of the first pass are folded with the numbers of layers and choices.
     key = jax.random.fold_in(jax.random.key(settings.seed), 2 * config.layers)
     clock = Clock()
