@@ -106,15 +106,19 @@ def spread(chunks: np.ndarray) -> jax.Array:
     return jax.make_array_from_callback(chunks.shape, NamedSharding(get_mesh(), spec), lambda index: chunks[index])
 
 
-def total(sums: Callable[[Any], Any], chunks: Any) -> Any:
-    """``sums(chunks)``, sums over the chunks: each device adds up its own, then one reduction adds up the devices'."""
+def total(sums: Callable[..., Any], chunks: Any, *alike: Any) -> Any:
+    """``sums(chunks, *alike)``, sums over the chunks: each device adds up its own, then one reduction the devices'.
+
+    What lies on every device may also be closed over, but for what gradients are taken through: JAX refuses that.
+    """
     if not divides(chunks):
-        return sums(chunks)
+        return sums(chunks, *alike)
 
-    def own(chunks: Any) -> Any:
-        return jax.lax.psum(sums(chunks), _AXIS)
+    def own(chunks: Any, *alike: Any) -> Any:
+        return jax.lax.psum(sums(chunks, *alike), _AXIS)
 
-    return jax.shard_map(own, in_specs=PartitionSpec(_AXIS), out_specs=PartitionSpec(), check_vma=False)(chunks)
+    given = (PartitionSpec(_AXIS), *(PartitionSpec() for _ in alike))
+    return jax.shard_map(own, in_specs=given, out_specs=PartitionSpec(), check_vma=False)(chunks, *alike)
 
 
 def apart(change: Callable[[Any], Any], chunks: Any) -> Any:

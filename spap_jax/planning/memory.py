@@ -10,7 +10,7 @@ import math
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.layers import query_blocks
 from spap_jax.models.registry import FAMILIES
-from spap_jax.planning.operations import MLP_TOKENS, mlp_matrices, mlp_tokens
+from spap_jax.planning.operations import MLP_TOKENS, mlp_matrices, sweep_step_tokens
 from spap_jax.planning.workload import Workload
 
 Parts = dict[str, float]
@@ -108,17 +108,15 @@ def descending_bytes(load: Workload) -> tuple[float, float]:
 
     The MLP that is adjusted and both of Adam's moments, float32; a block taken out of the stack; the stream before each
     block; then the largest of the logits (of both streams, and their gradient), and of what the gradients of a block's
-    attention or of its MLP need, and what they gather of other devices' sequences.
+    attention or of its MLP need.
     """
     c = load.narrow
-    tokens = load.fitted.share(load.step_sequences) * load.fitted.length
-    gathered = load.step_sequences * load.fitted.length - tokens
+    tokens = sweep_step_tokens(load)
     queries, keys = c.heads * c.head_dim, c.kv_heads * c.head_dim
     scores = sum((last - first) * last for first, last in query_blocks(load.fitted.length)) * load.heads_at_once
-    attention = tokens * (9 * c.width + 8 * (queries + keys)) + 2.5 * scores + 2 * gathered * (queries + 2 * keys)
-    passed = mlp_tokens(load)
-    hidden = min(MLP_TOKENS, passed) * c.intermediate
-    mlp = (4 * tokens + 2 * passed) * c.width + 3 * mlp_matrices(c) * hidden
+    attention = tokens * (9 * c.width + 8 * (queries + keys)) + 2.5 * scores
+    hidden = min(MLP_TOKENS, tokens) * c.intermediate
+    mlp = 6 * tokens * c.width + 3 * mlp_matrices(c) * hidden
     taken = load.weight_bytes * block_elements(c) + _cast(load, block_elements(c))
     back = max(attention, mlp, 3 * tokens * c.vocabulary)
     return 4 * 3 * _mlp_elements(c) + taken, 4 * (c.layers * tokens * c.width + back)

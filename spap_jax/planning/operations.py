@@ -162,19 +162,12 @@ def alternating_operations(load: Workload) -> float:
 
 def in_pieces(load: Workload) -> bool:
     """Whether a step of the sweeps passes through an MLP in pieces of ``MLP_TOKENS``."""
-    return load.step_sequences * load.fitted.length > MLP_TOKENS
+    return sweep_step_tokens(load) >= MLP_TOKENS
 
 
-def mlp_tokens(load: Workload) -> int:
-    """Tokens of a step of the sweeps of which a device computes the MLPs.
-
-    A loop over pieces goes over all of them on every device; what is divided further is the tokens of a piece.
-    """
-    tokens, share = load.step_sequences * load.fitted.length, load.fitted.share(load.step_sequences)
-    ways = load.step_sequences // share
-    if in_pieces(load):
-        ways //= math.gcd(ways, math.ceil(tokens / MLP_TOKENS))
-    return tokens // ways
+def sweep_step_tokens(load: Workload) -> int:
+    """Tokens of a step of the sweeps that a device computes."""
+    return load.fitted.share(load.step_sequences) * load.fitted.length
 
 
 def sweep_step_operations(load: Workload, after: float) -> float:
@@ -182,16 +175,14 @@ def sweep_step_operations(load: Workload, after: float) -> float:
 
     Those are passed, computed again for the gradient, and passed back; attention scores are computed a third time, and
     passing them back takes twice as much. Of the block at hand only the MLP is passed back, and its hidden channels
-    computed again if it is passed in pieces. The head is applied to both streams and passed back once. Where the
-    sequences are divided, every device still computes the scores of all: a loop over the heads gathers them.
+    computed again if it is passed in pieces. The head is applied to both streams and passed back once.
     """
     config, length = load.narrow, load.fitted.length
     own_mlp = 3 if in_pieces(load) else 2 + 1 / mlp_matrices(config)
     mlp = mlp_operations(config) * (own_mlp + 3 * after)
     scores = score_operations(config, length) * (1 + 5 * after)
     rest = projection_operations(config) * (1 + 3 * after) + 3 * head_operations(config)
-    picked = load.step_sequences
-    return mlp_tokens(load) * mlp + picked * length * scores + load.fitted.share(picked) * length * rest
+    return sweep_step_tokens(load) * (mlp + scores + rest)
 
 
 def divergence_operations(load: Workload, after: float) -> float:

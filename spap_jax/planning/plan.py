@@ -240,8 +240,5 @@ def _repeated(load: Workload, alone: Workload) -> str | None:
     picked, devices = load.step_sequences, load.devices
     if part < 2 / devices:
         return None
-    if load.fitted.share(picked) == picked:
-        why = f"{picked} {'sequence' if picked == 1 else 'sequences'} at a time cannot be divided among them"
-    else:
-        why = "loops over heads and over tokens gather all sequences"
+    why = f"{picked} {'sequence' if picked == 1 else 'sequences'} at a time cannot be divided among them"
     return f"In the steps of the sweeps each of the {devices} devices does {part:.0%} of the work: {why}."

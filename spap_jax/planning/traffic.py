@@ -148,10 +148,9 @@ def errors_bytes(load: Workload) -> float:
 def sweep_step_bytes(load: Workload, after: float) -> float:
     """One minibatch step, as `operations.sweep_step_operations` has it."""
     config, length = load.narrow, load.fitted.length
-    matrices, tokens = operations.mlp_matrices(config), load.fitted.share(load.step_sequences) * length
-    passed = operations.mlp_tokens(load)
-    piece = min(passed, operations.MLP_TOKENS)
-    mlp = passed / piece * mlp_bytes(config, piece) * (3 + 3 * after)
+    matrices, tokens = operations.mlp_matrices(config), operations.sweep_step_tokens(load)
+    piece = min(tokens, operations.MLP_TOKENS)
+    mlp = tokens / piece * mlp_bytes(config, piece) * (3 + 3 * after)
     attention = attention_bytes(config, tokens, length) * (1 + 3 * after)
     logits = 3 * head_bytes(config, tokens) + 4 * _SOFTMAX_PASSES * tokens * config.vocabulary
     return attention + mlp + logits + _UPDATE_PASSES * 4 * matrices * config.width * config.intermediate
@@ -227,39 +226,27 @@ def closed_form_collectives(load: Workload) -> Counter[str]:
     return Counter({"all-reduce": sums * load.fitted.divided})
 
 
-def sweep_step_collectives(load: Workload, after: float) -> Counter[str]:
-    """``pruning/sweeps.py``: the sequences of a step, its gradients, and what loops gather of divided sequences.
-
-    Attention gathers queries, keys and values: forward, and of later blocks twice when they are computed again, and the
-    gradient that enters on the way back. An MLP that is passed in pieces gathers them forward, again, and their
-    gradient; where all devices then compute the same, nothing is left to be reduced.
-    """
-    config, picked, length = load.narrow, load.step_sequences, load.fitted.length
+def sweep_step_collectives(load: Workload) -> Counter[str]:
+    """``pruning/sweeps.py``: the sequences of a step, and its gradients."""
+    picked = load.step_sequences
     if not load.fitted.divided:
         return Counter()
-    found = _drawn(load, picked, length * config.width)
-    tokens, share = picked * length, load.fitted.share(picked) * length
-    if share < tokens:
-        queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
-        gathered = tokens * (queries + 2 * keys + after * (4 * queries + 6 * keys))
-        passed = operations.mlp_tokens(load)
-        gathered += 3 * passed * config.width * (1 + after) if passed > share else 0
-        found["all-gather"] = round(4 * gathered)
-        found += _gradients(load) if passed < tokens else Counter()
-    return found
+    even = load.fitted.share(picked) < picked
+    drawn = _drawn(load, picked, load.fitted.length * load.narrow.width)
+    return drawn + (_gradients(load) if even else Counter())
 
 
 def collectives(load: Workload) -> dict[str, Counter[str]]:
-    """Bytes that go into reductions, or come out of gathers, of one layer by phase; sums of a few numbers are left out.
+    """Bytes that go into reductions, of one layer by phase; sums of a few numbers are left out.
 
-    In the sweeps of the average block of one sweep.
+    In the sweeps of a block of one sweep.
     """
-    s, after = load.settings, (load.dense.layers - 1) / 2
+    s = load.settings
     rounds = _times(step_collectives(load), s.steps) + closed_form_collectives(load)
     return {
         "statistics": statistics_collectives(load),
         "alternating": _times(rounds, s.rounds) if load.alternates else Counter(),
-        "sweep steps": _times(sweep_step_collectives(load, after), s.sweep_steps) if load.sweeps else Counter(),
+        "sweep steps": _times(sweep_step_collectives(load), s.sweep_steps) if load.sweeps else Counter(),
     }
 
 
@@ -269,5 +256,5 @@ def _times(found: Counter[str], count: int) -> Counter[str]:
 
 def sent(found: Counter[str], devices: int) -> float:
     """Bytes that each device sends round a ring (Patarasuk and Yuan 2009): a reduction goes round twice."""
-    rounds = {"all-reduce": 2, "reduce-scatter": 1, "all-gather": 1}
+    rounds = {"all-reduce": 2, "reduce-scatter": 1}
     return math.fsum(rounds[kind] * size for kind, size in found.items()) * (devices - 1) / devices

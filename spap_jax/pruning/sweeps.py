@@ -122,18 +122,24 @@ def _descend(
     block = _at(layers, index)
     shape = fitted.pruned.shape[:2]
     count = math.prod(shape)
+    sequences = min(steps.sequences, count)
     optimizer = relative_optimizer()
     decay = optax.cosine_decay_schedule(1.0, steps.number)
 
-    def loss(mlp: Params, drawn: Streams) -> jax.Array:
+    def loss(mlp: Params, drawn: Streams, outer: Params, layers: Params, index: int) -> jax.Array:
         last = _rest(config, layers, index, mlp, drawn.pruned)
-        return _token_divergences(config, outer, drawn.dense, last).mean()
+        return _token_divergences(config, outer, drawn.dense, last).sum()
+
+    def gradients(drawn: Streams, mlp: Params, *others: Any) -> Params:
+        return jax.grad(loss)(mlp, drawn, *others)
 
     def step(carry: tuple[Any, Any], now: tuple[jax.Array, jax.Array]) -> tuple[tuple[Any, Any], None]:
         mlp, state = carry
         number, key = now
-        drawn = jax.random.randint(key, (min(steps.sequences, count),), 0, count)
-        gradient = jax.grad(loss)(mlp, devices.draw(fitted, jnp.unravel_index(drawn, shape)))
+        places = jnp.unravel_index(jax.random.randint(key, (sequences,), 0, count), shape)
+        drawn = devices.draw(fitted, places)
+        gradient = devices.total(gradients, drawn, mlp, outer, layers, index)
+        gradient = jax.tree.map(lambda g: g / (sequences * fitted.pruned.shape[2]), gradient)
         updates, state = optimizer.update(gradient, state, mlp)
         size = steps.learning_rate * decay(number)
         return (jax.tree.map(lambda w, u: w - size * u, mlp, updates), state), None

@@ -118,8 +118,7 @@ def test_what_is_worth_knowing():
     [note] = notes(plan(request, mesh))
     assert "each of the 32 devices does 100% of the work: 1 sequence at a time cannot be divided" in note
     settings = request.settings.replace(step_tokens=65536)
-    [note] = notes(plan(dataclasses.replace(request, settings=settings), mesh))
-    assert "loops over heads and over tokens gather all sequences" in note
+    assert notes(plan(dataclasses.replace(request, settings=settings), mesh)) == []
     assert notes(plan(request, mesh_named("v5e-1"))) == []
     low = request.settings.replace(effort="low")
     assert notes(plan(dataclasses.replace(request, settings=low), mesh)) == []
