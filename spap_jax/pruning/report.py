@@ -107,6 +107,25 @@ class SweepReport:
     taken: bool
     seconds: dict[str, float]
 
+    @property
+    def reached(self) -> float:
+        """The divergence of the model with this step made."""
+        return self.after if self.taken else self.before
+
+
+def report_of(tree: dict[str, Any]) -> LayerReport | SweepReport:
+    """The inverse of ``dataclasses.asdict`` for the report of a step, after a way through JSON."""
+    if "sweep" in tree:
+        return SweepReport(**tree)
+    attention = tree["attention"]
+    return LayerReport(**_typed(tree | {"attention": attention and AttentionReport(**_typed(attention))}))
+
+
+def _typed(tree: dict[str, Any]) -> dict[str, Any]:
+    held_out = tree["held_out"]
+    errors: dict[str, Any] = {"calibration": Errors(**tree["calibration"]), "held_out": held_out and Errors(**held_out)}
+    return tree | errors | {"kept": tuple(tree["kept"])}
+
 
 @dataclass(frozen=True)
 class PruneReport:
