@@ -117,11 +117,11 @@ class Unfinished:
         """
         layer = jax.device_get(layer)
         step = len(self.told)
-        self.told.append(told)
-        about = {"told": self.told[step % self._blocks :: self._blocks], "sha256": _digest(layer)}
+        about = {"told": [*self.told[step % self._blocks :: self._blocks], told], "sha256": _digest(layer)}
         args = ocp.args.Composite(layer=ocp.args.StandardSave(layer), about=ocp.args.JsonSave(about))
         with self._writing:
             self._manager.save(step, args=args)
+            self.told.append(told)
 
     def settle(self) -> None:
         """Returns when all steps are on disk, after which no other is begun: for a process that is about to end."""
@@ -135,14 +135,16 @@ class Unfinished:
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def remove(self) -> None:
-        """Removes everything: the command has ended well."""
+        """Removes everything: the command has ended well. Not before the `with` block has."""
         _clear(self.folder)
 
     def _check(self) -> None:
         """Refuses what another run left; what cannot be read counts as nothing."""
         try:
-            theirs = json.loads((self.folder / _RUN).read_bytes())
-        except ValueError:
+            theirs = dict(json.loads((self.folder / _RUN).read_bytes()))
+        except (ValueError, TypeError):
+            theirs = {}
+        if not theirs:
             self.found, self.lost = False, True
             return
         changed = [name for name in self._run | theirs if self._run.get(name) != theirs.get(name)]

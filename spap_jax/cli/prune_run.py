@@ -1,6 +1,7 @@
 """One checkpoint of ``spap prune``: pruned block by block into its folder, and kept on the way."""
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -21,6 +22,8 @@ from spap_jax.pruning.card import model_card
 from spap_jax.pruning.pipeline import Begun, prune_layers, pruned_config
 from spap_jax.pruning.report import LayerReport, PruneReport, SweepReport, new_report
 from spap_jax.pruning.resume import begun, identity, keep
+
+logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax looks for files while it makes them, and warns
 
 
 class Given(NamedTuple):
@@ -130,7 +133,7 @@ def _prune_into(writer: checkpoint.Writer, given: Given, run: PruneRun, kept: Un
                 writer.layer(step.report.layer, step.layer)
                 layers += [jax.device_get(step.layer)] if judged else []  # for this process alone to judge
             reports.append(step.report)
-            progress.advance(step.report)
+            progress.advance(step.report, step.fresh)
             del step
     extras: dict[str, Any] = {"run": kept.name, "bytes": {"before": reader.bytes, "after": writer.bytes}}
     if judged:
