@@ -19,11 +19,14 @@ import optax
 from spap_jax import devices, memory
 from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
-from spap_jax.models.decoder import Params
+from spap_jax.models.decoder import Block, Params
 from spap_jax.numerics import full_precision
 from spap_jax.pruning import streams
 from spap_jax.pruning.streams import Streams
 from spap_jax.solver.alternating import relative_optimizer
+
+_MLP_TOKENS = 512
+"""Tokens that pass through an MLP at once: enough to keep a device busy, few enough to hold little."""
 
 
 class Steps(NamedTuple):
@@ -213,7 +216,11 @@ def _token_divergences(config: DecoderConfig, outer: Params, dense: jax.Array, p
 
 
 def _apply(config: DecoderConfig, layer: Params, x: jax.Array) -> jax.Array:
-    return decoder.block(config, layer, x, *streams.causal(x))
+    """A block whose gradients hold the hidden channels of a few tokens at a time. x: [B, T, d] -> [B, T, d]."""
+    piece = functools.partial(decoder.block, config, layer)
+    r = piece(x, *streams.causal(x), method=Block.attend)
+    after = jax.checkpoint(lambda token: piece(token, method=Block.feed_forward))
+    return jax.lax.map(after, r.reshape(-1, config.width), batch_size=_MLP_TOKENS).reshape(x.shape)
 
 
 def at(layers: Params, index: int | jax.Array) -> Params:
