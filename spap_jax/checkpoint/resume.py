@@ -196,7 +196,7 @@ def _counting(intact: Mapping[int, list[Json]], blocks: int) -> tuple[int, list[
     """How many steps count, the most for which there is the newest of each block, and what was told of each."""
     for count in range(max(intact, default=-1) + 1, 0, -1):
         newest = range(max(0, count - blocks), count)
-        if all(step in intact and len(intact[step]) == step // blocks + 1 for step in newest):
+        if all(step in intact for step in newest):
             of_block = {step % blocks: intact[step] for step in newest}
             return count, [of_block[step % blocks][step // blocks] for step in range(count)]
     return 0, []

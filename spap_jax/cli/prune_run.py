@@ -94,6 +94,7 @@ def _told(kept: Unfinished, before_end: list[Callable[[], str]]) -> Iterator[Non
 
     def end() -> str:
         kept.settle()
+        console.err.show_cursor()  # which a bar has hidden
         return words()
 
     def words() -> str:

@@ -45,7 +45,10 @@ def _watch(reading: int, before_end: list[Callable[[], str]]) -> None:
             try:
                 sentences = [each() for each in before_end]
                 print(
-                    "spap: stopped by SIGTERM;", *(sentences or ["nothing was done yet."]), file=sys.stderr, flush=True
+                    "spap: stopped by SIGTERM;",
+                    *(sentences or ["nothing was done since it began."]),
+                    file=sys.stderr,
+                    flush=True,
                 )
             finally:
                 os._exit(STOPPED)

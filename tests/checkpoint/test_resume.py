@@ -88,6 +88,13 @@ def test_any_damage_is_noticed(tmp_path: Path):
     assert counts == {1, 3}
 
 
+def test_weights_of_another_step_are_noticed(tmp_path: Path):
+    steps = made(tmp_path / "out", 3) / "steps"
+    shutil.rmtree(steps / "1" / "layer")
+    shutil.copytree(steps / "0" / "layer", steps / "1" / "layer")
+    assert looked_at(tmp_path / "out") == (1, True)
+
+
 def damage(path: Path, way: str) -> None:
     content = path.read_bytes()
     half = len(content) // 2
