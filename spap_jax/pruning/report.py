@@ -140,7 +140,7 @@ class PruneReport:
         layers: A record a layer.
         sweeps: A record a layer in every sweep over the whole model.
         seconds: Time by phase, all layers together.
-        extras: What the command line adds: perplexities, bytes on disk, peak memory (of the process that ended the run),
+        extras: What the command line adds: perplexities, bytes on disk, peak memory of the process that ended the run,
             and a hash that names the run.
     """
 
