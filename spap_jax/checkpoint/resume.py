@@ -123,10 +123,17 @@ class Unfinished:
             self._manager.save(step, args=args)
             self.told.append(told)
 
+    def count(self) -> int:
+        """How many steps are on disk to stay, when what is being written is."""
+        with contextlib.suppress(Exception):  # raised again where the next step is added
+            self._manager.wait_until_finished()
+        numbers = [int(path.name) for path in (self.folder / _STEPS).iterdir() if path.name.isdecimal()]
+        return max(numbers, default=-1) + 1
+
     def settle(self) -> None:
         """Returns when all steps are on disk, after which no other is begun: for a process that is about to end."""
         self._writing.acquire()
-        self._manager.wait_until_finished()
+        self.count()
 
     def drop_steps(self) -> None:
         """Removes all but the name of the run, whose output is in its place while the command has others to make."""

@@ -23,7 +23,7 @@ from spap_jax.pruning.pipeline import Begun, prune_layers, pruned_config
 from spap_jax.pruning.report import LayerReport, PruneReport, SweepReport, new_report
 from spap_jax.pruning.resume import begun, identity, keep
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax looks for files while it makes them, and warns
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells at length what it then raises
 
 
 class Given(NamedTuple):
@@ -108,14 +108,15 @@ def _told(kept: Unfinished, before_end: list[Callable[[], str]]) -> Iterator[Non
     try:
         yield
     except BaseException:
-        if kept.told:
+        if kept.count():
             console.err.print(words())
         raise
     before_end.remove(end)
 
 
 def _steps(kept: Unfinished) -> str:
-    return f"{len(kept.told)} {'step is' if len(kept.told) == 1 else 'steps are'} kept"
+    count = kept.count()
+    return f"{count} {'step is' if count == 1 else 'steps are'} kept"
 
 
 def _prune_into(writer: checkpoint.Writer, given: Given, run: PruneRun, kept: Unfinished, done: Begun) -> PruneReport:
