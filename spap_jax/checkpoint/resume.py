@@ -83,12 +83,12 @@ class Unfinished:
         return self
 
     def __exit__(self, *raised: Any) -> None:
-        """Waits for what is being written, and lets another process come; a folder without any step is removed."""
+        """Waits for what is being written, and lets another process come; an error before any step leaves nothing."""
         try:
             with contextlib.suppress(*[Exception] if raised[0] else ()):  # one error is enough
                 self._manager.close()
         finally:
-            if not self.told:
+            if raised[0] and not self.told:
                 _clear(self.folder)
             os.close(self._lock)
 
@@ -127,7 +127,7 @@ class Unfinished:
         """How many steps are on disk to stay, when what is being written is."""
         with contextlib.suppress(Exception):  # raised again where the next step is added
             self._manager.wait_until_finished()
-        numbers = [int(path.name) for path in (self.folder / _STEPS).iterdir() if path.name.isdecimal()]
+        numbers = [int(path.name) for path in (self.folder / _STEPS).glob("*") if path.name.isdecimal()]
         return max(numbers, default=-1) + 1
 
     def settle(self) -> None:

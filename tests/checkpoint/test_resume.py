@@ -59,12 +59,24 @@ def test_the_newest_of_each_block_comes_back(steps: int, tmp_path: Path):
 
 
 def test_nothing_is_left_of_a_run_without_steps_or_one_that_ended(tmp_path: Path):
-    made(tmp_path / "out", 0)
+    with pytest.raises(UserError, match="no data"), Unfinished(tmp_path / "out", RUN, BLOCKS):
+        raise UserError("no data")
     assert not [*tmp_path.iterdir()]
     with Unfinished(tmp_path / "out", RUN, BLOCKS) as unfinished:
         unfinished.add(layer(0), told(0))
     unfinished.remove()
     assert not [*tmp_path.iterdir()]
+
+
+def test_the_name_of_a_run_stays_until_the_command_ends(tmp_path: Path):
+    """As of one of several outputs, which is in its place while the others are made, interrupted however often."""
+    made(tmp_path / "out", 2)
+    for _ in range(2):
+        with Unfinished(tmp_path / "out", RUN, BLOCKS) as unfinished:
+            assert unfinished.found
+            unfinished.drop_steps()
+            assert unfinished.count() == 0
+    assert (unfinished.folder / "run.json").exists()
 
 
 # Orbax reads the arrays of a step at once, and leaves the others behind when one fails.
@@ -138,7 +150,7 @@ def test_another_run_is_refused_and_may_be_discarded(tmp_path: Path):
     assert looked_at(tmp_path / "out") == (2, False)
     with Unfinished(tmp_path / "out", other, BLOCKS, fresh=True) as unfinished:
         assert (unfinished.found, unfinished.told) == (False, [])
-    assert not folder.exists()
+    assert json.loads((folder / "run.json").read_text()) == other
 
 
 def test_one_process_at_a_time(tmp_path: Path):
