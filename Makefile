@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint quality install install-dev clean
+.PHONY: demo test lint dist-check docs notebooks quality install install-dev clean
 
 demo: install
 	$(BIN)/spap prune examples/llama-stories --sparsity 0.3 \
@@ -18,6 +18,16 @@ lint: install-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+
+dist-check: install-dev
+	.ci/dist_check $(BIN)/python
+
+docs: install-dev
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --fresh-env --quiet docs out/docs
+	@echo out/docs/index.html
+
+notebooks: install-dev
+	$(BIN)/python -m benchmarks.notebooks
 
 quality: install
 	$(BIN)/python -m benchmarks.quality --quick

@@ -61,11 +61,11 @@ def load_tokens(
             `owner/name:config`, a local .txt, .jsonl, .json (also with .gz), .parquet or .npy file, or an array of
             token ids: a stream [N] or sequences [B, T'].
         tokenizer: A model folder or a hub id; token ids need none.
-        sequence_length: T.
-        sequences: B; None takes every window.
+        sequence_length: Tokens in a window, T.
+        sequences: Windows, B; None takes every one.
         seed: Chooses the calibration windows.
         role: Calibration draws windows at random; evaluation takes the first ones in order, and another split.
-        vocabulary: v; token ids must be below it.
+        vocabulary: Size of the vocabulary, v; token ids must be below it.
 
     Raises:
         UserError: What was named cannot be read or does not give what was asked for.

@@ -37,6 +37,39 @@ def require_hub(what: str, remedy: str, *, seconds: float = 4.0) -> None:
         )
 
 
+def upload(repo: str, files: Mapping[str, Path | bytes], message: str, *, private: bool) -> str:
+    """Puts files into a hub repository of models, which is made if there is none, in one commit.
+
+    Args:
+        repo: Its id, owner/name.
+        files: Names there, and the files or what is in them.
+        message: Of the commit.
+        private: Whether a new repository is shown to nobody else.
+
+    Returns:
+        The address of the repository.
+
+    Raises:
+        UserError: Nobody is logged in, the hub does not answer, or it refuses.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
+
+    token = get_token()
+    if token is None:
+        raise UserError("uploading needs a hub token, and there is none: run hf auth login, or set HF_TOKEN.")
+    if (reason := hub_problem()) is not None:
+        raise UserError(f"the hub {constants.ENDPOINT} cannot be reached ({reason}): nothing was uploaded, try again.")
+    operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=file) for name, file in files.items()]
+    hub = HfApi(constants.ENDPOINT, token)
+    try:
+        address = hub.create_repo(repo, private=private or None, exist_ok=True)
+        hub.create_commit(repo, operations, commit_message=message)
+    except Exception as error:  # whatever the client raises: a bad name, no right to write, no network any more
+        said = first_line(error).replace(token, "the token")  # a server may send back what it was sent
+        raise UserError(f"{repo} could not be uploaded ({said}): no file there was changed.") from None
+    return str(address)
+
+
 def hub_file(repo: str, file: str, revision: str, *, remedy: str) -> Path:
     """The local copy of one file of a hub data set, downloaded if it is not cached.
 

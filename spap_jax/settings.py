@@ -14,7 +14,8 @@ class PruneSettings:
         sparsity: Fraction of MLP channels to remove from every layer, between 0 and 1.
         attention_sparsity: Fraction of key/value heads to remove from every layer, each with the query heads that read
             it; 0 leaves attention as it is. Not for OPT.
-        round_to: Round the kept width to a multiple of this (64 or more suits accelerators and GGUF quantisation).
+        round_to: Round the kept width to a multiple of this; 64 suits accelerators, 256 also every quantisation of
+            llama.cpp.
         method: How channels are chosen: "spap", or as a peer does: "random", "magnitude", "wanda" (Wanda-sp), "flap",
             "fasp", "obs" (ZipLM), "osscar".
         update: What becomes of the weights kept: "own", what the method's paper does; "none", they stay (as random,
@@ -35,7 +36,8 @@ class PruneSettings:
             need all blocks in memory. Absent: as effort says.
         sweep_steps: Minibatch steps on each block in a sweep.
         step_tokens: Tokens in one minibatch.
-        learning_rate: Size of a step, relative to the root mean square of the weights it changes.
+        learning_rate: Size of a step in a round, relative to the root mean square of the weights it changes.
+        sweep_learning_rate: The same in a sweep.
         batch_tokens: Tokens that pass through a block at once.
     """
 
@@ -57,6 +59,7 @@ class PruneSettings:
     sweep_steps: int = 150
     step_tokens: int = 2048
     learning_rate: float = 0.03
+    sweep_learning_rate: float = 0.015
     batch_tokens: int = 4096
 
     def __post_init__(self) -> None:
@@ -124,5 +127,6 @@ _RANGES = (
     ("sweep_steps", _count(1), "a whole number of at least 1"),
     ("step_tokens", _count(1), "a whole number of at least 1"),
     ("learning_rate", _positive, "positive"),
+    ("sweep_learning_rate", _positive, "positive"),
     ("batch_tokens", _count(1), "a whole number of at least 1"),
 )

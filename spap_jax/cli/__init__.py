@@ -1,4 +1,4 @@
-"""The command line: ``spap prune | eval | bench | report | convert | doctor``."""
+"""The command line: ``spap prune | eval | bench | report | convert | push | doctor``."""
 
 import sys
 from collections.abc import Sequence

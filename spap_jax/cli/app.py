@@ -13,6 +13,7 @@ from spap_jax.cli.convert import convert
 from spap_jax.cli.doctor import doctor
 from spap_jax.cli.evaluate import evaluate
 from spap_jax.cli.prune import prune
+from spap_jax.cli.push import push
 from spap_jax.cli.report import report
 from spap_jax.errors import UserError
 
@@ -22,13 +23,16 @@ app = App(
     help="Make a language model smaller and faster without retraining: remove MLP channels of LLaMA, Qwen2.5 and OPT "
     "checkpoints, recover the weights of the rest, and write a checkpoint that stock tools load.",
     help_format="markdown",
+    default_parameter=Parameter(negative=()),  # what is off unless asked for needs no --no-
 )
 app.command(prune)
 app.command(evaluate, name="eval")
 app.command(bench)
 app.command(report)
 app.command(convert)
+app.command(push)
 app.command(doctor)
+app.register_install_completion_command(help="Make the shell complete commands and options with the tab key.")
 
 
 @app.meta.default

@@ -20,10 +20,11 @@ def bench(
     repeats: int = 7,
     json: Path | None = None,
 ) -> None:
-    """Measure prefill and decode speed, parameters and bytes; two models run in turn, and their ratio is by pairs.
+    """Measure the speed and size of a model, or of two side by side.
 
-    Beside each measured speed-up stands what the arithmetic allows: prefill is bound by floating-point operations,
-    decoding by the bytes that every step reads.
+    Reading a prompt (prefill) and writing token by token (decode) are timed. Two models run in turn, and their ratio is
+    by pairs. Beside each measured speed-up stands what the arithmetic allows: prefill is bound by floating-point
+    operations, decoding by the bytes that every step reads.
 
     Args:
         model: Folder or hub id of a checkpoint.

@@ -2,7 +2,7 @@
 
 
 def doctor() -> None:
-    """Show what this machine offers: devices and their memory, versions, and whether the hub can be reached.
+    """Show devices, memory and versions, and whether the hub can be reached.
 
     The first thing to look at, and to send along, when something goes wrong.
     """

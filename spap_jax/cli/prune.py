@@ -30,7 +30,7 @@ def prune(
     process_id: int | None = None,
     settings: Annotated[PruneSettings, OTHERS] = PruneSettings(),  # noqa: B008 (frozen)
 ) -> None:
-    """Remove MLP channels (and heads) from every layer and write a smaller checkpoint that stock tools load.
+    """Write a smaller checkpoint, with fewer MLP channels (and heads) in every layer.
 
     Example: spap prune meta-llama/Llama-3.2-1B --sparsity 0.3 --calibration c4 --output pruned
 

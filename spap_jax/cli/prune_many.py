@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
 
 from spap_jax.errors import UserError
 from spap_jax.settings import PruneSettings
@@ -36,7 +36,7 @@ Sparsities = Annotated[
 ]
 """One sparsity or several, as the command line takes them."""
 
-OTHERS = Parameter(name="*", parse="^(?!sparsity$)")
+OTHERS = Parameter(name="*", parse="^(?!sparsity$)", group=Group("Method", sort_key=1))
 """Makes a flag of every field of PruneSettings but the sparsity, which has one of its own."""
 
 

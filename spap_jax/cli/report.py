@@ -14,15 +14,15 @@ def report(
     bench: tuple[Path, ...] = (),
     overwrite: bool = False,
 ) -> None:
-    """Show what pruning runs did: one HTML page with plots and tables that needs no other file, and the plots as PNGs.
+    """Show what pruning runs did: a page with plots and tables, and the plots as PNGs.
 
-    Several runs stand side by side, and are drawn against sparsity.
+    The page needs no other file. Several runs stand side by side, and are drawn against sparsity.
 
     Args:
         folders: Pruned checkpoints, as spap prune writes them.
-        output: The page; spap_report.html in DIR, or in the folder that holds all of them, where absent.
+        output: The page; spap_report.html in the folder, or in the one that holds all of them, where absent.
         png: Folder for the plots; beside the page where absent. Their names begin with the page's.
-        bench: File that spap bench DENSE PRUNED --json wrote of one of the runs; may be given again for others.
+        bench: File that spap bench DENSE PRUNED --json wrote of a run; may be given again for others.
         overwrite: Replace files that are there.
     """
     from spap_jax.cli.console import err, waiting

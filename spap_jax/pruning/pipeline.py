@@ -218,7 +218,7 @@ def _swept(
 ) -> Iterator[Step]:
     """All sweeps over the blocks, which are stacked [L, ...] and updated in place; those made before lie in them."""
     sequences = max(1, settings.step_tokens // tokens[0].shape[-1])
-    steps = Steps(settings.sweep_steps, sequences, settings.learning_rate)
+    steps = Steps(settings.sweep_steps, sequences, settings.sweep_learning_rate)
     # The keys of the first pass are folded with the numbers of layers and choices.
     key = jax.random.fold_in(jax.random.key(settings.seed), 2 * config.layers)
     last = settings.sweep_count - 1

@@ -241,7 +241,9 @@ def test_convert_there_and_back(variant: str, tmp_path: Path, capsys):
     assert left(tmp_path) == ["half", "in", "orbax", "out"]
 
 
-@pytest.mark.parametrize("words", [(), ("prune",), ("eval",), ("bench",), ("report",), ("convert",), ("doctor",)])
+@pytest.mark.parametrize(
+    "words", [(), ("prune",), ("eval",), ("bench",), ("report",), ("convert",), ("push",), ("doctor",)]
+)
 def test_help_fits_a_terminal(words: tuple[str, ...], capsys):
     said = spap(capsys, *words, "--help")
     assert said.code == 0

@@ -17,7 +17,7 @@ from spap_jax.pruning import sweeps
 from spap_jax.pruning.report import LayerReport, SweepReport
 from spap_jax.settings import PruneSettings
 
-SWEPT = SETTINGS.replace(rounds=0, sweeps=2, sweep_steps=20, learning_rate=0.01, step_tokens=1024)
+SWEPT = SETTINGS.replace(rounds=0, sweeps=2, sweep_steps=20, sweep_learning_rate=0.01, step_tokens=1024)
 """With 512 sequences of random tokens the held-out divergence falls; 16 are learnt by heart."""
 
 
@@ -58,7 +58,7 @@ def test_only_mlps_change():
 
 
 def test_steps_that_do_harm_are_not_taken():
-    without, result = swept("llama", sweeps=0), swept("llama", sweeps=1, learning_rate=5.0)
+    without, result = swept("llama", sweeps=0), swept("llama", sweeps=1, sweep_learning_rate=5.0)
     assert not any(step.taken for step in result.report.sweeps)
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), without.model.params, result.model.params))
 

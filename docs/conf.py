@@ -1,0 +1,18 @@
+"""Sphinx's settings; ``make docs`` builds the pages and fails on any warning."""
+
+from spap_jax import __version__
+
+project = "SPAP-JAX"
+author = copyright = "The SPAP-JAX authors"
+release = version = __version__
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "cyclopts.sphinx_ext"]
+html_theme = "furo"
+html_title = f"SPAP-JAX {release}"
+exclude_patterns = ["_build"]
+myst_heading_anchors = 3
+autodoc_typehints = "none"  # docstrings name what is taken, with shapes; an array-like is a line long
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+napoleon_use_ivar = True
+highlight_language = "none"
+smartquotes = False  # two hyphens are an option, not a dash

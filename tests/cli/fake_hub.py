@@ -1,0 +1,106 @@
+"""A hub on this machine: takes a commit with large files as the real one does, and keeps what it was sent."""
+
+import base64
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+@dataclass
+class Hub:
+    """What it was sent.
+
+    Attributes:
+        refuse: Begin of the paths that it answers with an error, which says aloud what token it was sent.
+        tokens: Of every request.
+        created: The request to make a repository.
+        large: What was uploaded beside a commit, by SHA-256.
+        commits: Files and contents of each.
+    """
+
+    refuse: str = "/none"
+    endpoint: str = ""
+    tokens: set[str] = field(default_factory=set)
+    created: dict[str, Any] = field(default_factory=dict)
+    large: dict[str, bytes] = field(default_factory=dict)
+    commits: list[dict[str, bytes]] = field(default_factory=list)
+
+    def answer(self, path: str, body: bytes) -> Any:
+        """The JSON for a request."""
+        if path == "/api/repos/create":
+            self.created = json.loads(body)
+            return {"url": f"{self.endpoint}/{self.created['organization']}/{self.created['name']}"}
+        if "/preupload/" in path:
+            modes = {True: "lfs", False: "regular"}
+            return {
+                "files": [
+                    {"path": name, "uploadMode": modes[name.endswith(".safetensors")], "shouldIgnore": False}
+                    for name in (file["path"] for file in json.loads(body)["files"])
+                ]
+            }
+        if path.endswith("/lfs/objects/batch"):
+            wanted = json.loads(body)["objects"]
+            upload = {each["oid"]: {"upload": {"href": f"{self.endpoint}/large/{each['oid']}"}} for each in wanted}
+            return {"transfer": "basic", "objects": [each | {"actions": upload[each["oid"]]} for each in wanted]}
+        if "/commit/" in path:
+            self.commits.append(dict(self._file(line) for line in map(json.loads, body.splitlines()[1:])))
+            return {"commitUrl": f"{self.endpoint}/owner/name/commit/1", "commitOid": "1"}
+        return {"errors": [], "warnings": []}  # the check of a card's head
+
+    def _file(self, line: dict[str, Any]) -> tuple[str, bytes]:
+        value = line["value"]
+        large = line["key"] == "lfsFile"
+        return value["path"], self.large[value["oid"]] if large else base64.b64decode(value["content"])
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: Hub
+
+    def do_HEAD(self) -> None:
+        self._send(200, b"")
+
+    def do_PUT(self) -> None:
+        self.hub.large[self.path.rpartition("/")[2]] = self._body()
+        self._send(200, b"{}")
+
+    def do_POST(self) -> None:
+        sent = str(self.headers.get("authorization"))
+        self.hub.tokens.add(sent.removeprefix("Bearer "))
+        body = self._body()
+        if self.path.startswith(self.hub.refuse):
+            self._send(403, json.dumps({"error": f"you sent {sent}"}).encode())
+        else:
+            self._send(200, json.dumps(self.hub.answer(self.path, body)).encode())
+
+    def _body(self) -> bytes:
+        return self.rfile.read(int(self.headers.get("content-length", 0)))
+
+    def _send(self, code: int, body: bytes) -> None:
+        self.send_response(code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@contextmanager
+def serving(refuse: str = "/none") -> Iterator[Hub]:
+    """A hub that answers as long as the block runs."""
+    hub = Hub(refuse)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
+    hub.endpoint = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

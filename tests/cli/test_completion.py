@@ -1,0 +1,38 @@
+"""What the tab key gives in a shell, after ``spap --install-completion``."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = """
+source "$1"; shift
+COMP_WORDS=("$@"); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); COMP_LINE="$*"; COMP_POINT=${#COMP_LINE}
+_spap spap "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD - 1]}"
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("home")
+    words = [sys.executable, "-m", "spap_jax", "--install-completion", "--shell", "bash"]
+    subprocess.run(words, check=True, capture_output=True, env=os.environ | {"HOME": str(home)})
+    return home / ".local/share/bash-completion/completions/spap"
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        (("pr",), {"prune"}),
+        (("prune", "--spars"), {"--sparsity"}),
+        (("prune", "--sequence"), {"--sequences", "--sequence-length"}),
+        (("convert", "--to", ""), {"orbax", "huggingface"}),
+    ],
+)
+def test_words_complete(script: Path, typed: tuple[str, ...], offered: set[str]):
+    run = subprocess.run(["bash", "-c", SCRIPT, "-", script, "spap", *typed], capture_output=True, text=True)
+    assert run.stderr == ""
+    assert {word.strip() for word in run.stdout.split()} == offered

@@ -1,0 +1,80 @@
+"""The notebooks run from the first cell to the last, and show what a run gave."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbformat import NotebookNode
+
+from benchmarks.notebooks import EXAMPLES, executed
+
+NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
+INPUTS = ("llama-stories", "stories_calibration.txt", "stories_evaluation.txt")
+FACTS = {
+    "back_to_pytorch": ["'missing_keys': []", '"intermediate_size": 224', "True\n"],
+    "first_steps": ["layer 5: 224 channels stay", "model.safetensors"],
+    "several_devices": ["cpu:3 has chunks range(6, 8)", f"{'all-reduce':20} 1", f"{'all-gather':20} 0"],
+    "what_the_solver_does": ["G (320, 320)", "with swaps      best of all in"],
+}
+"""What a run must print, by notebook."""
+
+
+def read(notebook: Path) -> NotebookNode:
+    return nbformat.read(notebook, as_version=4)
+
+
+def code(notebook: NotebookNode) -> list[NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def kinds(notebook: NotebookNode) -> list[list[str]]:
+    """Of every cell's outputs: a stream's name, or the types of what is shown."""
+    return [[each.get("name") or "+".join(sorted(each.data)) for each in cell.outputs] for cell in code(notebook)]
+
+
+def printed(notebook: NotebookNode) -> str:
+    return "".join(each.text for cell in code(notebook) for each in cell.outputs if "text" in each)
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_it_runs_and_is_shown_as_it_ran(notebook: Path, tmp_path: Path):
+    for name in INPUTS:
+        (tmp_path / name).symlink_to(EXAMPLES / name)
+    ran, shown = executed(notebook, tmp_path), read(notebook)
+    for fact in FACTS[notebook.stem]:
+        assert fact in printed(ran)
+        assert fact in printed(shown)
+    assert kinds(shown) == kinds(ran)
+    assert [cell.execution_count for cell in code(shown)] == list(range(1, len(code(shown)) + 1))
+    assert str(EXAMPLES.parent) not in notebook.read_text("utf-8")
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_links_lead_somewhere(notebook: Path):
+    """Of the text: ``[words](place)``."""
+    text = "".join(cell.source for cell in read(notebook).cells if cell.cell_type == "markdown")
+    places = [part.partition(")")[0] for part in text.split("](")[1:]]
+    assert all((notebook.parent / place).exists() for place in places), places
+
+
+def test_the_first_cell_brings_the_example_to_colab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The package is there already, as after pip; its source archive comes from a folder in place of the index."""
+    archives, work = tmp_path / "archives", tmp_path / "work"
+    work.mkdir()
+    build = [sys.executable, "-m", "build", "--no-isolation", "--sdist", "--outdir", archives, EXAMPLES.parent]
+    subprocess.run(build, check=True, capture_output=True)
+    for name, value in {"NO_INDEX": "1", "FIND_LINKS": str(archives), "NO_BUILD_ISOLATION": "0"}.items():
+        monkeypatch.setenv(f"PIP_{name}", value)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    first = {cell.source.replace("report", "torch") for cell in (code(read(each))[0] for each in NOTEBOOKS)}
+    assert len(first) == 1  # the same everywhere but for the extra
+    pretend = 'import sys, types\nsys.modules["google.colab"] = types.ModuleType("colab")'
+    cells = [nbformat.v4.new_code_cell(source) for source in (pretend, *first)]
+    NotebookClient(nbformat.v4.new_notebook(cells=cells), resources={"metadata": {"path": str(work)}}).execute()
+    for name in INPUTS:
+        assert (work / name).exists()
+    assert (work / "llama-stories" / "model.safetensors").read_bytes()[:8] != b""

@@ -1,0 +1,85 @@
+"""What is in the wheel and in the source archive; that the wheel works is for ``.ci/dist_check``."""
+
+import email
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import spap_jax
+
+ROOT = Path(__file__).parents[2]
+BESIDES = ("py.typed", "templates/page.html")
+LEFT = {"__pycache__", ".ipynb_checkpoints", "out"}
+"""What Python and the notebooks leave."""
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source archive and the wheel that is made from it, unpacked and all."""
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT]
+    run = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PIP_NO_INDEX": "1"})
+    assert run.returncode == 0, run.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(built: Path) -> zipfile.ZipFile:
+    return zipfile.ZipFile(next(built.glob("*.whl")))
+
+
+@pytest.fixture(scope="module")
+def archive(built: Path) -> set[str]:
+    with tarfile.open(next(built.glob("*.tar.gz"))) as file:
+        return {name.partition("/")[2] for name in file.getnames() if not name.endswith(".egg-info")}
+
+
+def files(*folders: str) -> set[str]:
+    """Files of the checkout, but for what runs leave behind."""
+    found = {path.relative_to(ROOT).as_posix() for folder in folders for path in (ROOT / folder).rglob("*")
+             if path.is_file() and not LEFT & set(path.parts)}  # fmt: skip
+    assert found
+    return found
+
+
+def test_the_wheel_holds_every_module_and_nothing_else(wheel: zipfile.ZipFile):
+    modules = {path for path in files("spap_jax") if path.endswith((".py", *BESIDES)) and "/models/" not in path}
+    linked = {f"spap_jax/{path}" for path in files("models")}
+    found = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    assert found == modules | linked
+    assert all(any(name.endswith(each) for name in found) for each in BESIDES)
+
+
+def test_the_wheel_says_what_it_is(wheel: zipfile.ZipFile):
+    info = f"spap_jax-{spap_jax.__version__}.dist-info"
+    told = email.message_from_bytes(wheel.read(f"{info}/METADATA"))
+    assert told["Version"] == spap_jax.__version__
+    assert told["License-Expression"] == "Apache-2.0"
+    assert "torch" not in " ".join(each for each in told.get_all("Requires-Dist", []) if "extra ==" not in each)
+    assert wheel.read(f"{info}/licenses/LICENSE") == (ROOT / "LICENSE").read_bytes()
+    assert "spap = spap_jax.cli:main" in wheel.read(f"{info}/entry_points.txt").decode()
+
+
+def test_the_archive_is_the_checkout(archive: set[str]):
+    alone = {"README.md", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "Makefile", "pyproject.toml"}
+    folders = files("models", "tests", "examples", "benchmarks", "docs", "tpu_scripts")
+    assert (alone | folders) <= archive
+    assert not {
+        name
+        for name in archive
+        if name.startswith(("spap_jax/models/", ".venv", "build/", "dist/", "out/", "examples/out/"))
+    }
+
+
+def test_the_version_is_the_same_everywhere():
+    written = re.findall(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text("utf-8"), re.MULTILINE)
+    assert written == [spap_jax.__version__]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert project["dynamic"] == ["version"]

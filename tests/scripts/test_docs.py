@@ -1,0 +1,74 @@
+"""The pages build without a warning, and links lead somewhere."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import spap_jax
+from spap_jax.cli.app import app
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = ("spap_jax", "models", "tests", "benchmarks", "examples", "tpu_scripts")
+PARTS = tuple(path.name for path in (ROOT / "spap_jax").iterdir() if path.is_dir())
+ENTRANCES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "tpu_scripts/README.md")
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pages")
+    build = Path(sys.executable).with_name("sphinx-build")
+    words = [build, "--fail-on-warning", "--quiet", "--doctree-dir", folder / "trees", ROOT / "docs", folder / "html"]
+    run = subprocess.run(words, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return folder / "html"
+
+
+def text(page: Path) -> str:
+    return re.sub(r"<[^>]+>", "", page.read_text("utf-8"))
+
+
+def test_the_site_has_every_page(pages: Path):
+    written = {path.relative_to(ROOT / "docs").with_suffix(".html") for path in (ROOT / "docs").rglob("*.md")}
+    assert all((pages / path).exists() for path in written)
+    index = (pages / "index.html").read_text("utf-8")
+    assert all(f'href="{path.as_posix()}"' in index for path in written if path.name != "index.html")
+
+
+def test_every_command_and_option_is_on_its_page(pages: Path):
+    shown = text(pages / "commands.html")
+    commands = [name for name in app if not name.startswith("-")]
+    assert {"prune", "eval", "bench", "report", "convert", "doctor"} <= set(commands)
+    assert all(re.search(rf"^spap {name}( --| \[OPTIONS\]| [A-Z]|$)", shown, re.MULTILINE) for name in commands)
+    fields = spap_jax.PruneSettings.__dataclass_fields__
+    assert "--calibration c4 --output" in shown  # as typed, no dashes
+    assert all(f"--{field.replace('_', '-')}" in shown for field in fields)
+
+
+def test_every_public_name_is_in_the_reference(pages: Path):
+    page = (pages / "reference.html").read_text("utf-8")
+    assert all(f'id="spap_jax.{name}"' in page for name in spap_jax.__all__)
+
+
+@pytest.mark.parametrize("entrance", ENTRANCES)
+def test_links_on_a_code_host(entrance: str):
+    """Of pages outside of ``docs/``, which Sphinx does not see."""
+    file = ROOT / entrance
+    places = [place for place in re.findall(r"\]\(([^)#]+)", file.read_text("utf-8")) if "://" not in place]
+    assert [place for place in places if not (file.parent / place).exists()] == []
+
+
+@pytest.mark.parametrize("page", [*ENTRANCES, *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+def test_files_that_are_named_exist(page: str):
+    """In backticks, from the root or from the package: the tests that a promise rests on, the modules that do it."""
+    words = re.findall(r"`([\w./{},*-]+/[\w./-]+\.\w+)`", (ROOT / page).read_text("utf-8"))
+    named = [word for word in words if word.split("/")[0] in {*FOLDERS, *PARTS}]
+    assert [word for word in named if not any((place / word).exists() for place in (ROOT, ROOT / "spap_jax"))] == []
+
+
+def test_the_page_on_security_names_a_test_for_every_promise():
+    rows = re.findall(r"^\| .* \| (.*) \|$", (ROOT / "docs" / "security.md").read_text("utf-8"), re.MULTILINE)
+    assert len(rows) >= 5
+    assert all("`tests/" in row for row in rows if row not in ("test", "---"))
