@@ -76,7 +76,7 @@ def test_the_name_of_a_run_stays_until_the_command_ends(tmp_path: Path):
             assert unfinished.found
             unfinished.drop_steps()
             assert unfinished.count() == 0
-    assert (unfinished.folder / "run.json").exists()
+    assert (resume_folder(tmp_path / "out") / "run.json").exists()
 
 
 # Orbax reads the arrays of a step at once, and leaves the others behind when one fails.
