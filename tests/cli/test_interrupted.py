@@ -32,7 +32,7 @@ class Workshop:
         return (
             "prune", self.folder / "in", "--calibration", self.folder / "ids.npy", "--output", output,
             "--sequences", 16, "--sequence-length", 64, "--rounds", 0,
-            "--sweeps", sweeps, "--sweep-steps", 3, "--learning-rate", 0.003,
+            "--sweeps", sweeps, "--sweep-steps", 3, "--sweep-learning-rate", 0.003,
         )  # fmt: skip
 
     def start(self, output: Path, *words: object, sweeps: int = 2) -> subprocess.Popen[str]:
@@ -174,7 +174,7 @@ def test_it_goes_on_where_it_ended(shop: Workshop, whole: dict[str, Any], ended:
     ("words", "expected"),
     [
         (("--sparsity", "0.4"), "differs from this one in sparsity (0.3, now 0.4): repeat the command"),
-        (("--learning-rate", "0.3", "--sweeps", "1"), "sweeps (2, now 1), learning_rate (0.003, now 0.3)"),
+        (("--sweep-learning-rate", "0.3", "--sweeps", "1"), "sweeps (2, now 1), sweep_learning_rate (0.003, now 0.3)"),
         (("--sequences", "15"), "in calibration: "),
         (("--dtype", "bfloat16"), "in dtype (None, now bfloat16): "),
         (("--devices", "2"), "in devices (1, now 2): "),

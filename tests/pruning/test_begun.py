@@ -16,7 +16,7 @@ from spap_jax.settings import PruneSettings
 
 LAYERS = 3
 QUICK = SETTINGS.replace(rounds=1, steps=3)
-SWEPT = QUICK.replace(rounds=0, attention_sparsity=0.5, sweeps=2, sweep_steps=3, learning_rate=0.01)
+SWEPT = QUICK.replace(rounds=0, attention_sparsity=0.5, sweeps=2, sweep_steps=3, sweep_learning_rate=0.01)
 SPREAD = QUICK.replace(held_out=0.0, batch_tokens=32)
 CASES = [("llama_two_kv_heads", SWEPT, 1), ("opt_350m_like", SPREAD, 2)]
 
