@@ -5,6 +5,7 @@ for all second moments of a layer, one for the gradient of a step. Everything el
 under ``sharing`` asks for the mesh around it; without one, all of this is what a single device does anyway.
 """
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.experimental.multihost_utils import broadcast_one_to_all
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, get_abstract_mesh, get_mesh
 
 from spap_jax.errors import UserError
@@ -60,6 +63,28 @@ def join(coordinator: str | None, processes: int | None, process_id: int | None)
 def leads() -> bool:
     """Whether this is the process that prints and writes."""
     return jax.process_index() == 0
+
+
+def from_leader(arrays: dict[str, Any]) -> dict[str, Any]:
+    """Nested dicts of numpy arrays of the process that leads, in every process, which all have to call this.
+
+    The arrays travel as whole numbers of their width: a sum over the processes, which is what a broadcast is, would
+    turn -0 into 0.
+
+    Args:
+        arrays: What the leading process gives; what another one gives is ignored.
+    """
+    if jax.process_count() == 1:
+        return arrays
+    flat: Any = flatten_dict(arrays, sep="/") if leads() else {}
+    text = json.dumps({name: [a.dtype.name, a.shape] for name, a in flat.items()}).encode()
+    length = int(broadcast_one_to_all(np.int32(len(text))))
+    text = bytes(broadcast_one_to_all(np.frombuffer(text if leads() else bytes(length), np.uint8)))
+    given = {}
+    for name, (dtype, shape) in json.loads(text).items():
+        array = np.asarray(flat[name], order="C") if leads() else np.zeros(shape, dtype)
+        given[name] = broadcast_one_to_all(array.view(f"u{array.itemsize}")).view(dtype)
+    return unflatten_dict(given, sep="/")
 
 
 @contextmanager
