@@ -11,8 +11,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +23,14 @@ from cyclopts import App
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.operations import Size, Split, operations
 from spap_jax import checkpoint
 from spap_jax.model import Model, Source
 from spap_jax.models import decoder
+from spap_jax.models.config import DecoderConfig
 from spap_jax.models.registry import family_of
-from spap_jax.pruning import streams
+from spap_jax.planning.operations import operations
+from spap_jax.planning.workload import workload
+from spap_jax.settings import PruneSettings
 
 TARGET_SHARE = 0.60
 """Of the matmul rate, for the pass that accumulates the second moments."""
@@ -42,27 +46,50 @@ err = Console(stderr=True, highlight=False)
 app = App(name="prune_time", help=__doc__)
 
 
+@dataclass(frozen=True)
+class Size:
+    """Sizes of the random LLaMA and of its calibration; letters of ``docs/architecture.md``."""
+
+    layers: int = 8
+    d: int = 1024
+    f: int = 4096
+    n: int = 16
+    m: int = 4
+    vocabulary: int = 1024
+    sequences: int = 8
+    length: int = 2048
+
+    @property
+    def theirs(self) -> dict[str, Any]:
+        """Its config.json."""
+        return {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "dtype": "float32",
+            "vocab_size": self.vocabulary,
+            "hidden_size": self.d,
+            "intermediate_size": self.f,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.n,
+            "num_key_value_heads": self.m,
+            "max_position_embeddings": max(4096, self.length),
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 10000.0,
+            "hidden_act": "silu",
+            "tie_word_embeddings": False,
+        }
+
+    @property
+    def config(self) -> DecoderConfig:
+        """The same in this project's words."""
+        return family_of(self.theirs).read_config(self.theirs)
+
+
 def write_random_llama(folder: Path, size: Size, seed: int = 0) -> None:
     """Writes a LLaMA checkpoint with random float32 weights."""
-    theirs = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "dtype": "float32",
-        "vocab_size": size.vocabulary,
-        "hidden_size": size.d,
-        "intermediate_size": size.f,
-        "num_hidden_layers": size.layers,
-        "num_attention_heads": size.n,
-        "num_key_value_heads": size.m,
-        "max_position_embeddings": max(4096, size.length),
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0,
-        "hidden_act": "silu",
-        "tie_word_embeddings": False,
-    }
-    config = family_of(theirs).read_config(theirs)
-    params = decoder.init(config, jax.random.key(seed))
-    checkpoint.save(Model(config, params, Source(str(folder), None, json.dumps(theirs, indent=1))), folder)
+    params = decoder.init(size.config, jax.random.key(seed))
+    text = json.dumps(size.theirs, indent=1)
+    checkpoint.save(Model(size.config, params, Source(str(folder), None, text)), folder)
 
 
 def matmul_rate(size: int = 2048, repeats: int = 7) -> float:
@@ -90,13 +117,11 @@ def run_prune(folder: Path, size: Size, words: list[str]) -> dict:
     return json.loads((folder / "pruned" / "spap_report.json").read_text(encoding="utf-8"))
 
 
-def split_of(size: Size, report: dict) -> Split:
-    """How the run divided its tokens."""
-    settings = report["settings"]
-    most = max(1, settings["batch_tokens"] // size.length)
-    fitted, _ = streams.split(size.sequences, settings["held_out"], most)
-    k = report["model"]["intermediate"]["after"]
-    return Split(fitted * size.length, (size.sequences - fitted) * size.length, k)
+def counted_operations(size: Size, report: dict) -> dict[str, float]:
+    """Of one layer by the report's phases; rounds of swaps that the report does not count are left out."""
+    load = workload(size.config, PruneSettings(**report["settings"]), size.sequences, size.length)
+    counted = operations(load, turns=1)
+    return counted | {"sweeps": counted.pop("sweep steps") + counted.pop("sweep checks")}
 
 
 def show_phases(report: dict, counted: dict[str, float], rate: float) -> dict[str, float]:
@@ -171,7 +196,7 @@ def main(
     seconds = time.perf_counter() - start
     after = matmul_rate()
     rate = (before + after) / 2
-    counted = operations(size, split_of(size, report), report["settings"])
+    counted = counted_operations(size, report)
     out.print(f"float32 matmul: {before / 1e9:.1f} GFLOP/s before, {after / 1e9:.1f} after; {os.cpu_count()} cores")
     steady = show_phases(report, counted, rate)
     show_targets(report, size, counted, steady, rate)

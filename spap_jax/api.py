@@ -84,14 +84,15 @@ def prune(
     def read_layer(index: int) -> Params:
         return jax.tree.map(lambda array: array[index], model.params["layers"])
 
-    def watch(report: LayerReport | SweepReport) -> None:
-        reports.append(report)
-        if progress is not None:
-            progress(report)
-
+    layers: list[Params] = []
     with sharing(devices):
-        pruned = prune_layers(model.config, model.params, read_layer, blocks, settings, watch)
-        layers = [layer for _, layer in pruned]
+        for step in prune_layers(model.config, model.params, read_layer, blocks, settings):
+            reports.append(step.report)
+            if progress is not None:
+                progress(step.report)
+            if step.final:
+                layers.append(step.layer)
+            del step
     stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *layers)
     narrow = pruned_config(model.config, settings)
     smaller = Model(narrow, model.params | {"layers": stacked}, model.source)

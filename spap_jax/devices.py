@@ -5,6 +5,7 @@ for all second moments of a layer, one for the gradient of a step. Everything el
 under ``sharing`` asks for the mesh around it; without one, all of this is what a single device does anyway.
 """
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.experimental.multihost_utils import broadcast_one_to_all
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, get_abstract_mesh, get_mesh
 
 from spap_jax.errors import UserError
@@ -60,6 +63,28 @@ def join(coordinator: str | None, processes: int | None, process_id: int | None)
 def leads() -> bool:
     """Whether this is the process that prints and writes."""
     return jax.process_index() == 0
+
+
+def from_leader(arrays: dict[str, Any]) -> dict[str, Any]:
+    """Nested dicts of numpy arrays of the process that leads, in every process, which all have to call this.
+
+    The arrays travel as whole numbers of their width: a sum over the processes, which is what a broadcast is, would
+    turn -0 into 0.
+
+    Args:
+        arrays: What the leading process gives; what another one gives is ignored.
+    """
+    if jax.process_count() == 1:
+        return arrays
+    flat: Any = flatten_dict(arrays, sep="/") if leads() else {}
+    text = json.dumps({name: [a.dtype.name, a.shape] for name, a in flat.items()}).encode()
+    length = int(broadcast_one_to_all(np.int32(len(text))))
+    text = bytes(broadcast_one_to_all(np.frombuffer(text if leads() else bytes(length), np.uint8)))
+    given = {}
+    for name, (dtype, shape) in json.loads(text).items():
+        array = np.asarray(flat[name], order="C") if leads() else np.zeros(shape, dtype)
+        given[name] = broadcast_one_to_all(array.view(f"u{array.itemsize}")).view(dtype)
+    return unflatten_dict(given, sep="/")
 
 
 @contextmanager
@@ -111,22 +136,19 @@ def everywhere(tree: Any) -> Any:
     return tree if number() == 1 else jax.device_put(tree, NamedSharding(get_mesh(), PartitionSpec()))
 
 
-def total(sums: Callable[..., Any], chunks: Any, *shared: Any) -> Any:
-    """``sums(chunks, *shared)``, sums over the chunks: each device adds up its own, then one reduction the devices'.
+def total(sums: Callable[..., Any], chunks: Any, *alike: Any) -> Any:
+    """``sums(chunks, *alike)``, sums over the chunks: each device adds up its own, then one reduction the devices'.
 
-    Args:
-        sums: May also use arrays from around it, if these do not lie ``everywhere``.
-        chunks: Arrays [C, ...].
-        shared: Further arguments, the same for every device.
+    What lies on every device may also be closed over, but for what gradients are taken through: JAX refuses that.
     """
     if not divides(chunks):
-        return sums(chunks, *shared)
+        return sums(chunks, *alike)
 
-    def own(chunks: Any, *shared: Any) -> Any:
-        return jax.lax.psum(sums(chunks, *shared), _AXIS)
+    def own(chunks: Any, *alike: Any) -> Any:
+        return jax.lax.psum(sums(chunks, *alike), _AXIS)
 
-    each = (PartitionSpec(_AXIS), *(PartitionSpec() for _ in shared))
-    return jax.shard_map(own, in_specs=each, out_specs=PartitionSpec(), check_vma=False)(chunks, *shared)
+    given = (PartitionSpec(_AXIS), *(PartitionSpec() for _ in alike))
+    return jax.shard_map(own, in_specs=given, out_specs=PartitionSpec(), check_vma=False)(chunks, *alike)
 
 
 def apart(change: Callable[[Any], Any], chunks: Any) -> Any:

@@ -7,9 +7,12 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from spap_jax.errors import UserError
+
+Kind = Literal["dataset", "model"]
+"""What a repository of the hub holds."""
 
 
 def first_line(error: BaseException) -> str:
@@ -70,32 +73,32 @@ def upload(repo: str, files: Mapping[str, Path | bytes], message: str, *, privat
     return str(address)
 
 
-def hub_file(repo: str, file: str, revision: str, *, remedy: str) -> Path:
-    """The local copy of one file of a hub data set, downloaded if it is not cached.
+def hub_file(repo: str, file: str, revision: str, *, remedy: str, kind: Kind = "dataset") -> Path:
+    """The local copy of one file of a hub data set or model, downloaded if it is not cached.
 
     Raises:
         UserError: It is not cached and cannot be downloaded.
     """
     from huggingface_hub import hf_hub_download
 
-    what = f"the file {file} of the hub data set {repo}"
-    cached = cached_file(repo, file, revision)
+    what = f"the file {file} of the hub {'data set' if kind == 'dataset' else 'model'} {repo}"
+    cached = cached_file(repo, file, revision, kind)
     if cached is not None:
         return cached
     require_hub(what, remedy)
     try:
-        return Path(hf_hub_download(repo, file, repo_type="dataset", revision=revision))
+        return Path(hf_hub_download(repo, file, repo_type=kind, revision=revision))
     except Exception as error:  # whatever the client raises: no network, no disk space, no access
         raise UserError(f"{what} cannot be downloaded ({first_line(error)}): {remedy}") from error
 
 
-def cached_file(repo: str, file: str, revision: str) -> Path | None:
-    """The cached copy of one file of a hub data set, or None; asks no network."""
+def cached_file(repo: str, file: str, revision: str, kind: Kind = "dataset") -> Path | None:
+    """The cached copy of one file of a hub data set or model, or None; asks no network."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return Path(hf_hub_download(repo, file, repo_type="dataset", revision=revision, local_files_only=True))
+        return Path(hf_hub_download(repo, file, repo_type=kind, revision=revision, local_files_only=True))
     except LocalEntryNotFoundError:
         return None
 

@@ -25,3 +25,11 @@ def change_text(before: float, after: float) -> str:
 def signed(text: str) -> str:
     """With a minus sign in place of the hyphen that terminals and files have."""
     return text.replace("-", "\N{MINUS SIGN}")
+
+
+def duration_text(seconds: float) -> str:
+    """5400 -> "1.5 h"."""
+    for unit, size, most in (("s", 1, 120), ("min", 60, 120), ("h", 3600, 48)):
+        if seconds < size * most:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds / 86400:.3g} days"

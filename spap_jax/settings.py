@@ -10,17 +10,73 @@ from spap_jax.errors import UserError
 _Ranges = tuple[tuple[str, Callable[[Any], bool], str], ...]
 """Name of a field, whether a value fits, and in words what does."""
 
+EFFORTS = {"low": 0, "default": 1, "high": 3}
+"""Sweeps by effort."""
+
+METHODS = ("spap", "random", "magnitude", "wanda", "flap", "fasp", "obs", "osscar")
+UPDATES = ("own", "none", "bias", "refit", "alternate")
+
+
+def _positive(value) -> bool:
+    return isinstance(value, int | float) and 0 < value < math.inf
+
+
+def _fraction(value) -> bool:
+    return isinstance(value, int | float) and 0 <= value < 1
+
+
+def _count(least: int):
+    return lambda value: isinstance(value, int) and value >= least
+
+
+_PRUNING: _Ranges = (
+    ("sparsity", lambda s: isinstance(s, int | float) and 0 < s < 1, "a fraction between 0 and 1, both excluded"),
+    ("attention_sparsity", _fraction, "a fraction of at least 0 and below 1"),
+    ("round_to", _count(1), "a whole number of at least 1"),
+    ("method", lambda m: m in METHODS, f"one of {', '.join(METHODS)}"),
+    ("update", lambda u: u in UPDATES, f"one of {', '.join(UPDATES)}"),
+    ("seed", _count(0), "a whole number of at least 0"),
+    ("ridge", _positive, "positive"),
+    ("penalty", _positive, "positive"),
+    ("penalty_steps", _count(1), "a whole number of at least 1"),
+    ("swap_rounds", _count(0), "a whole number of at least 0"),
+    ("held_out", _fraction, "a fraction of at least 0 and below 1"),
+    ("effort", lambda e: e in EFFORTS, f"one of {', '.join(EFFORTS)}"),
+    ("rounds", _count(0), "a whole number of at least 0"),
+    ("steps", _count(1), "a whole number of at least 1"),
+    ("sweeps", lambda s: s is None or _count(0)(s), "a whole number of at least 0"),
+    ("sweep_steps", _count(1), "a whole number of at least 1"),
+    ("step_tokens", _count(1), "a whole number of at least 1"),
+    ("learning_rate", _positive, "positive"),
+    ("sweep_learning_rate", _positive, "positive"),
+    ("batch_tokens", _count(1), "a whole number of at least 1"),
+)
+
+_TRAINING: _Ranges = (
+    ("full", lambda f: isinstance(f, bool), "True or False"),
+    ("lora_rank", lambda r: r is None or _count(1)(r), "a whole number of at least 1"),
+    ("lora_alpha", _positive, "positive"),
+    ("steps", _count(1), "a whole number of at least 1"),
+    ("learning_rate", lambda r: r is None or _positive(r), "positive"),
+    ("weight_decay", lambda d: d == 0 or _positive(d), "at least 0"),
+    ("step_sequences", _count(1), "a whole number of at least 1"),
+    ("batch_tokens", _count(1), "a whole number of at least 1"),
+    ("held_out", lambda h: _fraction(h) and h > 0, "a fraction between 0 and 1, both excluded"),
+    ("check_every", _count(1), "a whole number of at least 1"),
+    ("seed", _count(0), "a whole number of at least 0"),
+)
+
 
 class _Settings:
     """What settings have in common: their ranges are checked when they are built, and copies are made with changes."""
 
-    _ranges: ClassVar[Callable[[], _Ranges]]
+    _ranges: ClassVar[_Ranges]
 
     def __post_init__(self) -> None:
         """Raises: UserError: a value is out of its range; the message names all of them."""
         wrong = [
             f"{name} must be {words}, not {getattr(self, name)!r}"
-            for name, fits, words in type(self)._ranges()
+            for name, fits, words in self._ranges
             if not fits(getattr(self, name))
         ]
         if wrong:
@@ -94,7 +150,7 @@ class PruneSettings(_Settings):
     sweep_learning_rate: float = 0.015
     batch_tokens: int = 4096
 
-    _ranges = staticmethod(lambda: _PRUNING)
+    _ranges = _PRUNING
 
     @property
     def sweep_count(self) -> int:
@@ -133,7 +189,7 @@ class FinetuneSettings(_Settings):
     check_every: int = 25
     seed: int = 0
 
-    _ranges = staticmethod(lambda: _TRAINING)
+    _ranges = _TRAINING
 
     def __post_init__(self) -> None:
         """Raises: UserError: a value is out of its range, or both kinds of training are asked for."""
@@ -151,60 +207,3 @@ class FinetuneSettings(_Settings):
         """The learning rate set, or the default of the kind of training."""
         default = 2e-5 if self.full else 2e-4
         return default if self.learning_rate is None else self.learning_rate
-
-
-EFFORTS = {"low": 0, "default": 1, "high": 3}
-"""Sweeps by effort."""
-
-METHODS = ("spap", "random", "magnitude", "wanda", "flap", "fasp", "obs", "osscar")
-UPDATES = ("own", "none", "bias", "refit", "alternate")
-
-
-def _positive(value) -> bool:
-    return isinstance(value, int | float) and 0 < value < math.inf
-
-
-def _fraction(value) -> bool:
-    return isinstance(value, int | float) and 0 <= value < 1
-
-
-def _count(least: int):
-    return lambda value: isinstance(value, int) and value >= least
-
-
-_PRUNING: _Ranges = (
-    ("sparsity", lambda s: isinstance(s, int | float) and 0 < s < 1, "a fraction between 0 and 1, both excluded"),
-    ("attention_sparsity", _fraction, "a fraction of at least 0 and below 1"),
-    ("round_to", _count(1), "a whole number of at least 1"),
-    ("method", lambda m: m in METHODS, f"one of {', '.join(METHODS)}"),
-    ("update", lambda u: u in UPDATES, f"one of {', '.join(UPDATES)}"),
-    ("seed", _count(0), "a whole number of at least 0"),
-    ("ridge", _positive, "positive"),
-    ("penalty", _positive, "positive"),
-    ("penalty_steps", _count(1), "a whole number of at least 1"),
-    ("swap_rounds", _count(0), "a whole number of at least 0"),
-    ("held_out", _fraction, "a fraction of at least 0 and below 1"),
-    ("effort", lambda e: e in EFFORTS, f"one of {', '.join(EFFORTS)}"),
-    ("rounds", _count(0), "a whole number of at least 0"),
-    ("steps", _count(1), "a whole number of at least 1"),
-    ("sweeps", lambda s: s is None or _count(0)(s), "a whole number of at least 0"),
-    ("sweep_steps", _count(1), "a whole number of at least 1"),
-    ("step_tokens", _count(1), "a whole number of at least 1"),
-    ("learning_rate", _positive, "positive"),
-    ("sweep_learning_rate", _positive, "positive"),
-    ("batch_tokens", _count(1), "a whole number of at least 1"),
-)
-
-_TRAINING: _Ranges = (
-    ("full", lambda f: isinstance(f, bool), "True or False"),
-    ("lora_rank", lambda r: r is None or _count(1)(r), "a whole number of at least 1"),
-    ("lora_alpha", _positive, "positive"),
-    ("steps", _count(1), "a whole number of at least 1"),
-    ("learning_rate", lambda r: r is None or _positive(r), "positive"),
-    ("weight_decay", lambda d: d == 0 or _positive(d), "at least 0"),
-    ("step_sequences", _count(1), "a whole number of at least 1"),
-    ("batch_tokens", _count(1), "a whole number of at least 1"),
-    ("held_out", lambda h: _fraction(h) and h > 0, "a fraction between 0 and 1, both excluded"),
-    ("check_every", _count(1), "a whole number of at least 1"),
-    ("seed", _count(0), "a whole number of at least 0"),
-)

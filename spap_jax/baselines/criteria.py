@@ -13,7 +13,7 @@ from spap_jax.numerics import full_precision
 from spap_jax.solver.penalty import removal_costs
 from spap_jax.solver.problem import System, Tableau, dense_tableau, pivot
 
-_BATCHES = 10
+BATCHES = 10
 
 
 def random(key: Array, width: int) -> Array:
@@ -111,7 +111,7 @@ def obs_batches(system: System, keep: int) -> Array:
         [k] int32 channel numbers, ascending.
     """
     count = system.gram.shape[0] - keep
-    size = max(1, math.ceil(count / _BATCHES))
+    size = max(1, math.ceil(count / BATCHES))
 
     def remove_batch(step: Array, tableau: Tableau) -> Tableau:
         _, batch = lax.top_k(-removal_costs(tableau), size)

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from spap_jax.checkpoint.config_text import check_describable
+from spap_jax.checkpoint.config_text import check_describable, read_config
 from spap_jax.checkpoint.huggingface import Reader, Writer, save
-from spap_jax.checkpoint.locate import locate
+from spap_jax.checkpoint.locate import locate, locate_config
 from spap_jax.checkpoint.orbax import is_orbax, load_orbax, save_orbax
 from spap_jax.checkpoint.output import check_output, new_folder
 from spap_jax.model import Model
@@ -18,7 +18,9 @@ __all__ = [
     "load",
     "load_orbax",
     "locate",
+    "locate_config",
     "new_folder",
+    "read_config",
     "save",
     "save_orbax",
 ]

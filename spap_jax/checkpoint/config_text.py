@@ -9,10 +9,11 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from spap_jax.checkpoint.tensors import DTYPES
 from spap_jax.errors import UserError
 from spap_jax.model import Source
 from spap_jax.models.config import DecoderConfig
-from spap_jax.models.registry import FAMILIES
+from spap_jax.models.registry import FAMILIES, family_of
 
 DTYPE_FIELDS = ("torch_dtype", "dtype")
 """Where config.json names the dtype of the weights; either is absent in some of them."""
@@ -24,11 +25,29 @@ def read_config_text(folder: Path) -> str:
     Raises:
         UserError: It cannot be read.
     """
-    path = folder / "config.json"
+    return _text(folder / "config.json")
+
+
+def _text(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error}): name a folder with a model's config.json.") from error
+
+
+def read_config(file: Path, name: str) -> tuple[DecoderConfig, int]:
+    """The config in a config.json, and the bytes of a stored weight by the dtype that it names (float32 where none).
+
+    Args:
+        file: The config.json.
+        name: What the model is called.
+
+    Raises:
+        UserError: It cannot be read, or the model is not supported.
+    """
+    theirs = parse_config(_text(file), name)
+    named = next((theirs[field] for field in DTYPE_FIELDS if theirs.get(field)), "float32")
+    return family_of(theirs).read_config(theirs), DTYPES.get(named, DTYPES["float32"]).itemsize
 
 
 def parse_config(text: str, name: str) -> dict[str, Any]:

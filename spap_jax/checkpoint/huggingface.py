@@ -11,6 +11,7 @@ import numpy as np
 
 from spap_jax.checkpoint import inventory
 from spap_jax.checkpoint.config_text import check_describable, parse_config, read_config_text, written_config_text
+from spap_jax.checkpoint.fingerprint import fingerprint
 from spap_jax.checkpoint.inventory import HEAD
 from spap_jax.checkpoint.output import new_folder
 from spap_jax.checkpoint.shards import Shards
@@ -47,7 +48,7 @@ class Reader:
         Raises:
             UserError: The model is not supported, or the files do not fit each other: all faults are listed at once.
         """
-        folder = Path(folder)
+        self._folder = folder = Path(folder)
         name = name or str(folder)
         text = read_config_text(folder)
         theirs = parse_config(text, name)
@@ -62,6 +63,10 @@ class Reader:
         self.source = Source(name, folder.absolute(), text, head_stored)
         self.bytes = inventory.tensor_bytes(self._files, self._stored.values())
         self.dtypes = inventory.stored_dtypes(self._files, self._stored, expected)
+
+    def fingerprint(self) -> str:
+        """Of the config and the weights; see `fingerprint.py`."""
+        return fingerprint(self._folder)
 
     def outer(self) -> Params:
         """The parameters outside of the layers.
@@ -142,6 +147,7 @@ class Writer:
         dtype: str | None = None,
         overwrite: bool = False,
         shard_bytes: int = SHARD_BYTES,
+        partial: Path | None = None,
     ):
         """Prepares for writing; nothing is written before the block begins.
 
@@ -154,6 +160,7 @@ class Writer:
             dtype: "float32", "bfloat16" or "float16", to convert all arrays to; None keeps what they have.
             overwrite: Whether a checkpoint that is there is replaced.
             shard_bytes: Longest weight file, unless one tensor is longer.
+            partial: See `new_folder`.
 
         Raises:
             UserError: There is no such dtype, or config.json has no place for what the config has.
@@ -171,7 +178,7 @@ class Writer:
         }
         self._shard_bytes = shard_bytes
         self.bytes = sum(tensor.bytes for tensor in self._tensors.values())
-        self._output = new_folder(folder, overwrite, self.bytes)
+        self._output = new_folder(folder, overwrite, self.bytes, partial)
         self._stack = contextlib.ExitStack()
         self._missing = set(self._expected)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from spap_jax.checkpoint.side_files import SIDE_FILES, matching
 from spap_jax.checkpoint.tensors import weight_files
 from spap_jax.errors import UserError
-from spap_jax.hub import first_line, require_hub
+from spap_jax.hub import first_line, hub_file, require_hub
 
 _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 _TORCH = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")
@@ -22,6 +22,26 @@ def locate(name: str | Path) -> Path:
     Raises:
         UserError: There is no such folder, it holds no checkpoint, or the hub cannot give the model.
     """
+    return _local(name) or _from_hub(str(name))
+
+
+def locate_config(name: str | Path) -> Path:
+    """A model's config.json, for those who need no weights; of the hub's files no other is fetched.
+
+    Args:
+        name: A folder, or a hub id `owner/name`.
+
+    Raises:
+        UserError: There is no such folder, it holds no config.json, or the hub cannot give it.
+    """
+    folder = _local(name)
+    if folder is not None:
+        return folder / "config.json"
+    return hub_file(str(name), "config.json", "main", remedy=_REMEDY, kind="model")
+
+
+def _local(name: str | Path) -> Path | None:
+    """The folder if it is one here, None for a hub id."""
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -36,7 +56,7 @@ def locate(name: str | Path) -> Path:
             f"there is no folder {folder.name} in {folder.parent.resolve()}; since {folder.parent} is a folder here, "
             f"{name} is read as a path: check it, or, if the hub's model is meant, run from another folder."
         )
-    return _from_hub(name)
+    return None
 
 
 def _is_hub_id(name: str) -> bool:

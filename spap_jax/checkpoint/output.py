@@ -1,7 +1,7 @@
 """Output folders that are complete or absent: written beside their place under a hidden name, then renamed.
 
 A process that is killed leaves its hidden folder `.NAME.partial-XXXXXXXX` behind; nothing reads it and it may
-be deleted.
+be deleted. Where pruning can go on later (`resume.py`), the hidden folder is in that of what it goes on from.
 """
 
 import contextlib
@@ -40,22 +40,26 @@ def check_output(path: str | Path, overwrite: bool = False, needed: int = 0) -> 
 
 
 @contextlib.contextmanager
-def new_folder(path: str | Path, overwrite: bool = False, needed: int = 0) -> Iterator[Path]:
+def new_folder(
+    path: str | Path, overwrite: bool = False, needed: int = 0, partial: Path | None = None
+) -> Iterator[Path]:
     """Yields an empty folder that becomes `path` if the block ends well, and is removed if it raises.
 
     Args:
         path: Where the folder is to be.
         overwrite: Whether a checkpoint that is there may be replaced.
         needed: Bytes that will be written, if known.
+        partial: Its name until then, on the same disk, which nobody else uses; a new one beside it where absent.
 
     Raises:
         UserError: See `check_output`; or the disk filled up while the block was writing.
     """
     target = check_output(path, overwrite, needed)
-    partial = _beside(target, "partial")
+    partial = partial or _beside(target, "partial")
     with _disk_errors(target, partial, needed):
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
+            _remove(partial)  # of a process that was killed
             partial.mkdir()
             yield partial
             _flush(partial)
@@ -116,7 +120,7 @@ def _disk_errors(target: Path, partial: Path, needed: int) -> Iterator[None]:
         if _is_full(error):
             raise UserError(
                 f"the disk of {target.parent} filled up, or a limit of it was reached, while {target.name} was written"
-                f"{need}: free some space, or name a place on another disk; nothing was left behind."
+                f"{need}: free some space, or name a place on another disk; nothing unfinished was left behind."
             ) from error
         file = str(getattr(error, "filename", None) or "")
         if file.startswith((str(partial), str(target))) or (file and Path(file) in target.parents):
@@ -137,10 +141,10 @@ def _beside(target: Path, role: str) -> Path:
 def _remove(folder: Path) -> None:
     """Removes a folder that writers may still fill: when one of Orbax's fails, the others go on for a while."""
     for _ in range(100):
-        shutil.rmtree(folder, ignore_errors=True)
-        time.sleep(0.02)
         if not folder.exists():
             return
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.02)
 
 
 def _flush(folder: Path) -> None:

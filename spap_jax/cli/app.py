@@ -13,6 +13,7 @@ from spap_jax.cli.convert import convert
 from spap_jax.cli.doctor import doctor
 from spap_jax.cli.evaluate import evaluate
 from spap_jax.cli.finetune import finetune
+from spap_jax.cli.plan import plan
 from spap_jax.cli.prune import prune
 from spap_jax.cli.push import push
 from spap_jax.cli.report import report
@@ -26,6 +27,7 @@ app = App(
     help_format="markdown",
     default_parameter=Parameter(negative=()),  # what is off unless asked for needs no --no-
 )
+app.command(plan)
 app.command(prune)
 app.command(finetune)
 app.command(evaluate, name="eval")

@@ -70,16 +70,14 @@ class LayerProgress:
         self._bars: dict[str, TaskID] = {}
         self._bar("layer")
 
-    def advance(self, report: "LayerReport | SweepReport") -> None:
-        """Shows a step of pruning."""
+    def advance(self, report: "LayerReport | SweepReport", fresh: bool = True) -> None:
+        """Shows a step of pruning, and whether it was made just now or before an interruption."""
         sweep = getattr(report, "sweep", None)
         phase, words = ("layer", _errors(report)) if sweep is None else (f"sweep {sweep + 1}", _divergences(report))
         self._progress.update(self._bar(phase), advance=1, description=words)
         if not err.is_terminal:
-            seconds = sum(report.seconds.values())
-            err.print(
-                f"{phase}, layer {report.layer + 1}/{self._layers}  {words}  {seconds:.1f} s".removeprefix("layer, ")
-            )
+            ended = f"{sum(report.seconds.values()):.1f} s" if fresh else "kept"
+            err.print(f"{phase}, layer {report.layer + 1}/{self._layers}  {words}  {ended}".removeprefix("layer, "))
 
     def _bar(self, phase: str) -> TaskID:
         if phase not in self._bars:

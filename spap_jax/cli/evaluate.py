@@ -37,7 +37,7 @@ def evaluate(
         batch_tokens: Tokens that a device takes at once: fewer need less memory.
         json: Also write the numbers to this file.
     """
-    from spap_jax.cli.json_file import write_json
+    from spap_jax.cli.json_file import check_place, write_json
     from spap_jax.errors import UserError
 
     if (data is None) == (tasks is None):
@@ -47,8 +47,7 @@ def evaluate(
         raise UserError("--sequence-length and --sequences go with --data, --task-path and --limit with --tasks.")
     if batch_tokens < 1 or (limit is not None and limit < 1):
         raise UserError("--batch-tokens and --limit must be at least 1: give positive numbers.")
-    if json is not None and not json.parent.is_dir():  # said before a run that takes long
-        raise UserError(f"{json} cannot be written (there is no folder {json.parent}): name another file.")
+    check_place(json)
     if data is not None:
         result = _measure_perplexity(model, data, sequence_length, sequences, batch_tokens)
     else:

@@ -7,6 +7,16 @@ from typing import Any
 from spap_jax.errors import UserError
 
 
+def check_place(file: Path | None) -> None:
+    """Said before a run that takes long.
+
+    Raises:
+        UserError: a file is wanted in a folder that is not there.
+    """
+    if file is not None and not file.parent.is_dir():
+        raise UserError(f"{file} cannot be written (there is no folder {file.parent}): name another file.")
+
+
 def write_json(file: Path, result: dict[str, Any]) -> None:
     """Writes what a command found.
 

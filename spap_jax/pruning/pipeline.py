@@ -1,7 +1,8 @@
 """Sequential pruning: block after block, each fitted on the stream that the pruned blocks before it produce."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,8 @@ from spap_jax.pruning import reduce, streams
 from spap_jax.pruning.attention import prune_attention
 from spap_jax.pruning.layer import Clock, prune_layer
 from spap_jax.pruning.report import LayerReport, SweepReport
-from spap_jax.pruning.sweeps import Steps, put, room, sweep
+from spap_jax.pruning.streams import Streams
+from spap_jax.pruning.sweeps import Start, Steps, at, put, room, sweep
 from spap_jax.settings import PruneSettings
 
 
@@ -52,14 +54,46 @@ def _kept_kv_heads(config: DecoderConfig, sparsity: float) -> int:
     return keep
 
 
+class Step(NamedTuple):
+    """What was done to one block: it was pruned, or adjusted in a sweep.
+
+    Attributes:
+        report: What it tells.
+        layer: The block's parameters; of a step that an earlier run made, the newest there are.
+        final: Whether no later step changes them.
+        fresh: Whether this run made the step.
+    """
+
+    report: LayerReport | SweepReport
+    layer: Params
+    final: bool
+    fresh: bool = True
+
+
+class Begun(NamedTuple):
+    """The steps that an earlier run made: all that the next ones depend on.
+
+    The streams are not among it. They follow from the finished blocks by the same programs, which takes two forward
+    passes; to store them after every block would take more, and more room than the blocks. Nor is a random state: every
+    step folds the seed with its number.
+
+    Attributes:
+        reports: Of all the steps, in their order.
+        read_layer: Gives the newest parameters of a block that a step was made of, by its number.
+    """
+
+    reports: Sequence[LayerReport | SweepReport]
+    read_layer: Callable[[int], Params]
+
+
 def prune_layers(
     config: DecoderConfig,
     outer: Params,
     read_layer: Callable[[int], Params],
     tokens: np.ndarray,
     settings: PruneSettings,
-    watch: Callable[[LayerReport | SweepReport], None],
-) -> Iterator[tuple[int, Params]]:
+    begun: Begun | None = None,
+) -> Iterator[Step]:
     """Prunes every block in turn, and sweeps over the pruned model as often as the settings say.
 
     A block's attention is pruned before its MLP, or left as it is.
@@ -73,51 +107,92 @@ def prune_layers(
         read_layer: Gives the parameters of a dense block by its number.
         tokens: Calibration token blocks [B, T].
         settings: How.
-        watch: Gets the report of every step: of each block, and of each block in each sweep.
+        begun: Steps of an earlier run with the same arguments, to go on from. The result is the same as without.
 
     Yields:
-        The number of each block and its parameters with fewer channels, as soon as they are final.
+        Each step as soon as it is made, and in their places those that were made before.
 
     Raises:
         UserError: there is nothing to remove, or a layer's numbers are not finite.
     """
     narrow = pruned_config(config, settings)
-    fewer_heads = config.with_kv_heads(narrow.kv_heads)
-    chunks = _split(tokens, settings)
     sweeps = settings.sweep_count if update_used(settings) == "alternate" else 0
+    made = list(begun.reports) if begun else []
+    if begun and len(made) == config.layers * (1 + sweeps):
+        for number, report in enumerate(made):
+            yield Step(report, begun.read_layer(report.layer), number >= config.layers * sweeps, fresh=False)
+        return
+    chunks = _split(tokens, settings)
     clock = Clock()
-    calibration, held_out = (streams.start(config, outer, part) for part in chunks)
-    clock.lap("streams", calibration)
+    both = Both(*(streams.start(config, outer, part) for part in chunks))
+    clock.lap("streams", both)
     blocks = None
     for index in range(config.layers):
-        layer = jax.tree.map(jnp.asarray, read_layer(index))
-        clock.lap("reading", layer)
-        attention = None
-        if fewer_heads == config:
-            calibration, held_out = (streams.enter_mlp(config, layer, s) for s in (calibration, held_out))
+        dense = jax.tree.map(jnp.asarray, read_layer(index))
+        clock.lap("reading", dense)
+        if begun and index < len(made):
+            layer, report = jax.tree.map(jnp.asarray, begun.read_layer(index)), made[index]
+            both = _past(config, narrow, dense, layer, both)
         else:
-            layer, (calibration, held_out), attention = prune_attention(
-                index, config, fewer_heads, layer, (calibration, held_out), settings, clock
-            )
-        clock.lap("streams", calibration)
-        seen = (streams.fitting_tokens(s) for s in (calibration, held_out))
-        layer, report = prune_layer(index, fewer_heads, narrow, layer, *seen, settings, clock)
-        if not np.isfinite(report.calibration.alternating):
-            raise UserError(f"the activations of layer {index} are not finite: the checkpoint overflows in float32.")
-        calibration, held_out = (streams.leave_mlp(narrow, layer, s) for s in (calibration, held_out))
-        clock.lap("streams", calibration)
-        watch(dataclasses.replace(report, seconds=dict(clock.seconds), attention=attention))
+            layer, report, both = _prune_block(index, config, narrow, dense, both, settings, clock)
+        del dense
         if sweeps:
             blocks = put(room(layer, config.layers) if blocks is None else blocks, index, layer)
-        else:
-            yield index, layer
+        yield Step(report, layer, final=not sweeps, fresh=index >= len(made))
         del layer
         memory.return_scraps()
         clock = Clock()
     if blocks is not None:
-        final = calibration.dense, held_out.dense
-        del calibration, held_out
-        yield from _swept(narrow, outer, blocks, chunks, final, settings, watch)
+        final = both.fitted.dense, both.held_out.dense
+        del both
+        yield from _swept(narrow, outer, blocks, chunks, final, settings, made[config.layers :])
+
+
+class Both(NamedTuple):
+    """The streams of the calibration tokens: of those to fit, and of those that only judge, which may be none."""
+
+    fitted: Streams
+    held_out: Streams
+
+
+def _prune_block(
+    index: int,
+    config: DecoderConfig,
+    narrow: DecoderConfig,
+    layer: Params,
+    both: Both,
+    settings: PruneSettings,
+    clock: Clock,
+) -> tuple[Params, LayerReport, Both]:
+    """One dense block pruned, its report, and the streams behind it."""
+    fewer_heads = config.with_kv_heads(narrow.kv_heads)
+    attention = None
+    if fewer_heads == config:
+        both = Both(*(streams.enter_mlp(config, layer, s) for s in both))
+    else:
+        layer, pair, attention = prune_attention(index, config, fewer_heads, layer, both, settings, clock)
+        both = Both(*pair)
+    clock.lap("streams", both)
+    calibration, held_out = (streams.fitting_tokens(s) for s in both)
+    layer, report = prune_layer(index, fewer_heads, narrow, layer, calibration, held_out, settings, clock)
+    del calibration, held_out
+    if not np.isfinite(report.calibration.alternating):
+        raise UserError(f"the activations of layer {index} are not finite: the checkpoint overflows in float32.")
+    both = Both(*(streams.leave_mlp(narrow, layer, s) for s in both))
+    clock.lap("streams", both)
+    return layer, dataclasses.replace(report, seconds=dict(clock.seconds), attention=attention), both
+
+
+def _past(config: DecoderConfig, narrow: DecoderConfig, dense: Params, layer: Params, both: Both) -> Both:
+    """The streams behind a block that was pruned before: by the programs of ``_prune_block``, so to the same bits."""
+    fewer_heads = config.with_kv_heads(narrow.kv_heads)
+    if fewer_heads == config:
+        both = Both(*(streams.enter_mlp(config, dense, s) for s in both))
+    else:
+        small = dense | {"attention": layer["attention"]}
+        both = Both(*(streams.enter_attention(config, dense, s) for s in both))
+        both = Both(*(streams.leave_attention(fewer_heads, small, s) for s in both))
+    return Both(*(streams.leave_mlp(narrow, layer, s) for s in both))
 
 
 def _split(tokens: np.ndarray, settings: PruneSettings) -> tuple[np.ndarray, np.ndarray]:
@@ -139,19 +214,22 @@ def _swept(
     tokens: tuple[np.ndarray, np.ndarray],
     final: tuple[jax.Array, jax.Array],
     settings: PruneSettings,
-    watch: Callable[[LayerReport | SweepReport], None],
-) -> Iterator[tuple[int, Params]]:
-    """All sweeps; the last one yields its blocks, which are stacked [L, ...] and updated in place."""
+    made: list[LayerReport | SweepReport],
+) -> Iterator[Step]:
+    """All sweeps over the blocks, which are stacked [L, ...] and updated in place; those made before lie in them."""
     sequences = max(1, settings.step_tokens // tokens[0].shape[-1])
     steps = Steps(settings.sweep_steps, sequences, settings.sweep_learning_rate)
     # The keys of the first pass are folded with the numbers of layers and choices.
     key = jax.random.fold_in(jax.random.key(settings.seed), 2 * config.layers)
+    last = settings.sweep_count - 1
+    before = [report for report in made if isinstance(report, SweepReport)]
+    for report in before:
+        yield Step(report, at(blocks, report.layer), report.sweep == last, fresh=False)
+    start = Start(len(before), before[-1].reached) if before else None
     clock = Clock()
-    for layer, done in sweep(config, outer, blocks, tokens, final, settings.sweep_count, steps, key):
+    for layer, done in sweep(config, outer, blocks, tokens, final, settings.sweep_count, steps, key, start):
         clock.lap("sweeps", layer)
-        watch(SweepReport(**done._asdict(), seconds=clock.seconds))
-        if done.sweep == settings.sweep_count - 1:
-            yield done.layer, layer
+        yield Step(SweepReport(**done._asdict(), seconds=clock.seconds), layer, done.sweep == last)
         del layer
         memory.return_scraps()
         clock = Clock()

@@ -107,6 +107,25 @@ class SweepReport:
     taken: bool
     seconds: dict[str, float]
 
+    @property
+    def reached(self) -> float:
+        """The divergence of the model with this step made."""
+        return self.after if self.taken else self.before
+
+
+def report_of(tree: dict[str, Any]) -> LayerReport | SweepReport:
+    """The inverse of ``dataclasses.asdict`` for the report of a step, after a way through JSON."""
+    if "sweep" in tree:
+        return SweepReport(**tree)
+    attention = tree["attention"]
+    return LayerReport(**_typed(tree | {"attention": attention and AttentionReport(**_typed(attention))}))
+
+
+def _typed(tree: dict[str, Any]) -> dict[str, Any]:
+    held_out = tree["held_out"]
+    errors: dict[str, Any] = {"calibration": Errors(**tree["calibration"]), "held_out": held_out and Errors(**held_out)}
+    return tree | errors | {"kept": tuple(tree["kept"])}
+
 
 @dataclass(frozen=True)
 class PruneReport:
@@ -121,7 +140,8 @@ class PruneReport:
         layers: A record a layer.
         sweeps: A record a layer in every sweep over the whole model.
         seconds: Time by phase, all layers together.
-        extras: What the command line adds: perplexities, bytes on disk, peak memory.
+        extras: What the command line adds: perplexities, bytes on disk, peak memory of the process that ended the run,
+            and a hash that names the run.
     """
 
     settings: dict[str, Any]

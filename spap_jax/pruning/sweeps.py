@@ -7,7 +7,6 @@ no part. A step of a block is taken only if the divergence falls on tokens that 
 """
 
 import functools
-import itertools
 import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple, cast
@@ -38,6 +37,13 @@ class Steps(NamedTuple):
     learning_rate: float
 
 
+class Start(NamedTuple):
+    """Where to go on: steps made, one a block and sweep, and the divergence that they reached."""
+
+    made: int
+    reached: float
+
+
 class Swept(NamedTuple):
     """What a sweep did to one block.
 
@@ -65,6 +71,7 @@ def sweep(
     sweeps: int,
     steps: Steps,
     key: jax.Array,
+    start: Start | None = None,
 ) -> Iterator[tuple[Params, Swept]]:
     """Adjusts the MLP of every block in turn, from the first to the last, and again.
 
@@ -80,27 +87,31 @@ def sweep(
         sweeps: How many.
         steps: How hard to try on a block.
         key: Randomness of the minibatches.
+        start: Where an earlier run stopped, whose steps lie in ``layers``.
 
     Yields:
-        The parameters of each block in each sweep, and what was done.
+        The parameters of each block in each sweep, and what was done, from ``start`` on.
     """
     judge = 1 if tokens[1].size else 0
     both = _entering(config, outer, tokens, final)
-    best = _divergence(config, outer, layers, 0, _at(layers["mlp"], 0), both[judge])
+    made, best = start or (0, _divergence(config, outer, layers, 0, at(layers["mlp"], 0), both[judge]))
+    for index in range(made % config.layers):
+        both = _behind(config, layers, index, both)
     # Compiled apart from the first call: the compiler's memory is given back before the steps need theirs.
     descend = _descend.lower(config, steps, outer, layers, 0, both[0], key).compile()
     memory.return_scraps()
-    for number, index in itertools.product(range(sweeps), range(config.layers)):
-        if number and not index:
+    for step in range(made, sweeps * config.layers):
+        number, index = divmod(step, config.layers)
+        if step > made and not index:
             both = _entering(config, outer, tokens, final)
-        mlp = descend(outer, layers, index, both[0], jax.random.fold_in(key, number * config.layers + index))
+        mlp = descend(outer, layers, index, both[0], jax.random.fold_in(key, step))
         now = _divergence(config, outer, layers, index, mlp, both[judge])
         done = Swept(number, index, float(best), float(now), bool(now < best))  # not taken if nan
         if done.taken:
             layers, best = layers | {"mlp": put(layers["mlp"], index, mlp)}, now
         del mlp
-        yield _at(layers, index), done
-        both = [part._replace(pruned=_advance(config, layers, index, part.pruned)) for part in both]
+        yield at(layers, index), done
+        both = _behind(config, layers, index, both)
 
 
 def _entering(
@@ -119,21 +130,27 @@ def _descend(
     Products are as exact as the device makes them by itself: minibatches are noisier, and what comes of the steps is
     judged at full precision.
     """
-    block = _at(layers, index)
+    block = at(layers, index)
     shape = fitted.pruned.shape[:2]
     count = math.prod(shape)
+    sequences = min(steps.sequences, count)
     optimizer = relative_optimizer()
     decay = optax.cosine_decay_schedule(1.0, steps.number)
 
-    def loss(mlp: Params, drawn: Streams) -> jax.Array:
+    def loss(mlp: Params, drawn: Streams, outer: Params, layers: Params, index: int) -> jax.Array:
         last = _rest(config, layers, index, mlp, drawn.pruned)
-        return _token_divergences(config, outer, drawn.dense, last).mean()
+        return _token_divergences(config, outer, drawn.dense, last).sum()
+
+    def gradients(drawn: Streams, mlp: Params, *others: Any) -> Params:
+        return jax.grad(loss)(mlp, drawn, *others)
 
     def step(carry: tuple[Any, Any], now: tuple[jax.Array, jax.Array]) -> tuple[tuple[Any, Any], None]:
         mlp, state = carry
         number, key = now
-        drawn = jax.random.randint(key, (min(steps.sequences, count),), 0, count)
-        gradient = jax.grad(loss)(mlp, devices.draw(fitted, jnp.unravel_index(drawn, shape)))
+        places = jnp.unravel_index(jax.random.randint(key, (sequences,), 0, count), shape)
+        drawn = devices.draw(fitted, places)
+        gradient = devices.total(gradients, drawn, mlp, outer, layers, index)
+        gradient = jax.tree.map(lambda g: g / (sequences * fitted.pruned.shape[2]), gradient)
         updates, state = optimizer.update(gradient, state, mlp)
         size = steps.learning_rate * decay(number)
         return (jax.tree.map(lambda w, u: w - size * u, mlp, updates), state), None
@@ -171,10 +188,15 @@ def put(stack: Params, index: int, layer: Params) -> Params:
     return jax.tree.map(lambda all_layers, new: all_layers.at[index].set(new), stack, layer)
 
 
+def _behind(config: DecoderConfig, layers: Params, index: int, both: list[Streams]) -> list[Streams]:
+    """The streams behind a block; the dense one is the last anyway."""
+    return [part._replace(pruned=_advance(config, layers, index, part.pruned)) for part in both]
+
+
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="pruned")
 @full_precision
 def _advance(config: DecoderConfig, layers: Params, index: int, pruned: jax.Array) -> jax.Array:
-    block = _at(layers, index)
+    block = at(layers, index)
     return streams.in_place(lambda x: _apply(config, block, x), pruned)
 
 
@@ -187,9 +209,9 @@ def _rest(config: DecoderConfig, layers: Params, index: int | jax.Array, mlp: Pa
 
     @jax.checkpoint  # outside of the condition, whose gradient would keep a copy of every block's weights
     def step(x: jax.Array, number: jax.Array) -> tuple[jax.Array, None]:
-        return jax.lax.cond(number > index, lambda x: _apply(config, _at(layers, number), x), lambda x: x, x), None
+        return jax.lax.cond(number > index, lambda x: _apply(config, at(layers, number), x), lambda x: x, x), None
 
-    x = _apply(config, _at(layers, index) | {"mlp": mlp}, x)
+    x = _apply(config, at(layers, index) | {"mlp": mlp}, x)
     return jax.lax.scan(step, x, jnp.arange(config.layers))[0]
 
 
@@ -207,5 +229,6 @@ def _apply(config: DecoderConfig, layer: Params, x: jax.Array) -> jax.Array:
     return jax.lax.map(after, r.reshape(-1, config.width), batch_size=_MLP_TOKENS).reshape(x.shape)
 
 
-def _at(layers: Params, index: int | jax.Array) -> Params:
+def at(layers: Params, index: int | jax.Array) -> Params:
+    """One layer of a stack [L, ...]."""
     return jax.tree.map(lambda stack: stack[index], layers)

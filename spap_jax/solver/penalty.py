@@ -18,9 +18,9 @@ from jax import Array, lax
 from spap_jax.numerics import full_precision
 from spap_jax.solver.problem import System, Tableau, dense_tableau, pivot
 
-_POOL = 4  # candidates in a step for every channel that may leave
+POOL = 4  # candidates in a step for every channel that may leave
 _LEAST_POOL = 64
-_RETURNS = 0.25  # channels that may return in a step, for every channel that leaves
+RETURNS = 0.25  # channels that may return in a step, for every channel that leaves
 _MARGIN = 1e-3  # a return must gain more than it costs by this fraction: float32 noise is no reason
 
 
@@ -49,7 +49,7 @@ def select(system: System, keep: int, penalty: float | Array, steps: int) -> Arr
     if count == 0:
         return jnp.arange(f, dtype=jnp.int32)
     b = math.ceil(count / steps)
-    guests = min(math.ceil(_RETURNS * b), keep)
+    guests = min(math.ceil(RETURNS * b), keep)
 
     def step(state: _State, target: Array) -> tuple[_State, None]:
         return _step(state, target, b, guests, 1 / penalty), None
@@ -105,7 +105,7 @@ def _cheapest_block(tableau: Tableau, b: int, slack: float | Array) -> tuple[Arr
         [b] channel numbers in the order of choice, [b] their costs when chosen.
     """
     f = tableau.removed.shape[0]
-    negated, pool = lax.top_k(-removal_costs(tableau), min(f, max(_POOL * b, _LEAST_POOL)))
+    negated, pool = lax.top_k(-removal_costs(tableau), min(f, max(POOL * b, _LEAST_POOL)))
     rows = tableau.rows[pool]
 
     def choose(state: tuple[Array, Array, Array], _) -> tuple[tuple[Array, Array, Array], tuple[Array, Array]]:

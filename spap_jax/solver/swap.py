@@ -20,7 +20,7 @@ from spap_jax.numerics import full_precision
 from spap_jax.solver.problem import System, Tableau, pivot, smallest_pivot
 
 TOLERANCE = 1e-6  # of the explained power: a smaller gain is within the rounding of the moments themselves
-_BLOCK = 16  # at most one swap for every so many channels on the smaller side
+BLOCK = 16  # at most one swap for every so many channels on the smaller side
 
 
 class Polished(NamedTuple):
@@ -121,7 +121,7 @@ def _tableau(system: System, kept: Array, removed: Array) -> tuple[Tableau, Arra
 
 def _swap(state: _State, gains: Array, threshold: Array, allowed: Array) -> _State:
     """Makes the best disjoint swaps, as many as can be, or half, a quarter, .. of them until they pay as a block."""
-    most = max(1, min(gains.shape) // _BLOCK)
+    most = max(1, min(gains.shape) // BLOCK)
     out, into, promised = _disjoint_pairs(gains, most)
     leaving, coming = state.kept[out], state.removed[into]
     block = jnp.concatenate([leaving, coming])

@@ -190,7 +190,8 @@ def _steps(
     def step(state: State, tokens: jax.Array) -> tuple[State, jax.Array]:
         value, gradient = devices.total(sums, tokens, state.trained, params, guide)
         changes, optimized = optimizer.update(gradient, state.optimizer, state.trained)
-        return State(optax.apply_updates(state.trained, changes), optimized), value
+        trained = jax.tree.map(jnp.add, state.trained, changes)
+        return State(trained, optimized), value
 
     return jax.lax.scan(step, state, batches.swapaxes(0, 1))
 

@@ -34,17 +34,35 @@ def finish(process: subprocess.Popen) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
-def together(output: Path, count: int) -> list[tuple[int, str, str]]:
+def together(output: Path, count: int) -> list[subprocess.Popen]:
     place = ["--coordinator", f"localhost:{free_port()}", "--processes", str(count)]
-    return [finish(each) for each in [start(output, *place, "--process-id", str(i)) for i in range(count)]]
+    return [start(output, *place, "--process-id", str(i)) for i in range(count)]
+
+
+def kill_after(line: str, processes: list[subprocess.Popen]) -> None:
+    """Kills all of them when the first one has said a line."""
+    assert processes[0].stderr is not None
+    for said in processes[0].stderr:
+        if said.startswith(line):
+            break
+    for each in processes:
+        each.kill()
+        each.communicate()
 
 
 @pytest.mark.timeout(900)
-def test_two_processes_give_the_result_of_one(tmp_path: Path):
+def test_two_processes_that_go_on_give_the_result_of_one(tmp_path: Path):
+    """They are killed on the way; the first one alone has kept what was done."""
     code, _, said = finish(start(tmp_path / "one"))
     assert code == 0, said
-    results = together(tmp_path / "two", 2)
+    kill_after("layer 4/", together(tmp_path / "two", 2))
+    assert [each.name for each in tmp_path.iterdir() if each.name != "one"] == [".two.resume"]
+    results = [finish(each) for each in together(tmp_path / "two", 2)]
     assert [code for code, _, _ in results] == [0, 0], results
+    assert "layer 3/6" in results[0][2]
+    kept = [line.endswith("kept") for line in results[0][2].splitlines() if line.startswith(("layer", "sweep"))]
+    assert kept.count(True) in (3, 4)
+    assert kept == sorted(kept, reverse=True)
     assert "MLP channels removed" in results[0][1]
     assert "MLP channels removed" not in results[1][1]
     one, two = (json.loads((tmp_path / name / "spap_report.json").read_text()) for name in ("one", "two"))

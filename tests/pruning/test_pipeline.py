@@ -185,18 +185,17 @@ def test_activations_that_overflow_are_said():
 
 
 def test_a_block_is_read_when_its_turn_comes():
-    model, read, told = tiny("llama"), [], []
+    model, read = tiny("llama"), []
 
     def read_layer(index: int) -> dict:
         read.append(index)
         return jax.tree.map(lambda array: array[index], model.params["layers"])
 
     outer = {name: model.params[name] for name in ("embed", "head")}
-    run = prune_layers(model.config, outer, read_layer, random_tokens(), SETTINGS, told.append)
-    index, layer = next(run)
-    assert (index, read) == (0, [0])
-    assert layer["mlp"]["down"].shape == (KEPT, 32)
-    assert [report.layer for report in told] == [0]
+    run = prune_layers(model.config, outer, read_layer, random_tokens(), SETTINGS)
+    step = next(run)
+    assert (step.report.layer, step.final, read) == (0, True, [0])
+    assert step.layer["mlp"]["down"].shape == (KEPT, 32)
     assert len([*run]) == LAYERS - 1
     assert read == [0, 1, 2]
 

@@ -79,9 +79,9 @@ def test_the_rest_of_a_model_is_its_blocks_one_after_the_other():
     layers = model.params["layers"]
     other = jax.tree.map(lambda a: 0.9 * a[0], layers["mlp"])
     for first in range(3):
-        expected = sweeps._apply(model.config, sweeps._at(layers, first) | {"mlp": other}, x)
+        expected = sweeps._apply(model.config, sweeps.at(layers, first) | {"mlp": other}, x)
         for index in range(first + 1, 3):
-            expected = sweeps._apply(model.config, sweeps._at(layers, index), expected)
+            expected = sweeps._apply(model.config, sweeps.at(layers, index), expected)
         found = sweeps._rest(model.config, layers, first, other, x)
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 

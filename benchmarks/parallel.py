@@ -1,0 +1,187 @@
+"""Parallel efficiency: the same work on one CPU device and on two, ``python -m benchmarks.parallel``.
+
+A process of its own for each number of devices, with as many threads as devices. They take turns, so that each time of
+the one has a time of the other beside it. The efficiency of a pair is the time on one device over that of all devices
+together; medians are shown, by the clock and by the processor. Other work on the machine takes cores away and spoils
+the first; the second only tells what is computed twice or waited for busily. Compare within one run only. Beside what
+is measured stands what the counts of ``spap plan`` allow.
+"""
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from statistics import median
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from cyclopts import App
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.prune_time import Size
+from spap_jax import devices
+from spap_jax.models import decoder
+from spap_jax.models.config import DecoderConfig
+from spap_jax.planning import operations
+from spap_jax.planning.workload import Workload, workload
+from spap_jax.pruning import moments, streams, sweeps
+from spap_jax.settings import PruneSettings
+
+COUNTS = (1, 2)
+SIZE = Size(layers=4, d=256, f=1024, n=4, m=2, sequences=32, length=256)
+STEP_SEQUENCES, STEPS = 4, 8
+SETTINGS = PruneSettings(
+    held_out=0.25, batch_tokens=4 * SIZE.length, step_tokens=STEP_SEQUENCES * SIZE.length, sweep_steps=STEPS
+)
+STATISTICS, STEPS_OF_SWEEPS = "statistics", "steps of sweeps"
+
+out = Console(highlight=False, width=100)
+app = App(name="parallel", help=__doc__)
+
+
+class Measured(NamedTuple):
+    """Attributes: seconds: by the clock; busy: seconds of processors."""
+
+    seconds: float
+    busy: float
+
+
+def load_on(count: int) -> Workload:
+    """The work of so many devices."""
+    return workload(SIZE.config, SETTINGS, SIZE.sequences, SIZE.length, count)
+
+
+def random_params(config: DecoderConfig) -> decoder.Params:
+    """On the host, as a checkpoint's are before they are spread."""
+    shapes, rng = jax.eval_shape(lambda: decoder.init(config, jax.random.key(0))), np.random.default_rng(0)
+    return jax.tree.map(lambda a: rng.normal(0, 0.02, a.shape).astype(np.float32), shapes)
+
+
+def work(count: int) -> Iterator[tuple[str, Any]]:
+    """The computations in order, endlessly: second moments, and the sweeps over one block after another."""
+    load = load_on(count)
+    config, params = load.narrow, random_params(load.narrow)
+    tokens = np.random.default_rng(0).integers(0, SIZE.vocabulary, (SIZE.sequences, SIZE.length)).astype(np.int32)
+    fitted = load.fitted.count * load.fitted.sequences
+    chunks = streams.chunked(tokens[:fitted], load.fitted.sequences), streams.chunked(tokens[fitted:], 1)
+    both = [streams.start(config, params, part) for part in chunks]
+    layer = jax.tree.map(lambda a: jnp.asarray(a[0]), params["layers"])
+    steps = sweeps.Steps(STEPS, load.step_sequences, 0.01)
+    outer = {name: params[name] for name in ("embed", "head")}
+    final = (both[0].dense, both[1].dense)
+    blocks = sweeps.sweep(
+        config, outer, jax.tree.map(jnp.asarray, params["layers"]), chunks, final, 1000, steps, jax.random.key(1)
+    )
+    while True:
+        yield STATISTICS, lambda: moments.accumulate(config, layer, streams.fitting_tokens(both[0]))
+        yield STEPS_OF_SWEEPS, lambda: next(blocks)[0]
+
+
+@app.command(show=False)
+def serve(count: int) -> None:
+    """Computes one thing for every line of standard input, and says its name and how long it took.
+
+    Args:
+        count: Devices.
+    """
+    with devices.sharing(count):
+        for name, compute in work(count):
+            if not sys.stdin.readline():
+                return
+            start, busy = time.perf_counter(), time.process_time()
+            jax.block_until_ready(compute())
+            print(name, time.perf_counter() - start, time.process_time() - busy, sep="\t", flush=True)
+
+
+def started(count: int) -> subprocess.Popen[str]:
+    """A process that serves."""
+    threads = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(count), "PJRT_NPROC": str(count)}
+    command = [sys.executable, "-m", "benchmarks.parallel", "serve", str(count)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=os.environ | threads)
+
+
+def asked(process: subprocess.Popen[str]) -> tuple[str, Measured]:
+    """The next computation of a process."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write("\n")
+        process.stdin.flush()
+    name, *numbers = process.stdout.readline().split("\t")
+    if not numbers:
+        raise SystemExit(f"a process ended with exit code {process.wait()}; what it said is above.")
+    return name, Measured(*map(float, numbers))
+
+
+def measured(pairs: int) -> dict[str, list[tuple[Measured, ...]]]:
+    """Pairs by name, the processes taking turns; the first of each compiles and is left out."""
+    found: dict[str, list[tuple[Measured, ...]]] = {STATISTICS: [], STEPS_OF_SWEEPS: []}
+    processes = [started(count) for count in COUNTS]
+    try:
+        for _ in range(len(found) * (pairs + 1)):
+            (name, first), *others = [asked(process) for process in processes]
+            found[name].append((first, *(other for _, other in others)))
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    return {name: rows[1:] for name, rows in found.items()}
+
+
+def efficiencies(pairs: list[tuple[Measured, ...]]) -> tuple[list[float], list[float]]:
+    """By the clock and by the processor, of each pair."""
+    by_clock = [pair[0].seconds * COUNTS[0] / (pair[-1].seconds * COUNTS[-1]) for pair in pairs]
+    return by_clock, [pair[0].busy / pair[-1].busy for pair in pairs]
+
+
+def counted_efficiency(name: str) -> float:
+    """The same by operations: what every device repeats is lost."""
+
+    def count(devices_: int) -> float:
+        load = load_on(devices_)
+        if name == STATISTICS:
+            return operations.statistics_operations(load)
+        after = (SIZE.layers - 1) / 2
+        steps = STEPS * operations.sweep_step_operations(load, after)
+        return steps + operations.divergence_operations(load, after) + operations.advance_operations(load)
+
+    return count(COUNTS[0]) / count(COUNTS[-1]) * COUNTS[0] / COUNTS[-1]
+
+
+def show(found: dict[str, list[tuple[Measured, ...]]]) -> None:
+    """Prints medians."""
+    table = Table(show_edge=False, pad_edge=False)
+    columns = [f"{count} device{'s' * (count > 1)}, s" for count in COUNTS]
+    for name in ("", *columns, "efficiency", "of pairs", "by processor", "by counting"):
+        table.add_column(name, justify="right" if name else "left")
+    for name, pairs in found.items():
+        times = [f"{median(each.seconds for each in several):.3f}" for several in zip(*pairs, strict=True)]
+        clock, processor = efficiencies(pairs)
+        spread = f"{min(clock):.0%} to {max(clock):.0%}"
+        shares = f"{median(clock):.0%}", spread, f"{median(processor):.0%}", f"{counted_efficiency(name):.0%}"
+        table.add_row(name, *times, *shares)
+    out.print(table)
+
+
+@app.default
+def main(*, pairs: int = 5) -> None:
+    """Measures second moments of a layer, and steps of sweeps with what judges them.
+
+    Args:
+        pairs: Times of each on one device and on two; medians are shown.
+    """
+    out.print(
+        f"LLaMA of {SIZE.layers} layers, d {SIZE.d}, f {SIZE.f}; {SIZE.sequences} sequences of {SIZE.length} tokens; "
+        f"{os.cpu_count()} cores, shared with whatever else runs: compare within this run only"
+    )
+    show(measured(pairs))
+
+
+if __name__ == "__main__":
+    app()

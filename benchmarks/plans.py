@@ -1,0 +1,77 @@
+"""What pruning LLaMA-3.1 needs of three meshes: ``python -m benchmarks.plans`` writes ``docs/plans.md``.
+
+Nothing is measured: the page is what ``spap plan`` counts, from the configs in ``tests/configs``.
+"""
+
+from pathlib import Path
+
+from cyclopts import App
+
+from spap_jax import checkpoint
+from spap_jax.cli.plan import MESHES
+from spap_jax.planning import tables
+from spap_jax.planning.accelerators import mesh_named
+from spap_jax.planning.plan import Plan, Request, notes, plan, verdict
+from spap_jax.planning.tables import Words
+from spap_jax.settings import PruneSettings
+
+ROOT = Path(__file__).parents[1]
+MODELS = ("llama-3.1-8b", "llama-3.1-70b", "llama-3.1-405b")
+EFFORTS = ("low", "default")
+SEQUENCES, LENGTH = 128, 2048
+
+HEAD = f"""# What full-size models need
+
+Written by `python -m benchmarks.plans` from the configs in `tests/configs`. Nothing here is measured: it is what
+`spap plan` counts (for any model, mesh and settings), and tests hold the counts against XLA's accounts of the compiled
+programs. Times are rooflines, at the peak rates of the data sheets.
+
+{{sparsity}} of the MLP channels, {SEQUENCES} calibration sequences of {LENGTH} tokens. Effort `low` holds one block at
+a time, `default` all pruned blocks for its sweeps. The calibration sequences are spread over the devices; weights and
+solver lie on every one of them.
+"""
+
+app = App(name="plans", help=__doc__)
+
+
+def markdown(words: Words) -> str:
+    """A table of a page; the first column names, the others hold numbers."""
+    rule = ["---"] + ["---:"] * (len(words.columns) - 1)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (words.columns, rule, *words.rows))
+
+
+def plans_of(model: str, effort: str) -> list[Plan]:
+    """A model on all meshes."""
+    config, weight_bytes = checkpoint.read_config(ROOT / "tests" / "configs" / f"{model}.json", model)
+    request = Request(config, PruneSettings(effort=effort), SEQUENCES, LENGTH, weight_bytes)
+    return [plan(request, mesh_named(name)) for name in MESHES]
+
+
+def section(model: str) -> str:
+    """A model's part of the page."""
+    parts = [f"## {model}"]
+    for effort in EFFORTS:
+        plans = plans_of(model, effort)
+        parts += [f"### effort {effort}", markdown(tables.summary_words(plans))]
+        said = [f"- {planned.mesh.name}: {verdict(planned)}" for planned in plans if not planned.fits]
+        said += [f"- {planned.mesh.name}: {note}" for planned in plans if planned.fits for note in notes(planned)]
+        parts += ["\n".join(said)] if said else []
+        shown = next((planned for planned in plans if planned.fits), plans[-1])
+        for words in (tables.memory_words(shown), tables.phase_words(shown)):
+            parts += [f"{shown.mesh.name}, {words.title}:", markdown(words)]
+    return "\n\n".join(parts)
+
+
+@app.default
+def main(output: Path = ROOT / "docs" / "plans.md") -> None:
+    """Writes the page.
+
+    Args:
+        output: Where.
+    """
+    head = HEAD.format(sparsity=f"{PruneSettings.sparsity:.0%}")
+    output.write_text("\n\n".join([head.rstrip(), *map(section, MODELS), tables.LEGEND]) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    app()

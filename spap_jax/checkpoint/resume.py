@@ -1,0 +1,261 @@
+"""What an unfinished run keeps beside its output, so that the same command goes on where it stopped.
+
+`.NAME.resume` holds `run.json` (which run this is), `steps/` (Orbax: a step is the newest weights of one block, and
+what was said of them), `output/` (the partial output) and `lock`. It is removed when the run ends well.
+
+A run of L blocks makes L steps and then L more in every sweep; a step takes the place of the one L before it, so that
+there is one a block. Orbax writes a step in the background and renames it when it is complete: a process that is killed
+loses the step that it was making. A step carries a hash of its weights: one that was damaged later counts as lost.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict
+from orbax.checkpoint import checkpoint_managers
+
+from spap_jax.errors import UserError
+from spap_jax.models.decoder import Params
+
+Json = dict[str, Any]
+
+_RUN, _STEPS, _OUTPUT, _LOCK = "run.json", "steps", "output", "lock"
+
+
+def resume_folder(output: str | Path) -> Path:
+    """Where a run into `output` keeps what it has done."""
+    target = Path(output).expanduser().resolve()
+    return target.with_name(f".{target.name}.resume")
+
+
+class Unfinished:
+    """What a run has done so far: made when it begins, or found as another process left it.
+
+    Attributes:
+        folder: Where it is kept.
+        found: Whether an earlier process of the same run left something.
+        lost: Whether some of that was damaged, and is not used.
+        told: What was said of each step that counts, in their order.
+    """
+
+    def __init__(self, output: str | Path, run: Mapping[str, Any], blocks: int, fresh: bool = False):
+        """Opens the folder, or makes it.
+
+        Args:
+            output: Folder that the run is to write.
+            run: All that its result depends on, by name; values as JSON has them.
+            blocks: L.
+            fresh: Whether to discard what an earlier run left.
+
+        Raises:
+            UserError: Another process is at it, or what is there belongs to another run.
+        """
+        self.folder = resume_folder(output)
+        self._run, self._blocks = dict(run), blocks
+        self._lock = _locked(self.folder)
+        self._writing = threading.Lock()
+        self.found = (self.folder / _RUN).exists() and not fresh
+        self.lost = False
+        self.told: list[Json] = []
+        try:
+            if self.found:
+                self._check()
+            if not self.found:
+                self._begin()
+            self._manager = self._open()
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def __enter__(self) -> Self:
+        """Nothing more than `self`."""
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        """Waits for what is being written, and lets another process come; an error before any step leaves nothing."""
+        try:
+            with contextlib.suppress(*[Exception] if raised[0] else ()):  # one error is enough
+                self._manager.close()
+        finally:
+            if raised[0] and not self.told:
+                _clear(self.folder)
+            os.close(self._lock)
+
+    @property
+    def output(self) -> Path:
+        """Where the output is to be written until it is complete."""
+        return self.folder / _OUTPUT
+
+    @property
+    def name(self) -> str:
+        """Of the run: a hash of all that its result depends on."""
+        return hashlib.sha256(json.dumps(self._run, sort_keys=True).encode()).hexdigest()
+
+    def layer(self, index: int) -> Params:
+        """The newest weights of a block, as numpy arrays."""
+        newest = range(len(self.told))[index :: self._blocks][-1]
+        found: Any = self._manager.restore(newest, args=ocp.args.Composite(layer=ocp.args.StandardRestore()))
+        return found.layer
+
+    def add(self, layer: Params, told: Json) -> None:
+        """Keeps the next step; its files are written in the background.
+
+        Args:
+            layer: The weights of the block that it was made of.
+            told: What there is to say of it, as JSON has it.
+        """
+        layer = jax.device_get(layer)
+        step = len(self.told)
+        about = {"told": [*self.told[step % self._blocks :: self._blocks], told], "sha256": _digest(layer)}
+        args = ocp.args.Composite(layer=ocp.args.StandardSave(layer), about=ocp.args.JsonSave(about))
+        with self._writing:
+            self._manager.save(step, args=args)
+            self.told.append(told)
+
+    def count(self) -> int:
+        """How many steps are on disk to stay, when what is being written is."""
+        with contextlib.suppress(Exception):  # raised again where the next step is added
+            self._manager.wait_until_finished()
+        numbers = [int(path.name) for path in (self.folder / _STEPS).glob("*") if path.name.isdecimal()]
+        return max(numbers, default=-1) + 1
+
+    def settle(self) -> None:
+        """Returns when all steps are on disk, after which no other is begun: for a process that is about to end."""
+        self._writing.acquire()
+        self.count()
+
+    def drop_steps(self) -> None:
+        """Removes all but the name of the run, whose output is in its place while the command has others to make."""
+        self._manager.wait_until_finished()
+        for name in (_STEPS, _OUTPUT):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+
+    def remove(self) -> None:
+        """Removes everything: the command has ended well. Not before the `with` block has."""
+        _clear(self.folder)
+
+    def _check(self) -> None:
+        """Refuses what another run left; what cannot be read counts as nothing."""
+        try:
+            theirs = dict(json.loads((self.folder / _RUN).read_bytes()))
+        except (ValueError, TypeError):
+            theirs = {}
+        if not theirs:
+            self.found, self.lost = False, True
+            return
+        changed = [name for name in self._run | theirs if self._run.get(name) != theirs.get(name)]
+        if changed:
+            raise UserError(
+                f"{self.folder} holds a run that was interrupted and differs from this one in "
+                f"{', '.join(_difference(name, theirs.get(name), self._run.get(name)) for name in changed)}: "
+                "repeat the command as it was, or pass --no-resume to discard that run and start over."
+            )
+
+    def _begin(self) -> None:
+        _clear(self.folder, but=_LOCK)
+        written = self.folder / f"{_RUN}.new"
+        with written.open("w", encoding="utf-8") as file:
+            json.dump(self._run, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        written.rename(self.folder / _RUN)
+
+    def _open(self) -> ocp.CheckpointManager:
+        """Orbax's manager of the steps that count; others are removed."""
+        steps = self.folder / _STEPS
+        steps.mkdir(exist_ok=True)
+        with self._managed() as manager:
+            there = {step: _intact(manager, step) for step in manager.all_steps()}
+        count, self.told = _counting({step: told for step, told in there.items() if told}, self._blocks)
+        self.lost = self.lost or any(step >= count or not there[step] for step in there)
+        for entry in steps.iterdir():
+            if entry.name not in map(str, range(max(0, count - self._blocks), count)):
+                shutil.rmtree(entry)
+        return self._managed()
+
+    def _managed(self) -> ocp.CheckpointManager:
+        # This process alone writes; those that only compute have no part in it.
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=0, active_processes={0}, barrier_sync_key_prefix="resume"
+        )
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=checkpoint_managers.LatestN(self._blocks),
+            multiprocessing_options=alone,
+            create=False,
+            save_root_metadata=False,
+            lightweight_initialize=True,
+        )
+        return ocp.CheckpointManager(self.folder / _STEPS, options=options)
+
+
+def _counting(intact: Mapping[int, list[Json]], blocks: int) -> tuple[int, list[Json]]:
+    """How many steps count, the most for which there is the newest of each block, and what was told of each."""
+    for count in range(max(intact, default=-1) + 1, 0, -1):
+        newest = range(max(0, count - blocks), count)
+        if all(step in intact for step in newest):
+            of_block = {step % blocks: intact[step] for step in newest}
+            return count, [of_block[step % blocks][step // blocks] for step in range(count)]
+    return 0, []
+
+
+def _intact(manager: ocp.CheckpointManager, step: int) -> list[Json] | None:
+    """What was told of the block of a step in this and earlier ones; None where the step is damaged."""
+    both = ocp.args.Composite(layer=ocp.args.StandardRestore(), about=ocp.args.JsonRestore())
+    try:
+        found: Any = manager.restore(step, args=both)
+        return found.about["told"] if _digest(found.layer) == found.about["sha256"] else None
+    except Exception:  # Orbax raises every kind for a step that is damaged
+        return None
+
+
+def _digest(layer: Params) -> str:
+    total = hashlib.sha256()
+    for name, array in sorted(flatten_dict(layer, sep="/").items()):
+        total.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        total.update(np.ascontiguousarray(array).view(np.uint8).data)
+    return total.hexdigest()
+
+
+def _difference(name: str, theirs: Any, ours: Any) -> str:
+    """A changed part of a run in words; hashes say nothing to a person."""
+    long = any(isinstance(value, str) and len(value) == hashlib.sha256().digest_size * 2 for value in (theirs, ours))
+    return name if long else f"{name} ({theirs}, now {ours})"
+
+
+def _locked(folder: Path) -> int:
+    """The handle of a lock that ends with the process, however it ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise UserError(f"another process is pruning into the folder of {folder}: wait for it, or end it.") from None
+    except OSError:  # some network file systems have no locks
+        pass
+    return handle
+
+
+def _clear(folder: Path, but: str | None = None) -> None:
+    """Removes what this module makes, and the folder if nothing else is in it."""
+    for name in (_STEPS, _OUTPUT, _RUN, f"{_RUN}.new", _LOCK):
+        path = folder / name
+        if name == but:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()

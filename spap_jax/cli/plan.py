@@ -1,0 +1,99 @@
+"""``spap plan``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from spap_jax.settings import PruneSettings
+
+if TYPE_CHECKING:
+    from spap_jax.planning.plan import Plan
+
+MESHES = ("v5e-8", "v5p-64", "h100x8")
+"""Shown where none is named."""
+
+
+def plan(
+    model: str,
+    /,
+    *,
+    mesh: str | None = None,
+    sequences: int = 128,
+    sequence_length: int | None = None,
+    json: Path | None = None,
+    settings: Annotated[PruneSettings, Parameter(name="*")] = PruneSettings(),  # noqa: B008 (frozen)
+) -> None:
+    """Tell what pruning a model will need before any device is rented: whether it fits, memory, work, the least time.
+
+    Example: spap plan meta-llama/Llama-3.1-8B --mesh h100x8 --effort low
+
+    Only config.json is read. The counts are of the program as it is: the calibration sequences are spread over the
+    devices, weights and solver lie on each. Times are rooflines: the work at the rates of the data sheets.
+
+    Args:
+        model: Folder with a config.json, or a hub id; no weights are needed.
+        mesh: The devices: v5e-8, v5p-64, v6e-8 (TPU slices as Cloud names them), a100x4, h100x8, h200x8 (GPUs of one
+            server). Where absent, a few are compared.
+        sequences: Calibration sequences.
+        sequence_length: Tokens in a sequence; 2048, or what the model's positions allow, where absent.
+        json: Also write the numbers to this file.
+        settings: How to prune, as in spap prune.
+    """
+    from dataclasses import asdict
+
+    from spap_jax import checkpoint
+    from spap_jax.cli import console
+    from spap_jax.cli.evaluate import chosen_length
+    from spap_jax.cli.json_file import check_place, write_json
+    from spap_jax.errors import UserError
+    from spap_jax.planning.accelerators import mesh_named
+    from spap_jax.planning.plan import Request
+    from spap_jax.planning.plan import plan as planned_on
+    from spap_jax.planning.tables import as_values
+
+    if sequences < 1:
+        raise UserError("--sequences must be at least 1: give a positive number.")
+    check_place(json)
+    meshes = [mesh_named(name) for name in ((mesh,) if mesh else MESHES)]
+    with console.waiting(f"reading the config of {model}"):
+        config, weight_bytes = checkpoint.read_config(checkpoint.locate_config(model), model)
+    request = Request(config, settings, sequences, chosen_length(sequence_length, config), weight_bytes)
+    plans = [planned_on(request, each) for each in meshes]
+    removed = f"{settings.sparsity:.0%} of the MLP channels removed"
+    console.out.print(f"{model}: {removed}, {sequences} sequences of {request.length} tokens")
+    if mesh:
+        _show(plans[0])
+    else:
+        _compare(plans)
+    if json is not None:
+        described = {"model": model, "sequences": sequences, "sequence_length": request.length}
+        described |= {"settings": asdict(settings), "weight_bytes": weight_bytes}
+        write_json(json, described | {"plans": [as_values(each) for each in plans]})
+
+
+def _show(planned: "Plan") -> None:
+    from spap_jax.cli import console
+    from spap_jax.planning import tables
+    from spap_jax.planning.plan import notes, verdict
+
+    console.table(*tables.memory_words(planned))
+    console.out.print(tables.LEGEND)
+    console.out.print(f"{planned.mesh.name}: {verdict(planned)}")
+    console.out.print(tables.host_line(planned))
+    console.table(*tables.phase_words(planned))
+    console.out.print(tables.time_line(planned))
+    for note in notes(planned):
+        console.out.print(note)
+
+
+def _compare(plans: "list[Plan]") -> None:
+    from spap_jax.cli import console
+    from spap_jax.planning import tables
+    from spap_jax.planning.plan import verdict
+
+    console.table(*tables.summary_words(plans))
+    for planned in plans:
+        if not planned.fits:
+            console.out.print(f"{planned.mesh.name}: {verdict(planned)}")
+    console.out.print("at the peak rates; --mesh NAME shows the phases of one")

@@ -1,0 +1,183 @@
+"""One checkpoint of ``spap prune``: pruned block by block into its folder, and kept on the way."""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from spap_jax import checkpoint, memory
+from spap_jax.checkpoint.resume import Unfinished
+from spap_jax.cli import console
+from spap_jax.cli.prune_many import PruneRun
+from spap_jax.data import TokenBlocks
+from spap_jax.evaluation.perplexity import perplexity
+from spap_jax.model import Model
+from spap_jax.models.config import DecoderConfig
+from spap_jax.models.decoder import Params
+from spap_jax.pruning.card import model_card
+from spap_jax.pruning.pipeline import Begun, prune_layers, pruned_config
+from spap_jax.pruning.report import LayerReport, PruneReport, SweepReport, new_report
+from spap_jax.pruning.resume import begun, identity, keep
+
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells at length what it then raises
+
+
+class Given(NamedTuple):
+    """What all runs of a command have in common.
+
+    Attributes:
+        reader: The dense checkpoint.
+        blocks: Calibration tokens.
+        judged: What perplexity is measured on, if on anything.
+        before: The dense model's perplexity on that.
+        dtype: Data type of the weights written; the source's where absent.
+        overwrite: Whether to replace what is in the outputs' places.
+    """
+
+    reader: checkpoint.Reader
+    blocks: TokenBlocks
+    judged: TokenBlocks | None
+    before: Callable[[], float | None]
+    dtype: str | None
+    overwrite: bool
+
+
+def lead(run: PruneRun, given: Given, fresh: bool, before_end: list[Callable[[], str]]) -> Unfinished:
+    """Makes one checkpoint, or what an interrupted process left to make of it.
+
+    Args:
+        run: Where and how.
+        given: Of what.
+        fresh: Whether to start over.
+        before_end: Gets what to do when the process is told to end.
+
+    Returns:
+        What tells that this run is made, to be removed when the whole command has ended.
+    """
+    reader = given.reader
+    narrow = pruned_config(reader.config, run.settings)
+    which = identity(reader.fingerprint(), given.blocks, given.judged, given.dtype, run.settings)
+    with Unfinished(run.output, which, reader.config.layers, fresh) as kept, _told(kept, before_end):
+        done = begun(kept, run.output)
+        if done is None:
+            console.err.print(f"{run.output} was made before the interruption")
+            return kept
+        with checkpoint.Writer(
+            run.output, narrow, reader.source, reader.dtypes,
+            dtype=given.dtype, overwrite=given.overwrite, partial=kept.output,
+        ) as writer:  # fmt: skip
+            report = _prune_into(writer, given, run, kept, done)
+            writer.file("spap_report.json", report.to_json())
+            writer.file("README.md", model_card(report))
+        kept.drop_steps()
+    _summary(report)
+    console.err.print(f"wrote {run.output}")
+    return kept
+
+
+def follow(run: PruneRun, given: Given) -> None:
+    """The part of a process that does not lead: the same computations on its own sequences, and no result."""
+    reader = given.reader
+    done = begun(None, run.output)
+    if done is not None:
+        for _ in prune_layers(reader.config, reader.outer(), reader.layer, given.blocks.tokens, run.settings, done):
+            pass
+
+
+@contextlib.contextmanager
+def _told(kept: Unfinished, before_end: list[Callable[[], str]]) -> Iterator[None]:
+    """Says what an earlier process left, and what this one leaves if it ends before its time."""
+
+    def end() -> str:
+        kept.settle()
+        console.err.show_cursor()  # which a bar has hidden
+        return words()
+
+    def words() -> str:
+        return f"{_steps(kept)} in {kept.folder}: the same command goes on from there, --no-resume starts over."
+
+    if kept.lost:
+        console.err.print(f"{kept.folder} was damaged: what is lost is computed again")
+    if kept.told:
+        console.err.print(f"going on: {_steps(kept)} in {kept.folder}")
+    before_end.append(end)
+    try:
+        yield
+    except BaseException:
+        if kept.count():
+            console.err.print(words())
+        raise
+    before_end.remove(end)
+
+
+def _steps(kept: Unfinished) -> str:
+    count = kept.count()
+    return f"{count} {'step is' if count == 1 else 'steps are'} kept"
+
+
+def _prune_into(writer: checkpoint.Writer, given: Given, run: PruneRun, kept: Unfinished, done: Begun) -> PruneReport:
+    """Prunes block by block into the writer; whole models are held only where there is data to judge them on."""
+    reader, judged = given.reader, given.judged
+    before = given.before()
+    outer = reader.outer()
+    writer.outer(outer)
+    reports: list[LayerReport | SweepReport] = []
+    layers: list[Params] = []
+    with console.layer_progress(reader.config.layers) as progress:
+        for step in prune_layers(reader.config, outer, reader.layer, given.blocks.tokens, run.settings, done):
+            if step.fresh:
+                keep(kept, step)
+            if step.final:
+                writer.layer(step.report.layer, step.layer)
+                layers += [jax.device_get(step.layer)] if judged else []  # for this process alone to judge
+            reports.append(step.report)
+            progress.advance(step.report, step.fresh)
+            del step
+    extras: dict[str, Any] = {"run": kept.name, "bytes": {"before": reader.bytes, "after": writer.bytes}}
+    if judged:
+        after = perplexity_of(_stacked(reader, writer.config, outer, layers), judged, "after pruning")
+        extras["perplexity"] = {"data": judged.description, "before": before, "after": after}
+    extras["peak_memory_bytes"] = memory.peak()
+    report = new_report(run.settings, reader.config, writer.config, reader.source.name, given.blocks, reports)
+    return replace(report, extras=extras)
+
+
+def perplexity_of(model: Model, judged: TokenBlocks, when: str) -> float:
+    """Measures it, and says so meanwhile."""
+    with console.waiting(f"measuring perplexity {when}"):
+        return perplexity(model, judged.tokens)
+
+
+def _stacked(reader: checkpoint.Reader, narrow: DecoderConfig, outer: Params, layers: list[Params]) -> Model:
+    stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *layers)
+    layers.clear()
+    return Model(narrow, outer | {"layers": stacked}, reader.source)
+
+
+def _summary(report: PruneReport) -> None:
+    model, extras = report.model, report.extras
+    counts = [("parameters", "parameters"), ("MLP parameters", "mlp_parameters"),
+              ("MLP channels per layer", "intermediate")]  # fmt: skip
+    if fewer_heads := model["kv_heads"]["after"] < model["kv_heads"]["before"]:
+        counts += [("attention heads per layer", "heads"), ("key/value heads per layer", "kv_heads")]
+    rows = [
+        (name, console.count_text(model[key]["before"]), console.count_text(model[key]["after"]),
+         console.change_text(model[key]["before"], model[key]["after"]))
+        for name, key in counts
+    ]  # fmt: skip
+    size = extras["bytes"]
+    rows.append(("weights on disk", console.bytes_text(size["before"]), console.bytes_text(size["after"]),
+                 console.change_text(size["before"], size["after"])))  # fmt: skip
+    if measured := extras.get("perplexity"):
+        before, after = measured["before"], measured["after"]
+        rows.append(("perplexity", f"{before:.4f}", f"{after:.4f}", console.change_text(before, after)))
+    removed = f"{report.settings['sparsity']:.0%} of the MLP channels"
+    removed += f" and {1 - model['heads']['after'] / model['heads']['before']:.0%} of the heads" if fewer_heads else ""
+    console.table(f"{model['name']}: {removed} removed", ("", "before", "after", "change"), rows)
+    phases = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in report.seconds.items())
+    console.out.print(f"seconds: {phases}; peak memory {console.bytes_text(extras['peak_memory_bytes'])}",
+                      soft_wrap=True)  # fmt: skip

@@ -1,0 +1,111 @@
+"""Accelerators and the meshes they come in: what they hold and how fast they are at most.
+
+Sources, per chip or board:
+
+- TPU v5e, v5p, v6e: Google Cloud's pages "TPU v5e", "TPU v5p", "TPU v6e" (docs.cloud.google.com/tpu/docs): peak
+  bfloat16 rate, HBM capacity and bandwidth. They give the interconnect for both directions together; half is one way.
+- A100 80GB SXM, H100 SXM, H200 SXM: NVIDIA's data sheets: FP32 and TF32 rates (TF32 without sparsity, half of what the
+  sheets of H100 and H200 print), memory and bandwidth, and NVLink for both directions together.
+
+Full float32 products, which all but the sweeps' steps use, take six bfloat16 passes on a TPU (XLA's "highest"
+precision) and the FP32 units of a GPU. The steps use what JAX takes by default: one bfloat16 pass, or TF32.
+"""
+
+import re
+from typing import NamedTuple
+
+from spap_jax.errors import UserError
+
+_PASSES = 6
+"""bfloat16 products that make one float32 product of full precision."""
+
+
+class Accelerator(NamedTuple):
+    """One kind of device.
+
+    Attributes:
+        words: What it is called.
+        memory: Bytes.
+        bandwidth: Bytes a second from and to its memory.
+        full: Floating-point operations a second of float32 products at full precision.
+        quick: The same at the precision that JAX takes by default.
+        link: Bytes a second that it sends to other devices, all links together.
+        most: Devices that are linked so.
+        named: Numbers in a mesh's name for every device.
+    """
+
+    words: str
+    memory: float
+    bandwidth: float
+    full: float
+    quick: float
+    link: float
+    most: int
+    named: int = 1
+
+
+def _tpu(words: str, memory: float, bandwidth: float, bfloat16: float, both_ways: float, most: int, named: int = 1):
+    return Accelerator(words, memory, bandwidth, bfloat16 / _PASSES, bfloat16, both_ways / 2, most, named)
+
+
+def _gpu(words: str, memory: float, bandwidth: float, float32: float, tf32: float, both_ways: float):
+    return Accelerator(words, memory, bandwidth, float32, tf32, both_ways / 2, 8)
+
+
+ACCELERATORS = {
+    "v5e": _tpu("TPU v5e", 16e9, 819e9, 197e12, 400e9, 256),
+    "v5p": _tpu("TPU v5p", 95e9, 2765e9, 459e12, 1200e9, 6144, named=2),  # names count TensorCores, two in a chip
+    "v6e": _tpu("TPU v6e", 32e9, 1638e9, 918e12, 800e9, 256),
+    "a100": _gpu("A100 80GB SXM", 80e9, 2039e9, 19.5e12, 156e12, 600e9),
+    "h100": _gpu("H100 SXM", 80e9, 3350e9, 67e12, 494.5e12, 900e9),
+    "h200": _gpu("H200 SXM", 141e9, 4800e9, 67e12, 494.5e12, 900e9),
+}
+"""By the name that a mesh begins with."""
+
+_ALIASES = {"v5litepod": "v5e"}
+
+
+class Mesh(NamedTuple):
+    """So many devices of one kind.
+
+    Attributes:
+        name: As it was asked for.
+        accelerator: The kind.
+        devices: How many.
+    """
+
+    name: str
+    accelerator: Accelerator
+    devices: int
+
+    def with_devices(self, devices: int) -> "Mesh":
+        """As many other devices of the kind."""
+        kind, mark, _ = _split(self.name)
+        return Mesh(f"{kind}{mark}{devices * self.accelerator.named}", self.accelerator, devices)
+
+
+def mesh_named(name: str) -> Mesh:
+    """A mesh by its name: "v5e-8" (TPUs, as Cloud names the slices: v5p-64 has 32 chips), "h100x8" (GPUs of a server).
+
+    Raises:
+        UserError: there is no such mesh.
+    """
+    kind, _, number = _split(name)
+    accelerator = ACCELERATORS.get(_ALIASES.get(kind, kind))
+    if accelerator is None:
+        raise UserError(
+            f"there is no mesh {name!r}: name one like v5e-8 or h100x8, of the accelerators {', '.join(ACCELERATORS)}."
+        )
+    devices, rest = divmod(number, accelerator.named)
+    if rest or not 1 <= devices <= accelerator.most:
+        each = " (its names count TensorCores, two in a chip)" if accelerator.named > 1 else ""
+        raise UserError(
+            f"there is no mesh {name!r}: up to {accelerator.most} devices of {accelerator.words} are linked{each}; "
+            "name fewer."
+        )
+    return Mesh(name, accelerator, devices)
+
+
+def _split(name: str) -> tuple[str, str, int]:
+    found = re.fullmatch(r"([a-z]\w*?)(-|x)(\d{1,6})", name.lower())
+    return (found[1], found[2], int(found[3])) if found else (name, "", 0)

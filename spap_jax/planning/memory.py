@@ -1,0 +1,172 @@
+"""Memory of a run, by phase and part: on each device while a layer is in that phase, and on the host.
+
+What is held (weights, streams, moments, system) follows from the code. The workspace of a compiled program is what XLA
+makes of it: the multiples below were read from compiled programs, and ``tests/planning/test_memory.py`` holds them
+against XLA's own accounts.
+"""
+
+import math
+
+from spap_jax.models.config import DecoderConfig
+from spap_jax.models.layers import query_blocks
+from spap_jax.models.registry import FAMILIES
+from spap_jax.planning.operations import MLP_TOKENS, mlp_matrices, sweep_step_tokens
+from spap_jax.planning.workload import Workload
+
+Parts = dict[str, float]
+"""Bytes by part: weights, streams, moments, solver, gradients, activations."""
+
+
+def block_elements(config: DecoderConfig) -> int:
+    """Weights of one block."""
+    return _elements(config, "layers/")
+
+
+def outer_elements(config: DecoderConfig) -> int:
+    """Weights outside the blocks."""
+    return _elements(config, "embed/") + _elements(config, "head/")
+
+
+def head_elements(config: DecoderConfig) -> int:
+    """Weights that the last stream meets; of a tied model the embedding of tokens is one."""
+    return _elements(config, "head/") + (_elements(config, "embed/tokens") if config.tied else 0)
+
+
+def _elements(config: DecoderConfig, beginning: str) -> int:
+    rules = FAMILIES[config.family].rules_for(config)
+    return sum(math.prod(rule.shapes(config.axes)[1]) for rule in rules if rule.ours.startswith(beginning))
+
+
+def _mlp_elements(config: DecoderConfig) -> int:
+    return mlp_matrices(config) * config.width * config.intermediate
+
+
+def _cast(load: Workload, elements: float) -> float:
+    """Bytes of float32 copies of weights that are stored in less."""
+    return 4 * elements if load.weight_bytes < 4 else 0
+
+
+def streams_bytes(load: Workload) -> float:
+    """The dense and the pruned stream, float32."""
+    return 2 * 4 * load.tokens * load.dense.width
+
+
+def moments_bytes(f: int, d: int) -> float:
+    """``pruning/moments.py``: G, C and the dense projection."""
+    return 4 * (f**2 + 2 * f * d)
+
+
+def system_bytes(f: int, d: int) -> float:
+    """``solver/problem.py``: the scaled G, its factor and C."""
+    return 4 * (2 * f**2 + f * d)
+
+
+def _attending(load: Workload, config: DecoderConfig, tokens: int) -> float:
+    """Elements that so many tokens need inside of attention."""
+    heads = (config.heads + config.kv_heads) * config.head_dim
+    scores = max((last - first) * last for first, last in query_blocks(load.fitted.length)) * load.heads_at_once
+    return tokens * (4 * config.width + 4 * heads) + 3 * scores
+
+
+def passing_bytes(load: Workload) -> float:
+    """Workspace of ``streams.enter_mlp``: weights cast, and a chunk's activations in attention or in the MLP."""
+    config, tokens = load.dense, max(part.size for part in load.parts)
+    mlp = tokens * (config.width + mlp_matrices(config) * config.intermediate)
+    return _cast(load, block_elements(config)) + 4 * max(_attending(load, config, tokens), mlp)
+
+
+def summing_bytes(load: Workload) -> float:
+    """Workspace of ``moments.accumulate``: a chunk's sums beside the total, hidden channels and their transpose."""
+    d, f, tokens = load.dense.width, load.dense.intermediate, load.fitted.size
+    inner = _cast(load, _mlp_elements(load.dense) - f * d)
+    return 4 * (f**2 + f * d + tokens * (2 * f + d)) + inner
+
+
+def selecting_bytes(f: int, d: int) -> float:
+    """Workspace of the selection: the tableau, what it becomes, and the columns that it is solved for."""
+    return 4 * (3 * f**2 + 4 * f * d)
+
+
+def refitting_bytes(k: int, d: int) -> float:
+    """Workspace of ``problem.refit``: the system gathered, scaled and factorised; the columns."""
+    return 4 * (3 * k**2 + k * d)
+
+
+def recovering_bytes(load: Workload) -> tuple[float, float]:
+    """Workspace of ``alternating.recover``: of gradients, and of activations with the sums of the closed form.
+
+    Weights at hand, tried and new, gradients and both of Adam's moments, not quite all at once; the hidden channels of
+    a chunk, and those of a step with what its gradients need.
+    """
+    weights, k = _mlp_elements(load.narrow), load.narrow.intermediate
+    hidden = load.fitted.size + (mlp_matrices(load.narrow) + 1) * load.fitted.share(load.batch)
+    return 4 * weights * 16 / 3, 4 * (2 * k**2 + hidden * k)
+
+
+def descending_bytes(load: Workload) -> tuple[float, float]:
+    """Workspace of ``sweeps._descend``: of gradients, and of activations with the logits or a block on the way back.
+
+    The MLP that is adjusted and both of Adam's moments, float32; a block taken out of the stack; the stream before each
+    block; then the largest of the logits (of both streams, and their gradient), and of what the gradients of a block's
+    attention or of its MLP need.
+    """
+    c = load.narrow
+    tokens = sweep_step_tokens(load)
+    queries, keys = c.heads * c.head_dim, c.kv_heads * c.head_dim
+    scores = sum((last - first) * last for first, last in query_blocks(load.fitted.length)) * load.heads_at_once
+    attention = tokens * (9 * c.width + 8 * (queries + keys)) + 2.5 * scores
+    hidden = min(MLP_TOKENS, tokens) * c.intermediate
+    mlp = 6 * tokens * c.width + 3 * mlp_matrices(c) * hidden
+    taken = load.weight_bytes * block_elements(c) + _cast(load, block_elements(c))
+    back = max(attention, mlp, 3 * tokens * c.vocabulary)
+    return 4 * 3 * _mlp_elements(c) + taken, 4 * (c.layers * tokens * c.width + back)
+
+
+def judging_bytes(load: Workload) -> tuple[float, float]:
+    """Workspace of ``sweeps._divergence``: a block taken out of the stack; a chunk's activations, or its logits."""
+    c, tokens = load.narrow, load.judged.size
+    taken = load.weight_bytes * block_elements(c) + _cast(load, block_elements(c) + _mlp_elements(c))
+    mlp = tokens * c.width + 3 * min(MLP_TOKENS, tokens) * c.intermediate
+    logits = tokens * (c.width + 3 * c.vocabulary)
+    return taken, 4 * max(_attending(load, c, tokens), mlp, logits)
+
+
+def device_memory(load: Workload) -> dict[str, Parts]:
+    """Bytes on each device at the height of each phase, by part."""
+    f, d, k = load.dense.intermediate, load.dense.width, load.narrow.intermediate
+    weights = load.weight_bytes * block_elements(load.dense)
+    if load.sweeps:  # all pruned blocks, from the first one on
+        weights += load.weight_bytes * load.narrow.layers * block_elements(load.narrow)
+    held = {"weights": weights, "streams": streams_bytes(load)}
+    f = max(f, load.dense.heads * load.dense.head_dim if load.fewer_heads else 0)
+    solving = held | {"moments": moments_bytes(f, d)}
+    mlp = 4.0 * _mlp_elements(load.narrow)
+    phases: dict[str, Parts] = {
+        "streams": held | {"activations": passing_bytes(load)},
+        "statistics": solving | {"activations": summing_bytes(load)},
+        "selection": solving | {"solver": system_bytes(f, d) + selecting_bytes(f, d)},
+    }
+    if load.refits:
+        solver = system_bytes(f, d) + refitting_bytes(k, d)
+        phases["refit"] = solving | {"solver": solver, "gradients": 2 * mlp}
+    if load.alternates and load.settings.rounds:
+        gradients, activations = recovering_bytes(load)
+        # The weights selected, refitted and recovered beside them.
+        phases["alternating"] = held | {"gradients": 3 * mlp + gradients, "activations": activations}
+    if load.sweeps:
+        stack = load.weight_bytes * (load.narrow.layers * block_elements(load.narrow) + head_elements(load.narrow))
+        for name, workspace in (("sweep steps", descending_bytes), ("sweep checks", judging_bytes)):
+            gradients, activations = workspace(load)
+            phases[name] = held | {"weights": stack, "gradients": gradients, "activations": activations}
+    return phases
+
+
+def host_memory(load: Workload) -> Parts:
+    """Bytes on each host beside the programs themselves; JAX's staging buffers are not counted."""
+    tokens = sum(part.count * part.size for part in load.parts)
+    return {
+        "weights outside the blocks": load.weight_bytes * outer_elements(load.dense),
+        "a block read": load.weight_bytes * block_elements(load.dense),
+        "a block written": load.weight_bytes * block_elements(load.narrow),
+        "token ids": 4 * tokens,
+    }

@@ -1,0 +1,224 @@
+"""Floating-point operations of pruning a layer on one device, by phase, counted from the code that a function names.
+
+Matrix products, factorisations and solves are counted, two operations for each multiplication. What is linear in the
+activations (norms, rotary embedding, softmax) is left out.
+"""
+
+import math
+
+from spap_jax.baselines import METHODS
+from spap_jax.baselines.criteria import BATCHES
+from spap_jax.models.config import DecoderConfig
+from spap_jax.models.cost import attended_pairs
+from spap_jax.planning.workload import Workload
+from spap_jax.pruning import sweeps
+from spap_jax.solver.penalty import RETURNS
+from spap_jax.solver.swap import BLOCK
+
+MLP_TOKENS = sweeps._MLP_TOKENS
+"""Tokens of a step of the sweeps that pass through an MLP at once."""
+
+
+def mlp_matrices(config: DecoderConfig) -> int:
+    """Gate, up and down, or up and down."""
+    return 3 if config.gated else 2
+
+
+def projection_operations(config: DecoderConfig) -> float:
+    """Queries, keys, values and output of a block's attention, for one token."""
+    return 4 * config.width * (config.heads + config.kv_heads) * config.head_dim
+
+
+def score_operations(config: DecoderConfig, length: int) -> float:
+    """Queries by keys and weights by values, for one token of a sequence of so many."""
+    return 4 * attended_pairs(length) / length * config.heads * config.head_dim
+
+
+def attention_operations(config: DecoderConfig, length: int) -> float:
+    """The attention of a block, for one token."""
+    return projection_operations(config) + score_operations(config, length)
+
+
+def mlp_operations(config: DecoderConfig) -> float:
+    """The MLP of a block, for one token."""
+    return 2 * mlp_matrices(config) * config.width * config.intermediate
+
+
+def head_operations(config: DecoderConfig) -> float:
+    """The projection to the vocabulary, for one token."""
+    narrower = config.width * config.embedding if config.embedding != config.width else 0
+    return 2 * (config.embedding * config.vocabulary + narrower)
+
+
+def solve_operations(n: int, columns: int) -> float:
+    """A system of n equations solved for so many columns by its two triangular factors."""
+    return 2 * n**2 * columns
+
+
+def pivot_operations(f: int, d: int, moved: int) -> float:
+    """``solver/problem.py``: a block of channels changes sides; the small system is factorised first."""
+    return 2 * f * (f + d) * moved + 2 * moved**3 / 3 + solve_operations(moved, f + d + moved)
+
+
+def pivots(load: Workload) -> list[tuple[int, int]]:
+    """The eliminations of a selection: how many pivots, and of how many channels each; none where scores decide."""
+    f, k, method = load.dense.intermediate, load.narrow.intermediate, load.settings.method
+    if METHODS[method].score is not None:
+        return []
+    if method == "spap":  # penalty.py
+        block = math.ceil((f - k) / load.settings.penalty_steps)
+        guests = min(math.ceil(RETURNS * block), k)
+        return [(math.ceil((f - k) / block), block + 2 * guests)]
+    block = 1 if method == "obs" else math.ceil((f - k) / BATCHES)  # criteria.py
+    return [(math.ceil((f - k) / block), block)]
+
+
+def most_swaps(f: int, k: int) -> int:
+    """``solver/swap.py``: swaps in one round."""
+    return max(1, min(k, f - k) // BLOCK)
+
+
+def swap_turns(load: Workload) -> int:
+    """The most often that swaps are looked for: once more than they may be made."""
+    return load.settings.swap_rounds + 1 if METHODS[load.settings.method].swaps else 1
+
+
+def selection_operations(load: Workload, turns: int) -> float:
+    """``solver/problem.py``, ``penalty.py``, ``swap.py``, of channels.
+
+    Cholesky f^3 / 3; the dense tableau solves for f + d columns; then the pivots. The tableau of the polish solves for
+    the removed channels and d columns, and for the inverse; a turn takes a product and a pivot.
+    """
+    f, d, k = load.dense.intermediate, load.dense.width, load.narrow.intermediate
+    eliminations = sum(count * pivot_operations(f, d, moved) for count, moved in pivots(load))
+    penalty = solve_operations(f, f + d) + eliminations if eliminations else 0
+    tableau = k**3 / 3 + solve_operations(k, f + d) + 2 * (f - k) * k * (f - k + d)
+    turn = 2 * k * (f - k) * d + pivot_operations(f, d, 2 * most_swaps(f, k))
+    return f**3 / 3 + penalty + tableau + turns * turn
+
+
+def head_selection_operations(load: Workload, turns: int) -> float:
+    """``solver/groups.py``: two dense tableaus, groups removed singly and at once; all pairs of groups in a turn."""
+    d, m, k = load.dense.width, load.dense.kv_heads, load.narrow.kv_heads
+    f = load.dense.heads * load.dense.head_dim
+    size = f // m
+
+    def gain(moved: int) -> float:
+        return 2 * moved**3 / 3 + solve_operations(moved, d)
+
+    scored = METHODS[load.settings.method].score is not None
+    elimination = (m - k) * (pivot_operations(f, d, size) + m * gain(size)) + solve_operations(f, f + d)
+    start = solve_operations(f, f + d) + pivot_operations(f, d, (m - k) * size)
+    turn = k * (m - k) * gain(2 * size) + pivot_operations(f, d, 2 * size)
+    return f**3 / 3 + (0 if scored else elimination) + start + turns * turn
+
+
+def refit_operations(k: int, d: int) -> float:
+    """``solver/problem.py``: Cholesky of the kept channels, and a solve for d columns."""
+    return k**3 / 3 + solve_operations(k, d)
+
+
+def streams_operations(load: Workload) -> float:
+    """``pruning/streams.py``: both streams through attention, one through the dense and one through the narrow MLP."""
+    length = load.fitted.length
+    both = (load.dense, load.narrow)
+    return load.tokens * sum(attention_operations(c, length) + mlp_operations(c) for c in both)
+
+
+def statistics_operations(load: Workload) -> float:
+    """``pruning/moments.py``: the hidden activations of the fitted tokens, H'H and H'Y; of the heads likewise."""
+    config = load.dense
+    d, f, h = config.width, config.intermediate, config.heads * config.head_dim
+    inner = mlp_operations(config) - 2 * f * d
+    heads = attention_operations(config, load.fitted.length) - 2 * h * d + 2 * h**2 + 2 * h * d
+    return load.fitted.tokens * (inner + 2 * f**2 + 2 * f * d + (heads if load.fewer_heads else 0))
+
+
+def step_operations(load: Workload) -> float:
+    """``solver/alternating.py``: a step multiplies by all matrices forward, for their gradients, and once for H's."""
+    matrices = mlp_matrices(load.narrow)
+    return load.fitted.share(load.batch) * mlp_operations(load.narrow) * (2 + 1 / matrices)
+
+
+def closed_form_operations(load: Workload) -> float:
+    """``solver/alternating.py``: passes over the fitted tokens for H, H V, H'H and H'E, factorises and solves."""
+    d, k = load.narrow.width, load.narrow.intermediate
+    passed = load.fitted.tokens * (2 * k**2 + 2 * k * d + mlp_operations(load.narrow))
+    return passed + refit_operations(k, d)
+
+
+def errors_operations(load: Workload) -> float:
+    """``solver/alternating.py``: the narrow MLP once over all tokens."""
+    return load.tokens * mlp_operations(load.narrow)
+
+
+def alternating_operations(load: Workload) -> float:
+    """All rounds, whether taken or not; errors are measured before the first one and after each."""
+    if not load.alternates:
+        return 0
+    each = load.settings.steps * step_operations(load) + closed_form_operations(load) + errors_operations(load)
+    return load.settings.rounds * each + errors_operations(load)
+
+
+def in_pieces(load: Workload) -> bool:
+    """Whether a step of the sweeps passes through an MLP in pieces of ``MLP_TOKENS``."""
+    return sweep_step_tokens(load) >= MLP_TOKENS
+
+
+def sweep_step_tokens(load: Workload) -> int:
+    """Tokens of a step of the sweeps that a device computes."""
+    return load.fitted.share(load.step_sequences) * load.fitted.length
+
+
+def sweep_step_operations(load: Workload, after: float) -> float:
+    """``pruning/sweeps.py``: one minibatch step, with so many blocks after the one at hand.
+
+    Those are passed, computed again for the gradient, and passed back; attention scores are computed a third time, and
+    passing them back takes twice as much. Of the block at hand only the MLP is passed back, and its hidden channels
+    computed again if it is passed in pieces. The head is applied to both streams and passed back once.
+    """
+    config, length = load.narrow, load.fitted.length
+    own_mlp = 3 if in_pieces(load) else 2 + 1 / mlp_matrices(config)
+    mlp = mlp_operations(config) * (own_mlp + 3 * after)
+    scores = score_operations(config, length) * (1 + 5 * after)
+    rest = projection_operations(config) * (1 + 3 * after) + 3 * head_operations(config)
+    return sweep_step_tokens(load) * (mlp + scores + rest)
+
+
+def divergence_operations(load: Workload, after: float) -> float:
+    """``pruning/sweeps.py``: the tokens that judge, through a block and so many after it, and both heads."""
+    block = attention_operations(load.narrow, load.fitted.length) + mlp_operations(load.narrow)
+    return load.judged.tokens * ((after + 1) * block + 2 * head_operations(load.narrow))
+
+
+def advance_operations(load: Workload) -> float:
+    """``pruning/sweeps.py``: all tokens through a block."""
+    block = attention_operations(load.narrow, load.fitted.length) + mlp_operations(load.narrow)
+    return load.tokens * block
+
+
+def operations(load: Workload, turns: int | None = None) -> dict[str, float]:
+    """Of one layer and, in the sweeps, of the average block of one sweep.
+
+    Args:
+        load: The run.
+        turns: How often swaps are looked for; the most there can be where absent.
+    """
+    d, k = load.narrow.width, load.narrow.intermediate
+    turns = swap_turns(load) if turns is None else turns
+    kept = load.narrow.heads * load.narrow.head_dim
+    heads = int(load.fewer_heads)
+    after = (load.dense.layers - 1) / 2
+    sweeping = int(load.sweeps > 0)
+    refit = refit_operations(k, d) + heads * refit_operations(kept, d)
+    attended = 2 * load.tokens * attention_operations(load.narrow, load.fitted.length)
+    return {
+        "streams": streams_operations(load),
+        "statistics": statistics_operations(load),
+        "selection": selection_operations(load, turns) + (head_selection_operations(load, turns) if heads else 0),
+        "refit": refit if load.refits else 0,
+        "alternating": alternating_operations(load),
+        "errors": 3 * errors_operations(load) + heads * attended,
+        "sweep steps": sweeping * load.settings.sweep_steps * sweep_step_operations(load, after),
+        "sweep checks": sweeping * (divergence_operations(load, after) + advance_operations(load)),
+    }

@@ -1,0 +1,244 @@
+"""A plan: whether a run fits a mesh, what would make it fit, and the time that it takes at least."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from spap_jax.models.config import DecoderConfig
+from spap_jax.planning import memory, operations, traffic
+from spap_jax.planning.accelerators import Mesh
+from spap_jax.planning.memory import Parts
+from spap_jax.planning.workload import Workload, workload
+from spap_jax.quantities import bytes_text
+from spap_jax.settings import PruneSettings
+
+USABLE = 0.9
+"""Of a device's memory; the rest is left for programs, fragments and what a compiler adds."""
+
+_TAKEN_BY_JAX = 0.75
+"""Of a GPU's memory, unless JAX is told otherwise."""
+
+_QUICK = "sweep steps"
+"""The phase whose products have the device's own precision."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be run.
+
+    Attributes:
+        config: The dense decoder.
+        settings: How to prune it.
+        sequences: Calibration sequences.
+        length: Their tokens.
+        weight_bytes: Bytes of a stored weight.
+    """
+
+    config: DecoderConfig
+    settings: PruneSettings
+    sequences: int
+    length: int
+    weight_bytes: int
+
+    def on(self, devices: int) -> Workload:
+        """The same as work for so many devices."""
+        return workload(self.config, self.settings, self.sequences, self.length, devices, self.weight_bytes)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One phase of the whole run, on one device.
+
+    Attributes:
+        name: As in reports.
+        operations: Floating-point operations.
+        memory_bytes: Bytes moved from and to the device's memory.
+        sent_bytes: Bytes that the device sends to others.
+        seconds: At least, by the roofline: the slower of computing and memory, and then the interconnect.
+        bound: What most of them are spent on: "compute", "memory" or "interconnect".
+    """
+
+    name: str
+    operations: float
+    memory_bytes: float
+    sent_bytes: float
+    seconds: float
+    bound: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run needs of a mesh.
+
+    Attributes:
+        request: The run.
+        mesh: The devices.
+        memory: Bytes on each device at the height of each phase, by part.
+        host: Bytes on each host, by part.
+        read: Bytes of weights that every process reads.
+        phases: Work and time.
+    """
+
+    request: Request
+    mesh: Mesh
+    memory: dict[str, Parts]
+    host: Parts
+    read: float
+    phases: tuple[Phase, ...]
+
+    @property
+    def room(self) -> float:
+        """Bytes of a device that can be used."""
+        return USABLE * self.mesh.accelerator.memory
+
+    @property
+    def peak(self) -> tuple[str, float]:
+        """The phase that needs most, and its bytes."""
+        totals = {name: sum(parts.values()) for name, parts in self.memory.items()}
+        name = max(totals, key=lambda each: totals[each])
+        return name, totals[name]
+
+    @property
+    def fits(self) -> bool:
+        """Whether the devices have the memory."""
+        return self.peak[1] <= self.room
+
+    @property
+    def seconds(self) -> float:
+        """Of all phases, at the peak rates."""
+        return sum(phase.seconds for phase in self.phases)
+
+
+def plan(request: Request, mesh: Mesh) -> Plan:
+    """Counts what a run needs of a mesh.
+
+    Raises:
+        UserError: there is nothing to remove.
+    """
+    load = request.on(mesh.devices)
+    read = load.dense.layers * memory.block_elements(load.dense) + memory.outer_elements(load.dense)
+    return Plan(
+        request=request,
+        mesh=mesh,
+        memory=memory.device_memory(load),
+        host=memory.host_memory(load),
+        read=read * load.weight_bytes,
+        phases=tuple(_phases(load, mesh)),
+    )
+
+
+def _phases(load: Workload, mesh: Mesh) -> Iterator[Phase]:
+    moved, exchanged = traffic.memory_bytes(load), traffic.collectives(load)
+    for name, count in operations.operations(load).items():
+        times = load.dense.layers * (load.sweeps if name.startswith("sweep") else 1)
+        sent = traffic.sent(exchanged.get(name, Counter()), load.devices)
+        if times and count:
+            yield _phase(name, times * count, times * moved[name], times * sent, mesh)
+
+
+def _phase(name: str, count: float, moved: float, sent: float, mesh: Mesh) -> Phase:
+    chip = mesh.accelerator
+    spent = {
+        "compute": count / (chip.quick if name == _QUICK else chip.full),
+        "memory": moved / chip.bandwidth,
+        "interconnect": sent / chip.link,
+    }
+    seconds = max(spent["compute"], spent["memory"]) + spent["interconnect"]
+    return Phase(name, count, moved, sent, seconds, max(spent, key=lambda each: spent[each]))
+
+
+def verdict(planned: Plan) -> str:
+    """Whether it fits, in a sentence or two; if not, what would make it fit."""
+    name, need = planned.peak
+    room = f"{bytes_text(planned.room)} ({USABLE:.0%} of its {bytes_text(planned.mesh.accelerator.memory)})"
+    if planned.fits:
+        return f"it fits: a device needs at most {bytes_text(need)}, in the phase {name!r}, and has {room} for it."
+    needs = f"a device needs {bytes_text(need)} in the phase {name!r} and has {room} for it"
+    return f"it does not fit: {needs}. {_remedy(planned)}"
+
+
+def _remedy(planned: Plan) -> str:
+    request, mesh = planned.request, planned.mesh
+    low = request.settings.replace(effort="low", sweeps=0 if request.settings.sweeps else None)
+    small = low.replace(batch_tokens=min(request.length, low.batch_tokens))
+    single = [
+        _first(_narrower(request, mesh)),
+        _first(_fewer(request, mesh)),
+        _first([("--effort low", dataclasses.replace(request, settings=low), mesh)]),
+        _first(_more(request, mesh)),
+    ]
+    if found := [words for words in single if words]:
+        return f"It would fit with {', or with '.join(found)}."
+    least = dataclasses.replace(request, settings=small)
+    words = (
+        "--effort low" if small.batch_tokens == low.batch_tokens else f"--effort low --batch-tokens {request.length}"
+    )
+    least_words = [(words, least, mesh)]
+    together = [(f"{words} {more}", *rest) for more, *rest in (*_fewer(least, mesh), *_more(least, mesh))]
+    if both := _first([*least_words, *together]):
+        return f"It would fit with {both}."
+    smallest = plan(dataclasses.replace(least, sequences=2), mesh)
+    name, need = smallest.peak
+    part = max(smallest.memory[name], key=lambda each: smallest.memory[name][each])
+    return (
+        f"Neither fewer sequences nor more devices make it fit: even with {words} and 2 sequences the phase {name!r} "
+        f"needs {bytes_text(need)}, {bytes_text(smallest.memory[name][part])} of it for its {part}, which every device "
+        f"holds whole. It takes devices with {bytes_text(need / USABLE)} or more."
+    )
+
+
+def _first(changes) -> str | None:
+    """The words of the first change that makes it fit."""
+    return next((words for words, request, mesh in changes if plan(request, mesh).fits), None)
+
+
+def _narrower(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]]:
+    tokens = request.settings.batch_tokens
+    while tokens > request.length:
+        tokens = max(request.length, tokens // 2)
+        changed = dataclasses.replace(request, settings=request.settings.replace(batch_tokens=tokens))
+        yield f"--batch-tokens {tokens}", changed, mesh
+
+
+def _fewer(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]]:
+    sequences = request.sequences // 2
+    while sequences >= 2:
+        yield f"--sequences {sequences}", dataclasses.replace(request, sequences=sequences), mesh
+        sequences //= 2
+
+
+def _more(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]]:
+    devices = 2 * mesh.devices
+    while devices <= min(mesh.accelerator.most, request.sequences):
+        larger = mesh.with_devices(devices)
+        yield f"{larger.name} in place of {mesh.name}", request, larger
+        devices *= 2
+
+
+def notes(planned: Plan) -> list[str]:
+    """What is worth knowing of a run on this mesh, a sentence each."""
+    load, devices = planned.request.on(planned.mesh.devices), planned.mesh.devices
+    chip, found = planned.mesh.accelerator, []
+    if devices > 1 and not load.fitted.divided:
+        found.append(
+            f"{planned.request.sequences} sequences cannot be divided among {devices} devices, so each computes all."
+        )
+    if devices > 1 and load.sweeps and (words := _repeated(load, planned.request.on(1))):
+        found.append(words)
+    if chip.named == 1 and "TPU" not in chip.words and planned.fits and planned.peak[1] > _TAKEN_BY_JAX * chip.memory:
+        found.append(
+            "JAX takes three quarters of a GPU's memory, less than this: set XLA_PYTHON_CLIENT_MEM_FRACTION=0.95."
+        )
+    return found
+
+
+def _repeated(load: Workload, alone: Workload) -> str | None:
+    """How much of a sweep's steps all devices do alike, if it is more than their share."""
+    after = (load.dense.layers - 1) / 2
+    part = operations.sweep_step_operations(load, after) / operations.sweep_step_operations(alone, after)
+    picked, devices = load.step_sequences, load.devices
+    if part < 2 / devices:
+        return None
+    why = f"{picked} {'sequence' if picked == 1 else 'sequences'} at a time cannot be divided among them"
+    return f"In the steps of the sweeps each of the {devices} devices does {part:.0%} of the work: {why}."

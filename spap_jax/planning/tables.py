@@ -1,0 +1,101 @@
+"""A plan as tables of words, for a terminal and for a page, and as plain values for a file."""
+
+import math
+from typing import Any, NamedTuple
+
+from spap_jax.planning.plan import Plan, notes, verdict
+from spap_jax.quantities import bytes_text, duration_text
+
+_PARTS = {
+    "weights": "weights",
+    "streams": "streams",
+    "moments": "moments",
+    "solver": "solver",
+    "gradients": "steps",
+    "activations": "tokens",
+}
+"""Parts of the memory, and the short names of their columns."""
+
+LEGEND = (
+    "moments: second moments of a layer; solver: its system and tableau; steps: weights that are adjusted, their "
+    "gradients and Adam's moments; tokens: activations of a chunk, and sums over it"
+)
+
+
+class Words(NamedTuple):
+    """A table: its title, the names of its columns, and its rows."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+
+def memory_words(planned: Plan) -> Words:
+    """Memory of a device by phase and part."""
+    power = min(4, int(math.log10(planned.peak[1])) // 3)
+    rows = [
+        (name, *(_number(parts[part] / 1000**power) if part in parts else "" for part in _PARTS),
+         _number(sum(parts.values()) / 1000**power))
+        for name, parts in planned.memory.items()
+    ]  # fmt: skip
+    unit = ("B", "kB", "MB", "GB", "TB")[power]
+    return Words(f"memory of each device, {unit}", ("phase", *_PARTS.values(), "together"), rows)
+
+
+def phase_words(planned: Plan) -> Words:
+    """Work and time by phase."""
+    rows = [
+        (phase.name, _number(phase.operations / 1e12), bytes_text(phase.memory_bytes), bytes_text(phase.sent_bytes),
+         duration_text(phase.seconds), phase.bound)
+        for phase in planned.phases
+    ]  # fmt: skip
+    columns = ("phase", "TFLOP", "memory traffic", "sent", "at least", "bound by")
+    return Words("work of each device, all layers", columns, rows)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}".replace(",", " ") if value >= 1000 else f"{value:.3g}"
+
+
+def host_line(planned: Plan) -> str:
+    """Memory of a host, by part."""
+    parts = ", ".join(f"{name} {bytes_text(size)}" for name, size in planned.host.items())
+    total = bytes_text(sum(planned.host.values()))
+    return f"memory of each host: {total} beside JAX itself ({parts}); every process reads {bytes_text(planned.read)}"
+
+
+def time_line(planned: Plan) -> str:
+    """The least time, and what is not in it."""
+    return (
+        f"at least {duration_text(planned.seconds)} at the peak rates; compiling, reading and writing come on top, and "
+        "no program reaches the peaks"
+    )
+
+
+def summary_words(plans: list[Plan]) -> Words:
+    """Several meshes, a row each."""
+    rows = [
+        (planned.mesh.name, f"{planned.mesh.devices} x {planned.mesh.accelerator.words}", planned.peak[0],
+         bytes_text(planned.peak[1]), bytes_text(planned.room), "yes" if planned.fits else "no",
+         duration_text(planned.seconds))
+        for planned in plans
+    ]  # fmt: skip
+    columns = ("mesh", "devices", "largest phase", "needs", "of", "fits", "at least")
+    return Words("needs of each device", columns, rows)
+
+
+def as_values(planned: Plan) -> dict[str, Any]:
+    """The numbers of a plan."""
+    chip = planned.mesh.accelerator
+    return {
+        "mesh": {"name": planned.mesh.name, "devices": planned.mesh.devices, **chip._asdict()},
+        "fits": planned.fits,
+        "verdict": verdict(planned),
+        "notes": notes(planned),
+        "device_memory_bytes": planned.memory,
+        "usable_bytes": planned.room,
+        "host_memory_bytes": planned.host,
+        "read_bytes": planned.read,
+        "phases": [vars(phase) for phase in planned.phases],
+        "seconds": planned.seconds,
+    }

@@ -1,0 +1,260 @@
+"""Bytes that pruning one layer moves between a device and its memory, and between devices, by phase.
+
+Counted are the operands and results of matrix products, each once; the factors of systems; the streams; and the arrays
+that the selection goes over again and again. All are float32 but the stored weights, which are cast for every chunk.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable
+
+from spap_jax.baselines import METHODS
+from spap_jax.models.config import DecoderConfig
+from spap_jax.models.cost import attended_pairs
+from spap_jax.planning import operations
+from spap_jax.planning.workload import Workload
+from spap_jax.solver.penalty import POOL
+
+_SCORE_PASSES = 4
+"""Attention's scores are written, read and written by the softmax, and read."""
+
+_SOFTMAX_PASSES = 6
+"""Logits of both streams are written, read for their sums, and read for the divergence."""
+
+_UPDATE_PASSES = 10
+"""A step reads and writes weights, gradients and both of Adam's moments, and the sizes of weights and updates."""
+
+_POOL_PASSES = 6
+"""A choice in the pool reads and writes two small matrices, and reads their outer products."""
+
+
+def product(rows: int, inner: int, columns: int) -> int:
+    """Bytes of a matrix product's operands and result."""
+    return 4 * (rows * inner + inner * columns + rows * columns)
+
+
+def attention_bytes(config: DecoderConfig, tokens: int, length: int) -> float:
+    """A block's attention of so many tokens at once."""
+    queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    scores = 4 * _SCORE_PASSES * config.heads * attended_pairs(length) * tokens / length
+    return 2 * product(tokens, config.width, queries) + 2 * product(tokens, config.width, keys) + scores
+
+
+def mlp_bytes(config: DecoderConfig, tokens: int) -> float:
+    """A block's MLP of so many tokens at once."""
+    return operations.mlp_matrices(config) * product(tokens, config.width, config.intermediate)
+
+
+def block_bytes(config: DecoderConfig, tokens: int, length: int) -> float:
+    """A block of so many tokens at once."""
+    return attention_bytes(config, tokens, length) + mlp_bytes(config, tokens)
+
+
+def head_bytes(config: DecoderConfig, tokens: int) -> float:
+    """Logits of so many tokens at once."""
+    return product(tokens, config.width, config.vocabulary)
+
+
+def over_chunks(load: Workload, cost: Callable[[int], float]) -> float:
+    """A cost of the tokens of a chunk, over all chunks on a device."""
+    return sum(part.here * cost(part.size) for part in load.parts)
+
+
+def streams_bytes(load: Workload) -> float:
+    """Weights and activations, and both streams read and written by two programs."""
+    both, length = (load.dense, load.narrow), load.fitted.length
+    passed = over_chunks(load, lambda tokens: sum(block_bytes(c, tokens, length) for c in both))
+    return passed + 2 * 2 * 2 * 4 * load.tokens * load.dense.width
+
+
+def statistics_bytes(load: Workload) -> float:
+    """Hidden activations, their transpose, and the sums, to which every chunk adds."""
+
+    def sums(f: int, inner: float) -> float:
+        d, tokens = load.dense.width, load.fitted.size
+        added = 2 * 4 * (f**2 + f * d)
+        return load.fitted.here * (inner + 8 * tokens * f + product(f, tokens, f) + product(f, tokens, d) + added)
+
+    matrices = operations.mlp_matrices(load.dense)
+    f, heads = load.dense.intermediate, load.dense.heads * load.dense.head_dim
+    attended = attention_bytes(load.dense, load.fitted.size, load.fitted.length)
+    return sums(f, mlp_bytes(load.dense, load.fitted.size) * (1 - 1 / matrices)) + (
+        sums(heads, attended) if load.fewer_heads else 0
+    )
+
+
+def _pivot_bytes(f: int, d: int, moved: int) -> float:
+    """Matrix and rows are read and written; so are the block's columns and rows."""
+    return 2 * 4 * f * (f + d) + product(f, moved, f + d)
+
+
+def _pool_bytes(load: Workload) -> float:
+    """``solver/penalty.py``: in the pool of a step channels are chosen one at a time."""
+    [(steps, moved)] = operations.pivots(load)
+    pool = min(load.dense.intermediate, POOL * moved)
+    return steps * moved * _POOL_PASSES * 4 * pool**2
+
+
+def selection_bytes(load: Workload) -> float:
+    """Tableaus and what changes them; every swap is found by going over the gains of all pairs."""
+    f, d, k = load.dense.intermediate, load.dense.width, load.narrow.intermediate
+    tableau = 4 * (f**2 + 2 * f * (f + d))
+    eliminations = sum(count * _pivot_bytes(f, d, moved) for count, moved in operations.pivots(load))
+    swaps = operations.most_swaps(f, k)
+    turn = _pivot_bytes(f, d, 2 * swaps) + 4 * k * (f - k) * (swaps + 4)
+    return (
+        2 * 4 * f**2
+        + (eliminations + tableau if eliminations else 0)
+        + (_pool_bytes(load) if load.settings.method == "spap" else 0)
+        + 4 * (k**2 + 2 * k * (f + d)) + 2 * 4 * f * (f + d)
+        + operations.swap_turns(load) * turn
+        + (_head_selection_bytes(load) if load.fewer_heads else 0)
+    )  # fmt: skip
+
+
+def _head_selection_bytes(load: Workload) -> float:
+    """``solver/groups.py``: two tableaus, and a pivot for every group that goes and every turn."""
+    f, d = load.dense.heads * load.dense.head_dim, load.dense.width
+    gone = load.dense.kv_heads - load.narrow.kv_heads
+    scored = METHODS[load.settings.method].score is not None
+    pivots = (0 if scored else gone) + 1 + operations.swap_turns(load)
+    size = f // load.dense.kv_heads
+    return 2 * 4 * f**2 + 2 * 4 * (f**2 + 2 * f * (f + d)) + pivots * _pivot_bytes(f, d, size)
+
+
+def refit_bytes(k: int, d: int) -> float:
+    """The system gathered and factorised, and read for both triangular solves; their columns likewise."""
+    return 4 * 6 * (k**2 + k * d)
+
+
+def alternating_bytes(load: Workload) -> float:
+    """Steps, the closed form, and errors, of all rounds."""
+    if not load.alternates:
+        return 0
+    s, d, k = load.settings, load.narrow.width, load.narrow.intermediate
+    matrices, size = operations.mlp_matrices(load.narrow), load.fitted.size
+    drawn = load.fitted.share(load.batch)
+    step = mlp_bytes(load.narrow, drawn) * (2 + 1 / matrices) + _UPDATE_PASSES * 4 * matrices * k * d
+    sums = product(k, size, k) + product(k, size, d) + 2 * 4 * (k**2 + k * d) + 8 * size * k
+    closed = load.fitted.here * (sums + mlp_bytes(load.narrow, size)) + refit_bytes(k, d)
+    return s.rounds * (s.steps * step + closed + errors_bytes(load)) + errors_bytes(load)
+
+
+def errors_bytes(load: Workload) -> float:
+    """The narrow MLP once over all tokens, and both streams."""
+    return over_chunks(load, lambda tokens: mlp_bytes(load.narrow, tokens) + 8 * tokens * load.narrow.width)
+
+
+def sweep_step_bytes(load: Workload, after: float) -> float:
+    """One minibatch step, as `operations.sweep_step_operations` has it."""
+    config, length = load.narrow, load.fitted.length
+    matrices, tokens = operations.mlp_matrices(config), operations.sweep_step_tokens(load)
+    piece = min(tokens, operations.MLP_TOKENS)
+    mlp = tokens / piece * mlp_bytes(config, piece) * (3 + 3 * after)
+    attention = attention_bytes(config, tokens, length) * (1 + 3 * after)
+    logits = 3 * head_bytes(config, tokens) + 4 * _SOFTMAX_PASSES * tokens * config.vocabulary
+    return attention + mlp + logits + _UPDATE_PASSES * 4 * matrices * config.width * config.intermediate
+
+
+def divergence_bytes(load: Workload, after: float) -> float:
+    """The tokens that judge through a block and so many after it, and both heads."""
+    config, size = load.narrow, load.judged.size
+    logits = 2 * head_bytes(config, size) + 4 * _SOFTMAX_PASSES * size * config.vocabulary
+    return load.judged.here * ((after + 1) * block_bytes(config, size, load.fitted.length) + logits)
+
+
+def advance_bytes(load: Workload) -> float:
+    """All tokens through a block."""
+    return over_chunks(load, lambda tokens: block_bytes(load.narrow, tokens, load.fitted.length))
+
+
+def memory_bytes(load: Workload) -> dict[str, float]:
+    """Of one layer and, in the sweeps, of the average block of one sweep; the phases of `operations.operations`."""
+    length, after = load.fitted.length, (load.dense.layers - 1) / 2
+    d, k = load.narrow.width, load.narrow.intermediate
+    kept = load.narrow.heads * load.narrow.head_dim
+    sweeping, heads = int(load.sweeps > 0), int(load.fewer_heads)
+    attended = 2 * over_chunks(load, lambda tokens: attention_bytes(load.narrow, tokens, length))
+    return {
+        "streams": streams_bytes(load),
+        "statistics": statistics_bytes(load),
+        "selection": selection_bytes(load),
+        "refit": (refit_bytes(k, d) + heads * refit_bytes(kept, d)) if load.refits else 0,
+        "alternating": alternating_bytes(load),
+        "errors": 3 * errors_bytes(load) + heads * attended,
+        "sweep steps": sweeping * load.settings.sweep_steps * sweep_step_bytes(load, after),
+        "sweep checks": sweeping * (divergence_bytes(load, after) + advance_bytes(load)),
+    }
+
+
+def statistics_collectives(load: Workload) -> Counter[str]:
+    """``pruning/moments.py``: one reduction of all sums."""
+
+    def sums(f: int) -> int:
+        return 4 * (f**2 + f * load.dense.width + f + load.dense.width + 1)
+
+    if not load.fitted.divided:
+        return Counter()
+    heads = sums(load.dense.heads * load.dense.head_dim) if load.fewer_heads else 0
+    return Counter({"all-reduce": sums(load.dense.intermediate) + heads})
+
+
+def _drawn(load: Workload, picked: int, size: int) -> Counter[str]:
+    """``devices.draw``: both streams of what is picked, scattered where it can be divided."""
+    even = load.fitted.share(picked) < picked
+    return Counter({"reduce-scatter" if even else "all-reduce": 2 * 4 * picked * size})
+
+
+def _gradients(load: Workload) -> Counter[str]:
+    """Of the narrow MLP's weights."""
+    config = load.narrow
+    return Counter({"all-reduce": 4 * operations.mlp_matrices(config) * config.width * config.intermediate})
+
+
+def step_collectives(load: Workload) -> Counter[str]:
+    """``solver/alternating.py``: the tokens of a step, and its gradients."""
+    if not load.fitted.divided:
+        return Counter()
+    even = load.fitted.share(load.batch) < load.batch
+    return _drawn(load, load.batch, load.narrow.width) + (_gradients(load) if even else Counter())
+
+
+def closed_form_collectives(load: Workload) -> Counter[str]:
+    """``solver/alternating.py``: one reduction of all sums."""
+    d, k = load.narrow.width, load.narrow.intermediate
+    sums = 4 * (k**2 + k * d + (k + d) * load.narrow.mlp_bias)
+    return Counter({"all-reduce": sums * load.fitted.divided})
+
+
+def sweep_step_collectives(load: Workload) -> Counter[str]:
+    """``pruning/sweeps.py``: the sequences of a step, and its gradients."""
+    picked = load.step_sequences
+    if not load.fitted.divided:
+        return Counter()
+    even = load.fitted.share(picked) < picked
+    drawn = _drawn(load, picked, load.fitted.length * load.narrow.width)
+    return drawn + (_gradients(load) if even else Counter())
+
+
+def collectives(load: Workload) -> dict[str, Counter[str]]:
+    """Bytes that go into reductions, of one layer by phase; sums of a few numbers are left out.
+
+    In the sweeps of a block of one sweep.
+    """
+    s = load.settings
+    rounds = _times(step_collectives(load), s.steps) + closed_form_collectives(load)
+    return {
+        "statistics": statistics_collectives(load),
+        "alternating": _times(rounds, s.rounds) if load.alternates else Counter(),
+        "sweep steps": _times(sweep_step_collectives(load), s.sweep_steps) if load.sweeps else Counter(),
+    }
+
+
+def _times(found: Counter[str], count: int) -> Counter[str]:
+    return Counter({kind: count * size for kind, size in found.items()})
+
+
+def sent(found: Counter[str], devices: int) -> float:
+    """Bytes that each device sends round a ring (Patarasuk and Yuan 2009): a reduction goes round twice."""
+    rounds = {"all-reduce": 2, "reduce-scatter": 1}
+    return math.fsum(rounds[kind] * size for kind, size in found.items()) * (devices - 1) / devices

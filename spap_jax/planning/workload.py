@@ -1,0 +1,168 @@
+"""The sizes of a run: what one device has to do, and how much of it is divided among the devices.
+
+Follows ``spap_jax/devices.py``: sequences are spread in whole chunks, evenly or not at all; the tokens or sequences of
+a minibatch likewise; everything else is the same on every device.
+"""
+
+from dataclasses import dataclass
+
+from spap_jax.baselines import update_used
+from spap_jax.models.config import DecoderConfig
+from spap_jax.pruning import streams
+from spap_jax.pruning.pipeline import pruned_config
+from spap_jax.settings import PruneSettings
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """Sequences in chunks [C, B, T] that pass through a block at once.
+
+    Attributes:
+        count: C, on all devices together.
+        sequences: B.
+        length: T.
+        devices: Over how many devices they would be spread.
+    """
+
+    count: int
+    sequences: int
+    length: int
+    devices: int
+
+    @property
+    def divided(self) -> bool:
+        """Whether each device has as many chunks as any other; else each has all of them."""
+        return self.devices > 1 and self.count > 0 and self.count % self.devices == 0
+
+    @property
+    def here(self) -> int:
+        """Chunks on one device."""
+        return self.count // self.devices if self.divided else self.count
+
+    @property
+    def size(self) -> int:
+        """Tokens of one chunk."""
+        return self.sequences * self.length
+
+    @property
+    def tokens(self) -> int:
+        """Tokens on one device."""
+        return self.here * self.size
+
+    def share(self, drawn: int) -> int:
+        """What one device computes of so many tokens or sequences of a minibatch."""
+        return drawn // self.devices if self.divided and drawn % self.devices == 0 else drawn
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A run of pruning.
+
+    Attributes:
+        dense: The decoder.
+        narrow: What becomes of it.
+        settings: How.
+        fitted: Sequences that are fitted.
+        held_out: Those that only judge.
+        weight_bytes: Bytes of a stored weight.
+        heads_at_once: Query heads whose attention scores are held at once.
+    """
+
+    dense: DecoderConfig
+    narrow: DecoderConfig
+    settings: PruneSettings
+    fitted: Chunks
+    held_out: Chunks
+    weight_bytes: int
+    heads_at_once: int
+
+    @property
+    def parts(self) -> tuple[Chunks, Chunks]:
+        """Fitted and held out."""
+        return self.fitted, self.held_out
+
+    @property
+    def devices(self) -> int:
+        """Over how many devices the sequences are spread."""
+        return self.fitted.devices
+
+    @property
+    def tokens(self) -> int:
+        """Tokens on one device."""
+        return self.fitted.tokens + self.held_out.tokens
+
+    @property
+    def judged(self) -> Chunks:
+        """What judges the sweeps."""
+        return self.held_out if self.held_out.count else self.fitted
+
+    @property
+    def fewer_heads(self) -> bool:
+        """Whether attention is pruned as well."""
+        return self.narrow.kv_heads < self.dense.kv_heads
+
+    @property
+    def alternates(self) -> bool:
+        """Whether the weights are recovered by alternating rounds (and sweeps)."""
+        return update_used(self.settings) == "alternate"
+
+    @property
+    def refits(self) -> bool:
+        """Whether the output projection is solved for."""
+        return update_used(self.settings) in ("refit", "alternate")
+
+    @property
+    def sweeps(self) -> int:
+        """Sweeps over the model."""
+        return self.settings.sweep_count if self.alternates else 0
+
+    @property
+    def batch(self) -> int:
+        """Tokens of a minibatch of the alternating rounds."""
+        return min(self.settings.step_tokens, self.fitted.count * self.fitted.size)
+
+    @property
+    def step_sequences(self) -> int:
+        """Sequences of a minibatch of the sweeps."""
+        most = self.fitted.count * self.fitted.sequences
+        return min(max(1, self.settings.step_tokens // self.fitted.length), most)
+
+
+def workload(
+    config: DecoderConfig,
+    settings: PruneSettings,
+    sequences: int,
+    length: int,
+    devices: int = 1,
+    weight_bytes: int = 4,
+    heads_at_once: int | None = None,
+) -> Workload:
+    """The run that prunes a model with calibration sequences [sequences, length].
+
+    Args:
+        config: The dense decoder.
+        settings: How.
+        sequences: How many sequences there are.
+        length: Their tokens.
+        devices: Over how many devices they are spread.
+        weight_bytes: Bytes of a stored weight.
+        heads_at_once: As in `Workload`; where absent all heads, as on accelerators. A CPU takes one group.
+
+    Raises:
+        UserError: there is nothing to remove.
+    """
+    most = max(1, settings.batch_tokens // length)
+    fitted, chunk = streams.split(sequences, settings.held_out, most, devices)
+    # As the pipeline chunks what is held out.
+    held = sequences - fitted
+    rest = held // devices if held % devices == 0 else held
+    held_chunk = streams.largest_divisor(rest, chunk) if rest else 1
+    return Workload(
+        dense=config,
+        narrow=pruned_config(config, settings),
+        settings=settings,
+        fitted=Chunks(fitted // chunk, chunk, length, devices),
+        held_out=Chunks(held // held_chunk, held_chunk, length, devices),
+        weight_bytes=weight_bytes,
+        heads_at_once=config.heads if heads_at_once is None else heads_at_once,
+    )

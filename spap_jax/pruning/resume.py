@@ -1,0 +1,73 @@
+"""What identifies a run, and how the steps of an interrupted one come back, to all processes of the next."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spap_jax import devices
+from spap_jax.checkpoint.resume import Unfinished
+from spap_jax.data import TokenBlocks
+from spap_jax.models.decoder import Params
+from spap_jax.pruning.pipeline import Begun, Step
+from spap_jax.pruning.report import report_of, versions
+from spap_jax.settings import PruneSettings
+
+_COMPUTING = ("spap-jax", "jax", "jaxlib", "flax", "optax", "device")
+
+
+def identity(
+    model: str, blocks: TokenBlocks, judged: TokenBlocks | None, dtype: str | None, settings: PruneSettings
+) -> dict[str, Any]:
+    """All that the result of ``spap prune`` depends on, by name; a run goes on only where all of it is the same.
+
+    Args:
+        model: Fingerprint of the dense checkpoint.
+        blocks: Calibration tokens.
+        judged: What perplexity is measured on.
+        dtype: What the weights are converted to.
+        settings: How to prune.
+    """
+    how = dataclasses.asdict(settings.replace(sweeps=settings.sweep_count))
+    del how["effort"]  # is a number of sweeps
+    tokens = {"calibration": blocks.sha256, "sequence length": blocks.tokens.shape[1]}
+    output = {"evaluation": judged and judged.sha256, "dtype": dtype}
+    found = versions()
+    computing = {"devices": devices.number()} | {name: found[name] for name in _COMPUTING}
+    return how | {"model": model} | tokens | output | computing
+
+
+def keep(unfinished: Unfinished, step: Step) -> None:
+    """Keeps a step that this run made."""
+    unfinished.add(step.layer, dataclasses.asdict(step.report))
+
+
+def begun(unfinished: Unfinished | None, output: Path) -> Begun | None:
+    """The steps that earlier processes made, in every process of this run; all of them have to call this.
+
+    Args:
+        unfinished: Where the process that leads keeps them; None in the others.
+        output: The run's.
+
+    Returns:
+        None where the output was put in its place: a command that makes several was interrupted later.
+    """
+    told = unfinished.told if unfinished and not _is_made(unfinished, output) else None
+    text = np.frombuffer(json.dumps(told).encode(), np.uint8)
+    told = json.loads(devices.from_leader({"told": text})["told"].tobytes())
+
+    def read_layer(index: int) -> Params:
+        return devices.from_leader(unfinished.layer(index) if unfinished else {})
+
+    return None if told is None else Begun([report_of(each) for each in told], read_layer)
+
+
+def _is_made(unfinished: Unfinished, output: Path) -> bool:
+    """Whether the output is this run's."""
+    try:
+        report = json.loads((output / "spap_report.json").read_bytes())
+        return unfinished.found and report["extras"]["run"] == unfinished.name
+    except (OSError, ValueError, LookupError, TypeError):
+        return False

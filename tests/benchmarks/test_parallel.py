@@ -1,0 +1,17 @@
+"""What the times of a pair say of one device and two."""
+
+import pytest
+
+from benchmarks.parallel import STATISTICS, STEPS_OF_SWEEPS, Measured, counted_efficiency, efficiencies
+
+
+def test_efficiency_is_of_all_devices_together():
+    pairs = [(Measured(2.0, 2.0), Measured(1.0, 2.5)), (Measured(2.0, 2.0), Measured(2.0, 2.0))]
+    by_clock, by_processor = efficiencies(pairs)
+    assert by_clock == [1.0, 0.5]
+    assert by_processor == pytest.approx([0.8, 1.0])
+
+
+def test_counting_knows_what_is_done_twice():
+    assert counted_efficiency(STATISTICS) == pytest.approx(1)
+    assert 0.5 <= counted_efficiency(STEPS_OF_SWEEPS) < 0.9

@@ -1,0 +1,198 @@
+"""What a run keeps on its way is whole or counts as lost, and belongs to that run alone."""
+
+import json
+import shutil
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from tiny_checkpoints import write
+
+from spap_jax.checkpoint.fingerprint import fingerprint
+from spap_jax.checkpoint.resume import Unfinished, resume_folder
+from spap_jax.errors import UserError
+from spap_jax.models.decoder import Params
+
+RUN, BLOCKS = {"sparsity": 0.3, "model": "0" * 64}, 3
+
+
+def layer(step: int) -> Params:
+    weights = np.random.default_rng(step).normal(size=(7, 5))
+    return {"mlp": {"up": weights.astype(np.float32), "bias": weights[0].astype(ml_dtypes.bfloat16)}}
+
+
+def told(step: int) -> dict:
+    return {"step": step, "error": float("nan") if step == 1 else 0.1 * step}
+
+
+def same(one: Params, other: Params) -> bool:
+    pairs = [(one["mlp"][name], other["mlp"][name]) for name in ("up", "bias")]
+    return all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in pairs)
+
+
+def made(output: Path, steps: int) -> Path:
+    """The folder of a run that made some steps."""
+    with Unfinished(output, RUN, BLOCKS) as unfinished:
+        for step in range(len(unfinished.told), steps):
+            unfinished.add(layer(step), told(step))
+    return unfinished.folder
+
+
+def looked_at(output: Path) -> tuple[int, bool]:
+    """How many steps count, each block being as its last one left it; and whether some were lost."""
+    with Unfinished(output, RUN, BLOCKS) as unfinished:
+        count = len(unfinished.told)
+        assert json.dumps(unfinished.told) == json.dumps([told(step) for step in range(count)])
+        for index in range(min(count, BLOCKS)):
+            assert same(unfinished.layer(index), layer(range(count)[index::BLOCKS][-1]))
+        return count, unfinished.lost
+
+
+@pytest.mark.parametrize("steps", [1, 3, 4, 8])
+def test_the_newest_of_each_block_comes_back(steps: int, tmp_path: Path):
+    folder = made(tmp_path / "out", steps)
+    assert looked_at(tmp_path / "out") == (steps, False)
+    assert len([*(folder / "steps").iterdir()]) == min(steps, BLOCKS)
+    made(tmp_path / "out", steps + 2)
+    assert looked_at(tmp_path / "out") == (steps + 2, False)
+
+
+def test_nothing_is_left_of_a_run_without_steps_or_one_that_ended(tmp_path: Path):
+    with pytest.raises(UserError, match="no data"), Unfinished(tmp_path / "out", RUN, BLOCKS):
+        raise UserError("no data")
+    assert not [*tmp_path.iterdir()]
+    with Unfinished(tmp_path / "out", RUN, BLOCKS) as unfinished:
+        unfinished.add(layer(0), told(0))
+    unfinished.remove()
+    assert not [*tmp_path.iterdir()]
+
+
+def test_the_name_of_a_run_stays_until_the_command_ends(tmp_path: Path):
+    """As of one of several outputs, which is in its place while the others are made, interrupted however often."""
+    made(tmp_path / "out", 2)
+    for _ in range(2):
+        with Unfinished(tmp_path / "out", RUN, BLOCKS) as unfinished:
+            assert unfinished.found
+            unfinished.drop_steps()
+            assert unfinished.count() == 0
+    assert (resume_folder(tmp_path / "out") / "run.json").exists()
+
+
+# Orbax reads the arrays of a step at once, and leaves the others behind when one fails.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_any_damage_is_noticed(tmp_path: Path):
+    """Every file of a step is cut short, emptied, removed, or has a bit turned."""
+    folder = made(tmp_path / "out", 3)
+    files = [path.relative_to(folder) for path in (folder / "steps" / "1").rglob("*") if path.is_file()]
+    assert len(files) > 5
+    counts = set()
+    for number, file in enumerate(files):
+        for way in ("cut", "emptied", "removed", "turned"):
+            output = tmp_path / f"{number}-{way}"
+            shutil.copytree(folder, resume_folder(output))
+            damage(resume_folder(output) / file, way)
+            count, lost = looked_at(output)
+            assert (count, lost) in {(1, True), (3, False)}
+            counts.add(count)
+            made(output, 3)
+            assert looked_at(output) == (3, False)
+    assert counts == {1, 3}
+
+
+def test_weights_of_another_step_are_noticed(tmp_path: Path):
+    steps = made(tmp_path / "out", 3) / "steps"
+    shutil.rmtree(steps / "1" / "layer")
+    shutil.copytree(steps / "0" / "layer", steps / "1" / "layer")
+    assert looked_at(tmp_path / "out") == (1, True)
+
+
+def damage(path: Path, way: str) -> None:
+    content = path.read_bytes()
+    half = len(content) // 2
+    turned = content[:half] + bytes(byte ^ 16 for byte in content[half : half + 1]) + content[half + 1 :]
+    if way == "removed":
+        path.unlink()
+    else:
+        path.write_bytes({"cut": content[:half], "emptied": b"", "turned": turned}[way])
+
+
+def test_a_block_that_is_lost_in_a_sweep_takes_all_with_it(tmp_path: Path):
+    folder = made(tmp_path / "out", 5)
+    shutil.rmtree(folder / "steps" / "3" / "layer")
+    assert looked_at(tmp_path / "out") == (0, True)
+
+
+def test_a_step_that_was_not_yet_removed_is_used_where_its_follower_is_lost(tmp_path: Path):
+    shutil.copytree(made(tmp_path / "other", 3) / "steps" / "2", tmp_path / "2")
+    folder = made(tmp_path / "out", 6)
+    shutil.rmtree(folder / "steps" / "5" / "layer")
+    shutil.copytree(tmp_path / "2", folder / "steps" / "2")
+    assert looked_at(tmp_path / "out") == (5, True)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null"])
+def test_a_run_without_its_name_counts_as_lost(content: str, tmp_path: Path):
+    folder = made(tmp_path / "out", 2)
+    (folder / "run.json").write_text(content)
+    assert looked_at(tmp_path / "out") == (0, True)
+
+
+def test_another_run_is_refused_and_may_be_discarded(tmp_path: Path):
+    folder = made(tmp_path / "out", 2)
+    other = {"sparsity": 0.4, "model": "1" * 64, "seed": 0}
+    with pytest.raises(UserError) as refused:
+        Unfinished(tmp_path / "out", other, BLOCKS)
+    assert str(refused.value) == (
+        f"{folder} holds a run that was interrupted and differs from this one in sparsity (0.3, now 0.4), model, "
+        "seed (None, now 0): repeat the command as it was, or pass --no-resume to discard that run and start over."
+    )
+    assert looked_at(tmp_path / "out") == (2, False)
+    with Unfinished(tmp_path / "out", other, BLOCKS, fresh=True) as unfinished:
+        assert (unfinished.found, unfinished.told) == (False, [])
+    assert json.loads((folder / "run.json").read_text()) == other
+
+
+def test_one_process_at_a_time(tmp_path: Path):
+    with Unfinished(tmp_path / "out", RUN, BLOCKS), pytest.raises(UserError, match="another process is pruning into"):
+        Unfinished(tmp_path / "out", RUN, BLOCKS)
+
+
+def test_what_others_put_there_stays(tmp_path: Path):
+    folder = made(tmp_path / "out", 2)
+    (folder / "letter.txt").write_text("dear")
+    with Unfinished(tmp_path / "out", RUN, BLOCKS) as unfinished:
+        pass
+    unfinished.remove()
+    assert [path.name for path in folder.iterdir()] == ["letter.txt"]
+
+
+def test_a_fingerprint_is_of_the_content(tmp_path: Path):
+    folder = write("llama", tmp_path / "in", shard="40KB")
+    first = fingerprint(folder)
+    assert fingerprint(shutil.copytree(folder, tmp_path / "copy")) == first
+    for path in (folder / "config.json", *folder.glob("*.safetensors")):
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        assert fingerprint(folder) != first
+        path.write_bytes(content)
+    assert fingerprint(folder) == first
+
+
+def test_a_long_file_is_looked_at_from_end_to_end(tmp_path: Path):
+    folder = write("llama", tmp_path / "in")
+    long = folder / "model.safetensors"
+    with long.open("r+b") as file:
+        file.truncate(1 << 30)  # of holes, which take no room
+    first = fingerprint(folder)
+    for place in (0, (1 << 30) - 1):
+        with long.open("r+b") as file:
+            file.seek(place)
+            before = file.read(1)
+            file.seek(place)
+            file.write(bytes([before[0] ^ 1]))
+        assert fingerprint(folder) != first
+        with long.open("r+b") as file:
+            file.seek(place)
+            file.write(before)
+    assert fingerprint(folder) == first

@@ -1,0 +1,249 @@
+"""``spap prune`` that is killed, at whatever moment, or told to end: the same command goes on to the same bits."""
+
+import json
+import random
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import Said, left, process, sentence, spap, tiny, token_file
+
+KILLS = 20
+
+
+class Workshop:
+    """A tiny model, tokens, and a cache of compiled programs that all processes share.
+
+    Attributes:
+        folder: Where all of it is.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        tiny(folder / "in")
+        token_file(folder / "ids.npy")
+
+    def words(self, output: Path, sweeps: int = 2) -> tuple[object, ...]:
+        return (
+            "prune", self.folder / "in", "--calibration", self.folder / "ids.npy", "--output", output,
+            "--sequences", 16, "--sequence-length", 64, "--rounds", 0,
+            "--sweeps", sweeps, "--sweep-steps", 3, "--sweep-learning-rate", 0.003,
+        )  # fmt: skip
+
+    def start(self, output: Path, *words: object, sweeps: int = 2) -> subprocess.Popen[str]:
+        cache = {
+            "JAX_COMPILATION_CACHE_DIR": str(self.folder / "cache"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
+        return process(*self.words(output, sweeps), *words, **cache, JAX_NUM_CPU_DEVICES="1")
+
+    def run(self, output: Path, *words: object, sweeps: int = 2) -> Said:
+        run = self.start(output, *words, sweeps=sweeps)
+        out, err = run.communicate()
+        return Said(run.returncode, out, err)
+
+    def interrupted(self, output: Path, line: str, *words: object, number: int = signal.SIGKILL) -> Said:
+        """A run that gets a signal when it has said a line."""
+        run = self.start(output, *words)
+        said = until(run, lambda each: each.startswith(line))
+        run.send_signal(number)
+        out, err = run.communicate()
+        return Said(run.returncode, out, said + err)
+
+
+def until(run: subprocess.Popen[str], found: Callable[[str], bool]) -> str:
+    """What a process says on standard error, to the line that is looked for or to its end."""
+    assert run.stderr is not None
+    said = ""
+    for line in run.stderr:
+        said += line
+        if found(line):
+            break
+    return said
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    return Workshop(tmp_path_factory.mktemp("shop"))
+
+
+@pytest.fixture(scope="module")
+def whole(shop: Workshop) -> dict[str, Any]:
+    """What a run gives that nothing disturbs."""
+    said = shop.run(shop.folder / "whole")
+    assert said.code == 0, said
+    assert not [name for name in left(shop.folder) if name.startswith(".")]
+    return content(shop.folder / "whole")
+
+
+def content(output: Path) -> dict[str, Any]:
+    """The bytes of every file of an output, and the report without times and memory."""
+    report = json.loads((output / "spap_report.json").read_text())
+    for step in (report, *report["layers"], *report["sweeps"]):
+        del step["seconds"]
+    del report["extras"]["peak_memory_bytes"]
+    files = {name: (output / name).read_bytes() for name in left(output) if name != "spap_report.json"}
+    return files | {"spap_report.json": report}
+
+
+def kept(output: Path) -> Path:
+    return output.with_name(f".{output.name}.resume")
+
+
+def fresh(lines: int) -> Callable[[str], bool]:
+    """Whether so many steps were made anew, line after line."""
+    left_over = iter(range(lines))
+    return lambda line: line.endswith(" s\n") and next(left_over, None) is None
+
+
+@pytest.mark.timeout(1200)
+def test_killed_at_random_moments(shop: Workshop, whole: dict[str, Any], tmp_path: Path):
+    """A run is killed again and again until it gets to its end; then the next one, until there were enough kills."""
+    chance = random.Random(0)
+    kills, outputs, went_on = 0, 0, 0
+    while kills < KILLS or left(tmp_path):
+        run = shop.start(tmp_path / "out")
+        said = until(run, fresh(chance.randrange(4)))
+        try:
+            run.wait(timeout=None if kills >= KILLS else chance.random() * 0.2)
+        except subprocess.TimeoutExpired:
+            run.kill()
+        said += run.communicate()[1]
+        went_on += "going on: " in said
+        kills += run.returncode == -signal.SIGKILL
+        assert run.returncode in (0, -signal.SIGKILL), said
+        assert set(left(tmp_path)) <= {".out.resume", "out"}
+        if run.returncode == 0:
+            assert left(tmp_path) == ["out"]
+        if (tmp_path / "out").exists():
+            assert content(tmp_path / "out") == whole
+            outputs += 1
+            for made in tmp_path.iterdir():
+                shutil.rmtree(made)
+    assert went_on > KILLS / 2
+    assert outputs > 1
+
+
+@pytest.fixture(scope="module")
+def told_to_end(shop: Workshop, whole: dict[str, Any]) -> Said:
+    """A run that SIGTERM came to in its first sweep; it went into `ended`."""
+    return shop.interrupted(shop.folder / "ended", "sweep 1, layer 2/3", number=signal.SIGTERM)
+
+
+@pytest.fixture
+def ended(shop: Workshop, told_to_end: Said, tmp_path: Path) -> Path:
+    """The output of that run, with a copy of its own of what is kept."""
+    shutil.copytree(kept(shop.folder / "ended"), kept(tmp_path / "ended"))
+    return tmp_path / "ended"
+
+
+def test_told_to_end(shop: Workshop, told_to_end: Said):
+    assert told_to_end.code == 75
+    assert told_to_end.out == ""
+    folder = kept(shop.folder / "ended")
+    found = re.fullmatch(
+        rf"spap: stopped by SIGTERM; (\d) steps are kept in {re.escape(str(folder))}: "
+        "the same command goes on from there, --no-resume starts over.",
+        told_to_end.err.splitlines()[-1],
+    )
+    assert found
+    assert int(found[1]) >= 5
+    assert not (shop.folder / "ended").exists()
+    steps = [int(name) for name in left(folder / "steps")]
+    assert steps == list(range(int(found[1]) - 3, int(found[1])))
+
+
+def test_it_goes_on_where_it_ended(shop: Workshop, whole: dict[str, Any], ended: Path):
+    said = shop.run(ended)
+    assert said.code == 0, said
+    found = re.search(rf"^going on: (\d) steps are kept in {re.escape(str(kept(ended)))}$", said.err, re.MULTILINE)
+    assert found
+    lines = [line.rpartition(" ")[2] for line in said.err.splitlines() if "layer" in line]
+    assert lines == ["kept"] * int(found[1]) + ["s"] * (9 - int(found[1]))
+    assert content(ended) == whole
+    assert left(ended.parent) == ["ended"]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("--sparsity", "0.4"), "differs from this one in sparsity (0.3, now 0.4): repeat the command"),
+        (("--sweep-learning-rate", "0.3", "--sweeps", "1"), "sweeps (2, now 1), sweep_learning_rate (0.003, now 0.3)"),
+        (("--sequences", "15"), "in calibration: "),
+        (("--dtype", "bfloat16"), "in dtype (None, now bfloat16): "),
+        (("--devices", "2"), "in devices (1, now 2): "),
+    ],
+)
+def test_another_command_is_refused(words: tuple[str, ...], expected: str, shop: Workshop, ended: Path, capsys):
+    replaced = [*shop.words(ended)]
+    for name, value in zip(words[::2], words[1::2], strict=True):
+        if name in replaced:
+            replaced[replaced.index(name) + 1] = value
+        else:
+            replaced += [name, value]
+    said = sentence(spap(capsys, *replaced))
+    assert said.startswith(f"{kept(ended)} holds a run that was interrupted")
+    assert expected in said
+    assert said.endswith("or pass --no-resume to discard that run and start over.")
+    assert left(ended.parent) == [kept(ended).name]
+
+
+def test_another_model_is_refused(shop: Workshop, ended: Path, tmp_path: Path, capsys):
+    shutil.copytree(shop.folder / "in", tmp_path / "in")
+    words = [tmp_path / "in" if word == shop.folder / "in" else word for word in shop.words(ended)]
+    weights = tmp_path / "in" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-2] ^= 1
+    weights.write_bytes(content)
+    assert "in model: repeat" in sentence(spap(capsys, *words))
+
+
+def test_starting_over(shop: Workshop, ended: Path):
+    said = shop.run(ended, "--seed", "1", "--no-resume")
+    assert said.code == 0, said
+    assert "kept" not in said.err
+    assert json.loads((ended / "spap_report.json").read_text())["settings"]["seed"] == 1
+    assert left(ended.parent) == ["ended"]
+
+
+def test_what_is_damaged_is_computed_again(shop: Workshop, whole: dict[str, Any], ended: Path):
+    """Of the blocks as the sweeps left them one is lost, so nothing before it can be used."""
+    (path,) = (kept(ended) / "steps").glob("3/layer/manifest.ocdbt")
+    path.write_bytes(path.read_bytes()[:-5])
+    said = shop.run(ended)
+    assert said.code == 0, said
+    assert f"{kept(ended)} was damaged: what is lost is computed again" in said.err
+    assert content(ended) == whole
+
+
+def test_two_at_once_are_refused(shop: Workshop, ended: Path, capsys):
+    run = shop.start(ended)
+    until(run, lambda line: line.startswith("layer 1/"))
+    assert "another process is pruning into" in sentence(spap(capsys, *shop.words(ended)))
+    run.kill()
+    run.communicate()
+
+
+def test_several_sparsities(shop: Workshop, tmp_path: Path):
+    """The first is made, and the second killed: the same command leaves the first alone and goes on with the second."""
+    several = ("--sparsity", "0.3,0.305")
+    output = tmp_path / "out"
+    run = shop.start(output, *several, sweeps=0)
+    said = until(run, lambda line: line.startswith("wrote "))
+    said += until(run, lambda line: line.startswith("layer 2/"))
+    run.kill()
+    run.communicate()
+    assert left(output) == [".sparsity-0.3.resume", ".sparsity-0.305.resume", "sparsity-0.3"], said
+    assert left(output / ".sparsity-0.3.resume") == ["lock", "run.json"]
+    when = (output / "sparsity-0.3" / "config.json").stat().st_mtime_ns
+    again = shop.run(output, *several, sweeps=0)
+    assert again.code == 0, again
+    assert f"{output / 'sparsity-0.3'} was made before the interruption" in again.err
+    assert (output / "sparsity-0.3" / "config.json").stat().st_mtime_ns == when
+    assert left(output) == ["sparsity-0.3", "sparsity-0.305"]

@@ -1,0 +1,95 @@
+"""``spap plan``: from a config alone to tables, a sentence, and a file."""
+
+import json
+import shutil
+import struct
+from pathlib import Path
+
+import pytest
+from commands import STORIES, Said, left, process, sentence, spap, tiny
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with nothing but a config.json."""
+    (tmp_path / "model").mkdir()
+    shutil.copy(CONFIGS / "llama-3.1-8b.json", tmp_path / "model" / "config.json")
+    return tmp_path / "model"
+
+
+def test_a_mesh_that_is_too_small(folder: Path, tmp_path: Path, capsys):
+    said = spap(capsys, "plan", folder, "--mesh", "v5e-8", "--json", tmp_path / "plan.json")
+    assert said.code == 0
+    assert said.out.startswith(f"{folder}: 30% of the MLP channels removed, 128 sequences of 2048 tokens\n")
+    assert "\nv5e-8: it does not fit: a device needs " in said.out
+    assert "It would fit with --effort low." in said.out
+    found = json.loads((tmp_path / "plan.json").read_text())
+    [planned] = found["plans"]
+    assert not planned["fits"]
+    assert found["weight_bytes"] == 2
+    assert planned["verdict"] in said.out
+    for phase in planned["phases"]:
+        assert f"\n{phase['name']} " in said.out
+    assert planned["seconds"] == pytest.approx(sum(phase["seconds"] for phase in planned["phases"]))
+    assert max(sum(parts.values()) for parts in planned["device_memory_bytes"].values()) > planned["usable_bytes"]
+    assert "\u2026" not in said.out  # nothing is cut off
+
+
+def test_settings_are_those_of_pruning(folder: Path, capsys):
+    words = ("--effort", "low", "--sparsity", "0.5", "--sequences", "64", "--sequence-length", "1024")
+    said = spap(capsys, "plan", folder, "--mesh", "v5e-8", *words)
+    assert said.out.startswith(f"{folder}: 50% of the MLP channels removed, 64 sequences of 1024 tokens\n")
+    assert "\nv5e-8: it fits: a device needs at most " in said.out
+    assert "sweep" not in said.out
+
+
+def test_several_meshes_are_compared_where_none_is_named(folder: Path, capsys):
+    said = spap(capsys, "plan", folder)
+    fits = {line.split()[0]: line.split()[-3] for line in said.out.splitlines() if " x " in line}
+    assert fits == {"v5e-8": "no", "v5p-64": "yes", "h100x8": "yes"}
+    assert said.out.count("it does not fit") == 1
+
+
+def test_weights_that_are_there_are_those_that_are_counted(tmp_path: Path, capsys):
+    weights = tiny(tmp_path / "in") / "model.safetensors"
+    (length,) = struct.unpack("<Q", weights.read_bytes()[:8])
+    words = ("--mesh", "v5e-1", "--sequence-length", "64", "--json", tmp_path / "plan.json")
+    assert spap(capsys, "plan", tmp_path / "in", *words).code == 0
+    [planned] = json.loads((tmp_path / "plan.json").read_text())["plans"]
+    assert planned["read_bytes"] == weights.stat().st_size - 8 - length
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("--mesh", "k80x8"), "there is no mesh 'k80x8': name one like v5e-8 or h100x8"),
+        (("--mesh", "v5p-7"), "up to 6144 devices of TPU v5p are linked (its names count TensorCores"),
+        (("--sequences", "0"), "--sequences must be at least 1"),
+        (("--sequence-length", "513"), "model's 512 positions"),
+        (("--sparsity", "0.001"), "nothing to remove"),
+        (("--json", "no/x.json"), "no/x.json cannot be written"),
+    ],
+)
+def test_refusals(words: tuple[str, ...], expected: str, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert expected in sentence(spap(capsys, "plan", STORIES, *words))
+    assert left(tmp_path) == []
+
+
+def test_a_hub_id_of_which_the_config_is_cached(folder: Path, tmp_path: Path):
+    """The cache is laid out as the hub's client lays it out; there is no network and nothing but the config."""
+    repo = tmp_path / "hub" / "models--owner--name"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text("0" * 40)
+    (repo / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    shutil.copy(folder / "config.json", repo / "snapshots" / ("0" * 40))
+    settings = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_CACHE": str(tmp_path / "hub"), "NO_PROXY": "*"}
+    run = process("plan", "owner/name", "--mesh", "h100x8", **settings)
+    out, err = run.communicate()
+    assert (run.returncode, "h100x8: it fits" in out) == (0, True), err
+    run = process("plan", "owner/other", **settings)
+    out, err = run.communicate()
+    said = sentence(Said(run.returncode, out, err))
+    assert said.startswith("the file config.json of the hub model owner/other is not on this machine and the hub ")

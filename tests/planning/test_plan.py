@@ -1,0 +1,160 @@
+"""What fits, what would make it fit, and the sizes of a run."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from phases import LLAMA, config_of
+
+from spap_jax import devices
+from spap_jax.errors import UserError
+from spap_jax.models import cost
+from spap_jax.models.registry import family_of
+from spap_jax.planning import memory, operations
+from spap_jax.planning.accelerators import mesh_named
+from spap_jax.planning.plan import Request, notes, plan, verdict
+from spap_jax.planning.workload import workload
+from spap_jax.pruning import pipeline
+from spap_jax.settings import PruneSettings
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.json"))
+
+
+def theirs(name: str) -> dict:
+    return json.loads(next(file for file in CONFIGS if file.stem == name).read_text())
+
+
+def request_of(name: str, **changes) -> Request:
+    whole = Request(config_of(theirs(name)), PruneSettings(), sequences=128, length=2048, weight_bytes=2)
+    return dataclasses.replace(whole, **changes)
+
+
+@pytest.mark.parametrize("held_out", [0.0, 0.1, 0.5])
+@pytest.mark.parametrize(("sequences", "count"), [(64, 8), (24, 2), (13, 4), (8, 8), (1, 1)])
+def test_sequences_are_divided_as_the_pipeline_divides_them(sequences: int, count: int, held_out: float):
+    settings = PruneSettings(held_out=held_out, batch_tokens=32)
+    load = workload(config_of(LLAMA), settings, sequences, 16, count)
+    with devices.sharing(count):
+        for part, chunks in zip(load.parts, pipeline._split(np.zeros((sequences, 16), int), settings), strict=True):
+            assert (part.count, part.size * part.count) == (chunks.shape[0], chunks.size)
+            assert part.divided == devices.divides(chunks)
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_weights_are_counted_once(file: Path):
+    found = family_of(json.loads(file.read_text()))
+    config = found.read_config(json.loads(file.read_text()))
+    total = config.layers * memory.block_elements(config) + memory.outer_elements(config)
+    assert total == cost.parameters(found, config).total
+
+
+def test_the_largest_model_fits_no_gpu_and_no_setting_helps():
+    planned = plan(request_of("llama-3.1-405b"), mesh_named("h100x8"))
+    assert not planned.fits
+    assert planned.memory["selection"]["weights"] > 600e9  # all pruned blocks, for the sweeps
+    assert "Neither fewer sequences nor more devices make it fit" in verdict(planned)
+    assert "even with --effort low --batch-tokens 2048 and 2 sequences the phase 'selection'" in verdict(planned)
+    assert "solver, which every device holds whole" in verdict(planned)
+
+
+def changed(request: Request, mesh: str, words: str) -> tuple[Request, str]:
+    """A request and a mesh as the words of a remedy say."""
+    number = {name: int(value) for name, value in re.findall(r"--(sequences|batch-tokens) (\d+)", words)}
+    settings = request.settings.replace(batch_tokens=number.get("batch-tokens", request.settings.batch_tokens))
+    settings = settings.replace(effort="low") if "--effort low" in words else settings
+    request = dataclasses.replace(request, settings=settings, sequences=number.get("sequences", request.sequences))
+    larger = re.search(r"(\S+) in place of", words)
+    return request, larger[1] if larger else mesh
+
+
+@pytest.mark.parametrize(
+    ("name", "mesh", "sequences", "expected"),
+    [
+        ("llama-3.1-8b", "v5e-8", 128, ["--effort low"]),
+        ("llama-3.1-70b", "h100x8", 128, ["--effort low"]),
+        ("llama-3.1-8b", "h100x2", 4096, ["--sequences 1024", "h100x8 in place of h100x2"]),
+        (
+            "qwen2.5-0.5b",
+            "v5e-8",
+            2048,
+            ["--batch-tokens 4096", "--sequences 256", "--effort low", "v5e-64 in place of v5e-8"],
+        ),
+        (
+            "llama-3.1-8b",
+            "v5e-8",
+            1024,
+            ["--effort low --batch-tokens 2048 --sequences 512"],
+        ),
+    ],
+)
+def test_what_would_make_it_fit_does(name: str, mesh: str, sequences: int, expected: list[str]):
+    settings = PruneSettings(batch_tokens=32768 if name.startswith("qwen") else 4096)
+    request = request_of(name, sequences=sequences, settings=settings)
+    planned = plan(request, mesh_named(mesh))
+    assert not planned.fits
+    remedy = re.search(r"It would fit with (.*)\.$", verdict(planned))
+    assert remedy, verdict(planned)
+    assert remedy[1].split(", or with ") == expected
+    for words in expected:
+        other, larger = changed(request, mesh, words)
+        assert plan(other, mesh_named(larger)).fits
+
+
+def test_devices_share_the_tokens_and_not_the_solver():
+    one, eight = (plan(request_of("llama-3.1-8b"), mesh_named(name)) for name in ("h100x1", "h100x8"))
+    work = [{phase.name: phase for phase in planned.phases} for planned in (one, eight)]
+    assert work[0]["selection"] == work[1]["selection"]
+    assert work[0]["statistics"].operations / work[1]["statistics"].operations == pytest.approx(8, rel=0.1)
+    assert work[0]["statistics"].sent_bytes == 0 < work[1]["statistics"].sent_bytes
+    assert one.memory["streams"]["streams"] == 8 * eight.memory["streams"]["streams"]
+    assert one.memory["selection"]["solver"] == eight.memory["selection"]["solver"]
+
+
+def test_what_is_worth_knowing():
+    request, mesh = request_of("llama-3.1-8b"), mesh_named("v5p-64")
+    [note] = notes(plan(request, mesh))
+    assert "each of the 32 devices does 100% of the work: 1 sequence at a time cannot be divided" in note
+    settings = request.settings.replace(step_tokens=65536)
+    assert notes(plan(dataclasses.replace(request, settings=settings), mesh)) == []
+    assert notes(plan(request, mesh_named("v5e-1"))) == []
+    low = request.settings.replace(effort="low")
+    assert notes(plan(dataclasses.replace(request, settings=low), mesh)) == []
+    [note] = notes(plan(request_of("llama-3.1-8b", sequences=7, settings=low), mesh))
+    assert note == "7 sequences cannot be divided among 32 devices, so each computes all."
+    full = dataclasses.replace(request, sequences=850, settings=request.settings.replace(sweeps=0))
+    [note] = notes(plan(full, mesh_named("h100x1")))
+    assert "XLA_PYTHON_CLIENT_MEM_FRACTION=0.95" in note
+
+
+def test_methods_and_updates_leave_out_what_they_do_not_do():
+    def phases(**settings) -> dict[str, float]:
+        return operations.operations(workload(config_of(LLAMA), PruneSettings(**settings), 16, 64))
+
+    own, wanda, obs, low = phases(), phases(method="wanda"), phases(method="obs"), phases(effort="low")
+    assert {name for name, count in wanda.items() if count} == {"streams", "statistics", "selection", "errors"}
+    assert {name for name, count in obs.items() if count} == {"streams", "statistics", "selection", "refit", "errors"}
+    assert low == own | {"sweep steps": 0, "sweep checks": 0}
+    assert wanda["selection"] < own["selection"]
+    heads = phases(attention_sparsity=0.5)
+    assert all(heads[name] > own[name] for name in ("statistics", "selection", "refit", "errors"))
+    assert heads["streams"] < own["streams"]
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "memory_"),
+    [("v5e-8", 8, 16e9), ("v5litepod-16", 16, 16e9), ("v5p-64", 32, 95e9), ("H100x8", 8, 80e9), ("a100x1", 1, 80e9)],
+)
+def test_names_of_meshes(name: str, count: int, memory_: float):
+    mesh = mesh_named(name)
+    assert (mesh.devices, mesh.accelerator.memory) == (count, memory_)
+    if count > 1:
+        assert mesh_named(mesh.with_devices(count // 2).name) == mesh.with_devices(count // 2)
+
+
+@pytest.mark.parametrize("name", ["", "tpu", "v5e", "v5e-0", "v5e-257", "v5p-7", "h100x16", "h100x-1", "k80x8"])
+def test_meshes_that_are_not_there(name: str):
+    with pytest.raises(UserError, match=f"there is no mesh '{name}': "):
+        mesh_named(name)
