@@ -37,7 +37,7 @@ def pruned(dense: Path, ids: Path, tmp_path: Path, capsys) -> Path:
 
 def test_a_pruned_checkpoint_is_trained_towards_the_dense_one(dense: Path, pruned: Path, ids: Path, capsys):
     out = pruned.parent / "out"
-    words = ("--data", ids, "--teacher", dense, "--output", out, "--eval", ids, "--learning-rate", "1e-2", *QUICK)
+    words = ("--data", ids, "--teacher", dense, "--output", out, "--eval", ids, "--learning-rate", "1e-3", *QUICK)
     said = spap(capsys, "finetune", pruned, *words)
     assert said.code == 0, said.err
     assert said.out.splitlines()[0] == f"{pruned}: 4 steps, LoRA of rank 16 (20 640 numbers)"
