@@ -1,9 +1,8 @@
 """What a notebook imports: load, prune, measure, save."""
 
 import functools
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -24,10 +23,11 @@ from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.numerics import full_precision
 from spap_jax.pruning.pipeline import prune_layers, pruned_config
-from spap_jax.pruning.report import LayerReport, PruneReport, SweepReport, new_report
+from spap_jax.pruning.report import LayerReport, PruneReport, SweepReport, data_account, new_report
 from spap_jax.settings import FinetuneSettings, PruneSettings
-from spap_jax.training import train
-from spap_jax.training.report import Check, FinetuneReport, new_finetune_report
+from spap_jax.training.report import Check, FinetuneReport
+from spap_jax.training.run import run
+from spap_jax.training.train import Stage
 
 __all__ = [
     "FinetuneResult",
@@ -135,16 +135,15 @@ def finetune(
         UserError: a setting or the tokens are unusable, the teacher is another model's, or the training diverges.
     """
     settings = (settings or FinetuneSettings()).replace(**changes)
-    blocks, start, stage = token_blocks(tokens, model.config), time.perf_counter(), None
+    blocks = token_blocks(tokens, model.config)
+
+    def watch(stage: Stage) -> None:
+        if progress is not None:
+            progress(stage.checks[-1])
+
     with sharing(devices):
-        for stage in train.stages(model, blocks, teacher, settings):
-            if progress is not None:
-                progress(stage.checks[-1])
-        assert stage is not None  # there is one before any step
-        trained = train.result(model, stage, settings)
-    names = model.source.name, teacher and teacher.source.name
-    seconds = time.perf_counter() - start
-    return FinetuneResult(trained, new_finetune_report(settings, names, tokens, stage, seconds))
+        trained, report = run(model, blocks, teacher, settings, watch)
+    return FinetuneResult(trained, replace(report, data=data_account(tokens)))
 
 
 def token_blocks(tokens: Any, config: DecoderConfig) -> np.ndarray:

@@ -4,8 +4,9 @@
 what was said of them), `output/` (the partial output) and `lock`. It is removed when the run ends well.
 
 A run of L blocks makes L steps and then L more in every sweep; a step takes the place of the one L before it, so that
-there is one a block. Orbax writes a step in the background and renames it when it is complete: a process that is killed
-loses the step that it was making. A step carries a hash of its weights: one that was damaged later counts as lost.
+there is one a block. To training, all that it goes on from is one block. Orbax writes a step in the background and
+renames it when it is complete: a process that is killed loses the step that it was making. A step carries a hash of its
+weights: one that was damaged later counts as lost.
 """
 
 import contextlib
@@ -141,6 +142,12 @@ class Unfinished:
         for name in (_STEPS, _OUTPUT):
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
+    def forget(self) -> None:
+        """Removes all steps, which lead nowhere; what else there is goes at the end of the `with` block."""
+        self.drop_steps()
+        (self.folder / _STEPS).mkdir()
+        self.told.clear()
+
     def remove(self) -> None:
         """Removes everything: the command has ended well. Not before the `with` block has."""
         _clear(self.folder)
@@ -241,7 +248,7 @@ def _locked(folder: Path) -> int:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(handle)
-        raise UserError(f"another process is pruning into the folder of {folder}: wait for it, or end it.") from None
+        raise UserError(f"another process writes into the folder of {folder}: wait for it, or end it.") from None
     except OSError:  # some network file systems have no locks
         pass
     return handle

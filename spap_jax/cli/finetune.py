@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from spap_jax.data import TokenBlocks
     from spap_jax.model import Model
     from spap_jax.training.report import FinetuneReport
+    from spap_jax.training.train import Stage
 
 _REPORT = "spap_report.json"
 """Of the pruning, which goes along."""
@@ -28,6 +29,7 @@ def finetune(
     sequence_length: int | None = None,
     eval: str | None = None,
     overwrite: bool = False,
+    resume: bool = True,
     devices: int | None = None,
     settings: Annotated[
         FinetuneSettings, Parameter(name="*", group=Group("Training", sort_key=1))
@@ -40,6 +42,9 @@ def finetune(
 
     Example: spap finetune pruned --teacher meta-llama/Llama-3.2-1B --data c4 --output trained
 
+    Where training stands is kept beside the output, in a folder .NAME.resume, every --check-every steps: after an
+    interruption the same command goes on from there. Told to end (SIGTERM), it ends at once with the exit code 75.
+
     Args:
         model: Folder or hub id of the checkpoint.
         data: Text to train on: wikitext2, c4, a hub data set, a .txt, .jsonl or .parquet file, or a .npy of token ids.
@@ -49,12 +54,21 @@ def finetune(
         sequence_length: Tokens in a sequence; 2048, or what the model's positions allow, where absent.
         eval: Data to measure perplexity on before and after; the same kinds as --data.
         overwrite: Replace the output folder if it is a checkpoint.
+        resume: Go on where the same command was interrupted; --no-resume discards what it had done and starts over.
         devices: Over how many devices to spread the sequences; all where absent, but one of a CPU's.
         settings: How to train.
     """
-    from spap_jax import api, checkpoint, memory
+    from spap_jax import checkpoint, memory
+    from spap_jax.checkpoint.resume import Unfinished
     from spap_jax.cli.console import err, training_progress, waiting
+    from spap_jax.cli.stopping import stopping
+    from spap_jax.cli.unfinished import telling
+    from spap_jax.devices import sharing
+    from spap_jax.errors import UserError
     from spap_jax.training.card import trained_card
+    from spap_jax.training.resume import begun, identity, keep
+    from spap_jax.training.run import run
+    from spap_jax.training.train import check
 
     checkpoint.check_output(output, overwrite)
     with waiting(f"reading {model}"):
@@ -62,18 +76,31 @@ def finetune(
         dense = checkpoint.load(teacher) if teacher else None
     blocks, judged = _texts(start, data, eval, sequences, sequence_length, settings.seed)
     before = _perplexity(start, judged, "before training")
-    with training_progress(settings.steps) as progress:
-        result = api.finetune(start, blocks, teacher=dense, settings=settings, progress=progress, devices=devices)
+    check(start, blocks.tokens, dense, settings)
+    with sharing(devices), stopping() as before_end:
+        kept = Unfinished(output, identity(start, dense, blocks, settings), blocks=1, fresh=not resume)
+        with kept, telling(kept, before_end), training_progress(settings.steps) as progress:
+
+            def watch(stage: "Stage") -> None:
+                keep(kept, stage)
+                progress(stage.checks[-1])
+
+            try:
+                trained, report = run(start, blocks, dense, settings, watch, begun(kept))
+            except UserError:  # other settings are needed, with which there is nothing to go on from
+                kept.forget()
+                raise
     extras: dict[str, Any] = {}
     if judged is not None:
-        after = _perplexity(result.model, judged, "after training")
+        after = _perplexity(trained, judged, "after training")
         extras["perplexity"] = {"data": judged.description, "before": before, "after": after}
-    report = replace(result.report, extras=extras | {"peak_memory_bytes": memory.peak()})
+    report = replace(report, extras=extras | {"peak_memory_bytes": memory.peak()})
     folder = start.source.folder
     files = {"spap_finetune.json": report.to_json(), "README.md": trained_card(report, folder)}
     if folder and (folder / _REPORT).is_file():
         files[_REPORT] = (folder / _REPORT).read_text(encoding="utf-8")
-    checkpoint.save(result.model, output, overwrite=overwrite, files=files)
+    checkpoint.save(trained, output, overwrite=overwrite, files=files)
+    kept.remove()
     _summary(report)
     err.print(f"wrote {output}")
 

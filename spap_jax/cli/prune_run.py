@@ -1,8 +1,6 @@
 """One checkpoint of ``spap prune``: pruned block by block into its folder, and kept on the way."""
 
-import contextlib
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -13,6 +11,7 @@ from spap_jax import checkpoint, memory
 from spap_jax.checkpoint.resume import Unfinished
 from spap_jax.cli import console
 from spap_jax.cli.prune_many import PruneRun
+from spap_jax.cli.unfinished import telling
 from spap_jax.data import TokenBlocks
 from spap_jax.evaluation.perplexity import perplexity
 from spap_jax.model import Model
@@ -22,8 +21,6 @@ from spap_jax.pruning.card import model_card
 from spap_jax.pruning.pipeline import Begun, prune_layers, pruned_config
 from spap_jax.pruning.report import LayerReport, PruneReport, SweepReport, new_report
 from spap_jax.pruning.resume import begun, identity, keep
-
-logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells at length what it then raises
 
 
 class Given(NamedTuple):
@@ -61,7 +58,7 @@ def lead(run: PruneRun, given: Given, fresh: bool, before_end: list[Callable[[],
     reader = given.reader
     narrow = pruned_config(reader.config, run.settings)
     which = identity(reader.fingerprint(), given.blocks, given.judged, given.dtype, run.settings)
-    with Unfinished(run.output, which, reader.config.layers, fresh) as kept, _told(kept, before_end):
+    with Unfinished(run.output, which, reader.config.layers, fresh) as kept, telling(kept, before_end):
         done = begun(kept, run.output)
         if done is None:
             console.err.print(f"{run.output} was made before the interruption")
@@ -86,37 +83,6 @@ def follow(run: PruneRun, given: Given) -> None:
     if done is not None:
         for _ in prune_layers(reader.config, reader.outer(), reader.layer, given.blocks.tokens, run.settings, done):
             pass
-
-
-@contextlib.contextmanager
-def _told(kept: Unfinished, before_end: list[Callable[[], str]]) -> Iterator[None]:
-    """Says what an earlier process left, and what this one leaves if it ends before its time."""
-
-    def end() -> str:
-        kept.settle()
-        console.err.show_cursor()  # which a bar has hidden
-        return words()
-
-    def words() -> str:
-        return f"{_steps(kept)} in {kept.folder}: the same command goes on from there, --no-resume starts over."
-
-    if kept.lost:
-        console.err.print(f"{kept.folder} was damaged: what is lost is computed again")
-    if kept.told:
-        console.err.print(f"going on: {_steps(kept)} in {kept.folder}")
-    before_end.append(end)
-    try:
-        yield
-    except BaseException:
-        if kept.count():
-            console.err.print(words())
-        raise
-    before_end.remove(end)
-
-
-def _steps(kept: Unfinished) -> str:
-    count = kept.count()
-    return f"{count} {'step is' if count == 1 else 'steps are'} kept"
 
 
 def _prune_into(writer: checkpoint.Writer, given: Given, run: PruneRun, kept: Unfinished, done: Begun) -> PruneReport:

@@ -34,9 +34,13 @@ def identity(
     del how["effort"]  # is a number of sweeps
     tokens = {"calibration": blocks.sha256, "sequence length": blocks.tokens.shape[1]}
     output = {"evaluation": judged and judged.sha256, "dtype": dtype}
+    return how | {"model": model} | tokens | output | computing()
+
+
+def computing() -> dict[str, Any]:
+    """What computes a run, as far as its numbers depend on it."""
     found = versions()
-    computing = {"devices": devices.number()} | {name: found[name] for name in _COMPUTING}
-    return how | {"model": model} | tokens | output | computing
+    return {"devices": devices.number()} | {name: found[name] for name in _COMPUTING}
 
 
 def keep(unfinished: Unfinished, step: Step) -> None:

@@ -31,6 +31,9 @@ _LARGEST_GRADIENT = 1.0
 Configs = tuple[DecoderConfig, DecoderConfig | None]
 """Of the model that is trained and of its teacher."""
 
+Begun = tuple[dict[str, Any], tuple[Check, ...]]
+"""Leaves of a stage and its looks, as files hold them."""
+
 
 class State(NamedTuple):
     """Between two steps: what is trained (updates of projections, or all weights in float32), and the optimizer's."""
@@ -52,6 +55,16 @@ class Stage(NamedTuple):
     best: Params
     checks: tuple[Check, ...]
 
+    def leaves(self) -> dict[str, Any]:
+        """Its arrays by number, for a file."""
+        return {str(number): array for number, array in enumerate(jax.tree.leaves((self.state, self.best)))}
+
+    def with_leaves(self, leaves: dict[str, Any], checks: tuple[Check, ...]) -> "Stage":
+        """The stage of the same run that had these arrays and looks."""
+        arrays = [jnp.asarray(leaves[str(number)]) for number in range(len(leaves))]
+        state, best = devices.everywhere(jax.tree.structure((self.state, self.best)).unflatten(arrays))
+        return Stage(state, best, checks)
+
     @property
     def least(self) -> float:
         """The least held-out loss so far: the one of ``best``."""
@@ -59,7 +72,7 @@ class Stage(NamedTuple):
 
 
 def stages(
-    model: Model, tokens: np.ndarray, teacher: Model | None, settings: FinetuneSettings, begun: Stage | None = None
+    model: Model, tokens: np.ndarray, teacher: Model | None, settings: FinetuneSettings, begun: Begun | None = None
 ) -> Iterator[Stage]:
     """Trains; the result is ``written`` of the last stage's best.
 
@@ -68,7 +81,7 @@ def stages(
         tokens: Token blocks [B, T]; the last of them are held out.
         teacher: The dense model whose predictions are to be met; the text itself where absent.
         settings: How.
-        begun: Where an earlier run stood.
+        begun: What an earlier process left of the same run: the leaves of its last stage, and all looks.
 
     Yields:
         Where it stands at the start, and after every ``check_every`` steps.
@@ -83,16 +96,19 @@ def stages(
     params, guide = devices.everywhere((model.params, teacher and teacher.params))
     judged = devices.spread(_chunks(held_out, settings.batch_tokens))
 
+    trained = devices.everywhere(_start(settings, params, jax.random.key(settings.seed)))
+    stage = Stage(
+        State(trained, devices.everywhere(_optimizer(settings).init(trained))), jax.tree.map(jnp.copy, trained), ()
+    )
     if begun is None:
-        trained = devices.everywhere(_start(settings, params, jax.random.key(settings.seed)))
-        state = State(trained, devices.everywhere(_optimizer(settings).init(trained)))
         first = Check(0, (), float(_held_out_loss(configs, params, guide, judged)), True)
         _check_finite(first.held_out, 0)
-        begun = Stage(state, jax.tree.map(jnp.copy, trained), (first,))
-    yield begun
+        stage = stage._replace(checks=(first,))
+    else:
+        stage = stage.with_leaves(*begun)
+    yield stage
 
-    stage, done = begun, begun.checks[-1].step
-    for start in range(done, settings.steps, settings.check_every):
+    for start in range(stage.checks[-1].step, settings.steps, settings.check_every):
         batches = fitted[order[start : start + settings.check_every]]  # [K, B, T]
         state, losses = _steps(configs, settings, params, guide, stage.state, devices.spread(batches.swapaxes(0, 1)))
         loss = float(_held_out_loss(configs, written(settings, params, state.trained), guide, judged))

@@ -154,7 +154,7 @@ def test_another_run_is_refused_and_may_be_discarded(tmp_path: Path):
 
 
 def test_one_process_at_a_time(tmp_path: Path):
-    with Unfinished(tmp_path / "out", RUN, BLOCKS), pytest.raises(UserError, match="another process is pruning into"):
+    with Unfinished(tmp_path / "out", RUN, BLOCKS), pytest.raises(UserError, match="another process writes into"):
         Unfinished(tmp_path / "out", RUN, BLOCKS)
 
 

@@ -1,13 +1,14 @@
 """``spap finetune`` from the first word to the last file."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import transformers
-from commands import STORIES, left, sentence, spap, tiny, token_file
+from commands import STORIES, left, process, sentence, spap, tiny, token_file
 from hf_models import hf_logits
 from safetensors.numpy import load_file
 
@@ -131,5 +132,38 @@ def test_a_loss_that_is_lost_writes_nothing(dense: Path, ids: Path, tmp_path: Pa
     said = spap(capsys, "finetune", dense, *words)
     assert said.code == 2
     last = said.err.splitlines()[-1]
+    assert "kept in" not in said.err
     assert last == "spap: the loss is no longer finite after 2 steps: give a smaller --learning-rate."
     assert left(tmp_path) == []
+
+
+def weights(folder: Path) -> dict[str, np.ndarray]:
+    return load_file(folder / "model.safetensors")
+
+
+def test_a_run_that_is_killed_goes_on_to_the_same_bits(dense: Path, ids: Path, tmp_path: Path, capsys):
+    words = ("finetune", dense, "--data", ids, *QUICK[:4], "--step-sequences", "4", "--check-every", "1", "--full")
+    words = (*words, "--steps", "40", "--learning-rate", "1e-4")
+    run = process(*words, "--output", tmp_path / "out")
+    assert run.stderr is not None
+    assert any(line.startswith("step 3/40") for line in run.stderr)
+    run.kill()
+    run.communicate()
+    assert left(tmp_path) == [".out.resume"]
+
+    other = spap(capsys, *words, "--output", tmp_path / "out", "--weight-decay", "0.1")
+    assert "differs from this one in weight_decay (0.0, now 0.1): repeat the command as it was" in sentence(other)
+    said = spap(capsys, *words, "--output", tmp_path / "out")
+    assert said.code == 0, said.err
+    going_on = re.search(r"going on: (\d+) steps are kept", said.err)
+    assert going_on
+    assert int(going_on[1]) >= 3
+    assert said.err.count("\nstep ") == 42 - int(going_on[1])
+    assert left(tmp_path) == ["out"]
+
+    whole = spap(capsys, *words, "--output", tmp_path / "whole")
+    assert "going on" not in whole.err
+    ours, theirs = weights(tmp_path / "out"), weights(tmp_path / "whole")
+    assert all(np.array_equal(ours[name], theirs[name]) for name in ours.keys() | theirs.keys())
+    reports = [json.loads((tmp_path / name / "spap_finetune.json").read_text()) for name in ("out", "whole")]
+    assert reports[0]["checks"] == reports[1]["checks"]

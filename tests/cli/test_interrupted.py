@@ -225,7 +225,7 @@ def test_what_is_damaged_is_computed_again(shop: Workshop, whole: dict[str, Any]
 def test_two_at_once_are_refused(shop: Workshop, ended: Path, capsys):
     run = shop.start(ended)
     until(run, lambda line: line.startswith("layer 1/"))
-    assert "another process is pruning into" in sentence(spap(capsys, *shop.words(ended)))
+    assert "another process writes into" in sentence(spap(capsys, *shop.words(ended)))
     run.kill()
     run.communicate()
 

@@ -1,0 +1,41 @@
+"""What a command says of a run that it goes on with, and of one that it leaves unfinished."""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+
+from spap_jax.checkpoint.resume import Unfinished
+from spap_jax.cli import console
+
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells at length what it then raises
+
+
+@contextlib.contextmanager
+def telling(kept: Unfinished, before_end: list[Callable[[], str]]) -> Iterator[None]:
+    """Says what an earlier process left, and what this one leaves if it ends before its time."""
+
+    def end() -> str:
+        kept.settle()
+        console.err.show_cursor()  # which a bar has hidden
+        return words()
+
+    def words() -> str:
+        return f"{_steps(kept)} in {kept.folder}: the same command goes on from there, --no-resume starts over."
+
+    if kept.lost:
+        console.err.print(f"{kept.folder} was damaged: what is lost is computed again")
+    if kept.told:
+        console.err.print(f"going on: {_steps(kept)} in {kept.folder}")
+    before_end.append(end)
+    try:
+        yield
+    except BaseException:
+        if kept.count():
+            console.err.print(words())
+        raise
+    before_end.remove(end)
+
+
+def _steps(kept: Unfinished) -> str:
+    count = kept.count()
+    return f"{count} {'step is' if count == 1 else 'steps are'} kept"

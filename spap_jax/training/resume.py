@@ -1,0 +1,46 @@
+"""What identifies a training run, and how an interrupted one comes back."""
+
+import dataclasses
+from typing import Any
+
+from spap_jax.checkpoint.fingerprint import fingerprint
+from spap_jax.checkpoint.resume import Unfinished
+from spap_jax.data import TokenBlocks
+from spap_jax.model import Model
+from spap_jax.pruning.resume import computing
+from spap_jax.settings import FinetuneSettings
+from spap_jax.training.report import Check
+from spap_jax.training.train import Begun, Stage
+
+
+def identity(model: Model, teacher: Model | None, blocks: TokenBlocks, settings: FinetuneSettings) -> dict[str, Any]:
+    """All that the result depends on, by name; a run goes on only where all of it is the same.
+
+    Args:
+        model: What is trained, read from a folder.
+        teacher: The dense model, read from a folder, if there is one.
+        blocks: What it is trained on.
+        settings: How.
+    """
+    how = dataclasses.asdict(settings) | {"lora_rank": settings.rank, "learning_rate": settings.rate}
+    models = {name: given and _fingerprint(given) for name, given in (("model", model), ("teacher", teacher))}
+    return how | models | {"data": blocks.sha256, "sequence length": blocks.tokens.shape[1]} | computing()
+
+
+def keep(unfinished: Unfinished, stage: Stage) -> None:
+    """Keeps a stage, unless it is one that was kept."""
+    if len(stage.checks) > len(unfinished.told):
+        unfinished.add(stage.leaves(), dataclasses.asdict(stage.checks[-1]))
+
+
+def begun(unfinished: Unfinished) -> Begun | None:
+    """Where an earlier process stood; None where there was none."""
+    if not unfinished.told:
+        return None
+    checks = tuple(Check(**{**told, "losses": tuple(told["losses"])}) for told in unfinished.told)
+    return unfinished.layer(0), checks
+
+
+def _fingerprint(model: Model) -> str:
+    assert model.source.folder is not None  # it was read from there
+    return fingerprint(model.source.folder)
