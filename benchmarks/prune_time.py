@@ -5,10 +5,7 @@ own process and reads its report. The rate of float32 matrix products, measured 
 what the achieved rates are compared with. Targets are shown, never asserted: other work on the machine slows both.
 """
 
-import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -18,14 +15,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from cyclopts import App
 from rich.console import Console
 from rich.table import Table
 
-from spap_jax import checkpoint
-from spap_jax.model import Model, Source
-from spap_jax.models import decoder
+from benchmarks.random_models import pruned_report
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.registry import family_of
 from spap_jax.planning.operations import operations
@@ -85,13 +79,6 @@ class Size:
         return family_of(self.theirs).read_config(self.theirs)
 
 
-def write_random_llama(folder: Path, size: Size, seed: int = 0) -> None:
-    """Writes a LLaMA checkpoint with random float32 weights."""
-    params = decoder.init(size.config, jax.random.key(seed))
-    text = json.dumps(size.theirs, indent=1)
-    checkpoint.save(Model(size.config, params, Source(str(folder), None, text)), folder)
-
-
 def matmul_rate(size: int = 2048, repeats: int = 7) -> float:
     """Floating-point operations a second of a float32 matrix product: the median of several."""
     a = jax.random.normal(jax.random.key(0), (size, size))
@@ -103,18 +90,6 @@ def matmul_rate(size: int = 2048, repeats: int = 7) -> float:
         product(a).block_until_ready()
         seconds.append(time.perf_counter() - start)
     return 2 * size**3 / median(seconds)
-
-
-def run_prune(folder: Path, size: Size, words: list[str]) -> dict:
-    """Runs the command on a random checkpoint and random tokens, and returns its report."""
-    write_random_llama(folder / "dense", size)
-    tokens = np.random.default_rng(0).integers(0, size.vocabulary, (size.sequences, size.length))
-    np.save(folder / "tokens.npy", tokens.astype(np.int32))
-    command = [sys.executable, "-m", "spap_jax", "prune", str(folder / "dense"), "--output", str(folder / "pruned")]
-    command += ["--calibration", str(folder / "tokens.npy"), "--sequences", str(size.sequences)]
-    command += ["--sequence-length", str(size.length), "--sparsity", "0.3", *words]
-    subprocess.run(command, check=True, stdout=sys.stderr)
-    return json.loads((folder / "pruned" / "spap_report.json").read_text(encoding="utf-8"))
 
 
 def counted_operations(size: Size, report: dict) -> dict[str, float]:
@@ -192,7 +167,7 @@ def main(
     before = matmul_rate()
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        report = run_prune(Path(folder), size, list(words))
+        report = pruned_report(Path(folder), size.theirs, size.sequences, size.length, list(words))
     seconds = time.perf_counter() - start
     after = matmul_rate()
     rate = (before + after) / 2
