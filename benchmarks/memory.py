@@ -2,7 +2,8 @@
 
 ``python -m benchmarks.memory`` prunes models of 8, 16 and 32 equal layers block by block (``--effort low``), which
 should take the same memory; ``python -m benchmarks.memory --config FILE`` prunes a random model of that config.json.
-Each is pruned by the real command in a process of its own, whose highest resident memory is shown.
+Each is pruned by the real command in a process of its own, whose highest resident memory is shown. In small models that
+is what compiling takes, which varies by some hundred megabytes from run to run.
 """
 
 import json
@@ -38,10 +39,10 @@ def main(
     *words: str,
     config: Path | None = None,
     layers: tuple[int, ...] = (8, 16, 32),
-    width: int = 512,
-    intermediate: int = 2048,
-    sequences: int = 16,
-    length: int = 512,
+    width: int = 1024,
+    intermediate: int = 4096,
+    sequences: int = 8,
+    length: int = 2048,
 ) -> None:
     """Measures the highest resident memory of ``spap prune --effort low``.
 
@@ -62,7 +63,7 @@ def main(
         return
     peaks = []
     for count in layers:
-        found = peak(Size(count, width, intermediate, 8, 2).theirs, sequences, length, words)
+        found = peak(Size(count, width, intermediate).theirs, sequences, length, words)
         table.add_row(f"{count} layers", bytes_text(found["weights"]), bytes_text(found["peak"]))
         peaks.append(found["peak"])
     out.print(table)
