@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Group, Parameter
 
+from spap_jax.cli.switches import Resume
 from spap_jax.settings import FinetuneSettings
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def finetune(
     sequence_length: int | None = None,
     eval: str | None = None,
     overwrite: bool = False,
-    resume: bool = True,
+    resume: Resume = True,
     devices: int | None = None,
     settings: Annotated[
         FinetuneSettings, Parameter(name="*", group=Group("Training", sort_key=1))

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from spap_jax.cli.prune_many import OTHERS, Sparsities, runs
+from spap_jax.cli.switches import Resume
 from spap_jax.settings import PruneSettings
 
 if TYPE_CHECKING:
+    from spap_jax.checkpoint import Reader
     from spap_jax.cli.prune_run import Given
 
 
@@ -22,7 +24,7 @@ def prune(
     sequence_length: int | None = None,
     eval: str | None = None,
     overwrite: bool = False,
-    resume: bool = True,
+    resume: Resume = True,
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     devices: int | None = None,
     coordinator: str | None = None,
@@ -58,7 +60,7 @@ def prune(
     """
     from spap_jax import checkpoint
     from spap_jax.checkpoint.resume import resume_folder
-    from spap_jax.cli.console import err, out
+    from spap_jax.cli.console import err, out, waiting
     from spap_jax.cli.prune_run import follow, lead
     from spap_jax.cli.stopping import stopping
     from spap_jax.devices import join, leads, sharing
@@ -71,9 +73,11 @@ def prune(
     join(coordinator, processes, process_id)
     out.quiet = err.quiet = not leads()
     with stopping() as before_end:
-        given = _read(model, calibration, sequences, sequence_length, eval, settings.seed, dtype, overwrite)
+        with waiting(f"reading {model}"):
+            reader = checkpoint.Reader(_hugging_face_folder(model), name=model)
         for run in wanted:
-            checkpoint.check_describable(given.reader.source, pruned_config(given.reader.config, run.settings))
+            checkpoint.check_describable(reader.source, pruned_config(reader.config, run.settings))
+        given = _given(reader, calibration, sequences, sequence_length, eval, settings.seed, dtype, overwrite)
         with sharing(devices):
             if not leads():
                 for run in wanted:
@@ -84,8 +88,8 @@ def prune(
             unfinished.remove()
 
 
-def _read(
-    model: str,
+def _given(
+    reader: "Reader",
     calibration: str,
     sequences: int,
     sequence_length: int | None,
@@ -95,14 +99,11 @@ def _read(
     overwrite: bool,
 ) -> "Given":
     """What all the runs of a command have in common."""
-    from spap_jax import checkpoint
     from spap_jax.cli.console import waiting
     from spap_jax.cli.evaluate import chosen_length
     from spap_jax.cli.prune_run import Given, perplexity_of
     from spap_jax.data import load_tokens
 
-    with waiting(f"reading {model}"):
-        reader = checkpoint.Reader(_hugging_face_folder(model), name=model)
     common: dict[str, Any] = {
         "tokenizer": reader.source.folder,
         "sequence_length": chosen_length(sequence_length, reader.config),

@@ -151,7 +151,7 @@ def test_a_full_disk(small_disk: Path):
             (partial / "half").write_bytes(bytes(100_000))
             (partial / "rest").write_bytes(bytes(300_000))
 
-    with pytest.raises(UserError, match=r"the disk of .*disk filled up.*nothing was left behind"):
+    with pytest.raises(UserError, match=r"the disk of .*disk filled up.*nothing unfinished was left behind"):
         fill()
     assert left(small_disk) == []
 
