@@ -44,16 +44,24 @@ def choose(
         settings: How.
         clock: Where time is counted.
     """
-    own = _moments(layers, config, read_layer, dense, clock)
-    chosen = _choose(own, config, jax.random.key(settings.seed), layers.start, keep, **search_of(settings))
+    own = own_moments(layers, config, read_layer, dense, clock)
+    chosen = own_choices(own, config, jax.random.key(settings.seed), layers.start, keep, **search_of(settings))
     clock.lap("selection", chosen)
     return [jax.tree.map(lambda a, place=place: a[place], chosen) for place in range(len(layers))]
 
 
-def _moments(
+def own_moments(
     layers: range, config: DecoderConfig, read_layer: Callable[[int], Params], dense: jax.Array, clock: Clock
 ) -> Moments:
-    """Those of each layer, [devices, ...], on its own device; devices that are left over have the last layer's."""
+    """Moments of each layer, [devices, ...], on its own device; devices that are left over have the last layer's.
+
+    Args:
+        layers: As ``choose`` takes them, like the others.
+        config: The dense decoder.
+        read_layer: Gives the parameters of a dense block by its number.
+        dense: [C, B, T, d] the dense stream before the first of the layers.
+        clock: Where time is counted.
+    """
     stream, own = Streams(jnp.copy(dense), jnp.copy(dense)), None
     for place, index in enumerate(layers):
         layer = jax.tree.map(jnp.asarray, read_layer(index))
@@ -75,7 +83,7 @@ def _give(own: Moments | None, seen: Moments, place: int) -> Moments:
 
 @functools.partial(jax.jit, static_argnames=("config", "keep", "method", "steps", "rounds"))
 @full_precision
-def _choose(own: Moments, config: DecoderConfig, key: jax.Array, first: int, keep: int, **search: Any) -> Choice:
+def own_choices(own: Moments, config: DecoderConfig, key: jax.Array, first: int, keep: int, **search: Any) -> Choice:
     """Every device's choice for its own layer, [devices, ...].
 
     Args:
