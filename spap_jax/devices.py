@@ -220,12 +220,13 @@ def each(solve: Callable[..., Any], own: Any, *alike: Any) -> Any:
     """
     axes = get_abstract_mesh().axis_names
 
-    def one(own: Any, *alike: Any) -> Any:
-        number = jax.lax.axis_index(axes) if axes else 0
-        solved = solve(jax.tree.map(lambda a: a[0], own), number, *alike)
-        return jax.lax.all_gather(solved, axes) if axes else jax.tree.map(lambda a: a[None], solved)
+    def one(number: int | jax.Array, own: Any, *alike: Any) -> Any:
+        return solve(jax.tree.map(lambda a: a[0], own), number, *alike)
+
+    def told(own: Any, *alike: Any) -> Any:
+        return jax.lax.all_gather(one(jax.lax.axis_index(axes), own, *alike), axes)
 
     if not axes:
-        return one(own, *alike)
+        return jax.tree.map(lambda a: a[None], one(0, own, *alike))
     given = (PartitionSpec(axes), *(PartitionSpec() for _ in alike))
-    return jax.shard_map(one, in_specs=given, out_specs=PartitionSpec(), check_vma=False)(own, *alike)
+    return jax.shard_map(told, in_specs=given, out_specs=PartitionSpec(), check_vma=False)(own, *alike)

@@ -103,7 +103,7 @@ def prune_layers(
     A block's attention is pruned before its MLP, or left as it is.
 
     Without sweeps, one block's weights, its second moments and the two streams are held, and a block is read when its
-    turn comes; with sweeps, all pruned blocks are held as well.
+    turn comes; with sweeps, all pruned blocks are held as well. In the parallel schedule a block is read before, too.
 
     Args:
         config: The dense decoder.

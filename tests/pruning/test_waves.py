@@ -1,5 +1,6 @@
 """The parallel schedule: what channels are chosen on; each device solves its own layer and sends no moments."""
 
+import contextlib
 import functools
 import math
 import re
@@ -11,7 +12,7 @@ import numpy as np
 import pruning_cases as cases
 import pytest
 import torch
-from jax.sharding import NamedSharding, PartitionSpec, get_mesh
+from jax.sharding import AxisType, NamedSharding, PartitionSpec, get_mesh
 
 from spap_jax import api, devices
 from spap_jax.pruning import layer as layer_module
@@ -156,7 +157,7 @@ def test_no_moments_travel(method: str):
         found = waves.own_choices.lower(stack(config, 8), config, jax.random.key(0), 0, KEEP, **search).compile()
     assert 0 < largest_sent(found) <= 8 * WIDTH < WIDTH * min(WIDTH, config.width)
     own = 4 * (WIDTH**2 + 2 * WIDTH * config.width + 2 * WIDTH + config.width)
-    assert found.memory_analysis().argument_size_in_bytes == pytest.approx(own, rel=0.01)
+    assert found.memory_analysis().argument_size_in_bytes == pytest.approx(own, rel=0.02)  # unused ones are left out
 
 
 def test_moments_that_travel_are_noticed():
@@ -171,6 +172,25 @@ def test_moments_that_travel_are_noticed():
         everywhere = functools.partial(jax.shard_map, in_specs=PartitionSpec(), out_specs=PartitionSpec())
         found = jax.jit(everywhere(on_all, check_vma=False)).lower(stack(config, 8), jax.random.key(0)).compile()
     assert largest_sent(found) >= WIDTH**2
+
+
+def mesh_of(shape: tuple[int, ...]):
+    axes, kinds = ("data", "model")[: len(shape)], (AxisType.Auto,) * len(shape)
+    return jax.set_mesh(jax.make_mesh(shape, axes, axis_types=kinds, devices=jax.devices()[: math.prod(shape)]))
+
+
+@pytest.mark.parametrize("shape", [(), (6,), (2, 3)])
+def test_each_device_has_its_own(shape: tuple[int, ...]):
+    """Along all axes of a mesh; without one there is one device."""
+    count = math.prod(shape)
+    with mesh_of(shape) if shape else contextlib.nullcontext():
+        assert devices.everyone() == count
+        own = None
+        for place in range(min(count, 4)):  # the last gets what the others leave
+            own = devices.give(own, {"a": jnp.arange(3) + 10 * place}, place)
+        found = devices.each(lambda item, number, add: item["a"] + add + 100 * number, own, jnp.arange(3))
+    expected = [2 * np.arange(3) + 10 * min(place, 3) + 100 * place for place in range(count)]
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_giving_sends_nothing():
