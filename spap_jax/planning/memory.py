@@ -87,6 +87,11 @@ def selecting_bytes(f: int, d: int) -> float:
     return 4 * (3 * f**2 + 4 * f * d)
 
 
+def choosing_bytes(f: int, d: int) -> float:
+    """Workspace of ``waves.own_choices``: that of a selection, and the scaled G and C, whose factor is soon done with."""
+    return selecting_bytes(f, d) + 4 * (f**2 + f * d)
+
+
 def closing_bytes(load: Workload) -> float:
     """Workspace of ``alternating.closed_form``: sums beside the total, hidden channels and their transpose."""
     d, k, tokens = load.narrow.width, load.narrow.intermediate, load.fitted.size
@@ -153,7 +158,8 @@ def device_memory(load: Workload) -> dict[str, Parts]:
         "streams": ahead | {"activations": passing_bytes(load)},
         "statistics": ahead
         | {"moments": (1 + load.in_waves) * moments_bytes(f, d), "activations": summing_bytes(load)},
-        "selection": solving | {"solver": system_bytes(f, d) + selecting_bytes(f, d)},
+        "selection": solving
+        | {"solver": choosing_bytes(f, d) if load.in_waves else system_bytes(f, d) + selecting_bytes(f, d)},
     }
     if load.refits and load.in_waves:
         phases["refit"] = held | {"gradients": 2 * mlp, "activations": closing_bytes(load)}

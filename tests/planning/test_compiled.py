@@ -141,13 +141,7 @@ def test_bytes_from_and_to_memory(compiled: Compiled):
         ("enter_dense_mlp", memory.passing_bytes),
         ("statistics", memory.summing_bytes),
         ("selection", lambda load: memory.selecting_bytes(load.dense.intermediate, load.dense.width)),
-        (
-            "selection_in_waves",
-            lambda load: (
-                memory.system_bytes(load.dense.intermediate, load.dense.width)
-                + memory.selecting_bytes(load.dense.intermediate, load.dense.width)
-            ),
-        ),
+        ("selection_in_waves", lambda load: memory.choosing_bytes(load.dense.intermediate, load.dense.width)),
         ("refit", lambda load: memory.refitting_bytes(load.narrow.intermediate, load.narrow.width)),
         ("closed_form", memory.closing_bytes),
         ("recover", lambda load: sum(memory.recovering_bytes(load))),
