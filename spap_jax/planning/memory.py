@@ -88,7 +88,7 @@ def selecting_bytes(f: int, d: int) -> float:
 
 
 def choosing_bytes(f: int, d: int) -> float:
-    """Workspace of ``waves.own_choices``: that of a selection, and the scaled G and C, whose factor is soon done with."""
+    """Workspace of ``waves.own_choices``: that of a selection, and the scaled G and C; their factor ends early."""
     return selecting_bytes(f, d) + 4 * (f**2 + f * d)
 
 
@@ -154,12 +154,12 @@ def device_memory(load: Workload) -> dict[str, Parts]:
     mlp = 4.0 * _mlp_elements(load.narrow)
     # In waves the fitted tokens have two more streams, and a device its own layer's moments beside the latest ones.
     ahead = held | {"streams": held["streams"] + 2 * 4 * load.fitted.tokens * d} if load.in_waves else held
+    layers = 2 if load.in_waves else 1
+    solver = choosing_bytes(f, d) if load.in_waves else system_bytes(f, d) + selecting_bytes(f, d)
     phases: dict[str, Parts] = {
         "streams": ahead | {"activations": passing_bytes(load)},
-        "statistics": ahead
-        | {"moments": (1 + load.in_waves) * moments_bytes(f, d), "activations": summing_bytes(load)},
-        "selection": solving
-        | {"solver": choosing_bytes(f, d) if load.in_waves else system_bytes(f, d) + selecting_bytes(f, d)},
+        "statistics": ahead | {"moments": layers * moments_bytes(f, d), "activations": summing_bytes(load)},
+        "selection": solving | {"solver": solver},
     }
     if load.refits and load.in_waves:
         phases["refit"] = held | {"gradients": 2 * mlp, "activations": closing_bytes(load)}
