@@ -4,6 +4,7 @@ import contextlib
 import functools
 import math
 import re
+from typing import Any
 
 import hf_models
 import jax
@@ -33,7 +34,7 @@ def dense(variant: str) -> list[tuple[np.ndarray, np.ndarray]]:
     found: list[tuple[np.ndarray, np.ndarray]] = []
     for layer in layers:
         down = layer.fc2 if variant.startswith("opt") else layer.mlp.down_proj
-        down.register_forward_hook(lambda _, x, y: found.append(tuple(float64(a) for a in (x[0], y))))
+        down.register_forward_hook(lambda _, x, y: found.append((float64(x[0]), float64(y))))
     hf_models.hf_logits(model, cases.random_tokens())
     return found
 
@@ -154,7 +155,7 @@ def test_no_moments_travel(method: str):
     config = cases.tiny("llama").config
     with devices.sharing(8):
         search = layer_module.search_of(PARALLEL.replace(method=method))
-        found = waves.own_choices.lower(stack(config, 8), config, jax.random.key(0), 0, KEEP, **search).compile()
+        found: Any = waves.own_choices.lower(stack(config, 8), config, jax.random.key(0), 0, KEEP, **search).compile()
     assert 0 < largest_sent(found) <= 8 * WIDTH < WIDTH * min(WIDTH, config.width)
     own = 4 * (WIDTH**2 + 2 * WIDTH * config.width + 2 * WIDTH + config.width)
     assert found.memory_analysis().argument_size_in_bytes == pytest.approx(own, rel=0.02)  # unused ones are left out
@@ -201,7 +202,7 @@ def test_giving_sends_nothing():
             lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype, sharding=NamedSharding(get_mesh(), PartitionSpec())),
             own,
         )
-        found = waves._give.lower(own, seen, 1).compile()
+        found: Any = waves._give.lower(own, seen, 1).compile()
     assert largest_sent(found) == 0
     in_place = found.memory_analysis().alias_size_in_bytes
     assert in_place == sum(4 * array.size for array in jax.tree.leaves(seen))
