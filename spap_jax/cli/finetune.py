@@ -1,7 +1,6 @@
 """``spap finetune``."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Group, Parameter
@@ -24,7 +23,7 @@ def finetune(
     /,
     *,
     data: str,
-    output: Path,
+    output: str,
     teacher: str | None = None,
     sequences: int = 512,
     sequence_length: int | None = None,
@@ -44,13 +43,15 @@ def finetune(
     Example: spap finetune pruned --teacher meta-llama/Llama-3.2-1B --data c4 --output trained
 
     Where training stands is kept beside the output, in a folder .NAME.resume, every --check-every steps: after an
-    interruption the same command goes on from there. Told to end (SIGTERM), it ends at once with the exit code 75.
+    interruption the same command goes on from there; on another machine too, if the output is an address. Told to end
+    (SIGTERM), it ends at once with the exit code 75.
 
     Args:
-        model: Folder or hub id of the checkpoint.
-        data: Text to train on: wikitext2, c4, a hub data set, a .txt, .jsonl or .parquet file, or a .npy of token ids.
-        output: Folder to write; complete or absent.
-        teacher: Folder or hub id of the dense checkpoint.
+        model: Folder or hub id of the checkpoint, or an address such as gs://bucket/pruned.
+        data: Text to train on: wikitext2, c4, a hub data set, a .txt, .jsonl or .parquet file, or a .npy of token ids;
+            a file's path or address.
+        output: Folder to write, complete or absent; or where to send it, gs://bucket/trained or hf://owner/name.
+        teacher: Folder, hub id or address of the dense checkpoint.
         sequences: Sequences drawn from the text; a part of them only judges.
         sequence_length: Tokens in a sequence; 2048, or what the model's positions allow, where absent.
         eval: Data to measure perplexity on before and after; the same kinds as --data.
@@ -60,8 +61,9 @@ def finetune(
         settings: How to train.
     """
     from spap_jax import checkpoint, memory
-    from spap_jax.checkpoint.resume import Unfinished
+    from spap_jax.checkpoint.mirror import unfinished
     from spap_jax.cli.console import err, training_progress, waiting
+    from spap_jax.cli.downloads import fetch_data, fetch_models
     from spap_jax.cli.stopping import stopping
     from spap_jax.cli.unfinished import telling
     from spap_jax.devices import sharing
@@ -72,6 +74,8 @@ def finetune(
     from spap_jax.training.train import check
 
     checkpoint.check_output(output, overwrite)
+    fetch_models(model, teacher)
+    fetch_data(data, eval)
     with waiting(f"reading {model}"):
         start = checkpoint.load(model)
         dense = checkpoint.load(teacher) if teacher else None
@@ -79,7 +83,7 @@ def finetune(
     before = _perplexity(start, judged, "before training")
     check(start, blocks.tokens, dense, settings)
     with sharing(devices), stopping() as before_end:
-        kept = Unfinished(output, identity(start, dense, blocks, settings), blocks=1, fresh=not resume)
+        kept = unfinished(output, identity(start, dense, blocks, settings), blocks=1, fresh=not resume)
         with kept, telling(kept, before_end), training_progress(settings.steps) as progress:
 
             def watch(stage: "Stage") -> None:
