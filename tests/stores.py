@@ -24,20 +24,20 @@ class Frail(MemoryFileSystem):
     broken = ""
     short = False
 
-    def get_file(self, rpath: str, lpath: str, **more: Any) -> None:
+    def get_file(self, rpath: str, lpath: Any, *more: Any, **others: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         self._do("get", rpath)
-        super().get_file(rpath, lpath, **more)
+        super().get_file(rpath, lpath, *more, **others)
         if self.short:
             content = Path(lpath).read_bytes()
             Path(lpath).write_bytes(content[: len(content) // 2])
 
-    def put_file(self, lpath: str, rpath: str, **more: Any) -> None:
+    def put_file(self, lpath: str, rpath: str, *more: Any, **others: Any) -> None:
         self._do("put", rpath)
-        super().put_file(lpath, rpath, **more)
+        super().put_file(lpath, rpath, *more, **others)
 
-    def pipe_file(self, path: str, value: bytes, **more: Any) -> None:
+    def pipe_file(self, path: str, value: bytes, *more: Any, **others: Any) -> None:
         self._do("put", path)
-        super().pipe_file(path, value, **more)
+        super().pipe_file(path, value, *more, **others)
 
     def rm_file(self, path: str) -> None:
         self._do("rm", path)

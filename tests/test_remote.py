@@ -74,7 +74,9 @@ def test_a_download_that_fails_leaves_nothing(store: type[stores.Frail], tmp_pat
     for name in ("a", "b"):
         place.write(name, b"content")
     store.broken = "get /bucket/in/b"
-    with pytest.raises(UserError, match=r"frail://bucket/in cannot be read \(the store is on fire\): check the address"):
+    with pytest.raises(
+        UserError, match=r"frail://bucket/in cannot be read \(the store is on fire\): check the address"
+    ):
         fetch_folder("frail://bucket/in", sorted)
     assert not [*(tmp_path / "cache" / "downloads").iterdir()]
     store.broken, store.short = "", True
@@ -86,14 +88,14 @@ def test_a_download_that_fails_leaves_nothing(store: type[stores.Frail], tmp_pat
     assert [Path(name).name for name in downloads(tmp_path)] == ["a", "b"]
 
 
-def test_a_disk_without_room(store: type[stores.Frail], tmp_path: Path):
+def test_a_disk_without_room(store: type[stores.Frail], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     Folder("frail://bucket/in").write("a", b"content")
     place = Folder("frail://bucket/in")
-    with pytest.raises(UserError, match="holds 1e.06 TB and the disk of .* free: free some space, or name a folder"):
+    with pytest.raises(UserError, match=r"holds 1e.06 TB and the disk of .* free: free some space, or name a folder"):
         place.fetch({"a": place.about("a") | {"size": 10**18}})
     (tmp_path / "file").write_text("")
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match="name another in SPAP_CACHE"):
-        patch.setenv("SPAP_CACHE", str(tmp_path / "file"))
+    monkeypatch.setenv("SPAP_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match="name another in SPAP_CACHE"):
         fetch_file("frail://bucket/in/a")
 
 

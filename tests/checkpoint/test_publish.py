@@ -88,9 +88,11 @@ def test_an_upload_that_fails_can_go_on(overwrite: bool, store: type[stores.Frai
     with pytest.raises(UserError) as raised:
         save(model, OUT, overwrite=overwrite)
     said = str(raised.value)
-    assert said.startswith(f"{OUT} cannot be written (the store is on fire): check the address, the login and the network;")
+    assert said.startswith(
+        f"{OUT} cannot be written (the store is on fire): check the address, the login and the network;"
+    )
     assert "config.json" not in there()
-    with pytest.raises(UserError, match="is no checkpoint: it has no config.json"):
+    with pytest.raises(UserError, match=r"is no checkpoint: it has no config.json"):
         load(OUT)
     store.broken = ""
     told = re.search("the checkpoint is complete on this machine, and `(.*)` goes on from there", said)
@@ -110,7 +112,7 @@ def test_refusals_before_any_work(store: type[stores.Frail], tmp_path: Path):
     put("letter.txt")
     with pytest.raises(UserError, match="exists"):
         check_output(OUT)
-    with pytest.raises(UserError, match="is not a model checkpoint .*, so it is not overwritten"):
+    with pytest.raises(UserError, match=r"is not a model checkpoint .*, so it is not overwritten"):
         check_output(OUT, overwrite=True)
     Folder("frail://bucket/runs").write("file", b"")
     with pytest.raises(UserError, match="file is a file and the output is a folder"):
@@ -118,7 +120,7 @@ def test_refusals_before_any_work(store: type[stores.Frail], tmp_path: Path):
     with pytest.raises(UserError, match="names no folder in a bucket: add one, as in frail://bucket/pruned"):
         check_output("frail://bucket/")
     store.broken = "put /bucket/other"
-    with pytest.raises(UserError, match="cannot be written .*: check the address, the login and the network"):
+    with pytest.raises(UserError, match=r"cannot be written .*: check the address, the login and the network"):
         check_output("frail://bucket/other/out")
 
 
