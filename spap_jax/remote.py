@@ -101,10 +101,12 @@ class Folder:
 
     def files(self) -> dict[str, About]:
         """All files in it, at whatever depth; one without a name where it is a file itself."""
-        with self._failing("read"):
+        found = {}
+        with self._failing("read"), contextlib.suppress(FileNotFoundError):
             self._store.invalidate_cache()
             found = self._store.find(self._root, detail=True)
-        return {path.removeprefix(self._root).lstrip("/"): about for path, about in found.items()}
+        # What stands for an empty folder in some stores, and ends with a slash, is no file.
+        return {path.removeprefix(self._root).lstrip("/"): found[path] for path in found if not path.endswith("/")}
 
     def about(self, name: str) -> About:
         """What the store says of one file."""

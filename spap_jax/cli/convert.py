@@ -1,5 +1,6 @@
 """``spap convert``."""
 
+from contextlib import nullcontext
 from typing import Literal
 
 
@@ -25,7 +26,7 @@ def convert(
     from spap_jax.cli.console import err, waiting
     from spap_jax.cli.downloads import fetch_models
     from spap_jax.errors import UserError
-    from spap_jax.remote import hub_id
+    from spap_jax.remote import hub_id, is_address
 
     if to == "orbax" and dtype is not None:
         raise UserError("--dtype goes with --to huggingface; an Orbax folder keeps the source's data type.")
@@ -37,7 +38,7 @@ def convert(
     fetch_models(model)
     with waiting(f"reading {model}"):
         loaded = checkpoint.load(model)
-    with waiting(f"writing {output}"):
+    with nullcontext() if is_address(output) else waiting(f"writing {output}"):  # sending has a bar of its own
         if to == "orbax":
             checkpoint.save_orbax(loaded, output, overwrite=overwrite)
         else:

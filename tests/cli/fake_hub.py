@@ -16,7 +16,7 @@ class Hub:
 
     Attributes:
         refuse: Begin of the paths that it answers with an error, which says aloud what token it was sent.
-        tokens: Of every request.
+        tokens: Of the requests that had one.
         created: The request to make a repository.
         large: What was uploaded beside a commit, by SHA-256.
         commits: Files and contents of each.
@@ -80,8 +80,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(self._body())
 
     def _answer(self, body: bytes) -> None:
-        sent = str(self.headers.get("authorization"))
-        self.hub.tokens.add(sent.removeprefix("Bearer "))
+        sent = self.headers.get("authorization", "")
+        self.hub.tokens |= {sent.removeprefix("Bearer ")} if sent else set()
         if self.path.startswith(self.hub.refuse):
             self._send(403, json.dumps({"error": f"you sent {sent}"}).encode())
         else:
