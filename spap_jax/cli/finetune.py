@@ -31,6 +31,9 @@ def finetune(
     overwrite: bool = False,
     resume: Resume = True,
     devices: int | None = None,
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process_id: int | None = None,
     settings: Annotated[
         FinetuneSettings, Parameter(name="*", group=Group("Training", sort_key=1))
     ] = FinetuneSettings(),  # noqa: B008 (frozen)
@@ -58,15 +61,18 @@ def finetune(
         overwrite: Replace the output folder if it is a checkpoint.
         resume: Go on where the same command was interrupted; --no-resume discards what it had done and starts over.
         devices: Over how many devices to spread the sequences; all where absent, but one of a CPU's.
+        coordinator: Host and port of process 0, for a run of several processes; auto on a TPU pod or under SLURM.
+        processes: How many processes there are.
+        process_id: Which one this is, from 0; process 0 prints and writes.
         settings: How to train.
     """
     from spap_jax import checkpoint, memory
     from spap_jax.checkpoint.mirror import unfinished
-    from spap_jax.cli.console import err, training_progress, waiting
+    from spap_jax.cli.console import err, out, training_progress, waiting
     from spap_jax.cli.downloads import fetch_data, fetch_models
     from spap_jax.cli.stopping import stopping
     from spap_jax.cli.unfinished import telling
-    from spap_jax.devices import sharing
+    from spap_jax.devices import join, leads, sharing
     from spap_jax.errors import UserError
     from spap_jax.training.card import trained_card
     from spap_jax.training.resume import begun, identity, keep
@@ -74,15 +80,20 @@ def finetune(
     from spap_jax.training.train import check
 
     checkpoint.check_output(output, overwrite)
+    join(coordinator, processes, process_id)
+    out.quiet = err.quiet = not leads()
     fetch_models(model, teacher)
     fetch_data(data, eval)
     with waiting(f"reading {model}"):
         start = checkpoint.load(model)
         dense = checkpoint.load(teacher) if teacher else None
     blocks, judged = _texts(start, data, eval, sequences, sequence_length, settings.seed)
-    before = _perplexity(start, judged, "before training")
+    before = _perplexity(start, judged, "before training") if leads() else None
     check(start, blocks.tokens, dense, settings)
     with sharing(devices), stopping() as before_end:
+        if not leads():  # the same computations on its own sequences, and no result
+            run(start, blocks, dense, settings, lambda _: None, begun(None))
+            return
         kept = unfinished(output, identity(start, dense, blocks, settings), blocks=1, fresh=not resume)
         with kept, telling(kept, before_end), training_progress(settings.steps) as progress:
 

@@ -59,14 +59,18 @@ def begun(unfinished: Unfinished | None, output: str | Path) -> Begun | None:
     Returns:
         None where the output was put in its place: a command that makes several was interrupted later.
     """
-    told = unfinished.told if unfinished and not _is_made(unfinished, output) else None
-    text = np.frombuffer(json.dumps(told).encode(), np.uint8)
-    told = json.loads(devices.from_leader({"told": text})["told"].tobytes())
+    told = told_to_all(unfinished.told if unfinished and not _is_made(unfinished, output) else None)
 
     def read_layer(index: int) -> Params:
         return devices.from_leader(unfinished.layer(index) if unfinished else {})
 
     return None if told is None else Begun([report_of(each) for each in told], read_layer)
+
+
+def told_to_all(told: Any) -> Any:
+    """What the process that leads has to tell, as JSON has it, in every process; all of them have to call this."""
+    text = np.frombuffer(json.dumps(told).encode(), np.uint8)
+    return json.loads(devices.from_leader({"told": text})["told"].tobytes())
 
 
 def _is_made(unfinished: Unfinished, output: str | Path) -> bool:
