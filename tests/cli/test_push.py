@@ -33,7 +33,7 @@ def command(work: Path, *words: object, endpoint: str, token: str | None = SECRE
     hub = {"HF_ENDPOINT": endpoint, "HF_HOME": str(work / "hub"), "HF_TOKEN": token or "", "SPAP_CACHE": str(work)}
     hub |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     run = process(*words, **(hub | more))
-    out, err = run.communicate(timeout=120)
+    out, err = run.communicate(timeout=540)
     assert SECRET not in out + err
     return Said(run.returncode, out, err)
 
