@@ -3,6 +3,7 @@
 The hub's own clients retry for half a minute when there is no network; `require_hub` says so within seconds.
 """
 
+import fnmatch
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -74,7 +75,9 @@ def check_upload(repo: str, overwrite: bool) -> None:
         raise UserError(f"hf://{repo} exists: name another repository, or pass --overwrite to replace its files.")
 
 
-def upload(repo: str, files: Mapping[str, Path | bytes], message: str, *, private: bool) -> str:
+def upload(
+    repo: str, files: Mapping[str, Path | bytes], message: str, *, private: bool, replaced: tuple[str, ...] = ()
+) -> str:
     """Puts files into a hub repository of models, which is made if there is none, in one commit.
 
     Args:
@@ -82,6 +85,7 @@ def upload(repo: str, files: Mapping[str, Path | bytes], message: str, *, privat
         files: Names there, and the files or what is in them.
         message: Of the commit.
         private: Whether a new repository is shown to nobody else.
+        replaced: Patterns of what the files take the place of: the same commit removes what is there and fits one.
 
     Returns:
         The address of the repository.
@@ -89,14 +93,16 @@ def upload(repo: str, files: Mapping[str, Path | bytes], message: str, *, privat
     Raises:
         UserError: Nobody is logged in, the hub does not answer, or it refuses.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi, constants
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
 
     token = _upload_token()
-    operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=file) for name, file in files.items()]
+    added = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=file) for name, file in files.items()]
     hub = HfApi(constants.ENDPOINT, token)
     try:
         address = hub.create_repo(repo, private=private or None, exist_ok=True)
-        hub.create_commit(repo, operations, commit_message=message)
+        there = set(hub.list_repo_files(repo)) - files.keys()
+        stale = [name for name in there if any(fnmatch.fnmatchcase(name, pattern) for pattern in replaced)]
+        hub.create_commit(repo, [*added, *map(CommitOperationDelete, stale)], commit_message=message)
     except Exception as error:  # whatever the client raises: a bad name, no right to write, no network any more
         said = _without(token, error)
         raise UserError(f"{repo} could not be uploaded ({said}): no file there was changed.") from None

@@ -15,6 +15,9 @@ from spap_jax.remote import Folder, hub_id, is_address
 
 _CONFIG, _INCOMPLETE = "config.json", "incomplete"
 
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*")
+"""Of another model, or in other shards, loaders would take them for the new ones."""
+
 
 def check_place(address: str, overwrite: bool) -> None:
     """Checks that are worth making before hours of work.
@@ -89,7 +92,8 @@ def publish(folder: Path, address: str, *, private: bool = False) -> str:
         return address
     card = files["README.md"].read_text(encoding="utf-8")
     card = card.replace('from_pretrained("PATH")', f'from_pretrained("{repo}")')
-    return upload(repo, files | {"README.md": card.encode()}, "Pruned with SPAP-JAX", private=private)
+    files_there = files | {"README.md": card.encode()}
+    return upload(repo, files_there, "Pruned with SPAP-JAX", private=private, replaced=_WEIGHTS)
 
 
 def files_of(folder: Path) -> dict[str, Path]:

@@ -19,7 +19,8 @@ class Hub:
         tokens: Of the requests that had one.
         created: The request to make a repository.
         large: What was uploaded beside a commit, by SHA-256.
-        commits: Files and contents of each.
+        commits: Files and contents of each; of a file that was removed, None.
+        there: Files that its repositories have.
         models: Repositories that have a config.json.
     """
 
@@ -28,7 +29,8 @@ class Hub:
     tokens: set[str] = field(default_factory=set)
     created: dict[str, Any] = field(default_factory=dict)
     large: dict[str, bytes] = field(default_factory=dict)
-    commits: list[dict[str, bytes]] = field(default_factory=list)
+    commits: list[dict[str, bytes | None]] = field(default_factory=list)
+    there: tuple[str, ...] = ()
     models: set[str] = field(default_factory=set)
 
     def answer(self, path: str, body: bytes) -> Any:
@@ -50,13 +52,17 @@ class Hub:
             wanted = json.loads(body)["objects"]
             upload = {each["oid"]: {"upload": {"href": f"{self.endpoint}/large/{each['oid']}"}} for each in wanted}
             return {"transfer": "basic", "objects": [each | {"actions": upload[each["oid"]]} for each in wanted]}
+        if "/tree/" in path:
+            return [{"type": "file", "path": name, "size": 1, "oid": "1"} for name in self.there]
         if "/commit/" in path:
             self.commits.append(dict(self._file(line) for line in map(json.loads, body.splitlines()[1:])))
             return {"commitUrl": f"{self.endpoint}/owner/name/commit/1", "commitOid": "1"}
         return {"errors": [], "warnings": []}  # the check of a card's head
 
-    def _file(self, line: dict[str, Any]) -> tuple[str, bytes]:
+    def _file(self, line: dict[str, Any]) -> tuple[str, bytes | None]:
         value = line["value"]
+        if line["key"] == "deletedFile":
+            return value["path"], None
         large = line["key"] == "lfsFile"
         return value["path"], self.large[value["oid"]] if large else base64.b64decode(value["content"])
 

@@ -50,10 +50,21 @@ def test_the_folder_arrives_in_one_commit(pruned: Path):
     assert hub.created["visibility"] == "private"
     (files,) = hub.commits
     assert sorted(files) == left(pruned)
-    card = files.pop("README.md").decode()
+    card = (files.pop("README.md") or b"").decode()
     assert all(content == (pruned / name).read_bytes() for name, content in files.items())
     written = (pruned / "README.md").read_text()
     assert card == written.replace('"PATH"', f'"{REPO}"') != written
+
+
+def test_weights_that_were_there_go_with_the_same_commit(pruned: Path):
+    old = ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+    with serving() as hub:
+        hub.there = (*old, "model.safetensors", "notes.md")
+        said = push(pruned, REPO, endpoint=hub.endpoint)
+    assert said.code == 0, said.err
+    (files,) = hub.commits
+    assert {name for name, content in files.items() if content is None} == set(old)
+    assert sorted(files.keys() - set(old)) == left(pruned)
 
 
 def test_without_a_token(pruned: Path):
@@ -120,7 +131,7 @@ def test_an_output_on_the_hub_is_sent_in_one_commit(pruning: list[object], prune
     (files,) = hub.commits
     assert sorted(files) == left(pruned)
     assert files["config.json"] == (pruned / "config.json").read_bytes()
-    assert f'from_pretrained("{REPO}")' in files["README.md"].decode()
+    assert f'from_pretrained("{REPO}")' in (files["README.md"] or b"").decode()
     assert not [file for file in (tmp_path / "outputs").rglob("*") if file.is_file()]
 
 
