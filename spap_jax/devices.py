@@ -119,6 +119,11 @@ def number() -> int:
     return get_abstract_mesh().shape.get(_AXIS, 1)
 
 
+def everyone() -> int:
+    """How many devices a run has, along all axes of its mesh."""
+    return get_abstract_mesh().size or 1
+
+
 def divides(chunks: Any) -> bool:
     """Whether arrays of chunks [C, ...] are spread, each device having as many as any other."""
     count = jax.tree.leaves(chunks)[0].shape[0]
@@ -191,3 +196,47 @@ def draw(chunks: Any, places: tuple[jax.Array, ...]) -> Any:
 
     given = PartitionSpec(_AXIS) if evenly else PartitionSpec()
     return jax.tree.map(jax.shard_map(own, in_specs=PartitionSpec(_AXIS), out_specs=given, check_vma=False), chunks)
+
+
+def give(own: Any, item: Any, place: int | jax.Array) -> Any:
+    """Gives one device something of its own: [devices, ...] of which each has its part, and nothing is sent.
+
+    Args:
+        own: What the devices have; None where they have nothing yet.
+        item: What the device at ``place`` gets, and those after it until they get something else; it lies on all.
+        place: Number of a device, along all axes of the mesh.
+    """
+    axes = get_abstract_mesh().axis_names
+
+    def take(own: Any, item: Any) -> Any:
+        new = jax.tree.map(lambda a: a[None], item)
+        if own is None:
+            return new
+        return jax.tree.map(lambda a, b: jnp.where(jax.lax.axis_index(axes) >= place, a, b), new, own)
+
+    if not axes:
+        return take(None, item)
+    given = (PartitionSpec(axes), PartitionSpec())
+    return jax.shard_map(take, in_specs=given, out_specs=PartitionSpec(axes), check_vma=False)(own, item)
+
+
+def each(solve: Callable[..., Any], own: Any, *alike: Any) -> Any:
+    """``solve(item, number, *alike)`` of what each device has of its own; the results [devices, ...] go to all.
+
+    Args:
+        solve: What each device does by itself; its number is that along all axes of the mesh.
+        own: What ``give`` gave.
+        alike: What lies on all devices.
+    """
+    axes = get_abstract_mesh().axis_names
+
+    def one(number: int | jax.Array, own: Any, *alike: Any) -> Any:
+        return solve(jax.tree.map(lambda a: a[0], own), number, *alike)
+
+    def told(own: Any, *alike: Any) -> Any:
+        return jax.lax.all_gather(one(jax.lax.axis_index(axes), own, *alike), axes)
+
+    if not axes:
+        return jax.tree.map(lambda a: a[None], one(0, own, *alike))
+    given = (PartitionSpec(axes), *(PartitionSpec() for _ in alike))
+    return jax.shard_map(told, in_specs=given, out_specs=PartitionSpec(), check_vma=False)(own, *alike)

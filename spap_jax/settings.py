@@ -15,6 +15,7 @@ EFFORTS = {"low": 0, "default": 1, "high": 3}
 
 METHODS = ("spap", "random", "magnitude", "wanda", "flap", "fasp", "obs", "osscar")
 UPDATES = ("own", "none", "bias", "refit", "alternate")
+SCHEDULES = ("sequential", "parallel")
 
 
 def _positive(value) -> bool:
@@ -35,6 +36,7 @@ _PRUNING: _Ranges = (
     ("round_to", _count(1), "a whole number of at least 1"),
     ("method", lambda m: m in METHODS, f"one of {', '.join(METHODS)}"),
     ("update", lambda u: u in UPDATES, f"one of {', '.join(UPDATES)}"),
+    ("schedule", lambda s: s in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
     ("seed", _count(0), "a whole number of at least 0"),
     ("ridge", _positive, "positive"),
     ("penalty", _positive, "positive"),
@@ -110,6 +112,9 @@ class PruneSettings(_Settings):
             magnitude and wanda); "bias", the output bias makes up for the mean of what was removed (as flap); "refit",
             the output projection in closed form (as fasp, obs, osscar); "alternate", refit and alternating rounds (as
             spap).
+        schedule: "sequential": the channels of a layer are chosen on the stream that the pruned layers before produce,
+            by every device. "parallel": they are chosen on the dense stream, of as many layers at once as there are
+            devices, each by one device.
         seed: Seed of every random choice.
         ridge: Pull of the solved weights towards the dense ones, relative to each channel's energy.
         penalty: Weight of the penalty on a removed channel, relative to its energy.
@@ -134,6 +139,7 @@ class PruneSettings(_Settings):
     round_to: int = 1
     method: str = "spap"
     update: str = "own"
+    schedule: str = "sequential"
     seed: int = 0
     ridge: float = 1e-4
     penalty: float = 100.0

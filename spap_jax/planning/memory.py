@@ -87,6 +87,17 @@ def selecting_bytes(f: int, d: int) -> float:
     return 4 * (3 * f**2 + 4 * f * d)
 
 
+def choosing_bytes(f: int, d: int) -> float:
+    """Workspace of ``waves.own_choices``: that of a selection, and the scaled G and C; their factor ends early."""
+    return selecting_bytes(f, d) + 4 * (f**2 + f * d)
+
+
+def closing_bytes(load: Workload) -> float:
+    """Workspace of ``alternating.closed_form``: sums beside the total, hidden channels and their transpose."""
+    d, k, tokens = load.narrow.width, load.narrow.intermediate, load.fitted.size
+    return 4 * (2 * k**2 + 2 * k * d + tokens * (2 * k + d))
+
+
 def refitting_bytes(k: int, d: int) -> float:
     """Workspace of ``problem.refit``: the system gathered, scaled and factorised; the columns."""
     return 4 * (3 * k**2 + k * d)
@@ -141,12 +152,18 @@ def device_memory(load: Workload) -> dict[str, Parts]:
     f = max(f, load.dense.heads * load.dense.head_dim if load.fewer_heads else 0)
     solving = held | {"moments": moments_bytes(f, d)}
     mlp = 4.0 * _mlp_elements(load.narrow)
+    # In waves the fitted tokens have two more streams, and a device its own layer's moments beside the latest ones.
+    ahead = held | {"streams": held["streams"] + 2 * 4 * load.fitted.tokens * d} if load.in_waves else held
+    layers = 2 if load.in_waves else 1
+    solver = choosing_bytes(f, d) if load.in_waves else system_bytes(f, d) + selecting_bytes(f, d)
     phases: dict[str, Parts] = {
-        "streams": held | {"activations": passing_bytes(load)},
-        "statistics": solving | {"activations": summing_bytes(load)},
-        "selection": solving | {"solver": system_bytes(f, d) + selecting_bytes(f, d)},
+        "streams": ahead | {"activations": passing_bytes(load)},
+        "statistics": ahead | {"moments": layers * moments_bytes(f, d), "activations": summing_bytes(load)},
+        "selection": solving | {"solver": solver},
     }
-    if load.refits:
+    if load.refits and load.in_waves:
+        phases["refit"] = held | {"gradients": 2 * mlp, "activations": closing_bytes(load)}
+    elif load.refits:
         solver = system_bytes(f, d) + refitting_bytes(k, d)
         phases["refit"] = solving | {"solver": solver, "gradients": 2 * mlp}
     if load.alternates and load.settings.rounds:

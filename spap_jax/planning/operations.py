@@ -119,10 +119,12 @@ def refit_operations(k: int, d: int) -> float:
 
 
 def streams_operations(load: Workload) -> float:
-    """``pruning/streams.py``: both streams through attention, one through the dense and one through the narrow MLP."""
-    length = load.fitted.length
-    both = (load.dense, load.narrow)
-    return load.tokens * sum(attention_operations(c, length) + mlp_operations(c) for c in both)
+    """``pruning/streams.py``: both streams through attention, one through the dense and one through the narrow MLP.
+
+    In waves the dense stream of the fitted tokens goes ahead once more.
+    """
+    dense, narrow = (attention_operations(c, load.fitted.length) + mlp_operations(c) for c in (load.dense, load.narrow))
+    return load.tokens * (dense + narrow) + load.in_waves * load.fitted.tokens * dense
 
 
 def statistics_operations(load: Workload) -> float:
@@ -210,13 +212,14 @@ def operations(load: Workload, turns: int | None = None) -> dict[str, float]:
     heads = int(load.fewer_heads)
     after = (load.dense.layers - 1) / 2
     sweeping = int(load.sweeps > 0)
-    refit = refit_operations(k, d) + heads * refit_operations(kept, d)
+    refit = closed_form_operations(load) if load.in_waves else refit_operations(k, d)
+    selection = load.solved_here * selection_operations(load, turns)
     attended = 2 * load.tokens * attention_operations(load.narrow, load.fitted.length)
     return {
         "streams": streams_operations(load),
         "statistics": statistics_operations(load),
-        "selection": selection_operations(load, turns) + (head_selection_operations(load, turns) if heads else 0),
-        "refit": refit if load.refits else 0,
+        "selection": selection + (head_selection_operations(load, turns) if heads else 0),
+        "refit": (refit + heads * refit_operations(kept, d)) if load.refits else 0,
         "alternating": alternating_operations(load),
         "errors": 3 * errors_operations(load) + heads * attended,
         "sweep steps": sweeping * load.settings.sweep_steps * sweep_step_operations(load, after),

@@ -61,10 +61,12 @@ def over_chunks(load: Workload, cost: Callable[[int], float]) -> float:
 
 
 def streams_bytes(load: Workload) -> float:
-    """Weights and activations, and both streams read and written by two programs."""
+    """Weights and activations, and both streams read and written by two programs; in waves by two others as well."""
     both, length = (load.dense, load.narrow), load.fitted.length
     passed = over_chunks(load, lambda tokens: sum(block_bytes(c, tokens, length) for c in both))
-    return passed + 2 * 2 * 2 * 4 * load.tokens * load.dense.width
+    ahead = load.fitted.here * block_bytes(load.dense, load.fitted.size, length)
+    written = 2 * 2 * 2 * 4 * (load.tokens + load.in_waves * load.fitted.tokens) * load.dense.width
+    return passed + load.in_waves * ahead + written
 
 
 def statistics_bytes(load: Workload) -> float:
@@ -96,7 +98,7 @@ def _pool_bytes(load: Workload) -> float:
 
 
 def selection_bytes(load: Workload) -> float:
-    """Tableaus and what changes them; every swap is found by going over the gains of all pairs."""
+    """Tableaus and what changes them, of one layer; every swap is found by going over the gains of all pairs."""
     f, d, k = load.dense.intermediate, load.dense.width, load.narrow.intermediate
     tableau = 4 * (f**2 + 2 * f * (f + d))
     eliminations = sum(count * _pivot_bytes(f, d, moved) for count, moved in operations.pivots(load))
@@ -108,7 +110,6 @@ def selection_bytes(load: Workload) -> float:
         + (_pool_bytes(load) if load.settings.method == "spap" else 0)
         + 4 * (k**2 + 2 * k * (f + d)) + 2 * 4 * f * (f + d)
         + operations.swap_turns(load) * turn
-        + (_head_selection_bytes(load) if load.fewer_heads else 0)
     )  # fmt: skip
 
 
@@ -127,17 +128,21 @@ def refit_bytes(k: int, d: int) -> float:
     return 4 * 6 * (k**2 + k * d)
 
 
+def closed_form_bytes(load: Workload) -> float:
+    """Hidden activations and their transpose, the sums, to which every chunk adds, and the system."""
+    d, k, size = load.narrow.width, load.narrow.intermediate, load.fitted.size
+    sums = product(k, size, k) + product(k, size, d) + 2 * 4 * (k**2 + k * d) + 8 * size * k
+    return load.fitted.here * (sums + mlp_bytes(load.narrow, size)) + refit_bytes(k, d)
+
+
 def alternating_bytes(load: Workload) -> float:
     """Steps, the closed form, and errors, of all rounds."""
     if not load.alternates:
         return 0
     s, d, k = load.settings, load.narrow.width, load.narrow.intermediate
-    matrices, size = operations.mlp_matrices(load.narrow), load.fitted.size
-    drawn = load.fitted.share(load.batch)
+    matrices, drawn = operations.mlp_matrices(load.narrow), load.fitted.share(load.batch)
     step = mlp_bytes(load.narrow, drawn) * (2 + 1 / matrices) + _UPDATE_PASSES * 4 * matrices * k * d
-    sums = product(k, size, k) + product(k, size, d) + 2 * 4 * (k**2 + k * d) + 8 * size * k
-    closed = load.fitted.here * (sums + mlp_bytes(load.narrow, size)) + refit_bytes(k, d)
-    return s.rounds * (s.steps * step + closed + errors_bytes(load)) + errors_bytes(load)
+    return s.rounds * (s.steps * step + closed_form_bytes(load) + errors_bytes(load)) + errors_bytes(load)
 
 
 def errors_bytes(load: Workload) -> float:
@@ -175,11 +180,13 @@ def memory_bytes(load: Workload) -> dict[str, float]:
     kept = load.narrow.heads * load.narrow.head_dim
     sweeping, heads = int(load.sweeps > 0), int(load.fewer_heads)
     attended = 2 * over_chunks(load, lambda tokens: attention_bytes(load.narrow, tokens, length))
+    refit = closed_form_bytes(load) if load.in_waves else refit_bytes(k, d)
+    selection = load.solved_here * selection_bytes(load)
     return {
         "streams": streams_bytes(load),
         "statistics": statistics_bytes(load),
-        "selection": selection_bytes(load),
-        "refit": (refit_bytes(k, d) + heads * refit_bytes(kept, d)) if load.refits else 0,
+        "selection": selection + (_head_selection_bytes(load) if heads else 0),
+        "refit": (refit + heads * refit_bytes(kept, d)) if load.refits else 0,
         "alternating": alternating_bytes(load),
         "errors": 3 * errors_bytes(load) + heads * attended,
         "sweep steps": sweeping * load.settings.sweep_steps * sweep_step_bytes(load, after),
@@ -237,7 +244,7 @@ def sweep_step_collectives(load: Workload) -> Counter[str]:
 
 
 def collectives(load: Workload) -> dict[str, Counter[str]]:
-    """Bytes that go into reductions, of one layer by phase; sums of a few numbers are left out.
+    """Bytes that go into reductions, of one layer by phase; a few numbers for each channel are left out.
 
     In the sweeps of a block of one sweep.
     """
@@ -245,6 +252,7 @@ def collectives(load: Workload) -> dict[str, Counter[str]]:
     rounds = _times(step_collectives(load), s.steps) + closed_form_collectives(load)
     return {
         "statistics": statistics_collectives(load),
+        "refit": closed_form_collectives(load) if load.in_waves and load.refits else Counter(),
         "alternating": _times(rounds, s.rounds) if load.alternates else Counter(),
         "sweep steps": _times(sweep_step_collectives(load), s.sweep_steps) if load.sweeps else Counter(),
     }

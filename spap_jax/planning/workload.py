@@ -4,6 +4,7 @@ Follows ``spap_jax/devices.py``: sequences are spread in whole chunks, evenly or
 a minibatch likewise; everything else is the same on every device.
 """
 
+import math
 from dataclasses import dataclass
 
 from spap_jax.baselines import update_used
@@ -115,6 +116,16 @@ class Workload:
     def sweeps(self) -> int:
         """Sweeps over the model."""
         return self.settings.sweep_count if self.alternates else 0
+
+    @property
+    def in_waves(self) -> bool:
+        """Whether channels are chosen on the dense stream, a layer on each device."""
+        return self.settings.schedule == "parallel"
+
+    @property
+    def solved_here(self) -> float:
+        """Of the layers, the part whose channels a device chooses."""
+        return math.ceil(self.dense.layers / self.devices) / self.dense.layers if self.in_waves else 1
 
     @property
     def batch(self) -> int:

@@ -17,7 +17,7 @@ from spap_jax.models.decoder import Params
 from spap_jax.models.registry import FAMILIES
 from spap_jax.numerics import full_precision
 from spap_jax.pruning import moments, reduce, streams
-from spap_jax.pruning.layer import Clock, update_weights
+from spap_jax.pruning.layer import Clock, refit_weights
 from spap_jax.pruning.moments import Moments
 from spap_jax.pruning.report import AttentionReport, Errors
 from spap_jax.pruning.streams import Streams
@@ -86,7 +86,7 @@ def _solve(
     selected = _to_weights(taken)
     solved = baselines.update_used(settings) in ("refit", "alternate")
     channels = channels_of(chosen.kept, len(seen.hidden_mean) // config.kv_heads)
-    weights = update_weights("refit" if solved else "none", seen, system, channels, selected)
+    weights = refit_weights(seen, system, channels, selected) if solved else selected
     clock.lap("refit", weights)
     return chosen, system.ridge, selected, _with_weights(taken, weights)
 

@@ -1,4 +1,7 @@
-"""Sequential pruning: block after block, each fitted on the stream that the pruned blocks before it produce."""
+"""Pruning block after block, each fitted on the stream that the pruned blocks before it produce.
+
+Its channels are chosen on that stream too, or before that on the dense one (`waves`).
+"""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -16,10 +19,11 @@ from spap_jax.models.decoder import Params
 from spap_jax.models.registry import FAMILIES
 from spap_jax.pruning import reduce, streams
 from spap_jax.pruning.attention import prune_attention
-from spap_jax.pruning.layer import Clock, prune_layer
+from spap_jax.pruning.layer import Choice, Clock, prune_layer
 from spap_jax.pruning.report import LayerReport, SweepReport
 from spap_jax.pruning.streams import Streams
 from spap_jax.pruning.sweeps import Start, Steps, at, put, room, sweep
+from spap_jax.pruning.waves import choose
 from spap_jax.settings import PruneSettings
 
 
@@ -99,7 +103,7 @@ def prune_layers(
     A block's attention is pruned before its MLP, or left as it is.
 
     Without sweeps, one block's weights, its second moments and the two streams are held, and a block is read when its
-    turn comes; with sweeps, all pruned blocks are held as well.
+    turn comes; with sweeps, all pruned blocks are held as well. In the parallel schedule a block is read before, too.
 
     Args:
         config: The dense decoder.
@@ -126,15 +130,19 @@ def prune_layers(
     clock = Clock()
     both = Both(*(streams.start(config, outer, part) for part in chunks))
     clock.lap("streams", both)
-    blocks = None
+    blocks, choices, wave = None, [], devices.everyone()
     for index in range(config.layers):
+        if settings.schedule == "parallel" and index % wave == 0 and index + wave > len(made):
+            ahead = range(index, min(index + wave, config.layers))
+            choices = choose(ahead, config, narrow.intermediate, read_layer, both.fitted.dense, settings, clock)
         dense = jax.tree.map(jnp.asarray, read_layer(index))
         clock.lap("reading", dense)
         if begun and index < len(made):
             layer, report = jax.tree.map(jnp.asarray, begun.read_layer(index)), made[index]
             both = _past(config, narrow, dense, layer, both)
         else:
-            layer, report, both = _prune_block(index, config, narrow, dense, both, settings, clock)
+            choice = choices[index % wave] if choices else None
+            layer, report, both = _prune_block(index, config, narrow, dense, both, choice, settings, clock)
         del dense
         if sweeps:
             blocks = put(room(layer, config.layers) if blocks is None else blocks, index, layer)
@@ -161,6 +169,7 @@ def _prune_block(
     narrow: DecoderConfig,
     layer: Params,
     both: Both,
+    choice: Choice | None,
     settings: PruneSettings,
     clock: Clock,
 ) -> tuple[Params, LayerReport, Both]:
@@ -174,7 +183,7 @@ def _prune_block(
         both = Both(*pair)
     clock.lap("streams", both)
     calibration, held_out = (streams.fitting_tokens(s) for s in both)
-    layer, report = prune_layer(index, fewer_heads, narrow, layer, calibration, held_out, settings, clock)
+    layer, report = prune_layer(index, fewer_heads, narrow, layer, calibration, held_out, settings, clock, choice)
     del calibration, held_out
     if not np.isfinite(report.calibration.alternating):
         raise UserError(f"the activations of layer {index} are not finite: the checkpoint overflows in float32.")

@@ -67,7 +67,8 @@ class LayerReport:
         calibration: Errors on the tokens that were fitted.
         held_out: Errors on the tokens that were not; None where none were held out.
         swaps: Exchanges of channels made by the polish.
-        improving_swaps: Single exchanges that would still lower the refitted error; 0 certifies that there is none.
+        improving_swaps: Single exchanges that would still lower the refitted error (in the parallel schedule that on
+            the dense stream); 0 certifies that there is none.
         ridge: Relative ridge used; above the setting where the second moments were too nearly singular for it.
         rounds: Alternating rounds accepted.
         seconds: Time by phase.

@@ -98,6 +98,27 @@ def enter_mlp(config: DecoderConfig, layer: Params, streams: Streams) -> Streams
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="streams")
 @full_precision
+def enter_dense_mlp(config: DecoderConfig, layer: Params, streams: Streams) -> Streams:
+    """Where ``enter_mlp`` leads when no block has been pruned, from the dense stream alone."""
+    piece = functools.partial(decoder.block, config, layer)
+
+    def one(chunk: Streams) -> Streams:
+        r = piece(chunk.dense, *causal(chunk.dense), method=Block.attend)
+        return Streams(r + piece(r, method=mlp_output), r)
+
+    return in_place(one, streams)
+
+
+@functools.partial(jax.jit, static_argnames="config", donate_argnames="streams")
+@full_precision
+def leave_dense_mlp(config: DecoderConfig, layer: Params, streams: Streams) -> Streams:
+    """The dense stream through the closing norm of the block; the other one is of no use then."""
+    finish = functools.partial(decoder.block, config, layer, method=Block.finish)
+    return in_place(lambda chunk: Streams(finish(chunk.dense), chunk.pruned), streams)
+
+
+@functools.partial(jax.jit, static_argnames="config", donate_argnames="streams")
+@full_precision
 def enter_attention(config: DecoderConfig, layer: Params, streams: Streams) -> Streams:
     """The dense stream through a dense block's attention; the pruned one still enters it."""
     attend = functools.partial(decoder.block, config, layer, method=Block.attend)

@@ -175,6 +175,7 @@ def test_it_goes_on_where_it_ended(shop: Workshop, whole: dict[str, Any], ended:
     [
         (("--sparsity", "0.4"), "differs from this one in sparsity (0.3, now 0.4): repeat the command"),
         (("--sweep-learning-rate", "0.3", "--sweeps", "1"), "sweeps (2, now 1), sweep_learning_rate (0.003, now 0.3)"),
+        (("--schedule", "parallel"), "in schedule (sequential, now parallel): "),
         (("--sequences", "15"), "in calibration: "),
         (("--dtype", "bfloat16"), "in dtype (None, now bfloat16): "),
         (("--devices", "2"), "in devices (1, now 2): "),

@@ -17,7 +17,7 @@ from spap_jax.models.config import DecoderConfig
 from spap_jax.models.registry import family_of
 from spap_jax.planning.workload import Chunks, Workload, workload
 from spap_jax.pruning import layer as block
-from spap_jax.pruning import moments, reduce, streams, sweeps
+from spap_jax.pruning import moments, reduce, streams, sweeps, waves
 from spap_jax.pruning.streams import Streams
 from spap_jax.settings import PruneSettings
 from spap_jax.solver.alternating import Schedule
@@ -85,17 +85,19 @@ class Phases:
         return moments.accumulate.lower(self.load.dense, self.layer, streams.fitting_tokens(self.fitted))
 
     def selection(self):
-        arguments, settings = self._selected()
-        return block._select.lower(*arguments, *settings)
+        return block.select.lower(self.moments(), self.key, **self._search())
 
     def selection_on_tpu(self):
-        arguments, settings = self._selected()
-        return block._select.trace(*arguments, *settings).lower(lowering_platforms=("tpu",))
+        traced = block.select.trace(self.moments(), self.key, **self._search())
+        return traced.lower(lowering_platforms=("tpu",))
 
-    def _selected(self):
-        s = self.load.settings
-        settings = (self.load.narrow.intermediate, s.method, s.ridge, s.penalty, s.penalty_steps, s.swap_rounds)
-        return (self.moments(), self.key), settings
+    def selection_in_waves(self):
+        count, search = self.load.devices, self._search()
+        own = jax.tree.map(lambda a: _described((count, *a.shape), spread=True), self.moments())
+        return waves.own_choices.lower(own, self.load.dense, self.key, 0, **search)
+
+    def _search(self) -> dict[str, Any]:
+        return {"keep": self.load.narrow.intermediate} | block.search_of(self.load.settings)
 
     def moments(self) -> moments.Moments:
         f, d = self.load.dense.intermediate, self.load.dense.width
@@ -103,14 +105,16 @@ class Phases:
         return moments.Moments(problem, _described((f,)), _described((d,)), _described((f,)))
 
     def refit(self):
-        arguments, (keep, *settings) = self._selected()
-        chosen = functools.partial(
-            block._select,
-            keep=keep,
-            **dict(zip(("method", "ridge", "penalty", "steps", "rounds"), settings, strict=True)),
-        )
-        system, polished = _everywhere(jax.eval_shape(chosen, *arguments))
-        return block.update_weights.lower("refit", self.moments(), system, polished.kept, self.weights)
+        chosen = functools.partial(block.select, **self._search())
+        system, choice = _everywhere(jax.eval_shape(chosen, self.moments(), self.key))
+        return block.refit_weights.lower(self.moments(), system, choice.channels.kept, self.weights)
+
+    def closed_form(self):
+        tokens = streams.fitting_tokens(self.fitted)
+        return block._closed_form.lower(self.load.narrow, self.layer, tokens, _described(()), self.weights)
+
+    def enter_dense_mlp(self):
+        return streams.enter_dense_mlp.lower(self.load.dense, self.layer, self.fitted)
 
     def recover(self):
         s = self.load.settings

@@ -113,6 +113,22 @@ def test_devices_share_the_tokens_and_not_the_solver():
     assert one.memory["selection"]["solver"] == eight.memory["selection"]["solver"]
 
 
+def test_in_waves_devices_share_the_solver_too():
+    settings = PruneSettings(effort="low")
+    one, two = (
+        plan(request_of("llama-3.1-405b", settings=settings.replace(schedule=name)), mesh_named("v5p-64"))
+        for name in ("sequential", "parallel")
+    )
+    work, waves = ({phase.name: phase for phase in planned.phases} for planned in (one, two))
+    assert waves["selection"].operations == pytest.approx(work["selection"].operations * 4 / 126)  # of 126 layers
+    assert waves["refit"].sent_bytes > 0 == work["refit"].sent_bytes
+    assert waves["streams"].operations > work["streams"].operations
+    assert {"statistics", "alternating", "errors"} <= {name for name in work if work[name] == waves[name]}
+    assert two.peak[0] == one.peak[0] == "selection"
+    assert two.peak[1] < one.peak[1]
+    assert two.seconds < one.seconds
+
+
 def test_what_is_worth_knowing():
     request, mesh = request_of("llama-3.1-8b"), mesh_named("v5p-64")
     [note] = notes(plan(request, mesh))

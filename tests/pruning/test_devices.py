@@ -1,5 +1,6 @@
 """The same result on one device and on several."""
 
+import functools
 import re
 
 import jax
@@ -14,20 +15,20 @@ from spap_jax.pruning import moments, reduce, streams
 from spap_jax.solver.alternating import Schedule, Tokens
 
 
-@pytest.fixture(scope="module")
-def alone():
-    return run(1)
-
-
-def run(count: int) -> api.PruneResult:
-    settings = cases.SETTINGS.replace(sweeps=1, sweep_steps=5, batch_tokens=32, step_tokens=128)
+@functools.cache
+def run(count: int, schedule: str = "sequential") -> api.PruneResult:
+    sweeps = 1 if schedule == "sequential" else 0  # after the parallel one they are no other
+    settings = cases.SETTINGS.replace(schedule=schedule, sweeps=sweeps, sweep_steps=5, batch_tokens=32, step_tokens=128)
     tokens = cases.random_tokens(sequences=64)
     return api.prune(cases.tiny("llama"), tokens, settings=settings, devices=count)
 
 
-@pytest.mark.parametrize("count", [2, 8])
-def test_the_number_of_devices_changes_nothing(alone: api.PruneResult, count: int):
-    several = run(count)
+@pytest.mark.parametrize(
+    ("count", "schedule"),
+    [(2, "sequential"), (8, "sequential"), (2, "parallel"), (4, "parallel"), (8, "parallel")],
+)
+def test_the_number_of_devices_changes_nothing(count: int, schedule: str):
+    alone, several = run(1, schedule), run(count, schedule)
     assert [r.kept for r in several.report.layers] == [r.kept for r in alone.report.layers]
     for one, other in zip(*(jax.tree.leaves(r.model.params) for r in (alone, several)), strict=True):
         np.testing.assert_allclose(np.asarray(one), np.asarray(other), atol=1e-4)
