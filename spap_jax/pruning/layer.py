@@ -6,13 +6,14 @@ import time
 import jax
 import jax.numpy as jnp
 
-from spap_jax import baselines
+from spap_jax import baselines, devices
 from spap_jax.baselines.compensation import lost_mean
 from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.models.registry import FAMILIES
 from spap_jax.numerics import full_precision
+from spap_jax.placement import placed
 from spap_jax.pruning import moments, reduce
 from spap_jax.pruning.moments import Moments
 from spap_jax.pruning.report import Errors, LayerReport
@@ -75,7 +76,7 @@ def prune_layer(
         schedule = Schedule(settings.rounds, settings.steps, settings.step_tokens, settings.learning_rate)
         recovered = _recover(narrow, schedule, layer, refitted, calibration, held_out, settings.ridge, steps_key)
     clock.lap("alternating", recovered)
-    mlp = reduce.to_mlp(recovered.weights, layer["mlp"])
+    mlp = placed(narrow, {"mlp": reduce.to_mlp(recovered.weights, layer["mlp"])})["mlp"]
     stages = (selected, refitted, reduce.to_weights(mlp))
     errors = [_errors(narrow, layer, weights, calibration, held_out) for weights in stages]
     clock.lap("errors", errors)
@@ -95,13 +96,14 @@ def _solve(
     """The choice, the ridge used, the dense weights of the choice and their update; the second moments end here."""
     seen = moments.accumulate(config, layer, calibration)
     clock.lap("statistics", seen)
+    seen = devices.everywhere(seen)  # factorisations are not divided
     s = settings
     system, chosen = _select(
         seen, key, narrow.intermediate, s.method, s.ridge, s.penalty, s.penalty_steps, s.swap_rounds
     )
     clock.lap("selection", chosen)
     taken = reduce.take_channels(FAMILIES[config.family], layer["mlp"], chosen.kept)
-    selected = reduce.to_weights(reduce.with_biases(narrow, taken))
+    selected = reduce.to_weights(placed(narrow, {"mlp": reduce.with_biases(narrow, taken)})["mlp"])
     updated = update_weights(baselines.update_used(settings), seen, system, chosen.kept, selected)
     clock.lap("refit", updated)
     return chosen, system.ridge, selected, updated
