@@ -32,6 +32,7 @@ def finetune(
     overwrite: bool = False,
     resume: Resume = True,
     devices: int | None = None,
+    model_devices: int = 1,
     settings: Annotated[
         FinetuneSettings, Parameter(name="*", group=Group("Training", sort_key=1))
     ] = FinetuneSettings(),  # noqa: B008 (frozen)
@@ -56,7 +57,9 @@ def finetune(
         eval: Data to measure perplexity on before and after; the same kinds as --data.
         overwrite: Replace the output folder if it is a checkpoint.
         resume: Go on where the same command was interrupted; --no-resume discards what it had done and starts over.
-        devices: Over how many devices to spread the sequences; all where absent, but one of a CPU's.
+        devices: Over how many devices to spread the work; all where absent, but one of a CPU's.
+        model_devices: Among how many of them to divide the weights, for models too large for one; a divisor of their
+            number. The sequences are spread over the groups of so many.
         settings: How to train.
     """
     from spap_jax import checkpoint, memory
@@ -66,19 +69,20 @@ def finetune(
     from spap_jax.cli.unfinished import telling
     from spap_jax.devices import sharing
     from spap_jax.errors import UserError
+    from spap_jax.placement import placed
     from spap_jax.training.card import trained_card
     from spap_jax.training.resume import begun, identity, keep
     from spap_jax.training.run import run
     from spap_jax.training.train import check
 
     checkpoint.check_output(output, overwrite)
-    with waiting(f"reading {model}"):
-        start = checkpoint.load(model)
-        dense = checkpoint.load(teacher) if teacher else None
+    with waiting(f"reading {model}"), sharing(devices, model_devices):
+        start = checkpoint.load(model, placed)
+        dense = checkpoint.load(teacher, placed) if teacher else None
     blocks, judged = _texts(start, data, eval, sequences, sequence_length, settings.seed)
     before = _perplexity(start, judged, "before training")
     check(start, blocks.tokens, dense, settings)
-    with sharing(devices), stopping() as before_end:
+    with sharing(devices, model_devices), stopping() as before_end:
         kept = Unfinished(output, identity(start, dense, blocks, settings), blocks=1, fresh=not resume)
         with kept, telling(kept, before_end), training_progress(settings.steps) as progress:
 

@@ -43,7 +43,7 @@ class Request:
 
     def on(self, devices: int) -> Workload:
         """The same as work for so many devices."""
-        return workload(self.config, self.settings, self.sequences, self.length, devices, self.weight_bytes)
+        return workload(self.config, self.settings, self.sequences, self.length, devices, 1, self.weight_bytes)
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,7 @@ class Workload:
         held_out: Those that only judge.
         weight_bytes: Bytes of a stored weight.
         heads_at_once: Query heads whose attention scores are held at once.
+        sharers: Among how many devices the weights are divided.
     """
 
     dense: DecoderConfig
@@ -75,6 +76,7 @@ class Workload:
     held_out: Chunks
     weight_bytes: int
     heads_at_once: int
+    sharers: int
 
     @property
     def parts(self) -> tuple[Chunks, Chunks]:
@@ -134,6 +136,7 @@ def workload(
     sequences: int,
     length: int,
     devices: int = 1,
+    sharers: int = 1,
     weight_bytes: int = 4,
     heads_at_once: int | None = None,
 ) -> Workload:
@@ -145,6 +148,7 @@ def workload(
         sequences: How many sequences there are.
         length: Their tokens.
         devices: Over how many devices they are spread.
+        sharers: Among how many devices the weights are divided.
         weight_bytes: Bytes of a stored weight.
         heads_at_once: As in `Workload`; where absent all heads, as on accelerators. A CPU takes one group.
 
@@ -165,4 +169,5 @@ def workload(
         held_out=Chunks(held // held_chunk, held_chunk, length, devices),
         weight_bytes=weight_bytes,
         heads_at_once=config.heads if heads_at_once is None else heads_at_once,
+        sharers=sharers,
     )
