@@ -195,7 +195,9 @@ def total(sums: Callable[..., Any], chunks: Any, *alike: Any) -> Any:
         return jax.lax.psum(sums(chunks, *alike), _DATA)
 
     given = (PartitionSpec(_DATA), *(PartitionSpec() for _ in alike))
-    return jax.shard_map(own, in_specs=given, out_specs=PartitionSpec(), axis_names={_DATA}, check_vma=False)(chunks, *alike)
+    return jax.shard_map(own, in_specs=given, out_specs=PartitionSpec(), axis_names={_DATA}, check_vma=False)(
+        chunks, *alike
+    )
 
 
 def apart(change: Callable[..., Any], chunks: Any, *alike: Any) -> Any:
@@ -228,4 +230,6 @@ def draw(chunks: Any, places: tuple[jax.Array, ...]) -> Any:
         return jax.lax.psum_scatter(picked, _DATA, tiled=True) if evenly else jax.lax.psum(picked, _DATA)
 
     given = PartitionSpec(_DATA) if evenly else PartitionSpec()
-    return jax.tree.map(jax.shard_map(own, in_specs=PartitionSpec(_DATA), out_specs=given, axis_names={_DATA}, check_vma=False), chunks)
+    return jax.tree.map(
+        jax.shard_map(own, in_specs=PartitionSpec(_DATA), out_specs=given, axis_names={_DATA}, check_vma=False), chunks
+    )

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 import pytest
 import torch
 from tiny_checkpoints import edit_config, edit_tensors, state, write, write_bin
