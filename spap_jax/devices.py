@@ -157,7 +157,7 @@ def everywhere(tree: Any) -> Any:
 
 
 def share_of(size: int, axis: int) -> PartitionSpec:
-    """How an array lies of which each device has its share along an axis; all of it where the size has no such share."""
+    """How an array lies that is divided along an axis of some size; undivided if the size cannot be divided evenly."""
     divided = sharers() > 1 and size % sharers() == 0
     return PartitionSpec(*[None] * axis, _MODEL) if divided else PartitionSpec()
 

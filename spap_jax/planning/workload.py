@@ -1,9 +1,11 @@
 """The sizes of a run: what one device has to do, and how much of it is divided among the devices.
 
 Follows ``spap_jax/devices.py``: sequences are spread in whole chunks, evenly or not at all; the tokens or sequences of
-a minibatch likewise; everything else is the same on every device.
+a minibatch likewise. Heads, channels and vocabulary are divided among those devices that share the weights, where their
+numbers allow it; everything else is the same on every device.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 from spap_jax.baselines import update_used
@@ -89,6 +91,12 @@ class Workload:
         return self.fitted.devices
 
     @property
+    def mine(self) -> "Workload":
+        """The same with the part of the decoder that one of the devices has."""
+        parts = {name: _part(getattr(self, name), self.sharers) for name in ("dense", "narrow")}
+        return dataclasses.replace(self, sharers=1, **parts)
+
+    @property
     def tokens(self) -> int:
         """Tokens on one device."""
         return self.fitted.tokens + self.held_out.tokens
@@ -128,6 +136,12 @@ class Workload:
         """Sequences of a minibatch of the sweeps."""
         most = self.fitted.count * self.fitted.sequences
         return min(max(1, self.settings.step_tokens // self.fitted.length), most)
+
+
+def _part(config: DecoderConfig, sharers: int) -> DecoderConfig:
+    """What one of so many devices has of a decoder."""
+    sizes = {name: getattr(config, name) for name in ("vocabulary", "intermediate", "heads", "kv_heads")}
+    return dataclasses.replace(config, **{name: n if n % sharers else n // sharers for name, n in sizes.items()})
 
 
 def workload(

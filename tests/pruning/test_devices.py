@@ -15,7 +15,6 @@ from spap_jax.pruning import layer as layer_module
 from spap_jax.pruning import moments, reduce, streams, sweeps
 from spap_jax.solver.alternating import Schedule, Tokens
 
-
 SETTINGS = cases.SETTINGS.replace(
     sparsity=0.25, rounds=1, steps=5, sweeps=1, sweep_steps=3, sweep_learning_rate=1e-3, batch_tokens=32
 )
