@@ -172,6 +172,7 @@ def stacked(array: jax.Array) -> NamedSharding | None:
     """Where a stack of arrays like one lies: each of them where that one does; anywhere without a mesh."""
     if everyone() == 1:
         return None
+    assert isinstance(array.sharding, NamedSharding)  # it lies on the mesh
     return NamedSharding(get_mesh(), PartitionSpec(None, *array.sharding.spec))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec, get_mesh
 
 from spap_jax import devices
@@ -56,7 +57,7 @@ def spec_of(family: Family, path: str, shape: tuple[int, ...]) -> PartitionSpec:
 
 
 def _put(array: Any, spec: PartitionSpec) -> jax.Array:
-    if isinstance(array, jax.core.Tracer):
+    if isinstance(array, Tracer):
         return jax.lax.with_sharding_constraint(array, spec)
     place = NamedSharding(get_mesh(), spec)
     if isinstance(array, jax.Array):
@@ -68,6 +69,7 @@ def _put(array: Any, spec: PartitionSpec) -> jax.Array:
     def part(*spans: tuple[int | None, int | None]) -> np.ndarray:
         return np.asarray(array[tuple(slice(*span) for span in spans)])
 
-    return jax.make_array_from_callback(
-        array.shape, place, lambda index: part(*((cut.start, cut.stop) for cut in index))
-    )
+    def read(index: Any) -> np.ndarray:
+        return part(*((cut.start, cut.stop) for cut in index))
+
+    return jax.make_array_from_callback(array.shape, place, read)

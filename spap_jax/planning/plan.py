@@ -233,7 +233,7 @@ def _more(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]]:
 
 def notes(planned: Plan) -> list[str]:
     """What is worth knowing of a run on this mesh, a sentence each."""
-    load, devices = planned.request.on(planned.mesh.devices, planned.mesh.sharers), planned.mesh.devices
+    load = planned.request.on(planned.mesh.devices, planned.mesh.sharers)
     chip, found = planned.mesh.accelerator, []
     if load.devices > 1 and not load.fitted.divided:
         whose = "devices" if load.sharers == 1 else "groups of devices"

@@ -61,7 +61,8 @@ def host_line(planned: Plan) -> str:
     """Memory of a host, by part."""
     parts = ", ".join(f"{name} {bytes_text(size)}" for name, size in planned.host.items())
     total = bytes_text(sum(planned.host.values()))
-    return f"memory of each host: {total} beside JAX itself ({parts}); every process reads at most {bytes_text(planned.read)}"
+    read = bytes_text(planned.read)
+    return f"memory of each host: {total} beside JAX itself ({parts}); every process reads at most {read}"
 
 
 def time_line(planned: Plan) -> str:

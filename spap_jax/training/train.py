@@ -64,7 +64,8 @@ class Stage(NamedTuple):
         """The stage of the same run that had these arrays and looks."""
         mine, tree = jax.tree.flatten((self.state, self.best))
         theirs = [jax.device_put(leaves[str(number)], like.sharding) for number, like in enumerate(mine)]
-        return Stage(*tree.unflatten(theirs), checks)
+        state, best = tree.unflatten(theirs)
+        return Stage(state, best, checks)
 
     @property
     def least(self) -> float:

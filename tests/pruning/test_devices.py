@@ -1,6 +1,7 @@
 """The same result on one device and on several."""
 
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -92,6 +93,7 @@ def test_blocks_that_are_held_for_sweeps_are_divided(two_by_four, layer: dict):
 
 def test_no_device_holds_all_second_moments_while_they_are_summed(two_by_four, layer: dict):
     """The channels f of tokens [N, f] are gathered a chunk at a time, G [f, f] never."""
+    compiled: Any
     config = cases.divisible().config.narrowed(256)
     wide = {name: jnp.zeros(shape) for name, shape in {"gate": (16, 256), "up": (16, 256), "down": (256, 16)}.items()}
     layer = placement.placed(config, layer | {"mlp": wide})
