@@ -48,7 +48,8 @@ def divisible() -> Model:
     """A random model whose vocabulary, channels and query heads can be divided among eight devices, all but keys."""
     config = family_of(DIVISIBLE).read_config(DIVISIBLE)
     params = jax.jit(lambda key: decoder.init(config, key))(jax.random.key(0))
-    return Model(config, jax.tree.map(lambda a: 5 * a if a.ndim > 2 else a, params), Source("random", None, ""))
+    louder = jax.tree.map(lambda a: a if (a == 1).all() else 10 * a, params)  # but the scales of norms
+    return Model(config, louder, Source("random", None, ""))
 
 
 def random_tokens(seed: int = 0, sequences: int = 16, length: int = 16) -> np.ndarray:

@@ -17,7 +17,14 @@ from spap_jax.pruning import moments, reduce, streams, sweeps
 from spap_jax.solver.alternating import Schedule, Tokens
 
 SETTINGS = cases.SETTINGS.replace(
-    sparsity=0.25, rounds=1, steps=5, sweeps=1, sweep_steps=3, sweep_learning_rate=1e-3, batch_tokens=32
+    sparsity=0.25,
+    rounds=1,
+    steps=5,
+    sweeps=1,
+    sweep_steps=6,
+    sweep_learning_rate=1e-2,
+    batch_tokens=32,
+    step_tokens=512,
 )
 
 
@@ -36,7 +43,7 @@ def test_the_mesh_changes_nothing(alone: api.PruneResult, count: int, sharers: i
     several = run(count, sharers)
     assert [r.kept for r in several.report.layers] == [r.kept for r in alone.report.layers]
     assert [r.rounds for r in several.report.layers] == [r.rounds for r in alone.report.layers] == [1, 1]
-    assert [r.taken for r in several.report.sweeps] == [r.taken for r in alone.report.sweeps] == [True, True]
+    assert [r.taken for r in several.report.sweeps] == [r.taken for r in alone.report.sweeps] == [False, True]
     for one, other in zip(*(jax.tree.leaves(r.model.params) for r in (alone, several)), strict=True):
         np.testing.assert_allclose(np.asarray(one), np.asarray(other), atol=1e-4)
 
