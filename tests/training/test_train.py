@@ -72,8 +72,9 @@ def test_devices_and_passes_change_nothing(
 ):
     assert batch_tokens in (SETTINGS.batch_tokens, counting().shape[1])
     settings = SETTINGS.replace(batch_tokens=batch_tokens)
-    placed = {"devices": devices, "model_devices": sharers}
-    other = spap.finetune(tiny(), counting(), teacher=dense(), settings=settings, **placed)
+    other = spap.finetune(
+        tiny(), counting(), teacher=dense(), settings=settings, devices=devices, model_devices=sharers
+    )
     np.testing.assert_allclose(other.report.losses, towards_the_teacher.report.losses, rtol=1e-4)
     for one, two in zip(*(jax.tree.leaves(r.model.params) for r in (towards_the_teacher, other)), strict=True):
         np.testing.assert_allclose(np.asarray(one), np.asarray(two), atol=1e-4)
@@ -81,14 +82,13 @@ def test_devices_and_passes_change_nothing(
 
 def test_weights_and_moments_are_divided():
     """From the first step to the last, where every weight is trained."""
-    with sharing(4, 2):
-        found = list(train.stages(tiny(), counting(), None, FULL.replace(steps=2, check_every=1)))
     queries = tiny().params["layers"]["attention"]["q"].shape
     half = (*queries[:2], queries[2] // 2, queries[3])
-    for stage in found:
-        parts = [a for a in jax.tree.leaves((stage.state, stage.best)) if a.shape == queries]
-        assert len(parts) == 4  # the weights, both of Adam's moments, and the best weights
-        assert {a.addressable_data(0).shape for a in parts} == {half}
+    with sharing(4, 2):
+        for stage in train.stages(tiny(), counting(), None, FULL.replace(steps=2, check_every=1)):
+            parts = [a for a in jax.tree.leaves((stage.state, stage.best)) if a.shape == queries]
+            assert len(parts) == 4  # the weights, both of Adam's moments, and the best weights
+            assert {a.addressable_data(0).shape for a in parts} == {half}
 
 
 def test_weights_that_are_worse_on_held_out_sequences_are_not_kept():
