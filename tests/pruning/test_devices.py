@@ -92,7 +92,9 @@ def test_a_device_holds_its_share_of_the_weights(two_by_four, layer: dict):
 
 
 def test_blocks_that_are_held_for_sweeps_are_divided(two_by_four, layer: dict):
-    stack = sweeps.put(sweeps.room(layer, 3), 1, layer)
+    room = sweeps.room(layer, 3)
+    assert shares(room["mlp"])["down"] == (4, (3, 16, 16))
+    stack = sweeps.put(room, 1, layer)
     assert shares(stack["mlp"])["up"] == (4, (3, 16, 16))
     assert shares(stack["attention"])["q"] == (4, (3, 16, 2, 2))
     np.testing.assert_array_equal(np.asarray(stack["mlp"]["up"][1]), np.asarray(layer["mlp"]["up"]))
