@@ -17,6 +17,7 @@ __all__ = [
     "is_orbax",
     "load",
     "load_orbax",
+    "local",
     "locate",
     "locate_config",
     "new_folder",

@@ -34,7 +34,7 @@ def plan(
     at the rates of the data sheets.
 
     Args:
-        model: Folder with a config.json, or a hub id; no weights are needed.
+        model: Folder with a config.json, a hub id, or an address such as gs://bucket/model; no weights are needed.
         mesh: The devices: v5e-8, v5p-64, v6e-8 (TPU slices as Cloud names them), a100x4, h100x8, h200x8 (GPUs of one
             server). Where absent, a few are compared.
         model_devices: Among how many of the devices weights are divided, as in spap prune.
