@@ -194,6 +194,10 @@ class Family:
         present = parameter_paths(config)
         return tuple(rule for rule in self.rules if rule.ours in present)
 
+    def letters(self, path: str) -> list[str]:
+        """The axis letters of one parameter, of one layer where it is stacked; none if no rule has it."""
+        return next((rule.letters for rule in self.rules if rule.ours == path), [])
+
     def canonical(self, name: str) -> str | None:
         """The full name of a checkpoint's tensor; None for a buffer that is recomputed."""
         if re.search(self.recomputed, name):

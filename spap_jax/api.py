@@ -62,6 +62,7 @@ def prune(
     settings: PruneSettings | None = None,
     progress: Callable[[LayerReport | SweepReport], None] | None = None,
     devices: int | None = None,
+    model_devices: int = 1,
     **changes: Any,
 ) -> PruneResult:
     """Removes MLP channels from every layer and recovers the weights of the rest; ``model`` is left as it is.
@@ -71,7 +72,8 @@ def prune(
         tokens: Calibration token ids [B, T], or what ``load_tokens`` returned.
         settings: How; the defaults where absent.
         progress: Called with the report of every layer as it is done, and of every layer in every sweep.
-        devices: Over how many devices to spread the sequences; all where absent, but one of a CPU's.
+        devices: Over how many devices to spread the work; all where absent, but one of a CPU's.
+        model_devices: Among how many of them to divide the weights; a divisor of their number.
         **changes: Single settings, for example ``sparsity=0.3``.
 
     Raises:
@@ -85,7 +87,7 @@ def prune(
         return jax.tree.map(lambda array: array[index], model.params["layers"])
 
     layers: list[Params] = []
-    with sharing(devices):
+    with sharing(devices, model_devices):
         for step in prune_layers(model.config, model.params, read_layer, blocks, settings):
             reports.append(step.report)
             if progress is not None:
@@ -115,6 +117,7 @@ def finetune(
     settings: FinetuneSettings | None = None,
     progress: Callable[[Check], None] | None = None,
     devices: int | None = None,
+    model_devices: int = 1,
     **changes: Any,
 ) -> FinetuneResult:
     """Trains a model, usually a pruned one, on a text or towards the dense model; ``model`` is left as it is.
@@ -128,7 +131,8 @@ def finetune(
         teacher: The dense model: the loss is then the divergence from its predictions, not that of the next token.
         settings: How; the defaults where absent.
         progress: Called after every look at the held-out sequences.
-        devices: Over how many devices to spread the sequences; all where absent, but one of a CPU's.
+        devices: Over how many devices to spread the work; all where absent, but one of a CPU's.
+        model_devices: Among how many of them to divide the weights; a divisor of their number.
         **changes: Single settings, for example ``steps=500`` or ``full=True``.
 
     Raises:
@@ -141,7 +145,7 @@ def finetune(
         if progress is not None:
             progress(stage.checks[-1])
 
-    with sharing(devices):
+    with sharing(devices, model_devices):
         trained, report = run(model, blocks, teacher, settings, watch)
     return FinetuneResult(trained, replace(report, data=data_account(tokens)))
 

@@ -31,6 +31,7 @@ def finetune(
     overwrite: bool = False,
     resume: Resume = True,
     devices: int | None = None,
+    model_devices: int = 1,
     coordinator: str | None = None,
     processes: int | None = None,
     process_id: int | None = None,
@@ -60,12 +61,16 @@ def finetune(
         eval: Data to measure perplexity on before and after; the same kinds as --data.
         overwrite: Replace the output folder if it is a checkpoint.
         resume: Go on where the same command was interrupted; --no-resume discards what it had done and starts over.
-        devices: Over how many devices to spread the sequences; all where absent, but one of a CPU's.
+        devices: Over how many devices to spread the work; all where absent, but one of a CPU's.
+        model_devices: Among how many of them to divide the weights, for models too large for one; a divisor of their
+            number. The sequences are spread over the groups of so many.
         coordinator: Host and port of process 0, for a run of several processes; auto on a TPU pod or under SLURM.
         processes: How many processes there are.
         process_id: Which one this is, from 0; process 0 prints and writes.
         settings: How to train.
     """
+    import jax
+
     from spap_jax import checkpoint, memory
     from spap_jax.checkpoint.mirror import unfinished
     from spap_jax.cli.console import err, out, training_progress, waiting
@@ -74,6 +79,7 @@ def finetune(
     from spap_jax.cli.unfinished import telling
     from spap_jax.devices import join, leads, sharing
     from spap_jax.errors import UserError
+    from spap_jax.placement import placed
     from spap_jax.training.card import trained_card
     from spap_jax.training.resume import begun, identity, keep
     from spap_jax.training.run import run
@@ -84,13 +90,19 @@ def finetune(
     out.quiet = err.quiet = not leads()
     fetch_models(model, teacher)
     fetch_data(data, eval)
-    with waiting(f"reading {model}"):
-        start = checkpoint.load(model)
-        dense = checkpoint.load(teacher) if teacher else None
+    if model_devices > 1 and jax.process_count() > 1:
+        raise UserError(
+            "spap finetune divides weights among the devices of one process, and this run has several: leave out "
+            "--model-devices."
+        )
+    with waiting(f"reading {model}"), sharing(devices, model_devices):
+        place = placed if model_devices > 1 else checkpoint.local
+        start = checkpoint.load(model, place)
+        dense = checkpoint.load(teacher, place) if teacher else None
     blocks, judged = _texts(start, data, eval, sequences, sequence_length, settings.seed)
     before = _perplexity(start, judged, "before training") if leads() else None
     check(start, blocks.tokens, dense, settings)
-    with sharing(devices), stopping() as before_end:
+    with sharing(devices, model_devices), stopping() as before_end:
         if not leads():  # the same computations on its own sequences, and no result
             run(start, blocks, dense, settings, lambda _: None, begun(None))
             return

@@ -27,6 +27,7 @@ def prune(
     resume: Resume = True,
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     devices: int | None = None,
+    model_devices: int = 1,
     coordinator: str | None = None,
     processes: int | None = None,
     process_id: int | None = None,
@@ -54,7 +55,9 @@ def prune(
         overwrite: Replace the output folder if it is a checkpoint.
         resume: Go on where the same command was interrupted; --no-resume discards what it had done and starts over.
         dtype: Data type of the weights written; the source's where absent.
-        devices: Over how many devices to spread the sequences; all where absent, but one of a CPU's.
+        devices: Over how many devices to spread the work; all where absent, but one of a CPU's.
+        model_devices: Among how many of them to divide the weights, for models too large for one; a divisor of their
+            number. The sequences are spread over the groups of so many.
         coordinator: Host and port of process 0, for a run of several processes; auto on a TPU pod or under SLURM.
         processes: How many processes there are.
         process_id: Which one this is, from 0; process 0 prints and writes.
@@ -83,7 +86,7 @@ def prune(
         for run in wanted:
             checkpoint.check_describable(reader.source, pruned_config(reader.config, run.settings))
         given = _given(reader, calibration, sequences, sequence_length, eval, settings.seed, dtype, overwrite)
-        with sharing(devices):
+        with sharing(devices, model_devices):
             if not leads():
                 for run in wanted:
                     follow(run, given)

@@ -122,7 +122,7 @@ def perplexity_of(model: Model, judged: TokenBlocks, when: str) -> float:
 def _stacked(reader: checkpoint.Reader, narrow: DecoderConfig, outer: Params, layers: list[Params]) -> Model:
     stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *layers)
     layers.clear()
-    return Model(narrow, outer | {"layers": stacked}, reader.source)
+    return Model(narrow, jax.tree.map(jnp.asarray, outer) | {"layers": stacked}, reader.source)
 
 
 def _summary(report: PruneReport) -> None:

@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from spap_jax import baselines
+from spap_jax import baselines, devices
 from spap_jax.baselines.compensation import lost_mean
 from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.models.registry import FAMILIES
 from spap_jax.numerics import full_precision
+from spap_jax.placement import placed
 from spap_jax.pruning import moments, reduce
 from spap_jax.pruning.moments import Moments
 from spap_jax.pruning.report import Errors, LayerReport
@@ -90,7 +91,7 @@ def prune_layer(
         steps = jax.random.fold_in(key, index)
         recovered = _recover(narrow, schedule, layer, refitted, calibration, held_out, settings.ridge, steps)
     clock.lap("alternating", recovered)
-    mlp = reduce.to_mlp(recovered.weights, layer["mlp"])
+    mlp = placed(narrow, {"mlp": reduce.to_mlp(recovered.weights, layer["mlp"])})["mlp"]
     stages = (selected, refitted, reduce.to_weights(mlp))
     errors = [_errors(narrow, layer, weights, calibration, held_out) for weights in stages]
     clock.lap("errors", errors)
@@ -117,6 +118,7 @@ def _solve(
     if choice is None:
         seen = moments.accumulate(config, layer, calibration)
         clock.lap("statistics", seen)
+        seen = devices.everywhere(seen)  # factorisations are not divided
         system, chosen = select(seen, key, narrow.intermediate, **search_of(settings))
         clock.lap("selection", chosen)
         solve = functools.partial(refit_weights, seen, system, chosen.channels.kept)
@@ -124,7 +126,8 @@ def _solve(
         chosen = choice
         solve = functools.partial(_closed_form, narrow, layer, calibration, choice.ridge)
     taken = reduce.take_channels(FAMILIES[config.family], layer["mlp"], chosen.channels.kept)
-    selected = updated = reduce.to_weights(reduce.with_biases(narrow, taken))
+    taken = placed(narrow, {"mlp": reduce.with_biases(narrow, taken)})["mlp"]
+    selected = updated = reduce.to_weights(taken)
     update = baselines.update_used(settings)
     if update in ("refit", "alternate"):
         updated = solve(selected)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from spap_jax import devices, memory
@@ -17,6 +16,7 @@ from spap_jax.errors import UserError
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.models.registry import FAMILIES
+from spap_jax.placement import placed
 from spap_jax.pruning import reduce, streams
 from spap_jax.pruning.attention import prune_attention
 from spap_jax.pruning.layer import Choice, Clock, prune_layer
@@ -107,7 +107,7 @@ def prune_layers(
 
     Args:
         config: The dense decoder.
-        outer: Its parameters outside the blocks.
+        outer: Its parameters outside the blocks; like those of a block arrays, or read when they are needed.
         read_layer: Gives the parameters of a dense block by its number.
         tokens: Calibration token blocks [B, T].
         settings: How.
@@ -135,10 +135,10 @@ def prune_layers(
         if settings.schedule == "parallel" and index % wave == 0 and index + wave > len(made):
             ahead = range(index, min(index + wave, config.layers))
             choices = choose(ahead, config, narrow.intermediate, read_layer, both.fitted.dense, settings, clock)
-        dense = jax.tree.map(jnp.asarray, read_layer(index))
+        dense = placed(config, read_layer(index))
         clock.lap("reading", dense)
         if begun and index < len(made):
-            layer, report = jax.tree.map(jnp.asarray, begun.read_layer(index)), made[index]
+            layer, report = placed(narrow, begun.read_layer(index)), made[index]
             both = _past(config, narrow, dense, layer, both)
         else:
             choice = choices[index % wave] if choices else None
@@ -146,7 +146,7 @@ def prune_layers(
         del dense
         if sweeps:
             blocks = put(room(layer, config.layers) if blocks is None else blocks, index, layer)
-        yield Step(report, layer, final=not sweeps, fresh=index >= len(made))
+        yield Step(report, devices.whole(layer), final=not sweeps, fresh=index >= len(made))
         del layer
         memory.return_scraps()
         clock = Clock()
@@ -233,12 +233,13 @@ def _swept(
     last = settings.sweep_count - 1
     before = [report for report in made if isinstance(report, SweepReport)]
     for report in before:
-        yield Step(report, at(blocks, report.layer), report.sweep == last, fresh=False)
+        yield Step(report, devices.whole(at(blocks, report.layer)), report.sweep == last, fresh=False)
     start = Start(len(before), before[-1].reached) if before else None
     clock = Clock()
+    outer = placed(config, {name: outer[name] for name in ("embed", "head")})
     for layer, done in sweep(config, outer, blocks, tokens, final, settings.sweep_count, steps, key, start):
         clock.lap("sweeps", layer)
-        yield Step(SweepReport(**done._asdict(), seconds=clock.seconds), layer, done.sweep == last)
+        yield Step(SweepReport(**done._asdict(), seconds=clock.seconds), devices.whole(layer), done.sweep == last)
         del layer
         memory.return_scraps()
         clock = Clock()

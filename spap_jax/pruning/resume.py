@@ -41,7 +41,9 @@ def identity(
 def computing() -> dict[str, Any]:
     """What computes a run, as far as its numbers depend on it."""
     found = versions()
-    return {"devices": devices.number()} | {name: found[name] for name in _COMPUTING}
+    return {"devices": devices.everyone(), "model devices": devices.sharers()} | {
+        name: found[name] for name in _COMPUTING
+    }
 
 
 def keep(unfinished: Unfinished, step: Step) -> None:

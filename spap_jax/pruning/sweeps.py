@@ -169,17 +169,20 @@ def _divergence(
 ) -> jax.Array:
     """Mean over all tokens, in nats, with ``mlp`` in block ``index``, which the stream enters."""
 
-    def add(total: jax.Array, chunk: Streams) -> tuple[jax.Array, None]:
-        last = _rest(config, layers, index, mlp, chunk.pruned)
-        return total + _token_divergences(config, outer, chunk.dense, last).sum(), None
+    def sums(own: Streams, outer: Params, layers: Params, mlp: Params) -> jax.Array:
+        def add(total: jax.Array, chunk: Streams) -> tuple[jax.Array, None]:
+            last = _rest(config, layers, index, mlp, chunk.pruned)
+            return total + _token_divergences(config, outer, chunk.dense, last).sum(), None
 
-    total = devices.total(lambda own: jax.lax.scan(add, jnp.float32(0), own)[0], chunks)
+        return jax.lax.scan(add, jnp.float32(0), own)[0]
+
+    total = devices.total(sums, chunks, outer, layers, mlp)
     return total / np.prod(chunks.pruned.shape[:3])
 
 
 def room(layer: Params, count: int) -> Params:
     """A stack of zeros for ``count`` layers like one."""
-    return jax.tree.map(lambda a: jnp.zeros((count, *a.shape), a.dtype), layer)
+    return jax.tree.map(lambda a: jnp.zeros((count, *a.shape), a.dtype, device=devices.stacked(a)), layer)
 
 
 @functools.partial(jax.jit, donate_argnames="stack")

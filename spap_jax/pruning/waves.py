@@ -17,6 +17,7 @@ from spap_jax import devices
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.numerics import full_precision
+from spap_jax.placement import placed
 from spap_jax.pruning import moments, streams
 from spap_jax.pruning.layer import Choice, Clock, choice_key, search_of, select
 from spap_jax.pruning.moments import Moments
@@ -64,7 +65,7 @@ def own_moments(
     """
     stream, own = Streams(jnp.copy(dense), jnp.copy(dense)), None
     for place, index in enumerate(layers):
-        layer = jax.tree.map(jnp.asarray, read_layer(index))
+        layer = placed(config, read_layer(index))
         clock.lap("reading", layer)
         stream = streams.enter_dense_mlp(config, layer, stream)
         clock.lap("streams", stream)

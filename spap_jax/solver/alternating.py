@@ -91,7 +91,7 @@ def closed_form(hidden: Hidden, weights: Weights, tokens: Tokens, ridge: float |
     The ridge pulls towards the projection at hand, so that the error cannot rise.
     """
     width, out = weights.down.shape
-    start = (jnp.zeros((width, width)), jnp.zeros((width, out)), jnp.zeros(width), jnp.zeros(out))
+    start = (devices.by_rows(jnp.zeros((width, width))), jnp.zeros((width, out)), jnp.zeros(width), jnp.zeros(out))
 
     def add(total, chunk: Tokens):
         chunk = chunk.flat()

@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -84,6 +86,20 @@ def test_each_of_two_processes_chooses_the_channels_of_other_layers(tmp_path: Pa
     for mine, theirs in zip(one["layers"], two["layers"], strict=True):
         assert mine["kept"] == theirs["kept"]
         assert theirs["calibration"]["alternating"] == pytest.approx(mine["calibration"]["alternating"], rel=1e-3)
+
+
+@pytest.mark.timeout(900)
+def test_two_processes_that_share_the_weights_give_the_result_of_one(tmp_path: Path):
+    """Of its tensors each reads its part; the first one writes them whole."""
+    quick = ("--effort", "low", "--learning-rate", "0.001", "--eval", str(EXAMPLES / "stories_evaluation.txt"))
+    code, _, said = finish(start(tmp_path / "one", *quick))
+    assert code == 0, said
+    results = [finish(each) for each in together(tmp_path / "two", 2, *quick, "--model-devices", "2")]
+    assert [code for code, _, _ in results] == [0, 0], results
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name, weight in one.items():
+        np.testing.assert_allclose(weight.astype(np.float32), two[name].astype(np.float32), atol=5e-4, err_msg=name)
 
 
 def test_some_of_the_options_are_not_enough(tmp_path: Path):

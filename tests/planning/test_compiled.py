@@ -168,5 +168,6 @@ def test_memory_that_is_held(compiled: Compiled):
     assert held("selection", "output") == pytest.approx(memory.system_bytes(f, d), rel=0.01)
     stack = load.weight_bytes * load.narrow.layers * memory.block_elements(load.narrow)
     assert held("divergence", "argument") > stack
-    head = load.weight_bytes * memory.head_elements(load.narrow)
+    tied = load.narrow.vocabulary * load.narrow.embedding if load.narrow.tied else 0
+    head = load.weight_bytes * (memory._elements(load.narrow, "head/") + tied)
     assert held("descend", "argument") == pytest.approx(stack + fitted + head, rel=0.01)
