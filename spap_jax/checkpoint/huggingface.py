@@ -83,7 +83,7 @@ class Reader:
         return params
 
     def layer(self, index: int) -> Params:
-        """The parameters of one layer.
+        """The parameters of one layer, as wide as the config's widest.
 
         Raises:
             UserError: A file is damaged, or a weight is not finite.
@@ -91,7 +91,8 @@ class Reader:
         params: Params = {}
         for rule in self._rules:
             if rule.stacked:
-                inventory.put(params, inventory.within_layer(rule), self._read(rule, index))
+                array = _filled_up(self._read(rule, index), self._shape(rule))
+                inventory.put(params, inventory.within_layer(rule), array)
         return params
 
     def model(self) -> Model:
@@ -107,14 +108,20 @@ class Reader:
         return Model(self.config, params, self.source)
 
     def _read(self, rule: Rule, layer: int | None = None) -> np.ndarray:
-        return rule.read(self._files.read(self._stored[rule.theirs.format(i=layer)]), self.config.axes)
+        config = self.config if layer is None else self.config.of_layer(layer)
+        return rule.read(self._files.read(self._stored[rule.theirs.format(i=layer)]), config.axes)
+
+    def _shape(self, rule: Rule) -> tuple[int, ...]:
+        """Of a weight in the parameter tree, without the leading L."""
+        return rule.shapes(self.config.axes)[1]
 
     def _stack(self, rule: Rule) -> jax.Array:
         """One weight of all layers, filled in place: no more than one such array is held twice."""
         first = self._read(rule, 0)
-        stack = np.empty((self.config.layers, *first.shape), first.dtype)
+        stack = np.zeros((self.config.layers, *self._shape(rule)), first.dtype)
         for layer in range(self.config.layers):
-            stack[layer] = self._read(rule, layer)
+            array = self._read(rule, layer)
+            stack[layer][_corner(array.shape)] = array
         return jnp.asarray(stack)
 
     def _check_head(self, tokens: np.ndarray) -> None:
@@ -210,11 +217,11 @@ class Writer:
             self._add(HEAD, self._expected[HEAD].rule, inventory.leaf(params, "embed/tokens"))
 
     def layer(self, index: int, params: Params) -> None:
-        """Takes the parameters of one layer."""
+        """Takes the parameters of one layer, as wide as the config's widest; its own channels are written."""
         for rule in self._rules:
             if rule.stacked:
                 array = inventory.leaf(params, inventory.within_layer(rule))
-                self._add(rule.theirs.format(i=index), rule, array)
+                self._add(rule.theirs.format(i=index), rule, array, index)
 
     def file(self, name: str, text: str) -> None:
         """Adds a text file, such as a report or a model card."""
@@ -222,7 +229,7 @@ class Writer:
             raise ValueError(f"{name!r} cannot be the name of an additional file of a checkpoint")
         (self._partial / name).write_text(text, encoding="utf-8")
 
-    def _add(self, name: str, rule: Rule, array: Any) -> None:
+    def _add(self, name: str, rule: Rule, array: Any, layer: int | None = None) -> None:
         """Writes one tensor under its name in the checkpoint."""
         array = np.asarray(array)
         if name not in self._missing:
@@ -230,11 +237,15 @@ class Writer:
         _, shape = rule.shapes(self.config.axes)
         if array.shape != shape:
             raise ValueError(f"{name} comes from an array {list(array.shape)}, and the config gives {list(shape)}")
+        axes = self.config.axes if layer is None else self.config.of_layer(layer).axes
+        whole, array = array, array[_corner(rule.shapes(axes)[1])]
+        if array.size < whole.size and np.count_nonzero(array) < np.count_nonzero(whole):
+            raise ValueError(f"{name} has weights beyond the width of its layer")
         converted = _converted(name, array, self._dtype)
         planned = self._tensors[name].dtype
         if converted.dtype != DTYPES[planned]:
             raise ValueError(f"{name} has the dtype {array.dtype}, and {planned} was announced")
-        self._shards.write(name, rule.write(converted, self.config.axes))
+        self._shards.write(name, rule.write(converted, axes))
         self._missing.discard(name)
 
     def _finish(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
@@ -275,6 +286,20 @@ def save(
             writer.layer(index, jax.tree.map(lambda stack, i=index: stack[i], model.params["layers"]))
         for name, text in (files or {}).items():
             writer.file(name, text)
+
+
+def _filled_up(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The weights of a layer in the room for those of the widest one."""
+    if array.shape == shape:
+        return array
+    room = np.zeros(shape, array.dtype)
+    room[_corner(array.shape)] = array
+    return room
+
+
+def _corner(shape: tuple[int, ...]) -> tuple[slice, ...]:
+    """Where the weights of a layer lie in the room for those of the widest one."""
+    return tuple(slice(size) for size in shape)
 
 
 def _converted(name: str, array: np.ndarray, dtype: str | None) -> np.ndarray:

@@ -33,13 +33,14 @@ def expected_tensors(config: DecoderConfig, head_stored: bool = False) -> dict[s
         head_stored: Whether the checkpoint of a tied model has the head as well: the embedding under another name.
     """
     rules, sizes = FAMILIES[config.family].rules_for(config), config.axes
+    in_layers = [config.of_layer(layer).axes for layer in range(config.layers)]
     outer = {rule.theirs: Expected(rule, None, rule.shapes(sizes)[0]) for rule in rules if not rule.stacked}
     if head_stored:
         tokens = next(rule for rule in rules if rule.ours == "embed/tokens")
         outer[HEAD] = Expected(tokens, None, tokens.shapes(sizes)[0])
     return outer | {
-        rule.theirs.format(i=layer): Expected(rule, layer, rule.shapes(sizes)[0])
-        for layer in range(config.layers)
+        rule.theirs.format(i=layer): Expected(rule, layer, rule.shapes(own)[0])
+        for layer, own in enumerate(in_layers)
         for rule in rules
         if rule.stacked
     }
