@@ -214,7 +214,7 @@ def laid_out(config: DecoderConfig, params: Params) -> tuple[DecoderConfig, Para
 
 
 def with_channels(mlp: Params, width: int) -> Params:
-    """One layer's MLP with ``width`` channels: its first ones, or all of its and more of zeros, which change nothing."""
+    """One layer's MLP with ``width`` channels: its first ones, or all and then zeros, which change nothing."""
 
     def one(array: jax.Array, axis: int) -> jax.Array:
         more = [(0, max(0, width - array.shape[axis]) if side == axis else 0) for side in range(-array.ndim, 0)]

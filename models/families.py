@@ -18,7 +18,6 @@ from spap_jax.models.config import DecoderConfig, Rope
 from spap_jax.models.layers import ACTIVATIONS
 from spap_jax.models.rules import Rule
 
-
 WIDTHS_FIELD = "spap_intermediate_sizes"
 """The field of config.json that holds the MLP width of each layer where they differ; stock loaders know none such."""
 

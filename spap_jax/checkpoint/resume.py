@@ -1,7 +1,8 @@
 """What an unfinished run keeps beside its output, so that the same command goes on where it stopped.
 
-`.NAME.resume` holds `run.json` (which run this is), `steps/` (Orbax: a step is the newest weights of one block, and
-what was said of them), `output/` (the partial output) and `lock`. It is removed when the run ends well.
+`.NAME.resume` holds `run.json` (which run this is), `decided.json` (what it decided before its first step, if it did),
+`steps/` (Orbax: a step is the newest weights of one block, and what was said of them), `output/` (the partial output)
+and `lock`. It is removed when the run ends well.
 
 A run of L blocks makes L steps and then L more in every sweep; a step takes the place of the one L before it, so that
 there is one a block. To training, all that it goes on from is one block. Orbax writes a step in the background and
@@ -31,7 +32,8 @@ from spap_jax.models.decoder import Params
 
 Json = dict[str, Any]
 
-_RUN, _STEPS, _OUTPUT, _LOCK = "run.json", "steps", "output", "lock"
+_RUN, _DECIDED, _STEPS, _OUTPUT, _LOCK = "run.json", "decided.json", "steps", "output", "lock"
+_NEW = ".new"
 
 
 def resume_folder(output: str | Path) -> Path:
@@ -92,6 +94,18 @@ class Unfinished:
             if raised[0] and not self.told:
                 _clear(self.folder)
             os.close(self._lock)
+
+    @property
+    def decided(self) -> Any:
+        """What `decide` was given last, by this process or an earlier one; None if nothing."""
+        try:
+            return json.loads((self.folder / _DECIDED).read_bytes())
+        except (OSError, ValueError):
+            return None
+
+    def decide(self, what: Any) -> None:
+        """Keeps what all the steps depend on, as JSON has it; before the first of them."""
+        _write(self.folder / _DECIDED, what)
 
     @property
     def output(self) -> Path:
@@ -171,12 +185,7 @@ class Unfinished:
 
     def _begin(self) -> None:
         _clear(self.folder, but=_LOCK)
-        written = self.folder / f"{_RUN}.new"
-        with written.open("w", encoding="utf-8") as file:
-            json.dump(self._run, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        written.rename(self.folder / _RUN)
+        _write(self.folder / _RUN, self._run)
 
     def _open(self) -> ocp.CheckpointManager:
         """Orbax's manager of the steps that count; others are removed."""
@@ -204,6 +213,16 @@ class Unfinished:
             lightweight_initialize=True,
         )
         return ocp.CheckpointManager(self.folder / _STEPS, options=options)
+
+
+def _write(path: Path, what: Any) -> None:
+    """A file of JSON, complete or absent."""
+    written = path.with_name(f"{path.name}{_NEW}")
+    with written.open("w", encoding="utf-8") as file:
+        json.dump(what, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    written.rename(path)
 
 
 def _counting(intact: Mapping[int, list[Json]], blocks: int) -> tuple[int, list[Json]]:
@@ -256,7 +275,7 @@ def _locked(folder: Path) -> int:
 
 def _clear(folder: Path, but: str | None = None) -> None:
     """Removes what this module makes, and the folder if nothing else is in it."""
-    for name in (_STEPS, _OUTPUT, _RUN, f"{_RUN}.new", _LOCK):
+    for name in (_STEPS, _OUTPUT, _RUN, _RUN + _NEW, _DECIDED, _DECIDED + _NEW, _LOCK):
         path = folder / name
         if name == but:
             continue

@@ -127,7 +127,7 @@ def prune_layers(
         for number, report in enumerate(made):
             yield Step(report, begun.read_layer(report.layer), number >= config.layers * sweeps, fresh=False)
         return
-    chunks = _split(tokens, settings)
+    chunks = calibration_chunks(tokens, settings)
     clock = Clock()
     both = Both(*(streams.start(config, outer, part) for part in chunks))
     clock.lap("streams", both)
@@ -208,7 +208,7 @@ def _past(config: DecoderConfig, narrow: DecoderConfig, dense: Params, layer: Pa
     return Both(*(streams.leave_mlp(narrow, layer, s) for s in both))
 
 
-def _split(tokens: np.ndarray, settings: PruneSettings) -> tuple[np.ndarray, np.ndarray]:
+def calibration_chunks(tokens: np.ndarray, settings: PruneSettings) -> tuple[np.ndarray, np.ndarray]:
     """Calibration and held-out token blocks, each in chunks [C, B, T]."""
     most, shares = max(1, settings.batch_tokens // tokens.shape[1]), devices.number()
     fitted, chunk = streams.split(len(tokens), settings.held_out, most, shares)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,14 +59,33 @@ def begun(unfinished: Unfinished | None, output: Path) -> Begun | None:
     Returns:
         None where the output was put in its place: a command that makes several was interrupted later.
     """
-    told = unfinished.told if unfinished and not _is_made(unfinished, output) else None
-    text = np.frombuffer(json.dumps(told).encode(), np.uint8)
-    told = json.loads(devices.from_leader({"told": text})["told"].tobytes())
+    told = _told_all(unfinished.told if unfinished and not _is_made(unfinished, output) else None)
 
     def read_layer(index: int) -> Params:
         return devices.from_leader(unfinished.layer(index) if unfinished else {})
 
     return None if told is None else Begun([report_of(each) for each in told], read_layer)
+
+
+def decided_widths(unfinished: Unfinished | None, choose: Callable[[], tuple[int, ...]]) -> tuple[int, ...]:
+    """The widths of the layers that an earlier process chose, or else those of now; all processes have to call this.
+
+    Args:
+        unfinished: Where the process that leads keeps them; None in the others.
+        choose: Chooses them, in all processes together.
+    """
+    widths = _told_all(unfinished and unfinished.decided)
+    if widths is None:
+        widths = _told_all(choose())
+        if unfinished:
+            unfinished.decide(widths)
+    return tuple(widths)
+
+
+def _told_all(what: Any) -> Any:
+    """What the process that leads gives, in every process, as JSON has it; all have to call this."""
+    text = np.frombuffer(json.dumps(what).encode(), np.uint8)
+    return json.loads(devices.from_leader({"told": text})["told"].tobytes())
 
 
 def _is_made(unfinished: Unfinished, output: Path) -> bool:
