@@ -131,5 +131,5 @@ def _losses(
 def _projections(mlp: Params, seen: Moments, ridge: float, widths: tuple[int, ...]) -> Params:
     """The dense MLP's output projection (and bias) solved for at each width [W, ...], zero for the channels gone."""
     down = allocation.path(equilibrate(seen.problem, ridge), widths)
-    bias = seen.target_mean - jnp.einsum("f,wfd->wd", seen.hidden_mean, down)
+    bias = seen.target_mean[None] - jnp.einsum("f,wfd->wd", seen.hidden_mean, down)
     return {name: new.astype(mlp[name].dtype) for name, new in (("down", down), ("down_bias", bias)) if name in mlp}

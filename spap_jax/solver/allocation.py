@@ -29,21 +29,16 @@ def path(system: System, widths: tuple[int, ...]) -> Array:
     """
     f = system.gram.shape[0]
     size = math.ceil((f - widths[-1]) / _STEPS)
-    tableau, found = dense_tableau(system), []
-    for before, width in zip((f, *widths), widths, strict=False):
-        tableau = _without(tableau, before - width, size)
-        found.append(jnp.where(tableau.removed[:, None], 0, system.scale[:, None] * tableau.rows))
-    return jnp.stack(found)
 
+    def narrow(tableau: Tableau, count: Array) -> tuple[Tableau, Array]:
+        def step(number: Array, tableau: Tableau) -> Tableau:
+            block, _ = cheapest_block(tableau, size, 0.0)
+            return pivot(tableau, block, number * size + jnp.arange(size) < count, 0.0)
 
-def _without(tableau: Tableau, count: int, size: int) -> Tableau:
-    """The tableau after ``count`` more channels have gone, in blocks of at most ``size``."""
+        tableau = lax.fori_loop(0, -(-count // size), step, tableau)
+        return tableau, jnp.where(tableau.removed[:, None], 0, system.scale[:, None] * tableau.rows)
 
-    def step(start: Array, tableau: Tableau) -> Tableau:
-        block, _ = cheapest_block(tableau, size, 0.0)
-        return pivot(tableau, block, start * size + jnp.arange(size) < count, 0.0)
-
-    return lax.fori_loop(0, math.ceil(count / size), step, tableau)
+    return lax.scan(narrow, dense_tableau(system), -jnp.diff(jnp.array((f, *widths))))[1]
 
 
 def allocate(losses: np.ndarray, total: int) -> np.ndarray:
