@@ -5,14 +5,14 @@ import json
 import jax
 import numpy as np
 import pytest
-from pruning_cases import SETTINGS, logits, one_layer, random_tokens, tiny, with_mlp
+from pruning_cases import SETTINGS, one_layer, random_tokens, tiny, with_mlp
 
 from spap_jax import api
 from spap_jax.errors import UserError
 from spap_jax.model import Model
 from spap_jax.pruning.allocation import allocated_config
 from spap_jax.pruning.card import model_card
-from spap_jax.settings import FinetuneSettings, PruneSettings
+from spap_jax.settings import PruneSettings
 
 GLOBAL = SETTINGS.replace(allocation="global", rounds=0)
 TOTAL = 3 * 37
@@ -57,25 +57,18 @@ def test_a_layer_counts_by_what_it_does_to_the_predictions():
     assert chosen(loud)[1] > chosen(quiet)[1]
 
 
-@pytest.mark.parametrize("variant", ["llama_two_kv_heads", "opt_125m_like", "opt_gelu"])
+@pytest.mark.parametrize("variant", ["llama_two_kv_heads", "opt_gelu"])
 def test_what_fills_up_stays_zero(variant: str):
-    """Through the sweeps, and through training of all weights and of low-rank updates."""
-    model, tokens = idle(tiny(variant), 1, 30), random_tokens()
-    settings = GLOBAL.replace(sweeps=1, sweep_steps=5)
-    result = api.prune(model, tokens, settings=settings)
-    pruned, config = result.model, result.model.config
+    """Through a sweep as well."""
+    settings = GLOBAL.replace(sweeps=1, sweep_steps=5, sweep_learning_rate=0.003)
+    result = api.prune(idle(tiny(variant), 1, 30), random_tokens(), settings=settings)
+    config = result.model.config
     assert config.widths
     assert config.intermediate == max(config.widths) > min(config.widths)
     assert tuple(len(layer.kept) for layer in result.report.layers) == config.widths
     assert any(step.taken for step in result.report.sweeps)
-    for training in (FinetuneSettings(full=True), FinetuneSettings(lora_rank=2)):
-        how = training.replace(steps=4, check_every=2, step_sequences=4, learning_rate=0.01, weight_decay=0.1)
-        trained = api.finetune(pruned, tokens, teacher=model, settings=how)
-        assert trained.report.kept.step > 0
-        assert not any(array.any() for array in beyond(trained.model))
-        assert np.abs(logits(trained.model, tokens) - logits(pruned, tokens)).max() > 0
-    assert sum(array.size for array in beyond(pruned)) > 0
-    assert not any(array.any() for array in beyond(pruned))
+    assert sum(array.size for array in beyond(result.model)) > 0
+    assert not any(array.any() for array in beyond(result.model))
 
 
 def test_the_report_and_the_card_tell_the_widths():
