@@ -17,9 +17,7 @@ from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig, Rope
 from spap_jax.models.layers import ACTIVATIONS
 from spap_jax.models.rules import Rule
-
-WIDTHS_FIELD = "spap_intermediate_sizes"
-"""The field of config.json that holds the MLP width of each layer where they differ; stock loaders know none such."""
+from spap_jax.models.widths import WIDTHS_FIELD, with_own_widths
 
 
 def _is_unset(value: Any) -> bool:
@@ -175,7 +173,7 @@ class Family:
         names = {field.name for field in dataclasses.fields(DecoderConfig)}
         config = DecoderConfig(family=self.name, **{k: v for k, v in values.items() if k in names})
         check_config(config)
-        return _with_own_widths(config, theirs.get(WIDTHS_FIELD))
+        return with_own_widths(config, theirs.get(WIDTHS_FIELD))
 
     def check_heads(self, dense: DecoderConfig, kv_heads: int) -> None:
         """Raises UserError if no stock loader would take the model with fewer key/value heads, and heads as wide."""
@@ -233,18 +231,6 @@ def refuse_unknown(theirs: dict[str, Any], family: Family) -> None:
             f"config.json sets {', '.join(wrong)}, which this port of {family.name} does not compute; "
             "pruning it would give a wrong model, so it is refused."
         )
-
-
-def _with_own_widths(config: DecoderConfig, widths: Any) -> DecoderConfig:
-    if _is_unset(widths):
-        return config
-    sound = isinstance(widths, list) and all(type(width) is int and width > 0 for width in widths)
-    if not sound or len(widths) != config.layers or max(widths) != config.intermediate:
-        raise UserError(
-            f"config.json gives {WIDTHS_FIELD} = {widths!r}, which must be a positive whole number for each of the "
-            f"{config.layers} layers, the largest {config.intermediate}."
-        )
-    return config.with_widths(widths)
 
 
 def _field_value(theirs: dict[str, Any], field: Field, values: dict[str, Any], family: str) -> Any:

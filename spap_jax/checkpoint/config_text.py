@@ -13,8 +13,8 @@ from spap_jax.checkpoint.tensors import DTYPES
 from spap_jax.errors import UserError
 from spap_jax.model import Source
 from spap_jax.models.config import DecoderConfig
-from spap_jax.models.families import WIDTHS_FIELD
 from spap_jax.models.registry import FAMILIES, family_of
+from spap_jax.models.widths import WIDTHS_FIELD
 
 DTYPE_FIELDS = ("torch_dtype", "dtype")
 """Where config.json names the dtype of the weights; either is absent in some of them."""

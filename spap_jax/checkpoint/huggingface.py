@@ -91,7 +91,7 @@ class Reader:
         params: Params = {}
         for rule in self._rules:
             if rule.stacked:
-                array = _filled_up(self._read(rule, index), self._shape(rule))
+                array = inventory.filled_up(self._read(rule, index), self._shape(rule))
                 inventory.put(params, inventory.within_layer(rule), array)
         return params
 
@@ -121,7 +121,7 @@ class Reader:
         stack = np.zeros((self.config.layers, *self._shape(rule)), first.dtype)
         for layer in range(self.config.layers):
             array = self._read(rule, layer)
-            stack[layer][_corner(array.shape)] = array
+            stack[layer][inventory.corner(array.shape)] = array
         return jnp.asarray(stack)
 
     def _check_head(self, tokens: np.ndarray) -> None:
@@ -238,7 +238,7 @@ class Writer:
         if array.shape != shape:
             raise ValueError(f"{name} comes from an array {list(array.shape)}, and the config gives {list(shape)}")
         axes = self.config.axes if layer is None else self.config.of_layer(layer).axes
-        whole, array = array, array[_corner(rule.shapes(axes)[1])]
+        whole, array = array, array[inventory.corner(rule.shapes(axes)[1])]
         if array.size < whole.size and np.count_nonzero(array) < np.count_nonzero(whole):
             raise ValueError(f"{name} has weights beyond the width of its layer")
         converted = _converted(name, array, self._dtype)
@@ -286,20 +286,6 @@ def save(
             writer.layer(index, jax.tree.map(lambda stack, i=index: stack[i], model.params["layers"]))
         for name, text in (files or {}).items():
             writer.file(name, text)
-
-
-def _filled_up(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The weights of a layer in the room for those of the widest one."""
-    if array.shape == shape:
-        return array
-    room = np.zeros(shape, array.dtype)
-    room[_corner(array.shape)] = array
-    return room
-
-
-def _corner(shape: tuple[int, ...]) -> tuple[slice, ...]:
-    """Where the weights of a layer lie in the room for those of the widest one."""
-    return tuple(slice(size) for size in shape)
 
 
 def _converted(name: str, array: np.ndarray, dtype: str | None) -> np.ndarray:

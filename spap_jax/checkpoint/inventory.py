@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from spap_jax.checkpoint.tensors import DTYPES, TensorFiles
 from spap_jax.errors import UserError
 from spap_jax.models.config import DecoderConfig
@@ -92,6 +94,20 @@ def put(params: Params, path: str, array) -> None:
     for key in branches:
         params = params.setdefault(key, {})
     params[last] = array
+
+
+def filled_up(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The weights of a layer in the room for those of the widest one."""
+    if array.shape == shape:
+        return array
+    room = np.zeros(shape, array.dtype)
+    room[corner(array.shape)] = array
+    return room
+
+
+def corner(shape: tuple[int, ...]) -> tuple[slice, ...]:
+    """Where the weights of a layer lie in the room for those of the widest one."""
+    return tuple(slice(size) for size in shape)
 
 
 def within_layer(rule: Rule) -> str:
