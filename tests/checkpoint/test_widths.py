@@ -16,6 +16,7 @@ import spap_jax
 from spap_jax.checkpoint import Reader, load, load_orbax, save, save_orbax
 from spap_jax.errors import UserError
 from spap_jax.evaluation.generation import prefill
+from spap_jax.model import Source
 from spap_jax.models import cost, decoder
 
 WIDTHS = (20, 40, 7)
@@ -128,5 +129,5 @@ def test_laid_out_for_speed_each_layer_is_as_wide_as_it_needs():
     assert [layer["mlp"]["up"].shape[1] for layer in apart["layers"]] == [64, 128, 64]
     valid = np.ones(TOKENS.shape, bool)
     logits, _ = prefill(wide, apart, TOKENS, valid, TOKENS.shape[1])
-    expected = decoder.forward(config, params, TOKENS, valid)[:, -1]
+    expected = spap_jax.logits(spap_jax.Model(config, params, Source("llama", None, "")), TOKENS)[:, -1]
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
