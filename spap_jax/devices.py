@@ -29,6 +29,10 @@ _SILENT_SECONDS = 60
 """A process that is not heard of for so long is taken for dead, and the others end too."""
 
 
+_ENDING_SECONDS = 86400
+"""How long the others wait at the end for the one that leads, which still judges the result, writes it and sends it."""
+
+
 def join(coordinator: str | None, processes: int | None, process_id: int | None) -> None:
     """Joins the processes of one run, each with its own devices; before anything is computed.
 
@@ -55,6 +59,7 @@ def join(coordinator: str | None, processes: int | None, process_id: int | None)
             process_id,
             initialization_timeout=_JOINING_SECONDS,
             heartbeat_timeout_seconds=_SILENT_SECONDS,
+            shutdown_timeout_seconds=_ENDING_SECONDS,
         )
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the processes of the run could not be joined: {first_line(error)}.") from error
@@ -134,6 +139,11 @@ def spread(chunks: np.ndarray) -> jax.Array:
 def everywhere(tree: Any) -> Any:
     """Arrays on every device, so that a program takes them and what it made of them alike."""
     return tree if number() == 1 else jax.device_put(tree, NamedSharding(get_mesh(), PartitionSpec()))
+
+
+def alone(tree: Any) -> Any:
+    """Arrays that lie on every device, as a process has them to itself: for what it computes without the others."""
+    return tree if jax.process_count() == 1 else jax.tree.map(lambda a: jnp.asarray(a.addressable_data(0)), tree)
 
 
 def total(sums: Callable[..., Any], chunks: Any, *alike: Any) -> Any:

@@ -32,7 +32,7 @@ def plan(
     devices, weights and solver lie on each. Times are rooflines: the work at the rates of the data sheets.
 
     Args:
-        model: Folder with a config.json, or a hub id; no weights are needed.
+        model: Folder with a config.json, a hub id, or an address such as gs://bucket/model; no weights are needed.
         mesh: The devices: v5e-8, v5p-64, v6e-8 (TPU slices as Cloud names them), a100x4, h100x8, h200x8 (GPUs of one
             server). Where absent, a few are compared.
         sequences: Calibration sequences.

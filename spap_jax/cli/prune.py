@@ -17,7 +17,7 @@ def prune(
     model: str,
     /,
     *,
-    output: Path,
+    output: str,
     calibration: str,
     sparsity: Sparsities = (PruneSettings.sparsity,),
     sequences: int = 128,
@@ -37,13 +37,15 @@ def prune(
     Example: spap prune meta-llama/Llama-3.2-1B --sparsity 0.3 --calibration c4 --output pruned
 
     What is done is kept beside the output, in a folder .NAME.resume, until the output is there: after an interruption
-    the same command goes on with the block that it was at. Told to end (SIGTERM), it ends at once with the exit code
-    75. Otherwise 0 is success, and 2 something that one sentence says how to mend.
+    the same command goes on with the block that it was at; on another machine too, if the output is an address. Told to
+    end (SIGTERM), it ends at once with the exit code 75. Otherwise 0 is success, and 2 something that one sentence says
+    how to mend.
 
     Args:
-        model: Folder or hub id of the checkpoint.
-        output: Folder to write; complete or absent.
-        calibration: wikitext2, c4, a hub data set, a .txt, .jsonl or .parquet file, or a .npy of token ids.
+        model: Folder or hub id of the checkpoint, or an address such as gs://bucket/model.
+        output: Folder to write, complete or absent; or where to send it, gs://bucket/pruned or hf://owner/name.
+        calibration: wikitext2, c4, a hub data set, a .txt, .jsonl or .parquet file, or a .npy of token ids; a file's
+            path or address.
         sparsity: Fraction of MLP channels to remove from every layer, between 0 and 1. Several with commas between them
             make a checkpoint each, in OUTPUT/sparsity-0.1, OUTPUT/sparsity-0.2 and so on.
         sequences: Calibration sequences.
@@ -59,8 +61,9 @@ def prune(
         settings: How to prune.
     """
     from spap_jax import checkpoint
-    from spap_jax.checkpoint.resume import resume_folder
+    from spap_jax.checkpoint.mirror import is_unfinished
     from spap_jax.cli.console import err, out, waiting
+    from spap_jax.cli.downloads import fetch_data, fetch_models
     from spap_jax.cli.prune_run import follow, lead
     from spap_jax.cli.stopping import stopping
     from spap_jax.devices import join, leads, sharing
@@ -69,11 +72,13 @@ def prune(
 
     wanted = runs(output, sparsity, settings)
     for run in wanted:
-        if not (resume and resume_folder(run.output).exists()):  # else its output may be there, and be this command's
+        if not (resume and is_unfinished(run.output)):  # else its output may be there, and be this command's
             checkpoint.check_output(run.output, overwrite)
     join(coordinator, processes, process_id)
     out.quiet = err.quiet = not leads()
     with stopping() as before_end:
+        fetch_models(model)
+        fetch_data(calibration, eval)
         with waiting(f"reading {model}"):
             reader = checkpoint.Reader(_hugging_face_folder(model), name=model)
         for run in wanted:

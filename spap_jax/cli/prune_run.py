@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from spap_jax import checkpoint, memory
+from spap_jax.checkpoint.mirror import unfinished
 from spap_jax.checkpoint.resume import Unfinished
 from spap_jax.cli import console
 from spap_jax.cli.prune_many import PruneRun
@@ -59,7 +60,7 @@ def lead(run: PruneRun, given: Given, fresh: bool, before_end: list[Callable[[],
     """
     reader = given.reader
     which = identity(reader.fingerprint(), given.blocks, given.judged, given.dtype, run.settings)
-    with Unfinished(run.output, which, reader.config.layers, fresh) as kept, telling(kept, before_end):
+    with unfinished(run.output, which, reader.config.layers, fresh) as kept, telling(kept, before_end):
         done = begun(kept, run.output)
         if done is None:
             console.err.print(f"{run.output} was made before the interruption")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from spap_jax import devices
+from spap_jax.checkpoint.publish import read_made
 from spap_jax.checkpoint.resume import Unfinished
 from spap_jax.data import TokenBlocks
 from spap_jax.models.decoder import Params
@@ -49,7 +50,7 @@ def keep(unfinished: Unfinished, step: Step) -> None:
     unfinished.add(step.layer, dataclasses.asdict(step.report))
 
 
-def begun(unfinished: Unfinished | None, output: Path) -> Begun | None:
+def begun(unfinished: Unfinished | None, output: str | Path) -> Begun | None:
     """The steps that earlier processes made, in every process of this run; all of them have to call this.
 
     Args:
@@ -59,7 +60,7 @@ def begun(unfinished: Unfinished | None, output: Path) -> Begun | None:
     Returns:
         None where the output was put in its place: a command that makes several was interrupted later.
     """
-    told = _told_all(unfinished.told if unfinished and not _is_made(unfinished, output) else None)
+    told = told_to_all(unfinished.told if unfinished and not _is_made(unfinished, output) else None)
 
     def read_layer(index: int) -> Params:
         return devices.from_leader(unfinished.layer(index) if unfinished else {})
@@ -74,24 +75,24 @@ def decided_widths(unfinished: Unfinished | None, choose: Callable[[], tuple[int
         unfinished: Where the process that leads keeps them; None in the others.
         choose: Chooses them, in all processes together.
     """
-    widths = _told_all(unfinished and unfinished.decided)
+    widths = told_to_all(unfinished and unfinished.decided)
     if widths is None:
-        widths = _told_all(choose())
+        widths = told_to_all(choose())
         if unfinished:
             unfinished.decide(widths)
     return tuple(widths)
 
 
-def _told_all(what: Any) -> Any:
-    """What the process that leads gives, in every process, as JSON has it; all have to call this."""
-    text = np.frombuffer(json.dumps(what).encode(), np.uint8)
+def told_to_all(told: Any) -> Any:
+    """What the process that leads has to tell, as JSON has it, in every process; all of them have to call this."""
+    text = np.frombuffer(json.dumps(told).encode(), np.uint8)
     return json.loads(devices.from_leader({"told": text})["told"].tobytes())
 
 
-def _is_made(unfinished: Unfinished, output: Path) -> bool:
+def _is_made(unfinished: Unfinished, output: str | Path) -> bool:
     """Whether the output is this run's."""
     try:
-        report = json.loads((output / "spap_report.json").read_bytes())
+        report = json.loads(read_made(output, "spap_report.json") or b"")
         return unfinished.found and report["extras"]["run"] == unfinished.name
-    except (OSError, ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError):
         return False

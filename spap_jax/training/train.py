@@ -121,11 +121,10 @@ def stages(
         yield stage
 
 
-def result(model: Model, stage: Stage, settings: FinetuneSettings) -> Model:
-    """The model with the weights that were best on the held-out sequences; as it was if none were better."""
-    if not any(check.taken for check in stage.checks[1:]):
-        return model
-    return Model(model.config, written(settings, model.params, stage.best), model.source)
+def result(model: Model, stage: Stage, settings: FinetuneSettings) -> Params:
+    """The weights that were best on the held-out sequences; as they were if none were better."""
+    params = devices.everywhere(model.params)
+    return written(settings, params, stage.best) if any(check.taken for check in stage.checks[1:]) else params
 
 
 def check(model: Model, tokens: np.ndarray, teacher: Model | None, settings: FinetuneSettings) -> None:
