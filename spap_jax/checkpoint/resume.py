@@ -2,7 +2,8 @@
 
 `.NAME.resume` holds `run.json` (which run this is), `decided.json` (what it decided before its first step, if it did),
 `steps/` (Orbax: a step is the newest weights of one block, and what was said of them), `output/` (the partial output)
-and `lock`. It is removed when the run ends well. For an output at an address it is a copy of what lies there (`mirror.py`).
+and `lock`. It is removed when the run ends well. For an output at an address it is a copy of what lies there
+(`mirror.py`).
 
 A run of L blocks makes L steps and then L more in every sweep; a step takes the place of the one L before it, so that
 there is one a block. To training, all that it goes on from is one block. Orbax writes a step in the background and
