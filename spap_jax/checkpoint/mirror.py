@@ -1,7 +1,8 @@
 """Unfinished runs whose output is at an address: what `resume.py` keeps on this machine also lies beside the output.
 
-There `.NAME.resume` holds `run.json`, `decided.json` and each step as one archive: a store shows a file when it is whole, and never a
-part of it. Spot capacity takes its disks along when it goes, so the copy there is what counts: each run begins with it.
+There `.NAME.resume` holds `run.json`, `decided.json` and each step as one archive: a store shows a file when it is
+whole, and never a part of it. Spot capacity takes its disks along when it goes, so the copy there is what counts: each
+run begins with it.
 """
 
 import contextlib
