@@ -22,7 +22,8 @@ from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.numerics import full_precision
-from spap_jax.pruning.pipeline import prune_layers, pruned_config
+from spap_jax.pruning.allocation import allocated_config
+from spap_jax.pruning.pipeline import prune_layers
 from spap_jax.pruning.report import LayerReport, PruneReport, SweepReport, data_account, new_report
 from spap_jax.settings import FinetuneSettings, PruneSettings
 from spap_jax.training.report import Check, FinetuneReport
@@ -88,7 +89,8 @@ def prune(
 
     layers: list[Params] = []
     with sharing(devices, model_devices):
-        for step in prune_layers(model.config, model.params, read_layer, blocks, settings):
+        narrow = allocated_config(model.config, model.params, read_layer, blocks, settings)
+        for step in prune_layers(model.config, model.params, read_layer, blocks, settings, narrow=narrow):
             reports.append(step.report)
             if progress is not None:
                 progress(step.report)
@@ -96,7 +98,6 @@ def prune(
                 layers.append(step.layer)
             del step
     stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *layers)
-    narrow = pruned_config(model.config, settings)
     smaller = Model(narrow, model.params | {"layers": stacked}, model.source)
     return PruneResult(smaller, new_report(settings, model.config, narrow, model.source.name, tokens, reports))
 

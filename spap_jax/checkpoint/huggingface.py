@@ -86,7 +86,7 @@ class Reader:
         return params
 
     def layer(self, index: int) -> Params:
-        """The parameters of one layer, in the same way."""
+        """The parameters of one layer, in the same way, as wide as the config's widest."""
         params: Params = {}
         for rule in self._rules:
             if rule.stacked:
@@ -111,7 +111,9 @@ class Reader:
 
     def _array(self, rule: Rule, layer: int | None = None) -> Stored:
         twin = self._stored[HEAD] if self.source.head_stored and rule.ours == "embed/tokens" else None
-        return Stored(self._files, self._stored[rule.theirs.format(i=layer)], rule, self.config.axes, twin)
+        own = self.config if layer is None else self.config.of_layer(layer)
+        room = rule.shapes(self.config.axes)[1]
+        return Stored(self._files, self._stored[rule.theirs.format(i=layer)], rule, own.axes, room, twin)
 
 
 class Writer:
@@ -198,11 +200,11 @@ class Writer:
             self._add(HEAD, self._expected[HEAD].rule, inventory.leaf(params, "embed/tokens"))
 
     def layer(self, index: int, params: Params) -> None:
-        """Takes the parameters of one layer."""
+        """Takes the parameters of one layer, as wide as the config's widest; its own channels are written."""
         for rule in self._rules:
             if rule.stacked:
                 array = inventory.leaf(params, inventory.within_layer(rule))
-                self._add(rule.theirs.format(i=index), rule, array)
+                self._add(rule.theirs.format(i=index), rule, array, index)
 
     def file(self, name: str, text: str) -> None:
         """Adds a text file, such as a report or a model card."""
@@ -210,7 +212,7 @@ class Writer:
             raise ValueError(f"{name!r} cannot be the name of an additional file of a checkpoint")
         (self._partial / name).write_text(text, encoding="utf-8")
 
-    def _add(self, name: str, rule: Rule, array: Any) -> None:
+    def _add(self, name: str, rule: Rule, array: Any, layer: int | None = None) -> None:
         """Writes one tensor under its name in the checkpoint."""
         array = np.asarray(array)
         if name not in self._missing:
@@ -218,11 +220,15 @@ class Writer:
         _, shape = rule.shapes(self.config.axes)
         if array.shape != shape:
             raise ValueError(f"{name} comes from an array {list(array.shape)}, and the config gives {list(shape)}")
+        axes = self.config.axes if layer is None else self.config.of_layer(layer).axes
+        whole, array = array, array[inventory.corner(rule.shapes(axes)[1])]
+        if array.size < whole.size and np.count_nonzero(array) < np.count_nonzero(whole):
+            raise ValueError(f"{name} has weights beyond the width of its layer")
         converted = _converted(name, array, self._dtype)
         planned = self._tensors[name].dtype
         if converted.dtype != DTYPES[planned]:
             raise ValueError(f"{name} has the dtype {array.dtype}, and {planned} was announced")
-        self._shards.write(name, rule.write(converted, self.config.axes))
+        self._shards.write(name, rule.write(converted, axes))
         self._missing.discard(name)
 
     def _finish(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:

@@ -1,7 +1,8 @@
 """Unfinished runs whose output is at an address: what `resume.py` keeps on this machine also lies beside the output.
 
-There `.NAME.resume` holds `run.json` and each step as one archive: a store shows a file when it is whole, and never a
-part of it. Spot capacity takes its disks along when it goes, so the copy there is what counts: each run begins with it.
+There `.NAME.resume` holds `run.json`, `decided.json` and each step as one archive: a store shows a file when it is
+whole, and never a part of it. Spot capacity takes its disks along when it goes, so the copy there is what counts: each
+run begins with it.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 
-from spap_jax.checkpoint.resume import COPIES, LOCK, RUN, STEPS, Json, Unfinished, clear_folder, resume_folder
+from spap_jax.checkpoint.resume import COPIES, DECIDED, LOCK, RUN, STEPS, Json, Unfinished, clear_folder, resume_folder
 from spap_jax.models.decoder import Params
 from spap_jax.remote import Folder, hub_id, is_address
 
@@ -72,6 +73,11 @@ class Mirrored(Unfinished):
                 if not self.told:
                     self._copies.clear()
 
+    def decide(self, what: Any) -> None:
+        """Keeps what all the steps depend on, in both places."""
+        super().decide(what)
+        self._copies.put({DECIDED: self.folder / DECIDED}, quietly=True)
+
     def add(self, layer: Params, told: Json) -> None:
         """Keeps the next step; its copy is sent in the background."""
         self._arrive()
@@ -103,7 +109,7 @@ class Mirrored(Unfinished):
             return
         found = _archives(self._copies)
         arrived, steps = self.folder / COPIES, self.folder / STEPS
-        self._copies.get([RUN], self.folder)
+        self._copies.get([name for name in (RUN, DECIDED) if self._copies.read(name) is not None], self.folder)
         self._copies.get(found, arrived, sum(found.values()))
         for name in found:
             with contextlib.suppress(tarfile.TarError, OSError), tarfile.open(arrived / name) as archive:

@@ -1,8 +1,9 @@
 """What an unfinished run keeps beside its output, so that the same command goes on where it stopped.
 
-`.NAME.resume` holds `run.json` (which run this is), `steps/` (Orbax: a step is the newest weights of one block, and
-what was said of them), `output/` (the partial output) and `lock`. It is removed when the run ends well. For an output
-at an address it is a copy of what lies there (`mirror.py`).
+`.NAME.resume` holds `run.json` (which run this is), `decided.json` (what it decided before its first step, if it did),
+`steps/` (Orbax: a step is the newest weights of one block, and what was said of them), `output/` (the partial output)
+and `lock`. It is removed when the run ends well. For an output at an address it is a copy of what lies there
+(`mirror.py`).
 
 A run of L blocks makes L steps and then L more in every sweep; a step takes the place of the one L before it, so that
 there is one a block. To training, all that it goes on from is one block. Orbax writes a step in the background and
@@ -33,7 +34,8 @@ from spap_jax.remote import is_address, working_folder
 
 Json = dict[str, Any]
 
-RUN, STEPS, COPIES, LOCK, _OUTPUT = "run.json", "steps", "copies", "lock", "output"
+RUN, DECIDED, STEPS, COPIES, LOCK, _OUTPUT = "run.json", "decided.json", "steps", "copies", "lock", "output"
+_NEW = ".new"
 
 
 def resume_folder(output: str | Path) -> Path:
@@ -100,6 +102,18 @@ class Unfinished:
     def place(self) -> str:
         """Where it is kept, in words."""
         return str(self.folder)
+
+    @property
+    def decided(self) -> Any:
+        """What `decide` was given last, by this process or an earlier one; None if nothing."""
+        try:
+            return json.loads((self.folder / DECIDED).read_bytes())
+        except (OSError, ValueError):
+            return None
+
+    def decide(self, what: Any) -> None:
+        """Keeps what all the steps depend on, as JSON has it; before the first of them."""
+        _write(self.folder / DECIDED, what)
 
     @property
     def output(self) -> Path:
@@ -182,12 +196,7 @@ class Unfinished:
 
     def _begin(self) -> None:
         clear_folder(self.folder, but=LOCK)
-        written = self.folder / f"{RUN}.new"
-        with written.open("w", encoding="utf-8") as file:
-            json.dump(self._run, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        written.rename(self.folder / RUN)
+        _write(self.folder / RUN, self._run)
 
     def _open(self) -> ocp.CheckpointManager:
         """Orbax's manager of the steps that count; others are removed."""
@@ -215,6 +224,16 @@ class Unfinished:
             lightweight_initialize=True,
         )
         return ocp.CheckpointManager(self.folder / STEPS, options=options)
+
+
+def _write(path: Path, what: Any) -> None:
+    """A file of JSON, complete or absent."""
+    written = path.with_name(f"{path.name}{_NEW}")
+    with written.open("w", encoding="utf-8") as file:
+        json.dump(what, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    written.rename(path)
 
 
 def _counting(intact: Mapping[int, list[Json]], blocks: int) -> tuple[int, list[Json]]:
@@ -267,7 +286,7 @@ def _locked(folder: Path) -> int:
 
 def clear_folder(folder: Path, but: str | None = None) -> None:
     """Removes what this module makes, and the folder if nothing else is in it."""
-    for name in (STEPS, COPIES, _OUTPUT, RUN, f"{RUN}.new", LOCK):
+    for name in (STEPS, COPIES, _OUTPUT, RUN, RUN + _NEW, DECIDED, DECIDED + _NEW, LOCK):
         path = folder / name
         if name == but:
             continue

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from spap_jax.checkpoint.inventory import filled_up
 from spap_jax.checkpoint.tensors import DTYPES, TensorFiles
 from spap_jax.errors import UserError
 from spap_jax.models.rules import Rule
@@ -20,7 +21,15 @@ class Stored:
         dtype: That of the checkpoint.
     """
 
-    def __init__(self, files: TensorFiles, name: str, rule: Rule, sizes: dict[str, int], twin: str | None = None):
+    def __init__(
+        self,
+        files: TensorFiles,
+        name: str,
+        rule: Rule,
+        sizes: dict[str, int],
+        room: tuple[int, ...],
+        twin: str | None = None,
+    ):
         """Nothing is read yet.
 
         Args:
@@ -28,10 +37,11 @@ class Stored:
             name: Its own.
             rule: How it becomes the array.
             sizes: Of all axes.
+            room: Shape of the array, which may be wider than the tensor: zeros fill it up.
             twin: A tensor that has to be the same.
         """
         self._files, self._name, self._rule, self._sizes, self._twin = files, name, rule, sizes, twin
-        self.shape = rule.shapes(sizes)[1]
+        self.shape = room
         self.dtype = DTYPES[files.dtype(name)]
 
     def __getitem__(self, index: Index) -> np.ndarray:
@@ -40,6 +50,14 @@ class Stored:
         Raises:
             UserError: The file is damaged, a weight is not finite, or the twin differs.
         """
+        spans = [cut.indices(size)[:2] for cut, size in zip(index, self.shape, strict=True)]
+        own = [
+            slice(min(start, size), min(stop, size))
+            for (start, stop), size in zip(spans, self._rule.shapes(self._sizes)[1], strict=True)
+        ]
+        return filled_up(self._read(tuple(own)), tuple(stop - start for start, stop in spans))
+
+    def _read(self, index: Index) -> np.ndarray:
         cuts, sizes = self._rule.theirs_of(index, self._sizes)
         tensor = self._files.read(self._name, cuts)
         if self._twin is not None:

@@ -70,6 +70,7 @@ def prune(
     from spap_jax.cli.prune_run import follow, lead
     from spap_jax.cli.stopping import stopping
     from spap_jax.devices import join, leads, sharing
+    from spap_jax.pruning.allocation import check_allocation
     from spap_jax.pruning.pipeline import pruned_config
 
     wanted = runs(output, sparsity, settings)
@@ -84,6 +85,7 @@ def prune(
         with waiting(f"reading {model}"):
             reader = checkpoint.Reader(_hugging_face_folder(model), name=model)
         for run in wanted:
+            check_allocation(reader.config, run.settings, model_devices)
             checkpoint.check_describable(reader.source, pruned_config(reader.config, run.settings))
         given = _given(reader, calibration, sequences, sequence_length, eval, settings.seed, dtype, overwrite)
         with sharing(devices, model_devices):

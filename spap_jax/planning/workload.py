@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 from spap_jax.baselines import update_used
+from spap_jax.errors import UserError
 from spap_jax.models.config import DecoderConfig
 from spap_jax.pruning import streams
 from spap_jax.pruning.pipeline import pruned_config
@@ -178,8 +179,13 @@ def workload(
         heads_at_once: As in `Workload`; where absent all heads, as on accelerators. A CPU takes one group.
 
     Raises:
-        UserError: there is nothing to remove.
+        UserError: there is nothing to remove, or layers differ in width.
     """
+    if config.widths or settings.allocation != "uniform":
+        raise UserError(
+            "a plan is made for layers of one width, which this model does not have or --allocation global does not "
+            "keep: plan a model with one width, with --allocation uniform."
+        )
     most = max(1, settings.batch_tokens // length)
     fitted, chunk = streams.split(sequences, settings.held_out, most, devices)
     # As the pipeline chunks what is held out.

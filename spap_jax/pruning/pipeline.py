@@ -14,7 +14,7 @@ from spap_jax import devices, memory
 from spap_jax.baselines import update_used
 from spap_jax.errors import UserError
 from spap_jax.models.config import DecoderConfig
-from spap_jax.models.decoder import Params
+from spap_jax.models.decoder import Params, with_channels
 from spap_jax.models.registry import FAMILIES
 from spap_jax.placement import placed
 from spap_jax.pruning import reduce, streams
@@ -30,17 +30,20 @@ from spap_jax.settings import PruneSettings
 def pruned_config(config: DecoderConfig, settings: PruneSettings) -> DecoderConfig:
     """The decoder that ``prune_layers`` makes of ``config``: narrower, and with biases where the update adds one.
 
+    Every layer loses the same fraction of its channels: what the allocation "uniform" is, and "global" starts from.
+
     Raises:
         UserError: rounding leaves nothing to remove, or no stock loader would take the number of heads.
     """
-    keep = reduce.kept_width(config.intermediate, settings.sparsity, settings.round_to)
-    if keep == config.intermediate:
-        raise UserError(
-            f"nothing to remove: sparsity {settings.sparsity} of {config.intermediate} channels, rounded to a multiple "
-            f"of {settings.round_to}, keeps all of them; raise --sparsity or lower --round-to."
-        )
+    keep = [reduce.kept_width(width, settings.sparsity, settings.round_to) for width in config.layer_widths]
+    for kept, width in zip(keep, config.layer_widths, strict=True):
+        if kept == width:
+            raise UserError(
+                f"nothing to remove: sparsity {settings.sparsity} of {width} channels, rounded to a multiple "
+                f"of {settings.round_to}, keeps all of them; raise --sparsity or lower --round-to."
+            )
     added = update_used(settings) == "bias"
-    narrow = dataclasses.replace(config.narrowed(keep), mlp_bias=config.mlp_bias or added)
+    narrow = dataclasses.replace(config.with_widths(keep), mlp_bias=config.mlp_bias or added)
     return narrow.with_kv_heads(_kept_kv_heads(config, settings.attention_sparsity))
 
 
@@ -97,6 +100,7 @@ def prune_layers(
     tokens: np.ndarray,
     settings: PruneSettings,
     begun: Begun | None = None,
+    narrow: DecoderConfig | None = None,
 ) -> Iterator[Step]:
     """Prunes every block in turn, and sweeps over the pruned model as often as the settings say.
 
@@ -112,6 +116,7 @@ def prune_layers(
         tokens: Calibration token blocks [B, T].
         settings: How.
         begun: Steps of an earlier run with the same arguments, to go on from. The result is the same as without.
+        narrow: The pruned decoder, if its widths are not those of ``pruned_config``.
 
     Yields:
         Each step as soon as it is made, and in their places those that were made before.
@@ -119,14 +124,14 @@ def prune_layers(
     Raises:
         UserError: there is nothing to remove, or a layer's numbers are not finite.
     """
-    narrow = pruned_config(config, settings)
+    narrow = narrow or pruned_config(config, settings)
     sweeps = settings.sweep_count if update_used(settings) == "alternate" else 0
     made = list(begun.reports) if begun else []
     if begun and len(made) == config.layers * (1 + sweeps):
         for number, report in enumerate(made):
             yield Step(report, begun.read_layer(report.layer), number >= config.layers * sweeps, fresh=False)
         return
-    chunks = _split(tokens, settings)
+    chunks = calibration_chunks(tokens, settings)
     clock = Clock()
     both = Both(*(streams.start(config, outer, part) for part in chunks))
     clock.lap("streams", both)
@@ -135,14 +140,15 @@ def prune_layers(
         if settings.schedule == "parallel" and index % wave == 0 and index + wave > len(made):
             ahead = range(index, min(index + wave, config.layers))
             choices = choose(ahead, config, narrow.intermediate, read_layer, both.fitted.dense, settings, clock)
-        dense = placed(config, read_layer(index))
+        own = config.of_layer(index)
+        dense = resized(placed(config, read_layer(index)), own.intermediate)
         clock.lap("reading", dense)
         if begun and index < len(made):
             layer, report = placed(narrow, begun.read_layer(index)), made[index]
-            both = _past(config, narrow, dense, layer, both)
+            both = _past(own, narrow, dense, layer, both)
         else:
             choice = choices[index % wave] if choices else None
-            layer, report, both = _prune_block(index, config, narrow, dense, both, choice, settings, clock)
+            layer, report, both = _prune_block(index, own, narrow, dense, both, choice, settings, clock)
         del dense
         if sweeps:
             blocks = put(room(layer, config.layers) if blocks is None else blocks, index, layer)
@@ -183,13 +189,20 @@ def _prune_block(
         both = Both(*pair)
     clock.lap("streams", both)
     calibration, held_out = (streams.fitting_tokens(s) for s in both)
-    layer, report = prune_layer(index, fewer_heads, narrow, layer, calibration, held_out, settings, clock, choice)
+    own = narrow.of_layer(index)
+    layer, report = prune_layer(index, fewer_heads, own, layer, calibration, held_out, settings, clock, choice)
+    layer = resized(layer, narrow.intermediate)
     del calibration, held_out
     if not np.isfinite(report.calibration.alternating):
         raise UserError(f"the activations of layer {index} are not finite: the checkpoint overflows in float32.")
     both = Both(*(streams.leave_mlp(narrow, layer, s) for s in both))
     clock.lap("streams", both)
     return layer, dataclasses.replace(report, seconds=dict(clock.seconds), attention=attention), both
+
+
+def resized(layer: Params, width: int) -> Params:
+    """A block whose MLP has ``width`` channels, the last ones zeros; see ``decoder.with_channels``."""
+    return layer | {"mlp": with_channels(layer["mlp"], width)}
 
 
 def _past(config: DecoderConfig, narrow: DecoderConfig, dense: Params, layer: Params, both: Both) -> Both:
@@ -204,7 +217,7 @@ def _past(config: DecoderConfig, narrow: DecoderConfig, dense: Params, layer: Pa
     return Both(*(streams.leave_mlp(narrow, layer, s) for s in both))
 
 
-def _split(tokens: np.ndarray, settings: PruneSettings) -> tuple[np.ndarray, np.ndarray]:
+def calibration_chunks(tokens: np.ndarray, settings: PruneSettings) -> tuple[np.ndarray, np.ndarray]:
     """Calibration and held-out token blocks, each in chunks [C, B, T]."""
     most, shares = max(1, settings.batch_tokens // tokens.shape[1]), devices.number()
     fitted, chunk = streams.split(len(tokens), settings.held_out, most, shares)

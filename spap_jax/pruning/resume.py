@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,21 @@ def begun(unfinished: Unfinished | None, output: str | Path) -> Begun | None:
         return devices.from_leader(unfinished.layer(index) if unfinished else {})
 
     return None if told is None else Begun([report_of(each) for each in told], read_layer)
+
+
+def decided_widths(unfinished: Unfinished | None, choose: Callable[[], tuple[int, ...]]) -> tuple[int, ...]:
+    """The widths of the layers that an earlier process chose, or else those of now; all processes have to call this.
+
+    Args:
+        unfinished: Where the process that leads keeps them; None in the others.
+        choose: Chooses them, in all processes together.
+    """
+    widths = told_to_all(unfinished and unfinished.decided)
+    if widths is None:
+        widths = told_to_all(choose())
+        if unfinished:
+            unfinished.decide(widths)
+    return tuple(widths)
 
 
 def told_to_all(told: Any) -> Any:

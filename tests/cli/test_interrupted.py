@@ -231,6 +231,23 @@ def test_two_at_once_are_refused(shop: Workshop, ended: Path, capsys):
     run.communicate()
 
 
+def test_widths_are_chosen_once(shop: Workshop, tmp_path: Path):
+    """Those that the first process chose hold, whatever the next one would choose."""
+    words = ("--allocation", "global")
+    shop.interrupted(tmp_path / "out", "layer 1/", *words)
+    decided = kept(tmp_path / "out") / "decided.json"
+    assert sum(json.loads(decided.read_text())) <= 3 * 37
+    decided.write_text("[37, 30, 44]")
+    shutil.rmtree(kept(tmp_path / "out") / "steps")  # of the widths that were chosen
+    said = shop.run(tmp_path / "out", *words)
+    assert said.code == 0, said
+    assert "choosing a width" not in said.err
+    assert "MLP channels by layer: 37, 30, 44; it loads with spap_jax only: " in said.err
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["intermediate_size"], config["spap_intermediate_sizes"]) == (44, [37, 30, 44])
+    assert left(tmp_path) == ["out"]
+
+
 def test_several_sparsities(shop: Workshop, tmp_path: Path):
     """The first is made, and the second killed: the same command leaves the first alone and goes on with the second."""
     several = ("--sparsity", "0.3,0.305")

@@ -69,6 +69,7 @@ def test_weights_that_are_there_are_those_that_are_counted(tmp_path: Path, capsy
         (("--sequences", "0"), "--sequences must be at least 1"),
         (("--sequence-length", "513"), "model's 512 positions"),
         (("--sparsity", "0.001"), "nothing to remove"),
+        (("--allocation", "global"), "a plan is made for layers of one width"),
         (("--json", "no/x.json"), "no/x.json cannot be written"),
     ],
 )

@@ -131,7 +131,7 @@ class Phases:
         return sweeps._descend.lower(self.load.narrow, steps, self.outer, self.layers, 0, self.fitted, self.key)
 
     def divergence(self):
-        return sweeps._divergence.lower(self.load.narrow, self.outer, self.layers, 0, self.small["mlp"], self.held_out)
+        return sweeps.divergence.lower(self.load.narrow, self.outer, self.layers, 0, self.small["mlp"], self.held_out)
 
 
 @contextmanager

@@ -38,7 +38,9 @@ def test_sequences_are_divided_as_the_pipeline_divides_them(sequences: int, coun
     settings = PruneSettings(held_out=held_out, batch_tokens=32)
     load = workload(config_of(LLAMA), settings, sequences, 16, count)
     with devices.sharing(count):
-        for part, chunks in zip(load.parts, pipeline._split(np.zeros((sequences, 16), int), settings), strict=True):
+        for part, chunks in zip(
+            load.parts, pipeline.calibration_chunks(np.zeros((sequences, 16), int), settings), strict=True
+        ):
             assert (part.count, part.size * part.count) == (chunks.shape[0], chunks.size)
             assert part.divided == devices.divides(chunks)
 
