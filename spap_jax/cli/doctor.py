@@ -58,5 +58,4 @@ def _optional_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             return "not installed"
 
-    names = ("torch", "lm_eval", "gcsfs", "s3fs", "orbax-checkpoint", "datasets", "huggingface-hub")
-    return {name: version(name) for name in names}
+    return {name: version(name) for name in ("torch", "lm_eval", "orbax-checkpoint", "datasets", "huggingface-hub")}

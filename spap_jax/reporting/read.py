@@ -74,16 +74,9 @@ class Change:
 
 @dataclass(frozen=True)
 class Width:
-    """MLP channels of a dense layer, the widest; how many stay, each layer's record tells."""
+    """MLP channels of a dense layer; how many stay, each layer's record tells."""
 
     before: Whole
-
-
-@dataclass(frozen=True)
-class Widths:
-    """MLP channels of each dense layer."""
-
-    before: tuple[Whole, ...]
 
 
 @dataclass(frozen=True)
@@ -95,7 +88,6 @@ class Model:
     intermediate: Width
     parameters: Change
     mlp_parameters: Change
-    widths: Widths | None = None
 
 
 @dataclass(frozen=True)
@@ -158,8 +150,7 @@ class Record:
     def channels(self) -> Change:
         """MLP channels of all layers together."""
         kept = sum(len(layer.kept) for layer in self.layers)
-        widths = self.model.widths
-        return Change(sum(widths.before) if widths else self.model.intermediate.before * len(self.layers), kept)
+        return Change(self.model.intermediate.before * len(self.layers), kept)
 
     @property
     def removed(self) -> float:
