@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -29,16 +29,18 @@ from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.planning import operations
 from spap_jax.planning.workload import Workload, workload
-from spap_jax.pruning import moments, streams, sweeps
+from spap_jax.pruning import layer, moments, streams, sweeps, waves
+from spap_jax.pruning.pipeline import pruned_config
 from spap_jax.settings import PruneSettings
 
 COUNTS = (1, 2)
 SIZE = Size(layers=4, d=256, f=1024, n=4, m=2, sequences=32, length=256)
 STEP_SEQUENCES, STEPS = 4, 8
 SETTINGS = PruneSettings(
-    held_out=0.25, batch_tokens=4 * SIZE.length, step_tokens=STEP_SEQUENCES * SIZE.length, sweep_steps=STEPS
-)
-STATISTICS, STEPS_OF_SWEEPS = "statistics", "steps of sweeps"
+    schedule="parallel", held_out=0.25, batch_tokens=4 * SIZE.length, step_tokens=STEP_SEQUENCES * SIZE.length,
+    sweep_steps=STEPS,
+)  # fmt: skip
+STATISTICS, SELECTION, STEPS_OF_SWEEPS = "statistics", "selection in waves", "steps of sweeps"
 
 out = Console(highlight=False, width=100)
 app = App(name="parallel", help=__doc__)
@@ -63,14 +65,15 @@ def random_params(config: DecoderConfig) -> decoder.Params:
 
 
 def work(count: int) -> Iterator[tuple[str, Any]]:
-    """The computations in order, endlessly: second moments, and the sweeps over one block after another."""
+    """The computations in order, endlessly: second moments, channels, and the sweeps over one block after another."""
     load = load_on(count)
     config, params = load.narrow, random_params(load.narrow)
     tokens = np.random.default_rng(0).integers(0, SIZE.vocabulary, (SIZE.sequences, SIZE.length)).astype(np.int32)
     fitted = load.fitted.count * load.fitted.sequences
     chunks = streams.chunked(tokens[:fitted], load.fitted.sequences), streams.chunked(tokens[fitted:], 1)
     both = [streams.start(config, params, part) for part in chunks]
-    layer = jax.tree.map(lambda a: jnp.asarray(a[0]), params["layers"])
+    one = jax.tree.map(lambda a: jnp.asarray(a[0]), params["layers"])
+    select = selection(config, params, both[0].dense)
     steps = sweeps.Steps(STEPS, load.step_sequences, 0.01)
     outer = {name: params[name] for name in ("embed", "head")}
     final = (both[0].dense, both[1].dense)
@@ -78,8 +81,24 @@ def work(count: int) -> Iterator[tuple[str, Any]]:
         config, outer, jax.tree.map(jnp.asarray, params["layers"]), chunks, final, 1000, steps, jax.random.key(1)
     )
     while True:
-        yield STATISTICS, lambda: moments.accumulate(config, layer, streams.fitting_tokens(both[0]))
+        yield STATISTICS, lambda: moments.accumulate(config, one, streams.fitting_tokens(both[0]))
+        yield SELECTION, select
         yield STEPS_OF_SWEEPS, lambda: next(blocks)[0]
+
+
+def selection(config: DecoderConfig, params: decoder.Params, dense: jax.Array) -> Callable[[], Any]:
+    """Chooses the channels of as many layers as there are devices at most, in as many waves as it takes."""
+    wave, keep = devices.everyone(), pruned_config(config, SETTINGS).intermediate
+    search, key = layer.search_of(SETTINGS), jax.random.key(0)
+
+    def read_layer(index: int) -> decoder.Params:
+        return jax.tree.map(lambda a: a[index], params["layers"])
+
+    of_waves = [
+        waves.own_moments(range(first, first + wave), config, read_layer, dense, layer.Clock())
+        for first in range(0, COUNTS[-1], wave)
+    ]
+    return lambda: [waves.own_choices(own, config, key, 0, keep, **search) for own in of_waves]
 
 
 @app.command(show=False)
@@ -121,7 +140,7 @@ def asked(process: subprocess.Popen[str]) -> tuple[str, Measured]:
 
 def measured(pairs: int) -> dict[str, list[tuple[Measured, ...]]]:
     """Pairs by name, the processes taking turns; the first of each compiles and is left out."""
-    found: dict[str, list[tuple[Measured, ...]]] = {STATISTICS: [], STEPS_OF_SWEEPS: []}
+    found: dict[str, list[tuple[Measured, ...]]] = {STATISTICS: [], SELECTION: [], STEPS_OF_SWEEPS: []}
     processes = [started(count) for count in COUNTS]
     try:
         for _ in range(len(found) * (pairs + 1)):
@@ -147,6 +166,8 @@ def counted_efficiency(name: str) -> float:
         load = load_on(devices_)
         if name == STATISTICS:
             return operations.statistics_operations(load)
+        if name == SELECTION:
+            return load.solved_here * operations.selection_operations(load, operations.swap_turns(load))
         after = (SIZE.layers - 1) / 2
         steps = STEPS * operations.sweep_step_operations(load, after)
         return steps + operations.divergence_operations(load, after) + operations.advance_operations(load)
@@ -171,7 +192,7 @@ def show(found: dict[str, list[tuple[Measured, ...]]]) -> None:
 
 @app.default
 def main(*, pairs: int = 5) -> None:
-    """Measures second moments of a layer, and steps of sweeps with what judges them.
+    """Measures second moments of a layer, the choice of channels, and steps of sweeps with what judges them.
 
     Args:
         pairs: Times of each on one device and on two; medians are shown.

@@ -17,7 +17,14 @@ from spap_jax.settings import PruneSettings
 
 ROOT = Path(__file__).parents[1]
 MODELS = ("llama-3.1-8b", "llama-3.1-70b", "llama-3.1-405b")
-EFFORTS = ("low", "default")
+RUNS = {
+    "effort low": (PruneSettings(effort="low"), 1),
+    "effort low, schedule parallel": (PruneSettings(effort="low", schedule="parallel"), 1),
+    "effort default": (PruneSettings(effort="default"), 1),
+    "effort default, weights divided among 8": (PruneSettings(effort="default", round_to=8), 8),
+}
+"""What is run, and among how many devices weights are divided."""
+
 SEQUENCES, LENGTH = 128, 2048
 
 HEAD = f"""# What full-size models need
@@ -28,7 +35,9 @@ programs. Times are rooflines, at the peak rates of the data sheets.
 
 {{sparsity}} of the MLP channels, {SEQUENCES} calibration sequences of {LENGTH} tokens. Effort `low` holds one block at
 a time, `default` all pruned blocks for its sweeps. The calibration sequences are spread over the devices; weights and
-solver lie on every one of them.
+solver lie on every one of them, but where `--model-devices 8 --round-to 8` divides the weights, and the second moments
+while they are summed, among eight. In the schedule `parallel` each device solves other layers
+([docs/method.md](method.md)).
 """
 
 app = App(name="plans", help=__doc__)
@@ -40,19 +49,19 @@ def markdown(words: Words) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (words.columns, rule, *words.rows))
 
 
-def plans_of(model: str, effort: str) -> list[Plan]:
+def plans_of(model: str, settings: PruneSettings, sharers: int) -> list[Plan]:
     """A model on all meshes."""
     config, weight_bytes = checkpoint.read_config(ROOT / "tests" / "configs" / f"{model}.json", model)
-    request = Request(config, PruneSettings(effort=effort), SEQUENCES, LENGTH, weight_bytes)
-    return [plan(request, mesh_named(name)) for name in MESHES]
+    request = Request(config, settings, SEQUENCES, LENGTH, weight_bytes)
+    return [plan(request, mesh_named(name).shared_among(sharers)) for name in MESHES]
 
 
 def section(model: str) -> str:
     """A model's part of the page."""
     parts = [f"## {model}"]
-    for effort in EFFORTS:
-        plans = plans_of(model, effort)
-        parts += [f"### effort {effort}", markdown(tables.summary_words(plans))]
+    for title, (settings, sharers) in RUNS.items():
+        plans = plans_of(model, settings, sharers)
+        parts += [f"### {title}", markdown(tables.summary_words(plans))]
         said = [f"- {planned.mesh.name}: {verdict(planned)}" for planned in plans if not planned.fits]
         said += [f"- {planned.mesh.name}: {note}" for planned in plans if planned.fits for note in notes(planned)]
         parts += ["\n".join(said)] if said else []

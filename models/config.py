@@ -1,6 +1,7 @@
 """One description for every supported decoder, in this project's own words."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -53,6 +54,9 @@ class DecoderConfig:
         output_bias: Bias on the attention's output projection.
         mlp_bias: Biases on the MLP's projections.
         tied: The head is the token embedding.
+        widths: MLP channels of each layer [L] where they differ, the largest of them being ``intermediate``. Stacked
+            parameters have that width in every layer, the narrower ones filled up with channels of zeros, which change
+            nothing; a checkpoint holds each layer's own. None where all layers are as wide.
     """
 
     family: str
@@ -78,6 +82,7 @@ class DecoderConfig:
     output_bias: bool
     mlp_bias: bool
     tied: bool
+    widths: tuple[int, ...] | None = None
 
     @property
     def axes(self) -> dict[str, int]:
@@ -93,9 +98,23 @@ class DecoderConfig:
             "p": self.positions + self.position_offset,
         }
 
+    @property
+    def layer_widths(self) -> tuple[int, ...]:
+        """MLP channels of each layer [L], also where all are as wide."""
+        return self.widths or (self.intermediate,) * self.layers
+
     def narrowed(self, intermediate: int) -> "DecoderConfig":
-        """The same decoder with another MLP width."""
-        return dataclasses.replace(self, intermediate=intermediate)
+        """The same decoder with another MLP width, that of every layer."""
+        return dataclasses.replace(self, intermediate=intermediate, widths=None)
+
+    def with_widths(self, widths: Sequence[int]) -> "DecoderConfig":
+        """The same decoder with an MLP width for each layer [L]."""
+        alike = len(set(widths)) == 1
+        return dataclasses.replace(self, intermediate=max(widths), widths=None if alike else tuple(widths))
+
+    def of_layer(self, index: int) -> "DecoderConfig":
+        """The decoder whose layers are all as wide as this one's layer ``index``; itself where they are anyway."""
+        return self if self.widths is None else self.narrowed(self.widths[index])
 
     def with_kv_heads(self, kv_heads: int) -> "DecoderConfig":
         """The same decoder with another number of key/value heads, each shared by as many query heads as before."""

@@ -20,13 +20,17 @@ def parameters(family: Family, config: DecoderConfig) -> Parameters:
     """Counts the parameters of a decoder."""
     total = mlp = multiplied = 0
     for rule in family.rules_for(config):
-        shape = rule.shapes(config.axes)[1]
-        size = math.prod(shape) * (config.layers if rule.stacked else 1)
+        shapes = [rule.shapes(axes)[1] for axes in (_layer_axes(config) if rule.stacked else [config.axes])]
+        size = sum(map(math.prod, shapes))
         total += size
         mlp += size if rule.ours.startswith("layers/mlp/") else 0
         looked_up = rule.ours == "embed/positions" or (rule.ours == "embed/tokens" and not config.tied)
-        multiplied += size if len(shape) > 1 and not looked_up else 0
+        multiplied += size if len(shapes[0]) > 1 and not looked_up else 0
     return Parameters(total, mlp, multiplied)
+
+
+def _layer_axes(config: DecoderConfig) -> list[dict[str, int]]:
+    return [config.of_layer(index).axes for index in range(config.layers)]
 
 
 def prefill_operations(family: Family, config: DecoderConfig, batch: int, length: int) -> int:

@@ -171,7 +171,7 @@ def extend(
     positions = jnp.maximum(first[:, None] + jnp.cumsum(valid, axis=-1) - 1, 0).astype(jnp.int32)
     x = embed(config, params, tokens, positions, cache.keys.dtype)
 
-    def step(carry, layer_and_index):
+    def step(carry, layer_and_index, config=config):
         x, keys, values = carry
         layer, index = layer_and_index
         q, k, v = block(config, layer, x, positions, method=Block.queries_keys_values)
@@ -184,8 +184,8 @@ def extend(
 
     carry, layers = (x, cache.keys, cache.values), params["layers"]
     if isinstance(layers, tuple):
-        for layer_and_index in zip(layers, range(config.layers), strict=True):
-            carry, _ = step(carry, layer_and_index)
+        for layer, index in zip(layers, range(config.layers), strict=True):
+            carry, _ = step(carry, (layer, index), config.of_layer(index))
     else:
         carry, _ = jax.lax.scan(step, carry, (layers, jnp.arange(config.layers)))
     x, keys, values = carry
@@ -201,14 +201,25 @@ def laid_out(config: DecoderConfig, params: Params) -> tuple[DecoderConfig, Para
     makes a step of one token four times as slow; apart, they are read in place, and compile time grows with depth.
 
     Returns:
-        The config with the filled-up width, and parameters with ``layers`` a tuple of trees, which ``extend`` takes as
-        well.
+        The config with the filled-up widths, and parameters with ``layers`` a tuple of trees, each of its own width,
+        which ``extend`` takes as well.
     """
-    more = -config.intermediate % WIDTH_STEP
-    mlp = {
-        name: jnp.pad(array, [(0, more if axis == CHANNEL_AXES.get(name) else 0) for axis in range(-array.ndim, 0)])
-        for name, array in params["layers"]["mlp"].items()
-    }
-    leaves, tree = jax.tree.flatten(params["layers"] | {"mlp": mlp})
-    layers = tuple(tree.unflatten(layer) for layer in zip(*leaves, strict=True))
-    return config.narrowed(config.intermediate + more), params | {"layers": layers}
+    widths = [-(-width // WIDTH_STEP) * WIDTH_STEP for width in config.layer_widths]
+    leaves, tree = jax.tree.flatten(params["layers"])
+    apart = (tree.unflatten(layer) for layer in zip(*leaves, strict=True))
+    layers = tuple(
+        layer | {"mlp": with_channels(layer["mlp"], width)} for layer, width in zip(apart, widths, strict=True)
+    )
+    return config.with_widths(widths), params | {"layers": layers}
+
+
+def with_channels(mlp: Params, width: int) -> Params:
+    """One layer's MLP with ``width`` channels: its first ones, or all and then zeros, which change nothing."""
+
+    def one(array: jax.Array, axis: int) -> jax.Array:
+        more = [(0, max(0, width - array.shape[axis]) if side == axis else 0) for side in range(-array.ndim, 0)]
+        return jnp.pad(jax.lax.slice_in_dim(array, 0, min(width, array.shape[axis]), axis=axis), more)
+
+    if mlp["down"].shape[CHANNEL_AXES["down"]] == width:
+        return mlp
+    return {name: one(array, CHANNEL_AXES[name]) if name in CHANNEL_AXES else array for name, array in mlp.items()}

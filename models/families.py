@@ -17,6 +17,7 @@ from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig, Rope
 from spap_jax.models.layers import ACTIVATIONS
 from spap_jax.models.rules import Rule
+from spap_jax.models.widths import WIDTHS_FIELD, with_own_widths
 
 
 def _is_unset(value: Any) -> bool:
@@ -172,7 +173,7 @@ class Family:
         names = {field.name for field in dataclasses.fields(DecoderConfig)}
         config = DecoderConfig(family=self.name, **{k: v for k, v in values.items() if k in names})
         check_config(config)
-        return config
+        return with_own_widths(config, theirs.get(WIDTHS_FIELD))
 
     def check_heads(self, dense: DecoderConfig, kv_heads: int) -> None:
         """Raises UserError if no stock loader would take the model with fewer key/value heads, and heads as wide."""
@@ -193,6 +194,10 @@ class Family:
         """The rules of the tensors that this member has."""
         present = parameter_paths(config)
         return tuple(rule for rule in self.rules if rule.ours in present)
+
+    def letters(self, path: str) -> list[str]:
+        """The axis letters of one parameter, of one layer where it is stacked; none if no rule has it."""
+        return next((rule.letters for rule in self.rules if rule.ours == path), [])
 
     def canonical(self, name: str) -> str | None:
         """The full name of a checkpoint's tensor; None for a buffer that is recomputed."""
@@ -217,7 +222,7 @@ def refuse_unknown(theirs: dict[str, Any], family: Family) -> None:
             "this checkpoint is quantised (quantization_config is set), and pruning needs the weights themselves: "
             "start from the unquantised checkpoint."
         )
-    known = {field.name for field in family.fields.values()} | INERT | family.inert
+    known = {field.name for field in family.fields.values()} | INERT | family.inert | {WIDTHS_FIELD}
     if "rope" not in family.constants:
         known |= {"rope_theta", "rope_scaling", "rope_parameters"}
     wrong = [

@@ -101,10 +101,11 @@ def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array,
         out = jax.vmap(jax.vmap(attend, in_axes=(0, 0, 0, None)))(queries, k, v, valid)
     else:
         by_group = (queries, k, v, jnp.repeat(valid[:, None], groups, axis=1))
-        by_group = jax.tree.map(lambda a: a.reshape(batch * groups, *a.shape[2:]), by_group)
-        # A CPU takes one group of heads at a time, whose scores fit its cache; other devices all of a sequence.
+        # A CPU takes one group of heads at a time, whose scores fit its cache; other devices all of a sequence, so that
+        # several can have their share of the heads.
         size = 1 if jax.default_backend() == "cpu" else groups
-        out = jax.lax.map(lambda group: attend(*group), by_group, batch_size=size)
+        by_group = jax.tree.map(lambda a: a.reshape(batch * groups // size, size, *a.shape[2:]), by_group)
+        out = jax.lax.map(lambda some: jax.vmap(attend)(*some), by_group)
     return out.reshape(batch, heads, length, head_dim).swapaxes(1, 2)
 
 

@@ -1,5 +1,7 @@
 """One weight's two names, and the axes between them."""
 
+import math
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +31,11 @@ class Rule(NamedTuple):
         return theirs, ours
 
     @property
+    def letters(self) -> list[str]:
+        """The letters of our axes."""
+        return self.sides[1].split()
+
+    @property
     def stacked(self) -> bool:
         """Whether there is one such tensor in every layer."""
         return self.ours.startswith("layers/")
@@ -47,20 +54,32 @@ class Rule(NamedTuple):
         theirs, ours = self.sides
         return np.ascontiguousarray(rearrange(array, f"{ours} -> {theirs}", **self._grouped(sizes)))
 
+    def theirs_of(self, index: tuple[slice, ...], sizes: dict[str, int]) -> tuple[tuple[slice, ...], dict[str, int]]:
+        """Where a part of our array lies in the checkpoint's tensor, and the axis sizes of the part.
+
+        Args:
+            index: A slice for each of our axes; of letters that are one axis of theirs, only the first may be cut.
+            sizes: Axis sizes of the whole.
+        """
+        spans = {letter: cut.indices(sizes[letter])[:2] for letter, cut in zip(self.letters, index, strict=True)}
+        part = {letter: stop - start for letter, (start, stop) in spans.items()}
+        cuts = []
+        for first, *others in _groups(self.sides[0]):
+            if any(part[letter] != sizes[letter] for letter in others):
+                raise ValueError(f"{self.theirs} has no contiguous part at {index}")
+            inner = math.prod(sizes[letter] for letter in others)
+            cuts.append(slice(spans[first][0] * inner, spans[first][1] * inner))
+        return tuple(cuts), sizes | part
+
     def _grouped(self, sizes: dict[str, int]) -> dict[str, int]:
         return {letter: sizes[letter] for letter in self.axes if letter in sizes}
 
 
 def rearranged_shape(side: str, sizes: dict[str, int]) -> tuple[int, ...]:
     """Shape of one side of a rule: ``"(n h) d"`` with n=2, h=3, d=5 is (6, 5)."""
-    shape, group = [], None
-    for word in side.replace("(", " ( ").replace(")", " ) ").split():
-        if word == "(":
-            group = 1
-        elif word == ")":
-            shape, group = [*shape, group], None
-        elif group is None:
-            shape.append(sizes[word])
-        else:
-            group *= sizes[word]
-    return tuple(shape)
+    return tuple(math.prod(sizes[letter] for letter in group) for group in _groups(side))
+
+
+def _groups(side: str) -> list[list[str]]:
+    """The letters of each axis of a side: ``"(n h) d"`` is [[n, h], [d]]."""
+    return [group.strip("()").split() for group in re.findall(r"\(.*?\)|\w+", side)]

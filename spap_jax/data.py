@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 from spap_jax.errors import UserError
 from spap_jax.hub import cached_file, cached_splits, first_line, hub_file, hub_splits, require_hub
 from spap_jax.named_sets import NAMED, Protocol, Role
+from spap_jax.remote import fetch_file, is_address
 from spap_jax.texts import READERS, read_file, suffix
 
 SPLITS: dict[Role, tuple[str, ...]] = {"calibration": ("train",), "evaluation": ("test", "validation")}
@@ -57,9 +58,9 @@ def load_tokens(
     """Turns what a person names into token blocks [B, T].
 
     Args:
-        data: `wikitext2`, `c4` (`c4:FILE` for a local copy of its file), a hub data set `owner/name` or
-            `owner/name:config`, a local .txt, .jsonl, .json (also with .gz), .parquet or .npy file, or an array of
-            token ids: a stream [N] or sequences [B, T'].
+        data: `wikitext2`, `c4` (`c4:FILE` for a copy of its file), a hub data set `owner/name` or
+            `owner/name:config`, a .txt, .jsonl, .json (also with .gz), .parquet or .npy file by its path or
+            address (gs://bucket/file.txt), or an array of token ids: a stream [N] or sequences [B, T'].
         tokenizer: A model folder or a hub id; token ids need none.
         sequence_length: Tokens in a window, T.
         sequences: Windows, B; None takes every one.
@@ -235,10 +236,9 @@ def _open(data: str | Path | ArrayLike, role: Role) -> _Opened:
         return _Opened("the given array", np.asarray(data))
     short, _, copy = str(data).partition(":")
     if short in NAMED:
-        return _open_named(short, Path(copy).expanduser() if copy else None, role)
-    if isinstance(data, Path) or looks_local(data):
-        path = Path(data).expanduser()
-        return _Opened(str(path), read_file(path))
+        return _open_named(short, copy, role)
+    if isinstance(data, Path) or is_address(data) or looks_local(data):
+        return _Opened(str(data), read_file(local_file(data)))
     named = re.fullmatch(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?", data)
     if named is None:
         raise UserError(
@@ -248,13 +248,22 @@ def _open(data: str | Path | ArrayLike, role: Role) -> _Opened:
     return _open_split(hub_splits(named[1], named[2], remedy=LOCAL), data, role, Protocol())
 
 
-def _open_named(short: str, copy: Path | None, role: Role) -> _Opened:
+def local_file(named: str | Path) -> Path:
+    """The path of a file; of one at an address that of its copy here.
+
+    Raises:
+        UserError: It cannot be downloaded.
+    """
+    return fetch_file(str(named)) if is_address(named) else Path(named).expanduser()
+
+
+def _open_named(short: str, copy: str, role: Role) -> _Opened:
     """A data set by its short name: a local copy, its cached file, what `datasets` has cached, or else a download."""
     named = NAMED[short]
     split, file = named.files[role]
     protocol = named.protocol(role)
-    if copy is not None:
-        return _Opened(f"{short} ({copy})", read_file(copy, protocol.join), protocol)
+    if copy:
+        return _Opened(f"{short} ({copy})", read_file(local_file(copy), protocol.join), protocol)
     if cached_file(named.repo, file, named.revision) is None:
         splits = cached_splits(named.repo, named.config)
         if splits is not None:

@@ -1,8 +1,10 @@
-"""The devices of a run: a mesh with one axis, ``data``, over which the calibration sequences are spread.
+"""The devices of a run: a mesh of two axes, ``data`` by ``model``.
 
-Sequences do not see each other, so each device works on its own chunks of them and what travels are sums: one reduction
-for all second moments of a layer, one for the gradient of a step. Everything else lies on all devices. Code that runs
-under ``sharing`` asks for the mesh around it; without one, all of this is what a single device does anyway.
+Over ``data`` the calibration sequences are spread. They do not see each other, so each device works on its own chunks
+of them and what travels are sums: one reduction for all second moments of a layer, one for the gradient of a step.
+Over ``model`` weights are divided (``placement.py``), and with them what is computed from them: the compiler partitions
+the programs along this axis and puts the exchange in. Everything else lies on all devices. Code that runs under
+``sharing`` asks for the mesh around it; without one, all of this is what a single device does anyway.
 """
 
 import json
@@ -20,13 +22,17 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec, get_abstract_me
 from spap_jax.errors import UserError
 from spap_jax.hub import first_line
 
-_AXIS = "data"
+_DATA, _MODEL = "data", "model"
 
 _JOINING_SECONDS = 300
 """How long the first processes wait for the last."""
 
 _SILENT_SECONDS = 60
 """A process that is not heard of for so long is taken for dead, and the others end too."""
+
+
+_ENDING_SECONDS = 86400
+"""How long the others wait at the end for the one that leads, which still judges the result, writes it and sends it."""
 
 
 def join(coordinator: str | None, processes: int | None, process_id: int | None) -> None:
@@ -55,6 +61,7 @@ def join(coordinator: str | None, processes: int | None, process_id: int | None)
             process_id,
             initialization_timeout=_JOINING_SECONDS,
             heartbeat_timeout_seconds=_SILENT_SECONDS,
+            shutdown_timeout_seconds=_ENDING_SECONDS,
         )
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the processes of the run could not be joined: {first_line(error)}.") from error
@@ -88,30 +95,48 @@ def from_leader(arrays: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def sharing(count: int | None) -> Iterator[None]:
-    """Spreads the sequences of what runs inside over devices.
+def sharing(count: int | None, model: int = 1) -> Iterator[None]:
+    """Spreads the sequences, and divides the weights, of what runs inside over devices.
 
     Args:
-        count: How many; where absent all of them, but one of a CPU's, which are as fast together as one.
+        count: How many; where absent all of them, but no more of a CPU's than weights are divided among, since these
+            are as fast together as one.
+        model: Among how many of them the weights are divided; the sequences are spread over ``count / model``.
 
     Raises:
-        UserError: there are not as many.
+        UserError: there are not as many, or they cannot be divided so.
     """
     there = jax.devices()
     several = jax.process_count() > 1 or there[0].platform != "cpu"
-    count = count or (len(there) if several else 1)
+    count = count or (len(there) if several else model)
     if not 1 <= count <= len(there):
         raise UserError(f"{count} devices are asked for, but JAX sees {len(there)}; name a number from 1 to that.")
+    if model < 1 or count % model:
+        raise UserError(
+            f"{count} devices cannot be divided into groups of {model} that share the weights: give --model-devices a "
+            f"number that divides {count}."
+        )
     if count == 1:
         yield
         return
-    with jax.set_mesh(jax.make_mesh((count,), (_AXIS,), axis_types=(AxisType.Auto,), devices=there[:count])):
+    shape, types = (count // model, model), (AxisType.Auto, AxisType.Auto)
+    with jax.set_mesh(jax.make_mesh(shape, (_DATA, _MODEL), axis_types=types, devices=there[:count])):
         yield
 
 
 def number() -> int:
     """Over how many devices sequences are spread here."""
-    return get_abstract_mesh().shape.get(_AXIS, 1)
+    return get_abstract_mesh().shape.get(_DATA, 1)
+
+
+def sharers() -> int:
+    """Among how many devices weights are divided here."""
+    return get_abstract_mesh().shape.get(_MODEL, 1)
+
+
+def everyone() -> int:
+    """How many devices a run has, along all axes of its mesh."""
+    return get_abstract_mesh().size or 1
 
 
 def divides(chunks: Any) -> bool:
@@ -125,38 +150,74 @@ def spread(chunks: np.ndarray) -> jax.Array:
 
     Every process gives all of them and keeps its devices' share.
     """
-    if number() == 1:
+    if everyone() == 1:
         return jnp.asarray(chunks)
-    spec = PartitionSpec(_AXIS) if divides(chunks) else PartitionSpec()
+    spec = PartitionSpec(_DATA) if divides(chunks) else PartitionSpec()
     return jax.make_array_from_callback(chunks.shape, NamedSharding(get_mesh(), spec), lambda index: chunks[index])
 
 
 def everywhere(tree: Any) -> Any:
     """Arrays on every device, so that a program takes them and what it made of them alike."""
-    return tree if number() == 1 else jax.device_put(tree, NamedSharding(get_mesh(), PartitionSpec()))
+    return tree if everyone() == 1 else jax.device_put(tree, NamedSharding(get_mesh(), PartitionSpec()))
+
+
+def share_of(size: int, axis: int) -> PartitionSpec:
+    """How an array lies that is divided along an axis of some size; undivided if the size cannot be divided evenly."""
+    divided = sharers() > 1 and size % sharers() == 0
+    return PartitionSpec(*[None] * axis, _MODEL) if divided else PartitionSpec()
+
+
+def by_rows(matrix: jax.Array) -> jax.Array:
+    """A matrix inside of a program, each device having its share of the rows."""
+    spec = share_of(matrix.shape[0], 0)
+    return jax.lax.with_sharding_constraint(matrix, spec) if spec else matrix
+
+
+def stacked(array: jax.Array) -> NamedSharding | None:
+    """Where a stack of arrays like one lies: each of them where that one does; anywhere without a mesh."""
+    if everyone() == 1:
+        return None
+    assert isinstance(array.sharding, NamedSharding)  # it lies on the mesh
+    return NamedSharding(get_mesh(), PartitionSpec(None, *array.sharding.spec))
+
+
+def whole(tree: Any) -> Any:
+    """Arrays that devices have shares of as arrays of this process, one after the other; all processes call this."""
+    if sharers() == 1:
+        return tree
+    return jax.tree.map(lambda a: np.asarray(a if a.is_fully_addressable else everywhere(a)), tree)
+
+
+def alone(tree: Any) -> Any:
+    """Arrays that lie on every device, as a process has them to itself: for what it computes without the others."""
+    return tree if jax.process_count() == 1 else jax.tree.map(lambda a: jnp.asarray(a.addressable_data(0)), tree)
 
 
 def total(sums: Callable[..., Any], chunks: Any, *alike: Any) -> Any:
     """``sums(chunks, *alike)``, sums over the chunks: each device adds up its own, then one reduction the devices'.
 
-    What lies on every device may also be closed over, but for what gradients are taken through: JAX refuses that.
+    What lies on every device may also be closed over, but for what gradients are taken through, or a part is taken of
+    by an index: JAX refuses that.
     """
     if not divides(chunks):
         return sums(chunks, *alike)
 
     def own(chunks: Any, *alike: Any) -> Any:
-        return jax.lax.psum(sums(chunks, *alike), _AXIS)
+        return jax.lax.psum(sums(chunks, *alike), _DATA)
 
-    given = (PartitionSpec(_AXIS), *(PartitionSpec() for _ in alike))
-    return jax.shard_map(own, in_specs=given, out_specs=PartitionSpec(), check_vma=False)(chunks, *alike)
+    given = (PartitionSpec(_DATA), *(PartitionSpec() for _ in alike))
+    return jax.shard_map(own, in_specs=given, out_specs=PartitionSpec(), axis_names={_DATA}, check_vma=False)(
+        chunks, *alike
+    )
 
 
-def apart(change: Callable[[Any], Any], chunks: Any) -> Any:
-    """``change(chunks)``, which treats each chunk by itself: each device treats its own."""
+def apart(change: Callable[..., Any], chunks: Any, *alike: Any) -> Any:
+    """``change(chunks, *alike)``, which treats each chunk by itself: each device treats its own."""
     if not divides(chunks):
-        return change(chunks)
-    spec = PartitionSpec(_AXIS)
-    return jax.shard_map(change, in_specs=spec, out_specs=spec, check_vma=False)(chunks)
+        return change(chunks, *alike)
+    spec = PartitionSpec(_DATA)
+    given = (spec, *(PartitionSpec() for _ in alike))
+    return jax.shard_map(change, in_specs=given, out_specs=spec, axis_names={_DATA}, check_vma=False)(chunks, *alike)
 
 
 def draw(chunks: Any, places: tuple[jax.Array, ...]) -> Any:
@@ -173,11 +234,57 @@ def draw(chunks: Any, places: tuple[jax.Array, ...]) -> Any:
     evenly = len(places[0]) % number() == 0
 
     def own(a: jax.Array) -> jax.Array:
-        chunk = places[0] - jax.lax.axis_index(_AXIS) * len(a)
+        chunk = places[0] - jax.lax.axis_index(_DATA) * len(a)
         mine = (chunk >= 0) & (chunk < len(a))
         picked = a[(jnp.clip(chunk, 0, len(a) - 1), *places[1:])]
         picked = jnp.where(mine.reshape(-1, *[1] * (picked.ndim - 1)), picked, 0)
-        return jax.lax.psum_scatter(picked, _AXIS, tiled=True) if evenly else jax.lax.psum(picked, _AXIS)
+        return jax.lax.psum_scatter(picked, _DATA, tiled=True) if evenly else jax.lax.psum(picked, _DATA)
 
-    given = PartitionSpec(_AXIS) if evenly else PartitionSpec()
-    return jax.tree.map(jax.shard_map(own, in_specs=PartitionSpec(_AXIS), out_specs=given, check_vma=False), chunks)
+    given = PartitionSpec(_DATA) if evenly else PartitionSpec()
+    return jax.tree.map(
+        jax.shard_map(own, in_specs=PartitionSpec(_DATA), out_specs=given, axis_names={_DATA}, check_vma=False), chunks
+    )
+
+
+def give(own: Any, item: Any, place: int | jax.Array) -> Any:
+    """Gives one device something of its own: [devices, ...] of which each has its part, and nothing is sent.
+
+    Args:
+        own: What the devices have; None where they have nothing yet.
+        item: What the device at ``place`` gets, and those after it until they get something else; it lies on all.
+        place: Number of a device, along all axes of the mesh.
+    """
+    axes = get_abstract_mesh().axis_names
+
+    def take(own: Any, item: Any) -> Any:
+        new = jax.tree.map(lambda a: a[None], item)
+        if own is None:
+            return new
+        return jax.tree.map(lambda a, b: jnp.where(jax.lax.axis_index(axes) >= place, a, b), new, own)
+
+    if not axes:
+        return take(None, item)
+    given = (PartitionSpec(axes), PartitionSpec())
+    return jax.shard_map(take, in_specs=given, out_specs=PartitionSpec(axes), check_vma=False)(own, item)
+
+
+def each(solve: Callable[..., Any], own: Any, *alike: Any) -> Any:
+    """``solve(item, number, *alike)`` of what each device has of its own; the results [devices, ...] go to all.
+
+    Args:
+        solve: What each device does by itself; its number is that along all axes of the mesh.
+        own: What ``give`` gave.
+        alike: What lies on all devices.
+    """
+    axes = get_abstract_mesh().axis_names
+
+    def one(number: int | jax.Array, own: Any, *alike: Any) -> Any:
+        return solve(jax.tree.map(lambda a: a[0], own), number, *alike)
+
+    def told(own: Any, *alike: Any) -> Any:
+        return jax.lax.all_gather(one(jax.lax.axis_index(axes), own, *alike), axes)
+
+    if not axes:
+        return jax.tree.map(lambda a: a[None], one(0, own, *alike))
+    given = (PartitionSpec(axes), *(PartitionSpec() for _ in alike))
+    return jax.shard_map(told, in_specs=given, out_specs=PartitionSpec(), check_vma=False)(own, *alike)

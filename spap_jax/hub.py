@@ -3,6 +3,7 @@
 The hub's own clients retry for half a minute when there is no network; `require_hub` says so within seconds.
 """
 
+import fnmatch
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -40,7 +41,43 @@ def require_hub(what: str, remedy: str, *, seconds: float = 4.0) -> None:
         )
 
 
-def upload(repo: str, files: Mapping[str, Path | bytes], message: str, *, private: bool) -> str:
+def check_upload(repo: str, overwrite: bool) -> None:
+    """Checks that are worth making long before an upload; changes nothing on the hub.
+
+    Args:
+        repo: Id of the repository, owner/name.
+        overwrite: Whether a model that is there may be replaced.
+
+    Raises:
+        UserError: The id is none, nobody is logged in, the hub does not answer or does not know the token, or a model
+            is there.
+    """
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo)
+        owned = repo.count("/") == 1
+    except HFValidationError:
+        owned = False
+    if not owned:
+        raise UserError(f"hf://{repo} names no repository of the hub: give hf://owner/name.")
+    token = _upload_token()
+    hub = HfApi(constants.ENDPOINT, token)
+    try:
+        hub.whoami()
+        there = hub.file_exists(repo, "config.json")
+    except Exception as error:  # whatever the client raises: a token that has ended, no network any more
+        said = _without(token, error)
+        raise UserError(f"the hub {constants.ENDPOINT} refuses ({said}): run hf auth login, or set HF_TOKEN.") from None
+    if there and not overwrite:
+        raise UserError(f"hf://{repo} exists: name another repository, or pass --overwrite to replace its files.")
+
+
+def upload(
+    repo: str, files: Mapping[str, Path | bytes], message: str, *, private: bool, replaced: tuple[str, ...] = ()
+) -> str:
     """Puts files into a hub repository of models, which is made if there is none, in one commit.
 
     Args:
@@ -48,6 +85,7 @@ def upload(repo: str, files: Mapping[str, Path | bytes], message: str, *, privat
         files: Names there, and the files or what is in them.
         message: Of the commit.
         private: Whether a new repository is shown to nobody else.
+        replaced: Patterns of what the files take the place of: the same commit removes what is there and fits one.
 
     Returns:
         The address of the repository.
@@ -55,22 +93,37 @@ def upload(repo: str, files: Mapping[str, Path | bytes], message: str, *, privat
     Raises:
         UserError: Nobody is logged in, the hub does not answer, or it refuses.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
+
+    token = _upload_token()
+    added = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=file) for name, file in files.items()]
+    hub = HfApi(constants.ENDPOINT, token)
+    try:
+        address = hub.create_repo(repo, private=private or None, exist_ok=True)
+        there = set(hub.list_repo_files(repo)) - files.keys()
+        stale = [name for name in there if any(fnmatch.fnmatchcase(name, pattern) for pattern in replaced)]
+        hub.create_commit(repo, [*added, *map(CommitOperationDelete, stale)], commit_message=message)
+    except Exception as error:  # whatever the client raises: a bad name, no right to write, no network any more
+        said = _without(token, error)
+        raise UserError(f"{repo} could not be uploaded ({said}): no file there was changed.") from None
+    return str(address)
+
+
+def _upload_token() -> str:
+    """The token to upload with, once the hub has answered at all."""
+    from huggingface_hub import constants, get_token
 
     token = get_token()
     if token is None:
         raise UserError("uploading needs a hub token, and there is none: run hf auth login, or set HF_TOKEN.")
     if (reason := hub_problem()) is not None:
         raise UserError(f"the hub {constants.ENDPOINT} cannot be reached ({reason}): nothing was uploaded, try again.")
-    operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=file) for name, file in files.items()]
-    hub = HfApi(constants.ENDPOINT, token)
-    try:
-        address = hub.create_repo(repo, private=private or None, exist_ok=True)
-        hub.create_commit(repo, operations, commit_message=message)
-    except Exception as error:  # whatever the client raises: a bad name, no right to write, no network any more
-        said = first_line(error).replace(token, "the token")  # a server may send back what it was sent
-        raise UserError(f"{repo} could not be uploaded ({said}): no file there was changed.") from None
-    return str(address)
+    return token
+
+
+def _without(token: str, error: BaseException) -> str:
+    """What an error says, but for the token: a server may send back what it was sent."""
+    return first_line(error).replace(token, "the token")
 
 
 def hub_file(repo: str, file: str, revision: str, *, remedy: str, kind: Kind = "dataset") -> Path:

@@ -13,8 +13,10 @@ _Ranges = tuple[tuple[str, Callable[[Any], bool], str], ...]
 EFFORTS = {"low": 0, "default": 1, "high": 3}
 """Sweeps by effort."""
 
+ALLOCATIONS = ("uniform", "global")
 METHODS = ("spap", "random", "magnitude", "wanda", "flap", "fasp", "obs", "osscar")
 UPDATES = ("own", "none", "bias", "refit", "alternate")
+SCHEDULES = ("sequential", "parallel")
 
 
 def _positive(value) -> bool:
@@ -32,9 +34,11 @@ def _count(least: int):
 _PRUNING: _Ranges = (
     ("sparsity", lambda s: isinstance(s, int | float) and 0 < s < 1, "a fraction between 0 and 1, both excluded"),
     ("attention_sparsity", _fraction, "a fraction of at least 0 and below 1"),
+    ("allocation", lambda a: a in ALLOCATIONS, f"one of {', '.join(ALLOCATIONS)}"),
     ("round_to", _count(1), "a whole number of at least 1"),
     ("method", lambda m: m in METHODS, f"one of {', '.join(METHODS)}"),
     ("update", lambda u: u in UPDATES, f"one of {', '.join(UPDATES)}"),
+    ("schedule", lambda s: s in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
     ("seed", _count(0), "a whole number of at least 0"),
     ("ridge", _positive, "positive"),
     ("penalty", _positive, "positive"),
@@ -102,6 +106,8 @@ class PruneSettings(_Settings):
         sparsity: Fraction of MLP channels to remove from every layer, between 0 and 1.
         attention_sparsity: Fraction of key/value heads to remove from every layer, each with the query heads that read
             it; 0 leaves attention as it is. Not for OPT.
+        allocation: "uniform", one width for all layers, as stock tools need it; "global", as many channels in all and a
+            width for each layer, by what its channels do to the predictions: only spap_jax loads the result.
         round_to: Round the kept width to a multiple of this; 64 suits accelerators, 256 also every quantisation of
             llama.cpp.
         method: How channels are chosen: "spap", or as a peer does: "random", "magnitude", "wanda" (Wanda-sp), "flap",
@@ -110,6 +116,9 @@ class PruneSettings(_Settings):
             magnitude and wanda); "bias", the output bias makes up for the mean of what was removed (as flap); "refit",
             the output projection in closed form (as fasp, obs, osscar); "alternate", refit and alternating rounds (as
             spap).
+        schedule: "sequential": the channels of a layer are chosen on the stream that the pruned layers before produce,
+            by every device. "parallel": they are chosen on the dense stream, of as many layers at once as there are
+            devices, each by one device.
         seed: Seed of every random choice.
         ridge: Pull of the solved weights towards the dense ones, relative to each channel's energy.
         penalty: Weight of the penalty on a removed channel, relative to its energy.
@@ -131,9 +140,11 @@ class PruneSettings(_Settings):
 
     sparsity: float = 0.3
     attention_sparsity: float = 0.0
+    allocation: str = "uniform"
     round_to: int = 1
     method: str = "spap"
     update: str = "own"
+    schedule: str = "sequential"
     seed: int = 0
     ridge: float = 1e-4
     penalty: float = 100.0

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# One Cloud TPU pod slice: create it, install spap on all of its workers, run one command there, fetch the result.
+# One Cloud TPU pod slice: create it, install spap on all of its workers, run one command there, fetch the result; or
+# keep a run going over as many slices as it takes.
 set -euo pipefail
 
 usage() {
@@ -15,6 +16,9 @@ Commands, in the order of a run (docs/tpu.md explains them):
   logs      follow worker 0's output until the run ends; its exit code is the script's
   fetch     copy a folder from worker 0 to this machine     --from DIR --to DIR
   delete    give the slice back; nothing on it remains
+  keep      all of this but fetch, and again with a new slice whenever one is taken away, until the run has ended
+                            --type TYPE [--runtime VERSION] [--spot] --source WHEEL_OR_GIT_URL
+                                                            -- prune MODEL --output gs://BUCKET/DIR ...
 
 Options:
   --name NAME        of the slice and of its queued resource
@@ -58,6 +62,10 @@ usual_runtime() {
   esac
 }
 
+slice_state() {
+  gcloud_tpus queued-resources describe "$name" --format 'value(state.state)'
+}
+
 create() {
   [[ -n $type ]] || fail "create needs --type, for example v5litepod-16."
   gcloud_tpus queued-resources create "$name" --node-id "$name" --accelerator-type "$type" \
@@ -67,7 +75,7 @@ create() {
 wait_for_slice() {
   local state
   while true; do
-    state=$(gcloud_tpus queued-resources describe "$name" --format 'value(state.state)')
+    state=$(slice_state)
     [[ $dry_run == no ]] || { echo "$state" && return; }
     echo "$name: $state" >&2
     case $state in
@@ -85,7 +93,7 @@ install() {
     package=./$(basename "$origin")
     gcloud_tpus tpu-vm scp "$origin" "$name:" --worker all
   fi
-  on_workers all "python3 -m venv ~/spap && ~/spap/bin/pip install --quiet 'jax[tpu]' $(printf '%q' "$package")"
+  on_workers all "python3 -m venv ~/spap && ~/spap/bin/pip install --quiet 'jax[tpu]' gcsfs $(printf '%q' "$package")"
 }
 
 run() {
@@ -109,6 +117,41 @@ fetch() {
 
 delete() {
   gcloud_tpus queued-resources delete "$name" --force --quiet
+}
+
+# Whether the slice can be reached no more: it was taken away, or is about to be. An unclear answer is no.
+is_gone() {
+  local state
+  state=$(slice_state 2>&1) || [[ $state == *NOT_FOUND* ]] || return 1
+  [[ $state =~ NOT_FOUND|FAILED|SUSPEND ]]
+}
+
+new_slice() {
+  create && wait_for_slice && install && run
+}
+
+keep() {
+  local code
+  [[ ${#words[@]} -gt 0 ]] || fail "keep needs the words of a spap command after --, for example -- prune MODEL ..."
+  [[ " ${words[*]}" =~ " --output"[\ =]"gs://" ]] || fail "keep needs --output gs://..., where steps outlive a slice."
+  [[ -n $origin ]] || fail "keep needs --source, a wheel's path or git+https://..."
+  new_slice
+  while true; do
+    logs || true # ends with the run or with the connection, and the one's code may be the other's
+    code=$(on_workers 0 'cat ~/spap.code') || code=''
+    if [[ $dry_run == yes ]]; then
+      echo "$code" && delete && return
+    elif [[ -n $code && $code -lt 75 ]]; then # 75: told to end; above 128: killed
+      delete && return "$code"
+    fi
+    sleep 30 # until what befell the slice can be seen
+    if is_gone; then
+      echo "$name was taken away; another is asked for" >&2
+      until (delete && new_slice); do sleep 30; done
+    elif [[ -n $code ]]; then
+      run || true # where that fails the slice is going, which the next round finds
+    fi
+  done
 }
 
 name='' zone='' project='' type='' runtime='' spot='' origin='' from='' to='' dry_run=no words=()
@@ -140,7 +183,7 @@ done
 [[ $dry_run == yes ]] || command -v gcloud > /dev/null || fail "gcloud is not installed: see cloud.google.com/sdk."
 
 case $command in
-  create | install | run | logs | fetch | delete) "$command" ;;
+  create | install | run | logs | fetch | delete | keep) "$command" ;;
   wait) wait_for_slice ;;
   *) fail "$command is no command; --help lists all." ;;
 esac

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from spap_jax.checkpoint.config_text import check_describable, read_config
-from spap_jax.checkpoint.huggingface import Reader, Writer, save
+from spap_jax.checkpoint.huggingface import Place, Reader, Writer, local, save
 from spap_jax.checkpoint.locate import locate, locate_config
 from spap_jax.checkpoint.orbax import is_orbax, load_orbax, save_orbax
 from spap_jax.checkpoint.output import check_output, new_folder
@@ -17,6 +17,7 @@ __all__ = [
     "is_orbax",
     "load",
     "load_orbax",
+    "local",
     "locate",
     "locate_config",
     "new_folder",
@@ -26,14 +27,15 @@ __all__ = [
 ]
 
 
-def load(name: str | Path) -> Model:
+def load(name: str | Path, place: Place = local) -> Model:
     """Reads a model from a local folder, of Hugging Face or of Orbax, or from the hub.
 
     Args:
         name: The folder, or a hub id of the form owner/name.
+        place: Makes arrays of the weights of a Hugging Face folder; those of one device where absent.
 
     Raises:
         UserError: There is no such model, it is not supported, or its files are damaged.
     """
     folder = locate(name)
-    return load_orbax(folder) if is_orbax(folder) else Reader(folder, str(name)).model()
+    return load_orbax(folder) if is_orbax(folder) else Reader(folder, str(name)).model(place)

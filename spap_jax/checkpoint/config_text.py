@@ -14,6 +14,7 @@ from spap_jax.errors import UserError
 from spap_jax.model import Source
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.registry import FAMILIES, family_of
+from spap_jax.models.widths import WIDTHS_FIELD
 
 DTYPE_FIELDS = ("torch_dtype", "dtype")
 """Where config.json names the dtype of the weights; either is absent in some of them."""
@@ -75,6 +76,8 @@ def written_config_text(source: Source, config: DecoderConfig, dtype: str | None
     theirs, family = json.loads(source.config_text), FAMILIES[config.family]
     before = family.read_config(theirs)
     changes: dict[str, Any] = {family.width_field: config.intermediate}
+    if config.widths or WIDTHS_FIELD in theirs:
+        changes |= {WIDTHS_FIELD: config.widths and list(config.widths)}
     if before.mlp_bias != config.mlp_bias:
         changes |= {str(family.mlp_bias_field): config.mlp_bias}
     if before.kv_heads != config.kv_heads:

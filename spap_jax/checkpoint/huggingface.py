@@ -1,7 +1,7 @@
 """Hugging Face folders: read layer by layer or whole, and written back under the same names, bit for bit."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from spap_jax.checkpoint.inventory import HEAD
 from spap_jax.checkpoint.output import new_folder
 from spap_jax.checkpoint.shards import Shards
 from spap_jax.checkpoint.side_files import copy_side_files
+from spap_jax.checkpoint.stored import Stack, Stored
 from spap_jax.checkpoint.tensors import DTYPES, Tensor, TensorFiles
 from spap_jax.errors import UserError
 from spap_jax.model import Model, Source
@@ -25,6 +26,14 @@ from spap_jax.models.registry import FAMILIES, family_of
 from spap_jax.models.rules import Rule
 
 SHARD_BYTES = 5 * 10**9
+
+Place = Callable[[DecoderConfig, Params], Params]
+"""Makes arrays of parameters that are stored."""
+
+
+def local(config: DecoderConfig, params: Params) -> Params:
+    """Parameters as arrays of one device, which is what `placement.placed` makes of them without a mesh."""
+    return jax.tree.map(jnp.asarray, params)
 
 
 class Reader:
@@ -69,61 +78,42 @@ class Reader:
         return fingerprint(self._folder)
 
     def outer(self) -> Params:
-        """The parameters outside of the layers.
+        """The parameters outside of the layers, as `Stored`: their data are read where they are asked for."""
+        params: Params = {"embed": {}, "head": {}}
+        for rule in self._rules:
+            if not rule.stacked:
+                inventory.put(params, rule.ours, self._array(rule))
+        return params
+
+    def layer(self, index: int) -> Params:
+        """The parameters of one layer, in the same way, as wide as the config's widest."""
+        params: Params = {}
+        for rule in self._rules:
+            if rule.stacked:
+                inventory.put(params, inventory.within_layer(rule), self._array(rule, index))
+        return params
+
+    def model(self, place: Place = local) -> Model:
+        """The whole model, its layers stacked.
+
+        Args:
+            place: Makes arrays of the parameters; those of one device where absent.
 
         Raises:
             UserError: A file is damaged, a weight is not finite, or a tied model stores a head of its own.
         """
-        params: Params = {"embed": {}, "head": {}}
-        for rule in self._rules:
-            if not rule.stacked:
-                inventory.put(params, rule.ours, self._read(rule))
-        if self.source.head_stored:
-            self._check_head(params["embed"]["tokens"])
-        return params
-
-    def layer(self, index: int) -> Params:
-        """The parameters of one layer.
-
-        Raises:
-            UserError: A file is damaged, or a weight is not finite.
-        """
-        params: Params = {}
+        params = self.outer()
         for rule in self._rules:
             if rule.stacked:
-                inventory.put(params, inventory.within_layer(rule), self._read(rule, index))
-        return params
+                layers = range(self.config.layers)
+                inventory.put(params, rule.ours, Stack([self._array(rule, layer) for layer in layers]))
+        return Model(self.config, place(self.config, params), self.source)
 
-    def model(self) -> Model:
-        """The whole model, its layers stacked.
-
-        Raises:
-            UserError: A file is damaged, or a weight is not finite.
-        """
-        params = jax.tree.map(jnp.asarray, self.outer())
-        for rule in self._rules:
-            if rule.stacked:
-                inventory.put(params, rule.ours, self._stack(rule))
-        return Model(self.config, params, self.source)
-
-    def _read(self, rule: Rule, layer: int | None = None) -> np.ndarray:
-        return rule.read(self._files.read(self._stored[rule.theirs.format(i=layer)]), self.config.axes)
-
-    def _stack(self, rule: Rule) -> jax.Array:
-        """One weight of all layers, filled in place: no more than one such array is held twice."""
-        first = self._read(rule, 0)
-        stack = np.empty((self.config.layers, *first.shape), first.dtype)
-        for layer in range(self.config.layers):
-            stack[layer] = self._read(rule, layer)
-        return jnp.asarray(stack)
-
-    def _check_head(self, tokens: np.ndarray) -> None:
-        head = self._files.read(self._stored[HEAD])
-        if not np.array_equal(head.view(np.uint8), np.ascontiguousarray(tokens).view(np.uint8)):
-            raise UserError(
-                f"config.json of {self.source.name} ties the head to the embedding, but {HEAD} differs from it: "
-                "set tie_word_embeddings to false if the head is the right one, or remove the tensor."
-            )
+    def _array(self, rule: Rule, layer: int | None = None) -> Stored:
+        twin = self._stored[HEAD] if self.source.head_stored and rule.ours == "embed/tokens" else None
+        own = self.config if layer is None else self.config.of_layer(layer)
+        room = rule.shapes(self.config.axes)[1]
+        return Stored(self._files, self._stored[rule.theirs.format(i=layer)], rule, own.axes, room, twin)
 
 
 class Writer:
@@ -210,11 +200,11 @@ class Writer:
             self._add(HEAD, self._expected[HEAD].rule, inventory.leaf(params, "embed/tokens"))
 
     def layer(self, index: int, params: Params) -> None:
-        """Takes the parameters of one layer."""
+        """Takes the parameters of one layer, as wide as the config's widest; its own channels are written."""
         for rule in self._rules:
             if rule.stacked:
                 array = inventory.leaf(params, inventory.within_layer(rule))
-                self._add(rule.theirs.format(i=index), rule, array)
+                self._add(rule.theirs.format(i=index), rule, array, index)
 
     def file(self, name: str, text: str) -> None:
         """Adds a text file, such as a report or a model card."""
@@ -222,7 +212,7 @@ class Writer:
             raise ValueError(f"{name!r} cannot be the name of an additional file of a checkpoint")
         (self._partial / name).write_text(text, encoding="utf-8")
 
-    def _add(self, name: str, rule: Rule, array: Any) -> None:
+    def _add(self, name: str, rule: Rule, array: Any, layer: int | None = None) -> None:
         """Writes one tensor under its name in the checkpoint."""
         array = np.asarray(array)
         if name not in self._missing:
@@ -230,11 +220,15 @@ class Writer:
         _, shape = rule.shapes(self.config.axes)
         if array.shape != shape:
             raise ValueError(f"{name} comes from an array {list(array.shape)}, and the config gives {list(shape)}")
+        axes = self.config.axes if layer is None else self.config.of_layer(layer).axes
+        whole, array = array, array[inventory.corner(rule.shapes(axes)[1])]
+        if array.size < whole.size and np.count_nonzero(array) < np.count_nonzero(whole):
+            raise ValueError(f"{name} has weights beyond the width of its layer")
         converted = _converted(name, array, self._dtype)
         planned = self._tensors[name].dtype
         if converted.dtype != DTYPES[planned]:
             raise ValueError(f"{name} has the dtype {array.dtype}, and {planned} was announced")
-        self._shards.write(name, rule.write(converted, self.config.axes))
+        self._shards.write(name, rule.write(converted, axes))
         self._missing.discard(name)
 
     def _finish(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:

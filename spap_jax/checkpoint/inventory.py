@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from spap_jax.checkpoint.tensors import DTYPES, TensorFiles
 from spap_jax.errors import UserError
 from spap_jax.models.config import DecoderConfig
@@ -33,13 +35,14 @@ def expected_tensors(config: DecoderConfig, head_stored: bool = False) -> dict[s
         head_stored: Whether the checkpoint of a tied model has the head as well: the embedding under another name.
     """
     rules, sizes = FAMILIES[config.family].rules_for(config), config.axes
+    in_layers = [config.of_layer(layer).axes for layer in range(config.layers)]
     outer = {rule.theirs: Expected(rule, None, rule.shapes(sizes)[0]) for rule in rules if not rule.stacked}
     if head_stored:
         tokens = next(rule for rule in rules if rule.ours == "embed/tokens")
         outer[HEAD] = Expected(tokens, None, tokens.shapes(sizes)[0])
     return outer | {
-        rule.theirs.format(i=layer): Expected(rule, layer, rule.shapes(sizes)[0])
-        for layer in range(config.layers)
+        rule.theirs.format(i=layer): Expected(rule, layer, rule.shapes(own)[0])
+        for layer, own in enumerate(in_layers)
         for rule in rules
         if rule.stacked
     }
@@ -91,6 +94,20 @@ def put(params: Params, path: str, array) -> None:
     for key in branches:
         params = params.setdefault(key, {})
     params[last] = array
+
+
+def filled_up(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The weights of a layer in the room for those of the widest one."""
+    if array.shape == shape:
+        return array
+    room = np.zeros(shape, array.dtype)
+    room[corner(array.shape)] = array
+    return room
+
+
+def corner(shape: tuple[int, ...]) -> tuple[slice, ...]:
+    """Where the weights of a layer lie in the room for those of the widest one."""
+    return tuple(slice(size) for size in shape)
 
 
 def within_layer(rule: Rule) -> str:

@@ -1,4 +1,4 @@
-"""From what a person calls a model to a local folder: a folder that is there, or a download from the hub."""
+"""From what a person calls a model to a local folder: a folder that is there, or a download from the hub or a store."""
 
 import re
 from pathlib import Path
@@ -7,6 +7,7 @@ from spap_jax.checkpoint.side_files import SIDE_FILES, matching
 from spap_jax.checkpoint.tensors import weight_files
 from spap_jax.errors import UserError
 from spap_jax.hub import first_line, hub_file, require_hub
+from spap_jax.remote import fetch_file, fetch_folder, hub_id, is_address
 
 _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 _TORCH = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")
@@ -17,27 +18,34 @@ def locate(name: str | Path) -> Path:
     """The local folder of a checkpoint.
 
     Args:
-        name: A folder, or a hub id `owner/name`: the cached snapshot if it is complete, else downloaded.
+        name: A folder; a hub id `owner/name`, also as `hf://owner/name`: the cached snapshot if it is complete, else
+            downloaded; or an address of a folder, whose files are downloaded where they are not in the cache.
 
     Raises:
-        UserError: There is no such folder, it holds no checkpoint, or the hub cannot give the model.
+        UserError: There is no such folder, it holds no checkpoint, or the hub or the store cannot give the model.
     """
-    return _local(name) or _from_hub(str(name))
+    repo = hub_id(name)
+    if repo is None and is_address(name):
+        return fetch_folder(str(name), lambda names: _stored(str(name), names))
+    return (_local(name) if repo is None else None) or _from_hub(repo or str(name))
 
 
 def locate_config(name: str | Path) -> Path:
-    """A model's config.json, for those who need no weights; of the hub's files no other is fetched.
+    """A model's config.json, for those who need no weights; of the hub's or a store's files no other is fetched.
 
     Args:
-        name: A folder, or a hub id `owner/name`.
+        name: A folder, a hub id `owner/name`, or an address of a folder.
 
     Raises:
-        UserError: There is no such folder, it holds no config.json, or the hub cannot give it.
+        UserError: There is no such folder, it holds no config.json, or the hub or the store cannot give it.
     """
-    folder = _local(name)
+    repo = hub_id(name)
+    if repo is None and is_address(name):
+        return fetch_file(f"{str(name).rstrip('/')}/config.json")
+    folder = _local(name) if repo is None else None
     if folder is not None:
         return folder / "config.json"
-    return hub_file(str(name), "config.json", "main", remedy=_REMEDY, kind="model")
+    return hub_file(repo or str(name), "config.json", "main", remedy=_REMEDY, kind="model")
 
 
 def _local(name: str | Path) -> Path | None:
@@ -111,6 +119,14 @@ def _download(repo: str) -> Path:
         ) from error
     except Exception as error:  # whatever the client raises: network lost, disk full
         raise UserError(f"the model {repo} cannot be downloaded ({first_line(error)}): {_REMEDY}") from error
+
+
+def _stored(address: str, names: list[str]) -> list[str]:
+    """The files of a store's folder to download: all of an Orbax folder, and of others what was said of them too."""
+    if "config.json" not in names:
+        raise UserError(f"{address} is no checkpoint: it has no config.json; name the folder that has one.")
+    said = ("README.md", "spap_*.json")
+    return names if "spap_source.json" in names else _wanted(names) + [n for n in matching(names, said) if "/" not in n]
 
 
 def _wanted(names: list[str]) -> list[str]:

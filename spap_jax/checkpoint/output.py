@@ -1,21 +1,24 @@
 """Output folders that are complete or absent: written beside their place under a hidden name, then renamed.
 
+What is to be at an address is made in a working folder on this machine first, in the same way, and then sent there.
 A process that is killed leaves its hidden folder `.NAME.partial-XXXXXXXX` behind; nothing reads it and it may
 be deleted. Where pruning can go on later (`resume.py`), the hidden folder is in that of what it goes on from.
 """
 
 import contextlib
 import errno
-import json
 import os
 import secrets
+import shlex
 import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from spap_jax.checkpoint.publish import check_place, check_replaceable, describes_model, publish
 from spap_jax.errors import UserError
 from spap_jax.hub import first_line
+from spap_jax.remote import hub_id, is_address, working_folder
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -24,13 +27,16 @@ def check_output(path: str | Path, overwrite: bool = False, needed: int = 0) -> 
     """The absolute path of an output folder, after checks that are worth making before hours of work.
 
     Args:
-        path: Where the folder is to be.
+        path: Where the folder is to be: a path, or an address, whose folder is made on this machine first.
         overwrite: Whether a checkpoint that is there may be replaced.
         needed: Bytes that will be written, if known.
 
     Raises:
         UserError: Something is there that may not be replaced, the folder cannot be made, or the disk has no room.
     """
+    if is_address(path):
+        check_place(str(path), overwrite)
+        path, overwrite = working_folder(str(path)), True
     target = Path(path).expanduser().resolve()
     if target.exists():
         _check_replaceable(target, overwrite)
@@ -46,13 +52,14 @@ def new_folder(
     """Yields an empty folder that becomes `path` if the block ends well, and is removed if it raises.
 
     Args:
-        path: Where the folder is to be.
+        path: Where the folder is to be: a path, or an address.
         overwrite: Whether a checkpoint that is there may be replaced.
         needed: Bytes that will be written, if known.
         partial: Its name until then, on the same disk, which nobody else uses; a new one beside it where absent.
 
     Raises:
-        UserError: See `check_output`; or the disk filled up while the block was writing.
+        UserError: See `check_output`; or the disk filled up while the block was writing, or the folder, which is then
+            complete in its working folder, could not be sent to its address.
     """
     target = check_output(path, overwrite, needed)
     partial = partial or _beside(target, "partial")
@@ -63,31 +70,26 @@ def new_folder(
             partial.mkdir()
             yield partial
             _flush(partial)
-            _publish(partial, target, overwrite)
+            _put_in_place(partial, target, overwrite or is_address(path))
         except BaseException:
             _remove(partial)
             raise
+    if is_address(path):
+        _send(target, str(path), overwrite)
 
 
 def is_checkpoint(folder: Path) -> bool:
     """Whether a folder's config.json is that of a model."""
     try:
-        config = json.loads((folder / "config.json").read_bytes())
-    except (OSError, ValueError):
+        return describes_model((folder / "config.json").read_bytes())
+    except OSError:
         return False
-    return isinstance(config, dict) and ("model_type" in config or "architectures" in config)
 
 
 def _check_replaceable(target: Path, overwrite: bool) -> None:
     if not target.is_dir():
         raise UserError(f"{target} is a file and the output is a folder: name another place.")
-    if not overwrite:
-        raise UserError(f"{target} exists: name another folder, or pass --overwrite to replace it.")
-    if any(target.iterdir()) and not is_checkpoint(target):
-        raise UserError(
-            f"{target} is not a model checkpoint (it has no config.json of a model), so it is not overwritten: "
-            "name another folder, or delete it yourself."
-        )
+    check_replaceable(target, overwrite, lambda: not any(target.iterdir()) or is_checkpoint(target))
 
 
 def _check_parent(target: Path) -> None:
@@ -163,7 +165,21 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _publish(partial: Path, target: Path, overwrite: bool) -> None:
+def _send(made: Path, address: str, overwrite: bool) -> None:
+    """Sends a finished folder to its address, after which it is there alone."""
+    try:
+        publish(made, address)
+    except UserError as error:
+        place = hub_id(address) or address
+        words = ["spap", "push", str(made), place, *["--overwrite"] * (overwrite and place == address)]
+        raise UserError(
+            f"{str(error).rstrip('.')}; the checkpoint is complete on this machine, and `{shlex.join(words)}` goes on "
+            "from there."
+        ) from error
+    shutil.rmtree(made)
+
+
+def _put_in_place(partial: Path, target: Path, overwrite: bool) -> None:
     """Renames the finished folder onto its place; what was there is moved aside first and removed afterwards."""
     old = _beside(target, "replaced")
     if target.exists():

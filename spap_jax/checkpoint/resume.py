@@ -1,7 +1,9 @@
 """What an unfinished run keeps beside its output, so that the same command goes on where it stopped.
 
-`.NAME.resume` holds `run.json` (which run this is), `steps/` (Orbax: a step is the newest weights of one block, and
-what was said of them), `output/` (the partial output) and `lock`. It is removed when the run ends well.
+`.NAME.resume` holds `run.json` (which run this is), `decided.json` (what it decided before its first step, if it did),
+`steps/` (Orbax: a step is the newest weights of one block, and what was said of them), `output/` (the partial output)
+and `lock`. It is removed when the run ends well. For an output at an address it is a copy of what lies there
+(`mirror.py`).
 
 A run of L blocks makes L steps and then L more in every sweep; a step takes the place of the one L before it, so that
 there is one a block. To training, all that it goes on from is one block. Orbax writes a step in the background and
@@ -28,15 +30,17 @@ from orbax.checkpoint import checkpoint_managers
 
 from spap_jax.errors import UserError
 from spap_jax.models.decoder import Params
+from spap_jax.remote import is_address, working_folder
 
 Json = dict[str, Any]
 
-_RUN, _STEPS, _OUTPUT, _LOCK = "run.json", "steps", "output", "lock"
+RUN, DECIDED, STEPS, COPIES, LOCK, _OUTPUT = "run.json", "decided.json", "steps", "copies", "lock", "output"
+_NEW = ".new"
 
 
 def resume_folder(output: str | Path) -> Path:
-    """Where a run into `output` keeps what it has done."""
-    target = Path(output).expanduser().resolve()
+    """Where on this machine a run into `output` keeps what it has done."""
+    target = working_folder(str(output)) if is_address(output) else Path(output).expanduser().resolve()
     return target.with_name(f".{target.name}.resume")
 
 
@@ -66,10 +70,11 @@ class Unfinished:
         self._run, self._blocks = dict(run), blocks
         self._lock = _locked(self.folder)
         self._writing = threading.Lock()
-        self.found = (self.folder / _RUN).exists() and not fresh
         self.lost = False
         self.told: list[Json] = []
         try:
+            self._bring(fresh)
+            self.found = (self.folder / RUN).exists() and not fresh
             if self.found:
                 self._check()
             if not self.found:
@@ -90,8 +95,25 @@ class Unfinished:
                 self._manager.close()
         finally:
             if raised[0] and not self.told:
-                _clear(self.folder)
+                clear_folder(self.folder)
             os.close(self._lock)
+
+    @property
+    def place(self) -> str:
+        """Where it is kept, in words."""
+        return str(self.folder)
+
+    @property
+    def decided(self) -> Any:
+        """What `decide` was given last, by this process or an earlier one; None if nothing."""
+        try:
+            return json.loads((self.folder / DECIDED).read_bytes())
+        except (OSError, ValueError):
+            return None
+
+    def decide(self, what: Any) -> None:
+        """Keeps what all the steps depend on, as JSON has it; before the first of them."""
+        _write(self.folder / DECIDED, what)
 
     @property
     def output(self) -> Path:
@@ -128,7 +150,7 @@ class Unfinished:
         """How many steps are on disk to stay, when what is being written is."""
         with contextlib.suppress(Exception):  # raised again where the next step is added
             self._manager.wait_until_finished()
-        numbers = [int(path.name) for path in (self.folder / _STEPS).glob("*") if path.name.isdecimal()]
+        numbers = [int(path.name) for path in (self.folder / STEPS).glob("*") if path.name.isdecimal()]
         return max(numbers, default=-1) + 1
 
     def settle(self) -> None:
@@ -139,23 +161,26 @@ class Unfinished:
     def drop_steps(self) -> None:
         """Removes all but the name of the run, whose output is in its place while the command has others to make."""
         self._manager.wait_until_finished()
-        for name in (_STEPS, _OUTPUT):
+        for name in (STEPS, _OUTPUT):
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def forget(self) -> None:
         """Removes all steps, which lead nowhere; what else there is goes at the end of the `with` block."""
         self.drop_steps()
-        (self.folder / _STEPS).mkdir()
+        (self.folder / STEPS).mkdir()
         self.told.clear()
 
     def remove(self) -> None:
         """Removes everything: the command has ended well. Not before the `with` block has."""
-        _clear(self.folder)
+        clear_folder(self.folder)
+
+    def _bring(self, fresh: bool) -> None:
+        """What must be done before the folder is looked at: nothing, where it is all there is."""
 
     def _check(self) -> None:
         """Refuses what another run left; what cannot be read counts as nothing."""
         try:
-            theirs = dict(json.loads((self.folder / _RUN).read_bytes()))
+            theirs = dict(json.loads((self.folder / RUN).read_bytes()))
         except (ValueError, TypeError):
             theirs = {}
         if not theirs:
@@ -164,23 +189,18 @@ class Unfinished:
         changed = [name for name in self._run | theirs if self._run.get(name) != theirs.get(name)]
         if changed:
             raise UserError(
-                f"{self.folder} holds a run that was interrupted and differs from this one in "
+                f"{self.place} holds a run that was interrupted and differs from this one in "
                 f"{', '.join(_difference(name, theirs.get(name), self._run.get(name)) for name in changed)}: "
                 "repeat the command as it was, or pass --no-resume to discard that run and start over."
             )
 
     def _begin(self) -> None:
-        _clear(self.folder, but=_LOCK)
-        written = self.folder / f"{_RUN}.new"
-        with written.open("w", encoding="utf-8") as file:
-            json.dump(self._run, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        written.rename(self.folder / _RUN)
+        clear_folder(self.folder, but=LOCK)
+        _write(self.folder / RUN, self._run)
 
     def _open(self) -> ocp.CheckpointManager:
         """Orbax's manager of the steps that count; others are removed."""
-        steps = self.folder / _STEPS
+        steps = self.folder / STEPS
         steps.mkdir(exist_ok=True)
         with self._managed() as manager:
             there = {step: _intact(manager, step) for step in manager.all_steps()}
@@ -203,7 +223,17 @@ class Unfinished:
             save_root_metadata=False,
             lightweight_initialize=True,
         )
-        return ocp.CheckpointManager(self.folder / _STEPS, options=options)
+        return ocp.CheckpointManager(self.folder / STEPS, options=options)
+
+
+def _write(path: Path, what: Any) -> None:
+    """A file of JSON, complete or absent."""
+    written = path.with_name(f"{path.name}{_NEW}")
+    with written.open("w", encoding="utf-8") as file:
+        json.dump(what, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    written.rename(path)
 
 
 def _counting(intact: Mapping[int, list[Json]], blocks: int) -> tuple[int, list[Json]]:
@@ -243,7 +273,7 @@ def _difference(name: str, theirs: Any, ours: Any) -> str:
 def _locked(folder: Path) -> int:
     """The handle of a lock that ends with the process, however it ends."""
     folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT)
+    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -254,9 +284,9 @@ def _locked(folder: Path) -> int:
     return handle
 
 
-def _clear(folder: Path, but: str | None = None) -> None:
+def clear_folder(folder: Path, but: str | None = None) -> None:
     """Removes what this module makes, and the folder if nothing else is in it."""
-    for name in (_STEPS, _OUTPUT, _RUN, f"{_RUN}.new", _LOCK):
+    for name in (STEPS, COPIES, _OUTPUT, RUN, RUN + _NEW, DECIDED, DECIDED + _NEW, LOCK):
         path = folder / name
         if name == but:
             continue

@@ -24,6 +24,8 @@ DTYPES = {
 DTYPE_CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 """The same in the headers of safetensors files."""
 
+Cuts = tuple[slice, ...]
+
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
 _BAD_FILE = "it is damaged or incomplete, so copy or download it again."
 
@@ -54,7 +56,7 @@ class Tensor:
 class _WeightFile(Protocol):
     tensors: dict[str, Tensor]
 
-    def read(self, name: str) -> np.ndarray: ...
+    def read(self, name: str, cuts: Cuts) -> np.ndarray: ...
 
 
 class TensorFiles:
@@ -96,13 +98,17 @@ class TensorFiles:
         """Bytes of a tensor, of a dtype of `DTYPES`."""
         return self._files[name].tensors[name].bytes
 
-    def read(self, name: str) -> np.ndarray:
-        """A tensor's data.
+    def read(self, name: str, cuts: Cuts) -> np.ndarray:
+        """A part of a tensor's data.
+
+        Args:
+            name: The tensor's.
+            cuts: A slice for each of its axes.
 
         Raises:
-            UserError: Its file is damaged, or it holds NaN or infinity.
+            UserError: Its file is damaged, or the part holds NaN or infinity.
         """
-        array = self._files[name].read(name)
+        array = self._files[name].read(name, cuts)
         if not np.isfinite(array).all():
             raise UserError(f"the weight {name} holds NaN or infinity: the checkpoint is damaged, so get it again.")
         return array
@@ -170,9 +176,9 @@ class _Safetensors:
             for name, header in slices.items()
         }
 
-    def read(self, name: str) -> np.ndarray:
+    def read(self, name: str, cuts: Cuts) -> np.ndarray:
         with self._opened() as file:
-            return file.get_tensor(name)
+            return file.get_slice(name)[cuts]
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[Any]:
@@ -200,10 +206,10 @@ class _Torch:
             for name, tensor in self._tensors.items()
         }
 
-    def read(self, name: str) -> np.ndarray:
+    def read(self, name: str, cuts: Cuts) -> np.ndarray:
         import torch
 
-        tensor = self._tensors[name].detach().contiguous()
+        tensor = self._tensors[name][cuts].detach().contiguous()
         if tensor.dtype == torch.bfloat16:  # numpy has no such dtype: the bits travel as integers
             return tensor.view(torch.int16).numpy().view(DTYPES["bfloat16"])
         return tensor.numpy()

@@ -27,8 +27,8 @@ def bench(
     operations, decoding by the bytes that every step reads.
 
     Args:
-        model: Folder or hub id of a checkpoint.
-        other: Folder or hub id of a second one, for example the pruned one.
+        model: Folder, hub id or address of a checkpoint.
+        other: Folder, hub id or address of a second one, for example the pruned one.
         batch: Sequences at once.
         prompt: Tokens that prefill reads; shortened where the model's positions are fewer.
         new: Tokens that decoding writes.
@@ -37,6 +37,7 @@ def bench(
     """
     from spap_jax import checkpoint
     from spap_jax.cli.console import waiting
+    from spap_jax.cli.downloads import fetch_models
     from spap_jax.cli.json_file import write_json
     from spap_jax.errors import UserError
     from spap_jax.evaluation.speed import Workload, measure
@@ -44,6 +45,7 @@ def bench(
     if min(batch, prompt, new, repeats) < 1:
         raise UserError("--batch, --prompt, --new and --repeats must be at least 1: give positive numbers.")
     names = [model] + ([other] if other else [])
+    fetch_models(*names)
     with waiting(f"reading {' and '.join(names)}"):
         models = [checkpoint.load(name) for name in names]
     positions = min(loaded.config.positions for loaded in models)

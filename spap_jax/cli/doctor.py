@@ -58,4 +58,5 @@ def _optional_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             return "not installed"
 
-    return {name: version(name) for name in ("torch", "lm_eval", "orbax-checkpoint", "datasets", "huggingface-hub")}
+    names = ("torch", "lm_eval", "gcsfs", "s3fs", "orbax-checkpoint", "datasets", "huggingface-hub")
+    return {name: version(name) for name in names}

@@ -26,9 +26,9 @@ def evaluate(
     Perplexity is exp of the mean negative log-likelihood of every token but the first of each window.
 
     Args:
-        model: Folder or hub id of the checkpoint.
+        model: Folder or hub id of the checkpoint, or an address such as gs://bucket/model.
         data: wikitext2, c4 (c4:FILE for a local copy), a hub data set, a .txt, .jsonl or .parquet file, or a .npy of
-            token ids.
+            token ids; a file's path or address.
         sequence_length: Tokens in a window; 2048, or what the model's positions allow, where absent.
         sequences: Use the first so many windows; all where absent.
         tasks: Names of tasks with commas between them, for example arc_easy,hellaswag,piqa,winogrande.
@@ -37,6 +37,7 @@ def evaluate(
         batch_tokens: Tokens that a device takes at once: fewer need less memory.
         json: Also write the numbers to this file.
     """
+    from spap_jax.cli.downloads import fetch_data, fetch_models
     from spap_jax.cli.json_file import check_place, write_json
     from spap_jax.errors import UserError
 
@@ -48,6 +49,8 @@ def evaluate(
     if batch_tokens < 1 or (limit is not None and limit < 1):
         raise UserError("--batch-tokens and --limit must be at least 1: give positive numbers.")
     check_place(json)
+    fetch_models(model)
+    fetch_data(data)
     if data is not None:
         result = _measure_perplexity(model, data, sequence_length, sequences, batch_tokens)
     else:

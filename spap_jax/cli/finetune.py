@@ -1,7 +1,6 @@
 """``spap finetune``."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Group, Parameter
@@ -24,7 +23,7 @@ def finetune(
     /,
     *,
     data: str,
-    output: Path,
+    output: str,
     teacher: str | None = None,
     sequences: int = 512,
     sequence_length: int | None = None,
@@ -32,6 +31,10 @@ def finetune(
     overwrite: bool = False,
     resume: Resume = True,
     devices: int | None = None,
+    model_devices: int = 1,
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process_id: int | None = None,
     settings: Annotated[
         FinetuneSettings, Parameter(name="*", group=Group("Training", sort_key=1))
     ] = FinetuneSettings(),  # noqa: B008 (frozen)
@@ -44,42 +47,66 @@ def finetune(
     Example: spap finetune pruned --teacher meta-llama/Llama-3.2-1B --data c4 --output trained
 
     Where training stands is kept beside the output, in a folder .NAME.resume, every --check-every steps: after an
-    interruption the same command goes on from there. Told to end (SIGTERM), it ends at once with the exit code 75.
+    interruption the same command goes on from there; on another machine too, if the output is an address. Told to end
+    (SIGTERM), it ends at once with the exit code 75.
 
     Args:
-        model: Folder or hub id of the checkpoint.
-        data: Text to train on: wikitext2, c4, a hub data set, a .txt, .jsonl or .parquet file, or a .npy of token ids.
-        output: Folder to write; complete or absent.
-        teacher: Folder or hub id of the dense checkpoint.
+        model: Folder or hub id of the checkpoint, or an address such as gs://bucket/pruned.
+        data: Text to train on: wikitext2, c4, a hub data set, a .txt, .jsonl or .parquet file, or a .npy of token ids;
+            a file's path or address.
+        output: Folder to write, complete or absent; or where to send it, gs://bucket/trained or hf://owner/name.
+        teacher: Folder, hub id or address of the dense checkpoint.
         sequences: Sequences drawn from the text; a part of them only judges.
         sequence_length: Tokens in a sequence; 2048, or what the model's positions allow, where absent.
         eval: Data to measure perplexity on before and after; the same kinds as --data.
         overwrite: Replace the output folder if it is a checkpoint.
         resume: Go on where the same command was interrupted; --no-resume discards what it had done and starts over.
-        devices: Over how many devices to spread the sequences; all where absent, but one of a CPU's.
+        devices: Over how many devices to spread the work; all where absent, but one of a CPU's.
+        model_devices: Among how many of them to divide the weights, for models too large for one; a divisor of their
+            number. The sequences are spread over the groups of so many.
+        coordinator: Host and port of process 0, for a run of several processes; auto on a TPU pod or under SLURM.
+        processes: How many processes there are.
+        process_id: Which one this is, from 0; process 0 prints and writes.
         settings: How to train.
     """
+    import jax
+
     from spap_jax import checkpoint, memory
-    from spap_jax.checkpoint.resume import Unfinished
-    from spap_jax.cli.console import err, training_progress, waiting
+    from spap_jax.checkpoint.mirror import unfinished
+    from spap_jax.cli.console import err, out, training_progress, waiting
+    from spap_jax.cli.downloads import fetch_data, fetch_models
     from spap_jax.cli.stopping import stopping
     from spap_jax.cli.unfinished import telling
-    from spap_jax.devices import sharing
+    from spap_jax.devices import join, leads, sharing
     from spap_jax.errors import UserError
+    from spap_jax.placement import placed
     from spap_jax.training.card import trained_card
     from spap_jax.training.resume import begun, identity, keep
     from spap_jax.training.run import run
     from spap_jax.training.train import check
 
     checkpoint.check_output(output, overwrite)
-    with waiting(f"reading {model}"):
-        start = checkpoint.load(model)
-        dense = checkpoint.load(teacher) if teacher else None
+    join(coordinator, processes, process_id)
+    out.quiet = err.quiet = not leads()
+    fetch_models(model, teacher)
+    fetch_data(data, eval)
+    if model_devices > 1 and jax.process_count() > 1:
+        raise UserError(
+            "spap finetune divides weights among the devices of one process, and this run has several: leave out "
+            "--model-devices."
+        )
+    with waiting(f"reading {model}"), sharing(devices, model_devices):
+        place = placed if model_devices > 1 else checkpoint.local
+        start = checkpoint.load(model, place)
+        dense = checkpoint.load(teacher, place) if teacher else None
     blocks, judged = _texts(start, data, eval, sequences, sequence_length, settings.seed)
-    before = _perplexity(start, judged, "before training")
+    before = _perplexity(start, judged, "before training") if leads() else None
     check(start, blocks.tokens, dense, settings)
-    with sharing(devices), stopping() as before_end:
-        kept = Unfinished(output, identity(start, dense, blocks, settings), blocks=1, fresh=not resume)
+    with sharing(devices, model_devices), stopping() as before_end:
+        if not leads():  # the same computations on its own sequences, and no result
+            run(start, blocks, dense, settings, lambda _: None, begun(None))
+            return
+        kept = unfinished(output, identity(start, dense, blocks, settings), blocks=1, fresh=not resume)
         with kept, telling(kept, before_end), training_progress(settings.steps) as progress:
 
             def watch(stage: "Stage") -> None:

@@ -19,6 +19,7 @@ def plan(
     /,
     *,
     mesh: str | None = None,
+    model_devices: int = 1,
     sequences: int = 128,
     sequence_length: int | None = None,
     json: Path | None = None,
@@ -29,12 +30,14 @@ def plan(
     Example: spap plan meta-llama/Llama-3.1-8B --mesh h100x8 --effort low
 
     Only config.json is read. The counts are of the program as it is: the calibration sequences are spread over the
-    devices, weights and solver lie on each. Times are rooflines: the work at the rates of the data sheets.
+    devices, weights are divided where --model-devices says so, the solver lies on each. Times are rooflines: the work
+    at the rates of the data sheets.
 
     Args:
-        model: Folder with a config.json, or a hub id; no weights are needed.
+        model: Folder with a config.json, a hub id, or an address such as gs://bucket/model; no weights are needed.
         mesh: The devices: v5e-8, v5p-64, v6e-8 (TPU slices as Cloud names them), a100x4, h100x8, h200x8 (GPUs of one
             server). Where absent, a few are compared.
+        model_devices: Among how many of the devices weights are divided, as in spap prune.
         sequences: Calibration sequences.
         sequence_length: Tokens in a sequence; 2048, or what the model's positions allow, where absent.
         json: Also write the numbers to this file.
@@ -55,7 +58,7 @@ def plan(
     if sequences < 1:
         raise UserError("--sequences must be at least 1: give a positive number.")
     check_place(json)
-    meshes = [mesh_named(name) for name in ((mesh,) if mesh else MESHES)]
+    meshes = [mesh_named(name).shared_among(model_devices) for name in ((mesh,) if mesh else MESHES)]
     with console.waiting(f"reading the config of {model}"):
         config, weight_bytes = checkpoint.read_config(checkpoint.locate_config(model), model)
     request = Request(config, settings, sequences, chosen_length(sequence_length, config), weight_bytes)

@@ -17,7 +17,7 @@ def prune(
     model: str,
     /,
     *,
-    output: Path,
+    output: str,
     calibration: str,
     sparsity: Sparsities = (PruneSettings.sparsity,),
     sequences: int = 128,
@@ -27,6 +27,7 @@ def prune(
     resume: Resume = True,
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     devices: int | None = None,
+    model_devices: int = 1,
     coordinator: str | None = None,
     processes: int | None = None,
     process_id: int | None = None,
@@ -37,13 +38,15 @@ def prune(
     Example: spap prune meta-llama/Llama-3.2-1B --sparsity 0.3 --calibration c4 --output pruned
 
     What is done is kept beside the output, in a folder .NAME.resume, until the output is there: after an interruption
-    the same command goes on with the block that it was at. Told to end (SIGTERM), it ends at once with the exit code
-    75. Otherwise 0 is success, and 2 something that one sentence says how to mend.
+    the same command goes on with the block that it was at; on another machine too, if the output is an address. Told to
+    end (SIGTERM), it ends at once with the exit code 75. Otherwise 0 is success, and 2 something that one sentence says
+    how to mend.
 
     Args:
-        model: Folder or hub id of the checkpoint.
-        output: Folder to write; complete or absent.
-        calibration: wikitext2, c4, a hub data set, a .txt, .jsonl or .parquet file, or a .npy of token ids.
+        model: Folder or hub id of the checkpoint, or an address such as gs://bucket/model.
+        output: Folder to write, complete or absent; or where to send it, gs://bucket/pruned or hf://owner/name.
+        calibration: wikitext2, c4, a hub data set, a .txt, .jsonl or .parquet file, or a .npy of token ids; a file's
+            path or address.
         sparsity: Fraction of MLP channels to remove from every layer, between 0 and 1. Several with commas between them
             make a checkpoint each, in OUTPUT/sparsity-0.1, OUTPUT/sparsity-0.2 and so on.
         sequences: Calibration sequences.
@@ -52,33 +55,40 @@ def prune(
         overwrite: Replace the output folder if it is a checkpoint.
         resume: Go on where the same command was interrupted; --no-resume discards what it had done and starts over.
         dtype: Data type of the weights written; the source's where absent.
-        devices: Over how many devices to spread the sequences; all where absent, but one of a CPU's.
+        devices: Over how many devices to spread the work; all where absent, but one of a CPU's.
+        model_devices: Among how many of them to divide the weights, for models too large for one; a divisor of their
+            number. The sequences are spread over the groups of so many.
         coordinator: Host and port of process 0, for a run of several processes; auto on a TPU pod or under SLURM.
         processes: How many processes there are.
         process_id: Which one this is, from 0; process 0 prints and writes.
         settings: How to prune.
     """
     from spap_jax import checkpoint
-    from spap_jax.checkpoint.resume import resume_folder
+    from spap_jax.checkpoint.mirror import is_unfinished
     from spap_jax.cli.console import err, out, waiting
+    from spap_jax.cli.downloads import fetch_data, fetch_models
     from spap_jax.cli.prune_run import follow, lead
     from spap_jax.cli.stopping import stopping
     from spap_jax.devices import join, leads, sharing
+    from spap_jax.pruning.allocation import check_allocation
     from spap_jax.pruning.pipeline import pruned_config
 
     wanted = runs(output, sparsity, settings)
     for run in wanted:
-        if not (resume and resume_folder(run.output).exists()):  # else its output may be there, and be this command's
+        if not (resume and is_unfinished(run.output)):  # else its output may be there, and be this command's
             checkpoint.check_output(run.output, overwrite)
     join(coordinator, processes, process_id)
     out.quiet = err.quiet = not leads()
     with stopping() as before_end:
+        fetch_models(model)
+        fetch_data(calibration, eval)
         with waiting(f"reading {model}"):
             reader = checkpoint.Reader(_hugging_face_folder(model), name=model)
         for run in wanted:
+            check_allocation(reader.config, run.settings, model_devices)
             checkpoint.check_describable(reader.source, pruned_config(reader.config, run.settings))
         given = _given(reader, calibration, sequences, sequence_length, eval, settings.seed, dtype, overwrite)
-        with sharing(devices):
+        with sharing(devices, model_devices):
             if not leads():
                 for run in wanted:
                     follow(run, given)

@@ -1,7 +1,6 @@
 """Several sparsities in one command: how they are typed, and a folder for each."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from cyclopts import Group, Parameter
@@ -11,9 +10,9 @@ from spap_jax.settings import PruneSettings
 
 
 class PruneRun(NamedTuple):
-    """A checkpoint to be made: its folder, and how."""
+    """A checkpoint to be made: the path or address of its folder, and how."""
 
-    output: Path
+    output: str
     settings: PruneSettings
 
 
@@ -40,7 +39,7 @@ OTHERS = Parameter(name="*", parse="^(?!sparsity$)", group=Group("Method", sort_
 """Makes a flag of every field of PruneSettings but the sparsity, which has one of its own."""
 
 
-def runs(output: Path, sparsities: Sequence[float], settings: PruneSettings) -> list[PruneRun]:
+def runs(output: str, sparsities: Sequence[float], settings: PruneSettings) -> list[PruneRun]:
     """The runs that a command asks for: one into ``output``, or several into folders in it.
 
     Raises:
@@ -51,7 +50,7 @@ def runs(output: Path, sparsities: Sequence[float], settings: PruneSettings) -> 
     chosen = [settings.replace(sparsity=sparsity) for sparsity in sparsities]
     if len(chosen) == 1:
         return [PruneRun(output, chosen[0])]
-    return [PruneRun(output / f"sparsity-{each.sparsity}", each) for each in chosen]
+    return [PruneRun(f"{output.rstrip('/')}/sparsity-{each.sparsity}", each) for each in chosen]
 
 
 def _fraction(word: str) -> float:

@@ -1,6 +1,6 @@
 """One checkpoint of ``spap prune``: pruned block by block into its folder, and kept on the way."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from spap_jax import checkpoint, memory
+from spap_jax.checkpoint.mirror import unfinished
 from spap_jax.checkpoint.resume import Unfinished
 from spap_jax.cli import console
 from spap_jax.cli.prune_many import PruneRun
@@ -17,10 +18,12 @@ from spap_jax.evaluation.perplexity import perplexity
 from spap_jax.model import Model
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
-from spap_jax.pruning.card import model_card
-from spap_jax.pruning.pipeline import Begun, prune_layers, pruned_config
+from spap_jax.pruning.allocation import allocated_config
+from spap_jax.pruning.card import OWN_LOADER, model_card
+from spap_jax.pruning.pipeline import Begun, Step, prune_layers, pruned_config
 from spap_jax.pruning.report import LayerReport, PruneReport, SweepReport, new_report
-from spap_jax.pruning.resume import begun, identity, keep
+from spap_jax.pruning.resume import begun, decided_widths, identity, keep
+from spap_jax.settings import PruneSettings
 
 
 class Given(NamedTuple):
@@ -56,13 +59,13 @@ def lead(run: PruneRun, given: Given, fresh: bool, before_end: list[Callable[[],
         What tells that this run is made, to be removed when the whole command has ended.
     """
     reader = given.reader
-    narrow = pruned_config(reader.config, run.settings)
     which = identity(reader.fingerprint(), given.blocks, given.judged, given.dtype, run.settings)
-    with Unfinished(run.output, which, reader.config.layers, fresh) as kept, telling(kept, before_end):
+    with unfinished(run.output, which, reader.config.layers, fresh) as kept, telling(kept, before_end):
         done = begun(kept, run.output)
         if done is None:
             console.err.print(f"{run.output} was made before the interruption")
             return kept
+        narrow = _narrow(run.settings, given, kept)
         with checkpoint.Writer(
             run.output, narrow, reader.source, reader.dtypes,
             dtype=given.dtype, overwrite=given.overwrite, partial=kept.output,
@@ -78,11 +81,33 @@ def lead(run: PruneRun, given: Given, fresh: bool, before_end: list[Callable[[],
 
 def follow(run: PruneRun, given: Given) -> None:
     """The part of a process that does not lead: the same computations on its own sequences, and no result."""
-    reader = given.reader
     done = begun(None, run.output)
     if done is not None:
-        for _ in prune_layers(reader.config, reader.outer(), reader.layer, given.blocks.tokens, run.settings, done):
+        for _ in _steps(run, given, given.reader.outer(), done, _narrow(run.settings, given, None)):
             pass
+
+
+def _narrow(settings: PruneSettings, given: Given, kept: Unfinished | None) -> DecoderConfig:
+    """The decoder to prune to; all processes have to call this."""
+    reader = given.reader
+    uniform = pruned_config(reader.config, settings)
+    if settings.allocation == "uniform":
+        return uniform
+
+    def choose() -> tuple[int, ...]:
+        with console.waiting("choosing a width for each layer"):
+            args = reader.config, reader.outer(), reader.layer, given.blocks.tokens, settings
+            return allocated_config(*args).layer_widths
+
+    narrow = uniform.with_widths(decided_widths(kept, choose))
+    if narrow.widths:
+        console.err.print(f"MLP channels by layer: {', '.join(map(str, narrow.widths))}; {OWN_LOADER}")
+    return narrow
+
+
+def _steps(run: PruneRun, given: Given, outer: Params, done: Begun, narrow: DecoderConfig) -> Iterator[Step]:
+    reader = given.reader
+    return prune_layers(reader.config, outer, reader.layer, given.blocks.tokens, run.settings, done, narrow)
 
 
 def _prune_into(writer: checkpoint.Writer, given: Given, run: PruneRun, kept: Unfinished, done: Begun) -> PruneReport:
@@ -94,7 +119,7 @@ def _prune_into(writer: checkpoint.Writer, given: Given, run: PruneRun, kept: Un
     reports: list[LayerReport | SweepReport] = []
     layers: list[Params] = []
     with console.layer_progress(reader.config.layers) as progress:
-        for step in prune_layers(reader.config, outer, reader.layer, given.blocks.tokens, run.settings, done):
+        for step in _steps(run, given, outer, done, writer.config):
             if step.fresh:
                 keep(kept, step)
             if step.final:
@@ -121,13 +146,13 @@ def perplexity_of(model: Model, judged: TokenBlocks, when: str) -> float:
 def _stacked(reader: checkpoint.Reader, narrow: DecoderConfig, outer: Params, layers: list[Params]) -> Model:
     stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *layers)
     layers.clear()
-    return Model(narrow, outer | {"layers": stacked}, reader.source)
+    return Model(narrow, jax.tree.map(jnp.asarray, outer) | {"layers": stacked}, reader.source)
 
 
 def _summary(report: PruneReport) -> None:
     model, extras = report.model, report.extras
-    counts = [("parameters", "parameters"), ("MLP parameters", "mlp_parameters"),
-              ("MLP channels per layer", "intermediate")]  # fmt: skip
+    width = "MLP channels per layer" if report.one_width else "MLP channels of the widest layer"
+    counts = [("parameters", "parameters"), ("MLP parameters", "mlp_parameters"), (width, "intermediate")]
     if fewer_heads := model["kv_heads"]["after"] < model["kv_heads"]["before"]:
         counts += [("attention heads per layer", "heads"), ("key/value heads per layer", "kv_heads")]
     rows = [

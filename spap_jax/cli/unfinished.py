@@ -20,12 +20,12 @@ def telling(kept: Unfinished, before_end: list[Callable[[], str]]) -> Iterator[N
         return words()
 
     def words() -> str:
-        return f"{_steps(kept)} in {kept.folder}: the same command goes on from there, --no-resume starts over."
+        return f"{_steps(kept)} in {kept.place}: the same command goes on from there, --no-resume starts over."
 
     if kept.lost:
-        console.err.print(f"{kept.folder} was damaged: what is lost is computed again")
+        console.err.print(f"{kept.place} was damaged: what is lost is computed again")
     if kept.told:
-        console.err.print(f"going on: {_steps(kept)} in {kept.folder}")
+        console.err.print(f"going on: {_steps(kept)} in {kept.place}")
     before_end.append(end)
     try:
         yield

@@ -72,16 +72,31 @@ class Mesh(NamedTuple):
         name: As it was asked for.
         accelerator: The kind.
         devices: How many.
+        sharers: Among how many of them weights are divided.
     """
 
     name: str
     accelerator: Accelerator
     devices: int
+    sharers: int = 1
 
     def with_devices(self, devices: int) -> "Mesh":
         """As many other devices of the kind."""
         kind, mark, _ = _split(self.name)
-        return Mesh(f"{kind}{mark}{devices * self.accelerator.named}", self.accelerator, devices)
+        return self._replace(name=f"{kind}{mark}{devices * self.accelerator.named}", devices=devices)
+
+    def shared_among(self, sharers: int) -> "Mesh":
+        """The same with weights divided among so many.
+
+        Raises:
+            UserError: the devices cannot be divided into groups of so many.
+        """
+        if sharers < 1 or self.devices % sharers:
+            raise UserError(
+                f"the {self.devices} devices of {self.name} cannot be divided into groups of {sharers} that share the "
+                f"weights: give --model-devices a number that divides {self.devices}."
+            )
+        return self._replace(sharers=sharers)
 
 
 def mesh_named(name: str) -> Mesh:

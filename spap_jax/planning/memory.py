@@ -5,6 +5,7 @@ makes of it: the multiples below were read from compiled programs, and ``tests/p
 against XLA's own accounts.
 """
 
+import dataclasses
 import math
 
 from spap_jax.models.config import DecoderConfig
@@ -27,13 +28,8 @@ def outer_elements(config: DecoderConfig) -> int:
     return _elements(config, "embed/") + _elements(config, "head/")
 
 
-def head_elements(config: DecoderConfig) -> int:
-    """Weights that the last stream meets; of a tied model the embedding of tokens is one."""
-    return _elements(config, "head/") + (_elements(config, "embed/tokens") if config.tied else 0)
-
-
 def _elements(config: DecoderConfig, beginning: str) -> int:
-    rules = FAMILIES[config.family].rules_for(config)
+    rules = FAMILIES[config.family].rules_for(dataclasses.replace(config, heads=1, kv_heads=1))  # do not depend on them
     return sum(math.prod(rule.shapes(config.axes)[1]) for rule in rules if rule.ours.startswith(beginning))
 
 
@@ -70,21 +66,36 @@ def _attending(load: Workload, config: DecoderConfig, tokens: int) -> float:
 
 def passing_bytes(load: Workload) -> float:
     """Workspace of ``streams.enter_mlp``: weights cast, and a chunk's activations in attention or in the MLP."""
+    load = load.mine
     config, tokens = load.dense, max(part.size for part in load.parts)
     mlp = tokens * (config.width + mlp_matrices(config) * config.intermediate)
     return _cast(load, block_elements(config)) + 4 * max(_attending(load, config, tokens), mlp)
 
 
 def summing_bytes(load: Workload) -> float:
-    """Workspace of ``moments.accumulate``: a chunk's sums beside the total, hidden channels and their transpose."""
-    d, f, tokens = load.dense.width, load.dense.intermediate, load.fitted.size
-    inner = _cast(load, _mlp_elements(load.dense) - f * d)
-    return 4 * (f**2 + f * d + tokens * (2 * f + d)) + inner
+    """Workspace of ``moments.accumulate``: a chunk's sums beside the total, hidden channels and their transpose.
+
+    Devices that share the weights gather the channels of a chunk, each for its rows of the sums.
+    """
+    d, f, mine, tokens = load.dense.width, load.dense.intermediate, load.mine.dense.intermediate, load.fitted.size
+    inner = _cast(load, _mlp_elements(load.mine.dense) - mine * d)
+    return 4 * (mine * f + mine * d + tokens * (2 * mine + d + f * (mine < f))) + inner
 
 
 def selecting_bytes(f: int, d: int) -> float:
     """Workspace of the selection: the tableau, what it becomes, and the columns that it is solved for."""
     return 4 * (3 * f**2 + 4 * f * d)
+
+
+def choosing_bytes(f: int, d: int) -> float:
+    """Workspace of ``waves.own_choices``: that of a selection, and the scaled G and C; their factor ends early."""
+    return selecting_bytes(f, d) + 4 * (f**2 + f * d)
+
+
+def closing_bytes(load: Workload) -> float:
+    """Workspace of ``alternating.closed_form``: sums beside the total, hidden channels and their transpose."""
+    d, k, tokens = load.narrow.width, load.narrow.intermediate, load.fitted.size
+    return 4 * (2 * k**2 + 2 * k * d + tokens * (2 * k + d))
 
 
 def refitting_bytes(k: int, d: int) -> float:
@@ -98,9 +109,10 @@ def recovering_bytes(load: Workload) -> tuple[float, float]:
     Weights at hand, tried and new, gradients and both of Adam's moments, not quite all at once; the hidden channels of
     a chunk, and those of a step with what its gradients need.
     """
-    weights, k = _mlp_elements(load.narrow), load.narrow.intermediate
+    weights, k, mine = _mlp_elements(load.mine.narrow), load.narrow.intermediate, load.mine.narrow.intermediate
     hidden = load.fitted.size + (mlp_matrices(load.narrow) + 1) * load.fitted.share(load.batch)
-    return 4 * weights * 16 / 3, 4 * (2 * k**2 + hidden * k)
+    gathered = load.fitted.size * k * (mine < k)
+    return 4 * weights * 16 / 3, 4 * (2 * k**2 + hidden * mine + gathered)
 
 
 def descending_bytes(load: Workload) -> tuple[float, float]:
@@ -110,7 +122,7 @@ def descending_bytes(load: Workload) -> tuple[float, float]:
     block; then the largest of the logits (of both streams, and their gradient), and of what the gradients of a block's
     attention or of its MLP need.
     """
-    c = load.narrow
+    c = load.mine.narrow
     tokens = sweep_step_tokens(load)
     queries, keys = c.heads * c.head_dim, c.kv_heads * c.head_dim
     scores = sum((last - first) * last for first, last in query_blocks(load.fitted.length)) * load.heads_at_once
@@ -124,6 +136,7 @@ def descending_bytes(load: Workload) -> tuple[float, float]:
 
 def judging_bytes(load: Workload) -> tuple[float, float]:
     """Workspace of ``sweeps._divergence``: a block taken out of the stack; a chunk's activations, or its logits."""
+    load = load.mine
     c, tokens = load.narrow, load.judged.size
     taken = load.weight_bytes * block_elements(c) + _cast(load, block_elements(c) + _mlp_elements(c))
     mlp = tokens * c.width + 3 * min(MLP_TOKENS, tokens) * c.intermediate
@@ -133,20 +146,26 @@ def judging_bytes(load: Workload) -> tuple[float, float]:
 
 def device_memory(load: Workload) -> dict[str, Parts]:
     """Bytes on each device at the height of each phase, by part."""
-    f, d, k = load.dense.intermediate, load.dense.width, load.narrow.intermediate
-    weights = load.weight_bytes * block_elements(load.dense)
+    f, d, k, mine = load.dense.intermediate, load.dense.width, load.narrow.intermediate, load.mine
+    weights = load.weight_bytes * block_elements(mine.dense)
     if load.sweeps:  # all pruned blocks, from the first one on
-        weights += load.weight_bytes * load.narrow.layers * block_elements(load.narrow)
+        weights += load.weight_bytes * load.narrow.layers * block_elements(mine.narrow)
     held = {"weights": weights, "streams": streams_bytes(load)}
     f = max(f, load.dense.heads * load.dense.head_dim if load.fewer_heads else 0)
     solving = held | {"moments": moments_bytes(f, d)}
-    mlp = 4.0 * _mlp_elements(load.narrow)
+    mlp = 4.0 * _mlp_elements(mine.narrow)
+    # In waves the fitted tokens have two more streams, and a device its own layer's moments beside the latest ones.
+    ahead = held | {"streams": held["streams"] + 2 * 4 * load.fitted.tokens * d} if load.in_waves else held
+    layers = 2 if load.in_waves else mine.dense.intermediate / load.dense.intermediate
+    solver = choosing_bytes(f, d) if load.in_waves else system_bytes(f, d) + selecting_bytes(f, d)
     phases: dict[str, Parts] = {
-        "streams": held | {"activations": passing_bytes(load)},
-        "statistics": solving | {"activations": summing_bytes(load)},
-        "selection": solving | {"solver": system_bytes(f, d) + selecting_bytes(f, d)},
+        "streams": ahead | {"activations": passing_bytes(load)},
+        "statistics": ahead | {"moments": layers * moments_bytes(f, d), "activations": summing_bytes(load)},
+        "selection": solving | {"solver": solver},
     }
-    if load.refits:
+    if load.refits and load.in_waves:
+        phases["refit"] = held | {"gradients": 2 * mlp, "activations": closing_bytes(load)}
+    elif load.refits:
         solver = system_bytes(f, d) + refitting_bytes(k, d)
         phases["refit"] = solving | {"solver": solver, "gradients": 2 * mlp}
     if load.alternates and load.settings.rounds:
@@ -154,7 +173,7 @@ def device_memory(load: Workload) -> dict[str, Parts]:
         # The weights selected, refitted and recovered beside them.
         phases["alternating"] = held | {"gradients": 3 * mlp + gradients, "activations": activations}
     if load.sweeps:
-        stack = load.weight_bytes * (load.narrow.layers * block_elements(load.narrow) + head_elements(load.narrow))
+        stack = load.weight_bytes * (load.narrow.layers * block_elements(mine.narrow) + outer_elements(mine.narrow))
         for name, workspace in (("sweep steps", descending_bytes), ("sweep checks", judging_bytes)):
             gradients, activations = workspace(load)
             phases[name] = held | {"weights": stack, "gradients": gradients, "activations": activations}
@@ -165,8 +184,7 @@ def host_memory(load: Workload) -> Parts:
     """Bytes on each host beside the programs themselves; JAX's staging buffers are not counted."""
     tokens = sum(part.count * part.size for part in load.parts)
     return {
-        "weights outside the blocks": load.weight_bytes * outer_elements(load.dense),
-        "a block read": load.weight_bytes * block_elements(load.dense),
+        "a block read": load.weight_bytes * block_elements(load.mine.dense),
         "a block written": load.weight_bytes * block_elements(load.narrow),
         "token ids": 4 * tokens,
     }

@@ -119,37 +119,40 @@ def refit_operations(k: int, d: int) -> float:
 
 
 def streams_operations(load: Workload) -> float:
-    """``pruning/streams.py``: both streams through attention, one through the dense and one through the narrow MLP."""
-    length = load.fitted.length
-    both = (load.dense, load.narrow)
-    return load.tokens * sum(attention_operations(c, length) + mlp_operations(c) for c in both)
+    """``pruning/streams.py``: both streams through attention, one through the dense and one through the narrow MLP.
+
+    In waves the dense stream of the fitted tokens goes ahead once more.
+    """
+    both, length = (load.mine.dense, load.mine.narrow), load.fitted.length
+    dense, narrow = (attention_operations(c, length) + mlp_operations(c) for c in both)
+    return load.tokens * (dense + narrow) + load.in_waves * load.fitted.tokens * dense
 
 
 def statistics_operations(load: Workload) -> float:
     """``pruning/moments.py``: the hidden activations of the fitted tokens, H'H and H'Y; of the heads likewise."""
-    config = load.dense
-    d, f, h = config.width, config.intermediate, config.heads * config.head_dim
-    inner = mlp_operations(config) - 2 * f * d
-    heads = attention_operations(config, load.fitted.length) - 2 * h * d + 2 * h**2 + 2 * h * d
-    return load.fitted.tokens * (inner + 2 * f**2 + 2 * f * d + (heads if load.fewer_heads else 0))
+    config, mine = load.dense, load.mine.dense
+    f, h, all_heads = config.intermediate, mine.heads * config.head_dim, config.heads * config.head_dim
+    inner = mlp_operations(mine) + 2 * f * mine.intermediate
+    heads = attention_operations(mine, load.fitted.length) + 2 * h * all_heads
+    return load.fitted.tokens * (inner + (heads if load.fewer_heads else 0))
 
 
 def step_operations(load: Workload) -> float:
     """``solver/alternating.py``: a step multiplies by all matrices forward, for their gradients, and once for H's."""
     matrices = mlp_matrices(load.narrow)
-    return load.fitted.share(load.batch) * mlp_operations(load.narrow) * (2 + 1 / matrices)
+    return load.fitted.share(load.batch) * mlp_operations(load.mine.narrow) * (2 + 1 / matrices)
 
 
 def closed_form_operations(load: Workload) -> float:
     """``solver/alternating.py``: passes over the fitted tokens for H, H V, H'H and H'E, factorises and solves."""
-    d, k = load.narrow.width, load.narrow.intermediate
-    passed = load.fitted.tokens * (2 * k**2 + 2 * k * d + mlp_operations(load.narrow))
+    d, k, mine = load.narrow.width, load.narrow.intermediate, load.mine.narrow
+    passed = load.fitted.tokens * (2 * (k + d) * mine.intermediate + mlp_operations(mine))
     return passed + refit_operations(k, d)
 
 
 def errors_operations(load: Workload) -> float:
     """``solver/alternating.py``: the narrow MLP once over all tokens."""
-    return load.tokens * mlp_operations(load.narrow)
+    return load.tokens * mlp_operations(load.mine.narrow)
 
 
 def alternating_operations(load: Workload) -> float:
@@ -177,7 +180,7 @@ def sweep_step_operations(load: Workload, after: float) -> float:
     passing them back takes twice as much. Of the block at hand only the MLP is passed back, and its hidden channels
     computed again if it is passed in pieces. The head is applied to both streams and passed back once.
     """
-    config, length = load.narrow, load.fitted.length
+    config, length = load.mine.narrow, load.fitted.length
     own_mlp = 3 if in_pieces(load) else 2 + 1 / mlp_matrices(config)
     mlp = mlp_operations(config) * (own_mlp + 3 * after)
     scores = score_operations(config, length) * (1 + 5 * after)
@@ -187,14 +190,14 @@ def sweep_step_operations(load: Workload, after: float) -> float:
 
 def divergence_operations(load: Workload, after: float) -> float:
     """``pruning/sweeps.py``: the tokens that judge, through a block and so many after it, and both heads."""
-    block = attention_operations(load.narrow, load.fitted.length) + mlp_operations(load.narrow)
-    return load.judged.tokens * ((after + 1) * block + 2 * head_operations(load.narrow))
+    mine = load.mine.narrow
+    block = attention_operations(mine, load.fitted.length) + mlp_operations(mine)
+    return load.judged.tokens * ((after + 1) * block + 2 * head_operations(mine))
 
 
 def advance_operations(load: Workload) -> float:
     """``pruning/sweeps.py``: all tokens through a block."""
-    block = attention_operations(load.narrow, load.fitted.length) + mlp_operations(load.narrow)
-    return load.tokens * block
+    return load.tokens * (attention_operations(load.mine.narrow, load.fitted.length) + mlp_operations(load.mine.narrow))
 
 
 def operations(load: Workload, turns: int | None = None) -> dict[str, float]:
@@ -210,13 +213,14 @@ def operations(load: Workload, turns: int | None = None) -> dict[str, float]:
     heads = int(load.fewer_heads)
     after = (load.dense.layers - 1) / 2
     sweeping = int(load.sweeps > 0)
-    refit = refit_operations(k, d) + heads * refit_operations(kept, d)
-    attended = 2 * load.tokens * attention_operations(load.narrow, load.fitted.length)
+    refit = closed_form_operations(load) if load.in_waves else refit_operations(k, d)
+    selection = load.solved_here * selection_operations(load, turns)
+    attended = 2 * load.tokens * attention_operations(load.mine.narrow, load.fitted.length)
     return {
         "streams": streams_operations(load),
         "statistics": statistics_operations(load),
-        "selection": selection_operations(load, turns) + (head_selection_operations(load, turns) if heads else 0),
-        "refit": refit if load.refits else 0,
+        "selection": selection + (head_selection_operations(load, turns) if heads else 0),
+        "refit": (refit + heads * refit_operations(kept, d)) if load.refits else 0,
         "alternating": alternating_operations(load),
         "errors": 3 * errors_operations(load) + heads * attended,
         "sweep steps": sweeping * load.settings.sweep_steps * sweep_step_operations(load, after),

@@ -1,12 +1,13 @@
 """A plan: whether a run fits a mesh, what would make it fit, and the time that it takes at least."""
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from spap_jax.models.config import DecoderConfig
-from spap_jax.planning import memory, operations, traffic
+from spap_jax.planning import memory, operations, shared, traffic
 from spap_jax.planning.accelerators import Mesh
 from spap_jax.planning.memory import Parts
 from spap_jax.planning.workload import Workload, workload
@@ -41,9 +42,10 @@ class Request:
     length: int
     weight_bytes: int
 
-    def on(self, devices: int) -> Workload:
-        """The same as work for so many devices."""
-        return workload(self.config, self.settings, self.sequences, self.length, devices, self.weight_bytes)
+    def on(self, devices: int, sharers: int = 1) -> Workload:
+        """The same as work for so many devices, in groups that share the weights."""
+        spread = devices // sharers
+        return workload(self.config, self.settings, self.sequences, self.length, spread, sharers, self.weight_bytes)
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def plan(request: Request, mesh: Mesh) -> Plan:
     Raises:
         UserError: there is nothing to remove.
     """
-    load = request.on(mesh.devices)
+    load = request.on(mesh.devices, mesh.sharers)
     read = load.dense.layers * memory.block_elements(load.dense) + memory.outer_elements(load.dense)
     return Plan(
         request=request,
@@ -129,10 +131,11 @@ def plan(request: Request, mesh: Mesh) -> Plan:
 
 
 def _phases(load: Workload, mesh: Mesh) -> Iterator[Phase]:
-    moved, exchanged = traffic.memory_bytes(load), traffic.collectives(load)
+    moved, reduced, exchanged = traffic.memory_bytes(load), traffic.collectives(load), shared.exchanged(load)
     for name, count in operations.operations(load).items():
         times = load.dense.layers * (load.sweeps if name.startswith("sweep") else 1)
-        sent = traffic.sent(exchanged.get(name, Counter()), load.devices)
+        sent = traffic.sent(reduced.get(name, Counter()), load.devices)
+        sent += traffic.sent(exchanged.get(name, Counter()), load.sharers)
         if times and count:
             yield _phase(name, times * count, times * moved[name], times * sent, mesh)
 
@@ -166,6 +169,7 @@ def _remedy(planned: Plan) -> str:
         _first(_narrower(request, mesh)),
         _first(_fewer(request, mesh)),
         _first([("--effort low", dataclasses.replace(request, settings=low), mesh)]),
+        _first(_divided(request, mesh)),
         _first(_more(request, mesh)),
     ]
     if found := [words for words in single if words]:
@@ -175,7 +179,8 @@ def _remedy(planned: Plan) -> str:
         "--effort low" if small.batch_tokens == low.batch_tokens else f"--effort low --batch-tokens {request.length}"
     )
     least_words = [(words, least, mesh)]
-    together = [(f"{words} {more}", *rest) for more, *rest in (*_fewer(least, mesh), *_more(least, mesh))]
+    changes = (*_divided(least, mesh), *_fewer(least, mesh), *_more(least, mesh))
+    together = [(f"{words} {more}", *rest) for more, *rest in changes]
     if both := _first([*least_words, *together]):
         return f"It would fit with {both}."
     smallest = plan(dataclasses.replace(least, sequences=2), mesh)
@@ -208,6 +213,16 @@ def _fewer(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]]:
         sequences //= 2
 
 
+def _divided(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]]:
+    sharers = 2 * mesh.sharers
+    while mesh.devices % sharers == 0:
+        rounded = request.settings.replace(round_to=math.lcm(request.settings.round_to, sharers))
+        words = f"--model-devices {sharers}"
+        words += f" --round-to {rounded.round_to}" if rounded != request.settings else ""
+        yield words, dataclasses.replace(request, settings=rounded), mesh.shared_among(sharers)
+        sharers *= 2
+
+
 def _more(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]]:
     devices = 2 * mesh.devices
     while devices <= min(mesh.accelerator.most, request.sequences):
@@ -218,14 +233,21 @@ def _more(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]]:
 
 def notes(planned: Plan) -> list[str]:
     """What is worth knowing of a run on this mesh, a sentence each."""
-    load, devices = planned.request.on(planned.mesh.devices), planned.mesh.devices
+    load = planned.request.on(planned.mesh.devices, planned.mesh.sharers)
     chip, found = planned.mesh.accelerator, []
-    if devices > 1 and not load.fitted.divided:
+    if load.devices > 1 and not load.fitted.divided:
+        whose = "devices" if load.sharers == 1 else "groups of devices"
         found.append(
-            f"{planned.request.sequences} sequences cannot be divided among {devices} devices, so each computes all."
+            f"{planned.request.sequences} sequences cannot be divided among {load.devices} {whose}, so each computes "
+            "all."
         )
-    if devices > 1 and load.sweeps and (words := _repeated(load, planned.request.on(1))):
+    if load.devices > 1 and load.sweeps and (words := _repeated(load, planned.request.on(load.sharers, load.sharers))):
         found.append(words)
+    if load.narrow.intermediate % load.sharers:
+        found.append(
+            f"The {load.narrow.intermediate} channels kept cannot be divided among {load.sharers} devices, so each "
+            f"holds all of them: give --round-to {load.sharers}."
+        )
     if chip.named == 1 and "TPU" not in chip.words and planned.fits and planned.peak[1] > _TAKEN_BY_JAX * chip.memory:
         found.append(
             "JAX takes three quarters of a GPU's memory, less than this: set XLA_PYTHON_CLIENT_MEM_FRACTION=0.95."
@@ -241,4 +263,5 @@ def _repeated(load: Workload, alone: Workload) -> str | None:
     if part < 2 / devices:
         return None
     why = f"{picked} {'sequence' if picked == 1 else 'sequences'} at a time cannot be divided among them"
-    return f"In the steps of the sweeps each of the {devices} devices does {part:.0%} of the work: {why}."
+    whose = "devices" if load.sharers == 1 else "groups of devices"
+    return f"In the steps of the sweeps each of the {devices} {whose} does {part:.0%} of the work: {why}."

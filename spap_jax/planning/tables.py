@@ -61,7 +61,8 @@ def host_line(planned: Plan) -> str:
     """Memory of a host, by part."""
     parts = ", ".join(f"{name} {bytes_text(size)}" for name, size in planned.host.items())
     total = bytes_text(sum(planned.host.values()))
-    return f"memory of each host: {total} beside JAX itself ({parts}); every process reads {bytes_text(planned.read)}"
+    read = bytes_text(planned.read)
+    return f"memory of each host: {total} beside JAX itself ({parts}); every process reads at most {read}"
 
 
 def time_line(planned: Plan) -> str:
@@ -88,7 +89,12 @@ def as_values(planned: Plan) -> dict[str, Any]:
     """The numbers of a plan."""
     chip = planned.mesh.accelerator
     return {
-        "mesh": {"name": planned.mesh.name, "devices": planned.mesh.devices, **chip._asdict()},
+        "mesh": {
+            "name": planned.mesh.name,
+            "devices": planned.mesh.devices,
+            "model_devices": planned.mesh.sharers,
+            **chip._asdict(),
+        },
         "fits": planned.fits,
         "verdict": verdict(planned),
         "notes": notes(planned),

@@ -61,26 +61,28 @@ def over_chunks(load: Workload, cost: Callable[[int], float]) -> float:
 
 
 def streams_bytes(load: Workload) -> float:
-    """Weights and activations, and both streams read and written by two programs."""
-    both, length = (load.dense, load.narrow), load.fitted.length
+    """Weights and activations, and both streams read and written by two programs; in waves by two others as well."""
+    both, length = (load.mine.dense, load.mine.narrow), load.fitted.length
     passed = over_chunks(load, lambda tokens: sum(block_bytes(c, tokens, length) for c in both))
-    return passed + 2 * 2 * 2 * 4 * load.tokens * load.dense.width
+    ahead = load.fitted.here * block_bytes(load.mine.dense, load.fitted.size, length)
+    written = 2 * 2 * 2 * 4 * (load.tokens + load.in_waves * load.fitted.tokens) * load.dense.width
+    return passed + load.in_waves * ahead + written
 
 
 def statistics_bytes(load: Workload) -> float:
     """Hidden activations, their transpose, and the sums, to which every chunk adds."""
 
-    def sums(f: int, inner: float) -> float:
+    def sums(f: int, mine: int, inner: float) -> float:
         d, tokens = load.dense.width, load.fitted.size
-        added = 2 * 4 * (f**2 + f * d)
-        return load.fitted.here * (inner + 8 * tokens * f + product(f, tokens, f) + product(f, tokens, d) + added)
+        added = 2 * 4 * mine * (f + d) + 8 * tokens * mine
+        return load.fitted.here * (inner + product(mine, tokens, f) + product(mine, tokens, d) + added)
 
     matrices = operations.mlp_matrices(load.dense)
-    f, heads = load.dense.intermediate, load.dense.heads * load.dense.head_dim
-    attended = attention_bytes(load.dense, load.fitted.size, load.fitted.length)
-    return sums(f, mlp_bytes(load.dense, load.fitted.size) * (1 - 1 / matrices)) + (
-        sums(heads, attended) if load.fewer_heads else 0
-    )
+    whole, mine, width = load.dense, load.mine.dense, load.dense.head_dim
+    passed = mlp_bytes(mine, load.fitted.size) * (1 - 1 / matrices)
+    attended = attention_bytes(mine, load.fitted.size, load.fitted.length)
+    heads = sums(whole.heads * width, mine.heads * width, attended) if load.fewer_heads else 0
+    return sums(whole.intermediate, mine.intermediate, passed) + heads
 
 
 def _pivot_bytes(f: int, d: int, moved: int) -> float:
@@ -96,7 +98,7 @@ def _pool_bytes(load: Workload) -> float:
 
 
 def selection_bytes(load: Workload) -> float:
-    """Tableaus and what changes them; every swap is found by going over the gains of all pairs."""
+    """Tableaus and what changes them, of one layer; every swap is found by going over the gains of all pairs."""
     f, d, k = load.dense.intermediate, load.dense.width, load.narrow.intermediate
     tableau = 4 * (f**2 + 2 * f * (f + d))
     eliminations = sum(count * _pivot_bytes(f, d, moved) for count, moved in operations.pivots(load))
@@ -108,7 +110,6 @@ def selection_bytes(load: Workload) -> float:
         + (_pool_bytes(load) if load.settings.method == "spap" else 0)
         + 4 * (k**2 + 2 * k * (f + d)) + 2 * 4 * f * (f + d)
         + operations.swap_turns(load) * turn
-        + (_head_selection_bytes(load) if load.fewer_heads else 0)
     )  # fmt: skip
 
 
@@ -127,27 +128,32 @@ def refit_bytes(k: int, d: int) -> float:
     return 4 * 6 * (k**2 + k * d)
 
 
+def closed_form_bytes(load: Workload) -> float:
+    """Hidden activations and their transpose, the sums, to which every chunk adds, and the system."""
+    d, k, size, narrow = load.narrow.width, load.narrow.intermediate, load.fitted.size, load.mine.narrow
+    mine = narrow.intermediate
+    sums = product(mine, size, k) + product(mine, size, d) + 2 * 4 * mine * (k + d) + 8 * size * mine
+    return load.fitted.here * (sums + mlp_bytes(narrow, size)) + refit_bytes(k, d)
+
+
 def alternating_bytes(load: Workload) -> float:
     """Steps, the closed form, and errors, of all rounds."""
     if not load.alternates:
         return 0
-    s, d, k = load.settings, load.narrow.width, load.narrow.intermediate
-    matrices, size = operations.mlp_matrices(load.narrow), load.fitted.size
-    drawn = load.fitted.share(load.batch)
-    step = mlp_bytes(load.narrow, drawn) * (2 + 1 / matrices) + _UPDATE_PASSES * 4 * matrices * k * d
-    sums = product(k, size, k) + product(k, size, d) + 2 * 4 * (k**2 + k * d) + 8 * size * k
-    closed = load.fitted.here * (sums + mlp_bytes(load.narrow, size)) + refit_bytes(k, d)
-    return s.rounds * (s.steps * step + closed + errors_bytes(load)) + errors_bytes(load)
+    s, d, narrow = load.settings, load.narrow.width, load.mine.narrow
+    matrices, drawn = operations.mlp_matrices(narrow), load.fitted.share(load.batch)
+    step = mlp_bytes(narrow, drawn) * (2 + 1 / matrices) + _UPDATE_PASSES * 4 * matrices * narrow.intermediate * d
+    return s.rounds * (s.steps * step + closed_form_bytes(load) + errors_bytes(load)) + errors_bytes(load)
 
 
 def errors_bytes(load: Workload) -> float:
     """The narrow MLP once over all tokens, and both streams."""
-    return over_chunks(load, lambda tokens: mlp_bytes(load.narrow, tokens) + 8 * tokens * load.narrow.width)
+    return over_chunks(load, lambda tokens: mlp_bytes(load.mine.narrow, tokens) + 8 * tokens * load.narrow.width)
 
 
 def sweep_step_bytes(load: Workload, after: float) -> float:
     """One minibatch step, as `operations.sweep_step_operations` has it."""
-    config, length = load.narrow, load.fitted.length
+    config, length = load.mine.narrow, load.fitted.length
     matrices, tokens = operations.mlp_matrices(config), operations.sweep_step_tokens(load)
     piece = min(tokens, operations.MLP_TOKENS)
     mlp = tokens / piece * mlp_bytes(config, piece) * (3 + 3 * after)
@@ -158,14 +164,14 @@ def sweep_step_bytes(load: Workload, after: float) -> float:
 
 def divergence_bytes(load: Workload, after: float) -> float:
     """The tokens that judge through a block and so many after it, and both heads."""
-    config, size = load.narrow, load.judged.size
+    config, size = load.mine.narrow, load.judged.size
     logits = 2 * head_bytes(config, size) + 4 * _SOFTMAX_PASSES * size * config.vocabulary
     return load.judged.here * ((after + 1) * block_bytes(config, size, load.fitted.length) + logits)
 
 
 def advance_bytes(load: Workload) -> float:
     """All tokens through a block."""
-    return over_chunks(load, lambda tokens: block_bytes(load.narrow, tokens, load.fitted.length))
+    return over_chunks(load, lambda tokens: block_bytes(load.mine.narrow, tokens, load.fitted.length))
 
 
 def memory_bytes(load: Workload) -> dict[str, float]:
@@ -174,12 +180,14 @@ def memory_bytes(load: Workload) -> dict[str, float]:
     d, k = load.narrow.width, load.narrow.intermediate
     kept = load.narrow.heads * load.narrow.head_dim
     sweeping, heads = int(load.sweeps > 0), int(load.fewer_heads)
-    attended = 2 * over_chunks(load, lambda tokens: attention_bytes(load.narrow, tokens, length))
+    attended = 2 * over_chunks(load, lambda tokens: attention_bytes(load.mine.narrow, tokens, length))
+    refit = closed_form_bytes(load) if load.in_waves else refit_bytes(k, d)
+    selection = load.solved_here * selection_bytes(load)
     return {
         "streams": streams_bytes(load),
         "statistics": statistics_bytes(load),
-        "selection": selection_bytes(load),
-        "refit": (refit_bytes(k, d) + heads * refit_bytes(kept, d)) if load.refits else 0,
+        "selection": selection + (_head_selection_bytes(load) if heads else 0),
+        "refit": (refit + heads * refit_bytes(kept, d)) if load.refits else 0,
         "alternating": alternating_bytes(load),
         "errors": 3 * errors_bytes(load) + heads * attended,
         "sweep steps": sweeping * load.settings.sweep_steps * sweep_step_bytes(load, after),
@@ -190,13 +198,15 @@ def memory_bytes(load: Workload) -> dict[str, float]:
 def statistics_collectives(load: Workload) -> Counter[str]:
     """``pruning/moments.py``: one reduction of all sums."""
 
-    def sums(f: int) -> int:
-        return 4 * (f**2 + f * load.dense.width + f + load.dense.width + 1)
+    whole, mine = load.dense, load.mine.dense
+
+    def sums(f: int, mine: int) -> int:
+        return 4 * (mine * (f + whole.width + 1) + whole.width + 1)
 
     if not load.fitted.divided:
         return Counter()
-    heads = sums(load.dense.heads * load.dense.head_dim) if load.fewer_heads else 0
-    return Counter({"all-reduce": sums(load.dense.intermediate) + heads})
+    heads = sums(whole.heads * whole.head_dim, mine.heads * whole.head_dim) if load.fewer_heads else 0
+    return Counter({"all-reduce": sums(whole.intermediate, mine.intermediate) + heads})
 
 
 def _drawn(load: Workload, picked: int, size: int) -> Counter[str]:
@@ -207,7 +217,7 @@ def _drawn(load: Workload, picked: int, size: int) -> Counter[str]:
 
 def _gradients(load: Workload) -> Counter[str]:
     """Of the narrow MLP's weights."""
-    config = load.narrow
+    config = load.mine.narrow
     return Counter({"all-reduce": 4 * operations.mlp_matrices(config) * config.width * config.intermediate})
 
 
@@ -221,8 +231,8 @@ def step_collectives(load: Workload) -> Counter[str]:
 
 def closed_form_collectives(load: Workload) -> Counter[str]:
     """``solver/alternating.py``: one reduction of all sums."""
-    d, k = load.narrow.width, load.narrow.intermediate
-    sums = 4 * (k**2 + k * d + (k + d) * load.narrow.mlp_bias)
+    d, k, mine = load.narrow.width, load.narrow.intermediate, load.mine.narrow.intermediate
+    sums = 4 * (mine * (k + d) + (mine + d) * load.narrow.mlp_bias)
     return Counter({"all-reduce": sums * load.fitted.divided})
 
 
@@ -237,7 +247,7 @@ def sweep_step_collectives(load: Workload) -> Counter[str]:
 
 
 def collectives(load: Workload) -> dict[str, Counter[str]]:
-    """Bytes that go into reductions, of one layer by phase; sums of a few numbers are left out.
+    """Bytes that go into reductions, of one layer by phase; a few numbers for each channel are left out.
 
     In the sweeps of a block of one sweep.
     """
@@ -245,6 +255,7 @@ def collectives(load: Workload) -> dict[str, Counter[str]]:
     rounds = _times(step_collectives(load), s.steps) + closed_form_collectives(load)
     return {
         "statistics": statistics_collectives(load),
+        "refit": closed_form_collectives(load) if load.in_waves and load.refits else Counter(),
         "alternating": _times(rounds, s.rounds) if load.alternates else Counter(),
         "sweep steps": _times(sweep_step_collectives(load), s.sweep_steps) if load.sweeps else Counter(),
     }
@@ -256,5 +267,5 @@ def _times(found: Counter[str], count: int) -> Counter[str]:
 
 def sent(found: Counter[str], devices: int) -> float:
     """Bytes that each device sends round a ring (Patarasuk and Yuan 2009): a reduction goes round twice."""
-    rounds = {"all-reduce": 2, "reduce-scatter": 1}
+    rounds = {"all-reduce": 2, "reduce-scatter": 1, "all-gather": 1}
     return math.fsum(rounds[kind] * size for kind, size in found.items()) * (devices - 1) / devices

@@ -1,12 +1,16 @@
 """The sizes of a run: what one device has to do, and how much of it is divided among the devices.
 
 Follows ``spap_jax/devices.py``: sequences are spread in whole chunks, evenly or not at all; the tokens or sequences of
-a minibatch likewise; everything else is the same on every device.
+a minibatch likewise. Heads, channels and vocabulary are divided among those devices that share the weights, where their
+numbers allow it; everything else is the same on every device.
 """
 
+import dataclasses
+import math
 from dataclasses import dataclass
 
 from spap_jax.baselines import update_used
+from spap_jax.errors import UserError
 from spap_jax.models.config import DecoderConfig
 from spap_jax.pruning import streams
 from spap_jax.pruning.pipeline import pruned_config
@@ -66,6 +70,7 @@ class Workload:
         held_out: Those that only judge.
         weight_bytes: Bytes of a stored weight.
         heads_at_once: Query heads whose attention scores are held at once.
+        sharers: Among how many devices the weights are divided.
     """
 
     dense: DecoderConfig
@@ -75,6 +80,7 @@ class Workload:
     held_out: Chunks
     weight_bytes: int
     heads_at_once: int
+    sharers: int
 
     @property
     def parts(self) -> tuple[Chunks, Chunks]:
@@ -85,6 +91,12 @@ class Workload:
     def devices(self) -> int:
         """Over how many devices the sequences are spread."""
         return self.fitted.devices
+
+    @property
+    def mine(self) -> "Workload":
+        """The same with the part of the decoder that one of the devices has."""
+        parts = {name: _part(getattr(self, name), self.sharers) for name in ("dense", "narrow")}
+        return dataclasses.replace(self, sharers=1, **parts)
 
     @property
     def tokens(self) -> int:
@@ -117,6 +129,16 @@ class Workload:
         return self.settings.sweep_count if self.alternates else 0
 
     @property
+    def in_waves(self) -> bool:
+        """Whether channels are chosen on the dense stream, a layer on each device."""
+        return self.settings.schedule == "parallel"
+
+    @property
+    def solved_here(self) -> float:
+        """Of the layers, the part whose channels a device chooses."""
+        return math.ceil(self.dense.layers / (self.devices * self.sharers)) / self.dense.layers if self.in_waves else 1
+
+    @property
     def batch(self) -> int:
         """Tokens of a minibatch of the alternating rounds."""
         return min(self.settings.step_tokens, self.fitted.count * self.fitted.size)
@@ -128,12 +150,19 @@ class Workload:
         return min(max(1, self.settings.step_tokens // self.fitted.length), most)
 
 
+def _part(config: DecoderConfig, sharers: int) -> DecoderConfig:
+    """What one of so many devices has of a decoder."""
+    sizes = {name: getattr(config, name) for name in ("vocabulary", "intermediate", "heads", "kv_heads")}
+    return dataclasses.replace(config, **{name: n if n % sharers else n // sharers for name, n in sizes.items()})
+
+
 def workload(
     config: DecoderConfig,
     settings: PruneSettings,
     sequences: int,
     length: int,
     devices: int = 1,
+    sharers: int = 1,
     weight_bytes: int = 4,
     heads_at_once: int | None = None,
 ) -> Workload:
@@ -145,12 +174,18 @@ def workload(
         sequences: How many sequences there are.
         length: Their tokens.
         devices: Over how many devices they are spread.
+        sharers: Among how many devices the weights are divided.
         weight_bytes: Bytes of a stored weight.
         heads_at_once: As in `Workload`; where absent all heads, as on accelerators. A CPU takes one group.
 
     Raises:
-        UserError: there is nothing to remove.
+        UserError: there is nothing to remove, or layers differ in width.
     """
+    if config.widths or settings.allocation != "uniform":
+        raise UserError(
+            "a plan is made for layers of one width, which this model does not have or --allocation global does not "
+            "keep: plan a model with one width, with --allocation uniform."
+        )
     most = max(1, settings.batch_tokens // length)
     fitted, chunk = streams.split(sequences, settings.held_out, most, devices)
     # As the pipeline chunks what is held out.
@@ -165,4 +200,5 @@ def workload(
         held_out=Chunks(held // held_chunk, held_chunk, length, devices),
         weight_bytes=weight_bytes,
         heads_at_once=config.heads if heads_at_once is None else heads_at_once,
+        sharers=sharers,
     )

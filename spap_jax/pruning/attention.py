@@ -10,14 +10,15 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from spap_jax import baselines
+from spap_jax import baselines, devices
 from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.models.registry import FAMILIES
 from spap_jax.numerics import full_precision
+from spap_jax.placement import placed
 from spap_jax.pruning import moments, reduce, streams
-from spap_jax.pruning.layer import Clock, update_weights
+from spap_jax.pruning.layer import Clock, refit_weights
 from spap_jax.pruning.moments import Moments
 from spap_jax.pruning.report import AttentionReport, Errors
 from spap_jax.pruning.streams import Streams
@@ -79,6 +80,7 @@ def _solve(
     """The choice, the ridge used, the dense weights of the choice, and attention's parameters after their update."""
     seen = moments.accumulate_attention(config, layer, calibration)
     clock.lap("statistics", seen)
+    seen = devices.everywhere(seen)
     s = settings
     system, chosen = _select(seen, key, config.kv_heads, narrow.kv_heads, s.method, s.ridge, s.swap_rounds)
     clock.lap("selection", chosen)
@@ -86,9 +88,10 @@ def _solve(
     selected = _to_weights(taken)
     solved = baselines.update_used(settings) in ("refit", "alternate")
     channels = channels_of(chosen.kept, len(seen.hidden_mean) // config.kv_heads)
-    weights = update_weights("refit" if solved else "none", seen, system, channels, selected)
+    weights = refit_weights(seen, system, channels, selected) if solved else selected
     clock.lap("refit", weights)
-    return chosen, system.ridge, selected, _with_weights(taken, weights)
+    attention = placed(narrow, {"attention": _with_weights(taken, weights)})["attention"]
+    return chosen, system.ridge, selected, attention
 
 
 @functools.partial(jax.jit, static_argnames=("count", "keep", "method", "rounds"))

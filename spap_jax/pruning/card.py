@@ -1,13 +1,14 @@
 """The model card: what a stranger who finds the pruned checkpoint should know."""
 
 import json
+from collections.abc import Sequence
 
 from spap_jax.pruning.report import PruneReport
 
 _TEXT = """\
 ---
 base_model: {name_yaml}
-library_name: transformers
+library_name: {library}
 tags:
 - pruned
 - spap-jax
@@ -17,7 +18,7 @@ tags:
 
 Made from `{name}` by [SPAP-JAX](https://pypi.org/project/spap-jax/): structured pruning without retraining. Every
 layer keeps {after} of {before} MLP channels{heads}; everything else about the architecture ({architecture}) is as it
-was{but}, so {loaders}. Channels were chosen by the method `{selection}`; {update}.
+was{but}{loaders}. Channels were chosen by the method `{selection}`; {update}.
 
 | | before | after |
 | --- | ---: | ---: |
@@ -27,15 +28,28 @@ Calibration: {calibration}.
 Every setting, the channels kept and each layer's error are in `spap_report.json`.
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("PATH")
-tokenizer = AutoTokenizer.from_pretrained("PATH")
+{code}
 ```
 
 The licence and the limits of the original model apply. Pruning can change what a model knows and how it behaves: test
 it on your own task before you rely on it.
 """
+
+_STOCK_CODE = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("PATH")
+tokenizer = AutoTokenizer.from_pretrained("PATH")"""
+
+_OWN_CODE = """\
+import spap_jax
+
+model = spap_jax.load("PATH")"""
+
+OWN_LOADER = (
+    "it loads with spap_jax only: stock transformers needs one width for all layers, as --allocation uniform keeps"
+)
+"""What there is to say of layers that differ in width."""
 
 _UPDATES = {
     "none": "the weights of those kept are as they were (update `none`)",
@@ -55,7 +69,7 @@ _LOADERS = (
 
 def model_card(report: PruneReport) -> str:
     """The README.md of a pruned checkpoint; every figure comes from the report."""
-    model, width = report.model, report.model["intermediate"]
+    model, widths = report.model, report.model["widths"]
     heads, groups = model["heads"], model["kv_heads"]
     fewer_heads = groups["after"] < groups["before"]
     rows = [
@@ -70,12 +84,14 @@ def model_card(report: PruneReport) -> str:
     return _TEXT.format(
         name=model["name"],
         name_yaml=json.dumps(model["name"]),  # a JSON string is a YAML string
-        percent=_percent(width),
+        library="transformers" if report.one_width else "spap-jax",
+        percent=_percent({when: sum(each) for when, each in widths.items()}),
         headline=f" and {_percent(groups):.0f} % of its attention heads" if fewer_heads else "",
         heads=_HEADS.format(heads=heads, groups=groups) if fewer_heads else "",
-        loaders=_LOADERS if fewer_heads else "stock tools load it",
-        before=width["before"],
-        after=width["after"],
+        loaders=_loaders(report, fewer_heads),
+        code=_STOCK_CODE if report.one_width else _OWN_CODE,
+        before=_range(widths["before"]),
+        after=_range(widths["after"]),
         architecture=model["architecture"],
         but=" but for added biases in the MLP" if biases["after"] and not biases["before"] else "",
         selection=report.method["selection"],
@@ -83,6 +99,17 @@ def model_card(report: PruneReport) -> str:
         rows="\n".join(f"| {' | '.join(row)} |" for row in rows),
         calibration=report.calibration["description"],
     )
+
+
+def _loaders(report: PruneReport, fewer_heads: bool) -> str:
+    if not report.one_width:
+        return f"; {OWN_LOADER}"
+    return f", so {_LOADERS if fewer_heads else 'stock tools load it'}"
+
+
+def _range(widths: Sequence[int]) -> str:
+    least, most = min(widths), max(widths)
+    return f"{most}" if least == most else f"{least} to {most}"
 
 
 def _percent(count: dict[str, int]) -> float:

@@ -2,17 +2,19 @@
 
 import functools
 import time
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from spap_jax import baselines
+from spap_jax import baselines, devices
 from spap_jax.baselines.compensation import lost_mean
 from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.models.registry import FAMILIES
 from spap_jax.numerics import full_precision
+from spap_jax.placement import placed
 from spap_jax.pruning import moments, reduce
 from spap_jax.pruning.moments import Moments
 from spap_jax.pruning.report import Errors, LayerReport
@@ -39,6 +41,20 @@ class Clock:
         self._last = now
 
 
+class Choice(NamedTuple):
+    """The channels of a layer that stay.
+
+    Attributes:
+        channels: [k] their numbers; the swaps made, and those left that would improve.
+        ridge: [] the relative ridge used.
+        hidden_mean: [f] mean of every hidden channel.
+    """
+
+    channels: Polished
+    ridge: jax.Array
+    hidden_mean: jax.Array
+
+
 def prune_layer(
     index: int,
     config: DecoderConfig,
@@ -48,6 +64,7 @@ def prune_layer(
     held_out: Tokens,
     settings: PruneSettings,
     clock: Clock,
+    choice: Choice | None = None,
 ) -> tuple[Params, LayerReport]:
     """Prunes the MLP of one block.
 
@@ -60,27 +77,31 @@ def prune_layer(
         held_out: Tokens that only judge; may be empty.
         settings: How.
         clock: Where time is counted; the report takes its phases.
+        choice: The channels to keep; chosen here, on what the tokens are in the pruned stream, where absent.
 
     Returns:
         The block's parameters with fewer channels, and the report.
     """
-    update = baselines.update_used(settings)
-    # The layers' first keys are for the steps of the alternating rounds, the next ones for the choices.
-    steps_key, choice_key = (
-        jax.random.fold_in(jax.random.key(settings.seed), number) for number in (index, config.layers + index)
-    )
-    chosen, ridge, selected, refitted = _solve(config, narrow, layer, calibration, settings, choice_key, clock)
+    key = jax.random.key(settings.seed)
+    solved = _solve(config, narrow, layer, calibration, settings, choice, choice_key(key, config, index), clock)
+    choice, selected, refitted = solved
     recovered = Recovered(refitted, jnp.int32(0))
-    if update == "alternate":
+    if baselines.update_used(settings) == "alternate":
         schedule = Schedule(settings.rounds, settings.steps, settings.step_tokens, settings.learning_rate)
-        recovered = _recover(narrow, schedule, layer, refitted, calibration, held_out, settings.ridge, steps_key)
+        steps = jax.random.fold_in(key, index)
+        recovered = _recover(narrow, schedule, layer, refitted, calibration, held_out, settings.ridge, steps)
     clock.lap("alternating", recovered)
-    mlp = reduce.to_mlp(recovered.weights, layer["mlp"])
+    mlp = placed(narrow, {"mlp": reduce.to_mlp(recovered.weights, layer["mlp"])})["mlp"]
     stages = (selected, refitted, reduce.to_weights(mlp))
     errors = [_errors(narrow, layer, weights, calibration, held_out) for weights in stages]
     clock.lap("errors", errors)
-    report = _report(index, float(ridge), chosen, recovered, jax.device_get(errors), bool(held_out.target.size), clock)
+    report = _report(index, choice, recovered, jax.device_get(errors), bool(held_out.target.size), clock)
     return layer | {"mlp": mlp}, report
+
+
+def choice_key(key: jax.Array, config: DecoderConfig, index: int | jax.Array) -> jax.Array:
+    """Randomness of a layer's choice; the first keys, one a layer, are for the steps of the alternating rounds."""
+    return jax.random.fold_in(key, config.layers + index)
 
 
 def _solve(
@@ -89,54 +110,98 @@ def _solve(
     layer: Params,
     calibration: Tokens,
     settings: PruneSettings,
+    choice: Choice | None,
     key: jax.Array,
     clock: Clock,
-) -> tuple[Polished, jax.Array, Weights, Weights]:
-    """The choice, the ridge used, the dense weights of the choice and their update; the second moments end here."""
-    seen = moments.accumulate(config, layer, calibration)
-    clock.lap("statistics", seen)
-    s = settings
-    system, chosen = _select(
-        seen, key, narrow.intermediate, s.method, s.ridge, s.penalty, s.penalty_steps, s.swap_rounds
-    )
-    clock.lap("selection", chosen)
-    taken = reduce.take_channels(FAMILIES[config.family], layer["mlp"], chosen.kept)
-    selected = reduce.to_weights(reduce.with_biases(narrow, taken))
-    updated = update_weights(baselines.update_used(settings), seen, system, chosen.kept, selected)
+) -> tuple[Choice, Weights, Weights]:
+    """The choice, the dense weights of the channels chosen and their update; the second moments end here."""
+    if choice is None:
+        seen = moments.accumulate(config, layer, calibration)
+        clock.lap("statistics", seen)
+        seen = devices.everywhere(seen)  # factorisations are not divided
+        system, chosen = select(seen, key, narrow.intermediate, **search_of(settings))
+        clock.lap("selection", chosen)
+        solve = functools.partial(refit_weights, seen, system, chosen.channels.kept)
+    else:
+        chosen = choice
+        solve = functools.partial(_closed_form, narrow, layer, calibration, choice.ridge)
+    taken = reduce.take_channels(FAMILIES[config.family], layer["mlp"], chosen.channels.kept)
+    taken = placed(narrow, {"mlp": reduce.with_biases(narrow, taken)})["mlp"]
+    selected = updated = reduce.to_weights(taken)
+    update = baselines.update_used(settings)
+    if update in ("refit", "alternate"):
+        updated = solve(selected)
+    elif update == "bias":
+        updated = _make_up_for_means(layer["mlp"]["down"], chosen, selected)
     clock.lap("refit", updated)
-    return chosen, system.ridge, selected, updated
+    return chosen, selected, updated
+
+
+def search_of(settings: PruneSettings) -> dict[str, Any]:
+    """What ``select`` takes of the settings."""
+    s = settings
+    return {
+        "method": s.method,
+        "ridge": s.ridge,
+        "penalty": s.penalty,
+        "steps": s.penalty_steps,
+        "rounds": s.swap_rounds,
+    }
 
 
 @functools.partial(jax.jit, static_argnames=("keep", "method", "steps", "rounds"))
 @full_precision
-def _select(
+def select(
     seen: Moments, key: jax.Array, keep: int, method: str, ridge: float, penalty: float, steps: int, rounds: int
-) -> tuple[System, Polished]:
-    system = equilibrate(seen.problem, ridge)
-    layer = baselines.Layer(seen.problem, system, seen.hidden_mean, seen.variance, key)
-    return system, baselines.select_channels(method, layer, keep, baselines.Search(penalty, steps, rounds))
-
-
-@functools.partial(jax.jit, static_argnames="update")
-@full_precision
-def update_weights(update: str, seen: Moments, system: System, kept: jax.Array, selected: Weights) -> Weights:
-    """The update of the weights of the channels kept, but for the alternating rounds.
+) -> tuple[System, Choice]:
+    """Chooses the channels of a layer.
 
     Args:
-        update: "none", "bias", "refit" or "alternate".
+        seen: Its moments, f channels.
+        key: Randomness of the choice.
+        keep: How many channels to keep, k; static.
+        method: How; static.
+        ridge: Least relative ridge of the system.
+        penalty: As in the settings.
+        steps: Steps of the penalty method; static.
+        rounds: Rounds of swaps; static.
+    """
+    system = equilibrate(seen.problem, ridge)
+    layer = baselines.Layer(seen.problem, system, seen.hidden_mean, seen.variance, key)
+    chosen = baselines.select_channels(method, layer, keep, baselines.Search(penalty, steps, rounds))
+    return system, Choice(chosen, system.ridge, seen.hidden_mean)
+
+
+@jax.jit
+@full_precision
+def refit_weights(seen: Moments, system: System, kept: jax.Array, selected: Weights) -> Weights:
+    """The output projection of the channels kept in closed form, and the bias that belongs to it.
+
+    Args:
         seen: The layer's moments, f channels.
         system: Their system.
         kept: [k] channel numbers.
         selected: The dense weights of these channels.
     """
-    if update == "none":
-        return selected
-    if update == "bias":
-        assert selected.bias is not None
-        return selected._replace(bias=selected.bias + lost_mean(seen.problem.weight, seen.hidden_mean, kept))
     down = refit(system, kept)
     bias = None if selected.bias is None else seen.target_mean - seen.hidden_mean[kept] @ down
     return Weights(selected.inner, down, bias)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+@full_precision
+def _closed_form(
+    config: DecoderConfig, layer: Params, calibration: Tokens, ridge: jax.Array, selected: Weights
+) -> Weights:
+    """What ``refit_weights`` makes of moments of all channels, from the tokens and those of the channels kept."""
+    return alternating.closed_form(functools.partial(_hidden, config, layer), selected, calibration, ridge)
+
+
+@jax.jit
+def _make_up_for_means(down: jax.Array, choice: Choice, selected: Weights) -> Weights:
+    assert selected.bias is not None
+    lost = lost_mean(down.astype(jnp.float32), choice.hidden_mean, choice.channels.kept)
+    return selected._replace(bias=selected.bias + lost)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "schedule"))
@@ -162,17 +227,17 @@ def _hidden(config: DecoderConfig, layer: Params, inner: alternating.Inner, resi
 
 
 def _report(
-    index: int, ridge: float, chosen: Polished, recovered: Recovered, errors: list, has_held_out: bool, clock: Clock
+    index: int, choice: Choice, recovered: Recovered, errors: list, has_held_out: bool, clock: Clock
 ) -> LayerReport:
     calibration, held_out = (Errors(*(float(stage[which]) for stage in errors)) for which in (0, 1))
     return LayerReport(
         layer=index,
-        kept=tuple(chosen.kept.tolist()),
+        kept=tuple(choice.channels.kept.tolist()),
         calibration=calibration,
         held_out=held_out if has_held_out else None,
-        swaps=int(chosen.swaps),
-        improving_swaps=int(chosen.improving),
-        ridge=ridge,
+        swaps=int(choice.channels.swaps),
+        improving_swaps=int(choice.channels.improving),
+        ridge=float(choice.ridge),
         rounds=int(recovered.rounds),
         seconds=dict(clock.seconds),
     )

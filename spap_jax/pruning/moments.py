@@ -57,9 +57,9 @@ def accumulate_attention(config: DecoderConfig, layer: Params, tokens: Tokens) -
 
 
 def _accumulate(hidden: Callable[[jax.Array], jax.Array], weight: jax.Array, centred: bool, tokens: Tokens) -> Moments:
-    """Moments of channels, hidden: [.., d] -> [N, f], that meet a weight [f, d]."""
+    """Moments of channels, hidden: [.., d] -> [N, f], that meet a weight [f, d]; rows are divided as the channels."""
     f, d = weight.shape
-    start = (jnp.zeros((f, f)), jnp.zeros((f, d)), jnp.zeros(f), jnp.zeros(d), jnp.zeros(()))
+    start = (devices.by_rows(jnp.zeros((f, f))), jnp.zeros((f, d)), jnp.zeros(f), jnp.zeros(d), jnp.zeros(()))
 
     def add(total: tuple, chunk: Tokens) -> tuple[tuple, None]:
         h, y = hidden(chunk.residual), chunk.flat().target
@@ -76,5 +76,6 @@ def _accumulate(hidden: Callable[[jax.Array], jax.Array], weight: jax.Array, cen
         gram = gram - hidden_mean[:, None] * hidden_mean[None, :]
         cross = cross - hidden_mean[:, None] * target_mean[None, :]
         power = power - jnp.square(target_mean).sum()
-    problem = Problem(gram, cross, power, weight.astype(jnp.float32))
+    gram, cross, weight = (devices.by_rows(a) for a in (gram, cross, weight.astype(jnp.float32)))
+    problem = Problem(gram, cross, power, weight)
     return Moments(problem, hidden_mean, target_mean, jnp.maximum(variance, 0))

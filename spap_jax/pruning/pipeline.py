@@ -1,42 +1,49 @@
-"""Sequential pruning: block after block, each fitted on the stream that the pruned blocks before it produce."""
+"""Pruning block after block, each fitted on the stream that the pruned blocks before it produce.
+
+Its channels are chosen on that stream too, or before that on the dense one (`waves`).
+"""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from spap_jax import devices, memory
 from spap_jax.baselines import update_used
 from spap_jax.errors import UserError
 from spap_jax.models.config import DecoderConfig
-from spap_jax.models.decoder import Params
+from spap_jax.models.decoder import Params, with_channels
 from spap_jax.models.registry import FAMILIES
+from spap_jax.placement import placed
 from spap_jax.pruning import reduce, streams
 from spap_jax.pruning.attention import prune_attention
-from spap_jax.pruning.layer import Clock, prune_layer
+from spap_jax.pruning.layer import Choice, Clock, prune_layer
 from spap_jax.pruning.report import LayerReport, SweepReport
 from spap_jax.pruning.streams import Streams
 from spap_jax.pruning.sweeps import Start, Steps, at, put, room, sweep
+from spap_jax.pruning.waves import choose
 from spap_jax.settings import PruneSettings
 
 
 def pruned_config(config: DecoderConfig, settings: PruneSettings) -> DecoderConfig:
     """The decoder that ``prune_layers`` makes of ``config``: narrower, and with biases where the update adds one.
 
+    Every layer loses the same fraction of its channels: what the allocation "uniform" is, and "global" starts from.
+
     Raises:
         UserError: rounding leaves nothing to remove, or no stock loader would take the number of heads.
     """
-    keep = reduce.kept_width(config.intermediate, settings.sparsity, settings.round_to)
-    if keep == config.intermediate:
-        raise UserError(
-            f"nothing to remove: sparsity {settings.sparsity} of {config.intermediate} channels, rounded to a multiple "
-            f"of {settings.round_to}, keeps all of them; raise --sparsity or lower --round-to."
-        )
+    keep = [reduce.kept_width(width, settings.sparsity, settings.round_to) for width in config.layer_widths]
+    for kept, width in zip(keep, config.layer_widths, strict=True):
+        if kept == width:
+            raise UserError(
+                f"nothing to remove: sparsity {settings.sparsity} of {width} channels, rounded to a multiple "
+                f"of {settings.round_to}, keeps all of them; raise --sparsity or lower --round-to."
+            )
     added = update_used(settings) == "bias"
-    narrow = dataclasses.replace(config.narrowed(keep), mlp_bias=config.mlp_bias or added)
+    narrow = dataclasses.replace(config.with_widths(keep), mlp_bias=config.mlp_bias or added)
     return narrow.with_kv_heads(_kept_kv_heads(config, settings.attention_sparsity))
 
 
@@ -93,21 +100,23 @@ def prune_layers(
     tokens: np.ndarray,
     settings: PruneSettings,
     begun: Begun | None = None,
+    narrow: DecoderConfig | None = None,
 ) -> Iterator[Step]:
     """Prunes every block in turn, and sweeps over the pruned model as often as the settings say.
 
     A block's attention is pruned before its MLP, or left as it is.
 
     Without sweeps, one block's weights, its second moments and the two streams are held, and a block is read when its
-    turn comes; with sweeps, all pruned blocks are held as well.
+    turn comes; with sweeps, all pruned blocks are held as well. In the parallel schedule a block is read before, too.
 
     Args:
         config: The dense decoder.
-        outer: Its parameters outside the blocks.
+        outer: Its parameters outside the blocks; like those of a block arrays, or read when they are needed.
         read_layer: Gives the parameters of a dense block by its number.
         tokens: Calibration token blocks [B, T].
         settings: How.
         begun: Steps of an earlier run with the same arguments, to go on from. The result is the same as without.
+        narrow: The pruned decoder, if its widths are not those of ``pruned_config``.
 
     Yields:
         Each step as soon as it is made, and in their places those that were made before.
@@ -115,30 +124,35 @@ def prune_layers(
     Raises:
         UserError: there is nothing to remove, or a layer's numbers are not finite.
     """
-    narrow = pruned_config(config, settings)
+    narrow = narrow or pruned_config(config, settings)
     sweeps = settings.sweep_count if update_used(settings) == "alternate" else 0
     made = list(begun.reports) if begun else []
     if begun and len(made) == config.layers * (1 + sweeps):
         for number, report in enumerate(made):
             yield Step(report, begun.read_layer(report.layer), number >= config.layers * sweeps, fresh=False)
         return
-    chunks = _split(tokens, settings)
+    chunks = calibration_chunks(tokens, settings)
     clock = Clock()
     both = Both(*(streams.start(config, outer, part) for part in chunks))
     clock.lap("streams", both)
-    blocks = None
+    blocks, choices, wave = None, [], devices.everyone()
     for index in range(config.layers):
-        dense = jax.tree.map(jnp.asarray, read_layer(index))
+        if settings.schedule == "parallel" and index % wave == 0 and index + wave > len(made):
+            ahead = range(index, min(index + wave, config.layers))
+            choices = choose(ahead, config, narrow.intermediate, read_layer, both.fitted.dense, settings, clock)
+        own = config.of_layer(index)
+        dense = resized(placed(config, read_layer(index)), own.intermediate)
         clock.lap("reading", dense)
         if begun and index < len(made):
-            layer, report = jax.tree.map(jnp.asarray, begun.read_layer(index)), made[index]
-            both = _past(config, narrow, dense, layer, both)
+            layer, report = placed(narrow, begun.read_layer(index)), made[index]
+            both = _past(own, narrow, dense, layer, both)
         else:
-            layer, report, both = _prune_block(index, config, narrow, dense, both, settings, clock)
+            choice = choices[index % wave] if choices else None
+            layer, report, both = _prune_block(index, own, narrow, dense, both, choice, settings, clock)
         del dense
         if sweeps:
             blocks = put(room(layer, config.layers) if blocks is None else blocks, index, layer)
-        yield Step(report, layer, final=not sweeps, fresh=index >= len(made))
+        yield Step(report, devices.whole(layer), final=not sweeps, fresh=index >= len(made))
         del layer
         memory.return_scraps()
         clock = Clock()
@@ -161,6 +175,7 @@ def _prune_block(
     narrow: DecoderConfig,
     layer: Params,
     both: Both,
+    choice: Choice | None,
     settings: PruneSettings,
     clock: Clock,
 ) -> tuple[Params, LayerReport, Both]:
@@ -174,13 +189,20 @@ def _prune_block(
         both = Both(*pair)
     clock.lap("streams", both)
     calibration, held_out = (streams.fitting_tokens(s) for s in both)
-    layer, report = prune_layer(index, fewer_heads, narrow, layer, calibration, held_out, settings, clock)
+    own = narrow.of_layer(index)
+    layer, report = prune_layer(index, fewer_heads, own, layer, calibration, held_out, settings, clock, choice)
+    layer = resized(layer, narrow.intermediate)
     del calibration, held_out
     if not np.isfinite(report.calibration.alternating):
         raise UserError(f"the activations of layer {index} are not finite: the checkpoint overflows in float32.")
     both = Both(*(streams.leave_mlp(narrow, layer, s) for s in both))
     clock.lap("streams", both)
     return layer, dataclasses.replace(report, seconds=dict(clock.seconds), attention=attention), both
+
+
+def resized(layer: Params, width: int) -> Params:
+    """A block whose MLP has ``width`` channels, the last ones zeros; see ``decoder.with_channels``."""
+    return layer | {"mlp": with_channels(layer["mlp"], width)}
 
 
 def _past(config: DecoderConfig, narrow: DecoderConfig, dense: Params, layer: Params, both: Both) -> Both:
@@ -195,7 +217,7 @@ def _past(config: DecoderConfig, narrow: DecoderConfig, dense: Params, layer: Pa
     return Both(*(streams.leave_mlp(narrow, layer, s) for s in both))
 
 
-def _split(tokens: np.ndarray, settings: PruneSettings) -> tuple[np.ndarray, np.ndarray]:
+def calibration_chunks(tokens: np.ndarray, settings: PruneSettings) -> tuple[np.ndarray, np.ndarray]:
     """Calibration and held-out token blocks, each in chunks [C, B, T]."""
     most, shares = max(1, settings.batch_tokens // tokens.shape[1]), devices.number()
     fitted, chunk = streams.split(len(tokens), settings.held_out, most, shares)
@@ -224,12 +246,13 @@ def _swept(
     last = settings.sweep_count - 1
     before = [report for report in made if isinstance(report, SweepReport)]
     for report in before:
-        yield Step(report, at(blocks, report.layer), report.sweep == last, fresh=False)
+        yield Step(report, devices.whole(at(blocks, report.layer)), report.sweep == last, fresh=False)
     start = Start(len(before), before[-1].reached) if before else None
     clock = Clock()
+    outer = placed(config, {name: outer[name] for name in ("embed", "head")})
     for layer, done in sweep(config, outer, blocks, tokens, final, settings.sweep_count, steps, key, start):
         clock.lap("sweeps", layer)
-        yield Step(SweepReport(**done._asdict(), seconds=clock.seconds), layer, done.sweep == last)
+        yield Step(SweepReport(**done._asdict(), seconds=clock.seconds), devices.whole(layer), done.sweep == last)
         del layer
         memory.return_scraps()
         clock = Clock()

@@ -43,8 +43,7 @@ def with_biases(config: DecoderConfig, mlp: Params) -> Params:
 
 def _axis(family: Family, path: str, letter: str) -> int | None:
     """Which axis of a layer's parameter its rule calls so; None where none is."""
-    rule = next(rule for rule in family.rules if rule.ours == f"layers/{path}")
-    letters = rule.sides[1].split()
+    letters = family.letters(f"layers/{path}")
     return letters.index(letter) if letter in letters else None
 
 

@@ -67,7 +67,8 @@ class LayerReport:
         calibration: Errors on the tokens that were fitted.
         held_out: Errors on the tokens that were not; None where none were held out.
         swaps: Exchanges of channels made by the polish.
-        improving_swaps: Single exchanges that would still lower the refitted error; 0 certifies that there is none.
+        improving_swaps: Single exchanges that would still lower the refitted error (in the parallel schedule that on
+            the dense stream); 0 certifies that there is none.
         ridge: Relative ridge used; above the setting where the second moments were too nearly singular for it.
         rounds: Alternating rounds accepted.
         seconds: Time by phase.
@@ -134,7 +135,8 @@ class PruneReport:
     Attributes:
         settings: Every setting, with the sweeps that the effort means.
         method: How channels were chosen, and the update that the weights kept got ("own" resolved).
-        model: Name, architecture, and widths, heads, biases and parameters before and after.
+        model: Name, architecture, and widths (the largest as ``intermediate``), heads, biases and parameters before
+            and after.
         calibration: What the tokens were: description, shape, hash.
         versions: Of the libraries that computed it.
         layers: A record a layer.
@@ -159,6 +161,11 @@ class PruneReport:
         steps = (*self.layers, *self.sweeps)
         phases = dict.fromkeys(phase for step in steps for phase in step.seconds)
         return {phase: sum(step.seconds.get(phase, 0.0) for step in steps) for phase in phases}
+
+    @property
+    def one_width(self) -> bool:
+        """Whether all layers of the pruned model are as wide, so that stock loaders take it."""
+        return len(set(self.model["widths"]["after"])) == 1
 
     def to_json(self) -> str:
         """As ``spap_report.json`` stores it; numbers that are not finite become null, as JSON has none."""
@@ -194,6 +201,7 @@ def new_report(
             "architecture": family.architecture,
             "layers": config.layers,
             "intermediate": {"before": config.intermediate, "after": narrow.intermediate},
+            "widths": {"before": config.layer_widths, "after": narrow.layer_widths},
             "heads": {"before": config.heads, "after": narrow.heads},
             "kv_heads": {"before": config.kv_heads, "after": narrow.kv_heads},
             "mlp_bias": {"before": config.mlp_bias, "after": narrow.mlp_bias},

@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from spap_jax import devices
+from spap_jax.checkpoint.publish import read_made
 from spap_jax.checkpoint.resume import Unfinished
 from spap_jax.data import TokenBlocks
 from spap_jax.models.decoder import Params
@@ -40,7 +42,9 @@ def identity(
 def computing() -> dict[str, Any]:
     """What computes a run, as far as its numbers depend on it."""
     found = versions()
-    return {"devices": devices.number()} | {name: found[name] for name in _COMPUTING}
+    return {"devices": devices.everyone(), "model devices": devices.sharers()} | {
+        name: found[name] for name in _COMPUTING
+    }
 
 
 def keep(unfinished: Unfinished, step: Step) -> None:
@@ -48,7 +52,7 @@ def keep(unfinished: Unfinished, step: Step) -> None:
     unfinished.add(step.layer, dataclasses.asdict(step.report))
 
 
-def begun(unfinished: Unfinished | None, output: Path) -> Begun | None:
+def begun(unfinished: Unfinished | None, output: str | Path) -> Begun | None:
     """The steps that earlier processes made, in every process of this run; all of them have to call this.
 
     Args:
@@ -58,9 +62,7 @@ def begun(unfinished: Unfinished | None, output: Path) -> Begun | None:
     Returns:
         None where the output was put in its place: a command that makes several was interrupted later.
     """
-    told = unfinished.told if unfinished and not _is_made(unfinished, output) else None
-    text = np.frombuffer(json.dumps(told).encode(), np.uint8)
-    told = json.loads(devices.from_leader({"told": text})["told"].tobytes())
+    told = told_to_all(unfinished.told if unfinished and not _is_made(unfinished, output) else None)
 
     def read_layer(index: int) -> Params:
         return devices.from_leader(unfinished.layer(index) if unfinished else {})
@@ -68,10 +70,31 @@ def begun(unfinished: Unfinished | None, output: Path) -> Begun | None:
     return None if told is None else Begun([report_of(each) for each in told], read_layer)
 
 
-def _is_made(unfinished: Unfinished, output: Path) -> bool:
+def decided_widths(unfinished: Unfinished | None, choose: Callable[[], tuple[int, ...]]) -> tuple[int, ...]:
+    """The widths of the layers that an earlier process chose, or else those of now; all processes have to call this.
+
+    Args:
+        unfinished: Where the process that leads keeps them; None in the others.
+        choose: Chooses them, in all processes together.
+    """
+    widths = told_to_all(unfinished and unfinished.decided)
+    if widths is None:
+        widths = told_to_all(choose())
+        if unfinished:
+            unfinished.decide(widths)
+    return tuple(widths)
+
+
+def told_to_all(told: Any) -> Any:
+    """What the process that leads has to tell, as JSON has it, in every process; all of them have to call this."""
+    text = np.frombuffer(json.dumps(told).encode(), np.uint8)
+    return json.loads(devices.from_leader({"told": text})["told"].tobytes())
+
+
+def _is_made(unfinished: Unfinished, output: str | Path) -> bool:
     """Whether the output is this run's."""
     try:
-        report = json.loads((output / "spap_report.json").read_bytes())
+        report = json.loads(read_made(output, "spap_report.json") or b"")
         return unfinished.found and report["extras"]["run"] == unfinished.name
-    except (OSError, ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError):
         return False

@@ -19,6 +19,7 @@ from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Block, Params
 from spap_jax.models.layers import causal_attention
 from spap_jax.numerics import full_precision
+from spap_jax.placement import placed
 from spap_jax.solver.alternating import Tokens
 
 
@@ -68,7 +69,7 @@ def chunked(tokens: np.ndarray, chunk: int) -> np.ndarray:
 
 def embed(config: DecoderConfig, params: Params, chunks: np.ndarray) -> jax.Array:
     """The stream before the first block of token chunks. [C, B, T] -> [C, B, T, d]."""
-    return _embed(config, {"embed": params["embed"]}, devices.spread(chunks))
+    return _embed(config, placed(config, {"embed": params["embed"]}), devices.spread(chunks))
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -76,10 +77,10 @@ def embed(config: DecoderConfig, params: Params, chunks: np.ndarray) -> jax.Arra
 def _embed(config: DecoderConfig, params: Params, chunks: jax.Array) -> jax.Array:
     positions = jnp.broadcast_to(jnp.arange(chunks.shape[-1])[None, :], chunks.shape[1:])
 
-    def every(own: jax.Array) -> jax.Array:
+    def every(own: jax.Array, params: Params) -> jax.Array:
         return jax.lax.map(lambda tokens: decoder.embed(config, params, tokens, positions, jnp.float32), own)
 
-    return devices.apart(every, chunks) if len(chunks) else every(chunks)
+    return devices.apart(every, chunks, params) if len(chunks) else every(chunks, params)
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="streams")
@@ -94,6 +95,27 @@ def enter_mlp(config: DecoderConfig, layer: Params, streams: Streams) -> Streams
         return Streams(full, piece(chunk.pruned, *causal(chunk.pruned), method=Block.attend))
 
     return in_place(one, streams)
+
+
+@functools.partial(jax.jit, static_argnames="config", donate_argnames="streams")
+@full_precision
+def enter_dense_mlp(config: DecoderConfig, layer: Params, streams: Streams) -> Streams:
+    """Where ``enter_mlp`` leads when no block has been pruned, from the dense stream alone."""
+    piece = functools.partial(decoder.block, config, layer)
+
+    def one(chunk: Streams) -> Streams:
+        r = piece(chunk.dense, *causal(chunk.dense), method=Block.attend)
+        return Streams(r + piece(r, method=mlp_output), r)
+
+    return in_place(one, streams)
+
+
+@functools.partial(jax.jit, static_argnames="config", donate_argnames="streams")
+@full_precision
+def leave_dense_mlp(config: DecoderConfig, layer: Params, streams: Streams) -> Streams:
+    """The dense stream through the closing norm of the block; the other one is of no use then."""
+    finish = functools.partial(decoder.block, config, layer, method=Block.finish)
+    return in_place(lambda chunk: Streams(finish(chunk.dense), chunk.pruned), streams)
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="streams")

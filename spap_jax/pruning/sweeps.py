@@ -94,7 +94,7 @@ def sweep(
     """
     judge = 1 if tokens[1].size else 0
     both = _entering(config, outer, tokens, final)
-    made, best = start or (0, _divergence(config, outer, layers, 0, at(layers["mlp"], 0), both[judge]))
+    made, best = start or (0, divergence(config, outer, layers, 0, at(layers["mlp"], 0), both[judge]))
     for index in range(made % config.layers):
         both = _behind(config, layers, index, both)
     # Compiled apart from the first call: the compiler's memory is given back before the steps need theirs.
@@ -105,7 +105,7 @@ def sweep(
         if step > made and not index:
             both = _entering(config, outer, tokens, final)
         mlp = descend(outer, layers, index, both[0], jax.random.fold_in(key, step))
-        now = _divergence(config, outer, layers, index, mlp, both[judge])
+        now = divergence(config, outer, layers, index, mlp, both[judge])
         done = Swept(number, index, float(best), float(now), bool(now < best))  # not taken if nan
         if done.taken:
             layers, best = layers | {"mlp": put(layers["mlp"], index, mlp)}, now
@@ -164,22 +164,25 @@ def _descend(
 
 @functools.partial(jax.jit, static_argnames="config")
 @full_precision
-def _divergence(
+def divergence(
     config: DecoderConfig, outer: Params, layers: Params, index: int, mlp: Params, chunks: Streams
 ) -> jax.Array:
     """Mean over all tokens, in nats, with ``mlp`` in block ``index``, which the stream enters."""
 
-    def add(total: jax.Array, chunk: Streams) -> tuple[jax.Array, None]:
-        last = _rest(config, layers, index, mlp, chunk.pruned)
-        return total + _token_divergences(config, outer, chunk.dense, last).sum(), None
+    def sums(own: Streams, outer: Params, layers: Params, mlp: Params) -> jax.Array:
+        def add(total: jax.Array, chunk: Streams) -> tuple[jax.Array, None]:
+            last = _rest(config, layers, index, mlp, chunk.pruned)
+            return total + _token_divergences(config, outer, chunk.dense, last).sum(), None
 
-    total = devices.total(lambda own: jax.lax.scan(add, jnp.float32(0), own)[0], chunks)
+        return jax.lax.scan(add, jnp.float32(0), own)[0]
+
+    total = devices.total(sums, chunks, outer, layers, mlp)
     return total / np.prod(chunks.pruned.shape[:3])
 
 
 def room(layer: Params, count: int) -> Params:
     """A stack of zeros for ``count`` layers like one."""
-    return jax.tree.map(lambda a: jnp.zeros((count, *a.shape), a.dtype), layer)
+    return jax.tree.map(lambda a: jnp.zeros((count, *a.shape), a.dtype, device=devices.stacked(a)), layer)
 
 
 @functools.partial(jax.jit, donate_argnames="stack")
@@ -190,12 +193,13 @@ def put(stack: Params, index: int, layer: Params) -> Params:
 
 def _behind(config: DecoderConfig, layers: Params, index: int, both: list[Streams]) -> list[Streams]:
     """The streams behind a block; the dense one is the last anyway."""
-    return [part._replace(pruned=_advance(config, layers, index, part.pruned)) for part in both]
+    return [part._replace(pruned=advance(config, layers, index, part.pruned)) for part in both]
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="pruned")
 @full_precision
-def _advance(config: DecoderConfig, layers: Params, index: int, pruned: jax.Array) -> jax.Array:
+def advance(config: DecoderConfig, layers: Params, index: int, pruned: jax.Array) -> jax.Array:
+    """The stream [C, B, T, d] behind block ``index`` of the stack, of one that enters it."""
     block = at(layers, index)
     return streams.in_place(lambda x: _apply(config, block, x), pruned)
 

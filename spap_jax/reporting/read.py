@@ -74,9 +74,16 @@ class Change:
 
 @dataclass(frozen=True)
 class Width:
-    """MLP channels of a dense layer; how many stay, each layer's record tells."""
+    """MLP channels of a dense layer, the widest; how many stay, each layer's record tells."""
 
     before: Whole
+
+
+@dataclass(frozen=True)
+class Widths:
+    """MLP channels of each dense layer."""
+
+    before: tuple[Whole, ...]
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,7 @@ class Model:
     intermediate: Width
     parameters: Change
     mlp_parameters: Change
+    widths: Widths | None = None
 
 
 @dataclass(frozen=True)
@@ -150,7 +158,8 @@ class Record:
     def channels(self) -> Change:
         """MLP channels of all layers together."""
         kept = sum(len(layer.kept) for layer in self.layers)
-        return Change(self.model.intermediate.before * len(self.layers), kept)
+        widths = self.model.widths
+        return Change(sum(widths.before) if widths else self.model.intermediate.before * len(self.layers), kept)
 
     @property
     def removed(self) -> float:

@@ -85,13 +85,13 @@ def relative_error(hidden: Hidden, weights: Weights, tokens: Tokens) -> jax.Arra
     return error / jnp.maximum(power, jnp.finfo(jnp.float32).tiny)  # a layer that adds nothing has no target
 
 
-def closed_form(hidden: Hidden, weights: Weights, tokens: Tokens, ridge: float) -> Weights:
+def closed_form(hidden: Hidden, weights: Weights, tokens: Tokens, ridge: float | jax.Array) -> Weights:
     """The best output projection and bias for the inner projections.
 
     The ridge pulls towards the projection at hand, so that the error cannot rise.
     """
     width, out = weights.down.shape
-    start = (jnp.zeros((width, width)), jnp.zeros((width, out)), jnp.zeros(width), jnp.zeros(out))
+    start = (devices.by_rows(jnp.zeros((width, width))), jnp.zeros((width, out)), jnp.zeros(width), jnp.zeros(out))
 
     def add(total, chunk: Tokens):
         chunk = chunk.flat()

@@ -85,7 +85,7 @@ def _step(state: _State, target: Array, b: int, guests: int, slack: float | Arra
     """Penalises channels until `target`, at most b more than now, are; up to `guests` return and others go instead."""
     tableau, returned = state
     due = target - jnp.sum(tableau.removed)
-    leaving, prices = _cheapest_block(tableau, b + guests, slack)
+    leaving, prices = cheapest_block(tableau, b + guests, slack)
     gains, coming = lax.top_k(jnp.where(returned, -jnp.inf, return_gains(tableau, slack)), guests)
     # The i-th return costs one more channel than was due, and is welcome only if it gains more than that one costs.
     better = gains > (1 + _MARGIN) * prices[due + jnp.arange(guests)]
@@ -95,7 +95,7 @@ def _step(state: _State, target: Array, b: int, guests: int, slack: float | Arra
     return _State(tableau, returned.at[coming].max(welcome))
 
 
-def _cheapest_block(tableau: Tableau, b: int, slack: float | Array) -> tuple[Array, Array]:
+def cheapest_block(tableau: Tableau, b: int, slack: float | Array) -> tuple[Array, Array]:
     """The next b channels to penalise: one-at-a-time elimination within a pool of the cheapest.
 
     Of two channels that carry the same signal each is cheap, both are dear: each choice has to see the ones before it.

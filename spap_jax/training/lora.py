@@ -34,6 +34,9 @@ def start(layers: Params, rank: int, key: jax.Array) -> Params:
         count, *shape = layers[part][name].shape
         inputs, outputs = math.prod(shape[:axes]), math.prod(shape[axes:])
         a = jax.random.normal(jax.random.fold_in(key, number), (count, inputs, rank)) / math.sqrt(inputs)
+        if name == "down":
+            # Channels of zeros, which fill up narrower layers, stay so: no gradient reaches them but through this.
+            a = jnp.where((layers[part][name] == 0).all(axis=-1, keepdims=True), 0, a)
         updates.setdefault(part, {})[name] = {"a": a, "b": jnp.zeros((count, rank, outputs))}
     return updates
 

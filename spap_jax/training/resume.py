@@ -3,11 +3,12 @@
 import dataclasses
 from typing import Any
 
+from spap_jax import devices
 from spap_jax.checkpoint.fingerprint import fingerprint
 from spap_jax.checkpoint.resume import Unfinished
 from spap_jax.data import TokenBlocks
 from spap_jax.model import Model
-from spap_jax.pruning.resume import computing
+from spap_jax.pruning.resume import computing, told_to_all
 from spap_jax.settings import FinetuneSettings
 from spap_jax.training.report import Check
 from spap_jax.training.train import Begun, Stage
@@ -33,12 +34,20 @@ def keep(unfinished: Unfinished, stage: Stage) -> None:
         unfinished.add(stage.leaves(), dataclasses.asdict(stage.checks[-1]))
 
 
-def begun(unfinished: Unfinished) -> Begun | None:
-    """Where an earlier process stood; None where there was none."""
-    if not unfinished.told:
+def begun(unfinished: Unfinished | None) -> Begun | None:
+    """Where an earlier process stood, in every process of this run, which all have to call this.
+
+    Args:
+        unfinished: Where the process that leads keeps it; None in the others.
+
+    Returns:
+        None where there was no earlier one.
+    """
+    looks = told_to_all(unfinished.told if unfinished else [])
+    if not looks:
         return None
-    checks = tuple(Check(**{**told, "losses": tuple(told["losses"])}) for told in unfinished.told)
-    return unfinished.layer(0), checks
+    checks = tuple(Check(**{**told, "losses": tuple(told["losses"])}) for told in looks)
+    return devices.from_leader(unfinished.layer(0) if unfinished else {}), checks
 
 
 def _fingerprint(model: Model) -> str:

@@ -2,8 +2,10 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+from spap_jax import devices
 from spap_jax.model import Model
 from spap_jax.settings import FinetuneSettings
 from spap_jax.training.report import FinetuneReport, new_finetune_report
@@ -36,6 +38,6 @@ def run(
     for last in stages(model, getattr(tokens, "tokens", tokens), teacher, settings, begun):
         watch(last)
     assert last is not None  # there is one before any step
-    trained = result(model, last, settings)
+    trained = replace(model, params=devices.alone(result(model, last, settings)))
     names = (model.source.name, teacher and teacher.source.name)
     return trained, new_finetune_report(settings, names, tokens, last, time.perf_counter() - started)

@@ -16,6 +16,7 @@ from spap_jax.model import Model
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.numerics import full_precision
+from spap_jax.placement import placed
 from spap_jax.pruning.streams import chunked, largest_divisor
 from spap_jax.settings import FinetuneSettings
 from spap_jax.training import lora
@@ -61,8 +62,9 @@ class Stage(NamedTuple):
 
     def with_leaves(self, leaves: dict[str, Any], checks: tuple[Check, ...]) -> "Stage":
         """The stage of the same run that had these arrays and looks."""
-        arrays = [jnp.asarray(leaves[str(number)]) for number in range(len(leaves))]
-        state, best = devices.everywhere(jax.tree.structure((self.state, self.best)).unflatten(arrays))
+        mine, tree = jax.tree.flatten((self.state, self.best))
+        theirs = [jax.device_put(leaves[str(number)], like.sharding) for number, like in enumerate(mine)]
+        state, best = tree.unflatten(theirs)
         return Stage(state, best, checks)
 
     @property
@@ -93,13 +95,12 @@ def stages(
     fitted, held_out = _split(tokens, settings.held_out)
     order = _order(len(fitted), settings)
     configs = (model.config, teacher and teacher.config)
-    params, guide = devices.everywhere((model.params, teacher and teacher.params))
+    params = placed(model.config, model.params)
+    guide = placed(teacher.config, teacher.params) if teacher else None
     judged = devices.spread(_chunks(held_out, settings.batch_tokens))
 
-    trained = devices.everywhere(_start(settings, params, jax.random.key(settings.seed)))
-    stage = Stage(
-        State(trained, devices.everywhere(_optimizer(settings).init(trained))), jax.tree.map(jnp.copy, trained), ()
-    )
+    trained = placed(model.config, _start(settings, params, jax.random.key(settings.seed)))
+    stage = Stage(State(trained, _optimizer_state(settings, trained)), jax.tree.map(jnp.copy, trained), ())
     if begun is None:
         first = Check(0, (), float(_held_out_loss(configs, params, guide, judged)), True)
         _check_finite(first.held_out, 0)
@@ -121,11 +122,10 @@ def stages(
         yield stage
 
 
-def result(model: Model, stage: Stage, settings: FinetuneSettings) -> Model:
-    """The model with the weights that were best on the held-out sequences; as it was if none were better."""
-    if not any(check.taken for check in stage.checks[1:]):
-        return model
-    return Model(model.config, written(settings, model.params, stage.best), model.source)
+def result(model: Model, stage: Stage, settings: FinetuneSettings) -> Params:
+    """The weights that were best on the held-out sequences; as they were if none were better."""
+    params = devices.everywhere(model.params)
+    return written(settings, params, stage.best) if any(check.taken for check in stage.checks[1:]) else params
 
 
 def check(model: Model, tokens: np.ndarray, teacher: Model | None, settings: FinetuneSettings) -> None:
@@ -179,6 +179,12 @@ def _optimizer(settings: FinetuneSettings) -> optax.GradientTransformation:
     )
 
 
+def _optimizer_state(settings: FinetuneSettings, trained: Params) -> Any:
+    """Before any step: what belongs to a weight lies where that does, the rest on every device."""
+    state = _optimizer(settings).init(trained)
+    return jax.tree.map(lambda a: a if a.ndim else devices.everywhere(a), state)
+
+
 @functools.partial(jax.jit, static_argnames=("configs", "settings"), donate_argnames="state")
 def _steps(
     configs: Configs,
@@ -205,6 +211,7 @@ def _steps(
 
     def step(state: State, tokens: jax.Array) -> tuple[State, jax.Array]:
         value, gradient = devices.total(sums, tokens, state.trained, params, guide)
+        gradient = placed(configs[0], gradient)  # and what becomes of it, so that the state stays where it lies
         changes, optimized = optimizer.update(gradient, state.optimizer, state.trained)
         trained = jax.tree.map(jnp.add, state.trained, changes)
         return State(trained, optimized), value

@@ -16,10 +16,12 @@ class Hub:
 
     Attributes:
         refuse: Begin of the paths that it answers with an error, which says aloud what token it was sent.
-        tokens: Of every request.
+        tokens: Of the requests that had one.
         created: The request to make a repository.
         large: What was uploaded beside a commit, by SHA-256.
-        commits: Files and contents of each.
+        commits: Files and contents of each; of a file that was removed, None.
+        there: Files that its repositories have.
+        models: Repositories that have a config.json.
     """
 
     refuse: str = "/none"
@@ -27,10 +29,14 @@ class Hub:
     tokens: set[str] = field(default_factory=set)
     created: dict[str, Any] = field(default_factory=dict)
     large: dict[str, bytes] = field(default_factory=dict)
-    commits: list[dict[str, bytes]] = field(default_factory=list)
+    commits: list[dict[str, bytes | None]] = field(default_factory=list)
+    there: tuple[str, ...] = ()
+    models: set[str] = field(default_factory=set)
 
     def answer(self, path: str, body: bytes) -> Any:
         """The JSON for a request."""
+        if path == "/api/whoami-v2":
+            return {"name": "owner", "type": "user"}
         if path == "/api/repos/create":
             self.created = json.loads(body)
             return {"url": f"{self.endpoint}/{self.created['organization']}/{self.created['name']}"}
@@ -46,13 +52,17 @@ class Hub:
             wanted = json.loads(body)["objects"]
             upload = {each["oid"]: {"upload": {"href": f"{self.endpoint}/large/{each['oid']}"}} for each in wanted}
             return {"transfer": "basic", "objects": [each | {"actions": upload[each["oid"]]} for each in wanted]}
+        if "/tree/" in path:
+            return [{"type": "file", "path": name, "size": 1, "oid": "1"} for name in self.there]
         if "/commit/" in path:
             self.commits.append(dict(self._file(line) for line in map(json.loads, body.splitlines()[1:])))
             return {"commitUrl": f"{self.endpoint}/owner/name/commit/1", "commitOid": "1"}
         return {"errors": [], "warnings": []}  # the check of a card's head
 
-    def _file(self, line: dict[str, Any]) -> tuple[str, bytes]:
+    def _file(self, line: dict[str, Any]) -> tuple[str, bytes | None]:
         value = line["value"]
+        if line["key"] == "deletedFile":
+            return value["path"], None
         large = line["key"] == "lfsFile"
         return value["path"], self.large[value["oid"]] if large else base64.b64decode(value["content"])
 
@@ -61,16 +71,23 @@ class _Handler(BaseHTTPRequestHandler):
     hub: Hub
 
     def do_HEAD(self) -> None:
-        self._send(200, b"")
+        repo, _, file = self.path.strip("/").partition("/resolve/main/")
+        absent = bool(file) and repo not in self.hub.models
+        self._send(404 if absent else 200, b"", {"X-Error-Code": "RepoNotFound"} if absent else {"ETag": "1"})
+
+    def do_GET(self) -> None:
+        self._answer(b"")
 
     def do_PUT(self) -> None:
         self.hub.large[self.path.rpartition("/")[2]] = self._body()
         self._send(200, b"{}")
 
     def do_POST(self) -> None:
-        sent = str(self.headers.get("authorization"))
-        self.hub.tokens.add(sent.removeprefix("Bearer "))
-        body = self._body()
+        self._answer(self._body())
+
+    def _answer(self, body: bytes) -> None:
+        sent = self.headers.get("authorization", "")
+        self.hub.tokens |= {sent.removeprefix("Bearer ")} if sent else set()
         if self.path.startswith(self.hub.refuse):
             self._send(403, json.dumps({"error": f"you sent {sent}"}).encode())
         else:
@@ -79,8 +96,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _body(self) -> bytes:
         return self.rfile.read(int(self.headers.get("content-length", 0)))
 
-    def _send(self, code: int, body: bytes) -> None:
+    def _send(self, code: int, body: bytes, more: dict[str, str] | None = None) -> None:
         self.send_response(code)
+        for name, value in (more or {}).items():
+            self.send_header(name, value)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()

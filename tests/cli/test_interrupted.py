@@ -175,6 +175,7 @@ def test_it_goes_on_where_it_ended(shop: Workshop, whole: dict[str, Any], ended:
     [
         (("--sparsity", "0.4"), "differs from this one in sparsity (0.3, now 0.4): repeat the command"),
         (("--sweep-learning-rate", "0.3", "--sweeps", "1"), "sweeps (2, now 1), sweep_learning_rate (0.003, now 0.3)"),
+        (("--schedule", "parallel"), "in schedule (sequential, now parallel): "),
         (("--sequences", "15"), "in calibration: "),
         (("--dtype", "bfloat16"), "in dtype (None, now bfloat16): "),
         (("--devices", "2"), "in devices (1, now 2): "),
@@ -228,6 +229,23 @@ def test_two_at_once_are_refused(shop: Workshop, ended: Path, capsys):
     assert "another process writes into" in sentence(spap(capsys, *shop.words(ended)))
     run.kill()
     run.communicate()
+
+
+def test_widths_are_chosen_once(shop: Workshop, tmp_path: Path):
+    """Those that the first process chose hold, whatever the next one would choose."""
+    words = ("--allocation", "global")
+    shop.interrupted(tmp_path / "out", "layer 1/", *words)
+    decided = kept(tmp_path / "out") / "decided.json"
+    assert sum(json.loads(decided.read_text())) <= 3 * 37
+    decided.write_text("[37, 30, 44]")
+    shutil.rmtree(kept(tmp_path / "out") / "steps")  # of the widths that were chosen
+    said = shop.run(tmp_path / "out", *words)
+    assert said.code == 0, said
+    assert "choosing a width" not in said.err
+    assert "MLP channels by layer: 37, 30, 44; it loads with spap_jax only: " in said.err
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["intermediate_size"], config["spap_intermediate_sizes"]) == (44, [37, 30, 44])
+    assert left(tmp_path) == ["out"]
 
 
 def test_several_sparsities(shop: Workshop, tmp_path: Path):

@@ -24,7 +24,7 @@ def test_a_mesh_that_is_too_small(folder: Path, tmp_path: Path, capsys):
     assert said.code == 0
     assert said.out.startswith(f"{folder}: 30% of the MLP channels removed, 128 sequences of 2048 tokens\n")
     assert "\nv5e-8: it does not fit: a device needs " in said.out
-    assert "It would fit with --effort low." in said.out
+    assert "It would fit with --effort low, or with --model-devices " in said.out
     found = json.loads((tmp_path / "plan.json").read_text())
     [planned] = found["plans"]
     assert not planned["fits"]
@@ -69,6 +69,7 @@ def test_weights_that_are_there_are_those_that_are_counted(tmp_path: Path, capsy
         (("--sequences", "0"), "--sequences must be at least 1"),
         (("--sequence-length", "513"), "model's 512 positions"),
         (("--sparsity", "0.001"), "nothing to remove"),
+        (("--allocation", "global"), "a plan is made for layers of one width"),
         (("--json", "no/x.json"), "no/x.json cannot be written"),
     ],
 )

@@ -1,6 +1,9 @@
-"""``spap push`` against a hub on this machine."""
+"""``spap push``, and ``--output hf://owner/name``, against a hub on this machine."""
 
+import re
+import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commands import Said, left, process, sentence, tiny, token_file
@@ -21,11 +24,16 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return work / "out"
 
 
-def push(folder: Path, *words: str, endpoint: str, token: str | None = SECRET, **more: str) -> Said:
-    hub = {"HF_ENDPOINT": endpoint, "HF_HOME": str(folder.parent / "hub"), "HF_TOKEN": token or ""}
+def push(folder: Path, *words: str, **more: Any) -> Said:
+    return command(folder.parent, "push", folder, *words, **more)
+
+
+def command(work: Path, *words: object, endpoint: str, token: str | None = SECRET, **more: str) -> Said:
+    """Runs a command that knows a hub and a token, and keeps what it keeps in a folder."""
+    hub = {"HF_ENDPOINT": endpoint, "HF_HOME": str(work / "hub"), "HF_TOKEN": token or "", "SPAP_CACHE": str(work)}
     hub |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    run = process("push", folder, *words, **(hub | more))
-    out, err = run.communicate(timeout=120)
+    run = process(*words, **(hub | more))
+    out, err = run.communicate(timeout=540)
     assert SECRET not in out + err
     return Said(run.returncode, out, err)
 
@@ -42,10 +50,21 @@ def test_the_folder_arrives_in_one_commit(pruned: Path):
     assert hub.created["visibility"] == "private"
     (files,) = hub.commits
     assert sorted(files) == left(pruned)
-    card = files.pop("README.md").decode()
+    card = (files.pop("README.md") or b"").decode()
     assert all(content == (pruned / name).read_bytes() for name, content in files.items())
     written = (pruned / "README.md").read_text()
     assert card == written.replace('"PATH"', f'"{REPO}"') != written
+
+
+def test_weights_that_were_there_go_with_the_same_commit(pruned: Path):
+    old = ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+    with serving() as hub:
+        hub.there = (*old, "model.safetensors", "notes.md")
+        said = push(pruned, REPO, endpoint=hub.endpoint)
+    assert said.code == 0, said.err
+    (files,) = hub.commits
+    assert {name for name, content in files.items() if content is None} == set(old)
+    assert sorted(files.keys() - set(old)) == left(pruned)
 
 
 def test_without_a_token(pruned: Path):
@@ -79,3 +98,66 @@ def test_what_is_not_sent(pruned: Path, tmp_path: Path):
         said = push(pruned.parent / "in", REPO, endpoint=hub.endpoint)
         assert f"{pruned.parent / 'in'} has no README.md and no spap_report.json" in sentence(said)
     assert not hub.commits
+
+
+@pytest.fixture(scope="module")
+def pruning(pruned: Path) -> list[object]:
+    """The words of a command, but for its output."""
+    words = ["prune", pruned.parent / "in", "--calibration", pruned.parent / "tokens.npy", "--method", "magnitude"]
+    return [*words, "--sequence-length", 64, "--sequences", 16]
+
+
+def test_an_output_on_the_hub(pruning: list[object], pruned: Path, tmp_path: Path):
+    """Refused by the hub at first: then it is complete here, and the command that is told goes on."""
+    with serving(f"/api/models/{REPO}/commit") as hub:
+        said = command(tmp_path, *pruning, "--output", f"hf://{REPO}", endpoint=hub.endpoint)
+        assert said.code == 2
+        assert hub.commits == []
+    told = re.search("the checkpoint is complete on this machine, and `spap (.*)` goes on from there", said.err)
+    assert told
+    words = shlex.split(told[1])
+    assert left(Path(words[1])) == left(pruned)
+    with serving() as hub:
+        said = command(tmp_path, *words, endpoint=hub.endpoint)
+        assert said.code == 0, said.err
+        assert sorted(hub.commits[0]) == left(pruned)
+
+
+def test_an_output_on_the_hub_is_sent_in_one_commit(pruning: list[object], pruned: Path, tmp_path: Path):
+    with serving() as hub:
+        said = command(tmp_path, *pruning, "--output", f"hf://{REPO}", endpoint=hub.endpoint)
+    assert said.code == 0, said.err
+    assert said.err.splitlines()[-1] == f"wrote hf://{REPO}"
+    (files,) = hub.commits
+    assert sorted(files) == left(pruned)
+    assert files["config.json"] == (pruned / "config.json").read_bytes()
+    assert f'from_pretrained("{REPO}")' in (files["README.md"] or b"").decode()
+    assert not [file for file in (tmp_path / "outputs").rglob("*") if file.is_file()]
+
+
+@pytest.mark.parametrize(
+    ("output", "more", "expected"),
+    [
+        (f"hf://{REPO}", {"token": None}, "uploading needs a hub token"),
+        (f"hf://{REPO}", {"endpoint": "http://127.0.0.1:9"}, "the hub http://127.0.0.1:9 cannot be reached"),
+        ("hf://name", {}, "hf://name names no repository of the hub: give hf://owner/name"),
+        ("hf://owner/a b", {}, "hf://owner/a b names no repository of the hub"),
+        ("hf://owner/there", {}, "hf://owner/there exists: name another repository, or pass --overwrite"),
+    ],
+)
+def test_what_is_checked_before_the_work(output: str, more: dict, expected: str, tmp_path: Path):
+    """Before anything is read: neither the model nor the data are there."""
+    with serving() as hub:
+        hub.models.add("owner/there")
+        words = ("prune", "./none", "--calibration", "./none.txt", "--output", output)
+        said = command(tmp_path, *words, **({"endpoint": hub.endpoint} | more))
+    assert expected in sentence(said)
+    assert not hub.created
+
+
+def test_a_token_that_has_ended(tmp_path: Path):
+    words = ("finetune", "./none", "--data", "./none.txt", "--output", f"hf://{REPO}")
+    with serving("/api/whoami") as hub:
+        said = command(tmp_path, *words, endpoint=hub.endpoint)
+    assert f"the hub {hub.endpoint} refuses (" in sentence(said)
+    assert "run hf auth login" in sentence(said)

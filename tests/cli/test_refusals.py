@@ -39,6 +39,10 @@ OPTIONS = [
     (("--attention-sparsity", "1"), "attention_sparsity must be a fraction of at least 0 and below 1, not 1.0."),
     (("--attention-sparsity", "-0.1"), "attention_sparsity must be a fraction of at least 0 and below 1"),
     (("--attention-sparsity", "0.1"), "nothing to remove: attention sparsity 0.1 of 2 key/value heads, rounded, keeps"),
+    (("--allocation", "best"), "allocation must be one of uniform, global, not 'best'."),
+    (("--allocation", "global", "--schedule", "parallel"), "gives layers widths of their own, and --schedule parallel"),
+    (("--allocation", "global", "--model-devices", "2"), "gives layers widths of their own, and --model-devices"),
+    (("--allocation", "global", "--round-to", "160"), "nothing to choose: the widths of layers with 320 channels"),
     (("--ridge", "inf"), "ridge must be positive"),
     (
         ("--method", "lora"),

@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -34,9 +36,9 @@ def finish(process: subprocess.Popen) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
-def together(output: Path, count: int) -> list[subprocess.Popen]:
+def together(output: Path, count: int, *words: str) -> list[subprocess.Popen]:
     place = ["--coordinator", f"localhost:{free_port()}", "--processes", str(count)]
-    return [start(output, *place, "--process-id", str(i)) for i in range(count)]
+    return [start(output, *words, *place, "--process-id", str(i)) for i in range(count)]
 
 
 def kill_after(line: str, processes: list[subprocess.Popen]) -> None:
@@ -72,6 +74,32 @@ def test_two_processes_that_go_on_give_the_result_of_one(tmp_path: Path):
     assert two["sweeps"][-1]["after"] == pytest.approx(one["sweeps"][-1]["after"], rel=0.02)
     sizes = {(tmp_path / name / "model.safetensors").stat().st_size for name in ("one", "two")}
     assert len(sizes) == 1
+
+
+@pytest.mark.timeout(600)
+def test_each_of_two_processes_chooses_the_channels_of_other_layers(tmp_path: Path):
+    words = ("--schedule", "parallel", "--effort", "low")
+    alone = start(tmp_path / "one", *words)
+    results = [finish(each) for each in (alone, *together(tmp_path / "two", 2, *words))]
+    assert [code for code, _, _ in results] == [0, 0, 0], results
+    one, two = (json.loads((tmp_path / name / "spap_report.json").read_text()) for name in ("one", "two"))
+    for mine, theirs in zip(one["layers"], two["layers"], strict=True):
+        assert mine["kept"] == theirs["kept"]
+        assert theirs["calibration"]["alternating"] == pytest.approx(mine["calibration"]["alternating"], rel=1e-3)
+
+
+@pytest.mark.timeout(900)
+def test_two_processes_that_share_the_weights_give_the_result_of_one(tmp_path: Path):
+    """Of its tensors each reads its part; the first one writes them whole."""
+    quick = ("--effort", "low", "--learning-rate", "0.001", "--eval", str(EXAMPLES / "stories_evaluation.txt"))
+    code, _, said = finish(start(tmp_path / "one", *quick))
+    assert code == 0, said
+    results = [finish(each) for each in together(tmp_path / "two", 2, *quick, "--model-devices", "2")]
+    assert [code for code, _, _ in results] == [0, 0], results
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name, weight in one.items():
+        np.testing.assert_allclose(weight.astype(np.float32), two[name].astype(np.float32), atol=5e-4, err_msg=name)
 
 
 def test_some_of_the_options_are_not_enough(tmp_path: Path):

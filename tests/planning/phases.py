@@ -14,13 +14,14 @@ from jax.sharding import NamedSharding, PartitionSpec, get_mesh
 from spap_jax import devices
 from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
-from spap_jax.models.registry import family_of
+from spap_jax.models.registry import FAMILIES, family_of
+from spap_jax.placement import spec_of
 from spap_jax.planning.workload import Chunks, Workload, workload
 from spap_jax.pruning import layer as block
-from spap_jax.pruning import moments, reduce, streams, sweeps
+from spap_jax.pruning import moments, streams, sweeps, waves
 from spap_jax.pruning.streams import Streams
 from spap_jax.settings import PruneSettings
-from spap_jax.solver.alternating import Schedule
+from spap_jax.solver.alternating import Schedule, Weights
 from spap_jax.solver.problem import Problem
 
 LLAMA = {
@@ -50,10 +51,12 @@ def config_of(theirs: dict, **changes: object) -> DecoderConfig:
     return family_of(theirs).read_config(theirs)
 
 
-def load_of(config: DecoderConfig, sequences: int, length: int, count: int, bytes: int = 4, **settings) -> Workload:
+def load_of(
+    config: DecoderConfig, sequences: int, length: int, count: int, bytes: int = 4, sharers: int = 1, **settings
+) -> Workload:
     """A run on CPUs, which take one group of heads at a time."""
     chosen = PruneSettings(sparsity=0.25, held_out=0.5).replace(**settings)
-    return workload(config, chosen, sequences, length, count, bytes, config.heads // config.kv_heads)
+    return workload(config, chosen, sequences, length, count, sharers, bytes, config.heads // config.kv_heads)
 
 
 class Phases:
@@ -62,17 +65,13 @@ class Phases:
     def __init__(self, load: Workload):
         self.load = load
         dtype = {4: jnp.float32, 2: jnp.bfloat16}[load.weight_bytes]
-        dense, narrow = (
-            _everywhere(jax.eval_shape(lambda c=c: decoder.init(c, jax.random.key(0))), dtype)
-            for c in (load.dense, load.narrow)
-        )
+        dense, narrow = (_parameters(config, dtype) for config in (load.dense, load.narrow))
         self.outer = {name: narrow[name] for name in ("embed", "head")}
         self.layers = narrow["layers"]
-        self.layer, self.small = (
-            jax.tree.map(lambda a: _described(a.shape[1:], a.dtype), tree["layers"]) for tree in (dense, narrow)
-        )
+        self.layer, self.small = (jax.tree.map(_unstacked, tree["layers"]) for tree in (dense, narrow))
         self.fitted, self.held_out = (_streams(load.dense.width, part) for part in load.parts)
-        self.weights = _everywhere(jax.eval_shape(reduce.to_weights, self.small["mlp"]))
+        mlp = jax.tree.map(_float32, self.small["mlp"])
+        self.weights = Weights(mlp, mlp.pop("down"), mlp.pop("down_bias", None))
         self.key = _everywhere(jax.eval_shape(lambda: jax.random.key(0)))
 
     def enter_mlp(self):
@@ -85,17 +84,20 @@ class Phases:
         return moments.accumulate.lower(self.load.dense, self.layer, streams.fitting_tokens(self.fitted))
 
     def selection(self):
-        arguments, settings = self._selected()
-        return block._select.lower(*arguments, *settings)
+        return block.select.lower(self.moments(), self.key, **self._search())
 
     def selection_on_tpu(self):
-        arguments, settings = self._selected()
-        return block._select.trace(*arguments, *settings).lower(lowering_platforms=("tpu",))
+        traced = block.select.trace(self.moments(), self.key, **self._search())
+        return traced.lower(lowering_platforms=("tpu",))
 
-    def _selected(self):
-        s = self.load.settings
-        settings = (self.load.narrow.intermediate, s.method, s.ridge, s.penalty, s.penalty_steps, s.swap_rounds)
-        return (self.moments(), self.key), settings
+    def selection_in_waves(self):
+        count, search = devices.everyone(), self._search()
+        everywhere = PartitionSpec(("data", "model"))
+        own = jax.tree.map(lambda a: _described((count, *a.shape), spec=everywhere), self.moments())
+        return waves.own_choices.lower(own, self.load.dense, self.key, 0, **search)
+
+    def _search(self) -> dict[str, Any]:
+        return {"keep": self.load.narrow.intermediate} | block.search_of(self.load.settings)
 
     def moments(self) -> moments.Moments:
         f, d = self.load.dense.intermediate, self.load.dense.width
@@ -103,14 +105,16 @@ class Phases:
         return moments.Moments(problem, _described((f,)), _described((d,)), _described((f,)))
 
     def refit(self):
-        arguments, (keep, *settings) = self._selected()
-        chosen = functools.partial(
-            block._select,
-            keep=keep,
-            **dict(zip(("method", "ridge", "penalty", "steps", "rounds"), settings, strict=True)),
-        )
-        system, polished = _everywhere(jax.eval_shape(chosen, *arguments))
-        return block.update_weights.lower("refit", self.moments(), system, polished.kept, self.weights)
+        chosen = functools.partial(block.select, **self._search())
+        system, choice = _everywhere(jax.eval_shape(chosen, self.moments(), self.key))
+        return block.refit_weights.lower(self.moments(), system, choice.channels.kept, self.weights)
+
+    def closed_form(self):
+        tokens = streams.fitting_tokens(self.fitted)
+        return block._closed_form.lower(self.load.narrow, self.layer, tokens, _described(()), self.weights)
+
+    def enter_dense_mlp(self):
+        return streams.enter_dense_mlp.lower(self.load.dense, self.layer, self.fitted)
 
     def recover(self):
         s = self.load.settings
@@ -127,21 +131,37 @@ class Phases:
         return sweeps._descend.lower(self.load.narrow, steps, self.outer, self.layers, 0, self.fitted, self.key)
 
     def divergence(self):
-        return sweeps._divergence.lower(self.load.narrow, self.outer, self.layers, 0, self.small["mlp"], self.held_out)
+        return sweeps.divergence.lower(self.load.narrow, self.outer, self.layers, 0, self.small["mlp"], self.held_out)
 
 
 @contextmanager
 def described(load: Workload) -> Iterator[Phases]:
     """The functions of a run on its mesh."""
-    with devices.sharing(load.devices):
+    with devices.sharing(load.devices * load.sharers, load.sharers):
         yield Phases(load)
 
 
-def _described(shape: tuple[int, ...], dtype=jnp.float32, spread: bool = False) -> Any:
-    if devices.number() == 1:
+def _described(shape: tuple[int, ...], dtype=jnp.float32, spec: PartitionSpec = PartitionSpec()) -> Any:  # noqa: B008
+    if devices.everyone() == 1:
         return jax.ShapeDtypeStruct(shape, dtype)
-    spec = PartitionSpec("data") if spread else PartitionSpec()
     return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(get_mesh(), spec))
+
+
+def _parameters(config: DecoderConfig, dtype) -> Any:
+    """The tree as it lies on the mesh."""
+    shapes = jax.eval_shape(lambda: decoder.init(config, jax.random.key(0)))
+    paths = jax.tree.map_with_path(lambda path, a: jax.tree_util.keystr(path, simple=True, separator="/"), shapes)
+    family = FAMILIES[config.family]
+    return jax.tree.map(lambda a, path: _described(a.shape, dtype, spec_of(family, path, a.shape)), shapes, paths)
+
+
+def _unstacked(a: Any) -> Any:
+    """One layer of a stack."""
+    return _described(a.shape[1:], a.dtype, PartitionSpec(*a.sharding.spec[1:]) if a.sharding else PartitionSpec())
+
+
+def _float32(a: Any) -> Any:
+    return _described(a.shape, spec=a.sharding.spec if a.sharding else PartitionSpec())
 
 
 def _everywhere(tree, dtype=None):
@@ -150,7 +170,7 @@ def _everywhere(tree, dtype=None):
 
 def _streams(width: int, chunks: Chunks) -> Streams:
     shape = (chunks.count, chunks.sequences, chunks.length, width)
-    stream = _described(shape, spread=chunks.divided)
+    stream = _described(shape, spec=PartitionSpec("data") if chunks.divided else PartitionSpec())
     return Streams(stream, stream)
 
 

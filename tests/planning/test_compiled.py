@@ -47,6 +47,7 @@ def compiled(request: pytest.FixtureRequest) -> Compiled:
         load = load_of(config_of(OPT), 8, 96, 2, batch_tokens=96, step_tokens=96)
     assert load.fitted.here == load.held_out.here == 2
     names = ("enter_mlp", "leave_mlp", "statistics", "selection", "refit", "recover", "errors", "descend", "divergence")
+    names += ("enter_dense_mlp", "selection_in_waves", "closed_form")
     with described(load) as phases:
         programs = {name: getattr(phases, name)().compile() for name in names}
     return Compiled(load, _once(load), programs)
@@ -56,9 +57,12 @@ def test_operations(compiled: Compiled):
     once, k, d = compiled.once, compiled.load.narrow.intermediate, compiled.load.narrow.width
     half = operations.streams_operations(once) / 2 - unseen_scores(once, 2)  # of the tokens, those that are fitted
     assert compiled.flops("enter_mlp") + compiled.flops("leave_mlp") == pytest.approx(half, rel=0.04)
+    ahead = operations.streams_operations(_in_waves(once)) - operations.streams_operations(once)
+    assert compiled.flops("enter_dense_mlp") == pytest.approx(ahead - unseen_scores(once, 1), rel=0.04)
     assert compiled.flops("statistics") == pytest.approx(operations.statistics_operations(once), rel=0.04)
     # Factorisation and solves are LAPACK's on a CPU, and XLA counts none of it.
     lapack = operations.refit_operations(k, d)
+    assert compiled.flops("closed_form") == pytest.approx(operations.closed_form_operations(once) - lapack, rel=0.05)
     assert compiled.flops("recover") == pytest.approx(operations.alternating_operations(once) - lapack, rel=0.05)
     assert compiled.flops("errors") == pytest.approx(operations.errors_operations(once), rel=0.04)
     judged = operations.divergence_operations(once, AFTER) - unseen_scores(once, 1 + AFTER)
@@ -66,6 +70,21 @@ def test_operations(compiled: Compiled):
     share = once.fitted.share(once.step_sequences)
     step = operations.sweep_step_operations(once, AFTER) - unseen_scores(once, 1 + 5 * AFTER, share)
     assert compiled.flops("descend") == pytest.approx(step, rel=0.04)
+
+
+def test_a_wave_is_one_layer_on_each_device(compiled: Compiled):
+    load, f, d = compiled.load, compiled.load.dense.intermediate, compiled.load.dense.width
+    assert compiled.flops("selection_in_waves") == pytest.approx(compiled.flops("selection"), rel=0.01)
+    assert load.solved_here == 1
+    assert _in_waves(load).solved_here == {4: 2, 2: 3}[load.devices] / 5
+    sizes = compiled.programs["selection_in_waves"].memory_analysis()
+    assert sizes.argument_size_in_bytes == pytest.approx(memory.moments_bytes(f, d), rel=0.01)
+    held = memory.device_memory(_in_waves(load))
+    assert held["statistics"]["moments"] == 2 * held["selection"]["moments"] == 2 * memory.moments_bytes(f, d)
+
+
+def _in_waves(load: Workload) -> Workload:
+    return dataclasses.replace(load, settings=load.settings.replace(schedule="parallel"))
 
 
 def unseen_scores(load: Workload, times: int, sequences: int = 1) -> float:
@@ -94,6 +113,7 @@ def test_bytes_between_devices(compiled: Compiled):
     assert found("enter_mlp") == found("leave_mlp") == {}
     assert found("statistics") == dict(traffic.statistics_collectives(load))
     round_ = traffic.step_collectives(load) + traffic.closed_form_collectives(load)
+    assert found("closed_form") == dict(traffic.closed_form_collectives(load))
     assert found("recover") == pytest.approx(dict(round_), rel=0.01)
     assert found("descend") == pytest.approx(dict(traffic.sweep_step_collectives(load)), rel=0.01)
 
@@ -105,6 +125,7 @@ def test_bytes_from_and_to_memory(compiled: Compiled):
         (compiled.moved("enter_mlp") + compiled.moved("leave_mlp"), traffic.streams_bytes(once) / 2),
         (compiled.moved("statistics"), traffic.statistics_bytes(once)),
         (compiled.moved("refit"), traffic.refit_bytes(k, d)),
+        (compiled.moved("closed_form"), traffic.closed_form_bytes(once)),
         (compiled.moved("recover"), traffic.alternating_bytes(once)),
         (compiled.moved("errors"), traffic.errors_bytes(once)),
         (compiled.moved("descend"), traffic.sweep_step_bytes(once, AFTER)),
@@ -117,9 +138,12 @@ def test_bytes_from_and_to_memory(compiled: Compiled):
     ("name", "counted"),
     [
         ("enter_mlp", memory.passing_bytes),
+        ("enter_dense_mlp", memory.passing_bytes),
         ("statistics", memory.summing_bytes),
         ("selection", lambda load: memory.selecting_bytes(load.dense.intermediate, load.dense.width)),
+        ("selection_in_waves", lambda load: memory.choosing_bytes(load.dense.intermediate, load.dense.width)),
         ("refit", lambda load: memory.refitting_bytes(load.narrow.intermediate, load.narrow.width)),
+        ("closed_form", memory.closing_bytes),
         ("recover", lambda load: sum(memory.recovering_bytes(load))),
         ("descend", lambda load: sum(memory.descending_bytes(load))),
         ("divergence", lambda load: sum(memory.judging_bytes(load))),
@@ -144,5 +168,6 @@ def test_memory_that_is_held(compiled: Compiled):
     assert held("selection", "output") == pytest.approx(memory.system_bytes(f, d), rel=0.01)
     stack = load.weight_bytes * load.narrow.layers * memory.block_elements(load.narrow)
     assert held("divergence", "argument") > stack
-    head = load.weight_bytes * memory.head_elements(load.narrow)
+    tied = load.narrow.vocabulary * load.narrow.embedding if load.narrow.tied else 0
+    head = load.weight_bytes * (memory._elements(load.narrow, "head/") + tied)
     assert held("descend", "argument") == pytest.approx(stack + fitted + head, rel=0.01)

@@ -14,7 +14,7 @@ from spap_jax.errors import UserError
 from spap_jax.models import cost
 from spap_jax.models.registry import family_of
 from spap_jax.planning import memory, operations
-from spap_jax.planning.accelerators import mesh_named
+from spap_jax.planning.accelerators import Mesh, mesh_named
 from spap_jax.planning.plan import Request, notes, plan, verdict
 from spap_jax.planning.workload import workload
 from spap_jax.pruning import pipeline
@@ -38,7 +38,9 @@ def test_sequences_are_divided_as_the_pipeline_divides_them(sequences: int, coun
     settings = PruneSettings(held_out=held_out, batch_tokens=32)
     load = workload(config_of(LLAMA), settings, sequences, 16, count)
     with devices.sharing(count):
-        for part, chunks in zip(load.parts, pipeline._split(np.zeros((sequences, 16), int), settings), strict=True):
+        for part, chunks in zip(
+            load.parts, pipeline.calibration_chunks(np.zeros((sequences, 16), int), settings), strict=True
+        ):
             assert (part.count, part.size * part.count) == (chunks.shape[0], chunks.size)
             assert part.divided == devices.divides(chunks)
 
@@ -60,21 +62,22 @@ def test_the_largest_model_fits_no_gpu_and_no_setting_helps():
     assert "solver, which every device holds whole" in verdict(planned)
 
 
-def changed(request: Request, mesh: str, words: str) -> tuple[Request, str]:
+def changed(request: Request, mesh: str, words: str) -> tuple[Request, Mesh]:
     """A request and a mesh as the words of a remedy say."""
-    number = {name: int(value) for name, value in re.findall(r"--(sequences|batch-tokens) (\d+)", words)}
+    number = {name: int(value) for name, value in re.findall(r"--([a-z-]+) (\d+)", words)}
     settings = request.settings.replace(batch_tokens=number.get("batch-tokens", request.settings.batch_tokens))
+    settings = settings.replace(round_to=number.get("round-to", 1))
     settings = settings.replace(effort="low") if "--effort low" in words else settings
     request = dataclasses.replace(request, settings=settings, sequences=number.get("sequences", request.sequences))
     larger = re.search(r"(\S+) in place of", words)
-    return request, larger[1] if larger else mesh
+    return request, mesh_named(larger[1] if larger else mesh).shared_among(number.get("model-devices", 1))
 
 
 @pytest.mark.parametrize(
     ("name", "mesh", "sequences", "expected"),
     [
-        ("llama-3.1-8b", "v5e-8", 128, ["--effort low"]),
-        ("llama-3.1-70b", "h100x8", 128, ["--effort low"]),
+        ("llama-3.1-8b", "v5e-8", 128, ["--effort low", "--model-devices 2 --round-to 2"]),
+        ("llama-3.1-70b", "h100x8", 128, ["--effort low", "--model-devices 4 --round-to 4"]),
         ("llama-3.1-8b", "h100x2", 4096, ["--sequences 1024", "h100x8 in place of h100x2"]),
         (
             "qwen2.5-0.5b",
@@ -100,7 +103,7 @@ def test_what_would_make_it_fit_does(name: str, mesh: str, sequences: int, expec
     assert remedy[1].split(", or with ") == expected
     for words in expected:
         other, larger = changed(request, mesh, words)
-        assert plan(other, mesh_named(larger)).fits
+        assert plan(other, larger).fits
 
 
 def test_devices_share_the_tokens_and_not_the_solver():
@@ -111,6 +114,22 @@ def test_devices_share_the_tokens_and_not_the_solver():
     assert work[0]["statistics"].sent_bytes == 0 < work[1]["statistics"].sent_bytes
     assert one.memory["streams"]["streams"] == 8 * eight.memory["streams"]["streams"]
     assert one.memory["selection"]["solver"] == eight.memory["selection"]["solver"]
+
+
+def test_in_waves_devices_share_the_solver_too():
+    settings = PruneSettings(effort="low")
+    one, two = (
+        plan(request_of("llama-3.1-405b", settings=settings.replace(schedule=name)), mesh_named("v5p-64"))
+        for name in ("sequential", "parallel")
+    )
+    work, waves = ({phase.name: phase for phase in planned.phases} for planned in (one, two))
+    assert waves["selection"].operations == pytest.approx(work["selection"].operations * 4 / 126)  # of 126 layers
+    assert waves["refit"].sent_bytes > 0 == work["refit"].sent_bytes
+    assert waves["streams"].operations > work["streams"].operations
+    assert {"statistics", "alternating", "errors"} <= {name for name in work if work[name] == waves[name]}
+    assert two.peak[0] == one.peak[0] == "selection"
+    assert two.peak[1] < one.peak[1]
+    assert two.seconds < one.seconds
 
 
 def test_what_is_worth_knowing():

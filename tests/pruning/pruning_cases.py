@@ -10,6 +10,7 @@ import numpy as np
 from spap_jax import api
 from spap_jax.model import Model, Source
 from spap_jax.models import decoder
+from spap_jax.models.registry import family_of
 from spap_jax.settings import PruneSettings
 
 SETTINGS = PruneSettings(sparsity=0.3, rounds=2, steps=10, sweeps=0, step_tokens=128, batch_tokens=64, held_out=0.25)
@@ -28,6 +29,27 @@ def tiny(variant: str) -> Model:
 def _ported(variant: str):
     config, params = hf_models.port(hf_models.hf_model(variant))
     return config, jax.tree.map(jnp.asarray, params)
+
+
+DIVISIBLE = {
+    "model_type": "llama",
+    "vocab_size": 96,
+    "hidden_size": 16,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 64,
+}
+
+
+@functools.cache
+def divisible() -> Model:
+    """A random model whose vocabulary, channels and query heads can be divided among eight devices, all but keys."""
+    config = family_of(DIVISIBLE).read_config(DIVISIBLE)
+    params = jax.jit(lambda key: decoder.init(config, key))(jax.random.key(0))
+    louder = jax.tree.map(lambda a: a if (a == 1).all() else 10 * a, params)  # but the scales of norms
+    return Model(config, louder, Source("random", None, ""))
 
 
 def random_tokens(seed: int = 0, sequences: int = 16, length: int = 16) -> np.ndarray:

@@ -18,7 +18,8 @@ LAYERS = 3
 QUICK = SETTINGS.replace(rounds=1, steps=3)
 SWEPT = QUICK.replace(rounds=0, attention_sparsity=0.5, sweeps=2, sweep_steps=3, sweep_learning_rate=0.01)
 SPREAD = QUICK.replace(held_out=0.0, batch_tokens=32)
-CASES = [("llama_two_kv_heads", SWEPT, 1), ("opt_350m_like", SPREAD, 2)]
+WAVES = SPREAD.replace(schedule="parallel")
+CASES = [("llama_two_kv_heads", SWEPT, 1), ("opt_350m_like", SPREAD, 2), ("opt_350m_like", WAVES, 2)]
 
 
 def steps(variant: str, settings: PruneSettings, count: int, begun: Begun | None = None) -> list[Step]:
@@ -43,7 +44,9 @@ def same(one: Params, other: Params) -> bool:
     return jax.tree.all(jax.tree.map(lambda a, b: a.dtype == b.dtype and np.array_equal(a, b), one, other))
 
 
-@pytest.mark.parametrize(("variant", "settings", "count"), CASES, ids=["heads, sweeps", "two devices"])
+@pytest.mark.parametrize(
+    ("variant", "settings", "count"), CASES, ids=["heads, sweeps", "two devices", "two devices, in waves"]
+)
 def test_it_ends_with_the_same_bits(variant: str, settings: PruneSettings, count: int):
     whole = steps(variant, settings, count)
     assert [step.fresh for step in whole] == [True] * LAYERS * (1 + settings.sweep_count)

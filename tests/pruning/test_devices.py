@@ -1,34 +1,55 @@
 """The same result on one device and on several."""
 
+import functools
 import re
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pruning_cases as cases
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec, get_mesh
 
-from spap_jax import api, devices
+from spap_jax import api, devices, placement
 from spap_jax.errors import UserError
 from spap_jax.pruning import layer as layer_module
-from spap_jax.pruning import moments, reduce, streams
+from spap_jax.pruning import moments, reduce, streams, sweeps
 from spap_jax.solver.alternating import Schedule, Tokens
 
+SETTINGS = cases.SETTINGS.replace(
+    sparsity=0.25,
+    rounds=1,
+    steps=5,
+    sweeps=1,
+    sweep_steps=6,
+    sweep_learning_rate=1e-2,
+    batch_tokens=32,
+    step_tokens=512,
+)
 
-@pytest.fixture(scope="module")
-def alone():
-    return run(1)
+
+@functools.cache
+def run(count: int, sharers: int = 1, schedule: str = "sequential") -> api.PruneResult:
+    sweeps = 1 if schedule == "sequential" else 0  # after the parallel one they are no other
+    settings = SETTINGS.replace(schedule=schedule, sweeps=sweeps)
+    tokens = cases.random_tokens(sequences=64) % 96
+    return api.prune(cases.divisible(), tokens, settings=settings, devices=count, model_devices=sharers)
 
 
-def run(count: int) -> api.PruneResult:
-    settings = cases.SETTINGS.replace(sweeps=1, sweep_steps=5, batch_tokens=32, step_tokens=128)
-    tokens = cases.random_tokens(sequences=64)
-    return api.prune(cases.tiny("llama"), tokens, settings=settings, devices=count)
-
-
-@pytest.mark.parametrize("count", [2, 8])
-def test_the_number_of_devices_changes_nothing(alone: api.PruneResult, count: int):
-    several = run(count)
+@pytest.mark.parametrize(
+    ("count", "sharers", "schedule"),
+    [
+        *((count, sharers, "sequential") for count, sharers in [(2, 2), (4, 1), (8, 1), (8, 2), (8, 4), (8, 8)]),
+        *((count, sharers, "parallel") for count, sharers in [(4, 1), (8, 2)]),
+    ],
+)
+def test_the_mesh_changes_nothing(count: int, sharers: int, schedule: str):
+    alone, several = run(1, 1, schedule), run(count, sharers, schedule)
     assert [r.kept for r in several.report.layers] == [r.kept for r in alone.report.layers]
+    assert [r.rounds for r in several.report.layers] == [r.rounds for r in alone.report.layers] == [1, 1]
+    assert [r.taken for r in several.report.sweeps] == [r.taken for r in alone.report.sweeps]
+    assert schedule == "parallel" or [r.taken for r in alone.report.sweeps] == [False, True]
     for one, other in zip(*(jax.tree.leaves(r.model.params) for r in (alone, several)), strict=True):
         np.testing.assert_allclose(np.asarray(one), np.asarray(other), atol=1e-4)
 
@@ -37,6 +58,67 @@ def test_the_number_of_devices_changes_nothing(alone: api.PruneResult, count: in
 def mesh():
     with devices.sharing(8):
         yield
+
+
+@pytest.fixture
+def two_by_four():
+    with devices.sharing(8, 4):
+        yield
+
+
+@pytest.fixture
+def layer() -> dict:
+    """Of the random model, on the mesh around."""
+    model = cases.divisible()
+    return placement.placed(model.config, cases.one_layer(model, 0))
+
+
+def shares(tree: dict) -> dict:
+    """By name: into how many parts an array is divided, and what a device has of it."""
+    return {name: (len(set(map(str, a.sharding.devices_indices_map(a.shape).values()))), a.addressable_data(0).shape)
+            for name, a in tree.items()}  # fmt: skip
+
+
+def test_a_device_holds_its_share_of_the_weights(two_by_four, layer: dict):
+    """Four that share; what cannot be divided among them, or is small, lies on each."""
+    config, params = cases.divisible().config, cases.divisible().params
+    assert shares(layer["mlp"]) == {name: (4, shape) for name, shape in
+                                    {"gate": (16, 16), "up": (16, 16), "down": (16, 16)}.items()}  # fmt: skip
+    q, k = (4, (16, 2, 2)), (4, (16, 1, 2))
+    assert shares(layer["attention"]) == {"q": q, "k": k, "v": k, "o": (4, (2, 2, 16))}
+    assert shares(layer["mlp_norm"]) == {"scale": (1, (16,))}
+    outer = placement.placed(config, {name: params[name] for name in ("embed", "head")})
+    assert shares(outer["embed"])["tokens"] == shares({"weight": outer["head"]["weight"]})["weight"] == (4, (24, 16))
+    whole = devices.whole(layer)
+    jax.tree.map(np.testing.assert_array_equal, whole, jax.tree.map(np.asarray, cases.one_layer(cases.divisible(), 0)))
+    with devices.sharing(8, 8):
+        assert shares(placement.placed(config, cases.one_layer(cases.divisible(), 0))["attention"])["k"] == (
+            1, (16, 4, 2),
+        )  # fmt: skip
+
+
+def test_blocks_that_are_held_for_sweeps_are_divided(two_by_four, layer: dict):
+    room = sweeps.room(layer, 3)
+    assert shares(room["mlp"])["down"] == (4, (3, 16, 16))
+    stack = sweeps.put(room, 1, layer)
+    assert shares(stack["mlp"])["up"] == (4, (3, 16, 16))
+    assert shares(stack["attention"])["q"] == (4, (3, 16, 2, 2))
+    np.testing.assert_array_equal(np.asarray(stack["mlp"]["up"][1]), np.asarray(layer["mlp"]["up"]))
+
+
+def test_no_device_holds_all_second_moments_while_they_are_summed(two_by_four, layer: dict):
+    """The channels f of tokens [N, f] are gathered a chunk at a time, G [f, f] never."""
+    compiled: Any
+    config = cases.divisible().config.narrowed(256)
+    wide = {name: jnp.zeros(shape) for name, shape in {"gate": (16, 256), "up": (16, 256), "down": (256, 16)}.items()}
+    layer = placement.placed(config, layer | {"mlp": wide})
+    tokens = jax.device_put(np.zeros((2, 2, 16, 16), np.float32), NamedSharding(get_mesh(), PartitionSpec("data")))
+    compiled = moments.accumulate.lower(config, layer, Tokens(tokens, tokens)).compile()
+    text, memory = compiled.as_text(), compiled.memory_analysis()
+    assert "f32[64,256]" in text
+    assert "f32[256,256]" not in text
+    assert memory.output_size_in_bytes < 1.1 * 4 * (64 * 256 + 2 * 64 * 16 + 2 * 256)
+    assert memory.temp_size_in_bytes < 4 * 256 * 256
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +166,8 @@ def test_steps_gather_no_stream(mesh, model):
     assert set(collectives(found)) == {"reduce-scatter", "all-reduce"}
 
 
-def test_too_many_devices_are_refused():
+def test_meshes_that_there_are_not_are_refused():
     with pytest.raises(UserError, match="9 devices are asked for, but JAX sees 8"):
         run(9)
+    with pytest.raises(UserError, match="8 devices cannot be divided into groups of 3 that share the weights"):
+        run(8, 3)

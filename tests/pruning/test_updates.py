@@ -104,10 +104,14 @@ def test_the_bias_of_flap_is_the_best_one_in_the_first_layer():
 
 
 @BOTH
-@pytest.mark.parametrize("method", ["fasp", "obs", "osscar", "random"])
-def test_the_refit_solves_least_squares(variant: str, method: str):
+@pytest.mark.parametrize(
+    ("method", "schedule"),
+    [("fasp", "sequential"), ("obs", "sequential"), ("osscar", "sequential"), ("random", "sequential"),
+     ("random", "parallel")],
+)  # fmt: skip
+def test_the_refit_solves_least_squares(variant: str, method: str, schedule: str):
     """With a ridge towards the dense weights as more rows: sqrt(ridge) |h_j| times the difference of each weight."""
-    result = run(variant, method, "refit" if method == "random" else "own")
+    result = run(variant, method, "refit" if method == "random" else "own", schedule=schedule)
     for seen, report in zip(layers_of(variant, result), result.report.layers, strict=True):
         bias = "down_bias" in seen.dense
         centre, y_mean = (seen.hidden.mean(0), seen.target.mean(0)) if bias else (0, 0)

@@ -55,7 +55,7 @@ def test_wait_fetch_and_delete():
 def test_install_copies_a_wheel_first_and_no_repository():
     copy, install = dry("install", "--source", "dist/spap_jax-1.whl")
     assert copy[3:] == ["tpu-vm", "scp", "dist/spap_jax-1.whl", "pruner:", "--worker", "all", *ZONE]
-    assert "'jax[tpu]' ./spap_jax-1.whl" in install[install.index("--command") + 1]
+    assert "'jax[tpu]' gcsfs ./spap_jax-1.whl" in install[install.index("--command") + 1]
     (install,) = dry("install", "--source", "git+https://example.org/spap")
     assert "git+https://example.org/spap" in install[install.index("--command") + 1]
 
@@ -88,6 +88,82 @@ def test_words_arrive_whole_and_the_exit_code_comes_back(worker: Path):
     assert followed.returncode == len("prune")
 
 
+KEPT = ["prune", "gs://lab/a model", "--output", "gs://lab/out"]
+
+
+def test_keep_is_the_commands_of_a_run_in_their_order():
+    slice_words, source = ["--type", "v5p-64", "--spot"], ["--source", "dist/spap_jax-1.whl"]
+    logs, look = dry("logs"), [*TPUS, "tpu-vm", "ssh", "pruner", "--worker", "0", "--command", "cat ~/spap.code", *ZONE]
+    expected = [*dry("create", *slice_words), *dry("wait"), *dry("install", *source), *dry("run", "--", *KEPT)]
+    expected += [*logs, look, *dry("delete")]
+    assert dry("keep", *slice_words, *source, "--", *KEPT) == expected
+
+
+GCLOUD = """#!/bin/bash
+echo "$@" >> ~/said
+case "$*" in
+  *" create "*) echo ACTIVE > ~/state ;;
+  *" delete "*) rm -rf ~/state ~/spap.code ~/spap.log ;;
+  *" describe "*) cat ~/state 2> /dev/null || { echo "NOT_FOUND: it is gone" >&2; exit 1; } ;;
+  *" ssh "*)
+    [[ $(cat ~/state) == ACTIVE ]] || exit 255
+    while [[ $1 != --command ]]; do shift; done
+    case "$2" in
+      *pip*) ;;
+      rm*) bash -c "${2%&}" ;;
+      *) bash -c "$2" ;;
+    esac ;;
+esac
+"""
+SPAP = """#!/bin/bash
+runs=$(( $(cat ~/runs 2> /dev/null || echo 0) + 1 ))
+echo "$runs" > ~/runs
+echo "run $runs: $*"
+fate=$(sed -n "${runs}p" ~/fates)
+[[ $fate == taken ]] && echo SUSPENDED > ~/state
+[[ $fate == gone ]] && rm ~/state && exit 137
+[[ $fate == taken ]] && exit 75
+exit "$fate"
+"""
+
+
+def kept_going(worker: Path, *fates: str) -> tuple[int, str, list[str]]:
+    """The exit code, the output and gcloud's verbs of ``keep`` where runs end one way after the other.
+
+    Args:
+        worker: Home of the worker, and of the person.
+        fates: Of each run: its exit code; "taken" or "gone" where its slice is, after a warning or without one.
+    """
+    for path, text in (
+        (worker / "spap" / "bin" / "spap", SPAP),
+        (worker.parent / "tools" / "gcloud", GCLOUD),
+        (worker.parent / "tools" / "sleep", "#!/bin/bash\n"),
+    ):
+        path.write_text(text, encoding="utf-8")
+        path.chmod(0o755)
+    (worker / "fates").write_text("\n".join(fates) + "\n", encoding="utf-8")
+    done = on_worker(worker, "keep", "--type", "v5p-64", "--spot", "--source", "x.whl", "--", *KEPT)
+    lines = (worker / "said").read_text(encoding="utf-8").splitlines()
+    return done.returncode, done.stdout, [line.split()[3] for line in lines if "queued-resources" in line]
+
+
+def test_keep_goes_on_with_another_slice_until_the_run_has_ended(worker: Path):
+    code, said, verbs = kept_going(worker, "taken", "75", "gone", "0")
+    assert code == 0
+    told = [line for line in said.splitlines() if line.startswith("run ")]
+    assert [line.partition(":")[0] for line in told if line.startswith("run 4")] == ["run 4"]
+    assert told[-1] == f"run 4: {' '.join(KEPT)} --coordinator auto"
+    assert (worker / "runs").read_text() == "4\n"
+    slices = [verb for verb in verbs if verb != "describe"]
+    assert slices == ["create", "delete", "create", "delete", "create", "delete"]
+
+
+def test_keep_ends_with_a_run_that_fails_by_itself(worker: Path):
+    code, _, verbs = kept_going(worker, "2")
+    assert code == 2
+    assert verbs == ["create", "describe", "delete"]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -95,6 +171,9 @@ def test_words_arrive_whole_and_the_exit_code_comes_back(worker: Path):
         (["run", *PLACE, "--dry-run"], "after --"),
         (["install", *PLACE, "--dry-run"], "--source"),
         (["fetch", *PLACE, "--dry-run", "--from", "x"], "--to"),
+        (["keep", *PLACE, "--dry-run", "--source", "x"], "after --"),
+        (["keep", *PLACE, "--dry-run", "--source", "x", "--", "prune", "m", "--output", "out"], "--output gs://"),
+        (["keep", *PLACE, "--dry-run", "--", "prune", "m", "--output=gs://b/out"], "--source"),
         (["create", "--name", "pruner", "--dry-run"], "--zone are needed"),
         (["create", *PLACE, "--dry-run", "--size", "8"], "--size is no option"),
         (["create", *PLACE, "--dry-run", "--type"], "--type needs a value"),

@@ -7,6 +7,7 @@ from training_cases import FULL, SETTINGS, counting, same, tiny
 
 import spap_jax as spap
 from spap_jax.api import FinetuneResult
+from spap_jax.devices import sharing
 from spap_jax.settings import FinetuneSettings
 from spap_jax.training import train
 
@@ -61,14 +62,33 @@ def test_the_divergence_from_a_teacher_falls(towards_the_teacher: FinetuneResult
     assert after == pytest.approx(held_out["after"], rel=1e-4)
 
 
-@pytest.mark.parametrize(("devices", "batch_tokens"), [(2, 48), (1, 12)], ids=["two devices", "one a pass"])
-def test_devices_and_passes_change_nothing(towards_the_teacher: FinetuneResult, devices: int, batch_tokens: int):
+@pytest.mark.parametrize(
+    ("devices", "sharers", "batch_tokens"),
+    [(2, 1, 48), (1, 1, 12), (4, 2, 48)],
+    ids=["two devices", "one a pass", "divided weights"],
+)
+def test_devices_and_passes_change_nothing(
+    towards_the_teacher: FinetuneResult, devices: int, sharers: int, batch_tokens: int
+):
     assert batch_tokens in (SETTINGS.batch_tokens, counting().shape[1])
     settings = SETTINGS.replace(batch_tokens=batch_tokens)
-    other = spap.finetune(tiny(), counting(), teacher=dense(), settings=settings, devices=devices)
+    other = spap.finetune(
+        tiny(), counting(), teacher=dense(), settings=settings, devices=devices, model_devices=sharers
+    )
     np.testing.assert_allclose(other.report.losses, towards_the_teacher.report.losses, rtol=1e-4)
     for one, two in zip(*(jax.tree.leaves(r.model.params) for r in (towards_the_teacher, other)), strict=True):
         np.testing.assert_allclose(np.asarray(one), np.asarray(two), atol=1e-4)
+
+
+def test_weights_and_moments_are_divided():
+    """From the first step to the last, where every weight is trained."""
+    queries = tiny().params["layers"]["attention"]["q"].shape
+    half = (*queries[:2], queries[2] // 2, queries[3])
+    with sharing(4, 2):
+        for stage in train.stages(tiny(), counting(), None, FULL.replace(steps=2, check_every=1)):
+            parts = [a for a in jax.tree.leaves((stage.state, stage.best)) if a.shape == queries]
+            assert len(parts) == 4  # the weights, both of Adam's moments, and the best weights
+            assert {a.addressable_data(0).shape for a in parts} == {half}
 
 
 def test_weights_that_are_worse_on_held_out_sequences_are_not_kept():

@@ -1,0 +1,141 @@
+"""The solver against the limits of the device it runs on: ``python -m benchmarks.solver``, at LLaMA-3.1-8B's sizes.
+
+Channels of a random layer are chosen by the penalty method and the rest solved for, by the programs that pruning runs.
+The limits are measured in the same process, before and after: the rate of float32 matrix products at full precision,
+and the rate at which memory is read and written. With the operations and bytes that ``spap plan`` counts they give the
+least time that the device could take.
+"""
+
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from cyclopts import App
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.prune_time import Size, matmul_rate
+from spap_jax.numerics import full_precision
+from spap_jax.planning import operations, traffic
+from spap_jax.planning.workload import workload
+from spap_jax.pruning.layer import choice_key, refit_weights, search_of, select
+from spap_jax.pruning.moments import Moments
+from spap_jax.settings import PruneSettings
+from spap_jax.solver.alternating import Weights
+from spap_jax.solver.problem import Problem
+
+TARGET = 0.50
+"""Of the matmul rate, on an accelerator."""
+
+TOKENS = 1024
+"""Random tokens that are summed at once."""
+
+out = Console(highlight=False, width=100)
+app = App(name="solver", help=__doc__)
+
+
+class Limits(NamedTuple):
+    """Attributes: matmul: operations a second; memory: bytes a second, read and written."""
+
+    matmul: float
+    memory: float
+
+
+def limits(size: int) -> Limits:
+    """What the device does in a second, at best."""
+    return Limits(matmul_rate(size), memory_rate(size))
+
+
+def seconds_of(run: Callable[[], Any], repeats: int) -> float:
+    """The median of several, after one that compiles."""
+    jax.block_until_ready(run())
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        seconds.append(time.perf_counter() - start)
+    return median(seconds)
+
+
+def memory_rate(size: int) -> float:
+    """Bytes a second that a sum reads and writes."""
+    a = jnp.zeros((4, size, size))
+    plus = jax.jit(lambda a: a + 1)
+    return 2 * a.nbytes / seconds_of(lambda: plus(a), 7)
+
+
+@jax.jit(static_argnames=("f", "d", "count"))
+@full_precision
+def random_moments(key: jax.Array, f: int, d: int, count: int) -> Moments:
+    """Second moments of random channels of which many tell the same.
+
+    Args:
+        key: Randomness.
+        f: Channels.
+        d: Width of the target.
+        count: Times ``TOKENS`` tokens; more than channels make them regular.
+    """
+    mix, weight = (jax.random.normal(k, s) for k, s in zip(jax.random.split(key), ((f // 4, f), (f, d)), strict=True))
+
+    def add(total: tuple, key: jax.Array) -> tuple[tuple, None]:
+        shared, own = (
+            jax.random.normal(k, (TOKENS, n)) for k, n in zip(jax.random.split(key), (f // 4, f), strict=True)
+        )
+        h = jax.nn.relu(shared @ mix / f**0.5 + own)
+        return jax.tree.map(jnp.add, total, (h.T @ h, h.sum(axis=0))), None
+
+    sums, _ = jax.lax.scan(add, (jnp.zeros((f, f)), jnp.zeros(f)), jax.random.split(key, count))
+    gram, mean = (total / (count * TOKENS) for total in sums)
+    cross = gram @ weight
+    problem = Problem(gram, cross, (weight * cross).sum(), weight)
+    return Moments(problem, mean, mean @ weight, jnp.diagonal(gram) - mean**2)
+
+
+@app.default
+def main(width: int = 4096, intermediate: int = 14336, sparsity: float = 0.3, repeats: int = 3) -> None:
+    """Times the choice of channels, without swaps, and the closed form.
+
+    Args:
+        width: Of the residual stream, d.
+        intermediate: MLP channels, f.
+        sparsity: Fraction of them to remove.
+        repeats: Runs of each; the median counts.
+    """
+    settings = PruneSettings(sparsity=sparsity, swap_rounds=0)
+    load = workload(Size(d=width, f=intermediate).config, settings, sequences=1, length=1)
+    keep = load.narrow.intermediate
+    before = limits(intermediate // 2)
+    seen = random_moments(jax.random.key(0), intermediate, width, -(-2 * intermediate // TOKENS))
+    key = choice_key(jax.random.key(settings.seed), load.dense, 0)
+    system, choice = select(seen, key, keep, **search_of(settings))
+    kept = choice.channels.kept
+    selected = Weights({}, seen.problem.weight[kept], None)
+    runs: dict[str, Callable[[], Any]] = {
+        "selection": lambda: select(seen, key, keep, **search_of(settings)),
+        "refit": lambda: refit_weights(seen, system, kept, selected),
+    }
+    seconds = {phase: seconds_of(run, repeats) for phase, run in runs.items()}
+    found = Limits(*((a + b) / 2 for a, b in zip(before, limits(intermediate // 2), strict=True)))
+    show(seconds, operations.operations(load, turns=1), traffic.memory_bytes(load), found)
+
+
+def show(seconds: dict[str, float], counted: dict[str, float], moved: dict[str, float], found: Limits) -> None:
+    """Prints times beside the least there can be, and the share of the matmul rate."""
+    device = jax.devices()[0].device_kind
+    out.print(f"{device}: float32 matmul {found.matmul / 1e9:.0f} GFLOP/s, memory {found.memory / 1e9:.0f} GB/s")
+    table = Table("phase", "seconds", "GFLOP", "GB", "at least", "of that", "of matmul rate", show_edge=False)
+    for phase, took in seconds.items():
+        least = max(counted[phase] / found.matmul, moved[phase] / found.memory)
+        share = counted[phase] / took / found.matmul
+        cells = (f"{took:.3f}", f"{counted[phase] / 1e9:.1f}", f"{moved[phase] / 1e9:.1f}", f"{least:.3f}")
+        table.add_row(phase, *cells, f"{least / took:.0%}", f"{share:.0%}")
+    out.print(table)
+    share = sum(counted[phase] for phase in seconds) / sum(seconds.values()) / found.matmul
+    out.print(f"of the matmul rate, together: {share:.0%} (aim on an accelerator: {TARGET:.0%})")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,161 @@
+"""Unfinished runs whose output is at an address: what `resume.py` keeps on this machine also lies beside the output.
+
+There `.NAME.resume` holds `run.json`, `decided.json` and each step as one archive: a store shows a file when it is
+whole, and never a part of it. Spot capacity takes its disks along when it goes, so the copy there is what counts: each
+run begins with it.
+"""
+
+import contextlib
+import tarfile
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import orbax.checkpoint as ocp
+
+from spap_jax.checkpoint.resume import COPIES, DECIDED, LOCK, RUN, STEPS, Json, Unfinished, clear_folder, resume_folder
+from spap_jax.models.decoder import Params
+from spap_jax.remote import Folder, hub_id, is_address
+
+
+def is_unfinished(output: str | Path) -> bool:
+    """Whether a run into `output` was interrupted.
+
+    Raises:
+        UserError: The output is at an address, and its store fails.
+    """
+    if _in_store(output):
+        return _copies(output).read(RUN) is not None
+    return resume_folder(output).exists()
+
+
+def unfinished(output: str | Path, run: Mapping[str, Any], blocks: int, fresh: bool = False) -> Unfinished:
+    """What a run has done so far, kept where it outlives this machine if the output does; see `Unfinished`."""
+    return (Mirrored if _in_store(output) else Unfinished)(output, run, blocks, fresh)
+
+
+class Mirrored(Unfinished):
+    """What a run has done so far, with a copy of each step beside the output's address.
+
+    A copy is sent while the next step is made. One that cannot be sent is an error where the step after it is added.
+    """
+
+    def __init__(self, output: str | Path, run: Mapping[str, Any], blocks: int, fresh: bool = False):
+        """As that of `Unfinished`; `output` is the address of a folder in a store.
+
+        Raises:
+            UserError: As there; or the store fails.
+        """
+        self._copies = _copies(output)
+        self._sender = ThreadPoolExecutor(1)
+        self._sending: Future[None] | None = None
+        super().__init__(output, run, blocks, fresh)
+        self._arrived = len(self.told)
+
+    @property
+    def place(self) -> str:
+        """Where it is kept, in words."""
+        return self._copies.address
+
+    def __exit__(self, *raised: Any) -> None:
+        """Waits for what is being sent too; what an error leaves on this machine's disk is of no further use."""
+        quietly = contextlib.suppress(*[Exception] if raised[0] else ())  # one error is enough
+        try:
+            with quietly:
+                self._arrive()
+        finally:
+            self._sender.shutdown()
+            super().__exit__(*raised)
+        if raised[0]:
+            clear_folder(self.folder)
+            with quietly:
+                if not self.told:
+                    self._copies.clear()
+
+    def decide(self, what: Any) -> None:
+        """Keeps what all the steps depend on, in both places."""
+        super().decide(what)
+        self._copies.put({DECIDED: self.folder / DECIDED}, quietly=True)
+
+    def add(self, layer: Params, told: Json) -> None:
+        """Keeps the next step; its copy is sent in the background."""
+        self._arrive()
+        super().add(layer, told)
+        self._sending = self._sender.submit(self._send, len(self.told) - 1)
+
+    def count(self) -> int:
+        """How many steps have arrived, when what is being sent has."""
+        super().count()
+        with contextlib.suppress(Exception):  # raised again where the next step is added
+            self._arrive()
+        return self._arrived
+
+    def drop_steps(self) -> None:
+        """Removes all but the name of the run, in both places."""
+        self._arrive()
+        super().drop_steps()
+        self._copies.remove(_archives(self._copies))
+        self._arrived = 0
+
+    def remove(self) -> None:
+        """Removes everything, in both places."""
+        super().remove()
+        self._copies.clear()
+
+    def _bring(self, fresh: bool) -> None:
+        clear_folder(self.folder, but=LOCK)
+        if fresh or self._copies.read(RUN) is None:
+            return
+        found = _archives(self._copies)
+        arrived, steps = self.folder / COPIES, self.folder / STEPS
+        self._copies.get([name for name in (RUN, DECIDED) if self._copies.read(name) is not None], self.folder)
+        self._copies.get(found, arrived, sum(found.values()))
+        for name in found:
+            with contextlib.suppress(tarfile.TarError, OSError), tarfile.open(arrived / name) as archive:
+                archive.extractall(steps, filter="data")
+            (arrived / name).unlink()
+
+    def _begin(self) -> None:
+        super()._begin()
+        self._copies.clear()
+        self._copies.put({RUN: self.folder / RUN}, quietly=True)
+
+    def _open(self) -> ocp.CheckpointManager:
+        manager = super()._open()
+        counting = {f"{path.name}.tar" for path in (self.folder / STEPS).iterdir()}
+        self._copies.remove(_archives(self._copies).keys() - counting)
+        return manager
+
+    def _arrive(self) -> None:
+        """Returns when nothing is being sent any more, or raises what went wrong."""
+        if self._sending is not None:
+            self._sending.result()
+
+    def _send(self, step: int) -> None:
+        """Sends a step once it is on disk, and then removes the one that it takes the place of."""
+        self._manager.wait_until_finished()
+        file = self.folder / COPIES / f"{step}.tar"
+        file.parent.mkdir(exist_ok=True)
+        with tarfile.open(file, "w") as archive:
+            archive.add(self.folder / STEPS / str(step), str(step))
+        self._copies.put({file.name: file}, quietly=True)
+        file.unlink()
+        self._arrived = step + 1
+        if step >= self._blocks:
+            self._copies.remove([f"{step - self._blocks}.tar"])
+
+
+def _in_store(output: str | Path) -> bool:
+    """Whether an output is at an address other than the hub's, which keeps finished models alone."""
+    return is_address(output) and hub_id(output) is None
+
+
+def _copies(output: str | Path) -> Folder:
+    parent, _, name = str(output).rstrip("/").rpartition("/")
+    return Folder(f"{parent}/.{name}.resume")
+
+
+def _archives(copies: Folder) -> dict[str, int]:
+    """The names of the steps' archives, and their sizes."""
+    return {name: about["size"] for name, about in copies.files().items() if name.endswith(".tar")}

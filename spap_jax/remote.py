@@ -1,0 +1,245 @@
+"""Files at an address, such as gs://bucket/folder: the only module that knows fsspec.
+
+What is read from there is downloaded first, into a folder of the cache that is complete or absent and is used again as
+long as the store says the same of the files. A store renames nothing: who makes a folder there has to choose what comes
+last.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from spap_jax.errors import UserError
+from spap_jax.hub import first_line
+from spap_jax.quantities import bytes_text
+
+_HUB = "hf://"
+
+About = dict[str, Any]
+"""What a store says of a file: its size, and by what it can be told from an older one."""
+
+
+def is_address(name: str | Path) -> bool:
+    """Whether a name is an address rather than a path or a hub id: it begins like gs:// or hf://."""
+    return isinstance(name, str) and re.match(r"[a-zA-Z][\w+.-]*://", name) is not None
+
+
+def hub_id(name: str | Path) -> str | None:
+    """What follows hf:// in an address of the Hugging Face Hub; None for every other name."""
+    return name.removeprefix(_HUB).rstrip("/") if isinstance(name, str) and name.startswith(_HUB) else None
+
+
+def working_folder(address: str) -> Path:
+    """Where, on this machine, what is to be at an address is made; its name is the address's last."""
+    return _cache() / "outputs" / _hash(address) / address.rstrip("/").rpartition("/")[2]
+
+
+def fetch_folder(address: str, wanted: Callable[[list[str]], Iterable[str]]) -> Path:
+    """A local copy of some files of a folder, downloaded if it is not in the cache.
+
+    Args:
+        address: The folder's.
+        wanted: Which of the names in it, at whatever depth.
+
+    Raises:
+        UserError: The store or the disk fails, or `wanted` raises it.
+    """
+    folder = Folder(address)
+    there = folder.files()
+    return folder.fetch({name: there[name] for name in wanted(list(there))})
+
+
+def fetch_file(address: str) -> Path:
+    """A local copy of a file, downloaded if it is not in the cache.
+
+    Raises:
+        UserError: There is none, or the store or the disk fails.
+    """
+    parent, _, name = address.rpartition("/")
+    folder = Folder(parent)
+    return folder.fetch({name: folder.about(name)}) / name
+
+
+class Folder:
+    """A folder at an address; names of files are relative to it.
+
+    Every method but the first look at the address raises UserError where the store fails.
+
+    Attributes:
+        address: Without a slash at its end.
+    """
+
+    def __init__(self, address: str):
+        """Finds what can read such addresses; asks no store.
+
+        Raises:
+            UserError: Nothing can, or a package for it is not installed.
+        """
+        from fsspec.core import url_to_fs
+
+        self.address = address.rstrip("/")
+        # Only folders of a disk must be made; a store would take that for the wish to make a bucket.
+        options = {"auto_mkdir": True} if address.startswith(("file:", "local:")) else {}
+        try:
+            self._store, self._root = url_to_fs(self.address, **options)
+        except ImportError as error:
+            raise UserError(
+                f"{address} needs a package that is not installed ({first_line(error)}): "
+                "pip install 'spap-jax[remote]' brings those for gs:// and s3://."
+            ) from error
+        except Exception as error:  # an unknown kind of address, or no login
+            raise UserError(
+                f"{address} cannot be opened ({first_line(error)}): check the address and the login."
+            ) from error
+
+    def files(self) -> dict[str, About]:
+        """All files in it, at whatever depth; one without a name where it is a file itself."""
+        found = {}
+        with self._failing("read"), contextlib.suppress(FileNotFoundError):
+            self._store.invalidate_cache()
+            found = self._store.find(self._root, detail=True)
+        # What stands for an empty folder in some stores, and ends with a slash, is no file.
+        return {path.removeprefix(self._root).lstrip("/"): found[path] for path in found if not path.endswith("/")}
+
+    def about(self, name: str) -> About:
+        """What the store says of one file."""
+        with self._failing("read", name):
+            self._store.invalidate_cache()
+            return self._store.info(self._path(name))
+
+    def read(self, name: str) -> bytes | None:
+        """What is in a file; None where there is none."""
+        with self._failing("read", name):
+            try:
+                return self._store.cat_file(self._path(name))
+            except FileNotFoundError:
+                return None
+
+    def write(self, name: str, content: bytes) -> None:
+        """Makes a file, or replaces it."""
+        with self._failing("written", name):
+            self._store.pipe_file(self._path(name), content)
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Removes files that are there."""
+        if paths := [self._path(name) for name in names]:
+            with self._failing("written"):
+                self._store.rm(paths)
+
+    def clear(self) -> None:
+        """Removes all that is in it, if anything is."""
+        with self._failing("written"), contextlib.suppress(FileNotFoundError):
+            self._store.invalidate_cache()
+            self._store.rm(self._root, recursive=True)
+
+    def put(self, files: Mapping[str, Path], quietly: bool = False) -> None:
+        """Uploads files under their names here, with a bar on a terminal unless that is to be left out."""
+        size = sum(file.stat().st_size for file in files.values())
+        with self._failing("written"), _bar(f"to {self.address}", size, quietly) as callback:
+            self._store.put([str(file) for file in files.values()], list(map(self._path, files)), callback=callback)
+
+    def get(self, names: Iterable[str], into: Path, size: int | None = None) -> None:
+        """Downloads files into a local folder, with a bar on a terminal where their size is told.
+
+        Raises:
+            UserError: A name would lead out of the local folder.
+        """
+        local = {name: into / name for name in names}
+        for name, file in local.items():
+            if ".." in Path(name).parts:
+                raise UserError(f"{self.address} holds a file {name}, whose name leads out of its folder: remove it.")
+            file.parent.mkdir(parents=True, exist_ok=True)
+        with self._failing("read"), _bar(f"from {self.address}", size or 0, size is None) as callback:
+            self._store.get(list(map(self._path, local)), list(map(str, local.values())), callback=callback)
+
+    def fetch(self, files: Mapping[str, About]) -> Path:
+        """The folder of the cache that holds these files, downloaded if it is not there."""
+        told = json.dumps({"": self.address, **files}, sort_keys=True, default=str)
+        target = _cache() / "downloads" / _hash(told)
+        if target.is_dir():
+            return target
+        partial = target.with_name(f".{target.name}.partial-{secrets.token_hex(4)}")
+        try:
+            partial.mkdir(parents=True)
+            size = sum(about["size"] or 0 for about in files.values())
+            if (free := shutil.disk_usage(partial).free) < size:
+                raise UserError(
+                    f"{self.address} holds {bytes_text(size)} and the disk of {target.parent} has {bytes_text(free)} "
+                    "free: free some space, or name a folder on another disk in SPAP_CACHE."
+                )
+            self.get(files, partial, size)
+            for name, about in files.items():
+                if about["size"] not in (None, (partial / name).stat().st_size):
+                    raise UserError(f"{self.address}/{name} did not arrive whole: try again.")
+            _take_place(partial, target)
+        except OSError as error:
+            raise UserError(
+                f"{target.parent} cannot be written ({first_line(error)}): name another in SPAP_CACHE."
+            ) from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return target
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}"
+
+    @contextlib.contextmanager
+    def _failing(self, done: str, name: str = "") -> Iterator[None]:
+        """Turns whatever the client of a store raises into one sentence."""
+        try:
+            yield
+        except Exception as error:
+            what = f"{self.address}/{name}".rstrip("/")
+            said = "it is not there" if isinstance(error, FileNotFoundError) else first_line(error)
+            raise UserError(
+                f"{what} cannot be {done} ({said}): check the address, the login and the network."
+            ) from error
+
+
+def _take_place(partial: Path, target: Path) -> None:
+    """Renames a finished folder, unless another process was faster."""
+    try:
+        partial.rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise
+
+
+@contextlib.contextmanager
+def _bar(what: str, size: int, quietly: bool) -> Iterator[Any]:
+    """A callback for fsspec that moves one bar by the bytes of all files; none is shown where there is no terminal."""
+    from fsspec.callbacks import Callback
+    from tqdm import tqdm
+
+    class Bytes(Callback):
+        """Of one file; that of the whole counts files, and is not shown."""
+
+        def call(self, *_: Any, **__: Any) -> None:
+            bar.update(self.value - self.kw.get("told", 0))
+            self.kw["told"] = self.value
+
+    class Files(Callback):
+        def branched(self, *_: Any, **__: Any) -> Callback:
+            return Bytes()
+
+    with tqdm(desc=what, total=size, unit="B", unit_scale=True, disable=quietly or None) as bar:
+        yield Files()
+        bar.update(size - bar.n)  # not every store tells on the way
+
+
+def _cache() -> Path:
+    """Where downloads are kept and outputs are made: SPAP_CACHE, or the person's cache."""
+    named = os.environ.get("SPAP_CACHE")
+    usual = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "spap"
+    return (Path(named) if named else usual).expanduser().absolute()
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

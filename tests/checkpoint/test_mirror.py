@@ -1,0 +1,163 @@
+"""An unfinished run whose output is at an address goes on where this machine's disk is gone."""
+
+import io
+import json
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import stores
+
+from spap_jax.checkpoint.mirror import Mirrored, is_unfinished, unfinished
+from spap_jax.checkpoint.resume import Unfinished, resume_folder
+from spap_jax.errors import UserError
+from spap_jax.models.decoder import Params
+
+OUTPUT, PLACE = "frail://bucket/runs/out", "/bucket/runs/.out.resume"
+RUN, BLOCKS = {"sparsity": 0.3, "model": "0" * 64}, 3
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[stores.Frail]:
+    monkeypatch.setenv("SPAP_CACHE", str(tmp_path / "cache"))
+    return stores.begin()
+
+
+@pytest.fixture
+def lose_disk(tmp_path: Path) -> Callable[[], None]:
+    return lambda: shutil.rmtree(tmp_path / "cache")
+
+
+def layer(step: int) -> Params:
+    return {"mlp": {"up": np.random.default_rng(step).normal(size=(7, 5)).astype(np.float32)}}
+
+
+def make(steps: int) -> None:
+    with unfinished(OUTPUT, RUN, BLOCKS) as kept:
+        for step in range(len(kept.told), steps):
+            kept.add(layer(step), {"step": step})
+
+
+def look() -> tuple[int, bool]:
+    """How many steps count, each block being as its last one left it; and whether some were lost."""
+    with unfinished(OUTPUT, RUN, BLOCKS) as kept:
+        count = len(kept.told)
+        assert kept.told == [{"step": step} for step in range(count)]
+        assert kept.count() == count
+        for index in range(min(count, BLOCKS)):
+            newest = layer(range(count)[index::BLOCKS][-1])
+            assert np.array_equal(kept.layer(index)["mlp"]["up"], newest["mlp"]["up"])
+        return count, kept.lost
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+def test_the_newest_of_each_block_comes_back(steps: int, store, lose_disk: Callable[[], None]):
+    assert not is_unfinished(OUTPUT)
+    make(steps)
+    lose_disk()
+    assert is_unfinished(OUTPUT)
+    archives = [f"{step}.tar" for step in range(max(0, steps - BLOCKS), steps)]
+    assert sorted(stores.contents(PLACE)) == sorted([*archives, "run.json"])
+    assert json.loads(stores.contents(PLACE)["run.json"]) == RUN
+    assert look() == (steps, False)
+    lose_disk()
+    make(steps + 2)
+    lose_disk()
+    assert look() == (steps + 2, False)
+
+
+def test_the_store_counts_and_not_this_machine(store, tmp_path: Path, lose_disk: Callable[[], None]):
+    make(1)
+    shutil.copytree(tmp_path / "cache", tmp_path / "old")
+    make(4)
+    lose_disk()
+    shutil.copytree(tmp_path / "old", tmp_path / "cache")
+    assert look() == (4, False)
+
+
+def test_a_step_takes_the_place_of_another_only_when_it_has_arrived(store, lose_disk: Callable[[], None]):
+    make(3)
+    store.broken = f"put {PLACE}/3.tar"
+    counted = []
+    with pytest.raises(UserError, match="on fire"), unfinished(OUTPUT, RUN, BLOCKS) as kept:  # noqa: PT012
+        kept.add(layer(3), {"step": 3})
+        counted.append(kept.count())
+        kept.add(layer(4), {"step": 4})
+    assert counted == [3]
+    assert not resume_folder(OUTPUT).exists()
+    store.broken = ""
+    assert look() == (3, False)
+    make(4)
+    assert store.done.index(("put", f"{PLACE}/3.tar")) < store.done.index(("rm", f"{PLACE}/0.tar"))
+
+
+def test_an_error_at_the_last_step_is_not_overlooked(store):
+    make(1)
+    store.broken = f"put {PLACE}/1.tar"
+    with pytest.raises(UserError, match="on fire"), unfinished(OUTPUT, RUN, BLOCKS) as kept:
+        kept.add(layer(1), {"step": 1})
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # see test_resume.py
+def test_a_damaged_archive_counts_as_lost(store, lose_disk: Callable[[], None]):
+    make(3)
+    lose_disk()
+    content = stores.contents(PLACE)["2.tar"]
+    store().pipe_file(f"{PLACE}/2.tar", content[: len(content) // 2])
+    assert look()[0] == 2
+    assert sorted(stores.contents(PLACE)) == ["0.tar", "1.tar", "run.json"]
+    make(3)
+    assert look() == (3, False)
+
+
+def test_an_archive_that_leads_out_of_its_folder(store, tmp_path: Path, lose_disk: Callable[[], None]):
+    make(2)
+    lose_disk()
+    evil = io.BytesIO()
+    with tarfile.open(fileobj=evil, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("../../../../../evil"))
+    store().pipe_file(f"{PLACE}/1.tar", evil.getvalue())
+    assert look()[0] == 1
+    assert not [*tmp_path.rglob("evil")]
+
+
+def test_another_run_is_refused_and_can_be_discarded(store, lose_disk: Callable[[], None]):
+    make(2)
+    lose_disk()
+    other = RUN | {"sparsity": 0.4}
+    with pytest.raises(
+        UserError, match=r"^frail://bucket/runs/\.out\.resume holds a run .* sparsity \(0\.3, now 0\.4\)"
+    ):
+        unfinished(OUTPUT, other, BLOCKS)
+    assert sorted(stores.contents(PLACE)) == ["0.tar", "1.tar", "run.json"]
+    with unfinished(OUTPUT, other, BLOCKS, fresh=True) as kept:
+        assert kept.told == []
+    assert sorted(stores.contents(PLACE)) == ["run.json"]
+
+
+def test_what_is_left(store):
+    with pytest.raises(UserError, match="no data"), unfinished(OUTPUT, RUN, BLOCKS):
+        raise UserError("no data")
+    assert stores.contents("/bucket") == {}
+    make(2)
+    with unfinished(OUTPUT, RUN, BLOCKS) as kept:
+        kept.drop_steps()
+        assert kept.count() == 0
+    assert sorted(stores.contents(PLACE)) == ["run.json"]
+    assert is_unfinished(OUTPUT)
+    kept.remove()
+    assert stores.contents("/bucket") == {}
+    assert not resume_folder(OUTPUT).exists()
+
+
+def test_only_stores_have_copies(store, tmp_path: Path):
+    for output in (str(tmp_path / "out"), "hf://owner/name"):
+        with unfinished(output, RUN, BLOCKS) as kept:
+            assert type(kept) is Unfinished
+            assert kept.place == str(resume_folder(output))
+    with unfinished(OUTPUT, RUN, BLOCKS) as kept:
+        assert type(kept) is Mirrored
+        assert kept.place == "frail://bucket/runs/.out.resume"

@@ -1,0 +1,89 @@
+"""Commands on models, data and outputs at an address."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import stores
+from commands import left, process, sentence, spap, tiny, token_file
+from safetensors.numpy import load, load_file
+
+from spap_jax.remote import Folder
+
+QUICK = ("--sequences", "16", "--sequence-length", "64", "--method", "magnitude")
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[stores.Frail]:
+    """A store with a tiny model and tokens, which also lie in the test's folder."""
+    monkeypatch.setenv("SPAP_CACHE", str(tmp_path / "cache"))
+    empty = stores.begin()
+    model = tiny(tmp_path / "in")
+    Folder("frail://bucket/in").put({file.name: file for file in model.iterdir()}, quietly=True)
+    Folder("frail://bucket").put({"ids.npy": token_file(tmp_path / "ids.npy")}, quietly=True)
+    return empty
+
+
+def test_from_address_to_address(store: type[stores.Frail], tmp_path: Path, capsys):
+    there = ("frail://bucket/in", "--calibration", "frail://bucket/ids.npy", "--output", "frail://bucket/out")
+    said = spap(capsys, "prune", *there, *QUICK, "--sparsity", "0.3,0.5")
+    assert said.code == 0, said.err
+    assert said.err.splitlines()[-1] == "wrote frail://bucket/out/sparsity-0.5"
+    spap(capsys, "prune", tmp_path / "in", "--calibration", tmp_path / "ids.npy", "--output", tmp_path / "out", *QUICK)
+    found = stores.contents("/bucket/out/sparsity-0.3")
+    assert sorted(found) == left(tmp_path / "out")
+    ours, theirs = load(found["model.safetensors"]), load_file(tmp_path / "out" / "model.safetensors")
+    assert all(np.array_equal(ours[name], theirs[name]) for name in ours.keys() | theirs.keys())
+    assert json.loads(found["spap_report.json"])["model"]["name"] == "frail://bucket/in"
+    assert not [name for name in stores.contents("/bucket") if ".resume" in name]
+    assert not [*(tmp_path / "cache" / "outputs").rglob("*.safetensors")]
+
+    words = ("frail://bucket/out/sparsity-0.3", "--data", "frail://bucket/ids.npy", "--sequence-length", "16")
+    assert spap(capsys, "eval", *words).out.startswith("perplexity ")
+    steps = ("--sequences", "12", "--steps", "2", "--check-every", "1", "--step-sequences", "4")
+    said = spap(capsys, "finetune", *words, "--output", "frail://bucket/trained", *steps)
+    assert said.code == 0, said.err
+    assert {"spap_finetune.json", "spap_report.json"} < stores.contents("/bucket/trained").keys()
+    assert not [name for name in stores.contents("/bucket") if ".resume" in name]
+
+    said = spap(capsys, "prune", *there[:-1], "frail://bucket/trained", *QUICK)
+    assert "frail://bucket/trained exists: name another folder" in sentence(said)
+    said = spap(capsys, "convert", "frail://bucket/in", "--to", "orbax", "--output", "hf://owner/name")
+    assert "spap convert makes no model card" in sentence(said)
+
+
+@pytest.mark.timeout(900)
+def test_killed_with_its_disk_it_goes_on_elsewhere_to_the_same_bits(tmp_path: Path):
+    """What a preempted machine leaves is what it sent."""
+    words = ["prune", tiny(tmp_path / "in"), "--calibration", token_file(tmp_path / "ids.npy"), "--sequences", 16]
+    words += ["--sequence-length", 64, "--rounds", 0, "--sweeps", 2, "--sweep-steps", 3]
+    place = f"file://{tmp_path}/bucket/out"
+
+    def run(output: object, cache: str) -> Any:
+        compiled = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"), "JAX_NUM_CPU_DEVICES": "1"}
+        compiled |= {
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
+        return process(*words, "--output", output, **compiled, SPAP_CACHE=str(tmp_path / cache))
+
+    whole = run(tmp_path / "whole", "none")
+    _, said = whole.communicate()
+    assert whole.returncode == 0, said
+    first = run(place, "first")
+    assert any(line.startswith("sweep 1, layer 2/3") for line in first.stderr)
+    first.kill()
+    first.communicate()
+    assert left(tmp_path / "bucket") == [".out.resume"]
+    shutil.rmtree(tmp_path / "first")
+    second = run(place, "second")
+    _, said = second.communicate()
+    assert second.returncode == 0, said
+    assert f"steps are kept in {place.replace('/out', '/.out.resume')}" in said
+    assert sum(line.endswith(" kept") for line in said.splitlines()) >= 3
+    assert left(tmp_path / "bucket") == ["out"]
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "bucket" / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

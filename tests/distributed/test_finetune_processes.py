@@ -1,0 +1,65 @@
+"""``spap finetune`` as several real processes on one machine."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hf_models import hf_model
+from safetensors.numpy import load_file
+
+
+def start(work: Path, output: str, *words: str) -> subprocess.Popen[str]:
+    """A process of its own, with one device, that trains a tiny model."""
+    command = [sys.executable, "-m", "spap_jax", "finetune", str(work / "in"), "--data", str(work / "ids.npy")]
+    command += ["--output", str(work / output), "--sequences", "16", "--sequence-length", "16", "--steps", "6"]
+    command += ["--check-every", "2", "--step-sequences", "4", "--learning-rate", "1e-3", "--held-out", "0.25"]
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "JAX_COMPILATION_CACHE_DIR": str(work / "compiled")}
+    pipe = subprocess.PIPE
+    return subprocess.Popen([*command, *words], stdout=pipe, stderr=pipe, text=True, env=environment)
+
+
+def together(work: Path, output: str) -> list[subprocess.Popen[str]]:
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        place = ["--coordinator", f"localhost:{listener.getsockname()[1]}", "--processes", "2"]
+    return [start(work, output, *place, "--process-id", str(number)) for number in range(2)]
+
+
+def weights(folder: Path) -> dict[str, np.ndarray]:
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.mark.timeout(900)
+def test_two_processes_that_go_on_give_the_result_of_one(tmp_path: Path):
+    """They are killed on the way; the first one alone has kept where training stood."""
+    hf_model("llama").save_pretrained(tmp_path / "in")
+    np.save(tmp_path / "ids.npy", np.random.default_rng(0).integers(0, 97, (16, 16)))
+    one = start(tmp_path, "one")
+    _, said = one.communicate(timeout=600)
+    assert one.returncode == 0, said
+    killed = together(tmp_path, "two")
+    assert killed[0].stderr is not None
+    assert any(line.startswith("step 4/6") for line in killed[0].stderr)
+    for each in killed:
+        each.kill()
+        each.communicate()
+    assert (tmp_path / ".two.resume").exists()
+    again = together(tmp_path, "two")
+    results = [each.communicate(timeout=600) for each in again]
+    assert [each.returncode for each in again] == [0, 0], results
+    assert "going on: " in results[0][1]
+    assert "6 steps, LoRA" in results[0][0]
+    assert "LoRA" not in results[1][0]
+    assert not (tmp_path / ".two.resume").exists()
+    reports = [json.loads((tmp_path / name / "spap_finetune.json").read_text()) for name in ("one", "two")]
+    looks = [[check["held_out"] for check in report["checks"]] for report in reports]
+    assert looks[1] == pytest.approx(looks[0], rel=1e-4)
+    before, ours, theirs = (weights(tmp_path / name) for name in ("in", "one", "two"))
+    assert any(not np.array_equal(before[name], ours[name]) for name in ours)
+    for name in ours:
+        np.testing.assert_allclose(theirs[name], ours[name], rtol=0, atol=1e-4)

@@ -1,0 +1,133 @@
+"""What a plan counts where weights are divided, held against XLA's accounts of the partitioned programs.
+
+As in ``test_compiled.py``; attention as on an accelerator, where each device takes its own heads at once.
+"""
+
+import dataclasses
+import functools
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import pytest
+from phases import LLAMA, collectives, config_of, described, load_of
+from test_plan import request_of
+
+from spap_jax.errors import UserError
+from spap_jax.planning import memory, operations, shared, traffic
+from spap_jax.planning.accelerators import mesh_named
+from spap_jax.planning.plan import notes, plan, verdict
+from spap_jax.planning.workload import Workload
+from spap_jax.settings import PruneSettings
+
+DATA, MODEL, AFTER = 2, 4, 1
+
+
+@pytest.fixture(scope="module")
+def load() -> Workload:
+    config = config_of(LLAMA, num_attention_heads=8, num_key_value_heads=4)
+    tokens = {"batch_tokens": 512, "step_tokens": DATA * 512}
+    found = load_of(config, 4 * DATA, 512, DATA, 2, MODEL, **tokens)
+    return dataclasses.replace(found, heads_at_once=config.heads // MODEL)
+
+
+@pytest.fixture(scope="module")
+def once(load: Workload) -> Workload:
+    """One turn of every loop, which is what XLA counts."""
+    settings = load.settings.replace(rounds=1, steps=1, sweep_steps=1)
+    parts = {name: dataclasses.replace(getattr(load, name), count=DATA) for name in ("fitted", "held_out")}
+    return dataclasses.replace(load, settings=settings, **parts)
+
+
+@pytest.fixture(scope="module")
+def programs(load: Workload) -> Iterator[dict[str, Any]]:
+    with pytest.MonkeyPatch.context() as patch, described(load) as phases:
+        patch.setattr(jax, "default_backend", lambda: "gpu")
+        names = ("enter_mlp", "leave_mlp", "statistics", "recover", "errors", "descend", "divergence")
+        yield {name: getattr(phases, name)().compile() for name in names}
+
+
+def test_operations(once: Workload, programs: dict[str, Any]):
+    def flops(*names: str) -> float:
+        return sum(programs[name].cost_analysis()["flops"] for name in names)
+
+    near = functools.partial(pytest.approx, rel=0.07)
+    assert flops("enter_mlp", "leave_mlp") == near(operations.streams_operations(once) / 2)
+    assert flops("statistics") == near(operations.statistics_operations(once))
+    lapack = operations.refit_operations(once.narrow.intermediate, once.narrow.width)
+    assert flops("recover") == near(operations.alternating_operations(once) - lapack)
+    assert flops("errors") == near(operations.errors_operations(once))
+    assert flops("descend") == near(operations.sweep_step_operations(once, AFTER))
+    assert flops("divergence") == near(operations.divergence_operations(once, AFTER))
+
+
+def test_bytes_between_devices(once: Workload, programs: dict[str, Any]):
+    """The reduction of sums over the sequences, and what those that share the weights exchange, together."""
+
+    def found(*names: str) -> dict[str, int]:
+        kinds = sum((collectives(programs[name], DATA) for name in names), start=Counter())
+        return {kind: size for kind, size in kinds.items() if kind != "collective-permute"}
+
+    near = functools.partial(pytest.approx, rel=0.02)
+    exchanged = shared.exchanged(once)
+    assert found("enter_mlp", "leave_mlp") == near({"all-reduce": exchanged["streams"]["all-reduce"] / 2})
+    f, d = once.dense.intermediate, once.dense.width
+    after = {"all-gather": exchanged["statistics"]["all-gather"] - 4 * f * (f + 2 * d)}  # once the sums are complete
+    assert found("statistics") == near(dict(traffic.statistics_collectives(once)) | after)
+    fitted = traffic.step_collectives(once) + traffic.closed_form_collectives(once)
+    assert found("recover") == near(dict(exchanged["alternating"] + fitted))
+    assert found("errors") == near({"all-reduce": exchanged["errors"]["all-reduce"] / 3})
+    step = shared.sweep_step(once, AFTER) + traffic.sweep_step_collectives(once)
+    assert found("descend") == pytest.approx(dict(step), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("name", "counted"),
+    [
+        ("statistics", memory.summing_bytes),
+        ("recover", lambda load: sum(memory.recovering_bytes(load))),
+        ("descend", lambda load: sum(memory.descending_bytes(load))),
+        ("divergence", lambda load: sum(memory.judging_bytes(load))),
+    ],
+)
+def test_memory_of_workspaces(name: str, counted, load: Workload, programs: dict[str, Any]):
+    temporary = programs[name].memory_analysis().temp_size_in_bytes
+    assert 0.8 * temporary < counted(load) < 1.35 * temporary
+
+
+def test_memory_that_is_held(load: Workload, programs: dict[str, Any]):
+    def held(name: str, field: str) -> int:
+        return getattr(programs[name].memory_analysis(), f"{field}_size_in_bytes")
+
+    fitted = memory.streams_bytes(load) * load.fitted.tokens / load.tokens
+    block = load.weight_bytes * memory.block_elements(load.mine.dense)
+    assert block < 1.05 * load.weight_bytes * memory.block_elements(load.dense) / MODEL
+    assert held("enter_mlp", "argument") == pytest.approx(fitted + block, rel=0.01)
+    f, d = load.dense.intermediate, load.dense.width
+    assert held("statistics", "output") == pytest.approx(memory.moments_bytes(f, d) / MODEL, rel=0.02)
+    assert held("recover", "output") == pytest.approx(4 * memory._mlp_elements(load.mine.narrow), rel=0.01)
+
+
+def test_a_model_that_fits_no_device_fits_those_that_share_it():
+    request = request_of("llama-3.1-70b", settings=PruneSettings(round_to=8))
+    mesh = mesh_named("v5p-64")
+    assert "It would fit with --effort low, or with --model-devices 2" in verdict(plan(request, mesh))
+    alone, shared_ = plan(request, mesh), plan(request, mesh.shared_among(8))
+    assert not alone.fits
+    assert shared_.fits
+    assert shared_.memory["sweep steps"]["weights"] == pytest.approx(
+        alone.memory["sweep steps"]["weights"] / 8, rel=0.01
+    )
+    assert shared_.memory["selection"]["solver"] == alone.memory["selection"]["solver"]
+    work = [{phase.name: phase for phase in each.phases} for each in (alone, shared_)]
+    assert work[0]["streams"].sent_bytes == 0 < work[1]["streams"].sent_bytes
+    assert work[0]["selection"].operations == work[1]["selection"].operations
+
+
+def test_what_cannot_be_divided_is_said():
+    request = request_of("llama-3.1-8b")
+    planned = plan(request, mesh_named("v5e-8").shared_among(4))
+    assert any("The 10035 channels kept cannot be divided among 4 devices" in note for note in notes(planned))
+    with pytest.raises(UserError, match="the 8 devices of v5e-8 cannot be divided into groups of 3"):
+        mesh_named("v5e-8").shared_among(3)

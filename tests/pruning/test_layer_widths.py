@@ -1,0 +1,102 @@
+"""A width for each layer: where channels are of no use they go, the total is kept, and what fills up stays zero."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from pruning_cases import SETTINGS, one_layer, random_tokens, tiny, with_mlp
+
+from spap_jax import api
+from spap_jax.errors import UserError
+from spap_jax.model import Model
+from spap_jax.pruning.allocation import allocated_config
+from spap_jax.pruning.card import model_card
+from spap_jax.settings import PruneSettings
+
+GLOBAL = SETTINGS.replace(allocation="global", rounds=0)
+TOTAL = 3 * 37
+
+
+def chosen(model: Model, settings: PruneSettings = GLOBAL) -> tuple[int, ...]:
+    config = allocated_config(model.config, model.params, lambda i: one_layer(model, i), random_tokens(), settings)
+    return config.layer_widths
+
+
+def idle(model: Model, layer: int, count: int) -> Model:
+    """The model, the first channels of one layer without weights that leave them."""
+    down = np.array(model.params["layers"]["mlp"]["down"])
+    down[layer, :count] = 0
+    return with_mlp(model, down=jax.numpy.asarray(down))
+
+
+def beyond(model: Model) -> list[np.ndarray]:
+    """The weights of channels beyond each layer's width."""
+    mlp = model.params["layers"]["mlp"]
+    return [
+        np.asarray(array[index, width:] if name == "down" else array[index, ..., width:])
+        for name, array in mlp.items()
+        if name != "down_bias"
+        for index, width in enumerate(model.config.layer_widths)
+    ]
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_channels_of_no_use_go_first(layer: int):
+    widths = chosen(idle(tiny("llama"), layer, 30))
+    assert sum(widths) <= TOTAL
+    assert widths[layer] == 37 - 3 * 3
+    assert min(width for index, width in enumerate(widths) if index != layer) >= 37
+
+
+def test_a_layer_counts_by_what_it_does_to_the_predictions():
+    """Its errors do not change with what later layers make of them, its width does."""
+    quiet = tiny("opt_125m_like")
+    mlp = quiet.params["layers"]["mlp"]
+    loud = with_mlp(quiet, down=mlp["down"].at[1].multiply(8))
+    assert chosen(loud)[1] > chosen(quiet)[1]
+
+
+@pytest.mark.parametrize("variant", ["llama_two_kv_heads", "opt_gelu"])
+def test_what_fills_up_stays_zero(variant: str):
+    """Through a sweep as well."""
+    settings = GLOBAL.replace(sweeps=1, sweep_steps=5, sweep_learning_rate=0.003)
+    result = api.prune(idle(tiny(variant), 1, 30), random_tokens(), settings=settings)
+    config = result.model.config
+    assert config.widths
+    assert config.intermediate == max(config.widths) > min(config.widths)
+    assert tuple(len(layer.kept) for layer in result.report.layers) == config.widths
+    assert any(step.taken for step in result.report.sweeps)
+    assert sum(array.size for array in beyond(result.model)) > 0
+    assert not any(array.any() for array in beyond(result.model))
+
+
+def test_the_report_and_the_card_tell_the_widths():
+    result = api.prune(idle(tiny("llama"), 1, 30), random_tokens(), settings=GLOBAL, method="wanda")
+    widths = result.model.config.layer_widths
+    report = json.loads(result.report.to_json())
+    assert report["model"]["widths"] == {"before": [53] * 3, "after": list(widths)}
+    card = model_card(result.report)
+    assert f"keeps {min(widths)} to {max(widths)} of 53 MLP channels" in card
+    assert "it loads with spap_jax only: stock transformers needs one width" in card
+    assert "transformers import" not in card
+    assert "library_name: spap-jax" in card
+
+
+def test_layers_of_different_widths_are_pruned_again():
+    """By the same fraction of each; a layer is what it is without what fills it up."""
+    once = api.prune(idle(tiny("llama"), 1, 30), random_tokens(), settings=GLOBAL).model
+    twice = api.prune(once, random_tokens(), settings=GLOBAL, allocation="uniform", sparsity=0.5)
+    expected = [round(0.5 * width) for width in once.config.layer_widths]
+    assert list(twice.model.config.layer_widths) == expected
+    for layer, width in zip(twice.report.layers, once.config.layer_widths, strict=True):
+        assert max(layer.kept) < width
+    with pytest.raises(UserError, match=r"differ in width already, .* use --allocation uniform"):
+        api.prune(once, random_tokens(), settings=GLOBAL)
+
+
+def test_one_width_is_no_choice():
+    with pytest.raises(UserError, match="nothing to choose: the widths of layers with 53 channels"):
+        api.prune(tiny("llama"), random_tokens(), settings=GLOBAL, round_to=32)
+    with pytest.raises(UserError, match="allocation must be one of uniform, global, not 'best'"):
+        GLOBAL.replace(allocation="best")

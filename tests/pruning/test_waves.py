@@ -1,0 +1,208 @@
+"""The parallel schedule: what channels are chosen on; each device solves its own layer and sends no moments."""
+
+import contextlib
+import functools
+import math
+import re
+from typing import Any
+
+import hf_models
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pruning_cases as cases
+import pytest
+import torch
+from jax.sharding import AxisType, NamedSharding, PartitionSpec, get_mesh
+
+from spap_jax import api, devices
+from spap_jax.pruning import layer as layer_module
+from spap_jax.pruning import streams, waves
+from spap_jax.pruning.moments import Moments
+from spap_jax.solver.problem import Problem
+
+LAYERS = 3
+PARALLEL = cases.SETTINGS.replace(schedule="parallel", held_out=0.0, batch_tokens=256)
+BOTH = pytest.mark.parametrize("variant", ["llama", "opt_125m_like"])
+
+
+@functools.cache
+def dense(variant: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    """What transformers computes in every layer: hidden channels [N, f], and what the MLP adds to the stream [N, d]."""
+    model = hf_models.hf_model(variant)
+    layers = model.model.decoder.layers if variant.startswith("opt") else model.model.layers
+    found: list[tuple[np.ndarray, np.ndarray]] = []
+    for layer in layers:
+        down = layer.fc2 if variant.startswith("opt") else layer.mlp.down_proj
+        down.register_forward_hook(lambda _, x, y: found.append((float64(x[0]), float64(y))))
+    hf_models.hf_logits(model, cases.random_tokens())
+    return found
+
+
+def float64(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.double().numpy().reshape(-1, tensor.shape[-1])
+
+
+@functools.cache
+def run(variant: str, method: str, update: str = "own", **changes) -> api.PruneResult:
+    return api.prune(cases.tiny(variant), cases.random_tokens(), settings=PARALLEL, method=method, update=update,
+                     **changes)  # fmt: skip
+
+
+@BOTH
+def test_every_device_has_the_moments_of_its_layer(variant: str):
+    model = cases.tiny(variant)
+    with devices.sharing(4):
+        start = streams.start(model.config, model.params, streams.chunked(cases.random_tokens(), 4)).dense
+        own = waves.own_moments(
+            range(LAYERS), model.config, lambda index: cases.one_layer(model, index), start, layer_module.Clock()
+        )
+    for array in jax.tree.leaves(own):
+        assert [shard.data.shape for shard in array.addressable_shards] == [(1, *array.shape[1:])] * 4
+    for place, (h, y) in enumerate([*dense(variant), dense(variant)[-1]]):  # a device is left over
+        seen = jax.tree.map(lambda a, place=place: a[place], own)
+        layer = cases.one_layer(model, min(place, LAYERS - 1))
+        np.testing.assert_array_equal(seen.problem.weight, layer["mlp"]["down"])
+        np.testing.assert_allclose(seen.hidden_mean, h.mean(0), rtol=0, atol=1e-5 * np.abs(h).max())
+        if model.config.mlp_bias:
+            h, y = h - h.mean(0), y - y.mean(0)
+        for ours, exact in ((seen.problem.gram, h.T @ h), (seen.problem.cross, h.T @ y)):
+            np.testing.assert_allclose(ours, exact / len(h), rtol=0, atol=1e-5 * np.abs(exact / len(h)).max())
+
+
+@BOTH
+def test_channels_are_chosen_on_the_dense_stream(variant: str):
+    result = run(variant, "wanda")
+    down = np.asarray(cases.tiny(variant).params["layers"]["mlp"]["down"], np.float64)
+    for (h, _), weight, report in zip(dense(variant), down, result.report.layers, strict=True):
+        scores = np.sqrt((h**2).mean(0)) * np.abs(weight).sum(1)
+        assert list(report.kept) == sorted(np.argsort(scores)[-cases.KEPT :])
+    assert result.report.layers[-1].kept != in_sequence(variant, "wanda").report.layers[-1].kept
+
+
+@BOTH
+def test_the_bias_makes_up_for_the_means_of_the_dense_stream(variant: str):
+    result, before = run(variant, "flap"), cases.tiny(variant).params["layers"]["mlp"]
+    after = np.asarray(result.model.params["layers"]["mlp"]["down_bias"])
+    for index, ((h, _), report) in enumerate(zip(dense(variant), result.report.layers, strict=True)):
+        removed = np.setdiff1d(np.arange(cases.CHANNELS), report.kept)
+        old = np.asarray(before["down_bias"][index]) if "down_bias" in before else 0
+        expected = old + h.mean(0)[removed] @ np.asarray(before["down"][index])[removed]
+        np.testing.assert_allclose(after[index], expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+@functools.cache
+def in_sequence(variant: str, method: str) -> api.PruneResult:
+    settings = PARALLEL.replace(schedule="sequential", method=method, update="none")
+    return api.prune(cases.tiny(variant), cases.random_tokens(), settings=settings)
+
+
+@pytest.mark.parametrize("method", ["spap", "random", "wanda"])
+def test_the_first_layer_is_chosen_as_in_sequence(method: str):
+    """Its stream is the dense one; a method that looks at no stream chooses alike in all layers."""
+    ours, theirs = (result.report.layers for result in (run("llama", method, "none"), in_sequence("llama", method)))
+    alike = LAYERS if method == "random" else 1
+    assert [report.kept for report in ours[:alike]] == [report.kept for report in theirs[:alike]]
+    one, other = ours[0], theirs[0]
+    assert (one.swaps, one.improving_swaps, one.ridge) == (other.swaps, other.improving_swaps, other.ridge)
+    assert one.calibration.selection == pytest.approx(other.calibration.selection, rel=1e-4)
+
+
+def test_errors_fall_from_stage_to_stage():
+    report = run("llama", "spap", held_out=0.25).report
+    assert report.settings["schedule"] == "parallel"
+    for layer in report.layers:
+        assert layer.calibration.selection > layer.calibration.refit >= layer.calibration.alternating > 0
+    assert {"reading", "streams", "statistics", "selection", "refit"} <= report.seconds.keys()
+    assert any(layer.rounds for layer in report.layers)
+
+
+def test_channels_do_not_depend_on_the_heads_that_go():
+    with_heads = run("llama_two_kv_heads", "spap", "refit", attention_sparsity=0.5).report.layers
+    without = run("llama_two_kv_heads", "spap", "refit").report.layers
+    assert [report.kept for report in with_heads] == [report.kept for report in without]
+    for report in with_heads:
+        assert report.attention is not None
+        assert len(report.attention.kept) == 1
+        assert report.calibration.refit < report.calibration.selection
+
+
+WIDTH, KEEP = 64, 45
+
+
+def stack(config, count: int) -> Moments:
+    """Described moments of WIDTH channels, each device having one layer's."""
+    d = config.width
+    shapes = Moments(Problem((WIDTH, WIDTH), (WIDTH, d), (), (WIDTH, d)), (WIDTH,), (d,), (WIDTH,))  # type: ignore
+    own = NamedSharding(get_mesh(), PartitionSpec(get_mesh().axis_names))
+    is_shape = lambda tree: isinstance(tree, tuple) and not hasattr(tree, "_fields")  # noqa: E731
+    return jax.tree.map(
+        lambda shape: jax.ShapeDtypeStruct((count, *shape), jnp.float32, sharding=own), shapes, is_leaf=is_shape
+    )
+
+
+def largest_sent(compiled) -> int:
+    """Elements of the largest array that devices send each other."""
+    kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter|collective-broadcast"
+    sent = re.findall(rf"= (\S.*?) (?:{kinds})(?:-start)?\(", compiled.as_text())
+    return max(
+        [math.prod(map(int, dims.split(","))) for each in sent for dims in re.findall(r"\[([\d,]+)\]", each)] or [0]
+    )
+
+
+@pytest.mark.parametrize("method", ["spap", "flap"])
+def test_no_moments_travel(method: str):
+    config = cases.tiny("llama").config
+    with devices.sharing(8):
+        search = layer_module.search_of(PARALLEL.replace(method=method))
+        found: Any = waves.own_choices.lower(stack(config, 8), config, jax.random.key(0), 0, KEEP, **search).compile()
+    assert 0 < largest_sent(found) <= 8 * WIDTH < WIDTH * min(WIDTH, config.width)
+    own = 4 * (WIDTH**2 + 2 * WIDTH * config.width + 2 * WIDTH + config.width)
+    assert found.memory_analysis().argument_size_in_bytes == pytest.approx(own, rel=0.02)  # unused ones are left out
+
+
+def test_moments_that_travel_are_noticed():
+    """The same solver where the moments are asked for on every device."""
+    config = cases.tiny("llama").config
+    search = layer_module.search_of(PARALLEL)
+
+    def on_all(own: Moments, key: jax.Array) -> layer_module.Choice:
+        return layer_module.select(jax.tree.map(lambda a: a[0], own), key, KEEP, **search)[1]
+
+    with devices.sharing(8):
+        everywhere = functools.partial(jax.shard_map, in_specs=PartitionSpec(), out_specs=PartitionSpec())
+        found = jax.jit(everywhere(on_all, check_vma=False)).lower(stack(config, 8), jax.random.key(0)).compile()
+    assert largest_sent(found) >= WIDTH**2
+
+
+def mesh_of(shape: tuple[int, ...]):
+    axes, kinds = ("data", "model")[: len(shape)], (AxisType.Auto,) * len(shape)
+    return jax.set_mesh(jax.make_mesh(shape, axes, axis_types=kinds, devices=jax.devices()[: math.prod(shape)]))
+
+
+@pytest.mark.parametrize("shape", [(), (6,), (2, 3)])
+def test_each_device_has_its_own(shape: tuple[int, ...]):
+    """Along all axes of a mesh; without one there is one device."""
+    count = math.prod(shape)
+    with mesh_of(shape) if shape else contextlib.nullcontext():
+        assert devices.everyone() == count
+        own = None
+        for place in range(min(count, 4)):  # the last gets what the others leave
+            own = devices.give(own, {"a": jnp.arange(3) + 10 * place}, place)
+        found = devices.each(lambda item, number, add: item["a"] + add + 100 * number, own, jnp.arange(3))
+    expected = [2 * np.arange(3) + 10 * min(place, 3) + 100 * place for place in range(count)]
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_giving_sends_nothing():
+    config = cases.tiny("llama").config
+    with devices.sharing(8):
+        own = stack(config, 8)
+        seen = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype, sharding=NamedSharding(get_mesh(), PartitionSpec())),
+            own,
+        )
+        found: Any = waves._give.lower(own, seen, 1).compile()
+    assert largest_sent(found) == 0
+    in_place = found.memory_analysis().alias_size_in_bytes
+    assert in_place == sum(4 * array.size for array in jax.tree.leaves(seen))

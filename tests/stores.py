@@ -1,0 +1,75 @@
+"""A store of files in this process's memory: a real filesystem of fsspec that can be told to fail, and remembers."""
+
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.implementations.memory import MemoryFileSystem
+
+
+class Frail(MemoryFileSystem):
+    """Addresses begin with frail://.
+
+    Attributes:
+        store: What there is, by path.
+        done: What was done to files, in order: ("get", path), ("put", path) or ("rm", path).
+        broken: Begin of an operation and path, such as "put /bucket/out/model", that raises; "" for none.
+        short: Whether only half of a file arrives.
+    """
+
+    protocol = "frail"
+    store: dict[str, Any] = {}  # noqa: RUF012  (as in the class it extends, shared by all)
+    pseudo_dirs = [""]  # noqa: RUF012
+    done: list[tuple[str, str]] = []  # noqa: RUF012
+    broken = ""
+    short = False
+
+    def get_file(self, rpath: str, lpath: Any, *more: Any, **others: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        self._do("get", rpath)
+        super().get_file(rpath, lpath, *more, **others)
+        if self.short:
+            content = Path(lpath).read_bytes()
+            Path(lpath).write_bytes(content[: len(content) // 2])
+
+    def put_file(self, lpath: str, rpath: str, *more: Any, **others: Any) -> None:
+        self._do("put", rpath)
+        super().put_file(lpath, rpath, *more, **others)
+
+    def pipe_file(self, path: str, value: bytes, *more: Any, **others: Any) -> None:
+        self._do("put", path)
+        super().pipe_file(path, value, *more, **others)
+
+    def rm_file(self, path: str) -> None:
+        self._do("rm", path)
+        super().rm_file(path)
+
+    def _do(self, what: str, path: str) -> None:
+        path = self._strip_protocol(path)
+        if Frail.broken and f"{what} {path}".startswith(Frail.broken):
+            raise OSError("the store is on fire")
+        Frail.done.append((what, path))
+
+    @classmethod
+    def _strip_protocol(cls, path: Any) -> Any:
+        if isinstance(path, str) and path.startswith("frail://"):
+            path = path.removeprefix("frail:/")
+        return MemoryFileSystem._strip_protocol(path)
+
+
+def begin() -> type[Frail]:
+    """An empty store that does not fail."""
+    fsspec.register_implementation("frail", Frail, clobber=True)
+    for each in (Frail.store, Frail.done):
+        each.clear()
+    Frail.pseudo_dirs[:] = [""]
+    Frail.broken, Frail.short = "", False
+    return Frail
+
+
+def contents(folder: str) -> dict[str, bytes]:
+    """The files under a path of the store."""
+    return {
+        path.removeprefix(f"{folder}/"): file.getvalue()
+        for path, file in Frail.store.items()
+        if path.startswith(f"{folder}/")
+    }
