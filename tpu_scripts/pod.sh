@@ -107,7 +107,8 @@ run() {
 }
 
 logs() {
-  on_workers 0 "tail -n +1 -F ~/spap.log & until test -e ~/spap.code; do sleep 2; done; sleep 2; kill \$!; exit \$(cat ~/spap.code)"
+  # tail reads what there is once more when the process that it watches has ended.
+  on_workers 0 "until test -e ~/spap.code; do sleep 2; done & tail -n +1 -F --pid \$! ~/spap.log; exit \$(cat ~/spap.code)"
 }
 
 fetch() {

@@ -14,7 +14,7 @@ def test_moments_are_those_of_tokens():
     gram, weight = seen.problem.gram, seen.problem.weight
     np.testing.assert_allclose(np.diagonal(gram), seen.variance + seen.hidden_mean**2, rtol=1e-5)
     np.testing.assert_allclose(seen.problem.cross, gram @ weight, rtol=1e-4, atol=1e-4)
-    assert seen.problem.power == pytest.approx((weight * (gram @ weight)).sum(), rel=1e-4)
+    assert seen.problem.target_power == pytest.approx((weight * (gram @ weight)).sum(), rel=1e-4)
     assert np.linalg.eigvalsh(gram).min() > 0  # more tokens than channels
     assert (seen.hidden_mean > 0).all()
     assert count * TOKENS > f
