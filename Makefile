@@ -10,9 +10,9 @@ demo: install
 	  --calibration examples/stories_calibration.txt --sequences 256 --sequence-length 256 \
 	  --eval examples/stories_evaluation.txt --output out/llama-stories-30 --overwrite
 
-# Compiling takes most of the time and one core: files are spread over the cores.
+# Compiling takes most of the time and one core: files are spread over the cores, in their order.
 test: install-dev
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 lint: install-dev
 	$(BIN)/ruff format --check .

@@ -40,8 +40,8 @@ def run(count: int, sharers: int = 1, schedule: str = "sequential") -> api.Prune
 @pytest.mark.parametrize(
     ("count", "sharers", "schedule"),
     [
-        *((count, sharers, "sequential") for count, sharers in [(2, 2), (4, 1), (8, 1), (8, 2), (8, 4), (8, 8)]),
-        *((count, sharers, "parallel") for count, sharers in [(4, 1), (8, 2)]),
+        *((count, sharers, "sequential") for count, sharers in [(2, 1), (4, 4), (8, 2)]),
+        (8, 2, "parallel"),
     ],
 )
 def test_the_mesh_changes_nothing(count: int, sharers: int, schedule: str):
