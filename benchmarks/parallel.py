@@ -74,7 +74,7 @@ def work(count: int) -> Iterator[tuple[str, Any]]:
     both = [streams.start(config, params, part) for part in chunks]
     one = jax.tree.map(lambda a: jnp.asarray(a[0]), params["layers"])
     select = selection(config, params, both[0].dense)
-    steps = sweeps.Steps(STEPS, load.step_sequences, 0.01)
+    steps = sweeps.Steps(1, STEPS, load.step_sequences, 0.01)
     outer = {name: params[name] for name in ("embed", "head")}
     final = (both[0].dense, both[1].dense)
     blocks = sweeps.sweep(

@@ -25,6 +25,7 @@ from spap_jax.numerics import full_precision
 from spap_jax.pruning.allocation import allocated_config
 from spap_jax.pruning.pipeline import prune_layers
 from spap_jax.pruning.report import LayerReport, PruneReport, SweepReport, data_account, new_report
+from spap_jax.pruning.sampling import with_samples
 from spap_jax.settings import FinetuneSettings, PruneSettings
 from spap_jax.training.report import Check, FinetuneReport
 from spap_jax.training.run import run
@@ -81,6 +82,8 @@ def prune(
         UserError: a setting, the tokens or the model's numbers are unusable.
     """
     settings = (settings or PruneSettings()).replace(**changes)
+    token_blocks(tokens, model.config)
+    tokens = with_samples(tokens, lambda: model, settings)
     blocks = token_blocks(tokens, model.config)
     reports: list[LayerReport | SweepReport] = []
 

@@ -3,15 +3,23 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 from spap_jax.errors import UserError
 
 _Ranges = tuple[tuple[str, Callable[[Any], bool], str], ...]
 """Name of a field, whether a value fits, and in words what does."""
 
-EFFORTS = {"low": 0, "default": 1, "high": 3}
-"""Sweeps by effort."""
+
+class Effort(NamedTuple):
+    """The settings, by their names, that may be left to the effort."""
+
+    sweeps: int
+    sweep_blocks: int
+    sampled: int
+
+
+EFFORTS = {"low": Effort(0, 1, 0), "default": Effort(1, 1, 0), "high": Effort(1, 0, 3)}
 
 ALLOCATIONS = ("uniform", "global")
 METHODS = ("spap", "random", "magnitude", "wanda", "flap", "fasp", "obs", "osscar")
@@ -48,7 +56,9 @@ _PRUNING: _Ranges = (
     ("effort", lambda e: e in EFFORTS, f"one of {', '.join(EFFORTS)}"),
     ("rounds", _count(0), "a whole number of at least 0"),
     ("steps", _count(1), "a whole number of at least 1"),
+    ("sampled", lambda s: s is None or _count(0)(s), "a whole number of at least 0"),
     ("sweeps", lambda s: s is None or _count(0)(s), "a whole number of at least 0"),
+    ("sweep_blocks", lambda s: s is None or _count(0)(s), "a whole number of at least 0"),
     ("sweep_steps", _count(1), "a whole number of at least 1"),
     ("step_tokens", _count(1), "a whole number of at least 1"),
     ("learning_rate", _positive, "positive"),
@@ -125,13 +135,18 @@ class PruneSettings(_Settings):
         penalty_steps: Steps in which the number of penalised channels grows to the number removed.
         swap_rounds: Rounds of exact swaps that end the selection of spap and osscar; 0 switches them off.
         held_out: Fraction of the calibration sequences that only guards against overfitting.
-        effort: Time for quality: "low", "default" or "high" means no, one or three sweeps where sweeps is absent.
+        effort: Time (and memory) for quality, where sampled, sweeps and sweep_blocks are absent: "low" makes no sweep,
+            "default" one, of single blocks, and "high" one of all blocks together, with three sampled sequences each.
+        sampled: Sequences that the dense model writes for each calibration sequence, of whose first tokens they go on,
+            to be fitted as well; the dense model is held in memory for it. Absent: as effort says.
         rounds: Alternating rounds of the update "alternate" (inner projections, then output projection); 0 leaves the
             closed-form refit.
         steps: Minibatch steps on the inner projections in a round.
         sweeps: Sweeps over the whole model that end the update "alternate", towards the dense model's predictions; they
             need all blocks in memory. Absent: as effort says.
-        sweep_steps: Minibatch steps on each block in a sweep.
+        sweep_blocks: Blocks that a sweep adjusts together, or as many fewer as divide their number evenly; 0 for all of
+            them. Their MLPs take 16 bytes a weight, for gradients and Adam. Absent: as effort says.
+        sweep_steps: Minibatch steps in a sweep, times the number of blocks.
         step_tokens: Tokens in one minibatch.
         learning_rate: Size of a step in a round, relative to the root mean square of the weights it changes.
         sweep_learning_rate: The same in a sweep.
@@ -152,9 +167,11 @@ class PruneSettings(_Settings):
     swap_rounds: int = 8
     held_out: float = 0.0625
     effort: str = "default"
+    sampled: int | None = None
     rounds: int = 2
     steps: int = 200
     sweeps: int | None = None
+    sweep_blocks: int | None = None
     sweep_steps: int = 150
     step_tokens: int = 2048
     learning_rate: float = 0.03
@@ -164,9 +181,10 @@ class PruneSettings(_Settings):
     _ranges = _PRUNING
 
     @property
-    def sweep_count(self) -> int:
-        """Sweeps to make: those set, or what the effort means."""
-        return EFFORTS[self.effort] if self.sweeps is None else self.sweeps
+    def decided(self) -> Effort:
+        """What was set, and what the effort means where nothing was."""
+        chosen = ((getattr(self, name), meant) for name, meant in EFFORTS[self.effort]._asdict().items())
+        return Effort(*(meant if value is None else value for value, meant in chosen))
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The ways to prune that the table compares, and what is asked of ours."""
 
+import dataclasses
 import hashlib
 import json
 from typing import Any
@@ -74,7 +75,6 @@ def _change(words: str) -> tuple[str, Any]:
 
 
 def settings_hash(settings: spap.PruneSettings) -> str:
-    """Changes with every value that the settings hold or derive, also with a default."""
-    names = [name for name in dir(settings) if not name.startswith("_") and not callable(getattr(settings, name))]
-    text = json.dumps({name: getattr(settings, name) for name in names}, sort_keys=True)
+    """Changes with every value that the settings hold or mean, also with a default."""
+    text = json.dumps(dataclasses.asdict(settings) | settings.decided._asdict(), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

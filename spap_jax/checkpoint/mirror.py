@@ -30,9 +30,11 @@ def is_unfinished(output: str | Path) -> bool:
     return resume_folder(output).exists()
 
 
-def unfinished(output: str | Path, run: Mapping[str, Any], blocks: int, fresh: bool = False) -> Unfinished:
+def unfinished(
+    output: str | Path, run: Mapping[str, Any], blocks: int, together: int = 1, fresh: bool = False
+) -> Unfinished:
     """What a run has done so far, kept where it outlives this machine if the output does; see `Unfinished`."""
-    return (Mirrored if _in_store(output) else Unfinished)(output, run, blocks, fresh)
+    return (Mirrored if _in_store(output) else Unfinished)(output, run, blocks, together, fresh)
 
 
 class Mirrored(Unfinished):
@@ -41,7 +43,7 @@ class Mirrored(Unfinished):
     A copy is sent while the next step is made. One that cannot be sent is an error where the step after it is added.
     """
 
-    def __init__(self, output: str | Path, run: Mapping[str, Any], blocks: int, fresh: bool = False):
+    def __init__(self, output: str | Path, run: Mapping[str, Any], blocks: int, together: int = 1, fresh: bool = False):
         """As that of `Unfinished`; `output` is the address of a folder in a store.
 
         Raises:
@@ -50,7 +52,7 @@ class Mirrored(Unfinished):
         self._copies = _copies(output)
         self._sender = ThreadPoolExecutor(1)
         self._sending: Future[None] | None = None
-        super().__init__(output, run, blocks, fresh)
+        super().__init__(output, run, blocks, together, fresh)
         self._arrived = len(self.told)
 
     @property
@@ -142,8 +144,8 @@ class Mirrored(Unfinished):
         self._copies.put({file.name: file}, quietly=True)
         file.unlink()
         self._arrived = step + 1
-        if step >= self._blocks:
-            self._copies.remove([f"{step - self._blocks}.tar"])
+        if (replaced := step - self._kept) >= 0:
+            self._copies.remove([f"{replaced}.tar"])
 
 
 def _in_store(output: str | Path) -> bool:

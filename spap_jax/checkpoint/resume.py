@@ -6,7 +6,8 @@ and `lock`. It is removed when the run ends well. For an output at an address it
 (`mirror.py`).
 
 A run of L blocks makes L steps and then L more in every sweep; a step takes the place of the one L before it, so that
-there is one a block. To training, all that it goes on from is one block. Orbax writes a step in the background and
+there is one a block. Where a sweep adjusts several blocks together, their steps count when all of them are there. To
+training, all that it goes on from is one block. Orbax writes a step in the background and
 renames it when it is complete: a process that is killed loses the step that it was making. A step carries a hash of its
 weights: one that was damaged later counts as lost.
 """
@@ -54,20 +55,21 @@ class Unfinished:
         told: What was said of each step that counts, in their order.
     """
 
-    def __init__(self, output: str | Path, run: Mapping[str, Any], blocks: int, fresh: bool = False):
+    def __init__(self, output: str | Path, run: Mapping[str, Any], blocks: int, together: int = 1, fresh: bool = False):
         """Opens the folder, or makes it.
 
         Args:
             output: Folder that the run is to write.
             run: All that its result depends on, by name; values as JSON has them.
             blocks: L.
+            together: Steps of a sweep that belong together, so that only all of them count; a divisor of L.
             fresh: Whether to discard what an earlier run left.
 
         Raises:
             UserError: Another process is at it, or what is there belongs to another run.
         """
         self.folder = resume_folder(output)
-        self._run, self._blocks = dict(run), blocks
+        self._run, self._blocks, self._together = dict(run), blocks, together
         self._lock = _locked(self.folder)
         self._writing = threading.Lock()
         self.lost = False
@@ -97,6 +99,11 @@ class Unfinished:
             if raised[0] and not self.told:
                 clear_folder(self.folder)
             os.close(self._lock)
+
+    @property
+    def _kept(self) -> int:
+        """Steps to keep: of steps that belong together, the last takes the places of all before them."""
+        return self._blocks + self._together - 1
 
     @property
     def place(self) -> str:
@@ -204,8 +211,8 @@ class Unfinished:
         steps.mkdir(exist_ok=True)
         with self._managed() as manager:
             there = {step: _intact(manager, step) for step in manager.all_steps()}
-        count, self.told = _counting({step: told for step, told in there.items() if told}, self._blocks)
-        self.lost = self.lost or any(step >= count or not there[step] for step in there)
+        count, self.told = _counting({step: told for step, told in there.items() if told}, self._blocks, self._together)
+        self.lost = self.lost or any(step >= count + self._together - 1 or not there[step] for step in there)
         for entry in steps.iterdir():
             if entry.name not in map(str, range(max(0, count - self._blocks), count)):
                 shutil.rmtree(entry)
@@ -217,7 +224,7 @@ class Unfinished:
             primary_host=0, active_processes={0}, barrier_sync_key_prefix="resume"
         )
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=checkpoint_managers.LatestN(self._blocks),
+            preservation_policy=checkpoint_managers.LatestN(self._kept),
             multiprocessing_options=alone,
             create=False,
             save_root_metadata=False,
@@ -236,9 +243,11 @@ def _write(path: Path, what: Any) -> None:
     written.rename(path)
 
 
-def _counting(intact: Mapping[int, list[Json]], blocks: int) -> tuple[int, list[Json]]:
+def _counting(intact: Mapping[int, list[Json]], blocks: int, together: int) -> tuple[int, list[Json]]:
     """How many steps count, the most for which there is the newest of each block, and what was told of each."""
     for count in range(max(intact, default=-1) + 1, 0, -1):
+        if count > blocks and count % together:
+            continue
         newest = range(max(0, count - blocks), count)
         if all(step in intact for step in newest):
             of_block = {step % blocks: intact[step] for step in newest}

@@ -79,9 +79,15 @@ class LayerProgress:
             ended = f"{sum(report.seconds.values()):.1f} s" if fresh else "kept"
             err.print(f"{phase}, layer {report.layer + 1}/{self._layers}  {words}  {ended}".removeprefix("layer, "))
 
-    def _bar(self, phase: str) -> TaskID:
+    def together(self, done: int, parts: int) -> None:
+        """Shows how far the steps on several blocks are."""
+        self._progress.update(self._bar("together", parts), completed=done)
+        if not err.is_terminal:
+            err.print(f"steps on {parts} layers together, {done / parts:.0%} ...")
+
+    def _bar(self, phase: str, total: int | None = None) -> TaskID:
         if phase not in self._bars:
-            self._bars[phase] = self._progress.add_task("...", total=self._layers, phase=phase)
+            self._bars[phase] = self._progress.add_task("...", total=total or self._layers, phase=phase)
         return self._bars[phase]
 
 

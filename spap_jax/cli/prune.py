@@ -87,7 +87,7 @@ def prune(
         for run in wanted:
             check_allocation(reader.config, run.settings, model_devices)
             checkpoint.check_describable(reader.source, pruned_config(reader.config, run.settings))
-        given = _given(reader, calibration, sequences, sequence_length, eval, settings.seed, dtype, overwrite)
+        given = _given(reader, calibration, sequences, sequence_length, eval, settings, dtype, overwrite)
         with sharing(devices, model_devices):
             if not leads():
                 for run in wanted:
@@ -104,15 +104,16 @@ def _given(
     sequences: int,
     sequence_length: int | None,
     eval: str | None,
-    seed: int,
+    settings: PruneSettings,
     dtype: str | None,
     overwrite: bool,
 ) -> "Given":
     """What all the runs of a command have in common."""
-    from spap_jax.cli.console import waiting
+    from spap_jax.cli.console import request_progress, waiting
     from spap_jax.cli.evaluate import chosen_length
     from spap_jax.cli.prune_run import Given, perplexity_of
     from spap_jax.data import load_tokens
+    from spap_jax.pruning.sampling import with_samples
 
     common: dict[str, Any] = {
         "tokenizer": reader.source.folder,
@@ -120,8 +121,10 @@ def _given(
         "vocabulary": reader.config.vocabulary,
     }
     with waiting(f"tokenising {calibration}"):
-        blocks = load_tokens(calibration, sequences=sequences, seed=seed, role="calibration", **common)
+        blocks = load_tokens(calibration, sequences=sequences, seed=settings.seed, role="calibration", **common)
         judged = load_tokens(eval, sequences=None, role="evaluation", **common) if eval else None
+    with request_progress() as watch:
+        blocks = with_samples(blocks, reader.model, settings, functools.partial(watch, "sequences written"))
     before = functools.cache(lambda: perplexity_of(reader.model(), judged, "before pruning") if judged else None)
     return Given(reader, blocks, judged, before, dtype, overwrite)
 

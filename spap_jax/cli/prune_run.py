@@ -20,7 +20,7 @@ from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.pruning.allocation import allocated_config
 from spap_jax.pruning.card import OWN_LOADER, model_card
-from spap_jax.pruning.pipeline import Begun, Step, prune_layers, pruned_config
+from spap_jax.pruning.pipeline import Begun, Step, prune_layers, pruned_config, together
 from spap_jax.pruning.report import LayerReport, PruneReport, SweepReport, new_report
 from spap_jax.pruning.resume import begun, decided_widths, identity, keep
 from spap_jax.settings import PruneSettings
@@ -60,7 +60,8 @@ def lead(run: PruneRun, given: Given, fresh: bool, before_end: list[Callable[[],
     """
     reader = given.reader
     which = identity(reader.fingerprint(), given.blocks, given.judged, given.dtype, run.settings)
-    with unfinished(run.output, which, reader.config.layers, fresh) as kept, telling(kept, before_end):
+    blocks, several = reader.config.layers, together(reader.config.layers, run.settings)
+    with unfinished(run.output, which, blocks, several, fresh) as kept, telling(kept, before_end):
         done = begun(kept, run.output)
         if done is None:
             console.err.print(f"{run.output} was made before the interruption")
@@ -83,7 +84,7 @@ def follow(run: PruneRun, given: Given) -> None:
     """The part of a process that does not lead: the same computations on its own sequences, and no result."""
     done = begun(None, run.output)
     if done is not None:
-        for _ in _steps(run, given, given.reader.outer(), done, _narrow(run.settings, given, None)):
+        for _ in _steps(run, given, given.reader.outer(), done, _narrow(run.settings, given, None), None):
             pass
 
 
@@ -105,9 +106,12 @@ def _narrow(settings: PruneSettings, given: Given, kept: Unfinished | None) -> D
     return narrow
 
 
-def _steps(run: PruneRun, given: Given, outer: Params, done: Begun, narrow: DecoderConfig) -> Iterator[Step]:
+def _steps(
+    run: PruneRun, given: Given, outer: Params, done: Begun, narrow: DecoderConfig,
+    watch: Callable[[int, int], None] | None,
+) -> Iterator[Step]:  # fmt: skip
     reader = given.reader
-    return prune_layers(reader.config, outer, reader.layer, given.blocks.tokens, run.settings, done, narrow)
+    return prune_layers(reader.config, outer, reader.layer, given.blocks.tokens, run.settings, done, narrow, watch)
 
 
 def _prune_into(writer: checkpoint.Writer, given: Given, run: PruneRun, kept: Unfinished, done: Begun) -> PruneReport:
@@ -119,7 +123,7 @@ def _prune_into(writer: checkpoint.Writer, given: Given, run: PruneRun, kept: Un
     reports: list[LayerReport | SweepReport] = []
     layers: list[Params] = []
     with console.layer_progress(reader.config.layers) as progress:
-        for step in _steps(run, given, outer, done, writer.config):
+        for step in _steps(run, given, outer, done, writer.config, progress.together):
             if step.fresh:
                 keep(kept, step)
             if step.final:

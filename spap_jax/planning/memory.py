@@ -118,9 +118,9 @@ def recovering_bytes(load: Workload) -> tuple[float, float]:
 def descending_bytes(load: Workload) -> tuple[float, float]:
     """Workspace of ``sweeps._descend``: of gradients, and of activations with the logits or a block on the way back.
 
-    The MLP that is adjusted and both of Adam's moments, float32; a block taken out of the stack; the stream before each
-    block; then the largest of the logits (of both streams, and their gradient), and of what the gradients of a block's
-    attention or of its MLP need.
+    The MLPs that are adjusted and both of Adam's moments, float32, and the gradients of several; a block taken out of
+    the stack; the stream before each block; then the largest of the logits (of both streams, and their gradient), and
+    of what the gradients of a block's attention or of its MLP need.
     """
     c = load.mine.narrow
     tokens = sweep_step_tokens(load)
@@ -131,17 +131,26 @@ def descending_bytes(load: Workload) -> tuple[float, float]:
     mlp = 6 * tokens * c.width + 3 * mlp_matrices(c) * hidden
     taken = load.weight_bytes * block_elements(c) + _cast(load, block_elements(c))
     back = max(attention, mlp, 3 * tokens * c.vocabulary)
-    return 4 * 3 * _mlp_elements(c) + taken, 4 * (c.layers * tokens * c.width + back)
+    held = 3 if load.together == 1 else 4 * load.together
+    return 4 * held * _mlp_elements(c) + taken, 4 * (c.layers * tokens * c.width + back)
 
 
 def judging_bytes(load: Workload) -> tuple[float, float]:
-    """Workspace of ``sweeps._divergence``: a block taken out of the stack; a chunk's activations, or its logits."""
+    """Workspace of ``predictions.divergence``: a block taken out of the stack; a chunk's activations, or its logits."""
     load = load.mine
     c, tokens = load.narrow, load.judged.size
     taken = load.weight_bytes * block_elements(c) + _cast(load, block_elements(c) + _mlp_elements(c))
     mlp = tokens * c.width + 3 * min(MLP_TOKENS, tokens) * c.intermediate
     logits = tokens * (c.width + 3 * c.vocabulary)
     return taken, 4 * max(_attending(load, c, tokens), mlp, logits)
+
+
+def sampling_memory(load: Workload) -> Parts:
+    """``pruning/sampling.py``: the dense model, and keys and values of what is written at once."""
+    c, length = load.dense, load.fitted.length
+    cache = 2 * c.layers * load.written_at_once * length * c.kv_heads * c.head_dim
+    weights = c.layers * block_elements(c) + outer_elements(c)
+    return {"weights": load.weight_bytes * weights, "activations": load.weight_bytes * cache}
 
 
 def device_memory(load: Workload) -> dict[str, Parts]:
@@ -172,6 +181,8 @@ def device_memory(load: Workload) -> dict[str, Parts]:
         gradients, activations = recovering_bytes(load)
         # The weights selected, refitted and recovered beside them.
         phases["alternating"] = held | {"gradients": 3 * mlp + gradients, "activations": activations}
+    if load.written:
+        phases["sampling"] = sampling_memory(load)
     if load.sweeps:
         stack = load.weight_bytes * (load.narrow.layers * block_elements(mine.narrow) + outer_elements(mine.narrow))
         for name, workspace in (("sweep steps", descending_bytes), ("sweep checks", judging_bytes)):

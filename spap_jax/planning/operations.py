@@ -11,12 +11,9 @@ from spap_jax.baselines.criteria import BATCHES
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.cost import attended_pairs
 from spap_jax.planning.workload import Workload
-from spap_jax.pruning import sweeps
+from spap_jax.pruning.predictions import MLP_TOKENS
 from spap_jax.solver.penalty import RETURNS
 from spap_jax.solver.swap import BLOCK
-
-MLP_TOKENS = sweeps._MLP_TOKENS
-"""Tokens of a step of the sweeps that pass through an MLP at once."""
 
 
 def mlp_matrices(config: DecoderConfig) -> int:
@@ -173,30 +170,38 @@ def sweep_step_tokens(load: Workload) -> int:
     return load.fitted.share(load.step_sequences) * load.fitted.length
 
 
-def sweep_step_operations(load: Workload, after: float) -> float:
-    """``pruning/sweeps.py``: one minibatch step, with so many blocks after the one at hand.
+def sweep_step_operations(load: Workload, after: float, more: int = 0) -> float:
+    """``pruning/sweeps.py``: one minibatch step on a block and so many more, with so many after them.
 
-    Those are passed, computed again for the gradient, and passed back; attention scores are computed a third time, and
-    passing them back takes twice as much. Of the block at hand only the MLP is passed back, and its hidden channels
-    computed again if it is passed in pieces. The head is applied to both streams and passed back once.
+    All but the first are passed, computed again for the gradient, and passed back; attention scores are computed a
+    third time, and passing them back takes twice as much; weights that are adjusted take another product. Of the first
+    block only the MLP is passed back, and its hidden channels computed again if it is passed in pieces. The head is
+    applied to both streams and passed back once.
     """
     config, length = load.mine.narrow, load.fitted.length
     own_mlp = 3 if in_pieces(load) else 2 + 1 / mlp_matrices(config)
-    mlp = mlp_operations(config) * (own_mlp + 3 * after)
-    scores = score_operations(config, length) * (1 + 5 * after)
-    rest = projection_operations(config) * (1 + 3 * after) + 3 * head_operations(config)
+    mlp = mlp_operations(config) * (own_mlp + 4 * more + 3 * after)
+    scores = score_operations(config, length) * (1 + 5 * (more + after))
+    rest = projection_operations(config) * (1 + 3 * (more + after)) + 3 * head_operations(config)
     return sweep_step_tokens(load) * (mlp + scores + rest)
 
 
+def sampling_operations(load: Workload) -> float:
+    """``pruning/sampling.py``: a layer's part of what the dense model writes, each token through it once."""
+    config, length = load.dense, load.fitted.length
+    each = attention_operations(config, length) + mlp_operations(config) + head_operations(config) / config.layers
+    return load.written * length * each
+
+
 def divergence_operations(load: Workload, after: float) -> float:
-    """``pruning/sweeps.py``: the tokens that judge, through a block and so many after it, and both heads."""
+    """``pruning/predictions.py``: the tokens that judge, through a block and so many after it, and both heads."""
     mine = load.mine.narrow
     block = attention_operations(mine, load.fitted.length) + mlp_operations(mine)
     return load.judged.tokens * ((after + 1) * block + 2 * head_operations(mine))
 
 
 def advance_operations(load: Workload) -> float:
-    """``pruning/sweeps.py``: all tokens through a block."""
+    """``pruning/predictions.py``: all tokens through a block."""
     return load.tokens * (attention_operations(load.mine.narrow, load.fitted.length) + mlp_operations(load.mine.narrow))
 
 
@@ -211,11 +216,11 @@ def operations(load: Workload, turns: int | None = None) -> dict[str, float]:
     turns = swap_turns(load) if turns is None else turns
     kept = load.narrow.heads * load.narrow.head_dim
     heads = int(load.fewer_heads)
-    after = (load.dense.layers - 1) / 2
-    sweeping = int(load.sweeps > 0)
+    sweeping, after, several = int(load.sweeps > 0), load.after, load.together
     refit = closed_form_operations(load) if load.in_waves else refit_operations(k, d)
     selection = load.solved_here * selection_operations(load, turns)
     attended = 2 * load.tokens * attention_operations(load.mine.narrow, load.fitted.length)
+    advanced = advance_operations(load) * (1 - several / load.narrow.layers)  # not behind the last ones
     return {
         "streams": streams_operations(load),
         "statistics": statistics_operations(load),
@@ -223,6 +228,7 @@ def operations(load: Workload, turns: int | None = None) -> dict[str, float]:
         "refit": (refit + heads * refit_operations(kept, d)) if load.refits else 0,
         "alternating": alternating_operations(load),
         "errors": 3 * errors_operations(load) + heads * attended,
-        "sweep steps": sweeping * load.settings.sweep_steps * sweep_step_operations(load, after),
-        "sweep checks": sweeping * (divergence_operations(load, after) + advance_operations(load)),
+        "sampling": sampling_operations(load),
+        "sweep steps": sweeping * load.settings.sweep_steps * sweep_step_operations(load, after, several - 1),
+        "sweep checks": sweeping * (divergence_operations(load, after + several - 1) / several + advanced),
     }

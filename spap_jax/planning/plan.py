@@ -163,12 +163,13 @@ def verdict(planned: Plan) -> str:
 
 def _remedy(planned: Plan) -> str:
     request, mesh = planned.request, planned.mesh
-    low = request.settings.replace(effort="low", sweeps=0 if request.settings.sweeps else None)
+    *_, (_, easiest, _) = _easier(request, mesh)
+    low = easiest.settings
     small = low.replace(batch_tokens=min(request.length, low.batch_tokens))
     single = [
         _first(_narrower(request, mesh)),
         _first(_fewer(request, mesh)),
-        _first([("--effort low", dataclasses.replace(request, settings=low), mesh)]),
+        _first(_easier(request, mesh)),
         _first(_divided(request, mesh)),
         _first(_more(request, mesh)),
     ]
@@ -204,6 +205,12 @@ def _narrower(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh
         tokens = max(request.length, tokens // 2)
         changed = dataclasses.replace(request, settings=request.settings.replace(batch_tokens=tokens))
         yield f"--batch-tokens {tokens}", changed, mesh
+
+
+def _easier(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]]:
+    for effort in ["default"] * (request.settings.effort == "high") + ["low"]:
+        easier = request.settings.replace(effort=effort, sampled=None, sweeps=None, sweep_blocks=None)
+        yield f"--effort {effort}", dataclasses.replace(request, settings=easier), mesh
 
 
 def _fewer(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]]:
@@ -257,8 +264,8 @@ def notes(planned: Plan) -> list[str]:
 
 def _repeated(load: Workload, alone: Workload) -> str | None:
     """How much of a sweep's steps all devices do alike, if it is more than their share."""
-    after = (load.dense.layers - 1) / 2
-    part = operations.sweep_step_operations(load, after) / operations.sweep_step_operations(alone, after)
+    steps = (operations.sweep_step_operations(each, each.after, each.together - 1) for each in (load, alone))
+    part = next(steps) / next(steps)
     picked, devices = load.step_sequences, load.devices
     if part < 2 / devices:
         return None

@@ -21,33 +21,34 @@ def exchanged(load: Workload) -> dict[str, Traffic]:
     """
     if load.sharers == 1:
         return {}
-    s, after, d = load.settings, (load.dense.layers - 1) / 2, load.narrow.width
+    s, after, d, several = load.settings, load.after, load.narrow.width, load.together
     channels = _gathered(load, load.narrow.intermediate, load.fitted.tokens, load.narrow.intermediate + d)
     errors = _reduced(load, _mlp(load, load.narrow), load.tokens)
     step = _reduced(load, _mlp(load, load.narrow), load.fitted.share(load.batch))
     closed = channels + _reduced(load, _mlp(load, load.narrow), load.fitted.tokens)
     alternating = _times(step, s.rounds * s.steps) + _times(closed, s.rounds) + _times(errors, s.rounds + 1)
+    judged = load.judged.tokens * (several + after) / several
     return {
         "streams": _reduced(load, 2 * (_heads(load) + _mlp(load, load.dense)) - _lost(load), load.tokens),
         "statistics": _gathered(load, load.dense.intermediate, load.fitted.tokens, load.dense.intermediate + 2 * d),
         "alternating": alternating if load.alternates else Counter(),
         "errors": _times(errors, 3),
-        "sweep steps": _times(sweep_step(load, after), s.sweep_steps) if load.sweeps else Counter(),
-        "sweep checks": _reduced(load, _block(load), load.judged.tokens * (1 + after) + load.tokens),
+        "sweep steps": _times(sweep_step(load, after, several - 1), s.sweep_steps) if load.sweeps else Counter(),
+        "sweep checks": _reduced(load, _block(load), judged + load.tokens * (1 - several / load.narrow.layers)),
     }
 
 
-def sweep_step(load: Workload, after: float) -> Traffic:
-    """``pruning/sweeps.py``: one minibatch step, with so many blocks after the one at hand.
+def sweep_step(load: Workload, after: float, more: int = 0) -> Traffic:
+    """``pruning/sweeps.py``: one minibatch step on a block and so many more, with so many after them.
 
-    Those are passed, their attention once more, and passed back, where every projection of a half's input gives a
-    gradient; so does the head.
+    All but the first are passed, their attention once more, and passed back, where every projection of a half's input
+    gives a gradient; so does the head.
     """
     heads, mlp = _heads(load), _mlp(load, load.narrow)
     each = heads * (2 + 3) + mlp * mlp_matrices(load.narrow)
     head = int(load.narrow.vocabulary % load.sharers == 0)
     tokens = load.fitted.share(load.step_sequences) * load.fitted.length
-    return _reduced(load, heads + mlp + after * each + head, tokens)
+    return _reduced(load, heads + mlp + (more + after) * each + head, tokens)
 
 
 def _heads(load: Workload) -> int:

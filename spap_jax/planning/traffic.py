@@ -11,7 +11,7 @@ from collections.abc import Callable
 from spap_jax.baselines import METHODS
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.cost import attended_pairs
-from spap_jax.planning import operations
+from spap_jax.planning import memory, operations
 from spap_jax.planning.workload import Workload
 from spap_jax.solver.penalty import POOL
 
@@ -151,15 +151,24 @@ def errors_bytes(load: Workload) -> float:
     return over_chunks(load, lambda tokens: mlp_bytes(load.mine.narrow, tokens) + 8 * tokens * load.narrow.width)
 
 
-def sweep_step_bytes(load: Workload, after: float) -> float:
+def sampling_bytes(load: Workload) -> float:
+    """A layer's part of what the dense model writes: weights for every token, and the keys and values before it."""
+    config, length = load.dense, load.fitted.length
+    size = load.written_at_once
+    weights = load.weight_bytes * (memory.block_elements(config) + config.vocabulary * config.embedding / config.layers)
+    cache = load.weight_bytes * size * length * config.kv_heads * config.head_dim  # half of it, keys and values
+    return load.written / size * length * (weights + cache)
+
+
+def sweep_step_bytes(load: Workload, after: float, more: int = 0) -> float:
     """One minibatch step, as `operations.sweep_step_operations` has it."""
     config, length = load.mine.narrow, load.fitted.length
     matrices, tokens = operations.mlp_matrices(config), operations.sweep_step_tokens(load)
     piece = min(tokens, operations.MLP_TOKENS)
-    mlp = tokens / piece * mlp_bytes(config, piece) * (3 + 3 * after)
-    attention = attention_bytes(config, tokens, length) * (1 + 3 * after)
+    mlp = tokens / piece * mlp_bytes(config, piece) * (3 + 4 * more + 3 * after)
+    attention = attention_bytes(config, tokens, length) * (1 + 3 * (more + after))
     logits = 3 * head_bytes(config, tokens) + 4 * _SOFTMAX_PASSES * tokens * config.vocabulary
-    return attention + mlp + logits + _UPDATE_PASSES * 4 * matrices * config.width * config.intermediate
+    return attention + mlp + logits + (1 + more) * _UPDATE_PASSES * 4 * matrices * config.width * config.intermediate
 
 
 def divergence_bytes(load: Workload, after: float) -> float:
@@ -176,13 +185,14 @@ def advance_bytes(load: Workload) -> float:
 
 def memory_bytes(load: Workload) -> dict[str, float]:
     """Of one layer and, in the sweeps, of the average block of one sweep; the phases of `operations.operations`."""
-    length, after = load.fitted.length, (load.dense.layers - 1) / 2
+    length, after, several = load.fitted.length, load.after, load.together
     d, k = load.narrow.width, load.narrow.intermediate
     kept = load.narrow.heads * load.narrow.head_dim
     sweeping, heads = int(load.sweeps > 0), int(load.fewer_heads)
     attended = 2 * over_chunks(load, lambda tokens: attention_bytes(load.mine.narrow, tokens, length))
     refit = closed_form_bytes(load) if load.in_waves else refit_bytes(k, d)
     selection = load.solved_here * selection_bytes(load)
+    advanced = advance_bytes(load) * (1 - several / load.narrow.layers)
     return {
         "streams": streams_bytes(load),
         "statistics": statistics_bytes(load),
@@ -190,8 +200,9 @@ def memory_bytes(load: Workload) -> dict[str, float]:
         "refit": (refit + heads * refit_bytes(kept, d)) if load.refits else 0,
         "alternating": alternating_bytes(load),
         "errors": 3 * errors_bytes(load) + heads * attended,
-        "sweep steps": sweeping * load.settings.sweep_steps * sweep_step_bytes(load, after),
-        "sweep checks": sweeping * (divergence_bytes(load, after) + advance_bytes(load)),
+        "sampling": sampling_bytes(load),
+        "sweep steps": sweeping * load.settings.sweep_steps * sweep_step_bytes(load, after, several - 1),
+        "sweep checks": sweeping * (divergence_bytes(load, after + several - 1) / several + advanced),
     }
 
 
@@ -243,7 +254,7 @@ def sweep_step_collectives(load: Workload) -> Counter[str]:
         return Counter()
     even = load.fitted.share(picked) < picked
     drawn = _drawn(load, picked, load.fitted.length * load.narrow.width)
-    return drawn + (_gradients(load) if even else Counter())
+    return drawn + (_times(_gradients(load), load.together) if even else Counter())
 
 
 def collectives(load: Workload) -> dict[str, Counter[str]]:

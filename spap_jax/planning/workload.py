@@ -13,7 +13,8 @@ from spap_jax.baselines import update_used
 from spap_jax.errors import UserError
 from spap_jax.models.config import DecoderConfig
 from spap_jax.pruning import streams
-from spap_jax.pruning.pipeline import pruned_config
+from spap_jax.pruning.pipeline import held_out_part, pruned_config, together
+from spap_jax.pruning.sampling import at_once
 from spap_jax.settings import PruneSettings
 
 
@@ -126,7 +127,28 @@ class Workload:
     @property
     def sweeps(self) -> int:
         """Sweeps over the model."""
-        return self.settings.sweep_count if self.alternates else 0
+        return self.settings.decided.sweeps if self.alternates else 0
+
+    @property
+    def together(self) -> int:
+        """Blocks that a sweep adjusts together."""
+        return together(self.narrow.layers, self.settings)
+
+    @property
+    def after(self) -> float:
+        """Blocks behind those that a sweep adjusts, on average."""
+        return (self.narrow.layers - self.together) / 2
+
+    @property
+    def written(self) -> int:
+        """Sequences that the dense model writes."""
+        sampled = self.settings.decided.sampled
+        return sum(part.count * part.sequences for part in self.parts) * sampled // (1 + sampled)
+
+    @property
+    def written_at_once(self) -> int:
+        """How many of them."""
+        return at_once(max(1, self.written), self.fitted.length)
 
     @property
     def in_waves(self) -> bool:
@@ -171,7 +193,7 @@ def workload(
     Args:
         config: The dense decoder.
         settings: How.
-        sequences: How many sequences there are.
+        sequences: How many sequences there are, beside those that the model writes.
         length: Their tokens.
         devices: Over how many devices they are spread.
         sharers: Among how many devices the weights are divided.
@@ -187,7 +209,8 @@ def workload(
             "keep: plan a model with one width, with --allocation uniform."
         )
     most = max(1, settings.batch_tokens // length)
-    fitted, chunk = streams.split(sequences, settings.held_out, most, devices)
+    sequences *= 1 + settings.decided.sampled
+    fitted, chunk = streams.split(sequences, held_out_part(settings), most, devices)
     # As the pipeline chunks what is held out.
     held = sequences - fitted
     rest = held // devices if held % devices == 0 else held

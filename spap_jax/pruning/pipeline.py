@@ -20,9 +20,10 @@ from spap_jax.placement import placed
 from spap_jax.pruning import reduce, streams
 from spap_jax.pruning.attention import prune_attention
 from spap_jax.pruning.layer import Choice, Clock, prune_layer
+from spap_jax.pruning.predictions import at, put, room
 from spap_jax.pruning.report import LayerReport, SweepReport
 from spap_jax.pruning.streams import Streams
-from spap_jax.pruning.sweeps import Start, Steps, at, put, room, sweep
+from spap_jax.pruning.sweeps import Start, Steps, sweep
 from spap_jax.pruning.waves import choose
 from spap_jax.settings import PruneSettings
 
@@ -101,6 +102,7 @@ def prune_layers(
     settings: PruneSettings,
     begun: Begun | None = None,
     narrow: DecoderConfig | None = None,
+    watch: Callable[[int, int], None] | None = None,
 ) -> Iterator[Step]:
     """Prunes every block in turn, and sweeps over the pruned model as often as the settings say.
 
@@ -117,6 +119,8 @@ def prune_layers(
         settings: How.
         begun: Steps of an earlier run with the same arguments, to go on from. The result is the same as without.
         narrow: The pruned decoder, if its widths are not those of ``pruned_config``.
+        watch: Called between the steps of a sweep on several blocks, with how many parts of them were done, and of how
+            many.
 
     Yields:
         Each step as soon as it is made, and in their places those that were made before.
@@ -125,7 +129,7 @@ def prune_layers(
         UserError: there is nothing to remove, or a layer's numbers are not finite.
     """
     narrow = narrow or pruned_config(config, settings)
-    sweeps = settings.sweep_count if update_used(settings) == "alternate" else 0
+    sweeps = settings.decided.sweeps if update_used(settings) == "alternate" else 0
     made = list(begun.reports) if begun else []
     if begun and len(made) == config.layers * (1 + sweeps):
         for number, report in enumerate(made):
@@ -159,7 +163,7 @@ def prune_layers(
     if blocks is not None:
         final = both.fitted.dense, both.held_out.dense
         del both
-        yield from _swept(narrow, outer, blocks, chunks, final, settings, made[config.layers :])
+        yield from _swept(narrow, outer, blocks, chunks, final, settings, made[config.layers :], watch)
 
 
 class Both(NamedTuple):
@@ -218,15 +222,25 @@ def _past(config: DecoderConfig, narrow: DecoderConfig, dense: Params, layer: Pa
 
 
 def calibration_chunks(tokens: np.ndarray, settings: PruneSettings) -> tuple[np.ndarray, np.ndarray]:
-    """Calibration and held-out token blocks, each in chunks [C, B, T]."""
+    """Calibration and held-out token blocks, each in chunks [C, B, T]; none that was sampled is held out."""
     most, shares = max(1, settings.batch_tokens // tokens.shape[1]), devices.number()
-    fitted, chunk = streams.split(len(tokens), settings.held_out, most, shares)
+    fitted, chunk = streams.split(len(tokens), held_out_part(settings), most, shares)
     held_out = tokens[fitted:]
     rest = len(held_out) // shares if len(held_out) % shares == 0 else len(held_out)
     return (
         streams.chunked(tokens[:fitted], chunk),
         streams.chunked(held_out, streams.largest_divisor(rest, chunk) if rest else 1),
     )
+
+
+def together(layers: int, settings: PruneSettings) -> int:
+    """How many of so many blocks a sweep adjusts together."""
+    return streams.largest_divisor(layers, settings.decided.sweep_blocks or layers)
+
+
+def held_out_part(settings: PruneSettings) -> float:
+    """The fraction held out of all sequences, of which those that were sampled come first."""
+    return settings.held_out / (1 + settings.decided.sampled)
 
 
 def _swept(
@@ -237,22 +251,23 @@ def _swept(
     final: tuple[jax.Array, jax.Array],
     settings: PruneSettings,
     made: list[LayerReport | SweepReport],
+    watch: Callable[[int, int], None] | None,
 ) -> Iterator[Step]:
     """All sweeps over the blocks, which are stacked [L, ...] and updated in place; those made before lie in them."""
     sequences = max(1, settings.step_tokens // tokens[0].shape[-1])
-    steps = Steps(settings.sweep_steps, sequences, settings.sweep_learning_rate)
+    steps = Steps(together(config.layers, settings), settings.sweep_steps, sequences, settings.sweep_learning_rate)
     # The keys of the first pass are folded with the numbers of layers and choices.
     key = jax.random.fold_in(jax.random.key(settings.seed), 2 * config.layers)
-    last = settings.sweep_count - 1
+    sweeps = settings.decided.sweeps
     before = [report for report in made if isinstance(report, SweepReport)]
     for report in before:
-        yield Step(report, devices.whole(at(blocks, report.layer)), report.sweep == last, fresh=False)
+        yield Step(report, devices.whole(at(blocks, report.layer)), report.sweep == sweeps - 1, fresh=False)
     start = Start(len(before), before[-1].reached) if before else None
     clock = Clock()
     outer = placed(config, {name: outer[name] for name in ("embed", "head")})
-    for layer, done in sweep(config, outer, blocks, tokens, final, settings.sweep_count, steps, key, start):
+    for layer, done in sweep(config, outer, blocks, tokens, final, sweeps, steps, key, start, watch):
         clock.lap("sweeps", layer)
-        yield Step(SweepReport(**done._asdict(), seconds=clock.seconds), devices.whole(layer), done.sweep == last)
+        yield Step(SweepReport(**done._asdict(), seconds=clock.seconds), devices.whole(layer), done.sweep == sweeps - 1)
         del layer
         memory.return_scraps()
         clock = Clock()

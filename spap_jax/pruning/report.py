@@ -96,7 +96,7 @@ class SweepReport:
         layer: The block.
         before: Mean KL divergence of the pruned model's predictions from the dense model's, in nats per token, on the
             held-out tokens; on the calibration tokens where none are held out.
-        after: The same with the block's new weights.
+        after: The same with the new weights of the block, and of those adjusted together with it.
         taken: Whether it fell, so that they were taken.
         seconds: Time by phase.
     """
@@ -133,7 +133,7 @@ class PruneReport:
     """What a run did: enough to repeat it and to judge it.
 
     Attributes:
-        settings: Every setting, with the sweeps that the effort means.
+        settings: Every setting, with what the effort means.
         method: How channels were chosen, and the update that the weights kept got ("own" resolved).
         model: Name, architecture, and widths (the largest as ``intermediate``), heads, biases and parameters before
             and after.
@@ -194,7 +194,7 @@ def new_report(
     family = FAMILIES[config.family]
     before, after = cost.parameters(family, config), cost.parameters(family, narrow)
     return PruneReport(
-        settings=dataclasses.asdict(settings) | {"sweeps": settings.sweep_count},
+        settings=dataclasses.asdict(settings) | settings.decided._asdict(),
         method={"selection": settings.method, "update": update_used(settings)},
         model={
             "name": name,

@@ -32,8 +32,8 @@ def identity(
         dtype: What the weights are converted to.
         settings: How to prune.
     """
-    how = dataclasses.asdict(settings.replace(sweeps=settings.sweep_count))
-    del how["effort"]  # is a number of sweeps
+    how = dataclasses.asdict(settings) | settings.decided._asdict()
+    del how["effort"]  # is what it means
     tokens = {"calibration": blocks.sha256, "sequence length": blocks.tokens.shape[1]}
     output = {"evaluation": judged and judged.sha256, "dtype": dtype}
     return how | {"model": model} | tokens | output | computing()

@@ -18,7 +18,7 @@ from spap_jax.models.registry import FAMILIES, family_of
 from spap_jax.placement import spec_of
 from spap_jax.planning.workload import Chunks, Workload, workload
 from spap_jax.pruning import layer as block
-from spap_jax.pruning import moments, streams, sweeps, waves
+from spap_jax.pruning import moments, predictions, streams, sweeps, waves
 from spap_jax.pruning.streams import Streams
 from spap_jax.settings import PruneSettings
 from spap_jax.solver.alternating import Schedule, Weights
@@ -127,11 +127,15 @@ class Phases:
         return block._errors.lower(self.load.narrow, self.layer, self.weights, *tokens)
 
     def descend(self):
-        steps = sweeps.Steps(self.load.settings.sweep_steps, self.load.step_sequences, 0.1)
-        return sweeps._descend.lower(self.load.narrow, steps, self.outer, self.layers, 0, self.fitted, self.key)
+        settings = self.load.settings
+        steps = sweeps.Steps(self.load.together, settings.sweep_steps, self.load.step_sequences, 0.1)
+        begun = jax.eval_shape(functools.partial(sweeps._begin, steps), self.layers["mlp"], 0)
+        outer, layers = self.outer, self.layers
+        return sweeps._descend.lower(self.load.narrow, steps, outer, layers, 0, self.fitted, self.key, begun)
 
     def divergence(self):
-        return sweeps.divergence.lower(self.load.narrow, self.outer, self.layers, 0, self.small["mlp"], self.held_out)
+        mlps = jax.eval_shape(lambda layers: predictions.some(layers, 0, 1), self.layers["mlp"])
+        return predictions.divergence.lower(self.load.narrow, self.outer, self.layers, 0, mlps, self.held_out)
 
 
 @contextmanager

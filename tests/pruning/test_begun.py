@@ -49,9 +49,9 @@ def same(one: Params, other: Params) -> bool:
 )
 def test_it_ends_with_the_same_bits(variant: str, settings: PruneSettings, count: int):
     whole = steps(variant, settings, count)
-    assert [step.fresh for step in whole] == [True] * LAYERS * (1 + settings.sweep_count)
+    assert [step.fresh for step in whole] == [True] * LAYERS * (1 + settings.decided.sweeps)
     assert {step.report.layer for step in whole if step.final} == set(range(LAYERS))
-    if settings.sweep_count == 2:
+    if settings.decided.sweeps == 2:
         taken = {step.report.taken for step in whole if isinstance(step.report, SweepReport)}
         assert taken == {True, False}
     for made in {1, LAYERS - 1, LAYERS, LAYERS + 2, 2 * LAYERS, 2 * LAYERS + 1, len(whole)} & {*range(len(whole) + 1)}:

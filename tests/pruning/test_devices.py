@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec, get_mesh
 from spap_jax import api, devices, placement
 from spap_jax.errors import UserError
 from spap_jax.pruning import layer as layer_module
-from spap_jax.pruning import moments, reduce, streams, sweeps
+from spap_jax.pruning import moments, predictions, reduce, streams
 from spap_jax.solver.alternating import Schedule, Tokens
 
 SETTINGS = cases.SETTINGS.replace(
@@ -98,9 +98,9 @@ def test_a_device_holds_its_share_of_the_weights(two_by_four, layer: dict):
 
 
 def test_blocks_that_are_held_for_sweeps_are_divided(two_by_four, layer: dict):
-    room = sweeps.room(layer, 3)
+    room = predictions.room(layer, 3)
     assert shares(room["mlp"])["down"] == (4, (3, 16, 16))
-    stack = sweeps.put(room, 1, layer)
+    stack = predictions.put(room, 1, layer)
     assert shares(stack["mlp"])["up"] == (4, (3, 16, 16))
     assert shares(stack["attention"])["q"] == (4, (3, 16, 2, 2))
     np.testing.assert_array_equal(np.asarray(stack["mlp"]["up"][1]), np.asarray(layer["mlp"]["up"]))

@@ -13,9 +13,9 @@ from spap_jax.api import logits
 from spap_jax.errors import UserError
 from spap_jax.model import Model
 from spap_jax.models import decoder
-from spap_jax.pruning import sweeps
+from spap_jax.pruning import predictions
 from spap_jax.pruning.report import LayerReport, SweepReport
-from spap_jax.settings import PruneSettings
+from spap_jax.settings import EFFORTS, PruneSettings
 
 SWEPT = SETTINGS.replace(rounds=0, sweeps=2, sweep_steps=20, sweep_learning_rate=0.01, step_tokens=1024)
 """With 512 sequences of random tokens the held-out divergence falls; 16 are learnt by heart."""
@@ -77,13 +77,15 @@ def test_the_rest_of_a_model_is_its_blocks_one_after_the_other():
         model.config, model.params, jnp.asarray(tokens), jnp.arange(16)[None] * jnp.ones((16, 1), int), jnp.float32
     )
     layers = model.params["layers"]
-    other = jax.tree.map(lambda a: 0.9 * a[0], layers["mlp"])
+    others = jax.tree.map(lambda a: 0.9 * a[::-1], layers["mlp"])
     for first in range(3):
-        expected = sweeps._apply(model.config, sweeps.at(layers, first) | {"mlp": other}, x)
-        for index in range(first + 1, 3):
-            expected = sweeps._apply(model.config, sweeps.at(layers, index), expected)
-        found = sweeps._rest(model.config, layers, first, other, x)
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+        for count in range(1, 4 - first):
+            expected = x
+            for index in range(first, 3):
+                mlp = {"mlp": predictions.at(others, index - first)} if index < first + count else {}
+                expected = predictions.apply(model.config, predictions.at(layers, index) | mlp, expected)
+            found = predictions.rest(model.config, layers, first, predictions.some(others, 0, count), x)
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
 def test_bfloat16_weights_stay_so_and_are_judged_as_they_are_written():
@@ -96,9 +98,9 @@ def test_bfloat16_weights_stay_so_and_are_judged_as_they_are_written():
     assert divergence(half, result.model, tokens[12:]) == pytest.approx(min(last.before, last.after), rel=1e-2)
 
 
-def test_the_effort_means_a_number_of_sweeps():
-    assert [PruneSettings(effort=effort).sweep_count for effort in ("low", "default", "high")] == [0, 1, 3]
-    assert PruneSettings(effort="high", sweeps=2).sweep_count == 2
+def test_the_effort_means_what_is_not_set():
+    assert [PruneSettings(effort=effort).decided for effort in EFFORTS] == [(0, 1, 0), (1, 1, 0), (1, 0, 3)]
+    assert PruneSettings(effort="high", sweeps=2, sampled=0).decided == (2, 0, 0)
     with pytest.raises(UserError, match="effort must be one of low, default, high, not 'full'; sweeps must be a whole"):
         PruneSettings(effort="full", sweeps=-1)
 
