@@ -5,11 +5,10 @@
 and `lock`. It is removed when the run ends well. For an output at an address it is a copy of what lies there
 (`mirror.py`).
 
-A run of L blocks makes L steps and then L more in every sweep; a step takes the place of the one L before it, so that
-there is one a block. Where a sweep adjusts several blocks together, their steps count when all of them are there. To
-training, all that it goes on from is one block. Orbax writes a step in the background and
-renames it when it is complete: a process that is killed loses the step that it was making. A step carries a hash of its
-weights: one that was damaged later counts as lost.
+A run of L blocks makes L steps and then L more in every sweep; a step takes the place of the one L before it. Where a
+sweep adjusts several blocks together, their steps count when all of them are there. To training, all that it goes on
+from is one block. Orbax writes a step in the background and renames it when it is complete: a process that is killed
+loses the step that it was making. A step carries a hash of its weights: one that was damaged later counts as lost.
 """
 
 import contextlib
@@ -70,6 +69,7 @@ class Unfinished:
         """
         self.folder = resume_folder(output)
         self._run, self._blocks, self._together = dict(run), blocks, together
+        self._kept = blocks + together - 1  # steps that go together take the places of others with the last of them
         self._lock = _locked(self.folder)
         self._writing = threading.Lock()
         self.lost = False
@@ -99,11 +99,6 @@ class Unfinished:
             if raised[0] and not self.told:
                 clear_folder(self.folder)
             os.close(self._lock)
-
-    @property
-    def _kept(self) -> int:
-        """Steps to keep: of steps that belong together, the last takes the places of all before them."""
-        return self._blocks + self._together - 1
 
     @property
     def place(self) -> str:
@@ -246,10 +241,8 @@ def _write(path: Path, what: Any) -> None:
 def _counting(intact: Mapping[int, list[Json]], blocks: int, together: int) -> tuple[int, list[Json]]:
     """How many steps count, the most for which there is the newest of each block, and what was told of each."""
     for count in range(max(intact, default=-1) + 1, 0, -1):
-        if count > blocks and count % together:
-            continue
         newest = range(max(0, count - blocks), count)
-        if all(step in intact for step in newest):
+        if all(step in intact for step in newest) and (count < blocks or count % together == 0):
             of_block = {step % blocks: intact[step] for step in newest}
             return count, [of_block[step % blocks][step // blocks] for step in range(count)]
     return 0, []

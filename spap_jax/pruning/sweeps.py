@@ -105,14 +105,15 @@ def sweep(
     for index in range(made % config.layers):
         both = _behind(config, layers, index, both)
     # Compiled apart from the first call: the compiler's memory is given back before the steps need theirs.
-    begun = jax.eval_shape(functools.partial(_begin, steps), layers["mlp"], 0)
-    descend = _descend.lower(config, steps, outer, layers, 0, both[0], key, begun).compile()
+    begin, descend = programs(config, steps, layers["mlp"])
+    begun = begin.lower(layers["mlp"], 0).compile().out_info
+    descend = descend.lower(outer, layers, 0, both[0], key, begun).compile()
     memory.return_scraps()
     for step in range(made, sweeps * config.layers, steps.blocks):
         number, first = divmod(step, config.layers)
         if step > made and not first:
             both = _entering(config, outer, tokens, final)
-        descent = _begin(steps, layers["mlp"], first)
+        descent = begin(layers["mlp"], first)
         for part in range(steps.blocks):
             if watch and steps.blocks > 1:
                 watch(part, steps.blocks)
@@ -155,7 +156,25 @@ class Descent(NamedTuple):
     made: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames="steps")
+def programs(config: DecoderConfig, steps: Steps, mlps: Params) -> tuple[Any, Any]:
+    """What begins a descent, and what goes on with it; its state lies on the devices as the weights do.
+
+    Args:
+        config: The pruned decoder.
+        steps: How hard to try.
+        mlps: Of all blocks, stacked [L, ...]; or their shapes.
+    """
+    begin = functools.partial(_begin, steps)
+    lying = jax.tree.map(lambda a: a.sharding, mlps)
+    state = jax.eval_shape(begin, mlps, 0).optimizer
+    by_weight = optax.tree_map_params(
+        relative_optimizer(), lambda _, where: where, state, lying, transform_non_params=lambda _: None
+    )
+    where = Descent(lying, by_weight, None)  # type: ignore[arg-type]
+    descend = functools.partial(_descend, config, steps)
+    return jax.jit(begin, out_shardings=where), jax.jit(descend, donate_argnums=5, out_shardings=where)
+
+
 def _begin(steps: Steps, mlps: Params, first: int) -> Descent:
     start = jax.tree.map(lambda a: a.astype(jnp.float32), some(mlps, first, steps.blocks))
     return Descent(start, jax.vmap(relative_optimizer().init)(start), jnp.int32(0))
@@ -167,7 +186,6 @@ def _settled(mlps: Params, stored: Params) -> Params:
     return jax.tree.map(lambda new, old: new.astype(old.dtype), mlps, stored)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "steps"), donate_argnames="descent")
 def _descend(
     config: DecoderConfig,
     steps: Steps,

@@ -58,6 +58,19 @@ def test_the_newest_of_each_block_comes_back(steps: int, tmp_path: Path):
     assert looked_at(tmp_path / "out") == (steps + 2, False)
 
 
+@pytest.mark.parametrize(("steps", "count"), [(3, 3), (4, 3), (5, 3), (6, 6), (8, 6)])
+def test_steps_that_belong_together_count_when_all_are_there(steps: int, count: int, tmp_path: Path):
+    with Unfinished(tmp_path / "out", RUN, BLOCKS, together=BLOCKS) as unfinished:
+        for step in range(steps):
+            unfinished.add(layer(step), told(step))
+    for _ in range(2):
+        with Unfinished(tmp_path / "out", RUN, BLOCKS, together=BLOCKS) as unfinished:
+            assert not unfinished.lost
+            assert json.dumps(unfinished.told) == json.dumps([told(step) for step in range(count)])
+            for index in range(BLOCKS):
+                assert same(unfinished.layer(index), layer(count - BLOCKS + index))
+
+
 def test_nothing_is_left_of_a_run_without_steps_or_one_that_ended(tmp_path: Path):
     with pytest.raises(UserError, match="no data"), Unfinished(tmp_path / "out", RUN, BLOCKS):
         raise UserError("no data")

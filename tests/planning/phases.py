@@ -129,12 +129,14 @@ class Phases:
     def descend(self):
         settings = self.load.settings
         steps = sweeps.Steps(self.load.together, settings.sweep_steps, self.load.step_sequences, 0.1)
-        begun = jax.eval_shape(functools.partial(sweeps._begin, steps), self.layers["mlp"], 0)
-        outer, layers = self.outer, self.layers
-        return sweeps._descend.lower(self.load.narrow, steps, outer, layers, 0, self.fitted, self.key, begun)
+        begin, descend = sweeps.programs(self.load.narrow, steps, self.layers["mlp"])
+        begun = begin.lower(self.layers["mlp"], 0).compile().out_info
+        return descend.lower(self.outer, self.layers, 0, self.fitted, self.key, begun)
 
     def divergence(self):
-        mlps = jax.eval_shape(lambda layers: predictions.some(layers, 0, 1), self.layers["mlp"])
+        mlps = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype, sharding=a.sharding), self.layers["mlp"]
+        )
         return predictions.divergence.lower(self.load.narrow, self.outer, self.layers, 0, mlps, self.held_out)
 
 

@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from pruning_cases import SETTINGS, random_tokens, tiny
+from pruning_cases import SETTINGS, one_layer, random_tokens, tiny
 
 from spap_jax import api
 from spap_jax.api import logits
 from spap_jax.errors import UserError
 from spap_jax.model import Model
 from spap_jax.models import decoder
-from spap_jax.pruning import predictions
+from spap_jax.pruning import pipeline, predictions, streams, sweeps
 from spap_jax.pruning.report import LayerReport, SweepReport
 from spap_jax.settings import EFFORTS, PruneSettings
 
@@ -55,6 +55,48 @@ def test_only_mlps_change():
     same = jax.tree.map(lambda a, b: bool((a == b).all()), without.params, result.params)
     assert not any(jax.tree.leaves(same["layers"].pop("mlp")))
     assert jax.tree.all(same)
+
+
+@pytest.mark.parametrize("variant", ["llama", "opt_350m_like"])
+def test_blocks_that_are_adjusted_together(variant: str):
+    model, held_out, parts = tiny(variant), random_tokens(0, 512, 16)[384:], []
+    settings = SWEPT.replace(sweeps=1, sweep_blocks=0)
+    steps = pipeline.prune_layers(
+        model.config, model.params, lambda i: one_layer(model, i), random_tokens(0, 512, 16), settings,
+        watch=lambda *part: parts.append(part),
+    )  # fmt: skip
+    swept_steps = [step for step in steps if isinstance(step.report, SweepReport)]
+    assert parts == [(0, 3), (1, 3), (2, 3)]
+    assert [step.report.layer for step in swept_steps if step.final] == [0, 1, 2]
+    first = swept_steps[0].report
+    assert isinstance(first, SweepReport)
+    assert {step.report.reached for step in swept_steps if isinstance(step.report, SweepReport)} == {first.after}
+    layers = jax.tree.map(lambda *a: jnp.stack(a), *[step.layer for step in swept_steps])
+    result = Model(pipeline.pruned_config(model.config, settings), model.params | {"layers": layers}, model.source)
+    assert divergence(model, result, held_out) == pytest.approx(first.after, rel=1e-3)
+    assert first.after < 0.95 * first.before
+    in_turn = swept(variant, sweeps=1).report.sweeps
+    assert first.before == pytest.approx(in_turn[0].before, rel=1e-5)
+
+
+def test_a_step_suits_the_size_of_each_block():
+    """The first one of Adam is as large as its rate, everywhere where there is a gradient."""
+    model, tokens = tiny("llama"), random_tokens()[None]
+    layers = jax.tree.map(
+        lambda a: a * jnp.asarray([1, 8, 1], a.dtype).reshape(3, *[1] * (a.ndim - 1)), model.params["layers"]
+    )
+    stream = streams.embed(model.config, model.params, tokens)
+    both = streams.Streams(jnp.copy(stream[..., ::-1]), stream)
+    one = sweeps.Steps(3, 1, 16, 0.01)
+    begin, descend = sweeps.programs(model.config, one, layers["mlp"])
+    begun = begin(layers["mlp"], 0)
+    start = jax.device_get(begun.mlps)
+    ended = descend(model.params, layers, 0, both, jax.random.key(0), begun)
+    assert ended.made == 1
+    for name, old in start.items():
+        size = np.sqrt(np.square(old).mean(axis=tuple(range(1, old.ndim))))
+        found = np.quantile(np.abs(ended.mlps[name] - old).reshape(3, -1), 0.9, axis=1)
+        np.testing.assert_allclose(found, 0.01 * size, rtol=0.05)
 
 
 def test_steps_that_do_harm_are_not_taken():

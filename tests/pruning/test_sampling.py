@@ -1,0 +1,54 @@
+"""Text that the dense model writes: from its own predictions, after parts of the calibration, and never held out."""
+
+import jax
+import numpy as np
+import pytest
+from pruning_cases import SETTINGS, random_tokens, tiny
+
+from spap_jax import api
+from spap_jax.errors import UserError
+from spap_jax.pruning.pipeline import calibration_chunks
+from spap_jax.pruning.sampling import PROMPT, sample
+
+TOKENS = random_tokens(0, 128, 16)
+
+
+def test_it_goes_on_from_parts_of_the_calibration():
+    told = []
+    found = sample(tiny("llama"), TOKENS, 3, 0, lambda *so_far: told.append(so_far))
+    prompt = 16 // PROMPT
+    assert found.shape == (384, 16)
+    assert found.dtype == np.int32
+    for time in range(3):
+        mine = found[128 * time : 128 * (time + 1), :prompt]
+        np.testing.assert_array_equal(mine, TOKENS[:, prompt * time : prompt * (time + 1)])
+    assert told[0] == (0, 384)
+    assert told[-1] == (384, 384)
+    np.testing.assert_array_equal(found, sample(tiny("llama"), TOKENS, 3, 0))
+    assert (found != sample(tiny("llama"), TOKENS, 3, 1)).any()
+
+
+def test_tokens_are_drawn_as_the_model_predicts_them():
+    """Their mean negative log-likelihood is then the mean entropy of the predictions."""
+    model = tiny("llama")
+    found = sample(model, TOKENS, 4, 0)
+    log_p = np.asarray(jax.nn.log_softmax(api.logits(model, found)), np.float64)[:, 1:-1]
+    likelihood = np.take_along_axis(log_p, found[:, 2:, None], axis=-1)
+    entropy = -(np.exp(log_p) * log_p).sum(-1)
+    spread = likelihood.std() / np.sqrt(likelihood.size)
+    assert abs(-likelihood.mean() - entropy.mean()) < 5 * spread
+    assert entropy.mean() < np.log(97) - 20 * spread  # other tokens would be told from these
+
+
+def test_what_was_written_is_fitted_and_never_held_out():
+    settings = SETTINGS.replace(sampled=2, rounds=0, held_out=0.25)
+    told = api.prune(tiny("llama"), TOKENS, settings=settings).report.calibration
+    assert (told["sequences"], told["sequence_length"]) == (384, 16)
+    assert "token ids from memory, and 2 for each that the model wrote" in told["description"]
+    fitted, held_out = calibration_chunks(np.arange(384 * 16).reshape(384, 16), settings)
+    assert held_out.min() == fitted.max() + 1 == (384 - 32) * 16
+
+
+def test_a_single_token_is_not_gone_on_from():
+    with pytest.raises(UserError, match="nothing to write: give longer ones, or --sampled 0"):
+        sample(tiny("llama"), TOKENS[:, :1], 1, 0)
