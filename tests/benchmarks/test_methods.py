@@ -10,6 +10,7 @@ from benchmarks.quality import provenance
 from benchmarks.quality.cases import EXAMPLES, cases_of
 from benchmarks.quality.methods import ALL, QUICK, settings_hash, settings_of
 from benchmarks.quality.runs import Amount, plan
+from spap_jax.settings import EFFORTS
 
 
 def test_settings_are_what_the_names_say() -> None:
@@ -41,9 +42,9 @@ def test_hashes_change_with_every_setting() -> None:
     assert settings_hash(settings) == settings_hash(spap.PruneSettings())
 
 
-def test_hashes_see_what_settings_derive(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hashes_see_what_an_effort_means(monkeypatch: pytest.MonkeyPatch) -> None:
     before = settings_hash(spap.PruneSettings())
-    monkeypatch.setattr(spap.PruneSettings, "work", property(lambda self: (1, 2)), raising=False)
+    monkeypatch.setitem(EFFORTS, "default", EFFORTS["default"]._replace(sweeps=2))
     assert settings_hash(spap.PruneSettings()) != before
 
 
