@@ -237,15 +237,30 @@ def test_widths_are_chosen_once(shop: Workshop, tmp_path: Path):
     shop.interrupted(tmp_path / "out", "layer 1/", *words)
     decided = kept(tmp_path / "out") / "decided.json"
     assert sum(json.loads(decided.read_text())) <= 3 * 37
-    decided.write_text("[37, 30, 44]")
+    decided.write_text("[37, 30, 37]")
     shutil.rmtree(kept(tmp_path / "out") / "steps")  # of the widths that were chosen
     said = shop.run(tmp_path / "out", *words)
     assert said.code == 0, said
     assert "choosing a width" not in said.err
-    assert "MLP channels by layer: 37, 30, 44; it loads with spap_jax only: " in said.err
+    assert "MLP channels by layer: 37, 30, 37; it loads with spap_jax only: " in said.err
     config = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert (config["intermediate_size"], config["spap_intermediate_sizes"]) == (44, [37, 30, 44])
+    assert (config["intermediate_size"], config["spap_intermediate_sizes"]) == (37, [37, 30, 37])
     assert left(tmp_path) == ["out"]
+
+
+def test_at_high_effort(shop: Workshop, tmp_path: Path):
+    """The steps on all blocks count when all of them are kept; what the model wrote is written again."""
+    words = ("--effort", "high", "--sampled", 1)
+    whole = shop.run(tmp_path / "whole", *words)
+    assert whole.code == 0, whole
+    assert "sequences written 16/16 ..." in whole.err
+    assert "steps on 3 layers together, 67% ..." in whole.err
+    shop.interrupted(tmp_path / "out", "sweep 2, layer 2/3", *words)
+    said = shop.run(tmp_path / "out", *words)
+    assert said.code == 0, said
+    assert "going on: " in said.err
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+    assert content(tmp_path / "out")["spap_report.json"]["calibration"]["sequences"] == 32
 
 
 def test_several_sparsities(shop: Workshop, tmp_path: Path):
