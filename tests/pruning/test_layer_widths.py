@@ -57,11 +57,10 @@ def test_a_layer_counts_by_what_it_does_to_the_predictions():
     assert chosen(loud)[1] > chosen(quiet)[1]
 
 
-@pytest.mark.parametrize("variant", ["llama_two_kv_heads", "opt_gelu"])
-def test_what_fills_up_stays_zero(variant: str):
-    """Through a sweep as well."""
+def test_what_fills_up_stays_zero():
+    """Through a sweep as well, and where channels have biases."""
     settings = GLOBAL.replace(sweeps=1, sweep_steps=5, sweep_learning_rate=0.003)
-    result = api.prune(idle(tiny(variant), 1, 30), random_tokens(), settings=settings)
+    result = api.prune(idle(tiny("opt_gelu"), 1, 30), random_tokens(), settings=settings)
     config = result.model.config
     assert config.widths
     assert config.intermediate == max(config.widths) > min(config.widths)
