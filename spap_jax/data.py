@@ -6,6 +6,7 @@ overlap: calibration draws some at random, evaluation takes them in order.
 """
 
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -205,6 +206,7 @@ def _hub_tokenizer(named: str) -> Any:
 
 def _pretrained(where: str, *, local: bool) -> Any:
     """The tokenizer that transformers loads, or the error."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that PyTorch is not there
     from transformers import AutoTokenizer
 
     try:
