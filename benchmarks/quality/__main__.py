@@ -9,7 +9,7 @@ from cyclopts import App, Parameter
 
 import spap_jax as spap
 from benchmarks import quality
-from benchmarks.quality import methods, plots, provenance, report, runs, show
+from benchmarks.quality import ablation, methods, plots, provenance, report, runs, show
 from benchmarks.quality.cases import cases_of
 from benchmarks.quality.results import Results, Row
 
@@ -75,6 +75,7 @@ def main(
         rows = [results.rows[run.key] for run in todo if run.key in results.rows]
         if folder is not None and rows:
             write_report(folder, rows, scope)
+            write_ablation(folder, results)
     if quick:
         show.show_quick(rows, scope.methods)
     else:
@@ -107,6 +108,12 @@ def write_report(folder: Path, rows: list[Row], scope: report.Scope) -> None:
         names = []
     (folder / "README.md").write_text(report.markdown(rows, scope, names), encoding="utf-8")
     show.err.print(f"wrote {folder}")
+
+
+def write_ablation(folder: Path, results: Results) -> None:
+    """The page of single settings, if any were changed."""
+    if text := ablation.markdown(results.rows.values()):
+        (folder / "ablation.md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from quality_rows import row, scope
 
+from benchmarks.quality import ablation
 from benchmarks.quality.__main__ import write_report
-from benchmarks.quality.methods import ALL, PEERS
+from benchmarks.quality.methods import ALL, PEERS, settings_hash, settings_of
 from benchmarks.quality.plots import draw
 from benchmarks.quality.report import markdown
 from benchmarks.quality.results import Row
@@ -84,3 +85,18 @@ def test_without_matplotlib_there_is_a_sentence_and_the_table(
     text = (tmp_path / "README.md").read_text("utf-8")
     assert "| spap |" in text
     assert ".png" not in text
+
+
+def test_what_single_settings_change() -> None:
+    changed = "spap with rounds=0 ridge=0.001"
+    todays = {name: settings_hash(settings_of(name, 0.3, 0)) for name in ("spap", changed, "obs")}
+    rows = [row(name, rise, settings=todays[name]) for name, rise in (("spap", 0.02), (changed, 0.03), ("obs", 0.1))]
+    text = ablation.markdown(rows)
+    assert text is not None
+    assert [each for each in text.splitlines() if each.startswith("| llama")] == [
+        "| llama-stories | 30% | spap | `rounds=0 ridge=0.001` | 0.0300 | 1.500 | 0.0150 | 1.500 | 2 |"
+    ]
+    assert ablation.markdown([rows[0], rows[2]]) is None  # nothing was changed
+    assert ablation.markdown(rows[1:]) is None  # nothing to compare with
+    assert ablation.markdown([rows[0], row(changed, 0.03, settings="other")]) is None  # when it meant something else
+    assert ablation.markdown([rows[0], row("spap with speed=1", 0.03)]) is None
