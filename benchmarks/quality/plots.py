@@ -46,6 +46,11 @@ LOOKS = {
 }
 """Grey: peers that solve for no weights; dash-dotted: peers with our steps; thick: ours."""
 
+EFFORT_METHODS = {"spap, low effort": "low", "spap": "default", "spap, high effort": "high"}
+EFFORT_CUT = 0.3
+
+MODEL_LOOKS = (Look("#d55e00", "o"), Look("#0072b2", "s"), Look("#009e73", "D"), Look("#cc79a7", "^"))
+
 OTHER = Look("#000000", ".")
 
 
@@ -66,6 +71,8 @@ def draw(folder: Path, rows: Sequence[Row], scope: Scope) -> list[str]:
         if any(row.model == model for row in rows)
     }
     figures["summary.png"] = ratios(Figure((2 + 2.6 * len(scope.models), 4.2), layout="constrained"), judge, scope)
+    if any(len(points) > 1 for points in effort_points(judge, scope).values()):
+        figures["effort.png"] = efforts(Figure((7, 4.2), layout="constrained"), judge, scope)
     for name, figure in figures.items():
         figure.savefig(folder / name, dpi=DPI)
     return list(figures)
@@ -111,6 +118,37 @@ def ratios(figure: "Figure", judge: Judge, scope: Scope) -> "Figure":
     panels[0].set_ylabel("rise in log-perplexity / best peer's")
     handles = _handles(panels[0])
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    return figure
+
+
+def effort_points(judge: Judge, scope: Scope) -> dict[str, list[tuple[float, float, str]]]:
+    """By model: seconds, ratio to the best peer, and name of each effort that was run."""
+    found: dict[str, list[tuple[float, float, str]]] = {}
+    for model in scope.models:
+        for method, effort in EFFORT_METHODS.items():
+            seconds = judge.median(model, EFFORT_CUT, method, lambda row: row.seconds)
+            ratio = judge.ratio(model, EFFORT_CUT, method, PEERS)
+            if seconds and ratio and ratio.high < float("inf"):
+                found.setdefault(model, []).append((seconds.value, ratio.value, effort))
+    return found
+
+
+def efforts(figure: "Figure", judge: Judge, scope: Scope) -> "Figure":
+    """Ratio to the best peer against the time it takes, a line a model and a point an effort."""
+    axes = figure.subplots()
+    for (model, points), look in zip(effort_points(judge, scope).items(), MODEL_LOOKS, strict=False):
+        seconds, found, _ = zip(*points, strict=True)
+        axes.plot(seconds, found, label=model, color=look.colour, marker=look.marker, linewidth=look.width)
+        for place, value, name in points:
+            axes.annotate(name, (place, value), (5, 4), textcoords="offset points", fontsize=8, color=look.colour)
+    axes.set_xscale("log")
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("seconds to prune, compiling included")
+    axes.set_ylabel("rise in log-perplexity / best peer's")
+    axes.set_title(f"What an effort takes and gives, {EFFORT_CUT:.0%} of the MLP channels removed", fontsize=11)
+    axes.legend(frameon=False, fontsize=9)
+    grid(axes)
+    open_sides(axes)
     return figure
 
 

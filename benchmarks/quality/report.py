@@ -49,7 +49,7 @@ def markdown(rows: Sequence[Row], scope: Scope, plots: Sequence[str] = ()) -> st
         _protocol(rows, scope),
         "## Judgement",
         _judgement(judge, scope),
-        *(f"![{name}]({name})" for name in plots if name.startswith("summary")),
+        *(f"![{name}]({name})" for name in plots if name in ("summary.png", "effort.png")),
     ]
     for model in scope.models:
         parts += [f"## {model}", _sizes(model, rows)]

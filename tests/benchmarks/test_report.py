@@ -8,8 +8,9 @@ from quality_rows import row, scope
 
 from benchmarks.quality import ablation
 from benchmarks.quality.__main__ import write_report
+from benchmarks.quality.judge import Judge
 from benchmarks.quality.methods import ALL, PEERS, settings_hash, settings_of
-from benchmarks.quality.plots import draw
+from benchmarks.quality.plots import draw, effort_points
 from benchmarks.quality.report import markdown
 from benchmarks.quality.results import Row
 
@@ -68,11 +69,22 @@ def every_method() -> list[Row]:
 
 def test_the_plots(tmp_path: Path) -> None:
     names = draw(tmp_path, every_method(), scope(methods=ALL, sparsities=(0.1, 0.3), models=("llama-stories", "none")))
-    assert names == ["llama-stories.png", "summary.png"]
+    assert names == ["llama-stories.png", "summary.png", "effort.png"]
     assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in names)
     text = markdown(every_method(), scope(methods=ALL), names)
     assert "![llama-stories.png](llama-stories.png)" in text
     assert "![summary.png](summary.png)" in text
+    assert "![effort.png](effort.png)" in text
+
+
+def test_what_an_effort_takes_and_gives(tmp_path: Path) -> None:
+    rows = [row("obs", 0.1), row("spap", 0.04, seconds=20.0), row("spap, high effort", 0.02, seconds=90.0)]
+    one = scope(methods=ALL, seeds=(0,))
+    (points,) = effort_points(Judge(rows), one).values()
+    assert [place for place, _, _ in points] == [20.0, 90.0]
+    assert [ratio for _, ratio, _ in points] == pytest.approx([0.4, 0.2])
+    assert [name for _, _, name in points] == ["default", "high"]
+    assert "effort.png" not in draw(tmp_path, rows[:2], one)  # one point is no curve
 
 
 def test_without_matplotlib_there_is_a_sentence_and_the_table(
