@@ -36,10 +36,10 @@ def spap(capsys: pytest.CaptureFixture[str], *words: object) -> Said:
 
 
 def process(*words: object, **settings: str) -> subprocess.Popen[str]:
-    """Starts a command in another process, without the programs kept by others: it may be killed as it adds to them."""
+    """Starts a command in another process."""
     command = [sys.executable, "-m", "spap_jax", *map(str, words)]
-    pipe, alone = subprocess.PIPE, {"JAX_COMPILATION_CACHE_DIR": ""}
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=os.environ | alone | settings)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=os.environ | settings)
 
 
 def sentence(said: Said) -> str:

@@ -17,7 +17,7 @@ KILLS = 20
 
 
 class Workshop:
-    """A tiny model, tokens, and a cache of compiled programs that all processes share.
+    """A tiny model and tokens.
 
     Attributes:
         folder: Where all of it is.
@@ -36,12 +36,7 @@ class Workshop:
         )  # fmt: skip
 
     def start(self, output: Path, *words: object, sweeps: int = 2) -> subprocess.Popen[str]:
-        cache = {
-            "JAX_COMPILATION_CACHE_DIR": str(self.folder / "cache"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        }
-        return process(*self.words(output, sweeps), *words, **cache, JAX_NUM_CPU_DEVICES="1")
+        return process(*self.words(output, sweeps), *words, JAX_NUM_CPU_DEVICES="1")
 
     def run(self, output: Path, *words: object, sweeps: int = 2) -> Said:
         run = self.start(output, *words, sweeps=sweeps)

@@ -18,7 +18,7 @@ def start(work: Path, output: str, *words: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "spap_jax", "finetune", str(work / "in"), "--data", str(work / "ids.npy")]
     command += ["--output", str(work / output), "--sequences", "16", "--sequence-length", "16", "--steps", "6"]
     command += ["--check-every", "2", "--step-sequences", "4", "--learning-rate", "1e-3", "--held-out", "0.25"]
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "JAX_COMPILATION_CACHE_DIR": str(work / "compiled")}
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
     pipe = subprocess.PIPE
     return subprocess.Popen([*command, *words], stdout=pipe, stderr=pipe, text=True, env=environment)
 
