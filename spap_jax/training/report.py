@@ -3,15 +3,12 @@
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 
 from spap_jax.pruning.report import data_account, versions
 from spap_jax.settings import FinetuneSettings
-
-if TYPE_CHECKING:
-    from spap_jax.training.train import Stage
 
 FORMAT = 1
 """Of the JSON; another number when a field changes its name or meaning."""
@@ -84,7 +81,12 @@ class FinetuneReport:
 
 
 def new_finetune_report(
-    settings: FinetuneSettings, names: tuple[str, str | None], tokens: Any, stage: "Stage", seconds: float
+    settings: FinetuneSettings,
+    names: tuple[str, str | None],
+    tokens: Any,
+    trained: Any,
+    checks: tuple[Check, ...],
+    seconds: float,
 ) -> FinetuneReport:
     """Puts a report together.
 
@@ -92,7 +94,8 @@ def new_finetune_report(
         settings: The run's.
         names: What the user called the model and its teacher.
         tokens: An array [B, T], or ``TokenBlocks`` with a description and a hash.
-        stage: The last one.
+        trained: The arrays that were trained.
+        checks: All looks at the held-out sequences.
         seconds: Time of the training.
     """
     used = {"lora_rank": None if settings.full else settings.rank, "learning_rate": settings.rate}
@@ -102,8 +105,8 @@ def new_finetune_report(
         teacher=names[1],
         objective="next token" if names[1] is None else "divergence from the teacher",
         data=data_account(tokens),
-        trained_parameters=sum(array.size for array in jax.tree.leaves(stage.best)),
-        checks=stage.checks,
+        trained_parameters=sum(array.size for array in jax.tree.leaves(trained)),
+        checks=checks,
         versions=versions(),
         seconds=seconds,
     )

@@ -40,4 +40,4 @@ def run(
     assert last is not None  # there is one before any step
     trained = replace(model, params=devices.alone(result(model, last, settings)))
     names = (model.source.name, teacher and teacher.source.name)
-    return trained, new_finetune_report(settings, names, tokens, last, time.perf_counter() - started)
+    return trained, new_finetune_report(settings, names, tokens, last.best, last.checks, time.perf_counter() - started)
