@@ -50,6 +50,8 @@ def markdown(rows: Sequence[Row], scope: Scope, plots: Sequence[str] = ()) -> st
         "## Judgement",
         _judgement(judge, scope),
         *(f"![{name}]({name})" for name in plots if name in ("summary.png", "effort.png")),
+        "Seconds, here and below, are those of the machine that made a row, which may have had other work: an order "
+        "between efforts or models that they suggest can be wrong.",
     ]
     for model in scope.models:
         parts += [f"## {model}", _sizes(model, rows)]

@@ -1,6 +1,7 @@
 """The Markdown and the plots: what is there, what is missing, and no number of their own."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -112,3 +113,5 @@ def test_what_single_settings_change() -> None:
     assert ablation.markdown(rows[1:]) is None  # nothing to compare with
     assert ablation.markdown([rows[0], row(changed, 0.03, settings="other")]) is None  # when it meant something else
     assert ablation.markdown([rows[0], row("spap with speed=1", 0.03)]) is None
+    others = [replace(rows[0], **other) for other in ({"sequences": 64}, {"windows": "9"}, {"files": "cccc"})]
+    assert ablation.markdown([*others, *rows[1:]]) is None  # other tokens or texts
