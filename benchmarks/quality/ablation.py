@@ -1,12 +1,13 @@
 """``ablation.md``: what single settings change, made of the rows of methods "with" settings and of nothing else."""
 
+import math
 from collections.abc import Iterable
 
 import spap_jax as spap
 from benchmarks.quality.methods import settings_hash, settings_of
 from benchmarks.quality.results import Row
 
-_HEAD = ("model", "removed", "method", "with", "rise", "of its rise without", "KL", "of its KL without", "seconds")
+_HEAD = ("model", "removed", "method", "with", "rise", "of its rise without", "KL", "of its KL without", "core seconds")
 
 
 def markdown(rows: Iterable[Row]) -> str | None:
@@ -40,7 +41,7 @@ python -m benchmarks.quality --model zoo/models/MODEL --seed 0 --sparsity FRACTI
 
 *rise* is that of log-perplexity over the dense model, on text that calibration never saw; *of its rise without* is the
 ratio to the same method without the change: below 1 the change helps. KL is the divergence from the dense model, nats
-per token. Seconds of different rows may come from machines that had other work.
+per token. Core seconds are of all processor cores together, compiling included.
 """
 
 
@@ -57,5 +58,9 @@ def _case(row: Row, method: str | None = None) -> tuple:
 
 def _line(row: Row, base: Row, method: str, changes: str) -> str:
     cells = (row.model, f"{row.sparsity:.0%}", method, f"`{changes}`", f"{row.rise:.4f}", f"{row.rise / base.rise:.3f}")
-    more = (f"{row.divergence:.4f}", f"{row.divergence / base.divergence:.3f}", f"{row.seconds:.0f}")
+    more = (f"{row.divergence:.4f}", f"{row.divergence / base.divergence:.3f}", _seconds(row.processor_seconds))
     return f"| {' | '.join(cells + more)} |"
+
+
+def _seconds(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.0f}"

@@ -50,8 +50,8 @@ def markdown(rows: Sequence[Row], scope: Scope, plots: Sequence[str] = ()) -> st
         "## Judgement",
         _judgement(judge, scope),
         *(f"![{name}]({name})" for name in plots if name in ("summary.png", "effort.png")),
-        "Seconds, here and below, are those of the machine that made a row, which may have had other work: an order "
-        "between efforts or models that they suggest can be wrong.",
+        "Seconds, here and below, are of processor cores, which what else the machine has to do hardly changes; by the "
+        "clock they are shared by the cores of the machine.",
     ]
     for model in scope.models:
         parts += [f"## {model}", _sizes(model, rows)]
@@ -61,7 +61,7 @@ def markdown(rows: Sequence[Row], scope: Scope, plots: Sequence[str] = ()) -> st
             _grid(scope, lambda method, cut, model=model: _perplexity_cell(judge, scope, model, cut, method)),
             "KL divergence from the dense model, nats per token:",
             _grid(scope, lambda method, cut, model=model: _divergence_cell(judge, scope, model, cut, method)),
-            "Seconds to prune, compiling included:",
+            "Seconds of processor cores to prune, all of them together, compiling included:",
             _grid(scope, lambda method, cut, model=model: _seconds_cell(judge, scope, model, cut, method)),
         ]
     return "\n\n".join(parts) + "\n"
@@ -180,7 +180,7 @@ def _divergence_cell(judge: Judge, scope: Scope, model: str, sparsity: float, me
 
 
 def _seconds_cell(judge: Judge, scope: Scope, model: str, sparsity: float, method: str) -> str:
-    return _median(judge.median(model, sparsity, method, lambda row: row.seconds), ".0f", len(scope.seeds))
+    return _median(judge.median(model, sparsity, method, lambda row: row.processor_seconds), ".0f", len(scope.seeds))
 
 
 def _grid(scope: Scope, cell: Callable[[str, float], str]) -> str:

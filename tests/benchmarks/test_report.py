@@ -1,5 +1,6 @@
 """The Markdown and the plots: what is there, what is missing, and no number of their own."""
 
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -79,7 +80,12 @@ def test_the_plots(tmp_path: Path) -> None:
 
 
 def test_what_an_effort_takes_and_gives(tmp_path: Path) -> None:
-    rows = [row("obs", 0.1), row("spap", 0.04, seconds=20.0), row("spap, high effort", 0.02, seconds=90.0)]
+    rows = [
+        row("obs", 0.1),
+        row("spap", 0.04, processor_seconds=20.0),
+        row("spap, high effort", 0.02, processor_seconds=90.0),
+        row("spap, low effort", 0.08, processor_seconds=math.nan),  # nobody measured it
+    ]
     one = scope(methods=ALL, seeds=(0,))
     (points,) = effort_points(Judge(rows), one).values()
     assert [place for place, _, _ in points] == [20.0, 90.0]
