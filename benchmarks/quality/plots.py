@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks.quality.judge import Judge
 from benchmarks.quality.methods import PEERS, STEPPED, TARGETS
-from benchmarks.quality.report import Scope
 from benchmarks.quality.results import Row
+from benchmarks.quality.scope import Scope
 from spap_jax.reporting.style import DPI, grid, open_sides
 
 if TYPE_CHECKING:

@@ -27,6 +27,11 @@ class Amount:
     sequences: int
     windows: int | None
 
+    @property
+    def judged(self) -> str:
+        """The windows as rows have them."""
+        return "all" if self.windows is None else str(self.windows)
+
 
 @dataclass(frozen=True)
 class Run:
@@ -45,8 +50,7 @@ class Run:
             UserError: a file of the model or a text cannot be read.
         """
         run = (self.case.name, self.settings.sparsity, self.method, self.settings.seed)
-        windows = "all" if self.amount.windows is None else str(self.amount.windows)
-        return (*run, self.amount.sequences, windows, settings_hash(self.settings), self.case.files_hash)
+        return (*run, self.amount.sequences, self.amount.judged, settings_hash(self.settings), self.case.files_hash)
 
     @property
     def name(self) -> str:

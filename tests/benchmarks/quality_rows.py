@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from benchmarks.quality.report import Scope
 from benchmarks.quality.results import Row
+from benchmarks.quality.scope import Scope
 
 
 def row(method: str = "spap", rise: float = 0.01, seed: int = 0, **changes: Any) -> Row:
