@@ -72,6 +72,8 @@ def random_model(family: str, folder: Path, **fields: Any) -> spap_jax.Model:
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Client:
+    python = request.config.getoption("--llama-cpp-python")
+    assert python, "--llama-cpp-python is missing: see `make clients-check`"
     root = tmp_path_factory.mktemp("llama-cpp")
     stories = spap_jax.load(STORIES)
     text = {"tokenizer": STORIES, "sequence_length": 64}
@@ -90,7 +92,7 @@ def client(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
     for name, model in models.items():
         spap_jax.save(model, root / name)
         np.save(root / name / "prompts.npy", (prompts if name.startswith("stories") else noise)[:, :16])
-    command = [request.config.getoption("--llama-cpp-python"), str(SCRIPT), *(str(root / name) for name in models)]
+    command = [python, str(SCRIPT), *(str(root / name) for name in models)]
     run = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert run.returncode == 0, run.stderr
     return Client(root, models, json.loads(run.stdout.splitlines()[-1]))
