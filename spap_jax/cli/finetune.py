@@ -100,8 +100,8 @@ def finetune(
         start = checkpoint.load(model, place)
         dense = checkpoint.load(teacher, place) if teacher else None
     blocks, judged = _texts(start, data, eval, sequences, sequence_length, settings.seed)
-    before = _perplexity(start, judged, "before training") if leads() else None
     check(start, blocks.tokens, dense, settings)
+    before = _perplexity(start, judged, "before training") if leads() else None
     with sharing(devices, model_devices), stopping() as before_end:
         if not leads():  # the same computations on its own sequences, and no result
             run(start, blocks, dense, settings, lambda _: None, begun(None))

@@ -121,6 +121,13 @@ def test_refusals(words: tuple, expected: str, dense: Path, ids: Path, tmp_path:
     assert left(tmp_path) == []
 
 
+def test_what_cannot_be_trained_is_said_before_it_is_measured(dense: Path, ids: Path, tmp_path: Path, capsys):
+    words = ("--data", ids, "--eval", ids, "--output", tmp_path / "out", "--sequence-length", "16", "--sequences", "1")
+    said = spap(capsys, "finetune", dense, *words)
+    assert sentence(said).startswith("training needs at least two sequences")
+    assert "measuring" not in said.err
+
+
 def test_an_output_that_exists(dense: Path, tmp_path: Path, capsys):
     (tmp_path / "letter.txt").write_text("dear")
     said = spap(capsys, "finetune", dense, "--data", tmp_path / "none.txt", "--output", tmp_path)
