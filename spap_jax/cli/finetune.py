@@ -107,7 +107,11 @@ def finetune(
             run(start, blocks, dense, settings, lambda _: None, begun(None))
             return
         kept = unfinished(output, identity(start, dense, blocks, settings), blocks=1, fresh=not resume)
-        with kept, telling(kept, before_end), training_progress(settings.steps) as progress:
+
+        def reached(looks: int) -> str:  # what is kept at each of them; the first is before any step
+            return f"step {min((looks - 1) * settings.check_every, settings.steps)} of {settings.steps} is kept"
+
+        with kept, telling(kept, before_end, reached), training_progress(settings.steps) as progress:
 
             def watch(stage: "Stage") -> None:
                 keep(kept, stage)
