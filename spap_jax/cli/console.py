@@ -152,7 +152,8 @@ def table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> 
     """Prints a table: the first column names, the others hold numbers."""
     shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for number, column in enumerate(columns):
-        shown.add_column(column, justify="right" if number else "left")
+        # Two long paths, cut at the same place, could not be told apart.
+        shown.add_column(column, justify="right" if number else "left", overflow="fold")
     for row in rows:
         shown.add_row(*row)
     out.print(title, soft_wrap=True)

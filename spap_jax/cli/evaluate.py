@@ -27,8 +27,8 @@ def evaluate(
 
     Args:
         model: Folder or hub id of the checkpoint, or an address such as gs://bucket/model.
-        data: wikitext2, c4 (c4:FILE for a local copy), a hub data set, a .txt, .jsonl or .parquet file, or a .npy of
-            token ids; a file's path or address.
+        data: wikitext2, c4 (wikitext2:FILE, c4:FILE for a local copy), a hub data set, a .txt, .jsonl or .parquet file,
+            or a .npy of token ids; a file's path or address.
         sequence_length: Tokens in a window; 2048, or what the model's positions allow, where absent.
         sequences: Use the first so many windows; all where absent.
         tasks: Names of tasks with commas between them, for example arc_easy,hellaswag,piqa,winogrande.

@@ -100,14 +100,18 @@ def finetune(
         start = checkpoint.load(model, place)
         dense = checkpoint.load(teacher, place) if teacher else None
     blocks, judged = _texts(start, data, eval, sequences, sequence_length, settings.seed)
-    before = _perplexity(start, judged, "before training") if leads() else None
     check(start, blocks.tokens, dense, settings)
+    before = _perplexity(start, judged, "before training") if leads() else None
     with sharing(devices, model_devices), stopping() as before_end:
         if not leads():  # the same computations on its own sequences, and no result
             run(start, blocks, dense, settings, lambda _: None, begun(None))
             return
         kept = unfinished(output, identity(start, dense, blocks, settings), blocks=1, fresh=not resume)
-        with kept, telling(kept, before_end), training_progress(settings.steps) as progress:
+
+        def reached(looks: int) -> str:  # what is kept at each of them; the first is before any step
+            return f"step {min((looks - 1) * settings.check_every, settings.steps)} of {settings.steps} is kept"
+
+        with kept, telling(kept, before_end, reached), training_progress(settings.steps) as progress:
 
             def watch(stage: "Stage") -> None:
                 keep(kept, stage)

@@ -1,6 +1,7 @@
 """Numbers of a command as a file, beside what it prints."""
 
 import json
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +12,39 @@ def check_place(file: Path | None) -> None:
     """Said before a run that takes long.
 
     Raises:
-        UserError: a file is wanted in a folder that is not there.
+        UserError: a file is wanted in a folder that is not there, or where a folder is.
     """
     if file is not None and not file.parent.is_dir():
         raise UserError(f"{file} cannot be written (there is no folder {file.parent}): name another file.")
+    if file is not None and file.is_dir():
+        raise UserError(f"{file} is a folder: name a file.")
 
 
 def write_json(file: Path, result: dict[str, Any]) -> None:
-    """Writes what a command found.
+    """Writes what a command found: a whole file, or none where it cannot be written.
 
     Raises:
         UserError: the file cannot be written.
     """
+    text = json.dumps(result, indent=1, default=_plain) + "\n"
+    place = file.resolve()  # of a link what it leads to, which stays where it is
     try:
-        file.write_text(json.dumps(result, indent=1, default=_plain) + "\n", encoding="utf-8")
+        if place.exists() and not place.is_file():  # /dev/stdout, a pipe: nothing can be put in its place
+            place.write_text(text, encoding="utf-8")
+        else:
+            _write_whole(place, text)
     except OSError as error:
         raise UserError(f"{file} cannot be written ({error.strerror}): name another file.") from error
+
+
+def _write_whole(place: Path, text: str) -> None:
+    """Writes beside the place, then renames."""
+    partial = place.with_name(f".{secrets.token_hex(8)}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(place)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _plain(value: Any) -> Any:

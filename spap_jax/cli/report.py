@@ -11,7 +11,7 @@ def report(
     *folders: Annotated[Path, Parameter(required=True)],
     output: Path | None = None,
     png: Path | None = None,
-    bench: tuple[Path, ...] = (),
+    bench: Annotated[tuple[Path, ...], Parameter(show_default=False)] = (),
     overwrite: bool = False,
 ) -> None:
     """Show what pruning runs did: a page with plots and tables, and the plots as PNGs.
@@ -19,7 +19,7 @@ def report(
     The page needs no other file. Several runs stand side by side, and are drawn against sparsity.
 
     Args:
-        folders: Pruned checkpoints, as spap prune writes them.
+        folders: Pruned checkpoints, as spap prune writes them; or a folder of such, as several sparsities make it.
         output: The page; spap_report.html in the folder, or in the one that holds all of them, where absent.
         png: Folder for the plots; beside the page where absent. Their names begin with the page's.
         bench: File that spap bench DENSE PRUNED --json wrote of a run; may be given again for others.
@@ -30,7 +30,7 @@ def report(
 
     try:
         from spap_jax.reporting.page import render
-        from spap_jax.reporting.read import read_runs
+        from spap_jax.reporting.read import read_runs, with_sweeps
         from spap_jax.reporting.write import check_places, write_all
     except ModuleNotFoundError as error:
         raise UserError(
@@ -39,7 +39,7 @@ def report(
 
     page = output or Path(os.path.commonpath([folder.expanduser().resolve() for folder in folders]), "spap_report.html")
     check_places([page], overwrite)
-    runs = read_runs(folders, bench)
+    runs = read_runs(with_sweeps(folders), bench)
     with waiting(f"drawing {len(runs)} run{'s' if len(runs) > 1 else ''}"):
         text, images = render(runs)
     plots = {(png or page.parent) / f"{page.stem}-{name}": image for name, image in images.items()}

@@ -10,9 +10,22 @@ from spap_jax.cli import console
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells at length what it then raises
 
 
+def steps_kept(count: int) -> str:
+    """What is kept of a run whose every step is."""
+    return f"{count} {'step is' if count == 1 else 'steps are'} kept"
+
+
 @contextlib.contextmanager
-def telling(kept: Unfinished, before_end: list[Callable[[], str]]) -> Iterator[None]:
-    """Says what an earlier process left, and what this one leaves if it ends before its time."""
+def telling(
+    kept: Unfinished, before_end: list[Callable[[], str]], amount: Callable[[int], str] = steps_kept
+) -> Iterator[None]:
+    """Says what an earlier process left, and what this one leaves if it ends before its time.
+
+    Args:
+        kept: What is kept.
+        before_end: Gets what to do when the process is told to end.
+        amount: Says what so many records are.
+    """
 
     def end() -> str:
         kept.settle()
@@ -20,12 +33,12 @@ def telling(kept: Unfinished, before_end: list[Callable[[], str]]) -> Iterator[N
         return words()
 
     def words() -> str:
-        return f"{_steps(kept)} in {kept.place}: the same command goes on from there, --no-resume starts over."
+        return f"{amount(kept.count())} in {kept.place}: the same command goes on from there, --no-resume starts over."
 
     if kept.lost:
         console.err.print(f"{kept.place} was damaged: what is lost is computed again")
     if kept.told:
-        console.err.print(f"going on: {_steps(kept)} in {kept.place}")
+        console.err.print(f"going on: {amount(kept.count())} in {kept.place}")
     before_end.append(end)
     try:
         yield
@@ -34,8 +47,3 @@ def telling(kept: Unfinished, before_end: list[Callable[[], str]]) -> Iterator[N
             console.err.print(words())
         raise
     before_end.remove(end)
-
-
-def _steps(kept: Unfinished) -> str:
-    count = kept.count()
-    return f"{count} {'step is' if count == 1 else 'steps are'} kept"

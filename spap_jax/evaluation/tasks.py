@@ -11,6 +11,7 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
 from lm_eval.api.model import LM
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
@@ -42,7 +43,8 @@ def choose_tasks(asked: Sequence[str], task_path: Path | None = None) -> Chosen:
         UserError: there is no such folder, or no such task.
     """
     manager = _manager(asked, task_path)
-    return Chosen(list(dict.fromkeys(name for each in asked for name in _matches(each, manager))), manager)
+    names = [name for each in asked for name in _matches(each, manager, task_path)]
+    return Chosen(list(dict.fromkeys(names)), manager)
 
 
 def run_tasks(model: LM, tasks: Chosen, limit: int | None = None) -> dict[str, Any]:
@@ -103,13 +105,24 @@ def _manager(names: Sequence[str], task_path: Path | None) -> TaskManager:
     return own if {*names} <= {*own.all_subtasks} else _Tasks(include_path=str(task_path))
 
 
-def _matches(name: str, manager: TaskManager) -> list[str]:
+def _matches(name: str, manager: TaskManager, task_path: Path | None) -> list[str]:
     """The tasks that a name or a pattern stands for."""
     found = manager.match_tasks([name])
     if not found:
+        _check_syntax(task_path)
         near = difflib.get_close_matches(name, manager.all_tasks, n=5)
-        raise UserError(f"there is no task {name}: " + (f"near it are {', '.join(near)}." if near else "check it."))
+        help = f"near it are {', '.join(near)}." if near else "check the name, or give --task-path the folder it is in."
+        raise UserError(f"there is no task {name}: {help}")
     return found
+
+
+def _check_syntax(task_path: Path | None) -> None:
+    """Names a file that is not YAML: the harness passes it by, and its task is then not there."""
+    for file in sorted(task_path.rglob("*.yaml")) if task_path else ():
+        try:
+            yaml.compose(file.read_text(encoding="utf-8"), yaml.SafeLoader)  # no values yet: !function may stand there
+        except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+            raise UserError(f"{file} cannot be read as YAML ({' '.join(str(error).split())}): mend it.") from error
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from spap_jax.quantities import bytes_text, count_text
 from spap_jax.reporting import draw, tables
 from spap_jax.reporting.comparison import comparisons
 from spap_jax.reporting.figures import Plot, plots
-from spap_jax.reporting.read import Run
+from spap_jax.reporting.read import Run, Trained
 from spap_jax.reporting.style import DARK, LIGHT
 
 
@@ -81,6 +81,15 @@ def _section(run: Run, drawn: Sequence[Drawn]) -> dict[str, Any]:
     }
 
 
+def _trained(trained: Trained) -> str:
+    """What training did; the run's other numbers do not know of it."""
+    words = f"{count_text(trained.settings.steps)} steps ({trained.objective})"
+    if measured := trained.extras.perplexity:
+        words += f"; perplexity on {measured.data}: {tables.decimals(measured.before)} before them, "
+        words += f"{tables.decimals(measured.after)} after"
+    return f"{words}. The rest of this section is from before."
+
+
 def _facts(run: Run) -> list[tuple[str, str]]:
     record = run.record
     calibration, extras = record.calibration, record.extras
@@ -98,6 +107,8 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         facts.append(("Its SHA-256", calibration.sha256))
     if extras.perplexity:
         facts.append(("Perplexity on", extras.perplexity.data))
+    if run.trained:
+        facts.append(("Trained since", _trained(run.trained)))
     if run.speed:
         work = run.speed.workload
         facts.append(

@@ -7,18 +7,18 @@ here are passed by. A number that was not finite is null in the file and None he
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import msgspec
 
 from spap_jax.errors import UserError
+from spap_jax.reporting.decode import content, decoded
 
 FORMAT = 1
 """Of the reports that can be read; a report without one is of the first."""
 
 REPORT = "spap_report.json"
-
-T = TypeVar("T")
+TRAINED = "spap_finetune.json"
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Whole = Annotated[int, msgspec.Meta(gt=0)]
@@ -203,12 +203,40 @@ class Speed:
 
 
 @dataclass(frozen=True)
+class Steps:
+    """How long training was."""
+
+    steps: Whole
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What ``spap finetune`` did to a pruned checkpoint, whose report goes along and is from before."""
+
+    settings: Steps
+    objective: str
+    extras: Extras
+
+
+@dataclass(frozen=True)
 class Run:
-    """A pruned checkpoint's report, the name that tells it from the others, and its speed if it was measured."""
+    """A pruned checkpoint's report, the name that tells it from the others, and what was measured or done since."""
 
     label: str
     record: Record
     speed: Speed | None = None
+    trained: Trained | None = None
+
+
+def with_sweeps(folders: Sequence[Path]) -> list[Path]:
+    """The folders; in place of one without a report those in it that have one, as of several sparsities."""
+    return [run for folder in folders for run in _runs_in(folder)]
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    if (folder.expanduser() / REPORT).is_file():
+        return [folder]
+    return sorted(file.parent for file in folder.expanduser().glob(f"[!.]*/{REPORT}")) or [folder]
 
 
 def read_runs(folders: Sequence[Path], benches: Sequence[Path] = ()) -> list[Run]:
@@ -231,7 +259,7 @@ def read_runs(folders: Sequence[Path], benches: Sequence[Path] = ()) -> list[Run
     names = [place.name for place in places]
     unique = len(set(names)) == len(names)
     return [
-        Run(place.name if unique else str(folder), record, speeds.get(place))
+        Run(place.name if unique else str(folder), record, speeds.get(place), _read_trained(place))
         for folder, place, record in zip(folders, places, records, strict=True)
     ]
 
@@ -240,19 +268,24 @@ def _read_record(folder: Path) -> Record:
     file = folder.expanduser() / REPORT
     if not file.is_file():
         raise UserError(f"{folder} holds no {REPORT}: name a folder that spap prune wrote.")
-    text = _bytes(file)
-    found = _decoded(file, text, dict[str, Any], "spap prune").get("format", FORMAT)
+    text = content(file)
+    found = decoded(file, text, dict[str, Any], "spap prune").get("format", FORMAT)
     if found != FORMAT:
         raise UserError(
             f"{file} is a report of format {found!r} and this version reads format {FORMAT}: use the version of "
             "spap-jax that wrote it, or prune again."
         )
-    return _decoded(file, text, Record, "spap prune")
+    return decoded(file, text, Record, "spap prune")
+
+
+def _read_trained(folder: Path) -> Trained | None:
+    file = folder / TRAINED
+    return decoded(file, content(file), Trained, "spap finetune") if file.is_file() else None
 
 
 def _speed_of(file: Path, places: Sequence[Path]) -> tuple[Path, Speed]:
     """The checkpoint that was measured as the second of two, and what was found."""
-    speed = _decoded(file, _bytes(file), Speed, "spap bench DENSE PRUNED --json")
+    speed = decoded(file, content(file), Speed, "spap bench DENSE PRUNED --json")
     name = speed.models[1].model
     place = Path(name).expanduser().resolve()
     if place not in places:
@@ -260,19 +293,3 @@ def _speed_of(file: Path, places: Sequence[Path]) -> tuple[Path, Speed]:
             f"{file} measures {name}, which is none of the folders given: name that folder too, or leave out --bench."
         )
     return place, speed
-
-
-def _bytes(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror}): name another file.") from error
-
-
-def _decoded(file: Path, text: bytes, kind: type[T], origin: str) -> T:
-    try:
-        return msgspec.json.decode(text, type=kind)
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{file} is cut off, or not what this version's {origin} writes ({error}): make it again."
-        ) from error

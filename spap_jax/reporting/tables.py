@@ -43,7 +43,7 @@ def before_and_after(run: Run) -> Table:
     if size := record.extras.bytes:
         rows.append(("weights on disk", bytes_text(size.before), bytes_text(size.after), _change(size)))
     if measured := record.extras.perplexity:
-        numbers = (_decimals(measured.before), _decimals(measured.after), _perplexity_change(measured))
+        numbers = (decimals(measured.before), decimals(measured.after), _perplexity_change(measured))
         rows.append(("perplexity", *numbers))
     if run.speed:
         measured, bound = run.speed.speed_up, run.speed.by_arithmetic
@@ -107,8 +107,8 @@ def sweeps(record: Record) -> Table:
         (
             str(step.sweep + 1),
             str(step.layer),
-            _decimals(step.before),
-            _decimals(step.after),
+            decimals(step.before),
+            decimals(step.after),
             "yes" if step.taken else "no",
         )
         for step in record.sweeps
@@ -134,10 +134,11 @@ def value_text(value: Any) -> str:
 def _errors(errors: Errors | None) -> tuple[str, ...]:
     if errors is None:
         return (NOTHING,) * 3
-    return tuple(_decimals(value) for value in (errors.selection, errors.refit, errors.alternating))
+    return tuple(decimals(value) for value in (errors.selection, errors.refit, errors.alternating))
 
 
-def _decimals(value: float | None) -> str:
+def decimals(value: float | None) -> str:
+    """A number as the tables show it."""
     return "not finite" if value is None else f"{value:.4f}"
 
 
@@ -147,10 +148,12 @@ def _size(size: Change | None) -> str:
 
 def _perplexities(runs: Sequence[Run]) -> dict[str, list[str]]:
     measured = [run.record.extras.perplexity for run in runs]
+    trained = [run.trained.extras.perplexity if run.trained else None for run in runs]
     return {
-        "dense perplexity": [_decimals(found.before) if found else NOTHING for found in measured],
-        "pruned": [_decimals(found.after) if found else NOTHING for found in measured],
+        "dense perplexity": [decimals(found.before) if found else NOTHING for found in measured],
+        "pruned": [decimals(found.after) if found else NOTHING for found in measured],
         "change": [_perplexity_change(found) if found else NOTHING for found in measured],
+        "trained": [decimals(found.after) if found else NOTHING for found in trained],
     }
 
 

@@ -87,6 +87,15 @@ def test_an_unknown_task(capsys: pytest.CaptureFixture[str]) -> None:
     assert said.startswith("there is no task stories_close: near it are stories_cloze")
 
 
+def test_a_file_that_is_not_yaml(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The harness passes it by; with one that is, and calls a function, it is not confused."""
+    (tmp_path / "a.yaml").write_text("task: other\nprocess_docs: !function other.py\n")
+    (tmp_path / "b.yaml").write_text("task: mine\n  output_type: [\n")
+    said = sentence(spap(capsys, "eval", STORIES, "--tasks", "mine", "--task-path", tmp_path))
+    assert said.startswith(f"{tmp_path / 'b.yaml'} cannot be read as YAML (mapping values are not allowed here")
+    assert said.endswith("): mend it.")
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [

@@ -9,9 +9,11 @@ import matplotlib.image
 import pytest
 from reports import DASH, MINUS, Look, put, report, run
 
+from spap_jax.errors import UserError
 from spap_jax.reporting.page import render
 from spap_jax.reporting.read import Measured, Ratios, Run, Speed, Workload, read_runs
 from spap_jax.reporting.tables import side_by_side
+from spap_jax.training.report import Check, FinetuneReport
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +53,27 @@ def test_every_drawing_finds_its_own_parts(two: tuple[str, dict[str, bytes]]) ->
     assert len(set(ids)) == len(ids)
     used = set(re.findall(r'href="#([^"]+)"', page)) | set(re.findall(r"url\(#([^)]+)\)", page))
     assert used <= set(ids)
+
+
+def test_a_run_that_was_trained_since_says_so(tmp_path: Path) -> None:
+    """Its report is that of the pruning, so without a word its numbers would be taken for those of its weights."""
+    names, trained = ("pruned", "trained"), FinetuneReport(
+        settings={"steps": 1234}, model="pruned", teacher=None, objective="next token", data={}, trained_parameters=7,
+        checks=(Check(0, (), 2.5, True),), versions={}, seconds=1.0,
+        extras={"perplexity": {"data": "a third text", "before": 8.75, "after": 7.5}},
+    )  # fmt: skip
+    folders = [put(tmp_path / name) for name in names]
+    (folders[1] / "spap_finetune.json").write_text(trained.to_json())
+    page, _ = render(read_runs(folders))
+    look = Look(page)
+    words = "1 234 steps (next token); perplexity on a third text: 8.7500 before them, 7.5000 after."
+    assert look.text.replace("\N{NARROW NO-BREAK SPACE}", " ").count(words) == 1
+    head, *rows = look.tables[0]
+    assert [row[head.index("trained")] for row in rows] == [DASH, "7.5000"]
+    assert "Trained since" not in render(read_runs(folders[:1]))[0]
+    (folders[1] / "spap_finetune.json").write_text(trained.to_json()[:-20])
+    with pytest.raises(UserError, match=r"spap_finetune.json is cut off, or not what this version's spap finetune"):
+        read_runs(folders)
 
 
 def test_drawings_have_words(two: tuple[str, dict[str, bytes]]) -> None:

@@ -28,6 +28,17 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
     assert found.record.channels == read.Change(120, 75)
 
 
+def test_a_folder_of_runs_stands_for_them(tmp_path: Path) -> None:
+    """One that holds a report stands for itself, one that holds neither too: it is refused by its name."""
+    names = ("sparsity-0.2", "sparsity-0.1", ".sparsity-0.3.resume")
+    runs = [put(tmp_path / name) for name in names]
+    (tmp_path / "plots").mkdir()
+    assert read.with_sweeps([tmp_path]) == [runs[1], runs[0]]
+    (tmp_path / read.REPORT).touch()
+    assert read.with_sweeps([tmp_path, runs[0]]) == [tmp_path, runs[0]]
+    assert read.with_sweeps([tmp_path / "plots"]) == [tmp_path / "plots"]
+
+
 def test_fields_that_are_not_known_are_passed_by(tmp_path: Path) -> None:
     tree = report()
     for place in (tree, tree["model"], tree["layers"][0], tree["layers"][0]["calibration"], tree["sweeps"][0]):
