@@ -11,10 +11,12 @@ def report(
     *folders: Annotated[Path, Parameter(required=True)],
     output: Path | None = None,
     png: Path | None = None,
-    bench: tuple[Path, ...] = (),
+    bench: Annotated[tuple[Path, ...], Parameter(show_default=False)] = (),
     overwrite: bool = False,
 ) -> None:
     """Show what pruning runs did: a page with plots and tables, and the plots as PNGs.
+
+    Example: spap report pruned
 
     The page needs no other file. Several runs stand side by side, and are drawn against sparsity.
 
