@@ -140,8 +140,8 @@ class PruneSettings(_Settings):
         held_out: Fraction of the calibration sequences that only guards against overfitting.
         effort: Time (and memory) for quality, where sampled, sweeps and sweep_blocks are absent: "low" makes no sweep,
             "default" one, of single blocks, and "high" one of all blocks together, with three sampled sequences each.
-        sampled: For each calibration sequence, how many the dense model writes from its first tokens on, to be fitted as
-            well; the dense model is held in memory for it. Absent: as effort says.
+        sampled: For each calibration sequence, how many the dense model writes from its first tokens on, to be fitted
+            as well; the dense model is held in memory for it. Absent: as effort says.
         rounds: Alternating rounds of the update "alternate" (inner projections, then output projection); 0 leaves the
             closed-form refit.
         steps: Minibatch steps on the inner projections in a round.

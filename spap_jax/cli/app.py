@@ -66,8 +66,8 @@ def launcher(
 class _Options:
     """A file's options, for whichever command was typed.
 
-    They are handed on as that command's own: the library leaves out keys at the top of a file that are names of commands,
-    and eval is an option of two commands as well.
+    They are handed on as that command's own: the library leaves out keys at the top of a file that are names of
+    commands, and eval is an option of two commands as well.
     """
 
     def __init__(self, file: Path) -> None:

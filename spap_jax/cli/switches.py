@@ -11,5 +11,5 @@ Resume = Annotated[bool, Parameter(negative="--no-resume")]
 if TYPE_CHECKING:
     ModelName = Data = Place = str
 else:
-    # What is typed stays a string, which may be a hub id or an address. That it may be a path tells shells to complete it.
+    # What is typed stays a string, a hub id or an address perhaps. That it may be a path tells shells to complete it.
     ModelName, Data, Place = (Annotated[str | Path, Parameter(metavar=word)] for word in ("MODEL", "DATA", "PLACE"))

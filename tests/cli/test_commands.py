@@ -112,7 +112,9 @@ class TestPruneOfTheBundledModel:
 
     def test_the_card(self, stories: Path):
         card = (stories / "README.md").read_text()
-        assert card.startswith(f'---\nbase_model: "{STORIES}"\nlibrary_name: transformers\n')
+        assert card.startswith("---\nlibrary_name: transformers\npipeline_tag: text-generation\n")
+        assert str(STORIES.parent.parent) not in card.partition("| | before")[0]  # a stranger has no use for the path
+        assert f"Made from `llama-stories` by SPAP-JAX {spap_jax.__version__}: " in card
         assert "20 % of its MLP channels removed" in card
         assert "keeps 256 of 320 MLP channels" in card
         assert "| perplexity on " in card
