@@ -11,8 +11,8 @@ _TEXT = """\
 
 Made from `{name}` by SPAP-JAX {version}: structured pruning without retraining, after
 [SPAP](https://arxiv.org/abs/2505.03373). Every layer keeps {after} of {before} MLP channels{heads}; everything else
-about the architecture ({architecture}) is as it was{but}{loaders}. Channels were chosen by the method `{selection}`;
-{update}.
+about the architecture ({architecture}) is as it was{but}{loaders}.
+Channels were chosen by the method `{selection}`; {update}.
 
 | | before | after |
 | --- | ---: | ---: |
