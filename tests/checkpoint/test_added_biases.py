@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -93,7 +94,7 @@ def test_the_card_names_the_original_as_the_hub_knows_it(name, repo, called, tmp
     (tmp_path / "models" / "dense").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     report = flapped(write("llama", tmp_path / "in")).report
-    card = ModelCard(model_card(dataclasses.replace(report, model=report.model | {"name": name})))
+    card: Any = ModelCard(model_card(dataclasses.replace(report, model=report.model | {"name": name})))
     assert (card.data.base_model, card.data.library_name) == (repo, "transformers")
     assert card.data.pipeline_tag == "text-generation"
     assert f"Made from `{called}` by SPAP-JAX {spap_jax.__version__}: " in card.text
