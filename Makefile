@@ -1,9 +1,10 @@
 # make demo and make test work on a fresh machine: they set themselves up in .venv.
 PYTHON ?= python3
 VENV ?= .venv
+LLAMA_CPP ?= .venv-llama-cpp
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint dist-check docs notebooks quality install install-dev clean
+.PHONY: demo test lint dist-check clients-check docs notebooks quality install install-dev clean
 
 demo: install
 	$(BIN)/spap prune examples/llama-stories --sparsity 0.3 \
@@ -21,6 +22,10 @@ lint: install-dev
 
 dist-check: install-dev
 	.ci/dist_check $(BIN)/python
+
+# llama.cpp has an environment of its own, which a first run makes.
+clients-check: install-dev $(LLAMA_CPP)/.installed
+	$(BIN)/python -m pytest tests/checkpoint/test_llama_cpp.py --llama-cpp-python $(LLAMA_CPP)/bin/python
 
 docs: install-dev
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --fresh-env --quiet docs out/docs
@@ -45,5 +50,10 @@ $(VENV)/.installed-dev: pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@ $(VENV)/.installed
 
+# A .venv that was made anew needs it anew too, since it uses the packages there.
+$(LLAMA_CPP)/.installed: .ci/llama_cpp $(VENV)/.installed-dev
+	.ci/llama_cpp $(LLAMA_CPP) $(BIN)/python
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist out *.egg-info
+	rm -rf $(VENV) $(LLAMA_CPP) build dist out *.egg-info

@@ -21,6 +21,12 @@ def pytest_unconfigure() -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--old-python", default=sys.executable, help="Python whose transformers loads pruned checkpoints")
+    parser.addoption("--llama-cpp-python", help="Python of .ci/llama_cpp, whose llama.cpp runs pruned checkpoints")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """No Python has llama.cpp by itself, so the file that needs it is there only for who names one."""
+    return (collection_path.name == "test_llama_cpp.py" and not config.getoption("--llama-cpp-python")) or None
 
 
 _MAPPINGS = Path("/proc/self/maps")

@@ -10,8 +10,9 @@ from cyclopts import App, Parameter
 import spap_jax as spap
 from benchmarks import quality
 from benchmarks.quality import ablation, methods, plots, provenance, report, runs, show
-from benchmarks.quality.cases import cases_of
+from benchmarks.quality.cases import Case, cases_of
 from benchmarks.quality.results import Results, Row
+from benchmarks.quality.scope import Scope
 
 app = App(name="quality", help=quality.__doc__, suppress_keyboard_interrupt=False)
 
@@ -59,7 +60,7 @@ def main(
     start = time.perf_counter()
     cases = cases_of(zoo, model, calibration, evaluation)
     amount = runs.Amount(sequences or (256 if quick else 1024), windows or (200 if quick else None))
-    scope = report.Scope(
+    scope = Scope(
         tuple(case.name for case in cases),
         once(sparsity or ((0.1, 0.2, 0.3) if quick else (0.1, 0.2, 0.3, 0.5))),
         once(method or (methods.QUICK if quick else methods.ALL)),
@@ -74,7 +75,8 @@ def main(
     finally:
         rows = [results.rows[run.key] for run in todo if run.key in results.rows]
         if folder is not None and rows:
-            write_report(folder, rows, scope)
+            others = [row for row in results.rows.values() if belongs(row, cases, amount) and row not in rows]
+            write_report(folder, others + rows, scope.with_rows(others))
             write_ablation(folder, results)
     if quick:
         show.show_quick(rows, scope.methods)
@@ -99,7 +101,14 @@ def perform(todo: list[runs.Run], results: Results) -> None:
             progress.finish(row)
 
 
-def write_report(folder: Path, rows: list[Row], scope: report.Scope) -> None:
+def belongs(row: Row, cases: list[Case], amount: runs.Amount) -> bool:
+    """Whether a row can stand on a page beside those of a call that asked for other ones."""
+    files = {case.name: case.files_hash for case in cases}
+    same = (row.sequences, row.windows, row.files) == (amount.sequences, amount.judged, files.get(row.model, row.files))
+    return same and row.method in methods.METHODS and methods.is_current(row)
+
+
+def write_report(folder: Path, rows: list[Row], scope: Scope) -> None:
     """Plots, if matplotlib is there, and the Markdown that shows them."""
     try:
         names = plots.draw(folder, rows, scope)

@@ -1,12 +1,16 @@
-"""``ablation.md``: what single settings change, made of the rows of methods "with" settings and of nothing else."""
+"""``ablation.md``: what single settings and less text change, made of rows and of nothing else."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 
-import spap_jax as spap
-from benchmarks.quality.methods import settings_hash, settings_of
+from benchmarks.quality.judge import Judge, ratio_of
+from benchmarks.quality.methods import PEERS, TARGETS, is_current
+from benchmarks.quality.report import table
 from benchmarks.quality.results import Row
 
-_HEAD = ("model", "removed", "method", "with", "rise", "of its rise without", "KL", "of its KL without", "seconds")
+_HEAD = ("model", "removed", "method", "with", "rise", "of its rise without", "KL", "of its KL without", "core seconds")
+_TOKENS_HEAD = ("model", "removed", "seed", "calibration tokens", "method", "rise", "best of its peers", "ratio")
+_WORDS = ("model", "method", "with", "best of its peers")
 
 
 def markdown(rows: Iterable[Row]) -> str | None:
@@ -16,46 +20,77 @@ def markdown(rows: Iterable[Row]) -> str | None:
         rows: All that there are. Those whose settings meant something else when they ran are left out, and those of
             which the method by itself was not run on the same tokens and texts.
     """
-    todays = [row for row in rows if _is_todays(row)]
+    todays = [row for row in rows if is_current(row)]
     plain = {_case(row): row for row in todays if " with " not in row.method}
     lines = []
-    for row in sorted(todays, key=lambda row: (row.model, row.sparsity, row.method, row.seed)):
+    for row in sorted(todays, key=_order):
         method, _, changes = row.method.partition(" with ")
         base = plain.get(_case(row, method))
         if changes and base:
             lines.append(_line(row, base, method, changes))
-    if not lines:
-        return None
-    head = [f"| {' | '.join(_HEAD)} |", f"| {' | '.join(['---', '---:', '---', '---'] + ['---:'] * 5)} |"]
-    return "\n".join([_ABOUT, *head, *lines]) + "\n"
+    by_tokens = _lines_by_tokens(list(plain.values()))
+    parts = [_ABOUT + table(_HEAD, lines, _WORDS)] if lines else []
+    parts += [_ABOUT_TOKENS + table(_TOKENS_HEAD, by_tokens, _WORDS)] if by_tokens else []
+    return "\n\n".join(["# Ablation: one thing changed", _ORIGIN, *parts]) + "\n" if parts else None
 
 
-_ABOUT = """# Ablation: one setting changed
+def _lines_by_tokens(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    """Our methods where they were run on different amounts of text, against the best peer on the same text."""
+    amounts: dict[tuple, set[int]] = {}
+    for row in rows:
+        amounts.setdefault(_cell(row), set()).add(row.sequences)
+    lines = []
+    for row in sorted(rows, key=_order):
+        judge = Judge(other for other in rows if (other.sequences, other.windows) == (row.sequences, row.windows))
+        best = judge.best(row.model, row.sparsity, row.seed, PEERS)
+        if row.method in TARGETS and len(amounts[_cell(row)]) > 1 and best:
+            found = (row.method, f"{row.rise:.4f}", best.method, f"{ratio_of(row.rise, best.rise):.3f}")
+            lines.append((row.model, f"{row.sparsity:.0%}", str(row.seed), str(row.calibration_tokens), *found))
+    return lines
 
-Generated from `results.csv`; edits are lost. Each row is made by
+
+def _cell(row: Row) -> tuple:
+    return (row.model, row.sparsity, row.method, row.seed, row.windows, row.files)
+
+
+def _order(row: Row) -> tuple:
+    return (row.model, row.sparsity, row.method, row.seed, row.sequences)
+
+
+_ORIGIN = """\
+Generated from `results.csv`; edits are lost. *rise* is that of log-perplexity over the dense model, on text that
+calibration never saw. KL is the divergence from the dense model, nats per token. Core seconds are of all processor
+cores together, compiling included."""
+
+_ABOUT = """## Settings
+
+Each row is made by
 
 ```
 python -m benchmarks.quality --model zoo/models/MODEL --seed 0 --sparsity FRACTION --method "METHOD with SETTING=VALUE"
 ```
 
-*rise* is that of log-perplexity over the dense model, on text that calibration never saw; *of its rise without* is the
-ratio to the same method without the change: below 1 the change helps. KL is the divergence from the dense model, nats
-per token. Seconds of different rows may come from machines that had other work.
+*of its rise without* is the ratio to the same method without the change: below 1 the change helps.
+
 """
 
+_ABOUT_TOKENS = """## Calibration tokens
 
-def _is_todays(row: Row) -> bool:
-    try:
-        return settings_hash(settings_of(row.method, row.sparsity, row.seed)) == row.settings
-    except spap.UserError:  # of an earlier version
-        return False
+Rows of fewer tokens are made with `--sequences NUMBER`. *best of its peers*: the one with the lowest rise on the same
+tokens, of those that were run on them.
+
+"""
 
 
 def _case(row: Row, method: str | None = None) -> tuple:
     return (row.model, row.sparsity, method or row.method, row.seed, row.sequences, row.windows, row.files)
 
 
-def _line(row: Row, base: Row, method: str, changes: str) -> str:
-    cells = (row.model, f"{row.sparsity:.0%}", method, f"`{changes}`", f"{row.rise:.4f}", f"{row.rise / base.rise:.3f}")
-    more = (f"{row.divergence:.4f}", f"{row.divergence / base.divergence:.3f}", f"{row.seconds:.0f}")
-    return f"| {' | '.join(cells + more)} |"
+def _line(row: Row, base: Row, method: str, changes: str) -> tuple[str, ...]:
+    rises = (f"{row.rise:.4f}", f"{row.rise / base.rise:.3f}")
+    divergences = (f"{row.divergence:.4f}", f"{row.divergence / base.divergence:.3f}")
+    return (row.model, f"{row.sparsity:.0%}", method, f"`{changes}`", *rises, *divergences, _seconds(row))
+
+
+def _seconds(row: Row) -> str:
+    return "-" if math.isnan(row.processor_seconds) else f"{row.processor_seconds:.0f}"

@@ -71,8 +71,9 @@ class Judge:
         return self._cells.get((model, sparsity, method), {})
 
     def median(self, model: str, sparsity: float, method: str, value: Callable[[Row], float]) -> Median | None:
-        """Of a value over the seeds of a cell."""
-        return median_of([value(row) for row in self.seeds(model, sparsity, method).values()])
+        """Of a value over the seeds of a cell on which it was measured."""
+        values = [value(row) for row in self.seeds(model, sparsity, method).values()]
+        return median_of([value for value in values if not math.isnan(value)])
 
     def best(self, model: str, sparsity: float, seed: int, methods: Sequence[str]) -> Row | None:
         """The row with the lowest rise among some methods on one seed."""

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import spap_jax as spap
+from benchmarks.quality.results import Row
 
 _ALL_TOKENS: dict[str, Any] = {"held_out": 0.0}
 """Without steps nothing is judged on held-out sequences, so that all tokens are fitted."""
@@ -78,3 +79,11 @@ def settings_hash(settings: spap.PruneSettings) -> str:
     """Changes with every value that the settings hold or mean, also with a default."""
     text = json.dumps(dataclasses.asdict(settings) | settings.decided._asdict(), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def is_current(row: Row) -> bool:
+    """Whether the row's method means today what it meant when the row was made."""
+    try:
+        return settings_hash(settings_of(row.method, row.sparsity, row.seed)) == row.settings
+    except spap.UserError:  # of an earlier version
+        return False

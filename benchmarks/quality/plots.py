@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks.quality.judge import Judge
 from benchmarks.quality.methods import PEERS, STEPPED, TARGETS
-from benchmarks.quality.report import Scope
 from benchmarks.quality.results import Row
+from benchmarks.quality.scope import Scope
 from spap_jax.reporting.style import DPI, grid, open_sides
 
 if TYPE_CHECKING:
@@ -122,11 +122,11 @@ def ratios(figure: "Figure", judge: Judge, scope: Scope) -> "Figure":
 
 
 def effort_points(judge: Judge, scope: Scope) -> dict[str, list[tuple[float, float, str]]]:
-    """By model: seconds, ratio to the best peer, and name of each effort that was run."""
+    """By model: processor seconds, ratio to the best peer, and name of each effort that was run."""
     found: dict[str, list[tuple[float, float, str]]] = {}
     for model in scope.models:
         for method, effort in EFFORT_METHODS.items():
-            seconds = judge.median(model, EFFORT_CUT, method, lambda row: row.seconds)
+            seconds = judge.median(model, EFFORT_CUT, method, lambda row: row.processor_seconds)
             ratio = judge.ratio(model, EFFORT_CUT, method, PEERS)
             if seconds and ratio and ratio.high < float("inf"):
                 found.setdefault(model, []).append((seconds.value, ratio.value, effort))
@@ -143,7 +143,7 @@ def efforts(figure: "Figure", judge: Judge, scope: Scope) -> "Figure":
             axes.annotate(name, (place, value), (5, 4), textcoords="offset points", fontsize=8, color=look.colour)
     axes.set_xscale("log")
     axes.set_ylim(bottom=0)
-    axes.set_xlabel("seconds to prune, compiling included")
+    axes.set_xlabel("seconds of processor cores to prune, compiling included")
     axes.set_ylabel("rise in log-perplexity / best peer's")
     axes.set_title(f"What an effort takes and gives, {EFFORT_CUT:.0%} of the MLP channels removed", fontsize=11)
     axes.legend(frameon=False, fontsize=9)

@@ -3,12 +3,12 @@
 import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
 
 from benchmarks.quality.cases import LENGTH
 from benchmarks.quality.judge import SEEDS, Judge, Median, Verdict
 from benchmarks.quality.methods import PEERS, STEPPED, TARGETS
 from benchmarks.quality.results import Row
+from benchmarks.quality.scope import Scope
 
 MISSING = "-"
 
@@ -16,22 +16,6 @@ VERDICT_HEAD = ("method", "model", "removed", "best peer", "ratio", "range", "ta
 
 VERDICT_WORDS = ("method", "model", "best peer", "is")
 """Columns of the judgement that hold no numbers."""
-
-
-@dataclass(frozen=True)
-class Scope:
-    """What the report is about, whether there are rows for it or not, and the command that asked for it."""
-
-    models: tuple[str, ...]
-    sparsities: tuple[float, ...]
-    methods: tuple[str, ...]
-    seeds: tuple[int, ...]
-    command: str
-
-    @property
-    def runs(self) -> int:
-        """How many rows there are when nothing is missing."""
-        return len(self.models) * len(self.sparsities) * len(self.methods) * len(self.seeds)
 
 
 def markdown(rows: Sequence[Row], scope: Scope, plots: Sequence[str] = ()) -> str:
@@ -50,8 +34,8 @@ def markdown(rows: Sequence[Row], scope: Scope, plots: Sequence[str] = ()) -> st
         "## Judgement",
         _judgement(judge, scope),
         *(f"![{name}]({name})" for name in plots if name in ("summary.png", "effort.png")),
-        "Seconds, here and below, are those of the machine that made a row, which may have had other work: an order "
-        "between efforts or models that they suggest can be wrong.",
+        "Seconds, here and below, are of processor cores, which what else the machine has to do hardly changes; by the "
+        "clock they are shared by the cores of the machine.",
     ]
     for model in scope.models:
         parts += [f"## {model}", _sizes(model, rows)]
@@ -61,7 +45,7 @@ def markdown(rows: Sequence[Row], scope: Scope, plots: Sequence[str] = ()) -> st
             _grid(scope, lambda method, cut, model=model: _perplexity_cell(judge, scope, model, cut, method)),
             "KL divergence from the dense model, nats per token:",
             _grid(scope, lambda method, cut, model=model: _divergence_cell(judge, scope, model, cut, method)),
-            "Seconds to prune, compiling included:",
+            "Seconds of processor cores to prune, all of them together, compiling included:",
             _grid(scope, lambda method, cut, model=model: _seconds_cell(judge, scope, model, cut, method)),
         ]
     return "\n\n".join(parts) + "\n"
@@ -70,8 +54,9 @@ def markdown(rows: Sequence[Row], scope: Scope, plots: Sequence[str] = ()) -> st
 def _origin(rows: Sequence[Row], scope: Scope) -> str:
     commits = sorted({row.commit for row in rows})
     lines = [
-        "Generated; edits are lost. Every number is in `results.csv`, one row a run, and is made by",
+        "Generated; edits are lost. Every number is in `results.csv`, one row a run. The last call was",
         f"```\n{scope.command}\n```",
+        "and `--model`, `--sparsity`, `--method` and `--seed` ask for single rows.",
         f"Commit of the code: {', '.join(f'`{name}`' for name in commits) or MISSING}. "
         f"Newest row: {max((row.date for row in rows), default=MISSING)}. Runs: {len(rows)} of {scope.runs}.",
     ]
@@ -106,7 +91,7 @@ def _judgement(judge: Judge, scope: Scope) -> str:
     lines = verdict_lines(judge, scope)
     if not lines:
         return "None of the methods that have targets was asked for."
-    return "\n\n".join([_table(VERDICT_HEAD, lines, VERDICT_WORDS), *summaries(judge, scope)])
+    return "\n\n".join([table(VERDICT_HEAD, lines, VERDICT_WORDS), *summaries(judge, scope)])
 
 
 def verdict_lines(judge: Judge, scope: Scope) -> list[tuple[str, ...]]:
@@ -180,17 +165,17 @@ def _divergence_cell(judge: Judge, scope: Scope, model: str, sparsity: float, me
 
 
 def _seconds_cell(judge: Judge, scope: Scope, model: str, sparsity: float, method: str) -> str:
-    return _median(judge.median(model, sparsity, method, lambda row: row.seconds), ".0f", len(scope.seeds))
+    return _median(judge.median(model, sparsity, method, lambda row: row.processor_seconds), ".0f", len(scope.seeds))
 
 
 def _grid(scope: Scope, cell: Callable[[str, float], str]) -> str:
     """A table of methods x sparsities."""
     head = ("method", *(f"{cut:.0%}" for cut in scope.sparsities))
-    return _table(head, [(method, *(cell(method, cut) for cut in scope.sparsities)) for method in scope.methods])
+    return table(head, [(method, *(cell(method, cut) for cut in scope.sparsities)) for method in scope.methods])
 
 
-def _table(head: Sequence[str], lines: Iterable[Sequence[str]], words: Collection[str] = ("method",)) -> str:
-    """Columns of words are set to the left, those of numbers to the right."""
+def table(head: Sequence[str], lines: Iterable[Sequence[str]], words: Collection[str] = ("method",)) -> str:
+    """In Markdown: columns of words are set to the left, those of numbers to the right."""
     rule = ["---" if name in words else "---:" for name in head]
     return "\n".join("| " + " | ".join(line) + " |" for line in (head, rule, *lines))
 

@@ -27,7 +27,8 @@ class Row:
         rise: In log-perplexity, over the dense model.
         divergence: KL(dense || pruned), nats per predicted token.
         width: Channels kept in every layer.
-        seconds: That pruning took.
+        seconds: That pruning took by the clock, which other work on the machine makes longer.
+        processor_seconds: What it took of all cores together, compiling included; nan where it was not measured.
         calibration_tokens: Seen by the pruning, those held out included.
         evaluation_tokens: In the windows that were judged.
         sequences: Calibration sequences.
@@ -48,6 +49,7 @@ class Row:
     divergence: float
     width: int
     seconds: float
+    processor_seconds: float
     calibration_tokens: int
     evaluation_tokens: int
     sequences: int

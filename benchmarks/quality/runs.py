@@ -27,6 +27,11 @@ class Amount:
     sequences: int
     windows: int | None
 
+    @property
+    def judged(self) -> str:
+        """The windows as rows have them."""
+        return "all" if self.windows is None else str(self.windows)
+
 
 @dataclass(frozen=True)
 class Run:
@@ -45,8 +50,7 @@ class Run:
             UserError: a file of the model or a text cannot be read.
         """
         run = (self.case.name, self.settings.sparsity, self.method, self.settings.seed)
-        windows = "all" if self.amount.windows is None else str(self.amount.windows)
-        return (*run, self.amount.sequences, windows, settings_hash(self.settings), self.case.files_hash)
+        return (*run, self.amount.sequences, self.amount.judged, settings_hash(self.settings), self.case.files_hash)
 
     @property
     def name(self) -> str:
@@ -116,9 +120,10 @@ def measure(model: spap.Model, run: Run, texts: Texts, commit: str) -> Row:
     """Prunes the model and compares it with what it was."""
     calibration = texts.calibration(run.amount.sequences, run.settings.seed)
     judged = texts.evaluation(run.amount.windows)
-    start = time.perf_counter()
+    start, busy = time.perf_counter(), time.process_time()
     pruned = spap.prune(model, calibration, settings=run.settings).model
-    seconds = time.perf_counter() - start
+    jax.block_until_ready(pruned.params)
+    seconds, busy = time.perf_counter() - start, time.process_time() - busy
     found = compare(model, pruned, judged)
     asked = ("model", "sparsity", "method", "seed", "sequences", "windows", "settings", "files")
     known: dict[str, Any] = dict(zip(asked, run.key, strict=True))
@@ -130,6 +135,7 @@ def measure(model: spap.Model, run: Run, texts: Texts, commit: str) -> Row:
         divergence=found.divergence,
         width=pruned.config.intermediate,
         seconds=round(seconds, 2),
+        processor_seconds=round(busy, 2),
         calibration_tokens=calibration.tokens.size,
         evaluation_tokens=judged.size,
         commit=commit,

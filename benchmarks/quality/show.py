@@ -10,9 +10,10 @@ from rich.table import Table
 
 from benchmarks.quality.judge import Judge, ratio_of
 from benchmarks.quality.methods import QUICK_TARGET
-from benchmarks.quality.report import VERDICT_HEAD, VERDICT_WORDS, Scope, summaries, verdict_lines
+from benchmarks.quality.report import VERDICT_HEAD, VERDICT_WORDS, summaries, verdict_lines
 from benchmarks.quality.results import Row
 from benchmarks.quality.runs import Run
+from benchmarks.quality.scope import Scope
 
 out = Console(highlight=False, markup=False, width=140)
 err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)

@@ -16,17 +16,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Words of the command line; those of the process where absent.
 
     Returns:
-        The exit code: 0 for success, 2 for something the person can mend (one sentence on standard error).
+        The exit code: 0 for success, 2 for something the person can mend (one sentence on standard error). One of
+        several processes does not return from an error, but ends.
     """
+    from spap_jax.cli import processes
     from spap_jax.cli.app import launch
 
     memory.return_large_buffers()
     try:
         launch(sys.argv[1:] if arguments is None else list(arguments))
+        return 0
     except (UserError, CycloptsError) as error:
-        print(f"spap: {error}", file=sys.stderr)
-        return 2
+        code, said = 2, str(error)
     except KeyboardInterrupt:
-        print("spap: interrupted; no unfinished output is left.", file=sys.stderr)
-        return 130
-    return 0
+        code, said = 130, "interrupted; no unfinished output is left."
+    except Exception as error:
+        if not processes.of_several():
+            raise
+        code, said = processes.why(error)
+    print(f"spap: {said}", file=sys.stderr)
+    if processes.of_several():
+        processes.leave(code)
+    return code

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from benchmarks.quality.report import Scope
 from benchmarks.quality.results import Row
+from benchmarks.quality.scope import Scope
 
 
 def row(method: str = "spap", rise: float = 0.01, seed: int = 0, **changes: Any) -> Row:
@@ -18,6 +18,7 @@ def row(method: str = "spap", rise: float = 0.01, seed: int = 0, **changes: Any)
         "divergence": rise / 2,
         "width": 224,
         "seconds": 1.5,
+        "processor_seconds": 2.5,
         "calibration_tokens": 262_144,
         "evaluation_tokens": 51_200,
         "sequences": 1024,

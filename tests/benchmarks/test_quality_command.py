@@ -57,6 +57,10 @@ def test_it_writes_everything_and_goes_on_where_it_stopped(
     text = (tmp_path / "out" / "README.md").read_text("utf-8")
     assert "Runs: 4 of 4." in text
     assert "--seed 0 1 --method wanda --method fasp --output out" in text
+    command(monkeypatch, *SMALL, "--seed", "1", "--method", "random", *output)  # asks for less than there is
+    text = (tmp_path / "out" / "README.md").read_text("utf-8")
+    assert "Runs: 5 of 6." in text
+    assert all(f"\n| {method} | " in text for method in ("random", "wanda", "fasp"))
 
 
 def check_rows(path: Path) -> None:

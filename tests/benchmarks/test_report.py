@@ -1,5 +1,6 @@
 """The Markdown and the plots: what is there, what is missing, and no number of their own."""
 
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -78,8 +79,42 @@ def test_the_plots(tmp_path: Path) -> None:
     assert "![effort.png](effort.png)" in text
 
 
+def test_the_gain_by_calibration_tokens() -> None:
+    settings = {method: settings_hash(settings_of(method, 0.3, 0)) for method in ("spap", "obs", "fasp")}
+    rises = {(256, "spap"): 0.05, (256, "obs"): 0.1, (1024, "spap"): 0.02, (1024, "fasp"): 0.08, (1024, "obs"): 0.09}
+    rows = [
+        row(method, rise, settings=settings[method], sequences=count, calibration_tokens=256 * count)
+        for (count, method), rise in rises.items()
+    ]
+    text = ablation.markdown(rows)
+    assert text is not None
+    assert "## Settings" not in text
+    assert [line for line in text.splitlines() if line.startswith("| llama-stories")] == [
+        "| llama-stories | 30% | 0 | 65536 | spap | 0.0500 | obs | 0.500 |",
+        "| llama-stories | 30% | 0 | 262144 | spap | 0.0200 | fasp | 0.250 |",
+    ]
+    assert ablation.markdown(rows[2:]) is None  # one amount shows no growth
+
+
+def test_a_scope_grows_by_what_was_run() -> None:
+    grown = scope(methods=("spap",), seeds=(0,)).with_rows(
+        [row("osscar", seed=2), row("obs", model="opt-stories", sparsity=0.1), row("spap with ridge=0.1")]
+    )
+    assert grown == scope(
+        models=("llama-stories", "opt-stories"),
+        sparsities=(0.1, 0.3),
+        methods=("obs", "osscar", "spap", "spap with ridge=0.1"),
+        seeds=(0, 2),
+    )
+
+
 def test_what_an_effort_takes_and_gives(tmp_path: Path) -> None:
-    rows = [row("obs", 0.1), row("spap", 0.04, seconds=20.0), row("spap, high effort", 0.02, seconds=90.0)]
+    rows = [
+        row("obs", 0.1),
+        row("spap", 0.04, processor_seconds=20.0),
+        row("spap, high effort", 0.02, processor_seconds=90.0),
+        row("spap, low effort", 0.08, processor_seconds=math.nan),  # nobody measured it
+    ]
     one = scope(methods=ALL, seeds=(0,))
     (points,) = effort_points(Judge(rows), one).values()
     assert [place for place, _, _ in points] == [20.0, 90.0]

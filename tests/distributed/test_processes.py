@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -41,23 +42,28 @@ def together(output: Path, count: int, *words: str) -> list[subprocess.Popen]:
     return [start(output, *words, *place, "--process-id", str(i)) for i in range(count)]
 
 
-def kill_after(line: str, processes: list[subprocess.Popen]) -> None:
-    """Kills all of them when the first one has said a line."""
+def kill_one_after(line: str, victim: int, processes: list[subprocess.Popen]) -> tuple[int, str]:
+    """Kills one of two processes when the first has said a line; the code and the words with which the other ends."""
     assert processes[0].stderr is not None
     for said in processes[0].stderr:
         if said.startswith(line):
             break
-    for each in processes:
-        each.kill()
-        each.communicate()
+    processes[victim].kill()
+    code, _, said = finish(processes[1 - victim])
+    processes[victim].communicate()
+    return code, said
 
 
 @pytest.mark.timeout(900)
 def test_two_processes_that_go_on_give_the_result_of_one(tmp_path: Path):
-    """They are killed on the way; the first one alone has kept what was done."""
+    """One is killed on the way, and the other one ends; the first one alone has kept what was done."""
     code, _, said = finish(start(tmp_path / "one"))
     assert code == 0, said
-    kill_after("layer 4/", together(tmp_path / "two", 2))
+    code, said = kill_one_after("layer 4/", 1, together(tmp_path / "two", 2))
+    assert code == 75, said
+    assert "process 0 of 2 ends because another one is gone" in said
+    assert "steps are kept" in said
+    assert "Traceback" not in said
     assert [each.name for each in tmp_path.iterdir() if each.name != "one"] == [".two.resume"]
     results = [finish(each) for each in together(tmp_path / "two", 2)]
     assert [code for code, _, _ in results] == [0, 0], results
@@ -77,13 +83,14 @@ def test_two_processes_that_go_on_give_the_result_of_one(tmp_path: Path):
 
 
 @pytest.mark.timeout(600)
-def test_each_of_two_processes_chooses_the_channels_of_other_layers(tmp_path: Path):
+def test_each_of_four_processes_chooses_the_channels_of_other_layers(tmp_path: Path):
+    """Of six layers: four at once, then two, for which two processes have none to choose."""
     words = ("--schedule", "parallel", "--effort", "low")
     alone = start(tmp_path / "one", *words)
-    results = [finish(each) for each in (alone, *together(tmp_path / "two", 2, *words))]
-    assert [code for code, _, _ in results] == [0, 0, 0], results
-    one, two = (json.loads((tmp_path / name / "spap_report.json").read_text()) for name in ("one", "two"))
-    for mine, theirs in zip(one["layers"], two["layers"], strict=True):
+    results = [finish(each) for each in (alone, *together(tmp_path / "four", 4, *words))]
+    assert [code for code, _, _ in results] == [0] * 5, results
+    one, four = (json.loads((tmp_path / name / "spap_report.json").read_text()) for name in ("one", "four"))
+    for mine, theirs in zip(one["layers"], four["layers"], strict=True):
         assert mine["kept"] == theirs["kept"]
         assert theirs["calibration"]["alternating"] == pytest.approx(mine["calibration"]["alternating"], rel=1e-3)
 
@@ -107,3 +114,21 @@ def test_some_of_the_options_are_not_enough(tmp_path: Path):
     assert code == 2
     assert "--coordinator HOST:PORT" in said
     assert not list(tmp_path.iterdir())
+
+
+def test_who_follows_ends_with_the_one_that_leads(tmp_path: Path):
+    """JAX may be the one that notices, which aborts the process and says why."""
+    code, said = kill_one_after("layer 1/", 0, together(tmp_path / "out", 2, "--effort", "low"))
+    assert code in (75, -signal.SIGABRT), said
+    assert "another one is gone" in said or "another task died" in said
+
+
+def test_an_error_of_one_ends_it_at_once(tmp_path: Path):
+    """It does not wait for the other one, which would wait for it."""
+    place = ("--coordinator", f"localhost:{free_port()}", "--processes", "2", "--process-id")
+    first, second = start(tmp_path / "out", *place, "0"), start(tmp_path / "out", *place, "1", "--eval", "missing.txt")
+    code, _, said = finish(second)
+    first.kill()
+    first.communicate()
+    assert code == 2
+    assert said.startswith("spap: missing.txt is not there")
