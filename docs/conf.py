@@ -10,6 +10,7 @@ html_theme = "furo"
 html_title = f"SPAP-JAX {release}"
 exclude_patterns = ["_build"]
 myst_heading_anchors = 3
+myst_enable_extensions = ["dollarmath"]  # as on a code host: $...$ and $$...$$
 autodoc_typehints = "none"  # docstrings name what is taken, with shapes; an array-like is a line long
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True

@@ -4,6 +4,7 @@ The hub's own clients retry for half a minute when there is no network; `require
 """
 
 import fnmatch
+import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,8 +18,9 @@ Kind = Literal["dataset", "model"]
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text without its closing stop, for use inside a sentence."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(" .:")
+    """The first line of an error's text without its closing stop and a hub token, for use inside a sentence."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(" .:")
+    return _without_token(line)
 
 
 def require_hub(what: str, remedy: str, *, seconds: float = 4.0) -> None:
@@ -69,7 +71,7 @@ def check_upload(repo: str, overwrite: bool) -> None:
         hub.whoami()
         there = hub.file_exists(repo, "config.json")
     except Exception as error:  # whatever the client raises: a token that has ended, no network any more
-        said = _without(token, error)
+        said = first_line(error)
         raise UserError(f"the hub {constants.ENDPOINT} refuses ({said}): run hf auth login, or set HF_TOKEN.") from None
     if there and not overwrite:
         raise UserError(f"hf://{repo} exists: name another repository, or pass --overwrite to replace its files.")
@@ -104,7 +106,7 @@ def upload(
         stale = [name for name in there if any(fnmatch.fnmatchcase(name, pattern) for pattern in replaced)]
         hub.create_commit(repo, [*added, *map(CommitOperationDelete, stale)], commit_message=message)
     except Exception as error:  # whatever the client raises: a bad name, no right to write, no network any more
-        said = _without(token, error)
+        said = first_line(error)
         raise UserError(f"{repo} could not be uploaded ({said}): no file there was changed.") from None
     return str(address)
 
@@ -121,9 +123,14 @@ def _upload_token() -> str:
     return token
 
 
-def _without(token: str, error: BaseException) -> str:
-    """What an error says, but for the token: a server may send back what it was sent."""
-    return first_line(error).replace(token, "the token")
+def _without_token(line: str) -> str:
+    """A server may send back what it was sent, also in a header that the hub's client puts into its first line."""
+    if "huggingface_hub" not in sys.modules:  # then nothing was sent
+        return line
+    from huggingface_hub import get_token
+
+    token = get_token()
+    return line.replace(token, "the token") if token else line
 
 
 def hub_file(repo: str, file: str, revision: str, *, remedy: str, kind: Kind = "dataset") -> Path:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args
 
 from spap_jax.errors import UserError
 
@@ -19,12 +19,15 @@ class Effort(NamedTuple):
     sampled: int
 
 
-EFFORTS = {"low": Effort(0, 1, 0), "default": Effort(1, 1, 0), "high": Effort(1, 0, 3)}
+EffortName = Literal["low", "default", "high"]
+Allocation = Literal["uniform", "global"]
+Method = Literal["spap", "random", "magnitude", "wanda", "flap", "fasp", "obs", "osscar"]
+Update = Literal["own", "none", "bias", "refit", "alternate"]
+Schedule = Literal["sequential", "parallel"]
 
-ALLOCATIONS = ("uniform", "global")
-METHODS = ("spap", "random", "magnitude", "wanda", "flap", "fasp", "obs", "osscar")
-UPDATES = ("own", "none", "bias", "refit", "alternate")
-SCHEDULES = ("sequential", "parallel")
+EFFORTS: dict[EffortName, Effort] = {"low": Effort(0, 1, 0), "default": Effort(1, 1, 0), "high": Effort(1, 0, 3)}
+
+ALLOCATIONS, METHODS, UPDATES, SCHEDULES = map(get_args, (Allocation, Method, Update, Schedule))
 
 
 def _positive(value) -> bool:
@@ -137,8 +140,8 @@ class PruneSettings(_Settings):
         held_out: Fraction of the calibration sequences that only guards against overfitting.
         effort: Time (and memory) for quality, where sampled, sweeps and sweep_blocks are absent: "low" makes no sweep,
             "default" one, of single blocks, and "high" one of all blocks together, with three sampled sequences each.
-        sampled: Sequences that the dense model writes for each calibration sequence, of whose first tokens they go on,
-            to be fitted as well; the dense model is held in memory for it. Absent: as effort says.
+        sampled: For each calibration sequence, how many the dense model writes from its first tokens on, to be fitted
+            as well; the dense model is held in memory for it. Absent: as effort says.
         rounds: Alternating rounds of the update "alternate" (inner projections, then output projection); 0 leaves the
             closed-form refit.
         steps: Minibatch steps on the inner projections in a round.
@@ -155,18 +158,18 @@ class PruneSettings(_Settings):
 
     sparsity: float = 0.3
     attention_sparsity: float = 0.0
-    allocation: str = "uniform"
+    allocation: Allocation = "uniform"
     round_to: int = 1
-    method: str = "spap"
-    update: str = "own"
-    schedule: str = "sequential"
+    method: Method = "spap"
+    update: Update = "own"
+    schedule: Schedule = "sequential"
     seed: int = 0
     ridge: float = 1e-4
     penalty: float = 100.0
     penalty_steps: int = 40
     swap_rounds: int = 8
     held_out: float = 0.0625
-    effort: str = "default"
+    effort: EffortName = "default"
     sampled: int | None = None
     rounds: int = 2
     steps: int = 200

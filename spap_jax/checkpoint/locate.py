@@ -48,6 +48,11 @@ def locate_config(name: str | Path) -> Path:
     return hub_file(repo or str(name), "config.json", "main", remedy=_REMEDY, kind="model")
 
 
+def hub_name(name: str) -> str | None:
+    """The hub's id of a model that was called by a name; None for a folder of this machine or a store's."""
+    return hub_id(name) or (name if _is_hub_id(name) and not Path(name).exists() else None)
+
+
 def _local(name: str | Path) -> Path | None:
     """The folder if it is one here, None for a hub id."""
     folder = Path(name).expanduser()

@@ -2,10 +2,10 @@
 
 import tomllib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from cyclopts import App, Parameter, validators
-from cyclopts.config import Toml
+from cyclopts import App, ArgumentCollection, Parameter, validators
+from cyclopts.config import Dict
 
 from spap_jax import __version__
 from spap_jax.cli.bench import bench
@@ -19,7 +19,14 @@ from spap_jax.cli.push import push
 from spap_jax.cli.report import report
 from spap_jax.errors import UserError
 
-app = App(
+
+class _Commands(App):
+    def generate_completion(self, **how: Any) -> str:
+        """The shell's script; in bash, folders that complete go on with a slash."""
+        return super().generate_completion(**how).replace("complete -F ", "complete -o filenames -F ")
+
+
+app = _Commands(
     name="spap",
     version=f"spap-jax {__version__}",
     help="Make a language model smaller and faster without retraining: remove MLP channels of LLaMA, Qwen2.5 and OPT "
@@ -52,15 +59,31 @@ def launcher(
 ) -> None:
     """Reads --config before the command's own options, which win over it."""
     if config is not None:
-        _check_syntax(config)
-        app.config = (Toml(config, must_exist=True, use_commands_as_keys=False, allow_unknown=False),)
+        app.config = (_Options(config),)
     app(words, exit_on_error=False, print_error=False, result_action="return_value")
 
 
-def _check_syntax(file: Path) -> None:
+class _Options:
+    """A file's options, for whichever command was typed.
+
+    They are handed on as that command's own: the library leaves out keys at the top of a file that are names of
+    commands, and eval is an option of two commands as well.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.options = file, _read_toml(file)
+
+    def __call__(self, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+        options = self.options
+        for command in reversed(commands):
+            options = {command: options}
+        Dict(options, source=str(self.file))(app, commands, arguments)
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
     """Raises UserError where a file is not TOML; the library's own message does not name the file."""
     try:
-        tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise UserError(f"{file} cannot be read as TOML ({error}): mend it or leave out --config.") from error
 

@@ -4,14 +4,16 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from spap_jax.cli.switches import ModelName
+
 if TYPE_CHECKING:
     from spap_jax.evaluation.speed import Speed, Workload
     from spap_jax.model import Model
 
 
 def bench(
-    model: str,
-    other: str | None = None,
+    model: ModelName,
+    other: ModelName | None = None,
     /,
     *,
     batch: int = 1,
@@ -21,6 +23,8 @@ def bench(
     json: Path | None = None,
 ) -> None:
     """Measure the speed and size of a model, or of two side by side.
+
+    Example: spap bench meta-llama/Llama-3.2-1B pruned
 
     Reading a prompt (prefill) and writing token by token (decode) are timed. Two models run in turn, and their ratio is
     by pairs. Beside each measured speed-up stands what the arithmetic allows: prefill is bound by floating-point

@@ -3,17 +3,21 @@
 from contextlib import nullcontext
 from typing import Literal
 
+from spap_jax.cli.switches import ModelName, Place
+
 
 def convert(
-    model: str,
+    model: ModelName,
     /,
     *,
-    output: str,
+    output: Place,
     to: Literal["orbax", "huggingface"],
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     overwrite: bool = False,
 ) -> None:
     """Rewrite a checkpoint: Hugging Face folders to Orbax and back, bit for bit.
+
+    Example: spap convert pruned --to orbax --output pruned-orbax
 
     Args:
         model: Folder, hub id or address of the checkpoint.

@@ -4,15 +4,17 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spap_jax.cli.switches import Data, ModelName
+
 if TYPE_CHECKING:
     from spap_jax.models.config import DecoderConfig
 
 
 def evaluate(
-    model: str,
+    model: ModelName,
     /,
     *,
-    data: str | None = None,
+    data: Data | None = None,
     sequence_length: int | None = None,
     sequences: int | None = None,
     tasks: str | None = None,
@@ -22,6 +24,8 @@ def evaluate(
     json: Path | None = None,
 ) -> None:
     """Measure perplexity on --data, or run --tasks of the lm-evaluation-harness.
+
+    Example: spap eval pruned --data wikitext2
 
     Perplexity is exp of the mean negative log-likelihood of every token but the first of each window.
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Group, Parameter
 
-from spap_jax.cli.switches import Resume
+from spap_jax.cli.switches import Data, ModelName, Place, Resume
 from spap_jax.settings import FinetuneSettings
 
 if TYPE_CHECKING:
@@ -19,15 +19,15 @@ _REPORT = "spap_report.json"
 
 
 def finetune(
-    model: str,
+    model: ModelName,
     /,
     *,
-    data: str,
-    output: str,
-    teacher: str | None = None,
+    data: Data,
+    output: Place,
+    teacher: ModelName | None = None,
     sequences: int = 512,
     sequence_length: int | None = None,
-    eval: str | None = None,
+    eval: Data | None = None,
     overwrite: bool = False,
     resume: Resume = True,
     devices: int | None = None,
@@ -44,7 +44,7 @@ def finetune(
     Low-rank updates (LoRA) of attention and MLP are trained and merged into the weights, or all weights are with
     --full. The loss is that of the next token; with --teacher it is the divergence from the dense model's predictions.
 
-    Example: spap finetune pruned --teacher meta-llama/Llama-3.2-1B --data c4 --output trained
+    Example: spap finetune pruned --teacher DENSE --data c4 --output trained
 
     Where training stands is kept beside the output, in a folder .NAME.resume, every --check-every steps: after an
     interruption the same command goes on from there; on another machine too, if the output is an address. Told to end

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from spap_jax.cli.switches import ModelName
 from spap_jax.settings import PruneSettings
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ MESHES = ("v5e-8", "v5p-64", "h100x8")
 
 
 def plan(
-    model: str,
+    model: ModelName,
     /,
     *,
     mesh: str | None = None,

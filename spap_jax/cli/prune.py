@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from spap_jax.cli.prune_many import OTHERS, Sparsities, runs
-from spap_jax.cli.switches import Resume
+from spap_jax.cli.switches import Data, ModelName, Place, Resume
 from spap_jax.settings import PruneSettings
 
 if TYPE_CHECKING:
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 
 def prune(
-    model: str,
+    model: ModelName,
     /,
     *,
-    output: str,
-    calibration: str,
+    output: Place,
+    calibration: Data,
     sparsity: Sparsities = (PruneSettings.sparsity,),
     sequences: int = 128,
     sequence_length: int | None = None,
-    eval: str | None = None,
+    eval: Data | None = None,
     overwrite: bool = False,
     resume: Resume = True,
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
@@ -35,7 +35,7 @@ def prune(
 ) -> None:
     """Write a smaller checkpoint, with fewer MLP channels (and heads) in every layer.
 
-    Example: spap prune meta-llama/Llama-3.2-1B --sparsity 0.3 --calibration c4 --output pruned
+    Example: spap prune meta-llama/Llama-3.2-1B --calibration c4 --output pruned
 
     What is done is kept beside the output, in a folder .NAME.resume, until the output is there: after an interruption
     the same command goes on with the block that it was at; on another machine too, if the output is an address. Told to

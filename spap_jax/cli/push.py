@@ -6,6 +6,8 @@ from pathlib import Path
 def push(folder: Path, to: str, /, *, private: bool = False, overwrite: bool = False) -> None:
     """Upload a pruned checkpoint to the Hugging Face Hub, with its model card, or to an address.
 
+    Example: spap push pruned your-name/Llama-3.2-1B-pruned
+
     The hub's repository is made if there is none. All files arrive in one commit, or none does. Log in first, with hf
     auth login, or set HF_TOKEN. At an address, config.json arrives last: a folder that has one is complete.
 

@@ -16,6 +16,8 @@ def report(
 ) -> None:
     """Show what pruning runs did: a page with plots and tables, and the plots as PNGs.
 
+    Example: spap report pruned
+
     The page needs no other file. Several runs stand side by side, and are drawn against sparsity.
 
     Args:

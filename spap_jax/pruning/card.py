@@ -1,24 +1,18 @@
 """The model card: what a stranger who finds the pruned checkpoint should know."""
 
-import json
 from collections.abc import Sequence
 
+from spap_jax.checkpoint.locate import hub_name
 from spap_jax.pruning.report import PruneReport
 
 _TEXT = """\
----
-base_model: {name_yaml}
-library_name: {library}
-tags:
-- pruned
-- spap-jax
----
-
+{head}
 # {name}, {percent:.0f} % of its MLP channels{headline} removed
 
-Made from `{name}` by [SPAP-JAX](https://pypi.org/project/spap-jax/): structured pruning without retraining. Every
-layer keeps {after} of {before} MLP channels{heads}; everything else about the architecture ({architecture}) is as it
-was{but}{loaders}. Channels were chosen by the method `{selection}`; {update}.
+Made from `{name}` by SPAP-JAX {version}: structured pruning without retraining, after
+[SPAP](https://arxiv.org/abs/2505.03373). Every layer keeps {after} of {before} MLP channels{heads}; everything else
+about the architecture ({architecture}) is as it was{but}{loaders}.
+Channels were chosen by the method `{selection}`; {update}.
 
 | | before | after |
 | --- | ---: | ---: |
@@ -67,6 +61,30 @@ _LOADERS = (
 )
 
 
+def card_head(name: str, library: str, *tags: str) -> str:
+    """What the hub reads of a card.
+
+    Args:
+        name: What the user called the original. The hub takes its own ids only, and refuses a card with another's path.
+        library: What loads the model.
+        tags: By which it is found.
+    """
+    repo = hub_name(name)
+    lines = [
+        *([f"base_model: {repo}"] if repo else []),
+        f"library_name: {library}",
+        "pipeline_tag: text-generation",
+        "tags:",
+        *(f"- {tag}" for tag in tags),
+    ]
+    return "\n".join(["---", *lines, "---", ""])
+
+
+def card_name(name: str) -> str:
+    """What a stranger is told of the original: its id on the hub, or the last part of its path."""
+    return hub_name(name) or name.rstrip("/").rpartition("/")[2] or name
+
+
 def model_card(report: PruneReport) -> str:
     """The README.md of a pruned checkpoint; every figure comes from the report."""
     model, widths = report.model, report.model["widths"]
@@ -82,9 +100,9 @@ def model_card(report: PruneReport) -> str:
         rows.append((f"perplexity on {measured['data']}", f"{measured['before']:.3f}", f"{measured['after']:.3f}"))
     biases = model["mlp_bias"]
     return _TEXT.format(
-        name=model["name"],
-        name_yaml=json.dumps(model["name"]),  # a JSON string is a YAML string
-        library="transformers" if report.one_width else "spap-jax",
+        head=card_head(model["name"], "transformers" if report.one_width else "spap-jax", "pruned", "spap-jax"),
+        name=card_name(model["name"]),
+        version=report.versions["spap-jax"],
         percent=_percent({when: sum(each) for when, each in widths.items()}),
         headline=f" and {_percent(groups):.0f} % of its attention heads" if fewer_heads else "",
         heads=_HEADS.format(heads=heads, groups=groups) if fewer_heads else "",

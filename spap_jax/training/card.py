@@ -1,18 +1,12 @@
 """The model card of a trained checkpoint: that of the pruned one goes on with what was done since."""
 
-import json
 from pathlib import Path
 
+from spap_jax.pruning.card import card_head, card_name
 from spap_jax.training.report import FinetuneReport
 
 _NEW = """\
----
-base_model: {name_yaml}
-library_name: transformers
-tags:
-- spap-jax
----
-
+{head}
 # {name}, trained
 
 The licence and the limits of the original model apply.
@@ -21,7 +15,7 @@ The licence and the limits of the original model apply.
 _SECTION = """
 ## Trained {afterwards}
 
-{kind} trained for {steps} steps by [SPAP-JAX](https://pypi.org/project/spap-jax/) {goal}, on {data}. The weights of
+{kind} trained for {steps} steps by SPAP-JAX {version} {goal}, on {data}. The weights of
 step {kept}, the best on sequences that were held out, were kept; figures above this section are from before.
 
 | | before | after |
@@ -50,9 +44,11 @@ def trained_card(report: FinetuneReport, folder: Path | None) -> str:
         afterwards="after pruning" if ours else "on",
         kind="All weights were" if report.settings["full"] else "Low-rank updates of the projections (LoRA) were",
         steps=report.settings["steps"],
+        version=report.versions["spap-jax"],
         goal="towards the predictions of the dense model" if report.teacher else "to predict the next token",
         data=report.data["description"],
         kept=report.kept.step,
         rows="\n".join(f"| {name} | {before:.4f} | {after:.4f} |" for name, before, after in rows),
     )
-    return (card if ours else _NEW.format(name=report.model, name_yaml=json.dumps(report.model))) + section
+    head = card_head(report.model, "transformers", "spap-jax")
+    return (card if ours else _NEW.format(head=head, name=card_name(report.model))) + section

@@ -25,6 +25,7 @@ from safetensors.numpy import load_file
 
 import spap_jax
 from spap_jax.cli import console
+from spap_jax.cli.app import app
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +112,9 @@ class TestPruneOfTheBundledModel:
 
     def test_the_card(self, stories: Path):
         card = (stories / "README.md").read_text()
-        assert card.startswith(f'---\nbase_model: "{STORIES}"\nlibrary_name: transformers\n')
+        assert card.startswith("---\nlibrary_name: transformers\npipeline_tag: text-generation\n")
+        assert str(STORIES.parent.parent) not in card.partition("| | before")[0]  # a stranger has no use for the path
+        assert f"Made from `llama-stories` by SPAP-JAX {spap_jax.__version__}: " in card
         assert "20 % of its MLP channels removed" in card
         assert "keeps 256 of 320 MLP channels" in card
         assert "| perplexity on " in card
@@ -241,7 +244,7 @@ def test_convert_there_and_back(variant: str, tmp_path: Path, capsys):
     assert left(tmp_path) == ["half", "in", "orbax", "out"]
 
 
-COMMANDS = ("plan", "prune", "eval", "bench", "report", "convert", "push", "doctor")
+COMMANDS = ("plan", "prune", "finetune", "eval", "bench", "report", "convert", "push", "doctor")
 
 
 @pytest.mark.parametrize("words", [(), *((command,) for command in COMMANDS)], ids=" ".join)
@@ -251,6 +254,10 @@ def test_help_fits_a_terminal(words: tuple[str, ...], capsys):
     assert max(map(len, said.out.splitlines())) <= 80
     assert said.out.startswith("Usage: spap ")
     assert "--config" in said.out
+    if words and words != ("doctor",):  # an example that can be copied, in one line, and is understood
+        (example,) = re.findall(r"^Example: spap (.+?) *$", said.out, re.MULTILINE)
+        assert example.split()[0] == words[0]
+        app.parse_args(example, exit_on_error=False, print_error=False)
     if words == ("prune",):
         for field in spap_jax.PruneSettings.__dataclass_fields__:
             assert f"--{field.replace('_', '-')} " in said.out

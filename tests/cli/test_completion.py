@@ -30,9 +30,18 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("prune", "--spars"), {"--sparsity"}),
         (("prune", "--sequence"), {"--sequences", "--sequence-length"}),
         (("convert", "--to", ""), {"orbax", "huggingface"}),
+        (("prune", "--method", "o"), {"obs", "osscar"}),
+        (("prune", "exam"), {"examples"}),
+        (("eval", "model", "--data", "examples/stories_e"), {"examples/stories_evaluation.txt"}),
     ],
 )
 def test_words_complete(script: Path, typed: tuple[str, ...], offered: set[str]):
-    run = subprocess.run(["bash", "-c", SCRIPT, "-", script, "spap", *typed], capture_output=True, text=True)
+    command = ["bash", "-c", SCRIPT, "-", script, "spap", *typed]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert run.stderr == ""
     assert {word.strip() for word in run.stdout.split()} == offered
+
+
+def test_a_folder_that_completes_goes_on(script: Path):
+    """bash adds a slash to what it knows to be a file's name, and a space to all else."""
+    assert "\ncomplete -o filenames -F _spap spap\n" in script.read_text("utf-8")

@@ -82,7 +82,8 @@ def test_all_weights_and_a_card_of_its_own(dense: Path, ids: Path, tmp_path: Pat
     assert said.code == 0, said.err
     assert ": 4 steps, all weights (" in said.out
     card = (tmp_path / "out" / "README.md").read_text()
-    assert card.startswith(f'---\nbase_model: "{dense}"\n')
+    assert card.startswith("---\nlibrary_name: transformers\n")
+    assert f"# {dense.name}, trained" in card
     assert "All weights were trained for 4 steps" in card
     assert not (tmp_path / "out" / "spap_report.json").exists()
 

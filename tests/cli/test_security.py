@@ -46,6 +46,7 @@ class Echo(BaseHTTPRequestHandler):
         self.seen.append(sent)
         body = json.dumps({"error": f"you sent {sent}"}).encode()
         self.send_response(code)
+        self.send_header("X-Error-Message", f"you sent {sent}")
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -77,3 +78,4 @@ def test_a_hub_token_is_never_shown(echo: tuple[str, list[str]], tmp_path: Path)
     assert any(SECRET in sent for sent in seen)  # it was sent, so an answer could have brought it back
     assert SECRET not in out + err
     assert "owner/secret-model" in err
+    assert "you sent Bearer the token" in err  # what the answer brought back

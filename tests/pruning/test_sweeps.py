@@ -144,7 +144,7 @@ def test_the_effort_means_what_is_not_set():
     assert [PruneSettings(effort=effort).decided for effort in EFFORTS] == [(0, 1, 0), (1, 1, 0), (1, 0, 3)]
     assert PruneSettings(effort="high", sweeps=2, sampled=0).decided == (2, 0, 0)
     with pytest.raises(UserError, match="effort must be one of low, default, high, not 'full'; sweeps must be a whole"):
-        PruneSettings(effort="full", sweeps=-1)
+        PruneSettings(effort="full", sweeps=-1)  # type: ignore[arg-type]
 
 
 def test_the_peers_own_updates_are_not_swept():

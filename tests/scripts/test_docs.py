@@ -1,6 +1,7 @@
 """The pages build without a warning, and links lead somewhere."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,40 @@ def test_every_command_and_option_is_on_its_page(pages: Path):
     fields = spap_jax.PruneSettings.__dataclass_fields__
     assert "--calibration c4 --output" in shown  # as typed, no dashes
     assert all(f"--{field.replace('_', '-')}" in shown for field in fields)
+
+
+def test_the_mathematics_is_set(pages: Path):
+    page = (pages / "method.html").read_text("utf-8")
+    assert page.count('<div class="math') >= 5
+    assert "$$" not in page
+    assert "mathjax" in page
+
+
+def command_lines(file: Path) -> list[str]:
+    """What is typed after ``spap`` in the blocks of a page, and what pods run."""
+    blocks = re.findall(r"^```\w*\n(.*?)^```", file.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    typed = (re.match(r"(?:\$ |srun |while )?spap (.+)|\$pod (?:run|keep) .* -- (.+)", line) for line in lines)
+    return [found[1] or found[2] for found in typed if found]
+
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def test_command_lines_are_found():
+    assert sum(len(command_lines(page)) for page in PAGES) > 40
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_command_lines_are_understood(page: Path):
+    """Of every page: the command and its options exist, and no other is missing."""
+    for line in command_lines(page):
+        words = shlex.split(line.partition(";")[0], comments=True)
+        words = [word for word in words if word not in ("...", "--version")]
+        if "--config" in words:  # for the launcher before the command, and the file's options are not known
+            continue
+        needed = {"prune": ["--calibration", "DATA"]} if "..." in line else {}
+        app.parse_args([*words, *needed.get(words[0], [])], exit_on_error=False, print_error=False)
 
 
 def test_every_public_name_is_in_the_reference(pages: Path):
