@@ -12,12 +12,17 @@ def check_place(file: Path | None) -> None:
     """Said before a run that takes long.
 
     Raises:
-        UserError: a file is wanted in a folder that is not there, or where a folder is.
+        UserError: a file is wanted in a folder that is not there, where a folder is, or under a name that cannot be.
     """
-    if file is not None and not file.parent.is_dir():
+    if file is None:
+        return
+    if not file.parent.is_dir():
         raise UserError(f"{file} cannot be written (there is no folder {file.parent}): name another file.")
-    if file is not None and file.is_dir():
-        raise UserError(f"{file} is a folder: name a file.")
+    try:
+        if file.is_dir():
+            raise UserError(f"{file} is a folder: name a file.")
+    except OSError as error:  # the name is too long
+        raise UserError(f"{file} cannot be written ({error.strerror}): name another file.") from error
 
 
 def write_json(file: Path, result: dict[str, Any]) -> None:

@@ -16,7 +16,12 @@ LONG = {"numbers": [*range(5000)]}
 
 @pytest.mark.parametrize("command", [("eval", STORIES, "--data", "none.txt"), ("bench", "none")])
 @pytest.mark.parametrize(
-    ("place", "expected"), [("no/x.json", "there is no folder no)"), (".", ". is a folder: name a file.")]
+    ("place", "expected"),
+    [
+        ("no/x.json", "there is no folder no)"),
+        (".", ". is a folder: name a file."),
+        ("x" * 300, "xxx cannot be written (File name too long): name another file."),
+    ],
 )
 def test_a_place_that_cannot_be(command: tuple, place: str, expected: str, tmp_path: Path, capsys, monkeypatch) -> None:
     """Said before the model or the data are found not to be there."""
