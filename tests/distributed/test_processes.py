@@ -32,8 +32,8 @@ def start(output: Path, *words: str) -> subprocess.Popen:
     )
 
 
-def finish(process: subprocess.Popen) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=540)
+def finish(process: subprocess.Popen, seconds: int = 540) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=seconds)
     return process.returncode, out, err
 
 
@@ -124,10 +124,13 @@ def test_who_follows_ends_with_the_one_that_leads(tmp_path: Path):
 
 
 def test_an_error_of_one_ends_it_at_once(tmp_path: Path):
-    """It does not wait for the other one, which would wait for it."""
+    """It does not wait for the other one, which has joined and is stopped so that it cannot answer."""
     place = ("--coordinator", f"localhost:{free_port()}", "--processes", "2", "--process-id")
     first, second = start(tmp_path / "out", *place, "0"), start(tmp_path / "out", *place, "1", "--eval", "missing.txt")
-    code, _, said = finish(second)
+    assert first.stderr is not None
+    assert first.stderr.readline().startswith("reading ")
+    first.send_signal(signal.SIGSTOP)
+    code, _, said = finish(second, seconds=100)
     first.kill()
     first.communicate()
     assert code == 2
