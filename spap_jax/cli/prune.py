@@ -11,6 +11,7 @@ from spap_jax.settings import PruneSettings
 if TYPE_CHECKING:
     from spap_jax.checkpoint import Reader
     from spap_jax.cli.prune_run import Given
+    from spap_jax.pruning.waves import Choices
 
 
 def prune(
@@ -72,6 +73,7 @@ def prune(
     from spap_jax.devices import join, leads, sharing
     from spap_jax.pruning.allocation import check_allocation
     from spap_jax.pruning.pipeline import pruned_config
+    from spap_jax.pruning.waves import Choices
 
     wanted = runs(output, sparsity, settings)
     for run in wanted:
@@ -87,7 +89,8 @@ def prune(
         for run in wanted:
             check_allocation(reader.config, run.settings, model_devices)
             checkpoint.check_describable(reader.source, pruned_config(reader.config, run.settings))
-        given = _given(reader, calibration, sequences, sequence_length, eval, settings, dtype, overwrite)
+        choices = Choices(pruned_config(reader.config, run.settings).intermediate for run in wanted)
+        given = _given(reader, calibration, sequences, sequence_length, eval, settings, dtype, overwrite, choices)
         with sharing(devices, model_devices):
             if not leads():
                 for run in wanted:
@@ -107,6 +110,7 @@ def _given(
     settings: PruneSettings,
     dtype: str | None,
     overwrite: bool,
+    choices: "Choices",
 ) -> "Given":
     """What all the runs of a command have in common."""
     from spap_jax.cli.console import request_progress, waiting
@@ -126,7 +130,7 @@ def _given(
     with request_progress() as watch:
         blocks = with_samples(blocks, reader.model, settings, functools.partial(watch, "sequences written"))
     before = functools.cache(lambda: perplexity_of(reader.model(), judged, "before pruning") if judged else None)
-    return Given(reader, blocks, judged, before, dtype, overwrite)
+    return Given(reader, blocks, judged, before, dtype, overwrite, choices)
 
 
 def _hugging_face_folder(model: str) -> Path:

@@ -23,6 +23,7 @@ from spap_jax.pruning.card import OWN_LOADER, model_card
 from spap_jax.pruning.pipeline import Begun, Step, prune_layers, pruned_config, together
 from spap_jax.pruning.report import LayerReport, PruneReport, SweepReport, new_report
 from spap_jax.pruning.resume import begun, decided_widths, identity, keep
+from spap_jax.pruning.waves import Choices
 from spap_jax.settings import PruneSettings
 
 
@@ -36,6 +37,7 @@ class Given(NamedTuple):
         before: The dense model's perplexity on that.
         dtype: Data type of the weights written; the source's where absent.
         overwrite: Whether to replace what is in the outputs' places.
+        choices: What the runs share in the parallel schedule.
     """
 
     reader: checkpoint.Reader
@@ -44,6 +46,7 @@ class Given(NamedTuple):
     before: Callable[[], float | None]
     dtype: str | None
     overwrite: bool
+    choices: Choices
 
 
 def lead(run: PruneRun, given: Given, fresh: bool, before_end: list[Callable[[], str]]) -> Unfinished:
@@ -110,8 +113,8 @@ def _steps(
     run: PruneRun, given: Given, outer: Params, done: Begun, narrow: DecoderConfig,
     watch: Callable[[int, int], None] | None,
 ) -> Iterator[Step]:  # fmt: skip
-    reader = given.reader
-    return prune_layers(reader.config, outer, reader.layer, given.blocks.tokens, run.settings, done, narrow, watch)
+    args = given.reader.config, outer, given.reader.layer, given.blocks.tokens, run.settings
+    return prune_layers(*args, done, narrow, watch, given.choices)
 
 
 def _prune_into(writer: checkpoint.Writer, given: Given, run: PruneRun, kept: Unfinished, done: Begun) -> PruneReport:

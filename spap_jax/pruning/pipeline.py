@@ -24,7 +24,7 @@ from spap_jax.pruning.predictions import at, put, room
 from spap_jax.pruning.report import LayerReport, SweepReport
 from spap_jax.pruning.streams import Streams
 from spap_jax.pruning.sweeps import Start, Steps, sweep
-from spap_jax.pruning.waves import choose
+from spap_jax.pruning.waves import Choices
 from spap_jax.settings import PruneSettings
 
 
@@ -103,6 +103,7 @@ def prune_layers(
     begun: Begun | None = None,
     narrow: DecoderConfig | None = None,
     watch: Callable[[int, int], None] | None = None,
+    shared: Choices | None = None,
 ) -> Iterator[Step]:
     """Prunes every block in turn, and sweeps over the pruned model as often as the settings say.
 
@@ -121,6 +122,7 @@ def prune_layers(
         narrow: The pruned decoder, if its widths are not those of ``pruned_config``.
         watch: Called between the steps of a sweep on several blocks, with how many parts of them were done, and of how
             many.
+        shared: Of the parallel schedule, with runs that differ in the sparsity alone; this run's own where absent.
 
     Yields:
         Each step as soon as it is made, and in their places those that were made before.
@@ -129,6 +131,7 @@ def prune_layers(
         UserError: there is nothing to remove, or a layer's numbers are not finite.
     """
     narrow = narrow or pruned_config(config, settings)
+    ahead = shared or Choices([narrow.intermediate])
     sweeps = settings.decided.sweeps if update_used(settings) == "alternate" else 0
     made = list(begun.reports) if begun else []
     if begun and len(made) == config.layers * (1 + sweeps):
@@ -142,8 +145,8 @@ def prune_layers(
     blocks, choices, wave = None, [], devices.everyone()
     for index in range(config.layers):
         if settings.schedule == "parallel" and index % wave == 0 and index + wave > len(made):
-            ahead = range(index, min(index + wave, config.layers))
-            choices = choose(ahead, config, narrow.intermediate, read_layer, both.fitted.dense, settings, clock)
+            layers = range(index, min(index + wave, config.layers))
+            choices = ahead.of(layers, config, narrow.intermediate, read_layer, both.fitted.dense, settings, clock)
         own = config.of_layer(index)
         dense = resized(placed(config, read_layer(index)), own.intermediate)
         clock.lap("reading", dense)

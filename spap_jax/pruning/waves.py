@@ -3,11 +3,12 @@
 No choice changes the dense stream, so layers need not wait for each other. They come in waves, a layer for each device:
 all devices accumulate the second moments of one layer after the other, a layer's own device keeps them, and then each
 device solves its own layer. No device ever holds the moments of more than two layers, however many layers there are,
-and all that the devices tell each other is what they chose.
+and all that the devices tell each other is what they chose. Nor do the moments depend on the sparsity: runs that differ
+in nothing else share them.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -25,30 +26,43 @@ from spap_jax.pruning.streams import Streams
 from spap_jax.settings import PruneSettings
 
 
-def choose(
-    layers: range,
-    config: DecoderConfig,
-    keep: int,
-    read_layer: Callable[[int], Params],
-    dense: jax.Array,
-    settings: PruneSettings,
-    clock: Clock,
-) -> list[Choice]:
-    """Chooses the channels of consecutive layers, at most as many as there are devices.
+class Choices:
+    """The choices of one run, or of several in a row that differ in how many channels they keep and in nothing else."""
 
-    Args:
-        layers: Their numbers.
-        config: The dense decoder.
-        keep: How many channels to keep, k.
-        read_layer: Gives the parameters of a dense block by its number.
-        dense: [C, B, T, d] the dense stream before the first of them.
-        settings: How.
-        clock: Where time is counted.
-    """
-    own = own_moments(layers, config, read_layer, dense, clock)
-    chosen = own_choices(own, config, jax.random.key(settings.seed), layers.start, keep, **search_of(settings))
-    clock.lap("selection", chosen)
-    return [jax.tree.map(lambda a, place=place: a[place], chosen) for place in range(len(layers))]
+    def __init__(self, keeps: Iterable[int]) -> None:
+        """For runs that keep so many channels, in the order in which they come."""
+        self._keeps = list(dict.fromkeys(keeps))
+        self._made: dict[tuple[range, int], list[Choice]] = {}
+
+    def of(
+        self,
+        layers: range,
+        config: DecoderConfig,
+        keep: int,
+        read_layer: Callable[[int], Params],
+        dense: jax.Array,
+        settings: PruneSettings,
+        clock: Clock,
+    ) -> list[Choice]:
+        """The channels of consecutive layers; the first run that asks waits for those of the later ones too.
+
+        Args:
+            layers: Their numbers, at most as many as there are devices.
+            config: The dense decoder.
+            keep: How many channels to keep, k; one of those announced.
+            read_layer: Gives the parameters of a dense block by its number.
+            dense: [C, B, T, d] the dense stream before the first of them.
+            settings: How.
+            clock: Where time is counted.
+        """
+        if (layers, keep) not in self._made:
+            own = own_moments(layers, config, read_layer, dense, clock)
+            key, search = jax.random.key(settings.seed), search_of(settings)
+            for each in self._keeps[self._keeps.index(keep) :]:
+                chosen = own_choices(own, config, key, layers.start, each, **search)
+                self._made[layers, each] = [jax.tree.map(lambda a, i=i: a[i], chosen) for i in range(len(layers))]
+            clock.lap("selection", self._made[layers, keep])
+        return self._made[layers, keep]
 
 
 def own_moments(
@@ -57,7 +71,7 @@ def own_moments(
     """Moments of each layer, [devices, ...], on its own device; devices that are left over have the last layer's.
 
     Args:
-        layers: As ``choose`` takes them, like the others.
+        layers: As ``Choices.of`` takes them, like the others.
         config: The dense decoder.
         read_layer: Gives the parameters of a dense block by its number.
         dense: [C, B, T, d] the dense stream before the first of the layers.

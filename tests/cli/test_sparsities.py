@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commands import QUICK, left, sentence, spap, tiny, token_file
@@ -28,11 +29,31 @@ def test_each_is_as_if_it_were_made_alone(words: tuple[object, ...], tmp_path: P
         assert spap(capsys, *words, "--output", alone, "--sparsity", sparsity).code == 0
         for name in ("model.safetensors", "config.json", "README.md"):
             assert (together / name).read_bytes() == (alone / name).read_bytes()
-        one, other = (json.loads((folder / "spap_report.json").read_text()) for folder in (alone, together))
+        one, other = read_report(alone), read_report(together)
         assert other["settings"] == one["settings"]
         assert other["settings"]["sparsity"] == float(sparsity)
         assert other["extras"]["perplexity"] == one["extras"]["perplexity"]
         assert [layer["kept"] for layer in other["layers"]] == [layer["kept"] for layer in one["layers"]]
+
+
+def test_the_parallel_schedule_accumulates_second_moments_once_for_all(
+    words: tuple[object, ...], tmp_path: Path, capsys
+):
+    words = (*words, "--schedule", "parallel", "--sparsity")
+    assert spap(capsys, *words, "0.25,0.5", "--output", tmp_path / "all").code == 0
+    first, second = (read_report(tmp_path / "all" / name) for name in left(tmp_path / "all"))
+    assert "statistics" in first["layers"][0]["seconds"]
+    assert all("statistics" not in layer["seconds"] for layer in second["layers"])
+    assert spap(capsys, *words, "0.5", "--output", tmp_path / "alone").code == 0
+    assert [layer["kept"] for layer in read_report(tmp_path / "alone")["layers"]] == [
+        layer["kept"] for layer in second["layers"]
+    ]
+    made = (tmp_path / name / "model.safetensors" for name in ("alone", "all/sparsity-0.5"))
+    assert next(made).read_bytes() == next(made).read_bytes()
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "spap_report.json").read_text())
 
 
 @pytest.mark.parametrize(
