@@ -1,0 +1,41 @@
+"""One text, how it is read, and how it is refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spap_jax import UserError
+from spap_jax.data import TokenBlocks, load_tokens
+
+VOCABULARY = 40
+TEXTS = [f"w{i % 37} w{i % 11} w{i % 5} w{i % 29} w{i % 7}" for i in range(60)]
+JOINED = "\n\n".join(TEXTS)
+WORDS = np.array([int(word[1:]) + 1 for word in JOINED.split()])  # what the fixture `tokenizer` makes of it
+
+
+def read(data, tokenizer: Path | str | None = None, **changes) -> TokenBlocks:
+    options = {"sequence_length": 10, "sequences": 7, "role": "calibration"} | changes
+    return load_tokens(data, tokenizer=tokenizer, **options)
+
+
+def json_lines(texts: list[str]) -> bytes:
+    return "".join(json.dumps({"id": 1, "text": text}) + "\n" for text in texts).encode()
+
+
+def write_parquet(path: Path, columns: dict[str, list]) -> Path:
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    return path
+
+
+def refused(data, tokenizer=None, **changes) -> str:
+    with pytest.raises(UserError) as caught:
+        read(data, tokenizer, **changes)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert ": " in message, "a sentence says what to do after a colon"
+    return message

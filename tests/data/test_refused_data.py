@@ -1,0 +1,152 @@
+"""The sentence for everything that can be wrong with data or a tokenizer."""
+
+import gzip
+
+import numpy as np
+import pytest
+from data_cases import JOINED, WORDS, read, refused, write_parquet
+
+from spap_jax import UserError
+
+BROKEN = {
+    "empty.txt": (b"", "is empty"),
+    "empty.npy": (b"", "is empty"),
+    "latin.txt": ("w1 caf\xe9".encode("latin-1"), "is not UTF-8"),
+    "latin.jsonl": (b'{"text": "caf\xe9"}', "is not UTF-8"),
+    "bad.jsonl": (b'{"text": "w1"}\n{"text": oops}\n', "is not valid JSON at line 2, column 10"),
+    "bad.json": (b'{"text": "w1"}\n{"text": oops}\n', "is not valid JSON at line 2, column 10"),
+    "bad_list.json": (b'[\n{"text": "w1"},\n{"text" oops}]\n', "is not valid JSON at line 3"),
+    "column.jsonl": (b'{"body": "w1", "id": 3}', 'has no column "text" but body, id'),
+    "number.jsonl": (b'{"text": "w1"}\n{"text": 5}', "row 2 of .* is no text"),
+    "scalar.json": (b"5", "row 1 of .* is no text"),
+    "nothing.json": (b"[]", "holds no text"),
+    "nothing.jsonl": (b'{"text": null}', "holds no text"),
+    "half.jsonl": (b'{"text": "w1 \\ud800"}', "is not valid Unicode"),
+    "plain.txt.gz": (b"w1 w2", "cannot be read .Not a gzipped file"),
+    "cut.txt.gz": (gzip.compress(JOINED.encode())[:50], "cannot be read .Compressed file ended"),
+    "plain.parquet": (b"w1 w2 w3", r"plain\.parquet is not a whole parquet file"),
+    "tiny.parquet": (b"w", r"tiny\.parquet is not a whole parquet file"),
+    "cut.parquet": (b"PAR1" + bytes(100), r"cut\.parquet is not a whole parquet file"),
+    "zeros.parquet": (b"PAR1" + bytes(100) + b"PAR1", r"zeros\.parquet cannot be read"),
+    "footer.parquet": (b"PAR1" + b"\1" * 100 + b"PAR1", r"footer\.parquet is a broken parquet file"),
+    "text.npy": (b"w1 w2", "holds no plain array"),
+    "table.csv": (b"text\nw1", r"is of an unsupported type: use one of \.txt, \.jsonl"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_files(name, tmp_path, tokenizer):
+    content, sentence = BROKEN[name]
+    (tmp_path / name).write_bytes(content)
+    message = refused(tmp_path / name, tokenizer)
+    assert name in message
+    with pytest.raises(UserError, match=sentence):
+        raise UserError(message)
+
+
+def test_parquet_without_the_column(tmp_path, tokenizer):
+    path = write_parquet(tmp_path / "a.parquet", {"body": ["w1"], "title": ["w2"]})
+    assert 'no column "text" but body, title' in refused(path, tokenizer)
+
+
+@pytest.mark.parametrize("name", ["no.txt", "no.jsonl", "no.json.gz", "no.npy", "no.parquet", "./no", "~/no", "/no/no"])
+def test_a_path_that_is_not_there_is_never_looked_up_on_the_hub(name, tmp_path, monkeypatch, tokenizer):
+    monkeypatch.chdir(tmp_path)
+    assert "is not there: check the path" in refused(name, tokenizer)
+
+
+def test_a_folder_is_no_file(tmp_path, tokenizer):
+    assert "is a folder, not a file" in refused(tmp_path, tokenizer)
+    assert "is a folder, not a file" in refused(str(tmp_path), tokenizer)
+
+
+def test_a_name_of_nothing(tokenizer):
+    assert "name wikitext2, c4, a hub data set owner/name" in refused("wikitext3", tokenizer)
+
+
+@pytest.mark.parametrize("array", [np.array(["a"], object), np.ones(50), np.ones((2, 30, 1), int), np.array(3)])
+def test_arrays_that_are_no_token_ids(array, tmp_path):
+    assert "give whole token ids" in refused(array)
+    np.save(tmp_path / "a.npy", array, allow_pickle=True)
+    message = refused(tmp_path / "a.npy")
+    assert ("holds no plain array" if array.dtype == object else "give whole token ids") in message
+
+
+def test_an_archive_is_no_array(tmp_path):
+    np.savez(tmp_path / "a.npz", WORDS)
+    (tmp_path / "a.npz").rename(tmp_path / "a.npy")
+    assert "is an .npz archive" in refused(tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize(
+    ("data", "changes", "sentence"),
+    [
+        (
+            np.arange(35),
+            {},
+            "holds 35 tokens, which make 3 windows of 10, but 7 were asked for: "
+            "use --sequences 3 or --sequence-length 5 at most, or more text",
+        ),
+        (np.arange(8), {"sequences": 2}, "make 0 windows of 10, but 2 were asked for: use --sequence-length 4 at most"),
+        (np.arange(8), {"sequences": None}, "but 1 were asked for: use --sequence-length 8 at most"),
+        (np.arange(3), {}, "asked for: give more text"),
+        (
+            np.ones((3, 10), int),
+            {},
+            "holds 30 tokens, which make 3 windows of 10, but 7 were asked for: use --sequences 3",
+        ),
+        (
+            np.ones((9, 8), int),
+            {},
+            "sequences of 8 tokens, shorter than the 10 asked for: use --sequence-length 8 or less",
+        ),
+        (WORDS, {"vocabulary": 20}, "token id 37, outside the vocabulary of 20: the tokenizer does not fit the model"),
+        (-WORDS, {}, "token id -37, outside"),
+        (np.full(100, 2**40), {}, "token id 1099511627776, outside the vocabulary of 2147483648"),
+        (WORDS, {"sequences": 0}, "must be at least 1"),
+        (WORDS, {"sequence_length": 0}, "must be at least 1"),
+    ],
+)
+def test_what_was_asked_for_is_not_there(data, changes, sentence):
+    assert sentence in refused(data, **changes)
+
+
+def test_the_largest_choices_that_an_error_names_do_work():
+    read(np.arange(35), sequences=3)
+    read(np.arange(35), sequence_length=5)
+
+
+def test_too_little_text(tmp_path, tokenizer):
+    (tmp_path / "a.txt").write_text("w1 w2 w3 w4 w5 w6 w7")
+    assert "holds 7 tokens, which make 0 windows of 10" in refused(tmp_path / "a.txt", tokenizer)
+
+
+def test_text_needs_a_tokenizer(tmp_path):
+    (tmp_path / "a.txt").write_text(JOINED)
+    assert "is text and needs a tokenizer" in refused(tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        ({}, "Couldn't instantiate"),
+        ({"tokenizer.json": "{oops"}, "Expecting property name"),
+        ({"config.json": '{"model_type": "opt"}'}, "it has no vocabulary"),
+        ({"config.json": '{"model_type": "qwen2"}'}, "it has no vocabulary"),
+    ],
+)
+def test_folders_without_a_tokenizer(files, reason, tmp_path):
+    (tmp_path / "a.txt").write_text(JOINED)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    message = refused(tmp_path / "a.txt", folder)
+    assert f"the tokenizer {folder} cannot be loaded ({reason}" in message
+    assert "tokenizer.json" in message
+
+
+@pytest.mark.parametrize("name", ["./no", "/no/no"])
+def test_a_tokenizer_folder_that_is_not_there(name, tmp_path):
+    (tmp_path / "a.txt").write_text(JOINED)
+    assert f"the tokenizer {name} cannot be loaded (there is no such folder)" in refused(tmp_path / "a.txt", name)
