@@ -24,7 +24,6 @@ from commands import (
 from safetensors.numpy import load_file
 
 import spap_jax
-from spap_jax.cli import console
 from spap_jax.cli.app import app
 
 
@@ -295,25 +294,3 @@ def test_a_killed_run_leaves_only_what_the_next_goes_on_from(tmp_path: Path):
     run.communicate()
     assert run.returncode == -signal.SIGKILL
     assert left(tmp_path) == [".out.resume"]
-
-
-def test_names_with_brackets_are_shown_as_they_are(capsys):
-    with console.waiting("reading [red]model[/red] [/x]"):
-        pass
-    console.table("[b]title[/b]", ("", "[i]"), [("[/row]", "1")])
-    said = capsys.readouterr()
-    assert said.err == "reading [red]model[/red] [/x] ...\n"
-    assert "[b]title[/b]" in said.out
-    assert "[/row]" in said.out
-
-
-def test_sizes_in_words():
-    assert [console.bytes_text(n) for n in (0, 999, 1e3, 1.234e9, 5e15)] == [
-        "0 B",
-        "999 B",
-        "1 kB",
-        "1.23 GB",
-        "5e+03 TB",
-    ]
-    assert console.count_text(1234567) == "1 234 567"
-    assert console.change_text(4, 3) == "-25.0 %"
