@@ -16,9 +16,11 @@ if "scipy" in sys.modules:  # loaded before us: the variable comes too late, so 
     threadpoolctl.threadpool_limits(1, user_api="blas")
 
 import jax
+import jax.numpy as jnp
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Tree = TypeVar("Tree")
 
 
 def full_precision(function: Callable[P, R]) -> Callable[P, R]:
@@ -30,3 +32,8 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
 
     return wrapped
+
+
+def in_float32(tree: Tree) -> Tree:
+    """The same arrays in the data type of all arithmetic, whatever they are stored in."""
+    return jax.tree.map(lambda a: a.astype(jnp.float32), tree)

@@ -24,10 +24,13 @@ Allocation = Literal["uniform", "global"]
 Method = Literal["spap", "random", "magnitude", "wanda", "flap", "fasp", "obs", "osscar"]
 Update = Literal["own", "none", "bias", "refit", "alternate"]
 Schedule = Literal["sequential", "parallel"]
+StreamDtype = Literal["float32", "bfloat16"]
 
 EFFORTS: dict[EffortName, Effort] = {"low": Effort(0, 1, 0), "default": Effort(1, 1, 0), "high": Effort(1, 0, 3)}
 
-ALLOCATIONS, METHODS, UPDATES, SCHEDULES = map(get_args, (Allocation, Method, Update, Schedule))
+ALLOCATIONS, METHODS, UPDATES, SCHEDULES, STREAM_DTYPES = map(
+    get_args, (Allocation, Method, Update, Schedule, StreamDtype)
+)
 
 
 def _positive(value) -> bool:
@@ -67,6 +70,7 @@ _PRUNING: _Ranges = (
     ("learning_rate", _positive, "positive"),
     ("sweep_learning_rate", _positive, "positive"),
     ("batch_tokens", _count(1), "a whole number of at least 1"),
+    ("stream_dtype", lambda d: d in STREAM_DTYPES, f"one of {', '.join(STREAM_DTYPES)}"),
 )
 
 _TRAINING: _Ranges = (
@@ -154,6 +158,8 @@ class PruneSettings(_Settings):
         learning_rate: Size of a step in a round, relative to the root mean square of the weights it changes.
         sweep_learning_rate: The same in a sweep.
         batch_tokens: Tokens that pass through a block at once.
+        stream_dtype: Data type in which the activations of all tokens wait between two blocks: "float32", or
+            "bfloat16", which takes half the memory. What is computed of them is float32.
     """
 
     sparsity: float = 0.3
@@ -180,6 +186,7 @@ class PruneSettings(_Settings):
     learning_rate: float = 0.03
     sweep_learning_rate: float = 0.015
     batch_tokens: int = 4096
+    stream_dtype: StreamDtype = "float32"
 
     _ranges = _PRUNING
 

@@ -75,9 +75,14 @@ def _change(words: str) -> tuple[str, Any]:
         return name, value
 
 
+_NEWER: dict[str, Any] = {"stream_dtype": "float32"}
+"""Settings that the first rows did not have yet, and the values that stand for what was done then."""
+
+
 def settings_hash(settings: spap.PruneSettings) -> str:
     """Changes with every value that the settings hold or mean, also with a default."""
-    text = json.dumps(dataclasses.asdict(settings) | settings.decided._asdict(), sort_keys=True)
+    values = dataclasses.asdict(settings) | settings.decided._asdict()
+    text = json.dumps({k: v for k, v in values.items() if k not in _NEWER or v != _NEWER[k]}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

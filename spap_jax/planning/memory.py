@@ -43,8 +43,8 @@ def _cast(load: Workload, elements: float) -> float:
 
 
 def streams_bytes(load: Workload) -> float:
-    """The dense and the pruned stream, float32."""
-    return 2 * 4 * load.tokens * load.dense.width
+    """The dense and the pruned stream."""
+    return 2 * load.stream_bytes * load.tokens * load.dense.width
 
 
 def moments_bytes(f: int, d: int) -> float:
@@ -164,7 +164,8 @@ def device_memory(load: Workload) -> dict[str, Parts]:
     solving = held | {"moments": moments_bytes(f, d)}
     mlp = 4.0 * _mlp_elements(mine.narrow)
     # In waves the fitted tokens have two more streams, and a device its own layer's moments beside the latest ones.
-    ahead = held | {"streams": held["streams"] + 2 * 4 * load.fitted.tokens * d} if load.in_waves else held
+    further = load.in_waves * 2 * load.stream_bytes * load.fitted.tokens * d
+    ahead = held | {"streams": held["streams"] + further}
     layers = 2 if load.in_waves else mine.dense.intermediate / load.dense.intermediate
     solver = choosing_bytes(f, d) if load.in_waves else system_bytes(f, d) + selecting_bytes(f, d)
     phases: dict[str, Parts] = {

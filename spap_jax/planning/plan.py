@@ -168,6 +168,7 @@ def _remedy(planned: Plan) -> str:
     small = low.replace(batch_tokens=min(request.length, low.batch_tokens))
     single = [
         _first(_narrower(request, mesh)),
+        _first(_halved(request, mesh)),
         _first(_fewer(request, mesh)),
         _first(_easier(request, mesh)),
         _first(_divided(request, mesh)),
@@ -205,6 +206,12 @@ def _narrower(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh
         tokens = max(request.length, tokens // 2)
         changed = dataclasses.replace(request, settings=request.settings.replace(batch_tokens=tokens))
         yield f"--batch-tokens {tokens}", changed, mesh
+
+
+def _halved(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]]:
+    if request.settings.stream_dtype != "bfloat16":
+        halved = request.settings.replace(stream_dtype="bfloat16")
+        yield "--stream-dtype bfloat16", dataclasses.replace(request, settings=halved), mesh
 
 
 def _easier(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]]:

@@ -9,6 +9,8 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
+import jax.numpy as jnp
+
 from spap_jax.baselines import update_used
 from spap_jax.errors import UserError
 from spap_jax.models.config import DecoderConfig
@@ -103,6 +105,11 @@ class Workload:
     def tokens(self) -> int:
         """Tokens on one device."""
         return self.fitted.tokens + self.held_out.tokens
+
+    @property
+    def stream_bytes(self) -> int:
+        """Bytes of a number of a stream, as it is kept."""
+        return jnp.dtype(self.settings.stream_dtype).itemsize
 
     @property
     def judged(self) -> Chunks:

@@ -130,11 +130,12 @@ def _losses(
         layer = placed(config, read_layer(index))
         blocks = put(room(layer, config.layers) if blocks is None else blocks, index, layer)
     assert blocks is not None
-    last = streams.embed(config, outer, judged)
+    dtype = settings.stream_dtype
+    last = streams.embed(config, outer, judged, dtype)
     for index in range(config.layers):
         last = advance(config, blocks, index, last)
-    compared = Streams(last, streams.embed(config, outer, judged))
-    both, losses = streams.start(config, outer, fitted), []
+    compared = Streams(last, streams.embed(config, outer, judged, dtype))
+    both, losses = streams.start(config, outer, fitted, dtype), []
     for index in range(config.layers):
         layer = at(blocks, index)
         both = streams.enter_mlp(config, layer, both)

@@ -194,7 +194,7 @@ def _closed_form(
     config: DecoderConfig, layer: Params, calibration: Tokens, ridge: jax.Array, selected: Weights
 ) -> Weights:
     """What ``refit_weights`` makes of moments of all channels, from the tokens and those of the channels kept."""
-    return alternating.closed_form(functools.partial(_hidden, config, layer), selected, calibration, ridge)
+    return alternating.closed_form(functools.partial(hidden_channels, config, layer), selected, calibration, ridge)
 
 
 @jax.jit
@@ -208,18 +208,19 @@ def _make_up_for_means(down: jax.Array, choice: Choice, selected: Weights) -> We
 @full_precision
 def _recover(config: DecoderConfig, schedule: Schedule, layer: Params, weights: Weights, calibration: Tokens,
              held_out: Tokens, ridge: float, key: jax.Array) -> Recovered:  # fmt: skip
-    hidden = functools.partial(_hidden, config, layer)
+    hidden = functools.partial(hidden_channels, config, layer)
     return alternating.recover(hidden, weights, calibration, held_out, schedule, ridge, key)
 
 
 @functools.partial(jax.jit, static_argnames="config")
 @full_precision
 def _errors(config: DecoderConfig, layer: Params, weights: Weights, calibration: Tokens, held_out: Tokens):
-    hidden = functools.partial(_hidden, config, layer)
+    hidden = functools.partial(hidden_channels, config, layer)
     return [alternating.relative_error(hidden, weights, tokens) for tokens in (calibration, held_out)]
 
 
-def _hidden(config: DecoderConfig, layer: Params, inner: alternating.Inner, residual: jax.Array) -> jax.Array:
+def hidden_channels(config: DecoderConfig, layer: Params, inner: alternating.Inner, residual: jax.Array) -> jax.Array:
+    """What the hidden channels of a block's MLP are with other inner projections. residual: [..., d] -> [..., k]."""
     # The module declares its output projection too; nothing reads it here, and the compiler drops it.
     unused = {"down": jnp.zeros((config.intermediate, config.width))}
     unused |= {"down_bias": jnp.zeros(config.width)} if config.mlp_bias else {}

@@ -11,7 +11,7 @@ from spap_jax import devices
 from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
-from spap_jax.numerics import full_precision
+from spap_jax.numerics import full_precision, in_float32
 from spap_jax.pruning.streams import attended, mlp_hidden
 from spap_jax.solver.alternating import Tokens
 from spap_jax.solver.problem import Problem
@@ -62,6 +62,7 @@ def _accumulate(hidden: Callable[[jax.Array], jax.Array], weight: jax.Array, cen
     start = (devices.by_rows(jnp.zeros((f, f))), jnp.zeros((f, d)), jnp.zeros(f), jnp.zeros(d), jnp.zeros(()))
 
     def add(total: tuple, chunk: Tokens) -> tuple[tuple, None]:
+        chunk = in_float32(chunk)
         h, y = hidden(chunk.residual), chunk.flat().target
         # Transposed in memory first: XLA:CPU is twice as slow at a product that contracts the rows of a large array.
         transposed = jax.lax.optimization_barrier(h.T)

@@ -140,7 +140,7 @@ def prune_layers(
         return
     chunks = calibration_chunks(tokens, settings)
     clock = Clock()
-    both = Both(*(streams.start(config, outer, part) for part in chunks))
+    both = Both(*(streams.start(config, outer, part, settings.stream_dtype) for part in chunks))
     clock.lap("streams", both)
     blocks, choices, wave = None, [], devices.everyone()
     for index in range(config.layers):

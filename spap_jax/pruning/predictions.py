@@ -14,7 +14,7 @@ from spap_jax import devices
 from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Block, Params
-from spap_jax.numerics import full_precision
+from spap_jax.numerics import full_precision, in_float32
 from spap_jax.pruning import streams
 from spap_jax.pruning.streams import Streams
 
@@ -31,6 +31,7 @@ def divergence(
 
     def sums(own: Streams, outer: Params, layers: Params, mlps: Params) -> jax.Array:
         def add(total: jax.Array, chunk: Streams) -> tuple[jax.Array, None]:
+            chunk = in_float32(chunk)
             last = rest(config, layers, first, mlps, chunk.pruned)
             return total + token_divergences(config, outer, chunk.dense, last).sum(), None
 

@@ -20,6 +20,7 @@ import optax
 from spap_jax import devices, memory
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
+from spap_jax.numerics import in_float32
 from spap_jax.pruning import streams
 from spap_jax.pruning.predictions import advance, at, divergence, put, rest, some, token_divergences
 from spap_jax.pruning.streams import Streams
@@ -139,7 +140,8 @@ def _entering(
     config: DecoderConfig, outer: Params, tokens: tuple[np.ndarray, ...], final: tuple[jax.Array, ...]
 ) -> list[Streams]:
     """The dense model's last stream beside the pruned one before the first block, of each part of the tokens."""
-    return [Streams(dense, streams.embed(config, outer, part)) for dense, part in zip(final, tokens, strict=True)]
+    pairs = zip(final, tokens, strict=True)
+    return [Streams(dense, streams.embed(config, outer, part, dense.dtype)) for dense, part in pairs]
 
 
 class Descent(NamedTuple):
@@ -216,7 +218,7 @@ def _descend(
 
     def step(now: Descent, key: jax.Array) -> tuple[Descent, None]:
         places = jnp.unravel_index(jax.random.randint(key, (sequences,), 0, count), shape)
-        drawn = devices.draw(fitted, places)
+        drawn = in_float32(devices.draw(fitted, places))
         gradient = devices.total(gradients, drawn, now.mlps, outer, layers, first)
         gradient = jax.tree.map(lambda g: g / (sequences * fitted.pruned.shape[2]), gradient)
         updates, state = jax.vmap(optimizer.update)(gradient, now.optimizer, now.mlps)  # each block by its own size

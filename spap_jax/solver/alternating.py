@@ -16,16 +16,19 @@ import optax
 from jax.scipy.linalg import cho_factor, cho_solve
 
 from spap_jax import devices
+from spap_jax.numerics import in_float32
 
 Inner = dict[str, jax.Array]
 Hidden = Callable[[Inner, jax.Array], jax.Array]
 
 
 class Tokens(NamedTuple):
-    """What the MLP is fitted on. The target is a difference that is taken a chunk at a time, never stored.
+    """What the MLP is fitted on, in float32 as soon as a chunk of it is used.
+
+    The target is a difference that is taken a chunk at a time, never stored.
 
     Attributes:
-        residual: [C, ..., d] stream that enters the MLP's addition, in chunks that fit at once.
+        residual: [C, ..., d] stream that enters the addition of the MLP, in chunks that fit at once.
         total: [C, ..., d] what the stream should be after it.
     """
 
@@ -78,6 +81,7 @@ def relative_error(hidden: Hidden, weights: Weights, tokens: Tokens) -> jax.Arra
         return jnp.float32(jnp.nan)
 
     def add(total: jax.Array, chunk: Tokens) -> tuple[jax.Array, None]:
+        chunk = in_float32(chunk)
         error = chunk.target - output(hidden, weights, chunk.residual)
         return total + jnp.stack([jnp.square(error).sum(), jnp.square(chunk.target).sum()]), None
 
@@ -94,7 +98,7 @@ def closed_form(hidden: Hidden, weights: Weights, tokens: Tokens, ridge: float |
     start = (devices.by_rows(jnp.zeros((width, width))), jnp.zeros((width, out)), jnp.zeros(width), jnp.zeros(out))
 
     def add(total, chunk: Tokens):
-        chunk = chunk.flat()
+        chunk = in_float32(chunk.flat())
         h = hidden(weights.inner, chunk.residual)
         # The correction of the output is solved for, not the output: its right-hand side is small, and so its rounding.
         e = chunk.target - output(hidden, weights, chunk.residual)
@@ -140,7 +144,7 @@ def descend(
         weights, state = carry
         number, key = now
         index = jax.random.randint(key, (batch,), 0, count)
-        drawn = devices.draw(tokens, jnp.unravel_index(index, shape))
+        drawn = in_float32(devices.draw(tokens, jnp.unravel_index(index, shape)))
         updates, state = optimizer.update(jax.grad(loss)(weights, drawn), state, cast(Any, weights))
         size = rate * decay(number)
         return (jax.tree.map(lambda w, u: w - size * u, weights, updates), state), None

@@ -1,5 +1,8 @@
 """Settings by name, their hashes, the models' texts, and where numbers come from."""
 
+import dataclasses
+import hashlib
+import json
 import subprocess
 from pathlib import Path
 
@@ -40,6 +43,16 @@ def test_hashes_change_with_every_setting() -> None:
                ("update", "refit"), ("held_out", 0.0), ("batch_tokens", 1))]  # fmt: skip
     assert len({settings_hash(each) for each in [settings, *changed]}) == 7
     assert settings_hash(settings) == settings_hash(spap.PruneSettings())
+
+
+def test_a_newer_setting_changes_hashes_only_where_it_is_used() -> None:
+    """Rows from before it came stay what they are."""
+    settings = spap.PruneSettings()
+    older = dataclasses.asdict(settings) | settings.decided._asdict()
+    assert older.pop("stream_dtype") == "float32"
+    text = json.dumps(older, sort_keys=True)
+    assert settings_hash(settings) == hashlib.sha256(text.encode()).hexdigest()[:12]
+    assert settings_hash(settings.replace(stream_dtype="bfloat16")) != settings_hash(settings)
 
 
 def test_hashes_see_what_an_effort_means(monkeypatch: pytest.MonkeyPatch) -> None:

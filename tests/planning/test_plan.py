@@ -18,7 +18,7 @@ from spap_jax.planning.accelerators import Mesh, mesh_named
 from spap_jax.planning.plan import Request, notes, plan, verdict
 from spap_jax.planning.workload import workload
 from spap_jax.pruning import pipeline
-from spap_jax.settings import PruneSettings
+from spap_jax.settings import SCHEDULES, STREAM_DTYPES, PruneSettings
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.json"))
 
@@ -68,6 +68,7 @@ def changed(request: Request, mesh: str, words: str) -> tuple[Request, Mesh]:
     settings = request.settings.replace(batch_tokens=number.get("batch-tokens", request.settings.batch_tokens))
     settings = settings.replace(round_to=number.get("round-to", 1))
     settings = settings.replace(effort="low") if "--effort low" in words else settings
+    settings = settings.replace(stream_dtype="bfloat16") if "--stream-dtype bfloat16" in words else settings
     request = dataclasses.replace(request, settings=settings, sequences=number.get("sequences", request.sequences))
     larger = re.search(r"(\S+) in place of", words)
     return request, mesh_named(larger[1] if larger else mesh).shared_among(number.get("model-devices", 1))
@@ -114,6 +115,15 @@ def test_devices_share_the_tokens_and_not_the_solver():
     assert work[0]["statistics"].sent_bytes == 0 < work[1]["statistics"].sent_bytes
     assert one.memory["streams"]["streams"] == 8 * eight.memory["streams"]["streams"]
     assert one.memory["selection"]["solver"] == eight.memory["selection"]["solver"]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_streams_take_half_the_memory_in_bfloat16(schedule: str):
+    settings = PruneSettings(schedule=schedule)  # type: ignore[arg-type]
+    requests = (request_of("llama-3.1-8b", settings=settings.replace(stream_dtype=dtype)) for dtype in STREAM_DTYPES)
+    exact, half = (plan(request, mesh_named("h100x1")) for request in requests)
+    for name, parts in exact.memory.items():
+        assert half.memory[name] == parts | {"streams": parts["streams"] / 2}
 
 
 def test_in_waves_devices_share_the_solver_too():

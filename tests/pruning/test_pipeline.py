@@ -72,6 +72,27 @@ def test_the_errors_reported_are_those_of_the_model_returned(variant: str):
     assert float(error) == pytest.approx(result.report.layers[0].calibration.alternating, rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("variant", "changes"),
+    [
+        ("llama", {"sweeps": 1, "sweep_steps": 5}),
+        ("opt_125m_like", {"schedule": "parallel"}),
+        ("qwen2", {"attention_sparsity": 0.5}),
+        ("llama", {"allocation": "global"}),
+    ],
+)
+def test_streams_of_half_the_bytes_make_nearly_the_same_model(variant: str, changes: dict):
+    settings = SETTINGS.replace(**changes)
+    exact = api.prune(tiny(variant), random_tokens(), settings=settings)
+    half = api.prune(tiny(variant), random_tokens(), settings=settings.replace(stream_dtype="bfloat16"))
+    assert exact.report.model["widths"] == half.report.model["widths"]
+    for one, other in zip(exact.report.layers, half.report.layers, strict=True):
+        assert len(set(one.kept) & set(other.kept)) > 0.8 * len(one.kept)
+        assert one.calibration.refit != other.calibration.refit == pytest.approx(one.calibration.refit, rel=0.05)
+    for one, other in zip(exact.report.sweeps, half.report.sweeps, strict=True):
+        assert one.after != other.after == pytest.approx(one.after, rel=0.05)
+
+
 @pytest.mark.parametrize("variant", ["llama", "opt_125m_like"])
 def test_dead_channels_are_lost_and_nothing_else(variant: str):
     dead = chosen_channels(3, REMOVED, LAYERS)

@@ -52,6 +52,20 @@ def test_the_target_repairs_what_earlier_blocks_broke():
     np.testing.assert_allclose(ended, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("variant", ["llama", "opt_350m_like"])
+def test_in_bfloat16_they_are_rounded_between_programs_and_nowhere_else(variant: str):
+    model, chunks = tiny(variant), streams.chunked(random_tokens(1, 6, 16), 2)
+    layer = one_layer(model, 0)
+    exact, half = (streams.start(model.config, model.params, chunks, dtype) for dtype in ("float32", "bfloat16"))
+    for passes in (streams.enter_mlp, streams.leave_mlp):
+        assert half.dense.dtype == half.pruned.dtype == jnp.bfloat16
+        for a, b in zip(exact, half, strict=True):
+            np.testing.assert_array_equal(a.astype(jnp.bfloat16), b)
+        exact = jax.tree.map(lambda a: a.astype(jnp.float32), half)
+        exact, half = passes(model.config, layer, exact), passes(model.config, layer, half)
+    assert not np.array_equal(exact.pruned, half.pruned)
+
+
 def test_no_tokens_pass_through():
     model = tiny("llama")
     empty = streams.start(model.config, model.params, streams.chunked(random_tokens()[:0], 1))

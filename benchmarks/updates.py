@@ -1,0 +1,212 @@
+"""The step on a layer's weights: Adam's minibatches, as built, against L-BFGS and Gauss-Newton with CG on all tokens.
+
+``python -m benchmarks.updates [--model DIR --calibration FILE]``: every layer on the dense stream, its channels chosen
+and its output projection solved for as ``spap prune`` does; from there each way descends on the same objective and ends
+with the same closed form. Held-out sequences judge and guide none of them but the first, which is used as it is.
+"""
+
+import functools
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import cyclopts
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.scipy.sparse.linalg import cg
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+import spap_jax as spap
+from spap_jax.models.config import DecoderConfig
+from spap_jax.models.decoder import Params
+from spap_jax.models.registry import FAMILIES
+from spap_jax.numerics import full_precision
+from spap_jax.pruning import moments, reduce, streams
+from spap_jax.pruning.layer import hidden_channels, refit_weights, search_of, select
+from spap_jax.solver import alternating
+from spap_jax.solver.alternating import Hidden, Schedule, Tokens, Weights
+
+SETTINGS = spap.PruneSettings()
+
+Descent = Callable[[Hidden, Weights, Tokens, Tokens], Weights]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Relative errors of one layer on held-out tokens and on the calibration's, and core seconds, by way."""
+
+    layer: int
+    held_out: dict[str, float]
+    calibration: dict[str, float]
+    seconds: dict[str, float]
+
+
+def adam(hidden: Hidden, weights: Weights, calibration: Tokens, held_out: Tokens) -> Weights:
+    """The alternating rounds of ``spap prune``."""
+    schedule = Schedule(SETTINGS.rounds, SETTINGS.steps, SETTINGS.step_tokens, SETTINGS.learning_rate)
+    key = jax.random.key(SETTINGS.seed)
+    return alternating.recover(hidden, weights, calibration, held_out, schedule, SETTINGS.ridge, key).weights
+
+
+def lbfgs(hidden: Hidden, weights: Weights, calibration: Tokens, held_out: Tokens, iterations: int) -> Weights:
+    """L-BFGS with its line search on all weights and all tokens."""
+    unit, start = relative(weights)
+
+    def loss(u: Any) -> jax.Array:
+        return alternating.relative_error(hidden, unit(u), calibration)
+
+    optimizer, value_and_grad = optax.lbfgs(), optax.value_and_grad_from_state(loss)
+
+    def step(carry: tuple[Any, Any], _: None) -> tuple[tuple[Any, Any], None]:
+        u, state = carry
+        value, grad = value_and_grad(u, state=state)
+        change, state = optimizer.update(grad, state, u, value=value, grad=grad, value_fn=loss)
+        return (optax.apply_updates(u, change), state), None
+
+    (u, _), _ = jax.lax.scan(step, (start, optimizer.init(start)), length=iterations)
+    return alternating.closed_form(hidden, unit(u), calibration, SETTINGS.ridge)
+
+
+def gauss_newton(
+    hidden: Hidden, weights: Weights, calibration: Tokens, held_out: Tokens, iterations: int, inner: int
+) -> Weights:
+    """Levenberg-Marquardt: each step solved for by so many iterations of CG, and taken if the error falls."""
+    unit, start = relative(weights)
+    power = jnp.square(calibration.target).sum()
+
+    def loss(u: Any) -> jax.Array:
+        return alternating.relative_error(hidden, unit(u), calibration)
+
+    def curvature(u: Any, v: Any) -> Any:
+        def add(total: Any, chunk: Tokens) -> tuple[Any, None]:
+            def out(u: Any) -> jax.Array:
+                return alternating.output(hidden, unit(u), chunk.residual)
+
+            pushed, pull = jax.jvp(out, (u,), (v,))[1], jax.vjp(out, u)[1]
+            return jax.tree.map(jnp.add, total, pull(pushed)[0]), None
+
+        total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, v), calibration)
+        return jax.tree.map(lambda t: 2 * t / power, total)
+
+    def step(carry: tuple[Any, jax.Array, jax.Array], _: None) -> tuple[tuple[Any, jax.Array, jax.Array], None]:
+        u, best, damping = carry
+
+        def system(v: Any) -> Any:
+            return jax.tree.map(lambda c, v: c + damping * v, curvature(u, v), v)
+
+        change, _ = cg(system, jax.tree.map(jnp.negative, jax.grad(loss)(u)), maxiter=inner)
+        tried = jax.tree.map(jnp.add, u, change)
+        now = loss(tried)
+        better = now < best
+        u = jax.tree.map(lambda new, old: jnp.where(better, new, old), tried, u)
+        return (u, jnp.where(better, now, best), damping * jnp.where(better, 1 / 3, 4)), None
+
+    (u, _, _), _ = jax.lax.scan(step, (start, loss(start), jnp.float32(1e-5)), length=iterations)
+    return alternating.closed_form(hidden, unit(u), calibration, SETTINGS.ridge)
+
+
+def relative(weights: Weights) -> tuple[Callable[[Any], Weights], Any]:
+    """Weights as a function of their change in units of each array's root mean square, and no change to start from."""
+    size = jax.tree.map(lambda w: jnp.sqrt(jnp.square(w).mean()) + 1e-12, weights)
+    start = jax.tree.map(jnp.zeros_like, weights)
+    return lambda u: cast(Weights, jax.tree.map(lambda w, s, u: w + s * u, weights, size, u)), start
+
+
+WAYS: dict[str, Descent] = {
+    "adam": adam,
+    "l-bfgs 20": functools.partial(lbfgs, iterations=20),
+    "l-bfgs 60": functools.partial(lbfgs, iterations=60),
+    "gauss-newton 5 x 5": functools.partial(gauss_newton, iterations=5, inner=5),
+    "gauss-newton 8 x 20": functools.partial(gauss_newton, iterations=8, inner=20),
+}
+
+
+@functools.partial(jax.jit, static_argnames=("config", "way"))
+@full_precision
+def descended(
+    config: DecoderConfig, way: str, layer: Params, weights: Weights, calibration: Tokens, held_out: Tokens
+) -> tuple[jax.Array, jax.Array]:
+    """Relative errors after one way's descent, on the held-out tokens and on the calibration's."""
+    hidden = functools.partial(hidden_channels, config, layer)
+    done = weights if way == "refit" else WAYS[way](hidden, weights, calibration, held_out)
+    error = functools.partial(alternating.relative_error, hidden, done)
+    return error(held_out), error(calibration)
+
+
+def compare(model: spap.Model, tokens: np.ndarray, sparsity: float, held_out: int) -> Iterator[Row]:
+    """Yields a row for every layer. tokens: [B, T], of which the last ``held_out`` sequences judge."""
+    config = model.config
+    keep = reduce.kept_width(config.intermediate, sparsity, 1)
+    narrow = config.with_widths([keep] * config.layers)
+    parts = [streams.chunked(part, streams.largest_divisor(len(part), max(1, 4096 // tokens.shape[1])))
+             for part in (tokens[:-held_out], tokens[-held_out:])]  # fmt: skip
+    both = [streams.start(config, model.params, part) for part in parts]
+    for index in range(config.layers):
+        layer = jax.tree.map(lambda array, index=index: jnp.asarray(array[index]), model.params["layers"])
+        both = [streams.enter_mlp(config, layer, each) for each in both]
+        fitted, judged = (streams.fitting_tokens(each) for each in both)
+        seen = moments.accumulate(config, layer, fitted)
+        system, choice = select(seen, jax.random.key(index), keep, **search_of(SETTINGS))
+        kept = choice.channels.kept
+        taken = reduce.to_weights(reduce.take_channels(FAMILIES[config.family], layer["mlp"], kept))
+        weights = refit_weights(seen, system, kept, taken)
+        errors, seconds = {}, {}
+        for way in ("refit", *WAYS):
+            args = narrow, way, layer, weights, fitted, judged
+            compiled = descended.lower(*args).compile()
+            start = time.process_time()
+            errors[way] = [float(error) for error in compiled(*args[2:])]
+            seconds[way] = time.process_time() - start
+        held, own = ({way: each[which] for way, each in errors.items()} for which in (0, 1))
+        yield Row(index, held, own, seconds)
+        both = [streams.leave_mlp(config, layer, each) for each in both]
+
+
+def main(
+    model: str = "examples/llama-stories",
+    calibration: str = "examples/stories_calibration.txt",
+    sparsity: float = 0.3,
+    sequences: int = 256,
+    held_out: int = 32,
+    sequence_length: int = 256,
+) -> None:
+    """Prints the table.
+
+    Args:
+        model: Checkpoint folder.
+        calibration: Text or token file.
+        sparsity: Fraction of channels to remove.
+        sequences: Sequences to fit.
+        held_out: Sequences that judge.
+        sequence_length: Tokens in each.
+    """
+    loaded = spap.load(model)
+    blocks = spap.load_tokens(calibration, tokenizer=model, sequence_length=sequence_length,
+                              sequences=sequences + held_out, role="calibration")  # fmt: skip
+    table = Table("layer", "refit", *WAYS, title=f"{model}, {sparsity:.0%}: held-out error of refit's (calibration's)")
+    rows, console = [], Console(width=120)
+    found = compare(loaded, blocks.tokens, sparsity, held_out)
+    for row in track(found, "layers", total=loaded.config.layers, console=console, transient=True):
+        rows.append(row)
+        table.add_row(str(row.layer), f"{row.held_out['refit']:.5f}", *(cell(row, way) for way in WAYS))
+    medians = (statistics.median(row.held_out[way] / row.held_out["refit"] for row in rows) for way in WAYS)
+    table.add_section()
+    table.add_row("median", "", *(f"{ratio:.3f}" for ratio in medians))
+    table.add_row("core s", "", *(f"{sum(row.seconds[way] for row in rows):.0f}" for way in WAYS))
+    console.print(table)
+
+
+def cell(row: Row, way: str) -> str:
+    """Both errors of a way, as fractions of the refit's."""
+    held, own = (errors[way] / errors["refit"] for errors in (row.held_out, row.calibration))
+    return f"{held:.3f} ({own:.3f})"
+
+
+if __name__ == "__main__":
+    cyclopts.run(main)
