@@ -17,6 +17,7 @@ if "scipy" in sys.modules:  # loaded before us: the variable comes too late, so 
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -34,6 +35,22 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
     return wrapped
 
 
+def storage(name: str) -> np.dtype:
+    """The data type of arrays that are kept in float32, or as the bits of bfloat16.
+
+    As bits, because of an array of bfloat16 that a loop takes parts of, XLA:CPU first makes one of float32.
+    """
+    return np.dtype({"float32": np.float32, "bfloat16": np.uint16}[name])
+
+
+def stored(array: jax.Array, dtype: np.dtype) -> jax.Array:
+    """A float32 array in such a data type, rounded to the nearest."""
+    return array if dtype == np.float32 else jax.lax.bitcast_convert_type(array.astype(jnp.bfloat16), dtype)
+
+
 def in_float32(tree: Tree) -> Tree:
-    """The same arrays in the data type of all arithmetic, whatever they are stored in."""
-    return jax.tree.map(lambda a: a.astype(jnp.float32), tree)
+    """Arrays in such data types as the float32 numbers that they mean."""
+    return jax.tree.map(
+        lambda a: a if a.dtype == np.float32 else jax.lax.bitcast_convert_type(a, jnp.bfloat16).astype(jnp.float32),
+        tree,
+    )

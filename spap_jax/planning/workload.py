@@ -9,11 +9,10 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
-import jax.numpy as jnp
-
 from spap_jax.baselines import update_used
 from spap_jax.errors import UserError
 from spap_jax.models.config import DecoderConfig
+from spap_jax.numerics import storage
 from spap_jax.pruning import streams
 from spap_jax.pruning.pipeline import held_out_part, pruned_config, together
 from spap_jax.pruning.sampling import at_once
@@ -109,7 +108,7 @@ class Workload:
     @property
     def stream_bytes(self) -> int:
         """Bytes of a number of a stream, as it is kept."""
-        return jnp.dtype(self.settings.stream_dtype).itemsize
+        return storage(self.settings.stream_dtype).itemsize
 
     @property
     def judged(self) -> Chunks:

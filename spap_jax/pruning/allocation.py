@@ -16,7 +16,7 @@ from spap_jax import devices
 from spap_jax.errors import UserError
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
-from spap_jax.numerics import full_precision
+from spap_jax.numerics import full_precision, storage
 from spap_jax.placement import placed
 from spap_jax.pruning import moments, reduce, streams
 from spap_jax.pruning.moments import Moments
@@ -130,7 +130,7 @@ def _losses(
         layer = placed(config, read_layer(index))
         blocks = put(room(layer, config.layers) if blocks is None else blocks, index, layer)
     assert blocks is not None
-    dtype = settings.stream_dtype
+    dtype = storage(settings.stream_dtype)
     last = streams.embed(config, outer, judged, dtype)
     for index in range(config.layers):
         last = advance(config, blocks, index, last)

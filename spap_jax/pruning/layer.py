@@ -95,7 +95,7 @@ def prune_layer(
     stages = (selected, refitted, reduce.to_weights(mlp))
     errors = [_errors(narrow, layer, weights, calibration, held_out) for weights in stages]
     clock.lap("errors", errors)
-    report = _report(index, choice, recovered, jax.device_get(errors), bool(held_out.target.size), clock)
+    report = _report(index, choice, recovered, jax.device_get(errors), bool(held_out.total.size), clock)
     return layer | {"mlp": mlp}, report
 
 

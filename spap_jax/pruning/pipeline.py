@@ -16,6 +16,7 @@ from spap_jax.errors import UserError
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params, with_channels
 from spap_jax.models.registry import FAMILIES
+from spap_jax.numerics import storage
 from spap_jax.placement import placed
 from spap_jax.pruning import reduce, streams
 from spap_jax.pruning.attention import prune_attention
@@ -140,7 +141,7 @@ def prune_layers(
         return
     chunks = calibration_chunks(tokens, settings)
     clock = Clock()
-    both = Both(*(streams.start(config, outer, part, settings.stream_dtype) for part in chunks))
+    both = Both(*(streams.start(config, outer, part, storage(settings.stream_dtype)) for part in chunks))
     clock.lap("streams", both)
     blocks, choices, wave = None, [], devices.everyone()
     for index in range(config.layers):

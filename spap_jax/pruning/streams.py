@@ -12,20 +12,21 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
 
 from spap_jax import devices
 from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Block, Params
 from spap_jax.models.layers import causal_attention
-from spap_jax.numerics import full_precision, in_float32
+from spap_jax.numerics import full_precision, in_float32, stored
 from spap_jax.placement import placed
 from spap_jax.solver.alternating import Tokens
 
+FLOAT32 = np.dtype(np.float32)
+
 
 class Streams(NamedTuple):
-    """Chunks of residual streams, in float32 or bfloat16.
+    """Chunks of residual streams, in float32 or as ``numerics.stored`` keeps them.
 
     Attributes:
         dense: [C, B, T, d]; between the halves of a block, the dense block's sum before its closing norm.
@@ -57,8 +58,8 @@ def largest_divisor(count: int, most: int) -> int:
     return next(size for size in range(min(count, most), 0, -1) if count % size == 0)
 
 
-def start(config: DecoderConfig, params: Params, chunks: np.ndarray, dtype: DTypeLike = jnp.float32) -> Streams:
-    """Embeds token chunks [C, B, T]; both streams start equal, and keep the data type."""
+def start(config: DecoderConfig, params: Params, chunks: np.ndarray, dtype: np.dtype = FLOAT32) -> Streams:
+    """Embeds token chunks [C, B, T]; both streams start equal, and stay stored in the data type."""
     x = embed(config, params, chunks, dtype)
     return Streams(x, jnp.copy(x))
 
@@ -68,9 +69,9 @@ def chunked(tokens: np.ndarray, chunk: int) -> np.ndarray:
     return tokens.reshape(-1, chunk, tokens.shape[-1]) if len(tokens) else tokens.reshape(0, 1, tokens.shape[-1])
 
 
-def embed(config: DecoderConfig, params: Params, chunks: np.ndarray, dtype: DTypeLike = jnp.float32) -> jax.Array:
+def embed(config: DecoderConfig, params: Params, chunks: np.ndarray, dtype: np.dtype = FLOAT32) -> jax.Array:
     """The stream before the first block of token chunks. [C, B, T] -> [C, B, T, d]."""
-    return _embed(config, placed(config, {"embed": params["embed"]}), devices.spread(chunks), jnp.dtype(dtype))
+    return _embed(config, placed(config, {"embed": params["embed"]}), devices.spread(chunks), dtype)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "dtype"))
@@ -79,7 +80,7 @@ def _embed(config: DecoderConfig, params: Params, chunks: jax.Array, dtype: np.d
     positions = jnp.broadcast_to(jnp.arange(chunks.shape[-1])[None, :], chunks.shape[1:])
 
     def every(own: jax.Array, params: Params) -> jax.Array:
-        return jax.lax.map(lambda t: decoder.embed(config, params, t, positions, jnp.float32).astype(dtype), own)
+        return jax.lax.map(lambda t: stored(decoder.embed(config, params, t, positions, jnp.float32), dtype), own)
 
     return devices.apart(every, chunks, params) if len(chunks) else every(chunks, params)
 
@@ -198,7 +199,7 @@ def in_place(one: Callable[[Any], Any], chunks: Any) -> Any:
 
     def step(i: jax.Array, chunks: Any) -> Any:
         done = one(in_float32(jax.tree.map(lambda a: a[i], chunks)))
-        return jax.tree.map(lambda a, b: jax.lax.dynamic_update_index_in_dim(a, b.astype(a.dtype), i, 0), chunks, done)
+        return jax.tree.map(lambda a, b: jax.lax.dynamic_update_index_in_dim(a, stored(b, a.dtype), i, 0), chunks, done)
 
     def every(own: Any) -> Any:
         return jax.lax.fori_loop(0, len(jax.tree.leaves(own)[0]), step, own)

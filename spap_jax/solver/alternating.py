@@ -38,7 +38,8 @@ class Tokens(NamedTuple):
     @property
     def target(self) -> jax.Array:
         """[..., d] what the MLP should add."""
-        return self.total - self.residual
+        tokens = in_float32(self)
+        return tokens.total - tokens.residual
 
     def flat(self) -> "Tokens":
         """The same tokens [N, d]."""

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from pruning_cases import logits, one_layer, random_tokens, tiny
 
 from spap_jax.models import decoder
-from spap_jax.pruning import streams
+from spap_jax.numerics import in_float32, storage
+from spap_jax.pruning import moments, streams
+from spap_jax.settings import STREAM_DTYPES
 
 
 @pytest.mark.parametrize("variant", ["llama", "opt_125m_like", "opt_350m_like"])
@@ -56,14 +58,37 @@ def test_the_target_repairs_what_earlier_blocks_broke():
 def test_in_bfloat16_they_are_rounded_between_programs_and_nowhere_else(variant: str):
     model, chunks = tiny(variant), streams.chunked(random_tokens(1, 6, 16), 2)
     layer = one_layer(model, 0)
-    exact, half = (streams.start(model.config, model.params, chunks, dtype) for dtype in ("float32", "bfloat16"))
+    exact, half = (streams.start(model.config, model.params, chunks, storage(name)) for name in STREAM_DTYPES)
     for passes in (streams.enter_mlp, streams.leave_mlp):
-        assert half.dense.dtype == half.pruned.dtype == jnp.bfloat16
-        for a, b in zip(exact, half, strict=True):
+        assert half.dense.itemsize == half.pruned.itemsize == 2
+        for a, b in zip(exact, in_float32(half), strict=True):
             np.testing.assert_array_equal(a.astype(jnp.bfloat16), b)
-        exact = jax.tree.map(lambda a: a.astype(jnp.float32), half)
+        exact = in_float32(half)
         exact, half = passes(model.config, layer, exact), passes(model.config, layer, half)
-    assert not np.array_equal(exact.pruned, half.pruned)
+    assert not np.array_equal(exact.pruned, in_float32(half).pruned)
+
+
+@pytest.mark.parametrize("program", ["streams", "statistics"])
+def test_in_bfloat16_no_program_holds_them_in_float32(program: str):
+    """XLA:CPU does, of arrays whose data type is bfloat16."""
+    model = tiny("llama")
+    layer = one_layer(model, 0)
+
+    def needed(name) -> tuple[int, int]:
+        stream = jnp.zeros((64, 2, 16, 32), storage(name))
+        both = streams.Streams(stream, stream)
+        if program == "streams":
+            lowered = streams.enter_mlp.lower(model.config, layer, both)
+        else:
+            lowered = moments.accumulate.lower(model.config, layer, streams.fitting_tokens(both))
+        found = lowered.compile().memory_analysis()
+        assert found is not None
+        return found.argument_size_in_bytes, found.temp_size_in_bytes
+
+    (given, held), (given_half, held_half) = map(needed, STREAM_DTYPES)
+    saved = 64 * 2 * 16 * 32 * 2 * 2
+    assert given - given_half == saved
+    assert held_half < held + saved / 8
 
 
 def test_no_tokens_pass_through():
