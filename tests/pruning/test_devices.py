@@ -167,6 +167,16 @@ def test_steps_gather_no_stream(mesh, model):
     assert set(collectives(found)) == {"reduce-scatter", "all-reduce"}
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.uint16])
+@pytest.mark.parametrize("count", [16, 5])
+def test_what_is_drawn_arrives_to_the_bit(mesh, dtype: type, count: int):
+    rng = np.random.default_rng(0)
+    chunks = rng.integers(0, 2**16, (16, 2, 3)).astype(dtype)
+    places = rng.integers(0, 16, count), rng.integers(0, 2, count)
+    found = jax.jit(devices.draw)(devices.spread(chunks), tuple(map(jnp.asarray, places)))
+    np.testing.assert_array_equal(found, chunks[places])
+
+
 def test_meshes_that_there_are_not_are_refused():
     with pytest.raises(UserError, match="9 devices are asked for, but JAX sees 8"):
         run(9)
