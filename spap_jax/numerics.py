@@ -1,4 +1,7 @@
-"""Arithmetic that means what it says: float32 products at full precision, BLAS threads that do not spin."""
+"""Arithmetic that means what it says: float32 products at full precision, BLAS threads that do not spin.
+
+Arrays may be kept in less than float32; nothing is computed in less.
+"""
 
 import functools
 import os

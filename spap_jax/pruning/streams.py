@@ -18,11 +18,11 @@ from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Block, Params
 from spap_jax.models.layers import causal_attention
-from spap_jax.numerics import full_precision, in_float32, stored
+from spap_jax.numerics import full_precision, in_float32, storage, stored
 from spap_jax.placement import placed
 from spap_jax.solver.alternating import Tokens
 
-FLOAT32 = np.dtype(np.float32)
+FLOAT32 = storage("float32")
 
 
 class Streams(NamedTuple):
