@@ -1,9 +1,10 @@
 """``python -m benchmarks.quality``."""
 
+import itertools
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 from cyclopts import App, Parameter
 
@@ -12,13 +13,11 @@ from benchmarks import quality
 from benchmarks.quality import ablation, methods, plots, provenance, report, runs, show
 from benchmarks.quality.cases import Case, cases_of
 from benchmarks.quality.results import Results, Row
-from benchmarks.quality.scope import Scope
+from benchmarks.quality.scope import Cell, Scope, once
 
 app = App(name="quality", help=quality.__doc__, suppress_keyboard_interrupt=False)
 
 OUTPUT = Path("docs/quality")
-
-T = TypeVar("T")
 
 Several = Parameter(consume_multiple=True, negative=())
 
@@ -47,7 +46,7 @@ def main(
         evaluation: Text to judge every model on instead.
         sparsity: Fractions of channels to remove: 0.1 0.2 0.3 0.5 where absent.
         method: Names of methods, or one with settings of its own: "spap with sweeps=2 ridge=0.001"; all methods where
-            absent.
+            absent, but those with steps for comparison at 30 % alone, and high effort at 20 and 30 %.
         seed: Seeds of the calibration draw and of the pruning: 0 1 2 where absent.
         sequences: Calibration sequences of 256 tokens: 1024 where absent, as many tokens as the 128 sequences of 2048
             that ``spap prune`` takes by default.
@@ -62,12 +61,11 @@ def main(
     amount = runs.Amount(sequences or (256 if quick else 1024), windows or (200 if quick else None))
     scope = Scope(
         tuple(case.name for case in cases),
-        once(sparsity or ((0.1, 0.2, 0.3) if quick else (0.1, 0.2, 0.3, 0.5))),
-        once(method or (methods.QUICK if quick else methods.ALL)),
+        cells_asked(sparsity or ((0.1, 0.2, 0.3) if quick else (0.1, 0.2, 0.3, 0.5)), method, quick),
         once(seed or ((0,) if quick else (0, 1, 2))),
         provenance.command(sys.argv[1:]),
     )
-    todo = runs.plan(cases, scope.sparsities, scope.methods, scope.seeds, amount)
+    todo = runs.plan(cases, scope.cells, scope.seeds, amount)
     folder = output or (None if quick else OUTPUT)
     results = Results(None if folder is None else folder / "results.csv")
     try:
@@ -79,15 +77,19 @@ def main(
             write_report(folder, others + rows, scope.with_rows(others))
             write_ablation(folder, results)
     if quick:
-        show.show_quick(rows, scope.methods)
+        show.show_quick(rows, once(method or methods.QUICK))
     else:
         show.show_judgement(rows, scope)
     show.out.print(f"{len(rows)} pruned models in {time.perf_counter() - start:.0f} s")
 
 
-def once(values: tuple[T, ...]) -> tuple[T, ...]:
-    """The same without repetitions."""
-    return tuple(dict.fromkeys(values))
+def cells_asked(sparsities: tuple[float, ...], names: tuple[str, ...] | None, quick: bool) -> tuple[Cell, ...]:
+    """Sparsity by sparsity, every method named; where none is, those of the table that it has there."""
+    if names is None and not quick:
+        asked = [(cut, name) for cut in sparsities for name in methods.ALL if cut in methods.ASKED_AT.get(name, (cut,))]
+    else:
+        asked = list(itertools.product(sparsities, names or methods.QUICK))
+    return once(asked)
 
 
 def perform(todo: list[runs.Run], results: Results) -> None:

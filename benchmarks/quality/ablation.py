@@ -3,8 +3,9 @@
 import math
 from collections.abc import Iterable, Sequence
 
+from benchmarks.quality.ideas import IDEAS
 from benchmarks.quality.judge import Judge, ratio_of
-from benchmarks.quality.methods import PEERS, TARGETS, is_current
+from benchmarks.quality.methods import PEERS, TARGETS, idea_of, is_current
 from benchmarks.quality.report import table
 from benchmarks.quality.results import Row
 
@@ -29,9 +30,16 @@ def markdown(rows: Iterable[Row]) -> str | None:
         if changes and base:
             lines.append(_line(row, base, method, changes))
     by_tokens = _lines_by_tokens(list(plain.values()))
-    parts = [_ABOUT + table(_HEAD, lines, _WORDS)] if lines else []
+    parts = [_ABOUT + table(_HEAD, lines, _WORDS), *_ideas(todays)] if lines else []
     parts += [_ABOUT_TOKENS + table(_TOKENS_HEAD, by_tokens, _WORDS)] if by_tokens else []
     return "\n\n".join(["# Ablation: one thing changed", _ORIGIN, *parts]) + "\n" if parts else None
+
+
+def _ideas(rows: Iterable[Row]) -> list[str]:
+    """What the ideas among the rows are."""
+    tried = {idea_of(row.method) for row in rows}
+    words = [f"- `idea={name}`: {what}." for name, what in IDEAS.items() if name in tried]
+    return [_ABOUT_IDEAS, "\n".join(words)] if words else []
 
 
 def _lines_by_tokens(rows: Sequence[Row]) -> list[tuple[str, ...]]:
@@ -60,7 +68,8 @@ def _order(row: Row) -> tuple:
 _ORIGIN = """\
 Generated from `results.csv`; edits are lost. *rise* is that of log-perplexity over the dense model, on text that
 calibration never saw. KL is the divergence from the dense model, nats per token. Core seconds are of all processor
-cores together, compiling included."""
+cores together, compiling included. Other ways to take the steps of a round, Gauss-Newton and L-BFGS, are measured in
+`docs/method.md` ("The weights")."""
 
 _ABOUT = """## Settings
 
@@ -73,6 +82,9 @@ python -m benchmarks.quality --model zoo/models/MODEL --seed 0 --sparsity FRACTI
 *of its rise without* is the ratio to the same method without the change: below 1 the change helps.
 
 """
+
+_ABOUT_IDEAS = """\
+An idea is no setting: `benchmarks/quality/ideas.py` has it, `spap prune` has not."""
 
 _ABOUT_TOKENS = """## Calibration tokens
 

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import spap_jax as spap
+from benchmarks.quality.ideas import IDEAS
 from benchmarks.quality.results import Row
 
 _ALL_TOKENS: dict[str, Any] = {"held_out": 0.0}
@@ -28,6 +29,16 @@ METHODS: dict[str, dict[str, Any]] = {
 
 ALL = tuple(name for name in METHODS if name != "wanda + refit")
 """The methods of the whole table, in which ``fasp`` is Wanda's criterion with a refit."""
+
+ASKED_AT: dict[str, tuple[float, ...]] = {
+    "fasp + steps": (0.3,),
+    "obs + steps": (0.3,),
+    "spap, refit only": (0.3,),
+    "spap, low effort": (0.3,),
+    "spap, high effort": (0.2, 0.3),
+}
+"""The sparsities at which the whole table has a method, where it does not have it at all: those that it is asked of, or
+one that shows what steps and efforts are worth. A call that names methods gets them wherever it asks."""
 
 QUICK = ("wanda + refit", "spap, refit only", "spap")
 """The methods of the small table; the first is what the others are compared with."""
@@ -52,18 +63,31 @@ def settings_of(method: str, sparsity: float, seed: int) -> spap.PruneSettings:
     """The settings of one run.
 
     Args:
-        method: A key of `METHODS`, or one with settings of its own, such as "spap with sweeps=2 ridge=0.001".
+        method: A key of `METHODS`, or one with settings of its own, such as "spap with sweeps=2 ridge=0.001"; among
+            them may be an idea, which is no setting.
         sparsity: Fraction of channels to remove.
         seed: Of every random choice.
 
     Raises:
-        UserError: the method is unknown, or a setting is none or out of range.
+        UserError: the method or idea is unknown, or a setting is none or out of range.
     """
-    name, _, changes = method.partition(" with ")
+    name, changes = _parts(method)
     if name not in METHODS:
         raise spap.UserError(f"unknown method {name!r}; the methods are {'; '.join(METHODS)}.")
-    settings = spap.PruneSettings().replace(sparsity=sparsity, seed=seed, **METHODS[name])
-    return settings.replace(**dict(_change(words) for words in changes.split()))
+    idea = changes.pop("idea", None)
+    if idea is not None and idea not in IDEAS:
+        raise spap.UserError(f"unknown idea {idea!r}; the ideas are {', '.join(IDEAS)}.")
+    return spap.PruneSettings().replace(sparsity=sparsity, seed=seed, **METHODS[name]).replace(**changes)
+
+
+def idea_of(method: str) -> str | None:
+    """The key of `IDEAS` in a method such as "spap, low effort with idea=weighted"."""
+    return _parts(method)[1].get("idea")
+
+
+def _parts(method: str) -> tuple[str, dict[str, Any]]:
+    name, _, changes = method.partition(" with ")
+    return name, dict(_change(words) for words in changes.split())
 
 
 def _change(words: str) -> tuple[str, Any]:

@@ -97,7 +97,7 @@ def _judgement(judge: Judge, scope: Scope) -> str:
 def verdict_lines(judge: Judge, scope: Scope) -> list[tuple[str, ...]]:
     """The judgement: a line for every model and sparsity, for each of our methods that was asked for."""
     cases = itertools.product(TARGETS, scope.models, scope.sparsities)
-    verdicts = (judge.verdict(model, cut, method) for method, model, cut in cases if method in scope.methods)
+    verdicts = (judge.verdict(model, cut, method) for method, model, cut in cases if (cut, method) in scope.cells)
     return [_verdict_line(verdict, len(scope.seeds)) for verdict in verdicts]
 
 
@@ -107,7 +107,8 @@ def summaries(judge: Judge, scope: Scope) -> list[str]:
 
 
 def _summary(judge: Judge, scope: Scope, method: str) -> str:
-    verdicts = [judge.verdict(model, cut, method) for model in scope.models for cut in scope.sparsities]
+    cases = itertools.product(scope.models, scope.sparsities)
+    verdicts = [judge.verdict(model, cut, method) for model, cut in cases if (cut, method) in scope.cells]
     asked = [verdict for verdict in verdicts if verdict.target is not None]
     met = sum(bool(verdict.met) and verdict.complete for verdict in asked)
     open_cases = sum(not verdict.complete for verdict in asked)

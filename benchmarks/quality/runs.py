@@ -13,9 +13,11 @@ import jax
 import numpy as np
 
 import spap_jax as spap
+from benchmarks.quality import ideas
 from benchmarks.quality.cases import LENGTH, Case
-from benchmarks.quality.methods import settings_hash, settings_of
+from benchmarks.quality.methods import idea_of, settings_hash, settings_of
 from benchmarks.quality.results import Key, Row
+from benchmarks.quality.scope import Cell
 from spap_jax.data import TokenBlocks
 from spap_jax.evaluation.divergence import compare
 
@@ -58,9 +60,7 @@ class Run:
         return f"{self.case.name}, {self.settings.sparsity:.0%}, {self.method}, seed {self.settings.seed}"
 
 
-def plan(
-    cases: Sequence[Case], sparsities: Sequence[float], methods: Sequence[str], seeds: Sequence[int], amount: Amount
-) -> list[Run]:
+def plan(cases: Sequence[Case], cells: Sequence[Cell], seeds: Sequence[int], amount: Amount) -> list[Run]:
     """All runs: model by model, in it seed by seed.
 
     Raises:
@@ -69,8 +69,8 @@ def plan(
     names = [case.name for case in cases]
     if len(set(names)) < len(names):
         raise spap.UserError(f"models are told apart by their folders' names, but these are {', '.join(names)}.")
-    order = itertools.product(cases, seeds, sparsities, methods)
-    return [Run(case, method, settings_of(method, cut, seed), amount) for case, seed, cut, method in order]
+    order = itertools.product(cases, seeds, cells)
+    return [Run(case, method, settings_of(method, cut, seed), amount) for case, seed, (cut, method) in order]
 
 
 def execute(runs: Sequence[Run], commit: str, starting: Callable[[Run], None]) -> Iterator[Row]:
@@ -121,7 +121,10 @@ def measure(model: spap.Model, run: Run, texts: Texts, commit: str) -> Row:
     calibration = texts.calibration(run.amount.sequences, run.settings.seed)
     judged = texts.evaluation(run.amount.windows)
     start, busy = time.perf_counter(), time.process_time()
-    pruned = spap.prune(model, calibration, settings=run.settings).model
+    if idea := idea_of(run.method):
+        pruned = ideas.prune(model, calibration.tokens, run.settings, idea)
+    else:
+        pruned = spap.prune(model, calibration, settings=run.settings).model
     jax.block_until_ready(pruned.params)
     seconds, busy = time.perf_counter() - start, time.process_time() - busy
     found = compare(model, pruned, judged)

@@ -167,7 +167,7 @@ def prune_layers(
     if blocks is not None:
         final = both.fitted.dense, both.held_out.dense
         del both
-        yield from _swept(narrow, outer, blocks, chunks, final, settings, made[config.layers :], watch)
+        yield from swept(narrow, outer, blocks, chunks, final, settings, made[config.layers :], watch)
 
 
 class Both(NamedTuple):
@@ -247,17 +247,20 @@ def held_out_part(settings: PruneSettings) -> float:
     return settings.held_out / (1 + settings.decided.sampled)
 
 
-def _swept(
+def swept(
     config: DecoderConfig,
     outer: Params,
     blocks: Params,
     tokens: tuple[np.ndarray, np.ndarray],
     final: tuple[jax.Array, jax.Array],
     settings: PruneSettings,
-    made: list[LayerReport | SweepReport],
-    watch: Callable[[int, int], None] | None,
+    made: Sequence[LayerReport | SweepReport] = (),
+    watch: Callable[[int, int], None] | None = None,
 ) -> Iterator[Step]:
-    """All sweeps over the blocks, which are stacked [L, ...] and updated in place; those made before lie in them."""
+    """All sweeps over the blocks, which are stacked [L, ...] and updated in place; those made before lie in them.
+
+    ``final`` are the dense model's last streams, of the tokens to fit and of those held out; see `prune_layers`.
+    """
     sequences = max(1, settings.step_tokens // tokens[0].shape[-1])
     steps = Steps(together(config.layers, settings), settings.sweep_steps, sequences, settings.sweep_learning_rate)
     # The keys of the first pass are folded with the numbers of layers and choices.

@@ -1,5 +1,7 @@
 """Rows that nobody measured."""
 
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.quality.results import Row
@@ -31,11 +33,12 @@ def row(method: str = "spap", rise: float = 0.01, seed: int = 0, **changes: Any)
     return Row(**(values | changes))
 
 
-def scope(**changes: Any) -> Scope:
+def scope(
+    sparsities: Sequence[float] = (0.3,), methods: Sequence[str] = ("fasp", "obs", "spap"), **changes: Any
+) -> Scope:
     values: dict[str, Any] = {
         "models": ("llama-stories",),
-        "sparsities": (0.3,),
-        "methods": ("fasp", "obs", "spap"),
+        "cells": tuple(itertools.product(sparsities, methods)),
         "seeds": (0, 1, 2),
         "command": "python -m benchmarks.quality --zoo zoo",
     }

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import subprocess
 from pathlib import Path
@@ -61,6 +62,9 @@ def test_hashes_see_what_an_effort_means(monkeypatch: pytest.MonkeyPatch) -> Non
     assert settings_hash(spap.PruneSettings()) != before
 
 
+CELLS = tuple(itertools.product((0.1, 0.3), ("obs", "spap")))
+
+
 def zoo_of(folder: Path, *names: str) -> Path:
     for name in names:
         (folder / "models" / name).mkdir(parents=True)
@@ -92,7 +96,7 @@ def test_texts_go_by_the_models_name(tmp_path: Path) -> None:
 
 def test_runs_go_model_by_model_and_know_their_files(tmp_path: Path) -> None:
     cases = cases_of(zoo_of(tmp_path, "llama-english", "opt-stories"))
-    runs = plan(cases, (0.1, 0.3), ("obs", "spap"), (0, 1), Amount(16, None))
+    runs = plan(cases, CELLS, (0, 1), Amount(16, None))
     assert len({run.key for run in runs}) == 16
     assert [run.name for run in runs[1:5]] == [
         "llama-english, 10%, spap, seed 0",
@@ -101,13 +105,13 @@ def test_runs_go_model_by_model_and_know_their_files(tmp_path: Path) -> None:
         "llama-english, 10%, obs, seed 1",
     ]
     (tmp_path / "text" / "english_calibration.txt").write_text("another text")
-    again = plan(cases_of(tmp_path), (0.1, 0.3), ("obs", "spap"), (0, 1), Amount(16, None))
+    again = plan(cases_of(tmp_path), CELLS, (0, 1), Amount(16, None))
     assert [run.key == other.key for run, other in zip(runs, again, strict=True)] == [False] * 8 + [True] * 8
     (tmp_path / "text" / "english_calibration.txt").unlink()
     with pytest.raises(spap.UserError, match=r"english_calibration\.txt cannot be read"):
-        _ = plan(cases_of(tmp_path), (0.1,), ("obs",), (0,), Amount(16, None))[0].key
+        _ = plan(cases_of(tmp_path), CELLS, (0,), Amount(16, None))[0].key
     with pytest.raises(spap.UserError, match="told apart"):
-        plan([cases[0], cases[0]], (0.1,), ("obs",), (0,), Amount(16, None))
+        plan([cases[0], cases[0]], CELLS, (0,), Amount(16, None))
 
 
 def test_a_changed_checkout_is_marked(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import spap_jax as spap
 from benchmarks.quality import __main__ as quality
 from benchmarks.quality import runs
 from benchmarks.quality.cases import EXAMPLES
+from benchmarks.quality.methods import QUICK
 
 SMALL = ("--sequences", "4", "--windows", "3", "--sparsity", "0.3")
 
@@ -112,3 +113,13 @@ def test_a_refusal_comes_before_any_work(monkeypatch: pytest.MonkeyPatch) -> Non
         command(monkeypatch, "--method", "wanda", "lora")
     with pytest.raises(spap.UserError, match="sparsity must be"):
         command(monkeypatch, "--sparsity", "3", "--method", "wanda")
+
+
+def test_what_is_asked_where_nothing_is_said() -> None:
+    every = quality.cells_asked((0.1, 0.2, 0.3), None, quick=False)
+    assert {cut for cut, method in every if method == "obs"} == {0.1, 0.2, 0.3}
+    assert {cut for cut, method in every if method == "obs + steps"} == {0.3}
+    assert {cut for cut, method in every if method == "spap, high effort"} == {0.2, 0.3}
+    named = quality.cells_asked((0.1, 0.1), ("obs + steps", "obs"), quick=False)
+    assert named == ((0.1, "obs + steps"), (0.1, "obs"))
+    assert [method for _, method in quality.cells_asked((0.1,), None, quick=True)] == list(QUICK)

@@ -102,10 +102,11 @@ def test_a_scope_grows_by_what_was_run() -> None:
     )
     assert grown == scope(
         models=("llama-stories", "opt-stories"),
-        sparsities=(0.1, 0.3),
-        methods=("obs", "osscar", "spap", "spap with ridge=0.1"),
+        cells=((0.3, "spap"), (0.3, "osscar"), (0.1, "obs"), (0.3, "spap with ridge=0.1")),
         seeds=(0, 2),
     )
+    assert grown.sparsities == (0.1, 0.3)
+    assert grown.methods == ("obs", "osscar", "spap", "spap with ridge=0.1")
 
 
 def test_what_an_effort_takes_and_gives(tmp_path: Path) -> None:

@@ -1,0 +1,214 @@
+"""Ideas that are not built in: each changes one thing of the way over the blocks.
+
+A method with one is asked for as others are: ``--method "spap, low effort with idea=mixed_target"``. Without any of
+them the way here is that of ``spap prune``.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import spap_jax as spap
+from spap_jax.models import decoder
+from spap_jax.models.config import DecoderConfig
+from spap_jax.models.decoder import Params
+from spap_jax.models.registry import FAMILIES
+from spap_jax.numerics import full_precision
+from spap_jax.pruning import moments, pipeline, reduce, streams
+from spap_jax.pruning.layer import Clock, choice_key, hidden_channels, prune_layer, refit_weights, search_of, select
+from spap_jax.pruning.predictions import at, put
+from spap_jax.pruning.streams import Streams
+from spap_jax.solver import alternating
+from spap_jax.solver.alternating import Schedule, Tokens, Weights
+from spap_jax.solver.problem import equilibrate
+
+IDEAS = {
+    "dense_target": "an MLP is fitted to what it adds to the dense stream, and repairs nothing that broke before it",
+    "mixed_target": "it is fitted to the mean of that and the built-in target",
+    "attention_refit": "the output projection of attention, with its bias, is solved for in closed form towards the "
+    "dense stream, before the MLP behind it is pruned",
+    "weighted": "the directions of a block's output count by the second moments of the loss's gradient there, in the "
+    "choice of channels and in the steps",
+}
+"""By name, what each does."""
+
+GRADIENT_SEQUENCES = 256
+"""Calibration sequences that tell how much each direction of the outputs counts."""
+
+EVERY_DIRECTION = 0.1
+"""What a direction without any gradient counts, beside a mean of one."""
+
+
+class Metric(NamedTuple):
+    """Square root of how much each direction of an output counts, and its inverse: [d, d], or stacked [L, d, d]."""
+
+    root: jax.Array
+    inverse: jax.Array
+
+
+def prune(model: spap.Model, tokens: np.ndarray, settings: spap.PruneSettings, idea: str) -> spap.Model:
+    """As ``spap.prune``, with one idea.
+
+    Args:
+        model: The dense one.
+        tokens: Calibration token blocks [B, T].
+        settings: How.
+        idea: A key of `IDEAS`; none of them where empty.
+
+    Raises:
+        UserError: the settings ask for text that the model writes, which is not done here.
+    """
+    if settings.decided.sampled:
+        raise spap.UserError("ideas are tried without sampled text: take another effort, or add sampled=0.")
+    config, outer = model.config, model.params
+    narrow = pipeline.pruned_config(config, settings)
+    chunks = pipeline.calibration_chunks(tokens, settings)
+    metrics = output_metrics(config, outer, tokens[:GRADIENT_SEQUENCES]) if idea == "weighted" else None
+    both = [streams.start(config, outer, part) for part in chunks]
+    layers = []
+    for index in range(config.layers):
+        layer, metric = at(outer["layers"], index), metrics and Metric(*(a[index] for a in metrics))
+        layer, both = prune_block(index, config, narrow, layer, both, settings, idea, metric)
+        layers.append(layer)
+    blocks = jax.tree.map(lambda *arrays: jnp.stack(arrays), *layers)
+    if settings.decided.sweeps:
+        ends = both[0].dense, both[1].dense
+        stack = jax.tree.map(jnp.copy, blocks)  # updated in place by the sweeps
+        for step in pipeline.swept(narrow, outer, stack, chunks, ends, settings):
+            blocks = put(blocks, step.report.layer, step.layer)
+    return spap.Model(narrow, outer | {"layers": blocks}, model.source)
+
+
+def prune_block(
+    index: int,
+    config: DecoderConfig,
+    narrow: DecoderConfig,
+    layer: Params,
+    both: list[Streams],
+    settings: spap.PruneSettings,
+    idea: str,
+    metric: Metric | None,
+) -> tuple[Params, list[Streams]]:
+    """One block pruned, and the streams behind it."""
+    both = [streams.enter_attention(config, layer, part) for part in both]
+    if idea == "attention_refit":
+        layer = with_attention_refitted(config, layer, Tokens(both[0].pruned, both[0].dense), settings.ridge)
+    fitted, judged, both = enter_mlp(config, layer, both, idea)
+    if metric is None:
+        layer, _ = prune_layer(index, config, narrow, layer, fitted, judged, settings, Clock())
+    else:
+        layer = prune_weighted(index, config, narrow, layer, fitted, judged, settings, metric)
+    del fitted, judged
+    return layer, [streams.leave_mlp(narrow, layer, part) for part in both]
+
+
+def enter_mlp(
+    config: DecoderConfig, layer: Params, both: list[Streams], idea: str
+) -> tuple[Tokens, Tokens, list[Streams]]:
+    """From attention to the MLP: what it is fitted to and judged on, and the streams there."""
+    attended = [jnp.copy(part.dense) for part in both]
+    both = [streams.leave_attention(config, layer, part) for part in both]
+    found = []
+    for before, part in zip(attended, both, strict=True):
+        repairing, own = part.dense, part.pruned + (part.dense - before)
+        total = {"dense_target": own, "mixed_target": (own + repairing) / 2}.get(idea, repairing)
+        found.append(Tokens(part.pruned, total))
+    return *found, both
+
+
+@functools.partial(jax.jit, static_argnames="config")
+@full_precision
+def with_attention_refitted(config: DecoderConfig, layer: Params, tokens: Tokens, ridge: float) -> Params:
+    """A block with the output projection, and bias if it has one, that takes the pruned stream to the dense one."""
+    attention = layer["attention"]
+    seen = moments.accumulate_attention(config, layer, tokens)
+    every = jnp.arange(len(seen.hidden_mean))
+    start = Weights({}, seen.problem.weight, attention.get("o_bias"))
+    weights = refit_weights(seen, equilibrate(seen.problem, ridge), every, start)
+    bias = {} if weights.bias is None else {"o_bias": weights.bias}
+    return layer | {"attention": attention | {"o": weights.down.reshape(attention["o"].shape)} | bias}
+
+
+@functools.partial(jax.jit, static_argnames="config")
+@full_precision
+def output_metrics(config: DecoderConfig, params: Params, tokens: jax.Array) -> Metric:
+    """Of every block [L, d, d]: the second moments of the loss's gradient at its output. tokens: [B, T]."""
+    positions, valid = streams.causal(tokens[:1])
+
+    def loss(shifts: jax.Array, sequence: jax.Array) -> jax.Array:
+        x = decoder.embed(config, params, sequence, positions, jnp.float32)
+
+        def through(x: jax.Array, block: tuple[Params, jax.Array]) -> tuple[jax.Array, None]:
+            return decoder.block(config, block[0], x, positions, valid) + block[1], None
+
+        x, _ = jax.lax.scan(through, x, (params["layers"], shifts))
+        logits = decoder.head(config, params, x)[:, :-1]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, sequence[:, 1:]).sum()
+
+    def add(total: jax.Array, sequence: jax.Array) -> tuple[jax.Array, None]:
+        shifts = jnp.zeros((config.layers, *tokens[:1].shape, config.width))
+        gradient = jax.grad(loss)(shifts, sequence[None])
+        return total + jnp.einsum("lbti,lbtj->lij", gradient, gradient), None
+
+    total, _ = jax.lax.scan(add, jnp.zeros((config.layers, config.width, config.width)), tokens)
+    mean = jnp.trace(total, axis1=1, axis2=2)[:, None, None] / config.width
+    values, vectors = jnp.linalg.eigh(total / mean)
+    root = jnp.sqrt(jnp.maximum(values, 0) + EVERY_DIRECTION)[:, None, :]
+    turned = jnp.swapaxes(vectors, 1, 2)
+    return Metric((vectors * root) @ turned, (vectors / root) @ turned)
+
+
+def prune_weighted(
+    index: int,
+    config: DecoderConfig,
+    narrow: DecoderConfig,
+    layer: Params,
+    fitted: Tokens,
+    judged: Tokens,
+    settings: spap.PruneSettings,
+    metric: Metric,
+) -> Params:
+    """As ``prune_layer``, in coordinates of the output in which all directions count the same."""
+    key = jax.random.key(settings.seed)
+    seen = moments.accumulate(config, layer, fitted)
+    problem = seen.problem
+    turned = problem._replace(cross=problem.cross @ metric.root, weight=problem.weight @ metric.root)
+    seen = seen._replace(problem=turned, target_mean=seen.target_mean @ metric.root)
+    system, choice = select(seen, choice_key(key, config, index), narrow.intermediate, **search_of(settings))
+    kept = choice.channels.kept
+    taken = reduce.to_weights(reduce.take_channels(FAMILIES[config.family], layer["mlp"], kept))
+    weights = refit_weights(seen, system, kept, taken)
+    schedule = Schedule(settings.rounds, settings.steps, settings.step_tokens, settings.learning_rate)
+    steps = jax.random.fold_in(key, index)
+    weights = recover_weighted(narrow, schedule, layer, weights, fitted, judged, settings.ridge, steps, metric)
+    return layer | {"mlp": reduce.to_mlp(weights, layer["mlp"])}
+
+
+@functools.partial(jax.jit, static_argnames=("narrow", "schedule"))
+@full_precision
+def recover_weighted(
+    narrow: DecoderConfig,
+    schedule: Schedule,
+    layer: Params,
+    weights: Weights,
+    fitted: Tokens,
+    judged: Tokens,
+    ridge: float,
+    key: jax.Array,
+    metric: Metric,
+) -> Weights:
+    """The alternating rounds from weights [k, d] in those coordinates on; the result is in the model's own."""
+
+    def hidden(inner: alternating.Inner, residual: jax.Array) -> jax.Array:
+        return hidden_channels(narrow, layer, inner, residual @ metric.inverse)
+
+    def turned(tokens: Tokens) -> Tokens:
+        return Tokens(*(stream @ metric.root for stream in tokens))
+
+    found = alternating.recover(hidden, weights, turned(fitted), turned(judged), schedule, ridge, key).weights
+    bias = None if found.bias is None else found.bias @ metric.inverse
+    return Weights(found.inner, found.down @ metric.inverse, bias)
