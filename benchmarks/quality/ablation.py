@@ -9,7 +9,8 @@ from benchmarks.quality.methods import PEERS, TARGETS, idea_of, is_current
 from benchmarks.quality.report import table
 from benchmarks.quality.results import Row
 
-_HEAD = ("model", "removed", "method", "with", "rise", "of its rise without", "KL", "of its KL without", "core seconds")
+_HEAD = ("model", "removed", "seed", "method", "with", "rise", "of its rise without", "KL", "of its KL without",
+         "core seconds")  # fmt: skip
 _TOKENS_HEAD = ("model", "removed", "seed", "calibration tokens", "method", "rise", "best of its peers", "ratio")
 _WORDS = ("model", "method", "with", "best of its peers")
 
@@ -76,7 +77,8 @@ _ABOUT = """## Settings
 Each row is made by
 
 ```
-python -m benchmarks.quality --model zoo/models/MODEL --seed 0 --sparsity FRACTION --method "METHOD with SETTING=VALUE"
+python -m benchmarks.quality --model zoo/models/MODEL --seed SEED --sparsity FRACTION \\
+  --method "METHOD with SETTING=VALUE"
 ```
 
 *of its rise without* is the ratio to the same method without the change: below 1 the change helps.
@@ -101,7 +103,8 @@ def _case(row: Row, method: str | None = None) -> tuple:
 def _line(row: Row, base: Row, method: str, changes: str) -> tuple[str, ...]:
     rises = (f"{row.rise:.4f}", f"{row.rise / base.rise:.3f}")
     divergences = (f"{row.divergence:.4f}", f"{row.divergence / base.divergence:.3f}")
-    return (row.model, f"{row.sparsity:.0%}", method, f"`{changes}`", *rises, *divergences, _seconds(row))
+    cell = (row.model, f"{row.sparsity:.0%}", str(row.seed), method)
+    return (*cell, f"`{changes}`", *rises, *divergences, _seconds(row))
 
 
 def _seconds(row: Row) -> str:

@@ -141,7 +141,10 @@ def efforts(figure: "Figure", judge: Judge, scope: Scope) -> "Figure":
         axes.plot(seconds, found, label=model, color=look.colour, marker=look.marker, linewidth=look.width)
         for place, value, name in points:
             axes.annotate(name, (place, value), (5, 4), textcoords="offset points", fontsize=8, color=look.colour)
-    axes.set_xscale("log")
+    axes.set_xscale("log", subs=())
+    axes.xaxis.get_major_locator().set_params(subs=(1, 2, 3, 5, 7))  # pyright: ignore[reportCallIssue]
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.margins(x=0.12)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("seconds of processor cores to prune, compiling included")
     axes.set_ylabel("rise in log-perplexity / best peer's")

@@ -143,7 +143,7 @@ def test_what_single_settings_change() -> None:
     text = ablation.markdown(rows)
     assert text is not None
     assert [each for each in text.splitlines() if each.startswith("| llama")] == [
-        "| llama-stories | 30% | spap | `rounds=0 ridge=0.001` | 0.0300 | 1.500 | 0.0150 | 1.500 | 2 |"
+        "| llama-stories | 30% | 0 | spap | `rounds=0 ridge=0.001` | 0.0300 | 1.500 | 0.0150 | 1.500 | 2 |"
     ]
     assert ablation.markdown([rows[0], rows[2]]) is None  # nothing was changed
     assert ablation.markdown(rows[1:]) is None  # nothing to compare with
