@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 import spap_jax as spap
+from spap_jax.baselines import update_used
 from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
@@ -50,20 +51,35 @@ class Metric(NamedTuple):
     inverse: jax.Array
 
 
+def check(settings: spap.PruneSettings) -> None:
+    """Refuses settings that an idea would pass over.
+
+    Raises:
+        UserError: they ask for sampled text, other updates than steps, or what is not built in by default.
+    """
+    if settings.decided.sampled:
+        raise spap.UserError("ideas are tried without sampled text: take another effort, or add sampled=0.")
+    if update_used(settings) != "alternate":
+        raise spap.UserError("ideas are tried with steps on the weights: take a method that has them.")
+    usual = spap.PruneSettings()
+    for name in ("schedule", "allocation", "attention_sparsity"):
+        if getattr(settings, name) != getattr(usual, name):
+            raise spap.UserError(f"ideas are tried with {name}={getattr(usual, name)} alone.")
+
+
 def prune(model: spap.Model, tokens: np.ndarray, settings: spap.PruneSettings, idea: str) -> spap.Model:
     """As ``spap.prune``, with one idea.
 
     Args:
         model: The dense one.
         tokens: Calibration token blocks [B, T].
-        settings: How.
+        settings: How; `check` says which are taken.
         idea: A key of `IDEAS`; none of them where empty.
 
     Raises:
-        UserError: the settings ask for text that the model writes, which is not done here.
+        UserError: as in `check`.
     """
-    if settings.decided.sampled:
-        raise spap.UserError("ideas are tried without sampled text: take another effort, or add sampled=0.")
+    check(settings)
     config, outer = model.config, model.params
     narrow = pipeline.pruned_config(config, settings)
     chunks = pipeline.calibration_chunks(tokens, settings)

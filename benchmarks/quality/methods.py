@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import spap_jax as spap
+from benchmarks.quality import ideas
 from benchmarks.quality.ideas import IDEAS
 from benchmarks.quality.results import Row
 
@@ -77,7 +78,10 @@ def settings_of(method: str, sparsity: float, seed: int) -> spap.PruneSettings:
     idea = changes.pop("idea", None)
     if idea is not None and idea not in IDEAS:
         raise spap.UserError(f"unknown idea {idea!r}; the ideas are {', '.join(IDEAS)}.")
-    return spap.PruneSettings().replace(sparsity=sparsity, seed=seed, **METHODS[name]).replace(**changes)
+    settings = spap.PruneSettings().replace(sparsity=sparsity, seed=seed, **METHODS[name]).replace(**changes)
+    if idea is not None:
+        ideas.check(settings)
+    return settings
 
 
 def idea_of(method: str) -> str | None:

@@ -147,5 +147,19 @@ def test_how_an_idea_is_asked_for():
     assert idea_of("spap with rounds=1") is None
     with pytest.raises(spap.UserError, match="unknown idea 'luck'; the ideas are dense_target"):
         settings_of("spap with idea=luck", 0.2, 0)
-    with pytest.raises(spap.UserError, match="without sampled text"):
-        ideas.prune(tiny("llama"), TOKENS, SETTINGS.replace(effort="high"), "weighted")
+
+
+@pytest.mark.parametrize(
+    ("method", "sentence"),
+    [
+        ("spap, high effort", "without sampled text"),
+        ("spap, refit only", "with steps on the weights"),
+        ("obs", "with steps on the weights"),
+        ("spap with schedule=parallel", "with schedule=sequential alone"),
+        ("spap with allocation=global", "with allocation=uniform alone"),
+    ],
+)
+def test_what_an_idea_would_pass_over_is_refused_before_any_work(method: str, sentence: str):
+    asked = method + (" idea=weighted" if " with " in method else " with idea=weighted")
+    with pytest.raises(spap.UserError, match=sentence):
+        settings_of(asked, 0.2, 0)
