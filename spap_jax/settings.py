@@ -16,6 +16,7 @@ class Effort(NamedTuple):
 
     sweeps: int
     sweep_blocks: int
+    sweep_steps: int
     sampled: int
 
 
@@ -26,7 +27,11 @@ Update = Literal["own", "none", "bias", "refit", "alternate"]
 Schedule = Literal["sequential", "parallel"]
 StreamDtype = Literal["float32", "bfloat16"]
 
-EFFORTS: dict[EffortName, Effort] = {"low": Effort(0, 1, 0), "default": Effort(1, 1, 0), "high": Effort(1, 0, 3)}
+EFFORTS: dict[EffortName, Effort] = {
+    "low": Effort(sweeps=0, sweep_blocks=1, sweep_steps=150, sampled=0),
+    "default": Effort(sweeps=1, sweep_blocks=2, sweep_steps=150, sampled=0),
+    "high": Effort(sweeps=1, sweep_blocks=0, sweep_steps=300, sampled=3),
+}
 
 ALLOCATIONS, METHODS, UPDATES, SCHEDULES, STREAM_DTYPES = map(
     get_args, (Allocation, Method, Update, Schedule, StreamDtype)
@@ -65,7 +70,7 @@ _PRUNING: _Ranges = (
     ("sampled", lambda s: s is None or _count(0)(s), "a whole number of at least 0"),
     ("sweeps", lambda s: s is None or _count(0)(s), "a whole number of at least 0"),
     ("sweep_blocks", lambda s: s is None or _count(0)(s), "a whole number of at least 0"),
-    ("sweep_steps", _count(1), "a whole number of at least 1"),
+    ("sweep_steps", lambda s: s is None or _count(1)(s), "a whole number of at least 1"),
     ("step_tokens", _count(1), "a whole number of at least 1"),
     ("learning_rate", _positive, "positive"),
     ("sweep_learning_rate", _positive, "positive"),
@@ -142,8 +147,9 @@ class PruneSettings(_Settings):
         penalty_steps: Steps in which the number of penalised channels grows to the number removed.
         swap_rounds: Rounds of exact swaps that end the selection of spap and osscar; 0 switches them off.
         held_out: Fraction of the calibration sequences that only guards against overfitting.
-        effort: Time (and memory) for quality, where sampled, sweeps and sweep_blocks are absent: "low" makes no sweep,
-            "default" one, of single blocks, and "high" one of all blocks together, with three sampled sequences each.
+        effort: Time (and memory) for quality, where sampled, sweeps, sweep_blocks and sweep_steps are absent: "low"
+            makes no sweep, "default" one, of two blocks at a time, and "high" one of all blocks together, with twice as
+            many steps and three sampled sequences each.
         sampled: For each calibration sequence, how many the dense model writes from its first tokens on, to be fitted
             as well; the dense model is held in memory for it. Absent: as effort says.
         rounds: Alternating rounds of the update "alternate" (inner projections, then output projection); 0 leaves the
@@ -153,7 +159,7 @@ class PruneSettings(_Settings):
             need all blocks in memory. Absent: as effort says.
         sweep_blocks: Blocks that a sweep adjusts together, or as many fewer as divide their number evenly; 0 for all of
             them. Their MLPs take 16 bytes a weight, for gradients and Adam. Absent: as effort says.
-        sweep_steps: Minibatch steps in a sweep, times the number of blocks.
+        sweep_steps: Minibatch steps in a sweep, times the number of blocks. Absent: as effort says.
         step_tokens: Tokens in one minibatch.
         learning_rate: Size of a step in a round, relative to the root mean square of the weights it changes.
         sweep_learning_rate: The same in a sweep.
@@ -181,7 +187,7 @@ class PruneSettings(_Settings):
     steps: int = 200
     sweeps: int | None = None
     sweep_blocks: int | None = None
-    sweep_steps: int = 150
+    sweep_steps: int | None = None
     step_tokens: int = 2048
     learning_rate: float = 0.03
     sweep_learning_rate: float = 0.015

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from statistics import median
 
 from benchmarks.quality.ideas import IDEAS
 from benchmarks.quality.judge import Judge, ratio_of
@@ -9,7 +10,7 @@ from benchmarks.quality.methods import PEERS, TARGETS, idea_of, is_current
 from benchmarks.quality.report import table
 from benchmarks.quality.results import Row
 
-_HEAD = ("model", "removed", "seed", "method", "with", "rise", "of its rise without", "KL", "of its KL without",
+_HEAD = ("model", "removed", "seeds", "method", "with", "rise", "of its rise without", "KL", "of its KL without",
          "core seconds")  # fmt: skip
 _TOKENS_HEAD = ("model", "removed", "seed", "calibration tokens", "method", "rise", "best of its peers", "ratio")
 _WORDS = ("model", "method", "with", "best of its peers")
@@ -20,17 +21,18 @@ def markdown(rows: Iterable[Row]) -> str | None:
 
     Args:
         rows: All that there are. Those whose settings meant something else when they ran are left out, and those of
-            which the method by itself was not run on the same tokens and texts.
+            which the method without its last change was not run on the same tokens and texts.
     """
     todays = [row for row in rows if is_current(row)]
-    plain = {_case(row): row for row in todays if " with " not in row.method}
-    lines = []
+    by_case = {_case(row): row for row in todays}
+    pairs: dict[tuple[str, ...], list[tuple[Row, Row]]] = {}
     for row in sorted(todays, key=_order):
-        method, _, changes = row.method.partition(" with ")
-        base = plain.get(_case(row, method))
-        if changes and base:
-            lines.append(_line(row, base, method, changes))
-    by_tokens = _lines_by_tokens(list(plain.values()))
+        method, change = _parted(row.method)
+        base = by_case.get(_case(row, method))
+        if change and base:
+            pairs.setdefault((row.model, f"{row.sparsity:.0%}", method, change), []).append((row, base))
+    lines = [_line(*cell, of_seeds) for cell, of_seeds in pairs.items()]
+    by_tokens = _lines_by_tokens([row for row in todays if " with " not in row.method])
     parts = [_ABOUT + table(_HEAD, lines, _WORDS), *_ideas(todays)] if lines else []
     parts += [_ABOUT_TOKENS + table(_TOKENS_HEAD, by_tokens, _WORDS)] if by_tokens else []
     return "\n\n".join(["# Ablation: one thing changed", _ORIGIN, *parts]) + "\n" if parts else None
@@ -81,7 +83,8 @@ python -m benchmarks.quality --model zoo/models/MODEL --seed SEED --sparsity FRA
   --method "METHOD with SETTING=VALUE"
 ```
 
-*of its rise without* is the ratio to the same method without the change: below 1 the change helps.
+*of its rise without* is the ratio to the same method without the last change: below 1 the change helps. Of several
+seeds it is the median of their ratios, and so are the other numbers.
 
 """
 
@@ -100,12 +103,24 @@ def _case(row: Row, method: str | None = None) -> tuple:
     return (row.model, row.sparsity, method or row.method, row.seed, row.sequences, row.windows, row.files)
 
 
-def _line(row: Row, base: Row, method: str, changes: str) -> tuple[str, ...]:
-    rises = (f"{row.rise:.4f}", f"{row.rise / base.rise:.3f}")
-    divergences = (f"{row.divergence:.4f}", f"{row.divergence / base.divergence:.3f}")
-    cell = (row.model, f"{row.sparsity:.0%}", str(row.seed), method)
-    return (*cell, f"`{changes}`", *rises, *divergences, _seconds(row))
+def _parted(method: str) -> tuple[str, str]:
+    """A method without its last change, and that; "" where it has none."""
+    if " with " not in method:
+        return method, ""
+    before, _, change = method.rpartition(" ")
+    return before.removesuffix(" with"), change
 
 
-def _seconds(row: Row) -> str:
-    return "-" if math.isnan(row.processor_seconds) else f"{row.processor_seconds:.0f}"
+def _line(model: str, removed: str, method: str, change: str, pairs: Sequence[tuple[Row, Row]]) -> tuple[str, ...]:
+    """Of rows with the change and without it, a pair for each seed."""
+    numbers = []
+    for value in (lambda row: row.rise, lambda row: row.divergence):
+        numbers.append(f"{median(value(row) for row, _ in pairs):.4f}")
+        numbers.append(f"{median(value(row) / value(base) for row, base in pairs):.3f}")
+    seeds = ", ".join(str(row.seed) for row, _ in pairs)
+    return (model, removed, seeds, method, f"`{change}`", *numbers, _seconds([row for row, _ in pairs]))
+
+
+def _seconds(rows: Iterable[Row]) -> str:
+    known = [row.processor_seconds for row in rows if not math.isnan(row.processor_seconds)]
+    return f"{median(known):.0f}" if known else "-"

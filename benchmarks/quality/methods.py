@@ -9,6 +9,7 @@ import spap_jax as spap
 from benchmarks.quality import ideas
 from benchmarks.quality.ideas import IDEAS
 from benchmarks.quality.results import Row
+from spap_jax.baselines import update_used
 
 _ALL_TOKENS: dict[str, Any] = {"held_out": 0.0}
 """Without steps nothing is judged on held-out sequences, so that all tokens are fitted."""
@@ -107,9 +108,18 @@ _NEWER: dict[str, Any] = {"stream_dtype": "float32"}
 """Settings that the first rows did not have yet, and the values that stand for what was done then."""
 
 
+_OF_STEPS: dict[str, Any] = {
+    "rounds": 2, "steps": 200, "learning_rate": 0.03, "step_tokens": 2048,
+    "sweeps": 1, "sweep_blocks": 1, "sweep_steps": 150, "sweep_learning_rate": 0.015,
+}  # fmt: skip
+"""Settings that only steps on the weights read. Without steps they do not count: whatever they are, hashes have these
+values, which were the defaults when the first rows were made."""
+
+
 def settings_hash(settings: spap.PruneSettings) -> str:
-    """Changes with every value that the settings hold or mean, also with a default."""
+    """Changes with every value that is used of what the settings hold or mean, also with a default."""
     values = dataclasses.asdict(settings) | settings.decided._asdict()
+    values |= {} if update_used(settings) == "alternate" else _OF_STEPS
     text = json.dumps({k: v for k, v in values.items() if k not in _NEWER or v != _NEWER[k]}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

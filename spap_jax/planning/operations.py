@@ -229,6 +229,6 @@ def operations(load: Workload, turns: int | None = None) -> dict[str, float]:
         "alternating": alternating_operations(load),
         "errors": 3 * errors_operations(load) + heads * attended,
         "sampling": sampling_operations(load),
-        "sweep steps": sweeping * load.settings.sweep_steps * sweep_step_operations(load, after, several - 1),
+        "sweep steps": sweeping * load.settings.decided.sweep_steps * sweep_step_operations(load, after, several - 1),
         "sweep checks": sweeping * (divergence_operations(load, after + several - 1) / several + advanced),
     }

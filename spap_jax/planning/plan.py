@@ -12,7 +12,7 @@ from spap_jax.planning.accelerators import Mesh
 from spap_jax.planning.memory import Parts
 from spap_jax.planning.workload import Workload, workload
 from spap_jax.quantities import bytes_text
-from spap_jax.settings import PruneSettings
+from spap_jax.settings import Effort, PruneSettings
 
 USABLE = 0.9
 """Of a device's memory; the rest is left for programs, fragments and what a compiler adds."""
@@ -215,9 +215,14 @@ def _halved(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]]
 
 
 def _easier(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]]:
-    for effort in ["default"] * (request.settings.effort == "high") + ["low"]:
-        easier = request.settings.replace(effort=effort, sampled=None, sweeps=None, sweep_blocks=None)
-        yield f"--effort {effort}", dataclasses.replace(request, settings=easier), mesh
+    settings, free = request.settings, dict.fromkeys(Effort._fields)
+    changes = [("--effort low", {"effort": "low"} | free)]
+    if settings.effort == "high":
+        changes.insert(0, ("--effort default", {"effort": "default"} | free))
+    elif settings.decided.sweep_blocks != 1:
+        changes.insert(0, ("--sweep-blocks 1", {"sweep_blocks": 1}))
+    for words, changed in changes:
+        yield words, dataclasses.replace(request, settings=settings.replace(**changed)), mesh
 
 
 def _fewer(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]]:

@@ -201,7 +201,7 @@ def memory_bytes(load: Workload) -> dict[str, float]:
         "alternating": alternating_bytes(load),
         "errors": 3 * errors_bytes(load) + heads * attended,
         "sampling": sampling_bytes(load),
-        "sweep steps": sweeping * load.settings.sweep_steps * sweep_step_bytes(load, after, several - 1),
+        "sweep steps": sweeping * load.settings.decided.sweep_steps * sweep_step_bytes(load, after, several - 1),
         "sweep checks": sweeping * (divergence_bytes(load, after + several - 1) / several + advanced),
     }
 
@@ -268,7 +268,7 @@ def collectives(load: Workload) -> dict[str, Counter[str]]:
         "statistics": statistics_collectives(load),
         "refit": closed_form_collectives(load) if load.in_waves and load.refits else Counter(),
         "alternating": _times(rounds, s.rounds) if load.alternates else Counter(),
-        "sweep steps": _times(sweep_step_collectives(load), s.sweep_steps) if load.sweeps else Counter(),
+        "sweep steps": _times(sweep_step_collectives(load), s.decided.sweep_steps) if load.sweeps else Counter(),
     }
 
 

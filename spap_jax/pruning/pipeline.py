@@ -262,10 +262,11 @@ def swept(
     ``final`` are the dense model's last streams, of the tokens to fit and of those held out; see `prune_layers`.
     """
     sequences = max(1, settings.step_tokens // tokens[0].shape[-1])
-    steps = Steps(together(config.layers, settings), settings.sweep_steps, sequences, settings.sweep_learning_rate)
+    decided, rate = settings.decided, settings.sweep_learning_rate
+    steps = Steps(together(config.layers, settings), decided.sweep_steps, sequences, rate)
     # The keys of the first pass are folded with the numbers of layers and choices.
     key = jax.random.fold_in(jax.random.key(settings.seed), 2 * config.layers)
-    sweeps = settings.decided.sweeps
+    sweeps = decided.sweeps
     before = [report for report in made if isinstance(report, SweepReport)]
     for report in before:
         yield Step(report, devices.whole(at(blocks, report.layer)), report.sweep == sweeps - 1, fresh=False)

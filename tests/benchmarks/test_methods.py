@@ -56,6 +56,24 @@ def test_a_newer_setting_changes_hashes_only_where_it_is_used() -> None:
     assert settings_hash(settings.replace(stream_dtype="bfloat16")) != settings_hash(settings)
 
 
+def test_hashes_see_settings_of_steps_only_where_there_are_steps() -> None:
+    """Rows of peers stay what they are when the defaults of our sweeps change."""
+    changes = {
+        "rounds": 1, "steps": 3, "learning_rate": 0.1, "step_tokens": 64,
+        "sweeps": 2, "sweep_blocks": 3, "sweep_steps": 7, "sweep_learning_rate": 0.1,
+    }  # fmt: skip
+    for name, value in changes.items():
+        changed = [settings_of(f"{method} with {name}={value}", 0.3, 0) for method in ("fasp", "fasp + steps", "spap")]
+        plain = [settings_of(method, 0.3, 0) for method in ("fasp", "fasp + steps", "spap")]
+        same = [settings_hash(one) == settings_hash(other) for one, other in zip(plain, changed, strict=True)]
+        assert same == [True, False, False], name
+    first = spap.PruneSettings(update="refit", sweeps=1, sweep_blocks=1, sweep_steps=150, sampled=0)
+    values = dataclasses.asdict(first)
+    del values["stream_dtype"]
+    text = json.dumps(values, sort_keys=True)
+    assert settings_hash(spap.PruneSettings(update="refit")) == hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
 def test_hashes_see_what_an_effort_means(monkeypatch: pytest.MonkeyPatch) -> None:
     before = settings_hash(spap.PruneSettings())
     monkeypatch.setitem(EFFORTS, "default", EFFORTS["default"]._replace(sweeps=2))

@@ -128,7 +128,7 @@ class Phases:
 
     def descend(self):
         settings = self.load.settings
-        steps = sweeps.Steps(self.load.together, settings.sweep_steps, self.load.step_sequences, 0.1)
+        steps = sweeps.Steps(self.load.together, settings.decided.sweep_steps, self.load.step_sequences, 0.1)
         begin, descend = sweeps.programs(self.load.narrow, steps, self.layers["mlp"])
         begun = begin.lower(self.layers["mlp"], 0).compile().out_info
         return descend.lower(self.outer, self.layers, 0, self.fitted, self.key, begun)
