@@ -25,7 +25,7 @@ def markdown(rows: Iterable[Row]) -> str | None:
     """
     todays = [row for row in rows if is_current(row)]
     by_case = {_case(row): row for row in todays}
-    pairs: dict[tuple[str, ...], list[tuple[Row, Row]]] = {}
+    pairs: dict[tuple[str, str, str, str], list[tuple[Row, Row]]] = {}
     for row in sorted(todays, key=_order):
         method, change = _parted(row.method)
         base = by_case.get(_case(row, method))
@@ -116,7 +116,7 @@ def _line(model: str, removed: str, method: str, change: str, pairs: Sequence[tu
     numbers = []
     for value in (lambda row: row.rise, lambda row: row.divergence):
         numbers.append(f"{median(value(row) for row, _ in pairs):.4f}")
-        numbers.append(f"{median(value(row) / value(base) for row, base in pairs):.3f}")
+        numbers.append(f"{median(ratio_of(value(row), value(base)) for row, base in pairs):.3f}")
     seeds = ", ".join(str(row.seed) for row, _ in pairs)
     return (model, removed, seeds, method, f"`{change}`", *numbers, _seconds([row for row, _ in pairs]))
 

@@ -33,7 +33,9 @@ def exchanged(load: Workload) -> dict[str, Traffic]:
         "statistics": _gathered(load, load.dense.intermediate, load.fitted.tokens, load.dense.intermediate + 2 * d),
         "alternating": alternating if load.alternates else Counter(),
         "errors": _times(errors, 3),
-        "sweep steps": _times(sweep_step(load, after, several - 1), s.decided.sweep_steps) if load.sweeps else Counter(),
+        "sweep steps": _times(sweep_step(load, after, several - 1), s.decided.sweep_steps)
+        if load.sweeps
+        else Counter(),
         "sweep checks": _reduced(load, _block(load), judged + load.tokens * (1 - several / load.narrow.layers)),
     }
 

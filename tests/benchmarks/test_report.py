@@ -137,13 +137,13 @@ def test_without_matplotlib_there_is_a_sentence_and_the_table(
 
 
 def test_what_single_settings_change() -> None:
-    changed = "spap with rounds=0 ridge=0.001"
+    changed = "spap with rounds=0"
     todays = {name: settings_hash(settings_of(name, 0.3, 0)) for name in ("spap", changed, "obs")}
     rows = [row(name, rise, settings=todays[name]) for name, rise in (("spap", 0.02), (changed, 0.03), ("obs", 0.1))]
     text = ablation.markdown(rows)
     assert text is not None
     assert [each for each in text.splitlines() if each.startswith("| llama")] == [
-        "| llama-stories | 30% | 0 | spap | `rounds=0 ridge=0.001` | 0.0300 | 1.500 | 0.0150 | 1.500 | 2 |"
+        "| llama-stories | 30% | 0 | spap | `rounds=0` | 0.0300 | 1.500 | 0.0150 | 1.500 | 2 |"
     ]
     assert ablation.markdown([rows[0], rows[2]]) is None  # nothing was changed
     assert ablation.markdown(rows[1:]) is None  # nothing to compare with
@@ -151,3 +151,19 @@ def test_what_single_settings_change() -> None:
     assert ablation.markdown([rows[0], row("spap with speed=1", 0.03)]) is None
     others = [replace(rows[0], **other) for other in ({"sequences": 64}, {"windows": "9"}, {"files": "cccc"})]
     assert ablation.markdown([*others, *rows[1:]]) is None  # other tokens or texts
+
+
+def test_a_change_is_measured_without_it_and_over_seeds() -> None:
+    names = ("spap", "spap with rounds=0", "spap with rounds=0 ridge=0.001")
+    rises = [(0.02, 0.03, 0.06), (0.02, 0.05, 0.05), (0.1, 0.1, 0.3)]
+    rows = [
+        row(name, rise, seed, settings=settings_hash(settings_of(name, 0.3, seed)))
+        for seed, of_seed in enumerate(rises)
+        for name, rise in zip(names, of_seed, strict=True)
+    ]
+    text = ablation.markdown(rows)
+    assert text is not None
+    assert [each for each in text.splitlines() if each.startswith("| llama")] == [
+        "| llama-stories | 30% | 0, 1, 2 | spap | `rounds=0` | 0.0500 | 1.500 | 0.0250 | 1.500 | 2 |",
+        "| llama-stories | 30% | 0, 1, 2 | spap with rounds=0 | `ridge=0.001` | 0.0600 | 2.000 | 0.0300 | 2.000 | 2 |",
+    ]
