@@ -82,8 +82,8 @@ in which every token but the first is predicted.
   positive (and not drawn).
 - *range*: of the ratio, over the seeds. *over peer + steps*: the ratio to the better of {" and ".join(STEPPED)}.
 - *{", ".join(STEPPED)}*: a peer's channels with the same steps on the weights as `spap` at its default effort.
-- *spap, refit only*: our channels without steps; *low effort*: without sweeps; *high effort*: with a longer one over all blocks
-  together, and text that the model wrote.
+- *spap, refit only*: our channels without steps; *low effort*: without sweeps; *high effort*: with a longer one
+  over all blocks together, and text that the model wrote.
 - Methods without steps fit all tokens; those with steps hold some sequences out, as they do by default."""
 
 
