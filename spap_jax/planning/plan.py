@@ -170,6 +170,7 @@ def _remedy(planned: Plan) -> str:
         _first(_narrower(request, mesh)),
         _first(_halved(request, mesh)),
         _first(_fewer(request, mesh)),
+        _first(_apart(request, mesh)),
         _first(_easier(request, mesh)),
         _first(_divided(request, mesh)),
         _first(_more(request, mesh)),
@@ -215,14 +216,17 @@ def _halved(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]]
 
 
 def _easier(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]]:
-    settings, free = request.settings, dict.fromkeys(Effort._fields)
-    changes = [("--effort low", {"effort": "low"} | free)]
-    if settings.effort == "high":
-        changes.insert(0, ("--effort default", {"effort": "default"} | free))
-    elif settings.decided.sweep_blocks != 1:
-        changes.insert(0, ("--sweep-blocks 1", {"sweep_blocks": 1}))
-    for words, changed in changes:
-        yield words, dataclasses.replace(request, settings=settings.replace(**changed)), mesh
+    for effort in ["default"] * (request.settings.effort == "high") + ["low"]:
+        easier = request.settings.replace(effort=effort, **dict.fromkeys(Effort._fields))
+        yield f"--effort {effort}", dataclasses.replace(request, settings=easier), mesh
+
+
+def _apart(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]]:
+    blocks = request.settings.decided.sweep_blocks or request.config.layers
+    while blocks > 1:
+        blocks //= 2
+        apart = request.settings.replace(sweep_blocks=blocks)
+        yield f"--sweep-blocks {blocks}", dataclasses.replace(request, settings=apart), mesh
 
 
 def _fewer(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]]:

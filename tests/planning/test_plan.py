@@ -67,7 +67,9 @@ def changed(request: Request, mesh: str, words: str) -> tuple[Request, Mesh]:
     number = {name: int(value) for name, value in re.findall(r"--([a-z-]+) (\d+)", words)}
     settings = request.settings.replace(batch_tokens=number.get("batch-tokens", request.settings.batch_tokens))
     settings = settings.replace(round_to=number.get("round-to", 1))
-    settings = settings.replace(effort="low") if "--effort low" in words else settings
+    settings = settings.replace(sweep_blocks=number.get("sweep-blocks", request.settings.sweep_blocks))
+    if effort := re.search(r"--effort (\w+)", words):
+        settings = settings.replace(effort=effort[1])
     settings = settings.replace(stream_dtype="bfloat16") if "--stream-dtype bfloat16" in words else settings
     request = dataclasses.replace(request, settings=settings, sequences=number.get("sequences", request.sequences))
     larger = re.search(r"(\S+) in place of", words)
@@ -95,7 +97,15 @@ def changed(request: Request, mesh: str, words: str) -> tuple[Request, Mesh]:
     ],
 )
 def test_what_would_make_it_fit_does(name: str, mesh: str, sequences: int, expected: list[str]):
-    settings = PruneSettings(batch_tokens=32768 if name.startswith("qwen") else 4096)
+    check_remedy(name, mesh, sequences, expected, PruneSettings(batch_tokens=32768 if "qwen" in name else 4096))
+
+
+def test_fewer_blocks_together_may_fit():
+    expected = ["--sweep-blocks 16", "--effort default"]
+    check_remedy("llama-3.1-8b", "h100x1", 64, expected, PruneSettings(effort="high"))
+
+
+def check_remedy(name: str, mesh: str, sequences: int, expected: list[str], settings: PruneSettings):
     request = request_of(name, sequences=sequences, settings=settings)
     planned = plan(request, mesh_named(mesh))
     assert not planned.fits
