@@ -117,7 +117,7 @@ def _too_few(name: str, ids: np.ndarray, length: int, count: int, asked: int) ->
     """The sentence for data that hold `count` windows where `asked` were asked for."""
     shorter = ids.size // asked if ids.ndim == 1 else 0
     ways = [f"--sequences {count}"] * (count > 0) + [f"--sequence-length {shorter}"] * (shorter > 0)
-    return f"{name} holds {ids.size} tokens, which make {count} windows of {length}, but {asked} were asked for: " + (
+    return f"{name} holds {ids.size} tokens, which make {count} windows of {length}, not the {asked} asked for: " + (
         f"use {' or '.join(ways)} at most, or more text" if ways else "give more text"
     )
 

@@ -108,7 +108,7 @@ def test_a_run_that_makes_it_worse_says_so_and_changes_nothing(dense: Path, ids:
         (("--held-out", "0"), "held_out must be a fraction between 0 and 1, both excluded"),
         (("--learning-rate", "-1"), "learning_rate must be positive"),
         (("--sequences", "1"), "training needs at least two sequences"),
-        (("--sequences", "17"), "but 17 were asked for"),
+        (("--sequences", "17"), "not the 17 asked for"),
         (("--teacher", STORIES), "the teacher has a vocabulary of 512 tokens and the model one of 97"),
         (("--teacher", "./none"), "there is no folder"),
         (("--devices", "9"), "9 devices are asked for"),

@@ -52,7 +52,7 @@ OPTIONS = [
     (("--sequence-length", "513"), "sequences of 513 tokens do not fit the model's 512 positions"),
     (("--sequence-length", "0"), "--sequence-length and --sequences must be at least 1"),
     (("--sequences", "0"), "--sequence-length and --sequences must be at least 1"),
-    (("--sequences", "9999"), "windows of 512, but 9999 were asked for"),
+    (("--sequences", "9999"), "windows of 512, not the 9999 asked for"),
     (("--config", "no.toml"), '"no.toml" does not exist.'),
 ]
 
@@ -185,7 +185,7 @@ def test_data(tmp_path: Path, place: Path, capsys):
         (tmp_path / "odd.bin", "odd.bin"),
     ):
         assert expected in refused(capsys, model, place, data)
-    assert "but 16 were asked for" in refused(capsys, STORIES, place, tmp_path / "short.txt")
+    assert "not the 16 asked for" in refused(capsys, STORIES, place, tmp_path / "short.txt")
     shutil.rmtree(model)
     assert "the tokenizer" in refused(capsys, tiny(tmp_path / "in"), place, CALIBRATION)
 

@@ -84,16 +84,16 @@ def test_an_archive_is_no_array(tmp_path):
         (
             np.arange(35),
             {},
-            "holds 35 tokens, which make 3 windows of 10, but 7 were asked for: "
+            "holds 35 tokens, which make 3 windows of 10, not the 7 asked for: "
             "use --sequences 3 or --sequence-length 5 at most, or more text",
         ),
-        (np.arange(8), {"sequences": 2}, "make 0 windows of 10, but 2 were asked for: use --sequence-length 4 at most"),
-        (np.arange(8), {"sequences": None}, "but 1 were asked for: use --sequence-length 8 at most"),
+        (np.arange(8), {"sequences": 2}, "make 0 windows of 10, not the 2 asked for: use --sequence-length 4 at most"),
+        (np.arange(8), {"sequences": None}, "not the 1 asked for: use --sequence-length 8 at most"),
         (np.arange(3), {}, "asked for: give more text"),
         (
             np.ones((3, 10), int),
             {},
-            "holds 30 tokens, which make 3 windows of 10, but 7 were asked for: use --sequences 3",
+            "holds 30 tokens, which make 3 windows of 10, not the 7 asked for: use --sequences 3",
         ),
         (
             np.ones((9, 8), int),
