@@ -30,7 +30,7 @@ StreamDtype = Literal["float32", "bfloat16"]
 EFFORTS: dict[EffortName, Effort] = {
     "low": Effort(sweeps=0, sweep_blocks=1, sweep_steps=150, sampled=0),
     "default": Effort(sweeps=1, sweep_blocks=2, sweep_steps=150, sampled=0),
-    "high": Effort(sweeps=1, sweep_blocks=0, sweep_steps=300, sampled=3),
+    "high": Effort(sweeps=1, sweep_blocks=0, sweep_steps=300, sampled=1),
 }
 
 ALLOCATIONS, METHODS, UPDATES, SCHEDULES, STREAM_DTYPES = map(
@@ -149,7 +149,7 @@ class PruneSettings(_Settings):
         held_out: Fraction of the calibration sequences that only guards against overfitting.
         effort: Time (and memory) for quality, where sampled, sweeps, sweep_blocks and sweep_steps are absent: "low"
             makes no sweep, "default" one, of two blocks at a time, and "high" one of all blocks together, with twice as
-            many steps and three sampled sequences each.
+            many steps and a sampled sequence for each of the calibration.
         sampled: For each calibration sequence, how many the dense model writes from its first tokens on, to be fitted
             as well; the dense model is held in memory for it. Absent: as effort says.
         rounds: Alternating rounds of the update "alternate" (inner projections, then output projection); 0 leaves the

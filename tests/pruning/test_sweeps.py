@@ -144,7 +144,7 @@ def test_the_effort_means_what_is_not_set():
     assert [PruneSettings(effort=effort).decided for effort in EFFORTS] == [
         (0, 1, 150, 0),
         (1, 2, 150, 0),
-        (1, 0, 300, 3),
+        (1, 0, 300, 1),
     ]
     assert PruneSettings(effort="high", sweeps=2, sampled=0).decided == (2, 0, 300, 0)
     with pytest.raises(UserError, match="effort must be one of low, default, high, not 'full'; sweeps must be a whole"):
