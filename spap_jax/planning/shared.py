@@ -27,15 +27,14 @@ def exchanged(load: Workload) -> dict[str, Traffic]:
     step = _reduced(load, _mlp(load, load.narrow), load.fitted.share(load.batch))
     closed = channels + _reduced(load, _mlp(load, load.narrow), load.fitted.tokens)
     alternating = _times(step, s.rounds * s.steps) + _times(closed, s.rounds) + _times(errors, s.rounds + 1)
+    steps = sweep_step(load, after, several - 1)
     judged = load.judged.tokens * (several + after) / several
     return {
         "streams": _reduced(load, 2 * (_heads(load) + _mlp(load, load.dense)) - _lost(load), load.tokens),
         "statistics": _gathered(load, load.dense.intermediate, load.fitted.tokens, load.dense.intermediate + 2 * d),
         "alternating": alternating if load.alternates else Counter(),
         "errors": _times(errors, 3),
-        "sweep steps": _times(sweep_step(load, after, several - 1), s.decided.sweep_steps)
-        if load.sweeps
-        else Counter(),
+        "sweep steps": _times(steps, s.decided.sweep_steps) if load.sweeps else Counter(),
         "sweep checks": _reduced(load, _block(load), judged + load.tokens * (1 - several / load.narrow.layers)),
     }
 
