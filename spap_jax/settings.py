@@ -50,6 +50,10 @@ def _count(least: int):
     return lambda value: isinstance(value, int) and value >= least
 
 
+def _if_given(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or fits(value)
+
+
 _PRUNING: _Ranges = (
     ("sparsity", lambda s: isinstance(s, int | float) and 0 < s < 1, "a fraction between 0 and 1, both excluded"),
     ("attention_sparsity", _fraction, "a fraction of at least 0 and below 1"),
@@ -67,10 +71,10 @@ _PRUNING: _Ranges = (
     ("effort", lambda e: e in EFFORTS, f"one of {', '.join(EFFORTS)}"),
     ("rounds", _count(0), "a whole number of at least 0"),
     ("steps", _count(1), "a whole number of at least 1"),
-    ("sampled", lambda s: s is None or _count(0)(s), "a whole number of at least 0"),
-    ("sweeps", lambda s: s is None or _count(0)(s), "a whole number of at least 0"),
-    ("sweep_blocks", lambda s: s is None or _count(0)(s), "a whole number of at least 0"),
-    ("sweep_steps", lambda s: s is None or _count(1)(s), "a whole number of at least 1"),
+    ("sampled", _if_given(_count(0)), "a whole number of at least 0"),
+    ("sweeps", _if_given(_count(0)), "a whole number of at least 0"),
+    ("sweep_blocks", _if_given(_count(0)), "a whole number of at least 0"),
+    ("sweep_steps", _if_given(_count(1)), "a whole number of at least 1"),
     ("step_tokens", _count(1), "a whole number of at least 1"),
     ("learning_rate", _positive, "positive"),
     ("sweep_learning_rate", _positive, "positive"),
@@ -80,10 +84,10 @@ _PRUNING: _Ranges = (
 
 _TRAINING: _Ranges = (
     ("full", lambda f: isinstance(f, bool), "True or False"),
-    ("lora_rank", lambda r: r is None or _count(1)(r), "a whole number of at least 1"),
+    ("lora_rank", _if_given(_count(1)), "a whole number of at least 1"),
     ("lora_alpha", _positive, "positive"),
     ("steps", _count(1), "a whole number of at least 1"),
-    ("learning_rate", lambda r: r is None or _positive(r), "positive"),
+    ("learning_rate", _if_given(_positive), "positive"),
     ("weight_decay", lambda d: d == 0 or _positive(d), "at least 0"),
     ("step_sequences", _count(1), "a whole number of at least 1"),
     ("batch_tokens", _count(1), "a whole number of at least 1"),
