@@ -1,5 +1,6 @@
 """Plots of the rows: one a model, and the ratios to the best peer in one picture."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,9 +48,10 @@ LOOKS = {
 """Grey: peers that solve for no weights; dash-dotted: peers with our steps; thick: ours."""
 
 EFFORT_METHODS = {"spap, low effort": "low", "spap": "default", "spap, high effort": "high"}
+EFFORT_MARKERS = {"low": "o", "default": "s", "high": "^"}
 EFFORT_CUT = 0.3
 
-MODEL_LOOKS = (Look("#d55e00", "o"), Look("#0072b2", "s"), Look("#009e73", "D"), Look("#cc79a7", "^"))
+MODEL_COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7")
 
 OTHER = Look("#000000", ".")
 
@@ -134,17 +136,18 @@ def effort_points(judge: Judge, scope: Scope) -> dict[str, list[tuple[float, flo
 
 
 def efforts(figure: "Figure", judge: Judge, scope: Scope) -> "Figure":
-    """Ratio to the best peer against the time it takes, a line a model and a point an effort."""
+    """Ratio to the best peer against the time it takes, a line a model and a marker an effort."""
     axes = figure.subplots()
-    for (model, points), look in zip(effort_points(judge, scope).items(), MODEL_LOOKS, strict=False):
+    for (model, points), colour in zip(effort_points(judge, scope).items(), itertools.cycle(MODEL_COLOURS)):
         seconds, found, _ = zip(*points, strict=True)
-        axes.plot(seconds, found, label=model, color=look.colour, marker=look.marker, linewidth=look.width)
-        for place, value, name in points:
-            axes.annotate(name, (place, value), (5, 4), textcoords="offset points", fontsize=8, color=look.colour)
+        axes.plot(seconds, found, label=model, color=colour, linewidth=1.3)
+        for place, value, effort in points:
+            axes.plot(place, value, color=colour, marker=EFFORT_MARKERS[effort])
+    for effort, marker in EFFORT_MARKERS.items():
+        axes.plot([], [], label=f"{effort} effort", color="black", marker=marker, linestyle="none")
     axes.set_xscale("log", subs=())
     axes.xaxis.get_major_locator().set_params(subs=(1, 2, 3, 5, 7))  # pyright: ignore[reportCallIssue]
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.margins(x=0.12)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("seconds of processor cores to prune, compiling included")
     axes.set_ylabel("rise in log-perplexity / best peer's")

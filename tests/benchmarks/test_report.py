@@ -6,13 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from quality_rows import row, scope
 
 from benchmarks.quality import ablation
 from benchmarks.quality.__main__ import write_report
 from benchmarks.quality.judge import Judge
 from benchmarks.quality.methods import ALL, PEERS, settings_hash, settings_of
-from benchmarks.quality.plots import draw, effort_points
+from benchmarks.quality.plots import draw, effort_points, efforts
 from benchmarks.quality.report import markdown
 from benchmarks.quality.results import Row
 
@@ -122,6 +123,17 @@ def test_what_an_effort_takes_and_gives(tmp_path: Path) -> None:
     assert [ratio for _, ratio, _ in points] == pytest.approx([0.4, 0.2])
     assert [name for _, _, name in points] == ["default", "high"]
     assert "effort.png" not in draw(tmp_path, rows[:2], one)  # one point is no curve
+
+
+def test_the_picture_of_efforts_leaves_no_model_out() -> None:
+    names = tuple(f"model-{number}" for number in range(5))
+    rows = [
+        row(method, rise, model=name, processor_seconds=seconds)
+        for name in names
+        for method, rise, seconds in (("obs", 0.1, 9.0), ("spap", 0.04, 20.0), ("spap, high effort", 0.02, 90.0))
+    ]
+    figure = efforts(Figure(), Judge(rows), scope(methods=ALL, models=names, seeds=(0,)))
+    assert figure.axes[0].get_legend_handles_labels()[1][:5] == list(names)
 
 
 def test_without_matplotlib_there_is_a_sentence_and_the_table(
