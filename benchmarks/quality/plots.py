@@ -51,7 +51,7 @@ EFFORT_METHODS = {"spap, low effort": "low", "spap": "default", "spap, high effo
 EFFORT_MARKERS = {"low": "o", "default": "s", "high": "^"}
 EFFORT_CUT = 0.3
 
-MODEL_COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7")
+MODEL_COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 
 OTHER = Look("#000000", ".")
 
