@@ -35,7 +35,8 @@ def markdown(rows: Sequence[Row], scope: Scope, plots: Sequence[str] = ()) -> st
         _judgement(judge, scope),
         *(f"![{name}]({name})" for name in plots if name in ("summary.png", "effort.png")),
         "Seconds, here and below, are of processor cores, which what else the machine has to do hardly changes; by the "
-        "clock they are shared by the cores of the machine.",
+        "clock they are shared by the cores of the machine. Rows of different days may come from machines of "
+        "different speed.",
     ]
     for model in scope.models:
         parts += [f"## {model}", _sizes(model, rows)]
