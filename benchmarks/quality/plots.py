@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from benchmarks.quality.judge import Judge
+from benchmarks.quality.judge import Judge, Median
 from benchmarks.quality.methods import PEERS, STEPPED, TARGETS
 from benchmarks.quality.results import Row
 from benchmarks.quality.scope import Scope
@@ -89,8 +89,7 @@ def rises(figure: "Figure", judge: Judge, scope: Scope, model: str) -> "Figure":
     }
     drawn = {method: points for method, points in found.items() if points}
     for place, (method, points) in enumerate(drawn.items()):
-        shift = (place - (len(drawn) - 1) / 2) * 0.12  # percentage points, so that bars do not hide each other
-        _line(axes, method, [100 * cut + shift for cut, _ in points], [middle for _, middle in points])
+        _line(axes, method, points, _beside(place, len(drawn), 0.12))
     lows = [middle.low for points in drawn.values() for _, middle in points]
     _log_scale(axes, lows)
     _percentages(axes, scope.sparsities)
@@ -105,13 +104,13 @@ def rises(figure: "Figure", judge: Judge, scope: Scope, model: str) -> "Figure":
 
 def ratios(figure: "Figure", judge: Judge, scope: Scope) -> "Figure":
     """Ratio to the best peer, a panel a model: ours, the peers with our steps, and the targets."""
-    shown = [method for method in (*STEPPED, "spap, refit only", *TARGETS) if method in scope.methods]
+    shown = [method for method in (*STEPPED, *TARGETS, "spap, refit only") if method in scope.methods]
     panels = figure.subplots(1, len(scope.models), sharey=True, squeeze=False)[0]
     for axes, model in zip(panels, scope.models, strict=True):
-        for method in shown:
+        for place, method in enumerate(shown):
             found = [(cut, judge.ratio(model, cut, method, PEERS)) for cut in scope.sparsities]
-            points = [(100 * cut, middle) for cut, middle in found if middle and middle.high < float("inf")]
-            _line(axes, method, [cut for cut, _ in points], [middle for _, middle in points])
+            points = [(cut, middle) for cut, middle in found if middle and middle.high < float("inf")]
+            _line(axes, method, points, _beside(place, len(shown), 1.6))
             _targets(axes, method, scope.sparsities)
         axes.axhline(1, color="black", linewidth=0.8)
         _percentages(axes, scope.sparsities)
@@ -169,8 +168,14 @@ def _rise(row: Row) -> float:
     return row.rise
 
 
-def _line(axes: "Axes", method: str, places: list[float], middles: list[Any]) -> None:
+def _beside(place: int, count: int, step: float) -> float:
+    """Percentage points by which one of so many methods is drawn aside, so that they do not hide each other."""
+    return (place - (count - 1) / 2) * step
+
+
+def _line(axes: "Axes", method: str, points: Sequence[tuple[float, Median]], shift: float) -> None:
     look = LOOKS.get(method, OTHER)
+    places, middles = [100 * cut + shift for cut, _ in points], [middle for _, middle in points]
     values = [middle.value for middle in middles]
     below = [middle.value - middle.low for middle in middles]
     above = [middle.high - middle.value for middle in middles]

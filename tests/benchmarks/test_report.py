@@ -13,7 +13,7 @@ from benchmarks.quality import ablation
 from benchmarks.quality.__main__ import write_report
 from benchmarks.quality.judge import Judge
 from benchmarks.quality.methods import ALL, PEERS, settings_hash, settings_of
-from benchmarks.quality.plots import draw, effort_points, efforts
+from benchmarks.quality.plots import draw, effort_points, efforts, ratios
 from benchmarks.quality.report import markdown
 from benchmarks.quality.results import Row
 
@@ -78,6 +78,15 @@ def test_the_plots(tmp_path: Path) -> None:
     assert "![llama-stories.png](llama-stories.png)" in text
     assert "![summary.png](summary.png)" in text
     assert "![effort.png](effort.png)" in text
+
+
+def test_a_method_hides_no_other_that_is_as_good() -> None:
+    tied = ("obs + steps", "spap")
+    rows = [row("obs", 0.2), *(row(method, 0.1) for method in tied)]
+    axes = ratios(Figure(), Judge(rows), scope(methods=("obs", *tied), seeds=(0,))).axes[0]
+    lines = {bars.get_label(): bars.lines[0] for bars in axes.containers}
+    assert [lines[method].get_ydata().tolist() for method in tied] == [[0.5], [0.5]]
+    assert abs(lines["spap"].get_xdata() - lines["obs + steps"].get_xdata()) > 1  # percentage points
 
 
 def test_the_gain_by_calibration_tokens() -> None:
