@@ -51,7 +51,8 @@ def adam(hidden: Hidden, weights: Weights, calibration: Tokens, held_out: Tokens
     """The alternating rounds of ``spap prune``."""
     schedule = Schedule(SETTINGS.rounds, SETTINGS.steps, SETTINGS.step_tokens, SETTINGS.learning_rate)
     key = jax.random.key(SETTINGS.seed)
-    return alternating.recover(hidden, weights, calibration, held_out, schedule, SETTINGS.ridge, key).weights
+    error = alternating.relative_error(hidden, weights, calibration)
+    return alternating.recover(hidden, weights, error, calibration, held_out, schedule, SETTINGS.ridge, key).weights
 
 
 def lbfgs(hidden: Hidden, weights: Weights, calibration: Tokens, held_out: Tokens, iterations: int) -> Weights:
@@ -70,7 +71,7 @@ def lbfgs(hidden: Hidden, weights: Weights, calibration: Tokens, held_out: Token
         return (optax.apply_updates(u, change), state), None
 
     (u, _), _ = jax.lax.scan(step, (start, optimizer.init(start)), length=iterations)
-    return alternating.closed_form(hidden, unit(u), calibration, SETTINGS.ridge)
+    return alternating.closed_form(hidden, unit(u), calibration, SETTINGS.ridge).weights
 
 
 def gauss_newton(
@@ -108,7 +109,7 @@ def gauss_newton(
         return (u, jnp.where(better, now, best), damping * jnp.where(better, 1 / 3, 4)), None
 
     (u, _, _), _ = jax.lax.scan(step, (start, loss(start), jnp.float32(1e-5)), length=iterations)
-    return alternating.closed_form(hidden, unit(u), calibration, SETTINGS.ridge)
+    return alternating.closed_form(hidden, unit(u), calibration, SETTINGS.ridge).weights
 
 
 def relative(weights: Weights) -> tuple[Callable[[Any], Weights], Any]:
@@ -165,7 +166,7 @@ def compare(model: spap.Model, tokens: np.ndarray, sparsity: float, held_out: in
             seconds[way] = time.process_time() - start
         held, own = ({way: each[which] for way, each in errors.items()} for which in (0, 1))
         yield Row(index, held, own, seconds)
-        both = [streams.leave_mlp(config, layer, each) for each in both]
+        both = [streams.leave_mlp(config, layer, each)[0] for each in both]
 
 
 def main(

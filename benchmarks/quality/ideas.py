@@ -20,7 +20,16 @@ from spap_jax.models.decoder import Params
 from spap_jax.models.registry import FAMILIES
 from spap_jax.numerics import full_precision
 from spap_jax.pruning import moments, pipeline, reduce, streams
-from spap_jax.pruning.layer import Clock, choice_key, hidden_channels, prune_layer, refit_weights, search_of, select
+from spap_jax.pruning.layer import (
+    Clock,
+    choice_key,
+    error_by_moments,
+    hidden_channels,
+    prune_layer,
+    refit_weights,
+    search_of,
+    select,
+)
 from spap_jax.pruning.predictions import at, put
 from spap_jax.pruning.streams import Streams
 from spap_jax.solver import alternating
@@ -119,7 +128,7 @@ def prune_block(
     else:
         layer = prune_weighted(index, config, narrow, layer, fitted, judged, settings, metric)
     del fitted, judged
-    return layer, [streams.leave_mlp(narrow, layer, part) for part in both]
+    return layer, [streams.leave_mlp(narrow, layer, part)[0] for part in both]
 
 
 def enter_mlp(
@@ -200,7 +209,8 @@ def prune_weighted(
     weights = refit_weights(seen, system, kept, taken)
     schedule = Schedule(settings.rounds, settings.steps, settings.step_tokens, settings.learning_rate)
     steps = jax.random.fold_in(key, index)
-    weights = recover_weighted(narrow, schedule, layer, weights, fitted, judged, settings.ridge, steps, metric)
+    error = error_by_moments(seen, config.mlp_bias, kept, weights)
+    weights = recover_weighted(narrow, schedule, layer, weights, error, fitted, judged, system.ridge, steps, metric)
     return layer | {"mlp": reduce.to_mlp(weights, layer["mlp"])}
 
 
@@ -211,9 +221,10 @@ def recover_weighted(
     schedule: Schedule,
     layer: Params,
     weights: Weights,
+    error: jax.Array,
     fitted: Tokens,
     judged: Tokens,
-    ridge: float,
+    ridge: jax.Array,
     key: jax.Array,
     metric: Metric,
 ) -> Weights:
@@ -225,6 +236,6 @@ def recover_weighted(
     def turned(tokens: Tokens) -> Tokens:
         return Tokens(*(stream @ metric.root for stream in tokens))
 
-    found = alternating.recover(hidden, weights, turned(fitted), turned(judged), schedule, ridge, key).weights
+    found = alternating.recover(hidden, weights, error, turned(fitted), turned(judged), schedule, ridge, key).weights
     bias = None if found.bias is None else found.bias @ metric.inverse
     return Weights(found.inner, found.down @ metric.inverse, bias)

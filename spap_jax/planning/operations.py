@@ -10,7 +10,7 @@ from spap_jax.baselines import METHODS
 from spap_jax.baselines.criteria import BATCHES
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.cost import attended_pairs
-from spap_jax.planning.workload import Workload
+from spap_jax.planning.workload import Chunks, Workload
 from spap_jax.pruning.predictions import MLP_TOKENS
 from spap_jax.solver.penalty import RETURNS
 from spap_jax.solver.swap import BLOCK
@@ -115,6 +115,11 @@ def refit_operations(k: int, d: int) -> float:
     return k**3 / 3 + solve_operations(k, d)
 
 
+def moment_errors_operations(k: int, d: int) -> float:
+    """``pruning/moments.py``: the errors of the channels chosen and of their update."""
+    return 2 * 2 * k**2 * d
+
+
 def streams_operations(load: Workload) -> float:
     """``pruning/streams.py``: both streams through attention, one through the dense and one through the narrow MLP.
 
@@ -141,23 +146,24 @@ def step_operations(load: Workload) -> float:
 
 
 def closed_form_operations(load: Workload) -> float:
-    """``solver/alternating.py``: passes over the fitted tokens for H, H V, H'H and H'E, factorises and solves."""
+    """``solver/alternating.py``: over the fitted tokens H, H V, H'H and H'E; the system, and the error that is left."""
     d, k, mine = load.narrow.width, load.narrow.intermediate, load.mine.narrow
     passed = load.fitted.tokens * (2 * (k + d) * mine.intermediate + mlp_operations(mine))
-    return passed + refit_operations(k, d)
+    return passed + refit_operations(k, d) + 2 * k * mine.intermediate * d
 
 
-def errors_operations(load: Workload) -> float:
-    """``solver/alternating.py``: the narrow MLP once over all tokens."""
-    return load.tokens * mlp_operations(load.mine.narrow)
+def errors_operations(load: Workload, part: Chunks) -> float:
+    """``solver/alternating.py``: the narrow MLP once over some tokens."""
+    return part.tokens * mlp_operations(load.mine.narrow)
 
 
 def alternating_operations(load: Workload) -> float:
-    """All rounds, whether taken or not; errors are measured before the first one and after each."""
+    """All rounds, whether taken or not; held-out errors are measured before the first one and after each."""
     if not load.alternates:
         return 0
-    each = load.settings.steps * step_operations(load) + closed_form_operations(load) + errors_operations(load)
-    return load.settings.rounds * each + errors_operations(load)
+    judged = errors_operations(load, load.held_out)
+    each = load.settings.steps * step_operations(load) + closed_form_operations(load) + judged
+    return load.settings.rounds * each + judged
 
 
 def in_pieces(load: Workload) -> bool:
@@ -217,17 +223,20 @@ def operations(load: Workload, turns: int | None = None) -> dict[str, float]:
     kept = load.narrow.heads * load.narrow.head_dim
     heads = int(load.fewer_heads)
     sweeping, after, several = int(load.sweeps > 0), load.after, load.together
-    refit = closed_form_operations(load) if load.in_waves else refit_operations(k, d)
+    solved = refit_operations(k, d) + moment_errors_operations(k, d)
+    refit = closed_form_operations(load) if load.in_waves else solved
     selection = load.solved_here * selection_operations(load, turns)
-    attended = 2 * load.tokens * attention_operations(load.mine.narrow, load.fitted.length)
+    attended = (1 + load.refits) * load.held_out.tokens * attention_operations(load.mine.narrow, load.fitted.length)
     advanced = advance_operations(load) * (1 - several / load.narrow.layers)  # not behind the last ones
     return {
         "streams": streams_operations(load),
         "statistics": statistics_operations(load),
         "selection": selection + (head_selection_operations(load, turns) if heads else 0),
-        "refit": (refit + heads * refit_operations(kept, d)) if load.refits else 0,
+        "refit": (refit + heads * (refit_operations(kept, d) + moment_errors_operations(kept, d)))
+        if load.refits
+        else 0,
         "alternating": alternating_operations(load),
-        "errors": 3 * errors_operations(load) + heads * attended,
+        "errors": load.stages * errors_operations(load, load.held_out) + heads * attended,
         "sampling": sampling_operations(load),
         "sweep steps": sweeping * load.settings.decided.sweep_steps * sweep_step_operations(load, after, several - 1),
         "sweep checks": sweeping * (divergence_operations(load, after + several - 1) / several + advanced),

@@ -22,8 +22,8 @@ def exchanged(load: Workload) -> dict[str, Traffic]:
     if load.sharers == 1:
         return {}
     s, after, d, several = load.settings, load.after, load.narrow.width, load.together
-    channels = _gathered(load, load.narrow.intermediate, load.fitted.tokens, load.narrow.intermediate + d)
-    errors = _reduced(load, _mlp(load, load.narrow), load.tokens)
+    channels = _gathered(load, load.narrow.intermediate, load.fitted.tokens, load.narrow.intermediate + 2 * d)
+    errors = _reduced(load, _mlp(load, load.narrow), load.held_out.tokens)
     step = _reduced(load, _mlp(load, load.narrow), load.fitted.share(load.batch))
     closed = channels + _reduced(load, _mlp(load, load.narrow), load.fitted.tokens)
     alternating = _times(step, s.rounds * s.steps) + _times(closed, s.rounds) + _times(errors, s.rounds + 1)
@@ -33,7 +33,7 @@ def exchanged(load: Workload) -> dict[str, Traffic]:
         "streams": _reduced(load, 2 * (_heads(load) + _mlp(load, load.dense)) - _lost(load), load.tokens),
         "statistics": _gathered(load, load.dense.intermediate, load.fitted.tokens, load.dense.intermediate + 2 * d),
         "alternating": alternating if load.alternates else Counter(),
-        "errors": _times(errors, 3),
+        "errors": _times(errors, load.stages),
         "sweep steps": _times(steps, s.decided.sweep_steps) if load.sweeps else Counter(),
         "sweep checks": _reduced(load, _block(load), judged + load.tokens * (1 - several / load.narrow.layers)),
     }

@@ -12,7 +12,7 @@ from spap_jax.baselines import METHODS
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.cost import attended_pairs
 from spap_jax.planning import memory, operations
-from spap_jax.planning.workload import Workload
+from spap_jax.planning.workload import Chunks, Workload
 from spap_jax.solver.penalty import POOL
 
 _SCORE_PASSES = 4
@@ -143,12 +143,13 @@ def alternating_bytes(load: Workload) -> float:
     s, d, narrow = load.settings, load.narrow.width, load.mine.narrow
     matrices, drawn = operations.mlp_matrices(narrow), load.fitted.share(load.batch)
     step = mlp_bytes(narrow, drawn) * (2 + 1 / matrices) + _UPDATE_PASSES * 4 * matrices * narrow.intermediate * d
-    return s.rounds * (s.steps * step + closed_form_bytes(load) + errors_bytes(load)) + errors_bytes(load)
+    judged = errors_bytes(load, load.held_out)
+    return s.rounds * (s.steps * step + closed_form_bytes(load) + judged) + judged
 
 
-def errors_bytes(load: Workload) -> float:
-    """The narrow MLP once over all tokens, and both streams."""
-    return over_chunks(load, lambda tokens: mlp_bytes(load.mine.narrow, tokens) + 8 * tokens * load.narrow.width)
+def errors_bytes(load: Workload, part: Chunks) -> float:
+    """The narrow MLP once over some tokens, and both streams."""
+    return part.here * (mlp_bytes(load.mine.narrow, part.size) + 8 * part.size * load.narrow.width)
 
 
 def sampling_bytes(load: Workload) -> float:
@@ -189,7 +190,8 @@ def memory_bytes(load: Workload) -> dict[str, float]:
     d, k = load.narrow.width, load.narrow.intermediate
     kept = load.narrow.heads * load.narrow.head_dim
     sweeping, heads = int(load.sweeps > 0), int(load.fewer_heads)
-    attended = 2 * over_chunks(load, lambda tokens: attention_bytes(load.mine.narrow, tokens, length))
+    judged = load.held_out
+    attended = (1 + load.refits) * judged.here * attention_bytes(load.mine.narrow, judged.size, length)
     refit = closed_form_bytes(load) if load.in_waves else refit_bytes(k, d)
     selection = load.solved_here * selection_bytes(load)
     advanced = advance_bytes(load) * (1 - several / load.narrow.layers)
@@ -199,7 +201,7 @@ def memory_bytes(load: Workload) -> dict[str, float]:
         "selection": selection + (_head_selection_bytes(load) if heads else 0),
         "refit": (refit + heads * refit_bytes(kept, d)) if load.refits else 0,
         "alternating": alternating_bytes(load),
-        "errors": 3 * errors_bytes(load) + heads * attended,
+        "errors": load.stages * errors_bytes(load, judged) + heads * attended,
         "sampling": sampling_bytes(load),
         "sweep steps": sweeping * load.settings.decided.sweep_steps * sweep_step_bytes(load, after, several - 1),
         "sweep checks": sweeping * (divergence_bytes(load, after + several - 1) / several + advanced),
@@ -243,7 +245,7 @@ def step_collectives(load: Workload) -> Counter[str]:
 def closed_form_collectives(load: Workload) -> Counter[str]:
     """``solver/alternating.py``: one reduction of all sums."""
     d, k, mine = load.narrow.width, load.narrow.intermediate, load.mine.narrow.intermediate
-    sums = 4 * (mine * (k + d) + (mine + d) * load.narrow.mlp_bias)
+    sums = 4 * (mine * (k + d) + (mine + d) * load.narrow.mlp_bias + 2)
     return Counter({"all-reduce": sums * load.fitted.divided})
 
 

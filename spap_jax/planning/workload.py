@@ -131,6 +131,11 @@ class Workload:
         return update_used(self.settings) in ("refit", "alternate")
 
     @property
+    def stages(self) -> int:
+        """Weights on the way to the result whose errors are told: of the channels chosen, and of their refit."""
+        return {"none": 0, "bias": 1, "refit": 1, "alternate": 2}[update_used(self.settings)]
+
+    @property
     def sweeps(self) -> int:
         """Sweeps over the model."""
         return self.settings.decided.sweeps if self.alternates else 0

@@ -143,7 +143,7 @@ def _losses(
         tried, own = _projections(layer["mlp"], seen, settings.ridge, widths), some(blocks["mlp"], index, 1)
         each = (own | some(tried, number, 1) for number in range(len(widths)))
         losses.append(jax.device_get([divergence(config, outer, blocks, index, mlp, compared) for mlp in each]))
-        both = streams.leave_mlp(config, layer, both)
+        both, _ = streams.leave_mlp(config, layer, both)
         compared = compared._replace(pruned=advance(config, blocks, index, compared.pruned))
     return np.array(losses)
 

@@ -18,9 +18,9 @@ from spap_jax.models.registry import FAMILIES
 from spap_jax.numerics import full_precision
 from spap_jax.placement import placed
 from spap_jax.pruning import moments, reduce, streams
-from spap_jax.pruning.layer import Clock, refit_weights
+from spap_jax.pruning.layer import Clock, error_by_moments, refit_weights, stage_errors
 from spap_jax.pruning.moments import Moments
-from spap_jax.pruning.report import AttentionReport, Errors
+from spap_jax.pruning.report import AttentionReport
 from spap_jax.pruning.streams import Streams
 from spap_jax.settings import PruneSettings
 from spap_jax.solver import alternating
@@ -58,14 +58,21 @@ def prune_attention(
     calibration, held_out = (streams.fitting_tokens(s) for s in both)
     # The first keys are for the choices of channels and the steps on blocks, the one after them for sweeps.
     key = jax.random.fold_in(jax.random.key(settings.seed), 2 * config.layers + 1 + index)
-    chosen, ridge, selected, attention = _solve(config, narrow, layer, calibration, settings, key, clock)
-    small = layer | {"attention": attention}
-    stages = (selected, _to_weights(attention))
-    errors = jax.device_get([_errors(narrow, small, weights, calibration, held_out) for weights in stages])
-    clock.lap("errors", errors)
+    chosen, ridge, stages, fitted = _solve(config, narrow, layer, calibration, settings, key, clock)
+    small = layer | {"attention": stages[-1]}
+    judged = _errors(narrow, small, [_to_weights(stage) for stage in stages], held_out)
+    clock.lap("errors", judged)
     both = (streams.leave_attention(narrow, small, both[0]), streams.leave_attention(narrow, small, both[1]))
     clock.lap("streams", both)
-    return small, both, _report(float(ridge), chosen, errors, bool(held_out.total.size))
+    report = AttentionReport(
+        kept=tuple(chosen.kept.tolist()),
+        calibration=stage_errors(fitted[:-1], fitted[-1]),
+        held_out=stage_errors(judged[:-1], judged[-1]) if held_out.total.size else None,
+        swaps=int(chosen.swaps),
+        improving_swaps=int(chosen.improving),
+        ridge=float(ridge),
+    )
+    return small, both, report
 
 
 def _solve(
@@ -76,8 +83,8 @@ def _solve(
     settings: PruneSettings,
     key: jax.Array,
     clock: Clock,
-) -> tuple[Polished, jax.Array, Weights, Params]:
-    """The choice, the ridge used, the dense weights of the choice, and attention's parameters after their update."""
+) -> tuple[Polished, jax.Array, list[Params], list[jax.Array]]:
+    """The choice, the ridge used, and attention with dense weights, then updated; calibration errors [] of both."""
     seen = moments.accumulate_attention(config, layer, calibration)
     clock.lap("statistics", seen)
     seen = devices.everywhere(seen)
@@ -85,13 +92,15 @@ def _solve(
     system, chosen = _select(seen, key, config.kv_heads, narrow.kv_heads, s.method, s.ridge, s.swap_rounds)
     clock.lap("selection", chosen)
     taken = reduce.take_groups(FAMILIES[config.family], layer["attention"], chosen.kept)
-    selected = _to_weights(taken)
-    solved = baselines.update_used(settings) in ("refit", "alternate")
     channels = channels_of(chosen.kept, len(seen.hidden_mean) // config.kv_heads)
-    weights = refit_weights(seen, system, channels, selected) if solved else selected
-    clock.lap("refit", weights)
-    attention = placed(narrow, {"attention": _with_weights(taken, weights)})["attention"]
-    return chosen, system.ridge, selected, attention
+    stages = [taken]
+    if baselines.update_used(settings) in ("refit", "alternate"):
+        weights = refit_weights(seen, system, channels, _to_weights(taken))
+        stages.append(_with_weights(taken, weights))
+    stages = [placed(narrow, {"attention": attention})["attention"] for attention in stages]
+    errors = [error_by_moments(seen, config.output_bias, channels, _to_weights(stage)) for stage in stages]
+    clock.lap("refit", errors)
+    return chosen, system.ridge, stages, errors
 
 
 @functools.partial(jax.jit, static_argnames=("count", "keep", "method", "rounds"))
@@ -106,11 +115,11 @@ def _select(
 
 @functools.partial(jax.jit, static_argnames="narrow")
 @full_precision
-def _errors(narrow: DecoderConfig, layer: Params, weights: Weights, calibration: Tokens, held_out: Tokens):
+def _errors(narrow: DecoderConfig, layer: Params, stages: list[Weights], tokens: Tokens) -> list[jax.Array]:
     def heads(_, residual: jax.Array) -> jax.Array:
         return decoder.block(narrow, layer, residual, method=streams.attended)
 
-    return [alternating.relative_error(heads, weights, tokens) for tokens in (calibration, held_out)]
+    return [alternating.relative_error(heads, weights, tokens) for weights in stages]
 
 
 def _to_weights(attention: Params) -> Weights:
@@ -123,16 +132,3 @@ def _with_weights(attention: Params, weights: Weights) -> Params:
     """The inverse of ``_to_weights``, in the dtypes of ``attention``."""
     new = {"o": weights.down} | ({} if weights.bias is None else {"o_bias": weights.bias})
     return attention | {n: a.reshape(attention[n].shape).astype(attention[n].dtype) for n, a in new.items()}
-
-
-def _report(ridge: float, chosen: Polished, errors: list, has_held_out: bool) -> AttentionReport:
-    selected, solved = errors
-    calibration, held_out = (Errors(float(selected[i]), float(solved[i]), float(solved[i])) for i in (0, 1))
-    return AttentionReport(
-        kept=tuple(chosen.kept.tolist()),
-        calibration=calibration,
-        held_out=held_out if has_held_out else None,
-        swaps=int(chosen.swaps),
-        improving_swaps=int(chosen.improving),
-        ridge=ridge,
-    )

@@ -21,7 +21,7 @@ from spap_jax.pruning.report import Errors, LayerReport
 from spap_jax.pruning.streams import mlp_hidden
 from spap_jax.settings import PruneSettings
 from spap_jax.solver import alternating
-from spap_jax.solver.alternating import Recovered, Schedule, Tokens, Weights
+from spap_jax.solver.alternating import Fitted, Recovered, Schedule, Tokens, Weights
 from spap_jax.solver.problem import System, equilibrate, refit
 from spap_jax.solver.swap import Polished
 
@@ -55,6 +55,30 @@ class Choice(NamedTuple):
     hidden_mean: jax.Array
 
 
+class Stage(NamedTuple):
+    """Weights on the way to a layer's result, and [] their relative error on the calibration tokens."""
+
+    weights: Weights
+    error: jax.Array
+
+
+class Solved(NamedTuple):
+    """How the MLP of one layer was pruned.
+
+    Attributes:
+        choice: The channels that stay.
+        rounds: [] alternating rounds that were taken.
+        calibration: Relative error of each stage before the result on the calibration tokens: of the dense weights of
+            these channels, then of their update in closed form; only of those that are not the result.
+        held_out: The same on the held-out tokens; nan if there are none.
+    """
+
+    choice: Choice
+    rounds: jax.Array
+    calibration: list[jax.Array]
+    held_out: list[jax.Array]
+
+
 def prune_layer(
     index: int,
     config: DecoderConfig,
@@ -65,7 +89,7 @@ def prune_layer(
     settings: PruneSettings,
     clock: Clock,
     choice: Choice | None = None,
-) -> tuple[Params, LayerReport]:
+) -> tuple[Params, Solved]:
     """Prunes the MLP of one block.
 
     Args:
@@ -76,27 +100,31 @@ def prune_layer(
         calibration: Tokens to fit.
         held_out: Tokens that only judge; may be empty.
         settings: How.
-        clock: Where time is counted; the report takes its phases.
-        choice: The channels to keep; chosen here, on what the tokens are in the pruned stream, where absent.
+        clock: Where time is counted.
+        choice: The channels to keep. Without it they are chosen here, on what the tokens are in the pruned stream.
 
     Returns:
-        The block's parameters with fewer channels, and the report.
+        The block's parameters with fewer channels, and how they were found. The error of the result is not measured
+        here: ``streams.leave_mlp`` tells it as the streams pass.
     """
     key = jax.random.key(settings.seed)
-    solved = _solve(config, narrow, layer, calibration, settings, choice, choice_key(key, config, index), clock)
-    choice, selected, refitted = solved
-    recovered = Recovered(refitted, jnp.int32(0))
+    if choice is None:
+        choice, stages = _solve(config, narrow, layer, calibration, settings, choice_key(key, config, index), clock)
+    else:
+        stages = _update_chosen(config, narrow, layer, calibration, settings, choice)
+    clock.lap("refit", stages)
+    *stages, last = stages
+    recovered = Recovered(last.weights, jnp.int32(0))
     if baselines.update_used(settings) == "alternate":
+        stages.append(last)
         schedule = Schedule(settings.rounds, settings.steps, settings.step_tokens, settings.learning_rate)
         steps = jax.random.fold_in(key, index)
-        recovered = _recover(narrow, schedule, layer, refitted, calibration, held_out, settings.ridge, steps)
+        recovered = _recover(narrow, schedule, layer, *last, calibration, held_out, choice.ridge, steps)
     clock.lap("alternating", recovered)
     mlp = placed(narrow, {"mlp": reduce.to_mlp(recovered.weights, layer["mlp"])})["mlp"]
-    stages = (selected, refitted, reduce.to_weights(mlp))
-    errors = [_errors(narrow, layer, weights, calibration, held_out) for weights in stages]
-    clock.lap("errors", errors)
-    report = _report(index, choice, recovered, jax.device_get(errors), bool(held_out.total.size), clock)
-    return layer | {"mlp": mlp}, report
+    judged = _errors(narrow, layer, [stage.weights for stage in stages], held_out)
+    clock.lap("errors", judged)
+    return layer | {"mlp": mlp}, Solved(choice, recovered.rounds, [stage.error for stage in stages], judged)
 
 
 def choice_key(key: jax.Array, config: DecoderConfig, index: int | jax.Array) -> jax.Array:
@@ -110,31 +138,43 @@ def _solve(
     layer: Params,
     calibration: Tokens,
     settings: PruneSettings,
-    choice: Choice | None,
     key: jax.Array,
     clock: Clock,
-) -> tuple[Choice, Weights, Weights]:
-    """The choice, the dense weights of the channels chosen and their update; the second moments end here."""
-    if choice is None:
-        seen = moments.accumulate(config, layer, calibration)
-        clock.lap("statistics", seen)
-        seen = devices.everywhere(seen)  # factorisations are not divided
-        system, chosen = select(seen, key, narrow.intermediate, **search_of(settings))
-        clock.lap("selection", chosen)
-        solve = functools.partial(refit_weights, seen, system, chosen.channels.kept)
-    else:
-        chosen = choice
-        solve = functools.partial(_closed_form, narrow, layer, calibration, choice.ridge)
-    taken = reduce.take_channels(FAMILIES[config.family], layer["mlp"], chosen.channels.kept)
-    taken = placed(narrow, {"mlp": reduce.with_biases(narrow, taken)})["mlp"]
-    selected = updated = reduce.to_weights(taken)
-    update = baselines.update_used(settings)
+) -> tuple[Choice, list[Stage]]:
+    """The choice, and the dense weights of its channels with their update, if there is one; the moments end here."""
+    seen = moments.accumulate(config, layer, calibration)
+    clock.lap("statistics", seen)
+    seen = devices.everywhere(seen)  # factorisations are not divided
+    system, choice = select(seen, key, narrow.intermediate, **search_of(settings))
+    clock.lap("selection", choice)
+    kept, update = choice.channels.kept, baselines.update_used(settings)
+    stages = [_dense_weights(config, narrow, layer, choice)]
     if update in ("refit", "alternate"):
-        updated = solve(selected)
+        stages.append(refit_weights(seen, system, kept, stages[0]))
     elif update == "bias":
-        updated = _make_up_for_means(layer["mlp"]["down"], chosen, selected)
-    clock.lap("refit", updated)
-    return chosen, selected, updated
+        stages.append(_make_up_for_means(layer["mlp"]["down"], choice, stages[0]))
+    return choice, [Stage(w, error_by_moments(seen, config.mlp_bias, kept, w)) for w in stages]
+
+
+def _update_chosen(
+    config: DecoderConfig, narrow: DecoderConfig, layer: Params, calibration: Tokens, settings: PruneSettings,
+    choice: Choice,
+) -> list[Stage]:  # fmt: skip
+    """As ``_solve``, for channels that were chosen on the dense stream: there are no moments of the pruned one."""
+    update, dense = baselines.update_used(settings), _dense_weights(config, narrow, layer, choice)
+    if update in ("refit", "alternate"):
+        refitted, before, after = _closed_form(narrow, layer, calibration, choice.ridge, dense)
+        return [Stage(dense, before), Stage(refitted, after)]
+    if update == "bias":
+        error = _errors(narrow, layer, [dense], calibration)[0]
+        return [Stage(dense, error), Stage(_make_up_for_means(layer["mlp"]["down"], choice, dense), error)]
+    return [Stage(dense, jnp.float32(jnp.nan))]
+
+
+def _dense_weights(config: DecoderConfig, narrow: DecoderConfig, layer: Params, choice: Choice) -> Weights:
+    """Those of the channels chosen, with zeros for the biases that an update adds."""
+    taken = reduce.take_channels(FAMILIES[config.family], layer["mlp"], choice.channels.kept)
+    return reduce.to_weights(placed(narrow, {"mlp": reduce.with_biases(narrow, taken)})["mlp"])
 
 
 def search_of(settings: PruneSettings) -> dict[str, Any]:
@@ -192,9 +232,12 @@ def refit_weights(seen: Moments, system: System, kept: jax.Array, selected: Weig
 @full_precision
 def _closed_form(
     config: DecoderConfig, layer: Params, calibration: Tokens, ridge: jax.Array, selected: Weights
-) -> Weights:
+) -> Fitted:
     """What ``refit_weights`` makes of moments of all channels, from the tokens and those of the channels kept."""
     return alternating.closed_form(functools.partial(hidden_channels, config, layer), selected, calibration, ridge)
+
+
+error_by_moments = jax.jit(full_precision(moments.relative_error), static_argnames="centred")
 
 
 @jax.jit
@@ -206,17 +249,17 @@ def _make_up_for_means(down: jax.Array, choice: Choice, selected: Weights) -> We
 
 @functools.partial(jax.jit, static_argnames=("config", "schedule"))
 @full_precision
-def _recover(config: DecoderConfig, schedule: Schedule, layer: Params, weights: Weights, calibration: Tokens,
-             held_out: Tokens, ridge: float, key: jax.Array) -> Recovered:  # fmt: skip
+def _recover(config: DecoderConfig, schedule: Schedule, layer: Params, start: Weights, error: jax.Array,
+             calibration: Tokens, held_out: Tokens, ridge: jax.Array, key: jax.Array) -> Recovered:  # fmt: skip
     hidden = functools.partial(hidden_channels, config, layer)
-    return alternating.recover(hidden, weights, calibration, held_out, schedule, ridge, key)
+    return alternating.recover(hidden, start, error, calibration, held_out, schedule, ridge, key)
 
 
 @functools.partial(jax.jit, static_argnames="config")
 @full_precision
-def _errors(config: DecoderConfig, layer: Params, weights: Weights, calibration: Tokens, held_out: Tokens):
+def _errors(config: DecoderConfig, layer: Params, stages: list[Weights], tokens: Tokens) -> list[jax.Array]:
     hidden = functools.partial(hidden_channels, config, layer)
-    return [alternating.relative_error(hidden, weights, tokens) for tokens in (calibration, held_out)]
+    return [alternating.relative_error(hidden, weights, tokens) for weights in stages]
 
 
 def hidden_channels(config: DecoderConfig, layer: Params, inner: alternating.Inner, residual: jax.Array) -> jax.Array:
@@ -227,18 +270,31 @@ def hidden_channels(config: DecoderConfig, layer: Params, inner: alternating.Inn
     return decoder.block(config, layer | {"mlp": inner | unused}, residual, method=mlp_hidden)
 
 
-def _report(
-    index: int, choice: Choice, recovered: Recovered, errors: list, has_held_out: bool, clock: Clock
+def layer_report(
+    index: int, solved: Solved, calibration: jax.Array, held_out: jax.Array | None, clock: Clock
 ) -> LayerReport:
-    calibration, held_out = (Errors(*(float(stage[which]) for stage in errors)) for which in (0, 1))
+    """What happened to a layer.
+
+    Args:
+        index: Its number.
+        solved: How it was pruned.
+        calibration: [] relative error of the result on the calibration tokens.
+        held_out: [] the same on the held-out tokens, if there are any.
+        clock: Where time was counted.
+    """
     return LayerReport(
         layer=index,
-        kept=tuple(choice.channels.kept.tolist()),
-        calibration=calibration,
-        held_out=held_out if has_held_out else None,
-        swaps=int(choice.channels.swaps),
-        improving_swaps=int(choice.channels.improving),
-        ridge=float(choice.ridge),
-        rounds=int(recovered.rounds),
+        kept=tuple(solved.choice.channels.kept.tolist()),
+        calibration=stage_errors(solved.calibration, calibration),
+        held_out=None if held_out is None else stage_errors(solved.held_out, held_out),
+        swaps=int(solved.choice.channels.swaps),
+        improving_swaps=int(solved.choice.channels.improving),
+        ridge=float(solved.choice.ridge),
+        rounds=int(solved.rounds),
         seconds=dict(clock.seconds),
     )
+
+
+def stage_errors(stages: list[jax.Array], result: jax.Array) -> Errors:
+    """The errors of three stages; those that did not change the weights have the error of the result."""
+    return Errors(*map(float, [*stages, *[result] * (3 - len(stages))]))

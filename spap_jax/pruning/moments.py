@@ -13,8 +13,8 @@ from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.numerics import full_precision, in_float32
 from spap_jax.pruning.streams import attended, mlp_hidden
-from spap_jax.solver.alternating import Tokens
-from spap_jax.solver.problem import Problem
+from spap_jax.solver.alternating import Tokens, Weights
+from spap_jax.solver.problem import Problem, squared_error
 
 
 class Moments(NamedTuple):
@@ -80,3 +80,20 @@ def _accumulate(hidden: Callable[[jax.Array], jax.Array], weight: jax.Array, cen
     gram, cross, weight = (devices.by_rows(a) for a in (gram, cross, weight.astype(jnp.float32)))
     problem = Problem(gram, cross, power, weight)
     return Moments(problem, hidden_mean, target_mean, jnp.maximum(variance, 0))
+
+
+def relative_error(seen: Moments, centred: bool, kept: jax.Array, weights: Weights) -> jax.Array:
+    """``|Y - H_S V - b|^2 / |Y|^2``, [], on the tokens that the moments were taken of, without looking at them again.
+
+    Args:
+        seen: The layer's moments, f channels.
+        centred: Whether they are centred, as they are where the dense layer has an output bias.
+        kept: [k] channel numbers.
+        weights: The output projection [k, d] of these channels and the bias [d], if there is one.
+    """
+    mean = jnp.square(seen.target_mean - seen.hidden_mean[kept] @ weights.down)
+    bias = 0 if weights.bias is None else weights.bias
+    left = jnp.square(seen.target_mean - seen.hidden_mean[kept] @ weights.down - bias)
+    squared = squared_error(seen.problem, kept, weights.down) + (left - (0 if centred else mean)).sum()
+    power = seen.problem.target_power + (jnp.square(seen.target_mean).sum() if centred else 0)
+    return jnp.maximum(squared, 0) / jnp.maximum(power, jnp.finfo(jnp.float32).tiny)

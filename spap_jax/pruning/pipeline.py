@@ -20,7 +20,7 @@ from spap_jax.numerics import storage
 from spap_jax.placement import placed
 from spap_jax.pruning import reduce, streams
 from spap_jax.pruning.attention import prune_attention
-from spap_jax.pruning.layer import Choice, Clock, prune_layer
+from spap_jax.pruning.layer import Choice, Clock, layer_report, prune_layer
 from spap_jax.pruning.predictions import at, put, room
 from spap_jax.pruning.report import LayerReport, SweepReport
 from spap_jax.pruning.streams import Streams
@@ -198,14 +198,15 @@ def _prune_block(
     clock.lap("streams", both)
     calibration, held_out = (streams.fitting_tokens(s) for s in both)
     own = narrow.of_layer(index)
-    layer, report = prune_layer(index, fewer_heads, own, layer, calibration, held_out, settings, clock, choice)
+    layer, solved = prune_layer(index, fewer_heads, own, layer, calibration, held_out, settings, clock, choice)
     layer = resized(layer, narrow.intermediate)
     del calibration, held_out
-    if not np.isfinite(report.calibration.alternating):
+    (fitted, error), (judged, held_out_error) = (streams.leave_mlp(narrow, layer, s) for s in both)
+    clock.lap("streams", (fitted, judged))
+    if not np.isfinite(error):
         raise UserError(f"the activations of layer {index} are not finite: the checkpoint overflows in float32.")
-    both = Both(*(streams.leave_mlp(narrow, layer, s) for s in both))
-    clock.lap("streams", both)
-    return layer, dataclasses.replace(report, seconds=dict(clock.seconds), attention=attention), both
+    report = layer_report(index, solved, error, held_out_error if judged.dense.size else None, clock)
+    return layer, dataclasses.replace(report, attention=attention), Both(fitted, judged)
 
 
 def resized(layer: Params, width: int) -> Params:
@@ -222,7 +223,7 @@ def _past(config: DecoderConfig, narrow: DecoderConfig, dense: Params, layer: Pa
         small = dense | {"attention": layer["attention"]}
         both = Both(*(streams.enter_attention(config, dense, s) for s in both))
         both = Both(*(streams.leave_attention(fewer_heads, small, s) for s in both))
-    return Both(*(streams.leave_mlp(narrow, layer, s) for s in both))
+    return Both(*(streams.leave_mlp(narrow, layer, s)[0] for s in both))
 
 
 def calibration_chunks(tokens: np.ndarray, settings: PruneSettings) -> tuple[np.ndarray, np.ndarray]:

@@ -149,14 +149,25 @@ def leave_attention(narrow: DecoderConfig, layer: Params, streams: Streams) -> S
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="streams")
 @full_precision
-def leave_mlp(config: DecoderConfig, layer: Params, streams: Streams) -> Streams:
-    """Ends the block: the pruned stream through the pruned MLP of ``layer``, both through the closing norm."""
+def leave_mlp(config: DecoderConfig, layer: Params, streams: Streams) -> tuple[Streams, jax.Array]:
+    """Ends the block: the pruned stream through the pruned MLP of ``layer``, both through the closing norm.
+
+    Returns:
+        The streams behind the block, and the relative error [] of what the pruned MLP adds; nan if there are no tokens.
+    """
     piece = functools.partial(decoder.block, config, layer)
 
-    def one(chunk: Streams) -> Streams:
-        return Streams(piece(chunk.dense, method=Block.finish), piece(chunk.pruned, method=Block.feed_forward))
+    def one(item: tuple[Streams, jax.Array]) -> tuple[Streams, jax.Array]:
+        chunk, _ = item
+        pruned = chunk.pruned + piece(chunk.pruned, method=mlp_output)
+        sums = [jnp.square(chunk.dense - stream).sum() for stream in (pruned, chunk.pruned)]
+        return Streams(*(piece(stream, method=Block.finish) for stream in (chunk.dense, pruned))), jnp.stack(sums)
 
-    return in_place(one, streams)
+    streams, sums = in_place(one, (streams, jnp.zeros((len(streams.dense), 2))))
+    error, power = sums.sum(axis=0)
+    if not len(sums):
+        return streams, jnp.float32(jnp.nan)
+    return streams, error / jnp.maximum(power, jnp.finfo(jnp.float32).tiny)
 
 
 def fitting_tokens(streams: Streams) -> Tokens:

@@ -18,6 +18,8 @@ from jax.scipy.linalg import cho_factor, cho_solve
 from spap_jax import devices
 from spap_jax.numerics import in_float32
 
+_TINY = jnp.finfo(jnp.float32).tiny
+
 Inner = dict[str, jax.Array]
 Hidden = Callable[[Inner, jax.Array], jax.Array]
 
@@ -63,6 +65,20 @@ class Schedule(NamedTuple):
     learning_rate: float
 
 
+class Fitted(NamedTuple):
+    """Weights with the output projection in closed form.
+
+    Attributes:
+        weights: The weights.
+        before: [] relative error on the tokens that they were fitted to, of the weights that were given.
+        after: [] the same of these weights.
+    """
+
+    weights: Weights
+    before: jax.Array
+    after: jax.Array
+
+
 class Recovered(NamedTuple):
     """The recovered weights, and how many rounds were taken."""
 
@@ -87,16 +103,17 @@ def relative_error(hidden: Hidden, weights: Weights, tokens: Tokens) -> jax.Arra
         return total + jnp.stack([jnp.square(error).sum(), jnp.square(chunk.target).sum()]), None
 
     error, power = devices.total(lambda own: jax.lax.scan(add, jnp.zeros(2), own)[0], tokens)
-    return error / jnp.maximum(power, jnp.finfo(jnp.float32).tiny)  # a layer that adds nothing has no target
+    return error / jnp.maximum(power, _TINY)  # a layer that adds nothing has no target
 
 
-def closed_form(hidden: Hidden, weights: Weights, tokens: Tokens, ridge: float | jax.Array) -> Weights:
-    """The best output projection and bias for the inner projections.
+def closed_form(hidden: Hidden, weights: Weights, tokens: Tokens, ridge: float | jax.Array) -> Fitted:
+    """The best output projection and bias for the inner projections, in one pass over the tokens.
 
-    The ridge pulls towards the projection at hand, so that the error cannot rise.
+    The ridge pulls towards the projection at hand, so that the error cannot rise. Both errors follow from the second
+    moments that the solution needs.
     """
     width, out = weights.down.shape
-    start = (devices.by_rows(jnp.zeros((width, width))), jnp.zeros((width, out)), jnp.zeros(width), jnp.zeros(out))
+    zeros = (devices.by_rows(jnp.zeros((width, width))), jnp.zeros((width, out)), jnp.zeros(width), jnp.zeros(out))
 
     def add(total, chunk: Tokens):
         chunk = in_float32(chunk.flat())
@@ -104,22 +121,27 @@ def closed_form(hidden: Hidden, weights: Weights, tokens: Tokens, ridge: float |
         # The correction of the output is solved for, not the output: its right-hand side is small, and so its rounding.
         e = chunk.target - output(hidden, weights, chunk.residual)
         transposed = jax.lax.optimization_barrier(h.T)  # in memory: see moments.accumulate
-        parts = (transposed @ h, h.T @ e, h.sum(axis=0), e.sum(axis=0))
+        powers = jnp.stack([jnp.square(e).sum(), jnp.square(chunk.target).sum()])
+        parts = (transposed @ h, h.T @ e, h.sum(axis=0), e.sum(axis=0), powers)
         return jax.tree.map(jnp.add, total, parts), None
 
-    moments = devices.total(lambda own: jax.lax.scan(add, start, own)[0], tokens)
+    moments = devices.total(lambda own: jax.lax.scan(add, (*zeros, jnp.zeros(2)), own)[0], tokens)
     count = tokens.residual.size // out
-    gram, cross, h_mean, e_mean = jax.tree.map(lambda total: total / count, moments)
+    gram, cross, h_mean, e_mean, (error, power) = jax.tree.map(lambda total: total / count, moments)
+    remains = error
     if weights.bias is not None:
         gram = gram - h_mean[:, None] * h_mean[None, :]
         cross = cross - h_mean[:, None] * e_mean[None, :]
+        remains = error - jnp.square(e_mean).sum()
     energy = jnp.diagonal(gram)
-    energy = jnp.maximum(energy, 1e-6 * energy.mean() + jnp.finfo(jnp.float32).tiny)
+    energy = jnp.maximum(energy, 1e-6 * energy.mean() + _TINY)
     scale = jax.lax.rsqrt(energy)
     system = gram * scale[:, None] * scale[None, :] + ridge * jnp.eye(width)
     change = scale[:, None] * cho_solve(cho_factor(system, lower=True), scale[:, None] * cross)
     bias = None if weights.bias is None else weights.bias + e_mean - h_mean @ change
-    return Weights(weights.inner, weights.down + change, bias)
+    remains = remains - jnp.sum(change * (2 * cross - gram @ change))
+    before, after = (jnp.maximum(e, 0) / jnp.maximum(power, _TINY) for e in (error, remains))
+    return Fitted(Weights(weights.inner, weights.down + change, bias), before, after)
 
 
 def relative_optimizer() -> optax.GradientTransformation:
@@ -157,18 +179,20 @@ def descend(
 
 def recover(
     hidden: Hidden,
-    weights: Weights,
+    start: Weights,
+    error: jax.Array,
     calibration: Tokens,
     held_out: Tokens,
     schedule: Schedule,
-    ridge: float,
+    ridge: float | jax.Array,
     key: jax.Array,
 ) -> Recovered:
     """Alternates from a closed-form refit. A refused round is tried again with half the step.
 
     Args:
         hidden: (inner, residual [..., d]) -> hidden channels [..., k].
-        weights: Where to start.
+        start: Where to start.
+        error: [] their relative error on the calibration tokens, which whoever solved for them knows.
         calibration: Tokens to fit.
         held_out: Tokens that only judge; may be empty (C = 0), then nothing guards against overfitting.
         schedule: How hard to try.
@@ -176,19 +200,18 @@ def recover(
         key: Randomness of the minibatches.
     """
 
-    def errors(weights: Weights) -> jax.Array:
-        held = relative_error(hidden, weights, held_out) if held_out.residual.shape[0] else jnp.float32(0)
-        return jnp.stack([relative_error(hidden, weights, calibration), held])
+    def judged(weights: Weights) -> jax.Array:
+        return relative_error(hidden, weights, held_out) if held_out.residual.shape[0] else jnp.float32(0)
 
     def one(carry, key):
         weights, best, rate, taken = carry
         tried = descend(hidden, weights, calibration, schedule, rate, key)
-        tried = closed_form(hidden, tried, calibration, ridge)
-        now = errors(tried)
+        tried, _, fitted = closed_form(hidden, tried, calibration, ridge)
+        now = jnp.stack([fitted, judged(tried)])
         better = (now[0] < best[0]) & (now[1] <= best[1])  # false for nan
         weights = jax.tree.map(lambda new, old: jnp.where(better, new, old), tried, weights)
         return (weights, jnp.where(better, now, best), jnp.where(better, rate, rate / 2), taken + better), None
 
-    start = (weights, errors(weights), jnp.float32(schedule.learning_rate), jnp.int32(0))
-    (weights, _, _, taken), _ = jax.lax.scan(one, start, jax.random.split(key, schedule.rounds))
+    first = (start, jnp.stack([error, judged(start)]), jnp.float32(schedule.learning_rate), jnp.int32(0))
+    (weights, _, _, taken), _ = jax.lax.scan(one, first, jax.random.split(key, schedule.rounds))
     return Recovered(weights, taken)

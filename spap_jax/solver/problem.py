@@ -121,8 +121,8 @@ def objective(system: System, kept: Array) -> Array:
 
 
 @full_precision
-def relative_error(problem: Problem, kept: Array, projection: Array) -> Array:
-    """``|Y - H_S V|^2 / |Y|^2``, [], without the ridge.
+def squared_error(problem: Problem, kept: Array, projection: Array) -> Array:
+    """``|Y - H_S V|^2 / N``, [], without the ridge.
 
     Args:
         problem: The layer, f channels.
@@ -133,7 +133,12 @@ def relative_error(problem: Problem, kept: Array, projection: Array) -> Array:
     residual = cross - problem.gram[kept[:, None], kept[None, :]] @ projection
     # Grouped so that the small term, <V, residual>, keeps its digits beside the large ones.
     explained = jnp.sum(jnp.sum(projection * cross, axis=1)) + jnp.sum(jnp.sum(projection * residual, axis=1))
-    return jnp.maximum(problem.target_power - explained, 0) / jnp.maximum(problem.target_power, _TINY)
+    return jnp.maximum(problem.target_power - explained, 0)
+
+
+def relative_error(problem: Problem, kept: Array, projection: Array) -> Array:
+    """``|Y - H_S V|^2 / |Y|^2``, [], without the ridge; the arguments are those of ``squared_error``."""
+    return squared_error(problem, kept, projection) / jnp.maximum(problem.target_power, _TINY)
 
 
 def _factor(system: System, kept: Array) -> Array:

@@ -119,12 +119,13 @@ class Phases:
     def recover(self):
         s = self.load.settings
         schedule = Schedule(s.rounds, s.steps, s.step_tokens, s.learning_rate)
+        start = (self.weights, _described(()))
         tokens = (streams.fitting_tokens(part) for part in (self.fitted, self.held_out))
-        return block._recover.lower(self.load.narrow, schedule, self.layer, self.weights, *tokens, s.ridge, self.key)
+        return block._recover.lower(self.load.narrow, schedule, self.layer, *start, *tokens, _described(()), self.key)
 
     def errors(self):
-        tokens = (streams.fitting_tokens(part) for part in (self.fitted, self.held_out))
-        return block._errors.lower(self.load.narrow, self.layer, self.weights, *tokens)
+        tokens = streams.fitting_tokens(self.held_out)
+        return block._errors.lower(self.load.narrow, self.layer, [self.weights], tokens)
 
     def descend(self):
         settings = self.load.settings

@@ -66,7 +66,7 @@ def test_operations(compiled: Compiled):
     lapack = operations.refit_operations(k, d)
     assert compiled.flops("closed_form") == pytest.approx(operations.closed_form_operations(once) - lapack, rel=0.05)
     assert compiled.flops("recover") == pytest.approx(operations.alternating_operations(once) - lapack, rel=0.05)
-    assert compiled.flops("errors") == pytest.approx(operations.errors_operations(once), rel=0.04)
+    assert compiled.flops("errors") == pytest.approx(operations.errors_operations(once, once.held_out), rel=0.04)
     judged = operations.divergence_operations(once, AFTER) - unseen_scores(once, 1 + AFTER)
     assert compiled.flops("divergence") == pytest.approx(judged, rel=0.04)
     share = once.fitted.share(once.step_sequences)
@@ -128,7 +128,8 @@ def test_bytes_between_devices(compiled: Compiled):
     def found(name: str) -> dict[str, int]:
         return dict(collectives(compiled.programs[name], load.devices))
 
-    assert found("enter_mlp") == found("leave_mlp") == {}
+    assert found("enter_mlp") == {}
+    assert found("leave_mlp") == {"all-reduce": 2 * 4}  # squared error and target
     assert found("statistics") == dict(traffic.statistics_collectives(load))
     round_ = traffic.step_collectives(load) + traffic.closed_form_collectives(load)
     assert found("closed_form") == dict(traffic.closed_form_collectives(load))
@@ -145,7 +146,7 @@ def test_bytes_from_and_to_memory(compiled: Compiled):
         (compiled.moved("refit"), traffic.refit_bytes(k, d)),
         (compiled.moved("closed_form"), traffic.closed_form_bytes(once)),
         (compiled.moved("recover"), traffic.alternating_bytes(once)),
-        (compiled.moved("errors"), traffic.errors_bytes(once)),
+        (compiled.moved("errors"), traffic.errors_bytes(once, once.held_out)),
         (compiled.moved("descend"), traffic.sweep_step_bytes(once, AFTER)),
         (compiled.moved("divergence"), traffic.divergence_bytes(once, AFTER)),
     ):

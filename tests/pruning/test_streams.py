@@ -24,7 +24,7 @@ def test_the_streams_of_an_unpruned_model_are_those_of_the_decoder(variant: str)
         seen = streams.fitting_tokens(both)
         added = decoder.block(model.config, layer, seen.residual, method=streams.mlp_output)
         np.testing.assert_allclose(seen.target, added, rtol=0, atol=2e-5)
-        both = streams.leave_mlp(model.config, layer, both)
+        both, _ = streams.leave_mlp(model.config, layer, both)
     assert both.dense.shape == (3, 2, 16, 32)
     np.testing.assert_allclose(both.dense, both.pruned, rtol=0, atol=1e-5)
     for stream in both:
@@ -50,7 +50,7 @@ def test_the_target_repairs_what_earlier_blocks_broke():
     np.testing.assert_allclose(seen.target, (full - halves[1])[None], rtol=0, atol=1e-5)
     # Adding the target to the pruned stream ends the block where the dense model is.
     ended = decoder.block(model.config, layer, seen.residual + seen.target, method=decoder.Block.finish)
-    expected = streams.leave_mlp(model.config, layer, after).dense
+    expected = streams.leave_mlp(model.config, layer, after)[0].dense
     np.testing.assert_allclose(ended, expected, rtol=0, atol=1e-5)
 
 
@@ -59,7 +59,7 @@ def test_in_bfloat16_they_are_rounded_between_programs_and_nowhere_else(variant:
     model, chunks = tiny(variant), streams.chunked(random_tokens(1, 6, 16), 2)
     layer = one_layer(model, 0)
     exact, half = (streams.start(model.config, model.params, chunks, storage(name)) for name in STREAM_DTYPES)
-    for passes in (streams.enter_mlp, streams.leave_mlp):
+    for passes in (streams.enter_mlp, lambda *given: streams.leave_mlp(*given)[0]):
         assert half.dense.itemsize == half.pruned.itemsize == 2
         for a, b in zip(exact, in_float32(half), strict=True):
             np.testing.assert_array_equal(a.astype(jnp.bfloat16), b)
@@ -95,7 +95,8 @@ def test_no_tokens_pass_through():
     model = tiny("llama")
     empty = streams.start(model.config, model.params, streams.chunked(random_tokens()[:0], 1))
     layer = one_layer(model, 0)
-    empty = streams.leave_mlp(model.config, layer, streams.enter_mlp(model.config, layer, empty))
+    empty, error = streams.leave_mlp(model.config, layer, streams.enter_mlp(model.config, layer, empty))
+    assert np.isnan(error)
     assert jax.tree.map(jnp.shape, empty) == ((0, 1, 16, 32), (0, 1, 16, 32))
 
 

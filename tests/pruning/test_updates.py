@@ -13,14 +13,22 @@ from spap_jax import api
 from spap_jax.errors import UserError
 from spap_jax.models import decoder
 from spap_jax.pruning import streams
+from spap_jax.pruning.layer import Choice, Clock, prune_layer
 from spap_jax.pruning.pipeline import pruned_config
+from spap_jax.solver.swap import Polished
 
 PLAIN = SETTINGS.replace(held_out=0.0, batch_tokens=256)
 BOTH = pytest.mark.parametrize("variant", ["llama", "opt_125m_like"])
 
 
 class Seen(NamedTuple):
-    """One layer before and after: its MLP's parameters, channels kept and removed, hidden [N,f] and target [N,d]."""
+    """One layer before and after: its MLP's parameters, channels kept and removed.
+
+    Attributes:
+        hidden: [N,f] the dense hidden channels.
+        target: [N,d] what the pruned MLP should add.
+        added: [N,d] what it adds.
+    """
 
     dense: dict
     small: dict
@@ -28,6 +36,7 @@ class Seen(NamedTuple):
     removed: np.ndarray
     hidden: np.ndarray
     target: np.ndarray
+    added: np.ndarray
 
 
 def float64(array: jax.Array) -> np.ndarray:
@@ -51,8 +60,9 @@ def layers_of(variant: str, result: api.PruneResult) -> Iterator[Seen]:
         kept = np.array(report.kept)
         removed = np.setdiff1d(np.arange(CHANNELS), kept)
         before, after = ({name: float64(a) for name, a in layer["mlp"].items()} for layer in (dense, small))
-        yield Seen(before, after, kept, removed, float64(hidden), float64(tokens.target))
-        both = streams.leave_mlp(result.model.config, small, both)
+        added = decoder.block(result.model.config, small, tokens.residual, method=streams.mlp_output)
+        yield Seen(before, after, kept, removed, float64(hidden), float64(tokens.target), float64(added))
+        both, _ = streams.leave_mlp(result.model.config, small, both)
 
 
 def assert_as_it_was(seen: Seen, names: set[str]) -> None:
@@ -130,6 +140,28 @@ def test_the_refit_solves_least_squares(variant: str, method: str, schedule: str
         assert report.calibration.selection > report.calibration.refit == report.calibration.alternating
 
 
+@pytest.mark.parametrize(
+    ("variant", "method", "update", "schedule"),
+    [("llama", "wanda", "none", "sequential"), ("llama", "flap", "bias", "sequential"),
+     ("llama", "obs", "alternate", "sequential"), ("opt_125m_like", "flap", "bias", "sequential"),
+     ("opt_125m_like", "obs", "refit", "sequential"), ("llama", "flap", "bias", "parallel"),
+     ("llama", "obs", "alternate", "parallel")],
+)  # fmt: skip
+def test_the_errors_told_are_those_of_every_stage(variant: str, method: str, update: str, schedule: str):
+    """Each by its own way: from moments, in passing, or from the closed form."""
+    result = run(variant, method, update, schedule=schedule)
+    for seen, report in zip(layers_of(variant, result), result.report.layers, strict=True):
+        power = (seen.target**2).sum()
+        dense = seen.hidden[:, seen.kept] @ seen.dense["down"][seen.kept] + seen.dense.get("down_bias", 0)
+        told = report.calibration
+        assert told.selection == pytest.approx(((seen.target - dense) ** 2).sum() / power, rel=1e-4)
+        assert told.alternating == pytest.approx(((seen.target - seen.added) ** 2).sum() / power, rel=1e-4)
+        if update == "alternate":
+            assert told.selection > told.refit >= told.alternating
+        else:
+            assert told.refit == told.alternating
+
+
 def test_wanda_refitted_is_fasp():
     one, other = run("llama", "wanda", "refit"), run("llama", "fasp")
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, one.model.params, other.model.params)))
@@ -139,11 +171,28 @@ def test_a_peer_with_our_steps():
     plain, more = run("llama", "obs"), run("llama", "obs", "alternate")
     first, better = plain.report.layers[0], more.report.layers[0]
     assert better.kept == first.kept
-    assert better.calibration.refit == pytest.approx(first.calibration.refit)
+    assert better.calibration.refit == pytest.approx(first.calibration.refit, rel=1e-5)  # told in two ways
     assert better.rounds > 0
     assert better.calibration.alternating < 0.95 * first.calibration.alternating
     settled = run("llama", "obs", "alternate", rounds=0)
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, settled.model.params, plain.model.params)))
+
+
+def test_rounds_use_the_ridge_that_the_selection_ended_with():
+    """The one that was asked for was perhaps too small, and would make every round fail."""
+    model, settings = tiny("llama"), PLAIN.replace(rounds=1)
+    layer, narrow = one_layer(model, 0), pruned_config(model.config, settings)
+    both = streams.start(model.config, model.params, random_tokens()[None])
+    tokens = streams.fitting_tokens(streams.enter_mlp(model.config, layer, both))
+    none = jax.tree.map(lambda stream: stream[:0], tokens)
+    channels = Polished(np.arange(KEPT), np.int32(0), np.int32(0))
+    choice = Choice(channels, np.float32(1e-2), np.zeros(CHANNELS, np.float32))
+    one, other = (
+        prune_layer(0, model.config, narrow, layer, tokens, none, settings.replace(ridge=asked), Clock(), choice)
+        for asked in (1e-2, 1e-9)
+    )
+    assert int(one[1].rounds) == 1
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, one[0], other[0])))
 
 
 def test_ours_without_its_steps_is_its_refit():
