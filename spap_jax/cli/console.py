@@ -57,6 +57,7 @@ def notices() -> Iterator[None]:
                 show_other(message, category, *place, **more)
 
         warnings.showwarning = show
+        warnings.simplefilter("default", Notice)
         yield
 
 
