@@ -150,7 +150,7 @@ def parameter_paths(config: DecoderConfig) -> frozenset[str]:
 
 def refuse_uncomputed(theirs: dict[str, Any], family: Family) -> None:
     """Raises UserError listing every field that transformers reads and whose value the port does not compute."""
-    tests = ACCEPTED | family.accepted
+    tests = {**ACCEPTED, **family.accepted}
     read = sorted(theirs.keys() & tests.keys() - family.inert)
     wrong = [name for name in read if not tests[name](theirs[name])]
     for name in wrong:

@@ -43,7 +43,9 @@ def read_rope(theirs: dict[str, Any]) -> Rope:
     if kind not in _NUMBERS:
         raise UserError(f"rope scaling {kind!r} is not implemented; the port computes {', '.join(_NUMBERS)}.")
     names = _NUMBERS[kind]
-    given = {"rope_theta": _BASE} | {n: theirs[n] for n in ("rope_theta", "partial_rotary_factor") if n in theirs}
+    given: dict[str, Any] = {"rope_theta": _BASE} | {
+        n: theirs[n] for n in ("rope_theta", "partial_rotary_factor") if n in theirs
+    }
     given |= {name: value for name, value in scaling.items() if name not in ("rope_type", "type")}
     if _ORIGINAL in names.values() and _ORIGINAL in theirs:
         given[_ORIGINAL] = theirs[_ORIGINAL]

@@ -9,6 +9,7 @@ import json
 import warnings
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -176,9 +177,14 @@ def test_ignored_and_inert_fields_change_nothing_that_transformers_computes(vari
     model, tokens = hf_model(variant), np.arange(40, dtype=np.int32).reshape(2, 20)
     family = FAMILIES[VARIANTS[variant]["model_type"]]
     published = [json.loads(file.read_text()) for file in CONFIGS.glob("*.json")]
-    ignored = {name: theirs[name] for theirs in published for name in family_of(theirs).ignored(theirs)}
+    ignored: dict[str, Any] = {name: theirs[name] for theirs in published for name in family_of(theirs).ignored(theirs)}
     ignored = {name: value for name, value in ignored.items() if name not in family.known} | {"clip_qkv": 0.01}
-    inert = {"attention_dropout": 0.5, "pretraining_tp": 4, "chunk_size_feed_forward": 2, "is_decoder": True}
+    inert: dict[str, Any] = {
+        "attention_dropout": 0.5,
+        "pretraining_tp": 4,
+        "chunk_size_feed_forward": 2,
+        "is_decoder": True,
+    }
     inert |= {"tie_last_hidden_states": True, "use_cache": False, "prefix": "</s>", "temperature": 0.1}
     theirs = VARIANTS[variant] | ignored | inert
     assert family.ignored(theirs) == sorted(ignored)
