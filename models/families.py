@@ -1,104 +1,26 @@
 """What a family's table says, and the reading of a Hugging Face config through it.
 
-A table is refused rather than guessed at: a field that is set and that nobody reads is an error, for a model that loads
-and computes something else is worse than one that does not load.
+A field is read by the family's table, is known to change nothing, or is accepted with some values only; a config with
+another value is refused, for a model that loads and computes something else is worse than one that does not load. What
+transformers does not read either is ignored: it cannot change what the model computes.
 """
 
 import dataclasses
 import functools
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 from spap_jax.errors import UserError
 from spap_jax.models import decoder
-from spap_jax.models.config import DecoderConfig, Rope
+from spap_jax.models.config import DecoderConfig
 from spap_jax.models.layers import ACTIVATIONS
+from spap_jax.models.published import ACCEPTED, INERT, REASONS
+from spap_jax.models.rope import ROPE_FIELDS, read_rope
 from spap_jax.models.rules import Rule
 from spap_jax.models.widths import WIDTHS_FIELD, with_own_widths
-
-
-def _is_unset(value: Any) -> bool:
-    return value in (None, False, [], {}, "")
-
-
-INERT = frozenset(
-    # Names, and settings of training, storage and generation: they do not change what a forward pass computes.
-    (
-        "_attn_implementation",
-        "_attn_implementation_autoset",
-        "_flash_attn_2_enabled",
-        "_name_or_path",
-        "activation_dropout",
-        "architectures",
-        "attention_dropout",
-        "attn_implementation",
-        "bad_words_ids",
-        "begin_suppress_tokens",
-        "bos_token_id",
-        "chunk_size_feed_forward",
-        "classifier_dropout",
-        "decoder_start_token_id",
-        "diversity_penalty",
-        "do_sample",
-        "dropout",
-        "dtype",
-        "early_stopping",
-        "encoder_no_repeat_ngram_size",
-        "eos_token_id",
-        "exponential_decay_length_penalty",
-        "finetuning_task",
-        "forced_bos_token_id",
-        "forced_eos_token_id",
-        "gradient_checkpointing",
-        "hidden_dropout",
-        "id2label",
-        "init_std",
-        "initializer_range",
-        "is_decoder",
-        "is_encoder_decoder",
-        "label2id",
-        "layerdrop",
-        "length_penalty",
-        "max_length",
-        "min_length",
-        "model_type",
-        "no_repeat_ngram_size",
-        "num_beam_groups",
-        "num_beams",
-        "num_labels",
-        "num_return_sequences",
-        "output_attentions",
-        "output_hidden_states",
-        "output_scores",
-        "pad_token_id",
-        "prefix",
-        "pretraining_tp",
-        "problem_type",
-        "remove_invalid_values",
-        "repetition_penalty",
-        "return_dict",
-        "return_dict_in_generate",
-        "sep_token_id",
-        "suppress_tokens",
-        "task_specific_params",
-        "temperature",
-        "tf_legacy_loss",
-        "tokenizer_class",
-        "top_k",
-        "top_p",
-        "torch_dtype",
-        "torchscript",
-        "transformers_version",
-        "typical_p",
-        "unsloth_fixed",
-        "unsloth_version",
-        "use_bfloat16",
-        "use_cache",
-    )
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,8 +48,8 @@ class Family:
         fields: Field of ``DecoderConfig`` -> where it comes from, in the order of reading.
         constants: Fields of ``DecoderConfig`` that are the same for the whole family.
         derived: Takes the fields read and gives more of them (or changes them).
-        accepted: Hugging Face fields that are understood only with values that pass a test.
-        inert: Fields of this family alone that do not change what a forward pass computes.
+        accepted: Hugging Face fields of this family alone that the port computes only with values that pass a test.
+        inert: Fields of this family alone that do not change what a forward pass computes, whatever their value.
         rules: Every tensor that a member may have; the config decides which of them it has.
         bare_prefix: What names of tensors start with in checkpoints saved without the head, and its full form.
         recomputed: Pattern of buffers that old checkpoints store and that are computed from the config.
@@ -146,6 +68,17 @@ class Family:
     recomputed: str = r"(?!)"
     heads_divide_width: bool = False
 
+    @functools.cached_property
+    def known(self) -> frozenset[str]:
+        """The fields of config.json that transformers reads in this family, whether or not they change anything."""
+        rope = set() if "rope" in self.constants else ROPE_FIELDS
+        own = {field.name for field in self.fields.values()}
+        return frozenset(own | rope | INERT | ACCEPTED.keys() | self.inert | self.accepted.keys() | {WIDTHS_FIELD})
+
+    def ignored(self, theirs: dict[str, Any]) -> list[str]:
+        """The fields of a parsed config.json that transformers does not read, sorted: they cannot change anything."""
+        return sorted(theirs.keys() - self.known)
+
     @property
     def width_field(self) -> str:
         """The field of config.json that holds the MLP width."""
@@ -161,9 +94,9 @@ class Family:
         """Reads a parsed config.json.
 
         Raises:
-            UserError: a field is missing, is not understood, or has a value that the port does not compute.
+            UserError: a field is missing, or has a value that the port does not compute.
         """
-        refuse_unknown(theirs, self)
+        refuse_uncomputed(theirs, self)
         values = dict(self.constants)
         for ours, field in self.fields.items():
             values[ours] = _field_value(theirs, field, values, self.name)
@@ -215,25 +148,18 @@ def parameter_paths(config: DecoderConfig) -> frozenset[str]:
     return frozenset(jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves)
 
 
-def refuse_unknown(theirs: dict[str, Any], family: Family) -> None:
-    """Raises UserError listing every set field that the family's table does not know or accept."""
-    if theirs.get("quantization_config"):
-        raise UserError(
-            "this checkpoint is quantised (quantization_config is set), and pruning needs the weights themselves: "
-            "start from the unquantised checkpoint."
-        )
-    known = {field.name for field in family.fields.values()} | INERT | family.inert | {WIDTHS_FIELD}
-    if "rope" not in family.constants:
-        known |= {"rope_theta", "rope_scaling", "rope_parameters"}
-    wrong = [
-        f"{name}={value!r}"
-        for name, value in sorted(theirs.items())
-        if name not in known and not family.accepted.get(name, _is_unset)(value)
-    ]
+def refuse_uncomputed(theirs: dict[str, Any], family: Family) -> None:
+    """Raises UserError listing every field that transformers reads and whose value the port does not compute."""
+    tests = {**ACCEPTED, **family.accepted}
+    read = sorted(theirs.keys() & tests.keys() - family.inert)
+    wrong = [name for name in read if not tests[name](theirs[name])]
+    for name in wrong:
+        if name in REASONS:
+            raise UserError(REASONS[name])
     if wrong:
         raise UserError(
-            f"config.json sets {', '.join(wrong)}, which this port of {family.name} does not compute; "
-            "pruning it would give a wrong model, so it is refused."
+            f"config.json sets {', '.join(f'{name}={theirs[name]!r}' for name in wrong)}, which this port of "
+            f"{family.name} does not compute; pruning it would give a wrong model, so it is refused."
         )
 
 
@@ -243,43 +169,26 @@ def _field_value(theirs: dict[str, Any], field: Field, values: dict[str, Any], f
         return field.absent(values)
     if value is None:
         raise UserError(f"config.json has no {field.name}, which every {family} model needs.")
-    if field.default is not ... and type(field.default) in (bool, float) and not isinstance(value, bool | int | float):
-        raise UserError(f"config.json has {field.name}={value!r}, which is not of the expected kind.")
+    kind = type(field.default)
+    if kind in _KINDS and type(value) not in _KINDS[kind].types:
+        raise UserError(f"config.json has {field.name}={value!r}, where {_KINDS[kind].words} is expected.")
     return value
 
 
-_ROPE_FIELDS = {
-    "default": {},
-    "linear": {"factor": "factor"},
-    "llama3": {
-        "factor": "factor",
-        "low_freq_factor": "low_freq_factor",
-        "high_freq_factor": "high_freq_factor",
-        "original_positions": "original_max_position_embeddings",
-    },
+class _Kind(NamedTuple):
+    """The Python types of a kind of value from JSON, and what it is called."""
+
+    types: tuple[type, ...]
+    words: str
+
+
+_KINDS = {
+    bool: _Kind((bool,), "true or false"),
+    int: _Kind((int,), "a whole number"),
+    float: _Kind((int, float), "a number"),
+    str: _Kind((str,), "text"),
 }
-
-
-def read_rope(theirs: dict[str, Any]) -> Rope:
-    """Reads both forms: ``rope_theta`` with ``rope_scaling``, and ``rope_parameters`` with the base inside.
-
-    Raises:
-        UserError: the scaling is of a kind that is not implemented, or lacks a number.
-    """
-    given = dict(theirs.get("rope_scaling") or {}) | dict(theirs.get("rope_parameters") or {})
-    kind = given.pop("rope_type", None) or given.pop("type", None) or "default"
-    given.pop("type", None)
-    theta = given.pop("rope_theta", theirs.get("rope_theta", 10000.0))
-    if kind not in _ROPE_FIELDS:
-        raise UserError(f"rope scaling {kind!r} is not implemented; the port computes {', '.join(_ROPE_FIELDS)}.")
-    names = _ROPE_FIELDS[kind]
-    if missing := sorted(set(names.values()) - set(given)):
-        raise UserError(f"config.json's rope scaling {kind!r} lacks {', '.join(missing)}.")
-    unread = {name: value for name, value in given.items() if name not in names.values() and not _is_unset(value)}
-    unread = {name: value for name, value in unread.items() if (name, value) != ("partial_rotary_factor", 1.0)}
-    if unread:
-        raise UserError(f"config.json's rope scaling {kind!r} sets {unread}, which this port does not compute.")
-    return Rope(theta=float(theta), scaling=kind, **{ours: given[name] for ours, name in names.items()})
+"""Type of a field's default -> what the field may hold."""
 
 
 def check_config(config: DecoderConfig) -> None:
@@ -291,6 +200,10 @@ def check_config(config: DecoderConfig) -> None:
             raise UserError(f"config.json gives {name} = {value!r}, which must be a positive whole number.")
     if config.heads % config.kv_heads:
         raise UserError(f"config.json gives {config.heads} heads for {config.kv_heads} key/value heads.")
+    if config.rope is not None and config.head_dim % 2:
+        raise UserError(
+            f"config.json gives heads of width {config.head_dim}, and an odd one cannot be rotated in pairs."
+        )
     if config.activation not in ACTIVATIONS:
         raise UserError(
             f"activation {config.activation!r} is not implemented; the port computes {', '.join(ACTIVATIONS)}."

@@ -1,4 +1,4 @@
-"""OPT, 125m to 66b: a table."""
+"""OPT, 125m to 66b, and Galactica: a table."""
 
 from spap_jax.models.families import Family, Field
 from spap_jax.models.rules import Rule

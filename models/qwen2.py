@@ -2,12 +2,7 @@
 
 from spap_jax.models.families import Family, Field
 from spap_jax.models.llama import CONSTANTS, FIELDS, RULES
-
-
-def only_full_attention(layer_types: list[str] | None) -> bool:
-    """Whether no layer uses a sliding window."""
-    return set(layer_types or ()) <= {"full_attention"}
-
+from spap_jax.models.published import not_true
 
 QWEN2 = Family(
     name="qwen2",
@@ -17,6 +12,6 @@ QWEN2 = Family(
     constants=CONSTANTS | {"qkv_bias": True, "output_bias": False, "mlp_bias": False},
     rules=RULES,
     inert=frozenset({"sliding_window", "max_window_layers"}),
-    accepted={"layer_types": only_full_attention},
+    accepted={"use_sliding_window": not_true},
     recomputed=r"\.rotary_emb\.inv_freq$",
 )

@@ -14,12 +14,14 @@ FAMILIES = {family.name: family for family in (LLAMA, QWEN2, OPT)}
 def family_of(theirs: dict[str, Any]) -> Family:
     """The family of a parsed config.json.
 
+    The case of letters in the name of the architecture does not count: early LLaMA checkpoints say LLaMAForCausalLM.
+
     Raises:
         UserError: it is not a supported one.
     """
     family = FAMILIES.get(str(theirs.get("model_type")))
-    architectures = theirs.get("architectures") or []
-    if family is not None and (not architectures or family.architecture in architectures):
+    architectures = [str(name) for name in theirs.get("architectures") or []]
+    if family is not None and (not architectures or family.architecture.lower() in map(str.lower, architectures)):
         return family
     named = ", ".join(architectures) or f"model_type {theirs.get('model_type')!r}"
     supported = ", ".join(f.architecture for f in FAMILIES.values())

@@ -1,4 +1,4 @@
-"""The one error that people see."""
+"""The one error that people see, and what they are told without an error."""
 
 
 class UserError(ValueError):
@@ -6,3 +6,7 @@ class UserError(ValueError):
 
     The command line prints it without a traceback and exits with code 2.
     """
+
+
+class Notice(UserWarning):
+    """Something worth knowing that stops nothing: one sentence, which the command line prints as a line of its own."""

@@ -64,6 +64,8 @@ VARIANTS: dict[str, Json] = {
     "opt_untied": _OPT | {"tie_word_embeddings": False},
     "opt_untied_projected": _OPT | {"tie_word_embeddings": False, "word_embed_proj_dim": 16},
     "opt_gelu": _OPT | {"activation_function": "gelu"},
+    "opt_galactica_like": _OPT
+    | {"activation_function": "gelu", "enable_bias": False, "layer_norm_elementwise_affine": False},
 }
 """Name -> config.json as its users have it."""
 

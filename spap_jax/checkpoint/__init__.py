@@ -34,6 +34,9 @@ def load(name: str | Path, place: Place = local) -> Model:
         name: The folder, or a hub id of the form owner/name.
         place: Makes arrays of the weights of a Hugging Face folder; those of one device where absent.
 
+    Warns:
+        Notice: Its config.json has fields that transformers does not read, which are ignored.
+
     Raises:
         UserError: There is no such model, it is not supported, or its files are damaged.
     """

@@ -6,13 +6,15 @@ that was absent and is needed, stays byte for byte.
 
 import json
 import re
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from spap_jax.checkpoint.tensors import DTYPES
-from spap_jax.errors import UserError
+from spap_jax.errors import Notice, UserError
 from spap_jax.model import Source
 from spap_jax.models.config import DecoderConfig
+from spap_jax.models.families import Family
 from spap_jax.models.registry import FAMILIES, family_of
 from spap_jax.models.widths import WIDTHS_FIELD
 
@@ -48,7 +50,7 @@ def read_config(file: Path, name: str) -> tuple[DecoderConfig, int]:
     """
     theirs = parse_config(_text(file), name)
     named = next((theirs[field] for field in DTYPE_FIELDS if theirs.get(field)), "float32")
-    return family_of(theirs).read_config(theirs), DTYPES.get(named, DTYPES["float32"]).itemsize
+    return understood(theirs, name)[1], DTYPES.get(named, DTYPES["float32"]).itemsize
 
 
 def parse_config(text: str, name: str) -> dict[str, Any]:
@@ -64,6 +66,25 @@ def parse_config(text: str, name: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"the config.json of {name} is not a JSON object: download it again.")
     return content
+
+
+def understood(theirs: dict[str, Any], name: str) -> tuple[Family, DecoderConfig]:
+    """The family and the config in a parsed config.json; one `Notice` names the fields that are ignored, if any.
+
+    Args:
+        theirs: What `parse_config` gives.
+        name: What the model is called.
+
+    Raises:
+        UserError: The model is not supported.
+    """
+    family = family_of(theirs)
+    config = family.read_config(theirs)
+    if ignored := family.ignored(theirs):
+        reader = family.architecture.replace("ForCausalLM", "Config")
+        said = f"config.json of {name}: ignoring {', '.join(ignored)}, which transformers' {reader} does not read"
+        warnings.warn(said, Notice, stacklevel=1)  # of this line, whoever calls: once for each model
+    return family, config
 
 
 def written_config_text(source: Source, config: DecoderConfig, dtype: str | None = None) -> str:

@@ -10,7 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from spap_jax.checkpoint import inventory
-from spap_jax.checkpoint.config_text import check_describable, parse_config, read_config_text, written_config_text
+from spap_jax.checkpoint.config_text import (
+    check_describable,
+    parse_config,
+    read_config_text,
+    understood,
+    written_config_text,
+)
 from spap_jax.checkpoint.fingerprint import fingerprint
 from spap_jax.checkpoint.inventory import HEAD
 from spap_jax.checkpoint.output import new_folder
@@ -22,7 +28,7 @@ from spap_jax.errors import UserError
 from spap_jax.model import Model, Source
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
-from spap_jax.models.registry import FAMILIES, family_of
+from spap_jax.models.registry import FAMILIES
 from spap_jax.models.rules import Rule
 
 SHARD_BYTES = 5 * 10**9
@@ -60,9 +66,7 @@ class Reader:
         self._folder = folder = Path(folder)
         name = name or str(folder)
         text = read_config_text(folder)
-        theirs = parse_config(text, name)
-        self.family = family_of(theirs)
-        self.config = self.family.read_config(theirs)
+        self.family, self.config = understood(parse_config(text, name), name)
         self._rules = self.family.rules_for(self.config)
         self._files = TensorFiles.open(folder)
         self._stored = inventory.stored_names(self._files, self.family)

@@ -131,10 +131,10 @@ def _stored(address: str, names: list[str]) -> list[str]:
     if "config.json" not in names:
         raise UserError(f"{address} is no checkpoint: it has no config.json; name the folder that has one.")
     said = ("README.md", "spap_*.json")
-    return names if "spap_source.json" in names else _wanted(names) + [n for n in matching(names, said) if "/" not in n]
+    return names if "spap_source.json" in names else _wanted(names) + matching(names, said)
 
 
 def _wanted(names: list[str]) -> list[str]:
     """The files to download: weights in one format only, safetensors if there are any."""
     weights = matching(names, _SAFETENSORS) or matching(names, _TORCH)
-    return ["config.json", *weights, *(name for name in matching(names, SIDE_FILES) if "/" not in name)]
+    return ["config.json", *weights, *matching(names, SIDE_FILES)]

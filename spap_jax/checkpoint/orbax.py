@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from spap_jax.checkpoint.config_text import parse_config, read_config_text, written_config_text
+from spap_jax.checkpoint.config_text import parse_config, read_config_text, understood, written_config_text
 from spap_jax.checkpoint.output import new_folder
 from spap_jax.checkpoint.side_files import copy_side_files
 from spap_jax.checkpoint.tensors import DTYPES
@@ -17,7 +17,6 @@ from spap_jax.model import Model, Source
 from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
-from spap_jax.models.registry import family_of
 
 _PARAMS, _SOURCE = "params", "spap_source.json"
 
@@ -61,8 +60,7 @@ def load_orbax(folder: str | Path) -> Model:
     if not is_orbax(folder):
         raise UserError(f"{folder} is no Orbax checkpoint of this program: name a folder that `spap convert` wrote.")
     text = read_config_text(folder)
-    theirs = parse_config(text, str(folder))
-    config = family_of(theirs).read_config(theirs)
+    _, config = understood(parse_config(text, str(folder)), str(folder))
     params = _restored(folder, config)
     _check_finite(folder, params)
     facts = _facts(folder)

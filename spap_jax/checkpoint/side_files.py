@@ -13,6 +13,7 @@ SIDE_FILES = (
     "added_tokens.json",
     "generation_config.json",
     "chat_template*",
+    "additional_chat_templates/*.jinja",
     "*.tiktoken",
     "spiece.model",
     "LICENSE*",
@@ -22,12 +23,19 @@ SIDE_FILES = (
 
 
 def matching(names: Iterable[str], patterns: tuple[str, ...]) -> list[str]:
-    """The names that fit one of the patterns, sorted."""
-    return sorted(name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns))
+    """The names that fit one of the patterns, sorted; a star stands for no slash."""
+    return sorted(name for name in names if any(_fits(name, pattern) for pattern in patterns))
+
+
+def _fits(name: str, pattern: str) -> bool:
+    return name.count("/") == pattern.count("/") and fnmatch.fnmatchcase(name, pattern)
 
 
 def copy_side_files(source: Path | None, target: Path) -> None:
     """Copies them from one checkpoint folder to another; a model made in memory has none."""
     if source is not None and source.is_dir():
-        for name in matching([file.name for file in source.iterdir() if file.is_file()], SIDE_FILES):
-            shutil.copyfile(source / name, target / name)
+        for pattern in SIDE_FILES:
+            for file in filter(Path.is_file, source.glob(pattern)):
+                place = target / file.relative_to(source)
+                place.parent.mkdir(exist_ok=True)
+                shutil.copyfile(file, place)

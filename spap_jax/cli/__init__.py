@@ -21,10 +21,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     from spap_jax.cli import processes
     from spap_jax.cli.app import launch
+    from spap_jax.cli.console import notices
 
     memory.return_large_buffers()
     try:
-        launch(sys.argv[1:] if arguments is None else list(arguments))
+        with notices():
+            launch(sys.argv[1:] if arguments is None else list(arguments))
         return 0
     except (UserError, CycloptsError) as error:
         code, said = 2, str(error)

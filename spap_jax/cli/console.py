@@ -1,5 +1,6 @@
 """What people see while they wait and when it is done. Progress goes to standard error, results to standard output."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from spap_jax.errors import Notice
 from spap_jax.quantities import bytes_text, change_text, count_text
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ __all__ = [
     "count_text",
     "err",
     "layer_progress",
+    "notices",
     "out",
     "table",
     "training_progress",
@@ -39,6 +42,23 @@ __all__ = [
 # No markup: a folder's name may have brackets. Lines are not wrapped: a path in pieces cannot be copied.
 out = Console(highlight=False, markup=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def notices() -> Iterator[None]:
+    """Prints each `Notice` as a line on standard error; other warnings are shown as ever."""
+    with warnings.catch_warnings():
+        show_other = warnings.showwarning
+
+        def show(message, category, *place, **more) -> None:
+            if issubclass(category, Notice):
+                err.print(str(message))
+            else:
+                show_other(message, category, *place, **more)
+
+        warnings.showwarning = show
+        warnings.simplefilter("default", Notice)
+        yield
 
 
 @contextmanager

@@ -285,12 +285,15 @@ def test_side_files(tmp_path: Path):
         "LICENSE.txt",
     }
     ours |= {"chat_template.jinja", "qwen.tiktoken", "spiece.model", "NOTICE", "USE_POLICY.md", "tokenizer_config.json"}
-    for name in ours | {"README.md", "pytorch_model.bin", "notes"}:
+    ours |= {"additional_chat_templates/tool_use.jinja"}
+    for name in ours | {"README.md", "pytorch_model.bin", "notes", "original/tokenizer.model", "tokenizer/vocab.json"}:
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(name)
     model = load(folder)
     save(model, tmp_path / "out", files={"README.md": "new", "LICENSE.txt": "other"})
     always = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}
-    assert set(left(tmp_path / "out")) == ours | always | {"README.md"}
+    copied = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")}
+    assert copied | {"NOTICE"} == ours | always | {"README.md"}
     assert (tmp_path / "out" / "NOTICE").read_text() == "NOTICE"
     assert (tmp_path / "out" / "README.md").read_text() == "new"
     assert (tmp_path / "out" / "LICENSE.txt").read_text() == "other"

@@ -1,0 +1,135 @@
+"""Fields of config.json that transformers reads for every family: the inert ones, and those that may have some values.
+
+A family's table holds its own fields. What is in neither, transformers does not read either: it changes nothing that
+stock transformers computes, and is ignored. `tests/models/test_published_configs.py` holds the tables against the
+installed transformers.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+INERT = frozenset(
+    (
+        # Names, versions and the form in which weights are stored and outputs returned.
+        "_attn_implementation",
+        "_attn_implementation_autoset",
+        "_commit_hash",
+        "_experts_implementation",
+        "_flash_attn_2_enabled",
+        "_name_or_path",
+        "architectures",
+        "attn_implementation",
+        "chunk_size_feed_forward",
+        "dtype",
+        "experts_implementation",
+        "finetuning_task",
+        "model_type",
+        "name_or_path",
+        "output_attentions",
+        "output_hidden_states",
+        "output_scores",
+        "return_dict",
+        "return_dict_in_generate",
+        "tie_last_hidden_states",
+        "tokenizer_class",
+        "torch_dtype",
+        "torchscript",
+        "transformers_version",
+        "use_bfloat16",
+        "use_cache",
+        # What only training and initialisation read. pretraining_tp once cut the products into parts with the same sum.
+        "activation_dropout",
+        "attention_dropout",
+        "classifier_dropout",
+        "dropout",
+        "gradient_checkpointing",
+        "hidden_dropout",
+        "init_std",
+        "initializer_factor",
+        "initializer_range",
+        "layerdrop",
+        "pretraining_tp",
+        "tf_legacy_loss",
+        # Other heads than that of a language model, and other places in a model than that of a decoder alone.
+        "id2label",
+        "is_decoder",
+        "label2id",
+        "num_labels",
+        "problem_type",
+        # Tokens with a meaning, and how to generate.
+        "bad_words_ids",
+        "begin_suppress_tokens",
+        "bos_token_id",
+        "decoder_start_token_id",
+        "diversity_penalty",
+        "do_sample",
+        "early_stopping",
+        "encoder_no_repeat_ngram_size",
+        "eos_token_id",
+        "exponential_decay_length_penalty",
+        "forced_bos_token_id",
+        "forced_eos_token_id",
+        "length_penalty",
+        "max_length",
+        "min_length",
+        "no_repeat_ngram_size",
+        "num_beam_groups",
+        "num_beams",
+        "num_return_sequences",
+        "pad_token_id",
+        "prefix",
+        "remove_invalid_values",
+        "repetition_penalty",
+        "sep_token_id",
+        "suppress_tokens",
+        "task_specific_params",
+        "temperature",
+        "top_k",
+        "top_p",
+        "typical_p",
+    )
+)
+"""Fields that transformers knows and that do not change what a forward pass computes, whatever their value."""
+
+
+def absent(value: Any) -> bool:
+    """Whether a field that is there holds nothing: null, or an empty list or object. The number 0 is a value."""
+    return value is None or value == [] or value == {}
+
+
+def not_true(value: Any) -> bool:
+    """Whether a switch is off."""
+    return value is None or value is False
+
+
+def full_attention(layer_types: Any) -> bool:
+    """Whether no layer has another kind of attention than that over all tokens before."""
+    return absent(layer_types) or (isinstance(layer_types, list) and set(map(str, layer_types)) == {"full_attention"})
+
+
+ACCEPTED: Mapping[str, Callable[[Any], bool]] = {
+    "attention_chunk_size": absent,
+    "auto_map": absent,
+    "decoder": absent,
+    "fusion_config": absent,
+    "generator": absent,
+    "is_causal": lambda value: value is True,  # transformers takes null for false
+    "is_encoder_decoder": not_true,
+    "kv_sharing_modes": absent,
+    "layer_types": full_attention,
+    "per_layer_config": absent,
+    "pruned_heads": absent,
+    "quantization_config": lambda value: value is None,
+    "sliding_window": absent,
+    "text_config": absent,
+    "text_encoder": absent,
+}
+"""Fields that change what transformers computes in any family, and the values with which the ports compute the same."""
+
+REASONS: Mapping[str, str] = {
+    "quantization_config": "this checkpoint is quantised (quantization_config is set), and pruning needs the weights "
+    "themselves: start from the unquantised checkpoint.",
+    "auto_map": "this checkpoint brings code of its own (auto_map is set), which is never run, so what the model "
+    "computes is unknown: start from a checkpoint that transformers loads without trust_remote_code.",
+}
+"""Why other values of some of these fields are refused, in a sentence of its own."""

@@ -1,0 +1,61 @@
+"""The rotary embedding of a Hugging Face config, in the forms that transformers 4 and 5 write."""
+
+from typing import Any
+
+from spap_jax.errors import UserError
+from spap_jax.models.config import Rope
+
+_ORIGINAL = "original_max_position_embeddings"
+
+ROPE_FIELDS = frozenset({_ORIGINAL, "partial_rotary_factor", "rope_parameters", "rope_scaling", "rope_theta"})
+"""Fields of config.json that say how positions are embedded."""
+
+_NUMBERS = {
+    "default": {"theta": "rope_theta"},
+    "linear": {"theta": "rope_theta", "factor": "factor"},
+    "llama3": {
+        "theta": "rope_theta",
+        "factor": "factor",
+        "low_freq_factor": "low_freq_factor",
+        "high_freq_factor": "high_freq_factor",
+        "original_positions": _ORIGINAL,
+    },
+}
+"""Kind of scaling -> field of `Rope` -> the name of its number in config.json."""
+
+_BASE = 10000.0
+"""What transformers takes where config.json names no base."""
+
+
+def read_rope(theirs: dict[str, Any]) -> Rope:
+    """Reads both forms: ``rope_theta`` with ``rope_scaling``, and ``rope_parameters`` with the base inside.
+
+    Where a config says a thing twice, the one counts that counts in transformers: ``rope_scaling`` replaces
+    ``rope_parameters``, and what these hold comes before what is beside them, except the original number of positions.
+
+    Raises:
+        UserError: the scaling is of a kind that is not implemented, or lacks a number, or sets something else.
+    """
+    scaling = theirs.get("rope_scaling") or theirs.get("rope_parameters") or {}
+    if not isinstance(scaling, dict):
+        raise UserError(f"config.json gives the rope scaling {scaling!r}, which is no JSON object.")
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    if kind not in _NUMBERS:
+        raise UserError(f"rope scaling {kind!r} is not implemented; the port computes {', '.join(_NUMBERS)}.")
+    names = _NUMBERS[kind]
+    given: dict[str, Any] = {"rope_theta": _BASE} | {
+        n: theirs[n] for n in ("rope_theta", "partial_rotary_factor") if n in theirs
+    }
+    given |= {name: value for name, value in scaling.items() if name not in ("rope_type", "type")}
+    if _ORIGINAL in names.values() and _ORIGINAL in theirs:
+        given[_ORIGINAL] = theirs[_ORIGINAL]
+    if missing := sorted(set(names.values()) - given.keys()):
+        raise UserError(f"config.json's rope scaling {kind!r} lacks {', '.join(missing)}.")
+    for name in names.values():
+        if type(given[name]) not in (int, float) or not given[name] > 0:
+            raise UserError(f"config.json gives {name} = {given[name]!r}, which must be a positive number.")
+    whole = {"partial_rotary_factor": 1.0}  # the default, which stands for all of a head
+    unread = {n: v for n, v in given.items() if n not in names.values() and v not in (None, whole.get(n))}
+    if unread:
+        raise UserError(f"config.json's rope scaling {kind!r} sets {unread}, which this port does not compute.")
+    return Rope(scaling=kind, **{ours: given[name] for ours, name in names.items()})

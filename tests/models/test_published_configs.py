@@ -1,0 +1,223 @@
+"""Configs as they are published: which are accepted, what of them is ignored, and why the others are refused."""
+
+import ast
+import copy
+import dataclasses
+import importlib
+import inspect
+import json
+import warnings
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import transformers
+from hf_models import VARIANTS, hf_logits, hf_model
+from transformers import cache_utils, masking_utils
+
+from spap_jax import checkpoint
+from spap_jax.errors import UserError
+from spap_jax.models import cost
+from spap_jax.models.families import Family
+from spap_jax.models.registry import FAMILIES, family_of
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+SMOLLM2 = ("is_llama_config", "rope_interleaved")
+FOR_JAVASCRIPT = "transformers.js_config"
+
+ACCEPTED = {
+    "code-llama-34b-instruct": (33_743_970_304, ()),
+    "code-llama-7b": (6_738_546_688, ()),
+    "deepseek-coder-6.7b-instruct": (6_740_512_768, ()),
+    "deepseek-r1-distill-llama-8b": (8_030_261_248, ()),
+    "deepseek-r1-distill-qwen-7b": (7_615_616_512, ("use_mrope",)),
+    "galactica-125m": (125_030_400, ("learned_embeddings", "scale_embeddings")),
+    "galactica-30b": (29_968_103_424, ("learned_embeddings", "scale_embeddings")),
+    "llama-1-13b": (13_015_864_320, ("max_sequence_length",)),
+    "llama-1-7b-decapoda": (6_738_415_616, ("max_sequence_length",)),
+    "llama-2-13b-chat": (13_015_864_320, ()),
+    "llama-2-70b": (68_976_648_192, ()),
+    "llama-2-7b": (6_738_415_616, ()),
+    "llama-3-8b": (8_030_261_248, ()),
+    "llama-3.1-405b": (405_853_388_800, ()),
+    "llama-3.1-70b": (70_553_706_496, ()),
+    "llama-3.1-8b": (8_030_261_248, ()),
+    "llama-3.2-1b": (1_235_814_400, ()),
+    "llama-3.2-3b": (3_212_749_824, ()),
+    "opt-125m": (125_239_296, ()),
+    "opt-13b": (12_853_473_280, ("output_projection",)),
+    "opt-30b": (29_974_540_288, ()),
+    "opt-350m": (331_196_416, ()),
+    "opt-6.7b": (6_658_473_984, ()),
+    "opt-66b": (65_719_701_504, ()),
+    "qwen2-0.5b": (494_032_768, ()),
+    "qwen2-7b-instruct": (7_615_616_512, ()),
+    "qwen2.5-0.5b": (494_032_768, ("use_mrope",)),
+    "qwen2.5-72b": (72_706_203_648, ("use_mrope",)),
+    "qwen2.5-7b": (7_615_616_512, ("use_mrope",)),
+    "qwen2.5-7b-instruct-1m": (7_615_616_512, ("dual_chunk_attention_config",)),
+    "qwen2.5-coder-1.5b": (1_543_714_304, ("use_mrope",)),
+    "qwen2.5-math-1.5b": (1_543_714_304, ("use_mrope",)),
+    "smollm-1.7b": (1_711_376_384, ()),
+    "smollm-135m": (134_515_008, ()),
+    "smollm-360m-instruct": (361_821_120, ()),
+    "smollm2-1.7b": (1_711_376_384, ()),
+    "smollm2-1.7b-instruct": (1_711_376_384, (FOR_JAVASCRIPT,)),
+    "smollm2-135m": (134_515_008, SMOLLM2),
+    "smollm2-135m-instruct": (134_515_008, (*SMOLLM2, FOR_JAVASCRIPT)),
+    "smollm2-360m": (361_821_120, SMOLLM2),
+    "smollm2-360m-instruct": (361_821_120, (*SMOLLM2, FOR_JAVASCRIPT)),
+    "tinyllama-1.1b-chat-v1.0": (1_100_048_384, ()),
+    "unsloth-llama-3.2-1b-instruct": (1_235_814_400, ("unsloth_fixed",)),
+    "vicuna-13b-v1.5-16k": (13_015_864_320, ("max_sequence_length",)),
+    "vicuna-7b-v1.5": (6_738_415_616, ()),
+    "yi-6b": (6_061_035_520, ()),
+}
+"""File in tests/configs -> parameters, and the fields that are ignored."""
+
+REFUSED = {
+    "fsfairx-llama3-rm": "the architecture LlamaForSequenceClassification is not supported; the supported ones are ",
+    "llama-2-7b-gptq": "this checkpoint is quantised (quantization_config is set), and pruning needs the weights ",
+    "qwen2.5-7b-instruct-yarn": "rope scaling 'yarn' is not implemented; the port computes default, linear, llama3.",
+    "yarn-llama-2-7b-64k": "this checkpoint brings code of its own (auto_map is set), which is never run, so what ",
+}
+"""File in tests/configs/refused -> how the sentence begins."""
+
+
+def config_class(family: Family) -> type[transformers.PreTrainedConfig]:
+    return type(transformers.AutoConfig.for_model(family.name))
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_accepted(name: str):
+    parameters, ignored = ACCEPTED[name]
+    with warnings.catch_warnings(record=True) as notices:
+        warnings.simplefilter("always")
+        config, _ = checkpoint.read_config(CONFIGS / f"{name}.json", name)
+    family = FAMILIES[config.family]
+    assert cost.parameters(family, config).total == parameters
+    said = f"config.json of {name}: ignoring {', '.join(ignored)}, which transformers' {config_class(family).__name__} "
+    assert [str(notice.message) for notice in notices] == [f"{said}does not read"][: len(ignored)]
+
+    theirs = json.loads((CONFIGS / f"{name}.json").read_text())
+    assert family.read_config(transformers.AutoConfig.for_model(**theirs).to_dict()) == config
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name: str):
+    with pytest.raises(UserError) as raised:
+        checkpoint.read_config(CONFIGS / "refused" / f"{name}.json", name)
+    assert str(raised.value).startswith(REFUSED[name])
+
+
+def test_every_config_has_a_verdict():
+    assert {file.stem for file in CONFIGS.glob("*.json")} == ACCEPTED.keys()
+    assert {file.stem for file in CONFIGS.glob("refused/*.json")} == REFUSED.keys()
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "expected"),
+    [
+        ("llama", {"sliding_window": 4096}, "sets sliding_window=4096, which"),
+        ("llama", {"sliding_window": 0}, "sets sliding_window=0, which"),
+        ("llama", {"attention_chunk_size": 0}, "sets attention_chunk_size=0, which"),
+        ("llama", {"is_causal": False}, "sets is_causal=False, which"),
+        ("llama", {"is_causal": None}, "sets is_causal=None, which"),
+        ("llama", {"is_encoder_decoder": True, "layer_types": ["sliding_attention"] * 3}, "=True, layer_types=["),
+        ("llama", {"per_layer_config": {"0": {"mlp_bias": True}}}, "sets per_layer_config={"),
+        ("llama", {"pruned_heads": {"0": [1]}}, "sets pruned_heads={"),
+        ("llama", {"quantization_config": {}}, "this checkpoint is quantised"),
+        ("llama", {"hidden_act": "gelu_new"}, "activation 'gelu_new' is not implemented"),
+        ("llama", {"hidden_act": ["silu"]}, "has hidden_act=['silu'], where text is expected."),
+        ("llama", {"tie_word_embeddings": 0}, "has tie_word_embeddings=0, where true or false is expected."),
+        ("llama", {"rms_norm_eps": True}, "has rms_norm_eps=True, where a number is expected."),
+        ("llama", {"max_position_embeddings": 2048.0}, "where a whole number is expected."),
+        ("llama", {"head_dim": 5}, "gives heads of width 5, and an odd one cannot be rotated"),
+        ("llama", {"rope_theta": None}, "gives rope_theta = None, which must be a positive number."),
+        ("llama", {"rope_theta": 0}, "gives rope_theta = 0, which must be a positive number."),
+        ("llama", {"rope_scaling": "linear"}, "gives the rope scaling 'linear', which is no JSON object."),
+        ("llama", {"rope_scaling": {"type": "linear", "factor": 0}}, "gives factor = 0, which must be a positive"),
+        ("llama", {"rope_scaling": {"type": "linear"}}, "rope scaling 'linear' lacks factor."),
+        ("llama", {"partial_rotary_factor": 0}, "'default' sets {'partial_rotary_factor': 0}, which"),
+        ("llama", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "'default' sets {'partial_rotary_factor': 0.5}"),
+        ("qwen2", {"use_sliding_window": True}, "sets use_sliding_window=True, which"),
+        ("qwen2", {"layer_types": ["full_attention", "sliding_attention"]}, "sets layer_types=["),
+        ("opt", {"do_layer_norm_before": None}, "config.json has no do_layer_norm_before"),
+    ],
+    ids=str,
+)
+def test_values_that_change_what_is_computed(family: str, changes: dict, expected: str):
+    theirs = VARIANTS[family if family != "opt" else "opt_125m_like"] | changes
+    with pytest.raises(UserError) as raised:
+        FAMILIES[family].read_config(theirs)
+    assert expected in str(raised.value)
+
+
+def test_what_is_said_twice_counts_as_in_transformers():
+    linear, llama3 = {"type": "linear", "factor": 2.0}, VARIANTS["llama_llama3_rope_v4"]["rope_scaling"]
+    for changes in (
+        {"rope_scaling": linear, "rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
+        {"rope_scaling": linear | {"rope_theta": 500.0}, "rope_theta": 700.0},
+        {"rope_scaling": linear | {"rope_type": "default", "factor": None}},
+        {"rope_scaling": llama3, "original_max_position_embeddings": 16},
+        {"rope_parameters": {"rope_type": "default"}, "rope_theta": 700.0, "partial_rotary_factor": 1.0},
+    ):
+        theirs = VARIANTS["llama"] | changes
+        stock = transformers.AutoConfig.for_model(**copy.deepcopy(theirs))
+        stock.standardize_rope_params()  # as models do when they compute the frequencies
+        rewritten = VARIANTS["llama"] | {"rope_parameters": stock.rope_parameters}
+        assert FAMILIES["llama"].read_config(theirs) == FAMILIES["llama"].read_config(rewritten), changes
+
+
+@pytest.mark.parametrize("variant", ["llama", "qwen2", "opt_125m_like"])
+def test_ignored_and_inert_fields_change_nothing_that_transformers_computes(variant: str):
+    model, tokens = hf_model(variant), np.arange(40, dtype=np.int32).reshape(2, 20)
+    family = FAMILIES[VARIANTS[variant]["model_type"]]
+    published = [json.loads(file.read_text()) for file in CONFIGS.glob("*.json")]
+    ignored: dict[str, Any] = {name: theirs[name] for theirs in published for name in family_of(theirs).ignored(theirs)}
+    ignored = {name: value for name, value in ignored.items() if name not in family.known} | {"clip_qkv": 0.01}
+    inert: dict[str, Any] = {
+        "attention_dropout": 0.5,
+        "pretraining_tp": 4,
+        "chunk_size_feed_forward": 2,
+        "is_decoder": True,
+    }
+    inert |= {"tie_last_hidden_states": True, "use_cache": False, "prefix": "</s>", "temperature": 0.1}
+    theirs = VARIANTS[variant] | ignored | inert
+    assert family.ignored(theirs) == sorted(ignored)
+    assert family.read_config(theirs) == family.read_config(VARIANTS[variant])
+
+    other = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**theirs)).eval()
+    other.load_state_dict(model.state_dict())
+    np.testing.assert_array_equal(hf_logits(other, tokens), hf_logits(model, tokens))
+
+
+def names_read(module: ModuleType) -> set[str]:
+    """Names that a module reads of configs: `config.name`, or `getattr` and `hasattr` with a literal."""
+    found = set()
+    for node in ast.walk(ast.parse(inspect.getsource(module))):
+        match node:
+            case ast.Attribute(value=of, attr=name):
+                pass
+            case ast.Call(func=ast.Name(id="getattr" | "hasattr"), args=[of, ast.Constant(value=name), *_]):
+                pass
+            case _:
+                continue
+        if ast.unparse(of).endswith("config"):
+            found.add(name)
+    return found
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.name)
+def test_the_tables_know_every_field_that_transformers_reads(family: Family):
+    theirs = config_class(family)
+    declared = {field.name for field in dataclasses.fields(theirs)} | theirs.attribute_map.keys()
+    models = importlib.import_module(theirs.__module__.replace("configuration", "modeling"))
+    read = set().union(*map(names_read, (models, masking_utils, cache_utils)))
+    read = {name for name in read if not hasattr(theirs, name)}  # the class' own methods
+    assert {"hidden_size", "vocab_size"} <= declared
+    assert "is_causal" in read
+    assert declared | read <= family.known | {"number_of_conv_states"}  # of layers that no decoder here has
