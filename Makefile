@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 
 demo: install
 	$(BIN)/spap prune examples/llama-stories --sparsity 0.3 \
-	  --calibration examples/stories_calibration.txt --sequences 256 --sequence-length 256 \
+	  --data examples/stories_calibration.txt --sequences 256 --sequence-length 256 \
 	  --eval examples/stories_evaluation.txt --output out/llama-stories-30 --overwrite
 
 # Compiling takes most of the time and one core: files are spread over the cores, in their order.
