@@ -102,7 +102,7 @@ def _read_toml(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{file} cannot be read as TOML ({error}): mend it or leave out --config.") from error
+        raise UserError(f"{file} cannot be read as TOML ({error}): correct it or leave out --config.") from error
 
 
 def launch(words: list[str]) -> None:
