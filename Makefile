@@ -1,4 +1,4 @@
-# make demo and make test work on a fresh machine: they set themselves up in .venv.
+# make demo and make test work on a fresh machine: they set up .venv themselves.
 PYTHON ?= python3
 VENV ?= .venv
 LLAMA_CPP ?= .venv-llama-cpp
@@ -8,10 +8,10 @@ BIN := $(VENV)/bin
 
 demo: install
 	$(BIN)/spap prune examples/llama-stories --sparsity 0.3 \
-	  --calibration examples/stories_calibration.txt --sequences 256 --sequence-length 256 \
+	  --data examples/stories_calibration.txt --sequences 256 --sequence-length 256 \
 	  --eval examples/stories_evaluation.txt --output out/llama-stories-30 --overwrite
 
-# Compiling takes most of the time and one core: files are spread over the cores, in their order.
+# Compiling takes most of the time and uses one core, so the test files are distributed over the cores, in their order.
 test: install-dev
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
@@ -23,7 +23,7 @@ lint: install-dev
 dist-check: install-dev
 	.ci/dist_check $(BIN)/python
 
-# llama.cpp has an environment of its own, which a first run makes.
+# llama.cpp has its own environment, which the first run creates.
 clients-check: install-dev $(LLAMA_CPP)/.installed
 	$(BIN)/python -m pytest tests/checkpoint/test_llama_cpp.py --llama-cpp-python $(LLAMA_CPP)/bin/python
 
@@ -50,7 +50,7 @@ $(VENV)/.installed-dev: pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@ $(VENV)/.installed
 
-# A .venv that was made anew needs it anew too, since it uses the packages there.
+# It uses the packages of .venv, so it is rebuilt whenever .venv is.
 $(LLAMA_CPP)/.installed: .ci/llama_cpp $(VENV)/.installed-dev
 	.ci/llama_cpp $(LLAMA_CPP) $(BIN)/python
 	touch $@

@@ -1,6 +1,6 @@
-"""What pruning LLaMA-3.1 needs of three meshes: ``python -m benchmarks.plans`` writes ``docs/plans.md``.
+"""What pruning LLaMA-3.1 needs on three meshes: ``python -m benchmarks.plans`` writes ``docs/plans.md``.
 
-Nothing is measured: the page is what ``spap plan`` counts, from the configs in ``tests/configs``.
+Nothing is measured: the page shows the counts of ``spap plan`` for the configs in ``tests/configs``.
 """
 
 from pathlib import Path
@@ -23,21 +23,21 @@ RUNS = {
     "effort default": (PruneSettings(effort="default"), 1),
     "effort default, weights divided among 8": (PruneSettings(effort="default", round_to=8), 8),
 }
-"""What is run, and among how many devices weights are divided."""
+"""The settings of each run, and the number of devices among which the weights are divided."""
 
 SEQUENCES, LENGTH = 128, 2048
 
 HEAD = f"""# What full-size models need
 
-Written by `python -m benchmarks.plans` from the configs in `tests/configs`. Nothing here is measured: it is what
-`spap plan` counts (for any model, mesh and settings), and tests hold the counts against XLA's accounts of the compiled
-programs. Times are rooflines, at the peak rates of the data sheets.
+This page is written by `python -m benchmarks.plans` from the configs in `tests/configs`. Nothing here is measured:
+these are the counts of `spap plan` (which works for any model, mesh and settings), and tests compare them with XLA's
+analysis of the compiled programs. Times are lower bounds (rooflines) at the peak rates of the data sheets.
 
-{{sparsity}} of the MLP channels, {SEQUENCES} calibration sequences of {LENGTH} tokens. Effort `low` holds one block at
-a time, `default` all pruned blocks for its sweeps. The calibration sequences are spread over the devices; weights and
-solver lie on every one of them, but where `--model-devices 8 --round-to 8` divides the weights, and the second moments
-while they are summed, among eight. In the schedule `parallel` each device solves other layers
-([docs/method.md](method.md)).
+{{sparsity}} of the MLP channels are removed, with {SEQUENCES} calibration sequences of {LENGTH} tokens. Effort `low`
+holds one block at a time, and `default` holds all pruned blocks for its sweeps. The calibration sequences are spread
+over the devices, and every device holds the weights and the solver. With `--model-devices 8 --round-to 8` the weights
+are divided among eight devices, and so are the second moments while they are summed. With the schedule `parallel` each
+device solves different layers ([docs/method.md](method.md)).
 """
 
 app = App(name="plans", help=__doc__)
@@ -76,7 +76,7 @@ def main(output: Path = ROOT / "docs" / "plans.md") -> None:
     """Writes the page.
 
     Args:
-        output: Where.
+        output: File to write.
     """
     head = HEAD.format(sparsity=f"{PruneSettings.sparsity:.0%}")
     output.write_text("\n\n".join([head.rstrip(), *map(section, MODELS), tables.LEGEND]) + "\n", encoding="utf-8")

@@ -43,7 +43,7 @@ def pruned_report(folder: Path, theirs: dict[str, Any], sequences: int, length: 
     tokens = np.random.default_rng(0).integers(0, theirs["vocab_size"], (sequences, length))
     np.save(folder / "tokens.npy", tokens.astype(np.int32))
     command = [sys.executable, "-m", "spap_jax", "prune", str(folder / "dense"), "--output", str(folder / "pruned")]
-    command += ["--calibration", str(folder / "tokens.npy"), "--sequences", str(sequences)]
+    command += ["--data", str(folder / "tokens.npy"), "--sequences", str(sequences)]
     command += ["--sequence-length", str(length), "--sparsity", "0.3", *words]
     subprocess.run(command, check=True, stdout=sys.stderr)
     return json.loads((folder / "pruned" / "spap_report.json").read_text(encoding="utf-8"))

@@ -1,6 +1,6 @@
 """Selection alone: the refitted error of every layer by each method, at 10, 30 and 50 %.
 
-``python -m benchmarks.selection [--model DIR --calibration FILE]``: on the dense stream, so that all methods see the
+``python -m benchmarks.selection [--model DIR --data FILE]``: on the dense stream, so that all methods see the
 same second moments. The bar is one-at-a-time OBS elimination; Wanda-sp and FLAP choose by a score alone.
 """
 
@@ -66,7 +66,7 @@ def compare(model: spap.Model, tokens: np.ndarray, sparsities: tuple[float, ...]
 
 def main(
     model: str = "examples/llama-stories",
-    calibration: str = "examples/stories_calibration.txt",
+    data: str = "examples/stories_calibration.txt",
     sequences: int = 128,
     sequence_length: int = 256,
 ) -> None:
@@ -74,12 +74,12 @@ def main(
 
     Args:
         model: Checkpoint folder.
-        calibration: Text or token file.
+        data: Text or token file.
         sequences: Calibration sequences.
         sequence_length: Tokens in each.
     """
     loaded = spap.load(model)
-    blocks = spap.load_tokens(calibration, tokenizer=model, sequence_length=sequence_length, sequences=sequences,
+    blocks = spap.load_tokens(data, tokenizer=model, sequence_length=sequence_length, sequences=sequences,
                               role="calibration")  # fmt: skip
     table = Table("layer", "cut", *METHODS, "spap/obs", "swaps left", title=model)
     worst = -1.0

@@ -1,6 +1,6 @@
 """The step on a layer's weights: Adam's minibatches, as built, against L-BFGS and Gauss-Newton with CG on all tokens.
 
-``python -m benchmarks.updates [--model DIR --calibration FILE]``: every layer on the dense stream, its channels chosen
+``python -m benchmarks.updates [--model DIR --data FILE]``: every layer on the dense stream, its channels chosen
 and its output projection solved for as ``spap prune`` does; from there each way descends on the same objective and ends
 with the same closed form. Held-out sequences judge and guide none of them but the first, which is used as it is.
 """
@@ -171,7 +171,7 @@ def compare(model: spap.Model, tokens: np.ndarray, sparsity: float, held_out: in
 
 def main(
     model: str = "examples/llama-stories",
-    calibration: str = "examples/stories_calibration.txt",
+    data: str = "examples/stories_calibration.txt",
     sparsity: float = 0.3,
     sequences: int = 256,
     held_out: int = 32,
@@ -181,14 +181,14 @@ def main(
 
     Args:
         model: Checkpoint folder.
-        calibration: Text or token file.
+        data: Text or token file.
         sparsity: Fraction of channels to remove.
         sequences: Sequences to fit.
         held_out: Sequences that judge.
         sequence_length: Tokens in each.
     """
     loaded = spap.load(model)
-    blocks = spap.load_tokens(calibration, tokenizer=model, sequence_length=sequence_length,
+    blocks = spap.load_tokens(data, tokenizer=model, sequence_length=sequence_length,
                               sequences=sequences + held_out, role="calibration")  # fmt: skip
     table = Table("layer", "refit", *WAYS, title=f"{model}, {sparsity:.0%}: held-out error of refit's (calibration's)")
     rows, console = [], Console(width=120)

@@ -1,5 +1,7 @@
 """Sphinx's settings; ``make docs`` builds the pages and fails on any warning."""
 
+from docutils import nodes
+
 from spap_jax import __version__
 
 project = "SPAP-JAX"
@@ -17,3 +19,17 @@ autodoc_preserve_defaults = True
 napoleon_use_ivar = True
 highlight_language = "none"
 smartquotes = False  # two hyphens are an option, not a dash
+
+
+def examples_as_typed(_, doctree: nodes.document) -> None:
+    """Sets the examples of the commands' help as code: cyclopts hands them on as indented text."""
+    for quote in list(doctree.findall(nodes.block_quote)):
+        lines = [line.rstrip() for line in quote.astext().splitlines()]
+        if all(line.startswith("spap ") for line in lines):
+            text = "\n".join(lines)
+            quote.replace_self(nodes.literal_block(text, text))
+
+
+def setup(app) -> None:
+    """Called by Sphinx."""
+    app.connect("doctree-read", examples_as_typed)

@@ -65,7 +65,7 @@ _PRUNING: _Ranges = (
     ("seed", _count(0), "a whole number of at least 0"),
     ("ridge", _positive, "positive"),
     ("penalty", _positive, "positive"),
-    ("penalty_steps", _count(1), "a whole number of at least 1"),
+    ("penalty_stages", _count(1), "a whole number of at least 1"),
     ("swap_rounds", _count(0), "a whole number of at least 0"),
     ("held_out", _fraction, "a fraction of at least 0 and below 1"),
     ("effort", lambda e: e in EFFORTS, f"one of {', '.join(EFFORTS)}"),
@@ -126,50 +126,54 @@ class _Settings:
 
 @dataclass(frozen=True)
 class PruneSettings(_Settings):
-    """How to prune. Every field is a flag of ``spap prune`` and a key of its TOML file.
+    """How to prune. Every field is an option of ``spap prune`` and a key of its TOML file.
 
     Attributes:
-        sparsity: Fraction of MLP channels to remove from every layer, between 0 and 1.
-        attention_sparsity: Fraction of key/value heads to remove from every layer, each with the query heads that read
-            it; 0 leaves attention as it is. Not for OPT.
-        allocation: "uniform", one width for all layers, as stock tools need it; "global", as many channels in all and a
-            width for each layer, by what its channels do to the predictions: only spap_jax loads the result.
-        round_to: Round the kept width to a multiple of this; 64 suits accelerators, 256 also every quantisation of
-            llama.cpp.
-        method: How channels are chosen: "spap", or as a peer does: "random", "magnitude", "wanda" (Wanda-sp), "flap",
-            "fasp", "obs" (ZipLM), "osscar".
-        update: What becomes of the weights kept: "own", what the method's paper does; "none", they stay (as random,
-            magnitude and wanda); "bias", the output bias makes up for the mean of what was removed (as flap); "refit",
-            the output projection in closed form (as fasp, obs, osscar); "alternate", refit and alternating rounds (as
-            spap).
-        schedule: "sequential": the channels of a layer are chosen on the stream that the pruned layers before produce,
-            by every device. "parallel": they are chosen on the dense stream, of as many layers at once as there are
-            devices, each by one device.
-        seed: Seed of every random choice.
-        ridge: Pull of the solved weights towards the dense ones, relative to each channel's energy.
-        penalty: Weight of the penalty on a removed channel, relative to its energy.
-        penalty_steps: Steps in which the number of penalised channels grows to the number removed.
-        swap_rounds: Rounds of exact swaps that end the selection of spap and osscar; 0 switches them off.
-        held_out: Fraction of the calibration sequences that only guards against overfitting.
-        effort: Time (and memory) for quality, where sampled, sweeps, sweep_blocks and sweep_steps are absent: "low"
-            makes no sweep, "default" one, of two blocks at a time, and "high" one of all blocks together, with twice as
-            many steps and a sampled sequence for each of the calibration.
-        sampled: For each calibration sequence, how many the dense model writes from its first tokens on, to be fitted
-            as well; the dense model is held in memory for it. Absent: as effort says.
-        rounds: Alternating rounds of the update "alternate" (inner projections, then output projection); 0 leaves the
-            closed-form refit.
-        steps: Minibatch steps on the inner projections in a round.
-        sweeps: Sweeps over the whole model that end the update "alternate", towards the dense model's predictions; they
-            need all blocks in memory. Absent: as effort says.
-        sweep_blocks: Blocks that a sweep adjusts together, or as many fewer as divide their number evenly; 0 for all of
-            them. Their MLPs take 16 bytes a weight, for gradients and Adam. Absent: as effort says.
-        sweep_steps: Minibatch steps in a sweep, times the number of blocks. Absent: as effort says.
-        step_tokens: Tokens in one minibatch.
-        learning_rate: Size of a step in a round, relative to the root mean square of the weights it changes.
-        sweep_learning_rate: The same in a sweep.
-        batch_tokens: Tokens that pass through a block at once.
-        stream_dtype: Data type in which the activations of all tokens wait between two blocks: "float32", or
-            "bfloat16", which takes half the memory. What is computed of them is float32.
+        sparsity: Fraction of the MLP channels to remove from every layer, between 0 and 1.
+        attention_sparsity: Fraction of the key/value heads to remove from every layer, each with the query heads that
+            read it. 0 leaves attention as it is. Not available for OPT.
+        allocation: Widths of the layers. "uniform": all layers get the same width, as stock tools require. "global":
+            the total is the same, and each layer gets a width according to what its channels contribute to the
+            predictions; only SPAP-JAX loads the result.
+        round_to: Round the width that is kept to a multiple of this number. 64 suits accelerators, and 256 also every
+            quantisation format of llama.cpp.
+        method: How channels are chosen: by this project's method, "spap", or as another one does: "random",
+            "magnitude", "wanda" (Wanda-sp), "flap", "fasp", "obs" (ZipLM) or "osscar".
+        update: How the remaining weights are updated. "own": as in the paper of the method. "none": not at all (random,
+            magnitude, wanda). "bias": the output bias makes up for the mean of the removed channels (flap). "refit":
+            the output projection is solved for in closed form (fasp, obs, osscar). "alternate": refit, then alternating
+            rounds and sweeps (spap).
+        schedule: "sequential": the channels of a layer are chosen on the activations that the already pruned layers
+            produce, and all devices work on that layer. "parallel": they are chosen on the dense model's activations,
+            and each device works on a layer of its own.
+        seed: Seed of all random choices.
+        ridge: Strength of the pull of the solved weights towards the dense ones, relative to each channel's energy.
+        penalty: Weight of the penalty on a removed channel, relative to the channel's energy.
+        penalty_stages: Number of stages in which the number of penalised channels grows from 0 to the number removed.
+        swap_rounds: Largest number of rounds of exact swaps that follow the choice of channels by spap and osscar; 0
+            makes no swaps.
+        held_out: Fraction of the calibration sequences that nothing is fitted to, and that guard against overfitting.
+        effort: How much time and memory to spend on quality. "low": no sweep. "default": one sweep, which adjusts two
+            blocks at a time with 150 steps for each block. "high": one sweep that adjusts all blocks together with 300
+            steps for each, and one sampled sequence for each calibration sequence. Settings of the sampled sequences
+            and of the sweeps that are given take precedence.
+        sampled: Number of sequences that the dense model writes for each calibration sequence, continuing its first
+            tokens, and that are fitted as well. The dense model has to fit in memory. By default effort decides.
+        rounds: Number of alternating rounds of the update "alternate": optimizer steps on the inner projections, then
+            the output projection in closed form. 0 keeps the result of the refit.
+        steps: Optimizer steps on the inner projections in one round.
+        sweeps: Number of sweeps over the whole model that end the update "alternate" and bring its predictions nearer
+            to the dense model's. All pruned blocks have to fit in memory. By default effort decides.
+        sweep_blocks: Number of consecutive blocks that a sweep adjusts together, lowered to the next number that
+            divides the number of all blocks; 0 adjusts all of them. Their MLPs take 16 bytes for each weight, which
+            includes the gradient and Adam's moments. By default effort decides.
+        sweep_steps: Optimizer steps of a sweep for each block of the model. By default effort decides.
+        step_tokens: Tokens in the minibatch of one optimizer step.
+        learning_rate: Size of an optimizer step in a round, relative to the root mean square of the weights it changes.
+        sweep_learning_rate: Size of an optimizer step in a sweep, relative to the same measure.
+        batch_tokens: Tokens that pass through a block at once; fewer need less memory.
+        stream_dtype: Data type in which the activations of all tokens are stored between two blocks: "float32", or
+            "bfloat16", which takes half the memory. All computations are in float32.
     """
 
     sparsity: float = 0.3
@@ -182,7 +186,7 @@ class PruneSettings(_Settings):
     seed: int = 0
     ridge: float = 1e-4
     penalty: float = 100.0
-    penalty_steps: int = 40
+    penalty_stages: int = 40
     swap_rounds: int = 8
     held_out: float = 0.0625
     effort: EffortName = "default"
@@ -209,21 +213,22 @@ class PruneSettings(_Settings):
 
 @dataclass(frozen=True)
 class FinetuneSettings(_Settings):
-    """How to train what was pruned. Every field is a flag of ``spap finetune`` and a key of its TOML file.
+    """How to train a pruned model. Every field is an option of ``spap finetune`` and a key of its TOML file.
 
     Attributes:
-        full: Train every weight, and not low-rank updates of the projections.
-        lora_rank: Rank of the update of each projection of attention and MLP (LoRA); 16 where absent and not full.
-        lora_alpha: Weight of the updates, times the rank: they are added with alpha / rank.
-        steps: Steps of the optimizer (AdamW).
-        learning_rate: Highest size of a step: it rises over the first tenth of the steps and falls to zero in a cosine.
-            2e-4, or 2e-5 with full, where absent; small models take ten times as much.
-        weight_decay: Pull of the trained numbers towards zero, relative to the size of a step.
-        step_sequences: Sequences in a step.
-        batch_tokens: Tokens that pass through a model at once on a device; a step adds up as many passes as it needs.
-        held_out: Fraction of the sequences that only judges: the weights with the least loss on them are kept.
-        check_every: Steps from one look at the held-out sequences to the next.
-        seed: Seed of every random choice.
+        full: Train all weights rather than low-rank updates (LoRA) of the projections.
+        lora_rank: Rank of the update of each attention and MLP projection. By default 16; not together with full.
+        lora_alpha: Scale of the updates: each is multiplied by alpha / rank before it is added.
+        steps: Number of optimizer steps (AdamW).
+        learning_rate: Peak learning rate. It rises over the first tenth of the steps and then falls to zero along a
+            cosine. By default 2e-4, or 2e-5 with full; small models take ten times as much.
+        weight_decay: Weight decay of AdamW, relative to the learning rate.
+        step_sequences: Number of sequences in the batch of one optimizer step.
+        batch_tokens: Tokens that pass through the model at once on each device; fewer need less memory. The gradients
+            of a step are summed over as many passes as its sequences need.
+        held_out: Fraction of the sequences that is not trained on. The weights with the lowest loss on them are kept.
+        check_every: Number of optimizer steps between two measurements on the held-out sequences.
+        seed: Seed of all random choices.
     """
 
     full: bool = False

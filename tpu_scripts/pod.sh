@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One Cloud TPU pod slice: create it, install spap on all of its workers, run one command there, fetch the result; or
+# One Cloud TPU pod slice: create it, install spap on all of its workers, run one command there and fetch the result, or
 # keep a run going over as many slices as it takes.
 set -euo pipefail
 
@@ -9,25 +9,25 @@ Usage: tpu_scripts/pod.sh COMMAND --name NAME --zone ZONE [OPTIONS] [-- WORDS]
 
 Commands, in the order of a run (docs/tpu.md explains them):
   create    ask for the slice through a queued resource     --type TYPE [--runtime VERSION] [--spot]
-  wait      return when the slice is there, or fail if it never will be
+  wait      return when the slice is ready, or fail if it never will be
   install   install spap with JAX for TPUs on all workers   --source WHEEL_OR_GIT_URL
-  run       start a command on all workers; it outlives the connection
+  run       start a command on all workers; it keeps running if the connection is lost
                                                             -- prune MODEL --output DIR ...
   logs      follow worker 0's output until the run ends; its exit code is the script's
   fetch     copy a folder from worker 0 to this machine     --from DIR --to DIR
-  delete    give the slice back; nothing on it remains
-  keep      all of this but fetch, and again with a new slice whenever one is taken away, until the run has ended
+  delete    delete the slice and everything on it
+  keep      all of this except fetch, again with a new slice whenever one is taken away, until the run has ended
                             --type TYPE [--runtime VERSION] [--spot] --source WHEEL_OR_GIT_URL
                                                             -- prune MODEL --output gs://BUCKET/DIR ...
 
 Options:
-  --name NAME        of the slice and of its queued resource
-  --zone ZONE        for example us-west4-a
-  --project PROJECT  gcloud's own setting where absent
-  --type TYPE        for example v5litepod-16, v5p-64, v6e-8
-  --runtime VERSION  of the workers' software; the usual one of the type where absent
-  --spot             cheaper, and may be taken away at any time
-  --dry-run          print the commands and run none
+  --name NAME        name of the slice and of its queued resource
+  --zone ZONE        zone, for example us-west4-a
+  --project PROJECT  Google Cloud project (default: gcloud's own setting)
+  --type TYPE        type of the slice, for example v5litepod-16, v5p-64, v6e-8
+  --runtime VERSION  version of the workers' software (default: the usual one for the type)
+  --spot             use spot capacity, which is cheaper and may be taken away at any time
+  --dry-run          print the commands without running them
 TEXT
 }
 
@@ -101,13 +101,13 @@ run() {
   local command
   # shellcheck disable=SC2088  # the tilde is the worker's
   command="~/spap/bin/spap$(printf ' %q' "${words[@]}")"
-  # The processes of the slice find each other; the exit code is kept for whoever asks later.
+  # The processes of the slice find each other. The exit code is stored for the logs and keep commands.
   on_workers all "rm -f ~/spap.code; nohup bash -c $(printf '%q' "$command --coordinator auto; echo \$? > ~/spap.code") \
 > ~/spap.log 2>&1 < /dev/null &"
 }
 
 logs() {
-  # tail reads what there is once more when the process that it watches has ended.
+  # When the process that it watches has ended, tail reads the rest of the file once more.
   on_workers 0 "until test -e ~/spap.code; do sleep 2; done & tail -n +1 -F --pid \$! ~/spap.log; exit \$(cat ~/spap.code)"
 }
 
@@ -120,7 +120,7 @@ delete() {
   gcloud_tpus queued-resources delete "$name" --force --quiet
 }
 
-# Whether the slice can be reached no more: it was taken away, or is about to be. An unclear answer is no.
+# Whether the slice is gone or about to go. An unclear answer counts as no.
 is_gone() {
   local state
   state=$(slice_state 2>&1) || [[ $state == *NOT_FOUND* ]] || return 1
@@ -134,23 +134,23 @@ new_slice() {
 keep() {
   local code
   [[ ${#words[@]} -gt 0 ]] || fail "keep needs the words of a spap command after --, for example -- prune MODEL ..."
-  [[ " ${words[*]}" =~ " --output"[\ =]"gs://" ]] || fail "keep needs --output gs://..., where steps outlive a slice."
+  [[ " ${words[*]}" =~ " --output"[\ =]"gs://" ]] || fail "keep needs --output gs://..., where finished blocks outlive a slice."
   [[ -n $origin ]] || fail "keep needs --source, a wheel's path or git+https://..."
   new_slice
   while true; do
-    logs || true # ends with the run or with the connection, and the one's code may be the other's
+    logs || true # ends with the run or with the connection; the exit code does not tell which
     code=$(on_workers 0 'cat ~/spap.code') || code=''
     if [[ $dry_run == yes ]]; then
       echo "$code" && delete && return
     elif [[ -n $code && $code -lt 75 ]]; then # 75: told to end; above 128: killed
       delete && return "$code"
     fi
-    sleep 30 # until what befell the slice can be seen
+    sleep 30 # until the state of the slice is up to date
     if is_gone; then
-      echo "$name was taken away; another is asked for" >&2
+      echo "$name was taken away; requesting another one" >&2
       until (delete && new_slice); do sleep 30; done
     elif [[ -n $code ]]; then
-      run || true # where that fails the slice is going, which the next round finds
+      run || true # a failure means that the slice is going away, which the next round finds
     fi
   done
 }
@@ -166,7 +166,7 @@ while [[ $# -gt 0 ]]; do
     --) shift && words=("$@") && break ;;
     --help | -h) usage && exit 0 ;;
   esac
-  [[ $# -gt 1 ]] || fail "$1 needs a value, or is no option; --help lists all."
+  [[ $# -gt 1 ]] || fail "$1 needs a value, or is not an option; --help lists all."
   case $1 in
     --name) name=$2 ;;
     --zone) zone=$2 ;;
@@ -176,7 +176,7 @@ while [[ $# -gt 0 ]]; do
     --source) origin=$2 ;;
     --from) from=$2 ;;
     --to) to=$2 ;;
-    *) fail "$1 is no option; --help lists all." ;;
+    *) fail "$1 is not an option; --help lists all." ;;
   esac
   shift 2
 done
@@ -186,5 +186,5 @@ done
 case $command in
   create | install | run | logs | fetch | delete | keep) "$command" ;;
   wait) wait_for_slice ;;
-  *) fail "$command is no command; --help lists all." ;;
+  *) fail "$command is not a command; --help lists all." ;;
 esac

@@ -69,10 +69,10 @@ def _order(row: Row) -> tuple:
 
 
 _ORIGIN = """\
-Generated from `results.csv`; edits are lost. *rise* is that of log-perplexity over the dense model, on text that
-calibration never saw. KL is the divergence from the dense model, nats per token. Core seconds are of all processor
-cores together, compiling included. Other ways to take the steps of a round, Gauss-Newton and L-BFGS, are measured in
-`docs/method.md` ("The weights")."""
+This page is generated from `results.csv`, and edits are lost. *rise* is the rise in log-perplexity over the dense
+model, on text that is not used for calibration. KL is the divergence from the dense model in nats per token. Core
+seconds are those of all processor cores together, compilation included. `docs/method.md` ("The weights") compares the
+optimizer steps of a round with Gauss-Newton and L-BFGS."""
 
 _ABOUT = """## Settings
 
@@ -83,18 +83,18 @@ python -m benchmarks.quality --model zoo/models/MODEL --seed SEED --sparsity FRA
   --method "METHOD with SETTING=VALUE"
 ```
 
-*of its rise without* is the ratio to the same method without the last change: below 1 the change helps. Of several
-seeds it is the median of their ratios, and so are the other numbers.
+*of its rise without* is the ratio to the same method without the last change: if it is below 1, the change helps. With
+several seeds it is the median of their ratios, and the other numbers are medians too.
 
 """
 
 _ABOUT_IDEAS = """\
-An idea is no setting: `benchmarks/quality/ideas.py` has it, `spap prune` has not."""
+An idea is not a setting of `spap prune`; it is implemented in `benchmarks/quality/ideas.py`."""
 
 _ABOUT_TOKENS = """## Calibration tokens
 
-Rows of fewer tokens are made with `--sequences NUMBER`. *best of its peers*: the one with the lowest rise on the same
-tokens, of those that were run on them.
+Rows with fewer tokens are made with `--sequences NUMBER`. *best of its peers*: the peer with the lowest rise among
+those that were run on the same tokens.
 
 """
 

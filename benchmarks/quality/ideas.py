@@ -37,12 +37,13 @@ from spap_jax.solver.alternating import Schedule, Tokens, Weights
 from spap_jax.solver.problem import equilibrate
 
 IDEAS = {
-    "dense_target": "an MLP is fitted to what it adds to the dense stream, and repairs nothing that broke before it",
-    "mixed_target": "it is fitted to the mean of that and the built-in target",
+    "dense_target": "an MLP is fitted to what the dense MLP adds to the dense stream, and does not repair what broke "
+    "before it",
+    "mixed_target": "an MLP is fitted to the mean of that target and the built-in one",
     "attention_refit": "the output projection of attention, with its bias, is solved for in closed form towards the "
-    "dense stream, before the MLP behind it is pruned",
-    "weighted": "the directions of a block's output count by the second moments of the loss's gradient there, in the "
-    "choice of channels and in the steps",
+    "dense stream, before the MLP that follows is pruned",
+    "weighted": "the directions of a block's output are weighted by the second moments of the loss's gradient there, "
+    "in the choice of channels and in the optimizer steps",
 }
 """By name, what each does."""
 

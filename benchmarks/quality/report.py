@@ -34,9 +34,8 @@ def markdown(rows: Sequence[Row], scope: Scope, plots: Sequence[str] = ()) -> st
         "## Judgement",
         _judgement(judge, scope),
         *(f"![{name}]({name})" for name in plots if name in ("summary.png", "effort.png")),
-        "Seconds, here and below, are of processor cores, which what else the machine has to do hardly changes; by the "
-        "clock they are shared by the cores of the machine. Rows of different days may come from machines of "
-        "different speed.",
+        "Seconds, here and below, are core seconds: the sum over the processor cores, which hardly depends on what "
+        "else the machine does. Rows of different days may come from machines of different speed.",
     ]
     for model in scope.models:
         parts += [f"## {model}", _sizes(model, rows)]
@@ -55,14 +54,15 @@ def markdown(rows: Sequence[Row], scope: Scope, plots: Sequence[str] = ()) -> st
 def _origin(rows: Sequence[Row], scope: Scope) -> str:
     commits = sorted({row.commit for row in rows})
     lines = [
-        "Generated; edits are lost. Every number is in `results.csv`, one row a run. The last call was",
+        "This page is generated, and edits are lost. Every number is in `results.csv`, which has one row for each run. "
+        "The last command was",
         f"```\n{scope.command}\n```",
-        "and `--model`, `--sparsity`, `--method` and `--seed` ask for single rows.",
+        "and `--model`, `--sparsity`, `--method` and `--seed` select single rows.",
         f"Commit of the code: {', '.join(f'`{name}`' for name in commits) or MISSING}. "
         f"Newest row: {max((row.date for row in rows), default=MISSING)}. Runs: {len(rows)} of {scope.runs}.",
     ]
     if len(commits) > 1:
-        lines.append("The rows come from several commits; `results.csv` tells which from which.")
+        lines.append("The rows come from several commits; `results.csv` gives the commit of each row.")
     return "\n\n".join(lines)
 
 
@@ -70,22 +70,23 @@ def _protocol(rows: Sequence[Row], scope: Scope) -> str:
     calibration = _numbers(row.calibration_tokens for row in rows)
     parts = ", ".join(sorted({"all of it" if row.windows == "all" else f"its first {row.windows}" for row in rows}))
     return f"""\
-Every method removes the same fraction of MLP channels from every layer. On a seed all methods see the same calibration
-tokens ({calibration}: sequences of {LENGTH}, drawn from the calibration text by the seed). All are judged on the
-evaluation text, which calibration never saw, in windows of {LENGTH} tokens ({parts or MISSING}) that do not overlap and
-in which every token but the first is predicted.
+Every method removes the same fraction of MLP channels from every layer. With the same seed all methods see the same
+calibration tokens ({calibration}: sequences of {LENGTH}, drawn from the calibration text by the seed). All are
+evaluated on the evaluation text, which is not used for calibration, in windows of {LENGTH} tokens ({parts or MISSING})
+that do not overlap and in which every token but the first is predicted.
 
-- Numbers are medians over the seeds {", ".join(map(str, scope.seeds))}; a cell that lacks some says how many it has.
-  `{MISSING}`: not run.
+- Numbers are medians over the seeds {", ".join(map(str, scope.seeds))}. If some seeds are missing, the cell says how
+  many there are. `{MISSING}` means not run.
 - *rise*: log-perplexity of the pruned model minus that of the dense one.
-- *best peer*: of {", ".join(PEERS)}, each with its paper's own update of the weights (`docs/method.md`), the one with
-  the lowest rise on the same seed. *ratio*: a method's rise over that; ∞ where the best peer's rise is not
-  positive (and not drawn).
-- *range*: of the ratio, over the seeds. *over peer + steps*: the ratio to the better of {" and ".join(STEPPED)}.
-- *{", ".join(STEPPED)}*: a peer's channels with the same steps on the weights as `spap` at its default effort.
-- *spap, refit only*: our channels without steps; *low effort*: without sweeps; *high effort*: with a longer one
-  over all blocks together, and text that the model wrote.
-- Methods without steps fit all tokens; those with steps hold some sequences out, as they do by default."""
+- *best peer*: the method with the lowest rise on the same seed among {", ".join(PEERS)}, each with the weight update of
+  its paper (`docs/method.md`). *ratio*: a method's rise divided by the best peer's; ∞, which is not plotted, if the
+  best peer's rise is not positive.
+- *range*: range of the ratio over the seeds. *over peer + steps*: ratio to the better of {" and ".join(STEPPED)}.
+- *{", ".join(STEPPED)}*: a peer's channels with the same optimizer steps on the weights as `spap` at its default
+  effort.
+- *spap, refit only*: our channels without optimizer steps. *low effort*: without sweeps. *high effort*: with a longer
+  sweep over all blocks together, and with text that the dense model wrote.
+- Methods without optimizer steps fit all tokens; those with steps hold some sequences out, as they do by default."""
 
 
 def _judgement(judge: Judge, scope: Scope) -> str:

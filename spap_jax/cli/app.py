@@ -1,11 +1,13 @@
 """The commands and what they share: help, and settings from a TOML file."""
 
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, ArgumentCollection, Parameter, validators
 from cyclopts.config import Dict
+from rich.console import Console
 
 from spap_jax import __version__
 from spap_jax.cli.bench import bench
@@ -13,6 +15,7 @@ from spap_jax.cli.convert import convert
 from spap_jax.cli.doctor import doctor
 from spap_jax.cli.evaluate import evaluate
 from spap_jax.cli.finetune import finetune
+from spap_jax.cli.help import EVERY_COMMAND, HelpPage, arranged, default_words
 from spap_jax.cli.plan import plan
 from spap_jax.cli.prune import prune
 from spap_jax.cli.push import push
@@ -21,6 +24,20 @@ from spap_jax.errors import UserError
 
 
 class _Commands(App):
+    def assemble_argument_collection(self, *, parse_docstring: bool = False, **how: Any) -> ArgumentCollection:
+        """A command's options; arranged where they are to be shown, which is where docstrings are wanted."""
+        options = super().assemble_argument_collection(parse_docstring=parse_docstring, **how)
+        return arranged(self.name[0], options) if parse_docstring else options
+
+    def help_print(
+        self, tokens: Iterable[str] | str | None = None, *, console: Console | None = None, everything: bool = False
+    ) -> None:
+        """The help of the command that the words name: short, or with every option."""
+        self.help_formatter = page = HelpPage(everything)
+        super().help_print(tokens, console=console)
+        if page.left_out:
+            (console or self.console).print(f"--help-all shows {page.left_out} further options.")
+
     def generate_completion(self, **how: Any) -> str:
         """The shell's script; in bash, folders that complete go on with a slash."""
         return super().generate_completion(**how).replace("complete -F ", "complete -o filenames -F ")
@@ -32,17 +49,12 @@ app = _Commands(
     help="Make a language model smaller and faster without retraining: remove MLP channels of LLaMA, Qwen2.5 and OPT "
     "checkpoints, recover the weights of the rest, and write a checkpoint that stock tools load.",
     help_format="markdown",
-    default_parameter=Parameter(negative=()),  # what is off unless asked for needs no --no-
+    help_epilogue="The terms are explained in docs/glossary.md.",
+    # What is off unless asked for needs no --no-.
+    default_parameter=Parameter(negative=(), show_default=default_words),
 )
-app.command(plan)
-app.command(prune)
-app.command(finetune)
-app.command(evaluate, name="eval")
-app.command(bench)
-app.command(report)
-app.command(convert)
-app.command(push)
-app.command(doctor)
+for place, command in enumerate((plan, prune, finetune, evaluate, bench, report, convert, push, doctor)):
+    app.command(command, name="eval" if command is evaluate else None, sort_key=place)  # as they follow in use
 app.register_install_completion_command(help="Make the shell complete commands and options with the tab key.")
 
 
@@ -52,12 +64,17 @@ def launcher(
     config: Annotated[
         Path | None,
         Parameter(
-            help="TOML file with any of the command's options; flags win.",
+            help="TOML file with any of the command's options. Options on the command line take precedence.",
             validator=validators.Path(exists=True, dir_okay=False),
+            group=EVERY_COMMAND,
         ),
     ] = None,
+    help_all: Annotated[bool, Parameter(help="Show all options of the command.", group=EVERY_COMMAND)] = False,
 ) -> None:
-    """Reads --config before the command's own options, which win over it."""
+    """Reads --config before the command's own options, which take precedence."""
+    if help_all:
+        app.help_print(words, everything=True)
+        return
     if config is not None:
         app.config = (_Options(config),)
     app(words, exit_on_error=False, print_error=False, result_action="return_value")
@@ -85,7 +102,7 @@ def _read_toml(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{file} cannot be read as TOML ({error}): mend it or leave out --config.") from error
+        raise UserError(f"{file} cannot be read as TOML ({error}): correct it or leave out --config.") from error
 
 
 def launch(words: list[str]) -> None:

@@ -24,20 +24,22 @@ def bench(
 ) -> None:
     """Measure the speed and size of a model, or of two side by side.
 
-    Example: spap bench meta-llama/Llama-3.2-1B pruned
+    ```
+    spap bench meta-llama/Llama-3.2-1B pruned
+    ```
 
-    Reading a prompt (prefill) and writing token by token (decode) are timed. Two models run in turn, and their ratio is
-    by pairs. Beside each measured speed-up stands what the arithmetic allows: prefill is bound by floating-point
-    operations, decoding by the bytes that every step reads.
+    Reading a prompt (prefill) and writing token by token (decoding) are timed. Two models run in turn, and each pair of
+    runs gives one ratio. Beside each measured speed-up stands the one that the arithmetic allows: prefill is bound by
+    floating-point operations, decoding by the bytes that are read for each token.
 
     Args:
-        model: Folder, hub id or address of a checkpoint.
-        other: Folder, hub id or address of a second one, for example the pruned one.
-        batch: Sequences at once.
-        prompt: Tokens that prefill reads; shortened where the model's positions are fewer.
+        model: Checkpoint to measure: a folder, a hub id or an address.
+        other: Second checkpoint, for example the pruned one.
+        batch: Number of sequences at once.
+        prompt: Tokens that prefill reads, or fewer if the model has not as many positions.
         new: Tokens that decoding writes.
-        repeats: Timed runs; medians are shown.
-        json: Also write the numbers to this file.
+        repeats: Number of timed runs, of which medians are shown.
+        json: JSON file to which the results are written as well.
     """
     from spap_jax import checkpoint
     from spap_jax.cli.console import waiting

@@ -15,16 +15,19 @@ def convert(
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Rewrite a checkpoint: Hugging Face folders to Orbax and back, bit for bit.
+    """Convert a checkpoint from the Hugging Face format to Orbax or back, bit for bit.
 
-    Example: spap convert pruned --to orbax --output pruned-orbax
+    ```
+    spap convert pruned --to orbax --output pruned-orbax
+    ```
 
     Args:
-        model: Folder, hub id or address of the checkpoint.
-        output: Folder to write, complete or absent; or an address to send it to, such as gs://bucket/model.
+        model: Checkpoint to convert: a folder, a hub id or an address.
+        output: Folder to write, or an address to send it to, such as gs://bucket/model. It is either complete or
+            absent.
         to: Format to write.
-        dtype: Data type of the weights; the source's where absent. Orbax keeps the source's.
-        overwrite: Replace the output folder if it is a checkpoint.
+        dtype: Data type of the weights, with --to huggingface. By default that of the source, which Orbax always keeps.
+        overwrite: Replace the output if it is a checkpoint.
     """
     from spap_jax import checkpoint
     from spap_jax.cli.console import err, waiting

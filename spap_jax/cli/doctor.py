@@ -4,7 +4,7 @@
 def doctor() -> None:
     """Show devices, memory and versions, and whether the hub can be reached.
 
-    The first thing to look at, and to send along, when something goes wrong.
+    Look here first when something goes wrong, and attach the output when you ask for help.
     """
     import jax
 

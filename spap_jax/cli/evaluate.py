@@ -25,21 +25,25 @@ def evaluate(
 ) -> None:
     """Measure perplexity on --data, or run --tasks of the lm-evaluation-harness.
 
-    Example: spap eval pruned --data wikitext2
+    ```
+    spap eval pruned --data wikitext2
+    spap eval pruned --tasks arc_easy,hellaswag,piqa,winogrande --json scores.json
+    ```
 
-    Perplexity is exp of the mean negative log-likelihood of every token but the first of each window.
+    The text is cut into windows that do not overlap. Perplexity is exp of the mean negative log-likelihood of all their
+    tokens but the first of each.
 
     Args:
-        model: Folder or hub id of the checkpoint, or an address such as gs://bucket/model.
-        data: wikitext2, c4 (wikitext2:FILE, c4:FILE for a local copy), a hub data set, a .txt, .jsonl or .parquet file,
-            or a .npy of token ids; a file's path or address.
-        sequence_length: Tokens in a window; 2048, or what the model's positions allow, where absent.
-        sequences: Use the first so many windows; all where absent.
-        tasks: Names of tasks with commas between them, for example arc_easy,hellaswag,piqa,winogrande.
-        task_path: Folder with further tasks (YAML); code that they name is run.
-        limit: Use the first so many examples of each task; all where absent.
-        batch_tokens: Tokens that a device takes at once: fewer need less memory.
-        json: Also write the numbers to this file.
+        model: Checkpoint to evaluate: a folder, a hub id, or an address such as gs://bucket/model.
+        data: Text to measure perplexity on: wikitext2, c4 (or wikitext2:FILE, c4:FILE for a local copy), a data set of
+            the hub, or the path or address of a .txt, .jsonl or .parquet file, or of a .npy file of token ids.
+        sequence_length: Tokens in each window. By default as many as the model's positions allow, at most 2048.
+        sequences: Number of windows, from the start of the text. By default all.
+        tasks: Names of tasks, separated by commas.
+        task_path: Folder with further tasks (YAML files). Code that they refer to is run.
+        limit: Number of examples of each task, from its start. By default all.
+        batch_tokens: Tokens that a device processes at once; fewer need less memory.
+        json: JSON file to which the results are written as well.
     """
     from spap_jax.cli.downloads import fetch_data, fetch_models
     from spap_jax.cli.json_file import check_place, write_json

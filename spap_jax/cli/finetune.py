@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import Group, Parameter
+from cyclopts import Parameter
 
 from spap_jax.cli.switches import Data, ModelName, Place, Resume
 from spap_jax.settings import FinetuneSettings
@@ -35,38 +35,43 @@ def finetune(
     coordinator: str | None = None,
     processes: int | None = None,
     process_id: int | None = None,
-    settings: Annotated[
-        FinetuneSettings, Parameter(name="*", group=Group("Training", sort_key=1))
-    ] = FinetuneSettings(),  # noqa: B008 (frozen)
+    settings: Annotated[FinetuneSettings, Parameter(name="*")] = FinetuneSettings(),  # noqa: B008 (frozen)
 ) -> None:
-    """Train a pruned checkpoint for a while, to win back more of what it lost.
+    """Train a pruned checkpoint, to recover more of the quality that it lost.
 
-    Low-rank updates (LoRA) of attention and MLP are trained and merged into the weights, or all weights are with
-    --full. The loss is that of the next token; with --teacher it is the divergence from the dense model's predictions.
+    ```
+    spap finetune pruned --teacher DENSE --data c4 --output trained
+    spap finetune pruned --data text.jsonl --full --steps 1000 --output trained
+    ```
 
-    Example: spap finetune pruned --teacher DENSE --data c4 --output trained
+    Low-rank updates (LoRA) of the attention and MLP projections are trained and merged into the weights, or all weights
+    with --full. The loss is that of the next token, or with --teacher the divergence from the dense model's
+    predictions.
 
-    Where training stands is kept beside the output, in a folder .NAME.resume, every --check-every steps: after an
-    interruption the same command goes on from there; on another machine too, if the output is an address. Told to end
-    (SIGTERM), it ends at once with the exit code 75.
+    An interrupted run goes on where it was when the same command is given again: until the output is complete, the
+    state of training is kept beside it, in a folder .NAME.resume, every --check-every steps. If the output is an
+    address, the run can go on on another machine. After SIGTERM the run ends at once with exit code 75.
 
     Args:
-        model: Folder or hub id of the checkpoint, or an address such as gs://bucket/pruned.
-        data: Text to train on: wikitext2, c4, a hub data set, a .txt, .jsonl or .parquet file, or a .npy of token ids;
-            a file's path or address.
-        output: Folder to write, complete or absent; or where to send it, gs://bucket/trained or hf://owner/name.
-        teacher: Folder, hub id or address of the dense checkpoint.
-        sequences: Sequences drawn from the text; a part of them only judges.
-        sequence_length: Tokens in a sequence; 2048, or what the model's positions allow, where absent.
-        eval: Data to measure perplexity on before and after; the same kinds as --data.
-        overwrite: Replace the output folder if it is a checkpoint.
-        resume: Go on where the same command was interrupted; --no-resume discards what it had done and starts over.
-        devices: Over how many devices to spread the work; all where absent, but one of a CPU's.
-        model_devices: Among how many of them to divide the weights, for models too large for one; a divisor of their
-            number. The sequences are spread over the groups of so many.
-        coordinator: Host and port of process 0, for a run of several processes; auto on a TPU pod or under SLURM.
-        processes: How many processes there are.
-        process_id: Which one this is, from 0; process 0 prints and writes.
+        model: Checkpoint to train: a folder, a hub id, or an address such as gs://bucket/pruned.
+        data: Text to train on: wikitext2, c4, a data set of the hub, or the path or address of a .txt, .jsonl or
+            .parquet file, or of a .npy file of token ids.
+        output: Folder to write, or an address to send it to: gs://bucket/trained or hf://owner/name. It is either
+            complete or absent.
+        teacher: Dense checkpoint whose predictions the model learns: a folder, a hub id or an address. By default the
+            model learns to predict the text.
+        eval: Text on which to measure perplexity before and after training; the same kinds as --data.
+        sequences: Number of sequences drawn from the data, those that are held out included.
+        sequence_length: Tokens in each sequence. By default as many as the model's positions allow, at most 2048.
+        overwrite: Replace the output if it is a checkpoint.
+        resume: Go on with an interrupted run of the same command. --no-resume discards what it has done and starts
+            over.
+        devices: Number of devices to use. By default all, but only one of a CPU's.
+        model_devices: Number of devices among which the weights are divided, for models that are too large for one. It
+            must divide the number of devices; each group of this size works on its own share of the sequences.
+        coordinator: HOST:PORT of process 0, for a run of several processes; "auto" on a TPU pod or under SLURM.
+        processes: Number of processes of the run.
+        process_id: Number of this process, from 0. Process 0 prints and writes.
         settings: How to train.
     """
     import jax

@@ -26,22 +26,25 @@ def plan(
     json: Path | None = None,
     settings: Annotated[PruneSettings, Parameter(name="*")] = PruneSettings(),  # noqa: B008 (frozen)
 ) -> None:
-    """Tell what pruning a model will need before any device is rented: whether it fits, memory, work, the least time.
+    """Tell before any device is rented what pruning a model needs: whether it fits, memory, work, and the least time.
 
-    Example: spap plan meta-llama/Llama-3.1-8B --mesh h100x8 --effort low
+    ```
+    spap plan meta-llama/Llama-3.1-8B
+    spap plan meta-llama/Llama-3.1-70B --mesh h100x8 --model-devices 8
+    ```
 
-    Only config.json is read. The counts are of the program as it is: the calibration sequences are spread over the
-    devices, weights are divided where --model-devices says so, the solver lies on each. Times are rooflines: the work
-    at the rates of the data sheets.
+    Only config.json is read. What is counted is the program as it runs: the calibration sequences are spread over the
+    devices, the weights are divided where --model-devices says so, and every device holds the solver. Times are lower
+    bounds (rooflines): the work divided by the peak rates of the data sheets.
 
     Args:
-        model: Folder with a config.json, a hub id, or an address such as gs://bucket/model; no weights are needed.
-        mesh: The devices: v5e-8, v5p-64, v6e-8 (TPU slices as Cloud names them), a100x4, h100x8, h200x8 (GPUs of one
-            server). Where absent, a few are compared.
-        model_devices: Among how many of the devices weights are divided, as in spap prune.
-        sequences: Calibration sequences.
-        sequence_length: Tokens in a sequence; 2048, or what the model's positions allow, where absent.
-        json: Also write the numbers to this file.
+        model: Folder with a config.json, a hub id, or an address such as gs://bucket/model. No weights are needed.
+        mesh: Devices to plan for: a TPU slice by its Cloud name (v5e-8, v5p-64, v6e-8) or the GPUs of one server
+            (a100x4, h100x8, h200x8). By default a few are compared.
+        model_devices: Number of devices among which the weights are divided, as in spap prune.
+        sequences: Number of calibration sequences.
+        sequence_length: Tokens in each sequence. By default as many as the model's positions allow, at most 2048.
+        json: JSON file to which the results are written as well.
         settings: How to prune, as in spap prune.
     """
     from dataclasses import asdict

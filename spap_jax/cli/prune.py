@@ -4,6 +4,8 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from cyclopts import Parameter
+
 from spap_jax.cli.prune_many import OTHERS, Sparsities, runs
 from spap_jax.cli.switches import Data, ModelName, Place, Resume
 from spap_jax.settings import PruneSettings
@@ -18,8 +20,8 @@ def prune(
     model: ModelName,
     /,
     *,
+    data: Annotated[Data, Parameter(alias="--calibration")],  # its earlier name
     output: Place,
-    calibration: Data,
     sparsity: Sparsities = (PruneSettings.sparsity,),
     sequences: int = 128,
     sequence_length: int | None = None,
@@ -34,34 +36,39 @@ def prune(
     process_id: int | None = None,
     settings: Annotated[PruneSettings, OTHERS] = PruneSettings(),  # noqa: B008 (frozen)
 ) -> None:
-    """Write a smaller checkpoint, with fewer MLP channels (and heads) in every layer.
+    """Write a smaller checkpoint, with fewer MLP channels (and attention heads, if asked for) in every layer.
 
-    Example: spap prune meta-llama/Llama-3.2-1B --calibration c4 --output pruned
+    ```
+    spap prune meta-llama/Llama-3.2-1B --data c4 --output pruned
+    spap prune ./model --data text.jsonl --sparsity 0.2 --effort high --output out
+    ```
 
-    What is done is kept beside the output, in a folder .NAME.resume, until the output is there: after an interruption
-    the same command goes on with the block that it was at; on another machine too, if the output is an address. Told to
-    end (SIGTERM), it ends at once with the exit code 75. Otherwise 0 is success, and 2 something that one sentence says
-    how to mend.
+    An interrupted run goes on where it was when the same command is given again: until the output is complete, the
+    finished blocks are kept beside it, in a folder .NAME.resume. If the output is an address, the run can go on on
+    another machine. After SIGTERM the run ends at once with exit code 75. Exit code 0 is success, and 2 is an error
+    that one sentence explains.
 
     Args:
-        model: Folder or hub id of the checkpoint, or an address such as gs://bucket/model.
-        output: Folder to write, complete or absent; or where to send it, gs://bucket/pruned or hf://owner/name.
-        calibration: wikitext2, c4, a hub data set, a .txt, .jsonl or .parquet file, or a .npy of token ids; a file's
-            path or address.
-        sparsity: Fraction of MLP channels to remove from every layer, between 0 and 1. Several with commas between them
-            make a checkpoint each, in OUTPUT/sparsity-0.1, OUTPUT/sparsity-0.2 and so on.
-        sequences: Calibration sequences.
-        sequence_length: Tokens in a sequence; 2048, or what the model's positions allow, where absent.
-        eval: Data to measure perplexity on before and after; the same kinds as --calibration.
-        overwrite: Replace the output folder if it is a checkpoint.
-        resume: Go on where the same command was interrupted; --no-resume discards what it had done and starts over.
-        dtype: Data type of the weights written; the source's where absent.
-        devices: Over how many devices to spread the work; all where absent, but one of a CPU's.
-        model_devices: Among how many of them to divide the weights, for models too large for one; a divisor of their
-            number. The sequences are spread over the groups of so many.
-        coordinator: Host and port of process 0, for a run of several processes; auto on a TPU pod or under SLURM.
-        processes: How many processes there are.
-        process_id: Which one this is, from 0; process 0 prints and writes.
+        model: Checkpoint to prune: a folder, a hub id, or an address such as gs://bucket/model.
+        data: Calibration text, which shows what each channel contributes: wikitext2, c4, a data set of the hub, or the
+            path or address of a .txt, .jsonl or .parquet file, or of a .npy file of token ids.
+        output: Folder to write, or an address to send it to: gs://bucket/pruned or hf://owner/name. It is either
+            complete or absent.
+        sparsity: Fraction of the MLP channels to remove from every layer, between 0 and 1. Several fractions, separated
+            by commas, make one checkpoint each: OUTPUT/sparsity-0.1, OUTPUT/sparsity-0.2 and so on.
+        eval: Text on which to measure perplexity before and after pruning; the same kinds as --data.
+        sequences: Number of sequences drawn from the data.
+        sequence_length: Tokens in each sequence. By default as many as the model's positions allow, at most 2048.
+        overwrite: Replace the output if it is a checkpoint.
+        resume: Go on with an interrupted run of the same command. --no-resume discards what it has done and starts
+            over.
+        dtype: Data type of the weights that are written. By default that of the source.
+        devices: Number of devices to use. By default all, but only one of a CPU's.
+        model_devices: Number of devices among which the weights are divided, for models that are too large for one. It
+            must divide the number of devices; each group of this size works on its own share of the sequences.
+        coordinator: HOST:PORT of process 0, for a run of several processes; "auto" on a TPU pod or under SLURM.
+        processes: Number of processes of the run.
+        process_id: Number of this process, from 0. Process 0 prints and writes.
         settings: How to prune.
     """
     from spap_jax import checkpoint
@@ -83,14 +90,14 @@ def prune(
     out.quiet = err.quiet = not leads()
     with stopping() as before_end:
         fetch_models(model)
-        fetch_data(calibration, eval)
+        fetch_data(data, eval)
         with waiting(f"reading {model}"):
             reader = checkpoint.Reader(_hugging_face_folder(model), name=model)
         for run in wanted:
             check_allocation(reader.config, run.settings, model_devices)
             checkpoint.check_describable(reader.source, pruned_config(reader.config, run.settings))
         choices = Choices(pruned_config(reader.config, run.settings).intermediate for run in wanted)
-        given = _given(reader, calibration, sequences, sequence_length, eval, settings, dtype, overwrite, choices)
+        given = _given(reader, data, sequences, sequence_length, eval, settings, dtype, overwrite, choices)
         with sharing(devices, model_devices):
             if not leads():
                 for run in wanted:
@@ -103,7 +110,7 @@ def prune(
 
 def _given(
     reader: "Reader",
-    calibration: str,
+    data: str,
     sequences: int,
     sequence_length: int | None,
     eval: str | None,
@@ -124,8 +131,8 @@ def _given(
         "sequence_length": chosen_length(sequence_length, reader.config),
         "vocabulary": reader.config.vocabulary,
     }
-    with waiting(f"tokenising {calibration}"):
-        blocks = load_tokens(calibration, sequences=sequences, seed=settings.seed, role="calibration", **common)
+    with waiting(f"tokenising {data}"):
+        blocks = load_tokens(data, sequences=sequences, seed=settings.seed, role="calibration", **common)
         judged = load_tokens(eval, sequences=None, role="evaluation", **common) if eval else None
     with request_progress() as watch:
         blocks = with_samples(blocks, reader.model, settings, functools.partial(watch, "sequences written"))

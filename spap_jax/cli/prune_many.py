@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, NamedTuple
 
-from cyclopts import Group, Parameter
+from cyclopts import Parameter
 
 from spap_jax.errors import UserError
 from spap_jax.settings import PruneSettings
@@ -35,8 +35,8 @@ Sparsities = Annotated[
 ]
 """One sparsity or several, as the command line takes them."""
 
-OTHERS = Parameter(name="*", parse="^(?!sparsity$)", group=Group("Method", sort_key=1))
-"""Makes a flag of every field of PruneSettings but the sparsity, which has one of its own."""
+OTHERS = Parameter(name="*", parse="^(?!sparsity$)")
+"""Makes an option of every field of PruneSettings but the sparsity, which has one of its own."""
 
 
 def runs(output: str, sparsities: Sequence[float], settings: PruneSettings) -> list[PruneRun]:

@@ -6,16 +6,18 @@ from pathlib import Path
 def push(folder: Path, to: str, /, *, private: bool = False, overwrite: bool = False) -> None:
     """Upload a pruned checkpoint to the Hugging Face Hub, with its model card, or to an address.
 
-    Example: spap push pruned your-name/Llama-3.2-1B-pruned
+    ```
+    spap push pruned your-name/Llama-3.2-1B-pruned
+    ```
 
-    The hub's repository is made if there is none. All files arrive in one commit, or none does. Log in first, with hf
-    auth login, or set HF_TOKEN. At an address, config.json arrives last: a folder that has one is complete.
+    A repository of the hub is created if it does not exist. All files arrive in one commit or not at all. Log in first
+    with hf auth login, or set HF_TOKEN. At an address config.json is uploaded last: a folder that has one is complete.
 
     Args:
-        folder: Checkpoint, as spap prune or spap finetune writes it.
+        folder: Checkpoint as spap prune or spap finetune writes it.
         to: Repository, as owner/name, or an address such as gs://bucket/pruned.
-        private: Show the repository to nobody else, if it is new.
-        overwrite: Replace a checkpoint at an address; on the hub what was there stays in the history in any case.
+        private: Make a new repository private.
+        overwrite: Replace a checkpoint at an address. A repository's earlier files stay in its history in any case.
     """
     from spap_jax.checkpoint.publish import check_place, files_of, publish
     from spap_jax.cli.console import bytes_text, err, out

@@ -14,18 +14,21 @@ def report(
     bench: Annotated[tuple[Path, ...], Parameter(show_default=False)] = (),
     overwrite: bool = False,
 ) -> None:
-    """Show what pruning runs did: a page with plots and tables, and the plots as PNGs.
+    """Show what pruning runs did: one page with plots and tables, and the plots as PNG files.
 
-    Example: spap report pruned
+    ```
+    spap report pruned
+    ```
 
-    The page needs no other file. Several runs stand side by side, and are drawn against sparsity.
+    The page needs no other file. Several runs are shown side by side and plotted against sparsity.
 
     Args:
-        folders: Pruned checkpoints, as spap prune writes them; or a folder of such, as several sparsities make it.
-        output: The page; spap_report.html in the folder, or in the one that holds all of them, where absent.
-        png: Folder for the plots; beside the page where absent. Their names begin with the page's.
-        bench: File that spap bench DENSE PRUNED --json wrote of a run; may be given again for others.
-        overwrite: Replace files that are there.
+        folders: Pruned checkpoints as spap prune writes them, or a folder that holds several, as a run with several
+            sparsities makes it.
+        output: The page. By default spap_report.html in the folder, or in the folder that holds all of them.
+        png: Folder for the plots, whose names begin with the page's. By default that of the page.
+        bench: File that spap bench DENSE PRUNED --json wrote about one of the runs. The option may be repeated.
+        overwrite: Replace existing files.
     """
     from spap_jax.cli.console import err, waiting
     from spap_jax.errors import UserError

@@ -12,4 +12,4 @@ if TYPE_CHECKING:
     ModelName = Data = Place = str
 else:
     # What is typed stays a string, a hub id or an address perhaps. That it may be a path tells shells to complete it.
-    ModelName, Data, Place = (Annotated[str | Path, Parameter(metavar=word)] for word in ("MODEL", "DATA", "PLACE"))
+    ModelName, Data, Place = (Annotated[str | Path, Parameter(metavar=word)] for word in ("MODEL", "DATA", "FOLDER"))

@@ -63,7 +63,7 @@ def pivots(load: Workload) -> list[tuple[int, int]]:
     if METHODS[method].score is not None:
         return []
     if method == "spap":  # penalty.py
-        block = math.ceil((f - k) / load.settings.penalty_steps)
+        block = math.ceil((f - k) / load.settings.penalty_stages)
         guests = min(math.ceil(RETURNS * block), k)
         return [(math.ceil((f - k) / block), block + 2 * guests)]
     block = 1 if method == "obs" else math.ceil((f - k) / BATCHES)  # criteria.py

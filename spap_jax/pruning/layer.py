@@ -184,7 +184,7 @@ def search_of(settings: PruneSettings) -> dict[str, Any]:
         "method": s.method,
         "ridge": s.ridge,
         "penalty": s.penalty,
-        "steps": s.penalty_steps,
+        "steps": s.penalty_stages,
         "rounds": s.swap_rounds,
     }
 

@@ -28,11 +28,11 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[stores.Frail]
 
 
 def test_from_address_to_address(store: type[stores.Frail], tmp_path: Path, capsys):
-    there = ("frail://bucket/in", "--calibration", "frail://bucket/ids.npy", "--output", "frail://bucket/out")
+    there = ("frail://bucket/in", "--data", "frail://bucket/ids.npy", "--output", "frail://bucket/out")
     said = spap(capsys, "prune", *there, *QUICK, "--sparsity", "0.3,0.5")
     assert said.code == 0, said.err
     assert said.err.splitlines()[-1] == "wrote frail://bucket/out/sparsity-0.5"
-    spap(capsys, "prune", tmp_path / "in", "--calibration", tmp_path / "ids.npy", "--output", tmp_path / "out", *QUICK)
+    spap(capsys, "prune", tmp_path / "in", "--data", tmp_path / "ids.npy", "--output", tmp_path / "out", *QUICK)
     found = stores.contents("/bucket/out/sparsity-0.3")
     assert sorted(found) == left(tmp_path / "out")
     ours, theirs = load(found["model.safetensors"]), load_file(tmp_path / "out" / "model.safetensors")
@@ -58,7 +58,7 @@ def test_from_address_to_address(store: type[stores.Frail], tmp_path: Path, caps
 @pytest.mark.timeout(900)
 def test_killed_with_its_disk_it_goes_on_elsewhere_to_the_same_bits(tmp_path: Path):
     """What a preempted machine leaves is what it sent."""
-    words = ["prune", tiny(tmp_path / "in"), "--calibration", token_file(tmp_path / "ids.npy"), "--sequences", 16]
+    words = ["prune", tiny(tmp_path / "in"), "--data", token_file(tmp_path / "ids.npy"), "--sequences", 16]
     words += ["--sequence-length", 64, "--rounds", 0, "--sweeps", 2, "--sweep-steps", 3]
     place = f"file://{tmp_path}/bucket/out"
 

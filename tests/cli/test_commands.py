@@ -45,7 +45,7 @@ class TestPruneOfTheBundledModel:
             "round-to = 64\nsparsity = 0.6\nrounds = 1\nsteps = 5\nsequences = 16\nsequence-length = 64\n"
             "sweeps = 1\nsweep-steps = 3\n"
         )
-        words = ("prune", STORIES, "--output", stories, "--calibration", CALIBRATION, "--config", settings)
+        words = ("prune", STORIES, "--output", stories, "--data", CALIBRATION, "--config", settings)
         said = spap(capsys, *words, "--sparsity", "0.3", "--eval", EVALUATION, "--sequences=16")
         assert said.code == 0
         lines = said.out.splitlines()
@@ -177,7 +177,7 @@ class TestPruneOfTheBundledModel:
 def test_prune_of_other_families(variant: str, words: tuple[str, ...], width: int, tmp_path: Path, capsys):
     source = tiny(tmp_path / "in", variant)
     ids = token_file(tmp_path / "ids.npy")
-    said = spap(capsys, "prune", source, "--output", tmp_path / "out", "--calibration", ids, *QUICK, *words)
+    said = spap(capsys, "prune", source, "--output", tmp_path / "out", "--data", ids, *QUICK, *words)
     assert said.code == 0
     model = spap_jax.load(tmp_path / "out")
     assert model.config.intermediate == width
@@ -197,7 +197,7 @@ def test_prune_of_other_families(variant: str, words: tuple[str, ...], width: in
 def test_prune_of_heads(tmp_path: Path, capsys):
     source, ids = tiny(tmp_path / "in", "qwen2_two_kv_heads"), token_file(tmp_path / "ids.npy")
     (tmp_path / "settings.toml").write_text('attention-sparsity = 0.6\nmethod = "wanda"\n')
-    words = ("--output", tmp_path / "out", "--calibration", ids, "--config", tmp_path / "settings.toml")
+    words = ("--output", tmp_path / "out", "--data", ids, "--config", tmp_path / "settings.toml")
     said = spap(capsys, "prune", source, *words, *QUICK)
     assert said.code == 0
     lines = said.out.splitlines()
@@ -285,7 +285,7 @@ def test_help_of_the_module_starts_no_jax():
 
 
 def test_a_killed_run_leaves_only_what_the_next_goes_on_from(tmp_path: Path):
-    run = process("prune", STORIES, "--output", tmp_path / "out", "--calibration", CALIBRATION, *QUICK)
+    run = process("prune", STORIES, "--output", tmp_path / "out", "--data", CALIBRATION, *QUICK)
     assert run.stderr is not None
     for line in run.stderr:
         if line.startswith("layer 1/"):

@@ -32,7 +32,7 @@ def ids(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def pruned(dense: Path, ids: Path, tmp_path: Path, capsys) -> Path:
     words = ("--sequences", "8", "--sequence-length", "16", "--method", "magnitude", "--sparsity", "0.5")
-    assert spap(capsys, "prune", dense, "--output", tmp_path / "half", "--calibration", ids, *words).code == 0
+    assert spap(capsys, "prune", dense, "--output", tmp_path / "half", "--data", ids, *words).code == 0
     return tmp_path / "half"
 
 

@@ -30,7 +30,7 @@ class Workshop:
 
     def words(self, output: Path, sweeps: int = 2) -> tuple[object, ...]:
         return (
-            "prune", self.folder / "in", "--calibration", self.folder / "ids.npy", "--output", output,
+            "prune", self.folder / "in", "--data", self.folder / "ids.npy", "--output", output,
             "--sequences", 16, "--sequence-length", 64, "--rounds", 0,
             "--sweeps", sweeps, "--sweep-steps", 3, "--sweep-learning-rate", 0.003,
         )  # fmt: skip

@@ -19,7 +19,7 @@ REPO = "owner/tiny-pruned"
 def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     work = tmp_path_factory.mktemp("push")
     tokens = token_file(work / "tokens.npy")
-    words = ["prune", tiny(work / "in"), "--calibration", tokens, "--output", work / "out", "--method", "magnitude"]
+    words = ["prune", tiny(work / "in"), "--data", tokens, "--output", work / "out", "--method", "magnitude"]
     assert main([str(word) for word in (*words, "--sequence-length", 64, "--sequences", 16)]) == 0
     return work / "out"
 
@@ -103,7 +103,7 @@ def test_what_is_not_sent(pruned: Path, tmp_path: Path):
 @pytest.fixture(scope="module")
 def pruning(pruned: Path) -> list[object]:
     """The words of a command, but for its output."""
-    words = ["prune", pruned.parent / "in", "--calibration", pruned.parent / "tokens.npy", "--method", "magnitude"]
+    words = ["prune", pruned.parent / "in", "--data", pruned.parent / "tokens.npy", "--method", "magnitude"]
     return [*words, "--sequence-length", 64, "--sequences", 16]
 
 
@@ -149,7 +149,7 @@ def test_what_is_checked_before_the_work(output: str, more: dict, expected: str,
     """Before anything is read: neither the model nor the data are there."""
     with serving() as hub:
         hub.models.add("owner/there")
-        words = ("prune", "./none", "--calibration", "./none.txt", "--output", output)
+        words = ("prune", "./none", "--data", "./none.txt", "--output", output)
         said = command(tmp_path, *words, **({"endpoint": hub.endpoint} | more))
     assert expected in sentence(said)
     assert not hub.created

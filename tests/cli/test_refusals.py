@@ -59,7 +59,7 @@ OPTIONS = [
 
 @pytest.mark.parametrize(("words", "expected"), OPTIONS)
 def test_options(words: tuple[str, ...], expected: str, place: Path, capsys):
-    said = spap(capsys, "prune", STORIES, "--output", place / "out", "--calibration", CALIBRATION, *words)
+    said = spap(capsys, "prune", STORIES, "--output", place / "out", "--data", CALIBRATION, *words)
     assert expected in sentence(said)
     assert left(place) == []
 
@@ -79,17 +79,17 @@ def test_options(words: tuple[str, ...], expected: str, place: Path, capsys):
 def test_files_of_settings(text: str, expected: str, tmp_path: Path, place: Path, capsys):
     (tmp_path / "settings.toml").write_text(text)
     more = ("--sparsity", "5") if "output" in text else ()
-    words = ("--output", place / "out", "--calibration", CALIBRATION, "--config", tmp_path / "settings.toml")
+    words = ("--output", place / "out", "--data", CALIBRATION, "--config", tmp_path / "settings.toml")
     assert expected in sentence(spap(capsys, "prune", STORIES, *words, *more))
     assert left(place) == []
 
 
-@pytest.mark.parametrize("missing", ["MODEL", "--output", "--calibration"])
+@pytest.mark.parametrize("missing", ["MODEL", "--output", "--data"])
 def test_what_is_required(missing: str, place: Path, capsys):
     words = {
         "MODEL": [STORIES],
         "--output": ["--output", place / "out"],
-        "--calibration": ["--calibration", CALIBRATION],
+        "--data": ["--data", CALIBRATION],
     }
     said = spap(capsys, "prune", *(word for name, part in words.items() if name != missing for word in part))
     assert sentence(said) == f'Command "prune" parameter {missing} requires an argument.'
@@ -97,7 +97,7 @@ def test_what_is_required(missing: str, place: Path, capsys):
 
 def refused(capsys: pytest.CaptureFixture[str], model: Path, place: Path, calibration: Path) -> str:
     """The sentence with which pruning a model is refused, after a look at the output's place."""
-    words = ("--output", place / "out", "--calibration", calibration, *QUICK)
+    words = ("--output", place / "out", "--data", calibration, *QUICK)
     said = sentence(spap(capsys, "prune", model, *words))
     assert left(place) == []
     return said
@@ -151,7 +151,7 @@ def test_a_truncated_file(tmp_path: Path, place: Path, capsys):
 def test_biases_without_a_place(variant: str, words: tuple[str, ...], tmp_path: Path, place: Path, capsys):
     model = tiny(tmp_path / "in", variant)
     # The calibration is not there: nothing is looked at before the refusal.
-    missing = ("--output", place / "out", "--calibration", tmp_path / "none.txt")
+    missing = ("--output", place / "out", "--data", tmp_path / "none.txt")
     said = sentence(spap(capsys, "prune", model, *missing, *words))
     assert said.endswith("this is not written: prune with --update none or --update refit.")
     assert left(place) == []
@@ -160,7 +160,7 @@ def test_biases_without_a_place(variant: str, words: tuple[str, ...], tmp_path: 
 @pytest.mark.parametrize(("variant", "expected"), [("opt_125m_like", "are square"), ("llama", "3 does not")])
 def test_heads_that_stock_loaders_would_not_take(variant: str, expected: str, tmp_path: Path, place: Path, capsys):
     # The calibration is not there: nothing is looked at before the refusal.
-    words = ("--output", place / "out", "--calibration", tmp_path / "none.txt", "--attention-sparsity", "0.25")
+    words = ("--output", place / "out", "--data", tmp_path / "none.txt", "--attention-sparsity", "0.25")
     assert expected in sentence(spap(capsys, "prune", tiny(tmp_path / "in", variant), *words))
     assert left(place) == []
 
@@ -200,7 +200,7 @@ def test_models_that_are_not_there(tmp_path: Path, place: Path, capsys):
 def test_an_output_that_exists(tmp_path: Path, place: Path, capsys):
     (place / "out").mkdir()
     (place / "out" / "letter.txt").write_text("dear")
-    words = ("prune", STORIES, "--output", place / "out", "--calibration", CALIBRATION)
+    words = ("prune", STORIES, "--output", place / "out", "--data", CALIBRATION)
     assert "out exists: name another folder, or pass --overwrite" in sentence(spap(capsys, *words))
     assert "is not a model checkpoint" in sentence(spap(capsys, *words, "--overwrite"))
     assert left(place / "out") == ["letter.txt"]
@@ -210,7 +210,7 @@ def test_a_disk_that_fills_up_midway(place: Path, capsys):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))
     try:
-        words = ("--output", place / "out", "--calibration", CALIBRATION, "--round-to", "64", *QUICK)
+        words = ("--output", place / "out", "--data", CALIBRATION, "--round-to", "64", *QUICK)
         said = spap(capsys, "prune", STORIES, *words)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -222,14 +222,14 @@ def test_a_disk_that_fills_up_midway(place: Path, capsys):
 def test_a_disk_without_room(place: Path, capsys, monkeypatch: pytest.MonkeyPatch):
     usage = shutil.disk_usage(place)._replace(free=1000)
     monkeypatch.setattr(output.shutil, "disk_usage", lambda path: usage)
-    words = ("prune", STORIES, "--output", place / "out", "--calibration", CALIBRATION, *QUICK)
+    words = ("prune", STORIES, "--output", place / "out", "--data", CALIBRATION, *QUICK)
     assert "free some space" in sentence(spap(capsys, *words))
     assert left(place) == []
 
 
 def test_a_hub_id_without_network(tmp_path: Path, place: Path):
     settings = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0", "NO_PROXY": "*"}
-    words = ("prune", "owner/name", "--output", place / "out", "--calibration", CALIBRATION)
+    words = ("prune", "owner/name", "--output", place / "out", "--data", CALIBRATION)
     run = process(*words, **settings)
     out, err = run.communicate()
     said = sentence(Said(run.returncode, out, err))

@@ -15,7 +15,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from spap_jax.cli import main
 
     folder = tmp_path_factory.mktemp("made")
-    words = ["prune", tiny(folder / "dense"), "--calibration", token_file(folder / "ids.npy"), "--output", folder]
+    words = ["prune", tiny(folder / "dense"), "--data", token_file(folder / "ids.npy"), "--output", folder]
     assert main([str(word) for word in (*words, "--sparsity", "0.25,0.5", "--method", "fasp", *QUICK)]) == 0
     return folder
 

@@ -11,7 +11,7 @@ from commands import QUICK, left, sentence, spap, tiny, token_file
 @pytest.fixture
 def words(tmp_path: Path) -> tuple[object, ...]:
     ids = token_file(tmp_path / "ids.npy")
-    return ("prune", tiny(tmp_path / "in"), "--calibration", ids, "--eval", ids, *QUICK)
+    return ("prune", tiny(tmp_path / "in"), "--data", ids, "--eval", ids, *QUICK)
 
 
 def test_each_is_as_if_it_were_made_alone(words: tuple[object, ...], tmp_path: Path, capsys):

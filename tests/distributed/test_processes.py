@@ -24,7 +24,7 @@ def free_port() -> int:
 def start(output: Path, *words: str) -> subprocess.Popen:
     """A process of its own, with one device, that prunes the bundled model."""
     command = [sys.executable, "-m", "spap_jax", "prune", str(EXAMPLES / "llama-stories"), "--output", str(output)]
-    command += ["--calibration", str(EXAMPLES / "stories_calibration.txt"), "--sequences", "64"]
+    command += ["--data", str(EXAMPLES / "stories_calibration.txt"), "--sequences", "64"]
     command += ["--sequence-length", "64", "--rounds", "1", "--steps", "3", "--sweep-steps", "2", "--swap-rounds", "1"]
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
     return subprocess.Popen(

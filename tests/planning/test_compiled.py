@@ -115,7 +115,7 @@ def test_operations_of_the_selection(monkeypatch: pytest.MonkeyPatch):
     """Lowered for a TPU, whose factorisations XLA counts itself; it takes a triangular system for a full one."""
     halves = operations.solve_operations
     monkeypatch.setattr(operations, "solve_operations", lambda n, columns: 2 * halves(n, columns))
-    load = load_of(config_of(LLAMA), 8, 96, 1, penalty_steps=1, swap_rounds=0)
+    load = load_of(config_of(LLAMA), 8, 96, 1, penalty_stages=1, swap_rounds=0)
     with described(load) as phases:
         found = dict(phases.selection_on_tpu().cost_analysis() or {})["flops"]
     # Also counted: the turn that a larger ridge would take, and the products of the pool, here of all channels.

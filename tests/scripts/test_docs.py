@@ -44,7 +44,7 @@ def test_every_command_and_option_is_on_its_page(pages: Path):
     assert {"prune", "eval", "bench", "report", "convert", "doctor"} <= set(commands)
     assert all(re.search(rf"^spap {name}( --| \[OPTIONS\]| [A-Z]|$)", shown, re.MULTILINE) for name in commands)
     fields = spap_jax.PruneSettings.__dataclass_fields__
-    assert "--calibration c4 --output" in shown  # as typed, no dashes
+    assert "--data c4 --output" in shown  # as typed, no dashes
     assert all(f"--{field.replace('_', '-')}" in shown for field in fields)
 
 
@@ -78,7 +78,7 @@ def test_command_lines_are_understood(page: Path):
         words = [word for word in words if word not in ("...", "--version")]
         if "--config" in words:  # for the launcher before the command, and the file's options are not known
             continue
-        needed = {"prune": ["--calibration", "DATA"]} if "..." in line else {}
+        needed = {"prune": ["--data", "DATA"]} if "..." in line else {}
         app.parse_args([*words, *needed.get(words[0], [])], exit_on_error=False, print_error=False)
 
 

@@ -175,9 +175,9 @@ def test_keep_ends_with_a_run_that_fails_by_itself(worker: Path):
         (["keep", *PLACE, "--dry-run", "--source", "x", "--", "prune", "m", "--output", "out"], "--output gs://"),
         (["keep", *PLACE, "--dry-run", "--", "prune", "m", "--output=gs://b/out"], "--source"),
         (["create", "--name", "pruner", "--dry-run"], "--zone are needed"),
-        (["create", *PLACE, "--dry-run", "--size", "8"], "--size is no option"),
+        (["create", *PLACE, "--dry-run", "--size", "8"], "--size is not an option"),
         (["create", *PLACE, "--dry-run", "--type"], "--type needs a value"),
-        (["start", *PLACE, "--dry-run"], "start is no command"),
+        (["start", *PLACE, "--dry-run"], "start is not a command"),
     ],
 )
 def test_what_is_wrong_is_said(words: list[str], said: str):
