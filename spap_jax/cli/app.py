@@ -2,7 +2,7 @@
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from cyclopts import App, ArgumentCollection, Parameter, validators
 from cyclopts.config import Dict
@@ -59,7 +59,7 @@ def launcher(
 ) -> None:
     """Reads --config before the command's own options, which win over it."""
     if config is not None:
-        app.config = (_Options(config),)
+        app.config = (_Options(config), *app.config)
     app(words, exit_on_error=False, print_error=False, result_action="return_value")
 
 
@@ -80,6 +80,32 @@ class _Options:
         Dict(options, source=str(self.file))(app, commands, arguments)
 
 
+def _refuse_fractions(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Refuses what is not a whole number where an option takes one: the library would round 8.5 to 8.
+
+    Every command calls this once its words and its file have been read, before they become numbers.
+
+    Raises:
+        UserError: a value is not a whole number.
+    """
+    for argument in arguments:
+        if int in (argument.hint, *get_args(argument.hint)):
+            for token in argument.tokens:
+                if not _is_whole(token.value):
+                    source = "" if token.source == "cli" else f" as in {token.source}"
+                    raise UserError(
+                        f'{argument.name} takes a whole number, not "{token.value}"{source}: write it in digits.'
+                    )
+
+
+def _is_whole(word: str) -> bool:
+    try:
+        int(word)
+    except ValueError:
+        return False
+    return True
+
+
 def _read_toml(file: Path) -> dict[str, Any]:
     """Raises UserError where a file is not TOML; the library's own message does not name the file."""
     try:
@@ -90,5 +116,5 @@ def _read_toml(file: Path) -> dict[str, Any]:
 
 def launch(words: list[str]) -> None:
     """Runs the command that the words name."""
-    app.config = ()  # forgets the file of an earlier call in this process
+    app.config = (_refuse_fractions,)  # forgets the file of an earlier call in this process
     app.meta(words, exit_on_error=False, print_error=False, result_action="return_value")
