@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args
 
-from spap_jax.errors import UserError
+from spap_jax.errors import UserError, option
 
 _Ranges = tuple[tuple[str, Callable[[Any], bool], str], ...]
 """Name of a field, whether a value fits, and in words what does."""
@@ -124,7 +124,7 @@ class _Settings:
             if isinstance(value, Real) and hasattr(value, "item"):
                 object.__setattr__(self, name, value.item())
         wrong = [
-            f"{name} must be {words}, not {getattr(self, name)!r}"
+            f"{option(name)} must be {words}, not {getattr(self, name)!r}"
             for name, fits, words in self._ranges
             if not fits(getattr(self, name))
         ]
@@ -263,7 +263,10 @@ class FinetuneSettings(_Settings):
         """Raises: UserError: a value is out of its range, or both kinds of training are asked for."""
         super().__post_init__()
         if self.full and self.lora_rank is not None:
-            raise UserError("full trains every weight and lora_rank only low-rank updates: give one of the two.")
+            raise UserError(
+                f"{option('full')} trains every weight and {option('lora_rank')} only low-rank updates: give one of "
+                "the two."
+            )
 
     @property
     def rank(self) -> int:

@@ -1,6 +1,8 @@
 """The commands and what they share: help, and settings from a TOML file."""
 
 import tomllib
+import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -17,6 +19,7 @@ from spap_jax.cli.plan import plan
 from spap_jax.cli.prune import prune
 from spap_jax.cli.push import push
 from spap_jax.cli.report import report
+from spap_jax.cli.streams import pages
 from spap_jax.errors import UserError
 
 
@@ -32,6 +35,7 @@ app = _Commands(
     help="Make a language model smaller and faster without retraining: remove MLP channels of LLaMA, Qwen2.5 and OPT "
     "checkpoints, recover the weights of the rest, and write a checkpoint that stock tools load.",
     help_format="markdown",
+    console=pages,
     default_parameter=Parameter(negative=()),  # what is off unless asked for needs no --no-
 )
 app.command(plan)
@@ -56,11 +60,17 @@ def launcher(
             validator=validators.Path(exists=True, dir_okay=False),
         ),
     ] = None,
+    debug: Annotated[bool, Parameter(help="Show the traceback of an error before its sentence.")] = False,
 ) -> None:
     """Reads --config before the command's own options, which win over it."""
-    if config is not None:
-        app.config = (_Options(config), *app.config)
-    app(words, exit_on_error=False, print_error=False, result_action="return_value")
+    try:
+        if config is not None:
+            app.config = (_Options(config), *app.config)
+        app(words, exit_on_error=False, print_error=False, result_action="return_value")
+    except BaseException:
+        if debug:
+            traceback.print_exc()
+        raise
 
 
 class _Options:
@@ -118,3 +128,9 @@ def launch(words: list[str]) -> None:
     """Runs the command that the words name."""
     app.config = (_refuse_fractions,)  # forgets the file of an earlier call in this process
     app.meta(words, exit_on_error=False, print_error=False, result_action="return_value")
+
+
+def option_names(words: Sequence[str]) -> set[str]:
+    """The options, such as "--seed", of the command that the words of a command line name; none without a command."""
+    commands, _, _ = app.parse_commands(list(words))
+    return {name for argument in app[commands].assemble_argument_collection() for name in argument.names}

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich import box
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -18,6 +17,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from spap_jax.cli.streams import err, out
 from spap_jax.quantities import bytes_text, change_text, count_text
 
 if TYPE_CHECKING:
@@ -35,10 +35,6 @@ __all__ = [
     "training_progress",
     "waiting",
 ]
-
-# No markup: a folder's name may have brackets. Lines are not wrapped: a path in pieces cannot be copied.
-out = Console(highlight=False, markup=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager
