@@ -24,11 +24,12 @@ def convert(
         output: Folder to write, complete or absent; or an address to send it to, such as gs://bucket/model.
         to: Format to write.
         dtype: Data type of the weights; the source's where absent. Orbax keeps the source's.
-        overwrite: Replace the output folder if it is a checkpoint.
+        overwrite: Replace the output, if it holds only files that spap wrote and nobody has changed since.
     """
     from spap_jax import checkpoint
     from spap_jax.cli.console import err, waiting
     from spap_jax.cli.downloads import fetch_models
+    from spap_jax.cli.inputs import inputs
     from spap_jax.errors import UserError
     from spap_jax.remote import hub_id, is_address
 
@@ -38,7 +39,7 @@ def convert(
         raise UserError(
             "spap convert makes no model card, which a model on the hub should have: name a folder for --output."
         )
-    checkpoint.check_output(output, overwrite)
+    checkpoint.check_output(output, overwrite, inputs=inputs(model))
     fetch_models(model)
     with waiting(f"reading {model}"):
         loaded = checkpoint.load(model)

@@ -59,7 +59,7 @@ def finetune(
         sequences: Sequences drawn from the text; a part of them only judges.
         sequence_length: Tokens in a sequence; 2048, or what the model's positions allow, where absent.
         eval: Data to measure perplexity on before and after; the same kinds as --data.
-        overwrite: Replace the output folder if it is a checkpoint.
+        overwrite: Replace the output, if it holds only files that spap wrote and nobody has changed since.
         resume: Go on where the same command was interrupted; --no-resume discards what it had done and starts over.
         devices: Over how many devices to spread the work; all where absent, but one of a CPU's.
         model_devices: Among how many of them to divide the weights, for models too large for one; a divisor of their
@@ -72,9 +72,11 @@ def finetune(
     import jax
 
     from spap_jax import checkpoint, memory
+    from spap_jax.checkpoint.kept import check_resume_folder
     from spap_jax.checkpoint.mirror import unfinished
     from spap_jax.cli.console import err, out, training_progress, waiting
     from spap_jax.cli.downloads import fetch_data, fetch_models
+    from spap_jax.cli.inputs import inputs
     from spap_jax.cli.stopping import stopping
     from spap_jax.cli.unfinished import telling
     from spap_jax.devices import join, leads, sharing
@@ -85,7 +87,8 @@ def finetune(
     from spap_jax.training.run import run
     from spap_jax.training.train import check
 
-    checkpoint.check_output(output, overwrite)
+    check_resume_folder(output)
+    checkpoint.check_output(output, overwrite, inputs=inputs(model, teacher, data, eval))
     join(coordinator, processes, process_id)
     out.quiet = err.quiet = not leads()
     fetch_models(model, teacher)

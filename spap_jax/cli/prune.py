@@ -53,7 +53,7 @@ def prune(
         sequences: Calibration sequences.
         sequence_length: Tokens in a sequence; 2048, or what the model's positions allow, where absent.
         eval: Data to measure perplexity on before and after; the same kinds as --calibration.
-        overwrite: Replace the output folder if it is a checkpoint.
+        overwrite: Replace the output, if it holds only files that spap wrote and nobody has changed since.
         resume: Go on where the same command was interrupted; --no-resume discards what it had done and starts over.
         dtype: Data type of the weights written; the source's where absent.
         devices: Over how many devices to spread the work; all where absent, but one of a CPU's.
@@ -68,6 +68,7 @@ def prune(
     from spap_jax.checkpoint.mirror import is_unfinished
     from spap_jax.cli.console import err, out, waiting
     from spap_jax.cli.downloads import fetch_data, fetch_models
+    from spap_jax.cli.inputs import inputs
     from spap_jax.cli.prune_run import follow, lead
     from spap_jax.cli.stopping import stopping
     from spap_jax.devices import join, leads, sharing
@@ -77,8 +78,8 @@ def prune(
 
     wanted = runs(output, sparsity, settings)
     for run in wanted:
-        if not (resume and is_unfinished(run.output)):  # else its output may be there, and be this command's
-            checkpoint.check_output(run.output, overwrite)
+        begun = resume and is_unfinished(run.output)
+        checkpoint.check_output(run.output, overwrite, inputs=inputs(model, None, calibration, eval), begun=begun)
     join(coordinator, processes, process_id)
     out.quiet = err.quiet = not leads()
     with stopping() as before_end:

@@ -25,7 +25,7 @@ def report(
         output: The page; spap_report.html in the folder, or in the one that holds all of them, where absent.
         png: Folder for the plots; beside the page where absent. Their names begin with the page's.
         bench: File that spap bench DENSE PRUNED --json wrote of a run; may be given again for others.
-        overwrite: Replace files that are there.
+        overwrite: Replace pages and plots that are there, if spap report wrote them.
     """
     from spap_jax.cli.console import err, waiting
     from spap_jax.errors import UserError
