@@ -19,7 +19,7 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from spap_jax.checkpoint.publish import check_place, publish
@@ -38,7 +38,7 @@ def check_output(
     needed: int = 0,
     *,
     inputs: Mapping[str, str | Path | None],
-    begun: bool = False,
+    begun: Callable[[], bool] | None = None,
 ) -> Path:
     """The absolute path of an output folder, after checks that are worth making before hours of work.
 
@@ -47,23 +47,22 @@ def check_output(
         overwrite: Whether a folder that is there, and holds nothing but what this program wrote, may be replaced.
         needed: Bytes that will be written, if known.
         inputs: What the output is made of, which it must not touch; see `check_apart`.
-        begun: Whether an interrupted run goes on, whose finished output may be there.
+        begun: Tells whether an interrupted run goes on, whose finished output may be there; it is asked once the name
+            is known to be usable.
 
     Raises:
         UserError: The output would touch an input, something is there that may not be replaced, the folder cannot be
             made, or the disk has no room.
     """
     check_apart(path, inputs)
-    if is_address(path):
-        if not begun:
-            check_place(str(path), overwrite)
-        path, overwrite = working_folder(str(path)), True
-    target = real_path(path)
+    target = real_path(working_folder(str(path)) if is_address(path) else path)
     _check_makeable(target)
-    _put_back(target)
-    if not begun:
-        _check_replaceable(target, overwrite)
     _check_room(target, needed)
+    _put_back(target)
+    if begun is None or not begun():
+        if is_address(path):
+            check_place(str(path), overwrite)
+        _check_replaceable(target, overwrite or is_address(path))
     return target
 
 

@@ -98,7 +98,9 @@ def _replaceable(place: Folder, overwrite: bool) -> dict[str, About]:
     if "" in there:
         raise UserError(f"{place.address} is a file and the output is a folder: name another place.")
     recorded = parse_manifest(place.read(MANIFEST)) if MANIFEST in there else {}
-    others = [name for name, about in there.items() if name != MANIFEST and not _is_ours(about, recorded.get(name))]
+    if recorded:
+        recorded[MANIFEST] = _told(there[MANIFEST])
+    others = sorted(name for name, about in there.items() if not _is_ours(about, recorded.get(name)))
     if _CONFIG in there or others:  # else there is nothing, or what is left of an upload that did not end
         check_replaceable(place.address, overwrite, others)
     return there
@@ -116,7 +118,7 @@ def _told(about: About) -> str:
 
 def _replace(place: Folder, files: dict[str, Path], overwrite: bool) -> None:
     there = _replaceable(place, overwrite)
-    known: dict[str, list[Any]] = {name: [_told(about)] for name, about in there.items()}
+    known: dict[str, list[Any]] = {name: [_told(about)] for name, about in there.items() if name != MANIFEST}
     for name, file in files.items():
         known.setdefault(name, []).append(file.stat().st_size)
     _record(place, known)

@@ -87,8 +87,8 @@ def finetune(
     from spap_jax.training.run import run
     from spap_jax.training.train import check
 
-    check_resume_folder(output)
     checkpoint.check_output(output, overwrite, inputs=inputs(model, teacher, data, eval))
+    check_resume_folder(output)
     join(coordinator, processes, process_id)
     out.quiet = err.quiet = not leads()
     fetch_models(model, teacher)

@@ -78,7 +78,7 @@ def prune(
 
     wanted = runs(output, sparsity, settings)
     for run in wanted:
-        begun = resume and is_unfinished(run.output)
+        begun = functools.partial(is_unfinished, run.output) if resume else None
         checkpoint.check_output(run.output, overwrite, inputs=inputs(model, None, calibration, eval), begun=begun)
     join(coordinator, processes, process_id)
     out.quiet = err.quiet = not leads()

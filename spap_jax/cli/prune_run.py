@@ -69,7 +69,7 @@ def lead(run: PruneRun, given: Given, fresh: bool, before_end: list[Callable[[],
         if done is None:
             console.err.print(f"{run.output} was made before the interruption")
             return kept
-        checkpoint.check_output(run.output, given.overwrite, inputs={})  # a run that goes on begins to look here
+        checkpoint.check_output(run.output, given.overwrite, inputs={})  # not done before where a run goes on
         narrow = _narrow(run.settings, given, kept)
         with checkpoint.Writer(
             run.output, narrow, reader.source, reader.dtypes,
