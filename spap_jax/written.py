@@ -116,24 +116,27 @@ def check_file(file: Path, command: str) -> None:
     Raises:
         UserError: There is a file that the command did not write.
     """
-    if file.is_file() and file.stat().st_size and writer_of(file) != command:
+    if os.path.isfile(file) and os.path.getsize(file) and _writer(file) != command:
         raise UserError(f"{file} is not a file that {command} wrote, so it is not replaced: name another file.")
 
 
-def writer_of(file: Path) -> str | None:
-    """The command that wrote a file, such as "spap report"; None if no command of this program did."""
-    with file.open("rb") as opened:
-        head = opened.read(_HEAD)
+def _writer(file: Path) -> str | None:
+    """The command that wrote a file, such as "spap report"; None if no command did, or the file cannot be read."""
+    try:
+        with file.open("rb") as opened:
+            head = opened.read(_HEAD)
+    except OSError:
+        return None
     found = (re.match(mark, head, re.DOTALL) for mark in _MARKS)
     return next((match[1].decode() for match in found if match), None)
 
 
 def _is_ours(path: Path, recorded: object) -> bool:
-    if path.is_symlink() or not path.is_file():
-        return False
+    """Whether a file was written by this program; one that cannot be read is not known to be."""
     try:
-        return recorded == _digest(path) or writer_of(path) is not None
-    except OSError:  # what cannot be read cannot be known
+        regular = path.is_file() and not path.is_symlink()
+        return regular and (_writer(path) is not None or recorded == _digest(path))
+    except OSError:
         return False
 
 

@@ -22,9 +22,9 @@ def check_places(places: list[Path], overwrite: bool) -> None:
             not write may never be replaced.
     """
     for place in places:
-        if place.is_dir():
+        if os.path.isdir(place):
             raise UserError(f"{place} is a folder: name a file.")
-        if place.exists() and not overwrite:
+        if os.path.exists(place) and not overwrite:
             way = f"pass {option('overwrite', True)} to replace it"
             raise UserError(f"{place} exists: name another place, or {way}.")
         check_file(place, COMMAND)
