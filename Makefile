@@ -9,7 +9,8 @@ BIN := $(VENV)/bin
 demo: install
 	$(BIN)/spap prune examples/llama-stories --sparsity 0.3 \
 	  --data examples/stories_calibration.txt --sequences 256 --sequence-length 256 \
-	  --eval examples/stories_evaluation.txt --output out/llama-stories-30 --overwrite
+	  --eval examples/stories_evaluation.txt --output out/llama-stories-30 \
+	  $(if $(wildcard out/llama-stories-30),--overwrite)
 
 # Compiling takes most of the time and uses one core, so the test files are distributed over the cores, in their order.
 test: install-dev

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from spap_jax.errors import UserError
+from spap_jax.errors import UserError, option
 from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.layers import ACTIVATIONS
@@ -113,14 +113,16 @@ class Family:
         if "head_dim" not in self.fields:
             raise UserError(
                 f"stock loaders of {self.architecture} compute the width of a head from the number of heads, since its "
-                "projections are square, so no heads can be removed from its attention: leave --attention-sparsity out."
+                "projections are square, so no heads can be removed from its attention: leave "
+                f"{option('attention_sparsity')} out."
             )
         heads = {k: dense.with_kv_heads(k).heads for k in range(1, dense.kv_heads + 1)}
         if self.heads_divide_width and dense.width % heads[kv_heads]:
             fits = [f"{1 - k / dense.kv_heads:.3g}" for k in reversed(heads) if dense.width % heads[k] == 0]
             raise UserError(
                 f"stock loaders of {self.architecture} take a width of {dense.width} only with a number of heads that "
-                f"divides it, and {heads[kv_heads]} does not: set --attention-sparsity to {' or '.join(fits)}."
+                f"divides it, and {heads[kv_heads]} does not: set "
+                f"{option('attention_sparsity')} to {' or '.join(fits)}."
             )
 
     def rules_for(self, config: DecoderConfig) -> tuple[Rule, ...]:

@@ -20,6 +20,7 @@ from spap_jax.errors import UserError
 from spap_jax.hub import cached_file, cached_splits, first_line, hub_file, hub_splits, require_hub
 from spap_jax.named_sets import NAMED, Protocol, Role
 from spap_jax.remote import fetch_file, is_address
+from spap_jax.settings import is_count
 from spap_jax.texts import READERS, read_file, suffix
 
 SPLITS: dict[Role, tuple[str, ...]] = {"calibration": ("train",), "evaluation": ("test", "validation")}
@@ -72,8 +73,12 @@ def load_tokens(
     Raises:
         UserError: What was named cannot be read or does not give what was asked for.
     """
-    if sequence_length < 1 or (sequences is not None and sequences < 1):
-        raise UserError("--sequence-length and --sequences must be at least 1: give positive numbers")
+    if role not in SPLITS:
+        raise UserError(f"there is no role {role!r}: tokens are for {' or '.join(map(repr, SPLITS))}.")
+    if not is_count(sequence_length) or (sequences is not None and not is_count(sequences)):
+        raise UserError("--sequence-length and --sequences must be at least 1: give positive whole numbers")
+    if not is_count(seed, least=0):
+        raise UserError(f"seed must be a whole number of at least 0, not {seed!r}: give one.")
     name, content, protocol = _open(data, role)
     if not isinstance(content, np.ndarray):
         times = POOL if role == "calibration" else 1

@@ -19,7 +19,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental.multihost_utils import broadcast_one_to_all
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, get_abstract_mesh, get_mesh
 
-from spap_jax.errors import UserError
+from spap_jax.errors import UserError, option
 from spap_jax.hub import first_line
 
 _DATA, _MODEL = "data", "model"
@@ -33,6 +33,12 @@ _SILENT_SECONDS = 60
 
 _ENDING_SECONDS = 86400
 """How long the others wait at the end for the one that leads, which still judges the result, writes it and sends it."""
+
+_PLATFORMS = {
+    "cuda": "for NVIDIA GPUs install JAX with pip install -U 'jax[cuda12]'",
+    "tpu": "for TPUs install JAX with pip install -U 'jax[tpu]'",
+}
+"""What each kind of accelerator needs, by its name in JAX_PLATFORMS."""
 
 
 def join(coordinator: str | None, processes: int | None, process_id: int | None) -> None:
@@ -65,6 +71,22 @@ def join(coordinator: str | None, processes: int | None, process_id: int | None)
         )
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the processes of the run could not be joined: {first_line(error)}.") from error
+
+
+def missing_backend() -> str | None:
+    """Why JAX has no device to compute on, and what helps, in a sentence; None where it has one."""
+    try:
+        jax.devices()
+        return None
+    except Exception as error:  # a RuntimeError; an AssertionError without words where no GPU is seen
+        said = first_line(error)
+    wanted = jax.config.jax_platforms
+    reason = said.partition(" (set")[0].removeprefix(f"Unable to initialize backend '{wanted}': ").rstrip(".")
+    reason = "it sees no such device on this machine" if said == "AssertionError" else reason
+    if not wanted:
+        return f"JAX cannot start the devices of this machine ({reason}): set JAX_PLATFORMS=cpu to do without them."
+    advice = _PLATFORMS.get(wanted.split(",")[0], f"use one of the names cpu, {', '.join(_PLATFORMS)}")
+    return f"JAX cannot use JAX_PLATFORMS={wanted} ({reason}): {advice}, or unset it to use the devices that JAX finds."
 
 
 def leads() -> bool:
@@ -110,11 +132,14 @@ def sharing(count: int | None, model: int = 1) -> Iterator[None]:
     several = jax.process_count() > 1 or there[0].platform != "cpu"
     count = count or (len(there) if several else model)
     if not 1 <= count <= len(there):
-        raise UserError(f"{count} devices are asked for, but JAX sees {len(there)}; name a number from 1 to that.")
+        raise UserError(
+            f"{option('devices', count)} asks for more or fewer devices than JAX has, which is {len(there)}: give a "
+            f"number from 1 to {len(there)}."
+        )
     if model < 1 or count % model:
         raise UserError(
-            f"{count} devices cannot be divided into groups of {model} that share the weights: give --model-devices a "
-            f"number that divides {count}."
+            f"{count} devices cannot be divided into groups of {model} that share the weights: give "
+            f"{option('model_devices')} a number that divides {count}."
         )
     if count == 1:
         yield

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from spap_jax.errors import UserError
+from spap_jax.errors import UserError, option
 
 Kind = Literal["dataset", "model"]
 """What a repository of the hub holds."""
@@ -74,7 +74,8 @@ def check_upload(repo: str, overwrite: bool) -> None:
         said = first_line(error)
         raise UserError(f"the hub {constants.ENDPOINT} refuses ({said}): run hf auth login, or set HF_TOKEN.") from None
     if there and not overwrite:
-        raise UserError(f"hf://{repo} exists: name another repository, or pass --overwrite to replace its files.")
+        way = f"pass {option('overwrite', True)} to replace its files"
+        raise UserError(f"hf://{repo} exists: name another repository, or {way}.")
 
 
 def upload(

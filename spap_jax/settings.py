@@ -1,11 +1,13 @@
 """The settings of a run: frozen, validated when built, the same for the command line, TOML files and notebooks."""
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from numbers import Integral, Real
 from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args
 
-from spap_jax.errors import UserError
+from spap_jax.errors import UserError, option
 
 _Ranges = tuple[tuple[str, Callable[[Any], bool], str], ...]
 """Name of a field, whether a value fits, and in words what does."""
@@ -38,16 +40,25 @@ ALLOCATIONS, METHODS, UPDATES, SCHEDULES, STREAM_DTYPES = map(
 )
 
 
-def _positive(value) -> bool:
-    return isinstance(value, int | float) and 0 < value < math.inf
+def is_count(value: Any, least: int = 1) -> bool:
+    """Whether a value is a whole number of at least ``least``; to Python, True and False are 1 and 0 as well."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
 
 
-def _fraction(value) -> bool:
-    return isinstance(value, int | float) and 0 <= value < 1
+def _number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def _count(least: int):
-    return lambda value: isinstance(value, int) and value >= least
+def _positive(value: Any) -> bool:
+    return _number(value) and 0 < value < math.inf
+
+
+def _fraction(value: Any) -> bool:
+    return _number(value) and 0 <= value < 1
+
+
+def _count(least: int) -> Callable[[Any], bool]:
+    return functools.partial(is_count, least=least)
 
 
 def _if_given(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
@@ -55,7 +66,7 @@ def _if_given(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 _PRUNING: _Ranges = (
-    ("sparsity", lambda s: isinstance(s, int | float) and 0 < s < 1, "a fraction between 0 and 1, both excluded"),
+    ("sparsity", lambda s: _fraction(s) and s > 0, "a fraction between 0 and 1, both excluded"),
     ("attention_sparsity", _fraction, "a fraction of at least 0 and below 1"),
     ("allocation", lambda a: a in ALLOCATIONS, f"one of {', '.join(ALLOCATIONS)}"),
     ("round_to", _count(1), "a whole number of at least 1"),
@@ -68,7 +79,7 @@ _PRUNING: _Ranges = (
     ("penalty_stages", _count(1), "a whole number of at least 1"),
     ("swap_rounds", _count(0), "a whole number of at least 0"),
     ("held_out", _fraction, "a fraction of at least 0 and below 1"),
-    ("effort", lambda e: e in EFFORTS, f"one of {', '.join(EFFORTS)}"),
+    ("effort", lambda e: e in tuple(EFFORTS), f"one of {', '.join(EFFORTS)}"),
     ("rounds", _count(0), "a whole number of at least 0"),
     ("steps", _count(1), "a whole number of at least 1"),
     ("sampled", _if_given(_count(0)), "a whole number of at least 0"),
@@ -88,7 +99,7 @@ _TRAINING: _Ranges = (
     ("lora_alpha", _positive, "positive"),
     ("steps", _count(1), "a whole number of at least 1"),
     ("learning_rate", _if_given(_positive), "positive"),
-    ("weight_decay", lambda d: d == 0 or _positive(d), "at least 0"),
+    ("weight_decay", lambda d: _number(d) and 0 <= d < math.inf, "at least 0"),
     ("step_sequences", _count(1), "a whole number of at least 1"),
     ("batch_tokens", _count(1), "a whole number of at least 1"),
     ("held_out", lambda h: _fraction(h) and h > 0, "a fraction between 0 and 1, both excluded"),
@@ -103,9 +114,17 @@ class _Settings:
     _ranges: ClassVar[_Ranges]
 
     def __post_init__(self) -> None:
-        """Raises: UserError: a value is out of its range; the message names all of them."""
+        """Makes plain numbers of numpy's, which JSON does not take.
+
+        Raises:
+            UserError: a value is out of its range; the message names all of them.
+        """
+        for name, _, _ in self._ranges:
+            value = getattr(self, name)
+            if isinstance(value, Real) and hasattr(value, "item"):
+                object.__setattr__(self, name, value.item())
         wrong = [
-            f"{name} must be {words}, not {getattr(self, name)!r}"
+            f"{option(name)} must be {words}, not {getattr(self, name)!r}"
             for name, fits, words in self._ranges
             if not fits(getattr(self, name))
         ]
@@ -249,7 +268,10 @@ class FinetuneSettings(_Settings):
         """Raises: UserError: a value is out of its range, or both kinds of training are asked for."""
         super().__post_init__()
         if self.full and self.lora_rank is not None:
-            raise UserError("full trains every weight and lora_rank only low-rank updates: give one of the two.")
+            raise UserError(
+                f"{option('full')} trains every weight and {option('lora_rank')} only low-rank updates: give one of "
+                "the two."
+            )
 
     @property
     def rank(self) -> int:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from spap_jax.checkpoint.config_text import check_describable, read_config
 from spap_jax.checkpoint.huggingface import Place, Reader, Writer, local, save
-from spap_jax.checkpoint.locate import locate, locate_config
+from spap_jax.checkpoint.locate import locate, locate_config, model_place
 from spap_jax.checkpoint.orbax import is_orbax, load_orbax, save_orbax
 from spap_jax.checkpoint.output import check_output, new_folder
 from spap_jax.model import Model
@@ -20,6 +20,7 @@ __all__ = [
     "local",
     "locate",
     "locate_config",
+    "model_place",
     "new_folder",
     "read_config",
     "save",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from spap_jax.checkpoint.tensors import DTYPES
-from spap_jax.errors import Notice, UserError
+from spap_jax.errors import Notice, UserError, option
 from spap_jax.model import Source
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.families import Family
@@ -123,8 +123,8 @@ def check_describable(source: Source, config: DecoderConfig) -> None:
     if before.mlp_bias != config.mlp_bias and family.mlp_bias_field is None:
         raise UserError(
             f"the config.json of {family.architecture} has no field for biases on the MLP alone, which the update "
-            "'bias' adds, so stock loaders would lose them and this is not written: prune with --update none or "
-            "--update refit."
+            "'bias' adds, so stock loaders would lose them and this is not written: prune with "
+            f"{option('update', 'none')} or {option('update', 'refit')}."
         )
 
 

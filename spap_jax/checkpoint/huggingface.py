@@ -152,7 +152,7 @@ class Writer:
             dtypes: Names of the arrays' dtypes by their path in the parameter tree, as `Reader.dtypes` gives them;
                 biases that pruning added may be absent and have that of the MLP's output projection.
             dtype: "float32", "bfloat16" or "float16", to convert all arrays to; None keeps what they have.
-            overwrite: Whether a checkpoint that is there is replaced.
+            overwrite: Whether a folder that is there, and holds nothing but what this program wrote, is replaced.
             shard_bytes: Longest weight file, unless one tensor is longer.
             partial: See `new_folder`.
 
@@ -172,7 +172,7 @@ class Writer:
         }
         self._shard_bytes = shard_bytes
         self.bytes = sum(tensor.bytes for tensor in self._tensors.values())
-        self._output = new_folder(folder, overwrite, self.bytes, partial)
+        self._output = new_folder(folder, overwrite, self.bytes, partial, source=source.folder)
         self._stack = contextlib.ExitStack()
         self._missing = set(self._expected)
 
@@ -260,11 +260,12 @@ def save(
         model: What to write.
         folder: Where.
         dtype: "float32", "bfloat16" or "float16"; None keeps what the arrays have.
-        overwrite: Whether a checkpoint that is there is replaced.
+        overwrite: Whether a folder that is there, and holds nothing but what this program wrote, is replaced.
         files: Additional text files by name.
 
     Raises:
-        UserError: The place is taken, there is no room, or a weight does not fit the dtype.
+        UserError: The place is taken or lies inside the folder that the model was loaded from, there is no room, or a
+            weight does not fit the dtype.
     """
     dtypes = inventory.array_dtypes(model.params, model.config)
     with Writer(folder, model.config, model.source, dtypes, dtype=dtype, overwrite=overwrite) as writer:

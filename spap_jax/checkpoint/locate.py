@@ -53,6 +53,13 @@ def hub_name(name: str) -> str | None:
     return hub_id(name) or (name if _is_hub_id(name) and not Path(name).exists() else None)
 
 
+def model_place(name: str | Path) -> str | Path:
+    """The path or address of what a user calls a model, for comparing places; nothing is read."""
+    if is_address(name) or isinstance(name, Path) or not _is_hub_id(name) or Path(name).exists():
+        return name
+    return f"hf://{name}"
+
+
 def _local(name: str | Path) -> Path | None:
     """The folder if it is one here, None for a hub id."""
     folder = Path(name).expanduser()

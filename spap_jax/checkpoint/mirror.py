@@ -6,6 +6,7 @@ run begins with it.
 """
 
 import contextlib
+import re
 import tarfile
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,8 +15,19 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 
-from spap_jax.checkpoint.resume import COPIES, DECIDED, LOCK, RUN, STEPS, Json, Unfinished, clear_folder, resume_folder
+from spap_jax.checkpoint.kept import (
+    COPIES,
+    DECIDED,
+    LOCK,
+    RUN,
+    STEPS,
+    check_resume_folder,
+    clear_folder,
+    resume_folder,
+)
+from spap_jax.checkpoint.resume import Json, Unfinished
 from spap_jax.models.decoder import Params
+from spap_jax.places import beside
 from spap_jax.remote import Folder, hub_id, is_address
 
 
@@ -23,11 +35,13 @@ def is_unfinished(output: str | Path) -> bool:
     """Whether a run into `output` was interrupted.
 
     Raises:
-        UserError: The output is at an address, and its store fails.
+        UserError: The output is at an address, and its store fails; or what is in the place of the folder in which a
+            run is kept is not one.
     """
+    check_resume_folder(output)
     if _in_store(output):
         return _copies(output).read(RUN) is not None
-    return resume_folder(output).exists()
+    return (resume_folder(output) / RUN).exists()
 
 
 def unfinished(
@@ -73,7 +87,7 @@ class Mirrored(Unfinished):
             clear_folder(self.folder)
             with quietly:
                 if not self.told:
-                    self._copies.clear()
+                    _clear(self._copies)
 
     def decide(self, what: Any) -> None:
         """Keeps what all the steps depend on, in both places."""
@@ -103,7 +117,7 @@ class Mirrored(Unfinished):
     def remove(self) -> None:
         """Removes everything, in both places."""
         super().remove()
-        self._copies.clear()
+        _clear(self._copies)
 
     def _bring(self, fresh: bool) -> None:
         clear_folder(self.folder, but=LOCK)
@@ -120,7 +134,7 @@ class Mirrored(Unfinished):
 
     def _begin(self) -> None:
         super()._begin()
-        self._copies.clear()
+        _clear(self._copies)
         self._copies.put({RUN: self.folder / RUN}, quietly=True)
 
     def _open(self) -> ocp.CheckpointManager:
@@ -154,10 +168,18 @@ def _in_store(output: str | Path) -> bool:
 
 
 def _copies(output: str | Path) -> Folder:
-    parent, _, name = str(output).rstrip("/").rpartition("/")
-    return Folder(f"{parent}/.{name}.resume")
+    return Folder(beside(output, "resume"))
+
+
+def _clear(copies: Folder) -> None:
+    """Removes what this module made, and the folder if nothing else is in it."""
+    ours = {RUN, DECIDED, *_archives(copies)}
+    if copies.files().keys() <= ours:
+        copies.clear()
+    else:
+        copies.remove(ours & copies.files().keys())
 
 
 def _archives(copies: Folder) -> dict[str, int]:
     """The names of the steps' archives, and their sizes."""
-    return {name: about["size"] for name, about in copies.files().items() if name.endswith(".tar")}
+    return {name: about["size"] for name, about in copies.files().items() if re.fullmatch(r"\d+\.tar", name)}

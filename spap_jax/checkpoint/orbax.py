@@ -32,7 +32,7 @@ def save_orbax(model: Model, folder: str | Path, overwrite: bool = False) -> Non
     Args:
         model: What to write.
         folder: Where.
-        overwrite: Whether a checkpoint that is there is replaced.
+        overwrite: Whether a folder that is there, and holds nothing but what this program wrote, is replaced.
 
     Raises:
         UserError: The place is taken, there is no room, or config.json has no place for what the config has.
@@ -40,7 +40,7 @@ def save_orbax(model: Model, folder: str | Path, overwrite: bool = False) -> Non
     from orbax.checkpoint import StandardCheckpointer
 
     needed = sum(array.nbytes for array in jax.tree.leaves(model.params))
-    with new_folder(folder, overwrite, needed) as partial:
+    with new_folder(folder, overwrite, needed, source=model.source.folder) as partial:
         copy_side_files(model.source.folder, partial)
         (partial / "config.json").write_bytes(written_config_text(model.source, model.config).encode("utf-8"))
         facts = {"name": model.source.name, "head_stored": model.source.head_stored}

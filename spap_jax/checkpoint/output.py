@@ -3,65 +3,92 @@
 What is to be at an address is made in a working folder on this machine first, in the same way, and then sent there.
 A process that is killed leaves its hidden folder `.NAME.partial-XXXXXXXX` behind; nothing reads it and it may
 be deleted. Where pruning can go on later (`resume.py`), the hidden folder is in that of what it goes on from.
+
+A folder that is replaced is first moved aside, to `.NAME.replaced-XXXXXXXX`. The next run into the same place puts it
+back if the process was killed before the new one was in place, and else removes what is left of it. Only files that
+this program wrote are ever removed (`written.py`).
 """
 
 import contextlib
 import errno
+import glob
 import os
 import secrets
 import shlex
 import shutil
+import tempfile
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from spap_jax.checkpoint.publish import check_place, check_replaceable, describes_model, publish
+from spap_jax.checkpoint.publish import check_place, publish
 from spap_jax.errors import UserError
 from spap_jax.hub import first_line
+from spap_jax.places import beside, check_apart, is_within, real_path
 from spap_jax.remote import hub_id, is_address, working_folder
+from spap_jax.written import check_replaceable, sort_files, write_manifest
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def check_output(path: str | Path, overwrite: bool = False, needed: int = 0) -> Path:
+def check_output(
+    path: str | Path,
+    overwrite: bool = False,
+    needed: int = 0,
+    *,
+    inputs: Mapping[str, str | Path | None],
+    begun: Callable[[], bool] | None = None,
+) -> Path:
     """The absolute path of an output folder, after checks that are worth making before hours of work.
 
     Args:
         path: Where the folder is to be: a path, or an address, whose folder is made on this machine first.
-        overwrite: Whether a checkpoint that is there may be replaced.
+        overwrite: Whether a folder that is there, and holds nothing but what this program wrote, may be replaced.
         needed: Bytes that will be written, if known.
+        inputs: What the output is made of, which it must not touch; see `check_apart`.
+        begun: Tells whether an interrupted run goes on, whose finished output may be there; it is asked once the name
+            is known to be usable.
 
     Raises:
-        UserError: Something is there that may not be replaced, the folder cannot be made, or the disk has no room.
+        UserError: The output would touch an input, something is there that may not be replaced, the folder cannot be
+            made, or the disk has no room.
     """
-    if is_address(path):
-        check_place(str(path), overwrite)
-        path, overwrite = working_folder(str(path)), True
-    target = Path(path).expanduser().resolve()
-    if target.exists():
-        _check_replaceable(target, overwrite)
-    _check_parent(target)
+    check_apart(path, inputs)
+    target = real_path(working_folder(str(path)) if is_address(path) else path)
+    _check_makeable(target)
     _check_room(target, needed)
+    _put_back(target)
+    if begun is None or not begun():
+        if is_address(path):
+            check_place(str(path), overwrite)
+        _check_replaceable(target, overwrite or is_address(path))
     return target
 
 
 @contextlib.contextmanager
 def new_folder(
-    path: str | Path, overwrite: bool = False, needed: int = 0, partial: Path | None = None
+    path: str | Path,
+    overwrite: bool = False,
+    needed: int = 0,
+    partial: Path | None = None,
+    *,
+    source: Path | None,
 ) -> Iterator[Path]:
     """Yields an empty folder that becomes `path` if the block ends well, and is removed if it raises.
 
     Args:
         path: Where the folder is to be: a path, or an address.
-        overwrite: Whether a checkpoint that is there may be replaced.
+        overwrite: Whether a folder that is there, and holds nothing but what this program wrote, may be replaced.
         needed: Bytes that will be written, if known.
-        partial: Its name until then, on the same disk, which nobody else uses; a new one beside it where absent.
+        partial: Its name until then, on the same disk, which nobody else uses; None takes a new one beside it.
+        source: The checkpoint folder that its content comes from, if it comes from one.
 
     Raises:
         UserError: See `check_output`; or the disk filled up while the block was writing, or the folder, which is then
             complete in its working folder, could not be sent to its address.
     """
-    target = check_output(path, overwrite, needed)
+    target = check_output(path, overwrite, needed, inputs={"the model": source})
     partial = partial or _beside(target, "partial")
     with _disk_errors(target, partial, needed):
         try:
@@ -69,6 +96,7 @@ def new_folder(
             _remove(partial)  # of a process that was killed
             partial.mkdir()
             yield partial
+            write_manifest(partial)
             _flush(partial)
             _put_in_place(partial, target, overwrite or is_address(path))
         except BaseException:
@@ -78,26 +106,34 @@ def new_folder(
         _send(target, str(path), overwrite)
 
 
-def is_checkpoint(folder: Path) -> bool:
-    """Whether a folder's config.json is that of a model."""
-    try:
-        return describes_model((folder / "config.json").read_bytes())
-    except OSError:
-        return False
-
-
 def _check_replaceable(target: Path, overwrite: bool) -> None:
+    """Refuses to replace what is in an output's place, if anything is, unless it was asked for and loses nothing."""
+    if not os.path.lexists(target):
+        return
+    if target.is_symlink():  # it was resolved, so this one leads back to itself
+        raise UserError(f"{target} is a link that leads nowhere: name another place.")
     if not target.is_dir():
         raise UserError(f"{target} is a file and the output is a folder: name another place.")
-    check_replaceable(target, overwrite, lambda: not any(target.iterdir()) or is_checkpoint(target))
+    if is_within(os.curdir, target):
+        raise UserError(
+            f"{target} is the folder that this command runs in, or contains it, so it cannot be replaced: name a new "
+            "folder in it, or run the command from another folder."
+        )
+    if target.is_mount():
+        raise UserError(f"{target} is a mounted disk, which cannot be replaced: name a new folder in it.")
+    check_replaceable(target, overwrite, sort_files(target)[1])
 
 
-def _check_parent(target: Path) -> None:
-    parent = next(folder for folder in target.parents if folder.exists())
+def _check_makeable(target: Path) -> None:
+    """Makes folders with the names that are needed, in a folder of their own, and removes them again."""
+    parent = next(folder for folder in target.parents if os.path.exists(folder))
     if not parent.is_dir():
         raise UserError(f"{target} cannot be made because {parent} is a file: name another place.")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise UserError(f"{target} cannot be made because {parent} is not writable: name another place.")
+    try:
+        with tempfile.TemporaryDirectory(prefix=".spap-", dir=parent) as probe:
+            Path(probe, _beside(target, "replaced").relative_to(parent)).mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{target} cannot be made in {parent} ({error.strerror}): name another place.") from error
 
 
 def _check_room(target: Path, needed: int) -> None:
@@ -137,7 +173,7 @@ def _is_full(error: Exception) -> bool:
 
 
 def _beside(target: Path, role: str) -> Path:
-    return target.with_name(f".{target.name}.{role}-{secrets.token_hex(4)}")
+    return Path(beside(target, f"{role}-{secrets.token_hex(4)}"))
 
 
 def _remove(folder: Path) -> None:
@@ -168,7 +204,7 @@ def _sync(path: Path) -> None:
 def _send(made: Path, address: str, overwrite: bool) -> None:
     """Sends a finished folder to its address, after which it is there alone."""
     try:
-        publish(made, address)
+        publish(made, address, overwrite)
     except UserError as error:
         place = hub_id(address) or address
         words = ["spap", "push", str(made), place, *["--overwrite"] * (overwrite and place == address)]
@@ -182,8 +218,8 @@ def _send(made: Path, address: str, overwrite: bool) -> None:
 def _put_in_place(partial: Path, target: Path, overwrite: bool) -> None:
     """Renames the finished folder onto its place; what was there is moved aside first and removed afterwards."""
     old = _beside(target, "replaced")
+    _check_replaceable(target, overwrite)  # something may have appeared there meanwhile
     if target.exists():
-        _check_replaceable(target, overwrite)  # something may have appeared there meanwhile
         target.rename(old)
     try:
         partial.rename(target)
@@ -192,7 +228,34 @@ def _put_in_place(partial: Path, target: Path, overwrite: bool) -> None:
             old.rename(target)
         raise
     _sync(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    for folder in _moved_aside(target):
+        _clear(folder)
+
+
+def _put_back(target: Path) -> None:
+    """Puts a folder back that a process moved aside and was then killed, before the new one was in its place."""
+    aside = [] if os.path.lexists(target) else _moved_aside(target)
+    if aside:
+        aside[-1].rename(target)
+
+
+def _moved_aside(target: Path) -> list[Path]:
+    """The folders that were in a place before, the latest last."""
+    found = target.parent.glob(f"{glob.escape(beside(target.name, 'replaced-'))}*")
+    return sorted(found, key=lambda folder: folder.stat().st_ctime_ns)
+
+
+def _clear(folder: Path) -> None:
+    """Removes the files that this program wrote, and the folder if nothing else is in it."""
+    with contextlib.suppress(OSError):  # what could not be removed is still there, as is said below
+        for name in sort_files(folder)[0]:
+            (folder / name).unlink()
+        for parent, _, _ in os.walk(folder, topdown=False):
+            os.rmdir(parent)
+    if folder.exists():
+        warnings.warn(
+            f"what was replaced could not be removed whole: delete {folder} if you do not need it.", stacklevel=2
+        )
 
 
 def _size(count: int) -> str:

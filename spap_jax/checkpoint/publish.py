@@ -1,19 +1,23 @@
 """Where a finished checkpoint is sent: to the Hugging Face Hub, or into a folder at an address.
 
 Stores rename nothing, so config.json goes there last, and first of all it is removed where a checkpoint is replaced: a
-folder that has one is complete. A folder that is not complete yet says so by a file of its own.
+folder that has one is complete. Before anything else the folder gets a manifest of its own: for each file that is sent
+its size, and for each that is there, or has arrived, a hash of what the store says of it. So what a later upload may
+replace is known at every moment, and files that are not in the manifest are never removed.
 """
 
+import hashlib
 import json
 import secrets
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from spap_jax.errors import UserError
 from spap_jax.hub import check_upload, upload
-from spap_jax.remote import Folder, hub_id, is_address
+from spap_jax.remote import About, Folder, hub_id, is_address
+from spap_jax.written import MANIFEST, check_replaceable, parse_manifest
 
-_CONFIG, _INCOMPLETE = "config.json", "incomplete"
+_CONFIG = "config.json"
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*")
 """Of another model, or in other shards, loaders would take them for the new ones."""
@@ -36,59 +40,31 @@ def check_place(address: str, overwrite: bool) -> None:
     parent, _, name = address.rstrip("/").rpartition("/")
     if parent.endswith(("/", ":")):
         raise UserError(f"{address} names no folder in a bucket: add one, as in {address.rstrip('/')}/pruned.")
-    place = Folder(address)
-    there = place.files()
-    if "" in there:
-        raise UserError(f"{address} is a file and the output is a folder: name another place.")
-    if _CONFIG in there or (there and _INCOMPLETE not in there):
-        check_replaceable(address, overwrite, lambda: describes_model(place.read(_CONFIG)))
+    _replaceable(Folder(address), overwrite)
     beside, probe = Folder(parent), f".{name}.{secrets.token_hex(4)}"
     beside.write(probe, b"")
     beside.remove([probe])
 
 
-def check_replaceable(place: str | Path, overwrite: bool, is_model: Callable[[], bool]) -> None:
-    """Refuses to replace what is there unless it is a checkpoint, and that is asked for.
-
-    Raises:
-        UserError: It may not be replaced.
-    """
-    if not overwrite:
-        raise UserError(f"{place} exists: name another folder, or pass --overwrite to replace it.")
-    if not is_model():
-        raise UserError(
-            f"{place} is not a model checkpoint (it has no config.json of a model), so it is not overwritten: "
-            "name another folder, or delete it yourself."
-        )
-
-
-def describes_model(content: bytes | None) -> bool:
-    """Whether the content of a config.json, if there is one, is that of a model."""
-    try:
-        config = json.loads(content or b"")
-    except ValueError:
-        return False
-    return isinstance(config, dict) and ("model_type" in config or "architectures" in config)
-
-
-def publish(folder: Path, address: str, *, private: bool = False) -> str:
+def publish(folder: Path, address: str, overwrite: bool, *, private: bool = False) -> str:
     """Sends a checkpoint, in place of what is there.
 
     Args:
         folder: The checkpoint; hidden files in it stay.
         address: hf://owner/name, or that of a folder.
+        overwrite: Whether a checkpoint in that folder may be replaced.
         private: Whether a new repository of the hub is shown to nobody else.
 
     Returns:
         Where it can be found.
 
     Raises:
-        UserError: The hub or the store fails.
+        UserError: The hub or the store fails, or something is there that may not be replaced.
     """
     files = files_of(folder)
     repo = hub_id(address)
     if repo is None:
-        _replace(Folder(address), files)
+        _replace(Folder(address), files, overwrite)
         return address
     card = files["README.md"].read_text(encoding="utf-8")
     card = card.replace('from_pretrained("PATH")', f'from_pretrained("{repo}")')
@@ -99,7 +75,7 @@ def publish(folder: Path, address: str, *, private: bool = False) -> str:
 def files_of(folder: Path) -> dict[str, Path]:
     """What is sent of a checkpoint, under the names relative to it."""
     names = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
-    return {name: file for name, file in names.items() if not name.startswith(".")}
+    return {name: file for name, file in names.items() if not name.startswith(".") and name != MANIFEST}
 
 
 def read_made(output: str | Path, name: str) -> bytes | None:
@@ -112,11 +88,47 @@ def read_made(output: str | Path, name: str) -> bytes | None:
         return None
 
 
-def _replace(place: Folder, files: dict[str, Path]) -> None:
+def _replaceable(place: Folder, overwrite: bool) -> dict[str, About]:
+    """The files that are there, all of which may be replaced.
+
+    Raises:
+        UserError: One of them may not.
+    """
     there = place.files()
-    place.write(_INCOMPLETE, b"")
+    if "" in there:
+        raise UserError(f"{place.address} is a file and the output is a folder: name another place.")
+    recorded = parse_manifest(place.read(MANIFEST)) if MANIFEST in there else {}
+    if recorded:
+        recorded[MANIFEST] = _told(there[MANIFEST])
+    others = sorted(name for name, about in there.items() if not _is_ours(about, recorded.get(name)))
+    if _CONFIG in there or others:  # else there is nothing, or what is left of an upload that did not end
+        check_replaceable(place.address, overwrite, others)
+    return there
+
+
+def _is_ours(about: About, recorded: Any) -> bool:
+    """Whether a file is one that was sent, or a part of one."""
+    known = recorded if isinstance(recorded, list) else [recorded]
+    return _told(about) in known or any(isinstance(size, int) and about["size"] <= size for size in known)
+
+
+def _told(about: About) -> str:
+    return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _replace(place: Folder, files: dict[str, Path], overwrite: bool) -> None:
+    there = _replaceable(place, overwrite)
+    known: dict[str, list[Any]] = {name: [_told(about)] for name, about in there.items() if name != MANIFEST}
+    for name, file in files.items():
+        known.setdefault(name, []).append(file.stat().st_size)
+    _record(place, known)
     place.remove({_CONFIG} & there.keys())
-    place.remove(there.keys() - files.keys() - {_CONFIG, _INCOMPLETE})
+    place.remove(there.keys() - files.keys() - {_CONFIG, MANIFEST})
     place.put({name: file for name, file in files.items() if name != _CONFIG})
     place.put({_CONFIG: files[_CONFIG]})
-    place.remove([_INCOMPLETE])
+    arrived = place.files()
+    _record(place, {name: _told(arrived[name]) for name in files})
+
+
+def _record(place: Folder, files: dict[str, Any]) -> None:
+    place.write(MANIFEST, json.dumps(files, indent=1).encode())

@@ -28,20 +28,21 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict
 from orbax.checkpoint import checkpoint_managers
 
+from spap_jax.checkpoint.kept import (
+    DECIDED,
+    LOCK,
+    NEW,
+    OUTPUT,
+    RUN,
+    STEPS,
+    check_resume_folder,
+    clear_folder,
+    resume_folder,
+)
 from spap_jax.errors import UserError
 from spap_jax.models.decoder import Params
-from spap_jax.remote import is_address, working_folder
 
 Json = dict[str, Any]
-
-RUN, DECIDED, STEPS, COPIES, LOCK, _OUTPUT = "run.json", "decided.json", "steps", "copies", "lock", "output"
-_NEW = ".new"
-
-
-def resume_folder(output: str | Path) -> Path:
-    """Where on this machine a run into `output` keeps what it has done."""
-    target = working_folder(str(output)) if is_address(output) else Path(output).expanduser().resolve()
-    return target.with_name(f".{target.name}.resume")
 
 
 class Unfinished:
@@ -65,8 +66,9 @@ class Unfinished:
             fresh: Whether to discard what an earlier run left.
 
         Raises:
-            UserError: Another process is at it, or what is there belongs to another run.
+            UserError: Another process is at it, or what is there belongs to another run or to none.
         """
+        check_resume_folder(output)
         self.folder = resume_folder(output)
         self._run, self._blocks, self._together = dict(run), blocks, together
         self._kept = blocks + together - 1  # steps that go together take the places of others with the last of them
@@ -120,7 +122,7 @@ class Unfinished:
     @property
     def output(self) -> Path:
         """Where the output is to be written until it is complete."""
-        return self.folder / _OUTPUT
+        return self.folder / OUTPUT
 
     @property
     def name(self) -> str:
@@ -163,7 +165,7 @@ class Unfinished:
     def drop_steps(self) -> None:
         """Removes all but the name of the run, whose output is in its place while the command has others to make."""
         self._manager.wait_until_finished()
-        for name in (STEPS, _OUTPUT):
+        for name in (STEPS, OUTPUT):
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def forget(self) -> None:
@@ -230,7 +232,7 @@ class Unfinished:
 
 def _write(path: Path, what: Any) -> None:
     """A file of JSON, complete or absent."""
-    written = path.with_name(f"{path.name}{_NEW}")
+    written = path.with_name(f"{path.name}{NEW}")
     with written.open("w", encoding="utf-8") as file:
         json.dump(what, file, indent=1)
         file.flush()
@@ -284,17 +286,3 @@ def _locked(folder: Path) -> int:
     except OSError:  # some network file systems have no locks
         pass
     return handle
-
-
-def clear_folder(folder: Path, but: str | None = None) -> None:
-    """Removes what this module makes, and the folder if nothing else is in it."""
-    for name in (STEPS, COPIES, _OUTPUT, RUN, RUN + _NEW, DECIDED, DECIDED + _NEW, LOCK):
-        path = folder / name
-        if name == but:
-            continue
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        folder.rmdir()

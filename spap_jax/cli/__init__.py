@@ -1,42 +1,39 @@
 """The command line: ``spap plan | prune | finetune | eval | bench | report | convert | push | doctor``."""
 
+import contextlib
 import sys
 from collections.abc import Sequence
 
-from cyclopts import CycloptsError
-
 from spap_jax import memory
-from spap_jax.errors import UserError
+from spap_jax.errors import naming_flags
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command.
 
     Args:
-        arguments: Words of the command line; those of the process where absent.
+        arguments: Words of the command line; None takes those of the process.
 
     Returns:
-        The exit code: 0 for success, 2 for something the person can mend (one sentence on standard error). One of
-        several processes does not return from an error, but ends.
+        The exit code: 0 for success, 2 for something that the user can put right, 1 for a fault of this program; errors
+        are one sentence on standard error. One of several processes does not return from an error, but ends.
     """
-    from spap_jax.cli import processes
+    from spap_jax.cli import failures, processes, streams
     from spap_jax.cli.app import launch
     from spap_jax.cli.console import notices
 
+    words = sys.argv[1:] if arguments is None else list(arguments)
     memory.return_large_buffers()
-    try:
-        with notices():
-            launch(sys.argv[1:] if arguments is None else list(arguments))
-        return 0
-    except (UserError, CycloptsError) as error:
-        code, said = 2, str(error)
-    except KeyboardInterrupt:
-        code, said = 130, "interrupted; no unfinished output is left."
-    except Exception as error:
-        if not processes.of_several():
-            raise
-        code, said = processes.why(error)
-    print(f"spap: {said}", file=sys.stderr)
+    with naming_flags():
+        try:
+            with notices():
+                launch(words)
+            streams.check_results()
+            return 0
+        except (Exception, KeyboardInterrupt) as error:
+            code, sentence = failures.failure(error, words)
+    with contextlib.suppress(OSError):  # standard error may be what is full
+        print(f"spap: {sentence}", file=sys.stderr)
     if processes.of_several():
         processes.leave(code)
     return code

@@ -1,9 +1,10 @@
 """The commands and what they share: help, and settings from a TOML file."""
 
 import tomllib
-from collections.abc import Iterable
+import traceback
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from cyclopts import App, ArgumentCollection, Parameter, validators
 from cyclopts.config import Dict
@@ -20,6 +21,7 @@ from spap_jax.cli.plan import plan
 from spap_jax.cli.prune import prune
 from spap_jax.cli.push import push
 from spap_jax.cli.report import report
+from spap_jax.cli.streams import pages
 from spap_jax.errors import UserError
 
 
@@ -49,6 +51,7 @@ app = _Commands(
     help="Make a language model smaller and faster without retraining: remove MLP channels of LLaMA, Qwen2.5 and OPT "
     "checkpoints, recover the weights of the rest, and write a checkpoint that stock tools load.",
     help_format="markdown",
+    console=pages,
     help_epilogue="The terms are explained in docs/glossary.md.",
     # What is off unless asked for needs no --no-.
     default_parameter=Parameter(negative=(), show_default=default_words),
@@ -70,14 +73,22 @@ def launcher(
         ),
     ] = None,
     help_all: Annotated[bool, Parameter(help="Show all options of the command.", group=EVERY_COMMAND)] = False,
+    debug: Annotated[
+        bool, Parameter(help="Show the traceback of an error before its sentence.", group=EVERY_COMMAND)
+    ] = False,
 ) -> None:
     """Reads --config before the command's own options, which take precedence."""
-    if help_all:
-        app.help_print(words, everything=True)
-        return
-    if config is not None:
-        app.config = (_Options(config),)
-    app(words, exit_on_error=False, print_error=False, result_action="return_value")
+    try:
+        if help_all:
+            app.help_print(words, everything=True)
+            return
+        if config is not None:
+            app.config = (_Options(config), *app.config)
+        app(words, exit_on_error=False, print_error=False, result_action="return_value")
+    except BaseException:
+        if debug:
+            traceback.print_exc()
+        raise
 
 
 class _Options:
@@ -97,6 +108,32 @@ class _Options:
         Dict(options, source=str(self.file))(app, commands, arguments)
 
 
+def _refuse_fractions(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Refuses what is not a whole number where an option takes one: the library would round 8.5 to 8.
+
+    Every command calls this once its words and its file have been read, before they become numbers.
+
+    Raises:
+        UserError: a value is not a whole number.
+    """
+    for argument in arguments:
+        if int in (argument.hint, *get_args(argument.hint)):
+            for token in argument.tokens:
+                if not _is_whole(token.value):
+                    source = "" if token.source == "cli" else f" as in {token.source}"
+                    raise UserError(
+                        f'{argument.name} takes a whole number, not "{token.value}"{source}: write it in digits.'
+                    )
+
+
+def _is_whole(word: str) -> bool:
+    try:
+        int(word)
+    except ValueError:
+        return False
+    return True
+
+
 def _read_toml(file: Path) -> dict[str, Any]:
     """Raises UserError where a file is not TOML; the library's own message does not name the file."""
     try:
@@ -107,5 +144,11 @@ def _read_toml(file: Path) -> dict[str, Any]:
 
 def launch(words: list[str]) -> None:
     """Runs the command that the words name."""
-    app.config = ()  # forgets the file of an earlier call in this process
+    app.config = (_refuse_fractions,)  # forgets the file of an earlier call in this process
     app.meta(words, exit_on_error=False, print_error=False, result_action="return_value")
+
+
+def option_names(words: Sequence[str]) -> set[str]:
+    """The options, such as "--seed", of the command that the words of a command line name; none without a command."""
+    commands, _, _ = app.parse_commands(list(words))
+    return {name for argument in app[commands].assemble_argument_collection() for name in argument.names}

@@ -50,7 +50,7 @@ def bench(
 
     if min(batch, prompt, new, repeats) < 1:
         raise UserError("--batch, --prompt, --new and --repeats must be at least 1: give positive numbers.")
-    check_place(json)
+    check_place(json, "spap bench")
     names = [model] + ([other] if other else [])
     fetch_models(*names)
     with waiting(f"reading {' and '.join(names)}"):
@@ -65,7 +65,7 @@ def bench(
     result = _result(names, models, speeds, work)
     _show(result)
     if json is not None:
-        write_json(json, result)
+        write_json(json, "spap bench", result)
 
 
 def _result(names: list[str], models: "list[Model]", speeds: "list[Speed]", work: "Workload") -> dict[str, Any]:

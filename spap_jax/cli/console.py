@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich import box
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -19,6 +18,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from spap_jax.cli.streams import err, out
 from spap_jax.errors import Notice
 from spap_jax.quantities import bytes_text, change_text, count_text
 
@@ -38,10 +38,6 @@ __all__ = [
     "training_progress",
     "waiting",
 ]
-
-# No markup: a folder's name may have brackets. Lines are not wrapped: a path in pieces cannot be copied.
-out = Console(highlight=False, markup=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager

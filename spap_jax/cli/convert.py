@@ -27,11 +27,12 @@ def convert(
             absent.
         to: Format to write.
         dtype: Data type of the weights, with --to huggingface. By default that of the source, which Orbax always keeps.
-        overwrite: Replace the output if it is a checkpoint.
+        overwrite: Replace the output, if it holds only files that spap wrote and that have not been changed since.
     """
     from spap_jax import checkpoint
     from spap_jax.cli.console import err, waiting
     from spap_jax.cli.downloads import fetch_models
+    from spap_jax.cli.inputs import inputs
     from spap_jax.errors import UserError
     from spap_jax.remote import hub_id, is_address
 
@@ -41,7 +42,7 @@ def convert(
         raise UserError(
             "spap convert makes no model card, which a model on the hub should have: name a folder for --output."
         )
-    checkpoint.check_output(output, overwrite)
+    checkpoint.check_output(output, overwrite, inputs=inputs(model))
     fetch_models(model)
     with waiting(f"reading {model}"):
         loaded = checkpoint.load(model)

@@ -56,7 +56,7 @@ def evaluate(
         raise UserError("--sequence-length and --sequences go with --data, --task-path and --limit with --tasks.")
     if batch_tokens < 1 or (limit is not None and limit < 1):
         raise UserError("--batch-tokens and --limit must be at least 1: give positive numbers.")
-    check_place(json)
+    check_place(json, "spap eval")
     fetch_models(model)
     fetch_data(data)
     if data is not None:
@@ -66,7 +66,7 @@ def evaluate(
 
         result = measure_tasks(model, str(tasks), task_path, limit, batch_tokens)
     if json is not None:
-        write_json(json, result)
+        write_json(json, "spap eval", result)
 
 
 def _measure_perplexity(

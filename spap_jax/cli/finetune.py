@@ -63,7 +63,7 @@ def finetune(
         eval: Text on which to measure perplexity before and after training; the same kinds as --data.
         sequences: Number of sequences drawn from the data, those that are held out included.
         sequence_length: Tokens in each sequence. By default as many as the model's positions allow, at most 2048.
-        overwrite: Replace the output if it is a checkpoint.
+        overwrite: Replace the output, if it holds only files that spap wrote and that have not been changed since.
         resume: Go on with an interrupted run of the same command. --no-resume discards what it has done and starts
             over.
         devices: Number of devices to use. By default all, but only one of a CPU's.
@@ -77,9 +77,11 @@ def finetune(
     import jax
 
     from spap_jax import checkpoint, memory
+    from spap_jax.checkpoint.kept import check_resume_folder
     from spap_jax.checkpoint.mirror import unfinished
     from spap_jax.cli.console import err, out, training_progress, waiting
     from spap_jax.cli.downloads import fetch_data, fetch_models
+    from spap_jax.cli.inputs import inputs
     from spap_jax.cli.stopping import stopping
     from spap_jax.cli.unfinished import telling
     from spap_jax.devices import join, leads, sharing
@@ -90,7 +92,8 @@ def finetune(
     from spap_jax.training.run import run
     from spap_jax.training.train import check
 
-    checkpoint.check_output(output, overwrite)
+    checkpoint.check_output(output, overwrite, inputs=inputs(model, teacher, data, eval))
+    check_resume_folder(output)
     join(coordinator, processes, process_id)
     out.quiet = err.quiet = not leads()
     fetch_models(model, teacher)

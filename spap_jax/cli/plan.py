@@ -61,7 +61,7 @@ def plan(
 
     if sequences < 1:
         raise UserError("--sequences must be at least 1: give a positive number.")
-    check_place(json)
+    check_place(json, "spap plan")
     meshes = [mesh_named(name).shared_among(model_devices) for name in ((mesh,) if mesh else MESHES)]
     with console.waiting(f"reading the config of {model}"):
         config, weight_bytes = checkpoint.read_config(checkpoint.locate_config(model), model)
@@ -76,7 +76,7 @@ def plan(
     if json is not None:
         described = {"model": model, "sequences": sequences, "sequence_length": request.length}
         described |= {"settings": asdict(settings), "weight_bytes": weight_bytes}
-        write_json(json, described | {"plans": [as_values(each) for each in plans]})
+        write_json(json, "spap plan", described | {"plans": [as_values(each) for each in plans]})
 
 
 def _show(planned: "Plan") -> None:

@@ -7,7 +7,6 @@ when JAX ends them and says why.
 
 import os
 import sys
-import traceback
 
 from spap_jax.cli.stopping import STOPPED
 from spap_jax.hub import first_line
@@ -25,15 +24,27 @@ def of_several() -> bool:
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
-def why(error: Exception) -> tuple[int, str]:
-    """The exit code of a process that ends by an error which nobody has foreseen, and what it says."""
+def prefix() -> str:
+    """What the sentence of one of several processes begins with; nothing where there is one process."""
+    if not of_several():
+        return ""
     import jax
 
-    me = f"process {jax.process_index()} of {jax.process_count()}"
-    if isinstance(error, jax.errors.JaxRuntimeError) and any(word in str(error).lower() for word in _LOST):
-        advice = "what it said tells why. The same command in all of them goes on from what is kept."
-        return STOPPED, f"{me} ends because another one is gone ({first_line(error)}): {advice}"
-    return 1, f"{me} ends by an error that is none of yours:\n{''.join(traceback.format_exception(error))}"
+    return f"process {jax.process_index()} of {jax.process_count()}: "
+
+
+def loss(error: BaseException) -> tuple[int, str] | None:
+    """The exit code and the sentence of a process whose error means that another one is gone; None for other errors."""
+    if not of_several():
+        return None
+    import jax
+
+    if not isinstance(error, jax.errors.JaxRuntimeError) or not any(word in str(error).lower() for word in _LOST):
+        return None
+    return STOPPED, (
+        f"{prefix()}it ends because another one is gone ({first_line(error)}): what that one said tells why. The same "
+        "command in all of them goes on from what is kept."
+    )
 
 
 def leave(code: int) -> None:

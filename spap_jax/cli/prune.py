@@ -59,7 +59,7 @@ def prune(
         eval: Text on which to measure perplexity before and after pruning; the same kinds as --data.
         sequences: Number of sequences drawn from the data.
         sequence_length: Tokens in each sequence. By default as many as the model's positions allow, at most 2048.
-        overwrite: Replace the output if it is a checkpoint.
+        overwrite: Replace the output, if it holds only files that spap wrote and that have not been changed since.
         resume: Go on with an interrupted run of the same command. --no-resume discards what it has done and starts
             over.
         dtype: Data type of the weights that are written. By default that of the source.
@@ -75,6 +75,7 @@ def prune(
     from spap_jax.checkpoint.mirror import is_unfinished
     from spap_jax.cli.console import err, out, waiting
     from spap_jax.cli.downloads import fetch_data, fetch_models
+    from spap_jax.cli.inputs import inputs
     from spap_jax.cli.prune_run import follow, lead
     from spap_jax.cli.stopping import stopping
     from spap_jax.devices import join, leads, sharing
@@ -84,8 +85,8 @@ def prune(
 
     wanted = runs(output, sparsity, settings)
     for run in wanted:
-        if not (resume and is_unfinished(run.output)):  # else its output may be there, and be this command's
-            checkpoint.check_output(run.output, overwrite)
+        begun = functools.partial(is_unfinished, run.output) if resume else None
+        checkpoint.check_output(run.output, overwrite, inputs=inputs(model, None, data, eval), begun=begun)
     join(coordinator, processes, process_id)
     out.quiet = err.quiet = not leads()
     with stopping() as before_end:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, NamedTuple
 from cyclopts import Parameter
 
 from spap_jax.errors import UserError
+from spap_jax.places import check_name
 from spap_jax.settings import PruneSettings
 
 
@@ -43,8 +44,9 @@ def runs(output: str, sparsities: Sequence[float], settings: PruneSettings) -> l
     """The runs that a command asks for: one into ``output``, or several into folders in it.
 
     Raises:
-        UserError: a sparsity is out of range or is given twice.
+        UserError: a sparsity is out of range or is given twice, or the output has no name.
     """
+    check_name(output)
     if len(set(sparsities)) < len(sparsities):
         raise UserError(f"--sparsity {','.join(map(str, sparsities))} names a sparsity twice: name each once.")
     chosen = [settings.replace(sparsity=sparsity) for sparsity in sparsities]

@@ -36,7 +36,7 @@ class Given(NamedTuple):
         judged: What perplexity is measured on, if on anything.
         before: The dense model's perplexity on that.
         dtype: Data type of the weights written; the source's where absent.
-        overwrite: Whether to replace what is in the outputs' places.
+        overwrite: Whether to replace outputs that are there.
         choices: What the runs share in the parallel schedule.
     """
 
@@ -69,6 +69,7 @@ def lead(run: PruneRun, given: Given, fresh: bool, before_end: list[Callable[[],
         if done is None:
             console.err.print(f"{run.output} was made before the interruption")
             return kept
+        checkpoint.check_output(run.output, given.overwrite, inputs={})  # not done before where a run goes on
         narrow = _narrow(run.settings, given, kept)
         with checkpoint.Writer(
             run.output, narrow, reader.source, reader.dtypes,

@@ -17,11 +17,13 @@ def push(folder: Path, to: str, /, *, private: bool = False, overwrite: bool = F
         folder: Checkpoint as spap prune or spap finetune writes it.
         to: Repository, as owner/name, or an address such as gs://bucket/pruned.
         private: Make a new repository private.
-        overwrite: Replace a checkpoint at an address. A repository's earlier files stay in its history in any case.
+        overwrite: Replace what is at an address, if spap sent all of it and nothing has changed since. A repository of
+            the hub keeps earlier files in its history in any case.
     """
     from spap_jax.checkpoint.publish import check_place, files_of, publish
     from spap_jax.cli.console import bytes_text, err, out
     from spap_jax.errors import UserError
+    from spap_jax.places import check_apart
     from spap_jax.remote import hub_id, is_address
 
     address = to if is_address(to) else f"hf://{to}"
@@ -34,8 +36,9 @@ def push(folder: Path, to: str, /, *, private: bool = False, overwrite: bool = F
             f"{folder} has no {' and no '.join(missing)}: name a folder that spap prune or spap finetune wrote."
         )
     if not hub_id(address):
+        check_apart(address, {"the checkpoint": folder})
         check_place(address, overwrite)
     files = files_of(folder)
     size = sum(file.stat().st_size for file in files.values())
     err.print(f"uploading {len(files)} files, {bytes_text(size)}, to {to} ...")
-    out.print(publish(folder, address, private=private))
+    out.print(publish(folder, address, overwrite, private=private))

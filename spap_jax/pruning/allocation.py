@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spap_jax import devices
-from spap_jax.errors import UserError
+from spap_jax.errors import UserError, option
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.numerics import full_precision, storage
@@ -82,27 +82,28 @@ def check_allocation(config: DecoderConfig, settings: PruneSettings, sharers: in
     """
     chosen = settings.allocation == "global"
     if chosen or config.widths:
-        words = "--allocation global gives layers" if chosen else "the layers of this model have"
+        words = f"{option('allocation', 'global')} gives layers" if chosen else "the layers of this model have"
         if settings.schedule == "parallel":
             raise UserError(
-                f"{words} widths of their own, and --schedule parallel solves layers of one width at once: use "
-                "--schedule sequential."
+                f"{words} widths of their own, and {option('schedule', 'parallel')} solves layers of one width "
+                f"at once: use {option('schedule', 'sequential')}."
             )
         if sharers > 1:
             raise UserError(
-                f"{words} widths of their own, and --model-devices divides layers of one width: leave it out."
+                f"{words} widths of their own, and {option('model_devices')} divides layers of one width: leave it out."
             )
     if not chosen:
         return
     if config.widths:
         raise UserError(
-            "the layers of this model differ in width already, and --allocation global starts from one width: use "
-            "--allocation uniform, which removes the same fraction of each layer's channels."
+            f"the layers of this model differ in width already, and {option('allocation', 'global')} starts from one "
+            f"width: use {option('allocation', 'uniform')}, which removes the same fraction of each layer's channels."
         )
     if len(_candidates(config, settings)) == 1:
         raise UserError(
             f"nothing to choose: the widths of layers with {config.intermediate} channels, rounded to a multiple of "
-            f"{settings.round_to}, are too few; lower --round-to or use --allocation uniform."
+            f"{settings.round_to}, are too few; lower {option('round_to')} or use "
+            f"{option('allocation', 'uniform')}."
         )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from spap_jax import devices, memory
 from spap_jax.baselines import update_used
-from spap_jax.errors import UserError
+from spap_jax.errors import UserError, option
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params, with_channels
 from spap_jax.models.registry import FAMILIES
@@ -41,8 +41,9 @@ def pruned_config(config: DecoderConfig, settings: PruneSettings) -> DecoderConf
     for kept, width in zip(keep, config.layer_widths, strict=True):
         if kept == width:
             raise UserError(
-                f"nothing to remove: sparsity {settings.sparsity} of {width} channels, rounded to a multiple "
-                f"of {settings.round_to}, keeps all of them; raise --sparsity or lower --round-to."
+                f"nothing to remove: {option('sparsity', settings.sparsity)} of {width} channels, rounded to a "
+                f"multiple of {settings.round_to}, keeps all of them; raise {option('sparsity')} or lower "
+                f"{option('round_to')}."
             )
     added = update_used(settings) == "bias"
     narrow = dataclasses.replace(config.with_widths(keep), mlp_bias=config.mlp_bias or added)
@@ -55,9 +56,10 @@ def _kept_kv_heads(config: DecoderConfig, sparsity: float) -> int:
     keep = reduce.kept_width(config.kv_heads, sparsity, 1)
     FAMILIES[config.family].check_heads(config, keep)
     if keep == config.kv_heads:
-        advice = "leave --attention-sparsity out" if keep == 1 else "raise --attention-sparsity"
+        name = option("attention_sparsity")
+        advice = f"leave {name} out" if keep == 1 else f"raise {name}"
         raise UserError(
-            f"nothing to remove: attention sparsity {sparsity} of {keep} key/value "
+            f"nothing to remove: {option('attention_sparsity', sparsity)} of {keep} key/value "
             f"{'head' if keep == 1 else 'heads'}, rounded, keeps all of them; {advice}."
         )
     return keep

@@ -13,7 +13,7 @@ import numpy as np
 
 from spap_jax.data import TokenBlocks
 from spap_jax.devices import from_leader, leads
-from spap_jax.errors import UserError
+from spap_jax.errors import UserError, option
 from spap_jax.evaluation.generation import generate
 from spap_jax.model import Model
 from spap_jax.pruning.report import data_account
@@ -48,7 +48,7 @@ def sample(
     length = tokens.shape[1]
     prompt = max(1, length // PROMPT)
     if length < 2:
-        raise UserError("sequences of one token leave nothing to write: give longer ones, or --sampled 0.")
+        raise UserError(f"sequences of one token leave nothing to sample: give longer ones, or {option('sampled', 0)}.")
     parts = [tokens[:, start : start + prompt] for start in range(0, length - prompt + 1, prompt)]
     prompts = np.concatenate([parts[time % len(parts)] for time in range(times)])
     size = at_once(len(prompts), length)

@@ -10,6 +10,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from spap_jax.reporting.style import DPI, LIGHT, SETTINGS, themed
+from spap_jax.reporting.write import COMMAND
 
 
 @contextmanager
@@ -33,5 +34,5 @@ def svg(figure: Figure, prefix: str) -> str:
 def png(figure: Figure) -> bytes:
     """A PNG on the light page's colour."""
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=DPI, facecolor=LIGHT["page"], metadata={"Software": None})
+    figure.savefig(file, format="png", dpi=DPI, facecolor=LIGHT["page"], metadata={"Software": COMMAND})
     return file.getvalue()

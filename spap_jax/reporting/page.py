@@ -15,6 +15,7 @@ from spap_jax.reporting.comparison import comparisons
 from spap_jax.reporting.figures import Plot, plots
 from spap_jax.reporting.read import Run, Trained
 from spap_jax.reporting.style import DARK, LIGHT
+from spap_jax.reporting.write import COMMAND
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ def render(runs: Sequence[Run]) -> tuple[str, dict[str, bytes]]:
         side_by_side=tables.side_by_side(runs) if compared else None,
         compared=compared,
         sections=[_section(run, drawn) for run, drawn in zip(runs, own, strict=True)],
+        command=COMMAND,
         light=LIGHT,
         dark=DARK,
     )

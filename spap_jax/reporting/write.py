@@ -6,20 +6,28 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from spap_jax.errors import UserError
+from spap_jax.errors import UserError, option
+from spap_jax.places import real_path
+from spap_jax.written import check_file
+
+COMMAND = "spap report"
+"""What a page and its plots name as the program that wrote them."""
 
 
 def check_places(places: list[Path], overwrite: bool) -> None:
     """Looks whether files may be written there.
 
     Raises:
-        UserError: a folder, or a file that may not be replaced, is in one of the places.
+        UserError: a folder, or a file that may not be replaced, is in one of the places. A file that `spap report` did
+            not write may never be replaced.
     """
     for place in places:
-        if place.is_dir():
+        if os.path.isdir(place):
             raise UserError(f"{place} is a folder: name a file.")
-        if place.exists() and not overwrite:
-            raise UserError(f"{place} exists: name another place, or pass --overwrite to replace it.")
+        if os.path.exists(place) and not overwrite:
+            way = f"pass {option('overwrite', True)} to replace it"
+            raise UserError(f"{place} exists: name another place, or {way}.")
+        check_file(place, COMMAND)
 
 
 def write_all(files: Mapping[Path, bytes], overwrite: bool) -> None:
@@ -27,12 +35,13 @@ def write_all(files: Mapping[Path, bytes], overwrite: bool) -> None:
 
     Args:
         files: Contents by place; folders are made where they are missing.
-        overwrite: Whether files that are there may be replaced.
+        overwrite: Whether files that are there, and that `spap report` wrote, may be replaced.
 
     Raises:
         UserError: something is in a place that may not be replaced, or a file cannot be written.
     """
     check_places(list(files), overwrite)
+    files = {real_path(place): content for place, content in files.items()}  # links stay what they are
     partial = {place: place.with_name(f".{place.name}.partial-{secrets.token_hex(4)}") for place in files}
     place = next(iter(files))
     try:

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from spap_jax import devices
-from spap_jax.errors import UserError
+from spap_jax.errors import UserError, option
 from spap_jax.evaluation.perplexity import check_length
 from spap_jax.model import Model
 from spap_jax.models.config import DecoderConfig
@@ -137,7 +137,7 @@ def check(model: Model, tokens: np.ndarray, teacher: Model | None, settings: Fin
     if len(tokens) < 2 or tokens.shape[1] < 2:
         raise UserError(
             f"training needs at least two sequences of at least two tokens, one of them to judge by, not "
-            f"{len(tokens)} of {tokens.shape[1]}: give more --sequences, or longer ones."
+            f"{len(tokens)} of {tokens.shape[1]}: give more sequences, or longer ones."
         )
     check_length(model.config, tokens.shape[1])
     if teacher is None:
@@ -284,4 +284,4 @@ def _check_finite(loss: float, step: int) -> None:
         return
     if step == 0:
         raise UserError("the model's loss on the held-out sequences is not finite: its weights are damaged.")
-    raise UserError(f"the loss is no longer finite after {step} steps: give a smaller --learning-rate.")
+    raise UserError(f"the loss is no longer finite after {step} steps: give a smaller {option('learning_rate')}.")

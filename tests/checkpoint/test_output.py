@@ -1,7 +1,6 @@
 """An output folder is complete or absent, whatever happens."""
 
 import contextlib
-import json
 import os
 import resource
 import shutil
@@ -58,8 +57,8 @@ def left(folder: Path) -> list[str]:
 def test_an_existing_folder_is_refused_before_any_work(model: Model, tmp_path: Path):
     save(model, tmp_path / "out")
     before = raw_tensors(tmp_path / "out")
-    with pytest.raises(UserError, match=r"out exists: name another folder, or pass --overwrite"):
-        check_output(tmp_path / "out")
+    with pytest.raises(UserError, match=r"out exists: name another folder, or pass overwrite=True to replace it"):
+        check_output(tmp_path / "out", inputs={})
     with pytest.raises(UserError, match=r"out exists"):
         Writer(tmp_path / "out", model.config, model.source, dtypes(model)).__enter__()
     with pytest.raises(UserError, match=r"out exists"):
@@ -77,26 +76,6 @@ def test_overwrite_replaces_the_whole_folder(model: Model, tmp_path: Path):
     assert left(tmp_path) == ["out"]
 
 
-def test_a_model_may_be_written_over_its_own_source(tmp_path: Path):
-    folder = write("llama", tmp_path / "in")
-    before = raw_tensors(folder)
-    save(load(folder), folder, overwrite=True)
-    assert raw_tensors(folder) == before
-    assert (folder / "tokenizer.json").exists()
-
-
-@pytest.mark.parametrize("content", [None, {}, {"name": "a web page"}, ["model_type"]])
-def test_what_is_not_a_checkpoint_is_never_overwritten(content: object, model: Model, tmp_path: Path):
-    home = tmp_path / "home"
-    home.mkdir()
-    (home / "letter.txt").write_text("dear")
-    if content is not None:
-        (home / "config.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"home is not a model checkpoint .* delete it yourself"):
-        save(model, home, overwrite=True)
-    assert (home / "letter.txt").read_text() == "dear"
-
-
 def test_an_empty_folder_is_overwritten_and_a_file_is_not(model: Model, tmp_path: Path):
     (tmp_path / "empty").mkdir()
     save(model, tmp_path / "empty", overwrite=True)
@@ -109,7 +88,7 @@ def test_an_empty_folder_is_overwritten_and_a_file_is_not(model: Model, tmp_path
 
 def test_a_folder_that_appears_meanwhile_is_kept(tmp_path: Path):
     def write_slowly() -> None:
-        with new_folder(tmp_path / "out"):
+        with new_folder(tmp_path / "out", source=None):
             (tmp_path / "out").mkdir()
             (tmp_path / "out" / "theirs").write_text("x")
 
@@ -147,7 +126,7 @@ def test_an_error_midway_removes_the_folder_and_passes(raised: type[BaseExceptio
 
 def test_a_full_disk(small_disk: Path):
     def fill() -> None:
-        with new_folder(small_disk / "out") as partial:
+        with new_folder(small_disk / "out", source=None) as partial:
             (partial / "half").write_bytes(bytes(100_000))
             (partial / "rest").write_bytes(bytes(300_000))
 
@@ -190,7 +169,7 @@ def test_a_disk_that_fills_up_while_orbax_writes(model: Model, tmp_path: Path):
 
 def test_a_disk_without_room_is_seen_before_any_work(tmp_path: Path):
     with pytest.raises(UserError, match=r"the disk of .* has .* free and out needs 1000000000\.0 GB"):
-        check_output(tmp_path / "out", needed=10**18)
+        check_output(tmp_path / "out", needed=10**18, inputs={})
     assert left(tmp_path) == []
 
 
@@ -293,7 +272,7 @@ def test_side_files(tmp_path: Path):
     save(model, tmp_path / "out", files={"README.md": "new", "LICENSE.txt": "other"})
     always = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}
     copied = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")}
-    assert copied | {"NOTICE"} == ours | always | {"README.md"}
+    assert copied | {"NOTICE"} == ours | always | {"README.md", "spap_files.json"}
     assert (tmp_path / "out" / "NOTICE").read_text() == "NOTICE"
     assert (tmp_path / "out" / "README.md").read_text() == "new"
     assert (tmp_path / "out" / "LICENSE.txt").read_text() == "other"

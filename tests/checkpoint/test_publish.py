@@ -48,9 +48,11 @@ def test_it_arrives_as_it_would_be_here_with_the_config_last(store: type[stores.
     save(model, tmp_path / "out")
     save(model, OUT, files={"spap_report.json": "{}"})
     here = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
-    assert there() == here | {"spap_report.json": b"{}"}
-    files = [path for what, path in store.done if what == "put" and "/out/" in path and not path.endswith("incomplete")]
-    assert files[-1] == "/bucket/runs/out/config.json"
+    assert there().keys() == here.keys() | {"spap_report.json"}
+    assert all(there()[name] == content for name, content in here.items() if name != "spap_files.json")
+    put = [path.removeprefix("/bucket/runs/out/") for what, path in store.done if what == "put" and "/out/" in path]
+    assert put[0] == "spap_files.json"
+    assert put[-2:] == ["config.json", "spap_files.json"]
     assert not working_folder(OUT).exists()
     assert same(load(OUT), model)
     assert load(OUT).source.name == OUT
@@ -61,23 +63,62 @@ def test_it_arrives_as_it_would_be_here_with_the_config_last(store: type[stores.
 
 def test_orbax_folders(store: type[stores.Frail], model: Model):
     save_orbax(model, OUT)
-    assert store.done[-2:] == [("put", "/bucket/runs/out/config.json"), ("rm", "/bucket/runs/out/incomplete")]
+    assert store.done[-2:] == [("put", f"/bucket/runs/out/{name}") for name in ("config.json", "spap_files.json")]
     assert any(name.startswith("params/") for name in there())
     assert same(load(OUT), model)
 
 
 def test_what_is_replaced_is_no_checkpoint_meanwhile(store: type[stores.Frail], model: Model):
-    save(model, OUT)
-    put("model-00002-of-00002.safetensors")
+    save(model, OUT, files={"card.md": "one"})
     store.done.clear()
-    with pytest.raises(UserError, match=f"^{OUT} exists: name another folder, or pass --overwrite"):
+    with pytest.raises(UserError, match=f"^{OUT} exists: name another folder, or pass overwrite=True"):
         save(model, OUT)
     assert [each for each in store.done if "/out/" in each[1]] == []
     save(model, OUT, overwrite=True)
     done = [(what, path.removeprefix("/bucket/runs/out/")) for what, path in store.done if "/out/" in path]
-    assert done[:3] == [("put", "incomplete"), ("rm", "config.json"), ("rm", "model-00002-of-00002.safetensors")]
-    assert done[-2:] == [("put", "config.json"), ("rm", "incomplete")]
-    assert "model-00002-of-00002.safetensors" not in there()
+    assert done[:3] == [("put", "spap_files.json"), ("rm", "config.json"), ("rm", "card.md")]
+    assert done[-2:] == [("put", "config.json"), ("put", "spap_files.json")]
+    assert "card.md" not in there()
+
+
+@pytest.mark.parametrize("name", ["letter.txt", "model.safetensors", "config.json", "sub/letter.txt"])
+def test_what_was_not_sent_is_never_replaced(name: str, store: type[stores.Frail], model: Model):
+    """Neither files that were added nor files of ours that were changed, by the time of the check or of the sending."""
+    save(model, OUT)
+    put(name)
+    before = there()
+    with pytest.raises(UserError, match=rf"^{OUT} is not overwritten, because it holds files .* \({name}\): name"):
+        save(model, OUT, overwrite=True)
+    assert there() == before
+
+
+def test_a_checkpoint_that_was_put_there_by_other_means_is_never_replaced(store: type[stores.Frail], model: Model):
+    assert model.source.folder is not None
+    Folder(OUT).put({file.name: file for file in model.source.folder.iterdir()}, quietly=True)
+    before = there()
+    with pytest.raises(UserError, match=r"is not overwritten, .*config\.json.* and 1 more\)"):
+        save(model, OUT, overwrite=True)
+    assert there() == before
+
+
+def test_what_appears_while_a_checkpoint_is_made_is_kept(store: type[stores.Frail], model: Model, tmp_path: Path):
+    save(model, tmp_path / "out")
+    put("letter.txt")
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match=r"exists|is not overwritten"):
+            publish(tmp_path / "out", OUT, overwrite)
+    assert there() == {"letter.txt": b"old"}
+
+
+def test_what_is_added_to_an_upload_that_failed_is_kept(store: type[stores.Frail], model: Model):
+    store.broken = "put /bucket/runs/out/model"
+    with pytest.raises(UserError, match="the store is on fire"):
+        save(model, OUT)
+    store.broken = ""
+    put("letter.txt")
+    with pytest.raises(UserError, match=r"is not overwritten, .*\(letter\.txt\)"):
+        save(model, OUT, overwrite=True)
+    assert there()["letter.txt"] == b"old"
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -103,29 +144,30 @@ def test_an_upload_that_fails_can_go_on(overwrite: bool, store: type[stores.Frai
     assert main(command[1:]) == 0
     assert capsys.readouterr().out == f"{OUT}\n"
     assert same(load(OUT), model)
-    assert "incomplete" not in there()
+    save(model, OUT, overwrite=True)  # and all of it is known to be ours
 
 
 def test_refusals_before_any_work(store: type[stores.Frail], tmp_path: Path):
-    assert check_output(OUT) == working_folder(OUT)
+    assert check_output(OUT, inputs={}) == working_folder(OUT)
     assert stores.contents("/bucket") == {}
     put("letter.txt")
     with pytest.raises(UserError, match="exists"):
-        check_output(OUT)
-    with pytest.raises(UserError, match=r"is not a model checkpoint .*, so it is not overwritten"):
-        check_output(OUT, overwrite=True)
+        check_output(OUT, inputs={})
+    with pytest.raises(UserError, match=r"is not overwritten, .* \(letter\.txt\)"):
+        check_output(OUT, overwrite=True, inputs={})
     Folder("frail://bucket/runs").write("file", b"")
     with pytest.raises(UserError, match="file is a file and the output is a folder"):
-        check_output("frail://bucket/runs/file")
+        check_output("frail://bucket/runs/file", inputs={})
     with pytest.raises(UserError, match="names no folder in a bucket: add one, as in frail://bucket/pruned"):
-        check_output("frail://bucket/")
+        check_output("frail://bucket/", inputs={})
     store.broken = "put /bucket/other"
     with pytest.raises(UserError, match=r"cannot be written .*: check the address, the login and the network"):
-        check_output("frail://bucket/other/out")
+        check_output("frail://bucket/other/out", inputs={})
 
 
-def test_hidden_files_stay(store: type[stores.Frail], tmp_path: Path):
-    for name in ("config.json", ".secret"):
+def test_hidden_files_and_the_manifest_stay(store: type[stores.Frail], tmp_path: Path):
+    for name in ("config.json", ".secret", "spap_files.json"):
         (tmp_path / name).write_text("{}")
-    assert publish(tmp_path, OUT) == OUT
-    assert there() == {"config.json": b"{}"}
+    assert publish(tmp_path, OUT, overwrite=False) == OUT
+    assert there().keys() == {"config.json", "spap_files.json"}
+    assert there()["spap_files.json"] != b"{}"

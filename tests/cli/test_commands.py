@@ -61,7 +61,9 @@ class TestPruneOfTheBundledModel:
 
     def test_the_files(self, stories: Path):
         copied = ["generation_config.json", "tokenizer.json", "tokenizer_config.json"]
-        assert left(stories) == sorted([*copied, "README.md", "config.json", "model.safetensors", "spap_report.json"])
+        assert left(stories) == sorted(
+            [*copied, "README.md", "config.json", "model.safetensors", "spap_files.json", "spap_report.json"]
+        )
         for name in copied:
             assert (stories / name).read_bytes() == (STORIES / name).read_bytes()
         before, after = (folder.joinpath("config.json").read_text() for folder in (STORIES, stories))

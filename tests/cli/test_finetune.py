@@ -130,8 +130,8 @@ def test_what_cannot_be_trained_is_said_before_it_is_measured(dense: Path, ids: 
 
 
 def test_an_output_that_exists(dense: Path, tmp_path: Path, capsys):
-    (tmp_path / "letter.txt").write_text("dear")
-    said = spap(capsys, "finetune", dense, "--data", tmp_path / "none.txt", "--output", tmp_path)
+    (tmp_path / "out").mkdir()
+    said = spap(capsys, "finetune", dense, "--data", tmp_path / "none.txt", "--output", tmp_path / "out")
     assert "exists: name another folder, or pass --overwrite" in sentence(said)
 
 

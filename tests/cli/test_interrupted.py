@@ -78,12 +78,16 @@ def whole(shop: Workshop) -> dict[str, Any]:
 
 
 def content(output: Path) -> dict[str, Any]:
-    """The bytes of every file of an output, and the report without times and memory."""
+    """The bytes of every file of an output but its manifest, and the report without times and memory."""
     report = json.loads((output / "spap_report.json").read_text())
     for step in (report, *report["layers"], *report["sweeps"]):
         del step["seconds"]
     del report["extras"]["peak_memory_bytes"]
-    files = {name: (output / name).read_bytes() for name in left(output) if name != "spap_report.json"}
+    files = {
+        name: (output / name).read_bytes()
+        for name in left(output)
+        if name not in ("spap_report.json", "spap_files.json")
+    }
     return files | {"spap_report.json": report}
 
 

@@ -12,6 +12,7 @@ from spap_jax.cli.json_file import write_json
 from spap_jax.errors import UserError
 
 LONG = {"numbers": [*range(5000)]}
+OLD = '{"written_by": "spap eval"}'
 
 
 @pytest.mark.parametrize("command", [("eval", STORIES, "--data", "none.txt"), ("bench", "none")])
@@ -31,30 +32,42 @@ def test_a_place_that_cannot_be(command: tuple, place: str, expected: str, tmp_p
 
 
 def test_a_disk_that_fills_up_leaves_what_was_there(tmp_path: Path) -> None:
-    (tmp_path / "found.json").write_text("{}")
+    (tmp_path / "found.json").write_text(OLD)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))
     try:
         for name in ("found.json", "new.json"):
             with pytest.raises(UserError, match="cannot be written"):
-                write_json(tmp_path / name, LONG)
+                write_json(tmp_path / name, "spap eval", LONG)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert left(tmp_path) == ["found.json"]
-    assert (tmp_path / "found.json").read_text() == "{}"
+    assert (tmp_path / "found.json").read_text() == OLD
 
 
 def test_a_link_and_a_pipe_stay_what_they_are(tmp_path: Path) -> None:
-    (tmp_path / "real.json").write_text("{}")
+    (tmp_path / "real.json").write_text(OLD)
     (tmp_path / "link.json").symlink_to("real.json")
-    write_json(tmp_path / "link.json", LONG)
+    write_json(tmp_path / "link.json", "spap eval", LONG)
     assert (tmp_path / "link.json").is_symlink()
-    assert json.loads((tmp_path / "real.json").read_text()) == LONG
+    assert json.loads((tmp_path / "real.json").read_text()) == {"written_by": "spap eval", **LONG}
     os.mkfifo(tmp_path / "pipe")
     reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
     try:
-        write_json(tmp_path / "pipe", {"one": 1})
-        assert json.loads(os.read(reader, 100)) == {"one": 1}
+        write_json(tmp_path / "pipe", "spap eval", {"one": 1})
+        assert json.loads(os.read(reader, 100))["one"] == 1
     finally:
         os.close(reader)
     assert (tmp_path / "pipe").is_fifo()
+
+
+@pytest.mark.parametrize("content", ["a letter", "{}", '{"written_by": "spap bench"}'])
+def test_what_the_command_did_not_write_is_never_replaced(content: str, tmp_path: Path, capsys) -> None:
+    """Said before the data are found not to be there, and looked at again when the numbers are written."""
+    file = tmp_path / "found.json"
+    file.write_text(content)
+    expected = f"{file} is not a file that spap eval wrote, so it is not replaced: name another file."
+    assert sentence(spap(capsys, "eval", STORIES, "--data", "none.txt", "--json", file)) == expected
+    with pytest.raises(UserError, match="so it is not replaced"):
+        write_json(file, "spap eval", LONG)
+    assert file.read_text() == content

@@ -194,7 +194,8 @@ def test_data(tmp_path: Path, place: Path, capsys):
 def test_models_that_are_not_there(tmp_path: Path, place: Path, capsys):
     ids = token_file(tmp_path / "ids.npy")
     assert "there is no folder" in refused(capsys, tmp_path / "none", place, ids)
-    assert "it has no config.json" in refused(capsys, place, place, ids)
+    (tmp_path / "empty").mkdir()
+    assert "it has no config.json" in refused(capsys, tmp_path / "empty", place, ids)
 
 
 def test_an_output_that_exists(tmp_path: Path, place: Path, capsys):
@@ -202,7 +203,7 @@ def test_an_output_that_exists(tmp_path: Path, place: Path, capsys):
     (place / "out" / "letter.txt").write_text("dear")
     words = ("prune", STORIES, "--output", place / "out", "--data", CALIBRATION)
     assert "out exists: name another folder, or pass --overwrite" in sentence(spap(capsys, *words))
-    assert "is not a model checkpoint" in sentence(spap(capsys, *words, "--overwrite"))
+    assert "is not overwritten, because it holds files" in sentence(spap(capsys, *words, "--overwrite"))
     assert left(place / "out") == ["letter.txt"]
 
 

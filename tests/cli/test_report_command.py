@@ -75,6 +75,7 @@ def test_nothing_is_written_when_something_is_wrong(runs: tuple[Path, Path], tmp
     assert "page-errors.png exists" in sentence(spap(capsys, *words))
     assert left(tmp_path) == ["page-errors.png"]
     assert "is a folder: name a file" in sentence(spap(capsys, *words[:2], "--output", tmp_path))
+    assert "File name too long" in sentence(spap(capsys, *words[:2], "--output", tmp_path / ("x" * 300)))
 
 
 def in_a_process(program: str, *words: object) -> subprocess.CompletedProcess[str]:

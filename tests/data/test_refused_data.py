@@ -105,6 +105,10 @@ def test_an_archive_is_no_array(tmp_path):
         (np.full(100, 2**40), {}, "token id 1099511627776, outside the vocabulary of 2147483648"),
         (WORDS, {"sequences": 0}, "must be at least 1"),
         (WORDS, {"sequence_length": 0}, "must be at least 1"),
+        (WORDS, {"sequence_length": 8.5}, "give positive whole numbers"),
+        (WORDS, {"sequences": True}, "give positive whole numbers"),
+        (WORDS, {"seed": -1}, "seed must be a whole number of at least 0, not -1"),
+        (WORDS, {"role": "calib"}, "there is no role 'calib': tokens are for 'calibration' or 'evaluation'"),
     ],
 )
 def test_what_was_asked_for_is_not_there(data, changes, sentence):

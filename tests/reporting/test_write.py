@@ -18,13 +18,25 @@ def test_files_and_their_folders_are_made(tmp_path: Path) -> None:
 
 
 def test_what_is_there_is_replaced_only_when_asked(tmp_path: Path) -> None:
-    (tmp_path / "page.html").write_bytes(b"old")
+    old = b'<!DOCTYPE html>\n<html><meta name="generator" content="spap report">'
+    (tmp_path / "page.html").write_bytes(old)
     wanted = {tmp_path / "a.png": b"a", tmp_path / "page.html": b"b"}
-    with pytest.raises(UserError, match=r"page\.html exists: name another place, or pass --overwrite"):
+    with pytest.raises(UserError, match=r"page\.html exists: name another place, or pass overwrite=True"):
         write_all(wanted, overwrite=False)
-    assert files(tmp_path) == {"page.html": b"old"}
+    assert files(tmp_path) == {"page.html": old}
     write_all(wanted, overwrite=True)
     assert files(tmp_path) == {"a.png": b"a", "page.html": b"b"}
+
+
+OTHERS = [b"a letter", b"<!DOCTYPE html><p>spap report", b'{\n "written_by": "spap bench"']
+
+
+@pytest.mark.parametrize("content", OTHERS)
+def test_what_the_command_did_not_write_is_never_replaced(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.png is not a file that spap report wrote, so it is not replaced"):
+        write_all({tmp_path / "page.html": b"b", tmp_path / "a.png": b"a"}, overwrite=True)
+    assert files(tmp_path) == {"a.png": content}
 
 
 def test_a_folder_is_never_replaced(tmp_path: Path) -> None:

@@ -1,0 +1,51 @@
+"""The folder beside an output in which an unfinished run is kept: where it is, and what may be removed of it."""
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+
+from spap_jax.errors import UserError
+from spap_jax.places import beside, real_path
+from spap_jax.remote import is_address, working_folder
+
+RUN, DECIDED, STEPS, COPIES, LOCK, OUTPUT = "run.json", "decided.json", "steps", "copies", "lock", "output"
+NEW = ".new"
+"""Ends the name of a file that is not written whole yet."""
+
+
+def resume_folder(output: str | Path) -> Path:
+    """Where on this machine a run into `output` keeps what it has done."""
+    return Path(beside(working_folder(str(output)) if is_address(output) else real_path(output), "resume"))
+
+
+def check_resume_folder(output: str | Path) -> None:
+    """Looks whether what is in the place of a run's resume folder is one, since files in it are removed by the run.
+
+    Raises:
+        UserError: It is a file, or a folder that no run made.
+    """
+    folder = resume_folder(output)
+    if not os.path.lexists(folder):
+        return
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file, where the finished blocks of the run would be kept: move it away.")
+    if any(folder.iterdir()) and not (folder / LOCK).exists():
+        raise UserError(
+            f"{folder}, where the finished blocks of the run would be kept, holds files that no run left: move them "
+            "away, or name another output."
+        )
+
+
+def clear_folder(folder: Path, but: str | None = None) -> None:
+    """Removes what a run makes, and the folder if nothing else is in it."""
+    for name in (STEPS, COPIES, OUTPUT, RUN, RUN + NEW, DECIDED, DECIDED + NEW, LOCK):
+        path = folder / name
+        if name == but:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()

@@ -1,0 +1,117 @@
+"""Whether two names lead to the same place, or one of them into the other: paths through links, and addresses."""
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from spap_jax.errors import UserError
+from spap_jax.remote import is_address
+
+_SCHEMES = {"gcs": "gs", "s3a": "s3", "local": "file"}
+"""Other spellings of one store."""
+
+_HIDDEN = re.compile(r"\..+\.(resume|(partial|replaced)-[0-9a-f]{8})")
+"""What `beside` makes of any name."""
+
+
+def beside(output: str | Path, role: str) -> str:
+    """The hidden name, next to an output, of what belongs to it.
+
+    Args:
+        output: A path or an address.
+        role: "resume" for the finished blocks of an unfinished run; "partial-" or "replaced-" and eight hexadecimal
+            digits for a folder that is not in its place yet, or not any more.
+    """
+    parent, slash, name = str(output).rstrip("/").rpartition("/")
+    return f"{parent}{slash}.{name}.{role}"
+
+
+def real_path(name: str | Path) -> Path:
+    """The absolute path that a name leads to, with all links resolved; nothing has to be there."""
+    return Path(os.path.realpath(os.path.expanduser(name)))
+
+
+def is_within(inner: str | Path, outer: str | Path) -> bool:
+    """Whether a place is another one or lies inside it; both are paths or addresses.
+
+    Folders that exist are also compared by their numbers on the disk, so that a folder which is mounted twice, or whose
+    name is spelled in other letters on a disk that ignores case, counts as the same.
+    """
+    return bool(_identities(outer)[0] & set().union(*_identities(inner)))
+
+
+def check_apart(output: str | Path, inputs: Mapping[str, str | Path | None]) -> None:
+    """Refuses an output that cannot be one, or that would destroy what a command reads.
+
+    Args:
+        output: A path or an address; it does not have to exist yet.
+        inputs: What the command reads: paths or addresses by their roles, such as "the model". None stands for what
+            is not a file.
+
+    Raises:
+        UserError: The output has no usable name; or it, or the folder beside it that keeps an unfinished run, is one of
+            the inputs, contains one or lies inside one.
+    """
+    check_name(output)
+    whole = output if is_address(output) else real_path(output)
+    kept = beside(whole, "resume")
+    subjects = {
+        f"the output {output}": whole,
+        f"the folder {kept}, in which an unfinished run into {output} is kept,": kept,
+    }
+    for subject, place in subjects.items():
+        for role, name in inputs.items():
+            if name is None:
+                continue
+            inside, around = is_within(place, name), is_within(name, place)
+            if inside or around:
+                how = f"is {role}" if inside and around else f"{'lies inside' if inside else 'contains'} {role}"
+                raise UserError(f"{subject} {how} {name}: name another place for the output.")
+
+
+def check_name(output: str | Path) -> None:
+    """Refuses an output whose name cannot be that of one.
+
+    Raises:
+        UserError: It is empty, the root of a file system, an address with a part "..", or a name of this program's own.
+    """
+    text = str(output)
+    if not text.strip():
+        raise UserError("the output has no name: name the folder to write.")
+    if "\0" in text:
+        raise UserError("the output's name holds a null character, which no name may: name another place.")
+    if is_address(output):
+        parts = text.rstrip("/").split("/")
+        if parts[-1] in (".", "..") or {".", ".."} & set(parts[3:]):
+            raise UserError(f"{output} has a part . or .., which no store resolves: write out the address.")
+    else:
+        parts = real_path(output).parts
+        if len(parts) == 1:
+            raise UserError(f"the output {output} is the root of a file system: name a folder in it.")
+    if kept := [part for part in parts if _HIDDEN.fullmatch(part)]:
+        raise UserError(
+            f"the output {output} lies in {kept[0]}, a name under which unfinished runs are kept: name another place."
+        )
+
+
+def _identities(name: str | Path) -> list[set[object]]:
+    """By what a place can be known, and after it each folder that it lies in."""
+    if is_address(name):
+        scheme, _, rest = str(name).partition("://")
+        scheme = _SCHEMES.get(scheme.lower(), scheme.lower())
+        if scheme != "file":
+            # The hub ignores case in names; stores do not.
+            parts = [part for part in (rest.lower() if scheme == "hf" else rest).split("/") if part]
+            return [{(scheme, *parts[:end])} for end in range(len(parts), -1, -1)]
+        name = rest
+    path = real_path(name)
+    return [_identity(each) for each in (path, *path.parents)]
+
+
+def _identity(path: Path) -> set[object]:
+    try:
+        about = path.stat()
+    except OSError:  # not there, or not to be looked at
+        return {path}
+    return {path, (about.st_dev, about.st_ino)}

@@ -1,0 +1,217 @@
+"""Whatever the output of a command is named: no file that the command did not write changes, and nothing appears."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import stores
+from commands import left, sentence, spap, tiny, token_file
+from trees import hashes
+
+from spap_jax import checkpoint
+from spap_jax.checkpoint.kept import resume_folder
+from spap_jax.remote import Folder
+
+SMALL = ("--sequences", "16", "--sequence-length", "16")
+WORDS = {
+    "prune": (
+        "prune",
+        "v/base/dense",
+        "--calibration",
+        "data/ids.npy",
+        "--method",
+        "magnitude",
+        "--update",
+        "none",
+        *SMALL,
+    ),
+    "finetune": ("finetune", "v/base/dense", "--data", "data/ids.npy", "--steps", "1", *SMALL),
+    "convert": ("convert", "v/base/dense", "--to", "huggingface"),
+    "orbax": ("convert", "v/base/dense", "--to", "orbax"),
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dense model inside a checkpoint that this program wrote, and data."""
+    folder = tmp_path_factory.mktemp("made")
+    checkpoint.save(checkpoint.load(tiny(folder / "dense")), folder / "v" / "base")
+    (folder / "dense").rename(folder / "v" / "base" / "dense")
+    (folder / "data").mkdir()
+    token_file(folder / "data" / "ids.npy")
+    return folder
+
+
+@pytest.fixture
+def here(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that commands run in, with a copy of all that and links to it."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "link").symlink_to("v/base/dense")
+    (tmp_path / "around").symlink_to("v")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+OF_MODELS = [
+    ("v/base/dense", "the output v/base/dense is the model v/base/dense: name another place for the output."),
+    ("v/base/dense/", "is the model v/base/dense"),
+    ("link", "the output link is the model v/base/dense"),
+    ("data/../link/.", "is the model v/base/dense"),
+    ("v/base", "the output v/base contains the model v/base/dense: name another place for the output."),
+    ("around", "the output around contains the model v/base/dense"),
+    ("v/base/dense/new", "the output v/base/dense/new lies inside the model v/base/dense: name another place"),
+    ("link/new/deep", "lies inside the model v/base/dense"),
+]
+OF_DATA = [
+    ("data", "the output data contains the data data/ids.npy"),
+    ("data/ids.npy", "the output data/ids.npy is the data data/ids.npy"),
+]
+OVERLAPPING = [(command, *case) for command in WORDS for case in OF_MODELS]
+OVERLAPPING += [(command, *case) for command in ("prune", "finetune") for case in OF_DATA]
+
+
+@pytest.mark.parametrize("overwrite", [(), ("--overwrite",)])
+@pytest.mark.parametrize(("command", "output", "expected"), OVERLAPPING)
+def test_an_output_that_touches_what_is_read(
+    command: str, output: str, expected: str, overwrite: tuple[str, ...], here: Path, capsys
+):
+    before = hashes(here)
+    assert expected in sentence(spap(capsys, *WORDS[command], "--output", output, *overwrite))
+    assert hashes(here) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ((*WORDS["finetune"], "--teacher", "./t/dense", "--output", "t"), "contains the teacher ./t/dense"),
+        ((*WORDS["finetune"], "--teacher", "./t/dense", "--output", "t/dense/x"), "lies inside the teacher ./t/dense"),
+        ((*WORDS["prune"], "--eval", "e/text.txt", "--output", "e"), "contains the evaluation data e/text.txt"),
+        ((*WORDS["prune"], "--eval", "c4:e/text.txt", "--output", "e"), "contains the evaluation data e/text.txt"),
+        ((*WORDS["prune"], "--eval", "file:///e/text.txt", "--output", "/e"), "data file:///e/text.txt"),
+        (("prune", "e/.out.resume/output", "--calibration", "wikitext2", "--output", "e/out"),
+         "e/.out.resume, in which an unfinished run into e/out is kept, contains the model e/.out.resume/output"),
+        (("prune", "owner/name", "--calibration", "wikitext2", "--output", "hf://Owner/Name"),
+         "the output hf://Owner/Name is the model hf://owner/name"),
+        (("prune", "gs://b/in", "--calibration", "wikitext2", "--output", "gcs://b//in/"), "is the model gs://b/in"),
+        (("prune", "s3://b/x/in", "--calibration", "c4", "--output", "s3://b/x/in/out"), "lies inside the model"),
+        (("prune", "./in", "--calibration", "c4:s3://b/x/text.txt", "--output", "s3://b/x"), "contains the data s3://"),
+    ],
+)  # fmt: skip
+def test_every_input_counts_and_addresses_too(words: tuple[str, ...], expected: str, here: Path, capsys):
+    """Nothing is looked for: what is named does not exist, and there is no network."""
+    before = hashes(here)
+    assert expected in sentence(spap(capsys, *words))
+    assert hashes(here) == before
+
+
+def test_several_sparsities_beside_files_of_others(here: Path, capsys):
+    """These stay as they are; each output is looked at on its own."""
+    (here / "out").mkdir()
+    (here / "out" / "notes.txt").write_text("dear")
+    before = hashes(here)
+    words = (*WORDS["prune"], "--output", "out", "--overwrite", "--sparsity")
+    assert spap(capsys, *words, "0.25,0.5").code == 0
+    assert left(here / "out") == ["notes.txt", "sparsity-0.25", "sparsity-0.5"]
+    assert spap(capsys, *words, "0.25,0.5").code == 0
+    (here / "out" / "sparsity-0.5" / "notes.txt").write_text("dear")
+    after = hashes(here)
+    assert "sparsity-0.5 is not overwritten, because it holds files" in sentence(spap(capsys, *words, "0.25,0.5"))
+    assert hashes(here) == after
+    assert before.items() <= after.items()
+    assert "has no name" in sentence(spap(capsys, *WORDS["prune"], "--output", "", "--sparsity", "0.25,0.5"))
+    said = sentence(spap(capsys, *WORDS["prune"][:1], "out", *words[2:], "0.25,0.5"))
+    assert "lies inside the model out" in said
+    assert hashes(here) == after
+
+
+@pytest.mark.parametrize("command", WORDS)
+def test_files_of_others_in_the_output(command: str, here: Path, capsys):
+    """Also the calibration file of the same run under another name, and the sentence is the command line's own."""
+    out = here / "v" / "base"
+    (here / "v" / "base" / "dense").rename(here / "dense")
+    words = [{"v/base/dense": "dense"}.get(word, word) for word in WORDS[command]]
+    os.link(here / "data" / "ids.npy", out / "ids.npy")
+    before = hashes(here)
+    said = sentence(spap(capsys, *words, "--output", "v/base"))
+    assert said == f"{out} exists: name another folder, or pass --overwrite to replace it."
+    said = sentence(spap(capsys, *words, "--output", "v/base", "--overwrite"))
+    assert said.startswith(f"{out} is not overwritten, because it holds files that spap did not write")
+    assert said.endswith("(ids.npy): name another folder, or move them out of it.")
+    assert hashes(here) == before
+
+
+@pytest.mark.parametrize("command", ["prune", "finetune"])
+def test_a_place_for_finished_blocks_that_is_taken(command: str, here: Path, capsys):
+    kept = resume_folder("out")
+    kept.write_text("dear")
+    expected = f"{kept} is a file, where the finished blocks of the run would be kept: move it away."
+    assert sentence(spap(capsys, *WORDS[command], "--output", "out")) == expected
+    kept.unlink()
+    (kept / "steps").mkdir(parents=True)
+    (kept / "steps" / "letter.txt").write_text("dear")
+    before = hashes(here)
+    assert "holds files that no run left" in sentence(spap(capsys, *WORDS[command], "--output", "out"))
+    assert hashes(here) == before
+
+
+@pytest.mark.parametrize("output", ["/proc/foo", "x" * 250])
+@pytest.mark.parametrize("command", WORDS)
+def test_places_that_cannot_be(command: str, output: str, here: Path, capsys):
+    before = hashes(here)
+    assert "cannot be made in" in sentence(spap(capsys, *WORDS[command], "--output", output))
+    assert hashes(here) == before
+
+
+def test_a_pushed_checkpoint_at_an_address(here: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    stores.begin()
+    monkeypatch.setenv("SPAP_CACHE", str(here / "cache"))
+    shutil.rmtree(here / "v" / "base" / "dense")
+    push = ("push", here / "v" / "base")
+    before = hashes(here)
+    assert "is the checkpoint" in sentence(spap(capsys, *push, f"file://{here}/v/base", "--overwrite"))
+    assert "contains the checkpoint" in sentence(spap(capsys, *push, f"file://{here}/v", "--overwrite"))
+    assert hashes(here) == before
+    assert spap(capsys, *push, "frail://bucket/out").code == 0
+    said = sentence(spap(capsys, *push, "frail://bucket/out"))
+    assert said == "frail://bucket/out exists: name another folder, or pass --overwrite to replace it."
+    assert spap(capsys, *push, "frail://bucket/out", "--overwrite").code == 0
+    Folder("frail://bucket/out").write("notes.txt", b"dear")
+    there = stores.contents("/bucket")
+    assert "(notes.txt): name another" in sentence(spap(capsys, *push, "frail://bucket/out", "--overwrite"))
+    assert stores.contents("/bucket") == there
+
+
+def test_numbers_are_not_written_over_what_is_read(here: Path, capsys):
+    model, ids = "v/base/dense", "data/ids.npy"
+    before = hashes(here)
+    for words in (
+        ("eval", model, "--data", ids, "--json", ids),
+        ("eval", model, "--data", ids, "--json", f"{model}/config.json"),
+        ("bench", model, "--json", f"{model}/config.json"),
+        ("plan", model, "--json", "link/model.safetensors"),
+    ):
+        assert f"is not a file that spap {words[0]} wrote, so it is not replaced" in sentence(spap(capsys, *words))
+    assert hashes(here) == before
+    words = ("plan", model, "--mesh", "v5e-8", "--sequence-length", "64", "--json", "plan.json")
+    assert [spap(capsys, *words).code for _ in range(2)] == [0, 0]
+    assert json.loads((here / "plan.json").read_text())["written_by"] == "spap plan"
+
+
+def test_pages_are_not_written_over_what_is_read(here: Path, capsys):
+    pruned = here / "v" / "pruned"
+    assert spap(capsys, *WORDS["prune"], "--output", pruned).code == 0
+    (pruned / "spap_report-errors.png").write_bytes(b"drawn by hand")
+    before = hashes(here)
+    for place in ("spap_report.json", "model.safetensors"):
+        said = sentence(spap(capsys, "report", pruned, "--output", pruned / place, "--overwrite"))
+        assert "is not a file that spap report wrote" in said
+    assert "errors.png is not a file that spap" in sentence(spap(capsys, "report", pruned, "--overwrite"))
+    assert hashes(here) == before
+    (pruned / "spap_report-errors.png").unlink()
+    assert [spap(capsys, "report", pruned, "--overwrite").code for _ in range(2)] == [0, 0]
+    assert spap(capsys, *WORDS["prune"], "--output", pruned, "--overwrite").code == 0  # the pages go with the rest
+    assert "spap_report.html" not in left(pruned)
+    assert np.load(here / "data" / "ids.npy").shape == (16, 64)

@@ -1,0 +1,34 @@
+"""Settings hold plain numbers of their own kind: True is no count, and numpy's numbers become Python's."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from spap_jax import FinetuneSettings, PruneSettings, UserError
+
+FIELDS = [
+    (kind, field.name)
+    for kind in (PruneSettings, FinetuneSettings)
+    for field in dataclasses.fields(kind)
+    if field.name != "full"
+]
+
+
+@pytest.mark.parametrize(("kind", "name"), FIELDS)
+@pytest.mark.parametrize("value", [True, False])
+def test_a_truth_value_is_no_number(kind: type, name: str, value: bool):
+    with pytest.raises(UserError, match=f"^{name} must be .*, not {value}"):
+        kind(**{name: value})
+
+
+def test_a_fraction_is_no_count():
+    with pytest.raises(UserError, match=r"steps must be a whole number of at least 1, not 8\.0"):
+        PruneSettings(steps=8.0)  # type: ignore[arg-type]
+
+
+def test_numbers_of_numpy():
+    settings = PruneSettings(sparsity=np.float32(0.25), round_to=np.int64(64))  # type: ignore[arg-type]
+    assert settings == PruneSettings(sparsity=0.25, round_to=64)
+    assert json.loads(json.dumps(dataclasses.asdict(settings)))["round_to"] == 64
