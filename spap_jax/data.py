@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 from spap_jax.errors import UserError
 from spap_jax.hub import cached_file, cached_splits, first_line, hub_file, hub_splits, require_hub
 from spap_jax.named_sets import NAMED, Protocol, Role
-from spap_jax.remote import fetch_file, is_address
+from spap_jax.remote import base_name, fetch_file, is_address
 from spap_jax.texts import READERS, read_file, suffix
 
 SPLITS: dict[Role, tuple[str, ...]] = {"calibration": ("train",), "evaluation": ("test", "validation")}
@@ -74,7 +74,7 @@ def load_tokens(
     """
     if sequence_length < 1 or (sequences is not None and sequences < 1):
         raise UserError("--sequence-length and --sequences must be at least 1: give positive numbers")
-    name, content, protocol = _open(data, role)
+    name, content, protocol, file = _open(data, role)
     if not isinstance(content, np.ndarray):
         times = POOL if role == "calibration" else 1
         enough = None if sequences is None else times * sequences * sequence_length
@@ -87,7 +87,7 @@ def load_tokens(
         taken = np.random.default_rng(seed).permutation(len(windows))
     tokens = np.ascontiguousarray(windows[taken[:sequences]], dtype="<i4")
     drawn = f", seed {seed}" if role == "calibration" else ""
-    description = f"{name}: {len(tokens)} of {len(windows)} windows of {sequence_length} tokens{drawn}"
+    description = f"{file or name}: {len(tokens)} of {len(windows)} windows of {sequence_length} tokens{drawn}"
     return TokenBlocks(tokens, description, hashlib.sha256(tokens.tobytes()).hexdigest(), len(windows))
 
 
@@ -224,12 +224,21 @@ def looks_local(text: str) -> bool:
     return text.startswith((".", "/", "~")) or suffix(Path(text)) in READERS or Path(text).exists()
 
 
+def data_name(data: str | Path) -> str:
+    """What strangers are told of data: its name on the hub, or a file's own name without the path to it."""
+    short, colon, copy = str(data).partition(":")
+    if short in NAMED:
+        return f"{short}{colon}{copy and base_name(copy)}"
+    return base_name(data) if _is_file(data) else str(data)
+
+
 class _Opened(NamedTuple):
-    """What to call the data; token ids, or a text in pieces; and how its rows became one."""
+    """What to call the data; token ids, or a text in pieces; how its rows became one; the name of a file itself."""
 
     name: str
     content: Iterator[str] | np.ndarray
     protocol: Protocol = Protocol()
+    file: str | None = None
 
 
 def _open(data: str | Path | ArrayLike, role: Role) -> _Opened:
@@ -239,8 +248,8 @@ def _open(data: str | Path | ArrayLike, role: Role) -> _Opened:
     short, _, copy = str(data).partition(":")
     if short in NAMED:
         return _open_named(short, copy, role)
-    if isinstance(data, Path) or is_address(data) or looks_local(data):
-        return _Opened(str(data), read_file(local_file(data)))
+    if _is_file(data):
+        return _Opened(str(data), read_file(local_file(data)), file=data_name(data))
     named = re.fullmatch(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?", data)
     if named is None:
         raise UserError(
@@ -248,6 +257,11 @@ def _open(data: str | Path | ArrayLike, role: Role) -> _Opened:
             f"name {', '.join(NAMED)}, a hub data set owner/name, or a local file"
         )
     return _open_split(hub_splits(named[1], named[2], remedy=LOCAL), data, role, Protocol())
+
+
+def _is_file(data: str | Path) -> bool:
+    """Whether data are a file, here or at an address, rather than something on the hub."""
+    return isinstance(data, Path) or is_address(data) or looks_local(data)
 
 
 def local_file(named: str | Path) -> Path:
@@ -265,7 +279,8 @@ def _open_named(short: str, copy: str, role: Role) -> _Opened:
     split, file = named.files[role]
     protocol = named.protocol(role)
     if copy:
-        return _Opened(f"{short} ({copy})", read_file(local_file(copy), protocol.join), protocol)
+        content = read_file(local_file(copy), protocol.join)
+        return _Opened(f"{short} ({copy})", content, protocol, data_name(f"{short}:{copy}"))
     if cached_file(named.repo, file, named.revision) is None:
         splits = cached_splits(named.repo, named.config)
         if splits is not None:

@@ -6,9 +6,10 @@ folder that has one is complete. A folder that is not complete yet says so by a 
 
 import json
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from spap_jax.checkpoint.side_files import ACCOUNTS, SIDE_FILES, matching
 from spap_jax.errors import UserError
 from spap_jax.hub import check_upload, upload
 from spap_jax.remote import Folder, hub_id, is_address
@@ -17,6 +18,17 @@ _CONFIG, _INCOMPLETE = "config.json", "incomplete"
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*")
 """Of another model, or in other shards, loaders would take them for the new ones."""
+
+
+_TOP = (_CONFIG, "model*.safetensors", "model.safetensors.index.json", "spap_source.json", *SIDE_FILES, *ACCOUNTS)
+_ORBAX = ("params/*",)
+"""What the commands write into a checkpoint folder, and no other file of it, is sent."""
+
+_PAGE = ("spap_report.html", "spap_report-*.png")
+"""What spap report adds."""
+
+_MANIFEST = "spap_files.json"
+"""Tells --overwrite on this machine what may go; it says nothing to others."""
 
 
 def check_place(address: str, overwrite: bool) -> None:
@@ -71,13 +83,14 @@ def describes_model(content: bytes | None) -> bool:
     return isinstance(config, dict) and ("model_type" in config or "architectures" in config)
 
 
-def publish(folder: Path, address: str, *, private: bool = False) -> str:
+def publish(folder: Path, address: str, *, private: bool = False, with_page: bool = False) -> str:
     """Sends a checkpoint, in place of what is there.
 
     Args:
-        folder: The checkpoint; hidden files in it stay.
+        folder: The checkpoint; files in it that are none of a checkpoint stay.
         address: hf://owner/name, or that of a folder.
         private: Whether a new repository of the hub is shown to nobody else.
+        with_page: Whether the page of spap report and its plots are sent too.
 
     Returns:
         Where it can be found.
@@ -85,7 +98,7 @@ def publish(folder: Path, address: str, *, private: bool = False) -> str:
     Raises:
         UserError: The hub or the store fails.
     """
-    files = files_of(folder)
+    files = files_of(folder, with_page)
     repo = hub_id(address)
     if repo is None:
         _replace(Folder(address), files)
@@ -96,10 +109,17 @@ def publish(folder: Path, address: str, *, private: bool = False) -> str:
     return upload(repo, files_there, "Pruned with SPAP-JAX", private=private, replaced=_WEIGHTS)
 
 
-def files_of(folder: Path) -> dict[str, Path]:
+def files_of(folder: Path, with_page: bool = False) -> dict[str, Path]:
     """What is sent of a checkpoint, under the names relative to it."""
-    names = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
-    return {name: file for name, file in names.items() if not name.startswith(".")}
+    names = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
+    top = matching([name for name in names if "/" not in name], _TOP + (_PAGE if with_page else ()))
+    return {name: folder / name for name in sorted(top + matching(names, _ORBAX))}
+
+
+def left_out(folder: Path, files: Mapping[str, Path]) -> list[str]:
+    """The files and folders directly in a checkpoint of which nothing is sent; folders end in a slash."""
+    sent = {name.partition("/")[0] for name in files} | {_MANIFEST}
+    return sorted(f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir() if path.name not in sent)
 
 
 def read_made(output: str | Path, name: str) -> bytes | None:

@@ -15,7 +15,7 @@ def convert(
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Rewrite a checkpoint: Hugging Face folders to Orbax and back, bit for bit.
+    """Rewrite a checkpoint: Hugging Face folders to Orbax and back, bit for bit, with its card and reports.
 
     Example: spap convert pruned --to orbax --output pruned-orbax
 
@@ -27,6 +27,7 @@ def convert(
         overwrite: Replace the output folder if it is a checkpoint.
     """
     from spap_jax import checkpoint
+    from spap_jax.checkpoint.side_files import accounts
     from spap_jax.cli.console import err, waiting
     from spap_jax.cli.downloads import fetch_models
     from spap_jax.errors import UserError
@@ -42,9 +43,10 @@ def convert(
     fetch_models(model)
     with waiting(f"reading {model}"):
         loaded = checkpoint.load(model)
+    kept = accounts(loaded.source.folder)
     with nullcontext() if is_address(output) else waiting(f"writing {output}"):  # sending has a bar of its own
         if to == "orbax":
-            checkpoint.save_orbax(loaded, output, overwrite=overwrite)
+            checkpoint.save_orbax(loaded, output, overwrite=overwrite, files=kept)
         else:
-            checkpoint.save(loaded, output, dtype=dtype, overwrite=overwrite)
+            checkpoint.save(loaded, output, dtype=dtype, overwrite=overwrite, files=kept)
     err.print(f"wrote {output}")

@@ -3,21 +3,26 @@
 from pathlib import Path
 
 
-def push(folder: Path, to: str, /, *, private: bool = False, overwrite: bool = False) -> None:
+def push(
+    folder: Path, to: str, /, *, private: bool = False, with_report: bool = False, overwrite: bool = False
+) -> None:
     """Upload a pruned checkpoint to the Hugging Face Hub, with its model card, or to an address.
 
     Example: spap push pruned your-name/Llama-3.2-1B-pruned
 
     The hub's repository is made if there is none. All files arrive in one commit, or none does. Log in first, with hf
-    auth login, or set HF_TOKEN. At an address, config.json arrives last: a folder that has one is complete.
+    auth login, or set HF_TOKEN. At an address, config.json arrives last: a folder that has one is complete. Only the
+    files of the checkpoint are uploaded: its config, weights, tokenizer, model card and JSON reports. Any other file in
+    the folder is left out and named.
 
     Args:
         folder: Checkpoint, as spap prune or spap finetune writes it.
         to: Repository, as owner/name, or an address such as gs://bucket/pruned.
         private: Show the repository to nobody else, if it is new.
+        with_report: Also upload the page that spap report wrote into the folder, spap_report.html, and its plots.
         overwrite: Replace a checkpoint at an address; on the hub what was there stays in the history in any case.
     """
-    from spap_jax.checkpoint.publish import check_place, files_of, publish
+    from spap_jax.checkpoint.publish import check_place, files_of, left_out, publish
     from spap_jax.cli.console import bytes_text, err, out
     from spap_jax.errors import UserError
     from spap_jax.remote import hub_id, is_address
@@ -33,7 +38,9 @@ def push(folder: Path, to: str, /, *, private: bool = False, overwrite: bool = F
         )
     if not hub_id(address):
         check_place(address, overwrite)
-    files = files_of(folder)
+    files = files_of(folder, with_report)
+    if rest := left_out(folder, files):
+        err.print(f"leaving out {', '.join(rest)}: not files of the checkpoint")
     size = sum(file.stat().st_size for file in files.values())
     err.print(f"uploading {len(files)} files, {bytes_text(size)}, to {to} ...")
-    out.print(publish(folder, address, private=private))
+    out.print(publish(folder, address, private=private, with_page=with_report))

@@ -177,9 +177,10 @@ class Ratios:
 
 @dataclass(frozen=True)
 class Measured:
-    """A model that ``spap bench`` timed."""
+    """A model that ``spap bench`` timed: the name of its folder, and how many parameters it has."""
 
     model: str
+    parameters: Whole
 
 
 @dataclass(frozen=True)
@@ -248,20 +249,25 @@ def read_runs(folders: Sequence[Path], benches: Sequence[Path] = ()) -> list[Run
 
     Raises:
         UserError: a folder is named twice or holds no report, a file cannot be understood or is of another format, or
-            a measurement is of none of the checkpoints.
+            a measurement is of none of the checkpoints, or could be of several.
     """
     places = [folder.expanduser().resolve() for folder in folders]
     twice = [str(folder) for folder, place in zip(folders, places, strict=True) if places.count(place) > 1]
     if twice:
         raise UserError(f"{' and '.join(twice)} are the same folder: name each run once.")
     records = [_read_record(folder) for folder in folders]
-    speeds = dict(_speed_of(file, places) for file in benches)
-    names = [place.name for place in places]
-    unique = len(set(names)) == len(names)
+    speeds = dict(_speed_of(file, places, records) for file in benches)
     return [
-        Run(place.name if unique else str(folder), record, speeds.get(place), _read_trained(place))
-        for folder, place, record in zip(folders, places, records, strict=True)
+        Run(label, record, speeds.get(place), _read_trained(place))
+        for label, place, record in zip(_labels(places), places, records, strict=True)
     ]
+
+
+def _labels(places: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths that tell them apart: a page is for others, who have no use for the rest."""
+    depths = range(1, max(len(place.parts) for place in places) + 1)
+    ends = ([Path(*place.parts[-depth:]).as_posix() for place in places] for depth in depths)
+    return next(names for names in ends if len({*names}) == len(names))
 
 
 def _read_record(folder: Path) -> Record:
@@ -283,13 +289,21 @@ def _read_trained(folder: Path) -> Trained | None:
     return decoded(file, content(file), Trained, "spap finetune") if file.is_file() else None
 
 
-def _speed_of(file: Path, places: Sequence[Path]) -> tuple[Path, Speed]:
-    """The checkpoint that was measured as the second of two, and what was found."""
+def _speed_of(file: Path, places: Sequence[Path], records: Sequence[Record]) -> tuple[Path, Speed]:
+    """The checkpoint that was measured as the second of two, and what was found.
+
+    It is known by the name of its folder and by its size: files hold no paths, and folders move.
+    """
     speed = decoded(file, content(file), Speed, "spap bench DENSE PRUNED --json")
-    name = speed.models[1].model
-    place = Path(name).expanduser().resolve()
-    if place not in places:
-        raise UserError(
-            f"{file} measures {name}, which is none of the folders given: name that folder too, or leave out --bench."
-        )
-    return place, speed
+    measured = speed.models[1]
+    found = [
+        place
+        for place, record in zip(places, records, strict=True)
+        if (place.name, record.model.parameters.after) == (Path(measured.model).name, measured.parameters)
+    ]
+    if len(found) == 1:
+        return found[0], speed
+    what = f"{file} measures {measured.model} of {measured.parameters} parameters, which"
+    if not found:
+        raise UserError(f"{what} is none of the folders given: name that folder too, or leave out --bench.")
+    raise UserError(f"{what} may be each of {' and '.join(map(str, found))}: name one of them alone, or rename one.")

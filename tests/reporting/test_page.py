@@ -174,7 +174,7 @@ def test_several_runs(tmp_path: Path) -> None:
 
 
 def measured() -> Speed:
-    models = (Measured("dense"), Measured("b"))
+    models = (Measured("dense", 1234567), Measured("b", 10000))
     return Speed(models, Workload(1, 256, 16, 7), Ratios(1.25, 1.5), Ratios(1.375, 1.625))
 
 

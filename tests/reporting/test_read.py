@@ -130,33 +130,41 @@ def test_labels_tell_the_runs_apart(tmp_path: Path) -> None:
     for parent in ("a", "b"):
         (tmp_path / parent).mkdir()
     folders = [put(tmp_path / "a" / "run"), put(tmp_path / "b" / "run"), put(tmp_path / "b" / "other")]
-    assert [each.label for each in read.read_runs(folders)] == [str(folder) for folder in folders]
+    assert [each.label for each in read.read_runs(folders)] == ["a/run", "b/run", "b/other"]
     assert [each.label for each in read.read_runs(folders[1:])] == ["run", "other"]
 
 
 def speeds(model: Path, **changes: Any) -> dict[str, Any]:
     """The JSON of ``spap bench``, as far as it is read."""
     return {
-        "models": [{"model": "dense"}, {"model": str(model)}],
+        "models": [{"model": "dense", "parameters": 1234567}, {"model": str(model), "parameters": 25000}],
         "workload": {"batch": 1, "prompt": 256, "new": 16, "repeats": 7},
         "speed_up": {"prefill": 1.25, "decode": 1.5},
         "by_arithmetic": {"prefill": 1.375, "decode": 1.625},
     } | changes
 
 
-def test_measurements_of_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measurements_of_speed(tmp_path: Path) -> None:
     folders = [put(tmp_path / "run"), put(tmp_path / "other")]
     file = tmp_path / "bench.json"
-    monkeypatch.chdir(tmp_path)
     file.write_text(json.dumps(speeds(Path("other"))))
     found = read.read_runs(folders, [file])
     assert found[0].speed is None
     assert found[1].speed is not None
     assert found[1].speed.speed_up == read.Ratios(1.25, 1.5)
     file.write_text(json.dumps(speeds(tmp_path / "elsewhere")))
-    with pytest.raises(UserError, match=r"measures .*elsewhere, which is none of the folders given"):
+    with pytest.raises(
+        UserError, match=r"measures .*elsewhere of 25000 parameters, which is none of the folders given"
+    ):
         read.read_runs(folders, [file])
-    file.write_text(json.dumps(speeds(folders[0], models=[{"model": "run"}])))
+    (tmp_path / "smaller").mkdir()
+    file.write_text(json.dumps(speeds(Path("other"))))
+    same = put(tmp_path / "smaller" / "other", report(keep=10))
+    assert [bool(each.speed) for each in read.read_runs([folders[1], same], [file])] == [True, False]
+    (same / read.REPORT).write_text(json.dumps(report()))
+    with pytest.raises(UserError, match=r"which may be each of .*/other and .*/smaller/other: name one of them alone"):
+        read.read_runs([folders[1], same], [file])
+    file.write_text(json.dumps(speeds(folders[0], models=[{"model": "run", "parameters": 25000}])))
     with pytest.raises(UserError, match=r"not what this version's spap bench DENSE PRUNED --json writes"):
         read.read_runs(folders, [file])
     with pytest.raises(UserError, match=r"none\.json cannot be read \(No such file or directory\)"):

@@ -1,0 +1,145 @@
+"""What others may get to see: no file that is written holds a path of this machine, and no other file is sent along."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from commands import left, spap, tiny, token_file
+
+from spap_jax.checkpoint.locate import public_name
+from spap_jax.checkpoint.publish import files_of, left_out
+from spap_jax.data import data_name
+
+SHORT = ("--sequences", "16", "--sequence-length", "32")
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model and data, and all that the commands make of them."""
+    from spap_jax.cli import main
+
+    work = tmp_path_factory.mktemp("private")
+    dense, ids = tiny(work / "dense"), token_file(work / "ids.npy")
+    (dense / "generation_config.json").write_text('{"eos_token_id": 1}')
+    pruned, trained, orbax = work / "pruned", work / "trained", work / "orbax"
+    commands = (
+        ("prune", dense, "--calibration", ids, "--eval", ids, "--output", pruned, "--method", "wanda", *SHORT),
+        ("finetune", pruned, "--teacher", dense, "--data", ids, "--eval", ids, "--output", trained, "--steps", "2",
+         *SHORT),
+        ("convert", trained, "--to", "orbax", "--output", orbax),
+        ("convert", orbax, "--to", "huggingface", "--output", work / "back"),
+        ("eval", pruned, "--data", ids, "--sequence-length", "32", "--json", work / "eval.json"),
+        ("bench", dense, pruned, "--prompt", "8", "--new", "2", "--repeats", "1", "--json", work / "bench.json"),
+        ("report", pruned, trained, "--bench", work / "bench.json"),
+        ("report", trained),
+    )  # fmt: skip
+    for words in commands:
+        assert main([str(word) for word in words]) == 0
+    return work
+
+
+def texts(folder: Path) -> Iterator[tuple[str, str]]:
+    """The files that are text, by their names below the folder."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            try:
+                yield file.relative_to(folder).as_posix(), file.read_bytes().decode()
+            except UnicodeDecodeError:
+                continue
+
+
+def test_no_file_holds_a_path(work: Path) -> None:
+    found = dict(texts(work))
+    reports = {"pruned/spap_report.json", "trained/spap_finetune.json", "pruned/README.md", "trained/README.md"}
+    assert reports | {"orbax/spap_source.json", "eval.json", "bench.json", "spap_report.html"} < found.keys()
+    assert [name for name, text in found.items() if str(work) in text] == []
+
+
+def test_names_are_told(work: Path) -> None:
+    found = {name: json.loads(text) for name, text in texts(work) if name.endswith(".json")}
+    pruned, trained = found["pruned/spap_report.json"], found["trained/spap_finetune.json"]
+    assert pruned["model"]["name"] == "dense"
+    assert pruned["calibration"]["description"] == "ids.npy: 16 of 16 windows of 32 tokens, seed 0"
+    assert pruned["extras"]["perplexity"]["data"] == "ids.npy: 16 of 16 windows of 32 tokens"
+    assert (trained["model"], trained["teacher"]) == ("pruned", "dense")
+    assert (found["eval.json"]["model"], found["eval.json"]["data"]) == ("pruned", "ids.npy")
+    assert [model["model"] for model in found["bench.json"]["models"]] == ["dense", "pruned"]
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("meta-llama/Llama-3.2-1B", "meta-llama/Llama-3.2-1B"),
+        ("hf://owner/model", "owner/model"),
+        ("gs://bucket/models/dense", "dense"),
+        ("/home/someone/models/dense/", "dense"),
+        ("~/dense", "dense"),
+        ("models/dense", "dense"),  # a folder here, though it looks like an id
+        ("models/dense/.", "dense"),
+        ("models/dense/..", "models"),
+    ],
+)
+def test_the_name_of_a_model(name: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models" / "dense").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert public_name(name) == told
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        ("wikitext2", "wikitext2"),
+        ("c4:/data/c4-train.json.gz", "c4:c4-train.json.gz"),
+        ("owner/set:config", "owner/set:config"),
+        ("/home/someone/text.txt", "text.txt"),
+        ("gs://bucket/text.txt", "text.txt"),
+        (Path("folder/ids.npy"), "ids.npy"),
+    ],
+)
+def test_the_name_of_data(data: str | Path, told: str) -> None:
+    assert data_name(data) == told
+
+
+def test_there_and_back_every_file_is_the_same(work: Path) -> None:
+    """Card and reports, tokenizer and generation settings, config and weights."""
+    before, after = ({name: (work / each / name).read_bytes() for name in left(work / each)} for each in
+                     ("trained", "back"))  # fmt: skip
+    pages = {name for name in before if name.startswith("spap_report") and not name.endswith(".json")}
+    assert pages
+    assert after == {name: content for name, content in before.items() if name not in pages}
+    assert {"README.md", "spap_report.json", "spap_finetune.json", "generation_config.json"} < after.keys()
+
+
+@pytest.mark.parametrize("kind", ["trained", "orbax"])
+def test_what_is_sent_is_what_was_written(kind: str, work: Path) -> None:
+    folder = work / kind
+    strays = ("notes.md", ".secret", ".git/HEAD", "old/config.json", "spap_files.json", "spap_reports.txt")
+    for name in strays:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("mine")
+    files = files_of(folder)
+    page = {"spap_report.html", *(file.name for file in folder.glob("spap_report-*.png"))}
+    assert files.keys() == {name for name in map(relative(folder), folder.rglob("*")) if name} - page - {*strays}
+    named = left_out(folder, files)
+    assert {"notes.md", ".secret", ".git/", "old/", "spap_reports.txt"} == set(named) - page
+    assert "spap_files.json" not in named
+    if kind == "trained":
+        assert page <= set(named)
+        assert files_of(folder, with_page=True).keys() == files.keys() | page
+
+
+def relative(folder: Path):
+    return lambda path: path.relative_to(folder).as_posix() if path.is_file() else None
+
+
+def test_push_names_what_it_leaves_out(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import stores
+
+    stores.begin()
+    (work / "pruned" / "notes [draft].md").write_text("mine")
+    said = spap(capsys, "push", work / "pruned", "frail://bucket/out")
+    assert said.code == 0, said.err
+    assert "leaving out notes [draft].md: not files of the checkpoint" in said.err
+    assert {"README.md", "config.json", "spap_report.json"} < stores.contents("/bucket/out").keys()
+    assert "notes [draft].md" not in stores.contents("/bucket/out")
