@@ -35,8 +35,31 @@ class Errors:
 
 
 @dataclass(frozen=True)
+class Attention:
+    """What happened to the attention of a layer, in the terms of ``Layer``; what is kept are key/value heads."""
+
+    kept: tuple[Count, ...]
+    calibration: Errors
+    held_out: Errors | None
+    swaps: Count
+    improving_swaps: Count
+
+
+@dataclass(frozen=True)
 class Layer:
-    """One layer's record; ``held_out`` is None where no tokens were held out."""
+    """One layer's record.
+
+    Attributes:
+        layer: Its index.
+        kept: MLP channels kept, ascending.
+        calibration: Errors of the MLP on the tokens that were fitted.
+        held_out: Errors on the tokens that were not; None where none were held out.
+        swaps: Exchanges of channels made by the polish.
+        improving_swaps: Single exchanges that would still lower the error.
+        rounds: Alternating rounds accepted.
+        seconds: Time by phase.
+        attention: None where all heads stay.
+    """
 
     layer: Count
     kept: tuple[Count, ...]
@@ -46,6 +69,7 @@ class Layer:
     improving_swaps: Count
     rounds: Count
     seconds: dict[str, float]
+    attention: Attention | None = None
 
     def __post_init__(self) -> None:
         """Raises: ValueError: the channels kept are not ascending."""
@@ -70,6 +94,11 @@ class Change:
 
     before: Whole
     after: Count
+
+    @property
+    def removed(self) -> float:
+        """Fraction that is gone."""
+        return 1 - self.after / self.before
 
 
 @dataclass(frozen=True)
@@ -96,6 +125,8 @@ class Model:
     parameters: Change
     mlp_parameters: Change
     widths: Widths | None = None
+    heads: Change | None = None
+    kv_heads: Change | None = None
 
 
 @dataclass(frozen=True)
@@ -164,7 +195,13 @@ class Record:
     @property
     def removed(self) -> float:
         """Fraction of the MLP channels removed."""
-        return 1 - self.channels.after / self.channels.before
+        return self.channels.removed
+
+    @property
+    def fewer_heads(self) -> Change | None:
+        """Attention heads of a layer, if some were removed."""
+        heads = self.model.heads
+        return heads if heads and heads.removed else None
 
 
 @dataclass(frozen=True)
