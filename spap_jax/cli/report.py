@@ -18,7 +18,8 @@ def report(
 
     Example: spap report pruned
 
-    The page needs no other file. Several runs stand side by side, and are drawn against sparsity.
+    The page begins with what was removed and what it cost, and ends with the settings. It is one file that needs no
+    other and no network. Several runs stand side by side, and are drawn against sparsity.
 
     Args:
         folders: Pruned checkpoints, as spap prune writes them; or a folder of such, as several sparsities make it.
