@@ -18,9 +18,9 @@ from numpy.typing import ArrayLike
 
 from spap_jax.errors import UserError
 from spap_jax.hub import cached_file, cached_splits, first_line, hub_file, hub_splits, require_hub
-from spap_jax.named_sets import NAMED, Protocol, Role
-from spap_jax.remote import base_name, fetch_file, is_address
-from spap_jax.texts import READERS, read_file, suffix
+from spap_jax.named_sets import NAMED, Protocol, Role, data_name
+from spap_jax.remote import fetch_file, is_address
+from spap_jax.texts import is_file, looks_local, read_file
 
 SPLITS: dict[Role, tuple[str, ...]] = {"calibration": ("train",), "evaluation": ("test", "validation")}
 CHUNK = 4_000_000  # characters tokenised at once (about a second per 2 million, 150 bytes of memory each)
@@ -219,19 +219,6 @@ def _pretrained(where: str, *, local: bool) -> Any:
 # Sources
 
 
-def looks_local(text: str) -> bool:
-    """Whether a text names a local path, existing or not, rather than something on the hub."""
-    return text.startswith((".", "/", "~")) or suffix(Path(text)) in READERS or Path(text).exists()
-
-
-def data_name(data: str | Path) -> str:
-    """What strangers are told of data: its name on the hub, or a file's own name without the path to it."""
-    short, colon, copy = str(data).partition(":")
-    if short in NAMED:
-        return f"{short}{colon}{copy and base_name(copy)}"
-    return base_name(data) if _is_file(data) else str(data)
-
-
 class _Opened(NamedTuple):
     """What to call the data; token ids, or a text in pieces; how its rows became one; the name of a file itself."""
 
@@ -248,7 +235,7 @@ def _open(data: str | Path | ArrayLike, role: Role) -> _Opened:
     short, _, copy = str(data).partition(":")
     if short in NAMED:
         return _open_named(short, copy, role)
-    if _is_file(data):
+    if isinstance(data, Path) or is_file(data):
         return _Opened(str(data), read_file(local_file(data)), file=data_name(data))
     named = re.fullmatch(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?", data)
     if named is None:
@@ -257,11 +244,6 @@ def _open(data: str | Path | ArrayLike, role: Role) -> _Opened:
             f"name {', '.join(NAMED)}, a hub data set owner/name, or a local file"
         )
     return _open_split(hub_splits(named[1], named[2], remedy=LOCAL), data, role, Protocol())
-
-
-def _is_file(data: str | Path) -> bool:
-    """Whether data are a file, here or at an address, rather than something on the hub."""
-    return isinstance(data, Path) or is_address(data) or looks_local(data)
 
 
 def local_file(named: str | Path) -> Path:

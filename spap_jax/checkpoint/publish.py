@@ -20,9 +20,9 @@ _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*")
 """Of another model, or in other shards, loaders would take them for the new ones."""
 
 
-_TOP = (_CONFIG, "model*.safetensors", "model.safetensors.index.json", "spap_source.json", *SIDE_FILES, *ACCOUNTS)
-_ORBAX = ("params/*",)
-"""What the commands write into a checkpoint folder, and no other file of it, is sent."""
+_OURS = (_CONFIG, "model*.safetensors", "model.safetensors.index.json", "spap_source.json", *SIDE_FILES, *ACCOUNTS)
+_ORBAX = "params/"
+"""What the commands write into a checkpoint folder: this, and no other file of it, is sent."""
 
 _PAGE = ("spap_report.html", "spap_report-*.png")
 """What spap report adds."""
@@ -112,8 +112,8 @@ def publish(folder: Path, address: str, *, private: bool = False, with_page: boo
 def files_of(folder: Path, with_page: bool = False) -> dict[str, Path]:
     """What is sent of a checkpoint, under the names relative to it."""
     names = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
-    top = matching([name for name in names if "/" not in name], _TOP + (_PAGE if with_page else ()))
-    return {name: folder / name for name in sorted(top + matching(names, _ORBAX))}
+    sent = matching(names, _OURS + (_PAGE if with_page else ())) + [n for n in names if n.startswith(_ORBAX)]
+    return {name: folder / name for name in sorted(sent)}
 
 
 def left_out(folder: Path, files: Mapping[str, Path]) -> list[str]:

@@ -26,8 +26,12 @@ ACCOUNTS = ("README.md", "spap_report.json", "spap_finetune.json")
 
 
 def matching(names: Iterable[str], patterns: tuple[str, ...]) -> list[str]:
-    """The names that fit one of the patterns, sorted."""
-    return sorted(name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns))
+    """The names that fit one of the patterns, sorted; a star stands for no slash."""
+    return sorted(name for name in names if any(_fits(name, pattern) for pattern in patterns))
+
+
+def _fits(name: str, pattern: str) -> bool:
+    return name.count("/") == pattern.count("/") and fnmatch.fnmatchcase(name, pattern)
 
 
 def accounts(folder: Path | None) -> dict[str, bytes]:

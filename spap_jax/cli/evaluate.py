@@ -71,8 +71,9 @@ def _measure_perplexity(
     from spap_jax import checkpoint
     from spap_jax.checkpoint.locate import public_name
     from spap_jax.cli.console import out, waiting
-    from spap_jax.data import data_name, load_tokens
+    from spap_jax.data import load_tokens
     from spap_jax.evaluation.perplexity import perplexity
+    from spap_jax.named_sets import data_name
 
     with waiting(f"reading {model}"):
         loaded = checkpoint.load(model)

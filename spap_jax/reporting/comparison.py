@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 
 from spap_jax.quantities import share_text
 from spap_jax.reporting.figures import SIZE, Plot, number
-from spap_jax.reporting.read import Run
+from spap_jax.reporting.schema import Run
 from spap_jax.reporting.style import LIGHT, grid, open_sides
 
 LINES = (("blue", "o"), ("orange", "s"), ("green", "^"), ("pink", "D"), ("grey", "v"))

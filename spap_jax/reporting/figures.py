@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from spap_jax.quantities import change_text, count_text, signed
-from spap_jax.reporting.read import Attention, Errors, Layer, Record, Sweep
+from spap_jax.reporting.schema import Attention, Errors, Layer, Record, Sweep
 from spap_jax.reporting.style import KEPT, LIGHT, STAGES, grid, open_sides
 
 Part = Layer | Attention

@@ -13,7 +13,7 @@ from spap_jax.quantities import bytes_text, count_text, share_text
 from spap_jax.reporting import draw, tables
 from spap_jax.reporting.comparison import comparisons
 from spap_jax.reporting.figures import Plot, plots
-from spap_jax.reporting.read import Record, Run, Trained
+from spap_jax.reporting.schema import Record, Run, Trained
 from spap_jax.reporting.style import DARK, LIGHT
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from spap_jax.quantities import bytes_text, change_text, count_text, share_text, signed
-from spap_jax.reporting.read import Change, Errors, Layer, Perplexity, Record, Run
+from spap_jax.reporting.schema import Change, Errors, Layer, Perplexity, Record, Run
 from spap_jax.reporting.style import STAGES
 
 NOTHING = "\N{EN DASH}"
@@ -49,8 +49,8 @@ class Headline(NamedTuple):
 
 
 HEADLINES = {
-    "perplexity by training": ("Perplexity by training since", "; lower is better"),
     "perplexity": ("Perplexity", "; lower is better"),
+    "perplexity by training": ("Perplexity, by the training since", "; lower is better"),
     "weights on disk": ("Size on disk", ""),
     "parameters": ("Parameters", ""),
     "prefill speed": ("Speed of reading a prompt", ""),

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from spap_jax.pruning.report import AttentionReport, Errors, LayerReport, PruneReport, SweepReport
-from spap_jax.reporting.read import Record, Run, read_runs
+from spap_jax.reporting.read import read_runs
+from spap_jax.reporting.schema import Record, Run
 
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
 

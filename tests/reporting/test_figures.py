@@ -10,7 +10,8 @@ from matplotlib.colors import same_color
 from reports import put, record, report
 
 from spap_jax.reporting import comparison, draw, figures
-from spap_jax.reporting.read import Layer, Record, read_runs
+from spap_jax.reporting.read import read_runs
+from spap_jax.reporting.schema import Layer, Record
 from spap_jax.reporting.style import LIGHT, themed
 
 

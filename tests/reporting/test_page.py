@@ -11,7 +11,8 @@ from reports import DASH, MINUS, Look, put, report, run, with_fewer_heads
 
 from spap_jax.errors import UserError
 from spap_jax.reporting.page import render
-from spap_jax.reporting.read import Measured, Ratios, Run, Speed, Workload, read_runs
+from spap_jax.reporting.read import read_runs
+from spap_jax.reporting.schema import Measured, Ratios, Run, Speed, Workload
 from spap_jax.reporting.tables import side_by_side
 from spap_jax.training.report import Check, FinetuneReport
 
