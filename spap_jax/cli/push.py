@@ -40,7 +40,8 @@ def push(
         check_place(address, overwrite)
     files = files_of(folder, with_report)
     if rest := left_out(folder, files):
-        err.print(f"leaving out {', '.join(rest)}: not files of the checkpoint")
+        hint = "; --with-report uploads the page of spap report" if "spap_report.html" in rest else ""
+        err.print(f"leaving out {', '.join(rest)}: not files of the checkpoint{hint}")
     size = sum(file.stat().st_size for file in files.values())
     err.print(f"uploading {len(files)} files, {bytes_text(size)}, to {to} ...")
     out.print(publish(folder, address, private=private, with_page=with_report))

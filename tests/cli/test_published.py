@@ -137,9 +137,12 @@ def test_push_names_what_it_leaves_out(work: Path, tmp_path: Path, capsys: pytes
     import stores
 
     stores.begin()
-    (work / "pruned" / "notes [draft].md").write_text("mine")
+    for name in ("notes [draft].md", "spap_report.html"):
+        (work / "pruned" / name).write_text("mine")
     said = spap(capsys, "push", work / "pruned", "frail://bucket/out")
     assert said.code == 0, said.err
-    assert "leaving out notes [draft].md: not files of the checkpoint" in said.err
+    assert "leaving out notes [draft].md, spap_report.html: not files of the checkpoint; --with-report" in said.err
     assert {"README.md", "config.json", "spap_report.json"} < stores.contents("/bucket/out").keys()
-    assert "notes [draft].md" not in stores.contents("/bucket/out")
+    assert "spap_report.html" not in stores.contents("/bucket/out")
+    assert spap(capsys, "push", work / "pruned", "frail://bucket/with", "--with-report").code == 0
+    assert "spap_report.html" in stores.contents("/bucket/with")
