@@ -121,7 +121,7 @@ def _quality(run: Run) -> list[str]:
     """Sentences on what the numbers of quality are of."""
     measured = run.record.extras.perplexity
     said = [
-        f"Perplexity, which tells how well a model predicts text, was measured on {measured.data}."
+        f"Perplexity, which tells how well a model predicts text (lower is better), was measured on {measured.data}."
         if measured
         else "Perplexity was not measured; spap prune --eval DATA measures it before and after pruning."
     ]

@@ -40,7 +40,7 @@ class Headline(NamedTuple):
     Attributes:
         name: What changed.
         value: By how much.
-        detail: From what to what, and how to take it.
+        detail: From what to what.
     """
 
     name: str
@@ -49,14 +49,14 @@ class Headline(NamedTuple):
 
 
 HEADLINES = {
-    "perplexity": ("Perplexity", "; lower is better"),
-    "perplexity by training": ("Perplexity, by the training since", "; lower is better"),
-    "weights on disk": ("Size on disk", ""),
-    "parameters": ("Parameters", ""),
-    "prefill speed": ("Speed of reading a prompt", ""),
-    "decode speed": ("Speed of writing text", ""),
+    "perplexity": "Perplexity",
+    "perplexity by training": "Perplexity by training",
+    "weights on disk": "Size on disk",
+    "parameters": "Parameters",
+    "prefill speed": "Speed of reading a prompt",
+    "decode speed": "Speed of writing text",
 }
-"""Rows of the table of before and after that stand in large type, their names there, and what is added."""
+"""Rows of the table of before and after that stand in large type, and their names there."""
 
 
 def headlines(table: Table) -> list[Headline]:
@@ -64,7 +64,7 @@ def headlines(table: Table) -> list[Headline]:
     rows = {row[0].partition(",")[0]: row[1:] for row in table.rows}
     found = {name: rows[name] for name in HEADLINES if name in rows}
     return [
-        Headline(HEADLINES[name][0], after if change == NOTHING else change, f"{before} → {after}{HEADLINES[name][1]}")
+        Headline(HEADLINES[name], after if change == NOTHING else change, f"{before} → {after}")
         for name, (before, after, change) in found.items()
     ]
 

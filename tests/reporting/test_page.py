@@ -163,7 +163,7 @@ def test_it_begins_with_the_result_and_ends_with_the_settings(tmp_path: Path) ->
     assert places == sorted(places)
     assert page.rindex("</figure>") < page.index("Before and after")
     assert list(headlines(page).items()) == [
-        ("Perplexity", ("+24.6 %", "7.1250 → 8.8750; lower is better")),
+        ("Perplexity", ("+24.6 %", "7.1250 → 8.8750")),
         ("Size on disk", (f"{MINUS}98.0 %", "4.94 MB → 100 kB")),
         ("Parameters", (f"{MINUS}98.0 %", "1 234 567 → 25 000")),
     ]
@@ -202,7 +202,7 @@ def test_a_perplexity_that_was_not_finite(tmp_path: Path) -> None:
     tree["extras"]["perplexity"]["after"] = None
     page = render([run(tmp_path, tree)])[0]
     assert Look(page).tables[0][-1] == ["perplexity", "7.1250", "not finite", DASH]
-    assert headlines(page)["Perplexity"] == ("not finite", "7.1250 → not finite; lower is better")
+    assert headlines(page)["Perplexity"] == ("not finite", "7.1250 → not finite")
 
 
 def test_several_runs(tmp_path: Path) -> None:
