@@ -18,10 +18,10 @@ from numpy.typing import ArrayLike
 
 from spap_jax.errors import UserError
 from spap_jax.hub import cached_file, cached_splits, first_line, hub_file, hub_splits, require_hub
-from spap_jax.named_sets import NAMED, Protocol, Role
+from spap_jax.named_sets import NAMED, Protocol, Role, data_name
 from spap_jax.remote import fetch_file, is_address
 from spap_jax.settings import is_count
-from spap_jax.texts import READERS, read_file, suffix
+from spap_jax.texts import is_file, looks_local, read_file
 
 SPLITS: dict[Role, tuple[str, ...]] = {"calibration": ("train",), "evaluation": ("test", "validation")}
 CHUNK = 4_000_000  # characters tokenised at once (about a second per 2 million, 150 bytes of memory each)
@@ -79,7 +79,7 @@ def load_tokens(
         raise UserError("--sequence-length and --sequences must be at least 1: give positive whole numbers")
     if not is_count(seed, least=0):
         raise UserError(f"seed must be a whole number of at least 0, not {seed!r}: give one.")
-    name, content, protocol = _open(data, role)
+    name, content, protocol, file = _open(data, role)
     if not isinstance(content, np.ndarray):
         times = POOL if role == "calibration" else 1
         enough = None if sequences is None else times * sequences * sequence_length
@@ -92,7 +92,7 @@ def load_tokens(
         taken = np.random.default_rng(seed).permutation(len(windows))
     tokens = np.ascontiguousarray(windows[taken[:sequences]], dtype="<i4")
     drawn = f", seed {seed}" if role == "calibration" else ""
-    description = f"{name}: {len(tokens)} of {len(windows)} windows of {sequence_length} tokens{drawn}"
+    description = f"{file or name}: {len(tokens)} of {len(windows)} windows of {sequence_length} tokens{drawn}"
     return TokenBlocks(tokens, description, hashlib.sha256(tokens.tobytes()).hexdigest(), len(windows))
 
 
@@ -224,17 +224,13 @@ def _pretrained(where: str, *, local: bool) -> Any:
 # Sources
 
 
-def looks_local(text: str) -> bool:
-    """Whether a text names a local path, existing or not, rather than something on the hub."""
-    return text.startswith((".", "/", "~")) or suffix(Path(text)) in READERS or Path(text).exists()
-
-
 class _Opened(NamedTuple):
-    """What to call the data; token ids, or a text in pieces; and how its rows became one."""
+    """What to call the data; token ids, or a text in pieces; how its rows became one; the name of a file itself."""
 
     name: str
     content: Iterator[str] | np.ndarray
     protocol: Protocol = Protocol()
+    file: str | None = None
 
 
 def _open(data: str | Path | ArrayLike, role: Role) -> _Opened:
@@ -244,8 +240,8 @@ def _open(data: str | Path | ArrayLike, role: Role) -> _Opened:
     short, _, copy = str(data).partition(":")
     if short in NAMED:
         return _open_named(short, copy, role)
-    if isinstance(data, Path) or is_address(data) or looks_local(data):
-        return _Opened(str(data), read_file(local_file(data)))
+    if isinstance(data, Path) or is_file(data):
+        return _Opened(str(data), read_file(local_file(data)), file=data_name(data))
     named = re.fullmatch(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?", data)
     if named is None:
         raise UserError(
@@ -270,7 +266,8 @@ def _open_named(short: str, copy: str, role: Role) -> _Opened:
     split, file = named.files[role]
     protocol = named.protocol(role)
     if copy:
-        return _Opened(f"{short} ({copy})", read_file(local_file(copy), protocol.join), protocol)
+        content = read_file(local_file(copy), protocol.join)
+        return _Opened(f"{short} ({copy})", content, protocol, data_name(f"{short}:{copy}"))
     if cached_file(named.repo, file, named.revision) is None:
         splits = cached_splits(named.repo, named.config)
         if splits is not None:

@@ -3,9 +3,11 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any, Literal
 
-from spap_jax.texts import joined
+from spap_jax.remote import base_name
+from spap_jax.texts import is_file, joined
 
 Role = Literal["calibration", "evaluation"]
 
@@ -77,3 +79,11 @@ NAMED = {
     ),
 }
 """The evaluation protocols are those of GPTQ, SparseGPT and Wanda; docs/evaluation.md spells them out."""
+
+
+def data_name(data: str | Path) -> str:
+    """What strangers are told of data: its name on the hub, or a file's own name without the path to it."""
+    short, colon, copy = str(data).partition(":")
+    if short in NAMED:
+        return f"{short}{colon}{copy and base_name(copy)}"
+    return base_name(data) if isinstance(data, Path) or is_file(data) else data

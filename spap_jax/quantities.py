@@ -22,6 +22,11 @@ def change_text(before: float, after: float) -> str:
     return f"{100 * (after / before - 1):+.1f} %"
 
 
+def share_text(share: float) -> str:
+    """0.3 -> "30 %", 0.297 -> "29.7 %"."""
+    return f"{100 * share:.1f}".removesuffix(".0") + " %"
+
+
 def signed(text: str) -> str:
     """With a minus sign in place of the hyphen that terminals and files have."""
     return text.replace("-", "\N{MINUS SIGN}")

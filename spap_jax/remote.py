@@ -36,6 +36,13 @@ def hub_id(name: str | Path) -> str | None:
     return name.removeprefix(_HUB).rstrip("/") if isinstance(name, str) and name.startswith(_HUB) else None
 
 
+def base_name(place: str | Path) -> str:
+    """The last part of a path or an address, without the folders above it: what strangers may be told of a place."""
+    if is_address(place):
+        return str(place).rstrip("/").rpartition("/")[2]
+    return os.path.basename(os.path.abspath(Path(place).expanduser()))  # of "." too; a link keeps its own name
+
+
 def working_folder(address: str) -> Path:
     """Where, on this machine, what is to be at an address is made; its name is the address's last."""
     return _cache() / "outputs" / _hash(address) / address.rstrip("/").rpartition("/")[2]

@@ -17,6 +17,7 @@ import numpy as np
 
 from spap_jax.errors import UserError
 from spap_jax.hub import first_line
+from spap_jax.remote import is_address
 
 BLOCK = 1 << 20  # characters read at once
 
@@ -171,3 +172,13 @@ READERS: dict[str, Callable[..., Any]] = {
     ".parquet": _parquet,
     ".npy": read_ids,
 }
+
+
+def looks_local(text: str) -> bool:
+    """Whether a text names a local path, existing or not, rather than something on the hub."""
+    return text.startswith((".", "/", "~")) or suffix(Path(text)) in READERS or Path(text).exists()
+
+
+def is_file(data: str) -> bool:
+    """Whether data are a file, here or at an address, rather than something on the hub."""
+    return is_address(data) or looks_local(data)

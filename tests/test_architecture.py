@@ -86,8 +86,3 @@ def test_models_is_imported_under_its_full_name_only() -> None:
     run = subprocess.run([sys.executable, "-c", "import models"], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode != 0
     assert "spap_jax.models" in run.stderr
-
-
-def test_no_file_is_long() -> None:
-    long = {relative(s): n for s in SOURCES if (n := len(s.read_text("utf-8").splitlines())) > 300}
-    assert not long

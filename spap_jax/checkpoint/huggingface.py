@@ -210,11 +210,11 @@ class Writer:
                 array = inventory.leaf(params, inventory.within_layer(rule))
                 self._add(rule.theirs.format(i=index), rule, array, index)
 
-    def file(self, name: str, text: str) -> None:
+    def file(self, name: str, content: str | bytes) -> None:
         """Adds a text file, such as a report or a model card."""
         if Path(name).name != name or name == "config.json" or name.startswith("model"):
             raise ValueError(f"{name!r} cannot be the name of an additional file of a checkpoint")
-        (self._partial / name).write_text(text, encoding="utf-8")
+        (self._partial / name).write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
 
     def _add(self, name: str, rule: Rule, array: Any, layer: int | None = None) -> None:
         """Writes one tensor under its name in the checkpoint."""
@@ -252,7 +252,7 @@ def save(
     *,
     dtype: str | None = None,
     overwrite: bool = False,
-    files: Mapping[str, str] | None = None,
+    files: Mapping[str, str | bytes] | None = None,
 ) -> None:
     """Writes a model as a Hugging Face folder that stock loaders read.
 
@@ -272,8 +272,8 @@ def save(
         writer.outer(model.params)
         for index in range(model.config.layers):
             writer.layer(index, jax.tree.map(lambda stack, i=index: stack[i], model.params["layers"]))
-        for name, text in (files or {}).items():
-            writer.file(name, text)
+        for name, content in (files or {}).items():
+            writer.file(name, content)
 
 
 def _converted(name: str, array: np.ndarray, dtype: str | None) -> np.ndarray:

@@ -3,11 +3,11 @@
 import re
 from pathlib import Path
 
-from spap_jax.checkpoint.side_files import SIDE_FILES, matching
+from spap_jax.checkpoint.side_files import ACCOUNTS, SIDE_FILES, matching
 from spap_jax.checkpoint.tensors import weight_files
 from spap_jax.errors import UserError
 from spap_jax.hub import first_line, hub_file, require_hub
-from spap_jax.remote import fetch_file, fetch_folder, hub_id, is_address
+from spap_jax.remote import base_name, fetch_file, fetch_folder, hub_id, is_address
 
 _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 _TORCH = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")
@@ -48,9 +48,9 @@ def locate_config(name: str | Path) -> Path:
     return hub_file(repo or str(name), "config.json", "main", remedy=_REMEDY, kind="model")
 
 
-def hub_name(name: str) -> str | None:
-    """The hub's id of a model that was called by a name; None for a folder of this machine or a store's."""
-    return hub_id(name) or (name if _is_hub_id(name) and not Path(name).exists() else None)
+def public_name(name: str) -> str:
+    """What strangers are told of a model: its hub id `owner/name`, or the name of its folder without the path to it."""
+    return hub_id(name) or (name if _is_hub_id(name) and not Path(name).exists() else base_name(name))
 
 
 def model_place(name: str | Path) -> str | Path:
@@ -137,8 +137,7 @@ def _stored(address: str, names: list[str]) -> list[str]:
     """The files of a store's folder to download: all of an Orbax folder, and of others what was said of them too."""
     if "config.json" not in names:
         raise UserError(f"{address} is no checkpoint: it has no config.json; name the folder that has one.")
-    said = ("README.md", "spap_*.json")
-    return names if "spap_source.json" in names else _wanted(names) + matching(names, said)
+    return names if "spap_source.json" in names else _wanted(names) + matching(names, ACCOUNTS)
 
 
 def _wanted(names: list[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """Orbax folders: the parameter tree as it is in memory, for work in JAX, with the same config and side files."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax
 import numpy as np
 
 from spap_jax.checkpoint.config_text import parse_config, read_config_text, understood, written_config_text
+from spap_jax.checkpoint.locate import public_name
 from spap_jax.checkpoint.output import new_folder
 from spap_jax.checkpoint.side_files import copy_side_files
 from spap_jax.checkpoint.tensors import DTYPES
@@ -18,7 +20,7 @@ from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 
-_PARAMS, _SOURCE = "params", "spap_source.json"
+_PARAMS, _SOURCE, _COMMITTED = "params", "spap_source.json", "commit_success.txt"
 
 
 def is_orbax(folder: Path) -> bool:
@@ -26,13 +28,16 @@ def is_orbax(folder: Path) -> bool:
     return (folder / _PARAMS).is_dir() and (folder / _SOURCE).is_file()
 
 
-def save_orbax(model: Model, folder: str | Path, overwrite: bool = False) -> None:
+def save_orbax(
+    model: Model, folder: str | Path, overwrite: bool = False, files: Mapping[str, bytes] | None = None
+) -> None:
     """Writes config.json, the side files, and the parameters under params/.
 
     Args:
         model: What to write.
         folder: Where.
         overwrite: Whether a folder that is there, and holds nothing but what this program wrote, is replaced.
+        files: Additional files by name.
 
     Raises:
         UserError: The place is taken, there is no room, or config.json has no place for what the config has.
@@ -43,11 +48,16 @@ def save_orbax(model: Model, folder: str | Path, overwrite: bool = False) -> Non
     with new_folder(folder, overwrite, needed, source=model.source.folder) as partial:
         copy_side_files(model.source.folder, partial)
         (partial / "config.json").write_bytes(written_config_text(model.source, model.config).encode("utf-8"))
-        facts = {"name": model.source.name, "head_stored": model.source.head_stored}
+        facts = {"name": public_name(model.source.name), "head_stored": model.source.head_stored}
         (partial / _SOURCE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        for name, content in (files or {}).items():
+            (partial / name).write_bytes(content)
         with StandardCheckpointer() as checkpointer:  # it writes in the background
             checkpointer.save(partial / _PARAMS, model.params)
             checkpointer.wait_until_finished()
+        committed = partial / _PARAMS / _COMMITTED
+        if committed.is_file():  # that it is there tells Orbax enough; it holds the path of this machine
+            committed.write_text("Checkpoint commit was successful\n", encoding="utf-8")
 
 
 def load_orbax(folder: str | Path) -> Model:

@@ -9,9 +9,11 @@ replace is known at every moment, and files that are not in the manifest are nev
 import hashlib
 import json
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from spap_jax.checkpoint.side_files import ACCOUNTS, SIDE_FILES, matching
 from spap_jax.errors import UserError
 from spap_jax.hub import check_upload, upload
 from spap_jax.remote import About, Folder, hub_id, is_address
@@ -21,6 +23,14 @@ _CONFIG = "config.json"
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*")
 """Of another model, or in other shards, loaders would take them for the new ones."""
+
+
+_OURS = (_CONFIG, "model*.safetensors", "model.safetensors.index.json", "spap_source.json", *SIDE_FILES, *ACCOUNTS)
+_ORBAX = "params/"
+"""What the commands write into a checkpoint folder: this, and no other file of it, is sent."""
+
+_PAGE = ("spap_report.html", "spap_report-*.png")
+"""What spap report adds."""
 
 
 def check_place(address: str, overwrite: bool) -> None:
@@ -46,14 +56,15 @@ def check_place(address: str, overwrite: bool) -> None:
     beside.remove([probe])
 
 
-def publish(folder: Path, address: str, overwrite: bool, *, private: bool = False) -> str:
+def publish(folder: Path, address: str, overwrite: bool, *, private: bool = False, with_page: bool = False) -> str:
     """Sends a checkpoint, in place of what is there.
 
     Args:
-        folder: The checkpoint; hidden files in it stay.
+        folder: The checkpoint; files in it that are none of a checkpoint stay.
         address: hf://owner/name, or that of a folder.
         overwrite: Whether a checkpoint in that folder may be replaced.
         private: Whether a new repository of the hub is shown to nobody else.
+        with_page: Whether the page of spap report and its plots are sent too.
 
     Returns:
         Where it can be found.
@@ -61,7 +72,7 @@ def publish(folder: Path, address: str, overwrite: bool, *, private: bool = Fals
     Raises:
         UserError: The hub or the store fails, or something is there that may not be replaced.
     """
-    files = files_of(folder)
+    files = files_of(folder, with_page)
     repo = hub_id(address)
     if repo is None:
         _replace(Folder(address), files, overwrite)
@@ -72,10 +83,17 @@ def publish(folder: Path, address: str, overwrite: bool, *, private: bool = Fals
     return upload(repo, files_there, "Pruned with SPAP-JAX", private=private, replaced=_WEIGHTS)
 
 
-def files_of(folder: Path) -> dict[str, Path]:
+def files_of(folder: Path, with_page: bool = False) -> dict[str, Path]:
     """What is sent of a checkpoint, under the names relative to it."""
-    names = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
-    return {name: file for name, file in names.items() if not name.startswith(".") and name != MANIFEST}
+    names = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
+    sent = matching(names, _OURS + (_PAGE if with_page else ())) + [n for n in names if n.startswith(_ORBAX)]
+    return {name: folder / name for name in sorted(sent)}
+
+
+def left_out(folder: Path, files: Mapping[str, Path]) -> list[str]:
+    """The files and folders directly in a checkpoint of which nothing is sent; folders end in a slash."""
+    sent = {name.partition("/")[0] for name in files} | {MANIFEST}
+    return sorted(f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir() if path.name not in sent)
 
 
 def read_made(output: str | Path, name: str) -> bytes | None:

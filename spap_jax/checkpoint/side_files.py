@@ -1,4 +1,4 @@
-"""The files that belong to a model beside its config and weights: tokenizer, generation settings, licence."""
+"""The files that belong to a model beside its config and weights: tokenizer, generation settings, licence, card."""
 
 import fnmatch
 import shutil
@@ -20,6 +20,10 @@ SIDE_FILES = (
     "NOTICE*",
     "USE_POLICY*",
 )
+"""They hold for what is made of a model, too."""
+
+ACCOUNTS = ("README.md", "spap_report.json", "spap_finetune.json")
+"""The card and the reports: they tell how these weights were made, and hold for no others."""
 
 
 def matching(names: Iterable[str], patterns: tuple[str, ...]) -> list[str]:
@@ -29,6 +33,12 @@ def matching(names: Iterable[str], patterns: tuple[str, ...]) -> list[str]:
 
 def _fits(name: str, pattern: str) -> bool:
     return name.count("/") == pattern.count("/") and fnmatch.fnmatchcase(name, pattern)
+
+
+def accounts(folder: Path | None) -> dict[str, bytes]:
+    """The card and the reports of a checkpoint, by their names, as far as it has them."""
+    found = {name: folder / name for name in ACCOUNTS} if folder else {}
+    return {name: file.read_bytes() for name, file in found.items() if file.is_file()}
 
 
 def copy_side_files(source: Path | None, target: Path) -> None:

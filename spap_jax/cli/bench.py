@@ -63,7 +63,7 @@ def bench(
     with waiting("measuring"):
         speeds = measure(models, work)
     result = _result(names, models, speeds, work)
-    _show(result)
+    _show(result, names)
     if json is not None:
         write_json(json, "spap bench", result)
 
@@ -96,11 +96,12 @@ def _result(names: list[str], models: "list[Model]", speeds: "list[Speed]", work
 def _measured(name: str, model: "Model", speed: "Speed", work: "Workload") -> dict[str, Any]:
     import jax
 
+    from spap_jax.checkpoint.locate import public_name
     from spap_jax.models import cost
 
     count = cost.parameters(model.family, model.config)
     return {
-        "model": name,
+        "model": public_name(name),
         "parameters": count.total,
         "mlp_parameters": count.mlp,
         "bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(model.params)),
@@ -111,7 +112,7 @@ def _measured(name: str, model: "Model", speed: "Speed", work: "Workload") -> di
     }
 
 
-def _show(result: dict[str, Any]) -> None:
+def _show(result: dict[str, Any], names: list[str]) -> None:
     from spap_jax.cli import console
 
     models, work = result["models"], result["workload"]
@@ -125,7 +126,7 @@ def _show(result: dict[str, Any]) -> None:
         (f"{phase}, tokens/s", *(f"{model[f'{phase}_tokens_per_second']:.1f}" for model in models))
         for phase in ("prefill", "decode")
     ]
-    columns = ("", *(model["model"] for model in models))
+    columns = ("", *names)
     if len(models) == 2:
         before, after = models
         ratios = [before[key] / after[key] for _, key, _ in sizes] + list(result["speed_up"].values())

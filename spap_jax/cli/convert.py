@@ -15,7 +15,7 @@ def convert(
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Convert a checkpoint from the Hugging Face format to Orbax or back, bit for bit.
+    """Convert a checkpoint from the Hugging Face format to Orbax or back, bit for bit, with its card and reports.
 
     ```
     spap convert pruned --to orbax --output pruned-orbax
@@ -30,6 +30,7 @@ def convert(
         overwrite: Replace the output, if it holds only files that spap wrote and that have not been changed since.
     """
     from spap_jax import checkpoint
+    from spap_jax.checkpoint.side_files import accounts
     from spap_jax.cli.console import err, waiting
     from spap_jax.cli.downloads import fetch_models
     from spap_jax.cli.inputs import inputs
@@ -46,9 +47,10 @@ def convert(
     fetch_models(model)
     with waiting(f"reading {model}"):
         loaded = checkpoint.load(model)
+    kept = accounts(loaded.source.folder)
     with nullcontext() if is_address(output) else waiting(f"writing {output}"):  # sending has a bar of its own
         if to == "orbax":
-            checkpoint.save_orbax(loaded, output, overwrite=overwrite)
+            checkpoint.save_orbax(loaded, output, overwrite=overwrite, files=kept)
         else:
-            checkpoint.save(loaded, output, dtype=dtype, overwrite=overwrite)
+            checkpoint.save(loaded, output, dtype=dtype, overwrite=overwrite, files=kept)
     err.print(f"wrote {output}")

@@ -73,9 +73,11 @@ def _measure_perplexity(
     model: str, data: str, sequence_length: int | None, sequences: int | None, batch_tokens: int
 ) -> dict[str, Any]:
     from spap_jax import checkpoint
+    from spap_jax.checkpoint.locate import public_name
     from spap_jax.cli.console import out, waiting
     from spap_jax.data import load_tokens
     from spap_jax.evaluation.perplexity import perplexity
+    from spap_jax.named_sets import data_name
 
     with waiting(f"reading {model}"):
         loaded = checkpoint.load(model)
@@ -95,9 +97,9 @@ def _measure_perplexity(
     seconds = time.perf_counter() - start
     out.print(f"perplexity {value:.4f}  ({blocks.description}; {seconds:.1f} s)", soft_wrap=True)
     return {
-        "model": model,
+        "model": public_name(model),
         "perplexity": value,
-        "data": data,
+        "data": data_name(data),
         "description": blocks.description,
         "sha256": blocks.sha256,
         "windows": len(blocks.tokens),

@@ -26,9 +26,9 @@ def inputs(
 
 def _data_place(data: str) -> str | None:
     """The path or address of what a user calls data; None for data sets of the hub."""
-    from spap_jax.data import looks_local
     from spap_jax.named_sets import NAMED
     from spap_jax.remote import is_address
+    from spap_jax.texts import looks_local
 
     short, _, copy = data.partition(":")
     if short in NAMED:

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 
-def push(folder: Path, to: str, /, *, private: bool = False, overwrite: bool = False) -> None:
+def push(
+    folder: Path, to: str, /, *, private: bool = False, with_report: bool = False, overwrite: bool = False
+) -> None:
     """Upload a pruned checkpoint to the Hugging Face Hub, with its model card, or to an address.
 
     ```
@@ -12,15 +14,18 @@ def push(folder: Path, to: str, /, *, private: bool = False, overwrite: bool = F
 
     A repository of the hub is created if it does not exist. All files arrive in one commit or not at all. Log in first
     with hf auth login, or set HF_TOKEN. At an address config.json is uploaded last: a folder that has one is complete.
+    Only the files of the checkpoint are uploaded: its config, weights, tokenizer, model card and JSON reports. Every
+    other file in the folder is left out and named.
 
     Args:
         folder: Checkpoint as spap prune or spap finetune writes it.
         to: Repository, as owner/name, or an address such as gs://bucket/pruned.
         private: Make a new repository private.
+        with_report: Also upload spap_report.html, the page that spap report wrote into the folder, and its plots.
         overwrite: Replace what is at an address, if spap sent all of it and nothing has changed since. A repository of
             the hub keeps earlier files in its history in any case.
     """
-    from spap_jax.checkpoint.publish import check_place, files_of, publish
+    from spap_jax.checkpoint.publish import check_place, files_of, left_out, publish
     from spap_jax.cli.console import bytes_text, err, out
     from spap_jax.errors import UserError
     from spap_jax.places import check_apart
@@ -38,7 +43,10 @@ def push(folder: Path, to: str, /, *, private: bool = False, overwrite: bool = F
     if not hub_id(address):
         check_apart(address, {"the checkpoint": folder})
         check_place(address, overwrite)
-    files = files_of(folder)
+    files = files_of(folder, with_report)
+    if rest := left_out(folder, files):
+        hint = "; --with-report uploads the page of spap report" if "spap_report.html" in rest else ""
+        err.print(f"leaving out {', '.join(rest)}: not files of the checkpoint{hint}")
     size = sum(file.stat().st_size for file in files.values())
     err.print(f"uploading {len(files)} files, {bytes_text(size)}, to {to} ...")
-    out.print(publish(folder, address, overwrite, private=private))
+    out.print(publish(folder, address, overwrite, private=private, with_page=with_report))

@@ -20,7 +20,8 @@ def report(
     spap report pruned
     ```
 
-    The page needs no other file. Several runs are shown side by side and plotted against sparsity.
+    The page begins with what was removed and what it cost, and ends with the settings. It is a single file and loads
+    nothing from the network. Several runs are shown side by side and plotted against sparsity.
 
     Args:
         folders: Pruned checkpoints as spap prune writes them, or a folder that holds several, as a run with several

@@ -25,9 +25,11 @@ def measure_tasks(
     """
     tasks, harness = _modules()
     from spap_jax import checkpoint
+    from spap_jax.checkpoint.locate import public_name
     from spap_jax.cli.console import request_progress, waiting
     from spap_jax.errors import UserError
     from spap_jax.pruning.report import versions
+    from spap_jax.remote import base_name
 
     names = [name.strip() for name in listed.split(",") if name.strip()]
     if not names:
@@ -42,7 +44,13 @@ def measure_tasks(
         results = tasks.run_tasks(adapted, chosen, limit)
     seconds = time.perf_counter() - start
     _show(model, results, limit, seconds)
-    ours = {"model": model, "tasks": names, "task_path": task_path, "limit": limit, "seconds": seconds}
+    ours = {
+        "model": public_name(model),
+        "tasks": names,
+        "task_path": task_path and base_name(task_path),
+        "limit": limit,
+        "seconds": seconds,
+    }
     dropped = ("pretty_env_info", "git_hash", "upper_git_hash")  # of the machine and the working folder
     kept = {name: value for name, value in results.items() if name not in dropped}
     return kept | {"spap": ours | {"versions": versions()}}

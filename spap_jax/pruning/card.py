@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from spap_jax.checkpoint.locate import hub_name
 from spap_jax.pruning.report import PruneReport
 
 _TEXT = """\
@@ -65,24 +64,18 @@ def card_head(name: str, library: str, *tags: str) -> str:
     """What the hub reads of a card.
 
     Args:
-        name: What the user called the original. The hub takes its own ids only, and refuses a card with another's path.
+        name: The public name of the original. The hub accepts nothing but its own ids, which have a slash.
         library: What loads the model.
         tags: By which it is found.
     """
-    repo = hub_name(name)
     lines = [
-        *([f"base_model: {repo}"] if repo else []),
+        *([f"base_model: {name}"] if "/" in name else []),
         f"library_name: {library}",
         "pipeline_tag: text-generation",
         "tags:",
         *(f"- {tag}" for tag in tags),
     ]
     return "\n".join(["---", *lines, "---", ""])
-
-
-def card_name(name: str) -> str:
-    """What a stranger is told of the original: its id on the hub, or the last part of its path."""
-    return hub_name(name) or name.rstrip("/").rpartition("/")[2] or name
 
 
 def model_card(report: PruneReport) -> str:
@@ -101,7 +94,7 @@ def model_card(report: PruneReport) -> str:
     biases = model["mlp_bias"]
     return _TEXT.format(
         head=card_head(model["name"], "transformers" if report.one_width else "spap-jax", "pruned", "spap-jax"),
-        name=card_name(model["name"]),
+        name=model["name"],
         version=report.versions["spap-jax"],
         percent=_percent({when: sum(each) for when, each in widths.items()}),
         headline=f" and {_percent(groups):.0f} % of its attention heads" if fewer_heads else "",

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from spap_jax.baselines import update_used
+from spap_jax.checkpoint.locate import public_name
 from spap_jax.models import cost
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.registry import FAMILIES
@@ -187,7 +188,7 @@ def new_report(
         settings: The run's.
         config: The dense decoder.
         narrow: The pruned one.
-        name: What the user called the model.
+        name: What the user called the model; the report holds no path.
         tokens: Calibration: an array [B, T], or ``TokenBlocks`` with a description and a hash.
         steps: The reports of the layers and of the sweeps.
     """
@@ -197,7 +198,7 @@ def new_report(
         settings=dataclasses.asdict(settings) | settings.decided._asdict(),
         method={"selection": settings.method, "update": update_used(settings)},
         model={
-            "name": name,
+            "name": public_name(name),
             "architecture": family.architecture,
             "layers": config.layers,
             "intermediate": {"before": config.intermediate, "after": narrow.intermediate},

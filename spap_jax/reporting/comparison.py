@@ -1,17 +1,22 @@
 """Several runs beside each other: the plots against sparsity."""
 
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from spap_jax.quantities import share_text
 from spap_jax.reporting.figures import SIZE, Plot, number
-from spap_jax.reporting.read import Run
+from spap_jax.reporting.schema import Run
 from spap_jax.reporting.style import LIGHT, grid, open_sides
 
 LINES = (("blue", "o"), ("orange", "s"), ("green", "^"), ("pink", "D"), ("grey", "v"))
 """Colour and marker by series; a sixth series begins again."""
+
+LINE = 48
+"""Letters on a line of a legend."""
 
 
 class Quantity(NamedTuple):
@@ -107,7 +112,7 @@ def _against(quantity: Quantity, runs: Sequence[Run]) -> Plot:
             axes.plot(
                 *zip((0, 1), *bounds, strict=True), color=LIGHT["muted"], marker="_", markersize=10, linestyle=":"
             )
-        handles.append(Line2D([], [], color=LIGHT[colour], marker=marker, label=name))
+        handles.append(Line2D([], [], color=LIGHT[colour], marker=marker, label=textwrap.fill(name, LINE)))
         said += [f"{run.label} {number(quantity.pruned(run)):{quantity.spec}}" for run in members]
     axes.set(xlabel="MLP channels removed, %", ylabel=quantity.unit)
     axes.set_xlim(left=-2)
@@ -119,7 +124,7 @@ def _against(quantity: Quantity, runs: Sequence[Run]) -> Plot:
     return Plot(
         f"compare-{quantity.name}",
         quantity.title,
-        f"At 0 %: the dense model.{dotted}",
+        f"Each mark is a run; at 0 % is the original model.{dotted}",
         f"{quantity.title} against the MLP channels removed: {', '.join(said)}.",
         figure,
     )
@@ -128,7 +133,15 @@ def _against(quantity: Quantity, runs: Sequence[Run]) -> Plot:
 def _series(quantity: Quantity, runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Runs whose numbers belong on one line, by a name made of what tells the lines apart."""
     facts = [
-        (run.record.model.name, run.record.method.selection, run.record.method.update, quantity.data(run))
+        (
+            run.record.model.name,
+            run.record.method.selection,
+            run.record.method.update,
+            f"{share_text(heads.removed)} of the heads removed"
+            if (heads := run.record.fewer_heads)
+            else "all heads kept",
+            quantity.data(run),
+        )
         for run in runs
     ]
     telling = [len(set(column)) > 1 for column in zip(*facts, strict=True)]

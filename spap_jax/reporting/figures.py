@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,14 +13,17 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from spap_jax.quantities import change_text, count_text, signed
-from spap_jax.reporting.read import Errors, Layer, Record, Sweep
-from spap_jax.reporting.style import KEPT, LIGHT, grid, open_sides
+from spap_jax.reporting.schema import Attention, Errors, Layer, Record, Sweep
+from spap_jax.reporting.style import KEPT, LIGHT, STAGES, grid, open_sides
 
-STAGES = {"selection": "grey", "refit": "blue", "alternating": "orange"}
-"""Colour by stage, in their order."""
+Part = Layer | Attention
+"""What has errors: the MLP of a layer, whose record is the layer's, or its attention."""
+
 
 TOKENS: dict[str, Literal["-", "--"]] = {"calibration": "-", "held-out": "--"}
 """Line by the tokens that an error is of."""
+
+NEW_TEXT = " Dashed: on held-out tokens, which were not used, and so tell what to expect on new text."
 
 SIZE = (4.8, 3.3)
 WIDTH = 9.8
@@ -53,10 +56,10 @@ class Plot:
 
 def plots(record: Record) -> list[Plot]:
     """All plots that the record has data for."""
-    stages = changing_stages(record)
-    found = [errors(record, stages)]
-    if len(stages) > 1:
-        found.append(gains(record, stages))
+    found = _of_part(record.layers, record.layers, "MLP")
+    attention = [layer.attention for layer in record.layers if layer.attention]
+    if len(attention) == len(record.layers):
+        found += _of_part(record.layers, attention, "attention")
     found.append(channels(record))
     if record.sweeps:
         found.append(divergence(record.sweeps))
@@ -65,10 +68,16 @@ def plots(record: Record) -> list[Plot]:
     return found
 
 
-def changing_stages(record: Record) -> list[str]:
-    """The stages that changed some layer's error; the first is where it starts."""
+def _of_part(layers: Sequence[Layer], parts: Sequence[Part], what: str) -> list[Plot]:
+    """The errors of the MLP or of the attention of all layers, and what each stage gained if there are several."""
+    numbers, stages = [layer.layer for layer in layers], changing_stages(parts)
+    return [errors(numbers, parts, stages, what), *([gains(numbers, parts, stages, what)] if len(stages) > 1 else [])]
+
+
+def changing_stages(parts: Sequence[Part]) -> list[str]:
+    """The stages that changed some error; the first is where it starts."""
     names = list(STAGES)
-    tokens = [errors for layer in record.layers for errors in (layer.calibration, layer.held_out) if errors]
+    tokens = [errors for part in parts for errors in (part.calibration, part.held_out) if errors]
     moved = [
         later
         for former, later in itertools.pairwise(names)
@@ -77,16 +86,15 @@ def changing_stages(record: Record) -> list[str]:
     return [names[0], *moved]
 
 
-def errors(record: Record, stages: Sequence[str]) -> Plot:
-    """Relative error by layer after each stage, on calibration and held-out tokens."""
-    figure, axes = _panel("layer", "relative error")
-    layers = [layer.layer for layer in record.layers]
-    drawn = [tokens for tokens in TOKENS if tokens == "calibration" or judged(record)]
+def errors(layers: Sequence[int], parts: Sequence[Part], stages: Sequence[str], what: str) -> Plot:
+    """Relative error in per cent by layer after each stage, on calibration and held-out tokens."""
+    figure, axes = _panel("layer", "error, %")
+    drawn = [tokens for tokens in TOKENS if tokens == "calibration" or judged(parts)]
     for stage, tokens in itertools.product(stages, drawn):
-        colour = LIGHT[STAGES[stage]]
+        colour = LIGHT[STAGES[stage].colour]
         axes.plot(
             layers,
-            _stage(record, tokens, stage),
+            _stage(parts, tokens, stage),
             color=colour,
             linestyle=TOKENS[tokens],
             linewidth=1.6,
@@ -95,40 +103,45 @@ def errors(record: Record, stages: Sequence[str]) -> Plot:
             markerfacecolor=colour if tokens == "calibration" else LIGHT["page"],
         )
     axes.set_ylim(bottom=0)
-    handles = [Line2D([], [], color=LIGHT[STAGES[stage]], linewidth=3, label=f"after {stage}") for stage in stages]
+    handles = [
+        Line2D([], [], color=LIGHT[STAGES[stage].colour], linewidth=3, label=STAGES[stage].label) for stage in stages
+    ]
     handles += [Line2D([], [], color=LIGHT["muted"], linestyle=TOKENS[each], label=f"{each} tokens") for each in drawn]
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
-    said = "; ".join(f"after {stage} {_extent(layers, _stage(record, drawn[-1], stage))}" for stage in stages)
+    said = "; ".join(f"{STAGES[each].label} {_extent(layers, _stage(parts, drawn[-1], each))}" for each in stages)
+    meanings = "; ".join(f"{STAGES[each].label}: {STAGES[each].meaning}" for each in stages)
     return Plot(
-        "errors",
-        "Error by layer",
-        "How far each pruned MLP is from what it should add to the stream, relative to its size.",
-        f"Relative error of each layer on {drawn[-1]} tokens: {said}.",
+        "errors" if what == "MLP" else f"{what}-errors",
+        f"How well each layer's {what} was preserved",
+        f"How far each layer's {what} is from the original's: squared difference of their outputs, relative to the "
+        f"original's size; lower is better. {meanings[0].upper()}{meanings[1:]}.{NEW_TEXT if judged(parts) else ''}",
+        f"Error of each layer's {what} in per cent on {drawn[-1]} tokens: {said}.",
         figure,
     )
 
 
-def gains(record: Record, stages: Sequence[str]) -> Plot:
-    """How much of the error after selection each later stage removed."""
+def gains(numbers: Sequence[int], parts: Sequence[Part], stages: Sequence[str], what: str) -> Plot:
+    """How much of the error of the first stage each later one removed."""
     figure, axes = _panel("layer", "error removed, %")
-    layers = np.array([layer.layer for layer in record.layers])
-    tokens = "held-out" if judged(record) else "calibration"
-    start = np.array(_stage(record, tokens, stages[0]))
+    layers = np.array(numbers)
+    tokens = "held-out" if judged(parts) else "calibration"
+    start = np.array(_stage(parts, tokens, stages[0]))
     start[start == 0] = math.nan  # nothing to remove
     width = 0.8 / (len(stages) - 1)
     said = []
     for place, (former, stage) in enumerate(itertools.pairwise(stages)):
-        share = 100 * (np.array(_stage(record, tokens, former)) - _stage(record, tokens, stage)) / start
+        share = 100 * (np.array(_stage(parts, tokens, former)) - _stage(parts, tokens, stage)) / start
         shift = (place - (len(stages) - 2) / 2) * width
-        axes.bar(layers + shift, share, width, color=LIGHT[STAGES[stage]], label=stage)
-        said.append(f"{stage} {_extent(list(layers), list(share), '.1f')}")
+        axes.bar(layers + shift, share, width, color=LIGHT[STAGES[stage].colour], label=STAGES[stage].label)
+        said.append(f"{STAGES[stage].label} {_extent(numbers, list(share))}")
     axes.axhline(0, color=LIGHT["muted"], linewidth=0.8)
     figure.legend(loc="outside lower center", ncols=2)
     return Plot(
-        "gains",
-        "What each phase gained",
-        f"Part of the error after selection that each later phase removed, on {tokens} tokens.",
-        f"Per cent of the error after selection removed in each layer: {'; '.join(said)}.",
+        "gains" if what == "MLP" else f"{what}-gains",
+        f"What updating the {what}'s weights won back",
+        f"Part of the error right after the choice that each later stage removed, on {tokens} tokens; higher is "
+        "better, and below 0 the error grew.",
+        f"Per cent of the error of the {what} removed in each layer: {'; '.join(said)}.",
         figure,
     )
 
@@ -145,7 +158,7 @@ def channels(record: Record) -> Plot:
     right = size * kept.shape[1]
     picture.imshow(colours, extent=(0, right, count - 0.5, -0.5), aspect="auto", interpolation="none", rasterized=False)
     picture.hlines(np.arange(count - 1) + 0.5, 0, right, color=LIGHT["page"], linewidth=1.5 if count < 50 else 0.5)
-    picture.set(xlim=(0, width), xlabel="channel of the dense model", ylabel="layer")
+    picture.set(xlim=(0, width), xlabel="channel of the original model", ylabel="layer")
     counts = [len(layer.kept) for layer in record.layers]
     bars.barh(np.arange(count), counts, 0.72, color=KEPT)
     bars.set(xlim=(0, width), xlabel="channels kept")
@@ -162,8 +175,9 @@ def channels(record: Record) -> Plot:
     each = count_text(least) if least == most else f"from {count_text(least)} to {count_text(most)}"
     return Plot(
         "channels",
-        "Channels kept",
-        f"Each row is a layer, each mark a channel that stays{cells}. Right: how many stay.",
+        "Which MLP channels were kept",
+        f"Each row is a layer of the original model; each mark is a channel that was kept, each gap one that was "
+        f"removed{cells}. Right: how many each layer keeps.",
         f"Of {count_text(width)} channels, each of {count} layers keeps {each}.",
         figure,
         wide=True,
@@ -179,7 +193,7 @@ def kept_share(layer: Layer, width: int, size: int) -> np.ndarray:
 
 def divergence(sweeps: Sequence[Sweep]) -> Plot:
     """Divergence after every step of the sweeps, and what was tried and not taken."""
-    figure, axes = _panel("layer, in each sweep", "nats per token")
+    figure, axes = _panel("layer, in each sweep", "KL divergence, nats per token")
     steps = range(len(sweeps))
     current = [number(step.after if step.taken else step.before) for step in sweeps]
     start = number(sweeps[0].before)
@@ -187,7 +201,8 @@ def divergence(sweeps: Sequence[Sweep]) -> Plot:
     taken = [place for place in steps if sweeps[place].taken]
     refused = [place for place in steps if not sweeps[place].taken]
     dots = {"linestyle": "none", "markersize": 5}
-    axes.plot(taken, [current[place] for place in taken], marker="o", color=LIGHT["blue"], label="taken", **dots)
+    if taken:
+        axes.plot(taken, [current[place] for place in taken], marker="o", color=LIGHT["blue"], label="taken", **dots)
     if refused:
         tried = [number(sweeps[place].after) for place in refused]
         axes.plot(refused, tried, marker="x", color=LIGHT["orange"], label="tried, not taken", **dots)
@@ -206,8 +221,9 @@ def divergence(sweeps: Sequence[Sweep]) -> Plot:
     done = f"{len(taken)} of {len(sweeps)} steps were taken"
     return Plot(
         "divergence",
-        "Divergence during the sweeps",
-        f"KL divergence of the pruned model's predictions from the dense model's: {fall}; {done}.",
+        "How close the predictions are to the original's",
+        "Each sweep goes over the whole pruned model once more and adjusts its weights; lower is better. A step that "
+        f"does not lower it is not taken. The divergence went {fall}; {done}.",
         f"Divergence over the steps of the sweeps: {fall}; {done}.",
         figure,
     )
@@ -227,12 +243,13 @@ def seconds(phases: dict[str, float]) -> Plot:
     open_sides(axes)
     grid(axes, "x")
     said = ", ".join(f"{phase} {spent:.1f}" for phase, spent in phases.items())
-    return Plot("seconds", "Seconds by phase", "All layers together.", f"Seconds by phase: {said}.", figure)
+    whole = f"{sum(phases.values()):.1f} seconds in all, by phase; all layers together."
+    return Plot("seconds", "Where the time went", whole, f"Seconds by phase: {said}.", figure)
 
 
-def judged(record: Record) -> bool:
+def judged(parts: Sequence[Part]) -> bool:
     """Whether there are errors on held-out tokens."""
-    return all(layer.held_out for layer in record.layers)
+    return all(part.held_out for part in parts)
 
 
 def number(found: float | None) -> float:
@@ -240,12 +257,10 @@ def number(found: float | None) -> float:
     return math.nan if found is None else found
 
 
-def _stage(record: Record, tokens: str, stage: str) -> list[float]:
-    """Errors of all layers after a stage."""
-    pick: Callable[[Layer], Errors | None] = (
-        (lambda layer: layer.held_out) if tokens == "held-out" else (lambda layer: layer.calibration)
-    )
-    return [number(getattr(pick(layer), stage, None)) for layer in record.layers]
+def _stage(parts: Sequence[Part], tokens: str, stage: str) -> list[float]:
+    """Errors of all layers after a stage, in per cent."""
+    chosen: list[Errors | None] = [part.held_out if tokens == "held-out" else part.calibration for part in parts]
+    return [100 * number(getattr(errors, stage, None)) for errors in chosen]
 
 
 def _panel(x: str, y: str) -> tuple[Figure, Axes]:
@@ -258,9 +273,9 @@ def _panel(x: str, y: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _extent(layers: Sequence[int], values: Sequence[float], spec: str = ".4f") -> str:
+def _extent(layers: Sequence[int], values: Sequence[float]) -> str:
     """The lowest and the highest value, and in which layers."""
     if np.isnan(values).all():
         return "not finite"
     low, high = int(np.nanargmin(values)), int(np.nanargmax(values))
-    return f"{values[low]:{spec}} (layer {layers[low]}) to {values[high]:{spec}} (layer {layers[high]})"
+    return f"{values[low]:.2f} (layer {layers[low]}) to {values[high]:.2f} (layer {layers[high]})"

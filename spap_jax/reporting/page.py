@@ -9,11 +9,11 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from spap_jax.quantities import bytes_text, count_text
+from spap_jax.quantities import bytes_text, count_text, share_text
 from spap_jax.reporting import draw, tables
 from spap_jax.reporting.comparison import comparisons
 from spap_jax.reporting.figures import Plot, plots
-from spap_jax.reporting.read import Run, Trained
+from spap_jax.reporting.schema import Record, Run, Trained
 from spap_jax.reporting.style import DARK, LIGHT
 from spap_jax.reporting.write import COMMAND
 
@@ -44,8 +44,7 @@ def render(runs: Sequence[Run]) -> tuple[str, dict[str, bytes]]:
         loader=jinja2.PackageLoader("spap_jax.reporting"), autoescape=True, undefined=jinja2.StrictUndefined
     )
     page = environment.get_template("page.html").render(
-        title=f"{len(runs)} pruning runs" if compared else runs[0].record.model.name,
-        models=", ".join(dict.fromkeys(run.record.model.name for run in runs)),
+        title=_title(runs),
         side_by_side=tables.side_by_side(runs) if compared else None,
         compared=compared,
         sections=[_section(run, drawn) for run, drawn in zip(runs, own, strict=True)],
@@ -67,14 +66,51 @@ def _prefix(runs: Sequence[Run], place: int) -> str:
     return f"{place + 1}-{slug}-" if len(runs) > 1 else ""
 
 
+def _title(runs: Sequence[Run]) -> str:
+    """What the page is about: the model and what was removed, or of how many runs it is."""
+    models = {_short(run.record.model.name) for run in runs}
+    if len(runs) > 1:
+        many = f"{len(runs)} pruning runs"
+        return f"{models.pop()}, {many}" if len(models) == 1 else f"{many} of {len(models)} models"
+    return f"{models.pop()}, {_removed(runs[0])}"
+
+
+def _short(model: str) -> str:
+    """The name of a model without its owner."""
+    return model.rstrip("/").rpartition("/")[2]
+
+
+def _removed(run: Run) -> str:
+    """What was removed, and whether training followed."""
+    heads = run.record.fewer_heads
+    words = f"{share_text(run.record.removed)} of the MLP channels"
+    words += f" and {share_text(heads.removed)} of the attention heads" if heads else ""
+    return f"{words} removed{', then trained' if run.trained else ''}"
+
+
+def _kept(record: Record) -> str:
+    """What the layers of the pruned model have."""
+    counts = [len(layer.kept) for layer in record.layers]
+    least, most = count_text(min(counts)), count_text(max(counts))
+    layers, kept = ("Every layer keeps", least) if least == most else ("The layers keep", f"{least} to {most}")
+    words = f"{layers} {kept} of {count_text(record.model.intermediate.before)} MLP channels"
+    if (heads := record.fewer_heads) and (groups := record.model.kv_heads):
+        words += f", {heads.after} of {heads.before} attention heads"
+        words += f" and {groups.after} of {groups.before} key/value heads"
+    return f"{words}."
+
+
 def _section(run: Run, drawn: Sequence[Drawn]) -> dict[str, Any]:
     """What the template shows of a run."""
     record = run.record
+    numbers = tables.before_and_after(run)
     return {
         "label": run.label,
-        "lede": f"{100 * record.removed:.1f} % of the MLP channels removed: "
-        f"{count_text(record.channels.after)} of {count_text(record.channels.before)} stay.",
-        "before_and_after": tables.before_and_after(run),
+        "removed": _removed(run),
+        "kept": _kept(record),
+        "headlines": tables.headlines(numbers),
+        "quality": _quality(run),
+        "numbers": numbers,
         "facts": _facts(run),
         "drawn": drawn,
         "tables": [tables.layers(record), *([tables.sweeps(record)] if record.sweeps else [])],
@@ -83,13 +119,26 @@ def _section(run: Run, drawn: Sequence[Drawn]) -> dict[str, Any]:
     }
 
 
+def _quality(run: Run) -> list[str]:
+    """Sentences on what the numbers of quality are of."""
+    measured = run.record.extras.perplexity
+    said = [
+        f"Perplexity, which tells how well a model predicts text (lower is better), was measured on {measured.data}."
+        if measured
+        else "Perplexity was not measured; spap prune --eval DATA measures it before and after pruning."
+    ]
+    if run.trained:
+        said.append(_trained(run.trained))
+    return said
+
+
 def _trained(trained: Trained) -> str:
     """What training did; the run's other numbers do not know of it."""
-    words = f"{count_text(trained.settings.steps)} steps ({trained.objective})"
+    words = f"Trained since, for {count_text(trained.settings.steps)} steps ({trained.objective})"
     if measured := trained.extras.perplexity:
         words += f"; perplexity on {measured.data}: {tables.decimals(measured.before)} before them, "
         words += f"{tables.decimals(measured.after)} after"
-    return f"{words}. The rest of this section is from before."
+    return f"{words}. All other numbers are from before the training."
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:
@@ -106,11 +155,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         ),
     ]
     if calibration.sha256:
-        facts.append(("Its SHA-256", calibration.sha256))
-    if extras.perplexity:
-        facts.append(("Perplexity on", extras.perplexity.data))
-    if run.trained:
-        facts.append(("Trained since", _trained(run.trained)))
+        facts.append(("SHA-256 of its tokens", calibration.sha256))
     if run.speed:
         work = run.speed.workload
         facts.append(

@@ -1,6 +1,6 @@
-"""Colours and axes that all plots share. Nothing here imports matplotlib: it may be missing."""
+"""Names, colours and axes that all plots share. Nothing here imports matplotlib: it may be missing."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,6 +36,22 @@ DARK = {
 
 KEPT = (0.18, 0.52, 0.78)
 """Red, green and blue of a kept channel: it is in a picture, so the same on a light and on a dark page."""
+
+
+class Stage(NamedTuple):
+    """A stage of the work on a layer: its name on a page, its colour, and what was done in it."""
+
+    label: str
+    colour: str
+    meaning: str
+
+
+STAGES = {
+    "selection": Stage("chosen", "grey", "right after the choice of what to keep"),
+    "refit": Stage("refit", "blue", "with its output weights solved for"),
+    "alternating": Stage("adjusted", "orange", "with all of its weights improved in turn"),
+}
+"""In their order, by their names in a report."""
 
 SETTINGS: "dict[RcKeyType, Any]" = {
     "font.size": 10.5,

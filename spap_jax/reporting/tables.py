@@ -1,15 +1,19 @@
 """The tables of a page: words and numbers as they are shown, every one made of a report."""
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from spap_jax.quantities import bytes_text, change_text, count_text, signed
-from spap_jax.reporting.read import Change, Errors, Perplexity, Record, Run
+from spap_jax.quantities import bytes_text, change_text, count_text, share_text, signed
+from spap_jax.reporting.schema import Change, Errors, Layer, Perplexity, Record, Run
+from spap_jax.reporting.style import STAGES
 
 NOTHING = "\N{EN DASH}"
 """Stands where a run has no such number."""
+
+NOT_FINITE = "not finite"
 
 
 @dataclass(frozen=True)
@@ -27,24 +31,64 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     words: tuple[str, ...] = ()
+    note: str = ""
+
+
+class Headline(NamedTuple):
+    """A result in large type.
+
+    Attributes:
+        name: What changed.
+        value: By how much.
+        detail: From what to what.
+    """
+
+    name: str
+    value: str
+    detail: str
+
+
+HEADLINES = {
+    "perplexity": "Perplexity",
+    "perplexity by training": "Perplexity by training",
+    "weights on disk": "Size on disk",
+    "parameters": "Parameters",
+    "prefill speed": "Speed of reading a prompt",
+    "decode speed": "Speed of writing text",
+}
+"""Rows of the table of before and after that stand in large type, and their names there."""
+
+
+def headlines(table: Table) -> list[Headline]:
+    """The most important rows of a table of before and after, in the order of their importance."""
+    rows = {row[0].partition(",")[0]: row[1:] for row in table.rows}
+    found = {name: rows[name] for name in HEADLINES if name in rows}
+    return [
+        Headline(HEADLINES[name], after if change == NOTHING else change, f"{before} → {after}")
+        for name, (before, after, change) in found.items()
+    ]
 
 
 def before_and_after(run: Run) -> Table:
-    """Parameters, channels, bytes, perplexity and speed, dense and pruned."""
+    """Parameters, channels, heads, bytes, perplexity and speed, dense and pruned."""
     record = run.record
     counts = {
         "parameters": record.model.parameters,
         "MLP parameters": record.model.mlp_parameters,
         "MLP channels, all layers": record.channels,
     }
+    if record.fewer_heads and record.model.kv_heads:
+        counts["attention heads of a layer"] = record.fewer_heads
+        counts["key/value heads of a layer"] = record.model.kv_heads
     rows = [
         (name, count_text(change.before), count_text(change.after), _change(change)) for name, change in counts.items()
     ]
     if size := record.extras.bytes:
         rows.append(("weights on disk", bytes_text(size.before), bytes_text(size.after), _change(size)))
     if measured := record.extras.perplexity:
-        numbers = (decimals(measured.before), decimals(measured.after), _perplexity_change(measured))
-        rows.append(("perplexity", *numbers))
+        rows.append(("perplexity", *_perplexity(measured)))
+    if run.trained and (measured := run.trained.extras.perplexity):
+        rows.append(("perplexity by training", *_perplexity(measured)))
     if run.speed:
         measured, bound = run.speed.speed_up, run.speed.by_arithmetic
         rows += [
@@ -58,18 +102,19 @@ def before_and_after(run: Run) -> Table:
 
 
 def side_by_side(runs: Sequence[Run]) -> Table:
-    """A row a run: the settings in which they differ, and what came of them."""
+    """A row a run: what came of it, and the settings in which the runs differ."""
     settings = differing([run.record.settings for run in runs])
     columns = {
         "run": [run.label for run in runs],
         "model": [run.record.model.name for run in runs],
-        **{name: [value_text(run.record.settings.get(name)) for run in runs] for name in settings},
-        "channels removed": [f"{100 * run.record.removed:.1f} %" for run in runs],
+        "channels removed": [share_text(run.record.removed) for run in runs],
+        "heads removed": [share_text(heads.removed) if (heads := run.record.fewer_heads) else NOTHING for run in runs],
+        **_perplexities(runs),
         "parameters": [count_text(run.record.model.parameters.after) for run in runs],
         "weights on disk": [_size(run.record.extras.bytes) for run in runs],
-        **_perplexities(runs),
         **_speeds(runs),
         "seconds": [f"{sum(run.record.seconds.values()):.1f}" for run in runs],
+        **{name: [value_text(run.record.settings.get(name)) for run in runs] for name in settings},
     }
     if len(set(columns["model"])) == 1:
         del columns["model"]
@@ -81,24 +126,30 @@ def side_by_side(runs: Sequence[Run]) -> Table:
 
 def layers(record: Record) -> Table:
     """A row a layer: what the plots show, in numbers."""
-    held_out = [layer.held_out for layer in record.layers]
-    columns = ("layer", "kept", "selection", "refit", "alternating")
-    columns += ("held-out selection", "held-out refit", "held-out alternating") if any(held_out) else ()
-    columns += ("swaps", "swaps left", "rounds", "seconds")
-    rows = []
-    for layer in record.layers:
-        errors = _errors(layer.calibration) + (_errors(layer.held_out) if any(held_out) else ())
-        counts = (layer.swaps, layer.improving_swaps, layer.rounds)
-        rows.append(
-            (
-                str(layer.layer),
-                count_text(len(layer.kept)),
-                *errors,
-                *map(count_text, counts),
-                f"{sum(layer.seconds.values()):.1f}",
-            )
-        )
-    return Table("Errors, swaps, rounds and seconds by layer", columns, tuple(rows))
+    rows = [_layer(layer) for layer in record.layers]
+    columns = {name: [row.get(name, NOTHING) for row in rows] for name in dict.fromkeys(itertools.chain(*rows))}
+    return Table("Every layer in numbers", tuple(columns), tuple(zip(*columns.values(), strict=True)), note=LAYERS_NOTE)
+
+
+LAYERS_NOTE = (
+    "Errors are in per cent of the layer's output, as in the plots. Swaps: exchanges of a kept channel for a removed "
+    "one that lowered the error. Swaps left: exchanges that still would; 0 proves that there is none. Rounds: of "
+    "adjusting the weights, as far as they lowered the error."
+)
+
+
+def _layer(layer: Layer) -> dict[str, str]:
+    """The cells of a layer, by their columns."""
+    cells = {"layer": str(layer.layer), "channels kept": count_text(len(layer.kept))}
+    cells |= _errors(layer.calibration) | (_errors(layer.held_out, "held-out ") if layer.held_out else {})
+    cells |= {"swaps": count_text(layer.swaps), "swaps left": count_text(layer.improving_swaps)}
+    cells |= {"rounds": count_text(layer.rounds)}
+    if attention := layer.attention:
+        cells["key/value heads kept"] = count_text(len(attention.kept))
+        cells |= _errors(attention.calibration, "attention ", ("selection", "refit"))
+        if attention.held_out:
+            cells |= _errors(attention.held_out, "attention held-out ", ("selection", "refit"))
+    return cells | {"seconds": f"{sum(layer.seconds.values()):.1f}"}
 
 
 def sweeps(record: Record) -> Table:
@@ -113,9 +164,9 @@ def sweeps(record: Record) -> Table:
         )
         for step in record.sweeps
     )
-    return Table(
-        "Divergence in the sweeps", ("sweep", "layer", "before", "with new weights", "taken"), rows, ("taken",)
-    )
+    columns = ("sweep", "layer", "before", "with new weights", "taken")
+    note = "Mean KL divergence of the pruned model's predictions from the original's, in nats per token."
+    return Table("Every step of the sweeps in numbers", columns, rows, ("taken",), note)
 
 
 def differing(settings: Sequence[dict[str, Any]]) -> list[str]:
@@ -131,15 +182,15 @@ def value_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _errors(errors: Errors | None) -> tuple[str, ...]:
-    if errors is None:
-        return (NOTHING,) * 3
-    return tuple(decimals(value) for value in (errors.selection, errors.refit, errors.alternating))
+def _errors(errors: Errors, prefix: str = "", stages: Sequence[str] = tuple(STAGES)) -> dict[str, str]:
+    """The errors after some stages in per cent, by their columns."""
+    found = {f"{prefix}{STAGES[stage].label}": getattr(errors, stage) for stage in stages}
+    return {name: NOT_FINITE if error is None else f"{100 * error:.2f}" for name, error in found.items()}
 
 
 def decimals(value: float | None) -> str:
     """A number as the tables show it."""
-    return "not finite" if value is None else f"{value:.4f}"
+    return NOT_FINITE if value is None else f"{value:.4f}"
 
 
 def _size(size: Change | None) -> str:
@@ -155,6 +206,11 @@ def _perplexities(runs: Sequence[Run]) -> dict[str, list[str]]:
         "change": [_perplexity_change(found) if found else NOTHING for found in measured],
         "trained": [decimals(found.after) if found else NOTHING for found in trained],
     }
+
+
+def _perplexity(measured: Perplexity) -> tuple[str, str, str]:
+    """Before, after, and the change."""
+    return decimals(measured.before), decimals(measured.after), _perplexity_change(measured)
 
 
 def _perplexity_change(measured: Perplexity) -> str:

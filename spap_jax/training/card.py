@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from spap_jax.pruning.card import card_head, card_name
+from spap_jax.pruning.card import card_head
 from spap_jax.training.report import FinetuneReport
 
 _NEW = """\
@@ -51,4 +51,4 @@ def trained_card(report: FinetuneReport, folder: Path | None) -> str:
         rows="\n".join(f"| {name} | {before:.4f} | {after:.4f} |" for name, before, after in rows),
     )
     head = card_head(report.model, "transformers", "spap-jax")
-    return (card if ours else _NEW.format(head=head, name=card_name(report.model))) + section
+    return (card if ours else _NEW.format(head=head, name=report.model)) + section

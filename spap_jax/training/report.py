@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from spap_jax.checkpoint.locate import public_name
 from spap_jax.pruning.report import data_account, versions
 from spap_jax.settings import FinetuneSettings
 
@@ -92,7 +93,7 @@ def new_finetune_report(
 
     Args:
         settings: The run's.
-        names: What the user called the model and its teacher.
+        names: What the user called the model and its teacher; the report holds no path.
         tokens: An array [B, T], or ``TokenBlocks`` with a description and a hash.
         trained: The arrays that were trained.
         checks: All looks at the held-out sequences.
@@ -101,8 +102,8 @@ def new_finetune_report(
     used = {"lora_rank": None if settings.full else settings.rank, "learning_rate": settings.rate}
     return FinetuneReport(
         settings=dataclasses.asdict(settings) | used,
-        model=names[0],
-        teacher=names[1],
+        model=public_name(names[0]),
+        teacher=names[1] and public_name(names[1]),
         objective="next token" if names[1] is None else "divergence from the teacher",
         data=data_account(tokens),
         trained_parameters=sum(array.size for array in jax.tree.leaves(trained)),

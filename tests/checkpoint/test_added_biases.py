@@ -76,28 +76,17 @@ def test_the_card_and_the_report(tmp_path: Path):
     assert json.loads(report.to_json())["method"] == {"selection": "flap", "update": "bias"}
 
 
-@pytest.mark.parametrize(
-    ("name", "repo", "called"),
-    [
-        ("meta-llama/Llama-3.2-1B", "meta-llama/Llama-3.2-1B", "meta-llama/Llama-3.2-1B"),
-        ("hf://owner/model", "owner/model", "owner/model"),
-        ("gs://bucket/models/dense", None, "dense"),
-        ("/home/someone/models/dense/", None, "dense"),
-        ("models/dense", None, "dense"),  # a folder here, though it looks like an id
-    ],
-)
-def test_the_card_names_the_original_as_the_hub_knows_it(name, repo, called, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("name", "repo"), [("meta-llama/Llama-3.2-1B", "meta-llama/Llama-3.2-1B"), ("dense", None)])
+def test_the_card_names_the_original_as_the_hub_knows_it(name: str, repo: str | None, tmp_path: Path):
     from huggingface_hub import ModelCard
 
     from spap_jax.pruning.card import model_card
 
-    (tmp_path / "models" / "dense").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
     report = flapped(write("llama", tmp_path / "in")).report
     card: Any = ModelCard(model_card(dataclasses.replace(report, model=report.model | {"name": name})))
     assert (card.data.base_model, card.data.library_name) == (repo, "transformers")
     assert card.data.pipeline_tag == "text-generation"
-    assert f"Made from `{called}` by SPAP-JAX {spap_jax.__version__}: " in card.text
+    assert f"Made from `{name}` by SPAP-JAX {spap_jax.__version__}: " in card.text
 
 
 TEXTS = {

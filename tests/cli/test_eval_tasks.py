@@ -47,7 +47,10 @@ def test_the_table_and_the_json_file(tmp_path: Path, capsys: pytest.CaptureFixtu
     )
     assert read["versions"] == {"stories_cloze": 1.0}
     assert read["config"]["batch_tokens"] == 4096
-    assert read["spap"].items() >= {"model": str(STORIES), "tasks": ["stories_cloze"], "limit": 6}.items()
+    assert (
+        read["spap"].items()
+        >= {"model": "llama-stories", "tasks": ["stories_cloze"], "task_path": "tasks", "limit": 6}.items()
+    )
     assert {"jax", "transformers", "spap-jax"} <= read["spap"]["versions"].keys()
     assert read["lm_eval_version"]
 

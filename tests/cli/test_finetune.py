@@ -41,7 +41,7 @@ def test_a_pruned_checkpoint_is_trained_towards_the_dense_one(dense: Path, prune
     words = ("--data", ids, "--teacher", dense, "--output", out, "--eval", ids, "--learning-rate", "1e-3", *QUICK)
     said = spap(capsys, "finetune", pruned, *words)
     assert said.code == 0, said.err
-    assert said.out.splitlines()[0] == f"{pruned}: 4 steps, LoRA of rank 16 (20 640 numbers)"
+    assert said.out.splitlines()[0] == f"{pruned.name}: 4 steps, LoRA of rank 16 (20 640 numbers)"
     rows = {line.split("  ")[0]: line.split()[-4:] for line in said.out.splitlines()}
     report = json.loads((out / "spap_finetune.json").read_text())
     before, after = report["held_out"]["before"], report["held_out"]["after"]
@@ -51,7 +51,7 @@ def test_a_pruned_checkpoint_is_trained_towards_the_dense_one(dense: Path, prune
     assert f"step 4/4  loss {np.mean(report['checks'][-1]['losses']):.4f}, held out " in said.err
     assert said.err.splitlines()[-1] == f"wrote {out}"
 
-    assert (report["model"], report["teacher"]) == (str(pruned), str(dense))
+    assert (report["model"], report["teacher"]) == (pruned.name, dense.name)
     assert (report["settings"]["lora_rank"], report["settings"]["seed"], report["trained_parameters"]) == (
         16,
         0,

@@ -1,78 +1,148 @@
-"""Checkpoints as they are published: what is beside the weights, and what config.json says beyond what is read."""
+"""What others may get to see: no file that is written holds a path of this machine, and no other file is sent along."""
 
-import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import sentencepiece
-import torch
-import transformers
-from commands import CALIBRATION, QUICK, spap, tiny, token_file
-from hf_models import VARIANTS, hf_model
+from commands import left, spap, tiny, token_file
 
-CONFIGS = Path(__file__).parents[1] / "configs"
-SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+from spap_jax.checkpoint.locate import public_name
+from spap_jax.checkpoint.publish import files_of, left_out
+from spap_jax.named_sets import data_name
 
-
-def of_tiny_size(published: str, variant: str) -> str:
-    """The text of a published config.json, with the sizes of a tiny model in it."""
-    theirs = json.loads((CONFIGS / f"{published}.json").read_text())
-    sizes = {name: VARIANTS[variant][name] for name in SIZES}
-    sizes |= (
-        {"num_key_value_heads": VARIANTS[variant]["num_key_value_heads"]} if "num_key_value_heads" in theirs else {}
-    )
-    return json.dumps(theirs | sizes, indent=2) + "\n"
+SHORT = ("--sequences", "16", "--sequence-length", "32")
 
 
-def llama_1(folder: Path) -> Path:
-    """A tiny LLaMA 1 in the form of its first conversions: torch shards with buffers, and a tokenizer.model alone."""
-    (folder / "original").mkdir(parents=True)
-    tensors = {name: tensor.half() for name, tensor in hf_model("llama").state_dict().items()}
-    tensors |= {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.ones(4) for i in range(3)}
-    weight_map = {name: f"pytorch_model-{i % 2 + 1:05d}-of-00002.bin" for i, name in enumerate(tensors)}
-    for file in set(weight_map.values()):
-        torch.save({name: tensors[name] for name in tensors if weight_map[name] == file}, folder / file)
-    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    (folder / "config.json").write_text(of_tiny_size("llama-1-7b-decapoda", "llama"))
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model and data, and all that the commands make of them."""
+    from spap_jax.cli import main
 
-    trained, lines = io.BytesIO(), CALIBRATION.read_text().splitlines()[:200]
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines), model_writer=trained, vocab_size=97, model_type="bpe", minloglevel=2
-    )
-    (folder / "tokenizer.model").write_bytes(trained.getvalue())
-    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "LLaMATokenizer"}')
-    (folder / "generation_config.json").write_text('{"bos_token_id": 1, "eos_token_id": 2}')
-    (folder / "chat_template.jinja").write_text("{{ messages }}")
-    for name in ("original/consolidated.00.pth", "original/tokenizer.model", "consolidated.safetensors"):
-        (folder / name).write_text("not read")
-    return folder
+    work = tmp_path_factory.mktemp("private")
+    dense, ids = tiny(work / "dense"), token_file(work / "ids.npy")
+    (dense / "generation_config.json").write_text('{"eos_token_id": 1}')
+    pruned, trained, orbax = work / "pruned", work / "trained", work / "orbax"
+    commands = (
+        ("prune", dense, "--calibration", ids, "--eval", ids, "--output", pruned, "--method", "wanda", *SHORT),
+        ("finetune", pruned, "--teacher", dense, "--data", ids, "--eval", ids, "--output", trained, "--steps", "2",
+         *SHORT),
+        ("convert", trained, "--to", "orbax", "--output", orbax),
+        ("convert", orbax, "--to", "huggingface", "--output", work / "back"),
+        ("eval", pruned, "--data", ids, "--sequence-length", "32", "--json", work / "eval.json"),
+        ("bench", dense, pruned, "--prompt", "8", "--new", "2", "--repeats", "1", "--json", work / "bench.json"),
+        ("report", pruned, trained, "--bench", work / "bench.json"),
+        ("report", trained),
+    )  # fmt: skip
+    for words in commands:
+        assert main([str(word) for word in words]) == 0
+    return work
 
 
-def test_a_llama_1_as_it_was_converted_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    source, text = llama_1(tmp_path / "in"), tmp_path / "text.txt"
-    text.write_text(CALIBRATION.read_text()[:10_000])
-    said = spap(capsys, "prune", source, "--output", tmp_path / "out", "--calibration", text, *QUICK)
+def texts(folder: Path) -> Iterator[tuple[str, str]]:
+    """The files that are text, by their names below the folder."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            try:
+                yield file.relative_to(folder).as_posix(), file.read_bytes().decode()
+            except UnicodeDecodeError:
+                continue
+
+
+def test_no_file_holds_a_path(work: Path) -> None:
+    found = dict(texts(work))
+    reports = {"pruned/spap_report.json", "trained/spap_finetune.json", "pruned/README.md", "trained/README.md"}
+    assert reports | {"orbax/spap_source.json", "eval.json", "bench.json", "spap_report.html"} < found.keys()
+    assert [name for name, text in found.items() if str(work) in text] == []
+
+
+def test_names_are_told(work: Path) -> None:
+    found = {name: json.loads(text) for name, text in texts(work) if name.endswith(".json")}
+    pruned, trained = found["pruned/spap_report.json"], found["trained/spap_finetune.json"]
+    assert pruned["model"]["name"] == "dense"
+    assert pruned["calibration"]["description"] == "ids.npy: 16 of 16 windows of 32 tokens, seed 0"
+    assert pruned["extras"]["perplexity"]["data"] == "ids.npy: 16 of 16 windows of 32 tokens"
+    assert (trained["model"], trained["teacher"]) == ("pruned", "dense")
+    assert (found["eval.json"]["model"], found["eval.json"]["data"]) == ("pruned", "ids.npy")
+    assert [model["model"] for model in found["bench.json"]["models"]] == ["dense", "pruned"]
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("meta-llama/Llama-3.2-1B", "meta-llama/Llama-3.2-1B"),
+        ("hf://owner/model", "owner/model"),
+        ("gs://bucket/models/dense", "dense"),
+        ("/home/someone/models/dense/", "dense"),
+        ("~/dense", "dense"),
+        ("models/dense", "dense"),  # a folder here, though it looks like an id
+        ("models/dense/.", "dense"),
+        ("models/dense/..", "models"),
+    ],
+)
+def test_the_name_of_a_model(name: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models" / "dense").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert public_name(name) == told
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        ("wikitext2", "wikitext2"),
+        ("c4:/data/c4-train.json.gz", "c4:c4-train.json.gz"),
+        ("owner/set:config", "owner/set:config"),
+        ("/home/someone/text.txt", "text.txt"),
+        ("gs://bucket/text.txt", "text.txt"),
+        (Path("folder/ids.npy"), "ids.npy"),
+    ],
+)
+def test_the_name_of_data(data: str | Path, told: str) -> None:
+    assert data_name(data) == told
+
+
+def test_there_and_back_every_file_is_the_same(work: Path) -> None:
+    """Card and reports, tokenizer and generation settings, config and weights."""
+    before, after = ({name: (work / each / name).read_bytes() for name in left(work / each)} for each in
+                     ("trained", "back"))  # fmt: skip
+    pages = {name for name in before if name.startswith("spap_report") and not name.endswith(".json")}
+    assert pages
+    assert after == {name: content for name, content in before.items() if name not in pages}
+    assert {"README.md", "spap_report.json", "spap_finetune.json", "generation_config.json"} < after.keys()
+
+
+@pytest.mark.parametrize("kind", ["trained", "orbax"])
+def test_what_is_sent_is_what_was_written(kind: str, work: Path) -> None:
+    folder = work / kind
+    strays = ("notes.md", ".secret", ".git/HEAD", "old/config.json", "spap_files.json", "spap_reports.txt")
+    for name in strays:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("mine")
+    files = files_of(folder)
+    page = {"spap_report.html", *(file.name for file in folder.glob("spap_report-*.png"))}
+    assert files.keys() == {name for name in map(relative(folder), folder.rglob("*")) if name} - page - {*strays}
+    named = left_out(folder, files)
+    assert {"notes.md", ".secret", ".git/", "old/", "spap_reports.txt"} == set(named) - page
+    assert "spap_files.json" not in named
+    if kind == "trained":
+        assert page <= set(named)
+        assert files_of(folder, with_page=True).keys() == files.keys() | page
+
+
+def relative(folder: Path):
+    return lambda path: path.relative_to(folder).as_posix() if path.is_file() else None
+
+
+def test_push_names_what_it_leaves_out(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import stores
+
+    stores.begin()
+    for name in ("notes [draft].md", "spap_report.html"):
+        (work / "pruned" / name).write_text("mine")
+    said = spap(capsys, "push", work / "pruned", "frail://bucket/out")
     assert said.code == 0, said.err
-    line = f"config.json of {source}: ignoring max_sequence_length, which transformers' LlamaConfig does not read"
-    assert said.err.splitlines().count(line) == 1
-    for name in ("tokenizer.model", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"):
-        assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes()
-    assert not list((tmp_path / "out").glob("*original*")) + list((tmp_path / "out").glob("consolidated*"))
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    assert loaded.config.intermediate_size == loaded.model.layers[0].mlp.up_proj.out_features < 53
-    assert len(transformers.AutoTokenizer.from_pretrained(tmp_path / "out")) == 97
-
-
-def test_a_config_that_says_more_than_is_read_stays_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    source, written = tiny(tmp_path / "in", "llama_tied"), of_tiny_size("smollm2-135m-instruct", "llama_tied")
-    (source / "config.json").write_text(written)
-    tokens = token_file(tmp_path / "ids.npy")
-    said = spap(capsys, "prune", source, "--output", tmp_path / "out", "--calibration", tokens, *QUICK)
-    assert said.code == 0, said.err
-    [line] = [line for line in said.err.splitlines() if "ignoring" in line]
-    assert "ignoring is_llama_config, rope_interleaved, transformers.js_config, which" in line
-    width = json.loads((tmp_path / "out" / "config.json").read_text())["intermediate_size"]
-    expected = written.replace('"intermediate_size": 53', f'"intermediate_size": {width}')
-    assert (tmp_path / "out" / "config.json").read_text() == expected != written
-    assert spap(capsys, "plan", source, "--mesh", "v5e-8").err.splitlines()[-1] == line
+    assert "leaving out notes [draft].md, spap_report.html: not files of the checkpoint; --with-report" in said.err
+    assert {"README.md", "config.json", "spap_report.json"} < stores.contents("/bucket/out").keys()
+    assert "spap_report.html" not in stores.contents("/bucket/out")
+    assert spap(capsys, "push", work / "pruned", "frail://bucket/with", "--with-report").code == 0
+    assert "spap_report.html" in stores.contents("/bucket/with")

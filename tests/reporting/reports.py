@@ -1,14 +1,16 @@
 """Reports as ``spap prune`` writes them, with numbers that are told apart, and a look at a page."""
 
 import json
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from spap_jax.pruning.report import Errors, LayerReport, PruneReport, SweepReport
-from spap_jax.reporting.read import Record, Run, read_runs
+from spap_jax.pruning.report import AttentionReport, Errors, LayerReport, PruneReport, SweepReport
+from spap_jax.reporting.read import read_runs
+from spap_jax.reporting.schema import Record, Run
 
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
 
@@ -64,6 +66,15 @@ def report(
         },
     )
     return json.loads(whole.to_json()) | changes
+
+
+def with_fewer_heads(tree: dict[str, Any]) -> dict[str, Any]:
+    """The report of a run that removed one of two key/value heads, and so four of eight heads, from every layer."""
+    tree["model"] |= {"heads": {"before": 8, "after": 4}, "kv_heads": {"before": 2, "after": 1}}
+    calibration, held_out = Errors(0.5, 0.25, 0.25), Errors(0.6, 0.3, 0.3)
+    for layer in tree["layers"]:
+        layer["attention"] = asdict(AttentionReport((1,), calibration, held_out, 0, 0, 1e-4))
+    return tree
 
 
 def put(folder: Path, tree: dict[str, Any] | None = None) -> Path:

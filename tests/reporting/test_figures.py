@@ -10,7 +10,8 @@ from matplotlib.colors import same_color
 from reports import put, record, report
 
 from spap_jax.reporting import comparison, draw, figures
-from spap_jax.reporting.read import Layer, Record, read_runs
+from spap_jax.reporting.read import read_runs
+from spap_jax.reporting.schema import Layer, Record
 from spap_jax.reporting.style import LIGHT, themed
 
 
@@ -32,11 +33,13 @@ def test_errors(tmp_path: Path) -> None:
     plot = by_name(record(tmp_path, tree))["errors"]
     stages = ("selection", "refit", "alternating")
     expected = [
-        [layer[tokens][stage] for layer in tree["layers"]] for stage in stages for tokens in ("calibration", "held_out")
+        [100 * layer[tokens][stage] for layer in tree["layers"]]
+        for stage in stages
+        for tokens in ("calibration", "held_out")
     ]
     assert [y for _, y in lines(plot.figure.axes[0])] == expected
     worst = max(range(3), key=lambda index: expected[-1][index])
-    assert f"{expected[-1][worst]:.4f} (layer {worst})" in plot.alt
+    assert f"{expected[-1][worst]:.2f} (layer {worst})" in plot.alt
 
 
 def test_gains_are_shares_of_the_held_out_error_after_selection(tmp_path: Path) -> None:
@@ -103,7 +106,7 @@ def test_what_was_not_finite_is_a_gap(tmp_path: Path) -> None:
     tree["layers"][0]["held_out"]["selection"] = 0.0  # and nothing to gain
     found = by_name(record(tmp_path, tree))
     assert np.isnan(lines(found["errors"].figure.axes[0])[-1][1]).all()
-    assert "after alternating not finite" in found["errors"].alt
+    assert "adjusted not finite" in found["errors"].alt
     assert np.isnan(bars(found["gains"].figure.axes[0], "height")[0])
 
 

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import matplotlib.image
 import pytest
-from reports import DASH, MINUS, Look, put, report, run
+from reports import DASH, MINUS, Look, put, report, run, with_fewer_heads
 
 from spap_jax.errors import UserError
 from spap_jax.reporting.page import render
-from spap_jax.reporting.read import Measured, Ratios, Run, Speed, Workload, read_runs
+from spap_jax.reporting.read import read_runs
+from spap_jax.reporting.schema import Measured, Ratios, Run, Speed, Workload
 from spap_jax.reporting.tables import side_by_side
 from spap_jax.training.report import Check, FinetuneReport
 
@@ -66,7 +67,7 @@ def test_a_run_that_was_trained_since_says_so(tmp_path: Path) -> None:
     (folders[1] / "spap_finetune.json").write_text(trained.to_json())
     page, _ = render(read_runs(folders))
     look = Look(page)
-    words = "1 234 steps (next token); perplexity on a third text: 8.7500 before them, 7.5000 after."
+    words = "for 1 234 steps (next token); perplexity on a third text: 8.7500 before them, 7.5000 after."
     assert look.text.replace("\N{NARROW NO-BREAK SPACE}", " ").count(words) == 1
     head, *rows = look.tables[0]
     assert [row[head.index("trained")] for row in rows] == [DASH, "7.5000"]
@@ -109,18 +110,18 @@ def test_the_numbers_of_a_run(tmp_path: Path) -> None:
         ["perplexity", "7.1250", "8.8750", "+24.6 %"],
     ]
     for row, layer in zip(layers[1:], tree["layers"], strict=True):
-        errors = [f"{value:.4f}" for tokens in ("calibration", "held_out") for value in layer[tokens].values()]
+        errors = [f"{100 * value:.2f}" for tokens in ("calibration", "held_out") for value in layer[tokens].values()]
         counts = [str(layer[name]) for name in ("swaps", "improving_swaps", "rounds")]
         assert row == [str(layer["layer"]), "25", *errors, *counts, f"{sum(layer['seconds'].values()):.1f}"]
     for row, step in zip(sweeps[1:], tree["sweeps"], strict=True):
         numbers = [str(step["sweep"] + 1), str(step["layer"]), f"{step['before']:.4f}", f"{step['after']:.4f}"]
         assert row == [*numbers, "yes" if step["taken"] else "no"]
-    assert "37.5 % of the MLP channels removed: 75 of 120 stay." in look.text
+    assert "Every layer keeps 25 of 40 MLP channels." in look.text
     for shown in ("owner/model", "LlamaForCausalLM", "some text (17 sequences of 64 tokens)", "ab" * 32, "other text"):
         assert shown in look.text
     assert f"{sum(tree['seconds'].values()):.1f} seconds" in look.text
     assert "988 MB" in look.text
-    pairs = re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd></div>", page)
+    pairs = re.findall(r"<dt>([^<]*)</dt><dd>([^<]*)</dd></div>", page)
     assert pairs == [
         ("sparsity", "0.375"),
         ("round_to", "1"),
@@ -139,14 +140,69 @@ def test_what_a_run_lacks_is_not_there(tmp_path: Path) -> None:
     assert [row[0] for row in before] == ["", "parameters", "MLP parameters", "MLP channels, all layers"]
     assert not [name for name in layers[0] if "held-out" in name]
     assert len(layers[1]) == len(layers[0])
-    assert not re.search("None|nan|SHA-256|Perplexity on|Peak memory|sweep [0-9]", look.text)
+    assert not re.search("None|nan|SHA-256|measured on|Peak memory|sweep [0-9]", look.text)
+    assert "Perplexity was not measured" in look.text
+
+
+def heading(title: str) -> str:
+    """The first heading of a page, in which no number is on another line than its sign."""
+    return f"<h1>{title.replace(' %', '&nbsp;%')}</h1>"
+
+
+def headlines(page: str) -> dict[str, tuple[str, str]]:
+    found = re.findall(r'<div><dt>(.*?)</dt><dd>(.*?)</dd><dd class="detail">(.*?)</dd></div>', page)
+    return {name: (value, detail) for name, value, detail in found}
+
+
+def test_it_begins_with_the_result_and_ends_with_the_settings(tmp_path: Path) -> None:
+    page, _ = render([run(tmp_path, report())])
+    title = "model, 37.5 % of the MLP channels removed"
+    parts = (f"<title>{title}</title>", heading(title), '<dl class="headlines">', "<figure", "Before and after",
+             "<summary>Every layer in numbers", "Calibration", "<summary>Settings", "<summary>Versions")  # fmt: skip
+    places = [page.index(part) for part in parts]
+    assert places == sorted(places)
+    assert page.rindex("</figure>") < page.index("Before and after")
+    assert list(headlines(page).items()) == [
+        ("Perplexity", ("+24.6 %", "7.1250 → 8.8750")),
+        ("Size on disk", (f"{MINUS}98.0 %", "4.94 MB → 100 kB")),
+        ("Parameters", (f"{MINUS}98.0 %", "1 234 567 → 25 000")),
+    ]
+
+
+@pytest.mark.parametrize("name", ["/home/someone/models/model", "models/model/", "owner/model", "model"])
+def test_the_title_is_a_name(name: str, tmp_path: Path) -> None:
+    tree = report(sweeps=0)
+    tree["model"]["name"] = name
+    assert heading("model, 37.5 % of the MLP channels removed") in render([run(tmp_path, tree)])[0]
+
+
+def test_heads_that_were_removed(tmp_path: Path) -> None:
+    """In the title, in the numbers, in plots of their own, and as a line of their own beside other runs."""
+    tree = with_fewer_heads(report(sweeps=0))
+    page, images = render([run(tmp_path, tree)])
+    look = Look(page)
+    assert heading("model, 37.5 % of the MLP channels and 50 % of the attention heads removed") in page
+    assert "Every layer keeps 25 of 40 MLP channels, 4 of 8 attention heads and 1 of 2 key/value heads." in look.text
+    before, layers = look.tables
+    assert ["attention heads of a layer", "8", "4", f"{MINUS}50.0 %"] in before
+    assert ["key/value heads of a layer", "2", "1", f"{MINUS}50.0 %"] in before
+    cells = dict(zip(layers[0], layers[1], strict=True))
+    assert cells["key/value heads kept"] == "1"
+    assert (cells["attention chosen"], cells["attention held-out refit"]) == ("50.00", "30.00")
+    assert {"attention-errors.png", "attention-gains.png"} < set(images)
+    both = read_runs([put(tmp_path / "all", report(sweeps=0)), tmp_path / "run"])
+    page, _ = render(both)
+    assert [row[2] for row in Look(page).tables[0]] == ["heads removed", DASH, "50 %"]
+    assert "all heads kept" in page
+    assert "50 % of the heads removed" in page
 
 
 def test_a_perplexity_that_was_not_finite(tmp_path: Path) -> None:
     tree = report()
     tree["extras"]["perplexity"]["after"] = None
-    look = Look(render([run(tmp_path, tree)])[0])
-    assert look.tables[0][-1] == ["perplexity", "7.1250", "not finite", DASH]
+    page = render([run(tmp_path, tree)])[0]
+    assert Look(page).tables[0][-1] == ["perplexity", "7.1250", "not finite", DASH]
+    assert headlines(page)["Perplexity"] == ("not finite", "7.1250 → not finite")
 
 
 def test_several_runs(tmp_path: Path) -> None:
@@ -157,24 +213,26 @@ def test_several_runs(tmp_path: Path) -> None:
     page, _ = render(runs)
     look = Look(page)
     head, *rows = look.tables[0]
-    assert head == ["run", "sparsity", "method", "channels removed", "parameters", "weights on disk",
-                    "dense perplexity", "pruned", "change", "prefill speed", "decode speed", "seconds"]  # fmt: skip
+    assert head == ["run", "channels removed", "dense perplexity", "pruned", "change", "parameters",
+                    "weights on disk", "prefill speed", "decode speed", "seconds", "sparsity", "method"]  # fmt: skip
     spent = [f"{sum(tree['seconds'].values()):.1f}" for tree in trees]
     assert rows == [
-        ["a", "0.375", "spap", "37.5 %", "25 000", "100 kB", "7.1250", "8.8750", "+24.6 %", DASH, DASH, spent[0]],
-        ["b", "0.75", "wanda", "75.0 %", "10 000", "40 kB", "7.1250", "9.2500", "+29.8 %", "1.250x", "1.500x",
-         spent[1]],
-        ["c", "0.25", "spap", "25.0 %", "30 000", DASH, DASH, DASH, DASH, DASH, DASH, spent[2]],
+        ["a", "37.5 %", "7.1250", "8.8750", "+24.6 %", "25 000", "100 kB", DASH, DASH, spent[0], "0.375", "spap"],
+        ["b", "75 %", "7.1250", "9.2500", "+29.8 %", "10 000", "40 kB", "1.250x", "1.500x", spent[1], "0.75", "wanda"],
+        ["c", "25 %", DASH, DASH, DASH, "30 000", DASH, DASH, DASH, spent[2], "0.25", "spap"],
     ]  # fmt: skip
     assert speed.workload.prompt == 256
     assert "batch 1, prompt 256, 16 new tokens, median of 7 runs" in look.text
     assert ["prefill speed, by arithmetic 1.375x", "1x", "1.250x", "+25.0 %"] in [r for t in look.tables for r in t]
-    assert re.findall(r"<h2>(.*?)</h2>", page) == ["a", "b", "c"]
+    assert re.findall(r"<h1>(.*?)</h1>", page) == ["model, 3 pruning runs"]
+    shares = {"a": "37.5", "b": "75", "c": "25"}
+    removed = [f"{label}: {share}&nbsp;% of the MLP channels removed" for label, share in shares.items()]
+    assert re.findall(r"<h2>(.*?)</h2>", page) == removed
     assert re.findall(r"<strong>(Prefill speed|Decode speed)</strong>", page) == ["Prefill speed", "Decode speed"]
 
 
 def measured() -> Speed:
-    models = (Measured("dense"), Measured("b"))
+    models = (Measured("dense", 1234567), Measured("b", 10000))
     return Speed(models, Workload(1, 256, 16, 7), Ratios(1.25, 1.5), Ratios(1.375, 1.625))
 
 
@@ -184,8 +242,9 @@ def test_models_and_settings_that_differ_are_named(tmp_path: Path) -> None:
     trees[1]["settings"]["a new one"] = [1, 2]
     runs = read_runs([put(tmp_path / name, tree) for name, tree in zip("ab", trees, strict=True)])
     table = side_by_side(runs)
-    assert table.columns[:3] == ("run", "model", "a new one")
-    assert [row[:3] for row in table.rows] == [("a", "owner/model", DASH), ("b", "owner/other", "[1, 2]")]
+    assert (*table.columns[:2], table.columns[-1]) == ("run", "model", "a new one")
+    found = [(*row[:2], row[-1]) for row in table.rows]
+    assert found == [("a", "owner/model", DASH), ("b", "owner/other", "[1, 2]")]
 
 
 def test_names_are_only_shown(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from reports import put, report, run
 
 from spap_jax.errors import UserError
 from spap_jax.pruning.report import FORMAT as WRITTEN
-from spap_jax.reporting import read
+from spap_jax.reporting import read, schema
 
 
 def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
@@ -21,11 +21,11 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
     layers = found.record.layers
     for layer, written in zip(layers, tree["layers"], strict=True):
         assert list(layer.kept) == written["kept"]
-        assert layer.calibration == read.Errors(**written["calibration"])
-        assert layer.held_out == read.Errors(**written["held_out"])
+        assert layer.calibration == schema.Errors(**written["calibration"])
+        assert layer.held_out == schema.Errors(**written["held_out"])
     assert [step.taken for step in found.record.sweeps] == [step["taken"] for step in tree["sweeps"]]
     assert found.record.settings == tree["settings"]
-    assert found.record.channels == read.Change(120, 75)
+    assert found.record.channels == schema.Change(120, 75)
 
 
 def test_a_folder_of_runs_stands_for_them(tmp_path: Path) -> None:
@@ -130,33 +130,41 @@ def test_labels_tell_the_runs_apart(tmp_path: Path) -> None:
     for parent in ("a", "b"):
         (tmp_path / parent).mkdir()
     folders = [put(tmp_path / "a" / "run"), put(tmp_path / "b" / "run"), put(tmp_path / "b" / "other")]
-    assert [each.label for each in read.read_runs(folders)] == [str(folder) for folder in folders]
+    assert [each.label for each in read.read_runs(folders)] == ["a/run", "b/run", "b/other"]
     assert [each.label for each in read.read_runs(folders[1:])] == ["run", "other"]
 
 
 def speeds(model: Path, **changes: Any) -> dict[str, Any]:
     """The JSON of ``spap bench``, as far as it is read."""
     return {
-        "models": [{"model": "dense"}, {"model": str(model)}],
+        "models": [{"model": "dense", "parameters": 1234567}, {"model": str(model), "parameters": 25000}],
         "workload": {"batch": 1, "prompt": 256, "new": 16, "repeats": 7},
         "speed_up": {"prefill": 1.25, "decode": 1.5},
         "by_arithmetic": {"prefill": 1.375, "decode": 1.625},
     } | changes
 
 
-def test_measurements_of_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measurements_of_speed(tmp_path: Path) -> None:
     folders = [put(tmp_path / "run"), put(tmp_path / "other")]
     file = tmp_path / "bench.json"
-    monkeypatch.chdir(tmp_path)
     file.write_text(json.dumps(speeds(Path("other"))))
     found = read.read_runs(folders, [file])
     assert found[0].speed is None
     assert found[1].speed is not None
-    assert found[1].speed.speed_up == read.Ratios(1.25, 1.5)
+    assert found[1].speed.speed_up == schema.Ratios(1.25, 1.5)
     file.write_text(json.dumps(speeds(tmp_path / "elsewhere")))
-    with pytest.raises(UserError, match=r"measures .*elsewhere, which is none of the folders given"):
+    with pytest.raises(
+        UserError, match=r"measures .*elsewhere of 25000 parameters, which is none of the folders given"
+    ):
         read.read_runs(folders, [file])
-    file.write_text(json.dumps(speeds(folders[0], models=[{"model": "run"}])))
+    (tmp_path / "smaller").mkdir()
+    file.write_text(json.dumps(speeds(Path("other"))))
+    same = put(tmp_path / "smaller" / "other", report(keep=10))
+    assert [bool(each.speed) for each in read.read_runs([folders[1], same], [file])] == [True, False]
+    (same / read.REPORT).write_text(json.dumps(report()))
+    with pytest.raises(UserError, match=r"which may be each of .*/other and .*/smaller/other: name one of them alone"):
+        read.read_runs([folders[1], same], [file])
+    file.write_text(json.dumps(speeds(folders[0], models=[{"model": "run", "parameters": 25000}])))
     with pytest.raises(UserError, match=r"not what this version's spap bench DENSE PRUNED --json writes"):
         read.read_runs(folders, [file])
     with pytest.raises(UserError, match=r"none\.json cannot be read \(No such file or directory\)"):

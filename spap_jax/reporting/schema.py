@@ -1,0 +1,254 @@
+"""What the page needs of ``spap_report.json``, of ``spap_finetune.json`` and of the JSON of ``spap bench``.
+
+Fields that are not named here are passed by. A number that was not finite is null in a file and None here.
+"""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import msgspec
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Whole = Annotated[int, msgspec.Meta(gt=0)]
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Relative errors of a layer at the three stages."""
+
+    selection: float | None
+    refit: float | None
+    alternating: float | None
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What happened to the attention of a layer, in the terms of ``Layer``; what is kept are key/value heads."""
+
+    kept: tuple[Count, ...]
+    calibration: Errors
+    held_out: Errors | None
+    swaps: Count
+    improving_swaps: Count
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer's record.
+
+    Attributes:
+        layer: Its index.
+        kept: MLP channels kept, ascending.
+        calibration: Errors of the MLP on the tokens that were fitted.
+        held_out: Errors on the tokens that were not; None where none were held out.
+        swaps: Exchanges of channels made by the polish.
+        improving_swaps: Single exchanges that would still lower the error.
+        rounds: Alternating rounds accepted.
+        seconds: Time by phase.
+        attention: None where all heads stay.
+    """
+
+    layer: Count
+    kept: tuple[Count, ...]
+    calibration: Errors
+    held_out: Errors | None
+    swaps: Count
+    improving_swaps: Count
+    rounds: Count
+    seconds: dict[str, float]
+    attention: Attention | None = None
+
+    def __post_init__(self) -> None:
+        """Raises: ValueError: the channels kept are not ascending."""
+        if any(low >= high for low, high in zip(self.kept, self.kept[1:], strict=False)):
+            raise ValueError("The channels in `kept` do not ascend")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep did to one layer: divergence before and with its new weights, and whether they were taken."""
+
+    sweep: Count
+    layer: Count
+    before: float | None
+    after: float | None
+    taken: bool
+
+
+@dataclass(frozen=True)
+class Change:
+    """A count before and after pruning."""
+
+    before: Whole
+    after: Count
+
+    @property
+    def removed(self) -> float:
+        """Fraction that is gone."""
+        return 1 - self.after / self.before
+
+
+@dataclass(frozen=True)
+class Width:
+    """MLP channels of a dense layer, the widest; how many stay, each layer's record tells."""
+
+    before: Whole
+
+
+@dataclass(frozen=True)
+class Widths:
+    """MLP channels of each dense layer."""
+
+    before: tuple[Whole, ...]
+
+
+@dataclass(frozen=True)
+class Model:
+    """The model that was pruned."""
+
+    name: str
+    architecture: str
+    intermediate: Width
+    parameters: Change
+    mlp_parameters: Change
+    widths: Widths | None = None
+    heads: Change | None = None
+    kv_heads: Change | None = None
+
+
+@dataclass(frozen=True)
+class Method:
+    """How channels were chosen, and the update that the weights kept got."""
+
+    selection: str
+    update: str
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What the calibration tokens were."""
+
+    sequences: Whole
+    sequence_length: Whole
+    description: str
+    sha256: str | None
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """Perplexity before and after, and on what."""
+
+    data: str
+    before: Positive
+    after: Positive | None
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What only the command line reports."""
+
+    bytes: Change | None = None
+    perplexity: Perplexity | None = None
+    peak_memory_bytes: Count | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """A report."""
+
+    settings: dict[str, Any]
+    method: Method
+    model: Model
+    calibration: Calibration
+    versions: dict[str, str]
+    layers: Annotated[tuple[Layer, ...], msgspec.Meta(min_length=1)]
+    seconds: dict[str, float]
+    sweeps: tuple[Sweep, ...] = ()
+    extras: Extras = field(default_factory=Extras)
+
+    def __post_init__(self) -> None:
+        """Raises: ValueError: a layer keeps a channel that the model does not have."""
+        for layer in self.layers:
+            if layer.kept and layer.kept[-1] >= self.model.intermediate.before:
+                raise ValueError(f"Layer {layer.layer} keeps a channel that the model does not have")
+
+    @property
+    def channels(self) -> Change:
+        """MLP channels of all layers together."""
+        kept = sum(len(layer.kept) for layer in self.layers)
+        widths = self.model.widths
+        return Change(sum(widths.before) if widths else self.model.intermediate.before * len(self.layers), kept)
+
+    @property
+    def removed(self) -> float:
+        """Fraction of the MLP channels removed."""
+        return self.channels.removed
+
+    @property
+    def fewer_heads(self) -> Change | None:
+        """Attention heads of a layer, if some were removed."""
+        heads = self.model.heads
+        return heads if heads and heads.removed else None
+
+
+@dataclass(frozen=True)
+class Ratios:
+    """How many times faster the second model is."""
+
+    prefill: Positive
+    decode: Positive
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model that ``spap bench`` timed: the name of its folder, and how many parameters it has."""
+
+    model: str
+    parameters: Whole
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What it timed."""
+
+    batch: Whole
+    prompt: Whole
+    new: Whole
+    repeats: Whole
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What ``spap bench`` found of two models: measured, and allowed by the arithmetic."""
+
+    models: tuple[Measured, Measured]
+    workload: Workload
+    speed_up: Ratios
+    by_arithmetic: Ratios
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How long training was."""
+
+    steps: Whole
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What ``spap finetune`` did to a pruned checkpoint, whose report goes along and is from before."""
+
+    settings: Steps
+    objective: str
+    extras: Extras
+
+
+@dataclass(frozen=True)
+class Run:
+    """A pruned checkpoint's report, the name that tells it from the others, and what was measured or done since."""
+
+    label: str
+    record: Record
+    speed: Speed | None = None
+    trained: Trained | None = None
