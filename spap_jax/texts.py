@@ -19,6 +19,7 @@ from spap_jax.errors import UserError
 from spap_jax.hub import first_line
 
 BLOCK = 1 << 20  # characters read at once
+ROWS = 1 << 10  # of a parquet file, read at once
 
 Join = Callable[[Iterable[Any], str], Iterator[str]]
 """Makes one text, in pieces, of the rows of what is called by a name."""
@@ -146,21 +147,15 @@ def _parsed(text: str, path: Path, line: int) -> Any:
 
 def _parquet(path: Path, join: Join) -> Iterator[str]:
     """The column `text` of a parquet file."""
-    from datasets import IterableDataset
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
 
-    with path.open("rb") as file:
-        start = file.read(4)
-        file.seek(-len(start), 2)
-        if not start == file.read() == b"PAR1":  # else the library also logs about it
-            raise UserError(f"{path} is not a whole parquet file: check the file, or name it by its true type")
     try:
-        rows = IterableDataset.from_parquet(str(path.resolve()))
-        if rows.column_names and "text" in rows.column_names:
-            rows = rows.select_columns(["text"])
-        yield from join(rows, str(path))
-    except UserError:
-        raise
-    except ValueError as error:  # pyarrow's own errors are of this kind
+        with ParquetFile(path) as file:
+            columns = ["text"] if "text" in file.schema_arrow.names else None
+            batches = file.iter_batches(ROWS, columns=columns)
+            yield from join((row for batch in batches for row in batch.to_pylist()), str(path))
+    except ArrowException as error:
         raise UserError(f"{path} is a broken parquet file ({first_line(error)}): check the file") from error
 
 

@@ -48,7 +48,7 @@ def read_config(file: Path, name: str) -> tuple[DecoderConfig, int]:
     """
     theirs = parse_config(_text(file), name)
     named = next((theirs[field] for field in DTYPE_FIELDS if theirs.get(field)), "float32")
-    return family_of(theirs).read_config(theirs), DTYPES.get(named, DTYPES["float32"]).itemsize
+    return family_of(theirs).read_config(theirs), DTYPES.get(str(named), DTYPES["float32"]).itemsize
 
 
 def parse_config(text: str, name: str) -> dict[str, Any]:

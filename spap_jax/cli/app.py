@@ -21,6 +21,7 @@ from spap_jax.cli.push import push
 from spap_jax.cli.report import report
 from spap_jax.cli.streams import pages
 from spap_jax.errors import UserError
+from spap_jax.settings import LARGEST
 
 
 class _Commands(App):
@@ -96,7 +97,7 @@ def _refuse_fractions(app: App, commands: tuple[str, ...], arguments: ArgumentCo
     Every command calls this once its words and its file have been read, before they become numbers.
 
     Raises:
-        UserError: a value is not a whole number.
+        UserError: a value is not a whole number, or too large a one.
     """
     for argument in arguments:
         if int in (argument.hint, *get_args(argument.hint)):
@@ -106,6 +107,8 @@ def _refuse_fractions(app: App, commands: tuple[str, ...], arguments: ArgumentCo
                     raise UserError(
                         f'{argument.name} takes a whole number, not "{token.value}"{source}: write it in digits.'
                     )
+                if abs(int(token.value)) > LARGEST:
+                    raise UserError(f"{argument.name} takes whole numbers up to {LARGEST}: give a smaller one.")
 
 
 def _is_whole(word: str) -> bool:
@@ -132,5 +135,7 @@ def launch(words: list[str]) -> None:
 
 def option_names(words: Sequence[str]) -> set[str]:
     """The options, such as "--seed", of the command that the words of a command line name; none without a command."""
-    commands, _, _ = app.parse_commands(list(words))
-    return {name for argument in app[commands].assemble_argument_collection() for name in argument.names}
+    _, (*_, named), _ = app.parse_commands(list(words))
+    if named is app:
+        return set()
+    return {name for argument in named.assemble_argument_collection() for name in argument.names}

@@ -49,7 +49,7 @@ def _no_device() -> str | None:
     """What is wrong where JAX finds no device; JAX is not imported to find out."""
     if "jax" not in sys.modules:
         return None
-    from spap_jax.devices import missing_backend
+    from spap_jax.backend import missing_backend
 
     return missing_backend()
 
