@@ -15,7 +15,7 @@ import jax
 from spap_jax.errors import UserError, option
 from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig, Rope
-from spap_jax.models.layers import ACTIVATIONS
+from spap_jax.models.kinds import check_config, of_kind
 from spap_jax.models.rules import Rule
 from spap_jax.models.widths import WIDTHS_FIELD, with_own_widths
 
@@ -211,8 +211,10 @@ class Family:
 
 @functools.lru_cache(maxsize=64)
 def parameter_paths(config: DecoderConfig) -> frozenset[str]:
-    """Paths ("layers/mlp/up") of the parameters that the modules declare for a config."""
-    tree = jax.eval_shape(lambda: decoder.init(dataclasses.replace(config, layers=1), jax.random.key(0)))
+    """Paths ("layers/mlp/up") of the parameters that the modules declare for a config, whatever its sizes."""
+    sizes = {"vocabulary": 1, "layers": 1, "intermediate": 1, "heads": 1, "kv_heads": 1, "head_dim": 2, "positions": 1}
+    sizes |= {"width": 1, "embedding": 1 if config.embedding == config.width else 2, "widths": None}
+    tree = jax.eval_shape(lambda: decoder.init(dataclasses.replace(config, **sizes), jax.random.key(0)))
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return frozenset(jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves)
 
@@ -245,9 +247,7 @@ def _field_value(theirs: dict[str, Any], field: Field, values: dict[str, Any], f
         return field.absent(values)
     if value is None:
         raise UserError(f"config.json has no {field.name}, which every {family} model needs.")
-    if field.default is not ... and type(field.default) in (bool, float) and not isinstance(value, bool | int | float):
-        raise UserError(f"config.json has {field.name}={value!r}, which is not of the expected kind.")
-    return value
+    return of_kind(field.name, value, int if field.default is ... else type(field.default))
 
 
 _ROPE_FIELDS = {
@@ -268,11 +268,12 @@ def read_rope(theirs: dict[str, Any]) -> Rope:
     Raises:
         UserError: the scaling is of a kind that is not implemented, or lacks a number.
     """
-    given = dict(theirs.get("rope_scaling") or {}) | dict(theirs.get("rope_parameters") or {})
+    old, new = (of_kind(name, theirs.get(name) or {}, dict) for name in ("rope_scaling", "rope_parameters"))
+    given = old | new
     kind = given.pop("rope_type", None) or given.pop("type", None) or "default"
     given.pop("type", None)
     theta = given.pop("rope_theta", theirs.get("rope_theta", 10000.0))
-    if kind not in _ROPE_FIELDS:
+    if kind not in tuple(_ROPE_FIELDS):
         raise UserError(f"rope scaling {kind!r} is not implemented; the port computes {', '.join(_ROPE_FIELDS)}.")
     names = _ROPE_FIELDS[kind]
     if missing := sorted(set(names.values()) - set(given)):
@@ -281,19 +282,16 @@ def read_rope(theirs: dict[str, Any]) -> Rope:
     unread = {name: value for name, value in unread.items() if (name, value) != ("partial_rotary_factor", 1.0)}
     if unread:
         raise UserError(f"config.json's rope scaling {kind!r} sets {unread}, which this port does not compute.")
-    return Rope(theta=float(theta), scaling=kind, **{ours: given[name] for ours, name in names.items()})
-
-
-def check_config(config: DecoderConfig) -> None:
-    """Raises UserError for sizes that no model can have and for activations that the port lacks."""
-    sizes = ("vocabulary", "layers", "width", "embedding", "intermediate", "heads", "kv_heads", "head_dim", "positions")
-    for name in sizes:
-        value = getattr(config, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UserError(f"config.json gives {name} = {value!r}, which must be a positive whole number.")
-    if config.heads % config.kv_heads:
-        raise UserError(f"config.json gives {config.heads} heads for {config.kv_heads} key/value heads.")
-    if config.activation not in ACTIVATIONS:
+    numbers = {ours: _positive(name, given[name]) for ours, name in names.items()}
+    if kind == "llama3" and numbers["low_freq_factor"] == numbers["high_freq_factor"]:
         raise UserError(
-            f"activation {config.activation!r} is not implemented; the port computes {', '.join(ACTIVATIONS)}."
+            "config.json gives the same low_freq_factor and high_freq_factor, which llama3 cannot have: correct it."
         )
+    return Rope(theta=float(_positive("rope_theta", theta)), scaling=kind, **numbers)
+
+
+def _positive(name: str, value: Any) -> float:
+    number = of_kind(name, value, float)
+    if number == 0:
+        raise UserError(f"config.json gives {name} = 0, which must be positive: correct it.")
+    return number
