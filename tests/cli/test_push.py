@@ -140,7 +140,7 @@ def test_an_output_on_the_hub_is_sent_in_one_commit(pruning: list[object], prune
     [
         (f"hf://{REPO}", {"token": None}, "uploading needs a hub token"),
         (f"hf://{REPO}", {"endpoint": "http://127.0.0.1:9"}, "the hub http://127.0.0.1:9 cannot be reached"),
-        ("hf://name", {}, "hf://name names no repository of the hub: give hf://owner/name"),
+        ("hf://name", {}, "hf://name names no repository of the hub: give hf://owner/name, of letters"),
         ("hf://owner/a b", {}, "hf://owner/a b names no repository of the hub"),
         ("hf://owner/there", {}, "hf://owner/there exists: name another repository, or pass --overwrite"),
     ],
