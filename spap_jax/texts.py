@@ -74,17 +74,13 @@ def suffix(path: Path) -> str:
 
 
 def read_ids(path: Path) -> np.ndarray:
-    """The array of an .npy file, never unpickled."""
+    """The array of an .npy file, never unpickled, and mapped: a header cannot ask for more memory than the file has."""
     try:
-        ids = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+        return np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # NumPy parses a header as Python, and raises every kind for one that is damaged
         raise UserError(
             f"{path} holds no plain array of numbers ({first_line(error)}): save the token ids with numpy.save"
         ) from error
-    if not isinstance(ids, np.ndarray):
-        ids.close()
-        raise UserError(f"{path} is an .npz archive: save the one array of token ids with numpy.save")
-    return ids
 
 
 def _guarded(path: Path, reader: Callable[[Path, Join], Iterator[str]], join: Join) -> Iterator[str]:
@@ -121,7 +117,7 @@ def _json(path: Path, join: Join) -> Iterator[str]:
         first = file.readline()
         try:
             lines = isinstance(json.loads(first), dict)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             lines = False
         if lines:
             rows: Iterable[Any] = _parsed_lines(chain([first], file), path)
@@ -142,7 +138,9 @@ def _parsed(text: str, path: Path, line: int) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         at = f"line {line + error.lineno - 1}, column {error.colno}"
-        raise UserError(f"{path} is not valid JSON at {at} ({error.msg}): mend that line") from error
+        raise UserError(f"{path} is not valid JSON at {at} ({error.msg}): correct that line") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets within brackets
+        raise UserError(f"{path} cannot be read at line {line} ({first_line(error)}): correct that line") from error
 
 
 def _parquet(path: Path, join: Join) -> Iterator[str]:

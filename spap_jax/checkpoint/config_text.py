@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from spap_jax.checkpoint.tensors import DTYPES
 from spap_jax.errors import UserError, option
+from spap_jax.hub import first_line
 from spap_jax.model import Source
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.registry import FAMILIES, family_of
@@ -59,8 +60,9 @@ def parse_config(text: str, name: str) -> dict[str, Any]:
     """
     try:
         content = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"the config.json of {name} is not valid JSON ({error}): download it again.") from error
+    except (ValueError, RecursionError) as error:
+        said = first_line(error)
+        raise UserError(f"the config.json of {name} is not valid JSON ({said}): download it again.") from error
     if not isinstance(content, dict):
         raise UserError(f"the config.json of {name} is not a JSON object: download it again.")
     return content

@@ -144,7 +144,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     try:
         weight_map = json.loads(index.read_bytes())["weight_map"]
         names = {str(name): PurePosixPath(file) for name, file in weight_map.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{index} is not an index of weight files ({first_line(error)}): {_BAD_FILE}") from error
     if not names:
         raise UserError(f"{index} lists no weights: {_BAD_FILE}")

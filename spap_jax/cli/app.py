@@ -123,8 +123,8 @@ def _read_toml(file: Path) -> dict[str, Any]:
     """Raises UserError where a file is not TOML; the library's own message does not name the file."""
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{file} cannot be read as TOML ({error}): mend it or leave out --config.") from error
+    except (ValueError, OSError, RecursionError) as error:
+        raise UserError(f"{file} cannot be read as TOML ({error}): correct it or leave out --config.") from error
 
 
 def launch(words: list[str]) -> None:

@@ -10,6 +10,7 @@ import io
 import json
 import logging
 import os
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from commands import STORIES, tiny, token_file
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save
 
@@ -61,27 +62,27 @@ WORDS = [
         "/dev/null",
     ),
     *("/proc/no", "owner/name", "owner/name:x", "hf://owner/name", "hf://a b", "gs://", "gs://x/y", "no://x", "c4:"),
-    *("c4:no.json", "wikitext2:notes.txt", "localhost:1"),
+    *("c4:no.json", "wikitext2:../notes.txt", "localhost:1"),
 ]
 """Values for every option: numbers, paths, names and addresses, and what is none of these."""
 
 BASES: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
-    "plan": (("model",), {}),
+    "plan": (("../model",), {}),
     # Data that are not there end these once everything that is cheap has been looked at.
-    "prune": (("model",), {"--calibration": "no.npy", "--output": "outputs/out"}),
-    "finetune": (("model",), {"--data": "no.npy", "--output": "outputs/out"}),
-    "eval": (("model",), {"--data": "ids.npy", "--sequences": "1", "--sequence-length": "8"}),
-    "bench": (("model", "no"), {}),
-    "report": (("model",), {}),
-    "convert": (("model",), {"--to": "huggingface", "--output": "outputs/out"}),
-    "push": (("model", "owner/name"), {}),
+    "prune": (("../model",), {"--calibration": "no.npy", "--output": "out"}),
+    "finetune": (("../model",), {"--data": "no.npy", "--output": "out"}),
+    "eval": (("../model",), {"--data": "../ids.npy", "--sequences": "1", "--sequence-length": "8"}),
+    "bench": (("../model", "no"), {}),
+    "report": (("../model",), {}),
+    "convert": (("../model",), {"--to": "huggingface", "--output": "out"}),
+    "push": (("../model", "owner/name"), {}),
     "doctor": ((), {}),
 }
 """Words of each command that would be right, but for what is not there: what stands by itself, and options."""
 
 
 class World(NamedTuple):
-    """A folder in which commands run: all that is in it has to stay as it is, but for ``outputs``.
+    """A folder that has to stay as it is, but for ``outputs``, where the commands run.
 
     Attributes:
         folder: The folder.
@@ -101,6 +102,7 @@ class World(NamedTuple):
 
     def ends_well(self, *words: str) -> int:
         """Runs a command; its exit code is 0 or 2, and what it says is as it has to be."""
+        note(f"spap {shlex.join(words)}")
         before = self.state()
         out = io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True)
         err = io.TextIOWrapper(io.BytesIO(), "utf-8", errors="backslashreplace", write_through=True)
@@ -114,9 +116,13 @@ class World(NamedTuple):
         assert not any("Traceback" in line or "Warning" in line for line in lines), lines
         assert not self.logged
         assert self.state() == before
-        shutil.rmtree(self.folder / "outputs")
-        (self.folder / "outputs").mkdir()
         return code
+
+    def outputs(self) -> Path:
+        """The folder of outputs, empty."""
+        for left in (self.folder / "outputs").iterdir():
+            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+        return self.folder / "outputs"
 
 
 @pytest.fixture(scope="module")
@@ -126,8 +132,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     shutil.copytree(STORIES, folder / "stories")
     token_file(folder / "ids.npy")
     (folder / "notes.txt").write_text("dear diary")
-    for name in ("empty", "outputs"):
-        (folder / name).mkdir()
+    (folder / "outputs").mkdir()
     world, made, place = World(folder, []), logging.getLogRecordFactory(), Path.cwd()
 
     def record(*args: Any, **more: Any) -> logging.LogRecord:
@@ -137,7 +142,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         return one
 
     logging.setLogRecordFactory(record)
-    os.chdir(folder)
+    os.chdir(folder / "outputs")
     yield world
     os.chdir(place)
     logging.setLogRecordFactory(made)
@@ -179,8 +184,8 @@ def test_words_and_options(world: World, data: st.DataObject):
     known = options(command)
     names = data.draw(st.lists(st.sampled_from(sorted(known) or ["--no"]), max_size=2, unique=True))
     chosen = right | {name: data.draw(st.sampled_from(known.get(name) or WORDS) | texts()) for name in names}
-    switches = data.draw(st.lists(st.sampled_from(["--overwrite", "--no-resume", "--debug", "--no"]), max_size=1))
-    assume("--debug" not in switches)  # which shows a traceback
+    world.outputs()
+    switches = data.draw(st.lists(st.sampled_from(["--overwrite", "--no-resume", "--no"]), max_size=1))
     world.ends_well(command, *alone, *(f"{name}={value}" for name, value in chosen.items()), *switches)
 
 
@@ -203,10 +208,13 @@ def test_files_of_options(world: World, data: st.DataObject):
         f"{json.dumps(key)} = {json.dumps(value)}"
         for key, value in data.draw(st.dictionaries(keys, values(), max_size=3)).items()
     ]
-    file = world.folder / "outputs" / "options.toml"
+    file = world.outputs() / "options.toml"
     file.write_text("\n".join(lines), errors="surrogateescape")
     world.ends_well(command, *alone, *(f"{name}={value}" for name, value in right.items()), "--config", str(file))
 
+
+ENDLESS = [b"[" * 100_000, b'{"text": ' * 100_000, b"9" * 5000, b'{"text": ' + b"9" * 5000 + b"}"]
+"""JSON that is too deep, and numbers that are too long."""
 
 CONFIG = json.loads((STORIES / "config.json").read_bytes())
 FIELDS = [*CONFIG, "rope_scaling", "rope_theta", "quantization_config", "spap_intermediate_sizes", "sliding_window"]
@@ -218,7 +226,7 @@ FIELDS = [*CONFIG, "rope_scaling", "rope_theta", "quantization_config", "spap_in
 )
 @cases(100)
 def test_fields_of_config_json(world: World, changes: dict[str, Any], command: str):
-    folder = world.folder / "outputs" / "model"
+    folder = world.outputs() / "model"
     folder.mkdir()
     for file in (world.folder / "stories").iterdir():
         (folder / file.name).symlink_to(file)
@@ -243,11 +251,11 @@ def test_weight_files(world: World, data: st.DataObject):
     stated = data.draw(st.sampled_from([len(written)] * 9 + [0, 1, 2**31, 2**60, 2**64 - 1]))
     content = stated.to_bytes(8, "little") + written + content[8 + length :]
     content = content[: data.draw(st.sampled_from([None] * 9 + [0, 7, 8, 9, 500, -1]))]
-    folder = world.folder / "outputs" / "model"
+    folder = world.outputs() / "model"
     folder.mkdir()
     shutil.copy(world.folder / "model" / "config.json", folder)
     file = data.draw(st.sampled_from(["model.safetensors"] * 5 + ["pytorch_model.bin", "model.safetensors.index.json"]))
-    (folder / file).write_bytes(content)
+    (folder / file).write_bytes(content if data.draw(st.integers(0, 19)) else data.draw(st.sampled_from(ENDLESS)))
     world.ends_well("eval", str(folder), "--data", "no.npy")
 
 
@@ -306,6 +314,7 @@ def test_data_files(world: World, data: st.DataObject):
     if data.draw(st.booleans()) and content:
         at = data.draw(st.integers(0, len(content) - 1))
         content = data.draw(st.sampled_from([content[:at], content[:at] + b"\xff" + content[at + 1 :], content]))
-    file = world.folder / "outputs" / f"data{ending}"
+    content = data.draw(st.sampled_from(ENDLESS)) if data.draw(st.integers(0, 19)) == 0 else content
+    file = world.outputs() / f"data{ending}"
     file.write_bytes(content)
-    world.ends_well("eval", "stories", "--data", str(file), "--sequences", "1", "--sequence-length", "8")
+    world.ends_well("eval", "../stories", "--data", str(file), "--sequences", "1", "--sequence-length", "8")
