@@ -40,13 +40,9 @@ ALLOCATIONS, METHODS, UPDATES, SCHEDULES, STREAM_DTYPES = map(
 )
 
 
-LARGEST = 2**31 - 1
-"""The largest whole number that is taken: JAX counts in 32 bits, and NumPy's overflow is no sentence."""
-
-
 def is_count(value: Any, least: int = 1) -> bool:
-    """Whether a value is a whole number from ``least`` to `LARGEST`; to Python, True and False are 1 and 0 as well."""
-    return isinstance(value, Integral) and not isinstance(value, bool) and least <= value <= LARGEST
+    """Whether a value is a whole number of at least ``least``; to Python, True and False are 1 and 0 as well."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
 
 
 def _number(value: Any) -> bool:
@@ -73,42 +69,42 @@ _PRUNING: _Ranges = (
     ("sparsity", lambda s: _fraction(s) and s > 0, "a fraction between 0 and 1, both excluded"),
     ("attention_sparsity", _fraction, "a fraction of at least 0 and below 1"),
     ("allocation", lambda a: a in ALLOCATIONS, f"one of {', '.join(ALLOCATIONS)}"),
-    ("round_to", _count(1), "a whole number of at least 1 and below 2^31"),
+    ("round_to", _count(1), "a whole number of at least 1"),
     ("method", lambda m: m in METHODS, f"one of {', '.join(METHODS)}"),
     ("update", lambda u: u in UPDATES, f"one of {', '.join(UPDATES)}"),
     ("schedule", lambda s: s in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
-    ("seed", _count(0), "a whole number of at least 0 and below 2^31"),
+    ("seed", _count(0), "a whole number of at least 0"),
     ("ridge", _positive, "positive"),
     ("penalty", _positive, "positive"),
-    ("penalty_steps", _count(1), "a whole number of at least 1 and below 2^31"),
-    ("swap_rounds", _count(0), "a whole number of at least 0 and below 2^31"),
+    ("penalty_steps", _count(1), "a whole number of at least 1"),
+    ("swap_rounds", _count(0), "a whole number of at least 0"),
     ("held_out", _fraction, "a fraction of at least 0 and below 1"),
     ("effort", lambda e: e in tuple(EFFORTS), f"one of {', '.join(EFFORTS)}"),
-    ("rounds", _count(0), "a whole number of at least 0 and below 2^31"),
-    ("steps", _count(1), "a whole number of at least 1 and below 2^31"),
-    ("sampled", _if_given(_count(0)), "a whole number of at least 0 and below 2^31"),
-    ("sweeps", _if_given(_count(0)), "a whole number of at least 0 and below 2^31"),
-    ("sweep_blocks", _if_given(_count(0)), "a whole number of at least 0 and below 2^31"),
-    ("sweep_steps", _if_given(_count(1)), "a whole number of at least 1 and below 2^31"),
-    ("step_tokens", _count(1), "a whole number of at least 1 and below 2^31"),
+    ("rounds", _count(0), "a whole number of at least 0"),
+    ("steps", _count(1), "a whole number of at least 1"),
+    ("sampled", _if_given(_count(0)), "a whole number of at least 0"),
+    ("sweeps", _if_given(_count(0)), "a whole number of at least 0"),
+    ("sweep_blocks", _if_given(_count(0)), "a whole number of at least 0"),
+    ("sweep_steps", _if_given(_count(1)), "a whole number of at least 1"),
+    ("step_tokens", _count(1), "a whole number of at least 1"),
     ("learning_rate", _positive, "positive"),
     ("sweep_learning_rate", _positive, "positive"),
-    ("batch_tokens", _count(1), "a whole number of at least 1 and below 2^31"),
+    ("batch_tokens", _count(1), "a whole number of at least 1"),
     ("stream_dtype", lambda d: d in STREAM_DTYPES, f"one of {', '.join(STREAM_DTYPES)}"),
 )
 
 _TRAINING: _Ranges = (
     ("full", lambda f: isinstance(f, bool), "True or False"),
-    ("lora_rank", _if_given(_count(1)), "a whole number of at least 1 and below 2^31"),
+    ("lora_rank", _if_given(_count(1)), "a whole number of at least 1"),
     ("lora_alpha", _positive, "positive"),
-    ("steps", _count(1), "a whole number of at least 1 and below 2^31"),
+    ("steps", _count(1), "a whole number of at least 1"),
     ("learning_rate", _if_given(_positive), "positive"),
     ("weight_decay", lambda d: _number(d) and 0 <= d < math.inf, "at least 0"),
-    ("step_sequences", _count(1), "a whole number of at least 1 and below 2^31"),
-    ("batch_tokens", _count(1), "a whole number of at least 1 and below 2^31"),
+    ("step_sequences", _count(1), "a whole number of at least 1"),
+    ("batch_tokens", _count(1), "a whole number of at least 1"),
     ("held_out", lambda h: _fraction(h) and h > 0, "a fraction between 0 and 1, both excluded"),
-    ("check_every", _count(1), "a whole number of at least 1 and below 2^31"),
-    ("seed", _count(0), "a whole number of at least 0 and below 2^31"),
+    ("check_every", _count(1), "a whole number of at least 1"),
+    ("seed", _count(0), "a whole number of at least 0"),
 )
 
 

@@ -24,7 +24,7 @@ def test_a_truth_value_is_no_number(kind: type, name: str, value: bool):
 
 
 def test_a_fraction_is_no_count():
-    with pytest.raises(UserError, match=r"steps must be a whole number of at least 1 and below 2\^31, not 8\.0"):
+    with pytest.raises(UserError, match=r"steps must be a whole number of at least 1, not 8\.0"):
         PruneSettings(steps=8.0)  # type: ignore[arg-type]
 
 

@@ -21,7 +21,9 @@ from spap_jax.cli.push import push
 from spap_jax.cli.report import report
 from spap_jax.cli.streams import pages
 from spap_jax.errors import UserError
-from spap_jax.settings import LARGEST
+
+ABOVE = 2**32
+"""No option takes a whole number that has more bits: not a seed, of which JAX has no more, and no size."""
 
 
 class _Commands(App):
@@ -107,8 +109,8 @@ def _refuse_fractions(app: App, commands: tuple[str, ...], arguments: ArgumentCo
                     raise UserError(
                         f'{argument.name} takes a whole number, not "{token.value}"{source}: write it in digits.'
                     )
-                if abs(int(token.value)) > LARGEST:
-                    raise UserError(f"{argument.name} takes whole numbers up to {LARGEST}: give a smaller one.")
+                if abs(int(token.value)) >= ABOVE:
+                    raise UserError(f"{argument.name} takes whole numbers below {ABOVE}: give a smaller one.")
 
 
 def _is_whole(word: str) -> bool:

@@ -30,6 +30,13 @@ BROKEN = {
     "zeros.parquet": (b"PAR1" + bytes(100) + b"PAR1", r"zeros\.parquet cannot be read"),
     "footer.parquet": (b"PAR1" + b"\1" * 100 + b"PAR1", r"footer\.parquet is a broken parquet file"),
     "text.npy": (b"w1 w2", "holds no plain array"),
+    "zip.npy": (b"PK\x03\x04", "holds no plain array"),
+    "large.npy": (
+        b"\x93NUMPY\x01\0v\0{'descr': '<i8', 'fortran_order': False, 'shape': (10**15,), }",
+        "holds no plain array",
+    ),
+    "deep.json": (b"[" * 100_000, "cannot be read at line 1 .maximum recursion"),
+    "digits.jsonl": (b'{"text": ' + b"9" * 5000 + b"}", "cannot be read at line 1 .Exceeds the limit"),
     "table.csv": (b"text\nw1", r"is of an unsupported type: use one of \.txt, \.jsonl"),
 }
 
@@ -53,6 +60,12 @@ def test_parquet_without_the_column(tmp_path, tokenizer):
 def test_a_path_that_is_not_there_is_never_looked_up_on_the_hub(name, tmp_path, monkeypatch, tokenizer):
     monkeypatch.chdir(tmp_path)
     assert "is not there: check the path" in refused(name, tokenizer)
+
+
+def test_a_parquet_file_without_rows(tmp_path, tokenizer, caplog):
+    path = write_parquet(tmp_path / "a.parquet", {"text": []})
+    assert "holds no text" in refused(path, tokenizer)
+    assert not caplog.records
 
 
 def test_a_folder_is_no_file(tmp_path, tokenizer):

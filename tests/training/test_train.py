@@ -127,7 +127,7 @@ def test_every_sequence_comes_once_before_any_comes_again():
         (counting(1), {}, "at least two sequences of at least two tokens, one of them to judge by, not 1 of 12"),
         (counting(4, 1), {}, "not 4 of 1: give more"),
         (counting(), {"full": True}, "full trains every weight and lora_rank only low-rank updates"),
-        (counting(), {"lora_rank": 0}, "lora_rank must be a whole number of at least 1 and below 2^31, not 0"),
+        (counting(), {"lora_rank": 0}, "lora_rank must be a whole number of at least 1, not 0"),
         (counting(), {"held_out": 0}, "held_out must be a fraction between 0 and 1, both excluded"),
         (counting(), {"rank": 3}, "unknown setting rank; the settings are full, lora_rank, "),
         (counting(4, 769), {}, "sequences of 769 tokens do not fit the model's 768 positions"),
