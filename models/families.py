@@ -9,14 +9,14 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
 from spap_jax.errors import UserError, option
 from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
-from spap_jax.models.layers import ACTIVATIONS
+from spap_jax.models.kinds import check_config, of_kind
 from spap_jax.models.published import ACCEPTED, INERT, REASONS
 from spap_jax.models.rope import ROPE_FIELDS, read_rope
 from spap_jax.models.rules import Rule
@@ -144,8 +144,10 @@ class Family:
 
 @functools.lru_cache(maxsize=64)
 def parameter_paths(config: DecoderConfig) -> frozenset[str]:
-    """Paths ("layers/mlp/up") of the parameters that the modules declare for a config."""
-    tree = jax.eval_shape(lambda: decoder.init(dataclasses.replace(config, layers=1), jax.random.key(0)))
+    """Paths ("layers/mlp/up") of the parameters that the modules declare for a config, whatever its sizes."""
+    sizes = {"vocabulary": 1, "layers": 1, "intermediate": 1, "heads": 1, "kv_heads": 1, "head_dim": 2, "positions": 1}
+    sizes |= {"width": 1, "embedding": 1 if config.embedding == config.width else 2, "widths": None}
+    tree = jax.eval_shape(lambda: decoder.init(dataclasses.replace(config, **sizes), jax.random.key(0)))
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return frozenset(jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves)
 
@@ -171,42 +173,4 @@ def _field_value(theirs: dict[str, Any], field: Field, values: dict[str, Any], f
         return field.absent(values)
     if value is None:
         raise UserError(f"config.json has no {field.name}, which every {family} model needs.")
-    kind = type(field.default)
-    if kind in _KINDS and type(value) not in _KINDS[kind].types:
-        raise UserError(f"config.json has {field.name}={value!r}, where {_KINDS[kind].words} is expected.")
-    return value
-
-
-class _Kind(NamedTuple):
-    """The Python types of a kind of value from JSON, and what it is called."""
-
-    types: tuple[type, ...]
-    words: str
-
-
-_KINDS = {
-    bool: _Kind((bool,), "true or false"),
-    int: _Kind((int,), "a whole number"),
-    float: _Kind((int, float), "a number"),
-    str: _Kind((str,), "text"),
-}
-"""Type of a field's default -> what the field may hold."""
-
-
-def check_config(config: DecoderConfig) -> None:
-    """Raises UserError for sizes that no model can have and for activations that the port lacks."""
-    sizes = ("vocabulary", "layers", "width", "embedding", "intermediate", "heads", "kv_heads", "head_dim", "positions")
-    for name in sizes:
-        value = getattr(config, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UserError(f"config.json gives {name} = {value!r}, which must be a positive whole number.")
-    if config.heads % config.kv_heads:
-        raise UserError(f"config.json gives {config.heads} heads for {config.kv_heads} key/value heads.")
-    if config.rope is not None and config.head_dim % 2:
-        raise UserError(
-            f"config.json gives heads of width {config.head_dim}, and an odd one cannot be rotated in pairs."
-        )
-    if config.activation not in ACTIVATIONS:
-        raise UserError(
-            f"activation {config.activation!r} is not implemented; the port computes {', '.join(ACTIVATIONS)}."
-        )
+    return of_kind(field.name, value, int if field.default is ... else type(field.default))

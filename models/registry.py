@@ -20,9 +20,13 @@ def family_of(theirs: dict[str, Any]) -> Family:
         UserError: it is not a supported one.
     """
     family = FAMILIES.get(str(theirs.get("model_type")))
-    architectures = [str(name) for name in theirs.get("architectures") or []]
+    architectures = theirs.get("architectures") or []
+    if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
+        raise UserError(
+            f"config.json gives architectures = {architectures!r}, which must be a list of names: correct it."
+        )
     if family is not None and (not architectures or family.architecture.lower() in map(str.lower, architectures)):
         return family
     named = ", ".join(architectures) or f"model_type {theirs.get('model_type')!r}"
-    supported = ", ".join(f.architecture for f in FAMILIES.values())
+    supported = ", ".join(f"{family.architecture} (model_type {name})" for name, family in FAMILIES.items())
     raise UserError(f"the architecture {named} is not supported; the supported ones are {supported}.")

@@ -4,6 +4,7 @@ from typing import Any
 
 from spap_jax.errors import UserError
 from spap_jax.models.config import Rope
+from spap_jax.models.kinds import of_kind
 
 _ORIGINAL = "original_max_position_embeddings"
 
@@ -36,11 +37,10 @@ def read_rope(theirs: dict[str, Any]) -> Rope:
     Raises:
         UserError: the scaling is of a kind that is not implemented, or lacks a number, or sets something else.
     """
-    scaling = theirs.get("rope_scaling") or theirs.get("rope_parameters") or {}
-    if not isinstance(scaling, dict):
-        raise UserError(f"config.json gives the rope scaling {scaling!r}, which is no JSON object.")
+    old, new = (of_kind(name, theirs.get(name) or {}, dict) for name in ("rope_scaling", "rope_parameters"))
+    scaling = old or new
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
-    if kind not in _NUMBERS:
+    if kind not in tuple(_NUMBERS):  # a kind from JSON need not be hashable
         raise UserError(f"rope scaling {kind!r} is not implemented; the port computes {', '.join(_NUMBERS)}.")
     names = _NUMBERS[kind]
     given: dict[str, Any] = {"rope_theta": _BASE} | {
@@ -51,11 +51,20 @@ def read_rope(theirs: dict[str, Any]) -> Rope:
         given[_ORIGINAL] = theirs[_ORIGINAL]
     if missing := sorted(set(names.values()) - given.keys()):
         raise UserError(f"config.json's rope scaling {kind!r} lacks {', '.join(missing)}.")
-    for name in names.values():
-        if type(given[name]) not in (int, float) or not given[name] > 0:
-            raise UserError(f"config.json gives {name} = {given[name]!r}, which must be a positive number.")
+    numbers = {ours: _positive(name, given[name]) for ours, name in names.items()}
+    if kind == "llama3" and numbers["low_freq_factor"] == numbers["high_freq_factor"]:
+        raise UserError(
+            "config.json gives the same low_freq_factor and high_freq_factor, which llama3 cannot have: correct it."
+        )
     whole = {"partial_rotary_factor": 1.0}  # the default, which stands for all of a head
     unread = {n: v for n, v in given.items() if n not in names.values() and v not in (None, whole.get(n))}
     if unread:
         raise UserError(f"config.json's rope scaling {kind!r} sets {unread}, which this port does not compute.")
-    return Rope(scaling=kind, **{ours: given[name] for ours, name in names.items()})
+    return Rope(scaling=kind, **numbers)
+
+
+def _positive(name: str, value: Any) -> float:
+    number = of_kind(name, value, float)
+    if number == 0:
+        raise UserError(f"config.json gives {name} = 0, which must be positive: correct it.")
+    return number

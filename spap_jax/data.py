@@ -16,12 +16,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from spap_jax.errors import UserError
+from spap_jax.errors import UserError, option
 from spap_jax.hub import cached_file, cached_splits, first_line, hub_file, hub_splits, require_hub
 from spap_jax.named_sets import NAMED, Protocol, Role, data_name
 from spap_jax.remote import fetch_file, is_address
 from spap_jax.settings import is_count
 from spap_jax.texts import is_file, looks_local, read_file
+from spap_jax.windows import check_ids, cut
 
 SPLITS: dict[Role, tuple[str, ...]] = {"calibration": ("train",), "evaluation": ("test", "validation")}
 CHUNK = 4_000_000  # characters tokenised at once (about a second per 2 million, 150 bytes of memory each)
@@ -76,17 +77,20 @@ def load_tokens(
     if role not in SPLITS:
         raise UserError(f"there is no role {role!r}: tokens are for {' or '.join(map(repr, SPLITS))}.")
     if not is_count(sequence_length) or (sequences is not None and not is_count(sequences)):
-        raise UserError("--sequence-length and --sequences must be at least 1: give positive whole numbers")
+        raise UserError(
+            f"{option('sequence_length')} and {option('sequences')} must be at least 1: give positive whole numbers"
+        )
     if not is_count(seed, least=0):
-        raise UserError(f"seed must be a whole number of at least 0, not {seed!r}: give one.")
+        raise UserError(f"{option('seed')} must be a whole number of at least 0, not {seed!r}: give one.")
     name, content, protocol, file = _open(data, role)
-    if not isinstance(content, np.ndarray):
+    text = not isinstance(content, np.ndarray)
+    if text:
         times = POOL if role == "calibration" else 1
         enough = None if sequences is None else times * sequences * sequence_length
         content = _tokenise(content, name, tokenizer, enough, protocol.special_tokens)
         content = content[: protocol.windows and protocol.windows * sequence_length]
-    windows = _windows(content, name, sequence_length, sequences)
-    _check_ids(windows, name, vocabulary)
+    windows = cut(content, name, sequence_length, sequences)
+    check_ids(windows, name, vocabulary, tokenizer if text else None)
     taken = np.arange(len(windows))
     if role == "calibration":
         taken = np.random.default_rng(seed).permutation(len(windows))
@@ -94,48 +98,6 @@ def load_tokens(
     drawn = f", seed {seed}" if role == "calibration" else ""
     description = f"{file or name}: {len(tokens)} of {len(windows)} windows of {sequence_length} tokens{drawn}"
     return TokenBlocks(tokens, description, hashlib.sha256(tokens.tobytes()).hexdigest(), len(windows))
-
-
-# Windows
-
-
-def _windows(ids: np.ndarray, name: str, length: int, asked: int | None) -> np.ndarray:
-    """Cuts a stream [N], or each of several sequences [B, T'], to windows [B, T] that do not overlap."""
-    if not np.issubdtype(ids.dtype, np.integer) or ids.ndim not in (1, 2):
-        shape = list(ids.shape)
-        raise UserError(f"{name} holds {ids.dtype} {shape}: give whole token ids, a stream [N] or sequences [B, T]")
-    if ids.ndim == 2:
-        if ids.shape[1] < length:
-            raise UserError(
-                f"{name} holds sequences of {ids.shape[1]} tokens, shorter than the {length} asked for: "
-                f"use --sequence-length {ids.shape[1]} or less"
-            )
-        windows = ids[:, :length]
-    else:
-        windows = ids[: len(ids) // length * length].reshape(-1, length)
-    if len(windows) < (asked or 1):
-        raise UserError(_too_few(name, ids, length, len(windows), asked or 1))
-    return windows
-
-
-def _too_few(name: str, ids: np.ndarray, length: int, count: int, asked: int) -> str:
-    """The sentence for data that hold `count` windows where `asked` were asked for."""
-    shorter = ids.size // asked if ids.ndim == 1 else 0
-    ways = [f"--sequences {count}"] * (count > 0) + [f"--sequence-length {shorter}"] * (shorter > 0)
-    return f"{name} holds {ids.size} tokens, which make {count} windows of {length}, not the {asked} asked for: " + (
-        f"use {' or '.join(ways)} at most, or more text" if ways else "give more text"
-    )
-
-
-def _check_ids(windows: np.ndarray, name: str, vocabulary: int | None) -> None:
-    """Refuses token ids that the model has no embedding for."""
-    limit = vocabulary if vocabulary is not None else 2**31
-    low, high = int(windows.min()), int(windows.max())
-    if low < 0 or high >= limit:
-        raise UserError(
-            f"{name} gives token id {low if low < 0 else high}, outside the vocabulary of {limit}: "
-            "the tokenizer does not fit the model, so name the tokenizer that belongs to it"
-        )
 
 
 # Tokens
@@ -186,8 +148,11 @@ def load_tokenizer(named: str | Path) -> Any:
     """The tokenizer of a model folder or of a hub id, as transformers loads it.
 
     Raises:
-        UserError: It cannot be loaded, or is the empty one that transformers makes of a folder without tokenizer files.
+        UserError: It cannot be loaded, or is the empty one that transformers makes of a folder without tokenizer files;
+            or transformers, which looks into config.json for it, refuses a value there.
     """
+    from huggingface_hub.errors import StrictDataclassError
+
     folder = Path(named).expanduser()
     if folder.is_dir():
         loaded = _pretrained(str(folder), local=True)
@@ -195,6 +160,9 @@ def load_tokenizer(named: str | Path) -> Any:
         loaded = FileNotFoundError("there is no such folder")
     else:
         loaded = _hub_tokenizer(named)
+    if isinstance(loaded, StrictDataclassError):
+        said = " ".join(str(loaded).split()).partition(" Errors:")[0].rstrip(".")
+        raise UserError(f"transformers does not take the config.json of {named} ({said}): correct it") from loaded
     if isinstance(loaded, Exception):
         raise UserError(f"the tokenizer {named} cannot be loaded ({first_line(loaded)}): {TOKENIZER}") from loaded
     return loaded

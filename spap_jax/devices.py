@@ -34,12 +34,6 @@ _SILENT_SECONDS = 60
 _ENDING_SECONDS = 86400
 """How long the others wait at the end for the one that leads, which still judges the result, writes it and sends it."""
 
-_PLATFORMS = {
-    "cuda": "for NVIDIA GPUs install JAX with pip install -U 'jax[cuda12]'",
-    "tpu": "for TPUs install JAX with pip install -U 'jax[tpu]'",
-}
-"""What each kind of accelerator needs, by its name in JAX_PLATFORMS."""
-
 
 def join(coordinator: str | None, processes: int | None, process_id: int | None) -> None:
     """Joins the processes of one run, each with its own devices; before anything is computed.
@@ -71,22 +65,6 @@ def join(coordinator: str | None, processes: int | None, process_id: int | None)
         )
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the processes of the run could not be joined: {first_line(error)}.") from error
-
-
-def missing_backend() -> str | None:
-    """Why JAX has no device to compute on, and what helps, in a sentence; None where it has one."""
-    try:
-        jax.devices()
-        return None
-    except Exception as error:  # a RuntimeError; an AssertionError without words where no GPU is seen
-        said = first_line(error)
-    wanted = jax.config.jax_platforms
-    reason = said.partition(" (set")[0].removeprefix(f"Unable to initialize backend '{wanted}': ").rstrip(".")
-    reason = "it sees no such device on this machine" if said == "AssertionError" else reason
-    if not wanted:
-        return f"JAX cannot start the devices of this machine ({reason}): set JAX_PLATFORMS=cpu to do without them."
-    advice = _PLATFORMS.get(wanted.split(",")[0], f"use one of the names cpu, {', '.join(_PLATFORMS)}")
-    return f"JAX cannot use JAX_PLATFORMS={wanted} ({reason}): {advice}, or unset it to use the devices that JAX finds."
 
 
 def leads() -> bool:

@@ -43,6 +43,29 @@ def require_hub(what: str, remedy: str, *, seconds: float = 4.0) -> None:
         )
 
 
+def check_repo_id(repo: str, typed: str) -> None:
+    """Checks a name before anything is asked of the hub.
+
+    Args:
+        repo: Id of a repository, owner/name.
+        typed: How the user gave it.
+
+    Raises:
+        UserError: It is none.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo)
+        owned = repo.count("/") == 1
+    except HFValidationError:
+        owned = False
+    if not owned:
+        form = f"{typed.removesuffix(repo)}owner/name"
+        raise UserError(f"{typed} names no repository of the hub: give {form}, of letters, digits, -, _ and dots.")
+
+
 def check_upload(repo: str, overwrite: bool) -> None:
     """Checks that are worth making long before an upload; changes nothing on the hub.
 
@@ -55,16 +78,8 @@ def check_upload(repo: str, overwrite: bool) -> None:
             is there.
     """
     from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
 
-    try:
-        validate_repo_id(repo)
-        owned = repo.count("/") == 1
-    except HFValidationError:
-        owned = False
-    if not owned:
-        raise UserError(f"hf://{repo} names no repository of the hub: give hf://owner/name.")
+    check_repo_id(repo, f"hf://{repo}")
     token = _upload_token()
     hub = HfApi(constants.ENDPOINT, token)
     try:

@@ -20,6 +20,7 @@ from spap_jax.hub import first_line
 from spap_jax.remote import is_address
 
 BLOCK = 1 << 20  # characters read at once
+ROWS = 1 << 10  # of a parquet file, read at once
 
 Join = Callable[[Iterable[Any], str], Iterator[str]]
 """Makes one text, in pieces, of the rows of what is called by a name."""
@@ -74,17 +75,13 @@ def suffix(path: Path) -> str:
 
 
 def read_ids(path: Path) -> np.ndarray:
-    """The array of an .npy file, never unpickled."""
+    """The array of an .npy file, never unpickled, and mapped: a header cannot ask for more memory than the file has."""
     try:
-        ids = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+        return np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # NumPy parses a header as Python, and raises every kind for one that is damaged
         raise UserError(
             f"{path} holds no plain array of numbers ({first_line(error)}): save the token ids with numpy.save"
         ) from error
-    if not isinstance(ids, np.ndarray):
-        ids.close()
-        raise UserError(f"{path} is an .npz archive: save the one array of token ids with numpy.save")
-    return ids
 
 
 def _guarded(path: Path, reader: Callable[[Path, Join], Iterator[str]], join: Join) -> Iterator[str]:
@@ -121,7 +118,7 @@ def _json(path: Path, join: Join) -> Iterator[str]:
         first = file.readline()
         try:
             lines = isinstance(json.loads(first), dict)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             lines = False
         if lines:
             rows: Iterable[Any] = _parsed_lines(chain([first], file), path)
@@ -142,26 +139,22 @@ def _parsed(text: str, path: Path, line: int) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         at = f"line {line + error.lineno - 1}, column {error.colno}"
-        raise UserError(f"{path} is not valid JSON at {at} ({error.msg}): mend that line") from error
+        raise UserError(f"{path} is not valid JSON at {at} ({error.msg}): correct that line") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets within brackets
+        raise UserError(f"{path} cannot be read at line {line} ({first_line(error)}): correct that line") from error
 
 
 def _parquet(path: Path, join: Join) -> Iterator[str]:
     """The column `text` of a parquet file."""
-    from datasets import IterableDataset
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
 
-    with path.open("rb") as file:
-        start = file.read(4)
-        file.seek(-len(start), 2)
-        if not start == file.read() == b"PAR1":  # else the library also logs about it
-            raise UserError(f"{path} is not a whole parquet file: check the file, or name it by its true type")
     try:
-        rows = IterableDataset.from_parquet(str(path.resolve()))
-        if rows.column_names and "text" in rows.column_names:
-            rows = rows.select_columns(["text"])
-        yield from join(rows, str(path))
-    except UserError:
-        raise
-    except ValueError as error:  # pyarrow's own errors are of this kind
+        with ParquetFile(path) as file:
+            columns = ["text"] if "text" in file.schema_arrow.names else None
+            batches = file.iter_batches(ROWS, columns=columns)
+            yield from join((row for batch in batches for row in batch.to_pylist()), str(path))
+    except ArrowException as error:
         raise UserError(f"{path} is a broken parquet file ({first_line(error)}): check the file") from error
 
 

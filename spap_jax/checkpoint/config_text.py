@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from spap_jax.checkpoint.tensors import DTYPES
 from spap_jax.errors import Notice, UserError, option
+from spap_jax.hub import first_line
 from spap_jax.model import Source
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.families import Family
@@ -50,7 +51,7 @@ def read_config(file: Path, name: str) -> tuple[DecoderConfig, int]:
     """
     theirs = parse_config(_text(file), name)
     named = next((theirs[field] for field in DTYPE_FIELDS if theirs.get(field)), "float32")
-    return understood(theirs, name)[1], DTYPES.get(named, DTYPES["float32"]).itemsize
+    return understood(theirs, name)[1], DTYPES.get(str(named), DTYPES["float32"]).itemsize
 
 
 def parse_config(text: str, name: str) -> dict[str, Any]:
@@ -61,8 +62,9 @@ def parse_config(text: str, name: str) -> dict[str, Any]:
     """
     try:
         content = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"the config.json of {name} is not valid JSON ({error}): download it again.") from error
+    except (ValueError, RecursionError) as error:
+        said = first_line(error)
+        raise UserError(f"the config.json of {name} is not valid JSON ({said}): download it again.") from error
     if not isinstance(content, dict):
         raise UserError(f"the config.json of {name} is not a JSON object: download it again.")
     return content

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from pickle import UnpicklingError
 from typing import Any, Protocol
 
 import ml_dtypes
@@ -133,7 +134,8 @@ def _first_of(folder: Path) -> tuple[Path, dict[str, str]]:
         if index.is_file():
             return index, _weight_map(index)
     raise UserError(
-        f"{folder} holds no weights: neither model.safetensors nor pytorch_model.bin, nor an index of their shards."
+        f"{folder} holds no weights: neither model.safetensors nor pytorch_model.bin, nor an index of their shards: "
+        "name the folder that has them, or download the checkpoint again."
     )
 
 
@@ -142,7 +144,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     try:
         weight_map = json.loads(index.read_bytes())["weight_map"]
         names = {str(name): PurePosixPath(file) for name, file in weight_map.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{index} is not an index of weight files ({first_line(error)}): {_BAD_FILE}") from error
     if not names:
         raise UserError(f"{index} lists no weights: {_BAD_FILE}")
@@ -155,9 +157,8 @@ def _weight_map(index: Path) -> dict[str, str]:
 def _open(path: Path) -> _WeightFile:
     if not path.is_file():
         raise UserError(f"{path} is missing, which the index of its folder names: copy or download it again.")
-    with path.open("rb") as file:
-        if file.read(24) == b"version https://git-lfs.":
-            raise UserError(f"{path} is a Git LFS pointer and not the weights: run `git lfs pull` in its folder.")
+    if _start(path, 24) == b"version https://git-lfs.":
+        raise UserError(f"{path} is a Git LFS pointer and not the weights: run `git lfs pull` in its folder.")
     return _Safetensors(path) if path.suffix == ".safetensors" else _Torch(path)
 
 
@@ -224,8 +225,13 @@ def _torch_tensors(path: Path) -> dict[str, Any]:
             "or get the checkpoint in safetensors format."
         ) from error
     try:
-        mapped = _is_zip(path)  # files of torch before 1.6 cannot be mapped
+        mapped = _start(path, 4) == b"PK\x03\x04"  # files of torch before 1.6 are no archives, and cannot be mapped
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except UnpicklingError as error:  # whose text says how to run what the file holds
+        raise UserError(
+            f"{path} cannot be read as weights: it is damaged, or holds more than tensors, which may be code and is "
+            "never loaded; get the checkpoint in safetensors format."
+        ) from error
     except Exception as error:  # torch raises every kind for a file that is damaged or that holds more than tensors
         raise UserError(f"{path} cannot be read as weights ({first_line(error)}): {_BAD_FILE}") from error
     if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
@@ -233,6 +239,12 @@ def _torch_tensors(path: Path) -> dict[str, Any]:
     return tensors
 
 
-def _is_zip(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(4) == b"PK\x03\x04"
+def _start(path: Path, count: int) -> bytes:
+    """The first bytes of a file."""
+    try:
+        with path.open("rb") as file:
+            return file.read(count)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({first_line(error)}): check who may read it, or copy or download it again."
+        ) from error

@@ -1,6 +1,7 @@
 """The command line: ``spap plan | prune | finetune | eval | bench | report | convert | push | doctor``."""
 
 import contextlib
+import io
 import sys
 from collections.abc import Sequence
 
@@ -24,6 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     words = sys.argv[1:] if arguments is None else list(arguments)
     memory.return_large_buffers()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what its encoding lacks is shown escaped
+            stream.reconfigure(errors="backslashreplace")
     with naming_flags():
         try:
             with notices():
@@ -33,7 +37,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (Exception, KeyboardInterrupt) as error:
             code, sentence = failures.failure(error, words)
     with contextlib.suppress(OSError):  # standard error may be what is full
-        print(f"spap: {sentence}", file=sys.stderr)
+        print(f"spap: {_printable(sentence)}", file=sys.stderr)
     if processes.of_several():
         processes.leave(code)
     return code
+
+
+def _printable(sentence: str) -> str:
+    """A sentence on one line: names and files may hold line ends and what a terminal would obey."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in sentence)

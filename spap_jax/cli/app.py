@@ -24,6 +24,9 @@ from spap_jax.cli.report import report
 from spap_jax.cli.streams import pages
 from spap_jax.errors import UserError
 
+ABOVE = 2**32
+"""No option takes a whole number that has more bits: not a seed, of which JAX has no more, and no size."""
+
 
 class _Commands(App):
     def assemble_argument_collection(self, *, parse_docstring: bool = False, **how: Any) -> ArgumentCollection:
@@ -114,7 +117,7 @@ def _refuse_fractions(app: App, commands: tuple[str, ...], arguments: ArgumentCo
     Every command calls this once its words and its file have been read, before they become numbers.
 
     Raises:
-        UserError: a value is not a whole number.
+        UserError: a value is not a whole number, or too large a one.
     """
     for argument in arguments:
         if int in (argument.hint, *get_args(argument.hint)):
@@ -124,6 +127,8 @@ def _refuse_fractions(app: App, commands: tuple[str, ...], arguments: ArgumentCo
                     raise UserError(
                         f'{argument.name} takes a whole number, not "{token.value}"{source}: write it in digits.'
                     )
+                if abs(int(token.value)) >= ABOVE:
+                    raise UserError(f"{argument.name} takes whole numbers below {ABOVE}: give a smaller one.")
 
 
 def _is_whole(word: str) -> bool:
@@ -138,7 +143,7 @@ def _read_toml(file: Path) -> dict[str, Any]:
     """Raises UserError where a file is not TOML; the library's own message does not name the file."""
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise UserError(f"{file} cannot be read as TOML ({error}): correct it or leave out --config.") from error
 
 
@@ -150,5 +155,7 @@ def launch(words: list[str]) -> None:
 
 def option_names(words: Sequence[str]) -> set[str]:
     """The options, such as "--seed", of the command that the words of a command line name; none without a command."""
-    commands, _, _ = app.parse_commands(list(words))
-    return {name for argument in app[commands].assemble_argument_collection() for name in argument.names}
+    _, (*_, named), _ = app.parse_commands(list(words))
+    if named is app:
+        return set()
+    return {name for argument in named.assemble_argument_collection() for name in argument.names}

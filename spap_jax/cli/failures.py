@@ -34,7 +34,7 @@ def failure(error: BaseException, words: Sequence[str]) -> tuple[int, str]:
         return 130, "interrupted; no unfinished output is left."
     if (lost := processes.loss(error)) is not None:
         return lost
-    sentence = _no_device() or _no_memory(error, words)
+    sentence = _no_device() or _no_memory(error, words) or _no_access(error)
     if sentence is not None:
         return 2, f"{processes.prefix()}{sentence}"
     kind = type(error).__name__
@@ -49,9 +49,16 @@ def _no_device() -> str | None:
     """What is wrong where JAX finds no device; JAX is not imported to find out."""
     if "jax" not in sys.modules:
         return None
-    from spap_jax.devices import missing_backend
+    from spap_jax.backend import missing_backend
 
     return missing_backend()
+
+
+def _no_access(error: BaseException) -> str | None:
+    """What the system says of a file or a folder that it does not let us use: it is not the place for a traceback."""
+    if not isinstance(error, OSError) or error.filename is None or not error.strerror:
+        return None
+    return f"{error.filename} cannot be used ({error.strerror}): check the path, and who may read and write there."
 
 
 def _no_memory(error: BaseException, words: Sequence[str]) -> str | None:

@@ -28,19 +28,22 @@ def push(
     from spap_jax.checkpoint.publish import check_place, files_of, left_out, publish
     from spap_jax.cli.console import bytes_text, err, out
     from spap_jax.errors import UserError
+    from spap_jax.hub import check_repo_id
     from spap_jax.places import check_apart
     from spap_jax.remote import hub_id, is_address
 
     address = to if is_address(to) else f"hf://{to}"
-    needed = ["config.json", "README.md"] if hub_id(address) else ["config.json"]
+    if repo := hub_id(address):
+        check_repo_id(repo, to)
+    needed = ["config.json", "README.md"] if repo else ["config.json"]
     missing = [name for name in needed if not (folder / name).is_file()]
-    if hub_id(address) and not any((folder / name).is_file() for name in ("spap_report.json", "spap_finetune.json")):
+    if repo and not any((folder / name).is_file() for name in ("spap_report.json", "spap_finetune.json")):
         missing.append("spap_report.json")
     if missing:
         raise UserError(
             f"{folder} has no {' and no '.join(missing)}: name a folder that spap prune or spap finetune wrote."
         )
-    if not hub_id(address):
+    if not repo:
         check_apart(address, {"the checkpoint": folder})
         check_place(address, overwrite)
     files = files_of(folder, with_report)

@@ -15,7 +15,7 @@ from spap_jax.checkpoint import Writer, load, load_orbax, save, save_orbax
 from spap_jax.checkpoint.config_text import edited
 from spap_jax.errors import UserError
 
-SENTENCE = r"the config\.json of \w+ has no field for biases on the MLP alone, .*: prune with --update none or"
+SENTENCE = r"the config\.json of \w+ has no field for biases on the MLP alone, .*: prune with update='none' or"
 
 
 def flapped(folder: Path) -> PruneResult:

@@ -103,8 +103,8 @@ def test_a_run_that_makes_it_worse_says_so_and_changes_nothing(dense: Path, ids:
     ("words", "expected"),
     [
         (("--full", "--lora-rank", "4"), "full trains every weight and lora_rank only low-rank updates: give one"),
-        (("--lora-rank", "0"), "lora_rank must be a whole number of at least 1, not 0."),
-        (("--steps", "0"), "steps must be a whole number of at least 1, not 0."),
+        (("--lora-rank", "0"), "--lora-rank must be a whole number of at least 1, not 0."),
+        (("--steps", "0"), "--steps must be a whole number of at least 1, not 0."),
         (("--held-out", "0"), "held_out must be a fraction between 0 and 1, both excluded"),
         (("--learning-rate", "-1"), "learning_rate must be positive"),
         (("--sequences", "1"), "training needs at least two sequences"),

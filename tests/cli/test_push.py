@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import Said, left, process, sentence, tiny, token_file
+from commands import Said, left, process, sentence, spap, tiny, token_file
 from fake_hub import serving
 
 from spap_jax.cli import main
@@ -70,6 +70,12 @@ def test_weights_that_were_there_go_with_the_same_commit(pruned: Path):
     (files,) = hub.commits
     assert {name for name, content in files.items() if content is None} == set(old)
     assert sorted(files.keys() - set(old)) == sent(pruned)
+
+
+@pytest.mark.parametrize("name", ["not a name", "name", "a/b/c", "hf://a b/c"])
+def test_a_name_is_looked_at_first(name: str, capsys):
+    said = sentence(spap(capsys, "push", "no", name))
+    assert said.startswith(f"{name} names no repository of the hub: give ")
 
 
 def test_without_a_token(pruned: Path):
@@ -145,7 +151,7 @@ def test_an_output_on_the_hub_is_sent_in_one_commit(pruning: list[object], prune
     [
         (f"hf://{REPO}", {"token": None}, "uploading needs a hub token"),
         (f"hf://{REPO}", {"endpoint": "http://127.0.0.1:9"}, "the hub http://127.0.0.1:9 cannot be reached"),
-        ("hf://name", {}, "hf://name names no repository of the hub: give hf://owner/name"),
+        ("hf://name", {}, "hf://name names no repository of the hub: give hf://owner/name, of letters"),
         ("hf://owner/a b", {}, "hf://owner/a b names no repository of the hub"),
         ("hf://owner/there", {}, "hf://owner/there exists: name another repository, or pass --overwrite"),
     ],

@@ -29,21 +29,24 @@ def edited(folder: Path, **changes) -> Path:
 
 
 OPTIONS = [
-    (("--sparsity", "0"), "sparsity must be a fraction between 0 and 1, both excluded, not 0.0."),
-    (("--sparsity", "1"), "sparsity must be a fraction between 0 and 1"),
-    (("--sparsity", "-1"), "sparsity must be a fraction between 0 and 1"),
+    (("--sparsity", "0"), "--sparsity must be a fraction between 0 and 1, both excluded, not 0.0."),
+    (("--sparsity", "1"), "--sparsity must be a fraction between 0 and 1"),
+    (("--sparsity", "-1"), "--sparsity must be a fraction between 0 and 1"),
     (("--sparsity", "abc"), 'Invalid value for --sparsity: unable to convert "abc" into float.'),
-    (("--sparsity", "nan"), "sparsity must be a fraction between 0 and 1"),
-    (("--sparsity", "0.001"), "nothing to remove: sparsity 0.001 of 320 channels"),
+    (("--sparsity", "nan"), "--sparsity must be a fraction between 0 and 1"),
+    (("--sparsity", "0.001"), "nothing to remove: --sparsity 0.001 of 320 channels"),
     (("--round-to", "512"), "nothing to remove: "),
-    (("--attention-sparsity", "1"), "attention_sparsity must be a fraction of at least 0 and below 1, not 1.0."),
-    (("--attention-sparsity", "-0.1"), "attention_sparsity must be a fraction of at least 0 and below 1"),
-    (("--attention-sparsity", "0.1"), "nothing to remove: attention sparsity 0.1 of 2 key/value heads, rounded, keeps"),
+    (("--attention-sparsity", "1"), "--attention-sparsity must be a fraction of at least 0 and below 1, not 1.0."),
+    (("--attention-sparsity", "-0.1"), "--attention-sparsity must be a fraction of at least 0 and below 1"),
+    (
+        ("--attention-sparsity", "0.1"),
+        "nothing to remove: --attention-sparsity 0.1 of 2 key/value heads, rounded, keeps",
+    ),
     (("--allocation", "best"), 'Invalid value "best" for --allocation. Choose from: "uniform", "global".'),
     (("--allocation", "global", "--schedule", "parallel"), "gives layers widths of their own, and --schedule parallel"),
     (("--allocation", "global", "--model-devices", "2"), "gives layers widths of their own, and --model-devices"),
     (("--allocation", "global", "--round-to", "160"), "nothing to choose: the widths of layers with 320 channels"),
-    (("--ridge", "inf"), "ridge must be positive"),
+    (("--ridge", "inf"), "--ridge must be positive"),
     (("--method", "lora"), 'Invalid value "lora" for --method. Choose from: "spap", "random", "magnitude", "wanda", '),
     (("--update", "tune"), 'Invalid value "tune" for --update. Choose from: "own", "none", "bias", "refit", "alt'),
     (("--dtype", "int8"), 'Invalid value "int8" for --dtype'),
@@ -51,6 +54,7 @@ OPTIONS = [
     (("surplus",), "Unused Tokens: ['surplus']."),
     (("--sequence-length", "513"), "sequences of 513 tokens do not fit the model's 512 positions"),
     (("--sequence-length", "0"), "--sequence-length and --sequences must be at least 1"),
+    (("--seed", str(2**63)), "--seed takes whole numbers below 4294967296"),
     (("--sequences", "0"), "--sequence-length and --sequences must be at least 1"),
     (("--sequences", "9999"), "windows of 512, not the 9999 asked for"),
     (("--config", "no.toml"), '"no.toml" does not exist.'),
@@ -68,12 +72,12 @@ def test_options(words: tuple[str, ...], expected: str, place: Path, capsys):
     ("text", "expected"),
     [
         ("sparsty = 0.3\n", 'Unknown option: "[sparsty]"'),
-        ("sparsity = 2.0\n", "sparsity must be a fraction"),
+        ("sparsity = 2.0\n", "--sparsity must be a fraction"),
         ('eval = "no.txt"\nsequences = 16\nsequence-length = 64\neffort = "low"\n', "no.txt is not there"),
         ('sparsity = "abc"\n', 'unable to convert "abc" into float'),
         ("sparsity = [\n", "settings.toml cannot be read as TOML (Invalid value"),
         ("round_to = 512\n", "nothing to remove"),
-        ("output = 3\n", "sparsity must be a fraction"),
+        ("output = 3\n", "--sparsity must be a fraction"),
     ],
 )
 def test_files_of_settings(text: str, expected: str, tmp_path: Path, place: Path, capsys):
@@ -112,6 +116,21 @@ CONFIGS = [
     ({"num_hidden_layers": 4}, "tensors are missing (model.layers.3."),
     ({"num_hidden_layers": 2}, "tensors are unexpected (model.layers.2."),
     ({"intermediate_size": 60}, "shapes are wrong"),
+    (
+        {"vocab_size": 10**12},
+        "config.json gives vocab_size = 1000000000000, which must be a positive whole number below",
+    ),
+    ({"num_hidden_layers": 10**6}, "config.json gives 1000000 layers, more than any model has"),
+    ({"num_attention_heads": 0}, "config.json gives num_attention_heads = 0, which must be a positive whole number"),
+    ({"head_dim": 7}, "heads of width 7, which must be positive, and even for rotary embeddings"),
+    ({"rms_norm_eps": -1}, "config.json gives rms_norm_eps = -1, which must be a number of at least 0"),
+    ({"rms_norm_eps": float("nan")}, "config.json gives rms_norm_eps = nan"),
+    ({"hidden_act": ["silu"]}, "config.json gives hidden_act = ['silu'], which must be a name"),
+    ({"rope_scaling": "yarn"}, "config.json gives rope_scaling = 'yarn', which must be an object"),
+    ({"rope_theta": 0}, "config.json gives rope_theta = 0, which must be positive"),
+    ({"rope_theta": 10**400}, "config.json gives rope_theta = 1000"),
+    ({"rope_scaling": {"type": ["a"]}}, "rope scaling ['a'] is not implemented"),
+    ({"architectures": 5}, "config.json gives architectures = 5, which must be a list of names"),
 ]
 
 
@@ -165,6 +184,30 @@ def test_heads_that_stock_loaders_would_not_take(variant: str, expected: str, tm
     assert left(place) == []
 
 
+def test_a_value_that_transformers_refuses_is_not_blamed_on_the_tokenizer(tmp_path: Path, place: Path, capsys):
+    model = shutil.copytree(STORIES, tmp_path / "in")
+    config = json.loads((model / "config.json").read_bytes()) | {"eos_token_id": "abc"}
+    (model / "config.json").write_text(json.dumps(config))
+    said = refused(capsys, model, place, CALIBRATION)
+    assert said.startswith(
+        f"transformers does not take the config.json of {model} (Validation error for field 'eos_tok"
+    )
+
+
+def test_weights_that_cannot_be_opened(tmp_path: Path, place: Path, capsys):
+    """A file of the kernel's stands for one without permission: also the superuser gets an error for it."""
+    model = tiny(tmp_path / "in")
+    (model / "model.safetensors").unlink()
+    (model / "model.safetensors").mkdir()
+    assert "holds no weights" in refused(capsys, model, place, token_file(tmp_path / "ids.npy"))
+    (model / "model.safetensors").rmdir()
+    (model / "model.safetensors").symlink_to("/proc/self/mem")
+    said = refused(capsys, model, place, token_file(tmp_path / "ids.npy"))
+    assert said.startswith(
+        f"{model / 'model.safetensors'} cannot be read ([Errno 5] Input/output error): check who may"
+    )
+
+
 def test_an_orbax_folder_is_not_pruned_but_said_how(tmp_path: Path, place: Path, capsys):
     source = tiny(tmp_path / "in")
     assert spap(capsys, "convert", source, "--output", tmp_path / "orbax", "--to", "orbax").code == 0
@@ -179,8 +222,11 @@ def test_data(tmp_path: Path, place: Path, capsys):
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(STORIES / name, model)
     for data, expected in (
-        (CALIBRATION, "the tokenizer does not fit the model"),
-        (token_file(tmp_path / "ids.npy", top=98), "outside the vocabulary of 97"),
+        (CALIBRATION, "belong to another model, so put this model's in their place"),
+        (
+            token_file(tmp_path / "ids.npy", top=98),
+            "outside the model's vocabulary of 97: the ids were made by the tokenizer of another model",
+        ),
         (tmp_path / "floats.npy", "give whole token ids"),
         (tmp_path / "none.txt", "is not there"),
         (tmp_path / "odd.bin", "odd.bin"),

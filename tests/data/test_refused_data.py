@@ -24,12 +24,19 @@ BROKEN = {
     "half.jsonl": (b'{"text": "w1 \\ud800"}', "is not valid Unicode"),
     "plain.txt.gz": (b"w1 w2", "cannot be read .Not a gzipped file"),
     "cut.txt.gz": (gzip.compress(JOINED.encode())[:50], "cannot be read .Compressed file ended"),
-    "plain.parquet": (b"w1 w2 w3", r"plain\.parquet is not a whole parquet file"),
-    "tiny.parquet": (b"w", r"tiny\.parquet is not a whole parquet file"),
-    "cut.parquet": (b"PAR1" + bytes(100), r"cut\.parquet is not a whole parquet file"),
+    "plain.parquet": (b"w1 w2 w3", r"plain\.parquet is a broken parquet file \(Parquet magic bytes not found"),
+    "tiny.parquet": (b"w", r"tiny\.parquet is a broken parquet file"),
+    "cut.parquet": (b"PAR1" + bytes(100), r"cut\.parquet is a broken parquet file"),
     "zeros.parquet": (b"PAR1" + bytes(100) + b"PAR1", r"zeros\.parquet cannot be read"),
     "footer.parquet": (b"PAR1" + b"\1" * 100 + b"PAR1", r"footer\.parquet is a broken parquet file"),
     "text.npy": (b"w1 w2", "holds no plain array"),
+    "zip.npy": (b"PK\x03\x04", "holds no plain array"),
+    "large.npy": (
+        b"\x93NUMPY\x01\0v\0{'descr': '<i8', 'fortran_order': False, 'shape': (10**15,), }",
+        "holds no plain array",
+    ),
+    "deep.json": (b"[" * 100_000, "cannot be read at line 1 .maximum recursion"),
+    "digits.jsonl": (b'{"text": ' + b"9" * 5000 + b"}", "cannot be read at line 1 .Exceeds the limit"),
     "table.csv": (b"text\nw1", r"is of an unsupported type: use one of \.txt, \.jsonl"),
 }
 
@@ -55,6 +62,12 @@ def test_a_path_that_is_not_there_is_never_looked_up_on_the_hub(name, tmp_path, 
     assert "is not there: check the path" in refused(name, tokenizer)
 
 
+def test_a_parquet_file_without_rows(tmp_path, tokenizer, caplog):
+    path = write_parquet(tmp_path / "a.parquet", {"text": []})
+    assert "holds no text" in refused(path, tokenizer)
+    assert not caplog.records
+
+
 def test_a_folder_is_no_file(tmp_path, tokenizer):
     assert "is a folder, not a file" in refused(tmp_path, tokenizer)
     assert "is a folder, not a file" in refused(str(tmp_path), tokenizer)
@@ -75,7 +88,7 @@ def test_arrays_that_are_no_token_ids(array, tmp_path):
 def test_an_archive_is_no_array(tmp_path):
     np.savez(tmp_path / "a.npz", WORDS)
     (tmp_path / "a.npz").rename(tmp_path / "a.npy")
-    assert "is an .npz archive" in refused(tmp_path / "a.npy")
+    assert "holds no plain array" in refused(tmp_path / "a.npy")
 
 
 @pytest.mark.parametrize(
@@ -85,24 +98,39 @@ def test_an_archive_is_no_array(tmp_path):
             np.arange(35),
             {},
             "holds 35 tokens, which make 3 windows of 10, not the 7 asked for: "
-            "use --sequences 3 or --sequence-length 5 at most, or more text",
+            "use sequences=3 or sequence_length=5 at most, or more text",
         ),
-        (np.arange(8), {"sequences": 2}, "make 0 windows of 10, not the 2 asked for: use --sequence-length 4 at most"),
-        (np.arange(8), {"sequences": None}, "not the 1 asked for: use --sequence-length 8 at most"),
+        (np.arange(8), {"sequences": 2}, "make 0 windows of 10, not the 2 asked for: use sequence_length=4 at most"),
+        (np.arange(8), {"sequences": None}, "not the 1 asked for: use sequence_length=8 at most"),
         (np.arange(3), {}, "asked for: give more text"),
         (
             np.ones((3, 10), int),
             {},
-            "holds 30 tokens, which make 3 windows of 10, not the 7 asked for: use --sequences 3",
+            "holds 30 tokens, which make 3 windows of 10, not the 7 asked for: use sequences=3",
         ),
         (
             np.ones((9, 8), int),
             {},
-            "sequences of 8 tokens, shorter than the 10 asked for: use --sequence-length 8 or less",
+            "sequences of 8 tokens, shorter than the 10 asked for: use sequence_length=8 or less",
         ),
-        (WORDS, {"vocabulary": 20}, "token id 37, outside the vocabulary of 20: the tokenizer does not fit the model"),
+        (
+            np.ones((9, 1), int),
+            {},
+            "sequences of 1 token, shorter than the 10 asked for: give longer ones; if its shape",
+        ),
+        (
+            np.ones((1, 99), int),
+            {},
+            "make 1 window of 10, not the 7 asked for: use sequences=1 at most, or more text; if",
+        ),
+        (np.ones((1, 99), int), {}, "if its shape [1, 99] is to be one stream of tokens, save it with a single axis"),
+        (
+            WORDS,
+            {"vocabulary": 20},
+            "token id 37, outside the model's vocabulary of 20: the ids were made by the tokenizer",
+        ),
         (-WORDS, {}, "token id -37, outside"),
-        (np.full(100, 2**40), {}, "token id 1099511627776, outside the vocabulary of 2147483648"),
+        (np.full(100, 2**40), {}, "token id 1099511627776, outside the model's vocabulary of 2147483648"),
         (WORDS, {"sequences": 0}, "must be at least 1"),
         (WORDS, {"sequence_length": 0}, "must be at least 1"),
         (WORDS, {"sequence_length": 8.5}, "give positive whole numbers"),

@@ -217,8 +217,8 @@ def test_sweeps_go_over_the_narrow_model_and_leave_its_attention():
 
 REFUSED = [
     ("opt_125m_like", 0.5, "its projections are square, so no heads can be removed from its attention"),
-    ("llama_one_kv_head", 0.5, "of 1 key/value head, rounded, keeps all of them; leave --attention-sparsity out"),
-    ("llama_two_kv_heads", 0.1, "of 2 key/value heads, rounded, keeps all of them; raise --attention-sparsity"),
+    ("llama_one_kv_head", 0.5, "of 1 key/value head, rounded, keeps all of them; leave attention_sparsity out"),
+    ("llama_two_kv_heads", 0.1, "of 2 key/value heads, rounded, keeps all of them; raise attention_sparsity"),
     ("llama", 0.25, "a width of 32 only with a number of heads that divides it, and 3 does not: set .* 0.5 or 0.75"),
 ]
 

@@ -90,7 +90,7 @@ def test_layers_of_different_widths_are_pruned_again():
     assert list(twice.model.config.layer_widths) == expected
     for layer, width in zip(twice.report.layers, once.config.layer_widths, strict=True):
         assert max(layer.kept) < width
-    with pytest.raises(UserError, match=r"differ in width already, .* use --allocation uniform"):
+    with pytest.raises(UserError, match=r"differ in width already, .* use allocation='uniform'"):
         api.prune(once, random_tokens(), settings=GLOBAL)
 
 

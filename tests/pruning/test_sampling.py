@@ -50,5 +50,5 @@ def test_what_was_written_is_fitted_and_never_held_out():
 
 
 def test_a_single_token_is_not_gone_on_from():
-    with pytest.raises(UserError, match="nothing to write: give longer ones, or --sampled 0"):
+    with pytest.raises(UserError, match="nothing to sample: give longer ones, or sampled=0"):
         sample(tiny("llama"), TOKENS[:, :1], 1, 0)

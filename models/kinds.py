@@ -1,0 +1,64 @@
+"""The kinds of values in config.json: one of another kind is refused by its name, before anything is made of it."""
+
+import reprlib
+import sys
+from typing import Any
+
+from spap_jax.errors import UserError
+from spap_jax.models.config import DecoderConfig
+from spap_jax.models.layers import ACTIVATIONS
+
+_ABOVE = 2**31
+"""Sizes are below this: JAX counts the elements of an axis in 32 bits."""
+
+_MOST_LAYERS = 10_000
+"""The names of more layers' tensors would fill the memory before the checkpoint could contradict them."""
+
+_WORDS = {
+    bool: "true or false",
+    int: "a positive whole number below 2^31",
+    float: "a number of at least 0",
+    str: "a name",
+    dict: "an object",
+}
+
+
+def of_kind(name: str, value: Any, kind: type) -> Any:
+    """A value of config.json that is of the kind that is expected.
+
+    Args:
+        name: Its field.
+        value: As it was parsed.
+        kind: bool; int for a size; float for a finite number of at least 0, a whole one perhaps; str; or dict.
+
+    Raises:
+        UserError: it is of another kind, or out of the kind's range.
+    """
+    if not _fits(value, kind):
+        raise UserError(f"config.json gives {name} = {reprlib.repr(value)}, which must be {_WORDS[kind]}: correct it.")
+    return value
+
+
+def _fits(value: Any, kind: type) -> bool:
+    if kind is int:
+        return type(value) is int and 0 < value < _ABOVE
+    if kind is float:
+        return type(value) in (int, float) and 0 <= value <= sys.float_info.max
+    return type(value) is kind
+
+
+def check_config(config: DecoderConfig) -> None:
+    """Raises UserError for sizes that no model can have and for activations that the port lacks."""
+    if config.layers > _MOST_LAYERS:
+        raise UserError(f"config.json gives {config.layers} layers, more than any model has: correct it.")
+    if config.head_dim < 1 or (config.rope is not None and config.head_dim % 2):
+        raise UserError(
+            f"config.json gives {config.heads} heads of width {config.head_dim}, which must be positive, and even for "
+            "rotary embeddings: correct it."
+        )
+    if config.heads % config.kv_heads:
+        raise UserError(f"config.json gives {config.heads} heads for {config.kv_heads} key/value heads.")
+    if config.activation not in ACTIVATIONS:
+        raise UserError(
+            f"activation {config.activation!r} is not implemented; the port computes {', '.join(ACTIVATIONS)}."
+        )

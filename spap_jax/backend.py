@@ -1,0 +1,27 @@
+"""Whether JAX has a device to compute on."""
+
+import jax
+
+from spap_jax.hub import first_line
+
+_PLATFORMS = {
+    "cuda": "for NVIDIA GPUs install JAX with pip install -U 'jax[cuda12]'",
+    "tpu": "for TPUs install JAX with pip install -U 'jax[tpu]'",
+}
+"""What each kind of accelerator needs, by its name in JAX_PLATFORMS."""
+
+
+def missing_backend() -> str | None:
+    """Why JAX has no device to compute on, and what helps, in a sentence; None where it has one."""
+    try:
+        jax.devices()
+        return None
+    except Exception as error:  # a RuntimeError; an AssertionError without words where no GPU is seen
+        said = first_line(error)
+    wanted = jax.config.jax_platforms
+    reason = said.partition(" (set")[0].removeprefix(f"Unable to initialize backend '{wanted}': ").rstrip(".")
+    reason = "it sees no such device on this machine" if said == "AssertionError" else reason
+    if not wanted:
+        return f"JAX cannot start the devices of this machine ({reason}): set JAX_PLATFORMS=cpu to do without them."
+    advice = _PLATFORMS.get(wanted.split(",")[0], f"use one of the names cpu, {', '.join(_PLATFORMS)}")
+    return f"JAX cannot use JAX_PLATFORMS={wanted} ({reason}): {advice}, or unset it to use the devices that JAX finds."

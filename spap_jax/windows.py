@@ -1,0 +1,82 @@
+"""Token ids cut to windows [B, T], and what is wrong where that gives too few, or ids that the model does not have."""
+
+from pathlib import Path
+
+import numpy as np
+
+from spap_jax.errors import UserError, option
+
+
+def cut(ids: np.ndarray, name: str, length: int, asked: int | None) -> np.ndarray:
+    """Cuts a stream [N], or each of several sequences [B, T'], to windows [B, T] that do not overlap.
+
+    Args:
+        ids: The token ids.
+        name: What they are called in an error.
+        length: Tokens in a window, T.
+        asked: The fewest windows that will do; None asks for one.
+
+    Raises:
+        UserError: They are no token ids, or give fewer windows.
+    """
+    if not np.issubdtype(ids.dtype, np.integer) or ids.ndim not in (1, 2):
+        shape = list(ids.shape)
+        raise UserError(f"{name} holds {ids.dtype} {shape}: give whole token ids, a stream [N] or sequences [B, T]")
+    if ids.ndim == 2:
+        if ids.shape[1] < length:
+            raise UserError(_too_short(name, ids, length))
+        windows = ids[:, :length]
+    else:
+        windows = ids[: len(ids) // length * length].reshape(-1, length)
+    if len(windows) < (asked or 1):
+        raise UserError(_too_few(name, ids, length, len(windows), asked or 1))
+    return windows
+
+
+def _too_short(name: str, ids: np.ndarray, length: int) -> str:
+    """The sentence for sequences [B, T'] that are shorter than the windows asked for."""
+    longest = ids.shape[1]
+    advice = f"use {option('sequence_length', longest)} or less" if longest > 1 else "give longer ones"
+    held = f"sequences of {longest} {'token' if longest == 1 else 'tokens'}"
+    return f"{name} holds {held}, shorter than the {length} asked for: {advice}{_as_stream(ids)}"
+
+
+def _too_few(name: str, ids: np.ndarray, length: int, count: int, asked: int) -> str:
+    """The sentence for data that hold `count` windows where `asked` were asked for."""
+    shorter = ids.size // asked if ids.ndim == 1 else 0
+    ways = [option("sequences", count)] * (count > 0) + [option("sequence_length", shorter)] * (shorter > 1)
+    held = f"{ids.size} tokens, which make {count} {'window' if count == 1 else 'windows'} of {length}"
+    advice = f"use {' or '.join(ways)} at most, or more text" if ways else "give more text"
+    return f"{name} holds {held}, not the {asked} asked for: {advice}{_as_stream(ids)}"
+
+
+def _as_stream(ids: np.ndarray) -> str:
+    """Advice for an array of a single row or column, which is rather one stream than sequences."""
+    if ids.ndim == 1 or 1 not in ids.shape:
+        return ""
+    return f"; if its shape {list(ids.shape)} is to be one stream of tokens, save it with a single axis, as ids.ravel()"
+
+
+def check_ids(windows: np.ndarray, name: str, vocabulary: int | None, tokenizer: str | Path | None) -> None:
+    """Refuses token ids that the model has no embedding for.
+
+    Args:
+        windows: Token ids [B, T].
+        name: What they were read from.
+        vocabulary: How many the model has.
+        tokenizer: What made them of a text; None where the data hold ids.
+
+    Raises:
+        UserError: One of them is outside the vocabulary.
+    """
+    limit = vocabulary if vocabulary is not None else 2**31
+    low, high = int(windows.min()), int(windows.max())
+    if low < 0 or high >= limit:
+        raise UserError(
+            f"{name} gives token id {low if low < 0 else high}, outside the model's vocabulary of {limit}: "
+            + (
+                "the ids were made by the tokenizer of another model, so make them with this model's"
+                if tokenizer is None
+                else f"the tokenizer files in {tokenizer} belong to another model, so put this model's in their place"
+            )
+        )

@@ -1,0 +1,107 @@
+"""What nobody has foreseen, and what the machine lacks, ends in one sentence as well; ``--debug`` shows where."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from commands import EVALUATION, STORIES, Said, process, sentence, spap
+
+from spap_jax import UserError
+from spap_jax.cli import failures
+from spap_jax.errors import naming_flags, option
+
+
+def test_an_unexpected_error(capsys, monkeypatch: pytest.MonkeyPatch):
+    """Here numbers of cores that are no number: something inside is not what the program takes it for."""
+    monkeypatch.setattr(os, "sysconf_names", 5)
+    said = spap(capsys, "doctor")
+    assert said.code == 1
+    assert said.err.splitlines()[-1].startswith(
+        "spap: something unexpected happened (TypeError: argument of type 'int'"
+    )
+    assert "with --debug" in said.err
+    assert "Traceback" not in said.err
+    for words in (("--debug", "doctor"), ("doctor", "--debug")):
+        said = spap(capsys, *words)
+        assert said.code == 1
+        assert "Traceback" in said.err
+        assert said.err.splitlines()[-1].startswith("spap: something unexpected happened")
+
+
+def test_debug_shows_where_a_refusal_comes_from(capsys):
+    said = spap(capsys, "plan", "no", "--debug")
+    assert said.code == 2
+    assert "Traceback" in said.err
+    assert said.err.splitlines()[-1].startswith("spap: there is no folder no")
+
+
+@pytest.mark.parametrize(
+    ("error", "words", "expected"),
+    [
+        (MemoryError(), ["prune", "x"], "(MemoryError): a smaller --batch-tokens, --stream-dtype bfloat16"),
+        (MemoryError(), ["finetune", "x"], ": a smaller --batch-tokens, fewer --sequences or weights divided among"),
+        (MemoryError(), ["convert", "x"], ": use a machine that has more."),
+        (RuntimeError("RESOURCE_EXHAUSTED: out of 8 bytes.\nmore"), ["bench"], ": a smaller --batch or a shorter"),
+        (PermissionError(13, "Permission denied", "a/b"), ["eval"], "a/b cannot be used (Permission denied): check"),
+        (OSError(36, "File name too long", "aaa"), [], "aaa cannot be used (File name too long)"),
+    ],
+)  # fmt: skip
+def test_what_the_machine_lacks(error: Exception, words: list[str], expected: str):
+    code, said = failures.failure(error, words)
+    assert code == 2
+    assert expected in said
+
+
+@pytest.mark.parametrize(
+    ("platform", "words", "expected"),
+    [
+        ("tpu", ("doctor",), "cannot use JAX_PLATFORMS=tpu (INTERNAL: Failed to open libtpu.so"),
+        ("tpu", ("doctor",), "for TPUs install JAX with pip install -U 'jax[tpu]', or unset it"),
+        ("gpux", ("doctor",), "known backends: ['cpu', 'tpu']): use one of the names cpu, cuda, tpu, or unset"),
+        ("cuda", ("eval", STORIES, "--data", EVALUATION), "install JAX with pip install -U 'jax[cuda12]', or"),
+    ],
+)  # fmt: skip
+def test_platforms_that_jax_does_not_find(platform: str, words: tuple, expected: str):
+    run = process(*words, JAX_PLATFORMS=platform)
+    out, err = run.communicate()
+    assert expected in sentence(Said(run.returncode, out, err))
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    command = [sys.executable, "-m", "spap_jax", "--help"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    run = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (run.returncode, run.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("words", [("doctor",), ("--version",)])
+def test_a_full_disk_behind_standard_output(words: tuple[str, ...]):
+    with open("/dev/full", "w") as full:
+        run = subprocess.run([sys.executable, "-m", "spap_jax", *words], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert sentence(Said(run.returncode, "", run.stderr)).startswith("standard output cannot be written (No space left")
+
+
+def test_names_do_not_reach_the_terminal_as_commands(capsys):
+    said = spap(capsys, "plan", "a\nb\x1b[31m")
+    assert said.err.splitlines()[-1].startswith(r"spap: there is no folder a\nb\x1b[31m: check the path")
+
+
+def test_options_are_spelled_as_the_reader_writes_them():
+    def spelled() -> list[str]:
+        return [option("round_to"), option("round_to", 64), option("overwrite", True), option("resume", False)]
+
+    assert spelled() == ["round_to", "round_to=64", "overwrite=True", "resume=False"]
+    with naming_flags():
+        assert spelled() == ["--round-to", "--round-to 64", "--overwrite", "--no-resume"]
+    assert option("method", "obs") == "method='obs'"
+
+
+def test_a_setting_is_named_by_its_flag_on_the_command_line_alone(capsys):
+    from spap_jax import PruneSettings
+
+    assert sentence(spap(capsys, "plan", STORIES, "--round-to", "0")).startswith("--round-to must be a whole number")
+    with pytest.raises(UserError, match=r"^round_to must be a whole number"):
+        PruneSettings(round_to=0)
