@@ -1,5 +1,6 @@
 """``spap eval``."""
 
+import functools
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,7 +70,7 @@ def _measure_perplexity(
     model: str, data: str, sequence_length: int | None, sequences: int | None, batch_tokens: int
 ) -> dict[str, Any]:
     from spap_jax import checkpoint
-    from spap_jax.cli.console import out, waiting
+    from spap_jax.cli.console import count_text, counting, out, waiting
     from spap_jax.data import load_tokens
     from spap_jax.evaluation.perplexity import perplexity
 
@@ -86,10 +87,11 @@ def _measure_perplexity(
             vocabulary=loaded.config.vocabulary,
         )
     start = time.perf_counter()
-    with waiting(f"measuring perplexity on {blocks.tokens.size} tokens"):
-        value = perplexity(loaded, blocks.tokens, batch_tokens)
+    what = f"measuring perplexity on {count_text(blocks.tokens.size)} tokens"
+    with counting() as watch:
+        value = perplexity(loaded, blocks.tokens, batch_tokens, functools.partial(watch, what))
     seconds = time.perf_counter() - start
-    out.print(f"perplexity {value:.4f}  ({blocks.description}; {seconds:.1f} s)", soft_wrap=True)
+    out.print(f"perplexity {value:.4f}  ({blocks.description}; {seconds:.1f} s)")
     return {
         "model": model,
         "perplexity": value,
