@@ -28,7 +28,7 @@ class Left(NamedTuple):
         if self.seconds < _SHORTEST:
             return ""
         time = duration_text(self.seconds, digits=2)
-        return f"about {time} left" if self.until is None else f"{time} until the {self.until}"
+        return f"about {time} left" if self.until is None else f"{self.until} in {time}"
 
 
 @dataclass(frozen=True)

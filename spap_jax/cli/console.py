@@ -1,5 +1,7 @@
 """What people see while they wait and when it is done. Progress goes to standard error, results to standard output."""
 
+import re
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -39,6 +41,8 @@ _EVERY = 10.0
 _GAP = 3
 """Columns of text between two columns of a table."""
 
+_NO_BREAK = "\N{NO-BREAK SPACE}"
+
 Clock = Callable[[], float]
 
 
@@ -50,8 +54,17 @@ class _Words(Console):
 
     def print(self, *objects: Any, **how: Any) -> None:
         """As of Console."""
-        whole: dict[str, Any] = {"overflow": "ignore", "crop": False, "soft_wrap": not self.is_terminal}
-        super().print(*objects, **(whole | how))
+        if self.is_terminal:
+            objects = tuple(self._broken(each) if isinstance(each, str) else each for each in objects)
+        super().print(*objects, **({"soft_wrap": True} | how))
+
+    def _broken(self, text: str) -> str:
+        """In lines, with every number beside what it counts."""
+        joined = re.sub(r"(?<=\d) (?=\S)", _NO_BREAK, text)
+        lines = textwrap.fill(
+            joined, self.width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        )
+        return lines.replace(_NO_BREAK, " ")
 
 
 # No markup: a folder's name may have brackets.
@@ -109,17 +122,17 @@ class _Lines:
 
 
 @contextmanager
-def layer_progress(progress: "Progress", run: str = "", clock: Clock = time.monotonic) -> Iterator["LayerProgress"]:
-    """Shows the steps of a run of pruning: a line for each, and below them bars on a terminal.
+def layer_progress(progress: "Progress", number: int, clock: Clock = time.monotonic) -> Iterator["LayerProgress"]:
+    """Shows the steps of a run of pruning, which begins: a line for each, and below them bars on a terminal.
 
     Args:
         progress: Puts the steps into words.
-        run: Which of several runs it is, for the beginning of a bar.
+        number: Which of its runs it is.
         clock: Gives the time in seconds.
     """
     bar = _Bar()
     try:
-        yield LayerProgress(progress, run, bar, _Lines(clock))
+        yield LayerProgress(progress, number, bar, _Lines(clock))
     finally:
         bar.stop()
 
@@ -127,8 +140,9 @@ def layer_progress(progress: "Progress", run: str = "", clock: Clock = time.mono
 class LayerProgress:
     """Shows each step as it is done."""
 
-    def __init__(self, progress: "Progress", run: str, bar: _Bar, lines: _Lines) -> None:
-        self._progress, self._run, self._bar, self._lines = progress, run, bar, lines
+    def __init__(self, progress: "Progress", number: int, bar: _Bar, lines: _Lines) -> None:
+        self._progress, self._bar, self._lines = progress, bar, lines
+        self._show(progress.begin(number), lines.print)
 
     def advance(self, report: "LayerReport | SweepReport", fresh: bool = True) -> None:
         """Shows a step of pruning, which was made just now or before an interruption."""
@@ -141,7 +155,7 @@ class LayerProgress:
     def _show(self, said: "Said", say: Callable[[str], None]) -> None:
         for line in said.lines:
             say(line)
-        self._bar.show(f"{self._run}{said.phase}", said.done, said.total, said.left)
+        self._bar.show(said.phase, said.done, said.total, said.left)
 
 
 @contextmanager
@@ -225,9 +239,10 @@ def _longest(texts: Sequence[str]) -> int:
 
 def _list(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table as a list: below the name of each row a line for each column that has something."""
-    names = max(map(len, columns[1:]))
+    room = out.width - 4 - max(len(value) for _, *values in rows for value in values)
+    names = max((len(column) for column in columns[1:] if len(column) <= room), default=0)
     for name, *values in rows:
-        out.print(name)
+        out.print(f"{columns[0]} {name}".lstrip())
         for column, value in zip(columns[1:], values, strict=True):
             if value:
                 out.print(f"  {column:<{names}}  {value}")

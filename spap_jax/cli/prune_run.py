@@ -68,18 +68,16 @@ def lead(runs: Sequence[PruneRun], given: Given, fresh: bool, before_end: list[C
     """
     done = []
     for number, run in enumerate(runs):
-        place = f"{number + 1} of {len(runs)}" if len(runs) > 1 else ""
-        if place:
-            console.err.print(f"sparsity {run.settings.sparsity}, {place} ...")
-        given.progress.begin(number)
-        done.append(_lead_one(run, given, fresh, before_end, place))
+        if len(runs) > 1:
+            console.err.print(f"sparsity {run.settings.sparsity}, {number + 1} of {len(runs)} ...")
+        done.append(_lead_one(run, given, number, fresh, before_end))
     if len(runs) > 1:
         console.table(*side_by_side(runs))
     return done
 
 
-def _lead_one(run: PruneRun, given: Given, fresh: bool, before_end: list[Callable[[], str]], place: str) -> Unfinished:
-    """Makes one checkpoint; ``place`` says which of several it is."""
+def _lead_one(run: PruneRun, given: Given, number: int, fresh: bool, before_end: list[Callable[[], str]]) -> Unfinished:
+    """Makes the checkpoint of a run, which has a number among those of the command."""
     reader = given.reader
     which = identity(reader.fingerprint(), given.blocks, given.judged, given.dtype, run.settings)
     blocks, several = reader.config.layers, together(reader.config.layers, run.settings)
@@ -94,7 +92,7 @@ def _lead_one(run: PruneRun, given: Given, fresh: bool, before_end: list[Callabl
             run.output, narrow, reader.source, reader.dtypes,
             dtype=given.dtype, overwrite=given.overwrite, partial=kept.output,
         ) as writer:  # fmt: skip
-            report = _prune_into(writer, given, run, kept, done, place)
+            report = _prune_into(writer, given, run, number, kept, done)
             writer.file("spap_report.json", report.to_json())
             writer.file("README.md", model_card(report))
         kept.drop_steps()
@@ -138,7 +136,7 @@ def _steps(
 
 
 def _prune_into(
-    writer: checkpoint.Writer, given: Given, run: PruneRun, kept: Unfinished, done: Begun, place: str
+    writer: checkpoint.Writer, given: Given, run: PruneRun, number: int, kept: Unfinished, done: Begun
 ) -> PruneReport:
     """Prunes block by block into the writer; whole models are held only where there is data to judge them on."""
     reader, judged = given.reader, given.judged
@@ -147,7 +145,7 @@ def _prune_into(
     writer.outer(outer)
     reports: list[LayerReport | SweepReport] = []
     layers: list[Params] = []
-    with console.layer_progress(given.progress, place) as progress:
+    with console.layer_progress(given.progress, number) as progress:
         for step in _steps(run, given, outer, done, writer.config, progress.together):
             if step.fresh:
                 keep(kept, step)

@@ -36,7 +36,7 @@ class Said(NamedTuple):
 
     Attributes:
         lines: For a log; none if there is nothing new to tell.
-        phase: What is being done: "layer", or "sweep 1".
+        phase: What is being done, "layer" or "sweep 1"; of several runs "2 of 3, layer".
         done: How many layers of the phase are done.
         total: How many layers it has.
         left: How long the rest of all the work takes, in words; empty while there is no basis for it.
@@ -77,11 +77,13 @@ class Progress:
         self._runs = [_Run.of(config, settings, shape, judged) for settings in runs]
         self.begin(0)
 
-    def begin(self, number: int) -> None:
+    def begin(self, number: int) -> Said:
         """The run with this number begins; what is left of those before it will not be done."""
         self._run, self._later = self._runs[number], self._runs[number + 1 :]
         self._made, self._judged, self._fresh = 0, 0, False
         self._last = self._clock()
+        self._place = f"{number + 1} of {len(self._runs)}, " if len(self._runs) > 1 else ""
+        return self._said((), 0, 0)
 
     def step(self, report: LayerReport | SweepReport, fresh: bool = True) -> Said:
         """A layer was pruned, or adjusted in a sweep.
@@ -90,32 +92,23 @@ class Progress:
             report: What was done.
             fresh: Whether it was done just now, and not by an earlier process.
         """
-        run, seconds = self._run, sum(report.seconds.values())
+        run = self._run
         if isinstance(report, LayerReport):
-            lines, phase, done, begun = run.layer_lines(report), _LAYER, report.layer + 1, 0
+            lines, sweep, done = run.layer_lines(report), 0, report.layer + 1
         else:
-            sweep = report.sweep + 1
-            lines, phase, done, begun = (
-                run.sweep_lines(report),
-                f"{_SWEEP} {sweep}",
-                run.group(report.layer).stop,
-                sweep,
-            )
-        self._reach(run.layers * begun + done, None if fresh else seconds)
-        left = self._left()
-        if lines:
-            time = f"{duration_text(seconds, digits=2)}{left and ', '}{left}" if fresh else "kept"
-            lines = *lines[:-1], f"{lines[-1]}  {time}"
-        return Said(lines, phase, done, run.layers, left)
+            lines, sweep, done = run.sweep_lines(report), report.sweep + 1, run.group(report.layer).stop
+        seconds = sum(report.seconds.values())
+        self._reach(run.layers * sweep + done, None if fresh else seconds)
+        end = _ended(duration_text(seconds, digits=2), self._left()) if fresh else "kept"
+        return self._said((*lines[:-1], *(f"{line}  {end}" for line in lines[-1:])), sweep, done)
 
     def part(self, done: int, parts: int) -> Said:
         """So many of the equal parts of the steps that a sweep makes on several layers together were done."""
         run = self._run
         sweep, first = divmod((self._made - run.layers) // parts * parts, run.layers)
         self._reach(run.layers * (sweep + 1) + first + done)
-        left = self._left()
-        line = f"{run.swept(sweep, first)}  part {done + 1} of {parts}{left and ', '}{left} ..."
-        return Said((line,), f"{_SWEEP} {sweep + 1}", first + done, run.layers, left)
+        line = f"{run.swept(sweep, first)}  {_ended(f'part {done + 1} of {parts}', self._left())} ..."
+        return self._said((line,), sweep + 1, first + done)
 
     def measured(self, done: int, total: int) -> None:
         """Perplexity was measured on some of the windows, before or after pruning."""
@@ -139,9 +132,17 @@ class Progress:
         self._pace = self._pace.after(pieces[0][0], sum(units for _, units in pieces), took)
         self._made, self._last = made, now
 
+    def _said(self, lines: tuple[str, ...], sweep: int, done: int) -> Said:
+        phase = f"{_SWEEP} {sweep}" if sweep else _LAYER
+        return Said(lines, f"{self._place}{phase}", done, self._run.layers, self._left())
+
     def _left(self) -> str:
         todo = [self._run.pieces[self._made :], *(run.pieces for run in self._later)]
         return self._pace.left(itertools.chain(*todo)).words
+
+
+def _ended(words: str, left: str) -> str:
+    return f"{words}, {left}" if left else words
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,7 @@ class _Run:
         stages = list(self.stages)
         words = self._errors(report, stages)
         if "adjusted" in stages and not report.rounds:
-            words = f"{self._errors(report, stages[:-1])}, adjusted: no gain"
+            words = f"{self._errors(report, stages[:-1])}, no further gain"
         if report.attention is None:
             return (f"{where}  {words}",)
         return f"{where}  attention, {self._errors(report.attention, stages[:2])}", f"{where}  {words}"
