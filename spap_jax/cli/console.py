@@ -43,6 +43,9 @@ _GAP = 3
 
 _NO_BREAK = "\N{NO-BREAK SPACE}"
 
+_WHOLE: dict[str, Any] = {"soft_wrap": True}
+"""Lines are not broken by the library, which breaks words too."""
+
 Clock = Callable[[], float]
 
 
@@ -56,7 +59,7 @@ class _Words(Console):
         """As of Console."""
         if self.is_terminal:
             objects = tuple(self._broken(each) if isinstance(each, str) else each for each in objects)
-        super().print(*objects, **({"soft_wrap": True} | how))
+        super().print(*objects, **_WHOLE | how)
 
     def _broken(self, text: str) -> str:
         """In lines, with every number beside what it counts."""

@@ -141,6 +141,11 @@ class Progress:
         return self._pace.left(itertools.chain(*todo)).words
 
 
+def _judged(held_out: bool) -> str:
+    """On which tokens a number was measured."""
+    return "held-out" if held_out else "calibration"
+
+
 def _ended(words: str, left: str) -> str:
     return f"{words}, {left}" if left else words
 
@@ -207,9 +212,8 @@ class _Run:
         first = self.group(report.layer).start
         if report.layer > first:
             return ()
-        judges = "held out" if self.held_out else "calibration"
-        words = f"divergence from dense, {judges}: {report.before:.4f} to {report.after:.4f}"
-        return (f"{self.swept(report.sweep, first)}  {words}{'' if report.taken else ' (not taken)'}",)
+        words = f"{_judged(self.held_out)} divergence: {report.before:.4f} to {report.after:.4f}"
+        return (f"{self.swept(report.sweep, first)}  {words}{'' if report.taken else ', not taken'}",)
 
     def swept(self, sweep: int, first: int) -> str:
         """The layers that a sweep adjusts together from this one on, for the beginning of a line."""
@@ -220,4 +224,4 @@ class _Run:
     def _errors(report: LayerReport | AttentionReport, stages: Sequence[str]) -> str:
         errors = dataclasses.astuple(report.held_out or report.calibration)
         shown = ", ".join(f"{stage} {percent_text(error)}" for stage, error in zip(stages, errors, strict=False))
-        return f"{'held-out' if report.held_out else 'calibration'} error: {shown}"
+        return f"{_judged(bool(report.held_out))} error: {shown}"

@@ -56,7 +56,7 @@ class TestPruneOfTheBundledModel:
             assert any(line.startswith(name) for line in lines)
         assert re.search(r"seconds: streams .*; peak memory .*B", said.out)
         assert "layer 6/6  held-out error: chosen " in said.err
-        assert "sweep 1, layers 5-6/6  divergence from dense, held out: 0." in said.err
+        assert "sweep 1, layers 5-6/6  held-out divergence: 0." in said.err
         assert said.err.splitlines()[-1] == f"wrote {stories}"
 
     def test_the_files(self, stories: Path):

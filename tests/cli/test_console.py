@@ -81,8 +81,8 @@ def test_lines_break_between_words_on_a_terminal_alone(is_terminal: bool):
             "  /a/long/way/to/a/folder",
             "  in the end, of",
             "  1 234 MB with",
-            "  --some-option and",
-            "  so on",
+            "  --some-option and so",
+            "  on",
         ]
     assert written.getvalue().splitlines() == lines
 

@@ -91,6 +91,9 @@ def kept(output: Path) -> Path:
     return output.with_name(f".{output.name}.resume")
 
 
+STEP = re.compile("layer |sweep ")
+"""What a line on a step begins with."""
+
 SWEEPING = r"all 3 layers are done, and (\d) of them adjusted in sweep (\d)"
 
 
@@ -102,7 +105,7 @@ def steps_of(found: re.Match[str]) -> int:
 def fresh(lines: int) -> Callable[[str], bool]:
     """Whether so many steps were made anew, line after line."""
     left_over = iter(range(lines))
-    return lambda line: re.search(r" m?s(, .*)?\n$", line) is not None and next(left_over, None) is None
+    return lambda line: STEP.match(line) is not None and not line.endswith("kept\n") and next(left_over, None) is None
 
 
 @pytest.mark.timeout(1200)
@@ -168,8 +171,8 @@ def test_it_goes_on_where_it_ended(shop: Workshop, whole: dict[str, Any], ended:
     assert said.code == 0, said
     found = re.search(rf"^going on: {SWEEPING}, kept in {re.escape(str(kept(ended)))}$", said.err, re.MULTILINE)
     assert found
-    lines = [line.rpartition(" ")[2] for line in said.err.splitlines() if "layer" in line]
-    assert lines == ["kept"] * steps_of(found) + ["s"] * (9 - steps_of(found))
+    steps = [line.endswith("  kept") for line in said.err.splitlines() if STEP.match(line)]
+    assert steps == [True] * steps_of(found) + [False] * (9 - steps_of(found))
     assert content(ended) == whole
     assert left(ended.parent) == ["ended"]
 
@@ -258,7 +261,7 @@ def test_at_high_effort(shop: Workshop, tmp_path: Path):
     whole = shop.run(tmp_path / "whole", *words)
     assert whole.code == 0, whole
     assert "sequences written ..." in whole.err
-    assert "sweep 1, layers 1-3/3  divergence from dense" in whole.err
+    assert "sweep 1, layers 1-3/3  held-out divergence: " in whole.err
     shop.interrupted(tmp_path / "out", "sweep 2, layers 1-3/3", *words)
     said = shop.run(tmp_path / "out", *words)
     assert said.code == 0, said

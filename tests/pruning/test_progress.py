@@ -115,11 +115,9 @@ def test_a_sweep_is_in_the_time_left_once_it_is_measured():
     assert left(run.sweep(0, 0, 100)) == ""
     said = run.sweep(0, 1, 60)
     assert (said.phase, said.done, said.total) == ("sweep 1", 2, 3)
-    assert said.lines[0].startswith(
-        "sweep 1, layer 2/3  divergence from dense, held out: 0.0521 to 0.0498  60 s, about "
-    )
+    assert said.lines[0].startswith("sweep 1, layer 2/3  held-out divergence: 0.0521 to 0.0498  60 s, about ")
     assert 20 < float(said.left.split()[1]) < 60
-    assert run.sweep(0, 2, 40, taken=False).lines[0].endswith("0.0521 to 0.0498 (not taken)  40 s")
+    assert run.sweep(0, 2, 40, taken=False).lines[0].endswith("0.0521 to 0.0498, not taken  40 s")
 
 
 def test_layers_that_a_sweep_adjusts_together():
@@ -134,9 +132,7 @@ def test_layers_that_a_sweep_adjusts_together():
     said = run.progress.part(2, 3)
     assert said.lines == ("sweep 1, layers 1-3/3  part 3 of 3, about 20 s left ...",)
     assert (said.phase, said.done, said.total) == ("sweep 1", 2, 3)
-    assert run.sweep(0, 0, 30).lines == (
-        "sweep 1, layers 1-3/3  divergence from dense, calibration: 0.0521 to 0.0498  30 s",
-    )
+    assert run.sweep(0, 0, 30).lines == ("sweep 1, layers 1-3/3  calibration divergence: 0.0521 to 0.0498  30 s",)
     assert [run.sweep(0, index, 0).lines for index in (1, 2)] == [(), ()]
 
 
