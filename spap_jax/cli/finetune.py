@@ -184,4 +184,4 @@ def _summary(report: "FinetuneReport") -> None:
     if report.kept.step == 0:
         kept = "no step was better on the held-out sequences: the weights are as they were"
     memory = console.bytes_text(report.extras["peak_memory_bytes"])
-    console.out.print(f"{kept}; {report.seconds:.1f} seconds; peak memory {memory}", soft_wrap=True)
+    console.out.print(f"{kept}; {report.seconds:.1f} seconds; peak memory {memory}")
