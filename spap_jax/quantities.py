@@ -1,5 +1,7 @@
 """Amounts in words for people, the same on a terminal and on a page."""
 
+import math
+
 
 def bytes_text(count: float) -> str:
     """1 234 567 890 -> "1.23 GB"."""
@@ -32,9 +34,14 @@ def signed(text: str) -> str:
     return text.replace("-", "\N{MINUS SIGN}")
 
 
-def duration_text(seconds: float) -> str:
-    """5400 -> "1.5 h"."""
-    for unit, size, most in (("s", 1, 120), ("min", 60, 120), ("h", 3600, 48)):
-        if seconds < size * most:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds / 86400:.3g} days"
+def duration_text(seconds: float, digits: int = 3) -> str:
+    """5400 -> "1.5 h"; with so many significant digits."""
+    units = (("s", 1, 120), ("min", 60, 120), ("h", 3600, 48), ("days", 86400, math.inf))
+    unit, size = next((unit, size) for unit, size, most in units if seconds < size * most)
+    return f"{float(f'{seconds / size:.{digits}g}'):g} {unit}"
+
+
+def percent_text(fraction: float) -> str:
+    """0.0593 -> "5.9 %"; what is below one per cent keeps two significant digits."""
+    percent = 100 * fraction
+    return f"{percent:.1f} %" if percent >= 1 else f"{percent:.2g} %"

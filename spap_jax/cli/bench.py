@@ -112,6 +112,12 @@ def _measured(name: str, model: "Model", speed: "Speed", work: "Workload") -> di
     }
 
 
+def _headings(names: list[str]) -> list[str]:
+    """The last parts of the models' names, which leave room for the numbers, if these tell the models apart."""
+    short = [name.rstrip("/").rpartition("/")[2] for name in names]
+    return short if len(set(short)) == len(short) else names
+
+
 def _show(result: dict[str, Any], names: list[str]) -> None:
     from spap_jax.cli import console
 
@@ -126,7 +132,7 @@ def _show(result: dict[str, Any], names: list[str]) -> None:
         (f"{phase}, tokens/s", *(f"{model[f'{phase}_tokens_per_second']:.1f}" for model in models))
         for phase in ("prefill", "decode")
     ]
-    columns = ("", *names)
+    columns = ("", *_headings(names))
     if len(models) == 2:
         before, after = models
         ratios = [before[key] / after[key] for _, key, _ in sizes] + list(result["speed_up"].values())

@@ -1,5 +1,6 @@
 """``spap eval``."""
 
+import functools
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,7 +75,7 @@ def _measure_perplexity(
 ) -> dict[str, Any]:
     from spap_jax import checkpoint
     from spap_jax.checkpoint.locate import public_name
-    from spap_jax.cli.console import out, waiting
+    from spap_jax.cli.console import count_text, counting, out, waiting
     from spap_jax.data import load_tokens
     from spap_jax.evaluation.perplexity import perplexity
     from spap_jax.named_sets import data_name
@@ -92,10 +93,11 @@ def _measure_perplexity(
             vocabulary=loaded.config.vocabulary,
         )
     start = time.perf_counter()
-    with waiting(f"measuring perplexity on {blocks.tokens.size} tokens"):
-        value = perplexity(loaded, blocks.tokens, batch_tokens)
+    what = f"measuring perplexity on {count_text(blocks.tokens.size)} tokens"
+    with counting() as watch:
+        value = perplexity(loaded, blocks.tokens, batch_tokens, functools.partial(watch, what))
     seconds = time.perf_counter() - start
-    out.print(f"perplexity {value:.4f}  ({blocks.description}; {seconds:.1f} s)", soft_wrap=True)
+    out.print(f"perplexity {value:.4f}  ({blocks.description}; {seconds:.1f} s)")
     return {
         "model": public_name(model),
         "perplexity": value,

@@ -1,5 +1,6 @@
 """``spap finetune``."""
 
+import functools
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -117,7 +118,7 @@ def finetune(
         kept = unfinished(output, identity(start, dense, blocks, settings), blocks=1, fresh=not resume)
 
         def reached(looks: int) -> str:  # what is kept at each of them; the first is before any step
-            return f"step {min((looks - 1) * settings.check_every, settings.steps)} of {settings.steps} is kept"
+            return f"step {min((looks - 1) * settings.check_every, settings.steps)} of {settings.steps} is done"
 
         with kept, telling(kept, before_end, reached), training_progress(settings.steps) as progress:
 
@@ -165,13 +166,13 @@ def _texts(
 
 
 def _perplexity(model: "Model", judged: "TokenBlocks | None", when: str) -> float | None:
-    from spap_jax.cli.console import waiting
+    from spap_jax.cli.console import counting
     from spap_jax.evaluation.perplexity import perplexity
 
     if judged is None:
         return None
-    with waiting(f"measuring perplexity {when}"):
-        return perplexity(model, judged.tokens)
+    with counting() as watch:
+        return perplexity(model, judged.tokens, watch=functools.partial(watch, f"measuring perplexity {when}"))
 
 
 def _summary(report: "FinetuneReport") -> None:
@@ -191,4 +192,4 @@ def _summary(report: "FinetuneReport") -> None:
     if report.kept.step == 0:
         kept = "no step was better on the held-out sequences: the weights are as they were"
     memory = console.bytes_text(report.extras["peak_memory_bytes"])
-    console.out.print(f"{kept}; {report.seconds:.1f} seconds; peak memory {memory}", soft_wrap=True)
+    console.out.print(f"{kept}; {report.seconds:.1f} seconds; peak memory {memory}")

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from spap_jax.cli.prune_many import OTHERS, Sparsities, runs
+from spap_jax.cli.prune_many import OTHERS, PruneRun, Sparsities, runs
 from spap_jax.cli.switches import Data, ModelName, Place, Resume
 from spap_jax.settings import PruneSettings
 
 if TYPE_CHECKING:
     from spap_jax.checkpoint import Reader
     from spap_jax.cli.prune_run import Given
-    from spap_jax.pruning.waves import Choices
+    from spap_jax.model import Model
 
 
 def prune(
@@ -81,7 +81,6 @@ def prune(
     from spap_jax.devices import join, leads, sharing
     from spap_jax.pruning.allocation import check_allocation
     from spap_jax.pruning.pipeline import pruned_config
-    from spap_jax.pruning.waves import Choices
 
     wanted = runs(output, sparsity, settings)
     for run in wanted:
@@ -97,14 +96,13 @@ def prune(
         for run in wanted:
             check_allocation(reader.config, run.settings, model_devices)
             checkpoint.check_describable(reader.source, pruned_config(reader.config, run.settings))
-        choices = Choices(pruned_config(reader.config, run.settings).intermediate for run in wanted)
-        given = _given(reader, data, sequences, sequence_length, eval, settings, dtype, overwrite, choices)
+        given = _given(reader, data, sequences, sequence_length, eval, wanted, dtype, overwrite)
         with sharing(devices, model_devices):
             if not leads():
                 for run in wanted:
                     follow(run, given)
                 return
-            done = [lead(run, given, fresh=not resume, before_end=before_end) for run in wanted]
+            done = lead(wanted, given, fresh=not resume, before_end=before_end)
         for unfinished in done:
             unfinished.remove()
 
@@ -115,18 +113,21 @@ def _given(
     sequences: int,
     sequence_length: int | None,
     eval: str | None,
-    settings: PruneSettings,
+    wanted: list[PruneRun],
     dtype: str | None,
     overwrite: bool,
-    choices: "Choices",
 ) -> "Given":
     """What all the runs of a command have in common."""
-    from spap_jax.cli.console import request_progress, waiting
+    from spap_jax.cli.console import counting, waiting
     from spap_jax.cli.evaluate import chosen_length
     from spap_jax.cli.prune_run import Given, perplexity_of
     from spap_jax.data import load_tokens
+    from spap_jax.pruning.pipeline import pruned_config
+    from spap_jax.pruning.progress import Progress
     from spap_jax.pruning.sampling import with_samples
+    from spap_jax.pruning.waves import Choices
 
+    settings = wanted[0].settings  # as of all of them, but for the sparsity
     common: dict[str, Any] = {
         "tokenizer": reader.source.folder,
         "sequence_length": chosen_length(sequence_length, reader.config),
@@ -135,10 +136,22 @@ def _given(
     with waiting(f"tokenising {data}"):
         blocks = load_tokens(data, sequences=sequences, seed=settings.seed, role="calibration", **common)
         judged = load_tokens(eval, sequences=None, role="evaluation", **common) if eval else None
-    with request_progress() as watch:
-        blocks = with_samples(blocks, reader.model, settings, functools.partial(watch, "sequences written"))
-    before = functools.cache(lambda: perplexity_of(reader.model(), judged, "before pruning") if judged else None)
-    return Given(reader, blocks, judged, before, dtype, overwrite, choices)
+
+    def whole_model() -> "Model":
+        with waiting(f"reading all of {reader.source.name}"):
+            return reader.model()
+
+    with counting() as watch:
+        blocks = with_samples(blocks, whole_model, settings, functools.partial(watch, "sequences written"))
+    windows = len(judged.tokens) if judged else 0
+    progress = Progress(reader.config, [run.settings for run in wanted], blocks.tokens.shape, windows)
+
+    @functools.cache
+    def before() -> float | None:
+        return perplexity_of(whole_model(), judged, "before pruning", progress) if judged else None
+
+    choices = Choices(pruned_config(reader.config, run.settings).intermediate for run in wanted)
+    return Given(reader, blocks, judged, before, dtype, overwrite, choices, progress)
 
 
 def _hugging_face_folder(model: str) -> Path:

@@ -1,6 +1,7 @@
 """One checkpoint of ``spap prune``: pruned block by block into its folder, and kept on the way."""
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -12,7 +13,8 @@ from spap_jax.checkpoint.mirror import unfinished
 from spap_jax.checkpoint.resume import Unfinished
 from spap_jax.cli import console
 from spap_jax.cli.prune_many import PruneRun
-from spap_jax.cli.unfinished import telling
+from spap_jax.cli.side_by_side import side_by_side
+from spap_jax.cli.unfinished import layers_done, telling
 from spap_jax.data import TokenBlocks
 from spap_jax.evaluation.perplexity import perplexity
 from spap_jax.model import Model
@@ -21,6 +23,7 @@ from spap_jax.models.decoder import Params
 from spap_jax.pruning.allocation import allocated_config
 from spap_jax.pruning.card import OWN_LOADER, model_card
 from spap_jax.pruning.pipeline import Begun, Step, prune_layers, pruned_config, together
+from spap_jax.pruning.progress import Progress
 from spap_jax.pruning.report import LayerReport, PruneReport, SweepReport, new_report
 from spap_jax.pruning.resume import begun, decided_widths, identity, keep
 from spap_jax.pruning.waves import Choices
@@ -38,6 +41,7 @@ class Given(NamedTuple):
         dtype: Data type of the weights written; the source's where absent.
         overwrite: Whether to replace outputs that are there.
         choices: What the runs share in the parallel schedule.
+        progress: Follows all the runs.
     """
 
     reader: checkpoint.Reader
@@ -47,24 +51,38 @@ class Given(NamedTuple):
     dtype: str | None
     overwrite: bool
     choices: Choices
+    progress: Progress
 
 
-def lead(run: PruneRun, given: Given, fresh: bool, before_end: list[Callable[[], str]]) -> Unfinished:
-    """Makes one checkpoint, or what an interrupted process left to make of it.
+def lead(runs: Sequence[PruneRun], given: Given, fresh: bool, before_end: list[Callable[[], str]]) -> list[Unfinished]:
+    """Makes the checkpoints of a command, or what an interrupted process left to make of them.
 
     Args:
-        run: Where and how.
+        runs: Where and how.
         given: Of what.
         fresh: Whether to start over.
         before_end: Gets what to do when the process is told to end.
 
     Returns:
-        What tells that this run is made, to be removed when the whole command has ended.
+        What tells that each run is made, to be removed when the whole command has ended.
     """
+    done = []
+    for number, run in enumerate(runs):
+        if len(runs) > 1:
+            console.err.print(f"sparsity {run.settings.sparsity}, {number + 1} of {len(runs)} ...")
+        done.append(_lead_one(run, given, number, fresh, before_end))
+    if len(runs) > 1:
+        console.table(*side_by_side(runs))
+    return done
+
+
+def _lead_one(run: PruneRun, given: Given, number: int, fresh: bool, before_end: list[Callable[[], str]]) -> Unfinished:
+    """Makes the checkpoint of a run, which has a number among those of the command."""
     reader = given.reader
     which = identity(reader.fingerprint(), given.blocks, given.judged, given.dtype, run.settings)
     blocks, several = reader.config.layers, together(reader.config.layers, run.settings)
-    with unfinished(run.output, which, blocks, several, fresh) as kept, telling(kept, before_end):
+    amount = functools.partial(layers_done, blocks)
+    with unfinished(run.output, which, blocks, several, fresh) as kept, telling(kept, before_end, amount):
         done = begun(kept, run.output)
         if done is None:
             console.err.print(f"{run.output} was made before the interruption")
@@ -75,7 +93,7 @@ def lead(run: PruneRun, given: Given, fresh: bool, before_end: list[Callable[[],
             run.output, narrow, reader.source, reader.dtypes,
             dtype=given.dtype, overwrite=given.overwrite, partial=kept.output,
         ) as writer:  # fmt: skip
-            report = _prune_into(writer, given, run, kept, done)
+            report = _prune_into(writer, given, run, number, kept, done)
             writer.file("spap_report.json", report.to_json())
             writer.file("README.md", model_card(report))
         kept.drop_steps()
@@ -118,7 +136,9 @@ def _steps(
     return prune_layers(*args, done, narrow, watch, given.choices)
 
 
-def _prune_into(writer: checkpoint.Writer, given: Given, run: PruneRun, kept: Unfinished, done: Begun) -> PruneReport:
+def _prune_into(
+    writer: checkpoint.Writer, given: Given, run: PruneRun, number: int, kept: Unfinished, done: Begun
+) -> PruneReport:
     """Prunes block by block into the writer; whole models are held only where there is data to judge them on."""
     reader, judged = given.reader, given.judged
     before = given.before()
@@ -126,7 +146,7 @@ def _prune_into(writer: checkpoint.Writer, given: Given, run: PruneRun, kept: Un
     writer.outer(outer)
     reports: list[LayerReport | SweepReport] = []
     layers: list[Params] = []
-    with console.layer_progress(reader.config.layers) as progress:
+    with console.layer_progress(given.progress, number) as progress:
         for step in _steps(run, given, outer, done, writer.config, progress.together):
             if step.fresh:
                 keep(kept, step)
@@ -138,17 +158,22 @@ def _prune_into(writer: checkpoint.Writer, given: Given, run: PruneRun, kept: Un
             del step
     extras: dict[str, Any] = {"run": kept.name, "bytes": {"before": reader.bytes, "after": writer.bytes}}
     if judged:
-        after = perplexity_of(_stacked(reader, writer.config, outer, layers), judged, "after pruning")
+        after = perplexity_of(_stacked(reader, writer.config, outer, layers), judged, "after pruning", given.progress)
         extras["perplexity"] = {"data": judged.description, "before": before, "after": after}
     extras["peak_memory_bytes"] = memory.peak()
     report = new_report(run.settings, reader.config, writer.config, reader.source.name, given.blocks, reports)
     return replace(report, extras=extras)
 
 
-def perplexity_of(model: Model, judged: TokenBlocks, when: str) -> float:
+def perplexity_of(model: Model, judged: TokenBlocks, when: str, progress: Progress) -> float:
     """Measures it, and says so meanwhile."""
-    with console.waiting(f"measuring perplexity {when}"):
-        return perplexity(model, judged.tokens)
+    with console.counting() as watch:
+
+        def measured(done: int, total: int) -> None:
+            progress.measured(done, total)
+            watch(f"measuring perplexity {when}", done, total)
+
+        return perplexity(model, judged.tokens, watch=measured)
 
 
 def _stacked(reader: checkpoint.Reader, narrow: DecoderConfig, outer: Params, layers: list[Params]) -> Model:
@@ -178,5 +203,6 @@ def _summary(report: PruneReport) -> None:
     removed += f" and {1 - model['heads']['after'] / model['heads']['before']:.0%} of the heads" if fewer_heads else ""
     console.table(f"{model['name']}: {removed} removed", ("", "before", "after", "change"), rows)
     phases = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in report.seconds.items())
-    console.out.print(f"seconds: {phases}; peak memory {console.bytes_text(extras['peak_memory_bytes'])}",
-                      soft_wrap=True)  # fmt: skip
+    console.out.print(f"seconds: {phases}; peak memory {console.bytes_text(extras['peak_memory_bytes'])}")
+    for line in report.advice:
+        console.out.print(f"advice: {line}")

@@ -1,6 +1,8 @@
 """Standard output and standard error, which may break while a command works: a full disk, a reader that has left."""
 
 import os
+import re
+import textwrap
 from typing import Any
 
 from rich.console import Console
@@ -33,9 +35,36 @@ class Stream(Console):
         os.close(nowhere)
 
 
-# No markup: a folder's name may have brackets. Lines are not wrapped: a path in pieces cannot be copied.
-out = Stream(highlight=False, markup=False, soft_wrap=True)
-err = Stream(stderr=True, highlight=False, markup=False, soft_wrap=True)
+_NO_BREAK = "\N{NO-BREAK SPACE}"
+
+_WHOLE: dict[str, Any] = {"soft_wrap": True}
+"""Lines are not broken by the library, which breaks words too."""
+
+
+class Lines(Stream):
+    """A stream whose lines break between words on a terminal, and stay whole elsewhere.
+
+    Words that are longer than a line, as paths are, stay whole too: one in pieces cannot be copied.
+    """
+
+    def print(self, *objects: Any, **how: Any) -> None:
+        """Prints as `Stream` does."""
+        if self.is_terminal:
+            objects = tuple(self._broken(each) if isinstance(each, str) else each for each in objects)
+        super().print(*objects, **_WHOLE | how)
+
+    def _broken(self, text: str) -> str:
+        """In lines, with every number beside what it counts."""
+        joined = re.sub(r"(?<=\d) (?=\S)", _NO_BREAK, text)
+        lines = textwrap.fill(
+            joined, self.width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        )
+        return lines.replace(_NO_BREAK, " ")
+
+
+# No markup: a folder's name may have brackets.
+out = Lines(highlight=False, markup=False)
+err = Lines(stderr=True, highlight=False, markup=False)
 pages = Stream()
 """Shows help and the version, on standard output as well."""
 

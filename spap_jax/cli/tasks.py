@@ -26,7 +26,7 @@ def measure_tasks(
     tasks, harness = _modules()
     from spap_jax import checkpoint
     from spap_jax.checkpoint.locate import public_name
-    from spap_jax.cli.console import request_progress, waiting
+    from spap_jax.cli.console import counting, waiting
     from spap_jax.errors import UserError
     from spap_jax.pruning.report import versions
     from spap_jax.remote import base_name
@@ -39,7 +39,7 @@ def measure_tasks(
     with waiting(f"reading {model}"):
         loaded = checkpoint.load(model)
     start = time.perf_counter()
-    with request_progress() as watch:
+    with counting() as watch:
         adapted = harness.HarnessModel(loaded, batch_tokens=batch_tokens, watch=watch)
         results = tasks.run_tasks(adapted, chosen, limit)
     seconds = time.perf_counter() - start

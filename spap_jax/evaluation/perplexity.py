@@ -1,7 +1,7 @@
 """Perplexity, as papers measure it: fixed windows, every prediction counted once."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,12 @@ from spap_jax.models.decoder import Params
 from spap_jax.numerics import full_precision
 
 
-def perplexity(model: Model, tokens: np.ndarray, batch_tokens: int = 4096) -> float:
+def perplexity(
+    model: Model,
+    tokens: np.ndarray,
+    batch_tokens: int = 4096,
+    watch: Callable[[int, int], None] = lambda *_: None,
+) -> float:
     """exp of the mean negative log-likelihood per predicted token.
 
     Each window of T tokens gives T - 1 predictions; windows do not see each other.
@@ -24,16 +29,24 @@ def perplexity(model: Model, tokens: np.ndarray, batch_tokens: int = 4096) -> fl
         model: The model.
         tokens: [B, T] windows.
         batch_tokens: Tokens that pass through the model at once.
+        watch: Called between two batches with how many windows are done, and of how many.
 
     Raises:
         UserError: there is nothing to predict, or a window is longer than the model's positions.
     """
     tokens = check_windows("perplexity", tokens)
     check_length(model.config, tokens.shape[1])
-    total = jnp.float32(0)
+    count, begun, total = len(tokens), 0, jnp.float32(0)
+    watch(0, count)
     for part, counts in batches(tokens, batch_tokens):
+        before, done = total, begun
         total += negative_log_likelihood(model.config, model.params, part, counts)
-    return float(np.exp(np.float64(total) / predictions(tokens)))
+        begun += int(counts.sum())
+        before.block_until_ready()  # the device has the next batch meanwhile
+        watch(done, count)
+    value = float(np.exp(np.float64(total) / predictions(tokens)))
+    watch(count, count)
+    return value
 
 
 def check_windows(measure: str, tokens: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from spap_jax.checkpoint.locate import public_name
 from spap_jax.models import cost
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.registry import FAMILIES
+from spap_jax.pruning.advice import advice
 from spap_jax.settings import PruneSettings
 
 FORMAT = 1
@@ -168,9 +169,14 @@ class PruneReport:
         """Whether all layers of the pruned model are as wide, so that stock loaders take it."""
         return len(set(self.model["widths"]["after"])) == 1
 
+    @property
+    def advice(self) -> tuple[str, ...]:
+        """What would have helped, where work was for nothing: a sentence each, without its full stop."""
+        return advice(self)
+
     def to_json(self) -> str:
         """As ``spap_report.json`` stores it; numbers that are not finite become null, as JSON has none."""
-        tree = {"format": FORMAT} | dataclasses.asdict(self) | {"seconds": self.seconds}
+        tree = {"format": FORMAT} | dataclasses.asdict(self) | {"seconds": self.seconds, "advice": self.advice}
         return json.dumps(_finite(tree), indent=1, allow_nan=False) + "\n"
 
 

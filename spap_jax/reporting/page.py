@@ -165,4 +165,5 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         facts.append(("Time", f"{sum(record.seconds.values()):.1f} seconds"))
     if extras.peak_memory_bytes:
         facts.append(("Peak memory", bytes_text(extras.peak_memory_bytes)))
+    facts += [("Advice", line) for line in record.advice]
     return facts

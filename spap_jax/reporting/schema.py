@@ -165,6 +165,7 @@ class Record:
     layers: Annotated[tuple[Layer, ...], msgspec.Meta(min_length=1)]
     seconds: dict[str, float]
     sweeps: tuple[Sweep, ...] = ()
+    advice: tuple[str, ...] = ()
     extras: Extras = field(default_factory=Extras)
 
     def __post_init__(self) -> None:

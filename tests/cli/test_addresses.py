@@ -77,7 +77,7 @@ def test_killed_with_its_disk_it_goes_on_elsewhere_to_the_same_bits(tmp_path: Pa
     second = run(place, "second")
     _, said = second.communicate()
     assert second.returncode == 0, said
-    assert f"steps are kept in {place.replace('/out', '/.out.resume')}" in said
+    assert f"of them adjusted in sweep 1, kept in {place.replace('/out', '/.out.resume')}" in said
     assert sum(line.endswith(" kept") for line in said.splitlines()) >= 3
     assert left(tmp_path / "bucket") == ["out"]
     for name in ("model.safetensors", "config.json"):

@@ -55,8 +55,8 @@ class TestPruneOfTheBundledModel:
         for name in ("parameters", "MLP parameters", "weights on disk", "perplexity"):
             assert any(line.startswith(name) for line in lines)
         assert re.search(r"seconds: streams .*; peak memory .*B", said.out)
-        assert "layer 6/6  error 0" in said.err
-        assert "sweep 1, layer 6/6  divergence 0." in said.err
+        assert "layer 6/6  held-out error: chosen " in said.err
+        assert "sweep 1, layers 5-6/6  held-out divergence: 0." in said.err
         assert said.err.splitlines()[-1] == f"wrote {stories}"
 
     def test_the_files(self, stories: Path):
@@ -88,6 +88,7 @@ class TestPruneOfTheBundledModel:
             "sweeps",
             "extras",
             "seconds",
+            "advice",
         }
         assert (report["settings"]["sparsity"], report["settings"]["round_to"]) == (0.3, 64)
         assert (report["settings"]["rounds"], report["settings"]["steps"]) == (1, 5)
@@ -206,7 +207,9 @@ def test_prune_of_heads(tmp_path: Path, capsys):
     rows = {line.split("  ")[0]: line.split()[-4:] for line in lines}
     assert rows["attention heads per layer"] == ["4", "2", "-50.0", "%"]
     assert rows["key/value heads per layer"] == ["2", "1", "-50.0", "%"]
-    assert re.search(r"^layer 3/3  attention \d\.\d{4} > \d\.\d{4}, error ", said.err, re.MULTILINE)
+    assert re.search(
+        r"^layer 3/3  attention, held-out error: chosen \S+ %$\nlayer 3/3  held-out", said.err, re.MULTILINE
+    )
     report = json.loads((tmp_path / "out" / "spap_report.json").read_text())
     assert report["settings"]["attention_sparsity"] == 0.6
     for layer in report["layers"]:

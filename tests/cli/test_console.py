@@ -1,22 +1,57 @@
-"""What commands print: tables, names and sizes."""
+"""What commands print: tables, names and sizes, and how far some work is."""
 
-import re
+import io
 
 import pytest
 
 from spap_jax.cli import console
+from spap_jax.cli.streams import Lines
+from spap_jax.quantities import duration_text, percent_text
+from spap_jax.training.report import Check
+
+PATHS = [f"/a/long/way/down/to/the/folder/of/the/checkpoint-{number}" for number in (1, 2)]
+SPEED = (("", *PATHS, "ratio"), [("prefill, tokens/s", "15342.9", "11011.1", "0.718x")])
+MEMORY = (
+    ("phase", "weights", "streams", "largest moments", "together"),
+    [("alternating", "2.61", "6.29", "", "14.7"), ("sweep steps", "2.34", "6.29", "1 234 567", "41.1 MB")],
+)
 
 
-def test_names_that_are_too_long_are_not_cut(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    """Two paths that differ at their ends have to differ in the table."""
-    monkeypatch.setenv("COLUMNS", "80")
-    names = [f"/a/long/way/down/to/the/folder/of/the/checkpoint-{number}" for number in (1, 2)]
-    console.table("speed", ("", *names, "ratio"), [("prefill, tokens/s", "15342.9", "11011.1", "0.718x")])
-    lines = capsys.readouterr().out.splitlines()
-    assert max(map(len, lines)) <= 80
-    assert all(number in lines[-1] for number in ("15342.9", "11011.1", "0.718x"))
-    head = [re.split(r"\s{2,}", line.strip().removesuffix("ratio").strip()) for line in lines[1:-2]]
-    assert ["".join(parts) for parts in zip(*head, strict=True)] == names
+@pytest.mark.parametrize("columns", [30, 50, 60, 80, 200])
+@pytest.mark.parametrize(("heads", "rows"), [SPEED, MEMORY])
+def test_no_word_of_a_table_is_broken_or_cut(
+    heads: tuple[str, ...],
+    rows: list[tuple[str, ...]],
+    columns: int,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """And no number; only what is longer than a line by itself makes one longer."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    console.table("title", heads, rows)
+    printed = capsys.readouterr().out
+    words = printed.split()
+    names = [*heads, *(row[0] for row in rows)]
+    assert {word for name in names for word in name.split()} <= {*words}
+    assert all(number in printed for row in rows for number in row[1:])
+    assert all(len(line) <= columns or any(path in line for path in PATHS) for line in printed.splitlines())
+
+
+def test_a_table_that_is_too_wide_is_a_list(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "30")
+    console.table("title", *MEMORY)
+    assert capsys.readouterr().out.splitlines() == [
+        "title",
+        "phase alternating",
+        "  weights          2.61",
+        "  streams          6.29",
+        "  together         14.7",
+        "phase sweep steps",
+        "  weights          2.34",
+        "  streams          6.29",
+        "  largest moments  1 234 567",
+        "  together         41.1 MB",
+    ]
 
 
 def test_names_with_brackets_are_shown_as_they_are(capsys):
@@ -29,6 +64,59 @@ def test_names_with_brackets_are_shown_as_they_are(capsys):
     assert "[/row]" in said.out
 
 
+def test_a_table_without_rows(capsys):
+    console.table("title", ("task", "metric value"), [])
+    assert capsys.readouterr().out.splitlines()[:2] == ["title", "task   metric value"]
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_lines_break_between_words_on_a_terminal_alone(is_terminal: bool):
+    """Paths stay whole, options too, and numbers stay with what they count."""
+    written = io.StringIO()
+    line = "wrote /a/long/way/to/a/folder in the end, of 1 234 MB with --some-option and so on"
+    Lines(file=written, force_terminal=is_terminal, width=22, highlight=False).print(line)
+    lines = [line]
+    if is_terminal:
+        lines = [
+            "wrote",
+            "  /a/long/way/to/a/folder",
+            "  in the end, of",
+            "  1 234 MB with",
+            "  --some-option and so",
+            "  on",
+        ]
+    assert written.getvalue().splitlines() == lines
+
+
+def test_how_far_some_work_is_without_a_terminal(capsys):
+    """What it is at once, and then a line every ten seconds; the first piece compiles."""
+    now = [0.0]
+    with console.counting(clock=lambda: now[0]) as watch:
+        for done, seconds in ((0, 0), (10, 9), (20, 2), (30, 5), (40, 5), (100, 9)):
+            now[0] += seconds
+            watch("measuring", done, 100)
+    assert capsys.readouterr().err.splitlines() == [
+        "measuring ...",
+        "measuring 20%, about 16 s left ...",
+        "measuring 40%, about 24 s left ...",
+    ]
+
+
+def test_how_far_training_is(capsys):
+    now = [0.0]
+    with console.training_progress(100, clock=lambda: now[0]) as watch:
+        for step, seconds in ((0, 60), (25, 90), (50, 30), (75, 40), (100, 40)):
+            now[0] += seconds
+            watch(Check(step, (2.0,) if step else (), 1.5, taken=step < 100))
+    assert capsys.readouterr().err.splitlines() == [
+        "step 0/100  held out 1.5000",
+        "step 25/100  loss 2.0000, held out 1.5000",
+        "step 50/100  loss 2.0000, held out 1.5000, about 60 s left",
+        "step 75/100  loss 2.0000, held out 1.5000, about 35 s left",
+        "step 100/100  loss 2.0000, held out 1.5000, not kept",
+    ]
+
+
 def test_sizes_in_words():
     assert [console.bytes_text(n) for n in (0, 999, 1e3, 1.234e9, 5e15)] == [
         "0 B",
@@ -39,3 +127,12 @@ def test_sizes_in_words():
     ]
     assert console.count_text(1234567) == "1 234 567"
     assert console.change_text(4, 3) == "-25.0 %"
+    assert [percent_text(part) for part in (1.2, 0.356, 0.0593, 0.00123)] == ["120.0 %", "35.6 %", "5.9 %", "0.12 %"]
+    assert [duration_text(seconds, digits=2) for seconds in (0.0912, 81.4, 118, 2340, 5400, 400000)] == [
+        "0.091 s",
+        "81 s",
+        "120 s",
+        "39 min",
+        "90 min",
+        "4.6 days",
+    ]

@@ -163,7 +163,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_bits(dense: Path, ids: Path, t
     assert "differs from this one in weight_decay (0.0, now 0.1): repeat the command as it was" in sentence(other)
     said = spap(capsys, *words, "--output", tmp_path / "out")
     assert said.code == 0, said.err
-    going_on = re.search(r"going on: step (\d+) of 40 is kept", said.err)
+    going_on = re.search(r"going on: step (\d+) of 40 is done", said.err)
     assert going_on
     assert int(going_on[1]) >= 2
     assert said.err.count("\nstep ") == (42 - int(going_on[1])) / 2

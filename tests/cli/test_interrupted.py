@@ -95,10 +95,21 @@ def kept(output: Path) -> Path:
     return output.with_name(f".{output.name}.resume")
 
 
+STEP = re.compile("layer |sweep ")
+"""What a line on a step begins with."""
+
+SWEEPING = r"all 3 layers are done, and (\d) of them adjusted in sweep (\d)"
+
+
+def steps_of(found: re.Match[str]) -> int:
+    """Steps that are kept of a run that was in a sweep."""
+    return 3 * int(found[2]) + int(found[1])
+
+
 def fresh(lines: int) -> Callable[[str], bool]:
     """Whether so many steps were made anew, line after line."""
     left_over = iter(range(lines))
-    return lambda line: line.endswith(" s\n") and next(left_over, None) is None
+    return lambda line: STEP.match(line) is not None and not line.endswith("kept\n") and next(left_over, None) is None
 
 
 @pytest.mark.timeout(1200)
@@ -147,24 +158,25 @@ def test_told_to_end(shop: Workshop, told_to_end: Said):
     assert told_to_end.out == ""
     folder = kept(shop.folder / "ended")
     found = re.fullmatch(
-        rf"spap: stopped by SIGTERM; (\d) steps are kept in {re.escape(str(folder))}: "
-        "the same command goes on from there, --no-resume starts over.",
+        rf"spap: stopped by SIGTERM; {SWEEPING}, kept in {re.escape(str(folder))}: the same"
+        " command goes on from there, --no-resume starts over.",
         told_to_end.err.splitlines()[-1],
     )
     assert found
-    assert int(found[1]) >= 5
+    made = steps_of(found)
+    assert made >= 5
     assert not (shop.folder / "ended").exists()
     steps = [int(name) for name in left(folder / "steps")]
-    assert steps == list(range(int(found[1]) - 3, int(found[1])))
+    assert steps == list(range(made - 3, made))
 
 
 def test_it_goes_on_where_it_ended(shop: Workshop, whole: dict[str, Any], ended: Path):
     said = shop.run(ended)
     assert said.code == 0, said
-    found = re.search(rf"^going on: (\d) steps are kept in {re.escape(str(kept(ended)))}$", said.err, re.MULTILINE)
+    found = re.search(rf"^going on: {SWEEPING}, kept in {re.escape(str(kept(ended)))}$", said.err, re.MULTILINE)
     assert found
-    lines = [line.rpartition(" ")[2] for line in said.err.splitlines() if "layer" in line]
-    assert lines == ["kept"] * int(found[1]) + ["s"] * (9 - int(found[1]))
+    steps = [line.endswith("  kept") for line in said.err.splitlines() if STEP.match(line)]
+    assert steps == [True] * steps_of(found) + [False] * (9 - steps_of(found))
     assert content(ended) == whole
     assert left(ended.parent) == ["ended"]
 
@@ -252,9 +264,9 @@ def test_at_high_effort(shop: Workshop, tmp_path: Path):
     words = ("--effort", "high", "--sampled", 1)
     whole = shop.run(tmp_path / "whole", *words)
     assert whole.code == 0, whole
-    assert "sequences written 16/16 ..." in whole.err
-    assert "steps on 3 layers together, 67% ..." in whole.err
-    shop.interrupted(tmp_path / "out", "sweep 2, layer 2/3", *words)
+    assert "sequences written ..." in whole.err
+    assert "sweep 1, layers 1-3/3  held-out divergence: " in whole.err
+    shop.interrupted(tmp_path / "out", "sweep 2, layers 1-3/3", *words)
     said = shop.run(tmp_path / "out", *words)
     assert said.code == 0, said
     assert "going on: " in said.err

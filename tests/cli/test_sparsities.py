@@ -1,6 +1,7 @@
 """Several sparsities in one command make what as many commands make."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,21 @@ def test_each_is_as_if_it_were_made_alone(words: tuple[object, ...], tmp_path: P
     assert said.code == 0
     assert left(tmp_path / "all") == ["sparsity-0.25", "sparsity-0.5"]
     assert said.err.count("measuring perplexity before pruning") == 1
-    assert said.err.count("reading ") == 1
+    assert said.err.count("reading ") == 2  # the shapes of all, and the weights for the perplexity
+    assert [line for line in said.err.splitlines() if line.startswith("sparsity")] == [
+        "sparsity 0.25, 1 of 2 ...",
+        "sparsity 0.5, 2 of 2 ...",
+    ]
     assert [line for line in said.err.splitlines() if line.startswith("wrote")] == [
         f"wrote {tmp_path / 'all' / name}" for name in left(tmp_path / "all")
     ]
+    dense, *rows = (re.split(r"\s{2,}", line) for line in said.out.splitlines()[-3:])
+    assert said.out.splitlines()[-6] == f"{tmp_path / 'in'} at 2 sparsities"
+    for sparsity, row in zip(("0.25", "0.5"), rows, strict=True):
+        measured = read_report(tmp_path / "all" / f"sparsity-{sparsity}")["extras"]["perplexity"]
+        assert (row[0], row[4]) == (sparsity, f"{measured['after']:.4f}")
+        assert dense[3] == f"{measured['before']:.4f}"
+    assert [row[1] for row in rows] == ["24.5 %", "50.9 %"]
     for sparsity in ("0.25", "0.5"):
         alone, together = tmp_path / sparsity, tmp_path / "all" / f"sparsity-{sparsity}"
         assert spap(capsys, *words, "--output", alone, "--sparsity", sparsity).code == 0

@@ -84,3 +84,11 @@ def test_refusals() -> None:
     short = dataclasses.replace(model, config=dataclasses.replace(model.config, positions=8))
     with pytest.raises(spap.UserError, match="8 positions"):
         spap.divergence(model, short, windows())
+
+
+def test_perplexity_tells_how_many_windows_are_done():
+    """Between the batches; the last one is not full."""
+    heard: list[tuple[int, int]] = []
+    model = ported(hf_models.hf_model(NAME))
+    perplexity(model, windows(), batch_tokens=32, watch=lambda *each: heard.append(each))
+    assert heard == [(0, 7), (0, 7), (2, 7), (4, 7), (6, 7), (7, 7)]

@@ -44,7 +44,14 @@ def report(
 ) -> dict[str, Any]:
     """The JSON of a report, with other fields at its top if any are given."""
     whole = PruneReport(
-        settings={"sparsity": 1 - keep / width, "round_to": 1, "method": "spap", "sweeps": None},
+        settings={
+            "sparsity": 1 - keep / width,
+            "round_to": 1,
+            "method": "spap",
+            "sweeps": None,
+            "rounds": 2,
+            "sampled": 0,
+        },
         method={"selection": "spap", "update": "alternate"},
         model={
             "name": "owner/model",

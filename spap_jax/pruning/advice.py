@@ -1,0 +1,84 @@
+"""What would have helped, where work of a pruning run was for nothing: a pure function of its report.
+
+The thresholds are chosen so that a run with enough calibration text hears nothing.
+"""
+
+import statistics
+from typing import TYPE_CHECKING
+
+from spap_jax.quantities import count_text
+
+if TYPE_CHECKING:
+    from spap_jax.pruning.report import PruneReport
+
+TOKENS_PER_CHANNEL = 10
+"""Calibration tokens for each channel that are enough.
+
+With N tokens and k channels a least-squares fit is better on the tokens that were fitted than on others by a factor of
+about (N + k) / (N - k): 3 at two tokens for each channel, 1.5 at five, 1.2 at ten, from where more of them gain little.
+"""
+
+OVERFIT = 1.5
+"""The held-out error over the calibration's from which a run is told: that of five tokens for each channel."""
+
+MOST = 0.5
+"""The part of the layers from which on something is told that happened to each of them by itself.
+
+Rounds that help no more in some layers, and refused steps at the end of a sweep, are part of a good run.
+"""
+
+
+def advice(report: "PruneReport") -> tuple[str, ...]:
+    """A sentence, without its full stop, for each kind of work that was for nothing; empty after a good run."""
+    return (*_few_tokens(report), *_refused_rounds(report), *_refused_sweeps(report))
+
+
+def _few_tokens(report: "PruneReport") -> list[str]:
+    """The channels fit the calibration and not the text that was held out."""
+    ratios = [
+        layer.held_out.alternating / layer.calibration.alternating
+        for layer in report.layers
+        if layer.held_out and layer.calibration.alternating > 0
+    ]
+    if not ratios or not (ratio := statistics.median(ratios)) >= OVERFIT:  # not if nan
+        return []
+    tokens, channels = _tokens(report), report.model["intermediate"]["before"]
+    few = f": {count_text(tokens)} tokens are few for {count_text(channels)} channels"
+    few = few if tokens < TOKENS_PER_CHANNEL * channels else ""
+    return [f"the held-out error is {ratio:.1f} x the calibration's{few}; {_more(report)}"]
+
+
+def _refused_rounds(report: "PruneReport") -> list[str]:
+    rounds = report.settings["rounds"]
+    if report.method["update"] != "alternate" or not rounds:
+        return []
+    refused = sum(layer.rounds == 0 for layer in report.layers)
+    if refused <= MOST * len(report.layers):
+        return []
+    return [
+        f"no round of adjusting weights was taken in {refused} of {len(report.layers)} layers, as the error did not "
+        f"fall on calibration and held-out text alike; {_more(report)}, and --rounds 0 saves the time"
+    ]
+
+
+def _refused_sweeps(report: "PruneReport") -> list[str]:
+    refused = sum(not step.taken for step in report.sweeps)
+    if refused <= MOST * len(report.sweeps):
+        return []
+    return [
+        f"what the sweeps made of {refused} of {len(report.sweeps)} layers was not taken, as predictions came no "
+        f"nearer to the dense model's; {_more(report)}, and --effort low saves the time"
+    ]
+
+
+def _tokens(report: "PruneReport") -> int:
+    return report.calibration["sequences"] * report.calibration["sequence_length"]
+
+
+def _more(report: "PruneReport") -> str:
+    """How many sequences would be enough, or twice as many as there were."""
+    length = report.calibration["sequence_length"]
+    given = report.calibration["sequences"] // (1 + report.settings["sampled"])
+    enough = -(-TOKENS_PER_CHANNEL * report.model["intermediate"]["before"] // length)
+    wanted = max(1 << (enough - 1).bit_length(), 2 * given)
+    return f"{count_text(wanted)} sequences would help (--sequences {wanted})"

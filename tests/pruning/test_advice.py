@@ -1,0 +1,78 @@
+"""What is said after a run whose work was for nothing."""
+
+import dataclasses
+import json
+
+import pytest
+
+from spap_jax.pruning.report import Errors, LayerReport, PruneReport, SweepReport
+
+
+def layer(index: int, held_out: float | None, rounds: int) -> LayerReport:
+    errors = Errors(0.3, 0.2, 0.1)
+    judged = None if held_out is None else dataclasses.replace(errors, alternating=held_out)
+    return LayerReport(index, (0,), errors, judged, 0, 0, 1e-4, rounds, {})
+
+
+def report(
+    sequences: int = 128,
+    held_out: float | None = 0.12,
+    rounds: tuple[int, ...] = (2, 1, 0, 1),
+    taken: tuple[bool, ...] = (True, True, True, False),
+    update: str = "alternate",
+    asked: int = 2,
+    sampled: int = 0,
+) -> PruneReport:
+    """Of a model with 1536 channels, and sequences of 128 tokens."""
+    return PruneReport(
+        settings={"rounds": asked, "sampled": sampled},
+        method={"selection": "spap", "update": update},
+        model={"intermediate": {"before": 1536, "after": 1075}},
+        calibration={"sequences": sequences, "sequence_length": 128},
+        versions={},
+        layers=tuple(layer(index, held_out, each) for index, each in enumerate(rounds)),
+        sweeps=tuple(SweepReport(0, index, 0.2, 0.1, each, {}) for index, each in enumerate(taken)),
+    )
+
+
+ROUNDS = (
+    "no round of adjusting weights was taken in 3 of 4 layers, as the error did not fall on calibration and held-out "
+    "text alike; 256 sequences would help (--sequences 256), and --rounds 0 saves the time"
+)
+SWEEPS = (
+    "what the sweeps made of 3 of 4 layers was not taken, as predictions came no nearer to the dense model's; "
+    "256 sequences would help (--sequences 256), and --effort low saves the time"
+)
+FEW = "the held-out error is 2.6 x the calibration's: 2 048 tokens are few for 1 536 channels; "
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, []),
+        ({"held_out": 0.149}, []),
+        ({"held_out": 0.26, "sequences": 16}, [f"{FEW}128 sequences would help (--sequences 128)"]),
+        # The flag does not count what the model writes.
+        (
+            {"held_out": 0.26, "sequences": 128, "sampled": 3},
+            ["the held-out error is 2.6 x the calibration's; 128 sequences would help (--sequences 128)"],
+        ),
+        (
+            {"held_out": 0.151},
+            ["the held-out error is 1.5 x the calibration's; 256 sequences would help (--sequences 256)"],
+        ),
+        ({"held_out": None}, []),
+        ({"held_out": float("nan")}, []),
+        ({"rounds": (0, 0, 1, 2)}, []),
+        ({"rounds": (0, 0, 0, 2)}, [ROUNDS]),
+        ({"rounds": (0, 0, 0, 0), "asked": 0}, []),
+        ({"rounds": (0, 0, 0, 0), "update": "refit"}, []),
+        ({"taken": (False, False, True, True)}, []),
+        ({"taken": (False, False, False, True)}, [SWEEPS]),
+        ({"taken": ()}, []),
+    ],
+)
+def test_advice(given: dict, expected: list[str]):
+    made = report(**given)
+    assert list(made.advice) == expected
+    assert json.loads(made.to_json())["advice"] == expected
