@@ -101,7 +101,5 @@ def checked(model: object) -> Model:
     if isinstance(model, str | os.PathLike):
         name = os.fspath(model)
         raise UserError(f"{name!r} is the name of a model, not a model: call spap.load({name!r}) and pass the result.")
-    kind = type(model).__name__
-    if isinstance(getattr(model, "model", None), Model):
-        raise UserError(f"a {kind} is not a model: pass its .model.")
-    raise UserError(f"a {kind} is not a model: pass what spap.load returns.")
+    way = "its .model" if isinstance(getattr(model, "model", None), Model) else "what spap.load returns"
+    raise UserError(f"{type(model).__name__} is not a model: pass {way}.")

@@ -84,6 +84,11 @@ def card_name(name: str) -> str:
     return hub_name(name) or name.rstrip("/").rpartition("/")[2] or name
 
 
+def pruned_files(report: PruneReport) -> dict[str, str]:
+    """What goes along with the weights of a pruned checkpoint, by file name: its report and its card."""
+    return {"spap_report.json": report.to_json(), "README.md": model_card(report)}
+
+
 def model_card(report: PruneReport) -> str:
     """The README.md of a pruned checkpoint; every figure comes from the report."""
     model, widths = report.model, report.model["widths"]
