@@ -241,7 +241,7 @@ def _open(data: Data, role: Role) -> _Opened:
     if isinstance(data, Mapping):
         return _open_split(data, "the given data set", role, Protocol())
     if not isinstance(data, str | Path):
-        rows, name = rows_of(data), "the given texts"
+        rows, name = rows_of(data), "the given text"
         return _Opened("the given array", np.asarray(data)) if rows is None else _Opened(name, joined(rows, name))
     short, _, copy = str(data).partition(":")
     if short in NAMED:
