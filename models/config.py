@@ -23,7 +23,7 @@ class Rope:
     factor: float = 1.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
-    original_positions: int = 8192
+    original_positions: float = 8192
 
 
 @dataclass(frozen=True)

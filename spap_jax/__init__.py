@@ -3,7 +3,7 @@
 >>> import spap_jax as spap
 >>> model = spap.load("path/to/checkpoint")
 >>> result = spap.prune(model, tokens, sparsity=0.3)
->>> spap.save(result.model, "path/to/output")
+>>> spap.save(result, "path/to/output")
 
 Importing the package starts neither JAX nor transformers: names are loaded when first used.
 """
@@ -11,38 +11,60 @@ Importing the package starts neither JAX nor transformers: names are loaded when
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from spap_jax.api import divergence, finetune, generate, load, load_tokens, logits, perplexity, prune, save
+    from spap_jax import solver
+    from spap_jax.api import (
+        FinetuneResult,
+        PruneResult,
+        divergence,
+        finetune,
+        generate,
+        hidden,
+        load,
+        load_tokens,
+        logits,
+        loss,
+        moments,
+        perplexity,
+        prune,
+        save,
+    )
+    from spap_jax.data import TokenBlocks
     from spap_jax.errors import UserError
     from spap_jax.model import Model
     from spap_jax.settings import FinetuneSettings, PruneSettings
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "FinetuneSettings": "spap_jax.settings",
-    "Model": "spap_jax.model",
-    "PruneSettings": "spap_jax.settings",
-    "UserError": "spap_jax.errors",
-} | dict.fromkeys(
-    ("divergence", "finetune", "generate", "load", "load_tokens", "logits", "perplexity", "prune", "save"),
-    "spap_jax.api",
-)
-
 __all__ = [
+    "FinetuneResult",
     "FinetuneSettings",
     "Model",
+    "PruneResult",
     "PruneSettings",
+    "TokenBlocks",
     "UserError",
     "divergence",
     "finetune",
     "generate",
+    "hidden",
     "load",
     "load_tokens",
     "logits",
+    "loss",
+    "moments",
     "perplexity",
     "prune",
     "save",
+    "solver",
 ]
+
+_HOMES = dict.fromkeys(__all__, "spap_jax.api") | {
+    "FinetuneSettings": "spap_jax.settings",
+    "Model": "spap_jax.model",
+    "PruneSettings": "spap_jax.settings",
+    "TokenBlocks": "spap_jax.data",
+    "UserError": "spap_jax.errors",
+}
 
 
 def __getattr__(name: str):
@@ -51,7 +73,7 @@ def __getattr__(name: str):
         raise AttributeError(f"module 'spap_jax' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(_HOMES[name]), name)
+    return import_module("spap_jax.solver") if name == "solver" else getattr(import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:

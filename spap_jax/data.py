@@ -1,4 +1,4 @@
-"""Calibration and evaluation data: from a hub name, a local file or an array to token blocks [B, T].
+"""Calibration and evaluation data: from a hub name, a local file, texts or an array to token blocks [B, T].
 
 Texts become one stream of tokens, without special tokens; the rows of a data set are joined by a blank line. Evaluation
 on a named set does as papers do instead (`named_sets.py`). The stream is cut into windows of T tokens that do not
@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from spap_jax.errors import UserError, option
 from spap_jax.hub import cached_file, cached_splits, first_line, hub_file, hub_splits, require_hub
+from spap_jax.in_memory import Data, encoder_of, rows_of
 from spap_jax.named_sets import NAMED, Protocol, Role, data_name
 from spap_jax.remote import fetch_file, is_address
 from spap_jax.settings import is_count
-from spap_jax.texts import is_file, looks_local, read_file
+from spap_jax.texts import is_file, joined, looks_local, read_file
 from spap_jax.windows import check_ids, cut
 
 SPLITS: dict[Role, tuple[str, ...]] = {"calibration": ("train",), "evaluation": ("test", "validation")}
@@ -31,7 +31,7 @@ LOCAL = "name a local .txt, .jsonl, .json, .parquet or .npy file instead"
 TOKENIZER = "name a model folder that holds its tokenizer files (tokenizer.json)"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TokenBlocks:
     """Token blocks and where they came from.
 
@@ -47,11 +47,14 @@ class TokenBlocks:
     sha256: str
     available: int
 
+    def __repr__(self) -> str:
+        return f"TokenBlocks({list(self.tokens.shape)}, {self.description!r}, sha256 {self.sha256[:8]}...)"
+
 
 def load_tokens(
-    data: str | Path | ArrayLike,
+    data: Data,
     *,
-    tokenizer: str | Path | None,
+    tokenizer: str | Path | Any | None,
     sequence_length: int,
     sequences: int | None,
     seed: int = 0,
@@ -63,8 +66,10 @@ def load_tokens(
     Args:
         data: `wikitext2`, `c4` (`c4:FILE` for a copy of its file), a hub data set `owner/name` or
             `owner/name:config`, a .txt, .jsonl, .json (also with .gz), .parquet or .npy file by its path or
-            address (gs://bucket/file.txt), or an array of token ids: a stream [N] or sequences [B, T'].
-        tokenizer: A model folder or a hub id; token ids need none.
+            address (gs://bucket/file.txt). Or an object: texts, or dicts with a ``text``, in an iterable such as a list
+            or a data set; a dict of splits of these; or an array of token ids, a stream [N] or sequences [B, T'].
+        tokenizer: A model folder, a hub id, or a tokenizer object of ``transformers`` or ``tokenizers``; token ids need
+            none.
         sequence_length: Tokens in a window, T.
         sequences: Windows, B; None takes every one.
         seed: Chooses the calibration windows.
@@ -104,7 +109,7 @@ def load_tokens(
 
 
 def _tokenise(
-    pieces: Iterable[str], name: str, tokenizer: str | Path | None, enough: int | None, special: bool
+    pieces: Iterable[str], name: str, tokenizer: str | Path | Any | None, enough: int | None, special: bool
 ) -> np.ndarray:
     """Token ids [N] of a text given in pieces; stops reading once there are `enough` (None: reads all).
 
@@ -112,12 +117,11 @@ def _tokenise(
     """
     if tokenizer is None:
         raise UserError(f"{name} is text and needs a tokenizer: name a model folder that has one, or give token ids")
-    encode = load_tokenizer(tokenizer)
+    encode = encoder_of(load_tokenizer(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer)
     parts: list[np.ndarray] = []
     for text in _chunks(pieces, CHUNK):
         try:
-            first = special and not parts
-            ids = encode(text, add_special_tokens=first, return_attention_mask=False, verbose=False)["input_ids"]
+            ids = encode(text, special and not parts)
         except TypeError as error:  # the tokenizer's word for half a surrogate pair, which JSON can spell
             raise UserError(f"{name} holds text that is not valid Unicode: repair it") from error
         parts.append(np.asarray(ids, np.int64))
@@ -201,10 +205,13 @@ class _Opened(NamedTuple):
     file: str | None = None
 
 
-def _open(data: str | Path | ArrayLike, role: Role) -> _Opened:
+def _open(data: Data, role: Role) -> _Opened:
     """Finds the data."""
+    if isinstance(data, Mapping):
+        return _open_split(data, "the given data set", role, Protocol())
     if not isinstance(data, str | Path):
-        return _Opened("the given array", np.asarray(data))
+        rows, name = rows_of(data), "the given text"
+        return _Opened("the given array", np.asarray(data)) if rows is None else _Opened(name, joined(rows, name))
     short, _, copy = str(data).partition(":")
     if short in NAMED:
         return _open_named(short, copy, role)

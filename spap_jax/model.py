@@ -1,12 +1,20 @@
 """A model as a value: its config, its parameters, and what is needed to write it back as its users know it."""
 
+import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict, Unpack
 
+import jax
+
+from spap_jax.errors import UserError
+from spap_jax.models import cost
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.models.families import Family
 from spap_jax.models.registry import FAMILIES
+from spap_jax.quantities import count_text, range_text
 
 
 @dataclass(frozen=True)
@@ -24,13 +32,26 @@ class Source:
 
     name: str
     folder: Path | None
-    config_text: str
+    config_text: str = dataclasses.field(repr=False)
     head_stored: bool = False
 
 
-@dataclass(frozen=True)
+class ModelChanges(TypedDict, total=False):
+    """The fields of `Model`, for ``Model.replace``."""
+
+    config: DecoderConfig
+    params: Params
+    source: Source
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False, repr=False)
 class Model:
     """A decoder: what ``spap.load`` returns and ``spap.save`` takes.
+
+    A model is a JAX pytree. Its leaves are the arrays of ``params``; ``config`` and ``source`` are static, so that a
+    jitted function compiles once for all models of the same config and source. ``jax.grad`` with respect to a model
+    returns a model that holds the gradients. Two models are equal only if they are the same object.
 
     Attributes:
         config: Its sizes and switches.
@@ -38,11 +59,47 @@ class Model:
         source: Where it came from.
     """
 
-    config: DecoderConfig
+    config: DecoderConfig = dataclasses.field(metadata={"static": True})
     params: Params
-    source: Source
+    source: Source = dataclasses.field(metadata={"static": True})
 
     @property
     def family(self) -> Family:
         """The table of its family."""
         return FAMILIES[self.config.family]
+
+    def replace(self, **changes: Unpack[ModelChanges]) -> "Model":
+        """A copy with some fields changed; nothing is checked, and arrays are shared.
+
+        Args:
+            **changes: New values of ``config``, ``params`` or ``source``.
+        """
+        return dataclasses.replace(self, **changes)
+
+    def __repr__(self) -> str:
+        c = self.config
+        # Under a transformation of JAX a leaf can be anything, and a repr must not fail.
+        dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves(self.params) if hasattr(leaf, "dtype")}
+        parts = (
+            f"{c.layers} layers",
+            f"width {c.width}",
+            f"{range_text(c.layer_widths)} MLP channels",
+            f"{count_text(cost.parameters(self.family, c).total)} parameters",
+            *sorted(dtypes),
+        )
+        return f"Model({c.family}, {', '.join(parts)}, source {self.source.name!r})"
+
+
+def checked(model: object) -> Model:
+    """The model that was given.
+
+    Raises:
+        UserError: it is something else; the sentence says how to get a model from it.
+    """
+    if isinstance(model, Model):
+        return model
+    if isinstance(model, str | os.PathLike):
+        name = os.fspath(model)
+        raise UserError(f"{name!r} is the name of a model, not a model: call spap.load({name!r}) and pass the result.")
+    way = "its .model" if isinstance(getattr(model, "model", None), Model) else "what spap.load returns"
+    raise UserError(f"{type(model).__name__} is not a model: pass {way}.")

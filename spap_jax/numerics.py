@@ -7,7 +7,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 # jaxlib's CPU factorisations run in scipy's OpenBLAS, whose threads spin when a core is busy and then take many times
 # as long as one thread. The variable is read when that library loads, so it is set before JAX is imported.
@@ -21,6 +21,7 @@ if "scipy" in sys.modules:  # loaded before us: the variable comes too late, so 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -36,6 +37,11 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
 
     return wrapped
+
+
+def is_concrete(tree: Any) -> bool:
+    """Whether the numbers in all arrays of a tree are known, which they are not while a function is traced."""
+    return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
 
 
 def storage(name: str) -> np.dtype:

@@ -1,6 +1,7 @@
 """Amounts in words for people, the same on a terminal and on a page."""
 
 import math
+from collections.abc import Collection
 
 
 def bytes_text(count: float) -> str:
@@ -15,6 +16,12 @@ def bytes_text(count: float) -> str:
 def count_text(count: int) -> str:
     """1234567 -> "1 234 567"."""
     return f"{count:,}".replace(",", " ")
+
+
+def range_text(counts: Collection[int]) -> str:
+    """(224, 320, 256) -> "224 to 320"; one number if all are the same."""
+    least, most = min(counts), max(counts)
+    return f"{most}" if least == most else f"{least} to {most}"
 
 
 def change_text(before: float, after: float) -> str:

@@ -42,7 +42,7 @@ ALLOCATIONS, METHODS, UPDATES, SCHEDULES, STREAM_DTYPES = map(
 
 def is_count(value: Any, least: int = 1) -> bool:
     """Whether a value is a whole number of at least ``least``; to Python, True and False are 1 and 0 as well."""
-    return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
 
 
 def _number(value: Any) -> bool:
@@ -120,9 +120,8 @@ class _Settings:
             UserError: a value is out of its range; the message names all of them.
         """
         for name, _, _ in self._ranges:
-            value = getattr(self, name)
-            if isinstance(value, Real) and hasattr(value, "item"):
-                object.__setattr__(self, name, value.item())
+            if (plain := getattr(getattr(self, name), "item", None)) is not None:
+                object.__setattr__(self, name, plain())
         wrong = [
             f"{option(name)} must be {words}, not {getattr(self, name)!r}"
             for name, fits, words in self._ranges

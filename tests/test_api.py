@@ -1,10 +1,14 @@
 """What a notebook does: load, prune, measure, save; and what stock loaders make of the result."""
 
+import dataclasses
 import functools
+import inspect
+import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -13,6 +17,8 @@ from hf_models import hf_logits
 
 import spap_jax as spap
 from spap_jax.api import PruneResult
+from spap_jax.cli import main
+from spap_jax.keywords import FinetuneChanges, PruneChanges
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 STORIES = EXAMPLES / "llama-stories"
@@ -81,7 +87,8 @@ def test_a_notebook(tmp_path: Path):
     before, after = (spap.perplexity(m, evaluation()) for m in (model, result.model))
     assert before < after < 2 * before
 
-    spap.save(result.model, tmp_path / "out", files={"spap_report.json": result.report.to_json()})
+    spap.save(result, tmp_path / "out", files={"notes.txt": "mine"})
+    assert {"README.md", "notes.txt", "spap_report.json"} <= {file.name for file in (tmp_path / "out").iterdir()}
     with pytest.raises(spap.UserError, match="out exists"):
         spap.save(result.model, tmp_path / "out")
     theirs = torch_model(tmp_path / "out")
@@ -144,6 +151,199 @@ def test_perplexity_takes_blocks_and_needs_a_prediction():
 def test_settings_that_are_none(changes: dict, sentence: str):
     with pytest.raises(spap.UserError, match=sentence):
         spap.prune(stories(), evaluation(), **changes)
+
+
+NO_MODELS = {
+    "a path": (
+        str(STORIES),
+        r"llama-stories' is the name of a model, not a model: call spap.load\('.*llama-stories'\)",
+    ),
+    "a Path": (STORIES, "is the name of a model"),
+    "a result": (PruneResult(stories(), report=None), "PruneResult is not a model: pass its .model"),  # type: ignore
+    "a number": (3, "int is not a model: pass what spap.load returns"),
+}
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        spap.prune,
+        spap.finetune,
+        spap.logits,
+        spap.loss,
+        spap.perplexity,
+        spap.generate,
+        lambda model, tokens: spap.divergence(stories(), model, tokens),
+        lambda model, tokens: spap.finetune(stories(), tokens, teacher=model),
+        lambda model, tokens: spap.moments(model, tokens, 0),
+        lambda model, tokens: spap.hidden(model, tokens, 0),
+    ],
+)
+@pytest.mark.parametrize("case", NO_MODELS)
+def test_what_is_no_model(case: str, use):
+    model, sentence = NO_MODELS[case]
+    with pytest.raises(spap.UserError, match=sentence):
+        use(model, evaluation())
+
+
+def test_a_name_cannot_be_saved(tmp_path: Path):
+    with pytest.raises(spap.UserError, match="is the name of a model"):
+        spap.save(str(STORIES), tmp_path / "out")  # type: ignore
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_text_is_not_tokens():
+    with pytest.raises(spap.UserError, match=r"not the text 'stories.txt': spap.load_tokens makes them"):
+        spap.prune(stories(), "stories.txt")
+
+
+def test_a_saved_result_is_what_the_command_writes(tmp_path: Path):
+    """Weights, report and card, but for what is measured (seconds, memory) and for the hash of the command's run."""
+    text, by_command = EXAMPLES / "stories_calibration.txt", tmp_path / "command"
+    words = ("--sequences", "16", "--sequence-length", "64", "--method", "fasp", "--dtype", "bfloat16")
+    assert main(["prune", str(STORIES), "--calibration", str(text), "--output", str(by_command), *words]) == 0
+    blocks = spap.load_tokens(text, tokenizer=STORIES, sequence_length=64, sequences=16, role="calibration")
+    result = spap.prune(spap.load(str(STORIES)), blocks, method="fasp")
+    spap.save(result, tmp_path / "python", dtype="bfloat16")
+    names = sorted(file.name for file in by_command.iterdir())
+    assert sorted(file.name for file in (tmp_path / "python").iterdir()) == names
+    for name in set(names) - {"spap_report.json"}:
+        assert (tmp_path / "python" / name).read_bytes() == (by_command / name).read_bytes(), name
+    reports = [json.loads((folder / "spap_report.json").read_text()) for folder in (by_command, tmp_path / "python")]
+    for report in reports:
+        for part in (report, *report["layers"]):
+            assert part.pop("seconds")
+        assert report["extras"].pop("peak_memory_bytes") > 0
+        report["extras"].pop("run", None)
+    assert reports[0] == reports[1]
+
+
+def test_a_model_is_a_pytree():
+    model = stories()
+    leaves, tree = jax.tree.flatten(model)
+    assert all(isinstance(leaf, jax.Array) for leaf in leaves)
+    assert len(leaves) == len(jax.tree.leaves(model.params))
+    assert hash(tree) == hash(jax.tree.structure(spap.load(STORIES)))
+    assert tree == jax.tree.structure(spap.load(STORIES))
+    assert tree != jax.tree.structure(pruned().model)
+    doubled = jax.tree.map(lambda array: 2 * array, model)
+    assert isinstance(doubled, spap.Model)
+    assert doubled.config == model.config
+    traces = []
+
+    @jax.jit
+    def norm(model: spap.Model) -> jax.Array:
+        traces.append(model)
+        return sum((jnp.sum(leaf**2) for leaf in jax.tree.leaves(model)), jnp.float32(0))
+
+    assert norm(doubled) == pytest.approx(4 * float(norm(model)), rel=1e-5)
+    assert len(traces) == 1
+    assert "750 816 parameters, float32" in repr(traces[0])
+
+
+def test_a_model_is_replaced_in_part():
+    model = stories()
+    source = dataclasses.replace(model.source, name="mine")
+    other = model.replace(source=source)
+    assert other.source.name == "mine"
+    assert other.params is model.params
+    assert model.source.name == str(STORIES)
+    assert other != model
+    with pytest.raises(TypeError, match="parameters"):
+        model.replace(parameters={})  # type: ignore
+
+
+def test_values_are_shown_in_a_line():
+    model = f"Model(llama, 6 layers, width 96, 320 MLP channels, 750 816 parameters, float32, source {str(STORIES)!r})"
+    assert repr(stories()) == model
+    smaller = model.replace("320", "256").replace("750 816", "640 224")
+    assert repr(pruned()) == f"PruneResult(MLP channels -20.0 %, parameters -14.7 %, model={smaller})"
+    blocks = spap.load_tokens(evaluation(), tokenizer=None, sequence_length=64, sequences=2, role="evaluation")
+    words = "the given array: 2 of 8 windows of 64 tokens"
+    assert repr(blocks) == f"TokenBlocks([2, 64], {words!r}, sha256 {blocks.sha256[:8]}...)"
+    assert "config_text" not in repr(stories().source)
+
+
+def test_logits_are_the_same_under_jit():
+    """With the model and the tokens as arguments, and with the parameters alone."""
+    model, tokens = stories(), evaluation()[:2]
+    expected = spap.logits(model, tokens)
+    mask = np.ones_like(tokens)
+    np.testing.assert_allclose(jax.jit(spap.logits)(model, tokens, mask), expected, atol=1e-4)
+    alone = jax.jit(lambda params, tokens: spap.logits(model.replace(params=params), tokens))
+    np.testing.assert_allclose(alone(model.params, jnp.asarray(tokens)), expected, atol=1e-4)
+    with pytest.raises(spap.UserError, match=r"whole numbers \[B, T\], not float32 \[2, 64\]"):
+        alone(model.params, jnp.zeros((2, 64)))
+    with pytest.raises(spap.UserError, match="513 tokens do not fit"):
+        alone(model.params, jnp.zeros((2, 513), int))
+
+
+def test_a_mask_of_another_shape():
+    with pytest.raises(spap.UserError, match=r"attention_mask has the shape \[2, 63\], and the tokens have \[2, 64\]"):
+        spap.logits(stories(), evaluation()[:2], np.ones((2, 63)))
+
+
+def test_gradients_are_those_of_the_loss():
+    """Along a direction in which all parameters change, beside a difference of two losses."""
+    model, tokens = stories(), evaluation()[:2]
+    assert float(spap.loss(model, tokens)) == pytest.approx(np.log(spap.perplexity(model, tokens)), rel=1e-5)
+    gradients = jax.jit(jax.grad(spap.loss))(model, tokens)
+    assert isinstance(gradients, spap.Model)
+    slope = sum(float(jnp.vdot(g, w)) for g, w in zip(*map(jax.tree.leaves, (gradients, model)), strict=True))
+    up, down = (spap.loss(jax.tree.map(lambda w, s=s: s * w, model), tokens) for s in (1.01, 0.99))
+    assert slope == pytest.approx(float(up - down) / 0.02, rel=2e-2)
+    other = jax.jit(jax.grad(lambda m: jnp.sum(jax.nn.log_softmax(spap.logits(m, tokens))[:, 0, 0])))(model)
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(other))
+    with pytest.raises(spap.UserError, match="at least two tokens"):
+        spap.loss(model, tokens[:, :1])
+
+
+@pytest.mark.parametrize("layer", [0, 5])
+def test_moments_are_of_the_hidden_channels(layer: int):
+    model, tokens = stories(), evaluation()[:5]
+    problem, hidden = spap.moments(model, tokens, layer), spap.hidden(model, tokens, layer, batch_tokens=64)
+    assert hidden.shape == (5, 64, 320)
+    channels = np.asarray(hidden, np.float64).reshape(-1, 320)
+    weight = np.asarray(model.params["layers"]["mlp"]["down"][layer], np.float64)
+    target = channels @ weight
+    np.testing.assert_array_equal(problem.weight, weight)
+    expected = (channels.T @ channels / 320, channels.T @ target / 320, (target**2).sum() / 320)
+    for array, one in zip((problem.gram, problem.cross, problem.target_power), expected, strict=True):
+        np.testing.assert_allclose(array, one, rtol=1e-3, atol=1e-4 * np.abs(one).max())
+
+
+def test_moments_of_the_first_layer_are_what_pruning_sees():
+    tokens = evaluation()
+    p = spap.moments(stories(), tokens, 0)
+    solution = spap.solver.solve(p.gram, p.cross, p.weight, 256, target_power=p.target_power)
+    made = spap.prune(stories(), tokens, settings=QUICK, sparsity=0.2, held_out=0.0, update="refit").report.layers[0]
+    assert tuple(solution.kept.tolist()) == made.kept
+    assert float(solution.error) == pytest.approx(made.calibration.refit, rel=1e-2)
+
+
+@pytest.mark.parametrize("layer", [-1, 6, 1.0])
+def test_a_layer_that_is_not_there(layer):
+    with pytest.raises(spap.UserError, match="layer must be a whole number from 0 to 5"):
+        spap.hidden(stories(), evaluation(), layer)
+
+
+@pytest.mark.parametrize(
+    ("function", "settings", "changes"),
+    [
+        (spap.prune, spap.PruneSettings, PruneChanges),
+        (spap.finetune, spap.FinetuneSettings, FinetuneChanges),
+    ],
+)
+def test_every_setting_is_in_the_signature_and_the_help(function, settings, changes):
+    fields = {field.name: field for field in dataclasses.fields(settings)}
+    assert get_type_hints(changes) == {name: field.type for name, field in fields.items()}
+    assert list(get_type_hints(changes)) == list(fields)
+    parameters = inspect.signature(function).parameters
+    assert {name: parameters[name].default for name in fields} == {name: f.default for name, f in fields.items()}
+    assert "changes" not in parameters
+    meanings = inspect.cleandoc(settings.__doc__).partition("Attributes:\n")[2]
+    assert f"\n{meanings}\n\nRaises:\n" in inspect.getdoc(function)
+    assert "**changes" not in inspect.getdoc(function)
 
 
 def test_settings_are_a_value():

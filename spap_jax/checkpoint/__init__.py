@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from spap_jax.checkpoint.config_text import check_describable, read_config
-from spap_jax.checkpoint.huggingface import Place, Reader, Writer, local, save
+from spap_jax.checkpoint.huggingface import Place, Reader, Writer, local, save, weight_bytes
 from spap_jax.checkpoint.locate import locate, locate_config, model_place
 from spap_jax.checkpoint.orbax import is_orbax, load_orbax, save_orbax
 from spap_jax.checkpoint.output import check_output, new_folder
@@ -25,6 +25,7 @@ __all__ = [
     "read_config",
     "save",
     "save_orbax",
+    "weight_bytes",
 ]
 
 

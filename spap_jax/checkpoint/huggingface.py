@@ -23,7 +23,7 @@ from spap_jax.checkpoint.output import new_folder
 from spap_jax.checkpoint.shards import Shards
 from spap_jax.checkpoint.side_files import copy_side_files
 from spap_jax.checkpoint.stored import Stack, Stored
-from spap_jax.checkpoint.tensors import DTYPES, Tensor, TensorFiles
+from spap_jax.checkpoint.tensors import DTYPES, TensorFiles
 from spap_jax.errors import UserError
 from spap_jax.model import Model, Source
 from spap_jax.models.config import DecoderConfig
@@ -166,10 +166,7 @@ class Writer:
         self._dtype = dtype
         self._rules = FAMILIES[config.family].rules_for(config)
         self._expected = inventory.expected_tensors(config, source.head_stored)
-        self._tensors = {
-            name: Tensor(expected.shape, dtype or dtypes.get(expected.rule.ours, dtypes["layers/mlp/down"]))
-            for name, expected in self._expected.items()
-        }
+        self._tensors = inventory.planned(self._expected, dtypes, dtype)
         self._shard_bytes = shard_bytes
         self.bytes = sum(tensor.bytes for tensor in self._tensors.values())
         self._output = new_folder(folder, overwrite, self.bytes, partial, source=source.folder)
@@ -274,6 +271,13 @@ def save(
             writer.layer(index, jax.tree.map(lambda stack, i=index: stack[i], model.params["layers"]))
         for name, content in (files or {}).items():
             writer.file(name, content)
+
+
+def weight_bytes(model: Model, dtype: str | None = None) -> int:
+    """How many bytes the weights have that `save` writes of a model."""
+    expected = inventory.expected_tensors(model.config, model.source.head_stored)
+    tensors = inventory.planned(expected, inventory.array_dtypes(model.params, model.config), dtype)
+    return sum(tensor.bytes for tensor in tensors.values())
 
 
 def _converted(name: str, array: np.ndarray, dtype: str | None) -> np.ndarray:

@@ -1,11 +1,11 @@
 """Which tensors a checkpoint of a config must have, and whether those that it has are these."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from spap_jax.checkpoint.tensors import DTYPES, TensorFiles
+from spap_jax.checkpoint.tensors import DTYPES, Tensor, TensorFiles
 from spap_jax.errors import UserError
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
@@ -45,6 +45,21 @@ def expected_tensors(config: DecoderConfig, head_stored: bool = False) -> dict[s
         for layer, own in enumerate(in_layers)
         for rule in rules
         if rule.stacked
+    }
+
+
+def planned(expected: dict[str, Expected], dtypes: Mapping[str, str], dtype: str | None) -> dict[str, Tensor]:
+    """Shape and dtype of every tensor of a checkpoint that is to be written.
+
+    Args:
+        expected: The tensors by name.
+        dtypes: Names of the arrays' dtypes by their path in the parameter tree; arrays without one, which are biases
+            that pruning added, have that of the MLP's output projection.
+        dtype: Name of the dtype to convert all of them to, if any.
+    """
+    return {
+        name: Tensor(each.shape, dtype or dtypes.get(each.rule.ours, dtypes["layers/mlp/down"]))
+        for name, each in expected.items()
     }
 
 

@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from spap_jax.training.report import FinetuneReport
     from spap_jax.training.train import Stage
 
-_REPORT = "spap_report.json"
-"""Of the pruning, which goes along."""
-
 
 def finetune(
     model: ModelName,
@@ -88,7 +85,7 @@ def finetune(
     from spap_jax.devices import join, leads, sharing
     from spap_jax.errors import UserError
     from spap_jax.placement import placed
-    from spap_jax.training.card import trained_card
+    from spap_jax.training.card import trained_files
     from spap_jax.training.resume import begun, identity, keep
     from spap_jax.training.run import run
     from spap_jax.training.train import check
@@ -136,10 +133,7 @@ def finetune(
         after = _perplexity(trained, judged, "after training")
         extras["perplexity"] = {"data": judged.description, "before": before, "after": after}
     report = replace(report, extras=extras | {"peak_memory_bytes": memory.peak()})
-    folder = start.source.folder
-    files = {"spap_finetune.json": report.to_json(), "README.md": trained_card(report, folder)}
-    if folder and (folder / _REPORT).is_file():
-        files[_REPORT] = (folder / _REPORT).read_text(encoding="utf-8")
+    files = trained_files(report, start.source.folder)
     checkpoint.save(trained, output, overwrite=overwrite, files=files)
     kept.remove()
     _summary(report)

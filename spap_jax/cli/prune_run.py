@@ -21,7 +21,7 @@ from spap_jax.model import Model
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.pruning.allocation import allocated_config
-from spap_jax.pruning.card import OWN_LOADER, model_card
+from spap_jax.pruning.card import OWN_LOADER, pruned_files
 from spap_jax.pruning.pipeline import Begun, Step, prune_layers, pruned_config, together
 from spap_jax.pruning.progress import Progress
 from spap_jax.pruning.report import LayerReport, PruneReport, SweepReport, new_report
@@ -94,8 +94,8 @@ def _lead_one(run: PruneRun, given: Given, number: int, fresh: bool, before_end:
             dtype=given.dtype, overwrite=given.overwrite, partial=kept.output,
         ) as writer:  # fmt: skip
             report = _prune_into(writer, given, run, number, kept, done)
-            writer.file("spap_report.json", report.to_json())
-            writer.file("README.md", model_card(report))
+            for name, text in pruned_files(report).items():
+                writer.file(name, text)
         kept.drop_steps()
     _summary(report)
     console.err.print(f"wrote {run.output}")

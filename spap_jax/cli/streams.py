@@ -64,7 +64,7 @@ class Lines(Stream):
 
 # No markup: a folder's name may have brackets.
 out = Lines(highlight=False, markup=False)
-err = Lines(stderr=True, highlight=False, markup=False)
+err = Lines(stderr=True, highlight=False, markup=False, force_jupyter=False)
 pages = Stream()
 """Shows help and the version, on standard output as well."""
 

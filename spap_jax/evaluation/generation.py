@@ -10,7 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
 from spap_jax.errors import UserError
-from spap_jax.model import Model, Source
+from spap_jax.model import Model, Source, checked
 from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 
@@ -162,7 +162,7 @@ def generate(
     Raises:
         UserError: the prompts do not fit the model, or a setting is out of its range.
     """
-    prompts = np.asarray(tokens)
+    model, prompts = checked(model), np.asarray(tokens)
     mask = np.ones(prompts.shape, bool) if valid is None else np.asarray(valid).astype(bool)
     sampling = Sampling(float(temperature), int(top_k), float(top_p))
     _check_prompts(model.config, prompts, mask, max_new_tokens)

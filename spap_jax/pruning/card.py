@@ -1,8 +1,7 @@
 """The model card: what a stranger who finds the pruned checkpoint should know."""
 
-from collections.abc import Sequence
-
 from spap_jax.pruning.report import PruneReport
+from spap_jax.quantities import range_text
 
 _TEXT = """\
 {head}
@@ -78,6 +77,11 @@ def card_head(name: str, library: str, *tags: str) -> str:
     return "\n".join(["---", *lines, "---", ""])
 
 
+def pruned_files(report: PruneReport) -> dict[str, str]:
+    """What goes along with the weights of a pruned checkpoint, by file name: its report and its card."""
+    return {"spap_report.json": report.to_json(), "README.md": model_card(report)}
+
+
 def model_card(report: PruneReport) -> str:
     """The README.md of a pruned checkpoint; every figure comes from the report."""
     model, widths = report.model, report.model["widths"]
@@ -101,8 +105,8 @@ def model_card(report: PruneReport) -> str:
         heads=_HEADS.format(heads=heads, groups=groups) if fewer_heads else "",
         loaders=_loaders(report, fewer_heads),
         code=_STOCK_CODE if report.one_width else _OWN_CODE,
-        before=_range(widths["before"]),
-        after=_range(widths["after"]),
+        before=range_text(widths["before"]),
+        after=range_text(widths["after"]),
         architecture=model["architecture"],
         but=" but for added biases in the MLP" if biases["after"] and not biases["before"] else "",
         selection=report.method["selection"],
@@ -116,11 +120,6 @@ def _loaders(report: PruneReport, fewer_heads: bool) -> str:
     if not report.one_width:
         return f"; {OWN_LOADER}"
     return f", so {_LOADERS if fewer_heads else 'stock tools load it'}"
-
-
-def _range(widths: Sequence[int]) -> str:
-    least, most = min(widths), max(widths)
-    return f"{most}" if least == most else f"{least} to {most}"
 
 
 def _percent(count: dict[str, int]) -> float:

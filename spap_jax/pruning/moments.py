@@ -14,7 +14,7 @@ from spap_jax.models.decoder import Params
 from spap_jax.numerics import full_precision, in_float32
 from spap_jax.pruning.streams import attended, mlp_hidden
 from spap_jax.solver.alternating import Tokens, Weights
-from spap_jax.solver.problem import Problem, squared_error
+from spap_jax.solver.problem import Problem, explained
 
 
 class Moments(NamedTuple):
@@ -94,6 +94,7 @@ def relative_error(seen: Moments, centred: bool, kept: jax.Array, weights: Weigh
     mean = jnp.square(seen.target_mean - seen.hidden_mean[kept] @ weights.down)
     bias = 0 if weights.bias is None else weights.bias
     left = jnp.square(seen.target_mean - seen.hidden_mean[kept] @ weights.down - bias)
-    squared = squared_error(seen.problem, kept, weights.down) + (left - (0 if centred else mean)).sum()
+    squared = seen.problem.target_power - explained(seen.problem, kept, weights.down)
+    squared = squared + (left - (0 if centred else mean)).sum()
     power = seen.problem.target_power + (jnp.square(seen.target_mean).sum() if centred else 0)
     return jnp.maximum(squared, 0) / jnp.maximum(power, jnp.finfo(jnp.float32).tiny)

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from spap_jax.numerics import full_precision
-from spap_jax.solver.problem import System, Tableau, dense_tableau, pivot
+from spap_jax.solver.checks import check_positive, check_whole, or_none
+from spap_jax.solver.problem import System, Tableau, dense_tableau, is_finite, pivot
 
 POOL = 4  # candidates in a step for every channel that may leave
 _LEAST_POOL = 64
@@ -39,15 +40,20 @@ def select(system: System, keep: int, penalty: float | Array, steps: int) -> Arr
         system: The layer, f channels.
         keep: How many to keep, k, at least 1; static.
         penalty: Weight of the penalty on a removed channel, relative to its energy.
-        steps: Steps in which the number of penalised channels grows to f - k; static.
+        steps: Steps in which the number of penalised channels grows to f - k, at least 1; static.
 
     Returns:
-        [k] int32 channel numbers, ascending.
+        [k] int32 channel numbers, ascending; all -1 if the system is not finite.
+
+    Raises:
+        UserError: ``keep`` or ``steps`` is out of its range, or the penalty or the system is known to be unusable.
     """
     f = system.gram.shape[0]
-    count = f - keep
+    keep, steps = check_whole("keep", keep, 1, f), check_whole("steps", steps, 1)
+    check_positive("penalty", penalty)
+    count, sound = f - keep, is_finite(system)
     if count == 0:
-        return jnp.arange(f, dtype=jnp.int32)
+        return or_none(jnp.arange(f, dtype=jnp.int32), sound)
     b = math.ceil(count / steps)
     guests = min(math.ceil(RETURNS * b), keep)
 
@@ -56,7 +62,7 @@ def select(system: System, keep: int, penalty: float | Array, steps: int) -> Arr
 
     targets = jnp.minimum(b * jnp.arange(1, math.ceil(count / b) + 1), count)
     last, _ = lax.scan(step, _State(dense_tableau(system), jnp.zeros(f, bool)), targets)
-    return jnp.flatnonzero(~last.tableau.removed, size=keep).astype(jnp.int32)
+    return or_none(jnp.flatnonzero(~last.tableau.removed, size=keep).astype(jnp.int32), sound)
 
 
 def removal_costs(tableau: Tableau) -> Array:

@@ -13,9 +13,24 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.scipy.linalg import cho_solve
 
-from spap_jax.numerics import full_precision
+from spap_jax.numerics import full_precision, is_concrete
+from spap_jax.solver.checks import (
+    Status,
+    check_channels,
+    check_moments,
+    check_positive,
+    check_shape,
+    check_status,
+    first_status,
+)
 
 _RIDGE_GROWTHS = 8
+_ROUNDING = 1e-2
+"""Rounding of float32 moments raises the ridge to a tenth of this at most: 2048 channels that two tokens excite."""
+
+_ASYMMETRY = 1e-4
+"""Of two entries of a Gram matrix that should be equal, relative to the energies of both channels."""
+
 _TINY = 1e-30  # a layer without any energy still has a diagonal whose inverse square root is finite
 
 
@@ -63,7 +78,14 @@ def equilibrate(problem: Problem, ridge: float | Array) -> System:
     Args:
         problem: The layer, f channels.
         ridge: Pull towards the dense weights, relative to each channel's energy.
+
+    Raises:
+        UserError: shapes do not fit, the ridge is not positive, or the moments are no second moments (see `Status`).
+            While the function is traced, numbers are unknown: the system then holds NaN, or has a large ridge.
     """
+    check_moments(problem.gram, problem.cross, problem.weight, problem.target_power)
+    check_positive("ridge", ridge)
+    asked = jnp.asarray(ridge, problem.gram.dtype)
 
     def grow(state: tuple[Array, System]) -> tuple[Array, System]:
         growths, system = state
@@ -75,8 +97,34 @@ def equilibrate(problem: Problem, ridge: float | Array) -> System:
         least = jnp.min(jnp.diagonal(system.factor)) ** 2
         return ~(least > 0.5 * smallest_pivot(system)) & (growths < _RIDGE_GROWTHS)
 
-    first = _ridged(problem, jnp.asarray(ridge, problem.gram.dtype))
-    return lax.while_loop(unsound, grow, (jnp.int32(0), first))[1]
+    system = lax.while_loop(unsound, grow, (jnp.int32(0), _ridged(problem, asked)))[1]
+    if is_concrete(system):
+        check_status(status_of(problem, system, asked))
+    return system
+
+
+def status_of(problem: Problem, system: System, asked: float | Array) -> Array:
+    """Whether moments are second moments: [] int32, a failure's `Status` or SOLVED.
+
+    Args:
+        problem: The layer, f channels.
+        system: The same with its ridge.
+        asked: The ridge that was asked for.
+    """
+    gram = problem.gram
+    size = jnp.sqrt(jnp.abs(jnp.diagonal(gram)))
+    return first_status(
+        (Status.NOT_FINITE, ~jnp.stack([jnp.isfinite(a).all() for a in problem]).all()),
+        (Status.NOT_SYMMETRIC, jnp.any(jnp.abs(gram - gram.T) > _ASYMMETRY * size[:, None] * size[None, :])),
+        (Status.NOT_POSITIVE, ~jnp.isfinite(jnp.diagonal(system.factor)).all()),
+        (Status.NOT_POSITIVE, (system.ridge > _ROUNDING) & (system.ridge > asked)),
+        (Status.NOT_FINITE, ~is_finite(system)),
+    )
+
+
+def is_finite(system: System) -> Array:
+    """Whether a system can be solved, []: the factorisation of anything else is NaN."""
+    return jnp.isfinite(jnp.diagonal(system.factor)).all() & jnp.isfinite(system.cross).all()
 
 
 def smallest_pivot(system: System) -> Array:
@@ -104,7 +152,11 @@ def refit(system: System, kept: Array) -> Array:
 
     Returns:
         [k,d] minimiser of the ridged error.
+
+    Raises:
+        UserError: ``kept`` are not distinct channel numbers.
     """
+    check_channels(kept, system.gram.shape[0])
     return system.scale[kept][:, None] * cho_solve((_factor(system, kept), True), system.cross[kept])
 
 
@@ -115,30 +167,46 @@ def objective(system: System, kept: Array) -> Array:
     Args:
         system: The layer, f channels.
         kept: [k] channel numbers.
+
+    Raises:
+        UserError: ``kept`` are not distinct channel numbers.
     """
+    check_channels(kept, system.gram.shape[0])
     half = jax.scipy.linalg.solve_triangular(_factor(system, kept), system.cross[kept], lower=True)
     return -0.5 * jnp.sum(half * half)
 
 
 @full_precision
-def squared_error(problem: Problem, kept: Array, projection: Array) -> Array:
-    """``|Y - H_S V|^2 / N``, [], without the ridge.
+def relative_error(problem: Problem, kept: Array, projection: Array) -> Array:
+    """``|Y - H_S V|^2 / |Y|^2``, [], without the ridge.
 
     Args:
         problem: The layer, f channels.
+        kept: [k] channel numbers.
+        projection: [k,d] output projection of the kept channels, in the original scale.
+
+    Raises:
+        UserError: shapes do not fit, or ``kept`` are not distinct channel numbers.
+    """
+    check_moments(problem.gram, problem.cross, problem.weight, problem.target_power)
+    check_channels(kept, problem.gram.shape[0])
+    check_shape("projection", projection, (len(kept), problem.cross.shape[1]))
+    left = problem.target_power - explained(problem, kept, projection)
+    return jnp.maximum(left, 0) / jnp.maximum(problem.target_power, _TINY)
+
+
+def explained(problem: Problem, kept: Array, projection: Array) -> Array:
+    """``|Y|^2 - |Y - H_S V|^2``, [], means over the tokens: how much of the target's power the kept channels explain.
+
+    Args:
+        problem: The layer, f channels; its ``target_power`` is not read.
         kept: [k] channel numbers.
         projection: [k,d] output projection of the kept channels, in the original scale.
     """
     cross = problem.cross[kept]
     residual = cross - problem.gram[kept[:, None], kept[None, :]] @ projection
     # Grouped so that the small term, <V, residual>, keeps its digits beside the large ones.
-    explained = jnp.sum(jnp.sum(projection * cross, axis=1)) + jnp.sum(jnp.sum(projection * residual, axis=1))
-    return jnp.maximum(problem.target_power - explained, 0)
-
-
-def relative_error(problem: Problem, kept: Array, projection: Array) -> Array:
-    """``|Y - H_S V|^2 / |Y|^2``, [], without the ridge; the arguments are those of ``squared_error``."""
-    return squared_error(problem, kept, projection) / jnp.maximum(problem.target_power, _TINY)
+    return jnp.sum(jnp.sum(projection * cross, axis=1)) + jnp.sum(jnp.sum(projection * residual, axis=1))
 
 
 def _factor(system: System, kept: Array) -> Array:

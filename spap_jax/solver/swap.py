@@ -17,7 +17,8 @@ from jax import Array, lax
 from jax.scipy.linalg import cho_solve
 
 from spap_jax.numerics import full_precision
-from spap_jax.solver.problem import System, Tableau, pivot, smallest_pivot
+from spap_jax.solver.checks import check_channels, check_whole, or_none
+from spap_jax.solver.problem import System, Tableau, is_finite, pivot, smallest_pivot
 
 TOLERANCE = 1e-6  # of the explained power: a smaller gain is within the rounding of the moments themselves
 BLOCK = 16  # at most one swap for every so many channels on the smaller side
@@ -27,9 +28,10 @@ class Polished(NamedTuple):
     """A selection after its polish.
 
     Attributes:
-        kept: [k] int32 channel numbers, ascending.
+        kept: [k] int32 channel numbers, ascending; all -1 if the system is not finite.
         swaps: [] int32 swaps made.
-        improving: [] int32 swaps left that would still lower the objective; 0 certifies a local optimum.
+        improving: [] int32 swaps left that would still lower the objective; 0 certifies a local optimum, and -1 says
+            that the system is not finite.
     """
 
     kept: Array
@@ -57,11 +59,18 @@ def polish(system: System, kept: Array, rounds: int) -> Polished:
         system: The layer, f channels.
         kept: [k] distinct channel numbers.
         rounds: At most so many rounds; 0 only counts the improving swaps. Static.
+
+    Raises:
+        UserError: ``kept`` are not distinct channel numbers, ``rounds`` is negative, or the system is known not to be
+            finite.
     """
-    f, k = system.gram.shape[0], kept.shape[0]
-    zero = jnp.int32(0)
+    f = system.gram.shape[0]
+    check_channels(kept, f)
+    k = kept.shape[0]
+    rounds = check_whole("rounds", rounds, 0)
+    zero, sound = jnp.int32(0), is_finite(system)
     if k == f:
-        return Polished(jnp.arange(f, dtype=jnp.int32), zero, zero)
+        return Polished(or_none(jnp.arange(f, dtype=jnp.int32), sound), zero, jnp.where(sound, zero, -1))
     absent = jnp.ones(f, bool).at[kept].set(False)
     removed = jnp.flatnonzero(absent, size=f - k).astype(jnp.int32)
     tableau, explained = _tableau(system, kept, removed)
@@ -76,7 +85,7 @@ def polish(system: System, kept: Array, rounds: int) -> Polished:
 
     first = _State(tableau, kept.astype(jnp.int32), removed, zero, zero, zero, jnp.bool_(True))
     last = lax.while_loop(lambda state: state.moved, turn, first)
-    return Polished(jnp.sort(last.kept), last.swaps, last.improving)
+    return Polished(or_none(jnp.sort(last.kept), sound), last.swaps, jnp.where(sound, last.improving, -1))
 
 
 def swap_gains(tableau: Tableau, kept: Array, removed: Array, floor: float | Array) -> Array:

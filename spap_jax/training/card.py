@@ -5,6 +5,9 @@ from pathlib import Path
 from spap_jax.pruning.card import card_head
 from spap_jax.training.report import FinetuneReport
 
+_PRUNED = "spap_report.json"
+"""The report of the pruning."""
+
 _NEW = """\
 {head}
 # {name}, trained
@@ -24,6 +27,19 @@ step {kept}, the best on sequences that were held out, were kept; figures above 
 
 Every setting and the loss of every step are in `spap_finetune.json`.
 """
+
+
+def trained_files(report: FinetuneReport, folder: Path | None) -> dict[str, str]:
+    """What goes along with the weights of a trained checkpoint, by file name: its report, its card, and older reports.
+
+    Args:
+        report: Of the training.
+        folder: The checkpoint that was trained.
+    """
+    files = {"spap_finetune.json": report.to_json(), "README.md": trained_card(report, folder)}
+    if folder and (folder / _PRUNED).is_file():
+        files[_PRUNED] = (folder / _PRUNED).read_text(encoding="utf-8")
+    return files
 
 
 def trained_card(report: FinetuneReport, folder: Path | None) -> str:

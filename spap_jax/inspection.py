@@ -1,0 +1,198 @@
+"""What can be asked of a model in a notebook: its predictions, how good they are, and what pruning sees of a layer.
+
+`logits` and `loss` are pure functions of a model and tokens: they work under ``jax.jit`` and ``jax.grad``. The others
+run on the host: they check numbers, call jitted programs one after the other, and return results.
+"""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spap_jax.errors import UserError
+from spap_jax.evaluation.divergence import mean_divergence
+from spap_jax.evaluation.perplexity import check_length
+from spap_jax.evaluation.perplexity import perplexity as window_perplexity
+from spap_jax.model import Model, checked
+from spap_jax.models import decoder
+from spap_jax.models.config import DecoderConfig
+from spap_jax.models.decoder import Params
+from spap_jax.numerics import full_precision, is_concrete
+from spap_jax.pruning.dense import Entered, dense_hidden, dense_moments, enter
+from spap_jax.solver.problem import Problem
+from spap_jax.training.objective import Decoder, loss_sum
+
+
+def token_blocks(tokens: Any, config: DecoderConfig) -> Any:
+    """Token ids [B, T] as int32, checked against the model.
+
+    Ids that are traced, inside of ``jax.jit``, stay traced, and only their shape is checked.
+
+    Raises:
+        UserError: not a block of token ids, too long for the model's positions, or ids outside the vocabulary.
+    """
+    blocks = getattr(tokens, "tokens", tokens)
+    if isinstance(blocks, str | Path):
+        raise UserError(
+            f"tokens must be whole numbers [B, T], not the text {str(blocks)[:40]!r}: spap.load_tokens makes them of a "
+            "file, a data set or a list of texts."
+        )
+    if is_concrete(blocks):
+        try:
+            blocks = np.asarray(blocks)
+        except ValueError as error:
+            raise UserError("tokens must be whole numbers [B, T], with all sequences of the same length.") from error
+    if blocks.ndim != 2 or 0 in blocks.shape or not np.issubdtype(blocks.dtype, np.integer):
+        raise UserError(f"tokens must be whole numbers [B, T], not {blocks.dtype} {list(blocks.shape)}.")
+    check_length(config, blocks.shape[1])
+    if is_concrete(blocks) and (blocks.min() < 0 or blocks.max() >= config.vocabulary):
+        raise UserError(
+            f"token ids go from {blocks.min()} to {blocks.max()}, outside the model's vocabulary of "
+            f"{config.vocabulary}: the tokens come from another tokenizer."
+        )
+    return blocks.astype(np.int32)
+
+
+def perplexity(model: Model, tokens: Any, batch_tokens: int = 4096) -> float:
+    """exp of the mean negative log-likelihood per predicted token: T - 1 of them in each window of T tokens.
+
+    It runs on the host, in batches; inside of ``jax.jit`` and ``jax.grad`` use `loss`.
+
+    Args:
+        model: The model.
+        tokens: Windows of token ids [B, T], or what ``load_tokens`` returned; windows do not see each other.
+        batch_tokens: Tokens that pass through the model at once.
+
+    Raises:
+        UserError: the tokens are unusable for the model, or there is nothing to predict.
+    """
+    model = checked(model)
+    return window_perplexity(model, token_blocks(tokens, model.config), batch_tokens)
+
+
+def divergence(dense: Model, pruned: Model, tokens: Any, batch_tokens: int = 4096) -> float:
+    """KL(dense || pruned) in nats per predicted token: how far the pruned model's predictions are from the dense one's.
+
+    It runs on the host, in batches.
+
+    Args:
+        dense: The model whose predictions are the standard.
+        pruned: What was made of it.
+        tokens: Windows of token ids [B, T], or what ``load_tokens`` returned; windows do not see each other.
+        batch_tokens: Tokens that pass through the models at once.
+
+    Raises:
+        UserError: the tokens are unusable for a model, there is nothing to predict, or the vocabularies differ.
+    """
+    dense, pruned = checked(dense), checked(pruned)
+    return mean_divergence(dense, pruned, token_blocks(tokens, dense.config), batch_tokens)
+
+
+def logits(model: Model, tokens: Any, attention_mask: Any = None) -> jax.Array:
+    """The logits of the next token at every position, a pure function: it works under ``jax.jit`` and ``jax.grad``.
+
+    While it is traced, token ids are not known, and ids outside the vocabulary are not refused.
+
+    Args:
+        model: The model, whose parameters may be traced.
+        tokens: Token ids [B, T], which may be traced; or what ``load_tokens`` returned.
+        attention_mask: [B, T], 0 at padding and 1 elsewhere; by default there is no padding.
+
+    Returns:
+        Float32 logits [B, T, v].
+
+    Raises:
+        UserError: the tokens are unusable for the model, or the mask has another shape.
+    """
+    model = checked(model)
+    blocks = token_blocks(tokens, model.config)
+    valid = jnp.ones(blocks.shape, bool) if attention_mask is None else jnp.asarray(attention_mask).astype(bool)
+    if valid.shape != blocks.shape:
+        raise UserError(f"attention_mask has the shape {list(valid.shape)}, and the tokens have {list(blocks.shape)}.")
+    return _logits(model.config, model.params, blocks, valid)
+
+
+def loss(model: Model, tokens: Any) -> jax.Array:
+    """Mean negative log-likelihood per predicted token, in nats.
+
+    It is a pure function: ``jax.grad(spap.loss)(model, tokens)`` gives a model that holds the gradients. A sequence of
+    T tokens has T - 1 predictions. Of the logits only a few tokens' are in memory at once, and gradients compute a
+    layer's activations again. While it is traced, ids outside the vocabulary are not refused.
+
+    Args:
+        model: The model, whose parameters may be traced.
+        tokens: Token ids [B, T], which may be traced; or what ``load_tokens`` returned.
+
+    Returns:
+        Float32 [].
+
+    Raises:
+        UserError: the tokens are unusable for the model, or there is nothing to predict.
+    """
+    model = checked(model)
+    blocks = token_blocks(tokens, model.config)
+    if blocks.shape[1] < 2:
+        raise UserError(f"a loss needs sequences of at least two tokens, not {list(blocks.shape)}.")
+    return _loss(model.config, model.params, blocks)
+
+
+def moments(model: Model, tokens: Any, layer: int, batch_tokens: int = 4096) -> Problem:
+    """The second moments of the MLP of one layer of a dense model: what the solver sees of it.
+
+    They are those of ``schedule="parallel"``; with ``schedule="sequential"``, pruning takes them on what the layers
+    before, which are pruned then, make of the tokens. Where the MLP has an output bias, as OPT's, they are centred. A
+    solution is then ``spap.solver.solve(p.gram, p.cross, p.weight, keep, target_power=p.target_power)``.
+
+    Args:
+        model: The dense model.
+        tokens: Token ids [B, T], or what ``load_tokens`` returned.
+        layer: Number of the layer, from 0.
+        batch_tokens: Tokens that pass through a layer at once.
+
+    Returns:
+        ``gram`` [f, f], ``cross`` [f, d], ``target_power`` [] and the dense output projection ``weight`` [f, d].
+
+    Raises:
+        UserError: the tokens are unusable for the model, or it has no such layer.
+    """
+    return dense_moments(_entered(model, tokens, layer, batch_tokens)).problem
+
+
+def hidden(model: Model, tokens: Any, layer: int, batch_tokens: int = 4096) -> jax.Array:
+    """The hidden channels of the MLP of one layer, which its output projection multiplies.
+
+    Args:
+        model: The model.
+        tokens: Token ids [B, T], or what ``load_tokens`` returned.
+        layer: Number of the layer, from 0.
+        batch_tokens: Tokens that pass through a layer at once.
+
+    Returns:
+        Float32 [B, T, f].
+
+    Raises:
+        UserError: the tokens are unusable for the model, or it has no such layer.
+    """
+    return dense_hidden(_entered(model, tokens, layer, batch_tokens))
+
+
+def _entered(model: Model, tokens: Any, layer: int, batch_tokens: int) -> Entered:
+    model = checked(model)
+    if not isinstance(layer, int | np.integer) or not 0 <= layer < model.config.layers:
+        raise UserError(f"layer must be a whole number from 0 to {model.config.layers - 1}, not {layer!r}.")
+    return enter(model, token_blocks(tokens, model.config), int(layer), batch_tokens)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+@full_precision
+def _logits(config: DecoderConfig, params: Params, tokens: jax.Array, valid: jax.Array) -> jax.Array:
+    return decoder.forward(config, params, tokens, valid)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+@full_precision
+def _loss(config: DecoderConfig, params: Params, tokens: jax.Array) -> jax.Array:
+    return loss_sum(Decoder(config, params, {}, 1.0), None, tokens) / (tokens.shape[0] * (tokens.shape[1] - 1))

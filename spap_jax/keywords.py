@@ -1,0 +1,85 @@
+"""Settings as keyword arguments: what `prune` and `finetune` take beside their own parameters.
+
+A type checker reads the names and types from a ``TypedDict``, which it understands only if it is written out; a person
+reads them, with defaults and meanings, in the signature and the help of the function, which are made from the settings.
+A test holds the two together.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any, TypedDict, TypeVar
+
+from spap_jax.settings import Allocation, EffortName, Method, Schedule, StreamDtype, Update
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class PruneChanges(TypedDict, total=False):
+    """The fields of ``PruneSettings``."""
+
+    sparsity: float
+    attention_sparsity: float
+    allocation: Allocation
+    round_to: int
+    method: Method
+    update: Update
+    schedule: Schedule
+    seed: int
+    ridge: float
+    penalty: float
+    penalty_steps: int
+    swap_rounds: int
+    held_out: float
+    effort: EffortName
+    sampled: int | None
+    rounds: int
+    steps: int
+    sweeps: int | None
+    sweep_blocks: int | None
+    sweep_steps: int | None
+    step_tokens: int
+    learning_rate: float
+    sweep_learning_rate: float
+    batch_tokens: int
+    stream_dtype: StreamDtype
+
+
+class FinetuneChanges(TypedDict, total=False):
+    """The fields of ``FinetuneSettings``."""
+
+    full: bool
+    lora_rank: int | None
+    lora_alpha: float
+    steps: int
+    learning_rate: float | None
+    weight_decay: float
+    step_sequences: int
+    batch_tokens: int
+    held_out: float
+    check_every: int
+    seed: int
+
+
+def showing(settings: type) -> Callable[[Function], Function]:
+    """Shows the fields of a dataclass in the signature and the help of a function, in place of its ``**changes``.
+
+    Args:
+        settings: The dataclass; its docstring says under ``Attributes:`` what each field means.
+    """
+    shown = [
+        inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type)
+        for field in dataclasses.fields(settings)
+    ]
+    meanings = inspect.cleandoc(settings.__doc__ or "").partition("Attributes:\n")[2]
+
+    def decorate(function: Function) -> Function:
+        signature = inspect.signature(function)
+        own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        before, changes, after = inspect.cleandoc(function.__doc__ or "").partition("    **changes:")
+        if changes:
+            function.__doc__ = before + meanings + "\n\n" + after.partition("\n\n")[2]
+        function.__signature__ = signature.replace(parameters=[*own, *shown])  # type: ignore[attr-defined]
+        return function
+
+    return decorate

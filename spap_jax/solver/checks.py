@@ -1,0 +1,128 @@
+"""What the solver refuses.
+
+Shapes and static numbers are always known, and are checked always. Numbers in arrays are looked at only where they are
+concrete; inside of ``jax.jit`` or ``jax.vmap`` they are not, and results tell by their values: -1 in place of a channel
+or of a count, and the `Status` of `solve`.
+"""
+
+import math
+from enum import IntEnum
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from spap_jax.errors import UserError
+from spap_jax.numerics import is_concrete
+
+
+class Status(IntEnum):
+    """How `solve` ended, as ``Solution.status`` holds it. With the first two there is a solution; else there is none.
+
+    Attributes:
+        SOLVED: No exchange of one kept for one removed channel would lower the objective.
+        SWAPS_LEFT: Exchanges are left that would; more ``swap_rounds`` would make them.
+        NOT_FINITE: The moments hold NaN or infinity, or overflow float32.
+        NOT_SYMMETRIC: The Gram matrix is not symmetric.
+        NOT_POSITIVE: The Gram matrix is not positive semidefinite, beyond what rounding explains.
+        INCONSISTENT: The channels explain more of the target than there is of it.
+    """
+
+    SOLVED = 0
+    SWAPS_LEFT = 1
+    NOT_FINITE = 2
+    NOT_SYMMETRIC = 3
+    NOT_POSITIVE = 4
+    INCONSISTENT = 5
+
+
+_FAILURES = {
+    Status.NOT_FINITE: "the moments hold NaN or infinity, or overflow float32: compute them from finite numbers",
+    Status.NOT_SYMMETRIC: "gram is not symmetric: it must be H'H / N",
+    Status.NOT_POSITIVE: "gram is not positive semidefinite: it must be H'H / N",
+    Status.INCONSISTENT: (
+        "the channels explain more of the target than target_power says there is: gram, cross and target_power must be "
+        "means over the same tokens"
+    ),
+}
+
+
+def first_status(*faults: tuple[Status | Array, Array]) -> Array:
+    """The status of the first fault that is there, [] int32; SOLVED if none is.
+
+    Args:
+        faults: Each a status, and whether it is there.
+    """
+    codes, present = zip(*faults, strict=True)
+    return jnp.select(list(present), [jnp.int32(code) for code in codes], jnp.int32(Status.SOLVED))
+
+
+def check_status(status: Array) -> None:
+    """Raises UserError if a status is known and is that of a failure."""
+    if is_concrete(status) and (code := Status(int(status))) in _FAILURES:
+        raise UserError(f"{_FAILURES[code]}.")
+
+
+def check_moments(gram: Array, cross: Array, weight: Array, target_power: Array) -> None:
+    """Raises UserError if the shapes of a layer's second moments do not fit each other."""
+    shapes = [np.shape(a) for a in (gram, cross, weight, target_power)]
+    f, d = shapes[1] if len(shapes[1]) == 2 else (0, 0)
+    if f * d == 0 or shapes != [(f, f), (f, d), (f, d), ()]:
+        found = ", ".join(map(str, shapes))
+        raise UserError(
+            f"gram, cross, weight and target_power must be arrays of the shapes [f, f], [f, d], [f, d] and [], not "
+            f"{found}; to solve several layers, map over them with jax.lax.map or jax.vmap."
+        )
+
+
+def check_shape(name: str, array: Array, shape: tuple[int, ...]) -> None:
+    """Raises UserError if an array has another shape."""
+    if np.shape(array) != shape:
+        raise UserError(f"{name} must have the shape {list(shape)}, not {list(np.shape(array))}.")
+
+
+def check_whole(name: str, value: Any, least: int, most: float = math.inf) -> int:
+    """A static whole number.
+
+    Raises:
+        UserError: it is something else, or out of its range.
+    """
+    if not is_concrete(value):
+        raise UserError(f"{name} is traced, and decides the shapes of arrays: name it in static_argnames of jax.jit.")
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not least <= value <= most:
+        words = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
+        raise UserError(f"{name} must be a whole number {words}, not {value!r}.")
+    return int(value)
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Raises UserError if a number is known and is not positive and finite."""
+    if not is_concrete(value):
+        return
+    number = value.item() if hasattr(value, "item") else value
+    if not isinstance(number, int | float) or not 0 < number < math.inf:
+        raise UserError(f"{name} must be positive and finite, not {value!r}.")
+
+
+def check_channels(kept: Array, f: int) -> None:
+    """Raises UserError if channel numbers cannot be used: [k] distinct whole numbers from 0 to f - 1."""
+    if np.ndim(kept) != 1 or not 1 <= len(kept) <= f or not jnp.issubdtype(jnp.result_type(kept), jnp.integer):
+        raise UserError(
+            f"kept must be from 1 to {f} channel numbers [k], not {jnp.result_type(kept)} {list(np.shape(kept))}."
+        )
+    if is_concrete(kept):
+        numbers = np.asarray(kept)
+        if numbers.min() < 0 or numbers.max() >= f or len(np.unique(numbers)) < len(numbers):
+            raise UserError(f"kept must be distinct channel numbers from 0 to {f - 1}, not {numbers.tolist()}.")
+
+
+def or_none(kept: Array, sound: Array) -> Array:
+    """Channel numbers [k] that were found on a sound system; all -1 if it was not.
+
+    Raises:
+        UserError: it is known that the system was not sound.
+    """
+    if is_concrete(sound) and not sound:
+        check_status(jnp.int32(Status.NOT_FINITE))
+    return jnp.where(sound, kept, -1)

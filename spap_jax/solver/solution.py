@@ -1,0 +1,140 @@
+"""One layer from second moments to a solution: `solve`."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.scipy.linalg import cho_solve
+from jax.typing import ArrayLike
+
+from spap_jax.numerics import full_precision
+from spap_jax.solver.checks import Status, check_moments, check_positive, check_status, check_whole, first_status
+from spap_jax.solver.penalty import select
+from spap_jax.solver.problem import Problem, equilibrate, explained, refit, relative_error, status_of
+from spap_jax.solver.swap import polish
+
+_INCONSISTENT = 1e-3
+"""By how much more than all of the target's power the channels may seem to explain, by rounding."""
+
+
+class Solution(NamedTuple):
+    """The channels of a layer that stay, their weights, and how good they are.
+
+    If ``status`` is that of a failure, ``kept`` and ``swaps_left`` are -1, ``projection`` and ``error`` are NaN, and
+    the other numbers mean nothing.
+
+    Attributes:
+        kept: [k] int32 numbers of the channels kept, ascending.
+        projection: [k,d] their output projection, which minimises the ridged error.
+        error: [] ``|Y - H_S V|^2 / |Y|^2``, relative to ``target_power``; where that was not given, the part of Y
+            that all f channels together cannot explain is left out of both.
+        swaps: [] int32 exchanges of a kept for a removed channel that were made after the penalty method.
+        swaps_left: [] int32 single exchanges that would still lower the objective; 0 certifies a local optimum.
+        ridge: [] the ridge used; above the one asked for when the moments were too nearly singular for it.
+        status: [] int32, a `Status`.
+    """
+
+    kept: Array
+    projection: Array
+    error: Array
+    swaps: Array
+    swaps_left: Array
+    ridge: Array
+    status: Array
+
+    @property
+    def succeeded(self) -> Array:
+        """Whether there is a solution, []."""
+        return (self.status == Status.SOLVED) | (self.status == Status.SWAPS_LEFT)
+
+
+def solve(
+    gram: ArrayLike,
+    cross: ArrayLike,
+    weight: ArrayLike,
+    keep: int,
+    *,
+    target_power: ArrayLike | None = None,
+    ridge: float | Array = 1e-4,
+    penalty: float | Array = 100.0,
+    steps: int = 40,
+    swap_rounds: int = 8,
+) -> Solution:
+    """Chooses k of f channels and solves for their output projection.
+
+    The layer has hidden channels H [N,f] and should add Y [N,d]. For a layer with an output bias, take H and Y less
+    their means; the bias is then ``Y.mean(0) - H.mean(0)[kept] @ projection``.
+
+    The function works under ``jax.jit``, with ``keep``, ``steps`` and ``swap_rounds`` static, and under ``jax.vmap``.
+    Errors in the numbers are raised where the numbers are known; while the function is traced they are not, and
+    ``status`` tells. On a CPU, solve several layers of more than a few hundred channels with ``jax.lax.map`` and not
+    with ``jax.vmap``: batched factorisations of large matrices can deadlock there (JAX 0.10).
+
+    Args:
+        gram: [f,f] H'H / N.
+        cross: [f,d] H'Y / N.
+        weight: [f,d] the dense output projection, towards which the ridge pulls.
+        keep: How many channels to keep, k, from 1 to f; static.
+        target_power: [] mean over the tokens of ``|y|^2``, to which the error is relative.
+        ridge: Pull towards the dense weights, relative to each channel's energy.
+        penalty: Weight of the penalty on a removed channel, relative to its energy.
+        steps: Steps in which the number of penalised channels grows to f - k, at least 1; static.
+        swap_rounds: Most rounds of exact swaps after that; 0 only counts the swaps that would improve. Static.
+
+    Raises:
+        UserError: shapes or numbers are unusable (see `Status`); the class is a ``ValueError``.
+    """
+    gram, cross, weight = (jnp.asarray(a, jnp.float32) for a in (gram, cross, weight))
+    power = None if target_power is None else jnp.asarray(target_power, jnp.float32)
+    check_moments(gram, cross, weight, jnp.float32(0) if power is None else power)
+    static = {
+        "keep": check_whole("keep", keep, 1, len(gram)),
+        "steps": check_whole("steps", steps, 1),
+        "swap_rounds": check_whole("swap_rounds", swap_rounds, 0),
+    }
+    check_positive("ridge", ridge)
+    check_positive("penalty", penalty)
+    solution = _solve(gram, cross, weight, power, ridge, penalty, **static)
+    check_status(solution.status)
+    return solution
+
+
+@functools.partial(jax.jit, static_argnames=("keep", "steps", "swap_rounds"))
+@full_precision
+def _solve(
+    gram: Array,
+    cross: Array,
+    weight: Array,
+    target_power: Array | None,
+    ridge: float | Array,
+    penalty: float | Array,
+    keep: int,
+    steps: int,
+    swap_rounds: int,
+) -> Solution:
+    problem = Problem(gram, cross, jnp.float32(0) if target_power is None else target_power, weight)
+    system = equilibrate(problem, ridge)
+    if target_power is None:
+        best = system.scale[:, None] * cho_solve((system.factor, True), system.cross)
+        problem = problem._replace(target_power=explained(problem, jnp.arange(len(gram)), best))
+    kept, swaps, left = polish(system, select(system, keep, penalty, steps), swap_rounds)
+    projection = refit(system, kept)
+    error = relative_error(problem, kept, projection)
+    moments, most = status_of(problem, system, ridge), (1 + _INCONSISTENT) * problem.target_power
+    failure = first_status(
+        (moments, moments != Status.SOLVED),
+        (Status.NOT_FINITE, ~(jnp.isfinite(projection).all() & jnp.isfinite(error))),
+        (Status.INCONSISTENT, explained(problem, kept, projection) > most),
+    )
+    failed = failure != Status.SOLVED
+    return Solution(
+        kept=jnp.where(failed, -1, kept),
+        projection=jnp.where(failed, jnp.nan, projection),
+        error=jnp.where(failed, jnp.nan, error),
+        swaps=swaps,
+        swaps_left=jnp.where(failed, -1, left),
+        ridge=system.ridge,
+        status=first_status((failure, failed), (Status.SWAPS_LEFT, left > 0)),
+    )

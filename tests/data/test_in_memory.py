@@ -1,0 +1,70 @@
+"""Texts and tokenizers as objects give what files and folders give."""
+
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import tokenizers
+import transformers
+from data_cases import TEXTS, WORDS, read, refused
+
+ROWS = [{"id": number, "text": text} for number, text in enumerate(TEXTS)]
+GIVEN = {
+    "a list": lambda: TEXTS,
+    "a tuple": lambda: tuple(TEXTS),
+    "a generator": lambda: iter(TEXTS),
+    "an array": lambda: np.array(TEXTS),
+    "rows": lambda: ROWS,
+    "a data set": lambda: datasets.Dataset.from_list(ROWS),
+    "a column": lambda: datasets.Dataset.from_list(ROWS)["text"],
+    "a data set that is streamed": lambda: datasets.Dataset.from_list(ROWS).to_iterable_dataset(),
+    "splits": lambda: {"test": ["no"], "train": TEXTS},
+    "splits of a data set": lambda: datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS)),
+}
+
+
+@pytest.mark.parametrize("case", GIVEN)
+def test_texts_in_memory(case: str, tokenizer: Path):
+    blocks = read(GIVEN[case](), tokenizer, role="calibration")
+    np.testing.assert_array_equal(blocks.tokens, read(WORDS).tokens)
+    name = "the given data set (train split)" if "splits" in case else "the given text"
+    assert blocks.description == f"{name}: 7 of 30 windows of 10 tokens, seed 0"
+
+
+def test_tokenizer_objects(tokenizer: Path):
+    expected = read(TEXTS, tokenizer).tokens
+    plain = tokenizers.Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    for given in (plain, transformers.PreTrainedTokenizerFast(tokenizer_object=plain)):
+        np.testing.assert_array_equal(read(TEXTS, given).tokens, expected)
+
+
+@pytest.mark.parametrize(
+    "ids", [WORDS.tolist(), WORDS.reshape(-1, 10).tolist(), range(300)], ids=["flat", "rows", "range"]
+)
+def test_lists_of_numbers_are_token_ids(ids):
+    np.testing.assert_array_equal(read(ids).tokens, read(np.asarray(ids)).tokens)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ([{"words": "a"}], 'the given text has no column "text" but words: rename the column'),
+        (["a", 3], 'row 2 of the given text is no text (3): "text" must hold strings'),
+        (iter([[1, 2]]), "row 1 of the given text is no text ([1, 2])"),
+        ([], "the given array holds float64 [0]: give whole token ids"),
+        (["", ""], "the given text holds 0 tokens"),
+        ({"test": ["a"]}, "the given data set has no split train for calibration, but test"),
+    ],
+)
+def test_texts_that_are_none(data, words: str, tokenizer: Path):
+    assert words in refused(data, tokenizer)
+
+
+@pytest.mark.parametrize("given", [3, str.split])
+def test_tokenizers_that_are_none(given):
+    assert "is no tokenizer: give a model folder, a hub id, or a tokenizer object" in refused(TEXTS, given)
+
+
+def test_texts_need_a_tokenizer():
+    assert "the given text is text and needs a tokenizer" in refused(TEXTS)
