@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from spap_jax.api import divergence, finetune, generate, load, load_tokens, logits, perplexity, prune, save
-    from spap_jax.errors import UserError
+    from spap_jax.errors import SpapWarning, UserError
     from spap_jax.model import Model
     from spap_jax.settings import FinetuneSettings, PruneSettings
 
@@ -22,6 +22,7 @@ _HOMES = {
     "FinetuneSettings": "spap_jax.settings",
     "Model": "spap_jax.model",
     "PruneSettings": "spap_jax.settings",
+    "SpapWarning": "spap_jax.errors",
     "UserError": "spap_jax.errors",
 } | dict.fromkeys(
     ("divergence", "finetune", "generate", "load", "load_tokens", "logits", "perplexity", "prune", "save"),
@@ -32,6 +33,7 @@ __all__ = [
     "FinetuneSettings",
     "Model",
     "PruneSettings",
+    "SpapWarning",
     "UserError",
     "divergence",
     "finetune",

@@ -22,8 +22,9 @@ from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.numerics import full_precision
+from spap_jax.pruning.achieved import warn_of_sparsity
 from spap_jax.pruning.allocation import allocated_config
-from spap_jax.pruning.pipeline import prune_layers
+from spap_jax.pruning.pipeline import prune_layers, pruned_config
 from spap_jax.pruning.report import LayerReport, PruneReport, SweepReport, data_account, new_report
 from spap_jax.pruning.sampling import with_samples
 from spap_jax.settings import FinetuneSettings, PruneSettings
@@ -83,6 +84,7 @@ def prune(
     """
     settings = (settings or PruneSettings()).replace(**changes)
     token_blocks(tokens, model.config)
+    warn_of_sparsity(model.config, pruned_config(model.config, settings), settings)
     tokens = with_samples(tokens, lambda: model, settings)
     blocks = token_blocks(tokens, model.config)
     reports: list[LayerReport | SweepReport] = []

@@ -33,3 +33,19 @@ def duration_text(seconds: float) -> str:
         if seconds < size * most:
             return f"{seconds / size:.3g} {unit}"
     return f"{seconds / 86400:.3g} days"
+
+
+def share_text(fraction: float) -> str:
+    """0.0625 -> "6.25%"."""
+    return f"{100 * fraction:.3g}%"
+
+
+def missed(achieved: float, asked: float) -> bool:
+    """Whether a fraction is so far from the one asked for that both have to be told: by a hundredth of the whole."""
+    return abs(achieved - asked) >= 0.01
+
+
+def achieved_text(achieved: float, asked: float, whole: str) -> str:
+    """0.0625, 0.3, "the channels" -> "6.25% of the channels (30% asked for)"; without brackets if they are close."""
+    words = f"{share_text(achieved)} of {whole}"
+    return f"{words} ({share_text(asked)} asked for)" if missed(achieved, asked) else words

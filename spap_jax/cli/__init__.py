@@ -1,12 +1,15 @@
 """The command line: ``spap plan | prune | finetune | eval | bench | report | convert | push | doctor``."""
 
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from cyclopts import CycloptsError
 
 from spap_jax import memory
-from spap_jax.errors import UserError
+from spap_jax.errors import SpapWarning, UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,7 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     memory.return_large_buffers()
     try:
-        launch(sys.argv[1:] if arguments is None else list(arguments))
+        with _warnings_as_lines():
+            launch(sys.argv[1:] if arguments is None else list(arguments))
         return 0
     except (UserError, CycloptsError) as error:
         code, said = 2, str(error)
@@ -38,3 +42,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if processes.of_several():
         processes.leave(code)
     return code
+
+
+@contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    """Prints each of our warnings as one line on standard error, in the process that prints; others are left alone."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", SpapWarning)
+        others = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            from spap_jax.cli.console import err
+
+            if issubclass(category, SpapWarning):
+                err.print(f"spap: warning: {message}")
+            else:
+                others(message, category, *where, **more)
+
+        warnings.showwarning = show
+        yield

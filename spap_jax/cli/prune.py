@@ -71,6 +71,7 @@ def prune(
     from spap_jax.cli.prune_run import follow, lead
     from spap_jax.cli.stopping import stopping
     from spap_jax.devices import join, leads, sharing
+    from spap_jax.pruning.achieved import warn_of_sparsity
     from spap_jax.pruning.allocation import check_allocation
     from spap_jax.pruning.pipeline import pruned_config
     from spap_jax.pruning.waves import Choices
@@ -88,7 +89,9 @@ def prune(
             reader = checkpoint.Reader(_hugging_face_folder(model), name=model)
         for run in wanted:
             check_allocation(reader.config, run.settings, model_devices)
-            checkpoint.check_describable(reader.source, pruned_config(reader.config, run.settings))
+            narrow = pruned_config(reader.config, run.settings)
+            checkpoint.check_describable(reader.source, narrow)
+            warn_of_sparsity(reader.config, narrow, run.settings)
         choices = Choices(pruned_config(reader.config, run.settings).intermediate for run in wanted)
         given = _given(reader, calibration, sequences, sequence_length, eval, settings, dtype, overwrite, choices)
         with sharing(devices, model_devices):

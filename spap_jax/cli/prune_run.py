@@ -160,7 +160,7 @@ def _summary(report: PruneReport) -> None:
     model, extras = report.model, report.extras
     width = "MLP channels per layer" if report.one_width else "MLP channels of the widest layer"
     counts = [("parameters", "parameters"), ("MLP parameters", "mlp_parameters"), (width, "intermediate")]
-    if fewer_heads := model["kv_heads"]["after"] < model["kv_heads"]["before"]:
+    if report.sparsity.heads.achieved:
         counts += [("attention heads per layer", "heads"), ("key/value heads per layer", "kv_heads")]
     rows = [
         (name, console.count_text(model[key]["before"]), console.count_text(model[key]["after"]),
@@ -173,9 +173,7 @@ def _summary(report: PruneReport) -> None:
     if measured := extras.get("perplexity"):
         before, after = measured["before"], measured["after"]
         rows.append(("perplexity", f"{before:.4f}", f"{after:.4f}", console.change_text(before, after)))
-    removed = f"{report.settings['sparsity']:.0%} of the MLP channels"
-    removed += f" and {1 - model['heads']['after'] / model['heads']['before']:.0%} of the heads" if fewer_heads else ""
-    console.table(f"{model['name']}: {removed} removed", ("", "before", "after", "change"), rows)
+    console.table(f"{model['name']}: {report.sparsity.words} removed", ("", "before", "after", "change"), rows)
     phases = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in report.seconds.items())
     console.out.print(f"seconds: {phases}; peak memory {console.bytes_text(extras['peak_memory_bytes'])}",
                       soft_wrap=True)  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from spap_jax.quantities import bytes_text, count_text
+from spap_jax.quantities import bytes_text, count_text, missed
 from spap_jax.reporting import draw, tables
 from spap_jax.reporting.comparison import comparisons
 from spap_jax.reporting.figures import Plot, plots
@@ -68,9 +68,11 @@ def _prefix(runs: Sequence[Run], place: int) -> str:
 def _section(run: Run, drawn: Sequence[Drawn]) -> dict[str, Any]:
     """What the template shows of a run."""
     record = run.record
+    asked = record.sparsity.get("channels", {}).get("asked", record.removed)  # older reports do not tell
+    beside = f" ({100 * asked:.1f} % asked for)" if missed(record.removed, asked) else ""
     return {
         "label": run.label,
-        "lede": f"{100 * record.removed:.1f} % of the MLP channels removed: "
+        "lede": f"{100 * record.removed:.1f} % of the MLP channels removed{beside}: "
         f"{count_text(record.channels.after)} of {count_text(record.channels.before)} stay.",
         "before_and_after": tables.before_and_after(run),
         "facts": _facts(run),
