@@ -27,6 +27,7 @@ from spap_jax.pruning.allocation import allocated_config
 from spap_jax.pruning.pipeline import prune_layers, pruned_config
 from spap_jax.pruning.report import LayerReport, PruneReport, SweepReport, data_account, new_report
 from spap_jax.pruning.sampling import with_samples
+from spap_jax.repetition import warn_of_repetition
 from spap_jax.settings import FinetuneSettings, PruneSettings
 from spap_jax.training.report import Check, FinetuneReport
 from spap_jax.training.run import run
@@ -83,7 +84,7 @@ def prune(
         UserError: a setting, the tokens or the model's numbers are unusable.
     """
     settings = (settings or PruneSettings()).replace(**changes)
-    token_blocks(tokens, model.config)
+    warn_of_repetition(token_blocks(tokens, model.config), "the calibration data")
     warn_of_sparsity(model.config, pruned_config(model.config, settings), settings)
     tokens = with_samples(tokens, lambda: model, settings)
     blocks = token_blocks(tokens, model.config)
@@ -146,6 +147,7 @@ def finetune(
     """
     settings = (settings or FinetuneSettings()).replace(**changes)
     blocks = token_blocks(tokens, model.config)
+    warn_of_repetition(blocks, "the training data")
 
     def watch(stage: Stage) -> None:
         if progress is not None:

@@ -121,6 +121,7 @@ def _given(
     from spap_jax.cli.prune_run import Given, perplexity_of
     from spap_jax.data import load_tokens
     from spap_jax.pruning.sampling import with_samples
+    from spap_jax.repetition import warn_of_repetition
 
     common: dict[str, Any] = {
         "tokenizer": reader.source.folder,
@@ -130,6 +131,7 @@ def _given(
     with waiting(f"tokenising {calibration}"):
         blocks = load_tokens(calibration, sequences=sequences, seed=settings.seed, role="calibration", **common)
         judged = load_tokens(eval, sequences=None, role="evaluation", **common) if eval else None
+    warn_of_repetition(blocks.tokens, calibration)
     with request_progress() as watch:
         blocks = with_samples(blocks, reader.model, settings, functools.partial(watch, "sequences written"))
     before = functools.cache(lambda: perplexity_of(reader.model(), judged, "before pruning") if judged else None)

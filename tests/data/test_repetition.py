@@ -1,0 +1,17 @@
+"""Text that says the same again and again is warned of, where it is pruned or trained on."""
+
+import numpy as np
+import pytest
+
+from spap_jax import SpapWarning
+from spap_jax.repetition import warn_of_repetition
+
+
+@pytest.mark.parametrize(("different", "words"), [(1, "1 distinct value"), (15, "15 distinct values")])
+def test_a_few_tokens_again_and_again(different: int, words: str):
+    with pytest.warns(SpapWarning, match=f"^blank.txt gives 1024 tokens with only {words}: they"):
+        warn_of_repetition(np.arange(1024).reshape(16, 64) % different, "blank.txt")
+
+
+def test_a_language_of_few_letters_is_none_the_worse():
+    warn_of_repetition(np.arange(1024).reshape(16, 64) % 16, "letters.txt")
