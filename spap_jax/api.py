@@ -21,7 +21,7 @@ from spap_jax.model import Model
 from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
-from spap_jax.numerics import full_precision
+from spap_jax.numerics import first_not_finite, full_precision
 from spap_jax.pruning.achieved import warn_of_sparsity
 from spap_jax.pruning.allocation import allocated_config
 from spap_jax.pruning.pipeline import prune_layers, pruned_config
@@ -85,6 +85,7 @@ def prune(
     """
     settings = (settings or PruneSettings()).replace(**changes)
     warn_of_repetition(token_blocks(tokens, model.config), "the calibration data")
+    _check_finite(model)
     warn_of_sparsity(model.config, pruned_config(model.config, settings), settings)
     tokens = with_samples(tokens, lambda: model, settings)
     blocks = token_blocks(tokens, model.config)
@@ -148,6 +149,8 @@ def finetune(
     settings = (settings or FinetuneSettings()).replace(**changes)
     blocks = token_blocks(tokens, model.config)
     warn_of_repetition(blocks, "the training data")
+    for each in (model, *([teacher] if teacher else [])):
+        _check_finite(each)
 
     def watch(stage: Stage) -> None:
         if progress is not None:
@@ -156,6 +159,12 @@ def finetune(
     with sharing(devices, model_devices):
         trained, report = run(model, blocks, teacher, settings, watch)
     return FinetuneResult(trained, replace(report, data=data_account(tokens)))
+
+
+def _check_finite(model: Model) -> None:
+    """Looks at all weights before the first is used: ``load`` has, but they may have been changed since."""
+    if name := first_not_finite(model.params):
+        raise UserError(f"the weight {name} of the model holds NaN or infinity: load it again, or set it right.")
 
 
 def token_blocks(tokens: Any, config: DecoderConfig) -> np.ndarray:

@@ -14,6 +14,10 @@ class UserError(ValueError):
     """
 
 
+class NotFiniteError(UserError):
+    """Numbers that overflow in the course of a run, which the same run would meet again: nothing goes on from there."""
+
+
 class SpapWarning(UserWarning):
     """A result that is likely not what was meant: it was computed all the same, and the message says why in a sentence.
 

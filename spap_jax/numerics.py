@@ -7,7 +7,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 # jaxlib's CPU factorisations run in scipy's OpenBLAS, whose threads spin when a core is busy and then take many times
 # as long as one thread. The variable is read when that library loads, so it is set before JAX is imported.
@@ -36,6 +36,18 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
 
     return wrapped
+
+
+def first_not_finite(tree: Any) -> str | None:
+    """The path ("layers/mlp/up") of the first array of a tree that holds NaN or infinity; None if there is none."""
+    fine = jax.device_get(_are_finite(tree))
+    paths = (path for path, good in jax.tree_util.tree_leaves_with_path(fine) if not good)
+    return next((jax.tree_util.keystr(path, simple=True, separator="/") for path in paths), None)
+
+
+@jax.jit
+def _are_finite(tree: Any) -> Any:
+    return jax.tree.map(lambda array: jnp.isfinite(array).all(), tree)
 
 
 def storage(name: str) -> np.dtype:

@@ -117,11 +117,7 @@ def finetune(
                 keep(kept, stage)
                 progress(stage.checks[-1])
 
-            try:
-                trained, report = run(start, blocks, dense, settings, watch, begun(kept))
-            except UserError:  # other settings are needed, with which there is nothing to go on from
-                kept.forget()
-                raise
+            trained, report = run(start, blocks, dense, settings, watch, begun(kept))
     extras: dict[str, Any] = {}
     if judged is not None:
         after = _perplexity(trained, judged, "after training")

@@ -1,6 +1,7 @@
 """``spap prune``."""
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from spap_jax.checkpoint import Reader
     from spap_jax.cli.prune_run import Given
     from spap_jax.pruning.waves import Choices
+
+_GIGABYTE = 10**9
 
 
 def prune(
@@ -120,6 +123,7 @@ def _given(
     from spap_jax.cli.evaluate import chosen_length
     from spap_jax.cli.prune_run import Given, perplexity_of
     from spap_jax.data import load_tokens
+    from spap_jax.devices import leads
     from spap_jax.pruning.sampling import with_samples
     from spap_jax.repetition import warn_of_repetition
 
@@ -133,9 +137,22 @@ def _given(
         judged = load_tokens(eval, sequences=None, role="evaluation", **common) if eval else None
     warn_of_repetition(blocks.tokens, calibration)
     with request_progress() as watch:
+        if leads() and not _read_whole(settings, eval):
+            reader.check_finite(functools.partial(_gigabytes, watch))
         blocks = with_samples(blocks, reader.model, settings, functools.partial(watch, "sequences written"))
     before = functools.cache(lambda: perplexity_of(reader.model(), judged, "before pruning") if judged else None)
     return Given(reader, blocks, judged, before, dtype, overwrite, choices)
+
+
+def _read_whole(settings: PruneSettings, eval: str | None) -> bool:
+    """Whether all weights are read, and so looked at, before the first layer is pruned."""
+    return bool(eval or settings.decided.sampled or settings.allocation == "global")
+
+
+def _gigabytes(watch: Callable[[str, int, int], None], seen: int, total: int) -> None:
+    """Shows how much was looked at, unless that takes but a moment."""
+    if total >= _GIGABYTE:
+        watch("GB of weights checked", seen // _GIGABYTE, total // _GIGABYTE)
 
 
 def _hugging_face_folder(model: str) -> Path:

@@ -12,7 +12,7 @@ import numpy as np
 
 from spap_jax import devices, memory
 from spap_jax.baselines import update_used
-from spap_jax.errors import UserError
+from spap_jax.errors import NotFiniteError, UserError
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params, with_channels
 from spap_jax.models.registry import FAMILIES
@@ -202,7 +202,10 @@ def _prune_block(
     layer = resized(layer, narrow.intermediate)
     del calibration, held_out
     if not np.isfinite(report.calibration.alternating):
-        raise UserError(f"the activations of layer {index} are not finite: the checkpoint overflows in float32.")
+        raise NotFiniteError(
+            f"the activations of layer {index} are not finite: they overflow in float32, and would again with these "
+            "settings, so look whether the model computes what it should (spap eval)."
+        )
     both = Both(*(streams.leave_mlp(narrow, layer, s) for s in both))
     clock.lap("streams", both)
     return layer, dataclasses.replace(report, seconds=dict(clock.seconds), attention=attention), both

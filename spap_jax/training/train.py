@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from spap_jax import devices
-from spap_jax.errors import UserError
+from spap_jax.errors import NotFiniteError, UserError
 from spap_jax.evaluation.perplexity import check_length
 from spap_jax.model import Model
 from spap_jax.models.config import DecoderConfig
@@ -283,5 +283,5 @@ def _check_finite(loss: float, step: int) -> None:
     if np.isfinite(loss):
         return
     if step == 0:
-        raise UserError("the model's loss on the held-out sequences is not finite: its weights are damaged.")
-    raise UserError(f"the loss is no longer finite after {step} steps: give a smaller --learning-rate.")
+        raise NotFiniteError("the model's loss on the held-out sequences is not finite: its weights are damaged.")
+    raise NotFiniteError(f"the loss is no longer finite after {step} steps: give a smaller --learning-rate.")

@@ -130,12 +130,37 @@ def test_a_sliding_window(tmp_path: Path, place: Path, capsys):
         ({"model__norm__weight": None}, "tensors are missing (model.norm.weight)"),
         ({"model__extra": np.zeros(3, np.float32)}, "tensors are unexpected (model.extra)"),
         ({"model__norm__weight": np.full(32, np.nan, np.float32)}, "the weight model.norm.weight holds NaN"),
-        # Found when its layer is read, after the writer has begun.
-        ({"model__layers__0__mlp__down_proj__weight": np.full((32, 53), np.nan, np.float32)}, "holds NaN or infinity"),
+        # Found before the layers that come first are pruned.
+        ({"model__layers__2__mlp__down_proj__weight": np.full((32, 53), np.inf, np.float32)}, "holds NaN or infinity"),
     ],
 )
 def test_tensors(changes: dict, expected: str, tmp_path: Path, place: Path, capsys):
     assert expected in refused(capsys, edited(tmp_path / "in", **changes), place, token_file(tmp_path / "ids.npy"))
+
+
+@pytest.mark.parametrize("command", ["eval", "finetune", "teacher"])
+def test_a_weight_that_is_not_finite_is_named_by_every_command(command: str, tmp_path: Path, place: Path, capsys):
+    wrong = edited(tmp_path / "in", model__layers__2__mlp__down_proj__weight=np.full((32, 53), np.inf, np.float32))
+    train = ("--output", place / "out", "--sequence-length", "64", "--data", token_file(tmp_path / "ids.npy"))
+    words = {
+        "eval": ("eval", wrong, *train[2:]),
+        "finetune": ("finetune", wrong, *train),
+        "teacher": ("finetune", tiny(tmp_path / "good"), "--teacher", wrong, *train),
+    }
+    said = sentence(spap(capsys, *words[command]))
+    assert said.startswith("the weight model.layers.2.mlp.down_proj.weight holds NaN or infinity: ")
+    assert left(place) == []
+
+
+def test_nothing_goes_on_from_numbers_that_overflow_in_a_later_layer(tmp_path: Path, place: Path, capsys):
+    loud = edited(tmp_path / "in", model__layers__1__mlp__up_proj__weight=np.full((53, 32), 3e38, np.float32))
+    words = ("--output", place / "out", "--calibration", token_file(tmp_path / "ids.npy"), *QUICK)
+    said = spap(capsys, "prune", loud, *words)
+    assert said.code == 2
+    assert "\nlayer 1/3" in said.err
+    assert said.err.splitlines()[-1].startswith("spap: the activations of layer 1 are not finite: they overflow in ")
+    assert "goes on" not in said.err
+    assert left(place) == []
 
 
 def test_a_truncated_file(tmp_path: Path, place: Path, capsys):
