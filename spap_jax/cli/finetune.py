@@ -73,11 +73,12 @@ def finetune(
 
     from spap_jax import checkpoint, memory
     from spap_jax.checkpoint.mirror import unfinished
-    from spap_jax.cli.console import err, out, training_progress, waiting
+    from spap_jax.cli.console import err, training_progress, waiting
     from spap_jax.cli.downloads import fetch_data, fetch_models
+    from spap_jax.cli.processes import wait_for_others
     from spap_jax.cli.stopping import stopping
     from spap_jax.cli.unfinished import telling
-    from spap_jax.devices import join, leads, sharing
+    from spap_jax.devices import leads, sharing
     from spap_jax.errors import UserError
     from spap_jax.placement import placed
     from spap_jax.training.card import trained_card
@@ -86,8 +87,7 @@ def finetune(
     from spap_jax.training.train import check
 
     checkpoint.check_output(output, overwrite)
-    join(coordinator, processes, process_id)
-    out.quiet = err.quiet = not leads()
+    wait_for_others(coordinator, processes, process_id)
     fetch_models(model, teacher)
     fetch_data(data, eval)
     if model_devices > 1 and jax.process_count() > 1:

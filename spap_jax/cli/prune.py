@@ -69,11 +69,12 @@ def prune(
     """
     from spap_jax import checkpoint
     from spap_jax.checkpoint.mirror import is_unfinished
-    from spap_jax.cli.console import err, out, waiting
+    from spap_jax.cli.console import waiting
     from spap_jax.cli.downloads import fetch_data, fetch_models
+    from spap_jax.cli.processes import wait_for_others
     from spap_jax.cli.prune_run import follow, lead
     from spap_jax.cli.stopping import stopping
-    from spap_jax.devices import join, leads, sharing
+    from spap_jax.devices import leads, sharing
     from spap_jax.pruning.achieved import warn_of_sparsity
     from spap_jax.pruning.allocation import check_allocation
     from spap_jax.pruning.pipeline import pruned_config
@@ -83,8 +84,7 @@ def prune(
     for run in wanted:
         if not (resume and is_unfinished(run.output)):  # else its output may be there, and be this command's
             checkpoint.check_output(run.output, overwrite)
-    join(coordinator, processes, process_id)
-    out.quiet = err.quiet = not leads()
+    wait_for_others(coordinator, processes, process_id)
     with stopping() as before_end:
         fetch_models(model)
         fetch_data(calibration, eval)
