@@ -20,6 +20,7 @@ from jax.experimental.multihost_utils import broadcast_one_to_all
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, get_abstract_mesh, get_mesh
 
 from spap_jax.errors import UserError
+from spap_jax.settings import is_count
 
 _DATA, _MODEL = "data", "model"
 
@@ -65,10 +66,10 @@ def sharing(count: int | None, model: int = 1) -> Iterator[None]:
     """
     there = jax.devices()
     several = jax.process_count() > 1 or there[0].platform != "cpu"
-    count = count or (len(there) if several else model)
-    if not 1 <= count <= len(there):
+    count = (len(there) if several else model) if count is None else count
+    if not is_count(count) or count > len(there):
         raise UserError(f"{count} devices are asked for, but JAX sees {len(there)}; name a number from 1 to that.")
-    if model < 1 or count % model:
+    if not is_count(model) or count % model:
         raise UserError(
             f"{count} devices cannot be divided into groups of {model} that share the weights: give --model-devices a "
             f"number that divides {count}."

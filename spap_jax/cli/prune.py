@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from spap_jax.cli.prune_many import OTHERS, Sparsities, runs
+from spap_jax.cli.prune_many import OTHERS, Sparsities, check_different, runs
 from spap_jax.cli.switches import Data, ModelName, Place, Resume
 from spap_jax.settings import PruneSettings
 
@@ -77,6 +77,7 @@ def prune(
     from spap_jax.devices import leads, sharing
     from spap_jax.pruning.achieved import warn_of_sparsity
     from spap_jax.pruning.allocation import check_allocation
+    from spap_jax.pruning.ignored import warn_of_ignored
     from spap_jax.pruning.pipeline import pruned_config
     from spap_jax.pruning.waves import Choices
 
@@ -90,12 +91,16 @@ def prune(
         fetch_data(calibration, eval)
         with waiting(f"reading {model}"):
             reader = checkpoint.Reader(_hugging_face_folder(model), name=model)
+        narrows = []
         for run in wanted:
             check_allocation(reader.config, run.settings, model_devices)
-            narrow = pruned_config(reader.config, run.settings)
-            checkpoint.check_describable(reader.source, narrow)
+            narrows.append(pruned_config(reader.config, run.settings))
+            checkpoint.check_describable(reader.source, narrows[-1])
+        check_different(wanted, narrows)
+        warn_of_ignored(settings)
+        for run, narrow in zip(wanted, narrows, strict=True):
             warn_of_sparsity(reader.config, narrow, run.settings)
-        choices = Choices(pruned_config(reader.config, run.settings).intermediate for run in wanted)
+        choices = Choices(narrow.intermediate for narrow in narrows)
         given = _given(reader, calibration, sequences, sequence_length, eval, settings, dtype, overwrite, choices)
         with sharing(devices, model_devices):
             if not leads():

@@ -143,6 +143,11 @@ def check(model: Model, tokens: np.ndarray, teacher: Model | None, settings: Fin
     if teacher is None:
         return
     check_length(teacher.config, tokens.shape[1])
+    if teacher.params is model.params or (teacher.source.folder and teacher.source.folder == model.source.folder):
+        raise UserError(
+            f"the teacher {teacher.source.name} is the model itself, which has nothing to learn from it: name the "
+            "dense model that this one was made of."
+        )
     if teacher.config.vocabulary != model.config.vocabulary:
         raise UserError(
             f"the teacher has a vocabulary of {teacher.config.vocabulary} tokens and the model one of "
