@@ -5,7 +5,7 @@ import numpy as np
 from spap_jax.errors import warn
 
 _FEW = 16
-"""Fewer different tokens make no language, not even one that is spelled in bytes."""
+"""Fewer different tokens, each of them at least as often, make no language, not even one that is spelled in bytes."""
 
 
 def warn_of_repetition(tokens: np.ndarray, name: str) -> None:
@@ -16,7 +16,7 @@ def warn_of_repetition(tokens: np.ndarray, name: str) -> None:
         name: What the data are called.
     """
     different = len(np.unique(tokens))
-    if different < _FEW:
+    if different < _FEW and tokens.size >= _FEW * different:
         values = "value" if different == 1 else "values"
         warn(
             f"{name} gives {tokens.size} tokens with only {different} distinct {values}: they show little of what a "

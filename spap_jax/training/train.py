@@ -143,7 +143,8 @@ def check(model: Model, tokens: np.ndarray, teacher: Model | None, settings: Fin
     if teacher is None:
         return
     check_length(teacher.config, tokens.shape[1])
-    if teacher.params is model.params or (teacher.source.folder and teacher.source.folder == model.source.folder):
+    folders = [each.source.folder and each.source.folder.resolve() for each in (model, teacher)]
+    if teacher is model or (folders[0] is not None and folders[0] == folders[1]):
         raise UserError(
             f"the teacher {teacher.source.name} is the model itself, which has nothing to learn from it: name the "
             "dense model that this one was made of."

@@ -13,5 +13,6 @@ def test_a_few_tokens_again_and_again(different: int, words: str):
         warn_of_repetition(np.arange(1024).reshape(16, 64) % different, "blank.txt")
 
 
-def test_a_language_of_few_letters_is_none_the_worse():
-    warn_of_repetition(np.arange(1024).reshape(16, 64) % 16, "letters.txt")
+@pytest.mark.parametrize("tokens", [np.arange(1024).reshape(16, 64) % 16, np.arange(8)])
+def test_few_letters_and_few_tokens_are_none_the_worse(tokens: np.ndarray):
+    warn_of_repetition(tokens, "letters.txt")
