@@ -71,7 +71,7 @@ def _measure_perplexity(
     from spap_jax import checkpoint
     from spap_jax.cli.console import out, waiting
     from spap_jax.data import load_tokens
-    from spap_jax.evaluation.perplexity import perplexity
+    from spap_jax.evaluation.perplexity import check_finite, perplexity
 
     with waiting(f"reading {model}"):
         loaded = checkpoint.load(model)
@@ -88,6 +88,7 @@ def _measure_perplexity(
     start = time.perf_counter()
     with waiting(f"measuring perplexity on {blocks.tokens.size} tokens"):
         value = perplexity(loaded, blocks.tokens, batch_tokens)
+    check_finite(value, model)
     seconds = time.perf_counter() - start
     out.print(f"perplexity {value:.4f}  ({blocks.description}; {seconds:.1f} s)", soft_wrap=True)
     return {

@@ -14,7 +14,7 @@ from spap_jax.cli import console
 from spap_jax.cli.prune_many import PruneRun
 from spap_jax.cli.unfinished import telling
 from spap_jax.data import TokenBlocks
-from spap_jax.evaluation.perplexity import perplexity
+from spap_jax.evaluation.perplexity import check_finite, perplexity
 from spap_jax.model import Model
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
@@ -121,6 +121,8 @@ def _prune_into(writer: checkpoint.Writer, given: Given, run: PruneRun, kept: Un
     """Prunes block by block into the writer; whole models are held only where there is data to judge them on."""
     reader, judged = given.reader, given.judged
     before = given.before()
+    if before is not None:
+        check_finite(before, reader.source.name)
     outer = reader.outer()
     writer.outer(outer)
     reports: list[LayerReport | SweepReport] = []

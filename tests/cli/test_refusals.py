@@ -156,6 +156,19 @@ def test_a_weight_that_is_not_finite_is_named_by_every_command(command: str, tmp
     assert left(place) == []
 
 
+@pytest.mark.parametrize("command", ["eval", "prune"])
+def test_a_perplexity_that_is_none(command: str, tmp_path: Path, place: Path, capsys):
+    loud = edited(tmp_path / "in", model__layers__1__mlp__up_proj__weight=np.full((53, 32), 3e38, np.float32))
+    ids = token_file(tmp_path / "ids.npy")
+    words = {
+        "eval": ("eval", loud, "--data", ids, "--sequence-length", "64", "--json", place / "x.json"),
+        "prune": ("prune", loud, "--calibration", ids, "--eval", ids, "--output", place / "out", *QUICK),
+    }
+    said = sentence(spap(capsys, *words[command]))
+    assert said.startswith(f"the perplexity of {loud} is nan: its predictions overflow in float32")
+    assert left(place) == []
+
+
 def test_nothing_goes_on_from_numbers_that_overflow_in_a_later_layer(tmp_path: Path, place: Path, capsys):
     loud = edited(tmp_path / "in", model__layers__1__mlp__up_proj__weight=np.full((53, 32), 3e38, np.float32))
     words = ("--output", place / "out", "--calibration", token_file(tmp_path / "ids.npy"), *QUICK)
