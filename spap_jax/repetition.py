@@ -1,4 +1,4 @@
-"""Text that is blank, or that says the same again and again: no refusal, but a warning."""
+"""Text that is blank or repeats itself, or that is measured on after it was learned from: no refusal, but a warning."""
 
 import numpy as np
 
@@ -21,4 +21,21 @@ def warn_of_repetition(tokens: np.ndarray, name: str) -> None:
         warn(
             f"{name} gives {tokens.size} tokens with only {different} distinct {values}: they show little of what a "
             "model has to do, so take ordinary text."
+        )
+
+
+def warn_of_overlap(learned: np.ndarray, judged: np.ndarray | None) -> None:
+    """Warns of a perplexity that will be measured on what a model was pruned or trained on.
+
+    Args:
+        learned: Token blocks [B, T] to prune or train on.
+        judged: Those to measure on, if there are any.
+    """
+    if judged is None:
+        return
+    both = {row.tobytes() for row in learned} & {row.tobytes() for row in judged}
+    if both:
+        warn(
+            f"{len(both)} of the {len(learned)} sequences that are learned from are also measured on, so the "
+            "perplexity will look better than it is: name other text for one of the two."
         )

@@ -140,7 +140,7 @@ def _texts(
     from spap_jax.cli.console import waiting
     from spap_jax.cli.evaluate import chosen_length
     from spap_jax.data import load_tokens
-    from spap_jax.repetition import warn_of_repetition
+    from spap_jax.repetition import warn_of_overlap, warn_of_repetition
 
     common: dict[str, Any] = {
         "tokenizer": model.source.folder,
@@ -151,6 +151,7 @@ def _texts(
         blocks = load_tokens(data, sequences=sequences, seed=seed, role="calibration", **common)
         judged = load_tokens(eval, sequences=None, role="evaluation", **common) if eval else None
     warn_of_repetition(blocks.tokens, data)
+    warn_of_overlap(blocks.tokens, judged and judged.tokens)
     return blocks, judged
 
 

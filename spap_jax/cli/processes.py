@@ -30,7 +30,8 @@ def wait_for_others(coordinator: str | None, processes: int | None, process_id: 
         check_processes(coordinator, processes, process_id)
         whom = "the other processes"
         if coordinator != AUTO and processes is not None:
-            whom = f"{processes - 1} other processes at {coordinator}, as process {process_id}"
+            others = "1 other process" if processes == 2 else f"{processes - 1} other processes"
+            whom = f"{others} at {coordinator}, as process {process_id}"
         with waiting(f"waiting for {whom}"):
             join(coordinator, processes, process_id)
     out.quiet = err.quiet = not leads()

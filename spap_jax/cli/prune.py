@@ -130,7 +130,7 @@ def _given(
     from spap_jax.data import load_tokens
     from spap_jax.devices import leads
     from spap_jax.pruning.sampling import with_samples
-    from spap_jax.repetition import warn_of_repetition
+    from spap_jax.repetition import warn_of_overlap, warn_of_repetition
 
     common: dict[str, Any] = {
         "tokenizer": reader.source.folder,
@@ -141,6 +141,7 @@ def _given(
         blocks = load_tokens(calibration, sequences=sequences, seed=settings.seed, role="calibration", **common)
         judged = load_tokens(eval, sequences=None, role="evaluation", **common) if eval else None
     warn_of_repetition(blocks.tokens, calibration)
+    warn_of_overlap(blocks.tokens, judged and judged.tokens)
     with request_progress() as watch:
         if leads() and not _read_whole(settings, eval):
             reader.check_finite(functools.partial(_gigabytes, watch))

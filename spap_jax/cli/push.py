@@ -23,6 +23,8 @@ def push(folder: Path, to: str, /, *, private: bool = False, overwrite: bool = F
     from spap_jax.remote import hub_id, is_address
 
     address = to if is_address(to) else f"hf://{to}"
+    if private and not hub_id(address):
+        raise UserError(f"--private is for the hub, and {to} is an address: leave it out, and see who may read there.")
     needed = ["config.json", "README.md"] if hub_id(address) else ["config.json"]
     missing = [name for name in needed if not (folder / name).is_file()]
     if hub_id(address) and not any((folder / name).is_file() for name in ("spap_report.json", "spap_finetune.json")):

@@ -159,10 +159,10 @@ def test_a_weight_that_is_not_finite_is_named_by_every_command(command: str, tmp
 @pytest.mark.parametrize("command", ["eval", "prune"])
 def test_a_perplexity_that_is_none(command: str, tmp_path: Path, place: Path, capsys):
     loud = edited(tmp_path / "in", model__layers__1__mlp__up_proj__weight=np.full((53, 32), 3e38, np.float32))
-    ids = token_file(tmp_path / "ids.npy")
+    ids, other = token_file(tmp_path / "ids.npy"), token_file(tmp_path / "other.npy", top=96)
     words = {
         "eval": ("eval", loud, "--data", ids, "--sequence-length", "64", "--json", place / "x.json"),
-        "prune": ("prune", loud, "--calibration", ids, "--eval", ids, "--output", place / "out", *QUICK),
+        "prune": ("prune", loud, "--calibration", ids, "--eval", other, "--output", place / "out", *QUICK),
     }
     said = sentence(spap(capsys, *words[command]))
     assert said.startswith(f"the perplexity of {loud} is nan: its predictions overflow in float32")
@@ -297,6 +297,7 @@ def test_a_hub_id_without_network(tmp_path: Path, place: Path):
         (("eval", STORIES, "--data", EVALUATION, "--json", "no/x.json"), "no/x.json cannot be written"),
         (("eval", STORIES, "--data", EVALUATION, "--sequence-length", "0"), "must be at least 1"),
         (("eval", STORIES, "--data", EVALUATION, "--sequence-length", "513"), "model's 512 positions"),
+        (("push", STORIES, "gs://bucket/model", "--private"), "--private is for the hub, and gs://bucket/model is an"),
         (("convert", STORIES, "--output", "x", "--to", "gguf"), 'Invalid value "gguf" for --to'),
         (("convert", STORIES, "--output", "x", "--to", "orbax", "--dtype", "float16"), "--dtype goes with"),
         (("bench", STORIES, "--batch", "0"), "must be at least 1"),
