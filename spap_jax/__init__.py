@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         save,
     )
     from spap_jax.data import TokenBlocks
-    from spap_jax.errors import UserError
+    from spap_jax.errors import SpapWarning, UserError
     from spap_jax.model import Model
     from spap_jax.settings import FinetuneSettings, PruneSettings
 
@@ -41,6 +41,7 @@ __all__ = [
     "Model",
     "PruneResult",
     "PruneSettings",
+    "SpapWarning",
     "TokenBlocks",
     "UserError",
     "divergence",

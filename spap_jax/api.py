@@ -11,18 +11,22 @@ import jax.numpy as jnp
 from spap_jax import checkpoint, memory, watching
 from spap_jax.data import load_tokens
 from spap_jax.devices import sharing
+from spap_jax.errors import UserError
 from spap_jax.evaluation.generation import generate
 from spap_jax.inspection import divergence, hidden, logits, loss, moments, perplexity, token_blocks
 from spap_jax.keywords import FinetuneChanges, PruneChanges, showing
 from spap_jax.model import Model, checked
 from spap_jax.models.decoder import Params
+from spap_jax.numerics import first_not_finite
+from spap_jax.pruning.achieved import warn_of_sparsity
 from spap_jax.pruning.allocation import allocated_config
 from spap_jax.pruning.card import pruned_files
-from spap_jax.pruning.pipeline import prune_layers
+from spap_jax.pruning.pipeline import prune_layers, pruned_config
 from spap_jax.pruning.progress import Progress
 from spap_jax.pruning.report import LayerReport, PruneReport, SweepReport, data_account, new_report
 from spap_jax.pruning.sampling import with_samples
 from spap_jax.quantities import change_text
+from spap_jax.repetition import warn_of_repetition
 from spap_jax.settings import FinetuneSettings, PruneSettings
 from spap_jax.training.card import trained_files
 from spap_jax.training.report import Check, FinetuneReport
@@ -101,7 +105,9 @@ def prune(
     """
     model = checked(model)
     settings = (settings or PruneSettings()).replace(**changes)
-    token_blocks(tokens, model.config)
+    warn_of_repetition(token_blocks(tokens, model.config), "the calibration data")
+    _check_finite(model)
+    warn_of_sparsity(model.config, pruned_config(model.config, settings), settings)
     tokens = with_samples(tokens, lambda: model, settings)
     blocks = token_blocks(tokens, model.config)
     reports: list[LayerReport | SweepReport] = []
@@ -182,6 +188,9 @@ def finetune(
     model, teacher = checked(model), None if teacher is None else checked(teacher)
     settings = (settings or FinetuneSettings()).replace(**changes)
     blocks = token_blocks(tokens, model.config)
+    warn_of_repetition(blocks, "the training data")
+    for each in (model, *([teacher] if teacher else [])):
+        _check_finite(each)
     with sharing(devices, model_devices), watching.training(settings.steps, progress) as show:
 
         def watch(stage: Stage) -> None:
@@ -189,6 +198,12 @@ def finetune(
 
         trained, report = run(model, blocks, teacher, settings, watch)
     return FinetuneResult(trained, replace(report, data=data_account(tokens)))
+
+
+def _check_finite(model: Model) -> None:
+    """Looks at all weights before the first is used: ``load`` has, but they may have been changed since."""
+    if name := first_not_finite(model.params):
+        raise UserError(f"the weight {name} of the model holds NaN or infinity: load it again, or set it right.")
 
 
 def save(

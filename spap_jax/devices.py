@@ -20,51 +20,9 @@ from jax.experimental.multihost_utils import broadcast_one_to_all
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, get_abstract_mesh, get_mesh
 
 from spap_jax.errors import UserError, option
-from spap_jax.hub import first_line
+from spap_jax.settings import is_count
 
 _DATA, _MODEL = "data", "model"
-
-_JOINING_SECONDS = 300
-"""How long the first processes wait for the last."""
-
-_SILENT_SECONDS = 60
-"""A process that is not heard of for so long is taken for dead, and the others end too."""
-
-
-_ENDING_SECONDS = 86400
-"""How long the others wait at the end for the one that leads, which still judges the result, writes it and sends it."""
-
-
-def join(coordinator: str | None, processes: int | None, process_id: int | None) -> None:
-    """Joins the processes of one run, each with its own devices; before anything is computed.
-
-    Args:
-        coordinator: Host and port of the first process; "auto" where a TPU pod or SLURM tells; no others where absent.
-        processes: How many there are.
-        process_id: Which of them this is, from 0.
-
-    Raises:
-        UserError: only some of the three are given, or the others do not come.
-    """
-    if coordinator is None and processes is None and process_id is None:
-        return
-    alone = coordinator == "auto"
-    if not alone and None in (coordinator, processes, process_id):
-        raise UserError(
-            "a run of several processes needs all of --coordinator HOST:PORT, --processes and --process-id; "
-            "on a TPU pod or under SLURM --coordinator auto is enough."
-        )
-    try:
-        jax.distributed.initialize(
-            None if alone else coordinator,
-            processes,
-            process_id,
-            initialization_timeout=_JOINING_SECONDS,
-            heartbeat_timeout_seconds=_SILENT_SECONDS,
-            shutdown_timeout_seconds=_ENDING_SECONDS,
-        )
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"the processes of the run could not be joined: {first_line(error)}.") from error
 
 
 def leads() -> bool:
@@ -108,13 +66,13 @@ def sharing(count: int | None, model: int = 1) -> Iterator[None]:
     """
     there = jax.devices()
     several = jax.process_count() > 1 or there[0].platform != "cpu"
-    count = count or (len(there) if several else model)
-    if not 1 <= count <= len(there):
+    count = (len(there) if several else model) if count is None else count
+    if not is_count(count) or count > len(there):
         raise UserError(
             f"{option('devices', count)} asks for more or fewer devices than JAX has, which is {len(there)}: give a "
             f"number from 1 to {len(there)}."
         )
-    if model < 1 or count % model:
+    if not is_count(model) or count % model:
         raise UserError(
             f"{count} devices cannot be divided into groups of {model} that share the weights: give "
             f"{option('model_devices')} a number that divides {count}."

@@ -1,9 +1,14 @@
-"""What users are told: the one error that they see, notices, and how both spell the options that they speak of."""
+"""What users are told: errors, warnings and notices, and how all spell the options that they speak of."""
 
+import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
+
+_PACKAGE = str(Path(__file__).parent)
 
 _FLAGS = ContextVar("flags", default=False)
 
@@ -15,8 +20,27 @@ class UserError(ValueError):
     """
 
 
-class Notice(UserWarning):
+class NotFiniteError(UserError):
+    """Numbers that overflow in the course of a run, which the same run would meet again: nothing goes on from there."""
+
+
+class SpapWarning(UserWarning):
+    """A result that is likely not what was meant: it was computed all the same, and the message says why in a sentence.
+
+    The command line prints it as one line on standard error.
+    """
+
+
+class Notice(SpapWarning):
     """Something worth knowing that stops nothing: one sentence, which the command line prints as a line of its own."""
+
+
+def warn(sentence: str) -> None:
+    """Warns with a `SpapWarning` that names the line outside of this package that led to it."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(sentence, SpapWarning, stacklevel=level)
 
 
 @contextmanager

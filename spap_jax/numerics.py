@@ -44,6 +44,18 @@ def is_concrete(tree: Any) -> bool:
     return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
 
 
+def first_not_finite(tree: Any) -> str | None:
+    """The path ("layers/mlp/up") of the first array of a tree that holds NaN or infinity; None if there is none."""
+    fine = jax.device_get(_are_finite(tree))
+    paths = (path for path, good in jax.tree_util.tree_leaves_with_path(fine) if not good)
+    return next((jax.tree_util.keystr(path, simple=True, separator="/") for path in paths), None)
+
+
+@jax.jit
+def _are_finite(tree: Any) -> Any:
+    return jax.tree.map(lambda array: jnp.isfinite(array).all(), tree)
+
+
 def storage(name: str) -> np.dtype:
     """The data type of arrays that are kept in float32, or as the bits of bfloat16.
 

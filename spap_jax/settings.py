@@ -108,6 +108,25 @@ _TRAINING: _Ranges = (
 )
 
 
+_BITS = {"seed": 32}
+"""Of whole numbers: JAX makes the same random numbers of seeds that differ by a multiple of 2**32."""
+
+_COUNT_BITS = 31
+"""Of the others: programs on devices count in int32."""
+
+_FLOAT32 = (2.0**-126, 2.0**128)
+"""The least positive normal number of float32, and what is too large for it."""
+
+
+def _beyond(name: str, value: Any) -> str:
+    """What is wrong with a number that programs on devices cannot take, and nothing where they can."""
+    if isinstance(value, int) and value >= 2 ** (bits := _BITS.get(name, _COUNT_BITS)):
+        return f"{name} must be below 2**{bits}, not {value}"
+    if isinstance(value, float) and value and not _FLOAT32[0] <= value < _FLOAT32[1]:
+        return f"{name} must be a number that float32 can hold, not {value}"
+    return ""
+
+
 class _Settings:
     """What settings have in common: their ranges are checked when they are built, and copies are made with changes."""
 
@@ -122,13 +141,15 @@ class _Settings:
         for name, _, _ in self._ranges:
             if (plain := getattr(getattr(self, name), "item", None)) is not None:
                 object.__setattr__(self, name, plain())
+        values = {name: getattr(self, name) for name, _, _ in self._ranges}
         wrong = [
-            f"{option(name)} must be {words}, not {getattr(self, name)!r}"
+            f"{option(name)} must be {words}, not {values[name]!r}"
+            if not fits(values[name])
+            else _beyond(name, values[name])
             for name, fits, words in self._ranges
-            if not fits(getattr(self, name))
         ]
-        if wrong:
-            raise UserError("; ".join(wrong) + ".")
+        if any(wrong):
+            raise UserError("; ".join(filter(None, wrong)) + ".")
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed.
@@ -266,11 +287,12 @@ class FinetuneSettings(_Settings):
     def __post_init__(self) -> None:
         """Raises: UserError: a value is out of its range, or both kinds of training are asked for."""
         super().__post_init__()
-        if self.full and self.lora_rank is not None:
-            raise UserError(
-                f"{option('full')} trains every weight and {option('lora_rank')} only low-rank updates: give one of "
-                "the two."
-            )
+        for name in ("lora_rank", "lora_alpha"):
+            if self.full and getattr(self, name) != getattr(FinetuneSettings, name):
+                raise UserError(
+                    f"{option('full')} trains every weight and {option(name)} only low-rank updates: give one of "
+                    "the two."
+                )
 
     @property
     def rank(self) -> int:

@@ -40,7 +40,7 @@ def evaluation() -> np.ndarray:
 def pruned() -> PruneResult:
     data = EXAMPLES / "stories_calibration.txt"
     blocks = spap.load_tokens(data, tokenizer=STORIES, sequence_length=64, sequences=16, role="calibration")
-    return spap.prune(stories(), blocks, settings=QUICK, sparsity=0.3)
+    return spap.prune(stories(), blocks, settings=QUICK, sparsity=0.2)
 
 
 def torch_model(folder: Path) -> Any:

@@ -24,7 +24,7 @@ from spap_jax.checkpoint.shards import Shards
 from spap_jax.checkpoint.side_files import copy_side_files
 from spap_jax.checkpoint.stored import Stack, Stored
 from spap_jax.checkpoint.tensors import DTYPES, TensorFiles
-from spap_jax.errors import UserError
+from spap_jax.errors import NotFiniteError, UserError
 from spap_jax.model import Model, Source
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
@@ -80,6 +80,22 @@ class Reader:
     def fingerprint(self) -> str:
         """Of the config and the weights; see `fingerprint.py`."""
         return fingerprint(self._folder)
+
+    def check_finite(self, watch: Callable[[int, int], None] = lambda *_: None) -> None:
+        """Reads all weights, a piece at a time: who prunes layer by layer would meet the last ones hours later.
+
+        Args:
+            watch: Called with how many bytes were looked at, and of how many.
+
+        Raises:
+            UserError: A file is damaged, or a weight is not finite.
+        """
+        seen = 0
+        for name in self._stored.values():
+            for cuts in self._files.pieces(name):
+                watch(seen, self.bytes)
+                seen += self._files.read(name, cuts).nbytes
+        watch(self.bytes, self.bytes)
 
     def outer(self) -> Params:
         """The parameters outside of the layers, as `Stored`: their data are read where they are asked for."""
@@ -284,9 +300,9 @@ def _converted(name: str, array: np.ndarray, dtype: str | None) -> np.ndarray:
     """The array in a dtype of checkpoints; refuses values that are not finite or do not fit."""
     target = DTYPES[dtype] if dtype else array.dtype
     if not np.isfinite(array).all():
-        raise UserError(f"the weight {name} became NaN or infinity, so the model is not written.")
+        raise NotFiniteError(f"the weight {name} became NaN or infinity, so the model is not written.")
     with np.errstate(over="ignore"):
         converted = array.astype(target, copy=False)
     if not np.isfinite(converted).all():
-        raise UserError(f"the weight {name} has values too large for {dtype}: use bfloat16 or float32.")
+        raise NotFiniteError(f"the weight {name} has values too large for {dtype}: use bfloat16 or float32.")
     return converted

@@ -19,6 +19,7 @@ from spap_jax.model import Model, Source
 from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
+from spap_jax.numerics import first_not_finite
 
 _PARAMS, _SOURCE, _COMMITTED = "params", "spap_source.json", "commit_success.txt"
 
@@ -119,10 +120,8 @@ def _target(folder: Path, shapes: Params, stored: Params) -> Params:
 
 
 def _check_finite(folder: Path, params: Params) -> None:
-    for path, array in jax.tree_util.tree_leaves_with_path(params):
-        if not np.isfinite(np.asarray(array)).all():
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
-            raise UserError(f"the weight {name} in {folder} holds NaN or infinity: the checkpoint is damaged.")
+    if name := first_not_finite(params):
+        raise UserError(f"the weight {name} in {folder} holds NaN or infinity: the checkpoint is damaged.")
 
 
 def _damaged(path: Path, error: Exception) -> UserError:

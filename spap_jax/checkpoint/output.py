@@ -18,12 +18,11 @@ import shlex
 import shutil
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from spap_jax.checkpoint.publish import check_place, publish
-from spap_jax.errors import UserError
+from spap_jax.errors import UserError, warn
 from spap_jax.hub import first_line
 from spap_jax.places import beside, check_apart, is_within, real_path
 from spap_jax.remote import hub_id, is_address, working_folder
@@ -253,9 +252,7 @@ def _clear(folder: Path) -> None:
         for parent, _, _ in os.walk(folder, topdown=False):
             os.rmdir(parent)
     if folder.exists():
-        warnings.warn(
-            f"what was replaced could not be removed whole: delete {folder} if you do not need it.", stacklevel=2
-        )
+        warn(f"what was replaced could not be removed whole: delete {folder} if you do not need it.")
 
 
 def _size(count: int) -> str:

@@ -27,6 +27,9 @@ DTYPE_CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 Cuts = tuple[slice, ...]
 
+_PIECE = 1 << 24
+"""Bytes of a piece, more or less."""
+
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
 _BAD_FILE = "it is damaged or incomplete, so copy or download it again."
 
@@ -113,6 +116,13 @@ class TensorFiles:
         if not np.isfinite(array).all():
             raise UserError(f"the weight {name} holds NaN or infinity: the checkpoint is damaged, so get it again.")
         return array
+
+    def pieces(self, name: str) -> Iterator[Cuts]:
+        """Cuts along the first axis that together are a tensor, each of few enough bytes to be held in passing."""
+        first, *others = self.shape(name)
+        rows = max(1, _PIECE * first // max(1, self.bytes(name)))
+        for start in range(0, first, rows):
+            yield (slice(start, min(start + rows, first)), *(slice(size) for size in others))
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from spap_jax.cli.streams import err, out
-from spap_jax.errors import Notice
+from spap_jax.errors import Notice, SpapWarning
 from spap_jax.pace import Pace
 from spap_jax.quantities import bytes_text, change_text, count_text
 
@@ -47,17 +47,18 @@ Clock = Callable[[], float]
 
 @contextmanager
 def notices() -> Iterator[None]:
-    """Prints each `Notice` as a line on standard error; other warnings are shown as ever."""
+    """Prints each warning of ours as a line on standard error; other warnings are shown as ever."""
     with warnings.catch_warnings():
         show_other = warnings.showwarning
 
         def show(message, category, *place, **more) -> None:
-            if issubclass(category, Notice):
-                err.print(str(message))
+            if issubclass(category, SpapWarning):
+                err.print(f"{'' if issubclass(category, Notice) else 'spap: warning: '}{message}")
             else:
                 show_other(message, category, *place, **more)
 
         warnings.showwarning = show
+        warnings.simplefilter("always", SpapWarning)
         warnings.simplefilter("default", Notice)
         yield
 

@@ -77,7 +77,7 @@ def _measure_perplexity(
     from spap_jax.checkpoint.locate import public_name
     from spap_jax.cli.console import count_text, counting, out, waiting
     from spap_jax.data import load_tokens
-    from spap_jax.evaluation.perplexity import perplexity
+    from spap_jax.evaluation.perplexity import check_finite, perplexity
     from spap_jax.named_sets import data_name
 
     with waiting(f"reading {model}"):
@@ -96,6 +96,7 @@ def _measure_perplexity(
     what = f"measuring perplexity on {count_text(blocks.tokens.size)} tokens"
     with counting() as watch:
         value = perplexity(loaded, blocks.tokens, batch_tokens, functools.partial(watch, what))
+    check_finite(value, model)
     seconds = time.perf_counter() - start
     out.print(f"perplexity {value:.4f}  ({blocks.description}; {seconds:.1f} s)")
     return {

@@ -77,12 +77,13 @@ def finetune(
     from spap_jax import checkpoint, memory
     from spap_jax.checkpoint.kept import check_resume_folder
     from spap_jax.checkpoint.mirror import unfinished
-    from spap_jax.cli.console import err, out, training_progress, waiting
+    from spap_jax.cli.console import err, training_progress, waiting
     from spap_jax.cli.downloads import fetch_data, fetch_models
     from spap_jax.cli.inputs import inputs
+    from spap_jax.cli.processes import wait_for_others
     from spap_jax.cli.stopping import stopping
     from spap_jax.cli.unfinished import telling
-    from spap_jax.devices import join, leads, sharing
+    from spap_jax.devices import leads, sharing
     from spap_jax.errors import UserError
     from spap_jax.placement import placed
     from spap_jax.training.card import trained_files
@@ -92,8 +93,7 @@ def finetune(
 
     checkpoint.check_output(output, overwrite, inputs=inputs(model, teacher, data, eval))
     check_resume_folder(output)
-    join(coordinator, processes, process_id)
-    out.quiet = err.quiet = not leads()
+    wait_for_others(coordinator, processes, process_id)
     fetch_models(model, teacher)
     fetch_data(data, eval)
     if model_devices > 1 and jax.process_count() > 1:
@@ -123,11 +123,7 @@ def finetune(
                 keep(kept, stage)
                 progress(stage.checks[-1])
 
-            try:
-                trained, report = run(start, blocks, dense, settings, watch, begun(kept))
-            except UserError:  # other settings are needed, with which there is nothing to go on from
-                kept.forget()
-                raise
+            trained, report = run(start, blocks, dense, settings, watch, begun(kept))
     extras: dict[str, Any] = {}
     if judged is not None:
         after = _perplexity(trained, judged, "after training")
@@ -147,6 +143,7 @@ def _texts(
     from spap_jax.cli.console import waiting
     from spap_jax.cli.evaluate import chosen_length
     from spap_jax.data import load_tokens
+    from spap_jax.repetition import warn_of_overlap, warn_of_repetition
 
     common: dict[str, Any] = {
         "tokenizer": model.source.folder,
@@ -156,6 +153,8 @@ def _texts(
     with waiting(f"tokenising {data}"):
         blocks = load_tokens(data, sequences=sequences, seed=seed, role="calibration", **common)
         judged = load_tokens(eval, sequences=None, role="evaluation", **common) if eval else None
+    warn_of_repetition(blocks.tokens, data)
+    warn_of_overlap(blocks.tokens, judged and judged.tokens)
     return blocks, judged
 
 

@@ -58,6 +58,8 @@ def plan(
     from spap_jax.planning.plan import Request
     from spap_jax.planning.plan import plan as planned_on
     from spap_jax.planning.tables import as_values
+    from spap_jax.pruning.achieved import sparsities
+    from spap_jax.pruning.pipeline import pruned_config
 
     if sequences < 1:
         raise UserError("--sequences must be at least 1: give a positive number.")
@@ -67,8 +69,8 @@ def plan(
         config, weight_bytes = checkpoint.read_config(checkpoint.locate_config(model), model)
     request = Request(config, settings, sequences, chosen_length(sequence_length, config), weight_bytes)
     plans = [planned_on(request, each) for each in meshes]
-    removed = f"{settings.sparsity:.0%} of the MLP channels removed"
-    console.out.print(f"{model}: {removed}, {sequences} sequences of {request.length} tokens")
+    removed = sparsities(config, pruned_config(config, settings), settings).words
+    console.out.print(f"{model}: {removed} removed, {sequences} sequences of {request.length} tokens")
     if mesh:
         _show(plans[0])
     else:

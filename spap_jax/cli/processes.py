@@ -1,4 +1,4 @@
-"""How one of several processes of a run ends by an error: at once.
+"""How one of several processes of a run begins, by waiting for the others, and how it ends by an error: at once.
 
 On the usual way out it would wait for the others, which may be waiting for it in the middle of a sum. They notice that
 it is gone: where it was to take part in a sum at once, elsewhere after the seconds of silence that ``devices`` allows,
@@ -15,13 +15,34 @@ _LOST = ("gloo", "nccl", "unavailable", "heartbeat", "coordination service", "co
 """What the error of a program speaks of, one of them at least, when a process that was to take part in it is gone."""
 
 
+def wait_for_others(coordinator: str | None, processes: int | None, process_id: int | None) -> None:
+    """Joins the other processes of a run, if there are any, and says whom this one waits for; later only one prints.
+
+    Raises:
+        UserError: see ``joining.join``.
+    """
+    from spap_jax.cli.console import err, out, waiting
+    from spap_jax.devices import leads
+    from spap_jax.joining import AUTO, check_processes, join
+
+    if any(each is not None for each in (coordinator, processes, process_id)):
+        check_processes(coordinator, processes, process_id)
+        whom = "the other processes"
+        if coordinator != AUTO and processes is not None:
+            others = "1 other process" if processes == 2 else f"{processes - 1} other processes"
+            whom = f"{others} at {coordinator}, as process {process_id}"
+        with waiting(f"waiting for {whom}"):
+            join(coordinator, processes, process_id)
+    out.quiet = err.quiet = not leads()
+
+
 def of_several() -> bool:
     """Whether this process is one of several; JAX is not imported to find out."""
     if "jax" not in sys.modules:
         return False
     import jax
 
-    return jax.distributed.is_initialized() and jax.process_count() > 1
+    return jax.distributed.is_initialized()  # how many there are is not to be asked before all have come
 
 
 def prefix() -> str:

@@ -1,12 +1,13 @@
 """``spap prune``."""
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from spap_jax.cli.prune_many import OTHERS, PruneRun, Sparsities, runs
+from spap_jax.cli.prune_many import OTHERS, PruneRun, Sparsities, check_different, runs
 from spap_jax.cli.switches import Data, ModelName, Place, Resume
 from spap_jax.settings import PruneSettings
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from spap_jax.checkpoint import Reader
     from spap_jax.cli.prune_run import Given
     from spap_jax.model import Model
+
+_GIGABYTE = 10**9
 
 
 def prune(
@@ -73,29 +76,37 @@ def prune(
     """
     from spap_jax import checkpoint
     from spap_jax.checkpoint.mirror import is_unfinished
-    from spap_jax.cli.console import err, out, waiting
+    from spap_jax.cli.console import waiting
     from spap_jax.cli.downloads import fetch_data, fetch_models
     from spap_jax.cli.inputs import inputs
+    from spap_jax.cli.processes import wait_for_others
     from spap_jax.cli.prune_run import follow, lead
     from spap_jax.cli.stopping import stopping
-    from spap_jax.devices import join, leads, sharing
+    from spap_jax.devices import leads, sharing
+    from spap_jax.pruning.achieved import warn_of_sparsity
     from spap_jax.pruning.allocation import check_allocation
+    from spap_jax.pruning.ignored import warn_of_ignored
     from spap_jax.pruning.pipeline import pruned_config
 
     wanted = runs(output, sparsity, settings)
     for run in wanted:
         begun = functools.partial(is_unfinished, run.output) if resume else None
         checkpoint.check_output(run.output, overwrite, inputs=inputs(model, None, data, eval), begun=begun)
-    join(coordinator, processes, process_id)
-    out.quiet = err.quiet = not leads()
+    wait_for_others(coordinator, processes, process_id)
     with stopping() as before_end:
         fetch_models(model)
         fetch_data(data, eval)
         with waiting(f"reading {model}"):
             reader = checkpoint.Reader(_hugging_face_folder(model), name=model)
+        narrows = []
         for run in wanted:
             check_allocation(reader.config, run.settings, model_devices)
-            checkpoint.check_describable(reader.source, pruned_config(reader.config, run.settings))
+            narrows.append(pruned_config(reader.config, run.settings))
+            checkpoint.check_describable(reader.source, narrows[-1])
+        check_different(wanted, narrows)
+        warn_of_ignored(settings)
+        for run, narrow in zip(wanted, narrows, strict=True):
+            warn_of_sparsity(reader.config, narrow, run.settings)
         given = _given(reader, data, sequences, sequence_length, eval, wanted, dtype, overwrite)
         with sharing(devices, model_devices):
             if not leads():
@@ -122,10 +133,12 @@ def _given(
     from spap_jax.cli.evaluate import chosen_length
     from spap_jax.cli.prune_run import Given, perplexity_of
     from spap_jax.data import load_tokens
+    from spap_jax.devices import leads
     from spap_jax.pruning.pipeline import pruned_config
     from spap_jax.pruning.progress import Progress
     from spap_jax.pruning.sampling import with_samples
     from spap_jax.pruning.waves import Choices
+    from spap_jax.repetition import warn_of_overlap, warn_of_repetition
 
     settings = wanted[0].settings  # as of all of them, but for the sparsity
     common: dict[str, Any] = {
@@ -136,12 +149,16 @@ def _given(
     with waiting(f"tokenising {data}"):
         blocks = load_tokens(data, sequences=sequences, seed=settings.seed, role="calibration", **common)
         judged = load_tokens(eval, sequences=None, role="evaluation", **common) if eval else None
+    warn_of_repetition(blocks.tokens, data)
+    warn_of_overlap(blocks.tokens, judged and judged.tokens)
 
     def whole_model() -> "Model":
         with waiting(f"reading all of {reader.source.name}"):
             return reader.model()
 
     with counting() as watch:
+        if leads() and not _read_whole(settings, eval):
+            reader.check_finite(functools.partial(_gigabytes, watch))
         blocks = with_samples(blocks, whole_model, settings, functools.partial(watch, "sequences written"))
     windows = len(judged.tokens) if judged else 0
     progress = Progress(reader.config, [run.settings for run in wanted], blocks.tokens.shape, windows)
@@ -152,6 +169,17 @@ def _given(
 
     choices = Choices(pruned_config(reader.config, run.settings).intermediate for run in wanted)
     return Given(reader, blocks, judged, before, dtype, overwrite, choices, progress)
+
+
+def _read_whole(settings: PruneSettings, eval: str | None) -> bool:
+    """Whether all weights are read, and so looked at, before the first layer is pruned."""
+    return bool(eval or settings.decided.sampled or settings.allocation == "global")
+
+
+def _gigabytes(watch: Callable[[str, int, int], None], seen: int, total: int) -> None:
+    """Shows how much was looked at, unless that takes but a moment."""
+    if total >= _GIGABYTE:
+        watch("GB of weights checked", seen // _GIGABYTE, total // _GIGABYTE)
 
 
 def _hugging_face_folder(model: str) -> Path:

@@ -1,13 +1,16 @@
 """Several sparsities in one command: how they are typed, and a folder for each."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from cyclopts import Parameter
 
 from spap_jax.errors import UserError
 from spap_jax.places import check_name
 from spap_jax.settings import PruneSettings
+
+if TYPE_CHECKING:
+    from spap_jax.models.config import DecoderConfig
 
 
 class PruneRun(NamedTuple):
@@ -53,6 +56,25 @@ def runs(output: str, sparsities: Sequence[float], settings: PruneSettings) -> l
     if len(chosen) == 1:
         return [PruneRun(output, chosen[0])]
     return [PruneRun(f"{output.rstrip('/')}/sparsity-{each.sparsity}", each) for each in chosen]
+
+
+def check_different(wanted: Sequence[PruneRun], narrows: "Sequence[DecoderConfig]") -> None:
+    """Refuses to make the same model twice.
+
+    Args:
+        wanted: The runs of a command.
+        narrows: What each of them makes of the decoder.
+
+    Raises:
+        UserError: rounding makes two sparsities one.
+    """
+    for number, narrow in enumerate(narrows):
+        if narrow in narrows[:number]:
+            twice = wanted[narrows.index(narrow)].settings.sparsity, wanted[number].settings.sparsity
+            raise UserError(
+                f"--sparsity {twice[0]} and {twice[1]} both leave {narrow.intermediate} channels in a layer: name one "
+                "of the two, or lower --round-to."
+            )
 
 
 def _fraction(word: str) -> float:

@@ -16,7 +16,7 @@ from spap_jax.cli.prune_many import PruneRun
 from spap_jax.cli.side_by_side import side_by_side
 from spap_jax.cli.unfinished import layers_done, telling
 from spap_jax.data import TokenBlocks
-from spap_jax.evaluation.perplexity import perplexity
+from spap_jax.evaluation.perplexity import check_finite, perplexity
 from spap_jax.model import Model
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
@@ -142,6 +142,8 @@ def _prune_into(
     """Prunes block by block into the writer; whole models are held only where there is data to judge them on."""
     reader, judged = given.reader, given.judged
     before = given.before()
+    if before is not None:
+        check_finite(before, reader.source.name)
     outer = reader.outer()
     writer.outer(outer)
     reports: list[LayerReport | SweepReport] = []
@@ -186,7 +188,7 @@ def _summary(report: PruneReport) -> None:
     model, extras = report.model, report.extras
     width = "MLP channels per layer" if report.one_width else "MLP channels of the widest layer"
     counts = [("parameters", "parameters"), ("MLP parameters", "mlp_parameters"), (width, "intermediate")]
-    if fewer_heads := model["kv_heads"]["after"] < model["kv_heads"]["before"]:
+    if report.sparsity.heads.achieved:
         counts += [("attention heads per layer", "heads"), ("key/value heads per layer", "kv_heads")]
     rows = [
         (name, console.count_text(model[key]["before"]), console.count_text(model[key]["after"]),
@@ -199,9 +201,7 @@ def _summary(report: PruneReport) -> None:
     if measured := extras.get("perplexity"):
         before, after = measured["before"], measured["after"]
         rows.append(("perplexity", f"{before:.4f}", f"{after:.4f}", console.change_text(before, after)))
-    removed = f"{report.settings['sparsity']:.0%} of the MLP channels"
-    removed += f" and {1 - model['heads']['after'] / model['heads']['before']:.0%} of the heads" if fewer_heads else ""
-    console.table(f"{model['name']}: {removed} removed", ("", "before", "after", "change"), rows)
+    console.table(f"{model['name']}: {report.sparsity.words} removed", ("", "before", "after", "change"), rows)
     phases = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in report.seconds.items())
     console.out.print(f"seconds: {phases}; peak memory {console.bytes_text(extras['peak_memory_bytes'])}")
     for line in report.advice:

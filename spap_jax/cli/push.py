@@ -33,8 +33,11 @@ def push(
     from spap_jax.remote import hub_id, is_address
 
     address = to if is_address(to) else f"hf://{to}"
-    if repo := hub_id(address):
+    repo = hub_id(address)
+    if repo:
         check_repo_id(repo, to)
+    elif private:
+        raise UserError(f"--private is for the hub, and {to} is an address: leave it out, and see who may read there.")
     needed = ["config.json", "README.md"] if repo else ["config.json"]
     missing = [name for name in needed if not (folder / name).is_file()]
     if repo and not any((folder / name).is_file() for name in ("spap_report.json", "spap_finetune.json")):

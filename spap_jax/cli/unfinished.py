@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 from spap_jax.checkpoint.resume import Unfinished
 from spap_jax.cli import console
+from spap_jax.errors import NotFiniteError
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells at length what it then raises
 
@@ -44,6 +45,9 @@ def telling(kept: Unfinished, before_end: list[Callable[[], str]], amount: Calla
     before_end.append(end)
     try:
         yield
+    except NotFiniteError:  # other settings are needed, with which there is nothing to go on from
+        kept.forget()
+        raise
     except BaseException:
         if kept.count():
             console.err.print(words())

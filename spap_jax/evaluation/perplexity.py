@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spap_jax.errors import UserError
+from spap_jax.errors import NotFiniteError, UserError
 from spap_jax.model import Model
 from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
@@ -47,6 +47,19 @@ def perplexity(
     value = float(np.exp(np.float64(total) / predictions(tokens)))
     watch(count, count)
     return value
+
+
+def check_finite(value: float, name: str) -> None:
+    """Refuses to tell a perplexity that is none.
+
+    Raises:
+        NotFiniteError: the predictions of the model, which is called by `name`, overflow.
+    """
+    if not np.isfinite(value):
+        raise NotFiniteError(
+            f"the perplexity of {name} is {value}: its predictions overflow in float32, so its weights are damaged, or "
+            "do not belong to its config.json."
+        )
 
 
 def check_windows(measure: str, tokens: np.ndarray) -> np.ndarray:

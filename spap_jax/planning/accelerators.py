@@ -6,6 +6,8 @@ Sources, per chip or board:
   bfloat16 rate, HBM capacity and bandwidth. They give the interconnect for both directions together; half is one way.
 - A100 80GB SXM, H100 SXM, H200 SXM: NVIDIA's data sheets: FP32 and TF32 rates (TF32 without sparsity, half of what the
   sheets of H100 and H200 print), memory and bandwidth, and NVLink for both directions together.
+- Sizes of slices: the tables of supported shapes on the pages of the TPUs. Of v5p they list those below a cube of 4 x 4
+  x 4 chips, and from there on whole cubes, of which nearly every number up to 96 can be had.
 
 Full float32 products, which all but the sweeps' steps use, take six bfloat16 passes on a TPU (XLA's "highest"
 precision) and the FP32 units of a GPU. The steps use what JAX takes by default: one bfloat16 pass, or TF32.
@@ -30,7 +32,7 @@ class Accelerator(NamedTuple):
         full: Floating-point operations a second of float32 products at full precision.
         quick: The same at the precision that JAX takes by default.
         link: Bytes a second that it sends to other devices, all links together.
-        most: Devices that are linked so.
+        sizes: Numbers of devices that are linked so, ascending.
         named: Numbers in a mesh's name for every device.
     """
 
@@ -40,27 +42,33 @@ class Accelerator(NamedTuple):
     full: float
     quick: float
     link: float
-    most: int
+    sizes: tuple[int, ...]
     named: int = 1
 
 
-def _tpu(words: str, memory: float, bandwidth: float, bfloat16: float, both_ways: float, most: int, named: int = 1):
-    return Accelerator(words, memory, bandwidth, bfloat16 / _PASSES, bfloat16, both_ways / 2, most, named)
+def _tpu(words: str, memory: float, bandwidth: float, bfloat16: float, both_ways: float, *sizes: int, named: int = 1):
+    return Accelerator(words, memory, bandwidth, bfloat16 / _PASSES, bfloat16, both_ways / 2, sizes, named)
 
 
 def _gpu(words: str, memory: float, bandwidth: float, float32: float, tf32: float, both_ways: float):
-    return Accelerator(words, memory, bandwidth, float32, tf32, both_ways / 2, 8)
+    return Accelerator(words, memory, bandwidth, float32, tf32, both_ways / 2, tuple(range(1, 9)))
 
+
+_SQUARES = (1, 4, 8, 16, 32, 64, 128, 256)
+_CUBES = (4, 8, 16, 32, *range(64, 6145, 64))
 
 ACCELERATORS = {
-    "v5e": _tpu("TPU v5e", 16e9, 819e9, 197e12, 400e9, 256),
-    "v5p": _tpu("TPU v5p", 95e9, 2765e9, 459e12, 1200e9, 6144, named=2),  # names count TensorCores, two in a chip
-    "v6e": _tpu("TPU v6e", 32e9, 1638e9, 918e12, 800e9, 256),
+    "v5e": _tpu("TPU v5e", 16e9, 819e9, 197e12, 400e9, *_SQUARES),
+    "v5p": _tpu("TPU v5p", 95e9, 2765e9, 459e12, 1200e9, *_CUBES, named=2),  # names count TensorCores, two in a chip
+    "v6e": _tpu("TPU v6e", 32e9, 1638e9, 918e12, 800e9, *_SQUARES),
     "a100": _gpu("A100 80GB SXM", 80e9, 2039e9, 19.5e12, 156e12, 600e9),
     "h100": _gpu("H100 SXM", 80e9, 3350e9, 67e12, 494.5e12, 900e9),
     "h200": _gpu("H200 SXM", 141e9, 4800e9, 67e12, 494.5e12, 900e9),
 }
 """By the name that a mesh begins with."""
+
+_LISTED = 9
+"""Sizes that a refusal names at most."""
 
 _ALIASES = {"v5litepod": "v5e"}
 
@@ -105,19 +113,18 @@ def mesh_named(name: str) -> Mesh:
     Raises:
         UserError: there is no such mesh.
     """
-    kind, _, number = _split(name)
+    kind, mark, number = _split(name)
     accelerator = ACCELERATORS.get(_ALIASES.get(kind, kind))
     if accelerator is None:
         raise UserError(
             f"there is no mesh {name!r}: name one like v5e-8 or h100x8, of the accelerators {', '.join(ACCELERATORS)}."
         )
     devices, rest = divmod(number, accelerator.named)
-    if rest or not 1 <= devices <= accelerator.most:
-        each = " (its names count TensorCores, two in a chip)" if accelerator.named > 1 else ""
-        raise UserError(
-            f"there is no mesh {name!r}: up to {accelerator.most} devices of {accelerator.words} are linked{each}; "
-            "name fewer."
-        )
+    if rest or devices not in accelerator.sizes:
+        names = [f"{kind}{mark}{size * accelerator.named}" for size in accelerator.sizes]
+        listed = names if len(names) <= _LISTED else [*names[: _LISTED - 1], "...", names[-1]]
+        each = " (the names count TensorCores, two in a chip)" if accelerator.named > 1 else ""
+        raise UserError(f"there is no mesh {name!r}: {accelerator.words} comes as {', '.join(listed)}{each}.")
     return Mesh(name, accelerator, devices)
 
 

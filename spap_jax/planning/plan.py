@@ -247,10 +247,11 @@ def _divided(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]
 
 
 def _more(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]]:
-    devices = 2 * mesh.devices
-    while devices <= min(mesh.accelerator.most, request.sequences):
-        larger = mesh.with_devices(devices)
-        yield f"{larger.name} in place of {mesh.name}", request, larger
+    devices, sizes = 2 * mesh.devices, mesh.accelerator.sizes
+    while devices <= min(sizes[-1], request.sequences):
+        if devices in sizes:
+            larger = mesh.with_devices(devices)
+            yield f"{larger.name} in place of {mesh.name}", request, larger
         devices *= 2
 
 

@@ -93,7 +93,7 @@ def as_values(planned: Plan) -> dict[str, Any]:
             "name": planned.mesh.name,
             "devices": planned.mesh.devices,
             "model_devices": planned.mesh.sharers,
-            **chip._asdict(),
+            **{name: value for name, value in chip._asdict().items() if name != "sizes"},
         },
         "fits": planned.fits,
         "verdict": verdict(planned),

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spap_jax import devices
-from spap_jax.errors import UserError, option
+from spap_jax.errors import NotFiniteError, UserError, option
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.numerics import full_precision, storage
@@ -62,7 +62,10 @@ def allocated_config(
     widths = _candidates(config, settings)
     losses = _losses(config, outer, read_layer, tokens, settings, widths)
     if not np.isfinite(losses).all():
-        raise UserError("the dense model's predictions are not finite: the checkpoint overflows in float32.")
+        raise NotFiniteError(
+            "the dense model's predictions are not finite: they overflow in float32, so look whether the model "
+            "computes what it should (spap eval)."
+        )
     # Columns count the steps above the least width.
     spare = config.layers * widths[::-1].index(uniform.intermediate)
     chosen = allocation.allocate(losses[:, ::-1], spare)

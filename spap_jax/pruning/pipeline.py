@@ -12,7 +12,7 @@ import numpy as np
 
 from spap_jax import devices, memory
 from spap_jax.baselines import update_used
-from spap_jax.errors import UserError, option
+from spap_jax.errors import NotFiniteError, UserError, option
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params, with_channels
 from spap_jax.models.registry import FAMILIES
@@ -206,7 +206,10 @@ def _prune_block(
     (fitted, error), (judged, held_out_error) = (streams.leave_mlp(narrow, layer, s) for s in both)
     clock.lap("streams", (fitted, judged))
     if not np.isfinite(error):
-        raise UserError(f"the activations of layer {index} are not finite: the checkpoint overflows in float32.")
+        raise NotFiniteError(
+            f"the activations of layer {index} are not finite: they overflow in float32, and would again with these "
+            "settings, so look whether the model computes what it should (spap eval)."
+        )
     report = layer_report(index, solved, error, held_out_error if judged.dense.size else None, clock)
     return layer, dataclasses.replace(report, attention=attention), Both(fitted, judged)
 

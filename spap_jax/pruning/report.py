@@ -16,6 +16,7 @@ from spap_jax.checkpoint.locate import public_name
 from spap_jax.models import cost
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.registry import FAMILIES
+from spap_jax.pruning.achieved import Sparsities, sparsities
 from spap_jax.pruning.advice import advice
 from spap_jax.settings import PruneSettings
 
@@ -139,6 +140,7 @@ class PruneReport:
         method: How channels were chosen, and the update that the weights kept got ("own" resolved).
         model: Name, architecture, and widths (the largest as ``intermediate``), heads, biases and parameters before
             and after.
+        sparsity: Fractions of the MLP channels and of the heads that are gone, beside those asked for.
         calibration: What the tokens were: description, shape, hash.
         versions: Of the libraries that computed it.
         layers: A record a layer.
@@ -151,6 +153,7 @@ class PruneReport:
     settings: dict[str, Any]
     method: dict[str, str]
     model: dict[str, Any]
+    sparsity: Sparsities
     calibration: dict[str, Any]
     versions: dict[str, str]
     layers: tuple[LayerReport, ...]
@@ -215,6 +218,7 @@ def new_report(
             "parameters": {"before": before.total, "after": after.total},
             "mlp_parameters": {"before": before.mlp, "after": after.mlp},
         },
+        sparsity=sparsities(config, narrow, settings),
         calibration=data_account(tokens),
         versions=versions(),
         layers=tuple(step for step in steps if isinstance(step, LayerReport)),

@@ -97,7 +97,8 @@ def _kept(record: Record) -> str:
     if (heads := record.fewer_heads) and (groups := record.model.kv_heads):
         words += f", {heads.after} of {heads.before} attention heads"
         words += f" and {groups.after} of {groups.before} key/value heads"
-    return f"{words}."
+    asked = record.sparsity.get("channels", {}).get("asked", record.removed)  # older reports do not tell
+    return f"{words}{f' ({share_text(asked)} asked for)' if missed(record.removed, asked) else ''}."
 
 
 def _section(run: Run, drawn: Sequence[Drawn]) -> dict[str, Any]:

@@ -164,6 +164,7 @@ class Record:
     versions: dict[str, str]
     layers: Annotated[tuple[Layer, ...], msgspec.Meta(min_length=1)]
     seconds: dict[str, float]
+    sparsity: dict[str, dict[str, float]] = field(default_factory=dict)
     sweeps: tuple[Sweep, ...] = ()
     advice: tuple[str, ...] = ()
     extras: Extras = field(default_factory=Extras)

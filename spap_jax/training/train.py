@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from spap_jax import devices
-from spap_jax.errors import UserError, option
+from spap_jax.errors import NotFiniteError, UserError, option
 from spap_jax.evaluation.perplexity import check_length
 from spap_jax.model import Model
 from spap_jax.models.config import DecoderConfig
@@ -143,6 +143,12 @@ def check(model: Model, tokens: np.ndarray, teacher: Model | None, settings: Fin
     if teacher is None:
         return
     check_length(teacher.config, tokens.shape[1])
+    folders = [each.source.folder and each.source.folder.resolve() for each in (model, teacher)]
+    if teacher is model or (folders[0] is not None and folders[0] == folders[1]):
+        raise UserError(
+            f"the teacher {teacher.source.name} is the model itself, which has nothing to learn from it: name the "
+            "dense model that this one was made of."
+        )
     if teacher.config.vocabulary != model.config.vocabulary:
         raise UserError(
             f"the teacher has a vocabulary of {teacher.config.vocabulary} tokens and the model one of "
@@ -283,5 +289,5 @@ def _check_finite(loss: float, step: int) -> None:
     if np.isfinite(loss):
         return
     if step == 0:
-        raise UserError("the model's loss on the held-out sequences is not finite: its weights are damaged.")
-    raise UserError(f"the loss is no longer finite after {step} steps: give a smaller {option('learning_rate')}.")
+        raise NotFiniteError("the model's loss on the held-out sequences is not finite: its weights are damaged.")
+    raise NotFiniteError(f"the loss is no longer finite after {step} steps: give a smaller {option('learning_rate')}.")

@@ -13,7 +13,7 @@ import pytest
 import torch
 from tiny_checkpoints import edit_config, edit_tensors, state, write, write_bin
 
-from spap_jax.checkpoint import Reader, load, save_orbax
+from spap_jax.checkpoint import Reader, load, save_orbax, tensors
 from spap_jax.errors import UserError
 
 
@@ -72,9 +72,37 @@ def test_weights_that_are_not_finite(name: str, dtype: str, value: float, tmp_pa
     tensor = state("llama", dtype)[name].clone()
     tensor[3, 4] = value
     reader = Reader(edit_tensors(folder, **{name: tensor}))
-    for read in (reader.model, lambda: jax.tree.map(np.asarray, (reader.outer(), reader.layer(1)))):
+    for read in (
+        reader.check_finite,
+        reader.model,
+        lambda: jax.tree.map(np.asarray, (reader.outer(), reader.layer(1))),
+    ):
         with pytest.raises(UserError, match=f"the weight {name} holds NaN or infinity"):
             read()
+
+
+@pytest.mark.parametrize("piece", [1, 100, 10_000, 1 << 30])
+@pytest.mark.parametrize("kind", ["one file", "shards", "torch"])
+def test_every_number_is_looked_at_in_pieces_of_any_size(
+    kind: str, piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tensors, "_PIECE", piece)
+    write_it = write_bin if kind == "torch" else write
+    folder = write_it("llama_biases", tmp_path / "in", **{"shard": "12KB"} if kind == "shards" else {})
+    seen = []
+    Reader(folder).check_finite(lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (sum(tensor.nbytes for tensor in state("llama_biases").values()),) * 2
+    assert seen == sorted(seen)
+
+
+@pytest.mark.parametrize("place", [(0, 0), (31, 52), (16, 7)])
+def test_a_single_number_is_found(place: tuple[int, int], folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tensors, "_PIECE", 1000)
+    name = "model.layers.2.mlp.down_proj.weight"
+    tensor = state("llama")[name].clone()
+    tensor[place] = float("inf")
+    with pytest.raises(UserError, match=f"the weight {name} holds NaN or infinity"):
+        Reader(edit_tensors(folder, **{name: tensor})).check_finite()
 
 
 def test_a_tensor_stored_twice(tmp_path: Path):

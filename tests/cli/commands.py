@@ -43,12 +43,15 @@ def process(*words: object, **settings: str) -> subprocess.Popen[str]:
 
 
 def sentence(said: Said) -> str:
-    """The one sentence of a refusal: exit code 2 and one line that begins `spap:`, the last on standard error."""
+    """The one sentence of a refusal: exit code 2 and one line that begins `spap:`, the last on standard error.
+
+    Before it there may be what was waited for, and warnings.
+    """
     assert said.code == 2, said
     assert said.out == ""
     lines = said.err.splitlines()
     assert lines[-1].startswith("spap: ")
-    assert all(line.endswith(" ...") for line in lines[:-1]), said.err
+    assert all(line.endswith(" ...") or line.startswith("spap: warning: ") for line in lines[:-1]), said.err
     return lines[-1].removeprefix("spap: ")
 
 

@@ -49,7 +49,7 @@ class TestPruneOfTheBundledModel:
         said = spap(capsys, *words, "--sparsity", "0.3", "--eval", EVALUATION, "--sequences=16")
         assert said.code == 0
         lines = said.out.splitlines()
-        assert lines[0] == "llama-stories: 30% of the MLP channels removed"
+        assert lines[0] == "llama-stories: 20 % of the MLP channels (30 % asked for) removed"
         channels = next(line for line in lines if line.startswith("MLP channels per layer"))
         assert channels.split()[-4:-1] == ["320", "256", "-20.0"]
         for name in ("parameters", "MLP parameters", "weights on disk", "perplexity"):
@@ -203,7 +203,11 @@ def test_prune_of_heads(tmp_path: Path, capsys):
     said = spap(capsys, "prune", source, *words, *QUICK)
     assert said.code == 0
     lines = said.out.splitlines()
-    assert lines[0] == f"{source.name}: 30% of the MLP channels and 50% of the heads removed"
+    assert lines[0] == f"{source.name}: 30.2 % of the MLP channels and 50 % of the heads (60 % asked for) removed"
+    assert [line for line in said.err.splitlines() if line.startswith("spap: ")] == [
+        "spap: warning: attention sparsity 0.6 removes 50 % of the heads: in a layer 1 of 2 key/value heads stay, "
+        "which are whole, and at least one."
+    ]
     rows = {line.split("  ")[0]: line.split()[-4:] for line in lines}
     assert rows["attention heads per layer"] == ["4", "2", "-50.0", "%"]
     assert rows["key/value heads per layer"] == ["2", "1", "-50.0", "%"]
@@ -212,6 +216,7 @@ def test_prune_of_heads(tmp_path: Path, capsys):
     )
     report = json.loads((tmp_path / "out" / "spap_report.json").read_text())
     assert report["settings"]["attention_sparsity"] == 0.6
+    assert report["sparsity"]["heads"] == {"asked": 0.6, "achieved": 0.5}
     for layer in report["layers"]:
         assert layer["attention"]["kept"] in ([0], [1])
         assert 0 < layer["attention"]["held_out"]["refit"] < 2

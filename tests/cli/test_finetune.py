@@ -103,6 +103,7 @@ def test_a_run_that_makes_it_worse_says_so_and_changes_nothing(dense: Path, ids:
     ("words", "expected"),
     [
         (("--full", "--lora-rank", "4"), "full trains every weight and lora_rank only low-rank updates: give one"),
+        (("--full", "--lora-alpha", "4"), "--full trains every weight and --lora-alpha only low-rank updates: give"),
         (("--lora-rank", "0"), "--lora-rank must be a whole number of at least 1, not 0."),
         (("--steps", "0"), "--steps must be a whole number of at least 1, not 0."),
         (("--held-out", "0"), "held_out must be a fraction between 0 and 1, both excluded"),
@@ -127,6 +128,11 @@ def test_what_cannot_be_trained_is_said_before_it_is_measured(dense: Path, ids: 
     said = spap(capsys, "finetune", dense, *words)
     assert sentence(said).startswith("training needs at least two sequences")
     assert "measuring" not in said.err
+
+
+def test_a_model_is_not_its_own_teacher(dense: Path, ids: Path, tmp_path: Path, capsys):
+    words = ("--data", ids, "--output", tmp_path / "out", "--teacher", f"{dense}/.", *QUICK)
+    assert "is the model itself, which has nothing to learn" in sentence(spap(capsys, "finetune", dense, *words))
 
 
 def test_an_output_that_exists(dense: Path, tmp_path: Path, capsys):

@@ -65,7 +65,7 @@ def test_weights_that_are_there_are_those_that_are_counted(tmp_path: Path, capsy
     ("words", "expected"),
     [
         (("--mesh", "k80x8"), "there is no mesh 'k80x8': name one like v5e-8 or h100x8"),
-        (("--mesh", "v5p-7"), "up to 6144 devices of TPU v5p are linked (its names count TensorCores"),
+        (("--mesh", "v5e-7"), "there is no mesh 'v5e-7': TPU v5e comes as v5e-1, v5e-4, v5e-8, v5e-16, "),
         (("--sequences", "0"), "--sequences must be at least 1"),
         (("--sequence-length", "513"), "model's 512 positions"),
         (("--sparsity", "0.001"), "nothing to remove"),

@@ -47,6 +47,10 @@ OPTIONS = [
     (("--allocation", "global", "--model-devices", "2"), "gives layers widths of their own, and --model-devices"),
     (("--allocation", "global", "--round-to", "160"), "nothing to choose: the widths of layers with 320 channels"),
     (("--ridge", "inf"), "--ridge must be positive"),
+    (("--ridge", "1e300"), "--ridge must be a number that float32 can hold, not 1e+300."),
+    (("--swap-rounds", "2147483648"), "--swap-rounds must be below 2**31, not 2147483648."),
+    (("--seed", "4294967296"), "--seed must be below 2**32, not 4294967296."),
+    (("--devices", "0", *QUICK), "--devices 0 asks for more or fewer devices than JAX has, which is 8: give a number"),
     (("--method", "lora"), 'Invalid value "lora" for --method. Choose from: "spap", "random", "magnitude", "wanda", '),
     (("--update", "tune"), 'Invalid value "tune" for --update. Choose from: "own", "none", "bias", "refit", "alt'),
     (("--dtype", "int8"), 'Invalid value "int8" for --dtype'),
@@ -150,12 +154,50 @@ def test_a_sliding_window(tmp_path: Path, place: Path, capsys):
         ({"model__norm__weight": None}, "tensors are missing (model.norm.weight)"),
         ({"model__extra": np.zeros(3, np.float32)}, "tensors are unexpected (model.extra)"),
         ({"model__norm__weight": np.full(32, np.nan, np.float32)}, "the weight model.norm.weight holds NaN"),
-        # Found when its layer is read, after the writer has begun.
-        ({"model__layers__0__mlp__down_proj__weight": np.full((32, 53), np.nan, np.float32)}, "holds NaN or infinity"),
+        # Found before the layers that come first are pruned.
+        ({"model__layers__2__mlp__down_proj__weight": np.full((32, 53), np.inf, np.float32)}, "holds NaN or infinity"),
     ],
 )
 def test_tensors(changes: dict, expected: str, tmp_path: Path, place: Path, capsys):
     assert expected in refused(capsys, edited(tmp_path / "in", **changes), place, token_file(tmp_path / "ids.npy"))
+
+
+@pytest.mark.parametrize("command", ["eval", "finetune", "teacher"])
+def test_a_weight_that_is_not_finite_is_named_by_every_command(command: str, tmp_path: Path, place: Path, capsys):
+    wrong = edited(tmp_path / "in", model__layers__2__mlp__down_proj__weight=np.full((32, 53), np.inf, np.float32))
+    train = ("--output", place / "out", "--sequence-length", "64", "--data", token_file(tmp_path / "ids.npy"))
+    words = {
+        "eval": ("eval", wrong, *train[2:]),
+        "finetune": ("finetune", wrong, *train),
+        "teacher": ("finetune", tiny(tmp_path / "good"), "--teacher", wrong, *train),
+    }
+    said = sentence(spap(capsys, *words[command]))
+    assert said.startswith("the weight model.layers.2.mlp.down_proj.weight holds NaN or infinity: ")
+    assert left(place) == []
+
+
+@pytest.mark.parametrize("command", ["eval", "prune"])
+def test_a_perplexity_that_is_none(command: str, tmp_path: Path, place: Path, capsys):
+    loud = edited(tmp_path / "in", model__layers__1__mlp__up_proj__weight=np.full((53, 32), 3e38, np.float32))
+    ids, other = token_file(tmp_path / "ids.npy"), token_file(tmp_path / "other.npy", top=96)
+    words = {
+        "eval": ("eval", loud, "--data", ids, "--sequence-length", "64", "--json", place / "x.json"),
+        "prune": ("prune", loud, "--calibration", ids, "--eval", other, "--output", place / "out", *QUICK),
+    }
+    said = sentence(spap(capsys, *words[command]))
+    assert said.startswith(f"the perplexity of {loud} is nan: its predictions overflow in float32")
+    assert left(place) == []
+
+
+def test_nothing_goes_on_from_numbers_that_overflow_in_a_later_layer(tmp_path: Path, place: Path, capsys):
+    loud = edited(tmp_path / "in", model__layers__1__mlp__up_proj__weight=np.full((53, 32), 3e38, np.float32))
+    words = ("--output", place / "out", "--calibration", token_file(tmp_path / "ids.npy"), *QUICK)
+    said = spap(capsys, "prune", loud, *words)
+    assert said.code == 2
+    assert "\nlayer 1/3" in said.err
+    assert said.err.splitlines()[-1].startswith("spap: the activations of layer 1 are not finite: they overflow in ")
+    assert "goes on" not in said.err
+    assert left(place) == []
 
 
 def test_a_truncated_file(tmp_path: Path, place: Path, capsys):
@@ -303,6 +345,7 @@ def test_a_hub_id_without_network(tmp_path: Path, place: Path):
         (("eval", STORIES, "--data", EVALUATION, "--json", "no/x.json"), "no/x.json cannot be written"),
         (("eval", STORIES, "--data", EVALUATION, "--sequence-length", "0"), "must be at least 1"),
         (("eval", STORIES, "--data", EVALUATION, "--sequence-length", "513"), "model's 512 positions"),
+        (("push", STORIES, "gs://bucket/model", "--private"), "--private is for the hub, and gs://bucket/model is an"),
         (("convert", STORIES, "--output", "x", "--to", "gguf"), 'Invalid value "gguf" for --to'),
         (("convert", STORIES, "--output", "x", "--to", "orbax", "--dtype", "float16"), "--dtype goes with"),
         (("bench", STORIES, "--batch", "0"), "must be at least 1"),

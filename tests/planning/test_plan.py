@@ -197,3 +197,27 @@ def test_names_of_meshes(name: str, count: int, memory_: float):
 def test_meshes_that_are_not_there(name: str):
     with pytest.raises(UserError, match=f"there is no mesh '{name}': "):
         mesh_named(name)
+
+
+_FEW_CHIPS = "v5p-8, v5p-16, v5p-32, v5p-64, v5p-128, v5p-256, v5p-384, v5p-512, ..., v5p-12288"
+
+
+@pytest.mark.parametrize(
+    ("name", "there_are"),
+    [
+        ("v5e-7", "TPU v5e comes as v5e-1, v5e-4, v5e-8, v5e-16, v5e-32, v5e-64, v5e-128, v5e-256."),
+        ("v5litepod-2", "TPU v5e comes as v5litepod-1, v5litepod-4, "),
+        ("v6e-12", "TPU v6e comes as v6e-1, v6e-4, v6e-8, v6e-16, v6e-32, v6e-64, v6e-128, v6e-256."),
+        ("v5p-72", f"TPU v5p comes as {_FEW_CHIPS} (the names count TensorCores, two in a chip)."),
+        ("v5p-4", "TPU v5p comes as v5p-8, "),
+        ("h100x9", "H100 SXM comes as h100x1, h100x2, h100x3, h100x4, h100x5, h100x6, h100x7, h100x8."),
+    ],
+)
+def test_sizes_that_there_are_none_of(name: str, there_are: str):
+    with pytest.raises(UserError, match=re.escape(there_are)):
+        mesh_named(name)
+
+
+@pytest.mark.parametrize("name", ["v5p-8", "v5p-32", "v5p-384", "v5p-12288", "v6e-256", "h100x7"])
+def test_sizes_that_there_are(name: str):
+    assert mesh_named(name).name == name

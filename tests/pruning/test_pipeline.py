@@ -205,6 +205,14 @@ def test_activations_that_overflow_are_said():
         api.prune(with_mlp(model, up=up), random_tokens(), settings=SETTINGS)
 
 
+def test_a_weight_that_is_not_finite_is_found_before_the_first_layer_is_pruned():
+    model, told = tiny("llama"), []
+    up = model.params["layers"]["mlp"]["up"].at[2, 3, 4].set(jnp.inf)
+    with pytest.raises(UserError, match="the weight layers/mlp/up of the model holds NaN or infinity"):
+        api.prune(with_mlp(model, up=up), random_tokens(), settings=SETTINGS, progress=told.append)
+    assert told == []
+
+
 def test_a_block_is_read_when_its_turn_comes():
     model, read = tiny("llama"), []
 

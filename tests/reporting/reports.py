@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from spap_jax.pruning.achieved import Sparsities, Sparsity
 from spap_jax.pruning.report import AttentionReport, Errors, LayerReport, PruneReport, SweepReport
 from spap_jax.reporting.read import read_runs
 from spap_jax.reporting.schema import Record, Run
@@ -62,6 +63,7 @@ def report(
             "parameters": {"before": 1234567, "after": 1000 * keep},
             "mlp_parameters": {"before": 765432, "after": 100 * keep},
         },
+        sparsity=Sparsities(Sparsity(1 - keep / width, 1 - keep / width), Sparsity(0.0, 0.0)),
         calibration={"sequences": 17, "sequence_length": 64, "description": "some text", "sha256": "ab" * 32},
         versions={"spap-jax": "0.1.0", "jax": "0.10.2"},
         layers=tuple(layer(index, width, keep, held_out) for index in range(layers)),

@@ -132,6 +132,12 @@ def test_the_numbers_of_a_run(tmp_path: Path) -> None:
     ]
 
 
+def test_both_sparsities_where_rounding_led_to_another_than_was_asked_for(tmp_path: Path):
+    asked = {"sparsity": {"channels": {"asked": 0.3, "achieved": 0.375}}}
+    page, _ = render([run(tmp_path, report(**asked))])
+    assert "of 40 MLP channels (30 % asked for)." in Look(page).text
+
+
 def test_what_a_run_lacks_is_not_there(tmp_path: Path) -> None:
     tree = report(sweeps=0, held_out=False, extras={})
     tree["calibration"]["sha256"] = None

@@ -1,0 +1,69 @@
+"""How much of a model goes, beside how much was asked for: widths and heads are whole, and rounded."""
+
+from dataclasses import dataclass
+
+from spap_jax.errors import warn
+from spap_jax.models.config import DecoderConfig
+from spap_jax.quantities import achieved_text, missed, share_text
+from spap_jax.settings import PruneSettings
+
+_MOST = 0.9
+"""Fraction of the channels above which losing them is worth a warning."""
+
+
+@dataclass(frozen=True)
+class Sparsity:
+    """A fraction removed, and the one that was asked for."""
+
+    asked: float
+    achieved: float
+
+    @property
+    def missed(self) -> bool:
+        """Whether they are so far apart that both have to be told."""
+        return missed(self.achieved, self.asked)
+
+
+@dataclass(frozen=True)
+class Sparsities:
+    """Of the MLP channels of all layers together, and of the attention heads."""
+
+    channels: Sparsity
+    heads: Sparsity
+
+    @property
+    def words(self) -> str:
+        """What is removed; heads are left out where all stay."""
+        found = achieved_text(self.channels.achieved, self.channels.asked, "the MLP channels")
+        if self.heads.achieved:
+            found += f" and {achieved_text(self.heads.achieved, self.heads.asked, 'the heads')}"
+        return found
+
+
+def sparsities(config: DecoderConfig, narrow: DecoderConfig, settings: PruneSettings) -> Sparsities:
+    """What pruning a decoder to a narrower one removes."""
+    channels = 1 - sum(narrow.layer_widths) / sum(config.layer_widths)
+    heads = 1 - narrow.kv_heads / config.kv_heads
+    return Sparsities(Sparsity(settings.sparsity, channels), Sparsity(settings.attention_sparsity, heads))
+
+
+def warn_of_sparsity(config: DecoderConfig, narrow: DecoderConfig, settings: PruneSettings) -> None:
+    """Warns where rounding removes something else than was asked for, and where hardly anything is left."""
+    found = sparsities(config, narrow, settings)
+    stay = f"{narrow.intermediate} of {config.intermediate} stay in a layer"
+    if found.channels.missed:
+        warn(
+            f"sparsity {settings.sparsity} removes {share_text(found.channels.achieved)} of the MLP channels: {stay}, "
+            f"rounded to a multiple of {settings.round_to}."
+        )
+    if found.channels.achieved > _MOST:
+        warn(
+            f"sparsity {settings.sparsity} removes nearly all MLP channels ({stay}): little of what the model can do "
+            "is left, so choose a lower one unless that is what you want to see."
+        )
+    if found.heads.missed:
+        removed = share_text(found.heads.achieved)
+        warn(
+            f"attention sparsity {settings.attention_sparsity} removes {removed} of the heads: in a layer "
+            f"{narrow.kv_heads} of {config.kv_heads} key/value heads stay, which are whole, and at least one."
+        )

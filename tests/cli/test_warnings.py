@@ -1,0 +1,57 @@
+"""What is done as asked but likely not meant is warned of in one line on standard error."""
+
+from pathlib import Path
+
+import pytest
+from commands import CALIBRATION, STORIES, spap
+
+PRUNE, FINETUNE = ("prune", STORIES, "--calibration"), ("finetune", STORIES, "--data")
+
+
+@pytest.mark.parametrize(
+    ("command", "unmet"),
+    [
+        (PRUNE, ("--sequences", "8", "--devices", "99")),
+        (FINETUNE, ("--sequences", "1")),
+    ],
+)
+def test_blank_text(command: tuple, unmet: tuple, tmp_path: Path, capsys):
+    """Said before anything is computed, which a demand that cannot be met prevents here."""
+    blank = tmp_path / "blank.txt"
+    blank.write_text("\n" * 10_000)
+    said = spap(capsys, *command, blank, "--output", tmp_path / "out", "--sequence-length", "64", *unmet)
+    assert said.code == 2
+    (line,) = [line for line in said.err.splitlines() if "warning" in line]
+    assert line.startswith(f"spap: warning: {blank} gives ")
+    assert "with only 1 distinct value: they show little of what a model has to do" in line
+
+
+def test_ordinary_text(tmp_path: Path, capsys):
+    words = ("--output", tmp_path / "out", "--sequences", "8", "--sequence-length", "64", "--devices", "99")
+    assert "warning" not in spap(capsys, *PRUNE, CALIBRATION, *words).err
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (
+            ("--method", "wanda", "--rounds", "3"),
+            ["rounds has no effect: the update none has no rounds and no sweeps."],
+        ),
+        (("--effort", "low", "--sweep-steps", "9"), ["sweep_steps has no effect: there are no sweeps."]),
+        (("--rounds", "0", "--steps", "9"), ["steps has no effect: there are no rounds."]),
+        (
+            ("--method", "obs", "--swap-rounds", "9", "--penalty", "9", "--penalty-steps", "9"),
+            [
+                "penalty, penalty_steps have no effect: the method obs has no penalty.",
+                "swap_rounds has no effect: the method obs makes no swaps.",
+            ],
+        ),
+        (("--method", "osscar", "--swap-rounds", "9", "--update", "alternate", "--rounds", "3"), []),
+    ],
+)
+def test_options_without_effect(words: tuple[str, ...], expected: list[str], tmp_path: Path, capsys):
+    missing = ("--output", tmp_path / "out", *PRUNE[2:], tmp_path / "none.txt")
+    said = spap(capsys, "prune", STORIES, *missing, *words)
+    assert said.code == 2
+    assert [line.removeprefix("spap: warning: ") for line in said.err.splitlines() if "warning" in line] == expected

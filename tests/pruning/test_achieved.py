@@ -1,0 +1,74 @@
+"""What is removed is said beside what was asked for where they differ, and warned of where hardly anything is left."""
+
+import dataclasses
+import warnings
+
+import pytest
+from hf_models import VARIANTS
+
+from spap_jax import PruneSettings, SpapWarning
+from spap_jax.models.registry import family_of
+from spap_jax.pruning.achieved import sparsities, warn_of_sparsity
+from spap_jax.pruning.pipeline import pruned_config
+
+_WIDE = VARIANTS["qwen2_two_kv_heads"] | {"intermediate_size": 320, "architectures": ["Qwen2ForCausalLM"]}
+CONFIG = family_of(_WIDE).read_config(_WIDE)
+
+
+def said(**settings) -> list[str]:
+    chosen = PruneSettings(**settings)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warn_of_sparsity(CONFIG, pruned_config(CONFIG, chosen), chosen)
+    assert {each.category for each in caught} <= {SpapWarning}
+    return [str(each.message) for each in caught]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"sparsity": 0.3}, "30% of the MLP channels"),
+        ({"sparsity": 0.3, "round_to": 32}, "30% of the MLP channels"),
+        ({"sparsity": 0.3, "round_to": 300}, "6.25% of the MLP channels (30% asked for)"),
+        ({"sparsity": 0.5, "attention_sparsity": 0.5}, "50% of the MLP channels and 50% of the heads"),
+        ({"attention_sparsity": 0.99}, "30% of the MLP channels and 50% of the heads (99% asked for)"),
+    ],
+)
+def test_the_words(settings: dict, words: str):
+    chosen = PruneSettings(**settings)
+    assert sparsities(CONFIG, pruned_config(CONFIG, chosen), chosen).words == words
+
+
+def test_layers_that_differ_in_width_count_together():
+    narrow = pruned_config(CONFIG, PruneSettings(sparsity=0.5)).with_widths([100, 160, 220])
+    assert sparsities(CONFIG, narrow, PruneSettings(sparsity=0.5)).channels.achieved == 0.5
+
+
+@pytest.mark.parametrize(
+    ("settings", "start"),
+    [
+        (
+            {"round_to": 300},
+            "sparsity 0.3 removes 6.25% of the MLP channels: 300 of 320 stay in a layer, rounded to a m",
+        ),
+        ({"sparsity": 0.999}, "sparsity 0.999 removes nearly all MLP channels (1 of 320 stay in a layer): "),
+        (
+            {"attention_sparsity": 0.99},
+            "attention sparsity 0.99 removes 50% of the heads: in a layer 1 of 2 key/value ",
+        ),
+    ],
+)
+def test_warnings(settings: dict, start: str):
+    (sentence,) = said(**settings)
+    assert sentence.startswith(start)
+
+
+@pytest.mark.parametrize("settings", [{}, {"sparsity": 0.9}, {"attention_sparsity": 0.5}, {"round_to": 32}])
+def test_what_was_asked_for_needs_no_warning(settings: dict):
+    assert said(**settings) == []
+
+
+def test_the_warning_names_the_line_of_who_asked():
+    with pytest.warns(SpapWarning) as caught:
+        warn_of_sparsity(CONFIG, dataclasses.replace(CONFIG, intermediate=1), PruneSettings())
+    assert {each.filename for each in caught} == {__file__}
