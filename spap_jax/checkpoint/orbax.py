@@ -59,7 +59,9 @@ def load_orbax(folder: str | Path) -> Model:
     """
     folder = Path(folder).absolute()
     if not is_orbax(folder):
-        raise UserError(f"{folder} is no Orbax checkpoint of this program: name a folder that `spap convert` wrote.")
+        raise UserError(
+            f"{folder} is not an Orbax checkpoint that this program wrote: name a folder that `spap convert` wrote."
+        )
     text = read_config_text(folder)
     theirs = parse_config(text, str(folder))
     config = family_of(theirs).read_config(theirs)
@@ -114,7 +116,9 @@ def _check_finite(folder: Path, params: Params) -> None:
     for path, array in jax.tree_util.tree_leaves_with_path(params):
         if not np.isfinite(np.asarray(array)).all():
             name = jax.tree_util.keystr(path, simple=True, separator="/")
-            raise UserError(f"the weight {name} in {folder} holds NaN or infinity: the checkpoint is damaged.")
+            raise UserError(
+                f"the weight {name} in {folder} holds NaN or infinity: the checkpoint is damaged, so convert it again."
+            )
 
 
 def _damaged(path: Path, error: Exception) -> UserError:

@@ -107,7 +107,7 @@ def test_files_of_another_kind(folder: Path, tmp_path: Path):
     binary = write_bin("llama", tmp_path / "bin") / "pytorch_model.bin"
     for content in ([1, 2], {"model": state("llama")}):
         torch.save(content, binary)
-        assert refusal(binary.parent).startswith(f"{binary} holds something else than named weights")
+        assert refusal(binary.parent).startswith(f"{binary} holds something other than tensors by name")
 
 
 def test_torch_files_never_run_code(tmp_path: Path):
@@ -162,7 +162,7 @@ def test_configs_that_are_not_json_objects(text: str, folder: Path):
         ("llama", {"clip_qkv": 8.0}, "config.json sets clip_qkv=8.0, which this port of llama does not compute"),
         ("llama", {"intermediate_size": ...}, "config.json has no intermediate_size"),
         ("llama", {"intermediate_size": [53, 40, 53]}, "which must be a positive whole number"),
-        ("llama", {"hidden_act": "gelu_new"}, "activation 'gelu_new' is not implemented"),
+        ("llama", {"hidden_act": "gelu_new"}, "the activation 'gelu_new' is not supported"),
         ("llama", {"num_key_value_heads": 3}, "4 heads for 3 key/value heads"),
         ("llama", {"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope scaling 'yarn' is not implemented"),
         ("llama", {"quantization_config": {"bits": 4}}, "this checkpoint is quantised"),
