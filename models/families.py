@@ -290,7 +290,7 @@ def read_rope(theirs: dict[str, Any]) -> Rope:
     return Rope(theta=float(_positive("rope_theta", theta)), scaling=kind, **numbers)
 
 
-def _positive(name: str, value: Any) -> float:
+def _positive(name: str, value: Any) -> Any:
     number = of_kind(name, value, float)
     if number == 0:
         raise UserError(f"config.json gives {name} = 0, which must be positive: correct it.")
