@@ -172,5 +172,5 @@ def _field_value(theirs: dict[str, Any], field: Field, values: dict[str, Any], f
     if value is None and field.absent is not None:
         return field.absent(values)
     if value is None:
-        raise UserError(f"config.json has no {field.name}, which every {family} model needs.")
+        raise UserError(f"config.json has no {field.name}, which every {family} model needs: get the model's own.")
     return of_kind(field.name, value, int if field.default is ... else type(field.default))

@@ -57,8 +57,10 @@ def check_config(config: DecoderConfig) -> None:
             "rotary embeddings: correct it."
         )
     if config.heads % config.kv_heads:
-        raise UserError(f"config.json gives {config.heads} heads for {config.kv_heads} key/value heads.")
+        raise UserError(
+            f"config.json gives {config.heads} heads for {config.kv_heads} key/value heads, which must divide them."
+        )
     if config.activation not in ACTIVATIONS:
         raise UserError(
-            f"activation {config.activation!r} is not implemented; the port computes {', '.join(ACTIVATIONS)}."
+            f"the activation {config.activation!r} is not supported; the supported ones are {', '.join(ACTIVATIONS)}."
         )

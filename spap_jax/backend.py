@@ -18,7 +18,7 @@ def missing_backend() -> str | None:
         return None
     except Exception as error:  # a RuntimeError; an AssertionError without words where no GPU is seen
         said = first_line(error)
-    wanted: str | None = jax.config.jax_platforms  # type: ignore[attr-defined]
+    wanted = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
     reason = said.partition(" (set")[0].removeprefix(f"Unable to initialize backend '{wanted}': ").rstrip(".")
     reason = "it sees no such device on this machine" if said == "AssertionError" else reason
     if not wanted:

@@ -69,7 +69,7 @@ def sharing(count: int | None, model: int = 1) -> Iterator[None]:
     count = (len(there) if several else model) if count is None else count
     if not is_count(count) or count > len(there):
         raise UserError(
-            f"{option('devices', count)} asks for more or fewer devices than JAX has, which is {len(there)}: give a "
+            f"{count} devices are asked for, but JAX sees {len(there)}: give {option('devices')} a "
             f"number from 1 to {len(there)}."
         )
     if not is_count(model) or count % model:

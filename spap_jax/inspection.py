@@ -51,7 +51,7 @@ def token_blocks(tokens: Any, config: DecoderConfig) -> Any:
     if is_concrete(blocks) and (blocks.min() < 0 or blocks.max() >= config.vocabulary):
         raise UserError(
             f"token ids go from {blocks.min()} to {blocks.max()}, outside the model's vocabulary of "
-            f"{config.vocabulary}: the tokens come from another tokenizer."
+            f"{config.vocabulary}: make them with the tokenizer of this model."
         )
     return blocks.astype(np.int32)
 

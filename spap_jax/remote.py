@@ -99,7 +99,7 @@ class Folder:
         except ImportError as error:
             raise UserError(
                 f"{address} needs a package that is not installed ({first_line(error)}): "
-                "pip install 'spap-jax[remote]' brings those for gs:// and s3://."
+                "pip install 'spap-jax[remote]' installs those for gs:// and s3://."
             ) from error
         except Exception as error:  # an unknown kind of address, or no login
             raise UserError(
@@ -184,7 +184,7 @@ class Folder:
             self.get(files, partial, size)
             for name, about in files.items():
                 if about["size"] not in (None, (partial / name).stat().st_size):
-                    raise UserError(f"{self.address}/{name} did not arrive whole: try again.")
+                    raise UserError(f"{self.address}/{name} was not downloaded completely: try again.")
             _take_place(partial, target)
         except OSError as error:
             raise UserError(

@@ -80,7 +80,7 @@ def test_a_download_that_fails_leaves_nothing(store: type[stores.Frail], tmp_pat
         fetch_folder("frail://bucket/in", sorted)
     assert not [*(tmp_path / "cache" / "downloads").iterdir()]
     store.broken, store.short = "", True
-    with pytest.raises(UserError, match="frail://bucket/in/a did not arrive whole: try again"):
+    with pytest.raises(UserError, match="frail://bucket/in/a was not downloaded completely: try again"):
         fetch_folder("frail://bucket/in", sorted)
     assert not [*(tmp_path / "cache" / "downloads").iterdir()]
     store.short = False
@@ -121,7 +121,7 @@ def test_what_reads_such_addresses_is_not_installed(monkeypatch: pytest.MonkeyPa
         Folder("lacking://bucket/in")
     assert str(raised.value) == (
         "lacking://bucket/in needs a package that is not installed (Please install no_such_package to access it): "
-        "pip install 'spap-jax[remote]' brings those for gs:// and s3://."
+        "pip install 'spap-jax[remote]' installs those for gs:// and s3://."
     )
     with pytest.raises(UserError, match=r"strange://x cannot be opened \(Protocol not known: strange\)"):
         Folder("strange://x")

@@ -73,7 +73,9 @@ def stored_names(files: TensorFiles, family: Family) -> dict[str, str]:
     for name in files.names:
         full = family.canonical(name)
         if full in stored:
-            raise UserError(f"{full} is stored twice, as {stored[full]} and as {name}: remove the wrong one.")
+            raise UserError(
+                f"{full} is stored twice, as {stored[full]} and as {name}: get a checkpoint that stores it once."
+            )
         if full is not None:
             stored[full] = name
     return stored

@@ -69,7 +69,9 @@ def load_orbax(folder: str | Path) -> Model:
     """
     folder = Path(folder).absolute()
     if not is_orbax(folder):
-        raise UserError(f"{folder} is no Orbax checkpoint of this program: name a folder that `spap convert` wrote.")
+        raise UserError(
+            f"{folder} is not an Orbax checkpoint that this program wrote: name a folder that `spap convert` wrote."
+        )
     text = read_config_text(folder)
     _, config = understood(parse_config(text, str(folder)), str(folder))
     params = _restored(folder, config)
@@ -121,7 +123,9 @@ def _target(folder: Path, shapes: Params, stored: Params) -> Params:
 
 def _check_finite(folder: Path, params: Params) -> None:
     if name := first_not_finite(params):
-        raise UserError(f"the weight {name} in {folder} holds NaN or infinity: the checkpoint is damaged.")
+        raise UserError(
+            f"the weight {name} in {folder} holds NaN or infinity: the checkpoint is damaged, so convert it again."
+        )
 
 
 def _damaged(path: Path, error: Exception) -> UserError:

@@ -70,7 +70,10 @@ class TensorFiles:
         self._files: dict[str, _WeightFile] = {}
         for file in files:
             if twice := sorted(self._files.keys() & file.tensors.keys()):
-                raise UserError(f"the tensor {twice[0]} is in two of the weight files: remove the wrong one.")
+                raise UserError(
+                    f"the tensor {twice[0]} is in two of the weight files: remove the one that "
+                    "does not belong to the checkpoint."
+                )
             self._files |= dict.fromkeys(file.tensors, file)
 
     @classmethod
@@ -160,13 +163,16 @@ def _weight_map(index: Path) -> dict[str, str]:
         raise UserError(f"{index} lists no weights: {_BAD_FILE}")
     for file in names.values():
         if file.is_absolute() or ".." in file.parts or "\\" in str(file):
-            raise UserError(f"{index} names {file}, which is outside of its folder: the index is not to be trusted.")
+            raise UserError(
+                f"{index} names {file}, which is outside of its folder: do not trust this checkpoint, "
+                "and get it from elsewhere."
+            )
     return {name: str(file) for name, file in names.items()}
 
 
 def _open(path: Path) -> _WeightFile:
     if not path.is_file():
-        raise UserError(f"{path} is missing, which the index of its folder names: copy or download it again.")
+        raise UserError(f"{path} is missing, although the index of its folder names it: copy or download it again.")
     if _start(path, 24) == b"version https://git-lfs.":
         raise UserError(f"{path} is a Git LFS pointer and not the weights: run `git lfs pull` in its folder.")
     return _Safetensors(path) if path.suffix == ".safetensors" else _Torch(path)
@@ -245,7 +251,7 @@ def _torch_tensors(path: Path) -> dict[str, Any]:
     except Exception as error:  # torch raises every kind for a file that is damaged or that holds more than tensors
         raise UserError(f"{path} cannot be read as weights ({first_line(error)}): {_BAD_FILE}") from error
     if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
-        raise UserError(f"{path} holds something else than named weights: get the checkpoint in safetensors format.")
+        raise UserError(f"{path} holds something other than tensors by name: get the checkpoint in safetensors format.")
     return tensors
 
 

@@ -57,7 +57,9 @@ def bench(
         models = [checkpoint.load(name) for name in names]
     positions = min(loaded.config.positions for loaded in models)
     if new >= positions:
-        raise UserError(f"--new {new} leaves no room for a prompt in the {positions} positions: give less.")
+        raise UserError(
+            f"--new {new} leaves no room for a prompt in the {positions} positions of the model: give a smaller --new."
+        )
     prompt = min(prompt, positions - new)
     work = Workload(batch, prompt, new, repeats)
     with waiting("measuring"):

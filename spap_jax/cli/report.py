@@ -40,7 +40,7 @@ def report(
         from spap_jax.reporting.write import check_places, write_all
     except ModuleNotFoundError as error:
         raise UserError(
-            f"spap report needs {error.name}, which is not installed: pip install 'spap-jax[report]' brings it."
+            f"spap report needs {error.name}, which is not installed: install it with pip install 'spap-jax[report]'."
         ) from error
 
     page = output or Path(os.path.commonpath([folder.expanduser().resolve() for folder in folders]), "spap_report.html")

@@ -65,7 +65,9 @@ def _modules() -> tuple[Any, Any]:
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] != "lm_eval":
             raise
-        raise UserError("--tasks needs lm_eval, which is not installed: pip install 'spap-jax[eval]'.") from error
+        raise UserError(
+            "--tasks needs lm_eval, which is not installed: install it with pip install 'spap-jax[eval]'."
+        ) from error
     return tasks, harness
 
 

@@ -210,15 +210,18 @@ def _as_tuple(ids: Any) -> tuple[int, ...]:
 
 def _check_prompts(config: DecoderConfig, prompts: np.ndarray, valid: np.ndarray, new: int) -> None:
     if prompts.ndim != 2 or prompts.size == 0 or not np.issubdtype(prompts.dtype, np.integer):
-        raise UserError(f"prompts must be whole numbers [sequences, length], but are {prompts.dtype} {prompts.shape}.")
+        raise UserError(
+            f"prompts must be whole numbers [sequences, length], not {prompts.dtype} "
+            f"{list(prompts.shape)}: give token ids."
+        )
     if valid.shape != prompts.shape:
-        raise UserError(f"valid has shape {valid.shape}, but the prompts have {prompts.shape}; they must be the same.")
+        raise UserError(f"valid must have the shape of the prompts, {list(prompts.shape)}, not {list(valid.shape)}.")
     if not valid[:, -1].all():
         raise UserError("a prompt ends in padding; pad prompts on the left, so that what follows joins on to them.")
     if prompts[valid].min() < 0 or prompts[valid].max() >= config.vocabulary:
         raise UserError(
-            f"prompts hold tokens from {prompts[valid].min()} to {prompts[valid].max()}, but the model's vocabulary is "
-            f"0 to {config.vocabulary - 1}; is the tokenizer another model's?"
+            f"prompts hold token ids from {prompts[valid].min()} to {prompts[valid].max()}, but the model's go from 0 "
+            f"to {config.vocabulary - 1}: make them with the tokenizer of this model."
         )
     if new < 1:
         raise UserError(f"max_new_tokens is {new}, but must be at least 1.")

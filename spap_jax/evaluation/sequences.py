@@ -244,8 +244,8 @@ def _padded(
         tokens[row, place], valid[row, place] = sequence, True
     if tokens.min() < 0 or tokens.max() >= config.vocabulary:
         raise UserError(
-            f"the tokenizer gives token ids from {tokens.min()} to {tokens.max()}, but the model's vocabulary is 0 to "
-            f"{config.vocabulary - 1}: name the tokenizer that belongs to the model."
+            f"the tokenizer gives token ids from {tokens.min()} to {tokens.max()}, but the model's go from 0 to "
+            f"{config.vocabulary - 1}: its tokenizer files belong to another model, so put this model's in their place."
         )
     return tokens.astype(np.int32), valid
 

@@ -86,7 +86,7 @@ class _Tasks(TaskManager):
         except UserError:
             raise
         except Exception as error:  # a task is somebody's configuration, code and data: anything may come of it
-            raise UserError(f"{names} cannot be loaded ({first_line(error)}): mend the task, or {REMEDY}") from error
+            raise UserError(f"{names} cannot be loaded ({first_line(error)}): correct the task, or {REMEDY}") from error
         for name, task in loaded["tasks"].items():
             if getattr(task, "UNSAFE_CODE", False):
                 raise UserError(f"the task {name} runs what the model writes, which is not safe: leave it out.")
@@ -122,7 +122,7 @@ def _check_syntax(task_path: Path | None) -> None:
         try:
             yaml.compose(file.read_text(encoding="utf-8"), yaml.SafeLoader)  # no values yet: !function may stand there
         except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-            raise UserError(f"{file} cannot be read as YAML ({' '.join(str(error).split())}): mend it.") from error
+            raise UserError(f"{file} cannot be read as YAML ({' '.join(str(error).split())}): correct it.") from error
 
 
 @contextmanager

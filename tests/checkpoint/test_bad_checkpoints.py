@@ -135,7 +135,7 @@ def test_files_of_another_kind(folder: Path, tmp_path: Path):
     binary = write_bin("llama", tmp_path / "bin") / "pytorch_model.bin"
     for content in ([1, 2], {"model": state("llama")}):
         torch.save(content, binary)
-        assert refusal(binary.parent).startswith(f"{binary} holds something else than named weights")
+        assert refusal(binary.parent).startswith(f"{binary} holds something other than tensors by name")
 
 
 def test_torch_files_never_run_code(tmp_path: Path):
@@ -189,6 +189,7 @@ def test_configs_that_are_not_json_objects(text: str, folder: Path):
         ("llama", {"architectures": None, "model_type": None}, "model_type None is not supported"),
         ("llama", {"intermediate_size": ...}, "config.json has no intermediate_size"),
         ("llama", {"intermediate_size": [53, 40, 53]}, "which must be a positive whole number"),
+        ("llama", {"hidden_act": "gelu_new"}, "the activation 'gelu_new' is not supported"),
         ("llama", {"num_key_value_heads": 3}, "4 heads for 3 key/value heads"),
     ],
 )

@@ -102,12 +102,12 @@ def test_a_run_that_makes_it_worse_says_so_and_changes_nothing(dense: Path, ids:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (("--full", "--lora-rank", "4"), "full trains every weight and lora_rank only low-rank updates: give one"),
+        (("--full", "--lora-rank", "4"), "--full trains every weight and --lora-rank only low-rank updates: give"),
         (("--full", "--lora-alpha", "4"), "--full trains every weight and --lora-alpha only low-rank updates: give"),
         (("--lora-rank", "0"), "--lora-rank must be a whole number of at least 1, not 0."),
         (("--steps", "0"), "--steps must be a whole number of at least 1, not 0."),
-        (("--held-out", "0"), "held_out must be a fraction between 0 and 1, both excluded"),
-        (("--learning-rate", "-1"), "learning_rate must be positive"),
+        (("--held-out", "0"), "--held-out must be a fraction between 0 and 1, both excluded"),
+        (("--learning-rate", "-1"), "--learning-rate must be positive"),
         (("--sequences", "1"), "training needs at least two sequences"),
         (("--sequences", "17"), "not the 17 asked for"),
         (("--teacher", STORIES), "the teacher has a vocabulary of 512 tokens and the model one of 97"),

@@ -43,7 +43,7 @@ def test_every_option_has_its_place(command: str):
 def test_the_short_help_has_few_options_and_counts_the_others(command: str, capsys):
     some, short = shown(capsys, command, "--help")
     everything, long = shown(capsys, command, "--help-all")
-    assert len(some) <= 12  # --config and --help-all among them
+    assert len(some) <= 13  # --config, --debug and --help-all among them
     assert set(some) <= set(everything)
     further = len(everything) - len(some)
     assert short.endswith(f"--help-all shows {further} further options.\n") == bool(further)

@@ -105,7 +105,7 @@ def test_a_hub_that_refuses_and_repeats_the_token(refused: str, pruned: Path):
 def test_what_is_not_sent(pruned: Path, tmp_path: Path):
     with serving() as hub:
         said = push(pruned, "no/such/name", endpoint=hub.endpoint)
-        assert "no/such/name could not be uploaded" in sentence(said)
+        assert "no/such/name names no repository of the hub" in sentence(said)
         said = push(pruned.parent / "in", REPO, endpoint=hub.endpoint)
         assert f"{pruned.parent / 'in'} has no README.md and no spap_report.json" in sentence(said)
     assert not hub.commits

@@ -91,7 +91,7 @@ def test_without_a_library_it_says_what_to_install(library: str, runs: tuple[Pat
     done = in_a_process(program, "report", runs[0], "--output", tmp_path / "page.html")
     assert done.returncode == 2
     assert done.stderr == (
-        f"spap: spap report needs {library}, which is not installed: pip install 'spap-jax[report]' brings it.\n"
+        f"spap: spap report needs {library}, which is not installed: install it with pip install 'spap-jax[report]'.\n"
     )
     assert left(tmp_path) == []
 
