@@ -64,12 +64,14 @@ def sharing(count: int | None, model: int = 1) -> Iterator[None]:
     Raises:
         UserError: there are not as many, or they cannot be divided so.
     """
+    if not is_count(model):
+        raise UserError(f"groups of {model} devices cannot share the weights: give --model-devices a number from 1 on.")
     there = jax.devices()
     several = jax.process_count() > 1 or there[0].platform != "cpu"
     count = (len(there) if several else model) if count is None else count
     if not is_count(count) or count > len(there):
         raise UserError(f"{count} devices are asked for, but JAX sees {len(there)}; name a number from 1 to that.")
-    if not is_count(model) or count % model:
+    if count % model:
         raise UserError(
             f"{count} devices cannot be divided into groups of {model} that share the weights: give --model-devices a "
             f"number that divides {count}."

@@ -104,6 +104,7 @@ def test_a_run_that_makes_it_worse_says_so_and_changes_nothing(dense: Path, ids:
     [
         (("--full", "--lora-rank", "4"), "full trains every weight and lora_rank only low-rank updates: give one"),
         (("--full", "--lora-alpha", "4"), "full trains every weight and lora_alpha only low-rank updates: give one"),
+        (("--lora-rank", "33"), "updates of rank 33 are no smaller than the weights of a model of width 32: lower"),
         (("--lora-rank", "0"), "lora_rank must be a whole number of at least 1, not 0."),
         (("--steps", "0"), "steps must be a whole number of at least 1, not 0."),
         (("--held-out", "0"), "held_out must be a fraction between 0 and 1, both excluded"),
