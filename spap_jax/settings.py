@@ -42,7 +42,7 @@ ALLOCATIONS, METHODS, UPDATES, SCHEDULES, STREAM_DTYPES = map(
 
 def is_count(value: Any, least: int = 1) -> bool:
     """Whether a value is a whole number of at least ``least``; to Python, True and False are 1 and 0 as well."""
-    return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
 
 
 def _number(value: Any) -> bool:
@@ -140,8 +140,8 @@ class _Settings:
         """
         for name, _, _ in self._ranges:
             value = getattr(self, name)
-            if isinstance(value, Real) and hasattr(value, "item"):
-                object.__setattr__(self, name, value.item())
+            if isinstance(value, Real) and (plain := getattr(value, "item", None)):
+                object.__setattr__(self, name, plain())
         values = {name: getattr(self, name) for name, _, _ in self._ranges}
         wrong = [
             f"{name} must be {words}, not {values[name]!r}" if not fits(values[name]) else _beyond(name, values[name])

@@ -132,8 +132,8 @@ def test_the_numbers_of_a_run(tmp_path: Path) -> None:
 
 
 def test_both_sparsities_where_rounding_led_to_another_than_was_asked_for(tmp_path: Path):
-    asked = {"sparsity": {"channels": {"asked": 0.3, "achieved": 0.375}}}
-    page, _ = render([run(tmp_path, report(**asked))])
+    asked = {"channels": {"asked": 0.3, "achieved": 0.375}}
+    page, _ = render([run(tmp_path, report(sparsity=asked))])
     assert "37.5 % of the MLP channels removed (30.0 % asked for): 75 of 120 stay." in Look(page).text
 
 
