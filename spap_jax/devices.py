@@ -64,6 +64,8 @@ def sharing(count: int | None, model: int = 1) -> Iterator[None]:
     Raises:
         UserError: there are not as many, or they cannot be divided so.
     """
+    if not is_count(model):
+        raise UserError(f"groups of {model} devices cannot share the weights: give --model-devices a number from 1 on.")
     there = jax.devices()
     several = jax.process_count() > 1 or there[0].platform != "cpu"
     count = (len(there) if several else model) if count is None else count
@@ -72,7 +74,7 @@ def sharing(count: int | None, model: int = 1) -> Iterator[None]:
             f"{count} devices are asked for, but JAX sees {len(there)}: give {option('devices')} a "
             f"number from 1 to {len(there)}."
         )
-    if not is_count(model) or count % model:
+    if count % model:
         raise UserError(
             f"{count} devices cannot be divided into groups of {model} that share the weights: give "
             f"{option('model_devices')} a number that divides {count}."

@@ -139,7 +139,8 @@ class _Settings:
             UserError: a value is out of its range; the message names all of them.
         """
         for name, _, _ in self._ranges:
-            if (plain := getattr(getattr(self, name), "item", None)) is not None:
+            value = getattr(self, name)
+            if isinstance(value, Real) and (plain := getattr(value, "item", None)):
                 object.__setattr__(self, name, plain())
         values = {name: getattr(self, name) for name, _, _ in self._ranges}
         wrong = [

@@ -115,11 +115,14 @@ def chosen_length(asked: int | None, config: "DecoderConfig") -> int:
     """Tokens in a window: what was asked for, or the papers' 2048, or all that the model's positions allow.
 
     Raises:
-        UserError: more was asked for than the positions allow.
+        UserError: more was asked for than the positions allow, or less than a token.
     """
+    from spap_jax.errors import UserError
     from spap_jax.evaluation.perplexity import check_length
 
     if asked is None:
         return min(2048, config.positions)
+    if asked < 1:
+        raise UserError("--sequence-length and --sequences must be at least 1: give positive whole numbers")
     check_length(config, asked)
     return asked

@@ -140,6 +140,11 @@ def check(model: Model, tokens: np.ndarray, teacher: Model | None, settings: Fin
             f"{len(tokens)} of {tokens.shape[1]}: give more sequences, or longer ones."
         )
     check_length(model.config, tokens.shape[1])
+    if not settings.full and settings.rank > model.config.width:
+        raise UserError(
+            f"updates of rank {settings.rank} are no smaller than the weights of a model of width "
+            f"{model.config.width}: lower --lora-rank, or train all weights with --full."
+        )
     if teacher is None:
         return
     check_length(teacher.config, tokens.shape[1])

@@ -108,6 +108,7 @@ def test_a_run_that_makes_it_worse_says_so_and_changes_nothing(dense: Path, ids:
         (("--steps", "0"), "--steps must be a whole number of at least 1, not 0."),
         (("--held-out", "0"), "--held-out must be a fraction between 0 and 1, both excluded"),
         (("--learning-rate", "-1"), "--learning-rate must be positive"),
+        (("--lora-rank", "33"), "updates of rank 33 are no smaller than the weights of a model of width 32: lower"),
         (("--sequences", "1"), "training needs at least two sequences"),
         (("--sequences", "17"), "not the 17 asked for"),
         (("--teacher", STORIES), "the teacher has a vocabulary of 512 tokens and the model one of 97"),

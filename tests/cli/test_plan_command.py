@@ -67,6 +67,7 @@ def test_weights_that_are_there_are_those_that_are_counted(tmp_path: Path, capsy
         (("--mesh", "k80x8"), "there is no mesh 'k80x8': name one like v5e-8 or h100x8"),
         (("--mesh", "v5e-7"), "there is no mesh 'v5e-7': TPU v5e comes as v5e-1, v5e-4, v5e-8, v5e-16, "),
         (("--sequences", "0"), "--sequences must be at least 1"),
+        (("--sequence-length", "-5"), "--sequence-length and --sequences must be at least 1"),
         (("--sequence-length", "513"), "model's 512 positions"),
         (("--sparsity", "0.001"), "nothing to remove"),
         (("--allocation", "global"), "a plan is made for layers of one width"),

@@ -137,7 +137,7 @@ def test_every_config_has_a_verdict():
         (
             "llama",
             {"max_position_embeddings": 2048.0},
-            "gives max_position_embeddings = 2048.0, which must be a positive whole number",
+            "= 2048.0, which must be a positive whole number",
         ),
         ("llama", {"head_dim": 5}, "heads of width 5, which must be positive, and even for rotary"),
         ("llama", {"rope_theta": None}, "gives rope_theta = None, which must be a number"),

@@ -127,14 +127,16 @@ def test_the_numbers_of_a_run(tmp_path: Path) -> None:
         ("round_to", "1"),
         ("method", "spap"),
         ("sweeps", DASH),
+        ("rounds", "2"),
+        ("sampled", "0"),
         ("spap-jax", "0.1.0"),
         ("jax", "0.10.2"),
     ]
 
 
 def test_both_sparsities_where_rounding_led_to_another_than_was_asked_for(tmp_path: Path):
-    asked = {"sparsity": {"channels": {"asked": 0.3, "achieved": 0.375}}}
-    page, _ = render([run(tmp_path, report(**asked))])
+    asked = {"channels": {"asked": 0.3, "achieved": 0.375}}
+    page, _ = render([run(tmp_path, report(sparsity=asked))])
     assert "of 40 MLP channels (30 % asked for)." in Look(page).text
 
 
