@@ -79,7 +79,7 @@ def test_a_name_of_nothing(tokenizer):
 
 @pytest.mark.parametrize("array", [np.array(["a"], object), np.ones(50), np.ones((2, 30, 1), int), np.array(3)])
 def test_arrays_that_are_no_token_ids(array, tmp_path):
-    assert "give whole token ids" in refused(array)
+    assert ("needs a tokenizer" if array.dtype == object else "give whole token ids") in refused(array)
     np.save(tmp_path / "a.npy", array, allow_pickle=True)
     message = refused(tmp_path / "a.npy")
     assert ("holds no plain array" if array.dtype == object else "give whole token ids") in message
