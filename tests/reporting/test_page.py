@@ -97,7 +97,7 @@ def test_pictures(two: tuple[str, dict[str, bytes]]) -> None:
 
 
 def test_the_numbers_of_a_run(tmp_path: Path) -> None:
-    tree = report()
+    tree = report(advice=["more text would help"])
     page, _ = render([run(tmp_path, tree)])
     look = Look(page)
     before, layers, sweeps = look.tables
@@ -117,7 +117,15 @@ def test_the_numbers_of_a_run(tmp_path: Path) -> None:
         numbers = [str(step["sweep"] + 1), str(step["layer"]), f"{step['before']:.4f}", f"{step['after']:.4f}"]
         assert row == [*numbers, "yes" if step["taken"] else "no"]
     assert "Every layer keeps 25 of 40 MLP channels." in look.text
-    for shown in ("owner/model", "LlamaForCausalLM", "some text (17 sequences of 64 tokens)", "ab" * 32, "other text"):
+    for shown in (
+        "owner/model",
+        "LlamaForCausalLM",
+        "some text (17 sequences of 64 tokens)",
+        "ab" * 32,
+        "other text",
+        "Advice",
+        "more text would help",
+    ):
         assert shown in look.text
     assert f"{sum(tree['seconds'].values()):.1f} seconds" in look.text
     assert "988 MB" in look.text
