@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from spap_jax.pruning.achieved import Sparsities, Sparsity
 from spap_jax.pruning.report import Errors, LayerReport, PruneReport, SweepReport
 
 
@@ -28,6 +29,7 @@ def report(
         settings={"rounds": asked, "sampled": sampled},
         method={"selection": "spap", "update": update},
         model={"intermediate": {"before": 1536, "after": 1075}},
+        sparsity=Sparsities(Sparsity(0.3, 0.3), Sparsity(0.0, 0.0)),
         calibration={"sequences": sequences, "sequence_length": 128},
         versions={},
         layers=tuple(layer(index, held_out, each) for index, each in enumerate(rounds)),

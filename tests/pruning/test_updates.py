@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from pruning_cases import CHANNELS, KEPT, SETTINGS, logits, one_layer, random_tokens, tiny
@@ -15,6 +16,7 @@ from spap_jax.models import decoder
 from spap_jax.pruning import streams
 from spap_jax.pruning.layer import Choice, Clock, prune_layer
 from spap_jax.pruning.pipeline import pruned_config
+from spap_jax.settings import Method, Update
 from spap_jax.solver.swap import Polished
 
 PLAIN = SETTINGS.replace(held_out=0.0, batch_tokens=256)
@@ -44,7 +46,7 @@ def float64(array: jax.Array) -> np.ndarray:
 
 
 @functools.cache
-def run(variant: str, method: str, update: str = "own", **changes) -> api.PruneResult:
+def run(variant: str, method: Method, update: Update = "own", **changes) -> api.PruneResult:
     return api.prune(tiny(variant), random_tokens(), settings=PLAIN, method=method, update=update, **changes)
 
 
@@ -75,7 +77,7 @@ def assert_as_it_was(seen: Seen, names: set[str]) -> None:
 
 @BOTH
 @pytest.mark.parametrize("method", ["random", "magnitude", "wanda"])
-def test_none_leaves_the_weights(variant: str, method: str):
+def test_none_leaves_the_weights(variant: str, method: Method):
     result = run(variant, method)
     assert result.model.config == tiny(variant).config.narrowed(KEPT)
     for seen, report in zip(layers_of(variant, result), result.report.layers, strict=True):
@@ -119,7 +121,7 @@ def test_the_bias_of_flap_is_the_best_one_in_the_first_layer():
     [("fasp", "sequential"), ("obs", "sequential"), ("osscar", "sequential"), ("random", "sequential"),
      ("random", "parallel")],
 )  # fmt: skip
-def test_the_refit_solves_least_squares(variant: str, method: str, schedule: str):
+def test_the_refit_solves_least_squares(variant: str, method: Method, schedule: str):
     """With a ridge towards the dense weights as more rows: sqrt(ridge) |h_j| times the difference of each weight."""
     result = run(variant, method, "refit" if method == "random" else "own", schedule=schedule)
     for seen, report in zip(layers_of(variant, result), result.report.layers, strict=True):
@@ -147,7 +149,7 @@ def test_the_refit_solves_least_squares(variant: str, method: str, schedule: str
      ("opt_125m_like", "obs", "refit", "sequential"), ("llama", "flap", "bias", "parallel"),
      ("llama", "obs", "alternate", "parallel")],
 )  # fmt: skip
-def test_the_errors_told_are_those_of_every_stage(variant: str, method: str, update: str, schedule: str):
+def test_the_errors_told_are_those_of_every_stage(variant: str, method: Method, update: Update, schedule: str):
     """Each by its own way: from moments, in passing, or from the closed form."""
     result = run(variant, method, update, schedule=schedule)
     for seen, report in zip(layers_of(variant, result), result.report.layers, strict=True):
@@ -185,8 +187,8 @@ def test_rounds_use_the_ridge_that_the_selection_ended_with():
     both = streams.start(model.config, model.params, random_tokens()[None])
     tokens = streams.fitting_tokens(streams.enter_mlp(model.config, layer, both))
     none = jax.tree.map(lambda stream: stream[:0], tokens)
-    channels = Polished(np.arange(KEPT), np.int32(0), np.int32(0))
-    choice = Choice(channels, np.float32(1e-2), np.zeros(CHANNELS, np.float32))
+    channels = Polished(jnp.arange(KEPT), jnp.int32(0), jnp.int32(0))
+    choice = Choice(channels, jnp.float32(1e-2), jnp.zeros(CHANNELS))
     one, other = (
         prune_layer(0, model.config, narrow, layer, tokens, none, settings.replace(ridge=asked), Clock(), choice)
         for asked in (1e-2, 1e-9)

@@ -19,6 +19,7 @@ from spap_jax import api, devices
 from spap_jax.pruning import layer as layer_module
 from spap_jax.pruning import streams, waves
 from spap_jax.pruning.moments import Moments
+from spap_jax.settings import Method, Update
 from spap_jax.solver.problem import Problem
 
 LAYERS = 3
@@ -44,7 +45,7 @@ def float64(tensor: torch.Tensor) -> np.ndarray:
 
 
 @functools.cache
-def run(variant: str, method: str, update: str = "own", **changes) -> api.PruneResult:
+def run(variant: str, method: Method, update: Update = "own", **changes) -> api.PruneResult:
     return api.prune(cases.tiny(variant), cases.random_tokens(), settings=PARALLEL, method=method, update=update,
                      **changes)  # fmt: skip
 
@@ -92,13 +93,13 @@ def test_the_bias_makes_up_for_the_means_of_the_dense_stream(variant: str):
 
 
 @functools.cache
-def in_sequence(variant: str, method: str) -> api.PruneResult:
+def in_sequence(variant: str, method: Method) -> api.PruneResult:
     settings = PARALLEL.replace(schedule="sequential", method=method, update="none")
     return api.prune(cases.tiny(variant), cases.random_tokens(), settings=settings)
 
 
 @pytest.mark.parametrize("method", ["spap", "random", "wanda"])
-def test_the_first_layer_is_chosen_as_in_sequence(method: str):
+def test_the_first_layer_is_chosen_as_in_sequence(method: Method):
     """Its stream is the dense one; a method that looks at no stream chooses alike in all layers."""
     ours, theirs = (result.report.layers for result in (run("llama", method, "none"), in_sequence("llama", method)))
     alike = LAYERS if method == "random" else 1
@@ -151,7 +152,7 @@ def largest_sent(compiled) -> int:
 
 
 @pytest.mark.parametrize("method", ["spap", "flap"])
-def test_no_moments_travel(method: str):
+def test_no_moments_travel(method: Method):
     config = cases.tiny("llama").config
     with devices.sharing(8):
         search = layer_module.search_of(PARALLEL.replace(method=method))
