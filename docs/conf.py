@@ -15,7 +15,6 @@ myst_heading_anchors = 3
 myst_enable_extensions = ["dollarmath"]  # as on a code host: $...$ and $$...$$
 autodoc_typehints = "none"  # docstrings name what is taken, with shapes; an array-like is a line long
 autodoc_member_order = "bysource"
-autodoc_preserve_defaults = True
 napoleon_use_ivar = True
 highlight_language = "none"
 smartquotes = False  # two hyphens are an option, not a dash

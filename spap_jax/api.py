@@ -50,7 +50,17 @@ __all__ = [
     "save",
 ]
 
-load = checkpoint.load
+
+def load(name: str | Path) -> Model:
+    """Reads a model from a local folder, of Hugging Face or of Orbax, or from the hub.
+
+    Args:
+        name: The folder, its address (gs://bucket/model), or a hub id of the form owner/name.
+
+    Raises:
+        UserError: There is no such model, it is not supported, or its files are damaged.
+    """
+    return checkpoint.load(name)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -138,7 +138,7 @@ def generate(
     key: jax.Array | None = None,
     eos: int | tuple[int, ...] | None = None,
     pad: int | None = None,
-    dtype: DTypeLike = jnp.float32,
+    dtype: DTypeLike = "float32",
 ) -> np.ndarray:
     """Continues prompts.
 

@@ -40,7 +40,7 @@ class Problem(NamedTuple):
     Attributes:
         gram: [f,f] H'H / N.
         cross: [f,d] H'Y / N.
-        target_power: [] mean over the tokens of |y|^2.
+        target_power: [] mean over the tokens of ``|y|^2``.
         weight: [f,d] the dense output projection.
     """
 
