@@ -342,8 +342,9 @@ def test_every_setting_is_in_the_signature_and_the_help(function, settings, chan
     assert {name: parameters[name].default for name in fields} == {name: f.default for name, f in fields.items()}
     assert "changes" not in parameters
     meanings = inspect.cleandoc(settings.__doc__).partition("Attributes:\n")[2]
-    assert f"\n{meanings}\n\nRaises:\n" in inspect.getdoc(function)
-    assert "**changes" not in inspect.getdoc(function)
+    told = inspect.getdoc(function) or ""
+    assert f"\n{meanings}\n\nRaises:\n" in told
+    assert "**changes" not in told
 
 
 def test_settings_are_a_value():

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ JOINED = "\n\n".join(TEXTS)
 WORDS = np.array([int(word[1:]) + 1 for word in JOINED.split()])  # what the fixture `tokenizer` makes of it
 
 
-def read(data, tokenizer: Path | str | None = None, **changes) -> TokenBlocks:
+def read(data, tokenizer: Any = None, **changes) -> TokenBlocks:
     options = {"sequence_length": 10, "sequences": 7, "role": "calibration"} | changes
     return load_tokens(data, tokenizer=tokenizer, **options)
 

@@ -20,7 +20,7 @@ GIVEN = {
     "a column": lambda: datasets.Dataset.from_list(ROWS)["text"],
     "a data set that is streamed": lambda: datasets.Dataset.from_list(ROWS).to_iterable_dataset(),
     "splits": lambda: {"test": ["no"], "train": TEXTS},
-    "splits of a data set": lambda: datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS)),
+    "splits of a data set": lambda: datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)}),
 }
 
 
