@@ -1,6 +1,7 @@
 """Token ids cut to windows [B, T], and what is wrong where that gives too few, or ids that the model does not have."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -57,26 +58,28 @@ def _as_stream(ids: np.ndarray) -> str:
     return f"; if its shape {list(ids.shape)} is to be one stream of tokens, save it with a single axis, as ids.ravel()"
 
 
-def check_ids(windows: np.ndarray, name: str, vocabulary: int | None, tokenizer: str | Path | None) -> None:
+def check_ids(windows: np.ndarray, name: str, vocabulary: int | None, tokenizer: Any) -> None:
     """Refuses token ids that the model has no embedding for.
 
     Args:
         windows: Token ids [B, T].
-        name: What they were read from.
-        vocabulary: How many the model has.
-        tokenizer: What made them of a text; None where the data hold ids.
+        name: Name of the data that they were read from.
+        vocabulary: Size of the model's vocabulary, v.
+        tokenizer: The folder, hub id or object that made the ids from text; None if the data hold ids.
 
     Raises:
-        UserError: One of them is outside the vocabulary.
+        UserError: One of the ids is outside the vocabulary.
     """
     limit = vocabulary if vocabulary is not None else 2**31
     low, high = int(windows.min()), int(windows.max())
-    if low < 0 or high >= limit:
-        raise UserError(
-            f"{name} gives token id {low if low < 0 else high}, outside the model's vocabulary of {limit}: "
-            + (
-                "the ids were made by the tokenizer of another model, so make them with this model's"
-                if tokenizer is None
-                else f"the tokenizer files in {tokenizer} belong to another model, so put this model's in their place"
-            )
-        )
+    if low >= 0 and high < limit:
+        return
+    if tokenizer is None:
+        why = "the ids were made by the tokenizer of another model, so make them with this model's"
+    elif isinstance(tokenizer, str | Path):
+        why = f"the tokenizer files in {tokenizer} belong to another model, so put this model's in their place"
+    else:
+        why = "the tokenizer belongs to another model, so give this model's"
+    raise UserError(
+        f"{name} gives token id {low if low < 0 else high}, outside the model's vocabulary of {limit}: {why}"
+    )
