@@ -118,7 +118,8 @@ def prune(
     warn_of_repetition(token_blocks(tokens, model.config), "the calibration data")
     _check_finite(model)
     warn_of_sparsity(model.config, pruned_config(model.config, settings), settings)
-    tokens = with_samples(tokens, lambda: model, settings)
+    with watching.sampling(progress) as written:
+        tokens = with_samples(tokens, lambda: model, settings, written)
     blocks = token_blocks(tokens, model.config)
     reports: list[LayerReport | SweepReport] = []
 

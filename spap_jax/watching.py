@@ -1,5 +1,6 @@
 """Whether anyone watches a run that was started from Python, and what they see of it."""
 
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,22 @@ class Watch(NamedTuple):
 def watched() -> bool:
     """Whether a person sees what goes to standard error: on a terminal, or in a notebook."""
     return sys.stderr.isatty() or Console().is_jupyter
+
+
+@contextmanager
+def sampling(progress: bool | Callable[..., None] | None) -> Iterator[Callable[[int, int], None]]:
+    """Shows how many of the sampled sequences are written.
+
+    Args:
+        progress: As in `pruning`; a function is not called with these numbers.
+    """
+    if not callable(progress) and (watched() if progress is None else progress):
+        from spap_jax.cli.console import counting
+
+        with counting() as count:
+            yield functools.partial(count, "sequences written")
+    else:
+        yield lambda done, total: None
 
 
 @contextmanager
