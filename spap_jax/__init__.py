@@ -63,6 +63,7 @@ _HOMES = dict.fromkeys(__all__, "spap_jax.api") | {
     "FinetuneSettings": "spap_jax.settings",
     "Model": "spap_jax.model",
     "PruneSettings": "spap_jax.settings",
+    "SpapWarning": "spap_jax.errors",
     "TokenBlocks": "spap_jax.data",
     "UserError": "spap_jax.errors",
 }
