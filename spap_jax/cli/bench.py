@@ -71,7 +71,7 @@ def bench(
 
 
 def _result(names: list[str], models: "list[Model]", speeds: "list[Speed]", work: "Workload") -> dict[str, Any]:
-    """What the table shows and the file holds; a comparison where there are two models."""
+    """Returns the results for the table and the JSON file, with a comparison if there are two models."""
     from dataclasses import asdict
 
     from spap_jax.evaluation.speed import speed_up
@@ -115,7 +115,7 @@ def _measured(name: str, model: "Model", speed: "Speed", work: "Workload") -> di
 
 
 def _headings(names: list[str]) -> list[str]:
-    """The last parts of the models' names, which leave room for the numbers, if these tell the models apart."""
+    """Returns the last parts of the models' names if they are unique, which leaves more room for the numbers."""
     short = [name.rstrip("/").rpartition("/")[2] for name in names]
     return short if len(set(short)) == len(short) else names
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from spap_jax.planning.plan import Plan
 
 MESHES = ("v5e-8", "v5p-64", "h100x8")
-"""Shown where none is named."""
+"""Meshes that are compared by default."""
 
 
 def plan(
