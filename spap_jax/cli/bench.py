@@ -29,14 +29,14 @@ def bench(
     ```
 
     Reading a prompt (prefill) and writing token by token (decoding) are timed. Two models run in turn, and each pair of
-    runs gives one ratio. Beside each measured speed-up stands the one that the arithmetic allows: prefill is bound by
+    runs gives one ratio. Each measured speed-up is shown beside the one that the arithmetic allows: prefill is bound by
     floating-point operations, decoding by the bytes that are read for each token.
 
     Args:
         model: Checkpoint to measure: a folder, a hub id or an address.
         other: Second checkpoint, for example the pruned one.
         batch: Number of sequences at once.
-        prompt: Tokens that prefill reads, or fewer if the model has not as many positions.
+        prompt: Tokens that prefill reads, or fewer if the model does not have enough positions.
         new: Tokens that decoding writes.
         repeats: Number of timed runs, of which medians are shown.
         json: JSON file to which the results are written as well.

@@ -26,7 +26,7 @@ def plan(
     json: Path | None = None,
     settings: Annotated[PruneSettings, Parameter(name="*")] = PruneSettings(),  # noqa: B008 (frozen)
 ) -> None:
-    """Tell before any device is rented what pruning a model needs: whether it fits, memory, work, and the least time.
+    """Show before any device is rented what pruning a model needs: whether it fits, memory, work, and the least time.
 
     ```
     spap plan meta-llama/Llama-3.1-8B

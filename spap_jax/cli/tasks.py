@@ -51,7 +51,7 @@ def measure_tasks(
         "limit": limit,
         "seconds": seconds,
     }
-    dropped = ("pretty_env_info", "git_hash", "upper_git_hash")  # of the machine and the working folder
+    dropped = ("pretty_env_info", "git_hash", "upper_git_hash")  # they describe the machine and the working folder
     kept = {name: value for name, value in results.items() if name not in dropped}
     return kept | {"spap": ours | {"versions": versions()}}
 

@@ -29,7 +29,7 @@ def outer_elements(config: DecoderConfig) -> int:
 
 
 def _elements(config: DecoderConfig, beginning: str) -> int:
-    rules = FAMILIES[config.family].rules_for(dataclasses.replace(config, heads=1, kv_heads=1))  # do not depend on them
+    rules = FAMILIES[config.family].rules_for(dataclasses.replace(config, heads=1, kv_heads=1))  # independent of heads
     return sum(math.prod(rule.shapes(config.axes)[1]) for rule in rules if rule.ours.startswith(beginning))
 
 

@@ -158,7 +158,7 @@ def sampling_bytes(load: Workload) -> float:
     config, length = load.dense, load.fitted.length
     size = load.written_at_once
     weights = load.weight_bytes * (memory.block_elements(config) + config.vocabulary * config.embedding / config.layers)
-    cache = load.weight_bytes * size * length * config.kv_heads * config.head_dim  # half of it, keys and values
+    cache = load.weight_bytes * size * length * config.kv_heads * config.head_dim  # half full, keys and values
     return load.written / size * length * (weights + cache)
 
 
