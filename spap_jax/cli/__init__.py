@@ -13,11 +13,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command.
 
     Args:
-        arguments: Words of the command line; None takes those of the process.
+        arguments: Words of the command line. By default those of the process.
 
     Returns:
-        The exit code: 0 for success, 2 for something that the user can put right, 1 for a fault of this program; errors
-        are one sentence on standard error. One of several processes does not return from an error, but ends.
+        The exit code: 0 for success, 2 for an error that the user can fix, 1 for a bug in this program; errors are one
+        sentence on standard error. One of several processes does not return after an error, but exits.
     """
     from spap_jax.cli import failures, processes, streams
     from spap_jax.cli.app import launch
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else list(arguments)
     memory.return_large_buffers()
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # what its encoding lacks is shown escaped
+        if isinstance(stream, io.TextIOWrapper):  # characters that its encoding lacks are escaped
             stream.reconfigure(errors="backslashreplace")
     with naming_flags():
         try:
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         except (Exception, KeyboardInterrupt) as error:
             code, sentence = failures.failure(error, words)
-    with contextlib.suppress(OSError):  # standard error may be what is full
+    with contextlib.suppress(OSError):  # standard error itself may be on a full disk
         print(f"spap: {_printable(sentence)}", file=sys.stderr)
     if processes.of_several():
         processes.leave(code)
@@ -44,5 +44,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _printable(sentence: str) -> str:
-    """A sentence on one line: names and files may hold line ends and what a terminal would obey."""
+    """Escapes a sentence to one printable line: names of files may contain newlines and terminal control codes."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in sentence)

@@ -1,4 +1,4 @@
-"""The commands and what they share: help, and settings from a TOML file."""
+"""The commands and what they share: help, and options from a TOML file."""
 
 import tomllib
 import traceback
@@ -25,26 +25,26 @@ from spap_jax.cli.streams import pages
 from spap_jax.errors import UserError
 
 ABOVE = 2**32
-"""No option takes a whole number that has more bits: not a seed, of which JAX has no more, and no size."""
+"""Whole numbers must be below this bound: JAX's seeds have no more bits, and no size needs more."""
 
 
 class _Commands(App):
     def assemble_argument_collection(self, *, parse_docstring: bool = False, **how: Any) -> ArgumentCollection:
-        """A command's options; arranged where they are to be shown, which is where docstrings are wanted."""
+        """Returns a command's options, arranged if they are to be shown, which is when docstrings are parsed."""
         options = super().assemble_argument_collection(parse_docstring=parse_docstring, **how)
         return arranged(self.name[0], options) if parse_docstring else options
 
     def help_print(
         self, tokens: Iterable[str] | str | None = None, *, console: Console | None = None, everything: bool = False
     ) -> None:
-        """The help of the command that the words name: short, or with every option."""
+        """Prints the help of the command that the words name: short, or with every option."""
         self.help_formatter = page = HelpPage(everything)
         super().help_print(tokens, console=console)
         if page.left_out:
             (console or self.console).print(f"--help-all shows {page.left_out} further options.")
 
     def generate_completion(self, **how: Any) -> str:
-        """The shell's script; in bash, folders that complete go on with a slash."""
+        """Returns the shell's completion script; in bash, completed folders end with a slash."""
         return super().generate_completion(**how).replace("complete -F ", "complete -o filenames -F ")
 
 
@@ -56,11 +56,11 @@ app = _Commands(
     help_format="markdown",
     console=pages,
     help_epilogue="The terms are explained in docs/glossary.md.",
-    # What is off unless asked for needs no --no-.
+    # Switches are off by default, so they need no --no- form.
     default_parameter=Parameter(negative=(), show_default=default_words),
 )
 for place, command in enumerate((plan, prune, finetune, evaluate, bench, report, convert, push, doctor)):
-    app.command(command, name="eval" if command is evaluate else None, sort_key=place)  # as they follow in use
+    app.command(command, name="eval" if command is evaluate else None, sort_key=place)  # in order of use
 app.register_install_completion_command(help="Make the shell complete commands and options with the tab key.")
 
 
@@ -95,10 +95,10 @@ def launcher(
 
 
 class _Options:
-    """A file's options, for whichever command was typed.
+    """The options in a TOML file, for whichever command was typed.
 
-    They are handed on as that command's own: the library leaves out keys at the top of a file that are names of
-    commands, and eval is an option of two commands as well.
+    They are passed on under that command's name: the library ignores top-level keys of a file that are names of
+    commands, and eval is both a command and an option of two others.
     """
 
     def __init__(self, file: Path) -> None:
@@ -112,12 +112,12 @@ class _Options:
 
 
 def _refuse_fractions(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """Refuses what is not a whole number where an option takes one: the library would round 8.5 to 8.
+    """Rejects fractions for options that accept whole numbers: the library would round 8.5 to 8.
 
-    Every command calls this once its words and its file have been read, before they become numbers.
+    The library calls this for every command after reading its words and its file, before converting them to numbers.
 
     Raises:
-        UserError: a value is not a whole number, or too large a one.
+        UserError: a value is not a whole number, or is too large.
     """
     for argument in arguments:
         if int in (argument.hint, *get_args(argument.hint)):
@@ -140,7 +140,7 @@ def _is_whole(word: str) -> bool:
 
 
 def _read_toml(file: Path) -> dict[str, Any]:
-    """Raises UserError where a file is not TOML; the library's own message does not name the file."""
+    """Reads a TOML file. Raises UserError if it is not TOML; the library's own message does not name the file."""
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as error:
@@ -149,12 +149,12 @@ def _read_toml(file: Path) -> dict[str, Any]:
 
 def launch(words: list[str]) -> None:
     """Runs the command that the words name."""
-    app.config = (_refuse_fractions,)  # forgets the file of an earlier call in this process
+    app.config = (_refuse_fractions,)  # drops the file of an earlier call in this process
     app.meta(words, exit_on_error=False, print_error=False, result_action="return_value")
 
 
 def option_names(words: Sequence[str]) -> set[str]:
-    """The options, such as "--seed", of the command that the words of a command line name; none without a command."""
+    """Returns the options, such as "--seed", of the command in a command line; none if there is no command."""
     _, (*_, named), _ = app.parse_commands(list(words))
     if named is app:
         return set()

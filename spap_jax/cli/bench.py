@@ -29,14 +29,14 @@ def bench(
     ```
 
     Reading a prompt (prefill) and writing token by token (decoding) are timed. Two models run in turn, and each pair of
-    runs gives one ratio. Beside each measured speed-up stands the one that the arithmetic allows: prefill is bound by
+    runs gives one ratio. Each measured speed-up is shown beside the one that the arithmetic allows: prefill is bound by
     floating-point operations, decoding by the bytes that are read for each token.
 
     Args:
         model: Checkpoint to measure: a folder, a hub id or an address.
         other: Second checkpoint, for example the pruned one.
         batch: Number of sequences at once.
-        prompt: Tokens that prefill reads, or fewer if the model has not as many positions.
+        prompt: Tokens that prefill reads, or fewer if the model does not have enough positions.
         new: Tokens that decoding writes.
         repeats: Number of timed runs, of which medians are shown.
         json: JSON file to which the results are written as well.
@@ -71,7 +71,7 @@ def bench(
 
 
 def _result(names: list[str], models: "list[Model]", speeds: "list[Speed]", work: "Workload") -> dict[str, Any]:
-    """What the table shows and the file holds; a comparison where there are two models."""
+    """Returns the results for the table and the JSON file, with a comparison if there are two models."""
     from dataclasses import asdict
 
     from spap_jax.evaluation.speed import speed_up
@@ -115,7 +115,7 @@ def _measured(name: str, model: "Model", speed: "Speed", work: "Workload") -> di
 
 
 def _headings(names: list[str]) -> list[str]:
-    """The last parts of the models' names, which leave room for the numbers, if these tell the models apart."""
+    """Returns the last parts of the models' names if they are unique, which leaves more room for the numbers."""
     short = [name.rstrip("/").rpartition("/")[2] for name in names]
     return short if len(set(short)) == len(short) else names
 

@@ -1,4 +1,4 @@
-"""What people see while they wait and when it is done. Progress goes to standard error, results to standard output."""
+"""Output to the terminal. Progress goes to standard error, results to standard output."""
 
 import time
 import warnings
@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 _EVERY = 10.0
-"""Seconds from one line on the progress of the same work to the next, where there is no terminal."""
+"""Minimum seconds between two progress lines of the same work if there is no terminal."""
 
 _GAP = 3
 """Columns of text between two columns of a table."""
@@ -47,7 +47,7 @@ Clock = Callable[[], float]
 
 @contextmanager
 def notices() -> Iterator[None]:
-    """Prints each warning of ours as a line on standard error; other warnings are shown as ever."""
+    """Prints each ``SpapWarning`` as a line on standard error; other warnings are shown as usual."""
     with warnings.catch_warnings():
         show_other = warnings.showwarning
 
@@ -65,7 +65,7 @@ def notices() -> Iterator[None]:
 
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
-    """Says what takes a while, with a spinner on a terminal and a line elsewhere."""
+    """Shows what the user is waiting for, with a spinner on a terminal and a line elsewhere."""
     if err.is_terminal:
         with err.status(Text(f"{what} ...")):
             yield
@@ -75,7 +75,7 @@ def waiting(what: str) -> Iterator[None]:
 
 
 class _Bar:
-    """Bars on a terminal: what is being done, how much of it is done, for how long, and how long the rest takes."""
+    """Progress bars on a terminal, with the name of the work, the amount done, elapsed time and time left."""
 
     def __init__(self) -> None:
         columns = (TextColumn("{task.description}"), MofNCompleteColumn(), BarColumn(20), TimeElapsedColumn(),
@@ -84,42 +84,42 @@ class _Bar:
         self._tasks: dict[str, TaskID] = {}
 
     def show(self, what: str, done: int, total: int, left: str) -> None:
-        """Moves the bar of some work, which begins with its first call."""
-        self._bars.start()  # not before: what others draw until then would be torn
+        """Updates the bar of some work; the first call creates it."""
+        self._bars.start()  # not earlier: it would disrupt other output drawn before
         if what not in self._tasks:
             self._tasks[what] = self._bars.add_task(what, total=total, left=left)
         self._bars.update(self._tasks[what], completed=done, left=left)
 
     def stop(self) -> None:
-        """Leaves the bars as they are."""
+        """Stops updating and leaves the bars as they are."""
         self._bars.stop()
 
 
 class _Lines:
-    """Says only now and then how far some work is, where there is no terminal to show a bar."""
+    """Progress lines at intervals, for output that is not a terminal and cannot show a bar."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock, self._said = clock, clock()
 
     def say(self, line: str) -> None:
-        """Prints a line if none was printed for a while."""
+        """Prints a line if none was printed recently and there is no terminal."""
         if not err.is_terminal and self._clock() - self._said >= _EVERY:
             self.print(line)
 
     def print(self, line: str) -> None:
-        """Prints a line in any case."""
+        """Prints a line unconditionally."""
         self._said = self._clock()
         err.print(line)
 
 
 @contextmanager
 def layer_progress(progress: "Progress", number: int, clock: Clock = time.monotonic) -> Iterator["LayerProgress"]:
-    """Shows the steps of a run of pruning, which begins: a line for each, and below them bars on a terminal.
+    """Starts the display of a pruning run: a line for each step, and below them bars on a terminal.
 
     Args:
-        progress: Puts the steps into words.
-        number: Which of its runs it is.
-        clock: Gives the time in seconds.
+        progress: Describes the steps in words.
+        number: Index of the run among those of ``progress``.
+        clock: Returns the time in seconds.
     """
     bar = _Bar()
     try:
@@ -129,18 +129,18 @@ def layer_progress(progress: "Progress", number: int, clock: Clock = time.monoto
 
 
 class LayerProgress:
-    """Shows each step as it is done."""
+    """Displays the steps of a pruning run."""
 
     def __init__(self, progress: "Progress", number: int, bar: _Bar, lines: _Lines) -> None:
         self._progress, self._bar, self._lines = progress, bar, lines
         self._show(progress.begin(number), lines.print)
 
     def advance(self, report: "LayerReport | SweepReport", fresh: bool = True) -> None:
-        """Shows a step of pruning, which was made just now or before an interruption."""
+        """Shows a step of pruning, made just now (fresh) or before an interruption."""
         self._show(self._progress.step(report, fresh), self._lines.print)
 
     def together(self, done: int, parts: int) -> None:
-        """Shows how far the steps on several blocks are."""
+        """Shows the progress of steps on several blocks together."""
         self._show(self._progress.part(done, parts), self._lines.say)
 
     def _show(self, said: "Said", say: Callable[[str], None]) -> None:
@@ -151,7 +151,7 @@ class LayerProgress:
 
 @contextmanager
 def counting(clock: Clock = time.monotonic) -> Iterator[Callable[[str, int, int], None]]:
-    """Takes what is being done, how much of it is done, and of how much: a bar each, or now and then a line."""
+    """Yields a progress callback (name of the work, amount done, total): a bar for each work, or lines at intervals."""
     bar, lines, pace = _Bar(), _Lines(clock), Pace()
     last: dict[str, tuple[int, float]] = {}
 
@@ -177,7 +177,7 @@ def counting(clock: Clock = time.monotonic) -> Iterator[Callable[[str, int, int]
 
 @contextmanager
 def training_progress(steps: int, clock: Clock = time.monotonic) -> Iterator[Callable[["Check"], None]]:
-    """Takes each look at the held-out sequences: a line with the losses, and below them a bar on a terminal."""
+    """Yields a callback for the checks of a training run: a line of losses for each, below them a bar on a terminal."""
     bar, pace, last = _Bar(), Pace(), (0, clock())
 
     def watch(check: "Check") -> None:
@@ -198,14 +198,14 @@ def training_progress(steps: int, clock: Clock = time.monotonic) -> Iterator[Cal
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Prints a table: the first column names, the others hold numbers.
+    """Prints a table; the first column holds names, the others numbers.
 
-    No cell is cut or broken inside a word, and no number at all. A table that is too wide for that becomes a list.
+    No cell is cut or broken within a word, and numbers are never broken. A table too wide for that becomes a list.
     """
     out.print(title)
     cells = [*zip(columns, *rows, strict=True)]
     whole = [max(map(len, column)) for column in cells]
-    # Names and headings may break between words, numbers and what is beside them may not.
+    # Names and headings may break between words; numbers and their units may not.
     least = [_longest(cells[0]), *(max(_longest([head]), *map(len, numbers), 0) for head, *numbers in cells[1:])]
     spare = out.width - sum(least) - _GAP * (len(columns) - 1)
     if spare < 0:
@@ -224,12 +224,12 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 
 
 def _longest(texts: Sequence[str]) -> int:
-    """The length of the longest word."""
+    """Returns the length of the longest word."""
     return max((len(word) for text in texts for word in text.split()), default=0)
 
 
 def _list(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table as a list: below the name of each row a line for each column that has something."""
+    """Prints a table as a list: the name of each row, and below it a line for each column that is not empty."""
     room = out.width - 4 - max(len(value) for _, *values in rows for value in values)
     names = max((len(column) for column in columns[1:] if len(column) <= room), default=0)
     for name, *values in rows:

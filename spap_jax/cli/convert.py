@@ -48,7 +48,7 @@ def convert(
     with waiting(f"reading {model}"):
         loaded = checkpoint.load(model)
     kept = accounts(loaded.source.folder)
-    with nullcontext() if is_address(output) else waiting(f"writing {output}"):  # sending has a bar of its own
+    with nullcontext() if is_address(output) else waiting(f"writing {output}"):  # uploads have their own bar
         if to == "orbax":
             checkpoint.save_orbax(loaded, output, overwrite=overwrite, files=kept)
         else:

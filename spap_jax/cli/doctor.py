@@ -24,7 +24,7 @@ def doctor() -> None:
 
 
 def _memory_of(device) -> str:
-    """What the device says of its memory; CPUs say nothing."""
+    """Returns the memory that the device reports; CPUs report none."""
     from spap_jax.cli.console import bytes_text
 
     limit = (device.memory_stats() or {}).get("bytes_limit")
@@ -49,7 +49,7 @@ def _machine() -> list[tuple[str, str]]:
 
 
 def _optional_versions() -> dict[str, str]:
-    """Of what only some commands need."""
+    """Returns the versions of packages that only some commands need."""
     import importlib.metadata
 
     def version(name: str) -> str:

@@ -112,10 +112,10 @@ def _measure_perplexity(
 
 
 def chosen_length(asked: int | None, config: "DecoderConfig") -> int:
-    """Tokens in a window: what was asked for, or the papers' 2048, or all that the model's positions allow.
+    """Returns the tokens per window: as requested, else the papers' 2048 or as many as the model's positions allow.
 
     Raises:
-        UserError: more was asked for than the positions allow, or less than a token.
+        UserError: the requested length exceeds the positions, or is below one token.
     """
     from spap_jax.errors import UserError
     from spap_jax.evaluation.perplexity import check_length

@@ -1,4 +1,4 @@
-"""How a command that fails ends: with an exit code and one sentence, whatever was raised."""
+"""Turns every exception of a command into an exit code and one sentence."""
 
 import sys
 from collections.abc import Sequence
@@ -18,14 +18,14 @@ _LESS_MEMORY = {
     "--prompt": "a shorter --prompt",
     "--model-devices": "weights divided among several --model-devices",
 }
-"""What needs less memory, by the option that a command has to have for it."""
+"""Ways to need less memory, keyed by the option that a command must have for each."""
 
 
 def failure(error: BaseException, words: Sequence[str]) -> tuple[int, str]:
-    """The exit code of a command that ends by an error, and what it says on standard error.
+    """Returns the exit code of a failed command, and its message for standard error.
 
     Args:
-        error: What was raised.
+        error: The exception that was raised.
         words: Words of the command line.
     """
     if isinstance(error, UserError | CycloptsError):
@@ -46,7 +46,7 @@ def failure(error: BaseException, words: Sequence[str]) -> tuple[int, str]:
 
 
 def _no_device() -> str | None:
-    """What is wrong where JAX finds no device; JAX is not imported to find out."""
+    """Returns a message if JAX finds no device; JAX is not imported to find out."""
     if "jax" not in sys.modules:
         return None
     from spap_jax.backend import missing_backend
@@ -55,14 +55,14 @@ def _no_device() -> str | None:
 
 
 def _no_access(error: BaseException) -> str | None:
-    """What the system says of a file or a folder that it does not let us use: it is not the place for a traceback."""
+    """Returns a message if the system denies the use of a file or folder, which does not merit a traceback."""
     if not isinstance(error, OSError) or error.filename is None or not error.strerror:
         return None
     return f"{error.filename} cannot be used ({error.strerror}): check the path, and who may read and write there."
 
 
 def _no_memory(error: BaseException, words: Sequence[str]) -> str | None:
-    """What helps where memory ran out, on the machine or on a device."""
+    """Returns a message with advice if memory ran out, on the machine or on a device."""
     if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
         return None
     from spap_jax.cli.app import option_names

@@ -109,12 +109,12 @@ def finetune(
     check(start, blocks.tokens, dense, settings)
     before = _perplexity(start, judged, "before training") if leads() else None
     with sharing(devices, model_devices), stopping() as before_end:
-        if not leads():  # the same computations on its own sequences, and no result
+        if not leads():  # makes the same computations on its own sequences, and writes no result
             run(start, blocks, dense, settings, lambda _: None, begun(None))
             return
         kept = unfinished(output, identity(start, dense, blocks, settings), blocks=1, fresh=not resume)
 
-        def reached(looks: int) -> str:  # what is kept at each of them; the first is before any step
+        def reached(looks: int) -> str:  # each check stores a record; the first is before any step
             return f"step {min((looks - 1) * settings.check_every, settings.steps)} of {settings.steps} is done"
 
         with kept, telling(kept, before_end, reached), training_progress(settings.steps) as progress:
@@ -139,7 +139,7 @@ def finetune(
 def _texts(
     model: "Model", data: str, eval: str | None, sequences: int, sequence_length: int | None, seed: int
 ) -> tuple["TokenBlocks", "TokenBlocks | None"]:
-    """Token blocks to train on, and to measure perplexity on."""
+    """Returns the token blocks to train on, and those to measure perplexity on."""
     from spap_jax.cli.console import waiting
     from spap_jax.cli.evaluate import chosen_length
     from spap_jax.data import load_tokens

@@ -1,4 +1,4 @@
-"""What ``--help`` shows of a command: the options that everyone needs, and with ``--help-all`` the others in groups."""
+"""The content of ``--help``: the options that everyone needs, and with ``--help-all`` the others in groups."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ BASIC: Mapping[str, Sequence[str]] = {
         "overwrite",
     ),
 }  # fmt: skip
-"""The options that everyone needs, in the order in which to learn them, of the commands that have many more."""
+"""The options that everyone needs, in the order in which to learn them, for commands that have many more."""
 
 FURTHER: Mapping[str, Sequence[str]] = {
     "Data and seed": ("held_out", "sampled", "seed"),
@@ -43,15 +43,15 @@ _GROUPS = {name: Group(title, sort_key=n) for n, (title, names) in enumerate(FUR
 
 
 def arranged(command: str, options: ArgumentCollection) -> ArgumentCollection:
-    """The options of a command as its help, its page and the shell's completion show them.
+    """Arranges the options of a command as its help, its page and the shell's completion show them.
 
     Args:
         command: Name of the command.
         options: Its options, as its function declares them.
 
     Returns:
-        The same options in the order of the tables above, each in its group, without the names that are only accepted
-        for the sake of older command lines.
+        The same options in the order of the tables above, each in its group, without the names that are accepted only
+        for compatibility with older command lines.
     """
     basic = BASIC.get(command)
     for option in options:
@@ -72,7 +72,7 @@ def _place(name: str, order: Sequence[str]) -> int:
 
 
 def default_words(value: Any) -> str | None:
-    """How a default is shown: not for a switch, which is off unless it is given."""
+    """Formats a default for display; a switch has none to show, since it is off by default."""
     return None if value is None or isinstance(value, bool) else str(value)
 
 
@@ -80,7 +80,7 @@ class HelpPage(DefaultFormatter):
     """Prints a command's groups of options: all of them, or those that everyone needs.
 
     Attributes:
-        left_out: How many options were not printed.
+        left_out: Number of options that were not printed.
     """
 
     def __init__(self, everything: bool) -> None:

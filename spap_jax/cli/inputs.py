@@ -1,4 +1,4 @@
-"""What a command reads, by its role, so that its output is kept apart from it."""
+"""The inputs of a command by role, so that its output cannot overwrite them."""
 
 from pathlib import Path
 
@@ -6,11 +6,11 @@ from pathlib import Path
 def inputs(
     model: str, teacher: str | None = None, data: str | None = None, evaluation: str | None = None
 ) -> dict[str, str | Path | None]:
-    """The paths and addresses of models and data, as `check_output` takes them; nothing is read.
+    """Returns the paths and addresses of models and data, as `check_output` expects them; nothing is read.
 
     Args:
         model: Folder, hub id or address of the checkpoint.
-        teacher: The same of the dense checkpoint that it is trained towards.
+        teacher: Folder, hub id or address of the dense checkpoint that is the teacher.
         data: Calibration or training data.
         evaluation: Data on which perplexity is measured.
     """
@@ -25,7 +25,7 @@ def inputs(
 
 
 def _data_place(data: str) -> str | None:
-    """The path or address of what a user calls data; None for data sets of the hub."""
+    """Returns the path or address of data named by the user; None for data sets of the hub."""
     from spap_jax.named_sets import NAMED
     from spap_jax.remote import is_address
     from spap_jax.texts import looks_local

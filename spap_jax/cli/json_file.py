@@ -1,4 +1,4 @@
-"""Numbers of a command as a file, beside what it prints."""
+"""JSON files with the results that a command prints."""
 
 import json
 import secrets
@@ -10,15 +10,15 @@ from spap_jax.written import check_file
 
 
 def check_place(file: Path | None, command: str) -> None:
-    """Said before a run that takes long.
+    """Checks, before a long run, that its results can be written.
 
     Args:
-        file: Where the numbers are to be written, if anywhere.
-        command: The command that writes them, such as "spap eval"; it replaces a file of its own.
+        file: File for the results, if any.
+        command: The command that writes them, such as "spap eval"; it may replace a file of its own.
 
     Raises:
-        UserError: a file is wanted in a folder that is not there, where a folder is, under a name that cannot be, or in
-            place of a file that the command did not write.
+        UserError: the file's folder does not exist, the file is a folder, its name is invalid, or it exists and the
+            command did not write it.
     """
     if file is None:
         return
@@ -33,16 +33,16 @@ def check_place(file: Path | None, command: str) -> None:
 
 
 def write_json(file: Path, command: str, result: dict[str, Any]) -> None:
-    """Writes what a command found: a whole file, or none where it cannot be written.
+    """Writes the results of a command: a complete file, or none if it cannot be written.
 
     Raises:
-        UserError: the file cannot be written, or is there and not one that the command wrote.
+        UserError: the file cannot be written, or it exists and the command did not write it.
     """
     check_place(file, command)
     text = json.dumps({"written_by": command, **result}, indent=1, default=_plain) + "\n"
-    place = file.resolve()  # of a link what it leads to, which stays where it is
+    place = file.resolve()  # the target of a link is replaced, and the link kept
     try:
-        if place.exists() and not place.is_file():  # /dev/stdout, a pipe: nothing can be put in its place
+        if place.exists() and not place.is_file():  # /dev/stdout or a pipe cannot be replaced by renaming
             place.write_text(text, encoding="utf-8")
         else:
             _write_whole(place, text)
@@ -51,7 +51,7 @@ def write_json(file: Path, command: str, result: dict[str, Any]) -> None:
 
 
 def _write_whole(place: Path, text: str) -> None:
-    """Writes beside the place, then renames."""
+    """Writes a temporary file beside the destination, then renames it."""
     partial = place.with_name(f".{secrets.token_hex(8)}.partial")
     try:
         partial.write_text(text, encoding="utf-8")
@@ -61,5 +61,5 @@ def _write_whole(place: Path, text: str) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """A numpy number as a number; whatever else JSON has no word for as a text."""
+    """Converts a numpy number to a number, and other values that JSON does not support to text."""
     return value.item() if hasattr(value, "item") else str(value)

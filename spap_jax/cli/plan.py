@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from spap_jax.planning.plan import Plan
 
 MESHES = ("v5e-8", "v5p-64", "h100x8")
-"""Shown where none is named."""
+"""Meshes that are compared by default."""
 
 
 def plan(
@@ -26,7 +26,7 @@ def plan(
     json: Path | None = None,
     settings: Annotated[PruneSettings, Parameter(name="*")] = PruneSettings(),  # noqa: B008 (frozen)
 ) -> None:
-    """Tell before any device is rented what pruning a model needs: whether it fits, memory, work, and the least time.
+    """Show before any device is rented what pruning a model needs: whether it fits, memory, work, and the least time.
 
     ```
     spap plan meta-llama/Llama-3.1-8B

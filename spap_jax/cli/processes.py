@@ -1,7 +1,7 @@
-"""How one of several processes of a run begins, by waiting for the others, and how it ends by an error: at once.
+"""Start of one of several processes of a run, which waits for the others, and its exit after an error, at once.
 
-On the usual way out it would wait for the others, which may be waiting for it in the middle of a sum. They notice that
-it is gone: where it was to take part in a sum at once, elsewhere after the seconds of silence that ``devices`` allows,
+A normal exit would wait for the other processes, which may be waiting for this one in a collective. They notice that it
+is gone: immediately in a collective that it takes part in, otherwise after the heartbeat timeout that ``joining`` sets,
 when JAX ends them and says why.
 """
 
@@ -12,11 +12,11 @@ from spap_jax.cli.stopping import STOPPED
 from spap_jax.hub import first_line
 
 _LOST = ("gloo", "nccl", "unavailable", "heartbeat", "coordination service", "connection")
-"""What the error of a program speaks of, one of them at least, when a process that was to take part in it is gone."""
+"""Words of which at least one occurs in a program's error when a process that takes part in it is gone."""
 
 
 def wait_for_others(coordinator: str | None, processes: int | None, process_id: int | None) -> None:
-    """Joins the other processes of a run, if there are any, and says whom this one waits for; later only one prints.
+    """Joins the other processes of a run, if any, and shows whom it waits for; afterwards only one process prints.
 
     Raises:
         UserError: see ``joining.join``.
@@ -42,11 +42,11 @@ def of_several() -> bool:
         return False
     import jax
 
-    return jax.distributed.is_initialized()  # how many there are is not to be asked before all have come
+    return jax.distributed.is_initialized()  # their number must not be queried before all have joined
 
 
 def prefix() -> str:
-    """What the sentence of one of several processes begins with; nothing where there is one process."""
+    """Returns the prefix of messages from one of several processes; empty for a single process."""
     if not of_several():
         return ""
     import jax
@@ -55,7 +55,7 @@ def prefix() -> str:
 
 
 def loss(error: BaseException) -> tuple[int, str] | None:
-    """The exit code and the sentence of a process whose error means that another one is gone; None for other errors."""
+    """Returns exit code and message if an error means that another process is gone; None for other errors."""
     if not of_several():
         return None
     import jax
@@ -69,7 +69,7 @@ def loss(error: BaseException) -> tuple[int, str] | None:
 
 
 def leave(code: int) -> None:
-    """Ends this process without a farewell to the others."""
+    """Ends this process immediately, without waiting for the others."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

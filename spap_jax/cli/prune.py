@@ -128,7 +128,7 @@ def _given(
     dtype: str | None,
     overwrite: bool,
 ) -> "Given":
-    """What all the runs of a command have in common."""
+    """Prepares what all runs of a command share."""
     from spap_jax.cli.console import counting, waiting
     from spap_jax.cli.evaluate import chosen_length
     from spap_jax.cli.prune_run import Given, perplexity_of
@@ -140,7 +140,7 @@ def _given(
     from spap_jax.pruning.waves import Choices
     from spap_jax.repetition import warn_of_overlap, warn_of_repetition
 
-    settings = wanted[0].settings  # as of all of them, but for the sparsity
+    settings = wanted[0].settings  # the same for all runs, except for the sparsity
     common: dict[str, Any] = {
         "tokenizer": reader.source.folder,
         "sequence_length": chosen_length(sequence_length, reader.config),
@@ -172,12 +172,12 @@ def _given(
 
 
 def _read_whole(settings: PruneSettings, eval: str | None) -> bool:
-    """Whether all weights are read, and so looked at, before the first layer is pruned."""
+    """Whether all weights are read, and so checked, before the first layer is pruned."""
     return bool(eval or settings.decided.sampled or settings.allocation == "global")
 
 
 def _gigabytes(watch: Callable[[str, int, int], None], seen: int, total: int) -> None:
-    """Shows how much was looked at, unless that takes but a moment."""
+    """Shows how much was checked, unless the check takes only a moment."""
     if total >= _GIGABYTE:
         watch("GB of weights checked", seen // _GIGABYTE, total // _GIGABYTE)
 

@@ -1,4 +1,4 @@
-"""Several sparsities in one command: how they are typed, and a folder for each."""
+"""Several sparsities in one command: their syntax, and a folder for each."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 
 
 class PruneRun(NamedTuple):
-    """A checkpoint to be made: the path or address of its folder, and how."""
+    """A checkpoint to make: the path or address of its folder, and the settings."""
 
     output: str
     settings: PruneSettings
 
 
 def fractions(_: Any, tokens: Sequence[Any]) -> tuple[float, ...]:
-    """Numbers with commas between them, as they were typed.
+    """Parses numbers separated by commas.
 
     Args:
-        _: Type that is asked for.
+        _: Requested type.
         tokens: Words of the command line, or values of a TOML file.
 
     Raises:
@@ -37,14 +37,14 @@ Sparsities = Annotated[
     tuple[float, ...],
     Parameter(converter=fractions, negative="", show_default=lambda found: ",".join(map(str, found))),
 ]
-"""One sparsity or several, as the command line takes them."""
+"""One sparsity or several, as given on the command line."""
 
 OTHERS = Parameter(name="*", parse="^(?!sparsity$)")
-"""Makes an option of every field of PruneSettings but the sparsity, which has one of its own."""
+"""Makes an option of every field of PruneSettings except the sparsity, which has its own option."""
 
 
 def runs(output: str, sparsities: Sequence[float], settings: PruneSettings) -> list[PruneRun]:
-    """The runs that a command asks for: one into ``output``, or several into folders in it.
+    """Returns the runs that a command requests: one into ``output``, or several into folders in it.
 
     Raises:
         UserError: a sparsity is out of range or is given twice, or the output has no name.
@@ -59,14 +59,14 @@ def runs(output: str, sparsities: Sequence[float], settings: PruneSettings) -> l
 
 
 def check_different(wanted: Sequence[PruneRun], narrows: "Sequence[DecoderConfig]") -> None:
-    """Refuses to make the same model twice.
+    """Checks that no two runs make the same model.
 
     Args:
         wanted: The runs of a command.
-        narrows: What each of them makes of the decoder.
+        narrows: The pruned config of each run.
 
     Raises:
-        UserError: rounding makes two sparsities one.
+        UserError: two sparsities are equal after rounding.
     """
     for number, narrow in enumerate(narrows):
         if narrow in narrows[:number]:

@@ -1,4 +1,4 @@
-"""One checkpoint of ``spap prune``: pruned block by block into its folder, and kept on the way."""
+"""Makes one checkpoint of ``spap prune``: prunes block by block into its folder, and stores each finished block."""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -31,17 +31,17 @@ from spap_jax.settings import PruneSettings
 
 
 class Given(NamedTuple):
-    """What all runs of a command have in common.
+    """What all runs of a command share.
 
     Attributes:
         reader: The dense checkpoint.
         blocks: Calibration tokens.
-        judged: What perplexity is measured on, if on anything.
-        before: The dense model's perplexity on that.
-        dtype: Data type of the weights written; the source's where absent.
-        overwrite: Whether to replace outputs that are there.
-        choices: What the runs share in the parallel schedule.
-        progress: Follows all the runs.
+        judged: Tokens on which perplexity is measured, if any.
+        before: Returns the dense model's perplexity on them.
+        dtype: Data type of the weights written; None for the source's.
+        overwrite: Whether to replace existing outputs.
+        choices: Channel selections that the runs share in the parallel schedule.
+        progress: Tracks the progress of all runs.
     """
 
     reader: checkpoint.Reader
@@ -55,16 +55,16 @@ class Given(NamedTuple):
 
 
 def lead(runs: Sequence[PruneRun], given: Given, fresh: bool, before_end: list[Callable[[], str]]) -> list[Unfinished]:
-    """Makes the checkpoints of a command, or what an interrupted process left to make of them.
+    """Makes the checkpoints of a command, or those that an interrupted process did not finish.
 
     Args:
-        runs: Where and how.
-        given: Of what.
+        runs: Output and settings of each run.
+        given: What the runs share.
         fresh: Whether to start over.
-        before_end: Gets what to do when the process is told to end.
+        before_end: List to which the actions before a termination by SIGTERM are added.
 
     Returns:
-        What tells that each run is made, to be removed when the whole command has ended.
+        The stored records that mark each run as made, to be removed when the whole command has ended.
     """
     done = []
     for number, run in enumerate(runs):
@@ -77,7 +77,7 @@ def lead(runs: Sequence[PruneRun], given: Given, fresh: bool, before_end: list[C
 
 
 def _lead_one(run: PruneRun, given: Given, number: int, fresh: bool, before_end: list[Callable[[], str]]) -> Unfinished:
-    """Makes the checkpoint of a run, which has a number among those of the command."""
+    """Makes the checkpoint of a run; ``number`` is its index in the command."""
     reader = given.reader
     which = identity(reader.fingerprint(), given.blocks, given.judged, given.dtype, run.settings)
     blocks, several = reader.config.layers, together(reader.config.layers, run.settings)
@@ -87,7 +87,7 @@ def _lead_one(run: PruneRun, given: Given, number: int, fresh: bool, before_end:
         if done is None:
             console.err.print(f"{run.output} was made before the interruption")
             return kept
-        checkpoint.check_output(run.output, given.overwrite, inputs={})  # not done before where a run goes on
+        checkpoint.check_output(run.output, given.overwrite, inputs={})  # was skipped for a resumed run
         narrow = _narrow(run.settings, given, kept)
         with checkpoint.Writer(
             run.output, narrow, reader.source, reader.dtypes,
@@ -103,7 +103,7 @@ def _lead_one(run: PruneRun, given: Given, number: int, fresh: bool, before_end:
 
 
 def follow(run: PruneRun, given: Given) -> None:
-    """The part of a process that does not lead: the same computations on its own sequences, and no result."""
+    """Runs a process that does not lead: makes the same computations on its own sequences, and writes no result."""
     done = begun(None, run.output)
     if done is not None:
         for _ in _steps(run, given, given.reader.outer(), done, _narrow(run.settings, given, None), None):
@@ -111,7 +111,7 @@ def follow(run: PruneRun, given: Given) -> None:
 
 
 def _narrow(settings: PruneSettings, given: Given, kept: Unfinished | None) -> DecoderConfig:
-    """The decoder to prune to; all processes have to call this."""
+    """Returns the config of the pruned decoder; all processes have to call this."""
     reader = given.reader
     uniform = pruned_config(reader.config, settings)
     if settings.allocation == "uniform":
@@ -139,7 +139,7 @@ def _steps(
 def _prune_into(
     writer: checkpoint.Writer, given: Given, run: PruneRun, number: int, kept: Unfinished, done: Begun
 ) -> PruneReport:
-    """Prunes block by block into the writer; whole models are held only where there is data to judge them on."""
+    """Prunes block by block into the writer; a whole model is held only if there is data to evaluate it on."""
     reader, judged = given.reader, given.judged
     before = given.before()
     if before is not None:
@@ -154,7 +154,7 @@ def _prune_into(
                 keep(kept, step)
             if step.final:
                 writer.layer(step.report.layer, step.layer)
-                layers += [jax.device_get(step.layer)] if judged else []  # for this process alone to judge
+                layers += [jax.device_get(step.layer)] if judged else []  # only this process evaluates
             reports.append(step.report)
             progress.advance(step.report, step.fresh)
             del step
@@ -168,7 +168,7 @@ def _prune_into(
 
 
 def perplexity_of(model: Model, judged: TokenBlocks, when: str, progress: Progress) -> float:
-    """Measures it, and says so meanwhile."""
+    """Measures perplexity and shows the progress."""
     with console.counting() as watch:
 
         def measured(done: int, total: int) -> None:

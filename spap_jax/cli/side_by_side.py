@@ -9,10 +9,10 @@ from spap_jax.quantities import bytes_text, count_text, duration_text, percent_t
 
 
 def side_by_side(runs: Sequence[PruneRun]) -> tuple[str, tuple[str, ...], list[tuple[str, ...]]]:
-    """What became of all the runs of a command: a row for the dense model and one for each sparsity.
+    """Compares the results of a command's runs: a row for the dense model and one for each sparsity.
 
     Args:
-        runs: All of them are made; the reports in their outputs are read.
+        runs: The runs, all of them finished; the reports in their outputs are read.
 
     Returns:
         A table: its title, the names of its columns, and its rows.

@@ -1,4 +1,4 @@
-"""Standard output and standard error, which may break while a command works: a full disk, a reader that has left."""
+"""Standard output and standard error, which may break while a command runs: a full disk, or a reader that has quit."""
 
 import os
 import re
@@ -11,16 +11,16 @@ from spap_jax.errors import UserError
 
 
 class Stream(Console):
-    """A console that lets the work go on when its stream breaks; what it is given after that goes nowhere.
+    """A console that lets the command continue when its stream breaks, and discards all later output.
 
     Attributes:
-        problem: Why the stream broke; None while it works, and where its reader left, as in ``spap ... | head -1``.
+        problem: Why the stream broke; None while it works, or if its reader quit, as in ``spap ... | head -1``.
     """
 
     problem: OSError | None = None
 
     def print(self, *objects: Any, **how: Any) -> None:
-        """Prints as rich does, but for errors of the stream."""
+        """Prints as rich does, but records errors of the stream."""
         try:
             super().print(*objects, **how)
         except OSError as error:
@@ -28,7 +28,7 @@ class Stream(Console):
             self.on_broken_pipe()
 
     def on_broken_pipe(self) -> None:
-        """Leads the stream to nowhere, so that nothing that is still in a buffer fails when Python ends."""
+        """Redirects the stream to the null device, so that flushing its buffer does not fail when Python exits."""
         self.quiet = True
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self.file.fileno())
@@ -38,13 +38,13 @@ class Stream(Console):
 _NO_BREAK = "\N{NO-BREAK SPACE}"
 
 _WHOLE: dict[str, Any] = {"soft_wrap": True}
-"""Lines are not broken by the library, which breaks words too."""
+"""Keeps the library from wrapping lines, since it also breaks words."""
 
 
 class Lines(Stream):
-    """A stream whose lines break between words on a terminal, and stay whole elsewhere.
+    """A stream whose lines are wrapped between words on a terminal, and not wrapped elsewhere.
 
-    Words that are longer than a line, as paths are, stay whole too: one in pieces cannot be copied.
+    Words longer than a line, such as paths, are not broken either: a broken path cannot be copied.
     """
 
     def print(self, *objects: Any, **how: Any) -> None:
@@ -54,7 +54,7 @@ class Lines(Stream):
         super().print(*objects, **_WHOLE | how)
 
     def _broken(self, text: str) -> str:
-        """In lines, with every number beside what it counts."""
+        """Wraps a text, and keeps every number on the same line as the word that follows it."""
         joined = re.sub(r"(?<=\d) (?=\S)", _NO_BREAK, text)
         lines = textwrap.fill(
             joined, self.width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
@@ -62,7 +62,7 @@ class Lines(Stream):
         return lines.replace(_NO_BREAK, " ")
 
 
-# No markup: a folder's name may have brackets.
+# No markup: a folder's name may contain brackets.
 out = Lines(highlight=False, markup=False)
 err = Lines(stderr=True, highlight=False, markup=False, force_jupyter=False)
 pages = Stream()
@@ -70,10 +70,10 @@ pages = Stream()
 
 
 def check_results() -> None:
-    """Tells of a loss at the end, after files have been written.
+    """Reports lost output at the end, after files have been written.
 
     Raises:
-        UserError: standard output did not take what was printed, for another reason than that its reader left.
+        UserError: printing to standard output failed for any reason other than that its reader quit.
     """
     problem = out.problem or pages.problem
     if problem is not None:

@@ -1,4 +1,4 @@
-"""Kinds of parameters that several commands have."""
+"""Parameter types that several commands share."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 Resume = Annotated[bool, Parameter(negative="--no-resume")]
-"""What is on unless it is switched off: cli/app.py gives no switch a negative of its own."""
+"""A switch that is on by default; it needs its own --no-resume, since cli/app.py disables negative forms."""
 
 if TYPE_CHECKING:
     ModelName = Data = Place = str
 else:
-    # What is typed stays a string, a hub id or an address perhaps. That it may be a path tells shells to complete it.
+    # The value stays a string, since it may be a hub id or an address. `Path` makes shells complete it as a path.
     ModelName, Data, Place = (Annotated[str | Path, Parameter(metavar=word)] for word in ("MODEL", "DATA", "FOLDER"))

@@ -12,13 +12,13 @@ def measure_tasks(
 
     Args:
         model: Folder or hub id of the checkpoint.
-        listed: Names of tasks with commas between them.
+        listed: Names of tasks, separated by commas.
         task_path: Folder with further tasks.
-        limit: Use the first so many examples of each task.
-        batch_tokens: Tokens that a device takes at once.
+        limit: Number of examples of each task, from its start. By default all.
+        batch_tokens: Number of tokens that a device processes at once.
 
     Returns:
-        What goes into a JSON file: what the harness returns, and under ``spap`` our settings and versions.
+        Values for a JSON file: the harness's results, and under ``spap`` the settings and versions of this run.
 
     Raises:
         UserError: lm_eval is not installed, or the tasks or the model cannot be loaded.
@@ -51,13 +51,13 @@ def measure_tasks(
         "limit": limit,
         "seconds": seconds,
     }
-    dropped = ("pretty_env_info", "git_hash", "upper_git_hash")  # of the machine and the working folder
+    dropped = ("pretty_env_info", "git_hash", "upper_git_hash")  # they describe the machine and the working folder
     kept = {name: value for name, value in results.items() if name not in dropped}
     return kept | {"spap": ours | {"versions": versions()}}
 
 
 def _modules() -> tuple[Any, Any]:
-    """The modules that need ``lm_eval``, an extra."""
+    """Imports the modules that require ``lm_eval``, which is optional."""
     from spap_jax.errors import UserError
 
     try:
@@ -88,7 +88,7 @@ def _show(model: str, results: dict[str, Any], limit: int | None, seconds: float
 
 
 def _number(value: Any) -> str:
-    """Four decimals, or four digits of what is huge; nothing for a standard error that there is not."""
+    """Formats a number with four decimals, or in scientific notation if huge; empty for a missing standard error."""
     if not isinstance(value, float):
         return "" if value in (None, "N/A") else str(value)
     return f"{value:.4f}" if abs(value) < 1e6 else f"{value:.3e}"

@@ -1,4 +1,4 @@
-"""What a command says of a run that it goes on with, and of one that it leaves unfinished."""
+"""Messages about a run that a command resumes, and about one that it leaves unfinished."""
 
 import contextlib
 import logging
@@ -8,11 +8,11 @@ from spap_jax.checkpoint.resume import Unfinished
 from spap_jax.cli import console
 from spap_jax.errors import NotFiniteError
 
-logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells at length what it then raises
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs at length what it then raises
 
 
 def layers_done(layers: int, steps: int) -> str:
-    """How far a run of pruning is: every layer takes a step, and one more in each sweep over the model."""
+    """Describes the progress of a pruning run: every layer needs one step, and one more in each sweep."""
     if steps <= layers:
         return f"{steps} of {layers} layers are done"
     sweep, adjusted = divmod(steps - 1, layers)
@@ -21,17 +21,17 @@ def layers_done(layers: int, steps: int) -> str:
 
 @contextlib.contextmanager
 def telling(kept: Unfinished, before_end: list[Callable[[], str]], amount: Callable[[int], str]) -> Iterator[None]:
-    """Says what an earlier process left, and what this one leaves if it ends before its time.
+    """Reports what an interrupted process left, and what this one leaves if it ends early.
 
     Args:
-        kept: What is kept.
-        before_end: Gets what to do when the process is told to end.
-        amount: Says in a sentence without an end how far a run is that has kept so many records.
+        kept: The stored records of the run.
+        before_end: List to which an action before a termination by SIGTERM is added.
+        amount: Returns a clause without a full stop on the progress of a run that has stored this many records.
     """
 
     def end() -> str:
         kept.settle()
-        console.err.show_cursor()  # which a bar has hidden
+        console.err.show_cursor()  # a progress bar has hidden it
         return words()
 
     def words() -> str:
@@ -45,7 +45,7 @@ def telling(kept: Unfinished, before_end: list[Callable[[], str]], amount: Calla
     before_end.append(end)
     try:
         yield
-    except NotFiniteError:  # other settings are needed, with which there is nothing to go on from
+    except NotFiniteError:  # needs other settings, with which this run cannot be resumed
         kept.forget()
         raise
     except BaseException:

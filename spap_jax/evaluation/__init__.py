@@ -1,1 +1,1 @@
-"""What a model is worth: perplexity, divergence from another, generated text, speed."""
+"""Evaluation of a model: perplexity, divergence from another model, text generation, speed, harness tasks."""

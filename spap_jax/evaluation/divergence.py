@@ -1,4 +1,4 @@
-"""How far a pruned model's predictions are from the dense one's: Kullback-Leibler divergence on fixed windows."""
+"""Kullback-Leibler divergence of a pruned model's predictions from the dense model's, on fixed windows."""
 
 import functools
 from typing import NamedTuple
@@ -17,11 +17,11 @@ from spap_jax.numerics import full_precision
 
 
 class Comparison(NamedTuple):
-    """Two models on the same windows.
+    """Perplexities and divergence of two models on the same windows.
 
     Attributes:
-        dense: Perplexity of the first.
-        pruned: Perplexity of the second.
+        dense: Perplexity of the first model.
+        pruned: Perplexity of the second model.
         divergence: Mean over the predictions of KL(first || second), in nats per token.
     """
 
@@ -31,15 +31,16 @@ class Comparison(NamedTuple):
 
 
 def mean_divergence(dense: Model, pruned: Model, tokens: np.ndarray, batch_tokens: int = 4096) -> float:
-    """KL(dense || pruned) of the next token's distribution, in nats, the mean over the predictions.
+    """Returns the mean KL(dense || pruned) of the next-token distributions, in nats per token.
 
-    Each window of T tokens gives T - 1 predictions, those whose token is known; windows do not see each other.
+    Each window of T tokens has T - 1 predictions, since the token after the last one is unknown. Windows are
+    independent of each other.
 
     Args:
-        dense: The model whose predictions are the standard.
-        pruned: The model that stands in for it; of the same vocabulary.
-        tokens: [B, T] windows.
-        batch_tokens: Tokens that pass through the models at once.
+        dense: The reference model.
+        pruned: The model that is compared with it; its vocabulary must be the same.
+        tokens: Windows [B, T].
+        batch_tokens: Number of tokens that pass through the models at once.
 
     Raises:
         UserError: there is nothing to predict, a window is longer than a model's positions, or vocabularies differ.
@@ -48,7 +49,7 @@ def mean_divergence(dense: Model, pruned: Model, tokens: np.ndarray, batch_token
 
 
 def compare(dense: Model, pruned: Model, tokens: np.ndarray, batch_tokens: int = 4096) -> Comparison:
-    """The divergence and both perplexities, for which each model reads the text once; as ``mean_divergence``."""
+    """Returns the divergence and both perplexities from one pass of each model; see ``mean_divergence``."""
     tokens = check_windows("divergence", tokens)
     configs = (dense.config, pruned.config)
     for config in configs:
@@ -70,7 +71,10 @@ def compare(dense: Model, pruned: Model, tokens: np.ndarray, batch_tokens: int =
 def _sums(
     configs: tuple[DecoderConfig, DecoderConfig], params: tuple[Params, Params], tokens: jax.Array, counts: jax.Array
 ) -> jax.Array:
-    """[3] float32 sums over the predictions of the windows that count: losses of both models, and divergences."""
+    """Sums the losses of both models and the divergences over the predictions of the windows that count.
+
+    tokens: [B, T], counts: [B] -> [3] float32.
+    """
     valid = jnp.ones_like(tokens, dtype=bool)
     first, second = (
         jax.nn.log_softmax(decoder.forward(config, tree, tokens, valid)[:, :-1].astype(jnp.float32))

@@ -1,4 +1,4 @@
-"""Text continuation with a key/value cache: greedy, or sampled at a temperature from the likeliest tokens."""
+"""Text generation with a key/value cache: greedy, or sampled with temperature, top-k and top-p."""
 
 import functools
 import json
@@ -15,16 +15,16 @@ from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 
 PROMPT_STEP = 32
-"""Prompts are padded to a multiple of this many tokens, so that not every length is compiled anew."""
+"""Prompts are padded to a multiple of this many tokens, so that not every length causes a compilation."""
 
 
 class Sampling(NamedTuple):
-    """How the next token is drawn.
+    """How the next token is sampled.
 
     Attributes:
-        temperature: Divides the logits; 0 takes the likeliest token.
-        top_k: Draw from this many of the likeliest tokens; 0 for all.
-        top_p: Draw from the fewest of the likeliest tokens that together have this probability.
+        temperature: Divides the logits; 0 selects the likeliest token.
+        top_k: Number of the likeliest tokens to sample from; 0 means all.
+        top_p: Sample from the smallest set of the likeliest tokens whose total probability reaches this value.
     """
 
     temperature: float = 0.0
@@ -48,8 +48,8 @@ def prefill(
         params: Its parameters.
         tokens: [B, T].
         valid: [B, T], False for padding, which is on the left.
-        size: Room of the cache (S), in tokens, padding counted.
-        dtype: Of the cache and of the computation.
+        size: Capacity of the cache (S) in tokens, including padding.
+        dtype: Data type of the cache and of the computation.
 
     Returns:
         Logits of the last token [B, v], and the cache.
@@ -66,7 +66,7 @@ def decode_step(
 
 
 def choose(sampling: Sampling, logits: jax.Array, key: jax.Array) -> jax.Array:
-    """The next token of each sequence. logits: [B, v] -> [B] int32."""
+    """Selects or samples the next token of each sequence. logits: [B, v] -> [B] int32."""
     if sampling.temperature == 0:
         return logits.argmax(axis=-1).astype(jnp.int32)
     logits = logits.astype(jnp.float32) / sampling.temperature
@@ -77,7 +77,7 @@ def choose(sampling: Sampling, logits: jax.Array, key: jax.Array) -> jax.Array:
         descending = jnp.sort(logits, axis=-1, descending=True)
         probabilities = jax.nn.softmax(descending, axis=-1)
         before = jnp.cumsum(probabilities, axis=-1) - probabilities
-        # The likeliest token has nothing before it, so one at least is kept.
+        # No probability precedes the likeliest token, so at least one token is kept.
         least = jnp.where(before < sampling.top_p, descending, jnp.inf).min(axis=-1, keepdims=True)
         logits = jnp.where(logits < least, -jnp.inf, logits)
     return jax.random.categorical(key, logits, axis=-1).astype(jnp.int32)
@@ -85,7 +85,7 @@ def choose(sampling: Sampling, logits: jax.Array, key: jax.Array) -> jax.Array:
 
 class _State(NamedTuple):
     step: jax.Array  # tokens written
-    token: jax.Array  # [B], the last of them
+    token: jax.Array  # [B], the last token written
     ended: jax.Array  # [B]
     written: jax.Array  # [B, new]
     cache: decoder.Cache
@@ -104,7 +104,7 @@ def _continue(
     sampling: Sampling,
     dtype: DTypeLike,
 ) -> jax.Array:
-    """tokens, valid: [B, T], is_end: [v] -> the tokens that follow [B, new]."""
+    """Generates tokens. tokens, valid: [B, T], is_end: [v] -> the tokens that follow [B, new]."""
     batch = tokens.shape[0]
 
     def write(state: _State, logits: jax.Array) -> _State:
@@ -118,7 +118,7 @@ def _continue(
         logits, cache = decode_step(config, params, state.token, state.cache)
         return write(state._replace(cache=cache), logits)
 
-    # The last token written is not read back, so its place in the cache is not needed.
+    # The last token written is not read back, so it needs no space in the cache.
     logits, cache = prefill(config, params, tokens, valid, tokens.shape[1] + new - 1, dtype)
     written = jnp.full((batch, new), pad, jnp.int32)
     state = _State(jnp.int32(0), jnp.zeros(batch, jnp.int32), jnp.zeros(batch, bool), written, cache)
@@ -144,20 +144,20 @@ def generate(
 
     Args:
         model: The model.
-        tokens: Prompts [B, T], padded on the left to one length.
-        max_new_tokens: How many tokens follow, at most.
-        valid: [B, T], False for padding; None for prompts without padding.
-        temperature: 0 takes the likeliest token each time; above 0, tokens are drawn, and ``key`` is needed.
-        top_k: Draw from this many of the likeliest tokens only; 0 for all.
-        top_p: Draw from the fewest of the likeliest tokens that together have this probability.
+        tokens: Prompts [B, T], padded on the left to a common length.
+        max_new_tokens: Maximum number of tokens to generate.
+        valid: [B, T], False for padding. By default the prompts have no padding.
+        temperature: 0 selects the likeliest token each time; above 0, tokens are sampled, which requires ``key``.
+        top_k: Number of the likeliest tokens to sample from; 0 means all.
+        top_p: Sample from the smallest set of the likeliest tokens whose total probability reaches this value.
         key: Random key of ``jax.random``.
-        eos: Token, or tokens, after which a sequence has ended; None for those of the model's generation_config.json
-            or config.json; () for none.
-        pad: Token that fills a sequence that has ended; None for the model's own, or else its first end token.
-        dtype: Of the computation and of the cache.
+        eos: Token, or tokens, that end a sequence; () for none. By default those of the model's
+            generation_config.json or config.json.
+        pad: Token that fills up a sequence that has ended. By default the model's own, or else its first end token.
+        dtype: Data type of the computation and of the cache.
 
     Returns:
-        Prompts and what follows them, [B, T + max_new_tokens] int32.
+        The prompts with the generated tokens appended, [B, T + max_new_tokens] int32.
 
     Raises:
         UserError: the prompts do not fit the model, or a setting is out of its range.
@@ -190,12 +190,12 @@ def generate(
 
 
 def end_tokens(model: Model) -> tuple[int, ...]:
-    """Tokens after which a text has ended, by the model's generation_config.json or config.json."""
+    """Returns the end-of-text tokens from the model's generation_config.json or config.json."""
     return _as_tuple(_named_tokens(model.source).get("eos_token_id"))
 
 
 def _named_tokens(source: Source) -> dict[str, Any]:
-    """Where special tokens are named: generation_config.json, or config.json for a model without one."""
+    """Returns the file that names special tokens: generation_config.json, or config.json if there is none."""
     path = None if source.folder is None else source.folder / "generation_config.json"
     if path is not None and path.is_file():
         return json.loads(path.read_text(encoding="utf-8"))

@@ -1,7 +1,7 @@
-"""A model of ours as a model of EleutherAI's lm-evaluation-harness.
+"""Adapter that presents a ``Model`` as a model of EleutherAI's lm-evaluation-harness.
 
-What a request means in tokens follows the harness's own transformers backend (``HFLM`` of lm_eval 0.4.13), so that
-scores can be compared with published ones. Importing this file needs ``lm_eval``.
+Requests are tokenised as in the harness's own transformers backend (``HFLM`` of lm_eval 0.4.13), so that scores can be
+compared with published ones. Importing this file requires ``lm_eval``.
 """
 
 import bisect
@@ -23,14 +23,14 @@ from spap_jax.evaluation.sequences import continuations, log_likelihoods, replic
 from spap_jax.model import Model
 
 Watch = Callable[[str, int, int], None]
-"""Called with what is being done, how many requests are done, and of how many."""
+"""Progress callback; its arguments are the kind of request, the number of requests done, and the total."""
 
 NEW_TOKENS = 256
-"""Tokens written where a task sets no limit, as in the harness."""
+"""Number of tokens to generate if a task sets no limit, as in the harness."""
 
 
 class HarnessModel(TemplateLM):
-    """What ``lm_eval.simple_evaluate(model=...)`` takes."""
+    """A model for ``lm_eval.simple_evaluate(model=...)``."""
 
     def __init__(
         self,
@@ -45,10 +45,10 @@ class HarnessModel(TemplateLM):
 
         Args:
             model: The model.
-            tokenizer: A model folder or a hub id; the model's own folder where absent.
-            batch_tokens: Tokens that a device takes at once.
-            devices: JAX devices that share a batch; all local ones where absent.
-            watch: Told of the progress.
+            tokenizer: A model folder or a hub id. By default the model's own folder.
+            batch_tokens: Number of tokens that a device processes at once.
+            devices: JAX devices among which a batch is split. By default all local devices.
+            watch: Progress callback.
 
         Raises:
             UserError: the tokenizer cannot be loaded, or has no token to begin a text with.
@@ -72,34 +72,34 @@ class HarnessModel(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text that nothing precedes: the beginning token, or else the end token."""
+        """The token placed before a text without context: the beginning token, or else the end token."""
         bos = self.tokenizer.bos_token_id
         return self.eot_token_id if bos is None else bos
 
     @property
     def max_length(self) -> int:
-        """Most tokens that the model reads at once: its positions."""
+        """Maximum number of tokens that the model reads at once: its positions."""
         return self._replicas.config.positions
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Token ids; with the tokenizer's special tokens unless told otherwise, or there already."""
+        """Returns token ids; by default with the tokenizer's special tokens, unless the text begins with them."""
         if add_special_tokens is None:
             add_special_tokens = not has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id))
         return self.tokenizer.encode(string, add_special_tokens=add_special_tokens, verbose=False)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-        """Log-likelihood of each continuation given its context, and whether it is the greedy one."""
+        """Returns the log-likelihood of each continuation given its context, and whether it is the greedy one."""
         return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
-        """Log-likelihood of each whole text: windows of the model's length, the first after the prefix token."""
+        """Returns the log-likelihood of each text, in windows of the model's length; the first has the prefix token."""
         windows = [list(self._windows(str(request.args[0]))) for request in requests]
         flat = self._loglikelihood_tokens([(("", ""), *window) for text in windows for window in text])
         values = iter(value for value, _ in flat)
         return [sum(islice(values, len(text))) for text in windows]
 
     def _windows(self, text: str) -> Iterator[tuple[list[int], list[int]]]:
-        """Contexts and continuations that together predict every token of a text once."""
+        """Returns pairs of context and continuation that together predict every token of a text once."""
         tokens = self.tok_encode(text)
         rolling = get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, context_len=1)
         return map(make_disjoint_window, rolling)
@@ -107,7 +107,7 @@ class HarnessModel(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        """Scores of continuations; a context too long for the model loses tokens on its left."""
+        """Scores continuations; a context that is too long for the model is truncated on the left."""
         sequences = [(context + continuation)[-(self.max_length + 1) :] for _, context, continuation in requests]
         predicted = [len(continuation) for _, _, continuation in requests]
         if predicted and max(predicted) > self.max_length:
@@ -123,7 +123,7 @@ class HarnessModel(TemplateLM):
         return [scores[index] for index in range(len(requests))]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
-        """What the model writes after each context, up to the first of the stop sequences."""
+        """Generates a text after each context, up to the first stop sequence."""
         asked: list[Any] = [request.args for request in requests]
         by_settings: dict[str, list[int]] = {}
         for index, (_, settings) in enumerate(asked):
@@ -137,7 +137,7 @@ class HarnessModel(TemplateLM):
         return [texts[index] for index in range(len(requests))]
 
     def _texts(self, contexts: list[str], settings: dict[str, Any]) -> Iterator[dict[int, str]]:
-        """Texts of requests with the same settings, a batch at a time."""
+        """Generates the texts of requests with the same settings, one batch at a time."""
         stops, new, sampling = self._generation(settings)
         if new >= self.max_length:
             raise UserError(
@@ -157,16 +157,16 @@ class HarnessModel(TemplateLM):
             yield {index: self._text(tokens, ended, stops) for index, tokens in found.items()}
 
     def _text(self, tokens: list[int], ended: Callable[[list[int]], bool], stops: list[str]) -> str:
-        """The text up to its end; special tokens are no text, though they may be what ends it."""
+        """Decodes tokens up to the end of the text; special tokens can end it, but are not part of it."""
         length = bisect.bisect_left(range(len(tokens)), True, key=lambda last: ended(tokens[: last + 1])) + 1
         text = self.tokenizer.decode(tokens[:length], skip_special_tokens=True)
         return postprocess_generated_text(text, stop=stops, think_end_token=None)
 
     def _generation(self, settings: dict[str, Any]) -> tuple[list[str], int, Sampling]:
-        """Stop sequences, most new tokens, and how tokens are drawn.
+        """Returns the stop sequences, the maximum number of new tokens, and the sampling settings.
 
         Raises:
-            UserError: a setting that is not known here, as another kind of search.
+            UserError: a setting is not supported, such as beam search.
         """
         known: dict[str, Any] = dict(normalize_gen_kwargs(settings, NEW_TOKENS))
         stops = handle_stop_sequences(known.pop("until"), eos=self.tokenizer.eos_token)
@@ -180,5 +180,5 @@ class HarnessModel(TemplateLM):
         return [stop for stop in stops if stop], new, Sampling(**drawn) if samples else Sampling()
 
     def get_model_info(self) -> dict[str, Any]:
-        """What the harness stores with its results."""
+        """Returns the metadata that the harness stores with its results."""
         return {"batch_tokens": self._batch_tokens, "devices": self._replicas.mesh.size}

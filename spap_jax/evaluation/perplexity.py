@@ -1,4 +1,4 @@
-"""Perplexity, as papers measure it: fixed windows, every prediction counted once."""
+"""Perplexity as papers measure it: on fixed windows, with every prediction counted once."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -21,15 +21,15 @@ def perplexity(
     batch_tokens: int = 4096,
     watch: Callable[[int, int], None] = lambda *_: None,
 ) -> float:
-    """exp of the mean negative log-likelihood per predicted token.
+    """Returns exp of the mean negative log-likelihood per predicted token.
 
-    Each window of T tokens gives T - 1 predictions; windows do not see each other.
+    Each window of T tokens has T - 1 predictions. Windows are independent of each other.
 
     Args:
         model: The model.
-        tokens: [B, T] windows.
-        batch_tokens: Tokens that pass through the model at once.
-        watch: Called between two batches with how many windows are done, and of how many.
+        tokens: Windows [B, T].
+        batch_tokens: Number of tokens that pass through the model at once.
+        watch: Progress callback, called between batches with the number of windows done and the total.
 
     Raises:
         UserError: there is nothing to predict, or a window is longer than the model's positions.
@@ -42,7 +42,7 @@ def perplexity(
         before, done = total, begun
         total += negative_log_likelihood(model.config, model.params, part, counts)
         begun += int(counts.sum())
-        before.block_until_ready()  # the device has the next batch meanwhile
+        before.block_until_ready()  # meanwhile the device works on the next batch
         watch(done, count)
     value = float(np.exp(np.float64(total) / predictions(tokens)))
     watch(count, count)
@@ -50,10 +50,10 @@ def perplexity(
 
 
 def check_finite(value: float, name: str) -> None:
-    """Refuses to tell a perplexity that is none.
+    """Raises an error if a perplexity is not finite.
 
     Raises:
-        NotFiniteError: the predictions of the model, which is called by `name`, overflow.
+        NotFiniteError: the predictions of the model called `name` overflow.
     """
     if not np.isfinite(value):
         raise NotFiniteError(
@@ -63,10 +63,10 @@ def check_finite(value: float, name: str) -> None:
 
 
 def check_windows(measure: str, tokens: np.ndarray) -> np.ndarray:
-    """Windows [B, T] as int32.
+    """Returns windows [B, T] as int32.
 
     Raises:
-        UserError: there is nothing to predict; the sentence names the measure.
+        UserError: there is nothing to predict; the message names the measure.
     """
     tokens = np.asarray(tokens, np.int32)
     if tokens.ndim != 2 or tokens.shape[0] == 0 or tokens.shape[1] < 2:
@@ -75,14 +75,14 @@ def check_windows(measure: str, tokens: np.ndarray) -> np.ndarray:
 
 
 def predictions(tokens: np.ndarray) -> int:
-    """How many tokens of windows [B, T] are predicted."""
+    """Returns the number of predicted tokens in windows [B, T]."""
     return len(tokens) * (tokens.shape[1] - 1)
 
 
 def batches(tokens: np.ndarray, batch_tokens: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Windows [B, T] a few at a time, each time with which of them count.
+    """Yields windows [B, T] in batches, each with a mask of the windows that count.
 
-    The last batch is filled up with windows that do not count, so that nothing is compiled twice.
+    The last batch is padded with windows that do not count, so that all batches share one compilation.
     """
     batch = min(len(tokens), max(1, batch_tokens // tokens.shape[1]))
     for first in range(0, len(tokens), batch):
@@ -93,7 +93,7 @@ def batches(tokens: np.ndarray, batch_tokens: int) -> Iterator[tuple[np.ndarray,
 @functools.partial(jax.jit, static_argnames="config")
 @full_precision
 def negative_log_likelihood(config: DecoderConfig, params: Params, tokens: jax.Array, counts: jax.Array) -> jax.Array:
-    """Sum over the predictions of the windows [B, T] for which ``counts`` [B] is true; float32."""
+    """Sums the loss over the predictions of the windows [B, T] for which ``counts`` [B] is true, in float32."""
     logits = decoder.forward(config, params, tokens, jnp.ones_like(tokens, dtype=bool))[:, :-1].astype(jnp.float32)
     chosen = jnp.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
     losses = jax.nn.logsumexp(logits, axis=-1) - chosen
@@ -101,7 +101,7 @@ def negative_log_likelihood(config: DecoderConfig, params: Params, tokens: jax.A
 
 
 def check_length(config: DecoderConfig, length: int) -> None:
-    """Raises UserError where sequences are longer than the model's positions."""
+    """Raises UserError if sequences are longer than the model's positions."""
     if length > config.positions:
         raise UserError(
             f"sequences of {length} tokens do not fit the model's {config.positions} positions; "

@@ -1,8 +1,8 @@
-"""Token sequences of any length through a model: log-likelihoods and continuations, in batches over the local devices.
+"""Log-likelihoods and continuations of token sequences of any length, in batches over the local devices.
 
-Lengths are padded to a few sizes, so that a new length compiles nothing. Every device holds all parameters, and a batch
-is split among them along the mesh axis ``data``. It is split by ``shard_map``: attention goes through sequences one
-after another, in a loop that the compiler would not split by itself.
+Lengths are padded to a few sizes, so that a new length causes no new compilation. The parameters are replicated on
+all devices, and a batch is sharded along the mesh axis ``data``. This is done by ``shard_map``: attention iterates over
+the sequences in a loop, which the compiler would not partition by itself.
 """
 
 import functools
@@ -24,25 +24,25 @@ from spap_jax.models.config import DecoderConfig
 from spap_jax.numerics import full_precision
 
 SHORTEST = 32
-"""Shortest length that sequences are padded to, in tokens."""
+"""Minimum length to which sequences are padded, in tokens."""
 
 SEGMENT = 32
-"""Tokens that are written before the host looks whether all texts of a batch have ended."""
+"""Number of tokens generated before the host checks whether all texts of a batch have ended."""
 
 BATCH = P("data")
 CACHE = decoder.Cache(P(None, "data"), P(None, "data"), BATCH, P())  # pyright: ignore[reportArgumentType]
 
-# Its check of what differs between devices takes the constants in the carries of loops for an error.
+# The check of values that vary across devices (check_vma) mistakes constants in the carries of loops for an error.
 _each_device = functools.partial(jax.shard_map, check_vma=False)
 
 
 class Replicas(NamedTuple):
-    """A model on several devices.
+    """A model replicated on several devices.
 
     Attributes:
         config: The decoder.
-        params: Its parameters, whole on every device.
-        mesh: The devices, along the one axis ``data``.
+        params: Its parameters, replicated on every device.
+        mesh: The devices, along the single axis ``data``.
     """
 
     config: DecoderConfig
@@ -51,12 +51,12 @@ class Replicas(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Sequences that go through the model together.
+    """Sequences that pass through the model together.
 
     Attributes:
-        members: Which of the sequences.
-        rows: Rows of the batch, at least as many as members.
-        length: Tokens of a row, at least as many as any member has.
+        members: Indices of the sequences.
+        rows: Number of rows of the batch, at least the number of members.
+        length: Number of tokens of a row, at least the length of the longest member.
     """
 
     members: list[int]
@@ -65,14 +65,19 @@ class Batch(NamedTuple):
 
 
 class Score(NamedTuple):
-    """Attributes: log_likelihood of the predicted tokens, and whether each of them is the likeliest, is_greedy."""
+    """Score of one sequence.
+
+    Attributes:
+        log_likelihood: Log-likelihood of the predicted tokens.
+        is_greedy: Whether each predicted token is the likeliest one.
+    """
 
     log_likelihood: float
     is_greedy: bool
 
 
 def replicate(model: Model, devices: Sequence[Any] | None = None) -> Replicas:
-    """Puts a model on every one of the devices; on all local ones where none are named."""
+    """Replicates a model on the devices, by default on all local ones."""
     devices = jax.local_devices() if devices is None else devices
     mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
     return Replicas(model.config, jax.device_put(model.params, NamedSharding(mesh, P())), mesh)
@@ -81,14 +86,14 @@ def replicate(model: Model, devices: Sequence[Any] | None = None) -> Replicas:
 def batches(
     lengths: Sequence[int], longest: int, batch_tokens: int, devices: int, following: int = 0
 ) -> Iterator[Batch]:
-    """Sorts sequences into batches of few different shapes, the longest first.
+    """Groups sequences into batches of few different shapes, the longest first.
 
     Args:
-        lengths: Tokens of each sequence.
-        longest: No row is padded beyond so many tokens.
-        batch_tokens: Tokens that a device takes at once; at least one sequence.
-        devices: How many share a batch.
-        following: Tokens that will be added to each sequence.
+        lengths: Number of tokens of each sequence.
+        longest: Maximum length to which a row is padded.
+        batch_tokens: Number of tokens that a device processes at once; it processes at least one sequence.
+        devices: Number of devices that share a batch.
+        following: Number of tokens that will be appended to each sequence.
     """
     by_size = defaultdict(list)
     for member, length in enumerate(lengths):
@@ -106,12 +111,12 @@ def log_likelihoods(
 
     Args:
         model: The model.
-        sequences: Token ids, the first of which is not predicted; at most one more than the model has positions.
-        predicted: How many tokens at the end of each sequence are scored, fewer than it has.
-        batch_tokens: Tokens that a device takes at once.
+        sequences: Token ids, the first of which is not predicted; at most one more than the model's positions.
+        predicted: Number of tokens to score at the end of each sequence, less than its length.
+        batch_tokens: Number of tokens that a device processes at once.
 
     Yields:
-        The scores of a batch, by the indices of their sequences.
+        The scores of a batch, keyed by the indices of their sequences.
 
     Raises:
         UserError: a token id is not in the model's vocabulary.
@@ -129,7 +134,7 @@ def log_likelihoods(
 
     for batch, (sums, greedy) in zip(parts, _one_ahead(map(scores, parts)), strict=True):
         found = map(Score, sums.tolist(), greedy.tolist())
-        yield dict(zip(batch.members, found, strict=False))  # rows beyond the members only fill the batch
+        yield dict(zip(batch.members, found, strict=False))  # rows beyond the members are padding
 
 
 @functools.partial(jax.jit, static_argnames=("config", "mesh"))
@@ -137,7 +142,10 @@ def log_likelihoods(
 def _score(
     config: DecoderConfig, mesh: Mesh, params: decoder.Params, tokens: jax.Array, valid: jax.Array, counted: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """tokens and valid: [B, T + 1], counted: [B, T] -> sums of log-likelihoods [B], whether all are likeliest [B]."""
+    """Scores one batch.
+
+    tokens and valid: [B, T + 1], counted: [B, T] -> sums of log-likelihoods [B], whether all are likeliest [B].
+    """
 
     @functools.partial(_each_device, mesh=mesh, in_specs=(P(), BATCH, BATCH, BATCH), out_specs=(BATCH, BATCH))
     def local(params: decoder.Params, tokens: jax.Array, valid: jax.Array, counted: jax.Array):
@@ -163,15 +171,15 @@ def continuations(
 
     Args:
         model: The model.
-        prompts: Token ids, at least one in each.
-        new: How many tokens follow, at most.
-        ended: Whether a text is complete, given the tokens written so far; the rest of it is not of interest.
-        batch_tokens: Tokens that a device takes at once, those that follow counted.
-        sampling: How tokens are drawn.
-        key: Random key of ``jax.random``; without effect at temperature 0.
+        prompts: Token ids, at least one in each prompt.
+        new: Maximum number of tokens to generate.
+        ended: Returns whether a text is complete, given the tokens generated so far; later tokens are ignored.
+        batch_tokens: Number of tokens that a device processes at once, including the new ones.
+        sampling: How tokens are sampled.
+        key: Random key of ``jax.random``; it has no effect at temperature 0.
 
     Yields:
-        The tokens written in a batch, by the indices of their prompts.
+        The tokens generated in a batch, keyed by the indices of their prompts.
 
     Raises:
         UserError: a token id is not in the model's vocabulary.
@@ -197,7 +205,7 @@ def continuations(
 def _read(
     config: DecoderConfig, mesh: Mesh, size: int, params: decoder.Params, tokens: jax.Array, valid: jax.Array
 ) -> tuple[jax.Array, decoder.Cache]:
-    """tokens and valid: [B, T] -> logits of the last token [B, v], and a cache with room for ``size`` tokens."""
+    """Prefills. tokens and valid: [B, T] -> logits of the last token [B, v], and a cache for ``size`` tokens."""
 
     @functools.partial(_each_device, mesh=mesh, in_specs=(P(), BATCH, BATCH), out_specs=(BATCH, CACHE))
     def local(params: decoder.Params, tokens: jax.Array, valid: jax.Array) -> tuple[jax.Array, decoder.Cache]:
@@ -217,7 +225,7 @@ def _write(
     cache: decoder.Cache,
     key: jax.Array,
 ) -> tuple[jax.Array, jax.Array, decoder.Cache]:
-    """logits: [B, v] -> the SEGMENT tokens that follow [B, SEGMENT], the logits after them, and the longer cache."""
+    """Generates SEGMENT tokens. logits: [B, v] -> tokens [B, SEGMENT], the logits after them, the extended cache."""
 
     @functools.partial(_each_device, mesh=mesh, in_specs=(P(), BATCH, CACHE, P()), out_specs=(BATCH, BATCH, CACHE))
     def local(params: decoder.Params, logits: jax.Array, cache: decoder.Cache, key: jax.Array):
@@ -235,7 +243,7 @@ def _write(
 def _padded(
     config: DecoderConfig, batch: Batch, sequences: Sequence[Sequence[int]], left: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids [B, T] of a batch, and which of them are no padding [B, T]."""
+    """Returns the token ids [B, T] of a batch, and a mask [B, T] that is False for padding."""
     tokens = np.zeros((batch.rows, batch.length), np.int64)
     valid = np.zeros(tokens.shape, bool)
     for row, member in enumerate(batch.members):
@@ -251,12 +259,12 @@ def _padded(
 
 
 def _split(mesh: Mesh, *arrays: np.ndarray) -> list[jax.Array]:
-    """Arrays [B, ...], each device with its share of the rows."""
+    """Shards arrays [B, ...] by rows over the devices."""
     return jax.device_put(list(arrays), NamedSharding(mesh, BATCH))
 
 
 def _one_ahead(results: Iterable[tuple[jax.Array, ...]]) -> Iterator[tuple[np.ndarray, ...]]:
-    """Results as numpy arrays, each fetched when the next one is on its way, so that no device waits for the host."""
+    """Yields results as numpy arrays, each fetched after the next one is dispatched, so devices do not wait."""
     waiting = None
     for result in results:
         if waiting is not None:
@@ -267,5 +275,5 @@ def _one_ahead(results: Iterable[tuple[jax.Array, ...]]) -> Iterator[tuple[np.nd
 
 
 def _power_of_two(number: int) -> int:
-    """The smallest power of two that is at least the number."""
+    """Returns the smallest power of two that is at least the number."""
     return 1 << max(0, number - 1).bit_length()

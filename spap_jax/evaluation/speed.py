@@ -1,4 +1,4 @@
-"""How fast a model reads a prompt and writes tokens, measured beside another so that a machine's moods cancel."""
+"""Prefill and decoding speed of models, timed in alternation so that fluctuations of the machine cancel."""
 
 import time
 from collections.abc import Callable
@@ -17,13 +17,13 @@ from spap_jax.models import cost, decoder
 
 @dataclass(frozen=True)
 class Workload:
-    """What to time.
+    """The work to time.
 
     Attributes:
-        batch: Sequences at once (B).
-        prompt: Tokens that prefill reads from each.
-        new: Tokens that decoding writes to each.
-        repeats: Timed runs; medians are reported.
+        batch: Number of sequences at once (B).
+        prompt: Number of tokens of each sequence that prefill reads.
+        new: Number of tokens that decoding appends to each sequence.
+        repeats: Number of timed runs; medians are reported.
     """
 
     batch: int = 1
@@ -34,11 +34,11 @@ class Workload:
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds of each timed run, in order: run i of one model stands beside run i of the other.
+    """Timings of one model. The timed runs are in order: run i of one model is paired with run i of the other.
 
     Attributes:
-        prefill: Seconds for the prompt.
-        decode: Seconds for one token of every sequence.
+        prefill: Seconds for the prompt, one entry per run.
+        decode: Seconds for one token of every sequence, one entry per run.
         prefill_operations: Floating-point operations of the prompt.
         decode_bytes: Bytes that one decoding step reads.
     """
@@ -50,7 +50,7 @@ class Speed:
 
 
 def measure(models: list[Model], work: Workload) -> list[Speed]:
-    """Times models in turn, run by run, after one run of each that compiles.
+    """Times models in turn, run by run, after one warm-up run of each model, which compiles.
 
     Raises:
         UserError: prompt and new tokens do not fit a model's positions.
@@ -65,7 +65,7 @@ def measure(models: list[Model], work: Workload) -> list[Speed]:
 
 
 def speed_up(before: tuple[float, ...], after: tuple[float, ...]) -> float:
-    """Median over the paired runs of how many times faster ``after`` is."""
+    """Returns how many times faster ``after`` is than ``before``: the median over the paired runs."""
     return median(b / a for b, a in zip(before, after, strict=True))
 
 

@@ -1,6 +1,6 @@
-"""Tasks of EleutherAI's lm-evaluation-harness: found by name, read from the cache, the hub or a folder, and run.
+"""Tasks of EleutherAI's lm-evaluation-harness: finds them by name, loads them from cache, hub or folder, runs them.
 
-Importing this file needs ``lm_eval``.
+Importing this file requires ``lm_eval``.
 """
 
 import difflib
@@ -20,13 +20,18 @@ from spap_jax.errors import UserError
 from spap_jax.hub import first_line, offline, require_hub
 
 BOOTSTRAP = 1000
-"""Resamples for standard errors that have no formula; the harness's 100 000 take minutes."""
+"""Bootstrap resamples for standard errors without a formula; the harness's default of 100 000 takes minutes."""
 
 REMEDY = "name tasks whose data are local, with --task-path."
 
 
 class Chosen(NamedTuple):
-    """Attributes: names of the tasks chosen; manager: where they come from."""
+    """The tasks chosen.
+
+    Attributes:
+        names: Names of the tasks.
+        manager: The manager that loads them.
+    """
 
     names: list[str]
     manager: TaskManager
@@ -36,11 +41,11 @@ def choose_tasks(asked: Sequence[str], task_path: Path | None = None) -> Chosen:
     """Finds tasks, groups and tags by name.
 
     Args:
-        asked: Their names; ``*`` stands for anything.
-        task_path: A folder of further tasks (YAML), which win over the harness's own of the same name.
+        asked: Their names; ``*`` matches anything.
+        task_path: A folder with further tasks (YAML), which override the harness's own tasks of the same name.
 
     Raises:
-        UserError: there is no such folder, or no such task.
+        UserError: the folder or a task does not exist.
     """
     manager = _manager(asked, task_path)
     names = [name for each in asked for name in _matches(each, manager, task_path)]
@@ -48,12 +53,12 @@ def choose_tasks(asked: Sequence[str], task_path: Path | None = None) -> Chosen:
 
 
 def run_tasks(model: LM, tasks: Chosen, limit: int | None = None) -> dict[str, Any]:
-    """Runs tasks as ``lm_eval.simple_evaluate`` does, and returns what it returns but for the samples.
+    """Runs tasks with ``lm_eval.simple_evaluate`` and returns its results without the samples.
 
     Args:
         model: The model.
-        tasks: What ``choose_tasks`` found.
-        limit: Take only the first so many examples of each task.
+        tasks: The tasks that ``choose_tasks`` found.
+        limit: Maximum number of examples of each task, from its start. By default all.
 
     Raises:
         UserError: a task or its data cannot be loaded.
@@ -71,10 +76,10 @@ def run_tasks(model: LM, tasks: Chosen, limit: int | None = None) -> dict[str, A
 
 
 class _Tasks(TaskManager):
-    """The harness's tasks, with a sentence for what goes wrong in loading them."""
+    """The harness's task manager, with loading errors reported as a ``UserError``."""
 
     def load(self, task_list: Any) -> Any:
-        """Builds tasks and reads their data: what is cached, else what the hub has."""
+        """Builds tasks and reads their data, from the cache if possible, else from the hub."""
         names = ", ".join(task_list)
         try:
             try:
@@ -85,7 +90,7 @@ class _Tasks(TaskManager):
                 loaded = super().load(task_list)
         except UserError:
             raise
-        except Exception as error:  # a task is somebody's configuration, code and data: anything may come of it
+        except Exception as error:  # a task is third-party configuration, code and data: anything may be raised
             raise UserError(f"{names} cannot be loaded ({first_line(error)}): correct the task, or {REMEDY}") from error
         for name, task in loaded["tasks"].items():
             if getattr(task, "UNSAFE_CODE", False):
@@ -96,7 +101,7 @@ class _Tasks(TaskManager):
 
 
 def _manager(names: Sequence[str], task_path: Path | None) -> TaskManager:
-    """All tasks that there are; only those of the folder where it has all the names, for the others take seconds."""
+    """Returns a manager of all tasks, or only of the folder's if it has all names: reading the others takes seconds."""
     if task_path is None:
         return _Tasks()
     if not task_path.is_dir():
@@ -106,7 +111,7 @@ def _manager(names: Sequence[str], task_path: Path | None) -> TaskManager:
 
 
 def _matches(name: str, manager: TaskManager, task_path: Path | None) -> list[str]:
-    """The tasks that a name or a pattern stands for."""
+    """Returns the tasks that match a name or a pattern."""
     found = manager.match_tasks([name])
     if not found:
         _check_syntax(task_path)
@@ -117,17 +122,17 @@ def _matches(name: str, manager: TaskManager, task_path: Path | None) -> list[st
 
 
 def _check_syntax(task_path: Path | None) -> None:
-    """Names a file that is not YAML: the harness passes it by, and its task is then not there."""
+    """Raises an error that names a file that is not YAML: the harness skips the file, so its task is missing."""
     for file in sorted(task_path.rglob("*.yaml")) if task_path else ():
         try:
-            yaml.compose(file.read_text(encoding="utf-8"), yaml.SafeLoader)  # no values yet: !function may stand there
+            yaml.compose(file.read_text(encoding="utf-8"), yaml.SafeLoader)  # builds no values: !function may occur
         except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
             raise UserError(f"{file} cannot be read as YAML ({' '.join(str(error).split())}): correct it.") from error
 
 
 @contextmanager
 def _one_process() -> Iterator[None]:
-    """Keeps the harness from forking for its standard errors: JAX's threads do not survive that."""
+    """Keeps the harness from forking to compute standard errors: JAX's threads do not survive a fork."""
     before = os.environ.get("DISABLE_MULTIPROC")
     os.environ["DISABLE_MULTIPROC"] = "1"
     try:

@@ -1,1 +1,1 @@
-"""What a run of pruning will need, from a model's config alone: operations, bytes, memory, and the least time."""
+"""Requirements of a pruning run, from a model's config alone: operations, bytes, memory, and a lower bound on time."""

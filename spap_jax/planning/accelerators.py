@@ -1,16 +1,18 @@
-"""Accelerators and the meshes they come in: what they hold and how fast they are at most.
+"""Accelerators and the meshes they come in: their memory and their peak rates.
 
 Sources, per chip or board:
 
 - TPU v5e, v5p, v6e: Google Cloud's pages "TPU v5e", "TPU v5p", "TPU v6e" (docs.cloud.google.com/tpu/docs): peak
-  bfloat16 rate, HBM capacity and bandwidth. They give the interconnect for both directions together; half is one way.
+  bfloat16 rate, HBM capacity and bandwidth. They state the interconnect rate for both directions together; half of it
+  is one way.
 - A100 80GB SXM, H100 SXM, H200 SXM: NVIDIA's data sheets: FP32 and TF32 rates (TF32 without sparsity, half of what the
   sheets of H100 and H200 print), memory and bandwidth, and NVLink for both directions together.
-- Sizes of slices: the tables of supported shapes on the pages of the TPUs. Of v5p they list those below a cube of 4 x 4
-  x 4 chips, and from there on whole cubes, of which nearly every number up to 96 can be had.
+- Sizes of slices: the tables of supported shapes on the pages of the TPUs. For v5p they list the shapes below a cube of
+  4 x 4 x 4 chips, and above that whole cubes, of which nearly every number up to 96 is available.
 
-Full float32 products, which all but the sweeps' steps use, take six bfloat16 passes on a TPU (XLA's "highest"
-precision) and the FP32 units of a GPU. The steps use what JAX takes by default: one bfloat16 pass, or TF32.
+Matrix products at full float32 precision, which everything but the sweeps' steps uses, take six bfloat16 passes on a
+TPU (XLA's "highest" precision) and the FP32 units of a GPU. The steps use JAX's default precision: one bfloat16 pass,
+or TF32.
 """
 
 import re
@@ -19,21 +21,21 @@ from typing import NamedTuple
 from spap_jax.errors import UserError
 
 _PASSES = 6
-"""bfloat16 products that make one float32 product of full precision."""
+"""Number of bfloat16 products per float32 product of full precision."""
 
 
 class Accelerator(NamedTuple):
     """One kind of device.
 
     Attributes:
-        words: What it is called.
-        memory: Bytes.
-        bandwidth: Bytes a second from and to its memory.
-        full: Floating-point operations a second of float32 products at full precision.
-        quick: The same at the precision that JAX takes by default.
-        link: Bytes a second that it sends to other devices, all links together.
-        sizes: Numbers of devices that are linked so, ascending.
-        named: Numbers in a mesh's name for every device.
+        words: Its name.
+        memory: Memory in bytes.
+        bandwidth: Memory bandwidth in bytes per second, reads and writes together.
+        full: Floating-point operations per second of float32 products at full precision.
+        quick: Floating-point operations per second of products at JAX's default precision.
+        link: Bytes per second that it sends to other devices, over all links together.
+        sizes: Numbers of devices in the meshes that exist, ascending.
+        named: How much each device adds to the number in a mesh's name.
     """
 
     words: str
@@ -65,22 +67,22 @@ ACCELERATORS = {
     "h100": _gpu("H100 SXM", 80e9, 3350e9, 67e12, 494.5e12, 900e9),
     "h200": _gpu("H200 SXM", 141e9, 4800e9, 67e12, 494.5e12, 900e9),
 }
-"""By the name that a mesh begins with."""
+"""Accelerators, keyed by the prefix of a mesh's name."""
 
 _LISTED = 9
-"""Sizes that a refusal names at most."""
+"""Maximum number of sizes that an error message lists."""
 
 _ALIASES = {"v5litepod": "v5e"}
 
 
 class Mesh(NamedTuple):
-    """So many devices of one kind.
+    """Several devices of one kind.
 
     Attributes:
-        name: As it was asked for.
-        accelerator: The kind.
-        devices: How many.
-        sharers: Among how many of them weights are divided.
+        name: The name that the user gave.
+        accelerator: Kind of the devices.
+        devices: Number of devices.
+        sharers: Number of devices over which the weights are sharded.
     """
 
     name: str
@@ -89,15 +91,15 @@ class Mesh(NamedTuple):
     sharers: int = 1
 
     def with_devices(self, devices: int) -> "Mesh":
-        """As many other devices of the kind."""
+        """Returns a mesh of the same kind with another number of devices."""
         kind, mark, _ = _split(self.name)
         return self._replace(name=f"{kind}{mark}{devices * self.accelerator.named}", devices=devices)
 
     def shared_among(self, sharers: int) -> "Mesh":
-        """The same with weights divided among so many.
+        """Returns the same mesh with the weights sharded over groups of ``sharers`` devices.
 
         Raises:
-            UserError: the devices cannot be divided into groups of so many.
+            UserError: the devices cannot be divided into groups of this size.
         """
         if sharers < 1 or self.devices % sharers:
             raise UserError(
@@ -108,10 +110,10 @@ class Mesh(NamedTuple):
 
 
 def mesh_named(name: str) -> Mesh:
-    """A mesh by its name: "v5e-8" (TPUs, as Cloud names the slices: v5p-64 has 32 chips), "h100x8" (GPUs of a server).
+    """Returns the mesh with a name: "v5e-8" (TPU slices as Cloud names them: v5p-64 has 32 chips), "h100x8" (GPUs).
 
     Raises:
-        UserError: there is no such mesh.
+        UserError: there is no mesh with this name.
     """
     kind, mark, number = _split(name)
     accelerator = ACCELERATORS.get(_ALIASES.get(kind, kind))

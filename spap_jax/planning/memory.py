@@ -1,8 +1,8 @@
 """Memory of a run, by phase and part: on each device while a layer is in that phase, and on the host.
 
-What is held (weights, streams, moments, system) follows from the code. The workspace of a compiled program is what XLA
-makes of it: the multiples below were read from compiled programs, and ``tests/planning/test_memory.py`` holds them
-against XLA's own accounts.
+The arrays held (weights, streams, moments, system) follow from the code. The workspace of a compiled program depends on
+XLA: the multiples below were read from compiled programs, and ``tests/planning/test_memory.py`` compares them with
+XLA's own memory analysis.
 """
 
 import dataclasses
@@ -19,17 +19,17 @@ Parts = dict[str, float]
 
 
 def block_elements(config: DecoderConfig) -> int:
-    """Weights of one block."""
+    """Number of weights of one block."""
     return _elements(config, "layers/")
 
 
 def outer_elements(config: DecoderConfig) -> int:
-    """Weights outside the blocks."""
+    """Number of weights outside the blocks."""
     return _elements(config, "embed/") + _elements(config, "head/")
 
 
 def _elements(config: DecoderConfig, beginning: str) -> int:
-    rules = FAMILIES[config.family].rules_for(dataclasses.replace(config, heads=1, kv_heads=1))  # do not depend on them
+    rules = FAMILIES[config.family].rules_for(dataclasses.replace(config, heads=1, kv_heads=1))  # independent of heads
     return sum(math.prod(rule.shapes(config.axes)[1]) for rule in rules if rule.ours.startswith(beginning))
 
 
@@ -38,34 +38,34 @@ def _mlp_elements(config: DecoderConfig) -> int:
 
 
 def _cast(load: Workload, elements: float) -> float:
-    """Bytes of float32 copies of weights that are stored in less."""
+    """Bytes of float32 copies of weights that are stored at lower precision."""
     return 4 * elements if load.weight_bytes < 4 else 0
 
 
 def streams_bytes(load: Workload) -> float:
-    """The dense and the pruned stream."""
+    """Bytes of the dense and the pruned stream."""
     return 2 * load.stream_bytes * load.tokens * load.dense.width
 
 
 def moments_bytes(f: int, d: int) -> float:
-    """``pruning/moments.py``: G, C and the dense projection."""
+    """Bytes of the moments in ``pruning/moments.py``: G, C and the dense projection."""
     return 4 * (f**2 + 2 * f * d)
 
 
 def system_bytes(f: int, d: int) -> float:
-    """``solver/problem.py``: the scaled G, its factor and C."""
+    """Bytes of the system in ``solver/problem.py``: the scaled G, its factor and C."""
     return 4 * (2 * f**2 + f * d)
 
 
 def _attending(load: Workload, config: DecoderConfig, tokens: int) -> float:
-    """Elements that so many tokens need inside of attention."""
+    """Number of elements that ``tokens`` tokens need inside attention."""
     heads = (config.heads + config.kv_heads) * config.head_dim
     scores = max((last - first) * last for first, last in query_blocks(load.fitted.length)) * load.heads_at_once
     return tokens * (4 * config.width + 4 * heads) + 3 * scores
 
 
 def passing_bytes(load: Workload) -> float:
-    """Workspace of ``streams.enter_mlp``: weights cast, and a chunk's activations in attention or in the MLP."""
+    """Workspace of ``streams.enter_mlp``: cast weights, and a chunk's activations in attention or in the MLP."""
     load = load.mine
     config, tokens = load.dense, max(part.size for part in load.parts)
     mlp = tokens * (config.width + mlp_matrices(config) * config.intermediate)
@@ -75,7 +75,7 @@ def passing_bytes(load: Workload) -> float:
 def summing_bytes(load: Workload) -> float:
     """Workspace of ``moments.accumulate``: a chunk's sums beside the total, hidden channels and their transpose.
 
-    Devices that share the weights gather the channels of a chunk, each for its rows of the sums.
+    Devices that share the weights all-gather the channels of a chunk; each computes its own rows of the sums.
     """
     d, f, mine, tokens = load.dense.width, load.dense.intermediate, load.mine.dense.intermediate, load.fitted.size
     inner = _cast(load, _mlp_elements(load.mine.dense) - mine * d)
@@ -83,12 +83,12 @@ def summing_bytes(load: Workload) -> float:
 
 
 def selecting_bytes(f: int, d: int) -> float:
-    """Workspace of the selection: the tableau, what it becomes, and the columns that it is solved for."""
+    """Workspace of the selection: the tableau, the updated tableau, and the columns that it is solved for."""
     return 4 * (3 * f**2 + 4 * f * d)
 
 
 def choosing_bytes(f: int, d: int) -> float:
-    """Workspace of ``waves.own_choices``: that of a selection, and the scaled G and C; their factor ends early."""
+    """Workspace of ``waves.own_choices``: that of a selection, and the scaled G and C; their factor is freed early."""
     return selecting_bytes(f, d) + 4 * (f**2 + f * d)
 
 
@@ -99,15 +99,15 @@ def closing_bytes(load: Workload) -> float:
 
 
 def refitting_bytes(k: int, d: int) -> float:
-    """Workspace of ``problem.refit``: the system gathered, scaled and factorised; the columns."""
+    """Workspace of ``problem.refit``: the gathered, the scaled and the factorised system; the columns."""
     return 4 * (3 * k**2 + k * d)
 
 
 def recovering_bytes(load: Workload) -> tuple[float, float]:
-    """Workspace of ``alternating.recover``: of gradients, and of activations with the sums of the closed form.
+    """Workspace of ``alternating.recover``: for gradients, and for activations with the sums of the closed form.
 
-    Weights at hand, tried and new, gradients and both of Adam's moments, not quite all at once; the hidden channels of
-    a chunk, and those of a step with what its gradients need.
+    Current, tried and new weights, gradients and both of Adam's moments, not quite all at the same time; the hidden
+    channels of a chunk, and those of a step with what its gradients need.
     """
     weights, k, mine = _mlp_elements(load.mine.narrow), load.narrow.intermediate, load.mine.narrow.intermediate
     hidden = load.fitted.size + (mlp_matrices(load.narrow) + 1) * load.fitted.share(load.batch)
@@ -116,11 +116,11 @@ def recovering_bytes(load: Workload) -> tuple[float, float]:
 
 
 def descending_bytes(load: Workload) -> tuple[float, float]:
-    """Workspace of ``sweeps._descend``: of gradients, and of activations with the logits or a block on the way back.
+    """Workspace of ``sweeps._descend``: for gradients, and for activations with logits or a block's backward pass.
 
-    The MLPs that are adjusted and both of Adam's moments, float32, and the gradients of several; a block taken out of
-    the stack; the stream before each block; then the largest of the logits (of both streams, and their gradient), and
-    of what the gradients of a block's attention or of its MLP need.
+    The adjusted MLPs and both of Adam's moments in float32, and the gradients of several MLPs; a block sliced from the
+    stack; the stream before each block; then the largest of: the logits (of both streams, and their gradient), and
+    what the gradients of a block's attention or of its MLP need.
     """
     c = load.mine.narrow
     tokens = sweep_step_tokens(load)
@@ -136,7 +136,7 @@ def descending_bytes(load: Workload) -> tuple[float, float]:
 
 
 def judging_bytes(load: Workload) -> tuple[float, float]:
-    """Workspace of ``predictions.divergence``: a block taken out of the stack; a chunk's activations, or its logits."""
+    """Workspace of ``predictions.divergence``: a block sliced from the stack; a chunk's activations, or its logits."""
     load = load.mine
     c, tokens = load.narrow, load.judged.size
     taken = load.weight_bytes * block_elements(c) + _cast(load, block_elements(c) + _mlp_elements(c))
@@ -146,7 +146,7 @@ def judging_bytes(load: Workload) -> tuple[float, float]:
 
 
 def sampling_memory(load: Workload) -> Parts:
-    """``pruning/sampling.py``: the dense model, and keys and values of what is written at once."""
+    """Memory of ``pruning/sampling.py``: the dense model, and the key/value cache of a batch of sequences."""
     c, length = load.dense, load.fitted.length
     cache = 2 * c.layers * load.written_at_once * length * c.kv_heads * c.head_dim
     weights = c.layers * block_elements(c) + outer_elements(c)
@@ -154,16 +154,16 @@ def sampling_memory(load: Workload) -> Parts:
 
 
 def device_memory(load: Workload) -> dict[str, Parts]:
-    """Bytes on each device at the height of each phase, by part."""
+    """Peak memory of each device in each phase, in bytes by part."""
     f, d, k, mine = load.dense.intermediate, load.dense.width, load.narrow.intermediate, load.mine
     weights = load.weight_bytes * block_elements(mine.dense)
-    if load.sweeps:  # all pruned blocks, from the first one on
+    if load.sweeps:  # all pruned blocks are held, beginning with the first
         weights += load.weight_bytes * load.narrow.layers * block_elements(mine.narrow)
     held = {"weights": weights, "streams": streams_bytes(load)}
     f = max(f, load.dense.heads * load.dense.head_dim if load.fewer_heads else 0)
     solving = held | {"moments": moments_bytes(f, d)}
     mlp = 4.0 * _mlp_elements(mine.narrow)
-    # In waves the fitted tokens have two more streams, and a device its own layer's moments beside the latest ones.
+    # In waves the fitted tokens have two more streams, and a device holds its own layer's moments beside the latest.
     further = load.in_waves * 2 * load.stream_bytes * load.fitted.tokens * d
     ahead = held | {"streams": held["streams"] + further}
     layers = 2 if load.in_waves else mine.dense.intermediate / load.dense.intermediate
@@ -180,7 +180,7 @@ def device_memory(load: Workload) -> dict[str, Parts]:
         phases["refit"] = solving | {"solver": solver, "gradients": 2 * mlp}
     if load.alternates and load.settings.rounds:
         gradients, activations = recovering_bytes(load)
-        # The weights selected, refitted and recovered beside them.
+        # The selected, refitted and recovered weights are held beside the workspace.
         phases["alternating"] = held | {"gradients": 3 * mlp + gradients, "activations": activations}
     if load.written:
         phases["sampling"] = sampling_memory(load)
@@ -193,7 +193,7 @@ def device_memory(load: Workload) -> dict[str, Parts]:
 
 
 def host_memory(load: Workload) -> Parts:
-    """Bytes on each host beside the programs themselves; JAX's staging buffers are not counted."""
+    """Bytes on each host, besides the programs themselves; JAX's staging buffers are not counted."""
     tokens = sum(part.count * part.size for part in load.parts)
     return {
         "a block read": load.weight_bytes * block_elements(load.mine.dense),

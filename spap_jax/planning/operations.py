@@ -1,7 +1,7 @@
-"""Floating-point operations of pruning a layer on one device, by phase, counted from the code that a function names.
+"""Floating-point operations of pruning a layer on one device, by phase. Docstrings name the file that is counted.
 
-Matrix products, factorisations and solves are counted, two operations for each multiplication. What is linear in the
-activations (norms, rotary embedding, softmax) is left out.
+Matrix products, factorisations and solves are counted, two operations for each multiplication. Work that is linear in
+the activations (norms, rotary embedding, softmax) is left out.
 """
 
 import math
@@ -17,48 +17,48 @@ from spap_jax.solver.swap import BLOCK
 
 
 def mlp_matrices(config: DecoderConfig) -> int:
-    """Gate, up and down, or up and down."""
+    """Number of matrices of an MLP: gate, up and down, or up and down."""
     return 3 if config.gated else 2
 
 
 def projection_operations(config: DecoderConfig) -> float:
-    """Queries, keys, values and output of a block's attention, for one token."""
+    """Operations per token of a block's query, key, value and output projections."""
     return 4 * config.width * (config.heads + config.kv_heads) * config.head_dim
 
 
 def score_operations(config: DecoderConfig, length: int) -> float:
-    """Queries by keys and weights by values, for one token of a sequence of so many."""
+    """Operations per token of attention scores and of their product with the values, in sequences of ``length``."""
     return 4 * attended_pairs(length) / length * config.heads * config.head_dim
 
 
 def attention_operations(config: DecoderConfig, length: int) -> float:
-    """The attention of a block, for one token."""
+    """Operations per token of a block's attention."""
     return projection_operations(config) + score_operations(config, length)
 
 
 def mlp_operations(config: DecoderConfig) -> float:
-    """The MLP of a block, for one token."""
+    """Operations per token of a block's MLP."""
     return 2 * mlp_matrices(config) * config.width * config.intermediate
 
 
 def head_operations(config: DecoderConfig) -> float:
-    """The projection to the vocabulary, for one token."""
+    """Operations per token of the projection to the vocabulary."""
     narrower = config.width * config.embedding if config.embedding != config.width else 0
     return 2 * (config.embedding * config.vocabulary + narrower)
 
 
 def solve_operations(n: int, columns: int) -> float:
-    """A system of n equations solved for so many columns by its two triangular factors."""
+    """Operations of solving a system of n equations for ``columns`` columns with its two triangular factors."""
     return 2 * n**2 * columns
 
 
 def pivot_operations(f: int, d: int, moved: int) -> float:
-    """``solver/problem.py``: a block of channels changes sides; the small system is factorised first."""
+    """``solver/problem.py``: a pivot on a block of ``moved`` channels; its small system is factorised first."""
     return 2 * f * (f + d) * moved + 2 * moved**3 / 3 + solve_operations(moved, f + d + moved)
 
 
 def pivots(load: Workload) -> list[tuple[int, int]]:
-    """The eliminations of a selection: how many pivots, and of how many channels each; none where scores decide."""
+    """The eliminations of a selection, as pairs (number of pivots, channels per pivot); none if scores decide."""
     f, k, method = load.dense.intermediate, load.narrow.intermediate, load.settings.method
     if METHODS[method].score is not None:
         return []
@@ -71,17 +71,17 @@ def pivots(load: Workload) -> list[tuple[int, int]]:
 
 
 def most_swaps(f: int, k: int) -> int:
-    """``solver/swap.py``: swaps in one round."""
+    """``solver/swap.py``: maximum number of swaps in one round."""
     return max(1, min(k, f - k) // BLOCK)
 
 
 def swap_turns(load: Workload) -> int:
-    """The most often that swaps are looked for: once more than they may be made."""
+    """Maximum number of searches for swaps: one more than the rounds in which swaps may be made."""
     return load.settings.swap_rounds + 1 if METHODS[load.settings.method].swaps else 1
 
 
 def selection_operations(load: Workload, turns: int) -> float:
-    """``solver/problem.py``, ``penalty.py``, ``swap.py``, of channels.
+    """``solver/problem.py``, ``penalty.py``, ``swap.py``: the selection of channels.
 
     Cholesky f^3 / 3; the dense tableau solves for f + d columns; then the pivots. The tableau of the polish solves for
     the removed channels and d columns, and for the inverse; a turn takes a product and a pivot.
@@ -95,7 +95,7 @@ def selection_operations(load: Workload, turns: int) -> float:
 
 
 def head_selection_operations(load: Workload, turns: int) -> float:
-    """``solver/groups.py``: two dense tableaus, groups removed singly and at once; all pairs of groups in a turn."""
+    """``solver/groups.py``: two dense tableaus; groups removed one by one and all at once; turns over all pairs."""
     d, m, k = load.dense.width, load.dense.kv_heads, load.narrow.kv_heads
     f = load.dense.heads * load.dense.head_dim
     size = f // m
@@ -116,14 +116,14 @@ def refit_operations(k: int, d: int) -> float:
 
 
 def moment_errors_operations(k: int, d: int) -> float:
-    """``pruning/moments.py``: the errors of the channels chosen and of their update."""
+    """``pruning/moments.py``: the errors of the chosen channels before and after their update."""
     return 2 * 2 * k**2 * d
 
 
 def streams_operations(load: Workload) -> float:
     """``pruning/streams.py``: both streams through attention, one through the dense and one through the narrow MLP.
 
-    In waves the dense stream of the fitted tokens goes ahead once more.
+    In waves the dense stream of the fitted tokens is computed ahead once more.
     """
     both, length = (load.mine.dense, load.mine.narrow), load.fitted.length
     dense, narrow = (attention_operations(c, length) + mlp_operations(c) for c in both)
@@ -131,7 +131,7 @@ def streams_operations(load: Workload) -> float:
 
 
 def statistics_operations(load: Workload) -> float:
-    """``pruning/moments.py``: the hidden activations of the fitted tokens, H'H and H'Y; of the heads likewise."""
+    """``pruning/moments.py``: the hidden activations of the fitted tokens, H'H and H'Y; the same for heads."""
     config, mine = load.dense, load.mine.dense
     f, h, all_heads = config.intermediate, mine.heads * config.head_dim, config.heads * config.head_dim
     inner = mlp_operations(mine) + 2 * f * mine.intermediate
@@ -140,25 +140,25 @@ def statistics_operations(load: Workload) -> float:
 
 
 def step_operations(load: Workload) -> float:
-    """``solver/alternating.py``: a step multiplies by all matrices forward, for their gradients, and once for H's."""
+    """``solver/alternating.py``: a step has a product per matrix forward and per gradient, and one for H's gradient."""
     matrices = mlp_matrices(load.narrow)
     return load.fitted.share(load.batch) * mlp_operations(load.mine.narrow) * (2 + 1 / matrices)
 
 
 def closed_form_operations(load: Workload) -> float:
-    """``solver/alternating.py``: over the fitted tokens H, H V, H'H and H'E; the system, and the error that is left."""
+    """``solver/alternating.py``: H, H V, H'H and H'E over the fitted tokens; the system, and the remaining error."""
     d, k, mine = load.narrow.width, load.narrow.intermediate, load.mine.narrow
     passed = load.fitted.tokens * (2 * (k + d) * mine.intermediate + mlp_operations(mine))
     return passed + refit_operations(k, d) + 2 * k * mine.intermediate * d
 
 
 def errors_operations(load: Workload, part: Chunks) -> float:
-    """``solver/alternating.py``: the narrow MLP once over some tokens."""
+    """``solver/alternating.py``: one pass of some tokens through the narrow MLP."""
     return part.tokens * mlp_operations(load.mine.narrow)
 
 
 def alternating_operations(load: Workload) -> float:
-    """All rounds, whether taken or not; held-out errors are measured before the first one and after each."""
+    """All rounds, accepted or not; held-out errors are measured before the first round and after each."""
     if not load.alternates:
         return 0
     judged = errors_operations(load, load.held_out)
@@ -167,22 +167,22 @@ def alternating_operations(load: Workload) -> float:
 
 
 def in_pieces(load: Workload) -> bool:
-    """Whether a step of the sweeps passes through an MLP in pieces of ``MLP_TOKENS``."""
+    """Whether a step of the sweeps computes an MLP in pieces of ``MLP_TOKENS``."""
     return sweep_step_tokens(load) >= MLP_TOKENS
 
 
 def sweep_step_tokens(load: Workload) -> int:
-    """Tokens of a step of the sweeps that a device computes."""
+    """Number of tokens of a sweep step that one device computes."""
     return load.fitted.share(load.step_sequences) * load.fitted.length
 
 
 def sweep_step_operations(load: Workload, after: float, more: int = 0) -> float:
-    """``pruning/sweeps.py``: one minibatch step on a block and so many more, with so many after them.
+    """``pruning/sweeps.py``: one minibatch step on a block and ``more`` further ones, with ``after`` blocks after them.
 
-    All but the first are passed, computed again for the gradient, and passed back; attention scores are computed a
-    third time, and passing them back takes twice as much; weights that are adjusted take another product. Of the first
-    block only the MLP is passed back, and its hidden channels computed again if it is passed in pieces. The head is
-    applied to both streams and passed back once.
+    All blocks but the first have a forward pass, a recomputation for the gradient, and a backward pass; attention
+    scores are computed a third time, and their backward pass costs twice as much; adjusted weights need another
+    product. In the first block the backward pass covers only the MLP, whose hidden channels are recomputed if it is
+    computed in pieces. The head is applied to both streams and has one backward pass.
     """
     config, length = load.mine.narrow, load.fitted.length
     own_mlp = 3 if in_pieces(load) else 2 + 1 / mlp_matrices(config)
@@ -193,30 +193,30 @@ def sweep_step_operations(load: Workload, after: float, more: int = 0) -> float:
 
 
 def sampling_operations(load: Workload) -> float:
-    """``pruning/sampling.py``: a layer's part of what the dense model writes, each token through it once."""
+    """``pruning/sampling.py``: a layer's share of the dense model's generation; each token passes through it once."""
     config, length = load.dense, load.fitted.length
     each = attention_operations(config, length) + mlp_operations(config) + head_operations(config) / config.layers
     return load.written * length * each
 
 
 def divergence_operations(load: Workload, after: float) -> float:
-    """``pruning/predictions.py``: the tokens that judge, through a block and so many after it, and both heads."""
+    """``pruning/predictions.py``: validation tokens through a block, ``after`` blocks after it, and both heads."""
     mine = load.mine.narrow
     block = attention_operations(mine, load.fitted.length) + mlp_operations(mine)
     return load.judged.tokens * ((after + 1) * block + 2 * head_operations(mine))
 
 
 def advance_operations(load: Workload) -> float:
-    """``pruning/predictions.py``: all tokens through a block."""
+    """``pruning/predictions.py``: one pass of all tokens through a block."""
     return load.tokens * (attention_operations(load.mine.narrow, load.fitted.length) + mlp_operations(load.mine.narrow))
 
 
 def operations(load: Workload, turns: int | None = None) -> dict[str, float]:
-    """Of one layer and, in the sweeps, of the average block of one sweep.
+    """Operations by phase, for one layer and, in the sweeps, for the average block of one sweep.
 
     Args:
         load: The run.
-        turns: How often swaps are looked for; the most there can be where absent.
+        turns: Number of searches for swaps. By default the maximum.
     """
     d, k = load.narrow.width, load.narrow.intermediate
     turns = swap_turns(load) if turns is None else turns
@@ -227,7 +227,7 @@ def operations(load: Workload, turns: int | None = None) -> dict[str, float]:
     refit = closed_form_operations(load) if load.in_waves else solved
     selection = load.solved_here * selection_operations(load, turns)
     attended = (1 + load.refits) * load.held_out.tokens * attention_operations(load.mine.narrow, load.fitted.length)
-    advanced = advance_operations(load) * (1 - several / load.narrow.layers)  # not behind the last ones
+    advanced = advance_operations(load) * (1 - several / load.narrow.layers)  # nothing follows the last blocks
     return {
         "streams": streams_operations(load),
         "statistics": statistics_operations(load),

@@ -1,4 +1,4 @@
-"""A plan: whether a run fits a mesh, what would make it fit, and the time that it takes at least."""
+"""A plan: whether a run fits a mesh, what would make it fit, and a lower bound on its time."""
 
 import dataclasses
 import math
@@ -15,24 +15,24 @@ from spap_jax.quantities import bytes_text
 from spap_jax.settings import Effort, PruneSettings
 
 USABLE = 0.9
-"""Of a device's memory; the rest is left for programs, fragments and what a compiler adds."""
+"""Usable fraction of a device's memory; the rest is left for programs, fragmentation and compiler overhead."""
 
 _TAKEN_BY_JAX = 0.75
-"""Of a GPU's memory, unless JAX is told otherwise."""
+"""Fraction of a GPU's memory that JAX allocates by default."""
 
 _QUICK = "sweep steps"
-"""The phase whose products have the device's own precision."""
+"""The phase whose matrix products have the device's default precision."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be run.
+    """The run to plan.
 
     Attributes:
         config: The dense decoder.
         settings: How to prune it.
-        sequences: Calibration sequences.
-        length: Their tokens.
+        sequences: Number of calibration sequences.
+        length: Number of tokens of each sequence.
         weight_bytes: Bytes of a stored weight.
     """
 
@@ -43,22 +43,22 @@ class Request:
     weight_bytes: int
 
     def on(self, devices: int, sharers: int = 1) -> Workload:
-        """The same as work for so many devices, in groups that share the weights."""
+        """Returns the workload of this run on ``devices`` devices, in groups of ``sharers`` that share the weights."""
         spread = devices // sharers
         return workload(self.config, self.settings, self.sequences, self.length, spread, sharers, self.weight_bytes)
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One phase of the whole run, on one device.
+    """One phase of the run, for all layers on one device.
 
     Attributes:
-        name: As in reports.
+        name: Name of the phase, as in reports.
         operations: Floating-point operations.
         memory_bytes: Bytes moved from and to the device's memory.
         sent_bytes: Bytes that the device sends to others.
-        seconds: At least, by the roofline: the slower of computing and memory, and then the interconnect.
-        bound: What most of them are spent on: "compute", "memory" or "interconnect".
+        seconds: Lower bound by the roofline: the slower of compute and memory, plus the interconnect.
+        bound: What takes most of the time: "compute", "memory" or "interconnect".
     """
 
     name: str
@@ -71,15 +71,15 @@ class Phase:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run needs of a mesh.
+    """Requirements of a run on a mesh.
 
     Attributes:
         request: The run.
         mesh: The devices.
-        memory: Bytes on each device at the height of each phase, by part.
+        memory: Peak memory of each device in each phase, in bytes by part.
         host: Bytes on each host, by part.
         read: Bytes of weights that every process reads.
-        phases: Work and time.
+        phases: Work and time of each phase.
     """
 
     request: Request
@@ -91,29 +91,29 @@ class Plan:
 
     @property
     def room(self) -> float:
-        """Bytes of a device that can be used."""
+        """Usable memory of a device in bytes."""
         return USABLE * self.mesh.accelerator.memory
 
     @property
     def peak(self) -> tuple[str, float]:
-        """The phase that needs most, and its bytes."""
+        """The phase that needs the most memory, and its bytes."""
         totals = {name: sum(parts.values()) for name, parts in self.memory.items()}
         name = max(totals, key=lambda each: totals[each])
         return name, totals[name]
 
     @property
     def fits(self) -> bool:
-        """Whether the devices have the memory."""
+        """Whether the devices have enough memory."""
         return self.peak[1] <= self.room
 
     @property
     def seconds(self) -> float:
-        """Of all phases, at the peak rates."""
+        """Seconds of all phases at the peak rates."""
         return sum(phase.seconds for phase in self.phases)
 
 
 def plan(request: Request, mesh: Mesh) -> Plan:
-    """Counts what a run needs of a mesh.
+    """Computes the requirements of a run on a mesh.
 
     Raises:
         UserError: there is nothing to remove.
@@ -152,7 +152,7 @@ def _phase(name: str, count: float, moved: float, sent: float, mesh: Mesh) -> Ph
 
 
 def verdict(planned: Plan) -> str:
-    """Whether it fits, in a sentence or two; if not, what would make it fit."""
+    """Returns a sentence or two on whether the run fits and, if not, what would make it fit."""
     name, need = planned.peak
     room = f"{bytes_text(planned.room)} ({USABLE:.0%} of its {bytes_text(planned.mesh.accelerator.memory)})"
     if planned.fits:
@@ -197,7 +197,7 @@ def _remedy(planned: Plan) -> str:
 
 
 def _first(changes) -> str | None:
-    """The words of the first change that makes it fit."""
+    """Returns the description of the first change that makes the run fit."""
     return next((words for words, request, mesh in changes if plan(request, mesh).fits), None)
 
 
@@ -256,7 +256,7 @@ def _more(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]]:
 
 
 def notes(planned: Plan) -> list[str]:
-    """What is worth knowing of a run on this mesh, a sentence each."""
+    """Returns remarks on a run on this mesh, one sentence each."""
     load = planned.request.on(planned.mesh.devices, planned.mesh.sharers)
     chip, found = planned.mesh.accelerator, []
     if load.devices > 1 and not load.fitted.divided:
@@ -280,7 +280,7 @@ def notes(planned: Plan) -> list[str]:
 
 
 def _repeated(load: Workload, alone: Workload) -> str | None:
-    """How much of a sweep's steps all devices do alike, if it is more than their share."""
+    """Returns a remark on the work in sweep steps that is repeated on every device, if it is substantial."""
     steps = (operations.sweep_step_operations(each, each.after, each.together - 1) for each in (load, alone))
     part = next(steps) / next(steps)
     picked, devices = load.step_sequences, load.devices

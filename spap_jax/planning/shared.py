@@ -1,8 +1,8 @@
-"""Bytes between the devices that share a model's weights (``placement.py``), by phase.
+"""Bytes exchanged by the devices that share a model's weights (``placement.py``), by phase.
 
-Read from the programs that XLA partitions: a projection whose input is divided ends in a reduction of the stream
-[.., d], and so do gradients where they enter a block's halves; products of channels with channels gather those of a
-chunk. A few numbers for each token or channel are left out.
+Read from the programs that XLA partitions: a projection whose input is sharded ends in an all-reduce of the stream
+[.., d], and so do gradients at the input of a block's halves; products of channels with channels all-gather those of a
+chunk. Transfers of a few numbers per token or channel are left out.
 """
 
 from collections import Counter
@@ -15,9 +15,9 @@ Traffic = Counter[str]
 
 
 def exchanged(load: Workload) -> dict[str, Traffic]:
-    """Bytes that go into reductions and come of gathers on one device, of one layer by phase.
+    """Bytes that enter reductions and result from gathers on one device, by phase.
 
-    In the sweeps of the average block of one sweep.
+    They are for one layer and, in the sweeps, for the average block of one sweep.
     """
     if load.sharers == 1:
         return {}
@@ -40,10 +40,10 @@ def exchanged(load: Workload) -> dict[str, Traffic]:
 
 
 def sweep_step(load: Workload, after: float, more: int = 0) -> Traffic:
-    """``pruning/sweeps.py``: one minibatch step on a block and so many more, with so many after them.
+    """``pruning/sweeps.py``: one minibatch step on a block and ``more`` further ones, with ``after`` blocks after them.
 
-    All but the first are passed, their attention once more, and passed back, where every projection of a half's input
-    gives a gradient; so does the head.
+    All blocks but the first have a forward pass, one more of their attention, and a backward pass, in which every
+    projection of a half's input yields a gradient to reduce; so does the head.
     """
     heads, mlp = _heads(load), _mlp(load, load.narrow)
     each = heads * (2 + 3) + mlp * mlp_matrices(load.narrow)
@@ -53,17 +53,17 @@ def sweep_step(load: Workload, after: float, more: int = 0) -> Traffic:
 
 
 def _heads(load: Workload) -> int:
-    """Whether attention is divided."""
+    """1 if attention is sharded, else 0."""
     return int(load.narrow.heads % load.sharers == 0)
 
 
 def _mlp(load: Workload, config: DecoderConfig) -> int:
-    """Whether the MLP is."""
+    """1 if the MLP is sharded, else 0."""
     return int(config.intermediate % load.sharers == 0)
 
 
 def _lost(load: Workload) -> int:
-    """Reductions at the end of the dense MLP that the narrow one does without."""
+    """Number of reductions that the dense MLP needs and the narrow one does not."""
     return _mlp(load, load.dense) - _mlp(load, load.narrow)
 
 
@@ -72,12 +72,12 @@ def _block(load: Workload) -> int:
 
 
 def _reduced(load: Workload, times: float, tokens: float) -> Traffic:
-    """The stream of so many tokens, float32."""
+    """Traffic of ``times`` all-reduces of the stream of ``tokens`` tokens, in float32."""
     return Counter({"all-reduce": 4 * times * tokens * load.dense.width})  # type: ignore[dict-item]
 
 
 def _gathered(load: Workload, channels: int, tokens: int, columns: int) -> Traffic:
-    """Channels of tokens [tokens, channels] and, once, what factorises them [channels, columns]."""
+    """Traffic of gathering channels [tokens, channels] and, once, the system that is factorised [channels, columns]."""
     divided = channels % load.sharers == 0
     return Counter({"all-gather": 4 * channels * (tokens + columns) * divided})
 

@@ -1,4 +1,4 @@
-"""A plan as tables of words, for a terminal and for a page, and as plain values for a file."""
+"""A plan as tables of text, for a terminal and for a page, and as plain values for a file."""
 
 import math
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ _PARTS = {
     "gradients": "steps",
     "activations": "tokens",
 }
-"""Parts of the memory, and the short names of their columns."""
+"""Parts of the memory, with the short names of their columns."""
 
 LEGEND = (
     "moments: second moments of a layer; solver: its system and tableau; steps: weights that are adjusted, their "
@@ -23,7 +23,7 @@ LEGEND = (
 
 
 class Words(NamedTuple):
-    """A table: its title, the names of its columns, and its rows."""
+    """A table: title, column names and rows."""
 
     title: str
     columns: tuple[str, ...]
@@ -31,7 +31,7 @@ class Words(NamedTuple):
 
 
 def memory_words(planned: Plan) -> Words:
-    """Memory of a device by phase and part."""
+    """Returns a table of the memory of each device by phase and part."""
     power = min(4, int(math.log10(planned.peak[1])) // 3)
     rows = [
         (name, *(_number(parts[part] / 1000**power) if part in parts else "" for part in _PARTS),
@@ -43,7 +43,7 @@ def memory_words(planned: Plan) -> Words:
 
 
 def phase_words(planned: Plan) -> Words:
-    """Work and time by phase."""
+    """Returns a table of work and time by phase."""
     rows = [
         (phase.name, _number(phase.operations / 1e12), bytes_text(phase.memory_bytes), bytes_text(phase.sent_bytes),
          duration_text(phase.seconds), phase.bound)
@@ -58,7 +58,7 @@ def _number(value: float) -> str:
 
 
 def host_line(planned: Plan) -> str:
-    """Memory of a host, by part."""
+    """Returns a line on the memory of a host by part."""
     parts = ", ".join(f"{name} {bytes_text(size)}" for name, size in planned.host.items())
     total = bytes_text(sum(planned.host.values()))
     read = bytes_text(planned.read)
@@ -66,7 +66,7 @@ def host_line(planned: Plan) -> str:
 
 
 def time_line(planned: Plan) -> str:
-    """The least time, and what is not in it."""
+    """Returns a line on the lower bound of the time, and what it does not include."""
     return (
         f"at least {duration_text(planned.seconds)} at the peak rates; compiling, reading and writing come on top, and "
         "no program reaches the peaks"
@@ -74,7 +74,7 @@ def time_line(planned: Plan) -> str:
 
 
 def summary_words(plans: list[Plan]) -> Words:
-    """Several meshes, a row each."""
+    """Returns a table that compares several meshes, one row each."""
     rows = [
         (planned.mesh.name, f"{planned.mesh.devices} x {planned.mesh.accelerator.words}", planned.peak[0],
          bytes_text(planned.peak[1]), bytes_text(planned.room), "yes" if planned.fits else "no",
@@ -86,7 +86,7 @@ def summary_words(plans: list[Plan]) -> Words:
 
 
 def as_values(planned: Plan) -> dict[str, Any]:
-    """The numbers of a plan."""
+    """Returns the numbers of a plan as plain values."""
     chip = planned.mesh.accelerator
     return {
         "mesh": {

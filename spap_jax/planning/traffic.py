@@ -1,7 +1,8 @@
 """Bytes that pruning one layer moves between a device and its memory, and between devices, by phase.
 
-Counted are the operands and results of matrix products, each once; the factors of systems; the streams; and the arrays
-that the selection goes over again and again. All are float32 but the stored weights, which are cast for every chunk.
+The operands and results of matrix products are counted once each, and so are the factors of systems, the streams, and
+the arrays that the selection traverses repeatedly. All are float32 except the stored weights, which are cast for every
+chunk.
 """
 
 import math
@@ -25,7 +26,7 @@ _UPDATE_PASSES = 10
 """A step reads and writes weights, gradients and both of Adam's moments, and the sizes of weights and updates."""
 
 _POOL_PASSES = 6
-"""A choice in the pool reads and writes two small matrices, and reads their outer products."""
+"""A choice within the pool reads and writes two small matrices, and reads their outer products."""
 
 
 def product(rows: int, inner: int, columns: int) -> int:
@@ -34,34 +35,34 @@ def product(rows: int, inner: int, columns: int) -> int:
 
 
 def attention_bytes(config: DecoderConfig, tokens: int, length: int) -> float:
-    """A block's attention of so many tokens at once."""
+    """Bytes of a block's attention for ``tokens`` tokens at once."""
     queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
     scores = 4 * _SCORE_PASSES * config.heads * attended_pairs(length) * tokens / length
     return 2 * product(tokens, config.width, queries) + 2 * product(tokens, config.width, keys) + scores
 
 
 def mlp_bytes(config: DecoderConfig, tokens: int) -> float:
-    """A block's MLP of so many tokens at once."""
+    """Bytes of a block's MLP for ``tokens`` tokens at once."""
     return operations.mlp_matrices(config) * product(tokens, config.width, config.intermediate)
 
 
 def block_bytes(config: DecoderConfig, tokens: int, length: int) -> float:
-    """A block of so many tokens at once."""
+    """Bytes of a block for ``tokens`` tokens at once."""
     return attention_bytes(config, tokens, length) + mlp_bytes(config, tokens)
 
 
 def head_bytes(config: DecoderConfig, tokens: int) -> float:
-    """Logits of so many tokens at once."""
+    """Bytes of the logits of ``tokens`` tokens at once."""
     return product(tokens, config.width, config.vocabulary)
 
 
 def over_chunks(load: Workload, cost: Callable[[int], float]) -> float:
-    """A cost of the tokens of a chunk, over all chunks on a device."""
+    """Sums a cost, given as a function of a chunk's tokens, over all chunks on a device."""
     return sum(part.here * cost(part.size) for part in load.parts)
 
 
 def streams_bytes(load: Workload) -> float:
-    """Weights and activations, and both streams read and written by two programs; in waves by two others as well."""
+    """Weights and activations, and both streams, which two programs read and write; in waves two others do so too."""
     both, length = (load.mine.dense, load.mine.narrow), load.fitted.length
     passed = over_chunks(load, lambda tokens: sum(block_bytes(c, tokens, length) for c in both))
     ahead = load.fitted.here * block_bytes(load.mine.dense, load.fitted.size, length)
@@ -70,7 +71,7 @@ def streams_bytes(load: Workload) -> float:
 
 
 def statistics_bytes(load: Workload) -> float:
-    """Hidden activations, their transpose, and the sums, to which every chunk adds."""
+    """Hidden activations, their transpose, and the sums, which every chunk updates."""
 
     def sums(f: int, mine: int, inner: float) -> float:
         d, tokens = load.dense.width, load.fitted.size
@@ -86,19 +87,19 @@ def statistics_bytes(load: Workload) -> float:
 
 
 def _pivot_bytes(f: int, d: int, moved: int) -> float:
-    """Matrix and rows are read and written; so are the block's columns and rows."""
+    """Bytes of a pivot: matrix and rows are read and written, and so are the block's columns and rows."""
     return 2 * 4 * f * (f + d) + product(f, moved, f + d)
 
 
 def _pool_bytes(load: Workload) -> float:
-    """``solver/penalty.py``: in the pool of a step channels are chosen one at a time."""
+    """``solver/penalty.py``: each step chooses channels one at a time within its pool."""
     [(steps, moved)] = operations.pivots(load)
     pool = min(load.dense.intermediate, POOL * moved)
     return steps * moved * _POOL_PASSES * 4 * pool**2
 
 
 def selection_bytes(load: Workload) -> float:
-    """Tableaus and what changes them, of one layer; every swap is found by going over the gains of all pairs."""
+    """Tableaus and their updates for one layer; every swap is found by a pass over the gains of all pairs."""
     f, d, k = load.dense.intermediate, load.dense.width, load.narrow.intermediate
     tableau = 4 * (f**2 + 2 * f * (f + d))
     eliminations = sum(count * _pivot_bytes(f, d, moved) for count, moved in operations.pivots(load))
@@ -114,7 +115,7 @@ def selection_bytes(load: Workload) -> float:
 
 
 def _head_selection_bytes(load: Workload) -> float:
-    """``solver/groups.py``: two tableaus, and a pivot for every group that goes and every turn."""
+    """``solver/groups.py``: two tableaus, and a pivot for every removed group and every turn."""
     f, d = load.dense.heads * load.dense.head_dim, load.dense.width
     gone = load.dense.kv_heads - load.narrow.kv_heads
     scored = METHODS[load.settings.method].score is not None
@@ -124,12 +125,12 @@ def _head_selection_bytes(load: Workload) -> float:
 
 
 def refit_bytes(k: int, d: int) -> float:
-    """The system gathered and factorised, and read for both triangular solves; their columns likewise."""
+    """The system, which is gathered, factorised and read for both triangular solves, and likewise their columns."""
     return 4 * 6 * (k**2 + k * d)
 
 
 def closed_form_bytes(load: Workload) -> float:
-    """Hidden activations and their transpose, the sums, to which every chunk adds, and the system."""
+    """Hidden activations and their transpose, the sums, which every chunk updates, and the system."""
     d, k, size, narrow = load.narrow.width, load.narrow.intermediate, load.fitted.size, load.mine.narrow
     mine = narrow.intermediate
     sums = product(mine, size, k) + product(mine, size, d) + 2 * 4 * mine * (k + d) + 8 * size * mine
@@ -137,7 +138,7 @@ def closed_form_bytes(load: Workload) -> float:
 
 
 def alternating_bytes(load: Workload) -> float:
-    """Steps, the closed form, and errors, of all rounds."""
+    """Steps, closed forms and errors of all rounds."""
     if not load.alternates:
         return 0
     s, d, narrow = load.settings, load.narrow.width, load.mine.narrow
@@ -148,21 +149,21 @@ def alternating_bytes(load: Workload) -> float:
 
 
 def errors_bytes(load: Workload, part: Chunks) -> float:
-    """The narrow MLP once over some tokens, and both streams."""
+    """One pass of some tokens through the narrow MLP, and both streams."""
     return part.here * (mlp_bytes(load.mine.narrow, part.size) + 8 * part.size * load.narrow.width)
 
 
 def sampling_bytes(load: Workload) -> float:
-    """A layer's part of what the dense model writes: weights for every token, and the keys and values before it."""
+    """A layer's share of the dense model's generation: for every token the weights, and the keys and values before."""
     config, length = load.dense, load.fitted.length
     size = load.written_at_once
     weights = load.weight_bytes * (memory.block_elements(config) + config.vocabulary * config.embedding / config.layers)
-    cache = load.weight_bytes * size * length * config.kv_heads * config.head_dim  # half of it, keys and values
+    cache = load.weight_bytes * size * length * config.kv_heads * config.head_dim  # half full, keys and values
     return load.written / size * length * (weights + cache)
 
 
 def sweep_step_bytes(load: Workload, after: float, more: int = 0) -> float:
-    """One minibatch step, as `operations.sweep_step_operations` has it."""
+    """One minibatch step of a sweep; see `operations.sweep_step_operations`."""
     config, length = load.mine.narrow, load.fitted.length
     matrices, tokens = operations.mlp_matrices(config), operations.sweep_step_tokens(load)
     piece = min(tokens, operations.MLP_TOKENS)
@@ -173,19 +174,19 @@ def sweep_step_bytes(load: Workload, after: float, more: int = 0) -> float:
 
 
 def divergence_bytes(load: Workload, after: float) -> float:
-    """The tokens that judge through a block and so many after it, and both heads."""
+    """Validation tokens through a block, ``after`` blocks after it, and both heads."""
     config, size = load.mine.narrow, load.judged.size
     logits = 2 * head_bytes(config, size) + 4 * _SOFTMAX_PASSES * size * config.vocabulary
     return load.judged.here * ((after + 1) * block_bytes(config, size, load.fitted.length) + logits)
 
 
 def advance_bytes(load: Workload) -> float:
-    """All tokens through a block."""
+    """One pass of all tokens through a block."""
     return over_chunks(load, lambda tokens: block_bytes(load.mine.narrow, tokens, load.fitted.length))
 
 
 def memory_bytes(load: Workload) -> dict[str, float]:
-    """Of one layer and, in the sweeps, of the average block of one sweep; the phases of `operations.operations`."""
+    """Bytes by phase, as in `operations.operations`: of one layer and, in sweeps, of the average block of one sweep."""
     length, after, several = load.fitted.length, load.after, load.together
     d, k = load.narrow.width, load.narrow.intermediate
     kept = load.narrow.heads * load.narrow.head_dim
@@ -209,7 +210,7 @@ def memory_bytes(load: Workload) -> dict[str, float]:
 
 
 def statistics_collectives(load: Workload) -> Counter[str]:
-    """``pruning/moments.py``: one reduction of all sums."""
+    """``pruning/moments.py``: one all-reduce of all sums."""
 
     whole, mine = load.dense, load.mine.dense
 
@@ -223,19 +224,19 @@ def statistics_collectives(load: Workload) -> Counter[str]:
 
 
 def _drawn(load: Workload, picked: int, size: int) -> Counter[str]:
-    """``devices.draw``: both streams of what is picked, scattered where it can be divided."""
+    """``devices.draw``: both streams of the picked minibatch, reduce-scattered if it can be divided."""
     even = load.fitted.share(picked) < picked
     return Counter({"reduce-scatter" if even else "all-reduce": 2 * 4 * picked * size})
 
 
 def _gradients(load: Workload) -> Counter[str]:
-    """Of the narrow MLP's weights."""
+    """One all-reduce of the gradients of the narrow MLP's weights."""
     config = load.mine.narrow
     return Counter({"all-reduce": 4 * operations.mlp_matrices(config) * config.width * config.intermediate})
 
 
 def step_collectives(load: Workload) -> Counter[str]:
-    """``solver/alternating.py``: the tokens of a step, and its gradients."""
+    """``solver/alternating.py``: the minibatch of a step, and its gradients."""
     if not load.fitted.divided:
         return Counter()
     even = load.fitted.share(load.batch) < load.batch
@@ -243,14 +244,14 @@ def step_collectives(load: Workload) -> Counter[str]:
 
 
 def closed_form_collectives(load: Workload) -> Counter[str]:
-    """``solver/alternating.py``: one reduction of all sums."""
+    """``solver/alternating.py``: one all-reduce of all sums."""
     d, k, mine = load.narrow.width, load.narrow.intermediate, load.mine.narrow.intermediate
     sums = 4 * (mine * (k + d) + (mine + d) * load.narrow.mlp_bias + 2)
     return Counter({"all-reduce": sums * load.fitted.divided})
 
 
 def sweep_step_collectives(load: Workload) -> Counter[str]:
-    """``pruning/sweeps.py``: the sequences of a step, and its gradients."""
+    """``pruning/sweeps.py``: the minibatch of a step, and its gradients."""
     picked = load.step_sequences
     if not load.fitted.divided:
         return Counter()
@@ -260,9 +261,9 @@ def sweep_step_collectives(load: Workload) -> Counter[str]:
 
 
 def collectives(load: Workload) -> dict[str, Counter[str]]:
-    """Bytes that go into reductions, of one layer by phase; a few numbers for each channel are left out.
+    """Bytes that enter reductions, by phase, for one layer; a few numbers per channel are left out.
 
-    In the sweeps of a block of one sweep.
+    In the sweeps they are for one block of one sweep.
     """
     s = load.settings
     rounds = _times(step_collectives(load), s.steps) + closed_form_collectives(load)
@@ -279,6 +280,6 @@ def _times(found: Counter[str], count: int) -> Counter[str]:
 
 
 def sent(found: Counter[str], devices: int) -> float:
-    """Bytes that each device sends round a ring (Patarasuk and Yuan 2009): a reduction goes round twice."""
+    """Bytes that each device sends in a ring (Patarasuk and Yuan 2009): an all-reduce goes round twice."""
     rounds = {"all-reduce": 2, "reduce-scatter": 1, "all-gather": 1}
     return math.fsum(rounds[kind] * size for kind, size in found.items()) * (devices - 1) / devices

@@ -1,8 +1,8 @@
-"""The sizes of a run: what one device has to do, and how much of it is divided among the devices.
+"""The sizes of a run: the work of one device, and how much of it is divided among the devices.
 
-Follows ``spap_jax/devices.py``: sequences are spread in whole chunks, evenly or not at all; the tokens or sequences of
-a minibatch likewise. Heads, channels and vocabulary are divided among those devices that share the weights, where their
-numbers allow it; everything else is the same on every device.
+This follows ``spap_jax/devices.py``: sequences are sharded in whole chunks, evenly or not at all, and so are the tokens
+or sequences of a minibatch. Heads, channels and vocabulary are sharded over the devices that share the weights, if
+their numbers allow it; everything else is replicated.
 """
 
 import dataclasses
@@ -21,13 +21,13 @@ from spap_jax.settings import PruneSettings
 
 @dataclass(frozen=True)
 class Chunks:
-    """Sequences in chunks [C, B, T] that pass through a block at once.
+    """Sequences in chunks [C, B, T]; a chunk passes through a block at once.
 
     Attributes:
         count: C, on all devices together.
         sequences: B.
         length: T.
-        devices: Over how many devices they would be spread.
+        devices: Number of devices over which the chunks are spread if they can be divided.
     """
 
     count: int
@@ -37,42 +37,42 @@ class Chunks:
 
     @property
     def divided(self) -> bool:
-        """Whether each device has as many chunks as any other; else each has all of them."""
+        """Whether the chunks are divided evenly among the devices; otherwise each device has all of them."""
         return self.devices > 1 and self.count > 0 and self.count % self.devices == 0
 
     @property
     def here(self) -> int:
-        """Chunks on one device."""
+        """Number of chunks on one device."""
         return self.count // self.devices if self.divided else self.count
 
     @property
     def size(self) -> int:
-        """Tokens of one chunk."""
+        """Number of tokens of one chunk."""
         return self.sequences * self.length
 
     @property
     def tokens(self) -> int:
-        """Tokens on one device."""
+        """Number of tokens on one device."""
         return self.here * self.size
 
     def share(self, drawn: int) -> int:
-        """What one device computes of so many tokens or sequences of a minibatch."""
+        """Number of a minibatch's tokens or sequences that one device computes, out of ``drawn``."""
         return drawn // self.devices if self.divided and drawn % self.devices == 0 else drawn
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A run of pruning.
+    """A pruning run.
 
     Attributes:
-        dense: The decoder.
-        narrow: What becomes of it.
-        settings: How.
-        fitted: Sequences that are fitted.
-        held_out: Those that only judge.
+        dense: Config of the dense decoder.
+        narrow: Config of the pruned decoder.
+        settings: Settings of the run.
+        fitted: Calibration sequences that are fitted.
+        held_out: Held-out calibration sequences.
         weight_bytes: Bytes of a stored weight.
-        heads_at_once: Query heads whose attention scores are held at once.
-        sharers: Among how many devices the weights are divided.
+        heads_at_once: Number of query heads whose attention scores are held at once.
+        sharers: Number of devices over which the weights are sharded.
     """
 
     dense: DecoderConfig
@@ -86,33 +86,33 @@ class Workload:
 
     @property
     def parts(self) -> tuple[Chunks, Chunks]:
-        """Fitted and held out."""
+        """The fitted and the held-out sequences."""
         return self.fitted, self.held_out
 
     @property
     def devices(self) -> int:
-        """Over how many devices the sequences are spread."""
+        """Number of devices over which the sequences are spread."""
         return self.fitted.devices
 
     @property
     def mine(self) -> "Workload":
-        """The same with the part of the decoder that one of the devices has."""
+        """The same workload with only the part of the decoder that one device holds."""
         parts = {name: _part(getattr(self, name), self.sharers) for name in ("dense", "narrow")}
         return dataclasses.replace(self, sharers=1, **parts)
 
     @property
     def tokens(self) -> int:
-        """Tokens on one device."""
+        """Number of tokens on one device."""
         return self.fitted.tokens + self.held_out.tokens
 
     @property
     def stream_bytes(self) -> int:
-        """Bytes of a number of a stream, as it is kept."""
+        """Bytes of a stored element of a stream."""
         return storage(self.settings.stream_dtype).itemsize
 
     @property
     def judged(self) -> Chunks:
-        """What judges the sweeps."""
+        """The sequences on which the sweeps are validated."""
         return self.held_out if self.held_out.count else self.fitted
 
     @property
@@ -132,33 +132,33 @@ class Workload:
 
     @property
     def stages(self) -> int:
-        """Weights on the way to the result whose errors are told: of the channels chosen, and of their refit."""
+        """Number of intermediate results whose errors are reported: the selected channels, and their refit."""
         return {"none": 0, "bias": 1, "refit": 1, "alternate": 2}[update_used(self.settings)]
 
     @property
     def sweeps(self) -> int:
-        """Sweeps over the model."""
+        """Number of sweeps over the model."""
         return self.settings.decided.sweeps if self.alternates else 0
 
     @property
     def together(self) -> int:
-        """Blocks that a sweep adjusts together."""
+        """Number of blocks that a sweep adjusts together."""
         return together(self.narrow.layers, self.settings)
 
     @property
     def after(self) -> float:
-        """Blocks behind those that a sweep adjusts, on average."""
+        """Average number of blocks after those that a sweep adjusts."""
         return (self.narrow.layers - self.together) / 2
 
     @property
     def written(self) -> int:
-        """Sequences that the dense model writes."""
+        """Number of sequences that the dense model generates."""
         sampled = self.settings.decided.sampled
         return sum(part.count * part.sequences for part in self.parts) * sampled // (1 + sampled)
 
     @property
     def written_at_once(self) -> int:
-        """How many of them."""
+        """Number of sequences that the dense model generates at once."""
         return at_once(max(1, self.written), self.fitted.length)
 
     @property
@@ -168,23 +168,23 @@ class Workload:
 
     @property
     def solved_here(self) -> float:
-        """Of the layers, the part whose channels a device chooses."""
+        """Fraction of the layers whose channels one device chooses."""
         return math.ceil(self.dense.layers / (self.devices * self.sharers)) / self.dense.layers if self.in_waves else 1
 
     @property
     def batch(self) -> int:
-        """Tokens of a minibatch of the alternating rounds."""
+        """Number of tokens in a minibatch of the alternating rounds."""
         return min(self.settings.step_tokens, self.fitted.count * self.fitted.size)
 
     @property
     def step_sequences(self) -> int:
-        """Sequences of a minibatch of the sweeps."""
+        """Number of sequences in a minibatch of the sweeps."""
         most = self.fitted.count * self.fitted.sequences
         return min(max(1, self.settings.step_tokens // self.fitted.length), most)
 
 
 def _part(config: DecoderConfig, sharers: int) -> DecoderConfig:
-    """What one of so many devices has of a decoder."""
+    """Returns the part of a decoder that each of ``sharers`` devices holds."""
     sizes = {name: getattr(config, name) for name in ("vocabulary", "intermediate", "heads", "kv_heads")}
     return dataclasses.replace(config, **{name: n if n % sharers else n // sharers for name, n in sizes.items()})
 
@@ -199,17 +199,17 @@ def workload(
     weight_bytes: int = 4,
     heads_at_once: int | None = None,
 ) -> Workload:
-    """The run that prunes a model with calibration sequences [sequences, length].
+    """Returns the workload of pruning a model with calibration sequences [sequences, length].
 
     Args:
-        config: The dense decoder.
-        settings: How.
-        sequences: How many sequences there are, beside those that the model writes.
-        length: Their tokens.
-        devices: Over how many devices they are spread.
-        sharers: Among how many devices the weights are divided.
+        config: Config of the dense decoder.
+        settings: Settings of the run.
+        sequences: Number of calibration sequences, without those that the model generates.
+        length: Number of tokens of each sequence.
+        devices: Number of devices over which the sequences are spread.
+        sharers: Number of devices over which the weights are sharded.
         weight_bytes: Bytes of a stored weight.
-        heads_at_once: As in `Workload`; where absent all heads, as on accelerators. A CPU takes one group.
+        heads_at_once: See `Workload`. By default all heads, as on accelerators; a CPU processes one group at a time.
 
     Raises:
         UserError: there is nothing to remove, or layers differ in width.
@@ -222,7 +222,7 @@ def workload(
     most = max(1, settings.batch_tokens // length)
     sequences *= 1 + settings.decided.sampled
     fitted, chunk = streams.split(sequences, held_out_part(settings), most, devices)
-    # As the pipeline chunks what is held out.
+    # The pipeline chunks held-out sequences in the same way.
     held = sequences - fitted
     rest = held // devices if held % devices == 0 else held
     held_chunk = streams.largest_divisor(rest, chunk) if rest else 1

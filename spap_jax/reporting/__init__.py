@@ -1,1 +1,1 @@
-"""A page of what pruning runs did: reads their reports, draws, and writes one HTML file and the plots as PNGs."""
+"""The page of ``spap report``: reads reports of pruning runs, plots them, and writes one HTML file and PNGs."""

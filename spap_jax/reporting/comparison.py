@@ -1,4 +1,4 @@
-"""Several runs beside each other: the plots against sparsity."""
+"""Comparison of several runs: the plots against sparsity."""
 
 import textwrap
 from collections.abc import Callable, Sequence
@@ -13,24 +13,24 @@ from spap_jax.reporting.schema import Run
 from spap_jax.reporting.style import LIGHT, grid, open_sides
 
 LINES = (("blue", "o"), ("orange", "s"), ("green", "^"), ("pink", "D"), ("grey", "v"))
-"""Colour and marker by series; a sixth series begins again."""
+"""Colour and marker of each series; they repeat from the sixth series on."""
 
 LINE = 48
-"""Letters on a line of a legend."""
+"""Maximum number of characters in a line of a legend."""
 
 
 class Quantity(NamedTuple):
-    """What is drawn against sparsity.
+    """A quantity that is plotted against sparsity.
 
     Attributes:
-        name: For file names.
-        title: Of the plot.
-        unit: Of its axis.
-        dense: Its value in the dense model; None where the run does not have it.
-        pruned: Its value in the pruned model.
-        spec: How it is written.
-        data: What it was measured on, where that matters.
-        bound: What the arithmetic allows, where that is known.
+        name: Name of the plot's file.
+        title: Title of the plot.
+        unit: Label of its axis.
+        dense: Returns the value of the dense model; None if the run does not have it.
+        pruned: Returns the value of the pruned model.
+        spec: Format specification of the values.
+        data: Returns the data on which it was measured, if that matters.
+        bound: Returns the value that the arithmetic allows, if that is known.
     """
 
     name: str
@@ -91,12 +91,12 @@ QUANTITIES = (
 
 
 def comparisons(runs: Sequence[Run]) -> list[Plot]:
-    """A plot against sparsity for each quantity that some run has."""
+    """Returns a plot against sparsity for each quantity that any run has."""
     return [_against(quantity, runs) for quantity in QUANTITIES if any(quantity.dense(run) for run in runs)]
 
 
 def _against(quantity: Quantity, runs: Sequence[Run]) -> Plot:
-    """A line a series through the dense model and its pruned ones."""
+    """Plots a quantity, with one line per series through the dense model and its pruned ones."""
     figure = Figure(SIZE, layout="constrained")
     axes = figure.subplots()
     handles, said = [], []
@@ -131,7 +131,7 @@ def _against(quantity: Quantity, runs: Sequence[Run]) -> Plot:
 
 
 def _series(quantity: Quantity, runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Runs whose numbers belong on one line, by a name made of what tells the lines apart."""
+    """Groups the runs that form one line, keyed by a name that consists of the facts in which the lines differ."""
     facts = [
         (
             run.record.model.name,

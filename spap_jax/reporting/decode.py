@@ -1,4 +1,4 @@
-"""JSON files as the types that say what they have to hold."""
+"""Decoding of JSON files into validated types."""
 
 from pathlib import Path
 from typing import TypeVar
@@ -11,7 +11,11 @@ T = TypeVar("T")
 
 
 def content(file: Path) -> bytes:
-    """Raises: UserError: the file cannot be read."""
+    """Reads a file.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
     try:
         return file.read_bytes()
     except OSError as error:
@@ -19,16 +23,16 @@ def content(file: Path) -> bytes:
 
 
 def decoded(file: Path, text: bytes, kind: type[T], origin: str) -> T:
-    """A file's content.
+    """Decodes the JSON content of a file.
 
     Args:
-        file: Where it is from.
+        file: The file, for error messages.
         text: Its bytes.
-        kind: What they have to be.
-        origin: The command that writes such files.
+        kind: Type to decode to.
+        origin: The command that writes files of this kind.
 
     Raises:
-        UserError: they are something else.
+        UserError: the content is not JSON of this type.
     """
     try:
         return msgspec.json.decode(text, type=kind)

@@ -1,4 +1,4 @@
-"""Figures as files: drawings that stand in a page and take its colours, and PNGs."""
+"""Rendering of figures: SVGs that are embedded in a page and follow its colours, and PNGs."""
 
 import io
 import re
@@ -15,14 +15,14 @@ from spap_jax.reporting.write import COMMAND
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """The look of all plots, while they are made and while they are written."""
+    """Applies the style of all plots while they are drawn and rendered."""
     with matplotlib.rc_context(SETTINGS), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a page's own fonts may well have it
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the fonts of the page may have it
         yield
 
 
 def svg(figure: Figure, prefix: str) -> str:
-    """An ``<svg>`` element for a page; its ids begin with ``prefix``, so that drawings on one page have their own."""
+    """Returns an ``<svg>`` element for a page; its ids begin with ``prefix``, so that they are unique on the page."""
     file = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(file, format="svg", transparent=True, metadata=nothing)
@@ -32,7 +32,7 @@ def svg(figure: Figure, prefix: str) -> str:
 
 
 def png(figure: Figure) -> bytes:
-    """A PNG on the light page's colour."""
+    """Returns a PNG with the background of the light page."""
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=DPI, facecolor=LIGHT["page"], metadata={"Software": COMMAND})
     return file.getvalue()

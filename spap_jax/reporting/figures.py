@@ -1,4 +1,4 @@
-"""The plots of one run. Every figure is made of the run's record and of nothing else."""
+"""The plots of one run. Every figure is made from the run's record alone."""
 
 import itertools
 import math
@@ -17,33 +17,33 @@ from spap_jax.reporting.schema import Attention, Errors, Layer, Record, Sweep
 from spap_jax.reporting.style import KEPT, LIGHT, STAGES, grid, open_sides
 
 Part = Layer | Attention
-"""What has errors: the MLP of a layer, whose record is the layer's, or its attention."""
+"""A part of a layer that has errors: its MLP, whose record is the layer's, or its attention."""
 
 
 TOKENS: dict[str, Literal["-", "--"]] = {"calibration": "-", "held-out": "--"}
-"""Line by the tokens that an error is of."""
+"""Line style, keyed by the tokens on which an error was measured."""
 
 NEW_TEXT = " Dashed: on held-out tokens, which were not used, and so tell what to expect on new text."
 
 SIZE = (4.8, 3.3)
 WIDTH = 9.8
-"""Inches: of a plot that stands beside another one, and of one across the page."""
+"""Size in inches of a plot beside another one (SIZE), and width of one across the page (WIDTH)."""
 
 CELLS = 512
-"""Most cells in a row of the map of channels."""
+"""Maximum number of cells in a row of the channel map."""
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure and its words.
+    """A figure with its texts.
 
     Attributes:
-        name: For file names.
-        title: What it shows.
-        caption: What to know to read it.
-        alt: What it says, for people who do not see it.
+        name: Name for files.
+        title: Title of the plot.
+        caption: Explanation of how to read it.
+        alt: Alternative text for screen readers.
         figure: The drawing.
-        wide: Whether it goes across the page.
+        wide: Whether it spans the page.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Plot:
 
 
 def plots(record: Record) -> list[Plot]:
-    """All plots that the record has data for."""
+    """Returns all plots for which the record has data."""
     found = _of_part(record.layers, record.layers, "MLP")
     attention = [layer.attention for layer in record.layers if layer.attention]
     if len(attention) == len(record.layers):
@@ -69,13 +69,13 @@ def plots(record: Record) -> list[Plot]:
 
 
 def _of_part(layers: Sequence[Layer], parts: Sequence[Part], what: str) -> list[Plot]:
-    """The errors of the MLP or of the attention of all layers, and what each stage gained if there are several."""
+    """Plots the errors of all layers' MLPs or attention and, if there are several stages, the gain of each."""
     numbers, stages = [layer.layer for layer in layers], changing_stages(parts)
     return [errors(numbers, parts, stages, what), *([gains(numbers, parts, stages, what)] if len(stages) > 1 else [])]
 
 
 def changing_stages(parts: Sequence[Part]) -> list[str]:
-    """The stages that changed some error; the first is where it starts."""
+    """Returns the stages that changed any error, after the first stage, which is always included."""
     names = list(STAGES)
     tokens = [errors for part in parts for errors in (part.calibration, part.held_out) if errors]
     moved = [
@@ -87,7 +87,7 @@ def changing_stages(parts: Sequence[Part]) -> list[str]:
 
 
 def errors(layers: Sequence[int], parts: Sequence[Part], stages: Sequence[str], what: str) -> Plot:
-    """Relative error in per cent by layer after each stage, on calibration and held-out tokens."""
+    """Plots the relative error in per cent by layer after each stage, on calibration and held-out tokens."""
     figure, axes = _panel("layer", "error, %")
     drawn = [tokens for tokens in TOKENS if tokens == "calibration" or judged(parts)]
     for stage, tokens in itertools.product(stages, drawn):
@@ -121,7 +121,7 @@ def errors(layers: Sequence[int], parts: Sequence[Part], stages: Sequence[str], 
 
 
 def gains(numbers: Sequence[int], parts: Sequence[Part], stages: Sequence[str], what: str) -> Plot:
-    """How much of the error of the first stage each later one removed."""
+    """Plots the fraction of the first stage's error that each later stage removed."""
     figure, axes = _panel("layer", "error removed, %")
     layers = np.array(numbers)
     tokens = "held-out" if judged(parts) else "calibration"
@@ -147,7 +147,7 @@ def gains(numbers: Sequence[int], parts: Sequence[Part], stages: Sequence[str], 
 
 
 def channels(record: Record) -> Plot:
-    """Which channels each layer keeps, and how many."""
+    """Plots which channels each layer keeps, and how many."""
     count, width = len(record.layers), record.model.intermediate.before
     figure = Figure((WIDTH, min(1.5 + 0.24 * count, 7)), layout="constrained")
     picture, bars = figure.subplots(1, 2, sharey=True, width_ratios=(6, 1))
@@ -185,14 +185,14 @@ def channels(record: Record) -> Plot:
 
 
 def kept_share(layer: Layer, width: int, size: int) -> np.ndarray:
-    """Fraction of the channels kept in each cell of ``size`` channels; the last one may hold fewer."""
+    """Returns the fraction of kept channels in each cell of ``size`` channels; the last cell may have fewer."""
     cells = math.ceil(width / size)
     found = np.bincount(np.array(layer.kept, dtype=int) // size, minlength=cells)
     return found / np.minimum(size, width - size * np.arange(cells))
 
 
 def divergence(sweeps: Sequence[Sweep]) -> Plot:
-    """Divergence after every step of the sweeps, and what was tried and not taken."""
+    """Plots the divergence after every step of the sweeps, and the values of rejected steps."""
     figure, axes = _panel("layer, in each sweep", "KL divergence, nats per token")
     steps = range(len(sweeps))
     current = [number(step.after if step.taken else step.before) for step in sweeps]
@@ -230,7 +230,7 @@ def divergence(sweeps: Sequence[Sweep]) -> Plot:
 
 
 def seconds(phases: dict[str, float]) -> Plot:
-    """Seconds by phase."""
+    """Plots the seconds of each phase."""
     figure = Figure((SIZE[0], 1.1 + 0.27 * len(phases)), layout="constrained")
     axes = figure.subplots()
     axes.barh(list(phases), list(phases.values()), 0.7, color=LIGHT["blue"])
@@ -253,12 +253,12 @@ def judged(parts: Sequence[Part]) -> bool:
 
 
 def number(found: float | None) -> float:
-    """What was not finite leaves a gap in a plot."""
+    """Returns NaN for None, a value that was not finite, so that it leaves a gap in a plot."""
     return math.nan if found is None else found
 
 
 def _stage(parts: Sequence[Part], tokens: str, stage: str) -> list[float]:
-    """Errors of all layers after a stage, in per cent."""
+    """Returns the errors of all layers after a stage, in per cent."""
     chosen: list[Errors | None] = [part.held_out if tokens == "held-out" else part.calibration for part in parts]
     return [100 * number(getattr(errors, stage, None)) for errors in chosen]
 
@@ -274,7 +274,7 @@ def _panel(x: str, y: str) -> tuple[Figure, Axes]:
 
 
 def _extent(layers: Sequence[int], values: Sequence[float]) -> str:
-    """The lowest and the highest value, and in which layers."""
+    """Returns text with the lowest and the highest value and their layers."""
     if np.isnan(values).all():
         return "not finite"
     low, high = int(np.nanargmin(values)), int(np.nanargmax(values))

@@ -1,4 +1,4 @@
-"""One page that is complete in itself, and its plots as PNGs."""
+"""The self-contained HTML page, and its plots as PNGs."""
 
 import itertools
 import re
@@ -20,7 +20,7 @@ from spap_jax.reporting.write import COMMAND
 
 @dataclass(frozen=True)
 class Drawn:
-    """A plot with its drawing for the page, and as a PNG; ``name`` is no other plot's of the page."""
+    """A plot rendered as SVG for the page and as PNG; ``name`` is unique on the page."""
 
     name: str
     plot: Plot
@@ -29,13 +29,13 @@ class Drawn:
 
 
 def render(runs: Sequence[Run]) -> tuple[str, dict[str, bytes]]:
-    """Draws and writes everything.
+    """Renders the page and all plots.
 
     Args:
-        runs: At least one.
+        runs: At least one run.
 
     Returns:
-        The page, and the PNGs by name.
+        The page, and the PNGs keyed by file name.
     """
     with draw.drawing():
         compared = [_drawn(plot) for plot in comparisons(runs)] if len(runs) > 1 else []
@@ -61,13 +61,13 @@ def _drawn(plot: Plot, prefix: str = "") -> Drawn:
 
 
 def _prefix(runs: Sequence[Run], place: int) -> str:
-    """What begins the names of a run's plots where there are several runs; the number keeps them apart."""
+    """Returns the prefix of a run's plot names if there are several runs; its number makes it unique."""
     slug = re.sub(r"[^\w.]+", "-", runs[place].label).strip("-.")
     return f"{place + 1}-{slug}-" if len(runs) > 1 else ""
 
 
 def _title(runs: Sequence[Run]) -> str:
-    """What the page is about: the model and what was removed, or of how many runs it is."""
+    """Returns the title of the page: the model and what was removed, or the number of runs."""
     models = {_short(run.record.model.name) for run in runs}
     if len(runs) > 1:
         many = f"{len(runs)} pruning runs"
@@ -76,12 +76,12 @@ def _title(runs: Sequence[Run]) -> str:
 
 
 def _short(model: str) -> str:
-    """The name of a model without its owner."""
+    """Returns the name of a model without its owner."""
     return model.rstrip("/").rpartition("/")[2]
 
 
 def _removed(run: Run) -> str:
-    """What was removed, and whether training followed."""
+    """Returns text on what was removed, and whether training followed."""
     heads = run.record.fewer_heads
     words = f"{share_text(run.record.removed)} of the MLP channels"
     words += f" and {share_text(heads.removed)} of the attention heads" if heads else ""
@@ -89,7 +89,7 @@ def _removed(run: Run) -> str:
 
 
 def _kept(record: Record) -> str:
-    """What the layers of the pruned model have."""
+    """Returns a sentence on what the layers of the pruned model keep."""
     counts = [len(layer.kept) for layer in record.layers]
     least, most = count_text(min(counts)), count_text(max(counts))
     layers, kept = ("Every layer keeps", least) if least == most else ("The layers keep", f"{least} to {most}")
@@ -97,12 +97,12 @@ def _kept(record: Record) -> str:
     if (heads := record.fewer_heads) and (groups := record.model.kv_heads):
         words += f", {heads.after} of {heads.before} attention heads"
         words += f" and {groups.after} of {groups.before} key/value heads"
-    asked = record.sparsity.get("channels", {}).get("asked", record.removed)  # older reports do not tell
+    asked = record.sparsity.get("channels", {}).get("asked", record.removed)  # older reports lack it
     return f"{words}{f' ({share_text(asked)} asked for)' if missed(record.removed, asked) else ''}."
 
 
 def _section(run: Run, drawn: Sequence[Drawn]) -> dict[str, Any]:
-    """What the template shows of a run."""
+    """Returns the values that the template shows for a run."""
     record = run.record
     numbers = tables.before_and_after(run)
     return {
@@ -121,7 +121,7 @@ def _section(run: Run, drawn: Sequence[Drawn]) -> dict[str, Any]:
 
 
 def _quality(run: Run) -> list[str]:
-    """Sentences on what the numbers of quality are of."""
+    """Returns sentences on how the quality was measured."""
     measured = run.record.extras.perplexity
     said = [
         f"Perplexity, which tells how well a model predicts text (lower is better), was measured on {measured.data}."
@@ -134,7 +134,7 @@ def _quality(run: Run) -> list[str]:
 
 
 def _trained(trained: Trained) -> str:
-    """What training did; the run's other numbers do not know of it."""
+    """Returns a sentence on the training, which the run's other numbers do not include."""
     words = f"Trained since, for {count_text(trained.settings.steps)} steps ({trained.objective})"
     if measured := trained.extras.perplexity:
         words += f"; perplexity on {measured.data}: {tables.decimals(measured.before)} before them, "

@@ -1,6 +1,6 @@
-"""The files that a page is made of, checked as they are read.
+"""Reads and validates the files from which a page is made.
 
-They are the interface: nothing of what wrote them is imported, so a page needs no JAX.
+The files are the interface: none of the code that wrote them is imported, so a page does not require JAX.
 """
 
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ from spap_jax.reporting.decode import content, decoded
 from spap_jax.reporting.schema import Record, Run, Speed, Trained
 
 FORMAT = 1
-"""Of the reports that can be read; a report without one is of the first."""
+"""Format version of the reports that can be read; a report without a version has the first."""
 
 REPORT = "spap_report.json"
 TRAINED = "spap_finetune.json"
 
 
 def with_sweeps(folders: Sequence[Path]) -> list[Path]:
-    """The folders; in place of one without a report those in it that have one, as of several sparsities."""
+    """Returns the folders; one without a report is replaced by its subfolders with one, as for several sparsities."""
     return [run for folder in folders for run in _runs_in(folder)]
 
 
@@ -33,12 +33,12 @@ def read_runs(folders: Sequence[Path], benches: Sequence[Path] = ()) -> list[Run
     """Reads the reports of pruned checkpoints, and pairs them with measurements of their speed.
 
     Args:
-        folders: Of the checkpoints.
+        folders: Folders of the checkpoints.
         benches: Files that ``spap bench DENSE PRUNED --json`` wrote, at most one for each checkpoint.
 
     Raises:
-        UserError: a folder is named twice or holds no report, a file cannot be understood or is of another format, or
-            a measurement is of none of the checkpoints, or could be of several.
+        UserError: a folder is named twice or has no report, a file cannot be decoded or has another format, or a
+            measurement matches none of the checkpoints, or several.
     """
     places = [folder.expanduser().resolve() for folder in folders]
     twice = [str(folder) for folder, place in zip(folders, places, strict=True) if places.count(place) > 1]
@@ -53,7 +53,7 @@ def read_runs(folders: Sequence[Path], benches: Sequence[Path] = ()) -> list[Run
 
 
 def _labels(places: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that tell them apart: a page is for others, who have no use for the rest."""
+    """Returns the shortest unique endings of the paths; readers of a page have no use for the rest."""
     depths = range(1, max(len(place.parts) for place in places) + 1)
     ends = ([Path(*place.parts[-depth:]).as_posix() for place in places] for depth in depths)
     return next(names for names in ends if len({*names}) == len(names))
@@ -79,9 +79,9 @@ def _read_trained(folder: Path) -> Trained | None:
 
 
 def _speed_of(file: Path, places: Sequence[Path], records: Sequence[Record]) -> tuple[Path, Speed]:
-    """The checkpoint that was measured as the second of two, and what was found.
+    """Returns the checkpoint that was measured as the second of two models, and the measurement.
 
-    It is known by the name of its folder and by its size: files hold no paths, and folders move.
+    The checkpoint is identified by the name of its folder and by its size: files hold no paths, and folders move.
     """
     speed = decoded(file, content(file), Speed, "spap bench DENSE PRUNED --json")
     measured = speed.models[1]

@@ -1,6 +1,6 @@
-"""What the page needs of ``spap_report.json``, of ``spap_finetune.json`` and of the JSON of ``spap bench``.
+"""The fields of ``spap_report.json``, ``spap_finetune.json`` and the JSON of ``spap bench`` that the page needs.
 
-Fields that are not named here are passed by. A number that was not finite is null in a file and None here.
+Other fields are ignored. A number that was not finite is null in a file and None here.
 """
 
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ Positive = Annotated[float, msgspec.Meta(gt=0)]
 
 @dataclass(frozen=True)
 class Errors:
-    """Relative errors of a layer at the three stages."""
+    """Relative errors of a layer after each of the three stages."""
 
     selection: float | None
     refit: float | None
@@ -24,7 +24,7 @@ class Errors:
 
 @dataclass(frozen=True)
 class Attention:
-    """What happened to the attention of a layer, in the terms of ``Layer``; what is kept are key/value heads."""
+    """Record of a layer's attention, with fields as in ``Layer``; ``kept`` lists key/value heads."""
 
     kept: tuple[Count, ...]
     calibration: Errors
@@ -35,18 +35,18 @@ class Attention:
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer's record.
+    """Record of one layer.
 
     Attributes:
-        layer: Its index.
+        layer: Index of the layer.
         kept: MLP channels kept, ascending.
-        calibration: Errors of the MLP on the tokens that were fitted.
-        held_out: Errors on the tokens that were not; None where none were held out.
-        swaps: Exchanges of channels made by the polish.
-        improving_swaps: Single exchanges that would still lower the error.
-        rounds: Alternating rounds accepted.
-        seconds: Time by phase.
-        attention: None where all heads stay.
+        calibration: Errors of the MLP on the calibration tokens.
+        held_out: Errors on the held-out tokens; None if there are none.
+        swaps: Number of channel swaps made by the polish.
+        improving_swaps: Number of single swaps that would still lower the error.
+        rounds: Number of alternating rounds accepted.
+        seconds: Seconds by phase.
+        attention: Record of the attention; None if all heads are kept.
     """
 
     layer: Count
@@ -60,14 +60,18 @@ class Layer:
     attention: Attention | None = None
 
     def __post_init__(self) -> None:
-        """Raises: ValueError: the channels kept are not ascending."""
+        """Validates the record.
+
+        Raises:
+            ValueError: the channels kept are not ascending.
+        """
         if any(low >= high for low, high in zip(self.kept, self.kept[1:], strict=False)):
             raise ValueError("The channels in `kept` do not ascend")
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a sweep did to one layer: divergence before and with its new weights, and whether they were taken."""
+    """One layer's step in a sweep: divergence before and with the new weights, and whether these were accepted."""
 
     sweep: Count
     layer: Count
@@ -85,13 +89,13 @@ class Change:
 
     @property
     def removed(self) -> float:
-        """Fraction that is gone."""
+        """Fraction that was removed."""
         return 1 - self.after / self.before
 
 
 @dataclass(frozen=True)
 class Width:
-    """MLP channels of a dense layer, the widest; how many stay, each layer's record tells."""
+    """MLP channels of the widest dense layer; the number kept is in each layer's record."""
 
     before: Whole
 
@@ -119,7 +123,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Method:
-    """How channels were chosen, and the update that the weights kept got."""
+    """How channels were selected, and how the kept weights were updated."""
 
     selection: str
     update: str
@@ -127,7 +131,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What the calibration tokens were."""
+    """The calibration tokens."""
 
     sequences: Whole
     sequence_length: Whole
@@ -137,7 +141,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Perplexity:
-    """Perplexity before and after, and on what."""
+    """Perplexity before and after, and the data on which it was measured."""
 
     data: str
     before: Positive
@@ -146,7 +150,7 @@ class Perplexity:
 
 @dataclass(frozen=True)
 class Extras:
-    """What only the command line reports."""
+    """Values that only the command line reports."""
 
     bytes: Change | None = None
     perplexity: Perplexity | None = None
@@ -155,7 +159,7 @@ class Extras:
 
 @dataclass(frozen=True)
 class Record:
-    """A report."""
+    """The report of a pruning run."""
 
     settings: dict[str, Any]
     method: Method
@@ -170,7 +174,11 @@ class Record:
     extras: Extras = field(default_factory=Extras)
 
     def __post_init__(self) -> None:
-        """Raises: ValueError: a layer keeps a channel that the model does not have."""
+        """Validates the report.
+
+        Raises:
+            ValueError: a layer keeps a channel that the model does not have.
+        """
         for layer in self.layers:
             if layer.kept and layer.kept[-1] >= self.model.intermediate.before:
                 raise ValueError(f"Layer {layer.layer} keeps a channel that the model does not have")
@@ -212,7 +220,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Workload:
-    """What it timed."""
+    """The work that ``spap bench`` timed."""
 
     batch: Whole
     prompt: Whole
@@ -222,7 +230,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Speed:
-    """What ``spap bench`` found of two models: measured, and allowed by the arithmetic."""
+    """Speed-ups between two models from ``spap bench``: as measured, and as the arithmetic allows."""
 
     models: tuple[Measured, Measured]
     workload: Workload
@@ -232,14 +240,14 @@ class Speed:
 
 @dataclass(frozen=True)
 class Steps:
-    """How long training was."""
+    """Length of the training."""
 
     steps: Whole
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What ``spap finetune`` did to a pruned checkpoint, whose report goes along and is from before."""
+    """Report of ``spap finetune`` on a pruned checkpoint; the pruning report beside it is from before the training."""
 
     settings: Steps
     objective: str
@@ -248,7 +256,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Run:
-    """A pruned checkpoint's report, the name that tells it from the others, and what was measured or done since."""
+    """A pruned checkpoint's report, its unique label, and later measurements and training."""
 
     label: str
     record: Record

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
 
 DPI = 150
-"""Of plots as PNGs."""
+"""Resolution of plots as PNGs."""
 
 LIGHT = {
     "page": "#ffffff",
@@ -20,7 +20,7 @@ LIGHT = {
     "green": "#008a65",
     "pink": "#b0578a",
 }
-"""No value stands twice: a drawing's colours are found again by their values."""
+"""Colours of the light page. All values differ, since `themed` finds a drawing's colours by their values."""
 
 DARK = {
     "page": "#12161c",
@@ -35,11 +35,11 @@ DARK = {
 }
 
 KEPT = (0.18, 0.52, 0.78)
-"""Red, green and blue of a kept channel: it is in a picture, so the same on a light and on a dark page."""
+"""Red, green and blue of a kept channel: it is in an image, so it is the same on a light and on a dark page."""
 
 
 class Stage(NamedTuple):
-    """A stage of the work on a layer: its name on a page, its colour, and what was done in it."""
+    """A stage of pruning a layer: its name on a page, its colour, and its meaning."""
 
     label: str
     colour: str
@@ -51,7 +51,7 @@ STAGES = {
     "refit": Stage("refit", "blue", "with its output weights solved for"),
     "alternating": Stage("adjusted", "orange", "with all of its weights improved in turn"),
 }
-"""In their order, by their names in a report."""
+"""The stages in order, keyed by their names in a report."""
 
 SETTINGS: "dict[RcKeyType, Any]" = {
     "font.size": 10.5,
@@ -66,7 +66,7 @@ SETTINGS: "dict[RcKeyType, Any]" = {
     "ytick.labelcolor": LIGHT["ink"],
     "legend.frameon": False,
     "legend.fontsize": 9.5,
-    "text.parse_math": False,  # a folder's name may have dollars
+    "text.parse_math": False,  # a folder's name may contain dollar signs
     "svg.fonttype": "none",
     "svg.hashsalt": "spap",  # the same report gives the same page
 }
@@ -74,19 +74,19 @@ SETTINGS: "dict[RcKeyType, Any]" = {
 
 
 def open_sides(axes: "Axes") -> None:
-    """Leaves out the frame's upper and right side."""
+    """Hides the top and right sides of the frame."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
 
 
 def grid(axes: "Axes", axis: str = "both") -> None:
-    """Quiet lines at the main ticks, behind the data."""
+    """Draws light grid lines at the major ticks, behind the data."""
     axes.grid(True, which="major", axis=axis, color=LIGHT["grid"], linewidth=0.8)  # pyright: ignore[reportArgumentType]
     axes.set_axisbelow(True)
 
 
 def themed(svg: str) -> str:
-    """A drawing whose colours follow the page: each becomes the page's variable of its name."""
+    """Replaces each colour of a drawing by the page's CSS variable of its name, so that it follows the theme."""
     for name, colour in LIGHT.items():
         svg = svg.replace(colour, f"var(--{name})")
     return svg

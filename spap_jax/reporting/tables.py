@@ -1,4 +1,4 @@
-"""The tables of a page: words and numbers as they are shown, every one made of a report."""
+"""The tables of a page: words and numbers as they are shown, all taken from reports."""
 
 import itertools
 import json
@@ -11,7 +11,7 @@ from spap_jax.reporting.schema import Change, Errors, Layer, Perplexity, Record,
 from spap_jax.reporting.style import STAGES
 
 NOTHING = "\N{EN DASH}"
-"""Stands where a run has no such number."""
+"""Shown where a run does not have a number."""
 
 NOT_FINITE = "not finite"
 
@@ -21,10 +21,10 @@ class Table:
     """A table.
 
     Attributes:
-        name: What it holds, for people who do not see it.
-        columns: Their names; the first column names its row.
-        rows: Its cells.
-        words: Columns after the first that hold words, which stand to the left.
+        name: Description of the table for screen readers.
+        columns: Names of the columns; the first column names the row.
+        rows: Cells by row.
+        words: Columns after the first that contain words, which are left-aligned.
     """
 
     name: str
@@ -38,9 +38,9 @@ class Headline(NamedTuple):
     """A result in large type.
 
     Attributes:
-        name: What changed.
-        value: By how much.
-        detail: From what to what.
+        name: The quantity that changed.
+        value: Amount of the change.
+        detail: Values before and after.
     """
 
     name: str
@@ -56,11 +56,11 @@ HEADLINES = {
     "prefill speed": "Speed of reading a prompt",
     "decode speed": "Speed of writing text",
 }
-"""Rows of the table of before and after that stand in large type, and their names there."""
+"""Rows of the table of before and after that are shown in large type, and their names there."""
 
 
 def headlines(table: Table) -> list[Headline]:
-    """The most important rows of a table of before and after, in the order of their importance."""
+    """Returns the most important rows of a table of before and after, in order of importance."""
     rows = {row[0].partition(",")[0]: row[1:] for row in table.rows}
     found = {name: rows[name] for name in HEADLINES if name in rows}
     return [
@@ -70,7 +70,7 @@ def headlines(table: Table) -> list[Headline]:
 
 
 def before_and_after(run: Run) -> Table:
-    """Parameters, channels, heads, bytes, perplexity and speed, dense and pruned."""
+    """Returns a table of parameters, channels, heads, bytes, perplexity and speed, dense and pruned."""
     record = run.record
     counts = {
         "parameters": record.model.parameters,
@@ -102,7 +102,7 @@ def before_and_after(run: Run) -> Table:
 
 
 def side_by_side(runs: Sequence[Run]) -> Table:
-    """A row a run: what came of it, and the settings in which the runs differ."""
+    """Returns a table with a row per run: its results, and the settings in which the runs differ."""
     settings = differing([run.record.settings for run in runs])
     columns = {
         "run": [run.label for run in runs],
@@ -125,7 +125,7 @@ def side_by_side(runs: Sequence[Run]) -> Table:
 
 
 def layers(record: Record) -> Table:
-    """A row a layer: what the plots show, in numbers."""
+    """Returns a table with a row per layer: the numbers that the plots show."""
     rows = [_layer(layer) for layer in record.layers]
     columns = {name: [row.get(name, NOTHING) for row in rows] for name in dict.fromkeys(itertools.chain(*rows))}
     return Table("Every layer in numbers", tuple(columns), tuple(zip(*columns.values(), strict=True)), note=LAYERS_NOTE)
@@ -139,7 +139,7 @@ LAYERS_NOTE = (
 
 
 def _layer(layer: Layer) -> dict[str, str]:
-    """The cells of a layer, by their columns."""
+    """Returns the cells of a layer, keyed by column."""
     cells = {"layer": str(layer.layer), "channels kept": count_text(len(layer.kept))}
     cells |= _errors(layer.calibration) | (_errors(layer.held_out, "held-out ") if layer.held_out else {})
     cells |= {"swaps": count_text(layer.swaps), "swaps left": count_text(layer.improving_swaps)}
@@ -153,7 +153,7 @@ def _layer(layer: Layer) -> dict[str, str]:
 
 
 def sweeps(record: Record) -> Table:
-    """A row a step of a sweep."""
+    """Returns a table with a row per step of a sweep."""
     rows = tuple(
         (
             str(step.sweep + 1),
@@ -170,26 +170,26 @@ def sweeps(record: Record) -> Table:
 
 
 def differing(settings: Sequence[dict[str, Any]]) -> list[str]:
-    """Names of the settings that are not the same in all runs."""
+    """Returns the names of the settings that are not the same in all runs."""
     names = dict.fromkeys(name for chosen in settings for name in chosen)
     return [name for name in names if len({value_text(chosen.get(name)) for chosen in settings}) > 1]
 
 
 def value_text(value: Any) -> str:
-    """A setting as it is typed."""
+    """Formats a setting as the user types it."""
     if value is None:
         return NOTHING
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def _errors(errors: Errors, prefix: str = "", stages: Sequence[str] = tuple(STAGES)) -> dict[str, str]:
-    """The errors after some stages in per cent, by their columns."""
+    """Returns the errors after some stages in per cent, keyed by column."""
     found = {f"{prefix}{STAGES[stage].label}": getattr(errors, stage) for stage in stages}
     return {name: NOT_FINITE if error is None else f"{100 * error:.2f}" for name, error in found.items()}
 
 
 def decimals(value: float | None) -> str:
-    """A number as the tables show it."""
+    """Formats a number as the tables show it."""
     return NOT_FINITE if value is None else f"{value:.4f}"
 
 
@@ -209,7 +209,7 @@ def _perplexities(runs: Sequence[Run]) -> dict[str, list[str]]:
 
 
 def _perplexity(measured: Perplexity) -> tuple[str, str, str]:
-    """Before, after, and the change."""
+    """Returns perplexity before and after, and the change."""
     return decimals(measured.before), decimals(measured.after), _perplexity_change(measured)
 
 

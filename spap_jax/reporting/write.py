@@ -1,4 +1,4 @@
-"""Files that are complete or absent, all of them or none: written beside their places, then renamed."""
+"""Writes files all or none, each complete or absent: temporary files beside their destinations, then renamed."""
 
 import os
 import secrets
@@ -11,15 +11,15 @@ from spap_jax.places import real_path
 from spap_jax.written import check_file
 
 COMMAND = "spap report"
-"""What a page and its plots name as the program that wrote them."""
+"""The program that a page and its plots name as their author."""
 
 
 def check_places(places: list[Path], overwrite: bool) -> None:
-    """Looks whether files may be written there.
+    """Checks that files may be written to all places.
 
     Raises:
-        UserError: a folder, or a file that may not be replaced, is in one of the places. A file that `spap report` did
-            not write may never be replaced.
+        UserError: a place is a folder, or a file that may not be replaced. A file that `spap report` did not write may
+            never be replaced.
     """
     for place in places:
         if os.path.isdir(place):
@@ -31,17 +31,17 @@ def check_places(places: list[Path], overwrite: bool) -> None:
 
 
 def write_all(files: Mapping[Path, bytes], overwrite: bool) -> None:
-    """Writes files, in order.
+    """Writes files in order.
 
     Args:
-        files: Contents by place; folders are made where they are missing.
-        overwrite: Whether files that are there, and that `spap report` wrote, may be replaced.
+        files: Contents by path; missing folders are created.
+        overwrite: Whether existing files that `spap report` wrote may be replaced.
 
     Raises:
-        UserError: something is in a place that may not be replaced, or a file cannot be written.
+        UserError: a path is occupied by something that may not be replaced, or a file cannot be written.
     """
     check_places(list(files), overwrite)
-    files = {real_path(place): content for place, content in files.items()}  # links stay what they are
+    files = {real_path(place): content for place, content in files.items()}  # symbolic links are kept
     partial = {place: place.with_name(f".{place.name}.partial-{secrets.token_hex(4)}") for place in files}
     place = next(iter(files))
     try:

@@ -1,1 +1,1 @@
-"""Recovery training, for those who want it: LoRA or all weights, on the text or towards the dense model."""
+"""Optional recovery training: of LoRA updates or all weights, on text or towards the dense model's predictions."""

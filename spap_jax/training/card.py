@@ -1,4 +1,4 @@
-"""The model card of a trained checkpoint: that of the pruned one goes on with what was done since."""
+"""The model card of a trained checkpoint: the card of the pruned one, with a section about the training appended."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from spap_jax.pruning.card import card_head
 from spap_jax.training.report import FinetuneReport
 
 _PRUNED = "spap_report.json"
-"""The report of the pruning."""
+"""File name of the pruning report."""
 
 _NEW = """\
 {head}
@@ -30,10 +30,10 @@ Every setting and the loss of every step are in `spap_finetune.json`.
 
 
 def trained_files(report: FinetuneReport, folder: Path | None) -> dict[str, str]:
-    """What goes along with the weights of a trained checkpoint, by file name: its report, its card, and older reports.
+    """Returns the files beside the weights of a trained checkpoint, by name: its report, its card, and older reports.
 
     Args:
-        report: Of the training.
+        report: The report of the training.
         folder: The checkpoint that was trained.
     """
     files = {"spap_finetune.json": report.to_json(), "README.md": trained_card(report, folder)}
@@ -43,11 +43,11 @@ def trained_files(report: FinetuneReport, folder: Path | None) -> dict[str, str]
 
 
 def trained_card(report: FinetuneReport, folder: Path | None) -> str:
-    """The README.md of a trained checkpoint; every figure comes from the report.
+    """Returns the README.md of a trained checkpoint; every figure comes from the report.
 
     Args:
-        report: Of the training.
-        folder: The checkpoint that was trained; its card is kept if it is one of ours.
+        report: The report of the training.
+        folder: The checkpoint that was trained; its card is kept if SPAP-JAX wrote it.
     """
     there = folder / "README.md" if folder else None
     card = there.read_text(encoding="utf-8") if there and there.is_file() else ""

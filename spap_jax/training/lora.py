@@ -1,6 +1,6 @@
 """Low-rank updates of the projections (LoRA, Hu et al. 2021): W + (alpha / rank) A B with A [in, r], B [r, out].
 
-They are trained in the place of W and added to it in the end, so that what is written is a plain checkpoint.
+They are trained in place of W and merged into it at the end, so that the output is a plain checkpoint.
 """
 
 import math
@@ -15,16 +15,16 @@ INPUT_AXES = {
     "attention": {"q": 1, "k": 1, "v": 1, "o": 2},  # d -> n|m h; n h -> d
     "mlp": {"gate": 1, "up": 1, "down": 1},  # d -> f; f -> d
 }
-"""The projections that are updated, and how many of a weight's first axes are its input; OPT has no gate."""
+"""The projections that are updated, and how many leading axes of each weight are its input; OPT has no gate."""
 
 
 def start(layers: Params, rank: int, key: jax.Array) -> Params:
-    """Updates of all projections that change nothing yet, since every B is zero.
+    """Initialises updates of all projections; they change nothing yet, since every B is zero.
 
     Args:
         layers: The blocks' weights, stacked [L, ...].
-        rank: r, of every update.
-        key: Randomness of every A, which is normal with variance 1 / in.
+        rank: Rank r of every update.
+        key: Random key for every A, which is normal with variance 1 / in.
 
     Returns:
         Float32 ``{"attention": {"q": {"a": [L, in, r], "b": [L, r, out]}, ...}, "mlp": ...}``.
@@ -35,18 +35,18 @@ def start(layers: Params, rank: int, key: jax.Array) -> Params:
         inputs, outputs = math.prod(shape[:axes]), math.prod(shape[axes:])
         a = jax.random.normal(jax.random.fold_in(key, number), (count, inputs, rank)) / math.sqrt(inputs)
         if name == "down":
-            # Channels of zeros, which fill up narrower layers, stay so: no gradient reaches them but through this.
+            # Zero channels, which pad narrower layers, stay zero: gradients could reach them only through this A.
             a = jnp.where((layers[part][name] == 0).all(axis=-1, keepdims=True), 0, a)
         updates.setdefault(part, {})[name] = {"a": a, "b": jnp.zeros((count, rank, outputs))}
     return updates
 
 
 def merged(weights: Params, updates: Params, scale: float) -> Params:
-    """The weights with the updates added, in float32; those without one as they are.
+    """Returns the weights with the updates added, in float32; weights without an update are unchanged.
 
     Args:
-        weights: Of one block, or of all, stacked [L, ...].
-        updates: Of the same, as ``start`` makes them; none where empty.
+        weights: Weights of one block, or of all blocks, stacked [L, ...].
+        updates: Updates of the same weights, as ``start`` makes them; may be empty.
         scale: alpha / r.
     """
     merged = dict(weights)

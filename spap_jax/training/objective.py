@@ -1,7 +1,7 @@
-"""What training lowers: the loss of the next token, or the divergence from a teacher's predictions.
+"""The training objective: the next-token loss, or the divergence from a teacher's predictions.
 
-Blocks are scanned, and gradients compute what is inside of one again: the stream between blocks is held, and the
-hidden channels of one block. The logits are taken a few tokens at a time and computed again as well.
+Blocks are scanned, and the backward pass recomputes what is inside a block: only the residual stream between blocks
+and the hidden channels of one block are held. The logits are computed a few tokens at a time and recomputed as well.
 """
 
 import functools
@@ -16,17 +16,17 @@ from spap_jax.models.decoder import Params
 from spap_jax.training import lora
 
 _HEAD_TOKENS = 512
-"""Tokens whose logits are held at once."""
+"""Number of tokens whose logits are held at once."""
 
 
 class Decoder(NamedTuple):
-    """A model inside of a program; its config and the scale of the updates are not arrays.
+    """A model inside a jitted program; its config and the scale of its updates are static.
 
     Attributes:
         config: Its sizes and switches.
         params: The parameter tree.
         updates: Low-rank updates of its blocks; may be empty.
-        scale: Weight of the updates.
+        scale: Factor of the updates.
     """
 
     config: DecoderConfig
@@ -36,12 +36,12 @@ class Decoder(NamedTuple):
 
 
 def loss_sum(student: Decoder, teacher: Decoder | None, tokens: jax.Array) -> jax.Array:
-    """Sum over the predictions of the loss in nats: -log p(next token), or KL(teacher || student).
+    """Sums the loss over the predictions, in nats: -log p(next token), or KL(teacher || student).
 
     Args:
-        student: What is trained.
-        teacher: Whose predictions are the standard; the text itself where absent.
-        tokens: [B, T]; there are T - 1 predictions in each sequence, those whose token is known.
+        student: The model that is trained.
+        teacher: The model whose predictions are the target; None for the next token of the text.
+        tokens: [B, T]; each sequence has T - 1 predictions, since the token after the last one is unknown.
     """
     last = _last_stream(student, tokens)
     known = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None, :] < tokens.shape[1] - 1, tokens.shape)
@@ -56,7 +56,7 @@ def loss_sum(student: Decoder, teacher: Decoder | None, tokens: jax.Array) -> ja
 
 
 def _by_token(loss, last: jax.Array, *more: jax.Array) -> jax.Array:
-    """Losses [B, T] of the stream after the last block [B, T, d] and of what else there is for every token."""
+    """Maps a per-token loss over the stream after the last block [B, T, d] and further arrays [B, T, ...] -> [B, T]."""
     flat = [a.reshape(-1, *a.shape[2:]) for a in (last, *more)]
     losses = jax.lax.map(lambda token: jax.checkpoint(loss)(*token), tuple(flat), batch_size=_HEAD_TOKENS)
     return losses.reshape(last.shape[:2])
@@ -72,12 +72,12 @@ def _divergence(student: Decoder, teacher: Decoder, x: jax.Array, wanted: jax.Ar
 
 
 def _log_probabilities(model: Decoder, x: jax.Array) -> jax.Array:
-    """Of the tokens [v] that may follow one whose last stream is x [d]."""
+    """Returns the next-token log-probabilities [v] for x [d], one token's residual stream after the last block."""
     return jax.nn.log_softmax(decoder.head(model.config, model.params, x[None, None])[0, 0].astype(jnp.float32))
 
 
 def _last_stream(model: Decoder, tokens: jax.Array) -> jax.Array:
-    """The stream after the last block. [B, T] -> [B, T, d], float32."""
+    """Computes the residual stream after the last block. [B, T] -> [B, T, d], float32."""
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None, :], tokens.shape)
     valid = jnp.ones_like(tokens, dtype=bool)
 

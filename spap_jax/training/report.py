@@ -1,4 +1,4 @@
-"""What training tells: a record at every look at the held-out sequences, and the whole."""
+"""The training report, with a record of every evaluation on the held-out sequences."""
 
 import dataclasses
 import json
@@ -12,18 +12,18 @@ from spap_jax.pruning.report import data_account, versions
 from spap_jax.settings import FinetuneSettings
 
 FORMAT = 1
-"""Of the JSON; another number when a field changes its name or meaning."""
+"""Version of the JSON format; it changes when a field changes its name or meaning."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """A look at the held-out sequences. Losses are in nats per token.
+    """An evaluation on the held-out sequences. Losses are in nats per token.
 
     Attributes:
-        step: Steps made by then.
-        losses: Of these, those since the last look: the loss of each, on its own sequences and before it was made.
+        step: Number of steps made so far.
+        losses: Training loss of every step since the previous check, on its own batch and before its update.
         held_out: Loss on the held-out sequences.
-        taken: Whether it is the least so far, so that these weights are kept.
+        taken: Whether this held-out loss is the lowest so far, so that these weights are kept.
     """
 
     step: int
@@ -34,19 +34,19 @@ class Check:
 
 @dataclass(frozen=True)
 class FinetuneReport:
-    """What a training run did: enough to repeat it and to judge it.
+    """Report of a training run: enough to repeat and to assess it.
 
     Attributes:
-        settings: Every setting, with the rank and the learning rate that the defaults mean.
-        model: Name of what was trained.
-        teacher: Name of the model whose predictions were to be met; None where the text was.
-        objective: What the losses are: "next token" or "divergence from the teacher".
-        data: What the tokens were: description, shape, hash.
-        trained_parameters: Numbers that were trained.
-        checks: A record at every look at the held-out sequences; the first before any step.
-        versions: Of the libraries that computed it.
-        seconds: Time of the training.
-        extras: What the command line adds: perplexities, peak memory.
+        settings: All settings, with the defaults of rank and learning rate resolved.
+        model: Name of the model that was trained.
+        teacher: Name of the model whose predictions were the target; None if the text was.
+        objective: Kind of the losses: "next token" or "divergence from the teacher".
+        data: The training tokens: description, shape, hash.
+        trained_parameters: Number of parameters that were trained.
+        checks: Records of the evaluations on the held-out sequences; the first is from before any step.
+        versions: Versions of the libraries used.
+        seconds: Duration of the training.
+        extras: Further values from the command line: perplexities, peak memory.
     """
 
     settings: dict[str, Any]
@@ -62,7 +62,7 @@ class FinetuneReport:
 
     @property
     def kept(self) -> Check:
-        """The look whose weights are the result."""
+        """The check whose weights are the result."""
         return [check for check in self.checks if check.taken][-1]
 
     @property
@@ -76,7 +76,7 @@ class FinetuneReport:
         return [loss for check in self.checks for loss in check.losses]
 
     def to_json(self) -> str:
-        """As ``spap_finetune.json`` stores it."""
+        """Returns the report as JSON, as stored in ``spap_finetune.json``."""
         shown = {"format": FORMAT, "held_out": self.held_out, "kept_step": self.kept.step}
         return json.dumps(shown | dataclasses.asdict(self), indent=1, allow_nan=False) + "\n"
 
@@ -89,15 +89,15 @@ def new_finetune_report(
     checks: tuple[Check, ...],
     seconds: float,
 ) -> FinetuneReport:
-    """Puts a report together.
+    """Assembles a report.
 
     Args:
-        settings: The run's.
-        names: What the user called the model and its teacher; the report holds no path.
+        settings: Settings of the run.
+        names: Names of the model and its teacher as the user gave them; the report holds no path.
         tokens: An array [B, T], or ``TokenBlocks`` with a description and a hash.
         trained: The arrays that were trained.
-        checks: All looks at the held-out sequences.
-        seconds: Time of the training.
+        checks: All evaluations on the held-out sequences.
+        seconds: Duration of the training.
     """
     used = {"lora_rank": None if settings.full else settings.rank, "learning_rate": settings.rate}
     return FinetuneReport(

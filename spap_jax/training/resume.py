@@ -1,4 +1,4 @@
-"""What identifies a training run, and how an interrupted one comes back."""
+"""Identity of a training run, and resuming of an interrupted one."""
 
 import dataclasses
 from typing import Any
@@ -15,13 +15,13 @@ from spap_jax.training.train import Begun, Stage
 
 
 def identity(model: Model, teacher: Model | None, blocks: TokenBlocks, settings: FinetuneSettings) -> dict[str, Any]:
-    """All that the result depends on, by name; a run goes on only where all of it is the same.
+    """Returns everything that the result depends on, by name; a run resumes only if all of it is the same.
 
     Args:
-        model: What is trained, read from a folder.
+        model: The model to train, read from a folder.
         teacher: The dense model, read from a folder, if there is one.
-        blocks: What it is trained on.
-        settings: How.
+        blocks: The training tokens.
+        settings: Settings of the training.
     """
     how = dataclasses.asdict(settings) | {"lora_rank": settings.rank, "learning_rate": settings.rate}
     models = {name: given and _fingerprint(given) for name, given in (("model", model), ("teacher", teacher))}
@@ -29,19 +29,19 @@ def identity(model: Model, teacher: Model | None, blocks: TokenBlocks, settings:
 
 
 def keep(unfinished: Unfinished, stage: Stage) -> None:
-    """Keeps a stage, unless it is one that was kept."""
+    """Stores a stage, unless it is already stored."""
     if len(stage.checks) > len(unfinished.told):
         unfinished.add(stage.leaves(), dataclasses.asdict(stage.checks[-1]))
 
 
 def begun(unfinished: Unfinished | None) -> Begun | None:
-    """Where an earlier process stood, in every process of this run, which all have to call this.
+    """Returns the state that an interrupted run left; every process of this run has to call this.
 
     Args:
-        unfinished: Where the process that leads keeps it; None in the others.
+        unfinished: The stored records, in the leading process; None in the others.
 
     Returns:
-        None where there was no earlier one.
+        The same state in every process; None if there is no interrupted run.
     """
     looks = told_to_all(unfinished.told if unfinished else [])
     if not looks:
@@ -51,5 +51,5 @@ def begun(unfinished: Unfinished | None) -> Begun | None:
 
 
 def _fingerprint(model: Model) -> str:
-    assert model.source.folder is not None  # it was read from there
+    assert model.source.folder is not None  # the model was read from it
     return fingerprint(model.source.folder)

@@ -1,4 +1,4 @@
-"""A whole training run: from a model to a model, and the account of it."""
+"""A complete training run, which returns the trained model and its report."""
 
 import time
 from collections.abc import Callable
@@ -20,24 +20,24 @@ def run(
     watch: Callable[[Stage], None],
     begun: Begun | None = None,
 ) -> tuple[Model, FinetuneReport]:
-    """Trains to the end.
+    """Trains a model to the end and returns it with the report.
 
     Args:
-        model: What to train.
+        model: The model to train.
         tokens: Token blocks [B, T], or ``TokenBlocks``; the last of them are held out.
-        teacher: The dense model whose predictions are to be met; the text itself where absent.
-        settings: How.
-        watch: Gets every stage before training goes on from it.
-        begun: What an earlier process left of the same run.
+        teacher: The dense model whose predictions are the target; None for the next token of the text.
+        settings: Settings of the training.
+        watch: Called with every stage before training continues from it.
+        begun: The state of an interrupted run with the same identity, if there is one.
 
     Raises:
-        UserError: what ``stages`` raises.
+        UserError: see ``stages``.
     """
     started = time.perf_counter()
     last = None
     for last in stages(model, getattr(tokens, "tokens", tokens), teacher, settings, begun):
         watch(last)
-    assert last is not None  # there is one before any step
+    assert last is not None  # the first stage precedes any step
     trained = replace(model, params=devices.alone(result(model, last, settings)))
     names = (model.source.name, teacher and teacher.source.name)
     return trained, new_finetune_report(settings, names, tokens, last.best, last.checks, time.perf_counter() - started)

@@ -1,4 +1,4 @@
-"""Training as a loop over pieces: some steps of the optimizer in one program, then a look at the held-out sequences."""
+"""The training loop: several optimizer steps in one program, then an evaluation on the held-out sequences."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -24,32 +24,37 @@ from spap_jax.training.objective import Decoder, loss_sum
 from spap_jax.training.report import Check
 
 _WARM_UP = 0.1
-"""Fraction of the steps in which the learning rate rises."""
+"""Fraction of the steps during which the learning rate warms up."""
 
 _LARGEST_GRADIENT = 1.0
-"""Norm to which larger gradients are cut."""
+"""Global norm to which larger gradients are clipped."""
 
 Configs = tuple[DecoderConfig, DecoderConfig | None]
-"""Of the model that is trained and of its teacher."""
+"""Configs of the model that is trained and of its teacher."""
 
 Begun = tuple[dict[str, Any], tuple[Check, ...]]
-"""Leaves of a stage and its looks, as files hold them."""
+"""The stored state of a run: the leaves of its last stage, and its checks."""
 
 
 class State(NamedTuple):
-    """Between two steps: what is trained (updates of projections, or all weights in float32), and the optimizer's."""
+    """State between two steps.
+
+    Attributes:
+        trained: The parameters that are trained: updates of projections, or all weights in float32.
+        optimizer: The optimizer state.
+    """
 
     trained: Params
     optimizer: Any
 
 
 class Stage(NamedTuple):
-    """Where training stands after a look at the held-out sequences.
+    """State of the training after an evaluation on the held-out sequences.
 
     Attributes:
-        state: What the next steps start from; theirs once they begin, so not to be used afterwards.
-        best: What was trained, as it was when it was best on the held-out sequences.
-        checks: All looks so far; the first before any step.
+        state: State from which the next steps start; they donate it, so do not use it once they have begun.
+        best: The trained parameters with the lowest loss on the held-out sequences so far.
+        checks: All evaluations so far; the first is from before any step.
     """
 
     state: State
@@ -57,11 +62,11 @@ class Stage(NamedTuple):
     checks: tuple[Check, ...]
 
     def leaves(self) -> dict[str, Any]:
-        """Its arrays by number, for a file."""
+        """Returns the arrays of the stage keyed by number, for storage."""
         return {str(number): array for number, array in enumerate(jax.tree.leaves((self.state, self.best)))}
 
     def with_leaves(self, leaves: dict[str, Any], checks: tuple[Check, ...]) -> "Stage":
-        """The stage of the same run that had these arrays and looks."""
+        """Returns a stage of the same run with these arrays and checks."""
         mine, tree = jax.tree.flatten((self.state, self.best))
         theirs = [jax.device_put(leaves[str(number)], like.sharding) for number, like in enumerate(mine)]
         state, best = tree.unflatten(theirs)
@@ -69,24 +74,24 @@ class Stage(NamedTuple):
 
     @property
     def least(self) -> float:
-        """The least held-out loss so far: the one of ``best``."""
+        """The lowest held-out loss so far, which is that of ``best``."""
         return min(check.held_out for check in self.checks if check.taken)
 
 
 def stages(
     model: Model, tokens: np.ndarray, teacher: Model | None, settings: FinetuneSettings, begun: Begun | None = None
 ) -> Iterator[Stage]:
-    """Trains; the result is ``written`` of the last stage's best.
+    """Trains a model; ``result`` returns the weights of the last stage's best.
 
     Args:
-        model: What to train.
+        model: The model to train.
         tokens: Token blocks [B, T]; the last of them are held out.
-        teacher: The dense model whose predictions are to be met; the text itself where absent.
-        settings: How.
-        begun: What an earlier process left of the same run: the leaves of its last stage, and all looks.
+        teacher: The dense model whose predictions are the target; None for the next token of the text.
+        settings: Settings of the training.
+        begun: The state of an interrupted run with the same identity: the leaves of its last stage, and all checks.
 
     Yields:
-        Where it stands at the start, and after every ``check_every`` steps.
+        The stage at the start, and after every ``check_every`` steps.
 
     Raises:
         UserError: sequences are too few, too short or too long, vocabularies differ, or the loss is no longer finite.
@@ -123,13 +128,13 @@ def stages(
 
 
 def result(model: Model, stage: Stage, settings: FinetuneSettings) -> Params:
-    """The weights that were best on the held-out sequences; as they were if none were better."""
+    """Returns the weights that were best on the held-out sequences; the initial ones if no step improved on them."""
     params = devices.everywhere(model.params)
     return written(settings, params, stage.best) if any(check.taken for check in stage.checks[1:]) else params
 
 
 def check(model: Model, tokens: np.ndarray, teacher: Model | None, settings: FinetuneSettings) -> None:
-    """Refuses what cannot be trained, before any work.
+    """Checks that the model can be trained on the tokens, before any work.
 
     Raises:
         UserError: sequences are too few, too short or too long, or vocabularies differ.
@@ -164,7 +169,7 @@ def check(model: Model, tokens: np.ndarray, teacher: Model | None, settings: Fin
 @functools.partial(jax.jit, static_argnames="settings")
 @full_precision
 def written(settings: FinetuneSettings, params: Params, trained: Params) -> Params:
-    """The weights as they are written: what was trained, merged into the others, in the data type of the checkpoint."""
+    """Returns the weights to write: the trained ones merged into the others, in the data type of the checkpoint."""
     whole = trained
     if not settings.full:
         whole = params | {"layers": lora.merged(params["layers"], trained, settings.lora_alpha / settings.rank)}
@@ -173,7 +178,7 @@ def written(settings: FinetuneSettings, params: Params, trained: Params) -> Para
 
 @functools.partial(jax.jit, static_argnames="settings")
 def _start(settings: FinetuneSettings, params: Params, key: jax.Array) -> Params:
-    """What is trained before any step, which is the model as it is."""
+    """Returns the initial trained parameters, with which the model is unchanged."""
     if settings.full:
         return jax.tree.map(lambda a: a.astype(jnp.float32), params)
     return lora.start(params["layers"], settings.rank, key)
@@ -181,7 +186,7 @@ def _start(settings: FinetuneSettings, params: Params, key: jax.Array) -> Params
 
 def _optimizer(settings: FinetuneSettings) -> optax.GradientTransformation:
     warm = int(_WARM_UP * settings.steps)
-    # The first step has a size, and so has the last.
+    # The learning rate is above zero in the first step and in the last.
     rise = optax.linear_schedule(settings.rate / (warm + 1), settings.rate, warm)
     fall = optax.cosine_decay_schedule(settings.rate, settings.steps - warm)
     return optax.chain(
@@ -191,7 +196,7 @@ def _optimizer(settings: FinetuneSettings) -> optax.GradientTransformation:
 
 
 def _optimizer_state(settings: FinetuneSettings, trained: Params) -> Any:
-    """Before any step: what belongs to a weight lies where that does, the rest on every device."""
+    """Returns the initial optimizer state: sharded as the weight it belongs to, all else replicated."""
     state = _optimizer(settings).init(trained)
     return jax.tree.map(lambda a: a if a.ndim else devices.everywhere(a), state)
 
@@ -205,9 +210,9 @@ def _steps(
     state: State,
     batches: jax.Array,
 ) -> tuple[State, jax.Array]:
-    """K steps, on batches [B, K, T] whose first axis is spread over the devices; their losses [K].
+    """Makes K steps on batches [B, K, T], whose first axis is sharded over the devices, and returns their losses [K].
 
-    Products are as exact as the device makes them by itself; what comes of the steps is judged at full precision.
+    Matrix products have the device's default precision; the result of the steps is evaluated at full precision.
     """
     optimizer = _optimizer(settings)
     predictions = batches.shape[0] * (batches.shape[2] - 1)
@@ -222,7 +227,7 @@ def _steps(
 
     def step(state: State, tokens: jax.Array) -> tuple[State, jax.Array]:
         value, gradient = devices.total(sums, tokens, state.trained, params, guide)
-        gradient = placed(configs[0], gradient)  # and what becomes of it, so that the state stays where it lies
+        gradient = placed(configs[0], gradient)  # and so what is computed from it: the state keeps its sharding
         changes, optimized = optimizer.update(gradient, state.optimizer, state.trained)
         trained = jax.tree.map(jnp.add, state.trained, changes)
         return State(trained, optimized), value
@@ -231,7 +236,7 @@ def _steps(
 
 
 def _added_up(function: Callable[[jax.Array], Any], passes: jax.Array) -> Any:
-    """The sum of ``function(tokens)`` over the passes [C, B, T]."""
+    """Sums ``function(tokens)`` over the passes [C, B, T]."""
 
     def add(sums: Any, tokens: jax.Array) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, sums, function(tokens)), None
@@ -244,7 +249,7 @@ def _added_up(function: Callable[[jax.Array], Any], passes: jax.Array) -> Any:
 @functools.partial(jax.jit, static_argnames="configs")
 @full_precision
 def _held_out_loss(configs: Configs, params: Params, guide: Params | None, chunks: jax.Array) -> jax.Array:
-    """Mean loss over all predictions of chunks [C, B, T], in nats."""
+    """Computes the mean loss over all predictions of chunks [C, B, T], in nats."""
 
     def sums(own: jax.Array, params: Params, guide: Params | None) -> jax.Array:
         student, teacher = Decoder(configs[0], params, {}, 0.0), _teacher(configs, guide)
@@ -264,13 +269,13 @@ def _teacher(configs: Configs, guide: Params | None) -> Decoder | None:
 
 
 def _split(tokens: np.ndarray, held_out: float) -> tuple[np.ndarray, np.ndarray]:
-    """Sequences to fit and held out, at least one of each."""
+    """Splits sequences into training and held-out ones, at least one of each."""
     count = min(len(tokens) - 1, max(1, round(held_out * len(tokens))))
     return tokens[:-count], tokens[-count:]
 
 
 def _order(count: int, settings: FinetuneSettings) -> np.ndarray:
-    """Which sequences are in which step [steps, B]: each comes once before any comes again."""
+    """Returns the indices of each step's sequences [steps, B]; every sequence is used once before any is reused."""
     rng = np.random.default_rng(settings.seed)
     needed = settings.steps * settings.step_sequences
     rounds = [rng.permutation(count) for _ in range(-(-needed // count))]
@@ -278,13 +283,13 @@ def _order(count: int, settings: FinetuneSettings) -> np.ndarray:
 
 
 def _passes(own: Any, batch_tokens: int) -> Any:
-    """Sequences [B, T] in passes of as many tokens as go at once [C, B, T]."""
+    """Reshapes sequences [B, T] to passes [C, B, T] of at most ``batch_tokens`` tokens."""
     count, length = own.shape
     return own.reshape(-1, largest_divisor(count, max(1, batch_tokens // length)), length)
 
 
 def _chunks(held_out: np.ndarray, batch_tokens: int) -> np.ndarray:
-    """Held-out sequences in chunks [C, B, T], as many for each device where their number allows."""
+    """Splits held-out sequences into chunks [C, B, T], evenly over the devices if their number allows."""
     shares = devices.number() if len(held_out) % devices.number() == 0 else 1
     most = max(1, batch_tokens // held_out.shape[1])
     return chunked(held_out, largest_divisor(len(held_out) // shares, most))
