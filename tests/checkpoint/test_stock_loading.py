@@ -1,4 +1,4 @@
-"""Pruned checkpoints load in stock transformers, also in another Python given with `--old-python PATH`."""
+"""Pruned checkpoints load in stock transformers, in this Python or in the one given with `--old-python PATH`."""
 
 import json
 import os
