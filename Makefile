@@ -1,4 +1,4 @@
-# make demo and make test work on a fresh machine: they set up .venv themselves.
+# `make demo` and `make test` work on a fresh machine: they set up .venv themselves.
 PYTHON ?= python3
 VENV ?= .venv
 LLAMA_CPP ?= .venv-llama-cpp
@@ -12,7 +12,7 @@ demo: install
 	  --eval examples/stories_evaluation.txt --output out/llama-stories-30 \
 	  $(if $(wildcard out/llama-stories-30),--overwrite)
 
-# Compiling takes most of the time and uses one core, so the test files are distributed over the cores, in their order.
+# Compilation dominates the time and uses one core, so the test files are distributed over the cores, in order.
 test: install-dev
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
@@ -24,7 +24,7 @@ lint: install-dev
 dist-check: install-dev
 	.ci/dist_check $(BIN)/python
 
-# llama.cpp has its own environment, which the first run creates.
+# llama.cpp has a separate environment, which the first run creates.
 clients-check: install-dev $(LLAMA_CPP)/.installed
 	$(BIN)/python -m pytest tests/checkpoint/test_llama_cpp.py --llama-cpp-python $(LLAMA_CPP)/bin/python
 
@@ -51,7 +51,7 @@ $(VENV)/.installed-dev: pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@ $(VENV)/.installed
 
-# It uses the packages of .venv, so it is rebuilt whenever .venv is.
+# The llama.cpp environment uses the packages of .venv, so it is rebuilt whenever .venv is.
 $(LLAMA_CPP)/.installed: .ci/llama_cpp $(VENV)/.installed-dev
 	.ci/llama_cpp $(LLAMA_CPP) $(BIN)/python
 	touch $@

@@ -1,1 +1,1 @@
-"""Benchmarks, run as ``python -m benchmarks.NAME``: what pruning costs, and what it gives."""
+"""Benchmarks of the cost and the quality of pruning, run as ``python -m benchmarks.NAME``."""

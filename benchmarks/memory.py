@@ -1,9 +1,9 @@
-"""Peak memory of ``spap prune`` on random checkpoints: by depth, or of one configuration.
+"""Peak memory of ``spap prune`` on random checkpoints: at several depths, or for one configuration.
 
 ``python -m benchmarks.memory`` prunes models of 8, 16 and 32 equal layers block by block (``--effort low``), which
-should take the same memory; ``python -m benchmarks.memory --config FILE`` prunes a random model of that config.json.
-Each is pruned by the real command in a process of its own, whose highest resident memory is shown. In small models that
-is what compiling takes, which varies by some hundred megabytes from run to run.
+should need the same memory; ``python -m benchmarks.memory --config FILE`` prunes a random model of that config.json.
+Each model is pruned by the real command in its own process, and the peak resident memory of that process is shown. In
+small models compilation dominates the peak, which varies by some hundred megabytes from run to run.
 """
 
 import json
@@ -20,14 +20,14 @@ from benchmarks.random_models import pruned_report
 from spap_jax.quantities import bytes_text
 
 SPREAD = 0.10
-"""Models of different depths may differ by so much of the smallest peak."""
+"""Allowed spread of the peaks of models of different depths, as a fraction of the smallest peak."""
 
 out = Console(highlight=False, width=100)
 app = App(name="memory", help=__doc__)
 
 
 def peak(theirs: dict[str, Any], sequences: int, length: int, words: tuple[str, ...]) -> dict[str, int]:
-    """Bytes on disk and at the peak of one run."""
+    """Runs the command once and returns the bytes of the weights on disk and the peak memory in bytes."""
     with tempfile.TemporaryDirectory() as folder:
         report = pruned_report(Path(folder), theirs, sequences, length, ["--effort", "low", *words])
     extras = report["extras"]
@@ -44,16 +44,16 @@ def main(
     sequences: int = 8,
     length: int = 2048,
 ) -> None:
-    """Measures the highest resident memory of ``spap prune --effort low``.
+    """Measures the peak resident memory of ``spap prune --effort low``.
 
     Args:
-        words: Further words for the command, after ``--``, for example ``-- --rounds 1 --steps 5``.
-        config: A config.json to prune a random model of, in the dtype that it names.
-        layers: Depths to compare, without a config.
-        width: Of the residual stream, without a config.
-        intermediate: MLP channels, without a config.
-        sequences: Calibration sequences.
-        length: Tokens in a sequence.
+        words: Further arguments for the command, after ``--``, for example ``-- --rounds 1 --steps 5``.
+        config: A config.json; a random model of this configuration is pruned, in the dtype that it names.
+        layers: Depths to compare; not used with a config.
+        width: Width of the residual stream; not used with a config.
+        intermediate: Number of MLP channels; not used with a config.
+        sequences: Number of calibration sequences.
+        length: Tokens per sequence.
     """
     table = Table("model", "weights", "peak memory", show_edge=False, pad_edge=False)
     if config is not None:

@@ -1,7 +1,7 @@
-"""The notebooks of ``examples/``, run from the first cell to the last: ``python -m benchmarks.notebooks``.
+"""Runs the notebooks of ``examples/`` from the first cell to the last: ``python -m benchmarks.notebooks``.
 
-They are kept with what they printed and drew, so that they can be read without being run; this is what writes it. What
-a run adds beyond that, warnings of other libraries with paths of this machine and times, is left out.
+The notebooks are stored with their text output and figures, so that they can be read without being run; this command
+writes that output. Timings, and warnings of other libraries that contain local paths, are left out.
 """
 
 import sys
@@ -13,15 +13,15 @@ from nbformat import NotebookNode
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SECONDS = 600
-"""For one cell, at most."""
+"""Timeout of one cell, in seconds."""
 
 
 def executed(notebook: Path, folder: Path) -> NotebookNode:
-    """The notebook after a run.
+    """Runs a notebook and returns it with its outputs.
 
     Args:
-        notebook: File to run; it is left as it is.
-        folder: Where it runs, with the example model and texts.
+        notebook: File to run; it is not modified.
+        folder: Working directory of the run, with the example model and texts.
 
     Raises:
         CellExecutionError: a cell raised.
@@ -42,7 +42,7 @@ def executed(notebook: Path, folder: Path) -> NotebookNode:
 
 
 def main() -> int:
-    """Runs all of them in place."""
+    """Runs all notebooks in place."""
     for notebook in sorted(EXAMPLES.glob("*.ipynb")):
         print(f"running {notebook.name} ...", file=sys.stderr)
         nbformat.write(executed(notebook, notebook.parent), notebook)

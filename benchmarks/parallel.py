@@ -1,10 +1,10 @@
 """Parallel efficiency: the same work on one CPU device and on two, ``python -m benchmarks.parallel``.
 
-A process of its own for each number of devices, with as many threads as devices. They take turns, so that each time of
-the one has a time of the other beside it. The efficiency of a pair is the time on one device over that of all devices
-together; medians are shown, by the clock and by the processor. Other work on the machine takes cores away and spoils
-the first; the second only tells what is computed twice or waited for busily. Compare within one run only. Beside what
-is measured stands what the counts of ``spap plan`` allow.
+Each number of devices has its own process, with as many threads as devices. The processes take turns, so that every
+timing on one device is paired with one on two. The efficiency of a pair is the time on one device over the total
+device time on all of them; medians are shown, of wall-clock and of CPU time. Other load on the machine takes cores away
+and distorts the wall-clock figure; the CPU figure only shows duplicated work and busy waiting. Compare numbers within
+one run only. The efficiency that the operation counts of ``spap plan`` allow is shown beside the measured one.
 """
 
 import contextlib
@@ -47,25 +47,25 @@ app = App(name="parallel", help=__doc__)
 
 
 class Measured(NamedTuple):
-    """Attributes: seconds: by the clock; busy: seconds of processors."""
+    """Attributes: seconds: wall-clock time; busy: CPU seconds."""
 
     seconds: float
     busy: float
 
 
 def load_on(count: int) -> Workload:
-    """The work of so many devices."""
+    """Returns the workload on the given number of devices."""
     return workload(SIZE.config, SETTINGS, SIZE.sequences, SIZE.length, count)
 
 
 def random_params(config: DecoderConfig) -> decoder.Params:
-    """On the host, as a checkpoint's are before they are spread."""
+    """Returns random parameters on the host, where a checkpoint's are before they are sharded."""
     shapes, rng = jax.eval_shape(lambda: decoder.init(config, jax.random.key(0))), np.random.default_rng(0)
     return jax.tree.map(lambda a: rng.normal(0, 0.02, a.shape).astype(np.float32), shapes)
 
 
 def work(count: int) -> Iterator[tuple[str, Any]]:
-    """The computations in order, endlessly: second moments, channels, and the sweeps over one block after another."""
+    """Yields the computations in an endless cycle: second moments, channel selection, and the next block's sweep."""
     load = load_on(count)
     config, params = load.narrow, random_params(load.narrow)
     tokens = np.random.default_rng(0).integers(0, SIZE.vocabulary, (SIZE.sequences, SIZE.length)).astype(np.int32)
@@ -87,7 +87,7 @@ def work(count: int) -> Iterator[tuple[str, Any]]:
 
 
 def selection(config: DecoderConfig, params: decoder.Params, dense: jax.Array) -> Callable[[], Any]:
-    """Chooses the channels of as many layers as there are devices at most, in as many waves as it takes."""
+    """Returns a function that selects channels for as many layers as there are devices at most, in waves if needed."""
     wave, keep = devices.everyone(), pruned_config(config, SETTINGS).intermediate
     search, key = layer.search_of(SETTINGS), jax.random.key(0)
 
@@ -103,10 +103,10 @@ def selection(config: DecoderConfig, params: decoder.Params, dense: jax.Array) -
 
 @app.command(show=False)
 def serve(count: int) -> None:
-    """Computes one thing for every line of standard input, and says its name and how long it took.
+    """Runs one computation for every line on standard input, and prints its name, wall-clock time and CPU time.
 
     Args:
-        count: Devices.
+        count: Number of devices.
     """
     with devices.sharing(count):
         for name, compute in work(count):
@@ -118,7 +118,7 @@ def serve(count: int) -> None:
 
 
 def started(count: int) -> subprocess.Popen[str]:
-    """A process that serves."""
+    """Starts a process that runs ``serve``."""
     threads = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(count), "PJRT_NPROC": str(count)}
     command = [sys.executable, "-m", "benchmarks.parallel", "serve", str(count)]
     pipe = subprocess.PIPE
@@ -126,7 +126,7 @@ def started(count: int) -> subprocess.Popen[str]:
 
 
 def asked(process: subprocess.Popen[str]) -> tuple[str, Measured]:
-    """The next computation of a process."""
+    """Runs the next computation of a process and returns its name and times."""
     assert process.stdin is not None
     assert process.stdout is not None
     with contextlib.suppress(BrokenPipeError):
@@ -139,7 +139,7 @@ def asked(process: subprocess.Popen[str]) -> tuple[str, Measured]:
 
 
 def measured(pairs: int) -> dict[str, list[tuple[Measured, ...]]]:
-    """Pairs by name, the processes taking turns; the first of each compiles and is left out."""
+    """Returns the pairs of timings by name, taken in turns; the first pair of each compiles and is left out."""
     found: dict[str, list[tuple[Measured, ...]]] = {STATISTICS: [], SELECTION: [], STEPS_OF_SWEEPS: []}
     processes = [started(count) for count in COUNTS]
     try:
@@ -154,13 +154,13 @@ def measured(pairs: int) -> dict[str, list[tuple[Measured, ...]]]:
 
 
 def efficiencies(pairs: list[tuple[Measured, ...]]) -> tuple[list[float], list[float]]:
-    """By the clock and by the processor, of each pair."""
+    """Returns the wall-clock and the CPU efficiency of each pair."""
     by_clock = [pair[0].seconds * COUNTS[0] / (pair[-1].seconds * COUNTS[-1]) for pair in pairs]
     return by_clock, [pair[0].busy / pair[-1].busy for pair in pairs]
 
 
 def counted_efficiency(name: str) -> float:
-    """The same by operations: what every device repeats is lost."""
+    """Returns the efficiency by operation counts, in which work that every device repeats is a loss."""
 
     def count(devices_: int) -> float:
         load = load_on(devices_)
@@ -176,7 +176,7 @@ def counted_efficiency(name: str) -> float:
 
 
 def show(found: dict[str, list[tuple[Measured, ...]]]) -> None:
-    """Prints medians."""
+    """Prints the medians."""
     table = Table(show_edge=False, pad_edge=False)
     columns = [f"{count} device{'s' * (count > 1)}, s" for count in COUNTS]
     for name in ("", *columns, "efficiency", "of pairs", "by processor", "by counting"):
@@ -192,10 +192,10 @@ def show(found: dict[str, list[tuple[Measured, ...]]]) -> None:
 
 @app.default
 def main(*, pairs: int = 5) -> None:
-    """Measures second moments of a layer, the choice of channels, and steps of sweeps with what judges them.
+    """Measures second moments of a layer, channel selection, and sweep steps with their held-out evaluation.
 
     Args:
-        pairs: Times of each on one device and on two; medians are shown.
+        pairs: Number of runs of each on one device and on two; medians are shown.
     """
     out.print(
         f"LLaMA of {SIZE.layers} layers, d {SIZE.d}, f {SIZE.f}; {SIZE.sequences} sequences of {SIZE.length} tokens; "

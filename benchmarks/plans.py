@@ -1,4 +1,4 @@
-"""What pruning LLaMA-3.1 needs on three meshes: ``python -m benchmarks.plans`` writes ``docs/plans.md``.
+"""Costs of pruning LLaMA-3.1 on three meshes: ``python -m benchmarks.plans`` writes ``docs/plans.md``.
 
 Nothing is measured: the page shows the counts of ``spap plan`` for the configs in ``tests/configs``.
 """
@@ -23,7 +23,7 @@ RUNS = {
     "effort default": (PruneSettings(effort="default"), 1),
     "effort default, weights divided among 8": (PruneSettings(effort="default", round_to=8), 8),
 }
-"""The settings of each run, and the number of devices among which the weights are divided."""
+"""Settings of each run, and the number of devices along which the weights are sharded."""
 
 SEQUENCES, LENGTH = 128, 2048
 
@@ -44,20 +44,20 @@ app = App(name="plans", help=__doc__)
 
 
 def markdown(words: Words) -> str:
-    """A table of a page; the first column names, the others hold numbers."""
+    """Formats a table in Markdown; the first column holds names, the others hold numbers."""
     rule = ["---"] + ["---:"] * (len(words.columns) - 1)
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (words.columns, rule, *words.rows))
 
 
 def plans_of(model: str, settings: PruneSettings, sharers: int) -> list[Plan]:
-    """A model on all meshes."""
+    """Returns the plans of one model on all meshes."""
     config, weight_bytes = checkpoint.read_config(ROOT / "tests" / "configs" / f"{model}.json", model)
     request = Request(config, settings, SEQUENCES, LENGTH, weight_bytes)
     return [plan(request, mesh_named(name).shared_among(sharers)) for name in MESHES]
 
 
 def section(model: str) -> str:
-    """A model's part of the page."""
+    """Returns one model's section of the page."""
     parts = [f"## {model}"]
     for title, (settings, sharers) in RUNS.items():
         plans = plans_of(model, settings, sharers)

@@ -1,8 +1,8 @@
-"""What pruning costs: seconds, operations and memory of ``spap prune`` on a random LLaMA, against the machine's limits.
+"""Time, operations and memory of ``spap prune`` on a random LLaMA, against the limits of the machine.
 
 ``python -m benchmarks.prune_time`` writes a checkpoint and tokens into a temporary folder, runs the real command in its
-own process and reads its report. The rate of float32 matrix products, measured before and after in this process, is
-what the achieved rates are compared with. Targets are shown, never asserted: other work on the machine slows both.
+own process and reads its report. The achieved rates are compared with the rate of float32 matrix products, which is
+measured in this process before and after. Targets are shown, never asserted: other load on the machine slows both.
 """
 
 import os
@@ -27,13 +27,13 @@ from spap_jax.planning.workload import workload
 from spap_jax.settings import PruneSettings
 
 TARGET_SHARE = 0.60
-"""Of the matmul rate, for the pass that accumulates the second moments."""
+"""Target rate of the pass that accumulates the second moments, as a fraction of the matmul rate."""
 
 TARGET_SELECTION = 10.0
-"""Seconds for the selection of one layer, on 2 cores."""
+"""Target time for channel selection in one layer on 2 cores, in seconds."""
 
 ROOM = 2**30
-"""Bytes of memory beside the weights and the streams."""
+"""Bytes of memory allowed beside the weights and the streams."""
 
 out = Console(highlight=False, width=110)
 err = Console(stderr=True, highlight=False)
@@ -42,7 +42,7 @@ app = App(name="prune_time", help=__doc__)
 
 @dataclass(frozen=True)
 class Size:
-    """Sizes of the random LLaMA and of its calibration; letters of ``docs/architecture.md``."""
+    """Sizes of the random LLaMA and of its calibration, named after the axis letters of ``docs/architecture.md``."""
 
     layers: int = 8
     d: int = 1024
@@ -55,7 +55,7 @@ class Size:
 
     @property
     def theirs(self) -> dict[str, Any]:
-        """Its config.json."""
+        """The config.json of the model."""
         return {
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
@@ -75,12 +75,12 @@ class Size:
 
     @property
     def config(self) -> DecoderConfig:
-        """The same in this project's words."""
+        """The same configuration in this project's format."""
         return family_of(self.theirs).read_config(self.theirs)
 
 
 def matmul_rate(size: int = 2048, repeats: int = 7) -> float:
-    """Floating-point operations a second of a float32 matrix product: the median of several."""
+    """Returns the rate of float32 matrix products in floating-point operations per second, as a median."""
     a = jax.random.normal(jax.random.key(0), (size, size))
     product = jax.jit(lambda a: jnp.matmul(a, a, precision="highest"))
     product(a).block_until_ready()
@@ -93,7 +93,7 @@ def matmul_rate(size: int = 2048, repeats: int = 7) -> float:
 
 
 def counted_operations(size: Size, report: dict) -> dict[str, float]:
-    """Of one layer by the report's phases; rounds of swaps that the report does not count are left out."""
+    """Counts one layer's operations by report phase, without the swap rounds, which the report does not count."""
     load = workload(size.config, PruneSettings(**report["settings"]), size.sequences, size.length)
     counted = operations(load, turns=1)
     return counted | {"sweeps": counted.pop("sweep steps") + counted.pop("sweep checks")}
@@ -102,7 +102,7 @@ def counted_operations(size: Size, report: dict) -> dict[str, float]:
 def show_phases(report: dict, counted: dict[str, float], rate: float) -> dict[str, float]:
     """Prints seconds and rates by phase; returns the seconds of a layer that compiles nothing.
 
-    Of the sweeps, the average over the blocks is shown: the first ones have more blocks after them.
+    For the sweeps, the average over the blocks is shown, since the first blocks have more blocks after them.
     """
     first, *rest = (layer["seconds"] for layer in report["layers"])
     rest = rest or [first]
@@ -154,14 +154,14 @@ def main(
     """Measures one run of ``spap prune --sparsity 0.3``.
 
     Args:
-        words: Further words for the command, after ``--``, for example ``-- --rounds 1 --steps 20``.
-        layers: Blocks; the first compiles and is shown apart.
-        width: Of the residual stream.
-        intermediate: MLP channels.
-        heads: Query heads.
-        kv_heads: Key/value heads.
-        sequences: Calibration sequences.
-        length: Tokens in a sequence.
+        words: Further arguments for the command, after ``--``, for example ``-- --rounds 1 --steps 20``.
+        layers: Number of blocks; the first one compiles and is shown separately.
+        width: Width of the residual stream.
+        intermediate: Number of MLP channels.
+        heads: Number of query heads.
+        kv_heads: Number of key/value heads.
+        sequences: Number of calibration sequences.
+        length: Tokens per sequence.
     """
     size = Size(layers, width, intermediate, heads, kv_heads, sequences=sequences, length=length)
     before = matmul_rate()

@@ -1,4 +1,4 @@
-"""Random checkpoints, pruned by the real command in a process of its own, which tells what it took."""
+"""Random checkpoints, pruned by the real command in its own process, which reports time and memory."""
 
 import json
 import subprocess
@@ -19,9 +19,9 @@ def write_random_model(folder: Path, theirs: dict[str, Any], seed: int = 0) -> N
     """Writes a checkpoint with random weights.
 
     Args:
-        folder: Where.
-        theirs: Its config.json; the weights have the dtype that it names.
-        seed: Of the weights.
+        folder: Folder to write to.
+        theirs: Content of its config.json; the weights have the dtype that it names.
+        seed: Random seed of the weights.
     """
     config = family_of(theirs).read_config(theirs)
     params = decoder.init(config, jax.random.key(seed))
@@ -33,11 +33,11 @@ def pruned_report(folder: Path, theirs: dict[str, Any], sequences: int, length: 
     """Runs the command on a random checkpoint and random tokens, and returns its report.
 
     Args:
-        folder: An empty one for all of it.
-        theirs: The checkpoint's config.json.
-        sequences: Calibration sequences.
-        length: Tokens in a sequence.
-        words: Further words for the command.
+        folder: An empty folder for the checkpoint, the tokens and the output.
+        theirs: Content of the checkpoint's config.json.
+        sequences: Number of calibration sequences.
+        length: Tokens per sequence.
+        words: Further arguments for the command.
     """
     write_random_model(folder / "dense", theirs)
     tokens = np.random.default_rng(0).integers(0, theirs["vocab_size"], (sequences, length))

@@ -1,7 +1,7 @@
-"""Selection alone: the refitted error of every layer by each method, at 10, 30 and 50 %.
+"""Channel selection alone: the refitted error of every layer by each method, at 10, 30 and 50 %.
 
-``python -m benchmarks.selection [--model DIR --data FILE]``: on the dense stream, so that all methods see the
-same second moments. The bar is one-at-a-time OBS elimination; Wanda-sp and FLAP choose by a score alone.
+``python -m benchmarks.selection [--model DIR --data FILE]`` works on the dense stream, so that all methods see the same
+second moments. The reference is one-at-a-time OBS elimination; Wanda-sp and FLAP select by a score alone.
 """
 
 import functools
@@ -28,7 +28,7 @@ SPARSITIES = (0.1, 0.3, 0.5)
 
 @dataclass(frozen=True)
 class Row:
-    """Relative errors of one layer at one sparsity, by method, and what the polish of ours left."""
+    """Relative errors of one layer at one sparsity, by method, and the improving swaps left after our polish."""
 
     layer: int
     sparsity: float
@@ -39,7 +39,7 @@ class Row:
 @functools.partial(jax.jit, static_argnames=("method", "keep"))
 @full_precision
 def refitted(method: str, keep: int, seen: Moments) -> tuple[jax.Array, jax.Array]:
-    """The refitted relative error of a method's choice, and its improving swaps."""
+    """Returns the refitted relative error of a method's selection, and the number of swaps that would improve it."""
     settings = spap.PruneSettings()
     system = equilibrate(seen.problem, settings.ridge)
     layer = Layer(seen.problem, system, seen.hidden_mean, seen.variance, jax.random.key(settings.seed))
@@ -75,8 +75,8 @@ def main(
     Args:
         model: Checkpoint folder.
         data: Text or token file.
-        sequences: Calibration sequences.
-        sequence_length: Tokens in each.
+        sequences: Number of calibration sequences.
+        sequence_length: Tokens per sequence.
     """
     loaded = spap.load(model)
     blocks = spap.load_tokens(data, tokenizer=model, sequence_length=sequence_length, sequences=sequences,

@@ -1,9 +1,9 @@
-"""The solver against the limits of the device it runs on: ``python -m benchmarks.solver``, at LLaMA-3.1-8B's sizes.
+"""Solver performance against the limits of the device: ``python -m benchmarks.solver``, at LLaMA-3.1-8B's sizes.
 
-Channels of a random layer are chosen by the penalty method and the rest solved for, by the programs that pruning runs.
-The limits are measured in the same process, before and after: the rate of float32 matrix products at full precision,
-and the rate at which memory is read and written. With the operations and bytes that ``spap plan`` counts they give the
-least time that the device could take.
+The penalty method selects channels of a random layer and the remaining weights are solved for, with the programs that
+pruning runs. The limits are measured in the same process, before and after: the rate of float32 matrix products at full
+precision, and the memory bandwidth. Together with the operations and bytes that ``spap plan`` counts, they give a lower
+bound on the time on this device.
 """
 
 import time
@@ -28,29 +28,29 @@ from spap_jax.solver.alternating import Weights
 from spap_jax.solver.problem import Problem
 
 TARGET = 0.50
-"""Of the matmul rate, on an accelerator."""
+"""Target on an accelerator, as a fraction of the matmul rate."""
 
 TOKENS = 1024
-"""Random tokens that are summed at once."""
+"""Random tokens per step of the accumulation."""
 
 out = Console(highlight=False, width=100)
 app = App(name="solver", help=__doc__)
 
 
 class Limits(NamedTuple):
-    """Attributes: matmul: operations a second; memory: bytes a second, read and written."""
+    """Attributes: matmul: operations per second; memory: bytes per second, read and written."""
 
     matmul: float
     memory: float
 
 
 def limits(size: int) -> Limits:
-    """What the device does in a second, at best."""
+    """Measures the peak rates of the device."""
     return Limits(matmul_rate(size), memory_rate(size))
 
 
 def seconds_of(run: Callable[[], Any], repeats: int) -> float:
-    """The median of several, after one that compiles."""
+    """Returns the median time of several runs, after one that compiles."""
     jax.block_until_ready(run())
     seconds = []
     for _ in range(repeats):
@@ -61,7 +61,7 @@ def seconds_of(run: Callable[[], Any], repeats: int) -> float:
 
 
 def memory_rate(size: int) -> float:
-    """Bytes a second that a sum reads and writes."""
+    """Returns the memory bandwidth of an addition in bytes per second, reads and writes together."""
     a = jnp.zeros((4, size, size))
     plus = jax.jit(lambda a: a + 1)
     return 2 * a.nbytes / seconds_of(lambda: plus(a), 7)
@@ -70,13 +70,13 @@ def memory_rate(size: int) -> float:
 @jax.jit(static_argnames=("f", "d", "count"))
 @full_precision
 def random_moments(key: jax.Array, f: int, d: int, count: int) -> Moments:
-    """Second moments of random channels of which many tell the same.
+    """Computes second moments of random channels, many of which are redundant.
 
     Args:
-        key: Randomness.
-        f: Channels.
+        key: Random key.
+        f: Number of channels.
         d: Width of the target.
-        count: Times ``TOKENS`` tokens; more than channels make them regular.
+        count: Number of steps of ``TOKENS`` tokens; more tokens than channels make the moments non-singular.
     """
     mix, weight = (jax.random.normal(k, s) for k, s in zip(jax.random.split(key), ((f // 4, f), (f, d)), strict=True))
 
@@ -96,13 +96,13 @@ def random_moments(key: jax.Array, f: int, d: int, count: int) -> Moments:
 
 @app.default
 def main(width: int = 4096, intermediate: int = 14336, sparsity: float = 0.3, repeats: int = 3) -> None:
-    """Times the choice of channels, without swaps, and the closed form.
+    """Times channel selection, without swaps, and the closed form.
 
     Args:
-        width: Of the residual stream, d.
-        intermediate: MLP channels, f.
-        sparsity: Fraction of them to remove.
-        repeats: Runs of each; the median counts.
+        width: Width of the residual stream, d.
+        intermediate: Number of MLP channels, f.
+        sparsity: Fraction of channels to remove.
+        repeats: Number of timed runs of each, whose median is shown.
     """
     settings = PruneSettings(sparsity=sparsity, swap_rounds=0)
     load = workload(Size(d=width, f=intermediate).config, settings, sequences=1, length=1)
@@ -123,7 +123,7 @@ def main(width: int = 4096, intermediate: int = 14336, sparsity: float = 0.3, re
 
 
 def show(seconds: dict[str, float], counted: dict[str, float], moved: dict[str, float], found: Limits) -> None:
-    """Prints times beside the least there can be, and the share of the matmul rate."""
+    """Prints the times beside their lower bounds, and the fraction of the matmul rate reached."""
     device = jax.devices()[0].device_kind
     out.print(f"{device}: float32 matmul {found.matmul / 1e9:.0f} GFLOP/s, memory {found.memory / 1e9:.0f} GB/s")
     table = Table("phase", "seconds", "GFLOP", "GB", "at least", "of that", "of matmul rate", show_edge=False)

@@ -1,8 +1,8 @@
-"""The step on a layer's weights: Adam's minibatches, as built, against L-BFGS and Gauss-Newton with CG on all tokens.
+"""Weight updates of one layer: Adam on minibatches, as built in, against L-BFGS and Gauss-Newton-CG on all tokens.
 
-``python -m benchmarks.updates [--model DIR --data FILE]``: every layer on the dense stream, its channels chosen
-and its output projection solved for as ``spap prune`` does; from there each way descends on the same objective and ends
-with the same closed form. Held-out sequences judge and guide none of them but the first, which is used as it is.
+``python -m benchmarks.updates [--model DIR --data FILE]``: in each layer on the dense stream, channels are selected and
+the output projection is solved for as in ``spap prune``; from there each method minimizes the same objective and ends
+with the same closed form. Held-out sequences evaluate all methods but guide only the first, which is used unchanged.
 """
 
 import functools
@@ -39,7 +39,7 @@ Descent = Callable[[Hidden, Weights, Tokens, Tokens], Weights]
 
 @dataclass(frozen=True)
 class Row:
-    """Relative errors of one layer on held-out tokens and on the calibration's, and core seconds, by way."""
+    """Relative errors of one layer on held-out and on calibration tokens, and CPU seconds, by method."""
 
     layer: int
     held_out: dict[str, float]
@@ -48,7 +48,7 @@ class Row:
 
 
 def adam(hidden: Hidden, weights: Weights, calibration: Tokens, held_out: Tokens) -> Weights:
-    """The alternating rounds of ``spap prune``."""
+    """Runs the alternating rounds of ``spap prune``."""
     schedule = Schedule(SETTINGS.rounds, SETTINGS.steps, SETTINGS.step_tokens, SETTINGS.learning_rate)
     key = jax.random.key(SETTINGS.seed)
     error = alternating.relative_error(hidden, weights, calibration)
@@ -56,7 +56,7 @@ def adam(hidden: Hidden, weights: Weights, calibration: Tokens, held_out: Tokens
 
 
 def lbfgs(hidden: Hidden, weights: Weights, calibration: Tokens, held_out: Tokens, iterations: int) -> Weights:
-    """L-BFGS with its line search on all weights and all tokens."""
+    """Runs L-BFGS with its line search on all weights and all tokens."""
     unit, start = relative(weights)
 
     def loss(u: Any) -> jax.Array:
@@ -77,7 +77,7 @@ def lbfgs(hidden: Hidden, weights: Weights, calibration: Tokens, held_out: Token
 def gauss_newton(
     hidden: Hidden, weights: Weights, calibration: Tokens, held_out: Tokens, iterations: int, inner: int
 ) -> Weights:
-    """Levenberg-Marquardt: each step solved for by so many iterations of CG, and taken if the error falls."""
+    """Runs Levenberg-Marquardt: ``inner`` CG iterations solve for each step, which is kept if the error decreases."""
     unit, start = relative(weights)
     power = jnp.square(calibration.target).sum()
 
@@ -113,7 +113,7 @@ def gauss_newton(
 
 
 def relative(weights: Weights) -> tuple[Callable[[Any], Weights], Any]:
-    """Weights as a function of their change in units of each array's root mean square, and no change to start from."""
+    """Returns a map from weight changes, in units of each array's RMS, to weights, and a zero change to start from."""
     size = jax.tree.map(lambda w: jnp.sqrt(jnp.square(w).mean()) + 1e-12, weights)
     start = jax.tree.map(jnp.zeros_like, weights)
     return lambda u: cast(Weights, jax.tree.map(lambda w, s, u: w + s * u, weights, size, u)), start
@@ -133,7 +133,7 @@ WAYS: dict[str, Descent] = {
 def descended(
     config: DecoderConfig, way: str, layer: Params, weights: Weights, calibration: Tokens, held_out: Tokens
 ) -> tuple[jax.Array, jax.Array]:
-    """Relative errors after one way's descent, on the held-out tokens and on the calibration's."""
+    """Returns the relative errors after one method's descent, on held-out and on calibration tokens."""
     hidden = functools.partial(hidden_channels, config, layer)
     done = weights if way == "refit" else WAYS[way](hidden, weights, calibration, held_out)
     error = functools.partial(alternating.relative_error, hidden, done)
@@ -141,7 +141,7 @@ def descended(
 
 
 def compare(model: spap.Model, tokens: np.ndarray, sparsity: float, held_out: int) -> Iterator[Row]:
-    """Yields a row for every layer. tokens: [B, T], of which the last ``held_out`` sequences judge."""
+    """Yields a row for every layer. tokens: [B, T], of which the last ``held_out`` sequences are for evaluation."""
     config = model.config
     keep = reduce.kept_width(config.intermediate, sparsity, 1)
     narrow = config.with_widths([keep] * config.layers)
@@ -183,9 +183,9 @@ def main(
         model: Checkpoint folder.
         data: Text or token file.
         sparsity: Fraction of channels to remove.
-        sequences: Sequences to fit.
-        held_out: Sequences that judge.
-        sequence_length: Tokens in each.
+        sequences: Number of sequences to fit.
+        held_out: Number of held-out sequences for evaluation.
+        sequence_length: Tokens per sequence.
     """
     loaded = spap.load(model)
     blocks = spap.load_tokens(data, tokenizer=model, sequence_length=sequence_length,
@@ -204,7 +204,7 @@ def main(
 
 
 def cell(row: Row, way: str) -> str:
-    """Both errors of a way, as fractions of the refit's."""
+    """Formats a method's two errors, as fractions of the refit's."""
     held, own = (errors[way] / errors["refit"] for errors in (row.held_out, row.calibration))
     return f"{held:.3f} ({own:.3f})"
 

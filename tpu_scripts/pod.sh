@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# One Cloud TPU pod slice: create it, install spap on all of its workers, run one command there and fetch the result, or
-# keep a run going over as many slices as it takes.
+# Creates a Cloud TPU pod slice, installs spap on all of its workers, runs one command there and fetches the result, or
+# keeps a run going over as many slices as it takes.
 set -euo pipefail
 
 usage() {
@@ -36,7 +36,7 @@ fail() {
   exit 2
 }
 
-# Prints a command as it could be typed, and runs it unless this is a dry run.
+# Runs a command, or prints it with shell quoting in a dry run.
 call() {
   if [[ $dry_run == yes ]]; then
     printf '%q ' "$@" && echo
@@ -99,7 +99,7 @@ install() {
 run() {
   [[ ${#words[@]} -gt 0 ]] || fail "run needs the words of a spap command after --, for example -- prune MODEL ..."
   local command
-  # shellcheck disable=SC2088  # the tilde is the worker's
+  # shellcheck disable=SC2088  # the tilde is expanded on the worker
   command="~/spap/bin/spap$(printf ' %q' "${words[@]}")"
   # The processes of the slice find each other. The exit code is stored for the logs and keep commands.
   on_workers all "rm -f ~/spap.code; nohup bash -c $(printf '%q' "$command --coordinator auto; echo \$? > ~/spap.code") \
@@ -107,7 +107,7 @@ run() {
 }
 
 logs() {
-  # When the process that it watches has ended, tail reads the rest of the file once more.
+  # After the watched process has ended, tail reads the rest of the file once more.
   on_workers 0 "until test -e ~/spap.code; do sleep 2; done & tail -n +1 -F --pid \$! ~/spap.log; exit \$(cat ~/spap.code)"
 }
 
@@ -120,7 +120,7 @@ delete() {
   gcloud_tpus queued-resources delete "$name" --force --quiet
 }
 
-# Whether the slice is gone or about to go. An unclear answer counts as no.
+# Succeeds if the slice is gone or about to go. An unclear answer counts as no.
 is_gone() {
   local state
   state=$(slice_state 2>&1) || [[ $state == *NOT_FOUND* ]] || return 1
@@ -138,19 +138,19 @@ keep() {
   [[ -n $origin ]] || fail "keep needs --source, a wheel's path or git+https://..."
   new_slice
   while true; do
-    logs || true # ends with the run or with the connection; the exit code does not tell which
+    logs || true # ends with the run or with the connection; the exit code does not distinguish them
     code=$(on_workers 0 'cat ~/spap.code') || code=''
     if [[ $dry_run == yes ]]; then
       echo "$code" && delete && return
-    elif [[ -n $code && $code -lt 75 ]]; then # 75: told to end; above 128: killed
+    elif [[ -n $code && $code -lt 75 ]]; then # 75: stopped by SIGTERM; above 128: killed
       delete && return "$code"
     fi
-    sleep 30 # until the state of the slice is up to date
+    sleep 30 # wait until the state of the slice is up to date
     if is_gone; then
       echo "$name was taken away; requesting another one" >&2
       until (delete && new_slice); do sleep 30; done
     elif [[ -n $code ]]; then
-      run || true # a failure means that the slice is going away, which the next round finds
+      run || true # a failure means that the slice is going away, which the next iteration detects
     fi
   done
 }

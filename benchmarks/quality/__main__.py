@@ -40,20 +40,20 @@ def main(
     """Prunes every model at every sparsity with every method, and compares perplexity and divergence.
 
     Args:
-        zoo: Folder with ``models/NAME`` and ``text/``; the bundled model where absent.
-        model: Folder of one model instead; its texts are found by its name too.
-        calibration: Text to calibrate every model on instead.
-        evaluation: Text to judge every model on instead.
-        sparsity: Fractions of channels to remove: 0.1 0.2 0.3 0.5 where absent.
-        method: Names of methods, or one with settings of its own: "spap with sweeps=2 ridge=0.001"; all methods where
-            absent, but those with steps for comparison at 30 % alone, and high effort at 20 and 30 %.
-        seed: Seeds of the calibration draw and of the pruning: 0 1 2 where absent.
-        sequences: Calibration sequences of 256 tokens: 1024 where absent, as many tokens as the 128 sequences of 2048
-            that ``spap prune`` takes by default.
-        windows: Evaluation windows of 256 tokens; all where absent.
-        quick: Three methods, 256 sequences, 200 windows, 10, 20 and 30 %, and one seed, unless other options say
-            otherwise; prints a small table, and writes nothing but with --output.
-        output: Folder for results.csv, README.md and the plots: docs/quality where absent. Runs whose rows are in its
+        zoo: Folder with ``models/NAME`` and ``text/``. By default the bundled model.
+        model: Folder of a single model instead; its texts are chosen by its name too.
+        calibration: Calibration text for every model.
+        evaluation: Evaluation text for every model.
+        sparsity: Fractions of channels to remove. By default 0.1 0.2 0.3 0.5.
+        method: Names of methods, or one with changed settings: "spap with sweeps=2 ridge=0.001". By default all: those
+            that take steps for comparison only at 30 %, and high effort at 20 and 30 %.
+        seed: Seeds of the calibration sample and of the pruning. By default 0 1 2.
+        sequences: Calibration sequences of 256 tokens. By default 1024, as many tokens as the 128 sequences of 2048
+            that ``spap prune`` uses by default.
+        windows: Evaluation windows of 256 tokens. By default all.
+        quick: Use three methods, 256 sequences, 200 windows, 10, 20 and 30 %, and one seed, unless other options say
+            otherwise; prints a small table, and writes files only with --output.
+        output: Folder for results.csv, README.md and the plots. By default docs/quality. Runs whose rows are in its
             results.csv are not repeated.
     """
     start = time.perf_counter()
@@ -84,7 +84,7 @@ def main(
 
 
 def cells_asked(sparsities: tuple[float, ...], names: tuple[str, ...] | None, quick: bool) -> tuple[Cell, ...]:
-    """Sparsity by sparsity, every method named; where none is, those of the table that it has there."""
+    """Lists the cells by sparsity: the named methods, or by default those that the table has at that sparsity."""
     if names is None and not quick:
         asked = [(cut, name) for cut in sparsities for name in methods.ALL if cut in methods.ASKED_AT.get(name, (cut,))]
     else:
@@ -93,7 +93,7 @@ def cells_asked(sparsities: tuple[float, ...], names: tuple[str, ...] | None, qu
 
 
 def perform(todo: list[runs.Run], results: Results) -> None:
-    """Does the runs that have no row yet."""
+    """Executes the runs that have no row yet."""
     missing = [run for run in todo if run.key not in results.rows]
     if len(missing) < len(todo):
         show.err.print(f"{len(todo) - len(missing)} of {len(todo)} runs are in {results.path} already")
@@ -104,14 +104,14 @@ def perform(todo: list[runs.Run], results: Results) -> None:
 
 
 def belongs(row: Row, cases: list[Case], amount: runs.Amount) -> bool:
-    """Whether a row can stand on a page beside those of a call that asked for other ones."""
+    """Returns whether a row is comparable with the rows of a call that asked for other cells."""
     files = {case.name: case.files_hash for case in cases}
     same = (row.sequences, row.windows, row.files) == (amount.sequences, amount.judged, files.get(row.model, row.files))
     return same and row.method in methods.METHODS and methods.is_current(row)
 
 
 def write_report(folder: Path, rows: list[Row], scope: Scope) -> None:
-    """Plots, if matplotlib is there, and the Markdown that shows them."""
+    """Writes the plots, if matplotlib is installed, and the Markdown page that shows them."""
     try:
         names = plots.draw(folder, rows, scope)
     except plots.NoMatplotlib as error:
@@ -122,7 +122,7 @@ def write_report(folder: Path, rows: list[Row], scope: Scope) -> None:
 
 
 def write_ablation(folder: Path, results: Results) -> None:
-    """The page of single settings, if any were changed."""
+    """Writes the page of single settings, if any were changed."""
     if text := ablation.markdown(results.rows.values()):
         (folder / "ablation.md").write_text(text, encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""``ablation.md``: what single settings and less text change, made of rows and of nothing else."""
+"""``ablation.md``: the effect of single settings and of less text, generated from the rows alone."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -17,11 +17,11 @@ _WORDS = ("model", "method", "with", "best of its peers")
 
 
 def markdown(rows: Iterable[Row]) -> str | None:
-    """The page; None where there is nothing to compare.
+    """Returns the page, or None if there is nothing to compare.
 
     Args:
-        rows: All that there are. Those whose settings meant something else when they ran are left out, and those of
-            which the method without its last change was not run on the same tokens and texts.
+        rows: All rows. Left out are those whose settings had another meaning when they ran, and those for which the
+            method without its last change was not run on the same tokens and texts.
     """
     todays = [row for row in rows if is_current(row)]
     by_case = {_case(row): row for row in todays}
@@ -39,14 +39,14 @@ def markdown(rows: Iterable[Row]) -> str | None:
 
 
 def _ideas(rows: Iterable[Row]) -> list[str]:
-    """What the ideas among the rows are."""
+    """Describes the ideas that occur among the rows."""
     tried = {idea_of(row.method) for row in rows}
     words = [f"- `idea={name}`: {what}." for name, what in IDEAS.items() if name in tried]
     return [_ABOUT_IDEAS, "\n".join(words)] if words else []
 
 
 def _lines_by_tokens(rows: Sequence[Row]) -> list[tuple[str, ...]]:
-    """Our methods where they were run on different amounts of text, against the best peer on the same text."""
+    """Compares our methods, where they were run on different amounts of text, with the best peer on the same text."""
     amounts: dict[tuple, set[int]] = {}
     for row in rows:
         amounts.setdefault(_cell(row), set()).add(row.sequences)
@@ -104,7 +104,7 @@ def _case(row: Row, method: str | None = None) -> tuple:
 
 
 def _parted(method: str) -> tuple[str, str]:
-    """A method without its last change, and that; "" where it has none."""
+    """Splits a method into the method without its last change, and that change, or "" if it has none."""
     if " with " not in method:
         return method, ""
     before, _, change = method.rpartition(" ")
@@ -112,7 +112,7 @@ def _parted(method: str) -> tuple[str, str]:
 
 
 def _line(model: str, removed: str, method: str, change: str, pairs: Sequence[tuple[Row, Row]]) -> tuple[str, ...]:
-    """Of rows with the change and without it, a pair for each seed."""
+    """Formats a line from pairs of rows, with the change and without it, one pair per seed."""
     numbers = []
     for value in (lambda row: row.rise, lambda row: row.divergence):
         numbers.append(f"{median(value(row) for row, _ in pairs):.4f}")

@@ -1,4 +1,4 @@
-"""The models and the texts that go with them."""
+"""Models with their calibration and evaluation texts."""
 
 import functools
 import hashlib
@@ -11,7 +11,7 @@ import spap_jax as spap
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 LENGTH = 256
-"""Tokens in a sequence or a window: what the zoo's models were trained on."""
+"""Tokens per sequence or window, as in the training of the zoo's models."""
 
 ZOO_TEXTS = {
     "stories": ("stories_calibration.txt", "stories_evaluation.txt"),
@@ -30,12 +30,12 @@ class Case:
 
     @property
     def name(self) -> str:
-        """The model's."""
+        """The model's name."""
         return self.model.resolve().name
 
     @functools.cached_property
     def files_hash(self) -> str:
-        """Changes with the weights, the tokenizer and the texts."""
+        """A hash of the weights, the tokenizer and the texts."""
         weights = (self.model / name for name in ("config.json", "tokenizer.json"))
         return _hash([*weights, *sorted(self.model.glob("*.safetensors")), self.calibration, self.evaluation])
 
@@ -54,16 +54,16 @@ def _hash(files: Iterable[Path]) -> str:
 def cases_of(
     zoo: Path | None, model: Path | None = None, calibration: Path | None = None, evaluation: Path | None = None
 ) -> list[Case]:
-    """The zoo's models, or the bundled one, with their texts.
+    """Returns the zoo's models, or the bundled one, with their texts.
 
     Args:
-        zoo: Folder with ``models/NAME`` and ``text/``; the examples where absent.
-        model: Folder of the only model.
-        calibration: Text for all models; where absent, the one that goes with the model's name.
-        evaluation: Likewise.
+        zoo: Folder with ``models/NAME`` and ``text/``. By default the examples.
+        model: Folder of a single model.
+        calibration: Calibration text for all models. By default chosen by the model's name.
+        evaluation: Evaluation text, likewise.
 
     Raises:
-        UserError: there is no model, one whose name tells no text, or one text for both uses.
+        UserError: there is no model, a model's name matches no text, or one text is given for both uses.
     """
     models, texts = (EXAMPLES, EXAMPLES) if zoo is None else (zoo / "models", zoo / "text")
     folders = [model] if model else sorted(path.parent for path in models.glob("*/config.json"))

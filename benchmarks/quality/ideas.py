@@ -1,7 +1,7 @@
-"""Ideas that are not built in: each changes one thing of the way over the blocks.
+"""Experimental ideas that are not built in: each changes one thing in the block-by-block pruning.
 
-A method with one is asked for as others are: ``--method "spap, low effort with idea=mixed_target"``. Without any of
-them the way here is that of ``spap prune``.
+A method with an idea is requested like any other: ``--method "spap, low effort with idea=mixed_target"``. Without an
+idea the procedure here is that of ``spap prune``.
 """
 
 import functools
@@ -45,27 +45,27 @@ IDEAS = {
     "weighted": "the directions of a block's output are weighted by the second moments of the loss's gradient there, "
     "in the choice of channels and in the optimizer steps",
 }
-"""By name, what each does."""
+"""Description of each idea, by name."""
 
 GRADIENT_SEQUENCES = 256
-"""Calibration sequences that tell how much each direction of the outputs counts."""
+"""Calibration sequences from which the weight of each output direction is computed."""
 
 EVERY_DIRECTION = 0.1
-"""What a direction without any gradient counts, beside a mean of one."""
+"""Weight added to every direction, relative to a mean of one, so that none is weighted with zero."""
 
 
 class Metric(NamedTuple):
-    """Square root of how much each direction of an output counts, and its inverse: [d, d], or stacked [L, d, d]."""
+    """Square root of the weight of each output direction, and its inverse: [d, d], or stacked [L, d, d]."""
 
     root: jax.Array
     inverse: jax.Array
 
 
 def check(settings: spap.PruneSettings) -> None:
-    """Refuses settings that an idea would pass over.
+    """Refuses settings that an idea would ignore.
 
     Raises:
-        UserError: they ask for sampled text, other updates than steps, or what is not built in by default.
+        UserError: they request sampled text, an update other than steps, or options that are not the built-in defaults.
     """
     if settings.decided.sampled:
         raise spap.UserError("ideas are tried without sampled text: take another effort, or add sampled=0.")
@@ -78,13 +78,13 @@ def check(settings: spap.PruneSettings) -> None:
 
 
 def prune(model: spap.Model, tokens: np.ndarray, settings: spap.PruneSettings, idea: str) -> spap.Model:
-    """As ``spap.prune``, with one idea.
+    """Prunes a model as ``spap.prune`` does, with one idea.
 
     Args:
-        model: The dense one.
+        model: The dense model.
         tokens: Calibration token blocks [B, T].
-        settings: How; `check` says which are taken.
-        idea: A key of `IDEAS`; none of them where empty.
+        settings: Pruning settings; `check` defines which are accepted.
+        idea: A key of `IDEAS`, or an empty string for none of them.
 
     Raises:
         UserError: as in `check`.
@@ -119,7 +119,7 @@ def prune_block(
     idea: str,
     metric: Metric | None,
 ) -> tuple[Params, list[Streams]]:
-    """One block pruned, and the streams behind it."""
+    """Prunes one block and returns it with the streams after it."""
     both = [streams.enter_attention(config, layer, part) for part in both]
     if idea == "attention_refit":
         layer = with_attention_refitted(config, layer, Tokens(both[0].pruned, both[0].dense), settings.ridge)
@@ -135,7 +135,7 @@ def prune_block(
 def enter_mlp(
     config: DecoderConfig, layer: Params, both: list[Streams], idea: str
 ) -> tuple[Tokens, Tokens, list[Streams]]:
-    """From attention to the MLP: what it is fitted to and judged on, and the streams there."""
+    """Advances from attention to the MLP; returns its fitting and its held-out tokens, and the streams there."""
     attended = [jnp.copy(part.dense) for part in both]
     both = [streams.leave_attention(config, layer, part) for part in both]
     found = []
@@ -149,7 +149,7 @@ def enter_mlp(
 @functools.partial(jax.jit, static_argnames="config")
 @full_precision
 def with_attention_refitted(config: DecoderConfig, layer: Params, tokens: Tokens, ridge: float) -> Params:
-    """A block with the output projection, and bias if it has one, that takes the pruned stream to the dense one."""
+    """Refits a block's attention output projection, and its bias if any, to map the pruned stream to the dense one."""
     attention = layer["attention"]
     seen = moments.accumulate_attention(config, layer, tokens)
     every = jnp.arange(len(seen.hidden_mean))
@@ -162,7 +162,7 @@ def with_attention_refitted(config: DecoderConfig, layer: Params, tokens: Tokens
 @functools.partial(jax.jit, static_argnames="config")
 @full_precision
 def output_metrics(config: DecoderConfig, params: Params, tokens: jax.Array) -> Metric:
-    """Of every block [L, d, d]: the second moments of the loss's gradient at its output. tokens: [B, T]."""
+    """Computes for every block [L, d, d] the second moments of the loss gradient at its output. tokens: [B, T]."""
     positions, valid = streams.causal(tokens[:1])
 
     def loss(shifts: jax.Array, sequence: jax.Array) -> jax.Array:
@@ -198,7 +198,7 @@ def prune_weighted(
     settings: spap.PruneSettings,
     metric: Metric,
 ) -> Params:
-    """As ``prune_layer``, in coordinates of the output in which all directions count the same."""
+    """Prunes like ``prune_layer``, in output coordinates in which all directions have equal weight."""
     key = jax.random.key(settings.seed)
     seen = moments.accumulate(config, layer, fitted)
     problem = seen.problem
@@ -229,7 +229,7 @@ def recover_weighted(
     key: jax.Array,
     metric: Metric,
 ) -> Weights:
-    """The alternating rounds from weights [k, d] in those coordinates on; the result is in the model's own."""
+    """Runs the alternating rounds from weights [k, d] in those coordinates; returns weights in the model's own."""
 
     def hidden(inner: alternating.Inner, residual: jax.Array) -> jax.Array:
         return hidden_channels(narrow, layer, inner, residual @ metric.inverse)

@@ -1,4 +1,4 @@
-"""What the rows say: medians over seeds, ratios to the best peer, targets met and missed. Arithmetic only."""
+"""Evaluation of the rows: medians over seeds, ratios to the best peer, targets met and missed. Arithmetic only."""
 
 import math
 from collections import Counter
@@ -10,12 +10,12 @@ from benchmarks.quality.methods import PEERS, STEPPED, TARGETS
 from benchmarks.quality.results import Row
 
 SEEDS = 3
-"""Seeds that a verdict rests on."""
+"""Number of seeds that a verdict requires."""
 
 
 @dataclass(frozen=True)
 class Median:
-    """Of so many seeds, and the range they span."""
+    """A median over seeds, the number of seeds, and their range."""
 
     value: float
     seeds: int
@@ -30,12 +30,12 @@ class Verdict:
     Attributes:
         model: The dense model.
         sparsity: Fraction of channels removed.
-        method: Ours.
-        target: What the ratio is to be at most; None where nothing is asked.
-        best: The peers that were best, the one that was so on most seeds first.
-        ratio: Rise in log-perplexity over the best peer's; None where a row is missing.
-        stepped: The same over the best of the peers that are given our steps.
-        peers: How many peers there were to choose from, on the seed with the fewest that has a ratio.
+        method: Our method.
+        target: Upper bound for the ratio; None if there is no target.
+        best: The peers that were best, the one that was best on most seeds first.
+        ratio: Rise in log-perplexity over the best peer's; None if a row is missing.
+        stepped: The same ratio to the best of the peers that take our steps.
+        peers: Number of peers with a row, on the seed with the fewest that has a ratio.
     """
 
     model: str
@@ -49,17 +49,17 @@ class Verdict:
 
     @property
     def met(self) -> bool | None:
-        """Whether the ratio is within the target; None where either is missing."""
+        """Whether the ratio is within the target; None if either is missing."""
         return None if self.ratio is None or self.target is None else self.ratio.value <= self.target
 
     @property
     def complete(self) -> bool:
-        """Whether all peers and enough seeds were there."""
+        """Whether rows for all peers and enough seeds exist."""
         return self.ratio is not None and self.ratio.seeds >= SEEDS and self.peers == len(PEERS)
 
 
 class Judge:
-    """Looks rows up by model, sparsity, method and seed."""
+    """Looks up rows by model, sparsity, method and seed."""
 
     def __init__(self, rows: Iterable[Row]) -> None:
         self._cells: dict[tuple[str, float, str], dict[int, Row]] = {}
@@ -67,21 +67,21 @@ class Judge:
             self._cells.setdefault((row.model, row.sparsity, row.method), {})[row.seed] = row
 
     def seeds(self, model: str, sparsity: float, method: str) -> dict[int, Row]:
-        """The rows of a cell by their seeds; none where nothing was run."""
+        """Returns the rows of a cell by seed; empty if nothing was run."""
         return self._cells.get((model, sparsity, method), {})
 
     def median(self, model: str, sparsity: float, method: str, value: Callable[[Row], float]) -> Median | None:
-        """Of a value over the seeds of a cell on which it was measured."""
+        """Returns the median of a value over the seeds of a cell for which it was measured."""
         values = [value(row) for row in self.seeds(model, sparsity, method).values()]
         return median_of([value for value in values if not math.isnan(value)])
 
     def best(self, model: str, sparsity: float, seed: int, methods: Sequence[str]) -> Row | None:
-        """The row with the lowest rise among some methods on one seed."""
+        """Returns the row with the lowest rise among the given methods on one seed."""
         cells = (self.seeds(model, sparsity, method) for method in methods)
         return min((cell[seed] for cell in cells if seed in cell), key=lambda row: row.rise, default=None)
 
     def ratio(self, model: str, sparsity: float, method: str, against: Sequence[str]) -> Median | None:
-        """Rise over the lowest rise among others *on the same seed*; then the median."""
+        """Returns the median over seeds of the rise over the lowest rise among others *on the same seed*."""
         pairs = [
             (row.rise, best.rise)
             for seed, row in self.seeds(model, sparsity, method).items()
@@ -90,7 +90,7 @@ class Judge:
         return median_of([ratio_of(*pair) for pair in pairs])
 
     def verdict(self, model: str, sparsity: float, method: str) -> Verdict:
-        """Of one of our methods."""
+        """Returns the verdict on one of our methods."""
         seeds = self.seeds(model, sparsity, method)
         counts = (sum(seed in self.seeds(model, sparsity, peer) for peer in PEERS) for seed in seeds)
         found = (self.best(model, sparsity, seed, PEERS) for seed in seeds)
@@ -108,10 +108,10 @@ class Judge:
 
 
 def median_of(values: Sequence[float]) -> Median | None:
-    """None of nothing."""
+    """Returns the median of the values, or None if there are none."""
     return Median(median(values), len(values), min(values), max(values)) if values else None
 
 
 def ratio_of(ours: float, theirs: float) -> float:
-    """A fraction of their rise; infinite where theirs is none, of which nothing can be a fraction."""
+    """Returns our rise as a fraction of theirs; infinite if theirs is not positive."""
     return ours / theirs if theirs > 0 else math.inf

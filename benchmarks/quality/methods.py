@@ -1,4 +1,4 @@
-"""The ways to prune that the table compares, and what is asked of ours."""
+"""The pruning methods that the table compares, and the targets for ours."""
 
 import dataclasses
 import hashlib
@@ -12,7 +12,7 @@ from benchmarks.quality.results import Row
 from spap_jax.baselines import update_used
 
 _ALL_TOKENS: dict[str, Any] = {"held_out": 0.0}
-"""Without steps nothing is judged on held-out sequences, so that all tokens are fitted."""
+"""Without steps nothing is evaluated on held-out sequences, so all tokens are used for fitting."""
 
 METHODS: dict[str, dict[str, Any]] = {
     **{
@@ -27,10 +27,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "spap, high effort": {"effort": "high"},
     "wanda + refit": {"method": "wanda", "update": "refit"} | _ALL_TOKENS,
 }
-"""Settings by the name of a method."""
+"""Settings of each method, by name."""
 
 ALL = tuple(name for name in METHODS if name != "wanda + refit")
-"""The methods of the whole table, in which ``fasp`` is Wanda's criterion with a refit."""
+"""The methods of the full table, in which ``fasp`` is Wanda's criterion with a refit."""
 
 ASKED_AT: dict[str, tuple[float, ...]] = {
     "fasp + steps": (0.3,),
@@ -39,39 +39,39 @@ ASKED_AT: dict[str, tuple[float, ...]] = {
     "spap, low effort": (0.3,),
     "spap, high effort": (0.2, 0.3),
 }
-"""The sparsities at which the whole table has a method, where it does not have it at all: those that it is asked of, or
-one that shows what steps and efforts are worth. A call that names methods gets them wherever it asks."""
+"""Sparsities of the methods that the full table does not have at all of them: those with a target, or one that shows
+what steps and efforts are worth. A call that names methods runs them at every sparsity it asks for."""
 
 QUICK = ("wanda + refit", "spap, refit only", "spap")
-"""The methods of the small table; the first is what the others are compared with."""
+"""The methods of the small table; the others are compared with the first."""
 
 PEERS = tuple(name for name, settings in METHODS.items() if "method" in settings and "update" not in settings)
-"""Methods as their papers have them: not our choice of channels, and their own update."""
+"""Methods as in their papers: with their own channel selection and their own update."""
 
 STEPPED = tuple(name for name, settings in METHODS.items() if "method" in settings and "alternate" in settings.values())
-"""Peers that are given the same steps on the weights as ours."""
+"""Peers that take the same steps on the weights as ours."""
 
 TARGETS: dict[str, dict[float, float]] = {
     "spap": {0.1: 0.50, 0.2: 0.45, 0.3: 0.45, 0.5: 0.55},
     "spap, high effort": {0.2: 0.30, 0.3: 0.30},
 }
-"""Rise in log-perplexity by sparsity, as a fraction of the best peer's."""
+"""Targets for the rise in log-perplexity by sparsity, as a fraction of the best peer's."""
 
 QUICK_TARGET = 0.70
-"""Rise in log-perplexity, ours over that of Wanda's criterion with a refit."""
+"""Target for our rise in log-perplexity, as a fraction of that of Wanda's criterion with a refit."""
 
 
 def settings_of(method: str, sparsity: float, seed: int) -> spap.PruneSettings:
-    """The settings of one run.
+    """Returns the settings of one run.
 
     Args:
-        method: A key of `METHODS`, or one with settings of its own, such as "spap with sweeps=2 ridge=0.001"; among
-            them may be an idea, which is no setting.
+        method: A key of `METHODS`, or one with changed settings, for example "spap with sweeps=2 ridge=0.001"; an idea
+            can be among the changes, although it is not a setting.
         sparsity: Fraction of channels to remove.
-        seed: Of every random choice.
+        seed: Seed of every random choice.
 
     Raises:
-        UserError: the method or idea is unknown, or a setting is none or out of range.
+        UserError: the method or idea is unknown, or a setting is unknown or out of range.
     """
     name, changes = _parts(method)
     if name not in METHODS:
@@ -86,7 +86,7 @@ def settings_of(method: str, sparsity: float, seed: int) -> spap.PruneSettings:
 
 
 def idea_of(method: str) -> str | None:
-    """The key of `IDEAS` in a method such as "spap, low effort with idea=weighted"."""
+    """Returns the key of `IDEAS` in a method, for example in "spap, low effort with idea=weighted"."""
     return _parts(method)[1].get("idea")
 
 
@@ -96,7 +96,7 @@ def _parts(method: str) -> tuple[str, dict[str, Any]]:
 
 
 def _change(words: str) -> tuple[str, Any]:
-    """The setting and value of words such as ridge=0.001; what is no number is text."""
+    """Parses a setting and its value, for example ridge=0.001; a value that is not JSON is text."""
     name, _, value = words.partition("=")
     try:
         return name, json.loads(value)
@@ -105,19 +105,19 @@ def _change(words: str) -> tuple[str, Any]:
 
 
 _NEWER: dict[str, Any] = {"stream_dtype": "float32"}
-"""Settings that the first rows did not have yet, and the values that stand for what was done then."""
+"""Settings added after the first rows were made, and the values that reproduce what those rows did."""
 
 
 _OF_STEPS: dict[str, Any] = {
     "rounds": 2, "steps": 200, "learning_rate": 0.03, "step_tokens": 2048,
     "sweeps": 1, "sweep_blocks": 1, "sweep_steps": 150, "sweep_learning_rate": 0.015,
 }  # fmt: skip
-"""Settings that only steps on the weights read. Without steps they do not count: whatever they are, hashes have these
+"""Settings that only steps on the weights read. Without steps they have no effect, so hashes always contain these
 values, which were the defaults when the first rows were made."""
 
 
 def settings_hash(settings: spap.PruneSettings) -> str:
-    """Changes with every value that is used of what the settings hold or mean, also with a default."""
+    """Hashes every setting that has an effect, and every value derived from the settings, defaults included."""
     values = dataclasses.asdict(settings) | settings.decided._asdict()
     values |= {} if update_used(settings) == "alternate" else _OF_STEPS
     text = json.dumps({k: v for k, v in values.items() if k not in _NEWER or v != _NEWER[k]}, sort_keys=True)
@@ -125,8 +125,8 @@ def settings_hash(settings: spap.PruneSettings) -> str:
 
 
 def is_current(row: Row) -> bool:
-    """Whether the row's method means today what it meant when the row was made."""
+    """Returns whether the row's method means today what it meant when the row was made."""
     try:
         return settings_hash(settings_of(row.method, row.sparsity, row.seed)) == row.settings
-    except spap.UserError:  # of an earlier version
+    except spap.UserError:  # the method or setting is from an earlier version
         return False

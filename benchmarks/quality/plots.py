@@ -1,4 +1,4 @@
-"""Plots of the rows: one a model, and the ratios to the best peer in one picture."""
+"""Plots of the rows: one figure per model, and one of the ratios to the best peer."""
 
 import itertools
 import math
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 class NoMatplotlib(Exception):
-    """Says what to install."""
+    """Raised if matplotlib is missing; the message says what to install."""
 
 
 class Look(NamedTuple):
-    """How a method is drawn: colours that are told apart without seeing red or green (Okabe and Ito), and markers."""
+    """Style of a method: colours that are distinguishable with colour blindness (Okabe and Ito), and markers."""
 
     colour: str
     marker: str
@@ -81,7 +81,7 @@ def draw(folder: Path, rows: Sequence[Row], scope: Scope) -> list[str]:
 
 
 def rises(figure: "Figure", judge: Judge, scope: Scope, model: str) -> "Figure":
-    """Rise in log-perplexity against sparsity, a line a method, the range over seeds as bars."""
+    """Plots the rise in log-perplexity against sparsity, one line per method, with the range over seeds as bars."""
     axes = figure.subplots()
     found = {
         method: [(cut, middle) for cut in scope.sparsities if (middle := judge.median(model, cut, method, _rise))]
@@ -96,14 +96,14 @@ def rises(figure: "Figure", judge: Judge, scope: Scope, model: str) -> "Figure":
     axes.set_title(f"{model}: what pruning loses (medians and ranges over seeds)", fontsize=11)
     axes.set_ylabel("rise in log-perplexity")
     last = {method: points[-1][1].value for method, points in drawn.items()}
-    order = sorted(drawn, key=lambda method: -last[method])  # as the lines end, from above
+    order = sorted(drawn, key=lambda method: -last[method])  # in the vertical order of the line ends, from the top
     handles = _handles(axes)
     figure.legend([handles[method] for method in order], order, loc="outside right center", frameon=False, fontsize=9)
     return figure
 
 
 def ratios(figure: "Figure", judge: Judge, scope: Scope) -> "Figure":
-    """Ratio to the best peer, a panel a model: ours, the peers with our steps, and the targets."""
+    """Plots the ratio to the best peer, one panel per model: ours, the peers with our steps, and the targets."""
     shown = [method for method in (*STEPPED, *TARGETS, "spap, refit only") if method in scope.methods]
     panels = figure.subplots(1, len(scope.models), sharey=True, squeeze=False)[0]
     for axes, model in zip(panels, scope.models, strict=True):
@@ -123,7 +123,7 @@ def ratios(figure: "Figure", judge: Judge, scope: Scope) -> "Figure":
 
 
 def effort_points(judge: Judge, scope: Scope) -> dict[str, list[tuple[float, float, str]]]:
-    """By model: processor seconds, ratio to the best peer, and name of each effort that was run."""
+    """Returns by model the CPU seconds, the ratio to the best peer, and the name of each effort that was run."""
     found: dict[str, list[tuple[float, float, str]]] = {}
     for model in scope.models:
         for method, effort in EFFORT_METHODS.items():
@@ -135,7 +135,7 @@ def effort_points(judge: Judge, scope: Scope) -> dict[str, list[tuple[float, flo
 
 
 def efforts(figure: "Figure", judge: Judge, scope: Scope) -> "Figure":
-    """Ratio to the best peer against the time it takes, a line a model and a marker an effort."""
+    """Plots the ratio to the best peer against the CPU time, one line per model and one marker per effort."""
     axes = figure.subplots()
     for (model, points), colour in zip(effort_points(judge, scope).items(), itertools.cycle(MODEL_COLOURS)):
         seconds, found, _ = zip(*points, strict=True)
@@ -158,7 +158,7 @@ def efforts(figure: "Figure", judge: Judge, scope: Scope) -> "Figure":
 
 
 def _handles(axes: "Axes") -> dict[str, Any]:
-    """What stands for each label in a legend: lines without their bars, targets last."""
+    """Returns the legend handle of each label: lines without their error bars, targets last."""
     pairs = zip(*axes.get_legend_handles_labels(), strict=True)
     found = {label: handle[0] if isinstance(handle, tuple) else handle for handle, label in pairs}
     return dict(sorted(found.items(), key=lambda pair: pair[0].startswith("target")))
@@ -169,7 +169,7 @@ def _rise(row: Row) -> float:
 
 
 def _beside(place: int, count: int, step: float) -> float:
-    """Percentage points by which one of so many methods is drawn aside, so that they do not hide each other."""
+    """Returns the horizontal offset in percentage points of one of ``count`` methods, so that none hides another."""
     return (place - (count - 1) / 2) * step
 
 
@@ -197,7 +197,7 @@ def _line(axes: "Axes", method: str, points: Sequence[tuple[float, Median]], shi
 
 
 def _targets(axes: "Axes", method: str, sparsities: Sequence[float]) -> None:
-    """A short bar at each of a method's targets."""
+    """Draws a short bar at each of a method's targets."""
     asked = {cut: target for cut, target in TARGETS.get(method, {}).items() if cut in sparsities}
     colour = LOOKS[method].colour
     for place, (cut, target) in enumerate(asked.items()):
@@ -206,7 +206,7 @@ def _targets(axes: "Axes", method: str, sparsities: Sequence[float]) -> None:
 
 
 def _log_scale(axes: "Axes", lows: Sequence[float]) -> None:
-    """Logarithmic; around zero, where some rise is not positive, linear, and wide enough for all that is negative."""
+    """Sets a logarithmic y axis; if some rise is not positive, linear around zero and wide enough for all of them."""
     lowest = min(lows, default=1.0)
     if lowest > 0:
         axes.set_yscale("log", subs=())

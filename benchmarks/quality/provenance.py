@@ -1,4 +1,4 @@
-"""Where numbers come from: the commit of the code, and the command."""
+"""Provenance of the numbers: the commit of the code, and the command."""
 
 import shlex
 import subprocess
@@ -8,11 +8,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 CODE = ("spap_jax", "models", "benchmarks", "pyproject.toml")
-"""What makes the numbers; a change elsewhere, as in the results themselves, leaves them as they are."""
+"""Paths that affect the numbers; changes elsewhere, for example in the results themselves, do not."""
 
 
 def commit(root: Path = ROOT) -> str:
-    """The checkout's commit, "-dirty" behind it where the code differs from it; "unknown" outside of one."""
+    """Returns the checkout's commit, followed by "-dirty" if the code differs from it; "unknown" outside a checkout."""
     try:
         name = _git(root, "rev-parse", "--short=12", "HEAD")
         return name + ("-dirty" if _git(root, "status", "--porcelain", "--", *CODE) else "")
@@ -26,7 +26,7 @@ def _git(root: Path, *words: str) -> str:
 
 
 def command(words: Sequence[str]) -> str:
-    """The command of these words, as it can be published: of paths from elsewhere only the last name is left."""
+    """Returns the command line in publishable form: of paths outside the checkout only the last name is left."""
     return shlex.join(["python", "-m", "benchmarks.quality", *(_shortened(word) for word in words)])
 
 

@@ -1,4 +1,4 @@
-"""``README.md`` of the results, made of the rows and of nothing else."""
+"""``README.md`` of the results, generated from the rows alone."""
 
 import itertools
 import math
@@ -15,16 +15,16 @@ MISSING = "-"
 VERDICT_HEAD = ("method", "model", "removed", "best peer", "ratio", "range", "target", "is", "over peer + steps")
 
 VERDICT_WORDS = ("method", "model", "best peer", "is")
-"""Columns of the judgement that hold no numbers."""
+"""Columns of the verdict table that hold text."""
 
 
 def markdown(rows: Sequence[Row], scope: Scope, plots: Sequence[str] = ()) -> str:
-    """The whole text.
+    """Returns the full text.
 
     Args:
-        rows: Of the scope.
-        scope: What the report is about.
-        plots: Names of PNG files that lie beside the report.
+        rows: Rows of the scope.
+        scope: What the report covers.
+        plots: Names of PNG files in the report's folder.
     """
     judge = Judge(rows)
     parts = [
@@ -97,14 +97,14 @@ def _judgement(judge: Judge, scope: Scope) -> str:
 
 
 def verdict_lines(judge: Judge, scope: Scope) -> list[tuple[str, ...]]:
-    """The judgement: a line for every model and sparsity, for each of our methods that was asked for."""
+    """Returns the verdict table: a line for every model and sparsity, for each of our methods in the scope."""
     cases = itertools.product(TARGETS, scope.models, scope.sparsities)
     verdicts = (judge.verdict(model, cut, method) for method, model, cut in cases if (cut, method) in scope.cells)
     return [_verdict_line(verdict, len(scope.seeds)) for verdict in verdicts]
 
 
 def summaries(judge: Judge, scope: Scope) -> list[str]:
-    """How often each of our methods meets its targets, in sentences."""
+    """Returns sentences that say how often each of our methods meets its targets."""
     return [_summary(judge, scope, method) for method in TARGETS if method in scope.methods]
 
 
@@ -134,7 +134,7 @@ def _verdict_line(verdict: Verdict, seeds: int) -> tuple[str, ...]:
 
 
 def _met_or_missed(verdict: Verdict) -> str:
-    """Met or missed; what is not complete is no verdict yet."""
+    """Returns "met" or "missed", or a placeholder if there is no ratio or target."""
     if verdict.met is None:
         return MISSING
     word = "met" if verdict.met else "missed"
@@ -172,19 +172,19 @@ def _seconds_cell(judge: Judge, scope: Scope, model: str, sparsity: float, metho
 
 
 def _grid(scope: Scope, cell: Callable[[str, float], str]) -> str:
-    """A table of methods x sparsities."""
+    """Returns a table of methods x sparsities."""
     head = ("method", *(f"{cut:.0%}" for cut in scope.sparsities))
     return table(head, [(method, *(cell(method, cut) for cut in scope.sparsities)) for method in scope.methods])
 
 
 def table(head: Sequence[str], lines: Iterable[Sequence[str]], words: Collection[str] = ("method",)) -> str:
-    """In Markdown: columns of words are set to the left, those of numbers to the right."""
+    """Formats a Markdown table with text columns aligned left and number columns aligned right."""
     rule = ["---" if name in words else "---:" for name in head]
     return "\n".join("| " + " | ".join(line) + " |" for line in (head, rule, *lines))
 
 
 def _median(found: Median | None, format_spec: str, seeds: int) -> str:
-    """A median, and of how many seeds where some are missing."""
+    """Formats a median, with its number of seeds if some are missing."""
     if found is None:
         return MISSING
     return _text(found.value, format_spec) + (f" [{found.seeds} of {seeds} seeds]" if found.seeds < seeds else "")

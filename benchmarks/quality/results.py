@@ -1,4 +1,4 @@
-"""The rows of ``results.csv``: one a run, appended as soon as it is done."""
+"""The rows of ``results.csv``: one per run, appended as soon as the run is done."""
 
 import csv
 import io
@@ -10,32 +10,32 @@ from typing import Any
 import spap_jax as spap
 
 Key = tuple[str, float, str, int, int, str, str, str]
-"""What a run is: model, sparsity, method, seed, sequences, windows, hashes of the settings and of the files."""
+"""Identity of a run: model, sparsity, method, seed, sequences, windows, hashes of the settings and of the files."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One pruned model, measured.
+    """Measurements of one pruned model.
 
     Attributes:
         model: Name of the dense model.
-        sparsity: Fraction of channels that was to be removed.
+        sparsity: Requested fraction of channels removed.
         method: A name of ``methods.METHODS``.
-        seed: Of the calibration sequences and of the pruning.
+        seed: Seed of the calibration sequences and of the pruning.
         dense: Perplexity of the dense model.
-        perplexity: Of the pruned one.
-        rise: In log-perplexity, over the dense model.
+        perplexity: Perplexity of the pruned model.
+        rise: Rise in log-perplexity over the dense model.
         divergence: KL(dense || pruned), nats per predicted token.
         width: Channels kept in every layer.
-        seconds: That pruning took by the clock, which other work on the machine makes longer.
-        processor_seconds: What it took of all cores together, compiling included; nan where it was not measured.
-        calibration_tokens: Seen by the pruning, those held out included.
-        evaluation_tokens: In the windows that were judged.
-        sequences: Calibration sequences.
-        windows: Evaluation windows as asked for: a number, or "all".
+        seconds: Wall-clock time of pruning, which other load on the machine increases.
+        processor_seconds: CPU time of pruning over all cores, compilation included; nan if it was not measured.
+        calibration_tokens: Tokens used for pruning, held-out tokens included.
+        evaluation_tokens: Tokens in the evaluation windows.
+        sequences: Number of calibration sequences.
+        windows: Evaluation windows as requested: a number, or "all".
         settings: Hash of the settings.
         files: Hash of the model's and the texts' files.
-        commit: Of the code; ends in "-dirty" where the code had been changed since.
+        commit: Commit of the code; ends in "-dirty" if the code had uncommitted changes.
         date: When the run ended, in UTC.
     """
 
@@ -61,7 +61,7 @@ class Row:
 
     @property
     def key(self) -> Key:
-        """Two rows with the same key are of the same run."""
+        """The key of the row; two rows with the same key belong to the same run."""
         run = (self.model, self.sparsity, self.method, self.seed)
         return (*run, self.sequences, self.windows, self.settings, self.files)
 
@@ -70,13 +70,13 @@ COLUMNS = [field.name for field in fields(Row)]
 
 
 class Results:
-    """Rows by key, kept in a file if there is one."""
+    """Rows by key, stored in a file if a path is given."""
 
     def __init__(self, path: Path | None = None) -> None:
-        """Reads the rows that the file holds, and cuts off a last line that was not written to its end.
+        """Reads the rows in the file, and truncates an incomplete last line.
 
         Raises:
-            UserError: the file holds something else.
+            UserError: the file has other content.
         """
         self.path = path
         self.rows: dict[Key, Row] = {}
@@ -84,7 +84,7 @@ class Results:
             self.rows = {row.key: row for row in _read(path)}
 
     def add(self, row: Row) -> None:
-        """Keeps a row; it is on the disk when this returns."""
+        """Stores a row; it is on disk when this returns."""
         self.rows[row.key] = row
         if self.path is not None:
             _append(self.path, row)
@@ -113,7 +113,7 @@ _CONVERT: dict[Any, Any] = {str: str, int: int, float: float}
 
 
 def _append(path: Path, row: Row) -> None:
-    """Writes one line in one go, after the header in a new file."""
+    """Writes one line in a single write, after the header in a new file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")

@@ -1,4 +1,4 @@
-"""Prunes one model in one way after another, and measures what is left."""
+"""Runs that prune a model with one method after another, and evaluate the results."""
 
 import itertools
 import math
@@ -24,20 +24,20 @@ from spap_jax.evaluation.divergence import compare
 
 @dataclass(frozen=True)
 class Amount:
-    """How much text a run sees: calibration sequences, and evaluation windows (all of them where None)."""
+    """Amount of text in a run: calibration sequences, and evaluation windows (None for all)."""
 
     sequences: int
     windows: int | None
 
     @property
     def judged(self) -> str:
-        """The windows as rows have them."""
+        """The number of windows in the format of the rows."""
         return "all" if self.windows is None else str(self.windows)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One model, pruned in one way on one draw of the calibration text."""
+    """One model, pruned with one method on one sample of the calibration text."""
 
     case: Case
     method: str
@@ -46,7 +46,7 @@ class Run:
 
     @property
     def key(self) -> Key:
-        """As the key of the row that the run gives.
+        """The key of the row that the run produces.
 
         Raises:
             UserError: a file of the model or a text cannot be read.
@@ -56,15 +56,15 @@ class Run:
 
     @property
     def name(self) -> str:
-        """What is shown while it runs."""
+        """The label shown while it runs."""
         return f"{self.case.name}, {self.settings.sparsity:.0%}, {self.method}, seed {self.settings.seed}"
 
 
 def plan(cases: Sequence[Case], cells: Sequence[Cell], seeds: Sequence[int], amount: Amount) -> list[Run]:
-    """All runs: model by model, in it seed by seed.
+    """Lists all runs, by model and then by seed.
 
     Raises:
-        UserError: a method or a setting is none, or two models have one name.
+        UserError: a method or setting is invalid, or two models have the same name.
     """
     names = [case.name for case in cases]
     if len(set(names)) < len(names):
@@ -74,11 +74,11 @@ def plan(cases: Sequence[Case], cells: Sequence[Cell], seeds: Sequence[int], amo
 
 
 def execute(runs: Sequence[Run], commit: str, starting: Callable[[Run], None]) -> Iterator[Row]:
-    """Yields the row of every run; a model and its texts are read once for the runs in a row that share them.
+    """Yields the row of every run; consecutive runs of the same model share its weights and texts in memory.
 
     Args:
-        runs: What to do.
-        commit: Of the code.
+        runs: Runs to execute.
+        commit: Commit of the code.
         starting: Called before each run.
     """
     for case, of_case in itertools.groupby(runs, lambda run: run.case):
@@ -87,11 +87,11 @@ def execute(runs: Sequence[Run], commit: str, starting: Callable[[Run], None]) -
         for run in of_case:
             starting(run)
             yield measure(model, run, texts, commit)
-        jax.clear_caches()  # what was compiled for one model is of no use to the next
+        jax.clear_caches()  # programs compiled for one model are of no use to the next
 
 
 class Texts:
-    """Token blocks of one case; the latest of each kind are kept."""
+    """Token blocks of one case; the latest of each kind are cached."""
 
     def __init__(self, case: Case, model: spap.Model) -> None:
         self._case = case
@@ -103,11 +103,11 @@ class Texts:
         self._latest: dict[str, tuple[Any, TokenBlocks]] = {}
 
     def calibration(self, sequences: int, seed: int) -> TokenBlocks:
-        """Sequences drawn by the seed."""
+        """Returns sequences sampled with the seed."""
         return self._load("calibration", self._case.calibration, sequences=sequences, seed=seed)
 
     def evaluation(self, windows: int | None) -> np.ndarray:
-        """The first windows, [B, T]."""
+        """Returns the first windows, [B, T]."""
         return self._load("evaluation", self._case.evaluation, sequences=windows).tokens
 
     def _load(self, role: Any, path: Path, **asked: Any) -> TokenBlocks:
@@ -117,7 +117,7 @@ class Texts:
 
 
 def measure(model: spap.Model, run: Run, texts: Texts, commit: str) -> Row:
-    """Prunes the model and compares it with what it was."""
+    """Prunes the model and compares it with the dense one."""
     calibration = texts.calibration(run.amount.sequences, run.settings.seed)
     judged = texts.evaluation(run.amount.windows)
     start, busy = time.perf_counter(), time.process_time()

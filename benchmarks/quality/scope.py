@@ -1,4 +1,4 @@
-"""What a page is about."""
+"""The scope of a results page."""
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ Cell = tuple[float, str]
 
 @dataclass(frozen=True)
 class Scope:
-    """What the report is about, whether there are rows for it or not, and the command that asked for it."""
+    """What the report covers, whether or not rows exist for it, and the command that asked for it."""
 
     models: tuple[str, ...]
     cells: tuple[Cell, ...]
@@ -24,22 +24,22 @@ class Scope:
 
     @property
     def sparsities(self) -> tuple[float, ...]:
-        """Those of the cells, ascending."""
+        """The sparsities of the cells, ascending."""
         return tuple(sorted({cut for cut, _ in self.cells}))
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """Those of the cells: known ones in their order, then those with settings of their own."""
+        """The methods of the cells: known ones in their order, then those with changed settings."""
         asked = {name for _, name in self.cells}
         return tuple(name for name in METHODS if name in asked) + tuple(sorted(asked - METHODS.keys()))
 
     @property
     def runs(self) -> int:
-        """How many rows there are when nothing is missing."""
+        """The number of rows when none is missing."""
         return len(self.models) * len(self.cells) * len(self.seeds)
 
     def with_rows(self, rows: Collection[Row]) -> "Scope":
-        """Wide enough for some rows too: a call for one of many methods leaves a page of all that were run."""
+        """Extends the scope to cover rows too, so that a call for one method keeps the page of all that were run."""
         return replace(
             self,
             models=tuple(sorted({*self.models, *(row.model for row in rows)})),
@@ -49,5 +49,5 @@ class Scope:
 
 
 def once(values: Iterable[T]) -> tuple[T, ...]:
-    """The same without repetitions."""
+    """Removes repetitions, keeping the order."""
     return tuple(dict.fromkeys(values))

@@ -1,4 +1,4 @@
-"""What the person who waits sees: a bar on standard error, tables on standard output."""
+"""Terminal output: a progress bar on standard error, tables on standard output."""
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,18 +22,18 @@ ONE_DAY = 86_400.0
 
 
 class RunProgress:
-    """Advances the bar over the runs; a line a run where there is no terminal."""
+    """Advances the bar over the runs; prints one line per run without a terminal."""
 
     def __init__(self, progress: Progress, runs: int) -> None:
         self._progress, self._runs, self._done = progress, runs, 0
         self._task = progress.add_task("reading", total=runs)
 
     def start(self, run: Run) -> None:
-        """Names what is being done."""
+        """Shows the name of the run that starts."""
         self._progress.update(self._task, description=run.name)
 
     def finish(self, row: Row) -> None:
-        """Counts a run."""
+        """Counts a finished run."""
         self._done += 1
         self._progress.update(self._task, advance=1)
         if self._progress.disable:
@@ -45,16 +45,16 @@ class RunProgress:
 
 @contextmanager
 def run_progress(runs: int) -> Iterator[RunProgress]:
-    """A bar over the runs with the name of the current one and the time left."""
+    """Shows a bar over the runs with the name of the current one and the time left."""
     columns = (TextColumn("run"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"),
                TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())  # fmt: skip
-    # Runs take from seconds to minutes, so that only their mean since the start tells how long the rest takes.
+    # Runs take from seconds to minutes, so only their mean since the start predicts the remaining time.
     with Progress(*columns, console=err, disable=not err.is_terminal, speed_estimate_period=ONE_DAY) as progress:
         yield RunProgress(progress, runs)
 
 
 def show_judgement(rows: Sequence[Row], scope: Scope) -> None:
-    """Prints what is asked of ours, and whether it is met."""
+    """Prints the targets for our methods, and whether they are met."""
     judge = Judge(rows)
     table = _table("rise in log-perplexity, over the best peer's", VERDICT_HEAD, VERDICT_WORDS)
     for line in verdict_lines(judge, scope):

@@ -1,8 +1,8 @@
-"""Checkpoints in llama.cpp: `python llama_cpp_client.py FOLDER...`, with a Python that `.ci/llama_cpp` made.
+"""Checkpoints in llama.cpp: `python llama_cpp_client.py FOLDER...`, with a Python created by `.ci/llama_cpp`.
 
-Each folder is converted by llama.cpp's own script to `F32.gguf`, and quantised to `FORMAT.gguf` for each of `FORMATS`.
-Each file continues the prompts [B, T] of the folder's `prompts.npy` greedily; `FORMAT.npz` gets what was written [B, N]
-and the logits [B, N, v] that it was chosen by. The last line that is printed says what every file holds.
+llama.cpp's own script converts each folder to `F32.gguf`, which is quantised to `FORMAT.gguf` for each of `FORMATS`.
+Each file continues the prompts [B, T] in the folder's `prompts.npy` greedily; `FORMAT.npz` receives the generated
+tokens [B, N] and their logits [B, N, v]. The last line of output describes the contents of every file.
 """
 
 import json
@@ -38,7 +38,7 @@ def done(success: Any, what: object) -> Any:
 def convert(folder: Path, file: Path) -> None:
     from conversion import TextModel  # pyright: ignore[reportMissingImports]
 
-    # The script knows tokenizers by a hash of what they do; those of the tests are not on its list.
+    # The script identifies tokenizers by a hash of their behaviour; those of the tests are not in its list.
     TextModel.get_vocab_base_pre = lambda *_: "qwen2"
     sys.argv = ["convert_hf_to_gguf.py", str(folder), "--outfile", str(file), "--outtype", "f32"]
     runpy.run_path(str(SOURCES / sys.argv[0]), run_name="__main__")
@@ -57,7 +57,7 @@ def generate(file: Path, prompts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     settings = library.llama_context_default_params()
     settings.n_ctx = 256
     settings.n_threads = settings.n_threads_batch = 1
-    # In float32 throughout, to compare with: the cache would be float16.
+    # float32 throughout, for the comparison: by default the cache is float16.
     settings.type_k = settings.type_v = library.GGML_TYPE_F32
     settings.flash_attn_type = library.LLAMA_FLASH_ATTN_TYPE_DISABLED
     tokens = np.zeros((len(prompts), NEW), int)

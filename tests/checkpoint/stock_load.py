@@ -1,4 +1,4 @@
-"""Loads checkpoints with torch and transformers alone: `python stock_load.py FOLDER...`; each holds its logits."""
+"""Loads checkpoints with only torch and transformers: `python stock_load.py FOLDER...`; each contains its logits."""
 
 import json
 import sys

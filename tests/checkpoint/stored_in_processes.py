@@ -1,4 +1,4 @@
-"""One of two processes that share a layer's weights: FOLDER PORT ID."""
+"""Runs one of two processes that shard a layer's weights: FOLDER PORT ID."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""Biases that an update adds to the MLP: config.json says so, byte for byte, or the model is not written."""
+"""Biases that an update adds to the MLP: config.json declares them, byte for byte, or the model is not written."""
 
 import dataclasses
 import json
@@ -56,13 +56,13 @@ def test_a_field_that_says_no_says_yes(tmp_path: Path):
 def test_no_place_for_biases(variant: str, tmp_path: Path):
     model = flapped(write(variant, tmp_path / "in")).model
     tokens = np.arange(12).reshape(1, 12)
-    following = spap_jax.generate(model, tokens, 1, eos=(), pad=0)[0, -1]  # in memory it works
+    following = spap_jax.generate(model, tokens, 1, eos=(), pad=0)[0, -1]  # works in memory
     assert following == np.asarray(spap_jax.logits(model, tokens))[0, -1].argmax()
     for write_out in (save, save_orbax):
         with pytest.raises(UserError, match=SENTENCE):
             write_out(model, tmp_path / "out")
     with pytest.raises(UserError, match=SENTENCE):
-        Writer(tmp_path / "out", model.config, model.source, {})  # before any weight comes
+        Writer(tmp_path / "out", model.config, model.source, {})  # raised before any weight arrives
     assert [file.name for file in tmp_path.iterdir()] == ["in"]
 
 

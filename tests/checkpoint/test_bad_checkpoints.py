@@ -1,4 +1,4 @@
-"""What is wrong with a checkpoint is said in one sentence, before any work."""
+"""Faults of a checkpoint are reported in one sentence, before any work."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def refusal(folder: Path) -> str:
-    """The sentence that reading the headers of a folder ends with."""
+    """Returns the error message of reading a folder's headers."""
     with pytest.raises(UserError) as error:
         Reader(folder)
     return str(error.value)

@@ -1,4 +1,4 @@
-"""Models with fewer heads: config.json says so in the fields that stock loaders read, or the model is not written."""
+"""Models with fewer heads: config.json declares it in fields that stock loaders read, or the model is not written."""
 
 import dataclasses
 from pathlib import Path
@@ -18,7 +18,7 @@ TOKENS = np.random.default_rng(0).integers(2, 97, (8, 16))
 
 
 def with_groups(model: spap_jax.Model, *kept: int) -> spap_jax.Model:
-    """What pruning leaves, without the time it takes."""
+    """Keeps only the given head groups, as pruning would, without the time that it takes."""
     attention = jax.vmap(lambda layer: take_groups(model.family, layer, jnp.asarray(kept)))(
         model.params["layers"]["attention"]
     )
@@ -48,7 +48,7 @@ def test_the_heads_are_edited_and_their_width_is_added(tmp_path: Path):
 
 
 def test_there_and_back_and_pruned_again(tmp_path: Path):
-    """Of a model that gives its heads' width, and no number of key/value heads."""
+    """The model's config gives the head width, but no number of key/value heads."""
     source = edit_config(write("llama", tmp_path / "in"), head_dim=8)
     save(with_groups(load(source), 0, 3), tmp_path / "once")
     save_orbax(load(tmp_path / "once"), tmp_path / "orbax")

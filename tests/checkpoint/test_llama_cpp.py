@@ -1,4 +1,4 @@
-"""Pruned checkpoints in llama.cpp: `--llama-cpp-python PATH` names a Python that `make clients-check` made."""
+"""Pruned checkpoints in llama.cpp: `--llama-cpp-python PATH` is a Python created by `make clients-check`."""
 
 import json
 import os
@@ -28,7 +28,7 @@ WIDE = {
     "eos_token_id": 2,
     "max_position_embeddings": 512,
 }
-"""Every row but those of the output projections is 256 long, as the K formats need it."""
+"""Sizes with which every row, except in the output projections, has 256 values, as the K formats require."""
 KEPT = {
     "wide_256": {"sparsity": 0.4, "round_to": 256},
     "wide_224": {"sparsity": 0.5625},
@@ -40,7 +40,7 @@ WRITING = ("stories", "stories_pruned", "qwen2_pruned", "heads", "biases")
 
 
 class Client(NamedTuple):
-    """What llama.cpp found and wrote."""
+    """The output of llama.cpp for all models."""
 
     root: Path
     models: dict[str, spap_jax.Model]
@@ -50,13 +50,13 @@ class Client(NamedTuple):
         return dict(np.load(self.root / name / f"{kind}.npz"))
 
     def down(self, name: str, kind: str) -> set[str]:
-        """The data types of the output projections."""
+        """Returns the data types of the output projections."""
         types = self.found[name][kind]["types"]
         return {types[f"blk.{i}.ffn_down.weight"] for i in range(WIDE["num_hidden_layers"])}
 
 
 def random_model(family: str, folder: Path, **fields: Any) -> spap_jax.Model:
-    """With the tokenizer of the bundled model, since llama.cpp wants one."""
+    """Creates a random model with the tokenizer of the bundled model, since llama.cpp requires a tokenizer."""
     config = transformers.AutoConfig.for_model(family, **WIDE | fields)
     model = transformers.AutoModelForCausalLM.from_config(config)
     generator = torch.Generator().manual_seed(0)
@@ -81,7 +81,7 @@ def client(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
     prompts = spap_jax.load_tokens(EXAMPLES / "stories_evaluation.txt", sequences=3, role="evaluation", **text).tokens
     noise = np.random.default_rng(0).integers(3, WIDE["vocab_size"], (4, 24))
     wide = random_model("llama", root / "wide-in")
-    # transformers adds a token to any tokenizer of a Qwen2 model.
+    # transformers adds a token to the tokenizer of any Qwen2 model.
     qwen2 = random_model("qwen2", root / "qwen2-in", vocab_size=WIDE["vocab_size"] + 1)
     models = {
         "stories": stories,
@@ -103,8 +103,8 @@ def test_the_same_tokens_are_written(client: Client, name: str):
     prompts, written = np.load(client.root / name / "prompts.npy"), client(name)
     sequences = np.concatenate([prompts, written["tokens"]], axis=1)
     expected = spap_jax.logits(client.models[name], sequences)[:, prompts.shape[1] - 1 : -1]
-    assert expected.std() > 1  # there is something to compare
-    # By induction the tokens of a greedy continuation: each is the likeliest after those before it.
+    assert expected.std() > 1  # the logits are not trivial
+    # By induction these are the tokens of a greedy continuation: each is the most likely one after those before it.
     np.testing.assert_array_equal(written["tokens"], np.asarray(expected).argmax(axis=-1))
     np.testing.assert_allclose(written["logits"], expected, rtol=0, atol=1e-3)
 
@@ -125,7 +125,7 @@ def test_metadata_has_the_pruned_width(client: Client):
 
 
 class TestQuantisation:
-    """The table of docs/clients.md."""
+    """Tests of the table in docs/clients.md."""
 
     def test_a_multiple_of_256_becomes_what_was_asked_for(self, client: Client):
         assert client.down("wide_256", "Q4_0") == {"Q4_0"}
@@ -146,7 +146,7 @@ class TestQuantisation:
         assert client.found["wide_200"]["Q4_0"]["bytes"] > client.found["wide_256"]["Q4_0"]["bytes"]
 
     def test_quantised_files_run(self, client: Client):
-        """After the same prompt, nearly the same logits: 8 bits are near, and 4 bits are no nearer."""
+        """After the same prompt, 8 bits give nearly the same logits, and 4 bits are less close."""
         full, eight, four = (client("stories_pruned", kind)["logits"][:, 0] for kind in ("F32", "Q8_0", "Q4_0"))
         assert 0 < np.abs(eight - full).mean() < 0.03 * full.std()
         assert np.abs(eight - full).mean() < np.abs(four - full).mean() < 0.3 * full.std()

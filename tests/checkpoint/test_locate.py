@@ -1,4 +1,4 @@
-"""What a person calls a model becomes a folder, or a sentence."""
+"""A user's name for a model resolves to a folder, or to an error message."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder as the hub's cache and another as the current one."""
+    """Sets an empty folder as the hub's cache and another as the working directory."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -30,7 +30,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def snapshot(cache: Path, repo: str) -> Path:
-    """The folder of a snapshot in the hub's cache."""
+    """Creates the folder of a snapshot in the hub's cache."""
     root = cache / f"models--{repo.replace('/', '--')}"
     (root / "refs").mkdir(parents=True)
     (root / "refs" / "main").write_text(COMMIT)
@@ -83,7 +83,7 @@ def test_a_cached_snapshot_needs_no_network(shard: str, cache: Path):
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of the hub as a download needs: one model that all may read, one that is gated."""
+    """The parts of the hub that a download needs, with one public model and one gated model."""
 
     protocol_version = "HTTP/1.1"
     root: Path
@@ -120,7 +120,7 @@ class Hub(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Keeps quiet."""
+        """Suppresses the log."""
 
 
 @pytest.fixture
@@ -148,7 +148,7 @@ for name in sys.argv[1:]:
 
 
 def located(hub: str, home: Path, *names: str) -> tuple[list[str], str]:
-    """What another process, which is allowed to ask the hub, prints for each name; and its errors."""
+    """Returns what another process, which may contact the hub, prints for each name, and its standard error."""
     settings = {"HF_ENDPOINT": hub, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_secret"}
     settings |= {"NO_PROXY": "*", "no_proxy": "*"}
     command = [sys.executable, "-c", PROGRAM, *names]
@@ -171,7 +171,7 @@ def test_a_download_takes_what_is_needed_and_no_more(hub: str, tmp_path: Path):
     assert {file.name for file in Path(found).iterdir()} == needed
     assert all((Path(found) / name).read_bytes() == (served / name).read_bytes() for name in needed)
     assert again == found
-    assert "no/such" in Hub.asked[-1]  # what is there already is not asked for again
+    assert "no/such" in Hub.asked[-1]  # cached files are not requested again
     assert gated.startswith("the model gated/model is gated: accept its terms")
     assert unknown.startswith("the hub has no model no/such that this login may see")
     assert "hf_secret" not in gated + unknown + errors

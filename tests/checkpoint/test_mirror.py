@@ -1,4 +1,4 @@
-"""An unfinished run whose output is at an address goes on where this machine's disk is gone."""
+"""An unfinished run whose output is at an address resumes after the loss of the local disk."""
 
 import io
 import json
@@ -42,7 +42,7 @@ def make(steps: int) -> None:
 
 
 def look() -> tuple[int, bool]:
-    """How many steps count, each block being as its last one left it; and whether some were lost."""
+    """Returns the number of valid steps, checking that each block is from its last step, and whether some were lost."""
     with unfinished(OUTPUT, RUN, BLOCKS) as kept:
         count = len(kept.told)
         assert kept.told == [{"step": step} for step in range(count)]

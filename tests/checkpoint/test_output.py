@@ -27,7 +27,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder on a disk of 200 KB; where mounting is not permitted, a limit on the length of files."""
+    """A folder on a disk of 200 KB; if mounting is not permitted, a limit on the file size is set instead."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(disk)]
@@ -41,7 +41,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def short_files(limit: int) -> Iterator[None]:
-    """No file may become longer than that: the error comes midway, after a look at the disk found it roomy."""
+    """Limits the file size, so that an error occurs midway although the free space on the disk looked sufficient."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:
@@ -160,7 +160,7 @@ for limit in (300, 3000, 30000):
 
 def test_a_disk_that_fills_up_while_orbax_writes(model: Model, tmp_path: Path):
     program = [sys.executable, "-c", FULL, str(model.source.folder), str(tmp_path / "out")]
-    run = subprocess.run(program, capture_output=True, text=True)  # its other writers complain on stderr
+    run = subprocess.run(program, capture_output=True, text=True)  # Orbax's other writers complain on stderr
     sentences = run.stdout.splitlines()
     assert len(sentences) == 3
     assert all("filled up, or a limit of it was reached" in sentence for sentence in sentences)

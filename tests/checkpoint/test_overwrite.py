@@ -1,4 +1,4 @@
-"""What is in an output's place is replaced only if this program wrote all of it, and nothing is lost on the way."""
+"""An existing output is replaced only if this program wrote all of it, and nothing is lost in between."""
 
 import os
 import shutil
@@ -30,7 +30,7 @@ def out(model: Model, tmp_path: Path) -> Path:
 
 
 def make(folder: Path, content: str = "new") -> None:
-    """Makes an output of one file, as a command with --overwrite does."""
+    """Writes an output of one file, as a command with --overwrite does."""
     with new_folder(folder, overwrite=True, source=None) as partial:
         (partial / "file").write_text(content)
 
@@ -50,7 +50,7 @@ def a_link_in_place_of_the_weights(out: Path) -> None:
 
 
 def weights_that_another_tool_trained(out: Path) -> None:
-    """As long as they were."""
+    """Changes the weights without changing the file size."""
     content = bytearray((out / "model.safetensors").read_bytes())
     content[-1] ^= 1
     (out / "model.safetensors").write_bytes(content)
@@ -227,7 +227,7 @@ with new_folder(sys.argv[1], overwrite=True, source=None) as partial:
 
 
 def test_killed_between_the_two_renames(out: Path, tmp_path: Path):
-    """What was there is put back by the next run that looks at the place, also if it is refused."""
+    """The next run that checks the output path restores the old output, even if that run is refused."""
     before = hashes(out)
     program = [sys.executable, "-c", MOVED_ASIDE, str(out)]
     assert subprocess.run(program, capture_output=True).returncode == -signal.SIGKILL

@@ -1,4 +1,4 @@
-"""At an address, too, a checkpoint is complete or absent, and is read as if it were here."""
+"""At a remote address, too, a checkpoint is complete or absent, and is read as if it were local."""
 
 import re
 import shlex
@@ -83,7 +83,7 @@ def test_what_is_replaced_is_no_checkpoint_meanwhile(store: type[stores.Frail], 
 
 @pytest.mark.parametrize("name", ["letter.txt", "model.safetensors", "config.json", "sub/letter.txt"])
 def test_what_was_not_sent_is_never_replaced(name: str, store: type[stores.Frail], model: Model):
-    """Neither files that were added nor files of ours that were changed, by the time of the check or of the sending."""
+    """Neither added files nor changed files of ours are replaced, whether found in the check or at the upload."""
     save(model, OUT)
     put(name)
     before = there()
@@ -144,7 +144,7 @@ def test_an_upload_that_fails_can_go_on(overwrite: bool, store: type[stores.Frai
     assert main(command[1:]) == 0
     assert capsys.readouterr().out == f"{OUT}\n"
     assert same(load(OUT), model)
-    save(model, OUT, overwrite=True)  # and all of it is known to be ours
+    save(model, OUT, overwrite=True)  # all of it is recognised as ours
 
 
 def test_refusals_before_any_work(store: type[stores.Frail], tmp_path: Path):

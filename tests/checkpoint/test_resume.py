@@ -1,4 +1,4 @@
-"""What a run keeps on its way is whole or counts as lost, and belongs to that run alone."""
+"""The state that a run keeps for resuming is complete or counts as lost, and belongs to that run alone."""
 
 import json
 import shutil
@@ -32,7 +32,7 @@ def same(one: Params, other: Params) -> bool:
 
 
 def made(output: Path, steps: int) -> Path:
-    """The folder of a run that made some steps."""
+    """Makes the given number of steps in a run and returns the run's folder."""
     with Unfinished(output, RUN, BLOCKS) as unfinished:
         for step in range(len(unfinished.told), steps):
             unfinished.add(layer(step), told(step))
@@ -40,7 +40,7 @@ def made(output: Path, steps: int) -> Path:
 
 
 def looked_at(output: Path) -> tuple[int, bool]:
-    """How many steps count, each block being as its last one left it; and whether some were lost."""
+    """Returns the number of valid steps, checking that each block is from its last step, and whether some were lost."""
     with Unfinished(output, RUN, BLOCKS) as unfinished:
         count = len(unfinished.told)
         assert json.dumps(unfinished.told) == json.dumps([told(step) for step in range(count)])
@@ -82,7 +82,7 @@ def test_nothing_is_left_of_a_run_without_steps_or_one_that_ended(tmp_path: Path
 
 
 def test_the_name_of_a_run_stays_until_the_command_ends(tmp_path: Path):
-    """As of one of several outputs, which is in its place while the others are made, interrupted however often."""
+    """With several outputs, one is in its place while the others are made, and the command may be interrupted often."""
     made(tmp_path / "out", 2)
     for _ in range(2):
         with Unfinished(tmp_path / "out", RUN, BLOCKS) as unfinished:
@@ -92,10 +92,10 @@ def test_the_name_of_a_run_stays_until_the_command_ends(tmp_path: Path):
     assert (resume_folder(tmp_path / "out") / "run.json").exists()
 
 
-# Orbax reads the arrays of a step at once, and leaves the others behind when one fails.
+# Orbax reads the arrays of a step concurrently, and abandons the others when one fails.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_any_damage_is_noticed(tmp_path: Path):
-    """Every file of a step is cut short, emptied, removed, or has a bit turned."""
+    """Every file of a step is truncated, emptied, removed, or has one bit flipped."""
     folder = made(tmp_path / "out", 3)
     files = [path.relative_to(folder) for path in (folder / "steps" / "1").rglob("*") if path.is_file()]
     assert len(files) > 5
@@ -196,7 +196,7 @@ def test_a_long_file_is_looked_at_from_end_to_end(tmp_path: Path):
     folder = write("llama", tmp_path / "in")
     long = folder / "model.safetensors"
     with long.open("r+b") as file:
-        file.truncate(1 << 30)  # of holes, which take no room
+        file.truncate(1 << 30)  # sparse, so it takes no space
     first = fingerprint(folder)
     for place in (0, (1 << 30) - 1):
         with long.open("r+b") as file:

@@ -1,4 +1,4 @@
-"""What is read and written again is the same, bit for bit."""
+"""A round trip through a checkpoint is exact, bit for bit."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 def same_arrays(one: dict, other: dict) -> bool:
-    """Whether two trees have the same structure, dtypes and bytes."""
+    """Returns whether two trees have the same structure, dtypes and bytes."""
     if jax.tree.structure(one) != jax.tree.structure(other):
         return False
     pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
@@ -32,7 +32,7 @@ def same_arrays(one: dict, other: dict) -> bool:
 
 
 def stock(folder: Path) -> tuple[Any, dict[str, Any]]:
-    """The model that transformers loads, and what it says of the loading: nothing, if all is well."""
+    """Returns the model that transformers loads, and its loading info, whose lists are empty if all is well."""
     auto: Any = transformers.AutoModelForCausalLM
     return auto.from_pretrained(folder, output_loading_info=True)
 
@@ -46,7 +46,7 @@ def tensor_count(shard: Path) -> int:
 
 
 def narrowed(model: Model, kept: int) -> Model:
-    """The model with its first MLP channels only."""
+    """Returns the model with its first ``kept`` MLP channels only."""
     config = model.config.narrowed(kept)
     shapes = jax.eval_shape(lambda: decoder.init(config, jax.random.key(0)))
     cut = jax.tree.map(lambda a, s: a[tuple(slice(n) for n in s.shape)], model.params, shapes)

@@ -1,4 +1,4 @@
-"""The families' tables: every rule can be inverted, and together they give the tensors of the real models."""
+"""The families' rule tables: every rule is invertible, and together they give the tensors of the real models."""
 
 import json
 from pathlib import Path
@@ -44,7 +44,7 @@ def test_every_rule_can_be_inverted(sizes: dict[str, int], dtype: type, seed: in
 
 
 def real_models() -> list[str]:
-    """Names of the published configs, one for all that describe the same tensors."""
+    """Returns names of the published configs, one for each set of tensors."""
     named = {file.stem: json.loads(file.read_bytes()) for file in sorted(CONFIGS.glob("*.json"), reverse=True)}
     return sorted({str(expected_tensors(family_of(t).read_config(t))): name for name, t in named.items()}.values())
 

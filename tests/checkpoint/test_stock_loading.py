@@ -1,4 +1,4 @@
-"""Pruned checkpoints load in stock transformers, in another Python if `--old-python PATH` names one."""
+"""Pruned checkpoints load in stock transformers, in this Python or in the one given with `--old-python PATH`."""
 
 import json
 import os
@@ -36,7 +36,7 @@ PRUNED = {
 
 
 def pruned(variant: str, folder: Path, **how: Any) -> Path:
-    """A pruned checkpoint with the logits that it should have."""
+    """Writes a pruned checkpoint with its expected logits."""
     model = spap_jax.load(write(variant, folder / f"{variant}-in"))
     tokens = np.random.default_rng(0).integers(2, 97, (4, 24))
     small = spap_jax.prune(model, tokens, **how).model if how else with_half_the_channels(model)
@@ -47,7 +47,7 @@ def pruned(variant: str, folder: Path, **how: Any) -> Path:
 
 
 def with_half_the_channels(model: spap_jax.Model) -> spap_jax.Model:
-    """What pruning leaves, without the time it takes."""
+    """Halves the MLP channels, as pruning would, without the time that it takes."""
     kept = jnp.arange(0, model.config.intermediate, 2)
     layers = [jax.tree.map(lambda a, i=i: a[i], model.params["layers"]["mlp"]) for i in range(model.config.layers)]
     layers = [take_channels(model.family, mlp, kept) for mlp in layers]
@@ -70,5 +70,5 @@ def test_pruned_checkpoints_in_stock_transformers(tmp_path: Path, request: pytes
 
 
 def test_qwen2_with_fewer_heads_in_todays_transformers(tmp_path: Path):
-    """3 heads, which do not divide the width. The Qwen2 of transformers 4.46 does not read `head_dim`."""
+    """3 heads do not divide the width. The Qwen2 of transformers 4.46 does not read `head_dim`."""
     load_in(sys.executable, [pruned("qwen2", tmp_path, method="wanda", attention_sparsity=0.25)])

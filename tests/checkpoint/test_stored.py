@@ -1,4 +1,4 @@
-"""A part of a weight is what the whole has there, and nothing else of the file is read."""
+"""A slice of a stored weight equals that slice of the full array, and nothing else of the file is read."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ from spap_jax.errors import UserError
 
 
 def half(array: Any, axis: int, second: bool) -> tuple[slice, ...]:
-    """The first or the second half along an axis."""
+    """Returns the slices of the first or the second half along an axis."""
     middle = array.shape[axis] // 2
     cut = slice(middle, array.shape[axis]) if second else slice(0, middle)
     return tuple(cut if i == axis else slice(None) for i in range(len(array.shape)))
@@ -46,7 +46,7 @@ def test_what_is_not_contiguous_in_the_file_is_no_part(tmp_path: Path):
 
 
 def test_a_part_knows_nothing_of_the_rest(tmp_path: Path):
-    """Not a number in the second half of the channels: the first is read without a complaint."""
+    """A NaN in the second half of the channels does not prevent reading the first half."""
     name = "model.layers.0.mlp.down_proj.weight"
     damaged = state("llama")[name].clone()
     damaged[:, 40] = float("nan")
@@ -58,10 +58,10 @@ def test_a_part_knows_nothing_of_the_rest(tmp_path: Path):
 
 
 def test_each_process_reads_its_own_part(tmp_path: Path):
-    """Two processes share the weights: of a head that is damaged one of them sees nothing, and the other says so."""
+    """Two processes shard the weights: only the process with the damaged head reports it."""
     name = "model.layers.0.self_attn.q_proj.weight"
     damaged = state("llama")[name].clone()
-    damaged[-1] = torch.nan  # of the last head
+    damaged[-1] = torch.nan  # in the last head
     folder = edit_tensors(write("llama", tmp_path / "in"), **{name: damaged})
     script, port = Path(__file__).with_name("stored_in_processes.py"), free_port()
     processes = [

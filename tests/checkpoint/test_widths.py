@@ -1,4 +1,4 @@
-"""Layers that differ in width: filled up in memory, exact in a checkpoint, named in one field of config.json."""
+"""Layers of different widths: padded in memory, exact in a checkpoint, declared in one field of config.json."""
 
 import copy
 import json
@@ -25,7 +25,7 @@ VARIANTS = ["llama_biases", "qwen2_tied", "opt_125m_like"]
 
 
 def narrower(model: spap_jax.Model, widths: tuple[int, ...] = WIDTHS) -> spap_jax.Model:
-    """The first channels of each layer."""
+    """Returns a model with the first channels of each layer."""
 
     def one(index: int, width: int) -> dict:
         mlp = jax.tree.map(lambda a: a[index], model.params["layers"]["mlp"])
@@ -41,7 +41,7 @@ def same(one: spap_jax.Model, other: spap_jax.Model) -> bool:
 
 
 def hf_logits(variant: str) -> np.ndarray:
-    """Of transformers' model whose other channels nobody listens to."""
+    """Returns the logits of transformers' model with the other channels' output weights set to zero."""
     theirs = copy.deepcopy(hf_models.hf_model(variant))
     blocks = theirs.model.decoder.layers if variant.startswith("opt") else theirs.model.layers
     for block, width in zip(blocks, WIDTHS, strict=True):
@@ -91,7 +91,7 @@ def test_one_field_is_added_and_emptied(tmp_path: Path):
 
 
 def test_stock_transformers_refuses_it(tmp_path: Path):
-    """It says that sizes do not match, where a model that loads would compute something else."""
+    """The size mismatch is an error; a model that loaded would compute something else."""
     save(narrower(load(write("llama", tmp_path / "in"))), tmp_path / "out")
     with pytest.raises(RuntimeError, match="size"):
         transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Folders of tiny checkpoints as transformers writes them, and looks at what a folder holds."""
+"""Tiny checkpoints as transformers writes them, and helpers that inspect a folder's contents."""
 
 import copy
 import json
@@ -19,7 +19,7 @@ BITS = {"float32": np.uint32, "bfloat16": np.uint16, "float16": np.uint16}
 
 
 def state(variant: str, dtype: str = "float32") -> dict[str, torch.Tensor]:
-    """The tensors that transformers would write."""
+    """Returns the tensors that transformers would write."""
     tensors = {name: tensor.to(getattr(torch, dtype)) for name, tensor in hf_model(variant).state_dict().items()}
     if VARIANTS[variant].get("tie_word_embeddings", True):
         del tensors["lm_head.weight"]
@@ -27,7 +27,7 @@ def state(variant: str, dtype: str = "float32") -> dict[str, torch.Tensor]:
 
 
 def write(variant: str, folder: Path, dtype: str = "float32", shard: str = "1GB") -> Path:
-    """A variant as a folder, its config.json in the words of `VARIANTS` with an odd layout."""
+    """Writes a variant to a folder, with the fields of `VARIANTS` in config.json in an unusual layout."""
     model = copy.deepcopy(hf_model(variant)).to(getattr(torch, dtype))
     model.save_pretrained(folder, max_shard_size=shard)
     written = {"architectures": [type(model).__name__], "torch_dtype": dtype, "_name_or_path": "\u00e9 \\"}
@@ -38,7 +38,7 @@ def write(variant: str, folder: Path, dtype: str = "float32", shard: str = "1GB"
 
 
 def write_bin(variant: str, folder: Path, dtype: str = "float32", shards: int = 1, **options: Any) -> Path:
-    """The same with weights in torch's own format."""
+    """Writes a variant like `write`, with weights in torch's own format."""
     write(variant, folder, dtype)
     (folder / "model.safetensors").unlink()
     tensors = state(variant, dtype)
@@ -53,18 +53,18 @@ def write_bin(variant: str, folder: Path, dtype: str = "float32", shards: int = 
 
 
 def raw_tensors(folder: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
-    """Dtype, shape and bytes of every tensor in a folder's safetensors files."""
+    """Returns dtype, shape and bytes of every tensor in a folder's safetensors files."""
     raw = {}
     for path in folder.glob("*.safetensors"):
         with safe_open(path, framework="numpy") as file:
-            for name in file.keys():  # noqa: SIM118 (no mapping)
+            for name in file.keys():  # noqa: SIM118 (not a mapping)
                 array = file.get_tensor(name)
                 raw[name] = (str(array.dtype), array.shape, array.tobytes())
     return raw
 
 
 def dtypes(model: Model) -> dict[str, str]:
-    """Names of the dtypes of a model's arrays, as a writer is told them."""
+    """Returns the dtype names of a model's arrays, in the form that a writer accepts."""
     return array_dtypes(model.params, model.config)
 
 
@@ -77,7 +77,7 @@ def edit_config(folder: Path, **changes: Any) -> Path:
 
 
 def edit_tensors(folder: Path, **changes: Any) -> Path:
-    """Sets tensors (double underscores stand for dots) of a folder with one weight file; None removes one."""
+    """Sets tensors (double underscores stand for dots) in a folder with one weight file; None removes one."""
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(folder / "model.safetensors") | {n.replace("__", "."): v for n, v in changes.items()}

@@ -1,4 +1,4 @@
-"""Folders and words for the command line, and a look at what it said."""
+"""Helpers for command-line tests: input folders, running commands, and checks of their output."""
 
 import json
 import os
@@ -20,7 +20,7 @@ QUICK = ("--sequences", "16", "--sequence-length", "64", "--effort", "low", "--r
 
 
 class Said(NamedTuple):
-    """Attributes: code; out and err: what went to standard output and standard error."""
+    """Attributes: code: exit code; out and err: text on standard output and standard error."""
 
     code: int
     out: str
@@ -43,9 +43,9 @@ def process(*words: object, **settings: str) -> subprocess.Popen[str]:
 
 
 def sentence(said: Said) -> str:
-    """The one sentence of a refusal: exit code 2 and one line that begins `spap:`, the last on standard error.
+    """Returns the sentence of a refusal: exit code 2, and one line that begins with `spap:`, last on standard error.
 
-    Before it there may be what was waited for, and warnings.
+    Progress lines and warnings may precede it.
     """
     assert said.code == 2, said
     assert said.out == ""
@@ -56,7 +56,7 @@ def sentence(said: Said) -> str:
 
 
 def tiny(folder: Path, variant: str = "llama", **changes: object) -> Path:
-    """A tiny checkpoint with other fields in its config.json, if any are given."""
+    """Writes a tiny checkpoint, with the given fields changed in its config.json."""
     hf_model(variant).save_pretrained(folder)
     written = VARIANTS[variant] | {"architectures": [type(hf_model(variant)).__name__]} | changes
     (folder / "config.json").write_text(json.dumps(written))

@@ -1,4 +1,4 @@
-"""A hub on this machine: takes a commit with large files as the real one does, and keeps what it was sent."""
+"""A local server that accepts a commit with large files as the real hub does, and stores what it receives."""
 
 import base64
 import json
@@ -12,15 +12,15 @@ from typing import Any
 
 @dataclass
 class Hub:
-    """What it was sent.
+    """The requests that the server received, and the files that it offers.
 
     Attributes:
-        refuse: Begin of the paths that it answers with an error, which says aloud what token it was sent.
-        tokens: Of the requests that had one.
-        created: The request to make a repository.
-        large: What was uploaded beside a commit, by SHA-256.
-        commits: Files and contents of each; of a file that was removed, None.
-        there: Files that its repositories have.
+        refuse: Prefix of the paths that it answers with an error, which repeats the token that it received.
+        tokens: Tokens of the requests that had one.
+        created: The request to create a repository.
+        large: Files uploaded outside a commit, by SHA-256.
+        commits: Files and contents of each commit; None for a removed file.
+        there: Files in its repositories.
         models: Repositories that have a config.json.
     """
 
@@ -34,7 +34,7 @@ class Hub:
     models: set[str] = field(default_factory=set)
 
     def answer(self, path: str, body: bytes) -> Any:
-        """The JSON for a request."""
+        """Returns the JSON answer to a request."""
         if path == "/api/whoami-v2":
             return {"name": "owner", "type": "user"}
         if path == "/api/repos/create":
@@ -57,7 +57,7 @@ class Hub:
         if "/commit/" in path:
             self.commits.append(dict(self._file(line) for line in map(json.loads, body.splitlines()[1:])))
             return {"commitUrl": f"{self.endpoint}/owner/name/commit/1", "commitOid": "1"}
-        return {"errors": [], "warnings": []}  # the check of a card's head
+        return {"errors": [], "warnings": []}  # the validation of a model card's metadata
 
     def _file(self, line: dict[str, Any]) -> tuple[str, bytes | None]:
         value = line["value"]
@@ -111,7 +111,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(refuse: str = "/none") -> Iterator[Hub]:
-    """A hub that answers as long as the block runs."""
+    """Serves a hub while the block runs."""
     hub = Hub(refuse)
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
     hub.endpoint = f"http://127.0.0.1:{server.server_port}"

@@ -1,4 +1,4 @@
-"""Commands on models, data and outputs at an address."""
+"""Commands whose models, data and outputs are at remote addresses."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ QUICK = ("--sequences", "16", "--sequence-length", "64", "--method", "magnitude"
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[stores.Frail]:
-    """A store with a tiny model and tokens, which also lie in the test's folder."""
+    """A store with a tiny model and tokens, which are also in the test's folder."""
     monkeypatch.setenv("SPAP_CACHE", str(tmp_path / "cache"))
     empty = stores.begin()
     model = tiny(tmp_path / "in")
@@ -57,7 +57,7 @@ def test_from_address_to_address(store: type[stores.Frail], tmp_path: Path, caps
 
 @pytest.mark.timeout(900)
 def test_killed_with_its_disk_it_goes_on_elsewhere_to_the_same_bits(tmp_path: Path):
-    """What a preempted machine leaves is what it sent."""
+    """A run continues from what was uploaded, as after the preemption of a machine."""
     words = ["prune", tiny(tmp_path / "in"), "--data", token_file(tmp_path / "ids.npy"), "--sequences", 16]
     words += ["--sequence-length", 64, "--rounds", 0, "--sweeps", 2, "--sweep-steps", 3]
     place = f"file://{tmp_path}/bucket/out"

@@ -1,4 +1,4 @@
-"""The commands from the first word to the last file."""
+"""End-to-end tests of the commands."""
 
 import json
 import re
@@ -37,7 +37,7 @@ def config_of(folder: Path) -> dict:
 
 
 class TestPruneOfTheBundledModel:
-    """In order: the first test writes what the others look at."""
+    """Tests that run in order: the first one writes the output that the others inspect."""
 
     def test_it_prunes_with_settings_of_a_file_that_flags_override(self, stories: Path, tmp_path: Path, capsys):
         settings = tmp_path / "settings.toml"
@@ -262,7 +262,7 @@ def test_help_fits_a_terminal(words: tuple[str, ...], capsys):
     assert max(map(len, said.out.splitlines())) <= 80
     assert said.out.startswith("Usage: spap ")
     assert "--config" in said.out
-    if words and words != ("doctor",):  # an example that can be copied, in one line, and is understood
+    if words and words != ("doctor",):  # the help has a one-line example that can be copied and parses
         (example,) = re.findall(r"^Example: spap (.+?) *$", said.out, re.MULTILINE)
         assert example.split()[0] == words[0]
         app.parse_args(example, exit_on_error=False, print_error=False)

@@ -1,4 +1,4 @@
-"""What the tab key gives in a shell, after ``spap --install-completion``."""
+"""Tab completion in a shell, after ``spap --install-completion``."""
 
 import os
 import subprocess
@@ -43,5 +43,5 @@ def test_words_complete(script: Path, typed: tuple[str, ...], offered: set[str])
 
 
 def test_a_folder_that_completes_goes_on(script: Path):
-    """bash adds a slash to what it knows to be a file's name, and a space to all else."""
+    """bash appends a slash to a folder if it treats completions as file names, and a space otherwise."""
     assert "\ncomplete -o filenames -F _spap spap\n" in script.read_text("utf-8")

@@ -1,4 +1,4 @@
-"""What commands print: tables, names and sizes, and how far some work is."""
+"""Console output of the commands: tables, names and sizes, and progress."""
 
 import io
 
@@ -26,7 +26,7 @@ def test_no_word_of_a_table_is_broken_or_cut(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ):
-    """And no number; only what is longer than a line by itself makes one longer."""
+    """Numbers are not broken either; only a word that is longer than a line exceeds the line length."""
     monkeypatch.setenv("COLUMNS", str(columns))
     console.table("title", heads, rows)
     printed = capsys.readouterr().out
@@ -71,7 +71,7 @@ def test_a_table_without_rows(capsys):
 
 @pytest.mark.parametrize("is_terminal", [True, False])
 def test_lines_break_between_words_on_a_terminal_alone(is_terminal: bool):
-    """Paths stay whole, options too, and numbers stay with what they count."""
+    """Paths and options are not broken, and numbers stay with their units."""
     written = io.StringIO()
     line = "wrote /a/long/way/to/a/folder in the end, of 1 234 MB with --some-option and so on"
     Lines(file=written, force_terminal=is_terminal, width=22, highlight=False).print(line)
@@ -89,7 +89,7 @@ def test_lines_break_between_words_on_a_terminal_alone(is_terminal: bool):
 
 
 def test_how_far_some_work_is_without_a_terminal(capsys):
-    """What it is at once, and then a line every ten seconds; the first piece compiles."""
+    """The task is printed at once, and progress every ten seconds; the first piece is not timed, since it compiles."""
     now = [0.0]
     with console.counting(clock=lambda: now[0]) as watch:
         for done, seconds in ((0, 0), (10, 9), (20, 2), (30, 5), (40, 5), (100, 9)):

@@ -1,4 +1,4 @@
-"""``spap eval --tasks``: the bundled task from the first word to the JSON file, and what is refused."""
+"""``spap eval --tasks``: the bundled task end to end, up to the JSON file, and refusals."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ def _at_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def with_changes(folder: Path, **changes: object) -> Path:
-    """A folder with the bundled task, changed."""
+    """Writes a folder with the bundled task, with some fields changed."""
     task = yaml.safe_load((TASKS / "stories_cloze" / "stories_cloze.yaml").read_text("utf-8"))
     folder.mkdir()
     (folder / "task.yaml").write_text(yaml.safe_dump(task | changes), "utf-8")
@@ -56,7 +56,7 @@ def test_the_table_and_the_json_file(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_a_standard_error_by_resampling(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """In this process, and without a word among the results."""
+    """The resampling runs in this process and prints nothing among the results."""
     metric = {"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False}
     changes = {"output_type": "loglikelihood", "doc_to_target": "{{choices[label]}}", "doc_to_choice": None}
     folder = with_changes(tmp_path / "tasks", **changes, metric_list=[metric])
@@ -70,7 +70,7 @@ def test_a_standard_error_by_resampling(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_the_bundled_examples_are_what_their_script_makes(tmp_path: Path) -> None:
-    """And each of the sentences that may come next is another one."""
+    """The four choices of every example are distinct."""
     folder = TASKS / "stories_cloze"
     before = (folder / "stories_cloze.jsonl").read_bytes()
     copy = tmp_path / "tasks" / "stories_cloze"
@@ -91,7 +91,7 @@ def test_an_unknown_task(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_file_that_is_not_yaml(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The harness passes it by; with one that is, and calls a function, it is not confused."""
+    """The harness skips the broken file; another file that is valid and calls a function is not reported instead."""
     (tmp_path / "a.yaml").write_text("task: other\nprocess_docs: !function other.py\n")
     (tmp_path / "b.yaml").write_text("task: mine\n  output_type: [\n")
     said = sentence(spap(capsys, "eval", STORIES, "--tasks", "mine", "--task-path", tmp_path))

@@ -1,4 +1,4 @@
-"""What nobody has foreseen, and what the machine lacks, ends in one sentence as well; ``--debug`` shows where."""
+"""Unexpected errors, and missing features of the machine, also end in one sentence; ``--debug`` shows a traceback."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from spap_jax.errors import naming_flags, option
 
 
 def test_an_unexpected_error(capsys, monkeypatch: pytest.MonkeyPatch):
-    """Here numbers of cores that are no number: something inside is not what the program takes it for."""
+    """The name table of `os.sysconf` is replaced by a number, so that a TypeError is raised inside the program."""
     monkeypatch.setattr(os, "sysconf_names", 5)
     said = spap(capsys, "doctor")
     assert said.code == 1

@@ -1,4 +1,4 @@
-"""``spap finetune`` from the first word to the last file."""
+"""End-to-end tests of ``spap finetune``."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 import spap_jax
 
 TRAINED = 3 * 16 * (4 * (32 + 32) + 3 * (32 + 26))
-"""Layers times rank times inputs and outputs, of four square projections and of three of the 26 channels kept."""
+"""Layers times rank times inputs and outputs, of four square projections and of three with the 26 channels kept."""
 QUICK = ("--sequences", "12", "--sequence-length", "16", "--steps", "4", "--check-every", "2", "--step-sequences", "4")
 
 

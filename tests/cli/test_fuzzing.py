@@ -1,6 +1,6 @@
-"""Whatever is typed, and whatever is in the files, a command ends well or with one sentence, and touches nothing else.
+"""For any arguments and any file contents, a command succeeds or fails with one sentence, and changes no other file.
 
-The cases are drawn anew from the options of the program, so that new options are covered; the draw is the same in every
+The cases are generated from the options of the program, so that new options are covered; they are the same in every
 run. ``SPAP_FUZZ=20 python -m pytest tests/cli/test_fuzzing.py`` tries twenty times as many.
 """
 
@@ -64,11 +64,11 @@ WORDS = [
     *("/proc/no", "owner/name", "owner/name:x", "hf://owner/name", "hf://a b", "gs://", "gs://x/y", "no://x", "c4:"),
     *("c4:no.json", "wikitext2:../notes.txt", "localhost:1"),
 ]
-"""Values for every option: numbers, paths, names and addresses, and what is none of these."""
+"""Values for every option: numbers, paths, names and addresses, and strings that are none of these."""
 
 BASES: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     "plan": (("../model",), {}),
-    # Data that are not there end these once everything that is cheap has been looked at.
+    # Missing data end these commands after all cheap checks.
     "prune": (("../model",), {"--data": "no.npy", "--output": "out"}),
     "finetune": (("../model",), {"--data": "no.npy", "--output": "out"}),
     "eval": (("../model",), {"--data": "../ids.npy", "--sequences": "1", "--sequence-length": "8"}),
@@ -78,22 +78,22 @@ BASES: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     "push": (("../model", "owner/name"), {}),
     "doctor": ((), {}),
 }
-"""Words of each command that would be right, but for what is not there: what stands by itself, and options."""
+"""Arguments that would be valid for each command, apart from missing files: positional ones, and options."""
 
 
 class World(NamedTuple):
-    """A folder that has to stay as it is, but for ``outputs``, where the commands run.
+    """A folder in which the commands run, and which must stay unchanged outside of ``outputs``.
 
     Attributes:
-        folder: The folder.
-        logged: What other libraries log, from warnings on.
+        folder: Path of the folder.
+        logged: Messages that other libraries log at level WARNING or above.
     """
 
     folder: Path
     logged: list[str]
 
     def state(self) -> str:
-        """A hash of all names and contents outside of ``outputs``."""
+        """Returns a hash of all names and contents outside of ``outputs``."""
         total = hashlib.sha256()
         for file in sorted(self.folder.rglob("*")):
             if self.folder / "outputs" not in (file, *file.parents):
@@ -101,7 +101,7 @@ class World(NamedTuple):
         return total.hexdigest()
 
     def ends_well(self, *words: str) -> int:
-        """Runs a command; its exit code is 0 or 2, and what it says is as it has to be."""
+        """Runs a command, checks that it exits with code 0 or 2 and well-formed messages, and returns the code."""
         note(f"spap {shlex.join(words)}")
         before = self.state()
         out = io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True)
@@ -119,7 +119,7 @@ class World(NamedTuple):
         return code
 
     def outputs(self) -> Path:
-        """The folder of outputs, empty."""
+        """Empties the folder of outputs and returns it."""
         for left in (self.folder / "outputs").iterdir():
             shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
         return self.folder / "outputs"
@@ -149,7 +149,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 
 def cases(count: int) -> Any:
-    """So many cases, the same in every run."""
+    """Returns settings for the given number of cases, the same in every run."""
     return settings(
         max_examples=int(count * TIMES),
         derandomize=True,
@@ -160,7 +160,7 @@ def cases(count: int) -> Any:
 
 
 def options(command: str) -> dict[str, list[str]]:
-    """The options of a command, and values that they name as theirs."""
+    """Returns the options of a command, with the choices that they define."""
     found = app[command].assemble_argument_collection()
     return {each.name: list(each.get_choices() or ()) for each in found if each.name.startswith("--")}
 
@@ -190,7 +190,7 @@ def test_words_and_options(world: World, data: st.DataObject):
 
 
 def values() -> st.SearchStrategy[Any]:
-    """Values of JSON, and so of TOML."""
+    """Generates JSON values, which also serve as TOML values."""
     plain = st.none() | st.booleans() | st.integers() | st.floats() | texts()
     large = st.sampled_from([0, -1, 1, 2, 7, 2**31, 10**12, 10**400, 1e308, -1e-5])
     return st.recursive(
@@ -214,7 +214,7 @@ def test_files_of_options(world: World, data: st.DataObject):
 
 
 ENDLESS = [b"[" * 100_000, b'{"text": ' * 100_000, b"9" * 5000, b'{"text": ' + b"9" * 5000 + b"}"]
-"""JSON that is too deep, and numbers that are too long."""
+"""JSON that is nested too deeply, and numbers with too many digits."""
 
 CONFIG = json.loads((STORIES / "config.json").read_bytes())
 FIELDS = [*CONFIG, "rope_scaling", "rope_theta", "quantization_config", "spap_intermediate_sizes", "sliding_window"]

@@ -1,4 +1,4 @@
-"""What ``--help`` and ``--help-all`` show, as it is read."""
+"""Rendered output of ``--help`` and ``--help-all``."""
 
 import re
 import shlex
@@ -14,7 +14,7 @@ from spap_jax.cli.help import BASIC, FURTHER
 
 COMMANDS = [name for name in app if not name.startswith("-")]
 WITHOUT_DEFAULT = {"eval", "json", "coordinator", "processes", "process_id", "data", "tasks", "task_path", "other"}
-"""Options that do nothing unless they are given."""
+"""Options that have no effect unless they are given."""
 
 
 def options(command: str) -> list[Argument]:
@@ -22,7 +22,7 @@ def options(command: str) -> list[Argument]:
 
 
 def shown(capsys: pytest.CaptureFixture[str], *words: str, columns: int = 200) -> tuple[list[str], str]:
-    """The options that begin a line of a help, and all of it, on a terminal that breaks no name."""
+    """Returns the options that begin a line of a help page, and the page, from a terminal wide enough for all names."""
     app.console = Console(width=columns)
     said = spap(capsys, *words)
     app.console = None
@@ -32,7 +32,7 @@ def shown(capsys: pytest.CaptureFixture[str], *words: str, columns: int = 200) -
 
 @pytest.mark.parametrize("command", BASIC)
 def test_every_option_has_its_place(command: str):
-    """A new one is either for everyone or in a group."""
+    """Every option, new ones included, is either a basic one or in a group."""
     known = {*BASIC[command], *(name for names in FURTHER.values() for name in names)}
     names = [each.field_info.name for each in options(command) if each.index is None]
     assert [name for name in names if name not in known] == []
@@ -43,7 +43,7 @@ def test_every_option_has_its_place(command: str):
 def test_the_short_help_has_few_options_and_counts_the_others(command: str, capsys):
     some, short = shown(capsys, command, "--help")
     everything, long = shown(capsys, command, "--help-all")
-    assert len(some) <= 13  # --config, --debug and --help-all among them
+    assert len(some) <= 13  # including --config, --debug and --help-all
     assert set(some) <= set(everything)
     further = len(everything) - len(some)
     assert short.endswith(f"--help-all shows {further} further options.\n") == bool(further)

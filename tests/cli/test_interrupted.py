@@ -1,4 +1,4 @@
-"""``spap prune`` that is killed, at whatever moment, or told to end: the same command goes on to the same bits."""
+"""``spap prune`` killed at any moment, or stopped by SIGTERM: the same command resumes and gives identical bits."""
 
 import json
 import random
@@ -20,7 +20,7 @@ class Workshop:
     """A tiny model and tokens.
 
     Attributes:
-        folder: Where all of it is.
+        folder: Folder that contains them.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -44,7 +44,7 @@ class Workshop:
         return Said(run.returncode, out, err)
 
     def interrupted(self, output: Path, line: str, *words: object, number: int = signal.SIGKILL) -> Said:
-        """A run that gets a signal when it has said a line."""
+        """Runs a command and sends it a signal once it has printed a line that starts with ``line``."""
         run = self.start(output, *words)
         said = until(run, lambda each: each.startswith(line))
         run.send_signal(number)
@@ -53,7 +53,7 @@ class Workshop:
 
 
 def until(run: subprocess.Popen[str], found: Callable[[str], bool]) -> str:
-    """What a process says on standard error, to the line that is looked for or to its end."""
+    """Reads a process's standard error up to the first matching line or to the end, and returns the text."""
     assert run.stderr is not None
     said = ""
     for line in run.stderr:
@@ -70,7 +70,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 
 @pytest.fixture(scope="module")
 def whole(shop: Workshop) -> dict[str, Any]:
-    """What a run gives that nothing disturbs."""
+    """The output of an uninterrupted run."""
     said = shop.run(shop.folder / "whole")
     assert said.code == 0, said
     assert not [name for name in left(shop.folder) if name.startswith(".")]
@@ -78,7 +78,7 @@ def whole(shop: Workshop) -> dict[str, Any]:
 
 
 def content(output: Path) -> dict[str, Any]:
-    """The bytes of every file of an output but its manifest, and the report without times and memory."""
+    """Returns the bytes of every file of an output except its manifest, and the report without times and memory."""
     report = json.loads((output / "spap_report.json").read_text())
     for step in (report, *report["layers"], *report["sweeps"]):
         del step["seconds"]
@@ -96,25 +96,25 @@ def kept(output: Path) -> Path:
 
 
 STEP = re.compile("layer |sweep ")
-"""What a line on a step begins with."""
+"""Prefix of a progress line about a step."""
 
 SWEEPING = r"all 3 layers are done, and (\d) of them adjusted in sweep (\d)"
 
 
 def steps_of(found: re.Match[str]) -> int:
-    """Steps that are kept of a run that was in a sweep."""
+    """Returns the number of steps kept by a run that was interrupted in a sweep."""
     return 3 * int(found[2]) + int(found[1])
 
 
 def fresh(lines: int) -> Callable[[str], bool]:
-    """Whether so many steps were made anew, line after line."""
+    """Returns a predicate on successive lines that is true after the given number of newly computed steps."""
     left_over = iter(range(lines))
     return lambda line: STEP.match(line) is not None and not line.endswith("kept\n") and next(left_over, None) is None
 
 
 @pytest.mark.timeout(1200)
 def test_killed_at_random_moments(shop: Workshop, whole: dict[str, Any], tmp_path: Path):
-    """A run is killed again and again until it gets to its end; then the next one, until there were enough kills."""
+    """A run is killed repeatedly until it finishes, then another one, until there have been enough kills."""
     chance = random.Random(0)
     kills, outputs, went_on = 0, 0, 0
     while kills < KILLS or left(tmp_path):
@@ -142,13 +142,13 @@ def test_killed_at_random_moments(shop: Workshop, whole: dict[str, Any], tmp_pat
 
 @pytest.fixture(scope="module")
 def told_to_end(shop: Workshop, whole: dict[str, Any]) -> Said:
-    """A run that SIGTERM came to in its first sweep; it went into `ended`."""
+    """A run that received SIGTERM in its first sweep; its output was to be `ended`."""
     return shop.interrupted(shop.folder / "ended", "sweep 1, layer 2/3", number=signal.SIGTERM)
 
 
 @pytest.fixture
 def ended(shop: Workshop, told_to_end: Said, tmp_path: Path) -> Path:
-    """The output of that run, with a copy of its own of what is kept."""
+    """The output path of that run, with its own copy of the kept steps."""
     shutil.copytree(kept(shop.folder / "ended"), kept(tmp_path / "ended"))
     return tmp_path / "ended"
 
@@ -225,7 +225,7 @@ def test_starting_over(shop: Workshop, ended: Path):
 
 
 def test_what_is_damaged_is_computed_again(shop: Workshop, whole: dict[str, Any], ended: Path):
-    """Of the blocks as the sweeps left them one is lost, so nothing before it can be used."""
+    """A block adjusted by the sweeps is lost, so no earlier step can be used either."""
     (path,) = (kept(ended) / "steps").glob("3/layer/manifest.ocdbt")
     path.write_bytes(path.read_bytes()[:-5])
     said = shop.run(ended)
@@ -243,13 +243,13 @@ def test_two_at_once_are_refused(shop: Workshop, ended: Path, capsys):
 
 
 def test_widths_are_chosen_once(shop: Workshop, tmp_path: Path):
-    """Those that the first process chose hold, whatever the next one would choose."""
+    """The widths that the first process chose are used, whatever the resuming process would choose."""
     words = ("--allocation", "global")
     shop.interrupted(tmp_path / "out", "layer 1/", *words)
     decided = kept(tmp_path / "out") / "decided.json"
     assert sum(json.loads(decided.read_text())) <= 3 * 37
     decided.write_text("[37, 30, 37]")
-    shutil.rmtree(kept(tmp_path / "out") / "steps")  # of the widths that were chosen
+    shutil.rmtree(kept(tmp_path / "out") / "steps")  # they have the widths chosen first
     said = shop.run(tmp_path / "out", *words)
     assert said.code == 0, said
     assert "choosing a width" not in said.err
@@ -260,7 +260,7 @@ def test_widths_are_chosen_once(shop: Workshop, tmp_path: Path):
 
 
 def test_at_high_effort(shop: Workshop, tmp_path: Path):
-    """The steps on all blocks count when all of them are kept; what the model wrote is written again."""
+    """Steps on all blocks count once all of them are kept; text sampled from the model is sampled again."""
     words = ("--effort", "high", "--sampled", 1)
     whole = shop.run(tmp_path / "whole", *words)
     assert whole.code == 0, whole
@@ -275,7 +275,7 @@ def test_at_high_effort(shop: Workshop, tmp_path: Path):
 
 
 def test_several_sparsities(shop: Workshop, tmp_path: Path):
-    """The first is made, and the second killed: the same command leaves the first alone and goes on with the second."""
+    """The first output is complete and the second run killed: the same command keeps the one and resumes the other."""
     several = ("--sparsity", "0.3,0.305")
     output = tmp_path / "out"
     run = shop.start(output, *several, sweeps=0)

@@ -1,4 +1,4 @@
-"""``--json FILE``: looked at before any work, and whole or absent."""
+"""``--json FILE``: validated before any work, and written completely or not at all."""
 
 import json
 import os
@@ -25,7 +25,7 @@ OLD = '{"written_by": "spap eval"}'
     ],
 )
 def test_a_place_that_cannot_be(command: tuple, place: str, expected: str, tmp_path: Path, capsys, monkeypatch) -> None:
-    """Said before the model or the data are found not to be there."""
+    """The error is reported before the missing model or data are."""
     monkeypatch.chdir(tmp_path)
     assert expected in sentence(spap(capsys, *command, "--json", place))
     assert left(tmp_path) == []
@@ -63,7 +63,7 @@ def test_a_link_and_a_pipe_stay_what_they_are(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", ["a letter", "{}", '{"written_by": "spap bench"}'])
 def test_what_the_command_did_not_write_is_never_replaced(content: str, tmp_path: Path, capsys) -> None:
-    """Said before the data are found not to be there, and looked at again when the numbers are written."""
+    """The error is reported before the missing data are, and checked again when the numbers are written."""
     file = tmp_path / "found.json"
     file.write_text(content)
     expected = f"{file} is not a file that spap eval wrote, so it is not replaced: name another file."

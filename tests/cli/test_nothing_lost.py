@@ -1,4 +1,4 @@
-"""Whatever the output of a command is named: no file that the command did not write changes, and nothing appears."""
+"""For any output name, no file that the command did not write changes, and no file appears."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def here(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder that commands run in, with a copy of all that and links to it."""
+    """The working directory of the commands, with a copy of those files and links to it."""
     shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     (tmp_path / "link").symlink_to("v/base/dense")
     (tmp_path / "around").symlink_to("v")
@@ -101,14 +101,14 @@ def test_an_output_that_touches_what_is_read(
     ],
 )  # fmt: skip
 def test_every_input_counts_and_addresses_too(words: tuple[str, ...], expected: str, here: Path, capsys):
-    """Nothing is looked for: what is named does not exist, and there is no network."""
+    """Inputs are compared by name only: they do not exist, and there is no network."""
     before = hashes(here)
     assert expected in sentence(spap(capsys, *words))
     assert hashes(here) == before
 
 
 def test_several_sparsities_beside_files_of_others(here: Path, capsys):
-    """These stay as they are; each output is looked at on its own."""
+    """The other files stay unchanged; each output is checked on its own."""
     (here / "out").mkdir()
     (here / "out" / "notes.txt").write_text("dear")
     before = hashes(here)
@@ -129,7 +129,7 @@ def test_several_sparsities_beside_files_of_others(here: Path, capsys):
 
 @pytest.mark.parametrize("command", WORDS)
 def test_files_of_others_in_the_output(command: str, here: Path, capsys):
-    """Also the calibration file of the same run under another name, and the sentence is the command line's own."""
+    """The foreign file is a hard link to the run's calibration file, and the error text is the command line's own."""
     out = here / "v" / "base"
     (here / "v" / "base" / "dense").rename(here / "dense")
     words = [{"v/base/dense": "dense"}.get(word, word) for word in WORDS[command]]
@@ -212,6 +212,6 @@ def test_pages_are_not_written_over_what_is_read(here: Path, capsys):
     assert hashes(here) == before
     (pruned / "spap_report-errors.png").unlink()
     assert [spap(capsys, "report", pruned, "--overwrite").code for _ in range(2)] == [0, 0]
-    assert spap(capsys, *WORDS["prune"], "--output", pruned, "--overwrite").code == 0  # the pages go with the rest
+    assert spap(capsys, *WORDS["prune"], "--output", pruned, "--overwrite").code == 0  # the pages are removed too
     assert "spap_report.html" not in left(pruned)
     assert np.load(here / "data" / "ids.npy").shape == (16, 64)

@@ -13,7 +13,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with nothing but a config.json."""
+    """A folder that contains only a config.json."""
     (tmp_path / "model").mkdir()
     shutil.copy(CONFIGS / "llama-3.1-8b.json", tmp_path / "model" / "config.json")
     return tmp_path / "model"
@@ -34,7 +34,7 @@ def test_a_mesh_that_is_too_small(folder: Path, tmp_path: Path, capsys):
         assert f"\n{phase['name']} " in said.out
     assert planned["seconds"] == pytest.approx(sum(phase["seconds"] for phase in planned["phases"]))
     assert max(sum(parts.values()) for parts in planned["device_memory_bytes"].values()) > planned["usable_bytes"]
-    assert "\u2026" not in said.out  # nothing is cut off
+    assert "\u2026" not in said.out  # nothing is truncated
 
 
 def test_settings_are_those_of_pruning(folder: Path, capsys):
@@ -81,7 +81,7 @@ def test_refusals(words: tuple[str, ...], expected: str, tmp_path: Path, capsys,
 
 
 def test_a_hub_id_of_which_the_config_is_cached(folder: Path, tmp_path: Path):
-    """The cache is laid out as the hub's client lays it out; there is no network and nothing but the config."""
+    """The cache has the layout of the hub's client; it contains only the config, and there is no network."""
     repo = tmp_path / "hub" / "models--owner--name"
     (repo / "refs").mkdir(parents=True)
     (repo / "refs" / "main").write_text("0" * 40)

@@ -1,4 +1,4 @@
-"""What others may get to see: no file that is written holds a path of this machine, and no other file is sent along."""
+"""What may be published: no written file contains a path of this machine, and no other file is uploaded."""
 
 import json
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ SHORT = ("--sequences", "16", "--sequence-length", "32")
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model and data, and all that the commands make of them."""
+    """A model, data, and the outputs of all commands on them."""
     from spap_jax.cli import main
 
     work = tmp_path_factory.mktemp("private")
@@ -40,7 +40,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def texts(folder: Path) -> Iterator[tuple[str, str]]:
-    """The files that are text, by their names below the folder."""
+    """Yields the text files, by their names relative to the folder."""
     for file in folder.rglob("*"):
         if file.is_file():
             try:
@@ -75,7 +75,7 @@ def test_names_are_told(work: Path) -> None:
         ("gs://bucket/models/dense", "dense"),
         ("/home/someone/models/dense/", "dense"),
         ("~/dense", "dense"),
-        ("models/dense", "dense"),  # a folder here, though it looks like an id
+        ("models/dense", "dense"),  # a folder here, though it looks like a hub id
         ("models/dense/.", "dense"),
         ("models/dense/..", "models"),
     ],
@@ -102,7 +102,7 @@ def test_the_name_of_data(data: str | Path, told: str) -> None:
 
 
 def test_there_and_back_every_file_is_the_same(work: Path) -> None:
-    """Card and reports, tokenizer and generation settings, config and weights."""
+    """The round trip covers card and reports, tokenizer and generation settings, config and weights."""
     before, after = ({name: (work / each / name).read_bytes() for name in left(work / each)} for each in
                      ("trained", "back"))  # fmt: skip
     pages = {name for name in before if name.startswith("spap_report") and not name.endswith(".json")}

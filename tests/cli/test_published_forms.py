@@ -1,4 +1,4 @@
-"""Checkpoints as they are published: what is beside the weights, and what config.json says beyond what is read."""
+"""Checkpoints in published forms: extra files beside the weights, and fields of config.json that are not read."""
 
 import io
 import json
@@ -16,7 +16,7 @@ SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention
 
 
 def of_tiny_size(published: str, variant: str) -> str:
-    """The text of a published config.json, with the sizes of a tiny model in it."""
+    """Returns the text of a published config.json, with the sizes of a tiny model."""
     theirs = json.loads((CONFIGS / f"{published}.json").read_text())
     sizes = {name: VARIANTS[variant][name] for name in SIZES}
     sizes |= (
@@ -26,7 +26,7 @@ def of_tiny_size(published: str, variant: str) -> str:
 
 
 def llama_1(folder: Path) -> Path:
-    """A tiny LLaMA 1 in the form of its first conversions: torch shards with buffers, and a tokenizer.model alone."""
+    """Writes a tiny LLaMA 1 as first converted: torch shards with buffers, and only a tokenizer.model as tokenizer."""
     (folder / "original").mkdir(parents=True)
     tensors = {name: tensor.half() for name, tensor in hf_model("llama").state_dict().items()}
     tensors |= {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.ones(4) for i in range(3)}

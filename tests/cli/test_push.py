@@ -1,4 +1,4 @@
-"""``spap push``, and ``--output hf://owner/name``, against a hub on this machine."""
+"""``spap push``, and ``--output hf://owner/name``, against a local hub."""
 
 import re
 import shlex
@@ -25,7 +25,7 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def sent(folder: Path) -> list[str]:
-    """What is sent of a folder: the manifest stays."""
+    """Returns the files of a folder that are uploaded: all except the manifest."""
     return [name for name in left(folder) if name != "spap_files.json"]
 
 
@@ -34,7 +34,7 @@ def push(folder: Path, *words: str, **more: Any) -> Said:
 
 
 def command(work: Path, *words: object, endpoint: str, token: str | None = SECRET, **more: str) -> Said:
-    """Runs a command that knows a hub and a token, and keeps what it keeps in a folder."""
+    """Runs a command with a hub, a token, and a cache folder of its own."""
     hub = {"HF_ENDPOINT": endpoint, "HF_HOME": str(work / "hub"), "HF_TOKEN": token or "", "SPAP_CACHE": str(work)}
     hub |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     run = process(*words, **(hub | more))
@@ -113,13 +113,13 @@ def test_what_is_not_sent(pruned: Path, tmp_path: Path):
 
 @pytest.fixture(scope="module")
 def pruning(pruned: Path) -> list[object]:
-    """The words of a command, but for its output."""
+    """The arguments of a command, without its output."""
     words = ["prune", pruned.parent / "in", "--data", pruned.parent / "tokens.npy", "--method", "magnitude"]
     return [*words, "--sequence-length", 64, "--sequences", 16]
 
 
 def test_an_output_on_the_hub(pruning: list[object], pruned: Path, tmp_path: Path):
-    """Refused by the hub at first: then it is complete here, and the command that is told goes on."""
+    """The hub refuses it at first: the output is then complete locally, and the command in the message resumes."""
     with serving(f"/api/models/{REPO}/commit") as hub:
         said = command(tmp_path, *pruning, "--output", f"hf://{REPO}", endpoint=hub.endpoint)
         assert said.code == 2
@@ -157,7 +157,7 @@ def test_an_output_on_the_hub_is_sent_in_one_commit(pruning: list[object], prune
     ],
 )
 def test_what_is_checked_before_the_work(output: str, more: dict, expected: str, tmp_path: Path):
-    """Before anything is read: neither the model nor the data are there."""
+    """The checks precede any reading: neither the model nor the data exist."""
     with serving() as hub:
         hub.models.add("owner/there")
         words = ("prune", "./none", "--data", "./none.txt", "--output", output)

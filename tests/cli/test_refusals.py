@@ -1,4 +1,4 @@
-"""Whatever a person gets wrong is said in one line on standard error, with exit code 2, and nothing is written."""
+"""Every user error is reported in one line on standard error, with exit code 2, and nothing is written."""
 
 import json
 import resource
@@ -16,13 +16,13 @@ from spap_jax.checkpoint import output
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """An empty folder for the output, which has to stay empty."""
+    """An empty folder for the output, which must stay empty."""
     (tmp_path / "place").mkdir()
     return tmp_path / "place"
 
 
 def edited(folder: Path, **changes) -> Path:
-    """A tiny checkpoint with other tensors (double underscores stand for dots); None removes one."""
+    """Writes a tiny checkpoint with other tensors (double underscores stand for dots); None removes one."""
     tensors = load_file(tiny(folder) / "model.safetensors") | {n.replace("__", "."): v for n, v in changes.items()}
     save_file({n: v for n, v in tensors.items() if v is not None}, folder / "model.safetensors", {"format": "pt"})
     return folder
@@ -105,7 +105,7 @@ def test_what_is_required(missing: str, place: Path, capsys):
 
 
 def refused(capsys: pytest.CaptureFixture[str], model: Path, place: Path, calibration: Path) -> str:
-    """The sentence with which pruning a model is refused, after a look at the output's place."""
+    """Returns the sentence with which pruning a model is refused, and checks that nothing was written."""
     words = ("--output", place / "out", "--data", calibration, *QUICK)
     said = sentence(spap(capsys, "prune", model, *words))
     assert left(place) == []
@@ -155,7 +155,7 @@ def test_a_sliding_window(tmp_path: Path, place: Path, capsys):
         ({"model__norm__weight": None}, "tensors are missing (model.norm.weight)"),
         ({"model__extra": np.zeros(3, np.float32)}, "tensors are unexpected (model.extra)"),
         ({"model__norm__weight": np.full(32, np.nan, np.float32)}, "the weight model.norm.weight holds NaN"),
-        # Found before the layers that come first are pruned.
+        # Detected before the preceding layers are pruned.
         ({"model__layers__2__mlp__down_proj__weight": np.full((32, 53), np.inf, np.float32)}, "holds NaN or infinity"),
     ],
 )
@@ -212,7 +212,7 @@ def test_a_truncated_file(tmp_path: Path, place: Path, capsys):
 @pytest.mark.parametrize("variant", ["qwen2", "opt_no_bias"])
 def test_biases_without_a_place(variant: str, words: tuple[str, ...], tmp_path: Path, place: Path, capsys):
     model = tiny(tmp_path / "in", variant)
-    # The calibration is not there: nothing is looked at before the refusal.
+    # The calibration data do not exist: the refusal precedes any reading.
     missing = ("--output", place / "out", "--data", tmp_path / "none.txt")
     said = sentence(spap(capsys, "prune", model, *missing, *words))
     assert said.endswith("this is not written: prune with --update none or --update refit.")
@@ -221,7 +221,7 @@ def test_biases_without_a_place(variant: str, words: tuple[str, ...], tmp_path: 
 
 @pytest.mark.parametrize(("variant", "expected"), [("opt_125m_like", "are square"), ("llama", "3 does not")])
 def test_heads_that_stock_loaders_would_not_take(variant: str, expected: str, tmp_path: Path, place: Path, capsys):
-    # The calibration is not there: nothing is looked at before the refusal.
+    # The calibration data do not exist: the refusal precedes any reading.
     words = ("--output", place / "out", "--data", tmp_path / "none.txt", "--attention-sparsity", "0.25")
     assert expected in sentence(spap(capsys, "prune", tiny(tmp_path / "in", variant), *words))
     assert left(place) == []
@@ -238,7 +238,7 @@ def test_a_value_that_transformers_refuses_is_not_blamed_on_the_tokenizer(tmp_pa
 
 
 def test_weights_that_cannot_be_opened(tmp_path: Path, place: Path, capsys):
-    """A file of the kernel's stands for one without permission: also the superuser gets an error for it."""
+    """A kernel file stands in for a file without read permission, since the superuser gets an error for it too."""
     model = tiny(tmp_path / "in")
     (model / "model.safetensors").unlink()
     (model / "model.safetensors").mkdir()
@@ -364,14 +364,14 @@ def test_a_json_file_that_proves_unwritable_at_the_end(tmp_path: Path, capsys):
     model, ids = tiny(tmp_path / "in"), token_file(tmp_path / "ids.npy")
     said = spap(capsys, "eval", model, "--data", ids, "--sequence-length", "64", "--json", "/dev/full")
     assert said.code == 2
-    assert said.out.startswith("perplexity ")  # the number is not lost
+    assert said.out.startswith("perplexity ")  # the number is still printed
     assert (
         said.err.splitlines()[-1] == "spap: /dev/full cannot be written (No space left on device): name another file."
     )
 
 
 def test_the_tiny_checkpoints_are_good_ones(tmp_path: Path):
-    """Otherwise the refusals above would be of something else."""
+    """The checkpoints themselves are valid, so the refusals above have the intended causes."""
     from spap_jax.checkpoint import Reader
 
     assert Reader(tiny(tmp_path / "in")).config.layers == hf_model("llama").config.num_hidden_layers

@@ -1,4 +1,4 @@
-"""``spap report``: the files, and what it refuses."""
+"""``spap report``: the files that it writes, and its refusals."""
 
 import json
 import subprocess
@@ -49,7 +49,7 @@ def test_several_runs_and_their_speed(made: Path, runs: tuple[Path, Path], tmp_p
     assert spap(capsys, "bench", made / "dense", runs[1], *words).code == 0
     said = spap(capsys, "report", *runs, "--png", tmp_path / "plots", "--bench", bench)
     assert said.code == 0
-    page = made / "spap_report.html"  # in the folder that holds both
+    page = made / "spap_report.html"  # in the folder that contains both
     assert said.err.splitlines()[-1] == f"wrote {page} and 12 plots in {tmp_path / 'plots'}"
     assert left(made) == ["dense", "ids.npy", "spap_report.html", *(run.name for run in runs)]
     assert {"spap_report-1-sparsity-0.25-errors.png", "spap_report-compare-decode.png"} <= set(left(tmp_path / "plots"))

@@ -1,4 +1,4 @@
-"""What strangers' files and servers cannot do; the rest of ``docs/security.md`` is tested where the files are read."""
+"""Limits of untrusted files and servers; the rest of ``docs/security.md`` is tested where the files are read."""
 
 import contextlib
 import json
@@ -25,13 +25,13 @@ def test_a_tokenizers_own_code_is_not_run(tmp_path: Path):
     (folder / "tokenizer_config.json").write_text(json.dumps(code))
     text = tmp_path / "text.txt"
     text.write_text("Once upon a time there was a cat.\n\n" * 40)
-    with contextlib.suppress(spap.UserError):  # it may do without, or say that it cannot
+    with contextlib.suppress(spap.UserError):  # it may work without the code, or report that it cannot
         spap.load_tokens(text, tokenizer=folder, sequence_length=16, sequences=2, role="calibration")
     assert not marker.exists()
 
 
 class Echo(BaseHTTPRequestHandler):
-    """A hub that is up and refuses everything, and says aloud what it was sent."""
+    """A reachable hub that refuses every request, and repeats what it received."""
 
     seen: list[str]
 
@@ -75,7 +75,7 @@ def test_a_hub_token_is_never_shown(echo: tuple[str, list[str]], tmp_path: Path)
     run = process("eval", "owner/secret-model", "--data", tmp_path / "no.npy", **hub)
     out, err = run.communicate(timeout=120)
     assert run.returncode == 2, err
-    assert any(SECRET in sent for sent in seen)  # it was sent, so an answer could have brought it back
+    assert any(SECRET in sent for sent in seen)  # the token was sent, so an answer could repeat it
     assert SECRET not in out + err
     assert "owner/secret-model" in err
-    assert "you sent Bearer the token" in err  # what the answer brought back
+    assert "you sent Bearer the token" in err  # the repeated token, redacted

@@ -1,4 +1,4 @@
-"""Several sparsities in one command make what as many commands make."""
+"""Several sparsities in one command give the same outputs as one command for each."""
 
 import json
 import re
@@ -21,7 +21,7 @@ def test_each_is_as_if_it_were_made_alone(words: tuple[object, ...], tmp_path: P
     assert said.code == 0
     assert left(tmp_path / "all") == ["sparsity-0.25", "sparsity-0.5"]
     assert said.err.count("measuring perplexity before pruning") == 1
-    assert said.err.count("reading ") == 2  # the shapes of all, and the weights for the perplexity
+    assert said.err.count("reading ") == 2  # the shapes for all, and the weights for the perplexity
     assert [line for line in said.err.splitlines() if line.startswith("sparsity")] == [
         "sparsity 0.25, 1 of 2 ...",
         "sparsity 0.5, 2 of 2 ...",

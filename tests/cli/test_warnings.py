@@ -1,4 +1,4 @@
-"""What is done as asked but likely not meant is warned of in one line on standard error."""
+"""Valid but probably unintended requests cause a one-line warning on standard error."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ PRUNE, FINETUNE = ("prune", STORIES, "--calibration"), ("finetune", STORIES, "--
     ],
 )
 def test_blank_text(command: tuple, unmet: tuple, tmp_path: Path, capsys):
-    """Said before anything is computed, which a demand that cannot be met prevents here."""
+    """The warning precedes any computation, which an option that cannot be met prevents here."""
     blank = tmp_path / "blank.txt"
     blank.write_text("\n" * 10_000)
     said = spap(capsys, *command, blank, "--output", tmp_path / "out", "--sequence-length", "64", *unmet)

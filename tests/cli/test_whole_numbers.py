@@ -1,4 +1,4 @@
-"""Options that count take whole numbers, from the command line and from a file; nothing is rounded to one."""
+"""Options that count require whole numbers, on the command line and in a file; nothing is rounded."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The tokenizer of the tests of data."""
+"""The tokenizer of the data tests."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""One text, how it is read, and how it is refused."""
+"""A text with its tokens, and helpers that read it or expect an error."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from spap_jax.data import TokenBlocks, load_tokens
 VOCABULARY = 40
 TEXTS = [f"w{i % 37} w{i % 11} w{i % 5} w{i % 29} w{i % 7}" for i in range(60)]
 JOINED = "\n\n".join(TEXTS)
-WORDS = np.array([int(word[1:]) + 1 for word in JOINED.split()])  # what the fixture `tokenizer` makes of it
+WORDS = np.array([int(word[1:]) + 1 for word in JOINED.split()])  # the tokens that the fixture `tokenizer` gives
 
 
 def read(data, tokenizer: Any = None, **changes) -> TokenBlocks:

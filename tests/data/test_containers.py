@@ -1,4 +1,4 @@
-"""Every form of a text, and of token ids, gives the same tokens."""
+"""All file formats of a text, and of token ids, give the same tokens."""
 
 import gzip
 import hashlib

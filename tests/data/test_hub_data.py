@@ -1,4 +1,4 @@
-"""Data of the hub, in fresh processes: its libraries read the environment once."""
+"""Data sets on the hub, read in fresh processes, since the hub's libraries read the environment only once."""
 
 import gzip
 import hashlib
@@ -32,7 +32,7 @@ except UserError as error:
 
 
 def in_fresh_process(data: str, tokenizer: Path | str, home: Path, role: str = "calibration", **environment: str):
-    """What `load_tokens` gives or says, with an own cache and a hub where nothing listens."""
+    """Returns the result or error of `load_tokens`, with a separate cache and an unreachable hub."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
     place = {
         "HF_HOME": str(home / "cache"),
@@ -91,7 +91,7 @@ def test_a_file_in_the_hub_cache_is_read_without_the_hub(name, role, tmp_path, t
     else:
         path.write_bytes(gzip.compress(json_lines(TEXTS)))
     tokens, description = in_fresh_process(name, tokenizer, tmp_path, role)
-    begun = [VOCABULARY - 1, *WORDS] if role == "evaluation" else WORDS  # as papers evaluate: a beginning token, once
+    begun = [VOCABULARY - 1, *WORDS] if role == "evaluation" else WORDS  # evaluation as in papers: one beginning token
     assert tokens == read(np.array(begun), role=role).tokens.tolist()
     assert description.startswith(f"{name} ({split} split): 7 of 30 windows")
 
@@ -130,7 +130,7 @@ HUB_FILES = {
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """The few answers of the hub that reading a data set needs; every data set holds the same files."""
+    """The few responses of the hub that reading a data set needs; every data set contains the same files."""
 
     commit = NAMED["c4"].revision
 

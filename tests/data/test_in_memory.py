@@ -1,4 +1,4 @@
-"""Texts and tokenizers as objects give what files and folders give."""
+"""Texts and tokenizers passed as objects give the same tokens as files and folders."""
 
 from pathlib import Path
 

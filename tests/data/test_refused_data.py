@@ -1,4 +1,4 @@
-"""The sentence for everything that can be wrong with data or a tokenizer."""
+"""Error messages for all faults of data or a tokenizer."""
 
 import gzip
 

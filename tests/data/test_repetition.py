@@ -1,4 +1,4 @@
-"""Text that repeats itself is warned of, and text that is both learned from and measured on."""
+"""Warnings about text that repeats itself, and about text used for both calibration or training and evaluation."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Which windows of a text are taken."""
+"""Which windows of a text are used."""
 
 import numpy as np
 from data_cases import WORDS, read
