@@ -25,13 +25,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """No Python has llama.cpp by itself, so the file that needs it is there only for who names one."""
+    """Collect the test of llama.cpp only if the option names a Python that has it, as none has it by default."""
     return (collection_path.name == "test_llama_cpp.py" and not config.getoption("--llama-cpp-python")) or None
 
 
 _MAPPINGS = Path("/proc/self/maps")
 _MANY = 20_000
-"""Of 65 530 mappings that Linux gives a process; every compiled program takes some, until the compiler gets none."""
+"""Memory mappings above which compiled programs are dropped.
+
+Linux gives a process 65 530; every compiled program takes some, until the compiler gets none.
+"""
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,4 +1,4 @@
-"""Tiny transformers models of every supported variant, and their port by the family tables alone."""
+"""Tiny transformers models of every supported variant, and their conversion by the family tables alone."""
 
 import functools
 from typing import Any
@@ -11,7 +11,7 @@ from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.models.registry import family_of
 
-torch.set_num_threads(1)  # models are tiny, and waiting threads take the cores from each other
+torch.set_num_threads(1)  # models are tiny, and waiting threads compete for the cores
 
 Json = dict[str, Any]
 
@@ -31,7 +31,7 @@ _LLAMA = _COMMON | {"model_type": "llama", "intermediate_size": 53, "tie_word_em
 _QWEN2 = _LLAMA | {"model_type": "qwen2", "num_key_value_heads": 4}
 _OPT = _COMMON | {"model_type": "opt", "ffn_dim": 53, "pad_token_id": 1, "word_embed_proj_dim": 32}
 _LLAMA3_ROPE = {
-    # Base and context are such that the eight wavelengths fall on both sides of the bend and on it.
+    # Base and context put the eight wavelengths on both sides of the interpolated band and inside it.
     "rope_type": "llama3",
     "factor": 8.0,
     "low_freq_factor": 1.0,
@@ -67,12 +67,12 @@ VARIANTS: dict[str, Json] = {
     "opt_galactica_like": _OPT
     | {"activation_function": "gelu", "enable_bias": False, "layer_norm_elementwise_affine": False},
 }
-"""Name -> config.json as its users have it."""
+"""Name -> content of config.json, as users have it."""
 
 
 @functools.cache
 def hf_model(name: str) -> transformers.PreTrainedModel:
-    """A variant with random weights: no bias is 0, no norm scale is 1, as they would be when freshly initialised."""
+    """Return a variant with random weights, where no bias is 0 and no norm scale is 1, unlike when initialised."""
     config = transformers.AutoConfig.for_model(**VARIANTS[name])
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     generator = torch.Generator().manual_seed(1)
@@ -87,7 +87,7 @@ def hf_model(name: str) -> transformers.PreTrainedModel:
 
 
 def port(model: transformers.PreTrainedModel) -> tuple[DecoderConfig, Params]:
-    """The same model in this project's form."""
+    """Convert a transformers model to this project's config and parameters."""
     theirs = model.config.to_dict()
     family = family_of(theirs)
     config = family.read_config(theirs)
@@ -105,11 +105,11 @@ def port(model: transformers.PreTrainedModel) -> tuple[DecoderConfig, Params]:
 
 
 def hf_logits(model: transformers.PreTrainedModel, tokens: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
-    """tokens, valid: [B, T] -> logits [B, T, v]."""
+    """Compute the logits [B, T, v] of a transformers model; tokens, valid: [B, T]."""
     arguments = {"input_ids": torch.tensor(tokens, dtype=torch.long)}
     if valid is not None:
         mask = torch.tensor(valid, dtype=torch.long)
-        # The positions that transformers gives when it generates; its forward pass would count padding.
+        # The positions that transformers uses in generation; its forward pass alone would count padding.
         arguments |= {"attention_mask": mask, "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0)}
     with torch.no_grad():
         return model(**arguments).logits.float().numpy()

@@ -1,4 +1,4 @@
-"""A store of files in this process's memory: a real filesystem of fsspec that can be told to fail, and remembers."""
+"""A store of files in this process's memory: a real fsspec filesystem that logs operations and can be made to fail."""
 
 from pathlib import Path
 from typing import Any
@@ -8,13 +8,13 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 
 class Frail(MemoryFileSystem):
-    """Addresses begin with frail://.
+    """An in-memory filesystem whose addresses begin with frail://.
 
     Attributes:
-        store: What there is, by path.
-        done: What was done to files, in order: ("get", path), ("put", path) or ("rm", path).
-        broken: Begin of an operation and path, such as "put /bucket/out/model", that raises; "" for none.
-        short: Whether only half of a file arrives.
+        store: The stored files, by path.
+        done: Operations on files, in order: ("get", path), ("put", path) or ("rm", path).
+        broken: Start of an operation and path, such as "put /bucket/out/model", that raises; "" for none.
+        short: Whether a download delivers only half of a file.
     """
 
     protocol = "frail"
@@ -57,7 +57,7 @@ class Frail(MemoryFileSystem):
 
 
 def begin() -> type[Frail]:
-    """An empty store that does not fail."""
+    """Register and return an empty store that does not fail."""
     fsspec.register_implementation("frail", Frail, clobber=True)
     for each in (Frail.store, Frail.done):
         each.clear()
@@ -67,7 +67,7 @@ def begin() -> type[Frail]:
 
 
 def contents(folder: str) -> dict[str, bytes]:
-    """The files under a path of the store."""
+    """Return the files under a path of the store."""
     return {
         path.removeprefix(f"{folder}/"): file.getvalue()
         for path, file in Frail.store.items()

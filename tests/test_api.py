@@ -1,4 +1,4 @@
-"""What a notebook does: load, prune, measure, save; and what stock loaders make of the result."""
+"""The Python API as a notebook uses it: load, prune, measure and save; stock loaders read the result."""
 
 import dataclasses
 import functools
@@ -198,7 +198,7 @@ def test_a_text_is_not_tokens():
 
 
 def test_a_saved_result_is_what_the_command_writes(tmp_path: Path):
-    """Weights, report and card, but for what is measured (seconds, memory) and for the hash of the command's run."""
+    """Weights, report and card agree, except for measurements (seconds, memory) and the hash of the command's run."""
     text, by_command = EXAMPLES / "stories_calibration.txt", tmp_path / "command"
     words = ("--sequences", "16", "--sequence-length", "64", "--method", "fasp", "--dtype", "bfloat16")
     assert main(["prune", str(STORIES), "--calibration", str(text), "--output", str(by_command), *words]) == 0
@@ -265,7 +265,7 @@ def test_values_are_shown_in_a_line():
 
 
 def test_logits_are_the_same_under_jit():
-    """With the model and the tokens as arguments, and with the parameters alone."""
+    """Check with the model as an argument, and with its parameters alone."""
     model, tokens = stories(), evaluation()[:2]
     expected = spap.logits(model, tokens)
     mask = np.ones_like(tokens)
@@ -284,7 +284,7 @@ def test_a_mask_of_another_shape():
 
 
 def test_gradients_are_those_of_the_loss():
-    """Along a direction in which all parameters change, beside a difference of two losses."""
+    """Compare with a difference of two losses, along a direction in which all parameters change."""
     model, tokens = stories(), evaluation()[:2]
     assert float(spap.loss(model, tokens)) == pytest.approx(np.log(spap.perplexity(model, tokens)), rel=1e-5)
     gradients = jax.jit(jax.grad(spap.loss))(model, tokens)

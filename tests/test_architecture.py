@@ -1,4 +1,4 @@
-"""The layer table of docs/architecture.md, held against the imports of every file."""
+"""The imports of every file follow the layer table of docs/architecture.md."""
 
 import ast
 import re
@@ -16,7 +16,7 @@ SOURCES = sorted(
 
 
 def patterns() -> list[tuple[int, str]]:
-    """(layer, path) of the table; a path is a file or a folder that ends in a slash; braces are spread."""
+    """Return (layer, path) from the table; a path is a file or a folder that ends in a slash; braces are expanded."""
     found = []
     for layer, cell in TABLE:
         for path in re.findall(r"`([^`]+)`", cell):
@@ -32,7 +32,7 @@ def layer_of(path: str) -> int | None:
 
 
 def imports(source: Path) -> set[str]:
-    """Files of this project that a file imports, anywhere in it."""
+    """Return the files of this project that a file imports, anywhere in it."""
     found = set()
     for node in ast.walk(ast.parse(source.read_text("utf-8"))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("spap_jax"):

@@ -1,4 +1,4 @@
-"""What a process says of its memory."""
+"""The peak memory that a process reports."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""How long the rest takes, by made-up times."""
+"""Estimates of the time left, from made-up times."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from spap_jax.pace import Left, Pace
 
 
 def pace(*pieces: tuple[str, float, float]) -> Pace:
-    """What pieces of work, each of a kind with its units and seconds, tell."""
+    """Return the pace after pieces of work, each with its kind, units and seconds."""
     known = Pace()
     for piece in pieces:
         known = known.after(*piece)

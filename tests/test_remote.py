@@ -1,4 +1,4 @@
-"""What is at an address comes whole, once, and stays in its folder; or there is one sentence."""
+"""Remote files are downloaded completely, once, and into their own folder; failures give a one-sentence error."""
 
 from pathlib import Path
 
@@ -51,7 +51,7 @@ def test_a_file_is_downloaded_again_only_when_it_has_changed(store: type[stores.
     assert [what for what, _ in store.done] == ["put", "get"]
     Folder("frail://bucket/data").write("a.txt", b"two")
     assert fetch_file("frail://bucket/data/a.txt").read_bytes() == b"two"
-    assert first.read_bytes() == b"one"  # a run that reads it still can
+    assert first.read_bytes() == b"one"  # a run that is reading it still can
 
 
 def test_of_a_folder_what_is_wanted(store: type[stores.Frail]):

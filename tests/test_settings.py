@@ -1,4 +1,4 @@
-"""Settings hold plain numbers of their own kind: True is no count, and numpy's numbers become Python's."""
+"""Settings hold plain Python numbers: booleans are refused as numbers, and NumPy's scalars are converted."""
 
 import dataclasses
 import json

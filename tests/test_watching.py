@@ -1,4 +1,4 @@
-"""What is shown of a run that was started from Python, and when."""
+"""The progress display of runs started from Python: what is shown, and when."""
 
 import os
 import sys
@@ -50,7 +50,7 @@ def test_a_terminal_is_watched(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_notebook_is_watched_and_shows_lines():
-    """On standard error, as other progress bars: nothing of it belongs to what a notebook computes."""
+    """The lines go to standard error, as other progress bars do: they are no part of what a notebook computes."""
     cell = "from spap_jax import watching\nfrom spap_jax.cli import console\nconsole.err.print('layer 1/6')\n"
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell + "print(watching.watched())")])
     shown = NotebookClient(notebook).execute().cells[0].outputs

@@ -1,4 +1,4 @@
-"""What a folder holds, to see that nothing of it has changed."""
+"""A snapshot of a folder's contents, to check that nothing in it has changed."""
 
 import hashlib
 import os
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """Of all that is below a folder: a hash of each file, what each link says, and the kind of everything else."""
+    """Return, for all paths below a folder, a file's hash, a link's target, or the kind of anything else."""
     found = {}
     for path in folder.rglob("*"):
         if path.is_symlink():

@@ -1,4 +1,4 @@
-"""Every peer's choice against a few lines of float64 NumPy on random layers."""
+"""Each baseline method's choice, checked against a few lines of float64 NumPy on random layers."""
 
 from functools import partial
 from itertools import combinations
@@ -15,11 +15,11 @@ from spap_jax.settings import METHODS as NAMES
 from spap_jax.settings import UPDATES, PruneSettings
 from spap_jax.solver.problem import Problem, equilibrate, objective
 
-F, D, KEEP, N, RIDGE = 40, 6, 17, 300, 1e-4  # 23 channels go: in batches of 3, the last one short
+F, D, KEEP, N, RIDGE = 40, 6, 17, 300, 1e-4  # 23 channels are removed, in batches of 3 with a short last one
 
 
 class Exact(NamedTuple):
-    """Attributes: hidden [N,f]; weight [f,d]; gram [f,f] and cross [f,d], ridged; all float64."""
+    """A layer in float64: hidden [N,f]; weight [f,d]; gram [f,f] and cross [f,d], both ridged."""
 
     hidden: np.ndarray
     weight: np.ndarray
@@ -29,7 +29,7 @@ class Exact(NamedTuple):
 
 @pytest.fixture(scope="module", params=[(0, False), (1, False), (2, True)], ids=["first", "second", "centred"])
 def layer(request: pytest.FixtureRequest) -> tuple[Exact, Layer]:
-    """A layer in float64 and float32; one of them as layers with an output bias are, with centred moments."""
+    """A layer in float64 and in float32; one has centred moments, as layers with an output bias do."""
     seed, centred = request.param
     rng = np.random.default_rng(seed)
     hidden = np.maximum(rng.normal(size=(N, 7)) @ rng.normal(size=(7, F)) + 0.3 * rng.normal(size=(N, F)), 0)
@@ -50,13 +50,13 @@ def top(scores: np.ndarray) -> list[int]:
 
 
 def costs64(exact: Exact, kept: list[int]) -> np.ndarray:
-    """What losing each kept channel alone costs."""
+    """Return the cost of removing each kept channel alone."""
     inverse = np.linalg.inv(exact.gram[np.ix_(kept, kept)])
     return ((inverse @ exact.cross[kept]) ** 2).sum(1) / np.diag(inverse)
 
 
 def explained64(exact: Exact, kept: list[int]) -> float:
-    """Minus the doubled objective."""
+    """Return the power that the kept channels explain: minus twice the objective."""
     return (exact.cross[kept] * np.linalg.solve(exact.gram[np.ix_(kept, kept)], exact.cross[kept])).sum()
 
 
@@ -65,7 +65,7 @@ def magnitude64(exact: Exact) -> np.ndarray:
 
 
 def wanda64(exact: Exact) -> np.ndarray:
-    norms = np.linalg.norm(exact.hidden, axis=0)  # of the channels as they are, also where the moments are centred
+    norms = np.linalg.norm(exact.hidden, axis=0)  # of the uncentred channels, even if the moments are centred
     return (np.abs(exact.weight) * norms[:, None]).mean(1)
 
 
@@ -118,7 +118,7 @@ def test_osscar_is_batches_and_then_swaps_until_none_improves(layer: tuple[Exact
     exact, found = layer
     batches = obs64(exact, 10)
     assert criteria.obs_batches(found.system, KEEP).tolist() == batches
-    assert batches != obs64(exact)  # otherwise nothing here tells batches from single channels
+    assert batches != obs64(exact)  # otherwise the test could not tell batches from single channels
     assert _select("osscar", found, KEEP, Search(swap_rounds=0)).kept.tolist() == batches
     chosen = _select("osscar", found, KEEP, Search(swap_rounds=50))
     kept = chosen.kept.tolist()
@@ -138,12 +138,12 @@ def test_batches_to_the_ends(keep: int, layer: tuple[Exact, Layer]):
 
 
 def group_channels(groups) -> list[int]:
-    """Channels of groups of five."""
+    """Return the channels of some groups of five channels each."""
     return [5 * group + i for group in groups for i in range(5)]
 
 
 def eliminated64(exact: Exact) -> list[int]:
-    """Three groups of eight, the cheapest removed one at a time."""
+    """Return the three groups of eight that are left when the cheapest is removed one at a time."""
     kept = list(range(8))
     while len(kept) > 3:
         rests = [[g for g in kept if g != lost] for lost in kept]

@@ -1,4 +1,4 @@
-"""Rows that nobody measured."""
+"""Made-up result rows and scopes for the tests of the quality benchmark."""
 
 import itertools
 from collections.abc import Sequence

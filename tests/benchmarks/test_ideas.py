@@ -1,4 +1,4 @@
-"""What is tried beside the way of ``spap prune`` is that way but for the one thing it changes."""
+"""Each experimental idea differs from ``spap prune`` only in the one thing that it changes."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""The judge's arithmetic, on rows whose answers can be worked out in the head."""
+"""The arithmetic of ``Judge``, on rows whose answers can be worked out by hand."""
 
 import math
 
@@ -34,7 +34,7 @@ def test_medians_say_of_how_many() -> None:
 
 
 def test_ratios_pair_seeds_and_take_each_seeds_best_peer() -> None:
-    """Neither the ratio of medians nor the best peer over all seeds gives the same."""
+    """On these rows, the ratio of medians and the best peer over all seeds would both give another result."""
     fasp, obs, ours = (0.10, 0.40, 0.20), (0.20, 0.10, 0.40), (0.08, 0.03, 0.12)
     rises = {"fasp": fasp, "obs": obs, "spap": ours}
     judge = Judge(row(method, rise, seed) for method, values in rises.items() for seed, rise in enumerate(values))

@@ -1,4 +1,4 @@
-"""Settings by name, their hashes, the models' texts, and where numbers come from."""
+"""Settings by method name, their hashes, the models' texts, and the provenance of the numbers."""
 
 import dataclasses
 import hashlib
@@ -47,7 +47,7 @@ def test_hashes_change_with_every_setting() -> None:
 
 
 def test_a_newer_setting_changes_hashes_only_where_it_is_used() -> None:
-    """Rows from before it came stay what they are."""
+    """Rows recorded before the setting existed keep their hashes."""
     settings = spap.PruneSettings()
     older = dataclasses.asdict(settings) | settings.decided._asdict()
     assert older.pop("stream_dtype") == "float32"
@@ -57,7 +57,7 @@ def test_a_newer_setting_changes_hashes_only_where_it_is_used() -> None:
 
 
 def test_hashes_see_settings_of_steps_only_where_there_are_steps() -> None:
-    """Rows of peers stay what they are when the defaults of our sweeps change."""
+    """Rows of peers keep their hashes when the defaults of our sweeps change."""
     changes = {
         "rounds": 1, "steps": 3, "learning_rate": 0.1, "step_tokens": 64,
         "sweeps": 2, "sweep_blocks": 3, "sweep_steps": 7, "sweep_learning_rate": 0.1,

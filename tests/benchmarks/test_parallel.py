@@ -1,4 +1,4 @@
-"""What the times of a pair say of one device and two."""
+"""Parallel efficiency from paired times on one device and on two."""
 
 import pytest
 

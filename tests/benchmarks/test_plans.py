@@ -1,4 +1,4 @@
-"""The page of plans is what its command writes today."""
+"""The page of plans matches what its command writes today."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The command from end to end, on the bundled model and a few sequences."""
+"""End-to-end runs of the quality benchmark's command, on the bundled model and a few sequences."""
 
 import csv
 import math
@@ -58,7 +58,7 @@ def test_it_writes_everything_and_goes_on_where_it_stopped(
     text = (tmp_path / "out" / "README.md").read_text("utf-8")
     assert "Runs: 4 of 4." in text
     assert "--seed 0 1 --method wanda --method fasp --output out" in text
-    command(monkeypatch, *SMALL, "--seed", "1", "--method", "random", *output)  # asks for less than there is
+    command(monkeypatch, *SMALL, "--seed", "1", "--method", "random", *output)  # fewer runs than are recorded
     text = (tmp_path / "out" / "README.md").read_text("utf-8")
     assert "Runs: 5 of 6." in text
     assert all(f"\n| {method} | " in text for method in ("random", "wanda", "fasp"))
@@ -85,7 +85,7 @@ def check_rows(path: Path) -> None:
 
 
 def by_hand(seed: int) -> tuple[float, float]:
-    """What a notebook makes of the row of wanda."""
+    """Compute the perplexity and divergence of wanda's row through the public API, as a notebook would."""
     model = spap.load(EXAMPLES / "llama-stories")
     common: dict[str, Any] = {"tokenizer": EXAMPLES / "llama-stories", "sequence_length": 256}
     text, judged = EXAMPLES / "stories_calibration.txt", EXAMPLES / "stories_evaluation.txt"

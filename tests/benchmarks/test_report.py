@@ -1,4 +1,4 @@
-"""The Markdown and the plots: what is there, what is missing, and no number of their own."""
+"""The Markdown report and the plots show what was measured and what is missing, and no other numbers."""
 
 import math
 import sys
@@ -108,7 +108,7 @@ def test_the_gain_by_calibration_tokens() -> None:
         "| llama-stories | 30% | 0 | 65536 | spap | 0.0500 | obs | 0.500 |",
         "| llama-stories | 30% | 0 | 262144 | spap | 0.0200 | fasp | 0.250 |",
     ]
-    assert ablation.markdown(rows[2:]) is None  # one amount shows no growth
+    assert ablation.markdown(rows[2:]) is None  # a single amount of tokens shows no trend
 
 
 def test_a_scope_grows_by_what_was_run() -> None:
@@ -129,14 +129,14 @@ def test_what_an_effort_takes_and_gives(tmp_path: Path) -> None:
         row("obs", 0.1),
         row("spap", 0.04, processor_seconds=20.0),
         row("spap, high effort", 0.02, processor_seconds=90.0),
-        row("spap, low effort", 0.08, processor_seconds=math.nan),  # nobody measured it
+        row("spap, low effort", 0.08, processor_seconds=math.nan),  # not measured
     ]
     one = scope(methods=ALL, seeds=(0,))
     (points,) = effort_points(Judge(rows), one).values()
     assert [place for place, _, _ in points] == [20.0, 90.0]
     assert [ratio for _, ratio, _ in points] == pytest.approx([0.4, 0.2])
     assert [name for _, _, name in points] == ["default", "high"]
-    assert "effort.png" not in draw(tmp_path, rows[:2], one)  # one point is no curve
+    assert "effort.png" not in draw(tmp_path, rows[:2], one)  # a single point makes no curve
 
 
 def test_the_picture_of_efforts_leaves_no_model_out() -> None:
@@ -173,7 +173,7 @@ def test_what_single_settings_change() -> None:
     ]
     assert ablation.markdown([rows[0], rows[2]]) is None  # nothing was changed
     assert ablation.markdown(rows[1:]) is None  # nothing to compare with
-    assert ablation.markdown([rows[0], row(changed, 0.03, settings="other")]) is None  # when it meant something else
+    assert ablation.markdown([rows[0], row(changed, 0.03, settings="other")]) is None  # measured with other settings
     assert ablation.markdown([rows[0], row("spap with speed=1", 0.03)]) is None
     others = [replace(rows[0], **other) for other in ({"sequences": 64}, {"windows": "9"}, {"files": "cccc"})]
     assert ablation.markdown([*others, *rows[1:]]) is None  # other tokens or texts

@@ -1,4 +1,4 @@
-"""The rows on the disk: what is read is what was written, and a torn line costs one row."""
+"""Rows on disk are read back as they were written, and a torn line costs one row."""
 
 from pathlib import Path
 
@@ -54,7 +54,7 @@ def test_what_is_no_row_is_refused(tmp_path: Path) -> None:
 def test_without_a_file_rows_are_kept() -> None:
     results = Results()
     results.add(row())
-    results.add(row(rise=0.02))  # of the same run
+    results.add(row(rise=0.02))  # replaces the row of the same run
     assert [each.rise for each in results.rows.values()] == [0.02]
 
 

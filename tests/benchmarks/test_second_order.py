@@ -1,4 +1,4 @@
-"""The rivals of the built step are what they claim to be: near a solution they find it."""
+"""The second-order alternatives to the built-in step work: started near a solution, they find it."""
 
 import functools
 
@@ -18,7 +18,7 @@ def gated(inner, residual):
 
 
 def near_a_solution() -> tuple[Weights, Tokens]:
-    """Weights, and tokens whose target is what weights a little aside of them make."""
+    """Return slightly perturbed weights, and tokens whose target the unperturbed weights produce exactly."""
     rng = np.random.default_rng(0)
     inner = {name: jnp.asarray(rng.normal(size=(4, 6)), jnp.float32) for name in ("gate", "up")}
     exact = Weights(inner, jnp.asarray(rng.normal(size=(6, 4)), jnp.float32), None)

@@ -1,4 +1,4 @@
-"""The random layer of the solver's benchmark, and the limits that its times are held against."""
+"""The random layer of the solver's benchmark, and the limits that its times are compared with."""
 
 import jax
 import numpy as np

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 
 def start(work: Path, output: str, *words: str) -> subprocess.Popen[str]:
-    """A process of its own, with one device, that trains a tiny model."""
+    """Start a separate process, with one device, that trains a tiny model."""
     command = [sys.executable, "-m", "spap_jax", "finetune", str(work / "in"), "--data", str(work / "ids.npy")]
     command += ["--output", str(work / output), "--sequences", "16", "--sequence-length", "16", "--steps", "6"]
     command += ["--check-every", "2", "--step-sequences", "4", "--learning-rate", "1e-3", "--held-out", "0.25"]
@@ -36,7 +36,7 @@ def weights(folder: Path) -> dict[str, np.ndarray]:
 
 @pytest.mark.timeout(900)
 def test_two_processes_that_go_on_give_the_result_of_one(tmp_path: Path):
-    """They are killed on the way; the first one alone has kept where training stood."""
+    """Both processes are killed midway; only the first one has saved the state of training."""
     hf_model("llama").save_pretrained(tmp_path / "in")
     np.save(tmp_path / "ids.npy", np.random.default_rng(0).integers(0, 97, (16, 16)))
     one = start(tmp_path, "one")

@@ -1,4 +1,4 @@
-"""Processes that wait for each other say so at once, and in the end who did not come."""
+"""Processes that wait for each other report it at once, and report at the timeout what is missing."""
 
 import subprocess
 import sys

@@ -22,7 +22,7 @@ def free_port() -> int:
 
 
 def start(output: Path, *words: str) -> subprocess.Popen:
-    """A process of its own, with one device, that prunes the bundled model."""
+    """Start a separate process, with one device, that prunes the bundled model."""
     command = [sys.executable, "-m", "spap_jax", "prune", str(EXAMPLES / "llama-stories"), "--output", str(output)]
     command += ["--data", str(EXAMPLES / "stories_calibration.txt"), "--sequences", "64"]
     command += ["--sequence-length", "64", "--rounds", "1", "--steps", "3", "--sweep-steps", "2", "--swap-rounds", "1"]
@@ -43,7 +43,7 @@ def together(output: Path, count: int, *words: str) -> list[subprocess.Popen]:
 
 
 def kill_one_after(line: str, victim: int, processes: list[subprocess.Popen]) -> tuple[int, str]:
-    """Kills one of two processes when the first has said a line; the code and the words with which the other ends."""
+    """Kill one of two processes once the first has printed a line; return the other's exit code and standard error."""
     assert processes[0].stderr is not None
     for said in processes[0].stderr:
         if said.startswith(line):
@@ -56,7 +56,7 @@ def kill_one_after(line: str, victim: int, processes: list[subprocess.Popen]) ->
 
 @pytest.mark.timeout(900)
 def test_two_processes_that_go_on_give_the_result_of_one(tmp_path: Path):
-    """One is killed on the way, and the other one ends; the first one alone has kept what was done."""
+    """One process is killed midway, which ends the other; only the first one has saved the finished steps."""
     code, _, said = finish(start(tmp_path / "one"))
     assert code == 0, said
     code, said = kill_one_after("layer 4/", 1, together(tmp_path / "two", 2))
@@ -84,7 +84,7 @@ def test_two_processes_that_go_on_give_the_result_of_one(tmp_path: Path):
 
 @pytest.mark.timeout(600)
 def test_each_of_four_processes_chooses_the_channels_of_other_layers(tmp_path: Path):
-    """Of six layers: four at once, then two, for which two processes have none to choose."""
+    """Of six layers, four are processed at once, then two, which leaves two processes without a layer."""
     words = ("--schedule", "parallel", "--effort", "low")
     alone = start(tmp_path / "one", *words)
     results = [finish(each) for each in (alone, *together(tmp_path / "four", 4, *words))]
@@ -97,7 +97,7 @@ def test_each_of_four_processes_chooses_the_channels_of_other_layers(tmp_path: P
 
 @pytest.mark.timeout(900)
 def test_two_processes_that_share_the_weights_give_the_result_of_one(tmp_path: Path):
-    """Of its tensors each reads its part; the first one writes them whole."""
+    """Each process reads its own shards of the tensors; the first one writes the complete tensors."""
     quick = ("--effort", "low", "--learning-rate", "0.001", "--eval", str(EXAMPLES / "stories_evaluation.txt"))
     code, _, said = finish(start(tmp_path / "one", *quick))
     assert code == 0, said
@@ -117,14 +117,14 @@ def test_some_of_the_options_are_not_enough(tmp_path: Path):
 
 
 def test_who_follows_ends_with_the_one_that_leads(tmp_path: Path):
-    """JAX may be the one that notices, which aborts the process and says why."""
+    """JAX may notice the loss first; it then aborts the process and says why."""
     code, said = kill_one_after("layer 1/", 0, together(tmp_path / "out", 2, "--effort", "low"))
     assert code in (75, -signal.SIGABRT), said
     assert "another one is gone" in said or "another task died" in said
 
 
 def test_an_error_of_one_ends_it_at_once(tmp_path: Path):
-    """It does not wait for the other one, which has joined and is stopped so that it cannot answer."""
+    """The failing process does not wait for the other, which has joined and is suspended so that it cannot answer."""
     place = ("--coordinator", f"localhost:{free_port()}", "--processes", "2", "--process-id")
     first, second = start(tmp_path / "out", *place, "0"), start(tmp_path / "out", *place, "1", "--eval", "missing.txt")
     assert first.stderr is not None

@@ -1,4 +1,4 @@
-"""Divergence: numpy's and torch's numbers, nothing from a model to itself, and what is refused."""
+"""Divergence: agreement with NumPy and torch, zero between a model and itself, and invalid inputs."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ NAME = "llama_tied"
 
 
 def other(theirs: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
-    """The same model with its weights a little off."""
+    """Return a copy of the model with slightly perturbed weights."""
     copy = type(theirs)(theirs.config).eval()
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
@@ -42,7 +42,7 @@ def windows() -> np.ndarray:
 
 @pytest.mark.parametrize("batch_tokens", [1, 3 * 16, 4096])
 def test_it_is_that_of_torch(batch_tokens: int) -> None:
-    """Also where the last batch is not full: what fills it does not count."""
+    """The padding of a partial last batch does not count."""
     dense, pruned = pair()
     tokens = torch.tensor(windows())
     with torch.no_grad():
@@ -87,7 +87,7 @@ def test_refusals() -> None:
 
 
 def test_perplexity_tells_how_many_windows_are_done():
-    """Between the batches; the last one is not full."""
+    """Progress is reported between batches; the last batch is partial."""
     heard: list[tuple[int, int]] = []
     model = ported(hf_models.hf_model(NAME))
     perplexity(model, windows(), batch_tokens=32, watch=lambda *each: heard.append(each))

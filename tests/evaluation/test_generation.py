@@ -1,4 +1,4 @@
-"""Generation: the tokens of transformers, the settings of sampling, and what is refused."""
+"""Generation: the same tokens as transformers, the sampling settings, and invalid inputs."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ def model_of(theirs: transformers.PreTrainedModel, folder: Path | None = None) -
 
 
 def prompts() -> tuple[np.ndarray, np.ndarray]:
-    """Three prompts of 12, 9 and 1 tokens."""
+    """Return three prompts of 12, 9 and 1 tokens, padded on the left, and their mask."""
     tokens = np.random.default_rng(5).integers(2, 97, (3, 12))
     valid = np.arange(12)[None, :] >= np.array([0, 3, 11])[:, None]
     return np.where(valid, tokens, 0), valid
@@ -46,7 +46,7 @@ def hf_generate(
 
 
 NEW = 12
-"""New tokens: one number in most tests, so that they share compiled programs."""
+"""Number of new tokens, the same in most tests so that they share compiled programs."""
 
 
 @pytest.mark.parametrize("name", ["llama_llama3_rope_v5", "qwen2_two_kv_heads", "opt_125m_like", "opt_350m_like"])
@@ -66,7 +66,7 @@ def test_sequences_end_at_different_times(pad: int) -> None:
     ends = (int(free[0, 1]), int(free[1, 4]), int(free[2, 8]))
     expected = hf_generate(theirs, tokens, valid, eos_token_id=list(ends), pad_token_id=pad)
     stops = np.isin(expected[:, 12:], ends).argmax(axis=1)
-    assert len(set(stops)) == 3  # the case is what it says
+    assert len(set(stops)) == 3  # all three end at different times
     np.testing.assert_array_equal(generate(model_of(theirs), tokens, NEW, valid=valid, eos=ends, pad=pad), expected)
 
 
@@ -79,7 +79,7 @@ def test_all_sequences_end_at_once() -> None:
 
 
 def test_a_prompt_sees_neither_its_neighbours_nor_its_padding() -> None:
-    """Nor does padding take positions: the model has as many as the longest prompt and its new tokens need."""
+    """Padding takes no positions either: the model has only those that the longest prompt and its new tokens need."""
     theirs = hf_models.hf_model("opt_125m_like")
     config, params = hf_models.port(theirs)
     positions = 12 + NEW
@@ -133,7 +133,7 @@ def test_a_trained_model_continues_a_story() -> None:
 
 @pytest.mark.parametrize("name", ["qwen2_one_kv_head", "opt_125m_like", "llama_biases"])
 def test_steps_equal_the_whole(name: str) -> None:
-    """The pieces that the speed benchmark times give the logits of one forward pass, also when laid out for speed."""
+    """Prefill and decode steps, as the speed benchmark runs them, match one forward pass in both weight layouts."""
     config, params = hf_models.port(hf_models.hf_model(name))
     tokens, valid = (array[:2] for array in prompts())
     expected = decoder.forward(config, params, jnp.asarray(tokens), jnp.asarray(valid))
@@ -175,7 +175,7 @@ def test_sampling_is_decided_by_the_key() -> None:
 
 
 def test_every_draw_is_a_new_one() -> None:
-    """A model to which all tokens are alike repeats itself only by chance."""
+    """A model with uniform predictions repeats a token only by chance."""
     config, params = hf_models.port(hf_models.hf_model("llama_tied"))
     indifferent = Model(config, jax.tree.map(np.zeros_like, params), Source("test", None, "{}"))
     tokens, valid = prompts()

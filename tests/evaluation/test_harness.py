@@ -1,4 +1,4 @@
-"""The adapter of the lm-evaluation-harness against the harness's own transformers backend, on the same checkpoint."""
+"""The lm-evaluation-harness adapter, compared with the harness's own transformers backend on the same checkpoint."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ import spap_jax as spap
 from spap_jax.evaluation.harness import HarnessModel
 from spap_jax.evaluation.tasks import choose_tasks, run_tasks
 
-torch.set_num_threads(1)  # waiting threads take the cores from each other
+torch.set_num_threads(1)  # waiting threads compete for the cores
 
 ROOT = Path(__file__).parents[2]
 STORIES = ROOT / "examples" / "llama-stories"
@@ -29,7 +29,7 @@ STORY = (ROOT / "examples" / "stories_evaluation.txt").read_text("utf-8")
 
 @pytest.fixture(scope="module", params=["bos", "no bos"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundled model, and the same with a tokenizer that puts nothing before a text, where a full stop is an end."""
+    """The bundled model, as it is, and with a tokenizer that adds no BOS token and the full stop as an end token."""
     if request.param == "bos":
         return STORIES
     copy = shutil.copytree(STORIES, tmp_path_factory.mktemp("harness") / "model")
@@ -80,12 +80,12 @@ PAIRS = (
 
 
 def test_the_two_tokenizers_differ(ours: HarnessModel, folder: Path) -> None:
-    """Otherwise half of these tests would test nothing."""
+    """If the tokenizers were alike, half of these tests would test nothing."""
     assert (ours.prefix_token_id, ours.tok_encode("Once")[0] == 1) == ((1, True) if folder == STORIES else (2, False))
 
 
 def test_loglikelihood(ours: HarnessModel, theirs: TemplateLM) -> None:
-    """Spaces at the end of a context, no context, a beginning token that is there already, and too long a context."""
+    """Cover trailing spaces in a context, an empty context, an explicit BOS token, and a context that is too long."""
     found, expected = (model.loglikelihood(requests("loglikelihood", *PAIRS)) for model in (ours, theirs))
     assert len(ours.tok_encode(STORY[:3000])) > ours.max_length
     assert {greedy for _, greedy in expected} == {True, False}
@@ -94,7 +94,7 @@ def test_loglikelihood(ours: HarnessModel, theirs: TemplateLM) -> None:
 
 
 def test_loglikelihood_rolling(ours: HarnessModel, theirs: TemplateLM) -> None:
-    """Texts of one token, one window, exactly one window, and several."""
+    """Cover texts of one token, within one window, of exactly one window, and of several."""
     whole = ours.tokenizer.decode(ours.tokenizer.encode(STORY[:3000], add_special_tokens=False)[: ours.max_length])
     asked = requests("loglikelihood_rolling", ("Once",), (STORY[:500],), (whole,), (STORY[:4000],))
     np.testing.assert_allclose(
@@ -103,7 +103,7 @@ def test_loglikelihood_rolling(ours: HarnessModel, theirs: TemplateLM) -> None:
 
 
 def test_generate_until(ours: HarnessModel, theirs: TemplateLM, folder: Path) -> None:
-    """Stops at a string of several tokens, within a token, at an end token, at the limit; also after long contexts."""
+    """Cover stops at a string of several tokens, within a token, at an end token, at the limit, and long contexts."""
     start = "Once upon a time, there was a"
     asked = requests(
         "generate_until",
@@ -132,7 +132,7 @@ def test_a_tokenizer_without_a_beginning(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("folder", ["bos"], indirect=True)
 class TestTasks:
-    """Once is enough here."""
+    """Tests that need only one of the two tokenizers."""
 
     @pytest.mark.parametrize(
         ("kind", "arguments", "expected"),

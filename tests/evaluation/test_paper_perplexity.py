@@ -1,4 +1,4 @@
-"""Perplexity on WikiText-2 and C4 against the loop of GPTQ, SparseGPT and Wanda, on files of the same layout."""
+"""Perplexity on WikiText-2 and C4, against the loop of GPTQ, SparseGPT and Wanda on files of the same layout."""
 
 import functools
 import gzip
@@ -18,14 +18,14 @@ STORIES = EXAMPLES / "llama-stories"
 
 
 def rows() -> list[str]:
-    """Lines as WikiText-2 has them: empty ones, headings, and texts, each of which ends its own line."""
+    """Return lines as in WikiText-2: empty lines, headings, and texts that end with their own newline."""
     lines = (EXAMPLES / "stories_evaluation.txt").read_text("utf-8").splitlines()
     return [f" = {line[:20]} = \n" if number % 7 == 3 else line and f" {line} \n" for number, line in enumerate(lines)]
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The test split of WikiText-2 and a validation file of C4, with our stories in them."""
+    """Files like the test split of WikiText-2 and a validation file of C4, with the bundled stories as text."""
     folder = tmp_path_factory.mktemp("sets")
     found = {"wikitext2": folder / "test-00000-of-00001.parquet", "c4": folder / "c4-validation.json.gz"}
     pandas.DataFrame({"text": rows()[:300]}).to_parquet(found["wikitext2"])
@@ -36,12 +36,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @functools.cache
 def torch_model() -> torch.nn.Module:
-    assert hf_models.POSITIONS  # one thread
+    assert hf_models.POSITIONS  # importing hf_models limits torch to one thread
     return transformers.AutoModelForCausalLM.from_pretrained(STORIES).eval()
 
 
 def paper_perplexity(testenc: torch.Tensor, seqlen: int) -> float:
-    """The loop as those papers' code has it; testenc: [1, N]."""
+    """Compute perplexity with the loop of those papers' code; testenc: [1, N]."""
     model, nlls = torch_model(), []
     nsamples = testenc.numel() // seqlen
     for i in range(nsamples):
@@ -71,7 +71,7 @@ def test_wikitext2(files: dict[str, Path]) -> None:
 
 @pytest.mark.parametrize(("seqlen", "most"), [(8, 256), (256, None)])
 def test_c4(files: dict[str, Path], seqlen: int, most: int | None) -> None:
-    """Of the 1100 texts, as many windows as there are, but no more than 256."""
+    """The first 1100 texts are used, as many windows as they fill, but at most 256."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(STORIES)
     texts = [json.loads(line)["text"] for line in gzip.decompress(files["c4"].read_bytes()).splitlines()]
     valenc = tokenizer(" ".join(texts[:1100]), return_tensors="pt").input_ids[:, : (256 * seqlen)]

@@ -1,4 +1,4 @@
-"""Batches over devices: transformers' likelihoods, the tokens of one prompt at a time, and few shapes."""
+"""Batches over devices: likelihoods as in transformers, tokens as for single prompts, and few compiled shapes."""
 
 import hf_models
 import jax
@@ -14,7 +14,7 @@ from spap_jax.evaluation.generation import Sampling, generate
 from spap_jax.evaluation.sequences import Replicas, Score, batches, continuations, log_likelihoods, replicate
 from spap_jax.model import Model, Source
 
-NAME = "opt_125m_like"  # learned positions: a padding that counted would show
+NAME = "opt_125m_like"  # learned positions would reveal padding that counts
 LENGTHS = (2, 3, 33, 9, 40, 64, 5, 31, 32, 17, 12)
 GREEDY = (Sampling(), jax.random.key(0))
 PREDICTED = (1, 2, 32, 1, 7, 20, 0, 30, 3, 1, 1)
@@ -73,7 +73,7 @@ def test_every_device_scores_its_own_share() -> None:
 
 
 def test_new_lengths_compile_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    model = replicate(ported(), jax.devices()[:2])  # of which no other test has compiled anything
+    model = replicate(ported(), jax.devices()[:2])  # a mesh for which no other test compiles anything
 
     def compiled(*lengths: int) -> bool:
         caplog.clear()
@@ -112,7 +112,7 @@ def test_continuations_are_those_of_one_prompt_at_a_time(devices: int) -> None:
     model, prompts = ported(), texts((3, 40, 33, 1, 12, 20, 31, 2, 5))
     placed = replicate(model, jax.devices()[:devices])
     parts = list(continuations(placed, prompts, 40, lambda tokens: False, 256, *GREEDY))
-    assert len(parts) == (5 if devices == 1 else 2)  # two sequences at a time, what is written counted
+    assert len(parts) == (5 if devices == 1 else 2)  # two sequences at a time, counting new tokens
     found = {index: tokens for part in parts for index, tokens in part.items()}
     for index, prompt in enumerate(prompts):
         together = np.pad(prompt, (40 - len(prompt), 0))[None, :]
@@ -143,7 +143,7 @@ def test_sampling() -> None:
     assert written(warm, 1) == written(warm, 1) != written(warm, 2)
     assert written(Sampling(temperature=2.0, top_k=1), 1) == written(Sampling(), 1)
     same = continuations(model, [[5, 9, 11]] * 16, 8, bool, 4096, warm, jax.random.key(1))
-    assert len({tuple(tokens) for tokens in next(same).values()}) == 16  # every row of every device draws for itself
+    assert len({tuple(tokens) for tokens in next(same).values()}) == 16  # every row is sampled independently
 
 
 def test_a_token_that_the_model_does_not_know() -> None:

@@ -1,4 +1,4 @@
-"""The notebooks run from the first cell to the last, and show what a run gave."""
+"""The notebooks run from the first cell to the last, and their stored outputs are those of a run."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ FACTS = {
     "several_devices": ["cpu:3 has chunks range(6, 8)", f"{'all-reduce':20} 1", f"{'all-gather':20} 0"],
     "what_the_solver_does": ["G (320, 320)", "with swaps      best of all in"],
 }
-"""What a run must print, by notebook."""
+"""Strings that a run must print, by notebook."""
 
 
 def read(notebook: Path) -> NotebookNode:
@@ -33,7 +33,7 @@ def code(notebook: NotebookNode) -> list[NotebookNode]:
 
 
 def kinds(notebook: NotebookNode) -> list[list[str]]:
-    """Of every cell's outputs: a stream's name, or the types of what is shown."""
+    """Return the kinds of each code cell's outputs: a stream's name, or the MIME types of the data."""
     return [[each.get("name") or "+".join(sorted(each.data)) for each in cell.outputs] for cell in code(notebook)]
 
 
@@ -56,14 +56,14 @@ def test_it_runs_and_is_shown_as_it_ran(notebook: Path, tmp_path: Path):
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_links_lead_somewhere(notebook: Path):
-    """Of the text: ``[words](place)``."""
+    """Check the links ``[words](place)`` of Markdown cells."""
     text = "".join(cell.source for cell in read(notebook).cells if cell.cell_type == "markdown")
     places = [part.partition(")")[0] for part in text.split("](")[1:]]
     assert all((notebook.parent / place).exists() for place in places), places
 
 
 def test_the_first_cell_brings_the_example_to_colab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """The package is there already, as after pip; its source archive comes from a folder in place of the index."""
+    """The package is installed already, as after pip; its source archive comes from a folder instead of the index."""
     archives, work = tmp_path / "archives", tmp_path / "work"
     work.mkdir()
     build = [sys.executable, "-m", "build", "--no-isolation", "--sdist", "--outdir", archives, EXAMPLES.parent]
@@ -72,7 +72,7 @@ def test_the_first_cell_brings_the_example_to_colab(tmp_path: Path, monkeypatch:
         monkeypatch.setenv(f"PIP_{name}", value)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     first = {cell.source.replace("report", "torch") for cell in (code(read(each))[0] for each in NOTEBOOKS)}
-    assert len(first) == 1  # the same everywhere but for the extra
+    assert len(first) == 1  # the same in all notebooks, apart from the extra
     pretend = 'import sys, types\nsys.modules["google.colab"] = types.ModuleType("colab")'
     cells = [nbformat.v4.new_code_cell(source) for source in (pretend, *first)]
     NotebookClient(nbformat.v4.new_notebook(cells=cells), resources={"metadata": {"path": str(work)}}).execute()

@@ -1,4 +1,4 @@
-"""The ports compute what transformers computes."""
+"""The ported models compute what the models of transformers compute."""
 
 import copy
 import dataclasses
@@ -18,9 +18,9 @@ from spap_jax.models.layers import rotary_frequencies
 from spap_jax.models.registry import family_of
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-ATOL = 1e-4  # logits are of size 1 to 30
+ATOL = 1e-4  # logits are of magnitude 1 to 30
 
-# LLVM's optimisations take half the time of these tests; generation and checkpoints are tested with them.
+# LLVM's optimisations would take half the time of these tests; the tests of generation and checkpoints use them.
 forward = jax.jit(
     decoder.forward,
     static_argnames=("config", "dtype"),
@@ -34,7 +34,7 @@ def random_tokens(batch: int, length: int) -> np.ndarray:
 
 
 def padded_on_both_sides(batch: int, length: int) -> np.ndarray:
-    """Masks of a whole row, of rows padded on the left, and of rows padded on the right."""
+    """Return a mask [B, T] of a full row, followed by rows padded on the left and on the right in turn."""
     valid = np.ones((batch, length), bool)
     for row in range(1, batch):
         pads = min(length - 1, 5 + 7 * row)
@@ -52,7 +52,7 @@ def logits_of_both(name: str, tokens: np.ndarray, valid: np.ndarray | None = Non
 @pytest.mark.parametrize("name", VARIANTS)
 def test_logits(name: str) -> None:
     ours, theirs = logits_of_both(name, random_tokens(4, 33))
-    assert theirs.std() > 1  # the comparison is of something
+    assert theirs.std() > 1  # the comparison is not trivial
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=ATOL)
 
 
@@ -107,7 +107,7 @@ def test_parameters_are_those_of_transformers(name: str) -> None:
 
 @pytest.mark.parametrize(("theta", "head_dim"), [(10000.0, 128), (500000.0, 64), (12345.0, 96)])
 def test_rope_frequencies_are_exact_to_the_last_place(theta: float, head_dim: int) -> None:
-    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)  # rounded, as transformers has them
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)  # rounded, as in transformers
     exact = theta ** -exponents.astype(np.float64)
     ours = rotary_frequencies(Rope(theta=theta), head_dim)
     assert (np.abs(ours - exact) / np.spacing(exact.astype(np.float32))).max() < 1.6
@@ -115,7 +115,7 @@ def test_rope_frequencies_are_exact_to_the_last_place(theta: float, head_dim: in
 
 @pytest.mark.parametrize("name", ["llama_linear_rope_v4", "llama_llama3_rope_v4", "llama_theta_v4"])
 def test_rope_settings_change_the_logits(name: str) -> None:
-    """Otherwise the comparisons above would not see them."""
+    """If the settings had no effect, the comparisons above could not detect errors in them."""
     config, params = hf_models.port(hf_models.hf_model(name))
     tokens = random_tokens(4, 33)
     plain = dataclasses.replace(config, rope=Rope())

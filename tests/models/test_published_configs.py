@@ -1,4 +1,4 @@
-"""Configs as they are published: which are accepted, what of them is ignored, and why the others are refused."""
+"""Published configs: which are accepted, which of their fields are ignored, and why the others are refused."""
 
 import ast
 import copy
@@ -76,7 +76,7 @@ ACCEPTED = {
     "vicuna-7b-v1.5": (6_738_415_616, ()),
     "yi-6b": (6_061_035_520, ()),
 }
-"""File in tests/configs -> parameters, and the fields that are ignored."""
+"""File in tests/configs -> number of parameters, and the fields that are ignored."""
 
 REFUSED = {
     "fsfairx-llama3-rm": "the architecture LlamaForSequenceClassification is not supported; the supported ones are ",
@@ -84,7 +84,7 @@ REFUSED = {
     "qwen2.5-7b-instruct-yarn": "rope scaling 'yarn' is not implemented; the port computes default, linear, llama3.",
     "yarn-llama-2-7b-64k": "this checkpoint brings code of its own (auto_map is set), which is never run, so what ",
 }
-"""File in tests/configs/refused -> how the sentence begins."""
+"""File in tests/configs/refused -> start of the error message."""
 
 
 def config_class(family: Family) -> type[transformers.PreTrainedConfig]:
@@ -200,7 +200,7 @@ def test_ignored_and_inert_fields_change_nothing_that_transformers_computes(vari
 
 
 def names_read(module: ModuleType) -> set[str]:
-    """Names that a module reads of configs: `config.name`, or `getattr` and `hasattr` with a literal."""
+    """Return the config fields that a module reads: `config.name`, or `getattr` and `hasattr` with a literal."""
     found = set()
     for node in ast.walk(ast.parse(inspect.getsource(module))):
         match node:
@@ -224,4 +224,4 @@ def test_the_tables_know_every_field_that_transformers_reads(family: Family):
     read = {name for name in read if not hasattr(theirs, name)}  # the class' own methods
     assert {"hidden_size", "vocab_size"} <= declared
     assert "is_causal" in read
-    assert declared | read <= family.known | {"number_of_conv_states"}  # of layers that no decoder here has
+    assert declared | read <= family.known | {"number_of_conv_states"}  # of layers that these decoders lack

@@ -1,4 +1,4 @@
-"""The functions that a run compiles, on arrays that are only described."""
+"""The functions that a pruning run compiles, lowered for abstract arrays (``jax.ShapeDtypeStruct``)."""
 
 import functools
 import re
@@ -54,13 +54,13 @@ def config_of(theirs: dict, **changes: object) -> DecoderConfig:
 def load_of(
     config: DecoderConfig, sequences: int, length: int, count: int, bytes: int = 4, sharers: int = 1, **settings
 ) -> Workload:
-    """A run on CPUs, which take one group of heads at a time."""
+    """Return the workload of a run on CPUs, where attention computes one group of heads at a time."""
     chosen = PruneSettings(sparsity=0.25, held_out=0.5).replace(**settings)
     return workload(config, chosen, sequences, length, count, sharers, bytes, config.heads // config.kv_heads)
 
 
 class Phases:
-    """Lowers what a run compiles; inside ``described``."""
+    """Lowers the functions that a run compiles, for use inside ``described``."""
 
     def __init__(self, load: Workload):
         self.load = load
@@ -143,7 +143,7 @@ class Phases:
 
 @contextmanager
 def described(load: Workload) -> Iterator[Phases]:
-    """The functions of a run on its mesh."""
+    """Yield the functions of a run inside its mesh."""
     with devices.sharing(load.devices * load.sharers, load.sharers):
         yield Phases(load)
 
@@ -155,7 +155,7 @@ def _described(shape: tuple[int, ...], dtype=jnp.float32, spec: PartitionSpec = 
 
 
 def _parameters(config: DecoderConfig, dtype) -> Any:
-    """The tree as it lies on the mesh."""
+    """Return abstract parameters with their sharding on the mesh."""
     shapes = jax.eval_shape(lambda: decoder.init(config, jax.random.key(0)))
     paths = jax.tree.map_with_path(lambda path, a: jax.tree_util.keystr(path, simple=True, separator="/"), shapes)
     family = FAMILIES[config.family]
@@ -163,7 +163,7 @@ def _parameters(config: DecoderConfig, dtype) -> Any:
 
 
 def _unstacked(a: Any) -> Any:
-    """One layer of a stack."""
+    """Return one layer of an abstract stack."""
     return _described(a.shape[1:], a.dtype, PartitionSpec(*a.sharding.spec[1:]) if a.sharding else PartitionSpec())
 
 
@@ -182,7 +182,7 @@ def _streams(width: int, chunks: Chunks) -> Streams:
 
 
 def collectives(compiled, count: int) -> Counter[str]:
-    """Bytes that a device gives to (all-reduce, reduce-scatter) or gets from (all-gather) each kind of collective."""
+    """Count bytes a device sends to (all-reduce, reduce-scatter) or gets from (all-gather) each kind of collective."""
     found: Counter[str] = Counter()
     kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
     for result, kind in re.findall(rf"= (\S.*?) ({kinds})(?:-start)?\(", compiled.as_text()):

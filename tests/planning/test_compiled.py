@@ -1,6 +1,6 @@
-"""What a plan counts, held against XLA's own accounts of the compiled programs.
+"""The counts of a plan, compared with XLA's own cost and memory analysis of the compiled programs.
 
-XLA counts what a loop repeats once, so the plan is asked for one chunk on a device, one step and one round.
+XLA counts the body of a loop once, so the plan is made for one chunk on a device, one step and one round.
 """
 
 import dataclasses
@@ -13,11 +13,11 @@ from spap_jax.planning import memory, operations, traffic
 from spap_jax.planning.workload import Workload
 
 AFTER = 1
-"""Blocks after the one at hand in a program that loops over them."""
+"""Blocks after the current one that XLA counts in a program that loops over them: one turn of the loop."""
 
 
 class Compiled(NamedTuple):
-    """Attributes: load: the run; once: the same with one turn of every loop; programs: by name."""
+    """The workload of a run, the same with one turn of every loop, and the run's compiled programs by name."""
 
     load: Workload
     once: Workload
@@ -30,7 +30,7 @@ class Compiled(NamedTuple):
         return self.programs[name].cost_analysis()["bytes accessed"]
 
     def temporary(self, name: str) -> int:
-        """Also what steps are given to go on from and give back."""
+        """Return the workspace of a program in bytes, including the state that ``descend`` updates in place."""
         sizes = self.programs[name].memory_analysis()
         return sizes.temp_size_in_bytes + sizes.alias_size_in_bytes * (name == "descend")
 
@@ -57,12 +57,12 @@ def compiled(request: pytest.FixtureRequest) -> Compiled:
 
 def test_operations(compiled: Compiled):
     once, k, d = compiled.once, compiled.load.narrow.intermediate, compiled.load.narrow.width
-    half = operations.streams_operations(once) / 2 - unseen_scores(once, 2)  # of the tokens, those that are fitted
+    half = operations.streams_operations(once) / 2 - unseen_scores(once, 2)  # half of the tokens are fitted
     assert compiled.flops("enter_mlp") + compiled.flops("leave_mlp") == pytest.approx(half, rel=0.04)
     ahead = operations.streams_operations(_in_waves(once)) - operations.streams_operations(once)
     assert compiled.flops("enter_dense_mlp") == pytest.approx(ahead - unseen_scores(once, 1), rel=0.04)
     assert compiled.flops("statistics") == pytest.approx(operations.statistics_operations(once), rel=0.04)
-    # Factorisation and solves are LAPACK's on a CPU, and XLA counts none of it.
+    # On a CPU, LAPACK does the factorisation and the solves, and XLA counts none of it.
     lapack = operations.refit_operations(k, d)
     assert compiled.flops("closed_form") == pytest.approx(operations.closed_form_operations(once) - lapack, rel=0.05)
     assert compiled.flops("recover") == pytest.approx(operations.alternating_operations(once) - lapack, rel=0.05)
@@ -75,7 +75,7 @@ def test_operations(compiled: Compiled):
 
 
 def test_blocks_that_are_adjusted_together():
-    """XLA counts one turn of the loop over all but the first."""
+    """XLA counts one turn of the loop over all blocks but the first."""
     load = load_of(config_of(LLAMA), 16, 512, 1, batch_tokens=512, step_tokens=512, sweep_blocks=0)
     assert (load.together, load.after) == (5, 0)
     with described(load) as phases:
@@ -87,7 +87,7 @@ def test_blocks_that_are_adjusted_together():
     )
     single = dataclasses.replace(load, settings=load.settings.replace(sweep_blocks=1))
     steps = [operations.operations(each)["sweep steps"] for each in (load, single)]
-    assert 1.5 < steps[0] / steps[1] < 3  # all blocks, and not the half of them
+    assert 1.5 < steps[0] / steps[1] < 3  # all blocks, instead of half of them on average
 
 
 def test_a_wave_is_one_layer_on_each_device(compiled: Compiled):
@@ -106,19 +106,19 @@ def _in_waves(load: Workload) -> Workload:
 
 
 def unseen_scores(load: Workload, times: int, sequences: int = 1) -> float:
-    """Operations in the loop over groups of heads of all sequences, but for its first turn."""
+    """Count what XLA misses: all turns but the first of the loop over groups of heads of all sequences."""
     scores = sequences * load.fitted.length * operations.score_operations(load.narrow, load.fitted.length)
     return times * scores * (1 - 1 / (sequences * load.narrow.kv_heads))
 
 
 def test_operations_of_the_selection(monkeypatch: pytest.MonkeyPatch):
-    """Lowered for a TPU, whose factorisations XLA counts itself; it takes a triangular system for a full one."""
+    """Lower for a TPU, where XLA counts factorisations itself; it counts a triangular system as a full one."""
     halves = operations.solve_operations
     monkeypatch.setattr(operations, "solve_operations", lambda n, columns: 2 * halves(n, columns))
     load = load_of(config_of(LLAMA), 8, 96, 1, penalty_stages=1, swap_rounds=0)
     with described(load) as phases:
         found = dict(phases.selection_on_tpu().cost_analysis() or {})["flops"]
-    # Also counted: the turn that a larger ridge would take, and the products of the pool, here of all channels.
+    # XLA also counts the turn that a larger ridge would take, and the products of the pool, here of all channels.
     assert found == pytest.approx(operations.selection_operations(load, turns=1), rel=0.1)
 
 
@@ -138,7 +138,7 @@ def test_bytes_between_devices(compiled: Compiled):
 
 
 def test_bytes_from_and_to_memory(compiled: Compiled):
-    """XLA also counts copies, casts, and what is done element by element; and of loops over heads the first turn."""
+    """XLA also counts copies, casts and elementwise operations, and of loops over heads only the first turn."""
     once, k, d = compiled.once, compiled.load.narrow.intermediate, compiled.load.narrow.width
     for found, counted in (
         (compiled.moved("enter_mlp") + compiled.moved("leave_mlp"), traffic.streams_bytes(once) / 2),
@@ -176,7 +176,7 @@ def test_the_stream_that_goes_ahead_needs_no_more_than_both(compiled: Compiled):
 
 
 def test_memory_that_is_held(compiled: Compiled):
-    """Arguments and results, of which a device has its part."""
+    """Check the arguments and results, as far as one device holds them."""
     load, f, d = compiled.load, compiled.load.dense.intermediate, compiled.load.dense.width
     fitted = memory.streams_bytes(load) * load.fitted.tokens / load.tokens
 

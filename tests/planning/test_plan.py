@@ -1,4 +1,4 @@
-"""What fits, what would make it fit, and the sizes of a run."""
+"""Plans: whether a run fits, what would make it fit, and the sizes of a run."""
 
 import dataclasses
 import json
@@ -63,7 +63,7 @@ def test_the_largest_model_fits_no_gpu_and_no_setting_helps():
 
 
 def changed(request: Request, mesh: str, words: str) -> tuple[Request, Mesh]:
-    """A request and a mesh as the words of a remedy say."""
+    """Apply a suggested remedy to a request and a mesh."""
     number = {name: int(value) for name, value in re.findall(r"--([a-z-]+) (\d+)", words)}
     settings = request.settings.replace(batch_tokens=number.get("batch-tokens", request.settings.batch_tokens))
     settings = settings.replace(round_to=number.get("round-to", 1))
@@ -143,7 +143,7 @@ def test_in_waves_devices_share_the_solver_too():
         for name in ("sequential", "parallel")
     )
     work, waves = ({phase.name: phase for phase in planned.phases} for planned in (one, two))
-    assert waves["selection"].operations == pytest.approx(work["selection"].operations * 4 / 126)  # of 126 layers
+    assert waves["selection"].operations == pytest.approx(work["selection"].operations * 4 / 126)  # 4 waves
     assert waves["refit"].sent_bytes > 0 == work["refit"].sent_bytes
     assert waves["streams"].operations > work["streams"].operations
     assert {"statistics", "alternating", "errors"} <= {name for name in work if work[name] == waves[name]}

@@ -1,6 +1,6 @@
-"""What a plan counts where weights are divided, held against XLA's accounts of the partitioned programs.
+"""The counts of a plan with sharded weights, compared with XLA's analysis of the partitioned programs.
 
-As in ``test_compiled.py``; attention as on an accelerator, where each device takes its own heads at once.
+As in ``test_compiled.py``, but with attention as on an accelerator, where each device computes its own heads at once.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ def load() -> Workload:
 
 @pytest.fixture(scope="module")
 def once(load: Workload) -> Workload:
-    """One turn of every loop, which is what XLA counts."""
+    """The workload with one turn of every loop, which is what XLA counts."""
     settings = load.settings.replace(rounds=1, steps=1, sweep_steps=1)
     parts = {name: dataclasses.replace(getattr(load, name), count=DATA) for name in ("fitted", "held_out")}
     return dataclasses.replace(load, settings=settings, **parts)
@@ -63,7 +63,7 @@ def test_operations(once: Workload, programs: dict[str, Any]):
 
 
 def test_bytes_between_devices(once: Workload, programs: dict[str, Any]):
-    """The reduction of sums over the sequences, and what those that share the weights exchange, together."""
+    """Reductions over the sequences and exchanges among devices that share the weights are counted together."""
 
     def found(*names: str) -> dict[str, int]:
         kinds = sum((collectives(programs[name], DATA) for name in names), start=Counter())

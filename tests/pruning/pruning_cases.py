@@ -1,4 +1,4 @@
-"""Tiny models in memory and tokens for them."""
+"""Tiny models in memory, and tokens for them."""
 
 import functools
 
@@ -20,7 +20,7 @@ forward = jax.jit(decoder.forward, static_argnames="config")
 
 
 def tiny(variant: str) -> Model:
-    """A variant of `hf_models`; its arrays are shared, so tests make new ones."""
+    """Return a variant of `hf_models`; its arrays are shared by all tests, which must not change them."""
     config, params = _ported(variant)
     return Model(config, params, Source(variant, None, ""))
 
@@ -45,10 +45,10 @@ DIVISIBLE = {
 
 @functools.cache
 def divisible() -> Model:
-    """A random model whose vocabulary, channels and query heads can be divided among eight devices, all but keys."""
+    """Return a random model whose vocabulary, channels and query heads divide among eight devices, but not its keys."""
     config = family_of(DIVISIBLE).read_config(DIVISIBLE)
     params = jax.jit(lambda key: decoder.init(config, key))(jax.random.key(0))
-    louder = jax.tree.map(lambda a: a if (a == 1).all() else 10 * a, params)  # but the scales of norms
+    louder = jax.tree.map(lambda a: a if (a == 1).all() else 10 * a, params)  # except norm scales
     return Model(config, louder, Source("random", None, ""))
 
 
@@ -58,7 +58,7 @@ def random_tokens(seed: int = 0, sequences: int = 16, length: int = 16) -> np.nd
 
 @functools.cache
 def pruned(variant: str, seed: int = 0) -> api.PruneResult:
-    """The result of `SETTINGS` on the usual tokens."""
+    """Return the result of pruning with `SETTINGS` on the usual tokens."""
     return api.prune(tiny(variant), random_tokens(), settings=SETTINGS, seed=seed)
 
 
@@ -67,7 +67,7 @@ def logits(model: Model, tokens: np.ndarray) -> np.ndarray:
 
 
 def with_mlp(model: Model, **arrays) -> Model:
-    """The model with other stacked MLP parameters."""
+    """Return the model with some stacked MLP parameters replaced."""
     layers = model.params["layers"] | {"mlp": model.params["layers"]["mlp"] | arrays}
     return Model(model.config, model.params | {"layers": layers}, model.source)
 
@@ -77,6 +77,6 @@ def one_layer(model: Model, index: int) -> dict:
 
 
 def chosen_channels(seed: int, count: int, layers: int) -> np.ndarray:
-    """Different channels in each layer, ascending [layers, count]."""
+    """Choose different channels in each layer, ascending [layers, count]."""
     rng = np.random.default_rng(seed)
     return np.stack([np.sort(rng.permutation(CHANNELS)[:count]) for _ in range(layers)])

@@ -1,4 +1,4 @@
-"""What is removed is said beside what was asked for where they differ, and warned of where hardly anything is left."""
+"""Achieved sparsity is shown beside the requested one where they differ, with a warning if hardly anything is left."""
 
 import dataclasses
 import warnings

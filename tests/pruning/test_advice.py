@@ -1,4 +1,4 @@
-"""What is said after a run whose work was for nothing."""
+"""The advice of a report when parts of a run brought no gain."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ def report(
     asked: int = 2,
     sampled: int = 0,
 ) -> PruneReport:
-    """Of a model with 1536 channels, and sequences of 128 tokens."""
+    """Return the report of a model with 1536 channels, calibrated on sequences of 128 tokens."""
     return PruneReport(
         settings={"rounds": asked, "sampled": sampled},
         method={"selection": "spap", "update": update},
@@ -54,7 +54,7 @@ FEW = "the held-out error is 2.6 x the calibration's: 2 048 tokens are few for 1
         ({}, []),
         ({"held_out": 0.149}, []),
         ({"held_out": 0.26, "sequences": 16}, [f"{FEW}128 sequences would help (--sequences 128)"]),
-        # The flag does not count what the model writes.
+        # --sequences does not count the sequences that the model samples.
         (
             {"held_out": 0.26, "sequences": 128, "sampled": 3},
             ["the held-out error is 2.6 x the calibration's; 128 sequences would help (--sequences 128)"],

@@ -1,4 +1,4 @@
-"""Key/value groups: which go, what becomes of the output projection, and what is left of the model; float64 NumPy."""
+"""Pruning of key/value groups: the choice, the output projection and the smaller model, against float64 NumPy."""
 
 import functools
 from itertools import combinations
@@ -32,10 +32,10 @@ through, attend, queries_keys_values = (
 
 
 class Seen(NamedTuple):
-    """One layer's attention before and after, and what is told of it.
+    """One layer's attention before and after pruning, and its report.
 
     Attributes:
-        channels: [N, m, w] what the dense heads attend to, in the groups that share a key/value head.
+        channels: [N, m, w] outputs of the dense heads, in the groups that share a key/value head.
         target: [N, d] the dense stream after attention minus the pruned one before it.
     """
 
@@ -53,7 +53,7 @@ class Seen(NamedTuple):
         return self.channels[:, list(groups)].reshape(len(self.channels), -1)
 
     def rows(self, groups) -> np.ndarray:
-        """The dense output projection of some groups, [.., d]."""
+        """Return the dense output projection of some groups, [.., d]."""
         whole = self.dense["o"].reshape(self.channels.shape[1], -1, self.target.shape[1])
         return whole[list(groups)].reshape(-1, self.target.shape[1])
 
@@ -64,7 +64,7 @@ def run(variant: str, **changes) -> api.PruneResult:
 
 
 def attended64(config, layer: dict, x: jax.Array) -> np.ndarray:
-    """What each head attends to, with the groups apart: x [B, T, d] -> [N, m, w]."""
+    """Compute the outputs of the heads, separated by group: x [B, T, d] -> [N, m, w]."""
     positions, _ = streams.causal(x)
     pieces = queries_keys_values(config, layer, x, positions)
     q, k, v = (np.asarray(piece, np.float64) for piece in pieces)
@@ -79,7 +79,7 @@ def attended64(config, layer: dict, x: jax.Array) -> np.ndarray:
 
 
 def layers_of(variant: str, result: api.PruneResult, part: slice = FITTED) -> list[Seen]:
-    """Every layer, with what reaches it through the pruned layers before it, of a part of the sequences."""
+    """Return every layer with its input from the pruned layers before it, for a part of the sequences."""
     model, found = tiny(variant), []
     dense = pruned = streams.embed(model.config, model.params, random_tokens()[None, part])[0]
     for index, report in enumerate(result.report.layers):
@@ -99,7 +99,7 @@ def layers_of(variant: str, result: api.PruneResult, part: slice = FITTED) -> li
 
 
 def refitted(seen: Seen, groups, ridge: float) -> tuple[np.ndarray, float]:
-    """The best output projection of some groups, and its ridged squared error; the target's mean is left out."""
+    """Return the best output projection of some groups and its ridged squared error, without the target's mean."""
     bias = "o_bias" in seen.dense
     h, y = seen.of(range(seen.channels.shape[1])), seen.target
     h, y = (h - h.mean(0), y - y.mean(0)) if bias else (h, y)
@@ -186,7 +186,7 @@ def test_taking_groups_is_silencing_the_others(variant: str):
 def test_dead_groups_are_lost_and_nothing_else():
     model = tiny("qwen2")
     attention = dict(model.params["layers"]["attention"])
-    for layer, dead in enumerate(([0, 1], [1, 3], [0, 2])):  # their heads attend to nothing
+    for layer, dead in enumerate(([0, 1], [1, 3], [0, 2])):  # their heads output zeros
         attention["v"] = attention["v"].at[layer, :, dead].set(0)
         attention["v_bias"] = attention["v_bias"].at[layer, dead].set(0)
     layers = model.params["layers"] | {"attention": attention}

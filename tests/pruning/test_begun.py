@@ -1,4 +1,4 @@
-"""A run that goes on from the steps of an earlier one, wherever that stopped, ends with the same bits."""
+"""A run resumed from the steps of an earlier one ends with the same bits, wherever the earlier one stopped."""
 
 import dataclasses
 import json
@@ -74,7 +74,7 @@ def test_it_ends_with_the_same_bits(variant: str, settings: PruneSettings, count
 
 
 def test_a_step_that_was_made_is_not_made_again():
-    """Weights that an earlier run kept are taken as they are, whatever they are."""
+    """Weights saved by an earlier run are used unchanged, whatever they are."""
     whole = steps(*CASES[2])
     other = jax.tree.map(lambda a: a + 1, whole[0].layer)
     again = steps(*CASES[2], Begun([whole[0].report], {0: other}.__getitem__))

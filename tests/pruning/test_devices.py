@@ -1,4 +1,4 @@
-"""The same result on one device and on several."""
+"""Pruning gives the same result on one device and on several."""
 
 import functools
 import re
@@ -32,7 +32,7 @@ SETTINGS = cases.SETTINGS.replace(
 
 @functools.cache
 def run(count: int, sharers: int = 1, schedule: str = "sequential") -> api.PruneResult:
-    sweeps = 1 if schedule == "sequential" else 0  # after the parallel one they are no other
+    sweeps = 1 if schedule == "sequential" else 0  # sweeps are the same after the parallel schedule
     settings = SETTINGS.replace(schedule=schedule, sweeps=sweeps)
     tokens = cases.random_tokens(sequences=64) % 96
     return api.prune(cases.divisible(), tokens, settings=settings, devices=count, model_devices=sharers)
@@ -69,19 +69,19 @@ def two_by_four():
 
 @pytest.fixture
 def layer() -> dict:
-    """Of the random model, on the mesh around."""
+    """The first layer of the random model, placed on the current mesh."""
     model = cases.divisible()
     return placement.placed(model.config, cases.one_layer(model, 0))
 
 
 def shares(tree: dict) -> dict:
-    """By name: into how many parts an array is divided, and what a device has of it."""
+    """Return, by name, the number of shards of an array and the shape of one device's shard."""
     return {name: (len(set(map(str, a.sharding.devices_indices_map(a.shape).values()))), a.addressable_data(0).shape)
             for name, a in tree.items()}  # fmt: skip
 
 
 def test_a_device_holds_its_share_of_the_weights(two_by_four, layer: dict):
-    """Four that share; what cannot be divided among them, or is small, lies on each."""
+    """Weights are sharded over four devices; what cannot be divided among them, or is small, is replicated."""
     config, params = cases.divisible().config, cases.divisible().params
     assert shares(layer["mlp"]) == {name: (4, shape) for name, shape in
                                     {"gate": (16, 16), "up": (16, 16), "down": (16, 16)}.items()}  # fmt: skip
@@ -108,7 +108,7 @@ def test_blocks_that_are_held_for_sweeps_are_divided(two_by_four, layer: dict):
 
 
 def test_no_device_holds_all_second_moments_while_they_are_summed(two_by_four, layer: dict):
-    """The channels f of tokens [N, f] are gathered a chunk at a time, G [f, f] never."""
+    """The channels f of tokens [N, f] are gathered one chunk at a time; G [f, f] is never gathered."""
     compiled: Any
     config = cases.divisible().config.narrowed(256)
     wide = {name: jnp.zeros(shape) for name, shape in {"gate": (16, 256), "up": (16, 256), "down": (256, 16)}.items()}
@@ -133,7 +133,7 @@ def spread_tokens(model, chunks: int = 16) -> Tokens:
 
 
 def collectives(compiled) -> list[str]:
-    """The operations of a program that move data between devices."""
+    """Return the operations of a compiled program that move data between devices."""
     return re.findall(
         r"= .*? ((?:all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)[\w-]*)\(", compiled.as_text()
     )

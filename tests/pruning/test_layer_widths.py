@@ -1,4 +1,4 @@
-"""A width for each layer: where channels are of no use they go, the total is kept, and what fills up stays zero."""
+"""Widths by layer: useless channels are removed first, the total is kept, and padding channels stay zero."""
 
 import json
 
@@ -24,14 +24,14 @@ def chosen(model: Model, settings: PruneSettings = GLOBAL) -> tuple[int, ...]:
 
 
 def idle(model: Model, layer: int, count: int) -> Model:
-    """The model, the first channels of one layer without weights that leave them."""
+    """Return the model with the output weights of the first channels of one layer set to zero."""
     down = np.array(model.params["layers"]["mlp"]["down"])
     down[layer, :count] = 0
     return with_mlp(model, down=jax.numpy.asarray(down))
 
 
 def beyond(model: Model) -> list[np.ndarray]:
-    """The weights of channels beyond each layer's width."""
+    """Return the weights of padding channels, beyond each layer's width."""
     mlp = model.params["layers"]["mlp"]
     return [
         np.asarray(array[index, width:] if name == "down" else array[index, ..., width:])
@@ -50,7 +50,7 @@ def test_channels_of_no_use_go_first(layer: int):
 
 
 def test_a_layer_counts_by_what_it_does_to_the_predictions():
-    """Its errors do not change with what later layers make of them, its width does."""
+    """A layer's errors do not depend on their effect through later layers, but its width does."""
     quiet = tiny("opt_125m_like")
     mlp = quiet.params["layers"]["mlp"]
     loud = with_mlp(quiet, down=mlp["down"].at[1].multiply(8))
@@ -58,7 +58,7 @@ def test_a_layer_counts_by_what_it_does_to_the_predictions():
 
 
 def test_what_fills_up_stays_zero():
-    """Through a sweep as well, and where channels have biases."""
+    """Padding channels stay zero through a sweep as well, and where channels have biases."""
     settings = GLOBAL.replace(sweeps=1, sweep_steps=5, sweep_learning_rate=0.003)
     result = api.prune(idle(tiny("opt_gelu"), 1, 30), random_tokens(), settings=settings)
     config = result.model.config
@@ -83,7 +83,7 @@ def test_the_report_and_the_card_tell_the_widths():
 
 
 def test_layers_of_different_widths_are_pruned_again():
-    """By the same fraction of each; a layer is what it is without what fills it up."""
+    """Each layer loses the same fraction of its own width, which does not count padding channels."""
     once = api.prune(idle(tiny("llama"), 1, 30), random_tokens(), settings=GLOBAL).model
     twice = api.prune(once, random_tokens(), settings=GLOBAL, allocation="uniform", sparsity=0.5)
     expected = [round(0.5 * width) for width in once.config.layer_widths]

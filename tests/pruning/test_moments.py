@@ -1,4 +1,4 @@
-"""The second moments are those of float64, however the tokens are cut, and no activation outlives its chunk."""
+"""Second moments match float64 however the tokens are chunked, and no activation outlives its chunk."""
 
 from typing import Any, cast
 
@@ -19,7 +19,7 @@ def random_tokens(chunks: int, size: int) -> Tokens:
 
 
 def hidden64(kind: str, layer: dict, x: np.ndarray) -> np.ndarray:
-    """Hidden channels in float64, written out for the two kinds of MLP."""
+    """Compute the hidden channels in float64, written out for the two kinds of MLP."""
     layer = jax.tree.map(lambda array: np.asarray(array, np.float64), layer)
     mlp, norm = layer["mlp"], layer["mlp_norm"]
     if kind.startswith("opt"):
@@ -76,4 +76,4 @@ def test_no_activation_outlives_its_chunk():
     few, many = scratch(2, 64), scratch(64, 64)
     assert few == many
     assert many < 64 * 64 * CHANNELS * 4 / 2  # half of what all activations would take
-    assert scratch(2, 640) > few + 500 * CHANNELS * 4  # those of one chunk are seen
+    assert scratch(2, 640) > few + 500 * CHANNELS * 4  # one chunk's activations are counted

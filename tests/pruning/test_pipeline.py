@@ -1,4 +1,4 @@
-"""Pruning whole tiny models: what is lost, what is kept, what is reported."""
+"""Pruning entire tiny models: what is removed, what is kept and what is reported."""
 
 import dataclasses
 import json
@@ -35,7 +35,7 @@ def same(one: dict, other: dict) -> bool:
 
 
 def zeroed(model: Model, names: tuple[str, ...], channels: np.ndarray) -> Model:
-    """The model with some channels [layers, count] of some MLP parameters (channels last) set to 0."""
+    """Return the model with some channels [layers, count] of some MLP parameters (channels last) set to 0."""
     mask = np.ones((LAYERS, CHANNELS), np.float32)
     np.put_along_axis(mask, channels, 0, axis=1)
     mlp = model.params["layers"]["mlp"]
@@ -62,7 +62,7 @@ def test_errors_fall_from_stage_to_stage(variant: str):
 
 @pytest.mark.parametrize("variant", FAMILIES)
 def test_the_errors_reported_are_those_of_the_model_returned(variant: str):
-    """Of its first block, whose stream no other has changed."""
+    """Check the first block, whose input stream no other block has changed."""
     model, result = tiny(variant), pruned(variant)
     both = streams.start(model.config, model.params, streams.chunked(random_tokens()[:12], 4))
     first, small = (jax.tree.map(lambda a: a[0], m.params["layers"]) for m in (model, result.model))
@@ -118,7 +118,7 @@ def test_one_of_two_equal_channels_is_lost_and_nothing_else():
     for (ones, others), report in zip(pairs, result.report.layers, strict=True):
         kept = set(report.kept)
         assert all((one in kept) != (other in kept) for one, other in zip(ones.tolist(), others.tolist(), strict=True))
-        assert report.calibration.selection > 0.01  # the dense weights alone do not make up for a twin
+        assert report.calibration.selection > 0.01  # the dense weights alone do not replace a twin
         assert report.calibration.refit < 1e-6
     tokens = random_tokens(7)
     np.testing.assert_allclose(logits(result.model, tokens), logits(model, tokens), rtol=0, atol=1e-2)

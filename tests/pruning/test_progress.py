@@ -1,4 +1,4 @@
-"""What is said of the steps of a run, and how long the rest takes, by made-up times and reports."""
+"""Progress lines of a run and estimates of the time left, from made-up times and reports."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from spap_jax.pruning.progress import Progress, Said
 from spap_jax.pruning.report import AttentionReport, Errors, LayerReport, SweepReport
 from spap_jax.settings import PruneSettings
 
-LLAMA = tiny("llama").config  # of three layers
+LLAMA = tiny("llama").config  # three layers
 ERRORS = Errors(0.0593, 0.0257, 0.0231)
 LOW = PruneSettings(effort="low")
 SWEPT = PruneSettings(sweep_blocks=1)
@@ -18,7 +18,7 @@ TOGETHER = PruneSettings(sweep_blocks=0)
 
 
 class Watch:
-    """A clock that stands still until it is told how many seconds went by."""
+    """A fake clock that advances only when a test changes ``now``."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -28,10 +28,10 @@ class Watch:
 
 
 class Run:
-    """Settings, and what a run with them says.
+    """A simulated run with some settings, and the progress that it reports.
 
     Attributes:
-        progress: What is tried.
+        progress: The object under test.
         watch: Its clock.
     """
 
@@ -56,7 +56,7 @@ def layer(index: int, seconds: float = 1.0, **changes) -> LayerReport:
 
 
 def left(said: Said) -> str:
-    """What the last line says of the rest, as the bar does."""
+    """Return the time left as the bar shows it, which the last line has to end with."""
     assert said.lines[-1].endswith(said.left)
     return said.left
 
@@ -103,13 +103,13 @@ def test_a_line_fits_a_hundred_columns(until: str):
 
 
 def test_the_time_left_of_the_layers():
-    """The first one compiles, so nothing is said of it; the last one leaves nothing."""
+    """The first layer compiles, so it gives no estimate; after the last one nothing is left."""
     run = Run(LOW)
     assert [left(run.layer(*each)) for each in ((0, 600), (1, 80), (2, 90))] == ["", "about 80 s left", ""]
 
 
 def test_a_sweep_is_in_the_time_left_once_it_is_measured():
-    """Its steps on later layers pass through fewer of them."""
+    """Steps on later layers pass through fewer layers."""
     run = Run(SWEPT)
     assert [left(run.layer(*each)) for each in ((0, 60), (1, 8), (2, 8))] == ["", "sweep in 8 s", ""]
     assert left(run.sweep(0, 0, 100)) == ""
@@ -121,7 +121,7 @@ def test_a_sweep_is_in_the_time_left_once_it_is_measured():
 
 
 def test_layers_that_a_sweep_adjusts_together():
-    """One line tells of all of them, and their parts are measured on the way."""
+    """One line reports all of them, and parts of their steps are measured on the way."""
     run = Run(TOGETHER.replace(held_out=0.0))
     for index in range(3):
         run.layer(index, 1)
@@ -137,7 +137,7 @@ def test_layers_that_a_sweep_adjusts_together():
 
 
 def test_after_an_interruption_the_steps_that_are_kept_tell_the_pace():
-    """Though they take no time now; and what this process compiles does not count."""
+    """Kept steps count with the seconds they once took; what this process compiles does not count."""
     run = Run(LOW, layers=6)
     kept = [run.layer(index, seconds, fresh=False) for index, seconds in enumerate((600, 80, 100))]
     assert [said.lines[0].rpartition("  ")[2] for said in kept] == ["kept"] * 3
@@ -155,7 +155,7 @@ def test_after_an_interruption_in_a_sweep():
 
 
 def perplexity(run: Run, seconds: Sequence[float]) -> None:
-    """Windows that are measured one after the other, each in its seconds."""
+    """Measure perplexity window by window, each in the given seconds."""
     run.progress.measured(0, len(seconds))
     for done, each in enumerate(seconds):
         run.watch.now += each

@@ -1,4 +1,4 @@
-"""Fewer channels, along the right axes, and as many as were asked for."""
+"""Channels are removed along the right axes, and as many as were asked for."""
 
 from fractions import Fraction
 

@@ -1,4 +1,4 @@
-"""Text that the dense model writes: from its own predictions, after parts of the calibration, and never held out."""
+"""Text sampled from the dense model: by its own predictions, continuing calibration text, and never held out."""
 
 import jax
 import numpy as np
@@ -29,7 +29,7 @@ def test_it_goes_on_from_parts_of_the_calibration():
 
 
 def test_tokens_are_drawn_as_the_model_predicts_them():
-    """Their mean negative log-likelihood is then the mean entropy of the predictions."""
+    """The mean negative log-likelihood of sampled tokens is the mean entropy of the predictions."""
     model = tiny("llama")
     found = sample(model, TOKENS, 4, 0)
     log_p = np.asarray(jax.nn.log_softmax(api.logits(model, found)), np.float64)[:, 1:-1]
@@ -37,7 +37,7 @@ def test_tokens_are_drawn_as_the_model_predicts_them():
     entropy = -(np.exp(log_p) * log_p).sum(-1)
     spread = likelihood.std() / np.sqrt(likelihood.size)
     assert abs(-likelihood.mean() - entropy.mean()) < 5 * spread
-    assert entropy.mean() < np.log(97) - 20 * spread  # other tokens would be told from these
+    assert entropy.mean() < np.log(97) - 20 * spread  # other tokens would be detected
 
 
 def test_what_was_written_is_fitted_and_never_held_out():

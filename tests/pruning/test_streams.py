@@ -1,4 +1,4 @@
-"""The streams are the decoder's own, and every calibration sequence is fitted on or held out."""
+"""Residual streams match the decoder's, and every calibration sequence is either fitted on or held out."""
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ def test_the_streams_of_an_unpruned_model_are_those_of_the_decoder(variant: str)
 
 
 def test_the_target_repairs_what_earlier_blocks_broke():
-    """Dense sum minus the pruned stream, not the dense MLP's output on the pruned stream."""
+    """The target is the dense sum minus the pruned stream, not the dense MLP's output on the pruned stream."""
     model = tiny("opt_350m_like")
     layer = one_layer(model, 0)
     both = streams.start(model.config, model.params, random_tokens(1, 4, 16)[None])
@@ -48,7 +48,7 @@ def test_the_target_repairs_what_earlier_blocks_broke():
     seen = streams.fitting_tokens(after)
     np.testing.assert_allclose(seen.residual, halves[1][None], rtol=0, atol=1e-5)
     np.testing.assert_allclose(seen.target, (full - halves[1])[None], rtol=0, atol=1e-5)
-    # Adding the target to the pruned stream ends the block where the dense model is.
+    # With the target added, the pruned stream equals the dense one at the end of the block.
     ended = decoder.block(model.config, layer, seen.residual + seen.target, method=decoder.Block.finish)
     expected = streams.leave_mlp(model.config, layer, after)[0].dense
     np.testing.assert_allclose(ended, expected, rtol=0, atol=1e-5)
@@ -70,7 +70,7 @@ def test_in_bfloat16_they_are_rounded_between_programs_and_nowhere_else(variant:
 
 @pytest.mark.parametrize("program", ["streams", "statistics"])
 def test_in_bfloat16_no_program_holds_them_in_float32(program: str):
-    """XLA:CPU does, of arrays whose data type is bfloat16."""
+    """XLA:CPU would hold arrays whose data type is bfloat16 in float32."""
     model = tiny("llama")
     layer = one_layer(model, 0)
 

@@ -1,4 +1,4 @@
-"""Sweeps bring the whole model's predictions nearer to the dense model's, block by block."""
+"""Sweeps bring the entire model's predictions closer to the dense model's, block by block."""
 
 import functools
 
@@ -18,11 +18,11 @@ from spap_jax.pruning.report import LayerReport, SweepReport
 from spap_jax.settings import EFFORTS, PruneSettings
 
 SWEPT = SETTINGS.replace(rounds=0, sweeps=2, sweep_steps=20, sweep_learning_rate=0.01, step_tokens=1024)
-"""With 512 sequences of random tokens the held-out divergence falls; 16 are learnt by heart."""
+"""With 512 sequences of random tokens the held-out divergence falls; 16 would be memorized."""
 
 
 def divergence(dense: Model, other: Model, tokens: np.ndarray) -> float:
-    """Mean KL in nats per token, from logits."""
+    """Compute the mean KL divergence in nats per token, from logits."""
     wanted, got = (np.asarray(logits(model, tokens), np.float64) for model in (dense, other))
     wanted, got = (x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in (wanted, got))
     return float((np.exp(wanted) * (wanted - got)).sum(-1).mean())
@@ -80,7 +80,7 @@ def test_blocks_that_are_adjusted_together(variant: str):
 
 
 def test_a_step_suits_the_size_of_each_block():
-    """The first one of Adam is as large as its rate, everywhere where there is a gradient."""
+    """Adam's first step is as large as its learning rate wherever there is a gradient."""
     model, tokens = tiny("llama"), random_tokens()[None]
     layers = jax.tree.map(
         lambda a: a * jnp.asarray([1, 8, 1], a.dtype).reshape(3, *[1] * (a.ndim - 1)), model.params["layers"]

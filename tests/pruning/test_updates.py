@@ -1,4 +1,4 @@
-"""What becomes of the weights kept, layer by layer, against float64 NumPy on the stream that they see."""
+"""Updates of the kept weights, layer by layer, against float64 NumPy on the stream that each layer sees."""
 
 import functools
 from collections.abc import Iterator
@@ -24,12 +24,12 @@ BOTH = pytest.mark.parametrize("variant", ["llama", "opt_125m_like"])
 
 
 class Seen(NamedTuple):
-    """One layer before and after: its MLP's parameters, channels kept and removed.
+    """One layer before and after pruning: its MLP's parameters, and the channels kept and removed.
 
     Attributes:
         hidden: [N,f] the dense hidden channels.
-        target: [N,d] what the pruned MLP should add.
-        added: [N,d] what it adds.
+        target: [N,d] what the pruned MLP should add to the stream.
+        added: [N,d] what the pruned MLP adds.
     """
 
     dense: dict
@@ -51,7 +51,7 @@ def run(variant: str, method: Method, update: Update = "own", **changes) -> api.
 
 
 def layers_of(variant: str, result: api.PruneResult) -> Iterator[Seen]:
-    """Every layer, with what reaches it through the pruned layers before it; float64."""
+    """Yield every layer with its input from the pruned layers before it, in float64."""
     model = tiny(variant)
     both = streams.start(model.config, model.params, random_tokens()[None])
     for index, report in enumerate(result.report.layers):
@@ -105,7 +105,7 @@ def test_flap_adds_the_mean_of_what_is_lost_to_the_output_bias(variant: str):
 
 
 def test_the_bias_of_flap_is_the_best_one_in_the_first_layer():
-    """Where the target is the dense output: any other bias has a larger error."""
+    """In the first layer the target is the dense output, so any other bias has a larger error."""
     errors = run("llama", "flap").report.layers[0].calibration
     seen = next(layers_of("llama", run("llama", "flap")))
     rest = seen.target - seen.hidden[:, seen.kept] @ seen.small["down"]
@@ -122,7 +122,7 @@ def test_the_bias_of_flap_is_the_best_one_in_the_first_layer():
      ("random", "parallel")],
 )  # fmt: skip
 def test_the_refit_solves_least_squares(variant: str, method: Method, schedule: str):
-    """With a ridge towards the dense weights as more rows: sqrt(ridge) |h_j| times the difference of each weight."""
+    """The ridge towards the dense weights adds rows: sqrt(ridge) |h_j| times the difference of each weight."""
     result = run(variant, method, "refit" if method == "random" else "own", schedule=schedule)
     for seen, report in zip(layers_of(variant, result), result.report.layers, strict=True):
         bias = "down_bias" in seen.dense
@@ -150,7 +150,7 @@ def test_the_refit_solves_least_squares(variant: str, method: Method, schedule: 
      ("llama", "obs", "alternate", "parallel")],
 )  # fmt: skip
 def test_the_errors_told_are_those_of_every_stage(variant: str, method: Method, update: Update, schedule: str):
-    """Each by its own way: from moments, in passing, or from the closed form."""
+    """Each stage computes its error differently: from moments, while streaming, or from the closed form."""
     result = run(variant, method, update, schedule=schedule)
     for seen, report in zip(layers_of(variant, result), result.report.layers, strict=True):
         power = (seen.target**2).sum()
@@ -173,7 +173,7 @@ def test_a_peer_with_our_steps():
     plain, more = run("llama", "obs"), run("llama", "obs", "alternate")
     first, better = plain.report.layers[0], more.report.layers[0]
     assert better.kept == first.kept
-    assert better.calibration.refit == pytest.approx(first.calibration.refit, rel=1e-5)  # told in two ways
+    assert better.calibration.refit == pytest.approx(first.calibration.refit, rel=1e-5)  # computed in two ways
     assert better.rounds > 0
     assert better.calibration.alternating < 0.95 * first.calibration.alternating
     settled = run("llama", "obs", "alternate", rounds=0)
@@ -181,7 +181,7 @@ def test_a_peer_with_our_steps():
 
 
 def test_rounds_use_the_ridge_that_the_selection_ended_with():
-    """The one that was asked for was perhaps too small, and would make every round fail."""
+    """The requested ridge may have been too small, and would make every round fail."""
     model, settings = tiny("llama"), PLAIN.replace(rounds=1)
     layer, narrow = one_layer(model, 0), pruned_config(model.config, settings)
     both = streams.start(model.config, model.params, random_tokens()[None])

@@ -1,4 +1,4 @@
-"""The parallel schedule: what channels are chosen on; each device solves its own layer and sends no moments."""
+"""Parallel schedule: channels are chosen on the dense stream; each device solves its own layer and sends no moments."""
 
 import contextlib
 import functools
@@ -29,7 +29,7 @@ BOTH = pytest.mark.parametrize("variant", ["llama", "opt_125m_like"])
 
 @functools.cache
 def dense(variant: str) -> list[tuple[np.ndarray, np.ndarray]]:
-    """What transformers computes in every layer: hidden channels [N, f], and what the MLP adds to the stream [N, d]."""
+    """Return what transformers computes in every layer: hidden channels [N, f] and the MLP's output [N, d]."""
     model = hf_models.hf_model(variant)
     layers = model.model.decoder.layers if variant.startswith("opt") else model.model.layers
     found: list[tuple[np.ndarray, np.ndarray]] = []
@@ -60,7 +60,7 @@ def test_every_device_has_the_moments_of_its_layer(variant: str):
         )
     for array in jax.tree.leaves(own):
         assert [shard.data.shape for shard in array.addressable_shards] == [(1, *array.shape[1:])] * 4
-    for place, (h, y) in enumerate([*dense(variant), dense(variant)[-1]]):  # a device is left over
+    for place, (h, y) in enumerate([*dense(variant), dense(variant)[-1]]):  # one device has no own layer
         seen = jax.tree.map(lambda a, place=place: a[place], own)
         layer = cases.one_layer(model, min(place, LAYERS - 1))
         np.testing.assert_array_equal(seen.problem.weight, layer["mlp"]["down"])
@@ -100,7 +100,7 @@ def in_sequence(variant: str, method: Method) -> api.PruneResult:
 
 @pytest.mark.parametrize("method", ["spap", "random", "wanda"])
 def test_the_first_layer_is_chosen_as_in_sequence(method: Method):
-    """Its stream is the dense one; a method that looks at no stream chooses alike in all layers."""
+    """The first layer's stream is the dense one; a method that ignores streams makes the same choice in all layers."""
     ours, theirs = (result.report.layers for result in (run("llama", method, "none"), in_sequence("llama", method)))
     alike = LAYERS if method == "random" else 1
     assert [report.kept for report in ours[:alike]] == [report.kept for report in theirs[:alike]]
@@ -132,7 +132,7 @@ WIDTH, KEEP = 64, 45
 
 
 def stack(config, count: int) -> Moments:
-    """Described moments of WIDTH channels, each device having one layer's."""
+    """Return abstract moments of WIDTH channels, one layer's on each device."""
     d = config.width
     shapes = Moments(Problem((WIDTH, WIDTH), (WIDTH, d), (), (WIDTH, d)), (WIDTH,), (d,), (WIDTH,))  # type: ignore
     own = NamedSharding(get_mesh(), PartitionSpec(get_mesh().axis_names))
@@ -143,7 +143,7 @@ def stack(config, count: int) -> Moments:
 
 
 def largest_sent(compiled) -> int:
-    """Elements of the largest array that devices send each other."""
+    """Return the number of elements of the largest array that devices send each other."""
     kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter|collective-broadcast"
     sent = re.findall(rf"= (\S.*?) (?:{kinds})(?:-start)?\(", compiled.as_text())
     return max(
@@ -163,7 +163,7 @@ def test_no_moments_travel(method: Method):
 
 
 def test_moments_that_travel_are_noticed():
-    """The same solver where the moments are asked for on every device."""
+    """As a control, run the same solver with the moments requested on every device."""
     config = cases.tiny("llama").config
     search = layer_module.search_of(PARALLEL)
 
@@ -183,12 +183,12 @@ def mesh_of(shape: tuple[int, ...]):
 
 @pytest.mark.parametrize("shape", [(), (6,), (2, 3)])
 def test_each_device_has_its_own(shape: tuple[int, ...]):
-    """Along all axes of a mesh; without one there is one device."""
+    """Devices are counted along all axes of a mesh; without a mesh there is one device."""
     count = math.prod(shape)
     with mesh_of(shape) if shape else contextlib.nullcontext():
         assert devices.everyone() == count
         own = None
-        for place in range(min(count, 4)):  # the last gets what the others leave
+        for place in range(min(count, 4)):  # all later devices get the last item
             own = devices.give(own, {"a": jnp.arange(3) + 10 * place}, place)
         found = devices.each(lambda item, number, add: item["a"] + add + 100 * number, own, jnp.arange(3))
     expected = [2 * np.arange(3) + 10 * min(place, 3) + 100 * place for place in range(count)]

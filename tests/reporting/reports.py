@@ -1,4 +1,4 @@
-"""Reports as ``spap prune`` writes them, with numbers that are told apart, and a look at a page."""
+"""Reports as ``spap prune`` writes them, with distinguishable numbers, and a parser of pages."""
 
 import json
 from dataclasses import asdict
@@ -43,7 +43,7 @@ def sweep(number: int, index: int, layers: int) -> SweepReport:
 def report(
     layers: int = 3, sweeps: int = 2, held_out: bool = True, width: int = 40, keep: int = 25, **changes: Any
 ) -> dict[str, Any]:
-    """The JSON of a report, with other fields at its top if any are given."""
+    """Return the JSON of a report, with top-level fields replaced by those given."""
     whole = PruneReport(
         settings={
             "sparsity": 1 - keep / width,
@@ -78,7 +78,7 @@ def report(
 
 
 def with_fewer_heads(tree: dict[str, Any]) -> dict[str, Any]:
-    """The report of a run that removed one of two key/value heads, and so four of eight heads, from every layer."""
+    """Change a report to that of a run that removed one of two key/value heads, so four of eight heads, per layer."""
     tree["model"] |= {"heads": {"before": 8, "after": 4}, "kv_heads": {"before": 2, "after": 1}}
     calibration, held_out = Errors(0.5, 0.25, 0.25), Errors(0.6, 0.3, 0.3)
     for layer in tree["layers"]:
@@ -87,7 +87,7 @@ def with_fewer_heads(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def put(folder: Path, tree: dict[str, Any] | None = None) -> Path:
-    """A folder with a report."""
+    """Create a folder with a report, and return it."""
     folder.mkdir()
     (folder / "spap_report.json").write_text(json.dumps(report() if tree is None else tree))
     return folder
@@ -102,7 +102,7 @@ def record(tmp_path: Path, tree: dict[str, Any] | None = None) -> Record:
 
 
 class Look(HTMLParser):
-    """What a page holds: tags and their attributes, tables as lists of rows of cells, its text outside of drawings."""
+    """A parsed page: tags with their attributes, tables as lists of rows of cells, and the text outside of drawings."""
 
     def __init__(self, page: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What is drawn is what the report says."""
+"""The figures show the numbers of the report."""
 
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,7 @@ def test_what_was_not_finite_is_a_gap(tmp_path: Path) -> None:
     tree = report()
     for layer in tree["layers"]:
         layer["held_out"]["alternating"] = None
-    tree["layers"][0]["held_out"]["selection"] = 0.0  # and nothing to gain
+    tree["layers"][0]["held_out"]["selection"] = 0.0  # so nothing to gain
     found = by_name(record(tmp_path, tree))
     assert np.isnan(lines(found["errors"].figure.axes[0])[-1][1]).all()
     assert "adjusted not finite" in found["errors"].alt
@@ -111,7 +111,7 @@ def test_what_was_not_finite_is_a_gap(tmp_path: Path) -> None:
 
 
 def test_many_layers_and_sweeps_fit(tmp_path: Path) -> None:
-    """Warnings are errors: of labels without room, too."""
+    """Warnings are errors, including those about labels without room."""
     found = by_name(record(tmp_path, report(layers=80, sweeps=3, width=4000, keep=3001)))
     with draw.drawing():
         drawn = {name: draw.png(plot.figure) for name, plot in found.items()}

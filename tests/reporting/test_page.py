@@ -1,4 +1,4 @@
-"""The page needs nothing but itself, shows the report's numbers, and cannot be made to run what a name holds."""
+"""The page is self-contained, shows the report's numbers, and never executes the content of a name."""
 
 import io
 import itertools
@@ -57,7 +57,7 @@ def test_every_drawing_finds_its_own_parts(two: tuple[str, dict[str, bytes]]) ->
 
 
 def test_a_run_that_was_trained_since_says_so(tmp_path: Path) -> None:
-    """Its report is that of the pruning, so without a word its numbers would be taken for those of its weights."""
+    """The report is that of the pruning, so without a note its numbers would be taken for the trained model's."""
     names, trained = ("pruned", "trained"), FinetuneReport(
         settings={"steps": 1234}, model="pruned", teacher=None, objective="next token", data={}, trained_parameters=7,
         checks=(Check(0, (), 2.5, True),), versions={}, seconds=1.0,
@@ -161,7 +161,7 @@ def test_what_a_run_lacks_is_not_there(tmp_path: Path) -> None:
 
 
 def heading(title: str) -> str:
-    """The first heading of a page, in which no number is on another line than its sign."""
+    """Return the first heading of a page, in which no line break separates a number from its percent sign."""
     return f"<h1>{title.replace(' %', '&nbsp;%')}</h1>"
 
 
@@ -193,7 +193,7 @@ def test_the_title_is_a_name(name: str, tmp_path: Path) -> None:
 
 
 def test_heads_that_were_removed(tmp_path: Path) -> None:
-    """In the title, in the numbers, in plots of their own, and as a line of their own beside other runs."""
+    """Removed heads are shown in the title, the numbers, separate plots, and a separate line beside other runs."""
     tree = with_fewer_heads(report(sweeps=0))
     page, images = render([run(tmp_path, tree)])
     look = Look(page)

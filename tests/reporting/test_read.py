@@ -1,4 +1,4 @@
-"""Reports are read as they are written, with more fields than are known; what is not understood is said in a line."""
+"""Reports are read as they are written, unknown fields are ignored, and invalid reports give an error in one line."""
 
 import json
 from collections.abc import Callable
@@ -29,7 +29,7 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_runs_stands_for_them(tmp_path: Path) -> None:
-    """One that holds a report stands for itself, one that holds neither too: it is refused by its name."""
+    """A folder with a report stands for itself, and so does one without any, so that the error names it."""
     names = ("sparsity-0.2", "sparsity-0.1", ".sparsity-0.3.resume")
     runs = [put(tmp_path / name) for name in names]
     (tmp_path / "plots").mkdir()
@@ -135,7 +135,7 @@ def test_labels_tell_the_runs_apart(tmp_path: Path) -> None:
 
 
 def speeds(model: Path, **changes: Any) -> dict[str, Any]:
-    """The JSON of ``spap bench``, as far as it is read."""
+    """Return the JSON of ``spap bench``, with only the fields that are read."""
     return {
         "models": [{"model": "dense", "parameters": 1234567}, {"model": str(model), "parameters": 25000}],
         "workload": {"batch": 1, "prompt": 256, "new": 16, "repeats": 7},

@@ -1,4 +1,4 @@
-"""All files or none."""
+"""Either all files are written or none."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What is in the wheel and in the source archive; that the wheel works is for ``.ci/dist_check``."""
+"""The contents of the wheel and of the source archive; ``.ci/dist_check`` checks that the wheel works."""
 
 import email
 import os
@@ -17,12 +17,12 @@ import spap_jax
 ROOT = Path(__file__).parents[2]
 BESIDES = ("py.typed", "templates/page.html")
 LEFT = {"__pycache__", ".ipynb_checkpoints", "out"}
-"""What Python and the notebooks leave."""
+"""Folders that Python and the notebooks leave behind."""
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The source archive and the wheel that is made from it, unpacked and all."""
+    """A folder with the source archive, and with the wheel that is built from the unpacked archive."""
     folder = tmp_path_factory.mktemp("dist")
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT]
     run = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PIP_NO_INDEX": "1"})
@@ -42,7 +42,7 @@ def archive(built: Path) -> set[str]:
 
 
 def files(*folders: str) -> set[str]:
-    """Files of the checkout, but for what runs leave behind."""
+    """Return the files of some folders of the checkout, without what runs leave behind."""
     found = {path.relative_to(ROOT).as_posix() for folder in folders for path in (ROOT / folder).rglob("*")
              if path.is_file() and not LEFT & set(path.parts)}  # fmt: skip
     assert found

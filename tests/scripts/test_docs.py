@@ -1,4 +1,4 @@
-"""The pages build without a warning, and links lead somewhere."""
+"""The pages build without warnings, and their links, command lines and file names are valid."""
 
 import re
 import shlex
@@ -44,7 +44,7 @@ def test_every_command_and_option_is_on_its_page(pages: Path):
     assert {"prune", "eval", "bench", "report", "convert", "doctor"} <= set(commands)
     assert all(re.search(rf"^spap {name}( --| \[OPTIONS\]| [A-Z]|$)", shown, re.MULTILINE) for name in commands)
     fields = spap_jax.PruneSettings.__dataclass_fields__
-    assert "--data c4 --output" in shown  # as typed, no dashes
+    assert "--data c4 --output" in shown  # as typed, not as typographic dashes
     assert all(f"--{field.replace('_', '-')}" in shown for field in fields)
 
 
@@ -56,7 +56,7 @@ def test_the_mathematics_is_set(pages: Path):
 
 
 def command_lines(file: Path) -> list[str]:
-    """What is typed after ``spap`` in the blocks of a page, and what pods run."""
+    """Return what is typed after ``spap`` in the code blocks of a page, and the commands that pods run."""
     blocks = re.findall(r"^```\w*\n(.*?)^```", file.read_text("utf-8"), re.MULTILINE | re.DOTALL)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     typed = (re.match(r"(?:\$ |srun |while )?spap (.+)|\$pod (?:run|keep) .* -- (.+)", line) for line in lines)
@@ -72,11 +72,11 @@ def test_command_lines_are_found():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_command_lines_are_understood(page: Path):
-    """Of every page: the command and its options exist, and no other is missing."""
+    """Commands and their options exist, and no required option is missing."""
     for line in command_lines(page):
         words = shlex.split(line.partition(";")[0], comments=True)
         words = [word for word in words if word not in ("...", "--version")]
-        if "--config" in words:  # for the launcher before the command, and the file's options are not known
+        if "--config" in words:  # a launcher's option before the command; the file's options are unknown
             continue
         needed = {"prune": ["--data", "DATA"]} if "..." in line else {}
         app.parse_args([*words, *needed.get(words[0], [])], exit_on_error=False, print_error=False)
@@ -90,7 +90,7 @@ def test_every_public_name_is_in_the_reference(pages: Path):
 
 @pytest.mark.parametrize("entrance", ENTRANCES)
 def test_links_on_a_code_host(entrance: str):
-    """Of pages outside of ``docs/``, which Sphinx does not see."""
+    """Check pages outside of ``docs/``, which Sphinx does not see."""
     file = ROOT / entrance
     places = [place for place in re.findall(r"\]\(([^)#]+)", file.read_text("utf-8")) if "://" not in place]
     assert [place for place in places if not (file.parent / place).exists()] == []
@@ -98,7 +98,7 @@ def test_links_on_a_code_host(entrance: str):
 
 @pytest.mark.parametrize("page", [*ENTRANCES, *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
 def test_files_that_are_named_exist(page: str):
-    """In backticks, from the root or from the package: the tests that a promise rests on, the modules that do it."""
+    """Check names in backticks, relative to the root or the package: tests behind a promise and its modules."""
     words = re.findall(r"`([\w./{},*-]+/[\w./-]+\.\w+)`", (ROOT / page).read_text("utf-8"))
     named = [word for word in words if word.split("/")[0] in {*FOLDERS, *PARTS}]
     assert [word for word in named if not any((place / word).exists() for place in (ROOT, ROOT / "spap_jax"))] == []

@@ -1,4 +1,4 @@
-"""``tpu_scripts/pod.sh``: the exact commands of a dry run, and what a worker makes of them."""
+"""``tpu_scripts/pod.sh``: the exact commands of a dry run, and their effect on a worker."""
 
 import os
 import shlex
@@ -18,7 +18,7 @@ def pod(*words: str, path: str | None = None, home: Path | None = None) -> subpr
 
 
 def dry(command: str, *words: str) -> list[list[str]]:
-    """The commands that would be run, as words."""
+    """Return the commands that would be run, split into words."""
     done = pod(command, *PLACE, "--dry-run", *words)
     assert done.returncode == 0, done.stderr
     return [shlex.split(line) for line in done.stdout.splitlines()]
@@ -62,7 +62,7 @@ def test_install_copies_a_wheel_first_and_no_repository():
 
 @pytest.fixture
 def worker(tmp_path: Path) -> Path:
-    """The home of a worker whose spap writes down its words; a gcloud that runs its --command there at once."""
+    """The home of a worker whose spap prints its arguments, with a gcloud that runs its --command there at once."""
     tools, home = tmp_path / "tools", tmp_path / "home"
     (home / "spap" / "bin").mkdir(parents=True)
     tools.mkdir()
@@ -128,11 +128,11 @@ exit "$fate"
 
 
 def kept_going(worker: Path, *fates: str) -> tuple[int, str, list[str]]:
-    """The exit code, the output and gcloud's verbs of ``keep`` where runs end one way after the other.
+    """Run ``keep`` with runs that end in the given ways; return its exit code, its output and gcloud's verbs.
 
     Args:
-        worker: Home of the worker, and of the person.
-        fates: Of each run: its exit code; "taken" or "gone" where its slice is, after a warning or without one.
+        worker: Home of the worker, and of the user.
+        fates: The exit code of each run, or "taken" or "gone" if its slice is lost, after a warning or without one.
     """
     for path, text in (
         (worker / "spap" / "bin" / "spap", SPAP),

@@ -1,4 +1,4 @@
-"""One table of small layers, ordinary and degenerate, and what float64 NumPy says about them."""
+"""A table of small layers, ordinary and degenerate, and reference results for them in float64 NumPy."""
 
 from itertools import combinations
 
@@ -11,7 +11,7 @@ RIDGE = 1e-4
 
 
 def tokens(seed, f=24, d=5, n=400, rank=None, correlation=1.0):
-    """Hidden channels [n,f] that share `rank` signals, and a projection [f,d]."""
+    """Return hidden channels [n,f] that share `rank` signals, and a projection [f,d]."""
     rng = np.random.default_rng(seed)
     shared = rng.normal(size=(n, rank or max(2, f // 3))) @ rng.normal(size=(rank or max(2, f // 3), f))
     own = 0 if rank else rng.normal(size=(n, f))
@@ -66,7 +66,7 @@ WIDTH = 24
 
 
 def system64(problem, ridge=RIDGE):
-    """The ridged moments in the original scale: G [f,f], C [f,d]."""
+    """Return the ridged moments in the original scale: G [f,f], C [f,d]."""
     gram, cross, _, weight = (np.asarray(x, np.float64) for x in problem)
     diagonal = np.diag(gram)
     energy = np.maximum(np.maximum(diagonal, 1e-6 * diagonal.mean()), 1e-30)
@@ -74,25 +74,25 @@ def system64(problem, ridge=RIDGE):
 
 
 def scaled64(system):
-    """The system's own float32 arrays, in float64: G [f,f], C [f,d]."""
+    """Return the system's own float32 arrays, in float64: G [f,f], C [f,d]."""
     return np.asarray(system.gram, np.float64), np.asarray(system.cross, np.float64)
 
 
 def explained64(gram, cross, kept):
-    """<C_S, V_S>: minus the doubled objective."""
+    """Return the explained power <C_S, V_S>: minus twice the objective."""
     kept = np.asarray(kept)
     return (cross[kept] * np.linalg.solve(gram[np.ix_(kept, kept)], cross[kept])).sum()
 
 
 def best64(gram, cross, keep):
-    """The largest explained power that any choice of `keep` channels has."""
+    """Return the largest explained power of any choice of `keep` channels."""
     sets = np.array(list(combinations(range(len(gram)), keep)))
     grams = gram[sets[:, :, None], sets[:, None, :]]
     return (cross[sets] * np.linalg.solve(grams, cross[sets])).sum((1, 2)).max()
 
 
 def obs64(gram, cross, keep):
-    """Channels left by one-at-a-time OBS elimination."""
+    """Return the channels left by one-at-a-time OBS elimination."""
     kept = list(range(len(gram)))
     while len(kept) > keep:
         inverse = np.linalg.inv(gram[np.ix_(kept, kept)])

@@ -1,4 +1,4 @@
-"""Elimination to several widths against float64 NumPy and the one-at-a-time rule; the choice of widths against all."""
+"""Elimination to several widths, against float64 NumPy and the one-at-a-time rule; widths, against all choices."""
 
 import itertools
 

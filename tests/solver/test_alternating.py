@@ -39,7 +39,7 @@ def random_weights(kind: str, channels: int, seed: int) -> Weights:
 
 
 def tokens_of(kind: str, count: int, seed: int, chunks: int = 4) -> Tokens:
-    """Tokens whose target is what a wider MLP makes of them, and some noise."""
+    """Return tokens whose target is the output of a wider MLP plus noise."""
     rng = np.random.default_rng(seed)
     residual = draw(rng, chunks, count // chunks, WIDTH)
     target = alternating.output(HIDDEN[kind], random_weights(kind, 2 * CHANNELS, 99), residual)
@@ -96,7 +96,7 @@ def test_the_closed_form_is_the_least_squares_solution(kind: str):
     target = np.asarray(tokens.target, np.float64).reshape(400, -1)
     biases = int(kind == "relu")
     constant = np.ones((400, biases))
-    # The ridge as rows of its own: it pulls each row of the projection to where it was, the bias to nowhere.
+    # The ridge as additional rows: it pulls each row of the projection to its old value, and does not pull the bias.
     energy = hidden.var(axis=0) if kind == "relu" else (hidden**2).mean(axis=0)
     pull = np.diag(np.sqrt(400 * RIDGE * energy))
     design = np.block([[hidden, constant], [pull, np.zeros((CHANNELS, biases))]])
@@ -169,7 +169,7 @@ def test_a_round_that_overfits_is_refused():
 def test_a_refused_round_is_tried_again_with_half_the_step():
     calibration, held_out = tokens_of("silu", 800, 2), tokens_of("silu", 400, 3)
     run = recover("silu", refitted("silu", calibration), calibration, held_out, Schedule(10, 10, 128, 8.0))
-    assert 0 < int(run.rounds) <= 8  # the first ones are refused, and would be for ever at that size
+    assert 0 < int(run.rounds) <= 8  # the first are refused, and all would be at that step size
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -178,7 +178,7 @@ def test_a_dead_channel_makes_no_nan(kind: str):
     weights = random_weights(kind, CHANNELS, 5)
     weights = weights._replace(inner={name: array.at[..., 4].set(0) for name, array in weights.inner.items()})
     start = closed_form(kind, weights, calibration).weights
-    np.testing.assert_allclose(start.down[4], weights.down[4], rtol=1e-6)  # nothing says otherwise
+    np.testing.assert_allclose(start.down[4], weights.down[4], rtol=1e-6)  # no token contradicts them
     run = recover(kind, start, calibration, held_out, ROUND)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(run.weights))
     assert int(run.rounds) > 0

@@ -1,4 +1,4 @@
-"""Groups of channels: every choice against all choices, in float64 NumPy."""
+"""Groups of channels: each choice is compared with all possible ones, in float64 NumPy."""
 
 from itertools import combinations
 
@@ -18,13 +18,13 @@ cases = pytest.mark.parametrize("problem", CASES.values(), ids=CASES)
 
 
 def explained(system, size: int, chosen) -> float:
-    """What some groups explain when refitted; minus the doubled objective."""
+    """Return the power that some groups explain when refitted: minus twice the objective."""
     channels = [group * size + i for group in chosen for i in range(size)]
     return explained64(*scaled64(system), channels)
 
 
 def improving(system, m: int, kept, threshold: float) -> int:
-    """Single swaps that explain more than is explained."""
+    """Count the single swaps that would explain more than the kept groups do."""
     size = system.scale.size // m
     removed = np.setdiff1d(np.arange(m), kept)
     now = explained(system, size, kept)
@@ -73,7 +73,7 @@ def test_swaps_end_where_none_improves(problem):
 
 
 def test_many_problems_end_at_their_best_choice():
-    """Elimination alone and single swaps alone may both stop short; together they hardly do."""
+    """Elimination alone or single swaps alone may stop short of the best choice; together they rarely do."""
     gaps = []
     for seed in range(40):
         system = _equilibrate(problem_of(*tokens(1000 + seed, f=24, d=4, n=200)), RIDGE)

@@ -91,7 +91,7 @@ def test_relative_error_is_that_of_the_tokens():
 
 
 def _tableau64(system, removed, penalty):
-    """The tableau by its definition."""
+    """Compute the tableau from its definition."""
     gram, cross = scaled64(system)
     weight = np.where(removed, penalty, 0)
     inverse = np.linalg.inv(gram + np.diag(weight))

@@ -1,4 +1,4 @@
-"""The public face of the solver: one call, its parts, and what they say to bad input."""
+"""The solver's public API: the single call, its parts, and their errors for bad input."""
 
 import doctest
 from typing import Any
@@ -34,7 +34,7 @@ def solved(problem: Problem, keep: Any = KEEP, **settings) -> Solution:
 
 
 def error64(problem: Problem, kept: jax.Array, projection: jax.Array) -> float:
-    """The relative error in float64."""
+    """Compute the relative error in float64."""
     gram, cross, power, _ = (np.asarray(a, np.float64) for a in problem)
     channels, v = np.asarray(kept), np.asarray(projection, np.float64)
     explained = 2 * (v * cross[channels]).sum() - (v * (gram[np.ix_(channels, channels)] @ v)).sum()

@@ -1,4 +1,4 @@
-"""Layers that differ in width: the channels of zeros that fill them up stay zero in training."""
+"""Layers that differ in width: the channels of zeros that pad them stay zero in training."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ WIDTHS = (20, 53, 7)
 
 
 def beyond(mlp: dict) -> dict:
-    """What lies beyond each layer's width; zeros elsewhere."""
+    """Return the weights beyond each layer's width, with zeros elsewhere."""
     idle = jnp.arange(max(WIDTHS))[None, :] >= jnp.array(WIDTHS)[:, None]  # [L, f]
 
     def one(array: jax.Array, axis: int) -> jax.Array:
@@ -27,7 +27,7 @@ def beyond(mlp: dict) -> dict:
 @pytest.mark.parametrize("settings", [SETTINGS, FULL], ids=["lora", "full"])
 @pytest.mark.parametrize("variant", ["llama_two_kv_heads", "opt_gelu"])
 def test_what_fills_up_stays_zero(variant: str, settings: FinetuneSettings):
-    """Of gelu, unlike relu and what is gated, the slope at zero is not zero."""
+    """The slope of gelu at zero is not zero, unlike that of relu and of gated MLPs."""
     model = tiny(variant)
     mlp = model.params["layers"]["mlp"]
     mlp = mlp | {name: mlp[name] - idle for name, idle in beyond(mlp).items()}

@@ -1,4 +1,4 @@
-"""Low-rank updates: merged, and applied beside the weights of transformers' own models."""
+"""Low-rank updates: merged into the weights, and applied next to those of transformers' own models."""
 
 import copy
 
@@ -18,7 +18,7 @@ RANK, SCALE = SETTINGS.rank, SETTINGS.lora_alpha / SETTINGS.rank
 
 
 def updates_of(model: spap.Model) -> dict:
-    """Some, of which none is zero."""
+    """Return random updates, none of which is zero."""
     started = lora.start(model.params["layers"], RANK, jax.random.key(0))
     leaves, tree = jax.tree.flatten(started)
     keys = jax.random.split(jax.random.key(1), len(leaves))
@@ -26,7 +26,7 @@ def updates_of(model: spap.Model) -> dict:
 
 
 def with_adapters(variant: str, rules: list[Rule], updates: dict) -> torch.nn.Module:
-    """The model of transformers, each of whose projections adds what its low-rank pair makes of the same input."""
+    """Return transformers' model, with the output of its low-rank pair for the same input added to each projection."""
     model = copy.deepcopy(hf_model(variant))
     for rule in rules:
         _, part, name = f"{rule.ours}//".split("/")[:3]

@@ -1,4 +1,4 @@
-"""Training: what is lowered, what is kept, and that devices and passes change nothing."""
+"""Training: the loss falls, the best weights are kept, and devices and passes do not change the result."""
 
 import jax
 import numpy as np
@@ -15,7 +15,7 @@ HELD_OUT = counting()[-4:]
 
 
 def dense() -> spap.Model:
-    """A teacher of another shape."""
+    """Return a teacher of another shape."""
     return tiny("llama_biases")
 
 
@@ -81,7 +81,7 @@ def test_devices_and_passes_change_nothing(
 
 
 def test_weights_and_moments_are_divided():
-    """From the first step to the last, where every weight is trained."""
+    """Weights and moments stay sharded from the first step to the last when every weight is trained."""
     queries = tiny().params["layers"]["attention"]["q"].shape
     half = (*queries[:2], queries[2] // 2, queries[3])
     with sharing(4, 2):
@@ -92,7 +92,7 @@ def test_weights_and_moments_are_divided():
 
 
 def test_weights_that_are_worse_on_held_out_sequences_are_not_kept():
-    """Sequences that are fitted count up, those held out count down: what helps there, harms here."""
+    """Training sequences count up and held-out ones count down, so what helps on the former harms on the latter."""
     tokens = np.concatenate([counting()[:-4], counting()[-4:, ::-1]])
     result = spap.finetune(tiny(), tokens, settings=SETTINGS, steps=9)
     assert result.report.losses[-1] < result.report.losses[0]
@@ -103,7 +103,7 @@ def test_weights_that_are_worse_on_held_out_sequences_are_not_kept():
 
 
 def test_weights_are_kept_as_they_were_when_they_were_best():
-    """In bfloat16, as they are written: held-out loss first falls, then rises, since what is fitted are few."""
+    """In bfloat16, as they are written: held-out loss first falls, then rises, since training sequences are few."""
     model = tiny(dtype="bfloat16")
     tokens = np.concatenate([counting()[:4], counting()[:4, ::-1]])
     result = spap.finetune(model, tokens, settings=SETTINGS, steps=24, held_out=0.5, check_every=2)

@@ -1,4 +1,4 @@
-"""Tiny models and a text that they can learn."""
+"""Tiny models, and a text that they can learn."""
 
 import functools
 
@@ -18,13 +18,13 @@ FULL = SETTINGS.replace(full=True, lora_rank=None)
 
 @functools.cache
 def tiny(variant: str = "llama_two_kv_heads", dtype: str = "float32") -> Model:
-    """A variant of `hf_models` in memory."""
+    """Return a variant of `hf_models` in memory."""
     config, params = hf_models.port(hf_models.hf_model(variant))
     return Model(config, jax.tree.map(lambda a: jnp.asarray(a, dtype), params), Source(variant, None, ""))
 
 
 def counting(sequences: int = 16, length: int = 12) -> np.ndarray:
-    """Sequences in which every token is the one before, plus three."""
+    """Return sequences in which every token is the previous one plus three."""
     first = np.random.default_rng(0).integers(0, 97, (sequences, 1))
     return ((first + 3 * np.arange(length)) % 97).astype(np.int32)
 
