@@ -102,7 +102,7 @@ class Head(nn.Module):
 
 
 def init(config: DecoderConfig, key: jax.Array) -> Params:
-    """Initializes random parameters; under ``jax.eval_shape``, only their shapes, without allocating memory."""
+    """Initialises random parameters; under ``jax.eval_shape``, only their shapes, without allocating memory."""
     tokens = jnp.zeros((1, 1), jnp.int32)
     x = jnp.zeros((1, 1, config.width))
     embed_key, layers_key, head_key = jax.random.split(key, 3)

@@ -25,7 +25,7 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Normalizes in float32. x: [..., d] -> [..., d]."""
+        """Normalises in float32. x: [..., d] -> [..., d]."""
         config, y = self.config, x.astype(jnp.float32)
         if config.norm == "layer":
             y = y - y.mean(axis=-1, keepdims=True)

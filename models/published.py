@@ -124,7 +124,7 @@ ACCEPTED: Mapping[str, Callable[[Any], bool]] = {
     "text_config": absent,
     "text_encoder": absent,
 }
-"""Fields that change what transformers computes in any family, each with a test for the values that the ports support."""
+"""Fields that affect what transformers computes in any family, each with a test for the values that ports support."""
 
 REASONS: Mapping[str, str] = {
     "quantization_config": "this checkpoint is quantised (quantization_config is set), and pruning needs the weights "
