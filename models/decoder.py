@@ -14,7 +14,7 @@ from spap_jax.models.config import DecoderConfig
 from spap_jax.models.layers import Attention, Mlp, Norm, causal_attention
 
 Params = dict
-"""A nested dict of arrays."""
+"""Parameters as a nested dict of arrays."""
 
 WIDTH_STEP = 64
 """MLP widths are fastest at multiples of this."""

@@ -82,7 +82,7 @@ class Family:
 
     @property
     def width_field(self) -> str:
-        """The field of config.json that holds the MLP width."""
+        """The field of config.json that stores the MLP width."""
         return self.fields["intermediate"].name
 
     @property
@@ -95,7 +95,7 @@ class Family:
         """Reads a parsed config.json.
 
         Raises:
-            UserError: a field is missing, or has a value that the port does not compute.
+            UserError: a field is missing, or has a value that the port does not support.
         """
         refuse_uncomputed(theirs, self)
         values = dict(self.constants)

@@ -113,7 +113,7 @@ ACCEPTED: Mapping[str, Callable[[Any], bool]] = {
     "decoder": absent,
     "fusion_config": absent,
     "generator": absent,
-    "is_causal": lambda value: value is True,  # transformers takes null for false
+    "is_causal": lambda value: value is True,  # transformers treats null as false
     "is_encoder_decoder": not_true,
     "kv_sharing_modes": absent,
     "layer_types": full_attention,

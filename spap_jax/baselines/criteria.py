@@ -74,8 +74,8 @@ def obs(system: System, keep: int) -> Array:
 
     Each step removes the channel with the least ``|V_j|^2 / (G^-1)_jj``, with V re-solved for the remaining channels.
     SlimGPT (Ling et al. 2024, arXiv 2412.18110) uses the same score and removes channels in groups of varying size,
-    with more of them in later layers. Both update the weights step by step; the closed form at the end, the update
-    "refit", gives the same result without the accumulated rounding.
+    more of them in later layers. Both update the weights step by step; the closed form at the end, the update "refit",
+    yields the same result without the accumulated rounding.
 
     Args:
         system: The layer, f channels.
