@@ -1,4 +1,4 @@
-"""One description for every supported decoder, in this project's own words."""
+"""One config for every supported decoder, with this project's own field names."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -35,28 +35,28 @@ class DecoderConfig:
         vocabulary: Number of token ids (v).
         layers: Number of blocks (L).
         width: Width of the residual stream (d).
-        embedding: Width of the token embedding (e); projected to d where it differs.
+        embedding: Width of the token embedding (e); projected to d if it differs from d.
         intermediate: MLP channels (f).
         heads: Query heads (n).
         kv_heads: Key/value heads (m), each shared by n / m query heads.
         head_dim: Width of a head (h).
-        positions: Longest sequence the positions allow.
+        positions: Maximum sequence length.
         rope: Rotary embedding; None means learned positions.
         position_offset: Rows of the learned position table before position 0.
         norm: "rms" or "layer".
-        norm_eps: Added to the variance under the root.
+        norm_eps: Epsilon added to the variance under the square root.
         norm_affine: Whether norms have a scale (and, for "layer", a bias).
-        pre_norm: Norm before attention and MLP (True) or after their addition (False).
+        pre_norm: Whether norms precede attention and MLP (True) or follow the residual addition (False).
         final_norm: Whether a norm precedes the head.
         activation: "silu", "relu" or "gelu".
-        gated: MLP is act(x gate) * (x up), not act(x up).
-        qkv_bias: Biases on the query, key and value projections.
-        output_bias: Bias on the attention's output projection.
-        mlp_bias: Biases on the MLP's projections.
-        tied: The head is the token embedding.
-        widths: MLP channels of each layer [L] where they differ, the largest of them being ``intermediate``. Stacked
-            parameters have that width in every layer, the narrower ones filled up with channels of zeros, which change
-            nothing; a checkpoint holds each layer's own. None where all layers are as wide.
+        gated: Whether the MLP is act(x gate) * (x up) rather than act(x up).
+        qkv_bias: Whether the query, key and value projections have biases.
+        output_bias: Whether the attention's output projection has a bias.
+        mlp_bias: Whether the MLP's projections have biases.
+        tied: Whether the head shares its weights with the token embedding.
+        widths: MLP channels of each layer [L] if they differ; the largest is ``intermediate``. Stacked parameters have
+            that width in every layer, and narrower layers are padded with zero channels, which do not change the
+            output; a checkpoint stores each layer at its own width. None if all layers have the same width.
     """
 
     family: str
@@ -86,7 +86,7 @@ class DecoderConfig:
 
     @property
     def axes(self) -> dict[str, int]:
-        """Size of every axis letter of the glossary that weights have."""
+        """Sizes of the weights' axes, by the axis letters of the glossary."""
         return {
             "v": self.vocabulary,
             "d": self.width,
@@ -100,22 +100,22 @@ class DecoderConfig:
 
     @property
     def layer_widths(self) -> tuple[int, ...]:
-        """MLP channels of each layer [L], also where all are as wide."""
+        """MLP channels of each layer [L], whether or not they differ."""
         return self.widths or (self.intermediate,) * self.layers
 
     def narrowed(self, intermediate: int) -> "DecoderConfig":
-        """The same decoder with another MLP width, that of every layer."""
+        """Returns the same config with the given MLP width in every layer."""
         return dataclasses.replace(self, intermediate=intermediate, widths=None)
 
     def with_widths(self, widths: Sequence[int]) -> "DecoderConfig":
-        """The same decoder with an MLP width for each layer [L]."""
+        """Returns the same config with an MLP width for each layer [L]."""
         alike = len(set(widths)) == 1
         return dataclasses.replace(self, intermediate=max(widths), widths=None if alike else tuple(widths))
 
     def of_layer(self, index: int) -> "DecoderConfig":
-        """The decoder whose layers are all as wide as this one's layer ``index``; itself where they are anyway."""
+        """Returns the config with every layer as wide as layer ``index``; itself if all widths are equal."""
         return self if self.widths is None else self.narrowed(self.widths[index])
 
     def with_kv_heads(self, kv_heads: int) -> "DecoderConfig":
-        """The same decoder with another number of key/value heads, each shared by as many query heads as before."""
+        """Returns the same config with another number of key/value heads and as many query heads per key/value head."""
         return dataclasses.replace(self, kv_heads=kv_heads, heads=kv_heads * self.heads // self.kv_heads)

@@ -1,4 +1,4 @@
-"""What a decoder costs, from its config alone: parameters, floating-point operations, bytes."""
+"""Cost of a decoder, computed from its config alone: parameters, floating-point operations, bytes."""
 
 import math
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from spap_jax.models.layers import query_blocks
 
 
 class Parameters(NamedTuple):
-    """Numbers of parameters: all, those of the MLPs, and those that every token is multiplied by."""
+    """Parameter counts: all, those of the MLPs, and those in the matrix products of every token."""
 
     total: int
     mlp: int
@@ -34,9 +34,9 @@ def _layer_axes(config: DecoderConfig) -> list[dict[str, int]]:
 
 
 def prefill_operations(family: Family, config: DecoderConfig, batch: int, length: int) -> int:
-    """Floating-point operations of a forward pass over [B, T] tokens that gives logits for the last token alone.
+    """Floating-point operations of a forward pass over [B, T] tokens that computes logits for the last token only.
 
-    Two for each multiplied weight and token, and four for each head channel of every query-key pair that is computed.
+    Counts two per multiplied weight and token, and four per head channel of every query-key pair that is computed.
     """
     counted = parameters(family, config).multiplied
     head = config.vocabulary * config.embedding
@@ -45,20 +45,20 @@ def prefill_operations(family: Family, config: DecoderConfig, batch: int, length
 
 
 def attended_pairs(length: int) -> int:
-    """Query-key pairs that are computed for a sequence: keys after a block of queries are skipped."""
+    """Counts the query-key pairs computed for a sequence; keys after a block of queries are skipped."""
     return sum((last - first) * last for first, last in query_blocks(length))
 
 
 def decode_bytes(family: Family, config: DecoderConfig, batch: int, length: int, weight: int, state: int = 4) -> int:
-    """Bytes that one decoding step reads: every multiplied weight once, and the keys and values of ``length`` tokens.
+    """Bytes read by one decoding step: every multiplied weight once, and the keys and values of ``length`` tokens.
 
     Args:
         family: The decoder's family.
         config: The decoder.
         batch: Sequences decoded together.
-        length: Tokens seen.
-        weight: Bytes of a weight.
-        state: Bytes of a key or value.
+        length: Tokens in the cache.
+        weight: Bytes per weight.
+        state: Bytes per element of a key or value.
     """
     cache = 2 * batch * length * config.layers * config.kv_heads * config.head_dim
     return parameters(family, config).multiplied * weight + cache * state

@@ -14,13 +14,13 @@ from spap_jax.models.config import DecoderConfig
 from spap_jax.models.layers import Attention, Mlp, Norm, causal_attention
 
 Params = dict
-"""A nested dict of arrays."""
+"""Parameters as a nested dict of arrays."""
 
 WIDTH_STEP = 64
-"""MLP widths that are multiples of this are fast."""
+"""MLP widths are fastest at multiples of this."""
 
 CHANNEL_AXES = {"gate": -1, "up": -1, "down": -2, "gate_bias": -1, "up_bias": -1}
-"""Which axis of an MLP's arrays holds the channels (f)."""
+"""Channel axis (f) of each array of an MLP."""
 
 
 class Embed(nn.Module):
@@ -30,7 +30,7 @@ class Embed(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: jax.Array, positions: jax.Array, dtype: jnp.dtype) -> jax.Array:
-        """tokens, positions: [B, T] -> [B, T, d]."""
+        """Embeds tokens. tokens, positions: [B, T] -> [B, T, d]."""
         c, init = self.config, nn.initializers.normal(0.02)
         x = self.param("tokens", init, (c.vocabulary, c.embedding))[tokens].astype(dtype)
         if c.embedding != c.width:
@@ -42,45 +42,45 @@ class Embed(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP with their additions, in pieces: pruning watches the stream between them."""
+    """Attention and MLP with their residual additions, as separate methods: pruning reads the stream between them."""
 
     config: DecoderConfig
 
     def setup(self) -> None:
-        """Declares the four parts."""
+        """Declares the two norms, attention and the MLP."""
         self.attention_norm = Norm(self.config)
         self.attention = Attention(self.config)
         self.mlp_norm = Norm(self.config)
         self.mlp = Mlp(self.config)
 
     def queries_keys_values(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """x: [B, T, d] -> q [B, T, n, h], k and v [B, m, T, h]."""
+        """Computes queries, keys and values. x: [B, T, d] -> q [B, T, n, h], k and v [B, m, T, h]."""
         return self.attention.project_in(self.attention_norm(x) if self.config.pre_norm else x, positions)
 
     def add_attention(self, x: jax.Array, attended: jax.Array) -> jax.Array:
-        """The stream that enters the MLP's addition. x: [B, T, d], attended: [B, T, n, h] -> [B, T, d]."""
+        """Projects and adds the attention's output. x: [B, T, d], attended: [B, T, n, h] -> [B, T, d]."""
         r = x + self.attention.project_out(attended)
         return r if self.config.pre_norm else self.attention_norm(r)
 
     def attend(self, x: jax.Array, positions: jax.Array, valid: jax.Array) -> jax.Array:
-        """Attention and its addition. x: [B, T, d], positions and valid: [B, T] -> [B, T, d]."""
+        """Applies attention and its residual addition. x: [B, T, d], positions and valid: [B, T] -> [B, T, d]."""
         q, k, v = self.queries_keys_values(x, positions)
         return self.add_attention(x, causal_attention(q, k, v, valid, 0))
 
     def mlp_input(self, r: jax.Array) -> jax.Array:
-        """What the MLP reads (X in docs/method.md). r: [..., d] -> [..., d]."""
+        """Computes the MLP's input (X in docs/method.md). r: [..., d] -> [..., d]."""
         return self.mlp_norm(r) if self.config.pre_norm else r
 
     def finish(self, y: jax.Array) -> jax.Array:
-        """What follows the MLP's addition. y: [..., d] -> [..., d]."""
+        """Applies what follows the MLP's residual addition. y: [..., d] -> [..., d]."""
         return y if self.config.pre_norm else self.mlp_norm(y)
 
     def feed_forward(self, r: jax.Array) -> jax.Array:
-        """MLP and its addition. r: [..., d] -> [..., d]."""
+        """Applies the MLP and its residual addition. r: [..., d] -> [..., d]."""
         return self.finish(r + self.mlp.project(self.mlp.hidden(self.mlp_input(r))))
 
     def __call__(self, x: jax.Array, positions: jax.Array, valid: jax.Array) -> jax.Array:
-        """x: [B, T, d], positions and valid: [B, T] -> [B, T, d]."""
+        """Applies the block. x: [B, T, d], positions and valid: [B, T] -> [B, T, d]."""
         return self.feed_forward(self.attend(x, positions, valid))
 
 
@@ -91,7 +91,7 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, embedding: jax.Array | None) -> jax.Array:
-        """x: [B, T, d], embedding: [v, e] if the head is tied to it -> logits [B, T, v]."""
+        """Computes logits. x: [B, T, d], embedding: [v, e] if the head is tied, else None -> [B, T, v]."""
         c, init = self.config, nn.initializers.normal(0.02)
         if c.final_norm:
             x = Norm(c, name="norm")(x)
@@ -102,7 +102,7 @@ class Head(nn.Module):
 
 
 def init(config: DecoderConfig, key: jax.Array) -> Params:
-    """Random parameters; under ``jax.eval_shape``, their shapes without memory."""
+    """Initialises random parameters; under ``jax.eval_shape``, only their shapes, without allocating memory."""
     tokens = jnp.zeros((1, 1), jnp.int32)
     x = jnp.zeros((1, 1, config.width))
     embed_key, layers_key, head_key = jax.random.split(key, 3)
@@ -116,28 +116,31 @@ def init(config: DecoderConfig, key: jax.Array) -> Params:
 
 
 def token_positions(valid: jax.Array) -> jax.Array:
-    """Position of every token, not counting padding before it. valid: [B, T] -> [B, T] int32."""
+    """Computes each token's position, not counting padding before it. valid: [B, T] -> [B, T] int32."""
     return jnp.maximum(jnp.cumsum(valid, axis=-1) - 1, 0).astype(jnp.int32)
 
 
 def embed(config: DecoderConfig, params: Params, tokens: jax.Array, positions: jax.Array, dtype) -> Any:
-    """tokens, positions: [B, T] -> the residual stream before the first block [B, T, d]."""
+    """Computes the residual stream before the first block. tokens, positions: [B, T] -> [B, T, d]."""
     return Embed(config).apply({"params": params["embed"]}, tokens, positions, dtype)
 
 
 def head(config: DecoderConfig, params: Params, x: jax.Array) -> Any:
-    """x: [B, T, d], the stream after the last block -> logits [B, T, v]."""
+    """Computes logits from the stream after the last block. x: [B, T, d] -> [B, T, v]."""
     tied = params["embed"]["tokens"] if config.tied else None
     return Head(config).apply({"params": params["head"]}, x, tied)
 
 
 def block(config: DecoderConfig, layer: Params, *args, method=Block.__call__) -> Any:
-    """Applies one block, or one piece of it, to its parameters (no leading L)."""
+    """Applies one block, or one of its methods, with its parameters (no leading L)."""
     return Block(config).apply({"params": layer}, *args, method=method)
 
 
 def forward(config: DecoderConfig, params: Params, tokens: jax.Array, valid: jax.Array, dtype=jnp.float32) -> jax.Array:
-    """tokens, valid: [B, T] -> logits [B, T, v]; padding (valid False) is neither attended to nor counted."""
+    """Computes logits. tokens, valid: [B, T] -> [B, T, v].
+
+    Padding (valid False) is neither attended to nor counted in positions.
+    """
     positions = token_positions(valid)
     x = embed(config, params, tokens, positions, dtype)
     x, _ = jax.lax.scan(lambda x, layer: (block(config, layer, x, positions, valid), None), x, params["layers"])
@@ -145,9 +148,9 @@ def forward(config: DecoderConfig, params: Params, tokens: jax.Array, valid: jax
 
 
 class Cache(NamedTuple):
-    """Keys and values of the tokens seen: [L, B, m, S, h]; valid: [B, S]; length: tokens stored, padding counted.
+    """Keys and values of past tokens: [L, B, m, S, h]; valid: [B, S]; length: tokens stored, including padding.
 
-    The length of an empty cache is the number 0 and no array: what is read into it attends to no room beyond itself.
+    The length of an empty cache is the Python integer 0, not an array, so that prefill skips the unused slots.
     """
 
     keys: jax.Array
@@ -157,7 +160,7 @@ class Cache(NamedTuple):
 
 
 def empty_cache(config: DecoderConfig, batch: int, size: int, dtype=jnp.float32) -> Cache:
-    """A cache with room for ``size`` tokens of ``batch`` sequences."""
+    """Creates a cache with room for ``size`` tokens of ``batch`` sequences."""
     shape = (config.layers, batch, config.kv_heads, size, config.head_dim)
     return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((batch, size), bool), 0)
 
@@ -165,7 +168,7 @@ def empty_cache(config: DecoderConfig, batch: int, size: int, dtype=jnp.float32)
 def extend(
     config: DecoderConfig, params: Params, tokens: jax.Array, valid: jax.Array, cache: Cache
 ) -> tuple[jax.Array, Cache]:
-    """Appends tokens to the cache. tokens, valid: [B, T] -> logits of the last token [B, v], and the longer cache."""
+    """Appends tokens to the cache. tokens, valid: [B, T] -> logits of the last token [B, v], and the updated cache."""
     seen = jax.lax.dynamic_update_slice(cache.valid, valid, (0, cache.length))
     first = jnp.where(seen & (jnp.arange(seen.shape[1]) < cache.length)[None, :], 1, 0).sum(axis=1)
     positions = jnp.maximum(first[:, None] + jnp.cumsum(valid, axis=-1) - 1, 0).astype(jnp.int32)
@@ -175,7 +178,7 @@ def extend(
         x, keys, values = carry
         layer, index = layer_and_index
         q, k, v = block(config, layer, x, positions, method=Block.queries_keys_values)
-        # The whole cache rides in the carry and is updated in place; as scanned inputs and outputs it would be copied.
+        # The cache is part of the carry, to be updated in place; as scanned inputs and outputs it would be copied.
         keys = jax.lax.dynamic_update_slice(keys, k[None], (index, 0, 0, cache.length, 0))
         values = jax.lax.dynamic_update_slice(values, v[None], (index, 0, 0, cache.length, 0))
         attended = causal_attention(q, keys[index], values[index], seen, cache.length)
@@ -194,15 +197,16 @@ def extend(
 
 
 def laid_out(config: DecoderConfig, params: Params) -> tuple[DecoderConfig, Params]:
-    """The same decoder laid out for speed: channels of zeros fill the MLP's width up, and the layers lie apart.
+    """Lays out a decoder for speed: pads MLP widths with zero channels and unstacks the layers.
 
-    Matrix products are a few percent faster at widths that are multiples of ``WIDTH_STEP``, and a channel whose weights
-    are zero changes nothing. XLA:CPU copies each layer's weights out of a stack before it multiplies by them, which
-    makes a step of one token four times as slow; apart, they are read in place, and compile time grows with depth.
+    Matrix products are a few percent faster at widths that are multiples of ``WIDTH_STEP``, and a channel with zero
+    weights does not change the output. XLA:CPU copies each layer's weights out of a stack before it multiplies by them,
+    which makes a step of one token four times as slow; unstacked weights are read in place, but compile time grows with
+    depth.
 
     Returns:
-        The config with the filled-up widths, and parameters with ``layers`` a tuple of trees, each of its own width,
-        which ``extend`` takes as well.
+        The config with the padded widths, and parameters with ``layers`` as a tuple of trees, each at its own width;
+        ``extend`` accepts both forms.
     """
     widths = [-(-width // WIDTH_STEP) * WIDTH_STEP for width in config.layer_widths]
     leaves, tree = jax.tree.flatten(params["layers"])
@@ -214,7 +218,7 @@ def laid_out(config: DecoderConfig, params: Params) -> tuple[DecoderConfig, Para
 
 
 def with_channels(mlp: Params, width: int) -> Params:
-    """One layer's MLP with ``width`` channels: its first ones, or all and then zeros, which change nothing."""
+    """Truncates or zero-pads one layer's MLP to ``width`` channels; zero channels do not change the output."""
 
     def one(array: jax.Array, axis: int) -> jax.Array:
         more = [(0, max(0, width - array.shape[axis]) if side == axis else 0) for side in range(-array.ndim, 0)]

@@ -1,8 +1,8 @@
-"""What a family's table says, and the reading of a Hugging Face config through it.
+"""The table of a model family, and how it reads a Hugging Face config.
 
-A field is read by the family's table, is known to change nothing, or is accepted with some values only; a config with
-another value is refused, for a model that loads and computes something else is worse than one that does not load. What
-transformers does not read either is ignored: it cannot change what the model computes.
+Each field is either read by the family's table, known to have no effect, or accepted with certain values only. A config
+with another value is refused: a model that loads and computes something else is worse than one that does not load.
+Fields that transformers does not read either are ignored, since they cannot change what the model computes.
 """
 
 import dataclasses
@@ -25,12 +25,12 @@ from spap_jax.models.widths import WIDTHS_FIELD, with_own_widths
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """Where a field of ``DecoderConfig`` comes from.
+    """Source of a field of ``DecoderConfig``.
 
     Attributes:
         name: The Hugging Face name.
-        default: Its value where config.json does not have it; ``...`` where it must.
-        absent: Takes the fields read so far and gives the value where the name is missing or null.
+        default: Value if config.json lacks the field; ``...`` if the field is required.
+        absent: Computes the value from the fields read so far if the field is missing or null.
     """
 
     name: str
@@ -45,15 +45,16 @@ class Family:
     Attributes:
         name: ``model_type`` in config.json.
         architecture: The class that stock loaders instantiate.
-        fields: Field of ``DecoderConfig`` -> where it comes from, in the order of reading.
-        constants: Fields of ``DecoderConfig`` that are the same for the whole family.
-        derived: Takes the fields read and gives more of them (or changes them).
-        accepted: Hugging Face fields of this family alone that the port computes only with values that pass a test.
-        inert: Fields of this family alone that do not change what a forward pass computes, whatever their value.
-        rules: Every tensor that a member may have; the config decides which of them it has.
-        bare_prefix: What names of tensors start with in checkpoints saved without the head, and its full form.
-        recomputed: Pattern of buffers that old checkpoints store and that are computed from the config.
-        heads_divide_width: Whether transformers refuses a width that is no multiple of the heads, head_dim or not.
+        fields: Field of ``DecoderConfig`` -> its source, in the order of reading.
+        constants: Fields of ``DecoderConfig`` that are the same for the entire family.
+        derived: Computes additional or changed fields from those read.
+        accepted: Hugging Face fields specific to this family, each with a test for the values that the port supports.
+        inert: Fields specific to this family that never change what a forward pass computes.
+        rules: Every tensor that a model of the family may have; the config decides which of them exist.
+        bare_prefix: Prefix of tensor names in checkpoints saved without the head, and its full form.
+        recomputed: Pattern of buffers that old checkpoints store and that are recomputed from the config.
+        heads_divide_width: Whether transformers refuses a width that is not a multiple of the number of heads, even
+            if head_dim is given.
     """
 
     name: str
@@ -70,23 +71,23 @@ class Family:
 
     @functools.cached_property
     def known(self) -> frozenset[str]:
-        """The fields of config.json that transformers reads in this family, whether or not they change anything."""
+        """Fields of config.json that transformers reads for this family, whether or not they have an effect."""
         rope = set() if "rope" in self.constants else ROPE_FIELDS
         own = {field.name for field in self.fields.values()}
         return frozenset(own | rope | INERT | ACCEPTED.keys() | self.inert | self.accepted.keys() | {WIDTHS_FIELD})
 
     def ignored(self, theirs: dict[str, Any]) -> list[str]:
-        """The fields of a parsed config.json that transformers does not read, sorted: they cannot change anything."""
+        """Lists the fields of a parsed config.json that transformers does not read, sorted; they have no effect."""
         return sorted(theirs.keys() - self.known)
 
     @property
     def width_field(self) -> str:
-        """The field of config.json that holds the MLP width."""
+        """The field of config.json that stores the MLP width."""
         return self.fields["intermediate"].name
 
     @property
     def mlp_bias_field(self) -> str | None:
-        """The field of config.json that gives the MLP its biases and decides nothing else; None where there is none."""
+        """The field of config.json that controls the MLP's biases and nothing else; None if there is none."""
         field = self.fields.get("mlp_bias")
         return field.name if field else None
 
@@ -94,7 +95,7 @@ class Family:
         """Reads a parsed config.json.
 
         Raises:
-            UserError: a field is missing, or has a value that the port does not compute.
+            UserError: a field is missing, or has a value that the port does not support.
         """
         refuse_uncomputed(theirs, self)
         values = dict(self.constants)
@@ -109,7 +110,7 @@ class Family:
         return with_own_widths(config, theirs.get(WIDTHS_FIELD))
 
     def check_heads(self, dense: DecoderConfig, kv_heads: int) -> None:
-        """Raises UserError if no stock loader would take the model with fewer key/value heads, and heads as wide."""
+        """Raises UserError if no stock loader would accept the model with ``kv_heads`` heads at the same head width."""
         if "head_dim" not in self.fields:
             raise UserError(
                 f"stock loaders of {self.architecture} compute the width of a head from the number of heads, since its "
@@ -126,16 +127,16 @@ class Family:
             )
 
     def rules_for(self, config: DecoderConfig) -> tuple[Rule, ...]:
-        """The rules of the tensors that this member has."""
+        """Returns the rules of the tensors that a model with this config has."""
         present = parameter_paths(config)
         return tuple(rule for rule in self.rules if rule.ours in present)
 
     def letters(self, path: str) -> list[str]:
-        """The axis letters of one parameter, of one layer where it is stacked; none if no rule has it."""
+        """Returns the axis letters of a parameter, without the stacking axis; empty if no rule matches."""
         return next((rule.letters for rule in self.rules if rule.ours == path), [])
 
     def canonical(self, name: str) -> str | None:
-        """The full name of a checkpoint's tensor; None for a buffer that is recomputed."""
+        """Returns the full name of a checkpoint's tensor; None for a buffer that is recomputed."""
         if re.search(self.recomputed, name):
             return None
         bare, full = self.bare_prefix
@@ -144,7 +145,7 @@ class Family:
 
 @functools.lru_cache(maxsize=64)
 def parameter_paths(config: DecoderConfig) -> frozenset[str]:
-    """Paths ("layers/mlp/up") of the parameters that the modules declare for a config, whatever its sizes."""
+    """Returns the paths ("layers/mlp/up") of the parameters that the modules declare for a config of any size."""
     sizes = {"vocabulary": 1, "layers": 1, "intermediate": 1, "heads": 1, "kv_heads": 1, "head_dim": 2, "positions": 1}
     sizes |= {"width": 1, "embedding": 1 if config.embedding == config.width else 2, "widths": None}
     tree = jax.eval_shape(lambda: decoder.init(dataclasses.replace(config, **sizes), jax.random.key(0)))
@@ -153,7 +154,7 @@ def parameter_paths(config: DecoderConfig) -> frozenset[str]:
 
 
 def refuse_uncomputed(theirs: dict[str, Any], family: Family) -> None:
-    """Raises UserError listing every field that transformers reads and whose value the port does not compute."""
+    """Raises UserError listing every field that transformers reads with a value that the port does not support."""
     tests = {**ACCEPTED, **family.accepted}
     read = sorted(theirs.keys() & tests.keys() - family.inert)
     wrong = [name for name in read if not tests[name](theirs[name])]

@@ -1,4 +1,4 @@
-"""The kinds of values in config.json: one of another kind is refused by its name, before anything is made of it."""
+"""Types and ranges of config.json values: an invalid value is refused by its field name before it is used."""
 
 import reprlib
 import sys
@@ -9,10 +9,10 @@ from spap_jax.models.config import DecoderConfig
 from spap_jax.models.layers import ACTIVATIONS
 
 _ABOVE = 2**31
-"""Sizes are below this: JAX counts the elements of an axis in 32 bits."""
+"""Exclusive upper bound of sizes: JAX counts the elements of an axis in 32 bits."""
 
 _MOST_LAYERS = 10_000
-"""The names of more layers' tensors would fill the memory before the checkpoint could contradict them."""
+"""Limit on the number of layers: more tensor names would exhaust memory before the checkpoint could contradict them."""
 
 _WORDS = {
     bool: "true or false",
@@ -24,15 +24,15 @@ _WORDS = {
 
 
 def of_kind(name: str, value: Any, kind: type) -> Any:
-    """A value of config.json that is of the kind that is expected.
+    """Returns a value of config.json after checking that it is of the expected kind.
 
     Args:
-        name: Its field.
-        value: As it was parsed.
-        kind: bool; int for a size; float for a finite number of at least 0, a whole one perhaps; str; or dict.
+        name: The field's name.
+        value: The parsed value.
+        kind: bool; int for a size; float for a finite number of at least 0, possibly an integer; str; or dict.
 
     Raises:
-        UserError: it is of another kind, or out of the kind's range.
+        UserError: the value is of another kind, or out of range.
     """
     if not _fits(value, kind):
         raise UserError(f"config.json gives {name} = {reprlib.repr(value)}, which must be {_WORDS[kind]}: correct it.")
@@ -48,7 +48,7 @@ def _fits(value: Any, kind: type) -> bool:
 
 
 def check_config(config: DecoderConfig) -> None:
-    """Raises UserError for sizes that no model can have and for activations that the port lacks."""
+    """Raises UserError for sizes that no model can have and for unsupported activations."""
     if config.layers > _MOST_LAYERS:
         raise UserError(f"config.json gives {config.layers} layers, more than any model has: correct it.")
     if config.head_dim < 1 or (config.rope is not None and config.head_dim % 2):

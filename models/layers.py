@@ -10,10 +10,10 @@ from flax import linen as nn
 from spap_jax.models.config import DecoderConfig, Rope
 
 QUERY_BLOCK = 128
-"""Queries whose attention scores are held at once ..."""
+"""Minimum number of queries per block; the attention scores of one block are held at once."""
 
 MOST_BLOCKS = 8
-"""... or more, so that no sequence has more blocks than this: each block is compiled by itself."""
+"""Maximum number of query blocks in a sequence: each block is compiled separately."""
 
 ACTIVATIONS = {"silu": jax.nn.silu, "relu": jax.nn.relu, "gelu": lambda x: jax.nn.gelu(x, approximate=False)}
 
@@ -25,7 +25,7 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x: [..., d] -> [..., d], computed in float32."""
+        """Normalises in float32. x: [..., d] -> [..., d]."""
         config, y = self.config, x.astype(jnp.float32)
         if config.norm == "layer":
             y = y - y.mean(axis=-1, keepdims=True)
@@ -38,11 +38,11 @@ class Norm(nn.Module):
 
 
 def rotary_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
-    """Radians per position of each pair of a head, [h / 2] float32 (Su et al. 2021; stretching as in Llama 3.1).
+    """Radians per position for each channel pair of a head, [h / 2] float32 (Su et al. 2021; scaling as in Llama 3.1).
 
-    Computed on the host and step by step as transformers does: at position 1000 a difference in the last bit of a
-    frequency is a difference of 1e-4 radians. The power is taken in float64 and rounded, since numpy's in float32 is
-    two units of the last place off on some processors, and accelerators are worse.
+    Computed on the host in the same order of operations as transformers: at position 1000 a difference in the last bit
+    of a frequency is a difference of 1e-4 radians. The power is computed in float64 and rounded, since numpy's float32
+    power is off by two units in the last place on some processors, and accelerators are worse.
     """
     one, exponents = np.float32(1), np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     frequency = one / (np.float64(rope.theta) ** exponents).astype(np.float32)
@@ -58,10 +58,10 @@ def rotary_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
 
 
 def rotary_angles(rope: Rope, head_dim: int, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines of the rotary embedding.
+    """Computes the cosines and sines of the rotary embedding.
 
     Args:
-        rope: Base and stretching.
+        rope: Base and scaling.
         head_dim: Width of a head (h), even.
         positions: [B, T].
 
@@ -81,28 +81,29 @@ def rotate(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 
 def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, offset: jax.Array | int) -> jax.Array:
-    """Softmax attention of each query over the valid keys up to its own index.
+    """Computes softmax attention of each query over the valid keys up to its own index.
 
     Args:
         q: [B, T, n, h].
         k: [B, m, S, h].
         v: [B, m, S, h].
         valid: [B, S], which keys may be attended to.
-        offset: Index among the keys of the first query; keys after a block of queries are skipped if it is no array.
+        offset: Index of the first query among the keys; keys after a block of queries are skipped only if this is a
+            Python integer.
 
     Returns:
         [B, T, n, h].
     """
     (batch, length, heads, head_dim), groups = q.shape, k.shape[1]
     queries = q.reshape(batch, length, groups, heads // groups, head_dim).transpose(0, 2, 3, 1, 4)
-    # Gradients compute the scores again, a group at a time: kept, they would be the largest thing in memory.
+    # Gradients recompute the scores one group at a time: if stored, they would dominate peak memory.
     attend = jax.checkpoint(functools.partial(_attend, offset=offset))
     if length == 1:
         out = jax.vmap(jax.vmap(attend, in_axes=(0, 0, 0, None)))(queries, k, v, valid)
     else:
         by_group = (queries, k, v, jnp.repeat(valid[:, None], groups, axis=1))
-        # A CPU takes one group of heads at a time, whose scores fit its cache; other devices all of a sequence, so that
-        # several can have their share of the heads.
+        # A CPU processes one group of heads at a time, whose scores fit its cache; other devices process all groups of
+        # a sequence, so that the heads can be sharded over several devices.
         size = 1 if jax.default_backend() == "cpu" else groups
         by_group = jax.tree.map(lambda a: a.reshape(batch * groups // size, size, *a.shape[2:]), by_group)
         out = jax.lax.map(lambda some: jax.vmap(attend)(*some), by_group)
@@ -110,13 +111,13 @@ def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array,
 
 
 def query_blocks(length: int) -> list[tuple[int, int]]:
-    """First and last (excluded) of each block of queries of a sequence; keys from the last on are skipped."""
+    """Returns start and end (exclusive) of each block of queries of a sequence; keys from the end on are skipped."""
     block = max(QUERY_BLOCK, -(-length // MOST_BLOCKS))
     return [(first, min(first + block, length)) for first in range(0, length, block)]
 
 
 def _attend(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, offset: jax.Array | int) -> jax.Array:
-    """Query heads that share one key/value head. q: [g, T, h], k and v: [S, h], valid: [S] -> [g, T, h]."""
+    """Attends with the query heads of one key/value head. q: [g, T, h], k and v: [S, h], valid: [S] -> [g, T, h]."""
     (_, length, head_dim), size = q.shape, k.shape[0]
     out = []
     for first, last in query_blocks(length):
@@ -151,7 +152,7 @@ class Attention(nn.Module):
             self.o_bias = self.param("o_bias", zeros, (c.width,))
 
     def project_in(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Queries [B, T, n, h], keys and values [B, m, T, h] of x: [B, T, d]."""
+        """Computes queries [B, T, n, h], keys and values [B, m, T, h] from x: [B, T, d]."""
         q, k, v = (jnp.einsum("btd,dnh->btnh", x, w.astype(x.dtype)) for w in (self.q, self.k, self.v))
         if self.config.qkv_bias:
             q, k, v = (a + _across(b, a) for a, b in ((q, self.q_bias), (k, self.k_bias), (v, self.v_bias)))
@@ -161,14 +162,14 @@ class Attention(nn.Module):
         return q, k.swapaxes(1, 2), v.swapaxes(1, 2)
 
     def project_out(self, x: jax.Array) -> jax.Array:
-        """x: [B, T, n, h] -> [B, T, d]."""
-        # Flat, because XLA:CPU takes the two contracted axes in the other order and transposes the weight at each call.
+        """Applies the output projection. x: [B, T, n, h] -> [B, T, d]."""
+        # Flattened, since XLA:CPU orders the two contracted axes the other way and transposes the weight at each call.
         y = _affine(x.reshape(*x.shape[:2], -1), self.o.reshape(-1, self.o.shape[-1]), None)
         return y + _across(self.o_bias, y) if self.config.output_bias else y
 
 
 class Mlp(nn.Module):
-    """The MLP as two halves, so that its hidden channels can be seen: x -> hidden [.., f] -> output [.., d]."""
+    """MLP in two halves, which exposes its hidden channels: x -> hidden [.., f] -> output [.., d]."""
 
     config: DecoderConfig
 
@@ -186,7 +187,7 @@ class Mlp(nn.Module):
                 self.gate_bias = self.param("gate_bias", zeros, (c.intermediate,))
 
     def hidden(self, x: jax.Array) -> jax.Array:
-        """x: [..., d] -> [..., f]: act(x gate) * (x up), or act(x up) where the family has no gate."""
+        """Computes act(x gate) * (x up), or act(x up) if the MLP is not gated. x: [..., d] -> [..., f]."""
         act, bias = ACTIVATIONS[self.config.activation], self.config.mlp_bias
         up = _affine(x, self.up, self.up_bias if bias else None)
         if not self.config.gated:
@@ -194,7 +195,7 @@ class Mlp(nn.Module):
         return act(_affine(x, self.gate, self.gate_bias if bias else None)) * up
 
     def project(self, h: jax.Array) -> jax.Array:
-        """h: [..., f] -> [..., d]."""
+        """Applies the output projection. h: [..., f] -> [..., d]."""
         return _affine(h, self.down, self.down_bias if self.config.mlp_bias else None)
 
 
@@ -204,5 +205,5 @@ def _affine(x: jax.Array, weight: jax.Array, bias: jax.Array | None) -> jax.Arra
 
 
 def _across(vector: jax.Array, x: jax.Array) -> jax.Array:
-    """Gives a parameter the rank and dtype of the activations that it is combined with."""
+    """Casts and reshapes a parameter to the dtype and rank of the activations that it is combined with."""
     return vector.astype(x.dtype).reshape((1,) * (x.ndim - vector.ndim) + vector.shape)

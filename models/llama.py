@@ -1,11 +1,11 @@
-"""LLaMA 1, 2, 3, 3.1, 3.2 (and models of the same architecture): a table."""
+"""Family table for LLaMA 1, 2, 3, 3.1, 3.2 and models of the same architecture."""
 
 from spap_jax.models.families import Family, Field
 from spap_jax.models.rules import Rule
 
 
 def head_width(read: dict) -> int:
-    """Width of a head where the config does not name it."""
+    """Returns the default width of a head, for a config without head_dim."""
     return read["width"] // read["heads"]
 
 

@@ -1,11 +1,11 @@
-"""OPT, 125m to 66b, and Galactica: a table."""
+"""Family table for OPT, 125m to 66b, and Galactica."""
 
 from spap_jax.models.families import Family, Field
 from spap_jax.models.rules import Rule
 
 
 def derived(read: dict) -> dict:
-    """Sizes and switches that OPT's config gives in other words."""
+    """Derives sizes and switches that OPT's config does not state directly."""
     return {
         "kv_heads": read["heads"],
         "head_dim": read["width"] // read["heads"],

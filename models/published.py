@@ -1,7 +1,7 @@
-"""Fields of config.json that transformers reads for every family: the inert ones, and those that may have some values.
+"""Fields of config.json that transformers reads for every family: those without effect, and those restricted in value.
 
-A family's table holds its own fields. What is in neither, transformers does not read either: it changes nothing that
-stock transformers computes, and is ignored. `tests/models/test_published_configs.py` holds the tables against the
+A family's table lists its own fields. Fields in neither place are not read by transformers: they do not change what
+stock transformers computes, and are ignored. `tests/models/test_published_configs.py` checks the tables against the
 installed transformers.
 """
 
@@ -10,7 +10,7 @@ from typing import Any
 
 INERT = frozenset(
     (
-        # Names, versions and the form in which weights are stored and outputs returned.
+        # Names, versions, storage of weights and format of outputs.
         "_attn_implementation",
         "_attn_implementation_autoset",
         "_commit_hash",
@@ -37,7 +37,7 @@ INERT = frozenset(
         "transformers_version",
         "use_bfloat16",
         "use_cache",
-        # What only training and initialisation read. pretraining_tp once cut the products into parts with the same sum.
+        # Read by training and initialisation only. pretraining_tp used to split products into parts with the same sum.
         "activation_dropout",
         "attention_dropout",
         "classifier_dropout",
@@ -50,13 +50,13 @@ INERT = frozenset(
         "layerdrop",
         "pretraining_tp",
         "tf_legacy_loss",
-        # Other heads than that of a language model, and other places in a model than that of a decoder alone.
+        # For heads other than a language model's, and for models other than a standalone decoder.
         "id2label",
         "is_decoder",
         "label2id",
         "num_labels",
         "problem_type",
-        # Tokens with a meaning, and how to generate.
+        # Special tokens and generation settings.
         "bad_words_ids",
         "begin_suppress_tokens",
         "bos_token_id",
@@ -89,11 +89,11 @@ INERT = frozenset(
         "typical_p",
     )
 )
-"""Fields that transformers knows and that do not change what a forward pass computes, whatever their value."""
+"""Fields known to transformers that never change what a forward pass computes."""
 
 
 def absent(value: Any) -> bool:
-    """Whether a field that is there holds nothing: null, or an empty list or object. The number 0 is a value."""
+    """Whether a field's value is empty: null, or an empty list or object. The number 0 is not empty."""
     return value is None or value == [] or value == {}
 
 
@@ -103,7 +103,7 @@ def not_true(value: Any) -> bool:
 
 
 def full_attention(layer_types: Any) -> bool:
-    """Whether no layer has another kind of attention than that over all tokens before."""
+    """Whether every layer attends to all previous tokens."""
     return absent(layer_types) or (isinstance(layer_types, list) and set(map(str, layer_types)) == {"full_attention"})
 
 
@@ -113,7 +113,7 @@ ACCEPTED: Mapping[str, Callable[[Any], bool]] = {
     "decoder": absent,
     "fusion_config": absent,
     "generator": absent,
-    "is_causal": lambda value: value is True,  # transformers takes null for false
+    "is_causal": lambda value: value is True,  # transformers treats null as false
     "is_encoder_decoder": not_true,
     "kv_sharing_modes": absent,
     "layer_types": full_attention,
@@ -124,7 +124,7 @@ ACCEPTED: Mapping[str, Callable[[Any], bool]] = {
     "text_config": absent,
     "text_encoder": absent,
 }
-"""Fields that change what transformers computes in any family, and the values with which the ports compute the same."""
+"""Fields that affect what transformers computes in any family, each with a test for the values that ports support."""
 
 REASONS: Mapping[str, str] = {
     "quantization_config": "this checkpoint is quantised (quantization_config is set), and pruning needs the weights "
@@ -132,4 +132,4 @@ REASONS: Mapping[str, str] = {
     "auto_map": "this checkpoint brings code of its own (auto_map is set), which is never run, so what the model "
     "computes is unknown: start from a checkpoint that transformers loads without trust_remote_code.",
 }
-"""Why other values of some of these fields are refused, in a sentence of its own."""
+"""Specific error messages for unsupported values of some of these fields."""

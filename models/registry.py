@@ -12,12 +12,12 @@ FAMILIES = {family.name: family for family in (LLAMA, QWEN2, OPT)}
 
 
 def family_of(theirs: dict[str, Any]) -> Family:
-    """The family of a parsed config.json.
+    """Returns the family of a parsed config.json.
 
-    The case of letters in the name of the architecture does not count: early LLaMA checkpoints say LLaMAForCausalLM.
+    The name of the architecture is compared case-insensitively: early LLaMA checkpoints say LLaMAForCausalLM.
 
     Raises:
-        UserError: it is not a supported one.
+        UserError: the family is not supported.
     """
     family = FAMILIES.get(str(theirs.get("model_type")))
     architectures = theirs.get("architectures") or []

@@ -1,4 +1,4 @@
-"""The rotary embedding of a Hugging Face config, in the forms that transformers 4 and 5 write."""
+"""Reads the rotary embedding of a Hugging Face config, in the formats of transformers 4 and 5."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from spap_jax.models.kinds import of_kind
 _ORIGINAL = "original_max_position_embeddings"
 
 ROPE_FIELDS = frozenset({_ORIGINAL, "partial_rotary_factor", "rope_parameters", "rope_scaling", "rope_theta"})
-"""Fields of config.json that say how positions are embedded."""
+"""Fields of config.json that configure the rotary embedding."""
 
 _NUMBERS = {
     "default": {"theta": "rope_theta"},
@@ -22,20 +22,21 @@ _NUMBERS = {
         "original_positions": _ORIGINAL,
     },
 }
-"""Kind of scaling -> field of `Rope` -> the name of its number in config.json."""
+"""Kind of scaling -> field of `Rope` -> its name in config.json."""
 
 _BASE = 10000.0
-"""What transformers takes where config.json names no base."""
+"""Default base of transformers if config.json specifies none."""
 
 
 def read_rope(theirs: dict[str, Any]) -> Rope:
-    """Reads both forms: ``rope_theta`` with ``rope_scaling``, and ``rope_parameters`` with the base inside.
+    """Reads both formats: ``rope_theta`` with ``rope_scaling``, and ``rope_parameters``, which contains the base.
 
-    Where a config says a thing twice, the one counts that counts in transformers: ``rope_scaling`` replaces
-    ``rope_parameters``, and what these hold comes before what is beside them, except the original number of positions.
+    If a config specifies a value twice, precedence is as in transformers: ``rope_scaling`` replaces
+    ``rope_parameters``, and values inside either take precedence over top-level fields, except the original number of
+    positions.
 
     Raises:
-        UserError: the scaling is of a kind that is not implemented, or lacks a number, or sets something else.
+        UserError: the kind of scaling is not implemented, a number is missing, or an unsupported value is set.
     """
     old, new = (of_kind(name, theirs.get(name) or {}, dict) for name in ("rope_scaling", "rope_parameters"))
     scaling = old or new
@@ -56,7 +57,7 @@ def read_rope(theirs: dict[str, Any]) -> Rope:
         raise UserError(
             "config.json gives the same low_freq_factor and high_freq_factor, which llama3 cannot have: correct it."
         )
-    whole = {"partial_rotary_factor": 1.0}  # the default, which stands for all of a head
+    whole = {"partial_rotary_factor": 1.0}  # the default: rotates all channels of a head
     unread = {n: v for n, v in given.items() if n not in names.values() and v not in (None, whole.get(n))}
     if unread:
         raise UserError(f"config.json's rope scaling {kind!r} sets {unread}, which this port does not compute.")

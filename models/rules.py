@@ -1,4 +1,4 @@
-"""One weight's two names, and the axes between them."""
+"""Rules that map a weight's checkpoint name and axes to those of the parameter tree."""
 
 import math
 import re
@@ -9,10 +9,10 @@ from einops import rearrange
 
 
 class Rule(NamedTuple):
-    """How a tensor of a checkpoint becomes an array of the parameter tree, and back.
+    """Mapping between a tensor of a checkpoint and an array of the parameter tree, in both directions.
 
-    The rule is stated once: ``axes`` reads from the checkpoint's shape to ours, and swapping its sides inverts it. Its
-    letters (``docs/architecture.md``) give the shapes on both sides and say where the prunable axis f lies.
+    The rule is stated once: ``axes`` rearranges the checkpoint's axes to ours, and swapping its sides inverts it. Its
+    letters (``docs/architecture.md``) determine the shapes on both sides and the position of the prunable axis f.
 
     Attributes:
         theirs: Name in the checkpoint, with ``{i}`` for the layer.
@@ -26,40 +26,43 @@ class Rule(NamedTuple):
 
     @property
     def sides(self) -> tuple[str, str]:
-        """The checkpoint's axes and ours."""
+        """The axes in the checkpoint and in the parameter tree."""
         theirs, ours = self.axes.split(" -> ")
         return theirs, ours
 
     @property
     def letters(self) -> list[str]:
-        """The letters of our axes."""
+        """The axis letters in the parameter tree."""
         return self.sides[1].split()
 
     @property
     def stacked(self) -> bool:
-        """Whether there is one such tensor in every layer."""
+        """Whether every layer has a tensor of this rule."""
         return self.ours.startswith("layers/")
 
     def shapes(self, sizes: dict[str, int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Shapes in the checkpoint and in one layer of the tree, for the axis sizes of ``DecoderConfig.axes``."""
+        """Returns the shapes in the checkpoint and in one layer of the tree, given ``DecoderConfig.axes``."""
         theirs, ours = (rearranged_shape(side, sizes) for side in self.sides)
         return theirs, ours
 
     def read(self, tensor: np.ndarray, sizes: dict[str, int]) -> np.ndarray:
-        """A checkpoint's tensor as an array of ours: the same numbers, the same dtype."""
+        """Rearranges a checkpoint's tensor to our axes, with the same values and dtype."""
         return np.ascontiguousarray(rearrange(tensor, self.axes, **self._grouped(sizes)))
 
     def write(self, array: np.ndarray, sizes: dict[str, int]) -> np.ndarray:
-        """The inverse of ``read``; contiguous, since safetensors writes wrong data for views that are not."""
+        """Inverts ``read``; the result is contiguous, since safetensors writes wrong data for non-contiguous views."""
         theirs, ours = self.sides
         return np.ascontiguousarray(rearrange(array, f"{ours} -> {theirs}", **self._grouped(sizes)))
 
     def theirs_of(self, index: tuple[slice, ...], sizes: dict[str, int]) -> tuple[tuple[slice, ...], dict[str, int]]:
-        """Where a part of our array lies in the checkpoint's tensor, and the axis sizes of the part.
+        """Returns the slices of the checkpoint's tensor for a part of our array, and the part's axis sizes.
 
         Args:
-            index: A slice for each of our axes; of letters that are one axis of theirs, only the first may be cut.
-            sizes: Axis sizes of the whole.
+            index: A slice for each of our axes; of letters merged into one checkpoint axis, only the first may be cut.
+            sizes: Axis sizes of the full array.
+
+        Raises:
+            ValueError: the part is not contiguous in the checkpoint's tensor.
         """
         spans = {letter: cut.indices(sizes[letter])[:2] for letter, cut in zip(self.letters, index, strict=True)}
         part = {letter: stop - start for letter, (start, stop) in spans.items()}
@@ -76,10 +79,10 @@ class Rule(NamedTuple):
 
 
 def rearranged_shape(side: str, sizes: dict[str, int]) -> tuple[int, ...]:
-    """Shape of one side of a rule: ``"(n h) d"`` with n=2, h=3, d=5 is (6, 5)."""
+    """Returns the shape of one side of a rule: ``"(n h) d"`` with n=2, h=3, d=5 is (6, 5)."""
     return tuple(math.prod(sizes[letter] for letter in group) for group in _groups(side))
 
 
 def _groups(side: str) -> list[list[str]]:
-    """The letters of each axis of a side: ``"(n h) d"`` is [[n, h], [d]]."""
+    """Splits a side into the letters of each axis: ``"(n h) d"`` is [[n, h], [d]]."""
     return [group.strip("()").split() for group in re.findall(r"\(.*?\)|\w+", side)]

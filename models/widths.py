@@ -1,4 +1,4 @@
-"""Layers that differ in MLP width: the field of config.json that tells it, which stock loaders do not know."""
+"""Per-layer MLP widths: the field of config.json that stores them, which stock loaders do not know."""
 
 from typing import Any
 
@@ -6,14 +6,14 @@ from spap_jax.errors import UserError
 from spap_jax.models.config import DecoderConfig
 
 WIDTHS_FIELD = "spap_intermediate_sizes"
-"""The width of each layer where they differ; absent or null otherwise."""
+"""The field with the width of each layer if they differ; missing or null otherwise."""
 
 
 def with_own_widths(config: DecoderConfig, widths: Any) -> DecoderConfig:
-    """A config with the widths that the field gives.
+    """Returns the config with the per-layer widths from the field, or unchanged if the field is missing or null.
 
     Raises:
-        UserError: they are not such as layers of this config can have.
+        UserError: the widths are not valid for this config.
     """
     if widths is None:
         return config

@@ -1,11 +1,11 @@
-"""Ways to choose channels and to update the weights kept: the library's own and its peers', behind one call.
+"""Methods that select channels and update the kept weights: the library's own and its baselines, behind one interface.
 
-Every peer works as its paper says up to what all of them share here, so that a comparison shows the methods alone: the
-same second moments of the same tokens, on the stream that the already pruned blocks produce; where weights are solved
-for, the same target, which also repairs what earlier blocks broke, and the same ridge; the same width in every layer;
-attention heads in whole key/value groups, or none. This favours the peers that solve for weights over their papers, in
-which each layer reproduces what the dense layer makes of its tokens and repairs nothing; and it takes from FLAP its
-allocation of widths over layers.
+Every baseline follows its paper except for what all methods share here, so that comparisons isolate the methods: the
+same second moments of the same tokens, on the stream that the already pruned blocks produce; if weights are solved for,
+the same target, which also corrects the errors of earlier blocks, and the same ridge; the same width in every layer;
+attention heads in entire key/value groups, or not at all. This favours baselines that solve for weights, compared with
+their papers, where each layer reproduces the dense layer's output on its own input and corrects no earlier error; and
+it deprives FLAP of its allocation of widths over layers.
 """
 
 from collections.abc import Callable
@@ -22,14 +22,14 @@ from spap_jax.solver.swap import Polished, polish
 
 
 class Layer(NamedTuple):
-    """What a selector may look at.
+    """Inputs available to a selector.
 
     Attributes:
         problem: The layer, f channels.
-        system: The same, ridged and equilibrated.
+        system: Its ridged and equilibrated system.
         mean: [f] mean of each hidden channel over the calibration tokens.
         variance: [f] variance of each hidden channel over the calibration tokens.
-        key: Randomness of this layer's choice.
+        key: Random key for this layer's selection.
     """
 
     problem: Problem
@@ -40,12 +40,12 @@ class Layer(NamedTuple):
 
 
 class Search(NamedTuple):
-    """How hard to search, static but for the penalty.
+    """Search effort; all fields except the penalty are static.
 
     Attributes:
         penalty: Weight of the penalty on a removed channel, relative to its energy.
-        steps: Steps in which the number of penalised channels grows.
-        swap_rounds: Rounds of swaps, for the methods that end with them.
+        steps: Number of steps in which the count of penalised channels grows.
+        swap_rounds: Rounds of swaps, for methods that end with swaps.
     """
 
     penalty: float | Array = 100.0
@@ -54,13 +54,13 @@ class Search(NamedTuple):
 
 
 class Method(NamedTuple):
-    """A way to prune.
+    """A pruning method.
 
     Attributes:
         select: (layer, k, search) -> [k] int32 channels to keep, ascending, before any swaps.
-        update: What its paper does with the weights kept: "none", "bias", "refit" or "alternate".
-        swaps: Whether exact swaps end the selection.
-        score: layer -> [f], where the highest scores are all there is to the selection; of a group, their sum.
+        update: How its paper updates the kept weights: "none", "bias", "refit" or "alternate".
+        swaps: Whether the selection ends with exact swaps.
+        score: layer -> [f], for methods that select by score alone; a group's score is the sum of its channels'.
     """
 
     select: Callable[[Layer, int, Search], Array]
@@ -87,39 +87,39 @@ METHODS: dict[str, Method] = {
     "obs": Method(lambda layer, keep, search: criteria.obs(layer.system, keep), "refit"),
     "osscar": Method(lambda layer, keep, search: criteria.obs_batches(layer.system, keep), "refit", swaps=True),
 }
-"""The methods by name; what each takes from its paper is told by its criterion in `criteria`."""
+"""The methods by name; the criteria in `criteria` document how each relates to its paper."""
 
 
 def update_used(settings: PruneSettings) -> str:
-    """The update of a run: "none", "bias", "refit" or "alternate"."""
+    """Returns the update used in a run: "none", "bias", "refit" or "alternate"."""
     return METHODS[settings.method].update if settings.update == "own" else settings.update
 
 
 def select_channels(method: str, layer: Layer, keep: int, search: Search) -> Polished:
-    """Chooses a layer's channels; every choice gets its count of improving swaps, whether it makes swaps or not.
+    """Selects a layer's channels; the improving swaps are counted for every method, whether it makes swaps or not.
 
     Args:
         method: A key of `METHODS`.
-        layer: What to look at, f channels.
-        keep: How many channels to keep, k; static, as is `method`.
-        search: How hard to search.
+        layer: The selector's inputs, f channels.
+        keep: Number of channels to keep, k; static, as is `method`.
+        search: The search effort.
     """
     way = METHODS[method]
     return polish(layer.system, way.select(layer, keep, search), search.swap_rounds if way.swaps else 0)
 
 
 def select_groups(method: str, layer: Layer, count: int, keep: int, swap_rounds: int) -> Polished:
-    """Chooses among groups of channels that stay or go together, as a layer's key/value heads do.
+    """Selects groups of channels that are kept or removed together, such as a layer's key/value heads.
 
     Methods that score channels keep the groups with the highest sums; the others remove the cheapest group, one at a
-    time. Every choice gets its count of improving swaps.
+    time. The improving swaps are counted for every method.
 
     Args:
         method: A key of `METHODS`.
-        layer: What to look at, f channels in groups of f / count.
+        layer: The selector's inputs, f channels in groups of f / count.
         count: Number of groups; static.
-        keep: How many to keep; static, as is `method`.
-        swap_rounds: Most swaps, for the methods that end with them; static.
+        keep: Number of groups to keep; static, as is `method`.
+        swap_rounds: Maximum number of swaps, for methods that end with swaps; static.
     """
     way = METHODS[method]
     if way.score is None:

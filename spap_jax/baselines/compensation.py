@@ -1,4 +1,4 @@
-"""FLAP's compensation: the output bias makes up for the mean of the channels removed."""
+"""FLAP's compensation: the output bias absorbs the mean contribution of the removed channels."""
 
 from jax import Array
 
@@ -7,11 +7,11 @@ from spap_jax.numerics import full_precision
 
 @full_precision
 def lost_mean(weight: Array, mean: Array, kept: Array) -> Array:
-    """``sum_j mean(h_j) W_j`` over the channels removed, [d]: what FLAP (An et al. 2024) adds to the output bias.
+    """Computes FLAP's (An et al. 2024) addition to the output bias: ``sum_j mean(h_j) W_j`` over removed channels, [d].
 
-    Where the weights stay and the target is the dense output on the same tokens, no other bias has a smaller error.
-    Here the means are those of the stream that the pruned blocks before produce; FLAP, which ranks the channels of all
-    layers together, takes the dense one's. What earlier blocks broke is not repaired, as there.
+    If the weights are unchanged and the target is the dense output on the same tokens, this bias minimises the error.
+    The means here come from the stream that the previous pruned blocks produce; FLAP, which ranks the channels of all
+    layers together, uses the dense stream. As in FLAP, the errors of earlier blocks are not corrected.
 
     Args:
         weight: [f,d] the dense output projection.

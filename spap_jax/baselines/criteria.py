@@ -1,6 +1,6 @@
-"""The peers' rules for choosing channels, written anew from their papers.
+"""Selection criteria of the baselines, reimplemented from their papers.
 
-What all of them share here, and how that differs from the papers, is told in `spap_jax.baselines`.
+`spap_jax.baselines` documents what all of them share here, and how that differs from the papers.
 """
 
 import math
@@ -17,21 +17,21 @@ BATCHES = 10
 
 
 def random(key: Array, width: int) -> Array:
-    """Uniform scores, [f]: every set of channels is equally likely; what a criterion has to beat.
+    """Returns uniform random scores, [f], so that every set of channels is equally likely; the trivial baseline.
 
     Args:
-        key: Randomness.
+        key: Random key.
         width: Number of channels, f; static.
     """
     return jax.random.uniform(key, (width,))
 
 
 def magnitude(weight: Array) -> Array:
-    """``|W_j|^2``, [f]: the size of a channel's outgoing weights.
+    """Computes ``|W_j|^2``, [f]: the squared norm of a channel's outgoing weights.
 
-    Magnitude pruning of whole structures, after Li et al. 2017 ("Pruning Filters for Efficient ConvNets"). They take
-    the absolute sum of the weights that enter a channel; here it is the squares of those that leave it, in which
-    channels of a gated and of a plain MLP compare alike.
+    This is structured magnitude pruning, after Li et al. 2017 ("Pruning Filters for Efficient ConvNets"). They sum the
+    absolute values of a channel's incoming weights; here the squares of its outgoing weights are summed, which treats
+    gated and plain MLPs alike.
 
     Args:
         weight: [f,d] the dense output projection.
@@ -40,26 +40,26 @@ def magnitude(weight: Array) -> Array:
 
 
 def wanda(weight: Array, mean: Array, variance: Array) -> Array:
-    """``|h_j| * sum_i |W_ji|``, [f]: a channel's root mean square times its outgoing weights' absolute sum.
+    """Computes ``|h_j| * sum_i |W_ji|``, [f]: a channel's root mean square times its outgoing weights' absolute sum.
 
-    Wanda (Sun et al. 2024, arXiv 2306.11695) scores single weights so; its sum over a channel is Wanda-sp (An et al.
-    2024, the FLAP paper) and the metric of FASP (Hu et al. 2025, arXiv 2501.09412). Wanda-sp keeps the weights as they
-    are; FASP then solves least squares for the output projection. FASP also prunes the attention's values and outputs.
+    Wanda (Sun et al. 2024, arXiv 2306.11695) scores single weights this way; the sum over a channel is Wanda-sp (An et
+    al. 2024, the FLAP paper) and the metric of FASP (Hu et al. 2025, arXiv 2501.09412). Wanda-sp leaves the weights
+    unchanged; FASP then solves least squares for the output projection, and also prunes attention values and outputs.
 
     Args:
         weight: [f,d] the dense output projection.
         mean: [f] mean of each hidden channel over the calibration tokens.
-        variance: [f] variance of each; the norm is not centred, even where the layer's moments are.
+        variance: [f] variance of each channel; the norm is not centred, even if the layer's moments are.
     """
     return jnp.sqrt(variance + mean**2) * jnp.sum(jnp.abs(weight), axis=1)
 
 
 def flap(weight: Array, variance: Array) -> Array:
-    """``|W_j|^2 * Var(h_j)``, [f]: WIFV, the weighted fluctuation of FLAP (An et al. 2024, arXiv 2312.11983).
+    """Computes ``|W_j|^2 * Var(h_j)``, [f]: WIFV, the weighted fluctuation of FLAP (An et al. 2024, arXiv 2312.11983).
 
-    A channel that hardly varies is well replaced by its mean, which the update "bias" adds. FLAP standardises the
-    scores within each layer and ranks them over all layers and over the attention heads, so that its layers end with
-    different widths; here every layer ranks its own channels.
+    A channel that hardly varies is well approximated by its mean, which the update "bias" adds. FLAP standardises the
+    scores within each layer and ranks them over all layers and attention heads, so that its layers end with different
+    widths; here every layer ranks its own channels.
 
     Args:
         weight: [f,d] the dense output projection.
@@ -70,16 +70,16 @@ def flap(weight: Array, variance: Array) -> Array:
 
 @full_precision
 def obs(system: System, keep: int) -> Array:
-    """Optimal brain surgeon, a whole channel at a time: as ZipLM (Kurtic et al. 2023, arXiv 2302.04089).
+    """Selects by optimal brain surgeon, one channel at a time, as in ZipLM (Kurtic et al. 2023, arXiv 2302.04089).
 
-    Each step removes the channel with the least ``|V_j|^2 / (G^-1)_jj``, V being solved anew for those left. SlimGPT
-    (Ling et al. 2024, arXiv 2412.18110) has the same score and removes channels in groups, of a size that changes as it
-    goes, with more of them in later layers. Both change the weights step by step; the closed form at the end, the
-    update "refit", is where those steps lead, without their rounding.
+    Each step removes the channel with the least ``|V_j|^2 / (G^-1)_jj``, with V re-solved for the remaining channels.
+    SlimGPT (Ling et al. 2024, arXiv 2412.18110) uses the same score and removes channels in groups of varying size,
+    more of them in later layers. Both update the weights step by step; the closed form at the end, the update "refit",
+    yields the same result without the accumulated rounding.
 
     Args:
         system: The layer, f channels.
-        keep: How many channels to keep, k; static.
+        keep: Number of channels to keep, k; static.
 
     Returns:
         [k] int32 channel numbers, ascending.
@@ -95,17 +95,17 @@ def obs(system: System, keep: int) -> Array:
 
 @full_precision
 def obs_batches(system: System, keep: int) -> Array:
-    """The elimination of OSSCAR (Meng et al. 2024, arXiv 2403.12983): ten batches, each of the cheapest channels.
+    """Selects by the elimination of OSSCAR (Meng et al. 2024, arXiv 2403.12983): ten batches of the cheapest channels.
 
-    Within a batch the costs are those of losing one channel alone; between batches they are computed anew. OSSCAR then
-    searches locally: it exchanges t channels at once and keeps the exchange if the error falls. Here the method
-    "osscar" makes disjoint exchanges of one for one, the best ones, many in a round if they pay together, until none
-    improves or `swap_rounds` is spent (`solver/swap.py`). Its damping of 0.01 times the mean energy is the run's ridge
-    here, and its float64 is float32.
+    Within a batch the costs are those of removing one channel alone; between batches they are recomputed. OSSCAR then
+    searches locally: it swaps t channels at once and accepts the swap if the error falls. Here the method "osscar"
+    makes the best disjoint one-for-one swaps, many per round if they improve jointly, until none improves or
+    `swap_rounds` is exhausted (`solver/swap.py`). In place of its damping of 0.01 times the mean energy, this uses the
+    run's ridge, and float32 in place of float64.
 
     Args:
         system: The layer, f channels.
-        keep: How many channels to keep, k; static.
+        keep: Number of channels to keep, k; static.
 
     Returns:
         [k] int32 channel numbers, ascending.
@@ -121,11 +121,11 @@ def obs_batches(system: System, keep: int) -> Array:
 
 
 def highest(scores: Array, keep: int) -> Array:
-    """The channels with the highest scores; among equals the first.
+    """Selects the channels with the highest scores; ties go to the lower channel number.
 
     Args:
         scores: [f] larger is more important.
-        keep: How many to keep, k; static.
+        keep: Number of channels to keep, k; static.
 
     Returns:
         [k] int32 channel numbers, ascending.

@@ -1,1 +1,1 @@
-"""Pruning of a decoder, block by block."""
+"""Block-by-block pruning of a decoder."""

@@ -1,4 +1,4 @@
-"""How much of a model goes, beside how much was asked for: widths and heads are whole, and rounded."""
+"""Achieved versus requested sparsity, which differ because widths and numbers of heads are rounded."""
 
 from dataclasses import dataclass
 
@@ -8,32 +8,32 @@ from spap_jax.quantities import achieved_text, missed, share_text
 from spap_jax.settings import PruneSettings
 
 _MOST = 0.9
-"""Fraction of the channels above which losing them is worth a warning."""
+"""Fraction of removed channels above which a warning is given."""
 
 
 @dataclass(frozen=True)
 class Sparsity:
-    """A fraction removed, and the one that was asked for."""
+    """A removed fraction and the requested one."""
 
     asked: float
     achieved: float
 
     @property
     def missed(self) -> bool:
-        """Whether they are so far apart that both have to be told."""
+        """Whether the two differ enough that both have to be reported."""
         return missed(self.achieved, self.asked)
 
 
 @dataclass(frozen=True)
 class Sparsities:
-    """Of the MLP channels of all layers together, and of the attention heads."""
+    """Sparsity of the MLP channels, over all layers, and of the attention heads."""
 
     channels: Sparsity
     heads: Sparsity
 
     @property
     def words(self) -> str:
-        """What is removed; heads are left out where all stay."""
+        """Text that states what is removed; heads are omitted if all are kept."""
         found = achieved_text(self.channels.achieved, self.channels.asked, "the MLP channels")
         if self.heads.achieved:
             found += f" and {achieved_text(self.heads.achieved, self.heads.asked, 'the heads')}"
@@ -41,14 +41,14 @@ class Sparsities:
 
 
 def sparsities(config: DecoderConfig, narrow: DecoderConfig, settings: PruneSettings) -> Sparsities:
-    """What pruning a decoder to a narrower one removes."""
+    """Computes the fractions that pruning ``config`` to ``narrow`` removes."""
     channels = 1 - sum(narrow.layer_widths) / sum(config.layer_widths)
     heads = 1 - narrow.kv_heads / config.kv_heads
     return Sparsities(Sparsity(settings.sparsity, channels), Sparsity(settings.attention_sparsity, heads))
 
 
 def warn_of_sparsity(config: DecoderConfig, narrow: DecoderConfig, settings: PruneSettings) -> None:
-    """Warns where rounding removes something else than was asked for, and where hardly anything is left."""
+    """Warns if rounding changes the requested sparsity noticeably, or if hardly any channels are left."""
     found = sparsities(config, narrow, settings)
     stay = f"{narrow.intermediate} of {config.intermediate} stay in a layer"
     if found.channels.missed:

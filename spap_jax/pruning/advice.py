@@ -1,6 +1,6 @@
-"""What would have helped, where work of a pruning run was for nothing: a pure function of its report.
+"""Advice after a pruning run in which some of the work had no effect: a pure function of its report.
 
-The thresholds are chosen so that a run with enough calibration text hears nothing.
+The thresholds are chosen so that a run with enough calibration text gets no advice.
 """
 
 import statistics
@@ -12,29 +12,29 @@ if TYPE_CHECKING:
     from spap_jax.pruning.report import PruneReport
 
 TOKENS_PER_CHANNEL = 10
-"""Calibration tokens for each channel that are enough.
+"""Sufficient number of calibration tokens per channel.
 
-With N tokens and k channels a least-squares fit is better on the tokens that were fitted than on others by a factor of
-about (N + k) / (N - k): 3 at two tokens for each channel, 1.5 at five, 1.2 at ten, from where more of them gain little.
+With N tokens and k channels, the error of a least-squares fit is lower on the fitted tokens than on others by a factor
+of about (N + k) / (N - k): 3 at two tokens per channel, 1.5 at five, 1.2 at ten; beyond that, more tokens gain little.
 """
 
 OVERFIT = 1.5
-"""The held-out error over the calibration's from which a run is told: that of five tokens for each channel."""
+"""Ratio of held-out to calibration error from which advice is given: that of five tokens per channel."""
 
 MOST = 0.5
-"""The part of the layers from which on something is told that happened to each of them by itself.
+"""Fraction of the layers above which an event that happens layer by layer is worth advice.
 
-Rounds that help no more in some layers, and refused steps at the end of a sweep, are part of a good run.
+A good run also has some layers in which further rounds do not help, and some rejected steps at the end of a sweep.
 """
 
 
 def advice(report: "PruneReport") -> tuple[str, ...]:
-    """A sentence, without its full stop, for each kind of work that was for nothing; empty after a good run."""
+    """Returns a sentence, without full stop, for each kind of work that had no effect; empty after a good run."""
     return (*_few_tokens(report), *_refused_rounds(report), *_refused_sweeps(report))
 
 
 def _few_tokens(report: "PruneReport") -> list[str]:
-    """The channels fit the calibration and not the text that was held out."""
+    """Detects channels that fit the calibration text but not the held-out text."""
     ratios = [
         layer.held_out.alternating / layer.calibration.alternating
         for layer in report.layers
@@ -76,7 +76,7 @@ def _tokens(report: "PruneReport") -> int:
 
 
 def _more(report: "PruneReport") -> str:
-    """How many sequences would be enough, or twice as many as there were."""
+    """Recommends a sufficient number of sequences, at least twice the number given."""
     length = report.calibration["sequence_length"]
     given = report.calibration["sequences"] // (1 + report.settings["sampled"])
     enough = -(-TOKENS_PER_CHANNEL * report.model["intermediate"]["before"] // length)

@@ -1,8 +1,8 @@
-"""A width for each layer within the total that one width for all would keep: ``--allocation global``.
+"""Per-layer widths with the same total as one width for all layers: ``--allocation global``.
 
-Errors of different layers do not compare: what one does to the model's predictions, the same error in another does not.
-So the dense model is asked before any block is pruned: with one layer alone at one width, how far are its predictions
-from what they were? Small divergences add up, nearly, so the widths with the least sum are found exactly.
+Errors of different layers are not comparable: equal errors in two layers affect the model's predictions differently.
+So before any block is pruned, the divergence of the dense model's predictions is measured with a single layer at each
+candidate width. Small divergences are nearly additive, so the widths with the least sum are found exactly.
 """
 
 import functools
@@ -28,10 +28,10 @@ from spap_jax.solver import allocation
 from spap_jax.solver.problem import equilibrate
 
 _STEP = 1 / 16
-"""Of a dense layer's channels, between one width and the next."""
+"""Spacing of the candidate widths, as a fraction of a dense layer's channels."""
 
 _REACH = 3
-"""Widths on either side of the uniform one: each different width compiles the programs of a layer anew."""
+"""Candidate widths on either side of the uniform one; few, since each width recompiles the programs of a layer."""
 
 
 def allocated_config(
@@ -41,19 +41,20 @@ def allocated_config(
     tokens: np.ndarray,
     settings: PruneSettings,
 ) -> DecoderConfig:
-    """The decoder to prune to: ``pruned_config``, its widths chosen by layer where the settings say so.
+    """Returns the config to prune to: ``pruned_config``, with per-layer widths if the settings ask for them.
 
-    For that all dense blocks are held, and the tokens pass through them once.
+    Choosing per-layer widths holds all dense blocks in memory and passes the tokens through them once.
 
     Args:
         config: The dense decoder.
         outer: Its parameters outside the blocks.
-        read_layer: Gives the parameters of a dense block by its number.
-        tokens: Calibration token blocks [B, T]; those held out tell the divergences.
-        settings: How to prune.
+        read_layer: Returns the parameters of a dense block by its number.
+        tokens: Calibration token blocks [B, T]; divergences are measured on the held-out ones.
+        settings: The pruning settings.
 
     Raises:
-        UserError: there is nothing to remove or to choose, or the layers differ in width already.
+        UserError: there is nothing to remove or to choose, or the layers already differ in width.
+        NotFiniteError: the dense model's predictions are not finite.
     """
     check_allocation(config, settings, devices.sharers())
     uniform = pruned_config(config, settings)
@@ -66,22 +67,23 @@ def allocated_config(
             "the dense model's predictions are not finite: they overflow in float32, so look whether the model "
             "computes what it should (spap eval)."
         )
-    # Columns count the steps above the least width.
+    # Columns count the steps above the smallest width.
     spare = config.layers * widths[::-1].index(uniform.intermediate)
     chosen = allocation.allocate(losses[:, ::-1], spare)
     return uniform.with_widths([widths[::-1][column] for column in chosen])
 
 
 def check_allocation(config: DecoderConfig, settings: PruneSettings, sharers: int) -> None:
-    """Refuses widths that cannot be chosen, or not be pruned to, before any work.
+    """Checks, before any work, that the widths can be chosen and pruned to.
 
     Args:
         config: The dense decoder.
-        settings: How to prune.
-        sharers: Among how many devices weights are to be divided.
+        settings: The pruning settings.
+        sharers: Number of devices over which weights are to be sharded.
 
     Raises:
-        UserError: layers differ in width, or are to, where all must be as wide; or there is but one width to choose.
+        UserError: layers differ in width, or would, with options that need equal widths; or there is only one
+            candidate width.
     """
     chosen = settings.allocation == "global"
     if chosen or config.widths:
@@ -111,7 +113,7 @@ def check_allocation(config: DecoderConfig, settings: PruneSettings, sharers: in
 
 
 def _candidates(config: DecoderConfig, settings: PruneSettings) -> tuple[int, ...]:
-    """The widths to choose from, descending and evenly spaced, the uniform one among them."""
+    """Returns the candidate widths, descending and evenly spaced, including the uniform one."""
     uniform = pruned_config(config, settings).intermediate
     step = reduce.kept_width(config.intermediate, 1 - _STEP, settings.round_to)
     around = (uniform + step * number for number in range(_REACH, -_REACH - 1, -1))
@@ -126,7 +128,7 @@ def _losses(
     settings: PruneSettings,
     widths: tuple[int, ...],
 ) -> np.ndarray:
-    """Divergence of the dense model with one layer alone at one width: [L, W] nats per token."""
+    """Measures the divergence of the dense model with a single layer at each width: [L, W] nats per token."""
     fitted, held_out = calibration_chunks(tokens, settings)
     judged = held_out if held_out.size else fitted[:1]
     outer, blocks = placed(config, {name: outer[name] for name in ("embed", "head")}), None
@@ -155,7 +157,7 @@ def _losses(
 @functools.partial(jax.jit, static_argnames="widths")
 @full_precision
 def _projections(mlp: Params, seen: Moments, ridge: float, widths: tuple[int, ...]) -> Params:
-    """The dense MLP's output projection (and bias) solved for at each width [W, ...], zero for the channels gone."""
+    """Solves for the dense MLP's output projection (and bias) at each width [W, ...], zero for removed channels."""
     down = allocation.path(equilibrate(seen.problem, ridge), widths)
     bias = seen.target_mean[None] - jnp.einsum("f,wfd->wd", seen.hidden_mean, down)
     return {name: new.astype(mlp[name].dtype) for name, new in (("down", down), ("down_bias", bias)) if name in mlp}

@@ -1,7 +1,7 @@
-"""One block's attention: its key/value groups chosen, its output projection solved for.
+"""Pruning of one block's attention: selects key/value groups and solves for the output projection.
 
-A group is a key/value head with the query heads that read it. What the heads attend to takes the place of the MLP's
-hidden channels: the same moments, the same system, the same closed form, with the channels of a group kept or removed
+A group is a key/value head with the query heads that read it. The heads' outputs take the role of the MLP's hidden
+channels: the same moments, the same system, the same closed form, with the channels of a group kept or removed
 together.
 """
 
@@ -39,24 +39,24 @@ def prune_attention(
     settings: PruneSettings,
     clock: Clock,
 ) -> tuple[Params, tuple[Streams, Streams], AttentionReport]:
-    """Prunes the attention of one block, and takes the streams on to its MLP.
+    """Prunes the attention of one block, and advances the streams to its MLP.
 
     Args:
         index: Number of the layer; seeds its randomness together with ``settings.seed``.
         config: The dense decoder, of a family with norms before attention.
-        narrow: The same with fewer heads.
+        narrow: The same config with fewer heads.
         layer: Parameters of one dense block.
-        both: Streams that enter the block: to fit, and to judge only, which may be of no chunks.
-        settings: How.
-        clock: Where time is counted.
+        both: Streams that enter the block, of the calibration and the held-out tokens; the latter may have no chunks.
+        settings: The pruning settings.
+        clock: Records the time by phase.
 
     Returns:
-        The block's parameters with fewer heads, the streams between its halves, and the report.
+        The block's parameters with fewer heads, the streams after its attention, and the report.
     """
     both = (streams.enter_attention(config, layer, both[0]), streams.enter_attention(config, layer, both[1]))
     clock.lap("streams", both)
     calibration, held_out = (streams.fitting_tokens(s) for s in both)
-    # The first keys are for the choices of channels and the steps on blocks, the one after them for sweeps.
+    # The first 2 L keys are used for channel selection and alternating rounds, the next one for sweeps.
     key = jax.random.fold_in(jax.random.key(settings.seed), 2 * config.layers + 1 + index)
     chosen, ridge, stages, fitted = _solve(config, narrow, layer, calibration, settings, key, clock)
     small = layer | {"attention": stages[-1]}
@@ -84,7 +84,7 @@ def _solve(
     key: jax.Array,
     clock: Clock,
 ) -> tuple[Polished, jax.Array, list[Params], list[jax.Array]]:
-    """The choice, the ridge used, and attention with dense weights, then updated; calibration errors [] of both."""
+    """Returns the choice, the ridge, attention with dense and updated weights, and their calibration errors []."""
     seen = moments.accumulate_attention(config, layer, calibration)
     clock.lap("statistics", seen)
     seen = devices.everywhere(seen)
@@ -123,12 +123,12 @@ def _errors(narrow: DecoderConfig, layer: Params, stages: list[Weights], tokens:
 
 
 def _to_weights(attention: Params) -> Weights:
-    """The output projection [n h, d] and bias as the solver sees them, in float32; what is inside stays as it is."""
+    """Converts the output projection [n h, d] and bias to the solver's ``Weights``, in float32; the rest is omitted."""
     o, bias = attention["o"].astype(jnp.float32), attention.get("o_bias")
     return Weights({}, o.reshape(-1, o.shape[-1]), None if bias is None else bias.astype(jnp.float32))
 
 
 def _with_weights(attention: Params, weights: Weights) -> Params:
-    """The inverse of ``_to_weights``, in the dtypes of ``attention``."""
+    """Inverts ``_to_weights``, in the dtypes of ``attention``."""
     new = {"o": weights.down} | ({} if weights.bias is None else {"o_bias": weights.bias})
     return attention | {n: a.reshape(attention[n].shape).astype(attention[n].dtype) for n, a in new.items()}

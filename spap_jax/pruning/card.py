@@ -1,4 +1,4 @@
-"""The model card: what a stranger who finds the pruned checkpoint should know."""
+"""The model card of a pruned checkpoint."""
 
 from spap_jax.pruning.report import PruneReport
 from spap_jax.quantities import range_text
@@ -41,7 +41,7 @@ model = spap_jax.load("PATH")"""
 OWN_LOADER = (
     "it loads with spap_jax only: stock transformers needs one width for all layers, as --allocation uniform keeps"
 )
-"""What there is to say of layers that differ in width."""
+"""Note on loading a model whose layers differ in width."""
 
 _UPDATES = {
     "none": "the weights of those kept are as they were (update `none`)",
@@ -60,12 +60,12 @@ _LOADERS = (
 
 
 def card_head(name: str, library: str, *tags: str) -> str:
-    """What the hub reads of a card.
+    """Builds the card's metadata block for the hub.
 
     Args:
-        name: The public name of the original. The hub accepts nothing but its own ids, which have a slash.
-        library: What loads the model.
-        tags: By which it is found.
+        name: The public name of the original model. The hub accepts only its own ids, which contain a slash.
+        library: The library that loads the model.
+        tags: Tags for search on the hub.
     """
     lines = [
         *([f"base_model: {name}"] if "/" in name else []),
@@ -78,12 +78,12 @@ def card_head(name: str, library: str, *tags: str) -> str:
 
 
 def pruned_files(report: PruneReport) -> dict[str, str]:
-    """What goes along with the weights of a pruned checkpoint, by file name: its report and its card."""
+    """Returns the files written next to the weights of a pruned checkpoint, by name: its report and its card."""
     return {"spap_report.json": report.to_json(), "README.md": model_card(report)}
 
 
 def model_card(report: PruneReport) -> str:
-    """The README.md of a pruned checkpoint; every figure comes from the report."""
+    """Builds the README.md of a pruned checkpoint; every figure comes from the report."""
     model, widths = report.model, report.model["widths"]
     heads, groups = model["heads"], model["kv_heads"]
     fewer_heads = groups["after"] < groups["before"]

@@ -1,4 +1,4 @@
-"""What pruning sees of one layer of the dense model: its second moments and its hidden channels."""
+"""Statistics of one layer of the dense model, as used by pruning: its second moments and its hidden channels."""
 
 import functools
 from typing import NamedTuple
@@ -18,12 +18,12 @@ from spap_jax.solver.alternating import Tokens
 
 
 class Entered(NamedTuple):
-    """One layer of a dense model, and the tokens at its MLP.
+    """One layer of a dense model, with the tokens at its MLP.
 
     Attributes:
-        config: The decoder, as wide as this layer.
+        config: The decoder, with this layer's width.
         layer: The layer's parameters.
-        tokens: What enters the addition of the MLP, and what should be there after it: [C, B, T, d] each.
+        tokens: The stream before the MLP's residual addition and the desired stream after it, [C, B, T, d] each.
     """
 
     config: DecoderConfig
@@ -32,13 +32,16 @@ class Entered(NamedTuple):
 
 
 def enter(model: Model, tokens: np.ndarray, layer: int, batch_tokens: int) -> Entered:
-    """Takes tokens through the dense model up to the MLP of a layer.
+    """Passes tokens through the dense model up to the MLP of a layer.
 
     Args:
         model: The dense model.
         tokens: Token blocks [B, T].
         layer: Number of the layer, from 0.
         batch_tokens: Tokens that pass through a layer at once.
+
+    Raises:
+        ValueError: the model has no layer of this number.
     """
     size = streams.largest_divisor(len(tokens), max(1, batch_tokens // tokens.shape[1]))
     stream = streams.start(model.config, model.params, streams.chunked(tokens, size))
@@ -54,7 +57,7 @@ def enter(model: Model, tokens: np.ndarray, layer: int, batch_tokens: int) -> En
 
 
 def dense_moments(entered: Entered) -> Moments:
-    """The second moments of the MLP's f hidden channels, and the means that recover an output bias."""
+    """Computes the second moments of the MLP's f hidden channels, and the means that recover an output bias."""
     return moments.accumulate(entered.config, entered.layer, entered.tokens)
 
 
@@ -65,6 +68,6 @@ def _hidden(config: DecoderConfig, layer: Params, residual: jax.Array) -> jax.Ar
 
 
 def dense_hidden(entered: Entered) -> jax.Array:
-    """The MLP's hidden channels [B, T, f], float32."""
+    """Computes the MLP's hidden channels [B, T, f], float32."""
     channels = _hidden(entered.config, entered.layer, entered.tokens.residual)
     return channels.reshape(-1, *channels.shape[2:])

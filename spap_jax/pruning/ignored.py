@@ -1,4 +1,4 @@
-"""Options that a run has no use for, because others leave out the step that they belong to."""
+"""Options without effect, because other options disable the step that they belong to."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ _SWEEPS = ("sweeps", "sweep_blocks", "sweep_steps", "sweep_learning_rate")
 
 
 def warn_of_ignored(settings: PruneSettings) -> None:
-    """Warns of settings that were changed and have no effect beside the others."""
+    """Warns of settings that were changed but have no effect in combination with the others."""
     for names, why in _unused(settings):
         changed = [name for name in names if getattr(settings, name) != getattr(PruneSettings, name)]
         if changed:
@@ -19,7 +19,7 @@ def warn_of_ignored(settings: PruneSettings) -> None:
 
 
 def _unused(settings: PruneSettings) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Names of settings, and why they are not used."""
+    """Yields the names of unused settings, and the reason."""
     method = settings.method
     if method != "spap":
         yield ("penalty", "penalty_steps"), f"the method {method} has no penalty"

@@ -1,4 +1,4 @@
-"""One block's MLP: its channels chosen, its weights recovered."""
+"""Pruning of one block's MLP: selects its channels and recovers its weights."""
 
 import functools
 import time
@@ -27,7 +27,7 @@ from spap_jax.solver.swap import Polished
 
 
 class Clock:
-    """Seconds since the last lap, by phase. A lap waits for what it is given, so that time lands where it was spent."""
+    """Time by phase, in seconds. A lap blocks until its result is ready, so that time counts for the right phase."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -42,10 +42,10 @@ class Clock:
 
 
 class Choice(NamedTuple):
-    """The channels of a layer that stay.
+    """The channels of a layer that are kept.
 
     Attributes:
-        channels: [k] their numbers; the swaps made, and those left that would improve.
+        channels: [k] their numbers; the swaps made, and the improving swaps left.
         ridge: [] the relative ridge used.
         hidden_mean: [f] mean of every hidden channel.
     """
@@ -56,21 +56,21 @@ class Choice(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """Weights on the way to a layer's result, and [] their relative error on the calibration tokens."""
+    """Intermediate weights of a layer, and [] their relative error on the calibration tokens."""
 
     weights: Weights
     error: jax.Array
 
 
 class Solved(NamedTuple):
-    """How the MLP of one layer was pruned.
+    """Record of how the MLP of one layer was pruned.
 
     Attributes:
-        choice: The channels that stay.
-        rounds: [] alternating rounds that were taken.
-        calibration: Relative error of each stage before the result on the calibration tokens: of the dense weights of
-            these channels, then of their update in closed form; only of those that are not the result.
-        held_out: The same on the held-out tokens; nan if there are none.
+        choice: The kept channels.
+        rounds: [] accepted alternating rounds.
+        calibration: Relative errors on the calibration tokens of the stages before the final result: of the dense
+            weights of these channels, then of their closed-form update; a stage that is the result is omitted.
+        held_out: The same errors on the held-out tokens; nan if there are none.
     """
 
     choice: Choice
@@ -95,17 +95,17 @@ def prune_layer(
     Args:
         index: Number of the layer; seeds its randomness together with ``settings.seed``.
         config: The dense decoder.
-        narrow: The pruned one.
+        narrow: The pruned decoder.
         layer: Parameters of one dense block.
         calibration: Tokens to fit.
-        held_out: Tokens that only judge; may be empty.
-        settings: How.
-        clock: Where time is counted.
-        choice: The channels to keep. Without it they are chosen here, on what the tokens are in the pruned stream.
+        held_out: Held-out tokens; may be empty.
+        settings: The pruning settings.
+        clock: Records the time by phase.
+        choice: The channels to keep. By default they are selected here, on the pruned stream.
 
     Returns:
-        The block's parameters with fewer channels, and how they were found. The error of the result is not measured
-        here: ``streams.leave_mlp`` tells it as the streams pass.
+        The block's parameters with fewer channels, and a record of how they were found. The error of the result is not
+        measured here: ``streams.leave_mlp`` computes it when the streams pass through.
     """
     key = jax.random.key(settings.seed)
     if choice is None:
@@ -128,7 +128,7 @@ def prune_layer(
 
 
 def choice_key(key: jax.Array, config: DecoderConfig, index: int | jax.Array) -> jax.Array:
-    """Randomness of a layer's choice; the first keys, one a layer, are for the steps of the alternating rounds."""
+    """Derives the key of a layer's selection; the first L keys are reserved for the alternating rounds."""
     return jax.random.fold_in(key, config.layers + index)
 
 
@@ -141,10 +141,10 @@ def _solve(
     key: jax.Array,
     clock: Clock,
 ) -> tuple[Choice, list[Stage]]:
-    """The choice, and the dense weights of its channels with their update, if there is one; the moments end here."""
+    """Selects channels, and returns the stages: dense weights, and their update if any; the moments are freed after."""
     seen = moments.accumulate(config, layer, calibration)
     clock.lap("statistics", seen)
-    seen = devices.everywhere(seen)  # factorisations are not divided
+    seen = devices.everywhere(seen)  # factorisations are not sharded
     system, choice = select(seen, key, narrow.intermediate, **search_of(settings))
     clock.lap("selection", choice)
     kept, update = choice.channels.kept, baselines.update_used(settings)
@@ -160,7 +160,7 @@ def _update_chosen(
     config: DecoderConfig, narrow: DecoderConfig, layer: Params, calibration: Tokens, settings: PruneSettings,
     choice: Choice,
 ) -> list[Stage]:  # fmt: skip
-    """As ``_solve``, for channels that were chosen on the dense stream: there are no moments of the pruned one."""
+    """Like ``_solve``, for channels chosen on the dense stream: there are no moments of the pruned stream."""
     update, dense = baselines.update_used(settings), _dense_weights(config, narrow, layer, choice)
     if update in ("refit", "alternate"):
         refitted, before, after = _closed_form(narrow, layer, calibration, choice.ridge, dense)
@@ -172,13 +172,13 @@ def _update_chosen(
 
 
 def _dense_weights(config: DecoderConfig, narrow: DecoderConfig, layer: Params, choice: Choice) -> Weights:
-    """Those of the channels chosen, with zeros for the biases that an update adds."""
+    """Returns the dense weights of the chosen channels, with zeros for the biases that an update adds."""
     taken = reduce.take_channels(FAMILIES[config.family], layer["mlp"], choice.channels.kept)
     return reduce.to_weights(placed(narrow, {"mlp": reduce.with_biases(narrow, taken)})["mlp"])
 
 
 def search_of(settings: PruneSettings) -> dict[str, Any]:
-    """What ``select`` takes of the settings."""
+    """Returns the arguments of ``select`` that come from the settings."""
     s = settings
     return {
         "method": s.method,
@@ -194,15 +194,15 @@ def search_of(settings: PruneSettings) -> dict[str, Any]:
 def select(
     seen: Moments, key: jax.Array, keep: int, method: str, ridge: float, penalty: float, steps: int, rounds: int
 ) -> tuple[System, Choice]:
-    """Chooses the channels of a layer.
+    """Selects the channels of a layer.
 
     Args:
-        seen: Its moments, f channels.
-        key: Randomness of the choice.
-        keep: How many channels to keep, k; static.
-        method: How; static.
-        ridge: Least relative ridge of the system.
-        penalty: As in the settings.
+        seen: The layer's moments, f channels.
+        key: Random key for the selection.
+        keep: Number of channels to keep, k; static.
+        method: Name of the method; static.
+        ridge: Minimum relative ridge of the system.
+        penalty: Penalty, as in the settings.
         steps: Steps of the penalty method; static.
         rounds: Rounds of swaps; static.
     """
@@ -215,11 +215,11 @@ def select(
 @jax.jit
 @full_precision
 def refit_weights(seen: Moments, system: System, kept: jax.Array, selected: Weights) -> Weights:
-    """The output projection of the channels kept in closed form, and the bias that belongs to it.
+    """Solves for the output projection of the kept channels in closed form, and the matching bias.
 
     Args:
         seen: The layer's moments, f channels.
-        system: Their system.
+        system: The system of these moments.
         kept: [k] channel numbers.
         selected: The dense weights of these channels.
     """
@@ -233,7 +233,7 @@ def refit_weights(seen: Moments, system: System, kept: jax.Array, selected: Weig
 def _closed_form(
     config: DecoderConfig, layer: Params, calibration: Tokens, ridge: jax.Array, selected: Weights
 ) -> Fitted:
-    """What ``refit_weights`` makes of moments of all channels, from the tokens and those of the channels kept."""
+    """Computes the result of ``refit_weights`` from the tokens and the moments of the kept channels alone."""
     return alternating.closed_form(functools.partial(hidden_channels, config, layer), selected, calibration, ridge)
 
 
@@ -263,8 +263,8 @@ def _errors(config: DecoderConfig, layer: Params, stages: list[Weights], tokens:
 
 
 def hidden_channels(config: DecoderConfig, layer: Params, inner: alternating.Inner, residual: jax.Array) -> jax.Array:
-    """What the hidden channels of a block's MLP are with other inner projections. residual: [..., d] -> [..., k]."""
-    # The module declares its output projection too; nothing reads it here, and the compiler drops it.
+    """Computes a block's hidden MLP channels with the given inner projections. residual: [..., d] -> [..., k]."""
+    # The module also declares its output projection, which is unused here and eliminated by the compiler.
     unused = {"down": jnp.zeros((config.intermediate, config.width))}
     unused |= {"down_bias": jnp.zeros(config.width)} if config.mlp_bias else {}
     return decoder.block(config, layer | {"mlp": inner | unused}, residual, method=mlp_hidden)
@@ -273,14 +273,14 @@ def hidden_channels(config: DecoderConfig, layer: Params, inner: alternating.Inn
 def layer_report(
     index: int, solved: Solved, calibration: jax.Array, held_out: jax.Array | None, clock: Clock
 ) -> LayerReport:
-    """What happened to a layer.
+    """Builds the report of a layer.
 
     Args:
-        index: Its number.
-        solved: How it was pruned.
+        index: Number of the layer.
+        solved: Record of how it was pruned.
         calibration: [] relative error of the result on the calibration tokens.
-        held_out: [] the same on the held-out tokens, if there are any.
-        clock: Where time was counted.
+        held_out: [] relative error on the held-out tokens; None if there are none.
+        clock: The time by phase.
     """
     return LayerReport(
         layer=index,
@@ -296,5 +296,5 @@ def layer_report(
 
 
 def stage_errors(stages: list[jax.Array], result: jax.Array) -> Errors:
-    """The errors of three stages; those that did not change the weights have the error of the result."""
+    """Returns the errors of all three stages; stages that did not change the weights have the error of the result."""
     return Errors(*map(float, [*stages, *[result] * (3 - len(stages))]))

@@ -1,4 +1,4 @@
-"""Second moments of one block's MLP or attention, accumulated over token chunks: all that the solver sees of them."""
+"""Second moments of one block's MLP or attention, accumulated over token chunks: the only input of the solver."""
 
 import functools
 from collections.abc import Callable
@@ -21,7 +21,7 @@ class Moments(NamedTuple):
     """A layer's problem, with the means that recover the output bias.
 
     Attributes:
-        problem: Second moments; centred where there is an output bias.
+        problem: Second moments; centred if there is an output bias.
         hidden_mean: [f] mean of every hidden channel.
         target_mean: [d] mean of the target.
         variance: [f] variance of every hidden channel.
@@ -36,7 +36,7 @@ class Moments(NamedTuple):
 @functools.partial(jax.jit, static_argnames="config")
 @full_precision
 def accumulate(config: DecoderConfig, layer: Params, tokens: Tokens) -> Moments:
-    """Of the MLP: one pass over the tokens; no activation is kept beyond its chunk."""
+    """Accumulates the moments of the MLP in one pass over the tokens; no activation is kept beyond its chunk."""
 
     def hidden(residual: jax.Array) -> jax.Array:
         return decoder.block(config, layer, residual.reshape(-1, config.width), method=mlp_hidden)
@@ -47,7 +47,7 @@ def accumulate(config: DecoderConfig, layer: Params, tokens: Tokens) -> Moments:
 @functools.partial(jax.jit, static_argnames="config")
 @full_precision
 def accumulate_attention(config: DecoderConfig, layer: Params, tokens: Tokens) -> Moments:
-    """Of attention, whose channels (f) are those of all heads (n h), in the same way."""
+    """Accumulates the moments of attention, whose channels (f) are those of all heads (n h), in the same way."""
     weight = layer["attention"]["o"].reshape(-1, config.width)
 
     def heads(residual: jax.Array) -> jax.Array:
@@ -57,14 +57,14 @@ def accumulate_attention(config: DecoderConfig, layer: Params, tokens: Tokens) -
 
 
 def _accumulate(hidden: Callable[[jax.Array], jax.Array], weight: jax.Array, centred: bool, tokens: Tokens) -> Moments:
-    """Moments of channels, hidden: [.., d] -> [N, f], that meet a weight [f, d]; rows are divided as the channels."""
+    """Accumulates moments of the channels, hidden: [.., d] -> [N, f], of a weight [f, d]; sharded along the rows."""
     f, d = weight.shape
     start = (devices.by_rows(jnp.zeros((f, f))), jnp.zeros((f, d)), jnp.zeros(f), jnp.zeros(d), jnp.zeros(()))
 
     def add(total: tuple, chunk: Tokens) -> tuple[tuple, None]:
         chunk = in_float32(chunk)
         h, y = hidden(chunk.residual), chunk.flat().target
-        # Transposed in memory first: XLA:CPU is twice as slow at a product that contracts the rows of a large array.
+        # Materialise the transpose: XLA:CPU is twice as slow at a product that contracts the rows of a large array.
         transposed = jax.lax.optimization_barrier(h.T)
         parts = (transposed @ h, h.T @ y, h.sum(axis=0), y.sum(axis=0), jnp.square(y).sum())
         return jax.tree.map(jnp.add, total, parts), None
@@ -83,11 +83,11 @@ def _accumulate(hidden: Callable[[jax.Array], jax.Array], weight: jax.Array, cen
 
 
 def relative_error(seen: Moments, centred: bool, kept: jax.Array, weights: Weights) -> jax.Array:
-    """``|Y - H_S V - b|^2 / |Y|^2``, [], on the tokens that the moments were taken of, without looking at them again.
+    """Computes ``|Y - H_S V - b|^2 / |Y|^2``, [], on the tokens of the moments, without another pass over them.
 
     Args:
         seen: The layer's moments, f channels.
-        centred: Whether they are centred, as they are where the dense layer has an output bias.
+        centred: Whether they are centred, which is the case if the dense layer has an output bias.
         kept: [k] channel numbers.
         weights: The output projection [k, d] of these channels and the bias [d], if there is one.
     """

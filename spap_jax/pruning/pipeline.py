@@ -1,6 +1,6 @@
-"""Pruning block after block, each fitted on the stream that the pruned blocks before it produce.
+"""Sequential pruning: each block is fitted on the stream that the previous pruned blocks produce.
 
-Its channels are chosen on that stream too, or before that on the dense one (`waves`).
+Its channels are selected on that stream too, or in advance on the dense stream (`waves`).
 """
 
 import dataclasses
@@ -30,12 +30,12 @@ from spap_jax.settings import PruneSettings
 
 
 def pruned_config(config: DecoderConfig, settings: PruneSettings) -> DecoderConfig:
-    """The decoder that ``prune_layers`` makes of ``config``: narrower, and with biases where the update adds one.
+    """Returns the config of the decoder pruned from ``config``: narrower, and with biases if the update adds them.
 
-    Every layer loses the same fraction of its channels: what the allocation "uniform" is, and "global" starts from.
+    Every layer loses the same fraction of its channels, as in the allocation "uniform"; "global" starts from it.
 
     Raises:
-        UserError: rounding leaves nothing to remove, or no stock loader would take the number of heads.
+        UserError: rounding leaves nothing to remove, or no stock loader would accept the number of heads.
     """
     keep = [reduce.kept_width(width, settings.sparsity, settings.round_to) for width in config.layer_widths]
     for kept, width in zip(keep, config.layer_widths, strict=True):
@@ -66,11 +66,11 @@ def _kept_kv_heads(config: DecoderConfig, sparsity: float) -> int:
 
 
 class Step(NamedTuple):
-    """What was done to one block: it was pruned, or adjusted in a sweep.
+    """A step on one block: it was pruned, or adjusted in a sweep.
 
     Attributes:
-        report: What it tells.
-        layer: The block's parameters; of a step that an earlier run made, the newest there are.
+        report: The step's report.
+        layer: The block's parameters; for a step of an earlier run, the newest stored ones.
         final: Whether no later step changes them.
         fresh: Whether this run made the step.
     """
@@ -82,15 +82,15 @@ class Step(NamedTuple):
 
 
 class Begun(NamedTuple):
-    """The steps that an earlier run made: all that the next ones depend on.
+    """The steps of an earlier run: the entire state that later steps depend on.
 
-    The streams are not among it. They follow from the finished blocks by the same programs, which takes two forward
-    passes; to store them after every block would take more, and more room than the blocks. Nor is a random state: every
-    step folds the seed with its number.
+    The streams are not stored. The same programs recompute them from the finished blocks, which takes two forward
+    passes; storing them after every block would take longer, and more space than the blocks. No random state is stored
+    either: every step folds the seed with its number.
 
     Attributes:
-        reports: Of all the steps, in their order.
-        read_layer: Gives the newest parameters of a block that a step was made of, by its number.
+        reports: Reports of all the steps, in order.
+        read_layer: Returns the newest parameters of a block of these steps by its number.
     """
 
     reports: Sequence[LayerReport | SweepReport]
@@ -108,30 +108,31 @@ def prune_layers(
     watch: Callable[[int, int], None] | None = None,
     shared: Choices | None = None,
 ) -> Iterator[Step]:
-    """Prunes every block in turn, and sweeps over the pruned model as often as the settings say.
+    """Prunes every block in turn, and then makes the configured number of sweeps over the pruned model.
 
-    A block's attention is pruned before its MLP, or left as it is.
+    A block's attention is pruned before its MLP, or left unchanged.
 
-    Without sweeps, one block's weights, its second moments and the two streams are held, and a block is read when its
-    turn comes; with sweeps, all pruned blocks are held as well. In the parallel schedule a block is read before, too.
+    Without sweeps, memory holds one block's weights, its second moments and the two streams, and a block is read when
+    its turn comes; with sweeps, it also holds all pruned blocks. The parallel schedule also reads each block once
+    before.
 
     Args:
         config: The dense decoder.
-        outer: Its parameters outside the blocks; like those of a block arrays, or read when they are needed.
-        read_layer: Gives the parameters of a dense block by its number.
+        outer: Its parameters outside the blocks; like those of a block, arrays or values that are read lazily.
+        read_layer: Returns the parameters of a dense block by its number.
         tokens: Calibration token blocks [B, T].
-        settings: How.
-        begun: Steps of an earlier run with the same arguments, to go on from. The result is the same as without.
-        narrow: The pruned decoder, if its widths are not those of ``pruned_config``.
-        watch: Called between the steps of a sweep on several blocks, with how many parts of them were done, and of how
-            many.
-        shared: Of the parallel schedule, with runs that differ in the sparsity alone; this run's own where absent.
+        settings: The pruning settings.
+        begun: Steps of an earlier run with the same arguments, to resume from. The result is the same as without.
+        narrow: The pruned decoder. By default that of ``pruned_config``.
+        watch: Called between the steps of a sweep on several blocks, with the number of parts done and the total.
+        shared: Choices of the parallel schedule, shared with runs that differ only in sparsity. By default this run
+            has its own.
 
     Yields:
-        Each step as soon as it is made, and in their places those that were made before.
+        Each step as soon as it is made; steps of the earlier run come first, in order.
 
     Raises:
-        UserError: there is nothing to remove, or a layer's numbers are not finite.
+        UserError: there is nothing to remove, or a layer's activations are not finite.
     """
     narrow = narrow or pruned_config(config, settings)
     ahead = shared or Choices([narrow.intermediate])
@@ -173,7 +174,7 @@ def prune_layers(
 
 
 class Both(NamedTuple):
-    """The streams of the calibration tokens: of those to fit, and of those that only judge, which may be none."""
+    """The streams of the tokens to fit and of the held-out tokens; the latter may be empty."""
 
     fitted: Streams
     held_out: Streams
@@ -189,7 +190,7 @@ def _prune_block(
     settings: PruneSettings,
     clock: Clock,
 ) -> tuple[Params, LayerReport, Both]:
-    """One dense block pruned, its report, and the streams behind it."""
+    """Prunes one dense block; returns its parameters, its report, and the streams after it."""
     fewer_heads = config.with_kv_heads(narrow.kv_heads)
     attention = None
     if fewer_heads == config:
@@ -215,12 +216,12 @@ def _prune_block(
 
 
 def resized(layer: Params, width: int) -> Params:
-    """A block whose MLP has ``width`` channels, the last ones zeros; see ``decoder.with_channels``."""
+    """Truncates or zero-pads a block's MLP to ``width`` channels; see ``decoder.with_channels``."""
     return layer | {"mlp": with_channels(layer["mlp"], width)}
 
 
 def _past(config: DecoderConfig, narrow: DecoderConfig, dense: Params, layer: Params, both: Both) -> Both:
-    """The streams behind a block that was pruned before: by the programs of ``_prune_block``, so to the same bits."""
+    """Advances the streams past an already pruned block, with the programs of ``_prune_block``: bitwise equal."""
     fewer_heads = config.with_kv_heads(narrow.kv_heads)
     if fewer_heads == config:
         both = Both(*(streams.enter_mlp(config, dense, s) for s in both))
@@ -232,7 +233,7 @@ def _past(config: DecoderConfig, narrow: DecoderConfig, dense: Params, layer: Pa
 
 
 def calibration_chunks(tokens: np.ndarray, settings: PruneSettings) -> tuple[np.ndarray, np.ndarray]:
-    """Calibration and held-out token blocks, each in chunks [C, B, T]; none that was sampled is held out."""
+    """Splits token blocks into calibration and held-out chunks [C, B, T]; sampled sequences are never held out."""
     most, shares = max(1, settings.batch_tokens // tokens.shape[1]), devices.number()
     fitted, chunk = streams.split(len(tokens), held_out_part(settings), most, shares)
     held_out = tokens[fitted:]
@@ -244,12 +245,12 @@ def calibration_chunks(tokens: np.ndarray, settings: PruneSettings) -> tuple[np.
 
 
 def together(layers: int, settings: PruneSettings) -> int:
-    """How many of so many blocks a sweep adjusts together."""
+    """Returns how many of ``layers`` blocks a sweep adjusts together."""
     return streams.largest_divisor(layers, settings.decided.sweep_blocks or layers)
 
 
 def held_out_part(settings: PruneSettings) -> float:
-    """The fraction held out of all sequences, of which those that were sampled come first."""
+    """Returns the held-out fraction of all sequences, including sampled ones, which come first."""
     return settings.held_out / (1 + settings.decided.sampled)
 
 
@@ -263,14 +264,14 @@ def swept(
     made: Sequence[LayerReport | SweepReport] = (),
     watch: Callable[[int, int], None] | None = None,
 ) -> Iterator[Step]:
-    """All sweeps over the blocks, which are stacked [L, ...] and updated in place; those made before lie in them.
+    """Makes all sweeps over the blocks, which are stacked [L, ...], updated in place, and include the steps ``made``.
 
-    ``final`` are the dense model's last streams, of the tokens to fit and of those held out; see `prune_layers`.
+    ``final`` contains the dense model's last streams, of the calibration and held-out tokens; see `prune_layers`.
     """
     sequences = max(1, settings.step_tokens // tokens[0].shape[-1])
     decided, rate = settings.decided, settings.sweep_learning_rate
     steps = Steps(together(config.layers, settings), decided.sweep_steps, sequences, rate)
-    # The keys of the first pass are folded with the numbers of layers and choices.
+    # The keys of the sequential pass are folded with the numbers of layers and choices, below 2 L.
     key = jax.random.fold_in(jax.random.key(settings.seed), 2 * config.layers)
     sweeps = decided.sweeps
     before = [report for report in made if isinstance(report, SweepReport)]

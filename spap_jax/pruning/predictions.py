@@ -1,7 +1,7 @@
-"""A pruned model as a stack of its blocks, and its predictions held against the dense model's.
+"""A pruned model as a stack of blocks, and the divergence of its predictions from the dense model's.
 
-The dense model is there as its last stream alone. Some consecutive blocks may have other MLPs than the stack has:
-those that are being adjusted or tried.
+Of the dense model only its last stream is needed. Some consecutive blocks may use other MLPs than those in the stack:
+candidates, or MLPs being adjusted.
 """
 
 import functools
@@ -19,7 +19,7 @@ from spap_jax.pruning import streams
 from spap_jax.pruning.streams import Streams
 
 MLP_TOKENS = 512
-"""Tokens that pass through an MLP at once: enough to keep a device busy, few enough to hold little."""
+"""Tokens that pass through an MLP at once: enough to keep a device busy, few enough to limit memory."""
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -27,7 +27,7 @@ MLP_TOKENS = 512
 def divergence(
     config: DecoderConfig, outer: Params, layers: Params, first: int, mlps: Params, chunks: Streams
 ) -> jax.Array:
-    """KL(dense || pruned), mean over all tokens in nats, with ``mlps`` [g, ...] in the blocks from ``first`` on."""
+    """Computes the mean KL(dense || pruned) in nats per token, with ``mlps`` [g, ...] in blocks from ``first`` on."""
 
     def sums(own: Streams, outer: Params, layers: Params, mlps: Params) -> jax.Array:
         def add(total: jax.Array, chunk: Streams) -> tuple[jax.Array, None]:
@@ -42,29 +42,29 @@ def divergence(
 
 
 def room(layer: Params, count: int) -> Params:
-    """A stack of zeros for ``count`` layers like one."""
+    """Allocates a stack of zeros for ``count`` layers with the shapes of ``layer``."""
     return jax.tree.map(lambda a: jnp.zeros((count, *a.shape), a.dtype, device=devices.stacked(a)), layer)
 
 
 @functools.partial(jax.jit, donate_argnames="stack")
 def put(stack: Params, index: int, layer: Params) -> Params:
-    """Stores one layer in its place of a stack [L, ...], which is updated in place."""
+    """Stores one layer at ``index`` of a stack [L, ...], which is updated in place."""
     return jax.tree.map(lambda all_layers, new: all_layers.at[index].set(new), stack, layer)
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="pruned")
 @full_precision
 def advance(config: DecoderConfig, layers: Params, index: int, pruned: jax.Array) -> jax.Array:
-    """The stream [C, B, T, d] behind block ``index`` of the stack, of one that enters it."""
+    """Advances a stream [C, B, T, d] past block ``index`` of the stack."""
     block = at(layers, index)
     return streams.in_place(lambda x: apply(config, block, x), pruned)
 
 
 def rest(config: DecoderConfig, layers: Params, first: int | jax.Array, mlps: Params, x: jax.Array) -> jax.Array:
-    """The stream after the last block, of one that enters block ``first`` of some with other MLPs, ``mlps`` [g, ...].
+    """Advances a stream from block ``first`` past the last block, with ``mlps`` [g, ...] in blocks from ``first`` on.
 
-    One program serves wherever they are: the blocks before are passed by. Gradients need the stream between blocks
-    only, and compute what is inside of one again; not of the first, whose stream needs no gradient. x: [B, T, d].
+    One program serves every value of ``first``: earlier blocks are skipped. Gradients store only the stream between
+    blocks and recompute the inside of each, except of the first block, whose input needs no gradient. x: [B, T, d].
     """
     count = len(jax.tree.leaves(mlps)[0])
 
@@ -73,7 +73,7 @@ def rest(config: DecoderConfig, layers: Params, first: int | jax.Array, mlps: Pa
         number, mlp = numbered
         return apply(config, at(layers, number) | {"mlp": mlp}, x), None
 
-    @jax.checkpoint  # outside of the condition, whose gradient would keep a copy of every block's weights
+    @jax.checkpoint  # outside of the cond, whose gradient would store a copy of every block's weights
     def after(x: jax.Array, number: jax.Array) -> tuple[jax.Array, None]:
         behind = number >= first + count
         return jax.lax.cond(behind, lambda x: apply(config, at(layers, number), x), lambda x: x, x), None
@@ -85,13 +85,13 @@ def rest(config: DecoderConfig, layers: Params, first: int | jax.Array, mlps: Pa
 
 
 def token_divergences(config: DecoderConfig, outer: Params, dense: jax.Array, pruned: jax.Array) -> jax.Array:
-    """KL(dense || pruned) of the predictions, of two streams after the last block. [B, T, d] twice -> [B, T]."""
+    """Computes KL(dense || pruned) per token from the two streams after the last block. [B, T, d] twice -> [B, T]."""
     wanted, got = (jax.nn.log_softmax(decoder.head(config, outer, x).astype(jnp.float32)) for x in (dense, pruned))
     return (jnp.exp(wanted) * (wanted - got)).sum(axis=-1)
 
 
 def apply(config: DecoderConfig, layer: Params, x: jax.Array) -> jax.Array:
-    """A block whose gradients hold the hidden channels of a few tokens at a time. x: [B, T, d] -> [B, T, d]."""
+    """Applies a block; gradients hold the hidden channels of a few tokens at a time. x: [B, T, d] -> [B, T, d]."""
     piece = functools.partial(decoder.block, config, layer)
     r = piece(x, *streams.causal(x), method=Block.attend)
     after = jax.checkpoint(lambda token: piece(token, method=Block.feed_forward))
@@ -99,10 +99,10 @@ def apply(config: DecoderConfig, layer: Params, x: jax.Array) -> jax.Array:
 
 
 def at(layers: Params, index: int | jax.Array) -> Params:
-    """One layer of a stack [L, ...]."""
+    """Returns one layer of a stack [L, ...]."""
     return jax.tree.map(lambda stack: stack[index], layers)
 
 
 def some(layers: Params, first: int | jax.Array, count: int) -> Params:
-    """So many layers of a stack [L, ...], from one on: [count, ...]."""
+    """Returns ``count`` layers of a stack [L, ...] from ``first`` on: [count, ...]."""
     return jax.tree.map(lambda stack: jax.lax.dynamic_slice_in_dim(stack, first, count), layers)

@@ -1,6 +1,6 @@
-"""What pruning says of itself while it runs: each step in words, and how long the rest of it will take.
+"""Progress messages of a pruning run: a description of each step, and an estimate of the remaining time.
 
-Nothing is printed here: the command line and notebooks show the lines where they want them.
+Nothing is printed here; the command line and notebooks display the lines.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from spap_jax.quantities import duration_text, percent_text
 from spap_jax.settings import PruneSettings
 
 _LAYER, _SWEEP, _PERPLEXITY = "layer", "sweep", "perplexity"
-"""Kinds of work."""
+"""Kinds of work that the pace is measured for."""
 
 _STAGES = {
     "none": ("chosen",),
@@ -28,18 +28,18 @@ _STAGES = {
     "refit": ("chosen", "refit"),
     "alternate": ("chosen", "refit", "adjusted"),
 }
-"""What the stages of an update are called, in the order of the fields of ``report.Errors``."""
+"""Names of the stages of each update, in the order of the fields of ``report.Errors``."""
 
 
 class Said(NamedTuple):
-    """What there is to show when a part of the work is done.
+    """Progress to display after a part of the work is done.
 
     Attributes:
-        lines: For a log; none if there is nothing new to tell.
-        phase: What is being done, "layer" or "sweep 1"; of several runs "2 of 3, layer".
-        done: How many layers of the phase are done.
-        total: How many layers it has.
-        left: How long the rest of all the work takes, in words; empty while there is no basis for it.
+        lines: Log lines; empty if there is nothing new to report.
+        phase: The current phase, "layer" or "sweep 1"; with several runs "2 of 3, layer".
+        done: Number of layers done in this phase.
+        total: Number of layers in this phase.
+        left: Estimated time for all remaining work, in words; empty while there is no basis for an estimate.
     """
 
     lines: tuple[str, ...]
@@ -50,10 +50,10 @@ class Said(NamedTuple):
 
 
 class Progress:
-    """Follows one run of pruning, or several in a row that differ in their settings, and tells how long the rest takes.
+    """Tracks one pruning run, or several consecutive ones with different settings, and estimates the remaining time.
 
-    A step that an earlier process made counts with the seconds that it took then, so that there is an estimate from the
-    first step after an interruption on.
+    A step made by an earlier process counts with the seconds that it took then, so that an estimate is available from
+    the first step after an interruption.
     """
 
     def __init__(
@@ -64,21 +64,21 @@ class Progress:
         judged: int = 0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """Counts the work of all the runs; the first one begins.
+        """Counts the work of all runs, and begins the first one.
 
         Args:
             config: The dense decoder.
             runs: The settings of each run.
-            shape: Calibration sequences, with those that the dense model wrote, and their tokens.
-            judged: Windows on which perplexity is measured at the end of each run.
-            clock: Gives the time in seconds.
+            shape: Number of calibration sequences, including those that the dense model wrote, and their length.
+            judged: Number of windows on which perplexity is measured at the end of each run.
+            clock: Returns the time in seconds.
         """
         self._clock, self._pace = clock, Pace()
         self._runs = [_Run.of(config, settings, shape, judged) for settings in runs]
         self.begin(0)
 
     def begin(self, number: int) -> Said:
-        """The run with this number begins; what is left of those before it will not be done."""
+        """Begins the run with this number; remaining work of earlier runs is no longer counted."""
         self._run, self._later = self._runs[number], self._runs[number + 1 :]
         self._made, self._judged, self._fresh = 0, 0, False
         self._last = self._clock()
@@ -86,11 +86,11 @@ class Progress:
         return self._said((), 0, 0)
 
     def step(self, report: LayerReport | SweepReport, fresh: bool = True) -> Said:
-        """A layer was pruned, or adjusted in a sweep.
+        """Records that a layer was pruned, or adjusted in a sweep.
 
         Args:
-            report: What was done.
-            fresh: Whether it was done just now, and not by an earlier process.
+            report: The report of the step.
+            fresh: Whether this process made the step, rather than an earlier one.
         """
         run = self._run
         if isinstance(report, LayerReport):
@@ -103,7 +103,7 @@ class Progress:
         return self._said((*lines[:-1], *(f"{line}  {end}" for line in lines[-1:])), sweep, done)
 
     def part(self, done: int, parts: int) -> Said:
-        """So many of the equal parts of the steps that a sweep makes on several layers together were done."""
+        """Records that ``done`` of ``parts`` equal parts of a sweep's steps on several layers were made."""
         run = self._run
         sweep, first = divmod((self._made - run.layers) // parts * parts, run.layers)
         self._reach(run.layers * (sweep + 1) + first + done)
@@ -111,16 +111,16 @@ class Progress:
         return self._said((line,), sweep + 1, first + done)
 
     def measured(self, done: int, total: int) -> None:
-        """Perplexity was measured on some of the windows, before or after pruning."""
+        """Records that perplexity was measured on some of the windows, before or after pruning."""
         now = self._clock()
         if done > self._judged:
             self._pace = self._pace.after(_PERPLEXITY, done - self._judged, now - self._last)
         self._judged, self._last = done % total, now
 
     def _reach(self, made: int, seconds: float | None = None) -> None:
-        """So many pieces of the run are made, the last of them in the time since the one before, or in so many seconds.
+        """Records that ``made`` pieces of the run are done, the new ones in ``seconds`` (by default, since the last).
 
-        The first that this process makes compiles, whatever an earlier one did.
+        The first piece that this process makes includes compilation, regardless of earlier processes.
         """
         if made <= self._made:
             return
@@ -142,7 +142,7 @@ class Progress:
 
 
 def _judged(held_out: bool) -> str:
-    """On which tokens a number was measured."""
+    """Names the tokens on which a number was measured."""
     return "held-out" if held_out else "calibration"
 
 
@@ -152,14 +152,14 @@ def _ended(words: str, left: str) -> str:
 
 @dataclass(frozen=True)
 class _Run:
-    """One run.
+    """The work of one run.
 
     Attributes:
-        layers: Of the model.
-        together: How many of them a sweep adjusts together.
-        stages: What the stages of the errors are called.
-        held_out: Whether there are tokens that only judge.
-        pieces: The kind of each piece of the work and its size: the layers, then in every sweep as many parts, then the
+        layers: Number of layers of the model.
+        together: Number of layers that a sweep adjusts together.
+        stages: Names of the error stages.
+        held_out: Whether there are held-out tokens.
+        pieces: Kind and size of each piece of work: one per layer, then one per layer of every sweep, then the
             perplexity.
     """
 
@@ -171,7 +171,7 @@ class _Run:
 
     @classmethod
     def of(cls, config: DecoderConfig, settings: PruneSettings, shape: tuple[int, int], judged: int) -> Self:
-        """Counts the floating-point operations of one device, as if all layers were of one width."""
+        """Counts the floating-point operations of one device, assuming that all layers have the same width."""
         sequences = shape[0] // (1 + settings.decided.sampled)
         even = dataclasses.replace(config, widths=()), settings.replace(allocation="uniform")
         load = workload(*even, sequences, shape[1])
@@ -192,12 +192,12 @@ class _Run:
         )
 
     def group(self, layer: int) -> range:
-        """The layers that a sweep adjusts together with one."""
+        """Returns the layers that a sweep adjusts together with ``layer``."""
         first = layer // self.together * self.together
         return range(first, first + self.together)
 
     def layer_lines(self, report: LayerReport) -> tuple[str, ...]:
-        """What became of a layer; of its attention in a line of its own."""
+        """Describes the result of pruning a layer; attention gets a separate line."""
         where = f"layer {report.layer + 1}/{self.layers}"
         stages = list(self.stages)
         words = self._errors(report, stages)
@@ -208,7 +208,7 @@ class _Run:
         return f"{where}  attention, {self._errors(report.attention, stages[:2])}", f"{where}  {words}"
 
     def sweep_lines(self, report: SweepReport) -> tuple[str, ...]:
-        """What became of layers in a sweep; those that are adjusted together have one line."""
+        """Describes the result of a sweep step; layers that are adjusted together share one line."""
         first = self.group(report.layer).start
         if report.layer > first:
             return ()
@@ -216,7 +216,7 @@ class _Run:
         return (f"{self.swept(report.sweep, first)}  {words}{'' if report.taken else ', not taken'}",)
 
     def swept(self, sweep: int, first: int) -> str:
-        """The layers that a sweep adjusts together from this one on, for the beginning of a line."""
+        """Names the layers that a sweep adjusts together, starting from layer ``first``, for the start of a line."""
         several = f"s {first + 1}-{first + self.together}" if self.together > 1 else f" {first + 1}"
         return f"{_SWEEP} {sweep + 1}, layer{several}/{self.layers}"
 

@@ -1,4 +1,4 @@
-"""Fewer channels and fewer heads in a block's parameters."""
+"""Restricts a block's parameters to the kept channels and heads."""
 
 import jax
 import jax.numpy as jnp
@@ -11,17 +11,17 @@ from spap_jax.solver.groups import channels_of
 
 
 def kept_width(width: int, sparsity: float, round_to: int) -> int:
-    """Channels to keep of ``width``: rounded to a multiple, at least one multiple, never more than there are."""
+    """Returns how many of ``width`` channels to keep: rounded to a multiple of ``round_to``, at least one multiple."""
     return min(width, max(1, round((1 - sparsity) * width / round_to)) * round_to)
 
 
 def take_channels(family: Family, mlp: Params, kept: jax.Array) -> Params:
-    """An MLP's parameters restricted to the channels ``kept`` [k], along the axis that its rules call f."""
+    """Restricts an MLP's parameters to the channels ``kept`` [k], along the axis f of its rules."""
     return {name: _taken(array, kept, _axis(family, f"mlp/{name}", "f")) for name, array in mlp.items()}
 
 
 def take_groups(family: Family, attention: Params, kept: jax.Array) -> Params:
-    """Attention's parameters restricted to some key/value heads, ``kept`` [k], and the query heads that read them."""
+    """Restricts attention's parameters to key/value heads ``kept`` [k] and the query heads that read them."""
     n, m = attention["q"].shape[1], attention["k"].shape[1]
     heads = channels_of(kept, n // m)
 
@@ -33,7 +33,7 @@ def take_groups(family: Family, attention: Params, kept: jax.Array) -> Params:
 
 
 def with_biases(config: DecoderConfig, mlp: Params) -> Params:
-    """An MLP's parameters, with zeros for the biases that ``config`` has and they lack."""
+    """Adds zeros for the biases that ``config`` has and the MLP's parameters lack."""
     if not config.mlp_bias:
         return mlp
     sizes = {"up_bias": config.intermediate, "down_bias": config.width}
@@ -42,7 +42,7 @@ def with_biases(config: DecoderConfig, mlp: Params) -> Params:
 
 
 def _axis(family: Family, path: str, letter: str) -> int | None:
-    """Which axis of a layer's parameter its rule calls so; None where none is."""
+    """Returns the index of an axis letter in a layer's parameter; None if it has no such axis."""
     letters = family.letters(f"layers/{path}")
     return letters.index(letter) if letter in letters else None
 
@@ -52,14 +52,14 @@ def _taken(array: jax.Array, kept: jax.Array, axis: int | None) -> jax.Array:
 
 
 def to_weights(mlp: Params) -> Weights:
-    """An MLP's parameters as the solver sees them, in float32."""
+    """Converts an MLP's parameters to the solver's ``Weights``, in float32."""
     mlp = {name: array.astype(jnp.float32) for name, array in mlp.items()}
     down, bias = mlp.pop("down"), mlp.pop("down_bias", None)
     return Weights(mlp, down, bias)
 
 
 def to_mlp(weights: Weights, like: Params) -> Params:
-    """The inverse of ``to_weights``, in the dtypes of ``like``; what it lacks in that of its output projection."""
+    """Inverts ``to_weights``, in the dtypes of ``like``; parameters missing there get its output projection's dtype."""
     mlp = weights.inner | {"down": weights.down}
     if weights.bias is not None:
         mlp["down_bias"] = weights.bias

@@ -1,4 +1,4 @@
-"""What a pruning run tells: one record a layer, and the whole."""
+"""Reports of a pruning run: one record per layer, and the complete report."""
 
 import dataclasses
 import importlib.metadata
@@ -21,7 +21,7 @@ from spap_jax.pruning.advice import advice
 from spap_jax.settings import PruneSettings
 
 FORMAT = 1
-"""Of the JSON; another number when a field that ``spap report`` reads changes its name or meaning."""
+"""Version of the JSON format; incremented when a field that ``spap report`` reads changes its name or meaning."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Errors:
     """Relative error ||Y - H V - b||^2 / ||Y||^2 of one layer at the three stages.
 
     Attributes:
-        selection: Channels removed, dense weights kept.
-        refit: With the update in closed form: the output projection, or the output bias; as before where there is none.
-        alternating: After alternating minimisation; as before where the update has none. The error of the result.
+        selection: After removing channels, with dense weights.
+        refit: After the closed-form update of the output projection or bias; the same as before if there is none.
+        alternating: After alternating minimisation; the same as before if there is none. The error of the result.
     """
 
     selection: float
@@ -41,14 +41,14 @@ class Errors:
 
 @dataclass(frozen=True)
 class AttentionReport:
-    """What happened to the attention of one layer.
+    """Report on the attention of one layer.
 
     Attributes:
         kept: Key/value heads kept, ascending, each with the query heads that read it.
-        calibration: Errors on the tokens that were fitted; attention has no alternating rounds.
-        held_out: Errors on the tokens that were not; None where none were held out.
-        swaps: Exchanges of key/value heads made by the polish.
-        improving_swaps: Single exchanges that would still lower the refitted error; 0 certifies that there is none.
+        calibration: Errors on the calibration tokens; attention has no alternating rounds.
+        held_out: Errors on the held-out tokens; None if there are none.
+        swaps: Swaps of key/value heads made by the polish.
+        improving_swaps: Single swaps that would still lower the refitted error; 0 certifies that there is none.
         ridge: Relative ridge used, as in ``LayerReport``.
     """
 
@@ -62,20 +62,20 @@ class AttentionReport:
 
 @dataclass(frozen=True)
 class LayerReport:
-    """What happened to one layer.
+    """Report on one layer.
 
     Attributes:
-        layer: Its index.
+        layer: Index of the layer.
         kept: Channels kept, ascending.
-        calibration: Errors on the tokens that were fitted.
-        held_out: Errors on the tokens that were not; None where none were held out.
-        swaps: Exchanges of channels made by the polish.
-        improving_swaps: Single exchanges that would still lower the refitted error (in the parallel schedule that on
+        calibration: Errors on the calibration tokens.
+        held_out: Errors on the held-out tokens; None if there are none.
+        swaps: Swaps of channels made by the polish.
+        improving_swaps: Single swaps that would still lower the refitted error (in the parallel schedule, the error on
             the dense stream); 0 certifies that there is none.
-        ridge: Relative ridge used; above the setting where the second moments were too nearly singular for it.
+        ridge: Relative ridge used; above the setting if the second moments were too nearly singular for it.
         rounds: Alternating rounds accepted.
         seconds: Time by phase.
-        attention: What happened to its attention; None where it was left as it is.
+        attention: Report on the layer's attention; None if it was left unchanged.
     """
 
     layer: int
@@ -92,15 +92,15 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class SweepReport:
-    """What a sweep over the pruned model did to one block.
+    """Report on one block in a sweep over the pruned model.
 
     Attributes:
         sweep: Number of the sweep, from 0.
-        layer: The block.
+        layer: Index of the block.
         before: Mean KL divergence of the pruned model's predictions from the dense model's, in nats per token, on the
-            held-out tokens; on the calibration tokens where none are held out.
-        after: The same with the new weights of the block, and of those adjusted together with it.
-        taken: Whether it fell, so that they were taken.
+            held-out tokens; on the calibration tokens if none are held out.
+        after: The divergence with the new weights of the block and of those adjusted together with it.
+        taken: Whether the divergence fell, so that the new weights were accepted.
         seconds: Time by phase.
     """
 
@@ -113,12 +113,12 @@ class SweepReport:
 
     @property
     def reached(self) -> float:
-        """The divergence of the model with this step made."""
+        """The divergence of the model after this step."""
         return self.after if self.taken else self.before
 
 
 def report_of(tree: dict[str, Any]) -> LayerReport | SweepReport:
-    """The inverse of ``dataclasses.asdict`` for the report of a step, after a way through JSON."""
+    """Inverts ``dataclasses.asdict`` for the report of a step, after a round trip through JSON."""
     if "sweep" in tree:
         return SweepReport(**tree)
     attention = tree["attention"]
@@ -133,21 +133,21 @@ def _typed(tree: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class PruneReport:
-    """What a run did: enough to repeat it and to judge it.
+    """Report of a run, sufficient to reproduce and to assess it.
 
     Attributes:
-        settings: Every setting, with what the effort means.
-        method: How channels were chosen, and the update that the weights kept got ("own" resolved).
+        settings: Every setting, including the values that the effort stands for.
+        method: The selection method, and the update of the kept weights ("own" resolved).
         model: Name, architecture, and widths (the largest as ``intermediate``), heads, biases and parameters before
             and after.
-        sparsity: Fractions of the MLP channels and of the heads that are gone, beside those asked for.
-        calibration: What the tokens were: description, shape, hash.
-        versions: Of the libraries that computed it.
-        layers: A record a layer.
-        sweeps: A record a layer in every sweep over the whole model.
-        seconds: Time by phase, all layers together.
-        extras: What the command line adds: perplexities, bytes on disk, peak memory of the process that ended the run,
-            and a hash that names the run.
+        sparsity: Fractions of the MLP channels and of the heads that were removed, and those requested.
+        calibration: Description, shape and hash of the calibration tokens.
+        versions: Versions of the libraries used.
+        layers: One record per layer.
+        sweeps: One record per layer of every sweep over the model.
+        seconds: Time by phase, summed over all layers.
+        extras: Values added by the command line: perplexities, bytes on disk, peak memory of the process that ended
+            the run, and a hash that identifies the run.
     """
 
     settings: dict[str, Any]
@@ -162,23 +162,23 @@ class PruneReport:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Time by phase, all layers together."""
+        """Time by phase, summed over all layers."""
         steps = (*self.layers, *self.sweeps)
         phases = dict.fromkeys(phase for step in steps for phase in step.seconds)
         return {phase: sum(step.seconds.get(phase, 0.0) for step in steps) for phase in phases}
 
     @property
     def one_width(self) -> bool:
-        """Whether all layers of the pruned model are as wide, so that stock loaders take it."""
+        """Whether all layers of the pruned model have the same width, so that stock loaders accept it."""
         return len(set(self.model["widths"]["after"])) == 1
 
     @property
     def advice(self) -> tuple[str, ...]:
-        """What would have helped, where work was for nothing: a sentence each, without its full stop."""
+        """Advice if some of the work had no effect: a sentence each, without full stop."""
         return advice(self)
 
     def to_json(self) -> str:
-        """As ``spap_report.json`` stores it; numbers that are not finite become null, as JSON has none."""
+        """Serialises the report as in ``spap_report.json``; non-finite numbers become null, as JSON has none."""
         tree = {"format": FORMAT} | dataclasses.asdict(self) | {"seconds": self.seconds, "advice": self.advice}
         return json.dumps(_finite(tree), indent=1, allow_nan=False) + "\n"
 
@@ -191,14 +191,14 @@ def new_report(
     tokens: Any,
     steps: Sequence[LayerReport | SweepReport],
 ) -> PruneReport:
-    """Puts a report together.
+    """Assembles the report of a run.
 
     Args:
-        settings: The run's.
+        settings: The settings of the run.
         config: The dense decoder.
-        narrow: The pruned one.
-        name: What the user called the model; the report holds no path.
-        tokens: Calibration: an array [B, T], or ``TokenBlocks`` with a description and a hash.
+        narrow: The pruned decoder.
+        name: The model's name as given by the user; the report contains no path.
+        tokens: Calibration tokens: an array [B, T], or ``TokenBlocks`` with a description and a hash.
         steps: The reports of the layers and of the sweeps.
     """
     family = FAMILIES[config.family]
@@ -227,7 +227,7 @@ def new_report(
 
 
 def data_account(tokens: Any) -> dict[str, Any]:
-    """What tokens were: an array [B, T], or ``TokenBlocks`` with a description and a hash."""
+    """Describes tokens: an array [B, T], or ``TokenBlocks`` with a description and a hash."""
     blocks = getattr(tokens, "tokens", tokens)
     return {
         "sequences": len(blocks),
@@ -238,7 +238,7 @@ def data_account(tokens: Any) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of this package, of what computed for it, and of the device."""
+    """Returns the versions of this package, its numerical dependencies and Python, and the kind of device."""
     names = ("spap-jax", "jax", "jaxlib", "flax", "optax", "numpy", "transformers", "safetensors")
     found = {name: importlib.metadata.version(name) for name in names}
     return found | {"python": platform.python_version(), "device": jax.devices()[0].device_kind}

@@ -1,4 +1,4 @@
-"""What identifies a run, and how the steps of an interrupted one come back, to all processes of the next."""
+"""Identity of a run, and recovery of an interrupted run's steps in all processes of the next run."""
 
 import dataclasses
 import json
@@ -23,24 +23,24 @@ _COMPUTING = ("spap-jax", "jax", "jaxlib", "flax", "optax", "device")
 def identity(
     model: str, blocks: TokenBlocks, judged: TokenBlocks | None, dtype: str | None, settings: PruneSettings
 ) -> dict[str, Any]:
-    """All that the result of ``spap prune`` depends on, by name; a run goes on only where all of it is the same.
+    """Returns everything that the result of ``spap prune`` depends on, by name; a run resumes only if all are equal.
 
     Args:
         model: Fingerprint of the dense checkpoint.
         blocks: Calibration tokens.
-        judged: What perplexity is measured on.
-        dtype: What the weights are converted to.
-        settings: How to prune.
+        judged: Tokens on which perplexity is measured; None if it is not.
+        dtype: Data type to which the weights are converted; None if they are not.
+        settings: The pruning settings.
     """
     how = dataclasses.asdict(settings) | settings.decided._asdict()
-    del how["effort"]  # is what it means
+    del how["effort"]  # represented by the values it stands for
     tokens = {"calibration": blocks.sha256, "sequence length": blocks.tokens.shape[1]}
     output = {"evaluation": judged and judged.sha256, "dtype": dtype}
     return how | {"model": model} | tokens | output | computing()
 
 
 def computing() -> dict[str, Any]:
-    """What computes a run, as far as its numbers depend on it."""
+    """Returns the properties of the software and hardware that a run's numbers depend on."""
     found = versions()
     return {"devices": devices.everyone(), "model devices": devices.sharers()} | {
         name: found[name] for name in _COMPUTING
@@ -48,19 +48,20 @@ def computing() -> dict[str, Any]:
 
 
 def keep(unfinished: Unfinished, step: Step) -> None:
-    """Keeps a step that this run made."""
+    """Stores a step that this run made."""
     unfinished.add(step.layer, dataclasses.asdict(step.report))
 
 
 def begun(unfinished: Unfinished | None, output: str | Path) -> Begun | None:
-    """The steps that earlier processes made, in every process of this run; all of them have to call this.
+    """Returns the steps of earlier processes in every process of this run; all processes must call this.
 
     Args:
-        unfinished: Where the process that leads keeps them; None in the others.
-        output: The run's.
+        unfinished: The stored steps in the leading process; None in the others.
+        output: Output folder of the run.
 
     Returns:
-        None where the output was put in its place: a command that makes several was interrupted later.
+        The steps; None if no steps are stored, or if the output is already complete, because a command that makes
+        several outputs was interrupted later.
     """
     told = told_to_all(unfinished.told if unfinished and not _is_made(unfinished, output) else None)
 
@@ -71,11 +72,11 @@ def begun(unfinished: Unfinished | None, output: str | Path) -> Begun | None:
 
 
 def decided_widths(unfinished: Unfinished | None, choose: Callable[[], tuple[int, ...]]) -> tuple[int, ...]:
-    """The widths of the layers that an earlier process chose, or else those of now; all processes have to call this.
+    """Returns the layer widths that an earlier process chose, or else chooses them now; all processes must call this.
 
     Args:
-        unfinished: Where the process that leads keeps them; None in the others.
-        choose: Chooses them, in all processes together.
+        unfinished: The stored widths in the leading process; None in the others.
+        choose: Chooses the widths; called in all processes together.
     """
     widths = told_to_all(unfinished and unfinished.decided)
     if widths is None:
@@ -86,13 +87,13 @@ def decided_widths(unfinished: Unfinished | None, choose: Callable[[], tuple[int
 
 
 def told_to_all(told: Any) -> Any:
-    """What the process that leads has to tell, as JSON has it, in every process; all of them have to call this."""
+    """Broadcasts a JSON-serialisable value from the leading process; all processes must call this."""
     text = np.frombuffer(json.dumps(told).encode(), np.uint8)
     return json.loads(devices.from_leader({"told": text})["told"].tobytes())
 
 
 def _is_made(unfinished: Unfinished, output: str | Path) -> bool:
-    """Whether the output is this run's."""
+    """Whether the output already exists and was written by this run."""
     try:
         report = json.loads(read_made(output, "spap_report.json") or b"")
         return unfinished.found and report["extras"]["run"] == unfinished.name

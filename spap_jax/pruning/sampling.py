@@ -1,7 +1,7 @@
-"""More calibration text, written by the dense model itself.
+"""Additional calibration text, sampled from the dense model itself.
 
-The sweeps bring the pruned model's predictions near the dense model's on text like the calibration; the more of it, the
-less they learn it by heart. What the dense model writes is such text by its own account, and there is no end of it.
+The sweeps fit the pruned model's predictions to the dense model's on text like the calibration text; the more text, the
+less they overfit. Samples of the dense model follow its own distribution of text, in any amount.
 """
 
 from collections.abc import Callable
@@ -21,29 +21,29 @@ from spap_jax.pruning.streams import largest_divisor
 from spap_jax.settings import PruneSettings
 
 PROMPT = 8
-"""A sequence goes on from one part of this many of a calibration sequence."""
+"""Prompts are one of this many equal parts of a calibration sequence."""
 
 _TOKENS = 32_768
-"""That are written at once, with their keys and values in memory."""
+"""Maximum number of tokens generated at once, with their keys and values in memory."""
 
 
 def sample(
     model: Model, tokens: np.ndarray, times: int, seed: int, watch: Callable[[int, int], None] = lambda *_: None
 ) -> np.ndarray:
-    """Sequences that a model writes, drawn from its predictions as they are.
+    """Samples sequences from a model at temperature 1.
 
     Args:
         model: The dense model.
         tokens: Calibration sequences [B, T].
-        times: How many to write for each of them; each goes on from another part of it.
-        seed: Of what is drawn.
-        watch: Called with how many sequences are written, and of how many.
+        times: Number of samples per calibration sequence; each continues from another part of it.
+        seed: Random seed.
+        watch: Called with the number of sequences written and the total.
 
     Returns:
-        [times B, T] int32; the first T / 8 tokens of each are a calibration sequence's.
+        [times B, T] int32; the first T / 8 tokens of each come from a calibration sequence.
 
     Raises:
-        UserError: the sequences are too short to be gone on from.
+        UserError: the sequences are too short to serve as prompts.
     """
     length = tokens.shape[1]
     prompt = max(1, length // PROMPT)
@@ -64,7 +64,7 @@ def sample(
 
 
 def at_once(count: int, length: int) -> int:
-    """How many of so many sequences are written at once: evenly, so that one program writes all."""
+    """Returns how many of ``count`` sequences are generated at once: a divisor, so that one program generates all."""
     return largest_divisor(count, max(1, _TOKENS // length))
 
 
@@ -74,16 +74,18 @@ def with_samples(
     settings: PruneSettings,
     watch: Callable[[int, int], None] = lambda *_: None,
 ) -> Any:
-    """Calibration tokens with what the dense model writes before them, as the settings say; see `sample`.
+    """Prepends samples of the dense model to the calibration tokens, as configured in the settings; see `sample`.
+
+    All processes must call this.
 
     Args:
         tokens: Sequences [B, T], or `TokenBlocks`.
-        model: Gives the dense model, which the process that leads asks for; all processes have to call this.
-        settings: How often, and the seed.
+        model: Returns the dense model; called in the leading process only.
+        settings: Settings with the number of samples per sequence and the seed.
         watch: As in `sample`.
 
     Returns:
-        `TokenBlocks` [(1 + times) B, T]; or what was given, where nothing is to be written.
+        `TokenBlocks` [(1 + times) B, T]; the unchanged ``tokens`` if there is nothing to sample.
 
     Raises:
         UserError: as in `sample`.

@@ -1,8 +1,8 @@
-"""The two residual streams that pruning carries through the blocks, and their way past one block.
+"""The two residual streams that pruning carries through the blocks, and the steps that advance them past one block.
 
-The dense stream is what the unpruned model computes, the pruned stream what the already pruned blocks make of the same
-tokens. Both are chunks of sequences [C, B, T, d], updated in place a chunk at a time, so that the activations inside a
-block are never held for more than one chunk.
+The dense stream is computed by the unpruned model, the pruned stream by the already pruned blocks from the same
+tokens. Both are chunks of sequences [C, B, T, d], updated in place one chunk at a time, so that the activations inside
+a block are never held for more than one chunk.
 """
 
 import functools
@@ -26,11 +26,11 @@ FLOAT32 = storage("float32")
 
 
 class Streams(NamedTuple):
-    """Chunks of residual streams, in float32 or as ``numerics.stored`` keeps them.
+    """Chunks of residual streams, in float32 or in the format of ``numerics.stored``.
 
     Attributes:
-        dense: [C, B, T, d]; between the halves of a block, the dense block's sum before its closing norm.
-        pruned: [C, B, T, d]; between the halves of a block, the stream that enters the MLP's addition.
+        dense: [C, B, T, d]; between attention and MLP, the dense block's final sum before its closing norm.
+        pruned: [C, B, T, d]; between attention and MLP, the stream before the MLP's residual addition.
     """
 
     dense: jax.Array
@@ -38,39 +38,39 @@ class Streams(NamedTuple):
 
 
 def split(count: int, held_out: float, most: int, shares: int = 1) -> tuple[int, int]:
-    """How many of ``count`` sequences to fit on, and how many of them make a chunk of at most ``most``.
+    """Returns how many of ``count`` sequences to fit on, and the chunk size, at most ``most``.
 
-    The rest is held out; it takes what would leave the last chunk incomplete, or give one of the ``shares`` fewer
-    chunks than another.
+    The rest is held out, including sequences that would leave the last chunk incomplete, or give one of the ``shares``
+    fewer chunks than another.
     """
     if held_out <= 0 or count == 1:
         return count, largest_divisor(count // shares if count % shares == 0 else count, most)
     fitted = count - min(count - 1, max(1, round(held_out * count)))
     shares = min(shares, fitted)
     most = min(most, fitted // shares)
-    # Not the largest chunks at any price: 63 of 128 sequences could be left over.
+    # The largest chunk size is not always best: 63 of 128 sequences could be left over.
     chunk = min(range(most, (most - 1) // 2, -1), key=lambda size: fitted % (size * shares))
     return fitted - fitted % (chunk * shares), chunk
 
 
 def largest_divisor(count: int, most: int) -> int:
-    """The largest divisor of ``count`` that is at most ``most``."""
+    """Returns the largest divisor of ``count`` that is at most ``most``."""
     return next(size for size in range(min(count, most), 0, -1) if count % size == 0)
 
 
 def start(config: DecoderConfig, params: Params, chunks: np.ndarray, dtype: np.dtype = FLOAT32) -> Streams:
-    """Embeds token chunks [C, B, T]; both streams start equal, and stay stored in the data type."""
+    """Embeds token chunks [C, B, T]; both streams start equal, and are stored in ``dtype``."""
     x = embed(config, params, chunks, dtype)
     return Streams(x, jnp.copy(x))
 
 
 def chunked(tokens: np.ndarray, chunk: int) -> np.ndarray:
-    """Token blocks [B, T] in chunks [C, B, T]; C may be 0."""
+    """Splits token blocks [B, T] into chunks [C, B, T]; C may be 0."""
     return tokens.reshape(-1, chunk, tokens.shape[-1]) if len(tokens) else tokens.reshape(0, 1, tokens.shape[-1])
 
 
 def embed(config: DecoderConfig, params: Params, chunks: np.ndarray, dtype: np.dtype = FLOAT32) -> jax.Array:
-    """The stream before the first block of token chunks. [C, B, T] -> [C, B, T, d]."""
+    """Computes the stream before the first block from token chunks. [C, B, T] -> [C, B, T, d]."""
     return _embed(config, placed(config, {"embed": params["embed"]}), devices.spread(chunks), dtype)
 
 
@@ -88,7 +88,7 @@ def _embed(config: DecoderConfig, params: Params, chunks: jax.Array, dtype: np.d
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="streams")
 @full_precision
 def enter_mlp(config: DecoderConfig, layer: Params, streams: Streams) -> Streams:
-    """Both streams through a dense block's attention, the dense one through its MLP too."""
+    """Advances both streams past a dense block's attention, and the dense stream past its MLP too."""
     piece = functools.partial(decoder.block, config, layer)
 
     def one(chunk: Streams) -> Streams:
@@ -102,7 +102,7 @@ def enter_mlp(config: DecoderConfig, layer: Params, streams: Streams) -> Streams
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="streams")
 @full_precision
 def enter_dense_mlp(config: DecoderConfig, layer: Params, streams: Streams) -> Streams:
-    """Where ``enter_mlp`` leads when no block has been pruned, from the dense stream alone."""
+    """Computes the result of ``enter_mlp`` before any block is pruned, from the dense stream alone."""
     piece = functools.partial(decoder.block, config, layer)
 
     def one(chunk: Streams) -> Streams:
@@ -115,7 +115,7 @@ def enter_dense_mlp(config: DecoderConfig, layer: Params, streams: Streams) -> S
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="streams")
 @full_precision
 def leave_dense_mlp(config: DecoderConfig, layer: Params, streams: Streams) -> Streams:
-    """The dense stream through the closing norm of the block; the other one is of no use then."""
+    """Applies the block's closing norm to the dense stream; the other stream is meaningless afterwards."""
     finish = functools.partial(decoder.block, config, layer, method=Block.finish)
     return in_place(lambda chunk: Streams(finish(chunk.dense), chunk.pruned), streams)
 
@@ -123,7 +123,7 @@ def leave_dense_mlp(config: DecoderConfig, layer: Params, streams: Streams) -> S
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="streams")
 @full_precision
 def enter_attention(config: DecoderConfig, layer: Params, streams: Streams) -> Streams:
-    """The dense stream through a dense block's attention; the pruned one still enters it."""
+    """Advances the dense stream past a dense block's attention; the pruned stream stays before it."""
     attend = functools.partial(decoder.block, config, layer, method=Block.attend)
     return in_place(lambda chunk: Streams(attend(chunk.dense, *causal(chunk.dense)), chunk.pruned), streams)
 
@@ -131,12 +131,12 @@ def enter_attention(config: DecoderConfig, layer: Params, streams: Streams) -> S
 @functools.partial(jax.jit, static_argnames="narrow", donate_argnames="streams")
 @full_precision
 def leave_attention(narrow: DecoderConfig, layer: Params, streams: Streams) -> Streams:
-    """After ``enter_attention``, to where ``enter_mlp`` leads: the dense stream through the MLP, which is dense yet.
+    """Advances both streams from after ``enter_attention`` to the state after ``enter_mlp``; the MLP is still dense.
 
     Args:
         narrow: The decoder with fewer heads and the dense MLP.
-        layer: The block so.
-        streams: The dense one after attention, the pruned one before it.
+        layer: Parameters of the block with fewer heads and the dense MLP.
+        streams: The dense stream after attention, and the pruned stream before it.
     """
     piece = functools.partial(decoder.block, narrow, layer)
 
@@ -150,10 +150,10 @@ def leave_attention(narrow: DecoderConfig, layer: Params, streams: Streams) -> S
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="streams")
 @full_precision
 def leave_mlp(config: DecoderConfig, layer: Params, streams: Streams) -> tuple[Streams, jax.Array]:
-    """Ends the block: the pruned stream through the pruned MLP of ``layer``, both through the closing norm.
+    """Finishes the block: advances the pruned stream past the pruned MLP of ``layer``, and both past the closing norm.
 
     Returns:
-        The streams behind the block, and the relative error [] of what the pruned MLP adds; nan if there are no tokens.
+        The streams after the block, and the relative error [] of the pruned MLP's output; nan if there are no tokens.
     """
     piece = functools.partial(decoder.block, config, layer)
 
@@ -171,41 +171,41 @@ def leave_mlp(config: DecoderConfig, layer: Params, streams: Streams) -> tuple[S
 
 
 def fitting_tokens(streams: Streams) -> Tokens:
-    """What a pruned half of a block reads and should add: the MLP between the halves, attention before them.
+    """Returns the inputs and targets for fitting the next half of a block: attention, or the MLP after attention.
 
-    The target is the dense stream after that half minus what the pruned stream already carries before it, so that each
-    half also repairs what those before it broke.
+    The target is the dense stream after that half minus the pruned stream before it, so that each half also corrects
+    the errors of the previous ones.
     """
     return Tokens(streams.pruned, streams.dense)
 
 
 def mlp_output(block: Block, r: jax.Array) -> jax.Array:
-    """What the MLP of a block adds. r: [..., d] -> [..., d]."""
+    """Computes the output of a block's MLP. r: [..., d] -> [..., d]."""
     return block.mlp.project(block.mlp.hidden(block.mlp_input(r)))
 
 
 def attended(block: Block, x: jax.Array) -> jax.Array:
-    """What the output projection of a block's attention reads, the heads side by side. x: [B, T, d] -> [B, T, n h]."""
+    """Computes the input of the attention's output projection, heads concatenated. x: [B, T, d] -> [B, T, n h]."""
     positions, valid = causal(x)
     out = causal_attention(*block.queries_keys_values(x, positions), valid, 0)
     return out.reshape(*x.shape[:2], -1)
 
 
 def causal(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Positions of the tokens of a stream without padding, and that all may be attended to, each [B, T]."""
+    """Returns the token positions and an all-true validity mask for a stream without padding, each [B, T]."""
     positions = jnp.broadcast_to(jnp.arange(x.shape[1])[None, :], x.shape[:2])
     return positions, jnp.ones_like(positions, dtype=bool)
 
 
 def mlp_hidden(block: Block, r: jax.Array) -> jax.Array:
-    """Hidden channels of the MLP of a block. r: [..., d] -> [..., f]."""
+    """Computes the hidden channels of a block's MLP. r: [..., d] -> [..., f]."""
     return block.mlp.hidden(block.mlp_input(r))
 
 
 def in_place(one: Callable[[Any], Any], chunks: Any) -> Any:
-    """Maps over the leading axis and stores each result where its argument was; a scan would hold both.
+    """Maps over the leading axis and overwrites each argument with its result; a scan would hold both in memory.
 
-    ``one`` computes in float32, whatever the arrays are stored in.
+    ``one`` computes in float32, regardless of the storage dtype.
     """
 
     def step(i: jax.Array, chunks: Any) -> Any:

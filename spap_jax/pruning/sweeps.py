@@ -1,10 +1,10 @@
-"""Sweeps over a pruned model: its MLPs in turn adjusted so that the whole model predicts as the dense one does.
+"""Sweeps over a pruned model, which adjust its MLPs in turn so that the model's predictions match the dense model's.
 
-The sequential pass fits every block to the dense stream at its own output. What counts is the distribution at the end,
-so sweeps go on with the alternating minimisation on that: block coordinate descent on the Kullback-Leibler divergence
-of the pruned model's predictions from the dense model's ("Looking past the block" in ``docs/method.md``), one block at
-a time or, where there is memory for their gradients, some or all of them together. Labels play no part. The new weights
-are taken only if the divergence falls on tokens that they were not fitted on.
+The sequential pass fits every block to the dense stream at its own output. The final distribution is what matters, so
+sweeps continue the alternating minimisation on it: block coordinate descent on the Kullback-Leibler divergence of the
+pruned model's predictions from the dense model's ("Looking past the block" in ``docs/method.md``), one block at a time
+or, if memory allows for their gradients, several or all blocks jointly. No labels are used. The new weights are
+accepted only if the divergence falls on held-out tokens.
 """
 
 import functools
@@ -28,13 +28,13 @@ from spap_jax.solver.alternating import relative_optimizer
 
 
 class Steps(NamedTuple):
-    """How hard to try.
+    """Optimisation schedule of a sweep.
 
     Attributes:
-        blocks: Consecutive blocks that are adjusted together, g; a divisor of their number.
-        number: Minibatch steps, times g.
-        sequences: In a step.
-        learning_rate: Size of a step relative to the weights.
+        blocks: Number of consecutive blocks that are adjusted together, g; a divisor of the number of blocks.
+        number: Minibatch steps per block; g blocks get g times as many.
+        sequences: Sequences per step.
+        learning_rate: Step size relative to the weights.
     """
 
     blocks: int
@@ -44,21 +44,21 @@ class Steps(NamedTuple):
 
 
 class Start(NamedTuple):
-    """Where to go on: steps made, one a block and sweep, and the divergence that they reached."""
+    """Where to resume: the number of steps made, one per block and sweep, and the divergence reached."""
 
     made: int
     reached: float
 
 
 class Swept(NamedTuple):
-    """What a sweep did to one block.
+    """Result of a sweep on one block.
 
     Attributes:
-        sweep: Its number.
-        layer: That of the block.
-        before: Divergence before the steps on this block and those together with it, nats per token.
-        after: Divergence of their new weights.
-        taken: Whether it fell, so that the new weights were taken.
+        sweep: Number of the sweep.
+        layer: Number of the block.
+        before: Divergence before the steps on this block and those adjusted with it, nats per token.
+        after: Divergence with the new weights.
+        taken: Whether it fell, so that the new weights were accepted.
     """
 
     sweep: int
@@ -80,32 +80,32 @@ def sweep(
     start: Start | None = None,
     watch: Callable[[int, int], None] | None = None,
 ) -> Iterator[tuple[Params, Swept]]:
-    """Adjusts the MLPs of g blocks at a time, from the first to the last, and again.
+    """Adjusts the MLPs of g blocks at a time, from the first to the last, in each sweep.
 
-    The weights of all blocks, the stream at a block and the dense model's last stream are held.
+    Memory holds the weights of all blocks, the stream at one block and the dense model's last stream.
 
     Args:
         config: The pruned decoder.
         outer: Its parameters outside the blocks.
         layers: Its blocks, stacked [L, ...]; updated in place, so not to be used afterwards.
-        tokens: Token blocks to fit and held out, each [C, B, T] in chunks; without any held out (C = 0) those that are
-            fitted judge as well.
+        tokens: Calibration and held-out token blocks, each in chunks [C, B, T]; if none are held out (C = 0), the
+            calibration tokens are used for evaluation too.
         final: The dense model's stream after its last block for the same tokens, each [C, B, T, d].
-        sweeps: How many.
-        steps: How hard to try.
-        key: Randomness of the minibatches.
-        start: Where an earlier run stopped, whose steps lie in ``layers``.
-        watch: Called between the steps on several blocks, with how many of the parts were done and how many there are.
+        sweeps: Number of sweeps.
+        steps: The optimisation schedule.
+        key: Random key for the minibatches.
+        start: Where an earlier run stopped; its steps are already applied to ``layers``.
+        watch: Called between the steps on several blocks, with the number of parts done and the total.
 
     Yields:
-        The parameters of each block in each sweep, and what was done, from ``start`` on.
+        The parameters of each block in each sweep, and the result of the step, from ``start`` on.
     """
     judge = 1 if tokens[1].size else 0
     both = _entering(config, outer, tokens, final)
     made, best = start or (0, divergence(config, outer, layers, 0, some(layers["mlp"], 0, 1), both[judge]))
     for index in range(made % config.layers):
         both = _behind(config, layers, index, both)
-    # Compiled apart from the first call: the compiler's memory is given back before the steps need theirs.
+    # Compiled before the first call, so that the compiler's memory is released before the steps need theirs.
     begin, descend = programs(config, steps, layers["mlp"])
     begun = begin.lower(layers["mlp"], 0).compile().out_info
     descend = descend.lower(outer, layers, 0, both[0], key, begun).compile()
@@ -139,18 +139,18 @@ def sweep(
 def _entering(
     config: DecoderConfig, outer: Params, tokens: tuple[np.ndarray, ...], final: tuple[jax.Array, ...]
 ) -> list[Streams]:
-    """The dense model's last stream beside the pruned one before the first block, of each part of the tokens."""
+    """Pairs the dense model's last stream with the pruned one before the first block, for each part of the tokens."""
     pairs = zip(final, tokens, strict=True)
     return [Streams(dense, streams.embed(config, outer, part, dense.dtype)) for dense, part in pairs]
 
 
 class Descent(NamedTuple):
-    """Where the steps on g blocks stand.
+    """State of the steps on g blocks.
 
     Attributes:
-        mlps: Their MLPs [g, ...], float32.
-        optimizer: The optimizer's state.
-        made: [] steps.
+        mlps: MLPs of the blocks [g, ...], float32.
+        optimizer: The optimizer state.
+        made: [] number of steps made.
     """
 
     mlps: Params
@@ -159,12 +159,12 @@ class Descent(NamedTuple):
 
 
 def programs(config: DecoderConfig, steps: Steps, mlps: Params) -> tuple[Any, Any]:
-    """What begins a descent, and what goes on with it; its state lies on the devices as the weights do.
+    """Builds the programs that begin and continue a descent; its state is sharded over the devices as the weights are.
 
     Args:
         config: The pruned decoder.
-        steps: How hard to try.
-        mlps: Of all blocks, stacked [L, ...]; or their shapes.
+        steps: The optimisation schedule.
+        mlps: MLPs of all blocks, stacked [L, ...]; or their shapes.
     """
     begin = functools.partial(_begin, steps)
     lying = jax.tree.map(lambda a: a.sharding, mlps)
@@ -184,7 +184,7 @@ def _begin(steps: Steps, mlps: Params, first: int) -> Descent:
 
 @jax.jit
 def _settled(mlps: Params, stored: Params) -> Params:
-    """In the dtype of the weights, in which they will be judged and written."""
+    """Casts MLPs to the dtype of the stored weights, in which they will be evaluated and written."""
     return jax.tree.map(lambda new, old: new.astype(old.dtype), mlps, stored)
 
 
@@ -198,10 +198,10 @@ def _descend(
     key: jax.Array,
     descent: Descent,
 ) -> Descent:
-    """The MLPs of some blocks after more minibatch steps, the g-th part; they decay to zero, so that all end settled.
+    """Runs the next of g parts of the minibatch steps on g blocks; the step size decays to zero over all parts.
 
-    Products are as exact as the device makes them by itself: minibatches are noisier, and what comes of the steps is
-    judged at full precision.
+    Matrix products use the device's default precision: minibatches are noisier than that, and the result of the steps
+    is evaluated at full precision.
     """
     shape = fitted.pruned.shape[:2]
     count, total = math.prod(shape), steps.number * steps.blocks
@@ -221,7 +221,7 @@ def _descend(
         drawn = in_float32(devices.draw(fitted, places))
         gradient = devices.total(gradients, drawn, now.mlps, outer, layers, first)
         gradient = jax.tree.map(lambda g: g / (sequences * fitted.pruned.shape[2]), gradient)
-        updates, state = jax.vmap(optimizer.update)(gradient, now.optimizer, now.mlps)  # each block by its own size
+        updates, state = jax.vmap(optimizer.update)(gradient, now.optimizer, now.mlps)  # scaled per block
         size = steps.learning_rate * decay(now.made)
         return Descent(jax.tree.map(lambda w, u: w - size * u, now.mlps, updates), state, now.made + 1), None
 
@@ -230,5 +230,5 @@ def _descend(
 
 
 def _behind(config: DecoderConfig, layers: Params, index: int, both: list[Streams]) -> list[Streams]:
-    """The streams behind a block; the dense one is the last anyway."""
+    """Advances the pruned streams past a block; the dense ones are already the last."""
     return [part._replace(pruned=advance(config, layers, index, part.pruned)) for part in both]

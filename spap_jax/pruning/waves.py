@@ -1,10 +1,10 @@
-"""The parallel schedule: channels chosen on the dense stream, of as many layers at a time as there are devices.
+"""The parallel schedule: channels are selected on the dense stream, for as many layers at a time as there are devices.
 
-No choice changes the dense stream, so layers need not wait for each other. They come in waves, a layer for each device:
-all devices accumulate the second moments of one layer after the other, a layer's own device keeps them, and then each
+No selection changes the dense stream, so layers are independent. They are processed in waves, one layer per device: all
+devices accumulate the second moments of one layer after the other, the layer's own device keeps them, and then each
 device solves its own layer. No device ever holds the moments of more than two layers, however many layers there are,
-and all that the devices tell each other is what they chose. Nor do the moments depend on the sparsity: runs that differ
-in nothing else share them.
+and the devices exchange only their selections. Since the moments do not depend on the sparsity, runs that differ in
+nothing else share them.
 """
 
 import functools
@@ -27,10 +27,10 @@ from spap_jax.settings import PruneSettings
 
 
 class Choices:
-    """The choices of one run, or of several in a row that differ in how many channels they keep and in nothing else."""
+    """The selections of one run, or of consecutive runs that differ only in the number of channels they keep."""
 
     def __init__(self, keeps: Iterable[int]) -> None:
-        """For runs that keep so many channels, in the order in which they come."""
+        """Prepares for runs that keep these numbers of channels, in this order."""
         self._keeps = list(dict.fromkeys(keeps))
         self._made: dict[tuple[range, int], list[Choice]] = {}
 
@@ -44,16 +44,16 @@ class Choices:
         settings: PruneSettings,
         clock: Clock,
     ) -> list[Choice]:
-        """The channels of consecutive layers; the first run that asks waits for those of the later ones too.
+        """Selects the channels of consecutive layers; the first run's call also makes the selections of later runs.
 
         Args:
-            layers: Their numbers, at most as many as there are devices.
+            layers: Numbers of the layers, at most as many as there are devices.
             config: The dense decoder.
-            keep: How many channels to keep, k; one of those announced.
-            read_layer: Gives the parameters of a dense block by its number.
-            dense: [C, B, T, d] the dense stream before the first of them.
-            settings: How.
-            clock: Where time is counted.
+            keep: Number of channels to keep, k; one of those passed to the constructor.
+            read_layer: Returns the parameters of a dense block by its number.
+            dense: [C, B, T, d] the dense stream before the first of these layers.
+            settings: The pruning settings.
+            clock: Records the time by phase.
         """
         if (layers, keep) not in self._made:
             own = own_moments(layers, config, read_layer, dense, clock)
@@ -68,14 +68,14 @@ class Choices:
 def own_moments(
     layers: range, config: DecoderConfig, read_layer: Callable[[int], Params], dense: jax.Array, clock: Clock
 ) -> Moments:
-    """Moments of each layer, [devices, ...], on its own device; devices that are left over have the last layer's.
+    """Accumulates each layer's moments on its own device, [devices, ...]; spare devices get the last layer's.
 
     Args:
-        layers: As ``Choices.of`` takes them, like the others.
+        layers: Numbers of the layers, as in ``Choices.of``.
         config: The dense decoder.
-        read_layer: Gives the parameters of a dense block by its number.
+        read_layer: Returns the parameters of a dense block by its number.
         dense: [C, B, T, d] the dense stream before the first of the layers.
-        clock: Where time is counted.
+        clock: Records the time by phase.
     """
     stream, own = Streams(jnp.copy(dense), jnp.copy(dense)), None
     for place, index in enumerate(layers):
@@ -99,15 +99,15 @@ def _give(own: Moments | None, seen: Moments, place: int) -> Moments:
 @functools.partial(jax.jit, static_argnames=("config", "keep", "method", "steps", "rounds"))
 @full_precision
 def own_choices(own: Moments, config: DecoderConfig, key: jax.Array, first: int, keep: int, **search: Any) -> Choice:
-    """Every device's choice for its own layer, [devices, ...].
+    """Selects, on every device, the channels of its own layer, [devices, ...].
 
     Args:
         own: [devices, ...] moments.
         config: The dense decoder.
-        key: Randomness of the run.
+        key: Random key of the run.
         first: Number of the first device's layer.
-        keep: How many channels to keep, k.
-        search: As ``select`` takes it.
+        keep: Number of channels to keep, k.
+        search: Keyword arguments of ``select``.
     """
 
     def one(seen: Moments, number: jax.Array, key: jax.Array, first: jax.Array) -> Choice:

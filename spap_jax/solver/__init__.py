@@ -1,8 +1,9 @@
-"""The mathematics of pruning one layer: matrices in, channels and weights out; it knows no model.
+"""The mathematics of pruning one layer: matrices in, channels and weights out, independent of any model.
 
-`solve` does all of it. Its parts are functions of a `Problem`, the second moments of one layer, or of the `System` that
-`equilibrate` makes of it: `select` and `polish` choose the channels, `refit` solves for their output projection,
-`objective` and `relative_error` judge a choice. All of them are pure, and work under ``jax.jit`` and ``jax.vmap``.
+`solve` performs all steps. The steps are functions of a `Problem`, the second moments of one layer, or of the `System`
+that `equilibrate` builds from it: `select` and `polish` choose the channels, `refit` solves for their output
+projection, `objective` and `relative_error` evaluate a choice. All are pure and work under ``jax.jit`` and
+``jax.vmap``.
 
 >>> import jax, numpy as np
 >>> from spap_jax import solver

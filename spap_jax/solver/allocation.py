@@ -1,4 +1,4 @@
-"""Widths for all layers within one budget: what each layer loses at every width, and the cheapest choice."""
+"""Allocation of layer widths within a total budget: each layer's loss at every width, and the optimal choice."""
 
 import math
 
@@ -11,21 +11,21 @@ from spap_jax.solver.penalty import cheapest_block
 from spap_jax.solver.problem import System, Tableau, dense_tableau, pivot
 
 _STEPS = 40
-"""Blocks in which a layer's elimination goes from all channels to the fewest."""
+"""Number of block steps in which a layer's elimination goes from all channels to the smallest width."""
 
 
 @full_precision
 def path(system: System, widths: tuple[int, ...]) -> Array:
-    """Removes channels one at a time, the cheapest first, and stops at every width to solve for those left.
+    """Removes channels one at a time, cheapest first, and records the refitted output projection at every width.
 
-    Of the tableau's updates, which are exact, the output projection is a by-product: no width costs a factorisation.
+    The projection is a by-product of the exact updates of the tableau, so no width needs a factorisation.
 
     Args:
         system: The layer, f channels.
-        widths: Numbers of channels, W of them, descending, each below f; static.
+        widths: W channel counts, descending, each below f; static.
 
     Returns:
-        [W, f, d] the output projection in the original scale, zero for the channels that are gone.
+        [W, f, d] the output projection in the original scale, zero for removed channels.
     """
     f = system.gram.shape[0]
     size = math.ceil((f - widths[-1]) / _STEPS)
@@ -42,16 +42,16 @@ def path(system: System, widths: tuple[int, ...]) -> Array:
 
 
 def allocate(losses: np.ndarray, total: int) -> np.ndarray:
-    """The choice of a column for each layer with the least summed losses, and numbers of at most ``total`` in sum.
+    """Chooses a column for each layer with the least total loss, subject to column indices that sum to <= ``total``.
 
-    Exact: dynamic programming over the layers and the sum so far.
+    The solution is exact: dynamic programming over the layers and the partial sum.
 
     Args:
-        losses: [L, W] what each layer loses with each choice; infinite where it has not got it.
-        total: Most that the numbers of the columns may add up to; at least 0.
+        losses: [L, W] loss of each layer with each choice; infinite for choices that a layer does not have.
+        total: Upper bound on the sum of the column indices; at least 0.
 
     Returns:
-        [L] numbers of columns.
+        [L] column indices.
     """
     least, choices = np.zeros(total + 1), []
     for row in losses:

@@ -1,9 +1,9 @@
-"""The weights of a pruned MLP: its output projection in closed form and its inner projections by steps, in turn.
+"""Alternating minimisation of a pruned MLP's weights: closed-form output projection, gradient steps on the rest.
 
 With the channels fixed, the block's output is H(inner) V + b. Given the inner projections, V and b solve a linear
 least-squares problem; given those, the inner projections descend on the same objective (``docs/method.md``). A round
-does both. It is taken only if the error falls on the calibration tokens and does not rise on the held-out ones, so the
-sequence is monotone and never ends above the closed-form refit it started from.
+does both. It is accepted only if the error falls on the calibration tokens and does not rise on the held-out tokens, so
+the sequence is monotone and never ends above the closed-form refit it started from.
 """
 
 import math
@@ -25,13 +25,13 @@ Hidden = Callable[[Inner, jax.Array], jax.Array]
 
 
 class Tokens(NamedTuple):
-    """What the MLP is fitted on, in float32 as soon as a chunk of it is used.
+    """Inputs and targets for fitting an MLP, converted to float32 when a chunk is used.
 
-    The target is a difference that is taken a chunk at a time, never stored.
+    The target is a difference that is computed per chunk and never stored.
 
     Attributes:
-        residual: [C, ..., d] stream that enters the addition of the MLP, in chunks that fit at once.
-        total: [C, ..., d] what the stream should be after it.
+        residual: [C, ..., d] residual stream before the MLP's addition, in chunks that fit in memory.
+        total: [C, ..., d] desired stream after the addition.
     """
 
     residual: jax.Array
@@ -39,12 +39,12 @@ class Tokens(NamedTuple):
 
     @property
     def target(self) -> jax.Array:
-        """[..., d] what the MLP should add."""
+        """Desired output of the MLP, [..., d]."""
         tokens = in_float32(self)
         return tokens.total - tokens.residual
 
     def flat(self) -> "Tokens":
-        """The same tokens [N, d]."""
+        """Returns the same tokens, flattened to [N, d]."""
         return Tokens(*(a.reshape(-1, a.shape[-1]) for a in self))
 
 
@@ -57,7 +57,7 @@ class Weights(NamedTuple):
 
 
 class Schedule(NamedTuple):
-    """How hard to try: rounds, steps in a round, tokens in a step, and the size of a step relative to the weights."""
+    """Optimisation schedule: rounds, steps per round, tokens per step, step size relative to the weights."""
 
     rounds: int
     steps: int
@@ -70,8 +70,8 @@ class Fitted(NamedTuple):
 
     Attributes:
         weights: The weights.
-        before: [] relative error on the tokens that they were fitted to, of the weights that were given.
-        after: [] the same of these weights.
+        before: [] relative error of the initial weights on the tokens that the new weights were fitted to.
+        after: [] relative error of the new weights on the same tokens.
     """
 
     weights: Weights
@@ -80,20 +80,20 @@ class Fitted(NamedTuple):
 
 
 class Recovered(NamedTuple):
-    """The recovered weights, and how many rounds were taken."""
+    """Recovered weights and the number of accepted rounds."""
 
     weights: Weights
     rounds: jax.Array
 
 
 def output(hidden: Hidden, weights: Weights, residual: jax.Array) -> jax.Array:
-    """What the MLP adds. residual: [..., d] -> [..., d]."""
+    """Computes the MLP's output. residual: [..., d] -> [..., d]."""
     y = jnp.einsum("...k,kd->...d", hidden(weights.inner, residual), weights.down)
     return y if weights.bias is None else y + weights.bias.reshape((1,) * (y.ndim - 1) + (-1,))
 
 
 def relative_error(hidden: Hidden, weights: Weights, tokens: Tokens) -> jax.Array:
-    """Squared error over squared target, summed over all tokens; nan where there are no tokens."""
+    """Computes the squared error over the squared target, each summed over all tokens; nan if there are none."""
     if not tokens.residual.size:
         return jnp.float32(jnp.nan)
 
@@ -107,9 +107,9 @@ def relative_error(hidden: Hidden, weights: Weights, tokens: Tokens) -> jax.Arra
 
 
 def closed_form(hidden: Hidden, weights: Weights, tokens: Tokens, ridge: float | jax.Array) -> Fitted:
-    """The best output projection and bias for the inner projections, in one pass over the tokens.
+    """Solves for the optimal output projection and bias, given the inner projections, in one pass over the tokens.
 
-    The ridge pulls towards the projection at hand, so that the error cannot rise. Both errors follow from the second
+    The ridge pulls towards the current projection, so that the error cannot rise. Both errors follow from the second
     moments that the solution needs.
     """
     width, out = weights.down.shape
@@ -118,9 +118,9 @@ def closed_form(hidden: Hidden, weights: Weights, tokens: Tokens, ridge: float |
     def add(total, chunk: Tokens):
         chunk = in_float32(chunk.flat())
         h = hidden(weights.inner, chunk.residual)
-        # The correction of the output is solved for, not the output: its right-hand side is small, and so its rounding.
+        # Solve for the correction of the output, not the output: its right-hand side is small, and so is its rounding.
         e = chunk.target - output(hidden, weights, chunk.residual)
-        transposed = jax.lax.optimization_barrier(h.T)  # in memory: see moments.accumulate
+        transposed = jax.lax.optimization_barrier(h.T)  # materialised: see moments.accumulate
         powers = jnp.stack([jnp.square(e).sum(), jnp.square(chunk.target).sum()])
         parts = (transposed @ h, h.T @ e, h.sum(axis=0), e.sum(axis=0), powers)
         return jax.tree.map(jnp.add, total, parts), None
@@ -145,14 +145,14 @@ def closed_form(hidden: Hidden, weights: Weights, tokens: Tokens, ridge: float |
 
 
 def relative_optimizer() -> optax.GradientTransformation:
-    """Adam's step relative to the size of the weights it changes: one rate suits every layer of every model."""
+    """Builds Adam with steps relative to the scale of the weights, so that one rate suits every layer of any model."""
     return optax.chain(optax.scale_by_adam(b2=0.99), optax.scale_by_param_block_rms())
 
 
 def descend(
     hidden: Hidden, weights: Weights, tokens: Tokens, schedule: Schedule, rate: jax.Array, key: jax.Array
 ) -> Weights:
-    """Minibatch steps on all weights at once; the step decays to zero over the round, so that it ends settled."""
+    """Runs minibatch steps on all weights jointly; the step size decays to zero over the round, so that they settle."""
     shape = tokens.residual.shape[:-1]
     count = math.prod(shape)
     batch = min(schedule.step_tokens, count)
@@ -187,17 +187,17 @@ def recover(
     ridge: float | jax.Array,
     key: jax.Array,
 ) -> Recovered:
-    """Alternates from a closed-form refit. A refused round is tried again with half the step.
+    """Runs alternating minimisation from a closed-form refit. After a rejected round, the step size is halved.
 
     Args:
         hidden: (inner, residual [..., d]) -> hidden channels [..., k].
-        start: Where to start.
-        error: [] their relative error on the calibration tokens, which whoever solved for them knows.
+        start: Initial weights.
+        error: [] relative error of ``start`` on the calibration tokens, known from the refit.
         calibration: Tokens to fit.
-        held_out: Tokens that only judge; may be empty (C = 0), then nothing guards against overfitting.
-        schedule: How hard to try.
+        held_out: Held-out tokens; may be empty (C = 0), then nothing guards against overfitting.
+        schedule: Rounds, steps and step sizes.
         ridge: Relative ridge of the closed form.
-        key: Randomness of the minibatches.
+        key: Random key for the minibatches.
     """
 
     def judged(weights: Weights) -> jax.Array:

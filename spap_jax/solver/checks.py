@@ -1,8 +1,8 @@
-"""What the solver refuses.
+"""Input validation of the solver.
 
-Shapes and static numbers are always known, and are checked always. Numbers in arrays are looked at only where they are
-concrete; inside of ``jax.jit`` or ``jax.vmap`` they are not, and results tell by their values: -1 in place of a channel
-or of a count, and the `Status` of `solve`.
+Shapes and static numbers are always known and always checked. Array values are checked only if they are concrete;
+inside ``jax.jit`` or ``jax.vmap`` they are not, and failures are reported in the results: -1 in place of a channel or
+a count, and the `Status` of `solve`.
 """
 
 import math
@@ -18,15 +18,15 @@ from spap_jax.numerics import is_concrete
 
 
 class Status(IntEnum):
-    """How `solve` ended, as ``Solution.status`` holds it. With the first two there is a solution; else there is none.
+    """Outcome of `solve`, stored in ``Solution.status``. The first two have a solution; the others are failures.
 
     Attributes:
-        SOLVED: No exchange of one kept for one removed channel would lower the objective.
-        SWAPS_LEFT: Exchanges are left that would; more ``swap_rounds`` would make them.
-        NOT_FINITE: The moments hold NaN or infinity, or overflow float32.
+        SOLVED: No swap of one kept for one removed channel would lower the objective.
+        SWAPS_LEFT: Some swaps would still lower it; more ``swap_rounds`` would make them.
+        NOT_FINITE: The moments contain NaN or infinity, or overflow float32.
         NOT_SYMMETRIC: The Gram matrix is not symmetric.
         NOT_POSITIVE: The Gram matrix is not positive semidefinite, beyond what rounding explains.
-        INCONSISTENT: The channels explain more of the target than there is of it.
+        INCONSISTENT: The channels explain more than the target's total power.
     """
 
     SOLVED = 0
@@ -49,23 +49,23 @@ _FAILURES = {
 
 
 def first_status(*faults: tuple[Status | Array, Array]) -> Array:
-    """The status of the first fault that is there, [] int32; SOLVED if none is.
+    """Returns the status of the first fault that is present, [] int32; SOLVED if there is none.
 
     Args:
-        faults: Each a status, and whether it is there.
+        faults: Pairs of a status and whether that fault is present.
     """
     codes, present = zip(*faults, strict=True)
     return jnp.select(list(present), [jnp.int32(code) for code in codes], jnp.int32(Status.SOLVED))
 
 
 def check_status(status: Array) -> None:
-    """Raises UserError if a status is known and is that of a failure."""
+    """Raises UserError if a status is concrete and a failure."""
     if is_concrete(status) and (code := Status(int(status))) in _FAILURES:
         raise UserError(f"{_FAILURES[code]}.")
 
 
 def check_moments(gram: Array, cross: Array, weight: Array, target_power: Array) -> None:
-    """Raises UserError if the shapes of a layer's second moments do not fit each other."""
+    """Raises UserError if the shapes of a layer's second moments do not match."""
     shapes = [np.shape(a) for a in (gram, cross, weight, target_power)]
     f, d = shapes[1] if len(shapes[1]) == 2 else (0, 0)
     if f * d == 0 or shapes != [(f, f), (f, d), (f, d), ()]:
@@ -77,16 +77,16 @@ def check_moments(gram: Array, cross: Array, weight: Array, target_power: Array)
 
 
 def check_shape(name: str, array: Array, shape: tuple[int, ...]) -> None:
-    """Raises UserError if an array has another shape."""
+    """Raises UserError if an array does not have the given shape."""
     if np.shape(array) != shape:
         raise UserError(f"{name} must have the shape {list(shape)}, not {list(np.shape(array))}.")
 
 
 def check_whole(name: str, value: Any, least: int, most: float = math.inf) -> int:
-    """A static whole number.
+    """Checks a static integer and returns it as an ``int``.
 
     Raises:
-        UserError: it is something else, or out of its range.
+        UserError: the value is traced, not an integer, or out of range.
     """
     if not is_concrete(value):
         raise UserError(f"{name} is traced, and decides the shapes of arrays: name it in static_argnames of jax.jit.")
@@ -97,7 +97,7 @@ def check_whole(name: str, value: Any, least: int, most: float = math.inf) -> in
 
 
 def check_positive(name: str, value: Any) -> None:
-    """Raises UserError if a number is known and is not positive and finite."""
+    """Raises UserError if a number is concrete and not positive and finite."""
     if not is_concrete(value):
         return
     number = value.item() if hasattr(value, "item") else value
@@ -106,7 +106,7 @@ def check_positive(name: str, value: Any) -> None:
 
 
 def check_channels(kept: Array, f: int) -> None:
-    """Raises UserError if channel numbers cannot be used: [k] distinct whole numbers from 0 to f - 1."""
+    """Raises UserError unless ``kept`` are valid channel numbers: [k] distinct integers from 0 to f - 1."""
     if np.ndim(kept) != 1 or not 1 <= len(kept) <= f or not jnp.issubdtype(jnp.result_type(kept), jnp.integer):
         raise UserError(
             f"kept must be from 1 to {f} channel numbers [k], not {jnp.result_type(kept)} {list(np.shape(kept))}."
@@ -118,10 +118,10 @@ def check_channels(kept: Array, f: int) -> None:
 
 
 def or_none(kept: Array, sound: Array) -> Array:
-    """Channel numbers [k] that were found on a sound system; all -1 if it was not.
+    """Returns channel numbers [k] unchanged if the system they were found on is sound; otherwise all -1.
 
     Raises:
-        UserError: it is known that the system was not sound.
+        UserError: ``sound`` is concrete and false.
     """
     if is_concrete(sound) and not sound:
         check_status(jnp.int32(Status.NOT_FINITE))

@@ -1,15 +1,16 @@
-"""Which groups of channels go, all channels of a group together: elimination, and a polish by exact swaps of groups.
+"""Selection of channel groups that are removed together: greedy elimination, then a polish by exact swaps of groups.
 
-Attention is pruned so: a group is a key/value head with the query heads that read it, its channels what these attend
-to, and its rows of the output projection stay or go together. The model is that of single channels, with z the same
-for a whole group. There are few groups, so the penalty method's count of penalised ones grows by one a step, and the
-step is taken at its limit, an infinite penalty: the group whose loss costs least leaves, and the exact costs of the
-others are computed anew. With A = G_SS^-1 and V = A C_S of the groups kept, S, losing group g costs
+Attention is pruned this way: a group is a key/value head with the query heads that read it, its channels are these
+heads' outputs, and its rows of the output projection are kept or removed together. The model is that of single
+channels, with z the same for all channels of a group. There are few groups, so the penalty method's count of penalised
+groups grows by one per step, and the step uses the limit of an infinite penalty: the group with the least removal cost
+is removed, and the exact costs of the others are recomputed. With A = G_SS^-1 and V = A C_S of the groups kept, S,
+removing group g costs
 
     trace(V_g' (A_gg)^-1 V_g) ,
 
-which is exact, as the rank-one form is for a channel (OBS, Hassibi and Stork 1993). What returns do among channels,
-swaps of one kept for one removed group do here.
+which is exact, as the rank-one form is for a channel (OBS, Hassibi and Stork 1993). The role of returns among channels
+is played here by swaps of one kept for one removed group.
 """
 
 import jax.numpy as jnp
@@ -21,23 +22,23 @@ from spap_jax.solver.swap import TOLERANCE, Polished, block_gain
 
 
 def channels_of(chosen: Array, size: int) -> Array:
-    """The channels of some groups, [g size], in the groups' order.
+    """Returns the channel numbers of the given groups, [g size], in the groups' order.
 
     Args:
-        chosen: [g] group numbers; group i holds the channels i size, .., i size + size - 1.
-        size: Channels in a group; static.
+        chosen: [g] group numbers; group i has the channels i size, .., i size + size - 1.
+        size: Channels per group; static.
     """
     return (chosen[:, None] * size + jnp.arange(size)[None, :]).reshape(-1)
 
 
 @full_precision
 def eliminate(system: System, groups: int, keep: int) -> Array:
-    """Removes the group that costs least, one at a time.
+    """Removes the group with the least removal cost, one at a time.
 
     Args:
         system: The layer, f channels in groups of f / groups.
         groups: Number of groups, m; static.
-        keep: How many to keep, at least 1; static.
+        keep: Number of groups to keep, at least 1; static.
 
     Returns:
         [keep] int32 group numbers, ascending.
@@ -51,20 +52,20 @@ def eliminate(system: System, groups: int, keep: int) -> Array:
 
 
 def removal_costs(tableau: Tableau, groups: int) -> Array:
-    """Rise of the objective, doubled, when a kept group is lost: [m], infinite for those already removed."""
+    """Computes twice the rise of the objective when a kept group is removed, [m]; infinite for removed groups."""
     costs = lax.map(lambda group: -_gain(tableau, group[None], groups), jnp.arange(groups))
     return jnp.where(_gone(tableau, groups), jnp.inf, costs)
 
 
 @full_precision
 def polish(system: System, groups: int, kept: Array, rounds: int) -> Polished:
-    """Makes the best swap of a kept for a removed group until none improves or the rounds are spent.
+    """Makes the best swap of a kept for a removed group until none improves or all rounds are used.
 
     Args:
         system: The layer, f channels in groups of f / groups.
         groups: Number of groups, m; static.
         kept: [k] distinct group numbers, k < m.
-        rounds: At most so many swaps; 0 only counts the improving ones. Static.
+        rounds: Maximum number of swaps; 0 only counts the improving ones. Static.
     """
     k = kept.shape[0]
     removed = _numbers(jnp.ones(groups, bool).at[kept].set(False), groups - k)
@@ -88,22 +89,22 @@ def polish(system: System, groups: int, kept: Array, rounds: int) -> Polished:
 
 
 def _moved(tableau: Tableau, chosen: Array, groups: int, active: Array | bool = True) -> Tableau:
-    """Moves some groups [g] to the other side, at an infinite penalty."""
+    """Moves groups [g] between kept and removed, at an infinite penalty."""
     block = channels_of(chosen, tableau.removed.size // groups)
     return pivot(tableau, block, jnp.full(block.shape, active), 0.0)
 
 
 def _gain(tableau: Tableau, chosen: Array, groups: int) -> Array:
-    """Fall of the objective, doubled, [], when some groups [g] change sides together."""
+    """Computes twice the fall of the objective, [], when groups [g] change sides together."""
     block = channels_of(chosen, tableau.removed.size // groups)
     return block_gain(tableau, block, jnp.ones(block.shape, bool))
 
 
 def _gone(tableau: Tableau, groups: int) -> Array:
-    """[m], which groups are removed."""
+    """Returns which groups are removed, [m]."""
     return tableau.removed.reshape(groups, -1)[:, 0]
 
 
 def _numbers(which: Array, count: int) -> Array:
-    """The numbers of the groups, [count] int32 and ascending, for which `which` [m] is true."""
+    """Returns the numbers of the groups for which `which` [m] is true, [count] int32, ascending."""
     return jnp.flatnonzero(which, size=count).astype(jnp.int32)

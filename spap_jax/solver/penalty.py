@@ -1,12 +1,12 @@
-"""Which channels go: a penalty method over the number of channels removed, scored by marginal costs.
+"""Channel selection: a penalty method with a growing number of removed channels, scored by marginal costs.
 
-The bilinear constraint "a removed channel has no weights" becomes a firm penalty on the removed channels' weights. For
-a fixed choice the weights solve one linear system; for fixed weights the choice is a matter of scores. The number of
-penalised channels grows from none to f - k in a few steps, and the system is updated, never factorised again.
+The bilinear constraint "a removed channel has no weights" becomes a large penalty on the removed channels' weights. For
+a fixed choice the weights solve one linear system; for fixed weights the choice follows from scores. The number of
+penalised channels grows from none to f - k in a few steps, and the system is updated, never refactorised.
 
-Scores are marginal: the cost of losing channel j with its own penalty lifted, |V_j|^2 / A_jj for a kept channel, which
-puts kept and penalised channels on one footing (at an infinite penalty: the scores of OBS, Hassibi and Stork 1993). A
-plain score, |V_j|^2 G_jj, would keep its first choice for ever: a penalised channel's weights are small.
+Scores are marginal: the cost of removing channel j with its own penalty lifted, |V_j|^2 / A_jj for a kept channel,
+which makes kept and penalised channels comparable (at an infinite penalty: the scores of OBS, Hassibi and Stork 1993).
+A plain score, |V_j|^2 G_jj, would never revise its first choice: a penalised channel's weights are small.
 """
 
 import math
@@ -19,14 +19,14 @@ from spap_jax.numerics import full_precision
 from spap_jax.solver.checks import check_positive, check_whole, or_none
 from spap_jax.solver.problem import System, Tableau, dense_tableau, is_finite, pivot
 
-POOL = 4  # candidates in a step for every channel that may leave
+POOL = 4  # candidates per step for every channel that may be removed
 _LEAST_POOL = 64
-RETURNS = 0.25  # channels that may return in a step, for every channel that leaves
-_MARGIN = 1e-3  # a return must gain more than it costs by this fraction: float32 noise is no reason
+RETURNS = 0.25  # channels that may return per step, for every channel that is removed
+_MARGIN = 1e-3  # a return must gain more than it costs by this fraction, to ignore float32 noise
 
 
 class _State(NamedTuple):
-    """Attributes: tableau; returned: [f] channels that came back once and may not again, so that nothing cycles."""
+    """Tableau, and returned: [f] channels that have returned once and may not return again, to prevent cycles."""
 
     tableau: Tableau
     returned: Array
@@ -38,15 +38,15 @@ def select(system: System, keep: int, penalty: float | Array, steps: int) -> Arr
 
     Args:
         system: The layer, f channels.
-        keep: How many to keep, k, at least 1; static.
+        keep: Number of channels to keep, k, at least 1; static.
         penalty: Weight of the penalty on a removed channel, relative to its energy.
-        steps: Steps in which the number of penalised channels grows to f - k, at least 1; static.
+        steps: Number of steps in which the count of penalised channels grows to f - k, at least 1; static.
 
     Returns:
         [k] int32 channel numbers, ascending; all -1 if the system is not finite.
 
     Raises:
-        UserError: ``keep`` or ``steps`` is out of its range, or the penalty or the system is known to be unusable.
+        UserError: ``keep`` or ``steps`` is out of range, or the penalty or the system is concrete and unusable.
     """
     f = system.gram.shape[0]
     keep, steps = check_whole("keep", keep, 1, f), check_whole("steps", steps, 1)
@@ -66,17 +66,17 @@ def select(system: System, keep: int, penalty: float | Array, steps: int) -> Arr
 
 
 def removal_costs(tableau: Tableau) -> Array:
-    """Rise of the objective, doubled, when a kept channel is lost: [f], infinite for those already penalised."""
+    """Computes twice the rise of the objective when a kept channel is removed, [f]; infinite if already penalised."""
     costs = jnp.sum(tableau.rows**2, axis=1) / jnp.diagonal(tableau.matrix)
     return jnp.where(tableau.removed, jnp.inf, costs)
 
 
 def return_gains(tableau: Tableau, slack: float | Array) -> Array:
-    """Fall of the objective, doubled, when a penalised channel returns: [f], minus infinity for those kept.
+    """Computes twice the fall of the objective when a penalised channel returns, [f]; minus infinity for kept ones.
 
     With a = A_jj, V_j the penalised values and q = 1 / slack, lifting the penalty of j gives a_free = a / (1 - q a) and
-    V_free = V_j a_free / a; the gain is |V_free|^2 / a_free. The tableau holds q V_j and q - q^2 a, so 1 - q a, which
-    float32 would cancel to nothing, is never formed.
+    V_free = V_j a_free / a; the gain is |V_free|^2 / a_free. The tableau stores q V_j and q - q^2 a, so 1 - q a, which
+    would suffer complete cancellation in float32, is never formed.
 
     Args:
         tableau: The system, f channels.
@@ -88,12 +88,12 @@ def return_gains(tableau: Tableau, slack: float | Array) -> Array:
 
 
 def _step(state: _State, target: Array, b: int, guests: int, slack: float | Array) -> _State:
-    """Penalises channels until `target`, at most b more than now, are; up to `guests` return and others go instead."""
+    """Penalises up to b more channels, to a total of `target`; up to `guests` may return in exchange for others."""
     tableau, returned = state
     due = target - jnp.sum(tableau.removed)
     leaving, prices = cheapest_block(tableau, b + guests, slack)
     gains, coming = lax.top_k(jnp.where(returned, -jnp.inf, return_gains(tableau, slack)), guests)
-    # The i-th return costs one more channel than was due, and is welcome only if it gains more than that one costs.
+    # The i-th return requires one more removal than was due, and is accepted only if it gains more than that costs.
     better = gains > (1 + _MARGIN) * prices[due + jnp.arange(guests)]
     welcome = jnp.cumprod(better).astype(bool)
     leaves = jnp.arange(b + guests) < due + jnp.sum(welcome)
@@ -102,10 +102,10 @@ def _step(state: _State, target: Array, b: int, guests: int, slack: float | Arra
 
 
 def cheapest_block(tableau: Tableau, b: int, slack: float | Array) -> tuple[Array, Array]:
-    """The next b channels to penalise: one-at-a-time elimination within a pool of the cheapest.
+    """Chooses the next b channels to penalise by one-at-a-time elimination within a pool of the cheapest.
 
-    Of two channels that carry the same signal each is cheap, both are dear: each choice has to see the ones before it.
-    For that the [p,p] part of the system that belongs to the pool is enough.
+    If two channels carry the same signal, removing either is cheap but removing both is expensive, so each choice must
+    take the previous ones into account. The [p,p] part of the system that belongs to the pool suffices for that.
 
     Returns:
         [b] channel numbers in the order of choice, [b] their costs when chosen.

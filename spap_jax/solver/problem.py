@@ -1,9 +1,9 @@
-"""One layer's pruning problem in second moments, and the linear system its kept channels solve.
+"""One layer's pruning problem in second moments, and the linear system that its kept channels solve.
 
-The layer's error for kept channels S and output projection V is ``|Y - H_S V|^2 / N``. Only second moments enter it, so
-a `Problem` is all the solver ever sees. A `System` is the same problem with a small ridge towards the dense weights,
-rescaled so that every channel has unit energy: outlier channels, a thousand times larger than their neighbours in real
-models, would otherwise cost float32 its digits.
+The layer's error for kept channels S and output projection V is ``|Y - H_S V|^2 / N``. It depends on second moments
+only, so a `Problem` is all that the solver needs. A `System` is the same problem with a small ridge towards the dense
+weights, rescaled so that every channel has unit energy: outlier channels, a thousand times larger than their neighbours
+in real models, would otherwise exhaust float32 precision.
 """
 
 from typing import NamedTuple
@@ -26,21 +26,21 @@ from spap_jax.solver.checks import (
 
 _RIDGE_GROWTHS = 8
 _ROUNDING = 1e-2
-"""Rounding of float32 moments raises the ridge to a tenth of this at most: 2048 channels that two tokens excite."""
+"""Limit of a raised ridge: rounding raises it to at most a tenth of this (2048 channels, excited by two tokens)."""
 
 _ASYMMETRY = 1e-4
-"""Of two entries of a Gram matrix that should be equal, relative to the energies of both channels."""
+"""Tolerated difference of symmetric entries of a Gram matrix, relative to the energies of both channels."""
 
-_TINY = 1e-30  # a layer without any energy still has a diagonal whose inverse square root is finite
+_TINY = 1e-30  # keeps the inverse square root of the diagonal finite for a layer without any energy
 
 
 class Problem(NamedTuple):
-    """Second moments of one layer, float32; H and Y are centred first where the layer has an output bias.
+    """Second moments of one layer, float32; H and Y are centred first if the layer has an output bias.
 
     Attributes:
         gram: [f,f] H'H / N.
         cross: [f,d] H'Y / N.
-        target_power: [] mean over the tokens of ``|y|^2``.
+        target_power: [] mean of ``|y|^2`` over the tokens.
         weight: [f,d] the dense output projection.
     """
 
@@ -57,7 +57,7 @@ class System(NamedTuple):
         gram: [f,f] unit diagonal; eigenvalues of at least about ridge / (1 + ridge).
         cross: [f,d] right-hand side; its solution V is in the scaled channels, ``scale * V`` in the original ones.
         scale: [f] factor that gives a channel unit energy.
-        ridge: [] the ridge used, relative to each channel's energy; above the one asked for when that was too small.
+        ridge: [] the ridge used, relative to each channel's energy; above the requested one if that was too small.
         factor: [f,f] lower Cholesky factor of gram.
     """
 
@@ -70,18 +70,18 @@ class System(NamedTuple):
 
 @full_precision
 def equilibrate(problem: Problem, ridge: float | Array) -> System:
-    """Adds the ridge and scales to a unit diagonal; a ridge too small for float32 grows tenfold until it is not.
+    """Adds the ridge and scales to a unit diagonal; a ridge too small for float32 is increased tenfold until it works.
 
-    The ridge adds ``ridge * sum_j D_j |V_j - W_j|^2`` to the error, D_j the energy of channel j: a channel that the
-    calibration never excites, if kept, keeps its weights.
+    The ridge adds ``ridge * sum_j D_j |V_j - W_j|^2`` to the error, where D_j is the energy of channel j: a kept
+    channel that the calibration never excites keeps its weights.
 
     Args:
         problem: The layer, f channels.
         ridge: Pull towards the dense weights, relative to each channel's energy.
 
     Raises:
-        UserError: shapes do not fit, the ridge is not positive, or the moments are no second moments (see `Status`).
-            While the function is traced, numbers are unknown: the system then holds NaN, or has a large ridge.
+        UserError: shapes do not match, the ridge is not positive, or the moments are not valid (see `Status`). Under
+            tracing, values are unknown: the system then contains NaN, or has a large ridge.
     """
     check_moments(problem.gram, problem.cross, problem.weight, problem.target_power)
     check_positive("ridge", ridge)
@@ -93,7 +93,7 @@ def equilibrate(problem: Problem, ridge: float | Array) -> System:
 
     def unsound(state: tuple[Array, System]) -> Array:
         growths, system = state
-        # In exact arithmetic no pivot is below ridge / (1 + ridge): one far below is rounding noise, as NaN is.
+        # In exact arithmetic no pivot is below ridge / (1 + ridge): a much smaller one, or NaN, is rounding noise.
         least = jnp.min(jnp.diagonal(system.factor)) ** 2
         return ~(least > 0.5 * smallest_pivot(system)) & (growths < _RIDGE_GROWTHS)
 
@@ -104,12 +104,12 @@ def equilibrate(problem: Problem, ridge: float | Array) -> System:
 
 
 def status_of(problem: Problem, system: System, asked: float | Array) -> Array:
-    """Whether moments are second moments: [] int32, a failure's `Status` or SOLVED.
+    """Checks whether moments are valid second moments: [] int32, a failure's `Status` or SOLVED.
 
     Args:
         problem: The layer, f channels.
-        system: The same with its ridge.
-        asked: The ridge that was asked for.
+        system: Its ridged system.
+        asked: The requested ridge.
     """
     gram = problem.gram
     size = jnp.sqrt(jnp.abs(jnp.diagonal(gram)))
@@ -123,12 +123,12 @@ def status_of(problem: Problem, system: System, asked: float | Array) -> Array:
 
 
 def is_finite(system: System) -> Array:
-    """Whether a system can be solved, []: the factorisation of anything else is NaN."""
+    """Returns whether a system can be solved, []; otherwise its factorisation is NaN."""
     return jnp.isfinite(jnp.diagonal(system.factor)).all() & jnp.isfinite(system.cross).all()
 
 
 def smallest_pivot(system: System) -> Array:
-    """The lower bound, [], that the ridge puts on every eigenvalue, pivot and Schur complement of a live channel."""
+    """Lower bound, [], from the ridge on every eigenvalue, pivot and Schur complement of a live channel."""
     return system.ridge / (1 + system.ridge)
 
 
@@ -144,7 +144,7 @@ def _ridged(problem: Problem, ridge: Array) -> System:
 
 @full_precision
 def refit(system: System, kept: Array) -> Array:
-    """The best output projection of the kept channels, in the original scale.
+    """Solves for the optimal output projection of the kept channels, in the original scale.
 
     Args:
         system: The layer, f channels.
@@ -162,7 +162,7 @@ def refit(system: System, kept: Array) -> Array:
 
 @full_precision
 def objective(system: System, kept: Array) -> Array:
-    """``-1/2 <C_S, V_S>`` at the refitted V, []: half the ridged error of the kept channels, up to a constant.
+    """Computes ``-1/2 <C_S, V_S>`` at the refitted V, []: half the ridged error of the kept channels plus a constant.
 
     Args:
         system: The layer, f channels.
@@ -178,7 +178,7 @@ def objective(system: System, kept: Array) -> Array:
 
 @full_precision
 def relative_error(problem: Problem, kept: Array, projection: Array) -> Array:
-    """``|Y - H_S V|^2 / |Y|^2``, [], without the ridge.
+    """Computes ``|Y - H_S V|^2 / |Y|^2``, [], without the ridge.
 
     Args:
         problem: The layer, f channels.
@@ -186,7 +186,7 @@ def relative_error(problem: Problem, kept: Array, projection: Array) -> Array:
         projection: [k,d] output projection of the kept channels, in the original scale.
 
     Raises:
-        UserError: shapes do not fit, or ``kept`` are not distinct channel numbers.
+        UserError: shapes do not match, or ``kept`` are not distinct channel numbers.
     """
     check_moments(problem.gram, problem.cross, problem.weight, problem.target_power)
     check_channels(kept, problem.gram.shape[0])
@@ -196,16 +196,16 @@ def relative_error(problem: Problem, kept: Array, projection: Array) -> Array:
 
 
 def explained(problem: Problem, kept: Array, projection: Array) -> Array:
-    """``|Y|^2 - |Y - H_S V|^2``, [], means over the tokens: how much of the target's power the kept channels explain.
+    """Computes the target power that the kept channels explain: ``|Y|^2 - |Y - H_S V|^2``, [], means over the tokens.
 
     Args:
-        problem: The layer, f channels; its ``target_power`` is not read.
+        problem: The layer, f channels; its ``target_power`` is not used.
         kept: [k] channel numbers.
         projection: [k,d] output projection of the kept channels, in the original scale.
     """
     cross = problem.cross[kept]
     residual = cross - problem.gram[kept[:, None], kept[None, :]] @ projection
-    # Grouped so that the small term, <V, residual>, keeps its digits beside the large ones.
+    # Grouped so that the small term, <V, residual>, does not lose precision next to the large ones.
     return jnp.sum(jnp.sum(projection * cross, axis=1)) + jnp.sum(jnp.sum(projection * residual, axis=1))
 
 
@@ -216,9 +216,9 @@ def _factor(system: System, kept: Array) -> Array:
 class Tableau(NamedTuple):
     """The system solved for a split into kept channels S and penalised channels E, ready to be updated.
 
-    With A = (G + q diag(E))^-1, q the penalty, and V = A C, it holds the parts of A and V in the form that stays finite
+    With A = (G + q diag(E))^-1, q the penalty, and V = A C, it stores the parts of A and V in a form that stays finite
     as q grows and needs no subtraction to score a channel: the regularised form of the sweep operator (Goodnight,
-    "A tutorial on the SWEEP operator", 1979). In the limit of an infinite penalty the parts are those in brackets.
+    "A tutorial on the SWEEP operator", 1979). Brackets show the limit of an infinite penalty.
 
     Attributes:
         matrix: [f,f] symmetric; SS: A [G_SS^-1]; SE: q A [-G_SS^-1 G_SE]; EE: q^2 A - q I [minus the Schur complement
@@ -233,7 +233,7 @@ class Tableau(NamedTuple):
 
 
 def dense_tableau(system: System) -> Tableau:
-    """The tableau that keeps all f channels."""
+    """Builds the tableau that keeps all f channels."""
     f = system.gram.shape[0]
     right = jnp.concatenate([jnp.eye(f, dtype=system.gram.dtype), system.cross], axis=1)
     inverse, rows = jnp.split(cho_solve((system.factor, True), right), [f], axis=1)
@@ -241,15 +241,15 @@ def dense_tableau(system: System) -> Tableau:
 
 
 def pivot(tableau: Tableau, block: Array, active: Array, slack: float | Array) -> Tableau:
-    """Moves a block of channels to the other side: kept ones are penalised, penalised ones return.
+    """Moves a block of channels to the other side: kept ones become penalised, penalised ones return.
 
-    A Woodbury update of A: one [b,b] solve and 2 f^2 b + 2 f d b operations, whatever was done before.
+    This is a Woodbury update of A: one [b,b] solve and 2 f^2 b + 2 f d b operations, regardless of earlier updates.
 
     Args:
         tableau: The system, f channels.
         block: [b] distinct channel numbers.
-        active: [b] which of them to move; the others stay.
-        slack: 1 / penalty; 0 removes channels for good.
+        active: [b] mask of the channels to move.
+        slack: 1 / penalty; 0 removes channels entirely.
     """
     matrix, rows, removed = tableau
     f, b = matrix.shape[0], block.shape[0]

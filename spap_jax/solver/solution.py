@@ -1,4 +1,4 @@
-"""One layer from second moments to a solution: `solve`."""
+"""`solve`, the solver's entry point: from one layer's second moments to a solution."""
 
 import functools
 from typing import NamedTuple
@@ -16,23 +16,23 @@ from spap_jax.solver.problem import Problem, equilibrate, explained, refit, rela
 from spap_jax.solver.swap import polish
 
 _INCONSISTENT = 1e-3
-"""By how much more than all of the target's power the channels may seem to explain, by rounding."""
+"""Relative excess over the target's power that the channels may appear to explain because of rounding."""
 
 
 class Solution(NamedTuple):
-    """The channels of a layer that stay, their weights, and how good they are.
+    """The kept channels of a layer, their weights, and their error.
 
-    If ``status`` is that of a failure, ``kept`` and ``swaps_left`` are -1, ``projection`` and ``error`` are NaN, and
-    the other numbers mean nothing.
+    If ``status`` is a failure, ``kept`` and ``swaps_left`` are -1, ``projection`` and ``error`` are NaN, and the other
+    numbers are meaningless.
 
     Attributes:
-        kept: [k] int32 numbers of the channels kept, ascending.
+        kept: [k] int32 numbers of the kept channels, ascending.
         projection: [k,d] their output projection, which minimises the ridged error.
-        error: [] ``|Y - H_S V|^2 / |Y|^2``, relative to ``target_power``; where that was not given, the part of Y
-            that all f channels together cannot explain is left out of both.
-        swaps: [] int32 exchanges of a kept for a removed channel that were made after the penalty method.
-        swaps_left: [] int32 single exchanges that would still lower the objective; 0 certifies a local optimum.
-        ridge: [] the ridge used; above the one asked for when the moments were too nearly singular for it.
+        error: [] ``|Y - H_S V|^2 / |Y|^2``, relative to ``target_power``; if that was not given, the part of Y that
+            all f channels together cannot explain is excluded from both.
+        swaps: [] int32 swaps of a kept for a removed channel made after the penalty method.
+        swaps_left: [] int32 single swaps that would still lower the objective; 0 certifies a local optimum.
+        ridge: [] the ridge used; above the requested one if the moments were too nearly singular for it.
         status: [] int32, a `Status`.
     """
 
@@ -46,7 +46,7 @@ class Solution(NamedTuple):
 
     @property
     def succeeded(self) -> Array:
-        """Whether there is a solution, []."""
+        """Whether the solver found a solution, []."""
         return (self.status == Status.SOLVED) | (self.status == Status.SWAPS_LEFT)
 
 
@@ -64,27 +64,27 @@ def solve(
 ) -> Solution:
     """Chooses k of f channels and solves for their output projection.
 
-    The layer has hidden channels H [N,f] and should add Y [N,d]. For a layer with an output bias, take H and Y less
-    their means; the bias is then ``Y.mean(0) - H.mean(0)[kept] @ projection``.
+    The layer has hidden channels H [N,f] and target output Y [N,d]. For a layer with an output bias, subtract their
+    means from H and Y; the bias is then ``Y.mean(0) - H.mean(0)[kept] @ projection``.
 
     The function works under ``jax.jit``, with ``keep``, ``steps`` and ``swap_rounds`` static, and under ``jax.vmap``.
-    Errors in the numbers are raised where the numbers are known; while the function is traced they are not, and
-    ``status`` tells. On a CPU, solve several layers of more than a few hundred channels with ``jax.lax.map`` and not
-    with ``jax.vmap``: batched factorisations of large matrices can deadlock there (JAX 0.10).
+    Invalid values raise an error if they are concrete; under tracing they are not, and ``status`` reports the failure.
+    On a CPU, solve several layers of more than a few hundred channels with ``jax.lax.map`` rather than ``jax.vmap``:
+    batched factorisations of large matrices can deadlock there (JAX 0.10).
 
     Args:
         gram: [f,f] H'H / N.
         cross: [f,d] H'Y / N.
         weight: [f,d] the dense output projection, towards which the ridge pulls.
-        keep: How many channels to keep, k, from 1 to f; static.
-        target_power: [] mean over the tokens of ``|y|^2``, to which the error is relative.
+        keep: Number of channels to keep, k, from 1 to f; static.
+        target_power: [] mean of ``|y|^2`` over the tokens, to which the error is relative.
         ridge: Pull towards the dense weights, relative to each channel's energy.
         penalty: Weight of the penalty on a removed channel, relative to its energy.
-        steps: Steps in which the number of penalised channels grows to f - k, at least 1; static.
-        swap_rounds: Most rounds of exact swaps after that; 0 only counts the swaps that would improve. Static.
+        steps: Number of steps in which the count of penalised channels grows to f - k, at least 1; static.
+        swap_rounds: Maximum rounds of exact swaps after that; 0 only counts the improving swaps. Static.
 
     Raises:
-        UserError: shapes or numbers are unusable (see `Status`); the class is a ``ValueError``.
+        UserError: shapes or numbers are invalid (see `Status`); the class is a ``ValueError``.
     """
     gram, cross, weight = (jnp.asarray(a, jnp.float32) for a in (gram, cross, weight))
     power = None if target_power is None else jnp.asarray(target_power, jnp.float32)

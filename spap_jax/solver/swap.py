@@ -1,12 +1,12 @@
-"""Polish: exact swaps of one kept for one removed channel, and the certificate that none is left that improves.
+"""Polish: exact swaps of one kept for one removed channel, and a certificate that no improving swap is left.
 
 With S kept, A = G_SS^-1, V = A C_S, B = A G_SO, R = C_O - G_OS V and c_j = G_jj - G_jS B_j, swapping i out and j in
 changes the doubled objective by
 
     gain_ij = |R_j + t V_i|^2 / (c_j + B_ij^2 / A_ii) - |V_i|^2 / A_ii ,    t = B_ij / A_ii ,
 
-all pairs at once from a few matrix products. A whole block of swaps has a closed form too, so a block is applied only
-if it lowers the objective as a block, and its gain is computed as such, not as the difference of two large numbers.
+for all pairs at once from a few matrix products. A block of swaps has a closed form too, so a block is applied only if
+it lowers the objective as a block, and its gain is computed directly, not as the difference of two large numbers.
 (Swaps after a greedy elimination: OSSCAR, Meng et al. 2024.)
 """
 
@@ -21,16 +21,16 @@ from spap_jax.solver.checks import check_channels, check_whole, or_none
 from spap_jax.solver.problem import System, Tableau, is_finite, pivot, smallest_pivot
 
 TOLERANCE = 1e-6  # of the explained power: a smaller gain is within the rounding of the moments themselves
-BLOCK = 16  # at most one swap for every so many channels on the smaller side
+BLOCK = 16  # at most one swap per round for this many channels on the smaller side
 
 
 class Polished(NamedTuple):
-    """A selection after its polish.
+    """A selection after polishing.
 
     Attributes:
         kept: [k] int32 channel numbers, ascending; all -1 if the system is not finite.
         swaps: [] int32 swaps made.
-        improving: [] int32 swaps left that would still lower the objective; 0 certifies a local optimum, and -1 says
+        improving: [] int32 remaining swaps that would lower the objective; 0 certifies a local optimum, and -1 means
             that the system is not finite.
     """
 
@@ -40,7 +40,7 @@ class Polished(NamedTuple):
 
 
 class _State(NamedTuple):
-    """Attributes: tableau; kept: [k]; removed: [f-k]; counts and the gains of the present selection's best pairs."""
+    """Tableau of the current selection, kept: [k], removed: [f-k], the counts, and whether the last round swapped."""
 
     tableau: Tableau
     kept: Array
@@ -53,15 +53,15 @@ class _State(NamedTuple):
 
 @full_precision
 def polish(system: System, kept: Array, rounds: int) -> Polished:
-    """Applies improving swaps, many disjoint ones in a round, until there is none or the rounds are spent.
+    """Applies improving swaps, many disjoint ones per round, until none is left or all rounds are used.
 
     Args:
         system: The layer, f channels.
         kept: [k] distinct channel numbers.
-        rounds: At most so many rounds; 0 only counts the improving swaps. Static.
+        rounds: Maximum number of rounds; 0 only counts the improving swaps. Static.
 
     Raises:
-        UserError: ``kept`` are not distinct channel numbers, ``rounds`` is negative, or the system is known not to be
+        UserError: ``kept`` are not distinct channel numbers, ``rounds`` is negative, or the system is concrete and not
             finite.
     """
     f = system.gram.shape[0]
@@ -78,7 +78,7 @@ def polish(system: System, kept: Array, rounds: int) -> Polished:
     floor = smallest_pivot(system)
 
     def turn(state: _State) -> _State:
-        """Counts the improving swaps, and makes some if a round is left."""
+        """Counts the improving swaps, and applies some if a round is left."""
         gains = swap_gains(state.tableau, state.kept, state.removed, floor)
         state = state._replace(improving=jnp.sum(gains > threshold, dtype=jnp.int32))
         return _swap(state, gains, threshold, state.rounds < rounds)
@@ -89,13 +89,13 @@ def polish(system: System, kept: Array, rounds: int) -> Polished:
 
 
 def swap_gains(tableau: Tableau, kept: Array, removed: Array, floor: float | Array) -> Array:
-    """Fall of the objective, doubled, for every swap of a kept for a removed channel.
+    """Computes twice the fall of the objective for every swap of a kept for a removed channel.
 
     Args:
         tableau: The system at an infinite penalty.
         kept: [k] channel numbers.
-        removed: [f-k] the others.
-        floor: Least value a Schur complement can have.
+        removed: [f-k] the other channel numbers.
+        floor: Lower bound of a Schur complement.
 
     Returns:
         [k,f-k] gains.
@@ -113,12 +113,12 @@ def swap_gains(tableau: Tableau, kept: Array, removed: Array, floor: float | Arr
 
 
 def _tableau(system: System, kept: Array, removed: Array) -> tuple[Tableau, Array]:
-    """The tableau of a selection at an infinite penalty, and the explained power <C_S, V_S>, []."""
+    """Builds the tableau of a selection at an infinite penalty, and the explained power <C_S, V_S>, []."""
     gram, cross = system.gram, system.cross
     k = kept.shape[0]
     side = gram[kept[:, None], removed[None, :]]
     factor = jnp.linalg.cholesky(gram[kept[:, None], kept[None, :]])
-    # Solved, not multiplied by the inverse: on a nearly singular system only a solve has a small residual.
+    # Solve instead of multiplying by the inverse: on a nearly singular system only a solve has a small residual.
     right = jnp.concatenate([jnp.eye(k, dtype=gram.dtype), side, cross[kept]], axis=1)
     inverse, across, weights = jnp.split(cho_solve((factor, True), right), [k, gram.shape[0]], axis=1)
     order = jnp.argsort(jnp.concatenate([kept, removed]))
@@ -129,7 +129,7 @@ def _tableau(system: System, kept: Array, removed: Array) -> tuple[Tableau, Arra
 
 
 def _swap(state: _State, gains: Array, threshold: Array, allowed: Array) -> _State:
-    """Makes the best disjoint swaps, as many as can be, or half, a quarter, .. of them until they pay as a block."""
+    """Applies the best disjoint swaps: as many as possible, halved until they lower the objective as a block."""
     most = max(1, min(gains.shape) // BLOCK)
     out, into, promised = _disjoint_pairs(gains, most)
     leaving, coming = state.kept[out], state.removed[into]
@@ -155,12 +155,12 @@ def _swap(state: _State, gains: Array, threshold: Array, allowed: Array) -> _Sta
 
 
 def block_gain(tableau: Tableau, block: Array, active: Array) -> Array:
-    """Fall of the objective, doubled, [], when all active channels of a block change sides together.
+    """Computes twice the fall of the objective, [], when all active channels of a block change sides together.
 
     Args:
         tableau: The system at an infinite penalty.
-        block: [b] distinct channel numbers, kept and removed ones.
-        active: [b] which of them change sides.
+        block: [b] distinct channel numbers, kept and removed.
+        active: [b] mask of the channels that change sides.
     """
     both = active[:, None] & active[None, :]
     eye = jnp.eye(block.size, dtype=tableau.matrix.dtype)
@@ -170,7 +170,7 @@ def block_gain(tableau: Tableau, block: Array, active: Array) -> Array:
 
 
 def _disjoint_pairs(gains: Array, most: int) -> tuple[Array, Array, Array]:
-    """The best pairs in order of gain, no channel in two: [most] rows, [most] columns, [most] gains."""
+    """Returns the best disjoint pairs in order of gain: [most] rows, [most] columns, [most] gains."""
     width = gains.shape[1]
 
     def take(left: Array, _) -> tuple[Array, tuple[Array, Array, Array]]:
