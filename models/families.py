@@ -29,7 +29,7 @@ class Field:
 
     Attributes:
         name: The Hugging Face name.
-        default: Value if config.json lacks the field; ``...`` if the field is required.
+        default: Value if config.json lacks the field; ``...`` if there is no fixed default.
         absent: Computes the value from the fields read so far if the field is missing or null.
     """
 
