@@ -173,7 +173,7 @@ class _Run:
     def of(cls, config: DecoderConfig, settings: PruneSettings, shape: tuple[int, int], judged: int) -> Self:
         """Counts the floating-point operations of one device, assuming that all layers have the same width."""
         sequences = shape[0] // (1 + settings.decided.sampled)
-        even = dataclasses.replace(config, widths=()), settings.replace(allocation="uniform")
+        even = dataclasses.replace(config, widths=None), settings.replace(allocation="uniform")
         load = workload(*even, sequences, shape[1])
         layer = sum(count for name, count in operations(load).items() if not name.startswith(("sweep", "sampling")))
         layers, more = config.layers, load.together - 1
