@@ -28,7 +28,7 @@ class PruneChanges(TypedDict, total=False):
     seed: int
     ridge: float
     penalty: float
-    penalty_steps: int
+    penalty_stages: int
     swap_rounds: int
     held_out: float
     effort: EffortName

@@ -121,9 +121,9 @@ _FLOAT32 = (2.0**-126, 2.0**128)
 def _beyond(name: str, value: Any) -> str:
     """What is wrong with a number that programs on devices cannot take, and nothing where they can."""
     if isinstance(value, int) and value >= 2 ** (bits := _BITS.get(name, _COUNT_BITS)):
-        return f"{name} must be below 2**{bits}, not {value}"
+        return f"{option(name)} must be below 2**{bits}, not {value}"
     if isinstance(value, float) and value and not _FLOAT32[0] <= value < _FLOAT32[1]:
-        return f"{name} must be a number that float32 can hold, not {value}"
+        return f"{option(name)} must be a number that float32 can hold, not {value}"
     return ""
 
 

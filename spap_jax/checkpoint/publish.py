@@ -17,7 +17,7 @@ from spap_jax.checkpoint.side_files import ACCOUNTS, SIDE_FILES, matching
 from spap_jax.errors import UserError
 from spap_jax.hub import check_upload, upload
 from spap_jax.remote import About, Folder, hub_id, is_address
-from spap_jax.written import MANIFEST, check_replaceable, parse_manifest
+from spap_jax.written import MANIFEST, check_replaceable, parse_manifest, read_manifest
 
 _CONFIG = "config.json"
 
@@ -86,7 +86,9 @@ def publish(folder: Path, address: str, overwrite: bool, *, private: bool = Fals
 def files_of(folder: Path, with_page: bool = False) -> dict[str, Path]:
     """What is sent of a checkpoint, under the names relative to it."""
     names = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
-    sent = matching(names, _OURS + (_PAGE if with_page else ())) + [n for n in names if n.startswith(_ORBAX)]
+    recorded = read_manifest(folder)
+    ours = matching(names, _OURS + (_PAGE if with_page else ()))
+    sent = {*ours, *(name for name in names if name.startswith(_ORBAX) or name in recorded)}
     return {name: folder / name for name in sorted(sent)}
 
 

@@ -27,7 +27,7 @@ def test_no_word_of_a_table_is_broken_or_cut(
     monkeypatch: pytest.MonkeyPatch,
 ):
     """Numbers are not broken either; only a word that is longer than a line exceeds the line length."""
-    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(console.out, "width", columns)
     console.table("title", heads, rows)
     printed = capsys.readouterr().out
     words = printed.split()
@@ -38,7 +38,7 @@ def test_no_word_of_a_table_is_broken_or_cut(
 
 
 def test_a_table_that_is_too_wide_is_a_list(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("COLUMNS", "30")
+    monkeypatch.setattr(console.out, "width", 30)
     console.table("title", *MEMORY)
     assert capsys.readouterr().out.splitlines() == [
         "title",

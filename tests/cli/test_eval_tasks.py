@@ -96,7 +96,7 @@ def test_a_file_that_is_not_yaml(tmp_path: Path, capsys: pytest.CaptureFixture[s
     (tmp_path / "b.yaml").write_text("task: mine\n  output_type: [\n")
     said = sentence(spap(capsys, "eval", STORIES, "--tasks", "mine", "--task-path", tmp_path))
     assert said.startswith(f"{tmp_path / 'b.yaml'} cannot be read as YAML (mapping values are not allowed here")
-    assert said.endswith("): mend it.")
+    assert said.endswith("): correct it.")
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_a_file_that_is_not_yaml(tmp_path: Path, capsys: pytest.CaptureFixture[s
     [
         ({"dataset_path": "owner/name", "dataset_kwargs": {}}, "the data of stories_cloze is not on this machine and"),
         ({"dataset_kwargs": {"data_files": {"test": "no.jsonl"}}}, "stories_cloze cannot be loaded (Unable to find"),
-        ({"test_split": "dev"}, "stories_cloze cannot be loaded ('dev'): mend the task"),
+        ({"test_split": "dev"}, "stories_cloze cannot be loaded ('dev'): correct the task"),
         ({"unsafe_code": True}, "the task stories_cloze runs what the model writes"),
     ],
 )
@@ -131,4 +131,7 @@ def test_without_the_harness() -> None:
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (run.returncode, run.stdout) == (2, "")
-    assert run.stderr == "spap: --tasks needs lm_eval, which is not installed: pip install 'spap-jax[eval]'.\n"
+    assert (
+        run.stderr
+        == "spap: --tasks needs lm_eval, which is not installed: install it with pip install 'spap-jax[eval]'.\n"
+    )

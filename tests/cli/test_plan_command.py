@@ -22,7 +22,7 @@ def folder(tmp_path: Path) -> Path:
 def test_a_mesh_that_is_too_small(folder: Path, tmp_path: Path, capsys):
     said = spap(capsys, "plan", folder, "--mesh", "v5e-8", "--json", tmp_path / "plan.json")
     assert said.code == 0
-    assert said.out.startswith(f"{folder}: 30% of the MLP channels removed, 128 sequences of 2048 tokens\n")
+    assert said.out.startswith(f"{folder}: 30 % of the MLP channels removed, 128 sequences of 2048 tokens\n")
     assert "\nv5e-8: it does not fit: a device needs " in said.out
     assert "It would fit with --effort low, or with --model-devices " in said.out
     found = json.loads((tmp_path / "plan.json").read_text())
@@ -40,7 +40,7 @@ def test_a_mesh_that_is_too_small(folder: Path, tmp_path: Path, capsys):
 def test_settings_are_those_of_pruning(folder: Path, capsys):
     words = ("--effort", "low", "--sparsity", "0.5", "--sequences", "64", "--sequence-length", "1024")
     said = spap(capsys, "plan", folder, "--mesh", "v5e-8", *words)
-    assert said.out.startswith(f"{folder}: 50% of the MLP channels removed, 64 sequences of 1024 tokens\n")
+    assert said.out.startswith(f"{folder}: 50 % of the MLP channels removed, 64 sequences of 1024 tokens\n")
     assert "\nv5e-8: it fits: a device needs at most " in said.out
     assert "sweep" not in said.out
 

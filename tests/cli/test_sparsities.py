@@ -72,10 +72,10 @@ def read_report(folder: Path) -> dict[str, Any]:
     ("sparsity", "expected"),
     [
         ("0.25,0.250", "--sparsity 0.25,0.25 names a sparsity twice: name each once."),
-        ("0.25,1.5", "sparsity must be a fraction between 0 and 1, both excluded, not 1.5."),
+        ("0.25,1.5", "--sparsity must be a fraction between 0 and 1, both excluded, not 1.5."),
         ("0.25,", 'Invalid value for --sparsity: unable to convert "" into float.'),
         ("0.25,0.252", "--sparsity 0.25 and 0.252 both leave 40 channels in a layer: name one of the two, or lower"),
-        ("0.25,0.001", "nothing to remove: sparsity 0.001 of 53 channels"),
+        ("0.25,0.001", "nothing to remove: --sparsity 0.001 of 53 channels"),
     ],
 )
 def test_all_are_looked_at_before_any_is_made(

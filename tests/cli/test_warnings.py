@@ -36,15 +36,15 @@ def test_ordinary_text(tmp_path: Path, capsys):
     [
         (
             ("--method", "wanda", "--rounds", "3"),
-            ["rounds has no effect: the update none has no rounds and no sweeps."],
+            ["--rounds has no effect: the update none has no rounds and no sweeps."],
         ),
-        (("--effort", "low", "--sweep-steps", "9"), ["sweep_steps has no effect: there are no sweeps."]),
-        (("--rounds", "0", "--steps", "9"), ["steps has no effect: there are no rounds."]),
+        (("--effort", "low", "--sweep-steps", "9"), ["--sweep-steps has no effect: there are no sweeps."]),
+        (("--rounds", "0", "--steps", "9"), ["--steps has no effect: there are no rounds."]),
         (
-            ("--method", "obs", "--swap-rounds", "9", "--penalty", "9", "--penalty-steps", "9"),
+            ("--method", "obs", "--swap-rounds", "9", "--penalty", "9", "--penalty-stages", "9"),
             [
-                "penalty, penalty_steps have no effect: the method obs has no penalty.",
-                "swap_rounds has no effect: the method obs makes no swaps.",
+                "--penalty, --penalty-stages have no effect: the method obs has no penalty.",
+                "--swap-rounds has no effect: the method obs makes no swaps.",
             ],
         ),
         (("--method", "osscar", "--swap-rounds", "9", "--update", "alternate", "--rounds", "3"), []),
