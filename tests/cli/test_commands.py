@@ -81,6 +81,7 @@ class TestPruneOfTheBundledModel:
             "settings",
             "method",
             "model",
+            "sparsity",
             "calibration",
             "versions",
             "layers",
@@ -204,8 +205,9 @@ def test_prune_of_heads(tmp_path: Path, capsys):
     lines = said.out.splitlines()
     assert lines[0] == f"{source.name}: 30.2 % of the MLP channels and 50 % of the heads (60 % asked for) removed"
     assert [line for line in said.err.splitlines() if line.startswith("spap: ")] == [
+        "spap: warning: --rounds, --steps have no effect: the update none has no rounds and no sweeps.",
         "spap: warning: attention sparsity 0.6 removes 50 % of the heads: in a layer 1 of 2 key/value heads stay, "
-        "which are whole, and at least one."
+        "which are whole, and at least one.",
     ]
     rows = {line.split("  ")[0]: line.split()[-4:] for line in lines}
     assert rows["attention heads per layer"] == ["4", "2", "-50.0", "%"]

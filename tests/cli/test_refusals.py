@@ -49,7 +49,7 @@ OPTIONS = [
     (("--ridge", "inf"), "--ridge must be positive"),
     (("--ridge", "1e300"), "--ridge must be a number that float32 can hold, not 1e+300."),
     (("--swap-rounds", "2147483648"), "--swap-rounds must be below 2**31, not 2147483648."),
-    (("--seed", "4294967296"), "--seed must be below 2**32, not 4294967296."),
+    (("--seed", "4294967296"), "--seed takes whole numbers below 4294967296: give a smaller one."),
     (("--devices", "0", *QUICK), "0 devices are asked for, but JAX sees 8: give --devices a number from 1 to 8."),
     (("--model-devices", "0", *QUICK), "groups of 0 devices cannot share the weights: give --model-devices a number"),
     (("--method", "lora"), 'Invalid value "lora" for --method. Choose from: "spap", "random", "magnitude", "wanda", '),

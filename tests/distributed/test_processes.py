@@ -61,7 +61,7 @@ def test_two_processes_that_go_on_give_the_result_of_one(tmp_path: Path):
     assert code == 0, said
     code, said = kill_one_after("layer 4/", 1, together(tmp_path / "two", 2))
     assert code == 75, said
-    assert "process 0 of 2 ends because another one is gone" in said
+    assert "process 0 of 2: it ends because another one is gone" in said
     assert "of 6 layers are done, kept in" in said
     assert "Traceback" not in said
     assert [each.name for each in tmp_path.iterdir() if each.name != "one"] == [".two.resume"]
