@@ -147,5 +147,5 @@ def test_sampling() -> None:
 
 
 def test_a_token_that_the_model_does_not_know() -> None:
-    with pytest.raises(UserError, match="token ids from 0 to 97, but the model's vocabulary is 0 to 96"):
+    with pytest.raises(UserError, match="token ids from 0 to 97, but the model's go from 0 to 96"):
         list(log_likelihoods(replicate(ported()), [[3, 97]], [1], 4096))

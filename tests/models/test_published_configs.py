@@ -130,7 +130,7 @@ def test_every_config_has_a_verdict():
         ("llama", {"per_layer_config": {"0": {"mlp_bias": True}}}, "sets per_layer_config={"),
         ("llama", {"pruned_heads": {"0": [1]}}, "sets pruned_heads={"),
         ("llama", {"quantization_config": {}}, "this checkpoint is quantised"),
-        ("llama", {"hidden_act": "gelu_new"}, "activation 'gelu_new' is not implemented"),
+        ("llama", {"hidden_act": "gelu_new"}, "the activation 'gelu_new' is not supported"),
         ("llama", {"hidden_act": ["silu"]}, "gives hidden_act = ['silu'], which must be a name"),
         ("llama", {"tie_word_embeddings": 0}, "gives tie_word_embeddings = 0, which must be true or false"),
         ("llama", {"rms_norm_eps": True}, "gives rms_norm_eps = True, which must be a number of at least 0"),

@@ -27,11 +27,11 @@ def said(**settings) -> list[str]:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"sparsity": 0.3}, "30% of the MLP channels"),
-        ({"sparsity": 0.3, "round_to": 32}, "30% of the MLP channels"),
-        ({"sparsity": 0.3, "round_to": 300}, "6.25% of the MLP channels (30% asked for)"),
-        ({"sparsity": 0.5, "attention_sparsity": 0.5}, "50% of the MLP channels and 50% of the heads"),
-        ({"attention_sparsity": 0.99}, "30% of the MLP channels and 50% of the heads (99% asked for)"),
+        ({"sparsity": 0.3}, "30 % of the MLP channels"),
+        ({"sparsity": 0.3, "round_to": 32}, "30 % of the MLP channels"),
+        ({"sparsity": 0.3, "round_to": 300}, "6.2 % of the MLP channels (30 % asked for)"),
+        ({"sparsity": 0.5, "attention_sparsity": 0.5}, "50 % of the MLP channels and 50 % of the heads"),
+        ({"attention_sparsity": 0.99}, "30 % of the MLP channels and 50 % of the heads (99 % asked for)"),
     ],
 )
 def test_the_words(settings: dict, words: str):
@@ -49,12 +49,12 @@ def test_layers_that_differ_in_width_count_together():
     [
         (
             {"round_to": 300},
-            "sparsity 0.3 removes 6.25% of the MLP channels: 300 of 320 stay in a layer, rounded to a m",
+            "sparsity 0.3 removes 6.2 % of the MLP channels: 300 of 320 stay in a layer, rounded to a m",
         ),
         ({"sparsity": 0.999}, "sparsity 0.999 removes nearly all MLP channels (1 of 320 stay in a layer): "),
         (
             {"attention_sparsity": 0.99},
-            "attention sparsity 0.99 removes 50% of the heads: in a layer 1 of 2 key/value ",
+            "attention sparsity 0.99 removes 50 % of the heads: in a layer 1 of 2 key/value ",
         ),
     ],
 )
