@@ -33,8 +33,7 @@ def leads() -> bool:
 def from_leader(arrays: dict[str, Any]) -> dict[str, Any]:
     """Broadcasts nested dicts of numpy arrays from the leading process; all processes have to call this.
 
-    The arrays are sent as integers of the same width: a broadcast is a sum over the processes, which would turn -0 into
-    0.
+    The arrays are sent as integers of the same width: a broadcast is a sum over processes, which would turn -0 into 0.
 
     Args:
         arrays: The arrays of the leading process; those of other processes are ignored.

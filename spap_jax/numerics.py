@@ -59,7 +59,7 @@ def _are_finite(tree: Any) -> Any:
 def storage(name: str) -> np.dtype:
     """The dtype of arrays that are stored in float32, or as the bits of bfloat16.
 
-    Bits, because XLA:CPU first converts a bfloat16 array that a loop slices to float32 as a whole.
+    Bits are stored because XLA:CPU first converts all of a bfloat16 array that a loop slices to float32.
     """
     return np.dtype({"float32": np.float32, "bfloat16": np.uint16}[name])
 

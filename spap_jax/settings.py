@@ -289,8 +289,8 @@ class FinetuneSettings(_Settings):
         """Checks the values.
 
         Raises:
-
-            UserError: a value is out of its range, or both kinds of training are asked for."""
+            UserError: a value is out of its range, or both kinds of training are asked for.
+        """
         super().__post_init__()
         for name in ("lora_rank", "lora_alpha"):
             if self.full and getattr(self, name) != getattr(FinetuneSettings, name):
