@@ -143,7 +143,7 @@ def moments(model: Model, tokens: Any, layer: int, batch_tokens: int = 4096) -> 
     """The second moments of one layer's MLP in a dense model, which are the solver's input.
 
     They are those of ``schedule="parallel"``; with ``schedule="sequential"``, pruning takes them on the activations
-    that the already pruned layers produce. If the MLP has an output bias, as in OPT, they are centred. To solve such a
+    that the already pruned layers produce. If the MLP has an output bias, as in OPT, they are centred. To solve
     problem p, call ``spap.solver.solve(p.gram, p.cross, p.weight, keep, target_power=p.target_power)``.
 
     Args:

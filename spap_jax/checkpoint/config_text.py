@@ -1,7 +1,7 @@
 """config.json as text: parsed to be read, edited in place to be written.
 
-Regenerating a config loses or renames fields that some loader reads, so everything stays byte for byte, except the
-edited values and a needed field that was missing.
+Regenerating a config loses or renames fields that some loader reads, so everything but edited values and needed fields
+that were missing stays byte for byte.
 """
 
 import json

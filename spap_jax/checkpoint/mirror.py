@@ -108,7 +108,7 @@ class Mirrored(Unfinished):
         return self._arrived
 
     def drop_steps(self) -> None:
-        """Removes the steps but keeps the identity of the run, in both places."""
+        """Removes the steps and the partial output, not the identity of the run, in both places."""
         self._arrive()
         super().drop_steps()
         self._copies.remove(_archives(self._copies))

@@ -92,7 +92,7 @@ class Unfinished:
         return self
 
     def __exit__(self, *raised: Any) -> None:
-        """Waits for pending writes and releases the lock; after an error before any step, the folder is removed."""
+        """Waits for pending writes and releases the lock; an error before the first step removes the run's files."""
         try:
             with contextlib.suppress(*[Exception] if raised[0] else ()):  # one error is enough
                 self._manager.close()
@@ -162,7 +162,7 @@ class Unfinished:
         self.count()
 
     def drop_steps(self) -> None:
-        """Removes the steps but keeps the identity of the run: its output is in place, and the command makes others."""
+        """Removes steps and partial output but not the run's identity, for a command with other outputs to make."""
         self._manager.wait_until_finished()
         for name in (STEPS, OUTPUT):
             shutil.rmtree(self.folder / name, ignore_errors=True)
@@ -240,7 +240,7 @@ def _write(path: Path, what: Any) -> None:
 
 
 def _counting(intact: Mapping[int, list[Json]], blocks: int, together: int) -> tuple[int, list[Json]]:
-    """Counts steps, the most for which the newest of each block is intact, and returns their reports too."""
+    """The number of steps that count, the most for which the newest of each block is intact, and their reports."""
     for count in range(max(intact, default=-1) + 1, 0, -1):
         newest = range(max(0, count - blocks), count)
         if all(step in intact for step in newest) and (count < blocks or count % together == 0):
