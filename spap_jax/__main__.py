@@ -1,4 +1,4 @@
-"""``python -m spap_jax`` is ``spap``."""
+"""The entry point of ``python -m spap_jax``, which does the same as ``spap``."""
 
 import sys
 

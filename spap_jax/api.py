@@ -1,4 +1,4 @@
-"""What a notebook imports: load, prune, train, save; and what can be asked of a model (`inspection`)."""
+"""The Python API: load, prune, train, save and inspect models (`inspection`)."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -65,11 +65,11 @@ def load(name: str | Path) -> Model:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PruneResult:
-    """A smaller model and the account of how it was made; ``spap.save`` writes both.
+    """A pruned model and the report of how it was made; ``spap.save`` writes both.
 
     Attributes:
         model: The pruned model.
-        report: What was done, layer by layer.
+        report: Report of the pruning, layer by layer.
     """
 
     model: Model
@@ -94,20 +94,20 @@ def prune(
     model_devices: int = 1,
     **changes: Unpack[PruneChanges],
 ) -> PruneResult:
-    """Removes MLP channels from every layer and recovers the weights of the rest; ``model`` is left as it is.
+    """Removes MLP channels from every layer and adjusts the remaining weights; ``model`` is not modified.
 
-    Every setting can be given as a keyword; it then replaces that of ``settings``.
+    Every setting can be given as a keyword argument, which overrides the value in ``settings``.
 
     Args:
-        model: What ``load`` returned, or an earlier result's model.
-        tokens: Calibration token ids [B, T], or what ``load_tokens`` returned.
-        settings: How to prune; by default ``PruneSettings()``.
-        progress: Whether to show on standard error how far pruning is; by default, it is shown in a terminal and in a
-            notebook. Or a function, which is called instead with the report of every layer as it is done, and of every
-            layer in every sweep.
-        devices: Over how many devices to spread the work; by default all of them, but only one if they are CPUs.
-        model_devices: Among how many of them to divide the weights; a divisor of their number.
-        **changes: Single settings.
+        model: A model from ``load``, or the model of an earlier result.
+        tokens: Calibration token ids [B, T], or the result of ``load_tokens``.
+        settings: Pruning settings; by default ``PruneSettings()``.
+        progress: Whether to show progress on standard error; by default it is shown in a terminal and in a notebook. A
+            function is called instead, with the report of every layer once it is pruned and of every layer in every
+            sweep.
+        devices: Number of devices to use; by default all of them, but only one if they are CPUs.
+        model_devices: Number of devices that the weights are sharded over; a divisor of the number of devices.
+        **changes: Individual settings.
 
     Raises:
         UserError: the model is not a ``Model`` (``spap.load`` makes one of a path), or a setting, the tokens or the
@@ -146,11 +146,11 @@ def prune(
 
 @dataclass(frozen=True, eq=False, repr=False)
 class FinetuneResult:
-    """A trained model and the account of its training; ``spap.save`` writes both.
+    """A trained model and the report of its training; ``spap.save`` writes both.
 
     Attributes:
         model: The trained model.
-        report: What was done.
+        report: Report of the training.
     """
 
     model: Model
@@ -176,21 +176,23 @@ def finetune(
     model_devices: int = 1,
     **changes: Unpack[FinetuneChanges],
 ) -> FinetuneResult:
-    """Trains a model, usually a pruned one, on a text or towards the dense model; ``model`` is left as it is.
+    """Trains a model, usually a pruned one, on text or to match the dense model; ``model`` is not modified.
 
-    Some sequences are held out. The result has the weights with the least loss on them, and is never worse on them than
-    the model was. Every setting can be given as a keyword; it then replaces that of ``settings``.
+    Some sequences are held out. The result has the weights with the lowest held-out loss, which is never higher than
+    that of the given model. Every setting can be given as a keyword argument, which overrides the value in
+    ``settings``.
 
     Args:
-        model: What ``prune`` or ``load`` returned.
-        tokens: Training token ids [B, T], or what ``load_tokens`` returned; the last sequences are held out.
-        teacher: The dense model: the loss is then the divergence from its predictions, not that of the next token.
-        settings: How to train; by default ``FinetuneSettings()``.
-        progress: Whether to show on standard error how far training is; by default, it is shown in a terminal and in a
-            notebook. Or a function, which is called instead after every look at the held-out sequences.
-        devices: Over how many devices to spread the work; by default all of them, but only one if they are CPUs.
-        model_devices: Among how many of them to divide the weights; a divisor of their number.
-        **changes: Single settings.
+        model: A model from ``load``, or the model of an earlier result.
+        tokens: Training token ids [B, T], or the result of ``load_tokens``; the last sequences are held out.
+        teacher: The dense model. If it is given, the loss is the divergence from its predictions, not the next-token
+            loss.
+        settings: Training settings; by default ``FinetuneSettings()``.
+        progress: Whether to show progress on standard error; by default it is shown in a terminal and in a notebook. A
+            function is called instead, after every evaluation on the held-out sequences.
+        devices: Number of devices to use; by default all of them, but only one if they are CPUs.
+        model_devices: Number of devices that the weights are sharded over; a divisor of the number of devices.
+        **changes: Individual settings.
 
     Raises:
         UserError: the model or the teacher is not a ``Model``, a setting or the tokens are unusable, the teacher is
@@ -212,7 +214,7 @@ def finetune(
 
 
 def _check_finite(model: Model) -> None:
-    """Looks at all weights before the first is used: ``load`` has, but they may have been changed since."""
+    """Checks that all weights are finite: ``load`` has checked them, but they may have been changed since."""
     if name := first_not_finite(model.params):
         raise UserError(f"the weight {name} of the model holds NaN or infinity: load it again, or set it right.")
 
@@ -225,20 +227,21 @@ def save(
     overwrite: bool = False,
     files: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes a model as a Hugging Face folder that stock loaders read; the folder is complete or not there.
+    """Writes a model as a Hugging Face folder that stock loaders read; the folder is complete or absent.
 
-    A result is written with its report and its model card, as ``spap prune`` and ``spap finetune`` write them, so that
-    ``spap report`` and ``spap push`` take the folder.
+    The report and the model card of a result are written too, as by ``spap prune`` and ``spap finetune``, so that
+    ``spap report`` and ``spap push`` accept the folder.
 
     Args:
-        model: What to write: a model, or what ``prune`` or ``finetune`` returned.
-        folder: Where: a path, or an address such as gs://bucket/pruned.
-        dtype: "float32", "bfloat16" or "float16"; by default what the arrays have.
-        overwrite: Whether a checkpoint that is there is replaced.
-        files: Additional text files by name.
+        model: The model to write, or a result of ``prune`` or ``finetune``.
+        folder: Output folder: a path, or an address such as gs://bucket/pruned.
+        dtype: "float32", "bfloat16" or "float16"; by default the dtypes of the arrays.
+        overwrite: Whether to replace an existing checkpoint.
+        files: Additional text files, by name.
 
     Raises:
-        UserError: it is no model, the place is taken, there is no room, or a weight does not fit the dtype.
+        UserError: it is not a model, the folder may not be replaced, there is no room, or a weight does not fit the
+            dtype.
     """
     own: dict[str, str] = {}
     if isinstance(model, PruneResult):

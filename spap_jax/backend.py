@@ -8,15 +8,15 @@ _PLATFORMS = {
     "cuda": "for NVIDIA GPUs install JAX with pip install -U 'jax[cuda12]'",
     "tpu": "for TPUs install JAX with pip install -U 'jax[tpu]'",
 }
-"""What each kind of accelerator needs, by its name in JAX_PLATFORMS."""
+"""How to install JAX for each kind of accelerator, by its name in JAX_PLATFORMS."""
 
 
 def missing_backend() -> str | None:
-    """Why JAX has no device to compute on, and what helps, in a sentence; None where it has one."""
+    """Explains in one sentence why JAX has no device to compute on and what to do; None if it has one."""
     try:
         jax.devices()
         return None
-    except Exception as error:  # a RuntimeError; an AssertionError without words where no GPU is seen
+    except Exception as error:  # a RuntimeError, or an AssertionError without a message if no GPU is found
         said = first_line(error)
     wanted = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
     reason = said.partition(" (set")[0].removeprefix(f"Unable to initialize backend '{wanted}': ").rstrip(".")

@@ -1,8 +1,8 @@
-"""Calibration and evaluation data: from a hub name, a local file, texts or an array to token blocks [B, T].
+"""Calibration and evaluation data: token blocks [B, T] from a hub name, a local file, texts or an array.
 
 Texts become one stream of tokens, without special tokens; the rows of a data set are joined by a blank line. Evaluation
-on a named set does as papers do instead (`named_sets.py`). The stream is cut into windows of T tokens that do not
-overlap: calibration draws some at random, evaluation takes them in order.
+on a named set follows the protocol of the papers instead (`named_sets.py`). The stream is cut into windows of T tokens
+that do not overlap: calibration samples some at random, evaluation takes them in order.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from spap_jax.windows import check_ids, cut
 
 SPLITS: dict[Role, tuple[str, ...]] = {"calibration": ("train",), "evaluation": ("test", "validation")}
 CHUNK = 4_000_000  # characters tokenised at once (about a second per 2 million, 150 bytes of memory each)
-POOL = 4  # calibration reads on until it can draw from so many times the windows asked for
+POOL = 4  # calibration reads text for this many times the windows asked for, to sample from
 LOCAL = "name a local .txt, .jsonl, .json, .parquet or .npy file instead"
 TOKENIZER = "name a model folder that holds its tokenizer files (tokenizer.json)"
 
@@ -37,9 +37,9 @@ class TokenBlocks:
 
     Attributes:
         tokens: int32 [B, T].
-        description: What was read and how it was drawn, in a few words.
-        sha256: Of the bytes of `tokens` (little-endian int32, row by row).
-        available: How many windows of T tokens there were to choose from.
+        description: Short description of the data and of how the windows were chosen.
+        sha256: SHA-256 of the bytes of `tokens` (little-endian int32, row by row).
+        available: Number of windows of T tokens to choose from.
     """
 
     tokens: np.ndarray
@@ -61,23 +61,23 @@ def load_tokens(
     role: Role,
     vocabulary: int | None = None,
 ) -> TokenBlocks:
-    """Turns what a person names into token blocks [B, T].
+    """Loads data, given by name or as an object, as token blocks [B, T].
 
     Args:
         data: `wikitext2`, `c4` (`c4:FILE` for a copy of its file), a hub data set `owner/name` or
             `owner/name:config`, a .txt, .jsonl, .json (also with .gz), .parquet or .npy file by its path or
             address (gs://bucket/file.txt). Or an object: texts, or dicts with a ``text``, in an iterable such as a list
             or a data set; a dict of splits of these; or an array of token ids, a stream [N] or sequences [B, T'].
-        tokenizer: A model folder, a hub id, or a tokenizer object of ``transformers`` or ``tokenizers``; token ids need
-            none.
-        sequence_length: Tokens in a window, T.
-        sequences: Windows, B; None takes every one.
-        seed: Chooses the calibration windows.
-        role: Calibration draws windows at random; evaluation takes the first ones in order, and another split.
+        tokenizer: A model folder, a hub id, or a tokenizer object of ``transformers`` or ``tokenizers``; not needed for
+            token ids.
+        sequence_length: Number of tokens in a window, T.
+        sequences: Number of windows, B; None takes all of them.
+        seed: Seed of the choice of calibration windows.
+        role: Calibration samples windows at random; evaluation takes the first ones in order, from another split.
         vocabulary: Size of the vocabulary, v; token ids must be below it.
 
     Raises:
-        UserError: What was named cannot be read or does not give what was asked for.
+        UserError: The data cannot be read or do not provide what was asked for.
     """
     if role not in SPLITS:
         raise UserError(f"there is no role {role!r}: tokens are for {' or '.join(map(repr, SPLITS))}.")
@@ -113,7 +113,7 @@ def _tokenise(
 ) -> np.ndarray:
     """Token ids [N] of a text given in pieces; stops reading once there are `enough` (None: reads all).
 
-    Special tokens are added once, if at all: the tokenizer's for a text, of which this is one.
+    Special tokens, if any, are added once, since the pieces together are a single text.
     """
     if tokenizer is None:
         raise UserError(f"{name} is text and needs a tokenizer: name a model folder that has one, or give token ids")
@@ -122,7 +122,7 @@ def _tokenise(
     for text in _chunks(pieces, CHUNK):
         try:
             ids = encode(text, special and not parts)
-        except TypeError as error:  # the tokenizer's word for half a surrogate pair, which JSON can spell
+        except TypeError as error:  # the tokenizer's error for an unpaired surrogate, which JSON can spell
             raise UserError(f"{name} holds text that is not valid Unicode: repair it") from error
         parts.append(np.asarray(ids, np.int64))
         if enough is not None and sum(map(len, parts)) >= enough:
@@ -133,7 +133,7 @@ def _tokenise(
 
 
 def _chunks(pieces: Iterable[str], size: int) -> Iterator[str]:
-    """The same text in chunks of `size` characters, the last one shorter, however it came in pieces."""
+    """Yields the text of the pieces in chunks of `size` characters; the last one may be shorter."""
     held: list[str] = []
     count = 0
     for piece in pieces:
@@ -149,11 +149,11 @@ def _chunks(pieces: Iterable[str], size: int) -> Iterator[str]:
 
 
 def load_tokenizer(named: str | Path) -> Any:
-    """The tokenizer of a model folder or of a hub id, as transformers loads it.
+    """Loads the tokenizer of a model folder or of a hub id through transformers.
 
     Raises:
-        UserError: It cannot be loaded, or is the empty one that transformers makes of a folder without tokenizer files;
-            or transformers, which looks into config.json for it, refuses a value there.
+        UserError: It cannot be loaded, or is the empty one that transformers makes for a folder without tokenizer
+            files; or transformers, which reads config.json to find it, rejects a value there.
     """
     from huggingface_hub.errors import StrictDataclassError
 
@@ -173,7 +173,7 @@ def load_tokenizer(named: str | Path) -> Any:
 
 
 def _hub_tokenizer(named: str) -> Any:
-    """The tokenizer of a hub id, cached or downloaded, or the error."""
+    """Returns the tokenizer of a hub id, cached or downloaded, or the error that loading it raised."""
     loaded = _pretrained(named, local=True)
     if isinstance(loaded, Exception):
         require_hub(f"the tokenizer {named}", TOKENIZER)
@@ -182,13 +182,13 @@ def _hub_tokenizer(named: str) -> Any:
 
 
 def _pretrained(where: str, *, local: bool) -> Any:
-    """The tokenizer that transformers loads, or the error."""
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that PyTorch is not there
+    """Returns the tokenizer that transformers loads, or the error that it raised."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # about missing PyTorch
     from transformers import AutoTokenizer
 
     try:
         loaded = AutoTokenizer.from_pretrained(where, local_files_only=local, trust_remote_code=False)
-    except Exception as error:  # transformers raises every kind for a file that is absent or broken
+    except Exception as error:  # transformers raises all kinds of exceptions for a missing or broken file
         return error
     return loaded if len(loaded) > len(loaded.all_special_ids) else ValueError("it has no vocabulary")
 
@@ -197,7 +197,7 @@ def _pretrained(where: str, *, local: bool) -> Any:
 
 
 class _Opened(NamedTuple):
-    """What to call the data; token ids, or a text in pieces; how its rows became one; the name of a file itself."""
+    """Opened data: their name, token ids or text in pieces, how rows were joined, and the public name of a file."""
 
     name: str
     content: Iterator[str] | np.ndarray
@@ -206,7 +206,7 @@ class _Opened(NamedTuple):
 
 
 def _open(data: Data, role: Role) -> _Opened:
-    """Finds the data."""
+    """Finds and opens the data."""
     if isinstance(data, Mapping):
         return _open_split(data, "the given data set", role, Protocol())
     if not isinstance(data, str | Path):
@@ -227,7 +227,7 @@ def _open(data: Data, role: Role) -> _Opened:
 
 
 def local_file(named: str | Path) -> Path:
-    """The path of a file; of one at an address that of its copy here.
+    """Returns the local path of a file; a file at an address is downloaded.
 
     Raises:
         UserError: It cannot be downloaded.
@@ -236,7 +236,7 @@ def local_file(named: str | Path) -> Path:
 
 
 def _open_named(short: str, copy: str, role: Role) -> _Opened:
-    """A data set by its short name: a local copy, its cached file, what `datasets` has cached, or else a download."""
+    """Opens a named data set: a local copy, its cached file, the cache of `datasets`, or else a download."""
     named = NAMED[short]
     split, file = named.files[role]
     protocol = named.protocol(role)
@@ -252,7 +252,7 @@ def _open_named(short: str, copy: str, role: Role) -> _Opened:
 
 
 def _open_split(splits: Mapping[str, Iterable[Any]], name: str, role: Role, protocol: Protocol) -> _Opened:
-    """The texts of the split that the role reads."""
+    """Opens the split of a data set that the role uses."""
     for split in SPLITS[role]:
         if split in splits:
             return _Opened(f"{name} ({split} split)", protocol.join(_rows(splits[split], name), name), protocol)
@@ -263,7 +263,7 @@ def _open_split(splits: Mapping[str, Iterable[Any]], name: str, role: Role, prot
 
 
 def _rows(rows: Iterable[Any], name: str) -> Iterator[Any]:
-    """The rows, with the errors of a hub that fails half-way as sentences."""
+    """Yields the rows; a hub that fails half-way raises a `UserError`."""
     try:
         yield from rows
     except Exception as error:  # whatever the client raises

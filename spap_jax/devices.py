@@ -1,10 +1,10 @@
-"""The devices of a run: a mesh of two axes, ``data`` by ``model``.
+"""The device mesh of a run, with the axes ``data`` and ``model``.
 
-Over ``data`` the calibration sequences are spread. They do not see each other, so each device works on its own chunks
-of them and what travels are sums: one reduction for all second moments of a layer, one for the gradient of a step.
-Over ``model`` weights are divided (``placement.py``), and with them what is computed from them: the compiler partitions
-the programs along this axis and puts the exchange in. Everything else lies on all devices. Code that runs under
-``sharing`` asks for the mesh around it; without one, all of this is what a single device does anyway.
+Calibration sequences are sharded along ``data``. They are independent, so each device processes its own chunks, and
+only sums are communicated: one psum for all second moments of a layer, one for the gradient of a step. Weights are
+sharded along ``model`` (``placement.py``), and so is what is computed from them: the compiler partitions the programs
+along this axis and inserts the collectives. Everything else is replicated. Code under ``sharing`` uses the mesh around
+it; without a mesh, all functions do what a single device does anyway.
 """
 
 import json
@@ -26,18 +26,17 @@ _DATA, _MODEL = "data", "model"
 
 
 def leads() -> bool:
-    """Whether this is the process that prints and writes."""
+    """Whether this is the leading process, which prints and writes."""
     return jax.process_index() == 0
 
 
 def from_leader(arrays: dict[str, Any]) -> dict[str, Any]:
-    """Nested dicts of numpy arrays of the process that leads, in every process, which all have to call this.
+    """Broadcasts nested dicts of numpy arrays from the leading process; all processes have to call this.
 
-    The arrays travel as whole numbers of their width: a sum over the processes, which is what a broadcast is, would
-    turn -0 into 0.
+    The arrays are sent as integers of the same width: a broadcast is a sum over processes, which would turn -0 into 0.
 
     Args:
-        arrays: What the leading process gives; what another one gives is ignored.
+        arrays: The arrays of the leading process; those of other processes are ignored.
     """
     if jax.process_count() == 1:
         return arrays
@@ -54,15 +53,15 @@ def from_leader(arrays: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def sharing(count: int | None, model: int = 1) -> Iterator[None]:
-    """Spreads the sequences, and divides the weights, of what runs inside over devices.
+    """Sets the mesh for the code inside: sequences are sharded along one axis, weights along the other.
 
     Args:
-        count: How many; where absent all of them, but no more of a CPU's than weights are divided among, since these
-            are as fast together as one.
-        model: Among how many of them the weights are divided; the sequences are spread over ``count / model``.
+        count: Number of devices. By default all of them, but only ``model`` of them if they are CPUs, since these are
+            as fast together as one.
+        model: Number of devices that the weights are sharded over; the sequences are sharded over ``count / model``.
 
     Raises:
-        UserError: there are not as many, or they cannot be divided so.
+        UserError: there are fewer devices, or they cannot be divided in this way.
     """
     if not is_count(model):
         raise UserError(f"groups of {model} devices cannot share the weights: give --model-devices a number from 1 on.")
@@ -88,30 +87,30 @@ def sharing(count: int | None, model: int = 1) -> Iterator[None]:
 
 
 def number() -> int:
-    """Over how many devices sequences are spread here."""
+    """Number of devices along ``data``, over which sequences are sharded."""
     return get_abstract_mesh().shape.get(_DATA, 1)
 
 
 def sharers() -> int:
-    """Among how many devices weights are divided here."""
+    """Number of devices along ``model``, over which weights are sharded."""
     return get_abstract_mesh().shape.get(_MODEL, 1)
 
 
 def everyone() -> int:
-    """How many devices a run has, along all axes of its mesh."""
+    """Number of devices of the run, along all axes of its mesh."""
     return get_abstract_mesh().size or 1
 
 
 def divides(chunks: Any) -> bool:
-    """Whether arrays of chunks [C, ...] are spread, each device having as many as any other."""
+    """Whether arrays of chunks [C, ...] are sharded, which requires that all devices get the same number."""
     count = jax.tree.leaves(chunks)[0].shape[0]
     return number() > 1 and count > 0 and count % number() == 0
 
 
 def spread(chunks: np.ndarray) -> jax.Array:
-    """Chunks [C, ...] on the devices, each device having its own; all on each where they cannot be divided.
+    """Shards chunks [C, ...] along ``data``; replicates them if they cannot be divided evenly.
 
-    Every process gives all of them and keeps its devices' share.
+    Every process passes all chunks and keeps the shards of its own devices.
     """
     if everyone() == 1:
         return jnp.asarray(chunks)
@@ -120,47 +119,47 @@ def spread(chunks: np.ndarray) -> jax.Array:
 
 
 def everywhere(tree: Any) -> Any:
-    """Arrays on every device, so that a program takes them and what it made of them alike."""
+    """Replicates arrays on every device, so that a program accepts them and its own outputs alike."""
     return tree if everyone() == 1 else jax.device_put(tree, NamedSharding(get_mesh(), PartitionSpec()))
 
 
 def share_of(size: int, axis: int) -> PartitionSpec:
-    """How an array lies that is divided along an axis of some size; undivided if the size cannot be divided evenly."""
+    """The spec of an array that is sharded over ``model`` along one axis; replicated if its size cannot be divided."""
     divided = sharers() > 1 and size % sharers() == 0
     return PartitionSpec(*[None] * axis, _MODEL) if divided else PartitionSpec()
 
 
 def by_rows(matrix: jax.Array) -> jax.Array:
-    """A matrix inside of a program, each device having its share of the rows."""
+    """Shards the rows of a matrix over ``model``, inside a jitted program."""
     spec = share_of(matrix.shape[0], 0)
     return jax.lax.with_sharding_constraint(matrix, spec) if spec else matrix
 
 
 def stacked(array: jax.Array) -> NamedSharding | None:
-    """Where a stack of arrays like one lies: each of them where that one does; anywhere without a mesh."""
+    """The sharding of a stack of arrays, each of them sharded like ``array``; None without a mesh."""
     if everyone() == 1:
         return None
-    assert isinstance(array.sharding, NamedSharding)  # it lies on the mesh
+    assert isinstance(array.sharding, NamedSharding)  # it was placed on the mesh
     return NamedSharding(get_mesh(), PartitionSpec(None, *array.sharding.spec))
 
 
 def whole(tree: Any) -> Any:
-    """Arrays that devices have shares of as arrays of this process, one after the other; all processes call this."""
+    """Gathers sharded arrays in every process, one array after the other; all processes have to call this."""
     if sharers() == 1:
         return tree
     return jax.tree.map(lambda a: np.asarray(a if a.is_fully_addressable else everywhere(a)), tree)
 
 
 def alone(tree: Any) -> Any:
-    """Arrays that lie on every device, as a process has them to itself: for what it computes without the others."""
+    """Makes replicated arrays local to this process, for what it computes without the others."""
     return tree if jax.process_count() == 1 else jax.tree.map(lambda a: jnp.asarray(a.addressable_data(0)), tree)
 
 
 def total(sums: Callable[..., Any], chunks: Any, *alike: Any) -> Any:
-    """``sums(chunks, *alike)``, sums over the chunks: each device adds up its own, then one reduction the devices'.
+    """Computes ``sums(chunks, *alike)``, sums over the chunks: each device sums its own, then one psum adds them up.
 
-    What lies on every device may also be closed over, but for what gradients are taken through, or a part is taken of
-    by an index: JAX refuses that.
+    Replicated arrays may also be closed over, unless gradients are taken through them or they are indexed: JAX refuses
+    that.
     """
     if not divides(chunks):
         return sums(chunks, *alike)
@@ -175,7 +174,7 @@ def total(sums: Callable[..., Any], chunks: Any, *alike: Any) -> Any:
 
 
 def apart(change: Callable[..., Any], chunks: Any, *alike: Any) -> Any:
-    """``change(chunks, *alike)``, which treats each chunk by itself: each device treats its own."""
+    """Computes ``change(chunks, *alike)``, which treats chunks independently, on each device's own chunks."""
     if not divides(chunks):
         return change(chunks, *alike)
     spec = PartitionSpec(_DATA)
@@ -184,13 +183,13 @@ def apart(change: Callable[..., Any], chunks: Any, *alike: Any) -> Any:
 
 
 def draw(chunks: Any, places: tuple[jax.Array, ...]) -> Any:
-    """Picks of chunks [C, B, ...], spread over the devices where their number allows: [P, ...].
+    """Picks items [P, ...] from chunks [C, B, ...]; they are sharded if P can be divided evenly.
 
-    Each device gives what it has of them, so that no device ever sees all chunks.
+    Each device contributes the items that it holds, so that no device ever holds all chunks.
 
     Args:
         chunks: Arrays with the same leading axes.
-        places: An index [P] for each of these axes, or for the first ones.
+        places: Index arrays [P] for these axes, or for the first ones.
     """
     if not divides(chunks):
         return jax.tree.map(lambda a: a[places], chunks)
@@ -210,12 +209,12 @@ def draw(chunks: Any, places: tuple[jax.Array, ...]) -> Any:
 
 
 def give(own: Any, item: Any, place: int | jax.Array) -> Any:
-    """Gives one device something of its own: [devices, ...] of which each has its part, and nothing is sent.
+    """Assigns an item to one device, in arrays [devices, ...] sharded over all devices; nothing is communicated.
 
     Args:
-        own: What the devices have; None where they have nothing yet.
-        item: What the device at ``place`` gets, and those after it until they get something else; it lies on all.
-        place: Number of a device, along all axes of the mesh.
+        own: The items of all devices so far; None if there are none yet.
+        item: Replicated item for the device at ``place``, and for those after it until they get another one.
+        place: Number of the device, along all axes of the mesh.
     """
     axes = get_abstract_mesh().axis_names
 
@@ -232,12 +231,12 @@ def give(own: Any, item: Any, place: int | jax.Array) -> Any:
 
 
 def each(solve: Callable[..., Any], own: Any, *alike: Any) -> Any:
-    """``solve(item, number, *alike)`` of what each device has of its own; the results [devices, ...] go to all.
+    """Runs ``solve(item, number, *alike)`` on each device's own item and all-gathers the results [devices, ...].
 
     Args:
-        solve: What each device does by itself; its number is that along all axes of the mesh.
-        own: What ``give`` gave.
-        alike: What lies on all devices.
+        solve: Function that each device runs by itself; its number is that along all axes of the mesh.
+        own: The items of all devices, as returned by ``give``.
+        alike: Replicated arrays.
     """
     axes = get_abstract_mesh().axis_names
 

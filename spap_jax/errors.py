@@ -1,4 +1,4 @@
-"""What users are told: errors, warnings and notices, and how all spell the options that they speak of."""
+"""Errors, warnings and notices for users, and how their messages spell options."""
 
 import sys
 import warnings
@@ -14,29 +14,29 @@ _FLAGS = ContextVar("flags", default=False)
 
 
 class UserError(ValueError):
-    """Something that the user can put right: the message says in one sentence what happened, why, and what to do.
+    """An error that the user can fix: the message says in one sentence what happened, why, and what to do.
 
     The command line prints it without a traceback and exits with code 2.
     """
 
 
 class NotFiniteError(UserError):
-    """Numbers that overflow in the course of a run, which the same run would meet again: nothing goes on from there."""
+    """Numbers overflowed during a run; the same run would overflow again, so it is not resumed from there."""
 
 
 class SpapWarning(UserWarning):
-    """A result that is likely not what was meant: it was computed all the same, and the message says why in a sentence.
+    """A warning of a result that is likely not what was meant; it was computed anyway, and one sentence says why.
 
     The command line prints it as one line on standard error.
     """
 
 
 class Notice(SpapWarning):
-    """Something worth knowing that stops nothing: one sentence, which the command line prints as a line of its own."""
+    """Information that stops nothing: one sentence, which the command line prints on a line of its own."""
 
 
 def warn(sentence: str) -> None:
-    """Warns with a `SpapWarning` that names the line outside of this package that led to it."""
+    """Issues a `SpapWarning` that points to the calling line outside of this package."""
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         frame, level = frame.f_back, level + 1
@@ -45,9 +45,9 @@ def warn(sentence: str) -> None:
 
 @contextmanager
 def naming_flags() -> Iterator[None]:
-    """Within this context `option` spells the flags of the command line, which enters it; elsewhere Python arguments.
+    """Makes `option` spell command-line flags inside; elsewhere it spells Python arguments. The command line enters it.
 
-    Threads that are started inside begin with the spelling of Python.
+    Threads that are started inside begin with the Python spelling.
     """
     before = _FLAGS.set(True)
     try:
@@ -57,7 +57,7 @@ def naming_flags() -> Iterator[None]:
 
 
 def option(name: str, value: Any = None) -> str:
-    """An option as the user has to write it, for a message that may be read in a terminal or in a notebook.
+    """Spells an option as the user has to write it, for messages on the command line and in Python.
 
     Args:
         name: The name of the argument in Python, such as "round_to".

@@ -1,6 +1,6 @@
-"""The Hugging Face Hub: the local cache first, then a quick look whether the hub answers, and only then a download.
+"""The Hugging Face Hub: the local cache first, then a quick check whether the hub answers, and only then a download.
 
-The hub's own clients retry for half a minute when there is no network; `require_hub` says so within seconds.
+The hub's own clients retry for half a minute without a network; `require_hub` reports it within seconds.
 """
 
 import fnmatch
@@ -14,11 +14,11 @@ from typing import Any, Literal, cast
 from spap_jax.errors import UserError, option
 
 Kind = Literal["dataset", "model"]
-"""What a repository of the hub holds."""
+"""Type of a repository of the hub."""
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text without its closing stop and a hub token, for use inside a sentence."""
+    """The first line of an error's message, without the final period and any hub token, for use inside a sentence."""
     line = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(" .:")
     return _without_token(line)
 
@@ -28,8 +28,8 @@ def require_hub(what: str, remedy: str, *, seconds: float = 4.0) -> None:
 
     Args:
         what: What is wanted from the hub, as the subject of the error's sentence.
-        remedy: What the person can do instead, in the imperative.
-        seconds: How long one attempt to connect may take.
+        remedy: What the user can do instead, in the imperative.
+        seconds: Timeout of one attempt to connect.
 
     Raises:
         UserError: The hub does not answer, or `HF_HUB_OFFLINE=1` forbids asking it.
@@ -44,14 +44,14 @@ def require_hub(what: str, remedy: str, *, seconds: float = 4.0) -> None:
 
 
 def check_repo_id(repo: str, typed: str) -> None:
-    """Checks a name before anything is asked of the hub.
+    """Checks a repository id before any request to the hub.
 
     Args:
-        repo: Id of a repository, owner/name.
-        typed: How the user gave it.
+        repo: Id of the repository, owner/name.
+        typed: The id as the user gave it.
 
     Raises:
-        UserError: It is none.
+        UserError: It is not a valid id.
     """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -67,15 +67,15 @@ def check_repo_id(repo: str, typed: str) -> None:
 
 
 def check_upload(repo: str, overwrite: bool) -> None:
-    """Checks that are worth making long before an upload; changes nothing on the hub.
+    """Checks long before an upload that it can succeed; changes nothing on the hub.
 
     Args:
         repo: Id of the repository, owner/name.
-        overwrite: Whether a model that is there may be replaced.
+        overwrite: Whether an existing model may be replaced.
 
     Raises:
-        UserError: The id is none, nobody is logged in, the hub does not answer or does not know the token, or a model
-            is there.
+        UserError: The id is not valid, nobody is logged in, the hub does not answer or does not know the token, or a
+            model exists there.
     """
     from huggingface_hub import HfApi, constants
 
@@ -85,7 +85,7 @@ def check_upload(repo: str, overwrite: bool) -> None:
     try:
         hub.whoami()
         there = hub.file_exists(repo, "config.json")
-    except Exception as error:  # whatever the client raises: a token that has ended, no network any more
+    except Exception as error:  # whatever the client raises: an expired token, a lost network
         said = first_line(error)
         raise UserError(f"the hub {constants.ENDPOINT} refuses ({said}): run hf auth login, or set HF_TOKEN.") from None
     if there and not overwrite:
@@ -96,14 +96,14 @@ def check_upload(repo: str, overwrite: bool) -> None:
 def upload(
     repo: str, files: Mapping[str, Path | bytes], message: str, *, private: bool, replaced: tuple[str, ...] = ()
 ) -> str:
-    """Puts files into a hub repository of models, which is made if there is none, in one commit.
+    """Uploads files to a hub model repository in one commit; the repository is created if it does not exist.
 
     Args:
-        repo: Its id, owner/name.
-        files: Names there, and the files or what is in them.
-        message: Of the commit.
-        private: Whether a new repository is shown to nobody else.
-        replaced: Patterns of what the files take the place of: the same commit removes what is there and fits one.
+        repo: Id of the repository, owner/name.
+        files: Files or their contents, by their names in the repository.
+        message: Commit message.
+        private: Whether a new repository is private.
+        replaced: Patterns of files that are replaced: the same commit removes existing files that match one.
 
     Returns:
         The address of the repository.
@@ -121,14 +121,14 @@ def upload(
         there = set(hub.list_repo_files(repo)) - files.keys()
         stale = [name for name in there if any(fnmatch.fnmatchcase(name, pattern) for pattern in replaced)]
         hub.create_commit(repo, [*added, *map(CommitOperationDelete, stale)], commit_message=message)
-    except Exception as error:  # whatever the client raises: a bad name, no right to write, no network any more
+    except Exception as error:  # whatever the client raises: a bad name, no write access, a lost network
         said = first_line(error)
         raise UserError(f"{repo} could not be uploaded ({said}): no file there was changed.") from None
     return str(address)
 
 
 def _upload_token() -> str:
-    """The token to upload with, once the hub has answered at all."""
+    """Returns the token for uploads, after a check that the hub answers."""
     from huggingface_hub import constants, get_token
 
     token = get_token()
@@ -140,7 +140,7 @@ def _upload_token() -> str:
 
 
 def _without_token(line: str) -> str:
-    """A server may send back what it was sent, also in a header that the hub's client puts into its first line."""
+    """Masks the token: a server may echo it, also in a header that the hub's client puts into its first line."""
     if "huggingface_hub" not in sys.modules:  # then nothing was sent
         return line
     from huggingface_hub import get_token
@@ -169,7 +169,7 @@ def hub_file(repo: str, file: str, revision: str, *, remedy: str, kind: Kind = "
 
 
 def cached_file(repo: str, file: str, revision: str, kind: Kind = "dataset") -> Path | None:
-    """The cached copy of one file of a hub data set or model, or None; asks no network."""
+    """The cached copy of one file of a hub data set or model, or None; does not use the network."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -180,7 +180,7 @@ def cached_file(repo: str, file: str, revision: str, kind: Kind = "dataset") -> 
 
 
 def hub_splits(repo: str, config: str | None, *, remedy: str) -> Mapping[str, Iterable[Any]]:
-    """The splits of a hub data set as iterables of rows: the cached data set, else streamed.
+    """The splits of a hub data set as iterables of rows, from the cached data set or else streamed.
 
     Raises:
         UserError: It is not cached and cannot be read from the hub.
@@ -198,7 +198,7 @@ def hub_splits(repo: str, config: str | None, *, remedy: str) -> Mapping[str, It
 
 
 def cached_splits(repo: str, config: str | None) -> Mapping[str, Iterable[Any]] | None:
-    """The splits of a data set that the `datasets` library has cached before, or None; asks no network."""
+    """The splits of a data set in the cache of the `datasets` library, or None; does not use the network."""
     from datasets.packaged_modules.cache.cache import Cache
 
     try:
@@ -210,7 +210,7 @@ def cached_splits(repo: str, config: str | None) -> Mapping[str, Iterable[Any]] 
 
 @contextmanager
 def offline() -> Iterator[None]:
-    """Keeps the hub's clients to what is cached; they raise ConnectionError for what is not."""
+    """Restricts the hub's clients to the cache; they raise ConnectionError for anything else."""
     from datasets import config
     from huggingface_hub import constants
 
@@ -223,10 +223,10 @@ def offline() -> Iterator[None]:
 
 
 def hub_problem(seconds: float = 4.0) -> str | None:
-    """Why the hub does not answer, or None if it does.
+    """The reason why the hub does not answer, or None if it does.
 
     Args:
-        seconds: How long the attempt to connect may take; with the look-up of its name, twice that.
+        seconds: Timeout of the attempt to connect; with name resolution, it may take twice that.
     """
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
@@ -240,7 +240,7 @@ def hub_problem(seconds: float = 4.0) -> str | None:
         except Exception as error:  # every failure to get an answer means the same here
             reasons.append("HF_HUB_OFFLINE is set" if constants.is_offline_mode() else first_line(error))
 
-    thread = threading.Thread(target=ask, daemon=True)  # a name look-up obeys no timeout
+    thread = threading.Thread(target=ask, daemon=True)  # name resolution ignores timeouts
     thread.start()
     thread.join(2 * seconds)
     return reasons[0] if reasons else f"no answer within {2 * seconds:g} seconds"

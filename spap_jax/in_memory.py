@@ -1,4 +1,4 @@
-"""Texts and tokenizers that are given as objects, where a file or a folder could be named as well."""
+"""Texts and tokenizers that are passed as objects instead of as the name of a file or folder."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,14 +9,14 @@ from numpy.typing import ArrayLike
 from spap_jax.errors import UserError
 
 Data = str | Path | ArrayLike | Iterable[Any] | Mapping[str, Iterable[Any]]
-"""What `load_tokens` takes: a name of data, or data."""
+"""Data that `load_tokens` accepts: their name, or an object."""
 
 Encode = Callable[[str, bool], Sequence[int]]
-"""Gives the token ids of a text; the flag says whether the tokenizer adds its special tokens."""
+"""Returns the token ids of a text; the flag says whether the tokenizer adds its special tokens."""
 
 
 def rows_of(data: Any) -> Iterable[Any] | None:
-    """The texts in an object, or the rows of a data set that hold them; None for an array of token ids.
+    """Returns the texts in an object, or the rows that hold them; None for an array of token ids.
 
     Args:
         data: Texts, or dicts with a ``text``, in any iterable; or an array, or nested lists of numbers.
@@ -29,17 +29,17 @@ def rows_of(data: Any) -> Iterable[Any] | None:
 
 
 def encoder_of(tokenizer: Any) -> Encode:
-    """The function of a tokenizer of the library ``transformers`` or of the library ``tokenizers``.
+    """Returns the encoding function of a tokenizer object of ``transformers`` or ``tokenizers``.
 
     Raises:
-        UserError: it is something else.
+        UserError: it is not a tokenizer.
     """
     if not hasattr(tokenizer, "encode"):
         raise UserError(
             f"{type(tokenizer).__name__} is no tokenizer: give a model folder, a hub id, or a tokenizer object of "
             "transformers or of tokenizers."
         )
-    if not callable(tokenizer):  # that of the library tokenizers, which is quiet about long texts
+    if not callable(tokenizer):  # a tokenizer of the library tokenizers, which does not warn of long texts
         return lambda text, special: tokenizer.encode(text, add_special_tokens=special).ids
     call = cast(Callable[..., Mapping[str, Any]], tokenizer)
     quiet = {"return_attention_mask": False, "verbose": False}

@@ -1,4 +1,4 @@
-"""What can be asked of a model in a notebook: its predictions, how good they are, and what pruning sees of a layer.
+"""Inspection of a model in a notebook: its predictions, their quality, and the statistics that pruning uses.
 
 `logits` and `loss` are pure functions of a model and tokens: they work under ``jax.jit`` and ``jax.grad``. The others
 run on the host: they check numbers, call jitted programs one after the other, and return results.
@@ -27,9 +27,9 @@ from spap_jax.training.objective import Decoder, loss_sum
 
 
 def token_blocks(tokens: Any, config: DecoderConfig) -> Any:
-    """Token ids [B, T] as int32, checked against the model.
+    """Returns token ids [B, T] as int32, checked against the model.
 
-    Ids that are traced, inside of ``jax.jit``, stay traced, and only their shape is checked.
+    Traced ids, inside ``jax.jit``, stay traced, and only their shape and dtype are checked.
 
     Raises:
         UserError: not a block of token ids, too long for the model's positions, or ids outside the vocabulary.
@@ -57,13 +57,13 @@ def token_blocks(tokens: Any, config: DecoderConfig) -> Any:
 
 
 def perplexity(model: Model, tokens: Any, batch_tokens: int = 4096) -> float:
-    """exp of the mean negative log-likelihood per predicted token: T - 1 of them in each window of T tokens.
+    """Perplexity: exp of the mean negative log-likelihood per predicted token, T - 1 in each window of T tokens.
 
-    It runs on the host, in batches; inside of ``jax.jit`` and ``jax.grad`` use `loss`.
+    It runs on the host, in batches; inside ``jax.jit`` and ``jax.grad`` use `loss`.
 
     Args:
         model: The model.
-        tokens: Windows of token ids [B, T], or what ``load_tokens`` returned; windows do not see each other.
+        tokens: Windows of token ids [B, T], or the result of ``load_tokens``; windows are independent.
         batch_tokens: Tokens that pass through the model at once.
 
     Raises:
@@ -79,9 +79,9 @@ def divergence(dense: Model, pruned: Model, tokens: Any, batch_tokens: int = 409
     It runs on the host, in batches.
 
     Args:
-        dense: The model whose predictions are the standard.
-        pruned: What was made of it.
-        tokens: Windows of token ids [B, T], or what ``load_tokens`` returned; windows do not see each other.
+        dense: The reference model.
+        pruned: The model pruned from it.
+        tokens: Windows of token ids [B, T], or the result of ``load_tokens``; windows are independent.
         batch_tokens: Tokens that pass through the models at once.
 
     Raises:
@@ -92,13 +92,13 @@ def divergence(dense: Model, pruned: Model, tokens: Any, batch_tokens: int = 409
 
 
 def logits(model: Model, tokens: Any, attention_mask: Any = None) -> jax.Array:
-    """The logits of the next token at every position, a pure function: it works under ``jax.jit`` and ``jax.grad``.
+    """The next-token logits at every position. A pure function: it works under ``jax.jit`` and ``jax.grad``.
 
-    While it is traced, token ids are not known, and ids outside the vocabulary are not refused.
+    Under tracing, token ids are unknown, so ids outside the vocabulary are not refused.
 
     Args:
         model: The model, whose parameters may be traced.
-        tokens: Token ids [B, T], which may be traced; or what ``load_tokens`` returned.
+        tokens: Token ids [B, T], which may be traced; or the result of ``load_tokens``.
         attention_mask: [B, T], 0 at padding and 1 elsewhere; by default there is no padding.
 
     Returns:
@@ -118,13 +118,13 @@ def logits(model: Model, tokens: Any, attention_mask: Any = None) -> jax.Array:
 def loss(model: Model, tokens: Any) -> jax.Array:
     """Mean negative log-likelihood per predicted token, in nats.
 
-    It is a pure function: ``jax.grad(spap.loss)(model, tokens)`` gives a model that holds the gradients. A sequence of
-    T tokens has T - 1 predictions. Of the logits only a few tokens' are in memory at once, and gradients compute a
-    layer's activations again. While it is traced, ids outside the vocabulary are not refused.
+    It is a pure function: ``jax.grad(spap.loss)(model, tokens)`` returns a model that holds the gradients. A sequence
+    of T tokens has T - 1 predictions. Only a few tokens' logits are in memory at once, and gradients recompute each
+    layer's activations. Under tracing, ids outside the vocabulary are not refused.
 
     Args:
         model: The model, whose parameters may be traced.
-        tokens: Token ids [B, T], which may be traced; or what ``load_tokens`` returned.
+        tokens: Token ids [B, T], which may be traced; or the result of ``load_tokens``.
 
     Returns:
         Float32 [].
@@ -140,15 +140,15 @@ def loss(model: Model, tokens: Any) -> jax.Array:
 
 
 def moments(model: Model, tokens: Any, layer: int, batch_tokens: int = 4096) -> Problem:
-    """The second moments of the MLP of one layer of a dense model: what the solver sees of it.
+    """The second moments of one layer's MLP in a dense model, which are the solver's input.
 
-    They are those of ``schedule="parallel"``; with ``schedule="sequential"``, pruning takes them on what the layers
-    before, which are pruned then, make of the tokens. Where the MLP has an output bias, as OPT's, they are centred. A
-    solution is then ``spap.solver.solve(p.gram, p.cross, p.weight, keep, target_power=p.target_power)``.
+    They are those of ``schedule="parallel"``; with ``schedule="sequential"``, pruning takes them on the activations
+    that the already pruned layers produce. If the MLP has an output bias, as in OPT, they are centred. To solve
+    problem p, call ``spap.solver.solve(p.gram, p.cross, p.weight, keep, target_power=p.target_power)``.
 
     Args:
         model: The dense model.
-        tokens: Token ids [B, T], or what ``load_tokens`` returned.
+        tokens: Token ids [B, T], or the result of ``load_tokens``.
         layer: Number of the layer, from 0.
         batch_tokens: Tokens that pass through a layer at once.
 
@@ -162,11 +162,11 @@ def moments(model: Model, tokens: Any, layer: int, batch_tokens: int = 4096) -> 
 
 
 def hidden(model: Model, tokens: Any, layer: int, batch_tokens: int = 4096) -> jax.Array:
-    """The hidden channels of the MLP of one layer, which its output projection multiplies.
+    """The hidden activations of one layer's MLP, which are the input of its output projection.
 
     Args:
         model: The model.
-        tokens: Token ids [B, T], or what ``load_tokens`` returned.
+        tokens: Token ids [B, T], or the result of ``load_tokens``.
         layer: Number of the layer, from 0.
         batch_tokens: Tokens that pass through a layer at once.
 

@@ -1,4 +1,4 @@
-"""How the processes of one run find each other, and what is said when they do not."""
+"""How the processes of one run find each other, and the error messages if they do not."""
 
 import functools
 import socket
@@ -10,35 +10,35 @@ from spap_jax.errors import UserError
 from spap_jax.hub import first_line
 
 AUTO = "auto"
-"""Stands for an address that the machine knows by itself."""
+"""Coordinator address that JAX finds by itself."""
 
 _JOINING_SECONDS = 300
-"""How long the first processes wait for the last."""
+"""How long the first processes wait for the last one."""
 
 _SILENT_SECONDS = 60
-"""A process that is not heard of for so long is taken for dead, and the others end too."""
+"""A process without a heartbeat for this long is considered dead, and the others end too."""
 
 _ANSWER_SECONDS = 5
-"""How long the process that leads may take to answer at its address."""
+"""How long the leading process may take to answer at its address."""
 
 _ENDING_SECONDS = 86400
-"""How long the others wait at the end for the one that leads, which still judges the result, writes it and sends it."""
+"""How long the others wait at the end for the leading process, which still evaluates, writes and uploads the result."""
 
 
 def join(coordinator: str | None, processes: int | None, process_id: int | None) -> None:
-    """Joins the processes of one run, each with its own devices; before anything is computed.
+    """Joins the processes of one run, each with its own devices; call it before anything is computed.
 
     Args:
-        coordinator: Host and port of the first process; "auto" where a TPU pod or SLURM tells.
-        processes: How many there are.
-        process_id: Which of them this is, from 0.
+        coordinator: Host and port of the first process; "auto" on a TPU pod or under SLURM, which provide them.
+        processes: Number of processes.
+        process_id: Number of this process, from 0.
 
     Raises:
-        UserError: only some of the three are given, they cannot be, or the others do not come in time.
+        UserError: only some of the three are given, they are not valid, or the others do not join in time.
     """
     check_processes(coordinator, processes, process_id)
-    # JAX waits where no signal reaches Python, and aborts the process when its own time is up: in a thread it can do
-    # neither. The thread ends with the process, which has to leave at once (``cli/processes.py``).
+    # While JAX waits, no signal reaches Python, and after its own timeout it aborts the process: in a thread it can do
+    # neither. The thread ends with the process, which has to exit at once (``cli/processes.py``).
     start = functools.partial(
         jax.distributed.initialize,
         None if coordinator == AUTO else coordinator,
@@ -57,10 +57,10 @@ def join(coordinator: str | None, processes: int | None, process_id: int | None)
 
 
 def check_processes(coordinator: str | None, processes: int | None, process_id: int | None) -> None:
-    """Refuses what cannot be joined; see ``join``.
+    """Checks the arguments of ``join``.
 
     Raises:
-        UserError: only some of the three are given, or they cannot be.
+        UserError: only some of the three are given, or they are not valid.
     """
     if coordinator == AUTO:
         return
@@ -79,7 +79,7 @@ def check_processes(coordinator: str | None, processes: int | None, process_id: 
 
 
 def _who_is_missing(coordinator: str | None, processes: int | None, process_id: int | None) -> str:
-    """What to say when not all processes came in time; JAX does not tell which."""
+    """The error message if not all processes joined in time; JAX does not report which are missing."""
     waited = f"this process waited {_JOINING_SECONDS} s for the other processes of the run"
     if coordinator is None or coordinator == AUTO or processes is None or process_id is None:
         return f"{waited}, and not all came: see what they said."

@@ -1,8 +1,8 @@
-"""Settings as keyword arguments: what `prune` and `finetune` take beside their own parameters.
+"""Settings as keyword arguments of `prune` and `finetune`, beside their own parameters.
 
-A type checker reads the names and types from a ``TypedDict``, which it understands only if it is written out; a person
-reads them, with defaults and meanings, in the signature and the help of the function, which are made from the settings.
-A test holds the two together.
+Type checkers read the names and types from a ``TypedDict``, which they understand only if it is written out. Users read
+them, with defaults and descriptions, in the signature and the help of the function, which are made from the settings. A
+test checks that the two agree.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class PruneChanges(TypedDict, total=False):
-    """The fields of ``PruneSettings``."""
+    """The fields of ``PruneSettings``, as keyword arguments."""
 
     sparsity: float
     attention_sparsity: float
@@ -46,7 +46,7 @@ class PruneChanges(TypedDict, total=False):
 
 
 class FinetuneChanges(TypedDict, total=False):
-    """The fields of ``FinetuneSettings``."""
+    """The fields of ``FinetuneSettings``, as keyword arguments."""
 
     full: bool
     lora_rank: int | None
@@ -65,7 +65,7 @@ def showing(settings: type) -> Callable[[Function], Function]:
     """Shows the fields of a dataclass in the signature and the help of a function, in place of its ``**changes``.
 
     Args:
-        settings: The dataclass; its docstring says under ``Attributes:`` what each field means.
+        settings: The dataclass; its docstring describes the fields under ``Attributes:``.
     """
     shown = [
         inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type)

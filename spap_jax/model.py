@@ -1,4 +1,4 @@
-"""A model as a value: its config, its parameters, and what is needed to write it back as its users know it."""
+"""The `Model`: a config, parameters, and the source, which is needed to write it back in its original form."""
 
 import dataclasses
 import os
@@ -22,12 +22,11 @@ class Source:
     """Where a model came from.
 
     Attributes:
-        name: What the user called it: a folder or a hub id.
+        name: The name that the user gave: a folder or a hub id.
         folder: The local folder with its tokenizer and generation files; None for a model made in memory.
-        config_text: Its config.json, verbatim. It is written back with nothing but the sizes edited (and biases on the
-            MLP switched on, if pruning added them), because every rewriting of a config loses or renames fields that
-            some loader reads.
-        head_stored: Whether a tied model's checkpoint stores the head beside the embedding all the same.
+        config_text: Its config.json, verbatim. It is written back with only the sizes edited (and MLP biases switched
+            on, if pruning added them), because regenerating a config loses or renames fields that some loader reads.
+        head_stored: Whether the checkpoint of a tied model stores the head in addition to the embedding.
     """
 
     name: str
@@ -47,16 +46,16 @@ class ModelChanges(TypedDict, total=False):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False, repr=False)
 class Model:
-    """A decoder: what ``spap.load`` returns and ``spap.save`` takes.
+    """A decoder, as ``spap.load`` returns it and ``spap.save`` accepts it.
 
     A model is a JAX pytree. Its leaves are the arrays of ``params``; ``config`` and ``source`` are static, so that a
     jitted function compiles once for all models of the same config and source. ``jax.grad`` with respect to a model
     returns a model that holds the gradients. Two models are equal only if they are the same object.
 
     Attributes:
-        config: Its sizes and switches.
+        config: Sizes and options of the decoder.
         params: The parameter tree of ``docs/architecture.md``, in the dtype of the checkpoint.
-        source: Where it came from.
+        source: Where the model came from.
     """
 
     config: DecoderConfig = dataclasses.field(metadata={"static": True})
@@ -65,7 +64,7 @@ class Model:
 
     @property
     def family(self) -> Family:
-        """The table of its family."""
+        """The model's family: its config mapping and rules."""
         return FAMILIES[self.config.family]
 
     def replace(self, **changes: Unpack[ModelChanges]) -> "Model":
@@ -91,10 +90,10 @@ class Model:
 
 
 def checked(model: object) -> Model:
-    """The model that was given.
+    """Returns the argument if it is a `Model`.
 
     Raises:
-        UserError: it is something else; the sentence says how to get a model from it.
+        UserError: it is something else; the message says how to get a model from it.
     """
     if isinstance(model, Model):
         return model

@@ -1,4 +1,4 @@
-"""The data sets that have a short name: where their files are, and how papers measure perplexity on them."""
+"""The data sets with a short name: where their files are, and how papers measure perplexity on them."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ Role = Literal["calibration", "evaluation"]
 
 @dataclass(frozen=True)
 class Protocol:
-    """How rows become one text, and the text tokens.
+    """How rows are joined to one text, and the text is tokenised.
 
     Attributes:
-        between: What is put between two rows.
-        rows: Only the first so many are read; None reads all.
-        special_tokens: Whether the tokenizer adds its special tokens to the text, once, where it has any.
-        windows: Only the first so many windows count; None counts all.
+        between: Separator between two rows.
+        rows: Number of rows to read, from the first; None reads all.
+        special_tokens: Whether the tokenizer adds its special tokens, if it has any, once to the text.
+        windows: Number of windows to use, from the first; None uses all.
     """
 
     between: str = "\n\n"
@@ -29,7 +29,7 @@ class Protocol:
     windows: int | None = None
 
     def join(self, rows: Iterable[Any], name: str) -> Iterator[str]:
-        """The text of the rows in pieces."""
+        """Yields the joined text of the rows in pieces."""
         return joined(islice(rows, self.rows), name, self.between)
 
 
@@ -39,10 +39,10 @@ class NamedSet:
 
     Attributes:
         repo: Its hub repository.
-        config: Its configuration there.
+        config: Its configuration on the hub.
         revision: The pinned commit.
-        files: For each role the split's name and its file.
-        evaluation: How perplexity is measured on it; calibration takes the plain protocol.
+        files: Name and file of the split for each role.
+        evaluation: How perplexity is measured on it; calibration uses the default protocol.
     """
 
     repo: str
@@ -52,7 +52,7 @@ class NamedSet:
     evaluation: Protocol
 
     def protocol(self, role: Role) -> Protocol:
-        """How its rows become tokens in a role."""
+        """The protocol that turns its rows into tokens for a role."""
         return self.evaluation if role == "evaluation" else Protocol()
 
 
@@ -82,7 +82,7 @@ NAMED = {
 
 
 def data_name(data: str | Path) -> str:
-    """What strangers are told of data: its name on the hub, or a file's own name without the path to it."""
+    """The public name of data: its name on the hub, or the name of a file without its path."""
     short, colon, copy = str(data).partition(":")
     if short in NAMED:
         return f"{short}{colon}{copy and base_name(copy)}"

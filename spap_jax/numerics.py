@@ -1,6 +1,6 @@
-"""Arithmetic that means what it says: float32 products at full precision, BLAS threads that do not spin.
+"""Numerics: float32 matrix products at full precision, and BLAS threads that do not spin.
 
-Arrays may be kept in less than float32; nothing is computed in less.
+Arrays may be stored in less than float32, but nothing is computed in less.
 """
 
 import functools
@@ -13,7 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 # as long as one thread. The variable is read when that library loads, so it is set before JAX is imported.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-if "scipy" in sys.modules:  # loaded before us: the variable comes too late, so tell the library itself
+if "scipy" in sys.modules:  # already loaded: the variable comes too late, so set the limit in the library itself
     import threadpoolctl
 
     threadpoolctl.threadpool_limits(1, user_api="blas")
@@ -29,7 +29,7 @@ Tree = TypeVar("Tree")
 
 
 def full_precision(function: Callable[P, R]) -> Callable[P, R]:
-    """Matrix products inside are true float32, also on TPUs and on GPUs with TF32. Goes below ``jax.jit``."""
+    """Makes matrix products inside true float32, also on TPUs and on GPUs with TF32. Apply it below ``jax.jit``."""
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -40,7 +40,7 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def is_concrete(tree: Any) -> bool:
-    """Whether the numbers in all arrays of a tree are known, which they are not while a function is traced."""
+    """Whether the values of all arrays of a tree are known; while a function is traced, they are not."""
     return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
 
 
@@ -57,20 +57,20 @@ def _are_finite(tree: Any) -> Any:
 
 
 def storage(name: str) -> np.dtype:
-    """The data type of arrays that are kept in float32, or as the bits of bfloat16.
+    """The dtype of arrays that are stored in float32, or as the bits of bfloat16.
 
-    As bits, because of an array of bfloat16 that a loop takes parts of, XLA:CPU first makes one of float32.
+    Bits are stored because XLA:CPU first converts all of a bfloat16 array that a loop slices to float32.
     """
     return np.dtype({"float32": np.float32, "bfloat16": np.uint16}[name])
 
 
 def stored(array: jax.Array, dtype: np.dtype) -> jax.Array:
-    """A float32 array in such a data type, rounded to the nearest."""
+    """Converts a float32 array to a dtype of `storage`, rounding to nearest."""
     return array if dtype == np.float32 else jax.lax.bitcast_convert_type(array.astype(jnp.bfloat16), dtype)
 
 
 def in_float32(tree: Tree) -> Tree:
-    """Arrays in such data types as the float32 numbers that they mean."""
+    """Converts arrays in dtypes of `storage` back to float32."""
     return jax.tree.map(
         lambda a: a if a.dtype == np.float32 else jax.lax.bitcast_convert_type(a, jnp.bfloat16).astype(jnp.float32),
         tree,

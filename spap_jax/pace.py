@@ -1,4 +1,4 @@
-"""How long the rest of some work will take, by what was done so far: arithmetic on measured times, without a clock."""
+"""Estimates the remaining time from the pace so far: arithmetic on measured times, without a clock."""
 
 import itertools
 from collections.abc import Iterable, Mapping
@@ -8,14 +8,14 @@ from typing import NamedTuple, Self
 from spap_jax.quantities import duration_text
 
 _SHORTEST = 1.0
-"""Seconds: what takes less is not worth telling."""
+"""Seconds; shorter times are not worth reporting."""
 
 
 class Left(NamedTuple):
-    """What there is to say of the work that is left.
+    """An estimate of the remaining time.
 
     Attributes:
-        seconds: Until all of it is done, or until work of a kind begins whose pace is not known.
+        seconds: Seconds until all work is done, or until work of a kind begins whose pace is not known.
         until: That kind; None if the pace of all the work is known.
     """
 
@@ -24,7 +24,7 @@ class Left(NamedTuple):
 
     @property
     def words(self) -> str:
-        """For the end of a line: "about 39 min left"; empty where nothing is known or worth telling."""
+        """The estimate for the end of a line: "about 39 min left"; empty if nothing is known or worth reporting."""
         if self.seconds < _SHORTEST:
             return ""
         time = duration_text(self.seconds, digits=2)
@@ -33,35 +33,35 @@ class Left(NamedTuple):
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds that a unit of work of each kind takes.
+    """Measured seconds per unit of work of each kind.
 
     The first piece of a kind after a start is not counted: programs are compiled for it, which can take longer than the
-    work itself. So a kind is known from its second piece on.
+    work itself. So the pace of a kind is known from its second piece on.
 
     Attributes:
-        spent: By kind, how many units were counted and the seconds that they took.
-        warm: Kinds of which the first piece is done.
+        spent: Number of units that were counted and the seconds that they took, by kind.
+        warm: Kinds whose first piece is done.
     """
 
     spent: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     warm: frozenset[str] = frozenset()
 
     def cold(self) -> Self:
-        """The same pace for programs that will have to be compiled again."""
+        """Returns the same pace for programs that will have to be compiled again."""
         return replace(self, warm=frozenset())
 
     def after(self, kind: str, units: float, seconds: float) -> Self:
-        """The pace when one more piece of work is done."""
+        """Returns the pace after one more piece of work."""
         if kind not in self.warm:
             return replace(self, warm=self.warm | {kind})
         counted, took = self.spent.get(kind, (0.0, 0.0))
         return replace(self, spent={**self.spent, kind: (counted + units, took + seconds)})
 
     def left(self, todo: Iterable[tuple[str, float]]) -> Left:
-        """How long work will take.
+        """Estimates how long the given work will take.
 
         Args:
-            todo: Kinds and their units, in the order in which they will be done.
+            todo: Kinds of work and their units, in the order in which they will be done.
         """
         wanted = [(kind, units) for kind, units in todo if units]
         known = list(itertools.takewhile(lambda each: each[0] in self.spent, wanted))

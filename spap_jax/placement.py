@@ -1,8 +1,7 @@
-"""Where the weights of a run lie: each device of the mesh's axis ``model`` has its share of them.
+"""Placement of the weights of a run, which are sharded along the mesh axis ``model``.
 
-Which axis of a weight is divided follows from the letters of its rule: the heads of attention, the channels of an MLP,
-the vocabulary of embedding and head. What has none of them, or not as many as could be divided evenly, lies on every
-device.
+The letters of a weight's rule decide which axis is sharded: attention heads, MLP channels, or the vocabulary of
+embedding and head. Weights without such an axis, or with a size that cannot be divided evenly, are replicated.
 """
 
 import functools
@@ -21,15 +20,16 @@ from spap_jax.models.families import Family
 from spap_jax.models.registry import FAMILIES
 
 _DIVIDED = "fnmv"
-"""Letters of the axes that are divided; a weight has one of them at most."""
+"""Letters of the axes that are sharded; a weight has at most one of them."""
 
 
 def placed(config: DecoderConfig, params: Params) -> Params:
-    """Parameters as arrays of the devices, each of which gets its share; inside of a program, the same for its values.
+    """Shards parameters over the devices; inside a jitted program, constrains the sharding of its values.
 
     Args:
-        config: Of the decoder, for its family.
-        params: The whole tree, a part of it, or one layer's; arrays, or what gives the part that an index asks for.
+        config: Config of the decoder, for its family.
+        params: The whole tree, a part of it, or one layer's; arrays, or objects that return the part that an index
+            selects.
     """
     if devices.everyone() == 1:
         return jax.tree.map(jnp.asarray, params)
@@ -42,12 +42,12 @@ def placed(config: DecoderConfig, params: Params) -> Params:
 
 
 def spec_of(family: Family, path: str, shape: tuple[int, ...]) -> PartitionSpec:
-    """How a parameter lies on the mesh.
+    """The spec of a parameter on the mesh.
 
     Args:
-        family: The table of its rules.
-        path: In the parameter tree, or in one layer's.
-        shape: Its own, with the axis L where it is stacked.
+        family: The family, which has the rules.
+        path: Path of the parameter in the tree, or in one layer's.
+        shape: Shape of the parameter, with the axis L if it is stacked.
     """
     top = path.split("/")[0]
     letters = family.letters(path if top in ("embed", "layers", "head") else f"layers/{path}")
@@ -65,7 +65,7 @@ def _put(array: Any, spec: PartitionSpec) -> jax.Array:
             return jax.device_put(array, place)
         array = np.asarray(array)
 
-    @functools.cache  # devices that differ in their sequences alone have the same part
+    @functools.cache  # devices that differ only in their sequences have the same part
     def part(*spans: tuple[int | None, int | None]) -> np.ndarray:
         return np.asarray(array[tuple(slice(*span) for span in spans)])
 

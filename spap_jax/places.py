@@ -1,4 +1,4 @@
-"""Whether two names lead to the same place, or one of them into the other: paths through links, and addresses."""
+"""Tests whether two paths (links are followed) or addresses are the same place, or one is inside the other."""
 
 import os
 import re
@@ -9,49 +9,49 @@ from spap_jax.errors import UserError
 from spap_jax.remote import is_address
 
 _SCHEMES = {"gcs": "gs", "s3a": "s3", "local": "file"}
-"""Other spellings of one store."""
+"""Other spellings of the same store."""
 
 _HIDDEN = re.compile(r"\..+\.(resume|(partial|replaced)-[0-9a-f]{8})")
-"""What `beside` makes of any name."""
+"""Matches the names that `beside` makes."""
 
 
 def beside(output: str | Path, role: str) -> str:
-    """The hidden name, next to an output, of what belongs to it.
+    """The hidden name, next to an output, of a folder that belongs to it.
 
     Args:
         output: A path or an address.
         role: "resume" for the finished blocks of an unfinished run; "partial-" or "replaced-" and eight hexadecimal
-            digits for a folder that is not in its place yet, or not any more.
+            digits for a folder that is not yet, or no longer, in its place.
     """
     parent, slash, name = str(output).rstrip("/").rpartition("/")
     return f"{parent}{slash}.{name}.{role}"
 
 
 def real_path(name: str | Path) -> Path:
-    """The absolute path that a name leads to, with all links resolved; nothing has to be there."""
+    """The absolute path of a name, with all links resolved; it does not have to exist."""
     return Path(os.path.realpath(os.path.expanduser(name)))
 
 
 def is_within(inner: str | Path, outer: str | Path) -> bool:
-    """Whether a place is another one or lies inside it; both are paths or addresses.
+    """Whether a place is the same as another one or inside it; both are paths or addresses.
 
-    Folders that exist are also compared by their numbers on the disk, so that a folder which is mounted twice, or whose
-    name is spelled in other letters on a disk that ignores case, counts as the same.
+    Existing folders are also compared by device and inode, so that a folder that is mounted twice, or that is spelled
+    in other case on a disk that ignores case, counts as the same.
     """
     return bool(_identities(outer)[0] & set().union(*_identities(inner)))
 
 
 def check_apart(output: str | Path, inputs: Mapping[str, str | Path | None]) -> None:
-    """Refuses an output that cannot be one, or that would destroy what a command reads.
+    """Rejects an output that has no usable name, or that would destroy an input of the command.
 
     Args:
         output: A path or an address; it does not have to exist yet.
-        inputs: What the command reads: paths or addresses by their roles, such as "the model". None stands for what
+        inputs: Paths or addresses that the command reads, by their roles, such as "the model"; None for an input that
             is not a file.
 
     Raises:
         UserError: The output has no usable name; or it, or the folder beside it that keeps an unfinished run, is one of
-            the inputs, contains one or lies inside one.
+            the inputs, contains one or is inside one.
     """
     check_name(output)
     whole = output if is_address(output) else real_path(output)
@@ -71,10 +71,11 @@ def check_apart(output: str | Path, inputs: Mapping[str, str | Path | None]) -> 
 
 
 def check_name(output: str | Path) -> None:
-    """Refuses an output whose name cannot be that of one.
+    """Rejects an output without a usable name.
 
     Raises:
-        UserError: It is empty, the root of a file system, an address with a part "..", or a name of this program's own.
+        UserError: It is empty, the root of a file system, an address with a part "..", or a name that this program uses
+            itself.
     """
     text = str(output)
     if not text.strip():
@@ -96,7 +97,7 @@ def check_name(output: str | Path) -> None:
 
 
 def _identities(name: str | Path) -> list[set[object]]:
-    """By what a place can be known, and after it each folder that it lies in."""
+    """The identities of a place, followed by those of each folder that contains it."""
     if is_address(name):
         scheme, _, rest = str(name).partition("://")
         scheme = _SCHEMES.get(scheme.lower(), scheme.lower())
@@ -112,6 +113,6 @@ def _identities(name: str | Path) -> list[set[object]]:
 def _identity(path: Path) -> set[object]:
     try:
         about = path.stat()
-    except OSError:  # not there, or not to be looked at
+    except OSError:  # it does not exist, or is not accessible
         return {path}
     return {path, (about.st_dev, about.st_ino)}

@@ -1,4 +1,4 @@
-"""Amounts in words for people, the same on a terminal and on a page."""
+"""Formats amounts for users, the same on a terminal and on a page."""
 
 import math
 from collections.abc import Collection
@@ -25,7 +25,7 @@ def range_text(counts: Collection[int]) -> str:
 
 
 def change_text(before: float, after: float) -> str:
-    """How much smaller or larger, in per cent; a dash where it was nothing."""
+    """The relative change, in per cent; a dash if the amount before was 0."""
     if before == 0:
         return "-"
     return f"{100 * (after / before - 1):+.1f} %"
@@ -37,25 +37,25 @@ def share_text(share: float) -> str:
 
 
 def signed(text: str) -> str:
-    """With a minus sign in place of the hyphen that terminals and files have."""
+    """Replaces the hyphen, which terminals and files use, by a minus sign."""
     return text.replace("-", "\N{MINUS SIGN}")
 
 
 def duration_text(seconds: float, digits: int = 3) -> str:
-    """5400 -> "1.5 h"; with so many significant digits."""
+    """5400 -> "1.5 h"; with the given number of significant digits."""
     units = (("s", 1, 120), ("min", 60, 120), ("h", 3600, 48), ("days", 86400, math.inf))
     unit, size = next((unit, size) for unit, size, most in units if seconds < size * most)
     return f"{float(f'{seconds / size:.{digits}g}'):g} {unit}"
 
 
 def percent_text(fraction: float) -> str:
-    """0.0593 -> "5.9 %"; what is below one per cent keeps two significant digits."""
+    """0.0593 -> "5.9 %"; values below one per cent keep two significant digits."""
     percent = 100 * fraction
     return f"{percent:.1f} %" if percent >= 1 else f"{percent:.2g} %"
 
 
 def missed(achieved: float, asked: float) -> bool:
-    """Whether a fraction is so far from the one asked for that both have to be told: by a hundredth of the whole."""
+    """Whether a fraction differs from the one asked for by 0.01 or more, so that both have to be reported."""
     return abs(achieved - asked) >= 0.01
 
 

@@ -1,8 +1,8 @@
-"""Files at an address, such as gs://bucket/folder: the only module that knows fsspec.
+"""Files at an address, such as gs://bucket/folder; the only module that uses fsspec.
 
-What is read from there is downloaded first, into a folder of the cache that is complete or absent and is used again as
-long as the store says the same of the files. A store renames nothing: who makes a folder there has to choose what comes
-last.
+Files are downloaded before they are read, into a cache folder that is complete or absent and is reused as long as the
+store reports the same of the files. Stores have no rename: code that makes a folder there has to choose which file
+comes last.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from spap_jax.quantities import bytes_text
 _HUB = "hf://"
 
 About = dict[str, Any]
-"""What a store says of a file: its size, and by what it can be told from an older one."""
+"""A store's information on a file: its size, and what distinguishes it from an older version."""
 
 
 def is_address(name: str | Path) -> bool:
@@ -32,19 +32,19 @@ def is_address(name: str | Path) -> bool:
 
 
 def hub_id(name: str | Path) -> str | None:
-    """What follows hf:// in an address of the Hugging Face Hub; None for every other name."""
+    """The part after hf:// in an address of the Hugging Face Hub; None for every other name."""
     return name.removeprefix(_HUB).rstrip("/") if isinstance(name, str) and name.startswith(_HUB) else None
 
 
 def base_name(place: str | Path) -> str:
-    """The last part of a path or an address, without the folders above it: what strangers may be told of a place."""
+    """The public name of a path or an address: its last part, without the folders above it."""
     if is_address(place):
         return str(place).rstrip("/").rpartition("/")[2]
     return os.path.basename(os.path.abspath(Path(place).expanduser()))  # of "." too; a link keeps its own name
 
 
 def working_folder(address: str) -> Path:
-    """Where, on this machine, what is to be at an address is made; its name is the address's last."""
+    """The local folder in which the output for an address is made; its name is the last part of the address."""
     return _cache() / "outputs" / _hash(address) / address.rstrip("/").rpartition("/")[2]
 
 
@@ -52,8 +52,8 @@ def fetch_folder(address: str, wanted: Callable[[list[str]], Iterable[str]]) -> 
     """A local copy of some files of a folder, downloaded if it is not in the cache.
 
     Args:
-        address: The folder's.
-        wanted: Which of the names in it, at whatever depth.
+        address: Address of the folder.
+        wanted: Selects the files to download from the names in the folder, at any depth.
 
     Raises:
         UserError: The store or the disk fails, or `wanted` raises it.
@@ -67,7 +67,7 @@ def fetch_file(address: str) -> Path:
     """A local copy of a file, downloaded if it is not in the cache.
 
     Raises:
-        UserError: There is none, or the store or the disk fails.
+        UserError: The file does not exist, or the store or the disk fails.
     """
     parent, _, name = address.rpartition("/")
     folder = Folder(parent)
@@ -77,22 +77,22 @@ def fetch_file(address: str) -> Path:
 class Folder:
     """A folder at an address; names of files are relative to it.
 
-    Every method but the first look at the address raises UserError where the store fails.
+    Every method, except the constructor, raises UserError if the store fails.
 
     Attributes:
-        address: Without a slash at its end.
+        address: The address, without a trailing slash.
     """
 
     def __init__(self, address: str):
-        """Finds what can read such addresses; asks no store.
+        """Opens the file system of the address; does not access the store.
 
         Raises:
-            UserError: Nothing can, or a package for it is not installed.
+            UserError: The address cannot be opened, or a package for it is not installed.
         """
         from fsspec.core import url_to_fs
 
         self.address = address.rstrip("/")
-        # Only folders of a disk must be made; a store would take that for the wish to make a bucket.
+        # Only folders on a disk must be made; a store would take this for a request to make a bucket.
         options = {"auto_mkdir": True} if address.startswith(("file:", "local:")) else {}
         try:
             self._store, self._root = url_to_fs(self.address, **options)
@@ -107,22 +107,22 @@ class Folder:
             ) from error
 
     def files(self) -> dict[str, About]:
-        """All files in it, at whatever depth; one without a name where it is a file itself."""
+        """All files in the folder, at any depth; if the address is a file, one with an empty name."""
         found = {}
         with self._failing("read"), contextlib.suppress(FileNotFoundError):
             self._store.invalidate_cache()
             found = self._store.find(self._root, detail=True)
-        # What stands for an empty folder in some stores, and ends with a slash, is no file.
+        # Some stores represent an empty folder by a name that ends in a slash, which is not a file.
         return {path.removeprefix(self._root).lstrip("/"): found[path] for path in found if not path.endswith("/")}
 
     def about(self, name: str) -> About:
-        """What the store says of one file."""
+        """The store's information on one file."""
         with self._failing("read", name):
             self._store.invalidate_cache()
             return self._store.info(self._path(name))
 
     def read(self, name: str) -> bytes | None:
-        """What is in a file; None where there is none."""
+        """Reads a file; None if it does not exist."""
         with self._failing("read", name):
             try:
                 return self._store.cat_file(self._path(name))
@@ -130,33 +130,33 @@ class Folder:
                 return None
 
     def write(self, name: str, content: bytes) -> None:
-        """Makes a file, or replaces it."""
+        """Creates or replaces a file."""
         with self._failing("written", name):
             self._store.pipe_file(self._path(name), content)
 
     def remove(self, names: Iterable[str]) -> None:
-        """Removes files that are there."""
+        """Removes existing files."""
         if paths := [self._path(name) for name in names]:
             with self._failing("written"):
                 self._store.rm(paths)
 
     def clear(self) -> None:
-        """Removes all that is in it, if anything is."""
+        """Removes everything in the folder, if there is anything."""
         with self._failing("written"), contextlib.suppress(FileNotFoundError):
             self._store.invalidate_cache()
             self._store.rm(self._root, recursive=True)
 
     def put(self, files: Mapping[str, Path], quietly: bool = False) -> None:
-        """Uploads files under their names here, with a bar on a terminal unless that is to be left out."""
+        """Uploads files under the given names, with a progress bar on a terminal unless ``quietly``."""
         size = sum(file.stat().st_size for file in files.values())
         with self._failing("written"), _bar(f"to {self.address}", size, quietly) as callback:
             self._store.put([str(file) for file in files.values()], list(map(self._path, files)), callback=callback)
 
     def get(self, names: Iterable[str], into: Path, size: int | None = None) -> None:
-        """Downloads files into a local folder, with a bar on a terminal where their size is told.
+        """Downloads files into a local folder, with a progress bar on a terminal if their size is given.
 
         Raises:
-            UserError: A name would lead out of the local folder.
+            UserError: A name points outside of the local folder.
         """
         local = {name: into / name for name in names}
         for name, file in local.items():
@@ -167,7 +167,7 @@ class Folder:
             self._store.get(list(map(self._path, local)), list(map(str, local.values())), callback=callback)
 
     def fetch(self, files: Mapping[str, About]) -> Path:
-        """The folder of the cache that holds these files, downloaded if it is not there."""
+        """Returns the cache folder with these files, which are downloaded if it does not exist."""
         told = json.dumps({"": self.address, **files}, sort_keys=True, default=str)
         target = _cache() / "downloads" / _hash(told)
         if target.is_dir():
@@ -199,7 +199,7 @@ class Folder:
 
     @contextlib.contextmanager
     def _failing(self, done: str, name: str = "") -> Iterator[None]:
-        """Turns whatever the client of a store raises into one sentence."""
+        """Turns whatever the client of a store raises into a `UserError` of one sentence."""
         try:
             yield
         except Exception as error:
@@ -221,12 +221,12 @@ def _take_place(partial: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def _bar(what: str, size: int, quietly: bool) -> Iterator[Any]:
-    """A callback for fsspec that moves one bar by the bytes of all files; none is shown where there is no terminal."""
+    """A callback for fsspec that advances one bar by the bytes of all files; it is not shown without a terminal."""
     from fsspec.callbacks import Callback
     from tqdm import tqdm
 
     class Bytes(Callback):
-        """Of one file; that of the whole counts files, and is not shown."""
+        """Callback of one file; that of the whole transfer counts files and is not shown."""
 
         def call(self, *_: Any, **__: Any) -> None:
             bar.update(self.value - self.kw.get("told", 0))
@@ -238,11 +238,11 @@ def _bar(what: str, size: int, quietly: bool) -> Iterator[Any]:
 
     with tqdm(desc=what, total=size, unit="B", unit_scale=True, disable=quietly or None) as bar:
         yield Files()
-        bar.update(size - bar.n)  # not every store tells on the way
+        bar.update(size - bar.n)  # not every store reports progress
 
 
 def _cache() -> Path:
-    """Where downloads are kept and outputs are made: SPAP_CACHE, or the person's cache."""
+    """The folder for downloads and outputs in progress: SPAP_CACHE, or the user's cache."""
     named = os.environ.get("SPAP_CACHE")
     usual = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "spap"
     return (Path(named) if named else usual).expanduser().absolute()

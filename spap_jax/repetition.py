@@ -1,19 +1,19 @@
-"""Text that is blank or repeats itself, or that is measured on after it was learned from: no refusal, but a warning."""
+"""Warnings of text that is blank or repeats itself, or that is used both for learning and for evaluation."""
 
 import numpy as np
 
 from spap_jax.errors import warn
 
 _FEW = 16
-"""Fewer different tokens, each of them at least as often, make no language, not even one that is spelled in bytes."""
+"""Fewer distinct tokens, each at least this often on average, are no language, not even one spelled in bytes."""
 
 
 def warn_of_repetition(tokens: np.ndarray, name: str) -> None:
-    """Warns of tokens to prune or train on that are nearly all the same.
+    """Warns if the tokens to prune or train on are nearly all the same.
 
     Args:
         tokens: Token ids of any shape.
-        name: What the data are called.
+        name: Name of the data.
     """
     different = len(np.unique(tokens))
     if different < _FEW and tokens.size >= _FEW * different:
@@ -25,11 +25,11 @@ def warn_of_repetition(tokens: np.ndarray, name: str) -> None:
 
 
 def warn_of_overlap(learned: np.ndarray, judged: np.ndarray | None) -> None:
-    """Warns of a perplexity that will be measured on what a model was pruned or trained on.
+    """Warns if perplexity will be measured on sequences that the model is pruned or trained on.
 
     Args:
         learned: Token blocks [B, T] to prune or train on.
-        judged: Those to measure on, if there are any.
+        judged: Token blocks to evaluate on, if there are any.
     """
     if judged is None:
         return

@@ -10,11 +10,11 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args
 from spap_jax.errors import UserError, option
 
 _Ranges = tuple[tuple[str, Callable[[Any], bool], str], ...]
-"""Name of a field, whether a value fits, and in words what does."""
+"""For each field: its name, a test of a value, and the allowed values in words."""
 
 
 class Effort(NamedTuple):
-    """The settings, by their names, that may be left to the effort."""
+    """The settings that the effort decides by default."""
 
     sweeps: int
     sweep_blocks: int
@@ -41,7 +41,7 @@ ALLOCATIONS, METHODS, UPDATES, SCHEDULES, STREAM_DTYPES = map(
 
 
 def is_count(value: Any, least: int = 1) -> bool:
-    """Whether a value is a whole number of at least ``least``; to Python, True and False are 1 and 0 as well."""
+    """Whether a value is a whole number of at least ``least``; True and False, integers in Python, are not."""
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
 
 
@@ -109,17 +109,17 @@ _TRAINING: _Ranges = (
 
 
 _BITS = {"seed": 32}
-"""Of whole numbers: JAX makes the same random numbers of seeds that differ by a multiple of 2**32."""
+"""Bits of the seed: JAX makes the same random numbers from seeds that differ by a multiple of 2**32."""
 
 _COUNT_BITS = 31
-"""Of the others: programs on devices count in int32."""
+"""Bits of the other whole numbers: programs on devices count in int32."""
 
 _FLOAT32 = (2.0**-126, 2.0**128)
-"""The least positive normal number of float32, and what is too large for it."""
+"""The smallest positive normal number of float32, and the smallest power of 2 that is too large."""
 
 
 def _beyond(name: str, value: Any) -> str:
-    """What is wrong with a number that programs on devices cannot take, and nothing where they can."""
+    """The fault of a number that programs on devices cannot represent; empty if they can."""
     if isinstance(value, int) and value >= 2 ** (bits := _BITS.get(name, _COUNT_BITS)):
         return f"{option(name)} must be below 2**{bits}, not {value}"
     if isinstance(value, float) and value and not _FLOAT32[0] <= value < _FLOAT32[1]:
@@ -128,12 +128,12 @@ def _beyond(name: str, value: Any) -> str:
 
 
 class _Settings:
-    """What settings have in common: their ranges are checked when they are built, and copies are made with changes."""
+    """Base class of settings: checks ranges on construction, and makes copies with changes."""
 
     _ranges: ClassVar[_Ranges]
 
     def __post_init__(self) -> None:
-        """Makes plain numbers of numpy's, which JSON does not take.
+        """Converts numpy numbers, which JSON does not accept, to Python numbers, and checks the ranges.
 
         Raises:
             UserError: a value is out of its range; the message names all of them.
@@ -246,7 +246,7 @@ class PruneSettings(_Settings):
 
     @property
     def decided(self) -> Effort:
-        """What was set, and what the effort means where nothing was."""
+        """The given values of these settings, and the effort's values for those that were not given."""
         chosen = ((getattr(self, name), meant) for name, meant in EFFORTS[self.effort]._asdict().items())
         return Effort(*(meant if value is None else value for value, meant in chosen))
 
@@ -286,7 +286,11 @@ class FinetuneSettings(_Settings):
     _ranges = _TRAINING
 
     def __post_init__(self) -> None:
-        """Raises: UserError: a value is out of its range, or both kinds of training are asked for."""
+        """Checks the values.
+
+        Raises:
+            UserError: a value is out of its range, or both kinds of training are asked for.
+        """
         super().__post_init__()
         for name in ("lora_rank", "lora_alpha"):
             if self.full and getattr(self, name) != getattr(FinetuneSettings, name):
@@ -297,11 +301,11 @@ class FinetuneSettings(_Settings):
 
     @property
     def rank(self) -> int:
-        """The rank set, or the default."""
+        """The given rank, or the default."""
         return 16 if self.lora_rank is None else self.lora_rank
 
     @property
     def rate(self) -> float:
-        """The learning rate set, or the default of the kind of training."""
+        """The given learning rate, or the default of the kind of training."""
         default = 2e-5 if self.full else 2e-4
         return default if self.learning_rate is None else self.learning_rate

@@ -1,8 +1,7 @@
-"""Local files as text in pieces, or as token ids: one reader for each suffix.
+"""Reads local files as text in pieces, or as token ids, with one reader for each suffix.
 
-The pieces of a file are the text of the stream as it is: where a file holds several texts, a blank line is put between
-them, unless the caller joins them otherwise. Readers go through a file as they are asked, so a caller that has enough
-reads no further.
+The pieces of a file together are its text: if a file holds several texts, they are joined by a blank line, unless the
+caller joins them otherwise. Readers are lazy, so a caller that has enough reads no further.
 """
 
 import gzip
@@ -20,14 +19,14 @@ from spap_jax.hub import first_line
 from spap_jax.remote import is_address
 
 BLOCK = 1 << 20  # characters read at once
-ROWS = 1 << 10  # of a parquet file, read at once
+ROWS = 1 << 10  # rows of a parquet file read at once
 
 Join = Callable[[Iterable[Any], str], Iterator[str]]
-"""Makes one text, in pieces, of the rows of what is called by a name."""
+"""Joins rows to one text, in pieces; the name is that of the data in errors."""
 
 
 def joined(rows: Iterable[Any], name: str, between: str = "\n\n") -> Iterator[str]:
-    """The texts of rows (dicts with a `text`, or texts) with a blank line between them; a null text is passed over.
+    """Yields the texts of rows (dicts with a `text`, or texts) with a separator between them; null texts are skipped.
 
     Raises:
         UserError: A row has no text.
@@ -47,14 +46,14 @@ def joined(rows: Iterable[Any], name: str, between: str = "\n\n") -> Iterator[st
 
 
 def read_file(path: Path, join: Join = joined) -> Iterator[str] | np.ndarray:
-    """The text of a local file in pieces, or the token ids of an .npy file.
+    """Reads a local file: its text in pieces, or the token ids of an .npy file.
 
     Args:
-        path: The file.
-        join: What makes one text of several.
+        path: Path of the file.
+        join: Function that joins several texts to one.
 
     Raises:
-        UserError: The file is absent, empty, of an unknown type or not what its suffix says (also while iterating).
+        UserError: The file is missing, empty, of an unknown type or not what its suffix says (also while iterating).
     """
     if not path.is_file():
         kind = "a folder, not a file" if path.is_dir() else "not there"
@@ -70,22 +69,22 @@ def read_file(path: Path, join: Join = joined) -> Iterator[str] | np.ndarray:
 
 
 def suffix(path: Path) -> str:
-    """The suffix that tells a file's type, in lower case and without .gz."""
+    """The suffix that determines a file's type, in lower case and without .gz."""
     return Path(path.stem if path.suffix.lower() == ".gz" else path.name).suffix.lower()
 
 
 def read_ids(path: Path) -> np.ndarray:
-    """The array of an .npy file, never unpickled, and mapped: a header cannot ask for more memory than the file has."""
+    """Memory-maps an .npy file, without unpickling: a header cannot ask for more memory than the file has."""
     try:
         return np.lib.format.open_memmap(path, mode="r")
-    except Exception as error:  # NumPy parses a header as Python, and raises every kind for one that is damaged
+    except Exception as error:  # NumPy parses a header as Python, and raises all kinds of exceptions for a damaged one
         raise UserError(
             f"{path} holds no plain array of numbers ({first_line(error)}): save the token ids with numpy.save"
         ) from error
 
 
 def _guarded(path: Path, reader: Callable[[Path, Join], Iterator[str]], join: Join) -> Iterator[str]:
-    """What the reader yields, with the errors of a broken file as sentences."""
+    """Yields from the reader, and raises the errors of a broken file as `UserError`."""
     try:
         yield from reader(path, join)
     except UnicodeDecodeError as error:
@@ -101,19 +100,19 @@ def _open_text(path: Path) -> IO[str]:
 
 
 def _plain(path: Path, join: Join) -> Iterator[str]:
-    """A text file, whole: there is nothing to join."""
+    """Reads a text file; there is nothing to join."""
     with _open_text(path) as file:
         yield from iter(lambda: file.read(BLOCK), "")
 
 
 def _json_lines(path: Path, join: Join) -> Iterator[str]:
-    """JSON lines: an object or a text on each."""
+    """Reads JSON lines, with an object or a text on each."""
     with _open_text(path) as file:
         yield from join(_parsed_lines(file, path), str(path))
 
 
 def _json(path: Path, join: Join) -> Iterator[str]:
-    """One JSON value, a list of rows or a row; or JSON lines, which data sets also call .json."""
+    """Reads one JSON value, a list of rows or a row; or JSON lines, which some data sets also name .json."""
     with _open_text(path) as file:
         first = file.readline()
         try:
@@ -134,18 +133,18 @@ def _parsed_lines(lines: Iterable[str], path: Path) -> Iterator[Any]:
 
 
 def _parsed(text: str, path: Path, line: int) -> Any:
-    """A JSON value; `line` is where the text starts in the file."""
+    """Parses a JSON value; `line` is the line of the file on which the text starts."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
         at = f"line {line + error.lineno - 1}, column {error.colno}"
         raise UserError(f"{path} is not valid JSON at {at} ({error.msg}): correct that line") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets within brackets
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or deeply nested brackets
         raise UserError(f"{path} cannot be read at line {line} ({first_line(error)}): correct that line") from error
 
 
 def _parquet(path: Path, join: Join) -> Iterator[str]:
-    """The column `text` of a parquet file."""
+    """Reads the column `text` of a parquet file."""
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
@@ -173,5 +172,5 @@ def looks_local(text: str) -> bool:
 
 
 def is_file(data: str) -> bool:
-    """Whether data are a file, here or at an address, rather than something on the hub."""
+    """Whether a name is that of a file, local or at an address, rather than of something on the hub."""
     return is_address(data) or looks_local(data)

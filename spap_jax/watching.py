@@ -1,4 +1,4 @@
-"""Whether anyone watches a run that was started from Python, and what they see of it."""
+"""The progress display of runs that are started from Python."""
 
 import functools
 import sys
@@ -14,11 +14,11 @@ from spap_jax.training.report import Check
 
 
 class Watch(NamedTuple):
-    """Who is told of a run of pruning.
+    """Callbacks for the progress of a pruning run.
 
     Attributes:
         step: Called with the report of every step.
-        part: Called within the steps of a sweep on several layers with how many parts are done, and of how many.
+        part: Called within the steps of a sweep over several layers with the number of parts done, and their total.
     """
 
     step: Callable[[LayerReport | SweepReport], None]
@@ -26,7 +26,7 @@ class Watch(NamedTuple):
 
 
 def watched() -> bool:
-    """Whether a person sees what goes to standard error: on a terminal, or in a notebook."""
+    """Whether users see standard error: on a terminal, or in a notebook."""
     return sys.stderr.isatty() or Console().is_jupyter
 
 
@@ -48,11 +48,11 @@ def sampling(progress: bool | Callable[..., None] | None) -> Iterator[Callable[[
 
 @contextmanager
 def pruning(run: Progress, progress: bool | Callable[[LayerReport | SweepReport], None] | None) -> Iterator[Watch]:
-    """Shows how far pruning is.
+    """Shows the progress of pruning.
 
     Args:
-        run: Puts its steps into words.
-        progress: Whether to show it, or who is told instead; None shows it if it is `watched`.
+        run: Formats the steps of the run.
+        progress: Whether to show it, or a function to call instead; None shows it if it is `watched`.
     """
     if callable(progress):
         yield Watch(progress)
@@ -67,11 +67,11 @@ def pruning(run: Progress, progress: bool | Callable[[LayerReport | SweepReport]
 
 @contextmanager
 def training(steps: int, progress: bool | Callable[[Check], None] | None) -> Iterator[Callable[[Check], None]]:
-    """Shows how far training is.
+    """Shows the progress of training.
 
     Args:
-        steps: How many steps are to be made.
-        progress: As in `pruning`; called with every look at the held-out sequences.
+        steps: Number of optimizer steps.
+        progress: As in `pruning`; a function is called after every evaluation on the held-out sequences.
     """
     if callable(progress):
         yield progress

@@ -1,4 +1,4 @@
-"""Token ids cut to windows [B, T], and what is wrong where that gives too few, or ids that the model does not have."""
+"""Cuts token ids to windows [B, T], with errors for too few windows and for ids outside the vocabulary."""
 
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,12 @@ def cut(ids: np.ndarray, name: str, length: int, asked: int | None) -> np.ndarra
 
     Args:
         ids: The token ids.
-        name: What they are called in an error.
-        length: Tokens in a window, T.
-        asked: The fewest windows that will do; None asks for one.
+        name: Name of the data in errors.
+        length: Number of tokens in a window, T.
+        asked: Smallest sufficient number of windows; None asks for one.
 
     Raises:
-        UserError: They are no token ids, or give fewer windows.
+        UserError: They are not token ids, or give fewer windows.
     """
     if not np.issubdtype(ids.dtype, np.integer) or ids.ndim not in (1, 2):
         shape = list(ids.shape)
@@ -35,7 +35,7 @@ def cut(ids: np.ndarray, name: str, length: int, asked: int | None) -> np.ndarra
 
 
 def _too_short(name: str, ids: np.ndarray, length: int) -> str:
-    """The sentence for sequences [B, T'] that are shorter than the windows asked for."""
+    """The error message for sequences [B, T'] that are shorter than the windows asked for."""
     longest = ids.shape[1]
     advice = f"use {option('sequence_length', longest)} or less" if longest > 1 else "give longer ones"
     held = f"sequences of {longest} {'token' if longest == 1 else 'tokens'}"
@@ -43,7 +43,7 @@ def _too_short(name: str, ids: np.ndarray, length: int) -> str:
 
 
 def _too_few(name: str, ids: np.ndarray, length: int, count: int, asked: int) -> str:
-    """The sentence for data that hold `count` windows where `asked` were asked for."""
+    """The error message for data that hold `count` windows if `asked` were asked for."""
     shorter = ids.size // asked if ids.ndim == 1 else 0
     ways = [option("sequences", count)] * (count > 0) + [option("sequence_length", shorter)] * (shorter > 1)
     held = f"{ids.size} tokens, which make {count} {'window' if count == 1 else 'windows'} of {length}"
@@ -52,7 +52,7 @@ def _too_few(name: str, ids: np.ndarray, length: int, count: int, asked: int) ->
 
 
 def _as_stream(ids: np.ndarray) -> str:
-    """Advice for an array of a single row or column, which is rather one stream than sequences."""
+    """Advice for an array of a single row or column, which is probably one stream rather than sequences."""
     if ids.ndim == 1 or 1 not in ids.shape:
         return ""
     return f"; if its shape {list(ids.shape)} is to be one stream of tokens, save it with a single axis, as ids.ravel()"

@@ -1,7 +1,7 @@
-"""How to tell what this program wrote, so that nothing else is ever replaced.
+"""Recognises files that this program wrote, so that nothing else is ever replaced.
 
-A checkpoint folder holds a manifest of its files. A file that stands alone, such as a page or numbers in JSON, says in
-its first bytes which command wrote it.
+A checkpoint folder holds a manifest of its files. A standalone file, such as a page or numbers in JSON, names in its
+first bytes the command that wrote it.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ import numpy as np
 from spap_jax.errors import UserError, option
 
 MANIFEST = "spap_files.json"
-"""The name of the manifest: a hash of each file by its path below the folder."""
+"""The name of the manifest, which holds a hash of each file by its path below the folder."""
 
 _SHOWN = 3
 
@@ -31,9 +31,9 @@ _PIECE, _PIECES = 1 << 16, 256
 
 
 def pieces(file: Path) -> Iterator[bytes]:
-    """256 pieces of 64 kB of a file, at even distances from its first bytes to its last.
+    """Yields 256 evenly spaced pieces of 64 kB of a file, from its first bytes to its last.
 
-    A file of up to 16 MB comes whole. Training changes every tensor, and so every piece of a file of weights.
+    A file of up to 16 MB is read completely. Training changes every tensor, and thus every piece of a weight file.
     """
     length = file.stat().st_size
     count = min(_PIECES, -(-length // _PIECE))
@@ -44,16 +44,16 @@ def pieces(file: Path) -> Iterator[bytes]:
 
 
 def write_manifest(folder: Path) -> None:
-    """Records every file of a finished folder in it."""
+    """Writes the manifest of all files of a finished folder."""
     files = {path.relative_to(folder).as_posix(): _digest(path) for path in _below(folder)}
     (folder / MANIFEST).write_text(json.dumps(files, indent=1) + "\n", encoding="utf-8")
 
 
 def sort_files(folder: Path) -> tuple[list[str], list[str]]:
-    """Tells what this program wrote in a folder from what it did not, or what was changed since.
+    """Separates the files in a folder that this program wrote from those that it did not or that were changed since.
 
     Returns:
-        The paths relative to the folder of the files of each kind; the manifest is the last of the first kind. A link
+        The paths of the files of each kind, relative to the folder; the manifest is the last of the first kind. A link
         and a folder that cannot be read count as files that this program did not write.
     """
     recorded = read_manifest(folder)
@@ -71,13 +71,13 @@ def sort_files(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def read_manifest(folder: Path) -> dict[str, object]:
-    """What the manifest of a folder records of each file; nothing without a manifest that can be read."""
+    """The entries of a folder's manifest, by path; empty if there is no readable manifest."""
     file = folder / MANIFEST
     return parse_manifest(file.read_bytes()) if file.is_file() and not file.is_symlink() else {}
 
 
 def parse_manifest(content: bytes | None) -> dict[str, object]:
-    """What a manifest records of each file, by its path."""
+    """The entries of a manifest, by path; empty if it is not valid."""
     try:
         found = json.loads(content or b"{}")
     except ValueError:
@@ -86,7 +86,7 @@ def parse_manifest(content: bytes | None) -> dict[str, object]:
 
 
 def check_replaceable(place: str | Path, overwrite: bool, others: Sequence[str]) -> None:
-    """Refuses to replace a folder unless that was asked for and loses nothing.
+    """Refuses to replace a folder unless that was asked for and loses no other files.
 
     Args:
         place: The path or address of a folder that exists.
@@ -107,11 +107,11 @@ def check_replaceable(place: str | Path, overwrite: bool, others: Sequence[str])
 
 
 def check_file(file: Path, command: str) -> None:
-    """Refuses to replace a file that another than a command of this program wrote.
+    """Refuses to replace a file that the command did not write.
 
     Args:
-        file: The place of a file that is to be written; nothing has to be there.
-        command: The command that writes there, such as "spap report".
+        file: Path of the file to write; it does not have to exist.
+        command: The command that writes it, such as "spap report".
 
     Raises:
         UserError: There is a file that the command did not write.
@@ -132,7 +132,7 @@ def _writer(file: Path) -> str | None:
 
 
 def _is_ours(path: Path, recorded: object) -> bool:
-    """Whether a file was written by this program; one that cannot be read is not known to be."""
+    """Whether a file is known to be written by this program; False if it cannot be read."""
     try:
         regular = path.is_file() and not path.is_symlink()
         return regular and (_writer(path) is not None or recorded == _digest(path))
@@ -148,7 +148,7 @@ def _digest(file: Path) -> str:
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    """Files of every kind and links, which are not followed, at any depth; and the folders that cannot be read."""
+    """Yields files of every kind and links (not followed), at any depth; then the folders that cannot be read."""
     unread: list[Path] = []
     for parent, folders, files in os.walk(folder, onerror=lambda error: unread.append(Path(error.filename))):
         links = [name for name in folders if os.path.islink(os.path.join(parent, name))]

@@ -1,4 +1,4 @@
-"""Checkpoints in and out: Hugging Face folders and Orbax folders."""
+"""Reads and writes checkpoints: Hugging Face folders and Orbax folders."""
 
 from pathlib import Path
 
@@ -30,11 +30,11 @@ __all__ = [
 
 
 def load(name: str | Path, place: Place = local) -> Model:
-    """Reads a model from a local folder, of Hugging Face or of Orbax, or from the hub.
+    """Reads a model from a local Hugging Face or Orbax folder, or from the hub.
 
     Args:
         name: The folder, or a hub id of the form owner/name.
-        place: Makes arrays of the weights of a Hugging Face folder; those of one device where absent.
+        place: Places the weights of a Hugging Face folder on devices; by default, on one device.
 
     Warns:
         Notice: Its config.json has fields that transformers does not read, which are ignored.

@@ -1,7 +1,7 @@
 """config.json as text: parsed to be read, edited in place to be written.
 
-Every rewriting of a config loses or renames fields that some loader reads, so all but the edited values, and a field
-that was absent and is needed, stays byte for byte.
+Regenerating a config loses or renames fields that some loader reads, so everything but edited values and needed fields
+that were missing stays byte for byte.
 """
 
 import json
@@ -20,11 +20,11 @@ from spap_jax.models.registry import FAMILIES, family_of
 from spap_jax.models.widths import WIDTHS_FIELD
 
 DTYPE_FIELDS = ("torch_dtype", "dtype")
-"""Where config.json names the dtype of the weights; either is absent in some of them."""
+"""Fields of config.json that name the dtype of the weights; some configs lack one or the other."""
 
 
 def read_config_text(folder: Path) -> str:
-    """The text of a folder's config.json, line ends and all.
+    """Reads a folder's config.json as text, with its line ends.
 
     Raises:
         UserError: It cannot be read.
@@ -40,11 +40,11 @@ def _text(path: Path) -> str:
 
 
 def read_config(file: Path, name: str) -> tuple[DecoderConfig, int]:
-    """The config in a config.json, and the bytes of a stored weight by the dtype that it names (float32 where none).
+    """Reads a config.json: the config, and the bytes of a stored weight in its dtype (by default float32).
 
     Args:
         file: The config.json.
-        name: What the model is called.
+        name: Name of the model in errors.
 
     Raises:
         UserError: It cannot be read, or the model is not supported.
@@ -55,7 +55,7 @@ def read_config(file: Path, name: str) -> tuple[DecoderConfig, int]:
 
 
 def parse_config(text: str, name: str) -> dict[str, Any]:
-    """The content of a config.json.
+    """Parses the text of a config.json.
 
     Raises:
         UserError: It is not a JSON object.
@@ -71,11 +71,11 @@ def parse_config(text: str, name: str) -> dict[str, Any]:
 
 
 def understood(theirs: dict[str, Any], name: str) -> tuple[Family, DecoderConfig]:
-    """The family and the config in a parsed config.json; one `Notice` names the fields that are ignored, if any.
+    """Returns the family and the config of a parsed config.json; one `Notice` names the ignored fields, if any.
 
     Args:
-        theirs: What `parse_config` gives.
-        name: What the model is called.
+        theirs: The result of `parse_config`.
+        name: Name of the model in errors.
 
     Raises:
         UserError: The model is not supported.
@@ -85,7 +85,7 @@ def understood(theirs: dict[str, Any], name: str) -> tuple[Family, DecoderConfig
     if ignored := family.ignored(theirs):
         reader = family.architecture.replace("ForCausalLM", "Config")
         said = f"config.json of {name}: ignoring {', '.join(ignored)}, which transformers' {reader} does not read"
-        warnings.warn(said, Notice, stacklevel=1)  # of this line, whoever calls: once for each model
+        warnings.warn(said, Notice, stacklevel=1)  # names this line for all callers: once for each model
     return family, config
 
 
@@ -93,7 +93,7 @@ def written_config_text(source: Source, config: DecoderConfig, dtype: str | None
     """The source's config.json with the widths and biases of `config`, and the name of the dtype if one is given.
 
     Raises:
-        UserError: It has no place for the biases, or stock loaders would not take the heads.
+        UserError: It has no field for the biases, or stock loaders would not accept the number of heads.
     """
     check_describable(source, config)
     theirs, family = json.loads(source.config_text), FAMILIES[config.family]
@@ -104,7 +104,7 @@ def written_config_text(source: Source, config: DecoderConfig, dtype: str | None
     if before.mlp_bias != config.mlp_bias:
         changes |= {str(family.mlp_bias_field): config.mlp_bias}
     if before.kv_heads != config.kv_heads:
-        # With the width of a head: loaders that find none divide the model's width by the number of heads.
+        # Including head_dim: loaders that find none divide the model's width by the number of heads.
         changes |= {family.fields[name].name: getattr(config, name) for name in ("heads", "kv_heads", "head_dim")}
     if dtype is not None:
         changes |= {field: dtype for field in DTYPE_FIELDS if field in theirs}
@@ -112,11 +112,11 @@ def written_config_text(source: Source, config: DecoderConfig, dtype: str | None
 
 
 def check_describable(source: Source, config: DecoderConfig) -> None:
-    """Refuses biases on the MLP and numbers of heads that no stock loader would read.
+    """Refuses MLP biases and numbers of heads that no stock loader would read.
 
     Raises:
-        UserError: `config` has biases, and neither has the source nor is there a field of config.json to say so; or it
-            has fewer heads than the source, and the family's loaders do not take that.
+        UserError: `config` has biases that the source lacks, and config.json has no field for them; or it has fewer
+            heads than the source, and the family's loaders do not accept that.
     """
     family = FAMILIES[config.family]
     before = family.read_config(json.loads(source.config_text))
@@ -131,9 +131,9 @@ def check_describable(source: Source, config: DecoderConfig) -> None:
 
 
 def edited(text: str, changes: dict[str, Any]) -> str:
-    """The text of a JSON object with other values for some fields, and not one other byte changed.
+    """Replaces the values of some fields in the text of a JSON object, without changing any other byte.
 
-    Fields that it lacks are added after its last one, in that one's layout; it has at least one.
+    Missing fields are added after the last one, in its layout; the object must have at least one field.
     """
     places = _places(text)
     last = max(places.values(), key=lambda place: place.end)
@@ -148,13 +148,13 @@ def edited(text: str, changes: dict[str, Any]) -> str:
 
 
 class _Place(NamedTuple):
-    """One field in a JSON object's text.
+    """The position of one field in the text of a JSON object.
 
     Attributes:
-        lead: White space before its name.
-        colon: What is between its name and its value.
-        start: Where the value starts.
-        end: Where it ends.
+        lead: White space before the field's name.
+        colon: Text between its name and its value.
+        start: Index at which its value starts.
+        end: Index at which its value ends.
     """
 
     lead: str
@@ -164,7 +164,7 @@ class _Place(NamedTuple):
 
 
 def _places(text: str) -> dict[str, _Place]:
-    """Where each field of a JSON object is in the object's text."""
+    """Finds the position of each field in the text of a JSON object."""
     decoder, places = json.JSONDecoder(), {}
     at = _past(r"\s*\{", text, 0)
     while text[name := _past(r"\s*", text, at)] != "}":
@@ -177,7 +177,7 @@ def _places(text: str) -> dict[str, _Place]:
 
 
 def _past(pattern: str, text: str, at: int) -> int:
-    """Where a match of the pattern that starts at a place ends."""
+    """The index at which a match of the pattern that starts at a given index ends."""
     match = re.compile(pattern).match(text, at)
     assert match is not None  # the text has been parsed as JSON before
     return match.end()

@@ -1,4 +1,4 @@
-"""Whether a checkpoint folder is the one it was, without reading all of it."""
+"""Detects whether a checkpoint folder has changed, without reading all of it."""
 
 import hashlib
 from pathlib import Path
@@ -9,9 +9,9 @@ from spap_jax.written import pieces
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256 of config.json and, of each weight file, of its name, its length and some `pieces` of it.
+    """SHA-256 of config.json and of the name, the length and some `pieces` of each weight file.
 
-    A change of a few bytes by hand in a long file may be missed.
+    Manual changes of a few bytes in a long file may be missed.
 
     Raises:
         UserError: The folder holds no config.json or no weights.

@@ -1,4 +1,4 @@
-"""Hugging Face folders: read layer by layer or whole, and written back under the same names, bit for bit."""
+"""Reads Hugging Face folders, layer by layer or completely, and writes them under the same names, bit for bit."""
 
 import contextlib
 from collections.abc import Callable, Mapping
@@ -34,11 +34,11 @@ from spap_jax.models.rules import Rule
 SHARD_BYTES = 5 * 10**9
 
 Place = Callable[[DecoderConfig, Params], Params]
-"""Makes arrays of parameters that are stored."""
+"""Places stored parameters on devices, as JAX arrays."""
 
 
 def local(config: DecoderConfig, params: Params) -> Params:
-    """Parameters as arrays of one device, which is what `placement.placed` makes of them without a mesh."""
+    """Places parameters on one device, as `placement.placed` does without a mesh."""
     return jax.tree.map(jnp.asarray, params)
 
 
@@ -46,10 +46,10 @@ class Reader:
     """A Hugging Face folder whose config and tensors have been checked against each other; data are read on demand.
 
     Attributes:
-        family: The table of its family.
-        config: Its sizes and switches.
-        source: Where it came from, for writing it back.
-        bytes: Of all its tensors.
+        family: Family of the model.
+        config: Config of the model.
+        source: Where the model came from, for writing it back.
+        bytes: Number of bytes of all tensors.
         dtypes: Names of the dtypes of its weights, by their path in the parameter tree.
     """
 
@@ -57,11 +57,11 @@ class Reader:
         """Reads config.json and the headers of the weight files.
 
         Args:
-            folder: The checkpoint's.
-            name: What the user called it, if not so.
+            folder: Folder of the checkpoint.
+            name: The name that the user gave; by default the folder.
 
         Raises:
-            UserError: The model is not supported, or the files do not fit each other: all faults are listed at once.
+            UserError: The model is not supported, or its files do not match; all faults are listed at once.
         """
         self._folder = folder = Path(folder)
         name = name or str(folder)
@@ -78,14 +78,14 @@ class Reader:
         self.dtypes = inventory.stored_dtypes(self._files, self._stored, expected)
 
     def fingerprint(self) -> str:
-        """Of the config and the weights; see `fingerprint.py`."""
+        """Computes the fingerprint of the config and the weights; see `fingerprint.py`."""
         return fingerprint(self._folder)
 
     def check_finite(self, watch: Callable[[int, int], None] = lambda *_: None) -> None:
-        """Reads all weights, a piece at a time: who prunes layer by layer would meet the last ones hours later.
+        """Reads all weights, a piece at a time: pruning layer by layer would reach the last ones hours later.
 
         Args:
-            watch: Called with how many bytes were looked at, and of how many.
+            watch: Called with the number of bytes checked so far, and the total number.
 
         Raises:
             UserError: A file is damaged, or a weight is not finite.
@@ -98,7 +98,7 @@ class Reader:
         watch(self.bytes, self.bytes)
 
     def outer(self) -> Params:
-        """The parameters outside of the layers, as `Stored`: their data are read where they are asked for."""
+        """The parameters outside of the layers, as `Stored`, which reads data on demand."""
         params: Params = {"embed": {}, "head": {}}
         for rule in self._rules:
             if not rule.stacked:
@@ -106,7 +106,7 @@ class Reader:
         return params
 
     def layer(self, index: int) -> Params:
-        """The parameters of one layer, in the same way, as wide as the config's widest."""
+        """The parameters of one layer, as `Stored`, padded to the config's widest layer."""
         params: Params = {}
         for rule in self._rules:
             if rule.stacked:
@@ -114,10 +114,10 @@ class Reader:
         return params
 
     def model(self, place: Place = local) -> Model:
-        """The whole model, its layers stacked.
+        """Reads the complete model, with stacked layers.
 
         Args:
-            place: Makes arrays of the parameters; those of one device where absent.
+            place: Places the parameters on devices; by default, on one device.
 
         Raises:
             UserError: A file is damaged, a weight is not finite, or a tied model stores a head of its own.
@@ -137,14 +137,14 @@ class Reader:
 
 
 class Writer:
-    """Writes a Hugging Face folder piece by piece: after the `with` block it is complete and in place, or absent.
+    """Writes a Hugging Face folder in pieces; after the `with` block it is complete and in place, or absent.
 
-    A piece is on disk when the call that takes it returns.
+    A piece is on disk when the call that writes it returns.
 
     Attributes:
-        config: The model's, with the width that is written.
-        source: Gives the config's text and the side files.
-        bytes: Of all the tensors.
+        config: Config of the model, with the width that is written.
+        source: Source of the config's text and the side files.
+        bytes: Number of bytes of all tensors.
     """
 
     def __init__(
@@ -159,21 +159,21 @@ class Writer:
         shard_bytes: int = SHARD_BYTES,
         partial: Path | None = None,
     ):
-        """Prepares for writing; nothing is written before the block begins.
+        """Prepares for writing; nothing is written before the `with` block begins.
 
         Args:
-            folder: Where the checkpoint is to be.
-            config: The model's, with the width that is written.
-            source: Gives the config's text and the side files.
-            dtypes: Names of the arrays' dtypes by their path in the parameter tree, as `Reader.dtypes` gives them;
-                biases that pruning added may be absent and have that of the MLP's output projection.
-            dtype: "float32", "bfloat16" or "float16", to convert all arrays to; None keeps what they have.
-            overwrite: Whether a folder that is there, and holds nothing but what this program wrote, is replaced.
-            shard_bytes: Longest weight file, unless one tensor is longer.
+            folder: Output folder.
+            config: Config of the model, with the width that is written.
+            source: Source of the config's text and the side files.
+            dtypes: Names of the arrays' dtypes by their path in the parameter tree, as in `Reader.dtypes`; biases that
+                pruning added may be missing and then have the dtype of the MLP's output projection.
+            dtype: "float32", "bfloat16" or "float16", to convert all arrays to; by default their dtypes are kept.
+            overwrite: Whether to replace an existing folder that holds only files that this program wrote.
+            shard_bytes: Maximum size of a weight file, unless one tensor is larger.
             partial: See `new_folder`.
 
         Raises:
-            UserError: There is no such dtype, or config.json has no place for what the config has.
+            UserError: The dtype is unknown, or config.json has no field for a part of the config.
         """
         check_describable(source, config)
         if dtype is not None and dtype not in DTYPES:
@@ -190,10 +190,10 @@ class Writer:
         self._missing = set(self._expected)
 
     def __enter__(self) -> "Writer":
-        """Makes the hidden folder.
+        """Creates the hidden folder.
 
         Raises:
-            UserError: The place is taken or there is no room.
+            UserError: The folder exists and may not be replaced, or there is no room.
         """
         with self._stack:
             self._partial = self._stack.enter_context(self._output)
@@ -205,11 +205,11 @@ class Writer:
         return self
 
     def __exit__(self, *raised: Any) -> bool | None:
-        """Checks that all was written and puts the folder in its place; after an error removes it."""
+        """Checks that everything was written and moves the folder to its place; after an error, removes it."""
         return self._stack.__exit__(*raised)
 
     def outer(self, params: Params) -> None:
-        """Takes the parameters outside of the layers; others in the tree are ignored."""
+        """Writes the parameters outside of the layers; others in the tree are ignored."""
         for rule in self._rules:
             if not rule.stacked:
                 self._add(rule.theirs, rule, inventory.leaf(params, rule.ours))
@@ -217,7 +217,7 @@ class Writer:
             self._add(HEAD, self._expected[HEAD].rule, inventory.leaf(params, "embed/tokens"))
 
     def layer(self, index: int, params: Params) -> None:
-        """Takes the parameters of one layer, as wide as the config's widest; its own channels are written."""
+        """Writes the parameters of one layer, padded to the config's widest layer; its own channels are written."""
         for rule in self._rules:
             if rule.stacked:
                 array = inventory.leaf(params, inventory.within_layer(rule))
@@ -270,15 +270,15 @@ def save(
     """Writes a model as a Hugging Face folder that stock loaders read.
 
     Args:
-        model: What to write.
-        folder: Where.
-        dtype: "float32", "bfloat16" or "float16"; None keeps what the arrays have.
-        overwrite: Whether a folder that is there, and holds nothing but what this program wrote, is replaced.
+        model: The model to write.
+        folder: Output folder.
+        dtype: "float32", "bfloat16" or "float16"; by default the dtypes of the arrays.
+        overwrite: Whether to replace an existing folder that holds only files that this program wrote.
         files: Additional text files by name.
 
     Raises:
-        UserError: The place is taken or lies inside the folder that the model was loaded from, there is no room, or a
-            weight does not fit the dtype.
+        UserError: The folder exists and may not be replaced, or it is inside the folder that the model was loaded from;
+            there is no room; or a weight does not fit the dtype.
     """
     dtypes = inventory.array_dtypes(model.params, model.config)
     with Writer(folder, model.config, model.source, dtypes, dtype=dtype, overwrite=overwrite) as writer:
@@ -290,14 +290,14 @@ def save(
 
 
 def weight_bytes(model: Model, dtype: str | None = None) -> int:
-    """How many bytes the weights have that `save` writes of a model."""
+    """The number of bytes of the weights that `save` writes for a model."""
     expected = inventory.expected_tensors(model.config, model.source.head_stored)
     tensors = inventory.planned(expected, inventory.array_dtypes(model.params, model.config), dtype)
     return sum(tensor.bytes for tensor in tensors.values())
 
 
 def _converted(name: str, array: np.ndarray, dtype: str | None) -> np.ndarray:
-    """The array in a dtype of checkpoints; refuses values that are not finite or do not fit."""
+    """Converts an array to a checkpoint dtype; refuses values that are not finite or do not fit."""
     target = DTYPES[dtype] if dtype else array.dtype
     if not np.isfinite(array).all():
         raise NotFiniteError(f"the weight {name} became NaN or infinity, so the model is not written.")

@@ -1,4 +1,4 @@
-"""Which tensors a checkpoint of a config must have, and whether those that it has are these."""
+"""The tensors that a checkpoint of a config must have, and the check of those that it has."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -14,13 +14,13 @@ from spap_jax.models.registry import FAMILIES
 from spap_jax.models.rules import Rule
 
 HEAD = "lm_head.weight"
-"""The output projection's name in every family."""
+"""Name of the output projection in every family."""
 
 _LISTED = 10
 
 
 class Expected(NamedTuple):
-    """One tensor that a checkpoint has: its rule, its layer (None outside of the layers) and its shape there."""
+    """One tensor of a checkpoint: its rule, its layer (None outside of the layers) and its shape in the checkpoint."""
 
     rule: Rule
     layer: int | None
@@ -31,8 +31,8 @@ def expected_tensors(config: DecoderConfig, head_stored: bool = False) -> dict[s
     """Every tensor of a checkpoint by name: those outside of the layers, then layer by layer.
 
     Args:
-        config: The model's.
-        head_stored: Whether the checkpoint of a tied model has the head as well: the embedding under another name.
+        config: Config of the model.
+        head_stored: Whether the checkpoint of a tied model also stores the head: the embedding under another name.
     """
     rules, sizes = FAMILIES[config.family].rules_for(config), config.axes
     in_layers = [config.of_layer(layer).axes for layer in range(config.layers)]
@@ -53,8 +53,8 @@ def planned(expected: dict[str, Expected], dtypes: Mapping[str, str], dtype: str
 
     Args:
         expected: The tensors by name.
-        dtypes: Names of the arrays' dtypes by their path in the parameter tree; arrays without one, which are biases
-            that pruning added, have that of the MLP's output projection.
+        dtypes: Names of the arrays' dtypes by their path in the parameter tree; arrays that are missing here, which are
+            biases that pruning added, have the dtype of the MLP's output projection.
         dtype: Name of the dtype to convert all of them to, if any.
     """
     return {
@@ -64,7 +64,7 @@ def planned(expected: dict[str, Expected], dtypes: Mapping[str, str], dtype: str
 
 
 def stored_names(files: TensorFiles, family: Family) -> dict[str, str]:
-    """Full name -> name in the files, without buffers that are recomputed.
+    """Maps full names to names in the files, without buffers that are recomputed.
 
     Raises:
         UserError: Two names mean the same tensor.
@@ -82,7 +82,7 @@ def stored_names(files: TensorFiles, family: Family) -> dict[str, str]:
 
 
 def check_inventory(name: str, files: TensorFiles, stored: dict[str, str], expected: dict[str, Expected]) -> None:
-    """Raises one UserError that lists every tensor that is missing, unexpected, or not of its shape or dtype."""
+    """Raises one UserError that lists every tensor that is missing, unexpected, or of the wrong shape or dtype."""
     both = [full for full in expected if full in stored]
     parts = [
         _listed("tensors are missing", (full for full in expected if full not in stored)),
@@ -114,7 +114,7 @@ def put(params: Params, path: str, array) -> None:
 
 
 def filled_up(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The weights of a layer in the room for those of the widest one."""
+    """Pads the weights of a layer with zeros to the shape of the widest layer."""
     if array.shape == shape:
         return array
     room = np.zeros(shape, array.dtype)
@@ -123,7 +123,7 @@ def filled_up(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def corner(shape: tuple[int, ...]) -> tuple[slice, ...]:
-    """Where the weights of a layer lie in the room for those of the widest one."""
+    """The slices of a layer's weights in an array of the widest layer's shape."""
     return tuple(slice(size) for size in shape)
 
 
@@ -133,7 +133,7 @@ def within_layer(rule: Rule) -> str:
 
 
 def tensor_bytes(files: TensorFiles, names: Iterable[str]) -> int:
-    """Bytes of the named tensors."""
+    """Total bytes of the named tensors."""
     return sum(files.bytes(name) for name in names)
 
 
@@ -143,7 +143,7 @@ def stored_dtypes(files: TensorFiles, stored: dict[str, str], expected: dict[str
 
 
 def array_dtypes(params: Params, config: DecoderConfig) -> dict[str, str]:
-    """The same of a parameter tree."""
+    """Name of the dtype of every weight of a parameter tree, by its path."""
     rules = FAMILIES[config.family].rules_for(config)
     return {rule.ours: leaf(params, rule.ours).dtype.name for rule in rules}
 
@@ -177,7 +177,7 @@ def _mixed_dtypes(
 
 
 def _listed(what: str, names: Iterable[str]) -> str:
-    """What is wrong with which names: nothing if there are none, and a long list is cut."""
+    """Formats a fault with its names; empty if there are none, and a long list is cut."""
     names = list(names)
     shown = ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
     return f"{what} ({shown})" if names else ""

@@ -1,4 +1,4 @@
-"""The folder beside an output in which an unfinished run is kept: where it is, and what may be removed of it."""
+"""The resume folder beside an output, which keeps an unfinished run: its name, and what may be removed from it."""
 
 import contextlib
 import os
@@ -11,16 +11,16 @@ from spap_jax.remote import is_address, working_folder
 
 RUN, DECIDED, STEPS, COPIES, LOCK, OUTPUT = "run.json", "decided.json", "steps", "copies", "lock", "output"
 NEW = ".new"
-"""Ends the name of a file that is not written whole yet."""
+"""Suffix of a file that is not completely written yet."""
 
 
 def resume_folder(output: str | Path) -> Path:
-    """Where on this machine a run into `output` keeps what it has done."""
+    """The local folder in which a run into `output` keeps its progress."""
     return Path(beside(working_folder(str(output)) if is_address(output) else real_path(output), "resume"))
 
 
 def check_resume_folder(output: str | Path) -> None:
-    """Looks whether what is in the place of a run's resume folder is one, since files in it are removed by the run.
+    """Checks that an existing resume folder was made by a run, since the run removes files in it.
 
     Raises:
         UserError: It is a file, or a folder that no run made.
@@ -38,7 +38,7 @@ def check_resume_folder(output: str | Path) -> None:
 
 
 def clear_folder(folder: Path, but: str | None = None) -> None:
-    """Removes what a run makes, and the folder if nothing else is in it."""
+    """Removes what a run writes, and the folder if nothing else is in it."""
     for name in (STEPS, COPIES, OUTPUT, RUN, RUN + NEW, DECIDED, DECIDED + NEW, LOCK):
         path = folder / name
         if name == but:

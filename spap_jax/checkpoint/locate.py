@@ -1,4 +1,4 @@
-"""From what a person calls a model to a local folder: a folder that is there, or a download from the hub or a store."""
+"""Resolves the name of a model to a local folder: an existing folder, or a download from the hub or a store."""
 
 import re
 from pathlib import Path
@@ -15,14 +15,15 @@ _REMEDY = "connect to the network, or give the path of a local folder that holds
 
 
 def locate(name: str | Path) -> Path:
-    """The local folder of a checkpoint.
+    """Returns the local folder of a checkpoint, which is downloaded if needed.
 
     Args:
-        name: A folder; a hub id `owner/name`, also as `hf://owner/name`: the cached snapshot if it is complete, else
-            downloaded; or an address of a folder, whose files are downloaded where they are not in the cache.
+        name: A folder; a hub id `owner/name` or `hf://owner/name`, of which the cached snapshot is used if it is
+            complete and else downloaded; or an address of a folder, whose files are downloaded if they are not in the
+            cache.
 
     Raises:
-        UserError: There is no such folder, it holds no checkpoint, or the hub or the store cannot give the model.
+        UserError: The folder does not exist, it holds no checkpoint, or the hub or the store cannot provide the model.
     """
     repo = hub_id(name)
     if repo is None and is_address(name):
@@ -31,13 +32,13 @@ def locate(name: str | Path) -> Path:
 
 
 def locate_config(name: str | Path) -> Path:
-    """A model's config.json, for those who need no weights; of the hub's or a store's files no other is fetched.
+    """Returns the path of a model's config.json, for callers that need no weights; no other file is downloaded.
 
     Args:
         name: A folder, a hub id `owner/name`, or an address of a folder.
 
     Raises:
-        UserError: There is no such folder, it holds no config.json, or the hub or the store cannot give it.
+        UserError: The folder does not exist, it holds no config.json, or the hub or the store cannot provide it.
     """
     repo = hub_id(name)
     if repo is None and is_address(name):
@@ -49,19 +50,19 @@ def locate_config(name: str | Path) -> Path:
 
 
 def public_name(name: str) -> str:
-    """What strangers are told of a model: its hub id `owner/name`, or the name of its folder without the path to it."""
+    """The public name of a model: its hub id `owner/name`, or the name of its folder without the path."""
     return hub_id(name) or (name if _is_hub_id(name) and not Path(name).exists() else base_name(name))
 
 
 def model_place(name: str | Path) -> str | Path:
-    """The path or address of what a user calls a model, for comparing places; nothing is read."""
+    """The path or address that a model's name refers to, for comparing places; nothing is read."""
     if is_address(name) or isinstance(name, Path) or not _is_hub_id(name) or Path(name).exists():
         return name
     return f"hf://{name}"
 
 
 def _local(name: str | Path) -> Path | None:
-    """The folder if it is one here, None for a hub id."""
+    """The folder if the name is that of a local one, None if it is a hub id."""
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -97,7 +98,7 @@ def _from_hub(repo: str) -> Path:
 
 
 def _cached(repo: str) -> Path | None:
-    """The cached snapshot if its config and all of its weights are there; asks no network."""
+    """The cached snapshot if its config and all of its weights exist; does not use the network."""
     from huggingface_hub import try_to_load_from_cache
 
     config = try_to_load_from_cache(repo, "config.json")
@@ -134,7 +135,7 @@ def _download(repo: str) -> Path:
 
 
 def _stored(address: str, names: list[str]) -> list[str]:
-    """The files of a store's folder to download: all of an Orbax folder, and of others what was said of them too."""
+    """The files to download from a store's folder: all of an Orbax folder; of others, the card and the reports too."""
     if "config.json" not in names:
         raise UserError(f"{address} is no checkpoint: it has no config.json; name the folder that has one.")
     return names if "spap_source.json" in names else _wanted(names) + matching(names, ACCOUNTS)

@@ -1,8 +1,8 @@
-"""Unfinished runs whose output is at an address: what `resume.py` keeps on this machine also lies beside the output.
+"""Unfinished runs whose output is at an address: what `resume.py` keeps locally is also copied beside the output.
 
-There `.NAME.resume` holds `run.json`, `decided.json` and each step as one archive: a store shows a file when it is
-whole, and never a part of it. Spot capacity takes its disks along when it goes, so the copy there is what counts: each
-run begins with it.
+There `.NAME.resume` holds `run.json`, `decided.json` and each step as one archive: a store shows a file only once it is
+complete. Spot instances lose their disks when they are preempted, so the copy in the store is authoritative: each run
+starts from it.
 """
 
 import contextlib
@@ -35,8 +35,8 @@ def is_unfinished(output: str | Path) -> bool:
     """Whether a run into `output` was interrupted.
 
     Raises:
-        UserError: The output is at an address, and its store fails; or what is in the place of the folder in which a
-            run is kept is not one.
+        UserError: The output is at an address, and its store fails; or the resume folder is a file or was not made by a
+            run.
     """
     check_resume_folder(output)
     if _in_store(output):
@@ -47,21 +47,21 @@ def is_unfinished(output: str | Path) -> bool:
 def unfinished(
     output: str | Path, run: Mapping[str, Any], blocks: int, together: int = 1, fresh: bool = False
 ) -> Unfinished:
-    """What a run has done so far, kept where it outlives this machine if the output does; see `Unfinished`."""
+    """Opens the progress of a run, with a copy in the store if the output is at an address; see `Unfinished`."""
     return (Mirrored if _in_store(output) else Unfinished)(output, run, blocks, together, fresh)
 
 
 class Mirrored(Unfinished):
-    """What a run has done so far, with a copy of each step beside the output's address.
+    """The progress of a run, with a copy of each step beside the output's address.
 
-    A copy is sent while the next step is made. One that cannot be sent is an error where the step after it is added.
+    A copy is uploaded while the next step is made. If that fails, adding the next step raises the error.
     """
 
     def __init__(self, output: str | Path, run: Mapping[str, Any], blocks: int, together: int = 1, fresh: bool = False):
-        """As that of `Unfinished`; `output` is the address of a folder in a store.
+        """See `Unfinished`; `output` is the address of a folder in a store.
 
         Raises:
-            UserError: As there; or the store fails.
+            UserError: As in `Unfinished`; or the store fails.
         """
         self._copies = _copies(output)
         self._sender = ThreadPoolExecutor(1)
@@ -71,11 +71,11 @@ class Mirrored(Unfinished):
 
     @property
     def place(self) -> str:
-        """Where it is kept, in words."""
+        """Where the progress is kept, for messages."""
         return self._copies.address
 
     def __exit__(self, *raised: Any) -> None:
-        """Waits for what is being sent too; what an error leaves on this machine's disk is of no further use."""
+        """Also waits for a running upload; after an error, the local copy is of no further use and is removed."""
         quietly = contextlib.suppress(*[Exception] if raised[0] else ())  # one error is enough
         try:
             with quietly:
@@ -90,25 +90,25 @@ class Mirrored(Unfinished):
                     _clear(self._copies)
 
     def decide(self, what: Any) -> None:
-        """Keeps what all the steps depend on, in both places."""
+        """Stores what all steps depend on, in both places."""
         super().decide(what)
         self._copies.put({DECIDED: self.folder / DECIDED}, quietly=True)
 
     def add(self, layer: Params, told: Json) -> None:
-        """Keeps the next step; its copy is sent in the background."""
+        """Stores the next step; its copy is uploaded in the background."""
         self._arrive()
         super().add(layer, told)
         self._sending = self._sender.submit(self._send, len(self.told) - 1)
 
     def count(self) -> int:
-        """How many steps have arrived, when what is being sent has."""
+        """Waits for a running upload and returns the number of steps that have arrived."""
         super().count()
-        with contextlib.suppress(Exception):  # raised again where the next step is added
+        with contextlib.suppress(Exception):  # raised again when the next step is added
             self._arrive()
         return self._arrived
 
     def drop_steps(self) -> None:
-        """Removes all but the name of the run, in both places."""
+        """Removes the steps and the partial output, not the identity of the run, in both places."""
         self._arrive()
         super().drop_steps()
         self._copies.remove(_archives(self._copies))
@@ -144,12 +144,12 @@ class Mirrored(Unfinished):
         return manager
 
     def _arrive(self) -> None:
-        """Returns when nothing is being sent any more, or raises what went wrong."""
+        """Waits for a running upload and raises its error, if any."""
         if self._sending is not None:
             self._sending.result()
 
     def _send(self, step: int) -> None:
-        """Sends a step once it is on disk, and then removes the one that it takes the place of."""
+        """Uploads a step once it is on disk, and then removes the one that it replaces."""
         self._manager.wait_until_finished()
         file = self.folder / COPIES / f"{step}.tar"
         file.parent.mkdir(exist_ok=True)
@@ -163,7 +163,7 @@ class Mirrored(Unfinished):
 
 
 def _in_store(output: str | Path) -> bool:
-    """Whether an output is at an address other than the hub's, which keeps finished models alone."""
+    """Whether an output is at an address other than the hub's, which keeps only finished models."""
     return is_address(output) and hub_id(output) is None
 
 
@@ -172,7 +172,7 @@ def _copies(output: str | Path) -> Folder:
 
 
 def _clear(copies: Folder) -> None:
-    """Removes what this module made, and the folder if nothing else is in it."""
+    """Removes what this module wrote, and the folder if nothing else is in it."""
     ours = {RUN, DECIDED, *_archives(copies)}
     if copies.files().keys() <= ours:
         copies.clear()

@@ -1,4 +1,4 @@
-"""Orbax folders: the parameter tree as it is in memory, for work in JAX, with the same config and side files."""
+"""Orbax folders: the parameter tree as it is in memory, for use in JAX, with the same config and side files."""
 
 import json
 from collections.abc import Mapping
@@ -35,13 +35,14 @@ def save_orbax(
     """Writes config.json, the side files, and the parameters under params/.
 
     Args:
-        model: What to write.
-        folder: Where.
-        overwrite: Whether a folder that is there, and holds nothing but what this program wrote, is replaced.
+        model: The model to write.
+        folder: Output folder.
+        overwrite: Whether to replace an existing folder that holds only files that this program wrote.
         files: Additional files by name.
 
     Raises:
-        UserError: The place is taken, there is no room, or config.json has no place for what the config has.
+        UserError: The folder exists and may not be replaced, there is no room, or config.json has no field for a part
+            of the config.
     """
     from orbax.checkpoint import StandardCheckpointer
 
@@ -57,15 +58,15 @@ def save_orbax(
             checkpointer.save(partial / _PARAMS, model.params)
             checkpointer.wait_until_finished()
         committed = partial / _PARAMS / _COMMITTED
-        if committed.is_file():  # that it is there tells Orbax enough; it holds the path of this machine
+        if committed.is_file():  # Orbax only needs it to exist, and it contains a path of this machine
             committed.write_text("Checkpoint commit was successful\n", encoding="utf-8")
 
 
 def load_orbax(folder: str | Path) -> Model:
-    """Reads what `save_orbax` wrote.
+    """Reads a model that `save_orbax` wrote.
 
     Raises:
-        UserError: The folder is not such a checkpoint, or it is damaged.
+        UserError: The folder is not a checkpoint that `save_orbax` wrote, or it is damaged.
     """
     folder = Path(folder).absolute()
     if not is_orbax(folder):
@@ -89,7 +90,7 @@ def _facts(folder: Path) -> dict[str, Any]:
 
 
 def _restored(folder: Path, config: DecoderConfig) -> Params:
-    """The parameters on the first device: the shapes are the config's, the dtypes the checkpoint's."""
+    """Restores the parameters to the first device, with the config's shapes and the checkpoint's dtypes."""
     from orbax.checkpoint import StandardCheckpointer
 
     shapes = jax.eval_shape(lambda: decoder.init(config, jax.random.key(0)))
@@ -100,12 +101,12 @@ def _restored(folder: Path, config: DecoderConfig) -> Params:
             return checkpointer.restore(folder / _PARAMS, target)
         except UserError:
             raise
-        except Exception as error:  # Orbax raises every kind for a checkpoint that is damaged
+        except Exception as error:  # Orbax raises all kinds of exceptions for a damaged checkpoint
             raise _damaged(folder / _PARAMS, error) from error
 
 
 def _target(folder: Path, shapes: Params, stored: Params) -> Params:
-    """What to restore, after a check that it is what is stored."""
+    """The arrays to restore, after a check that they match the stored ones."""
     if jax.tree.structure(shapes) != jax.tree.structure(stored):
         raise UserError(f"{folder / _PARAMS} holds other weights than its config.json describes: save it again.")
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])

@@ -1,12 +1,12 @@
-"""Output folders that are complete or absent: written beside their place under a hidden name, then renamed.
+"""Output folders that are complete or absent: written next to their place under a hidden name, then renamed.
 
-What is to be at an address is made in a working folder on this machine first, in the same way, and then sent there.
-A process that is killed leaves its hidden folder `.NAME.partial-XXXXXXXX` behind; nothing reads it and it may
-be deleted. Where pruning can go on later (`resume.py`), the hidden folder is in that of what it goes on from.
+The output for an address is first made in a local working folder, in the same way, and then uploaded. A process that is
+killed leaves its hidden folder `.NAME.partial-XXXXXXXX` behind; nothing reads it and it may be deleted. If pruning can
+be resumed (`resume.py`), the hidden folder is inside the resume folder.
 
-A folder that is replaced is first moved aside, to `.NAME.replaced-XXXXXXXX`. The next run into the same place puts it
-back if the process was killed before the new one was in place, and else removes what is left of it. Only files that
-this program wrote are ever removed (`written.py`).
+A folder that is replaced is first moved aside, to `.NAME.replaced-XXXXXXXX`. The next run into the same place moves it
+back if the process was killed before the new one was in place, and otherwise removes what is left of it. Only files
+that this program wrote are ever removed (`written.py`).
 """
 
 import contextlib
@@ -39,19 +39,19 @@ def check_output(
     inputs: Mapping[str, str | Path | None],
     begun: Callable[[], bool] | None = None,
 ) -> Path:
-    """The absolute path of an output folder, after checks that are worth making before hours of work.
+    """Checks an output before hours of work, and returns the absolute path of its folder.
 
     Args:
-        path: Where the folder is to be: a path, or an address, whose folder is made on this machine first.
-        overwrite: Whether a folder that is there, and holds nothing but what this program wrote, may be replaced.
-        needed: Bytes that will be written, if known.
-        inputs: What the output is made of, which it must not touch; see `check_apart`.
-        begun: Tells whether an interrupted run goes on, whose finished output may be there; it is asked once the name
-            is known to be usable.
+        path: Output folder: a path, or an address, for which a local folder is made first.
+        overwrite: Whether an existing folder that holds only files that this program wrote may be replaced.
+        needed: Number of bytes that will be written, if known.
+        inputs: Inputs of the output, which it must not touch; see `check_apart`.
+        begun: Returns whether an interrupted run is resumed, whose finished output may exist; it is called once the
+            name is known to be usable.
 
     Raises:
-        UserError: The output would touch an input, something is there that may not be replaced, the folder cannot be
-            made, or the disk has no room.
+        UserError: The output would touch an input, something exists there that may not be replaced, the folder cannot
+            be made, or the disk has no room.
     """
     check_apart(path, inputs)
     target = real_path(working_folder(str(path)) if is_address(path) else path)
@@ -74,25 +74,25 @@ def new_folder(
     *,
     source: Path | None,
 ) -> Iterator[Path]:
-    """Yields an empty folder that becomes `path` if the block ends well, and is removed if it raises.
+    """Yields an empty folder that becomes `path` if the block succeeds, and is removed if it raises.
 
     Args:
-        path: Where the folder is to be: a path, or an address.
-        overwrite: Whether a folder that is there, and holds nothing but what this program wrote, may be replaced.
-        needed: Bytes that will be written, if known.
-        partial: Its name until then, on the same disk, which nobody else uses; None takes a new one beside it.
-        source: The checkpoint folder that its content comes from, if it comes from one.
+        path: Output folder: a path, or an address.
+        overwrite: Whether an existing folder that holds only files that this program wrote may be replaced.
+        needed: Number of bytes that will be written, if known.
+        partial: Its path until then, on the same disk and not used by anything else; by default, a new one next to it.
+        source: The checkpoint folder that its content comes from, if any.
 
     Raises:
-        UserError: See `check_output`; or the disk filled up while the block was writing, or the folder, which is then
-            complete in its working folder, could not be sent to its address.
+        UserError: See `check_output`; or the disk filled up while the block was writing, or the folder could not be
+            uploaded to its address and is complete in the working folder.
     """
     target = check_output(path, overwrite, needed, inputs={"the model": source})
     partial = partial or _beside(target, "partial")
     with _disk_errors(target, partial, needed):
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            _remove(partial)  # of a process that was killed
+            _remove(partial)  # left by a process that was killed
             partial.mkdir()
             yield partial
             write_manifest(partial)
@@ -106,10 +106,10 @@ def new_folder(
 
 
 def _check_replaceable(target: Path, overwrite: bool) -> None:
-    """Refuses to replace what is in an output's place, if anything is, unless it was asked for and loses nothing."""
+    """Refuses to replace anything in an output's place, unless that was asked for and loses no other files."""
     if not os.path.lexists(target):
         return
-    if target.is_symlink():  # it was resolved, so this one leads back to itself
+    if target.is_symlink():  # links were resolved, so this one leads back to itself
         raise UserError(f"{target} is a link that leads nowhere: name another place.")
     if not target.is_dir():
         raise UserError(f"{target} is a file and the output is a folder: name another place.")
@@ -124,7 +124,7 @@ def _check_replaceable(target: Path, overwrite: bool) -> None:
 
 
 def _check_makeable(target: Path) -> None:
-    """Makes folders with the names that are needed, in a folder of their own, and removes them again."""
+    """Checks that folders with the needed names can be made, by making and removing them in a temporary folder."""
     parent = next(folder for folder in target.parents if os.path.exists(folder))
     if not parent.is_dir():
         raise UserError(f"{target} cannot be made because {parent} is a file: name another place.")
@@ -147,7 +147,7 @@ def _check_room(target: Path, needed: int) -> None:
 
 @contextlib.contextmanager
 def _disk_errors(target: Path, partial: Path, needed: int) -> Iterator[None]:
-    """Turns what a full or failing disk raises into one sentence; other errors pass."""
+    """Turns errors of a full or failing disk into a `UserError` of one sentence; other errors pass."""
     try:
         yield
     except UserError:
@@ -166,7 +166,7 @@ def _disk_errors(target: Path, partial: Path, needed: int) -> Iterator[None]:
 
 
 def _is_full(error: Exception) -> bool:
-    """Whether the disk is full; the writers of safetensors and Orbax say so in words of their own."""
+    """Whether the disk is full; the writers of safetensors and Orbax say so only in their messages."""
     text = str(error)
     return getattr(error, "errno", None) in _FULL or any(os.strerror(code) in text for code in _FULL)
 
@@ -176,7 +176,7 @@ def _beside(target: Path, role: str) -> Path:
 
 
 def _remove(folder: Path) -> None:
-    """Removes a folder that writers may still fill: when one of Orbax's fails, the others go on for a while."""
+    """Removes a folder that may still be written to: if one of Orbax's writers fails, the others go on for a while."""
     for _ in range(100):
         if not folder.exists():
             return
@@ -185,7 +185,7 @@ def _remove(folder: Path) -> None:
 
 
 def _flush(folder: Path) -> None:
-    """Has the disk hold every file and folder before the rename makes them visible."""
+    """Syncs every file and folder to disk before the rename makes them visible."""
     for parent, _, files in os.walk(folder):
         for name in files:
             _sync(Path(parent, name))
@@ -201,7 +201,7 @@ def _sync(path: Path) -> None:
 
 
 def _send(made: Path, address: str, overwrite: bool) -> None:
-    """Sends a finished folder to its address, after which it is there alone."""
+    """Uploads a finished folder to its address, and then removes the local one."""
     try:
         publish(made, address, overwrite)
     except UserError as error:
@@ -215,9 +215,9 @@ def _send(made: Path, address: str, overwrite: bool) -> None:
 
 
 def _put_in_place(partial: Path, target: Path, overwrite: bool) -> None:
-    """Renames the finished folder onto its place; what was there is moved aside first and removed afterwards."""
+    """Renames the finished folder to its place; an existing one is moved aside first and removed afterwards."""
     old = _beside(target, "replaced")
-    _check_replaceable(target, overwrite)  # something may have appeared there meanwhile
+    _check_replaceable(target, overwrite)  # something may have been created there meanwhile
     if target.exists():
         target.rename(old)
     try:
@@ -232,21 +232,21 @@ def _put_in_place(partial: Path, target: Path, overwrite: bool) -> None:
 
 
 def _put_back(target: Path) -> None:
-    """Puts a folder back that a process moved aside and was then killed, before the new one was in its place."""
+    """Moves a folder back that a process moved aside, if it was killed before the new one was in place."""
     aside = [] if os.path.lexists(target) else _moved_aside(target)
     if aside:
         aside[-1].rename(target)
 
 
 def _moved_aside(target: Path) -> list[Path]:
-    """The folders that were in a place before, the latest last."""
+    """The folders that were moved aside from a place, the latest last."""
     found = target.parent.glob(f"{glob.escape(beside(target.name, 'replaced-'))}*")
     return sorted(found, key=lambda folder: folder.stat().st_ctime_ns)
 
 
 def _clear(folder: Path) -> None:
     """Removes the files that this program wrote, and the folder if nothing else is in it."""
-    with contextlib.suppress(OSError):  # what could not be removed is still there, as is said below
+    with contextlib.suppress(OSError):  # what could not be removed is reported below
         for name in sort_files(folder)[0]:
             (folder / name).unlink()
         for parent, _, _ in os.walk(folder, topdown=False):

@@ -1,9 +1,9 @@
-"""Where a finished checkpoint is sent: to the Hugging Face Hub, or into a folder at an address.
+"""Uploads a finished checkpoint to the Hugging Face Hub, or into a folder at an address.
 
-Stores rename nothing, so config.json goes there last, and first of all it is removed where a checkpoint is replaced: a
-folder that has one is complete. Before anything else the folder gets a manifest of its own: for each file that is sent
-its size, and for each that is there, or has arrived, a hash of what the store says of it. So what a later upload may
-replace is known at every moment, and files that are not in the manifest are never removed.
+Stores have no rename, so config.json is uploaded last, and removed first if a checkpoint is replaced: a folder that has
+one is complete. Before anything else the folder gets a manifest of its own: the size of each file that will be
+uploaded, and for each file that exists, or has arrived, a hash of the store's information on it. So it is known at
+every moment what a later upload may replace, and files that are not in the manifest are never removed.
 """
 
 import hashlib
@@ -22,26 +22,26 @@ from spap_jax.written import MANIFEST, check_replaceable, parse_manifest, read_m
 _CONFIG = "config.json"
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*")
-"""Of another model, or in other shards, loaders would take them for the new ones."""
+"""Weight files: loaders would take those of another model, or other shards, for the new ones."""
 
 
 _OURS = (_CONFIG, "model*.safetensors", "model.safetensors.index.json", "spap_source.json", *SIDE_FILES, *ACCOUNTS)
 _ORBAX = "params/"
-"""What the commands write into a checkpoint folder: this, and no other file of it, is sent."""
+"""Files that the commands write into a checkpoint folder (`_OURS` and `_ORBAX`): only these are uploaded."""
 
 _PAGE = ("spap_report.html", "spap_report-*.png")
-"""What spap report adds."""
+"""Files that spap report adds."""
 
 
 def check_place(address: str, overwrite: bool) -> None:
-    """Checks that are worth making before hours of work.
+    """Checks before hours of work that a checkpoint can be uploaded.
 
     Args:
-        address: Where a checkpoint is to be sent.
-        overwrite: Whether one that is there may be replaced.
+        address: Address that a checkpoint will be uploaded to.
+        overwrite: Whether an existing checkpoint may be replaced.
 
     Raises:
-        UserError: Something is there that may not be replaced, or nothing can be written there.
+        UserError: Something exists there that may not be replaced, or nothing can be written there.
     """
     repo = hub_id(address)
     if repo is not None:
@@ -57,20 +57,20 @@ def check_place(address: str, overwrite: bool) -> None:
 
 
 def publish(folder: Path, address: str, overwrite: bool, *, private: bool = False, with_page: bool = False) -> str:
-    """Sends a checkpoint, in place of what is there.
+    """Uploads a checkpoint, in place of an existing one.
 
     Args:
-        folder: The checkpoint; files in it that are none of a checkpoint stay.
-        address: hf://owner/name, or that of a folder.
+        folder: The checkpoint; files in it that do not belong to a checkpoint are not uploaded.
+        address: hf://owner/name, or the address of a folder.
         overwrite: Whether a checkpoint in that folder may be replaced.
-        private: Whether a new repository of the hub is shown to nobody else.
-        with_page: Whether the page of spap report and its plots are sent too.
+        private: Whether a new repository of the hub is private.
+        with_page: Whether the page of spap report and its plots are uploaded too.
 
     Returns:
-        Where it can be found.
+        The address at which it can be found.
 
     Raises:
-        UserError: The hub or the store fails, or something is there that may not be replaced.
+        UserError: The hub or the store fails, or something exists there that may not be replaced.
     """
     files = files_of(folder, with_page)
     repo = hub_id(address)
@@ -84,7 +84,7 @@ def publish(folder: Path, address: str, overwrite: bool, *, private: bool = Fals
 
 
 def files_of(folder: Path, with_page: bool = False) -> dict[str, Path]:
-    """What is sent of a checkpoint, under the names relative to it."""
+    """The files of a checkpoint that are uploaded, by their names relative to it."""
     names = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
     recorded = read_manifest(folder)
     ours = matching(names, _OURS + (_PAGE if with_page else ()))
@@ -93,13 +93,13 @@ def files_of(folder: Path, with_page: bool = False) -> dict[str, Path]:
 
 
 def left_out(folder: Path, files: Mapping[str, Path]) -> list[str]:
-    """The files and folders directly in a checkpoint of which nothing is sent; folders end in a slash."""
+    """The top-level files and folders of a checkpoint of which nothing is uploaded; folders end in a slash."""
     sent = {name.partition("/")[0] for name in files} | {MANIFEST}
     return sorted(f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir() if path.name not in sent)
 
 
 def read_made(output: str | Path, name: str) -> bytes | None:
-    """A file of an output, which may be at an address; None where there is no such file yet."""
+    """Reads a file of an output, which may be at an address; None if it does not exist yet."""
     if is_address(output):
         return None if hub_id(output) else Folder(str(output)).read(name)
     try:
@@ -109,10 +109,10 @@ def read_made(output: str | Path, name: str) -> bytes | None:
 
 
 def _replaceable(place: Folder, overwrite: bool) -> dict[str, About]:
-    """The files that are there, all of which may be replaced.
+    """Returns the existing files, after a check that all of them may be replaced.
 
     Raises:
-        UserError: One of them may not.
+        UserError: One of them may not be replaced.
     """
     there = place.files()
     if "" in there:
@@ -121,13 +121,13 @@ def _replaceable(place: Folder, overwrite: bool) -> dict[str, About]:
     if recorded:
         recorded[MANIFEST] = _told(there[MANIFEST])
     others = sorted(name for name, about in there.items() if not _is_ours(about, recorded.get(name)))
-    if _CONFIG in there or others:  # else there is nothing, or what is left of an upload that did not end
+    if _CONFIG in there or others:  # otherwise there is nothing, or the rest of an unfinished upload
         check_replaceable(place.address, overwrite, others)
     return there
 
 
 def _is_ours(about: About, recorded: Any) -> bool:
-    """Whether a file is one that was sent, or a part of one."""
+    """Whether a file is one that was uploaded, or a part of one."""
     known = recorded if isinstance(recorded, list) else [recorded]
     return _told(about) in known or any(isinstance(size, int) and about["size"] <= size for size in known)
 

@@ -1,14 +1,13 @@
-"""What an unfinished run keeps beside its output, so that the same command goes on where it stopped.
+"""The progress of an unfinished run, kept beside its output so that the same command resumes where it stopped.
 
-`.NAME.resume` holds `run.json` (which run this is), `decided.json` (what it decided before its first step, if it did),
-`steps/` (Orbax: a step is the newest weights of one block, and what was said of them), `output/` (the partial output)
-and `lock`. It is removed when the run ends well. For an output at an address it is a copy of what lies there
-(`mirror.py`).
+`.NAME.resume` holds `run.json` (the identity of the run), `decided.json` (decisions before the first step, if any),
+`steps/` (Orbax: a step is the newest weights of one block, and its report), `output/` (the partial output) and `lock`.
+It is removed when the run succeeds. For an output at an address it is a copy of the folder there (`mirror.py`).
 
-A run of L blocks makes L steps and then L more in every sweep; a step takes the place of the one L before it. Where a
-sweep adjusts several blocks together, their steps count when all of them are there. To training, all that it goes on
-from is one block. Orbax writes a step in the background and renames it when it is complete: a process that is killed
-loses the step that it was making. A step carries a hash of its weights: one that was damaged later counts as lost.
+A run of L blocks makes L steps and then L more in every sweep; a step replaces the one L steps before it. If a sweep
+adjusts several blocks together, their steps count once all of them exist. For training, the complete state is one
+block. Orbax writes a step in the background and renames it when it is complete: a process that is killed loses the step
+in progress. A step stores a hash of its weights: one that was damaged later counts as lost.
 """
 
 import contextlib
@@ -46,32 +45,32 @@ Json = dict[str, Any]
 
 
 class Unfinished:
-    """What a run has done so far: made when it begins, or found as another process left it.
+    """The progress of a run: created when it begins, or found as another process left it.
 
     Attributes:
-        folder: Where it is kept.
-        found: Whether an earlier process of the same run left something.
-        lost: Whether some of that was damaged, and is not used.
-        told: What was said of each step that counts, in their order.
+        folder: Folder in which the progress is kept.
+        found: Whether an earlier process of the same run left progress.
+        lost: Whether some of it was damaged, and is not used.
+        told: Reports of the steps that count, in order.
     """
 
     def __init__(self, output: str | Path, run: Mapping[str, Any], blocks: int, together: int = 1, fresh: bool = False):
-        """Opens the folder, or makes it.
+        """Opens the folder, or creates it.
 
         Args:
-            output: Folder that the run is to write.
-            run: All that its result depends on, by name; values as JSON has them.
-            blocks: L.
-            together: Steps of a sweep that belong together, so that only all of them count; a divisor of L.
-            fresh: Whether to discard what an earlier run left.
+            output: Output folder of the run.
+            run: Everything that its result depends on, by name, as JSON values.
+            blocks: Number of blocks, L.
+            together: Number of steps of a sweep that count only together; a divisor of L.
+            fresh: Whether to discard the progress of an earlier run.
 
         Raises:
-            UserError: Another process is at it, or what is there belongs to another run or to none.
+            UserError: Another process uses the folder, or it belongs to another run or to none.
         """
         check_resume_folder(output)
         self.folder = resume_folder(output)
         self._run, self._blocks, self._together = dict(run), blocks, together
-        self._kept = blocks + together - 1  # steps that go together take the places of others with the last of them
+        self._kept = blocks + together - 1  # steps that count together replace others only with the last of them
         self._lock = _locked(self.folder)
         self._writing = threading.Lock()
         self.lost = False
@@ -89,11 +88,11 @@ class Unfinished:
             raise
 
     def __enter__(self) -> Self:
-        """Nothing more than `self`."""
+        """Returns `self`."""
         return self
 
     def __exit__(self, *raised: Any) -> None:
-        """Waits for what is being written, and lets another process come; an error before any step leaves nothing."""
+        """Waits for pending writes and releases the lock; an error before the first step removes the run's files."""
         try:
             with contextlib.suppress(*[Exception] if raised[0] else ()):  # one error is enough
                 self._manager.close()
@@ -104,29 +103,29 @@ class Unfinished:
 
     @property
     def place(self) -> str:
-        """Where it is kept, in words."""
+        """Where the progress is kept, for messages."""
         return str(self.folder)
 
     @property
     def decided(self) -> Any:
-        """What `decide` was given last, by this process or an earlier one; None if nothing."""
+        """The last argument of `decide`, in this process or an earlier one; None if there was none."""
         try:
             return json.loads((self.folder / DECIDED).read_bytes())
         except (OSError, ValueError):
             return None
 
     def decide(self, what: Any) -> None:
-        """Keeps what all the steps depend on, as JSON has it; before the first of them."""
+        """Stores a JSON value that all steps depend on; call it before the first step."""
         _write(self.folder / DECIDED, what)
 
     @property
     def output(self) -> Path:
-        """Where the output is to be written until it is complete."""
+        """The folder in which the output is written until it is complete."""
         return self.folder / OUTPUT
 
     @property
     def name(self) -> str:
-        """Of the run: a hash of all that its result depends on."""
+        """Name of the run: a hash of everything that its result depends on."""
         return hashlib.sha256(json.dumps(self._run, sort_keys=True).encode()).hexdigest()
 
     def layer(self, index: int) -> Params:
@@ -136,11 +135,11 @@ class Unfinished:
         return found.layer
 
     def add(self, layer: Params, told: Json) -> None:
-        """Keeps the next step; its files are written in the background.
+        """Stores the next step; its files are written in the background.
 
         Args:
-            layer: The weights of the block that it was made of.
-            told: What there is to say of it, as JSON has it.
+            layer: The weights of the step's block.
+            told: Report of the step, as a JSON value.
         """
         layer = jax.device_get(layer)
         step = len(self.told)
@@ -151,38 +150,38 @@ class Unfinished:
             self.told.append(told)
 
     def count(self) -> int:
-        """How many steps are on disk to stay, when what is being written is."""
-        with contextlib.suppress(Exception):  # raised again where the next step is added
+        """Waits for pending writes and returns the number of steps on disk."""
+        with contextlib.suppress(Exception):  # raised again when the next step is added
             self._manager.wait_until_finished()
         numbers = [int(path.name) for path in (self.folder / STEPS).glob("*") if path.name.isdecimal()]
         return max(numbers, default=-1) + 1
 
     def settle(self) -> None:
-        """Returns when all steps are on disk, after which no other is begun: for a process that is about to end."""
+        """Waits until all steps are on disk and blocks new ones, for a process that is about to end."""
         self._writing.acquire()
         self.count()
 
     def drop_steps(self) -> None:
-        """Removes all but the name of the run, whose output is in its place while the command has others to make."""
+        """Removes steps and partial output but not the run's identity, for a command with other outputs to make."""
         self._manager.wait_until_finished()
         for name in (STEPS, OUTPUT):
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def forget(self) -> None:
-        """Removes all steps, which lead nowhere; what else there is goes at the end of the `with` block."""
+        """Removes all steps, which cannot be resumed; the rest is removed at the end of the `with` block."""
         self.drop_steps()
         (self.folder / STEPS).mkdir()
         self.told.clear()
 
     def remove(self) -> None:
-        """Removes everything: the command has ended well. Not before the `with` block has."""
+        """Removes everything, once the command has succeeded; call it after the `with` block."""
         clear_folder(self.folder)
 
     def _bring(self, fresh: bool) -> None:
-        """What must be done before the folder is looked at: nothing, where it is all there is."""
+        """Fetches progress from elsewhere before the folder is read; here there is none."""
 
     def _check(self) -> None:
-        """Refuses what another run left; what cannot be read counts as nothing."""
+        """Refuses the progress of another run; an unreadable `run.json` counts as none."""
         try:
             theirs = dict(json.loads((self.folder / RUN).read_bytes()))
         except (ValueError, TypeError):
@@ -203,7 +202,7 @@ class Unfinished:
         _write(self.folder / RUN, self._run)
 
     def _open(self) -> ocp.CheckpointManager:
-        """Orbax's manager of the steps that count; others are removed."""
+        """Opens Orbax's manager of the steps that count; others are removed."""
         steps = self.folder / STEPS
         steps.mkdir(exist_ok=True)
         with self._managed() as manager:
@@ -216,7 +215,7 @@ class Unfinished:
         return self._managed()
 
     def _managed(self) -> ocp.CheckpointManager:
-        # This process alone writes; those that only compute have no part in it.
+        # Only this process writes; those that only compute do not take part.
         alone = ocp.options.MultiprocessingOptions(
             primary_host=0, active_processes={0}, barrier_sync_key_prefix="resume"
         )
@@ -231,7 +230,7 @@ class Unfinished:
 
 
 def _write(path: Path, what: Any) -> None:
-    """A file of JSON, complete or absent."""
+    """Writes a JSON file that is complete or absent."""
     written = path.with_name(f"{path.name}{NEW}")
     with written.open("w", encoding="utf-8") as file:
         json.dump(what, file, indent=1)
@@ -241,7 +240,7 @@ def _write(path: Path, what: Any) -> None:
 
 
 def _counting(intact: Mapping[int, list[Json]], blocks: int, together: int) -> tuple[int, list[Json]]:
-    """How many steps count, the most for which there is the newest of each block, and what was told of each."""
+    """The number of steps that count, the most for which the newest of each block is intact, and their reports."""
     for count in range(max(intact, default=-1) + 1, 0, -1):
         newest = range(max(0, count - blocks), count)
         if all(step in intact for step in newest) and (count < blocks or count % together == 0):
@@ -251,12 +250,12 @@ def _counting(intact: Mapping[int, list[Json]], blocks: int, together: int) -> t
 
 
 def _intact(manager: ocp.CheckpointManager, step: int) -> list[Json] | None:
-    """What was told of the block of a step in this and earlier ones; None where the step is damaged."""
+    """The reports of a step's block, of this step and earlier ones; None if the step is damaged."""
     both = ocp.args.Composite(layer=ocp.args.StandardRestore(), about=ocp.args.JsonRestore())
     try:
         found: Any = manager.restore(step, args=both)
         return found.about["told"] if _digest(found.layer) == found.about["sha256"] else None
-    except Exception:  # Orbax raises every kind for a step that is damaged
+    except Exception:  # Orbax raises all kinds of exceptions for a damaged step
         return None
 
 
@@ -269,13 +268,13 @@ def _digest(layer: Params) -> str:
 
 
 def _difference(name: str, theirs: Any, ours: Any) -> str:
-    """A changed part of a run in words; hashes say nothing to a person."""
+    """Describes a changed part of a run; hashes, which mean nothing to users, are left out."""
     long = any(isinstance(value, str) and len(value) == hashlib.sha256().digest_size * 2 for value in (theirs, ours))
     return name if long else f"{name} ({theirs}, now {ours})"
 
 
 def _locked(folder: Path) -> int:
-    """The handle of a lock that ends with the process, however it ends."""
+    """Takes a lock, which ends with the process however that ends, and returns its handle."""
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT)
     try:

@@ -1,7 +1,7 @@
-"""Safetensors files that are written a tensor at a time, in any order: a finished tensor need not be kept in memory.
+"""Writes safetensors files a tensor at a time, in any order, so that finished tensors need not stay in memory.
 
-The safetensors library writes a file from all its tensors at once. Shapes and dtypes are known before the first tensor
-is, so the files are laid out in advance, and each tensor goes to its place when it comes.
+The safetensors library writes a file from all its tensors at once. Here, shapes and dtypes are known in advance, so the
+files are laid out first, and each tensor is written to its place when it is ready.
 """
 
 import json
@@ -15,11 +15,11 @@ import numpy as np
 from spap_jax.checkpoint.tensors import DTYPE_CODES, Tensor
 
 _ALIGNMENT = 8
-"""Headers are filled up with spaces to a multiple of this, as the format advises."""
+"""Headers are padded with spaces to a multiple of this many bytes, as the format advises."""
 
 
 class Place(NamedTuple):
-    """Where the bytes of a tensor begin: the number of the shard, and the offset in its file."""
+    """The start of a tensor's data: the number of the shard, and the offset in its file."""
 
     shard: int
     offset: int
@@ -29,16 +29,16 @@ class Shards:
     """The weight files of one checkpoint.
 
     Attributes:
-        bytes: Of all the tensors.
+        bytes: Number of bytes of all tensors.
     """
 
     def __init__(self, folder: Path, tensors: Mapping[str, Tensor], shard_bytes: int):
         """Lays the files out; nothing is written yet.
 
         Args:
-            folder: Where the files will be.
-            tensors: What will be written, in the order in which it fills the shards.
-            shard_bytes: Longest file, unless one tensor is longer.
+            folder: Folder of the files.
+            tensors: The tensors to write, in the order in which they fill the shards.
+            shard_bytes: Maximum size of a file, unless one tensor is larger.
         """
         self._folder, self._tensors = folder, tensors
         self._shards = _filled(tensors, shard_bytes)
@@ -54,18 +54,18 @@ class Shards:
         self.bytes = sum(tensor.bytes for tensor in tensors.values())
 
     def create(self) -> None:
-        """Makes the files with their headers; the data read as zeros until they are written."""
+        """Creates the files with their headers; the data read as zeros until they are written."""
         for number, header in enumerate(self._headers):
             with self._path(number).open("xb") as file:
                 file.write(header)
                 file.truncate(self._ends[number])
 
     def write(self, name: str, array: np.ndarray) -> None:
-        """Puts a tensor's data in their place.
+        """Writes a tensor's data to their place.
 
         Args:
-            name: The tensor's.
-            array: Contiguous, of the shape and dtype that were laid out.
+            name: Name of the tensor.
+            array: Contiguous array of the shape and dtype that were laid out.
         """
         shard, offset = self._places[name]
         with self._path(shard).open("r+b") as file:
@@ -73,7 +73,7 @@ class Shards:
             file.write(array.reshape(-1).view(np.uint8).data)
 
     def write_index(self) -> None:
-        """Tells which file holds which tensor, where there are several."""
+        """Writes the index of which file holds which tensor, if there are several files."""
         if len(self._shards) == 1:
             return
         weight_map = {name: self._path(place.shard).name for name, place in self._places.items()}
@@ -88,9 +88,9 @@ class Shards:
 
 
 def _filled(tensors: Mapping[str, Tensor], shard_bytes: int) -> list[list[str]]:
-    """The names in each shard, in the order of the safetensors library: files then equal those that it writes.
+    """The names in each shard, in the order of the safetensors library, so that files equal those that it writes.
 
-    Wide dtypes come first, so that every tensor is aligned to its own; equals go by name.
+    Wide dtypes come first, so that every tensor is aligned to its own; ties are sorted by name.
     """
     shards: list[list[str]] = [[]]
     room = shard_bytes
@@ -104,7 +104,7 @@ def _filled(tensors: Mapping[str, Tensor], shard_bytes: int) -> list[list[str]]:
 
 
 def _header(tensors: Mapping[str, Tensor]) -> bytes:
-    """The length of the description, and the description: https://huggingface.co/docs/safetensors."""
+    """The header: the length of the description, and the description; https://huggingface.co/docs/safetensors."""
     described: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in tensors.items():

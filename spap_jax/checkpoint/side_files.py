@@ -20,14 +20,14 @@ SIDE_FILES = (
     "NOTICE*",
     "USE_POLICY*",
 )
-"""They hold for what is made of a model, too."""
+"""Side files, which also apply to models that are made from this one."""
 
 ACCOUNTS = ("README.md", "spap_report.json", "spap_finetune.json")
-"""The card and the reports: they tell how these weights were made, and hold for no others."""
+"""The card and the reports: they describe how these weights were made, and apply to no others."""
 
 
 def matching(names: Iterable[str], patterns: tuple[str, ...]) -> list[str]:
-    """The names that fit one of the patterns, sorted; a star stands for no slash."""
+    """The names that match one of the patterns, sorted; a star does not match a slash."""
     return sorted(name for name in names if any(_fits(name, pattern) for pattern in patterns))
 
 
@@ -36,13 +36,13 @@ def _fits(name: str, pattern: str) -> bool:
 
 
 def accounts(folder: Path | None) -> dict[str, bytes]:
-    """The card and the reports of a checkpoint, by their names, as far as it has them."""
+    """The contents of the card and the reports that a checkpoint has, by their names."""
     found = {name: folder / name for name in ACCOUNTS} if folder else {}
     return {name: file.read_bytes() for name, file in found.items() if file.is_file()}
 
 
 def copy_side_files(source: Path | None, target: Path) -> None:
-    """Copies them from one checkpoint folder to another; a model made in memory has none."""
+    """Copies the side files from one checkpoint folder to another; a model made in memory has none."""
     if source is not None and source.is_dir():
         for pattern in SIDE_FILES:
             for file in filter(Path.is_file, source.glob(pattern)):

@@ -1,4 +1,4 @@
-"""Weights as they lie in the files of a checkpoint: arrays of which a part is read when an index asks for it."""
+"""Lazy arrays of the weights in a checkpoint's files: indexing reads only the selected part."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,11 +14,11 @@ Index = tuple[slice, ...]
 
 
 class Stored:
-    """One array of one layer, or of none, of a parameter tree; ``numpy.asarray`` reads all of it.
+    """One lazy array of a parameter tree, of one layer or outside of the layers; ``numpy.asarray`` reads all of it.
 
     Attributes:
-        shape: As the parameter tree has it.
-        dtype: That of the checkpoint.
+        shape: Shape in the parameter tree.
+        dtype: Dtype in the checkpoint.
     """
 
     def __init__(
@@ -30,22 +30,22 @@ class Stored:
         room: tuple[int, ...],
         twin: str | None = None,
     ):
-        """Nothing is read yet.
+        """Prepares the array; nothing is read yet.
 
         Args:
-            files: Where the tensor is.
-            name: Its own.
-            rule: How it becomes the array.
-            sizes: Of all axes.
-            room: Shape of the array, which may be wider than the tensor: zeros fill it up.
-            twin: A tensor that has to be the same.
+            files: Files that hold the tensor.
+            name: Name of the tensor.
+            rule: Rule that turns the tensor into the array.
+            sizes: Sizes of all axes.
+            room: Shape of the array, which may be wider than the tensor and is then padded with zeros.
+            twin: Name of a tensor that has to be equal.
         """
         self._files, self._name, self._rule, self._sizes, self._twin = files, name, rule, sizes, twin
         self.shape = room
         self.dtype = DTYPES[files.dtype(name)]
 
     def __getitem__(self, index: Index) -> np.ndarray:
-        """A part of the array, a slice for each axis; no more than that is read.
+        """Reads a part of the array, given by a slice for each axis, and no more than that.
 
         Raises:
             UserError: The file is damaged, a weight is not finite, or the twin differs.
@@ -65,20 +65,20 @@ class Stored:
         return self._rule.read(tensor, sizes)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        """All of it."""
+        """Reads all of the array."""
         return self[(slice(None),) * len(self.shape)].astype(dtype or self.dtype, copy=False)
 
 
 class Stack:
-    """The arrays of all layers as one [L, ...], filled in place: no more than one is held twice."""
+    """The arrays of all layers as one [L, ...], filled in place: at most one layer is in memory twice."""
 
     def __init__(self, layers: Sequence[Stored]):
-        """Nothing is read yet."""
+        """Prepares the array; nothing is read yet."""
         self._layers = layers
         self.shape, self.dtype = (len(layers), *layers[0].shape), layers[0].dtype
 
     def __getitem__(self, index: Index) -> np.ndarray:
-        """A part, as of one layer."""
+        """Reads a part of the stack, as in `Stored`."""
         which = range(*index[0].indices(len(self._layers)))
         first = self._layers[which[0]][index[1:]]
         stack = np.empty((len(which), *first.shape), first.dtype)
@@ -88,7 +88,7 @@ class Stack:
         return stack
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        """All of it."""
+        """Reads all of the array."""
         return self[(slice(None),) * len(self.shape)].astype(dtype or self.dtype, copy=False)
 
 

@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint folder by name: shapes and dtypes from the files' headers, data only when asked for."""
+"""The tensors of a checkpoint folder by name: shapes and dtypes from the files' headers, data only on demand."""
 
 import contextlib
 import json
@@ -23,12 +23,12 @@ DTYPES = {
 """The dtypes that weights may have, by the name that config.json gives them."""
 
 DTYPE_CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-"""The same in the headers of safetensors files."""
+"""The codes of these dtypes in the headers of safetensors files."""
 
 Cuts = tuple[slice, ...]
 
 _PIECE = 1 << 24
-"""Bytes of a piece, more or less."""
+"""Approximate bytes of a piece."""
 
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
 _BAD_FILE = "it is damaged or incomplete, so copy or download it again."
@@ -36,7 +36,7 @@ _BAD_FILE = "it is damaged or incomplete, so copy or download it again."
 
 @dataclass(frozen=True)
 class Tensor:
-    """What a header says of one tensor: its shape, and the name of its dtype (which need not be one of `DTYPES`)."""
+    """Header of one tensor: its shape, and the name of its dtype (which need not be one of `DTYPES`)."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -48,7 +48,7 @@ class Tensor:
 
     @property
     def item_bytes(self) -> int:
-        """Bytes of an element, of a dtype of `DTYPES`."""
+        """Bytes of an element; the dtype must be one of `DTYPES`."""
         return DTYPES[self.dtype].itemsize
 
     @property
@@ -98,18 +98,18 @@ class TensorFiles:
         return self._files[name].tensors[name].shape
 
     def dtype(self, name: str) -> str:
-        """Name of a tensor's dtype, such as "bfloat16"; not all can be read."""
+        """Name of a tensor's dtype, such as "bfloat16"; not all dtypes can be read."""
         return self._files[name].tensors[name].dtype
 
     def bytes(self, name: str) -> int:
-        """Bytes of a tensor, of a dtype of `DTYPES`."""
+        """Bytes of a tensor; its dtype must be one of `DTYPES`."""
         return self._files[name].tensors[name].bytes
 
     def read(self, name: str, cuts: Cuts) -> np.ndarray:
-        """A part of a tensor's data.
+        """Reads a part of a tensor's data.
 
         Args:
-            name: The tensor's.
+            name: Name of the tensor.
             cuts: A slice for each of its axes.
 
         Raises:
@@ -121,7 +121,7 @@ class TensorFiles:
         return array
 
     def pieces(self, name: str) -> Iterator[Cuts]:
-        """Cuts along the first axis that together are a tensor, each of few enough bytes to be held in passing."""
+        """Yields cuts along the first axis that together cover a tensor, each small enough to be held temporarily."""
         first, *others = self.shape(name)
         rows = max(1, _PIECE * first // max(1, self.bytes(name)))
         for start in range(0, first, rows):
@@ -129,7 +129,7 @@ class TensorFiles:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold the weights of a folder; those that an index names need not be there.
+    """The files that hold the weights of a folder; those that an index names need not exist.
 
     Raises:
         UserError: There are no weights, or the index is damaged.
@@ -153,7 +153,7 @@ def _first_of(folder: Path) -> tuple[Path, dict[str, str]]:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    """Tensor -> shard. Shards outside of the folder are refused: an index could name any file of the machine."""
+    """Maps tensors to shards. Shards outside of the folder are refused: an index could name any file of the machine."""
     try:
         weight_map = json.loads(index.read_bytes())["weight_map"]
         names = {str(name): PurePosixPath(file) for name, file in weight_map.items()}
@@ -181,7 +181,7 @@ def _open(path: Path) -> _WeightFile:
 class _Safetensors:
     """One safetensors file.
 
-    It is opened for each tensor: the library maps it into memory, where what was read stays until the map is closed.
+    It is opened for each tensor: the library memory-maps it, and what was read stays in memory until the map is closed.
     """
 
     def __init__(self, path: Path):
@@ -214,7 +214,7 @@ def _dtype_name(code: str) -> str:
 
 
 class _Torch:
-    """One file written by torch.save; mapped into memory, and read without running any code that it may hold."""
+    """One file written by torch.save; memory-mapped, and read without running any code that it may hold."""
 
     def __init__(self, path: Path):
         self._tensors = _torch_tensors(path)
@@ -227,7 +227,7 @@ class _Torch:
         import torch
 
         tensor = self._tensors[name][cuts].detach().contiguous()
-        if tensor.dtype == torch.bfloat16:  # numpy has no such dtype: the bits travel as integers
+        if tensor.dtype == torch.bfloat16:  # numpy has no such dtype: the bits are passed as integers
             return tensor.view(torch.int16).numpy().view(DTYPES["bfloat16"])
         return tensor.numpy()
 
@@ -241,14 +241,14 @@ def _torch_tensors(path: Path) -> dict[str, Any]:
             "or get the checkpoint in safetensors format."
         ) from error
     try:
-        mapped = _start(path, 4) == b"PK\x03\x04"  # files of torch before 1.6 are no archives, and cannot be mapped
+        mapped = _start(path, 4) == b"PK\x03\x04"  # files of torch before 1.6 are no archives: no memory map
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except UnpicklingError as error:  # whose text says how to run what the file holds
+    except UnpicklingError as error:  # its message says how to run code in the file
         raise UserError(
             f"{path} cannot be read as weights: it is damaged, or holds more than tensors, which may be code and is "
             "never loaded; get the checkpoint in safetensors format."
         ) from error
-    except Exception as error:  # torch raises every kind for a file that is damaged or that holds more than tensors
+    except Exception as error:  # torch raises all kinds of exceptions for a damaged file or one with more than tensors
         raise UserError(f"{path} cannot be read as weights ({first_line(error)}): {_BAD_FILE}") from error
     if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
         raise UserError(f"{path} holds something other than tensors by name: get the checkpoint in safetensors format.")
@@ -256,7 +256,7 @@ def _torch_tensors(path: Path) -> dict[str, Any]:
 
 
 def _start(path: Path, count: int) -> bytes:
-    """The first bytes of a file."""
+    """Reads the first bytes of a file."""
     try:
         with path.open("rb") as file:
             return file.read(count)
