@@ -19,7 +19,7 @@ from spap_jax.model import Model, checked
 from spap_jax.models.decoder import Params
 from spap_jax.numerics import first_not_finite
 from spap_jax.pruning.achieved import warn_of_sparsity
-from spap_jax.pruning.allocation import allocated_config
+from spap_jax.pruning.allocation import allocated_config, check_allocation
 from spap_jax.pruning.card import pruned_files
 from spap_jax.pruning.pipeline import prune_layers, pruned_config
 from spap_jax.pruning.progress import Progress
@@ -117,6 +117,7 @@ def prune(
     settings = (settings or PruneSettings()).replace(**changes)
     warn_of_repetition(token_blocks(tokens, model.config), "the calibration data")
     _check_finite(model)
+    check_allocation(model.config, settings, model_devices)
     warn_of_sparsity(model.config, pruned_config(model.config, settings), settings)
     with watching.sampling(progress) as written:
         tokens = with_samples(tokens, lambda: model, settings, written)

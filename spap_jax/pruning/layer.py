@@ -282,15 +282,18 @@ def layer_report(
         held_out: [] relative error on the held-out tokens; None if there are none.
         clock: The time by phase.
     """
+    rounds = int(solved.rounds)
+    # Without a round, the refit is the result.
+    on_calibration, on_held_out = (e if rounds else e[:1] for e in (solved.calibration, solved.held_out))
     return LayerReport(
         layer=index,
         kept=tuple(solved.choice.channels.kept.tolist()),
-        calibration=stage_errors(solved.calibration, calibration),
-        held_out=None if held_out is None else stage_errors(solved.held_out, held_out),
+        calibration=stage_errors(on_calibration, calibration),
+        held_out=None if held_out is None else stage_errors(on_held_out, held_out),
         swaps=int(solved.choice.channels.swaps),
         improving_swaps=int(solved.choice.channels.improving),
         ridge=float(solved.choice.ridge),
-        rounds=int(solved.rounds),
+        rounds=rounds,
         seconds=dict(clock.seconds),
     )
 

@@ -101,7 +101,7 @@ def test_dead_channels_are_lost_and_nothing_else(variant: str):
     result = api.prune(model, random_tokens(), settings=SETTINGS)
     for channels, report in zip(dead, result.report.layers, strict=True):
         assert not set(channels.tolist()) & set(report.kept)
-        assert report.calibration.selection < 1e-9
+        assert report.calibration.selection < 1e-5  # the difference of two equal numbers in float32
     tokens = random_tokens(7)
     np.testing.assert_allclose(logits(result.model, tokens), logits(model, tokens), rtol=0, atol=1e-4)
 
