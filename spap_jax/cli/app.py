@@ -85,13 +85,14 @@ def launcher(
         if help_all:
             app.help_print(words, everything=True)
             return
-        if config is not None:
-            app.config = (_Options(config), *app.config)
+        app.config = (_refuse_fractions,) if config is None else (_Options(config), _refuse_fractions)
         app(words, exit_on_error=False, print_error=False, result_action="return_value")
     except BaseException:
         if debug:
             traceback.print_exc()
         raise
+    finally:
+        app.config = ()  # the file is of this call, not of the process
 
 
 class _Options:
@@ -149,7 +150,6 @@ def _read_toml(file: Path) -> dict[str, Any]:
 
 def launch(words: list[str]) -> None:
     """Runs the command that the words name."""
-    app.config = (_refuse_fractions,)  # drops the file of an earlier call in this process
     app.meta(words, exit_on_error=False, print_error=False, result_action="return_value")
 
 

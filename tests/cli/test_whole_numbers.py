@@ -44,3 +44,10 @@ def test_other_kinds_of_values_in_a_file(value: str, tmp_path: Path, capsys):
     (tmp_path / "settings.toml").write_text(f"sequences = {value}\n")
     said = sentence(spap(capsys, "prune", "--config", tmp_path / "settings.toml"))
     assert said.startswith("--sequences takes a whole number, not ")
+
+
+def test_a_file_is_forgotten_with_the_command(tmp_path: Path, capsys):
+    """What a refused file held is not there when other code of the process asks the commands."""
+    (tmp_path / "settings.toml").write_text('sequences = "many"\n')
+    sentence(spap(capsys, "prune", "--config", tmp_path / "settings.toml"))
+    app.parse_args(["eval", "model", "--data", "text"], exit_on_error=False, print_error=False)
