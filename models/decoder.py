@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from spap_jax.models.attention import causal_attention
 from spap_jax.models.config import DecoderConfig
-from spap_jax.models.layers import Attention, Mlp, Norm, causal_attention
+from spap_jax.models.layers import Attention, Mlp, Norm
 
 Params = dict
 """Parameters as a nested dict of arrays."""
@@ -62,10 +63,9 @@ class Block(nn.Module):
         r = x + self.attention.project_out(attended)
         return r if self.config.pre_norm else self.attention_norm(r)
 
-    def attend(self, x: jax.Array, positions: jax.Array, valid: jax.Array) -> jax.Array:
-        """Applies attention and its residual addition. x: [B, T, d], positions and valid: [B, T] -> [B, T, d]."""
-        q, k, v = self.queries_keys_values(x, positions)
-        return self.add_attention(x, causal_attention(q, k, v, valid, 0))
+    def attend(self, x: jax.Array, positions: jax.Array, valid: jax.Array | None) -> jax.Array:
+        """Applies attention and its residual addition; see `__call__`. x: [B, T, d] -> [B, T, d]."""
+        return self.add_attention(x, causal_attention(*self.queries_keys_values(x, positions), valid))
 
     def mlp_input(self, r: jax.Array) -> jax.Array:
         """Computes the MLP's input (X in docs/method.md). r: [..., d] -> [..., d]."""
@@ -79,8 +79,8 @@ class Block(nn.Module):
         """Applies the MLP and its residual addition. r: [..., d] -> [..., d]."""
         return self.finish(r + self.mlp.project(self.mlp.hidden(self.mlp_input(r))))
 
-    def __call__(self, x: jax.Array, positions: jax.Array, valid: jax.Array) -> jax.Array:
-        """Applies the block. x: [B, T, d], positions and valid: [B, T] -> [B, T, d]."""
+    def __call__(self, x: jax.Array, positions: jax.Array, valid: jax.Array | None) -> jax.Array:
+        """Applies the block. x: [B, T, d], positions: [B, T], valid: [B, T], or None without padding -> [B, T, d]."""
         return self.feed_forward(self.attend(x, positions, valid))
 
 
@@ -136,12 +136,14 @@ def block(config: DecoderConfig, layer: Params, *args, method=Block.__call__) ->
     return Block(config).apply({"params": layer}, *args, method=method)
 
 
-def forward(config: DecoderConfig, params: Params, tokens: jax.Array, valid: jax.Array, dtype=jnp.float32) -> jax.Array:
-    """Computes logits. tokens, valid: [B, T] -> [B, T, v].
+def forward(
+    config: DecoderConfig, params: Params, tokens: jax.Array, valid: jax.Array | None, dtype=jnp.float32
+) -> jax.Array:
+    """Computes logits. tokens: [B, T], valid: [B, T], or None without padding -> [B, T, v].
 
     Padding (valid False) is neither attended to nor counted in positions.
     """
-    positions = token_positions(valid)
+    positions = token_positions(jnp.ones(tokens.shape, bool) if valid is None else valid)
     x = embed(config, params, tokens, positions, dtype)
     x, _ = jax.lax.scan(lambda x, layer: (block(config, layer, x, positions, valid), None), x, params["layers"])
     return head(config, params, x)

@@ -182,6 +182,29 @@ def apart(change: Callable[..., Any], chunks: Any, *alike: Any) -> Any:
     return jax.shard_map(change, in_specs=given, out_specs=spec, axis_names={_DATA}, check_vma=False)(chunks, *alike)
 
 
+def by_heads(kernel: Callable[..., jax.Array], q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Computes ``kernel(q, k, v)``, which the compiler cannot partition, on each device's own heads.
+
+    Args:
+        kernel: Attention whose heads are independent of each other.
+        q: [B, T, n, h].
+        k: [B, m, S, h].
+        v: [B, m, S, h].
+
+    Returns:
+        [B, T, n, h]; all heads on every device if the key/value heads cannot be divided evenly.
+    """
+    mesh = get_abstract_mesh()
+    free = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto}
+    if not free:
+        return kernel(q, k, v)
+    shares = share_of(k.shape[1], 1) if _MODEL in free else PartitionSpec()
+    mine = PartitionSpec(None, None, *shares[1:])
+    return jax.shard_map(kernel, in_specs=(mine, shares, shares), out_specs=mine, axis_names=free, check_vma=False)(
+        q, k, v
+    )
+
+
 def draw(chunks: Any, places: tuple[jax.Array, ...]) -> Any:
     """Picks items [P, ...] from chunks [C, B, ...]; they are sharded if P can be divided evenly.
 

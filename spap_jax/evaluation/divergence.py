@@ -75,9 +75,8 @@ def _sums(
 
     tokens: [B, T], counts: [B] -> [3] float32.
     """
-    valid = jnp.ones_like(tokens, dtype=bool)
     first, second = (
-        jax.nn.log_softmax(decoder.forward(config, tree, tokens, valid)[:, :-1].astype(jnp.float32))
+        jax.nn.log_softmax(decoder.forward(config, tree, tokens, None)[:, :-1].astype(jnp.float32))
         for config, tree in zip(configs, params, strict=True)
     )
     divergences = (jnp.exp(first) * (first - second)).sum(axis=-1)

@@ -8,8 +8,8 @@ XLA's own memory analysis.
 import dataclasses
 import math
 
+from spap_jax.models.attention import query_blocks
 from spap_jax.models.config import DecoderConfig
-from spap_jax.models.layers import query_blocks
 from spap_jax.models.registry import FAMILIES
 from spap_jax.planning.operations import MLP_TOKENS, mlp_matrices, sweep_step_tokens
 from spap_jax.planning.workload import Workload
