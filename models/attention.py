@@ -25,6 +25,10 @@ _TILES = (512, 256, 128)
 """Tokens of a tile of the TPU's kernel, of which one has to divide the sequence; larger tiles are faster."""
 
 
+_TILED = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
+"""What that kernel tiles, forward and backward."""
+
+
 def causal_attention(
     q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None = None, offset: jax.Array | int = 0
 ) -> jax.Array:
@@ -83,10 +87,11 @@ def _splash(q: jax.Array, k: jax.Array, v: jax.Array, interpret: bool) -> jax.Ar
 
     _, length, heads, head_dim = q.shape
     tile = next(size for size in _TILES if length % size == 0)
-    names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
-    sizes = splash_attention_kernel.BlockSizes(**{f"block_{name}": tile for name in names})
+    sizes: Any = {f"block_{name}": tile for name in _TILED}
     mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.CausalMask((length, length))] * heads)
-    kernel = splash_attention_kernel.make_splash_mha_single_device(mask, block_sizes=sizes, interpret=interpret)
+    kernel: Any = splash_attention_kernel.make_splash_mha_single_device(
+        mask, block_sizes=splash_attention_kernel.BlockSizes(**sizes), interpret=interpret
+    )
     scaled = (q.astype(jnp.float32) * head_dim**-0.5).astype(q.dtype)  # the kernel does not scale the scores
     return jax.vmap(kernel)(scaled.swapaxes(1, 2), k, v).swapaxes(1, 2)
 

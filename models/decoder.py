@@ -4,6 +4,7 @@ The tree is described in ``docs/architecture.md``. Arrays under ``layers`` are s
 time does not grow with depth.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -198,7 +199,9 @@ def extend(
     return logits, Cache(keys, values, seen, jnp.int32(cache.length + tokens.shape[1]))
 
 
-def laid_out(config: DecoderConfig, params: Params) -> tuple[DecoderConfig, Params]:
+def laid_out(
+    config: DecoderConfig, params: Params, place: Callable[[DecoderConfig, Params], Params] = lambda _, params: params
+) -> tuple[DecoderConfig, Params]:
     """Lays out a decoder for speed: pads MLP widths with zero channels and unstacks the layers.
 
     Matrix products are a few percent faster at widths that are multiples of ``WIDTH_STEP``, and a channel with zero
@@ -206,17 +209,23 @@ def laid_out(config: DecoderConfig, params: Params) -> tuple[DecoderConfig, Para
     which makes a step of one token four times as slow; unstacked weights are read in place, but compile time grows with
     depth.
 
+    Args:
+        config: The decoder.
+        params: Its parameters; arrays, or values that are read lazily, a layer at a time.
+        place: Places parameters on devices: those of one layer, or those outside the layers.
+
     Returns:
         The config with the padded widths, and parameters with ``layers`` as a tuple of trees, each at its own width;
         ``extend`` accepts both forms.
     """
     widths = [-(-width // WIDTH_STEP) * WIDTH_STEP for width in config.layer_widths]
-    leaves, tree = jax.tree.flatten(params["layers"])
-    apart = (tree.unflatten(layer) for layer in zip(*leaves, strict=True))
-    layers = tuple(
-        layer | {"mlp": with_channels(layer["mlp"], width)} for layer, width in zip(apart, widths, strict=True)
-    )
-    return config.with_widths(widths), params | {"layers": layers}
+    layers = []
+    for index, width in enumerate(widths):
+        layer = jax.tree.map(lambda stack, index=index: stack[index], params["layers"])
+        mlp = with_channels(jax.tree.map(jnp.asarray, layer["mlp"]), width)
+        layers.append(place(config, layer | {"mlp": mlp}))
+    outer = place(config, {name: params[name] for name in ("embed", "head")})
+    return config.with_widths(widths), outer | {"layers": tuple(layers)}
 
 
 def with_channels(mlp: Params, width: int) -> Params:

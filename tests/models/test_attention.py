@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,9 +45,9 @@ def test_fused_kernels_agree_with_blocks_of_scores(fused: Callable[..., jax.Arra
         np.testing.assert_allclose(mine, theirs, atol=2e-5)
 
 
-def operations(platform: str, *qkv: jax.Array, **more: jax.Array) -> str:
+def operations(platform: str, q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None = None) -> str:
     with traced_for(platform):
-        return str(jax.make_jaxpr(functools.partial(causal_attention, **more))(*qkv))
+        return str(jax.make_jaxpr(causal_attention)(q, k, v, valid))
 
 
 def test_the_platform_and_the_precision_choose():
@@ -66,7 +67,7 @@ def test_the_platform_and_the_precision_choose():
 @pytest.mark.parametrize("sharers", [2, 4])
 def test_a_device_computes_its_own_heads(sharers: int):
     """A kernel cannot be partitioned by the compiler; key/value heads that cannot be divided are replicated."""
-    attention = functools.partial(by_jax, implementation="xla")
+    attention: Any = functools.partial(by_jax, implementation="xla")
     expected = attention(*arrays())
     with devices.sharing(2 * sharers, sharers):
         share = "model" if sharers == GROUPS else None
@@ -74,7 +75,7 @@ def test_a_device_computes_its_own_heads(sharers: int):
         q, k, v = arrays()
         q = jax.device_put(q, NamedSharding(get_mesh(), PartitionSpec(None, None, "model")))
         k, v = jax.device_put((k, v), place)
-        compiled = jax.jit(functools.partial(devices.by_heads, attention)).lower(q, k, v).compile()
+        compiled: Any = jax.jit(functools.partial(devices.by_heads, attention)).lower(q, k, v).compile()
         np.testing.assert_allclose(compiled(q, k, v), expected, atol=2e-6)
         assert f"f32[2,{GROUPS if share is None else 1},{LENGTH},{WIDTH}]" in compiled.as_text()
         assert ("all-gather" in compiled.as_text()) == (share is None)
