@@ -81,11 +81,12 @@ def test_the_mesh_changes_no_sample(count: int, sharers: int):
 
 
 def test_tasks_run_where_the_weights_are_shared():
-    given = [row[:9].tolist() for row in TOKENS], 32, lambda _: False, 64
-    drawn = api.generate.__globals__["Sampling"](1.0), jax.random.key(0)
-    alone = {
-        k: v for some in continuations(replicate(model(), jax.devices()[:1]), *given, *drawn) for k, v in some.items()
-    }
+    def written(replicas: Replicas) -> dict[int, list[int]]:
+        prompts = [row[:9].tolist() for row in TOKENS]
+        parts = continuations(replicas, prompts, 32, lambda _: False, 64, Sampling(1.0), jax.random.key(0))
+        return {number: text for part in parts for number, text in part.items()}
+
+    alone = written(replicate(model(), jax.devices()[:1]))
     with devices.sharing(8, 4):
         shared = replicate(model())
         assert shared.params["layers"]["mlp"]["up"].addressable_shards[0].data.shape == (3, 32, 32)
