@@ -10,8 +10,9 @@ import pytest
 from spap_jax import api, devices
 from spap_jax.errors import UserError
 from spap_jax.evaluation.divergence import compare
+from spap_jax.evaluation.generation import Sampling
 from spap_jax.evaluation.perplexity import negative_log_likelihood, perplexity
-from spap_jax.evaluation.sequences import continuations, replicate
+from spap_jax.evaluation.sequences import Replicas, continuations, replicate
 from spap_jax.evaluation.speed import Workload, measure
 from spap_jax.model import Model, Source
 from spap_jax.models import decoder
