@@ -8,6 +8,7 @@ sequences in a loop, which the compiler would not partition by itself. The param
 import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import jax
@@ -17,14 +18,14 @@ from jax.sharding import AxisType, Mesh, NamedSharding, get_mesh
 from jax.sharding import PartitionSpec as P
 
 from spap_jax.devices import SEQUENCES as BATCH
-from spap_jax.devices import everyone
+from spap_jax.devices import everyone, sharing
 from spap_jax.errors import UserError
 from spap_jax.evaluation.generation import CACHE, Sampling, choose, decode_step, keys_at, keys_of, prefill
 from spap_jax.model import Model
 from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.numerics import full_precision
-from spap_jax.placement import placed
+from spap_jax.placement import bytes_of, placed
 
 SHORTEST = 32
 """Minimum length to which sequences are padded, in tokens."""
@@ -81,9 +82,18 @@ class Score(NamedTuple):
 
 
 def replicate(model: Model, devices: Sequence[Any] | None = None) -> Replicas:
-    """Replicates a model on the devices, by default on those of ``devices.sharing``, or else on all local ones."""
-    if devices is None and everyone() > 1:
-        return Replicas(model.config, placed(model.config, model.params), get_mesh())
+    """Replicates a model on the devices.
+
+    Args:
+        model: The model.
+        devices: The devices. By default those of ``devices.sharing``; without it, all local ones, in groups that share
+            the weights if one device cannot hold them.
+    """
+    if devices is None:
+        alone = everyone() == 1 and jax.process_count() == 1
+        with sharing(None, None, bytes_of(model.params)) if alone else nullcontext():
+            if everyone() > 1:
+                return Replicas(model.config, placed(model.config, model.params), get_mesh())
     devices = jax.local_devices() if devices is None else devices
     mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
     return Replicas(model.config, jax.device_put(model.params, NamedSharding(mesh, P())), mesh)

@@ -147,7 +147,7 @@ def judging_bytes(load: Workload) -> tuple[float, float]:
 
 def sampling_memory(load: Workload) -> Parts:
     """Memory of ``pruning/sampling.py``: the dense model, and the key/value cache of a batch of sequences."""
-    c, length = load.dense, load.fitted.length
+    c, length = load.mine.dense, load.fitted.length
     cache = 2 * c.layers * load.written_at_once * length * c.kv_heads * c.head_dim
     weights = c.layers * block_elements(c) + outer_elements(c)
     return {"weights": load.weight_bytes * weights, "activations": load.weight_bytes * cache}
