@@ -3,9 +3,9 @@
 import math
 from typing import NamedTuple
 
+from spap_jax.models.attention import query_blocks
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.families import Family
-from spap_jax.models.layers import query_blocks
 
 
 class Parameters(NamedTuple):

@@ -4,14 +4,16 @@ The tree is described in ``docs/architecture.md``. Arrays under ``layers`` are s
 time does not grow with depth.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from spap_jax.models.attention import causal_attention
 from spap_jax.models.config import DecoderConfig
-from spap_jax.models.layers import Attention, Mlp, Norm, causal_attention
+from spap_jax.models.layers import Attention, Mlp, Norm
 
 Params = dict
 """Parameters as a nested dict of arrays."""
@@ -62,10 +64,9 @@ class Block(nn.Module):
         r = x + self.attention.project_out(attended)
         return r if self.config.pre_norm else self.attention_norm(r)
 
-    def attend(self, x: jax.Array, positions: jax.Array, valid: jax.Array) -> jax.Array:
-        """Applies attention and its residual addition. x: [B, T, d], positions and valid: [B, T] -> [B, T, d]."""
-        q, k, v = self.queries_keys_values(x, positions)
-        return self.add_attention(x, causal_attention(q, k, v, valid, 0))
+    def attend(self, x: jax.Array, positions: jax.Array, valid: jax.Array | None) -> jax.Array:
+        """Applies attention and its residual addition; see `__call__`. x: [B, T, d] -> [B, T, d]."""
+        return self.add_attention(x, causal_attention(*self.queries_keys_values(x, positions), valid))
 
     def mlp_input(self, r: jax.Array) -> jax.Array:
         """Computes the MLP's input (X in docs/method.md). r: [..., d] -> [..., d]."""
@@ -79,8 +80,8 @@ class Block(nn.Module):
         """Applies the MLP and its residual addition. r: [..., d] -> [..., d]."""
         return self.finish(r + self.mlp.project(self.mlp.hidden(self.mlp_input(r))))
 
-    def __call__(self, x: jax.Array, positions: jax.Array, valid: jax.Array) -> jax.Array:
-        """Applies the block. x: [B, T, d], positions and valid: [B, T] -> [B, T, d]."""
+    def __call__(self, x: jax.Array, positions: jax.Array, valid: jax.Array | None) -> jax.Array:
+        """Applies the block. x: [B, T, d], positions: [B, T], valid: [B, T], or None without padding -> [B, T, d]."""
         return self.feed_forward(self.attend(x, positions, valid))
 
 
@@ -136,12 +137,14 @@ def block(config: DecoderConfig, layer: Params, *args, method=Block.__call__) ->
     return Block(config).apply({"params": layer}, *args, method=method)
 
 
-def forward(config: DecoderConfig, params: Params, tokens: jax.Array, valid: jax.Array, dtype=jnp.float32) -> jax.Array:
-    """Computes logits. tokens, valid: [B, T] -> [B, T, v].
+def forward(
+    config: DecoderConfig, params: Params, tokens: jax.Array, valid: jax.Array | None, dtype=jnp.float32
+) -> jax.Array:
+    """Computes logits. tokens: [B, T], valid: [B, T], or None without padding -> [B, T, v].
 
     Padding (valid False) is neither attended to nor counted in positions.
     """
-    positions = token_positions(valid)
+    positions = token_positions(jnp.ones(tokens.shape, bool) if valid is None else valid)
     x = embed(config, params, tokens, positions, dtype)
     x, _ = jax.lax.scan(lambda x, layer: (block(config, layer, x, positions, valid), None), x, params["layers"])
     return head(config, params, x)
@@ -196,7 +199,9 @@ def extend(
     return logits, Cache(keys, values, seen, jnp.int32(cache.length + tokens.shape[1]))
 
 
-def laid_out(config: DecoderConfig, params: Params) -> tuple[DecoderConfig, Params]:
+def laid_out(
+    config: DecoderConfig, params: Params, place: Callable[[DecoderConfig, Params], Params] = lambda _, params: params
+) -> tuple[DecoderConfig, Params]:
     """Lays out a decoder for speed: pads MLP widths with zero channels and unstacks the layers.
 
     Matrix products are a few percent faster at widths that are multiples of ``WIDTH_STEP``, and a channel with zero
@@ -204,17 +209,23 @@ def laid_out(config: DecoderConfig, params: Params) -> tuple[DecoderConfig, Para
     which makes a step of one token four times as slow; unstacked weights are read in place, but compile time grows with
     depth.
 
+    Args:
+        config: The decoder.
+        params: Its parameters; arrays, or values that are read lazily, a layer at a time.
+        place: Places parameters on devices: those of one layer, or those outside the layers.
+
     Returns:
         The config with the padded widths, and parameters with ``layers`` as a tuple of trees, each at its own width;
         ``extend`` accepts both forms.
     """
     widths = [-(-width // WIDTH_STEP) * WIDTH_STEP for width in config.layer_widths]
-    leaves, tree = jax.tree.flatten(params["layers"])
-    apart = (tree.unflatten(layer) for layer in zip(*leaves, strict=True))
-    layers = tuple(
-        layer | {"mlp": with_channels(layer["mlp"], width)} for layer, width in zip(apart, widths, strict=True)
-    )
-    return config.with_widths(widths), params | {"layers": layers}
+    layers = []
+    for index, width in enumerate(widths):
+        layer = jax.tree.map(lambda stack, index=index: stack[index], params["layers"])
+        mlp = with_channels(jax.tree.map(jnp.asarray, layer["mlp"]), width)
+        layers.append(place(config, layer | {"mlp": mlp}))
+    outer = place(config, {name: params[name] for name in ("embed", "head")})
+    return config.with_widths(widths), outer | {"layers": tuple(layers)}
 
 
 def with_channels(mlp: Params, width: int) -> Params:

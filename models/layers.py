@@ -1,19 +1,11 @@
 """Linen modules of a decoder block. Weights are cast to the dtype of the activations; norms and softmax are float32."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
 from spap_jax.models.config import DecoderConfig, Rope
-
-QUERY_BLOCK = 128
-"""Minimum number of queries per block; the attention scores of one block are held at once."""
-
-MOST_BLOCKS = 8
-"""Maximum number of query blocks in a sequence: each block is compiled separately."""
 
 ACTIVATIONS = {"silu": jax.nn.silu, "relu": jax.nn.relu, "gelu": lambda x: jax.nn.gelu(x, approximate=False)}
 
@@ -78,57 +70,6 @@ def rotate(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
     cos, sin = angles
     low, high = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1).astype(x.dtype)
-
-
-def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, offset: jax.Array | int) -> jax.Array:
-    """Computes softmax attention of each query over the valid keys up to its own index.
-
-    Args:
-        q: [B, T, n, h].
-        k: [B, m, S, h].
-        v: [B, m, S, h].
-        valid: [B, S], which keys may be attended to.
-        offset: Index of the first query among the keys; keys after a block of queries are skipped only if this is a
-            Python integer.
-
-    Returns:
-        [B, T, n, h].
-    """
-    (batch, length, heads, head_dim), groups = q.shape, k.shape[1]
-    queries = q.reshape(batch, length, groups, heads // groups, head_dim).transpose(0, 2, 3, 1, 4)
-    # Gradients recompute the scores one group at a time: if stored, they would dominate peak memory.
-    attend = jax.checkpoint(functools.partial(_attend, offset=offset))
-    if length == 1:
-        out = jax.vmap(jax.vmap(attend, in_axes=(0, 0, 0, None)))(queries, k, v, valid)
-    else:
-        by_group = (queries, k, v, jnp.repeat(valid[:, None], groups, axis=1))
-        # A CPU processes one group of heads at a time, whose scores fit its cache; other devices process all groups of
-        # a sequence, so that the heads can be sharded over several devices.
-        size = 1 if jax.default_backend() == "cpu" else groups
-        by_group = jax.tree.map(lambda a: a.reshape(batch * groups // size, size, *a.shape[2:]), by_group)
-        out = jax.lax.map(lambda some: jax.vmap(attend)(*some), by_group)
-    return out.reshape(batch, heads, length, head_dim).swapaxes(1, 2)
-
-
-def query_blocks(length: int) -> list[tuple[int, int]]:
-    """Returns start and end (exclusive) of each block of queries of a sequence; keys from the end on are skipped."""
-    block = max(QUERY_BLOCK, -(-length // MOST_BLOCKS))
-    return [(first, min(first + block, length)) for first in range(0, length, block)]
-
-
-def _attend(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, offset: jax.Array | int) -> jax.Array:
-    """Attends with the query heads of one key/value head. q: [g, T, h], k and v: [S, h], valid: [S] -> [g, T, h]."""
-    (_, length, head_dim), size = q.shape, k.shape[0]
-    out = []
-    for first, last in query_blocks(length):
-        seen = min(size, offset + last) if isinstance(offset, int) else size
-        allowed = valid[None, :seen] & (jnp.arange(seen)[None, :] <= (offset + jnp.arange(first, last))[:, None])
-        scores = jnp.einsum("gth,sh->gts", q[:, first:last], k[:seen], preferred_element_type=jnp.float32)
-        scores = jnp.where(allowed[None], scores * head_dim**-0.5, jnp.finfo(jnp.float32).min)
-        weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
-        y = jnp.einsum("gts,sh->gth", weights.astype(v.dtype), v[:seen], preferred_element_type=jnp.float32)
-        out.append((y / weights.sum(axis=-1, keepdims=True)).astype(q.dtype))
-    return jnp.concatenate(out, axis=1)
 
 
 class Attention(nn.Module):

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Unpack
 
 import jax
-import jax.numpy as jnp
 
 from spap_jax import checkpoint, memory, watching
 from spap_jax.data import load_tokens
@@ -18,6 +17,7 @@ from spap_jax.keywords import FinetuneChanges, PruneChanges, showing
 from spap_jax.model import Model, checked
 from spap_jax.models.decoder import Params
 from spap_jax.numerics import first_not_finite
+from spap_jax.placement import fitting, stacked
 from spap_jax.pruning.achieved import warn_of_sparsity
 from spap_jax.pruning.allocation import allocated_config, check_allocation
 from spap_jax.pruning.card import pruned_files
@@ -54,13 +54,15 @@ __all__ = [
 def load(name: str | Path) -> Model:
     """Reads a model from a local folder, of Hugging Face or of Orbax, or from the hub.
 
+    A model that does not fit the memory of one device is divided among as many as it needs.
+
     Args:
         name: The folder, its address (gs://bucket/model), or a hub id of the form owner/name.
 
     Raises:
         UserError: There is no such model, it is not supported, or its files are damaged.
     """
-    return checkpoint.load(name)
+    return checkpoint.load(name, fitting)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -119,7 +121,7 @@ def prune(
     _check_finite(model)
     check_allocation(model.config, settings, model_devices)
     warn_of_sparsity(model.config, pruned_config(model.config, settings), settings)
-    with watching.sampling(progress) as written:
+    with sharing(devices, model_devices), watching.sampling(progress) as written:
         tokens = with_samples(tokens, lambda: model, settings, written)
     blocks = token_blocks(tokens, model.config)
     reports: list[LayerReport | SweepReport] = []
@@ -136,10 +138,11 @@ def prune(
             reports.append(step.report)
             watch.step(step.report)
             if step.final:
-                layers.append(step.layer)
+                layers.append(jax.device_get(step.layer))
             del step
-    stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *layers)
-    smaller = Model(narrow, model.params | {"layers": stacked}, model.source)
+    params = model.params | {"layers": stacked(layers)}
+    sharers = model_devices if model_devices > 1 else None
+    smaller = Model(narrow, fitting(narrow, params, devices, sharers), model.source)
     report = new_report(settings, model.config, narrow, model.source.name, tokens, reports)
     size = {"before": checkpoint.weight_bytes(model), "after": checkpoint.weight_bytes(smaller)}
     return PruneResult(smaller, replace(report, extras={"bytes": size, "peak_memory_bytes": memory.peak()}))

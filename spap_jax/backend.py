@@ -1,4 +1,4 @@
-"""Whether JAX has a device to compute on."""
+"""Whether JAX has a device to compute on, and the platform that programs are traced for."""
 
 import jax
 
@@ -9,6 +9,21 @@ _PLATFORMS = {
     "tpu": "for TPUs install JAX with pip install -U 'jax[tpu]'",
 }
 """How to install JAX for each kind of accelerator, by its name in JAX_PLATFORMS."""
+
+
+traced_for = jax.make_user_context(None)
+"""``with traced_for("tpu"):`` traces the programs inside for another platform than that of this machine's devices."""
+
+
+def platform() -> str:
+    """The platform that a program is traced for: "cpu", "tpu", "cuda" (NVIDIA from Ampere on) or "gpu" (others)."""
+    if traced_for.value is not None:
+        return traced_for.value
+    name = jax.default_backend()
+    if name == "gpu":
+        capability = str(getattr(jax.local_devices()[0], "compute_capability", ""))  # "9.0"; on AMD "gfx90a"
+        return "cuda" if capability[:1].isdigit() and float(capability) >= 8 else "gpu"
+    return name
 
 
 def missing_backend() -> str | None:

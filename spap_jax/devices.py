@@ -24,6 +24,12 @@ from spap_jax.settings import is_count
 
 _DATA, _MODEL = "data", "model"
 
+SEQUENCES = PartitionSpec(_DATA)
+"""The spec of arrays whose leading axis is sharded over ``data``."""
+
+_FOR_WEIGHTS = 0.7
+"""Maximum fraction of a device's memory for weights; the rest is for what is computed with them."""
+
 
 def leads() -> bool:
     """Whether this is the leading process, which prints and writes."""
@@ -51,23 +57,46 @@ def from_leader(arrays: dict[str, Any]) -> dict[str, Any]:
     return unflatten_dict(given, sep="/")
 
 
+def enough(weights: int, memory: int | None, count: int) -> int:
+    """Returns how many of ``count`` devices have to share weights of this size, a divisor of ``count``.
+
+    Args:
+        weights: Bytes of the weights.
+        memory: Bytes of memory of a device; None if it has no memory of its own, as a CPU.
+        count: Number of devices.
+    """
+    if memory is None:
+        return 1
+    fitting = (n for n in range(1, count + 1) if count % n == 0 and weights <= n * _FOR_WEIGHTS * memory)
+    return next(fitting, count)
+
+
 @contextmanager
-def sharing(count: int | None, model: int = 1) -> Iterator[None]:
+def sharing(count: int | None, model: int | None = 1, weights: int = 0, groups: int | None = None) -> Iterator[None]:
     """Sets the mesh for the code inside: sequences are sharded along one axis, weights along the other.
 
     Args:
         count: Number of devices. By default all of them, but only ``model`` of them if they are CPUs, since these are
-            as fast together as one.
+            as fast together as one; see also ``groups``.
         model: Number of devices that the weights are sharded over; the sequences are sharded over ``count / model``.
+            If it is None, as many as `enough` says, or one in a run of several processes.
+        weights: Bytes of the weights, for this decision.
+        groups: Number of groups of ``model`` devices that are used if ``count`` is None. By default as many as there
+            are, or one if the devices are CPUs.
 
     Raises:
         UserError: there are fewer devices, or they cannot be divided in this way.
     """
+    if model is None:
+        memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+        several = jax.process_count() > 1 or (count is not None and not is_count(count))
+        model = 1 if several else enough(weights, memory, count or jax.device_count())
     if not is_count(model):
         raise UserError(f"groups of {model} devices cannot share the weights: give --model-devices a number from 1 on.")
     there = jax.devices()
-    several = jax.process_count() > 1 or there[0].platform != "cpu"
-    count = (len(there) if several else model) if count is None else count
+    if count is None:
+        several = jax.process_count() > 1 or there[0].platform != "cpu"
+        count = model * groups if groups else len(there) if several else model
     if not is_count(count) or count > len(there):
         raise UserError(
             f"{count} devices are asked for, but JAX sees {len(there)}: give {option('devices')} a "
@@ -114,7 +143,7 @@ def spread(chunks: np.ndarray) -> jax.Array:
     """
     if everyone() == 1:
         return jnp.asarray(chunks)
-    spec = PartitionSpec(_DATA) if divides(chunks) else PartitionSpec()
+    spec = SEQUENCES if divides(chunks) else PartitionSpec()
     return jax.make_array_from_callback(chunks.shape, NamedSharding(get_mesh(), spec), lambda index: chunks[index])
 
 
@@ -145,9 +174,13 @@ def stacked(array: jax.Array) -> NamedSharding | None:
 
 def whole(tree: Any) -> Any:
     """Gathers sharded arrays in every process, one array after the other; all processes have to call this."""
-    if sharers() == 1:
-        return tree
-    return jax.tree.map(lambda a: np.asarray(a if a.is_fully_addressable else everywhere(a)), tree)
+    return tree if sharers() == 1 else jax.tree.map(gathered, tree)
+
+
+def gathered(array: jax.Array) -> np.ndarray:
+    """Gathers an array on the host of every process; all processes have to call this."""
+    whole_here = array.is_fully_addressable or array.is_fully_replicated
+    return np.asarray(array if whole_here else everywhere(array))
 
 
 def alone(tree: Any) -> Any:
@@ -167,19 +200,49 @@ def total(sums: Callable[..., Any], chunks: Any, *alike: Any) -> Any:
     def own(chunks: Any, *alike: Any) -> Any:
         return jax.lax.psum(sums(chunks, *alike), _DATA)
 
-    given = (PartitionSpec(_DATA), *(PartitionSpec() for _ in alike))
-    return jax.shard_map(own, in_specs=given, out_specs=PartitionSpec(), axis_names={_DATA}, check_vma=False)(
-        chunks, *alike
-    )
+    return along_data(own, (SEQUENCES, *(PartitionSpec() for _ in alike)), PartitionSpec())(chunks, *alike)
 
 
 def apart(change: Callable[..., Any], chunks: Any, *alike: Any) -> Any:
     """Computes ``change(chunks, *alike)``, which treats chunks independently, on each device's own chunks."""
     if not divides(chunks):
         return change(chunks, *alike)
-    spec = PartitionSpec(_DATA)
-    given = (spec, *(PartitionSpec() for _ in alike))
-    return jax.shard_map(change, in_specs=given, out_specs=spec, axis_names={_DATA}, check_vma=False)(chunks, *alike)
+    return along_data(change, (SEQUENCES, *(PartitionSpec() for _ in alike)), SEQUENCES)(chunks, *alike)
+
+
+def along_data(function: Callable[..., Any], given: tuple[Any, ...], out: Any) -> Callable[..., Any]:
+    """Returns the function that each device computes on its own part along ``data``.
+
+    Args:
+        function: What a device computes; along ``model``, the compiler partitions it.
+        given: Specs of the arguments, which name no other axis.
+        out: Specs of the results.
+    """
+    # The check of values that vary across devices (check_vma) mistakes constants in the carries of loops for an error.
+    return jax.shard_map(function, in_specs=given, out_specs=out, axis_names={_DATA}, check_vma=False)
+
+
+def by_heads(kernel: Callable[..., jax.Array], q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Computes ``kernel(q, k, v)``, which the compiler cannot partition, on each device's own heads.
+
+    Args:
+        kernel: Attention whose heads are independent of each other.
+        q: [B, T, n, h].
+        k: [B, m, S, h].
+        v: [B, m, S, h].
+
+    Returns:
+        [B, T, n, h]; all heads on every device if the key/value heads cannot be divided evenly.
+    """
+    mesh = get_abstract_mesh()
+    free = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto}
+    if not free:
+        return kernel(q, k, v)
+    shares = share_of(k.shape[1], 1) if _MODEL in free else PartitionSpec()
+    mine = PartitionSpec(None, None, *shares[1:])
+    return jax.shard_map(kernel, in_specs=(mine, shares, shares), out_specs=mine, axis_names=free, check_vma=False)(
+        q, k, v
+    )
 
 
 def draw(chunks: Any, places: tuple[jax.Array, ...]) -> Any:
@@ -202,10 +265,8 @@ def draw(chunks: Any, places: tuple[jax.Array, ...]) -> Any:
         picked = jnp.where(mine.reshape(-1, *[1] * (picked.ndim - 1)), picked, 0)
         return jax.lax.psum_scatter(picked, _DATA, tiled=True) if evenly else jax.lax.psum(picked, _DATA)
 
-    given = PartitionSpec(_DATA) if evenly else PartitionSpec()
-    return jax.tree.map(
-        jax.shard_map(own, in_specs=PartitionSpec(_DATA), out_specs=given, axis_names={_DATA}, check_vma=False), chunks
-    )
+    given = SEQUENCES if evenly else PartitionSpec()
+    return jax.tree.map(along_data(own, (SEQUENCES,), given), chunks)
 
 
 def give(own: Any, item: Any, place: int | jax.Array) -> Any:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from spap_jax.devices import sharing
 from spap_jax.errors import UserError
 from spap_jax.evaluation.divergence import mean_divergence
 from spap_jax.evaluation.perplexity import check_length
@@ -21,6 +22,7 @@ from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.numerics import full_precision, is_concrete
+from spap_jax.placement import bytes_of
 from spap_jax.pruning.dense import Entered, dense_hidden, dense_moments, enter
 from spap_jax.solver.problem import Problem
 from spap_jax.training.objective import Decoder, loss_sum
@@ -56,7 +58,14 @@ def token_blocks(tokens: Any, config: DecoderConfig) -> Any:
     return blocks.astype(np.int32)
 
 
-def perplexity(model: Model, tokens: Any, batch_tokens: int = 4096) -> float:
+def perplexity(
+    model: Model,
+    tokens: Any,
+    batch_tokens: int = 4096,
+    *,
+    devices: int | None = None,
+    model_devices: int | None = None,
+) -> float:
     """Perplexity: exp of the mean negative log-likelihood per predicted token, T - 1 in each window of T tokens.
 
     It runs on the host, in batches; inside ``jax.jit`` and ``jax.grad`` use `loss`.
@@ -64,16 +73,28 @@ def perplexity(model: Model, tokens: Any, batch_tokens: int = 4096) -> float:
     Args:
         model: The model.
         tokens: Windows of token ids [B, T], or the result of ``load_tokens``; windows are independent.
-        batch_tokens: Tokens that pass through the model at once.
+        batch_tokens: Tokens that a device processes at once.
+        devices: Number of devices to use; by default all of them, but only one if they are CPUs.
+        model_devices: Number of devices that the weights are sharded over; by default as many as the weights need.
 
     Raises:
-        UserError: the tokens are unusable for the model, or there is nothing to predict.
+        UserError: the tokens are unusable for the model, there is nothing to predict, or there are no such devices.
     """
     model = checked(model)
-    return window_perplexity(model, token_blocks(tokens, model.config), batch_tokens)
+    blocks = token_blocks(tokens, model.config)
+    with sharing(devices, model_devices, bytes_of(model.params)):
+        return window_perplexity(model, blocks, batch_tokens)
 
 
-def divergence(dense: Model, pruned: Model, tokens: Any, batch_tokens: int = 4096) -> float:
+def divergence(
+    dense: Model,
+    pruned: Model,
+    tokens: Any,
+    batch_tokens: int = 4096,
+    *,
+    devices: int | None = None,
+    model_devices: int | None = None,
+) -> float:
     """KL(dense || pruned) in nats per predicted token: how far the pruned model's predictions are from the dense one's.
 
     It runs on the host, in batches.
@@ -82,13 +103,18 @@ def divergence(dense: Model, pruned: Model, tokens: Any, batch_tokens: int = 409
         dense: The reference model.
         pruned: The model pruned from it.
         tokens: Windows of token ids [B, T], or the result of ``load_tokens``; windows are independent.
-        batch_tokens: Tokens that pass through the models at once.
+        batch_tokens: Tokens that a device processes at once.
+        devices: Number of devices to use; by default all of them, but only one if they are CPUs.
+        model_devices: Number of devices that the weights are sharded over; by default as many as the weights need.
 
     Raises:
-        UserError: the tokens are unusable for a model, there is nothing to predict, or the vocabularies differ.
+        UserError: the tokens are unusable for a model, there is nothing to predict, the vocabularies differ, or there
+            are no such devices.
     """
     dense, pruned = checked(dense), checked(pruned)
-    return mean_divergence(dense, pruned, token_blocks(tokens, dense.config), batch_tokens)
+    blocks = token_blocks(tokens, dense.config)
+    with sharing(devices, model_devices, bytes_of((dense.params, pruned.params))):
+        return mean_divergence(dense, pruned, blocks, batch_tokens)
 
 
 def logits(model: Model, tokens: Any, attention_mask: Any = None) -> jax.Array:

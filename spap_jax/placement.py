@@ -5,6 +5,7 @@ embedding and head. Weights without such an axis, or with a size that cannot be 
 """
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -39,6 +40,31 @@ def placed(config: DecoderConfig, params: Params) -> Params:
         return _put(array, spec_of(family, jax.tree_util.keystr(path, simple=True, separator="/"), array.shape))
 
     return jax.tree_util.tree_map_with_path(one, params)
+
+
+def bytes_of(params: Any) -> int:
+    """The number of bytes of the arrays of a tree, which may be values that are read lazily."""
+    return sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(params))
+
+
+def stacked(layers: list[Params]) -> Params:
+    """Stacks layers [L, ...] on the host, and clears the list, so that at most two copies are in memory."""
+    stack = jax.tree.map(lambda *arrays: np.stack(arrays), *layers)
+    layers.clear()
+    return stack
+
+
+def fitting(config: DecoderConfig, params: Params, count: int | None = None, sharers: int | None = None) -> Params:
+    """Places parameters on one device, or shards them over as many as share the weights; see `devices.sharing`.
+
+    Args:
+        config: Config of the decoder.
+        params: The whole tree; arrays, or values that are read lazily.
+        count: Number of devices to use. By default all.
+        sharers: Number of devices over which the weights are sharded. By default as many as the weights need.
+    """
+    with devices.sharing(count, sharers, bytes_of(params)):
+        return placed(config, params) if devices.sharers() > 1 else jax.tree.map(jnp.asarray, params)
 
 
 def spec_of(family: Family, path: str, shape: tuple[int, ...]) -> PartitionSpec:

@@ -72,7 +72,10 @@ def test_the_table_names_what_exists(path: str) -> None:
 def test_models_know_no_checkpoint_and_the_solver_no_model() -> None:
     for source in SOURCES:
         if relative(source).startswith("models/"):
-            assert not {p for p in imports(source) if p.startswith("spap_jax/") and p != "spap_jax/errors.py"}
+            known = {"spap_jax/errors.py"}
+            if source.stem == "attention":  # it chooses a kernel for the platform, and gives each device its own heads
+                known |= {"spap_jax/backend.py", "spap_jax/devices.py"}
+            assert not {p for p in imports(source) if p.startswith("spap_jax/")} - known
         if relative(source).startswith("spap_jax/solver/"):
             assert not {p for p in imports(source) if p.startswith("models/")}
 

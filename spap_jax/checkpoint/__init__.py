@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from spap_jax.checkpoint.config_text import check_describable, read_config
-from spap_jax.checkpoint.huggingface import Place, Reader, Writer, local, save, weight_bytes
+from spap_jax.checkpoint.huggingface import Place, Reader, Writer, as_stored, local, on_host, save, weight_bytes
 from spap_jax.checkpoint.locate import locate, locate_config, model_place
 from spap_jax.checkpoint.orbax import is_orbax, load_orbax, save_orbax
 from spap_jax.checkpoint.output import check_output, new_folder
@@ -12,6 +12,7 @@ from spap_jax.model import Model
 __all__ = [
     "Reader",
     "Writer",
+    "as_stored",
     "check_describable",
     "check_output",
     "is_orbax",
@@ -22,6 +23,7 @@ __all__ = [
     "locate_config",
     "model_place",
     "new_folder",
+    "on_host",
     "read_config",
     "save",
     "save_orbax",
@@ -34,7 +36,7 @@ def load(name: str | Path, place: Place = local) -> Model:
 
     Args:
         name: The folder, or a hub id of the form owner/name.
-        place: Places the weights of a Hugging Face folder on devices; by default, on one device.
+        place: Places the weights on devices; by default, on one device.
 
     Warns:
         Notice: Its config.json has fields that transformers does not read, which are ignored.
@@ -43,4 +45,4 @@ def load(name: str | Path, place: Place = local) -> Model:
         UserError: There is no such model, it is not supported, or its files are damaged.
     """
     folder = locate(name)
-    return load_orbax(folder) if is_orbax(folder) else Reader(folder, str(name)).model(place)
+    return load_orbax(folder, place) if is_orbax(folder) else Reader(folder, str(name)).model(place)

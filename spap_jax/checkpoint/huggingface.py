@@ -42,6 +42,16 @@ def local(config: DecoderConfig, params: Params) -> Params:
     return jax.tree.map(jnp.asarray, params)
 
 
+def as_stored(config: DecoderConfig, params: Params) -> Params:
+    """Leaves parameters where they are stored; the parts that are indexed later are read then."""
+    return params
+
+
+def on_host(config: DecoderConfig, params: Params) -> Params:
+    """Reads parameters into the memory of the host, as numpy arrays."""
+    return jax.tree.map(np.asarray, params)
+
+
 class Reader:
     """A Hugging Face folder whose config and tensors have been checked against each other; data are read on demand.
 

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from spap_jax.checkpoint.config_text import parse_config, read_config_text, understood, written_config_text
+from spap_jax.checkpoint.huggingface import Place, local
 from spap_jax.checkpoint.locate import public_name
 from spap_jax.checkpoint.output import new_folder
 from spap_jax.checkpoint.side_files import copy_side_files
@@ -19,7 +20,6 @@ from spap_jax.model import Model, Source
 from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
-from spap_jax.numerics import first_not_finite
 
 _PARAMS, _SOURCE, _COMMITTED = "params", "spap_source.json", "commit_success.txt"
 
@@ -62,8 +62,12 @@ def save_orbax(
             committed.write_text("Checkpoint commit was successful\n", encoding="utf-8")
 
 
-def load_orbax(folder: str | Path) -> Model:
+def load_orbax(folder: str | Path, place: Place = local) -> Model:
     """Reads a model that `save_orbax` wrote.
+
+    Args:
+        folder: Folder of the checkpoint.
+        place: Places the parameters, which are in the memory of the host, on devices; by default, on one device.
 
     Raises:
         UserError: The folder is not a checkpoint that `save_orbax` wrote, or it is damaged.
@@ -78,7 +82,7 @@ def load_orbax(folder: str | Path) -> Model:
     params = _restored(folder, config)
     _check_finite(folder, params)
     facts = _facts(folder)
-    return Model(config, params, Source(facts["name"], folder, text, facts["head_stored"]))
+    return Model(config, place(config, params), Source(facts["name"], folder, text, facts["head_stored"]))
 
 
 def _facts(folder: Path) -> dict[str, Any]:
@@ -90,7 +94,7 @@ def _facts(folder: Path) -> dict[str, Any]:
 
 
 def _restored(folder: Path, config: DecoderConfig) -> Params:
-    """Restores the parameters to the first device, with the config's shapes and the checkpoint's dtypes."""
+    """Restores the parameters to the host, with the config's shapes and the checkpoint's dtypes."""
     from orbax.checkpoint import StandardCheckpointer
 
     shapes = jax.eval_shape(lambda: decoder.init(config, jax.random.key(0)))
@@ -106,24 +110,26 @@ def _restored(folder: Path, config: DecoderConfig) -> Params:
 
 
 def _target(folder: Path, shapes: Params, stored: Params) -> Params:
-    """The arrays to restore, after a check that they match the stored ones."""
+    """Arrays like those to restore, after a check that they match the stored ones."""
     if jax.tree.structure(shapes) != jax.tree.structure(stored):
         raise UserError(f"{folder / _PARAMS} holds other weights than its config.json describes: save it again.")
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
-    def one(path: Any, ours: jax.ShapeDtypeStruct, theirs: Any) -> jax.ShapeDtypeStruct:
+    def one(path: Any, ours: jax.ShapeDtypeStruct, theirs: Any) -> np.ndarray:
         if tuple(theirs.shape) != ours.shape or np.dtype(theirs.dtype) not in DTYPES.values():
             raise UserError(
                 f"{jax.tree_util.keystr(path, simple=True, separator='/')} in {folder / _PARAMS} is {theirs.dtype} "
                 f"{list(theirs.shape)}, where config.json gives {list(ours.shape)}: save the checkpoint again."
             )
-        return jax.ShapeDtypeStruct(ours.shape, theirs.dtype, sharding=place)
+        return np.empty(ours.shape, theirs.dtype)  # Orbax restores numpy arrays in place of such
 
     return jax.tree_util.tree_map_with_path(one, shapes, stored)
 
 
 def _check_finite(folder: Path, params: Params) -> None:
-    if name := first_not_finite(params):
+    paths = jax.tree_util.tree_leaves_with_path(params)
+    damaged = (path for path, array in paths if not np.isfinite(array).all())
+    if path := next(damaged, None):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
         raise UserError(
             f"the weight {name} in {folder} holds NaN or infinity: the checkpoint is damaged, so convert it again."
         )

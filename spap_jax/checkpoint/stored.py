@@ -77,8 +77,11 @@ class Stack:
         self._layers = layers
         self.shape, self.dtype = (len(layers), *layers[0].shape), layers[0].dtype
 
-    def __getitem__(self, index: Index) -> np.ndarray:
-        """Reads a part of the stack, as in `Stored`."""
+    def __getitem__(self, index: Index | int) -> "np.ndarray | Stored":
+        """Reads a part of the stack, as in `Stored`; the array of one layer, given its number, is not read yet."""
+        return self._layers[index] if isinstance(index, int) else self._read(index)
+
+    def _read(self, index: Index) -> np.ndarray:
         which = range(*index[0].indices(len(self._layers)))
         first = self._layers[which[0]][index[1:]]
         stack = np.empty((len(which), *first.shape), first.dtype)
@@ -89,7 +92,7 @@ class Stack:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """Reads all of the array."""
-        return self[(slice(None),) * len(self.shape)].astype(dtype or self.dtype, copy=False)
+        return self._read((slice(None),) * len(self.shape)).astype(dtype or self.dtype, copy=False)
 
 
 def _check_same(tokens: np.ndarray, head: np.ndarray, name: str) -> None:

@@ -20,6 +20,8 @@ def bench(
     prompt: int = 512,
     new: int = 32,
     repeats: int = 7,
+    devices: int | None = None,
+    model_devices: int | None = None,
     json: Path | None = None,
 ) -> None:
     """Measure the speed and size of a model, or of two side by side.
@@ -39,14 +41,19 @@ def bench(
         prompt: Tokens that prefill reads, or fewer if the model does not have enough positions.
         new: Tokens that decoding writes.
         repeats: Number of timed runs, of which medians are shown.
+        devices: Number of devices to use; they must divide --batch, a group that shares the weights counts as one. By
+            default one such group.
+        model_devices: Number of devices among which the weights are divided. By default as many as the weights need.
         json: JSON file to which the results are written as well.
     """
     from spap_jax import checkpoint
     from spap_jax.cli.console import waiting
     from spap_jax.cli.downloads import fetch_models
     from spap_jax.cli.json_file import check_place, write_json
+    from spap_jax.devices import sharing
     from spap_jax.errors import UserError
     from spap_jax.evaluation.speed import Workload, measure
+    from spap_jax.placement import bytes_of
 
     if min(batch, prompt, new, repeats) < 1:
         raise UserError("--batch, --prompt, --new and --repeats must be at least 1: give positive numbers.")
@@ -54,7 +61,7 @@ def bench(
     names = [model] + ([other] if other else [])
     fetch_models(*names)
     with waiting(f"reading {' and '.join(names)}"):
-        models = [checkpoint.load(name) for name in names]
+        models = [checkpoint.load(name, checkpoint.as_stored) for name in names]
     positions = min(loaded.config.positions for loaded in models)
     if new >= positions:
         raise UserError(
@@ -62,7 +69,8 @@ def bench(
         )
     prompt = min(prompt, positions - new)
     work = Workload(batch, prompt, new, repeats)
-    with waiting("measuring"):
+    weights = bytes_of([loaded.params for loaded in models])
+    with waiting("measuring"), sharing(devices, model_devices, weights, groups=1):
         speeds = measure(models, work)
     result = _result(names, models, speeds, work)
     _show(result, names)
@@ -96,17 +104,16 @@ def _result(names: list[str], models: "list[Model]", speeds: "list[Speed]", work
 
 
 def _measured(name: str, model: "Model", speed: "Speed", work: "Workload") -> dict[str, Any]:
-    import jax
-
     from spap_jax.checkpoint.locate import public_name
     from spap_jax.models import cost
+    from spap_jax.placement import bytes_of
 
     count = cost.parameters(model.family, model.config)
     return {
         "model": public_name(name),
         "parameters": count.total,
         "mlp_parameters": count.mlp,
-        "bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(model.params)),
+        "bytes": bytes_of(model.params),
         "prefill_seconds": speed.prefill,
         "decode_seconds": speed.decode,
         "prefill_tokens_per_second": work.batch * work.prompt / median(speed.prefill),

@@ -45,8 +45,9 @@ def convert(
         )
     checkpoint.check_output(output, overwrite, inputs=inputs(model))
     fetch_models(model)
+    # No weight goes through a device; to Hugging Face's format, they are read when their turn comes to be written.
     with waiting(f"reading {model}"):
-        loaded = checkpoint.load(model)
+        loaded = checkpoint.load(model, checkpoint.on_host if to == "orbax" else checkpoint.as_stored)
     kept = accounts(loaded.source.folder)
     with nullcontext() if is_address(output) else waiting(f"writing {output}"):  # uploads have their own bar
         if to == "orbax":

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from spap_jax.cli.switches import Data, ModelName
 
 if TYPE_CHECKING:
+    from spap_jax.model import Model
     from spap_jax.models.config import DecoderConfig
 
 
@@ -22,6 +23,8 @@ def evaluate(
     task_path: Path | None = None,
     limit: int | None = None,
     batch_tokens: int = 4096,
+    devices: int | None = None,
+    model_devices: int | None = None,
     json: Path | None = None,
 ) -> None:
     """Measure perplexity on --data, or run --tasks of the lm-evaluation-harness.
@@ -44,11 +47,18 @@ def evaluate(
         task_path: Folder with further tasks (YAML files). Code that they refer to is run.
         limit: Number of examples of each task, from its start. By default all.
         batch_tokens: Tokens that a device processes at once; fewer need less memory.
+        devices: Number of devices to use. By default all, but only one of a CPU's.
+        model_devices: Number of devices among which the weights are divided; it must divide the number of devices, and
+            each group of this size works on its own share of the text. By default as many as the weights need.
         json: JSON file to which the results are written as well.
     """
+    from spap_jax import checkpoint
+    from spap_jax.cli.console import waiting
     from spap_jax.cli.downloads import fetch_data, fetch_models
     from spap_jax.cli.json_file import check_place, write_json
+    from spap_jax.devices import sharing
     from spap_jax.errors import UserError
+    from spap_jax.placement import bytes_of, placed
 
     if (data is None) == (tasks is None):
         given = "neither was" if data is None else "both were"
@@ -60,28 +70,32 @@ def evaluate(
     check_place(json, "spap eval")
     fetch_models(model)
     fetch_data(data)
-    if data is not None:
-        result = _measure_perplexity(model, data, sequence_length, sequences, batch_tokens)
-    else:
-        from spap_jax.cli.tasks import measure_tasks
+    loaded = checkpoint.load(model, checkpoint.as_stored)
+    with sharing(devices, model_devices, bytes_of(loaded.params)):
 
-        result = measure_tasks(model, str(tasks), task_path, limit, batch_tokens)
+        def placed_model() -> "Model":
+            with waiting(f"reading {model}"):
+                return loaded.replace(params=placed(loaded.config, loaded.params))
+
+        if data is not None:
+            result = _measure_perplexity(model, placed_model(), data, sequence_length, sequences, batch_tokens)
+        else:
+            from spap_jax.cli.tasks import measure_tasks
+
+            result = measure_tasks(model, placed_model, str(tasks), task_path, limit, batch_tokens)
     if json is not None:
         write_json(json, "spap eval", result)
 
 
 def _measure_perplexity(
-    model: str, data: str, sequence_length: int | None, sequences: int | None, batch_tokens: int
+    model: str, loaded: "Model", data: str, sequence_length: int | None, sequences: int | None, batch_tokens: int
 ) -> dict[str, Any]:
-    from spap_jax import checkpoint
     from spap_jax.checkpoint.locate import public_name
     from spap_jax.cli.console import count_text, counting, out, waiting
     from spap_jax.data import load_tokens
     from spap_jax.evaluation.perplexity import check_finite, perplexity
     from spap_jax.named_sets import data_name
 
-    with waiting(f"reading {model}"):
-        loaded = checkpoint.load(model)
     length = chosen_length(sequence_length, loaded.config)
     with waiting(f"tokenising {data}"):
         blocks = load_tokens(

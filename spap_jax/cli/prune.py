@@ -107,8 +107,8 @@ def prune(
         warn_of_ignored(settings)
         for run, narrow in zip(wanted, narrows, strict=True):
             warn_of_sparsity(reader.config, narrow, run.settings)
-        given = _given(reader, data, sequences, sequence_length, eval, wanted, dtype, overwrite)
         with sharing(devices, model_devices):
+            given = _given(reader, data, sequences, sequence_length, eval, wanted, dtype, overwrite)
             if not leads():
                 for run in wanted:
                     follow(run, given)
@@ -134,6 +134,7 @@ def _given(
     from spap_jax.cli.prune_run import Given, perplexity_of
     from spap_jax.data import load_tokens
     from spap_jax.devices import leads
+    from spap_jax.placement import placed
     from spap_jax.pruning.pipeline import pruned_config
     from spap_jax.pruning.progress import Progress
     from spap_jax.pruning.sampling import with_samples
@@ -154,7 +155,7 @@ def _given(
 
     def whole_model() -> "Model":
         with waiting(f"reading all of {reader.source.name}"):
-            return reader.model()
+            return reader.model(placed)
 
     with counting() as watch:
         if leads() and not _read_whole(settings, eval):

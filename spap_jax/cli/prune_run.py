@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from spap_jax import checkpoint, memory
 from spap_jax.checkpoint.mirror import unfinished
@@ -20,6 +19,7 @@ from spap_jax.evaluation.perplexity import check_finite, perplexity
 from spap_jax.model import Model
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
+from spap_jax.placement import placed, stacked
 from spap_jax.pruning.allocation import allocated_config
 from spap_jax.pruning.card import OWN_LOADER, pruned_files
 from spap_jax.pruning.pipeline import Begun, Step, prune_layers, pruned_config, together
@@ -105,9 +105,16 @@ def _lead_one(run: PruneRun, given: Given, number: int, fresh: bool, before_end:
 def follow(run: PruneRun, given: Given) -> None:
     """Runs a process that does not lead: makes the same computations on its own sequences, and writes no result."""
     done = begun(None, run.output)
-    if done is not None:
-        for _ in _steps(run, given, given.reader.outer(), done, _narrow(run.settings, given, None), None):
-            pass
+    if done is None:
+        return
+    narrow = _narrow(run.settings, given, None)
+    given.before()
+    outer, layers = given.reader.outer(), []
+    for step in _steps(run, given, outer, done, narrow, None):
+        layers += _for_judging(step, given)
+        del step
+    if given.judged:
+        perplexity_of(_pruned(given, narrow, outer, layers), given.judged, "after pruning", given.progress)
 
 
 def _narrow(settings: PruneSettings, given: Given, kept: Unfinished | None) -> DecoderConfig:
@@ -154,13 +161,13 @@ def _prune_into(
                 keep(kept, step)
             if step.final:
                 writer.layer(step.report.layer, step.layer)
-                layers += [jax.device_get(step.layer)] if judged else []  # only this process evaluates
+            layers += _for_judging(step, given)
             reports.append(step.report)
             progress.advance(step.report, step.fresh)
             del step
     extras: dict[str, Any] = {"run": kept.name, "bytes": {"before": reader.bytes, "after": writer.bytes}}
     if judged:
-        after = perplexity_of(_stacked(reader, writer.config, outer, layers), judged, "after pruning", given.progress)
+        after = perplexity_of(_pruned(given, writer.config, outer, layers), judged, "after pruning", given.progress)
         extras["perplexity"] = {"data": judged.description, "before": before, "after": after}
     extras["peak_memory_bytes"] = memory.peak()
     report = new_report(run.settings, reader.config, writer.config, reader.source.name, given.blocks, reports)
@@ -178,10 +185,14 @@ def perplexity_of(model: Model, judged: TokenBlocks, when: str, progress: Progre
         return perplexity(model, judged.tokens, watch=measured)
 
 
-def _stacked(reader: checkpoint.Reader, narrow: DecoderConfig, outer: Params, layers: list[Params]) -> Model:
-    stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *layers)
-    layers.clear()
-    return Model(narrow, jax.tree.map(jnp.asarray, outer) | {"layers": stacked}, reader.source)
+def _for_judging(step: Step, given: Given) -> list[Params]:
+    """Returns the block of a step on the host, if it is final and there is data to evaluate the model on."""
+    return [jax.device_get(step.layer)] if step.final and given.judged else []
+
+
+def _pruned(given: Given, narrow: DecoderConfig, outer: Params, layers: list[Params]) -> Model:
+    """Returns the pruned model, spread over the devices; empties the list of its blocks."""
+    return Model(narrow, placed(narrow, outer | {"layers": stacked(layers)}), given.reader.source)
 
 
 def _summary(report: PruneReport) -> None:

@@ -1,17 +1,27 @@
 """The half of ``spap eval`` that runs tasks of the lm-evaluation-harness."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from spap_jax.model import Model
 
 
 def measure_tasks(
-    model: str, listed: str, task_path: Path | None, limit: int | None, batch_tokens: int
+    model: str,
+    read: "Callable[[], Model]",
+    listed: str,
+    task_path: Path | None,
+    limit: int | None,
+    batch_tokens: int,
 ) -> dict[str, Any]:
     """Runs tasks and prints their table.
 
     Args:
         model: Folder or hub id of the checkpoint.
+        read: Reads it, once the tasks are known.
         listed: Names of tasks, separated by commas.
         task_path: Folder with further tasks.
         limit: Number of examples of each task, from its start. By default all.
@@ -24,7 +34,6 @@ def measure_tasks(
         UserError: lm_eval is not installed, or the tasks or the model cannot be loaded.
     """
     tasks, harness = _modules()
-    from spap_jax import checkpoint
     from spap_jax.checkpoint.locate import public_name
     from spap_jax.cli.console import counting, waiting
     from spap_jax.errors import UserError
@@ -36,8 +45,7 @@ def measure_tasks(
         raise UserError("--tasks names no task: give names with commas between them, for example arc_easy,piqa.")
     with waiting(f"looking up {', '.join(names)}"):
         chosen = tasks.choose_tasks(names, task_path)
-    with waiting(f"reading {model}"):
-        loaded = checkpoint.load(model)
+    loaded = read()
     start = time.perf_counter()
     with counting() as watch:
         adapted = harness.HarnessModel(loaded, batch_tokens=batch_tokens, watch=watch)

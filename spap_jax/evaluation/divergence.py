@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from spap_jax import devices
 from spap_jax.errors import UserError
 from spap_jax.evaluation.perplexity import batches, check_length, check_windows, predictions
 from spap_jax.model import Model
@@ -14,6 +15,7 @@ from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.numerics import full_precision
+from spap_jax.placement import placed
 
 
 class Comparison(NamedTuple):
@@ -59,9 +61,10 @@ def compare(dense: Model, pruned: Model, tokens: np.ndarray, batch_tokens: int =
             f"vocabularies of {configs[0].vocabulary} and {configs[1].vocabulary} tokens cannot be compared; "
             "give a model and what was made of it."
         )
-    total = jnp.zeros(3, jnp.float32)
+    params, total = (placed(dense.config, dense.params), placed(pruned.config, pruned.params)), None
     for part, counts in batches(tokens, batch_tokens):
-        total += _sums(configs, (dense.params, pruned.params), part, counts)
+        sums = _sums(configs, params, devices.spread(part), devices.spread(counts))
+        total = sums if total is None else total + sums
     loss, other, divergence = np.asarray(total, np.float64) / predictions(tokens)
     return Comparison(float(np.exp(loss)), float(np.exp(other)), float(divergence))
 
@@ -73,13 +76,17 @@ def _sums(
 ) -> jax.Array:
     """Sums the losses of both models and the divergences over the predictions of the windows that count.
 
-    tokens: [B, T], counts: [B] -> [3] float32.
+    tokens: [D, b, T], counts: [D, b] -> [3] float32.
     """
-    valid = jnp.ones_like(tokens, dtype=bool)
-    first, second = (
-        jax.nn.log_softmax(decoder.forward(config, tree, tokens, valid)[:, :-1].astype(jnp.float32))
-        for config, tree in zip(configs, params, strict=True)
-    )
-    divergences = (jnp.exp(first) * (first - second)).sum(axis=-1)
-    losses = [-jnp.take_along_axis(which, tokens[:, 1:, None], axis=-1)[..., 0] for which in (first, second)]
-    return jnp.stack([(each.sum(axis=1) * counts).sum() for each in (*losses, divergences)])
+
+    def own(batch: tuple[jax.Array, jax.Array], params: tuple[Params, Params]) -> jax.Array:
+        tokens, counts = (a[0] for a in batch)
+        first, second = (
+            jax.nn.log_softmax(decoder.forward(config, tree, tokens, None)[:, :-1].astype(jnp.float32))
+            for config, tree in zip(configs, params, strict=True)
+        )
+        divergences = (jnp.exp(first) * (first - second)).sum(axis=-1)
+        losses = [-jnp.take_along_axis(which, tokens[:, 1:, None], axis=-1)[..., 0] for which in (first, second)]
+        return jnp.stack([(each.sum(axis=1) * counts).sum() for each in (*losses, divergences)])
+
+    return devices.total(own, (tokens, counts), params)

@@ -7,15 +7,22 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike, DTypeLike
 
+from spap_jax import devices
 from spap_jax.errors import UserError
 from spap_jax.model import Model, Source, checked
 from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
+from spap_jax.placement import placed
 
 PROMPT_STEP = 32
 """Prompts are padded to a multiple of this many tokens, so that not every length causes a compilation."""
+
+
+CACHE = decoder.Cache(P(None, "data"), P(None, "data"), devices.SEQUENCES, P())  # pyright: ignore[reportArgumentType]
+"""The specs of a cache whose sequences are sharded over ``data``."""
 
 
 class Sampling(NamedTuple):
@@ -65,8 +72,8 @@ def decode_step(
     return decoder.extend(config, params, token[:, None], jnp.ones((token.shape[0], 1), bool), cache)
 
 
-def choose(sampling: Sampling, logits: jax.Array, key: jax.Array) -> jax.Array:
-    """Selects or samples the next token of each sequence. logits: [B, v] -> [B] int32."""
+def choose(sampling: Sampling, logits: jax.Array, keys: jax.Array) -> jax.Array:
+    """Selects or samples the next token of each sequence, with its own key. logits: [B, v], keys: [B] -> [B] int32."""
     if sampling.temperature == 0:
         return logits.argmax(axis=-1).astype(jnp.int32)
     logits = logits.astype(jnp.float32) / sampling.temperature
@@ -80,7 +87,17 @@ def choose(sampling: Sampling, logits: jax.Array, key: jax.Array) -> jax.Array:
         # No probability precedes the likeliest token, so at least one token is kept.
         least = jnp.where(before < sampling.top_p, descending, jnp.inf).min(axis=-1, keepdims=True)
         logits = jnp.where(logits < least, -jnp.inf, logits)
-    return jax.random.categorical(key, logits, axis=-1).astype(jnp.int32)
+    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+
+
+def keys_of(key: jax.Array, numbers: ArrayLike) -> jax.Array:
+    """Returns a random key for each number of a sequence. numbers: [B] -> [B] keys."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(numbers))
+
+
+def keys_at(keys: jax.Array, step: jax.Array | int) -> jax.Array:
+    """Returns the random keys of one step. keys: [B] -> [B] keys."""
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, step)
 
 
 class _State(NamedTuple):
@@ -97,18 +114,34 @@ def _continue(
     params: decoder.Params,
     tokens: jax.Array,
     valid: jax.Array,
-    key: jax.Array,
+    keys: jax.Array,
     is_end: jax.Array,
     pad: jax.Array,
     new: int,
     sampling: Sampling,
     dtype: DTypeLike,
 ) -> jax.Array:
-    """Generates tokens. tokens, valid: [B, T], is_end: [v] -> the tokens that follow [B, new]."""
+    """Generates tokens. tokens, valid: [B, T], keys: [B], is_end: [v] -> the tokens that follow [B, new]."""
+    continued = functools.partial(_continue_own, config, new, sampling, dtype)
+    return devices.apart(continued, (tokens, valid, keys), params, is_end, pad)
+
+
+def _continue_own(
+    config: DecoderConfig,
+    new: int,
+    sampling: Sampling,
+    dtype: DTypeLike,
+    own: tuple[jax.Array, jax.Array, jax.Array],
+    params: decoder.Params,
+    is_end: jax.Array,
+    pad: jax.Array,
+) -> jax.Array:
+    """Generates the tokens of one device's own sequences; see `_continue`."""
+    tokens, valid, keys = own
     batch = tokens.shape[0]
 
     def write(state: _State, logits: jax.Array) -> _State:
-        token = choose(sampling, logits, jax.random.fold_in(key, state.step))
+        token = choose(sampling, logits, keys_at(keys, state.step))
         token = jnp.where(state.ended, pad, token)
         written = jax.lax.dynamic_update_slice(state.written, token[:, None], (0, state.step))
         ended = state.ended | is_end[token]
@@ -142,6 +175,8 @@ def generate(
 ) -> np.ndarray:
     """Continues prompts.
 
+    Inside ``devices.sharing``, weights and prompts are sharded over the mesh; all processes of a run must call this.
+
     Args:
         model: The model.
         tokens: Prompts [B, T], padded on the left to a common length.
@@ -150,7 +185,7 @@ def generate(
         temperature: 0 selects the likeliest token each time; above 0, tokens are sampled, which requires ``key``.
         top_k: Number of the likeliest tokens to sample from; 0 means all.
         top_p: Sample from the smallest set of the likeliest tokens whose total probability reaches this value.
-        key: Random key of ``jax.random``.
+        key: Random key of ``jax.random``, from which that of each sequence is made; or keys [B], one for each sequence.
         eos: Token, or tokens, that end a sequence; () for none. By default those of the model's
             generation_config.json or config.json.
         pad: Token that fills up a sequence that has ended. By default the model's own, or else its first end token.
@@ -174,19 +209,20 @@ def generate(
         pad = ends[0] if ends else 0
     prompts = prompts.astype(np.int32)
     left = ((0, 0), (-prompts.shape[1] % PROMPT_STEP, 0))
+    key = jax.random.key(0) if key is None else key
     new = _continue(
         model.config,
-        model.params,
-        np.pad(prompts, left),
-        np.pad(mask, left),
-        jax.random.key(0) if key is None else key,
+        placed(model.config, model.params),
+        devices.spread(np.pad(prompts, left)),
+        devices.spread(np.pad(mask, left)),
+        key if key.ndim and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else keys_of(key, np.arange(len(prompts))),
         np.isin(np.arange(model.config.vocabulary), ends),
         np.int32(pad),
         max_new_tokens,
         sampling,
         jnp.dtype(dtype),
     )
-    return np.concatenate([prompts, np.asarray(new)], axis=1)
+    return np.concatenate([prompts, devices.gathered(new)], axis=1)
 
 
 def end_tokens(model: Model) -> tuple[int, ...]:

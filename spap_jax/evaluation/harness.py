@@ -47,7 +47,8 @@ class HarnessModel(TemplateLM):
             model: The model.
             tokenizer: A model folder or a hub id. By default the model's own folder.
             batch_tokens: Number of tokens that a device processes at once.
-            devices: JAX devices among which a batch is split. By default all local devices.
+            devices: JAX devices among which a batch is split. By default all local devices, in groups that share the
+                weights if one device cannot hold them.
             watch: Progress callback.
 
         Raises:

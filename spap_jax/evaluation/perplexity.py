@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from spap_jax import devices
 from spap_jax.errors import NotFiniteError, UserError
 from spap_jax.model import Model
 from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.numerics import full_precision
+from spap_jax.placement import placed
 
 
 def perplexity(
@@ -23,12 +25,13 @@ def perplexity(
 ) -> float:
     """Returns exp of the mean negative log-likelihood per predicted token.
 
-    Each window of T tokens has T - 1 predictions. Windows are independent of each other.
+    Each window of T tokens has T - 1 predictions. Windows are independent of each other. Inside ``devices.sharing``,
+    weights and windows are sharded over the mesh, and all processes of a run must call this.
 
     Args:
         model: The model.
         tokens: Windows [B, T].
-        batch_tokens: Number of tokens that pass through the model at once.
+        batch_tokens: Number of tokens that a device processes at once.
         watch: Progress callback, called between batches with the number of windows done and the total.
 
     Raises:
@@ -36,13 +39,15 @@ def perplexity(
     """
     tokens = check_windows("perplexity", tokens)
     check_length(model.config, tokens.shape[1])
-    count, begun, total = len(tokens), 0, jnp.float32(0)
+    params = placed(model.config, model.params)
+    count, begun, total = len(tokens), 0, None
     watch(0, count)
     for part, counts in batches(tokens, batch_tokens):
         before, done = total, begun
-        total += negative_log_likelihood(model.config, model.params, part, counts)
+        loss = negative_log_likelihood(model.config, params, devices.spread(part), devices.spread(counts))
+        total = loss if total is None else total + loss
         begun += int(counts.sum())
-        before.block_until_ready()  # meanwhile the device works on the next batch
+        jax.block_until_ready(before)  # meanwhile the device works on the next batch
         watch(done, count)
     value = float(np.exp(np.float64(total) / predictions(tokens)))
     watch(count, count)
@@ -80,24 +85,32 @@ def predictions(tokens: np.ndarray) -> int:
 
 
 def batches(tokens: np.ndarray, batch_tokens: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields windows [B, T] in batches, each with a mask of the windows that count.
+    """Yields windows [B, T] in batches [D, b, T], b for each device, each with a mask [D, b] of those that count.
 
     The last batch is padded with windows that do not count, so that all batches share one compilation.
     """
-    batch = min(len(tokens), max(1, batch_tokens // tokens.shape[1]))
+    shares = devices.number()
+    each = min(-(-len(tokens) // shares), max(1, batch_tokens // tokens.shape[1]))
+    batch = shares * each
     for first in range(0, len(tokens), batch):
         part = tokens[first : first + batch]
-        yield np.pad(part, ((0, batch - len(part)), (0, 0))), np.arange(batch) < len(part)
+        whole, counts = np.pad(part, ((0, batch - len(part)), (0, 0))), np.arange(batch) < len(part)
+        yield whole.reshape(shares, each, -1), counts.reshape(shares, each)
 
 
 @functools.partial(jax.jit, static_argnames="config")
 @full_precision
 def negative_log_likelihood(config: DecoderConfig, params: Params, tokens: jax.Array, counts: jax.Array) -> jax.Array:
-    """Sums the loss over the predictions of the windows [B, T] for which ``counts`` [B] is true, in float32."""
-    logits = decoder.forward(config, params, tokens, jnp.ones_like(tokens, dtype=bool))[:, :-1].astype(jnp.float32)
-    chosen = jnp.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
-    losses = jax.nn.logsumexp(logits, axis=-1) - chosen
-    return (losses.sum(axis=1) * counts).sum()
+    """Sums the loss over the predictions of the windows [D, b, T] for which ``counts`` [D, b] is true, in float32."""
+
+    def own(batch: tuple[jax.Array, jax.Array], params: Params) -> jax.Array:
+        tokens, counts = (a[0] for a in batch)
+        logits = decoder.forward(config, params, tokens, None)[:, :-1].astype(jnp.float32)
+        chosen = jnp.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
+        losses = jax.nn.logsumexp(logits, axis=-1) - chosen
+        return (losses.sum(axis=1) * counts).sum()
+
+    return devices.total(own, (tokens, counts), params)
 
 
 def check_length(config: DecoderConfig, length: int) -> None:

@@ -1,27 +1,31 @@
 """Log-likelihoods and continuations of token sequences of any length, in batches over the local devices.
 
-Lengths are padded to a few sizes, so that a new length causes no new compilation. The parameters are replicated on
-all devices, and a batch is sharded along the mesh axis ``data``. This is done by ``shard_map``: attention iterates over
-the sequences in a loop, which the compiler would not partition by itself.
+Lengths are padded to a few sizes, so that a new length causes no new compilation. The parameters are replicated along
+the mesh axis ``data``, and a batch is sharded along it. This is done by ``shard_map``: attention iterates over the
+sequences in a loop, which the compiler would not partition by itself. The parameters may be sharded along ``model``.
 """
 
 import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, get_mesh
 from jax.sharding import PartitionSpec as P
 
+from spap_jax.devices import SEQUENCES as BATCH
+from spap_jax.devices import everyone, sharing
 from spap_jax.errors import UserError
-from spap_jax.evaluation.generation import Sampling, choose, decode_step, prefill
+from spap_jax.evaluation.generation import CACHE, Sampling, choose, decode_step, keys_at, keys_of, prefill
 from spap_jax.model import Model
 from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.numerics import full_precision
+from spap_jax.placement import bytes_of, placed
 
 SHORTEST = 32
 """Minimum length to which sequences are padded, in tokens."""
@@ -29,25 +33,26 @@ SHORTEST = 32
 SEGMENT = 32
 """Number of tokens generated before the host checks whether all texts of a batch have ended."""
 
-BATCH = P("data")
-CACHE = decoder.Cache(P(None, "data"), P(None, "data"), BATCH, P())  # pyright: ignore[reportArgumentType]
-
-# The check of values that vary across devices (check_vma) mistakes constants in the carries of loops for an error.
-_each_device = functools.partial(jax.shard_map, check_vma=False)
+_each_device = functools.partial(jax.shard_map, axis_names={"data"}, check_vma=False)  # as in devices.along_data
 
 
 class Replicas(NamedTuple):
-    """A model replicated on several devices.
+    """A model replicated on several devices, or on several groups of devices that share its weights.
 
     Attributes:
         config: The decoder.
-        params: Its parameters, replicated on every device.
-        mesh: The devices, along the single axis ``data``.
+        params: Its parameters, replicated along ``data``.
+        mesh: The devices, along the axis ``data``, and along ``model`` if they share the weights.
     """
 
     config: DecoderConfig
     params: decoder.Params
     mesh: Mesh
+
+    @property
+    def number(self) -> int:
+        """Number of devices, or of groups, among which sequences are divided."""
+        return self.mesh.shape["data"]
 
 
 class Batch(NamedTuple):
@@ -77,7 +82,18 @@ class Score(NamedTuple):
 
 
 def replicate(model: Model, devices: Sequence[Any] | None = None) -> Replicas:
-    """Replicates a model on the devices, by default on all local ones."""
+    """Replicates a model on the devices.
+
+    Args:
+        model: The model.
+        devices: The devices. By default those of ``devices.sharing``; without it, all local ones, in groups that share
+            the weights if one device cannot hold them.
+    """
+    if devices is None:
+        alone = everyone() == 1 and jax.process_count() == 1
+        with sharing(None, None, bytes_of(model.params)) if alone else nullcontext():
+            if everyone() > 1:
+                return Replicas(model.config, placed(model.config, model.params), get_mesh())
     devices = jax.local_devices() if devices is None else devices
     mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
     return Replicas(model.config, jax.device_put(model.params, NamedSharding(mesh, P())), mesh)
@@ -122,7 +138,7 @@ def log_likelihoods(
         UserError: a token id is not in the model's vocabulary.
     """
     lengths = [len(sequence) - 1 for sequence in sequences]
-    parts = list(batches(lengths, model.config.positions, batch_tokens, model.mesh.size))
+    parts = list(batches(lengths, model.config.positions, batch_tokens, model.number))
 
     def scores(batch: Batch) -> tuple[jax.Array, jax.Array]:
         tokens, valid = _padded(model.config, batch._replace(length=batch.length + 1), sequences, left=False)
@@ -187,13 +203,15 @@ def continuations(
     segments = -(-new // SEGMENT)
     room = segments * SEGMENT
     lengths = [len(prompt) for prompt in prompts]
-    for batch in batches(lengths, model.config.positions, batch_tokens, model.mesh.size, room):
+    for batch in batches(lengths, model.config.positions, batch_tokens, model.number, room):
         arrays = _split(model.mesh, *_padded(model.config, batch, prompts, left=True))
         logits, cache = _read(model.config, model.mesh, batch.length + room, model.params, *arrays)
         written = np.zeros((len(batch.members), 0), np.int32)
+        own = np.pad(batch.members, (0, batch.rows - len(batch.members)))  # a key for each prompt, wherever it is
+        [keys] = _split(model.mesh, keys_of(key, own))
         for segment in range(segments):
-            draw = jax.random.fold_in(jax.random.fold_in(key, batch.members[0]), segment)
-            tokens, logits, cache = _write(model.config, model.mesh, sampling, model.params, logits, cache, draw)
+            state = logits, cache, keys, np.int32(segment * SEGMENT)
+            tokens, logits, cache = _write(model.config, model.mesh, sampling, model.params, *state)
             written = np.concatenate([written, np.asarray(tokens)[: len(batch.members)]], axis=1)[:, :new]
             if all(map(ended, written.tolist())):
                 break
@@ -223,21 +241,25 @@ def _write(
     params: decoder.Params,
     logits: jax.Array,
     cache: decoder.Cache,
-    key: jax.Array,
+    keys: jax.Array,
+    first: jax.Array,
 ) -> tuple[jax.Array, jax.Array, decoder.Cache]:
-    """Generates SEGMENT tokens. logits: [B, v] -> tokens [B, SEGMENT], the logits after them, the extended cache."""
+    """Generates SEGMENT tokens, the first of which is number ``first`` of its text.
 
-    @functools.partial(_each_device, mesh=mesh, in_specs=(P(), BATCH, CACHE, P()), out_specs=(BATCH, BATCH, CACHE))
-    def local(params: decoder.Params, logits: jax.Array, cache: decoder.Cache, key: jax.Array):
-        def step(carry: tuple[jax.Array, decoder.Cache], key: jax.Array):
-            token = choose(sampling, carry[0], key)
+    logits: [B, v], keys: [B] -> tokens [B, SEGMENT], the logits after them [B, v], the extended cache.
+    """
+    given = (P(), BATCH, CACHE, BATCH, P())
+
+    @functools.partial(_each_device, mesh=mesh, in_specs=given, out_specs=(BATCH, BATCH, CACHE))
+    def local(params: decoder.Params, logits: jax.Array, cache: decoder.Cache, keys: jax.Array, first: jax.Array):
+        def step(carry: tuple[jax.Array, decoder.Cache], number: jax.Array):
+            token = choose(sampling, carry[0], keys_at(keys, number))
             return decode_step(config, params, token, carry[1]), token
 
-        keys = jax.random.split(jax.random.fold_in(key, jax.lax.axis_index("data")), SEGMENT)
-        (logits, cache), tokens = jax.lax.scan(step, (logits, cache), keys)
+        (logits, cache), tokens = jax.lax.scan(step, (logits, cache), first + jnp.arange(SEGMENT))
         return tokens.T, logits, cache
 
-    return local(params, logits, cache, key)
+    return local(params, logits, cache, keys, first)
 
 
 def _padded(
@@ -258,7 +280,7 @@ def _padded(
     return tokens.astype(np.int32), valid
 
 
-def _split(mesh: Mesh, *arrays: np.ndarray) -> list[jax.Array]:
+def _split(mesh: Mesh, *arrays: np.ndarray | jax.Array) -> list[jax.Array]:
     """Shards arrays [B, ...] by rows over the devices."""
     return jax.device_put(list(arrays), NamedSharding(mesh, BATCH))
 

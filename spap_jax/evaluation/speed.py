@@ -1,5 +1,6 @@
 """Prefill and decoding speed of models, timed in alternation so that fluctuations of the machine cancel."""
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,11 +9,17 @@ from statistics import median
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 
-from spap_jax.evaluation.generation import decode_step, prefill
+from spap_jax import devices
+from spap_jax.errors import UserError
+from spap_jax.evaluation.generation import CACHE, decode_step, prefill
 from spap_jax.evaluation.perplexity import check_length
 from spap_jax.model import Model
 from spap_jax.models import cost, decoder
+from spap_jax.models.config import DecoderConfig
+from spap_jax.models.decoder import Cache, Params
+from spap_jax.placement import placed
 
 
 @dataclass(frozen=True)
@@ -52,11 +59,22 @@ class Speed:
 def measure(models: list[Model], work: Workload) -> list[Speed]:
     """Times models in turn, run by run, after one warm-up run of each model, which compiles.
 
+    Inside ``devices.sharing``, weights and sequences are sharded over the mesh.
+
+    Args:
+        models: The models; their parameters may be values that are read lazily, a layer at a time.
+        work: The work to time.
+
     Raises:
-        UserError: prompt and new tokens do not fit a model's positions.
+        UserError: prompt and new tokens do not fit a model's positions, or the sequences cannot be divided evenly.
     """
     for model in models:
         check_length(model.config, work.prompt + work.new)
+    if work.batch % devices.number():
+        raise UserError(
+            f"a batch of {work.batch} cannot be divided evenly among {devices.number()} devices or groups of them: "
+            "give a --batch that they divide, or fewer --devices."
+        )
     runs = [_run(model, work) for model in models]
     for run in runs:
         run()
@@ -71,22 +89,43 @@ def speed_up(before: tuple[float, ...], after: tuple[float, ...]) -> float:
 
 def _run(model: Model, work: Workload) -> Callable[[], tuple[float, float]]:
     random = np.random.default_rng(0)
-    tokens = jnp.asarray(random.integers(0, model.config.vocabulary, (work.batch, work.prompt)), jnp.int32)
-    valid = jnp.ones_like(tokens, dtype=bool)
-    config, params = decoder.laid_out(model.config, model.params)
+    tokens = devices.spread(random.integers(0, model.config.vocabulary, (work.batch, work.prompt), np.int32))
+    config, params = decoder.laid_out(model.config, model.params, placed)
 
     def run() -> tuple[float, float]:
         start = time.perf_counter()
-        logits, cache = prefill(config, params, tokens, valid, work.prompt + work.new)
+        logits, cache = _read(config, work.prompt + work.new, params, tokens)
         token = logits.argmax(axis=-1).block_until_ready()
         middle = time.perf_counter()
         for _ in range(work.new):
-            logits, cache = decode_step(config, params, token, cache)
+            logits, cache = _write(config, params, token, cache)
             token = logits.argmax(axis=-1)
         token.block_until_ready()
         return middle - start, (time.perf_counter() - middle) / work.new
 
     return run
+
+
+@functools.partial(jax.jit, static_argnames=("config", "size"))
+def _read(config: DecoderConfig, size: int, params: Params, tokens: jax.Array) -> tuple[jax.Array, Cache]:
+    """Reads prompts [B, T] into a new cache for ``size`` tokens; also returns the logits of the last ones [B, v]."""
+
+    def own(params: Params, tokens: jax.Array) -> tuple[jax.Array, Cache]:
+        return prefill(config, params, tokens, jnp.ones_like(tokens, dtype=bool), size)
+
+    if devices.number() == 1:
+        return own(params, tokens)
+    return devices.along_data(own, (P(), devices.SEQUENCES), (devices.SEQUENCES, CACHE))(params, tokens)
+
+
+@functools.partial(jax.jit, static_argnames="config", donate_argnames="cache")
+def _write(config: DecoderConfig, params: Params, token: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+    """Appends a token [B] to each sequence; returns the logits after it [B, v], and the cache."""
+    own = functools.partial(decode_step, config)
+    if devices.number() == 1:
+        return own(params, token, cache)
+    specs = (devices.SEQUENCES, CACHE)
+    return devices.along_data(own, (P(), *specs), specs)(params, token, cache)
 
 
 def _speed(model: Model, work: Workload, timed: list[tuple[float, float]]) -> Speed:

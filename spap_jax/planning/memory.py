@@ -8,8 +8,8 @@ XLA's own memory analysis.
 import dataclasses
 import math
 
+from spap_jax.models.attention import query_blocks
 from spap_jax.models.config import DecoderConfig
-from spap_jax.models.layers import query_blocks
 from spap_jax.models.registry import FAMILIES
 from spap_jax.planning.operations import MLP_TOKENS, mlp_matrices, sweep_step_tokens
 from spap_jax.planning.workload import Workload
@@ -147,7 +147,7 @@ def judging_bytes(load: Workload) -> tuple[float, float]:
 
 def sampling_memory(load: Workload) -> Parts:
     """Memory of ``pruning/sampling.py``: the dense model, and the key/value cache of a batch of sequences."""
-    c, length = load.dense, load.fitted.length
+    c, length = load.mine.dense, load.fitted.length
     cache = 2 * c.layers * load.written_at_once * length * c.kv_heads * c.head_dim
     weights = c.layers * block_elements(c) + outer_elements(c)
     return {"weights": load.weight_bytes * weights, "activations": load.weight_bytes * cache}

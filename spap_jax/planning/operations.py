@@ -194,7 +194,7 @@ def sweep_step_operations(load: Workload, after: float, more: int = 0) -> float:
 
 def sampling_operations(load: Workload) -> float:
     """``pruning/sampling.py``: a layer's share of the dense model's generation; each token passes through it once."""
-    config, length = load.dense, load.fitted.length
+    config, length = load.mine.dense, load.fitted.length
     each = attention_operations(config, length) + mlp_operations(config) + head_operations(config) / config.layers
     return load.written * length * each
 

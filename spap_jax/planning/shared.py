@@ -34,6 +34,10 @@ def exchanged(load: Workload) -> dict[str, Traffic]:
         "statistics": _gathered(load, load.dense.intermediate, load.fitted.tokens, load.dense.intermediate + 2 * d),
         "alternating": alternating if load.alternates else Counter(),
         "errors": _times(errors, load.stages),
+        "sampling": _times(
+            _reduced(load, _heads(load) + _mlp(load, load.dense), load.written * load.fitted.length),
+            load.weight_bytes / 4,
+        ),
         "sweep steps": _times(steps, s.decided.sweep_steps) if load.sweeps else Counter(),
         "sweep checks": _reduced(load, _block(load), judged + load.tokens * (1 - several / load.narrow.layers)),
     }

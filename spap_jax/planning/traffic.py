@@ -155,7 +155,7 @@ def errors_bytes(load: Workload, part: Chunks) -> float:
 
 def sampling_bytes(load: Workload) -> float:
     """A layer's share of the dense model's generation: for every token the weights, and the keys and values before."""
-    config, length = load.dense, load.fitted.length
+    config, length = load.mine.dense, load.fitted.length
     size = load.written_at_once
     weights = load.weight_bytes * (memory.block_elements(config) + config.vocabulary * config.embedding / config.layers)
     cache = load.weight_bytes * size * length * config.kv_heads * config.head_dim  # half full, keys and values

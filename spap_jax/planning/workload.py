@@ -152,13 +152,14 @@ class Workload:
 
     @property
     def written(self) -> int:
-        """Number of sequences that the dense model generates."""
+        """Number of sequences that the dense model generates on one device."""
         sampled = self.settings.decided.sampled
-        return sum(part.count * part.sequences for part in self.parts) * sampled // (1 + sampled)
+        count = sum(part.count * part.sequences for part in self.parts) * sampled // (1 + sampled)
+        return count if count % self.devices else count // self.devices
 
     @property
     def written_at_once(self) -> int:
-        """Number of sequences that the dense model generates at once."""
+        """Number of sequences that one device generates at once."""
         return at_once(max(1, self.written), self.fitted.length)
 
     @property

@@ -12,10 +12,11 @@ import jax
 import numpy as np
 
 from spap_jax.data import TokenBlocks
-from spap_jax.devices import from_leader, leads
+from spap_jax.devices import number
 from spap_jax.errors import UserError, option
-from spap_jax.evaluation.generation import generate
+from spap_jax.evaluation.generation import generate, keys_of
 from spap_jax.model import Model
+from spap_jax.placement import placed
 from spap_jax.pruning.report import data_account
 from spap_jax.pruning.streams import largest_divisor
 from spap_jax.settings import PruneSettings
@@ -24,13 +25,15 @@ PROMPT = 8
 """Prompts are one of this many equal parts of a calibration sequence."""
 
 _TOKENS = 32_768
-"""Maximum number of tokens generated at once, with their keys and values in memory."""
+"""Maximum number of tokens that a device generates at once, with their keys and values in memory."""
 
 
 def sample(
     model: Model, tokens: np.ndarray, times: int, seed: int, watch: Callable[[int, int], None] = lambda *_: None
 ) -> np.ndarray:
-    """Samples sequences from a model at temperature 1.
+    """Samples sequences from a model at temperature 1, on all devices; all processes must call this.
+
+    Each sequence has its own random key, so that the samples do not depend on the number of devices.
 
     Args:
         model: The dense model.
@@ -51,20 +54,21 @@ def sample(
         raise UserError(f"sequences of one token leave nothing to sample: give longer ones, or {option('sampled', 0)}.")
     parts = [tokens[:, start : start + prompt] for start in range(0, length - prompt + 1, prompt)]
     prompts = np.concatenate([parts[time % len(parts)] for time in range(times)])
-    size = at_once(len(prompts), length)
-    key, written = jax.random.key(seed), []
+    shares = number() if len(prompts) % number() == 0 else 1
+    size, written = shares * at_once(len(prompts) // shares, length), []
+    keys = keys_of(jax.random.key(seed), np.arange(len(prompts)))
+    model = model.replace(params=placed(model.config, model.params))
     dtype = model.params["embed"]["tokens"].dtype
     for start in range(0, len(prompts), size):
         watch(start, len(prompts))
-        drawn = jax.random.fold_in(key, start)
-        some = prompts[start : start + size]
+        some, drawn = prompts[start : start + size], keys[start : start + size]
         written.append(generate(model, some, length - prompt, temperature=1.0, key=drawn, eos=(), pad=0, dtype=dtype))
     watch(len(prompts), len(prompts))
     return np.concatenate(written)
 
 
 def at_once(count: int, length: int) -> int:
-    """Returns how many of ``count`` sequences are generated at once: a divisor, so that one program generates all."""
+    """Returns how many of a device's ``count`` sequences it generates at once: a divisor, for one program to do all."""
     return largest_divisor(count, max(1, _TOKENS // length))
 
 
@@ -80,7 +84,7 @@ def with_samples(
 
     Args:
         tokens: Sequences [B, T], or `TokenBlocks`.
-        model: Returns the dense model; called in the leading process only.
+        model: Returns the dense model.
         settings: Settings with the number of samples per sequence and the seed.
         watch: As in `sample`.
 
@@ -94,7 +98,6 @@ def with_samples(
     if not times:
         return tokens
     blocks = np.asarray(getattr(tokens, "tokens", tokens), np.int32)
-    written = {"tokens": sample(model(), blocks, times, settings.seed, watch)} if leads() else {}
-    both = np.concatenate([from_leader(written)["tokens"], blocks]).astype("<i4")
+    both = np.concatenate([sample(model(), blocks, times, settings.seed, watch), blocks]).astype("<i4")
     words = f"{data_account(tokens)['description']}, and {times} for each that the model wrote"
     return TokenBlocks(both, words, sha256(both.tobytes()).hexdigest(), len(both))

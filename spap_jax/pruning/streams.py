@@ -15,9 +15,9 @@ import numpy as np
 
 from spap_jax import devices
 from spap_jax.models import decoder
+from spap_jax.models.attention import causal_attention
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Block, Params
-from spap_jax.models.layers import causal_attention
 from spap_jax.numerics import full_precision, in_float32, storage, stored
 from spap_jax.placement import placed
 from spap_jax.solver.alternating import Tokens
@@ -187,14 +187,13 @@ def mlp_output(block: Block, r: jax.Array) -> jax.Array:
 def attended(block: Block, x: jax.Array) -> jax.Array:
     """Computes the input of the attention's output projection, heads concatenated. x: [B, T, d] -> [B, T, n h]."""
     positions, valid = causal(x)
-    out = causal_attention(*block.queries_keys_values(x, positions), valid, 0)
+    out = causal_attention(*block.queries_keys_values(x, positions), valid)
     return out.reshape(*x.shape[:2], -1)
 
 
-def causal(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns the token positions and an all-true validity mask for a stream without padding, each [B, T]."""
-    positions = jnp.broadcast_to(jnp.arange(x.shape[1])[None, :], x.shape[:2])
-    return positions, jnp.ones_like(positions, dtype=bool)
+def causal(x: jax.Array) -> tuple[jax.Array, None]:
+    """Returns the token positions [B, T] and the mask of a stream without padding: none."""
+    return jnp.broadcast_to(jnp.arange(x.shape[1])[None, :], x.shape[:2]), None
 
 
 def mlp_hidden(block: Block, r: jax.Array) -> jax.Array:

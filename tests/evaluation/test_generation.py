@@ -195,7 +195,8 @@ def test_the_likeliest_alone_is_greedy() -> None:
 @pytest.mark.parametrize("sampling", [Sampling(5.0, top_k=1), Sampling(5.0, top_p=1e-7), Sampling(1e-6)])
 def test_the_narrowest_sampling_takes_the_likeliest(sampling: Sampling) -> None:
     logits = jax.random.normal(jax.random.key(0), (500, 97))
-    np.testing.assert_array_equal(choose(sampling, logits, jax.random.key(1)), logits.argmax(axis=-1))
+    keys = jax.random.split(jax.random.key(1), 500)
+    np.testing.assert_array_equal(choose(sampling, logits, keys), logits.argmax(axis=-1))
 
 
 @pytest.mark.parametrize(
@@ -220,7 +221,7 @@ def test_tokens_are_drawn_as_often_as_transformers_would(sampling: Sampling) -> 
         scores = warper(torch.zeros((1, 1), dtype=torch.long), scores)  # type: ignore[arg-type]
     expected = torch.softmax(scores, dim=-1).numpy()[0]
     draws = 20_000
-    drawn = choose(sampling, jnp.tile(jnp.asarray(logits), (draws, 1)), jax.random.key(11))
+    drawn = choose(sampling, jnp.tile(jnp.asarray(logits), (draws, 1)), jax.random.split(jax.random.key(11), draws))
     counts = np.bincount(np.asarray(drawn), minlength=6)
     assert not counts[expected == 0].any()
     possible = expected > 0

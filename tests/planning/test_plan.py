@@ -221,3 +221,10 @@ def test_sizes_that_there_are_none_of(name: str, there_are: str):
 @pytest.mark.parametrize("name", ["v5p-8", "v5p-32", "v5p-384", "v5p-12288", "v6e-256", "h100x7"])
 def test_sizes_that_there_are(name: str):
     assert mesh_named(name).name == name
+
+
+def test_each_device_writes_its_share_of_the_samples():
+    meshes = mesh_named("h100x1"), mesh_named("h100x8")
+    one, eight = (plan(request_of("llama-3.1-8b", settings=PruneSettings(sampled=1)), mesh) for mesh in meshes)
+    work = [next(phase for phase in each.phases if phase.name == "sampling").operations for each in (one, eight)]
+    assert work[0] == 8 * work[1]

@@ -9,11 +9,11 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 import pytest
 from phases import LLAMA, collectives, config_of, described, load_of
 from test_plan import request_of
 
+from spap_jax.backend import traced_for
 from spap_jax.errors import UserError
 from spap_jax.planning import memory, operations, shared, traffic
 from spap_jax.planning.accelerators import mesh_named
@@ -42,8 +42,7 @@ def once(load: Workload) -> Workload:
 
 @pytest.fixture(scope="module")
 def programs(load: Workload) -> Iterator[dict[str, Any]]:
-    with pytest.MonkeyPatch.context() as patch, described(load) as phases:
-        patch.setattr(jax, "default_backend", lambda: "gpu")
+    with traced_for("gpu"), described(load) as phases:
         names = ("enter_mlp", "leave_mlp", "statistics", "recover", "errors", "descend", "divergence")
         yield {name: getattr(phases, name)().compile() for name in names}
 

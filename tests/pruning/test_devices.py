@@ -55,6 +55,12 @@ def test_the_mesh_changes_nothing(count: int, sharers: int, schedule: str):
         np.testing.assert_allclose(np.asarray(one), np.asarray(other), atol=1e-4)
 
 
+def test_the_result_is_divided_as_the_run_was():
+    layers = run(4, 4).model.params["layers"]
+    assert shares(layers["mlp"])["down"][0] == shares(layers["attention"])["o"][0] == 4
+    assert layers["mlp"]["down"].addressable_data(0).nbytes == layers["mlp"]["down"].nbytes // 4
+
+
 @pytest.fixture
 def mesh():
     with devices.sharing(8):

@@ -1,0 +1,158 @@
+"""Causal attention, and the one place that chooses how it is computed.
+
+In float32, with padding or with a key/value cache it is computed in blocks of scores, on every platform. In half
+precision accelerators have fused kernels, which hold no scores: cuDNN's on NVIDIA GPUs, the splash attention of Pallas
+on TPUs. ``backend.platform`` says for which platform a program is traced.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from spap_jax import devices
+from spap_jax.backend import platform
+
+QUERY_BLOCK = 128
+"""Minimum number of queries per block; the attention scores of one block are held at once."""
+
+MOST_BLOCKS = 8
+"""Maximum number of query blocks in a sequence: each block is compiled separately."""
+
+_TILES = (512, 256, 128)
+"""Tokens of a tile of the TPU's kernel, of which one has to divide the sequence; larger tiles are faster."""
+
+
+_TILED = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
+"""What that kernel tiles, forward and backward."""
+
+
+def causal_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None = None, offset: jax.Array | int = 0
+) -> jax.Array:
+    """Computes softmax attention of each query over the valid keys up to its own index.
+
+    Args:
+        q: [B, T, n, h].
+        k: [B, m, S, h].
+        v: [B, m, S, h].
+        valid: [B, S], which keys may be attended to; None for all.
+        offset: Index of the first query among the keys; keys after a block of queries are skipped only if this is a
+            Python integer.
+
+    Returns:
+        [B, T, n, h].
+    """
+    fused = None
+    if valid is None and isinstance(offset, int) and offset == 0 and q.shape[1] == k.shape[2]:
+        fused = _fused(platform(), q.dtype, q.shape[1], q.shape[3])
+    if fused is not None:
+        return devices.by_heads(fused, q, k, v)
+    valid = jnp.ones((k.shape[0], k.shape[2]), bool) if valid is None else valid
+    return in_blocks(q, k, v, valid, offset)
+
+
+def _fused(platform: str, dtype: jnp.dtype, length: int, head_dim: int) -> Callable[..., jax.Array] | None:
+    """Returns the fused kernel of a platform; None if it has none that accepts such sequences and heads."""
+    if platform == "cuda" and dtype in (jnp.bfloat16, jnp.float16) and head_dim % 8 == 0 and head_dim <= 128:
+        return functools.partial(by_jax, implementation="cudnn")
+    if platform == "tpu" and dtype == jnp.bfloat16 and length % min(_TILES) == 0 and head_dim in (64, 128):
+        return splash
+    return None
+
+
+def by_jax(q: jax.Array, k: jax.Array, v: jax.Array, implementation: Literal["xla", "cudnn"]) -> jax.Array:
+    """Causal attention by ``jax.nn.dot_product_attention``; shapes as in `causal_attention`."""
+    k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
+    return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=implementation)
+
+
+def splash(q: jax.Array, k: jax.Array, v: jax.Array, interpret: bool = False) -> jax.Array:
+    """Causal attention by the splash attention kernel of Pallas for TPUs; shapes as in `causal_attention`.
+
+    Args:
+        q: Queries; their number is a multiple of 128.
+        k: Keys.
+        v: Values.
+        interpret: Whether to interpret the kernel, which works on every platform.
+    """
+    return _at_default_precision(functools.partial(_splash, interpret=interpret), q, k, v)
+
+
+def _splash(q: jax.Array, k: jax.Array, v: jax.Array, interpret: bool) -> jax.Array:
+    # Imported here, since only TPUs need it and the import takes a while.
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
+
+    _, length, heads, head_dim = q.shape
+    tile = next(size for size in _TILES if length % size == 0)
+    sizes: Any = {f"block_{name}": tile for name in _TILED}
+    mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.CausalMask((length, length))] * heads)
+    kernel: Any = splash_attention_kernel.make_splash_mha_single_device(
+        mask, block_sizes=splash_attention_kernel.BlockSizes(**sizes), interpret=interpret
+    )
+    scaled = (q.astype(jnp.float32) * head_dim**-0.5).astype(q.dtype)  # the kernel does not scale the scores
+    return jax.vmap(kernel)(scaled.swapaxes(1, 2), k, v).swapaxes(1, 2)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _at_default_precision(kernel: Callable[..., jax.Array], q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Computes a kernel and its gradient at the default precision, which is exact for products of bfloat16.
+
+    The TPU's compiler refuses the highest precision for bfloat16.
+    """
+    with jax.default_matmul_precision("default"):
+        return kernel(q, k, v)
+
+
+def _forward(kernel: Callable[..., jax.Array], *qkv: jax.Array) -> tuple[jax.Array, Any]:
+    with jax.default_matmul_precision("default"):
+        return jax.vjp(kernel, *qkv)
+
+
+def _backward(kernel: Callable[..., jax.Array], pull_back: Any, gradient: jax.Array) -> Any:
+    with jax.default_matmul_precision("default"):
+        return pull_back(gradient)
+
+
+_at_default_precision.defvjp(_forward, _backward)
+
+
+def in_blocks(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, offset: jax.Array | int) -> jax.Array:
+    """Computes `causal_attention` a block of queries at a time, without a fused kernel."""
+    (batch, length, heads, head_dim), groups = q.shape, k.shape[1]
+    queries = q.reshape(batch, length, groups, heads // groups, head_dim).transpose(0, 2, 3, 1, 4)
+    # Gradients recompute the scores one group at a time: if stored, they would dominate peak memory.
+    attend = jax.checkpoint(functools.partial(_attend, offset=offset))
+    if length == 1:
+        out = jax.vmap(jax.vmap(attend, in_axes=(0, 0, 0, None)))(queries, k, v, valid)
+    else:
+        by_group = (queries, k, v, jnp.repeat(valid[:, None], groups, axis=1))
+        # A CPU processes one group of heads at a time, whose scores fit its cache; other devices process all groups of
+        # a sequence, so that the heads can be sharded over several devices.
+        size = 1 if platform() == "cpu" else groups
+        by_group = jax.tree.map(lambda a: a.reshape(batch * groups // size, size, *a.shape[2:]), by_group)
+        out = jax.lax.map(lambda some: jax.vmap(attend)(*some), by_group)
+    return out.reshape(batch, heads, length, head_dim).swapaxes(1, 2)
+
+
+def query_blocks(length: int) -> list[tuple[int, int]]:
+    """Returns start and end (exclusive) of each block of queries of a sequence; keys from the end on are skipped."""
+    block = max(QUERY_BLOCK, -(-length // MOST_BLOCKS))
+    return [(first, min(first + block, length)) for first in range(0, length, block)]
+
+
+def _attend(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, offset: jax.Array | int) -> jax.Array:
+    """Attends with the query heads of one key/value head. q: [g, T, h], k and v: [S, h], valid: [S] -> [g, T, h]."""
+    (_, length, head_dim), size = q.shape, k.shape[0]
+    out = []
+    for first, last in query_blocks(length):
+        seen = min(size, offset + last) if isinstance(offset, int) else size
+        allowed = valid[None, :seen] & (jnp.arange(seen)[None, :] <= (offset + jnp.arange(first, last))[:, None])
+        scores = jnp.einsum("gth,sh->gts", q[:, first:last], k[:seen], preferred_element_type=jnp.float32)
+        scores = jnp.where(allowed[None], scores * head_dim**-0.5, jnp.finfo(jnp.float32).min)
+        weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+        y = jnp.einsum("gts,sh->gth", weights.astype(v.dtype), v[:seen], preferred_element_type=jnp.float32)
+        out.append((y / weights.sum(axis=-1, keepdims=True)).astype(q.dtype))
+    return jnp.concatenate(out, axis=1)

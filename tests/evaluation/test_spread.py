@@ -1,0 +1,121 @@
+"""Perplexity, generation and speed on several devices: the result of one, and a share of the work and the weights."""
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from spap_jax import api, devices
+from spap_jax.errors import UserError
+from spap_jax.evaluation.divergence import compare
+from spap_jax.evaluation.generation import Sampling
+from spap_jax.evaluation.perplexity import negative_log_likelihood, perplexity
+from spap_jax.evaluation.sequences import Replicas, continuations, replicate
+from spap_jax.evaluation.speed import Workload, measure
+from spap_jax.model import Model, Source
+from spap_jax.models import decoder
+from spap_jax.models.registry import family_of
+from spap_jax.placement import bytes_of, fitting, placed
+from spap_jax.pruning.sampling import sample
+
+THEIRS = {
+    "model_type": "llama",
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 256,
+    "tie_word_embeddings": False,
+}
+TOKENS = np.random.default_rng(0).integers(0, 96, (11, 64), np.int32)
+MESHES = [(8, 2), (4, 4)]
+
+
+@functools.cache
+def model() -> Model:
+    config = family_of(THEIRS).read_config(THEIRS)
+    params = jax.tree.map(lambda a: 4 * a, decoder.init(config, jax.random.key(0)))  # far from equal probabilities
+    return Model(config, params, Source("test", None, "{}"))
+
+
+@pytest.mark.parametrize(("count", "sharers"), MESHES)
+def test_the_mesh_changes_no_measure(count: int, sharers: int):
+    """Eleven windows cannot be divided evenly among the devices: the rest of the last batch does not count."""
+    alone, told = perplexity(model(), TOKENS, batch_tokens=192), []
+    mesh = {"devices": count, "model_devices": sharers}
+    assert api.perplexity(model(), TOKENS, 64, **mesh) == pytest.approx(alone, rel=1e-5)
+    with devices.sharing(count, sharers):
+        measured = perplexity(model(), TOKENS, 64, lambda *so_far: told.append(so_far))
+    assert measured == pytest.approx(alone, rel=1e-5)
+    groups = count // sharers
+    assert told == [(done, 11) for done in (0, *range(0, 11, groups), 11)]
+    other = model().replace(params=jax.tree.map(lambda a: 0.9 * a, model().params))
+    with devices.sharing(count, sharers):
+        spread = compare(model(), other, TOKENS, 64)
+    np.testing.assert_allclose(spread, compare(model(), other, TOKENS), rtol=1e-5)
+
+
+def test_a_device_has_its_share_of_the_work_and_of_the_weights():
+    def analysed(count: int, sharers: int) -> tuple[float, int]:
+        with devices.sharing(count, sharers):
+            params: Any = placed(model().config, model().params)
+            groups = devices.number()
+            batch = devices.spread(np.resize(TOKENS, (groups, 16 // groups, 64)))
+            counts = devices.spread(np.ones(batch.shape[:2], bool))
+            compiled: Any = negative_log_likelihood.lower(model().config, params, batch, counts).compile()
+            return compiled.cost_analysis()["flops"], compiled.memory_analysis().argument_size_in_bytes
+
+    (work, weights), (eighth, _), (_, quarter) = analysed(1, 1), analysed(8, 1), analysed(8, 4)
+    assert eighth < work / 7
+    assert quarter < 0.3 * weights
+
+
+@pytest.mark.parametrize(("count", "sharers"), MESHES)
+def test_the_mesh_changes_no_sample(count: int, sharers: int):
+    with devices.sharing(count, sharers):
+        found = sample(model(), TOKENS[:8], 2, 0)
+    np.testing.assert_array_equal(found, sample(model(), TOKENS[:8], 2, 0))
+
+
+def test_tasks_run_where_the_weights_are_shared():
+    def written(replicas: Replicas) -> dict[int, list[int]]:
+        prompts = [row[:9].tolist() for row in TOKENS]
+        parts = continuations(replicas, prompts, 32, lambda _: False, 64, Sampling(1.0), jax.random.key(0))
+        return {number: text for part in parts for number, text in part.items()}
+
+    alone = written(replicate(model(), jax.devices()[:1]))
+    with devices.sharing(8, 4):
+        shared = replicate(model())
+        assert shared.params["layers"]["mlp"]["up"].addressable_shards[0].data.shape == (3, 32, 32)
+        found = written(shared)
+    assert found == alone
+
+
+def test_speed_is_measured_on_a_mesh():
+    work = Workload(batch=2, prompt=8, new=2, repeats=1)
+    with devices.sharing(8, 4):
+        (speed,) = measure([model()], work)
+        with pytest.raises(UserError, match="batch of 3 cannot be divided evenly among 2 devices"):
+            measure([model()], Workload(batch=3, prompt=8, new=2, repeats=1))
+    assert len(speed.decode) == 1
+
+
+def test_the_layout_for_speed_is_shared():
+    with devices.sharing(4, 4):
+        _, params = decoder.laid_out(model().config, model().params, placed)
+        held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(params))
+    assert held < 0.3 * bytes_of(params)
+
+
+def test_as_many_devices_share_the_weights_as_they_need():
+    assert devices.enough(60, 100, 8) == 1
+    assert devices.enough(140, 100, 8) == 2
+    assert devices.enough(141, 100, 6) == 3
+    assert devices.enough(10**6, 100, 8) == 8
+    assert devices.enough(10**6, None, 8) == 1
+    params = fitting(model().config, model().params, 4, 4)
+    assert params["embed"]["tokens"].addressable_shards[0].data.shape == (24, 32)
