@@ -25,9 +25,9 @@ def _git(root: Path, *words: str) -> str:
     return run.stdout.strip()
 
 
-def command(words: Sequence[str]) -> str:
-    """Returns the command line in publishable form: of paths outside the checkout only the last name is left."""
-    return shlex.join(["python", "-m", "benchmarks.quality", *(_shortened(word) for word in words)])
+def command(words: Sequence[str], module: str = "benchmarks.quality") -> str:
+    """Returns a module's command line in publishable form: of paths outside the checkout only the last name is left."""
+    return shlex.join(["python", "-m", module, *(_shortened(word) for word in words)])
 
 
 def _shortened(word: str) -> str:

@@ -25,11 +25,13 @@ class Comparison(NamedTuple):
         dense: Perplexity of the first model.
         pruned: Perplexity of the second model.
         divergence: Mean over the predictions of KL(first || second), in nats per token.
+        agreement: Fraction of the predictions for which both have the same most likely token.
     """
 
     dense: float
     pruned: float
     divergence: float
+    agreement: float
 
 
 def mean_divergence(dense: Model, pruned: Model, tokens: np.ndarray, batch_tokens: int = 4096) -> float:
@@ -65,8 +67,8 @@ def compare(dense: Model, pruned: Model, tokens: np.ndarray, batch_tokens: int =
     for part, counts in batches(tokens, batch_tokens):
         sums = _sums(configs, params, devices.spread(part), devices.spread(counts))
         total = sums if total is None else total + sums
-    loss, other, divergence = np.asarray(total, np.float64) / predictions(tokens)
-    return Comparison(float(np.exp(loss)), float(np.exp(other)), float(divergence))
+    loss, other, divergence, agreement = np.asarray(total, np.float64) / predictions(tokens)
+    return Comparison(float(np.exp(loss)), float(np.exp(other)), float(divergence), float(agreement))
 
 
 @functools.partial(jax.jit, static_argnames="configs")
@@ -74,9 +76,9 @@ def compare(dense: Model, pruned: Model, tokens: np.ndarray, batch_tokens: int =
 def _sums(
     configs: tuple[DecoderConfig, DecoderConfig], params: tuple[Params, Params], tokens: jax.Array, counts: jax.Array
 ) -> jax.Array:
-    """Sums the losses of both models and the divergences over the predictions of the windows that count.
+    """Sums the losses of both models, the divergences and the agreements over the predictions of the counted windows.
 
-    tokens: [D, b, T], counts: [D, b] -> [3] float32.
+    tokens: [D, b, T], counts: [D, b] -> [4] float32.
     """
 
     def own(batch: tuple[jax.Array, jax.Array], params: tuple[Params, Params]) -> jax.Array:
@@ -87,6 +89,7 @@ def _sums(
         )
         divergences = (jnp.exp(first) * (first - second)).sum(axis=-1)
         losses = [-jnp.take_along_axis(which, tokens[:, 1:, None], axis=-1)[..., 0] for which in (first, second)]
-        return jnp.stack([(each.sum(axis=1) * counts).sum() for each in (*losses, divergences)])
+        agreements = (first.argmax(axis=-1) == second.argmax(axis=-1)).astype(jnp.float32)
+        return jnp.stack([(each.sum(axis=1) * counts).sum() for each in (*losses, divergences, agreements)])
 
     return devices.total(own, (tokens, counts), params)

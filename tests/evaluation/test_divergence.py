@@ -72,6 +72,9 @@ def test_perplexities_come_along() -> None:
     both = compare(dense, pruned, windows(), batch_tokens=3 * 16)
     assert both.dense == pytest.approx(perplexity(dense, windows()), rel=1e-5)
     assert both.pruned == pytest.approx(perplexity(pruned, windows()), rel=1e-5)
+    first, second = (np.asarray(spap.logits(model, windows()))[:, :-1].argmax(-1) for model in (dense, pruned))
+    assert both.agreement == pytest.approx((first == second).mean(), abs=1e-6)
+    assert both.agreement < 1
 
 
 def test_refusals() -> None:

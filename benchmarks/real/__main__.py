@@ -1,0 +1,97 @@
+"""``python -m benchmarks.real``."""
+
+import itertools
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from cyclopts import App, Parameter
+
+import spap_jax as spap
+from benchmarks import real
+from benchmarks.quality import provenance
+from benchmarks.real import page
+from benchmarks.real.obtain import smollm2
+from benchmarks.real.runs import METHODS, SPARSITIES, Row, command_of, perform, row_of
+
+app = App(name="real", help=real.__doc__, suppress_keyboard_interrupt=False)
+
+Several = Parameter(consume_multiple=True, negative=())
+
+
+@app.default
+def main(
+    *,
+    model: str | None = None,
+    calibration: str = "c4",
+    evaluation: Annotated[tuple[str, ...], Several] = ("wikitext2", "c4"),
+    sparsity: Annotated[tuple[float, ...], Several] = SPARSITIES,
+    method: Annotated[tuple[str, ...], Several] = tuple(METHODS),
+    sequences: int = 128,
+    sequence_length: int = 512,
+    windows: int = 24,
+    work: Path = Path("build/real"),
+    output: Path = Path("docs/real"),
+) -> None:
+    """Prunes a real model with every method, and writes the table of quality, time, memory and speed.
+
+    Args:
+        model: Folder or hub id of the model. By default SmolLM2-135M-Instruct, which is made from a package.
+        calibration: Calibration data, as in ``spap prune --data``.
+        evaluation: Data for judging, as in ``spap eval --data``.
+        sparsity: Fractions of the MLP channels to remove, in the order in which they are run.
+        method: Names of methods, in the order in which they are run.
+        sequences: Number of calibration sequences.
+        sequence_length: Tokens in a calibration sequence.
+        windows: Windows of up to 2048 tokens of each text; 0 takes all.
+        work: Folder for the models.
+        output: Folder for the table; rows that it has are not measured again.
+    """
+    name = model or str(smollm2(work / "SmolLM2-135M-Instruct"))
+    dense = spap.load(name)
+    length = min(2048, dense.config.positions)
+    asked = {"tokenizer": name, "role": "evaluation", "sequences": windows or None, "sequence_length": length}
+    texts = {
+        Path(data).stem: spap.load_tokens(data, vocabulary=dense.config.vocabulary, **asked).tokens
+        for data in evaluation
+    }
+    rows = _stored(output / "results.jsonl")
+    for cut, way in itertools.product(sparsity, method):
+        words = command_of(way, cut, calibration, sequences, sequence_length)
+        command = " ".join(Path(word).name if "/" in word else word for word in words)
+        short = Path(name).name
+        if (short, command) in {row.key for row in rows}:
+            continue
+        folder = work / f"{short}-{cut:g}-{way.replace(', ', '-').replace(' ', '-')}"
+        perform(name, words, folder)
+        rows.append(row_of(short, cut, way, command, dense, folder, texts, provenance.commit()))
+        _write(output, rows, short)
+        quality = ", ".join(f"{text} {judged.pruned:.2f}" for text, judged in rows[-1].texts.items())
+        print(f"{cut:.0%}, {way}: perplexity {quality}", flush=True)
+
+
+def _stored(file: Path) -> list[Row]:
+    if not file.exists():
+        return []
+    return [msgspec.json.decode(line, type=Row) for line in file.read_bytes().splitlines()]
+
+
+def _write(folder: Path, rows: list[Row], model: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "results.jsonl").open("wb") as file:
+        file.writelines(msgspec.json.encode(row) + b"\n" for row in rows)
+    own = [row for row in rows if row.model == model]
+    pictures = page.draw(folder, own)
+    (folder / "README.md").write_text(
+        page.markdown(own, provenance.command(sys.argv[1:], "benchmarks.real"), pictures), encoding="utf-8"
+    )
+
+
+if __name__ == "__main__":
+    try:
+        app()
+    except spap.UserError as error:
+        sys.exit(f"real: {error}")
+    except KeyboardInterrupt:
+        sys.exit("real: interrupted; the same command goes on from here.")

@@ -1,0 +1,147 @@
+"""One row: a prune command, timed by its own report, and its result compared with the dense model."""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+import spap_jax as spap
+from spap_jax.evaluation.divergence import compare
+from spap_jax.evaluation.speed import Workload, measure, speed_up
+from spap_jax.models import cost
+
+_ALL_TOKENS = ("--held-out", "0")
+"""Peers take no steps, so that nothing would be evaluated on held-out sequences: they fit all of them."""
+
+METHODS: dict[str, tuple[str, ...]] = {
+    "flap": ("--method", "flap", *_ALL_TOKENS),
+    "fasp": ("--method", "fasp", *_ALL_TOKENS),
+    "obs": ("--method", "obs", *_ALL_TOKENS),
+    "osscar": ("--method", "osscar", *_ALL_TOKENS),
+    "spap, low effort": ("--effort", "low"),
+    "spap": (),
+    "obs + steps": ("--method", "obs", "--update", "alternate"),
+    "spap, high effort": ("--effort", "high"),
+}
+"""Options of ``spap prune`` by method, in the order in which a sparsity is filled."""
+
+PEERS = ("flap", "fasp", "obs", "osscar")
+
+OURS = ("spap, low effort", "spap", "spap, high effort")
+
+SPARSITIES = (0.3, 0.2, 0.1, 0.5)
+"""Fractions of the MLP channels removed, those of the widest interest first."""
+
+
+class Text(msgspec.Struct, frozen=True):
+    """Both models on one text: perplexities, KL(dense || pruned) in nats per token, and agreement on the top token."""
+
+    dense: float
+    pruned: float
+    divergence: float
+    agreement: float
+
+
+class Row(msgspec.Struct, frozen=True):
+    """Measurements of one pruned model.
+
+    Attributes:
+        model: Name of the dense model's folder, or its hub id.
+        sparsity: Fraction of the MLP channels to remove.
+        method: A key of ``METHODS``.
+        command: The words after ``spap prune MODEL``, without the output.
+        texts: Quality by name of the text.
+        seconds: Wall-clock time by phase, as in the report.
+        peak_memory_bytes: Peak memory of the process.
+        parameters: Parameters of the dense and of the pruned model.
+        bytes: Bytes of their weights.
+        speed: Speed-up over the dense model of prefill and decoding, medians of paired runs.
+        commit: Commit of the code.
+        date: When the row was measured, in UTC.
+    """
+
+    model: str
+    sparsity: float
+    method: str
+    command: str
+    texts: dict[str, Text]
+    seconds: dict[str, float]
+    peak_memory_bytes: int
+    parameters: tuple[int, int]
+    bytes: tuple[int, int]
+    speed: tuple[float, float]
+    commit: str
+    date: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What identifies the run: the model and the command."""
+        return self.model, self.command
+
+
+def command_of(method: str, sparsity: float, calibration: str, sequences: int, length: int) -> list[str]:
+    """Returns the words of a prune command after the model, without its output."""
+    tokens = ["--data", calibration, "--sequences", str(sequences), "--sequence-length", str(length)]
+    return ["--sparsity", f"{sparsity:g}", *METHODS[method], *tokens]
+
+
+def perform(model: str, words: Sequence[str], output: Path) -> None:
+    """Runs the command; its progress is shown, and a stopped run resumes.
+
+    Raises:
+        UserError: the command failed; it has said why.
+    """
+    if (output / "config.json").exists():
+        return
+    words = ["prune", model, *words, "--output", str(output)]
+    if subprocess.run([sys.executable, "-m", "spap_jax", *words]).returncode:
+        raise spap.UserError(f"spap {' '.join(words)} failed: its message is above.")
+
+
+def row_of(
+    name: str,
+    sparsity: float,
+    method: str,
+    command: str,
+    dense: spap.Model,
+    folder: Path,
+    texts: dict[str, Any],
+    commit: str,
+) -> Row:
+    """Measures the result of a command in its output folder.
+
+    Args:
+        name: Name of the dense model.
+        sparsity: Fraction of the MLP channels to remove.
+        method: A key of ``METHODS``.
+        command: Words of the command.
+        dense: The dense model.
+        folder: The output of the command.
+        texts: Windows [B, T] by name of the text.
+        commit: Commit of the code.
+    """
+    pruned, report = spap.load(folder), msgspec.json.decode((folder / "spap_report.json").read_bytes())
+    work = Workload(prompt=min(Workload.prompt, dense.config.positions - Workload.new))
+    before, after = measure([dense, pruned], work)
+    return Row(
+        model=name,
+        sparsity=sparsity,
+        method=method,
+        command=command,
+        texts={text: Text(*compare(dense, pruned, windows)) for text, windows in texts.items()},
+        seconds=report["seconds"],
+        peak_memory_bytes=report["extras"]["peak_memory_bytes"],
+        parameters=(_parameters(dense), _parameters(pruned)),
+        bytes=(report["extras"]["bytes"]["before"], report["extras"]["bytes"]["after"]),
+        speed=(speed_up(before.prefill, after.prefill), speed_up(before.decode, after.decode)),
+        commit=commit,
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _parameters(model: spap.Model) -> int:
+    return cost.parameters(model.family, model.config).total

@@ -1,0 +1,60 @@
+"""The table of real models: rows are commands, judged by their output, and not measured twice."""
+
+import math
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from benchmarks.quality.cases import EXAMPLES
+from benchmarks.real.__main__ import main
+from benchmarks.real.page import markdown, ratio
+from benchmarks.real.runs import METHODS, Row, Text
+
+
+def test_a_row_is_a_command_and_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked = {
+        "model": str(EXAMPLES / "llama-stories"),
+        "calibration": str(EXAMPLES / "stories_calibration.txt"),
+        "evaluation": (str(EXAMPLES / "stories_evaluation.txt"),),
+        "sparsity": (0.3,),
+        "method": ("flap",),
+        "sequences": 4,
+        "sequence_length": 64,
+        "windows": 2,
+        "work": tmp_path / "work",
+        "output": tmp_path / "out",
+    }
+    main(**asked)
+    (line,) = (tmp_path / "out" / "results.jsonl").read_bytes().splitlines()
+    row = msgspec.json.decode(line, type=Row)
+    judged = row.texts["stories_evaluation"]
+    assert judged.pruned > judged.dense > 1
+    assert 0 < judged.agreement < 1
+    assert judged.divergence > 0
+    assert row.parameters[1] < row.parameters[0]
+    assert row.bytes[1] < row.bytes[0]
+    assert min(row.speed) > 0
+    assert row.command.endswith("--data stories_calibration.txt --sequences 4 --sequence-length 64")
+    assert (tmp_path / "out" / "ratios.png").stat().st_size > 1000
+
+    monkeypatch.setattr("benchmarks.real.__main__.perform", lambda *_: pytest.fail("the row was there"))
+    main(**asked)
+    assert (tmp_path / "out" / "results.jsonl").read_bytes().splitlines() == [line]
+
+
+def row(method: str, pruned: float) -> Row:
+    text = Text(10.0, pruned, 0.1, 0.9)
+    return Row(
+        "m", 0.3, method, method, {"t": text}, {"streams": 90.0}, 10**9, (100, 80), (200, 160), (1.1, 1.2), "c", "d"
+    )
+
+
+def test_the_ratio_is_to_the_best_peer():
+    rows = [row("fasp", 20.0), row("obs", 15.0), row("spap", 12.0), row("obs + steps", 11.0)]
+    assert ratio(rows[2], rows, "t") == pytest.approx(math.log(1.2) / math.log(1.5))
+    assert ratio(rows[2], rows[2:], "t") is None
+    page = markdown(rows, "python", [])
+    lines = [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| ") and "---" not in line]
+    names = [name for name in METHODS if name in ("fasp", "obs", "spap", "obs + steps")]
+    assert lines == ["method", *names] * 2
