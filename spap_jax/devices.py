@@ -22,7 +22,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec, get_abstract_me
 from spap_jax.errors import UserError, option
 from spap_jax.settings import is_count
 
-_DATA, _MODEL = "data", "model"
+DATA, _MODEL = "data", "model"
 
 
 def leads() -> bool:
@@ -82,13 +82,13 @@ def sharing(count: int | None, model: int = 1) -> Iterator[None]:
         yield
         return
     shape, types = (count // model, model), (AxisType.Auto, AxisType.Auto)
-    with jax.set_mesh(jax.make_mesh(shape, (_DATA, _MODEL), axis_types=types, devices=there[:count])):
+    with jax.set_mesh(jax.make_mesh(shape, (DATA, _MODEL), axis_types=types, devices=there[:count])):
         yield
 
 
 def number() -> int:
     """Number of devices along ``data``, over which sequences are sharded."""
-    return get_abstract_mesh().shape.get(_DATA, 1)
+    return get_abstract_mesh().shape.get(DATA, 1)
 
 
 def sharers() -> int:
@@ -114,7 +114,7 @@ def spread(chunks: np.ndarray) -> jax.Array:
     """
     if everyone() == 1:
         return jnp.asarray(chunks)
-    spec = PartitionSpec(_DATA) if divides(chunks) else PartitionSpec()
+    spec = PartitionSpec(DATA) if divides(chunks) else PartitionSpec()
     return jax.make_array_from_callback(chunks.shape, NamedSharding(get_mesh(), spec), lambda index: chunks[index])
 
 
@@ -144,15 +144,31 @@ def stacked(array: jax.Array) -> NamedSharding | None:
 
 
 def whole(tree: Any) -> Any:
-    """Gathers sharded arrays in every process, one array after the other; all processes have to call this."""
-    if sharers() == 1:
-        return tree
-    return jax.tree.map(lambda a: np.asarray(a if a.is_fully_addressable else everywhere(a)), tree)
+    """Gathers sharded arrays on the host of every process, one after the other; all processes have to call this."""
+    return tree if everyone() == 1 else jax.tree.map(_on_host, tree)
+
+
+def _on_host(array: jax.Array) -> np.ndarray:
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    if array.is_fully_replicated:
+        return np.asarray(array.addressable_data(0))
+    if array.ndim < 3:
+        return np.asarray(everywhere(array).addressable_data(0))
+    return np.stack([_on_host(part) for part in array])  # no device holds the weights of all layers
+
+
+def like(array: Any, other: jax.Array) -> jax.Array:
+    """Places an array of the host, which every process has, as another one."""
+    if everyone() == 1:
+        return jnp.asarray(array)
+    array = np.asarray(array)
+    return jax.make_array_from_callback(array.shape, other.sharding, lambda index: array[index])
 
 
 def alone(tree: Any) -> Any:
-    """Makes replicated arrays local to this process, for what it computes without the others."""
-    return tree if jax.process_count() == 1 else jax.tree.map(lambda a: jnp.asarray(a.addressable_data(0)), tree)
+    """Brings arrays to this process, for what it computes without the others; all processes have to call this."""
+    return tree if jax.process_count() == 1 else whole(tree)
 
 
 def total(sums: Callable[..., Any], chunks: Any, *alike: Any) -> Any:
@@ -165,10 +181,10 @@ def total(sums: Callable[..., Any], chunks: Any, *alike: Any) -> Any:
         return sums(chunks, *alike)
 
     def own(chunks: Any, *alike: Any) -> Any:
-        return jax.lax.psum(sums(chunks, *alike), _DATA)
+        return jax.lax.psum(sums(chunks, *alike), DATA)
 
-    given = (PartitionSpec(_DATA), *(PartitionSpec() for _ in alike))
-    return jax.shard_map(own, in_specs=given, out_specs=PartitionSpec(), axis_names={_DATA}, check_vma=False)(
+    given = (PartitionSpec(DATA), *(PartitionSpec() for _ in alike))
+    return jax.shard_map(own, in_specs=given, out_specs=PartitionSpec(), axis_names={DATA}, check_vma=False)(
         chunks, *alike
     )
 
@@ -177,9 +193,9 @@ def apart(change: Callable[..., Any], chunks: Any, *alike: Any) -> Any:
     """Computes ``change(chunks, *alike)``, which treats chunks independently, on each device's own chunks."""
     if not divides(chunks):
         return change(chunks, *alike)
-    spec = PartitionSpec(_DATA)
+    spec = PartitionSpec(DATA)
     given = (spec, *(PartitionSpec() for _ in alike))
-    return jax.shard_map(change, in_specs=given, out_specs=spec, axis_names={_DATA}, check_vma=False)(chunks, *alike)
+    return jax.shard_map(change, in_specs=given, out_specs=spec, axis_names={DATA}, check_vma=False)(chunks, *alike)
 
 
 def draw(chunks: Any, places: tuple[jax.Array, ...]) -> Any:
@@ -196,15 +212,15 @@ def draw(chunks: Any, places: tuple[jax.Array, ...]) -> Any:
     evenly = len(places[0]) % number() == 0
 
     def own(a: jax.Array) -> jax.Array:
-        chunk = places[0] - jax.lax.axis_index(_DATA) * len(a)
+        chunk = places[0] - jax.lax.axis_index(DATA) * len(a)
         mine = (chunk >= 0) & (chunk < len(a))
         picked = a[(jnp.clip(chunk, 0, len(a) - 1), *places[1:])]
         picked = jnp.where(mine.reshape(-1, *[1] * (picked.ndim - 1)), picked, 0)
-        return jax.lax.psum_scatter(picked, _DATA, tiled=True) if evenly else jax.lax.psum(picked, _DATA)
+        return jax.lax.psum_scatter(picked, DATA, tiled=True) if evenly else jax.lax.psum(picked, DATA)
 
-    given = PartitionSpec(_DATA) if evenly else PartitionSpec()
+    given = PartitionSpec(DATA) if evenly else PartitionSpec()
     return jax.tree.map(
-        jax.shard_map(own, in_specs=PartitionSpec(_DATA), out_specs=given, axis_names={_DATA}, check_vma=False), chunks
+        jax.shard_map(own, in_specs=PartitionSpec(DATA), out_specs=given, axis_names={DATA}, check_vma=False), chunks
     )
 
 

@@ -12,8 +12,8 @@ from spap_jax.settings import FinetuneSettings
 if TYPE_CHECKING:
     from spap_jax.data import TokenBlocks
     from spap_jax.model import Model
+    from spap_jax.training.engine import Stage
     from spap_jax.training.report import FinetuneReport
-    from spap_jax.training.train import Stage
 
 
 def finetune(
@@ -110,9 +110,9 @@ def finetune(
     before = _perplexity(start, judged, "before training") if leads() else None
     with sharing(devices, model_devices), stopping() as before_end:
         if not leads():  # makes the same computations on its own sequences, and writes no result
-            run(start, blocks, dense, settings, lambda _: None, begun(None))
+            run(start, blocks, dense, settings, lambda stage: stage.leaves(), begun(None))
             return
-        kept = unfinished(output, identity(start, dense, blocks, settings), blocks=1, fresh=not resume)
+        kept = unfinished(output, identity(start, dense, blocks, settings), blocks=0, fresh=not resume)
 
         def reached(looks: int) -> str:  # each check stores a record; the first is before any step
             return f"step {min((looks - 1) * settings.check_every, settings.steps)} of {settings.steps} is done"

@@ -8,8 +8,9 @@ from typing import Any
 from spap_jax import devices
 from spap_jax.model import Model
 from spap_jax.settings import FinetuneSettings
+from spap_jax.training.engine import Begun, Stage
 from spap_jax.training.report import FinetuneReport, new_finetune_report
-from spap_jax.training.train import Begun, Stage, result, stages
+from spap_jax.training.train import result, stages
 
 
 def run(
