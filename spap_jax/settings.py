@@ -190,7 +190,7 @@ class PruneSettings(_Settings):
         update: How the remaining weights are updated. "own": as in the paper of the method. "none": not at all (random,
             magnitude, wanda). "bias": the output bias makes up for the mean of the removed channels (flap). "refit":
             the output projection is solved for in closed form (fasp, obs, osscar). "alternate": refit, then alternating
-            rounds and sweeps (spap).
+            rounds and joint steps (spap).
         schedule: "sequential": the channels of a layer are chosen on the activations that the already pruned layers
             produce, and all devices work on that layer. "parallel": they are chosen on the dense model's activations,
             and each device works on a layer of its own.

@@ -35,7 +35,7 @@ class Group(NamedTuple):
     """Consecutive blocks that are adjusted together, and their steps."""
 
     first: int
-    count: int
+    blocks: int
     schedule: Schedule
 
 
@@ -131,8 +131,8 @@ def adjusted(
         start, done = done, done + group.schedule.checks
         if len(checks) > done:
             continue  # its result is in the state of a later group
-        alone = group.count == config.layers
-        best = parts if alone else _of_blocks(parts, group.first, group.count)
+        alone = group.blocks == config.layers
+        best = parts if alone else _of_blocks(parts, group.first, group.blocks)
         frozen = params if alone else params | {"layers": params["layers"] | parts}
         job = Job(config, recipe(settings, group.schedule.steps), compute_dtype(settings.compute_dtype), group.first)
         given, judged = (Given(frozen, None, part) for part in (fitted, held_out))

@@ -1,6 +1,7 @@
 """The record of a measurement on held-out sequences, which the steps of pruning and of recovery training share."""
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Check:
     seconds: float
 
 
-def check_of(tree: dict) -> Check:
+def check_of(tree: dict[str, Any]) -> Check:
     """Inverts ``dataclasses.asdict`` for a check, after a round trip through JSON."""
-    return Check(**tree | {"losses": tuple(tree["losses"])})
+    losses: Any = tuple(tree["losses"])
+    return Check(**tree | {"losses": losses})

@@ -64,8 +64,8 @@ def stored(inner: optax.GradientTransformation, dtype: Any) -> optax.GradientTra
     def to(state: Any, kind: Any) -> Any:
         return jax.tree.map(lambda a: a.astype(kind) if jnp.issubdtype(a.dtype, jnp.floating) else a, state)
 
-    def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        updates, state = inner.update(gradients, to(state, jnp.float32), params)
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = inner.update(updates, to(state, jnp.float32), params)
         return updates, to(state, dtype)
 
     return optax.GradientTransformation(lambda params: to(inner.init(params), dtype), update)

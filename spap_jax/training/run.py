@@ -18,7 +18,7 @@ def run(
     tokens: Any,
     teacher: Model | None,
     settings: FinetuneSettings,
-    watch: Callable[[Stage], None],
+    watch: Callable[[Stage], object],
     begun: Begun | None = None,
 ) -> tuple[Model, FinetuneReport]:
     """Trains a model to the end and returns it with the report.
