@@ -18,7 +18,7 @@ from spap_jax.planning.accelerators import Mesh, mesh_named
 from spap_jax.planning.plan import Request, notes, plan, verdict
 from spap_jax.planning.workload import workload
 from spap_jax.pruning import pipeline
-from spap_jax.settings import SCHEDULES, STREAM_DTYPES, PruneSettings
+from spap_jax.settings import FLOAT_DTYPES, SCHEDULES, PruneSettings
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.json"))
 
@@ -67,7 +67,7 @@ def changed(request: Request, mesh: str, words: str) -> tuple[Request, Mesh]:
     number = {name: int(value) for name, value in re.findall(r"--([a-z-]+) (\d+)", words)}
     settings = request.settings.replace(batch_tokens=number.get("batch-tokens", request.settings.batch_tokens))
     settings = settings.replace(round_to=number.get("round-to", 1))
-    settings = settings.replace(sweep_blocks=number.get("sweep-blocks", request.settings.sweep_blocks))
+    settings = settings.replace(joint_blocks=number.get("joint-blocks", request.settings.joint_blocks))
     if effort := re.search(r"--effort (\w+)", words):
         settings = settings.replace(effort=effort[1])
     settings = settings.replace(stream_dtype="bfloat16") if "--stream-dtype bfloat16" in words else settings
@@ -130,7 +130,7 @@ def test_devices_share_the_tokens_and_not_the_solver():
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_streams_take_half_the_memory_in_bfloat16(schedule: str):
     settings = PruneSettings(schedule=schedule)  # type: ignore[arg-type]
-    requests = (request_of("llama-3.1-8b", settings=settings.replace(stream_dtype=dtype)) for dtype in STREAM_DTYPES)
+    requests = (request_of("llama-3.1-8b", settings=settings.replace(stream_dtype=dtype)) for dtype in FLOAT_DTYPES)
     exact, half = (plan(request, mesh_named("h100x1")) for request in requests)
     for name, parts in exact.memory.items():
         assert half.memory[name] == parts | {"streams": parts["streams"] / 2}
@@ -163,7 +163,7 @@ def test_what_is_worth_knowing():
     assert notes(plan(dataclasses.replace(request, settings=low), mesh)) == []
     [note] = notes(plan(request_of("llama-3.1-8b", sequences=7, settings=low), mesh))
     assert note == "7 sequences cannot be divided among 32 devices, so each computes all."
-    full = dataclasses.replace(request, sequences=850, settings=request.settings.replace(sweeps=0))
+    full = dataclasses.replace(request, sequences=850, settings=request.settings.replace(joint_passes=0))
     [note] = notes(plan(full, mesh_named("h100x1")))
     assert "XLA_PYTHON_CLIENT_MEM_FRACTION=0.95" in note
 
@@ -175,7 +175,7 @@ def test_methods_and_updates_leave_out_what_they_do_not_do():
     own, wanda, obs, low = phases(), phases(method="wanda"), phases(method="obs"), phases(effort="low")
     assert {name for name, count in wanda.items() if count} == {"streams", "statistics", "selection"}
     assert {name for name, count in obs.items() if count} == {"streams", "statistics", "selection", "refit", "errors"}
-    assert low == own | {"sweep steps": 0, "sweep checks": 0}
+    assert low == own | {"joint steps": 0, "joint checks": 0}
     assert wanda["selection"] < own["selection"]
     heads = phases(attention_sparsity=0.5)
     assert all(heads[name] > own[name] for name in ("statistics", "selection", "refit", "errors"))

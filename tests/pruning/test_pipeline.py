@@ -75,7 +75,7 @@ def test_the_errors_reported_are_those_of_the_model_returned(variant: str):
 @pytest.mark.parametrize(
     ("variant", "changes"),
     [
-        ("llama", {"sweeps": 1, "sweep_steps": 5}),
+        ("llama", {"joint_passes": 1}),
         ("opt_125m_like", {"schedule": "parallel"}),
         ("qwen2", {"attention_sparsity": 0.5}),
         ("llama", {"allocation": "global"}),
@@ -89,7 +89,7 @@ def test_streams_of_half_the_bytes_make_nearly_the_same_model(variant: str, chan
     for one, other in zip(exact.report.layers, half.report.layers, strict=True):
         assert len(set(one.kept) & set(other.kept)) > 0.8 * len(one.kept)
         assert one.calibration.refit != other.calibration.refit == pytest.approx(one.calibration.refit, rel=0.05)
-    for one, other in zip(exact.report.sweeps, half.report.sweeps, strict=True):
+    for one, other in zip(exact.report.joint, half.report.joint, strict=True):
         assert one.after != other.after == pytest.approx(one.after, rel=0.05)
 
 
