@@ -123,6 +123,11 @@ def moved_elements(load: Workload) -> int:
     return config.layers * own
 
 
+def _looked_up(config: DecoderConfig) -> int:
+    """Number of weights outside the blocks that are gathered: all but the positions, of which only a few are used."""
+    return outer_elements(config) - (0 if config.rope else config.axes["p"] * config.width)
+
+
 def joint_bytes(load: Workload) -> tuple[float, float]:
     """Workspace of ``training/step.py``: for weights, gradients and moments; and for activations.
 
@@ -138,9 +143,9 @@ def joint_bytes(load: Workload) -> tuple[float, float]:
     attention = size * tokens * (9 * c.width + 8 * (queries + keys)) + 4 * 2.5 * scores
     mlp = size * tokens * (2 * c.width + (3 * mlp_matrices(c) - 2) * c.intermediate)
     head = 4 * 6 * min(HEAD_TOKENS, tokens) * c.vocabulary
-    gathered = size * (2 * block_elements(c) + outer_elements(c)) + 4 * _mlp_elements(c)
+    gathered = size * (block_elements(c) + _looked_up(c)) + 4 * _mlp_elements(c)
     held = size * c.layers * tokens * c.width + 4 * tokens * c.width
-    return moved * (2 * 4 + moments + load.weight_bytes), gathered + held + max(attention + mlp, head)
+    return moved * (2 * 4 + moments + load.weight_bytes), gathered + held + max(attention, mlp, head)
 
 
 def checking_bytes(load: Workload) -> tuple[float, float]:
@@ -150,7 +155,7 @@ def checking_bytes(load: Workload) -> tuple[float, float]:
     moments = 4 if load.settings.moment_dtype == "bfloat16" else 8
     moved = moved_elements(load) * load.together / c.layers / load.devices
     inner = max(_attending(load, c, tokens), tokens * (c.width + mlp_matrices(c) * c.intermediate))
-    gathered = 4 * (block_elements(c) + outer_elements(c))
+    gathered = 4 * (block_elements(c) + _looked_up(c))
     head = 4 * 4 * min(HEAD_TOKENS, tokens) * c.vocabulary
     return moved * (4 + moments + load.weight_bytes), gathered + 4 * 2 * tokens * c.width + max(4 * inner, head)
 

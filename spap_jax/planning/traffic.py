@@ -167,7 +167,8 @@ def joint_step_bytes(load: Workload) -> float:
     config, tokens, length = load.mine.narrow, load.joint_at_once, load.fitted.length
     scale = load.compute_bytes / 4
     logits = 5 * head_bytes(config, tokens) + 4 * _SOFTMAX_PASSES * tokens * config.vocabulary
-    once = scale * config.layers * 4 * block_bytes(config, tokens, length) + logits
+    weights = 3 * load.compute_bytes * (config.layers * memory.block_elements(config) + memory.outer_elements(config))
+    once = scale * config.layers * 4 * block_bytes(config, tokens, length) + logits + weights
     own = memory.moved_elements(load) * load.together / config.layers / load.devices
     return load.joint_tokens / tokens * once + _UPDATE_PASSES * 4 * own
 

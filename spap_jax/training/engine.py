@@ -107,7 +107,7 @@ def stages(
     # A step divides evenly; with fewer sequences than devices it would leave some idle.
     sequences = max(schedule.sequences, devices.number())
     order = _order(given.sequences.tokens, schedule.steps, sequences, schedule.seed)
-    held_out = _batch(np.arange(_count(judged.sequences.tokens)), judged, schedule.batch_tokens)
+    held_out = batch_of(np.arange(_count(judged.sequences.tokens)), judged, schedule.batch_tokens)
     tokens = sequences * given.sequences.tokens.shape[-1]
 
     stage = Stage(begin(job, start), start, before)
@@ -124,7 +124,7 @@ def stages(
         clock, state, losses = time.perf_counter(), stage.state, []
         rows = order[start_at : start_at + schedule.check_every]
         for number, some in enumerate(rows, start=last.step + start_at + 1):
-            state, loss = step(job, given, state, _batch(some, given, schedule.batch_tokens))
+            state, loss = step(job, given, state, batch_of(some, given, schedule.batch_tokens))
             losses.append(float(loss))
             if watch:
                 watch(number)
@@ -149,7 +149,7 @@ def _order(tokens: Any, steps: int, sequences: int, seed: tuple[int, ...]) -> np
     return np.concatenate(passes)[: steps * sequences].reshape(steps, sequences)
 
 
-def _batch(rows: np.ndarray, given: Given, batch_tokens: int) -> Batch:
+def batch_of(rows: np.ndarray, given: Given, batch_tokens: int) -> Batch:
     """Divides sequences [B] evenly among the devices, in passes of at most ``batch_tokens`` tokens on each."""
     count = devices.number()
     own = -(-len(rows) // count)

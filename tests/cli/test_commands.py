@@ -92,7 +92,10 @@ class TestPruneOfTheBundledModel:
         }
         assert (report["settings"]["sparsity"], report["settings"]["round_to"]) == (0.3, 64)
         assert (report["settings"]["rounds"], report["settings"]["steps"]) == (1, 5)
-        assert (report["settings"]["joint_passes"], [check["step"] for check in report["joint"]]) == (1, [0, 1, 2, 3, 4])
+        assert (report["settings"]["joint_passes"], [check["step"] for check in report["joint"]]) == (
+            1,
+            [0, 1, 2, 3, 4],
+        )
         assert report["seconds"]["joint steps"] == pytest.approx(sum(check["seconds"] for check in report["joint"]))
         assert report["model"]["name"] == "llama-stories"
         assert report["calibration"]["sequences"] == 16

@@ -17,8 +17,8 @@ from spap_jax.models.config import DecoderConfig
 from spap_jax.models.registry import FAMILIES, family_of
 from spap_jax.placement import spec_of, spread_spec
 from spap_jax.planning.workload import Chunks, Workload, workload
-from spap_jax.pruning import layer as block
 from spap_jax.pruning import joint, moments, streams, waves
+from spap_jax.pruning import layer as block
 from spap_jax.pruning.streams import Streams
 from spap_jax.settings import PruneSettings
 from spap_jax.solver.alternating import Schedule, Weights

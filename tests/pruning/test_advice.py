@@ -7,6 +7,7 @@ import pytest
 
 from spap_jax.pruning.achieved import Sparsities, Sparsity
 from spap_jax.pruning.report import Errors, LayerReport, PruneReport
+from spap_jax.training.checks import Check
 
 
 def layer(index: int, held_out: float | None, rounds: int) -> LayerReport:
