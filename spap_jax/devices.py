@@ -224,6 +224,22 @@ def draw(chunks: Any, places: tuple[jax.Array, ...]) -> Any:
     )
 
 
+def mapped(function: Callable[..., Any], *by_device: Any) -> Any:
+    """Maps a function over arrays [devices, ...] of which each device along ``data`` has its own.
+
+    The compiler partitions the result, also inside the function, where `steady` keeps it from another choice.
+    """
+    if everyone() == 1:
+        return jax.vmap(function)(*by_device)
+    own = jax.lax.with_sharding_constraint(by_device, PartitionSpec(DATA))
+    return jax.vmap(function, spmd_axis_name=DATA)(*own)
+
+
+def steady(array: jax.Array) -> jax.Array:
+    """Keeps an array inside `mapped` on the device that it belongs to, replicated along ``model``."""
+    return array if everyone() == 1 else jax.lax.with_sharding_constraint(array, PartitionSpec())
+
+
 def give(own: Any, item: Any, place: int | jax.Array) -> Any:
     """Assigns an item to one device, in arrays [devices, ...] sharded over all devices; nothing is communicated.
 

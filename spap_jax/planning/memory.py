@@ -124,15 +124,15 @@ def moved_elements(load: Workload) -> int:
 
 
 def _looked_up(config: DecoderConfig) -> int:
-    """Number of weights outside the blocks that are gathered: all but the positions, of which only a few are used."""
-    return outer_elements(config) - (0 if config.rope else config.axes["p"] * config.width)
+    """Number of weights outside the blocks that are gathered: all but tables of which only some rows are used."""
+    positions = 0 if config.rope else config.axes["p"] * config.width
+    return outer_elements(config) - positions - (0 if config.tied else config.vocabulary * config.embedding)
 
 
 def joint_bytes(load: Workload) -> tuple[float, float]:
     """Workspace of ``training/step.py``: for weights, gradients and moments; and for activations.
 
-    Weights that move are float32, with gradients and both of Adam's moments, a copy as they are written and the best of
-    those, all divided among the devices. A block's weights are gathered; the stream before each block is held; then the
+    Weights that move are float32, with gradients and both of Adam's moments, all divided among the devices. A block's weights are gathered; the stream before each block is held; then the
     largest of what the gradients of a block and of the logits of some tokens need.
     """
     c, tokens, size = load.mine.narrow, load.joint_at_once, load.compute_bytes
@@ -145,7 +145,7 @@ def joint_bytes(load: Workload) -> tuple[float, float]:
     head = 4 * 6 * min(HEAD_TOKENS, tokens) * c.vocabulary
     gathered = size * (block_elements(c) + _looked_up(c)) + 4 * _mlp_elements(c)
     held = size * c.layers * tokens * c.width + 4 * tokens * c.width
-    return moved * (2 * 4 + moments + load.weight_bytes), gathered + held + max(attention, mlp, head)
+    return moved * (2 * 4 + moments), gathered + held + max(attention, mlp, head)
 
 
 def checking_bytes(load: Workload) -> tuple[float, float]:

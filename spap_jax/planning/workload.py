@@ -141,7 +141,9 @@ class Workload:
         if not self.alternates:
             return []
         fitted = self.fitted
-        return joint.groups(self.narrow.layers, fitted.count * fitted.sequences, fitted.length, self.settings)
+        return joint.groups(
+            self.narrow.layers, fitted.count * fitted.sequences, fitted.length, self.settings, self.devices
+        )
 
     @property
     def joint_steps(self) -> int:
@@ -161,7 +163,7 @@ class Workload:
     @property
     def joint_tokens(self) -> int:
         """Number of tokens of a joint step that one device computes."""
-        sequences = self.groups[0].schedule.sequences if self.groups else 0
+        sequences = self.groups[0].schedule.sequences if self.groups else 1
         return -(-sequences // self.devices) * self.fitted.length
 
     @property

@@ -62,7 +62,7 @@ class Resumed(NamedTuple):
     state: Params
 
 
-def groups(layers: int, sequences: int, length: int, settings: PruneSettings) -> list[Group]:
+def groups(layers: int, sequences: int, length: int, settings: PruneSettings, spread: int) -> list[Group]:
     """Returns the groups of blocks in order; each has an equal share of the passes over the fitted sequences.
 
     Args:
@@ -70,11 +70,12 @@ def groups(layers: int, sequences: int, length: int, settings: PruneSettings) ->
         sequences: Number of fitted sequences.
         length: Tokens in each.
         settings: The pruning settings; without joint steps there are no groups.
+        spread: Number of devices along ``data``; a step has a sequence for each.
     """
     if not settings.decided.joint_passes:
         return []
     count = together(layers, settings)
-    batch = min(sequences, max(1, settings.joint_tokens // length))
+    batch = min(sequences, max(spread, settings.joint_tokens // length))
     share = count / layers
     steps = max(1, round(settings.decided.joint_passes * sequences * share / batch))
     every = -(-steps // max(1, round(_CHECKS * share)))
@@ -107,7 +108,7 @@ def adjusted(
 
     Args:
         config: The pruned decoder.
-        params: Its parameter tree, placed by ``placement.spread``.
+        params: Its parameter tree, placed by ``placement.spread``; what moves is taken out of it, to save memory.
         tokens: Calibration and held-out token blocks, each in chunks [C, B, T]; if none are held out (C = 0), the
             calibration tokens are used for measurements too.
         final: The dense model's stream after its last block for the same tokens, each [C, B, T, d].
@@ -120,9 +121,10 @@ def adjusted(
     """
     sets = [Sequences(devices.spread(part), last) for part, last in zip(tokens, final, strict=True)]
     fitted, held_out = sets[0], sets[1] if tokens[1].size else sets[0]
-    plan = groups(config.layers, math.prod(tokens[0].shape[:2]), tokens[0].shape[2], settings)
+    shape = tokens[0].shape
+    plan = groups(config.layers, math.prod(shape[:2]), shape[2], settings, devices.number())
     total, last = sum(group.schedule.steps for group in plan), number_of_checks(plan)
-    parts = {name: params["layers"][name] for name in moving(settings, params["layers"])}
+    parts = {name: params["layers"].pop(name) for name in moving(settings, params["layers"])}
     checks = resumed.checks if resumed else ()
     if resumed and "settled" in resumed.state:
         parts = jax.tree.map(devices.like, resumed.state["settled"], parts)
@@ -139,9 +141,11 @@ def adjusted(
         before = checks[:start] if group.first else ()
         begun = (resumed.state["stage"], checks) if resumed and len(checks) > len(before) else None
         kept = len(checks) if begun else 0
-        moved, each = {"layers": best}, watch and (lambda made: watch(made, total))
-        steps = stages(job, given, judged, moved, as_stored(moved), group.schedule, before, begun, each)
-        resumed, stage = None, None
+        each = watch and (lambda made: watch(made, total))
+        start = {"layers": best}
+        steps = stages(job, given, judged, start, as_stored(start), group.schedule, before, begun, each)
+        del best, start  # the steps have them, and replace them
+        resumed, stage, parts = None, None, {} if alone else parts
         for stage in steps:
             best, checks = stage.best["layers"], stage.checks
             ended = None

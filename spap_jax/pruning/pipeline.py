@@ -249,7 +249,8 @@ def calibration_chunks(tokens: np.ndarray, settings: PruneSettings) -> tuple[np.
 def checks_of(tokens: np.ndarray, layers: int, settings: PruneSettings) -> int:
     """Returns the number of measurements in the joint steps on a model with ``layers`` blocks."""
     fitted = calibration_chunks(tokens, settings)[0]
-    return joint.number_of_checks(joint.groups(layers, len(fitted) * len(fitted[0]), tokens.shape[1], settings))
+    sequences = len(fitted) * len(fitted[0])
+    return joint.number_of_checks(joint.groups(layers, sequences, tokens.shape[1], settings, devices.number()))
 
 
 def held_out_part(settings: PruneSettings) -> float:
@@ -268,6 +269,8 @@ def adjusted(
     watch: Callable[[int, int], None] | None = None,
 ) -> Iterator[Step]:
     """Makes the joint steps on the blocks, which are stacked [L, ...]; those of an earlier run come first.
+
+    What moves is taken out of ``blocks``, to save memory.
 
     ``final`` contains the dense model's last streams, of the calibration and held-out tokens; see `prune_layers`.
     """

@@ -23,7 +23,7 @@ class Schedule(NamedTuple):
 
     Attributes:
         steps: Number of steps.
-        sequences: Sequences in a step; a step has at least one for each device along ``data``.
+        sequences: Sequences in a step; devices without one of their own are idle.
         check_every: Number of steps between two measurements.
         batch_tokens: Tokens that pass through the model at once on each device.
         seed: Seed of the order of the sequences.
@@ -104,18 +104,17 @@ def stages(
         ``check_every`` steps.
     """
     last = before[-1] if before else Check(0, 0, (), float("nan"), True, 0.0)
-    # A step divides evenly; with fewer sequences than devices it would leave some idle.
-    sequences = max(schedule.sequences, devices.number())
-    order = _order(given.sequences.tokens, schedule.steps, sequences, schedule.seed)
+    order = _order(given.sequences.tokens, schedule.steps, schedule.sequences, schedule.seed)
     held_out = batch_of(np.arange(_count(judged.sequences.tokens)), judged, schedule.batch_tokens)
-    tokens = sequences * given.sequences.tokens.shape[-1]
+    tokens = schedule.sequences * given.sequences.tokens.shape[-1]
 
     stage = Stage(begin(job, start), start, before)
+    del start
     if begun is not None:
         stage = stage.with_leaves(*begun)
     elif not before:
         clock = time.perf_counter()
-        loss = float(measure(job, judged, start, held_out))
+        loss = float(measure(job, judged, stage.best, held_out))
         stage = stage._replace(checks=(Check(0, 0, (), loss, True, time.perf_counter() - clock),))
     if begun is not None or not before:
         yield stage

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from spap_jax import devices
 from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
@@ -36,9 +37,11 @@ class Student(NamedTuple):
 
 
 def outer(student: Student, dtype: Any) -> Params:
-    """Returns the gathered weights outside the blocks, matrices in ``dtype``."""
+    """Returns the gathered weights outside the blocks, matrices in ``dtype``; embeddings that are no head stay apart."""
     parts = {name: (student.moved if name in student.moved else student.frozen)[name] for name in ("embed", "head")}
-    return gathered(student.config, parts, dtype)
+    whole = gathered(student.config, parts, dtype)
+    apart = {} if student.config.tied else {"tokens": parts["embed"]["tokens"]}
+    return whole | {"embed": whole["embed"] | apart}
 
 
 def last_stream(student: Student, outside: Params, tokens: jax.Array, dtype: Any, merged: bool = False) -> jax.Array:
@@ -64,9 +67,9 @@ def last_stream(student: Student, outside: Params, tokens: jax.Array, dtype: Any
         if merged:
             layer, pairs = lora.merged(layer, gathered(config, pairs, jnp.float32), scale), {}
         layer, pairs = gathered(config, layer, dtype), lora.scaled(gathered(config, pairs, dtype), scale)
-        return decoder.block(config, layer, x, positions, valid, updates=pairs), None
+        return devices.steady(decoder.block(config, layer, x, positions, valid, updates=pairs)), None
 
-    x = decoder.embed(config, outside, tokens, positions, dtype)
+    x = devices.steady(decoder.embed(config, outside, tokens, positions, dtype))
     parts = ((0, student.first, {}), (student.first, stop, own), (stop, config.layers, {}))
     for start, end, moved in parts:
         if start < end:

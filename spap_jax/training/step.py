@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import PartitionSpec
 
 from spap_jax import devices
 from spap_jax.models.config import DecoderConfig
@@ -194,11 +193,9 @@ def _loss_sum(job: Job, given: Given, moved: Params, now: Batch, dtype: Any, mer
     places = jnp.unravel_index(now.rows, given.sequences.tokens.shape[:2])
     drawn = devices.draw(given.sequences, places)
     drawn = drawn._replace(kept=None if drawn.kept is None else in_float32(drawn.kept))
-    return jax.vmap(one)(*jax.tree.map(_by_device, (drawn, now.counted))).sum()
+    return devices.mapped(one, *jax.tree.map(_by_device, (drawn, now.counted))).sum()
 
 
 def _by_device(rows: jax.Array) -> jax.Array:
     """Reshapes sequences [R, ...] to [D, R / D, ...]."""
-    count = devices.number()
-    rows = rows.reshape(count, -1, *rows.shape[1:])
-    return rows if devices.everyone() == 1 else jax.lax.with_sharding_constraint(rows, PartitionSpec(devices.DATA))
+    return rows.reshape(devices.number(), -1, *rows.shape[1:])

@@ -18,7 +18,7 @@ from test_plan import request_of
 from spap_jax.errors import UserError
 from spap_jax.planning import memory, operations, shared, traffic
 from spap_jax.planning.accelerators import mesh_named
-from spap_jax.planning.plan import notes, plan, verdict
+from spap_jax.planning.plan import notes, plan
 from spap_jax.planning.workload import Workload
 from spap_jax.settings import PruneSettings
 
@@ -109,15 +109,13 @@ def test_memory_that_is_held(load: Workload, programs: dict[str, Any]):
 
 
 def test_a_model_that_fits_no_device_fits_those_that_share_it():
-    request = request_of("llama-3.1-70b", settings=PruneSettings(round_to=8))
+    request = request_of("llama-3.1-405b", settings=PruneSettings(round_to=8))
     mesh = mesh_named("v5p-64")
-    assert "It would fit with --effort low, or with --model-devices 2" in verdict(plan(request, mesh))
     alone, shared_ = plan(request, mesh), plan(request, mesh.shared_among(8))
-    assert not alone.fits
-    assert shared_.fits
-    assert shared_.memory["joint steps"]["weights"] == pytest.approx(
-        alone.memory["joint steps"]["weights"] / 8, rel=0.01
-    )
+    assert alone.peak[1] > 1.05 * shared_.peak[1]
+    # Along both axes, whichever way they are split.
+    assert shared_.memory["joint steps"]["weights"] == pytest.approx(alone.memory["joint steps"]["weights"], rel=0.01)
+    assert shared_.memory["statistics"]["weights"] < 0.7 * alone.memory["statistics"]["weights"]
     assert shared_.memory["selection"]["solver"] == alone.memory["selection"]["solver"]
     work = [{phase.name: phase for phase in each.phases} for each in (alone, shared_)]
     assert work[0]["streams"].sent_bytes == 0 < work[1]["streams"].sent_bytes

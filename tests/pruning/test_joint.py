@@ -127,11 +127,12 @@ def test_a_budget_is_shared_by_the_blocks():
     """The steps grow with the tokens, and not with the number of blocks."""
     settings = PruneSettings(joint_passes=3, joint_tokens=4096, joint_blocks=2)
     for layers in (4, 32):
-        plan = joint.groups(layers, 120, 2048, settings)
+        plan = joint.groups(layers, 120, 2048, settings, 1)
         assert [group.first for group in plan] == [*range(0, layers, 2)]
         assert sum(group.schedule.steps for group in plan) == pytest.approx(3 * 120 / 2, rel=0.1)
-    [whole] = joint.groups(32, 120, 2048, settings.replace(joint_blocks=0))
-    assert (whole.blocks, whole.schedule.steps, whole.schedule.sequences, whole.schedule.checks) == (32, 180, 2, 8)
+    for spread, steps, sequences in ((1, 180, 2), (8, 45, 8)):  # a sequence for each device
+        [whole] = joint.groups(32, 120, 2048, settings.replace(joint_blocks=0), spread)
+        assert (whole.blocks, whole.schedule.steps, whole.schedule.sequences) == (32, steps, sequences)
 
 
 def test_the_effort_means_what_is_not_set():
