@@ -132,8 +132,9 @@ def _looked_up(config: DecoderConfig) -> int:
 def joint_bytes(load: Workload) -> tuple[float, float]:
     """Workspace of ``training/step.py``: for weights, gradients and moments; and for activations.
 
-    Weights that move are float32, with gradients and both of Adam's moments, all divided among the devices. A block's weights are gathered; the stream before each block is held; then the
-    largest of what the gradients of a block and of the logits of some tokens need.
+    Weights that move are float32, with gradients and both of Adam's moments, all divided among the devices. A block's
+    weights are gathered; the stream before each block is held; then the largest of what the gradients of a block and of
+    the logits of some tokens need.
     """
     c, tokens, size = load.mine.narrow, load.joint_at_once, load.compute_bytes
     moments = 4 if load.settings.moment_dtype == "bfloat16" else 8

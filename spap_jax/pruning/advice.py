@@ -62,7 +62,8 @@ def _refused_rounds(report: "PruneReport") -> list[str]:
 
 
 def _refused_steps(report: "PruneReport") -> list[str]:
-    if not report.joint or any(check.taken for check in report.joint[1:]):
+    after = report.joint[1:]
+    if not after or any(check.taken for check in after):
         return []
     return [
         f"the joint steps were not taken, as predictions came no nearer to the dense model's; {_more(report)}, and "

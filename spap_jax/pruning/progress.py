@@ -19,7 +19,7 @@ from spap_jax.quantities import duration_text, percent_text
 from spap_jax.settings import PruneSettings
 from spap_jax.training.checks import Check
 
-_LAYER, _STEP, _PERPLEXITY = "layer", "joint step", "perplexity"
+_LAYER, _STEP, _PERPLEXITY = "layer", "step", "perplexity"
 """Kinds of work that the pace is measured for."""
 
 _STAGES = {
@@ -36,7 +36,7 @@ class Said(NamedTuple):
 
     Attributes:
         lines: Log lines; empty if there is nothing new to report.
-        phase: The current phase, "layer" or "joint step"; with several runs "2 of 3, layer".
+        phase: The current phase, "layer" or "step"; with several runs "2 of 3, layer".
         done: Number of layers or steps done in this phase.
         total: Number of layers or steps in this phase.
         left: Estimated time for all remaining work, in words; empty while there is no basis for an estimate.
@@ -104,7 +104,7 @@ class Progress:
     def part(self, done: int, steps: int) -> Said:
         """Records that ``done`` of all joint steps were made."""
         self._reach(_STEP, done)
-        return self._said((f"{_STEP} {done}/{steps}{_ended(' ', self._left())} ...",), _STEP)
+        return self._said((f"{_ended(f'{_STEP} {done}/{steps}', self._left())} ...",), _STEP)
 
     def measured(self, done: int, total: int) -> None:
         """Records that perplexity was measured on some of the windows, before or after pruning."""

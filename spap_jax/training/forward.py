@@ -37,7 +37,7 @@ class Student(NamedTuple):
 
 
 def outer(student: Student, dtype: Any) -> Params:
-    """Returns the gathered weights outside the blocks, matrices in ``dtype``; embeddings that are no head stay apart."""
+    """Gathers the weights outside the blocks, matrices in ``dtype``; an embedding that is no head stays apart."""
     parts = {name: (student.moved if name in student.moved else student.frozen)[name] for name in ("embed", "head")}
     whole = gathered(student.config, parts, dtype)
     apart = {} if student.config.tied else {"tokens": parts["embed"]["tokens"]}

@@ -95,7 +95,7 @@ def kept(output: Path) -> Path:
     return output.with_name(f".{output.name}.resume")
 
 
-STEP = re.compile("layer |joint step ")
+STEP = re.compile("layer |step ")
 """Prefix of a progress line about a step."""
 
 STEPPING = r"all 3 layers are done, and (\d) of 8 parts of the joint steps"
@@ -143,7 +143,7 @@ def test_killed_at_random_moments(shop: Workshop, whole: dict[str, Any], tmp_pat
 @pytest.fixture(scope="module")
 def told_to_end(shop: Workshop, whole: dict[str, Any]) -> Said:
     """A run that received SIGTERM in its joint steps; its output was to be `ended`."""
-    return shop.interrupted(shop.folder / "ended", "joint step 2/15", number=signal.SIGTERM)
+    return shop.interrupted(shop.folder / "ended", "step 2/15", number=signal.SIGTERM)
 
 
 @pytest.fixture
@@ -269,8 +269,8 @@ def test_at_high_effort(shop: Workshop, tmp_path: Path):
     whole = shop.run(tmp_path / "whole", *words)
     assert whole.code == 0, whole
     assert "sequences written ..." in whole.err
-    assert "joint step 30/30  held-out divergence 0." in whole.err
-    shop.interrupted(tmp_path / "out", "joint step 20/30", *words)
+    assert "step 30/30  held-out divergence 0." in whole.err
+    shop.interrupted(tmp_path / "out", "step 20/30", *words)
     said = shop.run(tmp_path / "out", *words)
     assert said.code == 0, said
     assert "going on: " in said.err

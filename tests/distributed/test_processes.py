@@ -68,7 +68,7 @@ def test_two_processes_that_go_on_give_the_result_of_one(tmp_path: Path):
     results = [finish(each) for each in together(tmp_path / "two", 2)]
     assert [code for code, _, _ in results] == [0, 0], results
     assert "layer 3/6" in results[0][2]
-    kept = [line.endswith("kept") for line in results[0][2].splitlines() if line.startswith(("layer", "joint"))]
+    kept = [line.endswith("kept") for line in results[0][2].splitlines() if line.startswith(("layer", "step"))]
     assert kept.count(True) in (3, 4)
     assert kept == sorted(kept, reverse=True)
     assert "MLP channels removed" in results[0][1]

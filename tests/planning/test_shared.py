@@ -115,7 +115,7 @@ def test_a_model_that_fits_no_device_fits_those_that_share_it():
     assert alone.peak[1] > 1.05 * shared_.peak[1]
     # Along both axes, whichever way they are split.
     assert shared_.memory["joint steps"]["weights"] == pytest.approx(alone.memory["joint steps"]["weights"], rel=0.01)
-    assert shared_.memory["statistics"]["weights"] < 0.7 * alone.memory["statistics"]["weights"]
+    assert shared_.memory["statistics"]["weights"] < 0.8 * alone.memory["statistics"]["weights"]
     assert shared_.memory["selection"]["solver"] == alone.memory["selection"]["solver"]
     work = [{phase.name: phase for phase in each.phases} for each in (alone, shared_)]
     assert work[0]["streams"].sent_bytes == 0 < work[1]["streams"].sent_bytes

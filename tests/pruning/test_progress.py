@@ -92,9 +92,9 @@ def test_a_layer_in_words(settings: PruneSettings, changes: dict, lines: list[st
     assert list(Run(settings).layer(0, 81, **changes).lines) == lines
 
 
-@pytest.mark.parametrize("until", ["about 50 min left", "joint step in 50 min"])
+@pytest.mark.parametrize("until", ["about 50 min left", "step in 50 min"])
 def test_a_line_fits_a_hundred_columns(until: str):
-    run = Run(JOINT if "joint" in until else LOW)
+    run = Run(JOINT if "step" in until else LOW)
     run.layer(0, 10)
     said = run.layer(1, 3000, held_out=Errors(0.356, 0.327, 0.322), rounds=0)
     assert said.lines[0].endswith(until)
@@ -110,17 +110,17 @@ def test_the_time_left_of_the_layers():
 def test_joint_steps_are_in_the_time_left_once_they_are_measured():
     """The first step compiles."""
     run = Run(JOINT)
-    assert [left(run.layer(*each)) for each in ((0, 60), (1, 8), (2, 8))] == ["", "joint step in 8 s", ""]
+    assert [left(run.layer(*each)) for each in ((0, 60), (1, 8), (2, 8))] == ["", "step in 8 s", ""]
     said = run.steps(0, 1)
-    assert (said.phase, said.done, said.total, said.left) == ("joint step", 0, 8, "")
-    assert said.lines == ("joint step 0/8  held-out divergence 0.0498  1 s",)
+    assert (said.phase, said.done, said.total, said.left) == ("step", 0, 8, "")
+    assert said.lines == ("step 0/8  held-out divergence 0.0498  1 s",)
     run.watch.now += 30
     assert run.progress.part(1, 8).left == ""
     run.watch.now += 5
-    assert run.progress.part(2, 8).lines == ("joint step 2/8, about 30 s left ...",)
+    assert run.progress.part(2, 8).lines == ("step 2/8, about 30 s left ...",)
     said = run.steps(2, 1, taken=False)
-    assert said.lines == ("joint step 2/8  held-out divergence 0.0498, not kept  1 s, about 30 s left",)
-    assert (said.phase, said.done, said.total) == ("joint step", 2, 8)
+    assert said.lines == ("step 2/8  held-out divergence 0.0498, not kept  1 s, about 30 s left",)
+    assert (said.phase, said.done, said.total) == ("step", 2, 8)
 
 
 def test_after_an_interruption_the_steps_that_are_kept_tell_the_pace():
@@ -137,7 +137,7 @@ def test_after_an_interruption_in_the_joint_steps():
     run = Run(JOINT)
     kept = [run.layer(index, seconds, fresh=False) for index, seconds in enumerate((60, 8, 8))]
     kept += [run.steps(made, seconds, fresh=False) for made, seconds in ((0, 1), (2, 500), (4, 20))]
-    assert [said.left for said in kept] == ["", "joint step in 8 s", "", "", "", "about 40 s left"]
+    assert [said.left for said in kept] == ["", "step in 8 s", "", "", "", "about 40 s left"]
 
 
 def perplexity(run: Run, seconds: Sequence[float]) -> None:
