@@ -72,8 +72,6 @@ def finetune(
         process_id: Number of this process, from 0. Process 0 prints and writes.
         settings: How to train.
     """
-    import jax
-
     from spap_jax import checkpoint, memory
     from spap_jax.checkpoint.kept import check_resume_folder
     from spap_jax.checkpoint.mirror import unfinished
@@ -84,8 +82,7 @@ def finetune(
     from spap_jax.cli.stopping import stopping
     from spap_jax.cli.unfinished import telling
     from spap_jax.devices import leads, sharing
-    from spap_jax.errors import UserError
-    from spap_jax.placement import placed
+    from spap_jax.placement import spread
     from spap_jax.training.card import trained_files
     from spap_jax.training.resume import begun, identity, keep
     from spap_jax.training.run import run
@@ -96,18 +93,13 @@ def finetune(
     wait_for_others(coordinator, processes, process_id)
     fetch_models(model, teacher)
     fetch_data(data, eval)
-    if model_devices > 1 and jax.process_count() > 1:
-        raise UserError(
-            "spap finetune divides weights among the devices of one process, and this run has several: leave out "
-            "--model-devices."
-        )
     with waiting(f"reading {model}"), sharing(devices, model_devices):
-        place = placed if model_devices > 1 else checkpoint.local
-        start = checkpoint.load(model, place)
-        dense = checkpoint.load(teacher, place) if teacher else None
+        start = checkpoint.load(model, spread)
+        dense = checkpoint.load(teacher, spread) if teacher else None
     blocks, judged = _texts(start, data, eval, sequences, sequence_length, settings.seed)
     check(start, blocks.tokens, dense, settings)
-    before = _perplexity(start, judged, "before training") if leads() else None
+    with sharing(devices, model_devices):
+        before = _perplexity(start, judged, "before training")
     with sharing(devices, model_devices), stopping() as before_end:
         if not leads():  # makes the same computations on its own sequences, and writes no result
             run(start, blocks, dense, settings, lambda stage: stage.leaves(), begun(None))
@@ -160,9 +152,13 @@ def _texts(
 
 def _perplexity(model: "Model", judged: "TokenBlocks | None", when: str) -> float | None:
     from spap_jax.cli.console import counting
+    from spap_jax.devices import alone, leads
     from spap_jax.evaluation.perplexity import perplexity
 
     if judged is None:
+        return None
+    model = model.replace(params=alone(model.params))
+    if not leads():
         return None
     with counting() as watch:
         return perplexity(model, judged.tokens, watch=functools.partial(watch, f"measuring perplexity {when}"))

@@ -144,8 +144,8 @@ def adjusted(
         each = watch and (lambda made: watch(made, total))
         start = {"layers": best}
         steps = stages(job, given, judged, start, as_stored(start), group.schedule, before, begun, each)
-        del best, start  # the steps have them, and replace them
-        resumed, stage, parts = None, None, {} if alone else parts
+        # The steps have these, and let them go when they have better ones.
+        resumed, best, start, parts = None, {}, None, {} if alone else parts
         for stage in steps:
             best, checks = stage.best["layers"], stage.checks
             ended = None
@@ -153,8 +153,7 @@ def adjusted(
                 ended = params["layers"] | (best if alone else _with_blocks(parts, group.first, best))
             settled = {} if alone else {"settled": parts}
             yield Adjusted(checks[-1], len(checks) > kept, lambda s=stage, more=settled: _state(s, more), ended)
-        if stage is not None and not alone:
-            parts = _with_blocks(parts, group.first, best)
+        parts = best if alone else _with_blocks(parts, group.first, best)
 
 
 def recipe(settings: PruneSettings, steps: int) -> Recipe:

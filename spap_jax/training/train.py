@@ -11,6 +11,7 @@ from spap_jax import devices
 from spap_jax.errors import NotFiniteError, UserError, option
 from spap_jax.evaluation.perplexity import check_length
 from spap_jax.model import Model
+from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.numerics import compute_dtype, full_precision
 from spap_jax.placement import spread
@@ -67,7 +68,7 @@ def result(model: Model, stage: Stage, settings: FinetuneSettings) -> Params:
     if settings.full:
         return stage.best
     params = spread(model.config, model.params)
-    return params | {"layers": spread(model.config, merged(params, stage.best, _scale(settings)))["layers"]}
+    return params | merged(model.config, params, stage.best, _scale(settings))
 
 
 def check(model: Model, tokens: np.ndarray, teacher: Model | None, settings: FinetuneSettings) -> None:
@@ -103,11 +104,11 @@ def check(model: Model, tokens: np.ndarray, teacher: Model | None, settings: Fin
         )
 
 
-@functools.partial(jax.jit, static_argnames="scale")
+@functools.partial(jax.jit, static_argnames=("config", "scale"))
 @full_precision
-def merged(params: Params, best: Params, scale: float) -> Params:
+def merged(config: DecoderConfig, params: Params, best: Params, scale: float) -> Params:
     """Returns the layers {"layers": ...} with low-rank updates merged, in the data type of the checkpoint."""
-    return {"layers": lora.merged(params["layers"], best["updates"], scale)}
+    return spread(config, {"layers": lora.merged(params["layers"], best["updates"], scale)})
 
 
 def _updates(model: Model, params: Params, settings: FinetuneSettings) -> Params:

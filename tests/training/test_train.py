@@ -25,7 +25,7 @@ def test_before_any_step_the_model_is_as_it_was(settings: FinetuneSettings, dtyp
     model = tiny(dtype=dtype)
     stage = next(train.stages(model, counting(), None, settings))
     assert stage.checks[0].held_out == pytest.approx(np.log(spap.perplexity(model, HELD_OUT)), rel=1e-5)
-    best = stage.best if settings.full else model.params | train.merged(model.params, stage.best, 2.0)
+    best = stage.best if settings.full else model.params | train.merged(model.config, model.params, stage.best, 2.0)
     assert same(best, model.params)
 
 
