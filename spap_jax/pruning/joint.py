@@ -130,7 +130,7 @@ def adjusted(
         parts = jax.tree.map(devices.like, resumed.state["settled"], parts)
     done = 1
     for group in plan:
-        start, done = done, done + group.schedule.checks
+        reached, done = done, done + group.schedule.checks
         if len(checks) > done:
             continue  # its result is in the state of a later group
         alone = group.blocks == config.layers
@@ -138,7 +138,7 @@ def adjusted(
         frozen = params if alone else params | {"layers": params["layers"] | parts}
         job = Job(config, recipe(settings, group.schedule.steps), compute_dtype(settings.compute_dtype), group.first)
         given, judged = (Given(frozen, None, part) for part in (fitted, held_out))
-        before = checks[:start] if group.first else ()
+        before = checks[:reached] if group.first else ()
         begun = (resumed.state["stage"], checks) if resumed and len(checks) > len(before) else None
         kept = len(checks) if begun else 0
         each = watch and (lambda made: watch(made, total))
