@@ -81,7 +81,7 @@ def finetune(
     from spap_jax.cli.processes import wait_for_others
     from spap_jax.cli.stopping import stopping
     from spap_jax.cli.unfinished import telling
-    from spap_jax.devices import leads, sharing
+    from spap_jax.devices import alone, leads, sharing
     from spap_jax.placement import spread
     from spap_jax.training.card import trained_files
     from spap_jax.training.resume import begun, identity, keep
@@ -99,7 +99,9 @@ def finetune(
     blocks, judged = _texts(start, data, eval, sequences, sequence_length, settings.seed)
     check(start, blocks.tokens, dense, settings)
     with sharing(devices, model_devices):
-        before = _perplexity(start, judged, "before training")
+        whole = start.replace(params=alone(start.params)) if judged else start
+    before = _perplexity(whole, judged, "before training") if leads() else None  # of this process alone
+    del whole
     with sharing(devices, model_devices), stopping() as before_end:
         if not leads():  # makes the same computations on its own sequences, and writes no result
             run(start, blocks, dense, settings, lambda stage: stage.leaves(), begun(None))
@@ -152,13 +154,9 @@ def _texts(
 
 def _perplexity(model: "Model", judged: "TokenBlocks | None", when: str) -> float | None:
     from spap_jax.cli.console import counting
-    from spap_jax.devices import alone, leads
     from spap_jax.evaluation.perplexity import perplexity
 
     if judged is None:
-        return None
-    model = model.replace(params=alone(model.params))
-    if not leads():
         return None
     with counting() as watch:
         return perplexity(model, judged.tokens, watch=functools.partial(watch, f"measuring perplexity {when}"))
