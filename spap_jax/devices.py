@@ -155,7 +155,8 @@ def _on_host(array: jax.Array) -> np.ndarray:
         return np.asarray(array.addressable_data(0))
     if array.ndim < 3:
         return np.asarray(everywhere(array).addressable_data(0))
-    return np.stack([_on_host(part) for part in array])  # no device holds the weights of all layers
+    parts = (jax.lax.dynamic_index_in_dim(array, np.int32(i), keepdims=False) for i in range(len(array)))
+    return np.stack([_on_host(part) for part in parts])  # no device holds the weights of all layers
 
 
 def like(array: Any, other: jax.Array) -> jax.Array:

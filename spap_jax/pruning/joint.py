@@ -19,6 +19,7 @@ from spap_jax import devices
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.numerics import compute_dtype
+from spap_jax.pruning.predictions import at
 from spap_jax.pruning.streams import largest_divisor
 from spap_jax.settings import PruneSettings
 from spap_jax.training.checks import Check
@@ -183,4 +184,7 @@ def _with_blocks(stack: Params, first: int, some: Params) -> Params:
 def last_of(config: DecoderConfig, layers: Params) -> Iterator[tuple[int, Params]]:
     """Yields each block of a stack with its number, on the host, one at a time; all processes have to run through."""
     for index in range(config.layers):
-        yield index, devices.whole(jax.tree.map(lambda a, index=index: a[index], layers))
+        yield index, devices.whole(_block(layers, index))
+
+
+_block = jax.jit(at)
