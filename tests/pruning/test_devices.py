@@ -23,7 +23,7 @@ SETTINGS = cases.SETTINGS.replace(
     steps=5,
     joint_passes=1,
     joint_tokens=128,
-    joint_learning_rate=1e-2,
+    joint_learning_rate=1e-3,
     batch_tokens=32,
     step_tokens=512,
 )
