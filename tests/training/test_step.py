@@ -81,7 +81,7 @@ def test_eight_devices_share_a_step(what: str):
 def test_a_measurement_gathers_a_block_at_a_time():
     with devices.sharing(8):
         job, given, state, batch = started("all")
-        text = measure.lower(job, given, state.moved, batch).compile().as_text()
+        text: Any = measure.lower(job, given, state.moved, batch).compile().as_text()
     assert not [shape for shape in WHOLE if re.search(rf"\[{shape}\]", text)]
 
 
