@@ -27,20 +27,23 @@ from benchmarks.prune_time import Size
 from spap_jax import devices
 from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
+from spap_jax.placement import spread
 from spap_jax.planning import operations
 from spap_jax.planning.workload import Workload, workload
-from spap_jax.pruning import layer, moments, streams, sweeps, waves
+from spap_jax.pruning import joint, layer, moments, streams, waves
 from spap_jax.pruning.pipeline import pruned_config
 from spap_jax.settings import PruneSettings
+from spap_jax.training.engine import batch_of
+from spap_jax.training.step import Given, Job, Sequences, begin, step
 
 COUNTS = (1, 2)
 SIZE = Size(layers=4, d=256, f=1024, n=4, m=2, sequences=32, length=256)
-STEP_SEQUENCES, STEPS = 4, 8
+STEP_SEQUENCES = 4
 SETTINGS = PruneSettings(
     schedule="parallel", held_out=0.25, batch_tokens=4 * SIZE.length, step_tokens=STEP_SEQUENCES * SIZE.length,
-    sweep_steps=STEPS,
+    joint_passes=1000, joint_tokens=STEP_SEQUENCES * SIZE.length, compute_dtype="float32",
 )  # fmt: skip
-STATISTICS, SELECTION, STEPS_OF_SWEEPS = "statistics", "selection in waves", "steps of sweeps"
+STATISTICS, SELECTION, JOINT_STEP = "statistics", "selection in waves", "joint step"
 
 out = Console(highlight=False, width=100)
 app = App(name="parallel", help=__doc__)
@@ -65,7 +68,7 @@ def random_params(config: DecoderConfig) -> decoder.Params:
 
 
 def work(count: int) -> Iterator[tuple[str, Any]]:
-    """Yields the computations in an endless cycle: second moments, channel selection, and the next block's sweep."""
+    """Yields the computations in an endless cycle: second moments, channel selection, and a joint step."""
     load = load_on(count)
     config, params = load.narrow, random_params(load.narrow)
     tokens = np.random.default_rng(0).integers(0, SIZE.vocabulary, (SIZE.sequences, SIZE.length)).astype(np.int32)
@@ -74,16 +77,23 @@ def work(count: int) -> Iterator[tuple[str, Any]]:
     both = [streams.start(config, params, part) for part in chunks]
     one = jax.tree.map(lambda a: jnp.asarray(a[0]), params["layers"])
     select = selection(config, params, both[0].dense)
-    steps = sweeps.Steps(1, STEPS, load.step_sequences, 0.01)
-    outer = {name: params[name] for name in ("embed", "head")}
-    final = (both[0].dense, both[1].dense)
-    blocks = sweeps.sweep(
-        config, outer, jax.tree.map(jnp.asarray, params["layers"]), chunks, final, 1000, steps, jax.random.key(1)
-    )
+    steps = joint_steps(config, params, chunks[0], both[0].dense)
     while True:
         yield STATISTICS, lambda: moments.accumulate(config, one, streams.fitting_tokens(both[0]))
         yield SELECTION, select
-        yield STEPS_OF_SWEEPS, lambda: next(blocks)[0]
+        yield JOINT_STEP, lambda: next(steps)
+
+
+def joint_steps(config: DecoderConfig, params: decoder.Params, tokens: np.ndarray, final: jax.Array) -> Iterator[Any]:
+    """Yields the loss of one joint step after the other, all on the same sequences."""
+    params = spread(config, params)
+    job = Job(config, joint.recipe(SETTINGS, 1000), "float32")
+    given = Given(params, None, Sequences(devices.spread(tokens), final))
+    state = begin(job, {"layers": {"mlp": params["layers"]["mlp"]}})
+    batch = batch_of(np.arange(STEP_SEQUENCES), given, SETTINGS.batch_tokens)
+    while True:
+        state, loss = step(job, given, state, batch)
+        yield loss
 
 
 def selection(config: DecoderConfig, params: decoder.Params, dense: jax.Array) -> Callable[[], Any]:
@@ -140,7 +150,7 @@ def asked(process: subprocess.Popen[str]) -> tuple[str, Measured]:
 
 def measured(pairs: int) -> dict[str, list[tuple[Measured, ...]]]:
     """Returns the pairs of timings by name, taken in turns; the first pair of each compiles and is left out."""
-    found: dict[str, list[tuple[Measured, ...]]] = {STATISTICS: [], SELECTION: [], STEPS_OF_SWEEPS: []}
+    found: dict[str, list[tuple[Measured, ...]]] = {STATISTICS: [], SELECTION: [], JOINT_STEP: []}
     processes = [started(count) for count in COUNTS]
     try:
         for _ in range(len(found) * (pairs + 1)):
@@ -168,9 +178,7 @@ def counted_efficiency(name: str) -> float:
             return operations.statistics_operations(load)
         if name == SELECTION:
             return load.solved_here * operations.selection_operations(load, operations.swap_turns(load))
-        after = (SIZE.layers - 1) / 2
-        steps = STEPS * operations.sweep_step_operations(load, after)
-        return steps + operations.divergence_operations(load, after) + operations.advance_operations(load)
+        return operations.joint_step_operations(load)
 
     return count(COUNTS[0]) / count(COUNTS[-1]) * COUNTS[0] / COUNTS[-1]
 
@@ -192,7 +200,7 @@ def show(found: dict[str, list[tuple[Measured, ...]]]) -> None:
 
 @app.default
 def main(*, pairs: int = 5) -> None:
-    """Measures second moments of a layer, channel selection, and sweep steps with their held-out evaluation.
+    """Measures second moments of a layer, channel selection, and joint steps.
 
     Args:
         pairs: Number of runs of each on one device and on two; medians are shown.

@@ -34,10 +34,10 @@ these are the counts of `spap plan` (which works for any model, mesh and setting
 analysis of the compiled programs. Times are lower bounds (rooflines) at the peak rates of the data sheets.
 
 {{sparsity}} of the MLP channels are removed, with {SEQUENCES} calibration sequences of {LENGTH} tokens. Effort `low`
-holds one block at a time, and `default` holds all pruned blocks for its sweeps. The calibration sequences are spread
-over the devices, and every device holds the weights and the solver. With `--model-devices 8 --round-to 8` the weights
-are divided among eight devices, and so are the second moments while they are summed. With the schedule `parallel` each
-device solves different layers ([docs/method.md](method.md)).
+holds one block at a time, and `default` holds all pruned blocks for its joint steps. The calibration sequences and what
+joint steps need are spread over the devices, and every device holds the block that is pruned and the solver. With
+`--model-devices 8 --round-to 8` the weights are divided among eight devices, and so are the second moments while they
+are summed. With the schedule `parallel` each device solves different layers ([docs/method.md](method.md)).
 """
 
 app = App(name="plans", help=__doc__)

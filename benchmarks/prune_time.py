@@ -10,7 +10,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, median
+from statistics import median
 from typing import Any
 
 import jax
@@ -96,23 +96,22 @@ def counted_operations(size: Size, report: dict) -> dict[str, float]:
     """Counts one layer's operations by report phase, without the swap rounds, which the report does not count."""
     load = workload(size.config, PruneSettings(**report["settings"]), size.sequences, size.length)
     counted = operations(load, turns=1)
-    return counted | {"sweeps": counted.pop("sweep steps") + counted.pop("sweep checks")}
+    return counted | {"joint steps": counted["joint steps"] + counted.pop("joint checks")}
 
 
 def show_phases(report: dict, counted: dict[str, float], rate: float) -> dict[str, float]:
     """Prints seconds and rates by phase; returns the seconds of a layer that compiles nothing.
 
-    For the sweeps, the average over the blocks is shown, since the first blocks have more blocks after them.
+    Of the joint steps, a layer's share is shown.
     """
     first, *rest = (layer["seconds"] for layer in report["layers"])
     rest = rest or [first]
-    sweeps = [step["seconds"]["sweeps"] for step in report["sweeps"]]
     table = Table(title="one layer", title_justify="left", show_edge=False, pad_edge=False)
     for name in ("phase", "seconds", "first layer: more", "GFLOP", "GFLOP/s", "of matmul rate"):
         table.add_column(name, justify="left" if name == "phase" else "right")
     steady = {phase: median(layer.get(phase, 0.0) for layer in rest) for phase in first}
-    if sweeps:
-        steady["sweeps"] = first["sweeps"] = mean(sweeps)
+    if steps := report["seconds"].get("joint steps"):
+        steady["joint steps"] = first["joint steps"] = steps / len(report["layers"])
     for phase, seconds in steady.items():
         row = (phase, f"{seconds:.2f}", f"{first[phase] - seconds:+.2f}")
         if phase in counted:

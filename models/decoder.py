@@ -92,14 +92,14 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, embedding: jax.Array | None) -> jax.Array:
-        """Computes logits. x: [B, T, d], embedding: [v, e] if the head is tied, else None -> [B, T, v]."""
+        """Computes float32 logits. x: [B, T, d], embedding: [v, e] if the head is tied, else None -> [B, T, v]."""
         c, init = self.config, nn.initializers.normal(0.02)
         if c.final_norm:
             x = Norm(c, name="norm")(x)
         if c.embedding != c.width:
             x = jnp.einsum("btd,de->bte", x, self.param("project_out", init, (c.width, c.embedding)).astype(x.dtype))
         weight = self.param("weight", init, (c.vocabulary, c.embedding)) if embedding is None else embedding
-        return jnp.einsum("bte,ve->btv", x, weight.astype(x.dtype))
+        return jnp.einsum("bte,ve->btv", x, weight.astype(x.dtype), preferred_element_type=jnp.float32)
 
 
 def init(config: DecoderConfig, key: jax.Array) -> Params:
@@ -132,9 +132,9 @@ def head(config: DecoderConfig, params: Params, x: jax.Array) -> Any:
     return Head(config).apply({"params": params["head"]}, x, tied)
 
 
-def block(config: DecoderConfig, layer: Params, *args, method=Block.__call__) -> Any:
-    """Applies one block, or one of its methods, with its parameters (no leading L)."""
-    return Block(config).apply({"params": layer}, *args, method=method)
+def block(config: DecoderConfig, layer: Params, *args, method=Block.__call__, updates: Params | None = None) -> Any:
+    """Applies one block, or one of its methods, with its parameters (no leading L) and low-rank updates, if any."""
+    return Block(config).apply({"params": layer} | ({"updates": updates} if updates else {}), *args, method=method)
 
 
 def forward(

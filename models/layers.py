@@ -1,4 +1,7 @@
-"""Linen modules of a decoder block. Weights are cast to the dtype of the activations; norms and softmax are float32."""
+"""Linen modules of a decoder block. Weights are cast to the dtype of the activations; norms and softmax are float32.
+
+A projection adds x A B if the variable collection "updates" has a low-rank pair {"a", "b"} of its name.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -94,7 +97,10 @@ class Attention(nn.Module):
 
     def project_in(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Computes queries [B, T, n, h], keys and values [B, m, T, h] from x: [B, T, d]."""
-        q, k, v = (jnp.einsum("btd,dnh->btnh", x, w.astype(x.dtype)) for w in (self.q, self.k, self.v))
+        weights = {"q": self.q, "k": self.k, "v": self.v}
+        q, k, v = (
+            _updated(self, name, x, jnp.einsum("btd,dnh->btnh", x, w.astype(x.dtype))) for name, w in weights.items()
+        )
         if self.config.qkv_bias:
             q, k, v = (a + _across(b, a) for a, b in ((q, self.q_bias), (k, self.k_bias), (v, self.v_bias)))
         if self.config.rope is not None:
@@ -105,7 +111,8 @@ class Attention(nn.Module):
     def project_out(self, x: jax.Array) -> jax.Array:
         """Applies the output projection. x: [B, T, n, h] -> [B, T, d]."""
         # Flattened, since XLA:CPU orders the two contracted axes the other way and transposes the weight at each call.
-        y = _affine(x.reshape(*x.shape[:2], -1), self.o.reshape(-1, self.o.shape[-1]), None)
+        x = x.reshape(*x.shape[:2], -1)
+        y = _updated(self, "o", x, _affine(x, self.o.reshape(-1, self.o.shape[-1]), None))
         return y + _across(self.o_bias, y) if self.config.output_bias else y
 
 
@@ -130,19 +137,27 @@ class Mlp(nn.Module):
     def hidden(self, x: jax.Array) -> jax.Array:
         """Computes act(x gate) * (x up), or act(x up) if the MLP is not gated. x: [..., d] -> [..., f]."""
         act, bias = ACTIVATIONS[self.config.activation], self.config.mlp_bias
-        up = _affine(x, self.up, self.up_bias if bias else None)
+        up = _updated(self, "up", x, _affine(x, self.up, self.up_bias if bias else None))
         if not self.config.gated:
             return act(up)
-        return act(_affine(x, self.gate, self.gate_bias if bias else None)) * up
+        return act(_updated(self, "gate", x, _affine(x, self.gate, self.gate_bias if bias else None))) * up
 
     def project(self, h: jax.Array) -> jax.Array:
         """Applies the output projection. h: [..., f] -> [..., d]."""
-        return _affine(h, self.down, self.down_bias if self.config.mlp_bias else None)
+        return _updated(self, "down", h, _affine(h, self.down, self.down_bias if self.config.mlp_bias else None))
 
 
 def _affine(x: jax.Array, weight: jax.Array, bias: jax.Array | None) -> jax.Array:
     y = jnp.einsum("...a,ab->...b", x, weight.astype(x.dtype))
     return y if bias is None else y + _across(bias, y)
+
+
+def _updated(module: nn.Module, name: str, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Adds a projection's low-rank update, if there is one, to its output. x: [..., in], y: [..., (out)] -> like y."""
+    if not module.has_variable("updates", name):
+        return y
+    pair = module.get_variable("updates", name)
+    return y + _affine(_affine(x, pair["a"], None), pair["b"], None).reshape(y.shape)
 
 
 def _across(vector: jax.Array, x: jax.Array) -> jax.Array:

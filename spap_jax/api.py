@@ -23,15 +23,16 @@ from spap_jax.pruning.allocation import allocated_config, check_allocation
 from spap_jax.pruning.card import pruned_files
 from spap_jax.pruning.pipeline import prune_layers, pruned_config
 from spap_jax.pruning.progress import Progress
-from spap_jax.pruning.report import LayerReport, PruneReport, SweepReport, data_account, new_report
+from spap_jax.pruning.report import LayerReport, PruneReport, data_account, new_report
 from spap_jax.pruning.sampling import with_samples
 from spap_jax.quantities import change_text
 from spap_jax.repetition import warn_of_repetition
 from spap_jax.settings import FinetuneSettings, PruneSettings
 from spap_jax.training.card import trained_files
-from spap_jax.training.report import Check, FinetuneReport
+from spap_jax.training.checks import Check
+from spap_jax.training.engine import Stage
+from spap_jax.training.report import FinetuneReport
 from spap_jax.training.run import run
-from spap_jax.training.train import Stage
 
 __all__ = [
     "FinetuneResult",
@@ -91,7 +92,7 @@ def prune(
     tokens: Any,
     *,
     settings: PruneSettings | None = None,
-    progress: bool | Callable[[LayerReport | SweepReport], None] | None = None,
+    progress: bool | Callable[[LayerReport | Check], None] | None = None,
     devices: int | None = None,
     model_devices: int = 1,
     **changes: Unpack[PruneChanges],
@@ -105,8 +106,8 @@ def prune(
         tokens: Calibration token ids [B, T], or the result of ``load_tokens``.
         settings: Pruning settings; by default ``PruneSettings()``.
         progress: Whether to show progress on standard error; by default it is shown in a terminal and in a notebook. A
-            function is called instead, with the report of every layer once it is pruned and of every layer in every
-            sweep.
+            function is called instead, with the report of every layer once it is pruned, and with every measurement in
+            the joint steps.
         devices: Number of devices to use; by default all of them, but only one if they are CPUs.
         model_devices: Number of devices that the weights are sharded over; a divisor of the number of devices.
         **changes: Individual settings.
@@ -124,7 +125,7 @@ def prune(
     with sharing(devices, model_devices), watching.sampling(progress) as written:
         tokens = with_samples(tokens, lambda: model, settings, written)
     blocks = token_blocks(tokens, model.config)
-    reports: list[LayerReport | SweepReport] = []
+    reports: list[LayerReport | Check] = []
 
     def read_layer(index: int) -> Params:
         return jax.tree.map(lambda array: array[index], model.params["layers"])
@@ -137,8 +138,7 @@ def prune(
         for step in prune_layers(*given, narrow=narrow, watch=watch.part):
             reports.append(step.report)
             watch.step(step.report)
-            if step.final:
-                layers.append(jax.device_get(step.layer))
+            layers += (jax.device_get(layer) for _, layer in step.final)
             del step
     params = model.params | {"layers": stacked(layers)}
     sharers = model_devices if model_devices > 1 else None

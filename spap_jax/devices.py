@@ -22,9 +22,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec, get_abstract_me
 from spap_jax.errors import UserError, option
 from spap_jax.settings import is_count
 
-_DATA, _MODEL = "data", "model"
+DATA, _MODEL = "data", "model"
 
-SEQUENCES = PartitionSpec(_DATA)
+SEQUENCES = PartitionSpec(DATA)
 """The spec of arrays whose leading axis is sharded over ``data``."""
 
 _FOR_WEIGHTS = 0.7
@@ -111,13 +111,13 @@ def sharing(count: int | None, model: int | None = 1, weights: int = 0, groups: 
         yield
         return
     shape, types = (count // model, model), (AxisType.Auto, AxisType.Auto)
-    with jax.set_mesh(jax.make_mesh(shape, (_DATA, _MODEL), axis_types=types, devices=there[:count])):
+    with jax.set_mesh(jax.make_mesh(shape, (DATA, _MODEL), axis_types=types, devices=there[:count])):
         yield
 
 
 def number() -> int:
     """Number of devices along ``data``, over which sequences are sharded."""
-    return get_abstract_mesh().shape.get(_DATA, 1)
+    return get_abstract_mesh().shape.get(DATA, 1)
 
 
 def sharers() -> int:
@@ -173,19 +173,33 @@ def stacked(array: jax.Array) -> NamedSharding | None:
 
 
 def whole(tree: Any) -> Any:
-    """Gathers sharded arrays in every process, one array after the other; all processes have to call this."""
-    return tree if sharers() == 1 else jax.tree.map(gathered, tree)
+    """Gathers sharded arrays on the host of every process, one after the other; all processes have to call this."""
+    return tree if everyone() == 1 else jax.tree.map(gathered, tree)
 
 
 def gathered(array: jax.Array) -> np.ndarray:
     """Gathers an array on the host of every process; all processes have to call this."""
-    whole_here = array.is_fully_addressable or array.is_fully_replicated
-    return np.asarray(array if whole_here else everywhere(array))
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    if array.is_fully_replicated:
+        return np.asarray(array.addressable_data(0))
+    if array.ndim < 3:
+        return np.asarray(everywhere(array).addressable_data(0))
+    parts = (jax.lax.dynamic_index_in_dim(array, np.int32(i), keepdims=False) for i in range(len(array)))
+    return np.stack([gathered(part) for part in parts])  # no device holds the weights of all layers
+
+
+def like(array: Any, other: jax.Array) -> jax.Array:
+    """Places an array of the host, which every process has, as another one."""
+    if everyone() == 1:
+        return jnp.asarray(array)
+    array = np.asarray(array)
+    return jax.make_array_from_callback(array.shape, other.sharding, lambda index: array[index])
 
 
 def alone(tree: Any) -> Any:
-    """Makes replicated arrays local to this process, for what it computes without the others."""
-    return tree if jax.process_count() == 1 else jax.tree.map(lambda a: jnp.asarray(a.addressable_data(0)), tree)
+    """Brings arrays to this process, for what it computes without the others; all processes have to call this."""
+    return tree if jax.process_count() == 1 else whole(tree)
 
 
 def total(sums: Callable[..., Any], chunks: Any, *alike: Any) -> Any:
@@ -198,7 +212,7 @@ def total(sums: Callable[..., Any], chunks: Any, *alike: Any) -> Any:
         return sums(chunks, *alike)
 
     def own(chunks: Any, *alike: Any) -> Any:
-        return jax.lax.psum(sums(chunks, *alike), _DATA)
+        return jax.lax.psum(sums(chunks, *alike), DATA)
 
     return along_data(own, (SEQUENCES, *(PartitionSpec() for _ in alike)), PartitionSpec())(chunks, *alike)
 
@@ -219,7 +233,7 @@ def along_data(function: Callable[..., Any], given: tuple[Any, ...], out: Any) -
         out: Specs of the results.
     """
     # The check of values that vary across devices (check_vma) mistakes constants in the carries of loops for an error.
-    return jax.shard_map(function, in_specs=given, out_specs=out, axis_names={_DATA}, check_vma=False)
+    return jax.shard_map(function, in_specs=given, out_specs=out, axis_names={DATA}, check_vma=False)
 
 
 def by_heads(kernel: Callable[..., jax.Array], q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -259,14 +273,30 @@ def draw(chunks: Any, places: tuple[jax.Array, ...]) -> Any:
     evenly = len(places[0]) % number() == 0
 
     def own(a: jax.Array) -> jax.Array:
-        chunk = places[0] - jax.lax.axis_index(_DATA) * len(a)
+        chunk = places[0] - jax.lax.axis_index(DATA) * len(a)
         mine = (chunk >= 0) & (chunk < len(a))
         picked = a[(jnp.clip(chunk, 0, len(a) - 1), *places[1:])]
         picked = jnp.where(mine.reshape(-1, *[1] * (picked.ndim - 1)), picked, 0)
-        return jax.lax.psum_scatter(picked, _DATA, tiled=True) if evenly else jax.lax.psum(picked, _DATA)
+        return jax.lax.psum_scatter(picked, DATA, tiled=True) if evenly else jax.lax.psum(picked, DATA)
 
     given = SEQUENCES if evenly else PartitionSpec()
     return jax.tree.map(along_data(own, (SEQUENCES,), given), chunks)
+
+
+def mapped(function: Callable[..., Any], *by_device: Any) -> Any:
+    """Maps a function over arrays [devices, ...] of which each device along ``data`` has its own.
+
+    The compiler partitions the result, also inside the function, where `steady` keeps it from another choice.
+    """
+    if everyone() == 1:
+        return jax.vmap(function)(*by_device)
+    own = jax.lax.with_sharding_constraint(by_device, PartitionSpec(DATA))
+    return jax.vmap(function, spmd_axis_name=DATA)(*own)
+
+
+def steady(array: jax.Array) -> jax.Array:
+    """Keeps an array inside `mapped` on the device that it belongs to, replicated along ``model``."""
+    return array if everyone() == 1 else jax.lax.with_sharding_constraint(array, PartitionSpec())
 
 
 def give(own: Any, item: Any, place: int | jax.Array) -> Any:

@@ -25,7 +25,8 @@ from spap_jax.numerics import full_precision, is_concrete
 from spap_jax.placement import bytes_of
 from spap_jax.pruning.dense import Entered, dense_hidden, dense_moments, enter
 from spap_jax.solver.problem import Problem
-from spap_jax.training.objective import Decoder, loss_sum
+from spap_jax.training.forward import Student
+from spap_jax.training.step import text_loss
 
 
 def token_blocks(tokens: Any, config: DecoderConfig) -> Any:
@@ -221,4 +222,4 @@ def _logits(config: DecoderConfig, params: Params, tokens: jax.Array, valid: jax
 @functools.partial(jax.jit, static_argnames="config")
 @full_precision
 def _loss(config: DecoderConfig, params: Params, tokens: jax.Array) -> jax.Array:
-    return loss_sum(Decoder(config, params, {}, 1.0), None, tokens) / (tokens.shape[0] * (tokens.shape[1] - 1))
+    return text_loss(Student(config, {}, params), tokens)

@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, TypedDict, TypeVar
 
-from spap_jax.settings import Allocation, EffortName, Method, Schedule, StreamDtype, Update
+from spap_jax.settings import Allocation, EffortName, FloatDtype, JointWeights, Method, Schedule, Update
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -35,14 +35,17 @@ class PruneChanges(TypedDict, total=False):
     sampled: int | None
     rounds: int
     steps: int
-    sweeps: int | None
-    sweep_blocks: int | None
-    sweep_steps: int | None
     step_tokens: int
     learning_rate: float
-    sweep_learning_rate: float
+    joint_passes: float | None
+    joint_weights: JointWeights
+    joint_blocks: int
+    joint_tokens: int
+    joint_learning_rate: float
     batch_tokens: int
-    stream_dtype: StreamDtype
+    stream_dtype: FloatDtype
+    moment_dtype: FloatDtype
+    compute_dtype: FloatDtype | None
 
 
 class FinetuneChanges(TypedDict, total=False):
@@ -59,6 +62,8 @@ class FinetuneChanges(TypedDict, total=False):
     held_out: float
     check_every: int
     seed: int
+    moment_dtype: FloatDtype
+    compute_dtype: FloatDtype | None
 
 
 def showing(settings: type) -> Callable[[Function], Function]:

@@ -1,6 +1,6 @@
 """Numerics: float32 matrix products at full precision, and BLAS threads that do not spin.
 
-Arrays may be stored in less than float32, but nothing is computed in less.
+Arrays may be stored in less than float32; only optimizer steps on whole models compute in less (`compute_dtype`).
 """
 
 import functools
@@ -54,6 +54,11 @@ def first_not_finite(tree: Any) -> str | None:
 @jax.jit
 def _are_finite(tree: Any) -> Any:
     return jax.tree.map(lambda array: jnp.isfinite(array).all(), tree)
+
+
+def compute_dtype(given: str | None) -> str:
+    """The data type of optimizer steps: the given one, or bfloat16; float32 on a CPU, which has no units for it."""
+    return given or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
 
 
 def storage(name: str) -> np.dtype:

@@ -2,6 +2,9 @@
 
 The letters of a weight's rule decide which axis is sharded: attention heads, MLP channels, or the vocabulary of
 embedding and head. Weights without such an axis, or with a size that cannot be divided evenly, are replicated.
+
+For steps on many blocks at once, weights, gradients and optimizer states are sharded along ``data`` too (``spread``),
+and a program gathers the weights of one block at a time (``gathered``).
 """
 
 import functools
@@ -80,6 +83,94 @@ def spec_of(family: Family, path: str, shape: tuple[int, ...]) -> PartitionSpec:
     stacked = int(top == "layers")
     found = [axis for axis, letter in enumerate(letters, start=stacked) if letter in _DIVIDED]
     return devices.share_of(shape[found[0]], found[0]) if found else PartitionSpec()
+
+
+def spread(config: DecoderConfig, params: Params) -> Params:
+    """Shards parameters over all devices, along ``data`` too; inside a jitted program, constrains their sharding.
+
+    Args:
+        config: Config of the decoder, for its family.
+        params: The whole tree or parts of it.
+    """
+    if devices.everyone() == 1:
+        return jax.tree.map(jnp.asarray, params)
+    family = FAMILIES[config.family]
+
+    def one(path: Any, array: Any) -> jax.Array:
+        return _put(array, spread_spec(family, jax.tree_util.keystr(path, simple=True, separator="/"), array.shape))
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
+def spread_spec(family: Family, path: str, shape: tuple[int, ...]) -> PartitionSpec:
+    """The spec of a parameter that is sharded along ``data`` too: its largest other axis that can be divided evenly.
+
+    The axis L of a stack is never divided, so that a block's part of every weight is on every device.
+
+    Args:
+        family: The family, which has the rules.
+        path: Path of the parameter in the tree, or in one layer's.
+        shape: Shape of the parameter, with the axis L if it is stacked.
+    """
+    spec = [*spec_of(family, path, shape), *[None] * len(shape)][: len(shape)]
+    free = [axis for axis in range(int(path.startswith(("layers/", "updates/"))), len(shape)) if spec[axis] is None]
+    axis = max((a for a in free if shape[a] % devices.number() == 0), key=lambda a: shape[a], default=None)
+    if axis is None or devices.number() == 1:
+        return PartitionSpec(*spec)
+    return PartitionSpec(*spec[:axis], devices.DATA, *spec[axis + 1 :])
+
+
+def room_for_all(config: DecoderConfig, layer: Params) -> Params:
+    """Allocates a stack of zeros for all blocks with the shapes of ``layer``, sharded as by ``spread``."""
+    family, alone = FAMILIES[config.family], devices.everyone() == 1
+
+    def one(path: Any, array: jax.Array) -> jax.Array:
+        name, shape = jax.tree_util.keystr(path, simple=True, separator="/"), (config.layers, *array.shape)
+        place = None if alone else NamedSharding(get_mesh(), spread_spec(family, f"layers/{name}", shape))
+        return jnp.zeros(shape, array.dtype, device=place)
+
+    return jax.tree_util.tree_map_with_path(one, layer)
+
+
+def gathered(config: DecoderConfig, params: Params, dtype: Any) -> Params:
+    """Gathers parameters that are sharded as by ``spread`` along ``data``, inside a jitted program.
+
+    Matrices are converted to ``dtype`` before; vectors stay as they are. Gradients are scattered in turn.
+
+    Args:
+        config: Config of the decoder, for its family.
+        params: Parts of the tree outside the blocks, or of one layer's.
+        dtype: Data type of the matrices.
+    """
+    family, alone = FAMILIES[config.family], devices.everyone() == 1
+
+    def one(path: Any, array: jax.Array) -> jax.Array:
+        kind = dtype if array.ndim > 1 else array.dtype
+        if alone:
+            return array.astype(kind)
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        whole, part = (f(family, name, array.shape) for f in (spec_of, spread_spec))
+        return _gathered(array, whole, part, kind)
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _gathered(array: jax.Array, whole: PartitionSpec, part: PartitionSpec, dtype: Any) -> jax.Array:
+    # The constraint on the part makes the compiler convert before it gathers.
+    array = jax.lax.with_sharding_constraint(array.astype(dtype), part)
+    return jax.lax.with_sharding_constraint(array, whole)
+
+
+def _gather(array: jax.Array, whole: PartitionSpec, part: PartitionSpec, dtype: Any) -> tuple[jax.Array, jax.Array]:
+    return _gathered(array, whole, part, dtype), jnp.zeros(0, array.dtype)
+
+
+def _scatter(_: PartitionSpec, part: PartitionSpec, __: Any, like: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
+    return (jax.lax.with_sharding_constraint(gradient, part).astype(like.dtype),)
+
+
+_gathered.defvjp(_gather, _scatter)
 
 
 def _put(array: Any, spec: PartitionSpec) -> jax.Array:

@@ -16,9 +16,7 @@ _Ranges = tuple[tuple[str, Callable[[Any], bool], str], ...]
 class Effort(NamedTuple):
     """The settings that the effort decides by default."""
 
-    sweeps: int
-    sweep_blocks: int
-    sweep_steps: int
+    joint_passes: float
     sampled: int
 
 
@@ -27,16 +25,17 @@ Allocation = Literal["uniform", "global"]
 Method = Literal["spap", "random", "magnitude", "wanda", "flap", "fasp", "obs", "osscar"]
 Update = Literal["own", "none", "bias", "refit", "alternate"]
 Schedule = Literal["sequential", "parallel"]
-StreamDtype = Literal["float32", "bfloat16"]
+JointWeights = Literal["mlp", "block"]
+FloatDtype = Literal["float32", "bfloat16"]
 
 EFFORTS: dict[EffortName, Effort] = {
-    "low": Effort(sweeps=0, sweep_blocks=1, sweep_steps=150, sampled=0),
-    "default": Effort(sweeps=1, sweep_blocks=2, sweep_steps=150, sampled=0),
-    "high": Effort(sweeps=1, sweep_blocks=0, sweep_steps=300, sampled=1),
+    "low": Effort(joint_passes=0, sampled=0),
+    "default": Effort(joint_passes=4, sampled=0),
+    "high": Effort(joint_passes=16, sampled=1),
 }
 
-ALLOCATIONS, METHODS, UPDATES, SCHEDULES, STREAM_DTYPES = map(
-    get_args, (Allocation, Method, Update, Schedule, StreamDtype)
+ALLOCATIONS, METHODS, UPDATES, SCHEDULES, JOINT_WEIGHTS, FLOAT_DTYPES = map(
+    get_args, (Allocation, Method, Update, Schedule, JointWeights, FloatDtype)
 )
 
 
@@ -51,6 +50,10 @@ def _number(value: Any) -> bool:
 
 def _positive(value: Any) -> bool:
     return _number(value) and 0 < value < math.inf
+
+
+def _at_least_zero(value: Any) -> bool:
+    return _number(value) and 0 <= value < math.inf
 
 
 def _fraction(value: Any) -> bool:
@@ -83,14 +86,17 @@ _PRUNING: _Ranges = (
     ("rounds", _count(0), "a whole number of at least 0"),
     ("steps", _count(1), "a whole number of at least 1"),
     ("sampled", _if_given(_count(0)), "a whole number of at least 0"),
-    ("sweeps", _if_given(_count(0)), "a whole number of at least 0"),
-    ("sweep_blocks", _if_given(_count(0)), "a whole number of at least 0"),
-    ("sweep_steps", _if_given(_count(1)), "a whole number of at least 1"),
     ("step_tokens", _count(1), "a whole number of at least 1"),
     ("learning_rate", _positive, "positive"),
-    ("sweep_learning_rate", _positive, "positive"),
+    ("joint_passes", _if_given(_at_least_zero), "at least 0"),
+    ("joint_weights", lambda w: w in JOINT_WEIGHTS, f"one of {', '.join(JOINT_WEIGHTS)}"),
+    ("joint_blocks", _count(0), "a whole number of at least 0"),
+    ("joint_tokens", _count(1), "a whole number of at least 1"),
+    ("joint_learning_rate", _positive, "positive"),
     ("batch_tokens", _count(1), "a whole number of at least 1"),
-    ("stream_dtype", lambda d: d in STREAM_DTYPES, f"one of {', '.join(STREAM_DTYPES)}"),
+    ("stream_dtype", lambda d: d in FLOAT_DTYPES, f"one of {', '.join(FLOAT_DTYPES)}"),
+    ("moment_dtype", lambda d: d in FLOAT_DTYPES, f"one of {', '.join(FLOAT_DTYPES)}"),
+    ("compute_dtype", _if_given(lambda d: d in FLOAT_DTYPES), f"one of {', '.join(FLOAT_DTYPES)}"),
 )
 
 _TRAINING: _Ranges = (
@@ -99,12 +105,14 @@ _TRAINING: _Ranges = (
     ("lora_alpha", _positive, "positive"),
     ("steps", _count(1), "a whole number of at least 1"),
     ("learning_rate", _if_given(_positive), "positive"),
-    ("weight_decay", lambda d: _number(d) and 0 <= d < math.inf, "at least 0"),
+    ("weight_decay", _at_least_zero, "at least 0"),
     ("step_sequences", _count(1), "a whole number of at least 1"),
     ("batch_tokens", _count(1), "a whole number of at least 1"),
     ("held_out", lambda h: _fraction(h) and h > 0, "a fraction between 0 and 1, both excluded"),
     ("check_every", _count(1), "a whole number of at least 1"),
     ("seed", _count(0), "a whole number of at least 0"),
+    ("moment_dtype", lambda d: d in FLOAT_DTYPES, f"one of {', '.join(FLOAT_DTYPES)}"),
+    ("compute_dtype", _if_given(lambda d: d in FLOAT_DTYPES), f"one of {', '.join(FLOAT_DTYPES)}"),
 )
 
 
@@ -182,7 +190,7 @@ class PruneSettings(_Settings):
         update: How the remaining weights are updated. "own": as in the paper of the method. "none": not at all (random,
             magnitude, wanda). "bias": the output bias makes up for the mean of the removed channels (flap). "refit":
             the output projection is solved for in closed form (fasp, obs, osscar). "alternate": refit, then alternating
-            rounds and sweeps (spap).
+            rounds and joint steps (spap).
         schedule: "sequential": the channels of a layer are chosen on the activations that the already pruned layers
             produce, and all devices work on that layer. "parallel": they are chosen on the dense model's activations,
             and each device works on a layer of its own.
@@ -193,27 +201,33 @@ class PruneSettings(_Settings):
         swap_rounds: Largest number of rounds of exact swaps that follow the choice of channels by spap and osscar; 0
             makes no swaps.
         held_out: Fraction of the calibration sequences that nothing is fitted to, and that guard against overfitting.
-        effort: How much time and memory to spend on quality. "low": no sweep. "default": one sweep, which adjusts two
-            blocks at a time with 150 steps for each block. "high": one sweep that adjusts all blocks together with 300
-            steps for each, and one sampled sequence for each calibration sequence. Settings of the sampled sequences
-            and of the sweeps that are given take precedence.
+        effort: How much time and memory to spend on quality. "low": no joint steps; one block at a time is in memory.
+            "default": joint steps of 4 passes over the calibration text. "high": 16 passes, and one sampled sequence
+            for each calibration sequence. Passes and sampled sequences that are given take precedence.
         sampled: Number of sequences that the dense model writes for each calibration sequence, continuing its first
             tokens, and that are fitted as well. The dense model has to fit in memory. By default effort decides.
         rounds: Number of alternating rounds of the update "alternate": optimizer steps on the inner projections, then
             the output projection in closed form. 0 keeps the result of the refit.
         steps: Optimizer steps on the inner projections in one round.
-        sweeps: Number of sweeps over the whole model that end the update "alternate" and bring its predictions nearer
-            to the dense model's. All pruned blocks have to fit in memory. By default effort decides.
-        sweep_blocks: Number of consecutive blocks that a sweep adjusts together, lowered to the next number that
-            divides the number of all blocks; 0 adjusts all of them. Their MLPs take 16 bytes for each weight, which
-            includes the gradient and Adam's moments. By default effort decides.
-        sweep_steps: Optimizer steps of a sweep for each block of the model. By default effort decides.
-        step_tokens: Tokens in the minibatch of one optimizer step.
+        step_tokens: Tokens in the minibatch of one optimizer step of a round.
         learning_rate: Size of an optimizer step in a round, relative to the root mean square of the weights it changes.
-        sweep_learning_rate: Size of an optimizer step in a sweep, relative to the same measure.
+        joint_passes: Passes over the calibration text in the joint steps that end the update "alternate": optimizer
+            steps on all blocks together that bring the model's predictions nearer to the dense model's. All pruned
+            blocks have to fit in memory. By default effort decides.
+        joint_weights: What joint steps change. "mlp": the MLPs. "block": attention and norms as well.
+        joint_blocks: Number of consecutive blocks that joint steps adjust together, lowered to the next number that
+            divides the number of all blocks; 0 adjusts all of them. What they change takes 16 bytes for each weight,
+            which includes the gradient and Adam's moments, divided among all devices.
+        joint_tokens: Tokens in the minibatch of one joint step, in whole sequences, at least one for each device.
+        joint_learning_rate: Largest size of a joint step, relative to the root mean square of the weights it changes.
+            It rises over the first tenth of the steps and then falls to zero along a cosine.
         batch_tokens: Tokens that pass through a block at once; fewer need less memory.
         stream_dtype: Data type in which the activations of all tokens are stored between two blocks: "float32", or
-            "bfloat16", which takes half the memory. All computations are in float32.
+            "bfloat16", which takes half the memory.
+        moment_dtype: Data type in which the moments of Adam are stored in joint steps: "float32", or "bfloat16", which
+            takes half the memory.
+        compute_dtype: Data type of matrices and activations inside the joint steps; sums, norms, softmax and losses are
+            float32, and so is everything else. By default "bfloat16", but "float32" on a CPU.
     """
 
     sparsity: float = 0.3
@@ -233,14 +247,17 @@ class PruneSettings(_Settings):
     sampled: int | None = None
     rounds: int = 2
     steps: int = 200
-    sweeps: int | None = None
-    sweep_blocks: int | None = None
-    sweep_steps: int | None = None
     step_tokens: int = 2048
     learning_rate: float = 0.03
-    sweep_learning_rate: float = 0.015
+    joint_passes: float | None = None
+    joint_weights: JointWeights = "mlp"
+    joint_blocks: int = 0
+    joint_tokens: int = 4096
+    joint_learning_rate: float = 0.0015
     batch_tokens: int = 4096
-    stream_dtype: StreamDtype = "float32"
+    stream_dtype: FloatDtype = "float32"
+    moment_dtype: FloatDtype = "float32"
+    compute_dtype: FloatDtype | None = None
 
     _ranges = _PRUNING
 
@@ -269,6 +286,10 @@ class FinetuneSettings(_Settings):
         held_out: Fraction of the sequences that is not trained on. The weights with the lowest loss on them are kept.
         check_every: Number of optimizer steps between two measurements on the held-out sequences.
         seed: Seed of all random choices.
+        moment_dtype: Data type in which the moments of Adam are stored: "float32", or "bfloat16", which takes half the
+            memory.
+        compute_dtype: Data type of matrices and activations inside the steps; sums, norms, softmax and losses are
+            float32. By default "bfloat16", but "float32" on a CPU.
     """
 
     full: bool = False
@@ -282,6 +303,8 @@ class FinetuneSettings(_Settings):
     held_out: float = 0.0625
     check_every: int = 25
     seed: int = 0
+    moment_dtype: FloatDtype = "float32"
+    compute_dtype: FloatDtype | None = None
 
     _ranges = _TRAINING
 

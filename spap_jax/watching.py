@@ -9,8 +9,8 @@ from typing import NamedTuple
 from rich.console import Console
 
 from spap_jax.pruning.progress import Progress
-from spap_jax.pruning.report import LayerReport, SweepReport
-from spap_jax.training.report import Check
+from spap_jax.pruning.report import LayerReport
+from spap_jax.training.checks import Check
 
 
 class Watch(NamedTuple):
@@ -18,10 +18,10 @@ class Watch(NamedTuple):
 
     Attributes:
         step: Called with the report of every step.
-        part: Called within the steps of a sweep over several layers with the number of parts done, and their total.
+        part: Called after every joint step with the number of steps made, and their total.
     """
 
-    step: Callable[[LayerReport | SweepReport], None]
+    step: Callable[[LayerReport | Check], None]
     part: Callable[[int, int], None] | None = None
 
 
@@ -47,7 +47,7 @@ def sampling(progress: bool | Callable[..., None] | None) -> Iterator[Callable[[
 
 
 @contextmanager
-def pruning(run: Progress, progress: bool | Callable[[LayerReport | SweepReport], None] | None) -> Iterator[Watch]:
+def pruning(run: Progress, progress: bool | Callable[[LayerReport | Check], None] | None) -> Iterator[Watch]:
     """Shows the progress of pruning.
 
     Args:

@@ -22,7 +22,7 @@ from spap_jax.keywords import FinetuneChanges, PruneChanges
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 STORIES = EXAMPLES / "llama-stories"
-QUICK = spap.PruneSettings(round_to=64, rounds=1, steps=5, sweeps=0)
+QUICK = spap.PruneSettings(round_to=64, rounds=1, steps=5, joint_passes=0)
 
 
 @functools.cache

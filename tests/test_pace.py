@@ -27,7 +27,7 @@ def test_pieces_count_by_their_units():
 def test_each_kind_has_its_own_pace_and_ends_the_estimate_where_it_has_none():
     known = pace(("layer", 1, 9), ("layer", 1, 2), ("perplexity", 1, 1), ("perplexity", 4, 20))
     assert known.left([("layer", 3), ("perplexity", 2)]) == Left(16, None)
-    assert known.left([("layer", 3), ("sweep", 7), ("perplexity", 2)]) == Left(6, "sweep")
+    assert known.left([("layer", 3), ("step", 7), ("perplexity", 2)]) == Left(6, "step")
     assert known.left([("layer", 0), ("perplexity", 2)]) == Left(10, None)
 
 
@@ -43,7 +43,7 @@ def test_programs_that_are_compiled_again_do_not_count_but_what_was_known_stays(
         (Left(2340, None), "about 39 min left"),
         (Left(115, None), "about 120 s left"),
         (Left(1.04, None), "about 1 s left"),
-        (Left(2340, "sweep"), "sweep in 39 min"),
+        (Left(2340, "step"), "step in 39 min"),
         (Left(0.9, None), ""),
         (Left(0, "layer"), ""),
     ],

@@ -30,7 +30,7 @@ from spap_jax.pruning.layer import (
     search_of,
     select,
 )
-from spap_jax.pruning.predictions import at, put
+from spap_jax.pruning.predictions import at
 from spap_jax.pruning.streams import Streams
 from spap_jax.solver import alternating
 from spap_jax.solver.alternating import Schedule, Tokens, Weights
@@ -101,11 +101,10 @@ def prune(model: spap.Model, tokens: np.ndarray, settings: spap.PruneSettings, i
         layer, both = prune_block(index, config, narrow, layer, both, settings, idea, metric)
         layers.append(layer)
     blocks = jax.tree.map(lambda *arrays: jnp.stack(arrays), *layers)
-    if settings.decided.sweeps:
+    if settings.decided.joint_passes:
         ends = both[0].dense, both[1].dense
-        stack = jax.tree.map(jnp.copy, blocks)  # updated in place by the sweeps
-        for step in pipeline.swept(narrow, outer, stack, chunks, ends, settings):
-            blocks = put(blocks, step.report.layer, step.layer)
+        *_, last = pipeline.adjusted(narrow, outer, blocks, chunks, ends, settings)
+        blocks = jax.tree.map(lambda *arrays: jnp.stack(arrays), *(layer for _, layer in last.final))
     return spap.Model(narrow, outer | {"layers": blocks}, model.source)
 
 

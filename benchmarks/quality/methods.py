@@ -65,7 +65,7 @@ def settings_of(method: str, sparsity: float, seed: int) -> spap.PruneSettings:
     """Returns the settings of one run.
 
     Args:
-        method: A key of `METHODS`, or one with changed settings, for example "spap with sweeps=2 ridge=0.001"; an idea
+        method: A key of `METHODS`, or one with changed settings, for example "spap with rounds=3 ridge=0.001"; an idea
             can be among the changes, although it is not a setting.
         sparsity: Fraction of channels to remove.
         seed: Seed of every random choice.
@@ -108,18 +108,23 @@ _NEWER: dict[str, Any] = {"stream_dtype": "float32"}
 """Settings added after the first rows were made, and the values that reproduce what those rows did."""
 
 
-_OF_STEPS: dict[str, Any] = {
+_OF_STEPS = ("rounds", "steps", "learning_rate", "step_tokens")
+"""Settings that only steps on the weights read."""
+
+_FIRST: dict[str, Any] = {
     "rounds": 2, "steps": 200, "learning_rate": 0.03, "step_tokens": 2048,
     "sweeps": 1, "sweep_blocks": 1, "sweep_steps": 150, "sweep_learning_rate": 0.015,
 }  # fmt: skip
-"""Settings that only steps on the weights read. Without steps they have no effect, so hashes always contain these
-values, which were the defaults when the first rows were made."""
+"""Values that hashes of methods without steps contain in place of all settings of steps, which have no effect on them:
+the names and defaults of the time when the first rows were made, so that these rows stay current."""
 
 
 def settings_hash(settings: spap.PruneSettings) -> str:
     """Hashes every setting that has an effect, and every value derived from the settings, defaults included."""
     values = dataclasses.asdict(settings) | settings.decided._asdict()
-    values |= {} if update_used(settings) == "alternate" else _OF_STEPS
+    if update_used(settings) != "alternate":
+        stepping = (*_OF_STEPS, "moment_dtype", "compute_dtype")
+        values = {k: v for k, v in values.items() if k not in stepping and not k.startswith("joint_")} | _FIRST
     text = json.dumps({k: v for k, v in values.items() if k not in _NEWER or v != _NEWER[k]}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

@@ -44,11 +44,9 @@ def is_unfinished(output: str | Path) -> bool:
     return (resume_folder(output) / RUN).exists()
 
 
-def unfinished(
-    output: str | Path, run: Mapping[str, Any], blocks: int, together: int = 1, fresh: bool = False
-) -> Unfinished:
+def unfinished(output: str | Path, run: Mapping[str, Any], blocks: int, fresh: bool = False) -> Unfinished:
     """Opens the progress of a run, with a copy in the store if the output is at an address; see `Unfinished`."""
-    return (Mirrored if _in_store(output) else Unfinished)(output, run, blocks, together, fresh)
+    return (Mirrored if _in_store(output) else Unfinished)(output, run, blocks, fresh)
 
 
 class Mirrored(Unfinished):
@@ -57,7 +55,7 @@ class Mirrored(Unfinished):
     A copy is uploaded while the next step is made. If that fails, adding the next step raises the error.
     """
 
-    def __init__(self, output: str | Path, run: Mapping[str, Any], blocks: int, together: int = 1, fresh: bool = False):
+    def __init__(self, output: str | Path, run: Mapping[str, Any], blocks: int, fresh: bool = False):
         """See `Unfinished`; `output` is the address of a folder in a store.
 
         Raises:
@@ -66,7 +64,7 @@ class Mirrored(Unfinished):
         self._copies = _copies(output)
         self._sender = ThreadPoolExecutor(1)
         self._sending: Future[None] | None = None
-        super().__init__(output, run, blocks, together, fresh)
+        super().__init__(output, run, blocks, fresh)
         self._arrived = len(self.told)
 
     @property
@@ -158,8 +156,8 @@ class Mirrored(Unfinished):
         self._copies.put({file.name: file}, quietly=True)
         file.unlink()
         self._arrived = step + 1
-        if (replaced := step - self._kept) >= 0:
-            self._copies.remove([f"{replaced}.tar"])
+        if step > self._blocks:
+            self._copies.remove([f"{step - 1}.tar"])
 
 
 def _in_store(output: str | Path) -> bool:

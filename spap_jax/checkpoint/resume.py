@@ -1,13 +1,14 @@
 """The progress of an unfinished run, kept beside its output so that the same command resumes where it stopped.
 
 `.NAME.resume` holds `run.json` (the identity of the run), `decided.json` (decisions before the first step, if any),
-`steps/` (Orbax: a step is the newest weights of one block, and its report), `output/` (the partial output) and `lock`.
-It is removed when the run succeeds. For an output at an address it is a copy of the folder there (`mirror.py`).
+`steps/` (Orbax: a step is the weights of one block, or the state of steps on all of them, and its report), `output/`
+(the partial output) and `lock`. It is removed when the run succeeds. For an output at an address it is a copy of the
+folder there (`mirror.py`).
 
-A run of L blocks makes L steps and then L more in every sweep; a step replaces the one L steps before it. If a sweep
-adjusts several blocks together, their steps count once all of them exist. For training, the complete state is one
-block. Orbax writes a step in the background and renames it when it is complete: a process that is killed loses the step
-in progress. A step stores a hash of its weights: one that was damaged later counts as lost.
+The first L steps of a run on L blocks store a block each, and all stay. Every later step stores a complete state, which
+replaces the one before; training has no others. Orbax writes a step in the background and renames it when it is
+complete: a process that is killed loses the step in progress. A step stores a hash of its weights: one that was damaged
+later counts as lost.
 """
 
 import contextlib
@@ -54,14 +55,13 @@ class Unfinished:
         told: Reports of the steps that count, in order.
     """
 
-    def __init__(self, output: str | Path, run: Mapping[str, Any], blocks: int, together: int = 1, fresh: bool = False):
+    def __init__(self, output: str | Path, run: Mapping[str, Any], blocks: int, fresh: bool = False):
         """Opens the folder, or creates it.
 
         Args:
             output: Output folder of the run.
             run: Everything that its result depends on, by name, as JSON values.
-            blocks: Number of blocks, L.
-            together: Number of steps of a sweep that count only together; a divisor of L.
+            blocks: Number of steps that all stay, L.
             fresh: Whether to discard the progress of an earlier run.
 
         Raises:
@@ -69,8 +69,7 @@ class Unfinished:
         """
         check_resume_folder(output)
         self.folder = resume_folder(output)
-        self._run, self._blocks, self._together = dict(run), blocks, together
-        self._kept = blocks + together - 1  # steps that count together replace others only with the last of them
+        self._run, self._blocks = dict(run), blocks
         self._lock = _locked(self.folder)
         self._writing = threading.Lock()
         self.lost = False
@@ -128,22 +127,21 @@ class Unfinished:
         """Name of the run: a hash of everything that its result depends on."""
         return hashlib.sha256(json.dumps(self._run, sort_keys=True).encode()).hexdigest()
 
-    def layer(self, index: int) -> Params:
-        """The newest weights of a block, as numpy arrays."""
-        newest = range(len(self.told))[index :: self._blocks][-1]
-        found: Any = self._manager.restore(newest, args=ocp.args.Composite(layer=ocp.args.StandardRestore()))
+    def read(self, step: int) -> Params:
+        """What a step stored, as numpy arrays; it must not have been replaced."""
+        found: Any = self._manager.restore(step, args=ocp.args.Composite(layer=ocp.args.StandardRestore()))
         return found.layer
 
     def add(self, layer: Params, told: Json) -> None:
         """Stores the next step; its files are written in the background.
 
         Args:
-            layer: The weights of the step's block.
+            layer: The weights of the step's block, or a complete state.
             told: Report of the step, as a JSON value.
         """
         layer = jax.device_get(layer)
         step = len(self.told)
-        about = {"told": [*self.told[step % self._blocks :: self._blocks], told], "sha256": _digest(layer)}
+        about = {"told": [*self.told[self._blocks :], told], "sha256": _digest(layer)}
         args = ocp.args.Composite(layer=ocp.args.StandardSave(layer), about=ocp.args.JsonSave(about))
         with self._writing:
             self._manager.save(step, args=args)
@@ -207,10 +205,10 @@ class Unfinished:
         steps.mkdir(exist_ok=True)
         with self._managed() as manager:
             there = {step: _intact(manager, step) for step in manager.all_steps()}
-        count, self.told = _counting({step: told for step, told in there.items() if told}, self._blocks, self._together)
-        self.lost = self.lost or any(step >= count + self._together - 1 or not there[step] for step in there)
+        count, self.told = _counting({step: told for step, told in there.items() if told}, self._blocks)
+        self.lost = self.lost or any(step >= count or not there[step] for step in there)
         for entry in steps.iterdir():
-            if entry.name not in map(str, range(max(0, count - self._blocks), count)):
+            if entry.name not in map(str, _kept(count, self._blocks)):
                 shutil.rmtree(entry)
         return self._managed()
 
@@ -220,7 +218,9 @@ class Unfinished:
             primary_host=0, active_processes={0}, barrier_sync_key_prefix="resume"
         )
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=checkpoint_managers.LatestN(self._kept),
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy(
+                [checkpoint_managers.CustomSteps(list(range(self._blocks))), checkpoint_managers.LatestN(1)]
+            ),
             multiprocessing_options=alone,
             create=False,
             save_root_metadata=False,
@@ -239,13 +239,17 @@ def _write(path: Path, what: Any) -> None:
     written.rename(path)
 
 
-def _counting(intact: Mapping[int, list[Json]], blocks: int, together: int) -> tuple[int, list[Json]]:
-    """The number of steps that count, the most for which the newest of each block is intact, and their reports."""
+def _kept(count: int, blocks: int) -> list[int]:
+    """The steps that stay of the first ``count``."""
+    return [*range(min(count, blocks)), *([count - 1] if count > blocks else [])]
+
+
+def _counting(intact: Mapping[int, list[Json]], blocks: int) -> tuple[int, list[Json]]:
+    """The number of steps that count, the most of which those that stay are intact, and the reports of all."""
     for count in range(max(intact, default=-1) + 1, 0, -1):
-        newest = range(max(0, count - blocks), count)
-        if all(step in intact for step in newest) and (count < blocks or count % together == 0):
-            of_block = {step % blocks: intact[step] for step in newest}
-            return count, [of_block[step % blocks][step // blocks] for step in range(count)]
+        if all(step in intact for step in _kept(count, blocks)):
+            told = [intact[step][-1] for step in range(min(count, blocks))]
+            return count, told + (intact[count - 1] if count > blocks else [])
     return 0, []
 
 

@@ -19,8 +19,8 @@ from spap_jax.quantities import bytes_text, change_text, count_text
 
 if TYPE_CHECKING:
     from spap_jax.pruning.progress import Progress, Said
-    from spap_jax.pruning.report import LayerReport, SweepReport
-    from spap_jax.training.report import Check
+    from spap_jax.pruning.report import LayerReport
+    from spap_jax.training.checks import Check
 
 __all__ = [
     "bytes_text",
@@ -135,12 +135,12 @@ class LayerProgress:
         self._progress, self._bar, self._lines = progress, bar, lines
         self._show(progress.begin(number), lines.print)
 
-    def advance(self, report: "LayerReport | SweepReport", fresh: bool = True) -> None:
+    def advance(self, report: "LayerReport | Check", fresh: bool = True) -> None:
         """Shows a step of pruning, made just now (fresh) or before an interruption."""
         self._show(self._progress.step(report, fresh), self._lines.print)
 
     def together(self, done: int, parts: int) -> None:
-        """Shows the progress of steps on several blocks together."""
+        """Shows the progress of joint steps."""
         self._show(self._progress.part(done, parts), self._lines.say)
 
     def _show(self, said: "Said", say: Callable[[str], None]) -> None:

@@ -12,8 +12,8 @@ from spap_jax.settings import FinetuneSettings
 if TYPE_CHECKING:
     from spap_jax.data import TokenBlocks
     from spap_jax.model import Model
+    from spap_jax.training.engine import Stage
     from spap_jax.training.report import FinetuneReport
-    from spap_jax.training.train import Stage
 
 
 def finetune(
@@ -72,8 +72,6 @@ def finetune(
         process_id: Number of this process, from 0. Process 0 prints and writes.
         settings: How to train.
     """
-    import jax
-
     from spap_jax import checkpoint, memory
     from spap_jax.checkpoint.kept import check_resume_folder
     from spap_jax.checkpoint.mirror import unfinished
@@ -83,9 +81,8 @@ def finetune(
     from spap_jax.cli.processes import wait_for_others
     from spap_jax.cli.stopping import stopping
     from spap_jax.cli.unfinished import telling
-    from spap_jax.devices import leads, sharing
-    from spap_jax.errors import UserError
-    from spap_jax.placement import placed
+    from spap_jax.devices import alone, leads, sharing
+    from spap_jax.placement import spread
     from spap_jax.training.card import trained_files
     from spap_jax.training.resume import begun, identity, keep
     from spap_jax.training.run import run
@@ -96,23 +93,20 @@ def finetune(
     wait_for_others(coordinator, processes, process_id)
     fetch_models(model, teacher)
     fetch_data(data, eval)
-    if model_devices > 1 and jax.process_count() > 1:
-        raise UserError(
-            "spap finetune divides weights among the devices of one process, and this run has several: leave out "
-            "--model-devices."
-        )
     with waiting(f"reading {model}"), sharing(devices, model_devices):
-        place = placed if model_devices > 1 else checkpoint.local
-        start = checkpoint.load(model, place)
-        dense = checkpoint.load(teacher, place) if teacher else None
+        start = checkpoint.load(model, spread)
+        dense = checkpoint.load(teacher, spread) if teacher else None
     blocks, judged = _texts(start, data, eval, sequences, sequence_length, settings.seed)
     check(start, blocks.tokens, dense, settings)
-    before = _perplexity(start, judged, "before training") if leads() else None
+    with sharing(devices, model_devices):
+        whole = start.replace(params=alone(start.params)) if judged else start
+    before = _perplexity(whole, judged, "before training") if leads() else None  # of this process alone
+    del whole
     with sharing(devices, model_devices), stopping() as before_end:
         if not leads():  # makes the same computations on its own sequences, and writes no result
-            run(start, blocks, dense, settings, lambda _: None, begun(None))
+            run(start, blocks, dense, settings, lambda stage: stage.leaves(), begun(None))
             return
-        kept = unfinished(output, identity(start, dense, blocks, settings), blocks=1, fresh=not resume)
+        kept = unfinished(output, identity(start, dense, blocks, settings), blocks=0, fresh=not resume)
 
         def reached(looks: int) -> str:  # each check stores a record; the first is before any step
             return f"step {min((looks - 1) * settings.check_every, settings.steps)} of {settings.steps} is done"

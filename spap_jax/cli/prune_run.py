@@ -22,12 +22,13 @@ from spap_jax.models.decoder import Params
 from spap_jax.placement import placed, stacked
 from spap_jax.pruning.allocation import allocated_config
 from spap_jax.pruning.card import OWN_LOADER, pruned_files
-from spap_jax.pruning.pipeline import Begun, Step, prune_layers, pruned_config, together
+from spap_jax.pruning.pipeline import Begun, Step, checks_of, prune_layers, pruned_config
 from spap_jax.pruning.progress import Progress
-from spap_jax.pruning.report import LayerReport, PruneReport, SweepReport, new_report
+from spap_jax.pruning.report import LayerReport, PruneReport, new_report
 from spap_jax.pruning.resume import begun, decided_widths, identity, keep
 from spap_jax.pruning.waves import Choices
 from spap_jax.settings import PruneSettings
+from spap_jax.training.checks import Check
 
 
 class Given(NamedTuple):
@@ -80,9 +81,9 @@ def _lead_one(run: PruneRun, given: Given, number: int, fresh: bool, before_end:
     """Makes the checkpoint of a run; ``number`` is its index in the command."""
     reader = given.reader
     which = identity(reader.fingerprint(), given.blocks, given.judged, given.dtype, run.settings)
-    blocks, several = reader.config.layers, together(reader.config.layers, run.settings)
-    amount = functools.partial(layers_done, blocks)
-    with unfinished(run.output, which, blocks, several, fresh) as kept, telling(kept, before_end, amount):
+    blocks = reader.config.layers
+    amount = functools.partial(layers_done, blocks, checks_of(given.blocks.tokens, blocks, run.settings))
+    with unfinished(run.output, which, blocks, fresh) as kept, telling(kept, before_end, amount):
         done = begun(kept, run.output)
         if done is None:
             console.err.print(f"{run.output} was made before the interruption")
@@ -111,7 +112,10 @@ def follow(run: PruneRun, given: Given) -> None:
     given.before()
     outer, layers = given.reader.outer(), []
     for step in _steps(run, given, outer, done, narrow, None):
-        layers += _for_judging(step, given)
+        if step.fresh:
+            step.kept()
+        for _, layer in step.final:
+            layers += _for_judging(layer, given)
         del step
     if given.judged:
         perplexity_of(_pruned(given, narrow, outer, layers), given.judged, "after pruning", given.progress)
@@ -153,15 +157,15 @@ def _prune_into(
         check_finite(before, reader.source.name)
     outer = reader.outer()
     writer.outer(outer)
-    reports: list[LayerReport | SweepReport] = []
+    reports: list[LayerReport | Check] = []
     layers: list[Params] = []
     with console.layer_progress(given.progress, number) as progress:
         for step in _steps(run, given, outer, done, writer.config, progress.together):
             if step.fresh:
                 keep(kept, step)
-            if step.final:
-                writer.layer(step.report.layer, step.layer)
-            layers += _for_judging(step, given)
+            for index, layer in step.final:
+                writer.layer(index, layer)
+                layers += _for_judging(layer, given)
             reports.append(step.report)
             progress.advance(step.report, step.fresh)
             del step
@@ -185,9 +189,9 @@ def perplexity_of(model: Model, judged: TokenBlocks, when: str, progress: Progre
         return perplexity(model, judged.tokens, watch=measured)
 
 
-def _for_judging(step: Step, given: Given) -> list[Params]:
-    """Returns the block of a step on the host, if it is final and there is data to evaluate the model on."""
-    return [jax.device_get(step.layer)] if step.final and given.judged else []
+def _for_judging(layer: Params, given: Given) -> list[Params]:
+    """Returns a final block on the host, if there is data to evaluate the model on."""
+    return [jax.device_get(layer)] if given.judged else []
 
 
 def _pruned(given: Given, narrow: DecoderConfig, outer: Params, layers: list[Params]) -> Model:

@@ -36,7 +36,7 @@ def report(
 
     try:
         from spap_jax.reporting.page import render
-        from spap_jax.reporting.read import read_runs, with_sweeps
+        from spap_jax.reporting.read import read_runs, with_sparsities
         from spap_jax.reporting.write import check_places, write_all
     except ModuleNotFoundError as error:
         raise UserError(
@@ -45,7 +45,7 @@ def report(
 
     page = output or Path(os.path.commonpath([folder.expanduser().resolve() for folder in folders]), "spap_report.html")
     check_places([page], overwrite)
-    runs = read_runs(with_sweeps(folders), bench)
+    runs = read_runs(with_sparsities(folders), bench)
     with waiting(f"drawing {len(runs)} run{'s' if len(runs) > 1 else ''}"):
         text, images = render(runs)
     plots = {(png or page.parent) / f"{page.stem}-{name}": image for name, image in images.items()}

@@ -11,12 +11,11 @@ from spap_jax.errors import NotFiniteError
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs at length what it then raises
 
 
-def layers_done(layers: int, steps: int) -> str:
-    """Describes the progress of a pruning run: every layer needs one step, and one more in each sweep."""
+def layers_done(layers: int, checks: int, steps: int) -> str:
+    """Describes the progress of a pruning run: every layer needs one step, and each check of the joint steps one."""
     if steps <= layers:
         return f"{steps} of {layers} layers are done"
-    sweep, adjusted = divmod(steps - 1, layers)
-    return f"all {layers} layers are done, and {adjusted + 1} of them adjusted in sweep {sweep}"
+    return f"all {layers} layers are done, and {steps - layers - 1} of {checks - 1} parts of the joint steps"
 
 
 @contextlib.contextmanager

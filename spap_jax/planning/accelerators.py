@@ -5,14 +5,13 @@ Sources, per chip or board:
 - TPU v5e, v5p, v6e: Google Cloud's pages "TPU v5e", "TPU v5p", "TPU v6e" (docs.cloud.google.com/tpu/docs): peak
   bfloat16 rate, HBM capacity and bandwidth. They state the interconnect rate for both directions together; half of it
   is one way.
-- A100 80GB SXM, H100 SXM, H200 SXM: NVIDIA's data sheets: FP32 and TF32 rates (TF32 without sparsity, half of what the
+- A100 80GB SXM, H100 SXM, H200 SXM: NVIDIA's data sheets: FP32 and BF16 rates (BF16 without sparsity, half of what the
   sheets of H100 and H200 print), memory and bandwidth, and NVLink for both directions together.
 - Sizes of slices: the tables of supported shapes on the pages of the TPUs. For v5p they list the shapes below a cube of
   4 x 4 x 4 chips, and above that whole cubes, of which nearly every number up to 96 is available.
 
-Matrix products at full float32 precision, which everything but the sweeps' steps uses, take six bfloat16 passes on a
-TPU (XLA's "highest" precision) and the FP32 units of a GPU. The steps use JAX's default precision: one bfloat16 pass,
-or TF32.
+Matrix products at full float32 precision, which everything but the joint steps uses, take six bfloat16 passes on a TPU
+(XLA's "highest" precision) and the FP32 units of a GPU. The joint steps are in bfloat16.
 """
 
 import re
@@ -32,7 +31,7 @@ class Accelerator(NamedTuple):
         memory: Memory in bytes.
         bandwidth: Memory bandwidth in bytes per second, reads and writes together.
         full: Floating-point operations per second of float32 products at full precision.
-        quick: Floating-point operations per second of products at JAX's default precision.
+        quick: Floating-point operations per second of products of bfloat16.
         link: Bytes per second that it sends to other devices, over all links together.
         sizes: Numbers of devices in the meshes that exist, ascending.
         named: How much each device adds to the number in a mesh's name.
@@ -52,8 +51,8 @@ def _tpu(words: str, memory: float, bandwidth: float, bfloat16: float, both_ways
     return Accelerator(words, memory, bandwidth, bfloat16 / _PASSES, bfloat16, both_ways / 2, sizes, named)
 
 
-def _gpu(words: str, memory: float, bandwidth: float, float32: float, tf32: float, both_ways: float):
-    return Accelerator(words, memory, bandwidth, float32, tf32, both_ways / 2, tuple(range(1, 9)))
+def _gpu(words: str, memory: float, bandwidth: float, float32: float, bfloat16: float, both_ways: float):
+    return Accelerator(words, memory, bandwidth, float32, bfloat16, both_ways / 2, tuple(range(1, 9)))
 
 
 _SQUARES = (1, 4, 8, 16, 32, 64, 128, 256)
@@ -63,9 +62,9 @@ ACCELERATORS = {
     "v5e": _tpu("TPU v5e", 16e9, 819e9, 197e12, 400e9, *_SQUARES),
     "v5p": _tpu("TPU v5p", 95e9, 2765e9, 459e12, 1200e9, *_CUBES, named=2),  # names count TensorCores, two in a chip
     "v6e": _tpu("TPU v6e", 32e9, 1638e9, 918e12, 800e9, *_SQUARES),
-    "a100": _gpu("A100 80GB SXM", 80e9, 2039e9, 19.5e12, 156e12, 600e9),
-    "h100": _gpu("H100 SXM", 80e9, 3350e9, 67e12, 494.5e12, 900e9),
-    "h200": _gpu("H200 SXM", 141e9, 4800e9, 67e12, 494.5e12, 900e9),
+    "a100": _gpu("A100 80GB SXM", 80e9, 2039e9, 19.5e12, 312e12, 600e9),
+    "h100": _gpu("H100 SXM", 80e9, 3350e9, 67e12, 989e12, 900e9),
+    "h200": _gpu("H200 SXM", 141e9, 4800e9, 67e12, 989e12, 900e9),
 }
 """Accelerators, keyed by the prefix of a mesh's name."""
 

@@ -11,8 +11,9 @@ import math
 from spap_jax.models.attention import query_blocks
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.registry import FAMILIES
-from spap_jax.planning.operations import MLP_TOKENS, mlp_matrices, sweep_step_tokens
+from spap_jax.planning.operations import mlp_matrices
 from spap_jax.planning.workload import Workload
+from spap_jax.training.objective import HEAD_TOKENS
 
 Parts = dict[str, float]
 """Bytes by part: weights, streams, moments, solver, gradients, activations."""
@@ -115,34 +116,49 @@ def recovering_bytes(load: Workload) -> tuple[float, float]:
     return 4 * weights * 16 / 3, 4 * (2 * k**2 + hidden * mine + gathered)
 
 
-def descending_bytes(load: Workload) -> tuple[float, float]:
-    """Workspace of ``sweeps._descend``: for gradients, and for activations with logits or a block's backward pass.
+def moved_elements(load: Workload) -> int:
+    """Number of weights that joint steps change, of all groups, on the devices that share the weights together."""
+    config = load.mine.narrow
+    own = block_elements(config) if load.settings.joint_weights == "block" else _mlp_elements(config)
+    return config.layers * own
 
-    The adjusted MLPs and both of Adam's moments in float32, and the gradients of several MLPs; a block sliced from the
-    stack; the stream before each block; then the largest of: the logits (of both streams, and their gradient), and
-    what the gradients of a block's attention or of its MLP need.
+
+def _looked_up(config: DecoderConfig) -> int:
+    """Number of weights outside the blocks that are gathered: all but tables of which only some rows are used."""
+    positions = 0 if config.rope else config.axes["p"] * config.width
+    return outer_elements(config) - positions - (0 if config.tied else config.vocabulary * config.embedding)
+
+
+def joint_bytes(load: Workload) -> tuple[float, float]:
+    """Workspace of ``training/step.py``: for weights, gradients and moments; and for activations.
+
+    Weights that move are float32, with gradients and both of Adam's moments, all divided among the devices. A block's
+    weights are gathered; the stream before each block is held; then the largest of what the gradients of a block and of
+    the logits of some tokens need.
     """
-    c = load.mine.narrow
-    tokens = sweep_step_tokens(load)
+    c, tokens, size = load.mine.narrow, load.joint_at_once, load.compute_bytes
+    moments = 4 if load.settings.moment_dtype == "bfloat16" else 8
+    moved = moved_elements(load) * load.together / c.layers / load.devices
     queries, keys = c.heads * c.head_dim, c.kv_heads * c.head_dim
     scores = sum((last - first) * last for first, last in query_blocks(load.fitted.length)) * load.heads_at_once
-    attention = tokens * (9 * c.width + 8 * (queries + keys)) + 2.5 * scores
-    hidden = min(MLP_TOKENS, tokens) * c.intermediate
-    mlp = 6 * tokens * c.width + 3 * mlp_matrices(c) * hidden
-    taken = load.weight_bytes * block_elements(c) + _cast(load, block_elements(c))
-    back = max(attention, mlp, 3 * tokens * c.vocabulary)
-    held = 3 if load.together == 1 else 4 * load.together
-    return 4 * held * _mlp_elements(c) + taken, 4 * (c.layers * tokens * c.width + back)
+    attention = size * tokens * (9 * c.width + 8 * (queries + keys)) + 4 * 2.5 * scores
+    mlp = size * tokens * (2 * c.width + (3 * mlp_matrices(c) - 2) * c.intermediate)
+    head = 4 * 6 * min(HEAD_TOKENS, tokens) * c.vocabulary
+    gathered = size * (block_elements(c) + _looked_up(c)) + 4 * _mlp_elements(c)
+    held = size * c.layers * tokens * c.width + 4 * tokens * c.width
+    return moved * (2 * 4 + moments), gathered + held + max(attention, mlp, head)
 
 
-def judging_bytes(load: Workload) -> tuple[float, float]:
-    """Workspace of ``predictions.divergence``: a block sliced from the stack; a chunk's activations, or its logits."""
-    load = load.mine
-    c, tokens = load.narrow, load.judged.size
-    taken = load.weight_bytes * block_elements(c) + _cast(load, block_elements(c) + _mlp_elements(c))
-    mlp = tokens * c.width + 3 * min(MLP_TOKENS, tokens) * c.intermediate
-    logits = tokens * (c.width + 3 * c.vocabulary)
-    return taken, 4 * max(_attending(load, c, tokens), mlp, logits)
+def checking_bytes(load: Workload) -> tuple[float, float]:
+    """Workspace of ``step.measure``: gathered float32 weights, and a pass of a chunk through a block or the head."""
+    c, length = load.mine.narrow, load.fitted.length
+    tokens = max(length, load.settings.batch_tokens // length * length)
+    moments = 4 if load.settings.moment_dtype == "bfloat16" else 8
+    moved = moved_elements(load) * load.together / c.layers / load.devices
+    inner = max(_attending(load, c, tokens), tokens * (c.width + mlp_matrices(c) * c.intermediate))
+    gathered = 4 * (block_elements(c) + _looked_up(c))
+    head = 4 * 4 * min(HEAD_TOKENS, tokens) * c.vocabulary
+    return moved * (4 + moments + load.weight_bytes), gathered + 4 * 2 * tokens * c.width + max(4 * inner, head)
 
 
 def sampling_memory(load: Workload) -> Parts:
@@ -157,8 +173,8 @@ def device_memory(load: Workload) -> dict[str, Parts]:
     """Peak memory of each device in each phase, in bytes by part."""
     f, d, k, mine = load.dense.intermediate, load.dense.width, load.narrow.intermediate, load.mine
     weights = load.weight_bytes * block_elements(mine.dense)
-    if load.sweeps:  # all pruned blocks are held, beginning with the first
-        weights += load.weight_bytes * load.narrow.layers * block_elements(mine.narrow)
+    if load.groups:  # all pruned blocks are held, beginning with the first
+        weights += load.weight_bytes * load.narrow.layers * block_elements(mine.narrow) / load.devices
     held = {"weights": weights, "streams": streams_bytes(load)}
     f = max(f, load.dense.heads * load.dense.head_dim if load.fewer_heads else 0)
     solving = held | {"moments": moments_bytes(f, d)}
@@ -184,11 +200,12 @@ def device_memory(load: Workload) -> dict[str, Parts]:
         phases["alternating"] = held | {"gradients": 3 * mlp + gradients, "activations": activations}
     if load.written:
         phases["sampling"] = sampling_memory(load)
-    if load.sweeps:
-        stack = load.weight_bytes * (load.narrow.layers * block_elements(mine.narrow) + outer_elements(mine.narrow))
-        for name, workspace in (("sweep steps", descending_bytes), ("sweep checks", judging_bytes)):
+    if load.groups:
+        stack = load.narrow.layers * block_elements(mine.narrow) + outer_elements(mine.narrow)
+        final = {"weights": load.weight_bytes * stack / load.devices, "streams": streams_bytes(load) / 2}
+        for name, workspace in (("joint steps", joint_bytes), ("joint checks", checking_bytes)):
             gradients, activations = workspace(load)
-            phases[name] = held | {"weights": stack, "gradients": gradients, "activations": activations}
+            phases[name] = final | {"gradients": gradients, "activations": activations}
     return phases
 
 

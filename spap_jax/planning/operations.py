@@ -11,7 +11,6 @@ from spap_jax.baselines.criteria import BATCHES
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.cost import attended_pairs
 from spap_jax.planning.workload import Chunks, Workload
-from spap_jax.pruning.predictions import MLP_TOKENS
 from spap_jax.solver.penalty import RETURNS
 from spap_jax.solver.swap import BLOCK
 
@@ -166,30 +165,23 @@ def alternating_operations(load: Workload) -> float:
     return load.settings.rounds * each + judged
 
 
-def in_pieces(load: Workload) -> bool:
-    """Whether a step of the sweeps computes an MLP in pieces of ``MLP_TOKENS``."""
-    return sweep_step_tokens(load) >= MLP_TOKENS
+def joint_step_operations(load: Workload) -> float:
+    """``training/step.py``: one joint step, averaged over the groups of blocks.
 
-
-def sweep_step_tokens(load: Workload) -> int:
-    """Number of tokens of a sweep step that one device computes."""
-    return load.fitted.share(load.step_sequences) * load.fitted.length
-
-
-def sweep_step_operations(load: Workload, after: float, more: int = 0) -> float:
-    """``pruning/sweeps.py``: one minibatch step on a block and ``more`` further ones, with ``after`` blocks after them.
-
-    All blocks but the first have a forward pass, a recomputation for the gradient, and a backward pass; attention
-    scores are computed a third time, and their backward pass costs twice as much; adjusted weights need another
-    product. In the first block the backward pass covers only the MLP, whose hidden channels are recomputed if it is
-    computed in pieces. The head is applied to both streams and has one backward pass.
+    A block whose weights move has a forward pass, a recomputation, and a backward pass for activations and weights;
+    attention scores are computed a third time, and their backward pass costs twice as much. Blocks after the group have
+    no gradients of weights, and blocks before it have a forward pass alone. The head is applied to both streams, twice,
+    and has one backward pass.
     """
-    config, length = load.mine.narrow, load.fitted.length
-    own_mlp = 3 if in_pieces(load) else 2 + 1 / mlp_matrices(config)
-    mlp = mlp_operations(config) * (own_mlp + 4 * more + 3 * after)
-    scores = score_operations(config, length) * (1 + 5 * (more + after))
-    rest = projection_operations(config) * (1 + 3 * (more + after)) + 3 * head_operations(config)
-    return sweep_step_tokens(load) * (mlp + scores + rest)
+    config, length, group = load.mine.narrow, load.fitted.length, load.together
+    others = (config.layers - group) / 2
+    mlp, projections = mlp_operations(config), projection_operations(config)
+    scores = score_operations(config, length)
+    attention = 4 if load.settings.joint_weights == "block" else 3
+    moved = 4 * mlp + attention * projections + 5 * scores
+    after = 3 * mlp + 3 * projections + 5 * scores
+    before = mlp + projections + scores
+    return load.joint_tokens * (group * moved + others * (after + before) + 5 * head_operations(config))
 
 
 def sampling_operations(load: Workload) -> float:
@@ -199,20 +191,16 @@ def sampling_operations(load: Workload) -> float:
     return load.written * length * each
 
 
-def divergence_operations(load: Workload, after: float) -> float:
-    """``pruning/predictions.py``: validation tokens through a block, ``after`` blocks after it, and both heads."""
+def joint_check_operations(load: Workload) -> float:
+    """``training/step.py``: one pass of the judged tokens through the pruned model, and both heads."""
     mine = load.mine.narrow
     block = attention_operations(mine, load.fitted.length) + mlp_operations(mine)
-    return load.judged.tokens * ((after + 1) * block + 2 * head_operations(mine))
-
-
-def advance_operations(load: Workload) -> float:
-    """``pruning/predictions.py``: one pass of all tokens through a block."""
-    return load.tokens * (attention_operations(load.mine.narrow, load.fitted.length) + mlp_operations(load.mine.narrow))
+    tokens = -(-load.judged.count * load.judged.sequences // load.devices) * load.judged.length
+    return tokens * (mine.layers * block + 2 * head_operations(mine))
 
 
 def operations(load: Workload, turns: int | None = None) -> dict[str, float]:
-    """Operations by phase, for one layer and, in the sweeps, for the average block of one sweep.
+    """Operations by phase, for one layer; of what is done for the whole model, a layer's share.
 
     Args:
         load: The run.
@@ -222,12 +210,10 @@ def operations(load: Workload, turns: int | None = None) -> dict[str, float]:
     turns = swap_turns(load) if turns is None else turns
     kept = load.narrow.heads * load.narrow.head_dim
     heads = int(load.fewer_heads)
-    sweeping, after, several = int(load.sweeps > 0), load.after, load.together
     solved = refit_operations(k, d) + moment_errors_operations(k, d)
     refit = closed_form_operations(load) if load.in_waves else solved
     selection = load.solved_here * selection_operations(load, turns)
     attended = (1 + load.refits) * load.held_out.tokens * attention_operations(load.mine.narrow, load.fitted.length)
-    advanced = advance_operations(load) * (1 - several / load.narrow.layers)  # nothing follows the last blocks
     return {
         "streams": streams_operations(load),
         "statistics": statistics_operations(load),
@@ -238,6 +224,6 @@ def operations(load: Workload, turns: int | None = None) -> dict[str, float]:
         "alternating": alternating_operations(load),
         "errors": load.stages * errors_operations(load, load.held_out) + heads * attended,
         "sampling": sampling_operations(load),
-        "sweep steps": sweeping * load.settings.decided.sweep_steps * sweep_step_operations(load, after, several - 1),
-        "sweep checks": sweeping * (divergence_operations(load, after + several - 1) / several + advanced),
+        "joint steps": load.joint_steps * joint_step_operations(load) / load.narrow.layers,
+        "joint checks": load.joint_checks * joint_check_operations(load) / load.narrow.layers,
     }

@@ -20,8 +20,8 @@ USABLE = 0.9
 _TAKEN_BY_JAX = 0.75
 """Fraction of a GPU's memory that JAX allocates by default."""
 
-_QUICK = "sweep steps"
-"""The phase whose matrix products have the device's default precision."""
+_QUICK = "joint steps"
+"""The phase whose matrix products are of bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def plan(request: Request, mesh: Mesh) -> Plan:
 def _phases(load: Workload, mesh: Mesh) -> Iterator[Phase]:
     moved, reduced, exchanged = traffic.memory_bytes(load), traffic.collectives(load), shared.exchanged(load)
     for name, count in operations.operations(load).items():
-        times = load.dense.layers * (load.sweeps if name.startswith("sweep") else 1)
+        times = load.dense.layers
         sent = traffic.sent(reduced.get(name, Counter()), load.devices)
         sent += traffic.sent(exchanged.get(name, Counter()), load.sharers)
         if times and count:
@@ -222,11 +222,11 @@ def _easier(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]]
 
 
 def _apart(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]]:
-    blocks = request.settings.decided.sweep_blocks or request.config.layers
-    while blocks > 1:
+    blocks = request.settings.joint_blocks or request.config.layers
+    while blocks > 1 and request.settings.decided.joint_passes:
         blocks //= 2
-        apart = request.settings.replace(sweep_blocks=blocks)
-        yield f"--sweep-blocks {blocks}", dataclasses.replace(request, settings=apart), mesh
+        apart = request.settings.replace(joint_blocks=blocks)
+        yield f"--joint-blocks {blocks}", dataclasses.replace(request, settings=apart), mesh
 
 
 def _fewer(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]]:
@@ -265,8 +265,6 @@ def notes(planned: Plan) -> list[str]:
             f"{planned.request.sequences} sequences cannot be divided among {load.devices} {whose}, so each computes "
             "all."
         )
-    if load.devices > 1 and load.sweeps and (words := _repeated(load, planned.request.on(load.sharers, load.sharers))):
-        found.append(words)
     if load.narrow.intermediate % load.sharers:
         found.append(
             f"The {load.narrow.intermediate} channels kept cannot be divided among {load.sharers} devices, so each "
@@ -277,15 +275,3 @@ def notes(planned: Plan) -> list[str]:
             "JAX takes three quarters of a GPU's memory, less than this: set XLA_PYTHON_CLIENT_MEM_FRACTION=0.95."
         )
     return found
-
-
-def _repeated(load: Workload, alone: Workload) -> str | None:
-    """Returns a remark on the work in sweep steps that is repeated on every device, if it is substantial."""
-    steps = (operations.sweep_step_operations(each, each.after, each.together - 1) for each in (load, alone))
-    part = next(steps) / next(steps)
-    picked, devices = load.step_sequences, load.devices
-    if part < 2 / devices:
-        return None
-    why = f"{picked} {'sequence' if picked == 1 else 'sequences'} at a time cannot be divided among them"
-    whose = "devices" if load.sharers == 1 else "groups of devices"
-    return f"In the steps of the sweeps each of the {devices} {whose} does {part:.0%} of the work: {why}."

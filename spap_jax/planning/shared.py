@@ -17,18 +17,16 @@ Traffic = Counter[str]
 def exchanged(load: Workload) -> dict[str, Traffic]:
     """Bytes that enter reductions and result from gathers on one device, by phase.
 
-    They are for one layer and, in the sweeps, for the average block of one sweep.
+    They are for one layer, or a layer's share.
     """
     if load.sharers == 1:
         return {}
-    s, after, d, several = load.settings, load.after, load.narrow.width, load.together
+    s, d, layers = load.settings, load.narrow.width, load.narrow.layers
     channels = _gathered(load, load.narrow.intermediate, load.fitted.tokens, load.narrow.intermediate + 2 * d)
     errors = _reduced(load, _mlp(load, load.narrow), load.held_out.tokens)
     step = _reduced(load, _mlp(load, load.narrow), load.fitted.share(load.batch))
     closed = channels + _reduced(load, _mlp(load, load.narrow), load.fitted.tokens)
     alternating = _times(step, s.rounds * s.steps) + _times(closed, s.rounds) + _times(errors, s.rounds + 1)
-    steps = sweep_step(load, after, several - 1)
-    judged = load.judged.tokens * (several + after) / several
     return {
         "streams": _reduced(load, 2 * (_heads(load) + _mlp(load, load.dense)) - _lost(load), load.tokens),
         "statistics": _gathered(load, load.dense.intermediate, load.fitted.tokens, load.dense.intermediate + 2 * d),
@@ -38,22 +36,20 @@ def exchanged(load: Workload) -> dict[str, Traffic]:
             _reduced(load, _heads(load) + _mlp(load, load.dense), load.written * load.fitted.length),
             load.weight_bytes / 4,
         ),
-        "sweep steps": _times(steps, s.decided.sweep_steps) if load.sweeps else Counter(),
-        "sweep checks": _reduced(load, _block(load), judged + load.tokens * (1 - several / load.narrow.layers)),
+        "joint steps": _times(joint_step(load), load.joint_steps / layers),
+        "joint checks": _reduced(load, load.joint_checks * _block(load), load.judged.tokens),
     }
 
 
-def sweep_step(load: Workload, after: float, more: int = 0) -> Traffic:
-    """``pruning/sweeps.py``: one minibatch step on a block and ``more`` further ones, with ``after`` blocks after them.
+def joint_step(load: Workload) -> Traffic:
+    """``training/step.py``: one joint step on all blocks.
 
-    All blocks but the first have a forward pass, one more of their attention, and a backward pass, in which every
-    projection of a half's input yields a gradient to reduce; so does the head.
+    A block has a forward pass, one more of its attention, and a backward pass, in which every projection of a half's
+    input yields a gradient to reduce; so does the head.
     """
-    heads, mlp = _heads(load), _mlp(load, load.narrow)
-    each = heads * (2 + 3) + mlp * mlp_matrices(load.narrow)
+    each = _heads(load) * (2 + 3) + _mlp(load, load.narrow) * (1 + mlp_matrices(load.narrow))
     head = int(load.narrow.vocabulary % load.sharers == 0)
-    tokens = load.fitted.share(load.step_sequences) * load.fitted.length
-    return _reduced(load, heads + mlp + (more + after) * each + head, tokens)
+    return _times(_reduced(load, load.narrow.layers * each + head, load.joint_tokens), load.compute_bytes / 4)
 
 
 def _heads(load: Workload) -> int:

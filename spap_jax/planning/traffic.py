@@ -162,40 +162,34 @@ def sampling_bytes(load: Workload) -> float:
     return load.written / size * length * (weights + cache)
 
 
-def sweep_step_bytes(load: Workload, after: float, more: int = 0) -> float:
-    """One minibatch step of a sweep; see `operations.sweep_step_operations`."""
-    config, length = load.mine.narrow, load.fitted.length
-    matrices, tokens = operations.mlp_matrices(config), operations.sweep_step_tokens(load)
-    piece = min(tokens, operations.MLP_TOKENS)
-    mlp = tokens / piece * mlp_bytes(config, piece) * (3 + 4 * more + 3 * after)
-    attention = attention_bytes(config, tokens, length) * (1 + 3 * (more + after))
-    logits = 3 * head_bytes(config, tokens) + 4 * _SOFTMAX_PASSES * tokens * config.vocabulary
-    return attention + mlp + logits + (1 + more) * _UPDATE_PASSES * 4 * matrices * config.width * config.intermediate
+def joint_step_bytes(load: Workload) -> float:
+    """Blocks in four passes, logits, and the update of a device's share of the weights; see `joint_step_operations`."""
+    config, tokens, length = load.mine.narrow, load.joint_at_once, load.fitted.length
+    scale = load.compute_bytes / 4
+    logits = 5 * head_bytes(config, tokens) + 4 * _SOFTMAX_PASSES * tokens * config.vocabulary
+    weights = 3 * load.compute_bytes * (config.layers * memory.block_elements(config) + memory.outer_elements(config))
+    once = scale * config.layers * 4 * block_bytes(config, tokens, length) + logits + weights
+    own = memory.moved_elements(load) * load.together / config.layers / load.devices
+    return load.joint_tokens / tokens * once + _UPDATE_PASSES * 4 * own
 
 
-def divergence_bytes(load: Workload, after: float) -> float:
-    """Validation tokens through a block, ``after`` blocks after it, and both heads."""
+def joint_check_bytes(load: Workload) -> float:
+    """The judged tokens through all blocks and both heads."""
     config, size = load.mine.narrow, load.judged.size
     logits = 2 * head_bytes(config, size) + 4 * _SOFTMAX_PASSES * size * config.vocabulary
-    return load.judged.here * ((after + 1) * block_bytes(config, size, load.fitted.length) + logits)
-
-
-def advance_bytes(load: Workload) -> float:
-    """One pass of all tokens through a block."""
-    return over_chunks(load, lambda tokens: block_bytes(load.mine.narrow, tokens, load.fitted.length))
+    return load.judged.here * (config.layers * block_bytes(config, size, load.fitted.length) + logits)
 
 
 def memory_bytes(load: Workload) -> dict[str, float]:
-    """Bytes by phase, as in `operations.operations`: of one layer and, in sweeps, of the average block of one sweep."""
-    length, after, several = load.fitted.length, load.after, load.together
+    """Bytes by phase, as in `operations.operations`: of one layer, or a layer's share."""
+    length, layers = load.fitted.length, load.narrow.layers
     d, k = load.narrow.width, load.narrow.intermediate
     kept = load.narrow.heads * load.narrow.head_dim
-    sweeping, heads = int(load.sweeps > 0), int(load.fewer_heads)
+    heads = int(load.fewer_heads)
     judged = load.held_out
     attended = (1 + load.refits) * judged.here * attention_bytes(load.mine.narrow, judged.size, length)
     refit = closed_form_bytes(load) if load.in_waves else refit_bytes(k, d)
     selection = load.solved_here * selection_bytes(load)
-    advanced = advance_bytes(load) * (1 - several / load.narrow.layers)
     return {
         "streams": streams_bytes(load),
         "statistics": statistics_bytes(load),
@@ -204,8 +198,8 @@ def memory_bytes(load: Workload) -> dict[str, float]:
         "alternating": alternating_bytes(load),
         "errors": load.stages * errors_bytes(load, judged) + heads * attended,
         "sampling": sampling_bytes(load),
-        "sweep steps": sweeping * load.settings.decided.sweep_steps * sweep_step_bytes(load, after, several - 1),
-        "sweep checks": sweeping * (divergence_bytes(load, after + several - 1) / several + advanced),
+        "joint steps": load.joint_steps * joint_step_bytes(load) / layers,
+        "joint checks": load.joint_checks * joint_check_bytes(load) / layers,
     }
 
 
@@ -250,33 +244,31 @@ def closed_form_collectives(load: Workload) -> Counter[str]:
     return Counter({"all-reduce": sums * load.fitted.divided})
 
 
-def sweep_step_collectives(load: Workload) -> Counter[str]:
-    """``pruning/sweeps.py``: the minibatch of a step, and its gradients."""
-    picked = load.step_sequences
-    if not load.fitted.divided:
+def joint_step_collectives(load: Workload) -> Counter[str]:
+    """``training/step.py``: the weights of each block, gathered twice, its gradients, and the sequences drawn."""
+    if load.devices == 1:
         return Counter()
-    even = load.fitted.share(picked) < picked
-    drawn = _drawn(load, picked, load.fitted.length * load.narrow.width)
-    return drawn + (_times(_gradients(load), load.together) if even else Counter())
+    passes, config, size = load.joint_tokens // load.joint_at_once, load.mine.narrow, load.compute_bytes
+    stored = config.layers * memory.block_elements(config) + memory.outer_elements(config)
+    moved = memory.moved_elements(load) * load.together / config.layers
+    drawn = 4 * load.devices * load.joint_tokens * config.width * load.fitted.divided
+    return Counter({"all-gather": 2 * size * passes * stored, "reduce-scatter": size * passes * moved + drawn})  # type: ignore[dict-item]
 
 
 def collectives(load: Workload) -> dict[str, Counter[str]]:
-    """Bytes that enter reductions, by phase, for one layer; a few numbers per channel are left out.
-
-    In the sweeps they are for one block of one sweep.
-    """
+    """Bytes that enter reductions, by phase, for a layer or its share; a few numbers per channel are left out."""
     s = load.settings
     rounds = _times(step_collectives(load), s.steps) + closed_form_collectives(load)
     return {
         "statistics": statistics_collectives(load),
         "refit": closed_form_collectives(load) if load.in_waves and load.refits else Counter(),
         "alternating": _times(rounds, s.rounds) if load.alternates else Counter(),
-        "sweep steps": _times(sweep_step_collectives(load), s.decided.sweep_steps) if load.sweeps else Counter(),
+        "joint steps": _times(joint_step_collectives(load), load.joint_steps / load.narrow.layers),
     }
 
 
-def _times(found: Counter[str], count: int) -> Counter[str]:
-    return Counter({kind: count * size for kind, size in found.items()})
+def _times(found: Counter[str], count: float) -> Counter[str]:
+    return Counter({kind: count * size for kind, size in found.items()})  # type: ignore[dict-item]
 
 
 def sent(found: Counter[str], devices: int) -> float:

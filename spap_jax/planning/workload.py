@@ -13,8 +13,8 @@ from spap_jax.baselines import update_used
 from spap_jax.errors import UserError
 from spap_jax.models.config import DecoderConfig
 from spap_jax.numerics import storage
-from spap_jax.pruning import streams
-from spap_jax.pruning.pipeline import held_out_part, pruned_config, together
+from spap_jax.pruning import joint, streams
+from spap_jax.pruning.pipeline import held_out_part, pruned_config
 from spap_jax.pruning.sampling import at_once
 from spap_jax.settings import PruneSettings
 
@@ -112,7 +112,7 @@ class Workload:
 
     @property
     def judged(self) -> Chunks:
-        """The sequences on which the sweeps are validated."""
+        """The sequences on which joint steps are measured."""
         return self.held_out if self.held_out.count else self.fitted
 
     @property
@@ -122,7 +122,7 @@ class Workload:
 
     @property
     def alternates(self) -> bool:
-        """Whether the weights are recovered by alternating rounds (and sweeps)."""
+        """Whether the weights are recovered by alternating rounds (and joint steps)."""
         return update_used(self.settings) == "alternate"
 
     @property
@@ -136,19 +136,47 @@ class Workload:
         return {"none": 0, "bias": 1, "refit": 1, "alternate": 2}[update_used(self.settings)]
 
     @property
-    def sweeps(self) -> int:
-        """Number of sweeps over the model."""
-        return self.settings.decided.sweeps if self.alternates else 0
+    def groups(self) -> list[joint.Group]:
+        """The groups of blocks that joint steps adjust together; none without such steps."""
+        if not self.alternates:
+            return []
+        fitted = self.fitted
+        return joint.groups(
+            self.narrow.layers, fitted.count * fitted.sequences, fitted.length, self.settings, self.devices
+        )
+
+    @property
+    def joint_steps(self) -> int:
+        """Number of joint steps."""
+        return sum(group.schedule.steps for group in self.groups)
+
+    @property
+    def joint_checks(self) -> int:
+        """Number of measurements in the joint steps."""
+        return joint.number_of_checks(self.groups) if self.groups else 0
 
     @property
     def together(self) -> int:
-        """Number of blocks that a sweep adjusts together."""
-        return together(self.narrow.layers, self.settings)
+        """Number of blocks that joint steps adjust together."""
+        return joint.together(self.narrow.layers, self.settings)
 
     @property
-    def after(self) -> float:
-        """Average number of blocks after those that a sweep adjusts."""
-        return (self.narrow.layers - self.together) / 2
+    def joint_tokens(self) -> int:
+        """Number of tokens of a joint step that one device computes."""
+        sequences = self.groups[0].schedule.sequences if self.groups else 1
+        return -(-sequences // self.devices) * self.fitted.length
+
+    @property
+    def joint_at_once(self) -> int:
+        """Number of those that pass through the model at once."""
+        length = self.fitted.length
+        own = self.joint_tokens // length
+        return streams.largest_divisor(own, max(1, self.settings.batch_tokens // length)) * length
+
+    @property
+    def compute_bytes(self) -> int:
+        """Bytes of an element inside joint steps; on accelerators two by default."""
+        return 4 if self.settings.compute_dtype == "float32" else 2
 
     @property
     def written(self) -> int:
@@ -176,12 +204,6 @@ class Workload:
     def batch(self) -> int:
         """Number of tokens in a minibatch of the alternating rounds."""
         return min(self.settings.step_tokens, self.fitted.count * self.fitted.size)
-
-    @property
-    def step_sequences(self) -> int:
-        """Number of sequences in a minibatch of the sweeps."""
-        most = self.fitted.count * self.fitted.sequences
-        return min(max(1, self.settings.step_tokens // self.fitted.length), most)
 
 
 def _part(config: DecoderConfig, sharers: int) -> DecoderConfig:

@@ -24,13 +24,13 @@ OVERFIT = 1.5
 MOST = 0.5
 """Fraction of the layers above which an event that happens layer by layer is worth advice.
 
-A good run also has some layers in which further rounds do not help, and some rejected steps at the end of a sweep.
+A good run also has some layers in which further rounds do not help.
 """
 
 
 def advice(report: "PruneReport") -> tuple[str, ...]:
     """Returns a sentence, without full stop, for each kind of work that had no effect; empty after a good run."""
-    return (*_few_tokens(report), *_refused_rounds(report), *_refused_sweeps(report))
+    return (*_few_tokens(report), *_refused_rounds(report), *_refused_steps(report))
 
 
 def _few_tokens(report: "PruneReport") -> list[str]:
@@ -61,13 +61,13 @@ def _refused_rounds(report: "PruneReport") -> list[str]:
     ]
 
 
-def _refused_sweeps(report: "PruneReport") -> list[str]:
-    refused = sum(not step.taken for step in report.sweeps)
-    if refused <= MOST * len(report.sweeps):
+def _refused_steps(report: "PruneReport") -> list[str]:
+    after = report.joint[1:]
+    if not after or any(check.taken for check in after):
         return []
     return [
-        f"what the sweeps made of {refused} of {len(report.sweeps)} layers was not taken, as predictions came no "
-        f"nearer to the dense model's; {_more(report)}, and --effort low saves the time"
+        f"the joint steps were not taken, as predictions came no nearer to the dense model's; {_more(report)}, and "
+        "--effort low saves the time"
     ]
 
 

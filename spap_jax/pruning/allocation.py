@@ -21,7 +21,7 @@ from spap_jax.placement import placed
 from spap_jax.pruning import moments, reduce, streams
 from spap_jax.pruning.moments import Moments
 from spap_jax.pruning.pipeline import calibration_chunks, pruned_config
-from spap_jax.pruning.predictions import advance, at, divergence, put, room, some
+from spap_jax.pruning.predictions import advance, at, divergence, put, room
 from spap_jax.pruning.streams import Streams
 from spap_jax.settings import PruneSettings
 from spap_jax.solver import allocation
@@ -146,8 +146,8 @@ def _losses(
         layer = at(blocks, index)
         both = streams.enter_mlp(config, layer, both)
         seen = devices.everywhere(moments.accumulate(config, layer, streams.fitting_tokens(both)))
-        tried, own = _projections(layer["mlp"], seen, settings.ridge, widths), some(blocks["mlp"], index, 1)
-        each = (own | some(tried, number, 1) for number in range(len(widths)))
+        tried, own = _projections(layer["mlp"], seen, settings.ridge, widths), layer["mlp"]
+        each = (own | at(tried, number) for number in range(len(widths)))
         losses.append(jax.device_get([divergence(config, outer, blocks, index, mlp, compared) for mlp in each]))
         both, _ = streams.leave_mlp(config, layer, both)
         compared = compared._replace(pruned=advance(config, blocks, index, compared.pruned))

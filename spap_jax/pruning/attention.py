@@ -56,7 +56,7 @@ def prune_attention(
     both = (streams.enter_attention(config, layer, both[0]), streams.enter_attention(config, layer, both[1]))
     clock.lap("streams", both)
     calibration, held_out = (streams.fitting_tokens(s) for s in both)
-    # The first 2 L keys are used for channel selection and alternating rounds, the next one for sweeps.
+    # The first 2 L keys are used for channel selection and alternating rounds; the next one is free.
     key = jax.random.fold_in(jax.random.key(settings.seed), 2 * config.layers + 1 + index)
     chosen, ridge, stages, fitted = _solve(config, narrow, layer, calibration, settings, key, clock)
     small = layer | {"attention": stages[-1]}

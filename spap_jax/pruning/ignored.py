@@ -6,8 +6,11 @@ from spap_jax.baselines import METHODS, update_used
 from spap_jax.errors import option, warn
 from spap_jax.settings import PruneSettings
 
-_ROUNDS = ("rounds", "steps", "learning_rate")
-_SWEEPS = ("sweeps", "sweep_blocks", "sweep_steps", "sweep_learning_rate")
+_ROUNDS = ("rounds", "steps", "step_tokens", "learning_rate")
+_JOINT = (
+    "joint_passes", "joint_weights", "joint_blocks", "joint_tokens", "joint_learning_rate", "moment_dtype",
+    "compute_dtype",
+)  # fmt: skip
 
 
 def warn_of_ignored(settings: PruneSettings) -> None:
@@ -25,13 +28,11 @@ def _unused(settings: PruneSettings) -> Iterator[tuple[tuple[str, ...], str]]:
         yield ("penalty", "penalty_stages"), f"the method {method} has no penalty"
     if not METHODS[method].swaps:
         yield ("swap_rounds",), f"the method {method} makes no swaps"
-    update, rounds, sweeps = update_used(settings), settings.rounds, settings.decided.sweeps
+    update = update_used(settings)
     if update != "alternate":
-        yield (*_ROUNDS, *_SWEEPS, "step_tokens"), f"the update {update} has no rounds and no sweeps"
+        yield (*_ROUNDS, *_JOINT), f"the update {update} has no rounds and no joint steps"
         return
-    if not rounds:
+    if not settings.rounds:
         yield _ROUNDS[1:], "there are no rounds"
-    if not sweeps:
-        yield _SWEEPS[1:], "there are no sweeps"
-    if not rounds and not sweeps:
-        yield ("step_tokens",), "there are no rounds and no sweeps"
+    if not settings.decided.joint_passes:
+        yield _JOINT[1:], "there are no joint steps"

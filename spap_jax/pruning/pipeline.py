@@ -4,7 +4,7 @@ Its channels are selected on that stream too, or in advance on the dense stream 
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -17,16 +17,16 @@ from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params, with_channels
 from spap_jax.models.registry import FAMILIES
 from spap_jax.numerics import storage
-from spap_jax.placement import placed
-from spap_jax.pruning import reduce, streams
+from spap_jax.placement import placed, room_for_all, spread
+from spap_jax.pruning import joint, reduce, streams
 from spap_jax.pruning.attention import prune_attention
 from spap_jax.pruning.layer import Choice, Clock, layer_report, prune_layer
-from spap_jax.pruning.predictions import at, put, room
-from spap_jax.pruning.report import LayerReport, SweepReport
+from spap_jax.pruning.predictions import put
+from spap_jax.pruning.report import LayerReport
 from spap_jax.pruning.streams import Streams
-from spap_jax.pruning.sweeps import Start, Steps, sweep
 from spap_jax.pruning.waves import Choices
 from spap_jax.settings import PruneSettings
+from spap_jax.training.checks import Check
 
 
 def pruned_config(config: DecoderConfig, settings: PruneSettings) -> DecoderConfig:
@@ -66,18 +66,19 @@ def _kept_kv_heads(config: DecoderConfig, sparsity: float) -> int:
 
 
 class Step(NamedTuple):
-    """A step on one block: it was pruned, or adjusted in a sweep.
+    """A step: a block was pruned, or joint steps were made and measured.
 
     Attributes:
         report: The step's report.
-        layer: The block's parameters; for a step of an earlier run, the newest stored ones.
-        final: Whether no later step changes them.
+        kept: Returns what a later process continues from, on the host: the block's parameters, or the state of the
+            joint steps. All processes have to call it, before the next step.
+        final: Blocks that no later step changes, by number; every process has to run through them, once.
         fresh: Whether this run made the step.
     """
 
-    report: LayerReport | SweepReport
-    layer: Params
-    final: bool
+    report: LayerReport | Check
+    kept: Callable[[], Params]
+    final: Iterable[tuple[int, Params]] = ()
     fresh: bool = True
 
 
@@ -90,11 +91,11 @@ class Begun(NamedTuple):
 
     Attributes:
         reports: Reports of all the steps, in order.
-        read_layer: Returns the newest parameters of a block of these steps by its number.
+        read: Returns what the step with a number kept: of the pruned blocks, and of the last joint step.
     """
 
-    reports: Sequence[LayerReport | SweepReport]
-    read_layer: Callable[[int], Params]
+    reports: Sequence[LayerReport | Check]
+    read: Callable[[int], Params]
 
 
 def prune_layers(
@@ -108,12 +109,12 @@ def prune_layers(
     watch: Callable[[int, int], None] | None = None,
     shared: Choices | None = None,
 ) -> Iterator[Step]:
-    """Prunes every block in turn, and then makes the configured number of sweeps over the pruned model.
+    """Prunes every block in turn, and then makes joint steps on the pruned model.
 
     A block's attention is pruned before its MLP, or left unchanged.
 
-    Without sweeps, memory holds one block's weights, its second moments and the two streams, and a block is read when
-    its turn comes; with sweeps, it also holds all pruned blocks. The parallel schedule also reads each block once
+    Without joint steps, memory holds one block's weights, its second moments and the two streams, and a block is read
+    when its turn comes; with them, it also holds all pruned blocks. The parallel schedule also reads each block once
     before.
 
     Args:
@@ -124,7 +125,7 @@ def prune_layers(
         settings: The pruning settings.
         begun: Steps of an earlier run with the same arguments, to resume from. The result is the same as without.
         narrow: The pruned decoder. By default that of ``pruned_config``.
-        watch: Called between the steps of a sweep on several blocks, with the number of parts done and the total.
+        watch: Called after every joint step, with the number of steps made and their total.
         shared: Choices of the parallel schedule, shared with runs that differ only in sparsity. By default this run
             has its own.
 
@@ -136,11 +137,11 @@ def prune_layers(
     """
     narrow = narrow or pruned_config(config, settings)
     ahead = shared or Choices([narrow.intermediate])
-    sweeps = settings.decided.sweeps if update_used(settings) == "alternate" else 0
+    jointly = update_used(settings) == "alternate" and settings.decided.joint_passes > 0
     made = list(begun.reports) if begun else []
-    if begun and len(made) == config.layers * (1 + sweeps):
+    if begun and len(made) == config.layers and not jointly:
         for number, report in enumerate(made):
-            yield Step(report, begun.read_layer(report.layer), number >= config.layers * sweeps, fresh=False)
+            yield Step(report, dict, [(number, begun.read(number))], fresh=False)
         return
     chunks = calibration_chunks(tokens, settings)
     clock = Clock()
@@ -155,22 +156,23 @@ def prune_layers(
         dense = resized(placed(config, read_layer(index)), own.intermediate)
         clock.lap("reading", dense)
         if begun and index < len(made):
-            layer, report = placed(narrow, begun.read_layer(index)), made[index]
+            layer, report = placed(narrow, begun.read(index)), made[index]
             both = _past(own, narrow, dense, layer, both)
         else:
             choice = choices[index % wave] if choices else None
             layer, report, both = _prune_block(index, own, narrow, dense, both, choice, settings, clock)
         del dense
-        if sweeps:
-            blocks = put(room(layer, config.layers) if blocks is None else blocks, index, layer)
-        yield Step(report, devices.whole(layer), final=not sweeps, fresh=index >= len(made))
-        del layer
+        if jointly:
+            blocks = put(room_for_all(narrow, layer) if blocks is None else blocks, index, layer)
+        kept = devices.whole(layer)
+        yield Step(report, lambda kept=kept: kept, [] if jointly else [(index, kept)], fresh=index >= len(made))
+        del layer, kept
         memory.return_scraps()
         clock = Clock()
     if blocks is not None:
         final = both.fitted.dense, both.held_out.dense
         del both
-        yield from swept(narrow, outer, blocks, chunks, final, settings, made[config.layers :], watch)
+        yield from adjusted(narrow, outer, blocks, chunks, final, settings, begun, watch)
 
 
 class Both(NamedTuple):
@@ -244,9 +246,11 @@ def calibration_chunks(tokens: np.ndarray, settings: PruneSettings) -> tuple[np.
     )
 
 
-def together(layers: int, settings: PruneSettings) -> int:
-    """Returns how many of ``layers`` blocks a sweep adjusts together."""
-    return streams.largest_divisor(layers, settings.decided.sweep_blocks or layers)
+def checks_of(tokens: np.ndarray, layers: int, settings: PruneSettings) -> int:
+    """Returns the number of measurements in the joint steps on a model with ``layers`` blocks."""
+    fitted = calibration_chunks(tokens, settings)[0]
+    sequences = len(fitted) * len(fitted[0])
+    return joint.number_of_checks(joint.groups(layers, sequences, tokens.shape[1], settings, devices.number()))
 
 
 def held_out_part(settings: PruneSettings) -> float:
@@ -254,35 +258,26 @@ def held_out_part(settings: PruneSettings) -> float:
     return settings.held_out / (1 + settings.decided.sampled)
 
 
-def swept(
+def adjusted(
     config: DecoderConfig,
     outer: Params,
     blocks: Params,
     tokens: tuple[np.ndarray, np.ndarray],
     final: tuple[jax.Array, jax.Array],
     settings: PruneSettings,
-    made: Sequence[LayerReport | SweepReport] = (),
+    begun: Begun | None = None,
     watch: Callable[[int, int], None] | None = None,
 ) -> Iterator[Step]:
-    """Makes all sweeps over the blocks, which are stacked [L, ...], updated in place, and include the steps ``made``.
+    """Makes the joint steps on the blocks, which are stacked [L, ...]; those of an earlier run come first.
+
+    What moves is taken out of ``blocks``, to save memory.
 
     ``final`` contains the dense model's last streams, of the calibration and held-out tokens; see `prune_layers`.
     """
-    sequences = max(1, settings.step_tokens // tokens[0].shape[-1])
-    decided, rate = settings.decided, settings.sweep_learning_rate
-    steps = Steps(together(config.layers, settings), decided.sweep_steps, sequences, rate)
-    # The keys of the sequential pass are folded with the numbers of layers and choices, below 2 L.
-    key = jax.random.fold_in(jax.random.key(settings.seed), 2 * config.layers)
-    sweeps = decided.sweeps
-    before = [report for report in made if isinstance(report, SweepReport)]
-    for report in before:
-        yield Step(report, devices.whole(at(blocks, report.layer)), report.sweep == sweeps - 1, fresh=False)
-    start = Start(len(before), before[-1].reached) if before else None
-    clock = Clock()
-    outer = placed(config, {name: outer[name] for name in ("embed", "head")})
-    for layer, done in sweep(config, outer, blocks, tokens, final, sweeps, steps, key, start, watch):
-        clock.lap("sweeps", layer)
-        yield Step(SweepReport(**done._asdict(), seconds=clock.seconds), devices.whole(layer), done.sweep == sweeps - 1)
-        del layer
-        memory.return_scraps()
-        clock = Clock()
+    checks = tuple(report for report in begun.reports if isinstance(report, Check)) if begun else ()
+    resumed = joint.Resumed(checks, begun.read(len(begun.reports) - 1)) if begun and checks else None
+    yield from (Step(check, dict, fresh=False) for check in checks[:-1])
+    params = spread(config, {name: outer[name] for name in ("embed", "head")}) | {"layers": blocks}
+    for now in joint.adjusted(config, params, tokens, final, settings, resumed, watch):
+        last = () if now.blocks is None else joint.last_of(config, now.blocks)
+        yield Step(now.check, now.state, last, now.fresh)

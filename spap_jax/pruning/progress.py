@@ -13,13 +13,13 @@ from typing import NamedTuple, Self
 from spap_jax.baselines import update_used
 from spap_jax.models.config import DecoderConfig
 from spap_jax.pace import Pace
-from spap_jax.planning.operations import operations, sweep_step_operations
 from spap_jax.planning.workload import workload
-from spap_jax.pruning.report import AttentionReport, LayerReport, SweepReport
+from spap_jax.pruning.report import AttentionReport, LayerReport
 from spap_jax.quantities import duration_text, percent_text
 from spap_jax.settings import PruneSettings
+from spap_jax.training.checks import Check
 
-_LAYER, _SWEEP, _PERPLEXITY = "layer", "sweep", "perplexity"
+_LAYER, _STEP, _PERPLEXITY = "layer", "step", "perplexity"
 """Kinds of work that the pace is measured for."""
 
 _STAGES = {
@@ -36,9 +36,9 @@ class Said(NamedTuple):
 
     Attributes:
         lines: Log lines; empty if there is nothing new to report.
-        phase: The current phase, "layer" or "sweep 1"; with several runs "2 of 3, layer".
-        done: Number of layers done in this phase.
-        total: Number of layers in this phase.
+        phase: The current phase, "layer" or "step"; with several runs "2 of 3, layer".
+        done: Number of layers or steps done in this phase.
+        total: Number of layers or steps in this phase.
         left: Estimated time for all remaining work, in words; empty while there is no basis for an estimate.
     """
 
@@ -80,13 +80,13 @@ class Progress:
     def begin(self, number: int) -> Said:
         """Begins the run with this number; remaining work of earlier runs is no longer counted."""
         self._run, self._later = self._runs[number], self._runs[number + 1 :]
-        self._made, self._judged, self._fresh = 0, 0, False
+        self._made, self._judged, self._fresh = {_LAYER: 0, _STEP: 0}, 0, False
         self._last = self._clock()
         self._place = f"{number + 1} of {len(self._runs)}, " if len(self._runs) > 1 else ""
-        return self._said((), 0, 0)
+        return self._said((), _LAYER)
 
-    def step(self, report: LayerReport | SweepReport, fresh: bool = True) -> Said:
-        """Records that a layer was pruned, or adjusted in a sweep.
+    def step(self, report: LayerReport | Check, fresh: bool = True) -> Said:
+        """Records that a layer was pruned, or that joint steps were made and measured.
 
         Args:
             report: The report of the step.
@@ -94,21 +94,17 @@ class Progress:
         """
         run = self._run
         if isinstance(report, LayerReport):
-            lines, sweep, done = run.layer_lines(report), 0, report.layer + 1
+            lines, kind, done, seconds = run.layer_lines(report), _LAYER, report.layer + 1, sum(report.seconds.values())
         else:
-            lines, sweep, done = run.sweep_lines(report), report.sweep + 1, run.group(report.layer).stop
-        seconds = sum(report.seconds.values())
-        self._reach(run.layers * sweep + done, None if fresh else seconds)
+            lines, kind, done, seconds = run.check_lines(report), _STEP, report.step, report.seconds
+        self._reach(kind, done, None if fresh else seconds)
         end = _ended(duration_text(seconds, digits=2), self._left()) if fresh else "kept"
-        return self._said((*lines[:-1], *(f"{line}  {end}" for line in lines[-1:])), sweep, done)
+        return self._said((*lines[:-1], f"{lines[-1]}  {end}"), kind)
 
-    def part(self, done: int, parts: int) -> Said:
-        """Records that ``done`` of ``parts`` equal parts of a sweep's steps on several layers were made."""
-        run = self._run
-        sweep, first = divmod((self._made - run.layers) // parts * parts, run.layers)
-        self._reach(run.layers * (sweep + 1) + first + done)
-        line = f"{run.swept(sweep, first)}  {_ended(f'part {done + 1} of {parts}', self._left())} ..."
-        return self._said((line,), sweep + 1, first + done)
+    def part(self, done: int, steps: int) -> Said:
+        """Records that ``done`` of all joint steps were made."""
+        self._reach(_STEP, done)
+        return self._said((f"{_ended(f'{_STEP} {done}/{steps}', self._left())} ...",), _STEP)
 
     def measured(self, done: int, total: int) -> None:
         """Records that perplexity was measured on some of the windows, before or after pruning."""
@@ -117,27 +113,27 @@ class Progress:
             self._pace = self._pace.after(_PERPLEXITY, done - self._judged, now - self._last)
         self._judged, self._last = done % total, now
 
-    def _reach(self, made: int, seconds: float | None = None) -> None:
-        """Records that ``made`` pieces of the run are done, the new ones in ``seconds`` (by default, since the last).
+    def _reach(self, kind: str, made: int, seconds: float | None = None) -> None:
+        """Records that ``made`` pieces of a kind are done, the new ones in ``seconds`` (by default, since the last).
 
         The first piece that this process makes includes compilation, regardless of earlier processes.
         """
-        if made <= self._made:
+        new = made - self._made[kind]
+        if new <= 0:
             return
         if seconds is None and not self._fresh:
             self._pace, self._fresh = self._pace.cold(), True
         now = self._clock()
-        pieces = self._run.pieces[self._made : made]
         took = now - self._last if seconds is None else seconds
-        self._pace = self._pace.after(pieces[0][0], sum(units for _, units in pieces), took)
-        self._made, self._last = made, now
+        self._pace = self._pace.after(kind, new, took)
+        self._made[kind], self._last = made, now
 
-    def _said(self, lines: tuple[str, ...], sweep: int, done: int) -> Said:
-        phase = f"{_SWEEP} {sweep}" if sweep else _LAYER
-        return Said(lines, f"{self._place}{phase}", done, self._run.layers, self._left())
+    def _said(self, lines: tuple[str, ...], kind: str) -> Said:
+        return Said(lines, f"{self._place}{kind}", self._made[kind], self._run.pieces[kind], self._left())
 
     def _left(self) -> str:
-        todo = [self._run.pieces[self._made :], *(run.pieces for run in self._later)]
+        mine = [(kind, count - self._made.get(kind, 0)) for kind, count in self._run.pieces.items()]
+        todo = [mine, *(run.pieces.items() for run in self._later)]
         return self._pace.left(itertools.chain(*todo)).words
 
 
@@ -156,45 +152,29 @@ class _Run:
 
     Attributes:
         layers: Number of layers of the model.
-        together: Number of layers that a sweep adjusts together.
         stages: Names of the error stages.
         held_out: Whether there are held-out tokens.
-        pieces: Kind and size of each piece of work: one per layer, then one per layer of every sweep, then the
-            perplexity.
+        pieces: Number of pieces of each kind of work, in order.
     """
 
     layers: int
-    together: int
     stages: tuple[str, ...]
     held_out: bool
-    pieces: tuple[tuple[str, float], ...]
+    pieces: dict[str, int]
 
     @classmethod
     def of(cls, config: DecoderConfig, settings: PruneSettings, shape: tuple[int, int], judged: int) -> Self:
-        """Counts the floating-point operations of one device, assuming that all layers have the same width."""
+        """Counts the pieces of work."""
         sequences = shape[0] // (1 + settings.decided.sampled)
         even = dataclasses.replace(config, widths=None), settings.replace(allocation="uniform")
         load = workload(*even, sequences, shape[1])
-        layer = sum(count for name, count in operations(load).items() if not name.startswith(("sweep", "sampling")))
-        layers, more = config.layers, load.together - 1
-        parts = [
-            sweep_step_operations(load, layers - 1 - more - index // load.together * load.together, more)
-            for index in range(layers)
-        ]
-        pieces = [(_LAYER, layer)] * layers + [(_SWEEP, part) for part in parts] * load.sweeps
         stages = _STAGES[update_used(settings)]
         return cls(
-            layers=layers,
-            together=load.together,
+            layers=config.layers,
             stages=stages if settings.rounds else stages[:2],
             held_out=load.held_out.count > 0,
-            pieces=(*pieces, *([(_PERPLEXITY, judged)] if judged else [])),
+            pieces={_LAYER: config.layers, _STEP: load.joint_steps, _PERPLEXITY: judged},
         )
-
-    def group(self, layer: int) -> range:
-        """Returns the layers that a sweep adjusts together with ``layer``."""
-        first = layer // self.together * self.together
-        return range(first, first + self.together)
 
     def layer_lines(self, report: LayerReport) -> tuple[str, ...]:
         """Describes the result of pruning a layer; attention gets a separate line."""
@@ -207,18 +187,10 @@ class _Run:
             return (f"{where}  {words}",)
         return f"{where}  attention, {self._errors(report.attention, stages[:2])}", f"{where}  {words}"
 
-    def sweep_lines(self, report: SweepReport) -> tuple[str, ...]:
-        """Describes the result of a sweep step; layers that are adjusted together share one line."""
-        first = self.group(report.layer).start
-        if report.layer > first:
-            return ()
-        words = f"{_judged(self.held_out)} divergence: {report.before:.4f} to {report.after:.4f}"
-        return (f"{self.swept(report.sweep, first)}  {words}{'' if report.taken else ', not taken'}",)
-
-    def swept(self, sweep: int, first: int) -> str:
-        """Names the layers that a sweep adjusts together, starting from layer ``first``, for the start of a line."""
-        several = f"s {first + 1}-{first + self.together}" if self.together > 1 else f" {first + 1}"
-        return f"{_SWEEP} {sweep + 1}, layer{several}/{self.layers}"
+    def check_lines(self, check: Check) -> tuple[str, ...]:
+        """Describes a measurement after joint steps."""
+        words = f"{_judged(self.held_out)} divergence {check.held_out:.4f}{'' if check.taken else ', not kept'}"
+        return (f"{_STEP} {check.step}/{self.pieces[_STEP]}  {words}",)
 
     @staticmethod
     def _errors(report: LayerReport | AttentionReport, stages: Sequence[str]) -> str:

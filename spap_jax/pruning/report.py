@@ -19,6 +19,7 @@ from spap_jax.models.registry import FAMILIES
 from spap_jax.pruning.achieved import Sparsities, sparsities
 from spap_jax.pruning.advice import advice
 from spap_jax.settings import PruneSettings
+from spap_jax.training.checks import Check, check_of
 
 FORMAT = 1
 """Version of the JSON format; incremented when a field that ``spap report`` reads changes its name or meaning."""
@@ -90,37 +91,10 @@ class LayerReport:
     attention: AttentionReport | None = None
 
 
-@dataclass(frozen=True)
-class SweepReport:
-    """Report on one block in a sweep over the pruned model.
-
-    Attributes:
-        sweep: Number of the sweep, from 0.
-        layer: Index of the block.
-        before: Mean KL divergence of the pruned model's predictions from the dense model's, in nats per token, on the
-            held-out tokens; on the calibration tokens if none are held out.
-        after: The divergence with the new weights of the block and of those adjusted together with it.
-        taken: Whether the divergence fell, so that the new weights were accepted.
-        seconds: Time by phase.
-    """
-
-    sweep: int
-    layer: int
-    before: float
-    after: float
-    taken: bool
-    seconds: dict[str, float]
-
-    @property
-    def reached(self) -> float:
-        """The divergence of the model after this step."""
-        return self.after if self.taken else self.before
-
-
-def report_of(tree: dict[str, Any]) -> LayerReport | SweepReport:
+def report_of(tree: dict[str, Any]) -> LayerReport | Check:
     """Inverts ``dataclasses.asdict`` for the report of a step, after a round trip through JSON."""
-    if "sweep" in tree:
-        return SweepReport(**tree)
+    if "step" in tree:
+        return check_of(tree)
     attention = tree["attention"]
     return LayerReport(**_typed(tree | {"attention": attention and AttentionReport(**_typed(attention))}))
 
@@ -144,7 +118,8 @@ class PruneReport:
         calibration: Description, shape and hash of the calibration tokens.
         versions: Versions of the libraries used.
         layers: One record per layer.
-        sweeps: One record per layer of every sweep over the model.
+        joint: The measurements of the joint steps: mean KL divergence of the pruned model's predictions from the dense
+            model's; the first is from before any step.
         seconds: Time by phase, summed over all layers.
         extras: Values added by the command line: perplexities, bytes on disk, peak memory of the process that ended
             the run, and a hash that identifies the run.
@@ -157,15 +132,15 @@ class PruneReport:
     calibration: dict[str, Any]
     versions: dict[str, str]
     layers: tuple[LayerReport, ...]
-    sweeps: tuple[SweepReport, ...] = ()
+    joint: tuple[Check, ...] = ()
     extras: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def seconds(self) -> dict[str, float]:
         """Time by phase, summed over all layers."""
-        steps = (*self.layers, *self.sweeps)
-        phases = dict.fromkeys(phase for step in steps for phase in step.seconds)
-        return {phase: sum(step.seconds.get(phase, 0.0) for step in steps) for phase in phases}
+        phases = dict.fromkeys(phase for layer in self.layers for phase in layer.seconds)
+        found = {phase: sum(layer.seconds.get(phase, 0.0) for layer in self.layers) for phase in phases}
+        return found | ({"joint steps": sum(check.seconds for check in self.joint)} if self.joint else {})
 
     @property
     def one_width(self) -> bool:
@@ -189,7 +164,7 @@ def new_report(
     narrow: DecoderConfig,
     name: str,
     tokens: Any,
-    steps: Sequence[LayerReport | SweepReport],
+    steps: Sequence[LayerReport | Check],
 ) -> PruneReport:
     """Assembles the report of a run.
 
@@ -199,7 +174,7 @@ def new_report(
         narrow: The pruned decoder.
         name: The model's name as given by the user; the report contains no path.
         tokens: Calibration tokens: an array [B, T], or ``TokenBlocks`` with a description and a hash.
-        steps: The reports of the layers and of the sweeps.
+        steps: The reports of the layers and of the joint steps.
     """
     family = FAMILIES[config.family]
     before, after = cost.parameters(family, config), cost.parameters(family, narrow)
@@ -222,7 +197,7 @@ def new_report(
         calibration=data_account(tokens),
         versions=versions(),
         layers=tuple(step for step in steps if isinstance(step, LayerReport)),
-        sweeps=tuple(step for step in steps if isinstance(step, SweepReport)),
+        joint=tuple(step for step in steps if isinstance(step, Check)),
     )
 
 

@@ -49,7 +49,7 @@ def computing() -> dict[str, Any]:
 
 def keep(unfinished: Unfinished, step: Step) -> None:
     """Stores a step that this run made."""
-    unfinished.add(step.layer, dataclasses.asdict(step.report))
+    unfinished.add(step.kept(), dataclasses.asdict(step.report))
 
 
 def begun(unfinished: Unfinished | None, output: str | Path) -> Begun | None:
@@ -65,10 +65,10 @@ def begun(unfinished: Unfinished | None, output: str | Path) -> Begun | None:
     """
     told = told_to_all(unfinished.told if unfinished and not _is_made(unfinished, output) else None)
 
-    def read_layer(index: int) -> Params:
-        return devices.from_leader(unfinished.layer(index) if unfinished else {})
+    def read(number: int) -> Params:
+        return devices.from_leader(unfinished.read(number) if unfinished else {})
 
-    return None if told is None else Begun([report_of(each) for each in told], read_layer)
+    return None if told is None else Begun([report_of(each) for each in told], read)
 
 
 def decided_widths(unfinished: Unfinished | None, choose: Callable[[], tuple[int, ...]]) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 """Additional calibration text, sampled from the dense model itself.
 
-The sweeps fit the pruned model's predictions to the dense model's on text like the calibration text; the more text, the
-less they overfit. Samples of the dense model follow its own distribution of text, in any amount.
+Joint steps fit the pruned model's predictions to the dense model's on text like the calibration text; the more text,
+the less they overfit. Samples of the dense model follow its own distribution of text, in any amount.
 """
 
 from collections.abc import Callable

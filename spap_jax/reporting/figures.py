@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from spap_jax.quantities import change_text, count_text, signed
-from spap_jax.reporting.schema import Attention, Errors, Layer, Record, Sweep
+from spap_jax.reporting.schema import Attention, Check, Errors, Layer, Record
 from spap_jax.reporting.style import KEPT, LIGHT, STAGES, grid, open_sides
 
 Part = Layer | Attention
@@ -61,8 +61,8 @@ def plots(record: Record) -> list[Plot]:
     if len(attention) == len(record.layers):
         found += _of_part(record.layers, attention, "attention")
     found.append(channels(record))
-    if record.sweeps:
-        found.append(divergence(record.sweeps))
+    if record.joint:
+        found.append(divergence(record.joint))
     if record.seconds:
         found.append(seconds(record.seconds))
     return found
@@ -191,40 +191,29 @@ def kept_share(layer: Layer, width: int, size: int) -> np.ndarray:
     return found / np.minimum(size, width - size * np.arange(cells))
 
 
-def divergence(sweeps: Sequence[Sweep]) -> Plot:
-    """Plots the divergence after every step of the sweeps, and the values of rejected steps."""
-    figure, axes = _panel("layer, in each sweep", "KL divergence, nats per token")
-    steps = range(len(sweeps))
-    current = [number(step.after if step.taken else step.before) for step in sweeps]
-    start = number(sweeps[0].before)
-    axes.step([-1, *steps], [start, *current], where="post", color=LIGHT["blue"], linewidth=1.6)
-    taken = [place for place in steps if sweeps[place].taken]
-    refused = [place for place in steps if not sweeps[place].taken]
-    dots = {"linestyle": "none", "markersize": 5}
-    if taken:
-        axes.plot(taken, [current[place] for place in taken], marker="o", color=LIGHT["blue"], label="taken", **dots)
-    if refused:
-        tried = [number(sweeps[place].after) for place in refused]
-        axes.plot(refused, tried, marker="x", color=LIGHT["orange"], label="tried, not taken", **dots)
-    every = math.ceil(len(sweeps) / 12)
-    shown = [place for place in steps if sweeps[place].layer % every == 0]
-    axes.set_xticks(shown, [str(sweeps[place].layer) for place in shown])
-    axes.set_xlim(-1, len(sweeps) - 0.5)
-    for place in steps:
-        if place == 0 or sweeps[place].sweep != sweeps[place - 1].sweep:
-            axes.axvline(place - 0.5, color=LIGHT["muted"], linewidth=0.8, linestyle=":")
-            place_of_text = axes.get_xaxis_transform()
-            axes.text(place - 0.3, 1.02, f"sweep {sweeps[place].sweep + 1}", transform=place_of_text, size=9)
+def divergence(checks: Sequence[Check]) -> Plot:
+    """Plots the divergence over the joint steps: of each step, and on held-out tokens."""
+    figure, axes = _panel("joint step", "KL divergence, nats per token")
+    losses = [number(loss) for check in checks for loss in check.losses]
+    axes.plot(range(1, len(losses) + 1), losses, color=LIGHT["muted"], linewidth=0.6, label="each step")
+    steps, found = [check.step for check in checks], [number(check.held_out) for check in checks]
+    axes.plot(steps, found, color=LIGHT["blue"], linewidth=1.6)
+    for taken, marker, colour in ((True, "o", "blue"), (False, "x", "orange")):
+        some = [(check.step, number(check.held_out)) for check in checks if check.taken == taken]
+        label = f"held-out, {'kept' if taken else 'not kept'}"
+        if some:
+            style = {"linestyle": "none", "marker": marker, "markersize": 5, "color": LIGHT[colour]}
+            axes.plot(*zip(*some, strict=True), label=label, **style)
     figure.legend(loc="outside lower center", ncols=2)
-    change = signed(change_text(start, current[-1]))
-    fall = f"from {start:.4f} to {current[-1]:.4f} nats per token ({change})"
-    done = f"{len(taken)} of {len(sweeps)} steps were taken"
+    start, kept = found[0], [number(check.held_out) for check in checks if check.taken][-1]
+    fall = f"from {start:.4f} to {kept:.4f} nats per token ({signed(change_text(start, kept))})"
+    last = [check.step for check in checks if check.taken][-1]
     return Plot(
         "divergence",
         "How close the predictions are to the original's",
-        "Each sweep goes over the whole pruned model once more and adjusts its weights; lower is better. A step that "
-        f"does not lower it is not taken. The divergence went {fall}; {done}.",
-        f"Divergence over the steps of the sweeps: {fall}; {done}.",
+        "Joint steps adjust the weights of many blocks together; lower is better. The weights with the lowest "
+        f"divergence on held-out tokens are kept, here those of step {last}. The divergence went {fall}.",
+        f"Divergence over the joint steps: {fall}.",
         figure,
     )
 

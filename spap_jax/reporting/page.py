@@ -114,7 +114,7 @@ def _section(run: Run, drawn: Sequence[Drawn]) -> dict[str, Any]:
         "numbers": numbers,
         "facts": _facts(run),
         "drawn": drawn,
-        "tables": [tables.layers(record), *([tables.sweeps(record)] if record.sweeps else [])],
+        "tables": [tables.layers(record), *([tables.joint(record)] if record.joint else [])],
         "settings": [(name, tables.value_text(value)) for name, value in record.settings.items()],
         "versions": list(record.versions.items()),
     }

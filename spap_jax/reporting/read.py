@@ -18,7 +18,7 @@ REPORT = "spap_report.json"
 TRAINED = "spap_finetune.json"
 
 
-def with_sweeps(folders: Sequence[Path]) -> list[Path]:
+def with_sparsities(folders: Sequence[Path]) -> list[Path]:
     """Returns the folders; one without a report is replaced by its subfolders with one, as for several sparsities."""
     return [run for folder in folders for run in _runs_in(folder)]
 

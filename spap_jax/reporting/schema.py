@@ -70,13 +70,21 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Sweep:
-    """One layer's step in a sweep: divergence before and with the new weights, and whether these were accepted."""
+class Check:
+    """A measurement in the joint steps: divergence on held-out tokens, and whether these weights were kept.
 
-    sweep: Count
-    layer: Count
-    before: float | None
-    after: float | None
+    Attributes:
+        step: Number of joint steps made so far.
+        tokens: Number of tokens in these steps.
+        losses: Divergence on the tokens of each step since the previous measurement.
+        held_out: Divergence on held-out tokens.
+        taken: Whether it is the lowest so far.
+    """
+
+    step: Count
+    tokens: Count
+    losses: tuple[float | None, ...]
+    held_out: float | None
     taken: bool
 
 
@@ -169,7 +177,7 @@ class Record:
     layers: Annotated[tuple[Layer, ...], msgspec.Meta(min_length=1)]
     seconds: dict[str, float]
     sparsity: dict[str, dict[str, float]] = field(default_factory=dict)
-    sweeps: tuple[Sweep, ...] = ()
+    joint: tuple[Check, ...] = ()
     advice: tuple[str, ...] = ()
     extras: Extras = field(default_factory=Extras)
 

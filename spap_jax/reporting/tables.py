@@ -152,21 +152,29 @@ def _layer(layer: Layer) -> dict[str, str]:
     return cells | {"seconds": f"{sum(layer.seconds.values()):.1f}"}
 
 
-def sweeps(record: Record) -> Table:
-    """Returns a table with a row per step of a sweep."""
+def joint(record: Record) -> Table:
+    """Returns a table with a row per measurement in the joint steps."""
     rows = tuple(
         (
-            str(step.sweep + 1),
-            str(step.layer),
-            decimals(step.before),
-            decimals(step.after),
-            "yes" if step.taken else "no",
+            count_text(check.step),
+            count_text(check.tokens),
+            decimals(_mean(check.losses)) if check.losses else NOTHING,
+            decimals(check.held_out),
+            "yes" if check.taken else "no",
         )
-        for step in record.sweeps
+        for check in record.joint
     )
-    columns = ("sweep", "layer", "before", "with new weights", "taken")
-    note = "Mean KL divergence of the pruned model's predictions from the original's, in nats per token."
-    return Table("Every step of the sweeps in numbers", columns, rows, ("taken",), note)
+    columns = ("steps", "tokens", "in the steps", "held-out", "kept")
+    note = (
+        "Mean KL divergence of the pruned model's predictions from the original's, in nats per token: of the steps "
+        "since the row above, and on held-out tokens."
+    )
+    return Table("The joint steps in numbers", columns, rows, ("kept",), note)
+
+
+def _mean(losses: Sequence[float | None]) -> float | None:
+    finite = [loss for loss in losses if loss is not None]
+    return sum(finite) / len(finite) if len(finite) == len(losses) else None
 
 
 def differing(settings: Sequence[dict[str, Any]]) -> list[str]:

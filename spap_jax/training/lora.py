@@ -1,6 +1,7 @@
 """Low-rank updates of the projections (LoRA, Hu et al. 2021): W + (alpha / rank) A B with A [in, r], B [r, out].
 
-They are trained in place of W and merged into it at the end, so that the output is a plain checkpoint.
+They are trained in place of W, as x W + (alpha / rank) (x A) B, and merged into it for the output, which is a plain
+checkpoint.
 """
 
 import math
@@ -41,23 +42,29 @@ def start(layers: Params, rank: int, key: jax.Array) -> Params:
     return updates
 
 
+def scaled(updates: Params, scale: float) -> Params:
+    """Returns updates with every B multiplied by the scale, alpha / r."""
+    return jax.tree.map_with_path(lambda path, a: a * scale if path[-1].key == "b" else a, updates)
+
+
 def merged(weights: Params, updates: Params, scale: float) -> Params:
-    """Returns the weights with the updates added, in float32; weights without an update are unchanged.
+    """Returns the weights with the updates added, in their data type; weights without an update are unchanged.
 
     Args:
         weights: Weights of one block, or of all blocks, stacked [L, ...].
-        updates: Updates of the same weights, as ``start`` makes them; may be empty.
+        updates: Float32 updates of the same weights, as ``start`` makes them; may be empty.
         scale: alpha / r.
     """
-    merged = dict(weights)
-    for part, those in updates.items():
-        sums = {
-            name: weights[part][name].astype(jnp.float32)
-            + (scale * (pair["a"] @ pair["b"])).reshape(weights[part][name].shape)
-            for name, pair in those.items()
-        }
-        merged[part] = weights[part] | sums
-    return merged
+
+    def one(weight: jax.Array, pair: Params) -> jax.Array:
+        return (weight.astype(jnp.float32) + (scale * (pair["a"] @ pair["b"])).reshape(weight.shape)).astype(
+            weight.dtype
+        )
+
+    merged = {
+        part: {name: one(weights[part][name], pair) for name, pair in those.items()} for part, those in updates.items()
+    }
+    return weights | {part: weights[part] | those for part, those in merged.items()}
 
 
 def _projections(layers: Params) -> Iterator[tuple[str, str, int]]:

@@ -1,11 +1,11 @@
-"""The training objective: the next-token loss, or the divergence from a teacher's predictions.
+"""The objective: the divergence from wanted predictions, or the next-token loss.
 
-Blocks are scanned, and the backward pass recomputes what is inside a block: only the residual stream between blocks
-and the hidden channels of one block are held. The logits are computed a few tokens at a time and recomputed as well.
+The logits are computed a few tokens at a time, and recomputed in the backward pass, whatever the vocabulary.
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,78 +13,75 @@ import jax.numpy as jnp
 from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
-from spap_jax.training import lora
 
-_HEAD_TOKENS = 512
+HEAD_TOKENS = 512
 """Number of tokens whose logits are held at once."""
 
 
-class Decoder(NamedTuple):
-    """A model inside a jitted program; its config and the scale of its updates are static.
+class Predictor(NamedTuple):
+    """What turns a stream after the last block into predictions.
 
     Attributes:
-        config: Its sizes and switches.
-        params: The parameter tree.
-        updates: Low-rank updates of its blocks; may be empty.
-        scale: Factor of the updates.
+        config: The decoder.
+        outer: Its weights outside the blocks.
     """
 
     config: DecoderConfig
-    params: Params
-    updates: Params
-    scale: float
+    outer: Params
 
 
-def loss_sum(student: Decoder, teacher: Decoder | None, tokens: jax.Array) -> jax.Array:
-    """Sums the loss over the predictions, in nats: -log p(next token), or KL(teacher || student).
+class Wanted(NamedTuple):
+    """The predictions that are the target.
+
+    Attributes:
+        predictor: What makes them of the stream.
+        stream: [B, T, d] the stream after the last block of the model that makes them.
+    """
+
+    predictor: Predictor
+    stream: jax.Array
+
+
+def token_losses(own: Predictor, last: jax.Array, target: Wanted | jax.Array) -> jax.Array:
+    """Computes the loss of each token's prediction in nats: KL(wanted || own), or -log p(next token).
 
     Args:
-        student: The model that is trained.
-        teacher: The model whose predictions are the target; None for the next token of the text.
-        tokens: [B, T]; each sequence has T - 1 predictions, since the token after the last one is unknown.
+        own: What makes predictions of ``last``.
+        last: [B, T, d] stream after the last block.
+        target: The wanted predictions, or the next tokens [B, T].
+
+    Returns:
+        [B, T] float32.
     """
-    last = _last_stream(student, tokens)
+    if isinstance(target, Wanted):
+        wanted = jax.lax.stop_gradient(target.stream)
+        return _by_token(functools.partial(_divergence, own, target.predictor), last, wanted)
+    return _by_token(functools.partial(_next_token_loss, own), last, target)
+
+
+def next_tokens(tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns the token after each one, and whether it is known: [B, T] each; that after the last is not."""
     known = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None, :] < tokens.shape[1] - 1, tokens.shape)
-    next_token = jnp.roll(tokens, -1, axis=1)
-
-    if teacher is None:
-        losses = _by_token(functools.partial(_next_token_loss, student), last, next_token)
-    else:
-        wanted = jax.lax.stop_gradient(_last_stream(teacher, tokens))
-        losses = _by_token(functools.partial(_divergence, student, teacher), last, wanted)
-    return jnp.where(known, losses, 0.0).sum()
+    return jnp.roll(tokens, -1, axis=1), known
 
 
-def _by_token(loss, last: jax.Array, *more: jax.Array) -> jax.Array:
+def _by_token(loss: Callable[..., jax.Array], last: jax.Array, *more: jax.Array) -> jax.Array:
     """Maps a per-token loss over the stream after the last block [B, T, d] and further arrays [B, T, ...] -> [B, T]."""
     flat = [a.reshape(-1, *a.shape[2:]) for a in (last, *more)]
-    losses = jax.lax.map(lambda token: jax.checkpoint(loss)(*token), tuple(flat), batch_size=_HEAD_TOKENS)
+    losses = jax.lax.map(lambda token: jax.checkpoint(loss)(*token), tuple(flat), batch_size=HEAD_TOKENS)
     return losses.reshape(last.shape[:2])
 
 
-def _next_token_loss(student: Decoder, x: jax.Array, token: jax.Array) -> jax.Array:
-    return -_log_probabilities(student, x)[token]
+def _next_token_loss(own: Predictor, x: jax.Array, token: jax.Array) -> jax.Array:
+    return -_log_probabilities(own, x)[token]
 
 
-def _divergence(student: Decoder, teacher: Decoder, x: jax.Array, wanted: jax.Array) -> jax.Array:
-    own, others = _log_probabilities(student, x), _log_probabilities(teacher, wanted)
-    return (jnp.exp(others) * (others - own)).sum()
+def _divergence(own: Predictor, other: Predictor, x: jax.Array, wanted: jax.Array) -> jax.Array:
+    mine, theirs = _log_probabilities(own, x), _log_probabilities(other, wanted)
+    return (jnp.exp(theirs) * (theirs - mine)).sum()
 
 
-def _log_probabilities(model: Decoder, x: jax.Array) -> jax.Array:
+def _log_probabilities(predictor: Predictor, x: Any) -> jax.Array:
     """Returns the next-token log-probabilities [v] for x [d], one token's residual stream after the last block."""
-    return jax.nn.log_softmax(decoder.head(model.config, model.params, x[None, None])[0, 0].astype(jnp.float32))
-
-
-def _last_stream(model: Decoder, tokens: jax.Array) -> jax.Array:
-    """Computes the residual stream after the last block. [B, T] -> [B, T, d], float32."""
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None, :], tokens.shape)
-    valid = jnp.ones_like(tokens, dtype=bool)
-
-    @jax.checkpoint
-    def step(x: jax.Array, layer: tuple[Params, Params]) -> tuple[jax.Array, None]:
-        weights = lora.merged(*layer, model.scale)
-        return decoder.block(model.config, weights, x, positions, valid), None
-
-    x = decoder.embed(model.config, model.params, tokens, positions, jnp.float32)
-    return jax.lax.scan(step, x, (model.params["layers"], model.updates))[0]
+    logits = decoder.head(predictor.config, predictor.outer, x[None, None])[0, 0]
+    return jax.nn.log_softmax(logits.astype(jnp.float32))

@@ -10,26 +10,10 @@ import jax
 from spap_jax.checkpoint.locate import public_name
 from spap_jax.pruning.report import data_account, versions
 from spap_jax.settings import FinetuneSettings
+from spap_jax.training.checks import Check
 
 FORMAT = 1
 """Version of the JSON format; it changes when a field changes its name or meaning."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """An evaluation on the held-out sequences. Losses are in nats per token.
-
-    Attributes:
-        step: Number of steps made so far.
-        losses: Training loss of every step since the previous check, on its own batch and before its update.
-        held_out: Loss on the held-out sequences.
-        taken: Whether this held-out loss is the lowest so far, so that these weights are kept.
-    """
-
-    step: int
-    losses: tuple[float, ...]
-    held_out: float
-    taken: bool
 
 
 @dataclass(frozen=True)

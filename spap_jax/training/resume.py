@@ -10,8 +10,8 @@ from spap_jax.data import TokenBlocks
 from spap_jax.model import Model
 from spap_jax.pruning.resume import computing, told_to_all
 from spap_jax.settings import FinetuneSettings
-from spap_jax.training.report import Check
-from spap_jax.training.train import Begun, Stage
+from spap_jax.training.checks import check_of
+from spap_jax.training.engine import Begun, Stage
 
 
 def identity(model: Model, teacher: Model | None, blocks: TokenBlocks, settings: FinetuneSettings) -> dict[str, Any]:
@@ -29,9 +29,10 @@ def identity(model: Model, teacher: Model | None, blocks: TokenBlocks, settings:
 
 
 def keep(unfinished: Unfinished, stage: Stage) -> None:
-    """Stores a stage, unless it is already stored."""
+    """Stores a stage, unless it is already stored; the other processes have to call ``stage.leaves()``."""
+    leaves = stage.leaves()
     if len(stage.checks) > len(unfinished.told):
-        unfinished.add(stage.leaves(), dataclasses.asdict(stage.checks[-1]))
+        unfinished.add(leaves, dataclasses.asdict(stage.checks[-1]))
 
 
 def begun(unfinished: Unfinished | None) -> Begun | None:
@@ -46,8 +47,8 @@ def begun(unfinished: Unfinished | None) -> Begun | None:
     looks = told_to_all(unfinished.told if unfinished else [])
     if not looks:
         return None
-    checks = tuple(Check(**{**told, "losses": tuple(told["losses"])}) for told in looks)
-    return devices.from_leader(unfinished.layer(0) if unfinished else {}), checks
+    checks = tuple(check_of(told) for told in looks)
+    return devices.from_leader(unfinished.read(len(looks) - 1) if unfinished else {}), checks
 
 
 def _fingerprint(model: Model) -> str:

@@ -8,8 +8,9 @@ from typing import Any
 from spap_jax import devices
 from spap_jax.model import Model
 from spap_jax.settings import FinetuneSettings
+from spap_jax.training.engine import Begun, Stage
 from spap_jax.training.report import FinetuneReport, new_finetune_report
-from spap_jax.training.train import Begun, Stage, result, stages
+from spap_jax.training.train import result, stages
 
 
 def run(
@@ -17,7 +18,7 @@ def run(
     tokens: Any,
     teacher: Model | None,
     settings: FinetuneSettings,
-    watch: Callable[[Stage], None],
+    watch: Callable[[Stage], object],
     begun: Begun | None = None,
 ) -> tuple[Model, FinetuneReport]:
     """Trains a model to the end and returns it with the report.

@@ -1,13 +1,11 @@
-"""The training loop: several optimizer steps in one program, then an evaluation on the held-out sequences."""
+"""Recovery training: the engine on low-rank updates or all weights of a model, towards a teacher or the next token."""
 
 import functools
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from spap_jax import devices
 from spap_jax.errors import NotFiniteError, UserError, option
@@ -15,67 +13,14 @@ from spap_jax.evaluation.perplexity import check_length
 from spap_jax.model import Model
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
-from spap_jax.numerics import full_precision
-from spap_jax.placement import placed
-from spap_jax.pruning.streams import chunked, largest_divisor
+from spap_jax.numerics import compute_dtype, full_precision
+from spap_jax.placement import spread
 from spap_jax.settings import FinetuneSettings
-from spap_jax.training import lora
-from spap_jax.training.objective import Decoder, loss_sum
-from spap_jax.training.report import Check
-
-_WARM_UP = 0.1
-"""Fraction of the steps during which the learning rate warms up."""
-
-_LARGEST_GRADIENT = 1.0
-"""Global norm to which larger gradients are clipped."""
-
-Configs = tuple[DecoderConfig, DecoderConfig | None]
-"""Configs of the model that is trained and of its teacher."""
-
-Begun = tuple[dict[str, Any], tuple[Check, ...]]
-"""The stored state of a run: the leaves of its last stage, and its checks."""
-
-
-class State(NamedTuple):
-    """State between two steps.
-
-    Attributes:
-        trained: The parameters that are trained: updates of projections, or all weights in float32.
-        optimizer: The optimizer state.
-    """
-
-    trained: Params
-    optimizer: Any
-
-
-class Stage(NamedTuple):
-    """State of the training after an evaluation on the held-out sequences.
-
-    Attributes:
-        state: State from which the next steps start; they donate it, so do not use it once they have begun.
-        best: The trained parameters with the lowest loss on the held-out sequences so far.
-        checks: All evaluations so far; the first is from before any step.
-    """
-
-    state: State
-    best: Params
-    checks: tuple[Check, ...]
-
-    def leaves(self) -> dict[str, Any]:
-        """Returns the arrays of the stage keyed by number, for storage."""
-        return {str(number): array for number, array in enumerate(jax.tree.leaves((self.state, self.best)))}
-
-    def with_leaves(self, leaves: dict[str, Any], checks: tuple[Check, ...]) -> "Stage":
-        """Returns a stage of the same run with these arrays and checks."""
-        mine, tree = jax.tree.flatten((self.state, self.best))
-        theirs = [jax.device_put(leaves[str(number)], like.sharding) for number, like in enumerate(mine)]
-        state, best = tree.unflatten(theirs)
-        return Stage(state, best, checks)
-
-    @property
-    def least(self) -> float:
-        """The lowest held-out loss so far, which is that of ``best``."""
-        return min(check.held_out for check in self.checks if check.taken)
+from spap_jax.training import engine, lora
+from spap_jax.training.engine import Begun, Schedule, Stage
+from spap_jax.training.optimizers import clipped
+from spap_jax.training.step import Given, Job, Recipe, Sequences
+from spap_jax.training.written import as_stored
 
 
 def stages(
@@ -88,49 +33,42 @@ def stages(
         tokens: Token blocks [B, T]; the last of them are held out.
         teacher: The dense model whose predictions are the target; None for the next token of the text.
         settings: Settings of the training.
-        begun: The state of an interrupted run with the same identity: the leaves of its last stage, and all checks.
+        begun: The last stage of an interrupted run with the same identity.
 
     Yields:
-        The stage at the start, and after every ``check_every`` steps.
+        The stage at the start, or of the interrupted run, and after every ``check_every`` steps.
 
     Raises:
         UserError: sequences are too few, too short or too long, vocabularies differ, or the loss is no longer finite.
     """
     check(model, tokens, teacher, settings)
-    fitted, held_out = _split(tokens, settings.held_out)
-    order = _order(len(fitted), settings)
-    configs = (model.config, teacher and teacher.config)
-    params = placed(model.config, model.params)
-    guide = placed(teacher.config, teacher.params) if teacher else None
-    judged = devices.spread(_chunks(held_out, settings.batch_tokens))
-
-    trained = placed(model.config, _start(settings, params, jax.random.key(settings.seed)))
-    stage = Stage(State(trained, _optimizer_state(settings, trained)), jax.tree.map(jnp.copy, trained), ())
-    if begun is None:
-        first = Check(0, (), float(_held_out_loss(configs, params, guide, judged)), True)
-        _check_finite(first.held_out, 0)
-        stage = stage._replace(checks=(first,))
-    else:
-        stage = stage.with_leaves(*begun)
-    yield stage
-
-    for start in range(stage.checks[-1].step, settings.steps, settings.check_every):
-        batches = fitted[order[start : start + settings.check_every]]  # [K, B, T]
-        state, losses = _steps(configs, settings, params, guide, stage.state, devices.spread(batches.swapaxes(0, 1)))
-        loss = float(_held_out_loss(configs, written(settings, params, state.trained), guide, judged))
-        step = start + len(batches)
-        _check_finite(loss, step)
-        taken = loss < stage.least
-        best = jax.tree.map(jnp.copy, state.trained) if taken else stage.best
-        now = Check(step, tuple(np.asarray(losses, np.float64).tolist()), loss, taken)
-        stage = Stage(state, best, (*stage.checks, now))
+    params = spread(model.config, model.params)
+    guide = spread(teacher.config, teacher.params) if teacher else None
+    frozen, start = ({}, params) if settings.full else (params, _updates(model, params, settings))
+    given, judged = (Given(frozen, guide, _sequences(part)) for part in _split(tokens, settings.held_out))
+    recipe = Recipe(clipped, (settings.rate, settings.steps, settings.weight_decay, settings.moment_dtype))
+    job = Job(
+        model.config,
+        recipe,
+        compute_dtype(settings.compute_dtype),
+        scale=_scale(settings),
+        teacher=teacher and teacher.config,
+    )
+    s = settings
+    schedule = Schedule(s.steps, s.step_sequences, s.check_every, s.batch_tokens, (s.seed,))
+    for stage in engine.stages(job, given, judged, start, as_stored(start), schedule, begun=begun):
+        _check_finite(stage.checks[-1].held_out, stage.checks[-1].step)
         yield stage
 
 
 def result(model: Model, stage: Stage, settings: FinetuneSettings) -> Params:
     """Returns the weights that were best on the held-out sequences; the initial ones if no step improved on them."""
-    params = devices.everywhere(model.params)
-    return written(settings, params, stage.best) if any(check.taken for check in stage.checks[1:]) else params
+    if not any(check.taken for check in stage.checks[1:]):
+        return model.params
+    if settings.full:
+        return stage.best
+    params = spread(model.config, model.params)
+    return params | merged(model.config, params, stage.best, _scale(settings))
 
 
 def check(model: Model, tokens: np.ndarray, teacher: Model | None, settings: FinetuneSettings) -> None:
@@ -166,133 +104,33 @@ def check(model: Model, tokens: np.ndarray, teacher: Model | None, settings: Fin
         )
 
 
-@functools.partial(jax.jit, static_argnames="settings")
+@functools.partial(jax.jit, static_argnames=("config", "scale"))
 @full_precision
-def written(settings: FinetuneSettings, params: Params, trained: Params) -> Params:
-    """Returns the weights to write: the trained ones merged into the others, in the data type of the checkpoint."""
-    whole = trained
-    if not settings.full:
-        whole = params | {"layers": lora.merged(params["layers"], trained, settings.lora_alpha / settings.rank)}
-    return jax.tree.map(lambda new, old: new.astype(old.dtype), whole, params)
+def merged(config: DecoderConfig, params: Params, best: Params, scale: float) -> Params:
+    """Returns the layers {"layers": ...} with low-rank updates merged, in the data type of the checkpoint."""
+    return spread(config, {"layers": lora.merged(params["layers"], best["updates"], scale)})
 
 
-@functools.partial(jax.jit, static_argnames="settings")
-def _start(settings: FinetuneSettings, params: Params, key: jax.Array) -> Params:
-    """Returns the initial trained parameters, with which the model is unchanged."""
-    if settings.full:
-        return jax.tree.map(lambda a: a.astype(jnp.float32), params)
-    return lora.start(params["layers"], settings.rank, key)
+def _updates(model: Model, params: Params, settings: FinetuneSettings) -> Params:
+    """Returns updates that change nothing yet."""
+    start = jax.jit(lora.start, static_argnames="rank")
+    updates = start(params["layers"], settings.rank, jax.random.key(settings.seed))
+    return spread(model.config, {"updates": updates})
 
 
-def _optimizer(settings: FinetuneSettings) -> optax.GradientTransformation:
-    warm = int(_WARM_UP * settings.steps)
-    # The learning rate is above zero in the first step and in the last.
-    rise = optax.linear_schedule(settings.rate / (warm + 1), settings.rate, warm)
-    fall = optax.cosine_decay_schedule(settings.rate, settings.steps - warm)
-    return optax.chain(
-        optax.clip_by_global_norm(_LARGEST_GRADIENT),
-        optax.adamw(optax.join_schedules([rise, fall], [warm]), weight_decay=settings.weight_decay),
-    )
+def _scale(settings: FinetuneSettings) -> float:
+    return 1.0 if settings.full else settings.lora_alpha / settings.rank
 
 
-def _optimizer_state(settings: FinetuneSettings, trained: Params) -> Any:
-    """Returns the initial optimizer state: sharded as the weight it belongs to, all else replicated."""
-    state = _optimizer(settings).init(trained)
-    return jax.tree.map(lambda a: a if a.ndim else devices.everywhere(a), state)
-
-
-@functools.partial(jax.jit, static_argnames=("configs", "settings"), donate_argnames="state")
-def _steps(
-    configs: Configs,
-    settings: FinetuneSettings,
-    params: Params,
-    guide: Params | None,
-    state: State,
-    batches: jax.Array,
-) -> tuple[State, jax.Array]:
-    """Makes K steps on batches [B, K, T], whose first axis is sharded over the devices, and returns their losses [K].
-
-    Matrix products have the device's default precision; the result of the steps is evaluated at full precision.
-    """
-    optimizer = _optimizer(settings)
-    predictions = batches.shape[0] * (batches.shape[2] - 1)
-
-    def sums(own: jax.Array, trained: Params, params: Params, guide: Params | None) -> tuple[jax.Array, Params]:
-        def loss(trained: Params, tokens: jax.Array) -> jax.Array:
-            student = _student(configs, settings, params, trained)
-            return loss_sum(student, _teacher(configs, guide), tokens) / predictions
-
-        passes = _passes(own, settings.batch_tokens)
-        return _added_up(lambda tokens: jax.value_and_grad(loss)(trained, tokens), passes)
-
-    def step(state: State, tokens: jax.Array) -> tuple[State, jax.Array]:
-        value, gradient = devices.total(sums, tokens, state.trained, params, guide)
-        gradient = placed(configs[0], gradient)  # and so what is computed from it: the state keeps its sharding
-        changes, optimized = optimizer.update(gradient, state.optimizer, state.trained)
-        trained = jax.tree.map(jnp.add, state.trained, changes)
-        return State(trained, optimized), value
-
-    return jax.lax.scan(step, state, batches.swapaxes(0, 1))
-
-
-def _added_up(function: Callable[[jax.Array], Any], passes: jax.Array) -> Any:
-    """Sums ``function(tokens)`` over the passes [C, B, T]."""
-
-    def add(sums: Any, tokens: jax.Array) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, sums, function(tokens)), None
-
-    shapes = jax.eval_shape(function, passes[0])
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    return jax.lax.scan(add, zeros, passes)[0]
-
-
-@functools.partial(jax.jit, static_argnames="configs")
-@full_precision
-def _held_out_loss(configs: Configs, params: Params, guide: Params | None, chunks: jax.Array) -> jax.Array:
-    """Computes the mean loss over all predictions of chunks [C, B, T], in nats."""
-
-    def sums(own: jax.Array, params: Params, guide: Params | None) -> jax.Array:
-        student, teacher = Decoder(configs[0], params, {}, 0.0), _teacher(configs, guide)
-        return _added_up(lambda tokens: loss_sum(student, teacher, tokens), own)
-
-    return devices.total(sums, chunks, params, guide) / (chunks.shape[0] * chunks.shape[1] * (chunks.shape[2] - 1))
-
-
-def _student(configs: Configs, settings: FinetuneSettings, params: Params, trained: Params) -> Decoder:
-    if settings.full:
-        return Decoder(configs[0], trained, {}, 0.0)
-    return Decoder(configs[0], params, trained, settings.lora_alpha / settings.rank)
-
-
-def _teacher(configs: Configs, guide: Params | None) -> Decoder | None:
-    return None if configs[1] is None or guide is None else Decoder(configs[1], guide, {}, 0.0)
+def _sequences(tokens: np.ndarray) -> Sequences:
+    """Returns sequences that every device holds, as they are small: chunks of one, [B, 1, T]."""
+    return Sequences(devices.everywhere(jnp.asarray(tokens[:, None])))
 
 
 def _split(tokens: np.ndarray, held_out: float) -> tuple[np.ndarray, np.ndarray]:
     """Splits sequences into training and held-out ones, at least one of each."""
     count = min(len(tokens) - 1, max(1, round(held_out * len(tokens))))
     return tokens[:-count], tokens[-count:]
-
-
-def _order(count: int, settings: FinetuneSettings) -> np.ndarray:
-    """Returns the indices of each step's sequences [steps, B]; every sequence is used once before any is reused."""
-    rng = np.random.default_rng(settings.seed)
-    needed = settings.steps * settings.step_sequences
-    rounds = [rng.permutation(count) for _ in range(-(-needed // count))]
-    return np.concatenate(rounds)[:needed].reshape(settings.steps, settings.step_sequences)
-
-
-def _passes(own: Any, batch_tokens: int) -> Any:
-    """Reshapes sequences [B, T] to passes [C, B, T] of at most ``batch_tokens`` tokens."""
-    count, length = own.shape
-    return own.reshape(-1, largest_divisor(count, max(1, batch_tokens // length)), length)
-
-
-def _chunks(held_out: np.ndarray, batch_tokens: int) -> np.ndarray:
-    """Splits held-out sequences into chunks [C, B, T], evenly over the devices if their number allows."""
-    shares = devices.number() if len(held_out) % devices.number() == 0 else 1
-    most = max(1, batch_tokens // held_out.shape[1])
-    return chunked(held_out, largest_divisor(len(held_out) // shares, most))
 
 
 def _check_finite(loss: float, step: int) -> None:

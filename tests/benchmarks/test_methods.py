@@ -13,6 +13,7 @@ import spap_jax as spap
 from benchmarks.quality import provenance
 from benchmarks.quality.cases import EXAMPLES, cases_of
 from benchmarks.quality.methods import ALL, QUICK, settings_hash, settings_of
+from benchmarks.quality.results import _read
 from benchmarks.quality.runs import Amount, plan
 from spap_jax.settings import EFFORTS
 
@@ -31,7 +32,7 @@ def test_a_method_may_come_with_settings() -> None:
     assert changed == spap.PruneSettings(sparsity=0.2, effort="high", ridge=0.001, steps=50, method="obs")
     for words, sentence in (
         ("speed=1", "unknown setting speed"),
-        ("sweeps=-1", "sweeps must be"),
+        ("joint_passes=-1", "joint_passes must be"),
         ("ridge", "ridge must"),
     ):
         with pytest.raises(spap.UserError, match=sentence):
@@ -57,26 +58,24 @@ def test_a_newer_setting_changes_hashes_only_where_it_is_used() -> None:
 
 
 def test_hashes_see_settings_of_steps_only_where_there_are_steps() -> None:
-    """Rows of peers keep their hashes when the defaults of our sweeps change."""
+    """Rows of peers keep their hashes when the defaults of our joint steps change."""
     changes = {
         "rounds": 1, "steps": 3, "learning_rate": 0.1, "step_tokens": 64,
-        "sweeps": 2, "sweep_blocks": 3, "sweep_steps": 7, "sweep_learning_rate": 0.1,
+        "joint_passes": 2, "joint_blocks": 3, "joint_tokens": 7, "joint_learning_rate": 0.1, "moment_dtype": "bfloat16",
     }  # fmt: skip
     for name, value in changes.items():
         changed = [settings_of(f"{method} with {name}={value}", 0.3, 0) for method in ("fasp", "fasp + steps", "spap")]
         plain = [settings_of(method, 0.3, 0) for method in ("fasp", "fasp + steps", "spap")]
         same = [settings_hash(one) == settings_hash(other) for one, other in zip(plain, changed, strict=True)]
         assert same == [True, False, False], name
-    first = spap.PruneSettings(update="refit", sweeps=1, sweep_blocks=1, sweep_steps=150, sampled=0)
-    values = dataclasses.asdict(first)
-    del values["stream_dtype"]
-    text = json.dumps(values, sort_keys=True)
-    assert settings_hash(spap.PruneSettings(update="refit")) == hashlib.sha256(text.encode()).hexdigest()[:12]
+    rows = _read(Path("docs/quality/results.csv"))
+    peers = [row for row in rows if row.method == "fasp" and row.seed == 0]
+    assert {settings_hash(settings_of("fasp", row.sparsity, 0)) for row in peers} == {row.settings for row in peers}
 
 
 def test_hashes_see_what_an_effort_means(monkeypatch: pytest.MonkeyPatch) -> None:
     before = settings_hash(spap.PruneSettings())
-    monkeypatch.setitem(EFFORTS, "default", EFFORTS["default"]._replace(sweeps=2))
+    monkeypatch.setitem(EFFORTS, "default", EFFORTS["default"]._replace(joint_passes=2))
     assert settings_hash(spap.PruneSettings()) != before
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.parallel import SELECTION, STATISTICS, STEPS_OF_SWEEPS, Measured, counted_efficiency, efficiencies
+from benchmarks.parallel import JOINT_STEP, SELECTION, STATISTICS, Measured, counted_efficiency, efficiencies
 
 
 def test_efficiency_is_of_all_devices_together():
@@ -15,4 +15,4 @@ def test_efficiency_is_of_all_devices_together():
 def test_what_is_divided_is_counted_once():
     assert counted_efficiency(STATISTICS) == pytest.approx(1)
     assert counted_efficiency(SELECTION) == pytest.approx(1)
-    assert counted_efficiency(STEPS_OF_SWEEPS) == pytest.approx(1)
+    assert counted_efficiency(JOINT_STEP) == pytest.approx(1)

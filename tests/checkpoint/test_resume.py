@@ -40,35 +40,22 @@ def made(output: Path, steps: int) -> Path:
 
 
 def looked_at(output: Path) -> tuple[int, bool]:
-    """Returns the number of valid steps, checking that each block is from its last step, and whether some were lost."""
+    """Returns the number of valid steps, checking what is stored, and whether some were lost."""
     with Unfinished(output, RUN, BLOCKS) as unfinished:
         count = len(unfinished.told)
         assert json.dumps(unfinished.told) == json.dumps([told(step) for step in range(count)])
-        for index in range(min(count, BLOCKS)):
-            assert same(unfinished.layer(index), layer(range(count)[index::BLOCKS][-1]))
+        for step in {*range(min(count, BLOCKS)), *range(count)[-1:]}:
+            assert same(unfinished.read(step), layer(step))
         return count, unfinished.lost
 
 
 @pytest.mark.parametrize("steps", [1, 3, 4, 8])
-def test_the_newest_of_each_block_comes_back(steps: int, tmp_path: Path):
+def test_all_blocks_and_the_newest_state_come_back(steps: int, tmp_path: Path):
     folder = made(tmp_path / "out", steps)
     assert looked_at(tmp_path / "out") == (steps, False)
-    assert len([*(folder / "steps").iterdir()]) == min(steps, BLOCKS)
+    assert len([*(folder / "steps").iterdir()]) == min(steps, BLOCKS + 1)
     made(tmp_path / "out", steps + 2)
     assert looked_at(tmp_path / "out") == (steps + 2, False)
-
-
-@pytest.mark.parametrize(("steps", "count"), [(3, 3), (4, 3), (5, 3), (6, 6), (8, 6)])
-def test_steps_that_belong_together_count_when_all_are_there(steps: int, count: int, tmp_path: Path):
-    with Unfinished(tmp_path / "out", RUN, BLOCKS, together=BLOCKS) as unfinished:
-        for step in range(steps):
-            unfinished.add(layer(step), told(step))
-    for _ in range(2):
-        with Unfinished(tmp_path / "out", RUN, BLOCKS, together=BLOCKS) as unfinished:
-            assert not unfinished.lost
-            assert json.dumps(unfinished.told) == json.dumps([told(step) for step in range(count)])
-            for index in range(BLOCKS):
-                assert same(unfinished.layer(index), layer(count - BLOCKS + index))
 
 
 def test_nothing_is_left_of_a_run_without_steps_or_one_that_ended(tmp_path: Path):
@@ -130,17 +117,17 @@ def damage(path: Path, way: str) -> None:
         path.write_bytes({"cut": content[:half], "emptied": b"", "turned": turned}[way])
 
 
-def test_a_block_that_is_lost_in_a_sweep_takes_all_with_it(tmp_path: Path):
-    folder = made(tmp_path / "out", 5)
-    shutil.rmtree(folder / "steps" / "3" / "layer")
-    assert looked_at(tmp_path / "out") == (0, True)
-
-
-def test_a_step_that_was_not_yet_removed_is_used_where_its_follower_is_lost(tmp_path: Path):
-    shutil.copytree(made(tmp_path / "other", 3) / "steps" / "2", tmp_path / "2")
+def test_a_state_that_is_lost_leaves_the_blocks(tmp_path: Path):
     folder = made(tmp_path / "out", 6)
     shutil.rmtree(folder / "steps" / "5" / "layer")
-    shutil.copytree(tmp_path / "2", folder / "steps" / "2")
+    assert looked_at(tmp_path / "out") == (3, True)
+
+
+def test_a_state_that_was_not_yet_removed_is_used_where_its_follower_is_lost(tmp_path: Path):
+    shutil.copytree(made(tmp_path / "other", 5) / "steps" / "4", tmp_path / "4")
+    folder = made(tmp_path / "out", 6)
+    shutil.rmtree(folder / "steps" / "5" / "layer")
+    shutil.copytree(tmp_path / "4", folder / "steps" / "4")
     assert looked_at(tmp_path / "out") == (5, True)
 
 

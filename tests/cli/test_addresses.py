@@ -59,7 +59,7 @@ def test_from_address_to_address(store: type[stores.Frail], tmp_path: Path, caps
 def test_killed_with_its_disk_it_goes_on_elsewhere_to_the_same_bits(tmp_path: Path):
     """A run continues from what was uploaded, as after the preemption of a machine."""
     words = ["prune", tiny(tmp_path / "in"), "--data", token_file(tmp_path / "ids.npy"), "--sequences", 16]
-    words += ["--sequence-length", 64, "--rounds", 0, "--sweeps", 2, "--sweep-steps", 3]
+    words += ["--sequence-length", 64, "--rounds", 0, "--joint-passes", 4, "--joint-tokens", 256]
     place = f"file://{tmp_path}/bucket/out"
 
     def run(output: object, cache: str) -> Any:
@@ -69,7 +69,7 @@ def test_killed_with_its_disk_it_goes_on_elsewhere_to_the_same_bits(tmp_path: Pa
     _, said = whole.communicate()
     assert whole.returncode == 0, said
     first = run(place, "first")
-    assert any(line.startswith("sweep 1, layer 2/3") for line in first.stderr)
+    assert any(line.startswith("step 2/15") for line in first.stderr)
     first.kill()
     first.communicate()
     assert left(tmp_path / "bucket") == [".out.resume"]
@@ -77,7 +77,7 @@ def test_killed_with_its_disk_it_goes_on_elsewhere_to_the_same_bits(tmp_path: Pa
     second = run(place, "second")
     _, said = second.communicate()
     assert second.returncode == 0, said
-    assert f"of them adjusted in sweep 1, kept in {place.replace('/out', '/.out.resume')}" in said
+    assert f"of 8 parts of the joint steps, kept in {place.replace('/out', '/.out.resume')}" in said
     assert sum(line.endswith(" kept") for line in said.splitlines()) >= 3
     assert left(tmp_path / "bucket") == ["out"]
     for name in ("model.safetensors", "config.json"):

@@ -42,7 +42,7 @@ class TestPruneOfTheBundledModel:
         settings = tmp_path / "settings.toml"
         settings.write_text(
             "round-to = 64\nsparsity = 0.6\nrounds = 1\nsteps = 5\nsequences = 16\nsequence-length = 64\n"
-            "sweeps = 1\nsweep-steps = 3\n"
+            "joint-passes = 1\njoint-tokens = 256\n"
         )
         words = ("prune", STORIES, "--output", stories, "--data", CALIBRATION, "--config", settings)
         said = spap(capsys, *words, "--sparsity", "0.3", "--eval", EVALUATION, "--sequences=16")
@@ -55,7 +55,7 @@ class TestPruneOfTheBundledModel:
             assert any(line.startswith(name) for line in lines)
         assert re.search(r"seconds: streams .*; peak memory .*B", said.out)
         assert "layer 6/6  held-out error: chosen " in said.err
-        assert "sweep 1, layers 5-6/6  held-out divergence: 0." in said.err
+        assert "step 4/4  held-out divergence 0." in said.err
         assert said.err.splitlines()[-1] == f"wrote {stories}"
 
     def test_the_files(self, stories: Path):
@@ -85,15 +85,18 @@ class TestPruneOfTheBundledModel:
             "calibration",
             "versions",
             "layers",
-            "sweeps",
+            "joint",
             "extras",
             "seconds",
             "advice",
         }
         assert (report["settings"]["sparsity"], report["settings"]["round_to"]) == (0.3, 64)
         assert (report["settings"]["rounds"], report["settings"]["steps"]) == (1, 5)
-        assert (report["settings"]["sweeps"], len(report["sweeps"])) == (1, 6)
-        assert report["seconds"]["sweeps"] == pytest.approx(sum(s["seconds"]["sweeps"] for s in report["sweeps"]))
+        assert (report["settings"]["joint_passes"], [check["step"] for check in report["joint"]]) == (
+            1,
+            [0, 1, 2, 3, 4],
+        )
+        assert report["seconds"]["joint steps"] == pytest.approx(sum(check["seconds"] for check in report["joint"]))
         assert report["model"]["name"] == "llama-stories"
         assert report["calibration"]["sequences"] == 16
         assert len(report["calibration"]["sha256"]) == 64
@@ -207,7 +210,7 @@ def test_prune_of_heads(tmp_path: Path, capsys):
     lines = said.out.splitlines()
     assert lines[0] == f"{source.name}: 30.2 % of the MLP channels and 50 % of the heads (60 % asked for) removed"
     assert [line for line in said.err.splitlines() if line.startswith("spap: ")] == [
-        "spap: warning: --rounds, --steps have no effect: the update none has no rounds and no sweeps.",
+        "spap: warning: --rounds, --steps have no effect: the update none has no rounds and no joint steps.",
         "spap: warning: attention sparsity 0.6 removes 50 % of the heads: in a layer 1 of 2 key/value heads stay, "
         "which are whole, and at least one.",
     ]

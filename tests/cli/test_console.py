@@ -7,13 +7,13 @@ import pytest
 from spap_jax.cli import console
 from spap_jax.cli.streams import Lines
 from spap_jax.quantities import duration_text, percent_text
-from spap_jax.training.report import Check
+from spap_jax.training.checks import Check
 
 PATHS = [f"/a/long/way/down/to/the/folder/of/the/checkpoint-{number}" for number in (1, 2)]
 SPEED = (("", *PATHS, "ratio"), [("prefill, tokens/s", "15342.9", "11011.1", "0.718x")])
 MEMORY = (
     ("phase", "weights", "streams", "largest moments", "together"),
-    [("alternating", "2.61", "6.29", "", "14.7"), ("sweep steps", "2.34", "6.29", "1 234 567", "41.1 MB")],
+    [("alternating", "2.61", "6.29", "", "14.7"), ("joint steps", "2.34", "6.29", "1 234 567", "41.1 MB")],
 )
 
 
@@ -46,7 +46,7 @@ def test_a_table_that_is_too_wide_is_a_list(capsys: pytest.CaptureFixture[str], 
         "  weights          2.61",
         "  streams          6.29",
         "  together         14.7",
-        "phase sweep steps",
+        "phase joint steps",
         "  weights          2.34",
         "  streams          6.29",
         "  largest moments  1 234 567",
@@ -107,7 +107,7 @@ def test_how_far_training_is(capsys):
     with console.training_progress(100, clock=lambda: now[0]) as watch:
         for step, seconds in ((0, 60), (25, 90), (50, 30), (75, 40), (100, 40)):
             now[0] += seconds
-            watch(Check(step, (2.0,) if step else (), 1.5, taken=step < 100))
+            watch(Check(step, step, (2.0,) if step else (), 1.5, step < 100, 0.1))
     assert capsys.readouterr().err.splitlines() == [
         "step 0/100  held out 1.5000",
         "step 25/100  loss 2.0000, held out 1.5000",

@@ -28,18 +28,18 @@ class Workshop:
         tiny(folder / "in")
         token_file(folder / "ids.npy")
 
-    def words(self, output: Path, sweeps: int = 2) -> tuple[object, ...]:
+    def words(self, output: Path, passes: float = 4) -> tuple[object, ...]:
         return (
             "prune", self.folder / "in", "--data", self.folder / "ids.npy", "--output", output,
             "--sequences", 16, "--sequence-length", 64, "--rounds", 0,
-            "--sweeps", sweeps, "--sweep-steps", 3, "--sweep-learning-rate", 0.003,
+            "--joint-passes", passes, "--joint-tokens", 256, "--joint-learning-rate", 0.003,
         )  # fmt: skip
 
-    def start(self, output: Path, *words: object, sweeps: int = 2) -> subprocess.Popen[str]:
-        return process(*self.words(output, sweeps), *words, JAX_NUM_CPU_DEVICES="1")
+    def start(self, output: Path, *words: object, passes: float = 4) -> subprocess.Popen[str]:
+        return process(*self.words(output, passes), *words, JAX_NUM_CPU_DEVICES="1")
 
-    def run(self, output: Path, *words: object, sweeps: int = 2) -> Said:
-        run = self.start(output, *words, sweeps=sweeps)
+    def run(self, output: Path, *words: object, passes: float = 4) -> Said:
+        run = self.start(output, *words, passes=passes)
         out, err = run.communicate()
         return Said(run.returncode, out, err)
 
@@ -80,7 +80,7 @@ def whole(shop: Workshop) -> dict[str, Any]:
 def content(output: Path) -> dict[str, Any]:
     """Returns the bytes of every file of an output except its manifest, and the report without times and memory."""
     report = json.loads((output / "spap_report.json").read_text())
-    for step in (report, *report["layers"], *report["sweeps"]):
+    for step in (report, *report["layers"], *report["joint"]):
         del step["seconds"]
     del report["extras"]["peak_memory_bytes"]
     files = {
@@ -95,15 +95,15 @@ def kept(output: Path) -> Path:
     return output.with_name(f".{output.name}.resume")
 
 
-STEP = re.compile("layer |sweep ")
+STEP = re.compile("layer |step ")
 """Prefix of a progress line about a step."""
 
-SWEEPING = r"all 3 layers are done, and (\d) of them adjusted in sweep (\d)"
+STEPPING = r"all 3 layers are done, and (\d) of 8 parts of the joint steps"
 
 
 def steps_of(found: re.Match[str]) -> int:
-    """Returns the number of steps kept by a run that was interrupted in a sweep."""
-    return 3 * int(found[2]) + int(found[1])
+    """Returns the number of records kept by a run that was interrupted in joint steps; one is from before them."""
+    return 3 + 1 + int(found[1])
 
 
 def fresh(lines: int) -> Callable[[str], bool]:
@@ -142,8 +142,8 @@ def test_killed_at_random_moments(shop: Workshop, whole: dict[str, Any], tmp_pat
 
 @pytest.fixture(scope="module")
 def told_to_end(shop: Workshop, whole: dict[str, Any]) -> Said:
-    """A run that received SIGTERM in its first sweep; its output was to be `ended`."""
-    return shop.interrupted(shop.folder / "ended", "sweep 1, layer 2/3", number=signal.SIGTERM)
+    """A run that received SIGTERM in its joint steps; its output was to be `ended`."""
+    return shop.interrupted(shop.folder / "ended", "step 2/15", number=signal.SIGTERM)
 
 
 @pytest.fixture
@@ -158,7 +158,7 @@ def test_told_to_end(shop: Workshop, told_to_end: Said):
     assert told_to_end.out == ""
     folder = kept(shop.folder / "ended")
     found = re.fullmatch(
-        rf"spap: stopped by SIGTERM; {SWEEPING}, kept in {re.escape(str(folder))}: the same"
+        rf"spap: stopped by SIGTERM; {STEPPING}, kept in {re.escape(str(folder))}: the same"
         " command goes on from there, --no-resume starts over.",
         told_to_end.err.splitlines()[-1],
     )
@@ -167,16 +167,16 @@ def test_told_to_end(shop: Workshop, told_to_end: Said):
     assert made >= 5
     assert not (shop.folder / "ended").exists()
     steps = [int(name) for name in left(folder / "steps")]
-    assert steps == list(range(made - 3, made))
+    assert sorted(steps) == [0, 1, 2, made - 1]
 
 
 def test_it_goes_on_where_it_ended(shop: Workshop, whole: dict[str, Any], ended: Path):
     said = shop.run(ended)
     assert said.code == 0, said
-    found = re.search(rf"^going on: {SWEEPING}, kept in {re.escape(str(kept(ended)))}$", said.err, re.MULTILINE)
+    found = re.search(rf"^going on: {STEPPING}, kept in {re.escape(str(kept(ended)))}$", said.err, re.MULTILINE)
     assert found
     steps = [line.endswith("  kept") for line in said.err.splitlines() if STEP.match(line)]
-    assert steps == [True] * steps_of(found) + [False] * (9 - steps_of(found))
+    assert steps == [True] * steps_of(found) + [False] * (12 - steps_of(found))
     assert content(ended) == whole
     assert left(ended.parent) == ["ended"]
 
@@ -185,7 +185,10 @@ def test_it_goes_on_where_it_ended(shop: Workshop, whole: dict[str, Any], ended:
     ("words", "expected"),
     [
         (("--sparsity", "0.4"), "differs from this one in sparsity (0.3, now 0.4): repeat the command"),
-        (("--sweep-learning-rate", "0.3", "--sweeps", "1"), "sweeps (2, now 1), sweep_learning_rate (0.003, now 0.3)"),
+        (
+            ("--joint-learning-rate", "0.3", "--joint-passes", "1.5"),
+            "joint_passes (4, now 1.5), joint_learning_rate (0.003, now 0.3)",
+        ),
         (("--schedule", "parallel"), "in schedule (sequential, now parallel): "),
         (("--sequences", "15"), "in calibration: "),
         (("--dtype", "bfloat16"), "in dtype (None, now bfloat16): "),
@@ -225,8 +228,9 @@ def test_starting_over(shop: Workshop, ended: Path):
 
 
 def test_what_is_damaged_is_computed_again(shop: Workshop, whole: dict[str, Any], ended: Path):
-    """A block adjusted by the sweeps is lost, so no earlier step can be used either."""
-    (path,) = (kept(ended) / "steps").glob("3/layer/manifest.ocdbt")
+    """The state of the joint steps is lost; the pruned blocks are not."""
+    last = max(map(int, left(kept(ended) / "steps")))
+    (path,) = (kept(ended) / "steps").glob(f"{last}/layer/manifest.ocdbt")
     path.write_bytes(path.read_bytes()[:-5])
     said = shop.run(ended)
     assert said.code == 0, said
@@ -260,13 +264,13 @@ def test_widths_are_chosen_once(shop: Workshop, tmp_path: Path):
 
 
 def test_at_high_effort(shop: Workshop, tmp_path: Path):
-    """Steps on all blocks count once all of them are kept; text sampled from the model is sampled again."""
-    words = ("--effort", "high", "--sampled", 1)
+    """Text sampled from the model is sampled again; blocks are adjusted in groups."""
+    words = ("--effort", "high", "--sampled", 1, "--joint-blocks", 1)
     whole = shop.run(tmp_path / "whole", *words)
     assert whole.code == 0, whole
     assert "sequences written ..." in whole.err
-    assert "sweep 1, layers 1-3/3  held-out divergence: " in whole.err
-    shop.interrupted(tmp_path / "out", "sweep 2, layers 1-3/3", *words)
+    assert "step 30/30  held-out divergence 0." in whole.err
+    shop.interrupted(tmp_path / "out", "step 20/30", *words)
     said = shop.run(tmp_path / "out", *words)
     assert said.code == 0, said
     assert "going on: " in said.err
@@ -278,7 +282,7 @@ def test_several_sparsities(shop: Workshop, tmp_path: Path):
     """The first output is complete and the second run killed: the same command keeps the one and resumes the other."""
     several = ("--sparsity", "0.3,0.35")
     output = tmp_path / "out"
-    run = shop.start(output, *several, sweeps=0)
+    run = shop.start(output, *several, passes=0)
     said = until(run, lambda line: line.startswith("wrote "))
     said += until(run, lambda line: line.startswith("layer 2/"))
     run.kill()
@@ -286,7 +290,7 @@ def test_several_sparsities(shop: Workshop, tmp_path: Path):
     assert left(output) == [".sparsity-0.3.resume", ".sparsity-0.35.resume", "sparsity-0.3"], said
     assert left(output / ".sparsity-0.3.resume") == ["lock", "run.json"]
     when = (output / "sparsity-0.3" / "config.json").stat().st_mtime_ns
-    again = shop.run(output, *several, sweeps=0)
+    again = shop.run(output, *several, passes=0)
     assert again.code == 0, again
     assert f"{output / 'sparsity-0.3'} was made before the interruption" in again.err
     assert (output / "sparsity-0.3" / "config.json").stat().st_mtime_ns == when

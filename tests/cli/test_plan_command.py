@@ -42,7 +42,7 @@ def test_settings_are_those_of_pruning(folder: Path, capsys):
     said = spap(capsys, "plan", folder, "--mesh", "v5e-8", *words)
     assert said.out.startswith(f"{folder}: 50 % of the MLP channels removed, 64 sequences of 1024 tokens\n")
     assert "\nv5e-8: it fits: a device needs at most " in said.out
-    assert "sweep" not in said.out
+    assert "joint" not in said.out
 
 
 def test_several_meshes_are_compared_where_none_is_named(folder: Path, capsys):

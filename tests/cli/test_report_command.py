@@ -57,7 +57,7 @@ def test_several_runs_and_their_speed(made: Path, runs: tuple[Path, Path], tmp_p
     assert all(f"<td>{found[phase]:.3f}x</td>" in page.read_text() for phase in ("prefill", "decode"))
 
 
-def test_the_folder_of_a_sweep(made: Path, runs: tuple[Path, Path], tmp_path: Path, capsys):
+def test_the_folder_of_several_sparsities(made: Path, runs: tuple[Path, Path], tmp_path: Path, capsys):
     pages = [tmp_path / "folder.html", tmp_path / "runs.html"]
     for page, words in zip(pages, ((made,), runs), strict=True):
         assert spap(capsys, "report", *words, "--output", page).code == 0

@@ -18,7 +18,9 @@ OPTIONS = [
 
 def test_the_options_are_found():
     assert len(OPTIONS) > 40
-    assert {("prune", "--sequences"), ("prune", "--sweeps"), ("eval", "--limit"), ("bench", "--new")} < set(OPTIONS)
+    assert {("prune", "--sequences"), ("prune", "--joint-blocks"), ("eval", "--limit"), ("bench", "--new")} < set(
+        OPTIONS
+    )
 
 
 @pytest.mark.parametrize(("command", "option"), OPTIONS)

@@ -23,11 +23,11 @@ def start(work: Path, output: str, *words: str) -> subprocess.Popen[str]:
     return subprocess.Popen([*command, *words], stdout=pipe, stderr=pipe, text=True, env=environment)
 
 
-def together(work: Path, output: str) -> list[subprocess.Popen[str]]:
+def together(work: Path, output: str, *words: str) -> list[subprocess.Popen[str]]:
     with socket.socket() as listener:
         listener.bind(("localhost", 0))
         place = ["--coordinator", f"localhost:{listener.getsockname()[1]}", "--processes", "2"]
-    return [start(work, output, *place, "--process-id", str(number)) for number in range(2)]
+    return [start(work, output, *words, *place, "--process-id", str(number)) for number in range(2)]
 
 
 def weights(folder: Path) -> dict[str, np.ndarray]:
@@ -61,5 +61,20 @@ def test_two_processes_that_go_on_give_the_result_of_one(tmp_path: Path):
     assert looks[1] == pytest.approx(looks[0], rel=1e-4)
     before, ours, theirs = (weights(tmp_path / name) for name in ("in", "one", "two"))
     assert any(not np.array_equal(before[name], ours[name]) for name in ours)
+    for name in ours:
+        np.testing.assert_allclose(theirs[name], ours[name], rtol=0, atol=1e-4)
+
+
+@pytest.mark.timeout(900)
+def test_processes_that_share_all_weights_give_the_result_of_one(tmp_path: Path):
+    """Weights are divided along both axes over the processes, and written by the first one."""
+    hf_model("llama").save_pretrained(tmp_path / "in")
+    np.save(tmp_path / "ids.npy", np.random.default_rng(0).integers(0, 97, (16, 16)))
+    words = ("--full", "--eval", str(tmp_path / "ids.npy"))
+    runs = [start(tmp_path, "one", *words), *together(tmp_path, "two", *words, "--model-devices", "2")]
+    results = [each.communicate(timeout=600) for each in runs]
+    assert [each.returncode for each in runs] == [0, 0, 0], results
+    before, ours, theirs = (weights(tmp_path / name) for name in ("in", "one", "two"))
+    assert all(not np.array_equal(before[name], ours[name]) for name in ours)
     for name in ours:
         np.testing.assert_allclose(theirs[name], ours[name], rtol=0, atol=1e-4)

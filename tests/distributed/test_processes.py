@@ -25,7 +25,7 @@ def start(output: Path, *words: str) -> subprocess.Popen:
     """Start a separate process, with one device, that prunes the bundled model."""
     command = [sys.executable, "-m", "spap_jax", "prune", str(EXAMPLES / "llama-stories"), "--output", str(output)]
     command += ["--data", str(EXAMPLES / "stories_calibration.txt"), "--sequences", "64"]
-    command += ["--sequence-length", "64", "--rounds", "1", "--steps", "3", "--sweep-steps", "2", "--swap-rounds", "1"]
+    command += ["--sequence-length", "64", "--rounds", "1", "--steps", "3", "--joint-passes", "1", "--swap-rounds", "1"]
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
     return subprocess.Popen(
         [*command, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
@@ -68,7 +68,7 @@ def test_two_processes_that_go_on_give_the_result_of_one(tmp_path: Path):
     results = [finish(each) for each in together(tmp_path / "two", 2)]
     assert [code for code, _, _ in results] == [0, 0], results
     assert "layer 3/6" in results[0][2]
-    kept = [line.endswith("kept") for line in results[0][2].splitlines() if line.startswith(("layer", "sweep"))]
+    kept = [line.endswith("kept") for line in results[0][2].splitlines() if line.startswith(("layer", "step"))]
     assert kept.count(True) in (3, 4)
     assert kept == sorted(kept, reverse=True)
     assert "MLP channels removed" in results[0][1]
@@ -77,7 +77,7 @@ def test_two_processes_that_go_on_give_the_result_of_one(tmp_path: Path):
     assert [layer["kept"] for layer in one["layers"]] == [layer["kept"] for layer in two["layers"]]
     for mine, theirs in zip(one["layers"], two["layers"], strict=True):
         assert theirs["calibration"]["alternating"] == pytest.approx(mine["calibration"]["alternating"], rel=1e-3)
-    assert two["sweeps"][-1]["after"] == pytest.approx(one["sweeps"][-1]["after"], rel=0.02)
+    assert two["joint"][-1]["held_out"] == pytest.approx(one["joint"][-1]["held_out"], rel=0.02)
     sizes = {(tmp_path / name / "model.safetensors").stat().st_size for name in ("one", "two")}
     assert len(sizes) == 1
 

@@ -15,14 +15,15 @@ from spap_jax import devices
 from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.registry import FAMILIES, family_of
-from spap_jax.placement import spec_of
+from spap_jax.placement import spec_of, spread_spec
 from spap_jax.planning.workload import Chunks, Workload, workload
+from spap_jax.pruning import joint, moments, streams, waves
 from spap_jax.pruning import layer as block
-from spap_jax.pruning import moments, predictions, streams, sweeps, waves
 from spap_jax.pruning.streams import Streams
 from spap_jax.settings import PruneSettings
 from spap_jax.solver.alternating import Schedule, Weights
 from spap_jax.solver.problem import Problem
+from spap_jax.training import step
 
 LLAMA = {
     "model_type": "llama",
@@ -55,7 +56,7 @@ def load_of(
     config: DecoderConfig, sequences: int, length: int, count: int, bytes: int = 4, sharers: int = 1, **settings
 ) -> Workload:
     """Return the workload of a run on CPUs, where attention computes one group of heads at a time."""
-    chosen = PruneSettings(sparsity=0.25, held_out=0.5).replace(**settings)
+    chosen = PruneSettings(sparsity=0.25, held_out=0.5, compute_dtype="float32").replace(**settings)
     return workload(config, chosen, sequences, length, count, sharers, bytes, config.heads // config.kv_heads)
 
 
@@ -64,10 +65,8 @@ class Phases:
 
     def __init__(self, load: Workload):
         self.load = load
-        dtype = {4: jnp.float32, 2: jnp.bfloat16}[load.weight_bytes]
-        dense, narrow = (_parameters(config, dtype) for config in (load.dense, load.narrow))
-        self.outer = {name: narrow[name] for name in ("embed", "head")}
-        self.layers = narrow["layers"]
+        self.dtype = {4: jnp.float32, 2: jnp.bfloat16}[load.weight_bytes]
+        dense, narrow = (_parameters(config, self.dtype) for config in (load.dense, load.narrow))
         self.layer, self.small = (jax.tree.map(_unstacked, tree["layers"]) for tree in (dense, narrow))
         self.fitted, self.held_out = (_streams(load.dense.width, part) for part in load.parts)
         mlp = jax.tree.map(_float32, self.small["mlp"])
@@ -127,18 +126,32 @@ class Phases:
         tokens = streams.fitting_tokens(self.held_out)
         return block._errors.lower(self.load.narrow, self.layer, [self.weights], tokens)
 
-    def descend(self):
-        settings = self.load.settings
-        steps = sweeps.Steps(self.load.together, settings.decided.sweep_steps, self.load.step_sequences, 0.1)
-        begin, descend = sweeps.programs(self.load.narrow, steps, self.layers["mlp"])
-        begun = begin.lower(self.layers["mlp"], 0).compile().out_info
-        return descend.lower(self.outer, self.layers, 0, self.fitted, self.key, begun)
+    def joint_step(self):
+        job, given, moved = self._joint(self.fitted)
+        state = jax.eval_shape(job.recipe.optimizer().init, moved)
+        state = jax.tree.map(lambda a, spec: _described(a.shape, a.dtype, spec), state, self._specs(state, moved))
+        rows = self.load.joint_at_once // self.load.fitted.length * self.load.devices
+        passes = self.load.joint_tokens // self.load.joint_at_once
+        return step.step.lower(job, given, step.State(moved, state), _batch(passes, rows))
 
-    def divergence(self):
-        mlps = jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype, sharding=a.sharding), self.layers["mlp"]
-        )
-        return predictions.divergence.lower(self.load.narrow, self.outer, self.layers, 0, mlps, self.held_out)
+    def joint_check(self):
+        job, given, moved = self._joint(self.held_out)
+        chunks = self.load.held_out
+        written = jax.tree.map(lambda a: _described(a.shape, self.dtype, _spec(a)), moved)
+        return step.measure.lower(job, given, written, _batch(chunks.here, chunks.sequences * self.load.devices))
+
+    def _joint(self, both: Streams) -> tuple[step.Job, step.Given, Any]:
+        config, settings = self.load.narrow, self.load.settings
+        params = _parameters(config, self.dtype, spread_spec)
+        moved = {"layers": {name: params["layers"][name] for name in joint.moving(settings, params["layers"])}}
+        tokens = _described(both.dense.shape[:3], jnp.int32, _spec(both.dense))
+        job = step.Job(config, joint.recipe(settings, 10), "float32")
+        return job, step.Given(params, None, step.Sequences(tokens, both.dense)), jax.tree.map(_float32, moved)
+
+    def _specs(self, state: Any, moved: Any) -> Any:
+        """Return the spec of each array of an optimizer state: that of the weight of the same shape."""
+        specs = {a.shape: a.sharding.spec for a in jax.tree.leaves(moved) if a.sharding}
+        return jax.tree.map(lambda a: specs.get(a.shape, PartitionSpec()), state)
 
 
 @contextmanager
@@ -154,12 +167,16 @@ def _described(shape: tuple[int, ...], dtype=jnp.float32, spec: PartitionSpec = 
     return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(get_mesh(), spec))
 
 
-def _parameters(config: DecoderConfig, dtype) -> Any:
+def _batch(passes: int, rows: int) -> step.Batch:
+    return step.Batch(_described((passes, rows), jnp.int32), _described((passes, rows)))
+
+
+def _parameters(config: DecoderConfig, dtype, spec=spec_of) -> Any:
     """Return abstract parameters with their sharding on the mesh."""
     shapes = jax.eval_shape(lambda: decoder.init(config, jax.random.key(0)))
     paths = jax.tree.map_with_path(lambda path, a: jax.tree_util.keystr(path, simple=True, separator="/"), shapes)
     family = FAMILIES[config.family]
-    return jax.tree.map(lambda a, path: _described(a.shape, dtype, spec_of(family, path, a.shape)), shapes, paths)
+    return jax.tree.map(lambda a, path: _described(a.shape, dtype, spec(family, path, a.shape)), shapes, paths)
 
 
 def _unstacked(a: Any) -> Any:
@@ -168,7 +185,11 @@ def _unstacked(a: Any) -> Any:
 
 
 def _float32(a: Any) -> Any:
-    return _described(a.shape, spec=a.sharding.spec if a.sharding else PartitionSpec())
+    return _described(a.shape, spec=_spec(a))
+
+
+def _spec(a: Any) -> PartitionSpec:
+    return a.sharding.spec if a.sharding else PartitionSpec()
 
 
 def _everywhere(tree, dtype=None):

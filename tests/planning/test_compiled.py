@@ -11,9 +11,7 @@ from phases import LLAMA, OPT, collectives, config_of, described, load_of
 
 from spap_jax.planning import memory, operations, traffic
 from spap_jax.planning.workload import Workload
-
-AFTER = 1
-"""Blocks after the current one that XLA counts in a program that loops over them: one turn of the loop."""
+from spap_jax.training.objective import HEAD_TOKENS
 
 
 class Compiled(NamedTuple):
@@ -30,26 +28,31 @@ class Compiled(NamedTuple):
         return self.programs[name].cost_analysis()["bytes accessed"]
 
     def temporary(self, name: str) -> int:
-        """Return the workspace of a program in bytes, including the state that ``descend`` updates in place."""
-        sizes = self.programs[name].memory_analysis()
-        return sizes.temp_size_in_bytes + sizes.alias_size_in_bytes * (name == "descend")
+        """Return the workspace of a program in bytes."""
+        return self.programs[name].memory_analysis().temp_size_in_bytes
 
 
 def _once(load: Workload) -> Workload:
-    settings = load.settings.replace(rounds=1, steps=1, sweep_steps=1)
     parts = {name: dataclasses.replace(getattr(load, name), count=load.devices) for name in ("fitted", "held_out")}
-    return dataclasses.replace(load, settings=settings, **parts)
+    return dataclasses.replace(load, settings=load.settings.replace(rounds=1, steps=1), **parts)
+
+
+def one_block(load: Workload) -> Workload:
+    """Return the workload of a model with one block: joint steps loop over them."""
+    return dataclasses.replace(load, narrow=dataclasses.replace(load.narrow, layers=1))
 
 
 @pytest.fixture(scope="module", params=["llama, divided steps", "opt, steps alike"])
 def compiled(request: pytest.FixtureRequest) -> Compiled:
     if request.param.startswith("llama"):
-        load = load_of(config_of(LLAMA), 16, 512, 4, bytes=2, batch_tokens=512, step_tokens=4 * 512)
+        load = load_of(
+            config_of(LLAMA), 16, 512, 4, bytes=2, batch_tokens=512, step_tokens=4 * 512, joint_tokens=4 * 512
+        )
     else:
-        load = load_of(config_of(OPT), 8, 96, 2, batch_tokens=96, step_tokens=96)
+        load = load_of(config_of(OPT), 8, 96, 2, batch_tokens=96, step_tokens=96, joint_tokens=96)
     assert load.fitted.here == load.held_out.here == 2
-    names = ("enter_mlp", "leave_mlp", "statistics", "selection", "refit", "recover", "errors", "descend", "divergence")
-    names += ("enter_dense_mlp", "selection_in_waves", "closed_form")
+    names = ("enter_mlp", "leave_mlp", "statistics", "selection", "refit", "recover", "errors")
+    names += ("joint_step", "joint_check", "enter_dense_mlp", "selection_in_waves", "closed_form")
     with described(load) as phases:
         programs = {name: getattr(phases, name)().compile() for name in names}
     return Compiled(load, _once(load), programs)
@@ -67,27 +70,13 @@ def test_operations(compiled: Compiled):
     assert compiled.flops("closed_form") == pytest.approx(operations.closed_form_operations(once) - lapack, rel=0.05)
     assert compiled.flops("recover") == pytest.approx(operations.alternating_operations(once) - lapack, rel=0.05)
     assert compiled.flops("errors") == pytest.approx(operations.errors_operations(once, once.held_out), rel=0.04)
-    judged = operations.divergence_operations(once, AFTER) - unseen_scores(once, 1 + AFTER)
-    assert compiled.flops("divergence") == pytest.approx(judged, rel=0.04)
-    share = once.fitted.share(once.step_sequences)
-    step = operations.sweep_step_operations(once, AFTER) - unseen_scores(once, 1 + 5 * AFTER, share)
-    assert compiled.flops("descend") == pytest.approx(step, rel=0.04)
-
-
-def test_blocks_that_are_adjusted_together():
-    """XLA counts one turn of the loop over all blocks but the first."""
-    load = load_of(config_of(LLAMA), 16, 512, 1, batch_tokens=512, step_tokens=512, sweep_blocks=0)
-    assert (load.together, load.after) == (5, 0)
-    with described(load) as phases:
-        compiled = Compiled(load, _once(load), {"descend": phases.descend().compile()})
-    step = operations.sweep_step_operations(compiled.once, 0, 1) - unseen_scores(load, 1 + 5, load.step_sequences)
-    assert compiled.flops("descend") == pytest.approx(step, rel=0.04)
-    assert (
-        0.85 * compiled.temporary("descend") < sum(memory.descending_bytes(load)) < 1.3 * compiled.temporary("descend")
-    )
-    single = dataclasses.replace(load, settings=load.settings.replace(sweep_blocks=1))
-    steps = [operations.operations(each)["sweep steps"] for each in (load, single)]
-    assert 1.5 < steps[0] / steps[1] < 3  # all blocks, instead of half of them on average
+    each = one_block(once)
+    # A loop of less than one turn over the head's tokens is none, and then XLA computes the wanted logits only once.
+    again = each.joint_tokens * operations.head_operations(each.narrow) * (each.joint_at_once < HEAD_TOKENS)
+    step = operations.joint_step_operations(each) - unseen_scores(each, 5) - again
+    assert compiled.flops("joint_step") == pytest.approx(step, rel=0.04)
+    check = operations.joint_check_operations(each) - unseen_scores(each, 1)
+    assert compiled.flops("joint_check") == pytest.approx(check, rel=0.04)
 
 
 def test_a_wave_is_one_layer_on_each_device(compiled: Compiled):
@@ -134,7 +123,6 @@ def test_bytes_between_devices(compiled: Compiled):
     round_ = traffic.step_collectives(load) + traffic.closed_form_collectives(load)
     assert found("closed_form") == dict(traffic.closed_form_collectives(load))
     assert found("recover") == pytest.approx(dict(round_), rel=0.01)
-    assert found("descend") == pytest.approx(dict(traffic.sweep_step_collectives(load)), rel=0.01)
 
 
 def test_bytes_from_and_to_memory(compiled: Compiled):
@@ -147,8 +135,8 @@ def test_bytes_from_and_to_memory(compiled: Compiled):
         (compiled.moved("closed_form"), traffic.closed_form_bytes(once)),
         (compiled.moved("recover"), traffic.alternating_bytes(once)),
         (compiled.moved("errors"), traffic.errors_bytes(once, once.held_out)),
-        (compiled.moved("descend"), traffic.sweep_step_bytes(once, AFTER)),
-        (compiled.moved("divergence"), traffic.divergence_bytes(once, AFTER)),
+        (compiled.moved("joint_step"), traffic.joint_step_bytes(one_block(once))),
+        (compiled.moved("joint_check"), traffic.joint_check_bytes(one_block(once))),
     ):
         assert 0.6 * counted < found < 3 * counted
 
@@ -163,8 +151,8 @@ def test_bytes_from_and_to_memory(compiled: Compiled):
         ("refit", lambda load: memory.refitting_bytes(load.narrow.intermediate, load.narrow.width)),
         ("closed_form", memory.closing_bytes),
         ("recover", lambda load: sum(memory.recovering_bytes(load))),
-        ("descend", lambda load: sum(memory.descending_bytes(load))),
-        ("divergence", lambda load: sum(memory.judging_bytes(load))),
+        ("joint_step", lambda load: memory.joint_bytes(load)[1]),
+        ("joint_check", lambda load: memory.checking_bytes(load)[1]),
     ],
 )
 def test_memory_of_workspaces(name: str, counted, compiled: Compiled):
@@ -188,10 +176,9 @@ def test_memory_that_is_held(compiled: Compiled):
     assert held("enter_mlp", "alias") == fitted  # updated in place
     assert held("statistics", "output") == pytest.approx(memory.moments_bytes(f, d), rel=0.01)
     assert held("selection", "output") == pytest.approx(memory.system_bytes(f, d), rel=0.01)
-    stack = load.weight_bytes * load.narrow.layers * memory.block_elements(load.narrow)
-    assert held("divergence", "argument") > stack
-    tied = load.narrow.vocabulary * load.narrow.embedding if load.narrow.tied else 0
-    head = load.weight_bytes * (memory._elements(load.narrow, "head/") + tied)
-    adjusted = held("descend", "alias")
-    assert adjusted == pytest.approx(3 * 4 * memory._elements(load.narrow, "layers/mlp/"), rel=0.01)
-    assert held("descend", "argument") == pytest.approx(stack + fitted + head + adjusted, rel=0.01)
+    state = held("joint_step", "alias")  # weights that move, and both of Adam's moments
+    assert state == pytest.approx(3 * 4 * memory.moved_elements(load) / load.devices, rel=0.01)
+    whole = load.narrow.layers * memory.block_elements(load.narrow) + memory.outer_elements(load.narrow)
+    unused = load.weight_bytes * memory.moved_elements(load)
+    stored = (load.weight_bytes * whole - unused) / load.devices
+    assert held("joint_step", "argument") == pytest.approx(stored + fitted / 2 + state, rel=0.03)

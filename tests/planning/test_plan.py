@@ -18,7 +18,7 @@ from spap_jax.planning.accelerators import Mesh, mesh_named
 from spap_jax.planning.plan import Request, notes, plan, verdict
 from spap_jax.planning.workload import workload
 from spap_jax.pruning import pipeline
-from spap_jax.settings import SCHEDULES, STREAM_DTYPES, PruneSettings
+from spap_jax.settings import FLOAT_DTYPES, SCHEDULES, PruneSettings
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.json"))
 
@@ -56,7 +56,7 @@ def test_weights_are_counted_once(file: Path):
 def test_the_largest_model_fits_no_gpu_and_no_setting_helps():
     planned = plan(request_of("llama-3.1-405b"), mesh_named("h100x8"))
     assert not planned.fits
-    assert planned.memory["selection"]["weights"] > 600e9  # all pruned blocks, for the sweeps
+    assert planned.memory["selection"]["weights"] > 75e9  # an eighth of all pruned blocks, for the joint steps
     assert "Neither fewer sequences nor more devices make it fit" in verdict(planned)
     assert "even with --effort low --batch-tokens 2048 and 2 sequences the phase 'selection'" in verdict(planned)
     assert "solver, which every device holds whole" in verdict(planned)
@@ -67,7 +67,7 @@ def changed(request: Request, mesh: str, words: str) -> tuple[Request, Mesh]:
     number = {name: int(value) for name, value in re.findall(r"--([a-z-]+) (\d+)", words)}
     settings = request.settings.replace(batch_tokens=number.get("batch-tokens", request.settings.batch_tokens))
     settings = settings.replace(round_to=number.get("round-to", 1))
-    settings = settings.replace(sweep_blocks=number.get("sweep-blocks", request.settings.sweep_blocks))
+    settings = settings.replace(joint_blocks=number.get("joint-blocks", request.settings.joint_blocks))
     if effort := re.search(r"--effort (\w+)", words):
         settings = settings.replace(effort=effort[1])
     settings = settings.replace(stream_dtype="bfloat16") if "--stream-dtype bfloat16" in words else settings
@@ -79,30 +79,21 @@ def changed(request: Request, mesh: str, words: str) -> tuple[Request, Mesh]:
 @pytest.mark.parametrize(
     ("name", "mesh", "sequences", "expected"),
     [
-        ("llama-3.1-8b", "v5e-8", 128, ["--effort low", "--model-devices 2 --round-to 2"]),
-        ("llama-3.1-70b", "h100x8", 128, ["--effort low", "--model-devices 4 --round-to 4"]),
+        ("llama-3.1-8b", "v5e-4", 128, ["--joint-blocks 8", "--effort low", "v5e-8 in place of v5e-4"]),
+        ("llama-3.1-70b", "h100x8", 128, ["--joint-blocks 40", "--effort low"]),
         ("llama-3.1-8b", "h100x2", 4096, ["--sequences 1024", "h100x8 in place of h100x2"]),
+        ("llama-3.1-8b", "v5e-8", 1024, ["--sequences 128", "v5e-16 in place of v5e-8"]),
+        ("llama-3.1-70b", "h100x8", 4096, ["--effort low --sequences 2048"]),
         (
             "qwen2.5-0.5b",
-            "v5e-8",
-            2048,
-            ["--batch-tokens 4096", "--sequences 256", "--effort low", "v5e-64 in place of v5e-8"],
-        ),
-        (
-            "llama-3.1-8b",
-            "v5e-8",
-            1024,
-            ["--effort low --batch-tokens 2048 --sequences 512"],
+            "v5e-4",
+            4096,
+            ["--stream-dtype bfloat16", "--sequences 2048", "v5e-8 in place of v5e-4"],
         ),
     ],
 )
 def test_what_would_make_it_fit_does(name: str, mesh: str, sequences: int, expected: list[str]):
     check_remedy(name, mesh, sequences, expected, PruneSettings(batch_tokens=32768 if "qwen" in name else 4096))
-
-
-def test_fewer_blocks_together_may_fit():
-    expected = ["--sweep-blocks 16", "--effort default"]
-    check_remedy("llama-3.1-8b", "h100x1", 64, expected, PruneSettings(effort="high"))
 
 
 def check_remedy(name: str, mesh: str, sequences: int, expected: list[str], settings: PruneSettings):
@@ -130,7 +121,7 @@ def test_devices_share_the_tokens_and_not_the_solver():
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_streams_take_half_the_memory_in_bfloat16(schedule: str):
     settings = PruneSettings(schedule=schedule)  # type: ignore[arg-type]
-    requests = (request_of("llama-3.1-8b", settings=settings.replace(stream_dtype=dtype)) for dtype in STREAM_DTYPES)
+    requests = (request_of("llama-3.1-8b", settings=settings.replace(stream_dtype=dtype)) for dtype in FLOAT_DTYPES)
     exact, half = (plan(request, mesh_named("h100x1")) for request in requests)
     for name, parts in exact.memory.items():
         assert half.memory[name] == parts | {"streams": parts["streams"] / 2}
@@ -154,16 +145,12 @@ def test_in_waves_devices_share_the_solver_too():
 
 def test_what_is_worth_knowing():
     request, mesh = request_of("llama-3.1-8b"), mesh_named("v5p-64")
-    [note] = notes(plan(request, mesh))
-    assert "each of the 32 devices does 100% of the work: 1 sequence at a time cannot be divided" in note
-    settings = request.settings.replace(step_tokens=65536)
-    assert notes(plan(dataclasses.replace(request, settings=settings), mesh)) == []
-    assert notes(plan(request, mesh_named("v5e-1"))) == []
+    assert notes(plan(request, mesh)) == []
     low = request.settings.replace(effort="low")
     assert notes(plan(dataclasses.replace(request, settings=low), mesh)) == []
     [note] = notes(plan(request_of("llama-3.1-8b", sequences=7, settings=low), mesh))
     assert note == "7 sequences cannot be divided among 32 devices, so each computes all."
-    full = dataclasses.replace(request, sequences=850, settings=request.settings.replace(sweeps=0))
+    full = dataclasses.replace(request, sequences=850, settings=request.settings.replace(joint_passes=0))
     [note] = notes(plan(full, mesh_named("h100x1")))
     assert "XLA_PYTHON_CLIENT_MEM_FRACTION=0.95" in note
 
@@ -175,7 +162,7 @@ def test_methods_and_updates_leave_out_what_they_do_not_do():
     own, wanda, obs, low = phases(), phases(method="wanda"), phases(method="obs"), phases(effort="low")
     assert {name for name, count in wanda.items() if count} == {"streams", "statistics", "selection"}
     assert {name for name, count in obs.items() if count} == {"streams", "statistics", "selection", "refit", "errors"}
-    assert low == own | {"sweep steps": 0, "sweep checks": 0}
+    assert low == own | {"joint steps": 0, "joint checks": 0}
     assert wanda["selection"] < own["selection"]
     heads = phases(attention_sparsity=0.5)
     assert all(heads[name] > own[name] for name in ("statistics", "selection", "refit", "errors"))

@@ -13,7 +13,9 @@ from spap_jax.models import decoder
 from spap_jax.models.registry import family_of
 from spap_jax.settings import PruneSettings
 
-SETTINGS = PruneSettings(sparsity=0.3, rounds=2, steps=10, sweeps=0, step_tokens=128, batch_tokens=64, held_out=0.25)
+SETTINGS = PruneSettings(
+    sparsity=0.3, rounds=2, steps=10, joint_passes=0, step_tokens=128, batch_tokens=64, held_out=0.25
+)
 CHANNELS, KEPT = 53, 37
 
 forward = jax.jit(decoder.forward, static_argnames="config")

@@ -6,7 +6,8 @@ import json
 import pytest
 
 from spap_jax.pruning.achieved import Sparsities, Sparsity
-from spap_jax.pruning.report import Errors, LayerReport, PruneReport, SweepReport
+from spap_jax.pruning.report import Errors, LayerReport, PruneReport
+from spap_jax.training.checks import Check
 
 
 def layer(index: int, held_out: float | None, rounds: int) -> LayerReport:
@@ -33,7 +34,7 @@ def report(
         calibration={"sequences": sequences, "sequence_length": 128},
         versions={},
         layers=tuple(layer(index, held_out, each) for index, each in enumerate(rounds)),
-        sweeps=tuple(SweepReport(0, index, 0.2, 0.1, each, {}) for index, each in enumerate(taken)),
+        joint=tuple(Check(index, 0, (), 0.2, each, 0.1) for index, each in enumerate((True, *taken))),
     )
 
 
@@ -41,8 +42,8 @@ ROUNDS = (
     "no round of adjusting weights was taken in 3 of 4 layers, as the error did not fall on calibration and held-out "
     "text alike; 256 sequences would help (--sequences 256), and --rounds 0 saves the time"
 )
-SWEEPS = (
-    "what the sweeps made of 3 of 4 layers was not taken, as predictions came no nearer to the dense model's; "
+STEPS = (
+    "the joint steps were not taken, as predictions came no nearer to the dense model's; "
     "256 sequences would help (--sequences 256), and --effort low saves the time"
 )
 FEW = "the held-out error is 2.6 x the calibration's: 2 048 tokens are few for 1 536 channels; "
@@ -70,7 +71,7 @@ FEW = "the held-out error is 2.6 x the calibration's: 2 048 tokens are few for 1
         ({"rounds": (0, 0, 0, 0), "asked": 0}, []),
         ({"rounds": (0, 0, 0, 0), "update": "refit"}, []),
         ({"taken": (False, False, True, True)}, []),
-        ({"taken": (False, False, False, True)}, [SWEEPS]),
+        ({"taken": (False, False, False, False)}, [STEPS]),
         ({"taken": ()}, []),
     ],
 )

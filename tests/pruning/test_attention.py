@@ -207,10 +207,9 @@ def test_the_report_counts_what_is_left():
     assert told["parameters"]["after"] == sum(array.size for array in jax.tree.leaves(result.model.params))
 
 
-def test_sweeps_go_over_the_narrow_model_and_leave_its_attention():
-    without, result = run("qwen2"), run("qwen2", update="alternate", rounds=0, sweeps=1, sweep_steps=3)
-    assert len(result.report.sweeps) == 3
-    assert any(step.taken for step in result.report.sweeps)
+def test_joint_steps_on_the_narrow_model_leave_its_attention():
+    without, result = run("qwen2"), run("qwen2", update="alternate", rounds=0, joint_passes=1)
+    assert any(check.taken for check in result.report.joint[1:])
     old, new = (each.model.params["layers"]["attention"] for each in (without, result))
     assert jax.tree.all(jax.tree.map(np.array_equal, old, new))
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -10,40 +11,52 @@ from pruning_cases import SETTINGS, random_tokens, tiny
 
 from spap_jax import devices
 from spap_jax.models.decoder import Params
-from spap_jax.pruning.pipeline import Begun, Step, prune_layers, together
-from spap_jax.pruning.report import LayerReport, SweepReport, report_of
+from spap_jax.pruning.pipeline import Begun, prune_layers
+from spap_jax.pruning.report import LayerReport, report_of
 from spap_jax.settings import PruneSettings
+from spap_jax.training.checks import Check
 
 LAYERS = 3
 QUICK = SETTINGS.replace(rounds=1, steps=3)
-SWEPT = QUICK.replace(rounds=0, attention_sparsity=0.5, sweeps=2, sweep_steps=3, sweep_learning_rate=0.01)
+JOINT = QUICK.replace(
+    rounds=0, attention_sparsity=0.5, joint_passes=2, joint_tokens=64, joint_learning_rate=0.01, moment_dtype="bfloat16"
+)
 SPREAD = QUICK.replace(held_out=0.0, batch_tokens=32)
 WAVES = SPREAD.replace(schedule="parallel")
-TOGETHER = SWEPT.replace(sweep_blocks=0)
+GROUPS = QUICK.replace(rounds=0, joint_passes=2, joint_tokens=64, joint_blocks=1, joint_learning_rate=0.001)
 CASES = [
-    ("llama_two_kv_heads", SWEPT, 1),
-    ("llama_two_kv_heads", TOGETHER, 1),
+    ("llama_two_kv_heads", JOINT, 1),
+    ("llama_two_kv_heads", GROUPS, 2),
     ("opt_350m_like", SPREAD, 2),
     ("opt_350m_like", WAVES, 2),
 ]
 
 
-def steps(variant: str, settings: PruneSettings, count: int, begun: Begun | None = None) -> list[Step]:
+class Made(NamedTuple):
+    """A step, with what it keeps and the blocks that it settles."""
+
+    report: LayerReport | Check
+    kept: Params
+    final: dict[int, Params]
+    fresh: bool
+
+
+def steps(variant: str, settings: PruneSettings, count: int, begun: Begun | None = None) -> list[Made]:
     model = tiny(variant)
     with devices.sharing(count):
         found = prune_layers(
             model.config, model.params, lambda i: jax.tree.map(lambda a: a[i], model.params["layers"]),
             random_tokens(), settings, begun,
         )  # fmt: skip
-        return [step._replace(layer=jax.device_get(step.layer)) for step in found]
+        return [Made(s.report, jax.device_get(s.kept()), jax.device_get(dict(s.final)), s.fresh) for s in found]
 
 
-def through_json(report: LayerReport | SweepReport) -> LayerReport | SweepReport:
+def through_json(report: LayerReport | Check) -> LayerReport | Check:
     return report_of(json.loads(json.dumps(dataclasses.asdict(report))))
 
 
-def untimed(report: LayerReport | SweepReport) -> LayerReport | SweepReport:
-    return dataclasses.replace(report, seconds={})
+def untimed(report: LayerReport | Check) -> LayerReport | Check:
+    return dataclasses.replace(report, seconds={} if isinstance(report, LayerReport) else 0.0)  # type: ignore[arg-type]
 
 
 def same(one: Params, other: Params) -> bool:
@@ -53,30 +66,32 @@ def same(one: Params, other: Params) -> bool:
 @pytest.mark.parametrize(
     ("variant", "settings", "count"),
     CASES,
-    ids=["heads, sweeps", "sweeps over all blocks", "two devices", "two devices, in waves"],
+    ids=["heads, joint steps", "groups of blocks, two devices", "two devices", "two devices, in waves"],
 )
 def test_it_ends_with_the_same_bits(variant: str, settings: PruneSettings, count: int):
     whole = steps(variant, settings, count)
-    assert [step.fresh for step in whole] == [True] * LAYERS * (1 + settings.decided.sweeps)
-    assert {step.report.layer for step in whole if step.final} == set(range(LAYERS))
-    if settings.decided.sweeps == 2:
-        taken = {step.report.taken for step in whole if isinstance(step.report, SweepReport)}
-        assert taken == {True, False} or settings.decided.sweep_blocks == 0
-    stops = {1, LAYERS - 1, LAYERS, LAYERS + 2, 2 * LAYERS, 2 * LAYERS + 1, len(whole)} & {*range(len(whole) + 1)}
-    for made in {stop for stop in stops if stop <= LAYERS or stop % together(LAYERS, settings) == 0}:
-        newest = {step.report.layer: step.layer for step in whole[:made]}
-        begun = Begun([through_json(step.report) for step in whole[:made]], newest.__getitem__)
+    assert [step.fresh for step in whole] == [True] * len(whole)
+    assert {index for step in whole for index in step.final} == set(range(LAYERS))
+    if jointly := settings.decided.joint_passes > 0:
+        assert len(whole) > LAYERS + 3
+        assert any(step.report.taken for step in whole[LAYERS + 1 :] if isinstance(step.report, Check))
+    stops = {1, LAYERS - 1, LAYERS, LAYERS + 1, LAYERS + 3, LAYERS + 4, len(whole)}
+    for made in {stop for stop in stops if stop <= len(whole)}:
+        begun = Begun([through_json(step.report) for step in whole[:made]], lambda number: whole[number].kept)
         again = steps(variant, settings, count, begun)
         assert [untimed(step.report) for step in again] == [untimed(step.report) for step in whole]
-        assert [(step.fresh, step.final) for step in again] == [(n >= made, s.final) for n, s in enumerate(whole)]
+        assert [step.fresh for step in again] == [number >= made for number in range(len(whole))]
         for one, other in zip(whole, again, strict=True):
-            assert same(one.layer, other.layer) or not (other.final or other.fresh)
+            assert one.final.keys() == other.final.keys()
+            assert all(same(one.final[index], other.final[index]) for index in one.final)
+            assert not other.fresh or same(one.kept, other.kept)
+    assert jointly == (len(whole) > LAYERS)
 
 
 def test_a_step_that_was_made_is_not_made_again():
     """Weights saved by an earlier run are used unchanged, whatever they are."""
     whole = steps(*CASES[2])
-    other = jax.tree.map(lambda a: a + 1, whole[0].layer)
+    other = jax.tree.map(lambda a: a + 1, whole[0].kept)
     again = steps(*CASES[2], Begun([whole[0].report], {0: other}.__getitem__))
-    assert same(again[0].layer, other)
-    assert not same(again[1].layer, whole[1].layer)
+    assert same(again[0].final[0], other)
+    assert not same(again[1].final[1], whole[1].final[1])

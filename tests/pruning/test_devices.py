@@ -21,10 +21,9 @@ SETTINGS = cases.SETTINGS.replace(
     sparsity=0.25,
     rounds=1,
     steps=5,
-    sweeps=1,
-    sweep_blocks=0,
-    sweep_steps=6,
-    sweep_learning_rate=1e-2,
+    joint_passes=1,
+    joint_tokens=128,
+    joint_learning_rate=1e-3,
     batch_tokens=32,
     step_tokens=512,
 )
@@ -32,8 +31,8 @@ SETTINGS = cases.SETTINGS.replace(
 
 @functools.cache
 def run(count: int, sharers: int = 1, schedule: str = "sequential") -> api.PruneResult:
-    sweeps = 1 if schedule == "sequential" else 0  # sweeps are the same after the parallel schedule
-    settings = SETTINGS.replace(schedule=schedule, sweeps=sweeps)
+    passes = 1 if schedule == "sequential" else 0  # joint steps are the same after the parallel schedule
+    settings = SETTINGS.replace(schedule=schedule, joint_passes=passes)
     tokens = cases.random_tokens(sequences=64) % 96
     return api.prune(cases.divisible(), tokens, settings=settings, devices=count, model_devices=sharers)
 
@@ -49,8 +48,8 @@ def test_the_mesh_changes_nothing(count: int, sharers: int, schedule: str):
     alone, several = run(1, 1, schedule), run(count, sharers, schedule)
     assert [r.kept for r in several.report.layers] == [r.kept for r in alone.report.layers]
     assert [r.rounds for r in several.report.layers] == [r.rounds for r in alone.report.layers] == [1, 1]
-    assert [r.taken for r in several.report.sweeps] == [r.taken for r in alone.report.sweeps]
-    assert schedule == "parallel" or [r.taken for r in alone.report.sweeps] == [True, True]
+    assert [r.taken for r in several.report.joint] == [r.taken for r in alone.report.joint]
+    assert schedule == "parallel" or any(r.taken for r in alone.report.joint[1:])
     for one, other in zip(*(jax.tree.leaves(r.model.params) for r in (alone, several)), strict=True):
         np.testing.assert_allclose(np.asarray(one), np.asarray(other), atol=1e-4)
 
@@ -104,7 +103,7 @@ def test_a_device_holds_its_share_of_the_weights(two_by_four, layer: dict):
         )  # fmt: skip
 
 
-def test_blocks_that_are_held_for_sweeps_are_divided(two_by_four, layer: dict):
+def test_a_stack_of_blocks_is_divided_as_a_block(two_by_four, layer: dict):
     room = predictions.room(layer, 3)
     assert shares(room["mlp"])["down"] == (4, (3, 16, 16))
     stack = predictions.put(room, 1, layer)

@@ -58,14 +58,14 @@ def test_a_layer_counts_by_what_it_does_to_the_predictions():
 
 
 def test_what_fills_up_stays_zero():
-    """Padding channels stay zero through a sweep as well, and where channels have biases."""
-    settings = GLOBAL.replace(sweeps=1, sweep_steps=5, sweep_learning_rate=0.003)
+    """Padding channels stay zero through joint steps as well, and where channels have biases."""
+    settings = GLOBAL.replace(joint_passes=1, joint_learning_rate=0.003)
     result = api.prune(idle(tiny("opt_gelu"), 1, 30), random_tokens(), settings=settings)
     config = result.model.config
     assert config.widths
     assert config.intermediate == max(config.widths) > min(config.widths)
     assert tuple(len(layer.kept) for layer in result.report.layers) == config.widths
-    assert any(step.taken for step in result.report.sweeps)
+    assert any(check.taken for check in result.report.joint[1:])
     assert sum(array.size for array in beyond(result.model)) > 0
     assert not any(array.any() for array in beyond(result.model))
 

@@ -25,6 +25,7 @@ from spap_jax.model import Model
 from spap_jax.models import decoder
 from spap_jax.pruning import streams
 from spap_jax.pruning.pipeline import prune_layers, pruned_config
+from spap_jax.pruning.report import LayerReport
 
 FAMILIES = ("llama", "qwen2", "opt_125m_like")
 LAYERS, REMOVED = 3, CHANNELS - KEPT
@@ -75,7 +76,7 @@ def test_the_errors_reported_are_those_of_the_model_returned(variant: str):
 @pytest.mark.parametrize(
     ("variant", "changes"),
     [
-        ("llama", {"sweeps": 1, "sweep_steps": 5}),
+        ("llama", {"joint_passes": 1}),
         ("opt_125m_like", {"schedule": "parallel"}),
         ("qwen2", {"attention_sparsity": 0.5}),
         ("llama", {"allocation": "global"}),
@@ -89,8 +90,8 @@ def test_streams_of_half_the_bytes_make_nearly_the_same_model(variant: str, chan
     for one, other in zip(exact.report.layers, half.report.layers, strict=True):
         assert len(set(one.kept) & set(other.kept)) > 0.8 * len(one.kept)
         assert one.calibration.refit != other.calibration.refit == pytest.approx(one.calibration.refit, rel=0.05)
-    for one, other in zip(exact.report.sweeps, half.report.sweeps, strict=True):
-        assert one.after != other.after == pytest.approx(one.after, rel=0.05)
+    for one, other in zip(exact.report.joint, half.report.joint, strict=True):
+        assert one.held_out != other.held_out == pytest.approx(one.held_out, rel=0.05)
 
 
 @pytest.mark.parametrize("variant", ["llama", "opt_125m_like"])
@@ -223,8 +224,11 @@ def test_a_block_is_read_when_its_turn_comes():
     outer = {name: model.params[name] for name in ("embed", "head")}
     run = prune_layers(model.config, outer, read_layer, random_tokens(), SETTINGS)
     step = next(run)
-    assert (step.report.layer, step.final, read) == (0, True, [0])
-    assert step.layer["mlp"]["down"].shape == (KEPT, 32)
+    assert isinstance(step.report, LayerReport)
+    assert (step.report.layer, read) == (0, [0])
+    [(index, layer)] = step.final
+    assert index == 0
+    assert layer["mlp"]["down"].shape == (KEPT, 32)
     assert len([*run]) == LAYERS - 1
     assert read == [0, 1, 2]
 

@@ -7,14 +7,14 @@ import pytest
 from pruning_cases import tiny
 
 from spap_jax.pruning.progress import Progress, Said
-from spap_jax.pruning.report import AttentionReport, Errors, LayerReport, SweepReport
+from spap_jax.pruning.report import AttentionReport, Errors, LayerReport
 from spap_jax.settings import PruneSettings
+from spap_jax.training.checks import Check
 
 LLAMA = tiny("llama").config  # three layers
 ERRORS = Errors(0.0593, 0.0257, 0.0231)
 LOW = PruneSettings(effort="low")
-SWEPT = PruneSettings(sweep_blocks=1)
-TOGETHER = PruneSettings(sweep_blocks=0)
+JOINT = PruneSettings(joint_passes=2, joint_tokens=64)  # 15 sequences, 4 in a step: 8 steps
 
 
 class Watch:
@@ -43,10 +43,9 @@ class Run:
         self.watch.now += seconds if fresh else 0.01
         return self.progress.step(layer(index, seconds, **changes), fresh)
 
-    def sweep(self, number: int, index: int, seconds: float, fresh: bool = True, taken: bool = True) -> Said:
+    def steps(self, made: int, seconds: float, fresh: bool = True, taken: bool = True) -> Said:
         self.watch.now += seconds if fresh else 0.01
-        report = SweepReport(number, index, 0.0521, 0.0498, taken, {"sweeps": seconds})
-        return self.progress.step(report, fresh)
+        return self.progress.step(Check(made, 64 * made, (0.1,), 0.0498, taken, seconds), fresh)
 
 
 def layer(index: int, seconds: float = 1.0, **changes) -> LayerReport:
@@ -93,9 +92,9 @@ def test_a_layer_in_words(settings: PruneSettings, changes: dict, lines: list[st
     assert list(Run(settings).layer(0, 81, **changes).lines) == lines
 
 
-@pytest.mark.parametrize("until", ["about 50 min left", "sweep in 50 min"])
+@pytest.mark.parametrize("until", ["about 50 min left", "step in 50 min"])
 def test_a_line_fits_a_hundred_columns(until: str):
-    run = Run(SWEPT if "sweep" in until else LOW)
+    run = Run(JOINT if "step" in until else LOW)
     run.layer(0, 10)
     said = run.layer(1, 3000, held_out=Errors(0.356, 0.327, 0.322), rounds=0)
     assert said.lines[0].endswith(until)
@@ -108,32 +107,20 @@ def test_the_time_left_of_the_layers():
     assert [left(run.layer(*each)) for each in ((0, 600), (1, 80), (2, 90))] == ["", "about 80 s left", ""]
 
 
-def test_a_sweep_is_in_the_time_left_once_it_is_measured():
-    """Steps on later layers pass through fewer layers."""
-    run = Run(SWEPT)
-    assert [left(run.layer(*each)) for each in ((0, 60), (1, 8), (2, 8))] == ["", "sweep in 8 s", ""]
-    assert left(run.sweep(0, 0, 100)) == ""
-    said = run.sweep(0, 1, 60)
-    assert (said.phase, said.done, said.total) == ("sweep 1", 2, 3)
-    assert said.lines[0].startswith("sweep 1, layer 2/3  held-out divergence: 0.0521 to 0.0498  60 s, about ")
-    assert 20 < float(said.left.split()[1]) < 60
-    assert run.sweep(0, 2, 40, taken=False).lines[0].endswith("0.0521 to 0.0498, not taken  40 s")
-
-
-def test_layers_that_a_sweep_adjusts_together():
-    """One line reports all of them, and parts of their steps are measured on the way."""
-    run = Run(TOGETHER.replace(held_out=0.0))
-    for index in range(3):
-        run.layer(index, 1)
-    assert (run.progress.part(0, 3).phase, run.progress.part(0, 3).done) == ("sweep 1", 0)
-    run.watch.now += 90
-    assert run.progress.part(1, 3).lines == ("sweep 1, layers 1-3/3  part 2 of 3 ...",)
-    run.watch.now += 20
-    said = run.progress.part(2, 3)
-    assert said.lines == ("sweep 1, layers 1-3/3  part 3 of 3, about 20 s left ...",)
-    assert (said.phase, said.done, said.total) == ("sweep 1", 2, 3)
-    assert run.sweep(0, 0, 30).lines == ("sweep 1, layers 1-3/3  calibration divergence: 0.0521 to 0.0498  30 s",)
-    assert [run.sweep(0, index, 0).lines for index in (1, 2)] == [(), ()]
+def test_joint_steps_are_in_the_time_left_once_they_are_measured():
+    """The first step compiles."""
+    run = Run(JOINT)
+    assert [left(run.layer(*each)) for each in ((0, 60), (1, 8), (2, 8))] == ["", "step in 8 s", ""]
+    said = run.steps(0, 1)
+    assert (said.phase, said.done, said.total, said.left) == ("step", 0, 8, "")
+    assert said.lines == ("step 0/8  held-out divergence 0.0498  1 s",)
+    run.watch.now += 30
+    assert run.progress.part(1, 8).left == ""
+    run.watch.now += 5
+    assert run.progress.part(2, 8).lines == ("step 2/8, about 30 s left ...",)
+    said = run.steps(2, 1, taken=False)
+    assert said.lines == ("step 2/8  held-out divergence 0.0498, not kept  1 s, about 30 s left",)
+    assert (said.phase, said.done, said.total) == ("step", 2, 8)
 
 
 def test_after_an_interruption_the_steps_that_are_kept_tell_the_pace():
@@ -146,12 +133,11 @@ def test_after_an_interruption_the_steps_that_are_kept_tell_the_pace():
     assert left(run.layer(4, 60)) == "about 80 s left"
 
 
-def test_after_an_interruption_in_a_sweep():
-    run = Run(SWEPT)
+def test_after_an_interruption_in_the_joint_steps():
+    run = Run(JOINT)
     kept = [run.layer(index, seconds, fresh=False) for index, seconds in enumerate((60, 8, 8))]
-    kept += [run.sweep(0, index, seconds, fresh=False) for index, seconds in enumerate((500, 60))]
-    assert [said.left for said in kept[:-1]] == ["", "sweep in 8 s", "", ""]
-    assert kept[-1].left.startswith("about ")
+    kept += [run.steps(made, seconds, fresh=False) for made, seconds in ((0, 1), (2, 500), (4, 20))]
+    assert [said.left for said in kept] == ["", "step in 8 s", "", "", "", "about 40 s left"]
 
 
 def perplexity(run: Run, seconds: Sequence[float]) -> None:
@@ -170,7 +156,7 @@ def test_perplexity_and_later_runs_are_in_the_time_left():
     run.layer(0, 100)
     first = left(run.layer(1, 10))
     assert first.startswith("about ")
-    assert 8 + 10 + 8 < float(first.split()[1]) <= 8 + 10 + 8 + 30  # the narrower layers take less
+    assert float(first.split()[1]) == 10 + 8 + 30 + 8
     run.layer(2, 10)
     perplexity(run, [2, 2, 2, 2])
     assert run.progress.begin(1).phase == "2 of 2, layer"

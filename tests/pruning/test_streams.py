@@ -11,7 +11,7 @@ from pruning_cases import logits, one_layer, random_tokens, tiny
 from spap_jax.models import decoder
 from spap_jax.numerics import in_float32, storage
 from spap_jax.pruning import moments, streams
-from spap_jax.settings import STREAM_DTYPES
+from spap_jax.settings import FLOAT_DTYPES
 
 
 @pytest.mark.parametrize("variant", ["llama", "opt_125m_like", "opt_350m_like"])
@@ -58,7 +58,7 @@ def test_the_target_repairs_what_earlier_blocks_broke():
 def test_in_bfloat16_they_are_rounded_between_programs_and_nowhere_else(variant: str):
     model, chunks = tiny(variant), streams.chunked(random_tokens(1, 6, 16), 2)
     layer = one_layer(model, 0)
-    exact, half = (streams.start(model.config, model.params, chunks, storage(name)) for name in STREAM_DTYPES)
+    exact, half = (streams.start(model.config, model.params, chunks, storage(name)) for name in FLOAT_DTYPES)
     for passes in (streams.enter_mlp, lambda *given: streams.leave_mlp(*given)[0]):
         assert half.dense.itemsize == half.pruned.itemsize == 2
         for a, b in zip(exact, in_float32(half), strict=True):
@@ -85,7 +85,7 @@ def test_in_bfloat16_no_program_holds_them_in_float32(program: str):
         assert found is not None
         return found.argument_size_in_bytes, found.temp_size_in_bytes
 
-    (given, held), (given_half, held_half) = map(needed, STREAM_DTYPES)
+    (given, held), (given_half, held_half) = map(needed, FLOAT_DTYPES)
     saved = 64 * 2 * 16 * 32 * 2 * 2
     assert given - given_half == saved
     assert held_half < held + saved / 8

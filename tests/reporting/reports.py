@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from spap_jax.pruning.achieved import Sparsities, Sparsity
-from spap_jax.pruning.report import AttentionReport, Errors, LayerReport, PruneReport, SweepReport
+from spap_jax.pruning.report import AttentionReport, Errors, LayerReport, PruneReport
 from spap_jax.reporting.read import read_runs
 from spap_jax.reporting.schema import Record, Run
+from spap_jax.training.checks import Check
 
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
 
@@ -34,14 +35,14 @@ def layer(index: int, width: int, keep: int, held_out: bool) -> LayerReport:
     )
 
 
-def sweep(number: int, index: int, layers: int) -> SweepReport:
-    step = number * layers + index
-    taken = step % 3 != 1
-    return SweepReport(number, index, 0.9 - 0.01 * step, 0.88 - 0.01 * step if taken else 0.95, taken, {"sweeps": 2.5})
+def check(number: int) -> Check:
+    taken = number % 3 != 1
+    losses = (0.9, 0.8) if number else ()
+    return Check(2 * number, 2000 * number, losses, 0.88 - 0.01 * number if taken else 0.95, taken, 2.5)
 
 
 def report(
-    layers: int = 3, sweeps: int = 2, held_out: bool = True, width: int = 40, keep: int = 25, **changes: Any
+    layers: int = 3, checks: int = 6, held_out: bool = True, width: int = 40, keep: int = 25, **changes: Any
 ) -> dict[str, Any]:
     """Return the JSON of a report, with top-level fields replaced by those given."""
     whole = PruneReport(
@@ -49,7 +50,7 @@ def report(
             "sparsity": 1 - keep / width,
             "round_to": 1,
             "method": "spap",
-            "sweeps": None,
+            "joint_passes": None,
             "rounds": 2,
             "sampled": 0,
         },
@@ -67,7 +68,7 @@ def report(
         calibration={"sequences": 17, "sequence_length": 64, "description": "some text", "sha256": "ab" * 32},
         versions={"spap-jax": "0.1.0", "jax": "0.10.2"},
         layers=tuple(layer(index, width, keep, held_out) for index in range(layers)),
-        sweeps=tuple(sweep(number, index, layers) for number in range(sweeps) for index in range(layers)),
+        joint=tuple(map(check, range(checks))),
         extras={
             "bytes": {"before": 4938268, "after": 4000 * keep},
             "perplexity": {"data": "other text", "before": 7.125, "after": 9.5 - keep / width},

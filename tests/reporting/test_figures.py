@@ -71,15 +71,13 @@ def test_cells_of_several_channels(width: int, size: int) -> None:
 def test_divergence(tmp_path: Path) -> None:
     tree = report()
     plot = by_name(record(tmp_path, tree))["divergence"]
-    (_, path), taken, refused = lines(plot.figure.axes[0])[:3]
-    steps = tree["sweeps"]
-    assert path == [steps[0]["before"], *(step["after" if step["taken"] else "before"] for step in steps)]
-    assert taken == ([0, 2, 3, 5], [steps[place]["after"] for place in (0, 2, 3, 5)])
-    assert refused == ([1, 4], [0.95, 0.95])
-    assert "from 0.9000 to 0.8300 nats per token" in plot.caption
-    assert "4 of 6 steps were taken" in plot.caption
-    words = [text.get_text() for text in plot.figure.axes[0].texts]
-    assert words == ["sweep 1", "sweep 2"]
+    each, path, taken, refused = lines(plot.figure.axes[0])
+    checks = tree["joint"]
+    assert each == ([*range(1, 11)], [0.9, 0.8] * 5)
+    assert path == ([0, 2, 4, 6, 8, 10], [check["held_out"] for check in checks])
+    assert taken == ([0, 4, 6, 10], [checks[place]["held_out"] for place in (0, 2, 3, 5)])
+    assert refused == ([2, 8], [0.95, 0.95])
+    assert "kept, here those of step 10. The divergence went from 0.8800 to 0.8300 nats per token" in plot.caption
 
 
 def test_seconds(tmp_path: Path) -> None:
@@ -90,7 +88,7 @@ def test_seconds(tmp_path: Path) -> None:
 
 
 def test_plots_without_data_are_left_out(tmp_path: Path) -> None:
-    tree = report(layers=1, sweeps=0, held_out=False, seconds={})
+    tree = report(layers=1, checks=0, held_out=False, seconds={})
     errors = tree["layers"][0]["calibration"]
     errors["refit"] = errors["alternating"] = errors["selection"]
     found = by_name(record(tmp_path, tree))
@@ -110,9 +108,9 @@ def test_what_was_not_finite_is_a_gap(tmp_path: Path) -> None:
     assert np.isnan(bars(found["gains"].figure.axes[0], "height")[0])
 
 
-def test_many_layers_and_sweeps_fit(tmp_path: Path) -> None:
+def test_many_layers_and_checks_fit(tmp_path: Path) -> None:
     """Warnings are errors, including those about labels without room."""
-    found = by_name(record(tmp_path, report(layers=80, sweeps=3, width=4000, keep=3001)))
+    found = by_name(record(tmp_path, report(layers=80, checks=300, width=4000, keep=3001)))
     with draw.drawing():
         drawn = {name: draw.png(plot.figure) for name, plot in found.items()}
     assert all(png.startswith(b"\x89PNG") for png in drawn.values())

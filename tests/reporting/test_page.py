@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import matplotlib.image
+import numpy as np
 import pytest
 from reports import DASH, MINUS, Look, put, report, run, with_fewer_heads
 
@@ -14,7 +15,8 @@ from spap_jax.reporting.page import render
 from spap_jax.reporting.read import read_runs
 from spap_jax.reporting.schema import Measured, Ratios, Run, Speed, Workload
 from spap_jax.reporting.tables import side_by_side
-from spap_jax.training.report import Check, FinetuneReport
+from spap_jax.training.checks import Check
+from spap_jax.training.report import FinetuneReport
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +62,7 @@ def test_a_run_that_was_trained_since_says_so(tmp_path: Path) -> None:
     """The report is that of the pruning, so without a note its numbers would be taken for the trained model's."""
     names, trained = ("pruned", "trained"), FinetuneReport(
         settings={"steps": 1234}, model="pruned", teacher=None, objective="next token", data={}, trained_parameters=7,
-        checks=(Check(0, (), 2.5, True),), versions={}, seconds=1.0,
+        checks=(Check(0, 0, (), 2.5, True, 0.1),), versions={}, seconds=1.0,
         extras={"perplexity": {"data": "a third text", "before": 8.75, "after": 7.5}},
     )  # fmt: skip
     folders = [put(tmp_path / name) for name in names]
@@ -100,7 +102,7 @@ def test_the_numbers_of_a_run(tmp_path: Path) -> None:
     tree = report(advice=["more text would help"])
     page, _ = render([run(tmp_path, tree)])
     look = Look(page)
-    before, layers, sweeps = look.tables
+    before, layers, joint = look.tables
     assert before == [
         ["", "before", "after", "change"],
         ["parameters", "1 234 567", "25 000", f"{MINUS}98.0 %"],
@@ -113,9 +115,10 @@ def test_the_numbers_of_a_run(tmp_path: Path) -> None:
         errors = [f"{100 * value:.2f}" for tokens in ("calibration", "held_out") for value in layer[tokens].values()]
         counts = [str(layer[name]) for name in ("swaps", "improving_swaps", "rounds")]
         assert row == [str(layer["layer"]), "25", *errors, *counts, f"{sum(layer['seconds'].values()):.1f}"]
-    for row, step in zip(sweeps[1:], tree["sweeps"], strict=True):
-        numbers = [str(step["sweep"] + 1), str(step["layer"]), f"{step['before']:.4f}", f"{step['after']:.4f}"]
-        assert row == [*numbers, "yes" if step["taken"] else "no"]
+    for row, check in zip(joint[1:], tree["joint"], strict=True):
+        mean = f"{np.mean(check['losses']):.4f}" if check["losses"] else DASH
+        numbers = [str(check["step"]), f"{check['tokens']:,}".replace(",", " "), mean, f"{check['held_out']:.4f}"]
+        assert row == [*numbers, "yes" if check["taken"] else "no"]
     assert "Every layer keeps 25 of 40 MLP channels." in look.text
     for shown in (
         "owner/model",
@@ -134,7 +137,7 @@ def test_the_numbers_of_a_run(tmp_path: Path) -> None:
         ("sparsity", "0.375"),
         ("round_to", "1"),
         ("method", "spap"),
-        ("sweeps", DASH),
+        ("joint_passes", DASH),
         ("rounds", "2"),
         ("sampled", "0"),
         ("spap-jax", "0.1.0"),
@@ -149,14 +152,14 @@ def test_both_sparsities_where_rounding_led_to_another_than_was_asked_for(tmp_pa
 
 
 def test_what_a_run_lacks_is_not_there(tmp_path: Path) -> None:
-    tree = report(sweeps=0, held_out=False, extras={})
+    tree = report(checks=0, held_out=False, extras={})
     tree["calibration"]["sha256"] = None
     look = Look(render([run(tmp_path, tree)])[0])
     before, layers = look.tables
     assert [row[0] for row in before] == ["", "parameters", "MLP parameters", "MLP channels, all layers"]
     assert not [name for name in layers[0] if "held-out" in name]
     assert len(layers[1]) == len(layers[0])
-    assert not re.search("None|nan|SHA-256|measured on|Peak memory|sweep [0-9]", look.text)
+    assert not re.search("None|nan|SHA-256|measured on|Peak memory|joint steps", look.text)
     assert "Perplexity was not measured" in look.text
 
 
@@ -187,14 +190,14 @@ def test_it_begins_with_the_result_and_ends_with_the_settings(tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", ["/home/someone/models/model", "models/model/", "owner/model", "model"])
 def test_the_title_is_a_name(name: str, tmp_path: Path) -> None:
-    tree = report(sweeps=0)
+    tree = report(checks=0)
     tree["model"]["name"] = name
     assert heading("model, 37.5 % of the MLP channels removed") in render([run(tmp_path, tree)])[0]
 
 
 def test_heads_that_were_removed(tmp_path: Path) -> None:
     """Removed heads are shown in the title, the numbers, separate plots, and a separate line beside other runs."""
-    tree = with_fewer_heads(report(sweeps=0))
+    tree = with_fewer_heads(report(checks=0))
     page, images = render([run(tmp_path, tree)])
     look = Look(page)
     assert heading("model, 37.5 % of the MLP channels and 50 % of the attention heads removed") in page
@@ -206,7 +209,7 @@ def test_heads_that_were_removed(tmp_path: Path) -> None:
     assert cells["key/value heads kept"] == "1"
     assert (cells["attention chosen"], cells["attention held-out refit"]) == ("50.00", "30.00")
     assert {"attention-errors.png", "attention-gains.png"} < set(images)
-    both = read_runs([put(tmp_path / "all", report(sweeps=0)), tmp_path / "run"])
+    both = read_runs([put(tmp_path / "all", report(checks=0)), tmp_path / "run"])
     page, _ = render(both)
     assert [row[2] for row in Look(page).tables[0]] == ["heads removed", DASH, "50 %"]
     assert "all heads kept" in page

@@ -23,7 +23,7 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
         assert list(layer.kept) == written["kept"]
         assert layer.calibration == schema.Errors(**written["calibration"])
         assert layer.held_out == schema.Errors(**written["held_out"])
-    assert [step.taken for step in found.record.sweeps] == [step["taken"] for step in tree["sweeps"]]
+    assert [check.taken for check in found.record.joint] == [check["taken"] for check in tree["joint"]]
     assert found.record.settings == tree["settings"]
     assert found.record.channels == schema.Change(120, 75)
 
@@ -33,15 +33,15 @@ def test_a_folder_of_runs_stands_for_them(tmp_path: Path) -> None:
     names = ("sparsity-0.2", "sparsity-0.1", ".sparsity-0.3.resume")
     runs = [put(tmp_path / name) for name in names]
     (tmp_path / "plots").mkdir()
-    assert read.with_sweeps([tmp_path]) == [runs[1], runs[0]]
+    assert read.with_sparsities([tmp_path]) == [runs[1], runs[0]]
     (tmp_path / read.REPORT).touch()
-    assert read.with_sweeps([tmp_path, runs[0]]) == [tmp_path, runs[0]]
-    assert read.with_sweeps([tmp_path / "plots"]) == [tmp_path / "plots"]
+    assert read.with_sparsities([tmp_path, runs[0]]) == [tmp_path, runs[0]]
+    assert read.with_sparsities([tmp_path / "plots"]) == [tmp_path / "plots"]
 
 
 def test_fields_that_are_not_known_are_passed_by(tmp_path: Path) -> None:
     tree = report()
-    for place in (tree, tree["model"], tree["layers"][0], tree["layers"][0]["calibration"], tree["sweeps"][0]):
+    for place in (tree, tree["model"], tree["layers"][0], tree["layers"][0]["calibration"], tree["joint"][0]):
         place["a new field"] = {"of": ["any", "kind"]}
     folders = [put(tmp_path / "new", tree), put(tmp_path / "plain")]
     with_more, plain = read.read_runs(folders)
@@ -56,7 +56,7 @@ def test_a_report_from_before_formats_had_numbers(tmp_path: Path) -> None:
 
 def test_numbers_that_were_not_finite(tmp_path: Path) -> None:
     tree = report()
-    tree["layers"][1]["held_out"]["refit"] = tree["extras"]["perplexity"]["after"] = tree["sweeps"][0]["after"] = None
+    tree["layers"][1]["held_out"]["refit"] = tree["extras"]["perplexity"]["after"] = tree["joint"][0]["held_out"] = None
     found = run(tmp_path, tree).record
     assert found.layers[1].held_out is not None
     assert found.layers[1].held_out.refit is None

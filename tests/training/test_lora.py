@@ -3,6 +3,7 @@
 import copy
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -10,9 +11,11 @@ from hf_models import hf_logits, hf_model
 from training_cases import SETTINGS, counting, same, tiny
 
 import spap_jax as spap
+from spap_jax.models import decoder
 from spap_jax.models.rules import Rule
 from spap_jax.training import lora
-from spap_jax.training.train import written
+from spap_jax.training.forward import Student, last_stream
+from spap_jax.training.train import merged
 
 RANK, SCALE = SETTINGS.rank, SETTINGS.lora_alpha / SETTINGS.rank
 
@@ -43,10 +46,16 @@ def with_adapters(variant: str, rules: list[Rule], updates: dict) -> torch.nn.Mo
 def test_merged_is_as_if_applied_beside_the_weights(variant: str):
     model, tokens = tiny(variant), counting(2)
     updates = updates_of(model)
-    merged = spap.Model(model.config, written(SETTINGS, model.params, updates), model.source)
+    params = model.params | merged(model.config, model.params, {"updates": updates}, SCALE)
     theirs = hf_logits(with_adapters(variant, model.family.rules_for(model.config), updates), tokens)  # type: ignore
     assert np.abs(theirs - hf_logits(hf_model(variant), tokens)).max() > 0.1
-    np.testing.assert_allclose(spap.logits(merged, tokens), theirs, rtol=0, atol=2e-4)
+    np.testing.assert_allclose(spap.logits(model.replace(params=params), tokens), theirs, rtol=0, atol=2e-4)
+    tokens = jnp.asarray(tokens)
+    student = Student(model.config, model.params, {"updates": updates}, scale=SCALE)
+    beside = jax.jit(
+        lambda: decoder.head(model.config, model.params, last_stream(student, model.params, tokens, "float32"))
+    )
+    np.testing.assert_allclose(beside(), theirs, rtol=0, atol=2e-4)
 
 
 @pytest.mark.parametrize(
@@ -57,4 +66,4 @@ def test_at_first_there_is_an_update_of_every_projection_and_none_changes_anythi
     started = lora.start(model.params["layers"], RANK, jax.random.key(0))
     assert {part: set(pairs) for part, pairs in started.items()} == {"attention": set("qkvo"), "mlp": mlp}
     assert all(np.std(pair["a"]) > 0 for pairs in started.values() for pair in pairs.values())
-    assert same(written(SETTINGS, model.params, started), model.params)
+    assert same(merged(model.config, model.params, {"updates": started}, SCALE)["layers"], model.params["layers"])

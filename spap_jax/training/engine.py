@@ -1,0 +1,159 @@
+"""The loop of the engine: some steps, then a measurement on held-out sequences, and the best weights are kept.
+
+It minimises the divergence from a dense model, or the next-token loss, over a part of a model's weights. Each stage is
+the complete state of a run, from which another process can go on to the same bits.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from spap_jax import devices
+from spap_jax.models.decoder import Params
+from spap_jax.pruning.streams import largest_divisor
+from spap_jax.training.checks import Check
+from spap_jax.training.step import Batch, Given, Job, State, begin, measure, step
+
+
+class Schedule(NamedTuple):
+    """How many steps are made, on what.
+
+    Attributes:
+        steps: Number of steps.
+        sequences: Sequences in a step; devices without one of their own are idle.
+        check_every: Number of steps between two measurements.
+        batch_tokens: Tokens that pass through the model at once on each device.
+        seed: Seed of the order of the sequences.
+    """
+
+    steps: int
+    sequences: int
+    check_every: int
+    batch_tokens: int
+    seed: tuple[int, ...]
+
+    @property
+    def checks(self) -> int:
+        """Number of measurements after steps."""
+        return -(-self.steps // self.check_every)
+
+
+class Stage(NamedTuple):
+    """State of a run after a measurement.
+
+    Attributes:
+        state: State from which the next steps start; they donate it, so do not use it once they have begun.
+        best: The moving weights with the lowest loss so far, as they will be written.
+        checks: All measurements so far.
+    """
+
+    state: State
+    best: Params
+    checks: tuple[Check, ...]
+
+    def leaves(self) -> dict[str, Any]:
+        """Returns the arrays of the stage keyed by number, on the host; all processes have to call this."""
+        arrays = jax.tree.leaves((self.state, self.best))
+        return {str(number): devices.whole(array) for number, array in enumerate(arrays)}
+
+    def with_leaves(self, leaves: dict[str, Any], checks: tuple[Check, ...]) -> "Stage":
+        """Returns a stage of the same run with these arrays and checks."""
+        mine, tree = jax.tree.flatten((self.state, self.best))
+        state, best = tree.unflatten([devices.like(leaves[str(n)], array) for n, array in enumerate(mine)])
+        return Stage(state, best, checks)
+
+    @property
+    def least(self) -> float:
+        """The lowest loss so far, which is that of ``best``."""
+        return min(check.held_out for check in self.checks if check.taken)
+
+
+Begun = tuple[dict[str, Any], tuple[Check, ...]]
+"""The stored state of a run: the leaves of its last stage, and its checks."""
+
+
+def stages(
+    job: Job,
+    given: Given,
+    judged: Given,
+    start: Params,
+    written: Callable[[Params], Params],
+    schedule: Schedule,
+    before: tuple[Check, ...] = (),
+    begun: Begun | None = None,
+    watch: Callable[[int], None] | None = None,
+) -> Iterator[Stage]:
+    """Makes all steps.
+
+    Args:
+        job: What the programs are compiled for.
+        given: What the steps read.
+        judged: What the measurements read.
+        start: The moving weights, as they are written; placed by ``placement.spread``.
+        written: Converts moving weights from float32 to what is measured and written.
+        schedule: Number and size of the steps.
+        before: Measurements of earlier steps on other weights of this model; ``start`` is the best of them.
+        begun: The last stage of an interrupted run with the same arguments.
+        watch: Called after every step with the number of steps made, those of ``before`` included.
+
+    Yields:
+        The stage at the start, unless there were steps before, or the one of the interrupted run; then one after every
+        ``check_every`` steps.
+    """
+    last = before[-1] if before else Check(0, 0, (), float("nan"), True, 0.0)
+    order = _order(given.sequences.tokens, schedule.steps, schedule.sequences, schedule.seed)
+    held_out = batch_of(np.arange(_count(judged.sequences.tokens)), judged, schedule.batch_tokens)
+    tokens = schedule.sequences * given.sequences.tokens.shape[-1]
+
+    stage = Stage(begin(job, start), start, before)
+    del start
+    if begun is not None:
+        stage = stage.with_leaves(*begun)
+    elif not before:
+        clock = time.perf_counter()
+        loss = float(measure(job, judged, stage.best, held_out))
+        stage = stage._replace(checks=(Check(0, 0, (), loss, True, time.perf_counter() - clock),))
+    if begun is not None or not before:
+        yield stage
+    made = stage.checks[-1].step - last.step
+    for start_at in range(made, schedule.steps, schedule.check_every):
+        clock, state, losses = time.perf_counter(), stage.state, []
+        rows = order[start_at : start_at + schedule.check_every]
+        for number, some in enumerate(rows, start=last.step + start_at + 1):
+            state, loss = step(job, given, state, batch_of(some, given, schedule.batch_tokens))
+            losses.append(float(loss))
+            if watch:
+                watch(number)
+        now = written(state.moved)
+        found = float(measure(job, judged, now, held_out))
+        taken = found < stage.least  # not if nan
+        done = start_at + len(rows)
+        seconds = time.perf_counter() - clock
+        check = Check(last.step + done, last.tokens + done * tokens, tuple(losses), found, taken, seconds)
+        stage = Stage(state, now if taken else stage.best, (*stage.checks, check))
+        yield stage
+
+
+def _count(tokens: Any) -> int:
+    return tokens.shape[0] * tokens.shape[1]
+
+
+def _order(tokens: Any, steps: int, sequences: int, seed: tuple[int, ...]) -> np.ndarray:
+    """Returns the numbers of each step's sequences [steps, B]; every sequence is used once before any is reused."""
+    rng, count = np.random.default_rng(seed), _count(tokens)
+    passes = [rng.permutation(count) for _ in range(-(-steps * sequences // count))]
+    return np.concatenate(passes)[: steps * sequences].reshape(steps, sequences)
+
+
+def batch_of(rows: np.ndarray, given: Given, batch_tokens: int) -> Batch:
+    """Divides sequences [B] evenly among the devices, in passes of at most ``batch_tokens`` tokens on each."""
+    count = devices.number()
+    own = -(-len(rows) // count)
+    together = count * largest_divisor(own, max(1, batch_tokens // given.sequences.tokens.shape[-1]))
+    filled = np.arange(own * count)
+    counted = (filled < len(rows)).astype(np.float32)
+    rows = rows[np.minimum(filled, len(rows) - 1)].astype(np.int32)
+    return Batch(rows.reshape(-1, together), counted.reshape(-1, together))

@@ -1,0 +1,77 @@
+"""A decoder some of whose weights move: the stream after its last block.
+
+Blocks are scanned. Weights may be divided among all devices; those of one block are gathered when its turn comes, and
+again in the backward pass, which recomputes what is inside a block and holds only the stream between blocks.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from spap_jax import devices
+from spap_jax.models import decoder
+from spap_jax.models.config import DecoderConfig
+from spap_jax.models.decoder import Params
+from spap_jax.placement import gathered
+from spap_jax.training import lora
+
+
+class Student(NamedTuple):
+    """A decoder inside a jitted program.
+
+    Attributes:
+        config: Its sizes and switches.
+        frozen: The parameter tree; a part that moves in all blocks may be absent.
+        moved: The moving parts of the tree, which take the place of those in ``frozen``. Those under ``layers`` may be
+            of a range of consecutive blocks. Under ``updates`` are low-rank updates of all blocks (``lora``).
+        first: First block of the range.
+        scale: Factor of the updates.
+    """
+
+    config: DecoderConfig
+    frozen: Params
+    moved: Params
+    first: int = 0
+    scale: float = 1.0
+
+
+def outer(student: Student, dtype: Any) -> Params:
+    """Gathers the weights outside the blocks, matrices in ``dtype``; an embedding that is no head stays apart."""
+    parts = {name: (student.moved if name in student.moved else student.frozen)[name] for name in ("embed", "head")}
+    whole = gathered(student.config, parts, dtype)
+    apart = {} if student.config.tied else {"tokens": parts["embed"]["tokens"]}
+    return whole | {"embed": whole["embed"] | apart}
+
+
+def last_stream(student: Student, outside: Params, tokens: jax.Array, dtype: Any, merged: bool = False) -> jax.Array:
+    """Computes the stream after the last block. tokens: [B, T] -> [B, T, d] in ``dtype``.
+
+    Args:
+        student: The decoder.
+        outside: Its weights outside the blocks, as `outer` returns them.
+        tokens: Token ids.
+        dtype: Data type of matrices and activations; norms and softmax are float32.
+        merged: Whether updates are merged into the weights, in their data type, as they will be written.
+    """
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None, :], tokens.shape)
+    config, scale = student.config, student.scale
+    own, updates = student.moved.get("layers", {}), student.moved.get("updates", {})
+    stop = student.first + len(jax.tree.leaves(own)[0]) if own else student.first
+
+    @jax.checkpoint
+    def block(x: jax.Array, item: tuple[jax.Array, Params, Params]) -> tuple[jax.Array, None]:
+        number, moved, pairs = item
+        layer = jax.tree.map(lambda stack: stack[number], student.frozen.get("layers", {})) | moved
+        if merged:
+            layer, pairs = lora.merged(layer, gathered(config, pairs, jnp.float32), scale), {}
+        layer, pairs = gathered(config, layer, dtype), lora.scaled(gathered(config, pairs, dtype), scale)
+        return devices.steady(decoder.block(config, layer, x, positions, None, updates=pairs)), None
+
+    x = devices.steady(decoder.embed(config, outside, tokens, positions, dtype))
+    parts = ((0, student.first, {}), (student.first, stop, own), (stop, config.layers, {}))
+    for start, end, moved in parts:
+        if start < end:
+            # Updates are of all blocks, and so never beside a range of moving blocks.
+            x = jax.lax.scan(block, x, (jnp.arange(start, end), moved, updates))[0]
+    return x

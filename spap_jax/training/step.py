@@ -1,0 +1,201 @@
+"""One optimizer step, and the measurement on held-out sequences: the programs of the engine.
+
+Sequences are spread over the devices by a leading axis D that is mapped over, so that each device runs the program of a
+single one. The compiler partitions the products with weights, which are sharded over all devices
+(``placement.spread``).
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from spap_jax import devices
+from spap_jax.models.config import DecoderConfig
+from spap_jax.models.decoder import Params
+from spap_jax.numerics import full_precision, in_float32
+from spap_jax.placement import spread
+from spap_jax.training.forward import Student, last_stream, outer
+from spap_jax.training.objective import Predictor, Wanted, next_tokens, token_losses
+
+
+class Recipe(NamedTuple):
+    """An optimizer as a hashable value: the function that makes it, and its arguments."""
+
+    make: Callable[..., optax.GradientTransformation]
+    arguments: tuple
+
+    def optimizer(self) -> optax.GradientTransformation:
+        """Returns the optimizer."""
+        return self.make(*self.arguments)
+
+
+class Job(NamedTuple):
+    """What a program is compiled for; hashable.
+
+    Attributes:
+        config: The decoder whose weights move.
+        recipe: The optimizer.
+        dtype: Data type of matrices and activations in the steps.
+        first: First block of those whose weights move.
+        scale: Factor of low-rank updates.
+        teacher: The decoder whose predictions are computed as the target; None if they are kept, or if the next token
+            is the target.
+    """
+
+    config: DecoderConfig
+    recipe: Recipe
+    dtype: str
+    first: int = 0
+    scale: float = 1.0
+    teacher: DecoderConfig | None = None
+
+
+class Sequences(NamedTuple):
+    """Sequences in chunks, sharded along ``data`` if the chunks can be divided evenly.
+
+    Attributes:
+        tokens: [C, B, T] token ids.
+        kept: [C, B, T, d] the dense model's last stream, whose predictions are the target; None if it is not kept.
+    """
+
+    tokens: jax.Array
+    kept: jax.Array | None = None
+
+
+class Given(NamedTuple):
+    """Arrays that the steps read.
+
+    Attributes:
+        frozen: The parameter tree; see ``forward.Student``.
+        guide: The teacher's parameter tree; None without a teacher.
+        sequences: The sequences to draw from.
+    """
+
+    frozen: Params
+    guide: Params | None
+    sequences: Sequences
+
+
+class Batch(NamedTuple):
+    """The sequences of a step or a measurement, in passes that are computed one after the other.
+
+    Attributes:
+        rows: [A, R] numbers of sequences; each device has R / D of every pass.
+        counted: [A, R] 1, or 0 for what only fills up a pass.
+    """
+
+    rows: Any
+    counted: Any
+
+
+class State(NamedTuple):
+    """State between two steps.
+
+    Attributes:
+        moved: The moving weights in float32.
+        optimizer: The optimizer state.
+    """
+
+    moved: Params
+    optimizer: Any
+
+
+def begin(job: Job, moved: Params) -> State:
+    """Returns the state before the first step; that of the optimizer is sharded as the weights it belongs to.
+
+    Args:
+        job: What the program is compiled for.
+        moved: The moving weights, in any data type.
+    """
+    moved = _in_float32(moved)
+    state = job.recipe.optimizer().init(moved)
+    return State(moved, jax.tree.map(lambda a: a if a.ndim else devices.everywhere(a), state))
+
+
+@jax.jit
+def _in_float32(tree: Params) -> Params:
+    return jax.tree.map(lambda a: jnp.copy(a.astype(jnp.float32)), tree)  # a copy, since the steps donate it
+
+
+@functools.partial(jax.jit, static_argnames="job", donate_argnames="state")
+def step(job: Job, given: Given, state: State, batch: Batch) -> tuple[State, jax.Array]:
+    """Makes one step and returns the new state and the mean loss [] before it, in nats per prediction.
+
+    Matrix products have the device's default precision.
+    """
+
+    def sums(now: Batch) -> tuple[jax.Array, Params]:
+        return jax.value_and_grad(lambda moved: _loss_sum(job, given, moved, now, job.dtype))(state.moved)
+
+    def add(total: Any, now: Batch) -> tuple[Any, None]:
+        return _spread(job, jax.tree.map(jnp.add, total, sums(now))), None
+
+    zeros = (jnp.float32(0), jax.tree.map(jnp.zeros_like, state.moved))
+    total = jax.lax.scan(add, _spread(job, zeros), batch)[0]
+    value, gradient = jax.tree.map(lambda a: a / _predictions(given, batch), total)
+    updates, optimized = job.recipe.optimizer().update(gradient, state.optimizer, state.moved)
+    moved = spread(job.config, jax.tree.map(jnp.add, state.moved, updates))
+    return State(moved, optimized), value
+
+
+@functools.partial(jax.jit, static_argnames="job")
+@full_precision
+def measure(job: Job, given: Given, moved: Params, batch: Batch) -> jax.Array:
+    """Computes the mean loss [] in nats per prediction, in float32 at full precision."""
+
+    def add(total: jax.Array, now: Batch) -> tuple[jax.Array, None]:
+        return total + _loss_sum(job, given, moved, now, jnp.float32, merged=True), None
+
+    return jax.lax.scan(add, jnp.float32(0), batch)[0] / _predictions(given, batch)
+
+
+def text_loss(student: Student, tokens: jax.Array) -> jax.Array:
+    """Computes the mean next-token loss [] of tokens [B, T], in nats per prediction."""
+    outside = outer(student, jnp.float32)
+    last = last_stream(student, outside, tokens, jnp.float32)
+    target, known = next_tokens(tokens)
+    losses = token_losses(Predictor(student.config, outside), last, target)
+    return jnp.where(known, losses, 0.0).sum() / known.sum()
+
+
+def _spread(job: Job, sums: tuple[jax.Array, Params]) -> tuple[jax.Array, Params]:
+    return sums[0], spread(job.config, sums[1])
+
+
+def _predictions(given: Given, batch: Batch) -> jax.Array:
+    """Number of predictions of a batch: the last token of a sequence has one only if its target is kept."""
+    tokens, kept = given.sequences
+    return batch.counted.sum() * (tokens.shape[-1] - (kept is None))
+
+
+def _loss_sum(job: Job, given: Given, moved: Params, now: Batch, dtype: Any, merged: bool = False) -> jax.Array:
+    """Sums the losses of one pass [R]."""
+    student = Student(job.config, given.frozen, moved, job.first, job.scale)
+    outside = outer(student, dtype)
+    teacher = None if job.teacher is None or given.guide is None else Student(job.teacher, given.guide, {})
+    taught = None if teacher is None else outer(teacher, dtype)
+
+    def one(drawn: Sequences, counted: jax.Array) -> jax.Array:
+        last = last_stream(student, outside, drawn.tokens, dtype, merged)
+        target, known = next_tokens(drawn.tokens)
+        own = Predictor(job.config, outside)
+        if drawn.kept is not None:
+            target, known = Wanted(own, drawn.kept), jnp.ones_like(known)
+        elif teacher is not None and taught is not None:
+            stream = last_stream(teacher, taught, drawn.tokens, dtype)
+            target = Wanted(Predictor(teacher.config, taught), stream)
+        return jnp.where(known & (counted[:, None] > 0), token_losses(own, last, target), 0.0).sum()
+
+    places = jnp.unravel_index(now.rows, given.sequences.tokens.shape[:2])
+    drawn = devices.draw(given.sequences, places)
+    drawn = drawn._replace(kept=None if drawn.kept is None else in_float32(drawn.kept))
+    return devices.mapped(one, *jax.tree.map(_by_device, (drawn, now.counted))).sum()
+
+
+def _by_device(rows: jax.Array) -> jax.Array:
+    """Reshapes sequences [R, ...] to [D, R / D, ...]."""
+    return rows.reshape(devices.number(), -1, *rows.shape[1:])

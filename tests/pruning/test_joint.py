@@ -1,0 +1,152 @@
+"""Joint steps bring the entire model's predictions closer to the dense model's."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from pruning_cases import SETTINGS, random_tokens, tiny
+
+from spap_jax import api
+from spap_jax.api import logits
+from spap_jax.errors import UserError
+from spap_jax.model import Model
+from spap_jax.models import decoder
+from spap_jax.pruning import joint, predictions
+from spap_jax.pruning.report import LayerReport
+from spap_jax.settings import EFFORTS, PruneSettings
+from spap_jax.training.checks import Check
+from spap_jax.training.engine import _order
+
+JOINT = SETTINGS.replace(rounds=0, joint_passes=1, joint_learning_rate=0.01, joint_tokens=256)
+"""With 512 sequences of random tokens the held-out divergence falls; 16 would be memorized."""
+
+
+def divergence(dense: Model, other: Model, tokens: np.ndarray) -> float:
+    """Compute the mean KL divergence in nats per token, from logits."""
+    wanted, got = (np.asarray(logits(model, tokens), np.float64) for model in (dense, other))
+    wanted, got = (x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in (wanted, got))
+    return float((np.exp(wanted) * (wanted - got)).sum(-1).mean())
+
+
+@functools.cache
+def adjusted(variant: str, **changes) -> api.PruneResult:
+    return api.prune(tiny(variant), random_tokens(0, 512, 16), settings=JOINT.replace(**changes))
+
+
+@pytest.mark.parametrize(
+    ("variant", "changes"),
+    [("llama", {}), ("opt_350m_like", {"joint_learning_rate": 0.002}), ("llama", {"joint_blocks": 1})],
+)
+def test_the_divergence_falls_and_is_the_one_reported(variant: str, changes: dict):
+    model, held_out = tiny(variant), random_tokens(0, 512, 16)[384:]
+    without, result = adjusted(variant, joint_passes=0), adjusted(variant, **changes)
+    first, *checks = result.report.joint
+    assert (first.step, first.losses) == (0, ())
+    assert first.held_out == pytest.approx(divergence(model, without.model, held_out), rel=1e-3)
+    assert [len(check.losses) for check in checks] == ([3, 3, 2] * 3 if "joint_blocks" in changes else [3] * 8)
+    assert checks[-1].step == 24
+    assert [check.tokens for check in checks] == [256 * check.step for check in checks]
+    least = first.held_out
+    for check in checks:
+        assert check.taken == (check.held_out < least)
+        least = min(least, check.held_out)
+    assert divergence(model, result.model, held_out) == pytest.approx(least, rel=1e-3)
+    assert least < 0.97 * first.held_out
+    assert result.report.layers[0].kept == without.report.layers[0].kept
+
+
+def test_what_moves():
+    without, mlps = adjusted("llama", joint_passes=0).model, adjusted("llama").model
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), without.params, mlps.params)
+    assert not any(jax.tree.leaves(same["layers"].pop("mlp")))
+    assert jax.tree.all(same)
+    blocks = adjusted("llama", joint_weights="block").model
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), without.params, blocks.params)
+    assert not any(jax.tree.leaves(same.pop("layers")))
+    assert jax.tree.all(same)
+
+
+def test_steps_that_do_harm_are_not_taken():
+    without, result = adjusted("llama", joint_passes=0), adjusted("llama", joint_learning_rate=5.0)
+    assert not any(check.taken for check in result.report.joint[1:])
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), without.model.params, result.model.params))
+
+
+def test_the_tokens_that_were_fitted_judge_where_none_are_held_out():
+    tokens = random_tokens()
+    result = api.prune(tiny("llama"), tokens, settings=JOINT.replace(held_out=0.0))
+    reached = min(check.held_out for check in result.report.joint)
+    assert divergence(tiny("llama"), result.model, tokens) == pytest.approx(reached, rel=1e-3)
+
+
+def test_the_rest_of_a_model_is_its_blocks_one_after_the_other():
+    model, tokens = tiny("llama"), random_tokens()
+    x = decoder.embed(
+        model.config, model.params, jnp.asarray(tokens), jnp.arange(16)[None] * jnp.ones((16, 1), int), jnp.float32
+    )
+    layers = model.params["layers"]
+    other = jax.tree.map(lambda a: 0.9 * a[0], layers["mlp"])
+    for first in range(3):
+        expected = x
+        for index in range(first, 3):
+            mlp = {"mlp": other} if index == first else {}
+            expected = predictions.apply(model.config, predictions.at(layers, index) | mlp, expected)
+        found = predictions.rest(model.config, layers, first, other, x)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def test_bfloat16_weights_stay_so_and_are_judged_as_they_are_written():
+    model = tiny("llama")
+    half = Model(model.config, jax.tree.map(lambda a: a.astype(jnp.bfloat16), model.params), model.source)
+    tokens = random_tokens()
+    result = api.prune(half, tokens, settings=JOINT, joint_passes=4, compute_dtype="bfloat16", moment_dtype="bfloat16")
+    assert {array.dtype for array in jax.tree.leaves(result.model.params)} == {jnp.dtype(jnp.bfloat16)}
+    least = min(check.held_out for check in result.report.joint)
+    assert divergence(half, result.model, tokens[12:]) == pytest.approx(least, rel=1e-2)
+
+
+@pytest.mark.parametrize("dtypes", [{"compute_dtype": "bfloat16"}, {"moment_dtype": "bfloat16"}])
+def test_half_the_bits_do_as_well(dtypes: dict):
+    exact, half = (adjusted("llama", **changes).report.joint for changes in ({}, dtypes))
+    gains = [checks[0].held_out - checks[-1].held_out for checks in (exact, half)]
+    assert gains[1] == pytest.approx(gains[0], rel=0.1)
+    assert [check.losses for check in exact] != [check.losses for check in half]
+
+
+def test_every_sequence_is_used_once_before_any_is_used_again():
+    order = _order(jnp.zeros((3, 4, 5), jnp.int32), 6, 5, (7,))
+    assert order.shape == (6, 5)
+    assert [sorted(part) for part in order.ravel()[:24].reshape(2, 12)] == [[*range(12)]] * 2
+    assert (order == _order(jnp.zeros((3, 4, 5), jnp.int32), 6, 5, (7,))).all()
+    assert (order != _order(jnp.zeros((3, 4, 5), jnp.int32), 6, 5, (8,))).any()
+
+
+def test_a_budget_is_shared_by_the_blocks():
+    """The steps grow with the tokens, and not with the number of blocks."""
+    settings = PruneSettings(joint_passes=3, joint_tokens=4096, joint_blocks=2)
+    for layers in (4, 32):
+        plan = joint.groups(layers, 120, 2048, settings, 1)
+        assert [group.first for group in plan] == [*range(0, layers, 2)]
+        assert sum(group.schedule.steps for group in plan) == pytest.approx(3 * 120 / 2, rel=0.1)
+    for spread, steps, sequences in ((1, 180, 2), (8, 45, 8)):  # a sequence for each device
+        [whole] = joint.groups(32, 120, 2048, settings.replace(joint_blocks=0), spread)
+        assert (whole.blocks, whole.schedule.steps, whole.schedule.sequences) == (32, steps, sequences)
+
+
+def test_the_effort_means_what_is_not_set():
+    assert [PruneSettings(effort=effort).decided for effort in EFFORTS] == [(0, 0), (4, 0), (16, 1)]
+    assert PruneSettings(effort="high", joint_passes=2, sampled=0).decided == (2, 0)
+    with pytest.raises(UserError, match="effort must be one of low, default, high, not 'full'; joint_passes must be"):
+        PruneSettings(effort="full", joint_passes=-1)  # type: ignore[arg-type]
+
+
+def test_the_peers_own_updates_have_no_joint_steps():
+    told = []
+    settings = JOINT.replace(method="fasp")
+    api.prune(tiny("llama"), random_tokens(), settings=settings, progress=told.append)
+    assert {type(report) for report in told} == {LayerReport}
+    told.clear()
+    api.prune(tiny("llama"), random_tokens(), settings=settings, update="alternate", progress=told.append)
+    assert {type(report) for report in told} == {LayerReport, Check}

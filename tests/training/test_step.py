@@ -1,0 +1,113 @@
+"""What XLA makes of a step on eight devices: an eighth of the work each, and nowhere the weights of all blocks."""
+
+import functools
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from spap_jax import devices
+from spap_jax.models import decoder
+from spap_jax.models.registry import family_of
+from spap_jax.placement import spread
+from spap_jax.training import lora
+from spap_jax.training.engine import batch_of
+from spap_jax.training.optimizers import clipped, relative
+from spap_jax.training.step import Given, Job, Recipe, Sequences, State, begin, measure, step
+
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 256,
+    "hidden_size": 64,
+    "intermediate_size": 1024,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+CONFIG = family_of(LLAMA).read_config(LLAMA)
+SEQUENCES, LENGTH = 8, 32
+WHOLE = ["3,64,1024", "3,1024,64", "3,64,4,16", "3,4,16,64", "3,64,2,16"]
+"""Shapes of the weights of all blocks."""
+
+
+@functools.cache
+def model() -> Any:
+    return jax.device_get(jax.jit(lambda key: decoder.init(CONFIG, key))(jax.random.key(0)))
+
+
+def started(what: str) -> tuple[Job, Given, State, Any]:
+    """Return the arguments of a step that moves MLPs, low-rank updates or all weights."""
+    params, recipe = spread(CONFIG, model()), Recipe(clipped, (1e-3, 10, 0.0))
+    rng = np.random.default_rng(0)
+    tokens = devices.spread(rng.integers(0, 256, (SEQUENCES, 1, LENGTH)).astype(np.int32))
+    guide, frozen, kept = params, params, None
+    if what == "mlp":
+        moved, recipe = {"layers": {"mlp": params["layers"]["mlp"]}}, Recipe(relative, (1e-3, 10))
+        guide, kept = None, devices.spread(rng.normal(size=(SEQUENCES, 1, LENGTH, 64)).astype(np.float32))
+    elif what == "updates":
+        moved = spread(
+            CONFIG, {"updates": jax.jit(lora.start, static_argnums=1)(model()["layers"], 4, jax.random.key(0))}
+        )
+    else:
+        moved, frozen = params, {}
+    job = Job(CONFIG, recipe, "float32", teacher=CONFIG if guide else None)
+    given = Given(frozen, guide, Sequences(tokens, kept))
+    return job, given, begin(job, moved), batch_of(np.arange(SEQUENCES), given, LENGTH * SEQUENCES)
+
+
+@pytest.mark.parametrize("what", ["mlp", "updates", "all"])
+def test_eight_devices_share_a_step(what: str):
+    compiled, after = [], []
+    for count in (1, 8):
+        with devices.sharing(count):
+            arguments = started(what)
+            compiled.append(step.lower(*arguments).compile())
+            after.append(jax.device_get(step(*arguments)))
+    alone, shared = compiled
+    assert shared.cost_analysis()["flops"] < alone.cost_analysis()["flops"] / 7
+    for one, other in zip(*map(jax.tree.leaves, after), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-4)  # Adam's first step, of noise as well
+    shapes = {shape for shape in WHOLE if re.search(rf"\[{shape}\]", shared.as_text())}
+    assert not shapes
+    assert {shape for shape in WHOLE if re.search(rf"\[{shape}\]", alone.as_text())}
+    held = [sizes.memory_analysis().argument_size_in_bytes for sizes in compiled]
+    assert held[1] < held[0] / 7
+
+
+def test_a_measurement_gathers_a_block_at_a_time():
+    with devices.sharing(8):
+        job, given, state, batch = started("all")
+        text: Any = measure.lower(job, given, state.moved, batch).compile().as_text()
+    assert not [shape for shape in WHOLE if re.search(rf"\[{shape}\]", text)]
+
+
+def test_passes_change_nothing():
+    """Also where sequences fill up a pass: of five, each of two devices has three, one at a time or all together."""
+    found = []
+    for count, tokens in ((1, 8 * LENGTH), (2, LENGTH), (2, 8 * LENGTH)):
+        with devices.sharing(count):
+            job, given, state, _ = started("mlp")
+            batch = batch_of(np.arange(5), given, tokens)
+            assert batch.counted.sum() == 5
+            found.append(jax.device_get(step(job, given, state, batch)))
+    for one, *others in zip(*map(jax.tree.leaves, found), strict=True):
+        for other in others:
+            np.testing.assert_allclose(one, other, rtol=0, atol=2e-5)
+
+
+def test_a_step_suits_the_size_of_each_block():
+    """Adam's first step is as large as its learning rate wherever there is a gradient."""
+    job, given, state, batch = started("mlp")
+    scale = jnp.asarray([1.0, 8.0, 1.0])
+    moved = jax.tree.map(lambda a: a * scale.reshape(3, *[1] * (a.ndim - 1)), state.moved)
+    before = jax.device_get(moved)
+    after, _ = step(job._replace(recipe=Recipe(relative, (0.01, 1))), given, begin(job, moved), batch)
+    for name, old in before["layers"]["mlp"].items():
+        size = np.sqrt(np.square(old).mean(axis=(1, 2)))
+        new = np.asarray(after.moved["layers"]["mlp"][name])
+        found = np.quantile(np.abs(new - old).reshape(3, -1), 0.98, axis=1)
+        np.testing.assert_allclose(found, 0.01 * size, rtol=0.05)
