@@ -32,7 +32,10 @@ from spap_jax.pruning.layer import hidden_channels, refit_weights, search_of, se
 from spap_jax.solver import alternating
 from spap_jax.solver.alternating import Hidden, Schedule, Tokens, Weights
 
-SETTINGS = spap.PruneSettings()
+SETTINGS = spap.PruneSettings(rounds=2)
+
+STEPS = 200
+"""Optimizer steps in a round."""
 
 Descent = Callable[[Hidden, Weights, Tokens, Tokens], Weights]
 
@@ -49,7 +52,7 @@ class Row:
 
 def adam(hidden: Hidden, weights: Weights, calibration: Tokens, held_out: Tokens) -> Weights:
     """Runs the alternating rounds of ``spap prune``."""
-    schedule = Schedule(SETTINGS.rounds, SETTINGS.steps, SETTINGS.step_tokens, SETTINGS.learning_rate)
+    schedule = Schedule(SETTINGS.rounds, STEPS, SETTINGS.step_tokens, SETTINGS.learning_rate)
     key = jax.random.key(SETTINGS.seed)
     error = alternating.relative_error(hidden, weights, calibration)
     return alternating.recover(hidden, weights, error, calibration, held_out, schedule, SETTINGS.ridge, key).weights

@@ -34,14 +34,14 @@ class PruneChanges(TypedDict, total=False):
     effort: EffortName
     sampled: int | None
     rounds: int
-    steps: int
+    steps: int | None
     step_tokens: int
     learning_rate: float
     joint_passes: float | None
     joint_weights: JointWeights
     joint_blocks: int
     joint_tokens: int
-    joint_learning_rate: float
+    joint_learning_rate: float | None
     batch_tokens: int
     stream_dtype: FloatDtype
     moment_dtype: FloatDtype

@@ -34,6 +34,14 @@ EFFORTS: dict[EffortName, Effort] = {
     "high": Effort(joint_passes=16, sampled=1),
 }
 
+_ROUND_PASSES = 0.5
+"""Passes over the calibration tokens in the optimizer steps of one round."""
+
+_JOINT_RATE = 8.6
+"""The largest joint step, times width and number of blocks. Every block moves the stream, and every input of a
+projection its outputs, so that the largest good step is thirty times as large on a model of 6 blocks of width 96 as on
+one of 30 blocks of width 576 (``docs/quality/ablation.md``)."""
+
 ALLOCATIONS, METHODS, UPDATES, SCHEDULES, JOINT_WEIGHTS, FLOAT_DTYPES = map(
     get_args, (Allocation, Method, Update, Schedule, JointWeights, FloatDtype)
 )
@@ -84,7 +92,7 @@ _PRUNING: _Ranges = (
     ("held_out", _fraction, "a fraction of at least 0 and below 1"),
     ("effort", lambda e: e in tuple(EFFORTS), f"one of {', '.join(EFFORTS)}"),
     ("rounds", _count(0), "a whole number of at least 0"),
-    ("steps", _count(1), "a whole number of at least 1"),
+    ("steps", _if_given(_count(1)), "a whole number of at least 1"),
     ("sampled", _if_given(_count(0)), "a whole number of at least 0"),
     ("step_tokens", _count(1), "a whole number of at least 1"),
     ("learning_rate", _positive, "positive"),
@@ -92,7 +100,7 @@ _PRUNING: _Ranges = (
     ("joint_weights", lambda w: w in JOINT_WEIGHTS, f"one of {', '.join(JOINT_WEIGHTS)}"),
     ("joint_blocks", _count(0), "a whole number of at least 0"),
     ("joint_tokens", _count(1), "a whole number of at least 1"),
-    ("joint_learning_rate", _positive, "positive"),
+    ("joint_learning_rate", _if_given(_positive), "positive"),
     ("batch_tokens", _count(1), "a whole number of at least 1"),
     ("stream_dtype", lambda d: d in FLOAT_DTYPES, f"one of {', '.join(FLOAT_DTYPES)}"),
     ("moment_dtype", lambda d: d in FLOAT_DTYPES, f"one of {', '.join(FLOAT_DTYPES)}"),
@@ -208,7 +216,8 @@ class PruneSettings(_Settings):
             tokens, and that are fitted as well. The dense model has to fit in memory. By default effort decides.
         rounds: Number of alternating rounds of the update "alternate": optimizer steps on the inner projections, then
             the output projection in closed form. 0 keeps the result of the refit.
-        steps: Optimizer steps on the inner projections in one round.
+        steps: Optimizer steps on the inner projections in one round. By default as many as half a pass over the
+            calibration text takes.
         step_tokens: Tokens in the minibatch of one optimizer step of a round.
         learning_rate: Size of an optimizer step in a round, relative to the root mean square of the weights it changes.
         joint_passes: Passes over the calibration text in the joint steps that end the update "alternate": optimizer
@@ -220,7 +229,8 @@ class PruneSettings(_Settings):
             which includes the gradient and Adam's moments, divided among all devices.
         joint_tokens: Tokens in the minibatch of one joint step, in whole sequences, at least one for each device.
         joint_learning_rate: Largest size of a joint step, relative to the root mean square of the weights it changes.
-            It rises over the first tenth of the steps and then falls to zero along a cosine.
+            It rises over the first tenth of the steps and then falls to zero along a cosine. By default 8.6 divided by
+            the model's width and its number of blocks.
         batch_tokens: Tokens that pass through a block at once; fewer need less memory.
         stream_dtype: Data type in which the activations of all tokens are stored between two blocks: "float32", or
             "bfloat16", which takes half the memory.
@@ -245,15 +255,15 @@ class PruneSettings(_Settings):
     held_out: float = 0.0625
     effort: EffortName = "default"
     sampled: int | None = None
-    rounds: int = 2
-    steps: int = 200
+    rounds: int = 1
+    steps: int | None = None
     step_tokens: int = 2048
     learning_rate: float = 0.03
     joint_passes: float | None = None
     joint_weights: JointWeights = "mlp"
     joint_blocks: int = 0
     joint_tokens: int = 4096
-    joint_learning_rate: float = 0.0015
+    joint_learning_rate: float | None = None
     batch_tokens: int = 4096
     stream_dtype: FloatDtype = "float32"
     moment_dtype: FloatDtype = "float32"
@@ -266,6 +276,26 @@ class PruneSettings(_Settings):
         """The given values of these settings, and the effort's values for those that were not given."""
         chosen = ((getattr(self, name), meant) for name, meant in EFFORTS[self.effort]._asdict().items())
         return Effort(*(meant if value is None else value for value, meant in chosen))
+
+    @property
+    def round_steps(self) -> int:
+        """Optimizer steps in one round, in settings that are `resolved`."""
+        assert self.steps is not None
+        return self.steps
+
+    def resolved(self, layers: int, width: int, tokens: int) -> Self:
+        """A copy in which every setting that depends on the model or the calibration text has its value.
+
+        Args:
+            layers: Number of blocks, L.
+            width: Width of the model, d.
+            tokens: Number of calibration tokens.
+        """
+        return self.replace(
+            **self.decided._asdict(),
+            steps=self.steps or max(1, round(_ROUND_PASSES * tokens / self.step_tokens)),
+            joint_learning_rate=self.joint_learning_rate or _JOINT_RATE / (layers * width),
+        )
 
 
 @dataclass(frozen=True)

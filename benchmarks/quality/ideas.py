@@ -207,7 +207,8 @@ def prune_weighted(
     kept = choice.channels.kept
     taken = reduce.to_weights(reduce.take_channels(FAMILIES[config.family], layer["mlp"], kept))
     weights = refit_weights(seen, system, kept, taken)
-    schedule = Schedule(settings.rounds, settings.steps, settings.step_tokens, settings.learning_rate)
+    settings = settings.resolved(config.layers, config.width, fitted.residual.size // config.width)
+    schedule = Schedule(settings.rounds, settings.round_steps, settings.step_tokens, settings.learning_rate)
     steps = jax.random.fold_in(key, index)
     error = error_by_moments(seen, config.mlp_bias, kept, weights)
     weights = recover_weighted(narrow, schedule, layer, weights, error, fitted, judged, system.ridge, steps, metric)

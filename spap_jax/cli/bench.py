@@ -41,8 +41,8 @@ def bench(
         prompt: Tokens that prefill reads, or fewer if the model does not have enough positions.
         new: Tokens that decoding writes.
         repeats: Number of timed runs, of which medians are shown.
-        devices: Number of devices to use; they must divide --batch, a group that shares the weights counts as one. By
-            default one such group.
+        devices: Number of devices to use; they must divide --batch, a group that shares the weights counts as one.
+            By default one such group.
         model_devices: Number of devices among which the weights are divided. By default as many as the weights need.
         json: JSON file to which the results are written as well.
     """

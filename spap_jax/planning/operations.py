@@ -161,7 +161,7 @@ def alternating_operations(load: Workload) -> float:
     if not load.alternates:
         return 0
     judged = errors_operations(load, load.held_out)
-    each = load.settings.steps * step_operations(load) + closed_form_operations(load) + judged
+    each = load.settings.round_steps * step_operations(load) + closed_form_operations(load) + judged
     return load.settings.rounds * each + judged
 
 

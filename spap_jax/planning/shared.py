@@ -26,7 +26,7 @@ def exchanged(load: Workload) -> dict[str, Traffic]:
     errors = _reduced(load, _mlp(load, load.narrow), load.held_out.tokens)
     step = _reduced(load, _mlp(load, load.narrow), load.fitted.share(load.batch))
     closed = channels + _reduced(load, _mlp(load, load.narrow), load.fitted.tokens)
-    alternating = _times(step, s.rounds * s.steps) + _times(closed, s.rounds) + _times(errors, s.rounds + 1)
+    alternating = _times(step, s.rounds * s.round_steps) + _times(closed, s.rounds) + _times(errors, s.rounds + 1)
     return {
         "streams": _reduced(load, 2 * (_heads(load) + _mlp(load, load.dense)) - _lost(load), load.tokens),
         "statistics": _gathered(load, load.dense.intermediate, load.fitted.tokens, load.dense.intermediate + 2 * d),

@@ -145,7 +145,7 @@ def alternating_bytes(load: Workload) -> float:
     matrices, drawn = operations.mlp_matrices(narrow), load.fitted.share(load.batch)
     step = mlp_bytes(narrow, drawn) * (2 + 1 / matrices) + _UPDATE_PASSES * 4 * matrices * narrow.intermediate * d
     judged = errors_bytes(load, load.held_out)
-    return s.rounds * (s.steps * step + closed_form_bytes(load) + judged) + judged
+    return s.rounds * (s.round_steps * step + closed_form_bytes(load) + judged) + judged
 
 
 def errors_bytes(load: Workload, part: Chunks) -> float:
@@ -258,7 +258,7 @@ def joint_step_collectives(load: Workload) -> Counter[str]:
 def collectives(load: Workload) -> dict[str, Counter[str]]:
     """Bytes that enter reductions, by phase, for a layer or its share; a few numbers per channel are left out."""
     s = load.settings
-    rounds = _times(step_collectives(load), s.steps) + closed_form_collectives(load)
+    rounds = _times(step_collectives(load), s.round_steps) + closed_form_collectives(load)
     return {
         "statistics": statistics_collectives(load),
         "refit": closed_form_collectives(load) if load.in_waves and load.refits else Counter(),

@@ -244,6 +244,7 @@ def workload(
         )
     most = max(1, settings.batch_tokens // length)
     sequences *= 1 + settings.decided.sampled
+    settings = settings.resolved(config.layers, config.width, sequences * length)
     fitted, chunk = streams.split(sequences, held_out_part(settings), most, devices)
     # The pipeline chunks held-out sequences in the same way.
     held = sequences - fitted

@@ -117,7 +117,7 @@ def prune_layer(
     recovered = Recovered(last.weights, jnp.int32(0))
     if baselines.update_used(settings) == "alternate":
         stages.append(last)
-        schedule = Schedule(settings.rounds, settings.steps, settings.step_tokens, settings.learning_rate)
+        schedule = Schedule(settings.rounds, settings.round_steps, settings.step_tokens, settings.learning_rate)
         steps = jax.random.fold_in(key, index)
         recovered = _recover(narrow, schedule, layer, *last, calibration, held_out, choice.ridge, steps)
     clock.lap("alternating", recovered)

@@ -135,6 +135,7 @@ def prune_layers(
     Raises:
         UserError: there is nothing to remove, or a layer's activations are not finite.
     """
+    settings = settings.resolved(config.layers, config.width, tokens.size)
     narrow = narrow or pruned_config(config, settings)
     ahead = shared or Choices([narrow.intermediate])
     jointly = update_used(settings) == "alternate" and settings.decided.joint_passes > 0

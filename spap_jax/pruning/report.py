@@ -110,7 +110,7 @@ class PruneReport:
     """Report of a run, sufficient to reproduce and to assess it.
 
     Attributes:
-        settings: Every setting, including the values that the effort stands for.
+        settings: Every setting, those that the effort, the model or the calibration text decide with their values.
         method: The selection method, and the update of the kept weights ("own" resolved).
         model: Name, architecture, and widths (the largest as ``intermediate``), heads, biases and parameters before
             and after.
@@ -178,8 +178,10 @@ def new_report(
     """
     family = FAMILIES[config.family]
     before, after = cost.parameters(family, config), cost.parameters(family, narrow)
+    account = data_account(tokens)
+    given = account["sequences"] * account["sequence_length"]
     return PruneReport(
-        settings=dataclasses.asdict(settings) | settings.decided._asdict(),
+        settings=dataclasses.asdict(settings.resolved(config.layers, config.width, given)),
         method={"selection": settings.method, "update": update_used(settings)},
         model={
             "name": public_name(name),
@@ -194,7 +196,7 @@ def new_report(
             "mlp_parameters": {"before": before.mlp, "after": after.mlp},
         },
         sparsity=sparsities(config, narrow, settings),
-        calibration=data_account(tokens),
+        calibration=account,
         versions=versions(),
         layers=tuple(step for step in steps if isinstance(step, LayerReport)),
         joint=tuple(step for step in steps if isinstance(step, Check)),

@@ -60,7 +60,7 @@ def test_a_newer_setting_changes_hashes_only_where_it_is_used() -> None:
 def test_hashes_see_settings_of_steps_only_where_there_are_steps() -> None:
     """Rows of peers keep their hashes when the defaults of our joint steps change."""
     changes = {
-        "rounds": 1, "steps": 3, "learning_rate": 0.1, "step_tokens": 64,
+        "rounds": 2, "steps": 3, "learning_rate": 0.1, "step_tokens": 64,
         "joint_passes": 2, "joint_blocks": 3, "joint_tokens": 7, "joint_learning_rate": 0.1, "moment_dtype": "bfloat16",
     }  # fmt: skip
     for name, value in changes.items():

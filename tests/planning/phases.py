@@ -117,7 +117,7 @@ class Phases:
 
     def recover(self):
         s = self.load.settings
-        schedule = Schedule(s.rounds, s.steps, s.step_tokens, s.learning_rate)
+        schedule = Schedule(s.rounds, s.round_steps, s.step_tokens, s.learning_rate)
         start = (self.weights, _described(()))
         tokens = (streams.fitting_tokens(part) for part in (self.fitted, self.held_out))
         return block._recover.lower(self.load.narrow, schedule, self.layer, *start, *tokens, _described(()), self.key)
