@@ -34,13 +34,13 @@ EFFORTS: dict[EffortName, Effort] = {
     "high": Effort(joint_passes=16, sampled=1),
 }
 
-_ROUND_PASSES = 0.5
+_ROUND_PASSES: dict[EffortName, float] = {"low": 0.5, "default": 2, "high": 4}
 """Passes over the calibration tokens in the optimizer steps of one round."""
 
-_JOINT_RATE = 8.6
-"""The largest joint step, times width and number of blocks. Every block moves the stream, and every input of a
-projection its outputs, so that the largest good step is thirty times as large on a model of 6 blocks of width 96 as on
-one of 30 blocks of width 576 (``docs/quality/ablation.md``)."""
+_JOINT_RATE = 5.8
+"""The largest joint step, times the width and the number of blocks. The more inputs a projection has, and the more
+blocks move the stream, the further one step moves the predictions: 0.01 is a good step for 6 blocks of width 96, and
+much too large for 30 blocks of width 576, where 0.0004 is good."""
 
 ALLOCATIONS, METHODS, UPDATES, SCHEDULES, JOINT_WEIGHTS, FLOAT_DTYPES = map(
     get_args, (Allocation, Method, Update, Schedule, JointWeights, FloatDtype)
@@ -209,15 +209,15 @@ class PruneSettings(_Settings):
         swap_rounds: Largest number of rounds of exact swaps that follow the choice of channels by spap and osscar; 0
             makes no swaps.
         held_out: Fraction of the calibration sequences that nothing is fitted to, and that guard against overfitting.
-        effort: How much time and memory to spend on quality. "low": no joint steps; one block at a time is in memory.
-            "default": joint steps of 4 passes over the calibration text. "high": 16 passes, and one sampled sequence
-            for each calibration sequence. Passes and sampled sequences that are given take precedence.
+        effort: How much time and memory to spend on quality. "low": no joint steps, so that one block at a time is in
+            memory; the steps of a round make half a pass over the calibration text. "default": joint steps of 4 passes,
+            and rounds of 2. "high": joint steps of 16 passes, rounds of 4, and one sampled sequence for each
+            calibration sequence. What is given as a setting of its own takes precedence.
         sampled: Number of sequences that the dense model writes for each calibration sequence, continuing its first
             tokens, and that are fitted as well. The dense model has to fit in memory. By default effort decides.
         rounds: Number of alternating rounds of the update "alternate": optimizer steps on the inner projections, then
             the output projection in closed form. 0 keeps the result of the refit.
-        steps: Optimizer steps on the inner projections in one round. By default as many as half a pass over the
-            calibration text takes.
+        steps: Optimizer steps on the inner projections in one round. By default effort decides.
         step_tokens: Tokens in the minibatch of one optimizer step of a round.
         learning_rate: Size of an optimizer step in a round, relative to the root mean square of the weights it changes.
         joint_passes: Passes over the calibration text in the joint steps that end the update "alternate": optimizer
@@ -229,7 +229,7 @@ class PruneSettings(_Settings):
             which includes the gradient and Adam's moments, divided among all devices.
         joint_tokens: Tokens in the minibatch of one joint step, in whole sequences, at least one for each device.
         joint_learning_rate: Largest size of a joint step, relative to the root mean square of the weights it changes.
-            It rises over the first tenth of the steps and then falls to zero along a cosine. By default 8.6 divided by
+            It rises over the first tenth of the steps and then falls to zero along a cosine. By default 5.8 divided by
             the model's width and its number of blocks.
         batch_tokens: Tokens that pass through a block at once; fewer need less memory.
         stream_dtype: Data type in which the activations of all tokens are stored between two blocks: "float32", or
@@ -293,7 +293,7 @@ class PruneSettings(_Settings):
         """
         return self.replace(
             **self.decided._asdict(),
-            steps=self.steps or max(1, round(_ROUND_PASSES * tokens / self.step_tokens)),
+            steps=self.steps or max(1, round(_ROUND_PASSES[self.effort] * tokens / self.step_tokens)),
             joint_learning_rate=self.joint_learning_rate or _JOINT_RATE / (layers * width),
         )
 
