@@ -83,7 +83,7 @@ def changed(request: Request, mesh: str, words: str) -> tuple[Request, Mesh]:
         ("llama-3.1-70b", "h100x8", 128, ["--joint-blocks 40", "--effort low"]),
         ("llama-3.1-8b", "h100x2", 4096, ["--sequences 1024", "h100x8 in place of h100x2"]),
         ("llama-3.1-8b", "v5e-8", 1024, ["--sequences 128", "v5e-16 in place of v5e-8"]),
-        ("llama-3.1-70b", "h100x8", 4096, ["--effort low --sequences 2048"]),
+        ("llama-3.1-70b", "h100x8", 4096, ["--effort low --batch-tokens 2048 --sequences 2048"]),
         (
             "qwen2.5-0.5b",
             "v5e-4",
