@@ -92,6 +92,7 @@ def prune(model: spap.Model, tokens: np.ndarray, settings: spap.PruneSettings, i
     check(settings)
     config, outer = model.config, model.params
     narrow = pipeline.pruned_config(config, settings)
+    settings = settings.resolved(config.layers, config.width, tokens.size)
     chunks = pipeline.calibration_chunks(tokens, settings)
     metrics = output_metrics(config, outer, tokens[:GRADIENT_SEQUENCES]) if idea == "weighted" else None
     both = [streams.start(config, outer, part) for part in chunks]
@@ -207,7 +208,6 @@ def prune_weighted(
     kept = choice.channels.kept
     taken = reduce.to_weights(reduce.take_channels(FAMILIES[config.family], layer["mlp"], kept))
     weights = refit_weights(seen, system, kept, taken)
-    settings = settings.resolved(config.layers, config.width, fitted.residual.size // config.width)
     schedule = Schedule(settings.rounds, settings.round_steps, settings.step_tokens, settings.learning_rate)
     steps = jax.random.fold_in(key, index)
     error = error_by_moments(seen, config.mlp_bias, kept, weights)
