@@ -40,6 +40,7 @@ COUNTS = (1, 2)
 SIZE = Size(layers=4, d=256, f=1024, n=4, m=2, sequences=32, length=256)
 STEP_SEQUENCES = 4
 SETTINGS = PruneSettings(
+    joint_learning_rate=0.01,
     schedule="parallel", held_out=0.25, batch_tokens=4 * SIZE.length, step_tokens=STEP_SEQUENCES * SIZE.length,
     joint_passes=1000, joint_tokens=STEP_SEQUENCES * SIZE.length, compute_dtype="float32",
 )  # fmt: skip
