@@ -182,4 +182,5 @@ def test_a_run_that_is_killed_goes_on_to_the_same_bits(dense: Path, ids: Path, t
     ours, theirs = weights(tmp_path / "out"), weights(tmp_path / "whole")
     assert all(np.array_equal(ours[name], theirs[name]) for name in ours.keys() | theirs.keys())
     reports = [json.loads((tmp_path / name / "spap_finetune.json").read_text()) for name in ("out", "whole")]
-    assert reports[0]["checks"] == reports[1]["checks"]
+    ours, theirs = ([check | {"seconds": 0} for check in report["checks"]] for report in reports)
+    assert ours == theirs

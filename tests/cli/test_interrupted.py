@@ -187,7 +187,7 @@ def test_it_goes_on_where_it_ended(shop: Workshop, whole: dict[str, Any], ended:
         (("--sparsity", "0.4"), "differs from this one in sparsity (0.3, now 0.4): repeat the command"),
         (
             ("--joint-learning-rate", "0.3", "--joint-passes", "1.5"),
-            "joint_passes (4, now 1.5), joint_learning_rate (0.003, now 0.3)",
+            "joint_passes (4.0, now 1.5), joint_learning_rate (0.003, now 0.3)",
         ),
         (("--schedule", "parallel"), "in schedule (sequential, now parallel): "),
         (("--sequences", "15"), "in calibration: "),

@@ -20,11 +20,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_mesh_that_is_too_small(folder: Path, tmp_path: Path, capsys):
-    said = spap(capsys, "plan", folder, "--mesh", "v5e-8", "--json", tmp_path / "plan.json")
+    said = spap(capsys, "plan", folder, "--mesh", "v5e-4", "--json", tmp_path / "plan.json")
     assert said.code == 0
     assert said.out.startswith(f"{folder}: 30 % of the MLP channels removed, 128 sequences of 2048 tokens\n")
-    assert "\nv5e-8: it does not fit: a device needs " in said.out
-    assert "It would fit with --effort low, or with --model-devices " in said.out
+    assert "\nv5e-4: it does not fit: a device needs " in said.out
+    assert "It would fit with --joint-blocks 8, or with --effort low, or with " in said.out
     found = json.loads((tmp_path / "plan.json").read_text())
     [planned] = found["plans"]
     assert not planned["fits"]
@@ -48,8 +48,7 @@ def test_settings_are_those_of_pruning(folder: Path, capsys):
 def test_several_meshes_are_compared_where_none_is_named(folder: Path, capsys):
     said = spap(capsys, "plan", folder)
     fits = {line.split()[0]: line.split()[-3] for line in said.out.splitlines() if " x " in line}
-    assert fits == {"v5e-8": "no", "v5p-64": "yes", "h100x8": "yes"}
-    assert said.out.count("it does not fit") == 1
+    assert fits == {"v5e-8": "yes", "v5p-64": "yes", "h100x8": "yes"}
 
 
 def test_weights_that_are_there_are_those_that_are_counted(tmp_path: Path, capsys):
