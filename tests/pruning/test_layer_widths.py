@@ -59,7 +59,7 @@ def test_a_layer_counts_by_what_it_does_to_the_predictions():
 
 def test_what_fills_up_stays_zero():
     """Padding channels stay zero through joint steps as well, and where channels have biases."""
-    settings = GLOBAL.replace(joint_passes=1, joint_learning_rate=0.003)
+    settings = GLOBAL.replace(joint_passes=4, joint_learning_rate=0.0005)
     result = api.prune(idle(tiny("opt_gelu"), 1, 30), random_tokens(), settings=settings)
     config = result.model.config
     assert config.widths
