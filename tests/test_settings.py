@@ -32,3 +32,12 @@ def test_numbers_of_numpy():
     settings = PruneSettings(sparsity=np.float32(0.25), round_to=np.int64(64))  # type: ignore[arg-type]
     assert settings == PruneSettings(sparsity=0.25, round_to=64)
     assert json.loads(json.dumps(dataclasses.asdict(settings)))["round_to"] == 64
+
+
+def test_what_depends_on_the_model_or_the_text_is_resolved():
+    """Rounds are passes over the text, and the joint rate falls with width and depth; what is given stays."""
+    low = PruneSettings(effort="low").resolved(layers=6, width=96, tokens=65_536)
+    assert (low.steps, low.joint_passes, low.joint_learning_rate) == (16, 0, pytest.approx(5.8 / 576))
+    assert PruneSettings(step_tokens=1024).resolved(30, 576, 65_536).steps == 128
+    given = PruneSettings(steps=7, joint_passes=1.5, joint_learning_rate=0.1)
+    assert given.resolved(30, 576, 65_536) == given.replace(sampled=0)
