@@ -9,6 +9,7 @@ and a program gathers the weights of one block at a time (``gathered``).
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -35,14 +36,7 @@ def placed(config: DecoderConfig, params: Params) -> Params:
         params: The whole tree, a part of it, or one layer's; arrays, or objects that return the part that an index
             selects.
     """
-    if devices.everyone() == 1:
-        return jax.tree.map(jnp.asarray, params)
-    family = FAMILIES[config.family]
-
-    def one(path: Any, array: Any) -> jax.Array:
-        return _put(array, spec_of(family, jax.tree_util.keystr(path, simple=True, separator="/"), array.shape))
-
-    return jax.tree_util.tree_map_with_path(one, params)
+    return _laid_out(config, params, spec_of)
 
 
 def bytes_of(params: Any) -> int:
@@ -92,14 +86,7 @@ def spread(config: DecoderConfig, params: Params) -> Params:
         config: Config of the decoder, for its family.
         params: The whole tree or parts of it.
     """
-    if devices.everyone() == 1:
-        return jax.tree.map(jnp.asarray, params)
-    family = FAMILIES[config.family]
-
-    def one(path: Any, array: Any) -> jax.Array:
-        return _put(array, spread_spec(family, jax.tree_util.keystr(path, simple=True, separator="/"), array.shape))
-
-    return jax.tree_util.tree_map_with_path(one, params)
+    return _laid_out(config, params, spread_spec)
 
 
 def spread_spec(family: Family, path: str, shape: tuple[int, ...]) -> PartitionSpec:
@@ -171,6 +158,17 @@ def _scatter(_: PartitionSpec, part: PartitionSpec, __: Any, like: jax.Array, gr
 
 
 _gathered.defvjp(_gather, _scatter)
+
+
+def _laid_out(config: DecoderConfig, params: Params, spec: Callable[[Family, str, tuple], PartitionSpec]) -> Params:
+    if devices.everyone() == 1:
+        return jax.tree.map(jnp.asarray, params)
+    family = FAMILIES[config.family]
+
+    def one(path: Any, array: Any) -> jax.Array:
+        return _put(array, spec(family, jax.tree_util.keystr(path, simple=True, separator="/"), array.shape))
+
+    return jax.tree_util.tree_map_with_path(one, params)
 
 
 def _put(array: Any, spec: PartitionSpec) -> jax.Array:
