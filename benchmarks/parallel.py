@@ -32,6 +32,7 @@ from spap_jax.planning import operations
 from spap_jax.planning.workload import Workload, workload
 from spap_jax.pruning import joint, layer, moments, streams, waves
 from spap_jax.pruning.pipeline import pruned_config
+from spap_jax.pruning.streams import Padded, Streams
 from spap_jax.settings import PruneSettings
 from spap_jax.training.engine import batch_of
 from spap_jax.training.step import Given, Job, Sequences, begin, step
@@ -73,11 +74,11 @@ def work(count: int) -> Iterator[tuple[str, Any]]:
     load = load_on(count)
     config, params = load.narrow, random_params(load.narrow)
     tokens = np.random.default_rng(0).integers(0, SIZE.vocabulary, (SIZE.sequences, SIZE.length)).astype(np.int32)
-    fitted = load.fitted.count * load.fitted.sequences
+    fitted = load.fitted.real
     chunks = streams.chunked(tokens[:fitted], load.fitted.sequences), streams.chunked(tokens[fitted:], 1)
     both = [streams.start(config, params, part) for part in chunks]
     one = jax.tree.map(lambda a: jnp.asarray(a[0]), params["layers"])
-    select = selection(config, params, both[0].dense)
+    select = selection(config, params, both[0])
     steps = joint_steps(config, params, chunks[0], both[0].dense)
     while True:
         yield STATISTICS, lambda: moments.accumulate(config, one, streams.fitting_tokens(both[0]))
@@ -85,11 +86,11 @@ def work(count: int) -> Iterator[tuple[str, Any]]:
         yield JOINT_STEP, lambda: next(steps)
 
 
-def joint_steps(config: DecoderConfig, params: decoder.Params, tokens: np.ndarray, final: jax.Array) -> Iterator[Any]:
+def joint_steps(config: DecoderConfig, params: decoder.Params, tokens: Padded, final: jax.Array) -> Iterator[Any]:
     """Yields the loss of one joint step after the other, all on the same sequences."""
     params = spread(config, params)
     job = Job(config, joint.recipe(SETTINGS, 1000), "float32")
-    given = Given(params, None, Sequences(devices.spread(tokens), final))
+    given = Given(params, None, Sequences(devices.spread(tokens.tokens), final), tokens.real)
     state = begin(job, {"layers": {"mlp": params["layers"]["mlp"]}})
     batch = batch_of(np.arange(STEP_SEQUENCES), given, SETTINGS.batch_tokens)
     while True:
@@ -97,7 +98,7 @@ def joint_steps(config: DecoderConfig, params: decoder.Params, tokens: np.ndarra
         yield loss
 
 
-def selection(config: DecoderConfig, params: decoder.Params, dense: jax.Array) -> Callable[[], Any]:
+def selection(config: DecoderConfig, params: decoder.Params, fitted: Streams) -> Callable[[], Any]:
     """Returns a function that selects channels for as many layers as there are devices at most, in waves if needed."""
     wave, keep = devices.everyone(), pruned_config(config, SETTINGS).intermediate
     search, key = layer.search_of(SETTINGS), jax.random.key(0)
@@ -106,7 +107,7 @@ def selection(config: DecoderConfig, params: decoder.Params, dense: jax.Array) -
         return jax.tree.map(lambda a: a[index], params["layers"])
 
     of_waves = [
-        waves.own_moments(range(first, first + wave), config, read_layer, dense, layer.Clock())
+        waves.own_moments(range(first, first + wave), config, read_layer, fitted, layer.Clock())
         for first in range(0, COUNTS[-1], wave)
     ]
     return lambda: [waves.own_choices(own, config, key, 0, keep, **search) for own in of_waves]

@@ -294,6 +294,7 @@ class PruneSettings(_Settings):
         return self.replace(
             **self.decided._asdict(),
             steps=self.steps or max(1, round(_ROUND_PASSES[self.effort] * tokens / self.step_tokens)),
+            step_tokens=min(self.step_tokens, tokens),
             joint_learning_rate=self.joint_learning_rate or _JOINT_RATE / (layers * width),
         )
 

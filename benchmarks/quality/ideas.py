@@ -122,7 +122,7 @@ def prune_block(
     """Prunes one block and returns it with the streams after it."""
     both = [streams.enter_attention(config, layer, part) for part in both]
     if idea == "attention_refit":
-        layer = with_attention_refitted(config, layer, Tokens(both[0].pruned, both[0].dense), settings.ridge)
+        layer = with_attention_refitted(config, layer, streams.fitting_tokens(both[0]), settings.ridge)
     fitted, judged, both = enter_mlp(config, layer, both, idea)
     if metric is None:
         layer, _ = prune_layer(index, config, narrow, layer, fitted, judged, settings, Clock())
@@ -142,7 +142,7 @@ def enter_mlp(
     for before, part in zip(attended, both, strict=True):
         repairing, own = part.dense, part.pruned + (part.dense - before)
         total = {"dense_target": own, "mixed_target": (own + repairing) / 2}.get(idea, repairing)
-        found.append(Tokens(part.pruned, total))
+        found.append(Tokens(part.pruned, total, part.counted))
     return *found, both
 
 
@@ -235,7 +235,7 @@ def recover_weighted(
         return hidden_channels(narrow, layer, inner, residual @ metric.inverse)
 
     def turned(tokens: Tokens) -> Tokens:
-        return Tokens(*(stream @ metric.root for stream in tokens))
+        return tokens._replace(residual=tokens.residual @ metric.root, total=tokens.total @ metric.root)
 
     found = alternating.recover(hidden, weights, error, turned(fitted), turned(judged), schedule, ridge, key).weights
     bias = None if found.bias is None else found.bias @ metric.inverse

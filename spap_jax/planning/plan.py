@@ -259,11 +259,11 @@ def notes(planned: Plan) -> list[str]:
     """Returns remarks on a run on this mesh, one sentence each."""
     load = planned.request.on(planned.mesh.devices, planned.mesh.sharers)
     chip, found = planned.mesh.accelerator, []
-    if load.devices > 1 and not load.fitted.divided:
+    if load.fitted.real < load.devices:
         whose = "devices" if load.sharers == 1 else "groups of devices"
         found.append(
-            f"{planned.request.sequences} sequences cannot be divided among {load.devices} {whose}, so each computes "
-            "all."
+            f"{load.fitted.real} sequences to fit are fewer than the {load.devices} {whose}: those without one of "
+            "their own have nothing to do."
         )
     if load.narrow.intermediate % load.sharers:
         found.append(

@@ -1,8 +1,8 @@
 """The sizes of a run: the work of one device, and how much of it is divided among the devices.
 
-This follows ``spap_jax/devices.py``: sequences are sharded in whole chunks, evenly or not at all, and so are the tokens
-or sequences of a minibatch. Heads, channels and vocabulary are sharded over the devices that share the weights, if
-their numbers allow it; everything else is replicated.
+This follows ``spap_jax/devices.py``: sequences are padded and sharded in whole chunks, and the tokens or sequences of a
+minibatch are sharded evenly or not at all. Heads, channels and vocabulary are sharded over the devices that share the
+weights, if their numbers allow it; everything else is replicated.
 """
 
 import dataclasses
@@ -27,23 +27,25 @@ class Chunks:
         count: C, on all devices together.
         sequences: B.
         length: T.
-        devices: Number of devices over which the chunks are spread if they can be divided.
+        devices: Number of devices over which the chunks are spread.
+        real: Number of sequences that are no padding.
     """
 
     count: int
     sequences: int
     length: int
     devices: int
+    real: int
 
     @property
     def divided(self) -> bool:
-        """Whether the chunks are divided evenly among the devices; otherwise each device has all of them."""
-        return self.devices > 1 and self.count > 0 and self.count % self.devices == 0
+        """Whether there are several devices, which the chunks are divided among."""
+        return self.devices > 1 and self.count > 0
 
     @property
     def here(self) -> int:
         """Number of chunks on one device."""
-        return self.count // self.devices if self.divided else self.count
+        return self.count // self.devices
 
     @property
     def size(self) -> int:
@@ -141,9 +143,7 @@ class Workload:
         if not self.alternates:
             return []
         fitted = self.fitted
-        return joint.groups(
-            self.narrow.layers, fitted.count * fitted.sequences, fitted.length, self.settings, self.devices
-        )
+        return joint.groups(self.narrow.layers, fitted.real, fitted.length, self.settings, self.devices)
 
     @property
     def joint_steps(self) -> int:
@@ -182,7 +182,7 @@ class Workload:
     def written(self) -> int:
         """Number of sequences that the dense model generates on one device."""
         sampled = self.settings.decided.sampled
-        count = sum(part.count * part.sequences for part in self.parts) * sampled // (1 + sampled)
+        count = sum(part.real for part in self.parts) * sampled // (1 + sampled)
         return count if count % self.devices else count // self.devices
 
     @property
@@ -203,7 +203,7 @@ class Workload:
     @property
     def batch(self) -> int:
         """Number of tokens in a minibatch of the alternating rounds."""
-        return min(self.settings.step_tokens, self.fitted.count * self.fitted.size)
+        return self.settings.step_tokens
 
 
 def _part(config: DecoderConfig, sharers: int) -> DecoderConfig:
@@ -245,17 +245,18 @@ def workload(
     most = max(1, settings.batch_tokens // length)
     sequences *= 1 + settings.decided.sampled
     settings = settings.resolved(config.layers, config.width, sequences * length)
-    fitted, chunk = streams.split(sequences, held_out_part(settings), most, devices)
-    # The pipeline chunks held-out sequences in the same way.
-    held = sequences - fitted
-    rest = held // devices if held % devices == 0 else held
-    held_chunk = streams.largest_divisor(rest, chunk) if rest else 1
+    fitted = streams.fitted_of(sequences, held_out_part(settings))
+
+    def chunks(count: int) -> Chunks:
+        number, size = streams.division(count, most, devices)
+        return Chunks(number, size, length, devices, count)
+
     return Workload(
         dense=config,
         narrow=pruned_config(config, settings),
         settings=settings,
-        fitted=Chunks(fitted // chunk, chunk, length, devices),
-        held_out=Chunks(held // held_chunk, held_chunk, length, devices),
+        fitted=chunks(fitted),
+        held_out=chunks(sequences - fitted),
         weight_bytes=weight_bytes,
         heads_at_once=config.heads if heads_at_once is None else heads_at_once,
         sharers=sharers,

@@ -22,7 +22,6 @@ from spap_jax.pruning import moments, reduce, streams
 from spap_jax.pruning.moments import Moments
 from spap_jax.pruning.pipeline import calibration_chunks, pruned_config
 from spap_jax.pruning.predictions import advance, at, divergence, put, room
-from spap_jax.pruning.streams import Streams
 from spap_jax.settings import PruneSettings
 from spap_jax.solver import allocation
 from spap_jax.solver.problem import equilibrate
@@ -130,17 +129,19 @@ def _losses(
 ) -> np.ndarray:
     """Measures the divergence of the dense model with a single layer at each width: [L, W] nats per token."""
     fitted, held_out = calibration_chunks(tokens, settings)
-    judged = held_out if held_out.size else fitted[:1]
+    most = max(1, settings.batch_tokens // tokens.shape[1])
+    judged = held_out if held_out.real else streams.chunked(tokens[:most], most)
     outer, blocks = placed(config, {name: outer[name] for name in ("embed", "head")}), None
     for index in range(config.layers):
         layer = placed(config, read_layer(index))
         blocks = put(room(layer, config.layers) if blocks is None else blocks, index, layer)
     assert blocks is not None
     dtype = storage(settings.stream_dtype)
-    last = streams.embed(config, outer, judged, dtype)
+    compared = streams.start(config, outer, judged, dtype)
+    last = jnp.copy(compared.dense)
     for index in range(config.layers):
         last = advance(config, blocks, index, last)
-    compared = Streams(last, streams.embed(config, outer, judged, dtype))
+    compared = compared._replace(dense=last)
     both, losses = streams.start(config, outer, fitted, dtype), []
     for index in range(config.layers):
         layer = at(blocks, index)

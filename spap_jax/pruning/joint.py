@@ -8,19 +8,17 @@ held-out tokens.
 """
 
 import functools
-import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from spap_jax import devices
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.numerics import compute_dtype
 from spap_jax.pruning.predictions import at
-from spap_jax.pruning.streams import largest_divisor
+from spap_jax.pruning.streams import Padded, largest_divisor
 from spap_jax.settings import PruneSettings
 from spap_jax.training.checks import Check
 from spap_jax.training.engine import Schedule, stages
@@ -99,7 +97,7 @@ def number_of_checks(plan: list[Group]) -> int:
 def adjusted(
     config: DecoderConfig,
     params: Params,
-    tokens: tuple[np.ndarray, np.ndarray],
+    tokens: tuple[Padded, Padded],
     final: tuple[jax.Array, jax.Array],
     settings: PruneSettings,
     resumed: Resumed | None = None,
@@ -110,8 +108,8 @@ def adjusted(
     Args:
         config: The pruned decoder.
         params: Its parameter tree, placed by ``placement.spread``; what moves is taken out of it, to save memory.
-        tokens: Calibration and held-out token blocks, each in chunks [C, B, T]; if none are held out (C = 0), the
-            calibration tokens are used for measurements too.
+        tokens: Calibration and held-out token blocks, each in chunks; if none are held out, the calibration tokens are
+            used for measurements too.
         final: The dense model's stream after its last block for the same tokens, each [C, B, T, d].
         settings: The pruning settings.
         resumed: Where an earlier process with the same arguments stopped.
@@ -120,10 +118,9 @@ def adjusted(
     Yields:
         The state after each measurement, the first of them before any step; of those of an earlier process the last.
     """
-    sets = [Sequences(devices.spread(part), last) for part, last in zip(tokens, final, strict=True)]
-    fitted, held_out = sets[0], sets[1] if tokens[1].size else sets[0]
-    shape = tokens[0].shape
-    plan = groups(config.layers, math.prod(shape[:2]), shape[2], settings, devices.number())
+    sets = [(Sequences(devices.spread(part.tokens), last), part.real) for part, last in zip(tokens, final, strict=True)]
+    fitted, held_out = sets[0], sets[1] if tokens[1].real else sets[0]
+    plan = groups(config.layers, tokens[0].real, tokens[0].tokens.shape[2], settings, devices.number())
     total, last = sum(group.schedule.steps for group in plan), number_of_checks(plan)
     parts = {name: params["layers"].pop(name) for name in moving(settings, params["layers"])}
     checks = resumed.checks if resumed else ()
@@ -138,7 +135,7 @@ def adjusted(
         best = parts if alone else _of_blocks(parts, group.first, group.blocks)
         frozen = params if alone else params | {"layers": params["layers"] | parts}
         job = Job(config, recipe(settings, group.schedule.steps), compute_dtype(settings.compute_dtype), group.first)
-        given, judged = (Given(frozen, None, part) for part in (fitted, held_out))
+        given, judged = (Given(frozen, None, *part) for part in (fitted, held_out))
         before = checks[:reached] if group.first else ()
         begun = (resumed.state["stage"], checks) if resumed and len(checks) > len(before) else None
         kept = len(checks) if begun else 0

@@ -63,15 +63,15 @@ def _accumulate(hidden: Callable[[jax.Array], jax.Array], weight: jax.Array, cen
 
     def add(total: tuple, chunk: Tokens) -> tuple[tuple, None]:
         chunk = in_float32(chunk)
-        h, y = hidden(chunk.residual), chunk.flat().target
+        flat = chunk.flat()
+        h, y = flat.counted_rows(hidden(chunk.residual)), flat.counted_rows(flat.target)
         # Materialise the transpose: XLA:CPU is twice as slow at a product that contracts the rows of a large array.
         transposed = jax.lax.optimization_barrier(h.T)
         parts = (transposed @ h, h.T @ y, h.sum(axis=0), y.sum(axis=0), jnp.square(y).sum())
         return jax.tree.map(jnp.add, total, parts), None
 
     totals = devices.total(lambda own: jax.lax.scan(add, start, own)[0], tokens)
-    count = tokens.residual.size // d
-    gram, cross, hidden_mean, target_mean, power = jax.tree.map(lambda total: total / count, totals)
+    gram, cross, hidden_mean, target_mean, power = jax.tree.map(lambda total: total / tokens.real, totals)
     variance = jnp.diagonal(gram) - jnp.square(hidden_mean)
     if centred:
         gram = gram - hidden_mean[:, None] * hidden_mean[None, :]

@@ -23,7 +23,7 @@ from spap_jax.pruning.attention import prune_attention
 from spap_jax.pruning.layer import Choice, Clock, layer_report, prune_layer
 from spap_jax.pruning.predictions import put
 from spap_jax.pruning.report import LayerReport
-from spap_jax.pruning.streams import Streams
+from spap_jax.pruning.streams import Padded, Streams
 from spap_jax.pruning.waves import Choices
 from spap_jax.settings import PruneSettings
 from spap_jax.training.checks import Check
@@ -152,7 +152,7 @@ def prune_layers(
     for index in range(config.layers):
         if settings.schedule == "parallel" and index % wave == 0 and index + wave > len(made):
             layers = range(index, min(index + wave, config.layers))
-            choices = ahead.of(layers, config, narrow.intermediate, read_layer, both.fitted.dense, settings, clock)
+            choices = ahead.of(layers, config, narrow.intermediate, read_layer, both.fitted, settings, clock)
         own = config.of_layer(index)
         dense = resized(placed(config, read_layer(index)), own.intermediate)
         clock.lap("reading", dense)
@@ -235,23 +235,17 @@ def _past(config: DecoderConfig, narrow: DecoderConfig, dense: Params, layer: Pa
     return Both(*(streams.leave_mlp(narrow, layer, s)[0] for s in both))
 
 
-def calibration_chunks(tokens: np.ndarray, settings: PruneSettings) -> tuple[np.ndarray, np.ndarray]:
-    """Splits token blocks into calibration and held-out chunks [C, B, T]; sampled sequences are never held out."""
-    most, shares = max(1, settings.batch_tokens // tokens.shape[1]), devices.number()
-    fitted, chunk = streams.split(len(tokens), held_out_part(settings), most, shares)
-    held_out = tokens[fitted:]
-    rest = len(held_out) // shares if len(held_out) % shares == 0 else len(held_out)
-    return (
-        streams.chunked(tokens[:fitted], chunk),
-        streams.chunked(held_out, streams.largest_divisor(rest, chunk) if rest else 1),
-    )
+def calibration_chunks(tokens: np.ndarray, settings: PruneSettings) -> tuple[Padded, Padded]:
+    """Splits token blocks into calibration and held-out chunks; sampled sequences are never held out."""
+    most = max(1, settings.batch_tokens // tokens.shape[1])
+    fitted = streams.fitted_of(len(tokens), held_out_part(settings))
+    return streams.chunked(tokens[:fitted], most), streams.chunked(tokens[fitted:], most)
 
 
 def checks_of(tokens: np.ndarray, layers: int, settings: PruneSettings) -> int:
     """Returns the number of measurements in the joint steps on a model with ``layers`` blocks."""
-    fitted = calibration_chunks(tokens, settings)[0]
-    sequences = len(fitted) * len(fitted[0])
-    return joint.number_of_checks(joint.groups(layers, sequences, tokens.shape[1], settings, devices.number()))
+    fitted = streams.fitted_of(len(tokens), held_out_part(settings))
+    return joint.number_of_checks(joint.groups(layers, fitted, tokens.shape[1], settings, devices.number()))
 
 
 def held_out_part(settings: PruneSettings) -> float:
@@ -263,7 +257,7 @@ def adjusted(
     config: DecoderConfig,
     outer: Params,
     blocks: Params,
-    tokens: tuple[np.ndarray, np.ndarray],
+    tokens: tuple[Padded, Padded],
     final: tuple[jax.Array, jax.Array],
     settings: PruneSettings,
     begun: Begun | None = None,

@@ -7,7 +7,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from spap_jax import devices
 from spap_jax.models import decoder
@@ -29,12 +28,13 @@ def divergence(
         def add(total: jax.Array, chunk: Streams) -> tuple[jax.Array, None]:
             chunk = in_float32(chunk)
             last = rest(config, layers, first, mlp, chunk.pruned)
-            return total + token_divergences(config, outer, chunk.dense, last).sum(), None
+            losses = token_divergences(config, outer, chunk.dense, last)
+            return total + streams.fitting_tokens(chunk).counted_rows(losses[..., None]).sum(), None
 
         return jax.lax.scan(add, jnp.float32(0), own)[0]
 
     total = devices.total(sums, chunks, outer, layers, mlp)
-    return total / np.prod(chunks.pruned.shape[:3])
+    return total / streams.fitting_tokens(chunks).real
 
 
 def room(layer: Params, count: int) -> Params:

@@ -31,26 +31,52 @@ class Streams(NamedTuple):
     Attributes:
         dense: [C, B, T, d]; between attention and MLP, the dense block's final sum before its closing norm.
         pruned: [C, B, T, d]; between attention and MLP, the stream before the MLP's residual addition.
+        counted: [C, B, T] 1, or 0 for padding; None if there is none.
     """
 
     dense: jax.Array
     pruned: jax.Array
+    counted: jax.Array | None = None
 
 
-def split(count: int, held_out: float, most: int, shares: int = 1) -> tuple[int, int]:
-    """Returns how many of ``count`` sequences to fit on, and the chunk size, at most ``most``.
+class Padded(NamedTuple):
+    """Sequences in chunks of one size, as many on each device; the last sequences may be padding.
 
-    The rest is held out, including sequences that would leave the last chunk incomplete, or give one of the ``shares``
-    fewer chunks than another.
+    Attributes:
+        tokens: [C, B, T] token ids; padding repeats the last sequence.
+        real: Number of sequences that are no padding.
     """
-    if held_out <= 0 or count == 1:
-        return count, largest_divisor(count // shares if count % shares == 0 else count, most)
-    fitted = count - min(count - 1, max(1, round(held_out * count)))
-    shares = min(shares, fitted)
-    most = min(most, fitted // shares)
-    # The largest chunk size is not always best: 63 of 128 sequences could be left over.
-    chunk = min(range(most, (most - 1) // 2, -1), key=lambda size: fitted % (size * shares))
-    return fitted - fitted % (chunk * shares), chunk
+
+    tokens: np.ndarray
+    real: int
+
+    @property
+    def counted(self) -> jax.Array | None:
+        """[C, B, T] 1, or 0 for padding, spread over the devices; None if there is none."""
+        number = np.arange(self.tokens.shape[0] * self.tokens.shape[1]).reshape(*self.tokens.shape[:2], 1)
+        if number.size == self.real:
+            return None
+        return devices.spread(np.broadcast_to(number < self.real, self.tokens.shape).astype(np.float32))
+
+
+def fitted_of(count: int, held_out: float) -> int:
+    """Returns how many of ``count`` sequences are fitted; the rest is held out, at least one if ``held_out`` > 0."""
+    return count if held_out <= 0 else count - min(count - 1, max(1, round(held_out * count)))
+
+
+def division(count: int, most: int, shares: int) -> tuple[int, int]:
+    """Returns the number and the size of chunks of ``count`` sequences, with little padding.
+
+    Args:
+        count: Number of sequences.
+        most: Maximum size of a chunk.
+        shares: Number of devices; each has the same number of chunks.
+    """
+    own = -(-count // shares)
+    most = min(most, max(1, own))
+    # The largest size is not always best: it could need nearly a chunk of padding.
+    size = min(range(most, (most - 1) // 2, -1), key=lambda size: -own % size)
+    return shares * -(-own // size), size
 
 
 def largest_divisor(count: int, most: int) -> int:
@@ -58,15 +84,17 @@ def largest_divisor(count: int, most: int) -> int:
     return next(size for size in range(min(count, most), 0, -1) if count % size == 0)
 
 
-def start(config: DecoderConfig, params: Params, chunks: np.ndarray, dtype: np.dtype = FLOAT32) -> Streams:
-    """Embeds token chunks [C, B, T]; both streams start equal, and are stored in ``dtype``."""
-    x = embed(config, params, chunks, dtype)
-    return Streams(x, jnp.copy(x))
+def start(config: DecoderConfig, params: Params, chunks: Padded, dtype: np.dtype = FLOAT32) -> Streams:
+    """Embeds token chunks; both streams start equal, and are stored in ``dtype``."""
+    x = embed(config, params, chunks.tokens, dtype)
+    return Streams(x, jnp.copy(x), chunks.counted)
 
 
-def chunked(tokens: np.ndarray, chunk: int) -> np.ndarray:
-    """Splits token blocks [B, T] into chunks [C, B, T]; C may be 0."""
-    return tokens.reshape(-1, chunk, tokens.shape[-1]) if len(tokens) else tokens.reshape(0, 1, tokens.shape[-1])
+def chunked(tokens: np.ndarray, most: int) -> Padded:
+    """Divides token blocks [B, T] into chunks of at most ``most`` sequences for the devices; none if there are none."""
+    chunks, size = division(len(tokens), most, devices.number())
+    rows = np.minimum(np.arange(chunks * size), len(tokens) - 1)
+    return Padded(tokens[rows].reshape(chunks, size, tokens.shape[-1]), len(tokens))
 
 
 def embed(config: DecoderConfig, params: Params, chunks: np.ndarray, dtype: np.dtype = FLOAT32) -> jax.Array:
@@ -94,7 +122,7 @@ def enter_mlp(config: DecoderConfig, layer: Params, streams: Streams) -> Streams
     def one(chunk: Streams) -> Streams:
         r = piece(chunk.dense, *causal(chunk.dense), method=Block.attend)
         full = r + piece(r, method=mlp_output)
-        return Streams(full, piece(chunk.pruned, *causal(chunk.pruned), method=Block.attend))
+        return chunk._replace(dense=full, pruned=piece(chunk.pruned, *causal(chunk.pruned), method=Block.attend))
 
     return in_place(one, streams)
 
@@ -107,7 +135,7 @@ def enter_dense_mlp(config: DecoderConfig, layer: Params, streams: Streams) -> S
 
     def one(chunk: Streams) -> Streams:
         r = piece(chunk.dense, *causal(chunk.dense), method=Block.attend)
-        return Streams(r + piece(r, method=mlp_output), r)
+        return chunk._replace(dense=r + piece(r, method=mlp_output), pruned=r)
 
     return in_place(one, streams)
 
@@ -117,7 +145,7 @@ def enter_dense_mlp(config: DecoderConfig, layer: Params, streams: Streams) -> S
 def leave_dense_mlp(config: DecoderConfig, layer: Params, streams: Streams) -> Streams:
     """Applies the block's closing norm to the dense stream; the other stream is meaningless afterwards."""
     finish = functools.partial(decoder.block, config, layer, method=Block.finish)
-    return in_place(lambda chunk: Streams(finish(chunk.dense), chunk.pruned), streams)
+    return in_place(lambda chunk: chunk._replace(dense=finish(chunk.dense)), streams)
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="streams")
@@ -125,7 +153,7 @@ def leave_dense_mlp(config: DecoderConfig, layer: Params, streams: Streams) -> S
 def enter_attention(config: DecoderConfig, layer: Params, streams: Streams) -> Streams:
     """Advances the dense stream past a dense block's attention; the pruned stream stays before it."""
     attend = functools.partial(decoder.block, config, layer, method=Block.attend)
-    return in_place(lambda chunk: Streams(attend(chunk.dense, *causal(chunk.dense)), chunk.pruned), streams)
+    return in_place(lambda chunk: chunk._replace(dense=attend(chunk.dense, *causal(chunk.dense))), streams)
 
 
 @functools.partial(jax.jit, static_argnames="narrow", donate_argnames="streams")
@@ -142,7 +170,7 @@ def leave_attention(narrow: DecoderConfig, layer: Params, streams: Streams) -> S
 
     def one(chunk: Streams) -> Streams:
         pruned = piece(chunk.pruned, *causal(chunk.pruned), method=Block.attend)
-        return Streams(chunk.dense + piece(chunk.dense, method=mlp_output), pruned)
+        return chunk._replace(dense=chunk.dense + piece(chunk.dense, method=mlp_output), pruned=pruned)
 
     return in_place(one, streams)
 
@@ -160,8 +188,10 @@ def leave_mlp(config: DecoderConfig, layer: Params, streams: Streams) -> tuple[S
     def one(item: tuple[Streams, jax.Array]) -> tuple[Streams, jax.Array]:
         chunk, _ = item
         pruned = chunk.pruned + piece(chunk.pruned, method=mlp_output)
-        sums = [jnp.square(chunk.dense - stream).sum() for stream in (pruned, chunk.pruned)]
-        return Streams(*(piece(stream, method=Block.finish) for stream in (chunk.dense, pruned))), jnp.stack(sums)
+        counted = fitting_tokens(chunk).counted_rows
+        sums = [jnp.square(counted(chunk.dense - stream)).sum() for stream in (pruned, chunk.pruned)]
+        dense, pruned = (piece(stream, method=Block.finish) for stream in (chunk.dense, pruned))
+        return chunk._replace(dense=dense, pruned=pruned), jnp.stack(sums)
 
     streams, sums = in_place(one, (streams, jnp.zeros((len(streams.dense), 2))))
     error, power = sums.sum(axis=0)
@@ -176,7 +206,7 @@ def fitting_tokens(streams: Streams) -> Tokens:
     The target is the dense stream after that half minus the pruned stream before it, so that each half also corrects
     the errors of the previous ones.
     """
-    return Tokens(streams.pruned, streams.dense)
+    return Tokens(streams.pruned, streams.dense, streams.counted)
 
 
 def mlp_output(block: Block, r: jax.Array) -> jax.Array:

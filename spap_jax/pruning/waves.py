@@ -40,7 +40,7 @@ class Choices:
         config: DecoderConfig,
         keep: int,
         read_layer: Callable[[int], Params],
-        dense: jax.Array,
+        fitted: Streams,
         settings: PruneSettings,
         clock: Clock,
     ) -> list[Choice]:
@@ -51,12 +51,12 @@ class Choices:
             config: The dense decoder.
             keep: Number of channels to keep, k; one of those passed to the constructor.
             read_layer: Returns the parameters of a dense block by its number.
-            dense: [C, B, T, d] the dense stream before the first of these layers.
+            fitted: The streams before the first of these layers, of which the dense one is used.
             settings: The pruning settings.
             clock: Records the time by phase.
         """
         if (layers, keep) not in self._made:
-            own = own_moments(layers, config, read_layer, dense, clock)
+            own = own_moments(layers, config, read_layer, fitted, clock)
             key, search = jax.random.key(settings.seed), search_of(settings)
             for each in self._keeps[self._keeps.index(keep) :]:
                 chosen = own_choices(own, config, key, layers.start, each, **search)
@@ -66,7 +66,7 @@ class Choices:
 
 
 def own_moments(
-    layers: range, config: DecoderConfig, read_layer: Callable[[int], Params], dense: jax.Array, clock: Clock
+    layers: range, config: DecoderConfig, read_layer: Callable[[int], Params], fitted: Streams, clock: Clock
 ) -> Moments:
     """Accumulates each layer's moments on its own device, [devices, ...]; spare devices get the last layer's.
 
@@ -74,10 +74,10 @@ def own_moments(
         layers: Numbers of the layers, as in ``Choices.of``.
         config: The dense decoder.
         read_layer: Returns the parameters of a dense block by its number.
-        dense: [C, B, T, d] the dense stream before the first of the layers.
+        fitted: The streams before the first of the layers, of which the dense one is used.
         clock: Records the time by phase.
     """
-    stream, own = Streams(jnp.copy(dense), jnp.copy(dense)), None
+    stream, own = jax.tree.map(jnp.copy, fitted._replace(pruned=fitted.dense)), None
     for place, index in enumerate(layers):
         layer = placed(config, read_layer(index))
         clock.lap("reading", layer)

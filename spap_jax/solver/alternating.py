@@ -32,10 +32,12 @@ class Tokens(NamedTuple):
     Attributes:
         residual: [C, ..., d] residual stream before the MLP's addition, in chunks that fit in memory.
         total: [C, ..., d] desired stream after the addition.
+        counted: [C, ...] 1, or 0 for padding, which comes last and which nothing depends on; None if there is none.
     """
 
     residual: jax.Array
     total: jax.Array
+    counted: jax.Array | None = None
 
     @property
     def target(self) -> jax.Array:
@@ -43,9 +45,19 @@ class Tokens(NamedTuple):
         tokens = in_float32(self)
         return tokens.total - tokens.residual
 
+    @property
+    def real(self) -> int | jax.Array:
+        """Number of tokens that are no padding, []."""
+        return math.prod(self.residual.shape[:-1]) if self.counted is None else (self.counted > 0).sum()
+
+    def counted_rows(self, rows: jax.Array) -> jax.Array:
+        """Sets what was computed of padding to zero. rows: [..., n], with the axes of these tokens."""
+        return rows if self.counted is None else jnp.where(self.counted[..., None] > 0, rows, 0)
+
     def flat(self) -> "Tokens":
         """Returns the same tokens, flattened to [N, d]."""
-        return Tokens(*(a.reshape(-1, a.shape[-1]) for a in self))
+        residual, total = (a.reshape(-1, a.shape[-1]) for a in (self.residual, self.total))
+        return Tokens(residual, total, None if self.counted is None else self.counted.reshape(-1))
 
 
 class Weights(NamedTuple):
@@ -99,8 +111,8 @@ def relative_error(hidden: Hidden, weights: Weights, tokens: Tokens) -> jax.Arra
 
     def add(total: jax.Array, chunk: Tokens) -> tuple[jax.Array, None]:
         chunk = in_float32(chunk)
-        error = chunk.target - output(hidden, weights, chunk.residual)
-        return total + jnp.stack([jnp.square(error).sum(), jnp.square(chunk.target).sum()]), None
+        error = chunk.counted_rows(chunk.target - output(hidden, weights, chunk.residual))
+        return total + jnp.stack([jnp.square(error).sum(), jnp.square(chunk.counted_rows(chunk.target)).sum()]), None
 
     error, power = devices.total(lambda own: jax.lax.scan(add, jnp.zeros(2), own)[0], tokens)
     return error / jnp.maximum(power, _TINY)  # a layer that adds nothing has no target
@@ -117,16 +129,16 @@ def closed_form(hidden: Hidden, weights: Weights, tokens: Tokens, ridge: float |
 
     def add(total, chunk: Tokens):
         chunk = in_float32(chunk.flat())
-        h = hidden(weights.inner, chunk.residual)
+        h = chunk.counted_rows(hidden(weights.inner, chunk.residual))
         # Solve for the correction of the output, not the output: its right-hand side is small, and so is its rounding.
-        e = chunk.target - output(hidden, weights, chunk.residual)
+        e = chunk.counted_rows(chunk.target - output(hidden, weights, chunk.residual))
         transposed = jax.lax.optimization_barrier(h.T)  # materialised: see moments.accumulate
-        powers = jnp.stack([jnp.square(e).sum(), jnp.square(chunk.target).sum()])
+        powers = jnp.stack([jnp.square(e).sum(), jnp.square(chunk.counted_rows(chunk.target)).sum()])
         parts = (transposed @ h, h.T @ e, h.sum(axis=0), e.sum(axis=0), powers)
         return jax.tree.map(jnp.add, total, parts), None
 
     moments = devices.total(lambda own: jax.lax.scan(add, (*zeros, jnp.zeros(2)), own)[0], tokens)
-    count = tokens.residual.size // out
+    count = tokens.real
     gram, cross, h_mean, e_mean, (error, power) = jax.tree.map(lambda total: total / count, moments)
     remains = error
     if weights.bias is not None:
@@ -153,9 +165,7 @@ def descend(
     hidden: Hidden, weights: Weights, tokens: Tokens, schedule: Schedule, rate: jax.Array, key: jax.Array
 ) -> Weights:
     """Runs minibatch steps on all weights jointly; the step size decays to zero over the round, so that they settle."""
-    shape = tokens.residual.shape[:-1]
-    count = math.prod(shape)
-    batch = min(schedule.step_tokens, count)
+    count, tokens = tokens.real, tokens._replace(counted=None)  # padding comes last, and is never drawn
     decay = optax.cosine_decay_schedule(1.0, schedule.steps)
     optimizer = relative_optimizer()
 
@@ -166,8 +176,8 @@ def descend(
     def step(carry: tuple[Any, Any], now: tuple[jax.Array, jax.Array]) -> tuple[tuple[Any, Any], None]:
         weights, state = carry
         number, key = now
-        index = jax.random.randint(key, (batch,), 0, count)
-        drawn = in_float32(devices.draw(tokens, jnp.unravel_index(index, shape)))
+        index = jax.random.randint(key, (schedule.step_tokens,), 0, count)
+        drawn = in_float32(devices.draw(tokens, jnp.unravel_index(index, tokens.residual.shape[:-1])))
         updates, state = optimizer.update(jax.grad(loss)(weights, drawn), state, cast(Any, weights))
         size = rate * decay(number)
         return (jax.tree.map(lambda w, u: w - size * u, weights, updates), state), None

@@ -104,8 +104,8 @@ def stages(
         ``check_every`` steps.
     """
     last = before[-1] if before else Check(0, 0, (), float("nan"), True, 0.0)
-    order = _order(given.sequences.tokens, schedule.steps, schedule.sequences, schedule.seed)
-    held_out = batch_of(np.arange(_count(judged.sequences.tokens)), judged, schedule.batch_tokens)
+    order = _order(given.real, schedule.steps, schedule.sequences, schedule.seed)
+    held_out = batch_of(np.arange(judged.real), judged, schedule.batch_tokens)
     tokens = schedule.sequences * given.sequences.tokens.shape[-1]
 
     stage = Stage(begin(job, start), start, before)
@@ -137,13 +137,9 @@ def stages(
         yield stage
 
 
-def _count(tokens: Any) -> int:
-    return tokens.shape[0] * tokens.shape[1]
-
-
-def _order(tokens: Any, steps: int, sequences: int, seed: tuple[int, ...]) -> np.ndarray:
-    """Returns the numbers of each step's sequences [steps, B]; every sequence is used once before any is reused."""
-    rng, count = np.random.default_rng(seed), _count(tokens)
+def _order(count: int, steps: int, sequences: int, seed: tuple[int, ...]) -> np.ndarray:
+    """Returns the numbers of each step's sequences [steps, B]; all ``count`` are used once before any is reused."""
+    rng = np.random.default_rng(seed)
     passes = [rng.permutation(count) for _ in range(-(-steps * sequences // count))]
     return np.concatenate(passes)[: steps * sequences].reshape(steps, sequences)
 

@@ -73,11 +73,13 @@ class Given(NamedTuple):
         frozen: The parameter tree; see ``forward.Student``.
         guide: The teacher's parameter tree; None without a teacher.
         sequences: The sequences to draw from.
+        real: Number of those that are no padding, which comes last.
     """
 
     frozen: Params
     guide: Params | None
     sequences: Sequences
+    real: int
 
 
 class Batch(NamedTuple):

@@ -45,7 +45,7 @@ def stages(
     params = spread(model.config, model.params)
     guide = spread(teacher.config, teacher.params) if teacher else None
     frozen, start = ({}, params) if settings.full else (params, _updates(model, params, settings))
-    given, judged = (Given(frozen, guide, _sequences(part)) for part in _split(tokens, settings.held_out))
+    given, judged = (Given(frozen, guide, _sequences(part), len(part)) for part in _split(tokens, settings.held_out))
     recipe = Recipe(clipped, (settings.rate, settings.steps, settings.weight_decay, settings.moment_dtype))
     job = Job(
         model.config,

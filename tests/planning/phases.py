@@ -148,7 +148,7 @@ class Phases:
         moved = {"layers": {name: params["layers"][name] for name in joint.moving(settings, params["layers"])}}
         tokens = _described(both.dense.shape[:3], jnp.int32, _spec(both.dense))
         job = step.Job(config, joint.recipe(settings, 10), "float32")
-        return job, step.Given(params, None, step.Sequences(tokens, both.dense)), jax.tree.map(_float32, moved)
+        return job, step.Given(params, None, step.Sequences(tokens, both.dense), 0), jax.tree.map(_float32, moved)
 
     def _specs(self, state: Any, moved: Any) -> Any:
         """Return the spec of each array of an optimizer state: that of the weight of the same shape."""

@@ -46,7 +46,7 @@ def test_what_was_written_is_fitted_and_never_held_out():
     assert (told["sequences"], told["sequence_length"]) == (384, 16)
     assert "token ids from memory, and 2 for each that the model wrote" in told["description"]
     fitted, held_out = calibration_chunks(np.arange(384 * 16).reshape(384, 16), settings)
-    assert held_out.min() == fitted.max() + 1 == (384 - 32) * 16
+    assert held_out.tokens.min() == fitted.tokens.max() + 1 == (384 - 32) * 16
 
 
 def test_a_single_token_is_not_gone_on_from():

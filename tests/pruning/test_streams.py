@@ -8,10 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pruning_cases import logits, one_layer, random_tokens, tiny
 
+from spap_jax import devices
 from spap_jax.models import decoder
 from spap_jax.numerics import in_float32, storage
 from spap_jax.pruning import moments, streams
-from spap_jax.settings import FLOAT_DTYPES
+from spap_jax.pruning.pipeline import calibration_chunks
+from spap_jax.settings import FLOAT_DTYPES, PruneSettings
 
 
 @pytest.mark.parametrize("variant", ["llama", "opt_125m_like", "opt_350m_like"])
@@ -27,7 +29,7 @@ def test_the_streams_of_an_unpruned_model_are_those_of_the_decoder(variant: str)
         both, _ = streams.leave_mlp(model.config, layer, both)
     assert both.dense.shape == (3, 2, 16, 32)
     np.testing.assert_allclose(both.dense, both.pruned, rtol=0, atol=1e-5)
-    for stream in both:
+    for stream in (both.dense, both.pruned):
         found = decoder.head(model.config, model.params, stream.reshape(6, 16, 32))
         np.testing.assert_allclose(found, logits(model, tokens), rtol=0, atol=1e-4)
 
@@ -36,7 +38,7 @@ def test_the_target_repairs_what_earlier_blocks_broke():
     """The target is the dense sum minus the pruned stream, not the dense MLP's output on the pruned stream."""
     model = tiny("opt_350m_like")
     layer = one_layer(model, 0)
-    both = streams.start(model.config, model.params, random_tokens(1, 4, 16)[None])
+    both = streams.start(model.config, model.params, streams.chunked(random_tokens(1, 4, 16), 4))
     damaged = streams.Streams(both.dense, both.pruned + 0.1)
     dense, pruned = (np.asarray(a) for a in (both.dense, damaged.pruned))
     after = streams.enter_mlp(model.config, layer, damaged)
@@ -61,7 +63,7 @@ def test_in_bfloat16_they_are_rounded_between_programs_and_nowhere_else(variant:
     exact, half = (streams.start(model.config, model.params, chunks, storage(name)) for name in FLOAT_DTYPES)
     for passes in (streams.enter_mlp, lambda *given: streams.leave_mlp(*given)[0]):
         assert half.dense.itemsize == half.pruned.itemsize == 2
-        for a, b in zip(exact, in_float32(half), strict=True):
+        for a, b in zip(exact[:2], in_float32(half)[:2], strict=True):
             np.testing.assert_array_equal(a.astype(jnp.bfloat16), b)
         exact = in_float32(half)
         exact, half = passes(model.config, layer, exact), passes(model.config, layer, half)
@@ -97,30 +99,33 @@ def test_no_tokens_pass_through():
     layer = one_layer(model, 0)
     empty, error = streams.leave_mlp(model.config, layer, streams.enter_mlp(model.config, layer, empty))
     assert np.isnan(error)
-    assert jax.tree.map(jnp.shape, empty) == ((0, 1, 16, 32), (0, 1, 16, 32))
+    assert jax.tree.map(jnp.shape, empty) == ((0, 1, 16, 32), (0, 1, 16, 32), None)
 
 
 counts, most = st.integers(1, 400), st.integers(1, 300)
 
 
-@given(counts, st.floats(0, 1, exclude_max=True), most)
-def test_a_split(count: int, share: float, most: int):
-    fitted, chunk = streams.split(count, share, most)
-    assert 1 <= chunk <= min(most, count)
-    assert fitted % chunk == 0
-    assert 1 <= fitted <= count
-    if share == 0 or count == 1:
-        assert fitted == count
-    else:
-        asked = min(count - 1, max(1, round(share * count)))
-        assert asked <= count - fitted < asked + chunk
-        assert chunk >= min(most, count - asked) / 2 or chunk == 1
+@given(counts, most, st.integers(1, 70))
+def test_a_division_needs_little_padding(count: int, most: int, shares: int):
+    chunks, size = streams.division(count, most, shares)
+    own = -(-count // shares)
+    assert min(most, own) / 2 <= size <= min(most, own)
+    assert chunks % shares == 0
+    assert own <= chunks // shares * size < own + size
+    padding = [-own % other for other in range(max(1, own // 2), own + 1) if own / 2 <= other <= most]
+    assert chunks // shares * size - own <= min(padding, default=size)
 
 
-def test_a_split_holds_out_little_more_than_was_asked_for():
-    assert streams.split(128, 0.0625, 64) == (120, 60)  # not 64 fitted and 64 held out
-    assert streams.split(128, 0.0625, 2) == (120, 2)
-    assert streams.split(2, 0.9, 4) == (1, 1)
+@pytest.mark.parametrize("number", [1, 2, 8])
+def test_every_sequence_is_fitted_or_held_out_on_any_number_of_devices(number: int):
+    """64 devices once held out half of 128 sequences, where 8 are asked for."""
+    tokens, settings = random_tokens(sequences=29), PruneSettings(held_out=0.25, batch_tokens=64)
+    with devices.sharing(number):
+        parts = calibration_chunks(tokens, settings)
+        masks = [1 if part.counted is None else np.asarray(part.counted) for part in parts]
+    found = [part.tokens[np.broadcast_to(mask > 0, part.tokens.shape)] for part, mask in zip(parts, masks, strict=True)]
+    np.testing.assert_array_equal(found[0].reshape(-1, 16), tokens[:22])
+    np.testing.assert_array_equal(found[1].reshape(-1, 16), tokens[22:])
 
 
 @given(counts, most)

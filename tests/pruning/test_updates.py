@@ -53,7 +53,7 @@ def run(variant: str, method: Method, update: Update = "own", **changes) -> api.
 def layers_of(variant: str, result: api.PruneResult) -> Iterator[Seen]:
     """Yield every layer with its input from the pruned layers before it, in float64."""
     model = tiny(variant)
-    both = streams.start(model.config, model.params, random_tokens()[None])
+    both = streams.start(model.config, model.params, streams.chunked(random_tokens(), 16))
     for index, report in enumerate(result.report.layers):
         dense, small = one_layer(model, index), one_layer(result.model, index)
         both = streams.enter_mlp(model.config, dense, both)
@@ -184,7 +184,7 @@ def test_rounds_use_the_ridge_that_the_selection_ended_with():
     """The requested ridge may have been too small, and would make every round fail."""
     model, settings = tiny("llama"), PLAIN.replace(rounds=1)
     layer, narrow = one_layer(model, 0), pruned_config(model.config, settings)
-    both = streams.start(model.config, model.params, random_tokens()[None])
+    both = streams.start(model.config, model.params, streams.chunked(random_tokens(), 16))
     tokens = streams.fitting_tokens(streams.enter_mlp(model.config, layer, both))
     none = jax.tree.map(lambda stream: stream[:0], tokens)
     channels = Polished(jnp.arange(KEPT), jnp.int32(0), jnp.int32(0))

@@ -54,7 +54,7 @@ def run(variant: str, method: Method, update: Update = "own", **changes) -> api.
 def test_every_device_has_the_moments_of_its_layer(variant: str):
     model = cases.tiny(variant)
     with devices.sharing(4):
-        start = streams.start(model.config, model.params, streams.chunked(cases.random_tokens(), 4)).dense
+        start = streams.start(model.config, model.params, streams.chunked(cases.random_tokens(), 4))
         own = waves.own_moments(
             range(LAYERS), model.config, lambda index: cases.one_layer(model, index), start, layer_module.Clock()
         )

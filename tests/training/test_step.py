@@ -55,7 +55,7 @@ def started(what: str) -> tuple[Job, Given, State, Any]:
     else:
         moved, frozen = params, {}
     job = Job(CONFIG, recipe, "float32", teacher=CONFIG if guide else None)
-    given = Given(frozen, guide, Sequences(tokens, kept))
+    given = Given(frozen, guide, Sequences(tokens, kept), SEQUENCES)
     return job, given, begin(job, moved), batch_of(np.arange(SEQUENCES), given, LENGTH * SEQUENCES)
 
 
