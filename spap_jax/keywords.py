@@ -44,7 +44,7 @@ class PruneChanges(TypedDict, total=False):
     joint_learning_rate: float | None
     batch_tokens: int
     stream_dtype: FloatDtype
-    moment_dtype: FloatDtype
+    moment_dtype: FloatDtype | None
     compute_dtype: FloatDtype | None
 
 

@@ -1,6 +1,6 @@
 """Numerics: float32 matrix products at full precision, and BLAS threads that do not spin.
 
-Arrays may be stored in less than float32; only optimizer steps on whole models compute in less (`compute_dtype`).
+Arrays may be stored in less than float32; only optimizer steps on whole models compute in less (`step_dtype`).
 """
 
 import functools
@@ -22,6 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+
+from spap_jax.backend import platform
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -56,9 +58,15 @@ def _are_finite(tree: Any) -> Any:
     return jax.tree.map(lambda array: jnp.isfinite(array).all(), tree)
 
 
-def compute_dtype(given: str | None) -> str:
-    """The data type of optimizer steps: the given one, or bfloat16; float32 on a CPU, which has no units for it."""
-    return given or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+def step_dtype(given: str | None, on_cpu: bool | None = None) -> str:
+    """The data type of an optimizer step's products or moments: the given one, or bfloat16, but float32 on a CPU.
+
+    Args:
+        given: The data type that was asked for; None for the default.
+        on_cpu: Whether the program runs on a CPU. By default as ``backend.platform`` says.
+    """
+    on_cpu = platform() == "cpu" if on_cpu is None else on_cpu
+    return given or ("float32" if on_cpu else "bfloat16")
 
 
 def storage(name: str) -> np.dtype:

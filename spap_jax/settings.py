@@ -103,7 +103,7 @@ _PRUNING: _Ranges = (
     ("joint_learning_rate", _if_given(_positive), "positive"),
     ("batch_tokens", _count(1), "a whole number of at least 1"),
     ("stream_dtype", lambda d: d in FLOAT_DTYPES, f"one of {', '.join(FLOAT_DTYPES)}"),
-    ("moment_dtype", lambda d: d in FLOAT_DTYPES, f"one of {', '.join(FLOAT_DTYPES)}"),
+    ("moment_dtype", _if_given(lambda d: d in FLOAT_DTYPES), f"one of {', '.join(FLOAT_DTYPES)}"),
     ("compute_dtype", _if_given(lambda d: d in FLOAT_DTYPES), f"one of {', '.join(FLOAT_DTYPES)}"),
 )
 
@@ -225,8 +225,8 @@ class PruneSettings(_Settings):
             blocks have to fit in memory. By default effort decides.
         joint_weights: What joint steps change. "mlp": the MLPs. "block": attention and norms as well.
         joint_blocks: Number of consecutive blocks that joint steps adjust together, lowered to the next number that
-            divides the number of all blocks; 0 adjusts all of them. What they change takes 16 bytes for each weight,
-            which includes the gradient and Adam's moments, divided among all devices.
+            divides the number of all blocks; 0 adjusts all of them. What they change takes 12 bytes for each weight,
+            or 16 with moments in float32, which includes the gradient and Adam's moments, divided among all devices.
         joint_tokens: Tokens in the minibatch of one joint step, in whole sequences, at least one for each device.
         joint_learning_rate: Largest size of a joint step, relative to the root mean square of the weights it changes.
             It rises over the first tenth of the steps and then falls to zero along a cosine. By default 5.8 divided by
@@ -235,7 +235,7 @@ class PruneSettings(_Settings):
         stream_dtype: Data type in which the activations of all tokens are stored between two blocks: "float32", or
             "bfloat16", which takes half the memory.
         moment_dtype: Data type in which the moments of Adam are stored in joint steps: "float32", or "bfloat16", which
-            takes half the memory.
+            takes half the memory. By default "bfloat16", but "float32" on a CPU.
         compute_dtype: Data type of matrices and activations inside the joint steps; sums, norms, softmax and losses are
             float32, and so is everything else. By default "bfloat16", but "float32" on a CPU.
     """
@@ -266,7 +266,7 @@ class PruneSettings(_Settings):
     joint_learning_rate: float | None = None
     batch_tokens: int = 4096
     stream_dtype: FloatDtype = "float32"
-    moment_dtype: FloatDtype = "float32"
+    moment_dtype: FloatDtype | None = None
     compute_dtype: FloatDtype | None = None
 
     _ranges = _PRUNING
@@ -318,7 +318,7 @@ class FinetuneSettings(_Settings):
         check_every: Number of optimizer steps between two measurements on the held-out sequences.
         seed: Seed of all random choices.
         moment_dtype: Data type in which the moments of Adam are stored: "float32", or "bfloat16", which takes half the
-            memory.
+            memory, but loses small changes of the second moments, which decay by only a thousandth in a step.
         compute_dtype: Data type of matrices and activations inside the steps; sums, norms, softmax and losses are
             float32. By default "bfloat16", but "float32" on a CPU.
     """

@@ -137,7 +137,6 @@ def joint_bytes(load: Workload) -> tuple[float, float]:
     the logits of some tokens need.
     """
     c, tokens, size = load.mine.narrow, load.joint_at_once, load.compute_bytes
-    moments = 4 if load.settings.moment_dtype == "bfloat16" else 8
     moved = moved_elements(load) * load.together / c.layers / load.devices
     queries, keys = c.heads * c.head_dim, c.kv_heads * c.head_dim
     scores = sum((last - first) * last for first, last in query_blocks(load.fitted.length)) * load.heads_at_once
@@ -146,19 +145,20 @@ def joint_bytes(load: Workload) -> tuple[float, float]:
     head = 4 * 6 * min(HEAD_TOKENS, tokens) * c.vocabulary
     gathered = size * (block_elements(c) + _looked_up(c)) + 4 * _mlp_elements(c)
     held = size * c.layers * tokens * c.width + 4 * tokens * c.width
-    return moved * (2 * 4 + moments), gathered + held + max(attention, mlp, head)
+    return moved * 2 * (4 + load.moment_bytes), gathered + held + max(attention, mlp, head)
 
 
 def checking_bytes(load: Workload) -> tuple[float, float]:
     """Workspace of ``step.measure``: gathered float32 weights, and a pass of a chunk through a block or the head."""
     c, length = load.mine.narrow, load.fitted.length
     tokens = max(length, load.settings.batch_tokens // length * length)
-    moments = 4 if load.settings.moment_dtype == "bfloat16" else 8
     moved = moved_elements(load) * load.together / c.layers / load.devices
     inner = max(_attending(load, c, tokens), tokens * (c.width + mlp_matrices(c) * c.intermediate))
     gathered = 4 * (block_elements(c) + _looked_up(c))
     head = 4 * 4 * min(HEAD_TOKENS, tokens) * c.vocabulary
-    return moved * (4 + moments + load.weight_bytes), gathered + 4 * 2 * tokens * c.width + max(4 * inner, head)
+    return moved * (4 + 2 * load.moment_bytes + load.weight_bytes), gathered + 4 * 2 * tokens * c.width + max(
+        4 * inner, head
+    )
 
 
 def sampling_memory(load: Workload) -> Parts:

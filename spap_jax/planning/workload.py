@@ -9,10 +9,12 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
+import jax.numpy as jnp
+
 from spap_jax.baselines import update_used
 from spap_jax.errors import UserError
 from spap_jax.models.config import DecoderConfig
-from spap_jax.numerics import storage
+from spap_jax.numerics import step_dtype, storage
 from spap_jax.pruning import joint, streams
 from spap_jax.pruning.pipeline import held_out_part, pruned_config
 from spap_jax.pruning.sampling import at_once
@@ -175,8 +177,13 @@ class Workload:
 
     @property
     def compute_bytes(self) -> int:
-        """Bytes of an element inside joint steps; on accelerators two by default."""
-        return 4 if self.settings.compute_dtype == "float32" else 2
+        """Bytes of an element inside joint steps."""
+        return _step_bytes(self.settings.compute_dtype)
+
+    @property
+    def moment_bytes(self) -> int:
+        """Bytes of one of Adam's moments in joint steps."""
+        return _step_bytes(self.settings.moment_dtype)
 
     @property
     def written(self) -> int:
@@ -204,6 +211,11 @@ class Workload:
     def batch(self) -> int:
         """Number of tokens in a minibatch of the alternating rounds."""
         return self.settings.step_tokens
+
+
+def _step_bytes(given: str | None) -> int:
+    """Bytes of a data type of the steps on the planned devices, which are accelerators."""
+    return jnp.dtype(step_dtype(given, on_cpu=False)).itemsize
 
 
 def _part(config: DecoderConfig, sharers: int) -> DecoderConfig:

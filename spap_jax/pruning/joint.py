@@ -16,7 +16,7 @@ import jax
 from spap_jax import devices
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
-from spap_jax.numerics import compute_dtype
+from spap_jax.numerics import step_dtype
 from spap_jax.pruning.predictions import at
 from spap_jax.pruning.streams import Padded, largest_divisor
 from spap_jax.settings import PruneSettings
@@ -134,7 +134,7 @@ def adjusted(
         alone = group.blocks == config.layers
         best = parts if alone else _of_blocks(parts, group.first, group.blocks)
         frozen = params if alone else params | {"layers": params["layers"] | parts}
-        job = Job(config, recipe(settings, group.schedule.steps), compute_dtype(settings.compute_dtype), group.first)
+        job = Job(config, recipe(settings, group.schedule.steps), step_dtype(settings.compute_dtype), group.first)
         given, judged = (Given(frozen, None, *part) for part in (fitted, held_out))
         before = checks[:reached] if group.first else ()
         begun = (resumed.state["stage"], checks) if resumed and len(checks) > len(before) else None
@@ -156,7 +156,7 @@ def adjusted(
 
 def recipe(settings: PruneSettings, steps: int) -> Recipe:
     """Returns the optimizer of the joint steps."""
-    return Recipe(relative, (settings.joint_learning_rate, steps, settings.moment_dtype))
+    return Recipe(relative, (settings.joint_learning_rate, steps, step_dtype(settings.moment_dtype)))
 
 
 def moving(settings: PruneSettings, layers: Params) -> tuple[str, ...]:

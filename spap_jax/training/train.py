@@ -13,7 +13,7 @@ from spap_jax.evaluation.perplexity import check_length
 from spap_jax.model import Model
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
-from spap_jax.numerics import compute_dtype, full_precision
+from spap_jax.numerics import full_precision, step_dtype
 from spap_jax.placement import spread
 from spap_jax.settings import FinetuneSettings
 from spap_jax.training import engine, lora
@@ -50,7 +50,7 @@ def stages(
     job = Job(
         model.config,
         recipe,
-        compute_dtype(settings.compute_dtype),
+        step_dtype(settings.compute_dtype),
         scale=_scale(settings),
         teacher=teacher and teacher.config,
     )

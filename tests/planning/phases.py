@@ -56,9 +56,8 @@ def load_of(
     config: DecoderConfig, sequences: int, length: int, count: int, bytes: int = 4, sharers: int = 1, **settings
 ) -> Workload:
     """Return the workload of a run on CPUs, where attention computes one group of heads at a time."""
-    chosen = PruneSettings(sparsity=0.25, held_out=0.5, compute_dtype="float32", rounds=2, steps=200).replace(
-        **settings
-    )
+    chosen = PruneSettings(sparsity=0.25, held_out=0.5, rounds=2, steps=200)
+    chosen = chosen.replace(compute_dtype="float32", moment_dtype="float32").replace(**settings)
     return workload(config, chosen, sequences, length, count, sharers, bytes, config.heads // config.kv_heads)
 
 

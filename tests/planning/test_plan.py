@@ -80,10 +80,10 @@ def changed(request: Request, mesh: str, words: str) -> tuple[Request, Mesh]:
 @pytest.mark.parametrize(
     ("name", "mesh", "sequences", "expected"),
     [
-        ("llama-3.1-8b", "v5e-4", 128, ["--joint-blocks 8", "--effort low", "v5e-8 in place of v5e-4"]),
+        ("llama-3.1-8b", "v5e-4", 128, ["--joint-blocks 16", "--effort low", "v5e-8 in place of v5e-4"]),
         ("llama-3.1-70b", "h100x8", 128, ["--joint-blocks 40", "--effort low"]),
         ("llama-3.1-8b", "h100x2", 4096, ["--sequences 1024", "h100x8 in place of h100x2"]),
-        ("llama-3.1-8b", "v5e-8", 1024, ["--sequences 128", "v5e-16 in place of v5e-8"]),
+        ("llama-3.1-8b", "v5e-8", 1024, ["--stream-dtype bfloat16", "--sequences 512", "v5e-16 in place of v5e-8"]),
         ("llama-3.1-70b", "h100x8", 4096, ["--effort low --batch-tokens 2048 --sequences 2048"]),
         (
             "qwen2.5-0.5b",
@@ -107,6 +107,17 @@ def check_remedy(name: str, mesh: str, sequences: int, expected: list[str], sett
     for words in expected:
         other, larger = changed(request, mesh, words)
         assert plan(other, larger).fits
+
+
+def test_moments_are_planned_in_bfloat16_so_that_an_8b_model_fits_one_gpu():
+    default, exact = (
+        plan(request_of("llama-3.1-8b", settings=PruneSettings(moment_dtype=dtype)), mesh_named("h100x1"))
+        for dtype in (None, "float32")
+    )
+    assert default.fits
+    assert not exact.fits
+    steps = [each.memory["joint steps"]["gradients"] for each in (default, exact)]
+    assert steps[0] == pytest.approx(steps[1] * 12 / 16)
 
 
 def test_devices_share_the_tokens_and_not_the_solver():

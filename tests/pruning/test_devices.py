@@ -1,5 +1,6 @@
 """Pruning gives the same result on one device and on several."""
 
+import dataclasses
 import functools
 import re
 from typing import Any
@@ -30,27 +31,31 @@ SETTINGS = cases.SETTINGS.replace(
 
 
 @functools.cache
-def run(count: int, sharers: int = 1, schedule: str = "sequential", sequences: int = 64) -> api.PruneResult:
+def run(count: int, sharers: int = 1, schedule: str = "sequential") -> api.PruneResult:
     passes = 1 if schedule == "sequential" else 0  # joint steps are the same after the parallel schedule
     settings = SETTINGS.replace(schedule=schedule, joint_passes=passes)
-    tokens = cases.random_tokens(sequences=sequences) % 96
+    tokens = cases.random_tokens(sequences=59) % 96  # 44 and 15 held out: two and eight devices need padding
     return api.prune(cases.divisible(), tokens, settings=settings, devices=count, model_devices=sharers)
 
 
 @pytest.mark.parametrize(
-    ("count", "sharers", "schedule", "sequences"),
+    ("count", "sharers", "schedule"),
     [
-        (4, 4, "sequential", 64),
-        (2, 1, "sequential", 61),  # needs padding on every mesh, and on one device alone
-        (8, 2, "sequential", 61),
-        (8, 1, "sequential", 61),
-        (8, 2, "parallel", 61),
+        *((count, sharers, "sequential") for count, sharers in [(2, 1), (4, 4), (8, 1)]),
+        (8, 2, "parallel"),
     ],
 )
-def test_the_mesh_changes_nothing(count: int, sharers: int, schedule: str, sequences: int):
-    alone, several = run(1, 1, schedule, sequences), run(count, sharers, schedule, sequences)
+def test_the_mesh_changes_nothing(count: int, sharers: int, schedule: str):
+    alone, several = run(1, 1, schedule), run(count, sharers, schedule)
     assert [r.kept for r in several.report.layers] == [r.kept for r in alone.report.layers]
     assert [r.rounds for r in several.report.layers] == [r.rounds for r in alone.report.layers] == [1, 1]
+    for one, other in zip(alone.report.layers, several.report.layers, strict=True):
+        assert one.held_out is not None
+        for name in ("calibration", "held_out"):
+            errors, others = (dataclasses.astuple(getattr(report, name)) for report in (one, other))
+            np.testing.assert_allclose(others, errors, rtol=1e-3)
+    losses, others = ([check.held_out for check in each.report.joint] for each in (alone, several))
+    np.testing.assert_allclose(others, losses, rtol=1e-4)
     assert [r.taken for r in several.report.joint] == [r.taken for r in alone.report.joint]
     assert schedule == "parallel" or any(r.taken for r in alone.report.joint[1:])
     for one, other in zip(*(jax.tree.leaves(r.model.params) for r in (alone, several)), strict=True):

@@ -10,6 +10,7 @@ from pruning_cases import SETTINGS, random_tokens, tiny
 
 from spap_jax import api
 from spap_jax.api import logits
+from spap_jax.backend import traced_for
 from spap_jax.errors import UserError
 from spap_jax.model import Model
 from spap_jax.models import decoder
@@ -21,6 +22,17 @@ from spap_jax.training.engine import _order
 
 JOINT = SETTINGS.replace(rounds=0, joint_passes=1, joint_learning_rate=0.01, joint_tokens=256)
 """With 512 sequences of random tokens the held-out divergence falls; 16 would be memorized."""
+
+
+def test_moments_are_bfloat16_on_accelerators_alone():
+    settings = SETTINGS.resolved(2, 32, 1000)
+    for platform, given, expected in (
+        ("cpu", None, "float32"),
+        ("tpu", None, "bfloat16"),
+        ("tpu", "float32", "float32"),
+    ):
+        with traced_for(platform):
+            assert joint.recipe(settings.replace(moment_dtype=given), 10).arguments[-1] == expected
 
 
 def divergence(dense: Model, other: Model, tokens: np.ndarray) -> float:
@@ -116,11 +128,11 @@ def test_half_the_bits_do_as_well(dtypes: dict):
 
 
 def test_every_sequence_is_used_once_before_any_is_used_again():
-    order = _order(jnp.zeros((3, 4, 5), jnp.int32), 6, 5, (7,))
+    order = _order(12, 6, 5, (7,))
     assert order.shape == (6, 5)
     assert [sorted(part) for part in order.ravel()[:24].reshape(2, 12)] == [[*range(12)]] * 2
-    assert (order == _order(jnp.zeros((3, 4, 5), jnp.int32), 6, 5, (7,))).all()
-    assert (order != _order(jnp.zeros((3, 4, 5), jnp.int32), 6, 5, (8,))).any()
+    assert (order == _order(12, 6, 5, (7,))).all()
+    assert (order != _order(12, 6, 5, (8,))).any()
 
 
 def test_a_budget_is_shared_by_the_blocks():

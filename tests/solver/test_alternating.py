@@ -184,6 +184,31 @@ def test_a_dead_channel_makes_no_nan(kind: str):
     assert int(run.rounds) > 0
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_depends_on_padding(kind: str):
+    calibration, held_out = tokens_of(kind, 400, 2), tokens_of(kind, 400, 3)
+    start, schedule = random_weights(kind, CHANNELS, 5), Schedule(2, 10, 128, 0.05)
+    runs = []
+    for parts in ((calibration, held_out), (padded(calibration), padded(held_out))):
+        fitted, before, after = closed_form(kind, start, parts[0])
+        recovered = recover(kind, fitted, *parts, schedule)
+        errors = [error(kind, recovered.weights, part) for part in parts]
+        runs.append((fitted, before, after, recovered, errors))
+    assert int(runs[0][3].rounds) > 0
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), *runs)
+
+
+def padded(tokens: Tokens) -> Tokens:
+    """Return tokens in chunks of 150, the last of which is filled up with numbers that are not finite."""
+    count = tokens.residual.size // WIDTH
+    rest = -count % 150
+    residual, total = (
+        jnp.pad(a.reshape(-1, WIDTH), ((0, rest), (0, 0)), constant_values=jnp.nan).reshape(-1, 150, WIDTH)
+        for a in tokens[:2]
+    )
+    return Tokens(residual, total, (jnp.arange(count + rest) < count).reshape(-1, 150).astype(jnp.float32))
+
+
 def test_no_tokens_have_no_error_and_no_target_has_none_left():
     weights = random_weights("silu", CHANNELS, 1)
     assert np.isnan(error("silu", weights, NONE))
