@@ -125,7 +125,7 @@ def moved_elements(load: Workload) -> int:
 
 def _looked_up(config: DecoderConfig) -> int:
     """Number of weights outside the blocks that are gathered: all but tables of which only some rows are used."""
-    positions = 0 if config.rope else config.axes["p"] * config.width
+    positions = 0 if config.position_offset is None else config.axes["p"] * config.width
     return outer_elements(config) - positions - (0 if config.tied else config.vocabulary * config.embedding)
 
 

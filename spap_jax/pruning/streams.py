@@ -15,7 +15,6 @@ import numpy as np
 
 from spap_jax import devices
 from spap_jax.models import decoder
-from spap_jax.models.attention import causal_attention
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Block, Params
 from spap_jax.numerics import full_precision, in_float32, storage, stored
@@ -181,13 +180,12 @@ def fitting_tokens(streams: Streams) -> Tokens:
 
 def mlp_output(block: Block, r: jax.Array) -> jax.Array:
     """Computes the output of a block's MLP. r: [..., d] -> [..., d]."""
-    return block.mlp.project(block.mlp.hidden(block.mlp_input(r)))
+    return block.mlp_output(mlp_hidden(block, r))
 
 
 def attended(block: Block, x: jax.Array) -> jax.Array:
     """Computes the input of the attention's output projection, heads concatenated. x: [B, T, d] -> [B, T, n h]."""
-    positions, valid = causal(x)
-    out = causal_attention(*block.queries_keys_values(x, positions), valid)
+    out = block.attended(x, *causal(x))
     return out.reshape(*x.shape[:2], -1)
 
 

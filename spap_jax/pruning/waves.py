@@ -79,11 +79,11 @@ def own_moments(
     """
     stream, own = Streams(jnp.copy(dense), jnp.copy(dense)), None
     for place, index in enumerate(layers):
-        layer = placed(config, read_layer(index))
+        layer, alike = placed(config, read_layer(index)), config.reaching_like(index)
         clock.lap("reading", layer)
-        stream = streams.enter_dense_mlp(config, layer, stream)
+        stream = streams.enter_dense_mlp(alike, layer, stream)
         clock.lap("streams", stream)
-        own = _give(own, moments.accumulate(config, layer, streams.fitting_tokens(stream)), place)
+        own = _give(own, moments.accumulate(alike, layer, streams.fitting_tokens(stream)), place)
         clock.lap("statistics", own)
         stream = streams.leave_dense_mlp(config, layer, stream)
         clock.lap("streams", stream)

@@ -13,7 +13,7 @@ import transformers
 from hf_models import VARIANTS
 
 from spap_jax.models import decoder
-from spap_jax.models.config import Rope
+from spap_jax.models.config import Reach, Rope
 from spap_jax.models.layers import rotary_frequencies
 from spap_jax.models.registry import family_of
 
@@ -113,17 +113,17 @@ def test_rope_frequencies_are_exact_to_the_last_place(theta: float, head_dim: in
     assert (np.abs(ours - exact) / np.spacing(exact.astype(np.float32))).max() < 1.6
 
 
-@pytest.mark.parametrize("name", ["llama_linear_rope_v4", "llama_llama3_rope_v4", "llama_theta_v4"])
+@pytest.mark.parametrize("name", ["llama_linear_rope_v4", "llama_llama3_rope_v4", "llama_theta_v4", "mistral_window"])
 def test_rope_settings_change_the_logits(name: str) -> None:
     """If the settings had no effect, the comparisons above could not detect errors in them."""
     config, params = hf_models.port(hf_models.hf_model(name))
     tokens = random_tokens(4, 33)
-    plain = dataclasses.replace(config, rope=Rope())
+    plain = dataclasses.replace(config, reaches=(Reach(Rope()),), layer_reaches=None)
     with_it, without = (forward(c, params, tokens, np.ones(tokens.shape, bool)) for c in (config, plain))
     assert np.abs(with_it - without).max() > 0.5
 
 
-@pytest.mark.parametrize("name", ["llama_llama3_rope_v5", "qwen2_one_kv_head", "opt_350m_like"])
+@pytest.mark.parametrize("name", ["llama_llama3_rope_v5", "qwen2_one_kv_head", "opt_350m_like", "mistral_window"])
 def test_extending_a_cache_piece_by_piece(name: str) -> None:
     config, params = hf_models.port(hf_models.hf_model(name))
     tokens = random_tokens(3, 33)
