@@ -77,14 +77,10 @@ class Block(nn.Module):
         """Computes the input of the attention's output projection; see `__call__`. x: [B, T, d] -> [B, T, n, h]."""
         return attend(self.config, *self.queries_keys_values(x, positions, kind), valid, kind=kind)
 
-    def attention_output(self, attended: jax.Array) -> jax.Array:
-        """Computes what attention adds to the residual stream. attended: [B, T, n, h] -> [B, T, d]."""
-        y = self.attention.project_out(attended)
-        return self.attention_output_norm(y) if "output" in self.config.norms else y
-
     def add_attention(self, x: jax.Array, attended: jax.Array) -> jax.Array:
         """Projects and adds the attention's output. x: [B, T, d], attended: [B, T, n, h] -> [B, T, d]."""
-        r = x + self.attention_output(attended)
+        y = self.attention.project_out(attended)
+        r = x + (self.attention_output_norm(y) if "output" in self.config.norms else y)
         return self.attention_norm(r) if "sum" in self.config.norms else r
 
     def attend(
@@ -97,9 +93,8 @@ class Block(nn.Module):
         """Computes the MLP's input (X in docs/method.md). r: [..., d] -> [..., d]."""
         return self.mlp_norm(r) if "input" in self.config.norms else r
 
-    def mlp_output(self, hidden: jax.Array) -> jax.Array:
-        """Computes what the MLP adds to the residual stream. hidden: [..., f] -> [..., d]."""
-        y = self.mlp.project(hidden)
+    def mlp_addition(self, y: jax.Array) -> jax.Array:
+        """Computes what is added to the residual stream from the MLP's output. y: [..., d] -> [..., d]."""
         return self.mlp_output_norm(y) if "output" in self.config.norms else y
 
     def finish(self, y: jax.Array) -> jax.Array:
@@ -108,7 +103,7 @@ class Block(nn.Module):
 
     def feed_forward(self, r: jax.Array) -> jax.Array:
         """Applies the MLP and its residual addition. r: [..., d] -> [..., d]."""
-        return self.finish(r + self.mlp_output(self.mlp.hidden(self.mlp_input(r))))
+        return self.finish(r + self.mlp_addition(self.mlp.project(self.mlp.hidden(self.mlp_input(r)))))
 
     def __call__(
         self, x: jax.Array, positions: jax.Array, valid: jax.Array | None, kind: jax.Array | None = None

@@ -235,7 +235,7 @@ def recover_weighted(
         return hidden_channels(narrow, layer, inner, residual @ metric.inverse)
 
     def turned(tokens: Tokens) -> Tokens:
-        return Tokens(*(stream @ metric.root for stream in tokens))
+        return jax.tree.map(lambda stream: stream @ metric.root, tokens)
 
     found = alternating.recover(hidden, weights, error, turned(fitted), turned(judged), schedule, ridge, key).weights
     bias = None if found.bias is None else found.bias @ metric.inverse

@@ -19,7 +19,7 @@ from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Block, Params
 from spap_jax.numerics import full_precision, in_float32, storage, stored
 from spap_jax.placement import placed
-from spap_jax.solver.alternating import Tokens
+from spap_jax.solver.alternating import Tokens, squares
 
 FLOAT32 = storage("float32")
 
@@ -30,10 +30,13 @@ class Streams(NamedTuple):
     Attributes:
         dense: [C, B, T, d]; between attention and MLP, the dense block's final sum before its closing norm.
         pruned: [C, B, T, d]; between attention and MLP, the stream before the MLP's residual addition.
+        output: [C, B, T, d]; the output of the dense half that is fitted next, attention or MLP, before the norm that
+            follows it. None in families that add the output as it is.
     """
 
     dense: jax.Array
     pruned: jax.Array
+    output: jax.Array | None = None
 
 
 def split(count: int, held_out: float, most: int, shares: int = 1) -> tuple[int, int]:
@@ -59,8 +62,12 @@ def largest_divisor(count: int, most: int) -> int:
 
 def start(config: DecoderConfig, params: Params, chunks: np.ndarray, dtype: np.dtype = FLOAT32) -> Streams:
     """Embeds token chunks [C, B, T]; both streams start equal, and are stored in ``dtype``."""
-    x = embed(config, params, chunks, dtype)
-    return Streams(x, jnp.copy(x))
+    return both_at(config, embed(config, params, chunks, dtype))
+
+
+def both_at(config: DecoderConfig, x: jax.Array) -> Streams:
+    """Returns two streams that both start at x, [C, B, T, d]: itself and a copy."""
+    return Streams(x, jnp.copy(x), jnp.zeros_like(x) if "output" in config.norms else None)
 
 
 def chunked(tokens: np.ndarray, chunk: int) -> np.ndarray:
@@ -92,8 +99,9 @@ def enter_mlp(config: DecoderConfig, layer: Params, streams: Streams) -> Streams
 
     def one(chunk: Streams) -> Streams:
         r = piece(chunk.dense, *causal(chunk.dense), method=Block.attend)
-        full = r + piece(r, method=mlp_output)
-        return Streams(full, piece(chunk.pruned, *causal(chunk.pruned), method=Block.attend))
+        y = piece(r, method=mlp_output)
+        full = r + piece(y, method=Block.mlp_addition)
+        return _kept(chunk, full, piece(chunk.pruned, *causal(chunk.pruned), method=Block.attend), y)
 
     return in_place(one, streams)
 
@@ -106,7 +114,8 @@ def enter_dense_mlp(config: DecoderConfig, layer: Params, streams: Streams) -> S
 
     def one(chunk: Streams) -> Streams:
         r = piece(chunk.dense, *causal(chunk.dense), method=Block.attend)
-        return Streams(r + piece(r, method=mlp_output), r)
+        y = piece(r, method=mlp_output)
+        return _kept(chunk, r + piece(y, method=Block.mlp_addition), r, y)
 
     return in_place(one, streams)
 
@@ -116,15 +125,21 @@ def enter_dense_mlp(config: DecoderConfig, layer: Params, streams: Streams) -> S
 def leave_dense_mlp(config: DecoderConfig, layer: Params, streams: Streams) -> Streams:
     """Applies the block's closing norm to the dense stream; the other stream is meaningless afterwards."""
     finish = functools.partial(decoder.block, config, layer, method=Block.finish)
-    return in_place(lambda chunk: Streams(finish(chunk.dense), chunk.pruned), streams)
+    return in_place(lambda chunk: chunk._replace(dense=finish(chunk.dense)), streams)
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="streams")
 @full_precision
 def enter_attention(config: DecoderConfig, layer: Params, streams: Streams) -> Streams:
     """Advances the dense stream past a dense block's attention; the pruned stream stays before it."""
-    attend = functools.partial(decoder.block, config, layer, method=Block.attend)
-    return in_place(lambda chunk: Streams(attend(chunk.dense, *causal(chunk.dense)), chunk.pruned), streams)
+    piece = functools.partial(decoder.block, config, layer)
+
+    def one(chunk: Streams) -> Streams:
+        heads = piece(chunk.dense, *causal(chunk.dense), method=Block.attended)
+        after = piece(chunk.dense, heads, method=Block.add_attention)
+        return _kept(chunk, after, chunk.pruned, piece(heads, method=lambda block, x: block.attention.project_out(x)))
+
+    return in_place(one, streams)
 
 
 @functools.partial(jax.jit, static_argnames="narrow", donate_argnames="streams")
@@ -141,7 +156,8 @@ def leave_attention(narrow: DecoderConfig, layer: Params, streams: Streams) -> S
 
     def one(chunk: Streams) -> Streams:
         pruned = piece(chunk.pruned, *causal(chunk.pruned), method=Block.attend)
-        return Streams(chunk.dense + piece(chunk.dense, method=mlp_output), pruned)
+        y = piece(chunk.dense, method=mlp_output)
+        return _kept(chunk, chunk.dense + piece(y, method=Block.mlp_addition), pruned, y)
 
     return in_place(one, streams)
 
@@ -158,9 +174,10 @@ def leave_mlp(config: DecoderConfig, layer: Params, streams: Streams) -> tuple[S
 
     def one(item: tuple[Streams, jax.Array]) -> tuple[Streams, jax.Array]:
         chunk, _ = item
-        pruned = chunk.pruned + piece(chunk.pruned, method=mlp_output)
-        sums = [jnp.square(chunk.dense - stream).sum() for stream in (pruned, chunk.pruned)]
-        return Streams(*(piece(stream, method=Block.finish) for stream in (chunk.dense, pruned))), jnp.stack(sums)
+        y = piece(chunk.pruned, method=mlp_output)
+        ends = (chunk.dense, chunk.pruned + piece(y, method=Block.mlp_addition))
+        dense, pruned = (piece(stream, method=Block.finish) for stream in ends)
+        return chunk._replace(dense=dense, pruned=pruned), squares(fitting_tokens(chunk), y)
 
     streams, sums = in_place(one, (streams, jnp.zeros((len(streams.dense), 2))))
     error, power = sums.sum(axis=0)
@@ -173,14 +190,19 @@ def fitting_tokens(streams: Streams) -> Tokens:
     """Returns the inputs and targets for fitting the next half of a block: attention, or the MLP after attention.
 
     The target is the dense stream after that half minus the pruned stream before it, so that each half also corrects
-    the errors of the previous ones.
+    the errors of the previous ones. If a norm follows the half's output, the target is the dense half's output.
     """
-    return Tokens(streams.pruned, streams.dense)
+    return Tokens(streams.pruned, streams.dense, streams.output)
+
+
+def _kept(chunk: Streams, dense: jax.Array, pruned: jax.Array, output: jax.Array) -> Streams:
+    """Returns the streams of a chunk, with the output if the chunk has room for it."""
+    return Streams(dense, pruned, None if chunk.output is None else output)
 
 
 def mlp_output(block: Block, r: jax.Array) -> jax.Array:
-    """Computes the output of a block's MLP. r: [..., d] -> [..., d]."""
-    return block.mlp_output(mlp_hidden(block, r))
+    """Computes the output of a block's MLP, before a norm that may follow it. r: [..., d] -> [..., d]."""
+    return block.mlp.project(mlp_hidden(block, r))
 
 
 def attended(block: Block, x: jax.Array) -> jax.Array:

@@ -22,7 +22,6 @@ from spap_jax.placement import placed
 from spap_jax.pruning import moments, streams
 from spap_jax.pruning.layer import Choice, Clock, choice_key, search_of, select
 from spap_jax.pruning.moments import Moments
-from spap_jax.pruning.streams import Streams
 from spap_jax.settings import PruneSettings
 
 
@@ -77,7 +76,7 @@ def own_moments(
         dense: [C, B, T, d] the dense stream before the first of the layers.
         clock: Records the time by phase.
     """
-    stream, own = Streams(jnp.copy(dense), jnp.copy(dense)), None
+    stream, own = streams.both_at(config, jnp.copy(dense)), None
     for place, index in enumerate(layers):
         layer, alike = placed(config, read_layer(index)), config.reaching_like(index)
         clock.lap("reading", layer)
