@@ -71,7 +71,7 @@ def test_logits_of_short_rows(name: str, length: int) -> None:
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=ATOL)
 
 
-@pytest.mark.parametrize("name", ["llama_llama3_rope_v5", "opt_125m_like"])
+@pytest.mark.parametrize("name", ["llama_llama3_rope_v5", "opt_125m_like", "gemma3"])
 def test_logits_beyond_one_block_of_queries(name: str) -> None:
     tokens, valid = random_tokens(3, 700), padded_on_both_sides(3, 700)
     ours, theirs = logits_of_both(name, tokens, valid)
@@ -113,7 +113,7 @@ def test_rope_frequencies_are_exact_to_the_last_place(theta: float, head_dim: in
     assert (np.abs(ours - exact) / np.spacing(exact.astype(np.float32))).max() < 1.6
 
 
-@pytest.mark.parametrize("name", ["llama_linear_rope_v4", "llama_llama3_rope_v4", "llama_theta_v4", "mistral_window"])
+@pytest.mark.parametrize("name", ["llama_linear_rope_v4", "llama_llama3_rope_v4", "llama_theta_v4", "mistral_window", "gemma3"])
 def test_rope_settings_change_the_logits(name: str) -> None:
     """If the settings had no effect, the comparisons above could not detect errors in them."""
     config, params = hf_models.port(hf_models.hf_model(name))
@@ -123,7 +123,7 @@ def test_rope_settings_change_the_logits(name: str) -> None:
     assert np.abs(with_it - without).max() > 0.5
 
 
-@pytest.mark.parametrize("name", ["llama_llama3_rope_v5", "qwen2_one_kv_head", "opt_350m_like", "mistral_window"])
+@pytest.mark.parametrize("name", ["llama_llama3_rope_v5", "qwen2_one_kv_head", "opt_350m_like", "mistral_window", "gemma3"])
 def test_extending_a_cache_piece_by_piece(name: str) -> None:
     config, params = hf_models.port(hf_models.hf_model(name))
     tokens = random_tokens(3, 33)
@@ -152,7 +152,7 @@ def test_bfloat16_is_as_near_as_bfloat16_can_be(name: str) -> None:
     assert np.sqrt(np.mean((ours - exact) ** 2)) < 2 * np.sqrt(np.mean((theirs - exact) ** 2))
 
 
-@pytest.mark.parametrize("name", ["llama"])
+@pytest.mark.parametrize("name", ["gemma3"])
 def test_programs_do_not_grow_with_depth(name: str) -> None:
     config, _ = hf_models.port(hf_models.hf_model(name))
     sizes = []
