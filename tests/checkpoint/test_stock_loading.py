@@ -26,11 +26,14 @@ VARIANTS = (
     "opt_125m_like",
     "opt_350m_like",
     "llama_tied",
+    "mistral_window",
 )
+RECENT = ("qwen3", "gemma3", "olmo2", "smollm3")
 PRUNED = {
     "llama_llama3_rope_v4": {"rounds": 0},
     "llama_two_kv_heads": {"method": "wanda", "attention_sparsity": 0.5},
     "llama_tied": {"method": "flap"},  # adds biases
+    "gemma3": {"method": "wanda", "attention_sparsity": 0.5},
     "opt_125m_like": {"method": "flap"},  # has them
 }
 
@@ -69,6 +72,7 @@ def test_pruned_checkpoints_in_stock_transformers(tmp_path: Path, request: pytes
     load_in(str(request.config.getoption("--old-python")), folders)
 
 
-def test_qwen2_with_fewer_heads_in_todays_transformers(tmp_path: Path):
-    """3 heads do not divide the width. The Qwen2 of transformers 4.46 does not read `head_dim`."""
-    load_in(sys.executable, [pruned("qwen2", tmp_path, method="wanda", attention_sparsity=0.25)])
+def test_recent_families_and_fewer_heads_in_todays_transformers(tmp_path: Path):
+    """transformers 4.46 has none of these families. Its Qwen2 reads no `head_dim`, and 3 heads do not divide the width."""
+    fewer = pruned("qwen2", tmp_path, method="wanda", attention_sparsity=0.25)
+    load_in(sys.executable, [fewer, *(pruned(variant, tmp_path, **PRUNED.get(variant, {})) for variant in RECENT)])

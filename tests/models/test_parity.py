@@ -157,7 +157,7 @@ def test_programs_do_not_grow_with_depth(name: str) -> None:
     config, _ = hf_models.port(hf_models.hf_model(name))
     sizes = []
     for layers in (2, 12):
-        deep = dataclasses.replace(config, layers=layers)
+        deep = dataclasses.replace(config, layers=layers, layer_reaches=(0, 1) * (layers // 2))
         params = jax.eval_shape(lambda deep=deep: decoder.init(deep, jax.random.key(0)))
         tokens, valid = jax.ShapeDtypeStruct((2, 8), jnp.int32), jax.ShapeDtypeStruct((2, 8), jnp.bool)
         cache = jax.eval_shape(lambda deep=deep: decoder.empty_cache(deep, 2, 16))
