@@ -77,14 +77,10 @@ def by_jax(
     """Causal attention by ``jax.nn.dot_product_attention``; arguments as in `causal_attention`."""
     k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
     local = None if window is None else (window - 1, 0)  # keys on both sides of a query's own
-    return jax.nn.dot_product_attention(
-        q, k, v, is_causal=True, local_window_size=local, implementation=implementation
-    )
+    return jax.nn.dot_product_attention(q, k, v, is_causal=True, local_window_size=local, implementation=implementation)
 
 
-def splash(
-    q: jax.Array, k: jax.Array, v: jax.Array, window: int | None = None, interpret: bool = False
-) -> jax.Array:
+def splash(q: jax.Array, k: jax.Array, v: jax.Array, window: int | None = None, interpret: bool = False) -> jax.Array:
     """Causal attention by the splash attention kernel of Pallas for TPUs; shapes as in `causal_attention`.
 
     Args:

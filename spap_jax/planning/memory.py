@@ -179,7 +179,7 @@ def device_memory(load: Workload) -> dict[str, Parts]:
     f = max(f, load.dense.heads * load.dense.head_dim if load.fewer_heads else 0)
     solving = held | {"moments": moments_bytes(f, d)}
     mlp = 4.0 * _mlp_elements(mine.narrow)
-    # In waves the fitted tokens have as many streams again, and a device holds its own layer's moments beside the latest.
+    # In waves the fitted tokens have as many streams again, and a device its own layer's moments beside the latest.
     further = load.in_waves * load.streams * load.stream_bytes * load.fitted.tokens * d
     ahead = held | {"streams": held["streams"] + further}
     layers = 2 if load.in_waves else mine.dense.intermediate / load.dense.intermediate

@@ -63,7 +63,9 @@ def rest(config: DecoderConfig, layers: Params, first: int | jax.Array, mlp: Par
     """
 
     def after(x: jax.Array, number: jax.Array) -> tuple[jax.Array, None]:
-        return jax.lax.cond(number > first, lambda x: apply(config, at(layers, number), number, x), lambda x: x, x), None
+        return jax.lax.cond(
+            number > first, lambda x: apply(config, at(layers, number), number, x), lambda x: x, x
+        ), None
 
     x = apply(config, at(layers, first) | {"mlp": mlp}, first, x)
     return jax.lax.scan(after, x, jnp.arange(config.layers))[0]

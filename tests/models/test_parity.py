@@ -113,7 +113,9 @@ def test_rope_frequencies_are_exact_to_the_last_place(theta: float, head_dim: in
     assert (np.abs(ours - exact) / np.spacing(exact.astype(np.float32))).max() < 1.6
 
 
-@pytest.mark.parametrize("name", ["llama_linear_rope_v4", "llama_llama3_rope_v4", "llama_theta_v4", "mistral_window", "gemma3"])
+@pytest.mark.parametrize(
+    "name", ["llama_linear_rope_v4", "llama_llama3_rope_v4", "llama_theta_v4", "mistral_window", "gemma3"]
+)
 def test_rope_settings_change_the_logits(name: str) -> None:
     """If the settings had no effect, the comparisons above could not detect errors in them."""
     config, params = hf_models.port(hf_models.hf_model(name))
@@ -123,7 +125,9 @@ def test_rope_settings_change_the_logits(name: str) -> None:
     assert np.abs(with_it - without).max() > 0.5
 
 
-@pytest.mark.parametrize("name", ["llama_llama3_rope_v5", "qwen2_one_kv_head", "opt_350m_like", "mistral_window", "gemma3"])
+@pytest.mark.parametrize(
+    "name", ["llama_llama3_rope_v5", "qwen2_one_kv_head", "opt_350m_like", "mistral_window", "gemma3"]
+)
 def test_extending_a_cache_piece_by_piece(name: str) -> None:
     config, params = hf_models.port(hf_models.hf_model(name))
     tokens = random_tokens(3, 33)
