@@ -75,7 +75,7 @@ class Block(nn.Module):
         self, x: jax.Array, positions: jax.Array, valid: jax.Array | None, kind: jax.Array | None = None
     ) -> jax.Array:
         """Computes the input of the attention's output projection; see `__call__`. x: [B, T, d] -> [B, T, n, h]."""
-        return attend(self.config, *self.queries_keys_values(x, positions, kind), valid, kind=kind)
+        return attend_within(self.config, *self.queries_keys_values(x, positions, kind), valid, kind=kind)
 
     def add_attention(self, x: jax.Array, attended: jax.Array) -> jax.Array:
         """Projects and adds the attention's output. x: [B, T, d], attended: [B, T, n, h] -> [B, T, d]."""
@@ -127,7 +127,7 @@ def reach_of(config: DecoderConfig, index: jax.Array | int) -> jax.Array | None:
     return None if config.layer_reaches is None else jnp.asarray(config.layer_reaches, jnp.int32)[index]
 
 
-def attend(
+def attend_within(
     config: DecoderConfig,
     q: jax.Array,
     k: jax.Array,
@@ -171,7 +171,7 @@ def init(config: DecoderConfig, key: jax.Array) -> Params:
     embed_params = Embed(config).init(embed_key, tokens, tokens, jnp.float32)["params"]
     tied = embed_params["tokens"] if config.tied else None
     head_params = Head(config).init(head_key, x, tied).get("params", {})
-    one = Block(config.of_layer(0).narrowed(config.intermediate))
+    one = Block(config.reaching_like(0))
     layers = jax.vmap(lambda k: dict(one.init(k, x, tokens, tokens == 0)["params"]))(
         jax.random.split(layers_key, config.layers)
     )
@@ -252,7 +252,7 @@ def extend(
         # The cache is part of the carry, to be updated in place; as scanned inputs and outputs it would be copied.
         keys = jax.lax.dynamic_update_slice(keys, k[None], (index, 0, 0, cache.length, 0))
         values = jax.lax.dynamic_update_slice(values, v[None], (index, 0, 0, cache.length, 0))
-        attended = attend(config, q, keys[index], values[index], seen, cache.length, kind)
+        attended = attend_within(config, q, keys[index], values[index], seen, cache.length, kind)
         r = block(config, layer, x, attended, method=Block.add_attention)
         return (block(config, layer, r, method=Block.feed_forward), keys, values), None
 

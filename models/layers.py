@@ -47,13 +47,8 @@ def inverse_root_mean_square(x: jax.Array, eps: float, axes: int = 1) -> jax.Arr
 def normalised(config: DecoderConfig, x: jax.Array, scale: jax.Array) -> jax.Array:
     """Divides by the root mean square over the axes of ``scale`` and scales, in float32. x: [..., *scale] -> like x."""
     y = x.astype(jnp.float32)
-    y = y * inverse_root_mean_square(y, config.norm_eps, scale.ndim) * _across(shifted(config, scale), y)
+    y = y * inverse_root_mean_square(y, config.norm_eps, scale.ndim) * (_across(scale, y) + config.norm_shift)
     return y.astype(x.dtype)
-
-
-def shifted(config: DecoderConfig, scale: jax.Array) -> jax.Array:
-    """Computes the factors of a norm from its stored scale, in float32."""
-    return scale.astype(jnp.float32) + config.norm_shift if config.norm_shift else scale
 
 
 def _initial_scale(config: DecoderConfig) -> Any:
