@@ -30,7 +30,12 @@ _TILED = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", 
 
 
 def causal_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None = None, offset: jax.Array | int = 0
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    valid: jax.Array | None = None,
+    offset: jax.Array | int = 0,
+    window: int | None = None,
 ) -> jax.Array:
     """Computes softmax attention of each query over the valid keys up to its own index.
 
@@ -41,54 +46,65 @@ def causal_attention(
         valid: [B, S], which keys may be attended to; None for all.
         offset: Index of the first query among the keys; keys after a block of queries are skipped only if this is a
             Python integer.
+        window: Number of keys that a query attends to, counting back from its own index; None for all.
 
     Returns:
         [B, T, n, h].
     """
     fused = None
     if valid is None and isinstance(offset, int) and offset == 0 and q.shape[1] == k.shape[2]:
-        fused = _fused(platform(), q.dtype, q.shape[1], q.shape[3])
+        fused = _fused(platform(), q.dtype, q.shape[1], q.shape[3], window)
     if fused is not None:
         return devices.by_heads(fused, q, k, v)
     valid = jnp.ones((k.shape[0], k.shape[2]), bool) if valid is None else valid
-    return in_blocks(q, k, v, valid, offset)
+    return in_blocks(q, k, v, valid, offset, window)
 
 
-def _fused(platform: str, dtype: jnp.dtype, length: int, head_dim: int) -> Callable[..., jax.Array] | None:
+def _fused(
+    platform: str, dtype: jnp.dtype, length: int, head_dim: int, window: int | None
+) -> Callable[..., jax.Array] | None:
     """Returns the fused kernel of a platform; None if it has none that accepts such sequences and heads."""
     if platform == "cuda" and dtype in (jnp.bfloat16, jnp.float16) and head_dim % 8 == 0 and head_dim <= 128:
-        return functools.partial(by_jax, implementation="cudnn")
+        return functools.partial(by_jax, implementation="cudnn", window=window)
     if platform == "tpu" and dtype == jnp.bfloat16 and length % min(_TILES) == 0 and head_dim in (64, 128):
-        return splash
+        return functools.partial(splash, window=window)
     return None
 
 
-def by_jax(q: jax.Array, k: jax.Array, v: jax.Array, implementation: Literal["xla", "cudnn"]) -> jax.Array:
-    """Causal attention by ``jax.nn.dot_product_attention``; shapes as in `causal_attention`."""
+def by_jax(
+    q: jax.Array, k: jax.Array, v: jax.Array, implementation: Literal["xla", "cudnn"], window: int | None = None
+) -> jax.Array:
+    """Causal attention by ``jax.nn.dot_product_attention``; arguments as in `causal_attention`."""
     k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
-    return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=implementation)
+    local = None if window is None else (window - 1, 0)  # keys on both sides of a query's own
+    return jax.nn.dot_product_attention(q, k, v, is_causal=True, local_window_size=local, implementation=implementation)
 
 
-def splash(q: jax.Array, k: jax.Array, v: jax.Array, interpret: bool = False) -> jax.Array:
+def splash(q: jax.Array, k: jax.Array, v: jax.Array, window: int | None = None, interpret: bool = False) -> jax.Array:
     """Causal attention by the splash attention kernel of Pallas for TPUs; shapes as in `causal_attention`.
 
     Args:
         q: Queries; their number is a multiple of 128.
         k: Keys.
         v: Values.
+        window: As in `causal_attention`.
         interpret: Whether to interpret the kernel, which works on every platform.
     """
-    return _at_default_precision(functools.partial(_splash, interpret=interpret), q, k, v)
+    return _at_default_precision(functools.partial(_splash, window=window, interpret=interpret), q, k, v)
 
 
-def _splash(q: jax.Array, k: jax.Array, v: jax.Array, interpret: bool) -> jax.Array:
+def _splash(q: jax.Array, k: jax.Array, v: jax.Array, window: int | None, interpret: bool) -> jax.Array:
     # Imported here, since only TPUs need it and the import takes a while.
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 
     _, length, heads, head_dim = q.shape
     tile = next(size for size in _TILES if length % size == 0)
     sizes: Any = {f"block_{name}": tile for name in _TILED}
-    mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.CausalMask((length, length))] * heads)
+    if window is None:
+        each = splash_attention_mask.CausalMask((length, length))
+    else:
+        each = splash_attention_mask.LocalMask((length, length), (window - 1, 0), offset=0)
+    mask = splash_attention_mask.MultiHeadMask([each] * heads)
     kernel: Any = splash_attention_kernel.make_splash_mha_single_device(
         mask, block_sizes=splash_attention_kernel.BlockSizes(**sizes), interpret=interpret
     )
@@ -119,12 +135,14 @@ def _backward(kernel: Callable[..., jax.Array], pull_back: Any, gradient: jax.Ar
 _at_default_precision.defvjp(_forward, _backward)
 
 
-def in_blocks(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, offset: jax.Array | int) -> jax.Array:
+def in_blocks(
+    q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, offset: jax.Array | int, window: int | None = None
+) -> jax.Array:
     """Computes `causal_attention` a block of queries at a time, without a fused kernel."""
     (batch, length, heads, head_dim), groups = q.shape, k.shape[1]
     queries = q.reshape(batch, length, groups, heads // groups, head_dim).transpose(0, 2, 3, 1, 4)
     # Gradients recompute the scores one group at a time: if stored, they would dominate peak memory.
-    attend = jax.checkpoint(functools.partial(_attend, offset=offset))
+    attend = jax.checkpoint(functools.partial(_attend, offset=offset, window=window))
     if length == 1:
         out = jax.vmap(jax.vmap(attend, in_axes=(0, 0, 0, None)))(queries, k, v, valid)
     else:
@@ -143,13 +161,18 @@ def query_blocks(length: int) -> list[tuple[int, int]]:
     return [(first, min(first + block, length)) for first in range(0, length, block)]
 
 
-def _attend(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, offset: jax.Array | int) -> jax.Array:
+def _attend(
+    q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, offset: jax.Array | int, window: int | None
+) -> jax.Array:
     """Attends with the query heads of one key/value head. q: [g, T, h], k and v: [S, h], valid: [S] -> [g, T, h]."""
     (_, length, head_dim), size = q.shape, k.shape[0]
     out = []
     for first, last in query_blocks(length):
         seen = min(size, offset + last) if isinstance(offset, int) else size
-        allowed = valid[None, :seen] & (jnp.arange(seen)[None, :] <= (offset + jnp.arange(first, last))[:, None])
+        own, keys = (offset + jnp.arange(first, last))[:, None], jnp.arange(seen)[None, :]
+        allowed = valid[None, :seen] & (keys <= own)
+        if window is not None:
+            allowed = allowed & (keys > own - window)
         scores = jnp.einsum("gth,sh->gts", q[:, first:last], k[:seen], preferred_element_type=jnp.float32)
         scores = jnp.where(allowed[None], scores * head_dim**-0.5, jnp.finfo(jnp.float32).min)
         weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))

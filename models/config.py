@@ -27,11 +27,24 @@ class Rope:
 
 
 @dataclass(frozen=True)
+class Reach:
+    """What a layer's attention knows of positions, and how far back it looks.
+
+    Attributes:
+        rope: Rotary embedding of queries and keys; None if they have none.
+        window: Number of positions that a query attends to, its own included; None for all up to its own.
+    """
+
+    rope: Rope | None
+    window: int | None = None
+
+
+@dataclass(frozen=True)
 class DecoderConfig:
     """A decoder-only transformer of one of the supported families.
 
     Attributes:
-        family: Name of the family's table ("llama", "qwen2", "opt").
+        family: Name of the family's table ("llama", "qwen2", ...).
         vocabulary: Number of token ids (v).
         layers: Number of blocks (L).
         width: Width of the residual stream (d).
@@ -41,19 +54,26 @@ class DecoderConfig:
         kv_heads: Key/value heads (m), each shared by n / m query heads.
         head_dim: Width of a head (h).
         positions: Maximum sequence length.
-        rope: Rotary embedding; None means learned positions.
-        position_offset: Rows of the learned position table before position 0.
+        reaches: The kinds of attention of the layers.
+        position_offset: Rows of the learned position table before position 0; None without learned positions.
         norm: "rms" or "layer".
         norm_eps: Epsilon added to the variance under the square root.
         norm_affine: Whether norms have a scale (and, for "layer", a bias).
-        pre_norm: Whether norms precede attention and MLP (True) or follow the residual addition (False).
+        norms: What a block normalises: the "input" of attention and MLP, their "output" before it is added to the
+            residual stream, or the "sum", which is the stream after the addition.
         final_norm: Whether a norm precedes the head.
-        activation: "silu", "relu" or "gelu".
+        activation: "silu", "relu", "gelu", or "gelu_pytorch_tanh", its approximation.
         gated: Whether the MLP is act(x gate) * (x up) rather than act(x up).
         qkv_bias: Whether the query, key and value projections have biases.
         output_bias: Whether the attention's output projection has a bias.
         mlp_bias: Whether the MLP's projections have biases.
         tied: Whether the head shares its weights with the token embedding.
+        norm_shift: Added to the scale of every norm; 1 if a stored scale of 0 leaves the norm's input as it is.
+        query_key_norm: What queries and keys are normalised over before they are rotated: each "head", or "all" heads
+            together; None without such norms.
+        query_scale: Factor of the queries, besides that of the attention scores, 1 / sqrt(h).
+        embedding_scale: Factor of the embedded tokens.
+        layer_reaches: Index in ``reaches`` of each layer [L]; None if all layers have the only one.
         widths: MLP channels of each layer [L] if they differ; the largest is ``intermediate``. Stacked parameters have
             that width in every layer, and narrower layers are padded with zero channels, which do not change the
             output; a checkpoint stores each layer at its own width. None if all layers have the same width.
@@ -69,12 +89,12 @@ class DecoderConfig:
     kv_heads: int
     head_dim: int
     positions: int
-    rope: Rope | None
-    position_offset: int
+    reaches: tuple[Reach, ...]
+    position_offset: int | None
     norm: str
     norm_eps: float
     norm_affine: bool
-    pre_norm: bool
+    norms: tuple[str, ...]
     final_norm: bool
     activation: str
     gated: bool
@@ -82,6 +102,11 @@ class DecoderConfig:
     output_bias: bool
     mlp_bias: bool
     tied: bool
+    norm_shift: float = 0.0
+    query_key_norm: str | None = None
+    query_scale: float = 1.0
+    embedding_scale: float = 1.0
+    layer_reaches: tuple[int, ...] | None = None
     widths: tuple[int, ...] | None = None
 
     @property
@@ -95,7 +120,7 @@ class DecoderConfig:
             "n": self.heads,
             "m": self.kv_heads,
             "h": self.head_dim,
-            "p": self.positions + self.position_offset,
+            "p": self.positions + (self.position_offset or 0),
         }
 
     @property
@@ -113,8 +138,15 @@ class DecoderConfig:
         return dataclasses.replace(self, intermediate=max(widths), widths=None if alike else tuple(widths))
 
     def of_layer(self, index: int) -> "DecoderConfig":
-        """Returns the config with every layer as wide as layer ``index``; itself if all widths are equal."""
-        return self if self.widths is None else self.narrowed(self.widths[index])
+        """Returns the config with every layer like layer ``index``; itself if all layers are alike."""
+        own = self.reaching_like(index)
+        return own if self.widths is None else own.narrowed(self.widths[index])
+
+    def reaching_like(self, index: int) -> "DecoderConfig":
+        """Returns the config with the reach of layer ``index`` in every layer."""
+        if self.layer_reaches is None:
+            return self
+        return dataclasses.replace(self, reaches=(self.reaches[self.layer_reaches[index]],), layer_reaches=None)
 
     def with_kv_heads(self, kv_heads: int) -> "DecoderConfig":
         """Returns the same config with another number of key/value heads and as many query heads per key/value head."""

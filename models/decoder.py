@@ -4,6 +4,7 @@ The tree is described in ``docs/architecture.md``. Arrays under ``layers`` are s
 time does not grow with depth.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -37,7 +38,9 @@ class Embed(nn.Module):
         x = self.param("tokens", init, (c.vocabulary, c.embedding))[tokens].astype(dtype)
         if c.embedding != c.width:
             x = jnp.einsum("bte,ed->btd", x, self.param("project_in", init, (c.embedding, c.width)).astype(dtype))
-        if c.rope is None:
+        if c.embedding_scale != 1:
+            x = x * jnp.asarray(c.embedding_scale, dtype)
+        if c.position_offset is not None:
             table = self.param("positions", init, (c.axes["p"], c.width))
             x = x + table[positions + c.position_offset].astype(dtype)
         return x
@@ -49,40 +52,98 @@ class Block(nn.Module):
     config: DecoderConfig
 
     def setup(self) -> None:
-        """Declares the two norms, attention and the MLP."""
-        self.attention_norm = Norm(self.config)
+        """Declares the norms, attention and the MLP."""
+        if self.config.norms != ("output",):
+            self.attention_norm = Norm(self.config)
+            self.mlp_norm = Norm(self.config)
+        if "output" in self.config.norms:
+            self.attention_output_norm = Norm(self.config)
+            self.mlp_output_norm = Norm(self.config)
         self.attention = Attention(self.config)
-        self.mlp_norm = Norm(self.config)
         self.mlp = Mlp(self.config)
 
-    def queries_keys_values(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Computes queries, keys and values. x: [B, T, d] -> q [B, T, n, h], k and v [B, m, T, h]."""
-        return self.attention.project_in(self.attention_norm(x) if self.config.pre_norm else x, positions)
+    def queries_keys_values(
+        self, x: jax.Array, positions: jax.Array, kind: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Computes queries, keys and values. x: [B, T, d] -> q [B, T, n, h], k and v [B, m, T, h].
+
+        ``kind`` is the index of the layer's reach, if the config has several (see `reach_of`).
+        """
+        return self.attention.project_in(self.attention_norm(x) if "input" in self.config.norms else x, positions, kind)
+
+    def attended(
+        self, x: jax.Array, positions: jax.Array, valid: jax.Array | None, kind: jax.Array | None = None
+    ) -> jax.Array:
+        """Computes the input of the attention's output projection; see `__call__`. x: [B, T, d] -> [B, T, n, h]."""
+        return attend_within(self.config, *self.queries_keys_values(x, positions, kind), valid, kind=kind)
 
     def add_attention(self, x: jax.Array, attended: jax.Array) -> jax.Array:
         """Projects and adds the attention's output. x: [B, T, d], attended: [B, T, n, h] -> [B, T, d]."""
-        r = x + self.attention.project_out(attended)
-        return r if self.config.pre_norm else self.attention_norm(r)
+        y = self.attention.project_out(attended)
+        r = x + (self.attention_output_norm(y) if "output" in self.config.norms else y)
+        return self.attention_norm(r) if "sum" in self.config.norms else r
 
-    def attend(self, x: jax.Array, positions: jax.Array, valid: jax.Array | None) -> jax.Array:
+    def attend(
+        self, x: jax.Array, positions: jax.Array, valid: jax.Array | None, kind: jax.Array | None = None
+    ) -> jax.Array:
         """Applies attention and its residual addition; see `__call__`. x: [B, T, d] -> [B, T, d]."""
-        return self.add_attention(x, causal_attention(*self.queries_keys_values(x, positions), valid))
+        return self.add_attention(x, self.attended(x, positions, valid, kind))
 
     def mlp_input(self, r: jax.Array) -> jax.Array:
         """Computes the MLP's input (X in docs/method.md). r: [..., d] -> [..., d]."""
-        return self.mlp_norm(r) if self.config.pre_norm else r
+        return self.mlp_norm(r) if "input" in self.config.norms else r
+
+    def mlp_addition(self, y: jax.Array) -> jax.Array:
+        """Computes what is added to the residual stream from the MLP's output. y: [..., d] -> [..., d]."""
+        return self.mlp_output_norm(y) if "output" in self.config.norms else y
 
     def finish(self, y: jax.Array) -> jax.Array:
         """Applies what follows the MLP's residual addition. y: [..., d] -> [..., d]."""
-        return y if self.config.pre_norm else self.mlp_norm(y)
+        return self.mlp_norm(y) if "sum" in self.config.norms else y
 
     def feed_forward(self, r: jax.Array) -> jax.Array:
         """Applies the MLP and its residual addition. r: [..., d] -> [..., d]."""
-        return self.finish(r + self.mlp.project(self.mlp.hidden(self.mlp_input(r))))
+        return self.finish(r + self.mlp_addition(self.mlp.project(self.mlp.hidden(self.mlp_input(r)))))
 
-    def __call__(self, x: jax.Array, positions: jax.Array, valid: jax.Array | None) -> jax.Array:
-        """Applies the block. x: [B, T, d], positions: [B, T], valid: [B, T], or None without padding -> [B, T, d]."""
-        return self.feed_forward(self.attend(x, positions, valid))
+    def __call__(
+        self, x: jax.Array, positions: jax.Array, valid: jax.Array | None, kind: jax.Array | None = None
+    ) -> jax.Array:
+        """Applies the block.
+
+        Args:
+            x: [B, T, d].
+            positions: [B, T].
+            valid: [B, T], or None without padding.
+            kind: Index of the layer's reach, [], if the config has several (see `reach_of`).
+
+        Returns:
+            [B, T, d].
+        """
+        return self.feed_forward(self.attend(x, positions, valid, kind))
+
+
+def reach_of(config: DecoderConfig, index: jax.Array | int) -> jax.Array | None:
+    """Returns the index of a layer's reach, [], for the blocks of a config with several; otherwise None."""
+    return None if config.layer_reaches is None else jnp.asarray(config.layer_reaches, jnp.int32)[index]
+
+
+def attend_within(
+    config: DecoderConfig,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    valid: jax.Array | None,
+    offset: jax.Array | int = 0,
+    kind: jax.Array | None = None,
+) -> jax.Array:
+    """Computes `causal_attention` within the window of the reach with index ``kind``."""
+    size = k.shape[2]
+    windows = [None if reach.window is None or reach.window >= size else reach.window for reach in config.reaches]
+    if len(set(windows)) == 1:
+        return causal_attention(q, k, v, valid, offset, windows[0])
+    # Kernels need a window that is known when they are compiled, so each has a branch of its own.
+    branches = [functools.partial(causal_attention, offset=offset, window=window) for window in windows]
+    return jax.lax.switch(kind, branches, q, k, v, valid)
 
 
 class Head(nn.Module):
@@ -110,7 +171,8 @@ def init(config: DecoderConfig, key: jax.Array) -> Params:
     embed_params = Embed(config).init(embed_key, tokens, tokens, jnp.float32)["params"]
     tied = embed_params["tokens"] if config.tied else None
     head_params = Head(config).init(head_key, x, tied).get("params", {})
-    layers = jax.vmap(lambda k: dict(Block(config).init(k, x, tokens, tokens == 0)["params"]))(
+    one = Block(config.reaching_like(0))
+    layers = jax.vmap(lambda k: dict(one.init(k, x, tokens, tokens == 0)["params"]))(
         jax.random.split(layers_key, config.layers)
     )
     return {"embed": embed_params, "layers": layers, "head": head_params}
@@ -146,7 +208,12 @@ def forward(
     """
     positions = token_positions(jnp.ones(tokens.shape, bool) if valid is None else valid)
     x = embed(config, params, tokens, positions, dtype)
-    x, _ = jax.lax.scan(lambda x, layer: (block(config, layer, x, positions, valid), None), x, params["layers"])
+
+    def step(x: jax.Array, layer_and_index: tuple[Params, jax.Array]) -> tuple[jax.Array, None]:
+        layer, index = layer_and_index
+        return block(config, layer, x, positions, valid, reach_of(config, index)), None
+
+    x, _ = jax.lax.scan(step, x, (params["layers"], jnp.arange(config.layers)))
     return head(config, params, x)
 
 
@@ -180,11 +247,12 @@ def extend(
     def step(carry, layer_and_index, config=config):
         x, keys, values = carry
         layer, index = layer_and_index
-        q, k, v = block(config, layer, x, positions, method=Block.queries_keys_values)
+        kind = reach_of(config, index)
+        q, k, v = block(config, layer, x, positions, kind, method=Block.queries_keys_values)
         # The cache is part of the carry, to be updated in place; as scanned inputs and outputs it would be copied.
         keys = jax.lax.dynamic_update_slice(keys, k[None], (index, 0, 0, cache.length, 0))
         values = jax.lax.dynamic_update_slice(values, v[None], (index, 0, 0, cache.length, 0))
-        attended = causal_attention(q, keys[index], values[index], seen, cache.length)
+        attended = attend_within(config, q, keys[index], values[index], seen, cache.length, kind)
         r = block(config, layer, x, attended, method=Block.add_attention)
         return (block(config, layer, r, method=Block.feed_forward), keys, values), None
 

@@ -15,7 +15,7 @@ import jax
 
 from spap_jax.errors import UserError, option
 from spap_jax.models import decoder
-from spap_jax.models.config import DecoderConfig
+from spap_jax.models.config import DecoderConfig, Reach
 from spap_jax.models.kinds import check_config, of_kind
 from spap_jax.models.published import ACCEPTED, INERT, REASONS
 from spap_jax.models.rope import ROPE_FIELDS, read_rope
@@ -30,7 +30,7 @@ class Field:
     Attributes:
         name: The Hugging Face name.
         default: Value if config.json lacks the field; ``...`` if there is no fixed default.
-        absent: Computes the value from the fields read so far if the field is missing or null.
+        absent: Computes the value from the fields read so far if the field is null, or missing without a default.
     """
 
     name: str
@@ -51,6 +51,8 @@ class Family:
         accepted: Hugging Face fields specific to this family, each with a test for the values that the port supports.
         inert: Fields specific to this family that never change what a forward pass computes.
         rules: Every tensor that a model of the family may have; the config decides which of them exist.
+        reaches: Computes the fields ``reaches`` and ``layer_reaches`` from a parsed config.json and the fields read
+            from it.
         bare_prefix: Prefix of tensor names in checkpoints saved without the head, and its full form.
         recomputed: Pattern of buffers that old checkpoints store and that are recomputed from the config.
         heads_divide_width: Whether transformers refuses a width that is not a multiple of the number of heads, even
@@ -62,6 +64,9 @@ class Family:
     fields: Mapping[str, Field]
     constants: Mapping[str, Any]
     rules: tuple[Rule, ...]
+    reaches: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]] = lambda theirs, read: {
+        "reaches": (Reach(read_rope(theirs)),)
+    }
     derived: Callable[[dict[str, Any]], dict[str, Any]] = lambda read: {}
     accepted: Mapping[str, Callable[[Any], bool]] = dataclasses.field(default_factory=dict)
     inert: frozenset[str] = frozenset()
@@ -72,7 +77,7 @@ class Family:
     @functools.cached_property
     def known(self) -> frozenset[str]:
         """Fields of config.json that transformers reads for this family, whether or not they have an effect."""
-        rope = set() if "rope" in self.constants else ROPE_FIELDS
+        rope = set() if "reaches" in self.constants else ROPE_FIELDS
         own = {field.name for field in self.fields.values()}
         return frozenset(own | rope | INERT | ACCEPTED.keys() | self.inert | self.accepted.keys() | {WIDTHS_FIELD})
 
@@ -101,8 +106,8 @@ class Family:
         values = dict(self.constants)
         for ours, field in self.fields.items():
             values[ours] = _field_value(theirs, field, values, self.name)
-        if "rope" not in values:
-            values["rope"] = read_rope(theirs)
+        if "reaches" not in values:
+            values |= self.reaches(theirs, values)
         values |= self.derived(values)
         names = {field.name for field in dataclasses.fields(DecoderConfig)}
         config = DecoderConfig(family=self.name, **{k: v for k, v in values.items() if k in names})
@@ -116,6 +121,11 @@ class Family:
                 f"stock loaders of {self.architecture} compute the width of a head from the number of heads, since its "
                 "projections are square, so no heads can be removed from its attention: leave "
                 f"{option('attention_sparsity')} out."
+            )
+        if dense.query_key_norm == "all":
+            raise UserError(
+                f"{self.architecture} normalises the queries and keys of all heads together, so removing heads would "
+                f"change those that stay: leave {option('attention_sparsity')} out."
             )
         heads = {k: dense.with_kv_heads(k).heads for k in range(1, dense.kv_heads + 1)}
         if self.heads_divide_width and dense.width % heads[kv_heads]:
@@ -148,7 +158,8 @@ def parameter_paths(config: DecoderConfig) -> frozenset[str]:
     """Returns the paths ("layers/mlp/up") of the parameters that the modules declare for a config of any size."""
     sizes = {"vocabulary": 1, "layers": 1, "intermediate": 1, "heads": 1, "kv_heads": 1, "head_dim": 2, "positions": 1}
     sizes |= {"width": 1, "embedding": 1 if config.embedding == config.width else 2, "widths": None}
-    tree = jax.eval_shape(lambda: decoder.init(dataclasses.replace(config, **sizes), jax.random.key(0)))
+    one = dataclasses.replace(config.reaching_like(0), **sizes)
+    tree = jax.eval_shape(lambda: decoder.init(one, jax.random.key(0)))
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return frozenset(jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves)
 
@@ -156,7 +167,8 @@ def parameter_paths(config: DecoderConfig) -> frozenset[str]:
 def refuse_uncomputed(theirs: dict[str, Any], family: Family) -> None:
     """Raises UserError listing every field that transformers reads with a value that the port does not support."""
     tests = {**ACCEPTED, **family.accepted}
-    read = sorted(theirs.keys() & tests.keys() - family.inert)
+    computed = family.inert | {field.name for field in family.fields.values()}
+    read = sorted(theirs.keys() & tests.keys() - computed)
     wrong = [name for name in read if not tests[name](theirs[name])]
     for name in wrong:
         if name in REASONS:
@@ -169,7 +181,7 @@ def refuse_uncomputed(theirs: dict[str, Any], family: Family) -> None:
 
 
 def _field_value(theirs: dict[str, Any], field: Field, values: dict[str, Any], family: str) -> Any:
-    value = theirs.get(field.name, None if field.absent or field.default is ... else field.default)
+    value = theirs.get(field.name, None if field.default is ... else field.default)
     if value is None and field.absent is not None:
         return field.absent(values)
     if value is None:

@@ -3,14 +3,21 @@
 A projection adds x A B if the variable collection "updates" has a low-rank pair {"a", "b"} of its name.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from spap_jax.models.config import DecoderConfig, Rope
+from spap_jax.models.config import DecoderConfig, Reach, Rope
 
-ACTIVATIONS = {"silu": jax.nn.silu, "relu": jax.nn.relu, "gelu": lambda x: jax.nn.gelu(x, approximate=False)}
+ACTIVATIONS = {
+    "silu": jax.nn.silu,
+    "relu": jax.nn.relu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+}
 
 
 class Norm(nn.Module):
@@ -24,12 +31,28 @@ class Norm(nn.Module):
         config, y = self.config, x.astype(jnp.float32)
         if config.norm == "layer":
             y = y - y.mean(axis=-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.square(y).mean(axis=-1, keepdims=True) + config.norm_eps)
-        if config.norm_affine:
-            y = y * _across(self.param("scale", nn.initializers.ones, (config.width,)), y)
-            if config.norm == "layer":
-                y = y + _across(self.param("bias", nn.initializers.zeros, (config.width,)), y)
+        if not config.norm_affine:
+            return (y * inverse_root_mean_square(y, config.norm_eps)).astype(x.dtype)
+        y = normalised(config, y, self.param("scale", _initial_scale(config), (config.width,)))
+        if config.norm == "layer":
+            y = y + _across(self.param("bias", nn.initializers.zeros, (config.width,)), y)
         return y.astype(x.dtype)
+
+
+def inverse_root_mean_square(x: jax.Array, eps: float, axes: int = 1) -> jax.Array:
+    """Computes the factor by which a norm multiplies before its scale. x: [...] -> 1 instead of the last ``axes``."""
+    return jax.lax.rsqrt(jnp.square(x).mean(axis=tuple(range(-axes, 0)), keepdims=True) + eps)
+
+
+def normalised(config: DecoderConfig, x: jax.Array, scale: jax.Array) -> jax.Array:
+    """Divides by the root mean square over the axes of ``scale`` and scales, in float32. x: [..., *scale] -> like x."""
+    y = x.astype(jnp.float32)
+    y = y * inverse_root_mean_square(y, config.norm_eps, scale.ndim) * (_across(scale, y) + config.norm_shift)
+    return y.astype(x.dtype)
+
+
+def _initial_scale(config: DecoderConfig) -> Any:
+    return nn.initializers.constant(1 - config.norm_shift)
 
 
 def rotary_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
@@ -52,18 +75,23 @@ def rotary_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
     return frequency
 
 
-def rotary_angles(rope: Rope, head_dim: int, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+def rotary_angles(
+    reaches: tuple[Reach, ...], head_dim: int, positions: jax.Array, kind: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
     """Computes the cosines and sines of the rotary embedding.
 
     Args:
-        rope: Base and scaling.
+        reaches: The kinds of attention; one without rotary embedding has angles of 0.
         head_dim: Width of a head (h), even.
         positions: [B, T].
+        kind: Index of one of several ``reaches``, [].
 
     Returns:
         Two arrays [B, T, 1, h / 2], float32.
     """
-    frequency = jnp.asarray(rotary_frequencies(rope, head_dim))
+    none = np.zeros(head_dim // 2, np.float32)
+    table = jnp.asarray([rotary_frequencies(reach.rope, head_dim) if reach.rope else none for reach in reaches])
+    frequency = table[0 if kind is None else kind]
     angles = positions.astype(jnp.float32)[..., None, None] * frequency[None, None, None, :]
     return jnp.cos(angles), jnp.sin(angles)
 
@@ -94,18 +122,32 @@ class Attention(nn.Module):
             self.v_bias = self.param("v_bias", zeros, (c.kv_heads, c.head_dim))
         if c.output_bias:
             self.o_bias = self.param("o_bias", zeros, (c.width,))
+        if c.query_key_norm:
+            over = [(c.heads,), (c.kv_heads,)] if c.query_key_norm == "all" else [(), ()]
+            self.q_norm = self.param("q_norm", _initial_scale(c), (*over[0], c.head_dim))
+            self.k_norm = self.param("k_norm", _initial_scale(c), (*over[1], c.head_dim))
 
-    def project_in(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Computes queries [B, T, n, h], keys and values [B, m, T, h] from x: [B, T, d]."""
+    def project_in(
+        self, x: jax.Array, positions: jax.Array, kind: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Computes queries [B, T, n, h], keys and values [B, m, T, h] from x: [B, T, d].
+
+        ``kind`` is the index of the layer's reach, if the config has several.
+        """
+        c = self.config
         weights = {"q": self.q, "k": self.k, "v": self.v}
         q, k, v = (
             _updated(self, name, x, jnp.einsum("btd,dnh->btnh", x, w.astype(x.dtype))) for name, w in weights.items()
         )
-        if self.config.qkv_bias:
+        if c.qkv_bias:
             q, k, v = (a + _across(b, a) for a, b in ((q, self.q_bias), (k, self.k_bias), (v, self.v_bias)))
-        if self.config.rope is not None:
-            angles = rotary_angles(self.config.rope, self.config.head_dim, positions)
+        if c.query_key_norm:
+            q, k = normalised(c, q, self.q_norm), normalised(c, k, self.k_norm)
+        if any(reach.rope for reach in c.reaches):
+            angles = rotary_angles(c.reaches, c.head_dim, positions, kind)
             q, k = rotate(q, angles), rotate(k, angles)
+        if c.query_scale != 1:
+            q = q * c.query_scale
         return q, k.swapaxes(1, 2), v.swapaxes(1, 2)
 
     def project_out(self, x: jax.Array) -> jax.Array:

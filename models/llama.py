@@ -25,10 +25,10 @@ FIELDS = {
 }
 
 CONSTANTS = {
-    "position_offset": 0,
+    "position_offset": None,
     "norm": "rms",
     "norm_affine": True,
-    "pre_norm": True,
+    "norms": ("input",),
     "final_norm": True,
     "gated": True,
 }

@@ -1,5 +1,6 @@
 """Family table for OPT, 125m to 66b, and Galactica."""
 
+from spap_jax.models.config import Reach
 from spap_jax.models.families import Family, Field
 from spap_jax.models.rules import Rule
 
@@ -11,6 +12,7 @@ def derived(read: dict) -> dict:
         "head_dim": read["width"] // read["heads"],
         "output_bias": read["qkv_bias"],
         "mlp_bias": read["qkv_bias"],
+        "norms": ("input",) if read["pre_norm"] else ("sum",),
         "final_norm": read["pre_norm"] and not read["final_norm_removed"],
     }
 
@@ -33,7 +35,7 @@ OPT = Family(
         "qkv_bias": Field("enable_bias", True),
         "tied": Field("tie_word_embeddings", True),
     },
-    constants={"rope": None, "position_offset": 2, "norm": "layer", "norm_eps": 1e-5, "gated": False},
+    constants={"reaches": (Reach(None),), "position_offset": 2, "norm": "layer", "norm_eps": 1e-5, "gated": False},
     derived=derived,
     rules=(
         Rule("model.decoder.embed_tokens.weight", "embed/tokens", "v e -> v e"),

@@ -4,11 +4,16 @@ from typing import Any
 
 from spap_jax.errors import UserError
 from spap_jax.models.families import Family
+from spap_jax.models.gemma3 import GEMMA3
 from spap_jax.models.llama import LLAMA
+from spap_jax.models.mistral import MISTRAL
+from spap_jax.models.olmo2 import OLMO2
 from spap_jax.models.opt import OPT
 from spap_jax.models.qwen2 import QWEN2
+from spap_jax.models.qwen3 import QWEN3
+from spap_jax.models.smollm3 import SMOLLM3
 
-FAMILIES = {family.name: family for family in (LLAMA, QWEN2, OPT)}
+FAMILIES = {family.name: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA3, OLMO2, SMOLLM3, OPT)}
 
 
 def family_of(theirs: dict[str, Any]) -> Family:

@@ -1,4 +1,4 @@
-"""SPAP-JAX: structured pruning of LLaMA, Qwen2.5 and OPT models without retraining.
+"""SPAP-JAX: structured pruning of language models without retraining.
 
 >>> import spap_jax as spap
 >>> model = spap.load("path/to/checkpoint")

@@ -187,7 +187,7 @@ class PruneSettings(_Settings):
     Attributes:
         sparsity: Fraction of the MLP channels to remove from every layer, between 0 and 1.
         attention_sparsity: Fraction of the key/value heads to remove from every layer, each with the query heads that
-            read it. 0 leaves attention as it is. Not available for OPT.
+            read it. 0 leaves attention as it is. Not available for OPT and OLMo 2.
         allocation: Widths of the layers. "uniform": all layers get the same width, as stock tools require. "global":
             the total is the same, and each layer gets a width according to what its channels contribute to the
             predictions; only SPAP-JAX loads the result.

@@ -29,6 +29,19 @@ _COMMON = {
 }
 _LLAMA = _COMMON | {"model_type": "llama", "intermediate_size": 53, "tie_word_embeddings": False}
 _QWEN2 = _LLAMA | {"model_type": "qwen2", "num_key_value_heads": 4}
+_QWEN3 = _QWEN2 | {"model_type": "qwen3", "head_dim": 12, "num_key_value_heads": 2}
+_MISTRAL = _LLAMA | {"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": None}
+_OLMO2 = _LLAMA | {"model_type": "olmo2"}
+_SMOLLM3 = _LLAMA | {"model_type": "smollm3", "num_key_value_heads": 2}
+_GEMMA3 = _LLAMA | {
+    "model_type": "gemma3_text",
+    "num_key_value_heads": 2,
+    "head_dim": 12,
+    "query_pre_attn_scalar": 20,
+    "sliding_window": 9,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    "tie_word_embeddings": True,
+}
 _OPT = _COMMON | {"model_type": "opt", "ffn_dim": 53, "pad_token_id": 1, "word_embed_proj_dim": 32}
 _LLAMA3_ROPE = {
     # Base and context put the eight wavelengths on both sides of the interpolated band and inside it.
@@ -55,6 +68,19 @@ VARIANTS: dict[str, Json] = {
     "qwen2_tied": _QWEN2 | {"tie_word_embeddings": True, "num_key_value_heads": 2},
     "qwen2_one_kv_head": _QWEN2 | {"num_key_value_heads": 1, "use_sliding_window": False, "sliding_window": 16},
     "qwen2_two_kv_heads": _QWEN2 | {"num_key_value_heads": 2, "rope_theta": 1000000.0},
+    "qwen3": _QWEN3,
+    "qwen3_tied_biases": _QWEN3 | {"tie_word_embeddings": True, "attention_bias": True, "num_key_value_heads": 4},
+    "mistral": _MISTRAL,
+    "mistral_window": _MISTRAL | {"sliding_window": 9, "head_dim": 12},
+    "gemma3": _GEMMA3,
+    "gemma3_untied_v4": {name: value for name, value in _GEMMA3.items() if name != "layer_types"}
+    | {"tie_word_embeddings": False, "sliding_window_pattern": 2, "rope_local_base_freq": 500.0, "rope_theta": 7000.0}
+    | {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+    "olmo2": _OLMO2,
+    "olmo2_tied_biases": _OLMO2 | {"num_key_value_heads": 2, "tie_word_embeddings": True, "attention_bias": True},
+    "smollm3": _SMOLLM3 | {"no_rope_layers": [1, 0, 1]},
+    "smollm3_untied_biases": _SMOLLM3
+    | {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True, "no_rope_layer_interval": 2},
     "opt_125m_like": _OPT,
     "opt_350m_like": _OPT | {"do_layer_norm_before": False, "word_embed_proj_dim": 16},
     "opt_post_norm": _OPT | {"do_layer_norm_before": False},

@@ -83,8 +83,8 @@ def understood(theirs: dict[str, Any], name: str) -> tuple[Family, DecoderConfig
     family = family_of(theirs)
     config = family.read_config(theirs)
     if ignored := family.ignored(theirs):
-        reader = family.architecture.replace("ForCausalLM", "Config")
-        said = f"config.json of {name}: ignoring {', '.join(ignored)}, which transformers' {reader} does not read"
+        reader = f"transformers' {family.architecture}"
+        said = f"config.json of {name}: ignoring {', '.join(ignored)}, which {reader} does not read"
         warnings.warn(said, Notice, stacklevel=1)  # names this line for all callers: once for each model
     return family, config
 

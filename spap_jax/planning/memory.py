@@ -44,8 +44,8 @@ def _cast(load: Workload, elements: float) -> float:
 
 
 def streams_bytes(load: Workload) -> float:
-    """Bytes of the dense and the pruned stream."""
-    return 2 * load.stream_bytes * load.tokens * load.dense.width
+    """Bytes of the dense and the pruned stream, and of the third where a norm follows the output."""
+    return load.streams * load.stream_bytes * load.tokens * load.dense.width
 
 
 def moments_bytes(f: int, d: int) -> float:
@@ -125,7 +125,7 @@ def moved_elements(load: Workload) -> int:
 
 def _looked_up(config: DecoderConfig) -> int:
     """Number of weights outside the blocks that are gathered: all but tables of which only some rows are used."""
-    positions = 0 if config.rope else config.axes["p"] * config.width
+    positions = 0 if config.position_offset is None else config.axes["p"] * config.width
     return outer_elements(config) - positions - (0 if config.tied else config.vocabulary * config.embedding)
 
 
@@ -179,8 +179,8 @@ def device_memory(load: Workload) -> dict[str, Parts]:
     f = max(f, load.dense.heads * load.dense.head_dim if load.fewer_heads else 0)
     solving = held | {"moments": moments_bytes(f, d)}
     mlp = 4.0 * _mlp_elements(mine.narrow)
-    # In waves the fitted tokens have two more streams, and a device holds its own layer's moments beside the latest.
-    further = load.in_waves * 2 * load.stream_bytes * load.fitted.tokens * d
+    # In waves the fitted tokens have as many streams again, and a device its own layer's moments beside the latest.
+    further = load.in_waves * load.streams * load.stream_bytes * load.fitted.tokens * d
     ahead = held | {"streams": held["streams"] + further}
     layers = 2 if load.in_waves else mine.dense.intermediate / load.dense.intermediate
     solver = choosing_bytes(f, d) if load.in_waves else system_bytes(f, d) + selecting_bytes(f, d)
@@ -202,7 +202,7 @@ def device_memory(load: Workload) -> dict[str, Parts]:
         phases["sampling"] = sampling_memory(load)
     if load.groups:
         stack = load.narrow.layers * block_elements(mine.narrow) + outer_elements(mine.narrow)
-        final = {"weights": load.weight_bytes * stack / load.devices, "streams": streams_bytes(load) / 2}
+        final = {"weights": load.weight_bytes * stack / load.devices, "streams": streams_bytes(load) / load.streams}
         for name, workspace in (("joint steps", joint_bytes), ("joint checks", checking_bytes)):
             gradients, activations = workspace(load)
             phases[name] = final | {"gradients": gradients, "activations": activations}

@@ -110,6 +110,11 @@ class Workload:
         return self.fitted.tokens + self.held_out.tokens
 
     @property
+    def streams(self) -> int:
+        """Number of streams held: dense, pruned, and the dense output where a norm follows it."""
+        return 3 if "output" in self.dense.norms else 2
+
+    @property
     def stream_bytes(self) -> int:
         """Bytes of a stored element of a stream."""
         return storage(self.settings.stream_dtype).itemsize

@@ -145,8 +145,9 @@ def _losses(
     both, losses = streams.start(config, outer, fitted, dtype), []
     for index in range(config.layers):
         layer = at(blocks, index)
-        both = streams.enter_mlp(config, layer, both)
-        seen = devices.everywhere(moments.accumulate(config, layer, streams.fitting_tokens(both)))
+        alike = config.reaching_like(index)
+        both = streams.enter_mlp(alike, layer, both)
+        seen = devices.everywhere(moments.accumulate(alike, layer, streams.fitting_tokens(both)))
         tried, own = _projections(layer["mlp"], seen, settings.ridge, widths), layer["mlp"]
         each = (own | at(tried, number) for number in range(len(widths)))
         losses.append(jax.device_get([divergence(config, outer, blocks, index, mlp, compared) for mlp in each]))

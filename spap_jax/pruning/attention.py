@@ -67,7 +67,7 @@ def prune_attention(
     report = AttentionReport(
         kept=tuple(chosen.kept.tolist()),
         calibration=stage_errors(fitted[:-1], fitted[-1]),
-        held_out=stage_errors(judged[:-1], judged[-1]) if held_out.total.size else None,
+        held_out=stage_errors(judged[:-1], judged[-1]) if held_out.residual.size else None,
         swaps=int(chosen.swaps),
         improving_swaps=int(chosen.improving),
         ridge=float(ridge),

@@ -64,7 +64,7 @@ def _accumulate(hidden: Callable[[jax.Array], jax.Array], weight: jax.Array, cen
     def add(total: tuple, chunk: Tokens) -> tuple[tuple, None]:
         chunk = in_float32(chunk)
         flat = chunk.flat()
-        h, y = flat.counted_rows(hidden(chunk.residual)), flat.counted_rows(flat.target)
+        h, y = flat.weighted(hidden(chunk.residual)), flat.weighted(flat.target)
         # Materialise the transpose: XLA:CPU is twice as slow at a product that contracts the rows of a large array.
         transposed = jax.lax.optimization_barrier(h.T)
         parts = (transposed @ h, h.T @ y, h.sum(axis=0), y.sum(axis=0), jnp.square(y).sum())

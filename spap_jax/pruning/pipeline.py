@@ -46,6 +46,11 @@ def pruned_config(config: DecoderConfig, settings: PruneSettings) -> DecoderConf
                 f"{option('round_to')}."
             )
     added = update_used(settings) == "bias"
+    if added and "output" in config.norms:
+        raise UserError(
+            "the update 'bias' adds a constant to the MLP's output, and the norm that follows it in this model divides "
+            f"by another number for every token: use {option('update', 'none')} or {option('update', 'refit')}."
+        )
     narrow = dataclasses.replace(config.with_widths(keep), mlp_bias=config.mlp_bias or added)
     return narrow.with_kv_heads(_kept_kv_heads(config, settings.attention_sparsity))
 

@@ -53,7 +53,7 @@ def put(stack: Params, index: int, layer: Params) -> Params:
 def advance(config: DecoderConfig, layers: Params, index: int, pruned: jax.Array) -> jax.Array:
     """Advances a stream [C, B, T, d] past block ``index`` of the stack."""
     block = at(layers, index)
-    return streams.in_place(lambda x: apply(config, block, x), pruned)
+    return streams.in_place(lambda x: apply(config, block, index, x), pruned)
 
 
 def rest(config: DecoderConfig, layers: Params, first: int | jax.Array, mlp: Params, x: jax.Array) -> jax.Array:
@@ -63,9 +63,11 @@ def rest(config: DecoderConfig, layers: Params, first: int | jax.Array, mlp: Par
     """
 
     def after(x: jax.Array, number: jax.Array) -> tuple[jax.Array, None]:
-        return jax.lax.cond(number > first, lambda x: apply(config, at(layers, number), x), lambda x: x, x), None
+        return jax.lax.cond(
+            number > first, lambda x: apply(config, at(layers, number), number, x), lambda x: x, x
+        ), None
 
-    x = apply(config, at(layers, first) | {"mlp": mlp}, x)
+    x = apply(config, at(layers, first) | {"mlp": mlp}, first, x)
     return jax.lax.scan(after, x, jnp.arange(config.layers))[0]
 
 
@@ -75,9 +77,9 @@ def token_divergences(config: DecoderConfig, outer: Params, dense: jax.Array, pr
     return (jnp.exp(wanted) * (wanted - got)).sum(axis=-1)
 
 
-def apply(config: DecoderConfig, layer: Params, x: jax.Array) -> jax.Array:
-    """Applies a block. x: [B, T, d] -> [B, T, d]."""
-    return decoder.block(config, layer, x, *streams.causal(x))
+def apply(config: DecoderConfig, layer: Params, index: int | jax.Array, x: jax.Array) -> jax.Array:
+    """Applies the block with a number. x: [B, T, d] -> [B, T, d]."""
+    return decoder.block(config, layer, x, *streams.causal(x), decoder.reach_of(config, index))
 
 
 def at(layers: Params, index: int | jax.Array) -> Params:

@@ -15,12 +15,11 @@ import numpy as np
 
 from spap_jax import devices
 from spap_jax.models import decoder
-from spap_jax.models.attention import causal_attention
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Block, Params
 from spap_jax.numerics import full_precision, in_float32, storage, stored
 from spap_jax.placement import placed
-from spap_jax.solver.alternating import Tokens
+from spap_jax.solver.alternating import Tokens, squares
 
 FLOAT32 = storage("float32")
 
@@ -31,11 +30,14 @@ class Streams(NamedTuple):
     Attributes:
         dense: [C, B, T, d]; between attention and MLP, the dense block's final sum before its closing norm.
         pruned: [C, B, T, d]; between attention and MLP, the stream before the MLP's residual addition.
+        output: [C, B, T, d]; the output of the dense half that is fitted next, attention or MLP, before the norm that
+            follows it. None in families that add the output as it is.
         counted: [C, B, T] 1, or 0 for padding; None if there is none.
     """
 
     dense: jax.Array
     pruned: jax.Array
+    output: jax.Array | None = None
     counted: jax.Array | None = None
 
 
@@ -86,8 +88,12 @@ def largest_divisor(count: int, most: int) -> int:
 
 def start(config: DecoderConfig, params: Params, chunks: Padded, dtype: np.dtype = FLOAT32) -> Streams:
     """Embeds token chunks; both streams start equal, and are stored in ``dtype``."""
-    x = embed(config, params, chunks.tokens, dtype)
-    return Streams(x, jnp.copy(x), chunks.counted)
+    return both_at(config, embed(config, params, chunks.tokens, dtype), chunks.counted)
+
+
+def both_at(config: DecoderConfig, x: jax.Array, counted: jax.Array | None) -> Streams:
+    """Returns two streams that both start at x, [C, B, T, d]: itself and a copy."""
+    return Streams(x, jnp.copy(x), jnp.zeros_like(x) if "output" in config.norms else None, counted)
 
 
 def chunked(tokens: np.ndarray, most: int) -> Padded:
@@ -121,8 +127,9 @@ def enter_mlp(config: DecoderConfig, layer: Params, streams: Streams) -> Streams
 
     def one(chunk: Streams) -> Streams:
         r = piece(chunk.dense, *causal(chunk.dense), method=Block.attend)
-        full = r + piece(r, method=mlp_output)
-        return chunk._replace(dense=full, pruned=piece(chunk.pruned, *causal(chunk.pruned), method=Block.attend))
+        y = piece(r, method=mlp_output)
+        full = r + piece(y, method=Block.mlp_addition)
+        return _kept(chunk, full, piece(chunk.pruned, *causal(chunk.pruned), method=Block.attend), y)
 
     return in_place(one, streams)
 
@@ -135,7 +142,8 @@ def enter_dense_mlp(config: DecoderConfig, layer: Params, streams: Streams) -> S
 
     def one(chunk: Streams) -> Streams:
         r = piece(chunk.dense, *causal(chunk.dense), method=Block.attend)
-        return chunk._replace(dense=r + piece(r, method=mlp_output), pruned=r)
+        y = piece(r, method=mlp_output)
+        return _kept(chunk, r + piece(y, method=Block.mlp_addition), r, y)
 
     return in_place(one, streams)
 
@@ -152,8 +160,14 @@ def leave_dense_mlp(config: DecoderConfig, layer: Params, streams: Streams) -> S
 @full_precision
 def enter_attention(config: DecoderConfig, layer: Params, streams: Streams) -> Streams:
     """Advances the dense stream past a dense block's attention; the pruned stream stays before it."""
-    attend = functools.partial(decoder.block, config, layer, method=Block.attend)
-    return in_place(lambda chunk: chunk._replace(dense=attend(chunk.dense, *causal(chunk.dense))), streams)
+    piece = functools.partial(decoder.block, config, layer)
+
+    def one(chunk: Streams) -> Streams:
+        heads = piece(chunk.dense, *causal(chunk.dense), method=Block.attended)
+        after = piece(chunk.dense, heads, method=Block.add_attention)
+        return _kept(chunk, after, chunk.pruned, piece(heads, method=lambda block, x: block.attention.project_out(x)))
+
+    return in_place(one, streams)
 
 
 @functools.partial(jax.jit, static_argnames="narrow", donate_argnames="streams")
@@ -170,7 +184,8 @@ def leave_attention(narrow: DecoderConfig, layer: Params, streams: Streams) -> S
 
     def one(chunk: Streams) -> Streams:
         pruned = piece(chunk.pruned, *causal(chunk.pruned), method=Block.attend)
-        return chunk._replace(dense=chunk.dense + piece(chunk.dense, method=mlp_output), pruned=pruned)
+        y = piece(chunk.dense, method=mlp_output)
+        return _kept(chunk, chunk.dense + piece(y, method=Block.mlp_addition), pruned, y)
 
     return in_place(one, streams)
 
@@ -187,11 +202,10 @@ def leave_mlp(config: DecoderConfig, layer: Params, streams: Streams) -> tuple[S
 
     def one(item: tuple[Streams, jax.Array]) -> tuple[Streams, jax.Array]:
         chunk, _ = item
-        pruned = chunk.pruned + piece(chunk.pruned, method=mlp_output)
-        counted = fitting_tokens(chunk).counted_rows
-        sums = [jnp.square(counted(chunk.dense - stream)).sum() for stream in (pruned, chunk.pruned)]
-        dense, pruned = (piece(stream, method=Block.finish) for stream in (chunk.dense, pruned))
-        return chunk._replace(dense=dense, pruned=pruned), jnp.stack(sums)
+        y = piece(chunk.pruned, method=mlp_output)
+        ends = (chunk.dense, chunk.pruned + piece(y, method=Block.mlp_addition))
+        dense, pruned = (piece(stream, method=Block.finish) for stream in ends)
+        return chunk._replace(dense=dense, pruned=pruned), squares(fitting_tokens(chunk), y)
 
     streams, sums = in_place(one, (streams, jnp.zeros((len(streams.dense), 2))))
     error, power = sums.sum(axis=0)
@@ -204,20 +218,24 @@ def fitting_tokens(streams: Streams) -> Tokens:
     """Returns the inputs and targets for fitting the next half of a block: attention, or the MLP after attention.
 
     The target is the dense stream after that half minus the pruned stream before it, so that each half also corrects
-    the errors of the previous ones.
+    the errors of the previous ones. If a norm follows the half's output, the target is the dense half's output.
     """
-    return Tokens(streams.pruned, streams.dense, streams.counted)
+    return Tokens(streams.pruned, streams.dense, streams.output, streams.counted)
+
+
+def _kept(chunk: Streams, dense: jax.Array, pruned: jax.Array, output: jax.Array) -> Streams:
+    """Returns the streams of a chunk, with the output if the chunk has room for it."""
+    return chunk._replace(dense=dense, pruned=pruned, output=None if chunk.output is None else output)
 
 
 def mlp_output(block: Block, r: jax.Array) -> jax.Array:
-    """Computes the output of a block's MLP. r: [..., d] -> [..., d]."""
-    return block.mlp.project(block.mlp.hidden(block.mlp_input(r)))
+    """Computes the output of a block's MLP, before a norm that may follow it. r: [..., d] -> [..., d]."""
+    return block.mlp.project(mlp_hidden(block, r))
 
 
 def attended(block: Block, x: jax.Array) -> jax.Array:
     """Computes the input of the attention's output projection, heads concatenated. x: [B, T, d] -> [B, T, n h]."""
-    positions, valid = causal(x)
-    out = causal_attention(*block.queries_keys_values(x, positions), valid)
+    out = block.attended(x, *causal(x))
     return out.reshape(*x.shape[:2], -1)
 
 

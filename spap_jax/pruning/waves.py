@@ -77,13 +77,13 @@ def own_moments(
         fitted: The streams before the first of the layers, of which the dense one is used.
         clock: Records the time by phase.
     """
-    stream, own = jax.tree.map(jnp.copy, fitted._replace(pruned=fitted.dense)), None
+    stream, own = streams.both_at(config, jnp.copy(fitted.dense), fitted.counted), None
     for place, index in enumerate(layers):
-        layer = placed(config, read_layer(index))
+        layer, alike = placed(config, read_layer(index)), config.reaching_like(index)
         clock.lap("reading", layer)
-        stream = streams.enter_dense_mlp(config, layer, stream)
+        stream = streams.enter_dense_mlp(alike, layer, stream)
         clock.lap("streams", stream)
-        own = _give(own, moments.accumulate(config, layer, streams.fitting_tokens(stream)), place)
+        own = _give(own, moments.accumulate(alike, layer, streams.fitting_tokens(stream)), place)
         clock.lap("statistics", own)
         stream = streams.leave_dense_mlp(config, layer, stream)
         clock.lap("streams", stream)

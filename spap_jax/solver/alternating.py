@@ -19,6 +19,8 @@ from spap_jax import devices
 from spap_jax.numerics import in_float32
 
 _TINY = jnp.finfo(jnp.float32).tiny
+_NORM_EPS = 1e-6
+"""Epsilon of the norms of published models, so that a token without output does not count infinitely."""
 
 Inner = dict[str, jax.Array]
 Hidden = Callable[[Inner, jax.Array], jax.Array]
@@ -27,23 +29,34 @@ Hidden = Callable[[Inner, jax.Array], jax.Array]
 class Tokens(NamedTuple):
     """Inputs and targets for fitting an MLP, converted to float32 when a chunk is used.
 
-    The target is a difference that is computed per chunk and never stored.
+    If the MLP's output is added to the stream as it is, the target is a difference that is computed per chunk and never
+    stored. If a root mean square norm follows, the target is the output before the norm, and the error of each token
+    counts relative to its target, since the norm divides by the size of the output.
 
     Attributes:
         residual: [C, ..., d] residual stream before the MLP's addition, in chunks that fit in memory.
         total: [C, ..., d] desired stream after the addition.
+        output: [C, ..., d] desired output of an MLP that a norm follows; None without one.
         counted: [C, ...] 1, or 0 for padding, which comes last and which nothing depends on; None if there is none.
     """
 
     residual: jax.Array
     total: jax.Array
+    output: jax.Array | None = None
     counted: jax.Array | None = None
 
     @property
     def target(self) -> jax.Array:
         """Desired output of the MLP, [..., d]."""
         tokens = in_float32(self)
-        return tokens.total - tokens.residual
+        return tokens.total - tokens.residual if tokens.output is None else tokens.output
+
+    def weighted(self, rows: jax.Array) -> jax.Array:
+        """Multiplies the rows of the tokens, [..., any], by the tokens' weights in the objective; 0 for padding."""
+        if self.output is not None:
+            square = jnp.square(in_float32(self.output)).mean(axis=-1, keepdims=True)
+            rows = rows * jax.lax.rsqrt(square + _NORM_EPS)
+        return self.counted_rows(rows)
 
     @property
     def real(self) -> int | jax.Array:
@@ -51,13 +64,13 @@ class Tokens(NamedTuple):
         return math.prod(self.residual.shape[:-1]) if self.counted is None else (self.counted > 0).sum()
 
     def counted_rows(self, rows: jax.Array) -> jax.Array:
-        """Sets what was computed of padding to zero. rows: [..., n], with the axes of these tokens."""
+        """Sets what was computed of padding to zero. rows: [..., any], with the axes of these tokens."""
         return rows if self.counted is None else jnp.where(self.counted[..., None] > 0, rows, 0)
 
     def flat(self) -> "Tokens":
         """Returns the same tokens, flattened to [N, d]."""
-        residual, total = (a.reshape(-1, a.shape[-1]) for a in (self.residual, self.total))
-        return Tokens(residual, total, None if self.counted is None else self.counted.reshape(-1))
+        axes = self.residual.ndim - 1
+        return jax.tree.map(lambda a: a.reshape(-1, *a.shape[axes:]), self)
 
 
 class Weights(NamedTuple):
@@ -111,11 +124,15 @@ def relative_error(hidden: Hidden, weights: Weights, tokens: Tokens) -> jax.Arra
 
     def add(total: jax.Array, chunk: Tokens) -> tuple[jax.Array, None]:
         chunk = in_float32(chunk)
-        error = chunk.counted_rows(chunk.target - output(hidden, weights, chunk.residual))
-        return total + jnp.stack([jnp.square(error).sum(), jnp.square(chunk.counted_rows(chunk.target)).sum()]), None
+        return total + squares(chunk, output(hidden, weights, chunk.residual)), None
 
     error, power = devices.total(lambda own: jax.lax.scan(add, jnp.zeros(2), own)[0], tokens)
     return error / jnp.maximum(power, _TINY)  # a layer that adds nothing has no target
+
+
+def squares(tokens: Tokens, found: jax.Array) -> jax.Array:
+    """Computes the weighted sums of the squared error of an output, and of the squared target, [2]."""
+    return jnp.stack([jnp.square(tokens.weighted(rows)).sum() for rows in (tokens.target - found, tokens.target)])
 
 
 def closed_form(hidden: Hidden, weights: Weights, tokens: Tokens, ridge: float | jax.Array) -> Fitted:
@@ -129,11 +146,11 @@ def closed_form(hidden: Hidden, weights: Weights, tokens: Tokens, ridge: float |
 
     def add(total, chunk: Tokens):
         chunk = in_float32(chunk.flat())
-        h = chunk.counted_rows(hidden(weights.inner, chunk.residual))
+        h = chunk.weighted(hidden(weights.inner, chunk.residual))
         # Solve for the correction of the output, not the output: its right-hand side is small, and so is its rounding.
-        e = chunk.counted_rows(chunk.target - output(hidden, weights, chunk.residual))
+        e = chunk.weighted(chunk.target - output(hidden, weights, chunk.residual))
         transposed = jax.lax.optimization_barrier(h.T)  # materialised: see moments.accumulate
-        powers = jnp.stack([jnp.square(e).sum(), jnp.square(chunk.counted_rows(chunk.target)).sum()])
+        powers = jnp.stack([jnp.square(e).sum(), jnp.square(chunk.weighted(chunk.target)).sum()])
         parts = (transposed @ h, h.T @ e, h.sum(axis=0), e.sum(axis=0), powers)
         return jax.tree.map(jnp.add, total, parts), None
 
@@ -170,8 +187,8 @@ def descend(
     optimizer = relative_optimizer()
 
     def loss(weights: Weights, drawn: Tokens) -> jax.Array:
-        error = drawn.target - output(hidden, weights, drawn.residual)
-        return jnp.square(error).sum() / jnp.square(drawn.target).sum()
+        error, power = squares(drawn, output(hidden, weights, drawn.residual))
+        return error / power
 
     def step(carry: tuple[Any, Any], now: tuple[jax.Array, jax.Array]) -> tuple[tuple[Any, Any], None]:
         weights, state = carry

@@ -66,7 +66,8 @@ def last_stream(student: Student, outside: Params, tokens: jax.Array, dtype: Any
         if merged:
             layer, pairs = lora.merged(layer, gathered(config, pairs, jnp.float32), scale), {}
         layer, pairs = gathered(config, layer, dtype), lora.scaled(gathered(config, pairs, dtype), scale)
-        return devices.steady(decoder.block(config, layer, x, positions, None, updates=pairs)), None
+        kind = decoder.reach_of(config, number)
+        return devices.steady(decoder.block(config, layer, x, positions, None, kind, updates=pairs)), None
 
     x = devices.steady(decoder.embed(config, outside, tokens, positions, dtype))
     parts = ((0, student.first, {}), (student.first, stop, own), (stop, config.layers, {}))

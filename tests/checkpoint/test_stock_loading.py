@@ -14,7 +14,7 @@ import pytest
 from tiny_checkpoints import write
 
 import spap_jax
-from spap_jax.pruning.reduce import take_channels
+from spap_jax.pruning.reduce import take_channels, take_groups
 
 SCRIPT = Path(__file__).with_name("stock_load.py")
 VARIANTS = (
@@ -26,11 +26,15 @@ VARIANTS = (
     "opt_125m_like",
     "opt_350m_like",
     "llama_tied",
+    "mistral_window",
 )
+RECENT = ("qwen3", "gemma3", "olmo2", "smollm3")
+FEWER_HEADS = ("mistral_window", "qwen3", "smollm3")
 PRUNED = {
     "llama_llama3_rope_v4": {"rounds": 0},
     "llama_two_kv_heads": {"method": "wanda", "attention_sparsity": 0.5},
     "llama_tied": {"method": "flap"},  # adds biases
+    "gemma3": {"method": "wanda", "attention_sparsity": 0.5},
     "opt_125m_like": {"method": "flap"},  # has them
 }
 
@@ -39,21 +43,22 @@ def pruned(variant: str, folder: Path, **how: Any) -> Path:
     """Writes a pruned checkpoint with its expected logits."""
     model = spap_jax.load(write(variant, folder / f"{variant}-in"))
     tokens = np.random.default_rng(0).integers(2, 97, (4, 24))
-    small = spap_jax.prune(model, tokens, **how).model if how else with_half_the_channels(model)
+    small = spap_jax.prune(model, tokens, **how).model if how else halved(model, variant in FEWER_HEADS)
     spap_jax.save(small, folder / variant)
     np.save(folder / variant / "tokens.npy", tokens)
     np.save(folder / variant / "logits.npy", spap_jax.logits(small, tokens))
     return folder / variant
 
 
-def with_half_the_channels(model: spap_jax.Model) -> spap_jax.Model:
-    """Halves the MLP channels, as pruning would, without the time that it takes."""
-    kept = jnp.arange(0, model.config.intermediate, 2)
-    layers = [jax.tree.map(lambda a, i=i: a[i], model.params["layers"]["mlp"]) for i in range(model.config.layers)]
-    layers = [take_channels(model.family, mlp, kept) for mlp in layers]
-    mlp = jax.tree.map(lambda *arrays: jnp.stack(arrays), *layers)
-    params = model.params | {"layers": model.params["layers"] | {"mlp": mlp}}
-    return spap_jax.Model(model.config.narrowed(len(kept)), params, model.source)
+def halved(model: spap_jax.Model, heads: bool) -> spap_jax.Model:
+    """Halves the MLP channels, and the key/value heads if asked to, without the time that pruning takes."""
+    config, layers = model.config, model.params["layers"]
+    kept, groups = jnp.arange(0, config.intermediate, 2), jnp.arange(config.kv_heads // 2)
+    layers = layers | {"mlp": jax.vmap(lambda mlp: take_channels(model.family, mlp, kept))(layers["mlp"])}
+    if heads:
+        taken = jax.vmap(lambda attention: take_groups(model.family, attention, groups))(layers["attention"])
+        layers, config = layers | {"attention": taken}, config.with_kv_heads(len(groups))
+    return spap_jax.Model(config.narrowed(len(kept)), model.params | {"layers": layers}, model.source)
 
 
 def load_in(python: str, folders: list[Path]) -> None:
@@ -69,6 +74,7 @@ def test_pruned_checkpoints_in_stock_transformers(tmp_path: Path, request: pytes
     load_in(str(request.config.getoption("--old-python")), folders)
 
 
-def test_qwen2_with_fewer_heads_in_todays_transformers(tmp_path: Path):
-    """3 heads do not divide the width. The Qwen2 of transformers 4.46 does not read `head_dim`."""
-    load_in(sys.executable, [pruned("qwen2", tmp_path, method="wanda", attention_sparsity=0.25)])
+def test_recent_families_and_fewer_heads_in_todays_transformers(tmp_path: Path):
+    """3 heads do not divide the width, and the Qwen2 of transformers 4.46 reads no `head_dim`."""
+    fewer = pruned("qwen2", tmp_path, method="wanda", attention_sparsity=0.25)
+    load_in(sys.executable, [fewer, *(pruned(variant, tmp_path, **PRUNED.get(variant, {})) for variant in RECENT)])

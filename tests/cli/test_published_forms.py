@@ -54,7 +54,7 @@ def test_a_llama_1_as_it_was_converted_first(tmp_path: Path, capsys: pytest.Capt
     text.write_text(CALIBRATION.read_text()[:10_000])
     said = spap(capsys, "prune", source, "--output", tmp_path / "out", "--calibration", text, *QUICK)
     assert said.code == 0, said.err
-    line = f"config.json of {source}: ignoring max_sequence_length, which transformers' LlamaConfig does not read"
+    line = f"config.json of {source}: ignoring max_sequence_length, which transformers' LlamaForCausalLM does not read"
     assert said.err.splitlines().count(line) == 1
     for name in ("tokenizer.model", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"):
         assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes()

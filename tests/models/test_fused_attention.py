@@ -34,12 +34,13 @@ def with_gradients(attention: Callable[..., jax.Array], q: jax.Array, k: jax.Arr
     return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(q, k, v)
 
 
+@pytest.mark.parametrize("window", [None, 100])
 @pytest.mark.parametrize(
     "fused", [functools.partial(by_jax, implementation="xla"), functools.partial(splash, interpret=True)]
 )
-def test_fused_kernels_agree_with_blocks_of_scores(fused: Callable[..., jax.Array]):
-    (_, out), gradients = with_gradients(fused, *arrays())
-    (_, expected), wanted = with_gradients(causal_attention, *arrays())
+def test_fused_kernels_agree_with_blocks_of_scores(fused: Callable[..., jax.Array], window: int | None):
+    (_, out), gradients = with_gradients(functools.partial(fused, window=window), *arrays())
+    (_, expected), wanted = with_gradients(functools.partial(causal_attention, window=window), *arrays())
     np.testing.assert_allclose(out, expected, atol=2e-6)
     for mine, theirs in zip(gradients, wanted, strict=True):
         np.testing.assert_allclose(mine, theirs, atol=2e-5)

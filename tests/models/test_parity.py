@@ -13,7 +13,7 @@ import transformers
 from hf_models import VARIANTS
 
 from spap_jax.models import decoder
-from spap_jax.models.config import Rope
+from spap_jax.models.config import Reach, Rope
 from spap_jax.models.layers import rotary_frequencies
 from spap_jax.models.registry import family_of
 
@@ -71,7 +71,7 @@ def test_logits_of_short_rows(name: str, length: int) -> None:
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=ATOL)
 
 
-@pytest.mark.parametrize("name", ["llama_llama3_rope_v5", "opt_125m_like"])
+@pytest.mark.parametrize("name", ["llama_llama3_rope_v5", "opt_125m_like", "gemma3"])
 def test_logits_beyond_one_block_of_queries(name: str) -> None:
     tokens, valid = random_tokens(3, 700), padded_on_both_sides(3, 700)
     ours, theirs = logits_of_both(name, tokens, valid)
@@ -113,17 +113,21 @@ def test_rope_frequencies_are_exact_to_the_last_place(theta: float, head_dim: in
     assert (np.abs(ours - exact) / np.spacing(exact.astype(np.float32))).max() < 1.6
 
 
-@pytest.mark.parametrize("name", ["llama_linear_rope_v4", "llama_llama3_rope_v4", "llama_theta_v4"])
+@pytest.mark.parametrize(
+    "name", ["llama_linear_rope_v4", "llama_llama3_rope_v4", "llama_theta_v4", "mistral_window", "gemma3"]
+)
 def test_rope_settings_change_the_logits(name: str) -> None:
     """If the settings had no effect, the comparisons above could not detect errors in them."""
     config, params = hf_models.port(hf_models.hf_model(name))
     tokens = random_tokens(4, 33)
-    plain = dataclasses.replace(config, rope=Rope())
+    plain = dataclasses.replace(config, reaches=(Reach(Rope()),), layer_reaches=None)
     with_it, without = (forward(c, params, tokens, np.ones(tokens.shape, bool)) for c in (config, plain))
     assert np.abs(with_it - without).max() > 0.5
 
 
-@pytest.mark.parametrize("name", ["llama_llama3_rope_v5", "qwen2_one_kv_head", "opt_350m_like"])
+@pytest.mark.parametrize(
+    "name", ["llama_llama3_rope_v5", "qwen2_one_kv_head", "opt_350m_like", "mistral_window", "gemma3"]
+)
 def test_extending_a_cache_piece_by_piece(name: str) -> None:
     config, params = hf_models.port(hf_models.hf_model(name))
     tokens = random_tokens(3, 33)
@@ -152,12 +156,12 @@ def test_bfloat16_is_as_near_as_bfloat16_can_be(name: str) -> None:
     assert np.sqrt(np.mean((ours - exact) ** 2)) < 2 * np.sqrt(np.mean((theirs - exact) ** 2))
 
 
-@pytest.mark.parametrize("name", ["llama"])
+@pytest.mark.parametrize("name", ["gemma3"])
 def test_programs_do_not_grow_with_depth(name: str) -> None:
     config, _ = hf_models.port(hf_models.hf_model(name))
     sizes = []
     for layers in (2, 12):
-        deep = dataclasses.replace(config, layers=layers)
+        deep = dataclasses.replace(config, layers=layers, layer_reaches=(0, 1) * (layers // 2))
         params = jax.eval_shape(lambda deep=deep: decoder.init(deep, jax.random.key(0)))
         tokens, valid = jax.ShapeDtypeStruct((2, 8), jnp.int32), jax.ShapeDtypeStruct((2, 8), jnp.bool)
         cache = jax.eval_shape(lambda deep=deep: decoder.empty_cache(deep, 2, 16))

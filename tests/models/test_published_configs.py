@@ -36,6 +36,8 @@ ACCEPTED = {
     "deepseek-r1-distill-qwen-7b": (7_615_616_512, ("use_mrope",)),
     "galactica-125m": (125_030_400, ("learned_embeddings", "scale_embeddings")),
     "galactica-30b": (29_968_103_424, ("learned_embeddings", "scale_embeddings")),
+    "gemma-3-1b-it": (999_885_952, ("cache_implementation",)),
+    "gemma-3-270m": (268_098_176, ("_sliding_window_pattern",)),
     "llama-1-13b": (13_015_864_320, ("max_sequence_length",)),
     "llama-1-7b-decapoda": (6_738_415_616, ("max_sequence_length",)),
     "llama-2-13b-chat": (13_015_864_320, ()),
@@ -47,6 +49,9 @@ ACCEPTED = {
     "llama-3.1-8b": (8_030_261_248, ()),
     "llama-3.2-1b": (1_235_814_400, ()),
     "llama-3.2-3b": (3_212_749_824, ()),
+    "mistral-7b-instruct-v0.1": (7_241_732_096, ()),
+    "mistral-nemo-base-2407": (12_247_782_400, ()),
+    "olmo-2-7b-instruct": (7_298_617_344, ()),
     "opt-125m": (125_239_296, ()),
     "opt-13b": (12_853_473_280, ("output_projection",)),
     "opt-30b": (29_974_540_288, ()),
@@ -61,6 +66,8 @@ ACCEPTED = {
     "qwen2.5-7b-instruct-1m": (7_615_616_512, ("dual_chunk_attention_config",)),
     "qwen2.5-coder-1.5b": (1_543_714_304, ("use_mrope",)),
     "qwen2.5-math-1.5b": (1_543_714_304, ("use_mrope",)),
+    "qwen3-0.6b": (596_049_920, ()),
+    "qwen3-4b-thinking-2507": (4_022_468_096, ()),
     "smollm-1.7b": (1_711_376_384, ()),
     "smollm-135m": (134_515_008, ()),
     "smollm-360m-instruct": (361_821_120, ()),
@@ -70,6 +77,7 @@ ACCEPTED = {
     "smollm2-135m-instruct": (134_515_008, (*SMOLLM2, FOR_JAVASCRIPT)),
     "smollm2-360m": (361_821_120, SMOLLM2),
     "smollm2-360m-instruct": (361_821_120, (*SMOLLM2, FOR_JAVASCRIPT)),
+    "smollm3-3b": (3_075_098_624, ()),  # sizes alone
     "tinyllama-1.1b-chat-v1.0": (1_100_048_384, ()),
     "unsloth-llama-3.2-1b-instruct": (1_235_814_400, ("unsloth_fixed",)),
     "vicuna-13b-v1.5-16k": (13_015_864_320, ("max_sequence_length",)),
@@ -99,7 +107,7 @@ def test_accepted(name: str):
         config, _ = checkpoint.read_config(CONFIGS / f"{name}.json", name)
     family = FAMILIES[config.family]
     assert cost.parameters(family, config).total == parameters
-    said = f"config.json of {name}: ignoring {', '.join(ignored)}, which transformers' {config_class(family).__name__} "
+    said = f"config.json of {name}: ignoring {', '.join(ignored)}, which transformers' {family.architecture} "
     assert [str(notice.message) for notice in notices] == [f"{said}does not read"][: len(ignored)]
 
     theirs = json.loads((CONFIGS / f"{name}.json").read_text())
@@ -149,12 +157,22 @@ def test_every_config_has_a_verdict():
         ("llama", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "'default' sets {'partial_rotary_factor': 0.5}"),
         ("qwen2", {"use_sliding_window": True}, "sets use_sliding_window=True, which"),
         ("qwen2", {"layer_types": ["full_attention", "sliding_attention"]}, "sets layer_types=["),
+        ("qwen3", {"use_sliding_window": True}, "sets use_sliding_window=True, which"),
+        ("mistral", {"sliding_window": 0}, "gives sliding_window = 0, which must be a positive whole number"),
+        ("mistral", {"layer_types": ["sliding_attention"] * 3}, "sets layer_types=["),
+        ("gemma3_text", {"final_logit_softcapping": 30.0}, "sets final_logit_softcapping=30.0, which"),
+        ("gemma3_text", {"use_bidirectional_attention": True}, "sets use_bidirectional_attention=True, which"),
+        ("gemma3_text", {"layer_types": ["full_attention"]}, "for each of the 3 layers"),
+        ("gemma3_text", {"layer_types": ["chunked_attention"] * 3}, "must be sliding_attention or full_attention"),
+        ("gemma3_text", {"rope_parameters": {"rope_theta": 1.0}}, "gives rope_theta in rope_parameters, which must"),
+        ("gemma3_text", {"rope_scaling": {"type": "yarn"}}, "rope scaling 'yarn' is not implemented"),
+        ("smollm3", {"no_rope_layers": [1, 2, 1]}, "must be 0 or 1 for each of the 3 layers"),
         ("opt", {"do_layer_norm_before": None}, "config.json has no do_layer_norm_before"),
     ],
     ids=str,
 )
 def test_values_that_change_what_is_computed(family: str, changes: dict, expected: str):
-    theirs = VARIANTS[family if family != "opt" else "opt_125m_like"] | changes
+    theirs = VARIANTS[{"opt": "opt_125m_like", "gemma3_text": "gemma3"}.get(family, family)] | changes
     with pytest.raises(UserError) as raised:
         FAMILIES[family].read_config(theirs)
     assert expected in str(raised.value)
@@ -176,7 +194,7 @@ def test_what_is_said_twice_counts_as_in_transformers():
         assert FAMILIES["llama"].read_config(theirs) == FAMILIES["llama"].read_config(rewritten), changes
 
 
-@pytest.mark.parametrize("variant", ["llama", "qwen2", "opt_125m_like"])
+@pytest.mark.parametrize("variant", ["llama", "qwen2", "qwen3", "mistral_window", "gemma3", "smollm3", "opt_125m_like"])
 def test_ignored_and_inert_fields_change_nothing_that_transformers_computes(variant: str):
     model, tokens = hf_model(variant), np.arange(40, dtype=np.int32).reshape(2, 20)
     family = FAMILIES[VARIANTS[variant]["model_type"]]
@@ -197,6 +215,14 @@ def test_ignored_and_inert_fields_change_nothing_that_transformers_computes(vari
     other = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**theirs)).eval()
     other.load_state_dict(model.state_dict())
     np.testing.assert_array_equal(hf_logits(other, tokens), hf_logits(model, tokens))
+
+
+OF_OTHER_MODELS = {
+    "number_of_conv_states",  # of layers that these decoders lack
+    # Of Gemma 3 models that see.
+    *("image_size", "image_token_id", "layer_norm_eps", "mm_tokens_per_image", "patch_size", "vision_config"),
+}
+"""Fields read in the same files of transformers."""
 
 
 def names_read(module: ModuleType) -> set[str]:
@@ -224,4 +250,4 @@ def test_the_tables_know_every_field_that_transformers_reads(family: Family):
     read = {name for name in read if not hasattr(theirs, name)}  # the class' own methods
     assert {"hidden_size", "vocab_size"} <= declared
     assert "is_causal" in read
-    assert declared | read <= family.known | {"number_of_conv_states"}  # of layers that these decoders lack
+    assert declared | read <= family.known | OF_OTHER_MODELS

@@ -1,5 +1,7 @@
 """Residual streams match the decoder's, and every calibration sequence is either fitted on or held out."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,17 +18,17 @@ from spap_jax.pruning.pipeline import calibration_chunks
 from spap_jax.settings import FLOAT_DTYPES, PruneSettings
 
 
-@pytest.mark.parametrize("variant", ["llama", "opt_125m_like", "opt_350m_like"])
+@pytest.mark.parametrize("variant", ["llama", "opt_125m_like", "opt_350m_like", "gemma3"])
 def test_the_streams_of_an_unpruned_model_are_those_of_the_decoder(variant: str):
     model, tokens = tiny(variant), random_tokens(1, 6, 16)
     both = streams.start(model.config, model.params, streams.chunked(tokens, 2))
     for index in range(model.config.layers):
-        layer = one_layer(model, index)
-        both = streams.enter_mlp(model.config, layer, both)
+        layer, config = one_layer(model, index), model.config.of_layer(index)
+        both = streams.enter_mlp(config, layer, both)
         seen = streams.fitting_tokens(both)
-        added = decoder.block(model.config, layer, seen.residual, method=streams.mlp_output)
+        added = decoder.block(config, layer, seen.residual, method=streams.mlp_output)
         np.testing.assert_allclose(seen.target, added, rtol=0, atol=2e-5)
-        both, _ = streams.leave_mlp(model.config, layer, both)
+        both, _ = streams.leave_mlp(config, layer, both)
     assert both.dense.shape == (3, 2, 16, 32)
     np.testing.assert_allclose(both.dense, both.pruned, rtol=0, atol=1e-5)
     for stream in (both.dense, both.pruned):
@@ -54,6 +56,36 @@ def test_the_target_repairs_what_earlier_blocks_broke():
     ended = decoder.block(model.config, layer, seen.residual + seen.target, method=decoder.Block.finish)
     expected = streams.leave_mlp(model.config, layer, after)[0].dense
     np.testing.assert_allclose(ended, expected, rtol=0, atol=1e-5)
+
+
+def test_before_a_norm_the_target_is_the_dense_output_and_all_tokens_count_alike():
+    model = tiny("gemma3")
+    layer, config = one_layer(model, 1), model.config.of_layer(1)
+    start = streams.start(config, model.params, streams.chunked(random_tokens(1, 4, 16), 4))
+    damaged = start._replace(pruned=start.pruned + jax.random.normal(jax.random.key(0), start.pruned.shape))
+    dense, pruned = (np.asarray(stream)[0] for stream in damaged[:2])
+    piece, where = functools.partial(decoder.block, config, layer), streams.causal(dense)
+    heads = piece(dense, *where, method=decoder.Block.attended)
+    attended = heads.reshape(64, -1) @ layer["attention"]["o"].reshape(-1, 32)
+    half = jax.tree.map(jnp.copy, damaged)
+    seen = streams.fitting_tokens(streams.enter_attention(config, layer, half))
+    np.testing.assert_allclose(seen.target.reshape(64, 32), attended, rtol=0, atol=1e-4)
+
+    after = streams.enter_mlp(config, layer, damaged)
+    seen = streams.fitting_tokens(after).flat()
+    rest = piece(pruned, *where, method=decoder.Block.attend)
+    full, own = (
+        np.asarray(piece(x, method=streams.mlp_output)).reshape(64, 32)
+        for x in (piece(dense, *where, method=decoder.Block.attend), rest)
+    )
+    np.testing.assert_allclose(seen.residual, rest.reshape(64, 32), rtol=0, atol=1e-4)
+    np.testing.assert_allclose(seen.target, full, rtol=0, atol=1e-4)
+    size = np.sqrt((full**2).mean(axis=1, keepdims=True))
+    np.testing.assert_allclose(seen.weighted(seen.target), full / size, rtol=0, atol=1e-4)
+    end, error = streams.leave_mlp(config, layer, after)
+    assert error == pytest.approx((((full - own) / size) ** 2).sum() / ((full / size) ** 2).sum(), rel=1e-3)
+    for stream, before in ((end.dense, dense), (end.pruned, pruned)):
+        np.testing.assert_allclose(stream[0], piece(before, *where), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("variant", ["llama", "opt_350m_like"])

@@ -110,6 +110,24 @@ def test_the_closed_form_is_the_least_squares_solution(kind: str):
     assert fitted.inner.keys() == weights.inner.keys()
 
 
+def test_before_a_norm_the_least_squares_weigh_each_token_by_the_size_of_its_target():
+    weights, tokens = random_weights("silu", CHANNELS, 1), tokens_of("silu", 400, 2)
+    sizes = jnp.geomspace(0.01, 100, 400).reshape(4, 100, 1)
+    normed = tokens._replace(output=tokens.target * sizes)
+    hidden, target = (
+        np.asarray(a, np.float64).reshape(400, -1) for a in (gated(weights.inner, tokens.residual), normed.target)
+    )
+    size = np.sqrt((target**2).mean(axis=1, keepdims=True) + 1e-6)
+    hidden, target = hidden / size, target / size
+    solution = np.linalg.lstsq(hidden, target)[0]
+    fitted, before, after = closed_form("silu", weights, normed, 1e-7)
+    np.testing.assert_allclose(fitted.down, solution, rtol=0, atol=1e-3 * np.abs(solution).max())
+    for found, down in ((before, weights.down), (after, solution)):
+        expected = ((target - hidden @ np.asarray(down)) ** 2).sum() / (target**2).sum()
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+    np.testing.assert_allclose([before, after], [error("silu", w, normed) for w in (weights, fitted)], rtol=1e-4)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_closed_form_lowers_the_error_and_is_its_own_fixed_point(kind: str):
     tokens = tokens_of(kind, 400, 2)
@@ -206,7 +224,8 @@ def padded(tokens: Tokens) -> Tokens:
         jnp.pad(a.reshape(-1, WIDTH), ((0, rest), (0, 0)), constant_values=jnp.nan).reshape(-1, 150, WIDTH)
         for a in tokens[:2]
     )
-    return Tokens(residual, total, (jnp.arange(count + rest) < count).reshape(-1, 150).astype(jnp.float32))
+    counted = (jnp.arange(count + rest) < count).reshape(-1, 150).astype(jnp.float32)
+    return Tokens(residual, total, counted=counted)
 
 
 def test_no_tokens_have_no_error_and_no_target_has_none_left():

@@ -1,0 +1,86 @@
+"""Family table for Gemma 3 text models, 270m and 1b, and models of the same architecture.
+
+Scales of norms are stored less 1, norms surround attention and MLP, and embedded tokens are scaled. Most layers attend
+within a window, with a rotary embedding of their own; some to all previous tokens.
+"""
+
+import math
+from typing import Any
+
+from spap_jax.errors import UserError
+from spap_jax.models.config import Reach
+from spap_jax.models.families import Family, Field
+from spap_jax.models.kinds import of_kind
+from spap_jax.models.llama import CONSTANTS, FIELDS, RULES
+from spap_jax.models.published import absent, not_true
+from spap_jax.models.qwen3 import QUERY_KEY_NORMS
+from spap_jax.models.rope import read_rope
+from spap_jax.models.rules import Rule
+
+TYPES = ("sliding_attention", "full_attention")
+"""Names of the types of layers in config.json, in the order of their reaches."""
+
+
+def reaches(theirs: dict[str, Any], read: dict[str, Any]) -> dict[str, Any]:
+    """Reads which layers attend within a window, and both rotary embeddings, in the forms of transformers 4 and 5."""
+    types = theirs.get("layer_types")
+    if types is None:
+        pattern = of_kind("sliding_window_pattern", theirs.get("sliding_window_pattern", 6), int)
+        types = [TYPES[(layer + 1) % pattern == 0] for layer in range(read["layers"])]
+    if not isinstance(types, list) or len(types) != read["layers"] or any(name not in TYPES for name in types):
+        raise UserError(
+            f"config.json gives layer_types = {types!r}, which must be {' or '.join(TYPES)} for each of the "
+            f"{read['layers']} layers: correct it."
+        )
+    ropes = of_kind("rope_parameters", theirs.get("rope_parameters") or {}, dict)
+    if other := ropes.keys() - set(TYPES):
+        raise UserError(
+            f"config.json gives {', '.join(sorted(other))} in rope_parameters, which must have one entry for each type "
+            f"of layer, {' and '.join(TYPES)}: correct it."
+        )
+    local, full = (of_kind("rope_parameters", ropes.get(name) or {}, dict) for name in TYPES)
+    full = full | of_kind("rope_scaling", theirs.get("rope_scaling") or {}, dict)
+    near = read_rope({"rope_theta": theirs.get("rope_local_base_freq", 10000.0), "rope_parameters": local})
+    far = read_rope({"rope_theta": theirs.get("rope_theta", 1000000.0), "rope_parameters": full})
+    return {"reaches": (Reach(near, read["window"]), Reach(far)), "layer_reaches": tuple(map(TYPES.index, types))}
+
+
+def derived(read: dict[str, Any]) -> dict[str, Any]:
+    """Derives the scales of embedded tokens and queries."""
+    return {
+        "embedding_scale": math.sqrt(read["width"]),
+        "query_scale": math.sqrt(read["head_dim"] / read["score_divisor"]),
+    }
+
+
+GEMMA3 = Family(
+    name="gemma3_text",
+    architecture="Gemma3ForCausalLM",
+    # Without these fields, transformers assumes a size that no published model has, so sizes are required here.
+    fields=FIELDS
+    | {"kv_heads": Field("num_key_value_heads"), "head_dim": Field("head_dim", 256)}
+    | {"activation": Field("hidden_activation", "gelu_pytorch_tanh"), "tied": Field("tie_word_embeddings", True)}
+    | {"positions": Field("max_position_embeddings", 131072), "window": Field("sliding_window", 4096)}
+    | {"score_divisor": Field("query_pre_attn_scalar", 256)},
+    constants=CONSTANTS
+    | {"qkv_bias": False, "output_bias": False, "mlp_bias": False}
+    | {"norms": ("input", "output"), "norm_shift": 1.0, "query_key_norm": "head"},
+    derived=derived,
+    reaches=reaches,
+    rules=(
+        *(rule for rule in RULES if rule.ours != "layers/mlp_norm/scale"),
+        *QUERY_KEY_NORMS,
+        Rule("model.layers.{i}.post_attention_layernorm.weight", "layers/attention_output_norm/scale", "d -> d"),
+        Rule("model.layers.{i}.pre_feedforward_layernorm.weight", "layers/mlp_norm/scale", "d -> d"),
+        Rule("model.layers.{i}.post_feedforward_layernorm.weight", "layers/mlp_output_norm/scale", "d -> d"),
+    ),
+    inert=frozenset({"sliding_window_pattern", "rope_local_base_freq"}),
+    accepted={
+        "attention_bias": not_true,
+        "attn_logit_softcapping": absent,
+        "final_logit_softcapping": absent,
+        "layer_types": lambda _: True,
+        "use_bidirectional_attention": not_true,
+    },
+    heads_divide_width=True,
+)

@@ -1,0 +1,28 @@
+"""Family table for dense Mistral models: LLaMA's table with a sliding window in early versions."""
+
+from typing import Any
+
+from spap_jax.models.config import Reach
+from spap_jax.models.families import Family, Field
+from spap_jax.models.llama import CONSTANTS, FIELDS, RULES
+from spap_jax.models.rope import read_rope
+
+
+def reaches(theirs: dict[str, Any], read: dict[str, Any]) -> dict[str, Any]:
+    """Gives all layers the same rotary embedding and the same window, if there is one."""
+    return {"reaches": (Reach(read_rope(theirs), read["window"]),)}
+
+
+MISTRAL = Family(
+    name="mistral",
+    architecture="MistralForCausalLM",
+    # Without these fields, transformers assumes the window of the first version, and 8 key/value heads.
+    fields=FIELDS
+    | {"kv_heads": Field("num_key_value_heads", 8, absent=lambda read: read["heads"])}
+    | {"window": Field("sliding_window", 4096, absent=lambda read: None)}
+    | {"positions": Field("max_position_embeddings", 131072)},
+    constants=CONSTANTS | {"qkv_bias": False, "output_bias": False, "mlp_bias": False},
+    rules=RULES,
+    reaches=reaches,
+    recomputed=r"\.rotary_emb\.inv_freq$",
+)
