@@ -86,6 +86,7 @@ _PRUNING: _Ranges = (
     ("schedule", lambda s: s in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
     ("seed", _count(0), "a whole number of at least 0"),
     ("ridge", _positive, "positive"),
+    ("correction", lambda c: _at_least_zero(c) and c <= 1, "between 0 and 1"),
     ("penalty", _positive, "positive"),
     ("penalty_stages", _count(1), "a whole number of at least 1"),
     ("swap_rounds", _count(0), "a whole number of at least 0"),
@@ -204,6 +205,10 @@ class PruneSettings(_Settings):
             and each device works on a layer of its own.
         seed: Seed of all random choices.
         ridge: Strength of the pull of the solved weights towards the dense ones, relative to each channel's energy.
+        correction: Share of the errors of earlier blocks that the update of an MLP also corrects. 0 reproduces the
+            dense MLP's output for the pruned stream, and 1 restores the dense stream. Most of these errors are noise to
+            an MLP: it fits them the better on the calibration text, and the worse on other text, the less text there
+            is. MLPs whose output passes a norm correct none.
         penalty: Weight of the penalty on a removed channel, relative to the channel's energy.
         penalty_stages: Number of stages in which the number of penalised channels grows from 0 to the number removed.
         swap_rounds: Largest number of rounds of exact swaps that follow the choice of channels by spap and osscar; 0
@@ -249,6 +254,7 @@ class PruneSettings(_Settings):
     schedule: Schedule = "sequential"
     seed: int = 0
     ridge: float = 1e-4
+    correction: float = 1.0
     penalty: float = 100.0
     penalty_stages: int = 40
     swap_rounds: int = 8

@@ -142,7 +142,7 @@ def enter_mlp(
     for before, part in zip(attended, both, strict=True):
         repairing, own = part.dense, part.pruned + (part.dense - before)
         total = {"dense_target": own, "mixed_target": (own + repairing) / 2}.get(idea, repairing)
-        found.append(Tokens(part.pruned, total, counted=part.counted))
+        found.append(Tokens(part.pruned, total, weights=part.weights))
     return *found, both
 
 

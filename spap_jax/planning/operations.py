@@ -122,11 +122,13 @@ def moment_errors_operations(k: int, d: int) -> float:
 def streams_operations(load: Workload) -> float:
     """``pruning/streams.py``: both streams through attention, one through the dense and one through the narrow MLP.
 
-    In waves the dense stream of the fitted tokens is computed ahead once more.
+    In waves the dense stream of the fitted tokens is computed ahead once more. A correction below 1 needs the dense
+    MLP's output for the pruned stream too.
     """
     both, length = (load.mine.dense, load.mine.narrow), load.fitted.length
     dense, narrow = (attention_operations(c, length) + mlp_operations(c) for c in both)
-    return load.tokens * (dense + narrow) + load.in_waves * load.fitted.tokens * dense
+    own = mlp_operations(load.mine.dense) if load.aimed else 0
+    return load.tokens * (dense + narrow + own) + load.in_waves * load.fitted.tokens * dense
 
 
 def statistics_operations(load: Workload) -> float:

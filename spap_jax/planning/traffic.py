@@ -65,6 +65,7 @@ def streams_bytes(load: Workload) -> float:
     """Weights and activations, and the streams, which two programs read and write; in waves two others do so too."""
     both, length = (load.mine.dense, load.mine.narrow), load.fitted.length
     passed = over_chunks(load, lambda tokens: sum(block_bytes(c, tokens, length) for c in both))
+    passed += over_chunks(load, lambda tokens: mlp_bytes(load.mine.dense, tokens)) if load.aimed else 0
     ahead = load.fitted.here * block_bytes(load.mine.dense, load.fitted.size, length)
     written = (
         2 * 2 * load.streams * load.stream_bytes * (load.tokens + load.in_waves * load.fitted.tokens) * load.dense.width

@@ -111,8 +111,13 @@ class Workload:
 
     @property
     def streams(self) -> int:
-        """Number of streams held: dense, pruned, and the dense output where a norm follows it."""
-        return 3 if "output" in self.dense.norms else 2
+        """Number of streams held: dense, pruned, and the desired output if that is not their difference."""
+        return 3 if "output" in self.dense.norms or self.aimed else 2
+
+    @property
+    def aimed(self) -> bool:
+        """Whether the dense MLP's output for the pruned stream is computed, for a correction below 1."""
+        return "output" not in self.dense.norms and self.settings.correction < 1
 
     @property
     def stream_bytes(self) -> int:

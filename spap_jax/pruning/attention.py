@@ -53,7 +53,7 @@ def prune_attention(
     Returns:
         The block's parameters with fewer heads, the streams after its attention, and the report.
     """
-    both = (streams.enter_attention(config, layer, both[0]), streams.enter_attention(config, layer, both[1]))
+    both = tuple(streams.enter_attention(config, layer, part) for part in both)
     clock.lap("streams", both)
     calibration, held_out = (streams.fitting_tokens(s) for s in both)
     # The first 2 L keys are used for channel selection and alternating rounds; the next one is free.
@@ -62,7 +62,7 @@ def prune_attention(
     small = layer | {"attention": stages[-1]}
     judged = _errors(narrow, small, [_to_weights(stage) for stage in stages], held_out)
     clock.lap("errors", judged)
-    both = (streams.leave_attention(narrow, small, both[0]), streams.leave_attention(narrow, small, both[1]))
+    both = tuple(streams.leave_attention(narrow, small, part, settings.correction) for part in both)
     clock.lap("streams", both)
     report = AttentionReport(
         kept=tuple(chosen.kept.tolist()),

@@ -151,7 +151,8 @@ def prune_layers(
         return
     chunks = calibration_chunks(tokens, settings)
     clock = Clock()
-    both = Both(*(streams.start(config, outer, part, storage(settings.stream_dtype)) for part in chunks))
+    dtype, share = storage(settings.stream_dtype), settings.correction
+    both = Both(*(streams.start(config, outer, part, dtype, share) for part in chunks))
     clock.lap("streams", both)
     blocks, choices, wave = None, [], devices.everyone()
     for index in range(config.layers):
@@ -163,7 +164,7 @@ def prune_layers(
         clock.lap("reading", dense)
         if begun and index < len(made):
             layer, report = placed(narrow, begun.read(index)), made[index]
-            both = _past(own, narrow, dense, layer, both)
+            both = _past(own, narrow, dense, layer, both, settings.correction)
         else:
             choice = choices[index % wave] if choices else None
             layer, report, both = _prune_block(index, own, narrow, dense, both, choice, settings, clock)
@@ -202,7 +203,7 @@ def _prune_block(
     fewer_heads = config.with_kv_heads(narrow.kv_heads)
     attention = None
     if fewer_heads == config:
-        both = Both(*(streams.enter_mlp(config, layer, s) for s in both))
+        both = Both(*(streams.enter_mlp(config, layer, s, settings.correction) for s in both))
     else:
         layer, pair, attention = prune_attention(index, config, fewer_heads, layer, both, settings, clock)
         both = Both(*pair)
@@ -228,15 +229,17 @@ def resized(layer: Params, width: int) -> Params:
     return layer | {"mlp": with_channels(layer["mlp"], width)}
 
 
-def _past(config: DecoderConfig, narrow: DecoderConfig, dense: Params, layer: Params, both: Both) -> Both:
+def _past(
+    config: DecoderConfig, narrow: DecoderConfig, dense: Params, layer: Params, both: Both, correction: float
+) -> Both:
     """Advances the streams past an already pruned block, with the programs of ``_prune_block``: bitwise equal."""
     fewer_heads = config.with_kv_heads(narrow.kv_heads)
     if fewer_heads == config:
-        both = Both(*(streams.enter_mlp(config, dense, s) for s in both))
+        both = Both(*(streams.enter_mlp(config, dense, s, correction) for s in both))
     else:
         small = dense | {"attention": layer["attention"]}
         both = Both(*(streams.enter_attention(config, dense, s) for s in both))
-        both = Both(*(streams.leave_attention(fewer_heads, small, s) for s in both))
+        both = Both(*(streams.leave_attention(fewer_heads, small, s, correction) for s in both))
     return Both(*(streams.leave_mlp(narrow, layer, s)[0] for s in both))
 
 

@@ -29,7 +29,7 @@ def divergence(
             chunk = in_float32(chunk)
             last = rest(config, layers, first, mlp, chunk.pruned)
             losses = token_divergences(config, outer, chunk.dense, last)
-            return total + streams.fitting_tokens(chunk).counted_rows(losses[..., None]).sum(), None
+            return total + (losses if chunk.weights is None else jnp.where(chunk.weights > 0, losses, 0)).sum(), None
 
         return jax.lax.scan(add, jnp.float32(0), own)[0]
 

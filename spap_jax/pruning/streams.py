@@ -23,6 +23,9 @@ from spap_jax.solver.alternating import Tokens, squares
 
 FLOAT32 = storage("float32")
 
+_NORM_EPS = 1e-6
+"""Epsilon of the norms of published models, so that a token without output does not count infinitely."""
+
 
 class Streams(NamedTuple):
     """Chunks of residual streams, in float32 or in the format of ``numerics.stored``.
@@ -30,15 +33,15 @@ class Streams(NamedTuple):
     Attributes:
         dense: [C, B, T, d]; between attention and MLP, the dense block's final sum before its closing norm.
         pruned: [C, B, T, d]; between attention and MLP, the stream before the MLP's residual addition.
-        output: [C, B, T, d]; the output of the dense half that is fitted next, attention or MLP, before the norm that
-            follows it. None in families that add the output as it is.
-        counted: [C, B, T] 1, or 0 for padding; None if there is none.
+        output: [C, B, T, d]; the desired output of the half that is fitted next, attention or MLP. None if that is the
+            difference of the streams.
+        weights: [C, B, T] weights of the tokens in that fit, 0 for padding; None if all are 1.
     """
 
     dense: jax.Array
     pruned: jax.Array
     output: jax.Array | None = None
-    counted: jax.Array | None = None
+    weights: jax.Array | None = None
 
 
 class Padded(NamedTuple):
@@ -86,14 +89,23 @@ def largest_divisor(count: int, most: int) -> int:
     return next(size for size in range(min(count, most), 0, -1) if count % size == 0)
 
 
-def start(config: DecoderConfig, params: Params, chunks: Padded, dtype: np.dtype = FLOAT32) -> Streams:
-    """Embeds token chunks; both streams start equal, and are stored in ``dtype``."""
-    return both_at(config, embed(config, params, chunks.tokens, dtype), chunks.counted)
+def start(
+    config: DecoderConfig, params: Params, chunks: Padded, dtype: np.dtype = FLOAT32, correction: float = 1.0
+) -> Streams:
+    """Embeds token chunks; both streams start equal, and are stored in ``dtype``. For ``correction`` see `both_at`."""
+    return both_at(config, embed(config, params, chunks.tokens, dtype), chunks.counted, correction)
 
 
-def both_at(config: DecoderConfig, x: jax.Array, counted: jax.Array | None) -> Streams:
-    """Returns two streams that both start at x, [C, B, T, d]: itself and a copy."""
-    return Streams(x, jnp.copy(x), jnp.zeros_like(x) if "output" in config.norms else None, counted)
+def both_at(config: DecoderConfig, x: jax.Array, counted: jax.Array | None, correction: float = 1.0) -> Streams:
+    """Returns two streams that both start at x, [C, B, T, d], which is not copied for the first.
+
+    They have room for a desired output if that is not their difference: the norm that follows an output in some
+    families leaves no way to correct earlier errors, and a ``correction`` below 1 corrects a part of them.
+    """
+    normed = "output" in config.norms
+    output = jnp.zeros_like(x) if normed or correction < 1 else None
+    ones = devices.spread(np.ones(x.shape[:-1], np.float32)) if normed and counted is None else counted
+    return Streams(x, jnp.copy(x), output, ones)
 
 
 def chunked(tokens: np.ndarray, most: int) -> Padded:
@@ -119,17 +131,25 @@ def _embed(config: DecoderConfig, params: Params, chunks: jax.Array, dtype: np.d
     return devices.apart(every, chunks, params) if len(chunks) else every(chunks, params)
 
 
-@functools.partial(jax.jit, static_argnames="config", donate_argnames="streams")
+@functools.partial(jax.jit, static_argnames=("config", "correction"), donate_argnames="streams")
 @full_precision
-def enter_mlp(config: DecoderConfig, layer: Params, streams: Streams) -> Streams:
-    """Advances both streams past a dense block's attention, and the dense stream past its MLP too."""
+def enter_mlp(config: DecoderConfig, layer: Params, streams: Streams, correction: float = 1.0) -> Streams:
+    """Advances both streams past a dense block's attention, and the dense stream past its MLP too.
+
+    Args:
+        config: The dense decoder.
+        layer: Parameters of the block.
+        streams: The streams before the block.
+        correction: Share of the earlier errors that the desired output corrects, if the streams have room for one.
+    """
     piece = functools.partial(decoder.block, config, layer)
 
     def one(chunk: Streams) -> Streams:
         r = piece(chunk.dense, *causal(chunk.dense), method=Block.attend)
         y = piece(r, method=mlp_output)
         full = r + piece(y, method=Block.mlp_addition)
-        return _kept(chunk, full, piece(chunk.pruned, *causal(chunk.pruned), method=Block.attend), y)
+        pruned = piece(chunk.pruned, *causal(chunk.pruned), method=Block.attend)
+        return _aimed(config, chunk, Streams(full, pruned, y), functools.partial(piece, method=mlp_output), correction)
 
     return in_place(one, streams)
 
@@ -143,7 +163,7 @@ def enter_dense_mlp(config: DecoderConfig, layer: Params, streams: Streams) -> S
     def one(chunk: Streams) -> Streams:
         r = piece(chunk.dense, *causal(chunk.dense), method=Block.attend)
         y = piece(r, method=mlp_output)
-        return _kept(chunk, r + piece(y, method=Block.mlp_addition), r, y)
+        return _aimed(config, chunk, Streams(r + piece(y, method=Block.mlp_addition), r, y), lambda _: y, 1.0)
 
     return in_place(one, streams)
 
@@ -159,33 +179,39 @@ def leave_dense_mlp(config: DecoderConfig, layer: Params, streams: Streams) -> S
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="streams")
 @full_precision
 def enter_attention(config: DecoderConfig, layer: Params, streams: Streams) -> Streams:
-    """Advances the dense stream past a dense block's attention; the pruned stream stays before it."""
+    """Advances the dense stream past a dense block's attention; the pruned stream stays before it.
+
+    Attention that no norm follows corrects all earlier errors.
+    """
     piece = functools.partial(decoder.block, config, layer)
 
     def one(chunk: Streams) -> Streams:
         heads = piece(chunk.dense, *causal(chunk.dense), method=Block.attended)
         after = piece(chunk.dense, heads, method=Block.add_attention)
-        return _kept(chunk, after, chunk.pruned, piece(heads, method=lambda block, x: block.attention.project_out(x)))
+        y = piece(heads, method=lambda block, x: block.attention.project_out(x))
+        return _aimed(config, chunk, Streams(after, chunk.pruned, y), lambda _: y, 1.0)
 
     return in_place(one, streams)
 
 
-@functools.partial(jax.jit, static_argnames="narrow", donate_argnames="streams")
+@functools.partial(jax.jit, static_argnames=("narrow", "correction"), donate_argnames="streams")
 @full_precision
-def leave_attention(narrow: DecoderConfig, layer: Params, streams: Streams) -> Streams:
+def leave_attention(narrow: DecoderConfig, layer: Params, streams: Streams, correction: float = 1.0) -> Streams:
     """Advances both streams from after ``enter_attention`` to the state after ``enter_mlp``; the MLP is still dense.
 
     Args:
         narrow: The decoder with fewer heads and the dense MLP.
         layer: Parameters of the block with fewer heads and the dense MLP.
         streams: The dense stream after attention, and the pruned stream before it.
+        correction: As in ``enter_mlp``.
     """
     piece = functools.partial(decoder.block, narrow, layer)
 
     def one(chunk: Streams) -> Streams:
         pruned = piece(chunk.pruned, *causal(chunk.pruned), method=Block.attend)
         y = piece(chunk.dense, method=mlp_output)
-        return _kept(chunk, chunk.dense + piece(y, method=Block.mlp_addition), pruned, y)
+        now = Streams(chunk.dense + piece(y, method=Block.mlp_addition), pruned, y)
+        return _aimed(narrow, chunk, now, functools.partial(piece, method=mlp_output), correction)
 
     return in_place(one, streams)
 
@@ -217,15 +243,38 @@ def leave_mlp(config: DecoderConfig, layer: Params, streams: Streams) -> tuple[S
 def fitting_tokens(streams: Streams) -> Tokens:
     """Returns the inputs and targets for fitting the next half of a block: attention, or the MLP after attention.
 
-    The target is the dense stream after that half minus the pruned stream before it, so that each half also corrects
-    the errors of the previous ones. If a norm follows the half's output, the target is the dense half's output.
+    Without a desired output, the target is the dense stream after that half minus the pruned stream before it, so that
+    each half also corrects the errors of the previous ones.
     """
-    return Tokens(streams.pruned, streams.dense, streams.output, streams.counted)
+    return Tokens(streams.pruned, streams.dense, streams.output, streams.weights)
 
 
-def _kept(chunk: Streams, dense: jax.Array, pruned: jax.Array, output: jax.Array) -> Streams:
-    """Returns the streams of a chunk, with the output if the chunk has room for it."""
-    return chunk._replace(dense=dense, pruned=pruned, output=None if chunk.output is None else output)
+def _aimed(
+    config: DecoderConfig, chunk: Streams, now: Streams, own: Callable[[jax.Array], jax.Array], correction: float
+) -> Streams:
+    """Returns the streams of a chunk, with a desired output if the chunk has room for one.
+
+    That is the dense half's output for the pruned stream, and a share of what is then still missing to the dense
+    stream. If a root mean square norm follows the half, it is the output for the dense stream, before the norm, and the
+    error of each token counts relative to it, since the norm divides by the size of the output.
+
+    Args:
+        config: The decoder.
+        chunk: The streams before.
+        now: The streams after, with the dense half's output for the dense stream.
+        own: Computes the dense half's output for the pruned stream. [B, T, d] -> [B, T, d].
+        correction: The share.
+    """
+    if chunk.output is None or now.output is None:
+        return now._replace(output=None, weights=chunk.weights)
+    if chunk.weights is not None and "output" in config.norms:
+        size = jnp.square(now.output).mean(axis=-1)
+        return now._replace(weights=jnp.where(chunk.weights > 0, jax.lax.rsqrt(size + _NORM_EPS), 0))
+    missing = now.dense - now.pruned
+    if correction < 1:
+        output = own(now.pruned)
+        missing = output + correction * (missing - output)
+    return now._replace(output=missing, weights=chunk.weights)
 
 
 def mlp_output(block: Block, r: jax.Array) -> jax.Array:

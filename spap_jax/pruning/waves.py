@@ -77,7 +77,7 @@ def own_moments(
         fitted: The streams before the first of the layers, of which the dense one is used.
         clock: Records the time by phase.
     """
-    stream, own = streams.both_at(config, jnp.copy(fitted.dense), fitted.counted), None
+    stream, own = streams.both_at(config, jnp.copy(fitted.dense), fitted.weights), None
     for place, index in enumerate(layers):
         layer, alike = placed(config, read_layer(index)), config.reaching_like(index)
         clock.lap("reading", layer)

@@ -19,8 +19,6 @@ from spap_jax import devices
 from spap_jax.numerics import in_float32
 
 _TINY = jnp.finfo(jnp.float32).tiny
-_NORM_EPS = 1e-6
-"""Epsilon of the norms of published models, so that a token without output does not count infinitely."""
 
 Inner = dict[str, jax.Array]
 Hidden = Callable[[Inner, jax.Array], jax.Array]
@@ -29,21 +27,19 @@ Hidden = Callable[[Inner, jax.Array], jax.Array]
 class Tokens(NamedTuple):
     """Inputs and targets for fitting an MLP, converted to float32 when a chunk is used.
 
-    If the MLP's output is added to the stream as it is, the target is a difference that is computed per chunk and never
-    stored. If a root mean square norm follows, the target is the output before the norm, and the error of each token
-    counts relative to its target, since the norm divides by the size of the output.
-
     Attributes:
         residual: [C, ..., d] residual stream before the MLP's addition, in chunks that fit in memory.
         total: [C, ..., d] desired stream after the addition.
-        output: [C, ..., d] desired output of an MLP that a norm follows; None without one.
-        counted: [C, ...] 1, or 0 for padding, which comes last and which nothing depends on; None if there is none.
+        output: [C, ..., d] desired output of the MLP; None if it is ``total - residual``, which is then computed per
+            chunk and never stored.
+        weights: [C, ...] weights of the tokens' errors, the errors of which are squared; 0 for padding, which comes
+            last. None if all are 1.
     """
 
     residual: jax.Array
     total: jax.Array
     output: jax.Array | None = None
-    counted: jax.Array | None = None
+    weights: jax.Array | None = None
 
     @property
     def target(self) -> jax.Array:
@@ -51,21 +47,16 @@ class Tokens(NamedTuple):
         tokens = in_float32(self)
         return tokens.total - tokens.residual if tokens.output is None else tokens.output
 
-    def weighted(self, rows: jax.Array) -> jax.Array:
-        """Multiplies the rows of the tokens, [..., any], by the tokens' weights in the objective; 0 for padding."""
-        if self.output is not None:
-            square = jnp.square(in_float32(self.output)).mean(axis=-1, keepdims=True)
-            rows = rows * jax.lax.rsqrt(square + _NORM_EPS)
-        return self.counted_rows(rows)
-
     @property
     def real(self) -> int | jax.Array:
         """Number of tokens that are no padding, []."""
-        return math.prod(self.residual.shape[:-1]) if self.counted is None else (self.counted > 0).sum()
+        return math.prod(self.residual.shape[:-1]) if self.weights is None else (self.weights > 0).sum()
 
-    def counted_rows(self, rows: jax.Array) -> jax.Array:
-        """Sets what was computed of padding to zero. rows: [..., any], with the axes of these tokens."""
-        return rows if self.counted is None else jnp.where(self.counted[..., None] > 0, rows, 0)
+    def weighted(self, rows: jax.Array) -> jax.Array:
+        """Multiplies rows [..., any] by the weights of their tokens; whatever was computed of padding becomes zero."""
+        if self.weights is None:
+            return rows
+        return jnp.where(self.weights[..., None] > 0, rows * self.weights[..., None], 0)
 
     def flat(self) -> "Tokens":
         """Returns the same tokens, flattened to [N, d]."""
@@ -182,7 +173,7 @@ def descend(
     hidden: Hidden, weights: Weights, tokens: Tokens, schedule: Schedule, rate: jax.Array, key: jax.Array
 ) -> Weights:
     """Runs minibatch steps on all weights jointly; the step size decays to zero over the round, so that they settle."""
-    count, tokens = tokens.real, tokens._replace(counted=None)  # padding comes last, and is never drawn
+    count = tokens.real  # padding comes last, and is never drawn
     decay = optax.cosine_decay_schedule(1.0, schedule.steps)
     optimizer = relative_optimizer()
 

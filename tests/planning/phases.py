@@ -69,13 +69,13 @@ class Phases:
         self.dtype = {4: jnp.float32, 2: jnp.bfloat16}[load.weight_bytes]
         dense, narrow = (_parameters(config, self.dtype) for config in (load.dense, load.narrow))
         self.layer, self.small = (jax.tree.map(_unstacked, tree["layers"]) for tree in (dense, narrow))
-        self.fitted, self.held_out = (_streams(load.dense.width, part) for part in load.parts)
+        self.fitted, self.held_out = (_streams(load, part) for part in load.parts)
         mlp = jax.tree.map(_float32, self.small["mlp"])
         self.weights = Weights(mlp, mlp.pop("down"), mlp.pop("down_bias", None))
         self.key = _everywhere(jax.eval_shape(lambda: jax.random.key(0)))
 
     def enter_mlp(self):
-        return streams.enter_mlp.lower(self.load.dense, self.layer, self.fitted)
+        return streams.enter_mlp.lower(self.load.dense, self.layer, self.fitted, self.load.settings.correction)
 
     def leave_mlp(self):
         return streams.leave_mlp.lower(self.load.narrow, self.small, self.fitted)
@@ -197,10 +197,10 @@ def _everywhere(tree, dtype=None):
     return jax.tree.map(lambda a: _described(a.shape, dtype or a.dtype), tree)
 
 
-def _streams(width: int, chunks: Chunks) -> Streams:
-    shape = (chunks.count, chunks.sequences, chunks.length, width)
+def _streams(load: Workload, chunks: Chunks) -> Streams:
+    shape = (chunks.count, chunks.sequences, chunks.length, load.dense.width)
     stream = _described(shape, spec=PartitionSpec("data") if chunks.divided else PartitionSpec())
-    return Streams(stream, stream)
+    return Streams(stream, stream, stream if load.streams == 3 else None)
 
 
 def collectives(compiled, count: int) -> Counter[str]:

@@ -225,7 +225,7 @@ def padded(tokens: Tokens) -> Tokens:
         for a in tokens[:2]
     )
     counted = (jnp.arange(count + rest) < count).reshape(-1, 150).astype(jnp.float32)
-    return Tokens(residual, total, counted=counted)
+    return Tokens(residual, total, weights=counted)
 
 
 def test_no_tokens_have_no_error_and_no_target_has_none_left():
