@@ -66,7 +66,9 @@ def test_there_and_back_and_pruned_again(tmp_path: Path):
     np.testing.assert_array_equal(written[:, 16:], expected)
 
 
-@pytest.mark.parametrize(("variant", "sentence"), [("opt_125m_like", "are square"), ("llama", "3 does not")])
+@pytest.mark.parametrize(
+    ("variant", "sentence"), [("opt_125m_like", "are square"), ("llama", "3 does not"), ("olmo2", "of all heads")]
+)
 def test_no_stock_loader_would_take_them(variant: str, sentence: str, tmp_path: Path):
     model = load(write(variant, tmp_path / "in"))
     small = dataclasses.replace(model, config=model.config.with_kv_heads(3))

@@ -248,3 +248,8 @@ def test_biases_come_only_with_the_update_that_adds_them():
     assert pruned_config(tiny("opt_125m_like").config, PLAIN).mlp_bias
     with pytest.raises(UserError, match="nothing to remove"):
         pruned_config(config, PLAIN.replace(method="flap", sparsity=0.001))
+
+
+def test_no_bias_is_added_before_a_norm():
+    with pytest.raises(UserError, match="divides by another number for every token"):
+        pruned_config(tiny("olmo2").config, SETTINGS.replace(update="bias"))
