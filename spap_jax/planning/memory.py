@@ -224,7 +224,7 @@ def _training_memory(load: Workload) -> dict[str, Parts]:
     both = sum(c.layers * block_elements(c) + outer_elements(c) for c in (load.mine.narrow, load.mine.dense))
     held = {"weights": (load.weight_bytes * both + _best_bytes(load)) / load.devices}
     phases = {}
-    for name, workspace in (("training steps", joint_bytes), ("training checks", checking_bytes)):
+    for name, workspace in (("steps", joint_bytes), ("checks", checking_bytes)):
         gradients, activations = workspace(load)
         phases[name] = held | {"gradients": gradients, "activations": activations}
     return phases

@@ -239,7 +239,7 @@ def operations(load: Workload, turns: int | None = None) -> dict[str, float]:
             load.joint_steps * training_step_operations(load),
             load.joint_checks * joint_check_operations(load),
         )
-        return {"training steps": steps / load.narrow.layers, "training checks": checks / load.narrow.layers}
+        return {"steps": steps / load.narrow.layers, "checks": checks / load.narrow.layers}
     d, k = load.narrow.width, load.narrow.intermediate
     turns = swap_turns(load) if turns is None else turns
     kept = load.narrow.heads * load.narrow.head_dim

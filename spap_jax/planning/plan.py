@@ -20,7 +20,7 @@ USABLE = 0.9
 _TAKEN_BY_JAX = 0.75
 """Fraction of a GPU's memory that JAX allocates by default."""
 
-_QUICK = ("joint steps", "training steps")
+_QUICK = ("joint steps", "steps")
 """The phases whose matrix products are of bfloat16."""
 
 

@@ -187,7 +187,7 @@ def memory_bytes(load: Workload) -> dict[str, float]:
     length, layers = load.fitted.length, load.narrow.layers
     if load.training:
         steps, checks = load.joint_steps * joint_step_bytes(load), load.joint_checks * joint_check_bytes(load)
-        return {"training steps": steps / layers, "training checks": checks / layers}
+        return {"steps": steps / layers, "checks": checks / layers}
     d, k = load.narrow.width, load.narrow.intermediate
     kept = load.narrow.heads * load.narrow.head_dim
     heads = int(load.fewer_heads)
@@ -265,7 +265,7 @@ def joint_step_collectives(load: Workload) -> Counter[str]:
 def collectives(load: Workload) -> dict[str, Counter[str]]:
     """Bytes that enter reductions, by phase, for a layer or its share; a few numbers per channel are left out."""
     if load.training:
-        return {"training steps": _times(joint_step_collectives(load), load.joint_steps / load.narrow.layers)}
+        return {"steps": _times(joint_step_collectives(load), load.joint_steps / load.narrow.layers)}
     s = load.settings
     rounds = _times(step_collectives(load), s.round_steps) + closed_form_collectives(load)
     return {

@@ -52,7 +52,7 @@ def test_training_is_planned_too(folder: Path, tmp_path: Path, capsys):
     assert said.out.startswith(f"{folder}: 30 % of the MLP channels removed, then 30 steps of spap finetune, 128 seq")
     found = json.loads((tmp_path / "plan.json").read_text())
     assert (found["training"]["full"], found["training"]["steps"]) == (True, 30)
-    assert [phase["name"] for phase in found["plans"][0]["phases"]] == ["training steps", "training checks"]
+    assert [phase["name"] for phase in found["plans"][0]["phases"]] == ["steps", "checks"]
 
 
 def test_several_meshes_are_compared_where_none_is_named(folder: Path, capsys):

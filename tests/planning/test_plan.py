@@ -125,14 +125,14 @@ def test_training_of_an_8b_model_needs_less_with_updates_than_with_all_weights()
         plan(request_of("llama-3.1-8b", training=FinetuneSettings(full=full)), mesh_named("h100x1"))
         for full in (False, True)
     )
-    assert {phase.name for phase in updates.phases} == set(updates.memory) == {"training steps", "training checks"}
+    assert {phase.name for phase in updates.phases} == set(updates.memory) == {"steps", "checks"}
     assert updates.fits
     assert 1.05 < full.phases[0].operations / updates.phases[0].operations < 1.3  # the gradients of the weights
     assert not full.fits
     assert verdict(full).endswith("It would fit with --finetune lora, or with h100x4 in place of h100x1.")
     divided = plan(full.request, mesh_named("h100x4"))
     assert divided.fits
-    assert divided.memory["training steps"]["gradients"] == full.memory["training steps"]["gradients"] / 4
+    assert divided.memory["steps"]["gradients"] == full.memory["steps"]["gradients"] / 4
 
 
 def test_devices_share_the_tokens_and_not_the_solver():
