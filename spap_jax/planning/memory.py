@@ -240,7 +240,8 @@ def host_memory(load: Workload) -> Parts:
     """Bytes on each host, besides the programs themselves; JAX's staging buffers are not counted."""
     tokens = sum(part.count * part.size for part in load.parts)
     if load.training:
-        state = moved_elements(load) * load.sharers * (4 + 2 * load.moment_bytes) + _best_bytes(load) * load.sharers
+        state = moved_elements(load) * (4 + 2 * load.moment_bytes) + _best_bytes(load)
+        state *= load.sharers if load.training.full else 1  # updates are not divided along ``model``
         return {"the state, to be stored": state, "token ids": 4 * tokens}
     return {
         "a block read": load.weight_bytes * block_elements(load.mine.dense),

@@ -163,8 +163,8 @@ class Workload:
 
     @property
     def together(self) -> int:
-        """Number of blocks that joint steps adjust together."""
-        return joint.together(self.narrow.layers, self.settings)
+        """Number of blocks that joint steps adjust together, or training."""
+        return self.narrow.layers if self.training else joint.together(self.narrow.layers, self.settings)
 
     @property
     def joint_tokens(self) -> int:
