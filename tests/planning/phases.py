@@ -20,7 +20,7 @@ from spap_jax.planning.workload import Chunks, Workload, workload
 from spap_jax.pruning import joint, moments, streams, waves
 from spap_jax.pruning import layer as block
 from spap_jax.pruning.streams import Streams
-from spap_jax.settings import FinetuneSettings, PruneSettings
+from spap_jax.settings import PruneSettings
 from spap_jax.solver.alternating import Schedule, Weights
 from spap_jax.solver.problem import Problem
 from spap_jax.training import lora, step
@@ -54,19 +54,12 @@ def config_of(theirs: dict, **changes: object) -> DecoderConfig:
 
 
 def load_of(
-    config: DecoderConfig,
-    sequences: int,
-    length: int,
-    count: int,
-    bytes: int = 4,
-    sharers: int = 1,
-    training: FinetuneSettings | None = None,
-    **settings,
+    config: DecoderConfig, sequences: int, length: int, count: int, bytes: int = 4, sharers: int = 1, **settings
 ) -> Workload:
     """Return the workload of a run on CPUs, where attention computes one group of heads at a time."""
     chosen = PruneSettings(sparsity=0.25, held_out=0.5, rounds=2, steps=200)
     chosen = chosen.replace(compute_dtype="float32", moment_dtype="float32").replace(**settings)
-    return workload(config, chosen, sequences, length, count, sharers, bytes, config.heads // config.kv_heads, training)
+    return workload(config, chosen, sequences, length, count, sharers, bytes, config.heads // config.kv_heads)
 
 
 class Phases:
