@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
 
 BASIC: Mapping[str, Sequence[str]] = {
-    "plan": ("mesh", "model_devices", "sparsity", "effort", "sequences", "sequence_length", "round_to", "json"),
+    "plan": ("mesh", "model_devices", "sparsity", "effort", "sequences", "sequence_length", "round_to", "finetune",
+             "json"),
     "prune": ("data", "output", "sparsity", "eval", "effort", "sequences", "sequence_length", "round_to", "overwrite"),
     "finetune": (
         "data", "output", "teacher", "eval", "steps", "learning_rate", "sequences", "sequence_length", "full",

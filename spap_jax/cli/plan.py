@@ -1,12 +1,12 @@
 """``spap plan``."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from spap_jax.cli.switches import ModelName
-from spap_jax.settings import PruneSettings
+from spap_jax.settings import FinetuneSettings, PruneSettings
 
 if TYPE_CHECKING:
     from spap_jax.planning.plan import Plan
@@ -23,6 +23,7 @@ def plan(
     model_devices: int = 1,
     sequences: int = 128,
     sequence_length: int | None = None,
+    finetune: Literal["lora", "full"] | None = None,
     json: Path | None = None,
     settings: Annotated[PruneSettings, Parameter(name="*")] = PruneSettings(),  # noqa: B008 (frozen)
 ) -> None:
@@ -32,6 +33,8 @@ def plan(
     spap plan meta-llama/Llama-3.1-8B
     spap plan meta-llama/Llama-3.1-70B --mesh h100x8 --model-devices 8
     ```
+
+    With --finetune the training that may follow is planned in place of the pruning.
 
     Only config.json is read. What is counted is the program as it runs: the calibration sequences are spread over the
     devices, the weights are divided where --model-devices says so, and every device holds the solver. Times are lower
@@ -44,6 +47,9 @@ def plan(
         model_devices: Number of devices among which the weights are divided, as in spap prune.
         sequences: Number of calibration sequences.
         sequence_length: Tokens in each sequence. By default as many as the model's positions allow, at most 2048.
+        finetune: Plan recovery training instead, of low-rank updates or of all weights of the pruned model, with the
+            model itself as the teacher, in steps as spap finetune makes them by default. --steps, --batch-tokens,
+            --moment-dtype and --compute-dtype then apply to it.
         json: JSON file to which the results are written as well.
         settings: How to prune, as in spap prune.
     """
@@ -67,10 +73,15 @@ def plan(
     meshes = [mesh_named(name).shared_among(model_devices) for name in ((mesh,) if mesh else MESHES)]
     with console.waiting(f"reading the config of {model}"):
         config, weight_bytes = checkpoint.read_config(checkpoint.locate_config(model), model)
-    request = Request(config, settings, sequences, chosen_length(sequence_length, config), weight_bytes)
+    training = None
+    if finetune:
+        given: dict[str, Any] = {"steps": settings.steps, "moment_dtype": settings.moment_dtype}
+        training = FinetuneSettings(full=finetune == "full", **{n: v for n, v in given.items() if v is not None})
+    request = Request(config, settings, sequences, chosen_length(sequence_length, config), weight_bytes, training)
     plans = [planned_on(request, each) for each in meshes]
     removed = sparsities(config, pruned_config(config, settings), settings).words
-    console.out.print(f"{model}: {removed} removed, {sequences} sequences of {request.length} tokens")
+    trained = f", then {training.steps} steps of spap finetune" if training else ""
+    console.out.print(f"{model}: {removed} removed{trained}, {sequences} sequences of {request.length} tokens")
     if mesh:
         _show(plans[0])
     else:
@@ -78,6 +89,7 @@ def plan(
     if json is not None:
         described = {"model": model, "sequences": sequences, "sequence_length": request.length}
         described |= {"settings": asdict(settings), "weight_bytes": weight_bytes}
+        described |= {"training": asdict(training)} if training else {}
         write_json(json, "spap plan", described | {"plans": [as_values(each) for each in plans]})
 
 

@@ -1,1 +1,1 @@
-"""Requirements of a pruning run, from a model's config alone: operations, bytes, memory, and a lower bound on time."""
+"""What a run of pruning or of training needs, from a config alone: operations, bytes, memory, least time."""

@@ -11,7 +11,7 @@ import math
 from spap_jax.models.attention import query_blocks
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.registry import FAMILIES
-from spap_jax.planning.operations import mlp_matrices
+from spap_jax.planning.operations import mlp_matrices, update_elements
 from spap_jax.planning.workload import Workload
 from spap_jax.training.objective import HEAD_TOKENS
 
@@ -117,8 +117,12 @@ def recovering_bytes(load: Workload) -> tuple[float, float]:
 
 
 def moved_elements(load: Workload) -> int:
-    """Number of weights that joint steps change, of all groups, on the devices that share the weights together."""
+    """Number of weights that joint steps or training change, of all groups, on the devices that share the weights."""
     config = load.mine.narrow
+    if load.training and not load.training.full:
+        return config.layers * update_elements(load.narrow, load.training.rank)  # not divided along ``model``
+    if load.training:
+        return config.layers * block_elements(config) + outer_elements(config)
     own = block_elements(config) if load.settings.joint_weights == "block" else _mlp_elements(config)
     return config.layers * own
 
@@ -145,6 +149,8 @@ def joint_bytes(load: Workload) -> tuple[float, float]:
     head = 4 * 6 * min(HEAD_TOKENS, tokens) * c.vocabulary
     gathered = size * (block_elements(c) + _looked_up(c)) + 4 * _mlp_elements(c)
     held = size * c.layers * tokens * c.width + 4 * tokens * c.width
+    if load.training:
+        held += size * (_looked_up(load.mine.dense) + tokens * c.width)
     return moved * 2 * (4 + load.moment_bytes), gathered + held + max(attention, mlp, head)
 
 
@@ -155,6 +161,8 @@ def checking_bytes(load: Workload) -> tuple[float, float]:
     moved = moved_elements(load) * load.together / c.layers / load.devices
     inner = max(_attending(load, c, tokens), tokens * (c.width + mlp_matrices(c) * c.intermediate))
     gathered = 4 * (block_elements(c) + _looked_up(c))
+    if load.training:
+        gathered += 4 * (_looked_up(load.mine.dense) + tokens * c.width)
     head = 4 * 4 * min(HEAD_TOKENS, tokens) * c.vocabulary
     return moved * (4 + 2 * load.moment_bytes + load.weight_bytes), gathered + 4 * 2 * tokens * c.width + max(
         4 * inner, head
@@ -171,6 +179,8 @@ def sampling_memory(load: Workload) -> Parts:
 
 def device_memory(load: Workload) -> dict[str, Parts]:
     """Peak memory of each device in each phase, in bytes by part."""
+    if load.training:
+        return _training_memory(load)
     f, d, k, mine = load.dense.intermediate, load.dense.width, load.narrow.intermediate, load.mine
     weights = load.weight_bytes * block_elements(mine.dense)
     if load.groups:  # all pruned blocks are held, beginning with the first
@@ -209,9 +219,30 @@ def device_memory(load: Workload) -> dict[str, Parts]:
     return phases
 
 
+def _training_memory(load: Workload) -> dict[str, Parts]:
+    """Both models as they are stored, what moves with its gradients and moments, and the best of it so far."""
+    both = sum(c.layers * block_elements(c) + outer_elements(c) for c in (load.mine.narrow, load.mine.dense))
+    held = {"weights": (load.weight_bytes * both + _best_bytes(load)) / load.devices}
+    phases = {}
+    for name, workspace in (("steps", joint_bytes), ("checks", checking_bytes)):
+        gradients, activations = workspace(load)
+        phases[name] = held | {"gradients": gradients, "activations": activations}
+    return phases
+
+
+def _best_bytes(load: Workload) -> float:
+    """Bytes of the best moving weights so far, which are kept as they will be written."""
+    assert load.training
+    return (load.weight_bytes if load.training.full else 4) * moved_elements(load)
+
+
 def host_memory(load: Workload) -> Parts:
     """Bytes on each host, besides the programs themselves; JAX's staging buffers are not counted."""
     tokens = sum(part.count * part.size for part in load.parts)
+    if load.training:
+        state = moved_elements(load) * (4 + 2 * load.moment_bytes) + _best_bytes(load)
+        state *= load.sharers if load.training.full else 1  # updates are not divided along ``model``
+        return {"the state, to be stored": state, "token ids": 4 * tokens}
     return {
         "a block read": load.weight_bytes * block_elements(load.mine.dense),
         "a block written": load.weight_bytes * block_elements(load.narrow),

@@ -186,6 +186,28 @@ def joint_step_operations(load: Workload) -> float:
     return load.joint_tokens * (group * moved + others * (after + before) + 5 * head_operations(config))
 
 
+def training_step_operations(load: Workload) -> float:
+    """``training/step.py``: one step of recovery training towards the dense model.
+
+    A block has a forward pass, a recomputation and a backward pass for activations, and one for its weights if they
+    move; low-rank updates have all four. The head is applied to both streams, twice, and has one backward pass, or two
+    if it moves. The dense model has a forward pass.
+    """
+    assert load.training
+    student, teacher, length, full = load.mine.narrow, load.mine.dense, load.fitted.length, load.training.full
+    products = mlp_operations(student) + projection_operations(student)
+    updates = 0 if full else 4 * 2 * update_elements(student, load.training.rank)
+    block = (4 if full else 3) * products + updates + 5 * score_operations(student, length)
+    taught = mlp_operations(teacher) + attention_operations(teacher, length)
+    return load.joint_tokens * (student.layers * (block + taught) + (6 if full else 5) * head_operations(student))
+
+
+def update_elements(config: DecoderConfig, rank: int) -> int:
+    """``training/lora.py``: number of elements of a block's low-rank updates, the sum of inputs and outputs."""
+    d, queries, keys = config.width, config.heads * config.head_dim, config.kv_heads * config.head_dim
+    return rank * (2 * (d + queries) + 2 * (d + keys) + mlp_matrices(config) * (d + config.intermediate))
+
+
 def sampling_operations(load: Workload) -> float:
     """``pruning/sampling.py``: a layer's share of the dense model's generation; each token passes through it once."""
     config, length = load.mine.dense, load.fitted.length
@@ -194,10 +216,16 @@ def sampling_operations(load: Workload) -> float:
 
 
 def joint_check_operations(load: Workload) -> float:
-    """``training/step.py``: one pass of the judged tokens through the pruned model, and both heads."""
+    """``training/step.py``: one pass of the judged tokens through the pruned model, and both heads.
+
+    In training, the dense model's stream is computed too.
+    """
     mine = load.mine.narrow
     block = attention_operations(mine, load.fitted.length) + mlp_operations(mine)
     tokens = -(-load.judged.count * load.judged.sequences // load.devices) * load.judged.length
+    teacher = load.mine.dense
+    if load.training:
+        block += attention_operations(teacher, load.fitted.length) + mlp_operations(teacher)
     return tokens * (mine.layers * block + 2 * head_operations(mine))
 
 
@@ -208,6 +236,12 @@ def operations(load: Workload, turns: int | None = None) -> dict[str, float]:
         load: The run.
         turns: Number of searches for swaps. By default the maximum.
     """
+    if load.training:
+        steps, checks = (
+            load.joint_steps * training_step_operations(load),
+            load.joint_checks * joint_check_operations(load),
+        )
+        return {"steps": steps / load.narrow.layers, "checks": checks / load.narrow.layers}
     d, k = load.narrow.width, load.narrow.intermediate
     turns = swap_turns(load) if turns is None else turns
     kept = load.narrow.heads * load.narrow.head_dim

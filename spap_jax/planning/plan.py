@@ -12,7 +12,7 @@ from spap_jax.planning.accelerators import Mesh
 from spap_jax.planning.memory import Parts
 from spap_jax.planning.workload import Workload, workload
 from spap_jax.quantities import bytes_text
-from spap_jax.settings import Effort, PruneSettings
+from spap_jax.settings import Effort, FinetuneSettings, PruneSettings
 
 USABLE = 0.9
 """Usable fraction of a device's memory; the rest is left for programs, fragmentation and compiler overhead."""
@@ -20,8 +20,8 @@ USABLE = 0.9
 _TAKEN_BY_JAX = 0.75
 """Fraction of a GPU's memory that JAX allocates by default."""
 
-_QUICK = "joint steps"
-"""The phase whose matrix products are of bfloat16."""
+_QUICK = ("joint steps", "steps")
+"""The phases whose matrix products are of bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Request:
         sequences: Number of calibration sequences.
         length: Number of tokens of each sequence.
         weight_bytes: Bytes of a stored weight.
+        training: Settings of recovery training, to plan that of the pruned decoder towards the dense one.
     """
 
     config: DecoderConfig
@@ -41,11 +42,13 @@ class Request:
     sequences: int
     length: int
     weight_bytes: int
+    training: FinetuneSettings | None = None
 
     def on(self, devices: int, sharers: int = 1) -> Workload:
         """Returns the workload of this run on ``devices`` devices, in groups of ``sharers`` that share the weights."""
         spread = devices // sharers
-        return workload(self.config, self.settings, self.sequences, self.length, spread, sharers, self.weight_bytes)
+        sizes = self.sequences, self.length, spread, sharers, self.weight_bytes
+        return workload(self.config, self.settings, *sizes, training=self.training)
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,8 @@ def plan(request: Request, mesh: Mesh) -> Plan:
         UserError: there is nothing to remove.
     """
     load = request.on(mesh.devices, mesh.sharers)
-    read = load.dense.layers * memory.block_elements(load.dense) + memory.outer_elements(load.dense)
+    models = (load.dense, load.narrow) if load.training else (load.dense,)
+    read = sum(each.layers * memory.block_elements(each) + memory.outer_elements(each) for each in models)
     return Plan(
         request=request,
         mesh=mesh,
@@ -143,7 +147,7 @@ def _phases(load: Workload, mesh: Mesh) -> Iterator[Phase]:
 def _phase(name: str, count: float, moved: float, sent: float, mesh: Mesh) -> Phase:
     chip = mesh.accelerator
     spent = {
-        "compute": count / (chip.quick if name == _QUICK else chip.full),
+        "compute": count / (chip.quick if name in _QUICK else chip.full),
         "memory": moved / chip.bandwidth,
         "interconnect": sent / chip.link,
     }
@@ -163,6 +167,10 @@ def verdict(planned: Plan) -> str:
 
 def _remedy(planned: Plan) -> str:
     request, mesh = planned.request, planned.mesh
+    if request.training:
+        ways = (_narrower, _lighter, _divided, _more)
+        fits = [words for words in (_first(way(request, mesh)) for way in ways) if words]
+        return f"It would fit with {', or with '.join(fits)}." if fits else "It takes more devices, or larger ones."
     *_, (_, easiest, _) = _easier(request, mesh)
     low = easiest.settings
     small = low.replace(batch_tokens=min(request.length, low.batch_tokens))
@@ -213,6 +221,12 @@ def _halved(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]]
     if request.settings.stream_dtype != "bfloat16":
         halved = request.settings.replace(stream_dtype="bfloat16")
         yield "--stream-dtype bfloat16", dataclasses.replace(request, settings=halved), mesh
+
+
+def _lighter(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]]:
+    assert request.training
+    if request.training.full:
+        yield "--finetune lora", dataclasses.replace(request, training=request.training.replace(full=False)), mesh
 
 
 def _easier(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]]:

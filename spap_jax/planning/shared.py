@@ -22,6 +22,10 @@ def exchanged(load: Workload) -> dict[str, Traffic]:
     if load.sharers == 1:
         return {}
     s, d, layers = load.settings, load.narrow.width, load.narrow.layers
+    if load.training:
+        taught = _reduced(load, layers * (_heads(load) + _mlp(load, load.dense)), load.joint_tokens)
+        step = joint_step(load) + _times(taught, load.compute_bytes / 4)
+        return {"steps": _times(step, load.joint_steps / layers)}
     channels = _gathered(load, load.narrow.intermediate, load.fitted.tokens, load.narrow.intermediate + 2 * d)
     errors = _reduced(load, _mlp(load, load.narrow), load.held_out.tokens)
     step = _reduced(load, _mlp(load, load.narrow), load.fitted.share(load.batch))

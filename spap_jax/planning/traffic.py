@@ -173,6 +173,8 @@ def joint_step_bytes(load: Workload) -> float:
     weights = 3 * load.compute_bytes * (config.layers * memory.block_elements(config) + memory.outer_elements(config))
     once = scale * config.layers * 4 * block_bytes(config, tokens, length) + logits + weights
     own = memory.moved_elements(load) * load.together / config.layers / load.devices
+    if load.training:
+        once += scale * config.layers * block_bytes(load.mine.dense, tokens, length)
     return load.joint_tokens / tokens * once + _UPDATE_PASSES * 4 * own
 
 
@@ -186,6 +188,9 @@ def joint_check_bytes(load: Workload) -> float:
 def memory_bytes(load: Workload) -> dict[str, float]:
     """Bytes by phase, as in `operations.operations`: of one layer, or a layer's share."""
     length, layers = load.fitted.length, load.narrow.layers
+    if load.training:
+        steps, checks = load.joint_steps * joint_step_bytes(load), load.joint_checks * joint_check_bytes(load)
+        return {"steps": steps / layers, "checks": checks / layers}
     d, k = load.narrow.width, load.narrow.intermediate
     kept = load.narrow.heads * load.narrow.head_dim
     heads = int(load.fewer_heads)
@@ -253,13 +258,17 @@ def joint_step_collectives(load: Workload) -> Counter[str]:
         return Counter()
     passes, config, size = load.joint_tokens // load.joint_at_once, load.mine.narrow, load.compute_bytes
     stored = config.layers * memory.block_elements(config) + memory.outer_elements(config)
+    if load.training:  # the dense model's blocks are gathered once
+        stored += load.mine.dense.layers * memory.block_elements(load.mine.dense) / 2
     moved = memory.moved_elements(load) * load.together / config.layers
-    drawn = 4 * load.devices * load.joint_tokens * config.width * load.fitted.divided
+    drawn = 0 if load.training else 4 * load.devices * load.joint_tokens * config.width * load.fitted.divided
     return Counter({"all-gather": 2 * size * passes * stored, "reduce-scatter": size * passes * moved + drawn})  # type: ignore[dict-item]
 
 
 def collectives(load: Workload) -> dict[str, Counter[str]]:
     """Bytes that enter reductions, by phase, for a layer or its share; a few numbers per channel are left out."""
+    if load.training:
+        return {"steps": _times(joint_step_collectives(load), load.joint_steps / load.narrow.layers)}
     s = load.settings
     rounds = _times(step_collectives(load), s.round_steps) + closed_form_collectives(load)
     return {

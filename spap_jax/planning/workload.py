@@ -18,7 +18,7 @@ from spap_jax.numerics import step_dtype, storage
 from spap_jax.pruning import joint, streams
 from spap_jax.pruning.pipeline import held_out_part, pruned_config
 from spap_jax.pruning.sampling import at_once
-from spap_jax.settings import PruneSettings
+from spap_jax.settings import FinetuneSettings, PruneSettings
 
 
 @dataclass(frozen=True)
@@ -66,17 +66,18 @@ class Chunks:
 
 @dataclass(frozen=True)
 class Workload:
-    """A pruning run.
+    """A pruning run, or a run of recovery training on the pruned decoder, with the dense one as the teacher.
 
     Attributes:
         dense: Config of the dense decoder.
         narrow: Config of the pruned decoder.
-        settings: Settings of the run.
-        fitted: Calibration sequences that are fitted.
-        held_out: Held-out calibration sequences.
+        settings: Settings of the run; of training, those that it shares with pruning.
+        fitted: Calibration sequences that are fitted, or training sequences.
+        held_out: Held-out sequences.
         weight_bytes: Bytes of a stored weight.
         heads_at_once: Number of query heads whose attention scores are held at once.
         sharers: Number of devices over which the weights are sharded.
+        training: The other settings of recovery training; None if the run prunes.
     """
 
     dense: DecoderConfig
@@ -87,6 +88,7 @@ class Workload:
     weight_bytes: int
     heads_at_once: int
     sharers: int
+    training: FinetuneSettings | None = None
 
     @property
     def parts(self) -> tuple[Chunks, Chunks]:
@@ -159,23 +161,26 @@ class Workload:
 
     @property
     def joint_steps(self) -> int:
-        """Number of joint steps."""
-        return sum(group.schedule.steps for group in self.groups)
+        """Number of joint steps, or of steps of training."""
+        return self.training.steps if self.training else sum(group.schedule.steps for group in self.groups)
 
     @property
     def joint_checks(self) -> int:
-        """Number of measurements in the joint steps."""
+        """Number of measurements in the joint steps, or in training."""
+        if self.training:
+            return 1 - -self.training.steps // self.training.check_every
         return joint.number_of_checks(self.groups) if self.groups else 0
 
     @property
     def together(self) -> int:
-        """Number of blocks that joint steps adjust together."""
-        return joint.together(self.narrow.layers, self.settings)
+        """Number of blocks that joint steps adjust together, or training."""
+        return self.narrow.layers if self.training else joint.together(self.narrow.layers, self.settings)
 
     @property
     def joint_tokens(self) -> int:
-        """Number of tokens of a joint step that one device computes."""
+        """Number of tokens of a joint step, or of a step of training, that one device computes."""
         sequences = self.groups[0].schedule.sequences if self.groups else 1
+        sequences = self.training.step_sequences if self.training else sequences
         return -(-sequences // self.devices) * self.fitted.length
 
     @property
@@ -187,13 +192,13 @@ class Workload:
 
     @property
     def compute_bytes(self) -> int:
-        """Bytes of an element inside joint steps."""
+        """Bytes of an element inside joint steps, or steps of training."""
         return _step_bytes(self.settings.compute_dtype)
 
     @property
     def moment_bytes(self) -> int:
-        """Bytes of one of Adam's moments in joint steps."""
-        return _step_bytes(self.settings.moment_dtype)
+        """Bytes of one of Adam's moments in joint steps, or in training."""
+        return _step_bytes(self.training.moment_dtype if self.training else self.settings.moment_dtype)
 
     @property
     def written(self) -> int:
@@ -243,8 +248,9 @@ def workload(
     sharers: int = 1,
     weight_bytes: int = 4,
     heads_at_once: int | None = None,
+    training: FinetuneSettings | None = None,
 ) -> Workload:
-    """Returns the workload of pruning a model with calibration sequences [sequences, length].
+    """Returns the workload of pruning a model with calibration sequences [sequences, length], or of training after it.
 
     Args:
         config: Config of the dense decoder.
@@ -255,6 +261,8 @@ def workload(
         sharers: Number of devices over which the weights are sharded.
         weight_bytes: Bytes of a stored weight.
         heads_at_once: See `Workload`. By default all heads, as on accelerators; a CPU processes one group at a time.
+        training: Settings of recovery training of the pruned model towards the dense one, on these sequences; None to
+            plan the pruning.
 
     Raises:
         UserError: there is nothing to remove, or layers differ in width.
@@ -265,9 +273,9 @@ def workload(
             "keep: plan a model with one width, with --allocation uniform."
         )
     most = max(1, settings.batch_tokens // length)
-    sequences *= 1 + settings.decided.sampled
+    sequences *= 1 if training else 1 + settings.decided.sampled
     settings = settings.resolved(config.layers, config.width, sequences * length)
-    fitted = streams.fitted_of(sequences, held_out_part(settings))
+    fitted = streams.fitted_of(sequences, training.held_out if training else held_out_part(settings))
 
     def chunks(count: int) -> Chunks:
         number, size = streams.division(count, most, devices)
@@ -282,4 +290,5 @@ def workload(
         weight_bytes=weight_bytes,
         heads_at_once=config.heads if heads_at_once is None else heads_at_once,
         sharers=sharers,
+        training=training,
     )

@@ -13,7 +13,18 @@ from spap_jax.cli.app import app
 from spap_jax.cli.help import BASIC, FURTHER
 
 COMMANDS = [name for name in app if not name.startswith("-")]
-WITHOUT_DEFAULT = {"eval", "json", "coordinator", "processes", "process_id", "data", "tasks", "task_path", "other"}
+WITHOUT_DEFAULT = {
+    "eval",
+    "json",
+    "finetune",
+    "coordinator",
+    "processes",
+    "process_id",
+    "data",
+    "tasks",
+    "task_path",
+    "other",
+}
 """Options that have no effect unless they are given."""
 
 

@@ -24,7 +24,7 @@ def test_a_mesh_that_is_too_small(folder: Path, tmp_path: Path, capsys):
     assert said.code == 0
     assert said.out.startswith(f"{folder}: 30 % of the MLP channels removed, 128 sequences of 2048 tokens\n")
     assert "\nv5e-4: it does not fit: a device needs " in said.out
-    assert "It would fit with --joint-blocks 8, or with --effort low, or with " in said.out
+    assert "It would fit with --joint-blocks 16, or with --effort low, or with " in said.out
     found = json.loads((tmp_path / "plan.json").read_text())
     [planned] = found["plans"]
     assert not planned["fits"]
@@ -43,6 +43,16 @@ def test_settings_are_those_of_pruning(folder: Path, capsys):
     assert said.out.startswith(f"{folder}: 50 % of the MLP channels removed, 64 sequences of 1024 tokens\n")
     assert "\nv5e-8: it fits: a device needs at most " in said.out
     assert "joint" not in said.out
+
+
+def test_training_is_planned_too(folder: Path, tmp_path: Path, capsys):
+    words = ("--mesh", "h100x8", "--finetune", "full", "--steps", "30", "--json", tmp_path / "plan.json")
+    said = spap(capsys, "plan", folder, *words)
+    assert said.code == 0
+    assert said.out.startswith(f"{folder}: 30 % of the MLP channels removed, then 30 steps of spap finetune, 128 seq")
+    found = json.loads((tmp_path / "plan.json").read_text())
+    assert (found["training"]["full"], found["training"]["steps"]) == (True, 30)
+    assert [phase["name"] for phase in found["plans"][0]["phases"]] == ["steps", "checks"]
 
 
 def test_several_meshes_are_compared_where_none_is_named(folder: Path, capsys):

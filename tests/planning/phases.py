@@ -23,7 +23,8 @@ from spap_jax.pruning.streams import Streams
 from spap_jax.settings import PruneSettings
 from spap_jax.solver.alternating import Schedule, Weights
 from spap_jax.solver.problem import Problem
-from spap_jax.training import step
+from spap_jax.training import lora, step
+from spap_jax.training.optimizers import clipped
 
 LLAMA = {
     "model_type": "llama",
@@ -141,6 +142,27 @@ class Phases:
         written = jax.tree.map(lambda a: _described(a.shape, self.dtype, _spec(a)), moved)
         return step.measure.lower(job, given, written, _batch(chunks.here, chunks.sequences * self.load.devices))
 
+    def training_step(self):
+        return step.step.lower(*self._training())
+
+    def _training(self) -> tuple[step.Job, step.Given, step.State, step.Batch]:
+        load, training = self.load, self.load.training
+        assert training
+        student, teacher = (_parameters(config, self.dtype, spread_spec) for config in (load.narrow, load.dense))
+        frozen, moved = {}, student
+        if not training.full:
+            start = functools.partial(lora.start, rank=training.rank, key=jax.random.key(0))
+            frozen, moved = student, {"updates": jax.eval_shape(start, student["layers"])}
+            moved = _parts(FAMILIES[load.narrow.family], moved, jnp.float32, spread_spec)
+        moved = jax.tree.map(_float32, moved)
+        job = step.Job(load.narrow, step.Recipe(clipped, (1e-4, 10, 0.0)), "float32", teacher=load.dense)
+        state = jax.eval_shape(job.recipe.optimizer().init, moved)
+        state = jax.tree.map(lambda a, spec: _described(a.shape, a.dtype, spec), state, self._specs(state, moved))
+        sequences = step.Sequences(_described((load.fitted.real, 1, load.fitted.length), jnp.int32))
+        rows = load.joint_at_once // load.fitted.length * load.devices
+        batch = _batch(load.joint_tokens // load.joint_at_once, rows)
+        return job, step.Given(frozen, teacher, sequences, load.fitted.real), step.State(moved, state), batch
+
     def _joint(self, both: Streams) -> tuple[step.Job, step.Given, Any]:
         config, settings = self.load.narrow, self.load.settings
         params = _parameters(config, self.dtype, spread_spec)
@@ -175,8 +197,11 @@ def _batch(passes: int, rows: int) -> step.Batch:
 def _parameters(config: DecoderConfig, dtype, spec=spec_of) -> Any:
     """Return abstract parameters with their sharding on the mesh."""
     shapes = jax.eval_shape(lambda: decoder.init(config, jax.random.key(0)))
+    return _parts(FAMILIES[config.family], shapes, dtype, spec)
+
+
+def _parts(family: Any, shapes: Any, dtype, spec) -> Any:
     paths = jax.tree.map_with_path(lambda path, a: jax.tree_util.keystr(path, simple=True, separator="/"), shapes)
-    family = FAMILIES[config.family]
     return jax.tree.map(lambda a, path: _described(a.shape, dtype, spec(family, path, a.shape)), shapes, paths)
 
 

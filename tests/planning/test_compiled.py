@@ -11,6 +11,7 @@ from phases import LLAMA, OPT, collectives, config_of, described, load_of
 
 from spap_jax.planning import memory, operations, traffic
 from spap_jax.planning.workload import Workload
+from spap_jax.settings import FinetuneSettings
 from spap_jax.training.objective import HEAD_TOKENS
 
 
@@ -77,6 +78,21 @@ def test_operations(compiled: Compiled):
     assert compiled.flops("joint_step") == pytest.approx(step, rel=0.04)
     check = operations.joint_check_operations(each) - unseen_scores(each, 1)
     assert compiled.flops("joint_check") == pytest.approx(check, rel=0.04)
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["updates", "all weights"])
+def test_a_step_of_training(full: bool):
+    training = FinetuneSettings(full=full, step_sequences=4, held_out=0.5)
+    load = load_of(config_of(LLAMA), 16, 512, 4, bytes=2, batch_tokens=512)
+    load = dataclasses.replace(load, training=training)
+    with described(load) as phases:
+        found: Any = phases.training_step().compile()
+    each = dataclasses.replace(one_block(load), dense=dataclasses.replace(load.dense, layers=1))
+    expected = operations.training_step_operations(each) - unseen_scores(each, 6)
+    assert found.cost_analysis()["flops"] == pytest.approx(expected, rel=0.04)
+    sizes = found.memory_analysis()
+    assert sizes.alias_size_in_bytes == pytest.approx(3 * 4 * memory.moved_elements(load) / load.devices, rel=0.01)
+    assert 0.85 * sizes.temp_size_in_bytes < memory.joint_bytes(load)[1] < 1.3 * sizes.temp_size_in_bytes
 
 
 def test_a_wave_is_one_layer_on_each_device(compiled: Compiled):

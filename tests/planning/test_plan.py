@@ -18,7 +18,7 @@ from spap_jax.planning.accelerators import Mesh, mesh_named
 from spap_jax.planning.plan import Request, notes, plan, verdict
 from spap_jax.planning.workload import workload
 from spap_jax.pruning import pipeline
-from spap_jax.settings import FLOAT_DTYPES, SCHEDULES, PruneSettings
+from spap_jax.settings import FLOAT_DTYPES, SCHEDULES, FinetuneSettings, PruneSettings
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.json"))
 
@@ -118,6 +118,21 @@ def test_moments_are_planned_in_bfloat16_so_that_an_8b_model_fits_one_gpu():
     assert not exact.fits
     steps = [each.memory["joint steps"]["gradients"] for each in (default, exact)]
     assert steps[0] == pytest.approx(steps[1] * 12 / 16)
+
+
+def test_training_of_an_8b_model_needs_less_with_updates_than_with_all_weights():
+    updates, full = (
+        plan(request_of("llama-3.1-8b", training=FinetuneSettings(full=full)), mesh_named("h100x1"))
+        for full in (False, True)
+    )
+    assert {phase.name for phase in updates.phases} == set(updates.memory) == {"steps", "checks"}
+    assert updates.fits
+    assert 1.05 < full.phases[0].operations / updates.phases[0].operations < 1.3  # the gradients of the weights
+    assert not full.fits
+    assert verdict(full).endswith("It would fit with --finetune lora, or with h100x4 in place of h100x1.")
+    divided = plan(full.request, mesh_named("h100x4"))
+    assert divided.fits
+    assert divided.memory["steps"]["gradients"] == full.memory["steps"]["gradients"] / 4
 
 
 def test_devices_share_the_tokens_and_not_the_solver():
