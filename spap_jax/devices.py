@@ -8,6 +8,7 @@ it; without a mesh, all functions do what a single device does anyway.
 """
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -162,6 +163,17 @@ def by_rows(matrix: jax.Array) -> jax.Array:
     """Shards the rows of a matrix over ``model``, inside a jitted program."""
     spec = share_of(matrix.shape[0], 0)
     return jax.lax.with_sharding_constraint(matrix, spec) if spec else matrix
+
+
+def divided(matrix: jax.Array) -> jax.Array:
+    """Shards the rows of a matrix over all devices, inside a jitted program; as it is if they cannot be divided."""
+    mesh = get_abstract_mesh()
+    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    axes = tuple(name for name in (_MODEL, DATA) if kinds.get(name) == AxisType.Auto)
+    count = math.prod(mesh.shape[name] for name in axes)
+    if count == 1 or matrix.shape[0] % count:
+        return matrix
+    return jax.lax.with_sharding_constraint(matrix, PartitionSpec(axes))
 
 
 def stacked(array: jax.Array) -> NamedSharding | None:
