@@ -88,25 +88,33 @@ def _pivot(tableau: Tableau, block: Array, active: Array, slack: float | Array) 
     panel = jnp.where(active[:, None], matrix[block], 0)
     corner = jnp.where(active[None, :], panel.T[block].T + jnp.where(returning, 0, slack)[:, None] * eye, 0)
     corner = jnp.where(active[:, None], corner, eye)
+    right = jnp.concatenate([panel, jnp.where(active[:, None], rows[block], 0)], axis=1)
     inverse, pivots = inverted(corner)
-    across = _refined(corner, inverse, panel)
-    projected = _refined(corner, inverse, jnp.where(active[:, None], rows[block], 0))
+    solution = inverse @ right
+    # Corrected once, so that the residual is as small as a factorisation's, even if the corner is nearly singular.
+    solution = solution + inverse @ (right - corner @ solution)
+    across, projected = jnp.split(solution, [f], axis=1)
 
     where = jnp.where(active, block, f)  # f is out of range: dropped
     swept = sign[:, None] * across
     swept_corner = -sign[:, None] * sign[None, :] * inverse - jnp.where(returning, slack, 0)[:, None] * eye
-    swept = swept.at[:, where].set(swept_corner, mode="drop")
-    columns = panel.T
-    matrix = devices.divided(matrix - columns @ across)
-    matrix = matrix.at[where, :].set(swept, mode="drop").at[:, where].set(swept.T, mode="drop")
-    rows = devices.divided(rows - columns @ projected).at[where].set(sign[:, None] * projected, mode="drop")
-    return Tableau(devices.divided(matrix), devices.divided(rows), removed.at[where].set(~returning, mode="drop")), pivots
+    swept = swept.T.at[where].set(swept_corner, mode="drop").T
+    matrix = devices.divided(_updated(matrix, panel, across, swept, where))
+    rows = devices.divided(rows - panel.T @ projected).at[where].set(sign[:, None] * projected, mode="drop")
+    return Tableau(matrix, devices.divided(rows), removed.at[where].set(~returning, mode="drop")), pivots
 
 
-def _refined(matrix: Array, inverse: Array, right: Array) -> Array:
-    """Solves a small system; the correction leaves a residual as small as a factorisation's, if it is near singular."""
-    solution = inverse @ right
-    return solution + inverse @ (right - matrix @ solution)
+def _updated(matrix: Array, panel: Array, across: Array, swept: Array, where: Array) -> Array:
+    """Computes ``matrix - panel' @ across``, with the rows and columns ``where`` [b] replaced by ``swept`` [b,f]."""
+    if backend.platform() == "cpu":
+        matrix = matrix - panel.T @ across
+        return matrix.at[where, :].set(swept, mode="drop").at[:, where].set(swept.T, mode="drop")
+    # Accelerators copy a matrix to scatter columns: the product writes them, and ones choose their places.
+    f = matrix.shape[0]
+    ones = (where[:, None] == jnp.arange(f)[None, :]).astype(matrix.dtype)
+    inside = jnp.zeros(f, bool).at[where].set(True, mode="drop")[None, :]
+    left, right = jnp.concatenate([panel, -swept]), jnp.concatenate([jnp.where(inside, 0, across), ones])
+    return (jnp.where(inside, 0, matrix) - left.T @ right).at[where, :].set(swept, mode="drop")
 
 
 def positive_solution(matrix: Array, right: Array) -> Array:

@@ -107,8 +107,8 @@ class Phases:
 
     def refit(self):
         chosen = functools.partial(block.select, **self._search())
-        system, choice = _everywhere(jax.eval_shape(chosen, self.moments(), self.key))
-        return block.refit_weights.lower(self.moments(), system, choice.channels.kept, self.weights)
+        choice = _everywhere(jax.eval_shape(chosen, self.moments(), self.key))
+        return block.refit_weights.lower(self.moments(), _described(()), choice.channels.kept, self.weights)
 
     def closed_form(self):
         tokens = streams.fitting_tokens(self.fitted)
