@@ -53,11 +53,6 @@ def moments_bytes(f: int, d: int) -> float:
     return 4 * (f**2 + 2 * f * d)
 
 
-def system_bytes(f: int, d: int) -> float:
-    """Bytes of the system in ``solver/problem.py``: the scaled G, its factor and C."""
-    return 4 * (2 * f**2 + f * d)
-
-
 def _attending(load: Workload, config: DecoderConfig, tokens: int) -> float:
     """Number of elements that ``tokens`` tokens need inside attention."""
     heads = (config.heads + config.kv_heads) * config.head_dim
@@ -83,25 +78,15 @@ def summing_bytes(load: Workload) -> float:
     return 4 * (mine * f + mine * d + tokens * (2 * mine + d + f * (mine < f))) + inner
 
 
-def selecting_bytes(f: int, d: int) -> float:
-    """Workspace of the selection: the tableau, the updated tableau, and the columns that it is solved for."""
+def solving_bytes(f: int, d: int) -> float:
+    """Workspace of ``solver/tableau.py``: the scaled G and C, the tableau, and its product on devices that need one."""
     return 4 * (3 * f**2 + 4 * f * d)
-
-
-def choosing_bytes(f: int, d: int) -> float:
-    """Workspace of ``waves.own_choices``: that of a selection, and the scaled G and C; their factor is freed early."""
-    return selecting_bytes(f, d) + 4 * (f**2 + f * d)
 
 
 def closing_bytes(load: Workload) -> float:
     """Workspace of ``alternating.closed_form``: sums beside the total, hidden channels and their transpose."""
     d, k, tokens = load.narrow.width, load.narrow.intermediate, load.fitted.size
     return 4 * (2 * k**2 + 2 * k * d + tokens * (2 * k + d))
-
-
-def refitting_bytes(k: int, d: int) -> float:
-    """Workspace of ``problem.refit``: the gathered, the scaled and the factorised system; the columns."""
-    return 4 * (3 * k**2 + k * d)
 
 
 def recovering_bytes(load: Workload) -> tuple[float, float]:
@@ -171,29 +156,28 @@ def sampling_memory(load: Workload) -> Parts:
 
 def device_memory(load: Workload) -> dict[str, Parts]:
     """Peak memory of each device in each phase, in bytes by part."""
-    f, d, k, mine = load.dense.intermediate, load.dense.width, load.narrow.intermediate, load.mine
+    f, d, mine = load.dense.intermediate, load.dense.width, load.mine
     weights = load.weight_bytes * block_elements(mine.dense)
     if load.groups:  # all pruned blocks are held, beginning with the first
         weights += load.weight_bytes * load.narrow.layers * block_elements(mine.narrow) / load.devices
     held = {"weights": weights, "streams": streams_bytes(load)}
     f = max(f, load.dense.heads * load.dense.head_dim if load.fewer_heads else 0)
-    solving = held | {"moments": moments_bytes(f, d)}
+    shares = 1 if load.in_waves else load.sharing_rows(f)
+    solving = held | {"moments": moments_bytes(f, d) / shares, "solver": solving_bytes(f, d) / shares}
     mlp = 4.0 * _mlp_elements(mine.narrow)
     # In waves the fitted tokens have two more streams, and a device holds its own layer's moments beside the latest.
     further = load.in_waves * 2 * load.stream_bytes * load.fitted.tokens * d
     ahead = held | {"streams": held["streams"] + further}
     layers = 2 if load.in_waves else mine.dense.intermediate / load.dense.intermediate
-    solver = choosing_bytes(f, d) if load.in_waves else system_bytes(f, d) + selecting_bytes(f, d)
     phases: dict[str, Parts] = {
         "streams": ahead | {"activations": passing_bytes(load)},
         "statistics": ahead | {"moments": layers * moments_bytes(f, d), "activations": summing_bytes(load)},
-        "selection": solving | {"solver": solver},
+        "selection": solving,
     }
     if load.refits and load.in_waves:
         phases["refit"] = held | {"gradients": 2 * mlp, "activations": closing_bytes(load)}
     elif load.refits:
-        solver = system_bytes(f, d) + refitting_bytes(k, d)
-        phases["refit"] = solving | {"solver": solver, "gradients": 2 * mlp}
+        phases["refit"] = solving | {"gradients": 2 * mlp}
     if load.alternates and load.settings.rounds:
         gradients, activations = recovering_bytes(load)
         # The selected, refitted and recovered weights are held beside the workspace.

@@ -132,10 +132,12 @@ def plan(request: Request, mesh: Mesh) -> Plan:
 
 def _phases(load: Workload, mesh: Mesh) -> Iterator[Phase]:
     moved, reduced, exchanged = traffic.memory_bytes(load), traffic.collectives(load), shared.exchanged(load)
+    solver = traffic.solver_collectives(load)
     for name, count in operations.operations(load).items():
         times = load.dense.layers
         sent = traffic.sent(reduced.get(name, Counter()), load.devices)
         sent += traffic.sent(exchanged.get(name, Counter()), load.sharers)
+        sent += traffic.sent(solver.get(name, Counter()), load.devices * load.sharers)
         if times and count:
             yield _phase(name, times * count, times * moved[name], times * sent, mesh)
 

@@ -144,8 +144,7 @@ def _solve(
     """Selects channels, and returns the stages: dense weights, and their update if any; the moments are freed after."""
     seen = moments.accumulate(config, layer, calibration)
     clock.lap("statistics", seen)
-    seen = devices.everywhere(seen)  # factorisations are not sharded
-    choice = select(seen, key, narrow.intermediate, **search_of(settings))
+    choice = devices.everywhere(select(seen, key, narrow.intermediate, **search_of(settings)))
     clock.lap("selection", choice)
     kept, update = choice.channels.kept, baselines.update_used(settings)
     stages = [_dense_weights(config, narrow, layer, choice)]
@@ -223,7 +222,7 @@ def refit_weights(seen: Moments, ridge: jax.Array, kept: jax.Array, selected: We
         kept: [k] channel numbers.
         selected: The dense weights of these channels.
     """
-    down = refit(scaled(seen.problem, ridge), kept)
+    down = devices.steady(refit(scaled(seen.problem, ridge), kept))
     bias = None if selected.bias is None else seen.target_mean - seen.hidden_mean[kept] @ down
     return Weights(selected.inner, down, bias)
 

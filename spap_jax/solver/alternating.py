@@ -113,7 +113,6 @@ def closed_form(hidden: Hidden, weights: Weights, tokens: Tokens, ridge: float |
     moments that the solution needs.
     """
     width, out = weights.down.shape
-    zeros = (devices.by_rows(jnp.zeros((width, width))), jnp.zeros((width, out)), jnp.zeros(width), jnp.zeros(out))
 
     def add(total, chunk: Tokens):
         chunk = in_float32(chunk.flat())
@@ -125,7 +124,11 @@ def closed_form(hidden: Hidden, weights: Weights, tokens: Tokens, ridge: float |
         parts = (transposed @ h, h.T @ e, h.sum(axis=0), e.sum(axis=0), powers)
         return jax.tree.map(jnp.add, total, parts), None
 
-    moments = devices.total(lambda own: jax.lax.scan(add, (*zeros, jnp.zeros(2)), own)[0], tokens)
+    def sums(own: Tokens):
+        start = (devices.by_rows(jnp.zeros((width, width))), jnp.zeros((width, out)), jnp.zeros(width), jnp.zeros(out))
+        return jax.lax.scan(add, (*start, jnp.zeros(2)), own)[0]
+
+    moments = devices.total(sums, tokens)
     count = tokens.residual.size // out
     gram, cross, h_mean, e_mean, (error, power) = jax.tree.map(lambda total: total / count, moments)
     remains = error

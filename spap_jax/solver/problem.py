@@ -163,7 +163,7 @@ def scaled(problem: Problem, ridge: Array) -> Scaled:
     energy = jnp.maximum(jnp.maximum(diagonal, 1e-6 * jnp.mean(diagonal)), _TINY)
     scale = lax.rsqrt(diagonal + ridge * energy)
     gram = problem.gram * scale[:, None] * scale[None, :]
-    gram = jnp.fill_diagonal(gram, 1.0, inplace=False)
+    gram = jnp.where(jnp.eye(gram.shape[0], dtype=bool), 1.0, gram)
     cross = (problem.cross + (ridge * energy)[:, None] * problem.weight) * scale[:, None]
     return Scaled(gram, cross, scale)
 

@@ -5,8 +5,10 @@ changes the doubled objective by
 
     gain_ij = |R_j + t V_i|^2 / (c_j + B_ij^2 / A_ii) - |V_i|^2 / A_ii ,    t = B_ij / A_ii ,
 
-for all pairs from matrix products, in blocks of removed channels that leave the best gain of every channel behind. A block of swaps has a closed form too, so a block is applied only if
-it lowers the objective as a block, and its gain is computed directly, not as the difference of two large numbers.
+for all pairs from matrix products, which are made for some removed channels at a time and leave only the best gain of
+every channel behind: the swaps of a round are paired among the most promising channels of both sides. A block of swaps
+has a closed form too, so a block is applied only if it lowers the objective as a block, and its gain is computed
+directly, not as the difference of two large numbers.
 (Swaps after a greedy elimination: OSSCAR, Meng et al. 2024.)
 """
 

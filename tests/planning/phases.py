@@ -102,7 +102,9 @@ class Phases:
 
     def moments(self) -> moments.Moments:
         f, d = self.load.dense.intermediate, self.load.dense.width
-        problem = Problem(_described((f, f)), _described((f, d)), _described(()), _described((f, d)))
+        rows = PartitionSpec(devices.sharing_rows(f) or None)
+        gram, cross = _described((f, f), spec=rows), _described((f, d), spec=rows)
+        problem = Problem(gram, cross, _described(()), cross)
         return moments.Moments(problem, _described((f,)), _described((d,)), _described((f,)))
 
     def refit(self):
