@@ -69,13 +69,15 @@ def passing_bytes(load: Workload) -> float:
 
 
 def summing_bytes(load: Workload) -> float:
-    """Workspace of ``moments.accumulate``: a chunk's sums beside the total, hidden channels and their transpose.
+    """Workspace of ``moments.accumulate``: a chunk's sums, hidden channels and their transpose; the total beside it.
 
+    The total is the result, unless devices that divide the tokens add theirs up and keep a share of the rows each.
     Devices that share the weights all-gather the channels of a chunk; each computes its own rows of the sums.
     """
     d, f, mine, tokens = load.dense.width, load.dense.intermediate, load.mine.dense.intermediate, load.fitted.size
     inner = _cast(load, _mlp_elements(load.mine.dense) - mine * d)
-    return 4 * (mine * f + mine * d + tokens * (2 * mine + d + f * (mine < f))) + inner
+    sums = (mine * f + mine * d) * (1 + load.fitted.divided)
+    return 4 * (sums + tokens * (2 * mine + d + f * (mine < f))) + inner
 
 
 def solving_bytes(f: int, d: int) -> float:
@@ -168,7 +170,7 @@ def device_memory(load: Workload) -> dict[str, Parts]:
     # In waves the fitted tokens have two more streams, and a device holds its own layer's moments beside the latest.
     further = load.in_waves * 2 * load.stream_bytes * load.fitted.tokens * d
     ahead = held | {"streams": held["streams"] + further}
-    layers = 2 if load.in_waves else mine.dense.intermediate / load.dense.intermediate
+    layers = 2 if load.in_waves else 1 / shares
     phases: dict[str, Parts] = {
         "streams": ahead | {"activations": passing_bytes(load)},
         "statistics": ahead | {"moments": layers * moments_bytes(f, d), "activations": summing_bytes(load)},

@@ -193,8 +193,8 @@ def _remedy(planned: Plan) -> str:
     part = max(smallest.memory[name], key=lambda each: smallest.memory[name][each])
     return (
         f"Neither fewer sequences nor more devices make it fit: even with {words} and 2 sequences the phase {name!r} "
-        f"needs {bytes_text(need)}, {bytes_text(smallest.memory[name][part])} of it for its {part}, which every device "
-        f"holds whole. It takes devices with {bytes_text(need / USABLE)} or more."
+        f"needs {bytes_text(need)}, {bytes_text(smallest.memory[name][part])} of it for its {part}. It takes devices "
+        f"with {bytes_text(need / USABLE)} or more."
     )
 
 

@@ -107,7 +107,7 @@ def _solution_bytes(f: int, d: int, k: int) -> float:
 
 
 def selection_bytes(load: Workload) -> float:
-    """Solutions and pivots for one layer, passes over the gains of all pairs, and over those of a pool for each swap."""
+    """Solutions and pivots for one layer; passes over the gains of all pairs, and for each swap over a pool."""
     f, d, k = load.dense.intermediate, load.dense.width, load.narrow.intermediate
     shares = 1 if load.in_waves else load.sharing_rows(f)
     eliminations = sum(count * _pivot_bytes(f, d, moved) for count, moved in operations.pivots(load))

@@ -73,7 +73,6 @@ def test_bytes_between_devices(once: Workload, programs: dict[str, Any]):
     near = functools.partial(pytest.approx, rel=0.02)
     exchanged = shared.exchanged(once)
     assert found("enter_mlp", "leave_mlp") == near({"all-reduce": exchanged["streams"]["all-reduce"] / 2})
-    f, d = once.dense.intermediate, once.dense.width
     assert found("statistics") == near(dict(traffic.statistics_collectives(once) + exchanged["statistics"]))
     fitted = traffic.step_collectives(once) + traffic.closed_form_collectives(once)
     assert found("recover") == near(dict(exchanged["alternating"] + fitted))
