@@ -13,6 +13,7 @@ from spap_jax.models.config import DecoderConfig
 from spap_jax.models.registry import FAMILIES
 from spap_jax.planning.operations import mlp_matrices
 from spap_jax.planning.workload import Workload
+from spap_jax.solver.tableau import PANEL
 from spap_jax.training.objective import HEAD_TOKENS
 
 Parts = dict[str, float]
@@ -80,9 +81,12 @@ def summing_bytes(load: Workload) -> float:
     return 4 * (sums + tokens * (2 * mine + d + f * (mine < f))) + inner
 
 
-def solving_bytes(f: int, d: int) -> float:
-    """Workspace of ``solver/tableau.py``: the scaled G and C, the tableau, and its product on devices that need one."""
-    return 4 * (3 * f**2 + 4 * f * d)
+def solving_bytes(f: int, d: int, shares: int = 1) -> float:
+    """Workspace of ``solver/tableau.py``, with rows divided among ``shares`` devices.
+
+    The scaled G and C and the tableau; then the product that updates it, or what a panel needs, which is not divided.
+    """
+    return 4 * ((2 * f**2 + 4 * f * d) / shares + max(f**2 / shares, 6 * min(PANEL, f) * (f + d)))
 
 
 def closing_bytes(load: Workload) -> float:
@@ -165,7 +169,7 @@ def device_memory(load: Workload) -> dict[str, Parts]:
     held = {"weights": weights, "streams": streams_bytes(load)}
     f = max(f, load.dense.heads * load.dense.head_dim if load.fewer_heads else 0)
     shares = 1 if load.in_waves else load.sharing_rows(f)
-    solving = held | {"moments": moments_bytes(f, d) / shares, "solver": solving_bytes(f, d) / shares}
+    solving = held | {"moments": moments_bytes(f, d) / shares, "solver": solving_bytes(f, d, shares)}
     mlp = 4.0 * _mlp_elements(mine.narrow)
     # In waves the fitted tokens have two more streams, and a device holds its own layer's moments beside the latest.
     further = load.in_waves * 2 * load.stream_bytes * load.fitted.tokens * d

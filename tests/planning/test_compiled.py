@@ -147,8 +147,8 @@ def test_bytes_from_and_to_memory(compiled: Compiled):
     [
         ("enter_mlp", memory.passing_bytes),
         ("statistics", memory.summing_bytes),
-        ("selection", lambda load: solving_bytes(load) / load.devices),
-        ("selection_in_waves", lambda load: solving_bytes(load)),
+        ("selection", lambda load: solving_bytes(load, load.devices)),
+        ("selection_in_waves", lambda load: solving_bytes(load, 1)),
         ("closed_form", memory.closing_bytes),
         ("recover", lambda load: sum(memory.recovering_bytes(load))),
         ("joint_step", lambda load: memory.joint_bytes(load)[1]),
@@ -165,12 +165,15 @@ def test_no_device_holds_the_second_moments_or_the_tableau(compiled: Compiled):
         text = compiled.programs[name].as_text()
         assert f"f32[{f // count},{f}]" in text
         assert f"f32[{f},{f}]" not in text
-    sizes = compiled.programs["selection"].memory_analysis()
-    assert sizes.argument_size_in_bytes + sizes.temp_size_in_bytes <= 6 * 4 * f**2 / count
 
 
-def solving_bytes(load: Workload) -> float:
-    return memory.solving_bytes(load.dense.intermediate, load.dense.width)
+def solving_bytes(load: Workload, shares: int) -> float:
+    return memory.solving_bytes(load.dense.intermediate, load.dense.width, shares)
+
+
+@pytest.mark.parametrize(("f", "d"), [(8192, 2048), (14336, 4096), (53248, 16384)])
+def test_a_selection_needs_at_most_six_arrays_of_its_gram_matrix(f: int, d: int):
+    assert memory.moments_bytes(f, d) + memory.solving_bytes(f, d) <= 6 * 4 * f**2
 
 
 def test_the_stream_that_goes_ahead_needs_no_more_than_both(compiled: Compiled):

@@ -59,7 +59,6 @@ def test_the_largest_model_fits_no_gpu_and_no_setting_helps():
     assert planned.memory["selection"]["weights"] > 75e9  # an eighth of all pruned blocks, for the joint steps
     assert "Neither fewer sequences nor more devices make it fit" in verdict(planned)
     assert "even with --effort low --batch-tokens 2048 and 2 sequences the phase 'selection'" in verdict(planned)
-    assert "solver, which every device holds whole" in verdict(planned)
 
 
 def changed(request: Request, mesh: str, words: str) -> tuple[Request, Mesh]:
@@ -108,14 +107,15 @@ def check_remedy(name: str, mesh: str, sequences: int, expected: list[str], sett
         assert plan(other, larger).fits
 
 
-def test_devices_share_the_tokens_and_not_the_solver():
+def test_devices_share_the_tokens_and_the_solver():
     one, eight = (plan(request_of("llama-3.1-8b"), mesh_named(name)) for name in ("h100x1", "h100x8"))
     work = [{phase.name: phase for phase in planned.phases} for planned in (one, eight)]
-    assert work[0]["selection"] == work[1]["selection"]
+    assert work[0]["selection"].operations > 4 * work[1]["selection"].operations
+    assert work[0]["selection"].sent_bytes == 0 < work[1]["selection"].sent_bytes
     assert work[0]["statistics"].operations / work[1]["statistics"].operations == pytest.approx(8, rel=0.1)
     assert work[0]["statistics"].sent_bytes == 0 < work[1]["statistics"].sent_bytes
     assert one.memory["streams"]["streams"] == 8 * eight.memory["streams"]["streams"]
-    assert one.memory["selection"]["solver"] == eight.memory["selection"]["solver"]
+    assert one.memory["selection"]["solver"] > 5 * eight.memory["selection"]["solver"]
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
