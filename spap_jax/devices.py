@@ -1,9 +1,10 @@
 """The device mesh of a run, with the axes ``data`` and ``model``.
 
 Calibration sequences are sharded along ``data``. They are independent, so each device processes its own chunks, and
-only sums are communicated: one psum for all second moments of a layer, one for the gradient of a step. Weights are
-sharded along ``model`` (``placement.py``), and so is what is computed from them: the compiler partitions the programs
-along this axis and inserts the collectives. Everything else is replicated. Code under ``sharing`` uses the mesh around
+only sums are communicated: those of a layer's second moments, and of the gradient of a step. Weights are sharded along
+``model`` (``placement.py``), and so is what is computed from them: the compiler partitions the programs along this axis
+and inserts the collectives. The rows of second moments, and of the solver's arrays, are sharded along both axes.
+Everything else is replicated. Code under ``sharing`` uses the mesh around
 it; without a mesh, all functions do what a single device does anyway.
 """
 
