@@ -53,12 +53,12 @@ def test_weights_are_counted_once(file: Path):
     assert total == cost.parameters(found, config).total
 
 
-def test_the_largest_model_fits_no_gpu_and_no_setting_helps():
-    planned = plan(request_of("llama-3.1-405b"), mesh_named("h100x8"))
+def test_the_largest_model_fits_no_single_gpu_and_no_setting_helps():
+    planned = plan(request_of("llama-3.1-405b"), mesh_named("h100x1"))
     assert not planned.fits
-    assert planned.memory["selection"]["weights"] > 75e9  # an eighth of all pruned blocks, for the joint steps
+    assert planned.memory["selection"]["weights"] > 600e9  # all pruned blocks, for the joint steps
     assert "Neither fewer sequences nor more devices make it fit" in verdict(planned)
-    assert "even with --effort low --batch-tokens 2048 and 2 sequences the phase 'selection'" in verdict(planned)
+    assert "even with --effort low --batch-tokens 2048 and 2 sequences the phase 'refit'" in verdict(planned)
 
 
 def changed(request: Request, mesh: str, words: str) -> tuple[Request, Mesh]:
@@ -81,7 +81,7 @@ def changed(request: Request, mesh: str, words: str) -> tuple[Request, Mesh]:
         ("llama-3.1-8b", "v5e-4", 128, ["--joint-blocks 8", "--effort low", "v5e-8 in place of v5e-4"]),
         ("llama-3.1-70b", "h100x8", 128, ["--joint-blocks 40", "--effort low"]),
         ("llama-3.1-8b", "h100x2", 4096, ["--sequences 1024", "h100x8 in place of h100x2"]),
-        ("llama-3.1-8b", "v5e-8", 1024, ["--sequences 128", "v5e-16 in place of v5e-8"]),
+        ("llama-3.1-8b", "v5e-8", 1024, ["--sequences 128", "--effort low", "v5e-16 in place of v5e-8"]),
         ("llama-3.1-70b", "h100x8", 4096, ["--effort low --batch-tokens 2048 --sequences 2048"]),
         (
             "qwen2.5-0.5b",
@@ -127,20 +127,18 @@ def test_streams_take_half_the_memory_in_bfloat16(schedule: str):
         assert half.memory[name] == parts | {"streams": parts["streams"] / 2}
 
 
-def test_in_waves_devices_share_the_solver_too():
+def test_in_waves_devices_solve_layers_of_their_own():
     settings = PruneSettings(effort="low")
     one, two = (
         plan(request_of("llama-3.1-405b", settings=settings.replace(schedule=name)), mesh_named("v5p-64"))
         for name in ("sequential", "parallel")
     )
     work, waves = ({phase.name: phase for phase in planned.phases} for planned in (one, two))
-    assert waves["selection"].operations == pytest.approx(work["selection"].operations * 4 / 126)  # 4 waves
-    assert waves["refit"].sent_bytes > 0 == work["refit"].sent_bytes
+    assert waves["selection"].sent_bytes == 0 < work["selection"].sent_bytes
     assert waves["streams"].operations > work["streams"].operations
-    assert {"statistics", "alternating", "errors"} <= {name for name in work if work[name] == waves[name]}
-    assert two.peak[0] == one.peak[0] == "selection"
-    assert two.peak[1] < one.peak[1]
-    assert two.seconds < one.seconds
+    assert waves["statistics"].sent_bytes > work["statistics"].sent_bytes  # a layer's moments go to its device
+    assert {"alternating", "errors"} <= {name for name in work if work[name] == waves[name]}
+    assert two.memory["selection"]["solver"] > 25 * one.memory["selection"]["solver"]
 
 
 def test_what_is_worth_knowing():
