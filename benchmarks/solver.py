@@ -110,12 +110,12 @@ def main(width: int = 4096, intermediate: int = 14336, sparsity: float = 0.3, re
     before = limits(intermediate // 2)
     seen = random_moments(jax.random.key(0), intermediate, width, -(-2 * intermediate // TOKENS))
     key = choice_key(jax.random.key(settings.seed), load.dense, 0)
-    system, choice = select(seen, key, keep, **search_of(settings))
+    choice = select(seen, key, keep, **search_of(settings))
     kept = choice.channels.kept
     selected = Weights({}, seen.problem.weight[kept], None)
     runs: dict[str, Callable[[], Any]] = {
         "selection": lambda: select(seen, key, keep, **search_of(settings)),
-        "refit": lambda: refit_weights(seen, system, kept, selected),
+        "refit": lambda: refit_weights(seen, choice.ridge, kept, selected),
     }
     seconds = {phase: seconds_of(run, repeats) for phase, run in runs.items()}
     found = Limits(*((a + b) / 2 for a, b in zip(before, limits(intermediate // 2), strict=True)))

@@ -156,10 +156,10 @@ def compare(model: spap.Model, tokens: np.ndarray, sparsity: float, held_out: in
         both = [streams.enter_mlp(config, layer, each) for each in both]
         fitted, judged = (streams.fitting_tokens(each) for each in both)
         seen = moments.accumulate(config, layer, fitted)
-        system, choice = select(seen, jax.random.key(index), keep, **search_of(SETTINGS))
+        choice = select(seen, jax.random.key(index), keep, **search_of(SETTINGS))
         kept = choice.channels.kept
         taken = reduce.to_weights(reduce.take_channels(FAMILIES[config.family], layer["mlp"], kept))
-        weights = refit_weights(seen, system, kept, taken)
+        weights = refit_weights(seen, choice.ridge, kept, taken)
         errors, seconds = {}, {}
         for way in ("refit", *WAYS):
             args = narrow, way, layer, weights, fitted, judged

@@ -1,13 +1,15 @@
 """The device mesh of a run, with the axes ``data`` and ``model``.
 
 Calibration sequences are sharded along ``data``. They are independent, so each device processes its own chunks, and
-only sums are communicated: one psum for all second moments of a layer, one for the gradient of a step. Weights are
-sharded along ``model`` (``placement.py``), and so is what is computed from them: the compiler partitions the programs
-along this axis and inserts the collectives. Everything else is replicated. Code under ``sharing`` uses the mesh around
+only sums are communicated: those of a layer's second moments, and of the gradient of a step. Weights are sharded along
+``model`` (``placement.py``), and so is what is computed from them: the compiler partitions the programs along this axis
+and inserts the collectives. The rows of second moments, and of the solver's arrays, are sharded along both axes.
+Everything else is replicated. Code under ``sharing`` uses the mesh around
 it; without a mesh, all functions do what a single device does anyway.
 """
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -159,9 +161,24 @@ def share_of(size: int, axis: int) -> PartitionSpec:
 
 
 def by_rows(matrix: jax.Array) -> jax.Array:
-    """Shards the rows of a matrix over ``model``, inside a jitted program."""
-    spec = share_of(matrix.shape[0], 0)
-    return jax.lax.with_sharding_constraint(matrix, spec) if spec else matrix
+    """Shards the rows of a matrix over all devices, inside a jitted program; see `sharing_rows`."""
+    axes = sharing_rows(matrix.shape[0])
+    return jax.lax.with_sharding_constraint(matrix, PartitionSpec(axes)) if axes else matrix
+
+
+def sharing_rows(rows: int) -> tuple[str, ...]:
+    """The axes of the mesh over which rows are sharded: all, or ``model``, or none if they cannot be divided evenly.
+
+    Inside a function that each device computes on its own part along ``data``, only ``model`` is left.
+    """
+    mesh = get_abstract_mesh()
+    free = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto}
+    for axes in ((_MODEL, DATA), (_MODEL,)):
+        there = tuple(name for name in axes if name in free)
+        count = math.prod(mesh.shape[name] for name in there)
+        if count > 1 and rows % count == 0:
+            return there
+    return ()
 
 
 def stacked(array: jax.Array) -> NamedSharding | None:
@@ -215,6 +232,29 @@ def total(sums: Callable[..., Any], chunks: Any, *alike: Any) -> Any:
         return jax.lax.psum(sums(chunks, *alike), DATA)
 
     return along_data(own, (SEQUENCES, *(PartitionSpec() for _ in alike)), PartitionSpec())(chunks, *alike)
+
+
+def total_by_rows(sums: Callable[..., tuple[Any, Any]], chunks: Any) -> tuple[Any, Any]:
+    """Like `total`, for ``sums`` that returns matrices and other arrays; the matrices end sharded as by `by_rows`.
+
+    A device sums its own tokens in the whole matrices, divided over ``model`` alone, and keeps its rows of the total.
+    """
+    if not divides(chunks):
+        matrices, others = sums(chunks)
+        return jax.tree.map(by_rows, matrices), others
+    rows = {a.shape[0] for a in jax.tree.leaves(jax.eval_shape(sums, chunks)[0])}
+    if any(DATA not in sharing_rows(count) for count in rows):
+        return total(sums, chunks)
+
+    def own(chunks: Any) -> tuple[Any, Any]:
+        matrices, others = sums(chunks)
+        # The share of a device along ``data`` lies within that of its devices along ``model``.
+        within = jax.tree.map(lambda a: a.reshape(sharers(), -1, a.shape[1]), matrices)
+        scattered = jax.lax.psum_scatter(within, DATA, scatter_dimension=1, tiled=True)
+        return scattered, jax.lax.psum(others, DATA)
+
+    matrices, others = along_data(own, (SEQUENCES,), (PartitionSpec(None, DATA), PartitionSpec()))(chunks)
+    return jax.tree.map(lambda a: by_rows(a.reshape(-1, a.shape[2])), matrices), others
 
 
 def apart(change: Callable[..., Any], chunks: Any, *alike: Any) -> Any:
@@ -295,7 +335,7 @@ def mapped(function: Callable[..., Any], *by_device: Any) -> Any:
 
 
 def steady(array: jax.Array) -> jax.Array:
-    """Keeps an array inside `mapped` on the device that it belongs to, replicated along ``model``."""
+    """Replicates an array, inside a jitted program; inside `mapped`, on the devices along ``model`` it belongs to."""
     return array if everyone() == 1 else jax.lax.with_sharding_constraint(array, PartitionSpec())
 
 

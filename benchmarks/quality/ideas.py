@@ -154,7 +154,7 @@ def with_attention_refitted(config: DecoderConfig, layer: Params, tokens: Tokens
     seen = moments.accumulate_attention(config, layer, tokens)
     every = jnp.arange(len(seen.hidden_mean))
     start = Weights({}, seen.problem.weight, attention.get("o_bias"))
-    weights = refit_weights(seen, equilibrate(seen.problem, ridge), every, start)
+    weights = refit_weights(seen, equilibrate(seen.problem, ridge).ridge, every, start)
     bias = {} if weights.bias is None else {"o_bias": weights.bias}
     return layer | {"attention": attention | {"o": weights.down.reshape(attention["o"].shape)} | bias}
 
@@ -204,14 +204,14 @@ def prune_weighted(
     problem = seen.problem
     turned = problem._replace(cross=problem.cross @ metric.root, weight=problem.weight @ metric.root)
     seen = seen._replace(problem=turned, target_mean=seen.target_mean @ metric.root)
-    system, choice = select(seen, choice_key(key, config, index), narrow.intermediate, **search_of(settings))
+    choice = select(seen, choice_key(key, config, index), narrow.intermediate, **search_of(settings))
     kept = choice.channels.kept
     taken = reduce.to_weights(reduce.take_channels(FAMILIES[config.family], layer["mlp"], kept))
-    weights = refit_weights(seen, system, kept, taken)
+    weights = refit_weights(seen, choice.ridge, kept, taken)
     schedule = Schedule(settings.rounds, settings.round_steps, settings.step_tokens, settings.learning_rate)
     steps = jax.random.fold_in(key, index)
     error = error_by_moments(seen, config.mlp_bias, kept, weights)
-    weights = recover_weighted(narrow, schedule, layer, weights, error, fitted, judged, system.ridge, steps, metric)
+    weights = recover_weighted(narrow, schedule, layer, weights, error, fitted, judged, choice.ridge, steps, metric)
     return layer | {"mlp": reduce.to_mlp(weights, layer["mlp"])}
 
 

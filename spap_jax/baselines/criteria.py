@@ -11,7 +11,8 @@ from jax import Array, lax
 
 from spap_jax.numerics import full_precision
 from spap_jax.solver.penalty import removal_costs
-from spap_jax.solver.problem import System, Tableau, dense_tableau, pivot
+from spap_jax.solver.problem import System
+from spap_jax.solver.tableau import Tableau, pivot
 
 BATCHES = 10
 
@@ -90,7 +91,7 @@ def obs(system: System, keep: int) -> Array:
         return pivot(tableau, cheapest[None], jnp.ones(1, bool), 0.0)
 
     f = system.gram.shape[0]
-    return _kept(lax.fori_loop(0, f - keep, remove_cheapest, dense_tableau(system)), keep)
+    return _kept(lax.fori_loop(0, f - keep, remove_cheapest, system.dense), keep)
 
 
 @full_precision
@@ -117,7 +118,7 @@ def obs_batches(system: System, keep: int) -> Array:
         _, batch = lax.top_k(-removal_costs(tableau), size)
         return pivot(tableau, batch, step * size + jnp.arange(size) < count, 0.0)
 
-    return _kept(lax.fori_loop(0, math.ceil(count / size), remove_batch, dense_tableau(system)), keep)
+    return _kept(lax.fori_loop(0, math.ceil(count / size), remove_batch, system.dense), keep)
 
 
 def highest(scores: Array, keep: int) -> Array:

@@ -37,8 +37,8 @@ def plan(
     With --finetune the training that may follow is planned in place of the pruning.
 
     Only config.json is read. What is counted is the program as it runs: the calibration sequences are spread over the
-    devices, the weights are divided where --model-devices says so, and every device holds the solver. Times are lower
-    bounds (rooflines): the work divided by the peak rates of the data sheets.
+    devices, and so are the rows of the solver, and the weights are divided where --model-devices says so. Times are
+    lower bounds (rooflines): the work divided by the peak rates of the data sheets.
 
     Args:
         model: Folder with a config.json, a hub id, or an address such as gs://bucket/model. No weights are needed.

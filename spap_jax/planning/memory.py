@@ -13,6 +13,7 @@ from spap_jax.models.config import DecoderConfig
 from spap_jax.models.registry import FAMILIES
 from spap_jax.planning.operations import mlp_matrices, update_elements
 from spap_jax.planning.workload import Workload
+from spap_jax.solver.tableau import PANEL
 from spap_jax.training.objective import HEAD_TOKENS
 
 Parts = dict[str, float]
@@ -53,11 +54,6 @@ def moments_bytes(f: int, d: int) -> float:
     return 4 * (f**2 + 2 * f * d)
 
 
-def system_bytes(f: int, d: int) -> float:
-    """Bytes of the system in ``solver/problem.py``: the scaled G, its factor and C."""
-    return 4 * (2 * f**2 + f * d)
-
-
 def _attending(load: Workload, config: DecoderConfig, tokens: int) -> float:
     """Number of elements that ``tokens`` tokens need inside attention."""
     heads = (config.heads + config.kv_heads) * config.head_dim
@@ -74,34 +70,29 @@ def passing_bytes(load: Workload) -> float:
 
 
 def summing_bytes(load: Workload) -> float:
-    """Workspace of ``moments.accumulate``: a chunk's sums beside the total, hidden channels and their transpose.
+    """Workspace of ``moments.accumulate``: a chunk's sums, hidden channels and their transpose; the total beside it.
 
+    The total is the result, unless devices that divide the tokens add theirs up and keep a share of the rows each.
     Devices that share the weights all-gather the channels of a chunk; each computes its own rows of the sums.
     """
     d, f, mine, tokens = load.dense.width, load.dense.intermediate, load.mine.dense.intermediate, load.fitted.size
     inner = _cast(load, _mlp_elements(load.mine.dense) - mine * d)
-    return 4 * (mine * f + mine * d + tokens * (2 * mine + d + f * (mine < f))) + inner
+    sums = (mine * f + mine * d) * (1 + load.fitted.divided)
+    return 4 * (sums + tokens * (2 * mine + d + f * (mine < f))) + inner
 
 
-def selecting_bytes(f: int, d: int) -> float:
-    """Workspace of the selection: the tableau, the updated tableau, and the columns that it is solved for."""
-    return 4 * (3 * f**2 + 4 * f * d)
+def solving_bytes(f: int, d: int, shares: int = 1) -> float:
+    """Workspace of ``solver/tableau.py``, with rows divided among ``shares`` devices.
 
-
-def choosing_bytes(f: int, d: int) -> float:
-    """Workspace of ``waves.own_choices``: that of a selection, and the scaled G and C; their factor is freed early."""
-    return selecting_bytes(f, d) + 4 * (f**2 + f * d)
+    The scaled G and C and the tableau; then the product that updates it, or what a panel needs, which is not divided.
+    """
+    return 4 * ((2 * f**2 + 4 * f * d) / shares + max(f**2 / shares, 6 * min(PANEL, f) * (f + d)))
 
 
 def closing_bytes(load: Workload) -> float:
     """Workspace of ``alternating.closed_form``: sums beside the total, hidden channels and their transpose."""
     d, k, tokens = load.narrow.width, load.narrow.intermediate, load.fitted.size
     return 4 * (2 * k**2 + 2 * k * d + tokens * (2 * k + d))
-
-
-def refitting_bytes(k: int, d: int) -> float:
-    """Workspace of ``problem.refit``: the gathered, the scaled and the factorised system; the columns."""
-    return 4 * (3 * k**2 + k * d)
 
 
 def recovering_bytes(load: Workload) -> tuple[float, float]:
@@ -181,29 +172,28 @@ def device_memory(load: Workload) -> dict[str, Parts]:
     """Peak memory of each device in each phase, in bytes by part."""
     if load.training:
         return _training_memory(load)
-    f, d, k, mine = load.dense.intermediate, load.dense.width, load.narrow.intermediate, load.mine
+    f, d, mine = load.dense.intermediate, load.dense.width, load.mine
     weights = load.weight_bytes * block_elements(mine.dense)
     if load.groups:  # all pruned blocks are held, beginning with the first
         weights += load.weight_bytes * load.narrow.layers * block_elements(mine.narrow) / load.devices
     held = {"weights": weights, "streams": streams_bytes(load)}
     f = max(f, load.dense.heads * load.dense.head_dim if load.fewer_heads else 0)
-    solving = held | {"moments": moments_bytes(f, d)}
+    shares = 1 if load.in_waves else load.sharing_rows(f)
+    solving = held | {"moments": moments_bytes(f, d) / shares, "solver": solving_bytes(f, d, shares)}
     mlp = 4.0 * _mlp_elements(mine.narrow)
     # In waves the fitted tokens have as many streams again, and a device its own layer's moments beside the latest.
     further = load.in_waves * load.streams * load.stream_bytes * load.fitted.tokens * d
     ahead = held | {"streams": held["streams"] + further}
-    layers = 2 if load.in_waves else mine.dense.intermediate / load.dense.intermediate
-    solver = choosing_bytes(f, d) if load.in_waves else system_bytes(f, d) + selecting_bytes(f, d)
+    layers = 2 if load.in_waves else 1 / shares
     phases: dict[str, Parts] = {
         "streams": ahead | {"activations": passing_bytes(load)},
         "statistics": ahead | {"moments": layers * moments_bytes(f, d), "activations": summing_bytes(load)},
-        "selection": solving | {"solver": solver},
+        "selection": solving,
     }
     if load.refits and load.in_waves:
         phases["refit"] = held | {"gradients": 2 * mlp, "activations": closing_bytes(load)}
     elif load.refits:
-        solver = system_bytes(f, d) + refitting_bytes(k, d)
-        phases["refit"] = solving | {"solver": solver, "gradients": 2 * mlp}
+        phases["refit"] = solving | {"gradients": 2 * mlp}
     if load.alternates and load.settings.rounds:
         gradients, activations = recovering_bytes(load)
         # The selected, refitted and recovered weights are held beside the workspace.

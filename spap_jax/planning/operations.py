@@ -13,6 +13,7 @@ from spap_jax.models.cost import attended_pairs
 from spap_jax.planning.workload import Chunks, Workload
 from spap_jax.solver.penalty import RETURNS
 from spap_jax.solver.swap import BLOCK
+from spap_jax.solver.tableau import PANEL
 
 
 def mlp_matrices(config: DecoderConfig) -> int:
@@ -46,14 +47,19 @@ def head_operations(config: DecoderConfig) -> float:
     return 2 * (config.embedding * config.vocabulary + narrower)
 
 
-def solve_operations(n: int, columns: int) -> float:
-    """Operations of solving a system of n equations for ``columns`` columns with its two triangular factors."""
-    return 2 * n**2 * columns
+def pivot_operations(f: int, d: int, moved: int, shares: int = 1) -> float:
+    """``solver/tableau.py``: a pivot on a block of ``moved`` channels, as on an accelerator.
+
+    The small system is inverted and solved, and that once corrected, by every device; each updates its share of the
+    rows, whose columns are placed by a second product.
+    """
+    return 2 * f * (2 * f + d) * moved / shares + 2 * moved**3 + 3 * 2 * moved**2 * (f + d)
 
 
-def pivot_operations(f: int, d: int, moved: int) -> float:
-    """``solver/problem.py``: a pivot on a block of ``moved`` channels; its small system is factorised first."""
-    return 2 * f * (f + d) * moved + 2 * moved**3 / 3 + solve_operations(moved, f + d + moved)
+def solution_operations(f: int, d: int, k: int, shares: int = 1) -> float:
+    """``solver/tableau.py``: a system solved for k of f channels, in panels."""
+    panel = min(PANEL, k)
+    return math.ceil(k / panel) * pivot_operations(f, d, panel, shares)
 
 
 def pivots(load: Workload) -> list[tuple[int, int]]:
@@ -82,41 +88,36 @@ def swap_turns(load: Workload) -> int:
 def selection_operations(load: Workload, turns: int) -> float:
     """``solver/problem.py``, ``penalty.py``, ``swap.py``: the selection of channels.
 
-    Cholesky f^3 / 3; the dense tableau solves for f + d columns; then the pivots. The tableau of the polish solves for
-    the removed channels and d columns, and for the inverse; a turn takes a product and a pivot.
+    The system is solved for all channels, then come the pivots; it is solved for the kept channels, and a turn of the
+    polish takes a product and a pivot.
     """
     f, d, k = load.dense.intermediate, load.dense.width, load.narrow.intermediate
-    eliminations = sum(count * pivot_operations(f, d, moved) for count, moved in pivots(load))
-    penalty = solve_operations(f, f + d) + eliminations if eliminations else 0
-    tableau = k**3 / 3 + solve_operations(k, f + d) + 2 * (f - k) * k * (f - k + d)
-    turn = 2 * k * (f - k) * d + pivot_operations(f, d, 2 * most_swaps(f, k))
-    return f**3 / 3 + penalty + tableau + turns * turn
+    shares = 1 if load.in_waves else load.sharing_rows(f)
+    eliminations = sum(count * pivot_operations(f, d, moved, shares) for count, moved in pivots(load))
+    turn = 2 * f * (f - k) * d / shares + pivot_operations(f, d, 2 * most_swaps(f, k), shares)
+    solved = solution_operations(f, d, f, shares) + solution_operations(f, d, k, shares)
+    return solved + eliminations + turns * turn
 
 
 def head_selection_operations(load: Workload, turns: int) -> float:
-    """``solver/groups.py``: two dense tableaus; groups removed one by one and all at once; turns over all pairs."""
+    """``solver/groups.py``: two solutions of the system; groups removed one by one; turns over all pairs."""
     d, m, k = load.dense.width, load.dense.kv_heads, load.narrow.kv_heads
     f = load.dense.heads * load.dense.head_dim
     size = f // m
 
     def gain(moved: int) -> float:
-        return 2 * moved**3 / 3 + solve_operations(moved, d)
+        return 2 * moved**3 + 2 * moved**2 * d
 
     scored = METHODS[load.settings.method].score is not None
-    elimination = (m - k) * (pivot_operations(f, d, size) + m * gain(size)) + solve_operations(f, f + d)
-    start = solve_operations(f, f + d) + pivot_operations(f, d, (m - k) * size)
+    elimination = (m - k) * (pivot_operations(f, d, size) + m * gain(size))
+    start = solution_operations(f, d, f) + solution_operations(f, d, k * size)
     turn = k * (m - k) * gain(2 * size) + pivot_operations(f, d, 2 * size)
-    return f**3 / 3 + (0 if scored else elimination) + start + turns * turn
+    return (0 if scored else elimination) + start + turns * turn
 
 
-def refit_operations(k: int, d: int) -> float:
-    """``solver/problem.py``: Cholesky of the kept channels, and a solve for d columns."""
-    return k**3 / 3 + solve_operations(k, d)
-
-
-def moment_errors_operations(k: int, d: int) -> float:
+def moment_errors_operations(f: int, d: int) -> float:
     """``pruning/moments.py``: the errors of the chosen channels before and after their update."""
-    return 2 * 2 * k**2 * d
+    return 2 * 2 * f**2 * d
 
 
 def streams_operations(load: Workload) -> float:
@@ -150,7 +151,7 @@ def closed_form_operations(load: Workload) -> float:
     """``solver/alternating.py``: H, H V, H'H and H'E over the fitted tokens; the system, and the remaining error."""
     d, k, mine = load.narrow.width, load.narrow.intermediate, load.mine.narrow
     passed = load.fitted.tokens * (2 * (k + d) * mine.intermediate + mlp_operations(mine))
-    return passed + refit_operations(k, d) + 2 * k * mine.intermediate * d
+    return passed + solution_operations(k, d, k) + 2 * k * mine.intermediate * d
 
 
 def errors_operations(load: Workload, part: Chunks) -> float:
@@ -242,23 +243,22 @@ def operations(load: Workload, turns: int | None = None) -> dict[str, float]:
             load.joint_checks * joint_check_operations(load),
         )
         return {"steps": steps / load.narrow.layers, "checks": checks / load.narrow.layers}
-    d, k = load.narrow.width, load.narrow.intermediate
+    f, d, k = load.dense.intermediate, load.narrow.width, load.narrow.intermediate
     turns = swap_turns(load) if turns is None else turns
-    kept = load.narrow.heads * load.narrow.head_dim
-    heads = int(load.fewer_heads)
-    solved = refit_operations(k, d) + moment_errors_operations(k, d)
+    shares = load.sharing_rows(f)
+    solved = solution_operations(f, d, k, shares) + moment_errors_operations(f, d) / shares
+    every, kept = (c.heads * c.head_dim for c in (load.dense, load.narrow))
+    heads = solution_operations(every, d, kept) + moment_errors_operations(every, d)
     refit = closed_form_operations(load) if load.in_waves else solved
     selection = load.solved_here * selection_operations(load, turns)
     attended = (1 + load.refits) * load.held_out.tokens * attention_operations(load.mine.narrow, load.fitted.length)
     return {
         "streams": streams_operations(load),
         "statistics": statistics_operations(load),
-        "selection": selection + (head_selection_operations(load, turns) if heads else 0),
-        "refit": (refit + heads * (refit_operations(kept, d) + moment_errors_operations(kept, d)))
-        if load.refits
-        else 0,
+        "selection": selection + (head_selection_operations(load, turns) if load.fewer_heads else 0),
+        "refit": refit + (heads if load.fewer_heads else 0) if load.refits else 0,
         "alternating": alternating_operations(load),
-        "errors": load.stages * errors_operations(load, load.held_out) + heads * attended,
+        "errors": load.stages * errors_operations(load, load.held_out) + load.fewer_heads * attended,
         "sampling": sampling_operations(load),
         "joint steps": load.joint_steps * joint_step_operations(load) / load.narrow.layers,
         "joint checks": load.joint_checks * joint_check_operations(load) / load.narrow.layers,

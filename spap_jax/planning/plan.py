@@ -136,10 +136,12 @@ def plan(request: Request, mesh: Mesh) -> Plan:
 
 def _phases(load: Workload, mesh: Mesh) -> Iterator[Phase]:
     moved, reduced, exchanged = traffic.memory_bytes(load), traffic.collectives(load), shared.exchanged(load)
+    solver = traffic.solver_collectives(load)
     for name, count in operations.operations(load).items():
         times = load.dense.layers
         sent = traffic.sent(reduced.get(name, Counter()), load.devices)
         sent += traffic.sent(exchanged.get(name, Counter()), load.sharers)
+        sent += traffic.sent(solver.get(name, Counter()), load.devices * load.sharers)
         if times and count:
             yield _phase(name, times * count, times * moved[name], times * sent, mesh)
 
@@ -199,8 +201,8 @@ def _remedy(planned: Plan) -> str:
     part = max(smallest.memory[name], key=lambda each: smallest.memory[name][each])
     return (
         f"Neither fewer sequences nor more devices make it fit: even with {words} and 2 sequences the phase {name!r} "
-        f"needs {bytes_text(need)}, {bytes_text(smallest.memory[name][part])} of it for its {part}, which every device "
-        f"holds whole. It takes devices with {bytes_text(need / USABLE)} or more."
+        f"needs {bytes_text(need)}, {bytes_text(smallest.memory[name][part])} of it for its {part}. It takes devices "
+        f"with {bytes_text(need / USABLE)} or more."
     )
 
 

@@ -26,14 +26,15 @@ def exchanged(load: Workload) -> dict[str, Traffic]:
         taught = _reduced(load, layers * (_heads(load) + _mlp(load, load.dense)), load.joint_tokens)
         step = joint_step(load) + _times(taught, load.compute_bytes / 4)
         return {"steps": _times(step, load.joint_steps / layers)}
-    channels = _gathered(load, load.narrow.intermediate, load.fitted.tokens, load.narrow.intermediate + 2 * d)
+    k = load.narrow.intermediate
+    channels = _gathered(load, k, load.fitted.tokens + k + 2 * d)
     errors = _reduced(load, _mlp(load, load.narrow), load.held_out.tokens)
     step = _reduced(load, _mlp(load, load.narrow), load.fitted.share(load.batch))
     closed = channels + _reduced(load, _mlp(load, load.narrow), load.fitted.tokens)
     alternating = _times(step, s.rounds * s.round_steps) + _times(closed, s.rounds) + _times(errors, s.rounds + 1)
     return {
         "streams": _reduced(load, 2 * (_heads(load) + _mlp(load, load.dense)) - _lost(load), load.tokens),
-        "statistics": _gathered(load, load.dense.intermediate, load.fitted.tokens, load.dense.intermediate + 2 * d),
+        "statistics": _gathered(load, load.dense.intermediate, load.fitted.tokens),
         "alternating": alternating if load.alternates else Counter(),
         "errors": _times(errors, load.stages),
         "sampling": _times(
@@ -80,10 +81,10 @@ def _reduced(load: Workload, times: float, tokens: float) -> Traffic:
     return Counter({"all-reduce": 4 * times * tokens * load.dense.width})  # type: ignore[dict-item]
 
 
-def _gathered(load: Workload, channels: int, tokens: int, columns: int) -> Traffic:
-    """Traffic of gathering channels [tokens, channels] and, once, the system that is factorised [channels, columns]."""
+def _gathered(load: Workload, channels: int, columns: int) -> Traffic:
+    """Traffic of gathering arrays [channels, columns]: the channels of all tokens, or a system that is factorised."""
     divided = channels % load.sharers == 0
-    return Counter({"all-gather": 4 * channels * (tokens + columns) * divided})
+    return Counter({"all-gather": 4 * channels * columns * divided})
 
 
 def _times(found: Traffic, count: float) -> Traffic:

@@ -15,6 +15,8 @@ from spap_jax.models.cost import attended_pairs
 from spap_jax.planning import memory, operations
 from spap_jax.planning.workload import Chunks, Workload
 from spap_jax.solver.penalty import POOL
+from spap_jax.solver.swap import POOL as SWAP_POOL
+from spap_jax.solver.tableau import PANEL
 
 _SCORE_PASSES = 4
 """Attention's scores are written, read and written by the softmax, and read."""
@@ -101,35 +103,39 @@ def _pool_bytes(load: Workload) -> float:
     return steps * moved * _POOL_PASSES * 4 * pool**2
 
 
+def _solution_bytes(f: int, d: int, k: int) -> float:
+    """A system is scaled, and solved for k of f channels in panels."""
+    panel = min(PANEL, k)
+    return 2 * 4 * f * (f + d) + math.ceil(k / panel) * _pivot_bytes(f, d, panel)
+
+
 def selection_bytes(load: Workload) -> float:
-    """Tableaus and their updates for one layer; every swap is found by a pass over the gains of all pairs."""
+    """Solutions and pivots for one layer; passes over the gains of all pairs, and for each swap over a pool."""
     f, d, k = load.dense.intermediate, load.dense.width, load.narrow.intermediate
-    tableau = 4 * (f**2 + 2 * f * (f + d))
+    shares = 1 if load.in_waves else load.sharing_rows(f)
     eliminations = sum(count * _pivot_bytes(f, d, moved) for count, moved in operations.pivots(load))
     swaps = operations.most_swaps(f, k)
-    turn = _pivot_bytes(f, d, 2 * swaps) + 4 * k * (f - k) * (swaps + 4)
-    return (
-        2 * 4 * f**2
-        + (eliminations + tableau if eliminations else 0)
-        + (_pool_bytes(load) if load.settings.method == "spap" else 0)
-        + 4 * (k**2 + 2 * k * (f + d)) + 2 * 4 * f * (f + d)
-        + operations.swap_turns(load) * turn
-    )  # fmt: skip
+    turn = _pivot_bytes(f, d, 2 * swaps) + 4 * 4 * (f - k) * f
+    solved = _solution_bytes(f, d, f) + _solution_bytes(f, d, k)
+    pools = swaps * 4 * 2 * (SWAP_POOL * swaps) ** 2 * operations.swap_turns(load)
+    pools += _pool_bytes(load) if load.settings.method == "spap" else 0
+    return (solved + eliminations + operations.swap_turns(load) * turn) / shares + pools
 
 
 def _head_selection_bytes(load: Workload) -> float:
-    """``solver/groups.py``: two tableaus, and a pivot for every removed group and every turn."""
+    """``solver/groups.py``: two solutions, and a pivot for every removed group and every turn."""
     f, d = load.dense.heads * load.dense.head_dim, load.dense.width
     gone = load.dense.kv_heads - load.narrow.kv_heads
     scored = METHODS[load.settings.method].score is not None
-    pivots = (0 if scored else gone) + 1 + operations.swap_turns(load)
+    pivots = (0 if scored else gone) + operations.swap_turns(load)
     size = f // load.dense.kv_heads
-    return 2 * 4 * f**2 + 2 * 4 * (f**2 + 2 * f * (f + d)) + pivots * _pivot_bytes(f, d, size)
+    solved = _solution_bytes(f, d, f) + _solution_bytes(f, d, load.narrow.kv_heads * size)
+    return solved + pivots * _pivot_bytes(f, d, size)
 
 
-def refit_bytes(k: int, d: int) -> float:
-    """The system, which is gathered, factorised and read for both triangular solves, and likewise their columns."""
-    return 4 * 6 * (k**2 + k * d)
+def refit_bytes(f: int, d: int, k: int) -> float:
+    """``problem.refit``, and two products of the Gram matrix for the errors of the chosen channels."""
+    return _solution_bytes(f, d, k) + 2 * product(f, f, d)
 
 
 def closed_form_bytes(load: Workload) -> float:
@@ -137,7 +143,7 @@ def closed_form_bytes(load: Workload) -> float:
     d, k, size, narrow = load.narrow.width, load.narrow.intermediate, load.fitted.size, load.mine.narrow
     mine = narrow.intermediate
     sums = product(mine, size, k) + product(mine, size, d) + 2 * 4 * mine * (k + d) + 8 * size * mine
-    return load.fitted.here * (sums + mlp_bytes(narrow, size)) + refit_bytes(k, d)
+    return load.fitted.here * (sums + mlp_bytes(narrow, size)) + _solution_bytes(k, d, k)
 
 
 def alternating_bytes(load: Workload) -> float:
@@ -191,18 +197,18 @@ def memory_bytes(load: Workload) -> dict[str, float]:
     if load.training:
         steps, checks = load.joint_steps * joint_step_bytes(load), load.joint_checks * joint_check_bytes(load)
         return {"steps": steps / layers, "checks": checks / layers}
-    d, k = load.narrow.width, load.narrow.intermediate
-    kept = load.narrow.heads * load.narrow.head_dim
+    f, d, k = load.dense.intermediate, load.narrow.width, load.narrow.intermediate
+    every, kept = (c.heads * c.head_dim for c in (load.dense, load.narrow))
     heads = int(load.fewer_heads)
     judged = load.held_out
     attended = (1 + load.refits) * judged.here * attention_bytes(load.mine.narrow, judged.size, length)
-    refit = closed_form_bytes(load) if load.in_waves else refit_bytes(k, d)
+    refit = closed_form_bytes(load) if load.in_waves else refit_bytes(f, d, k) / load.sharing_rows(f)
     selection = load.solved_here * selection_bytes(load)
     return {
         "streams": streams_bytes(load),
         "statistics": statistics_bytes(load),
         "selection": selection + (_head_selection_bytes(load) if heads else 0),
-        "refit": (refit + heads * refit_bytes(kept, d)) if load.refits else 0,
+        "refit": (refit + heads * refit_bytes(every, d, kept)) if load.refits else 0,
         "alternating": alternating_bytes(load),
         "errors": load.stages * errors_bytes(load, judged) + heads * attended,
         "sampling": sampling_bytes(load),
@@ -212,17 +218,37 @@ def memory_bytes(load: Workload) -> dict[str, float]:
 
 
 def statistics_collectives(load: Workload) -> Counter[str]:
-    """``pruning/moments.py``: one all-reduce of all sums."""
-
+    """``pruning/moments.py``: the sums; of second moments every device keeps its rows, if they can be divided."""
     whole, mine = load.dense, load.mine.dense
-
-    def sums(f: int, mine: int) -> int:
-        return 4 * (mine * (f + whole.width + 1) + whole.width + 1)
-
     if not load.fitted.divided:
         return Counter()
-    heads = sums(whole.heads * whole.head_dim, mine.heads * whole.head_dim) if load.fewer_heads else 0
-    return Counter({"all-reduce": sums(whole.intermediate, mine.intermediate) + heads})
+    found: Counter[str] = Counter()
+    heads = [(whole.heads * whole.head_dim, mine.heads * whole.head_dim)] if load.fewer_heads else []
+    for f, own in [(whole.intermediate, mine.intermediate), *heads]:
+        apart = load.sharing_rows(f) == load.devices * load.sharers
+        found["reduce-scatter" if apart else "all-reduce"] += 4 * own * (f + whole.width)
+        found["all-reduce"] += 4 * (own + whole.width + 1)
+    return found
+
+
+def solver_collectives(load: Workload) -> dict[str, Counter[str]]:
+    """Bytes that all devices together exchange for the solver (``solver/tableau.py``), by phase.
+
+    They are the rows of every panel, of the removed channels in every turn of the polish, and of pools; in waves, a
+    layer's moments instead, which its own device gathers.
+    """
+    f, d, k = load.dense.intermediate, load.dense.width, load.narrow.intermediate
+    if load.sharing_rows(f) == 1:
+        return {}
+    if load.in_waves:
+        return {"statistics": Counter({"all-gather": 4 * f * (f + 2 * d)})}
+    moved = sum(count * channels for count, channels in operations.pivots(load))
+    turn = f - k + 2 * (1 + 2 * SWAP_POOL) * operations.most_swaps(f, k)
+    rows = f + (1 + POOL) * moved + k + operations.swap_turns(load) * turn
+    return {
+        "selection": Counter({"all-reduce": 4 * (f + d) * rows}),
+        "refit": Counter({"all-reduce": 4 * (f + d) * k * load.refits}),
+    }
 
 
 def _drawn(load: Workload, picked: int, size: int) -> Counter[str]:

@@ -2,7 +2,8 @@
 
 This follows ``spap_jax/devices.py``: sequences are padded and sharded in whole chunks, and the tokens or sequences of a
 minibatch are sharded evenly or not at all. Heads, channels and vocabulary are sharded over the devices that share the
-weights, if their numbers allow it; everything else is replicated.
+weights, if their numbers allow it, and the rows of second moments and of the solver over all devices; the rest is
+replicated.
 """
 
 import dataclasses
@@ -99,6 +100,10 @@ class Workload:
     def devices(self) -> int:
         """Number of devices over which the sequences are spread."""
         return self.fitted.devices
+
+    def sharing_rows(self, rows: int) -> int:
+        """Number of devices over which the rows of a matrix are sharded: see ``devices.by_rows``."""
+        return next(count for count in (self.devices * self.sharers, self.sharers, 1) if rows % count == 0)
 
     @property
     def mine(self) -> "Workload":

@@ -26,7 +26,7 @@ from spap_jax.settings import PruneSettings
 from spap_jax.solver import alternating
 from spap_jax.solver.alternating import Tokens, Weights
 from spap_jax.solver.groups import channels_of
-from spap_jax.solver.problem import System, equilibrate
+from spap_jax.solver.problem import equilibrate
 from spap_jax.solver.swap import Polished
 
 
@@ -89,28 +89,29 @@ def _solve(
     clock.lap("statistics", seen)
     seen = devices.everywhere(seen)
     s = settings
-    system, chosen = _select(seen, key, config.kv_heads, narrow.kv_heads, s.method, s.ridge, s.swap_rounds)
+    ridge, chosen = _select(seen, key, config.kv_heads, narrow.kv_heads, s.method, s.ridge, s.swap_rounds)
     clock.lap("selection", chosen)
     taken = reduce.take_groups(FAMILIES[config.family], layer["attention"], chosen.kept)
     channels = channels_of(chosen.kept, len(seen.hidden_mean) // config.kv_heads)
     stages = [taken]
     if baselines.update_used(settings) in ("refit", "alternate"):
-        weights = refit_weights(seen, system, channels, _to_weights(taken))
+        weights = refit_weights(seen, ridge, channels, _to_weights(taken))
         stages.append(_with_weights(taken, weights))
     stages = [placed(narrow, {"attention": attention})["attention"] for attention in stages]
     errors = [error_by_moments(seen, config.output_bias, channels, _to_weights(stage)) for stage in stages]
     clock.lap("refit", errors)
-    return chosen, system.ridge, stages, errors
+    return chosen, ridge, stages, errors
 
 
 @functools.partial(jax.jit, static_argnames=("count", "keep", "method", "rounds"))
 @full_precision
 def _select(
     seen: Moments, key: jax.Array, count: int, keep: int, method: str, ridge: float, rounds: int
-) -> tuple[System, Polished]:
+) -> tuple[jax.Array, Polished]:
+    """Returns the ridge used [], and the choice of groups."""
     system = equilibrate(seen.problem, ridge)
     layer = baselines.Layer(seen.problem, system, seen.hidden_mean, seen.variance, key)
-    return system, baselines.select_groups(method, layer, count, keep, rounds)
+    return system.ridge, baselines.select_groups(method, layer, count, keep, rounds)
 
 
 @functools.partial(jax.jit, static_argnames="narrow")

@@ -22,7 +22,7 @@ from spap_jax.pruning.streams import mlp_hidden
 from spap_jax.settings import PruneSettings
 from spap_jax.solver import alternating
 from spap_jax.solver.alternating import Fitted, Recovered, Schedule, Tokens, Weights
-from spap_jax.solver.problem import System, equilibrate, refit
+from spap_jax.solver.problem import equilibrate, refit, scaled
 from spap_jax.solver.swap import Polished
 
 
@@ -144,13 +144,12 @@ def _solve(
     """Selects channels, and returns the stages: dense weights, and their update if any; the moments are freed after."""
     seen = moments.accumulate(config, layer, calibration)
     clock.lap("statistics", seen)
-    seen = devices.everywhere(seen)  # factorisations are not sharded
-    system, choice = select(seen, key, narrow.intermediate, **search_of(settings))
+    choice = devices.everywhere(select(seen, key, narrow.intermediate, **search_of(settings)))
     clock.lap("selection", choice)
     kept, update = choice.channels.kept, baselines.update_used(settings)
     stages = [_dense_weights(config, narrow, layer, choice)]
     if update in ("refit", "alternate"):
-        stages.append(refit_weights(seen, system, kept, stages[0]))
+        stages.append(refit_weights(seen, choice.ridge, kept, stages[0]))
     elif update == "bias":
         stages.append(_make_up_for_means(layer["mlp"]["down"], choice, stages[0]))
     return choice, [Stage(w, error_by_moments(seen, config.mlp_bias, kept, w)) for w in stages]
@@ -193,7 +192,7 @@ def search_of(settings: PruneSettings) -> dict[str, Any]:
 @full_precision
 def select(
     seen: Moments, key: jax.Array, keep: int, method: str, ridge: float, penalty: float, steps: int, rounds: int
-) -> tuple[System, Choice]:
+) -> Choice:
     """Selects the channels of a layer.
 
     Args:
@@ -209,21 +208,21 @@ def select(
     system = equilibrate(seen.problem, ridge)
     layer = baselines.Layer(seen.problem, system, seen.hidden_mean, seen.variance, key)
     chosen = baselines.select_channels(method, layer, keep, baselines.Search(penalty, steps, rounds))
-    return system, Choice(chosen, system.ridge, seen.hidden_mean)
+    return Choice(chosen, system.ridge, seen.hidden_mean)
 
 
 @jax.jit
 @full_precision
-def refit_weights(seen: Moments, system: System, kept: jax.Array, selected: Weights) -> Weights:
+def refit_weights(seen: Moments, ridge: jax.Array, kept: jax.Array, selected: Weights) -> Weights:
     """Solves for the output projection of the kept channels in closed form, and the matching bias.
 
     Args:
         seen: The layer's moments, f channels.
-        system: The system of these moments.
+        ridge: [] the relative ridge of the selection.
         kept: [k] channel numbers.
         selected: The dense weights of these channels.
     """
-    down = refit(system, kept)
+    down = devices.steady(refit(scaled(seen.problem, ridge), kept))
     bias = None if selected.bias is None else seen.target_mean - seen.hidden_mean[kept] @ down
     return Weights(selected.inner, down, bias)
 

@@ -59,7 +59,6 @@ def accumulate_attention(config: DecoderConfig, layer: Params, tokens: Tokens) -
 def _accumulate(hidden: Callable[[jax.Array], jax.Array], weight: jax.Array, centred: bool, tokens: Tokens) -> Moments:
     """Accumulates moments of the channels, hidden: [.., d] -> [N, f], of a weight [f, d]; sharded along the rows."""
     f, d = weight.shape
-    start = (devices.by_rows(jnp.zeros((f, f))), jnp.zeros((f, d)), jnp.zeros(f), jnp.zeros(d), jnp.zeros(()))
 
     def add(total: tuple, chunk: Tokens) -> tuple[tuple, None]:
         chunk = in_float32(chunk)
@@ -67,11 +66,15 @@ def _accumulate(hidden: Callable[[jax.Array], jax.Array], weight: jax.Array, cen
         h, y = flat.weighted(hidden(chunk.residual)), flat.weighted(flat.target)
         # Materialise the transpose: XLA:CPU is twice as slow at a product that contracts the rows of a large array.
         transposed = jax.lax.optimization_barrier(h.T)
-        parts = (transposed @ h, h.T @ y, h.sum(axis=0), y.sum(axis=0), jnp.square(y).sum())
+        parts = ((transposed @ h, h.T @ y), (h.sum(axis=0), y.sum(axis=0), jnp.square(y).sum()))
         return jax.tree.map(jnp.add, total, parts), None
 
-    totals = devices.total(lambda own: jax.lax.scan(add, start, own)[0], tokens)
-    gram, cross, hidden_mean, target_mean, power = jax.tree.map(lambda total: total / tokens.real, totals)
+    def sums(own: Tokens) -> tuple:
+        start = ((devices.by_rows(jnp.zeros((f, f))), jnp.zeros((f, d))), (jnp.zeros(f), jnp.zeros(d), jnp.zeros(())))
+        return jax.lax.scan(add, start, own)[0]
+
+    totals = devices.total_by_rows(sums, tokens)
+    (gram, cross), (hidden_mean, target_mean, power) = jax.tree.map(lambda total: total / tokens.real, totals)
     variance = jnp.diagonal(gram) - jnp.square(hidden_mean)
     if centred:
         gram = gram - hidden_mean[:, None] * hidden_mean[None, :]

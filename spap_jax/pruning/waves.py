@@ -111,6 +111,6 @@ def own_choices(own: Moments, config: DecoderConfig, key: jax.Array, first: int,
     """
 
     def one(seen: Moments, number: jax.Array, key: jax.Array, first: jax.Array) -> Choice:
-        return select(seen, choice_key(key, config, first + number), keep, **search)[1]
+        return select(seen, choice_key(key, config, first + number), keep, **search)
 
     return devices.each(one, own, key, first)

@@ -8,7 +8,8 @@ from jax import Array, lax
 
 from spap_jax.numerics import full_precision
 from spap_jax.solver.penalty import cheapest_block
-from spap_jax.solver.problem import System, Tableau, dense_tableau, pivot
+from spap_jax.solver.problem import System
+from spap_jax.solver.tableau import Tableau, pivot
 
 _STEPS = 40
 """Number of block steps in which a layer's elimination goes from all channels to the smallest width."""
@@ -38,7 +39,7 @@ def path(system: System, widths: tuple[int, ...]) -> Array:
         tableau = lax.fori_loop(0, -(-count // size), step, tableau)
         return tableau, jnp.where(tableau.removed[:, None], 0, system.scale[:, None] * tableau.rows)
 
-    return lax.scan(narrow, dense_tableau(system), -jnp.diff(jnp.array((f, *widths))))[1]
+    return lax.scan(narrow, system.dense, -jnp.diff(jnp.array((f, *widths))))[1]
 
 
 def allocate(losses: np.ndarray, total: int) -> np.ndarray:

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import optax
-from jax.scipy.linalg import cho_factor, cho_solve
 
 from spap_jax import devices
 from spap_jax.numerics import in_float32
+from spap_jax.solver.tableau import positive_solution
 
 _TINY = jnp.finfo(jnp.float32).tiny
 
@@ -133,7 +133,6 @@ def closed_form(hidden: Hidden, weights: Weights, tokens: Tokens, ridge: float |
     moments that the solution needs.
     """
     width, out = weights.down.shape
-    zeros = (devices.by_rows(jnp.zeros((width, width))), jnp.zeros((width, out)), jnp.zeros(width), jnp.zeros(out))
 
     def add(total, chunk: Tokens):
         chunk = in_float32(chunk.flat())
@@ -145,7 +144,11 @@ def closed_form(hidden: Hidden, weights: Weights, tokens: Tokens, ridge: float |
         parts = (transposed @ h, h.T @ e, h.sum(axis=0), e.sum(axis=0), powers)
         return jax.tree.map(jnp.add, total, parts), None
 
-    moments = devices.total(lambda own: jax.lax.scan(add, (*zeros, jnp.zeros(2)), own)[0], tokens)
+    def sums(own: Tokens):
+        start = (devices.by_rows(jnp.zeros((width, width))), jnp.zeros((width, out)), jnp.zeros(width), jnp.zeros(out))
+        return jax.lax.scan(add, (*start, jnp.zeros(2)), own)[0]
+
+    moments = devices.total(sums, tokens)
     count = tokens.real
     gram, cross, h_mean, e_mean, (error, power) = jax.tree.map(lambda total: total / count, moments)
     remains = error
@@ -157,7 +160,7 @@ def closed_form(hidden: Hidden, weights: Weights, tokens: Tokens, ridge: float |
     energy = jnp.maximum(energy, 1e-6 * energy.mean() + _TINY)
     scale = jax.lax.rsqrt(energy)
     system = gram * scale[:, None] * scale[None, :] + ridge * jnp.eye(width)
-    change = scale[:, None] * cho_solve(cho_factor(system, lower=True), scale[:, None] * cross)
+    change = scale[:, None] * positive_solution(system, scale[:, None] * cross)
     bias = None if weights.bias is None else weights.bias + e_mean - h_mean @ change
     remains = remains - jnp.sum(change * (2 * cross - gram @ change))
     before, after = (jnp.maximum(e, 0) / jnp.maximum(power, _TINY) for e in (error, remains))

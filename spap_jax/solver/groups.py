@@ -17,8 +17,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from spap_jax.numerics import full_precision
-from spap_jax.solver.problem import System, Tableau, dense_tableau, pivot
-from spap_jax.solver.swap import TOLERANCE, Polished, block_gain
+from spap_jax.solver.problem import System
+from spap_jax.solver.swap import TOLERANCE, Polished, block_gain, explained_by
+from spap_jax.solver.tableau import Tableau, pivot, solved
 
 
 def channels_of(chosen: Array, size: int) -> Array:
@@ -47,7 +48,7 @@ def eliminate(system: System, groups: int, keep: int) -> Array:
     def remove_cheapest(_, tableau: Tableau) -> Tableau:
         return _moved(tableau, jnp.argmin(removal_costs(tableau, groups))[None], groups)
 
-    last = lax.fori_loop(0, groups - keep, remove_cheapest, dense_tableau(system))
+    last = lax.fori_loop(0, groups - keep, remove_cheapest, system.dense)
     return _numbers(~_gone(last, groups), keep)
 
 
@@ -68,10 +69,8 @@ def polish(system: System, groups: int, kept: Array, rounds: int) -> Polished:
         rounds: Maximum number of swaps; 0 only counts the improving ones. Static.
     """
     k = kept.shape[0]
-    removed = _numbers(jnp.ones(groups, bool).at[kept].set(False), groups - k)
-    start = _moved(dense_tableau(system), removed, groups)
-    gone = start.removed[:, None]
-    threshold = TOLERANCE * jnp.sum(jnp.where(gone, 0, start.rows * system.cross))  # of the explained power
+    start, _ = solved(system.gram, system.cross, channels_of(kept, system.scale.size // groups))
+    threshold = TOLERANCE * explained_by(start, system.cross)
 
     def turn(state: tuple[Tableau, Array, Array, Array]) -> tuple[Tableau, Array, Array, Array]:
         tableau, swaps, _, _ = state

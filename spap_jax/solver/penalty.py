@@ -17,7 +17,8 @@ from jax import Array, lax
 
 from spap_jax.numerics import full_precision
 from spap_jax.solver.checks import check_positive, check_whole, or_none
-from spap_jax.solver.problem import System, Tableau, dense_tableau, is_finite, pivot
+from spap_jax.solver.problem import System, is_finite
+from spap_jax.solver.tableau import Tableau, part, pivot
 
 POOL = 4  # candidates per step for every channel that may be removed
 _LEAST_POOL = 64
@@ -61,7 +62,7 @@ def select(system: System, keep: int, penalty: float | Array, steps: int) -> Arr
         return _step(state, target, b, guests, 1 / penalty), None
 
     targets = jnp.minimum(b * jnp.arange(1, math.ceil(count / b) + 1), count)
-    last, _ = lax.scan(step, _State(dense_tableau(system), jnp.zeros(f, bool)), targets)
+    last, _ = lax.scan(step, _State(system.dense, jnp.zeros(f, bool)), targets)
     return or_none(jnp.flatnonzero(~last.tableau.removed, size=keep).astype(jnp.int32), sound)
 
 
@@ -124,6 +125,6 @@ def cheapest_block(tableau: Tableau, b: int, slack: float | Array) -> tuple[Arra
         inverse = inverse - jnp.outer(ratio, inverse[j])
         return (inverse, power, open_.at[j].set(False)), (j, costs[j])
 
-    state = (tableau.matrix[pool[:, None], pool[None, :]], rows @ rows.T, jnp.isfinite(negated))
+    state = (part(tableau.matrix, pool, pool), rows @ rows.T, jnp.isfinite(negated))
     _, (order, prices) = lax.scan(choose, state, length=b)
     return pool[order], prices

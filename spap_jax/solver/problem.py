@@ -8,7 +8,6 @@ in real models, would otherwise exhaust float32 precision.
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.scipy.linalg import cho_solve
@@ -23,6 +22,7 @@ from spap_jax.solver.checks import (
     check_status,
     first_status,
 )
+from spap_jax.solver.tableau import Tableau, solved, uses_lapack
 
 _RIDGE_GROWTHS = 8
 _ROUNDING = 1e-2
@@ -50,22 +50,45 @@ class Problem(NamedTuple):
     weight: Array
 
 
-class System(NamedTuple):
+class Scaled(NamedTuple):
     """A `Problem` with a ridge towards the dense weights, scaled to a unit diagonal.
 
     Attributes:
         gram: [f,f] unit diagonal; eigenvalues of at least about ridge / (1 + ridge).
         cross: [f,d] right-hand side; its solution V is in the scaled channels, ``scale * V`` in the original ones.
         scale: [f] factor that gives a channel unit energy.
+    """
+
+    gram: Array
+    cross: Array
+    scale: Array
+
+
+class System(NamedTuple):
+    """A `Scaled` problem, solved for all channels.
+
+    Attributes:
+        gram: [f,f] as in `Scaled`, and so are ``cross`` [f,d] and ``scale`` [f].
         ridge: [] the ridge used, relative to each channel's energy; above the requested one if that was too small.
-        factor: [f,f] lower Cholesky factor of gram.
+        dense: The tableau that keeps all channels.
+        least: [] smallest pivot of the elimination; NaN or infinite if it failed.
     """
 
     gram: Array
     cross: Array
     scale: Array
     ridge: Array
-    factor: Array
+    dense: Tableau
+    least: Array
+
+
+class _Attempt(NamedTuple):
+    """Number of attempts to solve the system, and the ridge, the tableau and the smallest pivot of the last one."""
+
+    tried: Array
+    ridge: Array
+    dense: Tableau
+    least: Array
 
 
 @full_precision
@@ -86,18 +109,20 @@ def equilibrate(problem: Problem, ridge: float | Array) -> System:
     check_moments(problem.gram, problem.cross, problem.weight, problem.target_power)
     check_positive("ridge", ridge)
     asked = jnp.asarray(ridge, problem.gram.dtype)
+    f = problem.gram.shape[0]
 
-    def grow(state: tuple[Array, System]) -> tuple[Array, System]:
-        growths, system = state
-        return growths + 1, _ridged(problem, system.ridge * 10)
+    def attempt(state: _Attempt) -> _Attempt:
+        ridge = jnp.where(state.tried == 0, asked, state.ridge * 10)
+        gram, cross, _ = scaled(problem, ridge)
+        return _Attempt(state.tried + 1, ridge, *solved(gram, cross, jnp.arange(f)))
 
-    def unsound(state: tuple[Array, System]) -> Array:
-        growths, system = state
+    def unsound(state: _Attempt) -> Array:
         # In exact arithmetic no pivot is below ridge / (1 + ridge): a much smaller one, or NaN, is rounding noise.
-        least = jnp.min(jnp.diagonal(system.factor)) ** 2
-        return ~(least > 0.5 * smallest_pivot(system)) & (growths < _RIDGE_GROWTHS)
+        return ~(state.least > 0.5 * smallest_pivot(state.ridge)) & (state.tried <= _RIDGE_GROWTHS)
 
-    system = lax.while_loop(unsound, grow, (jnp.int32(0), _ridged(problem, asked)))[1]
+    none = Tableau(jnp.zeros_like(problem.gram), jnp.zeros_like(problem.cross), jnp.zeros(f, bool))
+    last = lax.while_loop(unsound, attempt, _Attempt(jnp.int32(0), asked, none, jnp.zeros_like(asked)))
+    system = System(*scaled(problem, last.ridge), last.ridge, last.dense, last.least)
     if is_concrete(system):
         check_status(status_of(problem, system, asked))
     return system
@@ -116,34 +141,35 @@ def status_of(problem: Problem, system: System, asked: float | Array) -> Array:
     return first_status(
         (Status.NOT_FINITE, ~jnp.stack([jnp.isfinite(a).all() for a in problem]).all()),
         (Status.NOT_SYMMETRIC, jnp.any(jnp.abs(gram - gram.T) > _ASYMMETRY * size[:, None] * size[None, :])),
-        (Status.NOT_POSITIVE, ~jnp.isfinite(jnp.diagonal(system.factor)).all()),
+        (Status.NOT_POSITIVE, ~(jnp.isfinite(system.least) & (system.least > 0))),
         (Status.NOT_POSITIVE, (system.ridge > _ROUNDING) & (system.ridge > asked)),
         (Status.NOT_FINITE, ~is_finite(system)),
     )
 
 
 def is_finite(system: System) -> Array:
-    """Returns whether a system can be solved, []; otherwise its factorisation is NaN."""
-    return jnp.isfinite(jnp.diagonal(system.factor)).all() & jnp.isfinite(system.cross).all()
+    """Returns whether a system was solved, []."""
+    return jnp.isfinite(system.least) & (system.least > 0) & jnp.isfinite(system.dense.rows).all()
 
 
-def smallest_pivot(system: System) -> Array:
+def smallest_pivot(ridge: Array) -> Array:
     """Lower bound, [], from the ridge on every eigenvalue, pivot and Schur complement of a live channel."""
-    return system.ridge / (1 + system.ridge)
+    return ridge / (1 + ridge)
 
 
-def _ridged(problem: Problem, ridge: Array) -> System:
+def scaled(problem: Problem, ridge: Array) -> Scaled:
+    """Adds the ridge [] and scales to a unit diagonal."""
     diagonal = jnp.diagonal(problem.gram)
     energy = jnp.maximum(jnp.maximum(diagonal, 1e-6 * jnp.mean(diagonal)), _TINY)
     scale = lax.rsqrt(diagonal + ridge * energy)
     gram = problem.gram * scale[:, None] * scale[None, :]
-    gram = jnp.fill_diagonal(gram, 1.0, inplace=False)
+    gram = jnp.where(jnp.eye(gram.shape[0], dtype=bool), 1.0, gram)
     cross = (problem.cross + (ridge * energy)[:, None] * problem.weight) * scale[:, None]
-    return System(gram, cross, scale, ridge, jnp.linalg.cholesky(gram))
+    return Scaled(gram, cross, scale)
 
 
 @full_precision
-def refit(system: System, kept: Array) -> Array:
+def refit(system: System | Scaled, kept: Array) -> Array:
     """Solves for the optimal output projection of the kept channels, in the original scale.
 
     Args:
@@ -157,11 +183,11 @@ def refit(system: System, kept: Array) -> Array:
         UserError: ``kept`` are not distinct channel numbers.
     """
     check_channels(kept, system.gram.shape[0])
-    return system.scale[kept][:, None] * cho_solve((_factor(system, kept), True), system.cross[kept])
+    return system.scale[kept][:, None] * _weights(system, kept)
 
 
 @full_precision
-def objective(system: System, kept: Array) -> Array:
+def objective(system: System | Scaled, kept: Array) -> Array:
     """Computes ``-1/2 <C_S, V_S>`` at the refitted V, []: half the ridged error of the kept channels plus a constant.
 
     Args:
@@ -172,8 +198,7 @@ def objective(system: System, kept: Array) -> Array:
         UserError: ``kept`` are not distinct channel numbers.
     """
     check_channels(kept, system.gram.shape[0])
-    half = jax.scipy.linalg.solve_triangular(_factor(system, kept), system.cross[kept], lower=True)
-    return -0.5 * jnp.sum(half * half)
+    return -0.5 * jnp.sum(system.cross[kept] * _weights(system, kept))
 
 
 @full_precision
@@ -204,69 +229,15 @@ def explained(problem: Problem, kept: Array, projection: Array) -> Array:
         projection: [k,d] output projection of the kept channels, in the original scale.
     """
     cross = problem.cross[kept]
-    residual = cross - problem.gram[kept[:, None], kept[None, :]] @ projection
+    everywhere = jnp.zeros_like(problem.cross).at[kept].set(projection)
+    residual = cross - (problem.gram @ everywhere)[kept]  # no part of the Gram matrix is copied
     # Grouped so that the small term, <V, residual>, does not lose precision next to the large ones.
     return jnp.sum(jnp.sum(projection * cross, axis=1)) + jnp.sum(jnp.sum(projection * residual, axis=1))
 
 
-def _factor(system: System, kept: Array) -> Array:
-    return jnp.linalg.cholesky(system.gram[kept[:, None], kept[None, :]])
-
-
-class Tableau(NamedTuple):
-    """The system solved for a split into kept channels S and penalised channels E, ready to be updated.
-
-    With A = (G + q diag(E))^-1, q the penalty, and V = A C, it stores the parts of A and V in a form that stays finite
-    as q grows and needs no subtraction to score a channel: the regularised form of the sweep operator (Goodnight,
-    "A tutorial on the SWEEP operator", 1979). Brackets show the limit of an infinite penalty.
-
-    Attributes:
-        matrix: [f,f] symmetric; SS: A [G_SS^-1]; SE: q A [-G_SS^-1 G_SE]; EE: q^2 A - q I [minus the Schur complement
-            of G_SS].
-        rows: [f,d] S: V, the refitted projection; E: q V [the residual's correlation with the penalised channels].
-        removed: [f] true for the channels of E.
-    """
-
-    matrix: Array
-    rows: Array
-    removed: Array
-
-
-def dense_tableau(system: System) -> Tableau:
-    """Builds the tableau that keeps all f channels."""
-    f = system.gram.shape[0]
-    right = jnp.concatenate([jnp.eye(f, dtype=system.gram.dtype), system.cross], axis=1)
-    inverse, rows = jnp.split(cho_solve((system.factor, True), right), [f], axis=1)
-    return Tableau(inverse, rows, jnp.zeros(f, bool))
-
-
-def pivot(tableau: Tableau, block: Array, active: Array, slack: float | Array) -> Tableau:
-    """Moves a block of channels to the other side: kept ones become penalised, penalised ones return.
-
-    This is a Woodbury update of A: one [b,b] solve and 2 f^2 b + 2 f d b operations, regardless of earlier updates.
-
-    Args:
-        tableau: The system, f channels.
-        block: [b] distinct channel numbers.
-        active: [b] mask of the channels to move.
-        slack: 1 / penalty; 0 removes channels entirely.
-    """
-    matrix, rows, removed = tableau
-    f, b = matrix.shape[0], block.shape[0]
-    returning = removed[block]
-    sign = jnp.where(returning, -1.0, 1.0).astype(matrix.dtype)
-    eye = jnp.eye(b, dtype=matrix.dtype)
-    columns = matrix[:, block] * active[None, :]
-    corner = jnp.where(active[:, None], columns[block] + jnp.where(returning, 0, slack)[:, None] * eye, eye)
-    right = jnp.concatenate([columns.T, rows[block] * active[:, None], eye], axis=1)
-    solved = jnp.linalg.solve(corner, right)
-    across, projected, inverse = jnp.split(solved, [f, f + rows.shape[1]], axis=1)
-
-    where = jnp.where(active, block, f)  # f is out of range: dropped
-    swept = sign[:, None] * across
-    swept_corner = -sign[:, None] * sign[None, :] * inverse - jnp.where(returning, slack, 0)[:, None] * eye
-    swept = swept.at[:, where].set(swept_corner, mode="drop")
-    matrix = matrix - columns @ across
-    matrix = matrix.at[where, :].set(swept, mode="drop").at[:, where].set(swept.T, mode="drop")
-    rows = (rows - columns @ projected).at[where].set(sign[:, None] * projected, mode="drop")
-    return Tableau(matrix, rows, removed.at[where].set(~returning, mode="drop"))
+def _weights(system: System | Scaled, kept: Array) -> Array:
+    """Solves for the output projection of the kept channels, [k,d], in the scaled channels."""
+    if uses_lapack():
+        gram = system.gram[kept[:, None], kept[None, :]]
+        return cho_solve((jnp.linalg.cholesky(gram), True), system.cross[kept])
+    return solved(system.gram, system.cross, kept)[0].rows[kept]

@@ -6,7 +6,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.scipy.linalg import cho_solve
 from jax.typing import ArrayLike
 
 from spap_jax.numerics import full_precision
@@ -117,7 +116,7 @@ def _solve(
     problem = Problem(gram, cross, jnp.float32(0) if target_power is None else target_power, weight)
     system = equilibrate(problem, ridge)
     if target_power is None:
-        best = system.scale[:, None] * cho_solve((system.factor, True), system.cross)
+        best = system.scale[:, None] * system.dense.rows
         problem = problem._replace(target_power=explained(problem, jnp.arange(len(gram)), best))
     kept, swaps, left = polish(system, select(system, keep, penalty, steps), swap_rounds)
     projection = refit(system, kept)

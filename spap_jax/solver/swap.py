@@ -5,8 +5,10 @@ changes the doubled objective by
 
     gain_ij = |R_j + t V_i|^2 / (c_j + B_ij^2 / A_ii) - |V_i|^2 / A_ii ,    t = B_ij / A_ii ,
 
-for all pairs at once from a few matrix products. A block of swaps has a closed form too, so a block is applied only if
-it lowers the objective as a block, and its gain is computed directly, not as the difference of two large numbers.
+for all pairs from matrix products, which are made for some removed channels at a time and leave only the best gain of
+every channel behind: the swaps of a round are paired among the most promising channels of both sides. A block of swaps
+has a closed form too, so a block is applied only if it lowers the objective as a block, and its gain is computed
+directly, not as the difference of two large numbers.
 (Swaps after a greedy elimination: OSSCAR, Meng et al. 2024.)
 """
 
@@ -14,14 +16,17 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.scipy.linalg import cho_solve
 
 from spap_jax.numerics import full_precision
 from spap_jax.solver.checks import check_channels, check_whole, or_none
-from spap_jax.solver.problem import System, Tableau, is_finite, pivot, smallest_pivot
+from spap_jax.solver.problem import System, is_finite, smallest_pivot
+from spap_jax.solver.tableau import Tableau, inverted, part, pivot, solved
 
 TOLERANCE = 1e-6  # of the explained power: a smaller gain is within the rounding of the moments themselves
 BLOCK = 16  # at most one swap per round for this many channels on the smaller side
+POOL = 4  # channels of either side, the most promising ones, that are paired for every swap of a round
+_LEAST_POOL = 64
+_ROWS = 1024  # removed channels whose gains are computed at once
 
 
 class Polished(NamedTuple):
@@ -40,11 +45,9 @@ class Polished(NamedTuple):
 
 
 class _State(NamedTuple):
-    """Tableau of the current selection, kept: [k], removed: [f-k], the counts, and whether the last round swapped."""
+    """Tableau of the current selection, the counts, and whether the last round swapped."""
 
     tableau: Tableau
-    kept: Array
-    removed: Array
     swaps: Array
     improving: Array
     rounds: Array
@@ -71,69 +74,126 @@ def polish(system: System, kept: Array, rounds: int) -> Polished:
     zero, sound = jnp.int32(0), is_finite(system)
     if k == f:
         return Polished(or_none(jnp.arange(f, dtype=jnp.int32), sound), zero, jnp.where(sound, zero, -1))
-    absent = jnp.ones(f, bool).at[kept].set(False)
-    removed = jnp.flatnonzero(absent, size=f - k).astype(jnp.int32)
-    tableau, explained = _tableau(system, kept, removed)
-    threshold = TOLERANCE * explained
-    floor = smallest_pivot(system)
+    # From the system, not from the selection's last tableau: many updates have rounded that.
+    tableau, _ = solved(system.gram, system.cross, kept)
+    threshold = TOLERANCE * explained_by(tableau, system.cross)
+    floor = smallest_pivot(system.ridge)
 
     def turn(state: _State) -> _State:
         """Counts the improving swaps, and applies some if a round is left."""
-        gains = swap_gains(state.tableau, state.kept, state.removed, floor)
-        state = state._replace(improving=jnp.sum(gains > threshold, dtype=jnp.int32))
-        return _swap(state, gains, threshold, state.rounds < rounds)
+        best = best_gains(state.tableau, f - k, floor, threshold)
+        pairs = _disjoint_pairs(state.tableau, best, min(k, f - k), floor)
+        return _swap(state._replace(improving=best.improving), pairs, threshold, state.rounds < rounds)
 
-    first = _State(tableau, kept.astype(jnp.int32), removed, zero, zero, zero, jnp.bool_(True))
+    first = _State(tableau, zero, zero, zero, jnp.bool_(True))
     last = lax.while_loop(lambda state: state.moved, turn, first)
-    return Polished(or_none(jnp.sort(last.kept), sound), last.swaps, jnp.where(sound, last.improving, -1))
+    final = jnp.flatnonzero(~last.tableau.removed, size=k).astype(jnp.int32)
+    return Polished(or_none(final, sound), last.swaps, jnp.where(sound, last.improving, -1))
+
+
+def explained_by(tableau: Tableau, cross: Array) -> Array:
+    """Computes the explained power <C_S, V_S>, [], of a tableau at an infinite penalty. cross: [f,d]."""
+    return jnp.sum(jnp.where(tableau.removed[:, None], 0, tableau.rows * cross))
+
+
+class Best(NamedTuple):
+    """The gains of all swaps, in short.
+
+    Attributes:
+        kept: [f] the best gain of a swap that removes the channel; minus infinity for removed channels.
+        removed: [f] the best gain of a swap that returns the channel; minus infinity for kept channels.
+        improving: [] int32 number of swaps whose gain is above the threshold.
+    """
+
+    kept: Array
+    removed: Array
+    improving: Array
+
+
+def best_gains(tableau: Tableau, count: int, floor: Array, threshold: Array) -> Best:
+    """Computes the gains of all swaps, in blocks of removed channels, so that no array of all pairs is stored.
+
+    Args:
+        tableau: The system at an infinite penalty, f channels.
+        count: Number of removed channels; static.
+        floor: Lower bound of a Schur complement.
+        threshold: Gain from which a swap is improving.
+    """
+    f = tableau.removed.size
+    size = min(_ROWS, count)
+    blocks = -(-count // size)
+    numbers = jnp.flatnonzero(tableau.removed, size=blocks * size, fill_value=f).reshape(blocks, size)
+    diagonal = jnp.diagonal(tableau.matrix)
+
+    def add(best: Best, block: Array) -> tuple[Best, None]:
+        channels = jnp.minimum(block, f - 1)
+        gains = _gains(tableau, diagonal, channels, tableau.matrix[channels], slice(None), floor)
+        gains = jnp.where((block < f)[:, None] & ~tableau.removed[None, :], gains, -jnp.inf)
+        kept = jnp.maximum(best.kept, gains.max(axis=0))
+        removed = best.removed.at[block].set(gains.max(axis=1), mode="drop")
+        return Best(kept, removed, best.improving + jnp.sum(gains > threshold, dtype=jnp.int32)), None
+
+    none = jnp.full(f, -jnp.inf, diagonal.dtype)
+    return lax.scan(add, Best(none, none, jnp.int32(0)), numbers)[0]
 
 
 def swap_gains(tableau: Tableau, kept: Array, removed: Array, floor: float | Array) -> Array:
-    """Computes twice the fall of the objective for every swap of a kept for a removed channel.
+    """Computes twice the fall of the objective for swaps of some kept for some removed channels, [r,k].
 
     Args:
         tableau: The system at an infinite penalty.
-        kept: [k] channel numbers.
-        removed: [f-k] the other channel numbers.
+        kept: [k] kept channel numbers.
+        removed: [r] removed channel numbers.
         floor: Lower bound of a Schur complement.
-
-    Returns:
-        [k,f-k] gains.
     """
-    matrix, rows, _ = tableau
-    diagonal = jnp.diagonal(matrix)
-    weights, residuals = rows[kept], rows[removed]
-    pivots = diagonal[kept][:, None]
-    power = jnp.sum(weights**2, axis=1)[:, None]
-    across = -matrix[kept[:, None], removed[None, :]]  # B
-    t = across / pivots
-    freed = jnp.sum(residuals**2, axis=1)[None, :] + 2 * t * (weights @ residuals.T) + t**2 * power
-    schur = jnp.maximum(-diagonal[removed], floor)[None, :]
-    return freed / (schur + across * t) - power / pivots
+    negated = part(tableau.matrix, removed, kept)
+    return _gains(tableau, jnp.diagonal(tableau.matrix), removed, negated, kept, floor)
 
 
-def _tableau(system: System, kept: Array, removed: Array) -> tuple[Tableau, Array]:
-    """Builds the tableau of a selection at an infinite penalty, and the explained power <C_S, V_S>, []."""
-    gram, cross = system.gram, system.cross
-    k = kept.shape[0]
-    side = gram[kept[:, None], removed[None, :]]
-    factor = jnp.linalg.cholesky(gram[kept[:, None], kept[None, :]])
-    # Solve instead of multiplying by the inverse: on a nearly singular system only a solve has a small residual.
-    right = jnp.concatenate([jnp.eye(k, dtype=gram.dtype), side, cross[kept]], axis=1)
-    inverse, across, weights = jnp.split(cho_solve((factor, True), right), [k, gram.shape[0]], axis=1)
-    order = jnp.argsort(jnp.concatenate([kept, removed]))
-    schur = gram[removed[:, None], removed[None, :]] - side.T @ across
-    matrix = jnp.block([[inverse, -across], [-across.T, -schur]])[order[:, None], order[None, :]]
-    rows = jnp.concatenate([weights, cross[removed] - side.T @ weights])[order]
-    return Tableau(matrix, rows, jnp.ones(order.shape, bool).at[kept].set(False)), jnp.sum(weights * cross[kept])
+def _gains(
+    tableau: Tableau, diagonal: Array, removed: Array, negated: Array, kept: Array | slice, floor: float | Array
+) -> Array:
+    """Computes ``swap_gains`` from the matrix's diagonal [f] and its entries [r,k], which are -B'."""
+    weights, residuals = tableau.rows[kept], tableau.rows[removed]
+    pivots = diagonal[kept][None, :]
+    power = jnp.sum(weights**2, axis=1)[None, :]
+    t = -negated / pivots
+    freed = jnp.sum(residuals**2, axis=1)[:, None] + 2 * t * (residuals @ weights.T) + t**2 * power
+    schur = jnp.maximum(-diagonal[removed], floor)[:, None]
+    return freed / (schur - negated * t) - power / pivots
 
 
-def _swap(state: _State, gains: Array, threshold: Array, allowed: Array) -> _State:
-    """Applies the best disjoint swaps: as many as possible, halved until they lower the objective as a block."""
-    most = max(1, min(gains.shape) // BLOCK)
-    out, into, promised = _disjoint_pairs(gains, most)
-    leaving, coming = state.kept[out], state.removed[into]
-    block = jnp.concatenate([leaving, coming])
+class _Pairs(NamedTuple):
+    """Disjoint swaps, best first: leaving [s] and coming [s] channels, and the gain [s] of each alone."""
+
+    leaving: Array
+    coming: Array
+    gains: Array
+
+
+def _disjoint_pairs(tableau: Tableau, best: Best, fewer: int, floor: Array) -> _Pairs:
+    """Chooses the swaps of a round: the best pair, then the best of the others, among the most promising channels.
+
+    Args:
+        tableau: The system at an infinite penalty, f channels.
+        best: The gains of all swaps.
+        fewer: Number of channels on the smaller side, which limits how many pairs there are; static.
+        floor: Lower bound of a Schur complement.
+    """
+    most = max(1, fewer // BLOCK)
+    pool = min(fewer, max(POOL * most, _LEAST_POOL))
+    removed, kept = (lax.top_k(gains, pool)[1] for gains in (best.removed, best.kept))
+
+    def take(left: Array, _) -> tuple[Array, tuple[Array, Array, Array]]:
+        i, j = jnp.divmod(jnp.argmax(left), pool)
+        return left.at[i, :].set(-jnp.inf).at[:, j].set(-jnp.inf), (kept[j], removed[i], left[i, j])
+
+    return _Pairs(*lax.scan(take, swap_gains(tableau, kept, removed, floor), length=most)[1])
+
+
+def _swap(state: _State, pairs: _Pairs, threshold: Array, allowed: Array) -> _State:
+    """Applies disjoint swaps: as many as possible, halved until they lower the objective as a block."""
+    block, most = jnp.concatenate([pairs.leaving, pairs.coming]), pairs.gains.size
 
     def active(size: Array) -> Array:
         return jnp.tile(jnp.arange(most) < size, 2)
@@ -141,13 +201,10 @@ def _swap(state: _State, gains: Array, threshold: Array, allowed: Array) -> _Sta
     def pays(size: Array) -> Array:
         return block_gain(state.tableau, block, active(size)) > threshold
 
-    start = jnp.where(allowed, jnp.sum(promised > threshold, dtype=jnp.int32), 0)
+    start = jnp.where(allowed, jnp.sum(pairs.gains > threshold, dtype=jnp.int32), 0)
     size = lax.while_loop(lambda size: (size > 0) & ~pays(size), lambda size: size // 2, start)
-    chosen = jnp.arange(most) < size
     return state._replace(
         tableau=pivot(state.tableau, block, active(size), 0.0),
-        kept=state.kept.at[jnp.where(chosen, out, state.kept.size)].set(coming, mode="drop"),
-        removed=state.removed.at[jnp.where(chosen, into, state.removed.size)].set(leaving, mode="drop"),
         swaps=state.swaps + size,
         rounds=state.rounds + 1,
         moved=size > 0,
@@ -164,18 +221,6 @@ def block_gain(tableau: Tableau, block: Array, active: Array) -> Array:
     """
     both = active[:, None] & active[None, :]
     eye = jnp.eye(block.size, dtype=tableau.matrix.dtype)
-    corner = jnp.where(both, tableau.matrix[block[:, None], block[None, :]], eye)
+    inverse, _ = inverted(jnp.where(both, part(tableau.matrix, block, block), eye))
     rows = tableau.rows[block] * active[:, None]
-    return -jnp.sum(rows * jnp.linalg.solve(corner, rows))
-
-
-def _disjoint_pairs(gains: Array, most: int) -> tuple[Array, Array, Array]:
-    """Returns the best disjoint pairs in order of gain: [most] rows, [most] columns, [most] gains."""
-    width = gains.shape[1]
-
-    def take(left: Array, _) -> tuple[Array, tuple[Array, Array, Array]]:
-        i, j = jnp.divmod(jnp.argmax(left), width)
-        best = left[i, j]
-        return left.at[i, :].set(-jnp.inf).at[:, j].set(-jnp.inf), (i, j, best)
-
-    return lax.scan(take, gains, length=most)[1]
+    return -jnp.sum(rows * (inverse @ rows))

@@ -102,13 +102,15 @@ class Phases:
 
     def moments(self) -> moments.Moments:
         f, d = self.load.dense.intermediate, self.load.dense.width
-        problem = Problem(_described((f, f)), _described((f, d)), _described(()), _described((f, d)))
+        rows = PartitionSpec(devices.sharing_rows(f) or None)
+        gram, cross = _described((f, f), spec=rows), _described((f, d), spec=rows)
+        problem = Problem(gram, cross, _described(()), cross)
         return moments.Moments(problem, _described((f,)), _described((d,)), _described((f,)))
 
     def refit(self):
         chosen = functools.partial(block.select, **self._search())
-        system, choice = _everywhere(jax.eval_shape(chosen, self.moments(), self.key))
-        return block.refit_weights.lower(self.moments(), system, choice.channels.kept, self.weights)
+        choice = _everywhere(jax.eval_shape(chosen, self.moments(), self.key))
+        return block.refit_weights.lower(self.moments(), _described(()), choice.channels.kept, self.weights)
 
     def closed_form(self):
         tokens = streams.fitting_tokens(self.fitted)

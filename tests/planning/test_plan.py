@@ -54,13 +54,12 @@ def test_weights_are_counted_once(file: Path):
     assert total == cost.parameters(found, config).total
 
 
-def test_the_largest_model_fits_no_gpu_and_no_setting_helps():
-    planned = plan(request_of("llama-3.1-405b"), mesh_named("h100x8"))
+def test_the_largest_model_fits_no_single_gpu_and_no_setting_helps():
+    planned = plan(request_of("llama-3.1-405b"), mesh_named("h100x1"))
     assert not planned.fits
-    assert planned.memory["selection"]["weights"] > 75e9  # an eighth of all pruned blocks, for the joint steps
+    assert planned.memory["selection"]["weights"] > 600e9  # all pruned blocks, for the joint steps
     assert "Neither fewer sequences nor more devices make it fit" in verdict(planned)
-    assert "even with --effort low --batch-tokens 2048 and 2 sequences the phase 'selection'" in verdict(planned)
-    assert "solver, which every device holds whole" in verdict(planned)
+    assert "even with --effort low --batch-tokens 2048 and 2 sequences the phase 'refit'" in verdict(planned)
 
 
 def changed(request: Request, mesh: str, words: str) -> tuple[Request, Mesh]:
@@ -135,14 +134,15 @@ def test_training_of_an_8b_model_needs_less_with_updates_than_with_all_weights()
     assert divided.memory["steps"]["gradients"] == full.memory["steps"]["gradients"] / 4
 
 
-def test_devices_share_the_tokens_and_not_the_solver():
+def test_devices_share_the_tokens_and_the_solver():
     one, eight = (plan(request_of("llama-3.1-8b"), mesh_named(name)) for name in ("h100x1", "h100x8"))
     work = [{phase.name: phase for phase in planned.phases} for planned in (one, eight)]
-    assert work[0]["selection"] == work[1]["selection"]
+    assert work[0]["selection"].operations > 4 * work[1]["selection"].operations
+    assert work[0]["selection"].sent_bytes == 0 < work[1]["selection"].sent_bytes
     assert work[0]["statistics"].operations / work[1]["statistics"].operations == pytest.approx(8, rel=0.1)
     assert work[0]["statistics"].sent_bytes == 0 < work[1]["statistics"].sent_bytes
     assert one.memory["streams"]["streams"] == 8 * eight.memory["streams"]["streams"]
-    assert one.memory["selection"]["solver"] == eight.memory["selection"]["solver"]
+    assert one.memory["selection"]["solver"] > 5 * eight.memory["selection"]["solver"]
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -154,20 +154,18 @@ def test_streams_take_half_the_memory_in_bfloat16(schedule: str):
         assert half.memory[name] == parts | {"streams": parts["streams"] / 2}
 
 
-def test_in_waves_devices_share_the_solver_too():
+def test_in_waves_devices_solve_layers_of_their_own():
     settings = PruneSettings(effort="low")
     one, two = (
         plan(request_of("llama-3.1-405b", settings=settings.replace(schedule=name)), mesh_named("v5p-64"))
         for name in ("sequential", "parallel")
     )
     work, waves = ({phase.name: phase for phase in planned.phases} for planned in (one, two))
-    assert waves["selection"].operations == pytest.approx(work["selection"].operations * 4 / 126)  # 4 waves
-    assert waves["refit"].sent_bytes > 0 == work["refit"].sent_bytes
+    assert waves["selection"].sent_bytes == 0 < work["selection"].sent_bytes
     assert waves["streams"].operations > work["streams"].operations
-    assert {"statistics", "alternating", "errors"} <= {name for name in work if work[name] == waves[name]}
-    assert two.peak[0] == one.peak[0] == "selection"
-    assert two.peak[1] < one.peak[1]
-    assert two.seconds < one.seconds
+    assert waves["statistics"].sent_bytes > work["statistics"].sent_bytes  # a layer's moments go to its device
+    assert {"alternating", "errors"} <= {name for name in work if work[name] == waves[name]}
+    assert two.memory["selection"]["solver"] > 25 * one.memory["selection"]["solver"]
 
 
 def test_what_is_worth_knowing():

@@ -55,7 +55,8 @@ def test_operations(once: Workload, programs: dict[str, Any]):
     near = functools.partial(pytest.approx, rel=0.07)
     assert flops("enter_mlp", "leave_mlp") == near(operations.streams_operations(once) / 2)
     assert flops("statistics") == near(operations.statistics_operations(once))
-    lapack = operations.refit_operations(once.narrow.intermediate, once.narrow.width)
+    k, d = once.narrow.intermediate, once.narrow.width
+    lapack = operations.solution_operations(k, d, k) - operations.pivot_operations(k, d, 256)  # one turn is counted
     assert flops("recover") == near(operations.alternating_operations(once) - lapack)
     assert flops("errors") == near(operations.errors_operations(once, once.held_out))
     assert flops("joint_step") == near(operations.joint_step_operations(one_block(once)))
@@ -72,9 +73,7 @@ def test_bytes_between_devices(once: Workload, programs: dict[str, Any]):
     near = functools.partial(pytest.approx, rel=0.02)
     exchanged = shared.exchanged(once)
     assert found("enter_mlp", "leave_mlp") == near({"all-reduce": exchanged["streams"]["all-reduce"] / 2})
-    f, d = once.dense.intermediate, once.dense.width
-    after = {"all-gather": exchanged["statistics"]["all-gather"] - 4 * f * (f + 2 * d)}  # once the sums are complete
-    assert found("statistics") == near(dict(traffic.statistics_collectives(once)) | after)
+    assert found("statistics") == near(dict(traffic.statistics_collectives(once) + exchanged["statistics"]))
     fitted = traffic.step_collectives(once) + traffic.closed_form_collectives(once)
     assert found("recover") == near(dict(exchanged["alternating"] + fitted))
     assert found("errors") == near({"all-reduce": exchanged["errors"]["all-reduce"] / once.stages})
@@ -103,7 +102,7 @@ def test_memory_that_is_held(load: Workload, programs: dict[str, Any]):
     assert block < 1.05 * load.weight_bytes * memory.block_elements(load.dense) / MODEL
     assert held("enter_mlp", "argument") == pytest.approx(fitted + block, rel=0.01)
     f, d = load.dense.intermediate, load.dense.width
-    assert held("statistics", "output") == pytest.approx(memory.moments_bytes(f, d) / MODEL, rel=0.02)
+    assert held("statistics", "output") == pytest.approx(memory.moments_bytes(f, d) / (DATA * MODEL), rel=0.03)
     assert held("recover", "output") == pytest.approx(4 * memory._mlp_elements(load.mine.narrow), rel=0.01)
 
 
@@ -115,7 +114,7 @@ def test_a_model_that_fits_no_device_fits_those_that_share_it():
     # Along both axes, whichever way they are split.
     assert shared_.memory["joint steps"]["weights"] == pytest.approx(alone.memory["joint steps"]["weights"], rel=0.01)
     assert shared_.memory["statistics"]["weights"] < 0.8 * alone.memory["statistics"]["weights"]
-    assert shared_.memory["selection"]["solver"] == alone.memory["selection"]["solver"]
+    assert shared_.memory["selection"]["solver"] == alone.memory["selection"]["solver"]  # divided along both axes
     work = [{phase.name: phase for phase in each.phases} for each in (alone, shared_)]
     assert work[0]["streams"].sent_bytes == 0 < work[1]["streams"].sent_bytes
     assert work[0]["selection"].operations == work[1]["selection"].operations

@@ -9,7 +9,7 @@ import pytest
 from solver_problems import CASES, RIDGE, WIDTH, explained64, problem_of, scaled64, tokens
 
 from spap_jax.solver import groups
-from spap_jax.solver.problem import dense_tableau, equilibrate
+from spap_jax.solver.problem import equilibrate
 
 _equilibrate = jax.jit(equilibrate)
 _eliminate = jax.jit(groups.eliminate, static_argnums=(1, 2))
@@ -36,7 +36,7 @@ def improving(system, m: int, kept, threshold: float) -> int:
 @pytest.mark.parametrize("m", [2, 4, 8])
 def test_costs_of_groups_are_exact(problem, m: int):
     system = _equilibrate(problem, RIDGE)
-    costs = jax.jit(groups.removal_costs, static_argnums=1)(jax.jit(dense_tableau)(system), m)
+    costs = jax.jit(groups.removal_costs, static_argnums=1)(system.dense, m)
     whole = explained(system, WIDTH // m, range(m))
     expected = [whole - explained(system, WIDTH // m, [g for g in range(m) if g != lost]) for lost in range(m)]
     np.testing.assert_allclose(costs, expected, rtol=1e-3, atol=2e-5 * whole)

@@ -5,7 +5,8 @@ import pytest
 from solver_problems import CASES, RIDGE, WIDTH, best64, explained64, obs64, problem_of, scaled64, tokens
 
 from spap_jax.solver.penalty import _State, _step, removal_costs, return_gains, select
-from spap_jax.solver.problem import dense_tableau, equilibrate, pivot
+from spap_jax.solver.problem import equilibrate
+from spap_jax.solver.tableau import pivot
 
 _equilibrate = jax.jit(equilibrate)
 _select = jax.jit(select, static_argnums=(1, 3))
@@ -67,7 +68,7 @@ def test_scores_are_the_marginal_costs_at_a_finite_penalty():
     removed = np.array([2, 3, 11])
     penalty = np.zeros(WIDTH)
     penalty[removed] = 100.0
-    tableau = pivot(dense_tableau(system), jnp.asarray(removed), jnp.ones(3, bool), 1 / 100)
+    tableau = pivot(system.dense, jnp.asarray(removed), jnp.ones(3, bool), 1 / 100)
 
     def explained(diagonal):
         return (cross * np.linalg.solve(gram + np.diag(diagonal), cross)).sum()
@@ -85,9 +86,8 @@ def test_scores_are_the_marginal_costs_at_a_finite_penalty():
 
 def test_a_wrongly_penalised_channel_returns_once():
     system = _equilibrate(CASES["independent"], RIDGE)
-    dense = dense_tableau(system)
-    dearest = jnp.argmax(removal_costs(dense))
-    wrong = pivot(dense, dearest[None], jnp.ones(1, bool), 1 / 100)
+    dearest = jnp.argmax(removal_costs(system.dense))
+    wrong = pivot(system.dense, dearest[None], jnp.ones(1, bool), 1 / 100)
     state = _step(_State(wrong, jnp.zeros(WIDTH, bool)), jnp.int32(3), 2, 1, 1 / 100)
     assert not state.tableau.removed[dearest]
     assert state.returned[dearest]

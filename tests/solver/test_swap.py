@@ -8,10 +8,12 @@ from solver_problems import CASES, RIDGE, WIDTH, best64, explained64, problem_of
 
 from spap_jax.solver.penalty import select
 from spap_jax.solver.problem import equilibrate, smallest_pivot
-from spap_jax.solver.swap import _tableau, block_gain, polish, swap_gains
+from spap_jax.solver.swap import block_gain, explained_by, polish, swap_gains
+from spap_jax.solver.tableau import solved
 
 _equilibrate = jax.jit(equilibrate)
 _polish = jax.jit(polish, static_argnums=2)
+_solved = jax.jit(solved)
 cases = pytest.mark.parametrize("problem", CASES.values(), ids=CASES)
 KEPT = np.array([0, 3, 4, 8, 9, 13, 14, 15, 20, 22])
 REMOVED = np.setdiff1d(np.arange(WIDTH), KEPT)
@@ -27,8 +29,9 @@ def _gains64(gram, cross, kept, removed):
 def test_gains_of_all_pairs_are_exact(problem):
     system = _equilibrate(problem, RIDGE)
     gram, cross = scaled64(system)
-    tableau, explained = _tableau(system, jnp.asarray(KEPT), jnp.asarray(REMOVED))
-    gains = swap_gains(tableau, jnp.asarray(KEPT), jnp.asarray(REMOVED), smallest_pivot(system))
+    tableau = _solved(system.gram, system.cross, jnp.asarray(KEPT))[0]
+    explained = explained_by(tableau, system.cross)
+    gains = swap_gains(tableau, jnp.asarray(KEPT), jnp.asarray(REMOVED), smallest_pivot(system.ridge)).T
     expected = _gains64(gram, cross, KEPT, REMOVED)
     np.testing.assert_allclose(explained, explained64(gram, cross, KEPT), rtol=1e-5)
     np.testing.assert_allclose(gains, expected, rtol=1e-3, atol=2e-5 * float(explained))
@@ -43,7 +46,8 @@ def test_gains_of_all_pairs_are_exact(problem):
 def test_gain_of_a_block_is_exact(out, into, size):
     system = _equilibrate(CASES["ordinary"], RIDGE)
     gram, cross = scaled64(system)
-    tableau, explained = _tableau(system, jnp.asarray(KEPT), jnp.asarray(REMOVED))
+    tableau = _solved(system.gram, system.cross, jnp.asarray(KEPT))[0]
+    explained = explained_by(tableau, system.cross)
     gain = block_gain(tableau, jnp.array(out + into), jnp.tile(jnp.arange(3) < size, 2))
     after = np.concatenate([np.setdiff1d(KEPT, out[:size]), into[:size]])
     expected = explained64(gram, cross, after) - explained64(gram, cross, KEPT)

@@ -1,0 +1,165 @@
+"""The tableau of a linear system: solved for a split of its channels, and updated in place as channels change sides.
+
+Everything is matrix products on panels of channels in loops, so that programs are small, their time is that of the
+matrix units, and the tableau is the only [f,f] array that they write. Its rows may be divided among all devices of a
+mesh: a pivot exchanges only the rows of its panel.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.scipy.linalg import cho_factor, cho_solve
+
+from spap_jax import backend, devices
+
+PANEL = 256
+"""Channels that change sides together when a system is solved: enough to keep matrix units busy."""
+
+
+class Tableau(NamedTuple):
+    """A system G V = C solved for a split into kept channels S and penalised channels E, ready to be updated.
+
+    With A = (G + q diag(E))^-1, q the penalty, and V = A C, it stores the parts of A and V in a form that stays finite
+    as q grows and needs no subtraction to score a channel: the regularised form of the sweep operator (Goodnight,
+    "A tutorial on the SWEEP operator", 1979). Brackets show the limit of an infinite penalty.
+
+    Attributes:
+        matrix: [f,f] symmetric; SS: A [G_SS^-1]; SE: q A [-G_SS^-1 G_SE]; EE: q^2 A - q I [minus the Schur complement
+            of G_SS].
+        rows: [f,d] S: V, the refitted projection; E: q V [the residual's correlation with the penalised channels].
+        removed: [f] true for the channels of E.
+    """
+
+    matrix: Array
+    rows: Array
+    removed: Array
+
+
+def solved(gram: Array, cross: Array, kept: Array) -> tuple[Tableau, Array]:
+    """Solves a system for its kept channels, at an infinite penalty on the others: Gauss-Jordan elimination in panels.
+
+    It needs 2 f (f + d) k operations, and no pivoting, since the system is positive definite.
+
+    Args:
+        gram: [f,f] G, positive definite.
+        cross: [f,d] C.
+        kept: [k] distinct channel numbers.
+
+    Returns:
+        The tableau, and the smallest pivot [], which is not positive or NaN if rounding leaves the system indefinite.
+    """
+    f, k = gram.shape[0], kept.shape[0]
+    b = min(PANEL, k)
+    panels = -(-k // b)
+    kept = jnp.concatenate([kept, jnp.full(panels * b - k, f, kept.dtype)])
+
+    def add(panel: Array, state: tuple[Tableau, Array]) -> tuple[Tableau, Array]:
+        tableau, least = state
+        block = lax.dynamic_slice(kept, (panel * b,), (b,))
+        tableau, pivots = _pivot(tableau, jnp.minimum(block, f - 1), block < f, 0.0)
+        return tableau, jnp.minimum(least, jnp.min(jnp.where(block < f, -pivots, jnp.inf)))
+
+    nothing = Tableau(devices.by_rows(-gram), devices.by_rows(cross), jnp.ones(f, bool))
+    return lax.fori_loop(0, panels, add, (nothing, jnp.array(jnp.inf, gram.dtype)))
+
+
+def pivot(tableau: Tableau, block: Array, active: Array, slack: float | Array) -> Tableau:
+    """Moves a block of channels to the other side: kept ones become penalised, penalised ones return.
+
+    This is a Woodbury update of A: one [b,b] inverse and 2 f^2 b + 2 f d b operations, regardless of earlier updates.
+
+    Args:
+        tableau: The system, f channels.
+        block: [b] distinct channel numbers.
+        active: [b] mask of the channels to move.
+        slack: 1 / penalty; 0 removes channels entirely.
+    """
+    return _pivot(tableau, block, active, slack)[0]
+
+
+def _pivot(tableau: Tableau, block: Array, active: Array, slack: float | Array) -> tuple[Tableau, Array]:
+    """Returns the tableau of ``pivot`` and the pivots [b] of the block's elimination; inactive channels may repeat."""
+    matrix, rows, removed = tableau
+    f, b = matrix.shape[0], block.shape[0]
+    returning = removed[block]
+    sign = jnp.where(returning, -1.0, 1.0).astype(matrix.dtype)
+    eye = jnp.eye(b, dtype=matrix.dtype)
+    panel = jnp.where(active[:, None], matrix[block], 0)
+    corner = jnp.where(active[None, :], panel.T[block].T + jnp.where(returning, 0, slack)[:, None] * eye, 0)
+    corner = jnp.where(active[:, None], corner, eye)
+    right = jnp.concatenate([panel, jnp.where(active[:, None], rows[block], 0)], axis=1)
+    inverse, pivots = inverted(corner)
+    solution = inverse @ right
+    # Corrected once, so that the residual is as small as a factorisation's, even if the corner is nearly singular.
+    solution = solution + inverse @ (right - corner @ solution)
+    across, projected = jnp.split(solution, [f], axis=1)
+
+    where = jnp.where(active, block, f)  # f is out of range: dropped
+    swept = sign[:, None] * across
+    swept_corner = -sign[:, None] * sign[None, :] * inverse - jnp.where(returning, slack, 0)[:, None] * eye
+    swept = swept.T.at[where].set(swept_corner, mode="drop").T
+    matrix = devices.by_rows(_updated(matrix, panel, across, swept, where))
+    rows = devices.by_rows(rows - panel.T @ projected).at[where].set(sign[:, None] * projected, mode="drop")
+    return Tableau(matrix, devices.by_rows(rows), removed.at[where].set(~returning, mode="drop")), pivots
+
+
+def _updated(matrix: Array, panel: Array, across: Array, swept: Array, where: Array) -> Array:
+    """Computes ``matrix - panel' @ across``, with the rows and columns ``where`` [b] replaced by ``swept`` [b,f]."""
+    if backend.platform() == "cpu":
+        matrix = matrix - panel.T @ across
+        return matrix.at[where, :].set(swept, mode="drop").at[:, where].set(swept.T, mode="drop")
+    # Accelerators copy a matrix to scatter columns: the product writes them, and ones choose their places.
+    f = matrix.shape[0]
+    ones = (where[:, None] == jnp.arange(f)[None, :]).astype(matrix.dtype)
+    inside = jnp.zeros(f, bool).at[where].set(True, mode="drop")[None, :]
+    left, right = jnp.concatenate([panel, -swept]), jnp.concatenate([jnp.where(inside, 0, across), ones])
+    return (jnp.where(inside, 0, matrix) - left.T @ right).at[where, :].set(swept, mode="drop")
+
+
+def positive_solution(matrix: Array, right: Array) -> Array:
+    """Solves a positive definite system. matrix: [n,n], right: [n,d] -> [n,d]."""
+    if uses_lapack():
+        return cho_solve(cho_factor(matrix, lower=True), right)
+    return solved(matrix, right, jnp.arange(matrix.shape[0]))[0].rows
+
+
+def uses_lapack() -> bool:
+    """Whether systems that are solved for a few columns are factorised, which saves operations.
+
+    A CPU's LAPACK does so. For an accelerator the compiler expands factorisations and triangular solves into large,
+    slow programs, and every device would hold the system.
+    """
+    return backend.platform() == "cpu"
+
+
+def part(matrix: Array, rows: Array, columns: Array) -> Array:
+    """Returns the entries [r,c] of a matrix at some rows [r] and columns [c]; only rows are gathered, which is fast."""
+    return matrix[rows].T[columns].T
+
+
+def inverted(matrix: Array) -> tuple[Array, Array]:
+    """Inverts a small symmetric matrix by sweeping one channel after the other.
+
+    No pivoting is needed if the matrix is quasi-definite, as every block of a tableau: positive definite for its kept
+    channels, negative definite for the others (Vanderbei, "Symmetric quasidefinite matrices", 1995).
+
+    Args:
+        matrix: [b,b] symmetric and quasi-definite.
+
+    Returns:
+        The inverse [b,b], and the pivots [b]: those of an LDL' factorisation.
+    """
+    number = jnp.arange(matrix.shape[0])
+
+    def sweep(j: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        matrix, pivots = state
+        row = matrix[j]
+        ratio = jnp.where(number == j, -1, row) / row[j]
+        own = (number == j)[:, None] | (number == j)[None, :]
+        matrix = jnp.where(own, jnp.where((number == j)[:, None], ratio[None, :], ratio[:, None]),
+                           matrix - row[:, None] * ratio[None, :])  # fmt: skip
+        return matrix, pivots.at[j].set(row[j])
+
+    swept, pivots = lax.fori_loop(0, matrix.shape[0], sweep, (matrix, jnp.zeros(matrix.shape[0], matrix.dtype)))
+    return -swept, pivots
