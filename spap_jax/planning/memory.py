@@ -86,7 +86,7 @@ def solving_bytes(f: int, d: int, shares: int = 1) -> float:
 
     The scaled G and C and the tableau; then the product that updates it, or what a panel needs, which is not divided.
     """
-    return 4 * ((2 * f**2 + 4 * f * d) / shares + max(f**2 / shares, 6 * min(PANEL, f) * (f + d)))
+    return 4 * ((2 * f**2 + 4 * f * d) / shares + max(f**2 / shares, 4 * min(PANEL, f) * (f + d)))
 
 
 def closing_bytes(load: Workload) -> float:

@@ -227,7 +227,7 @@ def statistics_collectives(load: Workload) -> Counter[str]:
     for f, own in [(whole.intermediate, mine.intermediate), *heads]:
         apart = load.sharing_rows(f) == load.devices * load.sharers
         found["reduce-scatter" if apart else "all-reduce"] += 4 * own * (f + whole.width)
-        found["all-reduce"] += 4 * (own + whole.width + 1)
+        found["all-reduce"] += 4 * (own + whole.width + 1 + f * apart)  # the variances are on the diagonal
     return found
 
 
