@@ -1,7 +1,6 @@
 """Eight CPU devices, explicit broadcasting, warnings as errors (pyproject.toml)."""
 
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,11 +11,6 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-
-
-def pytest_unconfigure() -> None:
-    if not environment.WORKER:
-        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -35,6 +29,19 @@ _MANY = 20_000
 
 Linux gives a process 65 530; every compiled program takes some, until the compiler gets none.
 """
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _shared_programs(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Let all workers, and the commands that tests start, share their compiled programs.
+
+    The folder lies in pytest's own, which a later run removes if this one is killed. An entry whose writer is not done,
+    or was killed, is compiled again (JAX warns then, which pyproject.toml allows).
+    """
+    own = tmp_path_factory.getbasetemp()
+    folder = str((own.parent if environment.WORKER else own) / "programs")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    jax.config.update("jax_compilation_cache_dir", folder)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from commands import Said, left, process, sentence, spap, tiny, token_file
 
-KILLS = 20
+KILLS = 10
 
 
 class Workshop:
@@ -114,9 +114,9 @@ def fresh(lines: int) -> Callable[[str], bool]:
 
 @pytest.mark.timeout(1200)
 def test_killed_at_random_moments(shop: Workshop, whole: dict[str, Any], tmp_path: Path):
-    """A run is killed repeatedly until it finishes, then another one, until there have been enough kills."""
+    """A run is killed repeatedly until it finishes; if that took too few kills, another one is."""
     chance = random.Random(0)
-    kills, outputs, went_on = 0, 0, 0
+    kills, went_on = 0, 0
     while kills < KILLS or left(tmp_path):
         run = shop.start(tmp_path / "out")
         said = until(run, fresh(chance.randrange(4)))
@@ -133,11 +133,9 @@ def test_killed_at_random_moments(shop: Workshop, whole: dict[str, Any], tmp_pat
             assert left(tmp_path) == ["out"]
         if (tmp_path / "out").exists():
             assert content(tmp_path / "out") == whole
-            outputs += 1
             for made in tmp_path.iterdir():
                 shutil.rmtree(made)
     assert went_on > KILLS / 2
-    assert outputs > 1
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +218,7 @@ def test_another_model_is_refused(shop: Workshop, ended: Path, tmp_path: Path, c
 
 
 def test_starting_over(shop: Workshop, ended: Path):
-    said = shop.run(ended, "--seed", "1", "--no-resume")
+    said = shop.run(ended, "--seed", "1", "--no-resume", passes=0)
     assert said.code == 0, said
     assert "kept" not in said.err
     assert json.loads((ended / "spap_report.json").read_text())["settings"]["seed"] == 1

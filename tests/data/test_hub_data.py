@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,17 +23,26 @@ SCRIPT = """
 import json, sys
 from spap_jax.data import load_tokens
 from spap_jax.errors import UserError
-data, tokenizer, role = sys.argv[1:]
-try:
-    blocks = load_tokens(data, tokenizer=tokenizer, sequence_length=10, sequences=7, role=role)
-    print(json.dumps([blocks.tokens.tolist(), blocks.description]))
-except UserError as error:
-    print(json.dumps(str(error)))
+found = []
+for data, tokenizer, role in json.loads(sys.argv[1]):
+    try:
+        blocks = load_tokens(data, tokenizer=tokenizer, sequence_length=10, sequences=7, role=role)
+        found.append([blocks.tokens.tolist(), blocks.description])
+    except UserError as error:
+        found.append(str(error))
+print(json.dumps(found))
 """
+FIT, JUDGE = "calibration", "evaluation"
 
 
-def in_fresh_process(data: str, tokenizer: Path | str, home: Path, role: str = "calibration", **environment: str):
-    """Returns the result or error of `load_tokens`, with a separate cache and an unreachable hub."""
+def in_fresh_process(home: Path, *requests: tuple[str, Path | str, str], **environment: str) -> list[Any]:
+    """Returns the results or errors of `load_tokens`, with a separate cache and an unreachable hub.
+
+    Args:
+        home: Working directory, which also gets the cache.
+        requests: Data, tokenizer and role of each call; they share a process, as starting one takes seconds.
+        environment: Further variables.
+    """
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
     place = {
         "HF_HOME": str(home / "cache"),
@@ -40,7 +50,7 @@ def in_fresh_process(data: str, tokenizer: Path | str, home: Path, role: str = "
         "PYTHONPATH": str(Path(hub.__file__).parents[1]),
     }
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, data, str(tokenizer), role],
+        [sys.executable, "-c", SCRIPT, json.dumps(requests, default=str)],
         env=kept | place | environment,
         cwd=home,
         capture_output=True,
@@ -52,75 +62,74 @@ def in_fresh_process(data: str, tokenizer: Path | str, home: Path, role: str = "
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("data", ["wikitext2", "owner/name:config"])
-def test_a_hub_out_of_reach_is_said_at_once(data, tmp_path, tokenizer):
-    message = in_fresh_process(data, tokenizer, tmp_path)
-    assert "is not on this machine and the hub http://127.0.0.1:9 cannot be reached" in message
-    assert message.endswith("name a local .txt, .jsonl, .json, .parquet or .npy file instead")
+def test_a_hub_out_of_reach_is_said_at_once_and_local_files_need_none(tmp_path, tokenizer):
+    (tmp_path / "a.txt").write_text(JOINED)
+    write_parquet(tmp_path / "a.parquet", {"text": TEXTS})
+    *messages, no_tokenizer, (tokens, _) = in_fresh_process(
+        tmp_path,
+        ("wikitext2", tokenizer, FIT),
+        ("owner/name:config", tokenizer, FIT),
+        ("a.txt", "owner/model", FIT),
+        ("a.parquet", tokenizer, FIT),
+    )
+    for message in messages:
+        assert "is not on this machine and the hub http://127.0.0.1:9 cannot be reached" in message
+        assert message.endswith("name a local .txt, .jsonl, .json, .parquet or .npy file instead")
+    assert no_tokenizer.startswith("the tokenizer owner/model is not on this machine and the hub")
+    assert tokens == read(WORDS).tokens.tolist()
+    here = {path.name for path in tmp_path.iterdir()}
+    assert here <= {"a.txt", "a.parquet", "cache"}, "no clutter in the working folder"
 
 
 def test_offline_mode_is_named_as_the_reason(tmp_path, tokenizer):
-    assert "(HF_HUB_OFFLINE is set)" in in_fresh_process("owner/name", tokenizer, tmp_path, HF_HUB_OFFLINE="1")
+    (message,) = in_fresh_process(tmp_path, ("owner/name", tokenizer, FIT), HF_HUB_OFFLINE="1")
+    assert "(HF_HUB_OFFLINE is set)" in message
 
 
-def test_a_tokenizer_of_a_hub_out_of_reach(tmp_path):
-    (tmp_path / "a.txt").write_text(JOINED)
-    message = in_fresh_process("a.txt", "owner/model", tmp_path)
-    assert message.startswith("the tokenizer owner/model is not on this machine and the hub")
-
-
-def test_local_files_need_no_hub(tmp_path, tokenizer):
-    write_parquet(tmp_path / "a.parquet", {"text": TEXTS})
-    tokens, _ = in_fresh_process("a.parquet", tokenizer, tmp_path)
-    assert tokens == read(WORDS).tokens.tolist()
-    assert {path.name for path in tmp_path.iterdir()} <= {"a.parquet", "cache"}, "no clutter in the working folder"
-
-
-@pytest.mark.parametrize(
-    ("name", "role"),
-    [("c4", "calibration"), ("c4", "evaluation"), ("wikitext2", "calibration"), ("wikitext2", "evaluation")],
-)
-def test_a_file_in_the_hub_cache_is_read_without_the_hub(name, role, tmp_path, tokenizer):
-    named = NAMED[name]
-    split, file = named.files[role]
-    repo = f"datasets--{named.repo.replace('/', '--')}"
-    path = tmp_path / "cache" / "hub" / repo / "snapshots" / named.revision / file
-    path.parent.mkdir(parents=True)
-    if file.endswith(".parquet"):
-        write_parquet(path, {"text": TEXTS})
-    else:
-        path.write_bytes(gzip.compress(json_lines(TEXTS)))
-    tokens, description = in_fresh_process(name, tokenizer, tmp_path, role)
-    begun = [VOCABULARY - 1, *WORDS] if role == "evaluation" else WORDS  # evaluation as in papers: one beginning token
-    assert tokens == read(np.array(begun), role=role).tokens.tolist()
-    assert description.startswith(f"{name} ({split} split): 7 of 30 windows")
+def test_files_in_the_hub_cache_are_read_without_the_hub(tmp_path, tokenizer):
+    cases = [(name, role) for name in ("c4", "wikitext2") for role in (FIT, JUDGE)]
+    for name, role in cases:
+        named, (_, file) = NAMED[name], NAMED[name].files[role]
+        repo = f"datasets--{named.repo.replace('/', '--')}"
+        path = tmp_path / "cache" / "hub" / repo / "snapshots" / named.revision / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if file.endswith(".parquet"):
+            write_parquet(path, {"text": TEXTS})
+        else:
+            path.write_bytes(gzip.compress(json_lines(TEXTS)))
+    found = in_fresh_process(tmp_path, *((name, tokenizer, role) for name, role in cases))
+    for (name, role), (tokens, description) in zip(cases, found, strict=True):
+        begun = [VOCABULARY - 1, *WORDS] if role == JUDGE else WORDS  # evaluation as in papers: one beginning token
+        assert tokens == read(np.array(begun), role=role).tokens.tolist()
+        assert description.startswith(f"{name} ({NAMED[name].files[role][0]} split): 7 of 30 windows")
 
 
 def test_a_local_copy_of_a_named_set_that_is_not_there(tmp_path, tokenizer):
     assert "no.parquet is not there: check the path" in refused(f"wikitext2:{tmp_path / 'no.parquet'}", tokenizer)
 
 
-@pytest.mark.parametrize("data", ["owner/name:default", "wikitext2"])
-def test_what_the_datasets_library_has_cached_is_read_without_the_hub(data, tmp_path, tokenizer):
+def test_what_the_datasets_library_has_cached_is_read_without_the_hub(tmp_path, tokenizer):
     from datasets.packaged_modules.json.json import Json
 
-    repo, config = ("Salesforce/wikitext", "wikitext-2-raw-v1") if data == "wikitext2" else ("owner/name", "default")
     (tmp_path / "source.jsonl").write_bytes(json_lines(TEXTS))
-    builder = Json(
-        cache_dir=str(tmp_path / "builder"),
-        dataset_name=repo.split("/")[1],
-        config_name=config,
-        hash="1",
-        data_files={"train": [str(tmp_path / "source.jsonl")]},
+    for repo, config in (("owner/name", "default"), ("Salesforce/wikitext", "wikitext-2-raw-v1")):
+        builder = Json(
+            cache_dir=str(tmp_path / "builder"),
+            dataset_name=repo.split("/")[1],
+            config_name=config,
+            hash="1",
+            data_files={"train": [str(tmp_path / "source.jsonl")]},
+        )
+        target = tmp_path / "cache" / "datasets" / repo.replace("/", "___") / config / "0.0.0" / "1"
+        builder.download_and_prepare(str(target))
+    fitted = ("owner/name:default", "wikitext2")
+    *found, message = in_fresh_process(
+        tmp_path, *((data, tokenizer, FIT) for data in fitted), ("owner/name:default", tokenizer, JUDGE)
     )
-    target = tmp_path / "cache" / "datasets" / repo.replace("/", "___") / config / "0.0.0" / "1"
-    builder.download_and_prepare(str(target))
-    tokens, description = in_fresh_process(data, tokenizer, tmp_path)
-    assert tokens == read(WORDS).tokens.tolist()
-    assert description.startswith(f"{data} (train split): 7 of 30 windows")
-    if data != "wikitext2":
-        message = in_fresh_process(data, tokenizer, tmp_path, "evaluation")
-        assert "has no split test or validation for evaluation, but train" in message
+    for data, (tokens, description) in zip(fitted, found, strict=True):
+        assert tokens == read(WORDS).tokens.tolist()
+        assert description.startswith(f"{data} (train split): 7 of 30 windows")
+    assert "has no split test or validation for evaluation, but train" in message
 
 
 HUB_FILES = {
@@ -174,16 +183,13 @@ def endpoint() -> Iterator[str]:
         thread.join()
 
 
-def test_a_short_name_is_downloaded_once(endpoint, tmp_path, tokenizer):
-    for place in (endpoint, "http://127.0.0.1:9"):
-        tokens, description = in_fresh_process("c4", tokenizer, tmp_path, HF_ENDPOINT=place)
+def test_a_data_set_of_the_hub_is_streamed_and_a_short_name_is_downloaded_once(endpoint, tmp_path, tokenizer):
+    short = ("c4", tokenizer, FIT)
+    *found, message = in_fresh_process(
+        tmp_path, short, ("owner/name", tokenizer, FIT), ("owner/name:no", tokenizer, FIT), HF_ENDPOINT=endpoint
+    )
+    found += in_fresh_process(tmp_path, short)  # the hub is out of reach
+    for name, (tokens, description) in zip(("c4", "owner/name", "c4"), found, strict=True):
         assert tokens == read(WORDS).tokens.tolist()
-        assert description.startswith("c4 (train split): 7 of 30 windows")
-
-
-def test_a_data_set_of_the_hub_is_streamed(endpoint, tmp_path, tokenizer):
-    tokens, description = in_fresh_process("owner/name", tokenizer, tmp_path, HF_ENDPOINT=endpoint)
-    assert tokens == read(WORDS).tokens.tolist()
-    assert description.startswith("owner/name (train split): 7 of 30 windows")
-    message = in_fresh_process("owner/name:no", tokenizer, tmp_path, HF_ENDPOINT=endpoint)
+        assert description.startswith(f"{name} (train split): 7 of 30 windows")
     assert message.startswith("the hub data set owner/name cannot be read (BuilderConfig 'no' not found")

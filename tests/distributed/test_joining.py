@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_processes import EXAMPLES, free_port
+from test_processes import free_port
 
 from spap_jax import UserError
 from spap_jax.joining import check_processes
@@ -28,7 +28,7 @@ sys.exit(main(sys.argv[1:]))
 )
 def test_nobody_joins(number: int, missing: str, tmp_path: Path):
     address = f"localhost:{free_port()}"
-    words = ["prune", EXAMPLES / "llama-stories", "--calibration", "c4", "--output", tmp_path / "out"]
+    words = ["prune", "owner/name", "--calibration", "c4", "--output", tmp_path / "out"]
     words += ["--coordinator", address, "--processes", 3, "--process-id", number]
     run = subprocess.run([sys.executable, "-c", IMPATIENT, *map(str, words)], capture_output=True, text=True)
     assert (run.returncode, run.stdout) == (2, "")

@@ -20,13 +20,8 @@ from spap_jax.models.registry import family_of
 EXAMPLES = Path(__file__).parents[2] / "examples"
 ATOL = 1e-4  # logits are of magnitude 1 to 30
 
-# LLVM's optimisations would take half the time of these tests; the tests of generation and checkpoints use them.
-forward = jax.jit(
-    decoder.forward,
-    static_argnames=("config", "dtype"),
-    compiler_options={"xla_backend_optimization_level": 0},
-)
-extend = jax.jit(decoder.extend, static_argnames="config", compiler_options={"xla_backend_optimization_level": 0})
+forward = jax.jit(decoder.forward, static_argnames=("config", "dtype"))
+extend = jax.jit(decoder.extend, static_argnames="config")
 
 
 def random_tokens(batch: int, length: int) -> np.ndarray:

@@ -61,9 +61,7 @@ def error(kind, weights, tokens):
     return alternating.relative_error(HIDDEN[kind], weights, tokens)
 
 
-@functools.partial(
-    jax.jit, static_argnames=("kind", "schedule"), compiler_options={"xla_backend_optimization_level": 0}
-)
+@functools.partial(jax.jit, static_argnames=("kind", "schedule"))
 @full_precision
 def recover(kind, weights, calibration, held_out, schedule, seed=3):
     error = alternating.relative_error(HIDDEN[kind], weights, calibration)
