@@ -17,7 +17,7 @@ import pytest
 from data_cases import JOINED, TEXTS, VOCABULARY, WORDS, json_lines, read, refused, write_parquet
 
 from spap_jax import hub
-from spap_jax.data import NAMED
+from spap_jax.data import NAMED, Role
 
 SCRIPT = """
 import json, sys
@@ -32,7 +32,8 @@ for data, tokenizer, role in json.loads(sys.argv[1]):
         found.append(str(error))
 print(json.dumps(found))
 """
-FIT, JUDGE = "calibration", "evaluation"
+FIT: Role = "calibration"
+JUDGE: Role = "evaluation"
 
 
 def in_fresh_process(home: Path, *requests: tuple[str, Path | str, str], **environment: str) -> list[Any]:
@@ -87,7 +88,8 @@ def test_offline_mode_is_named_as_the_reason(tmp_path, tokenizer):
 
 
 def test_files_in_the_hub_cache_are_read_without_the_hub(tmp_path, tokenizer):
-    cases = [(name, role) for name in ("c4", "wikitext2") for role in (FIT, JUDGE)]
+    roles: tuple[Role, ...] = (FIT, JUDGE)
+    cases = [(name, role) for name in ("c4", "wikitext2") for role in roles]
     for name, role in cases:
         named, (_, file) = NAMED[name], NAMED[name].files[role]
         repo = f"datasets--{named.repo.replace('/', '--')}"
