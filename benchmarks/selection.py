@@ -41,7 +41,7 @@ class Row:
 def refitted(method: str, keep: int, seen: Moments) -> tuple[jax.Array, jax.Array]:
     """Returns the refitted relative error of a method's selection, and the number of swaps that would improve it."""
     settings = spap.PruneSettings()
-    system = equilibrate(seen.problem, settings.ridge)
+    system = equilibrate(seen.problem, settings.fit.ridge)
     layer = Layer(seen.problem, system, seen.hidden_mean, seen.variance, jax.random.key(settings.seed))
     chosen = select_channels(method, layer, keep, Search())
     return relative_error(seen.problem, chosen.kept, refit(system, chosen.kept)), chosen.improving

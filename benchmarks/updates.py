@@ -55,7 +55,7 @@ def adam(hidden: Hidden, weights: Weights, calibration: Tokens, held_out: Tokens
     schedule = Schedule(SETTINGS.rounds, STEPS, SETTINGS.step_tokens, SETTINGS.learning_rate)
     key = jax.random.key(SETTINGS.seed)
     error = alternating.relative_error(hidden, weights, calibration)
-    return alternating.recover(hidden, weights, error, calibration, held_out, schedule, SETTINGS.ridge, key).weights
+    return alternating.recover(hidden, weights, error, calibration, held_out, schedule, SETTINGS.fit.ridge, key).weights
 
 
 def lbfgs(hidden: Hidden, weights: Weights, calibration: Tokens, held_out: Tokens, iterations: int) -> Weights:
@@ -74,7 +74,7 @@ def lbfgs(hidden: Hidden, weights: Weights, calibration: Tokens, held_out: Token
         return (optax.apply_updates(u, change), state), None
 
     (u, _), _ = jax.lax.scan(step, (start, optimizer.init(start)), length=iterations)
-    return alternating.closed_form(hidden, unit(u), calibration, SETTINGS.ridge).weights
+    return alternating.closed_form(hidden, unit(u), calibration, SETTINGS.fit.ridge).weights
 
 
 def gauss_newton(
@@ -112,7 +112,7 @@ def gauss_newton(
         return (u, jnp.where(better, now, best), damping * jnp.where(better, 1 / 3, 4)), None
 
     (u, _, _), _ = jax.lax.scan(step, (start, loss(start), jnp.float32(1e-5)), length=iterations)
-    return alternating.closed_form(hidden, unit(u), calibration, SETTINGS.ridge).weights
+    return alternating.closed_form(hidden, unit(u), calibration, SETTINGS.fit.ridge).weights
 
 
 def relative(weights: Weights) -> tuple[Callable[[Any], Weights], Any]:

@@ -34,6 +34,18 @@ EFFORTS: dict[EffortName, Effort] = {
     "high": Effort(joint_passes=16, sampled=1),
 }
 
+
+class Fit(NamedTuple):
+    """How closely weights are fitted to the calibration text."""
+
+    ridge: float
+    correction: float
+
+
+_ALTERNATING, _REFITTING = Fit(ridge=1e-2, correction=0.5), Fit(ridge=1e-4, correction=1.0)
+"""The first generalises better from little text on models that were trained on much (``docs/quality/ablation.md``); the
+second is that of other methods' papers, with the errors of earlier blocks corrected as well."""
+
 _ROUND_PASSES: dict[EffortName, float] = {"low": 0.5, "default": 2, "high": 4}
 """Passes over the calibration tokens in the optimizer steps of one round."""
 
@@ -85,8 +97,8 @@ _PRUNING: _Ranges = (
     ("update", lambda u: u in UPDATES, f"one of {', '.join(UPDATES)}"),
     ("schedule", lambda s: s in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
     ("seed", _count(0), "a whole number of at least 0"),
-    ("ridge", _positive, "positive"),
-    ("correction", lambda c: _at_least_zero(c) and c <= 1, "between 0 and 1"),
+    ("ridge", _if_given(_positive), "positive"),
+    ("correction", _if_given(lambda c: _at_least_zero(c) and c <= 1), "between 0 and 1"),
     ("penalty", _positive, "positive"),
     ("penalty_stages", _count(1), "a whole number of at least 1"),
     ("swap_rounds", _count(0), "a whole number of at least 0"),
@@ -205,10 +217,12 @@ class PruneSettings(_Settings):
             and each device works on a layer of its own.
         seed: Seed of all random choices.
         ridge: Strength of the pull of the solved weights towards the dense ones, relative to each channel's energy.
+            By default 0.01 if the update is "alternate", and 0.0001 otherwise.
         correction: Share of the errors of earlier blocks that the update of an MLP also corrects. 0 reproduces the
             dense MLP's output for the pruned stream, and 1 restores the dense stream. Most of these errors are noise to
             an MLP: it fits them the better on the calibration text, and the worse on other text, the less text there
-            is. MLPs whose output passes a norm correct none.
+            is. MLPs whose output passes a norm correct none. By default 0.5 if the update is "alternate", and 1
+            otherwise.
         penalty: Weight of the penalty on a removed channel, relative to the channel's energy.
         penalty_stages: Number of stages in which the number of penalised channels grows from 0 to the number removed.
         swap_rounds: Largest number of rounds of exact swaps that follow the choice of channels by spap and osscar; 0
@@ -253,8 +267,8 @@ class PruneSettings(_Settings):
     update: Update = "own"
     schedule: Schedule = "sequential"
     seed: int = 0
-    ridge: float = 1e-4
-    correction: float = 1.0
+    ridge: float | None = None
+    correction: float | None = None
     penalty: float = 100.0
     penalty_stages: int = 40
     swap_rounds: int = 8
@@ -284,6 +298,14 @@ class PruneSettings(_Settings):
         return Effort(*(meant if value is None else value for value, meant in chosen))
 
     @property
+    def fit(self) -> Fit:
+        """The given ridge and correction, and the update's values for those that were not given."""
+        alternates = self.update == "alternate" or (self.method, self.update) == ("spap", "own")
+        meant = _ALTERNATING if alternates else _REFITTING
+        given = Fit(self.ridge, self.correction)  # type: ignore[arg-type]
+        return Fit(*(other if value is None else value for value, other in zip(given, meant, strict=True)))
+
+    @property
     def round_steps(self) -> int:
         """Optimizer steps in one round, in settings that are `resolved`."""
         assert self.steps is not None
@@ -299,6 +321,7 @@ class PruneSettings(_Settings):
         """
         return self.replace(
             **self.decided._asdict(),
+            **self.fit._asdict(),
             steps=self.steps or max(1, round(_ROUND_PASSES[self.effort] * tokens / self.step_tokens)),
             step_tokens=min(self.step_tokens, tokens),
             joint_learning_rate=self.joint_learning_rate or _JOINT_RATE / (layers * width),

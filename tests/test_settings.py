@@ -40,4 +40,11 @@ def test_what_depends_on_the_model_or_the_text_is_resolved():
     assert (low.steps, low.joint_passes, low.joint_learning_rate) == (16, 0, pytest.approx(5.8 / 576))
     assert PruneSettings(step_tokens=1024).resolved(30, 576, 65_536).steps == 128
     given = PruneSettings(steps=7, joint_passes=1.5, joint_learning_rate=0.1)
-    assert given.resolved(30, 576, 65_536) == given.replace(sampled=0)
+    assert given.resolved(30, 576, 65_536) == given.replace(sampled=0, ridge=1e-2, correction=0.5)
+
+
+def test_the_update_decides_how_closely_weights_are_fitted():
+    ours, peers = (1e-2, 0.5), (1e-4, 1.0)
+    assert PruneSettings().fit == PruneSettings(method="obs", update="alternate").fit == ours
+    assert PruneSettings(method="obs").fit == PruneSettings(update="refit").fit == peers
+    assert PruneSettings(ridge=0.1, correction=0.0).fit == (0.1, 0.0)

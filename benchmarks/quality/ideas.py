@@ -122,7 +122,7 @@ def prune_block(
     """Prunes one block and returns it with the streams after it."""
     both = [streams.enter_attention(config, layer, part) for part in both]
     if idea == "attention_refit":
-        layer = with_attention_refitted(config, layer, streams.fitting_tokens(both[0]), settings.ridge)
+        layer = with_attention_refitted(config, layer, streams.fitting_tokens(both[0]), settings.fit.ridge)
     fitted, judged, both = enter_mlp(config, layer, both, idea)
     if metric is None:
         layer, _ = prune_layer(index, config, narrow, layer, fitted, judged, settings, Clock())

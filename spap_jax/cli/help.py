@@ -25,7 +25,8 @@ BASIC: Mapping[str, Sequence[str]] = {
 FURTHER: Mapping[str, Sequence[str]] = {
     "Data and seed": ("held_out", "sampled", "seed"),
     "Choosing channels": (
-        "attention_sparsity", "allocation", "method", "schedule", "ridge", "penalty", "penalty_stages", "swap_rounds",
+        "attention_sparsity", "allocation", "method", "schedule", "ridge", "correction", "penalty", "penalty_stages",
+        "swap_rounds",
     ),
     "Recovering weights": (
         "update", "rounds", "steps", "learning_rate", "step_tokens",

@@ -124,7 +124,7 @@ class Workload:
     @property
     def aimed(self) -> bool:
         """Whether the dense MLP's output for the pruned stream is computed, for a correction below 1."""
-        return "output" not in self.dense.norms and self.settings.correction < 1
+        return "output" not in self.dense.norms and self.settings.fit.correction < 1
 
     @property
     def stream_bytes(self) -> int:

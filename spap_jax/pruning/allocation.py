@@ -148,7 +148,7 @@ def _losses(
         alike = config.reaching_like(index)
         both = streams.enter_mlp(alike, layer, both)
         seen = devices.everywhere(moments.accumulate(alike, layer, streams.fitting_tokens(both)))
-        tried, own = _projections(layer["mlp"], seen, settings.ridge, widths), layer["mlp"]
+        tried, own = _projections(layer["mlp"], seen, settings.fit.ridge, widths), layer["mlp"]
         each = (own | at(tried, number) for number in range(len(widths)))
         losses.append(jax.device_get([divergence(config, outer, blocks, index, mlp, compared) for mlp in each]))
         both, _ = streams.leave_mlp(config, layer, both)

@@ -62,7 +62,7 @@ def prune_attention(
     small = layer | {"attention": stages[-1]}
     judged = _errors(narrow, small, [_to_weights(stage) for stage in stages], held_out)
     clock.lap("errors", judged)
-    both = tuple(streams.leave_attention(narrow, small, part, settings.correction) for part in both)
+    both = tuple(streams.leave_attention(narrow, small, part, settings.fit.correction) for part in both)
     clock.lap("streams", both)
     report = AttentionReport(
         kept=tuple(chosen.kept.tolist()),
@@ -89,7 +89,7 @@ def _solve(
     clock.lap("statistics", seen)
     seen = devices.everywhere(seen)
     s = settings
-    ridge, chosen = _select(seen, key, config.kv_heads, narrow.kv_heads, s.method, s.ridge, s.swap_rounds)
+    ridge, chosen = _select(seen, key, config.kv_heads, narrow.kv_heads, s.method, s.fit.ridge, s.swap_rounds)
     clock.lap("selection", chosen)
     taken = reduce.take_groups(FAMILIES[config.family], layer["attention"], chosen.kept)
     channels = channels_of(chosen.kept, len(seen.hidden_mean) // config.kv_heads)

@@ -181,7 +181,7 @@ def search_of(settings: PruneSettings) -> dict[str, Any]:
     s = settings
     return {
         "method": s.method,
-        "ridge": s.ridge,
+        "ridge": s.fit.ridge,
         "penalty": s.penalty,
         "steps": s.penalty_stages,
         "rounds": s.swap_rounds,

@@ -151,7 +151,7 @@ def prune_layers(
         return
     chunks = calibration_chunks(tokens, settings)
     clock = Clock()
-    dtype, share = storage(settings.stream_dtype), settings.correction
+    dtype, share = storage(settings.stream_dtype), settings.fit.correction
     both = Both(*(streams.start(config, outer, part, dtype, share) for part in chunks))
     clock.lap("streams", both)
     blocks, choices, wave = None, [], devices.everyone()
@@ -164,7 +164,7 @@ def prune_layers(
         clock.lap("reading", dense)
         if begun and index < len(made):
             layer, report = placed(narrow, begun.read(index)), made[index]
-            both = _past(own, narrow, dense, layer, both, settings.correction)
+            both = _past(own, narrow, dense, layer, both, settings.fit.correction)
         else:
             choice = choices[index % wave] if choices else None
             layer, report, both = _prune_block(index, own, narrow, dense, both, choice, settings, clock)
@@ -203,7 +203,7 @@ def _prune_block(
     fewer_heads = config.with_kv_heads(narrow.kv_heads)
     attention = None
     if fewer_heads == config:
-        both = Both(*(streams.enter_mlp(config, layer, s, settings.correction) for s in both))
+        both = Both(*(streams.enter_mlp(config, layer, s, settings.fit.correction) for s in both))
     else:
         layer, pair, attention = prune_attention(index, config, fewer_heads, layer, both, settings, clock)
         both = Both(*pair)

@@ -49,9 +49,9 @@ def test_hashes_change_with_every_setting() -> None:
 
 def test_a_newer_setting_changes_hashes_only_where_it_is_used() -> None:
     """Rows recorded before the setting existed keep their hashes."""
-    settings = spap.PruneSettings()
+    settings = spap.PruneSettings(correction=1.0, ridge=1e-4, moment_dtype="float32")
     older = dataclasses.asdict(settings) | settings.decided._asdict()
-    assert older.pop("stream_dtype") == "float32"
+    assert (older.pop("stream_dtype"), older.pop("correction")) == ("float32", 1.0)
     text = json.dumps(older, sort_keys=True)
     assert settings_hash(settings) == hashlib.sha256(text.encode()).hexdigest()[:12]
     assert settings_hash(settings.replace(stream_dtype="bfloat16")) != settings_hash(settings)

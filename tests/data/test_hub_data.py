@@ -89,7 +89,7 @@ def test_offline_mode_is_named_as_the_reason(tmp_path, tokenizer):
 
 def test_files_in_the_hub_cache_are_read_without_the_hub(tmp_path, tokenizer):
     roles: tuple[Role, ...] = (FIT, JUDGE)
-    cases = [(name, role) for name in ("c4", "wikitext2") for role in roles]
+    cases: list[tuple[str, Role]] = [(name, role) for name in ("c4", "wikitext2") for role in roles]
     for name, role in cases:
         named, (_, file) = NAMED[name], NAMED[name].files[role]
         repo = f"datasets--{named.repo.replace('/', '--')}"

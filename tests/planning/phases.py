@@ -76,7 +76,7 @@ class Phases:
         self.key = _everywhere(jax.eval_shape(lambda: jax.random.key(0)))
 
     def enter_mlp(self):
-        return streams.enter_mlp.lower(self.load.dense, self.layer, self.fitted, self.load.settings.correction)
+        return streams.enter_mlp.lower(self.load.dense, self.layer, self.fitted, self.load.settings.fit.correction)
 
     def leave_mlp(self):
         return streams.leave_mlp.lower(self.load.narrow, self.small, self.fitted)

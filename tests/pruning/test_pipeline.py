@@ -52,7 +52,7 @@ def test_errors_fall_from_stage_to_stage(variant: str):
         assert held_out is not None
         assert errors.selection >= errors.refit >= errors.alternating > 0
         assert held_out.alternating <= held_out.refit
-        assert report.ridge == pytest.approx(SETTINGS.ridge)
+        assert report.ridge == pytest.approx(SETTINGS.fit.ridge)
         assert report.attention is None
         assert len(report.kept) == KEPT
         assert sorted(set(report.kept)) == list(report.kept)

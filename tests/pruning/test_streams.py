@@ -58,6 +58,21 @@ def test_the_target_repairs_what_earlier_blocks_broke():
     np.testing.assert_allclose(ended, expected, rtol=0, atol=1e-5)
 
 
+def test_a_correction_repairs_a_share_of_what_earlier_blocks_broke():
+    model = tiny("llama")
+    layer = one_layer(model, 0)
+    both = streams.start(model.config, model.params, streams.chunked(random_tokens(1, 4, 16), 4), correction=0.25)
+    damaged = both._replace(pruned=both.pruned + jax.random.normal(jax.random.key(0), both.pruned.shape))
+    all_of_it = streams.Streams(jnp.copy(damaged.dense), jnp.copy(damaged.pruned))
+    after = streams.enter_mlp(model.config, layer, damaged, 0.25)
+    repaired = streams.fitting_tokens(streams.enter_mlp(model.config, layer, all_of_it)).target
+    own = decoder.block(model.config, layer, after.pruned[0], method=streams.mlp_output)[None]
+    expected = 0.75 * own + 0.25 * repaired
+    np.testing.assert_allclose(streams.fitting_tokens(after).target, expected, rtol=0, atol=1e-5)
+    _, error = streams.leave_mlp(model.config, layer, after)  # of the dense MLP
+    assert error == pytest.approx(float(jnp.square(expected - own).sum() / jnp.square(expected).sum()), rel=1e-4)
+
+
 def test_before_a_norm_the_target_is_the_dense_output_and_all_tokens_count_alike():
     model = tiny("gemma3")
     layer, config = one_layer(model, 1), model.config.of_layer(1)
@@ -131,7 +146,7 @@ def test_no_tokens_pass_through():
     layer = one_layer(model, 0)
     empty, error = streams.leave_mlp(model.config, layer, streams.enter_mlp(model.config, layer, empty))
     assert np.isnan(error)
-    assert jax.tree.map(jnp.shape, empty) == ((0, 1, 16, 32), (0, 1, 16, 32), None)
+    assert jax.tree.map(jnp.shape, empty) == ((0, 1, 16, 32), (0, 1, 16, 32), None, None)
 
 
 counts, most = st.integers(1, 400), st.integers(1, 300)
