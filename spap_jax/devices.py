@@ -250,8 +250,13 @@ def total_by_rows(sums: Callable[..., tuple[Any, Any]], chunks: Any) -> tuple[An
         matrices, others = sums(chunks)
         # The share of a device along ``data`` lies within that of its devices along ``model``.
         within = jax.tree.map(lambda a: a.reshape(sharers(), -1, a.shape[1]), matrices)
-        scattered = jax.lax.psum_scatter(within, DATA, scatter_dimension=1, tiled=True)
-        return scattered, jax.lax.psum(others, DATA)
+        return by_sharers(within), jax.lax.psum(others, DATA)
+
+    # The compiler would gather an array that it partitions itself, to reduce and scatter it.
+    by_sharers = jax.shard_map(
+        lambda within: jax.lax.psum_scatter(within, DATA, scatter_dimension=1, tiled=True),
+        in_specs=PartitionSpec(_MODEL), out_specs=PartitionSpec(_MODEL), axis_names={_MODEL}, check_vma=False,
+    )  # fmt: skip
 
     matrices, others = along_data(own, (SEQUENCES,), (PartitionSpec(None, DATA), PartitionSpec()))(chunks)
     return jax.tree.map(lambda a: by_rows(a.reshape(-1, a.shape[2])), matrices), others

@@ -26,7 +26,8 @@ class PruneChanges(TypedDict, total=False):
     update: Update
     schedule: Schedule
     seed: int
-    ridge: float
+    ridge: float | None
+    correction: float | None
     penalty: float
     penalty_stages: int
     swap_rounds: int

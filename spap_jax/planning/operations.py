@@ -50,10 +50,10 @@ def head_operations(config: DecoderConfig) -> float:
 def pivot_operations(f: int, d: int, moved: int, shares: int = 1) -> float:
     """``solver/tableau.py``: a pivot on a block of ``moved`` channels, as on an accelerator.
 
-    The small system is inverted and solved, and that once corrected, by every device; each updates its share of the
-    rows, whose columns are placed by a second product.
+    The small system is inverted by every device. Its solution, which is corrected once, and the update of the rows,
+    whose columns are placed by a second product, are divided.
     """
-    return 2 * f * (2 * f + d) * moved / shares + 2 * moved**3 + 3 * 2 * moved**2 * (f + d)
+    return (2 * f * (2 * f + d) * moved + 3 * 2 * moved**2 * (f + d)) / shares + 2 * moved**3
 
 
 def solution_operations(f: int, d: int, k: int, shares: int = 1) -> float:
@@ -151,7 +151,7 @@ def closed_form_operations(load: Workload) -> float:
     """``solver/alternating.py``: H, H V, H'H and H'E over the fitted tokens; the system, and the remaining error."""
     d, k, mine = load.narrow.width, load.narrow.intermediate, load.mine.narrow
     passed = load.fitted.tokens * (2 * (k + d) * mine.intermediate + mlp_operations(mine))
-    return passed + solution_operations(k, d, k) + 2 * k * mine.intermediate * d
+    return passed + solution_operations(k, d, k, load.sharing_rows(k)) + 2 * k * mine.intermediate * d
 
 
 def errors_operations(load: Workload, part: Chunks) -> float:

@@ -27,13 +27,16 @@ def exchanged(load: Workload) -> dict[str, Traffic]:
         step = joint_step(load) + _times(taught, load.compute_bytes / 4)
         return {"steps": _times(step, load.joint_steps / layers)}
     k = load.narrow.intermediate
-    channels = _gathered(load, k, load.fitted.tokens + k + 2 * d)
+    channels = _gathered(load, k, load.fitted.tokens + 2 * k + 3 * d)  # the system is resharded for its panels
+    panels = Counter({"all-reduce": 4 * (k + d) * k})
     errors = _reduced(load, _mlp(load, load.narrow), load.held_out.tokens)
     step = _reduced(load, _mlp(load, load.narrow), load.fitted.share(load.batch))
-    closed = channels + _reduced(load, _mlp(load, load.narrow), load.fitted.tokens)
+    closed = channels + panels + _reduced(load, _mlp(load, load.narrow), load.fitted.tokens)
     alternating = _times(step, s.rounds * s.round_steps) + _times(closed, s.rounds) + _times(errors, s.rounds + 1)
     return {
-        "streams": _reduced(load, 2 * (_heads(load) + _mlp(load, load.dense)) - _lost(load), load.tokens),
+        "streams": _reduced(
+            load, 2 * _heads(load) + (2 + load.aimed) * _mlp(load, load.dense) - _lost(load), load.tokens
+        ),
         "statistics": _gathered(load, load.dense.intermediate, load.fitted.tokens),
         "alternating": alternating if load.alternates else Counter(),
         "errors": _times(errors, load.stages),

@@ -228,6 +228,8 @@ def statistics_collectives(load: Workload) -> Counter[str]:
         apart = load.sharing_rows(f) == load.devices * load.sharers
         found["reduce-scatter" if apart else "all-reduce"] += 4 * own * (f + whole.width)
         found["all-reduce"] += 4 * (own + whole.width + 1 + f * apart)  # the variances are on the diagonal
+        if apart and whole.mlp_bias:  # centring needs the means of all channels where the rows are
+            found["all-gather"] += 4 * f
     return found
 
 

@@ -56,8 +56,10 @@ def test_operations(once: Workload, programs: dict[str, Any]):
     assert flops("enter_mlp", "leave_mlp") == near(operations.streams_operations(once) / 2)
     assert flops("statistics") == near(operations.statistics_operations(once))
     k, d = once.narrow.intermediate, once.narrow.width
-    lapack = operations.solution_operations(k, d, k) - operations.pivot_operations(k, d, 256)  # one turn is counted
-    assert flops("recover") == near(operations.alternating_operations(once) - lapack)
+    # One panel of the solver is counted, and little of the loop that inverts its small system.
+    shares = once.sharing_rows(k)
+    more = operations.solution_operations(k, d, k, shares) - operations.pivot_operations(k, d, 256, shares)
+    assert flops("recover") == near(operations.alternating_operations(once) - more - 2 * 256**3)
     assert flops("errors") == near(operations.errors_operations(once, once.held_out))
     assert flops("joint_step") == near(operations.joint_step_operations(one_block(once)))
     assert flops("joint_check") == near(operations.joint_check_operations(one_block(once)))
@@ -68,7 +70,7 @@ def test_bytes_between_devices(once: Workload, programs: dict[str, Any]):
 
     def found(*names: str) -> dict[str, int]:
         kinds = sum((collectives(programs[name], DATA) for name in names), start=Counter())
-        return {kind: size for kind, size in kinds.items() if kind != "collective-permute"}
+        return {kind: size for kind, size in kinds.items() if kind not in ("collective-permute", "all-to-all")}
 
     near = functools.partial(pytest.approx, rel=0.02)
     exchanged = shared.exchanged(once)
@@ -103,7 +105,9 @@ def test_memory_that_is_held(load: Workload, programs: dict[str, Any]):
     assert held("enter_mlp", "argument") == pytest.approx(fitted + block, rel=0.01)
     f, d = load.dense.intermediate, load.dense.width
     assert held("statistics", "output") == pytest.approx(memory.moments_bytes(f, d) / (DATA * MODEL), rel=0.03)
-    assert held("recover", "output") == pytest.approx(4 * memory._mlp_elements(load.mine.narrow), rel=0.01)
+    spread = load.narrow.intermediate * d / MODEL  # the output projection leaves the solver divided among all devices
+    found = memory._mlp_elements(load.mine.narrow) - spread * (1 - 1 / DATA)
+    assert held("recover", "output") == pytest.approx(4 * found, rel=0.01)
 
 
 def test_a_model_that_fits_no_device_fits_those_that_share_it():

@@ -108,14 +108,15 @@ def test_the_closed_form_is_the_least_squares_solution(kind: str):
     assert fitted.inner.keys() == weights.inner.keys()
 
 
-def test_before_a_norm_the_least_squares_weigh_each_token_by_the_size_of_its_target():
+def test_the_least_squares_weigh_each_token():
     weights, tokens = random_weights("silu", CHANNELS, 1), tokens_of("silu", 400, 2)
     sizes = jnp.geomspace(0.01, 100, 400).reshape(4, 100, 1)
-    normed = tokens._replace(output=tokens.target * sizes)
+    output = tokens.target * sizes
+    normed = tokens._replace(output=output, weights=jax.lax.rsqrt(jnp.square(output).mean(axis=-1)))
     hidden, target = (
         np.asarray(a, np.float64).reshape(400, -1) for a in (gated(weights.inner, tokens.residual), normed.target)
     )
-    size = np.sqrt((target**2).mean(axis=1, keepdims=True) + 1e-6)
+    size = np.sqrt((target**2).mean(axis=1, keepdims=True))
     hidden, target = hidden / size, target / size
     solution = np.linalg.lstsq(hidden, target)[0]
     fitted, before, after = closed_form("silu", weights, normed, 1e-7)
