@@ -43,8 +43,8 @@ class Fit(NamedTuple):
 
 
 _ALTERNATING, _REFITTING = Fit(ridge=1e-2, correction=0.5), Fit(ridge=1e-4, correction=1.0)
-"""The first generalises better from little text on models that were trained on much (``docs/quality/ablation.md``); the
-second is that of other methods' papers, with the errors of earlier blocks corrected as well."""
+"""The first generalises better from little text, for models that were trained on much ("Target" in ``docs/method.md``);
+the second is that of other methods' papers, with the errors of earlier blocks corrected as well."""
 
 _ROUND_PASSES: dict[EffortName, float] = {"low": 0.5, "default": 2, "high": 4}
 """Passes over the calibration tokens in the optimizer steps of one round."""

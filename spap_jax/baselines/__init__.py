@@ -2,10 +2,10 @@
 
 Every baseline follows its paper except for what all methods share here, so that comparisons isolate the methods: the
 same second moments of the same tokens, on the stream that the already pruned blocks produce; if weights are solved for,
-the same target, which also corrects the errors of earlier blocks, and the same ridge; the same width in every layer;
-attention heads in entire key/value groups, or not at all. This favours baselines that solve for weights, compared with
-their papers, where each layer reproduces the dense layer's output on its own input and corrects no earlier error; and
-it deprives FLAP of its allocation of widths over layers.
+the same target, which also corrects the errors of earlier blocks, and the same ridge, unless the update is ours; the
+same width in every layer; attention heads in entire key/value groups, or not at all. This favours baselines that solve
+for weights, compared with their papers, where each layer reproduces the dense layer's output on its own input and
+corrects no earlier error; and it deprives FLAP of its allocation of widths over layers.
 """
 
 from collections.abc import Callable
