@@ -95,7 +95,7 @@ def prune(model: spap.Model, tokens: np.ndarray, settings: spap.PruneSettings, i
     settings = settings.resolved(config.layers, config.width, tokens.size)
     chunks = pipeline.calibration_chunks(tokens, settings)
     metrics = output_metrics(config, outer, tokens[:GRADIENT_SEQUENCES]) if idea == "weighted" else None
-    both = [streams.start(config, outer, part) for part in chunks]
+    both = [streams.start(config, outer, part, correction=settings.fit.correction) for part in chunks]
     layers = []
     for index in range(config.layers):
         layer, metric = at(outer["layers"], index), metrics and Metric(*(a[index] for a in metrics))
@@ -123,7 +123,7 @@ def prune_block(
     both = [streams.enter_attention(config, layer, part) for part in both]
     if idea == "attention_refit":
         layer = with_attention_refitted(config, layer, streams.fitting_tokens(both[0]), settings.fit.ridge)
-    fitted, judged, both = enter_mlp(config, layer, both, idea)
+    fitted, judged, both = enter_mlp(config, layer, both, idea, settings.fit.correction)
     if metric is None:
         layer, _ = prune_layer(index, config, narrow, layer, fitted, judged, settings, Clock())
     else:
@@ -133,16 +133,17 @@ def prune_block(
 
 
 def enter_mlp(
-    config: DecoderConfig, layer: Params, both: list[Streams], idea: str
+    config: DecoderConfig, layer: Params, both: list[Streams], idea: str, correction: float = 1.0
 ) -> tuple[Tokens, Tokens, list[Streams]]:
     """Advances from attention to the MLP; returns its fitting and its held-out tokens, and the streams there."""
     attended = [jnp.copy(part.dense) for part in both]
-    both = [streams.leave_attention(config, layer, part) for part in both]
+    both = [streams.leave_attention(config, layer, part, correction) for part in both]
     found = []
     for before, part in zip(attended, both, strict=True):
         repairing, own = part.dense, part.pruned + (part.dense - before)
-        total = {"dense_target": own, "mixed_target": (own + repairing) / 2}.get(idea, repairing)
-        found.append(Tokens(part.pruned, total, weights=part.weights))
+        total = {"dense_target": own, "mixed_target": (own + repairing) / 2}.get(idea)
+        usual = streams.fitting_tokens(part)
+        found.append(usual if total is None else Tokens(part.pruned, total, weights=part.weights))
     return *found, both
 
 
