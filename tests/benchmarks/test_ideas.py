@@ -34,7 +34,8 @@ def pruned(variant: str, idea: str, **changes) -> spap.Model:
 
 
 def assert_close(one, other) -> None:
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=3e-3)  # Adam enlarges rounding, one, other)
+    """The steps, as Adam's, enlarge rounding where gradients are small."""
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=3e-3), one, other)
 
 
 def first_and_last(model: spap.Model) -> tuple[dict, dict]:
