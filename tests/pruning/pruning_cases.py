@@ -14,7 +14,15 @@ from spap_jax.models.registry import family_of
 from spap_jax.settings import PruneSettings
 
 SETTINGS = PruneSettings(
-    sparsity=0.3, rounds=2, steps=10, joint_passes=0, step_tokens=128, batch_tokens=64, held_out=0.25
+    ridge=1e-4,
+    correction=1.0,  # exact results are compared, with and without steps
+    sparsity=0.3,
+    rounds=2,
+    steps=10,
+    joint_passes=0,
+    step_tokens=128,
+    batch_tokens=64,
+    held_out=0.25,
 )
 CHANNELS, KEPT = 53, 37
 
