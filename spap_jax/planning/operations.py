@@ -173,8 +173,8 @@ def joint_step_operations(load: Workload) -> float:
 
     A block whose weights move has a forward pass, a recomputation, and a backward pass for activations and weights;
     attention scores are computed a third time, and their backward pass costs twice as much. Blocks after the group have
-    no gradients of weights, and blocks before it have a forward pass alone. The head is applied to both streams, twice,
-    and has one backward pass.
+    no gradients of weights, and blocks before it have a forward pass alone. The head is applied to both streams, and
+    has one backward pass.
     """
     config, length, group = load.mine.narrow, load.fitted.length, load.together
     others = (config.layers - group) / 2
@@ -184,15 +184,15 @@ def joint_step_operations(load: Workload) -> float:
     moved = 4 * mlp + attention * projections + 5 * scores
     after = 3 * mlp + 3 * projections + 5 * scores
     before = mlp + projections + scores
-    return load.joint_tokens * (group * moved + others * (after + before) + 5 * head_operations(config))
+    return load.joint_tokens * (group * moved + others * (after + before) + 3 * head_operations(config))
 
 
 def training_step_operations(load: Workload) -> float:
     """``training/step.py``: one step of recovery training towards the dense model.
 
     A block has a forward pass, a recomputation and a backward pass for activations, and one for its weights if they
-    move; low-rank updates have all four. The head is applied to both streams, twice, and has one backward pass, or two
-    if it moves. The dense model has a forward pass.
+    move; low-rank updates have all four. The head is applied to both streams, and has one backward pass, or two if it
+    moves. The dense model has a forward pass.
     """
     assert load.training
     student, teacher, length, full = load.mine.narrow, load.mine.dense, load.fitted.length, load.training.full
@@ -200,7 +200,7 @@ def training_step_operations(load: Workload) -> float:
     updates = 0 if full else 4 * 2 * update_elements(student, load.training.rank)
     block = (4 if full else 3) * products + updates + 5 * score_operations(student, length)
     taught = mlp_operations(teacher) + attention_operations(teacher, length)
-    return load.joint_tokens * (student.layers * (block + taught) + (6 if full else 5) * head_operations(student))
+    return load.joint_tokens * (student.layers * (block + taught) + (4 if full else 3) * head_operations(student))
 
 
 def update_elements(config: DecoderConfig, rank: int) -> int:

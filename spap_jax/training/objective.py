@@ -1,6 +1,7 @@
 """The objective: the divergence from wanted predictions, or the next-token loss.
 
-The logits are computed a few tokens at a time, and recomputed in the backward pass, whatever the vocabulary.
+The logits are computed a few tokens at a time, whatever the vocabulary. Their gradient is computed with them, since the
+sum of the losses is all that is differentiated: a backward pass would have to compute them again.
 """
 
 import functools
@@ -42,21 +43,25 @@ class Wanted(NamedTuple):
     stream: jax.Array
 
 
-def token_losses(own: Predictor, last: jax.Array, target: Wanted | jax.Array) -> jax.Array:
-    """Computes the loss of each token's prediction in nats: KL(wanted || own), or -log p(next token).
+def loss_sum(own: Predictor, last: jax.Array, target: Wanted | jax.Array, weights: jax.Array) -> jax.Array:
+    """Sums the losses of the predictions in nats, each times its weight: KL(wanted || own), or -log p(next token).
 
     Args:
         own: What makes predictions of ``last``.
         last: [B, T, d] stream after the last block.
-        target: The wanted predictions, or the next tokens [B, T].
+        target: The wanted predictions, or the next tokens [B, T]; they have no gradient.
+        weights: [B, T] weights of the predictions; they have no gradient.
 
     Returns:
-        [B, T] float32.
+        [] float32.
     """
     if isinstance(target, Wanted):
-        wanted = jax.lax.stop_gradient(target.stream)
-        return _by_token(functools.partial(_divergence, own, target.predictor), last, wanted)
-    return _by_token(functools.partial(_next_token_loss, own), last, target)
+        loss = functools.partial(_divergences, own.config, target.predictor.config)
+        fixed = (target.stream, target.predictor.outer)
+    else:
+        loss, fixed = functools.partial(_next_token_losses, own.config), (target, {})
+    by_token, others = fixed
+    return _sum(loss, own.outer, last, jax.lax.stop_gradient((by_token, weights.astype(jnp.float32), others)))
 
 
 def next_tokens(tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -65,23 +70,76 @@ def next_tokens(tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.roll(tokens, -1, axis=1), known
 
 
-def _by_token(loss: Callable[..., jax.Array], last: jax.Array, *more: jax.Array) -> jax.Array:
-    """Maps a per-token loss over the stream after the last block [B, T, d] and further arrays [B, T, ...] -> [B, T]."""
-    flat = [a.reshape(-1, *a.shape[2:]) for a in (last, *more)]
-    losses = jax.lax.map(lambda token: jax.checkpoint(loss)(*token), tuple(flat), batch_size=HEAD_TOKENS)
-    return losses.reshape(last.shape[:2])
+_Loss = Callable[[Params, jax.Array, Any, Params], jax.Array]
+"""Losses [N] of tokens, from the weights outside the blocks, the stream [N, d], the targets [N, ...], and the weights
+outside the blocks of the model that makes these."""
 
 
-def _next_token_loss(own: Predictor, x: jax.Array, token: jax.Array) -> jax.Array:
-    return -_log_probabilities(own, x)[token]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _sum(loss: _Loss, outer: Params, last: jax.Array, fixed: tuple[Any, jax.Array, Params]) -> jax.Array:
+    def add(total: jax.Array, some: Any) -> tuple[jax.Array, None]:
+        return total + _weighted(loss, outer, some[0], some[1:], fixed[2]), None
+
+    return jax.lax.scan(add, jnp.float32(0), _some_at_once((last, *fixed[:2])))[0]
 
 
-def _divergence(own: Predictor, other: Predictor, x: jax.Array, wanted: jax.Array) -> jax.Array:
-    mine, theirs = _log_probabilities(own, x), _log_probabilities(other, wanted)
-    return (jnp.exp(theirs) * (theirs - mine)).sum()
+def _sum_and_gradient(loss: _Loss, outer: Any, last: Any, fixed: Any) -> tuple[jax.Array, tuple[Params | None, Any]]:
+    moves = any(leaf.perturbed for leaf in jax.tree.leaves(outer, is_leaf=_is_primal))
+    outer, last, (targets, weights, others) = jax.tree.map(lambda a: a.value, (outer, last, fixed), is_leaf=_is_primal)
+    of = jax.value_and_grad(functools.partial(_weighted, loss), argnums=(0, 1) if moves else (1,))
+
+    def add(total: Any, some: Any) -> tuple[Any, jax.Array]:
+        value, (*by_outer, by_last) = of(outer, some[0], some[1:], others)
+        return jax.tree.map(jnp.add, total, (value, by_outer)), by_last
+
+    zeros = (jnp.float32(0), [jax.tree.map(jnp.zeros_like, outer)] if moves else [])
+    (value, by_outer), by_last = jax.lax.scan(add, zeros, _some_at_once((last, targets, weights)))
+    by_last = by_last.reshape(-1, last.shape[-1])[: last[..., 0].size].reshape(last.shape)
+    return value, (by_outer[0] if moves else None, by_last)
 
 
-def _log_probabilities(predictor: Predictor, x: Any) -> jax.Array:
-    """Returns the next-token log-probabilities [v] for x [d], one token's residual stream after the last block."""
-    logits = decoder.head(predictor.config, predictor.outer, x[None, None])[0, 0]
-    return jax.nn.log_softmax(logits.astype(jnp.float32))
+def _times(_: _Loss, gradient: tuple[Params | None, jax.Array], factor: Any) -> tuple[Any, Any, None]:
+    return *jax.tree.map(lambda a: (a * factor).astype(a.dtype), gradient), None
+
+
+_sum.defvjp(_sum_and_gradient, _times, symbolic_zeros=True)
+
+
+def _is_primal(value: Any) -> bool:
+    return isinstance(value, jax.custom_derivatives.CustomVJPPrimal)
+
+
+def _weighted(loss: _Loss, outer: Params, last: jax.Array, some: tuple[Any, jax.Array], others: Params) -> jax.Array:
+    targets, weights = some
+    return jnp.where(weights > 0, weights * loss(outer, last, targets, others), 0).sum()
+
+
+def _some_at_once(by_token: Any) -> Any:
+    """Divides arrays [B, T, ...] into groups [G, n, ...] of tokens; the last one is filled up with zeros."""
+
+    def one(array: jax.Array) -> jax.Array:
+        flat = array.reshape(-1, *array.shape[2:])
+        size = min(HEAD_TOKENS, len(flat))
+        flat = jnp.pad(flat, [(0, -len(flat) % size), *[(0, 0)] * (flat.ndim - 1)])
+        return flat.reshape(-1, size, *flat.shape[1:])
+
+    return jax.tree.map(one, by_token)
+
+
+def _next_token_losses(config: DecoderConfig, outer: Params, x: jax.Array, token: jax.Array, _: Params) -> jax.Array:
+    logits = _logits(config, outer, x)
+    return jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
+
+
+def _divergences(
+    config: DecoderConfig, other: DecoderConfig, outer: Params, x: jax.Array, wanted: jax.Array, others: Params
+) -> jax.Array:
+    mine, theirs = _logits(config, outer, x), _logits(other, others, wanted)
+    # Differences of logits, whose sums keep small divergences apart, and which need fewer passes than probabilities.
+    expected = (jax.nn.softmax(theirs) * (theirs - mine)).sum(axis=-1)
+    return expected - (jax.nn.logsumexp(theirs, axis=-1) - jax.nn.logsumexp(mine, axis=-1))
+
+
+def _logits(config: DecoderConfig, outer: Params, x: jax.Array) -> jax.Array:
+    """Returns the next token's logits [n, v] for the stream after the last block [n, d]."""
+    return decoder.head(config, outer, x[None])[0].astype(jnp.float32)

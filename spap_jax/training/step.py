@@ -19,7 +19,7 @@ from spap_jax.models.decoder import Params
 from spap_jax.numerics import full_precision, in_float32
 from spap_jax.placement import spread
 from spap_jax.training.forward import Student, last_stream, outer
-from spap_jax.training.objective import Predictor, Wanted, next_tokens, token_losses
+from spap_jax.training.objective import Predictor, Wanted, loss_sum, next_tokens
 
 
 class Recipe(NamedTuple):
@@ -160,8 +160,7 @@ def text_loss(student: Student, tokens: jax.Array) -> jax.Array:
     outside = outer(student, jnp.float32)
     last = last_stream(student, outside, tokens, jnp.float32)
     target, known = next_tokens(tokens)
-    losses = token_losses(Predictor(student.config, outside), last, target)
-    return jnp.where(known, losses, 0.0).sum() / known.sum()
+    return loss_sum(Predictor(student.config, outside), last, target, known) / known.sum()
 
 
 def _spread(job: Job, sums: tuple[jax.Array, Params]) -> tuple[jax.Array, Params]:
@@ -190,7 +189,7 @@ def _loss_sum(job: Job, given: Given, moved: Params, now: Batch, dtype: Any, mer
         elif teacher is not None and taught is not None:
             stream = last_stream(teacher, taught, drawn.tokens, dtype)
             target = Wanted(Predictor(teacher.config, taught), stream)
-        return jnp.where(known & (counted[:, None] > 0), token_losses(own, last, target), 0.0).sum()
+        return loss_sum(own, last, target, known * counted[:, None])
 
     places = jnp.unravel_index(now.rows, given.sequences.tokens.shape[:2])
     drawn = devices.draw(given.sequences, places)
