@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike, DTypeLike
 
 from spap_jax import devices
+from spap_jax.backend import platform
 from spap_jax.errors import UserError
 from spap_jax.model import Model, Source, checked
 from spap_jax.models import decoder
@@ -210,9 +211,13 @@ def generate(
     prompts = prompts.astype(np.int32)
     left = ((0, 0), (-prompts.shape[1] % PROMPT_STEP, 0))
     key = jax.random.key(0) if key is None else key
+    # XLA:CPU would copy the weights of each layer out of the stack for every token.
+    unstacked = platform() == "cpu"
+    config, params = model.config, model.params
+    config, params = decoder.laid_out(config, params, placed) if unstacked else (config, placed(config, params))
     new = _continue(
-        model.config,
-        placed(model.config, model.params),
+        config,
+        params,
         devices.spread(np.pad(prompts, left)),
         devices.spread(np.pad(mask, left)),
         key if key.ndim and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else keys_of(key, np.arange(len(prompts))),

@@ -62,14 +62,11 @@ def _attending(load: Workload, config: DecoderConfig, tokens: int) -> float:
 
 
 def passing_bytes(load: Workload) -> float:
-    """Workspace of ``streams.enter_mlp``: cast weights, and a chunk's activations in attention or in the MLP.
-
-    The dense MLP's outputs for both streams, if they are computed, may be computed at the same time.
-    """
+    """Workspace of ``streams.enter_mlp``: cast weights, and a chunk's activations in attention or in the MLP."""
     load = load.mine
     config, tokens = load.dense, max(part.size for part in load.parts)
     mlp = tokens * (config.width + mlp_matrices(config) * config.intermediate)
-    return _cast(load, block_elements(config)) + 4 * max(_attending(load, config, tokens), (1 + load.aimed) * mlp)
+    return _cast(load, block_elements(config)) + 4 * max(_attending(load, config, tokens), mlp)
 
 
 def summing_bytes(load: Workload) -> float:

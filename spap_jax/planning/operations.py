@@ -123,40 +123,49 @@ def moment_errors_operations(f: int, d: int) -> float:
 def streams_operations(load: Workload) -> float:
     """``pruning/streams.py``: both streams through attention, one through the dense and one through the narrow MLP.
 
-    In waves the dense stream of the fitted tokens is computed ahead once more. A correction below 1 needs the dense
-    MLP's output for the pruned stream too.
+    In waves the dense stream of the fitted tokens is computed ahead once more.
     """
     both, length = (load.mine.dense, load.mine.narrow), load.fitted.length
     dense, narrow = (attention_operations(c, length) + mlp_operations(c) for c in both)
-    own = mlp_operations(load.mine.dense) if load.aimed else 0
-    return load.tokens * (dense + narrow + own) + load.in_waves * load.fitted.tokens * dense
+    return load.tokens * (dense + narrow) + load.in_waves * load.fitted.tokens * dense
 
 
 def statistics_operations(load: Workload) -> float:
-    """``pruning/moments.py``: the hidden activations of the fitted tokens, H'H and H'Y; the same for heads."""
+    """``pruning/moments.py``: the hidden activations of the fitted tokens, H'H and H'Y; the same for heads.
+
+    A correction below 1 needs the product of H'H and the dense projection, once.
+    """
     config, mine = load.dense, load.mine.dense
     f, h, all_heads = config.intermediate, mine.heads * config.head_dim, config.heads * config.head_dim
     inner = mlp_operations(mine) + 2 * f * mine.intermediate
     heads = attention_operations(mine, load.fitted.length) + 2 * h * all_heads
-    return load.fitted.tokens * (inner + (heads if load.fewer_heads else 0))
+    own = 2 * f**2 * config.width / load.sharing_rows(f) if load.aimed and not load.in_waves else 0
+    return load.fitted.tokens * (inner + (heads if load.fewer_heads else 0)) + own
+
+
+def aim_operations(load: Workload) -> float:
+    """``layer.aim``: a token's output of the dense MLP, if a correction below 1 needs it."""
+    return mlp_operations(load.mine.dense) if load.aimed else 0
 
 
 def step_operations(load: Workload) -> float:
     """``solver/alternating.py``: a step has a product per matrix forward and per gradient, and one for H's gradient."""
     matrices = mlp_matrices(load.narrow)
-    return load.fitted.share(load.batch) * mlp_operations(load.mine.narrow) * (2 + 1 / matrices)
+    each = mlp_operations(load.mine.narrow) * (2 + 1 / matrices) + aim_operations(load)
+    return load.fitted.share(load.batch) * each
 
 
 def closed_form_operations(load: Workload) -> float:
     """``solver/alternating.py``: H, H V, H'H and H'E over the fitted tokens; the system, and the remaining error."""
     d, k, mine = load.narrow.width, load.narrow.intermediate, load.mine.narrow
-    passed = load.fitted.tokens * (2 * (k + d) * mine.intermediate + mlp_operations(mine))
+    each = 2 * (k + d) * mine.intermediate + mlp_operations(mine) + aim_operations(load)
+    passed = load.fitted.tokens * each
     return passed + solution_operations(k, d, k, load.sharing_rows(k)) + 2 * k * mine.intermediate * d
 
 
 def errors_operations(load: Workload, part: Chunks) -> float:
     """``solver/alternating.py``: one pass of some tokens through the narrow MLP."""
-    return part.tokens * mlp_operations(load.mine.narrow)
+    return part.tokens * (mlp_operations(load.mine.narrow) + aim_operations(load))
 
 
 def alternating_operations(load: Workload) -> float:

@@ -34,9 +34,7 @@ def exchanged(load: Workload) -> dict[str, Traffic]:
     closed = channels + panels + _reduced(load, _mlp(load, load.narrow), load.fitted.tokens)
     alternating = _times(step, s.rounds * s.round_steps) + _times(closed, s.rounds) + _times(errors, s.rounds + 1)
     return {
-        "streams": _reduced(
-            load, 2 * _heads(load) + (2 + load.aimed) * _mlp(load, load.dense) - _lost(load), load.tokens
-        ),
+        "streams": _reduced(load, 2 * _heads(load) + 2 * _mlp(load, load.dense) - _lost(load), load.tokens),
         "statistics": _gathered(load, load.dense.intermediate, load.fitted.tokens),
         "alternating": alternating if load.alternates else Counter(),
         "errors": _times(errors, load.stages),

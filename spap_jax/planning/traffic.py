@@ -67,7 +67,6 @@ def streams_bytes(load: Workload) -> float:
     """Weights and activations, and the streams, which two programs read and write; in waves two others do so too."""
     both, length = (load.mine.dense, load.mine.narrow), load.fitted.length
     passed = over_chunks(load, lambda tokens: sum(block_bytes(c, tokens, length) for c in both))
-    passed += over_chunks(load, lambda tokens: mlp_bytes(load.mine.dense, tokens)) if load.aimed else 0
     ahead = load.fitted.here * block_bytes(load.mine.dense, load.fitted.size, length)
     written = (
         2 * 2 * load.streams * load.stream_bytes * (load.tokens + load.in_waves * load.fitted.tokens) * load.dense.width
@@ -143,7 +142,12 @@ def closed_form_bytes(load: Workload) -> float:
     d, k, size, narrow = load.narrow.width, load.narrow.intermediate, load.fitted.size, load.mine.narrow
     mine = narrow.intermediate
     sums = product(mine, size, k) + product(mine, size, d) + 2 * 4 * mine * (k + d) + 8 * size * mine
-    return load.fitted.here * (sums + mlp_bytes(narrow, size)) + _solution_bytes(k, d, k)
+    return load.fitted.here * (sums + mlp_bytes(narrow, size) + aim_bytes(load, size)) + _solution_bytes(k, d, k)
+
+
+def aim_bytes(load: Workload, tokens: float) -> float:
+    """``layer.aim``: the dense MLP, if a correction below 1 needs its output."""
+    return mlp_bytes(load.mine.dense, tokens) if load.aimed else 0
 
 
 def alternating_bytes(load: Workload) -> float:
@@ -152,7 +156,8 @@ def alternating_bytes(load: Workload) -> float:
         return 0
     s, d, narrow = load.settings, load.narrow.width, load.mine.narrow
     matrices, drawn = operations.mlp_matrices(narrow), load.fitted.share(load.batch)
-    step = mlp_bytes(narrow, drawn) * (2 + 1 / matrices) + _UPDATE_PASSES * 4 * matrices * narrow.intermediate * d
+    passed = mlp_bytes(narrow, drawn) * (2 + 1 / matrices) + aim_bytes(load, drawn)
+    step = passed + _UPDATE_PASSES * 4 * matrices * narrow.intermediate * d
     judged = errors_bytes(load, load.held_out)
     return s.rounds * (s.round_steps * step + closed_form_bytes(load) + judged) + judged
 

@@ -118,8 +118,8 @@ class Workload:
 
     @property
     def streams(self) -> int:
-        """Number of streams held: dense, pruned, and the desired output if that is not their difference."""
-        return 3 if "output" in self.dense.norms or self.aimed else 2
+        """Number of streams held: dense, pruned, and the desired output if a norm follows it."""
+        return 3 if "output" in self.dense.norms else 2
 
     @property
     def aimed(self) -> bool:

@@ -151,7 +151,7 @@ def _losses(
         tried, own = _projections(layer["mlp"], seen, settings.fit.ridge, widths), layer["mlp"]
         each = (own | at(tried, number) for number in range(len(widths)))
         losses.append(jax.device_get([divergence(config, outer, blocks, index, mlp, compared) for mlp in each]))
-        both, _ = streams.leave_mlp(config, layer, both)
+        both = streams.leave_mlp(config, layer, both)
         compared = compared._replace(pruned=advance(config, blocks, index, compared.pruned))
     return np.array(losses)
 

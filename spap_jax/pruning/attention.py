@@ -62,12 +62,12 @@ def prune_attention(
     small = layer | {"attention": stages[-1]}
     judged = _errors(narrow, small, [_to_weights(stage) for stage in stages], held_out)
     clock.lap("errors", judged)
-    both = tuple(streams.leave_attention(narrow, small, part, settings.fit.correction) for part in both)
+    both = tuple(streams.leave_attention(narrow, small, part) for part in both)
     clock.lap("streams", both)
     report = AttentionReport(
         kept=tuple(chosen.kept.tolist()),
-        calibration=stage_errors(fitted[:-1], fitted[-1]),
-        held_out=stage_errors(judged[:-1], judged[-1]) if held_out.residual.size else None,
+        calibration=stage_errors(fitted),
+        held_out=stage_errors(judged) if held_out.residual.size else None,
         swaps=int(chosen.swaps),
         improving_swaps=int(chosen.improving),
         ridge=float(ridge),
@@ -120,7 +120,7 @@ def _errors(narrow: DecoderConfig, layer: Params, stages: list[Weights], tokens:
     def heads(_, residual: jax.Array) -> jax.Array:
         return decoder.block(narrow, layer, residual, method=streams.attended)
 
-    return [alternating.relative_error(heads, weights, tokens) for weights in stages]
+    return [alternating.relative_error(alternating.Mlp(heads), weights, tokens) for weights in stages]
 
 
 def _to_weights(attention: Params) -> Weights:

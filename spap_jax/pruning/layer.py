@@ -18,10 +18,10 @@ from spap_jax.placement import placed
 from spap_jax.pruning import moments, reduce
 from spap_jax.pruning.moments import Moments
 from spap_jax.pruning.report import Errors, LayerReport
-from spap_jax.pruning.streams import mlp_hidden
+from spap_jax.pruning.streams import mlp_hidden, mlp_output
 from spap_jax.settings import PruneSettings
 from spap_jax.solver import alternating
-from spap_jax.solver.alternating import Fitted, Recovered, Schedule, Tokens, Weights
+from spap_jax.solver.alternating import Fitted, Mlp, Recovered, Schedule, Tokens, Weights
 from spap_jax.solver.problem import equilibrate, refit, scaled
 from spap_jax.solver.swap import Polished
 
@@ -55,6 +55,20 @@ class Choice(NamedTuple):
     hidden_mean: jax.Array
 
 
+class Fitting(NamedTuple):
+    """What a program that fits a layer is compiled for; hashable.
+
+    Attributes:
+        dense: The decoder before its MLPs are pruned.
+        narrow: The pruned decoder.
+        correction: Share of the errors of earlier blocks that the MLP also corrects.
+    """
+
+    dense: DecoderConfig
+    narrow: DecoderConfig
+    correction: float
+
+
 class Stage(NamedTuple):
     """Intermediate weights of a layer, and [] their relative error on the calibration tokens."""
 
@@ -68,9 +82,9 @@ class Solved(NamedTuple):
     Attributes:
         choice: The kept channels.
         rounds: [] accepted alternating rounds.
-        calibration: Relative errors on the calibration tokens of the stages before the final result: of the dense
-            weights of these channels, then of their closed-form update; a stage that is the result is omitted.
-        held_out: The same errors on the held-out tokens; nan if there are none.
+        calibration: Relative errors on the calibration tokens by stage: of the dense weights of these channels, of
+            their closed-form update if there is one, and of the result of the rounds if there are any.
+        held_out: The same errors on the held-out tokens; empty if there are none.
     """
 
     choice: Choice
@@ -104,8 +118,7 @@ def prune_layer(
         choice: The channels to keep. By default they are selected here, on the pruned stream.
 
     Returns:
-        The block's parameters with fewer channels, and a record of how they were found. The error of the result is not
-        measured here: ``streams.leave_mlp`` computes it when the streams pass through.
+        The block's parameters with fewer channels, and a record of how they were found.
     """
     key = jax.random.key(settings.seed)
     if choice is None:
@@ -113,18 +126,19 @@ def prune_layer(
     else:
         stages = _update_chosen(config, narrow, layer, calibration, settings, choice)
     clock.lap("refit", stages)
-    *stages, last = stages
-    recovered = Recovered(last.weights, jnp.int32(0))
-    if baselines.update_used(settings) == "alternate":
-        stages.append(last)
+    block, rounds = Fitting(config, narrow, settings.fit.correction), jnp.int32(0)
+    if baselines.update_used(settings) == "alternate" and settings.rounds:
         schedule = Schedule(settings.rounds, settings.round_steps, settings.step_tokens, settings.learning_rate)
         steps = jax.random.fold_in(key, index)
-        recovered = _recover(narrow, schedule, layer, *last, calibration, held_out, choice.ridge, steps)
-    clock.lap("alternating", recovered)
-    mlp = placed(narrow, {"mlp": reduce.to_mlp(recovered.weights, layer["mlp"])})["mlp"]
-    judged = _errors(narrow, layer, [stage.weights for stage in stages], held_out)
+        weights, rounds, error = _recover(
+            block, schedule, layer, *stages[-1], calibration, held_out, choice.ridge, steps
+        )
+        stages.append(Stage(weights, error))
+    clock.lap("alternating", stages)
+    mlp = placed(narrow, {"mlp": reduce.to_mlp(stages[-1].weights, layer["mlp"])})["mlp"]
+    judged = _errors(block, layer, [stage.weights for stage in stages], held_out) if held_out.residual.size else []
     clock.lap("errors", judged)
-    return layer | {"mlp": mlp}, Solved(choice, recovered.rounds, [stage.error for stage in stages], judged)
+    return layer | {"mlp": mlp}, Solved(choice, rounds, [stage.error for stage in stages], judged)
 
 
 def choice_key(key: jax.Array, config: DecoderConfig, index: int | jax.Array) -> jax.Array:
@@ -142,7 +156,7 @@ def _solve(
     clock: Clock,
 ) -> tuple[Choice, list[Stage]]:
     """Selects channels, and returns the stages: dense weights, and their update if any; the moments are freed after."""
-    seen = moments.accumulate(config, layer, calibration)
+    seen = moments.accumulate(config, layer, calibration, settings.fit.correction)
     clock.lap("statistics", seen)
     choice = devices.everywhere(select(seen, key, narrow.intermediate, **search_of(settings)))
     clock.lap("selection", choice)
@@ -161,13 +175,12 @@ def _update_chosen(
 ) -> list[Stage]:  # fmt: skip
     """Like ``_solve``, for channels chosen on the dense stream: there are no moments of the pruned stream."""
     update, dense = baselines.update_used(settings), _dense_weights(config, narrow, layer, choice)
+    block = Fitting(config, narrow, settings.fit.correction)
     if update in ("refit", "alternate"):
-        refitted, before, after = _closed_form(narrow, layer, calibration, choice.ridge, dense)
+        refitted, before, after = _closed_form(block, layer, calibration, choice.ridge, dense)
         return [Stage(dense, before), Stage(refitted, after)]
-    if update == "bias":
-        error = _errors(narrow, layer, [dense], calibration)[0]
-        return [Stage(dense, error), Stage(_make_up_for_means(layer["mlp"]["down"], choice, dense), error)]
-    return [Stage(dense, jnp.float32(jnp.nan))]
+    stages = [dense] if update == "none" else [dense, _make_up_for_means(layer["mlp"]["down"], choice, dense)]
+    return [Stage(*each) for each in zip(stages, _errors(block, layer, stages, calibration), strict=True)]
 
 
 def _dense_weights(config: DecoderConfig, narrow: DecoderConfig, layer: Params, choice: Choice) -> Weights:
@@ -227,13 +240,11 @@ def refit_weights(seen: Moments, ridge: jax.Array, kept: jax.Array, selected: We
     return Weights(selected.inner, down, bias)
 
 
-@functools.partial(jax.jit, static_argnames="config")
+@functools.partial(jax.jit, static_argnames="block")
 @full_precision
-def _closed_form(
-    config: DecoderConfig, layer: Params, calibration: Tokens, ridge: jax.Array, selected: Weights
-) -> Fitted:
+def _closed_form(block: Fitting, layer: Params, calibration: Tokens, ridge: jax.Array, selected: Weights) -> Fitted:
     """Computes the result of ``refit_weights`` from the tokens and the moments of the kept channels alone."""
-    return alternating.closed_form(functools.partial(hidden_channels, config, layer), selected, calibration, ridge)
+    return alternating.closed_form(_mlp(block, layer), selected, calibration, ridge)
 
 
 error_by_moments = jax.jit(full_precision(moments.relative_error), static_argnames="centred")
@@ -246,19 +257,40 @@ def _make_up_for_means(down: jax.Array, choice: Choice, selected: Weights) -> We
     return selected._replace(bias=selected.bias + lost)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "schedule"))
+@functools.partial(jax.jit, static_argnames=("block", "schedule"))
 @full_precision
-def _recover(config: DecoderConfig, schedule: Schedule, layer: Params, start: Weights, error: jax.Array,
+def _recover(block: Fitting, schedule: Schedule, layer: Params, start: Weights, error: jax.Array,
              calibration: Tokens, held_out: Tokens, ridge: jax.Array, key: jax.Array) -> Recovered:  # fmt: skip
-    hidden = functools.partial(hidden_channels, config, layer)
-    return alternating.recover(hidden, start, error, calibration, held_out, schedule, ridge, key)
+    return alternating.recover(_mlp(block, layer), start, error, calibration, held_out, schedule, ridge, key)
 
 
-@functools.partial(jax.jit, static_argnames="config")
+@functools.partial(jax.jit, static_argnames="block")
 @full_precision
-def _errors(config: DecoderConfig, layer: Params, stages: list[Weights], tokens: Tokens) -> list[jax.Array]:
-    hidden = functools.partial(hidden_channels, config, layer)
-    return [alternating.relative_error(hidden, weights, tokens) for weights in stages]
+def _errors(block: Fitting, layer: Params, stages: list[Weights], tokens: Tokens) -> list[jax.Array]:
+    return [alternating.relative_error(_mlp(block, layer), weights, tokens) for weights in stages]
+
+
+def _mlp(block: Fitting, layer: Params) -> Mlp:
+    hidden = functools.partial(hidden_channels, block.narrow, layer)
+    return Mlp(hidden, functools.partial(aim, block.dense, layer, block.correction))
+
+
+def aim(config: DecoderConfig, layer: Params, correction: float, tokens: Tokens) -> jax.Array:
+    """Computes the output that a pruned MLP is fitted to, [..., d].
+
+    That is the dense MLP's output for the pruned stream, and a share of what is then still missing to the dense stream.
+    If a norm follows the MLP, it is the dense MLP's output for the dense stream.
+
+    Args:
+        config: The dense decoder.
+        layer: Parameters of the dense block.
+        correction: The share; 1 restores the dense stream.
+        tokens: Some of the tokens.
+    """
+    if correction == 1 or tokens.output is not None:
+        return tokens.target
+    own = decoder.block(config, layer, tokens.residual, method=mlp_output)
+    return own + correction * (tokens.target - own)
 
 
 def hidden_channels(config: DecoderConfig, layer: Params, inner: alternating.Inner, residual: jax.Array) -> jax.Array:
@@ -269,34 +301,27 @@ def hidden_channels(config: DecoderConfig, layer: Params, inner: alternating.Inn
     return decoder.block(config, layer | {"mlp": inner | unused}, residual, method=mlp_hidden)
 
 
-def layer_report(
-    index: int, solved: Solved, calibration: jax.Array, held_out: jax.Array | None, clock: Clock
-) -> LayerReport:
+def layer_report(index: int, solved: Solved, clock: Clock) -> LayerReport:
     """Builds the report of a layer.
 
     Args:
         index: Number of the layer.
         solved: Record of how it was pruned.
-        calibration: [] relative error of the result on the calibration tokens.
-        held_out: [] relative error on the held-out tokens; None if there are none.
         clock: The time by phase.
     """
-    rounds = int(solved.rounds)
-    # Without a round, the refit is the result.
-    on_calibration, on_held_out = (e if rounds else e[:1] for e in (solved.calibration, solved.held_out))
     return LayerReport(
         layer=index,
         kept=tuple(solved.choice.channels.kept.tolist()),
-        calibration=stage_errors(on_calibration, calibration),
-        held_out=None if held_out is None else stage_errors(on_held_out, held_out),
+        calibration=stage_errors(solved.calibration),
+        held_out=stage_errors(solved.held_out) if solved.held_out else None,
         swaps=int(solved.choice.channels.swaps),
         improving_swaps=int(solved.choice.channels.improving),
         ridge=float(solved.choice.ridge),
-        rounds=rounds,
+        rounds=int(solved.rounds),
         seconds=dict(clock.seconds),
     )
 
 
-def stage_errors(stages: list[jax.Array], result: jax.Array) -> Errors:
-    """Returns the errors of all three stages; stages that did not change the weights have the error of the result."""
-    return Errors(*map(float, [*stages, *[result] * (3 - len(stages))]))
+def stage_errors(stages: list[jax.Array]) -> Errors:
+    """Returns the errors of all three stages; those that did not change the weights have the error of the last."""
+    return Errors(*map(float, [*stages, *[stages[-1]] * (3 - len(stages))]))

@@ -33,15 +33,22 @@ class Moments(NamedTuple):
     variance: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames="config")
+@functools.partial(jax.jit, static_argnames=("config", "correction"))
 @full_precision
-def accumulate(config: DecoderConfig, layer: Params, tokens: Tokens) -> Moments:
-    """Accumulates the moments of the MLP in one pass over the tokens; no activation is kept beyond its chunk."""
+def accumulate(config: DecoderConfig, layer: Params, tokens: Tokens, correction: float = 1.0) -> Moments:
+    """Accumulates the moments of the MLP in one pass over the tokens; no activation is kept beyond its chunk.
+
+    Args:
+        config: The dense decoder.
+        layer: Parameters of the block.
+        tokens: The tokens.
+        correction: See ``layer.aim``; the output of the dense MLP follows from the moments of its channels.
+    """
 
     def hidden(residual: jax.Array) -> jax.Array:
         return decoder.block(config, layer, residual.reshape(-1, config.width), method=mlp_hidden)
 
-    return _accumulate(hidden, layer["mlp"]["down"], config.mlp_bias, tokens)
+    return _accumulate(hidden, layer["mlp"]["down"], config.mlp_bias, tokens, layer["mlp"].get("down_bias"), correction)
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -56,9 +63,17 @@ def accumulate_attention(config: DecoderConfig, layer: Params, tokens: Tokens) -
     return _accumulate(heads, weight, config.output_bias, tokens)
 
 
-def _accumulate(hidden: Callable[[jax.Array], jax.Array], weight: jax.Array, centred: bool, tokens: Tokens) -> Moments:
+def _accumulate(
+    hidden: Callable[[jax.Array], jax.Array],
+    weight: jax.Array,
+    centred: bool,
+    tokens: Tokens,
+    bias: jax.Array | None = None,
+    correction: float = 1.0,
+) -> Moments:
     """Accumulates moments of the channels, hidden: [.., d] -> [N, f], of a weight [f, d]; sharded along the rows."""
     f, d = weight.shape
+    weight = weight.astype(jnp.float32)
 
     def add(total: tuple, chunk: Tokens) -> tuple[tuple, None]:
         chunk = in_float32(chunk)
@@ -75,12 +90,23 @@ def _accumulate(hidden: Callable[[jax.Array], jax.Array], weight: jax.Array, cen
 
     totals = devices.total_by_rows(sums, tokens)
     (gram, cross), (hidden_mean, target_mean, power) = jax.tree.map(lambda total: total / tokens.real, totals)
+    if correction < 1 and tokens.output is None:
+        # Adds 1 - c times the moments of the dense output, H W + b, and its products with what is missing.
+        own = devices.by_rows(gram @ weight)
+        bias = jnp.zeros(d) if bias is None else bias.astype(jnp.float32)
+        own_mean = hidden_mean @ weight + bias
+        c = correction
+        crossed = (weight * cross).sum() + bias @ target_mean
+        own_power = (weight * own).sum() + bias @ (2 * own_mean - bias)
+        power = (1 - c) ** 2 * own_power + 2 * c * (1 - c) * crossed + c**2 * power
+        cross = (1 - c) * (own + hidden_mean[:, None] * bias[None, :]) + c * cross
+        target_mean = (1 - c) * own_mean + c * target_mean
     variance = jnp.diagonal(gram) - jnp.square(hidden_mean)
     if centred:
         gram = gram - hidden_mean[:, None] * hidden_mean[None, :]
         cross = cross - hidden_mean[:, None] * target_mean[None, :]
         power = power - jnp.square(target_mean).sum()
-    gram, cross, weight = (devices.by_rows(a) for a in (gram, cross, weight.astype(jnp.float32)))
+    gram, cross, weight = (devices.by_rows(a) for a in (gram, cross, weight))
     problem = Problem(gram, cross, power, weight)
     return Moments(problem, hidden_mean, target_mean, jnp.maximum(variance, 0))
 

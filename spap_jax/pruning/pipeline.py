@@ -151,8 +151,8 @@ def prune_layers(
         return
     chunks = calibration_chunks(tokens, settings)
     clock = Clock()
-    dtype, share = storage(settings.stream_dtype), settings.fit.correction
-    both = Both(*(streams.start(config, outer, part, dtype, share) for part in chunks))
+    dtype = storage(settings.stream_dtype)
+    both = Both(*(streams.start(config, outer, part, dtype) for part in chunks))
     clock.lap("streams", both)
     blocks, choices, wave = None, [], devices.everyone()
     for index in range(config.layers):
@@ -164,7 +164,7 @@ def prune_layers(
         clock.lap("reading", dense)
         if begun and index < len(made):
             layer, report = placed(narrow, begun.read(index)), made[index]
-            both = _past(own, narrow, dense, layer, both, settings.fit.correction)
+            both = _past(own, narrow, dense, layer, both)
         else:
             choice = choices[index % wave] if choices else None
             layer, report, both = _prune_block(index, own, narrow, dense, both, choice, settings, clock)
@@ -203,7 +203,7 @@ def _prune_block(
     fewer_heads = config.with_kv_heads(narrow.kv_heads)
     attention = None
     if fewer_heads == config:
-        both = Both(*(streams.enter_mlp(config, layer, s, settings.fit.correction) for s in both))
+        both = Both(*(streams.enter_mlp(config, layer, s) for s in both))
     else:
         layer, pair, attention = prune_attention(index, config, fewer_heads, layer, both, settings, clock)
         both = Both(*pair)
@@ -213,15 +213,15 @@ def _prune_block(
     layer, solved = prune_layer(index, fewer_heads, own, layer, calibration, held_out, settings, clock, choice)
     layer = resized(layer, narrow.intermediate)
     del calibration, held_out
-    (fitted, error), (judged, held_out_error) = (streams.leave_mlp(narrow, layer, s) for s in both)
-    clock.lap("streams", (fitted, judged))
-    if not np.isfinite(error):
+    both = Both(*(streams.leave_mlp(narrow, layer, s) for s in both))
+    clock.lap("streams", both)
+    if not np.isfinite(solved.calibration[-1]):
         raise NotFiniteError(
             f"the activations of layer {index} are not finite: they overflow in float32, and would again with these "
             "settings, so look whether the model computes what it should (spap eval)."
         )
-    report = layer_report(index, solved, error, held_out_error if judged.dense.size else None, clock)
-    return layer, dataclasses.replace(report, attention=attention), Both(fitted, judged)
+    report = layer_report(index, solved, clock)
+    return layer, dataclasses.replace(report, attention=attention), both
 
 
 def resized(layer: Params, width: int) -> Params:
@@ -229,18 +229,16 @@ def resized(layer: Params, width: int) -> Params:
     return layer | {"mlp": with_channels(layer["mlp"], width)}
 
 
-def _past(
-    config: DecoderConfig, narrow: DecoderConfig, dense: Params, layer: Params, both: Both, correction: float
-) -> Both:
+def _past(config: DecoderConfig, narrow: DecoderConfig, dense: Params, layer: Params, both: Both) -> Both:
     """Advances the streams past an already pruned block, with the programs of ``_prune_block``: bitwise equal."""
     fewer_heads = config.with_kv_heads(narrow.kv_heads)
     if fewer_heads == config:
-        both = Both(*(streams.enter_mlp(config, dense, s, correction) for s in both))
+        both = Both(*(streams.enter_mlp(config, dense, s) for s in both))
     else:
         small = dense | {"attention": layer["attention"]}
         both = Both(*(streams.enter_attention(config, dense, s) for s in both))
-        both = Both(*(streams.leave_attention(fewer_heads, small, s, correction) for s in both))
-    return Both(*(streams.leave_mlp(narrow, layer, s)[0] for s in both))
+        both = Both(*(streams.leave_attention(fewer_heads, small, s) for s in both))
+    return Both(*(streams.leave_mlp(narrow, layer, s) for s in both))
 
 
 def calibration_chunks(tokens: np.ndarray, settings: PruneSettings) -> tuple[Padded, Padded]:

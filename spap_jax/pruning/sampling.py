@@ -16,6 +16,7 @@ from spap_jax.devices import number
 from spap_jax.errors import UserError, option
 from spap_jax.evaluation.generation import generate, keys_of
 from spap_jax.model import Model
+from spap_jax.numerics import step_dtype
 from spap_jax.placement import placed
 from spap_jax.pruning.report import data_account
 from spap_jax.pruning.streams import largest_divisor
@@ -58,7 +59,7 @@ def sample(
     size, written = shares * at_once(len(prompts) // shares, length), []
     keys = keys_of(jax.random.key(seed), np.arange(len(prompts)))
     model = model.replace(params=placed(model.config, model.params))
-    dtype = model.params["embed"]["tokens"].dtype
+    dtype = step_dtype(None)
     for start in range(0, len(prompts), size):
         watch(start, len(prompts))
         some, drawn = prompts[start : start + size], keys[start : start + size]

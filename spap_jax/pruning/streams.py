@@ -19,7 +19,7 @@ from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Block, Params
 from spap_jax.numerics import full_precision, in_float32, storage, stored
 from spap_jax.placement import placed
-from spap_jax.solver.alternating import Tokens, squares
+from spap_jax.solver.alternating import Tokens
 
 FLOAT32 = storage("float32")
 
@@ -89,21 +89,18 @@ def largest_divisor(count: int, most: int) -> int:
     return next(size for size in range(min(count, most), 0, -1) if count % size == 0)
 
 
-def start(
-    config: DecoderConfig, params: Params, chunks: Padded, dtype: np.dtype = FLOAT32, correction: float = 1.0
-) -> Streams:
-    """Embeds token chunks; both streams start equal, and are stored in ``dtype``. For ``correction`` see `both_at`."""
-    return both_at(config, embed(config, params, chunks.tokens, dtype), chunks.counted, correction)
+def start(config: DecoderConfig, params: Params, chunks: Padded, dtype: np.dtype = FLOAT32) -> Streams:
+    """Embeds token chunks; both streams start equal, and are stored in ``dtype``."""
+    return both_at(config, embed(config, params, chunks.tokens, dtype), chunks.counted)
 
 
-def both_at(config: DecoderConfig, x: jax.Array, counted: jax.Array | None, correction: float = 1.0) -> Streams:
+def both_at(config: DecoderConfig, x: jax.Array, counted: jax.Array | None) -> Streams:
     """Returns two streams that both start at x, [C, B, T, d], which is not copied for the first.
 
-    They have room for a desired output if that is not their difference: the norm that follows an output in some
-    families leaves no way to correct earlier errors, and a ``correction`` below 1 corrects a part of them.
+    They have room for a desired output if a norm follows an output, which leaves no way to correct earlier errors.
     """
     normed = "output" in config.norms
-    output = jnp.zeros_like(x) if normed or correction < 1 else None
+    output = jnp.zeros_like(x) if normed else None
     ones = devices.spread(np.ones(x.shape[:-1], np.float32)) if normed and counted is None else counted
     return Streams(x, jnp.copy(x), output, ones)
 
@@ -131,17 +128,10 @@ def _embed(config: DecoderConfig, params: Params, chunks: jax.Array, dtype: np.d
     return devices.apart(every, chunks, params) if len(chunks) else every(chunks, params)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "correction"), donate_argnames="streams")
+@functools.partial(jax.jit, static_argnames="config", donate_argnames="streams")
 @full_precision
-def enter_mlp(config: DecoderConfig, layer: Params, streams: Streams, correction: float = 1.0) -> Streams:
-    """Advances both streams past a dense block's attention, and the dense stream past its MLP too.
-
-    Args:
-        config: The dense decoder.
-        layer: Parameters of the block.
-        streams: The streams before the block.
-        correction: Share of the earlier errors that the desired output corrects, if the streams have room for one.
-    """
+def enter_mlp(config: DecoderConfig, layer: Params, streams: Streams) -> Streams:
+    """Advances both streams past a dense block's attention, and the dense stream past its MLP too."""
     piece = functools.partial(decoder.block, config, layer)
 
     def one(chunk: Streams) -> Streams:
@@ -149,7 +139,7 @@ def enter_mlp(config: DecoderConfig, layer: Params, streams: Streams, correction
         y = piece(r, method=mlp_output)
         full = r + piece(y, method=Block.mlp_addition)
         pruned = piece(chunk.pruned, *causal(chunk.pruned), method=Block.attend)
-        return _aimed(config, chunk, Streams(full, pruned, y), functools.partial(piece, method=mlp_output), correction)
+        return _aimed(chunk, Streams(full, pruned, y))
 
     return in_place(one, streams)
 
@@ -163,7 +153,7 @@ def enter_dense_mlp(config: DecoderConfig, layer: Params, streams: Streams) -> S
     def one(chunk: Streams) -> Streams:
         r = piece(chunk.dense, *causal(chunk.dense), method=Block.attend)
         y = piece(r, method=mlp_output)
-        return _aimed(config, chunk, Streams(r + piece(y, method=Block.mlp_addition), r, y), lambda _: y, 1.0)
+        return _aimed(chunk, Streams(r + piece(y, method=Block.mlp_addition), r, y))
 
     return in_place(one, streams)
 
@@ -189,55 +179,44 @@ def enter_attention(config: DecoderConfig, layer: Params, streams: Streams) -> S
         heads = piece(chunk.dense, *causal(chunk.dense), method=Block.attended)
         after = piece(chunk.dense, heads, method=Block.add_attention)
         y = piece(heads, method=lambda block, x: block.attention.project_out(x))
-        return _aimed(config, chunk, Streams(after, chunk.pruned, y), lambda _: y, 1.0)
+        return _aimed(chunk, Streams(after, chunk.pruned, y))
 
     return in_place(one, streams)
 
 
-@functools.partial(jax.jit, static_argnames=("narrow", "correction"), donate_argnames="streams")
+@functools.partial(jax.jit, static_argnames="narrow", donate_argnames="streams")
 @full_precision
-def leave_attention(narrow: DecoderConfig, layer: Params, streams: Streams, correction: float = 1.0) -> Streams:
+def leave_attention(narrow: DecoderConfig, layer: Params, streams: Streams) -> Streams:
     """Advances both streams from after ``enter_attention`` to the state after ``enter_mlp``; the MLP is still dense.
 
     Args:
         narrow: The decoder with fewer heads and the dense MLP.
         layer: Parameters of the block with fewer heads and the dense MLP.
         streams: The dense stream after attention, and the pruned stream before it.
-        correction: As in ``enter_mlp``.
     """
     piece = functools.partial(decoder.block, narrow, layer)
 
     def one(chunk: Streams) -> Streams:
         pruned = piece(chunk.pruned, *causal(chunk.pruned), method=Block.attend)
         y = piece(chunk.dense, method=mlp_output)
-        now = Streams(chunk.dense + piece(y, method=Block.mlp_addition), pruned, y)
-        return _aimed(narrow, chunk, now, functools.partial(piece, method=mlp_output), correction)
+        return _aimed(chunk, Streams(chunk.dense + piece(y, method=Block.mlp_addition), pruned, y))
 
     return in_place(one, streams)
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="streams")
 @full_precision
-def leave_mlp(config: DecoderConfig, layer: Params, streams: Streams) -> tuple[Streams, jax.Array]:
-    """Finishes the block: advances the pruned stream past the pruned MLP of ``layer``, and both past the closing norm.
-
-    Returns:
-        The streams after the block, and the relative error [] of the pruned MLP's output; nan if there are no tokens.
-    """
+def leave_mlp(config: DecoderConfig, layer: Params, streams: Streams) -> Streams:
+    """Advances the pruned stream past the pruned MLP of ``layer``, and both streams past the closing norm."""
     piece = functools.partial(decoder.block, config, layer)
 
-    def one(item: tuple[Streams, jax.Array]) -> tuple[Streams, jax.Array]:
-        chunk, _ = item
+    def one(chunk: Streams) -> Streams:
         y = piece(chunk.pruned, method=mlp_output)
         ends = (chunk.dense, chunk.pruned + piece(y, method=Block.mlp_addition))
         dense, pruned = (piece(stream, method=Block.finish) for stream in ends)
-        return chunk._replace(dense=dense, pruned=pruned), squares(fitting_tokens(chunk), y)
+        return chunk._replace(dense=dense, pruned=pruned)
 
-    streams, sums = in_place(one, (streams, jnp.zeros((len(streams.dense), 2))))
-    error, power = sums.sum(axis=0)
-    if not len(sums):
-        return streams, jnp.float32(jnp.nan)
-    return streams, error / jnp.maximum(power, jnp.finfo(jnp.float32).tiny)
+    return in_place(one, streams)
 
 
 def fitting_tokens(streams: Streams) -> Tokens:
@@ -249,32 +228,20 @@ def fitting_tokens(streams: Streams) -> Tokens:
     return Tokens(streams.pruned, streams.dense, streams.output, streams.weights)
 
 
-def _aimed(
-    config: DecoderConfig, chunk: Streams, now: Streams, own: Callable[[jax.Array], jax.Array], correction: float
-) -> Streams:
+def _aimed(chunk: Streams, now: Streams) -> Streams:
     """Returns the streams of a chunk, with a desired output if the chunk has room for one.
 
-    That is the dense half's output for the pruned stream, and a share of what is then still missing to the dense
-    stream. If a root mean square norm follows the half, it is the output for the dense stream, before the norm, and the
+    That is the dense half's output for the dense stream, before the root mean square norm that follows it, and the
     error of each token counts relative to it, since the norm divides by the size of the output.
 
     Args:
-        config: The decoder.
         chunk: The streams before.
         now: The streams after, with the dense half's output for the dense stream.
-        own: Computes the dense half's output for the pruned stream. [B, T, d] -> [B, T, d].
-        correction: The share.
     """
-    if chunk.output is None or now.output is None:
+    if chunk.output is None or chunk.weights is None or now.output is None:
         return now._replace(output=None, weights=chunk.weights)
-    if chunk.weights is not None and "output" in config.norms:
-        size = jnp.square(now.output).mean(axis=-1)
-        return now._replace(weights=jnp.where(chunk.weights > 0, jax.lax.rsqrt(size + _NORM_EPS), 0))
-    missing = now.dense - now.pruned
-    if correction < 1:
-        output = own(now.pruned)
-        missing = output + correction * (missing - output)
-    return now._replace(output=missing, weights=chunk.weights)
+    size = jnp.square(now.output).mean(axis=-1)
+    return now._replace(weights=jnp.where(chunk.weights > 0, jax.lax.rsqrt(size + _NORM_EPS), 0))
 
 
 def mlp_output(block: Block, r: jax.Array) -> jax.Array:

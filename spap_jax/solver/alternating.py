@@ -64,6 +64,18 @@ class Tokens(NamedTuple):
         return jax.tree.map(lambda a: a.reshape(-1, *a.shape[axes:]), self)
 
 
+class Mlp(NamedTuple):
+    """An MLP whose weights are fitted, as functions.
+
+    Attributes:
+        hidden: (inner, residual [..., d]) -> hidden channels [..., k].
+        target: Returns the desired output [..., d] for some of the tokens.
+    """
+
+    hidden: Hidden
+    target: Callable[[Tokens], jax.Array] = lambda tokens: tokens.target
+
+
 class Weights(NamedTuple):
     """Weights of a narrow MLP: inner projections, down [k, d], and bias [d] or None."""
 
@@ -96,10 +108,11 @@ class Fitted(NamedTuple):
 
 
 class Recovered(NamedTuple):
-    """Recovered weights and the number of accepted rounds."""
+    """Recovered weights, the number of accepted rounds, and the relative error on the calibration tokens."""
 
     weights: Weights
     rounds: jax.Array
+    error: jax.Array
 
 
 def output(hidden: Hidden, weights: Weights, residual: jax.Array) -> jax.Array:
@@ -108,25 +121,27 @@ def output(hidden: Hidden, weights: Weights, residual: jax.Array) -> jax.Array:
     return y if weights.bias is None else y + weights.bias.reshape((1,) * (y.ndim - 1) + (-1,))
 
 
-def relative_error(hidden: Hidden, weights: Weights, tokens: Tokens) -> jax.Array:
+def relative_error(mlp: Mlp, weights: Weights, tokens: Tokens) -> jax.Array:
     """Computes the squared error over the squared target, each summed over all tokens; nan if there are none."""
     if not tokens.residual.size:
         return jnp.float32(jnp.nan)
 
     def add(total: jax.Array, chunk: Tokens) -> tuple[jax.Array, None]:
         chunk = in_float32(chunk)
-        return total + squares(chunk, output(hidden, weights, chunk.residual)), None
+        return total + _squares(mlp, weights, chunk), None
 
     error, power = devices.total(lambda own: jax.lax.scan(add, jnp.zeros(2), own)[0], tokens)
     return error / jnp.maximum(power, _TINY)  # a layer that adds nothing has no target
 
 
-def squares(tokens: Tokens, found: jax.Array) -> jax.Array:
-    """Computes the weighted sums of the squared error of an output, and of the squared target, [2]."""
-    return jnp.stack([jnp.square(tokens.weighted(rows)).sum() for rows in (tokens.target - found, tokens.target)])
+def _squares(mlp: Mlp, weights: Weights, tokens: Tokens) -> jax.Array:
+    """Computes the weighted sums of the squared error of the output, and of the squared target, [2]."""
+    target = mlp.target(tokens)
+    error = target - output(mlp.hidden, weights, tokens.residual)
+    return jnp.stack([jnp.square(tokens.weighted(rows)).sum() for rows in (error, target)])
 
 
-def closed_form(hidden: Hidden, weights: Weights, tokens: Tokens, ridge: float | jax.Array) -> Fitted:
+def closed_form(mlp: Mlp, weights: Weights, tokens: Tokens, ridge: float | jax.Array) -> Fitted:
     """Solves for the optimal output projection and bias, given the inner projections, in one pass over the tokens.
 
     The ridge pulls towards the current projection, so that the error cannot rise. Both errors follow from the second
@@ -136,11 +151,12 @@ def closed_form(hidden: Hidden, weights: Weights, tokens: Tokens, ridge: float |
 
     def add(total, chunk: Tokens):
         chunk = in_float32(chunk.flat())
-        h = chunk.weighted(hidden(weights.inner, chunk.residual))
+        target = mlp.target(chunk)
+        h = chunk.weighted(mlp.hidden(weights.inner, chunk.residual))
         # Solve for the correction of the output, not the output: its right-hand side is small, and so is its rounding.
-        e = chunk.weighted(chunk.target - output(hidden, weights, chunk.residual))
+        e = chunk.weighted(target - output(mlp.hidden, weights, chunk.residual))
         transposed = jax.lax.optimization_barrier(h.T)  # materialised: see moments.accumulate
-        powers = jnp.stack([jnp.square(e).sum(), jnp.square(chunk.weighted(chunk.target)).sum()])
+        powers = jnp.stack([jnp.square(e).sum(), jnp.square(chunk.weighted(target)).sum()])
         parts = (transposed @ h, h.T @ e, h.sum(axis=0), e.sum(axis=0), powers)
         return jax.tree.map(jnp.add, total, parts), None
 
@@ -172,16 +188,14 @@ def relative_optimizer() -> optax.GradientTransformation:
     return optax.chain(optax.scale_by_adam(b2=0.99), optax.scale_by_param_block_rms())
 
 
-def descend(
-    hidden: Hidden, weights: Weights, tokens: Tokens, schedule: Schedule, rate: jax.Array, key: jax.Array
-) -> Weights:
+def descend(mlp: Mlp, weights: Weights, tokens: Tokens, schedule: Schedule, rate: jax.Array, key: jax.Array) -> Weights:
     """Runs minibatch steps on all weights jointly; the step size decays to zero over the round, so that they settle."""
     count = tokens.real  # padding comes last, and is never drawn
     decay = optax.cosine_decay_schedule(1.0, schedule.steps)
     optimizer = relative_optimizer()
 
     def loss(weights: Weights, drawn: Tokens) -> jax.Array:
-        error, power = squares(drawn, output(hidden, weights, drawn.residual))
+        error, power = _squares(mlp, weights, drawn)
         return error / power
 
     def step(carry: tuple[Any, Any], now: tuple[jax.Array, jax.Array]) -> tuple[tuple[Any, Any], None]:
@@ -199,7 +213,7 @@ def descend(
 
 
 def recover(
-    hidden: Hidden,
+    mlp: Mlp,
     start: Weights,
     error: jax.Array,
     calibration: Tokens,
@@ -211,7 +225,7 @@ def recover(
     """Runs alternating minimisation from a closed-form refit. After a rejected round, the step size is halved.
 
     Args:
-        hidden: (inner, residual [..., d]) -> hidden channels [..., k].
+        mlp: The MLP.
         start: Initial weights.
         error: [] relative error of ``start`` on the calibration tokens, known from the refit.
         calibration: Tokens to fit.
@@ -222,17 +236,17 @@ def recover(
     """
 
     def judged(weights: Weights) -> jax.Array:
-        return relative_error(hidden, weights, held_out) if held_out.residual.shape[0] else jnp.float32(0)
+        return relative_error(mlp, weights, held_out) if held_out.residual.shape[0] else jnp.float32(0)
 
     def one(carry, key):
         weights, best, rate, taken = carry
-        tried = descend(hidden, weights, calibration, schedule, rate, key)
-        tried, _, fitted = closed_form(hidden, tried, calibration, ridge)
+        tried = descend(mlp, weights, calibration, schedule, rate, key)
+        tried, _, fitted = closed_form(mlp, tried, calibration, ridge)
         now = jnp.stack([fitted, judged(tried)])
         better = (now[0] < best[0]) & (now[1] <= best[1])  # false for nan
         weights = jax.tree.map(lambda new, old: jnp.where(better, new, old), tried, weights)
         return (weights, jnp.where(better, now, best), jnp.where(better, rate, rate / 2), taken + better), None
 
     first = (start, jnp.stack([error, judged(start)]), jnp.float32(schedule.learning_rate), jnp.int32(0))
-    (weights, _, _, taken), _ = jax.lax.scan(one, first, jax.random.split(key, schedule.rounds))
-    return Recovered(weights, taken)
+    (weights, best, _, taken), _ = jax.lax.scan(one, first, jax.random.split(key, schedule.rounds))
+    return Recovered(weights, taken, best[0])

@@ -73,16 +73,18 @@ class Phases:
         self.fitted, self.held_out = (_streams(load, part) for part in load.parts)
         mlp = jax.tree.map(_float32, self.small["mlp"])
         self.weights = Weights(mlp, mlp.pop("down"), mlp.pop("down_bias", None))
+        self.fitting = block.Fitting(load.dense, load.narrow, load.settings.fit.correction)
         self.key = _everywhere(jax.eval_shape(lambda: jax.random.key(0)))
 
     def enter_mlp(self):
-        return streams.enter_mlp.lower(self.load.dense, self.layer, self.fitted, self.load.settings.fit.correction)
+        return streams.enter_mlp.lower(self.load.dense, self.layer, self.fitted)
 
     def leave_mlp(self):
         return streams.leave_mlp.lower(self.load.narrow, self.small, self.fitted)
 
     def statistics(self):
-        return moments.accumulate.lower(self.load.dense, self.layer, streams.fitting_tokens(self.fitted))
+        tokens = streams.fitting_tokens(self.fitted)
+        return moments.accumulate.lower(self.load.dense, self.layer, tokens, self.load.settings.fit.correction)
 
     def selection(self):
         return block.select.lower(self.moments(), self.key, **self._search())
@@ -114,7 +116,7 @@ class Phases:
 
     def closed_form(self):
         tokens = streams.fitting_tokens(self.fitted)
-        return block._closed_form.lower(self.load.narrow, self.layer, tokens, _described(()), self.weights)
+        return block._closed_form.lower(self.fitting, self.layer, tokens, _described(()), self.weights)
 
     def enter_dense_mlp(self):
         return streams.enter_dense_mlp.lower(self.load.dense, self.layer, self.fitted)
@@ -124,11 +126,11 @@ class Phases:
         schedule = Schedule(s.rounds, s.round_steps, s.step_tokens, s.learning_rate)
         start = (self.weights, _described(()))
         tokens = (streams.fitting_tokens(part) for part in (self.fitted, self.held_out))
-        return block._recover.lower(self.load.narrow, schedule, self.layer, *start, *tokens, _described(()), self.key)
+        return block._recover.lower(self.fitting, schedule, self.layer, *start, *tokens, _described(()), self.key)
 
     def errors(self):
         tokens = streams.fitting_tokens(self.held_out)
-        return block._errors.lower(self.load.narrow, self.layer, [self.weights], tokens)
+        return block._errors.lower(self.fitting, self.layer, [self.weights], tokens)
 
     def joint_step(self):
         job, given, moved = self._joint(self.fitted)

@@ -64,7 +64,7 @@ def layers_of(variant: str, result: api.PruneResult) -> Iterator[Seen]:
         before, after = ({name: float64(a) for name, a in layer["mlp"].items()} for layer in (dense, small))
         added = decoder.block(result.model.config, small, tokens.residual, method=streams.mlp_output)
         yield Seen(before, after, kept, removed, float64(hidden), float64(tokens.target), float64(added))
-        both, _ = streams.leave_mlp(result.model.config, small, both)
+        both = streams.leave_mlp(result.model.config, small, both)
 
 
 def assert_as_it_was(seen: Seen, names: set[str]) -> None:
@@ -150,7 +150,7 @@ def test_the_refit_solves_least_squares(variant: str, method: Method, schedule: 
      ("llama", "obs", "alternate", "parallel")],
 )  # fmt: skip
 def test_the_errors_told_are_those_of_every_stage(variant: str, method: Method, update: Update, schedule: str):
-    """Each stage computes its error differently: from moments, while streaming, or from the closed form."""
+    """Each stage computes its error differently: from moments, from the closed form, or in a pass of its own."""
     result = run(variant, method, update, schedule=schedule)
     for seen, report in zip(layers_of(variant, result), result.report.layers, strict=True):
         power = (seen.target**2).sum()
