@@ -90,9 +90,10 @@ def solving_bytes(f: int, d: int, shares: int = 1) -> float:
 
 
 def closing_bytes(load: Workload) -> float:
-    """Workspace of ``alternating.closed_form``: sums beside the total, hidden channels and their transpose."""
-    d, k, tokens = load.narrow.width, load.narrow.intermediate, load.fitted.size
-    return 4 * (2 * k**2 + 2 * k * d + tokens * (2 * k + d))
+    """Workspace of ``alternating.closed_form``: sums beside the total; hidden channels and transpose, or ``aim``."""
+    d, k, tokens, dense = load.narrow.width, load.narrow.intermediate, load.fitted.size, load.mine.dense
+    aimed = _cast(load, _mlp_elements(dense)) + 4 * tokens * 2 * (dense.intermediate + d) if load.aimed else 0
+    return 4 * (2 * k**2 + 2 * k * d) + max(4 * tokens * (2 * k + d), aimed)
 
 
 def recovering_bytes(load: Workload) -> tuple[float, float]:

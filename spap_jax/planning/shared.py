@@ -29,9 +29,10 @@ def exchanged(load: Workload) -> dict[str, Traffic]:
     k = load.narrow.intermediate
     channels = _gathered(load, k, load.fitted.tokens + 2 * k + 3 * d)  # the system is resharded for its panels
     panels = Counter({"all-reduce": 4 * (k + d) * k})
-    errors = _reduced(load, _mlp(load, load.narrow), load.held_out.tokens)
-    step = _reduced(load, _mlp(load, load.narrow), load.fitted.share(load.batch))
-    closed = channels + panels + _reduced(load, _mlp(load, load.narrow), load.fitted.tokens)
+    outputs = _mlp(load, load.narrow) + load.aimed * _mlp(load, load.dense)
+    errors = _reduced(load, outputs, load.held_out.tokens)
+    step = _reduced(load, outputs, load.fitted.share(load.batch))
+    closed = channels + panels + _reduced(load, outputs, load.fitted.tokens)
     alternating = _times(step, s.rounds * s.round_steps) + _times(closed, s.rounds) + _times(errors, s.rounds + 1)
     return {
         "streams": _reduced(load, 2 * _heads(load) + 2 * _mlp(load, load.dense) - _lost(load), load.tokens),

@@ -87,7 +87,8 @@ def statistics_bytes(load: Workload) -> float:
     passed = mlp_bytes(mine, load.fitted.size) * (1 - 1 / matrices)
     attended = attention_bytes(mine, load.fitted.size, load.fitted.length)
     heads = sums(whole.heads * width, mine.heads * width, attended) if load.fewer_heads else 0
-    return sums(whole.intermediate, mine.intermediate, passed) + heads
+    own = product(whole.intermediate, whole.intermediate, whole.width) if load.aimed else 0
+    return sums(whole.intermediate, mine.intermediate, passed) + heads + own
 
 
 def _pivot_bytes(f: int, d: int, moved: int) -> float:
@@ -146,8 +147,8 @@ def closed_form_bytes(load: Workload) -> float:
 
 
 def aim_bytes(load: Workload, tokens: float) -> float:
-    """``layer.aim``: the dense MLP, if a correction below 1 needs its output."""
-    return mlp_bytes(load.mine.dense, tokens) if load.aimed else 0
+    """``layer.aim``: the dense MLP, if a correction below 1 needs its output, which is mixed with the target."""
+    return mlp_bytes(load.mine.dense, tokens) + 4 * 4 * tokens * load.dense.width if load.aimed else 0
 
 
 def alternating_bytes(load: Workload) -> float:
@@ -164,7 +165,8 @@ def alternating_bytes(load: Workload) -> float:
 
 def errors_bytes(load: Workload, part: Chunks) -> float:
     """One pass of some tokens through the narrow MLP, and both streams."""
-    return part.here * (mlp_bytes(load.mine.narrow, part.size) + 8 * part.size * load.narrow.width)
+    each = mlp_bytes(load.mine.narrow, part.size) + aim_bytes(load, part.size)
+    return part.here * (each + 8 * part.size * load.narrow.width)
 
 
 def sampling_bytes(load: Workload) -> float:
@@ -180,7 +182,7 @@ def joint_step_bytes(load: Workload) -> float:
     """Blocks in four passes, logits, and the update of a device's share of the weights; see `joint_step_operations`."""
     config, tokens, length = load.mine.narrow, load.joint_at_once, load.fitted.length
     scale = load.compute_bytes / 4
-    logits = 5 * head_bytes(config, tokens) + 4 * _SOFTMAX_PASSES * tokens * config.vocabulary
+    logits = 3 * head_bytes(config, tokens) + 4 * _SOFTMAX_PASSES * tokens * config.vocabulary
     weights = 3 * load.compute_bytes * (config.layers * memory.block_elements(config) + memory.outer_elements(config))
     once = scale * config.layers * 4 * block_bytes(config, tokens, length) + logits + weights
     own = memory.moved_elements(load) * load.together / config.layers / load.devices
@@ -235,6 +237,10 @@ def statistics_collectives(load: Workload) -> Counter[str]:
         found["all-reduce"] += 4 * (own + whole.width + 1 + f * apart)  # the variances are on the diagonal
         if apart and whole.mlp_bias:  # centring needs the means of all channels where the rows are
             found["all-gather"] += 4 * f
+    if load.aimed and load.sharing_rows(whole.intermediate) == load.devices * load.sharers:
+        # The projection is divided when it is cast, and gathered for its product with the divided rows.
+        found["all-gather"] += 4 * whole.intermediate * whole.width * (load.weight_bytes < 4)
+        found["all-reduce"] += 4 * (whole.width + 2)
     return found
 
 

@@ -135,7 +135,7 @@ def test_bytes_between_devices(compiled: Compiled):
         return dict(collectives(compiled.programs[name], load.devices))
 
     assert found("enter_mlp") == {}
-    assert found("leave_mlp") == {"all-reduce": 2 * 4}  # squared error and target
+    assert found("leave_mlp") == {}
     assert found("statistics") == dict(traffic.statistics_collectives(load))
     round_ = traffic.step_collectives(load) + traffic.closed_form_collectives(load)
     assert found("closed_form") == dict(traffic.closed_form_collectives(load))
@@ -154,7 +154,7 @@ def test_bytes_from_and_to_memory(compiled: Compiled):
         (compiled.moved("joint_step"), traffic.joint_step_bytes(one_block(once))),
         (compiled.moved("joint_check"), traffic.joint_check_bytes(one_block(once))),
     ):
-        assert 0.6 * counted < found < 3 * counted
+        assert 0.6 * counted < found < 3 * counted, (found, counted)
 
 
 @pytest.mark.parametrize(
