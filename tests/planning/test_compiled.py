@@ -154,7 +154,7 @@ def test_bytes_from_and_to_memory(compiled: Compiled):
         (compiled.moved("joint_step"), traffic.joint_step_bytes(one_block(once))),
         (compiled.moved("joint_check"), traffic.joint_check_bytes(one_block(once))),
     ):
-        assert 0.6 * counted < found < 3 * counted, (found, counted)
+        assert 0.6 * counted < found < 3.2 * counted, (found, counted)
 
 
 @pytest.mark.parametrize(
