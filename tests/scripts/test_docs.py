@@ -12,7 +12,7 @@ import spap_jax
 from spap_jax.cli.app import app
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("spap_jax", "models", "tests", "benchmarks", "examples", "tpu_scripts")
+FOLDERS = ("spap_jax", "tests", "benchmarks", "examples", "tpu_scripts")
 PARTS = tuple(path.name for path in (ROOT / "spap_jax").iterdir() if path.is_dir())
 ENTRANCES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "tpu_scripts/README.md")
 
