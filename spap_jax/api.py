@@ -20,18 +20,18 @@ from spap_jax.numerics import first_not_finite
 from spap_jax.placement import fitting, stacked
 from spap_jax.pruning.achieved import warn_of_sparsity
 from spap_jax.pruning.allocation import allocated_config, check_allocation
-from spap_jax.pruning.card import pruned_files
 from spap_jax.pruning.pipeline import prune_layers, pruned_config
 from spap_jax.pruning.progress import Progress
-from spap_jax.pruning.report import LayerReport, PruneReport, data_account, new_report
+from spap_jax.pruning.prune_card import pruned_files
+from spap_jax.pruning.prune_report import LayerReport, PruneReport, data_account, new_report
 from spap_jax.pruning.sampling import with_samples
 from spap_jax.quantities import change_text
 from spap_jax.repetition import warn_of_repetition
 from spap_jax.settings import FinetuneSettings, PruneSettings
-from spap_jax.training.card import trained_files
-from spap_jax.training.checks import Check
+from spap_jax.training.check import Check
 from spap_jax.training.engine import Stage
-from spap_jax.training.report import FinetuneReport
+from spap_jax.training.finetune_card import trained_files
+from spap_jax.training.finetune_report import FinetuneReport
 from spap_jax.training.run import run
 
 __all__ = [

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 import spap_jax as spap
-from spap_jax.baselines import update_used
+from spap_jax.methods import update_used
 from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
@@ -23,17 +23,17 @@ from spap_jax.pruning import moments, pipeline, reduce, streams
 from spap_jax.pruning.layer import (
     Clock,
     choice_key,
+    choose_channels,
     error_by_moments,
     hidden_channels,
     prune_layer,
     refit_weights,
     search_of,
-    select,
 )
 from spap_jax.pruning.predictions import at
 from spap_jax.pruning.streams import Streams
 from spap_jax.solver import alternating
-from spap_jax.solver.alternating import Schedule, Tokens, Weights
+from spap_jax.solver.alternating import RoundSchedule, Tokens, Weights
 from spap_jax.solver.problem import equilibrate
 
 IDEAS = {
@@ -205,11 +205,11 @@ def prune_weighted(
     problem = seen.problem
     turned = problem._replace(cross=problem.cross @ metric.root, weight=problem.weight @ metric.root)
     seen = seen._replace(problem=turned, target_mean=seen.target_mean @ metric.root)
-    choice = select(seen, choice_key(key, config, index), narrow.intermediate, **search_of(settings))
+    choice = choose_channels(seen, choice_key(key, config, index), narrow.intermediate, **search_of(settings))
     kept = choice.channels.kept
     taken = reduce.to_weights(reduce.take_channels(FAMILIES[config.family], layer["mlp"], kept))
     weights = refit_weights(seen, choice.ridge, kept, taken)
-    schedule = Schedule(settings.rounds, settings.round_steps, settings.step_tokens, settings.learning_rate)
+    schedule = RoundSchedule(settings.rounds, settings.round_steps, settings.step_tokens, settings.learning_rate)
     steps = jax.random.fold_in(key, index)
     error = error_by_moments(seen, config.mlp_bias, kept, weights)
     weights = recover_weighted(narrow, schedule, layer, weights, error, fitted, judged, choice.ridge, steps, metric)
@@ -220,7 +220,7 @@ def prune_weighted(
 @full_precision
 def recover_weighted(
     narrow: DecoderConfig,
-    schedule: Schedule,
+    schedule: RoundSchedule,
     layer: Params,
     weights: Weights,
     error: jax.Array,

@@ -33,7 +33,7 @@ from spap_jax.models.rules import Rule
 
 SHARD_BYTES = 5 * 10**9
 
-Place = Callable[[DecoderConfig, Params], Params]
+PlaceParams = Callable[[DecoderConfig, Params], Params]
 """Places stored parameters on devices, as JAX arrays."""
 
 
@@ -123,7 +123,7 @@ class Reader:
                 inventory.put(params, inventory.within_layer(rule), self._array(rule, index))
         return params
 
-    def model(self, place: Place = local) -> Model:
+    def model(self, place: PlaceParams = local) -> Model:
         """Reads the complete model, with stacked layers.
 
         Args:

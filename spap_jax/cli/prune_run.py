@@ -9,11 +9,11 @@ import jax
 
 from spap_jax import checkpoint, memory
 from spap_jax.checkpoint.mirror import unfinished
-from spap_jax.checkpoint.resume import Unfinished
+from spap_jax.checkpoint.unfinished import Unfinished
 from spap_jax.cli import console
 from spap_jax.cli.prune_many import PruneRun
+from spap_jax.cli.resume_messages import layers_done, telling
 from spap_jax.cli.side_by_side import side_by_side
-from spap_jax.cli.unfinished import layers_done, telling
 from spap_jax.data import TokenBlocks
 from spap_jax.evaluation.perplexity import check_finite, perplexity
 from spap_jax.model import Model
@@ -21,14 +21,14 @@ from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.placement import placed, stacked
 from spap_jax.pruning.allocation import allocated_config
-from spap_jax.pruning.card import OWN_LOADER, pruned_files
 from spap_jax.pruning.pipeline import Begun, Step, checks_of, prune_layers, pruned_config
 from spap_jax.pruning.progress import Progress
-from spap_jax.pruning.report import LayerReport, PruneReport, new_report
-from spap_jax.pruning.resume import begun, decided_widths, identity, keep
+from spap_jax.pruning.prune_card import OWN_LOADER, pruned_files
+from spap_jax.pruning.prune_report import LayerReport, PruneReport, new_report
+from spap_jax.pruning.step_store import begun, decided_widths, identity, keep
 from spap_jax.pruning.waves import Choices
 from spap_jax.settings import PruneSettings
-from spap_jax.training.checks import Check
+from spap_jax.training.check import Check
 
 
 class Given(NamedTuple):

@@ -23,7 +23,7 @@ from spap_jax.placement import placed
 
 
 @dataclass(frozen=True)
-class Workload:
+class GenerationWorkload:
     """The work to time.
 
     Attributes:
@@ -56,7 +56,7 @@ class Speed:
     decode_bytes: int
 
 
-def measure(models: list[Model], work: Workload) -> list[Speed]:
+def measure(models: list[Model], work: GenerationWorkload) -> list[Speed]:
     """Times models in turn, run by run, after one warm-up run of each model, which compiles.
 
     Inside ``devices.sharing``, weights and sequences are sharded over the mesh.
@@ -87,7 +87,7 @@ def speed_up(before: tuple[float, ...], after: tuple[float, ...]) -> float:
     return median(b / a for b, a in zip(before, after, strict=True))
 
 
-def _run(model: Model, work: Workload) -> Callable[[], tuple[float, float]]:
+def _run(model: Model, work: GenerationWorkload) -> Callable[[], tuple[float, float]]:
     random = np.random.default_rng(0)
     tokens = devices.spread(random.integers(0, model.config.vocabulary, (work.batch, work.prompt), np.int32))
     config, params = decoder.laid_out(model.config, model.params, placed)
@@ -128,7 +128,7 @@ def _write(config: DecoderConfig, params: Params, token: jax.Array, cache: Cache
     return devices.along_data(own, (P(), *specs), specs)(params, token, cache)
 
 
-def _speed(model: Model, work: Workload, timed: list[tuple[float, float]]) -> Speed:
+def _speed(model: Model, work: GenerationWorkload, timed: list[tuple[float, float]]) -> Speed:
     weight = jax.tree.leaves(model.params)[0].dtype.itemsize
     return Speed(
         prefill=tuple(prefill for prefill, _ in timed),

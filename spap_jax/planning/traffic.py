@@ -9,7 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Callable
 
-from spap_jax.baselines import METHODS
+from spap_jax.methods import METHODS
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.cost import attended_pairs
 from spap_jax.planning import memory, operations

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from spap_jax.baselines import update_used
 from spap_jax.errors import UserError
+from spap_jax.methods import update_used
 from spap_jax.models.config import DecoderConfig
 from spap_jax.numerics import step_dtype, storage
 from spap_jax.pruning import joint, streams

@@ -20,11 +20,11 @@ from spap_jax.numerics import step_dtype
 from spap_jax.pruning.predictions import at
 from spap_jax.pruning.streams import Padded, largest_divisor
 from spap_jax.settings import PruneSettings
-from spap_jax.training.checks import Check
-from spap_jax.training.engine import Schedule, stages
+from spap_jax.training.check import Check
+from spap_jax.training.engine import StepSchedule, stages
 from spap_jax.training.optimizers import relative
 from spap_jax.training.step import Given, Job, Recipe, Sequences
-from spap_jax.training.written import as_stored
+from spap_jax.training.stored_dtypes import as_stored
 
 _CHECKS = 8
 """Number of measurements on held-out tokens in a run, if there are as many steps."""
@@ -35,7 +35,7 @@ class Group(NamedTuple):
 
     first: int
     blocks: int
-    schedule: Schedule
+    schedule: StepSchedule
 
 
 class Adjusted(NamedTuple):
@@ -79,7 +79,7 @@ def groups(layers: int, sequences: int, length: int, settings: PruneSettings, sp
     steps = max(1, round(settings.decided.joint_passes * sequences * share / batch))
     every = -(-steps // max(1, round(_CHECKS * share)))
     return [
-        Group(first, count, Schedule(steps, batch, every, settings.batch_tokens, (settings.seed, number)))
+        Group(first, count, StepSchedule(steps, batch, every, settings.batch_tokens, (settings.seed, number)))
         for number, first in enumerate(range(0, layers, count))
     ]
 

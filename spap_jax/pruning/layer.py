@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from spap_jax import baselines, devices
-from spap_jax.baselines.compensation import lost_mean
+from spap_jax import devices, methods
+from spap_jax.methods.compensation import lost_mean
 from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
@@ -17,11 +17,11 @@ from spap_jax.numerics import full_precision
 from spap_jax.placement import placed
 from spap_jax.pruning import moments, reduce
 from spap_jax.pruning.moments import Moments
-from spap_jax.pruning.report import Errors, LayerReport
+from spap_jax.pruning.prune_report import Errors, LayerReport
 from spap_jax.pruning.streams import mlp_hidden
 from spap_jax.settings import PruneSettings
 from spap_jax.solver import alternating
-from spap_jax.solver.alternating import Fitted, Recovered, Schedule, Tokens, Weights
+from spap_jax.solver.alternating import Fitted, Recovered, RoundSchedule, Tokens, Weights
 from spap_jax.solver.problem import equilibrate, refit, scaled
 from spap_jax.solver.swap import Polished
 
@@ -55,7 +55,7 @@ class Choice(NamedTuple):
     hidden_mean: jax.Array
 
 
-class Stage(NamedTuple):
+class FitStage(NamedTuple):
     """Intermediate weights of a layer, and [] their relative error on the calibration tokens."""
 
     weights: Weights
@@ -115,9 +115,9 @@ def prune_layer(
     clock.lap("refit", stages)
     *stages, last = stages
     recovered = Recovered(last.weights, jnp.int32(0))
-    if baselines.update_used(settings) == "alternate":
+    if methods.update_used(settings) == "alternate":
         stages.append(last)
-        schedule = Schedule(settings.rounds, settings.round_steps, settings.step_tokens, settings.learning_rate)
+        schedule = RoundSchedule(settings.rounds, settings.round_steps, settings.step_tokens, settings.learning_rate)
         steps = jax.random.fold_in(key, index)
         recovered = _recover(narrow, schedule, layer, *last, calibration, held_out, choice.ridge, steps)
     clock.lap("alternating", recovered)
@@ -140,34 +140,34 @@ def _solve(
     settings: PruneSettings,
     key: jax.Array,
     clock: Clock,
-) -> tuple[Choice, list[Stage]]:
+) -> tuple[Choice, list[FitStage]]:
     """Selects channels, and returns the stages: dense weights, and their update if any; the moments are freed after."""
     seen = moments.accumulate(config, layer, calibration)
     clock.lap("statistics", seen)
-    choice = devices.everywhere(select(seen, key, narrow.intermediate, **search_of(settings)))
+    choice = devices.everywhere(choose_channels(seen, key, narrow.intermediate, **search_of(settings)))
     clock.lap("selection", choice)
-    kept, update = choice.channels.kept, baselines.update_used(settings)
+    kept, update = choice.channels.kept, methods.update_used(settings)
     stages = [_dense_weights(config, narrow, layer, choice)]
     if update in ("refit", "alternate"):
         stages.append(refit_weights(seen, choice.ridge, kept, stages[0]))
     elif update == "bias":
         stages.append(_make_up_for_means(layer["mlp"]["down"], choice, stages[0]))
-    return choice, [Stage(w, error_by_moments(seen, config.mlp_bias, kept, w)) for w in stages]
+    return choice, [FitStage(w, error_by_moments(seen, config.mlp_bias, kept, w)) for w in stages]
 
 
 def _update_chosen(
     config: DecoderConfig, narrow: DecoderConfig, layer: Params, calibration: Tokens, settings: PruneSettings,
     choice: Choice,
-) -> list[Stage]:  # fmt: skip
+) -> list[FitStage]:  # fmt: skip
     """Like ``_solve``, for channels chosen on the dense stream: there are no moments of the pruned stream."""
-    update, dense = baselines.update_used(settings), _dense_weights(config, narrow, layer, choice)
+    update, dense = methods.update_used(settings), _dense_weights(config, narrow, layer, choice)
     if update in ("refit", "alternate"):
         refitted, before, after = _closed_form(narrow, layer, calibration, choice.ridge, dense)
-        return [Stage(dense, before), Stage(refitted, after)]
+        return [FitStage(dense, before), FitStage(refitted, after)]
     if update == "bias":
         error = _errors(narrow, layer, [dense], calibration)[0]
-        return [Stage(dense, error), Stage(_make_up_for_means(layer["mlp"]["down"], choice, dense), error)]
-    return [Stage(dense, jnp.float32(jnp.nan))]
+        return [FitStage(dense, error), FitStage(_make_up_for_means(layer["mlp"]["down"], choice, dense), error)]
+    return [FitStage(dense, jnp.float32(jnp.nan))]
 
 
 def _dense_weights(config: DecoderConfig, narrow: DecoderConfig, layer: Params, choice: Choice) -> Weights:
@@ -177,7 +177,7 @@ def _dense_weights(config: DecoderConfig, narrow: DecoderConfig, layer: Params, 
 
 
 def search_of(settings: PruneSettings) -> dict[str, Any]:
-    """Returns the arguments of ``select`` that come from the settings."""
+    """Returns the arguments of ``choose_channels`` that come from the settings."""
     s = settings
     return {
         "method": s.method,
@@ -190,7 +190,7 @@ def search_of(settings: PruneSettings) -> dict[str, Any]:
 
 @functools.partial(jax.jit, static_argnames=("keep", "method", "steps", "rounds"))
 @full_precision
-def select(
+def choose_channels(
     seen: Moments, key: jax.Array, keep: int, method: str, ridge: float, penalty: float, steps: int, rounds: int
 ) -> Choice:
     """Selects the channels of a layer.
@@ -206,8 +206,8 @@ def select(
         rounds: Rounds of swaps; static.
     """
     system = equilibrate(seen.problem, ridge)
-    layer = baselines.Layer(seen.problem, system, seen.hidden_mean, seen.variance, key)
-    chosen = baselines.select_channels(method, layer, keep, baselines.Search(penalty, steps, rounds))
+    layer = methods.SelectorInputs(seen.problem, system, seen.hidden_mean, seen.variance, key)
+    chosen = methods.select_channels(method, layer, keep, methods.Search(penalty, steps, rounds))
     return Choice(chosen, system.ridge, seen.hidden_mean)
 
 
@@ -248,7 +248,7 @@ def _make_up_for_means(down: jax.Array, choice: Choice, selected: Weights) -> We
 
 @functools.partial(jax.jit, static_argnames=("config", "schedule"))
 @full_precision
-def _recover(config: DecoderConfig, schedule: Schedule, layer: Params, start: Weights, error: jax.Array,
+def _recover(config: DecoderConfig, schedule: RoundSchedule, layer: Params, start: Weights, error: jax.Array,
              calibration: Tokens, held_out: Tokens, ridge: jax.Array, key: jax.Array) -> Recovered:  # fmt: skip
     hidden = functools.partial(hidden_channels, config, layer)
     return alternating.recover(hidden, start, error, calibration, held_out, schedule, ridge, key)

@@ -11,22 +11,22 @@ import jax
 import numpy as np
 
 from spap_jax import devices, memory
-from spap_jax.baselines import update_used
 from spap_jax.errors import NotFiniteError, UserError, option
+from spap_jax.methods import update_used
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params, with_channels
 from spap_jax.models.registry import FAMILIES
 from spap_jax.numerics import storage
 from spap_jax.placement import placed, room_for_all, spread
 from spap_jax.pruning import joint, reduce, streams
-from spap_jax.pruning.attention import prune_attention
+from spap_jax.pruning.heads import prune_attention
 from spap_jax.pruning.layer import Choice, Clock, layer_report, prune_layer
 from spap_jax.pruning.predictions import put
-from spap_jax.pruning.report import LayerReport
+from spap_jax.pruning.prune_report import LayerReport
 from spap_jax.pruning.streams import Padded, Streams
 from spap_jax.pruning.waves import Choices
 from spap_jax.settings import PruneSettings
-from spap_jax.training.checks import Check
+from spap_jax.training.check import Check
 
 
 def pruned_config(config: DecoderConfig, settings: PruneSettings) -> DecoderConfig:

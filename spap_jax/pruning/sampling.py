@@ -17,7 +17,7 @@ from spap_jax.errors import UserError, option
 from spap_jax.evaluation.generation import generate, keys_of
 from spap_jax.model import Model
 from spap_jax.placement import placed
-from spap_jax.pruning.report import data_account
+from spap_jax.pruning.prune_report import data_account
 from spap_jax.pruning.streams import largest_divisor
 from spap_jax.settings import PruneSettings
 

@@ -20,7 +20,7 @@ from spap_jax.models.decoder import Params
 from spap_jax.numerics import full_precision
 from spap_jax.placement import placed
 from spap_jax.pruning import moments, streams
-from spap_jax.pruning.layer import Choice, Clock, choice_key, search_of, select
+from spap_jax.pruning.layer import Choice, Clock, choice_key, choose_channels, search_of
 from spap_jax.pruning.moments import Moments
 from spap_jax.pruning.streams import Streams
 from spap_jax.settings import PruneSettings
@@ -107,10 +107,10 @@ def own_choices(own: Moments, config: DecoderConfig, key: jax.Array, first: int,
         key: Random key of the run.
         first: Number of the first device's layer.
         keep: Number of channels to keep, k.
-        search: Keyword arguments of ``select``.
+        search: Keyword arguments of ``choose_channels``.
     """
 
     def one(seen: Moments, number: jax.Array, key: jax.Array, first: jax.Array) -> Choice:
-        return select(seen, choice_key(key, config, first + number), keep, **search)
+        return choose_channels(seen, choice_key(key, config, first + number), keep, **search)
 
     return devices.each(one, own, key, first)

@@ -72,7 +72,7 @@ class Weights(NamedTuple):
     bias: jax.Array | None
 
 
-class Schedule(NamedTuple):
+class RoundSchedule(NamedTuple):
     """Optimisation schedule: rounds, steps per round, tokens per step, step size relative to the weights."""
 
     rounds: int
@@ -173,7 +173,7 @@ def relative_optimizer() -> optax.GradientTransformation:
 
 
 def descend(
-    hidden: Hidden, weights: Weights, tokens: Tokens, schedule: Schedule, rate: jax.Array, key: jax.Array
+    hidden: Hidden, weights: Weights, tokens: Tokens, schedule: RoundSchedule, rate: jax.Array, key: jax.Array
 ) -> Weights:
     """Runs minibatch steps on all weights jointly; the step size decays to zero over the round, so that they settle."""
     count = tokens.real  # padding comes last, and is never drawn
@@ -204,7 +204,7 @@ def recover(
     error: jax.Array,
     calibration: Tokens,
     held_out: Tokens,
-    schedule: Schedule,
+    schedule: RoundSchedule,
     ridge: float | jax.Array,
     key: jax.Array,
 ) -> Recovered:

@@ -14,11 +14,11 @@ import numpy as np
 from spap_jax import devices
 from spap_jax.models.decoder import Params
 from spap_jax.pruning.streams import largest_divisor
-from spap_jax.training.checks import Check
+from spap_jax.training.check import Check
 from spap_jax.training.step import Batch, Given, Job, State, begin, measure, step
 
 
-class Schedule(NamedTuple):
+class StepSchedule(NamedTuple):
     """How many steps are made, on what.
 
     Attributes:
@@ -71,7 +71,7 @@ class Stage(NamedTuple):
         return min(check.held_out for check in self.checks if check.taken)
 
 
-Begun = tuple[dict[str, Any], tuple[Check, ...]]
+StoredStage = tuple[dict[str, Any], tuple[Check, ...]]
 """The stored state of a run: the leaves of its last stage, and its checks."""
 
 
@@ -81,9 +81,9 @@ def stages(
     judged: Given,
     start: Params,
     written: Callable[[Params], Params],
-    schedule: Schedule,
+    schedule: StepSchedule,
     before: tuple[Check, ...] = (),
-    begun: Begun | None = None,
+    begun: StoredStage | None = None,
     watch: Callable[[int], None] | None = None,
 ) -> Iterator[Stage]:
     """Makes all steps.

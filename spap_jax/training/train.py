@@ -17,14 +17,18 @@ from spap_jax.numerics import full_precision, step_dtype
 from spap_jax.placement import spread
 from spap_jax.settings import FinetuneSettings
 from spap_jax.training import engine, lora
-from spap_jax.training.engine import Begun, Schedule, Stage
+from spap_jax.training.engine import Stage, StepSchedule, StoredStage
 from spap_jax.training.optimizers import clipped
 from spap_jax.training.step import Given, Job, Recipe, Sequences
-from spap_jax.training.written import as_stored
+from spap_jax.training.stored_dtypes import as_stored
 
 
 def stages(
-    model: Model, tokens: np.ndarray, teacher: Model | None, settings: FinetuneSettings, begun: Begun | None = None
+    model: Model,
+    tokens: np.ndarray,
+    teacher: Model | None,
+    settings: FinetuneSettings,
+    begun: StoredStage | None = None,
 ) -> Iterator[Stage]:
     """Trains a model; ``result`` returns the weights of the last stage's best.
 
@@ -55,7 +59,7 @@ def stages(
         teacher=teacher and teacher.config,
     )
     s = settings
-    schedule = Schedule(s.steps, s.step_sequences, s.check_every, s.batch_tokens, (s.seed,))
+    schedule = StepSchedule(s.steps, s.step_sequences, s.check_every, s.batch_tokens, (s.seed,))
     for stage in engine.stages(job, given, judged, start, as_stored(start), schedule, begun=begun):
         _check_finite(stage.checks[-1].held_out, stage.checks[-1].step)
         yield stage

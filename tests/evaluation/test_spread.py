@@ -13,7 +13,7 @@ from spap_jax.evaluation.divergence import compare
 from spap_jax.evaluation.generation import Sampling
 from spap_jax.evaluation.perplexity import negative_log_likelihood, perplexity
 from spap_jax.evaluation.sequences import Replicas, continuations, replicate
-from spap_jax.evaluation.speed import Workload, measure
+from spap_jax.evaluation.speed import GenerationWorkload, measure
 from spap_jax.model import Model, Source
 from spap_jax.models import decoder
 from spap_jax.models.registry import family_of
@@ -96,11 +96,11 @@ def test_tasks_run_where_the_weights_are_shared():
 
 
 def test_speed_is_measured_on_a_mesh():
-    work = Workload(batch=2, prompt=8, new=2, repeats=1)
+    work = GenerationWorkload(batch=2, prompt=8, new=2, repeats=1)
     with devices.sharing(8, 4):
         (speed,) = measure([model()], work)
         with pytest.raises(UserError, match="batch of 3 cannot be divided evenly among 2 devices"):
-            measure([model()], Workload(batch=3, prompt=8, new=2, repeats=1))
+            measure([model()], GenerationWorkload(batch=3, prompt=8, new=2, repeats=1))
     assert len(speed.decode) == 1
 
 

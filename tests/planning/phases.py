@@ -21,7 +21,7 @@ from spap_jax.pruning import joint, moments, streams, waves
 from spap_jax.pruning import layer as block
 from spap_jax.pruning.streams import Streams
 from spap_jax.settings import PruneSettings
-from spap_jax.solver.alternating import Schedule, Weights
+from spap_jax.solver.alternating import RoundSchedule, Weights
 from spap_jax.solver.problem import Problem
 from spap_jax.training import lora, step
 from spap_jax.training.optimizers import clipped
@@ -121,7 +121,7 @@ class Phases:
 
     def recover(self):
         s = self.load.settings
-        schedule = Schedule(s.rounds, s.round_steps, s.step_tokens, s.learning_rate)
+        schedule = RoundSchedule(s.rounds, s.round_steps, s.step_tokens, s.learning_rate)
         start = (self.weights, _described(()))
         tokens = (streams.fitting_tokens(part) for part in (self.fitted, self.held_out))
         return block._recover.lower(self.load.narrow, schedule, self.layer, *start, *tokens, _described(()), self.key)

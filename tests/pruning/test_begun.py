@@ -12,9 +12,9 @@ from pruning_cases import SETTINGS, random_tokens, tiny
 from spap_jax import devices
 from spap_jax.models.decoder import Params
 from spap_jax.pruning.pipeline import Begun, prune_layers
-from spap_jax.pruning.report import LayerReport, report_of
+from spap_jax.pruning.prune_report import LayerReport, report_of
 from spap_jax.settings import PruneSettings
-from spap_jax.training.checks import Check
+from spap_jax.training.check import Check
 
 LAYERS = 3
 QUICK = SETTINGS.replace(rounds=1, steps=3)

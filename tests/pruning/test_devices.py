@@ -16,7 +16,7 @@ from spap_jax import api, devices, placement
 from spap_jax.errors import UserError
 from spap_jax.pruning import layer as layer_module
 from spap_jax.pruning import moments, predictions, reduce, streams
-from spap_jax.solver.alternating import Schedule, Tokens
+from spap_jax.solver.alternating import RoundSchedule, Tokens
 
 SETTINGS = cases.SETTINGS.replace(
     sparsity=0.25,
@@ -178,7 +178,7 @@ def test_streams_stay_apart(mesh, model, move):
 
 def test_steps_gather_no_stream(mesh, model):
     layer, tokens = cases.one_layer(model, 0), spread_tokens(model)
-    schedule = Schedule(1, 3, 128, 0.1)
+    schedule = RoundSchedule(1, 3, 128, 0.1)
     arguments = (layer, reduce.to_weights(layer["mlp"]), 1.0, tokens, tokens, 1e-4, jax.random.key(0))
     found = layer_module._recover.lower(model.config, schedule, *arguments).compile()
     assert set(collectives(found)) == {"reduce-scatter", "all-reduce"}

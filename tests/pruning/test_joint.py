@@ -15,9 +15,9 @@ from spap_jax.errors import UserError
 from spap_jax.model import Model
 from spap_jax.models import decoder
 from spap_jax.pruning import joint, predictions
-from spap_jax.pruning.report import LayerReport
+from spap_jax.pruning.prune_report import LayerReport
 from spap_jax.settings import EFFORTS, PruneSettings
-from spap_jax.training.checks import Check
+from spap_jax.training.check import Check
 from spap_jax.training.engine import _order
 
 JOINT = SETTINGS.replace(rounds=0, joint_passes=1, joint_learning_rate=0.01, joint_tokens=256)

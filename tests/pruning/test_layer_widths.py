@@ -11,7 +11,7 @@ from spap_jax import api
 from spap_jax.errors import UserError
 from spap_jax.model import Model
 from spap_jax.pruning.allocation import allocated_config
-from spap_jax.pruning.card import model_card
+from spap_jax.pruning.prune_card import model_card
 from spap_jax.settings import PruneSettings
 
 GLOBAL = SETTINGS.replace(allocation="global", rounds=0)

@@ -25,7 +25,7 @@ from spap_jax.model import Model
 from spap_jax.models import decoder
 from spap_jax.pruning import streams
 from spap_jax.pruning.pipeline import prune_layers, pruned_config
-from spap_jax.pruning.report import LayerReport
+from spap_jax.pruning.prune_report import LayerReport
 
 FAMILIES = ("llama", "qwen2", "opt_125m_like")
 LAYERS, REMOVED = 3, CHANNELS - KEPT

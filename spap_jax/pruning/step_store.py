@@ -10,11 +10,11 @@ import numpy as np
 
 from spap_jax import devices
 from spap_jax.checkpoint.publish import read_made
-from spap_jax.checkpoint.resume import Unfinished
+from spap_jax.checkpoint.unfinished import Unfinished
 from spap_jax.data import TokenBlocks
 from spap_jax.models.decoder import Params
 from spap_jax.pruning.pipeline import Begun, Step
-from spap_jax.pruning.report import report_of, versions
+from spap_jax.pruning.prune_report import report_of, versions
 from spap_jax.settings import PruneSettings
 
 _COMPUTING = ("spap-jax", "jax", "jaxlib", "flax", "optax", "device")

@@ -10,7 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from spap_jax import baselines, devices
+from spap_jax import devices, methods
 from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
@@ -20,7 +20,7 @@ from spap_jax.placement import placed
 from spap_jax.pruning import moments, reduce, streams
 from spap_jax.pruning.layer import Clock, error_by_moments, refit_weights, stage_errors
 from spap_jax.pruning.moments import Moments
-from spap_jax.pruning.report import AttentionReport
+from spap_jax.pruning.prune_report import AttentionReport
 from spap_jax.pruning.streams import Streams
 from spap_jax.settings import PruneSettings
 from spap_jax.solver import alternating
@@ -94,7 +94,7 @@ def _solve(
     taken = reduce.take_groups(FAMILIES[config.family], layer["attention"], chosen.kept)
     channels = channels_of(chosen.kept, len(seen.hidden_mean) // config.kv_heads)
     stages = [taken]
-    if baselines.update_used(settings) in ("refit", "alternate"):
+    if methods.update_used(settings) in ("refit", "alternate"):
         weights = refit_weights(seen, ridge, channels, _to_weights(taken))
         stages.append(_with_weights(taken, weights))
     stages = [placed(narrow, {"attention": attention})["attention"] for attention in stages]
@@ -110,8 +110,8 @@ def _select(
 ) -> tuple[jax.Array, Polished]:
     """Returns the ridge used [], and the choice of groups."""
     system = equilibrate(seen.problem, ridge)
-    layer = baselines.Layer(seen.problem, system, seen.hidden_mean, seen.variance, key)
-    return system.ridge, baselines.select_groups(method, layer, count, keep, rounds)
+    layer = methods.SelectorInputs(seen.problem, system, seen.hidden_mean, seen.variance, key)
+    return system.ridge, methods.select_groups(method, layer, count, keep, rounds)
 
 
 @functools.partial(jax.jit, static_argnames="narrow")

@@ -11,15 +11,15 @@ from typing import Any
 
 import jax
 
-from spap_jax.baselines import update_used
 from spap_jax.checkpoint.locate import public_name
+from spap_jax.methods import update_used
 from spap_jax.models import cost
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.registry import FAMILIES
 from spap_jax.pruning.achieved import Sparsities, sparsities
 from spap_jax.pruning.advice import advice
 from spap_jax.settings import PruneSettings
-from spap_jax.training.checks import Check, check_of
+from spap_jax.training.check import Check, check_of
 
 FORMAT = 1
 """Version of the JSON format; incremented when a field that ``spap report`` reads changes its name or meaning."""
