@@ -9,7 +9,7 @@ import jax
 
 from spap_jax import checkpoint, memory, watching
 from spap_jax.data import load_tokens
-from spap_jax.devices import sharing
+from spap_jax.devices import use_mesh
 from spap_jax.errors import UserError
 from spap_jax.evaluation.generation import generate
 from spap_jax.inspection import divergence, hidden, logits, loss, moments, perplexity, token_blocks
@@ -17,7 +17,7 @@ from spap_jax.keywords import FinetuneChanges, PruneChanges, showing
 from spap_jax.model import Model, checked
 from spap_jax.models.decoder import Params
 from spap_jax.numerics import first_not_finite
-from spap_jax.placement import fitting, stacked
+from spap_jax.placement import place_params, stack_layers
 from spap_jax.pruning.achieved import warn_of_sparsity
 from spap_jax.pruning.allocation import allocated_config, check_allocation
 from spap_jax.pruning.pipeline import prune_layers, pruned_config
@@ -63,7 +63,7 @@ def load(name: str | Path) -> Model:
     Raises:
         UserError: There is no such model, it is not supported, or its files are damaged.
     """
-    return checkpoint.load(name, fitting)
+    return checkpoint.load(name, place_params)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -122,7 +122,7 @@ def prune(
     _check_finite(model)
     check_allocation(model.config, settings, model_devices)
     warn_of_sparsity(model.config, pruned_config(model.config, settings), settings)
-    with sharing(devices, model_devices), watching.sampling(progress) as written:
+    with use_mesh(devices, model_devices), watching.sampling(progress) as written:
         tokens = with_samples(tokens, lambda: model, settings, written)
     blocks = token_blocks(tokens, model.config)
     reports: list[LayerReport | Check] = []
@@ -132,7 +132,7 @@ def prune(
 
     layers: list[Params] = []
     run = Progress(model.config, [settings], blocks.shape, 0)
-    with sharing(devices, model_devices), watching.pruning(run, progress) as watch:
+    with use_mesh(devices, model_devices), watching.pruning(run, progress) as watch:
         narrow = allocated_config(model.config, model.params, read_layer, blocks, settings)
         given = model.config, model.params, read_layer, blocks, settings
         for step in prune_layers(*given, narrow=narrow, watch=watch.part):
@@ -140,9 +140,9 @@ def prune(
             watch.step(step.report)
             layers += (jax.device_get(layer) for _, layer in step.final)
             del step
-    params = model.params | {"layers": stacked(layers)}
+    params = model.params | {"layers": stack_layers(layers)}
     sharers = model_devices if model_devices > 1 else None
-    smaller = Model(narrow, fitting(narrow, params, devices, sharers), model.source)
+    smaller = Model(narrow, place_params(narrow, params, devices, sharers), model.source)
     report = new_report(settings, model.config, narrow, model.source.name, tokens, reports)
     size = {"before": checkpoint.weight_bytes(model), "after": checkpoint.weight_bytes(smaller)}
     return PruneResult(smaller, replace(report, extras={"bytes": size, "peak_memory_bytes": memory.peak()}))
@@ -208,7 +208,7 @@ def finetune(
     warn_of_repetition(blocks, "the training data")
     for each in (model, *([teacher] if teacher else [])):
         _check_finite(each)
-    with sharing(devices, model_devices), watching.training(settings.steps, progress) as show:
+    with use_mesh(devices, model_devices), watching.training(settings.steps, progress) as show:
 
         def watch(stage: Stage) -> None:
             show(stage.checks[-1])

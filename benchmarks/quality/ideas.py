@@ -30,7 +30,7 @@ from spap_jax.pruning.layer import (
     refit_weights,
     search_of,
 )
-from spap_jax.pruning.predictions import at
+from spap_jax.pruning.predictions import get_layer
 from spap_jax.pruning.streams import Streams
 from spap_jax.solver import alternating
 from spap_jax.solver.alternating import RoundSchedule, Tokens, Weights
@@ -98,7 +98,7 @@ def prune(model: spap.Model, tokens: np.ndarray, settings: spap.PruneSettings, i
     both = [streams.start(config, outer, part, correction=settings.fit.correction) for part in chunks]
     layers = []
     for index in range(config.layers):
-        layer, metric = at(outer["layers"], index), metrics and Metric(*(a[index] for a in metrics))
+        layer, metric = get_layer(outer["layers"], index), metrics and Metric(*(a[index] for a in metrics))
         layer, both = prune_block(index, config, narrow, layer, both, settings, idea, metric)
         layers.append(layer)
     blocks = jax.tree.map(lambda *arrays: jnp.stack(arrays), *layers)

@@ -38,7 +38,7 @@ PlaceParams = Callable[[DecoderConfig, Params], Params]
 
 
 def local(config: DecoderConfig, params: Params) -> Params:
-    """Places parameters on one device, as `placement.placed` does without a mesh."""
+    """Places parameters on one device, as `placement.shard_params` does without a mesh."""
     return jax.tree.map(jnp.asarray, params)
 
 

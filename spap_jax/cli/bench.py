@@ -50,7 +50,7 @@ def bench(
     from spap_jax.cli.console import waiting
     from spap_jax.cli.downloads import fetch_models
     from spap_jax.cli.json_file import check_place, write_json
-    from spap_jax.devices import sharing
+    from spap_jax.devices import use_mesh
     from spap_jax.errors import UserError
     from spap_jax.evaluation.speed import GenerationWorkload, measure
     from spap_jax.placement import bytes_of
@@ -70,7 +70,7 @@ def bench(
     prompt = min(prompt, positions - new)
     work = GenerationWorkload(batch, prompt, new, repeats)
     weights = bytes_of([loaded.params for loaded in models])
-    with waiting("measuring"), sharing(devices, model_devices, weights, groups=1):
+    with waiting("measuring"), use_mesh(devices, model_devices, weights, groups=1):
         speeds = measure(models, work)
     result = _result(names, models, speeds, work)
     _show(result, names)

@@ -82,7 +82,7 @@ def prune(
     from spap_jax.cli.processes import wait_for_others
     from spap_jax.cli.prune_run import follow, lead
     from spap_jax.cli.stopping import stopping
-    from spap_jax.devices import leads, sharing
+    from spap_jax.devices import leads, use_mesh
     from spap_jax.pruning.achieved import warn_of_sparsity
     from spap_jax.pruning.allocation import check_allocation
     from spap_jax.pruning.ignored import warn_of_ignored
@@ -107,7 +107,7 @@ def prune(
         warn_of_ignored(settings)
         for run, narrow in zip(wanted, narrows, strict=True):
             warn_of_sparsity(reader.config, narrow, run.settings)
-        with sharing(devices, model_devices):
+        with use_mesh(devices, model_devices):
             given = _given(reader, data, sequences, sequence_length, eval, wanted, dtype, overwrite)
             if not leads():
                 for run in wanted:
@@ -134,7 +134,7 @@ def _given(
     from spap_jax.cli.prune_run import Given, perplexity_of
     from spap_jax.data import load_tokens
     from spap_jax.devices import leads
-    from spap_jax.placement import placed
+    from spap_jax.placement import shard_params
     from spap_jax.pruning.pipeline import pruned_config
     from spap_jax.pruning.progress import Progress
     from spap_jax.pruning.sampling import with_samples
@@ -155,7 +155,7 @@ def _given(
 
     def whole_model() -> "Model":
         with waiting(f"reading all of {reader.source.name}"):
-            return reader.model(placed)
+            return reader.model(shard_params)
 
     with counting() as watch:
         if leads() and not _read_whole(settings, eval):

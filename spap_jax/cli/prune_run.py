@@ -19,7 +19,7 @@ from spap_jax.evaluation.perplexity import check_finite, perplexity
 from spap_jax.model import Model
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
-from spap_jax.placement import placed, stacked
+from spap_jax.placement import shard_params, stack_layers
 from spap_jax.pruning.allocation import allocated_config
 from spap_jax.pruning.pipeline import Begun, Step, checks_of, prune_layers, pruned_config
 from spap_jax.pruning.progress import Progress
@@ -196,7 +196,7 @@ def _for_judging(layer: Params, given: Given) -> list[Params]:
 
 def _pruned(given: Given, narrow: DecoderConfig, outer: Params, layers: list[Params]) -> Model:
     """Returns the pruned model, spread over the devices; empties the list of its blocks."""
-    return Model(narrow, placed(narrow, outer | {"layers": stacked(layers)}), given.reader.source)
+    return Model(narrow, shard_params(narrow, outer | {"layers": stack_layers(layers)}), given.reader.source)
 
 
 def _summary(report: PruneReport) -> None:

@@ -254,7 +254,7 @@ def solver_collectives(load: Workload) -> dict[str, Counter[str]]:
 
 
 def _drawn(load: Workload, picked: int, size: int) -> Counter[str]:
-    """``devices.draw``: both streams of the picked minibatch, reduce-scattered if it can be divided."""
+    """``devices.take_from_chunks``: both streams of the picked minibatch, reduce-scattered if it can be divided."""
     even = load.fitted.share(picked) < picked
     return Counter({"reduce-scatter" if even else "all-reduce": 2 * 4 * picked * size})
 

@@ -102,7 +102,7 @@ class Workload:
         return self.fitted.devices
 
     def sharing_rows(self, rows: int) -> int:
-        """Number of devices over which the rows of a matrix are sharded: see ``devices.by_rows``."""
+        """Number of devices over which the rows of a matrix are sharded: see ``devices.shard_rows``."""
         return next(count for count in (self.devices * self.sharers, self.sharers, 1) if rows % count == 0)
 
     @property

@@ -17,11 +17,11 @@ from spap_jax.errors import NotFiniteError, UserError, option
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.numerics import full_precision, storage
-from spap_jax.placement import placed
+from spap_jax.placement import shard_params
 from spap_jax.pruning import moments, reduce, streams
 from spap_jax.pruning.moments import Moments
 from spap_jax.pruning.pipeline import calibration_chunks, pruned_config
-from spap_jax.pruning.predictions import advance, at, divergence, put, room
+from spap_jax.pruning.predictions import advance, divergence, get_layer, set_layer, zeros_for_layers
 from spap_jax.settings import PruneSettings
 from spap_jax.solver import allocation
 from spap_jax.solver.problem import equilibrate
@@ -55,7 +55,7 @@ def allocated_config(
         UserError: there is nothing to remove or to choose, or the layers already differ in width.
         NotFiniteError: the dense model's predictions are not finite.
     """
-    check_allocation(config, settings, devices.sharers())
+    check_allocation(config, settings, devices.model_size())
     uniform = pruned_config(config, settings)
     if settings.allocation == "uniform":
         return uniform
@@ -131,10 +131,10 @@ def _losses(
     fitted, held_out = calibration_chunks(tokens, settings)
     most = max(1, settings.batch_tokens // tokens.shape[1])
     judged = held_out if held_out.real else streams.chunked(tokens[:most], most)
-    outer, blocks = placed(config, {name: outer[name] for name in ("embed", "head")}), None
+    outer, blocks = shard_params(config, {name: outer[name] for name in ("embed", "head")}), None
     for index in range(config.layers):
-        layer = placed(config, read_layer(index))
-        blocks = put(room(layer, config.layers) if blocks is None else blocks, index, layer)
+        layer = shard_params(config, read_layer(index))
+        blocks = set_layer(zeros_for_layers(layer, config.layers) if blocks is None else blocks, index, layer)
     assert blocks is not None
     dtype = storage(settings.stream_dtype)
     compared = streams.start(config, outer, judged, dtype)
@@ -144,12 +144,12 @@ def _losses(
     compared = compared._replace(dense=last)
     both, losses = streams.start(config, outer, fitted, dtype), []
     for index in range(config.layers):
-        layer = at(blocks, index)
+        layer = get_layer(blocks, index)
         alike = config.reaching_like(index)
         both = streams.enter_mlp(alike, layer, both)
-        seen = devices.everywhere(moments.accumulate(alike, layer, streams.fitting_tokens(both)))
+        seen = devices.replicate(moments.accumulate(alike, layer, streams.fitting_tokens(both)))
         tried, own = _projections(layer["mlp"], seen, settings.fit.ridge, widths), layer["mlp"]
-        each = (own | at(tried, number) for number in range(len(widths)))
+        each = (own | get_layer(tried, number) for number in range(len(widths)))
         losses.append(jax.device_get([divergence(config, outer, blocks, index, mlp, compared) for mlp in each]))
         both, _ = streams.leave_mlp(config, layer, both)
         compared = compared._replace(pruned=advance(config, blocks, index, compared.pruned))

@@ -16,7 +16,7 @@ from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.models.registry import FAMILIES
 from spap_jax.numerics import full_precision
-from spap_jax.placement import placed
+from spap_jax.placement import shard_params
 from spap_jax.pruning import moments, reduce, streams
 from spap_jax.pruning.layer import Clock, error_by_moments, refit_weights, stage_errors
 from spap_jax.pruning.moments import Moments
@@ -87,7 +87,7 @@ def _solve(
     """Returns the choice, the ridge, attention with dense and updated weights, and their calibration errors []."""
     seen = moments.accumulate_attention(config, layer, calibration)
     clock.lap("statistics", seen)
-    seen = devices.everywhere(seen)
+    seen = devices.replicate(seen)
     s = settings
     ridge, chosen = _select(seen, key, config.kv_heads, narrow.kv_heads, s.method, s.fit.ridge, s.swap_rounds)
     clock.lap("selection", chosen)
@@ -97,7 +97,7 @@ def _solve(
     if methods.update_used(settings) in ("refit", "alternate"):
         weights = refit_weights(seen, ridge, channels, _to_weights(taken))
         stages.append(_with_weights(taken, weights))
-    stages = [placed(narrow, {"attention": attention})["attention"] for attention in stages]
+    stages = [shard_params(narrow, {"attention": attention})["attention"] for attention in stages]
     errors = [error_by_moments(seen, config.output_bias, channels, _to_weights(stage)) for stage in stages]
     clock.lap("refit", errors)
     return chosen, ridge, stages, errors

@@ -17,7 +17,7 @@ from spap_jax import devices
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.numerics import step_dtype
-from spap_jax.pruning.predictions import at
+from spap_jax.pruning.predictions import get_layer
 from spap_jax.pruning.streams import Padded, largest_divisor
 from spap_jax.settings import PruneSettings
 from spap_jax.training.check import Check
@@ -61,7 +61,7 @@ class Resumed(NamedTuple):
     state: Params
 
 
-def groups(layers: int, sequences: int, length: int, settings: PruneSettings, spread: int) -> list[Group]:
+def groups(layers: int, sequences: int, length: int, settings: PruneSettings, data_size: int) -> list[Group]:
     """Returns the groups of blocks in order; each has an equal share of the passes over the fitted sequences.
 
     Args:
@@ -69,12 +69,12 @@ def groups(layers: int, sequences: int, length: int, settings: PruneSettings, sp
         sequences: Number of fitted sequences.
         length: Tokens in each.
         settings: The pruning settings; without joint steps there are no groups.
-        spread: Number of devices along ``data``; a step has a sequence for each.
+        data_size: Number of devices along ``data``; a step has a sequence for each.
     """
     if not settings.decided.joint_passes:
         return []
     count = together(layers, settings)
-    batch = min(sequences, max(spread, settings.joint_tokens // length))
+    batch = min(sequences, max(data_size, settings.joint_tokens // length))
     share = count / layers
     steps = max(1, round(settings.decided.joint_passes * sequences * share / batch))
     every = -(-steps // max(1, round(_CHECKS * share)))
@@ -107,7 +107,8 @@ def adjusted(
 
     Args:
         config: The pruned decoder.
-        params: Its parameter tree, placed by ``placement.spread``; what moves is taken out of it, to save memory.
+        params: Its parameter tree, placed by ``placement.fully_shard_params``; what moves is taken out of it, to save
+            memory.
         tokens: Calibration and held-out token blocks, each in chunks; if none are held out, the calibration tokens are
             used for measurements too.
         final: The dense model's stream after its last block for the same tokens, each [C, B, T, d].
@@ -118,14 +119,15 @@ def adjusted(
     Yields:
         The state after each measurement, the first of them before any step; of those of an earlier process the last.
     """
-    sets = [(Sequences(devices.spread(part.tokens), last), part.real) for part, last in zip(tokens, final, strict=True)]
+    both = zip(tokens, final, strict=True)
+    sets = [(Sequences(devices.shard_chunks(part.tokens), last), part.real) for part, last in both]
     fitted, held_out = sets[0], sets[1] if tokens[1].real else sets[0]
-    plan = groups(config.layers, tokens[0].real, tokens[0].tokens.shape[2], settings, devices.number())
+    plan = groups(config.layers, tokens[0].real, tokens[0].tokens.shape[2], settings, devices.data_size())
     total, last = sum(group.schedule.steps for group in plan), number_of_checks(plan)
     parts = {name: params["layers"].pop(name) for name in moving(settings, params["layers"])}
     checks = resumed.checks if resumed else ()
     if resumed and "settled" in resumed.state:
-        parts = jax.tree.map(devices.like, resumed.state["settled"], parts)
+        parts = jax.tree.map(devices.place_like, resumed.state["settled"], parts)
     done = 1
     for group in plan:
         reached, done = done, done + group.schedule.checks
@@ -165,7 +167,7 @@ def moving(settings: PruneSettings, layers: Params) -> tuple[str, ...]:
 
 
 def _state(stage: Any, more: Params) -> Params:
-    return {"stage": stage.leaves(), **jax.tree.map(devices.whole, more)}
+    return {"stage": stage.leaves(), **jax.tree.map(devices.to_host, more)}
 
 
 @functools.partial(jax.jit, static_argnames=("first", "count"))
@@ -181,7 +183,7 @@ def _with_blocks(stack: Params, first: int, some: Params) -> Params:
 def last_of(config: DecoderConfig, layers: Params) -> Iterator[tuple[int, Params]]:
     """Yields each block of a stack with its number, on the host, one at a time; all processes have to run through."""
     for index in range(config.layers):
-        yield index, devices.whole(_block(layers, index))
+        yield index, devices.to_host(_block(layers, index))
 
 
-_block = jax.jit(at)
+_block = jax.jit(get_layer)

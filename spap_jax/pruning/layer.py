@@ -14,7 +14,7 @@ from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.models.registry import FAMILIES
 from spap_jax.numerics import full_precision
-from spap_jax.placement import placed
+from spap_jax.placement import shard_params
 from spap_jax.pruning import moments, reduce
 from spap_jax.pruning.moments import Moments
 from spap_jax.pruning.prune_report import Errors, LayerReport
@@ -121,7 +121,7 @@ def prune_layer(
         steps = jax.random.fold_in(key, index)
         recovered = _recover(narrow, schedule, layer, *last, calibration, held_out, choice.ridge, steps)
     clock.lap("alternating", recovered)
-    mlp = placed(narrow, {"mlp": reduce.to_mlp(recovered.weights, layer["mlp"])})["mlp"]
+    mlp = shard_params(narrow, {"mlp": reduce.to_mlp(recovered.weights, layer["mlp"])})["mlp"]
     judged = _errors(narrow, layer, [stage.weights for stage in stages], held_out)
     clock.lap("errors", judged)
     return layer | {"mlp": mlp}, Solved(choice, recovered.rounds, [stage.error for stage in stages], judged)
@@ -144,7 +144,7 @@ def _solve(
     """Selects channels, and returns the stages: dense weights, and their update if any; the moments are freed after."""
     seen = moments.accumulate(config, layer, calibration)
     clock.lap("statistics", seen)
-    choice = devices.everywhere(choose_channels(seen, key, narrow.intermediate, **search_of(settings)))
+    choice = devices.replicate(choose_channels(seen, key, narrow.intermediate, **search_of(settings)))
     clock.lap("selection", choice)
     kept, update = choice.channels.kept, methods.update_used(settings)
     stages = [_dense_weights(config, narrow, layer, choice)]
@@ -173,7 +173,7 @@ def _update_chosen(
 def _dense_weights(config: DecoderConfig, narrow: DecoderConfig, layer: Params, choice: Choice) -> Weights:
     """Returns the dense weights of the chosen channels, with zeros for the biases that an update adds."""
     taken = reduce.take_channels(FAMILIES[config.family], layer["mlp"], choice.channels.kept)
-    return reduce.to_weights(placed(narrow, {"mlp": reduce.with_biases(narrow, taken)})["mlp"])
+    return reduce.to_weights(shard_params(narrow, {"mlp": reduce.with_biases(narrow, taken)})["mlp"])
 
 
 def search_of(settings: PruneSettings) -> dict[str, Any]:
@@ -222,7 +222,7 @@ def refit_weights(seen: Moments, ridge: jax.Array, kept: jax.Array, selected: We
         kept: [k] channel numbers.
         selected: The dense weights of these channels.
     """
-    down = devices.steady(refit(scaled(seen.problem, ridge), kept))
+    down = devices.constrain_replicated(refit(scaled(seen.problem, ridge), kept))
     bias = None if selected.bias is None else seen.target_mean - seen.hidden_mean[kept] @ down
     return Weights(selected.inner, down, bias)
 

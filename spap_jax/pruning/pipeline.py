@@ -17,11 +17,11 @@ from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params, with_channels
 from spap_jax.models.registry import FAMILIES
 from spap_jax.numerics import storage
-from spap_jax.placement import placed, room_for_all, spread
+from spap_jax.placement import fully_shard_params, shard_params, zeros_for_blocks
 from spap_jax.pruning import joint, reduce, streams
 from spap_jax.pruning.heads import prune_attention
 from spap_jax.pruning.layer import Choice, Clock, layer_report, prune_layer
-from spap_jax.pruning.predictions import put
+from spap_jax.pruning.predictions import set_layer
 from spap_jax.pruning.prune_report import LayerReport
 from spap_jax.pruning.streams import Padded, Streams
 from spap_jax.pruning.waves import Choices
@@ -154,24 +154,24 @@ def prune_layers(
     dtype, share = storage(settings.stream_dtype), settings.fit.correction
     both = Both(*(streams.start(config, outer, part, dtype, share) for part in chunks))
     clock.lap("streams", both)
-    blocks, choices, wave = None, [], devices.everyone()
+    blocks, choices, wave = None, [], devices.mesh_size()
     for index in range(config.layers):
         if settings.schedule == "parallel" and index % wave == 0 and index + wave > len(made):
             layers = range(index, min(index + wave, config.layers))
             choices = ahead.of(layers, config, narrow.intermediate, read_layer, both.fitted, settings, clock)
         own = config.of_layer(index)
-        dense = resized(placed(config, read_layer(index)), own.intermediate)
+        dense = resized(shard_params(config, read_layer(index)), own.intermediate)
         clock.lap("reading", dense)
         if begun and index < len(made):
-            layer, report = placed(narrow, begun.read(index)), made[index]
+            layer, report = shard_params(narrow, begun.read(index)), made[index]
             both = _past(own, narrow, dense, layer, both, settings.fit.correction)
         else:
             choice = choices[index % wave] if choices else None
             layer, report, both = _prune_block(index, own, narrow, dense, both, choice, settings, clock)
         del dense
         if jointly:
-            blocks = put(room_for_all(narrow, layer) if blocks is None else blocks, index, layer)
-        kept = devices.whole(layer)
+            blocks = set_layer(zeros_for_blocks(narrow, layer) if blocks is None else blocks, index, layer)
+        kept = devices.to_host(layer)
         yield Step(report, lambda kept=kept: kept, [] if jointly else [(index, kept)], fresh=index >= len(made))
         del layer, kept
         memory.return_scraps()
@@ -253,7 +253,7 @@ def calibration_chunks(tokens: np.ndarray, settings: PruneSettings) -> tuple[Pad
 def checks_of(tokens: np.ndarray, layers: int, settings: PruneSettings) -> int:
     """Returns the number of measurements in the joint steps on a model with ``layers`` blocks."""
     fitted = streams.fitted_of(len(tokens), held_out_part(settings))
-    return joint.number_of_checks(joint.groups(layers, fitted, tokens.shape[1], settings, devices.number()))
+    return joint.number_of_checks(joint.groups(layers, fitted, tokens.shape[1], settings, devices.data_size()))
 
 
 def held_out_part(settings: PruneSettings) -> float:
@@ -280,7 +280,7 @@ def adjusted(
     checks = tuple(report for report in begun.reports if isinstance(report, Check)) if begun else ()
     resumed = joint.Resumed(checks, begun.read(len(begun.reports) - 1)) if begun and checks else None
     yield from (Step(check, dict, fresh=False) for check in checks[:-1])
-    params = spread(config, {name: outer[name] for name in ("embed", "head")}) | {"layers": blocks}
+    params = fully_shard_params(config, {name: outer[name] for name in ("embed", "head")}) | {"layers": blocks}
     for now in joint.adjusted(config, params, tokens, final, settings, resumed, watch):
         last = () if now.blocks is None else joint.last_of(config, now.blocks)
         yield Step(now.check, now.state, last, now.fresh)

@@ -42,7 +42,7 @@ def identity(
 def computing() -> dict[str, Any]:
     """Returns the properties of the software and hardware that a run's numbers depend on."""
     found = versions()
-    return {"devices": devices.everyone(), "model devices": devices.sharers()} | {
+    return {"devices": devices.mesh_size(), "model devices": devices.model_size()} | {
         name: found[name] for name in _COMPUTING
     }
 
@@ -66,7 +66,7 @@ def begun(unfinished: Unfinished | None, output: str | Path) -> Begun | None:
     told = told_to_all(unfinished.told if unfinished and not _is_made(unfinished, output) else None)
 
     def read(number: int) -> Params:
-        return devices.from_leader(unfinished.read(number) if unfinished else {})
+        return devices.broadcast_from_leader(unfinished.read(number) if unfinished else {})
 
     return None if told is None else Begun([report_of(each) for each in told], read)
 
@@ -89,7 +89,7 @@ def decided_widths(unfinished: Unfinished | None, choose: Callable[[], tuple[int
 def told_to_all(told: Any) -> Any:
     """Broadcasts a JSON-serialisable value from the leading process; all processes must call this."""
     text = np.frombuffer(json.dumps(told).encode(), np.uint8)
-    return json.loads(devices.from_leader({"told": text})["told"].tobytes())
+    return json.loads(devices.broadcast_from_leader({"told": text})["told"].tobytes())
 
 
 def _is_made(unfinished: Unfinished, output: str | Path) -> bool:

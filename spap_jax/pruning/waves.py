@@ -18,7 +18,7 @@ from spap_jax import devices
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.numerics import full_precision
-from spap_jax.placement import placed
+from spap_jax.placement import shard_params
 from spap_jax.pruning import moments, streams
 from spap_jax.pruning.layer import Choice, Clock, choice_key, choose_channels, search_of
 from spap_jax.pruning.moments import Moments
@@ -79,7 +79,7 @@ def own_moments(
     """
     stream, own = streams.both_at(config, jnp.copy(fitted.dense), fitted.weights), None
     for place, index in enumerate(layers):
-        layer, alike = placed(config, read_layer(index)), config.reaching_like(index)
+        layer, alike = shard_params(config, read_layer(index)), config.reaching_like(index)
         clock.lap("reading", layer)
         stream = streams.enter_dense_mlp(alike, layer, stream)
         clock.lap("streams", stream)
@@ -93,7 +93,7 @@ def own_moments(
 
 @functools.partial(jax.jit, donate_argnames="own")
 def _give(own: Moments | None, seen: Moments, place: int) -> Moments:
-    return devices.give(own, seen, place)
+    return devices.assign_to_device(own, seen, place)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "keep", "method", "steps", "rounds"))
@@ -113,4 +113,4 @@ def own_choices(own: Moments, config: DecoderConfig, key: jax.Array, first: int,
     def one(seen: Moments, number: jax.Array, key: jax.Array, first: jax.Array) -> Choice:
         return choose_channels(seen, choice_key(key, config, first + number), keep, **search)
 
-    return devices.each(one, own, key, first)
+    return devices.map_over_devices(one, own, key, first)

@@ -117,7 +117,7 @@ def relative_error(hidden: Hidden, weights: Weights, tokens: Tokens) -> jax.Arra
         chunk = in_float32(chunk)
         return total + squares(chunk, output(hidden, weights, chunk.residual)), None
 
-    error, power = devices.total(lambda own: jax.lax.scan(add, jnp.zeros(2), own)[0], tokens)
+    error, power = devices.psum_over_chunks(lambda own: jax.lax.scan(add, jnp.zeros(2), own)[0], tokens)
     return error / jnp.maximum(power, _TINY)  # a layer that adds nothing has no target
 
 
@@ -145,10 +145,10 @@ def closed_form(hidden: Hidden, weights: Weights, tokens: Tokens, ridge: float |
         return jax.tree.map(jnp.add, total, parts), None
 
     def sums(own: Tokens):
-        start = (devices.by_rows(jnp.zeros((width, width))), jnp.zeros((width, out)), jnp.zeros(width), jnp.zeros(out))
-        return jax.lax.scan(add, (*start, jnp.zeros(2)), own)[0]
+        matrices = devices.shard_rows(jnp.zeros((width, width))), jnp.zeros((width, out))
+        return jax.lax.scan(add, (*matrices, jnp.zeros(width), jnp.zeros(out), jnp.zeros(2)), own)[0]
 
-    moments = devices.total(sums, tokens)
+    moments = devices.psum_over_chunks(sums, tokens)
     count = tokens.real
     gram, cross, h_mean, e_mean, (error, power) = jax.tree.map(lambda total: total / count, moments)
     remains = error
@@ -188,7 +188,7 @@ def descend(
         weights, state = carry
         number, key = now
         index = jax.random.randint(key, (schedule.step_tokens,), 0, count)
-        drawn = in_float32(devices.draw(tokens, jnp.unravel_index(index, tokens.residual.shape[:-1])))
+        drawn = in_float32(devices.take_from_chunks(tokens, jnp.unravel_index(index, tokens.residual.shape[:-1])))
         updates, state = optimizer.update(jax.grad(loss)(weights, drawn), state, cast(Any, weights))
         size = rate * decay(number)
         return (jax.tree.map(lambda w, u: w - size * u, weights, updates), state), None

@@ -39,6 +39,6 @@ def run(
     for last in stages(model, getattr(tokens, "tokens", tokens), teacher, settings, begun):
         watch(last)
     assert last is not None  # the first stage precedes any step
-    trained = replace(model, params=devices.alone(result(model, last, settings)))
+    trained = replace(model, params=devices.to_process(result(model, last, settings)))
     names = (model.source.name, teacher and teacher.source.name)
     return trained, new_finetune_report(settings, names, tokens, last.best, last.checks, time.perf_counter() - started)

@@ -48,7 +48,7 @@ def begun(unfinished: Unfinished | None) -> StoredStage | None:
     if not looks:
         return None
     checks = tuple(check_of(told) for told in looks)
-    return devices.from_leader(unfinished.read(len(looks) - 1) if unfinished else {}), checks
+    return devices.broadcast_from_leader(unfinished.read(len(looks) - 1) if unfinished else {}), checks
 
 
 def _fingerprint(model: Model) -> str:

@@ -15,7 +15,7 @@ from spap_jax import devices
 from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.registry import FAMILIES, family_of
-from spap_jax.placement import spec_of, spread_spec
+from spap_jax.placement import fully_sharded_spec, param_spec
 from spap_jax.planning.workload import Chunks, Workload, workload
 from spap_jax.pruning import joint, moments, streams, waves
 from spap_jax.pruning import layer as block
@@ -92,7 +92,7 @@ class Phases:
         return traced.lower(lowering_platforms=("tpu",))
 
     def selection_in_waves(self):
-        count, search = devices.everyone(), self._search()
+        count, search = devices.mesh_size(), self._search()
         everywhere = PartitionSpec(("data", "model"))
         own = jax.tree.map(lambda a: _described((count, *a.shape), spec=everywhere), self.moments())
         return waves.own_choices.lower(own, self.load.dense, self.key, 0, **search)
@@ -102,7 +102,7 @@ class Phases:
 
     def moments(self) -> moments.Moments:
         f, d = self.load.dense.intermediate, self.load.dense.width
-        rows = PartitionSpec(devices.sharing_rows(f) or None)
+        rows = PartitionSpec(devices.row_axes(f) or None)
         gram, cross = _described((f, f), spec=rows), _described((f, d), spec=rows)
         problem = Problem(gram, cross, _described(()), cross)
         return moments.Moments(problem, _described((f,)), _described((d,)), _described((f,)))
@@ -150,12 +150,12 @@ class Phases:
     def _training(self) -> tuple[step.Job, step.Given, step.State, step.Batch]:
         load, training = self.load, self.load.training
         assert training
-        student, teacher = (_parameters(config, self.dtype, spread_spec) for config in (load.narrow, load.dense))
+        student, teacher = (_parameters(config, self.dtype, fully_sharded_spec) for config in (load.narrow, load.dense))
         frozen, moved = {}, student
         if not training.full:
             start = functools.partial(lora.start, rank=training.rank, key=jax.random.key(0))
             frozen, moved = student, {"updates": jax.eval_shape(start, student["layers"])}
-            moved = _parts(FAMILIES[load.narrow.family], moved, jnp.float32, spread_spec)
+            moved = _parts(FAMILIES[load.narrow.family], moved, jnp.float32, fully_sharded_spec)
         moved = jax.tree.map(_float32, moved)
         job = step.Job(load.narrow, step.Recipe(clipped, (1e-4, 10, 0.0)), "float32", teacher=load.dense)
         state = jax.eval_shape(job.recipe.optimizer().init, moved)
@@ -167,7 +167,7 @@ class Phases:
 
     def _joint(self, both: Streams) -> tuple[step.Job, step.Given, Any]:
         config, settings = self.load.narrow, self.load.settings
-        params = _parameters(config, self.dtype, spread_spec)
+        params = _parameters(config, self.dtype, fully_sharded_spec)
         moved = {"layers": {name: params["layers"][name] for name in joint.moving(settings, params["layers"])}}
         tokens = _described(both.dense.shape[:3], jnp.int32, _spec(both.dense))
         job = step.Job(config, joint.recipe(settings, 10), "float32")
@@ -182,12 +182,12 @@ class Phases:
 @contextmanager
 def described(load: Workload) -> Iterator[Phases]:
     """Yield the functions of a run inside its mesh."""
-    with devices.sharing(load.devices * load.sharers, load.sharers):
+    with devices.use_mesh(load.devices * load.sharers, load.sharers):
         yield Phases(load)
 
 
 def _described(shape: tuple[int, ...], dtype=jnp.float32, spec: PartitionSpec = PartitionSpec()) -> Any:  # noqa: B008
-    if devices.everyone() == 1:
+    if devices.mesh_size() == 1:
         return jax.ShapeDtypeStruct(shape, dtype)
     return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(get_mesh(), spec))
 
@@ -196,7 +196,7 @@ def _batch(passes: int, rows: int) -> step.Batch:
     return step.Batch(_described((passes, rows), jnp.int32), _described((passes, rows)))
 
 
-def _parameters(config: DecoderConfig, dtype, spec=spec_of) -> Any:
+def _parameters(config: DecoderConfig, dtype, spec=param_spec) -> Any:
     """Return abstract parameters with their sharding on the mesh."""
     shapes = jax.eval_shape(lambda: decoder.init(config, jax.random.key(0)))
     return _parts(FAMILIES[config.family], shapes, dtype, spec)

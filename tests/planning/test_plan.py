@@ -37,13 +37,13 @@ def request_of(name: str, **changes) -> Request:
 def test_sequences_are_divided_as_the_pipeline_divides_them(sequences: int, count: int, held_out: float):
     settings = PruneSettings(held_out=held_out, batch_tokens=32)
     load = workload(config_of(LLAMA), settings, sequences, 16, count)
-    with devices.sharing(count):
+    with devices.use_mesh(count):
         for part, chunks in zip(
             load.parts, pipeline.calibration_chunks(np.zeros((sequences, 16), int), settings), strict=True
         ):
             assert (part.count, part.sequences, part.length) == chunks.tokens.shape
             assert part.real == chunks.real
-            assert part.divided == devices.divides(chunks.tokens)
+            assert part.divided == devices.shards_evenly(chunks.tokens)
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)

@@ -43,7 +43,7 @@ class Made(NamedTuple):
 
 def steps(variant: str, settings: PruneSettings, count: int, begun: Begun | None = None) -> list[Made]:
     model = tiny(variant)
-    with devices.sharing(count):
+    with devices.use_mesh(count):
         found = prune_layers(
             model.config, model.params, lambda i: jax.tree.map(lambda a: a[i], model.params["layers"]),
             random_tokens(), settings, begun,

@@ -104,7 +104,7 @@ def test_the_rest_of_a_model_is_its_blocks_one_after_the_other():
         expected = x
         for index in range(first, 3):
             mlp = {"mlp": other} if index == first else {}
-            expected = predictions.apply(model.config, predictions.at(layers, index) | mlp, index, expected)
+            expected = predictions.apply(model.config, predictions.get_layer(layers, index) | mlp, index, expected)
         found = predictions.rest(model.config, layers, first, other, x)
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
