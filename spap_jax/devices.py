@@ -8,7 +8,7 @@ Everything else is replicated. Code under ``use_mesh`` uses the mesh around it; 
 single device does anyway.
 
 Names say what happens in JAX's words: ``*_size`` and ``*_spec`` describe the mesh, ``shard_*``, ``replicate`` and
-``place_like`` put arrays on it, ``to_*`` bring them back, ``map_*``, ``psum_*``, ``take_*`` and ``shard_map_*`` compute.
+``place_like`` put arrays on it, ``to_*`` bring them back; ``map_*``, ``psum_*``, ``take_*``, ``shard_map_*`` compute.
 """
 
 import json

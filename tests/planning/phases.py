@@ -85,10 +85,10 @@ class Phases:
         return moments.accumulate.lower(self.load.dense, self.layer, streams.fitting_tokens(self.fitted))
 
     def selection(self):
-        return block.select.lower(self.moments(), self.key, **self._search())
+        return block.choose_channels.lower(self.moments(), self.key, **self._search())
 
     def selection_on_tpu(self):
-        traced = block.select.trace(self.moments(), self.key, **self._search())
+        traced = block.choose_channels.trace(self.moments(), self.key, **self._search())
         return traced.lower(lowering_platforms=("tpu",))
 
     def selection_in_waves(self):
@@ -108,7 +108,7 @@ class Phases:
         return moments.Moments(problem, _described((f,)), _described((d,)), _described((f,)))
 
     def refit(self):
-        chosen = functools.partial(block.select, **self._search())
+        chosen = functools.partial(block.choose_channels, **self._search())
         choice = _everywhere(jax.eval_shape(chosen, self.moments(), self.key))
         return block.refit_weights.lower(self.moments(), _described(()), choice.channels.kept, self.weights)
 

@@ -168,7 +168,7 @@ def test_moments_that_travel_are_noticed():
     search = layer_module.search_of(PARALLEL)
 
     def on_all(own: Moments, key: jax.Array) -> layer_module.Choice:
-        return layer_module.select(jax.tree.map(lambda a: a[0], own), key, KEEP, **search)
+        return layer_module.choose_channels(jax.tree.map(lambda a: a[0], own), key, KEEP, **search)
 
     with devices.use_mesh(8):
         everywhere = functools.partial(jax.shard_map, in_specs=PartitionSpec(), out_specs=PartitionSpec())
