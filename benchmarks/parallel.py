@@ -31,7 +31,7 @@ from spap_jax.placement import fully_shard_params
 from spap_jax.planning import operations
 from spap_jax.planning.workload import Workload, workload
 from spap_jax.pruning import joint, layer, moments, streams, waves
-from spap_jax.pruning.pipeline import pruned_config
+from spap_jax.pruning.narrow import pruned_config
 from spap_jax.pruning.streams import Padded, Streams
 from spap_jax.settings import PruneSettings
 from spap_jax.training.engine import batch_of

@@ -19,7 +19,7 @@ from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.models.registry import FAMILIES
 from spap_jax.numerics import full_precision
-from spap_jax.pruning import moments, pipeline, reduce, streams
+from spap_jax.pruning import joint, moments, reduce, streams
 from spap_jax.pruning.layer import (
     Clock,
     choice_key,
@@ -31,6 +31,7 @@ from spap_jax.pruning.layer import (
     search_of,
 )
 from spap_jax.pruning.predictions import get_layer
+from spap_jax.pruning.run import resolve
 from spap_jax.pruning.streams import Streams
 from spap_jax.solver import alternating
 from spap_jax.solver.alternating import RoundSchedule, Tokens, Weights
@@ -91,20 +92,19 @@ def prune(model: spap.Model, tokens: np.ndarray, settings: spap.PruneSettings, i
     """
     check(settings)
     config, outer = model.config, model.params
-    narrow = pipeline.pruned_config(config, settings)
-    settings = settings.resolved(config.layers, config.width, tokens.size)
-    chunks = pipeline.calibration_chunks(tokens, settings)
+    run = resolve(config, outer, lambda index: get_layer(outer["layers"], index), tokens, settings)
+    narrow, settings = run.narrow, run.settings
     metrics = output_metrics(config, outer, tokens[:GRADIENT_SEQUENCES]) if idea == "weighted" else None
-    both = [streams.start(config, outer, part, correction=settings.fit.correction) for part in chunks]
+    parts = run.fitted, run.held_out
+    both = [streams.start(config, outer, part, correction=settings.fit.correction) for part in parts]
     layers = []
     for index in range(config.layers):
-        layer, metric = get_layer(outer["layers"], index), metrics and Metric(*(a[index] for a in metrics))
+        layer, metric = run.read_layer(index), metrics and Metric(*(a[index] for a in metrics))
         layer, both = prune_block(index, config, narrow, layer, both, settings, idea, metric)
         layers.append(layer)
     blocks = jax.tree.map(lambda *arrays: jnp.stack(arrays), *layers)
-    if settings.decided.joint_passes:
-        ends = both[0].dense, both[1].dense
-        *_, last = pipeline.adjusted(narrow, outer, blocks, chunks, ends, settings)
+    if run.jointly:
+        *_, last = joint.adjusted(run, blocks, (both[0].dense, both[1].dense))
         blocks = jax.tree.map(lambda *arrays: jnp.stack(arrays), *(layer for _, layer in last.final))
     return spap.Model(narrow, outer | {"layers": blocks}, model.source)
 

@@ -84,7 +84,7 @@ def finetune(
     from spap_jax.devices import leads, to_process, use_mesh
     from spap_jax.placement import fully_shard_params
     from spap_jax.training.finetune_card import trained_files
-    from spap_jax.training.run import run
+    from spap_jax.training.finetune_run import run
     from spap_jax.training.stage_store import begun, identity, keep
     from spap_jax.training.train import check
 

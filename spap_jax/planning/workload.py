@@ -17,7 +17,8 @@ from spap_jax.methods import update_used
 from spap_jax.models.config import DecoderConfig
 from spap_jax.numerics import step_dtype, storage
 from spap_jax.pruning import joint, streams
-from spap_jax.pruning.pipeline import held_out_part, pruned_config
+from spap_jax.pruning.narrow import pruned_config
+from spap_jax.pruning.run import held_out_part
 from spap_jax.pruning.sampling import at_once
 from spap_jax.settings import FinetuneSettings, PruneSettings
 

@@ -35,10 +35,10 @@ def prune_attention(
     config: DecoderConfig,
     narrow: DecoderConfig,
     layer: Params,
-    both: tuple[Streams, Streams],
+    both: list[Streams],
     settings: PruneSettings,
     clock: Clock,
-) -> tuple[Params, tuple[Streams, Streams], AttentionReport]:
+) -> tuple[Params, list[Streams], AttentionReport]:
     """Prunes the attention of one block, and advances the streams to its MLP.
 
     Args:
@@ -53,7 +53,7 @@ def prune_attention(
     Returns:
         The block's parameters with fewer heads, the streams after its attention, and the report.
     """
-    both = tuple(streams.enter_attention(config, layer, part) for part in both)
+    both = [streams.enter_attention(config, layer, part) for part in both]
     clock.lap("streams", both)
     calibration, held_out = (streams.fitting_tokens(s) for s in both)
     # The first 2 L keys are used for channel selection and alternating rounds; the next one is free.
@@ -62,7 +62,7 @@ def prune_attention(
     small = layer | {"attention": stages[-1]}
     judged = _errors(narrow, small, [_to_weights(stage) for stage in stages], held_out)
     clock.lap("errors", judged)
-    both = tuple(streams.leave_attention(narrow, small, part, settings.fit.correction) for part in both)
+    both = [streams.leave_attention(narrow, small, part, settings.fit.correction) for part in both]
     clock.lap("streams", both)
     report = AttentionReport(
         kept=tuple(chosen.kept.tolist()),

@@ -74,7 +74,7 @@ class Progress:
             clock: Returns the time in seconds.
         """
         self._clock, self._pace = clock, Pace()
-        self._runs = [_Run.of(config, settings, shape, judged) for settings in runs]
+        self._runs = [_Work.of(config, settings, shape, judged) for settings in runs]
         self.begin(0)
 
     def begin(self, number: int) -> Said:
@@ -147,7 +147,7 @@ def _ended(words: str, left: str) -> str:
 
 
 @dataclass(frozen=True)
-class _Run:
+class _Work:
     """The work of one run.
 
     Attributes:

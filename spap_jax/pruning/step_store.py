@@ -13,8 +13,8 @@ from spap_jax.checkpoint.publish import read_made
 from spap_jax.checkpoint.unfinished import Unfinished
 from spap_jax.data import TokenBlocks
 from spap_jax.models.decoder import Params
-from spap_jax.pruning.pipeline import Begun, Step
 from spap_jax.pruning.prune_report import report_of, versions
+from spap_jax.pruning.run import Begun, Step
 from spap_jax.settings import PruneSettings
 
 _COMPUTING = ("spap-jax", "jax", "jaxlib", "flax", "optax", "device")
@@ -47,9 +47,16 @@ def computing() -> dict[str, Any]:
     }
 
 
-def keep(unfinished: Unfinished, step: Step) -> None:
-    """Stores a step that this run made."""
-    unfinished.add(step.kept(), dataclasses.asdict(step.report))
+def keep(unfinished: Unfinished | None, step: Step) -> None:
+    """Stores a step that this run made; all processes must call this.
+
+    Args:
+        unfinished: The stored steps in the leading process; None in the others.
+        step: The step.
+    """
+    kept = step.kept()
+    if unfinished:
+        unfinished.add(kept, dataclasses.asdict(step.report))
 
 
 def begun(unfinished: Unfinished | None, output: str | Path) -> Begun | None:

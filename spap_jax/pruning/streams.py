@@ -56,6 +56,11 @@ class Padded(NamedTuple):
     real: int
 
     @property
+    def sequences(self) -> np.ndarray:
+        """The sequences that are no padding, [B, T]."""
+        return self.tokens.reshape(-1, self.tokens.shape[-1])[: self.real]
+
+    @property
     def counted(self) -> jax.Array | None:
         """[C, B, T] 1, or 0 for padding, spread over the devices; None if there is none."""
         number = np.arange(self.tokens.shape[0] * self.tokens.shape[1]).reshape(*self.tokens.shape[:2], 1)

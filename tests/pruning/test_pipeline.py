@@ -24,8 +24,10 @@ from spap_jax.errors import UserError
 from spap_jax.model import Model
 from spap_jax.models import decoder
 from spap_jax.pruning import streams
-from spap_jax.pruning.pipeline import prune_layers, pruned_config
+from spap_jax.pruning.narrow import pruned_config
+from spap_jax.pruning.pipeline import prune_layers
 from spap_jax.pruning.prune_report import LayerReport
+from spap_jax.pruning.run import resolve
 
 FAMILIES = ("llama", "qwen2", "opt_125m_like")
 LAYERS, REMOVED = 3, CHANNELS - KEPT
@@ -222,14 +224,14 @@ def test_a_block_is_read_when_its_turn_comes():
         return jax.tree.map(lambda array: array[index], model.params["layers"])
 
     outer = {name: model.params[name] for name in ("embed", "head")}
-    run = prune_layers(model.config, outer, read_layer, random_tokens(), SETTINGS)
-    step = next(run)
+    steps = prune_layers(resolve(model.config, outer, read_layer, random_tokens(), SETTINGS))
+    step = next(steps)
     assert isinstance(step.report, LayerReport)
     assert (step.report.layer, read) == (0, [0])
     [(index, layer)] = step.final
     assert index == 0
     assert layer["mlp"]["down"].shape == (KEPT, 32)
-    assert len([*run]) == LAYERS - 1
+    assert len([*steps]) == LAYERS - 1
     assert read == [0, 1, 2]
 
 

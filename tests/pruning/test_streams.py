@@ -14,7 +14,7 @@ from spap_jax import devices
 from spap_jax.models import decoder
 from spap_jax.numerics import in_float32, storage
 from spap_jax.pruning import moments, streams
-from spap_jax.pruning.pipeline import calibration_chunks
+from spap_jax.pruning.run import calibration_chunks
 from spap_jax.settings import FLOAT_DTYPES, PruneSettings
 
 
