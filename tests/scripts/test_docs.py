@@ -88,6 +88,15 @@ def test_every_public_name_is_in_the_reference(pages: Path):
     assert [name for name in names if not re.search(rf'id="(module-)?spap_jax\.{re.escape(name)}"', page)] == []
 
 
+def test_make_help_explains_every_target():
+    named = re.search(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+    said = subprocess.run(
+        ["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert named is not None
+    assert re.findall(r"^make (\S+) +\w", said.stdout, re.MULTILINE) == named[1].split()
+
+
 @pytest.mark.parametrize("entrance", ENTRANCES)
 def test_links_on_a_code_host(entrance: str):
     """Check pages outside of ``docs/``, which Sphinx does not see."""
