@@ -4,42 +4,49 @@ VENV ?= .venv
 LLAMA_CPP ?= .venv-llama-cpp
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint dist-check clients-check docs notebooks quality install install-dev clean
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint dist-check clients-check docs notebooks quality install install-dev hooks clean
 
-demo: install
+help:  ## say what each target does
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "make %-14s %s\n", $$1, $$2 }'
+
+demo: install  ## prune the bundled model on the bundled text and print the table
 	$(BIN)/spap prune examples/llama-stories --sparsity 0.3 \
 	  --data examples/stories_calibration.txt --sequences 256 --sequence-length 256 \
 	  --eval examples/stories_evaluation.txt --output out/llama-stories-30 \
 	  $(if $(wildcard out/llama-stories-30),--overwrite)
 
 # Compilation dominates the time and uses one core, so the test files are distributed over the cores, in order.
-test: install-dev
+test: install-dev  ## run the whole test suite
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-lint: install-dev
+lint: install-dev  ## ruff and pyright
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
-dist-check: install-dev
+dist-check: install-dev  ## build the archives in dist/ and run some of the tests against the installed wheel
 	.ci/dist_check $(BIN)/python
 
 # llama.cpp has a separate environment, which the first run creates.
-clients-check: install-dev $(LLAMA_CPP)/.installed
+clients-check: install-dev $(LLAMA_CPP)/.installed  ## convert pruned models for llama.cpp and run them there
 	$(BIN)/python -m pytest tests/checkpoint/test_llama_cpp.py --llama-cpp-python $(LLAMA_CPP)/bin/python
 
-docs: install-dev
+docs: install-dev  ## build the pages as a site in out/docs; any warning is an error
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --fresh-env --quiet docs out/docs
 	@echo out/docs/index.html
 
-notebooks: install-dev
+notebooks: install-dev  ## run the notebooks of examples/ in place
 	$(BIN)/python -m benchmarks.notebooks
 
-quality: install
+quality: install  ## compare the methods on the bundled model, the quick way
 	$(BIN)/python -m benchmarks.quality --quick
 
-install: $(VENV)/.installed
-install-dev: $(VENV)/.installed-dev
+install: $(VENV)/.installed  ## set up .venv with what users need
+install-dev: $(VENV)/.installed-dev  ## set up .venv with what contributors need
+
+hooks: install-dev  ## run ruff before every commit from now on
+	$(BIN)/pre-commit install
 
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -56,5 +63,5 @@ $(LLAMA_CPP)/.installed: .ci/llama_cpp $(VENV)/.installed-dev
 	.ci/llama_cpp $(LLAMA_CPP) $(BIN)/python
 	touch $@
 
-clean:
+clean:  ## remove the environments, the archives and all output
 	rm -rf $(VENV) $(LLAMA_CPP) build dist out *.egg-info

@@ -27,11 +27,11 @@ from benchmarks.prune_time import Size
 from spap_jax import devices
 from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
-from spap_jax.placement import spread
+from spap_jax.placement import fully_shard_params
 from spap_jax.planning import operations
 from spap_jax.planning.workload import Workload, workload
 from spap_jax.pruning import joint, layer, moments, streams, waves
-from spap_jax.pruning.pipeline import pruned_config
+from spap_jax.pruning.narrow import pruned_config
 from spap_jax.pruning.streams import Padded, Streams
 from spap_jax.settings import PruneSettings
 from spap_jax.training.engine import batch_of
@@ -88,9 +88,9 @@ def work(count: int) -> Iterator[tuple[str, Any]]:
 
 def joint_steps(config: DecoderConfig, params: decoder.Params, tokens: Padded, final: jax.Array) -> Iterator[Any]:
     """Yields the loss of one joint step after the other, all on the same sequences."""
-    params = spread(config, params)
+    params = fully_shard_params(config, params)
     job = Job(config, joint.recipe(SETTINGS, 1000), "float32")
-    given = Given(params, None, Sequences(devices.spread(tokens.tokens), final), tokens.real)
+    given = Given(params, None, Sequences(devices.shard_chunks(tokens.tokens), final), tokens.real)
     state = begin(job, {"layers": {"mlp": params["layers"]["mlp"]}})
     batch = batch_of(np.arange(STEP_SEQUENCES), given, SETTINGS.batch_tokens)
     while True:
@@ -100,7 +100,7 @@ def joint_steps(config: DecoderConfig, params: decoder.Params, tokens: Padded, f
 
 def selection(config: DecoderConfig, params: decoder.Params, fitted: Streams) -> Callable[[], Any]:
     """Returns a function that selects channels for as many layers as there are devices at most, in waves if needed."""
-    wave, keep = devices.everyone(), pruned_config(config, SETTINGS).intermediate
+    wave, keep = devices.mesh_size(), pruned_config(config, SETTINGS).intermediate
     search, key = layer.search_of(SETTINGS), jax.random.key(0)
 
     def read_layer(index: int) -> decoder.Params:
@@ -120,7 +120,7 @@ def serve(count: int) -> None:
     Args:
         count: Number of devices.
     """
-    with devices.sharing(count):
+    with devices.use_mesh(count):
         for name, compute in work(count):
             if not sys.stdin.readline():
                 return

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 import spap_jax as spap
-from spap_jax.baselines import Layer, Search, select_channels
+from spap_jax.methods import Search, SelectorInputs, select_channels
 from spap_jax.numerics import full_precision
 from spap_jax.pruning import moments, streams
 from spap_jax.pruning.moments import Moments
@@ -42,7 +42,7 @@ def refitted(method: str, keep: int, seen: Moments) -> tuple[jax.Array, jax.Arra
     """Returns the refitted relative error of a method's selection, and the number of swaps that would improve it."""
     settings = spap.PruneSettings()
     system = equilibrate(seen.problem, settings.fit.ridge)
-    layer = Layer(seen.problem, system, seen.hidden_mean, seen.variance, jax.random.key(settings.seed))
+    layer = SelectorInputs(seen.problem, system, seen.hidden_mean, seen.variance, jax.random.key(settings.seed))
     chosen = select_channels(method, layer, keep, Search())
     return relative_error(seen.problem, chosen.kept, refit(system, chosen.kept)), chosen.improving
 

@@ -21,7 +21,7 @@ from benchmarks.prune_time import Size, matmul_rate
 from spap_jax.numerics import full_precision
 from spap_jax.planning import operations, traffic
 from spap_jax.planning.workload import workload
-from spap_jax.pruning.layer import choice_key, refit_weights, search_of, select
+from spap_jax.pruning.layer import choice_key, choose_channels, refit_weights, search_of
 from spap_jax.pruning.moments import Moments
 from spap_jax.settings import PruneSettings
 from spap_jax.solver.alternating import Weights
@@ -110,11 +110,11 @@ def main(width: int = 4096, intermediate: int = 14336, sparsity: float = 0.3, re
     before = limits(intermediate // 2)
     seen = random_moments(jax.random.key(0), intermediate, width, -(-2 * intermediate // TOKENS))
     key = choice_key(jax.random.key(settings.seed), load.dense, 0)
-    choice = select(seen, key, keep, **search_of(settings))
+    choice = choose_channels(seen, key, keep, **search_of(settings))
     kept = choice.channels.kept
     selected = Weights({}, seen.problem.weight[kept], None)
     runs: dict[str, Callable[[], Any]] = {
-        "selection": lambda: select(seen, key, keep, **search_of(settings)),
+        "selection": lambda: choose_channels(seen, key, keep, **search_of(settings)),
         "refit": lambda: refit_weights(seen, choice.ridge, kept, selected),
     }
     seconds = {phase: seconds_of(run, repeats) for phase, run in runs.items()}

@@ -28,9 +28,9 @@ from spap_jax.models.decoder import Params
 from spap_jax.models.registry import FAMILIES
 from spap_jax.numerics import full_precision
 from spap_jax.pruning import moments, reduce, streams
-from spap_jax.pruning.layer import hidden_channels, refit_weights, search_of, select
+from spap_jax.pruning.layer import choose_channels, hidden_channels, refit_weights, search_of
 from spap_jax.solver import alternating
-from spap_jax.solver.alternating import Hidden, Schedule, Tokens, Weights
+from spap_jax.solver.alternating import Hidden, RoundSchedule, Tokens, Weights
 
 SETTINGS = spap.PruneSettings(rounds=2)
 
@@ -52,7 +52,7 @@ class Row:
 
 def adam(hidden: Hidden, weights: Weights, calibration: Tokens, held_out: Tokens) -> Weights:
     """Runs the alternating rounds of ``spap prune``."""
-    schedule = Schedule(SETTINGS.rounds, STEPS, SETTINGS.step_tokens, SETTINGS.learning_rate)
+    schedule = RoundSchedule(SETTINGS.rounds, STEPS, SETTINGS.step_tokens, SETTINGS.learning_rate)
     key = jax.random.key(SETTINGS.seed)
     error = alternating.relative_error(hidden, weights, calibration)
     return alternating.recover(hidden, weights, error, calibration, held_out, schedule, SETTINGS.fit.ridge, key).weights
@@ -156,7 +156,7 @@ def compare(model: spap.Model, tokens: np.ndarray, sparsity: float, held_out: in
         both = [streams.enter_mlp(config, layer, each) for each in both]
         fitted, judged = (streams.fitting_tokens(each) for each in both)
         seen = moments.accumulate(config, layer, fitted)
-        choice = select(seen, jax.random.key(index), keep, **search_of(SETTINGS))
+        choice = choose_channels(seen, jax.random.key(index), keep, **search_of(SETTINGS))
         kept = choice.channels.kept
         taken = reduce.to_weights(reduce.take_channels(FAMILIES[config.family], layer["mlp"], kept))
         weights = refit_weights(seen, choice.ridge, kept, taken)

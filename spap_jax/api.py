@@ -9,7 +9,7 @@ import jax
 
 from spap_jax import checkpoint, memory, watching
 from spap_jax.data import load_tokens
-from spap_jax.devices import sharing
+from spap_jax.devices import use_mesh
 from spap_jax.errors import UserError
 from spap_jax.evaluation.generation import generate
 from spap_jax.inspection import divergence, hidden, logits, loss, moments, perplexity, token_blocks
@@ -17,22 +17,24 @@ from spap_jax.keywords import FinetuneChanges, PruneChanges, showing
 from spap_jax.model import Model, checked
 from spap_jax.models.decoder import Params
 from spap_jax.numerics import first_not_finite
-from spap_jax.placement import fitting, stacked
+from spap_jax.placement import place_params, stack_layers
 from spap_jax.pruning.achieved import warn_of_sparsity
-from spap_jax.pruning.allocation import allocated_config, check_allocation
-from spap_jax.pruning.card import pruned_files
-from spap_jax.pruning.pipeline import prune_layers, pruned_config
+from spap_jax.pruning.layer_widths import allocated, check_allocation
+from spap_jax.pruning.narrow import pruned_config
+from spap_jax.pruning.pipeline import prune_layers
 from spap_jax.pruning.progress import Progress
-from spap_jax.pruning.report import LayerReport, PruneReport, data_account, new_report
+from spap_jax.pruning.prune_card import pruned_files
+from spap_jax.pruning.prune_report import LayerReport, PruneReport, data_account, new_report
+from spap_jax.pruning.run import resolve
 from spap_jax.pruning.sampling import with_samples
 from spap_jax.quantities import change_text
 from spap_jax.repetition import warn_of_repetition
 from spap_jax.settings import FinetuneSettings, PruneSettings
-from spap_jax.training.card import trained_files
-from spap_jax.training.checks import Check
+from spap_jax.training.check import Check
 from spap_jax.training.engine import Stage
-from spap_jax.training.report import FinetuneReport
-from spap_jax.training.run import run
+from spap_jax.training.finetune_card import trained_files
+from spap_jax.training.finetune_report import FinetuneReport
+from spap_jax.training.finetune_run import run
 
 __all__ = [
     "FinetuneResult",
@@ -63,7 +65,7 @@ def load(name: str | Path) -> Model:
     Raises:
         UserError: There is no such model, it is not supported, or its files are damaged.
     """
-    return checkpoint.load(name, fitting)
+    return checkpoint.load(name, place_params)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -120,30 +122,30 @@ def prune(
     settings = (settings or PruneSettings()).replace(**changes)
     warn_of_repetition(token_blocks(tokens, model.config), "the calibration data")
     _check_finite(model)
-    check_allocation(model.config, settings, model_devices)
-    warn_of_sparsity(model.config, pruned_config(model.config, settings), settings)
-    with sharing(devices, model_devices), watching.sampling(progress) as written:
+    narrow = pruned_config(model.config, settings)
+    check_allocation(model.config, narrow, settings, model_devices)
+    warn_of_sparsity(model.config, narrow, settings)
+    with use_mesh(devices, model_devices), watching.sampling(progress) as written:
         tokens = with_samples(tokens, lambda: model, settings, written)
     blocks = token_blocks(tokens, model.config)
     reports: list[LayerReport | Check] = []
+    layers: list[Params] = []
 
     def read_layer(index: int) -> Params:
         return jax.tree.map(lambda array: array[index], model.params["layers"])
 
-    layers: list[Params] = []
-    run = Progress(model.config, [settings], blocks.shape, 0)
-    with sharing(devices, model_devices), watching.pruning(run, progress) as watch:
-        narrow = allocated_config(model.config, model.params, read_layer, blocks, settings)
-        given = model.config, model.params, read_layer, blocks, settings
-        for step in prune_layers(*given, narrow=narrow, watch=watch.part):
+    shown = Progress(model.config, [settings], blocks.shape, 0)
+    with use_mesh(devices, model_devices), watching.pruning(shown, progress) as watch:
+        run = allocated(resolve(model.config, model.params, read_layer, blocks, settings, narrow))
+        for step in prune_layers(run, watch.part):
             reports.append(step.report)
             watch.step(step.report)
             layers += (jax.device_get(layer) for _, layer in step.final)
             del step
-    params = model.params | {"layers": stacked(layers)}
+    params = model.params | {"layers": stack_layers(layers)}
     sharers = model_devices if model_devices > 1 else None
-    smaller = Model(narrow, fitting(narrow, params, devices, sharers), model.source)
-    report = new_report(settings, model.config, narrow, model.source.name, tokens, reports)
+    smaller = Model(run.narrow, place_params(run.narrow, params, devices, sharers), model.source)
+    report = new_report(run, model.source.name, tokens, reports)
     size = {"before": checkpoint.weight_bytes(model), "after": checkpoint.weight_bytes(smaller)}
     return PruneResult(smaller, replace(report, extras={"bytes": size, "peak_memory_bytes": memory.peak()}))
 
@@ -208,7 +210,7 @@ def finetune(
     warn_of_repetition(blocks, "the training data")
     for each in (model, *([teacher] if teacher else [])):
         _check_finite(each)
-    with sharing(devices, model_devices), watching.training(settings.steps, progress) as show:
+    with use_mesh(devices, model_devices), watching.training(settings.steps, progress) as show:
 
         def watch(stage: Stage) -> None:
             show(stage.checks[-1])

@@ -4,8 +4,11 @@ Calibration sequences are sharded along ``data``. They are independent, so each 
 only sums are communicated: those of a layer's second moments, and of the gradient of a step. Weights are sharded along
 ``model`` (``placement.py``), and so is what is computed from them: the compiler partitions the programs along this axis
 and inserts the collectives. The rows of second moments, and of the solver's arrays, are sharded along both axes.
-Everything else is replicated. Code under ``sharing`` uses the mesh around
-it; without a mesh, all functions do what a single device does anyway.
+Everything else is replicated. Code under ``use_mesh`` uses the mesh around it; without a mesh, all functions do what a
+single device does anyway.
+
+Names say what happens in JAX's words: ``*_size`` and ``*_spec`` describe the mesh, ``shard_*``, ``replicate`` and
+``place_like`` put arrays on it, ``to_*`` bring them back; ``map_*``, ``psum_*``, ``take_*``, ``shard_map_*`` compute.
 """
 
 import json
@@ -26,7 +29,7 @@ from spap_jax.settings import is_count
 
 DATA, _MODEL = "data", "model"
 
-SEQUENCES = PartitionSpec(DATA)
+DATA_SPEC = PartitionSpec(DATA)
 """The spec of arrays whose leading axis is sharded over ``data``."""
 
 _FOR_WEIGHTS = 0.7
@@ -38,7 +41,7 @@ def leads() -> bool:
     return jax.process_index() == 0
 
 
-def from_leader(arrays: dict[str, Any]) -> dict[str, Any]:
+def broadcast_from_leader(arrays: dict[str, Any]) -> dict[str, Any]:
     """Broadcasts nested dicts of numpy arrays from the leading process; all processes have to call this.
 
     The arrays are sent as integers of the same width: a broadcast is a sum over processes, which would turn -0 into 0.
@@ -59,7 +62,7 @@ def from_leader(arrays: dict[str, Any]) -> dict[str, Any]:
     return unflatten_dict(given, sep="/")
 
 
-def enough(weights: int, memory: int | None, count: int) -> int:
+def smallest_model_size(weights: int, memory: int | None, count: int) -> int:
     """Returns how many of ``count`` devices have to share weights of this size, a divisor of ``count``.
 
     Args:
@@ -74,14 +77,14 @@ def enough(weights: int, memory: int | None, count: int) -> int:
 
 
 @contextmanager
-def sharing(count: int | None, model: int | None = 1, weights: int = 0, groups: int | None = None) -> Iterator[None]:
+def use_mesh(count: int | None, model: int | None = 1, weights: int = 0, groups: int | None = None) -> Iterator[None]:
     """Sets the mesh for the code inside: sequences are sharded along one axis, weights along the other.
 
     Args:
         count: Number of devices. By default all of them, but only ``model`` of them if they are CPUs, since these are
             as fast together as one; see also ``groups``.
         model: Number of devices that the weights are sharded over; the sequences are sharded over ``count / model``.
-            If it is None, as many as `enough` says, or one in a run of several processes.
+            If it is None, as many as `smallest_model_size` says, or one in a run of several processes.
         weights: Bytes of the weights, for this decision.
         groups: Number of groups of ``model`` devices that are used if ``count`` is None. By default as many as there
             are, or one if the devices are CPUs.
@@ -92,7 +95,7 @@ def sharing(count: int | None, model: int | None = 1, weights: int = 0, groups: 
     if model is None:
         memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
         several = jax.process_count() > 1 or (count is not None and not is_count(count))
-        model = 1 if several else enough(weights, memory, count or jax.device_count())
+        model = 1 if several else smallest_model_size(weights, memory, count or jax.device_count())
     if not is_count(model):
         raise UserError(f"groups of {model} devices cannot share the weights: give --model-devices a number from 1 on.")
     there = jax.devices()
@@ -117,56 +120,56 @@ def sharing(count: int | None, model: int | None = 1, weights: int = 0, groups: 
         yield
 
 
-def number() -> int:
+def data_size() -> int:
     """Number of devices along ``data``, over which sequences are sharded."""
     return get_abstract_mesh().shape.get(DATA, 1)
 
 
-def sharers() -> int:
+def model_size() -> int:
     """Number of devices along ``model``, over which weights are sharded."""
     return get_abstract_mesh().shape.get(_MODEL, 1)
 
 
-def everyone() -> int:
+def mesh_size() -> int:
     """Number of devices of the run, along all axes of its mesh."""
     return get_abstract_mesh().size or 1
 
 
-def divides(chunks: Any) -> bool:
+def shards_evenly(chunks: Any) -> bool:
     """Whether arrays of chunks [C, ...] are sharded, which requires that all devices get the same number."""
     count = jax.tree.leaves(chunks)[0].shape[0]
-    return number() > 1 and count > 0 and count % number() == 0
+    return data_size() > 1 and count > 0 and count % data_size() == 0
 
 
-def spread(chunks: np.ndarray) -> jax.Array:
+def shard_chunks(chunks: np.ndarray) -> jax.Array:
     """Shards chunks [C, ...] along ``data``; replicates them if they cannot be divided evenly.
 
     Every process passes all chunks and keeps the shards of its own devices.
     """
-    if everyone() == 1:
+    if mesh_size() == 1:
         return jnp.asarray(chunks)
-    spec = SEQUENCES if divides(chunks) else PartitionSpec()
+    spec = DATA_SPEC if shards_evenly(chunks) else PartitionSpec()
     return jax.make_array_from_callback(chunks.shape, NamedSharding(get_mesh(), spec), lambda index: chunks[index])
 
 
-def everywhere(tree: Any) -> Any:
+def replicate(tree: Any) -> Any:
     """Replicates arrays on every device, so that a program accepts them and its own outputs alike."""
-    return tree if everyone() == 1 else jax.device_put(tree, NamedSharding(get_mesh(), PartitionSpec()))
+    return tree if mesh_size() == 1 else jax.device_put(tree, NamedSharding(get_mesh(), PartitionSpec()))
 
 
-def share_of(size: int, axis: int) -> PartitionSpec:
+def model_spec(size: int, axis: int) -> PartitionSpec:
     """The spec of an array that is sharded over ``model`` along one axis; replicated if its size cannot be divided."""
-    divided = sharers() > 1 and size % sharers() == 0
+    divided = model_size() > 1 and size % model_size() == 0
     return PartitionSpec(*[None] * axis, _MODEL) if divided else PartitionSpec()
 
 
-def by_rows(matrix: jax.Array) -> jax.Array:
-    """Shards the rows of a matrix over all devices, inside a jitted program; see `sharing_rows`."""
-    axes = sharing_rows(matrix.shape[0])
+def shard_rows(matrix: jax.Array) -> jax.Array:
+    """Shards the rows of a matrix over all devices, inside a jitted program; see `row_axes`."""
+    axes = row_axes(matrix.shape[0])
     return jax.lax.with_sharding_constraint(matrix, PartitionSpec(axes)) if axes else matrix
 
 
-def sharing_rows(rows: int) -> tuple[str, ...]:
+def row_axes(rows: int) -> tuple[str, ...]:
     """The axes of the mesh over which rows are sharded: all, or ``model``, or none if they cannot be divided evenly.
 
     Inside a function that each device computes on its own part along ``data``, only ``model`` is left.
@@ -181,75 +184,75 @@ def sharing_rows(rows: int) -> tuple[str, ...]:
     return ()
 
 
-def stacked(array: jax.Array) -> NamedSharding | None:
+def stacked_sharding(array: jax.Array) -> NamedSharding | None:
     """The sharding of a stack of arrays, each of them sharded like ``array``; None without a mesh."""
-    if everyone() == 1:
+    if mesh_size() == 1:
         return None
     assert isinstance(array.sharding, NamedSharding)  # it was placed on the mesh
     return NamedSharding(get_mesh(), PartitionSpec(None, *array.sharding.spec))
 
 
-def whole(tree: Any) -> Any:
+def to_host(tree: Any) -> Any:
     """Gathers sharded arrays on the host of every process, one after the other; all processes have to call this."""
-    return tree if everyone() == 1 else jax.tree.map(gathered, tree)
+    return tree if mesh_size() == 1 else jax.tree.map(array_to_host, tree)
 
 
-def gathered(array: jax.Array) -> np.ndarray:
+def array_to_host(array: jax.Array) -> np.ndarray:
     """Gathers an array on the host of every process; all processes have to call this."""
     if array.is_fully_addressable:
         return np.asarray(array)
     if array.is_fully_replicated:
         return np.asarray(array.addressable_data(0))
     if array.ndim < 3:
-        return np.asarray(everywhere(array).addressable_data(0))
+        return np.asarray(replicate(array).addressable_data(0))
     parts = (jax.lax.dynamic_index_in_dim(array, np.int32(i), keepdims=False) for i in range(len(array)))
-    return np.stack([gathered(part) for part in parts])  # no device holds the weights of all layers
+    return np.stack([array_to_host(part) for part in parts])  # no device holds the weights of all layers
 
 
-def like(array: Any, other: jax.Array) -> jax.Array:
+def place_like(array: Any, other: jax.Array) -> jax.Array:
     """Places an array of the host, which every process has, as another one."""
-    if everyone() == 1:
+    if mesh_size() == 1:
         return jnp.asarray(array)
     array = np.asarray(array)
     return jax.make_array_from_callback(array.shape, other.sharding, lambda index: array[index])
 
 
-def alone(tree: Any) -> Any:
+def to_process(tree: Any) -> Any:
     """Brings arrays to this process, for what it computes without the others; all processes have to call this."""
-    return tree if jax.process_count() == 1 else whole(tree)
+    return tree if jax.process_count() == 1 else to_host(tree)
 
 
-def total(sums: Callable[..., Any], chunks: Any, *alike: Any) -> Any:
+def psum_over_chunks(sums: Callable[..., Any], chunks: Any, *alike: Any) -> Any:
     """Computes ``sums(chunks, *alike)``, sums over the chunks: each device sums its own, then one psum adds them up.
 
     Replicated arrays may also be closed over, unless gradients are taken through them or they are indexed: JAX refuses
     that.
     """
-    if not divides(chunks):
+    if not shards_evenly(chunks):
         return sums(chunks, *alike)
 
     def own(chunks: Any, *alike: Any) -> Any:
         return jax.lax.psum(sums(chunks, *alike), DATA)
 
-    return along_data(own, (SEQUENCES, *(PartitionSpec() for _ in alike)), PartitionSpec())(chunks, *alike)
+    return shard_map_over_data(own, (DATA_SPEC, *(PartitionSpec() for _ in alike)), PartitionSpec())(chunks, *alike)
 
 
-def total_by_rows(sums: Callable[..., tuple[Any, Any]], chunks: Any) -> tuple[Any, Any]:
-    """Like `total`, for ``sums`` that returns matrices and other arrays; the matrices end sharded as by `by_rows`.
+def psum_scatter_over_chunks(sums: Callable[..., tuple[Any, Any]], chunks: Any) -> tuple[Any, Any]:
+    """Like `psum_over_chunks`, for ``sums`` that returns (matrices, others); the matrices end as by `shard_rows`.
 
     A device sums its own tokens in the whole matrices, divided over ``model`` alone, and keeps its rows of the total.
     """
-    if not divides(chunks):
+    if not shards_evenly(chunks):
         matrices, others = sums(chunks)
-        return jax.tree.map(by_rows, matrices), others
+        return jax.tree.map(shard_rows, matrices), others
     rows = {a.shape[0] for a in jax.tree.leaves(jax.eval_shape(sums, chunks)[0])}
-    if any(DATA not in sharing_rows(count) for count in rows):
-        return total(sums, chunks)
+    if any(DATA not in row_axes(count) for count in rows):
+        return psum_over_chunks(sums, chunks)
 
     def own(chunks: Any) -> tuple[Any, Any]:
         matrices, others = sums(chunks)
         # The share of a device along ``data`` lies within that of its devices along ``model``.
-        within = jax.tree.map(lambda a: a.reshape(sharers(), -1, a.shape[1]), matrices)
+        within = jax.tree.map(lambda a: a.reshape(model_size(), -1, a.shape[1]), matrices)
         return by_sharers(within), jax.lax.psum(others, DATA)
 
     # The compiler would gather an array that it partitions itself, to reduce and scatter it.
@@ -258,18 +261,18 @@ def total_by_rows(sums: Callable[..., tuple[Any, Any]], chunks: Any) -> tuple[An
         in_specs=PartitionSpec(_MODEL), out_specs=PartitionSpec(_MODEL), axis_names={_MODEL}, check_vma=False,
     )  # fmt: skip
 
-    matrices, others = along_data(own, (SEQUENCES,), (PartitionSpec(None, DATA), PartitionSpec()))(chunks)
-    return jax.tree.map(lambda a: by_rows(a.reshape(-1, a.shape[2])), matrices), others
+    matrices, others = shard_map_over_data(own, (DATA_SPEC,), (PartitionSpec(None, DATA), PartitionSpec()))(chunks)
+    return jax.tree.map(lambda a: shard_rows(a.reshape(-1, a.shape[2])), matrices), others
 
 
-def apart(change: Callable[..., Any], chunks: Any, *alike: Any) -> Any:
+def map_chunks(change: Callable[..., Any], chunks: Any, *alike: Any) -> Any:
     """Computes ``change(chunks, *alike)``, which treats chunks independently, on each device's own chunks."""
-    if not divides(chunks):
+    if not shards_evenly(chunks):
         return change(chunks, *alike)
-    return along_data(change, (SEQUENCES, *(PartitionSpec() for _ in alike)), SEQUENCES)(chunks, *alike)
+    return shard_map_over_data(change, (DATA_SPEC, *(PartitionSpec() for _ in alike)), DATA_SPEC)(chunks, *alike)
 
 
-def along_data(function: Callable[..., Any], given: tuple[Any, ...], out: Any) -> Callable[..., Any]:
+def shard_map_over_data(function: Callable[..., Any], given: tuple[Any, ...], out: Any) -> Callable[..., Any]:
     """Returns the function that each device computes on its own part along ``data``.
 
     Args:
@@ -281,7 +284,7 @@ def along_data(function: Callable[..., Any], given: tuple[Any, ...], out: Any) -
     return jax.shard_map(function, in_specs=given, out_specs=out, axis_names={DATA}, check_vma=False)
 
 
-def by_heads(kernel: Callable[..., jax.Array], q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+def shard_map_over_heads(kernel: Callable[..., jax.Array], q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """Computes ``kernel(q, k, v)``, which the compiler cannot partition, on each device's own heads.
 
     Args:
@@ -297,14 +300,14 @@ def by_heads(kernel: Callable[..., jax.Array], q: jax.Array, k: jax.Array, v: ja
     free = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto}
     if not free:
         return kernel(q, k, v)
-    shares = share_of(k.shape[1], 1) if _MODEL in free else PartitionSpec()
+    shares = model_spec(k.shape[1], 1) if _MODEL in free else PartitionSpec()
     mine = PartitionSpec(None, None, *shares[1:])
     return jax.shard_map(kernel, in_specs=(mine, shares, shares), out_specs=mine, axis_names=free, check_vma=False)(
         q, k, v
     )
 
 
-def draw(chunks: Any, places: tuple[jax.Array, ...]) -> Any:
+def take_from_chunks(chunks: Any, places: tuple[jax.Array, ...]) -> Any:
     """Picks items [P, ...] from chunks [C, B, ...]; they are sharded if P can be divided evenly.
 
     Each device contributes the items that it holds, so that no device ever holds all chunks.
@@ -313,9 +316,9 @@ def draw(chunks: Any, places: tuple[jax.Array, ...]) -> Any:
         chunks: Arrays with the same leading axes.
         places: Index arrays [P] for these axes, or for the first ones.
     """
-    if not divides(chunks):
+    if not shards_evenly(chunks):
         return jax.tree.map(lambda a: a[places], chunks)
-    evenly = len(places[0]) % number() == 0
+    evenly = len(places[0]) % data_size() == 0
 
     def own(a: jax.Array) -> jax.Array:
         chunk = places[0] - jax.lax.axis_index(DATA) * len(a)
@@ -324,27 +327,28 @@ def draw(chunks: Any, places: tuple[jax.Array, ...]) -> Any:
         picked = jnp.where(mine.reshape(-1, *[1] * (picked.ndim - 1)), picked, 0)
         return jax.lax.psum_scatter(picked, DATA, tiled=True) if evenly else jax.lax.psum(picked, DATA)
 
-    given = SEQUENCES if evenly else PartitionSpec()
-    return jax.tree.map(along_data(own, (SEQUENCES,), given), chunks)
+    given = DATA_SPEC if evenly else PartitionSpec()
+    return jax.tree.map(shard_map_over_data(own, (DATA_SPEC,), given), chunks)
 
 
-def mapped(function: Callable[..., Any], *by_device: Any) -> Any:
+def vmap_over_data(function: Callable[..., Any], *by_device: Any) -> Any:
     """Maps a function over arrays [devices, ...] of which each device along ``data`` has its own.
 
-    The compiler partitions the result, also inside the function, where `steady` keeps it from another choice.
+    The compiler partitions the result, also inside the function, where `constrain_replicated` keeps it from another
+    choice.
     """
-    if everyone() == 1:
+    if mesh_size() == 1:
         return jax.vmap(function)(*by_device)
     own = jax.lax.with_sharding_constraint(by_device, PartitionSpec(DATA))
     return jax.vmap(function, spmd_axis_name=DATA)(*own)
 
 
-def steady(array: jax.Array) -> jax.Array:
-    """Replicates an array, inside a jitted program; inside `mapped`, on the devices along ``model`` it belongs to."""
-    return array if everyone() == 1 else jax.lax.with_sharding_constraint(array, PartitionSpec())
+def constrain_replicated(array: jax.Array) -> jax.Array:
+    """Replicates an array, inside a jitted program; inside `vmap_over_data`, on its own devices along ``model``."""
+    return array if mesh_size() == 1 else jax.lax.with_sharding_constraint(array, PartitionSpec())
 
 
-def give(own: Any, item: Any, place: int | jax.Array) -> Any:
+def assign_to_device(own: Any, item: Any, place: int | jax.Array) -> Any:
     """Assigns an item to one device, in arrays [devices, ...] sharded over all devices; nothing is communicated.
 
     Args:
@@ -366,12 +370,12 @@ def give(own: Any, item: Any, place: int | jax.Array) -> Any:
     return jax.shard_map(take, in_specs=given, out_specs=PartitionSpec(axes), check_vma=False)(own, item)
 
 
-def each(solve: Callable[..., Any], own: Any, *alike: Any) -> Any:
+def map_over_devices(solve: Callable[..., Any], own: Any, *alike: Any) -> Any:
     """Runs ``solve(item, number, *alike)`` on each device's own item and all-gathers the results [devices, ...].
 
     Args:
         solve: Function that each device runs by itself; its number is that along all axes of the mesh.
-        own: The items of all devices, as returned by ``give``.
+        own: The items of all devices, as returned by ``assign_to_device``.
         alike: Replicated arrays.
     """
     axes = get_abstract_mesh().axis_names

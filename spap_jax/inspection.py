@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spap_jax.devices import sharing
+from spap_jax.devices import use_mesh
 from spap_jax.errors import UserError
 from spap_jax.evaluation.divergence import mean_divergence
 from spap_jax.evaluation.perplexity import check_length
@@ -83,7 +83,7 @@ def perplexity(
     """
     model = checked(model)
     blocks = token_blocks(tokens, model.config)
-    with sharing(devices, model_devices, bytes_of(model.params)):
+    with use_mesh(devices, model_devices, bytes_of(model.params)):
         return window_perplexity(model, blocks, batch_tokens)
 
 
@@ -114,7 +114,7 @@ def divergence(
     """
     dense, pruned = checked(dense), checked(pruned)
     blocks = token_blocks(tokens, dense.config)
-    with sharing(devices, model_devices, bytes_of((dense.params, pruned.params))):
+    with use_mesh(devices, model_devices, bytes_of((dense.params, pruned.params))):
         return mean_divergence(dense, pruned, blocks, batch_tokens)
 
 

@@ -3,8 +3,8 @@
 The letters of a weight's rule decide which axis is sharded: attention heads, MLP channels, or the vocabulary of
 embedding and head. Weights without such an axis, or with a size that cannot be divided evenly, are replicated.
 
-For steps on many blocks at once, weights, gradients and optimizer states are sharded along ``data`` too (``spread``),
-and a program gathers the weights of one block at a time (``gathered``).
+For steps on many blocks at once, weights, gradients and optimizer states are sharded along ``data`` too
+(``fully_shard_params``), and a program gathers the weights of one block at a time (``gather_params``).
 """
 
 import functools
@@ -28,7 +28,7 @@ _DIVIDED = "fnmv"
 """Letters of the axes that are sharded; a weight has at most one of them."""
 
 
-def placed(config: DecoderConfig, params: Params) -> Params:
+def shard_params(config: DecoderConfig, params: Params) -> Params:
     """Shards parameters over the devices; inside a jitted program, constrains the sharding of its values.
 
     Args:
@@ -36,7 +36,7 @@ def placed(config: DecoderConfig, params: Params) -> Params:
         params: The whole tree, a part of it, or one layer's; arrays, or objects that return the part that an index
             selects.
     """
-    return _laid_out(config, params, spec_of)
+    return _laid_out(config, params, param_spec)
 
 
 def bytes_of(params: Any) -> int:
@@ -44,15 +44,15 @@ def bytes_of(params: Any) -> int:
     return sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(params))
 
 
-def stacked(layers: list[Params]) -> Params:
+def stack_layers(layers: list[Params]) -> Params:
     """Stacks layers [L, ...] on the host, and clears the list, so that at most two copies are in memory."""
     stack = jax.tree.map(lambda *arrays: np.stack(arrays), *layers)
     layers.clear()
     return stack
 
 
-def fitting(config: DecoderConfig, params: Params, count: int | None = None, sharers: int | None = None) -> Params:
-    """Places parameters on one device, or shards them over as many as share the weights; see `devices.sharing`.
+def place_params(config: DecoderConfig, params: Params, count: int | None = None, sharers: int | None = None) -> Params:
+    """Places parameters on one device, or shards them over as many as share the weights; see `devices.use_mesh`.
 
     Args:
         config: Config of the decoder.
@@ -60,11 +60,11 @@ def fitting(config: DecoderConfig, params: Params, count: int | None = None, sha
         count: Number of devices to use. By default all.
         sharers: Number of devices over which the weights are sharded. By default as many as the weights need.
     """
-    with devices.sharing(count, sharers, bytes_of(params)):
-        return placed(config, params) if devices.sharers() > 1 else jax.tree.map(jnp.asarray, params)
+    with devices.use_mesh(count, sharers, bytes_of(params)):
+        return shard_params(config, params) if devices.model_size() > 1 else jax.tree.map(jnp.asarray, params)
 
 
-def spec_of(family: Family, path: str, shape: tuple[int, ...]) -> PartitionSpec:
+def param_spec(family: Family, path: str, shape: tuple[int, ...]) -> PartitionSpec:
     """The spec of a parameter on the mesh.
 
     Args:
@@ -76,20 +76,20 @@ def spec_of(family: Family, path: str, shape: tuple[int, ...]) -> PartitionSpec:
     letters = family.letters(path if top in ("embed", "layers", "head") else f"layers/{path}")
     stacked = int(top == "layers")
     found = [axis for axis, letter in enumerate(letters, start=stacked) if letter in _DIVIDED]
-    return devices.share_of(shape[found[0]], found[0]) if found else PartitionSpec()
+    return devices.model_spec(shape[found[0]], found[0]) if found else PartitionSpec()
 
 
-def spread(config: DecoderConfig, params: Params) -> Params:
+def fully_shard_params(config: DecoderConfig, params: Params) -> Params:
     """Shards parameters over all devices, along ``data`` too; inside a jitted program, constrains their sharding.
 
     Args:
         config: Config of the decoder, for its family.
         params: The whole tree or parts of it.
     """
-    return _laid_out(config, params, spread_spec)
+    return _laid_out(config, params, fully_sharded_spec)
 
 
-def spread_spec(family: Family, path: str, shape: tuple[int, ...]) -> PartitionSpec:
+def fully_sharded_spec(family: Family, path: str, shape: tuple[int, ...]) -> PartitionSpec:
     """The spec of a parameter that is sharded along ``data`` too: its largest other axis that can be divided evenly.
 
     The axis L of a stack is never divided, so that a block's part of every weight is on every device.
@@ -99,28 +99,28 @@ def spread_spec(family: Family, path: str, shape: tuple[int, ...]) -> PartitionS
         path: Path of the parameter in the tree, or in one layer's.
         shape: Shape of the parameter, with the axis L if it is stacked.
     """
-    spec = [*spec_of(family, path, shape), *[None] * len(shape)][: len(shape)]
+    spec = [*param_spec(family, path, shape), *[None] * len(shape)][: len(shape)]
     free = [axis for axis in range(int(path.startswith(("layers/", "updates/"))), len(shape)) if spec[axis] is None]
-    axis = max((a for a in free if shape[a] % devices.number() == 0), key=lambda a: shape[a], default=None)
-    if axis is None or devices.number() == 1:
+    axis = max((a for a in free if shape[a] % devices.data_size() == 0), key=lambda a: shape[a], default=None)
+    if axis is None or devices.data_size() == 1:
         return PartitionSpec(*spec)
     return PartitionSpec(*spec[:axis], devices.DATA, *spec[axis + 1 :])
 
 
-def room_for_all(config: DecoderConfig, layer: Params) -> Params:
-    """Allocates a stack of zeros for all blocks with the shapes of ``layer``, sharded as by ``spread``."""
-    family, alone = FAMILIES[config.family], devices.everyone() == 1
+def zeros_for_blocks(config: DecoderConfig, layer: Params) -> Params:
+    """Allocates a stack of zeros for all blocks with the shapes of ``layer``, sharded as by ``fully_shard_params``."""
+    family, alone = FAMILIES[config.family], devices.mesh_size() == 1
 
     def one(path: Any, array: jax.Array) -> jax.Array:
         name, shape = jax.tree_util.keystr(path, simple=True, separator="/"), (config.layers, *array.shape)
-        place = None if alone else NamedSharding(get_mesh(), spread_spec(family, f"layers/{name}", shape))
+        place = None if alone else NamedSharding(get_mesh(), fully_sharded_spec(family, f"layers/{name}", shape))
         return jnp.zeros(shape, array.dtype, device=place)
 
     return jax.tree_util.tree_map_with_path(one, layer)
 
 
-def gathered(config: DecoderConfig, params: Params, dtype: Any) -> Params:
-    """Gathers parameters that are sharded as by ``spread`` along ``data``, inside a jitted program.
+def gather_params(config: DecoderConfig, params: Params, dtype: Any) -> Params:
+    """Gathers parameters that are sharded as by ``fully_shard_params`` along ``data``, inside a jitted program.
 
     Matrices are converted to ``dtype`` before; vectors stay as they are. Gradients are scattered in turn.
 
@@ -129,14 +129,14 @@ def gathered(config: DecoderConfig, params: Params, dtype: Any) -> Params:
         params: Parts of the tree outside the blocks, or of one layer's.
         dtype: Data type of the matrices.
     """
-    family, alone = FAMILIES[config.family], devices.everyone() == 1
+    family, alone = FAMILIES[config.family], devices.mesh_size() == 1
 
     def one(path: Any, array: jax.Array) -> jax.Array:
         kind = dtype if array.ndim > 1 else array.dtype
         if alone:
             return array.astype(kind)
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        whole, part = (f(family, name, array.shape) for f in (spec_of, spread_spec))
+        whole, part = (f(family, name, array.shape) for f in (param_spec, fully_sharded_spec))
         return _gathered(array, whole, part, kind)
 
     return jax.tree_util.tree_map_with_path(one, params)
@@ -161,7 +161,7 @@ _gathered.defvjp(_gather, _scatter)
 
 
 def _laid_out(config: DecoderConfig, params: Params, spec: Callable[[Family, str, tuple], PartitionSpec]) -> Params:
-    if devices.everyone() == 1:
+    if devices.mesh_size() == 1:
         return jax.tree.map(jnp.asarray, params)
     family = FAMILIES[config.family]
 

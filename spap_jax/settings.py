@@ -49,6 +49,9 @@ the second is that of other methods' papers, with the errors of earlier blocks c
 _ROUND_PASSES: dict[EffortName, float] = {"low": 0.5, "default": 2, "high": 4}
 """Passes over the calibration tokens in the optimizer steps of one round."""
 
+_JOINT_TEXT: dict[EffortName, int] = {"low": 0, "default": 2**18, "high": 2**21}
+"""Number of tokens in the joint steps, where these are fewer than the effort's passes, but at least one pass."""
+
 _JOINT_RATE = 5.8
 """The largest joint step, times the width and the number of blocks. The more inputs a projection has, and the more
 blocks move the stream, the further one step moves the predictions: 0.01 is a good step for 6 blocks of width 96, and
@@ -230,12 +233,14 @@ class PruneSettings(_Settings):
         held_out: Fraction of the calibration sequences that nothing is fitted to, and that guard against overfitting.
         effort: How much time and memory to spend on quality. "low": no joint steps, so that one block at a time is in
             memory; the steps of a round make half a pass over the calibration text. "default": joint steps of 4 passes,
-            and rounds of 2. "high": joint steps of 16 passes, rounds of 4, and one sampled sequence for each
-            calibration sequence. What is given as a setting of its own takes precedence.
+            and rounds of 2; over long text fewer joint passes, as many as make 262 144 tokens, but at least 1. "high":
+            joint steps of 16 passes, or 2 097 152 tokens, rounds of 4, and one sampled sequence for each calibration
+            sequence. What is given as a setting of its own takes precedence.
         sampled: Number of sequences that the dense model writes for each calibration sequence, continuing its first
             tokens, and that are fitted as well. The dense model has to fit in memory. By default effort decides.
         rounds: Number of alternating rounds of the update "alternate": optimizer steps on the inner projections, then
-            the output projection in closed form. 0 keeps the result of the refit.
+            the output projection in closed form. 0 keeps the result of the refit, and so do all layers that follow two
+            layers in a row whose errors the rounds hardly lowered.
         steps: Optimizer steps on the inner projections in one round. By default effort decides.
         step_tokens: Tokens in the minibatch of one optimizer step of a round.
         learning_rate: Size of an optimizer step in a round, relative to the root mean square of the weights it changes.
@@ -319,8 +324,11 @@ class PruneSettings(_Settings):
             width: Width of the model, d.
             tokens: Number of calibration tokens.
         """
+        passes = self.decided.joint_passes
+        if self.joint_passes is None and passes:
+            passes = min(passes, max(1.0, _JOINT_TEXT[self.effort] / tokens))
         return self.replace(
-            **self.decided._asdict(),
+            **self.decided._replace(joint_passes=passes)._asdict(),
             **self.fit._asdict(),
             steps=self.steps or max(1, round(_ROUND_PASSES[self.effort] * tokens / self.step_tokens)),
             step_tokens=min(self.step_tokens, tokens),

@@ -9,8 +9,8 @@ from typing import NamedTuple
 from rich.console import Console
 
 from spap_jax.pruning.progress import Progress
-from spap_jax.pruning.report import LayerReport
-from spap_jax.training.checks import Check
+from spap_jax.pruning.prune_report import LayerReport
+from spap_jax.training.check import Check
 
 
 class Watch(NamedTuple):

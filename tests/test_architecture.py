@@ -10,9 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 TABLE = re.findall(r"^\| (\d) \| (.+?) \|", (ROOT / "docs" / "architecture.md").read_text("utf-8"), re.MULTILINE)
-SOURCES = sorted(
-    p for p in [*(ROOT / "spap_jax").rglob("*.py"), *(ROOT / "models").glob("*.py")] if "spap_jax/models" not in str(p)
-)
+SOURCES = sorted((ROOT / "spap_jax").rglob("*.py"))
 
 
 def patterns() -> list[tuple[int, str]]:
@@ -41,9 +39,9 @@ def imports(source: Path) -> set[str]:
             found |= {alias.name for alias in node.names if alias.name.startswith("spap_jax")}
     paths = set()
     for module in found:
-        path = module.replace(".", "/").replace("spap_jax/models", "models")
+        path = module.replace(".", "/")
         paths |= {p for p in (f"{path}.py", f"{path}/__init__.py") if (ROOT / p).exists()}
-    return paths - {"spap_jax/__init__.py", "models/__init__.py"}
+    return paths - {"spap_jax/__init__.py", "spap_jax/models/__init__.py"}
 
 
 def relative(source: Path) -> str:
@@ -53,7 +51,7 @@ def relative(source: Path) -> str:
 def test_the_table_is_read() -> None:
     assert len(patterns()) > 20
     assert layer_of("spap_jax/solver/problem.py") == 1
-    assert "models/decoder.py" in imports(ROOT / "spap_jax" / "pruning" / "streams.py")
+    assert "spap_jax/models/decoder.py" in imports(ROOT / "spap_jax" / "pruning" / "streams.py")
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=relative)
@@ -71,21 +69,15 @@ def test_the_table_names_what_exists(path: str) -> None:
 
 def test_models_know_no_checkpoint_and_the_solver_no_model() -> None:
     for source in SOURCES:
-        if relative(source).startswith("models/"):
+        if relative(source).startswith("spap_jax/models/"):
             known = {"spap_jax/errors.py"}
             if source.stem == "attention":  # it chooses a kernel for the platform, and gives each device its own heads
                 known |= {"spap_jax/backend.py", "spap_jax/devices.py"}
-            assert not {p for p in imports(source) if p.startswith("spap_jax/")} - known
+            assert not {p for p in imports(source) if not p.startswith("spap_jax/models/")} - known
         if relative(source).startswith("spap_jax/solver/"):
-            assert not {p for p in imports(source) if p.startswith("models/")}
+            assert not {p for p in imports(source) if p.startswith("spap_jax/models/")}
 
 
 def test_importing_the_package_starts_neither_jax_nor_transformers() -> None:
     heavy = "import sys, spap_jax; sys.exit(bool({'jax', 'transformers', 'torch', 'datasets'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", heavy]).returncode == 0
-
-
-def test_models_is_imported_under_its_full_name_only() -> None:
-    run = subprocess.run([sys.executable, "-c", "import models"], cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode != 0
-    assert "spap_jax.models" in run.stderr

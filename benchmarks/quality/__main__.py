@@ -92,7 +92,7 @@ def cells_asked(sparsities: tuple[float, ...], names: tuple[str, ...] | None, qu
     return once(asked)
 
 
-def perform(todo: list[runs.Run], results: Results) -> None:
+def perform(todo: list[runs.MeasuredRun], results: Results) -> None:
     """Executes the runs that have no row yet."""
     missing = [run for run in todo if run.key not in results.rows]
     if len(missing) < len(todo):

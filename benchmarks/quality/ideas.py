@@ -13,27 +13,28 @@ import numpy as np
 import optax
 
 import spap_jax as spap
-from spap_jax.baselines import update_used
+from spap_jax.methods import update_used
 from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.models.registry import FAMILIES
 from spap_jax.numerics import full_precision
-from spap_jax.pruning import moments, pipeline, reduce, streams
+from spap_jax.pruning import joint, moments, reduce, streams
 from spap_jax.pruning.layer import (
     Clock,
     choice_key,
+    choose_channels,
     error_by_moments,
     hidden_channels,
     prune_layer,
     refit_weights,
     search_of,
-    select,
 )
-from spap_jax.pruning.predictions import at
+from spap_jax.pruning.predictions import get_layer
+from spap_jax.pruning.run import resolve
 from spap_jax.pruning.streams import Streams
 from spap_jax.solver import alternating
-from spap_jax.solver.alternating import Schedule, Tokens, Weights
+from spap_jax.solver.alternating import RoundSchedule, Tokens, Weights
 from spap_jax.solver.problem import equilibrate
 
 IDEAS = {
@@ -91,20 +92,19 @@ def prune(model: spap.Model, tokens: np.ndarray, settings: spap.PruneSettings, i
     """
     check(settings)
     config, outer = model.config, model.params
-    narrow = pipeline.pruned_config(config, settings)
-    settings = settings.resolved(config.layers, config.width, tokens.size)
-    chunks = pipeline.calibration_chunks(tokens, settings)
+    run = resolve(config, outer, lambda index: get_layer(outer["layers"], index), tokens, settings)
+    narrow, settings = run.narrow, run.settings
     metrics = output_metrics(config, outer, tokens[:GRADIENT_SEQUENCES]) if idea == "weighted" else None
-    both = [streams.start(config, outer, part, correction=settings.fit.correction) for part in chunks]
+    parts = run.fitted, run.held_out
+    both = [streams.start(config, outer, part, correction=settings.fit.correction) for part in parts]
     layers = []
     for index in range(config.layers):
-        layer, metric = at(outer["layers"], index), metrics and Metric(*(a[index] for a in metrics))
+        layer, metric = run.read_layer(index), metrics and Metric(*(a[index] for a in metrics))
         layer, both = prune_block(index, config, narrow, layer, both, settings, idea, metric)
         layers.append(layer)
     blocks = jax.tree.map(lambda *arrays: jnp.stack(arrays), *layers)
-    if settings.decided.joint_passes:
-        ends = both[0].dense, both[1].dense
-        *_, last = pipeline.adjusted(narrow, outer, blocks, chunks, ends, settings)
+    if run.jointly:
+        *_, last = joint.adjusted(run, blocks, (both[0].dense, both[1].dense))
         blocks = jax.tree.map(lambda *arrays: jnp.stack(arrays), *(layer for _, layer in last.final))
     return spap.Model(narrow, outer | {"layers": blocks}, model.source)
 
@@ -205,11 +205,11 @@ def prune_weighted(
     problem = seen.problem
     turned = problem._replace(cross=problem.cross @ metric.root, weight=problem.weight @ metric.root)
     seen = seen._replace(problem=turned, target_mean=seen.target_mean @ metric.root)
-    choice = select(seen, choice_key(key, config, index), narrow.intermediate, **search_of(settings))
+    choice = choose_channels(seen, choice_key(key, config, index), narrow.intermediate, **search_of(settings))
     kept = choice.channels.kept
     taken = reduce.to_weights(reduce.take_channels(FAMILIES[config.family], layer["mlp"], kept))
     weights = refit_weights(seen, choice.ridge, kept, taken)
-    schedule = Schedule(settings.rounds, settings.round_steps, settings.step_tokens, settings.learning_rate)
+    schedule = RoundSchedule(settings.rounds, settings.round_steps, settings.step_tokens, settings.learning_rate)
     steps = jax.random.fold_in(key, index)
     error = error_by_moments(seen, config.mlp_bias, kept, weights)
     weights = recover_weighted(narrow, schedule, layer, weights, error, fitted, judged, choice.ridge, steps, metric)
@@ -220,7 +220,7 @@ def prune_weighted(
 @full_precision
 def recover_weighted(
     narrow: DecoderConfig,
-    schedule: Schedule,
+    schedule: RoundSchedule,
     layer: Params,
     weights: Weights,
     error: jax.Array,

@@ -9,7 +9,7 @@ import spap_jax as spap
 from benchmarks.quality import ideas
 from benchmarks.quality.ideas import IDEAS
 from benchmarks.quality.results import Row
-from spap_jax.baselines import update_used
+from spap_jax.methods import update_used
 
 _ALL_TOKENS: dict[str, Any] = {"held_out": 0.0}
 """Without steps nothing is evaluated on held-out sequences, so all tokens are used for fitting."""

@@ -36,7 +36,7 @@ class Amount:
 
 
 @dataclass(frozen=True)
-class Run:
+class MeasuredRun:
     """One model, pruned with one method on one sample of the calibration text."""
 
     case: Case
@@ -60,7 +60,7 @@ class Run:
         return f"{self.case.name}, {self.settings.sparsity:.0%}, {self.method}, seed {self.settings.seed}"
 
 
-def plan(cases: Sequence[Case], cells: Sequence[Cell], seeds: Sequence[int], amount: Amount) -> list[Run]:
+def plan(cases: Sequence[Case], cells: Sequence[Cell], seeds: Sequence[int], amount: Amount) -> list[MeasuredRun]:
     """Lists all runs, by model and then by seed.
 
     Raises:
@@ -70,10 +70,10 @@ def plan(cases: Sequence[Case], cells: Sequence[Cell], seeds: Sequence[int], amo
     if len(set(names)) < len(names):
         raise spap.UserError(f"models are told apart by their folders' names, but these are {', '.join(names)}.")
     order = itertools.product(cases, seeds, cells)
-    return [Run(case, method, settings_of(method, cut, seed), amount) for case, seed, (cut, method) in order]
+    return [MeasuredRun(case, method, settings_of(method, cut, seed), amount) for case, seed, (cut, method) in order]
 
 
-def execute(runs: Sequence[Run], commit: str, starting: Callable[[Run], None]) -> Iterator[Row]:
+def execute(runs: Sequence[MeasuredRun], commit: str, starting: Callable[[MeasuredRun], None]) -> Iterator[Row]:
     """Yields the row of every run; consecutive runs of the same model share its weights and texts in memory.
 
     Args:
@@ -116,7 +116,7 @@ class Texts:
         return self._latest[role][1]
 
 
-def measure(model: spap.Model, run: Run, texts: Texts, commit: str) -> Row:
+def measure(model: spap.Model, run: MeasuredRun, texts: Texts, commit: str) -> Row:
     """Prunes the model and compares it with the dense one."""
     calibration = texts.calibration(run.amount.sequences, run.settings.seed)
     judged = texts.evaluation(run.amount.windows)

@@ -12,7 +12,7 @@ from benchmarks.quality.judge import Judge, ratio_of
 from benchmarks.quality.methods import QUICK_TARGET
 from benchmarks.quality.report import VERDICT_HEAD, VERDICT_WORDS, summaries, verdict_lines
 from benchmarks.quality.results import Row
-from benchmarks.quality.runs import Run
+from benchmarks.quality.runs import MeasuredRun
 from benchmarks.quality.scope import Scope
 
 out = Console(highlight=False, markup=False, width=140)
@@ -28,7 +28,7 @@ class RunProgress:
         self._progress, self._runs, self._done = progress, runs, 0
         self._task = progress.add_task("reading", total=runs)
 
-    def start(self, run: Run) -> None:
+    def start(self, run: MeasuredRun) -> None:
         """Shows the name of the run that starts."""
         self._progress.update(self._task, description=run.name)
 

@@ -11,7 +11,7 @@ import msgspec
 
 import spap_jax as spap
 from spap_jax.evaluation.divergence import compare
-from spap_jax.evaluation.speed import Workload, measure, speed_up
+from spap_jax.evaluation.speed import GenerationWorkload, measure, speed_up
 from spap_jax.models import cost
 
 _ALL_TOKENS = ("--held-out", "0")
@@ -125,7 +125,7 @@ def row_of(
         commit: Commit of the code.
     """
     pruned, report = spap.load(folder), msgspec.json.decode((folder / "spap_report.json").read_bytes())
-    work = Workload(prompt=min(Workload.prompt, dense.config.positions - Workload.new))
+    work = GenerationWorkload(prompt=min(GenerationWorkload.prompt, dense.config.positions - GenerationWorkload.new))
     before, after = measure([dense, pruned], work)
     return Row(
         model=name,

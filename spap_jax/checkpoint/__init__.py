@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from spap_jax.checkpoint.config_text import check_describable, read_config
-from spap_jax.checkpoint.huggingface import Place, Reader, Writer, as_stored, local, on_host, save, weight_bytes
+from spap_jax.checkpoint.huggingface import PlaceParams, Reader, Writer, as_stored, local, on_host, save, weight_bytes
 from spap_jax.checkpoint.locate import locate, locate_config, model_place
 from spap_jax.checkpoint.orbax import is_orbax, load_orbax, save_orbax
 from spap_jax.checkpoint.output import check_output, new_folder
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 
-def load(name: str | Path, place: Place = local) -> Model:
+def load(name: str | Path, place: PlaceParams = local) -> Model:
     """Reads a model from a local Hugging Face or Orbax folder, or from the hub.
 
     Args:

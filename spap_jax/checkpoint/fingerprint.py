@@ -5,7 +5,7 @@ from pathlib import Path
 
 from spap_jax.checkpoint.config_text import read_config_text
 from spap_jax.checkpoint.tensors import weight_files
-from spap_jax.written import pieces
+from spap_jax.manifest import pieces
 
 
 def fingerprint(folder: Path) -> str:

@@ -33,12 +33,12 @@ from spap_jax.models.rules import Rule
 
 SHARD_BYTES = 5 * 10**9
 
-Place = Callable[[DecoderConfig, Params], Params]
+PlaceParams = Callable[[DecoderConfig, Params], Params]
 """Places stored parameters on devices, as JAX arrays."""
 
 
 def local(config: DecoderConfig, params: Params) -> Params:
-    """Places parameters on one device, as `placement.placed` does without a mesh."""
+    """Places parameters on one device, as `placement.shard_params` does without a mesh."""
     return jax.tree.map(jnp.asarray, params)
 
 
@@ -123,7 +123,7 @@ class Reader:
                 inventory.put(params, inventory.within_layer(rule), self._array(rule, index))
         return params
 
-    def model(self, place: Place = local) -> Model:
+    def model(self, place: PlaceParams = local) -> Model:
         """Reads the complete model, with stacked layers.
 
         Args:

@@ -1,4 +1,4 @@
-"""Unfinished runs whose output is at an address: what `resume.py` keeps locally is also copied beside the output.
+"""Unfinished runs whose output is at an address: what `unfinished.py` keeps locally is also copied beside the output.
 
 There `.NAME.resume` holds `run.json`, `decided.json` and each step as one archive: a store shows a file only once it is
 complete. Spot instances lose their disks when they are preempted, so the copy in the store is authoritative: each run
@@ -25,7 +25,7 @@ from spap_jax.checkpoint.kept import (
     clear_folder,
     resume_folder,
 )
-from spap_jax.checkpoint.resume import Json, Unfinished
+from spap_jax.checkpoint.unfinished import Json, Unfinished
 from spap_jax.models.decoder import Params
 from spap_jax.places import beside
 from spap_jax.remote import Folder, hub_id, is_address

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from spap_jax.checkpoint.config_text import parse_config, read_config_text, understood, written_config_text
-from spap_jax.checkpoint.huggingface import Place, local
+from spap_jax.checkpoint.huggingface import PlaceParams, local
 from spap_jax.checkpoint.locate import public_name
 from spap_jax.checkpoint.output import new_folder
 from spap_jax.checkpoint.side_files import copy_side_files
@@ -62,7 +62,7 @@ def save_orbax(
             committed.write_text("Checkpoint commit was successful\n", encoding="utf-8")
 
 
-def load_orbax(folder: str | Path, place: Place = local) -> Model:
+def load_orbax(folder: str | Path, place: PlaceParams = local) -> Model:
     """Reads a model that `save_orbax` wrote.
 
     Args:

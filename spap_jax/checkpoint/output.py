@@ -2,11 +2,11 @@
 
 The output for an address is first made in a local working folder, in the same way, and then uploaded. A process that is
 killed leaves its hidden folder `.NAME.partial-XXXXXXXX` behind; nothing reads it and it may be deleted. If pruning can
-be resumed (`resume.py`), the hidden folder is inside the resume folder.
+be resumed (`unfinished.py`), the hidden folder is inside the resume folder.
 
 A folder that is replaced is first moved aside, to `.NAME.replaced-XXXXXXXX`. The next run into the same place moves it
 back if the process was killed before the new one was in place, and otherwise removes what is left of it. Only files
-that this program wrote are ever removed (`written.py`).
+that this program wrote are ever removed (`manifest.py`).
 """
 
 import contextlib
@@ -24,9 +24,9 @@ from pathlib import Path
 from spap_jax.checkpoint.publish import check_place, publish
 from spap_jax.errors import UserError, warn
 from spap_jax.hub import first_line
+from spap_jax.manifest import check_replaceable, sort_files, write_manifest
 from spap_jax.places import beside, check_apart, is_within, real_path
 from spap_jax.remote import hub_id, is_address, working_folder
-from spap_jax.written import check_replaceable, sort_files, write_manifest
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

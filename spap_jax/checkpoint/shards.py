@@ -18,7 +18,7 @@ _ALIGNMENT = 8
 """Headers are padded with spaces to a multiple of this many bytes, as the format advises."""
 
 
-class Place(NamedTuple):
+class TensorLocation(NamedTuple):
     """The start of a tensor's data: the number of the shard, and the offset in its file."""
 
     shard: int
@@ -43,12 +43,12 @@ class Shards:
         self._folder, self._tensors = folder, tensors
         self._shards = _filled(tensors, shard_bytes)
         self._headers = [_header({name: tensors[name] for name in shard}) for shard in self._shards]
-        self._places: dict[str, Place] = {}
+        self._places: dict[str, TensorLocation] = {}
         self._ends: list[int] = []
         for number, (shard, header) in enumerate(zip(self._shards, self._headers, strict=True)):
             end = len(header)
             for name in shard:
-                self._places[name] = Place(number, end)
+                self._places[name] = TensorLocation(number, end)
                 end += tensors[name].bytes
             self._ends.append(end)
         self.bytes = sum(tensor.bytes for tensor in tensors.values())

@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0 for success, 2 for an error that the user can fix, 1 for a bug in this program; errors are one
         sentence on standard error. One of several processes does not return after an error, but exits.
     """
-    from spap_jax.cli import failures, processes, streams
+    from spap_jax.cli import failures, processes, standard_streams
     from spap_jax.cli.app import launch
     from spap_jax.cli.console import notices
 
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             with notices():
                 launch(words)
-            streams.check_results()
+            standard_streams.check_results()
             return 0
         except (Exception, KeyboardInterrupt) as error:
             code, sentence = failures.failure(error, words)

@@ -21,7 +21,7 @@ from spap_jax.cli.plan import plan
 from spap_jax.cli.prune import prune
 from spap_jax.cli.push import push
 from spap_jax.cli.report import report
-from spap_jax.cli.streams import pages
+from spap_jax.cli.standard_streams import pages
 from spap_jax.errors import UserError
 
 ABOVE = 2**32

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from spap_jax.cli.switches import ModelName
 
 if TYPE_CHECKING:
-    from spap_jax.evaluation.speed import Speed, Workload
+    from spap_jax.evaluation.speed import GenerationWorkload, Speed
     from spap_jax.model import Model
 
 
@@ -50,9 +50,9 @@ def bench(
     from spap_jax.cli.console import waiting
     from spap_jax.cli.downloads import fetch_models
     from spap_jax.cli.json_file import check_place, write_json
-    from spap_jax.devices import sharing
+    from spap_jax.devices import use_mesh
     from spap_jax.errors import UserError
-    from spap_jax.evaluation.speed import Workload, measure
+    from spap_jax.evaluation.speed import GenerationWorkload, measure
     from spap_jax.placement import bytes_of
 
     if min(batch, prompt, new, repeats) < 1:
@@ -68,9 +68,9 @@ def bench(
             f"--new {new} leaves no room for a prompt in the {positions} positions of the model: give a smaller --new."
         )
     prompt = min(prompt, positions - new)
-    work = Workload(batch, prompt, new, repeats)
+    work = GenerationWorkload(batch, prompt, new, repeats)
     weights = bytes_of([loaded.params for loaded in models])
-    with waiting("measuring"), sharing(devices, model_devices, weights, groups=1):
+    with waiting("measuring"), use_mesh(devices, model_devices, weights, groups=1):
         speeds = measure(models, work)
     result = _result(names, models, speeds, work)
     _show(result, names)
@@ -78,12 +78,14 @@ def bench(
         write_json(json, "spap bench", result)
 
 
-def _result(names: list[str], models: "list[Model]", speeds: "list[Speed]", work: "Workload") -> dict[str, Any]:
+def _result(
+    names: list[str], models: "list[Model]", speeds: "list[Speed]", work: "GenerationWorkload"
+) -> dict[str, Any]:
     """Returns the results for the table and the JSON file, with a comparison if there are two models."""
     from dataclasses import asdict
 
     from spap_jax.evaluation.speed import speed_up
-    from spap_jax.pruning.report import versions
+    from spap_jax.pruning.prune_report import versions
 
     result: dict[str, Any] = {
         "workload": asdict(work),
@@ -103,7 +105,7 @@ def _result(names: list[str], models: "list[Model]", speeds: "list[Speed]", work
     return result
 
 
-def _measured(name: str, model: "Model", speed: "Speed", work: "Workload") -> dict[str, Any]:
+def _measured(name: str, model: "Model", speed: "Speed", work: "GenerationWorkload") -> dict[str, Any]:
     from spap_jax.checkpoint.locate import public_name
     from spap_jax.models import cost
     from spap_jax.placement import bytes_of

@@ -12,15 +12,15 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
-from spap_jax.cli.streams import err, out
+from spap_jax.cli.standard_streams import err, out
 from spap_jax.errors import Notice, SpapWarning
 from spap_jax.pace import Pace
 from spap_jax.quantities import bytes_text, change_text, count_text
 
 if TYPE_CHECKING:
     from spap_jax.pruning.progress import Progress, Said
-    from spap_jax.pruning.report import LayerReport
-    from spap_jax.training.checks import Check
+    from spap_jax.pruning.prune_report import LayerReport
+    from spap_jax.training.check import Check
 
 __all__ = [
     "bytes_text",

@@ -3,14 +3,14 @@
 from contextlib import nullcontext
 from typing import Literal
 
-from spap_jax.cli.switches import ModelName, Place
+from spap_jax.cli.switches import ModelName, OutputPath
 
 
 def convert(
     model: ModelName,
     /,
     *,
-    output: Place,
+    output: OutputPath,
     to: Literal["orbax", "huggingface"],
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     overwrite: bool = False,

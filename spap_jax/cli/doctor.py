@@ -10,7 +10,7 @@ def doctor() -> None:
 
     from spap_jax.cli import console
     from spap_jax.hub import hub_problem
-    from spap_jax.pruning.report import versions
+    from spap_jax.pruning.prune_report import versions
 
     with console.waiting("looking around"):
         devices = [(str(device), device.device_kind, _memory_of(device)) for device in jax.devices()]

@@ -56,9 +56,9 @@ def evaluate(
     from spap_jax.cli.console import waiting
     from spap_jax.cli.downloads import fetch_data, fetch_models
     from spap_jax.cli.json_file import check_place, write_json
-    from spap_jax.devices import sharing
+    from spap_jax.devices import use_mesh
     from spap_jax.errors import UserError
-    from spap_jax.placement import bytes_of, placed
+    from spap_jax.placement import bytes_of, shard_params
 
     if (data is None) == (tasks is None):
         given = "neither was" if data is None else "both were"
@@ -71,11 +71,11 @@ def evaluate(
     fetch_models(model)
     fetch_data(data)
     loaded = checkpoint.load(model, checkpoint.as_stored)
-    with sharing(devices, model_devices, bytes_of(loaded.params)):
+    with use_mesh(devices, model_devices, bytes_of(loaded.params)):
 
         def placed_model() -> "Model":
             with waiting(f"reading {model}"):
-                return loaded.replace(params=placed(loaded.config, loaded.params))
+                return loaded.replace(params=shard_params(loaded.config, loaded.params))
 
         if data is not None:
             result = _measure_perplexity(model, placed_model(), data, sequence_length, sequences, batch_tokens)

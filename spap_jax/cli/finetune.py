@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from spap_jax.cli.switches import Data, ModelName, Place, Resume
+from spap_jax.cli.switches import Data, ModelName, OutputPath, Resume
 from spap_jax.settings import FinetuneSettings
 
 if TYPE_CHECKING:
     from spap_jax.data import TokenBlocks
     from spap_jax.model import Model
     from spap_jax.training.engine import Stage
-    from spap_jax.training.report import FinetuneReport
+    from spap_jax.training.finetune_report import FinetuneReport
 
 
 def finetune(
@@ -21,7 +21,7 @@ def finetune(
     /,
     *,
     data: Data,
-    output: Place,
+    output: OutputPath,
     teacher: ModelName | None = None,
     sequences: int = 512,
     sequence_length: int | None = None,
@@ -79,13 +79,13 @@ def finetune(
     from spap_jax.cli.downloads import fetch_data, fetch_models
     from spap_jax.cli.inputs import inputs
     from spap_jax.cli.processes import wait_for_others
+    from spap_jax.cli.resume_messages import telling
     from spap_jax.cli.stopping import stopping
-    from spap_jax.cli.unfinished import telling
-    from spap_jax.devices import alone, leads, sharing
-    from spap_jax.placement import spread
-    from spap_jax.training.card import trained_files
-    from spap_jax.training.resume import begun, identity, keep
-    from spap_jax.training.run import run
+    from spap_jax.devices import leads, to_process, use_mesh
+    from spap_jax.placement import fully_shard_params
+    from spap_jax.training.finetune_card import trained_files
+    from spap_jax.training.finetune_run import run
+    from spap_jax.training.stage_store import begun, identity, keep
     from spap_jax.training.train import check
 
     checkpoint.check_output(output, overwrite, inputs=inputs(model, teacher, data, eval))
@@ -93,16 +93,16 @@ def finetune(
     wait_for_others(coordinator, processes, process_id)
     fetch_models(model, teacher)
     fetch_data(data, eval)
-    with waiting(f"reading {model}"), sharing(devices, model_devices):
-        start = checkpoint.load(model, spread)
-        dense = checkpoint.load(teacher, spread) if teacher else None
+    with waiting(f"reading {model}"), use_mesh(devices, model_devices):
+        start = checkpoint.load(model, fully_shard_params)
+        dense = checkpoint.load(teacher, fully_shard_params) if teacher else None
     blocks, judged = _texts(start, data, eval, sequences, sequence_length, settings.seed)
     check(start, blocks.tokens, dense, settings)
-    with sharing(devices, model_devices):
-        whole = start.replace(params=alone(start.params)) if judged else start
+    with use_mesh(devices, model_devices):
+        whole = start.replace(params=to_process(start.params)) if judged else start
     before = _perplexity(whole, judged, "before training") if leads() else None  # of this process alone
     del whole
-    with sharing(devices, model_devices), stopping() as before_end:
+    with use_mesh(devices, model_devices), stopping() as before_end:
         if not leads():  # makes the same computations on its own sequences, and writes no result
             run(start, blocks, dense, settings, lambda stage: stage.leaves(), begun(None))
             return

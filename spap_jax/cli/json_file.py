@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from spap_jax.errors import UserError
-from spap_jax.written import check_file
+from spap_jax.manifest import check_file
 
 
 def check_place(file: Path | None, command: str) -> None:

@@ -65,7 +65,7 @@ def plan(
     from spap_jax.planning.plan import plan as planned_on
     from spap_jax.planning.tables import as_values
     from spap_jax.pruning.achieved import sparsities
-    from spap_jax.pruning.pipeline import pruned_config
+    from spap_jax.pruning.narrow import pruned_config
 
     if sequences < 1:
         raise UserError("--sequences must be at least 1: give a positive number.")

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from spap_jax.cli.prune_many import OTHERS, PruneRun, Sparsities, check_different, runs
-from spap_jax.cli.switches import Data, ModelName, Place, Resume
+from spap_jax.cli.switches import Data, ModelName, OutputPath, Resume
 from spap_jax.settings import PruneSettings
 
 if TYPE_CHECKING:
     from spap_jax.checkpoint import Reader
-    from spap_jax.cli.prune_run import Given
+    from spap_jax.cli.prune_run import Command
     from spap_jax.model import Model
+    from spap_jax.models.config import DecoderConfig
 
 _GIGABYTE = 10**9
 
@@ -24,7 +25,7 @@ def prune(
     /,
     *,
     data: Annotated[Data, Parameter(alias="--calibration")],  # its earlier name
-    output: Place,
+    output: OutputPath,
     sparsity: Sparsities = (PruneSettings.sparsity,),
     sequences: int = 128,
     sequence_length: int | None = None,
@@ -80,13 +81,9 @@ def prune(
     from spap_jax.cli.downloads import fetch_data, fetch_models
     from spap_jax.cli.inputs import inputs
     from spap_jax.cli.processes import wait_for_others
-    from spap_jax.cli.prune_run import follow, lead
+    from spap_jax.cli.prune_run import make_checkpoints
     from spap_jax.cli.stopping import stopping
-    from spap_jax.devices import leads, sharing
-    from spap_jax.pruning.achieved import warn_of_sparsity
-    from spap_jax.pruning.allocation import check_allocation
-    from spap_jax.pruning.ignored import warn_of_ignored
-    from spap_jax.pruning.pipeline import pruned_config
+    from spap_jax.devices import use_mesh
 
     wanted = runs(output, sparsity, settings)
     for run in wanted:
@@ -98,44 +95,51 @@ def prune(
         fetch_data(data, eval)
         with waiting(f"reading {model}"):
             reader = checkpoint.Reader(_hugging_face_folder(model), name=model)
-        narrows = []
-        for run in wanted:
-            check_allocation(reader.config, run.settings, model_devices)
-            narrows.append(pruned_config(reader.config, run.settings))
-            checkpoint.check_describable(reader.source, narrows[-1])
-        check_different(wanted, narrows)
-        warn_of_ignored(settings)
-        for run, narrow in zip(wanted, narrows, strict=True):
-            warn_of_sparsity(reader.config, narrow, run.settings)
-        with sharing(devices, model_devices):
-            given = _given(reader, data, sequences, sequence_length, eval, wanted, dtype, overwrite)
-            if not leads():
-                for run in wanted:
-                    follow(run, given)
-                return
-            done = lead(wanted, given, fresh=not resume, before_end=before_end)
+        narrows = _narrow_configs(reader, wanted, model_devices)
+        with use_mesh(devices, model_devices):
+            command = _opened(reader, data, sequences, sequence_length, eval, wanted, narrows, dtype, overwrite)
+            done = make_checkpoints(wanted, narrows, command, fresh=not resume, before_end=before_end)
         for unfinished in done:
             unfinished.remove()
 
 
-def _given(
+def _narrow_configs(reader: "Reader", wanted: list[PruneRun], model_devices: int) -> "list[DecoderConfig]":
+    """Returns the pruned config of each run; refuses what could not be pruned or written, before any work."""
+    from spap_jax import checkpoint
+    from spap_jax.pruning.achieved import warn_of_sparsity
+    from spap_jax.pruning.ignored import warn_of_ignored
+    from spap_jax.pruning.layer_widths import check_allocation
+    from spap_jax.pruning.narrow import pruned_config
+
+    narrows = [pruned_config(reader.config, run.settings) for run in wanted]
+    for run, narrow in zip(wanted, narrows, strict=True):
+        check_allocation(reader.config, narrow, run.settings, model_devices)
+        checkpoint.check_describable(reader.source, narrow)
+    check_different(wanted, narrows)
+    warn_of_ignored(wanted[0].settings)
+    for run, narrow in zip(wanted, narrows, strict=True):
+        warn_of_sparsity(reader.config, narrow, run.settings)
+    return narrows
+
+
+def _opened(
     reader: "Reader",
     data: str,
     sequences: int,
     sequence_length: int | None,
     eval: str | None,
     wanted: list[PruneRun],
+    narrows: "list[DecoderConfig]",
     dtype: str | None,
     overwrite: bool,
-) -> "Given":
-    """Prepares what all runs of a command share."""
+) -> "Command":
+    """Reads what all runs of a command share."""
     from spap_jax.cli.console import counting, waiting
     from spap_jax.cli.evaluate import chosen_length
-    from spap_jax.cli.prune_run import Given, perplexity_of
+    from spap_jax.cli.prune_run import Command, perplexity_of
     from spap_jax.data import load_tokens
     from spap_jax.devices import leads
-    from spap_jax.placement import placed
-    from spap_jax.pruning.pipeline import pruned_config
+    from spap_jax.placement import shard_params
     from spap_jax.pruning.progress import Progress
     from spap_jax.pruning.sampling import with_samples
     from spap_jax.pruning.waves import Choices
@@ -155,7 +159,7 @@ def _given(
 
     def whole_model() -> "Model":
         with waiting(f"reading all of {reader.source.name}"):
-            return reader.model(placed)
+            return reader.model(shard_params)
 
     with counting() as watch:
         if leads() and not _read_whole(settings, eval):
@@ -168,8 +172,8 @@ def _given(
     def before() -> float | None:
         return perplexity_of(whole_model(), judged, "before pruning", progress) if judged else None
 
-    choices = Choices(pruned_config(reader.config, run.settings).intermediate for run in wanted)
-    return Given(reader, blocks, judged, before, dtype, overwrite, choices, progress)
+    choices = Choices(narrow.intermediate for narrow in narrows)
+    return Command(reader, blocks, judged, before, dtype, overwrite, choices, progress)
 
 
 def _read_whole(settings: PruneSettings, eval: str | None) -> bool:

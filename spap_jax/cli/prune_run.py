@@ -1,5 +1,9 @@
-"""Makes one checkpoint of ``spap prune``: prunes block by block into its folder, and stores each finished block."""
+"""Makes the checkpoints of ``spap prune``: prunes block by block into a folder, and stores each finished block.
 
+All processes of a run make the same computations on their own sequences; the leading one stores and writes.
+"""
+
+import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -9,29 +13,31 @@ import jax
 
 from spap_jax import checkpoint, memory
 from spap_jax.checkpoint.mirror import unfinished
-from spap_jax.checkpoint.resume import Unfinished
+from spap_jax.checkpoint.unfinished import Unfinished
 from spap_jax.cli import console
 from spap_jax.cli.prune_many import PruneRun
+from spap_jax.cli.resume_messages import layers_done, telling
 from spap_jax.cli.side_by_side import side_by_side
-from spap_jax.cli.unfinished import layers_done, telling
 from spap_jax.data import TokenBlocks
+from spap_jax.devices import leads
 from spap_jax.evaluation.perplexity import check_finite, perplexity
 from spap_jax.model import Model
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
-from spap_jax.placement import placed, stacked
-from spap_jax.pruning.allocation import allocated_config
-from spap_jax.pruning.card import OWN_LOADER, pruned_files
-from spap_jax.pruning.pipeline import Begun, Step, checks_of, prune_layers, pruned_config
+from spap_jax.placement import shard_params, stack_layers
+from spap_jax.pruning import joint
+from spap_jax.pruning.layer_widths import Widths, allocated
+from spap_jax.pruning.pipeline import prune_layers
 from spap_jax.pruning.progress import Progress
-from spap_jax.pruning.report import LayerReport, PruneReport, new_report
-from spap_jax.pruning.resume import begun, decided_widths, identity, keep
+from spap_jax.pruning.prune_card import OWN_LOADER, pruned_files
+from spap_jax.pruning.prune_report import LayerReport, PruneReport, new_report
+from spap_jax.pruning.run import Run, resolve
+from spap_jax.pruning.step_store import begun, decided_widths, identity, keep
 from spap_jax.pruning.waves import Choices
-from spap_jax.settings import PruneSettings
-from spap_jax.training.checks import Check
+from spap_jax.training.check import Check
 
 
-class Given(NamedTuple):
+class Command(NamedTuple):
     """What all runs of a command share.
 
     Attributes:
@@ -55,127 +61,128 @@ class Given(NamedTuple):
     progress: Progress
 
 
-def lead(runs: Sequence[PruneRun], given: Given, fresh: bool, before_end: list[Callable[[], str]]) -> list[Unfinished]:
+def make_checkpoints(
+    wanted: Sequence[PruneRun],
+    narrows: Sequence[DecoderConfig],
+    command: Command,
+    fresh: bool,
+    before_end: list[Callable[[], str]],
+) -> list[Unfinished]:
     """Makes the checkpoints of a command, or those that an interrupted process did not finish.
 
     Args:
-        runs: Output and settings of each run.
-        given: What the runs share.
+        wanted: Output and settings of each run.
+        narrows: The pruned config of each run, before widths are chosen by layer.
+        command: What the runs share.
         fresh: Whether to start over.
         before_end: List to which the actions before a termination by SIGTERM are added.
 
     Returns:
-        The stored records that mark each run as made, to be removed when the whole command has ended.
+        The stored records that mark each run as made, to be removed when the whole command has ended; none in
+        processes that do not lead.
     """
-    done = []
-    for number, run in enumerate(runs):
-        if len(runs) > 1:
-            console.err.print(f"sparsity {run.settings.sparsity}, {number + 1} of {len(runs)} ...")
-        done.append(_lead_one(run, given, number, fresh, before_end))
-    if len(runs) > 1:
-        console.table(*side_by_side(runs))
-    return done
+    reader, stores = command.reader, []
+    for number, (one, narrow) in enumerate(zip(wanted, narrows, strict=True)):
+        if len(wanted) > 1:
+            console.err.print(f"sparsity {one.settings.sparsity}, {number + 1} of {len(wanted)} ...")
+        tokens = command.blocks.tokens
+        run = resolve(reader.config, reader.outer(), reader.layer, tokens, one.settings, narrow, command.choices)
+        with _stored(one, run, command, fresh, before_end) as store:
+            _make(one, run, command, number, store)
+        stores += [store] if store else []
+    if leads() and len(wanted) > 1:
+        console.table(*side_by_side(wanted))
+    return stores
 
 
-def _lead_one(run: PruneRun, given: Given, number: int, fresh: bool, before_end: list[Callable[[], str]]) -> Unfinished:
-    """Makes the checkpoint of a run; ``number`` is its index in the command."""
-    reader = given.reader
-    which = identity(reader.fingerprint(), given.blocks, given.judged, given.dtype, run.settings)
-    blocks = reader.config.layers
-    amount = functools.partial(layers_done, blocks, checks_of(given.blocks.tokens, blocks, run.settings))
-    with unfinished(run.output, which, blocks, fresh) as kept, telling(kept, before_end, amount):
-        done = begun(kept, run.output)
-        if done is None:
-            console.err.print(f"{run.output} was made before the interruption")
-            return kept
-        checkpoint.check_output(run.output, given.overwrite, inputs={})  # was skipped for a resumed run
-        narrow = _narrow(run.settings, given, kept)
-        with checkpoint.Writer(
-            run.output, narrow, reader.source, reader.dtypes,
-            dtype=given.dtype, overwrite=given.overwrite, partial=kept.output,
-        ) as writer:  # fmt: skip
-            report = _prune_into(writer, given, run, number, kept, done)
-            for name, text in pruned_files(report).items():
-                writer.file(name, text)
-        kept.drop_steps()
-    _summary(report)
-    console.err.print(f"wrote {run.output}")
-    return kept
-
-
-def follow(run: PruneRun, given: Given) -> None:
-    """Runs a process that does not lead: makes the same computations on its own sequences, and writes no result."""
-    done = begun(None, run.output)
-    if done is None:
+@contextlib.contextmanager
+def _stored(
+    one: PruneRun, run: Run, command: Command, fresh: bool, before_end: list[Callable[[], str]]
+) -> Iterator[Unfinished | None]:
+    """Opens the stored steps of a run, in the leading process, and reports what is stored if it ends early."""
+    if not leads():
+        yield None
         return
-    narrow = _narrow(run.settings, given, None)
-    given.before()
-    outer, layers = given.reader.outer(), []
-    for step in _steps(run, given, outer, done, narrow, None):
-        if step.fresh:
-            step.kept()
-        for _, layer in step.final:
-            layers += _for_judging(layer, given)
-        del step
-    if given.judged:
-        perplexity_of(_pruned(given, narrow, outer, layers), given.judged, "after pruning", given.progress)
+    which = identity(command.reader.fingerprint(), command.blocks, command.judged, command.dtype, one.settings)
+    blocks = run.config.layers
+    amount = functools.partial(layers_done, blocks, joint.number_of_checks(joint.groups_of(run)))
+    with unfinished(one.output, which, blocks, fresh) as store, telling(store, before_end, amount):
+        yield store
 
 
-def _narrow(settings: PruneSettings, given: Given, kept: Unfinished | None) -> DecoderConfig:
-    """Returns the config of the pruned decoder; all processes have to call this."""
-    reader = given.reader
-    uniform = pruned_config(reader.config, settings)
-    if settings.allocation == "uniform":
-        return uniform
+def _make(one: PruneRun, run: Run, command: Command, number: int, store: Unfinished | None) -> None:
+    """Makes the checkpoint of a run, unless an earlier process has; ``number`` is its index in the command."""
+    earlier = begun(store, one.output)
+    if earlier is None:
+        console.err.print(f"{one.output} was made before the interruption")
+        return
+    if store:  # what follows was skipped for a resumed run
+        checkpoint.check_output(one.output, command.overwrite, inputs={})
+    run = allocated(replace(run, begun=earlier), functools.partial(_decided, store))
+    if run.settings.allocation == "global" and run.narrow.widths:
+        console.err.print(f"MLP channels by layer: {', '.join(map(str, run.narrow.widths))}; {OWN_LOADER}")
+    if not store:
+        _prune(run, command, number, None, None)
+        return
+    source = command.reader.source
+    with checkpoint.Writer(
+        one.output, run.narrow, source, command.reader.dtypes,
+        dtype=command.dtype, overwrite=command.overwrite, partial=store.output,
+    ) as writer:  # fmt: skip
+        reports, measured = _prune(run, command, number, store, writer)
+        size = {"before": command.reader.bytes, "after": writer.bytes}
+        extras = {"run": store.name, "bytes": size, **measured, "peak_memory_bytes": memory.peak()}
+        report = replace(new_report(run, source.name, command.blocks, reports), extras=extras)
+        for name, text in pruned_files(report).items():
+            writer.file(name, text)
+    store.drop_steps()
+    _summary(report)
+    console.err.print(f"wrote {one.output}")
 
-    def choose() -> tuple[int, ...]:
+
+def _decided(store: Unfinished | None, choose: Callable[[], Widths]) -> Widths:
+    """Returns the widths that an earlier process chose, or else chooses them and stores them."""
+
+    def shown() -> Widths:
         with console.waiting("choosing a width for each layer"):
-            args = reader.config, reader.outer(), reader.layer, given.blocks.tokens, settings
-            return allocated_config(*args).layer_widths
+            return choose()
 
-    narrow = uniform.with_widths(decided_widths(kept, choose))
-    if narrow.widths:
-        console.err.print(f"MLP channels by layer: {', '.join(map(str, narrow.widths))}; {OWN_LOADER}")
-    return narrow
+    return decided_widths(store, shown)
 
 
-def _steps(
-    run: PruneRun, given: Given, outer: Params, done: Begun, narrow: DecoderConfig,
-    watch: Callable[[int, int], None] | None,
-) -> Iterator[Step]:  # fmt: skip
-    args = given.reader.config, outer, given.reader.layer, given.blocks.tokens, run.settings
-    return prune_layers(*args, done, narrow, watch, given.choices)
+def _prune(
+    run: Run, command: Command, number: int, store: Unfinished | None, writer: checkpoint.Writer | None
+) -> tuple[list[LayerReport | Check], dict[str, Any]]:
+    """Prunes block by block into the writer; a whole model is held only if there is data to evaluate it on.
 
-
-def _prune_into(
-    writer: checkpoint.Writer, given: Given, run: PruneRun, number: int, kept: Unfinished, done: Begun
-) -> PruneReport:
-    """Prunes block by block into the writer; a whole model is held only if there is data to evaluate it on."""
-    reader, judged = given.reader, given.judged
-    before = given.before()
+    Returns:
+        The reports of all steps, and the measured perplexity, if any, as in the report.
+    """
+    judged, source = command.judged, command.reader.source
+    before = command.before()
     if before is not None:
-        check_finite(before, reader.source.name)
-    outer = reader.outer()
-    writer.outer(outer)
+        check_finite(before, source.name)
+    if writer:
+        writer.outer(run.outer)
     reports: list[LayerReport | Check] = []
     layers: list[Params] = []
-    with console.layer_progress(given.progress, number) as progress:
-        for step in _steps(run, given, outer, done, writer.config, progress.together):
+    with console.layer_progress(command.progress, number) as progress:
+        for step in prune_layers(run, progress.together):
             if step.fresh:
-                keep(kept, step)
+                keep(store, step)
             for index, layer in step.final:
-                writer.layer(index, layer)
-                layers += _for_judging(layer, given)
+                if writer:
+                    writer.layer(index, layer)
+                if judged:
+                    layers.append(jax.device_get(layer))
             reports.append(step.report)
             progress.advance(step.report, step.fresh)
             del step
-    extras: dict[str, Any] = {"run": kept.name, "bytes": {"before": reader.bytes, "after": writer.bytes}}
-    if judged:
-        after = perplexity_of(_pruned(given, writer.config, outer, layers), judged, "after pruning", given.progress)
-        extras["perplexity"] = {"data": judged.description, "before": before, "after": after}
-    extras["peak_memory_bytes"] = memory.peak()
-    report = new_report(run.settings, reader.config, writer.config, reader.source.name, given.blocks, reports)
-    return replace(report, extras=extras)
+    if not judged:
+        return reports, {}
+    params = shard_params(run.narrow, run.outer | {"layers": stack_layers(layers)})
+    after = perplexity_of(Model(run.narrow, params, source), judged, "after pruning", command.progress)
+    return reports, {"perplexity": {"data": judged.description, "before": before, "after": after}}
 
 
 def perplexity_of(model: Model, judged: TokenBlocks, when: str, progress: Progress) -> float:
@@ -187,16 +194,6 @@ def perplexity_of(model: Model, judged: TokenBlocks, when: str, progress: Progre
             watch(f"measuring perplexity {when}", done, total)
 
         return perplexity(model, judged.tokens, watch=measured)
-
-
-def _for_judging(layer: Params, given: Given) -> list[Params]:
-    """Returns a final block on the host, if there is data to evaluate the model on."""
-    return [jax.device_get(layer)] if given.judged else []
-
-
-def _pruned(given: Given, narrow: DecoderConfig, outer: Params, layers: list[Params]) -> Model:
-    """Returns the pruned model, spread over the devices; empties the list of its blocks."""
-    return Model(narrow, placed(narrow, outer | {"layers": stacked(layers)}), given.reader.source)
 
 
 def _summary(report: PruneReport) -> None:

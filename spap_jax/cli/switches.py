@@ -9,7 +9,9 @@ Resume = Annotated[bool, Parameter(negative="--no-resume")]
 """A switch that is on by default; it needs its own --no-resume, since cli/app.py disables negative forms."""
 
 if TYPE_CHECKING:
-    ModelName = Data = Place = str
+    ModelName = Data = OutputPath = str
 else:
     # The value stays a string, since it may be a hub id or an address. `Path` makes shells complete it as a path.
-    ModelName, Data, Place = (Annotated[str | Path, Parameter(metavar=word)] for word in ("MODEL", "DATA", "FOLDER"))
+    ModelName, Data, OutputPath = (
+        Annotated[str | Path, Parameter(metavar=word)] for word in ("MODEL", "DATA", "FOLDER")
+    )

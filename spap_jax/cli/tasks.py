@@ -37,7 +37,7 @@ def measure_tasks(
     from spap_jax.checkpoint.locate import public_name
     from spap_jax.cli.console import counting, waiting
     from spap_jax.errors import UserError
-    from spap_jax.pruning.report import versions
+    from spap_jax.pruning.prune_report import versions
     from spap_jax.remote import base_name
 
     names = [name.strip() for name in listed.split(",") if name.strip()]

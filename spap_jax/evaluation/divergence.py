@@ -15,7 +15,7 @@ from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.numerics import full_precision
-from spap_jax.placement import placed
+from spap_jax.placement import shard_params
 
 
 class Comparison(NamedTuple):
@@ -63,9 +63,9 @@ def compare(dense: Model, pruned: Model, tokens: np.ndarray, batch_tokens: int =
             f"vocabularies of {configs[0].vocabulary} and {configs[1].vocabulary} tokens cannot be compared; "
             "give a model and what was made of it."
         )
-    params, total = (placed(dense.config, dense.params), placed(pruned.config, pruned.params)), None
+    params, total = (shard_params(dense.config, dense.params), shard_params(pruned.config, pruned.params)), None
     for part, counts in batches(tokens, batch_tokens):
-        sums = _sums(configs, params, devices.spread(part), devices.spread(counts))
+        sums = _sums(configs, params, devices.shard_chunks(part), devices.shard_chunks(counts))
         total = sums if total is None else total + sums
     loss, other, divergence, agreement = np.asarray(total, np.float64) / predictions(tokens)
     return Comparison(float(np.exp(loss)), float(np.exp(other)), float(divergence), float(agreement))
@@ -92,4 +92,4 @@ def _sums(
         agreements = (first.argmax(axis=-1) == second.argmax(axis=-1)).astype(jnp.float32)
         return jnp.stack([(each.sum(axis=1) * counts).sum() for each in (*losses, divergences, agreements)])
 
-    return devices.total(own, (tokens, counts), params)
+    return devices.psum_over_chunks(own, (tokens, counts), params)

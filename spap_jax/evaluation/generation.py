@@ -16,13 +16,13 @@ from spap_jax.errors import UserError
 from spap_jax.model import Model, Source, checked
 from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
-from spap_jax.placement import placed
+from spap_jax.placement import shard_params
 
 PROMPT_STEP = 32
 """Prompts are padded to a multiple of this many tokens, so that not every length causes a compilation."""
 
 
-CACHE = decoder.Cache(P(None, "data"), P(None, "data"), devices.SEQUENCES, P())  # pyright: ignore[reportArgumentType]
+CACHE = decoder.Cache(P(None, "data"), P(None, "data"), devices.DATA_SPEC, P())  # pyright: ignore[reportArgumentType]
 """The specs of a cache whose sequences are sharded over ``data``."""
 
 
@@ -124,7 +124,7 @@ def _continue(
 ) -> jax.Array:
     """Generates tokens. tokens, valid: [B, T], keys: [B], is_end: [v] -> the tokens that follow [B, new]."""
     continued = functools.partial(_continue_own, config, new, sampling, dtype)
-    return devices.apart(continued, (tokens, valid, keys), params, is_end, pad)
+    return devices.map_chunks(continued, (tokens, valid, keys), params, is_end, pad)
 
 
 def _continue_own(
@@ -176,7 +176,7 @@ def generate(
 ) -> np.ndarray:
     """Continues prompts.
 
-    Inside ``devices.sharing``, weights and prompts are sharded over the mesh; all processes of a run must call this.
+    Inside ``devices.use_mesh``, weights and prompts are sharded over the mesh; all processes of a run must call this.
 
     Args:
         model: The model.
@@ -211,15 +211,16 @@ def generate(
     prompts = prompts.astype(np.int32)
     left = ((0, 0), (-prompts.shape[1] % PROMPT_STEP, 0))
     key = jax.random.key(0) if key is None else key
-    # XLA:CPU would copy the weights of each layer out of the stack for every token.
-    unstacked = platform() == "cpu"
     config, params = model.config, model.params
-    config, params = decoder.laid_out(config, params, placed) if unstacked else (config, placed(config, params))
+    if platform() == "cpu":  # would copy the weights of each layer out of the stack for every token
+        config, params = decoder.laid_out(config, params, shard_params)
+    else:
+        params = shard_params(config, params)
     new = _continue(
         config,
         params,
-        devices.spread(np.pad(prompts, left)),
-        devices.spread(np.pad(mask, left)),
+        devices.shard_chunks(np.pad(prompts, left)),
+        devices.shard_chunks(np.pad(mask, left)),
         key if key.ndim and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else keys_of(key, np.arange(len(prompts))),
         np.isin(np.arange(model.config.vocabulary), ends),
         np.int32(pad),
@@ -227,7 +228,7 @@ def generate(
         sampling,
         jnp.dtype(dtype),
     )
-    return np.concatenate([prompts, devices.gathered(new)], axis=1)
+    return np.concatenate([prompts, devices.array_to_host(new)], axis=1)
 
 
 def end_tokens(model: Model) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.numerics import full_precision
-from spap_jax.placement import placed
+from spap_jax.placement import shard_params
 
 
 def perplexity(
@@ -25,7 +25,7 @@ def perplexity(
 ) -> float:
     """Returns exp of the mean negative log-likelihood per predicted token.
 
-    Each window of T tokens has T - 1 predictions. Windows are independent of each other. Inside ``devices.sharing``,
+    Each window of T tokens has T - 1 predictions. Windows are independent of each other. Inside ``devices.use_mesh``,
     weights and windows are sharded over the mesh, and all processes of a run must call this.
 
     Args:
@@ -39,12 +39,12 @@ def perplexity(
     """
     tokens = check_windows("perplexity", tokens)
     check_length(model.config, tokens.shape[1])
-    params = placed(model.config, model.params)
+    params = shard_params(model.config, model.params)
     count, begun, total = len(tokens), 0, None
     watch(0, count)
     for part, counts in batches(tokens, batch_tokens):
         before, done = total, begun
-        loss = negative_log_likelihood(model.config, params, devices.spread(part), devices.spread(counts))
+        loss = negative_log_likelihood(model.config, params, devices.shard_chunks(part), devices.shard_chunks(counts))
         total = loss if total is None else total + loss
         begun += int(counts.sum())
         jax.block_until_ready(before)  # meanwhile the device works on the next batch
@@ -89,7 +89,7 @@ def batches(tokens: np.ndarray, batch_tokens: int) -> Iterator[tuple[np.ndarray,
 
     The last batch is padded with windows that do not count, so that all batches share one compilation.
     """
-    shares = devices.number()
+    shares = devices.data_size()
     each = min(-(-len(tokens) // shares), max(1, batch_tokens // tokens.shape[1]))
     batch = shares * each
     for first in range(0, len(tokens), batch):
@@ -110,7 +110,7 @@ def negative_log_likelihood(config: DecoderConfig, params: Params, tokens: jax.A
         losses = jax.nn.logsumexp(logits, axis=-1) - chosen
         return (losses.sum(axis=1) * counts).sum()
 
-    return devices.total(own, (tokens, counts), params)
+    return devices.psum_over_chunks(own, (tokens, counts), params)
 
 
 def check_length(config: DecoderConfig, length: int) -> None:

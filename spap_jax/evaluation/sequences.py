@@ -17,15 +17,15 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, get_mesh
 from jax.sharding import PartitionSpec as P
 
-from spap_jax.devices import SEQUENCES as BATCH
-from spap_jax.devices import everyone, sharing
+from spap_jax.devices import DATA_SPEC as BATCH
+from spap_jax.devices import mesh_size, use_mesh
 from spap_jax.errors import UserError
 from spap_jax.evaluation.generation import CACHE, Sampling, choose, decode_step, keys_at, keys_of, prefill
 from spap_jax.model import Model
 from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.numerics import full_precision
-from spap_jax.placement import bytes_of, placed
+from spap_jax.placement import bytes_of, shard_params
 
 SHORTEST = 32
 """Minimum length to which sequences are padded, in tokens."""
@@ -33,7 +33,7 @@ SHORTEST = 32
 SEGMENT = 32
 """Number of tokens generated before the host checks whether all texts of a batch have ended."""
 
-_each_device = functools.partial(jax.shard_map, axis_names={"data"}, check_vma=False)  # as in devices.along_data
+_each_device = functools.partial(jax.shard_map, axis_names={"data"}, check_vma=False)  # as in devices
 
 
 class Replicas(NamedTuple):
@@ -86,14 +86,14 @@ def replicate(model: Model, devices: Sequence[Any] | None = None) -> Replicas:
 
     Args:
         model: The model.
-        devices: The devices. By default those of ``devices.sharing``; without it, all local ones, in groups that share
+        devices: The devices. By default those of ``devices.use_mesh``; without it, all local ones, in groups that share
             the weights if one device cannot hold them.
     """
     if devices is None:
-        alone = everyone() == 1 and jax.process_count() == 1
-        with sharing(None, None, bytes_of(model.params)) if alone else nullcontext():
-            if everyone() > 1:
-                return Replicas(model.config, placed(model.config, model.params), get_mesh())
+        alone = mesh_size() == 1 and jax.process_count() == 1
+        with use_mesh(None, None, bytes_of(model.params)) if alone else nullcontext():
+            if mesh_size() > 1:
+                return Replicas(model.config, shard_params(model.config, model.params), get_mesh())
     devices = jax.local_devices() if devices is None else devices
     mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
     return Replicas(model.config, jax.device_put(model.params, NamedSharding(mesh, P())), mesh)

@@ -19,11 +19,11 @@ from spap_jax.model import Model
 from spap_jax.models import cost, decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Cache, Params
-from spap_jax.placement import placed
+from spap_jax.placement import shard_params
 
 
 @dataclass(frozen=True)
-class Workload:
+class GenerationWorkload:
     """The work to time.
 
     Attributes:
@@ -56,10 +56,10 @@ class Speed:
     decode_bytes: int
 
 
-def measure(models: list[Model], work: Workload) -> list[Speed]:
+def measure(models: list[Model], work: GenerationWorkload) -> list[Speed]:
     """Times models in turn, run by run, after one warm-up run of each model, which compiles.
 
-    Inside ``devices.sharing``, weights and sequences are sharded over the mesh.
+    Inside ``devices.use_mesh``, weights and sequences are sharded over the mesh.
 
     Args:
         models: The models; their parameters may be values that are read lazily, a layer at a time.
@@ -70,9 +70,9 @@ def measure(models: list[Model], work: Workload) -> list[Speed]:
     """
     for model in models:
         check_length(model.config, work.prompt + work.new)
-    if work.batch % devices.number():
+    if work.batch % devices.data_size():
         raise UserError(
-            f"a batch of {work.batch} cannot be divided evenly among {devices.number()} devices or groups of them: "
+            f"a batch of {work.batch} cannot be divided evenly among {devices.data_size()} devices or groups of them: "
             "give a --batch that they divide, or fewer --devices."
         )
     runs = [_run(model, work) for model in models]
@@ -87,10 +87,10 @@ def speed_up(before: tuple[float, ...], after: tuple[float, ...]) -> float:
     return median(b / a for b, a in zip(before, after, strict=True))
 
 
-def _run(model: Model, work: Workload) -> Callable[[], tuple[float, float]]:
+def _run(model: Model, work: GenerationWorkload) -> Callable[[], tuple[float, float]]:
     random = np.random.default_rng(0)
-    tokens = devices.spread(random.integers(0, model.config.vocabulary, (work.batch, work.prompt), np.int32))
-    config, params = decoder.laid_out(model.config, model.params, placed)
+    tokens = devices.shard_chunks(random.integers(0, model.config.vocabulary, (work.batch, work.prompt), np.int32))
+    config, params = decoder.laid_out(model.config, model.params, shard_params)
 
     def run() -> tuple[float, float]:
         start = time.perf_counter()
@@ -113,22 +113,22 @@ def _read(config: DecoderConfig, size: int, params: Params, tokens: jax.Array) -
     def own(params: Params, tokens: jax.Array) -> tuple[jax.Array, Cache]:
         return prefill(config, params, tokens, jnp.ones_like(tokens, dtype=bool), size)
 
-    if devices.number() == 1:
+    if devices.data_size() == 1:
         return own(params, tokens)
-    return devices.along_data(own, (P(), devices.SEQUENCES), (devices.SEQUENCES, CACHE))(params, tokens)
+    return devices.shard_map_over_data(own, (P(), devices.DATA_SPEC), (devices.DATA_SPEC, CACHE))(params, tokens)
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="cache")
 def _write(config: DecoderConfig, params: Params, token: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
     """Appends a token [B] to each sequence; returns the logits after it [B, v], and the cache."""
     own = functools.partial(decode_step, config)
-    if devices.number() == 1:
+    if devices.data_size() == 1:
         return own(params, token, cache)
-    specs = (devices.SEQUENCES, CACHE)
-    return devices.along_data(own, (P(), *specs), specs)(params, token, cache)
+    specs = (devices.DATA_SPEC, CACHE)
+    return devices.shard_map_over_data(own, (P(), *specs), specs)(params, token, cache)
 
 
-def _speed(model: Model, work: Workload, timed: list[tuple[float, float]]) -> Speed:
+def _speed(model: Model, work: GenerationWorkload, timed: list[tuple[float, float]]) -> Speed:
     weight = jax.tree.leaves(model.params)[0].dtype.itemsize
     return Speed(
         prefill=tuple(prefill for prefill, _ in timed),

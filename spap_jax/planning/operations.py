@@ -6,8 +6,8 @@ the activations (norms, rotary embedding, softmax) is left out.
 
 import math
 
-from spap_jax.baselines import METHODS
-from spap_jax.baselines.criteria import BATCHES
+from spap_jax.methods import METHODS
+from spap_jax.methods.criteria import BATCHES
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.cost import attended_pairs
 from spap_jax.planning.workload import Chunks, Workload

@@ -9,7 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Callable
 
-from spap_jax.baselines import METHODS
+from spap_jax.methods import METHODS
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.cost import attended_pairs
 from spap_jax.planning import memory, operations
@@ -265,7 +265,7 @@ def solver_collectives(load: Workload) -> dict[str, Counter[str]]:
 
 
 def _drawn(load: Workload, picked: int, size: int) -> Counter[str]:
-    """``devices.draw``: both streams of the picked minibatch, reduce-scattered if it can be divided."""
+    """``devices.take_from_chunks``: both streams of the picked minibatch, reduce-scattered if it can be divided."""
     even = load.fitted.share(picked) < picked
     return Counter({"reduce-scatter" if even else "all-reduce": 2 * 4 * picked * size})
 

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from spap_jax.baselines import update_used
 from spap_jax.errors import UserError
+from spap_jax.methods import update_used
 from spap_jax.models.config import DecoderConfig
 from spap_jax.numerics import step_dtype, storage
 from spap_jax.pruning import joint, streams
-from spap_jax.pruning.pipeline import held_out_part, pruned_config
+from spap_jax.pruning.narrow import pruned_config
+from spap_jax.pruning.run import held_out_part
 from spap_jax.pruning.sampling import at_once
 from spap_jax.settings import FinetuneSettings, PruneSettings
 
@@ -102,7 +103,7 @@ class Workload:
         return self.fitted.devices
 
     def sharing_rows(self, rows: int) -> int:
-        """Number of devices over which the rows of a matrix are sharded: see ``devices.by_rows``."""
+        """Number of devices over which the rows of a matrix are sharded: see ``devices.shard_rows``."""
         return next(count for count in (self.devices * self.sharers, self.sharers, 1) if rows % count == 0)
 
     @property

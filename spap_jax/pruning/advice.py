@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from spap_jax.quantities import count_text
 
 if TYPE_CHECKING:
-    from spap_jax.pruning.report import PruneReport
+    from spap_jax.pruning.prune_report import PruneReport
 
 TOKENS_PER_CHANNEL = 10
 """Sufficient number of calibration tokens per channel.

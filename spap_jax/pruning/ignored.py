@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from spap_jax.baselines import METHODS, update_used
 from spap_jax.errors import option, warn
+from spap_jax.methods import METHODS, update_used
 from spap_jax.settings import PruneSettings
 
 _ROUNDS = ("rounds", "steps", "step_tokens", "learning_rate")

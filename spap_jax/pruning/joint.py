@@ -17,14 +17,16 @@ from spap_jax import devices
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.numerics import step_dtype
-from spap_jax.pruning.predictions import at
-from spap_jax.pruning.streams import Padded, largest_divisor
+from spap_jax.placement import fully_shard_params
+from spap_jax.pruning.predictions import get_layer
+from spap_jax.pruning.run import Run, Step
+from spap_jax.pruning.streams import largest_divisor
 from spap_jax.settings import PruneSettings
-from spap_jax.training.checks import Check
-from spap_jax.training.engine import Schedule, stages
+from spap_jax.training.check import Check
+from spap_jax.training.engine import StepSchedule, stages
 from spap_jax.training.optimizers import relative
 from spap_jax.training.step import Given, Job, Recipe, Sequences
-from spap_jax.training.written import as_stored
+from spap_jax.training.stored_dtypes import as_stored
 
 _CHECKS = 8
 """Number of measurements on held-out tokens in a run, if there are as many steps."""
@@ -35,33 +37,10 @@ class Group(NamedTuple):
 
     first: int
     blocks: int
-    schedule: Schedule
+    schedule: StepSchedule
 
 
-class Adjusted(NamedTuple):
-    """State after a measurement.
-
-    Attributes:
-        check: The measurement.
-        fresh: Whether this process made it.
-        state: Returns what a later process continues from, on the host; all processes have to call it.
-        blocks: The best blocks so far, stacked [L, ...], after the last step; None before.
-    """
-
-    check: Check
-    fresh: bool
-    state: Callable[[], Params]
-    blocks: Params | None
-
-
-class Resumed(NamedTuple):
-    """Where an earlier process stopped: all its measurements, and the state of the last."""
-
-    checks: tuple[Check, ...]
-    state: Params
-
-
-def groups(layers: int, sequences: int, length: int, settings: PruneSettings, spread: int) -> list[Group]:
+def groups(layers: int, sequences: int, length: int, settings: PruneSettings, data_size: int) -> list[Group]:
     """Returns the groups of blocks in order; each has an equal share of the passes over the fitted sequences.
 
     Args:
@@ -69,17 +48,17 @@ def groups(layers: int, sequences: int, length: int, settings: PruneSettings, sp
         sequences: Number of fitted sequences.
         length: Tokens in each.
         settings: The pruning settings; without joint steps there are no groups.
-        spread: Number of devices along ``data``; a step has a sequence for each.
+        data_size: Number of devices along ``data``; a step has a sequence for each.
     """
     if not settings.decided.joint_passes:
         return []
     count = together(layers, settings)
-    batch = min(sequences, max(spread, settings.joint_tokens // length))
+    batch = min(sequences, max(data_size, settings.joint_tokens // length))
     share = count / layers
     steps = max(1, round(settings.decided.joint_passes * sequences * share / batch))
     every = -(-steps // max(1, round(_CHECKS * share)))
     return [
-        Group(first, count, Schedule(steps, batch, every, settings.batch_tokens, (settings.seed, number)))
+        Group(first, count, StepSchedule(steps, batch, every, settings.batch_tokens, (settings.seed, number)))
         for number, first in enumerate(range(0, layers, count))
     ]
 
@@ -94,38 +73,44 @@ def number_of_checks(plan: list[Group]) -> int:
     return 1 + sum(group.schedule.checks for group in plan)
 
 
+def groups_of(run: Run) -> list[Group]:
+    """Returns the groups of blocks of a run in order."""
+    return groups(run.config.layers, run.fitted.real, run.fitted.tokens.shape[-1], run.settings, devices.data_size())
+
+
 def adjusted(
-    config: DecoderConfig,
-    params: Params,
-    tokens: tuple[Padded, Padded],
-    final: tuple[jax.Array, jax.Array],
-    settings: PruneSettings,
-    resumed: Resumed | None = None,
+    run: Run,
+    blocks: Params,
+    ends: tuple[jax.Array, jax.Array],
     watch: Callable[[int, int], None] | None = None,
-) -> Iterator[Adjusted]:
+) -> Iterator[Step]:
     """Adjusts the MLPs of all blocks.
 
     Args:
-        config: The pruned decoder.
-        params: Its parameter tree, placed by ``placement.spread``; what moves is taken out of it, to save memory.
-        tokens: Calibration and held-out token blocks, each in chunks; if none are held out, the calibration tokens are
-            used for measurements too.
-        final: The dense model's stream after its last block for the same tokens, each [C, B, T, d].
-        settings: The pruning settings.
-        resumed: Where an earlier process with the same arguments stopped.
+        run: The run. If it holds out no tokens, the calibration tokens are used for measurements too.
+        blocks: The pruned blocks, stacked [L, ...] as in ``placement.zeros_for_blocks``; what moves is taken out of
+            them, to save memory.
+        ends: The dense model's streams after its last block, of the calibration and held-out tokens, [C, B, T, d] each.
         watch: Called after every step with the number of steps made and their total.
 
     Yields:
-        The state after each measurement, the first of them before any step; of those of an earlier process the last.
+        A step for each measurement, the first of them before any step; those of an earlier run come first. The last has
+        the final blocks.
     """
-    sets = [(Sequences(devices.spread(part.tokens), last), part.real) for part, last in zip(tokens, final, strict=True)]
-    fitted, held_out = sets[0], sets[1] if tokens[1].real else sets[0]
-    plan = groups(config.layers, tokens[0].real, tokens[0].tokens.shape[2], settings, devices.number())
+    config, settings = run.narrow, run.settings
+    checks = tuple(report for report in run.begun.reports if isinstance(report, Check))
+    stored = run.begun.read(len(run.begun.reports) - 1) if checks else None
+    for check in checks[:-1]:
+        yield Step(check, dict, fresh=False)
+    params = fully_shard_params(config, {name: run.outer[name] for name in ("embed", "head")}) | {"layers": blocks}
+    both = zip((run.fitted, run.held_out), ends, strict=True)
+    sets = [(Sequences(devices.shard_chunks(part.tokens), end), part.real) for part, end in both]
+    fitted, held_out = sets[0], sets[1] if run.held_out.real else sets[0]
+    plan = groups_of(run)
     total, last = sum(group.schedule.steps for group in plan), number_of_checks(plan)
     parts = {name: params["layers"].pop(name) for name in moving(settings, params["layers"])}
-    checks = resumed.checks if resumed else ()
-    if resumed and "settled" in resumed.state:
-        parts = jax.tree.map(devices.like, resumed.state["settled"], parts)
+    if stored and "settled" in stored:
+        parts = jax.tree.map(devices.place_like, stored["settled"], parts)
     done = 1
     for group in plan:
         reached, done = done, done + group.schedule.checks
@@ -137,20 +122,21 @@ def adjusted(
         job = Job(config, recipe(settings, group.schedule.steps), step_dtype(settings.compute_dtype), group.first)
         given, judged = (Given(frozen, None, *part) for part in (fitted, held_out))
         before = checks[:reached] if group.first else ()
-        begun = (resumed.state["stage"], checks) if resumed and len(checks) > len(before) else None
+        begun = (stored["stage"], checks) if stored and len(checks) > len(before) else None
         kept = len(checks) if begun else 0
         each = watch and (lambda made: watch(made, total))
         start = {"layers": best}
         steps = stages(job, given, judged, start, as_stored(start), group.schedule, before, begun, each)
         # The steps have these, and let them go when they have better ones.
-        resumed, best, start, parts = None, {}, None, {} if alone else parts
+        stored, best, start, parts = None, {}, None, {} if alone else parts
         for stage in steps:
             best, checks = stage.best["layers"], stage.checks
-            ended = None
+            final = ()
             if len(checks) == last:
                 ended = params["layers"] | (best if alone else _with_blocks(parts, group.first, best))
+                final = final_blocks(config, ended)
             settled = {} if alone else {"settled": parts}
-            yield Adjusted(checks[-1], len(checks) > kept, lambda s=stage, more=settled: _state(s, more), ended)
+            yield Step(checks[-1], lambda s=stage, more=settled: _state(s, more), final, len(checks) > kept)
         parts = best if alone else _with_blocks(parts, group.first, best)
 
 
@@ -165,7 +151,7 @@ def moving(settings: PruneSettings, layers: Params) -> tuple[str, ...]:
 
 
 def _state(stage: Any, more: Params) -> Params:
-    return {"stage": stage.leaves(), **jax.tree.map(devices.whole, more)}
+    return {"stage": stage.leaves(), **jax.tree.map(devices.to_host, more)}
 
 
 @functools.partial(jax.jit, static_argnames=("first", "count"))
@@ -178,10 +164,10 @@ def _with_blocks(stack: Params, first: int, some: Params) -> Params:
     return jax.tree.map(lambda a, b: a.at[first : first + len(b)].set(b), stack, some)
 
 
-def last_of(config: DecoderConfig, layers: Params) -> Iterator[tuple[int, Params]]:
+def final_blocks(config: DecoderConfig, layers: Params) -> Iterator[tuple[int, Params]]:
     """Yields each block of a stack with its number, on the host, one at a time; all processes have to run through."""
     for index in range(config.layers):
-        yield index, devices.whole(_block(layers, index))
+        yield index, devices.to_host(_block(layers, index))
 
 
-_block = jax.jit(at)
+_block = jax.jit(get_layer)

@@ -7,21 +7,21 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from spap_jax import baselines, devices
-from spap_jax.baselines.compensation import lost_mean
+from spap_jax import devices, methods
+from spap_jax.methods.compensation import lost_mean
 from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.models.registry import FAMILIES
 from spap_jax.numerics import full_precision
-from spap_jax.placement import placed
+from spap_jax.placement import shard_params
 from spap_jax.pruning import moments, reduce
 from spap_jax.pruning.moments import Moments
-from spap_jax.pruning.report import Errors, LayerReport
+from spap_jax.pruning.prune_report import Errors, LayerReport
 from spap_jax.pruning.streams import mlp_hidden, mlp_output
 from spap_jax.settings import PruneSettings
 from spap_jax.solver import alternating
-from spap_jax.solver.alternating import Fitted, Mlp, Recovered, Schedule, Tokens, Weights
+from spap_jax.solver.alternating import Fitted, Mlp, Recovered, RoundSchedule, Tokens, Weights
 from spap_jax.solver.problem import equilibrate, refit, scaled
 from spap_jax.solver.swap import Polished
 
@@ -69,7 +69,7 @@ class Fitting(NamedTuple):
     correction: float
 
 
-class Stage(NamedTuple):
+class FitStage(NamedTuple):
     """Intermediate weights of a layer, and [] their relative error on the calibration tokens."""
 
     weights: Weights
@@ -127,15 +127,15 @@ def prune_layer(
         stages = _update_chosen(config, narrow, layer, calibration, settings, choice)
     clock.lap("refit", stages)
     block, rounds = Fitting(config, narrow, settings.fit.correction), jnp.int32(0)
-    if baselines.update_used(settings) == "alternate" and settings.rounds:
-        schedule = Schedule(settings.rounds, settings.round_steps, settings.step_tokens, settings.learning_rate)
+    if methods.update_used(settings) == "alternate" and settings.rounds:
+        schedule = RoundSchedule(settings.rounds, settings.round_steps, settings.step_tokens, settings.learning_rate)
         steps = jax.random.fold_in(key, index)
         weights, rounds, error = _recover(
             block, schedule, layer, *stages[-1], calibration, held_out, choice.ridge, steps
         )
-        stages.append(Stage(weights, error))
+        stages.append(FitStage(weights, error))
     clock.lap("alternating", stages)
-    mlp = placed(narrow, {"mlp": reduce.to_mlp(stages[-1].weights, layer["mlp"])})["mlp"]
+    mlp = shard_params(narrow, {"mlp": reduce.to_mlp(stages[-1].weights, layer["mlp"])})["mlp"]
     judged = _errors(block, layer, [stage.weights for stage in stages], held_out) if held_out.residual.size else []
     clock.lap("errors", judged)
     return layer | {"mlp": mlp}, Solved(choice, rounds, [stage.error for stage in stages], judged)
@@ -154,43 +154,43 @@ def _solve(
     settings: PruneSettings,
     key: jax.Array,
     clock: Clock,
-) -> tuple[Choice, list[Stage]]:
+) -> tuple[Choice, list[FitStage]]:
     """Selects channels, and returns the stages: dense weights, and their update if any; the moments are freed after."""
     seen = moments.accumulate(config, layer, calibration, settings.fit.correction)
     clock.lap("statistics", seen)
-    choice = devices.everywhere(select(seen, key, narrow.intermediate, **search_of(settings)))
+    choice = devices.replicate(choose_channels(seen, key, narrow.intermediate, **search_of(settings)))
     clock.lap("selection", choice)
-    kept, update = choice.channels.kept, baselines.update_used(settings)
+    kept, update = choice.channels.kept, methods.update_used(settings)
     stages = [_dense_weights(config, narrow, layer, choice)]
     if update in ("refit", "alternate"):
         stages.append(refit_weights(seen, choice.ridge, kept, stages[0]))
     elif update == "bias":
         stages.append(_make_up_for_means(layer["mlp"]["down"], choice, stages[0]))
-    return choice, [Stage(w, error_by_moments(seen, config.mlp_bias, kept, w)) for w in stages]
+    return choice, [FitStage(w, error_by_moments(seen, config.mlp_bias, kept, w)) for w in stages]
 
 
 def _update_chosen(
     config: DecoderConfig, narrow: DecoderConfig, layer: Params, calibration: Tokens, settings: PruneSettings,
     choice: Choice,
-) -> list[Stage]:  # fmt: skip
+) -> list[FitStage]:  # fmt: skip
     """Like ``_solve``, for channels chosen on the dense stream: there are no moments of the pruned stream."""
-    update, dense = baselines.update_used(settings), _dense_weights(config, narrow, layer, choice)
+    update, dense = methods.update_used(settings), _dense_weights(config, narrow, layer, choice)
     block = Fitting(config, narrow, settings.fit.correction)
     if update in ("refit", "alternate"):
         refitted, before, after = _closed_form(block, layer, calibration, choice.ridge, dense)
-        return [Stage(dense, before), Stage(refitted, after)]
+        return [FitStage(dense, before), FitStage(refitted, after)]
     stages = [dense] if update == "none" else [dense, _make_up_for_means(layer["mlp"]["down"], choice, dense)]
-    return [Stage(*each) for each in zip(stages, _errors(block, layer, stages, calibration), strict=True)]
+    return [FitStage(*each) for each in zip(stages, _errors(block, layer, stages, calibration), strict=True)]
 
 
 def _dense_weights(config: DecoderConfig, narrow: DecoderConfig, layer: Params, choice: Choice) -> Weights:
     """Returns the dense weights of the chosen channels, with zeros for the biases that an update adds."""
     taken = reduce.take_channels(FAMILIES[config.family], layer["mlp"], choice.channels.kept)
-    return reduce.to_weights(placed(narrow, {"mlp": reduce.with_biases(narrow, taken)})["mlp"])
+    return reduce.to_weights(shard_params(narrow, {"mlp": reduce.with_biases(narrow, taken)})["mlp"])
 
 
 def search_of(settings: PruneSettings) -> dict[str, Any]:
-    """Returns the arguments of ``select`` that come from the settings."""
+    """Returns the arguments of ``choose_channels`` that come from the settings."""
     s = settings
     return {
         "method": s.method,
@@ -203,7 +203,7 @@ def search_of(settings: PruneSettings) -> dict[str, Any]:
 
 @functools.partial(jax.jit, static_argnames=("keep", "method", "steps", "rounds"))
 @full_precision
-def select(
+def choose_channels(
     seen: Moments, key: jax.Array, keep: int, method: str, ridge: float, penalty: float, steps: int, rounds: int
 ) -> Choice:
     """Selects the channels of a layer.
@@ -219,8 +219,8 @@ def select(
         rounds: Rounds of swaps; static.
     """
     system = equilibrate(seen.problem, ridge)
-    layer = baselines.Layer(seen.problem, system, seen.hidden_mean, seen.variance, key)
-    chosen = baselines.select_channels(method, layer, keep, baselines.Search(penalty, steps, rounds))
+    layer = methods.SelectorInputs(seen.problem, system, seen.hidden_mean, seen.variance, key)
+    chosen = methods.select_channels(method, layer, keep, methods.Search(penalty, steps, rounds))
     return Choice(chosen, system.ridge, seen.hidden_mean)
 
 
@@ -235,7 +235,7 @@ def refit_weights(seen: Moments, ridge: jax.Array, kept: jax.Array, selected: We
         kept: [k] channel numbers.
         selected: The dense weights of these channels.
     """
-    down = devices.steady(refit(scaled(seen.problem, ridge), kept))
+    down = devices.constrain_replicated(refit(scaled(seen.problem, ridge), kept))
     bias = None if selected.bias is None else seen.target_mean - seen.hidden_mean[kept] @ down
     return Weights(selected.inner, down, bias)
 
@@ -259,7 +259,7 @@ def _make_up_for_means(down: jax.Array, choice: Choice, selected: Weights) -> We
 
 @functools.partial(jax.jit, static_argnames=("block", "schedule"))
 @full_precision
-def _recover(block: Fitting, schedule: Schedule, layer: Params, start: Weights, error: jax.Array,
+def _recover(block: Fitting, schedule: RoundSchedule, layer: Params, start: Weights, error: jax.Array,
              calibration: Tokens, held_out: Tokens, ridge: jax.Array, key: jax.Array) -> Recovered:  # fmt: skip
     return alternating.recover(_mlp(block, layer), start, error, calibration, held_out, schedule, ridge, key)
 

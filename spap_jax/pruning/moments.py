@@ -85,14 +85,14 @@ def _accumulate(
         return jax.tree.map(jnp.add, total, parts), None
 
     def sums(own: Tokens) -> tuple:
-        start = ((devices.by_rows(jnp.zeros((f, f))), jnp.zeros((f, d))), (jnp.zeros(f), jnp.zeros(d), jnp.zeros(())))
-        return jax.lax.scan(add, start, own)[0]
+        matrices = devices.shard_rows(jnp.zeros((f, f))), jnp.zeros((f, d))
+        return jax.lax.scan(add, (matrices, (jnp.zeros(f), jnp.zeros(d), jnp.zeros(()))), own)[0]
 
-    totals = devices.total_by_rows(sums, tokens)
+    totals = devices.psum_scatter_over_chunks(sums, tokens)
     (gram, cross), (hidden_mean, target_mean, power) = jax.tree.map(lambda total: total / tokens.real, totals)
     if correction < 1 and tokens.output is None:
         # Adds 1 - c times the moments of the dense output, H W + b, and its products with what is missing.
-        own = devices.by_rows(gram @ weight)
+        own = devices.shard_rows(gram @ weight)
         bias = jnp.zeros(d) if bias is None else bias.astype(jnp.float32)
         own_mean = hidden_mean @ weight + bias
         c = correction
@@ -106,7 +106,7 @@ def _accumulate(
         gram = gram - hidden_mean[:, None] * hidden_mean[None, :]
         cross = cross - hidden_mean[:, None] * target_mean[None, :]
         power = power - jnp.square(target_mean).sum()
-    gram, cross, weight = (devices.by_rows(a) for a in (gram, cross, weight))
+    gram, cross, weight = (devices.shard_rows(a) for a in (gram, cross, weight))
     problem = Problem(gram, cross, power, weight)
     return Moments(problem, hidden_mean, target_mean, jnp.maximum(variance, 0))
 

@@ -4,116 +4,30 @@ Its channels are selected on that stream too, or in advance on the dense stream 
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
 
-import jax
 import numpy as np
 
 from spap_jax import devices, memory
-from spap_jax.baselines import update_used
-from spap_jax.errors import NotFiniteError, UserError, option
-from spap_jax.models.config import DecoderConfig
+from spap_jax.errors import NotFiniteError
 from spap_jax.models.decoder import Params, with_channels
-from spap_jax.models.registry import FAMILIES
 from spap_jax.numerics import storage
-from spap_jax.placement import placed, room_for_all, spread
-from spap_jax.pruning import joint, reduce, streams
-from spap_jax.pruning.attention import prune_attention
+from spap_jax.placement import shard_params, zeros_for_blocks
+from spap_jax.pruning import joint, streams
+from spap_jax.pruning.heads import prune_attention
 from spap_jax.pruning.layer import Choice, Clock, layer_report, prune_layer
-from spap_jax.pruning.predictions import put
-from spap_jax.pruning.report import LayerReport
-from spap_jax.pruning.streams import Padded, Streams
-from spap_jax.pruning.waves import Choices
+from spap_jax.pruning.predictions import set_layer
+from spap_jax.pruning.prune_report import LayerReport
+from spap_jax.pruning.run import Run, Step
+from spap_jax.pruning.streams import Streams
 from spap_jax.settings import PruneSettings
-from spap_jax.training.checks import Check
+
+_WORTH, _TRIALS = 0.025, 2
+"""Fraction of the error of a layer that alternating rounds have to take off, and the number of layers in a row that may
+fail."""
 
 
-def pruned_config(config: DecoderConfig, settings: PruneSettings) -> DecoderConfig:
-    """Returns the config of the decoder pruned from ``config``: narrower, and with biases if the update adds them.
-
-    Every layer loses the same fraction of its channels, as in the allocation "uniform"; "global" starts from it.
-
-    Raises:
-        UserError: rounding leaves nothing to remove, or no stock loader would accept the number of heads.
-    """
-    keep = [reduce.kept_width(width, settings.sparsity, settings.round_to) for width in config.layer_widths]
-    for kept, width in zip(keep, config.layer_widths, strict=True):
-        if kept == width:
-            raise UserError(
-                f"nothing to remove: {option('sparsity', settings.sparsity)} of {width} channels, rounded to a "
-                f"multiple of {settings.round_to}, keeps all of them; raise {option('sparsity')} or lower "
-                f"{option('round_to')}."
-            )
-    added = update_used(settings) == "bias"
-    if added and "output" in config.norms:
-        raise UserError(
-            "the update 'bias' adds a constant to the MLP's output, and the norm that follows it in this model divides "
-            f"by another number for every token: use {option('update', 'none')} or {option('update', 'refit')}."
-        )
-    narrow = dataclasses.replace(config.with_widths(keep), mlp_bias=config.mlp_bias or added)
-    return narrow.with_kv_heads(_kept_kv_heads(config, settings.attention_sparsity))
-
-
-def _kept_kv_heads(config: DecoderConfig, sparsity: float) -> int:
-    if sparsity == 0:
-        return config.kv_heads
-    keep = reduce.kept_width(config.kv_heads, sparsity, 1)
-    FAMILIES[config.family].check_heads(config, keep)
-    if keep == config.kv_heads:
-        name = option("attention_sparsity")
-        advice = f"leave {name} out" if keep == 1 else f"raise {name}"
-        raise UserError(
-            f"nothing to remove: {option('attention_sparsity', sparsity)} of {keep} key/value "
-            f"{'head' if keep == 1 else 'heads'}, rounded, keeps all of them; {advice}."
-        )
-    return keep
-
-
-class Step(NamedTuple):
-    """A step: a block was pruned, or joint steps were made and measured.
-
-    Attributes:
-        report: The step's report.
-        kept: Returns what a later process continues from, on the host: the block's parameters, or the state of the
-            joint steps. All processes have to call it, before the next step.
-        final: Blocks that no later step changes, by number; every process has to run through them, once.
-        fresh: Whether this run made the step.
-    """
-
-    report: LayerReport | Check
-    kept: Callable[[], Params]
-    final: Iterable[tuple[int, Params]] = ()
-    fresh: bool = True
-
-
-class Begun(NamedTuple):
-    """The steps of an earlier run: the entire state that later steps depend on.
-
-    The streams are not stored. The same programs recompute them from the finished blocks, which takes two forward
-    passes; storing them after every block would take longer, and more space than the blocks. No random state is stored
-    either: every step folds the seed with its number.
-
-    Attributes:
-        reports: Reports of all the steps, in order.
-        read: Returns what the step with a number kept: of the pruned blocks, and of the last joint step.
-    """
-
-    reports: Sequence[LayerReport | Check]
-    read: Callable[[int], Params]
-
-
-def prune_layers(
-    config: DecoderConfig,
-    outer: Params,
-    read_layer: Callable[[int], Params],
-    tokens: np.ndarray,
-    settings: PruneSettings,
-    begun: Begun | None = None,
-    narrow: DecoderConfig | None = None,
-    watch: Callable[[int, int], None] | None = None,
-    shared: Choices | None = None,
-) -> Iterator[Step]:
+def prune_layers(run: Run, watch: Callable[[int, int], None] | None = None) -> Iterator[Step]:
     """Prunes every block in turn, and then makes joint steps on the pruned model.
 
     A block's attention is pruned before its MLP, or left unchanged.
@@ -123,97 +37,93 @@ def prune_layers(
     before.
 
     Args:
-        config: The dense decoder.
-        outer: Its parameters outside the blocks; like those of a block, arrays or values that are read lazily.
-        read_layer: Returns the parameters of a dense block by its number.
-        tokens: Calibration token blocks [B, T].
-        settings: The pruning settings.
-        begun: Steps of an earlier run with the same arguments, to resume from. The result is the same as without.
-        narrow: The pruned decoder. By default that of ``pruned_config``.
+        run: The run.
         watch: Called after every joint step, with the number of steps made and their total.
-        shared: Choices of the parallel schedule, shared with runs that differ only in sparsity. By default this run
-            has its own.
 
     Yields:
         Each step as soon as it is made; steps of the earlier run come first, in order.
 
     Raises:
-        UserError: there is nothing to remove, or a layer's activations are not finite.
+        UserError: a layer's activations are not finite.
     """
-    settings = settings.resolved(config.layers, config.width, tokens.size)
-    narrow = narrow or pruned_config(config, settings)
-    ahead = shared or Choices([narrow.intermediate])
-    jointly = update_used(settings) == "alternate" and settings.decided.joint_passes > 0
-    made = list(begun.reports) if begun else []
-    if begun and len(made) == config.layers and not jointly:
+    config, narrow, made = run.config, run.narrow, run.begun.reports
+    if len(made) == config.layers and not run.jointly:
         for number, report in enumerate(made):
-            yield Step(report, dict, [(number, begun.read(number))], fresh=False)
+            yield Step(report, dict, [(number, run.begun.read(number))], fresh=False)
         return
-    chunks = calibration_chunks(tokens, settings)
     clock = Clock()
-    dtype = storage(settings.stream_dtype)
-    both = Both(*(streams.start(config, outer, part, dtype) for part in chunks))
+    dtype = storage(run.settings.stream_dtype)
+    both = [streams.start(config, run.outer, part, dtype) for part in (run.fitted, run.held_out)]
     clock.lap("streams", both)
-    blocks, choices, wave = None, [], devices.everyone()
+    blocks, choices, wave, reports = None, [], devices.mesh_size(), []
     for index in range(config.layers):
-        if settings.schedule == "parallel" and index % wave == 0 and index + wave > len(made):
-            layers = range(index, min(index + wave, config.layers))
-            choices = ahead.of(layers, config, narrow.intermediate, read_layer, both.fitted, settings, clock)
-        own = config.of_layer(index)
-        dense = resized(placed(config, read_layer(index)), own.intermediate)
+        if run.settings.schedule == "parallel" and index % wave == 0 and index + wave > len(made):
+            choices = run.choices.of(range(index, min(index + wave, config.layers)), run, both[0], clock)
+        dense = resized(shard_params(config, run.read_layer(index)), config.of_layer(index).intermediate)
         clock.lap("reading", dense)
-        if begun and index < len(made):
-            layer, report = placed(narrow, begun.read(index)), made[index]
-            both = _past(own, narrow, dense, layer, both)
+        if index < len(made):
+            layer, report = shard_params(narrow, run.begun.read(index)), made[index]
+            both = _past(run, index, dense, layer, both)
         else:
             choice = choices[index % wave] if choices else None
-            layer, report, both = _prune_block(index, own, narrow, dense, both, choice, settings, clock)
+            settings = run.settings if rounds_pay(reports) else run.settings.replace(rounds=0)
+            layer, report, both = _prune_block(run, settings, index, dense, both, choice, clock)
+        reports.append(report)
         del dense
-        if jointly:
-            blocks = put(room_for_all(narrow, layer) if blocks is None else blocks, index, layer)
-        kept = devices.whole(layer)
-        yield Step(report, lambda kept=kept: kept, [] if jointly else [(index, kept)], fresh=index >= len(made))
-        del layer, kept
+        if run.jointly:
+            blocks = set_layer(zeros_for_blocks(narrow, layer) if blocks is None else blocks, index, layer)
+        kept = devices.to_host(layer)
+        final = [] if run.jointly else [(index, kept)]
+        yield Step(report, lambda kept=kept: kept, final, fresh=index >= len(made))
+        del layer, kept, final
         memory.return_scraps()
         clock = Clock()
     if blocks is not None:
-        final = both.fitted.dense, both.held_out.dense
+        ends = both[0].dense, both[1].dense
         del both
-        yield from adjusted(narrow, outer, blocks, chunks, final, settings, begun, watch)
+        yield from joint.adjusted(run, blocks, ends, watch)
 
 
-class Both(NamedTuple):
-    """The streams of the tokens to fit and of the held-out tokens; the latter may be empty."""
+def rounds_pay(reports: Sequence[LayerReport]) -> bool:
+    """Whether alternating rounds are worth their time: not after layers in a row whose errors they hardly lowered.
 
-    fitted: Streams
-    held_out: Streams
+    Rounds take longer than all else in a layer. In models of some million parameters they take off a tenth of its error
+    and more, in larger ones often a hundredth.
+
+    Args:
+        reports: Reports of the layers that are done; a layer without rounds gained nothing.
+    """
+    last = [report.held_out or report.calibration for report in reports[-_TRIALS:]]
+    return len(last) < _TRIALS or any(errors.alternating < (1 - _WORTH) * errors.refit for errors in last)
 
 
 def _prune_block(
-    index: int,
-    config: DecoderConfig,
-    narrow: DecoderConfig,
-    layer: Params,
-    both: Both,
-    choice: Choice | None,
+    run: Run,
     settings: PruneSettings,
+    index: int,
+    layer: Params,
+    both: list[Streams],
+    choice: Choice | None,
     clock: Clock,
-) -> tuple[Params, LayerReport, Both]:
-    """Prunes one dense block; returns its parameters, its report, and the streams after it."""
-    fewer_heads = config.with_kv_heads(narrow.kv_heads)
+) -> tuple[Params, LayerReport, list[Streams]]:
+    """Prunes one dense block; returns its parameters, its report, and the streams after it.
+
+    ``both`` are the streams of the tokens to fit and of the held-out tokens; the latter may be empty.
+    """
+    config = run.config.of_layer(index)
+    fewer_heads = config.with_kv_heads(run.narrow.kv_heads)
     attention = None
     if fewer_heads == config:
-        both = Both(*(streams.enter_mlp(config, layer, s) for s in both))
+        both = [streams.enter_mlp(config, layer, s) for s in both]
     else:
-        layer, pair, attention = prune_attention(index, config, fewer_heads, layer, both, settings, clock)
-        both = Both(*pair)
+        layer, both, attention = prune_attention(index, config, fewer_heads, layer, both, settings, clock)
     clock.lap("streams", both)
     calibration, held_out = (streams.fitting_tokens(s) for s in both)
-    own = narrow.of_layer(index)
+    own = run.narrow.of_layer(index)
     layer, solved = prune_layer(index, fewer_heads, own, layer, calibration, held_out, settings, clock, choice)
-    layer = resized(layer, narrow.intermediate)
+    layer = resized(layer, run.narrow.intermediate)
     del calibration, held_out
-    both = Both(*(streams.leave_mlp(narrow, layer, s) for s in both))
+    both = [streams.leave_mlp(run.narrow, layer, s) for s in both]
     clock.lap("streams", both)
     if not np.isfinite(solved.calibration[-1]):
         raise NotFiniteError(
@@ -229,56 +139,14 @@ def resized(layer: Params, width: int) -> Params:
     return layer | {"mlp": with_channels(layer["mlp"], width)}
 
 
-def _past(config: DecoderConfig, narrow: DecoderConfig, dense: Params, layer: Params, both: Both) -> Both:
+def _past(run: Run, index: int, dense: Params, layer: Params, both: list[Streams]) -> list[Streams]:
     """Advances the streams past an already pruned block, with the programs of ``_prune_block``: bitwise equal."""
-    fewer_heads = config.with_kv_heads(narrow.kv_heads)
+    config = run.config.of_layer(index)
+    fewer_heads = config.with_kv_heads(run.narrow.kv_heads)
     if fewer_heads == config:
-        both = Both(*(streams.enter_mlp(config, dense, s) for s in both))
+        both = [streams.enter_mlp(config, dense, s) for s in both]
     else:
         small = dense | {"attention": layer["attention"]}
-        both = Both(*(streams.enter_attention(config, dense, s) for s in both))
-        both = Both(*(streams.leave_attention(fewer_heads, small, s) for s in both))
-    return Both(*(streams.leave_mlp(narrow, layer, s) for s in both))
-
-
-def calibration_chunks(tokens: np.ndarray, settings: PruneSettings) -> tuple[Padded, Padded]:
-    """Splits token blocks into calibration and held-out chunks; sampled sequences are never held out."""
-    most = max(1, settings.batch_tokens // tokens.shape[1])
-    fitted = streams.fitted_of(len(tokens), held_out_part(settings))
-    return streams.chunked(tokens[:fitted], most), streams.chunked(tokens[fitted:], most)
-
-
-def checks_of(tokens: np.ndarray, layers: int, settings: PruneSettings) -> int:
-    """Returns the number of measurements in the joint steps on a model with ``layers`` blocks."""
-    fitted = streams.fitted_of(len(tokens), held_out_part(settings))
-    return joint.number_of_checks(joint.groups(layers, fitted, tokens.shape[1], settings, devices.number()))
-
-
-def held_out_part(settings: PruneSettings) -> float:
-    """Returns the held-out fraction of all sequences, including sampled ones, which come first."""
-    return settings.held_out / (1 + settings.decided.sampled)
-
-
-def adjusted(
-    config: DecoderConfig,
-    outer: Params,
-    blocks: Params,
-    tokens: tuple[Padded, Padded],
-    final: tuple[jax.Array, jax.Array],
-    settings: PruneSettings,
-    begun: Begun | None = None,
-    watch: Callable[[int, int], None] | None = None,
-) -> Iterator[Step]:
-    """Makes the joint steps on the blocks, which are stacked [L, ...]; those of an earlier run come first.
-
-    What moves is taken out of ``blocks``, to save memory.
-
-    ``final`` contains the dense model's last streams, of the calibration and held-out tokens; see `prune_layers`.
-    """
-    checks = tuple(report for report in begun.reports if isinstance(report, Check)) if begun else ()
-    resumed = joint.Resumed(checks, begun.read(len(begun.reports) - 1)) if begun and checks else None
-    yield from (Step(check, dict, fresh=False) for check in checks[:-1])
-    params = spread(config, {name: outer[name] for name in ("embed", "head")}) | {"layers": blocks}
-    for now in joint.adjusted(config, params, tokens, final, settings, resumed, watch):
-        last = () if now.blocks is None else joint.last_of(config, now.blocks)
-        yield Step(now.check, now.state, last, now.fresh)
+        both = [streams.enter_attention(config, dense, s) for s in both]
+        both = [streams.leave_attention(fewer_heads, small, s) for s in both]
+    return [streams.leave_mlp(run.narrow, layer, s) for s in both]

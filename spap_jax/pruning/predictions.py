@@ -33,17 +33,17 @@ def divergence(
 
         return jax.lax.scan(add, jnp.float32(0), own)[0]
 
-    total = devices.total(sums, chunks, outer, layers, mlp)
+    total = devices.psum_over_chunks(sums, chunks, outer, layers, mlp)
     return total / streams.fitting_tokens(chunks).real
 
 
-def room(layer: Params, count: int) -> Params:
+def zeros_for_layers(layer: Params, count: int) -> Params:
     """Allocates a stack of zeros for ``count`` layers with the shapes of ``layer``."""
-    return jax.tree.map(lambda a: jnp.zeros((count, *a.shape), a.dtype, device=devices.stacked(a)), layer)
+    return jax.tree.map(lambda a: jnp.zeros((count, *a.shape), a.dtype, device=devices.stacked_sharding(a)), layer)
 
 
 @functools.partial(jax.jit, donate_argnames="stack")
-def put(stack: Params, index: int, layer: Params) -> Params:
+def set_layer(stack: Params, index: int, layer: Params) -> Params:
     """Stores one layer at ``index`` of a stack [L, ...], which is updated in place."""
     return jax.tree.map(lambda all_layers, new: all_layers.at[index].set(new), stack, layer)
 
@@ -52,7 +52,7 @@ def put(stack: Params, index: int, layer: Params) -> Params:
 @full_precision
 def advance(config: DecoderConfig, layers: Params, index: int, pruned: jax.Array) -> jax.Array:
     """Advances a stream [C, B, T, d] past block ``index`` of the stack."""
-    block = at(layers, index)
+    block = get_layer(layers, index)
     return streams.in_place(lambda x: apply(config, block, index, x), pruned)
 
 
@@ -64,10 +64,10 @@ def rest(config: DecoderConfig, layers: Params, first: int | jax.Array, mlp: Par
 
     def after(x: jax.Array, number: jax.Array) -> tuple[jax.Array, None]:
         return jax.lax.cond(
-            number > first, lambda x: apply(config, at(layers, number), number, x), lambda x: x, x
+            number > first, lambda x: apply(config, get_layer(layers, number), number, x), lambda x: x, x
         ), None
 
-    x = apply(config, at(layers, first) | {"mlp": mlp}, first, x)
+    x = apply(config, get_layer(layers, first) | {"mlp": mlp}, first, x)
     return jax.lax.scan(after, x, jnp.arange(config.layers))[0]
 
 
@@ -82,6 +82,6 @@ def apply(config: DecoderConfig, layer: Params, index: int | jax.Array, x: jax.A
     return decoder.block(config, layer, x, *streams.causal(x), decoder.reach_of(config, index))
 
 
-def at(layers: Params, index: int | jax.Array) -> Params:
+def get_layer(layers: Params, index: int | jax.Array) -> Params:
     """Returns one layer of a stack [L, ...]."""
     return jax.tree.map(lambda stack: stack[index], layers)

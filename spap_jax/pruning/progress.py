@@ -10,14 +10,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
-from spap_jax.baselines import update_used
+from spap_jax.methods import update_used
 from spap_jax.models.config import DecoderConfig
 from spap_jax.pace import Pace
 from spap_jax.planning.workload import workload
-from spap_jax.pruning.report import AttentionReport, LayerReport
+from spap_jax.pruning.prune_report import AttentionReport, LayerReport
 from spap_jax.quantities import duration_text, percent_text
 from spap_jax.settings import PruneSettings
-from spap_jax.training.checks import Check
+from spap_jax.training.check import Check
 
 _LAYER, _STEP, _PERPLEXITY = "layer", "step", "perplexity"
 """Kinds of work that the pace is measured for."""
@@ -74,7 +74,7 @@ class Progress:
             clock: Returns the time in seconds.
         """
         self._clock, self._pace = clock, Pace()
-        self._runs = [_Run.of(config, settings, shape, judged) for settings in runs]
+        self._runs = [_Work.of(config, settings, shape, judged) for settings in runs]
         self.begin(0)
 
     def begin(self, number: int) -> Said:
@@ -147,7 +147,7 @@ def _ended(words: str, left: str) -> str:
 
 
 @dataclass(frozen=True)
-class _Run:
+class _Work:
     """The work of one run.
 
     Attributes:

@@ -12,13 +12,13 @@ import jax
 import numpy as np
 
 from spap_jax.data import TokenBlocks
-from spap_jax.devices import number
+from spap_jax.devices import data_size
 from spap_jax.errors import UserError, option
 from spap_jax.evaluation.generation import generate, keys_of
 from spap_jax.model import Model
 from spap_jax.numerics import step_dtype
-from spap_jax.placement import placed
-from spap_jax.pruning.report import data_account
+from spap_jax.placement import shard_params
+from spap_jax.pruning.prune_report import data_account
 from spap_jax.pruning.streams import largest_divisor
 from spap_jax.settings import PruneSettings
 
@@ -55,10 +55,10 @@ def sample(
         raise UserError(f"sequences of one token leave nothing to sample: give longer ones, or {option('sampled', 0)}.")
     parts = [tokens[:, start : start + prompt] for start in range(0, length - prompt + 1, prompt)]
     prompts = np.concatenate([parts[time % len(parts)] for time in range(times)])
-    shares = number() if len(prompts) % number() == 0 else 1
+    shares = data_size() if len(prompts) % data_size() == 0 else 1
     size, written = shares * at_once(len(prompts) // shares, length), []
     keys = keys_of(jax.random.key(seed), np.arange(len(prompts)))
-    model = model.replace(params=placed(model.config, model.params))
+    model = model.replace(params=shard_params(model.config, model.params))
     dtype = step_dtype(None)
     for start in range(0, len(prompts), size):
         watch(start, len(prompts))

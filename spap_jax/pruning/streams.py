@@ -18,7 +18,7 @@ from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Block, Params
 from spap_jax.numerics import full_precision, in_float32, storage, stored
-from spap_jax.placement import placed
+from spap_jax.placement import shard_params
 from spap_jax.solver.alternating import Tokens
 
 FLOAT32 = storage("float32")
@@ -56,12 +56,17 @@ class Padded(NamedTuple):
     real: int
 
     @property
+    def sequences(self) -> np.ndarray:
+        """The sequences that are no padding, [B, T]."""
+        return self.tokens.reshape(-1, self.tokens.shape[-1])[: self.real]
+
+    @property
     def counted(self) -> jax.Array | None:
         """[C, B, T] 1, or 0 for padding, spread over the devices; None if there is none."""
         number = np.arange(self.tokens.shape[0] * self.tokens.shape[1]).reshape(*self.tokens.shape[:2], 1)
         if number.size == self.real:
             return None
-        return devices.spread(np.broadcast_to(number < self.real, self.tokens.shape).astype(np.float32))
+        return devices.shard_chunks(np.broadcast_to(number < self.real, self.tokens.shape).astype(np.float32))
 
 
 def fitted_of(count: int, held_out: float) -> int:
@@ -101,20 +106,20 @@ def both_at(config: DecoderConfig, x: jax.Array, counted: jax.Array | None) -> S
     """
     normed = "output" in config.norms
     output = jnp.zeros_like(x) if normed else None
-    ones = devices.spread(np.ones(x.shape[:-1], np.float32)) if normed and counted is None else counted
+    ones = devices.shard_chunks(np.ones(x.shape[:-1], np.float32)) if normed and counted is None else counted
     return Streams(x, jnp.copy(x), output, ones)
 
 
 def chunked(tokens: np.ndarray, most: int) -> Padded:
     """Divides token blocks [B, T] into chunks of at most ``most`` sequences for the devices; none if there are none."""
-    chunks, size = division(len(tokens), most, devices.number())
+    chunks, size = division(len(tokens), most, devices.data_size())
     rows = np.minimum(np.arange(chunks * size), len(tokens) - 1)
     return Padded(tokens[rows].reshape(chunks, size, tokens.shape[-1]), len(tokens))
 
 
 def embed(config: DecoderConfig, params: Params, chunks: np.ndarray, dtype: np.dtype = FLOAT32) -> jax.Array:
     """Computes the stream before the first block from token chunks. [C, B, T] -> [C, B, T, d]."""
-    return _embed(config, placed(config, {"embed": params["embed"]}), devices.spread(chunks), dtype)
+    return _embed(config, shard_params(config, {"embed": params["embed"]}), devices.shard_chunks(chunks), dtype)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "dtype"))
@@ -125,7 +130,7 @@ def _embed(config: DecoderConfig, params: Params, chunks: jax.Array, dtype: np.d
     def every(own: jax.Array, params: Params) -> jax.Array:
         return jax.lax.map(lambda t: stored(decoder.embed(config, params, t, positions, jnp.float32), dtype), own)
 
-    return devices.apart(every, chunks, params) if len(chunks) else every(chunks, params)
+    return devices.map_chunks(every, chunks, params) if len(chunks) else every(chunks, params)
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="streams")
@@ -278,4 +283,4 @@ def in_place(one: Callable[[Any], Any], chunks: Any) -> Any:
     def every(own: Any) -> Any:
         return jax.lax.fori_loop(0, len(jax.tree.leaves(own)[0]), step, own)
 
-    return devices.apart(every, chunks) if len(jax.tree.leaves(chunks)[0]) else chunks
+    return devices.map_chunks(every, chunks) if len(jax.tree.leaves(chunks)[0]) else chunks

@@ -9,7 +9,7 @@ nothing else share them.
 
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +18,14 @@ from spap_jax import devices
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.numerics import full_precision
-from spap_jax.placement import placed
+from spap_jax.placement import shard_params
 from spap_jax.pruning import moments, streams
-from spap_jax.pruning.layer import Choice, Clock, choice_key, search_of, select
+from spap_jax.pruning.layer import Choice, Clock, choice_key, choose_channels, search_of
 from spap_jax.pruning.moments import Moments
 from spap_jax.pruning.streams import Streams
-from spap_jax.settings import PruneSettings
+
+if TYPE_CHECKING:
+    from spap_jax.pruning.run import Run
 
 
 class Choices:
@@ -34,32 +36,21 @@ class Choices:
         self._keeps = list(dict.fromkeys(keeps))
         self._made: dict[tuple[range, int], list[Choice]] = {}
 
-    def of(
-        self,
-        layers: range,
-        config: DecoderConfig,
-        keep: int,
-        read_layer: Callable[[int], Params],
-        fitted: Streams,
-        settings: PruneSettings,
-        clock: Clock,
-    ) -> list[Choice]:
+    def of(self, layers: range, run: "Run", fitted: Streams, clock: Clock) -> list[Choice]:
         """Selects the channels of consecutive layers; the first run's call also makes the selections of later runs.
 
         Args:
             layers: Numbers of the layers, at most as many as there are devices.
-            config: The dense decoder.
-            keep: Number of channels to keep, k; one of those passed to the constructor.
-            read_layer: Returns the parameters of a dense block by its number.
+            run: The run; the number of channels that it keeps is one of those passed to the constructor.
             fitted: The streams before the first of these layers, of which the dense one is used.
-            settings: The pruning settings.
             clock: Records the time by phase.
         """
+        keep = run.narrow.intermediate
         if (layers, keep) not in self._made:
-            own = own_moments(layers, config, read_layer, fitted, clock)
-            key, search = jax.random.key(settings.seed), search_of(settings)
+            own = own_moments(layers, run.config, run.read_layer, fitted, clock)
+            key, search = jax.random.key(run.settings.seed), search_of(run.settings)
             for each in self._keeps[self._keeps.index(keep) :]:
-                chosen = own_choices(own, config, key, layers.start, each, **search)
+                chosen = own_choices(own, run.config, key, layers.start, each, **search)
                 self._made[layers, each] = [jax.tree.map(lambda a, i=i: a[i], chosen) for i in range(len(layers))]
             clock.lap("selection", self._made[layers, keep])
         return self._made[layers, keep]
@@ -79,7 +70,7 @@ def own_moments(
     """
     stream, own = streams.both_at(config, jnp.copy(fitted.dense), fitted.weights), None
     for place, index in enumerate(layers):
-        layer, alike = placed(config, read_layer(index)), config.reaching_like(index)
+        layer, alike = shard_params(config, read_layer(index)), config.reaching_like(index)
         clock.lap("reading", layer)
         stream = streams.enter_dense_mlp(alike, layer, stream)
         clock.lap("streams", stream)
@@ -93,7 +84,7 @@ def own_moments(
 
 @functools.partial(jax.jit, donate_argnames="own")
 def _give(own: Moments | None, seen: Moments, place: int) -> Moments:
-    return devices.give(own, seen, place)
+    return devices.assign_to_device(own, seen, place)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "keep", "method", "steps", "rounds"))
@@ -107,10 +98,10 @@ def own_choices(own: Moments, config: DecoderConfig, key: jax.Array, first: int,
         key: Random key of the run.
         first: Number of the first device's layer.
         keep: Number of channels to keep, k.
-        search: Keyword arguments of ``select``.
+        search: Keyword arguments of ``choose_channels``.
     """
 
     def one(seen: Moments, number: jax.Array, key: jax.Array, first: jax.Array) -> Choice:
-        return select(seen, choice_key(key, config, first + number), keep, **search)
+        return choose_channels(seen, choice_key(key, config, first + number), keep, **search)
 
-    return devices.each(one, own, key, first)
+    return devices.map_over_devices(one, own, key, first)

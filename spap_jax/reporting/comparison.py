@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 
 from spap_jax.quantities import share_text
 from spap_jax.reporting.figures import SIZE, Plot, number
-from spap_jax.reporting.schema import Run
+from spap_jax.reporting.schema import RunRecord
 from spap_jax.reporting.style import LIGHT, grid, open_sides
 
 LINES = (("blue", "o"), ("orange", "s"), ("green", "^"), ("pink", "D"), ("grey", "v"))
@@ -36,11 +36,11 @@ class Quantity(NamedTuple):
     name: str
     title: str
     unit: str
-    dense: Callable[[Run], float | None]
-    pruned: Callable[[Run], float | None]
+    dense: Callable[[RunRecord], float | None]
+    pruned: Callable[[RunRecord], float | None]
     spec: str
-    data: Callable[[Run], str] = lambda run: ""
-    bound: Callable[[Run], float | None] = lambda run: None
+    data: Callable[[RunRecord], str] = lambda run: ""
+    bound: Callable[[RunRecord], float | None] = lambda run: None
 
 
 QUANTITIES = (
@@ -90,12 +90,12 @@ QUANTITIES = (
 )
 
 
-def comparisons(runs: Sequence[Run]) -> list[Plot]:
+def comparisons(runs: Sequence[RunRecord]) -> list[Plot]:
     """Returns a plot against sparsity for each quantity that any run has."""
     return [_against(quantity, runs) for quantity in QUANTITIES if any(quantity.dense(run) for run in runs)]
 
 
-def _against(quantity: Quantity, runs: Sequence[Run]) -> Plot:
+def _against(quantity: Quantity, runs: Sequence[RunRecord]) -> Plot:
     """Plots a quantity, with one line per series through the dense model and its pruned ones."""
     figure = Figure(SIZE, layout="constrained")
     axes = figure.subplots()
@@ -130,7 +130,7 @@ def _against(quantity: Quantity, runs: Sequence[Run]) -> Plot:
     )
 
 
-def _series(quantity: Quantity, runs: Sequence[Run]) -> dict[str, list[Run]]:
+def _series(quantity: Quantity, runs: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
     """Groups the runs that form one line, keyed by a name that consists of the facts in which the lines differ."""
     facts = [
         (
@@ -145,7 +145,7 @@ def _series(quantity: Quantity, runs: Sequence[Run]) -> dict[str, list[Run]]:
         for run in runs
     ]
     telling = [len(set(column)) > 1 for column in zip(*facts, strict=True)]
-    found: dict[str, list[Run]] = {}
+    found: dict[str, list[RunRecord]] = {}
     for run, known in zip(runs, facts, strict=True):
         name = ", ".join(fact for fact, tells in zip(known, telling, strict=True) if tells)
         found.setdefault(name, []).append(run)

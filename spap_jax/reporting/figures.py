@@ -13,10 +13,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from spap_jax.quantities import change_text, count_text, signed
-from spap_jax.reporting.schema import Attention, Check, Errors, Layer, Record
+from spap_jax.reporting.schema import AttentionRecord, CheckRecord, ErrorsRecord, LayerRecord, Record
 from spap_jax.reporting.style import KEPT, LIGHT, STAGES, grid, open_sides
 
-Part = Layer | Attention
+Part = LayerRecord | AttentionRecord
 """A part of a layer that has errors: its MLP, whose record is the layer's, or its attention."""
 
 
@@ -68,7 +68,7 @@ def plots(record: Record) -> list[Plot]:
     return found
 
 
-def _of_part(layers: Sequence[Layer], parts: Sequence[Part], what: str) -> list[Plot]:
+def _of_part(layers: Sequence[LayerRecord], parts: Sequence[Part], what: str) -> list[Plot]:
     """Plots the errors of all layers' MLPs or attention and, if there are several stages, the gain of each."""
     numbers, stages = [layer.layer for layer in layers], changing_stages(parts)
     return [errors(numbers, parts, stages, what), *([gains(numbers, parts, stages, what)] if len(stages) > 1 else [])]
@@ -184,14 +184,14 @@ def channels(record: Record) -> Plot:
     )
 
 
-def kept_share(layer: Layer, width: int, size: int) -> np.ndarray:
+def kept_share(layer: LayerRecord, width: int, size: int) -> np.ndarray:
     """Returns the fraction of kept channels in each cell of ``size`` channels; the last cell may have fewer."""
     cells = math.ceil(width / size)
     found = np.bincount(np.array(layer.kept, dtype=int) // size, minlength=cells)
     return found / np.minimum(size, width - size * np.arange(cells))
 
 
-def divergence(checks: Sequence[Check]) -> Plot:
+def divergence(checks: Sequence[CheckRecord]) -> Plot:
     """Plots the divergence over the joint steps: of each step, and on held-out tokens."""
     figure, axes = _panel("joint step", "KL divergence, nats per token")
     losses = [number(loss) for check in checks for loss in check.losses]
@@ -248,7 +248,7 @@ def number(found: float | None) -> float:
 
 def _stage(parts: Sequence[Part], tokens: str, stage: str) -> list[float]:
     """Returns the errors of all layers after a stage, in per cent."""
-    chosen: list[Errors | None] = [part.held_out if tokens == "held-out" else part.calibration for part in parts]
+    chosen: list[ErrorsRecord | None] = [part.held_out if tokens == "held-out" else part.calibration for part in parts]
     return [100 * number(getattr(errors, stage, None)) for errors in chosen]
 
 

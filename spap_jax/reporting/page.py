@@ -13,7 +13,7 @@ from spap_jax.quantities import bytes_text, count_text, missed, share_text
 from spap_jax.reporting import draw, tables
 from spap_jax.reporting.comparison import comparisons
 from spap_jax.reporting.figures import Plot, plots
-from spap_jax.reporting.schema import Record, Run, Trained
+from spap_jax.reporting.schema import Record, RunRecord, TrainedRecord
 from spap_jax.reporting.style import DARK, LIGHT
 from spap_jax.reporting.write import COMMAND
 
@@ -28,7 +28,7 @@ class Drawn:
     png: bytes
 
 
-def render(runs: Sequence[Run]) -> tuple[str, dict[str, bytes]]:
+def render(runs: Sequence[RunRecord]) -> tuple[str, dict[str, bytes]]:
     """Renders the page and all plots.
 
     Args:
@@ -60,13 +60,13 @@ def _drawn(plot: Plot, prefix: str = "") -> Drawn:
     return Drawn(name, plot, Markup(draw.svg(plot.figure, name)), draw.png(plot.figure))
 
 
-def _prefix(runs: Sequence[Run], place: int) -> str:
+def _prefix(runs: Sequence[RunRecord], place: int) -> str:
     """Returns the prefix of a run's plot names if there are several runs; its number makes it unique."""
     slug = re.sub(r"[^\w.]+", "-", runs[place].label).strip("-.")
     return f"{place + 1}-{slug}-" if len(runs) > 1 else ""
 
 
-def _title(runs: Sequence[Run]) -> str:
+def _title(runs: Sequence[RunRecord]) -> str:
     """Returns the title of the page: the model and what was removed, or the number of runs."""
     models = {_short(run.record.model.name) for run in runs}
     if len(runs) > 1:
@@ -80,7 +80,7 @@ def _short(model: str) -> str:
     return model.rstrip("/").rpartition("/")[2]
 
 
-def _removed(run: Run) -> str:
+def _removed(run: RunRecord) -> str:
     """Returns text on what was removed, and whether training followed."""
     heads = run.record.fewer_heads
     words = f"{share_text(run.record.removed)} of the MLP channels"
@@ -101,7 +101,7 @@ def _kept(record: Record) -> str:
     return f"{words}{f' ({share_text(asked)} asked for)' if missed(record.removed, asked) else ''}."
 
 
-def _section(run: Run, drawn: Sequence[Drawn]) -> dict[str, Any]:
+def _section(run: RunRecord, drawn: Sequence[Drawn]) -> dict[str, Any]:
     """Returns the values that the template shows for a run."""
     record = run.record
     numbers = tables.before_and_after(run)
@@ -120,7 +120,7 @@ def _section(run: Run, drawn: Sequence[Drawn]) -> dict[str, Any]:
     }
 
 
-def _quality(run: Run) -> list[str]:
+def _quality(run: RunRecord) -> list[str]:
     """Returns sentences on how the quality was measured."""
     measured = run.record.extras.perplexity
     said = [
@@ -133,7 +133,7 @@ def _quality(run: Run) -> list[str]:
     return said
 
 
-def _trained(trained: Trained) -> str:
+def _trained(trained: TrainedRecord) -> str:
     """Returns a sentence on the training, which the run's other numbers do not include."""
     words = f"Trained since, for {count_text(trained.settings.steps)} steps ({trained.objective})"
     if measured := trained.extras.perplexity:
@@ -142,7 +142,7 @@ def _trained(trained: Trained) -> str:
     return f"{words}. All other numbers are from before the training."
 
 
-def _facts(run: Run) -> list[tuple[str, str]]:
+def _facts(run: RunRecord) -> list[tuple[str, str]]:
     record = run.record
     calibration, extras = record.calibration, record.extras
     facts = [

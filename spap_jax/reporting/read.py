@@ -9,7 +9,7 @@ from typing import Any
 
 from spap_jax.errors import UserError
 from spap_jax.reporting.decode import content, decoded
-from spap_jax.reporting.schema import Record, Run, Speed, Trained
+from spap_jax.reporting.schema import Record, RunRecord, SpeedRecord, TrainedRecord
 
 FORMAT = 1
 """Format version of the reports that can be read; a report without a version has the first."""
@@ -29,7 +29,7 @@ def _runs_in(folder: Path) -> list[Path]:
     return sorted(file.parent for file in folder.expanduser().glob(f"[!.]*/{REPORT}")) or [folder]
 
 
-def read_runs(folders: Sequence[Path], benches: Sequence[Path] = ()) -> list[Run]:
+def read_runs(folders: Sequence[Path], benches: Sequence[Path] = ()) -> list[RunRecord]:
     """Reads the reports of pruned checkpoints, and pairs them with measurements of their speed.
 
     Args:
@@ -47,7 +47,7 @@ def read_runs(folders: Sequence[Path], benches: Sequence[Path] = ()) -> list[Run
     records = [_read_record(folder) for folder in folders]
     speeds = dict(_speed_of(file, places, records) for file in benches)
     return [
-        Run(label, record, speeds.get(place), _read_trained(place))
+        RunRecord(label, record, speeds.get(place), _read_trained(place))
         for label, place, record in zip(_labels(places), places, records, strict=True)
     ]
 
@@ -73,17 +73,17 @@ def _read_record(folder: Path) -> Record:
     return decoded(file, text, Record, "spap prune")
 
 
-def _read_trained(folder: Path) -> Trained | None:
+def _read_trained(folder: Path) -> TrainedRecord | None:
     file = folder / TRAINED
-    return decoded(file, content(file), Trained, "spap finetune") if file.is_file() else None
+    return decoded(file, content(file), TrainedRecord, "spap finetune") if file.is_file() else None
 
 
-def _speed_of(file: Path, places: Sequence[Path], records: Sequence[Record]) -> tuple[Path, Speed]:
+def _speed_of(file: Path, places: Sequence[Path], records: Sequence[Record]) -> tuple[Path, SpeedRecord]:
     """Returns the checkpoint that was measured as the second of two models, and the measurement.
 
     The checkpoint is identified by the name of its folder and by its size: files hold no paths, and folders move.
     """
-    speed = decoded(file, content(file), Speed, "spap bench DENSE PRUNED --json")
+    speed = decoded(file, content(file), SpeedRecord, "spap bench DENSE PRUNED --json")
     measured = speed.models[1]
     found = [
         place

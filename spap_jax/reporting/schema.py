@@ -14,7 +14,7 @@ Positive = Annotated[float, msgspec.Meta(gt=0)]
 
 
 @dataclass(frozen=True)
-class Errors:
+class ErrorsRecord:
     """Relative errors of a layer after each of the three stages."""
 
     selection: float | None
@@ -23,18 +23,18 @@ class Errors:
 
 
 @dataclass(frozen=True)
-class Attention:
-    """Record of a layer's attention, with fields as in ``Layer``; ``kept`` lists key/value heads."""
+class AttentionRecord:
+    """Record of a layer's attention, with fields as in ``LayerRecord``; ``kept`` lists key/value heads."""
 
     kept: tuple[Count, ...]
-    calibration: Errors
-    held_out: Errors | None
+    calibration: ErrorsRecord
+    held_out: ErrorsRecord | None
     swaps: Count
     improving_swaps: Count
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerRecord:
     """Record of one layer.
 
     Attributes:
@@ -51,13 +51,13 @@ class Layer:
 
     layer: Count
     kept: tuple[Count, ...]
-    calibration: Errors
-    held_out: Errors | None
+    calibration: ErrorsRecord
+    held_out: ErrorsRecord | None
     swaps: Count
     improving_swaps: Count
     rounds: Count
     seconds: dict[str, float]
-    attention: Attention | None = None
+    attention: AttentionRecord | None = None
 
     def __post_init__(self) -> None:
         """Validates the record.
@@ -70,7 +70,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Check:
+class CheckRecord:
     """A measurement in the joint steps: divergence on held-out tokens, and whether these weights were kept.
 
     Attributes:
@@ -89,7 +89,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Change:
+class ChangeRecord:
     """A count before and after pruning."""
 
     before: Whole
@@ -102,35 +102,35 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Width:
+class WidthRecord:
     """MLP channels of the widest dense layer; the number kept is in each layer's record."""
 
     before: Whole
 
 
 @dataclass(frozen=True)
-class Widths:
+class WidthsRecord:
     """MLP channels of each dense layer."""
 
     before: tuple[Whole, ...]
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelRecord:
     """The model that was pruned."""
 
     name: str
     architecture: str
-    intermediate: Width
-    parameters: Change
-    mlp_parameters: Change
-    widths: Widths | None = None
-    heads: Change | None = None
-    kv_heads: Change | None = None
+    intermediate: WidthRecord
+    parameters: ChangeRecord
+    mlp_parameters: ChangeRecord
+    widths: WidthsRecord | None = None
+    heads: ChangeRecord | None = None
+    kv_heads: ChangeRecord | None = None
 
 
 @dataclass(frozen=True)
-class Method:
+class MethodRecord:
     """How channels were selected, and how the kept weights were updated."""
 
     selection: str
@@ -138,7 +138,7 @@ class Method:
 
 
 @dataclass(frozen=True)
-class Calibration:
+class CalibrationRecord:
     """The calibration tokens."""
 
     sequences: Whole
@@ -148,7 +148,7 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class Perplexity:
+class PerplexityRecord:
     """Perplexity before and after, and the data on which it was measured."""
 
     data: str
@@ -157,11 +157,11 @@ class Perplexity:
 
 
 @dataclass(frozen=True)
-class Extras:
+class ExtrasRecord:
     """Values that only the command line reports."""
 
-    bytes: Change | None = None
-    perplexity: Perplexity | None = None
+    bytes: ChangeRecord | None = None
+    perplexity: PerplexityRecord | None = None
     peak_memory_bytes: Count | None = None
 
 
@@ -170,16 +170,16 @@ class Record:
     """The report of a pruning run."""
 
     settings: dict[str, Any]
-    method: Method
-    model: Model
-    calibration: Calibration
+    method: MethodRecord
+    model: ModelRecord
+    calibration: CalibrationRecord
     versions: dict[str, str]
-    layers: Annotated[tuple[Layer, ...], msgspec.Meta(min_length=1)]
+    layers: Annotated[tuple[LayerRecord, ...], msgspec.Meta(min_length=1)]
     seconds: dict[str, float]
     sparsity: dict[str, dict[str, float]] = field(default_factory=dict)
-    joint: tuple[Check, ...] = ()
+    joint: tuple[CheckRecord, ...] = ()
     advice: tuple[str, ...] = ()
-    extras: Extras = field(default_factory=Extras)
+    extras: ExtrasRecord = field(default_factory=ExtrasRecord)
 
     def __post_init__(self) -> None:
         """Validates the report.
@@ -192,11 +192,11 @@ class Record:
                 raise ValueError(f"Layer {layer.layer} keeps a channel that the model does not have")
 
     @property
-    def channels(self) -> Change:
+    def channels(self) -> ChangeRecord:
         """MLP channels of all layers together."""
         kept = sum(len(layer.kept) for layer in self.layers)
         widths = self.model.widths
-        return Change(sum(widths.before) if widths else self.model.intermediate.before * len(self.layers), kept)
+        return ChangeRecord(sum(widths.before) if widths else self.model.intermediate.before * len(self.layers), kept)
 
     @property
     def removed(self) -> float:
@@ -204,14 +204,14 @@ class Record:
         return self.channels.removed
 
     @property
-    def fewer_heads(self) -> Change | None:
+    def fewer_heads(self) -> ChangeRecord | None:
         """Attention heads of a layer, if some were removed."""
         heads = self.model.heads
         return heads if heads and heads.removed else None
 
 
 @dataclass(frozen=True)
-class Ratios:
+class RatiosRecord:
     """How many times faster the second model is."""
 
     prefill: Positive
@@ -219,7 +219,7 @@ class Ratios:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredRecord:
     """A model that ``spap bench`` timed: the name of its folder, and how many parameters it has."""
 
     model: str
@@ -227,7 +227,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Workload:
+class WorkloadRecord:
     """The work that ``spap bench`` timed."""
 
     batch: Whole
@@ -237,36 +237,36 @@ class Workload:
 
 
 @dataclass(frozen=True)
-class Speed:
+class SpeedRecord:
     """Speed-ups between two models from ``spap bench``: as measured, and as the arithmetic allows."""
 
-    models: tuple[Measured, Measured]
-    workload: Workload
-    speed_up: Ratios
-    by_arithmetic: Ratios
+    models: tuple[MeasuredRecord, MeasuredRecord]
+    workload: WorkloadRecord
+    speed_up: RatiosRecord
+    by_arithmetic: RatiosRecord
 
 
 @dataclass(frozen=True)
-class Steps:
+class StepsRecord:
     """Length of the training."""
 
     steps: Whole
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedRecord:
     """Report of ``spap finetune`` on a pruned checkpoint; the pruning report beside it is from before the training."""
 
-    settings: Steps
+    settings: StepsRecord
     objective: str
-    extras: Extras
+    extras: ExtrasRecord
 
 
 @dataclass(frozen=True)
-class Run:
+class RunRecord:
     """A pruned checkpoint's report, its unique label, and later measurements and training."""
 
     label: str
     record: Record
-    speed: Speed | None = None
-    trained: Trained | None = None
+    speed: SpeedRecord | None = None
+    trained: TrainedRecord | None = None

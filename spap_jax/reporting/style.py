@@ -38,7 +38,7 @@ KEPT = (0.18, 0.52, 0.78)
 """Red, green and blue of a kept channel: it is in an image, so it is the same on a light and on a dark page."""
 
 
-class Stage(NamedTuple):
+class StageStyle(NamedTuple):
     """A stage of pruning a layer: its name on a page, its colour, and its meaning."""
 
     label: str
@@ -47,9 +47,9 @@ class Stage(NamedTuple):
 
 
 STAGES = {
-    "selection": Stage("chosen", "grey", "right after the choice of what to keep"),
-    "refit": Stage("refit", "blue", "with its output weights solved for"),
-    "alternating": Stage("adjusted", "orange", "with all of its weights improved in turn"),
+    "selection": StageStyle("chosen", "grey", "right after the choice of what to keep"),
+    "refit": StageStyle("refit", "blue", "with its output weights solved for"),
+    "alternating": StageStyle("adjusted", "orange", "with all of its weights improved in turn"),
 }
 """The stages in order, keyed by their names in a report."""
 

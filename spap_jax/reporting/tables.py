@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from spap_jax.quantities import bytes_text, change_text, count_text, share_text, signed
-from spap_jax.reporting.schema import Change, Errors, Layer, Perplexity, Record, Run
+from spap_jax.reporting.schema import ChangeRecord, ErrorsRecord, LayerRecord, PerplexityRecord, Record, RunRecord
 from spap_jax.reporting.style import STAGES
 
 NOTHING = "\N{EN DASH}"
@@ -69,7 +69,7 @@ def headlines(table: Table) -> list[Headline]:
     ]
 
 
-def before_and_after(run: Run) -> Table:
+def before_and_after(run: RunRecord) -> Table:
     """Returns a table of parameters, channels, heads, bytes, perplexity and speed, dense and pruned."""
     record = run.record
     counts = {
@@ -101,7 +101,7 @@ def before_and_after(run: Run) -> Table:
     return Table("Before and after pruning", ("", "before", "after", "change"), tuple(rows))
 
 
-def side_by_side(runs: Sequence[Run]) -> Table:
+def side_by_side(runs: Sequence[RunRecord]) -> Table:
     """Returns a table with a row per run: its results, and the settings in which the runs differ."""
     settings = differing([run.record.settings for run in runs])
     columns = {
@@ -138,7 +138,7 @@ LAYERS_NOTE = (
 )
 
 
-def _layer(layer: Layer) -> dict[str, str]:
+def _layer(layer: LayerRecord) -> dict[str, str]:
     """Returns the cells of a layer, keyed by column."""
     cells = {"layer": str(layer.layer), "channels kept": count_text(len(layer.kept))}
     cells |= _errors(layer.calibration) | (_errors(layer.held_out, "held-out ") if layer.held_out else {})
@@ -190,7 +190,7 @@ def value_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _errors(errors: Errors, prefix: str = "", stages: Sequence[str] = tuple(STAGES)) -> dict[str, str]:
+def _errors(errors: ErrorsRecord, prefix: str = "", stages: Sequence[str] = tuple(STAGES)) -> dict[str, str]:
     """Returns the errors after some stages in per cent, keyed by column."""
     found = {f"{prefix}{STAGES[stage].label}": getattr(errors, stage) for stage in stages}
     return {name: NOT_FINITE if error is None else f"{100 * error:.2f}" for name, error in found.items()}
@@ -201,11 +201,11 @@ def decimals(value: float | None) -> str:
     return NOT_FINITE if value is None else f"{value:.4f}"
 
 
-def _size(size: Change | None) -> str:
+def _size(size: ChangeRecord | None) -> str:
     return bytes_text(size.after) if size else NOTHING
 
 
-def _perplexities(runs: Sequence[Run]) -> dict[str, list[str]]:
+def _perplexities(runs: Sequence[RunRecord]) -> dict[str, list[str]]:
     measured = [run.record.extras.perplexity for run in runs]
     trained = [run.trained.extras.perplexity if run.trained else None for run in runs]
     return {
@@ -216,16 +216,16 @@ def _perplexities(runs: Sequence[Run]) -> dict[str, list[str]]:
     }
 
 
-def _perplexity(measured: Perplexity) -> tuple[str, str, str]:
+def _perplexity(measured: PerplexityRecord) -> tuple[str, str, str]:
     """Returns perplexity before and after, and the change."""
     return decimals(measured.before), decimals(measured.after), _perplexity_change(measured)
 
 
-def _perplexity_change(measured: Perplexity) -> str:
+def _perplexity_change(measured: PerplexityRecord) -> str:
     return NOTHING if measured.after is None else signed(change_text(measured.before, measured.after))
 
 
-def _speeds(runs: Sequence[Run]) -> dict[str, list[str]]:
+def _speeds(runs: Sequence[RunRecord]) -> dict[str, list[str]]:
     measured = [run.speed for run in runs]
     return {
         "prefill speed": [f"{found.speed_up.prefill:.3f}x" if found else NOTHING for found in measured],
@@ -233,5 +233,5 @@ def _speeds(runs: Sequence[Run]) -> dict[str, list[str]]:
     }
 
 
-def _change(change: Change) -> str:
+def _change(change: ChangeRecord) -> str:
     return signed(change_text(change.before, change.after))

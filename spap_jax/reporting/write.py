@@ -7,8 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from spap_jax.errors import UserError, option
+from spap_jax.manifest import check_file
 from spap_jax.places import real_path
-from spap_jax.written import check_file
 
 COMMAND = "spap report"
 """The program that a page and its plots name as their author."""

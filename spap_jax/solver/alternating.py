@@ -84,7 +84,7 @@ class Weights(NamedTuple):
     bias: jax.Array | None
 
 
-class Schedule(NamedTuple):
+class RoundSchedule(NamedTuple):
     """Optimisation schedule: rounds, steps per round, tokens per step, step size relative to the weights."""
 
     rounds: int
@@ -130,7 +130,7 @@ def relative_error(mlp: Mlp, weights: Weights, tokens: Tokens) -> jax.Array:
         chunk = in_float32(chunk)
         return total + _squares(mlp, weights, chunk), None
 
-    error, power = devices.total(lambda own: jax.lax.scan(add, jnp.zeros(2), own)[0], tokens)
+    error, power = devices.psum_over_chunks(lambda own: jax.lax.scan(add, jnp.zeros(2), own)[0], tokens)
     return error / jnp.maximum(power, _TINY)  # a layer that adds nothing has no target
 
 
@@ -161,10 +161,10 @@ def closed_form(mlp: Mlp, weights: Weights, tokens: Tokens, ridge: float | jax.A
         return jax.tree.map(jnp.add, total, parts), None
 
     def sums(own: Tokens):
-        start = (devices.by_rows(jnp.zeros((width, width))), jnp.zeros((width, out)), jnp.zeros(width), jnp.zeros(out))
-        return jax.lax.scan(add, (*start, jnp.zeros(2)), own)[0]
+        matrices = devices.shard_rows(jnp.zeros((width, width))), jnp.zeros((width, out))
+        return jax.lax.scan(add, (*matrices, jnp.zeros(width), jnp.zeros(out), jnp.zeros(2)), own)[0]
 
-    moments = devices.total(sums, tokens)
+    moments = devices.psum_over_chunks(sums, tokens)
     count = tokens.real
     gram, cross, h_mean, e_mean, (error, power) = jax.tree.map(lambda total: total / count, moments)
     remains = error
@@ -188,7 +188,9 @@ def relative_optimizer() -> optax.GradientTransformation:
     return optax.chain(optax.scale_by_adam(b2=0.99), optax.scale_by_param_block_rms())
 
 
-def descend(mlp: Mlp, weights: Weights, tokens: Tokens, schedule: Schedule, rate: jax.Array, key: jax.Array) -> Weights:
+def descend(
+    mlp: Mlp, weights: Weights, tokens: Tokens, schedule: RoundSchedule, rate: jax.Array, key: jax.Array
+) -> Weights:
     """Runs minibatch steps on all weights jointly; the step size decays to zero over the round, so that they settle."""
     count = tokens.real  # padding comes last, and is never drawn
     decay = optax.cosine_decay_schedule(1.0, schedule.steps)
@@ -202,7 +204,7 @@ def descend(mlp: Mlp, weights: Weights, tokens: Tokens, schedule: Schedule, rate
         weights, state = carry
         number, key = now
         index = jax.random.randint(key, (schedule.step_tokens,), 0, count)
-        drawn = in_float32(devices.draw(tokens, jnp.unravel_index(index, tokens.residual.shape[:-1])))
+        drawn = in_float32(devices.take_from_chunks(tokens, jnp.unravel_index(index, tokens.residual.shape[:-1])))
         updates, state = optimizer.update(jax.grad(loss)(weights, drawn), state, cast(Any, weights))
         size = rate * decay(number)
         return (jax.tree.map(lambda w, u: w - size * u, weights, updates), state), None
@@ -218,7 +220,7 @@ def recover(
     error: jax.Array,
     calibration: Tokens,
     held_out: Tokens,
-    schedule: Schedule,
+    schedule: RoundSchedule,
     ridge: float | jax.Array,
     key: jax.Array,
 ) -> Recovered:

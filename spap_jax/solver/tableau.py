@@ -60,7 +60,7 @@ def solved(gram: Array, cross: Array, kept: Array) -> tuple[Tableau, Array]:
         tableau, pivots = _pivot(tableau, jnp.minimum(block, f - 1), block < f, 0.0)
         return tableau, jnp.minimum(least, jnp.min(jnp.where(block < f, -pivots, jnp.inf)))
 
-    nothing = Tableau(devices.by_rows(-gram), devices.by_rows(cross), jnp.ones(f, bool))
+    nothing = Tableau(devices.shard_rows(-gram), devices.shard_rows(cross), jnp.ones(f, bool))
     return lax.fori_loop(0, panels, add, (nothing, jnp.array(jnp.inf, gram.dtype)))
 
 
@@ -99,9 +99,9 @@ def _pivot(tableau: Tableau, block: Array, active: Array, slack: float | Array) 
     swept = sign[:, None] * across
     swept_corner = -sign[:, None] * sign[None, :] * inverse - jnp.where(returning, slack, 0)[:, None] * eye
     swept = swept.T.at[where].set(swept_corner, mode="drop").T
-    matrix = devices.by_rows(_updated(matrix, panel, across, swept, where))
-    rows = devices.by_rows(rows - panel.T @ projected).at[where].set(sign[:, None] * projected, mode="drop")
-    return Tableau(matrix, devices.by_rows(rows), removed.at[where].set(~returning, mode="drop")), pivots
+    matrix = devices.shard_rows(_updated(matrix, panel, across, swept, where))
+    rows = devices.shard_rows(rows - panel.T @ projected).at[where].set(sign[:, None] * projected, mode="drop")
+    return Tableau(matrix, devices.shard_rows(rows), removed.at[where].set(~returning, mode="drop")), pivots
 
 
 def _updated(matrix: Array, panel: Array, across: Array, swept: Array, where: Array) -> Array:

@@ -14,11 +14,11 @@ import numpy as np
 from spap_jax import devices
 from spap_jax.models.decoder import Params
 from spap_jax.pruning.streams import largest_divisor
-from spap_jax.training.checks import Check
+from spap_jax.training.check import Check
 from spap_jax.training.step import Batch, Given, Job, State, begin, measure, step
 
 
-class Schedule(NamedTuple):
+class StepSchedule(NamedTuple):
     """How many steps are made, on what.
 
     Attributes:
@@ -57,12 +57,12 @@ class Stage(NamedTuple):
     def leaves(self) -> dict[str, Any]:
         """Returns the arrays of the stage keyed by number, on the host; all processes have to call this."""
         arrays = jax.tree.leaves((self.state, self.best))
-        return {str(number): devices.whole(array) for number, array in enumerate(arrays)}
+        return {str(number): devices.to_host(array) for number, array in enumerate(arrays)}
 
     def with_leaves(self, leaves: dict[str, Any], checks: tuple[Check, ...]) -> "Stage":
         """Returns a stage of the same run with these arrays and checks."""
         mine, tree = jax.tree.flatten((self.state, self.best))
-        state, best = tree.unflatten([devices.like(leaves[str(n)], array) for n, array in enumerate(mine)])
+        state, best = tree.unflatten([devices.place_like(leaves[str(n)], array) for n, array in enumerate(mine)])
         return Stage(state, best, checks)
 
     @property
@@ -71,7 +71,7 @@ class Stage(NamedTuple):
         return min(check.held_out for check in self.checks if check.taken)
 
 
-Begun = tuple[dict[str, Any], tuple[Check, ...]]
+StoredStage = tuple[dict[str, Any], tuple[Check, ...]]
 """The stored state of a run: the leaves of its last stage, and its checks."""
 
 
@@ -81,9 +81,9 @@ def stages(
     judged: Given,
     start: Params,
     written: Callable[[Params], Params],
-    schedule: Schedule,
+    schedule: StepSchedule,
     before: tuple[Check, ...] = (),
-    begun: Begun | None = None,
+    begun: StoredStage | None = None,
     watch: Callable[[int], None] | None = None,
 ) -> Iterator[Stage]:
     """Makes all steps.
@@ -92,7 +92,7 @@ def stages(
         job: What the programs are compiled for.
         given: What the steps read.
         judged: What the measurements read.
-        start: The moving weights, as they are written; placed by ``placement.spread``.
+        start: The moving weights, as they are written; placed by ``placement.fully_shard_params``.
         written: Converts moving weights from float32 to what is measured and written.
         schedule: Number and size of the steps.
         before: Measurements of earlier steps on other weights of this model; ``start`` is the best of them.
@@ -146,7 +146,7 @@ def _order(count: int, steps: int, sequences: int, seed: tuple[int, ...]) -> np.
 
 def batch_of(rows: np.ndarray, given: Given, batch_tokens: int) -> Batch:
     """Divides sequences [B] evenly among the devices, in passes of at most ``batch_tokens`` tokens on each."""
-    count = devices.number()
+    count = devices.data_size()
     own = -(-len(rows) // count)
     together = count * largest_divisor(own, max(1, batch_tokens // given.sequences.tokens.shape[-1]))
     filled = np.arange(own * count)

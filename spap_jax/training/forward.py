@@ -13,7 +13,7 @@ from spap_jax import devices
 from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
-from spap_jax.placement import gathered
+from spap_jax.placement import gather_params
 from spap_jax.training import lora
 
 
@@ -39,7 +39,7 @@ class Student(NamedTuple):
 def outer(student: Student, dtype: Any) -> Params:
     """Gathers the weights outside the blocks, matrices in ``dtype``; an embedding that is no head stays apart."""
     parts = {name: (student.moved if name in student.moved else student.frozen)[name] for name in ("embed", "head")}
-    whole = gathered(student.config, parts, dtype)
+    whole = gather_params(student.config, parts, dtype)
     apart = {} if student.config.tied else {"tokens": parts["embed"]["tokens"]}
     return whole | {"embed": whole["embed"] | apart}
 
@@ -64,12 +64,12 @@ def last_stream(student: Student, outside: Params, tokens: jax.Array, dtype: Any
         number, moved, pairs = item
         layer = jax.tree.map(lambda stack: stack[number], student.frozen.get("layers", {})) | moved
         if merged:
-            layer, pairs = lora.merged(layer, gathered(config, pairs, jnp.float32), scale), {}
-        layer, pairs = gathered(config, layer, dtype), lora.scaled(gathered(config, pairs, dtype), scale)
+            layer, pairs = lora.merged(layer, gather_params(config, pairs, jnp.float32), scale), {}
+        layer, pairs = gather_params(config, layer, dtype), lora.scaled(gather_params(config, pairs, dtype), scale)
         kind = decoder.reach_of(config, number)
-        return devices.steady(decoder.block(config, layer, x, positions, None, kind, updates=pairs)), None
+        return devices.constrain_replicated(decoder.block(config, layer, x, positions, None, kind, updates=pairs)), None
 
-    x = devices.steady(decoder.embed(config, outside, tokens, positions, dtype))
+    x = devices.constrain_replicated(decoder.embed(config, outside, tokens, positions, dtype))
     parts = ((0, student.first, {}), (student.first, stop, own), (stop, config.layers, {}))
     for start, end, moved in parts:
         if start < end:

@@ -2,7 +2,7 @@
 
 Sequences are spread over the devices by a leading axis D that is mapped over, so that each device runs the program of a
 single one. The compiler partitions the products with weights, which are sharded over all devices
-(``placement.spread``).
+(``placement.fully_shard_params``).
 """
 
 import functools
@@ -17,7 +17,7 @@ from spap_jax import devices
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.numerics import full_precision, in_float32
-from spap_jax.placement import spread
+from spap_jax.placement import fully_shard_params
 from spap_jax.training.forward import Student, last_stream, outer
 from spap_jax.training.objective import Predictor, Wanted, loss_sum, next_tokens
 
@@ -115,7 +115,7 @@ def begin(job: Job, moved: Params) -> State:
     """
     moved = _in_float32(moved)
     state = job.recipe.optimizer().init(moved)
-    return State(moved, jax.tree.map(lambda a: a if a.ndim else devices.everywhere(a), state))
+    return State(moved, jax.tree.map(lambda a: a if a.ndim else devices.replicate(a), state))
 
 
 @jax.jit
@@ -140,7 +140,7 @@ def step(job: Job, given: Given, state: State, batch: Batch) -> tuple[State, jax
     total = jax.lax.scan(add, _spread(job, zeros), batch)[0]
     value, gradient = jax.tree.map(lambda a: a / _predictions(given, batch), total)
     updates, optimized = job.recipe.optimizer().update(gradient, state.optimizer, state.moved)
-    moved = spread(job.config, jax.tree.map(jnp.add, state.moved, updates))
+    moved = fully_shard_params(job.config, jax.tree.map(jnp.add, state.moved, updates))
     return State(moved, optimized), value
 
 
@@ -164,7 +164,7 @@ def text_loss(student: Student, tokens: jax.Array) -> jax.Array:
 
 
 def _spread(job: Job, sums: tuple[jax.Array, Params]) -> tuple[jax.Array, Params]:
-    return sums[0], spread(job.config, sums[1])
+    return sums[0], fully_shard_params(job.config, sums[1])
 
 
 def _predictions(given: Given, batch: Batch) -> jax.Array:
@@ -192,11 +192,11 @@ def _loss_sum(job: Job, given: Given, moved: Params, now: Batch, dtype: Any, mer
         return loss_sum(own, last, target, known * counted[:, None])
 
     places = jnp.unravel_index(now.rows, given.sequences.tokens.shape[:2])
-    drawn = devices.draw(given.sequences, places)
+    drawn = devices.take_from_chunks(given.sequences, places)
     drawn = drawn._replace(kept=None if drawn.kept is None else in_float32(drawn.kept))
-    return devices.mapped(one, *jax.tree.map(_by_device, (drawn, now.counted))).sum()
+    return devices.vmap_over_data(one, *jax.tree.map(_by_device, (drawn, now.counted))).sum()
 
 
 def _by_device(rows: jax.Array) -> jax.Array:
     """Reshapes sequences [R, ...] to [D, R / D, ...]."""
-    return rows.reshape(devices.number(), -1, *rows.shape[1:])
+    return rows.reshape(devices.data_size(), -1, *rows.shape[1:])

@@ -14,17 +14,21 @@ from spap_jax.model import Model
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.numerics import full_precision, step_dtype
-from spap_jax.placement import spread
+from spap_jax.placement import fully_shard_params
 from spap_jax.settings import FinetuneSettings
 from spap_jax.training import engine, lora
-from spap_jax.training.engine import Begun, Schedule, Stage
+from spap_jax.training.engine import Stage, StepSchedule, StoredStage
 from spap_jax.training.optimizers import clipped
 from spap_jax.training.step import Given, Job, Recipe, Sequences
-from spap_jax.training.written import as_stored
+from spap_jax.training.stored_dtypes import as_stored
 
 
 def stages(
-    model: Model, tokens: np.ndarray, teacher: Model | None, settings: FinetuneSettings, begun: Begun | None = None
+    model: Model,
+    tokens: np.ndarray,
+    teacher: Model | None,
+    settings: FinetuneSettings,
+    begun: StoredStage | None = None,
 ) -> Iterator[Stage]:
     """Trains a model; ``result`` returns the weights of the last stage's best.
 
@@ -42,8 +46,8 @@ def stages(
         UserError: sequences are too few, too short or too long, vocabularies differ, or the loss is no longer finite.
     """
     check(model, tokens, teacher, settings)
-    params = spread(model.config, model.params)
-    guide = spread(teacher.config, teacher.params) if teacher else None
+    params = fully_shard_params(model.config, model.params)
+    guide = fully_shard_params(teacher.config, teacher.params) if teacher else None
     frozen, start = ({}, params) if settings.full else (params, _updates(model, params, settings))
     given, judged = (Given(frozen, guide, _sequences(part), len(part)) for part in _split(tokens, settings.held_out))
     recipe = Recipe(clipped, (settings.rate, settings.steps, settings.weight_decay, settings.moment_dtype))
@@ -55,7 +59,7 @@ def stages(
         teacher=teacher and teacher.config,
     )
     s = settings
-    schedule = Schedule(s.steps, s.step_sequences, s.check_every, s.batch_tokens, (s.seed,))
+    schedule = StepSchedule(s.steps, s.step_sequences, s.check_every, s.batch_tokens, (s.seed,))
     for stage in engine.stages(job, given, judged, start, as_stored(start), schedule, begun=begun):
         _check_finite(stage.checks[-1].held_out, stage.checks[-1].step)
         yield stage
@@ -67,7 +71,7 @@ def result(model: Model, stage: Stage, settings: FinetuneSettings) -> Params:
         return model.params
     if settings.full:
         return stage.best
-    params = spread(model.config, model.params)
+    params = fully_shard_params(model.config, model.params)
     return params | merged(model.config, params, stage.best, _scale(settings))
 
 
@@ -108,14 +112,14 @@ def check(model: Model, tokens: np.ndarray, teacher: Model | None, settings: Fin
 @full_precision
 def merged(config: DecoderConfig, params: Params, best: Params, scale: float) -> Params:
     """Returns the layers {"layers": ...} with low-rank updates merged, in the data type of the checkpoint."""
-    return spread(config, {"layers": lora.merged(params["layers"], best["updates"], scale)})
+    return fully_shard_params(config, {"layers": lora.merged(params["layers"], best["updates"], scale)})
 
 
 def _updates(model: Model, params: Params, settings: FinetuneSettings) -> Params:
     """Returns updates that change nothing yet."""
     start = jax.jit(lora.start, static_argnames="rank")
     updates = start(params["layers"], settings.rank, jax.random.key(settings.seed))
-    return spread(model.config, {"updates": updates})
+    return fully_shard_params(model.config, {"updates": updates})
 
 
 def _scale(settings: FinetuneSettings) -> float:
@@ -124,7 +128,7 @@ def _scale(settings: FinetuneSettings) -> float:
 
 def _sequences(tokens: np.ndarray) -> Sequences:
     """Returns sequences that every device holds, as they are small: chunks of one, [B, 1, T]."""
-    return Sequences(devices.everywhere(jnp.asarray(tokens[:, None])))
+    return Sequences(devices.replicate(jnp.asarray(tokens[:, None])))
 
 
 def _split(tokens: np.ndarray, held_out: float) -> tuple[np.ndarray, np.ndarray]:

@@ -140,15 +140,15 @@ def test_a_changed_checkout_is_marked(tmp_path: Path) -> None:
 
     assert provenance.commit(tmp_path) == "unknown"
     git("init", "-q")
-    (tmp_path / "models").mkdir()
-    (tmp_path / "models" / "code.py").write_text("1")
+    (tmp_path / "spap_jax").mkdir()
+    (tmp_path / "spap_jax" / "code.py").write_text("1")
     git("add", "-A")
     git("commit", "-qm", "first")
     name = git("rev-parse", "HEAD")[:12]
     assert provenance.commit(tmp_path) == name
     (tmp_path / "results.csv").write_text("the numbers themselves")
     assert provenance.commit(tmp_path) == name
-    (tmp_path / "models" / "more.py").write_text("2")
+    (tmp_path / "spap_jax" / "more.py").write_text("2")
     assert provenance.commit(tmp_path) == f"{name}-dirty"
 
 

@@ -19,9 +19,9 @@ def main(folder: str, port: str, process_id: str) -> None:
 
     joining.join(f"localhost:{port}", 2, int(process_id))
     reader = Reader(folder)
-    with devices.sharing(None, 2):
+    with devices.use_mesh(None, 2):
         try:
-            placement.placed(reader.config, reader.layer(0))
+            placement.shard_params(reader.config, reader.layer(0))
             print("reads its part")
         except UserError as error:
             print(error)

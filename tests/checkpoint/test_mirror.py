@@ -12,7 +12,7 @@ import pytest
 import stores
 
 from spap_jax.checkpoint.mirror import Mirrored, is_unfinished, unfinished
-from spap_jax.checkpoint.resume import Unfinished, resume_folder
+from spap_jax.checkpoint.unfinished import Unfinished, resume_folder
 from spap_jax.errors import UserError
 from spap_jax.models.decoder import Params
 
@@ -100,7 +100,7 @@ def test_an_error_at_the_last_step_is_not_overlooked(store):
         kept.add(layer(1), {"step": 1})
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # see test_resume.py
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # see test_unfinished.py
 def test_a_damaged_archive_counts_as_lost(store, lose_disk: Callable[[], None]):
     make(3)
     lose_disk()

@@ -13,11 +13,11 @@ from spap_jax.evaluation.divergence import compare
 from spap_jax.evaluation.generation import Sampling
 from spap_jax.evaluation.perplexity import negative_log_likelihood, perplexity
 from spap_jax.evaluation.sequences import Replicas, continuations, replicate
-from spap_jax.evaluation.speed import Workload, measure
+from spap_jax.evaluation.speed import GenerationWorkload, measure
 from spap_jax.model import Model, Source
 from spap_jax.models import decoder
 from spap_jax.models.registry import family_of
-from spap_jax.placement import bytes_of, fitting, placed
+from spap_jax.placement import bytes_of, place_params, shard_params
 from spap_jax.pruning.sampling import sample
 
 THEIRS = {
@@ -48,24 +48,24 @@ def test_the_mesh_changes_no_measure(count: int, sharers: int):
     alone, told = perplexity(model(), TOKENS, batch_tokens=192), []
     mesh = {"devices": count, "model_devices": sharers}
     assert api.perplexity(model(), TOKENS, 64, **mesh) == pytest.approx(alone, rel=1e-5)
-    with devices.sharing(count, sharers):
+    with devices.use_mesh(count, sharers):
         measured = perplexity(model(), TOKENS, 64, lambda *so_far: told.append(so_far))
     assert measured == pytest.approx(alone, rel=1e-5)
     groups = count // sharers
     assert told == [(done, 11) for done in (0, *range(0, 11, groups), 11)]
     other = model().replace(params=jax.tree.map(lambda a: 0.9 * a, model().params))
-    with devices.sharing(count, sharers):
+    with devices.use_mesh(count, sharers):
         spread = compare(model(), other, TOKENS, 64)
     np.testing.assert_allclose(spread, compare(model(), other, TOKENS), rtol=1e-5)
 
 
 def test_a_device_has_its_share_of_the_work_and_of_the_weights():
     def analysed(count: int, sharers: int) -> tuple[float, int]:
-        with devices.sharing(count, sharers):
-            params: Any = placed(model().config, model().params)
-            groups = devices.number()
-            batch = devices.spread(np.resize(TOKENS, (groups, 16 // groups, 64)))
-            counts = devices.spread(np.ones(batch.shape[:2], bool))
+        with devices.use_mesh(count, sharers):
+            params: Any = shard_params(model().config, model().params)
+            groups = devices.data_size()
+            batch = devices.shard_chunks(np.resize(TOKENS, (groups, 16 // groups, 64)))
+            counts = devices.shard_chunks(np.ones(batch.shape[:2], bool))
             compiled: Any = negative_log_likelihood.lower(model().config, params, batch, counts).compile()
             return compiled.cost_analysis()["flops"], compiled.memory_analysis().argument_size_in_bytes
 
@@ -76,7 +76,7 @@ def test_a_device_has_its_share_of_the_work_and_of_the_weights():
 
 @pytest.mark.parametrize(("count", "sharers"), MESHES)
 def test_the_mesh_changes_no_sample(count: int, sharers: int):
-    with devices.sharing(count, sharers):
+    with devices.use_mesh(count, sharers):
         found = sample(model(), TOKENS[:8], 2, 0)
     np.testing.assert_array_equal(found, sample(model(), TOKENS[:8], 2, 0))
 
@@ -88,7 +88,7 @@ def test_tasks_run_where_the_weights_are_shared():
         return {number: text for part in parts for number, text in part.items()}
 
     alone = written(replicate(model(), jax.devices()[:1]))
-    with devices.sharing(8, 4):
+    with devices.use_mesh(8, 4):
         shared = replicate(model())
         assert shared.params["layers"]["mlp"]["up"].addressable_shards[0].data.shape == (3, 32, 32)
         found = written(shared)
@@ -96,26 +96,26 @@ def test_tasks_run_where_the_weights_are_shared():
 
 
 def test_speed_is_measured_on_a_mesh():
-    work = Workload(batch=2, prompt=8, new=2, repeats=1)
-    with devices.sharing(8, 4):
+    work = GenerationWorkload(batch=2, prompt=8, new=2, repeats=1)
+    with devices.use_mesh(8, 4):
         (speed,) = measure([model()], work)
         with pytest.raises(UserError, match="batch of 3 cannot be divided evenly among 2 devices"):
-            measure([model()], Workload(batch=3, prompt=8, new=2, repeats=1))
+            measure([model()], GenerationWorkload(batch=3, prompt=8, new=2, repeats=1))
     assert len(speed.decode) == 1
 
 
 def test_the_layout_for_speed_is_shared():
-    with devices.sharing(4, 4):
-        _, params = decoder.laid_out(model().config, model().params, placed)
+    with devices.use_mesh(4, 4):
+        _, params = decoder.laid_out(model().config, model().params, shard_params)
         held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(params))
     assert held < 0.3 * bytes_of(params)
 
 
 def test_as_many_devices_share_the_weights_as_they_need():
-    assert devices.enough(60, 100, 8) == 1
-    assert devices.enough(140, 100, 8) == 2
-    assert devices.enough(141, 100, 6) == 3
-    assert devices.enough(10**6, 100, 8) == 8
-    assert devices.enough(10**6, None, 8) == 1
-    params = fitting(model().config, model().params, 4, 4)
+    assert devices.smallest_model_size(60, 100, 8) == 1
+    assert devices.smallest_model_size(140, 100, 8) == 2
+    assert devices.smallest_model_size(141, 100, 6) == 3
+    assert devices.smallest_model_size(10**6, 100, 8) == 8
+    assert devices.smallest_model_size(10**6, None, 8) == 1
+    params = place_params(model().config, model().params, 4, 4)
     assert params["embed"]["tokens"].addressable_shards[0].data.shape == (24, 32)

@@ -70,13 +70,13 @@ def test_a_device_computes_its_own_heads(sharers: int):
     """A kernel cannot be partitioned by the compiler; key/value heads that cannot be divided are replicated."""
     attention: Any = functools.partial(by_jax, implementation="xla")
     expected = attention(*arrays())
-    with devices.sharing(2 * sharers, sharers):
+    with devices.use_mesh(2 * sharers, sharers):
         share = "model" if sharers == GROUPS else None
         place = NamedSharding(get_mesh(), PartitionSpec(None, share))
         q, k, v = arrays()
         q = jax.device_put(q, NamedSharding(get_mesh(), PartitionSpec(None, None, "model")))
         k, v = jax.device_put((k, v), place)
-        compiled: Any = jax.jit(functools.partial(devices.by_heads, attention)).lower(q, k, v).compile()
+        compiled: Any = jax.jit(functools.partial(devices.shard_map_over_heads, attention)).lower(q, k, v).compile()
         np.testing.assert_allclose(compiled(q, k, v), expected, atol=2e-6)
         assert f"f32[2,{GROUPS if share is None else 1},{LENGTH},{WIDTH}]" in compiled.as_text()
         assert ("all-gather" in compiled.as_text()) == (share is None)

@@ -15,13 +15,13 @@ from spap_jax import devices
 from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.registry import FAMILIES, family_of
-from spap_jax.placement import spec_of, spread_spec
+from spap_jax.placement import fully_sharded_spec, param_spec
 from spap_jax.planning.workload import Chunks, Workload, workload
 from spap_jax.pruning import joint, moments, streams, waves
 from spap_jax.pruning import layer as block
 from spap_jax.pruning.streams import Streams
 from spap_jax.settings import PruneSettings
-from spap_jax.solver.alternating import Schedule, Weights
+from spap_jax.solver.alternating import RoundSchedule, Weights
 from spap_jax.solver.problem import Problem
 from spap_jax.training import lora, step
 from spap_jax.training.optimizers import clipped
@@ -87,14 +87,14 @@ class Phases:
         return moments.accumulate.lower(self.load.dense, self.layer, tokens, self.load.settings.fit.correction)
 
     def selection(self):
-        return block.select.lower(self.moments(), self.key, **self._search())
+        return block.choose_channels.lower(self.moments(), self.key, **self._search())
 
     def selection_on_tpu(self):
-        traced = block.select.trace(self.moments(), self.key, **self._search())
+        traced = block.choose_channels.trace(self.moments(), self.key, **self._search())
         return traced.lower(lowering_platforms=("tpu",))
 
     def selection_in_waves(self):
-        count, search = devices.everyone(), self._search()
+        count, search = devices.mesh_size(), self._search()
         everywhere = PartitionSpec(("data", "model"))
         own = jax.tree.map(lambda a: _described((count, *a.shape), spec=everywhere), self.moments())
         return waves.own_choices.lower(own, self.load.dense, self.key, 0, **search)
@@ -104,13 +104,13 @@ class Phases:
 
     def moments(self) -> moments.Moments:
         f, d = self.load.dense.intermediate, self.load.dense.width
-        rows = PartitionSpec(devices.sharing_rows(f) or None)
+        rows = PartitionSpec(devices.row_axes(f) or None)
         gram, cross = _described((f, f), spec=rows), _described((f, d), spec=rows)
         problem = Problem(gram, cross, _described(()), cross)
         return moments.Moments(problem, _described((f,)), _described((d,)), _described((f,)))
 
     def refit(self):
-        chosen = functools.partial(block.select, **self._search())
+        chosen = functools.partial(block.choose_channels, **self._search())
         choice = _everywhere(jax.eval_shape(chosen, self.moments(), self.key))
         return block.refit_weights.lower(self.moments(), _described(()), choice.channels.kept, self.weights)
 
@@ -123,7 +123,7 @@ class Phases:
 
     def recover(self):
         s = self.load.settings
-        schedule = Schedule(s.rounds, s.round_steps, s.step_tokens, s.learning_rate)
+        schedule = RoundSchedule(s.rounds, s.round_steps, s.step_tokens, s.learning_rate)
         start = (self.weights, _described(()))
         tokens = (streams.fitting_tokens(part) for part in (self.fitted, self.held_out))
         return block._recover.lower(self.fitting, schedule, self.layer, *start, *tokens, _described(()), self.key)
@@ -152,12 +152,12 @@ class Phases:
     def _training(self) -> tuple[step.Job, step.Given, step.State, step.Batch]:
         load, training = self.load, self.load.training
         assert training
-        student, teacher = (_parameters(config, self.dtype, spread_spec) for config in (load.narrow, load.dense))
+        student, teacher = (_parameters(config, self.dtype, fully_sharded_spec) for config in (load.narrow, load.dense))
         frozen, moved = {}, student
         if not training.full:
             start = functools.partial(lora.start, rank=training.rank, key=jax.random.key(0))
             frozen, moved = student, {"updates": jax.eval_shape(start, student["layers"])}
-            moved = _parts(FAMILIES[load.narrow.family], moved, jnp.float32, spread_spec)
+            moved = _parts(FAMILIES[load.narrow.family], moved, jnp.float32, fully_sharded_spec)
         moved = jax.tree.map(_float32, moved)
         job = step.Job(load.narrow, step.Recipe(clipped, (1e-4, 10, 0.0)), "float32", teacher=load.dense)
         state = jax.eval_shape(job.recipe.optimizer().init, moved)
@@ -169,7 +169,7 @@ class Phases:
 
     def _joint(self, both: Streams) -> tuple[step.Job, step.Given, Any]:
         config, settings = self.load.narrow, self.load.settings
-        params = _parameters(config, self.dtype, spread_spec)
+        params = _parameters(config, self.dtype, fully_sharded_spec)
         moved = {"layers": {name: params["layers"][name] for name in joint.moving(settings, params["layers"])}}
         tokens = _described(both.dense.shape[:3], jnp.int32, _spec(both.dense))
         job = step.Job(config, joint.recipe(settings, 10), "float32")
@@ -184,12 +184,12 @@ class Phases:
 @contextmanager
 def described(load: Workload) -> Iterator[Phases]:
     """Yield the functions of a run inside its mesh."""
-    with devices.sharing(load.devices * load.sharers, load.sharers):
+    with devices.use_mesh(load.devices * load.sharers, load.sharers):
         yield Phases(load)
 
 
 def _described(shape: tuple[int, ...], dtype=jnp.float32, spec: PartitionSpec = PartitionSpec()) -> Any:  # noqa: B008
-    if devices.everyone() == 1:
+    if devices.mesh_size() == 1:
         return jax.ShapeDtypeStruct(shape, dtype)
     return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(get_mesh(), spec))
 
@@ -198,7 +198,7 @@ def _batch(passes: int, rows: int) -> step.Batch:
     return step.Batch(_described((passes, rows), jnp.int32), _described((passes, rows)))
 
 
-def _parameters(config: DecoderConfig, dtype, spec=spec_of) -> Any:
+def _parameters(config: DecoderConfig, dtype, spec=param_spec) -> Any:
     """Return abstract parameters with their sharding on the mesh."""
     shapes = jax.eval_shape(lambda: decoder.init(config, jax.random.key(0)))
     return _parts(FAMILIES[config.family], shapes, dtype, spec)

@@ -17,7 +17,7 @@ from spap_jax.planning import memory, operations
 from spap_jax.planning.accelerators import Mesh, mesh_named
 from spap_jax.planning.plan import Request, notes, plan, verdict
 from spap_jax.planning.workload import workload
-from spap_jax.pruning import pipeline
+from spap_jax.pruning.run import calibration_chunks
 from spap_jax.settings import FLOAT_DTYPES, SCHEDULES, FinetuneSettings, PruneSettings
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.json"))
@@ -37,13 +37,11 @@ def request_of(name: str, **changes) -> Request:
 def test_sequences_are_divided_as_the_pipeline_divides_them(sequences: int, count: int, held_out: float):
     settings = PruneSettings(held_out=held_out, batch_tokens=32)
     load = workload(config_of(LLAMA), settings, sequences, 16, count)
-    with devices.sharing(count):
-        for part, chunks in zip(
-            load.parts, pipeline.calibration_chunks(np.zeros((sequences, 16), int), settings), strict=True
-        ):
+    with devices.use_mesh(count):
+        for part, chunks in zip(load.parts, calibration_chunks(np.zeros((sequences, 16), int), settings), strict=True):
             assert (part.count, part.sequences, part.length) == chunks.tokens.shape
             assert part.real == chunks.real
-            assert part.divided == devices.divides(chunks.tokens)
+            assert part.divided == devices.shards_evenly(chunks.tokens)
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)

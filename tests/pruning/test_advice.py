@@ -6,8 +6,8 @@ import json
 import pytest
 
 from spap_jax.pruning.achieved import Sparsities, Sparsity
-from spap_jax.pruning.report import Errors, LayerReport, PruneReport
-from spap_jax.training.checks import Check
+from spap_jax.pruning.prune_report import Errors, LayerReport, PruneReport
+from spap_jax.training.check import Check
 
 
 def layer(index: int, held_out: float | None, rounds: int) -> LayerReport:

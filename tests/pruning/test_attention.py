@@ -16,8 +16,8 @@ from spap_jax.model import Model
 from spap_jax.models import decoder
 from spap_jax.models.decoder import Block
 from spap_jax.pruning import moments, reduce, streams
-from spap_jax.pruning.pipeline import pruned_config
-from spap_jax.pruning.report import AttentionReport
+from spap_jax.pruning.narrow import pruned_config
+from spap_jax.pruning.prune_report import AttentionReport
 from spap_jax.solver.alternating import Tokens
 
 HALF = SETTINGS.replace(attention_sparsity=0.5, update="refit", held_out=0.25)

@@ -7,14 +7,15 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import pytest
-from pruning_cases import SETTINGS, random_tokens, tiny
+from pruning_cases import SETTINGS, one_layer, random_tokens, tiny
 
 from spap_jax import devices
 from spap_jax.models.decoder import Params
-from spap_jax.pruning.pipeline import Begun, prune_layers
-from spap_jax.pruning.report import LayerReport, report_of
+from spap_jax.pruning.pipeline import prune_layers
+from spap_jax.pruning.prune_report import LayerReport, report_of
+from spap_jax.pruning.run import NOTHING, Begun, resolve
 from spap_jax.settings import PruneSettings
-from spap_jax.training.checks import Check
+from spap_jax.training.check import Check
 
 LAYERS = 3
 QUICK = SETTINGS.replace(rounds=1, steps=3)
@@ -41,13 +42,11 @@ class Made(NamedTuple):
     fresh: bool
 
 
-def steps(variant: str, settings: PruneSettings, count: int, begun: Begun | None = None) -> list[Made]:
+def steps(variant: str, settings: PruneSettings, count: int, begun: Begun = NOTHING) -> list[Made]:
     model = tiny(variant)
-    with devices.sharing(count):
-        found = prune_layers(
-            model.config, model.params, lambda i: jax.tree.map(lambda a: a[i], model.params["layers"]),
-            random_tokens(), settings, begun,
-        )  # fmt: skip
+    with devices.use_mesh(count):
+        run = resolve(model.config, model.params, lambda i: one_layer(model, i), random_tokens(), settings)
+        found = prune_layers(dataclasses.replace(run, begun=begun))
         return [Made(s.report, jax.device_get(s.kept()), jax.device_get(dict(s.final)), s.fresh) for s in found]
 
 

@@ -16,7 +16,7 @@ from spap_jax import api, devices, placement
 from spap_jax.errors import UserError
 from spap_jax.pruning import layer as layer_module
 from spap_jax.pruning import moments, predictions, reduce, streams
-from spap_jax.solver.alternating import Schedule, Tokens
+from spap_jax.solver.alternating import RoundSchedule, Tokens
 
 SETTINGS = cases.SETTINGS.replace(
     sparsity=0.25,
@@ -70,13 +70,13 @@ def test_the_result_is_divided_as_the_run_was():
 
 @pytest.fixture
 def mesh():
-    with devices.sharing(8):
+    with devices.use_mesh(8):
         yield
 
 
 @pytest.fixture
 def two_by_four():
-    with devices.sharing(8, 4):
+    with devices.use_mesh(8, 4):
         yield
 
 
@@ -84,7 +84,7 @@ def two_by_four():
 def layer() -> dict:
     """The first layer of the random model, placed on the current mesh."""
     model = cases.divisible()
-    return placement.placed(model.config, cases.one_layer(model, 0))
+    return placement.shard_params(model.config, cases.one_layer(model, 0))
 
 
 def shares(tree: dict) -> dict:
@@ -101,20 +101,20 @@ def test_a_device_holds_its_share_of_the_weights(two_by_four, layer: dict):
     q, k = (4, (16, 2, 2)), (4, (16, 1, 2))
     assert shares(layer["attention"]) == {"q": q, "k": k, "v": k, "o": (4, (2, 2, 16))}
     assert shares(layer["mlp_norm"]) == {"scale": (1, (16,))}
-    outer = placement.placed(config, {name: params[name] for name in ("embed", "head")})
+    outer = placement.shard_params(config, {name: params[name] for name in ("embed", "head")})
     assert shares(outer["embed"])["tokens"] == shares({"weight": outer["head"]["weight"]})["weight"] == (4, (24, 16))
-    whole = devices.whole(layer)
+    whole = devices.to_host(layer)
     jax.tree.map(np.testing.assert_array_equal, whole, jax.tree.map(np.asarray, cases.one_layer(cases.divisible(), 0)))
-    with devices.sharing(8, 8):
-        assert shares(placement.placed(config, cases.one_layer(cases.divisible(), 0))["attention"])["k"] == (
+    with devices.use_mesh(8, 8):
+        assert shares(placement.shard_params(config, cases.one_layer(cases.divisible(), 0))["attention"])["k"] == (
             1, (16, 4, 2),
         )  # fmt: skip
 
 
 def test_a_stack_of_blocks_is_divided_as_a_block(two_by_four, layer: dict):
-    room = predictions.room(layer, 3)
+    room = predictions.zeros_for_layers(layer, 3)
     assert shares(room["mlp"])["down"] == (4, (3, 16, 16))
-    stack = predictions.put(room, 1, layer)
+    stack = predictions.set_layer(room, 1, layer)
     assert shares(stack["mlp"])["up"] == (4, (3, 16, 16))
     assert shares(stack["attention"])["q"] == (4, (3, 16, 2, 2))
     np.testing.assert_array_equal(np.asarray(stack["mlp"]["up"][1]), np.asarray(layer["mlp"]["up"]))
@@ -125,7 +125,7 @@ def test_no_device_holds_all_second_moments_while_they_are_summed(two_by_four, l
     compiled: Any
     config = cases.divisible().config.narrowed(256)
     wide = {name: jnp.zeros(shape) for name, shape in {"gate": (16, 256), "up": (16, 256), "down": (256, 16)}.items()}
-    layer = placement.placed(config, layer | {"mlp": wide})
+    layer = placement.shard_params(config, layer | {"mlp": wide})
     tokens = jax.device_put(np.zeros((2, 2, 16, 16), np.float32), NamedSharding(get_mesh(), PartitionSpec("data")))
     compiled = moments.accumulate.lower(config, layer, Tokens(tokens, tokens)).compile()
     text, memory = compiled.as_text(), compiled.memory_analysis()
@@ -178,7 +178,7 @@ def test_streams_stay_apart(mesh, model, move):
 
 def test_steps_gather_no_stream(mesh, model):
     layer, tokens = cases.one_layer(model, 0), spread_tokens(model)
-    schedule = Schedule(1, 3, 128, 0.1)
+    schedule = RoundSchedule(1, 3, 128, 0.1)
     arguments = (layer, reduce.to_weights(layer["mlp"]), 1.0, tokens, tokens, 1e-4, jax.random.key(0))
     block = layer_module.Fitting(model.config, model.config, 0.5)
     found = layer_module._recover.lower(block, schedule, *arguments).compile()
@@ -191,7 +191,7 @@ def test_what_is_drawn_arrives_to_the_bit(mesh, dtype: type, count: int):
     rng = np.random.default_rng(0)
     chunks = rng.integers(0, 2**16, (16, 2, 3)).astype(dtype)
     places = rng.integers(0, 16, count), rng.integers(0, 2, count)
-    found = jax.jit(devices.draw)(devices.spread(chunks), tuple(map(jnp.asarray, places)))
+    found = jax.jit(devices.take_from_chunks)(devices.shard_chunks(chunks), tuple(map(jnp.asarray, places)))
     np.testing.assert_array_equal(found, chunks[places])
 
 

@@ -15,9 +15,9 @@ from spap_jax.errors import UserError
 from spap_jax.model import Model
 from spap_jax.models import decoder
 from spap_jax.pruning import joint, predictions
-from spap_jax.pruning.report import LayerReport
+from spap_jax.pruning.prune_report import LayerReport
 from spap_jax.settings import EFFORTS, PruneSettings
-from spap_jax.training.checks import Check
+from spap_jax.training.check import Check
 from spap_jax.training.engine import _order
 
 JOINT = SETTINGS.replace(rounds=0, joint_passes=1, joint_learning_rate=0.01, joint_tokens=256)
@@ -104,7 +104,7 @@ def test_the_rest_of_a_model_is_its_blocks_one_after_the_other():
         expected = x
         for index in range(first, 3):
             mlp = {"mlp": other} if index == first else {}
-            expected = predictions.apply(model.config, predictions.at(layers, index) | mlp, index, expected)
+            expected = predictions.apply(model.config, predictions.get_layer(layers, index) | mlp, index, expected)
         found = predictions.rest(model.config, layers, first, other, x)
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
@@ -150,6 +150,9 @@ def test_a_budget_is_shared_by_the_blocks():
 def test_the_effort_means_what_is_not_set():
     assert [PruneSettings(effort=effort).decided for effort in EFFORTS] == [(0, 0), (4, 0), (16, 1)]
     assert PruneSettings(effort="high", joint_passes=2, sampled=0).decided == (2, 0)
+    for tokens, passes in ((1000, 4), (2**17, 2), (2**20, 1)):
+        assert PruneSettings().resolved(2, 32, tokens).joint_passes == passes
+    assert PruneSettings(joint_passes=3).resolved(2, 32, 2**20).joint_passes == 3
     with pytest.raises(UserError, match="effort must be one of low, default, high, not 'full'; joint_passes must be"):
         PruneSettings(effort="full", joint_passes=-1)  # type: ignore[arg-type]
 

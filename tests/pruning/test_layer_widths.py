@@ -10,8 +10,9 @@ from pruning_cases import SETTINGS, one_layer, random_tokens, tiny, with_mlp
 from spap_jax import api
 from spap_jax.errors import UserError
 from spap_jax.model import Model
-from spap_jax.pruning.allocation import allocated_config
-from spap_jax.pruning.card import model_card
+from spap_jax.pruning.layer_widths import allocated
+from spap_jax.pruning.prune_card import model_card
+from spap_jax.pruning.run import resolve
 from spap_jax.settings import PruneSettings
 
 GLOBAL = SETTINGS.replace(allocation="global", rounds=0)
@@ -19,8 +20,8 @@ TOTAL = 3 * 37
 
 
 def chosen(model: Model, settings: PruneSettings = GLOBAL) -> tuple[int, ...]:
-    config = allocated_config(model.config, model.params, lambda i: one_layer(model, i), random_tokens(), settings)
-    return config.layer_widths
+    run = resolve(model.config, model.params, lambda i: one_layer(model, i), random_tokens(), settings)
+    return allocated(run).narrow.layer_widths
 
 
 def idle(model: Model, layer: int, count: int) -> Model:

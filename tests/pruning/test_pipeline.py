@@ -24,8 +24,10 @@ from spap_jax.errors import UserError
 from spap_jax.model import Model
 from spap_jax.models import decoder
 from spap_jax.pruning import streams
-from spap_jax.pruning.pipeline import prune_layers, pruned_config
-from spap_jax.pruning.report import LayerReport
+from spap_jax.pruning.narrow import pruned_config
+from spap_jax.pruning.pipeline import prune_layers, rounds_pay
+from spap_jax.pruning.prune_report import Errors, LayerReport
+from spap_jax.pruning.run import resolve
 
 FAMILIES = ("llama", "qwen2", "opt_125m_like")
 LAYERS, REMOVED = 3, CHANNELS - KEPT
@@ -41,6 +43,18 @@ def zeroed(model: Model, names: tuple[str, ...], channels: np.ndarray) -> Model:
     np.put_along_axis(mask, channels, 0, axis=1)
     mlp = model.params["layers"]["mlp"]
     return with_mlp(model, **{n: mlp[n] * mask.reshape(LAYERS, *(1,) * (mlp[n].ndim - 2), CHANNELS) for n in names})
+
+
+def test_rounds_end_when_two_layers_in_a_row_gained_little():
+    some = pruned("llama").report.layers[0]
+
+    def told(*gains: float) -> list[LayerReport]:
+        errors = [Errors(0.5, 0.4, 0.4 * (1 - gain)) for gain in gains]
+        return [dataclasses.replace(some, held_out=each, calibration=Errors(0.5, 0.4, 0.1)) for each in errors]
+
+    assert all(map(rounds_pay, [[], told(0.0), told(0.01, 0.1), told(0.1, 0.01), told(0, 0, 0.1, 0)]))
+    assert not any(map(rounds_pay, [told(0.02, 0.02), told(0.3, 0.0, 0.01), told(0.3, 0.01, 0.01, 0.0, 0.0)]))
+    assert rounds_pay([dataclasses.replace(each, held_out=None) for each in told(0, 0)])
 
 
 @pytest.mark.parametrize("variant", FAMILIES)
@@ -222,14 +236,14 @@ def test_a_block_is_read_when_its_turn_comes():
         return jax.tree.map(lambda array: array[index], model.params["layers"])
 
     outer = {name: model.params[name] for name in ("embed", "head")}
-    run = prune_layers(model.config, outer, read_layer, random_tokens(), SETTINGS)
-    step = next(run)
+    steps = prune_layers(resolve(model.config, outer, read_layer, random_tokens(), SETTINGS))
+    step = next(steps)
     assert isinstance(step.report, LayerReport)
     assert (step.report.layer, read) == (0, [0])
     [(index, layer)] = step.final
     assert index == 0
     assert layer["mlp"]["down"].shape == (KEPT, 32)
-    assert len([*run]) == LAYERS - 1
+    assert len([*steps]) == LAYERS - 1
     assert read == [0, 1, 2]
 
 

@@ -7,7 +7,7 @@ from pruning_cases import SETTINGS, random_tokens, tiny
 
 from spap_jax import api
 from spap_jax.errors import UserError
-from spap_jax.pruning.pipeline import calibration_chunks
+from spap_jax.pruning.run import calibration_chunks
 from spap_jax.pruning.sampling import PROMPT, sample
 
 TOKENS = random_tokens(0, 128, 16)

@@ -15,7 +15,7 @@ from spap_jax.errors import UserError
 from spap_jax.models import decoder
 from spap_jax.pruning import streams
 from spap_jax.pruning.layer import Choice, Clock, prune_layer
-from spap_jax.pruning.pipeline import pruned_config
+from spap_jax.pruning.narrow import pruned_config
 from spap_jax.settings import Method, Update
 from spap_jax.solver.swap import Polished
 

@@ -53,7 +53,7 @@ def run(variant: str, method: Method, update: Update = "own", **changes) -> api.
 @BOTH
 def test_every_device_has_the_moments_of_its_layer(variant: str):
     model = cases.tiny(variant)
-    with devices.sharing(4):
+    with devices.use_mesh(4):
         start = streams.start(model.config, model.params, streams.chunked(cases.random_tokens(), 4))
         own = waves.own_moments(
             range(LAYERS), model.config, lambda index: cases.one_layer(model, index), start, layer_module.Clock()
@@ -154,7 +154,7 @@ def largest_sent(compiled) -> int:
 @pytest.mark.parametrize("method", ["spap", "flap"])
 def test_no_moments_travel(method: Method):
     config = cases.tiny("llama").config
-    with devices.sharing(8):
+    with devices.use_mesh(8):
         search = layer_module.search_of(PARALLEL.replace(method=method))
         found: Any = waves.own_choices.lower(stack(config, 8), config, jax.random.key(0), 0, KEEP, **search).compile()
     assert 0 < largest_sent(found) <= 8 * WIDTH < WIDTH * min(WIDTH, config.width)
@@ -168,9 +168,9 @@ def test_moments_that_travel_are_noticed():
     search = layer_module.search_of(PARALLEL)
 
     def on_all(own: Moments, key: jax.Array) -> layer_module.Choice:
-        return layer_module.select(jax.tree.map(lambda a: a[0], own), key, KEEP, **search)
+        return layer_module.choose_channels(jax.tree.map(lambda a: a[0], own), key, KEEP, **search)
 
-    with devices.sharing(8):
+    with devices.use_mesh(8):
         everywhere = functools.partial(jax.shard_map, in_specs=PartitionSpec(), out_specs=PartitionSpec())
         found = jax.jit(everywhere(on_all, check_vma=False)).lower(stack(config, 8), jax.random.key(0)).compile()
     assert largest_sent(found) >= WIDTH**2
@@ -186,18 +186,18 @@ def test_each_device_has_its_own(shape: tuple[int, ...]):
     """Devices are counted along all axes of a mesh; without a mesh there is one device."""
     count = math.prod(shape)
     with mesh_of(shape) if shape else contextlib.nullcontext():
-        assert devices.everyone() == count
+        assert devices.mesh_size() == count
         own = None
         for place in range(min(count, 4)):  # all later devices get the last item
-            own = devices.give(own, {"a": jnp.arange(3) + 10 * place}, place)
-        found = devices.each(lambda item, number, add: item["a"] + add + 100 * number, own, jnp.arange(3))
+            own = devices.assign_to_device(own, {"a": jnp.arange(3) + 10 * place}, place)
+        found = devices.map_over_devices(lambda item, number, add: item["a"] + add + 100 * number, own, jnp.arange(3))
     expected = [2 * np.arange(3) + 10 * min(place, 3) + 100 * place for place in range(count)]
     np.testing.assert_array_equal(found, expected)
 
 
 def test_giving_sends_nothing():
     config = cases.tiny("llama").config
-    with devices.sharing(8):
+    with devices.use_mesh(8):
         own = stack(config, 8)
         seen = jax.tree.map(
             lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype, sharding=NamedSharding(get_mesh(), PartitionSpec())),

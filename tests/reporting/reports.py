@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from spap_jax.pruning.achieved import Sparsities, Sparsity
-from spap_jax.pruning.report import AttentionReport, Errors, LayerReport, PruneReport
+from spap_jax.pruning.prune_report import AttentionReport, Errors, LayerReport, PruneReport
 from spap_jax.reporting.read import read_runs
-from spap_jax.reporting.schema import Record, Run
-from spap_jax.training.checks import Check
+from spap_jax.reporting.schema import Record, RunRecord
+from spap_jax.training.check import Check
 
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
 
@@ -94,7 +94,7 @@ def put(folder: Path, tree: dict[str, Any] | None = None) -> Path:
     return folder
 
 
-def run(tmp_path: Path, tree: dict[str, Any] | None = None) -> Run:
+def run(tmp_path: Path, tree: dict[str, Any] | None = None) -> RunRecord:
     return read_runs([put(tmp_path / "run", tree)])[0]
 
 

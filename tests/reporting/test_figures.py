@@ -11,7 +11,7 @@ from reports import put, record, report
 
 from spap_jax.reporting import comparison, draw, figures
 from spap_jax.reporting.read import read_runs
-from spap_jax.reporting.schema import Layer, Record
+from spap_jax.reporting.schema import LayerRecord, Record
 from spap_jax.reporting.style import LIGHT, themed
 
 
@@ -63,7 +63,7 @@ def test_channels(tmp_path: Path) -> None:
 def test_cells_of_several_channels(width: int, size: int) -> None:
     kept = tuple(range(0, width, 3))
     errors: Any = None
-    share = figures.kept_share(Layer(0, kept, errors, None, 0, 0, 0, {}), width, size)
+    share = figures.kept_share(LayerRecord(0, kept, errors, None, 0, 0, 0, {}), width, size)
     inside = np.isin(np.arange(width), kept)
     assert share == pytest.approx([inside[start : start + size].mean() for start in range(0, width, size)])
 

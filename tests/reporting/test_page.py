@@ -13,20 +13,20 @@ from reports import DASH, MINUS, Look, put, report, run, with_fewer_heads
 from spap_jax.errors import UserError
 from spap_jax.reporting.page import render
 from spap_jax.reporting.read import read_runs
-from spap_jax.reporting.schema import Measured, Ratios, Run, Speed, Workload
+from spap_jax.reporting.schema import MeasuredRecord, RatiosRecord, RunRecord, SpeedRecord, WorkloadRecord
 from spap_jax.reporting.tables import side_by_side
-from spap_jax.training.checks import Check
-from spap_jax.training.report import FinetuneReport
+from spap_jax.training.check import Check
+from spap_jax.training.finetune_report import FinetuneReport
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[RunRecord]:
     folder = tmp_path_factory.mktemp("runs")
     return read_runs([put(folder / "one", report()), put(folder / "two", report(keep=10))])
 
 
 @pytest.fixture(scope="module")
-def two(runs: list[Run]) -> tuple[str, dict[str, bytes]]:
+def two(runs: list[RunRecord]) -> tuple[str, dict[str, bytes]]:
     return render(runs)
 
 
@@ -228,7 +228,7 @@ def test_several_runs(tmp_path: Path) -> None:
     trees = [report(), report(keep=10), report(keep=30, extras={})]
     trees[1]["settings"]["method"] = "wanda"
     runs = read_runs([put(tmp_path / name, tree) for name, tree in zip(("a", "b", "c"), trees, strict=True)])
-    runs[1] = Run("b", runs[1].record, speed := measured())
+    runs[1] = RunRecord("b", runs[1].record, speed := measured())
     page, _ = render(runs)
     look = Look(page)
     head, *rows = look.tables[0]
@@ -250,9 +250,9 @@ def test_several_runs(tmp_path: Path) -> None:
     assert re.findall(r"<strong>(Prefill speed|Decode speed)</strong>", page) == ["Prefill speed", "Decode speed"]
 
 
-def measured() -> Speed:
-    models = (Measured("dense", 1234567), Measured("b", 10000))
-    return Speed(models, Workload(1, 256, 16, 7), Ratios(1.25, 1.5), Ratios(1.375, 1.625))
+def measured() -> SpeedRecord:
+    models = (MeasuredRecord("dense", 1234567), MeasuredRecord("b", 10000))
+    return SpeedRecord(models, WorkloadRecord(1, 256, 16, 7), RatiosRecord(1.25, 1.5), RatiosRecord(1.375, 1.625))
 
 
 def test_models_and_settings_that_differ_are_named(tmp_path: Path) -> None:
@@ -277,5 +277,5 @@ def test_names_are_only_shown(tmp_path: Path) -> None:
     assert all(re.fullmatch(r"[\w.-]+\.png", file) for file in images)
 
 
-def test_the_same_reports_give_the_same_page(runs: list[Run], two: tuple[str, dict[str, bytes]]) -> None:
+def test_the_same_reports_give_the_same_page(runs: list[RunRecord], two: tuple[str, dict[str, bytes]]) -> None:
     assert render(runs) == two

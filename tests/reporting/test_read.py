@@ -9,7 +9,7 @@ import pytest
 from reports import put, report, run
 
 from spap_jax.errors import UserError
-from spap_jax.pruning.report import FORMAT as WRITTEN
+from spap_jax.pruning.prune_report import FORMAT as WRITTEN
 from spap_jax.reporting import read, schema
 
 
@@ -21,11 +21,11 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
     layers = found.record.layers
     for layer, written in zip(layers, tree["layers"], strict=True):
         assert list(layer.kept) == written["kept"]
-        assert layer.calibration == schema.Errors(**written["calibration"])
-        assert layer.held_out == schema.Errors(**written["held_out"])
+        assert layer.calibration == schema.ErrorsRecord(**written["calibration"])
+        assert layer.held_out == schema.ErrorsRecord(**written["held_out"])
     assert [check.taken for check in found.record.joint] == [check["taken"] for check in tree["joint"]]
     assert found.record.settings == tree["settings"]
-    assert found.record.channels == schema.Change(120, 75)
+    assert found.record.channels == schema.ChangeRecord(120, 75)
 
 
 def test_a_folder_of_runs_stands_for_them(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_measurements_of_speed(tmp_path: Path) -> None:
     found = read.read_runs(folders, [file])
     assert found[0].speed is None
     assert found[1].speed is not None
-    assert found[1].speed.speed_up == schema.Ratios(1.25, 1.5)
+    assert found[1].speed.speed_up == schema.RatiosRecord(1.25, 1.5)
     file.write_text(json.dumps(speeds(tmp_path / "elsewhere")))
     with pytest.raises(
         UserError, match=r"measures .*elsewhere of 25000 parameters, which is none of the folders given"

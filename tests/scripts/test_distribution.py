@@ -3,6 +3,7 @@
 import email
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -21,10 +22,26 @@ LEFT = {"__pycache__", ".ipynb_checkpoints", "out"}
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the checkout without links: the file system of Windows has small files with their targets instead."""
+    folder = tmp_path_factory.mktemp("tree")
+    listed = ["git", "-C", ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listed, capture_output=True, text=True, check=True).stdout.split("\0")
+    for source in (ROOT / name for name in names if name):
+        copy = folder / source.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_symlink():
+            copy.write_text(os.readlink(source))
+        elif source.exists():
+            shutil.copy(source, copy)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def built(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the source archive, and with the wheel that is built from the unpacked archive."""
     folder = tmp_path_factory.mktemp("dist")
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT]
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, tree]
     run = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PIP_NO_INDEX": "1"})
     assert run.returncode == 0, run.stderr
     return folder
@@ -50,10 +67,9 @@ def files(*folders: str) -> set[str]:
 
 
 def test_the_wheel_holds_every_module_and_nothing_else(wheel: zipfile.ZipFile):
-    modules = {path for path in files("spap_jax") if path.endswith((".py", *BESIDES)) and "/models/" not in path}
-    linked = {f"spap_jax/{path}" for path in files("models")}
+    modules = {path for path in files("spap_jax") if path.endswith((".py", *BESIDES))}
     found = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    assert found == modules | linked
+    assert found == modules
     assert all(any(name.endswith(each) for name in found) for each in BESIDES)
 
 
@@ -69,13 +85,26 @@ def test_the_wheel_says_what_it_is(wheel: zipfile.ZipFile):
 
 def test_the_archive_is_the_checkout(archive: set[str]):
     alone = {"README.md", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "Makefile", "pyproject.toml"}
-    folders = files("models", "tests", "examples", "benchmarks", "docs", "tpu_scripts")
+    folders = files("spap_jax", "tests", "examples", "benchmarks", "docs", "tpu_scripts")
     assert (alone | folders) <= archive
-    assert not {
-        name
-        for name in archive
-        if name.startswith(("spap_jax/models/", ".venv", "build/", "dist/", "out/", "examples/out/"))
-    }
+    assert not {name for name in archive if name.startswith((".venv", "build/", "dist/", "out/", "examples/out/"))}
+
+
+def test_an_editable_install_finds_the_packages_in_the_checkout(tree: Path, tmp_path: Path):
+    build = f"from setuptools.build_meta import build_editable; build_editable({str(tmp_path)!r})"
+    run = subprocess.run([sys.executable, "-c", build], cwd=tree, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    zipfile.ZipFile(next(tmp_path.glob("*.whl"))).extractall(tmp_path)
+    find = f"import site; site.addsitedir({str(tmp_path)!r}); import spap_jax.models as found; print(found.__file__)"
+    run = subprocess.run([sys.executable, "-I", "-S", "-c", find], capture_output=True, text=True)
+    assert run.stdout.strip() == str(tree / "spap_jax" / "models" / "__init__.py"), run.stderr
+
+
+def test_the_folder_of_the_models_is_a_link_at_the_top():
+    """A clone without links has a small file instead, which nothing needs."""
+    link = ROOT / "models"
+    named = os.readlink(link) if link.is_symlink() else link.read_text("utf-8")
+    assert named == "spap_jax/models"
 
 
 def test_the_version_is_the_same_everywhere():

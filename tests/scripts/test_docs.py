@@ -12,7 +12,7 @@ import spap_jax
 from spap_jax.cli.app import app
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("spap_jax", "models", "tests", "benchmarks", "examples", "tpu_scripts")
+FOLDERS = ("spap_jax", "tests", "benchmarks", "examples", "tpu_scripts")
 PARTS = tuple(path.name for path in (ROOT / "spap_jax").iterdir() if path.is_dir())
 ENTRANCES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "tpu_scripts/README.md")
 
@@ -86,6 +86,15 @@ def test_every_public_name_is_in_the_reference(pages: Path):
     page = (pages / "reference.html").read_text("utf-8")
     names = [*spap_jax.__all__, *(f"solver.{name}" for name in spap_jax.solver.__all__)]
     assert [name for name in names if not re.search(rf'id="(module-)?spap_jax\.{re.escape(name)}"', page)] == []
+
+
+def test_make_help_explains_every_target():
+    named = re.search(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+    said = subprocess.run(
+        ["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert named is not None
+    assert re.findall(r"^make (\S+) +\w", said.stdout, re.MULTILINE) == named[1].split()
 
 
 @pytest.mark.parametrize("entrance", ENTRANCES)

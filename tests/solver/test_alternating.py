@@ -10,7 +10,7 @@ import pytest
 
 from spap_jax.numerics import full_precision
 from spap_jax.solver import alternating
-from spap_jax.solver.alternating import Mlp, Schedule, Tokens, Weights
+from spap_jax.solver.alternating import Mlp, RoundSchedule, Tokens, Weights
 
 WIDTH, CHANNELS, RIDGE = 8, 12, 1e-4
 KINDS = ("silu", "relu")
@@ -138,7 +138,7 @@ def test_the_closed_form_lowers_the_error_and_is_its_own_fixed_point(kind: str):
         assert errors[0] > errors[1] >= errors[2] * (1 - 1e-6)
 
 
-ROUND = Schedule(1, 10, 128, 0.05)
+ROUND = RoundSchedule(1, 10, 128, 0.05)
 
 
 def assert_never_rises(kind: str, runs: list[Weights], calibration: Tokens, held_out: Tokens):
@@ -173,7 +173,7 @@ def test_more_rounds_are_no_worse():
 
 def test_a_round_that_overfits_is_refused():
     calibration, held_out = tokens_of("silu", 16, 2), tokens_of("silu", 400, 3)
-    start, schedule = refitted("silu", calibration), Schedule(2, 10, 16, 0.5)
+    start, schedule = refitted("silu", calibration), RoundSchedule(2, 10, 16, 0.5)
     unguarded = recover("silu", start, calibration, NONE, schedule)
     assert int(unguarded.rounds) > 0
     assert error("silu", unguarded.weights, calibration) < error("silu", start, calibration)
@@ -185,7 +185,7 @@ def test_a_round_that_overfits_is_refused():
 
 def test_a_refused_round_is_tried_again_with_half_the_step():
     calibration, held_out = tokens_of("silu", 800, 2), tokens_of("silu", 400, 3)
-    run = recover("silu", refitted("silu", calibration), calibration, held_out, Schedule(10, 10, 128, 8.0))
+    run = recover("silu", refitted("silu", calibration), calibration, held_out, RoundSchedule(10, 10, 128, 8.0))
     assert 0 < int(run.rounds) <= 8  # the first are refused, and all would be at that step size
 
 
@@ -204,7 +204,7 @@ def test_a_dead_channel_makes_no_nan(kind: str):
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_depends_on_padding(kind: str):
     calibration, held_out = tokens_of(kind, 400, 2), tokens_of(kind, 400, 3)
-    start, schedule = random_weights(kind, CHANNELS, 5), Schedule(2, 10, 128, 0.05)
+    start, schedule = random_weights(kind, CHANNELS, 5), RoundSchedule(2, 10, 128, 0.05)
     runs = []
     for parts in ((calibration, held_out), (padded(calibration), padded(held_out))):
         fitted, before, after = closed_form(kind, start, parts[0])

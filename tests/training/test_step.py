@@ -12,7 +12,7 @@ import pytest
 from spap_jax import devices
 from spap_jax.models import decoder
 from spap_jax.models.registry import family_of
-from spap_jax.placement import spread
+from spap_jax.placement import fully_shard_params
 from spap_jax.training import lora
 from spap_jax.training.engine import batch_of
 from spap_jax.training.optimizers import clipped, relative
@@ -41,15 +41,15 @@ def model() -> Any:
 
 def started(what: str) -> tuple[Job, Given, State, Any]:
     """Return the arguments of a step that moves MLPs, low-rank updates or all weights."""
-    params, recipe = spread(CONFIG, model()), Recipe(clipped, (1e-3, 10, 0.0))
+    params, recipe = fully_shard_params(CONFIG, model()), Recipe(clipped, (1e-3, 10, 0.0))
     rng = np.random.default_rng(0)
-    tokens = devices.spread(rng.integers(0, 256, (SEQUENCES, 1, LENGTH)).astype(np.int32))
+    tokens = devices.shard_chunks(rng.integers(0, 256, (SEQUENCES, 1, LENGTH)).astype(np.int32))
     guide, frozen, kept = params, params, None
     if what == "mlp":
         moved, recipe = {"layers": {"mlp": params["layers"]["mlp"]}}, Recipe(relative, (1e-3, 10))
-        guide, kept = None, devices.spread(rng.normal(size=(SEQUENCES, 1, LENGTH, 64)).astype(np.float32))
+        guide, kept = None, devices.shard_chunks(rng.normal(size=(SEQUENCES, 1, LENGTH, 64)).astype(np.float32))
     elif what == "updates":
-        moved = spread(
+        moved = fully_shard_params(
             CONFIG, {"updates": jax.jit(lora.start, static_argnums=1)(model()["layers"], 4, jax.random.key(0))}
         )
     else:
@@ -63,7 +63,7 @@ def started(what: str) -> tuple[Job, Given, State, Any]:
 def test_eight_devices_share_a_step(what: str):
     compiled, after = [], []
     for count in (1, 8):
-        with devices.sharing(count):
+        with devices.use_mesh(count):
             arguments = started(what)
             compiled.append(step.lower(*arguments).compile())
             after.append(jax.device_get(step(*arguments)))
@@ -79,7 +79,7 @@ def test_eight_devices_share_a_step(what: str):
 
 
 def test_a_measurement_gathers_a_block_at_a_time():
-    with devices.sharing(8):
+    with devices.use_mesh(8):
         job, given, state, batch = started("all")
         text: Any = measure.lower(job, given, state.moved, batch).compile().as_text()
     assert not [shape for shape in WHOLE if re.search(rf"\[{shape}\]", text)]
@@ -89,7 +89,7 @@ def test_passes_change_nothing():
     """Also where sequences fill up a pass: of five, each of two devices has three, one at a time or all together."""
     found = []
     for count, tokens in ((1, 8 * LENGTH), (2, LENGTH), (2, 8 * LENGTH)):
-        with devices.sharing(count):
+        with devices.use_mesh(count):
             job, given, state, _ = started("mlp")
             batch = batch_of(np.arange(5), given, tokens)
             assert batch.counted.sum() == 5

@@ -7,7 +7,7 @@ from training_cases import FULL, SETTINGS, counting, same, tiny
 
 import spap_jax as spap
 from spap_jax.api import FinetuneResult
-from spap_jax.devices import sharing
+from spap_jax.devices import use_mesh
 from spap_jax.settings import FinetuneSettings
 from spap_jax.training import train
 
@@ -85,7 +85,7 @@ def test_weights_and_moments_are_divided():
     """They stay sharded along both axes from the first step to the last when every weight is trained."""
     queries = tiny().params["layers"]["attention"]["q"].shape
     part = (queries[0], queries[1] // 2, queries[2] // 2, queries[3])
-    with sharing(4, 2):
+    with use_mesh(4, 2):
         for stage in train.stages(tiny(), counting(), None, FULL.replace(steps=2, check_every=1)):
             parts = [a for a in jax.tree.leaves((stage.state, stage.best)) if a.shape == queries]
             assert len(parts) == 4  # the weights, both of Adam's moments, and the best weights

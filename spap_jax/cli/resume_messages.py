@@ -4,7 +4,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator
 
-from spap_jax.checkpoint.resume import Unfinished
+from spap_jax.checkpoint.unfinished import Unfinished
 from spap_jax.cli import console
 from spap_jax.errors import NotFiniteError
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spap_jax import baselines
-from spap_jax.baselines import METHODS, Layer, Search, criteria, select_channels
+from spap_jax import methods
+from spap_jax.methods import METHODS, Search, SelectorInputs, criteria, select_channels
 from spap_jax.settings import METHODS as NAMES
 from spap_jax.settings import UPDATES, PruneSettings
 from spap_jax.solver.problem import Problem, equilibrate, objective
@@ -28,7 +28,7 @@ class Exact(NamedTuple):
 
 
 @pytest.fixture(scope="module", params=[(0, False), (1, False), (2, True)], ids=["first", "second", "centred"])
-def layer(request: pytest.FixtureRequest) -> tuple[Exact, Layer]:
+def layer(request: pytest.FixtureRequest) -> tuple[Exact, SelectorInputs]:
     """A layer in float64 and in float32; one has centred moments, as layers with an output bias do."""
     seed, centred = request.param
     rng = np.random.default_rng(seed)
@@ -41,7 +41,7 @@ def layer(request: pytest.FixtureRequest) -> tuple[Exact, Layer]:
     problem = Problem(*(jnp.asarray(x, jnp.float32) for x in moments))
     mean, variance = (jnp.asarray(x, jnp.float32) for x in (hidden.mean(0), hidden.var(0)))
     gram = moments[0] + RIDGE * np.diag(np.diag(moments[0]))
-    found = Layer(problem, equilibrate(problem, RIDGE), mean, variance, jax.random.key(seed))
+    found = SelectorInputs(problem, equilibrate(problem, RIDGE), mean, variance, jax.random.key(seed))
     return Exact(hidden, weight, gram, gram @ weight), found
 
 
@@ -96,19 +96,19 @@ REFERENCES = {
     "obs": obs64,
 }
 _select = jax.jit(select_channels, static_argnames=("method", "keep", "search"))
-_select_groups = jax.jit(partial(baselines.select_groups, count=8, keep=3, swap_rounds=8), static_argnames=("method",))
+_select_groups = jax.jit(partial(methods.select_groups, count=8, keep=3, swap_rounds=8), static_argnames=("method",))
 _objective = jax.jit(objective)
 
 
 @pytest.mark.parametrize("criterion", SCORES)
-def test_scores_are_those_of_the_paper_up_to_a_factor(criterion: str, layer: tuple[Exact, Layer]):
+def test_scores_are_those_of_the_paper_up_to_a_factor(criterion: str, layer: tuple[Exact, SelectorInputs]):
     reference, ours = SCORES[criterion]
     expected, found = reference(layer[0]), np.asarray(ours(layer[1]), np.float64)
     np.testing.assert_allclose(found / found.sum(), expected / expected.sum(), rtol=1e-4)
 
 
 @pytest.mark.parametrize("method", REFERENCES)
-def test_the_choice_is_that_of_the_paper(method: str, layer: tuple[Exact, Layer]):
+def test_the_choice_is_that_of_the_paper(method: str, layer: tuple[Exact, SelectorInputs]):
     exact, found = layer
     chosen = _select(method, found, KEEP, Search())
     assert chosen.kept.dtype == jnp.int32
@@ -116,7 +116,7 @@ def test_the_choice_is_that_of_the_paper(method: str, layer: tuple[Exact, Layer]
     assert int(chosen.swaps) == 0
 
 
-def test_osscar_is_batches_and_then_swaps_until_none_improves(layer: tuple[Exact, Layer]):
+def test_osscar_is_batches_and_then_swaps_until_none_improves(layer: tuple[Exact, SelectorInputs]):
     exact, found = layer
     batches = obs64(exact, 10)
     assert criteria.obs_batches(found.system, KEEP).tolist() == batches
@@ -133,7 +133,7 @@ def test_osscar_is_batches_and_then_swaps_until_none_improves(layer: tuple[Exact
 
 
 @pytest.mark.parametrize("keep", [1, F - 1, F])
-def test_batches_to_the_ends(keep: int, layer: tuple[Exact, Layer]):
+def test_batches_to_the_ends(keep: int, layer: tuple[Exact, SelectorInputs]):
     kept = criteria.obs_batches(layer[1].system, keep).tolist()
     assert len(set(kept)) == keep
     assert kept == sorted(kept)
@@ -154,7 +154,7 @@ def eliminated64(exact: Exact) -> list[int]:
 
 
 @pytest.mark.parametrize("method", NAMES)
-def test_groups_of_channels(method: str, layer: tuple[Exact, Layer]):
+def test_groups_of_channels(method: str, layer: tuple[Exact, SelectorInputs]):
     exact, found = layer
     select = partial(_select_groups, method)
     chosen = select(found)
@@ -172,7 +172,7 @@ def test_groups_of_channels(method: str, layer: tuple[Exact, Layer]):
         assert kept == eliminated64(exact)
 
 
-def test_random_is_a_matter_of_its_key_alone(layer: tuple[Exact, Layer]):
+def test_random_is_a_matter_of_its_key_alone(layer: tuple[Exact, SelectorInputs]):
     first, again, other = (
         _select("random", layer[1]._replace(key=jax.random.key(seed)), KEEP, Search()).kept.tolist()
         for seed in (5, 5, 6)
@@ -198,7 +198,7 @@ def test_highest_takes_the_first_among_equals():
 def test_the_methods_are_those_of_the_settings_and_their_updates_too():
     assert tuple(METHODS) == NAMES
     assert {method.update for method in METHODS.values()} == set(UPDATES) - {"own"}
-    own = {name: baselines.update_used(PruneSettings(method=name)) for name in NAMES}
+    own = {name: methods.update_used(PruneSettings(method=name)) for name in NAMES}
     assert own == {
         "spap": "alternate",
         "random": "none",
@@ -211,11 +211,11 @@ def test_the_methods_are_those_of_the_settings_and_their_updates_too():
     }
     for name in NAMES:
         for update in set(UPDATES) - {"own"}:
-            assert baselines.update_used(PruneSettings(method=name, update=update)) == update
+            assert methods.update_used(PruneSettings(method=name, update=update)) == update
 
 
 @pytest.mark.parametrize("method", NAMES)
-def test_no_choice_is_better_than_ours(layer: tuple[Exact, Layer], method: str):
+def test_no_choice_is_better_than_ours(layer: tuple[Exact, SelectorInputs], method: str):
     ours, theirs = (_select(name, layer[1], KEEP, Search()) for name in ("spap", method))
     low, high = (_objective(layer[1].system, choice.kept) for choice in (ours, theirs))
     assert theirs.kept.tolist() == sorted(set(theirs.kept.tolist()))

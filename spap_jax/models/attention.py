@@ -55,7 +55,7 @@ def causal_attention(
     if valid is None and isinstance(offset, int) and offset == 0 and q.shape[1] == k.shape[2]:
         fused = _fused(platform(), q.dtype, q.shape[1], q.shape[3], window)
     if fused is not None:
-        return devices.by_heads(fused, q, k, v)
+        return devices.shard_map_over_heads(fused, q, k, v)
     valid = jnp.ones((k.shape[0], k.shape[2]), bool) if valid is None else valid
     return in_blocks(q, k, v, valid, offset, window)
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from spap_jax.pruning.card import card_head
-from spap_jax.training.report import FinetuneReport
+from spap_jax.pruning.prune_card import card_head
+from spap_jax.training.finetune_report import FinetuneReport
 
 _PRUNED = "spap_report.json"
 """File name of the pruning report."""

@@ -5,13 +5,13 @@ from typing import Any
 
 from spap_jax import devices
 from spap_jax.checkpoint.fingerprint import fingerprint
-from spap_jax.checkpoint.resume import Unfinished
+from spap_jax.checkpoint.unfinished import Unfinished
 from spap_jax.data import TokenBlocks
 from spap_jax.model import Model
-from spap_jax.pruning.resume import computing, told_to_all
+from spap_jax.pruning.step_store import computing, told_to_all
 from spap_jax.settings import FinetuneSettings
-from spap_jax.training.checks import check_of
-from spap_jax.training.engine import Begun, Stage
+from spap_jax.training.check import check_of
+from spap_jax.training.engine import Stage, StoredStage
 
 
 def identity(model: Model, teacher: Model | None, blocks: TokenBlocks, settings: FinetuneSettings) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def keep(unfinished: Unfinished, stage: Stage) -> None:
         unfinished.add(leaves, dataclasses.asdict(stage.checks[-1]))
 
 
-def begun(unfinished: Unfinished | None) -> Begun | None:
+def begun(unfinished: Unfinished | None) -> StoredStage | None:
     """Returns the state that an interrupted run left; every process of this run has to call this.
 
     Args:
@@ -48,7 +48,7 @@ def begun(unfinished: Unfinished | None) -> Begun | None:
     if not looks:
         return None
     checks = tuple(check_of(told) for told in looks)
-    return devices.from_leader(unfinished.read(len(looks) - 1) if unfinished else {}), checks
+    return devices.broadcast_from_leader(unfinished.read(len(looks) - 1) if unfinished else {}), checks
 
 
 def _fingerprint(model: Model) -> str:

@@ -5,6 +5,7 @@ So before any block is pruned, the divergence of the dense model's predictions i
 candidate width. Small divergences are nearly additive, so the widths with the least sum are found exactly.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -17,14 +18,16 @@ from spap_jax.errors import NotFiniteError, UserError, option
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.numerics import full_precision, storage
-from spap_jax.placement import placed
+from spap_jax.placement import shard_params
 from spap_jax.pruning import moments, reduce, streams
 from spap_jax.pruning.moments import Moments
-from spap_jax.pruning.pipeline import calibration_chunks, pruned_config
-from spap_jax.pruning.predictions import advance, at, divergence, put, room
+from spap_jax.pruning.predictions import advance, divergence, get_layer, set_layer, zeros_for_layers
+from spap_jax.pruning.run import Run
 from spap_jax.settings import PruneSettings
 from spap_jax.solver import allocation
 from spap_jax.solver.problem import equilibrate
+
+Widths = tuple[int, ...]
 
 _STEP = 1 / 16
 """Spacing of the candidate widths, as a fraction of a dense layer's channels."""
@@ -33,52 +36,45 @@ _REACH = 3
 """Candidate widths on either side of the uniform one; few, since each width recompiles the programs of a layer."""
 
 
-def allocated_config(
-    config: DecoderConfig,
-    outer: Params,
-    read_layer: Callable[[int], Params],
-    tokens: np.ndarray,
-    settings: PruneSettings,
-) -> DecoderConfig:
-    """Returns the config to prune to: ``pruned_config``, with per-layer widths if the settings ask for them.
+def allocated(run: Run, decide: Callable[[Callable[[], Widths]], Widths] = lambda choose: choose()) -> Run:
+    """Returns the run with per-layer widths if the settings ask for them; otherwise unchanged.
 
-    Choosing per-layer widths holds all dense blocks in memory and passes the tokens through them once.
+    Choosing them holds all dense blocks in memory and passes the tokens through them once.
 
     Args:
-        config: The dense decoder.
-        outer: Its parameters outside the blocks.
-        read_layer: Returns the parameters of a dense block by its number.
-        tokens: Calibration token blocks [B, T]; divergences are measured on the held-out ones.
-        settings: The pruning settings.
+        run: The run; divergences are measured on its held-out tokens.
+        decide: Returns the widths that an earlier process chose, or else those that its argument chooses.
 
     Raises:
-        UserError: there is nothing to remove or to choose, or the layers already differ in width.
         NotFiniteError: the dense model's predictions are not finite.
     """
-    check_allocation(config, settings, devices.sharers())
-    uniform = pruned_config(config, settings)
-    if settings.allocation == "uniform":
-        return uniform
-    widths = _candidates(config, settings)
-    losses = _losses(config, outer, read_layer, tokens, settings, widths)
+    if run.settings.allocation == "uniform":
+        return run
+    return dataclasses.replace(run, narrow=run.narrow.with_widths(decide(lambda: _chosen(run))))
+
+
+def _chosen(run: Run) -> Widths:
+    widths = _candidates(run.config, run.narrow.intermediate, run.settings)
+    losses = _losses(run, widths)
     if not np.isfinite(losses).all():
         raise NotFiniteError(
             "the dense model's predictions are not finite: they overflow in float32, so look whether the model "
             "computes what it should (spap eval)."
         )
     # Columns count the steps above the smallest width.
-    spare = config.layers * widths[::-1].index(uniform.intermediate)
+    spare = run.config.layers * widths[::-1].index(run.narrow.intermediate)
     chosen = allocation.allocate(losses[:, ::-1], spare)
-    return uniform.with_widths([widths[::-1][column] for column in chosen])
+    return tuple(widths[::-1][column] for column in chosen)
 
 
-def check_allocation(config: DecoderConfig, settings: PruneSettings, sharers: int) -> None:
+def check_allocation(config: DecoderConfig, narrow: DecoderConfig, settings: PruneSettings, model_size: int) -> None:
     """Checks, before any work, that the widths can be chosen and pruned to.
 
     Args:
         config: The dense decoder.
+        narrow: The pruned decoder, all of whose layers lose the same fraction.
         settings: The pruning settings.
-        sharers: Number of devices over which weights are to be sharded.
+        model_size: Number of devices over which weights are to be sharded.
 
     Raises:
         UserError: layers differ in width, or would, with options that need equal widths; or there is only one
@@ -92,7 +88,7 @@ def check_allocation(config: DecoderConfig, settings: PruneSettings, sharers: in
                 f"{words} widths of their own, and {option('schedule', 'parallel')} solves layers of one width "
                 f"at once: use {option('schedule', 'sequential')}."
             )
-        if sharers > 1:
+        if model_size > 1:
             raise UserError(
                 f"{words} widths of their own, and {option('model_devices')} divides layers of one width: leave it out."
             )
@@ -103,7 +99,7 @@ def check_allocation(config: DecoderConfig, settings: PruneSettings, sharers: in
             f"the layers of this model differ in width already, and {option('allocation', 'global')} starts from one "
             f"width: use {option('allocation', 'uniform')}, which removes the same fraction of each layer's channels."
         )
-    if len(_candidates(config, settings)) == 1:
+    if len(_candidates(config, narrow.intermediate, settings)) == 1:
         raise UserError(
             f"nothing to choose: the widths of layers with {config.intermediate} channels, rounded to a multiple of "
             f"{settings.round_to}, are too few; lower {option('round_to')} or use "
@@ -111,45 +107,37 @@ def check_allocation(config: DecoderConfig, settings: PruneSettings, sharers: in
         )
 
 
-def _candidates(config: DecoderConfig, settings: PruneSettings) -> tuple[int, ...]:
+def _candidates(config: DecoderConfig, uniform: int, settings: PruneSettings) -> Widths:
     """Returns the candidate widths, descending and evenly spaced, including the uniform one."""
-    uniform = pruned_config(config, settings).intermediate
     step = reduce.kept_width(config.intermediate, 1 - _STEP, settings.round_to)
     around = (uniform + step * number for number in range(_REACH, -_REACH - 1, -1))
     return tuple(width for width in around if 0 < width < config.intermediate)
 
 
-def _losses(
-    config: DecoderConfig,
-    outer: Params,
-    read_layer: Callable[[int], Params],
-    tokens: np.ndarray,
-    settings: PruneSettings,
-    widths: tuple[int, ...],
-) -> np.ndarray:
+def _losses(run: Run, widths: Widths) -> np.ndarray:
     """Measures the divergence of the dense model with a single layer at each width: [L, W] nats per token."""
-    fitted, held_out = calibration_chunks(tokens, settings)
-    most = max(1, settings.batch_tokens // tokens.shape[1])
-    judged = held_out if held_out.real else streams.chunked(tokens[:most], most)
-    outer, blocks = placed(config, {name: outer[name] for name in ("embed", "head")}), None
+    config, settings = run.config, run.settings
+    outer, blocks = shard_params(config, {name: run.outer[name] for name in ("embed", "head")}), None
     for index in range(config.layers):
-        layer = placed(config, read_layer(index))
-        blocks = put(room(layer, config.layers) if blocks is None else blocks, index, layer)
+        layer = shard_params(config, run.read_layer(index))
+        blocks = set_layer(zeros_for_layers(layer, config.layers) if blocks is None else blocks, index, layer)
     assert blocks is not None
     dtype = storage(settings.stream_dtype)
+    most = max(1, settings.batch_tokens // run.fitted.tokens.shape[-1])
+    judged = run.held_out if run.held_out.real else streams.chunked(run.fitted.sequences[:most], most)
     compared = streams.start(config, outer, judged, dtype)
     last = jnp.copy(compared.dense)
     for index in range(config.layers):
         last = advance(config, blocks, index, last)
     compared = compared._replace(dense=last)
-    both, losses = streams.start(config, outer, fitted, dtype), []
+    both, losses = streams.start(config, outer, run.fitted, dtype), []
     for index in range(config.layers):
-        layer = at(blocks, index)
+        layer = get_layer(blocks, index)
         alike = config.reaching_like(index)
         both = streams.enter_mlp(alike, layer, both)
-        seen = devices.everywhere(moments.accumulate(alike, layer, streams.fitting_tokens(both)))
+        seen = devices.replicate(moments.accumulate(alike, layer, streams.fitting_tokens(both)))
         tried, own = _projections(layer["mlp"], seen, settings.fit.ridge, widths), layer["mlp"]
-        each = (own | at(tried, number) for number in range(len(widths)))
+        each = (own | get_layer(tried, number) for number in range(len(widths)))
         losses.append(jax.device_get([divergence(config, outer, blocks, index, mlp, compared) for mlp in each]))
         both = streams.leave_mlp(config, layer, both)
         compared = compared._replace(pruned=advance(config, blocks, index, compared.pruned))

@@ -7,19 +7,20 @@ import math
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
-from spap_jax.baselines import update_used
 from spap_jax.checkpoint.locate import public_name
+from spap_jax.methods import update_used
 from spap_jax.models import cost
-from spap_jax.models.config import DecoderConfig
 from spap_jax.models.registry import FAMILIES
 from spap_jax.pruning.achieved import Sparsities, sparsities
 from spap_jax.pruning.advice import advice
-from spap_jax.settings import PruneSettings
-from spap_jax.training.checks import Check, check_of
+from spap_jax.training.check import Check, check_of
+
+if TYPE_CHECKING:
+    from spap_jax.pruning.run import Run
 
 FORMAT = 1
 """Version of the JSON format; incremented when a field that ``spap report`` reads changes its name or meaning."""
@@ -158,30 +159,20 @@ class PruneReport:
         return json.dumps(_finite(tree), indent=1, allow_nan=False) + "\n"
 
 
-def new_report(
-    settings: PruneSettings,
-    config: DecoderConfig,
-    narrow: DecoderConfig,
-    name: str,
-    tokens: Any,
-    steps: Sequence[LayerReport | Check],
-) -> PruneReport:
+def new_report(run: "Run", name: str, tokens: Any, steps: Sequence[LayerReport | Check]) -> PruneReport:
     """Assembles the report of a run.
 
     Args:
-        settings: The settings of the run.
-        config: The dense decoder.
-        narrow: The pruned decoder.
+        run: The run.
         name: The model's name as given by the user; the report contains no path.
         tokens: Calibration tokens: an array [B, T], or ``TokenBlocks`` with a description and a hash.
         steps: The reports of the layers and of the joint steps.
     """
+    config, narrow, settings = run.config, run.narrow, run.settings
     family = FAMILIES[config.family]
     before, after = cost.parameters(family, config), cost.parameters(family, narrow)
-    account = data_account(tokens)
-    given = account["sequences"] * account["sequence_length"]
     return PruneReport(
-        settings=dataclasses.asdict(settings.resolved(config.layers, config.width, given)),
+        settings=dataclasses.asdict(settings),
         method={"selection": settings.method, "update": update_used(settings)},
         model={
             "name": public_name(name),
@@ -196,7 +187,7 @@ def new_report(
             "mlp_parameters": {"before": before.mlp, "after": after.mlp},
         },
         sparsity=sparsities(config, narrow, settings),
-        calibration=account,
+        calibration=data_account(tokens),
         versions=versions(),
         layers=tuple(step for step in steps if isinstance(step, LayerReport)),
         joint=tuple(step for step in steps if isinstance(step, Check)),

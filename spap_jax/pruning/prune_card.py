@@ -1,6 +1,6 @@
 """The model card of a pruned checkpoint."""
 
-from spap_jax.pruning.report import PruneReport
+from spap_jax.pruning.prune_report import PruneReport
 from spap_jax.quantities import range_text
 
 _TEXT = """\

@@ -10,7 +10,7 @@ import pytest
 from tiny_checkpoints import write
 
 from spap_jax.checkpoint.fingerprint import fingerprint
-from spap_jax.checkpoint.resume import Unfinished, resume_folder
+from spap_jax.checkpoint.unfinished import Unfinished, resume_folder
 from spap_jax.errors import UserError
 from spap_jax.models.decoder import Params
 

@@ -8,9 +8,9 @@ from typing import Any
 import jax
 
 from spap_jax.checkpoint.locate import public_name
-from spap_jax.pruning.report import data_account, versions
+from spap_jax.pruning.prune_report import data_account, versions
 from spap_jax.settings import FinetuneSettings
-from spap_jax.training.checks import Check
+from spap_jax.training.check import Check
 
 FORMAT = 1
 """Version of the JSON format; it changes when a field changes its name or meaning."""

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from jax import Array
 
-from spap_jax.baselines import criteria
+from spap_jax.methods import criteria
 from spap_jax.settings import PruneSettings
 from spap_jax.solver import groups
 from spap_jax.solver.penalty import select
@@ -21,7 +21,7 @@ from spap_jax.solver.problem import Problem, System
 from spap_jax.solver.swap import Polished, polish
 
 
-class Layer(NamedTuple):
+class SelectorInputs(NamedTuple):
     """Inputs available to a selector.
 
     Attributes:
@@ -53,7 +53,7 @@ class Search(NamedTuple):
     swap_rounds: int = 8
 
 
-class Method(NamedTuple):
+class PruningMethod(NamedTuple):
     """A pruning method.
 
     Attributes:
@@ -63,29 +63,31 @@ class Method(NamedTuple):
         score: layer -> [f], for methods that select by score alone; a group's score is the sum of its channels'.
     """
 
-    select: Callable[[Layer, int, Search], Array]
+    select: Callable[[SelectorInputs, int, Search], Array]
     update: str
     swaps: bool = False
-    score: Callable[[Layer], Array] | None = None
+    score: Callable[[SelectorInputs], Array] | None = None
 
 
-def _by_score(score: Callable[[Layer], Array], update: str) -> Method:
-    return Method(lambda layer, keep, search: criteria.highest(score(layer), keep), update, score=score)
+def _by_score(score: Callable[[SelectorInputs], Array], update: str) -> PruningMethod:
+    return PruningMethod(lambda layer, keep, search: criteria.highest(score(layer), keep), update, score=score)
 
 
-def _wanda(layer: Layer) -> Array:
+def _wanda(layer: SelectorInputs) -> Array:
     return criteria.wanda(layer.problem.weight, layer.mean, layer.variance)
 
 
-METHODS: dict[str, Method] = {
-    "spap": Method(lambda layer, keep, s: select(layer.system, keep, s.penalty, s.steps), "alternate", swaps=True),
+METHODS: dict[str, PruningMethod] = {
+    "spap": PruningMethod(
+        lambda layer, keep, s: select(layer.system, keep, s.penalty, s.steps), "alternate", swaps=True
+    ),
     "random": _by_score(lambda layer: criteria.random(layer.key, layer.mean.size), "none"),
     "magnitude": _by_score(lambda layer: criteria.magnitude(layer.problem.weight), "none"),
     "wanda": _by_score(_wanda, "none"),
     "flap": _by_score(lambda layer: criteria.flap(layer.problem.weight, layer.variance), "bias"),
     "fasp": _by_score(_wanda, "refit"),
-    "obs": Method(lambda layer, keep, search: criteria.obs(layer.system, keep), "refit"),
-    "osscar": Method(lambda layer, keep, search: criteria.obs_batches(layer.system, keep), "refit", swaps=True),
+    "obs": PruningMethod(lambda layer, keep, search: criteria.obs(layer.system, keep), "refit"),
+    "osscar": PruningMethod(lambda layer, keep, search: criteria.obs_batches(layer.system, keep), "refit", swaps=True),
 }
 """The methods by name; the criteria in `criteria` document how each relates to its paper."""
 
@@ -95,7 +97,7 @@ def update_used(settings: PruneSettings) -> str:
     return METHODS[settings.method].update if settings.update == "own" else settings.update
 
 
-def select_channels(method: str, layer: Layer, keep: int, search: Search) -> Polished:
+def select_channels(method: str, layer: SelectorInputs, keep: int, search: Search) -> Polished:
     """Selects a layer's channels; the improving swaps are counted for every method, whether it makes swaps or not.
 
     Args:
@@ -108,7 +110,7 @@ def select_channels(method: str, layer: Layer, keep: int, search: Search) -> Pol
     return polish(layer.system, way.select(layer, keep, search), search.swap_rounds if way.swaps else 0)
 
 
-def select_groups(method: str, layer: Layer, count: int, keep: int, swap_rounds: int) -> Polished:
+def select_groups(method: str, layer: SelectorInputs, count: int, keep: int, swap_rounds: int) -> Polished:
     """Selects groups of channels that are kept or removed together, such as a layer's key/value heads.
 
     Methods that score channels keep the groups with the highest sums; the others remove the cheapest group, one at a

@@ -10,11 +10,11 @@ import numpy as np
 
 from spap_jax import devices
 from spap_jax.checkpoint.publish import read_made
-from spap_jax.checkpoint.resume import Unfinished
+from spap_jax.checkpoint.unfinished import Unfinished
 from spap_jax.data import TokenBlocks
 from spap_jax.models.decoder import Params
-from spap_jax.pruning.pipeline import Begun, Step
-from spap_jax.pruning.report import report_of, versions
+from spap_jax.pruning.prune_report import report_of, versions
+from spap_jax.pruning.run import Begun, Step
 from spap_jax.settings import PruneSettings
 
 _COMPUTING = ("spap-jax", "jax", "jaxlib", "flax", "optax", "device")
@@ -42,14 +42,21 @@ def identity(
 def computing() -> dict[str, Any]:
     """Returns the properties of the software and hardware that a run's numbers depend on."""
     found = versions()
-    return {"devices": devices.everyone(), "model devices": devices.sharers()} | {
+    return {"devices": devices.mesh_size(), "model devices": devices.model_size()} | {
         name: found[name] for name in _COMPUTING
     }
 
 
-def keep(unfinished: Unfinished, step: Step) -> None:
-    """Stores a step that this run made."""
-    unfinished.add(step.kept(), dataclasses.asdict(step.report))
+def keep(unfinished: Unfinished | None, step: Step) -> None:
+    """Stores a step that this run made; all processes must call this.
+
+    Args:
+        unfinished: The stored steps in the leading process; None in the others.
+        step: The step.
+    """
+    kept = step.kept()
+    if unfinished:
+        unfinished.add(kept, dataclasses.asdict(step.report))
 
 
 def begun(unfinished: Unfinished | None, output: str | Path) -> Begun | None:
@@ -66,7 +73,7 @@ def begun(unfinished: Unfinished | None, output: str | Path) -> Begun | None:
     told = told_to_all(unfinished.told if unfinished and not _is_made(unfinished, output) else None)
 
     def read(number: int) -> Params:
-        return devices.from_leader(unfinished.read(number) if unfinished else {})
+        return devices.broadcast_from_leader(unfinished.read(number) if unfinished else {})
 
     return None if told is None else Begun([report_of(each) for each in told], read)
 
@@ -89,7 +96,7 @@ def decided_widths(unfinished: Unfinished | None, choose: Callable[[], tuple[int
 def told_to_all(told: Any) -> Any:
     """Broadcasts a JSON-serialisable value from the leading process; all processes must call this."""
     text = np.frombuffer(json.dumps(told).encode(), np.uint8)
-    return json.loads(devices.from_leader({"told": text})["told"].tobytes())
+    return json.loads(devices.broadcast_from_leader({"told": text})["told"].tobytes())
 
 
 def _is_made(unfinished: Unfinished, output: str | Path) -> bool:

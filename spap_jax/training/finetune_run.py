@@ -8,8 +8,8 @@ from typing import Any
 from spap_jax import devices
 from spap_jax.model import Model
 from spap_jax.settings import FinetuneSettings
-from spap_jax.training.engine import Begun, Stage
-from spap_jax.training.report import FinetuneReport, new_finetune_report
+from spap_jax.training.engine import Stage, StoredStage
+from spap_jax.training.finetune_report import FinetuneReport, new_finetune_report
 from spap_jax.training.train import result, stages
 
 
@@ -19,7 +19,7 @@ def run(
     teacher: Model | None,
     settings: FinetuneSettings,
     watch: Callable[[Stage], object],
-    begun: Begun | None = None,
+    begun: StoredStage | None = None,
 ) -> tuple[Model, FinetuneReport]:
     """Trains a model to the end and returns it with the report.
 
@@ -39,6 +39,6 @@ def run(
     for last in stages(model, getattr(tokens, "tokens", tokens), teacher, settings, begun):
         watch(last)
     assert last is not None  # the first stage precedes any step
-    trained = replace(model, params=devices.alone(result(model, last, settings)))
+    trained = replace(model, params=devices.to_process(result(model, last, settings)))
     names = (model.source.name, teacher and teacher.source.name)
     return trained, new_finetune_report(settings, names, tokens, last.best, last.checks, time.perf_counter() - started)

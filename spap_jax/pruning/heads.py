@@ -10,17 +10,17 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from spap_jax import baselines, devices
+from spap_jax import devices, methods
 from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.models.registry import FAMILIES
 from spap_jax.numerics import full_precision
-from spap_jax.placement import placed
+from spap_jax.placement import shard_params
 from spap_jax.pruning import moments, reduce, streams
 from spap_jax.pruning.layer import Clock, error_by_moments, refit_weights, stage_errors
 from spap_jax.pruning.moments import Moments
-from spap_jax.pruning.report import AttentionReport
+from spap_jax.pruning.prune_report import AttentionReport
 from spap_jax.pruning.streams import Streams
 from spap_jax.settings import PruneSettings
 from spap_jax.solver import alternating
@@ -35,10 +35,10 @@ def prune_attention(
     config: DecoderConfig,
     narrow: DecoderConfig,
     layer: Params,
-    both: tuple[Streams, Streams],
+    both: list[Streams],
     settings: PruneSettings,
     clock: Clock,
-) -> tuple[Params, tuple[Streams, Streams], AttentionReport]:
+) -> tuple[Params, list[Streams], AttentionReport]:
     """Prunes the attention of one block, and advances the streams to its MLP.
 
     Args:
@@ -53,7 +53,7 @@ def prune_attention(
     Returns:
         The block's parameters with fewer heads, the streams after its attention, and the report.
     """
-    both = tuple(streams.enter_attention(config, layer, part) for part in both)
+    both = [streams.enter_attention(config, layer, part) for part in both]
     clock.lap("streams", both)
     calibration, held_out = (streams.fitting_tokens(s) for s in both)
     # The first 2 L keys are used for channel selection and alternating rounds; the next one is free.
@@ -62,7 +62,7 @@ def prune_attention(
     small = layer | {"attention": stages[-1]}
     judged = _errors(narrow, small, [_to_weights(stage) for stage in stages], held_out)
     clock.lap("errors", judged)
-    both = tuple(streams.leave_attention(narrow, small, part) for part in both)
+    both = [streams.leave_attention(narrow, small, part) for part in both]
     clock.lap("streams", both)
     report = AttentionReport(
         kept=tuple(chosen.kept.tolist()),
@@ -87,17 +87,17 @@ def _solve(
     """Returns the choice, the ridge, attention with dense and updated weights, and their calibration errors []."""
     seen = moments.accumulate_attention(config, layer, calibration)
     clock.lap("statistics", seen)
-    seen = devices.everywhere(seen)
+    seen = devices.replicate(seen)
     s = settings
     ridge, chosen = _select(seen, key, config.kv_heads, narrow.kv_heads, s.method, s.fit.ridge, s.swap_rounds)
     clock.lap("selection", chosen)
     taken = reduce.take_groups(FAMILIES[config.family], layer["attention"], chosen.kept)
     channels = channels_of(chosen.kept, len(seen.hidden_mean) // config.kv_heads)
     stages = [taken]
-    if baselines.update_used(settings) in ("refit", "alternate"):
+    if methods.update_used(settings) in ("refit", "alternate"):
         weights = refit_weights(seen, ridge, channels, _to_weights(taken))
         stages.append(_with_weights(taken, weights))
-    stages = [placed(narrow, {"attention": attention})["attention"] for attention in stages]
+    stages = [shard_params(narrow, {"attention": attention})["attention"] for attention in stages]
     errors = [error_by_moments(seen, config.output_bias, channels, _to_weights(stage)) for stage in stages]
     clock.lap("refit", errors)
     return chosen, ridge, stages, errors
@@ -110,8 +110,8 @@ def _select(
 ) -> tuple[jax.Array, Polished]:
     """Returns the ridge used [], and the choice of groups."""
     system = equilibrate(seen.problem, ridge)
-    layer = baselines.Layer(seen.problem, system, seen.hidden_mean, seen.variance, key)
-    return system.ridge, baselines.select_groups(method, layer, count, keep, rounds)
+    layer = methods.SelectorInputs(seen.problem, system, seen.hidden_mean, seen.variance, key)
+    return system.ridge, methods.select_groups(method, layer, count, keep, rounds)
 
 
 @functools.partial(jax.jit, static_argnames="narrow")
