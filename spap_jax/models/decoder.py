@@ -163,6 +163,43 @@ class Head(nn.Module):
         return jnp.einsum("bte,ve->btv", x, weight.astype(x.dtype), preferred_element_type=jnp.float32)
 
 
+class Decoder(nn.Module):
+    """A whole decoder, from token ids to logits.
+
+    Its parameters are the tree of ``docs/architecture.md``: blocks are scanned, and their arrays stacked [L, ...].
+
+    Attributes:
+        config: Sizes and switches.
+        dtype: Data type of matrices and activations; norms, softmax and logits are float32.
+        policy: What a block keeps for its backward pass, one of ``jax.checkpoint_policies``; the rest is computed
+            again. None keeps everything.
+    """
+
+    config: DecoderConfig
+    dtype: Any = jnp.float32
+    policy: Callable[..., bool] | None = None
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array, valid: jax.Array | None = None) -> jax.Array:
+        """Computes logits. tokens: [B, T], valid: [B, T], or None without padding -> [B, T, v].
+
+        Padding (valid False) is neither attended to nor counted in positions.
+        """
+        c = self.config
+        positions = token_positions(jnp.ones(tokens.shape, bool) if valid is None else valid)
+        embed = Embed(c, name="embed")
+        x = embed(tokens, positions, self.dtype)
+        block = nn.remat(Block, policy=self.policy) if self.policy else Block
+
+        def step(layer: Block, x: jax.Array, kind: jax.Array | None) -> tuple[jax.Array, None]:
+            return layer(x, positions, valid, kind), None
+
+        scan = nn.scan(step, variable_axes={"params": 0}, split_rngs={"params": True}, length=c.layers)
+        x, _ = scan(block(c, name="layers"), x, reach_of(c, jnp.arange(c.layers)))
+        tied = embed.variables["params"]["tokens"] if c.tied else None
+        return Head(c, name="head")(x, tied)
+
+
 def init(config: DecoderConfig, key: jax.Array) -> Params:
     """Initialises random parameters; under ``jax.eval_shape``, only their shapes, without allocating memory."""
     tokens = jnp.zeros((1, 1), jnp.int32)
@@ -202,19 +239,8 @@ def block(config: DecoderConfig, layer: Params, *args, method=Block.__call__, up
 def forward(
     config: DecoderConfig, params: Params, tokens: jax.Array, valid: jax.Array | None, dtype=jnp.float32
 ) -> jax.Array:
-    """Computes logits. tokens: [B, T], valid: [B, T], or None without padding -> [B, T, v].
-
-    Padding (valid False) is neither attended to nor counted in positions.
-    """
-    positions = token_positions(jnp.ones(tokens.shape, bool) if valid is None else valid)
-    x = embed(config, params, tokens, positions, dtype)
-
-    def step(x: jax.Array, layer_and_index: tuple[Params, jax.Array]) -> tuple[jax.Array, None]:
-        layer, index = layer_and_index
-        return block(config, layer, x, positions, valid, reach_of(config, index)), None
-
-    x, _ = jax.lax.scan(step, x, (params["layers"], jnp.arange(config.layers)))
-    return head(config, params, x)
+    """Computes logits by a `Decoder`. tokens: [B, T], valid: [B, T], or None without padding -> [B, T, v]."""
+    return Decoder(config, dtype).apply({"params": params}, tokens, valid)  # type: ignore[return-value]
 
 
 class Cache(NamedTuple):

@@ -2,7 +2,13 @@
 
 from typing import Any
 
+import jax
+from jax.sharding import PartitionSpec
+
 from spap_jax.errors import UserError
+from spap_jax.models import decoder
+from spap_jax.models.config import DecoderConfig
+from spap_jax.models.decoder import Params
 from spap_jax.models.families import Family
 from spap_jax.models.gemma3 import GEMMA3
 from spap_jax.models.llama import LLAMA
@@ -14,6 +20,22 @@ from spap_jax.models.qwen3 import QWEN3
 from spap_jax.models.smollm3 import SMOLLM3
 
 FAMILIES = {family.name: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA3, OLMO2, SMOLLM3, OPT)}
+
+
+def logical_axes(config: DecoderConfig) -> Params:
+    """Returns the names of the axes of each parameter of a ``Decoder``, for ``flax.linen.logical_to_mesh_sharding``.
+
+    They are the letters of the glossary in ``docs/architecture.md``; L is the axis along which blocks are stacked.
+    """
+    family = FAMILIES[config.family]
+
+    def one(path: Any, array: jax.ShapeDtypeStruct) -> PartitionSpec:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        letters = family.letters(name)
+        return PartitionSpec(*"L" * (array.ndim - len(letters)), *letters)
+
+    shapes = jax.eval_shape(lambda: decoder.init(config, jax.random.key(0)))
+    return jax.tree_util.tree_map_with_path(one, shapes)
 
 
 def family_of(theirs: dict[str, Any]) -> Family:
