@@ -11,7 +11,6 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike, DTypeLike
 
 from spap_jax import devices
-from spap_jax.backend import platform
 from spap_jax.errors import UserError
 from spap_jax.model import Model, Source, checked
 from spap_jax.models import decoder
@@ -211,14 +210,9 @@ def generate(
     prompts = prompts.astype(np.int32)
     left = ((0, 0), (-prompts.shape[1] % PROMPT_STEP, 0))
     key = jax.random.key(0) if key is None else key
-    config, params = model.config, model.params
-    if platform() == "cpu":  # would copy the weights of each layer out of the stack for every token
-        config, params = decoder.laid_out(config, params, shard_params)
-    else:
-        params = shard_params(config, params)
     new = _continue(
-        config,
-        params,
+        model.config,
+        shard_params(model.config, model.params),
         devices.shard_chunks(np.pad(prompts, left)),
         devices.shard_chunks(np.pad(mask, left)),
         key if key.ndim and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else keys_of(key, np.arange(len(prompts))),
