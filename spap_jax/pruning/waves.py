@@ -68,7 +68,9 @@ def own_moments(
         fitted: The streams before the first of the layers, of which the dense one is used.
         clock: Records the time by phase.
     """
-    stream, own = streams.both_at(config, jnp.copy(fitted.dense), fitted.weights), None
+    # Copies, since the stream is updated in place, and the run goes on from the original.
+    dense, counted = jax.tree.map(jnp.copy, (fitted.dense, fitted.weights))
+    stream, own = streams.both_at(config, dense, counted), None
     for place, index in enumerate(layers):
         layer, alike = shard_params(config, read_layer(index)), config.reaching_like(index)
         clock.lap("reading", layer)
