@@ -56,7 +56,7 @@ def test_every_device_has_the_moments_of_its_layer(variant: str):
     with devices.use_mesh(4):
         start = streams.start(model.config, model.params, streams.chunked(cases.random_tokens(), 4))
         own = waves.own_moments(
-            range(LAYERS), model.config, lambda index: cases.one_layer(model, index), start, layer_module.Clock()
+            range(LAYERS), model.config, lambda index: cases.one_layer(model, index), start, layer_module.PhaseClock()
         )
     for array in jax.tree.leaves(own):
         assert [shard.data.shape for shard in array.addressable_shards] == [(1, *array.shape[1:])] * 4
