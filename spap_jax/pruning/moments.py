@@ -76,12 +76,10 @@ def _accumulate(hidden: Callable[[jax.Array], jax.Array], weight: jax.Array, cen
     totals = devices.psum_scatter_over_chunks(sums, tokens)
     (gram, cross), (hidden_mean, target_mean, power) = jax.tree.map(lambda total: total / tokens.real, totals)
     variance = jnp.diagonal(gram) - jnp.square(hidden_mean)
+    problem = Problem(gram, cross, power, weight.astype(jnp.float32))
     if centred:
-        gram = gram - hidden_mean[:, None] * hidden_mean[None, :]
-        cross = cross - hidden_mean[:, None] * target_mean[None, :]
-        power = power - jnp.square(target_mean).sum()
-    gram, cross, weight = (devices.shard_rows(a) for a in (gram, cross, weight.astype(jnp.float32)))
-    problem = Problem(gram, cross, power, weight)
+        problem = problem.centred(hidden_mean, target_mean)
+    problem = jax.tree.map(lambda a: devices.shard_rows(a) if a.ndim else a, problem)
     return Moments(problem, hidden_mean, target_mean, jnp.maximum(variance, 0))
 
 
