@@ -164,7 +164,7 @@ def smallest_pivot(ridge: Array) -> Array:
     return ridge / (1 + ridge)
 
 
-def scaled(problem: Problem, ridge: Array) -> Scaled:
+def scaled(problem: Problem, ridge: float | Array) -> Scaled:
     """Adds the ridge [] and scales to a unit diagonal."""
     diagonal = jnp.diagonal(problem.gram)
     energy = jnp.maximum(jnp.maximum(diagonal, 1e-6 * jnp.mean(diagonal)), _TINY)
