@@ -107,7 +107,7 @@ def selection(config: DecoderConfig, params: decoder.Params, fitted: Streams) ->
         return jax.tree.map(lambda a: a[index], params["layers"])
 
     of_waves = [
-        waves.own_moments(range(first, first + wave), config, read_layer, fitted, layer.Clock())
+        waves.own_moments(range(first, first + wave), config, read_layer, fitted, layer.PhaseClock())
         for first in range(0, COUNTS[-1], wave)
     ]
     return lambda: [waves.own_choices(own, config, key, 0, keep, **search) for own in of_waves]

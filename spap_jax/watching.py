@@ -13,7 +13,7 @@ from spap_jax.pruning.prune_report import LayerReport
 from spap_jax.training.check import Check
 
 
-class Watch(NamedTuple):
+class WatchCallbacks(NamedTuple):
     """Callbacks for the progress of a pruning run.
 
     Attributes:
@@ -47,7 +47,7 @@ def sampling(progress: bool | Callable[..., None] | None) -> Iterator[Callable[[
 
 
 @contextmanager
-def pruning(run: Progress, progress: bool | Callable[[LayerReport | Check], None] | None) -> Iterator[Watch]:
+def pruning(run: Progress, progress: bool | Callable[[LayerReport | Check], None] | None) -> Iterator[WatchCallbacks]:
     """Shows the progress of pruning.
 
     Args:
@@ -55,14 +55,14 @@ def pruning(run: Progress, progress: bool | Callable[[LayerReport | Check], None
         progress: Whether to show it, or a function to call instead; None shows it if it is `watched`.
     """
     if callable(progress):
-        yield Watch(progress)
+        yield WatchCallbacks(progress)
     elif watched() if progress is None else progress:
         from spap_jax.cli.console import layer_progress
 
         with layer_progress(run, 0) as bars:
-            yield Watch(bars.advance, bars.together)
+            yield WatchCallbacks(bars.advance, bars.together)
     else:
-        yield Watch(lambda report: None)
+        yield WatchCallbacks(lambda report: None)
 
 
 @contextmanager

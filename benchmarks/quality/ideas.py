@@ -21,7 +21,7 @@ from spap_jax.models.registry import FAMILIES
 from spap_jax.numerics import full_precision
 from spap_jax.pruning import joint, moments, reduce, streams
 from spap_jax.pruning.layer import (
-    Clock,
+    PhaseClock,
     choice_key,
     choose_channels,
     error_by_moments,
@@ -125,7 +125,7 @@ def prune_block(
         layer = with_attention_refitted(config, layer, streams.fitting_tokens(both[0]), settings.fit.ridge)
     fitted, judged, both = enter_mlp(config, layer, both, idea, settings.fit.correction)
     if metric is None:
-        layer, _ = prune_layer(index, config, narrow, layer, fitted, judged, settings, Clock())
+        layer, _ = prune_layer(index, config, narrow, layer, fitted, judged, settings, PhaseClock())
     else:
         layer = prune_weighted(index, config, narrow, layer, fitted, judged, settings, metric)
     del fitted, judged

@@ -49,7 +49,7 @@ def bench(
     from spap_jax import checkpoint
     from spap_jax.cli.console import waiting
     from spap_jax.cli.downloads import fetch_models
-    from spap_jax.cli.json_file import check_place, write_json
+    from spap_jax.cli.json_file import check_json_place, write_json
     from spap_jax.devices import use_mesh
     from spap_jax.errors import UserError
     from spap_jax.evaluation.speed import GenerationWorkload, measure
@@ -57,7 +57,7 @@ def bench(
 
     if min(batch, prompt, new, repeats) < 1:
         raise UserError("--batch, --prompt, --new and --repeats must be at least 1: give positive numbers.")
-    check_place(json, "spap bench")
+    check_json_place(json, "spap bench")
     names = [model] + ([other] if other else [])
     fetch_models(*names)
     with waiting(f"reading {' and '.join(names)}"):

@@ -55,7 +55,7 @@ def evaluate(
     from spap_jax import checkpoint
     from spap_jax.cli.console import waiting
     from spap_jax.cli.downloads import fetch_data, fetch_models
-    from spap_jax.cli.json_file import check_place, write_json
+    from spap_jax.cli.json_file import check_json_place, write_json
     from spap_jax.devices import use_mesh
     from spap_jax.errors import UserError
     from spap_jax.placement import bytes_of, shard_params
@@ -67,7 +67,7 @@ def evaluate(
         raise UserError("--sequence-length and --sequences go with --data, --task-path and --limit with --tasks.")
     if batch_tokens < 1 or (limit is not None and limit < 1):
         raise UserError("--batch-tokens and --limit must be at least 1: give positive numbers.")
-    check_place(json, "spap eval")
+    check_json_place(json, "spap eval")
     fetch_models(model)
     fetch_data(data)
     loaded = checkpoint.load(model, checkpoint.as_stored)

@@ -85,7 +85,7 @@ def finetune(
     from spap_jax.placement import fully_shard_params
     from spap_jax.training.finetune_card import trained_files
     from spap_jax.training.finetune_run import run
-    from spap_jax.training.stage_store import begun, identity, keep
+    from spap_jax.training.stage_store import finetune_identity, store_stage, stored_stage
     from spap_jax.training.train import check
 
     checkpoint.check_output(output, overwrite, inputs=inputs(model, teacher, data, eval))
@@ -104,9 +104,9 @@ def finetune(
     del whole
     with use_mesh(devices, model_devices), stopping() as before_end:
         if not leads():  # makes the same computations on its own sequences, and writes no result
-            run(start, blocks, dense, settings, lambda stage: stage.leaves(), begun(None))
+            run(start, blocks, dense, settings, lambda stage: stage.leaves(), stored_stage(None))
             return
-        kept = unfinished(output, identity(start, dense, blocks, settings), blocks=0, fresh=not resume)
+        kept = unfinished(output, finetune_identity(start, dense, blocks, settings), blocks=0, fresh=not resume)
 
         def reached(looks: int) -> str:  # each check stores a record; the first is before any step
             return f"step {min((looks - 1) * settings.check_every, settings.steps)} of {settings.steps} is done"
@@ -114,10 +114,10 @@ def finetune(
         with kept, telling(kept, before_end, reached), training_progress(settings.steps) as progress:
 
             def watch(stage: "Stage") -> None:
-                keep(kept, stage)
+                store_stage(kept, stage)
                 progress(stage.checks[-1])
 
-            trained, report = run(start, blocks, dense, settings, watch, begun(kept))
+            trained, report = run(start, blocks, dense, settings, watch, stored_stage(kept))
     extras: dict[str, Any] = {}
     if judged is not None:
         after = _perplexity(trained, judged, "after training")

@@ -9,7 +9,7 @@ from spap_jax.errors import UserError
 from spap_jax.manifest import check_file
 
 
-def check_place(file: Path | None, command: str) -> None:
+def check_json_place(file: Path | None, command: str) -> None:
     """Checks, before a long run, that its results can be written.
 
     Args:
@@ -38,7 +38,7 @@ def write_json(file: Path, command: str, result: dict[str, Any]) -> None:
     Raises:
         UserError: the file cannot be written, or it exists and the command did not write it.
     """
-    check_place(file, command)
+    check_json_place(file, command)
     text = json.dumps({"written_by": command, **result}, indent=1, default=_plain) + "\n"
     place = file.resolve()  # the target of a link is replaced, and the link kept
     try:

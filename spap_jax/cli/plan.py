@@ -58,7 +58,7 @@ def plan(
     from spap_jax import checkpoint
     from spap_jax.cli import console
     from spap_jax.cli.evaluate import chosen_length
-    from spap_jax.cli.json_file import check_place, write_json
+    from spap_jax.cli.json_file import check_json_place, write_json
     from spap_jax.errors import UserError
     from spap_jax.planning.accelerators import mesh_named
     from spap_jax.planning.plan import Request
@@ -69,7 +69,7 @@ def plan(
 
     if sequences < 1:
         raise UserError("--sequences must be at least 1: give a positive number.")
-    check_place(json, "spap plan")
+    check_json_place(json, "spap plan")
     meshes = [mesh_named(name).shared_among(model_devices) for name in ((mesh,) if mesh else MESHES)]
     with console.waiting(f"reading the config of {model}"):
         config, weight_bytes = checkpoint.read_config(checkpoint.locate_config(model), model)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from spap_jax.cli.prune_many import OTHERS, PruneRun, Sparsities, check_different, runs
+from spap_jax.cli.prune_many import OTHERS, PruneRun, SparsityOption, check_different, runs
 from spap_jax.cli.switches import Data, ModelName, OutputPath, Resume
 from spap_jax.settings import PruneSettings
 
@@ -26,7 +26,7 @@ def prune(
     *,
     data: Annotated[Data, Parameter(alias="--calibration")],  # its earlier name
     output: OutputPath,
-    sparsity: Sparsities = (PruneSettings.sparsity,),
+    sparsity: SparsityOption = (PruneSettings.sparsity,),
     sequences: int = 128,
     sequence_length: int | None = None,
     eval: Data | None = None,

@@ -32,7 +32,7 @@ from spap_jax.pruning.progress import Progress
 from spap_jax.pruning.prune_card import OWN_LOADER, pruned_files
 from spap_jax.pruning.prune_report import LayerReport, PruneReport, new_report
 from spap_jax.pruning.run import Run, resolve
-from spap_jax.pruning.step_store import begun, decided_widths, identity, keep
+from spap_jax.pruning.step_store import decided_widths, prune_identity, store_step, stored_steps
 from spap_jax.pruning.waves import Choices
 from spap_jax.training.check import Check
 
@@ -103,7 +103,7 @@ def _stored(
     if not leads():
         yield None
         return
-    which = identity(command.reader.fingerprint(), command.blocks, command.judged, command.dtype, one.settings)
+    which = prune_identity(command.reader.fingerprint(), command.blocks, command.judged, command.dtype, one.settings)
     blocks = run.config.layers
     amount = functools.partial(layers_done, blocks, joint.number_of_checks(joint.groups_of(run)))
     with unfinished(one.output, which, blocks, fresh) as store, telling(store, before_end, amount):
@@ -112,7 +112,7 @@ def _stored(
 
 def _make(one: PruneRun, run: Run, command: Command, number: int, store: Unfinished | None) -> None:
     """Makes the checkpoint of a run, unless an earlier process has; ``number`` is its index in the command."""
-    earlier = begun(store, one.output)
+    earlier = stored_steps(store, one.output)
     if earlier is None:
         console.err.print(f"{one.output} was made before the interruption")
         return
@@ -169,7 +169,7 @@ def _prune(
     with console.layer_progress(command.progress, number) as progress:
         for step in prune_layers(run, progress.together):
             if step.fresh:
-                keep(store, step)
+                store_step(store, step)
             for index, layer in step.final:
                 if writer:
                     writer.layer(index, layer)

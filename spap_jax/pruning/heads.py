@@ -18,7 +18,7 @@ from spap_jax.models.registry import FAMILIES
 from spap_jax.numerics import full_precision
 from spap_jax.placement import shard_params
 from spap_jax.pruning import moments, reduce, streams
-from spap_jax.pruning.layer import Clock, error_by_moments, refit_weights, stage_errors
+from spap_jax.pruning.layer import PhaseClock, error_by_moments, refit_weights, stage_errors
 from spap_jax.pruning.moments import Moments
 from spap_jax.pruning.prune_report import AttentionReport
 from spap_jax.pruning.streams import Streams
@@ -37,7 +37,7 @@ def prune_attention(
     layer: Params,
     both: list[Streams],
     settings: PruneSettings,
-    clock: Clock,
+    clock: PhaseClock,
 ) -> tuple[Params, list[Streams], AttentionReport]:
     """Prunes the attention of one block, and advances the streams to its MLP.
 
@@ -82,7 +82,7 @@ def _solve(
     calibration: Tokens,
     settings: PruneSettings,
     key: jax.Array,
-    clock: Clock,
+    clock: PhaseClock,
 ) -> tuple[Polished, jax.Array, list[Params], list[jax.Array]]:
     """Returns the choice, the ridge, attention with dense and updated weights, and their calibration errors []."""
     seen = moments.accumulate_attention(config, layer, calibration)

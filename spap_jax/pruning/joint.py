@@ -26,7 +26,7 @@ from spap_jax.training.check import Check
 from spap_jax.training.engine import StepSchedule, stages
 from spap_jax.training.optimizers import relative
 from spap_jax.training.step import Given, Job, Recipe, Sequences
-from spap_jax.training.stored_dtypes import as_stored
+from spap_jax.training.stored_dtypes import to_stored_dtypes
 
 _CHECKS = 8
 """Number of measurements on held-out tokens in a run, if there are as many steps."""
@@ -126,7 +126,7 @@ def adjusted(
         kept = len(checks) if begun else 0
         each = watch and (lambda made: watch(made, total))
         start = {"layers": best}
-        steps = stages(job, given, judged, start, as_stored(start), group.schedule, before, begun, each)
+        steps = stages(job, given, judged, start, to_stored_dtypes(start), group.schedule, before, begun, each)
         # The steps have these, and let them go when they have better ones.
         stored, best, start, parts = None, {}, None, {} if alone else parts
         for stage in steps:

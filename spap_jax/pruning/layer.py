@@ -26,7 +26,7 @@ from spap_jax.solver.problem import equilibrate, refit, scaled
 from spap_jax.solver.swap import Polished
 
 
-class Clock:
+class PhaseClock:
     """Time by phase, in seconds. A lap blocks until its result is ready, so that time counts for the right phase."""
 
     def __init__(self) -> None:
@@ -101,7 +101,7 @@ def prune_layer(
     calibration: Tokens,
     held_out: Tokens,
     settings: PruneSettings,
-    clock: Clock,
+    clock: PhaseClock,
     choice: Choice | None = None,
 ) -> tuple[Params, Solved]:
     """Prunes the MLP of one block.
@@ -153,7 +153,7 @@ def _solve(
     calibration: Tokens,
     settings: PruneSettings,
     key: jax.Array,
-    clock: Clock,
+    clock: PhaseClock,
 ) -> tuple[Choice, list[FitStage]]:
     """Selects channels, and returns the stages: dense weights, and their update if any; the moments are freed after."""
     seen = moments.accumulate(config, layer, calibration, settings.fit.correction)
@@ -301,7 +301,7 @@ def hidden_channels(config: DecoderConfig, layer: Params, inner: alternating.Inn
     return decoder.block(config, layer | {"mlp": inner | unused}, residual, method=mlp_hidden)
 
 
-def layer_report(index: int, solved: Solved, clock: Clock) -> LayerReport:
+def layer_report(index: int, solved: Solved, clock: PhaseClock) -> LayerReport:
     """Builds the report of a layer.
 
     Args:

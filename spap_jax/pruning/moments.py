@@ -102,12 +102,10 @@ def _accumulate(
         cross = (1 - c) * (own + hidden_mean[:, None] * bias[None, :]) + c * cross
         target_mean = (1 - c) * own_mean + c * target_mean
     variance = jnp.diagonal(gram) - jnp.square(hidden_mean)
-    if centred:
-        gram = gram - hidden_mean[:, None] * hidden_mean[None, :]
-        cross = cross - hidden_mean[:, None] * target_mean[None, :]
-        power = power - jnp.square(target_mean).sum()
-    gram, cross, weight = (devices.shard_rows(a) for a in (gram, cross, weight))
     problem = Problem(gram, cross, power, weight)
+    if centred:
+        problem = problem.centred(hidden_mean, target_mean)
+    problem = jax.tree.map(lambda a: devices.shard_rows(a) if a.ndim else a, problem)
     return Moments(problem, hidden_mean, target_mean, jnp.maximum(variance, 0))
 
 

@@ -15,7 +15,7 @@ from spap_jax.numerics import storage
 from spap_jax.placement import shard_params, zeros_for_blocks
 from spap_jax.pruning import joint, streams
 from spap_jax.pruning.heads import prune_attention
-from spap_jax.pruning.layer import Choice, Clock, layer_report, prune_layer
+from spap_jax.pruning.layer import Choice, PhaseClock, layer_report, prune_layer
 from spap_jax.pruning.predictions import set_layer
 from spap_jax.pruning.prune_report import LayerReport
 from spap_jax.pruning.run import Run, Step
@@ -51,7 +51,7 @@ def prune_layers(run: Run, watch: Callable[[int, int], None] | None = None) -> I
         for number, report in enumerate(made):
             yield Step(report, dict, [(number, run.begun.read(number))], fresh=False)
         return
-    clock = Clock()
+    clock = PhaseClock()
     dtype = storage(run.settings.stream_dtype)
     both = [streams.start(config, run.outer, part, dtype) for part in (run.fitted, run.held_out)]
     clock.lap("streams", both)
@@ -77,7 +77,7 @@ def prune_layers(run: Run, watch: Callable[[int, int], None] | None = None) -> I
         yield Step(report, lambda kept=kept: kept, final, fresh=index >= len(made))
         del layer, kept, final
         memory.return_scraps()
-        clock = Clock()
+        clock = PhaseClock()
     if blocks is not None:
         ends = both[0].dense, both[1].dense
         del both
@@ -104,7 +104,7 @@ def _prune_block(
     layer: Params,
     both: list[Streams],
     choice: Choice | None,
-    clock: Clock,
+    clock: PhaseClock,
 ) -> tuple[Params, LayerReport, list[Streams]]:
     """Prunes one dense block; returns its parameters, its report, and the streams after it.
 

@@ -20,7 +20,7 @@ from spap_jax.settings import PruneSettings
 _COMPUTING = ("spap-jax", "jax", "jaxlib", "flax", "optax", "device")
 
 
-def identity(
+def prune_identity(
     model: str, blocks: TokenBlocks, judged: TokenBlocks | None, dtype: str | None, settings: PruneSettings
 ) -> dict[str, Any]:
     """Returns everything that the result of ``spap prune`` depends on, by name; a run resumes only if all are equal.
@@ -47,7 +47,7 @@ def computing() -> dict[str, Any]:
     }
 
 
-def keep(unfinished: Unfinished | None, step: Step) -> None:
+def store_step(unfinished: Unfinished | None, step: Step) -> None:
     """Stores a step that this run made; all processes must call this.
 
     Args:
@@ -59,7 +59,7 @@ def keep(unfinished: Unfinished | None, step: Step) -> None:
         unfinished.add(kept, dataclasses.asdict(step.report))
 
 
-def begun(unfinished: Unfinished | None, output: str | Path) -> Begun | None:
+def stored_steps(unfinished: Unfinished | None, output: str | Path) -> Begun | None:
     """Returns the steps of earlier processes in every process of this run; all processes must call this.
 
     Args:

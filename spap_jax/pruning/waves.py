@@ -20,7 +20,7 @@ from spap_jax.models.decoder import Params
 from spap_jax.numerics import full_precision
 from spap_jax.placement import shard_params
 from spap_jax.pruning import moments, streams
-from spap_jax.pruning.layer import Choice, Clock, choice_key, choose_channels, search_of
+from spap_jax.pruning.layer import Choice, PhaseClock, choice_key, choose_channels, search_of
 from spap_jax.pruning.moments import Moments
 from spap_jax.pruning.streams import Streams
 
@@ -36,7 +36,7 @@ class Choices:
         self._keeps = list(dict.fromkeys(keeps))
         self._made: dict[tuple[range, int], list[Choice]] = {}
 
-    def of(self, layers: range, run: "Run", fitted: Streams, clock: Clock) -> list[Choice]:
+    def of(self, layers: range, run: "Run", fitted: Streams, clock: PhaseClock) -> list[Choice]:
         """Selects the channels of consecutive layers; the first run's call also makes the selections of later runs.
 
         Args:
@@ -57,7 +57,7 @@ class Choices:
 
 
 def own_moments(
-    layers: range, config: DecoderConfig, read_layer: Callable[[int], Params], fitted: Streams, clock: Clock
+    layers: range, config: DecoderConfig, read_layer: Callable[[int], Params], fitted: Streams, clock: PhaseClock
 ) -> Moments:
     """Accumulates each layer's moments on its own device, [devices, ...]; spare devices get the last layer's.
 
@@ -68,7 +68,9 @@ def own_moments(
         fitted: The streams before the first of the layers, of which the dense one is used.
         clock: Records the time by phase.
     """
-    stream, own = streams.both_at(config, jnp.copy(fitted.dense), fitted.weights), None
+    # Copies, since the stream is updated in place, and the run goes on from the original.
+    dense, counted = jax.tree.map(jnp.copy, (fitted.dense, fitted.weights))
+    stream, own = streams.both_at(config, dense, counted), None
     for place, index in enumerate(layers):
         layer, alike = shard_params(config, read_layer(index)), config.reaching_like(index)
         clock.lap("reading", layer)

@@ -16,7 +16,7 @@ import optax
 
 from spap_jax import devices
 from spap_jax.numerics import in_float32
-from spap_jax.solver.tableau import positive_solution
+from spap_jax.solver.problem import Problem, explained, refit, scaled
 
 _TINY = jnp.finfo(jnp.float32).tiny
 
@@ -167,18 +167,12 @@ def closed_form(mlp: Mlp, weights: Weights, tokens: Tokens, ridge: float | jax.A
     moments = devices.psum_over_chunks(sums, tokens)
     count = tokens.real
     gram, cross, h_mean, e_mean, (error, power) = jax.tree.map(lambda total: total / count, moments)
-    remains = error
+    problem = Problem(gram, cross, error, weight=jnp.zeros_like(cross))
     if weights.bias is not None:
-        gram = gram - h_mean[:, None] * h_mean[None, :]
-        cross = cross - h_mean[:, None] * e_mean[None, :]
-        remains = error - jnp.square(e_mean).sum()
-    energy = jnp.diagonal(gram)
-    energy = jnp.maximum(energy, 1e-6 * energy.mean() + _TINY)
-    scale = jax.lax.rsqrt(energy)
-    system = gram * scale[:, None] * scale[None, :] + ridge * jnp.eye(width)
-    change = scale[:, None] * positive_solution(system, scale[:, None] * cross)
+        problem = problem.centred(h_mean, e_mean)
+    change = refit(scaled(problem, ridge))
     bias = None if weights.bias is None else weights.bias + e_mean - h_mean @ change
-    remains = remains - jnp.sum(change * (2 * cross - gram @ change))
+    remains = problem.target_power - explained(problem, None, change)
     before, after = (jnp.maximum(e, 0) / jnp.maximum(power, _TINY) for e in (error, remains))
     return Fitted(Weights(weights.inner, weights.down + change, bias), before, after)
 

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.scipy.linalg import cho_solve
 
 from spap_jax.numerics import full_precision, is_concrete
 from spap_jax.solver.checks import (
@@ -22,7 +21,7 @@ from spap_jax.solver.checks import (
     check_status,
     first_status,
 )
-from spap_jax.solver.tableau import Tableau, solved, uses_lapack
+from spap_jax.solver.tableau import Tableau, positive_solution, solved, uses_lapack
 
 _RIDGE_GROWTHS = 8
 _ROUNDING = 1e-2
@@ -48,6 +47,14 @@ class Problem(NamedTuple):
     cross: Array
     target_power: Array
     weight: Array
+
+    def centred(self, hidden_mean: Array, target_mean: Array) -> "Problem":
+        """Returns the moments of centred H and Y, from their means [f] and [d]."""
+        return self._replace(
+            gram=self.gram - hidden_mean[:, None] * hidden_mean[None, :],
+            cross=self.cross - hidden_mean[:, None] * target_mean[None, :],
+            target_power=self.target_power - jnp.square(target_mean).sum(),
+        )
 
 
 class Scaled(NamedTuple):
@@ -157,7 +164,7 @@ def smallest_pivot(ridge: Array) -> Array:
     return ridge / (1 + ridge)
 
 
-def scaled(problem: Problem, ridge: Array) -> Scaled:
+def scaled(problem: Problem, ridge: float | Array) -> Scaled:
     """Adds the ridge [] and scales to a unit diagonal."""
     diagonal = jnp.diagonal(problem.gram)
     energy = jnp.maximum(jnp.maximum(diagonal, 1e-6 * jnp.mean(diagonal)), _TINY)
@@ -169,12 +176,12 @@ def scaled(problem: Problem, ridge: Array) -> Scaled:
 
 
 @full_precision
-def refit(system: System | Scaled, kept: Array) -> Array:
+def refit(system: System | Scaled, kept: Array | None = None) -> Array:
     """Solves for the optimal output projection of the kept channels, in the original scale.
 
     Args:
         system: The layer, f channels.
-        kept: [k] channel numbers.
+        kept: [k] channel numbers. By default all channels are kept.
 
     Returns:
         [k,d] minimiser of the ridged error.
@@ -182,6 +189,8 @@ def refit(system: System | Scaled, kept: Array) -> Array:
     Raises:
         UserError: ``kept`` are not distinct channel numbers.
     """
+    if kept is None:
+        return system.scale[:, None] * positive_solution(system.gram, system.cross)
     check_channels(kept, system.gram.shape[0])
     return system.scale[kept][:, None] * _weights(system, kept)
 
@@ -220,17 +229,20 @@ def relative_error(problem: Problem, kept: Array, projection: Array) -> Array:
     return jnp.maximum(left, 0) / jnp.maximum(problem.target_power, _TINY)
 
 
-def explained(problem: Problem, kept: Array, projection: Array) -> Array:
+def explained(problem: Problem, kept: Array | None, projection: Array) -> Array:
     """Computes the target power that the kept channels explain: ``|Y|^2 - |Y - H_S V|^2``, [], means over the tokens.
 
     Args:
         problem: The layer, f channels; its ``target_power`` is not used.
-        kept: [k] channel numbers.
+        kept: [k] channel numbers; None if all are kept.
         projection: [k,d] output projection of the kept channels, in the original scale.
     """
-    cross = problem.cross[kept]
-    everywhere = jnp.zeros_like(problem.cross).at[kept].set(projection)
-    residual = cross - (problem.gram @ everywhere)[kept]  # no part of the Gram matrix is copied
+    if kept is None:
+        cross, residual = problem.cross, problem.cross - problem.gram @ projection
+    else:
+        cross = problem.cross[kept]
+        everywhere = jnp.zeros_like(problem.cross).at[kept].set(projection)
+        residual = cross - (problem.gram @ everywhere)[kept]  # no part of the Gram matrix is copied
     # Grouped so that the small term, <V, residual>, does not lose precision next to the large ones.
     return jnp.sum(jnp.sum(projection * cross, axis=1)) + jnp.sum(jnp.sum(projection * residual, axis=1))
 
@@ -238,6 +250,5 @@ def explained(problem: Problem, kept: Array, projection: Array) -> Array:
 def _weights(system: System | Scaled, kept: Array) -> Array:
     """Solves for the output projection of the kept channels, [k,d], in the scaled channels."""
     if uses_lapack():
-        gram = system.gram[kept[:, None], kept[None, :]]
-        return cho_solve((jnp.linalg.cholesky(gram), True), system.cross[kept])
+        return positive_solution(system.gram[kept[:, None], kept[None, :]], system.cross[kept])
     return solved(system.gram, system.cross, kept)[0].rows[kept]

@@ -10,7 +10,7 @@ from spap_jax.model import Model
 from spap_jax.settings import FinetuneSettings
 from spap_jax.training.engine import Stage, StoredStage
 from spap_jax.training.finetune_report import FinetuneReport, new_finetune_report
-from spap_jax.training.train import result, stages
+from spap_jax.training.train import finetune_stages, result
 
 
 def run(
@@ -32,11 +32,11 @@ def run(
         begun: The state of an interrupted run with the same identity, if there is one.
 
     Raises:
-        UserError: see ``stages``.
+        UserError: see ``finetune_stages``.
     """
     started = time.perf_counter()
     last = None
-    for last in stages(model, getattr(tokens, "tokens", tokens), teacher, settings, begun):
+    for last in finetune_stages(model, getattr(tokens, "tokens", tokens), teacher, settings, begun):
         watch(last)
     assert last is not None  # the first stage precedes any step
     trained = replace(model, params=devices.to_process(result(model, last, settings)))

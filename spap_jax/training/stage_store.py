@@ -14,7 +14,9 @@ from spap_jax.training.check import check_of
 from spap_jax.training.engine import Stage, StoredStage
 
 
-def identity(model: Model, teacher: Model | None, blocks: TokenBlocks, settings: FinetuneSettings) -> dict[str, Any]:
+def finetune_identity(
+    model: Model, teacher: Model | None, blocks: TokenBlocks, settings: FinetuneSettings
+) -> dict[str, Any]:
     """Returns everything that the result depends on, by name; a run resumes only if all of it is the same.
 
     Args:
@@ -28,14 +30,14 @@ def identity(model: Model, teacher: Model | None, blocks: TokenBlocks, settings:
     return how | models | {"data": blocks.sha256, "sequence length": blocks.tokens.shape[1]} | computing()
 
 
-def keep(unfinished: Unfinished, stage: Stage) -> None:
+def store_stage(unfinished: Unfinished, stage: Stage) -> None:
     """Stores a stage, unless it is already stored; the other processes have to call ``stage.leaves()``."""
     leaves = stage.leaves()
     if len(stage.checks) > len(unfinished.told):
         unfinished.add(leaves, dataclasses.asdict(stage.checks[-1]))
 
 
-def begun(unfinished: Unfinished | None) -> StoredStage | None:
+def stored_stage(unfinished: Unfinished | None) -> StoredStage | None:
     """Returns the state that an interrupted run left; every process of this run has to call this.
 
     Args:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from spap_jax.models.decoder import Params
 
 
-def as_stored(like: Params) -> Callable[[Params], Params]:
+def to_stored_dtypes(like: Params) -> Callable[[Params], Params]:
     """Returns a function that converts weights to the data types of others."""
     dtypes = tuple(array.dtype for array in jax.tree.leaves(like))
     return functools.partial(_cast, dtypes=dtypes)

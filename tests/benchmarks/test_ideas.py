@@ -135,7 +135,9 @@ def test_weights_of_one_change_nothing_and_a_heavy_direction_fits_better(variant
 
     eye = jnp.eye(config.width)
     plain = fit(Metric(eye, eye))
-    built_in, _ = pruning_layer.prune_layer(0, config, narrow, layer, fitted, judged, SETTINGS, pruning_layer.Clock())
+    built_in, _ = pruning_layer.prune_layer(
+        0, config, narrow, layer, fitted, judged, SETTINGS, pruning_layer.PhaseClock()
+    )
     assert_close(plain, built_in["mlp"])
     heavy = eye.at[3, 3].set(30.0)
     assert error(fit(Metric(heavy, jnp.linalg.inv(heavy))))[3] < 0.9 * error(plain)[3]

@@ -14,7 +14,7 @@ from spap_jax import api
 from spap_jax.errors import UserError
 from spap_jax.models import decoder
 from spap_jax.pruning import streams
-from spap_jax.pruning.layer import Choice, Clock, prune_layer
+from spap_jax.pruning.layer import Choice, PhaseClock, prune_layer
 from spap_jax.pruning.narrow import pruned_config
 from spap_jax.settings import Method, Update
 from spap_jax.solver.swap import Polished
@@ -190,7 +190,7 @@ def test_rounds_use_the_ridge_that_the_selection_ended_with():
     channels = Polished(jnp.arange(KEPT), jnp.int32(0), jnp.int32(0))
     choice = Choice(channels, jnp.float32(1e-2), jnp.zeros(CHANNELS))
     one, other = (
-        prune_layer(0, model.config, narrow, layer, tokens, none, settings.replace(ridge=asked), Clock(), choice)
+        prune_layer(0, model.config, narrow, layer, tokens, none, settings.replace(ridge=asked), PhaseClock(), choice)
         for asked in (1e-2, 1e-9)
     )
     assert int(one[1].rounds) == 1

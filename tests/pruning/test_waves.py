@@ -56,7 +56,7 @@ def test_every_device_has_the_moments_of_its_layer(variant: str):
     with devices.use_mesh(4):
         start = streams.start(model.config, model.params, streams.chunked(cases.random_tokens(), 4))
         own = waves.own_moments(
-            range(LAYERS), model.config, lambda index: cases.one_layer(model, index), start, layer_module.Clock()
+            range(LAYERS), model.config, lambda index: cases.one_layer(model, index), start, layer_module.PhaseClock()
         )
     for array in jax.tree.leaves(own):
         assert [shard.data.shape for shard in array.addressable_shards] == [(1, *array.shape[1:])] * 4
@@ -71,14 +71,27 @@ def test_every_device_has_the_moments_of_its_layer(variant: str):
             np.testing.assert_allclose(ours, exact / len(h), rtol=0, atol=1e-5 * np.abs(exact / len(h)).max())
 
 
+def by_wanda(h: np.ndarray, weight: np.ndarray) -> list[int]:
+    return sorted(np.argsort(np.sqrt((h**2).mean(0)) * np.abs(weight).sum(1))[-cases.KEPT :])
+
+
 @BOTH
 def test_channels_are_chosen_on_the_dense_stream(variant: str):
     result = run(variant, "wanda")
     down = np.asarray(cases.tiny(variant).params["layers"]["mlp"]["down"], np.float64)
     for (h, _), weight, report in zip(dense(variant), down, result.report.layers, strict=True):
-        scores = np.sqrt((h**2).mean(0)) * np.abs(weight).sum(1)
-        assert list(report.kept) == sorted(np.argsort(scores)[-cases.KEPT :])
+        assert list(report.kept) == by_wanda(h, weight)
     assert result.report.layers[-1].kept != in_sequence(variant, "wanda").report.layers[-1].kept
+
+
+def test_padding_counts_for_nothing():
+    """Thirteen sequences in chunks of seven end in padding, whose weights all layers need."""
+    settings = PARALLEL.replace(batch_tokens=128, method="wanda")
+    model, tokens = cases.tiny("llama"), cases.random_tokens()[:13]
+    report = api.prune(model, tokens, settings=settings).report
+    down = np.asarray(model.params["layers"]["mlp"]["down"], np.float64)
+    for (h, _), weight, layer in zip(dense("llama"), down, report.layers, strict=True):
+        assert list(layer.kept) == by_wanda(h[: tokens.size], weight)
 
 
 @BOTH

@@ -23,14 +23,14 @@ def dense() -> spap.Model:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_before_any_step_the_model_is_as_it_was(settings: FinetuneSettings, dtype: str):
     model = tiny(dtype=dtype)
-    stage = next(train.stages(model, counting(), None, settings))
+    stage = next(train.finetune_stages(model, counting(), None, settings))
     assert stage.checks[0].held_out == pytest.approx(np.log(spap.perplexity(model, HELD_OUT)), rel=1e-5)
     best = stage.best if settings.full else model.params | train.merged(model.config, model.params, stage.best, 2.0)
     assert same(best, model.params)
 
 
 def test_before_any_step_the_loss_with_a_teacher_is_the_divergence():
-    stage = next(train.stages(tiny(), counting(), dense(), SETTINGS))
+    stage = next(train.finetune_stages(tiny(), counting(), dense(), SETTINGS))
     assert stage.checks[0].held_out == pytest.approx(spap.divergence(dense(), tiny(), HELD_OUT), rel=1e-5)
 
 
@@ -86,7 +86,7 @@ def test_weights_and_moments_are_divided():
     queries = tiny().params["layers"]["attention"]["q"].shape
     part = (queries[0], queries[1] // 2, queries[2] // 2, queries[3])
     with use_mesh(4, 2):
-        for stage in train.stages(tiny(), counting(), None, FULL.replace(steps=2, check_every=1)):
+        for stage in train.finetune_stages(tiny(), counting(), None, FULL.replace(steps=2, check_every=1)):
             parts = [a for a in jax.tree.leaves((stage.state, stage.best)) if a.shape == queries]
             assert len(parts) == 4  # the weights, both of Adam's moments, and the best weights
             assert {a.addressable_data(0).shape for a in parts} == {part}
