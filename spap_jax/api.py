@@ -8,7 +8,7 @@ from typing import Any, Unpack
 import jax
 
 from spap_jax import checkpoint, memory, watching
-from spap_jax.data import load_tokens
+from spap_jax.data import TokenBlocks, load_tokens, mask_of
 from spap_jax.devices import sharing
 from spap_jax.errors import UserError
 from spap_jax.evaluation.generation import generate
@@ -135,7 +135,7 @@ def prune(
     with sharing(devices, model_devices), watching.pruning(run, progress) as watch:
         narrow = allocated_config(model.config, model.params, read_layer, blocks, settings)
         given = model.config, model.params, read_layer, blocks, settings
-        for step in prune_layers(*given, narrow=narrow, watch=watch.part):
+        for step in prune_layers(*given, narrow=narrow, watch=watch.part, mask=mask_of(tokens)):
             reports.append(step.report)
             watch.step(step.report)
             layers += (jax.device_get(layer) for _, layer in step.final)
@@ -213,7 +213,8 @@ def finetune(
         def watch(stage: Stage) -> None:
             show(stage.checks[-1])
 
-        trained, report = run(model, blocks, teacher, settings, watch)
+        given = replace(tokens, tokens=blocks) if isinstance(tokens, TokenBlocks) else blocks
+        trained, report = run(model, given, teacher, settings, watch)
     return FinetuneResult(trained, replace(report, data=data_account(tokens)))
 
 

@@ -144,7 +144,7 @@ def _steps(
     watch: Callable[[int, int], None] | None,
 ) -> Iterator[Step]:  # fmt: skip
     args = given.reader.config, outer, given.reader.layer, given.blocks.tokens, run.settings
-    return prune_layers(*args, done, narrow, watch, given.choices)
+    return prune_layers(*args, done, narrow, watch, given.choices, given.blocks.mask)
 
 
 def _prune_into(
@@ -186,7 +186,7 @@ def perplexity_of(model: Model, judged: TokenBlocks, when: str, progress: Progre
             progress.measured(done, total)
             watch(f"measuring perplexity {when}", done, total)
 
-        return perplexity(model, judged.tokens, watch=measured)
+        return perplexity(model, judged.tokens, watch=measured, mask=judged.mask)
 
 
 def _for_judging(layer: Params, given: Given) -> list[Params]:

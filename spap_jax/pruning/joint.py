@@ -118,7 +118,7 @@ def adjusted(
     Yields:
         The state after each measurement, the first of them before any step; of those of an earlier process the last.
     """
-    sets = [(Sequences(devices.spread(part.tokens), last), part.real) for part, last in zip(tokens, final, strict=True)]
+    sets = [(_sequences(part, last), part.real) for part, last in zip(tokens, final, strict=True)]
     fitted, held_out = sets[0], sets[1] if tokens[1].real else sets[0]
     plan = groups(config.layers, tokens[0].real, tokens[0].tokens.shape[2], settings, devices.number())
     total, last = sum(group.schedule.steps for group in plan), number_of_checks(plan)
@@ -152,6 +152,12 @@ def adjusted(
             settled = {} if alone else {"settled": parts}
             yield Adjusted(checks[-1], len(checks) > kept, lambda s=stage, more=settled: _state(s, more), ended)
         parts = best if alone else _with_blocks(parts, group.first, best)
+
+
+def _sequences(part: Padded, last: jax.Array) -> Sequences:
+    """Returns the sequences of the steps, with the dense model's stream after its last block."""
+    mask = None if part.mask is None else devices.spread(part.mask)
+    return Sequences(devices.spread(part.tokens), last, mask)
 
 
 def recipe(settings: PruneSettings, steps: int) -> Recipe:

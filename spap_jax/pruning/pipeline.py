@@ -113,6 +113,7 @@ def prune_layers(
     narrow: DecoderConfig | None = None,
     watch: Callable[[int, int], None] | None = None,
     shared: Choices | None = None,
+    mask: np.ndarray | None = None,
 ) -> Iterator[Step]:
     """Prunes every block in turn, and then makes joint steps on the pruned model.
 
@@ -133,6 +134,7 @@ def prune_layers(
         watch: Called after every joint step, with the number of steps made and their total.
         shared: Choices of the parallel schedule, shared with runs that differ only in sparsity. By default this run
             has its own.
+        mask: bool [B, T], True on the tokens whose predictions count in the joint steps; by default all count.
 
     Yields:
         Each step as soon as it is made; steps of the earlier run come first, in order.
@@ -149,7 +151,7 @@ def prune_layers(
         for number, report in enumerate(made):
             yield Step(report, dict, [(number, begun.read(number))], fresh=False)
         return
-    chunks = calibration_chunks(tokens, settings)
+    chunks = calibration_chunks(tokens, settings, mask)
     clock = Clock()
     dtype, share = storage(settings.stream_dtype), settings.fit.correction
     both = Both(*(streams.start(config, outer, part, dtype, share) for part in chunks))
@@ -243,11 +245,17 @@ def _past(
     return Both(*(streams.leave_mlp(narrow, layer, s)[0] for s in both))
 
 
-def calibration_chunks(tokens: np.ndarray, settings: PruneSettings) -> tuple[Padded, Padded]:
+def calibration_chunks(
+    tokens: np.ndarray, settings: PruneSettings, mask: np.ndarray | None = None
+) -> tuple[Padded, Padded]:
     """Splits token blocks into calibration and held-out chunks; sampled sequences are never held out."""
     most = max(1, settings.batch_tokens // tokens.shape[1])
     fitted = streams.fitted_of(len(tokens), held_out_part(settings))
-    return streams.chunked(tokens[:fitted], most), streams.chunked(tokens[fitted:], most)
+    first, second = (
+        streams.chunked(tokens[part], most, None if mask is None else mask[part])
+        for part in (slice(fitted), slice(fitted, None))
+    )
+    return first, second
 
 
 def checks_of(tokens: np.ndarray, layers: int, settings: PruneSettings) -> int:

@@ -59,10 +59,9 @@ def token_losses(own: Predictor, last: jax.Array, target: Wanted | jax.Array) ->
     return _by_token(functools.partial(_next_token_loss, own), last, target)
 
 
-def next_tokens(tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns the token after each one, and whether it is known: [B, T] each; that after the last is not."""
-    known = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None, :] < tokens.shape[1] - 1, tokens.shape)
-    return jnp.roll(tokens, -1, axis=1), known
+def next_tokens(tokens: jax.Array) -> jax.Array:
+    """Returns the token after each one [B, T]; that after the last is unknown, and the first one is in its place."""
+    return jnp.roll(tokens, -1, axis=1)
 
 
 def _by_token(loss: Callable[..., jax.Array], last: jax.Array, *more: jax.Array) -> jax.Array:
