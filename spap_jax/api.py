@@ -8,7 +8,7 @@ from typing import Any, Unpack
 import jax
 
 from spap_jax import checkpoint, memory, watching
-from spap_jax.data import load_tokens
+from spap_jax.data import TokenBlocks, load_tokens, mask_of
 from spap_jax.devices import use_mesh
 from spap_jax.errors import UserError
 from spap_jax.evaluation.generation import generate
@@ -136,7 +136,7 @@ def prune(
 
     shown = Progress(model.config, [settings], blocks.shape, 0)
     with use_mesh(devices, model_devices), watching.pruning(shown, progress) as watch:
-        run = allocated(resolve(model.config, model.params, read_layer, blocks, settings, narrow))
+        run = allocated(resolve(model.config, model.params, read_layer, blocks, settings, narrow, mask=mask_of(tokens)))
         for step in prune_layers(run, watch.part):
             reports.append(step.report)
             watch.step(step.report)
@@ -215,7 +215,8 @@ def finetune(
         def watch(stage: Stage) -> None:
             show(stage.checks[-1])
 
-        trained, report = run(model, blocks, teacher, settings, watch)
+        given = replace(tokens, tokens=blocks) if isinstance(tokens, TokenBlocks) else blocks
+        trained, report = run(model, given, teacher, settings, watch)
     return FinetuneResult(trained, replace(report, data=data_account(tokens)))
 
 

@@ -1,30 +1,38 @@
 """Calibration and evaluation data: token blocks [B, T] from a hub name, a local file, texts or an array.
 
 Texts become one stream of tokens, without special tokens; the rows of a data set are joined by a blank line. Evaluation
-on a named set follows the protocol of the papers instead (`named_sets.py`). The stream is cut into windows of T tokens
-that do not overlap: calibration samples some at random, evaluation takes them in order.
+on a named set follows the protocol of the papers instead (`named_sets.py`). Conversations become one stream too, each
+through the tokenizer's chat template, with a mask of what the assistant wrote. The stream is cut into windows of T
+tokens that do not overlap: calibration samples some at random, evaluation takes them in order.
 """
 
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from spap_jax import conversations
+from spap_jax.conversations import Conversation
 from spap_jax.errors import UserError, option
 from spap_jax.hub import cached_file, cached_splits, first_line, hub_file, hub_splits, require_hub
 from spap_jax.in_memory import Data, encoder_of, rows_of
+from spap_jax.mixtures import Part, parts_of, shares
 from spap_jax.named_sets import NAMED, Protocol, Role, data_name
 from spap_jax.remote import fetch_file, is_address
 from spap_jax.settings import is_count
-from spap_jax.texts import is_file, joined, looks_local, read_file
+from spap_jax.texts import Piece, is_file, joined, looks_local, read_file
 from spap_jax.windows import check_ids, cut
 
-SPLITS: dict[Role, tuple[str, ...]] = {"calibration": ("train",), "evaluation": ("test", "validation")}
+SPLITS: dict[Role, tuple[str, ...]] = {
+    "calibration": ("train", "train_sft"),  # the latter is usual for conversations
+    "evaluation": ("test", "validation", "test_sft"),
+}
 CHUNK = 4_000_000  # characters tokenised at once (about a second per 2 million, 150 bytes of memory each)
 POOL = 4  # calibration reads text for this many times the windows asked for, to sample from
 LOCAL = "name a local .txt, .jsonl, .json, .parquet or .npy file instead"
@@ -38,17 +46,32 @@ class TokenBlocks:
     Attributes:
         tokens: int32 [B, T].
         description: Short description of the data and of how the windows were chosen.
-        sha256: SHA-256 of the bytes of `tokens` (little-endian int32, row by row).
+        sha256: SHA-256 of the bytes of `tokens` (little-endian int32, row by row), and of those of `mask`, if any.
         available: Number of windows of T tokens to choose from.
+        mask: bool [B, T], True on the tokens whose predictions count, such as those that the assistant wrote in
+            conversations; None if all count.
     """
 
     tokens: np.ndarray
     description: str
     sha256: str
     available: int
+    mask: np.ndarray | None = None
 
     def __repr__(self) -> str:
         return f"TokenBlocks({list(self.tokens.shape)}, {self.description!r}, sha256 {self.sha256[:8]}...)"
+
+
+def mask_of(tokens: Any) -> np.ndarray | None:
+    """Returns the mask [B, T] of `TokenBlocks`; None for those without one, and for arrays of token ids."""
+    return tokens.mask if isinstance(tokens, TokenBlocks) else None
+
+
+def new_blocks(tokens: np.ndarray, description: str, available: int, mask: np.ndarray | None = None) -> TokenBlocks:
+    """Returns token blocks [B, T] with their hash."""
+    tokens = np.ascontiguousarray(tokens, dtype="<i4")
+    sha256 = hashlib.sha256(tokens.tobytes() + (b"" if mask is None else mask.tobytes())).hexdigest()
+    return TokenBlocks(tokens, description, sha256, available, mask)
 
 
 def load_tokens(
@@ -66,8 +89,11 @@ def load_tokens(
     Args:
         data: `wikitext2`, `c4` (`c4:FILE` for a copy of its file), a hub data set `owner/name` or
             `owner/name:config`, a .txt, .jsonl, .json (also with .gz), .parquet or .npy file by its path or
-            address (gs://bucket/file.txt). Or an object: texts, or dicts with a ``text``, in an iterable such as a list
+            address (gs://bucket/file.txt); for calibration also several of these, each with its weight:
+            `a.jsonl:0.7,b.txt:0.3`. Or an object: texts, or dicts with a ``text``, in an iterable such as a list
             or a data set; a dict of splits of these; or an array of token ids, a stream [N] or sequences [B, T'].
+            Rows with ``messages`` in place of ``text`` are conversations, of which the tokens that the assistant wrote
+            count.
         tokenizer: A model folder, a hub id, or a tokenizer object of ``transformers`` or ``tokenizers``; not needed for
             token ids.
         sequence_length: Number of tokens in a window, T.
@@ -87,49 +113,121 @@ def load_tokens(
         )
     if not is_count(seed, least=0):
         raise UserError(f"{option('seed')} must be a whole number of at least 0, not {seed!r}: give one.")
+    given = {"tokenizer": tokenizer, "sequence_length": sequence_length, "vocabulary": vocabulary}
+    parts = parts_of(data) if isinstance(data, str) else []
+    if len(parts) > 1:
+        return _mixed(parts, sequences, seed, role, given)
     name, content, protocol, file = _open(data, role)
     text = not isinstance(content, np.ndarray)
+    mask = None
     if text:
         times = POOL if role == "calibration" else 1
         enough = None if sequences is None else times * sequences * sequence_length
-        content = _tokenise(content, name, tokenizer, enough, protocol.special_tokens)
+        content, mask = _tokenise(content, name, tokenizer, enough, protocol.special_tokens)
         content = content[: protocol.windows and protocol.windows * sequence_length]
     windows = cut(content, name, sequence_length, sequences)
     check_ids(windows, name, vocabulary, tokenizer if text else None)
+    if mask is not None:
+        mask = cut(mask[: len(content)], name, sequence_length, sequences) > 0
+        windows, mask = _answered(windows, mask, name, role, sequences)
     taken = np.arange(len(windows))
     if role == "calibration":
         taken = np.random.default_rng(seed).permutation(len(windows))
-    tokens = np.ascontiguousarray(windows[taken[:sequences]], dtype="<i4")
+    taken = taken[:sequences]
     drawn = f", seed {seed}" if role == "calibration" else ""
-    description = f"{file or name}: {len(tokens)} of {len(windows)} windows of {sequence_length} tokens{drawn}"
-    return TokenBlocks(tokens, description, hashlib.sha256(tokens.tobytes()).hexdigest(), len(windows))
+    description = f"{file or name}: {len(taken)} of {len(windows)} windows of {sequence_length} tokens{drawn}"
+    if mask is not None:
+        mask = mask[taken]
+        description += f", counting the {mask.sum()} tokens that the assistant wrote"
+    return new_blocks(windows[taken], description, len(windows), mask)
+
+
+def _answered(
+    windows: np.ndarray, mask: np.ndarray, name: str, role: Role, asked: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the windows [B, T] and masks [B, T], for calibration only those in which something counts.
+
+    Raises:
+        UserError: There are too few.
+    """
+    counts = mask[:, 1:].any(axis=1)  # nothing predicts the first token
+    least = (asked or 1) if role == "calibration" else 1
+    if counts.sum() < least:
+        raise UserError(
+            f"{name} has {counts.sum()} windows in which the assistant writes, not the {least} asked for: give more "
+            f"conversations, fewer {option('sequences')}, or a larger {option('sequence_length')}"
+        )
+    return (windows[counts], mask[counts]) if role == "calibration" else (windows, mask)
+
+
+def _mixed(parts: list[Part], sequences: int | None, seed: int, role: Role, given: dict[str, Any]) -> TokenBlocks:
+    """Draws sequences from each part in proportion to its weight, in random order.
+
+    Raises:
+        UserError: It is not for a given number of sequences to calibrate on, or a part cannot be read.
+    """
+    if role != "calibration" or sequences is None:
+        raise UserError(
+            f"a mixture is drawn from for calibration and training, with a number of {option('sequences')}: to "
+            "evaluate, name each data set by itself"
+        )
+    each = [
+        load_tokens(part.data, sequences=count, seed=seed, role=role, **given)
+        for part, count in zip(parts, shares(parts, sequences), strict=True)
+    ]
+    order = np.random.default_rng(seed).permutation(sequences)
+    tokens, mask = np.concatenate([blocks.tokens for blocks in each])[order], None
+    if any(blocks.mask is not None for blocks in each):
+        whole = (np.ones(blocks.tokens.shape, bool) for blocks in each)
+        masks = [ones if blocks.mask is None else blocks.mask for ones, blocks in zip(whole, each, strict=True)]
+        mask = np.concatenate(masks)[order]
+    description = "; ".join(blocks.description for blocks in each)
+    return new_blocks(tokens, description, sum(blocks.available for blocks in each), mask)
 
 
 # Tokens
 
 
 def _tokenise(
-    pieces: Iterable[str], name: str, tokenizer: str | Path | Any | None, enough: int | None, special: bool
-) -> np.ndarray:
-    """Token ids [N] of a text given in pieces; stops reading once there are `enough` (None: reads all).
+    pieces: Iterable[Piece], name: str, tokenizer: str | Path | Any | None, enough: int | None, special: bool
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Token ids [N] of a text given in pieces, or of conversations; stops reading once there are `enough`, if given.
 
-    Special tokens, if any, are added once, since the pieces together are a single text.
+    Special tokens, if any, are added once to a text, since its pieces together are a single text. Conversations have
+    those of the chat template, and a mask [N], 1 on what the assistant wrote.
     """
     if tokenizer is None:
         raise UserError(f"{name} is text and needs a tokenizer: name a model folder that has one, or give token ids")
-    encode = encoder_of(load_tokenizer(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer)
-    parts: list[np.ndarray] = []
-    for text in _chunks(pieces, CHUNK):
+    loaded = load_tokenizer(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
+    pieces = iter(pieces)
+    first = next(pieces, "")
+    pieces, encode = _encoder(chain([first], pieces), isinstance(first, Conversation), loaded, special)
+    ids: list[np.ndarray] = []
+    masks: list[np.ndarray] = []
+    count = 0
+    for piece in pieces:
         try:
-            ids = encode(text, special and not parts)
+            some, mask = encode(piece)
         except TypeError as error:  # the tokenizer's error for an unpaired surrogate, which JSON can spell
             raise UserError(f"{name} holds text that is not valid Unicode: repair it") from error
-        parts.append(np.asarray(ids, np.int64))
-        if enough is not None and sum(map(len, parts)) >= enough:
+        ids.append(some)
+        masks += [] if mask is None else [mask]
+        count += len(some)
+        if enough is not None and count >= enough:
             break
-    if not parts:
+    if not ids:
         raise UserError(f"{name} holds no text: {LOCAL}")
-    return np.concatenate(parts)
+    return np.concatenate(ids), np.concatenate(masks) if masks else None
+
+
+def _encoder(
+    pieces: Iterable[Any], chat: bool, tokenizer: Any, special: bool
+) -> tuple[Iterable[Any], Callable[[Any], tuple[np.ndarray, np.ndarray | None]]]:
+    """Returns what to encode, one after the other, and the function that returns the ids and the mask of each."""
+    if chat:
+        return pieces, conversations.encoder_of(tokenizer)
+    encode, chunks = encoder_of(tokenizer), enumerate(_chunks(pieces, CHUNK))
+    return chunks, lambda chunk: (np.asarray(encode(chunk[1], special and chunk[0] == 0), np.int64), None)
 
 
 def _chunks(pieces: Iterable[str], size: int) -> Iterator[str]:
@@ -197,10 +295,10 @@ def _pretrained(where: str, *, local: bool) -> Any:
 
 
 class _Opened(NamedTuple):
-    """Opened data: their name, token ids or text in pieces, how rows were joined, and the public name of a file."""
+    """Opened data: name, token ids or text in pieces or conversations, how rows were joined, public name of a file."""
 
     name: str
-    content: Iterator[str] | np.ndarray
+    content: Iterator[Piece] | np.ndarray
     protocol: Protocol = Protocol()
     file: str | None = None
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from spap_jax.data import mask_of
 from spap_jax.devices import use_mesh
 from spap_jax.errors import UserError
 from spap_jax.evaluation.divergence import mean_divergence
@@ -26,7 +27,7 @@ from spap_jax.placement import bytes_of
 from spap_jax.pruning.dense import Entered, dense_hidden, dense_moments, enter
 from spap_jax.solver.problem import Problem
 from spap_jax.training.forward import Student
-from spap_jax.training.step import text_loss
+from spap_jax.training.step import Sequences, text_loss
 
 
 def token_blocks(tokens: Any, config: DecoderConfig) -> Any:
@@ -73,7 +74,8 @@ def perplexity(
 
     Args:
         model: The model.
-        tokens: Windows of token ids [B, T], or the result of ``load_tokens``; windows are independent.
+        tokens: Windows of token ids [B, T], or the result of ``load_tokens``, of which only the tokens in the mask
+            count, if there is one; windows are independent.
         batch_tokens: Tokens that a device processes at once.
         devices: Number of devices to use; by default all of them, but only one if they are CPUs.
         model_devices: Number of devices that the weights are sharded over; by default as many as the weights need.
@@ -84,7 +86,7 @@ def perplexity(
     model = checked(model)
     blocks = token_blocks(tokens, model.config)
     with use_mesh(devices, model_devices, bytes_of(model.params)):
-        return window_perplexity(model, blocks, batch_tokens)
+        return window_perplexity(model, blocks, batch_tokens, mask=mask_of(tokens))
 
 
 def divergence(
@@ -103,7 +105,8 @@ def divergence(
     Args:
         dense: The reference model.
         pruned: The model pruned from it.
-        tokens: Windows of token ids [B, T], or the result of ``load_tokens``; windows are independent.
+        tokens: Windows of token ids [B, T], or the result of ``load_tokens``, of which only the tokens in the mask
+            count, if there is one; windows are independent.
         batch_tokens: Tokens that a device processes at once.
         devices: Number of devices to use; by default all of them, but only one if they are CPUs.
         model_devices: Number of devices that the weights are sharded over; by default as many as the weights need.
@@ -115,7 +118,7 @@ def divergence(
     dense, pruned = checked(dense), checked(pruned)
     blocks = token_blocks(tokens, dense.config)
     with use_mesh(devices, model_devices, bytes_of((dense.params, pruned.params))):
-        return mean_divergence(dense, pruned, blocks, batch_tokens)
+        return mean_divergence(dense, pruned, blocks, batch_tokens, mask_of(tokens))
 
 
 def logits(model: Model, tokens: Any, attention_mask: Any = None) -> jax.Array:
@@ -146,8 +149,9 @@ def loss(model: Model, tokens: Any) -> jax.Array:
     """Mean negative log-likelihood per predicted token, in nats.
 
     It is a pure function: ``jax.grad(spap.loss)(model, tokens)`` returns a model that holds the gradients. A sequence
-    of T tokens has T - 1 predictions. Only a few tokens' logits are in memory at once, and gradients recompute each
-    layer's activations. Under tracing, ids outside the vocabulary are not refused.
+    of T tokens has T - 1 predictions; with the result of ``load_tokens``, those of the tokens in the mask count, if
+    there is one. Only a few tokens' logits are in memory at once, and gradients recompute each layer's activations.
+    Under tracing, ids outside the vocabulary are not refused.
 
     Args:
         model: The model, whose parameters may be traced.
@@ -163,7 +167,7 @@ def loss(model: Model, tokens: Any) -> jax.Array:
     blocks = token_blocks(tokens, model.config)
     if blocks.shape[1] < 2:
         raise UserError(f"a loss needs sequences of at least two tokens, not {list(blocks.shape)}.")
-    return _loss(model.config, model.params, blocks)
+    return _loss(model.config, model.params, blocks, mask_of(tokens))
 
 
 def moments(model: Model, tokens: Any, layer: int, batch_tokens: int = 4096) -> Problem:
@@ -221,5 +225,5 @@ def _logits(config: DecoderConfig, params: Params, tokens: jax.Array, valid: jax
 
 @functools.partial(jax.jit, static_argnames="config")
 @full_precision
-def _loss(config: DecoderConfig, params: Params, tokens: jax.Array) -> jax.Array:
-    return text_loss(Student(config, {}, params), tokens)
+def _loss(config: DecoderConfig, params: Params, tokens: jax.Array, mask: jax.Array | None) -> jax.Array:
+    return text_loss(Student(config, {}, params), Sequences(tokens, mask=mask))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from spap_jax.remote import base_name
-from spap_jax.texts import is_file, joined
+from spap_jax.texts import Piece, is_file, joined
 
 Role = Literal["calibration", "evaluation"]
 
@@ -28,8 +28,8 @@ class Protocol:
     special_tokens: bool = False
     windows: int | None = None
 
-    def join(self, rows: Iterable[Any], name: str) -> Iterator[str]:
-        """Yields the joined text of the rows in pieces."""
+    def join(self, rows: Iterable[Any], name: str) -> Iterator[Piece]:
+        """Yields the joined text of the rows in pieces, or their conversations."""
         return joined(islice(rows, self.rows), name, self.between)
 
 

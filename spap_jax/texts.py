@@ -1,4 +1,4 @@
-"""Reads local files as text in pieces, or as token ids, with one reader for each suffix.
+"""Reads local files as text in pieces, as conversations, or as token ids, with one reader for each suffix.
 
 The pieces of a file together are its text: if a file holds several texts, they are joined by a blank line, unless the
 caller joins them otherwise. Readers are lazy, so a caller that has enough reads no further.
@@ -8,12 +8,13 @@ import gzip
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, cast
 
 import numpy as np
 
+from spap_jax.conversations import COLUMN, Conversation, conversations, holds_conversation
 from spap_jax.errors import UserError
 from spap_jax.hub import first_line
 from spap_jax.remote import is_address
@@ -21,21 +22,35 @@ from spap_jax.remote import is_address
 BLOCK = 1 << 20  # characters read at once
 ROWS = 1 << 10  # rows of a parquet file read at once
 
-Join = Callable[[Iterable[Any], str], Iterator[str]]
-"""Joins rows to one text, in pieces; the name is that of the data in errors."""
+Piece = str | Conversation
+"""A piece of text, or a conversation; data are of one kind."""
+
+Join = Callable[[Iterable[Any], str], Iterator[Piece]]
+"""Joins rows to one text, in pieces, or yields their conversations; the name is that of the data in errors."""
 
 
-def joined(rows: Iterable[Any], name: str, between: str = "\n\n") -> Iterator[str]:
+def joined(rows: Iterable[Any], name: str, between: str = "\n\n") -> Iterator[Piece]:
     """Yields the texts of rows (dicts with a `text`, or texts) with a separator between them; null texts are skipped.
 
+    Rows whose first one has `messages`, and no text, are conversations, which are yielded one by one.
+
     Raises:
-        UserError: A row has no text.
+        UserError: A row has no text, or no conversation.
     """
+    rows = iter(rows)
+    first = list(islice(rows, 1))
+    rows = chain(first, rows)
+    if first and holds_conversation(first[0]):
+        yield from conversations(rows, name)
+        return
     separator = ""
     for number, row in enumerate(rows, 1):
         if isinstance(row, dict) and "text" not in row:
             columns = ", ".join(map(str, row)) or "none"
-            raise UserError(f'{name} has no column "text" but {columns}: rename the column with the text to "text"')
+            raise UserError(
+                f'{name} has no column "text" but {columns}: rename the column with the text to "text", or '
+                f'that with conversations to "{COLUMN}"'
+            )
         text = row["text"] if isinstance(row, dict) else row
         if text is None:
             continue
@@ -45,8 +60,8 @@ def joined(rows: Iterable[Any], name: str, between: str = "\n\n") -> Iterator[st
         separator = between
 
 
-def read_file(path: Path, join: Join = joined) -> Iterator[str] | np.ndarray:
-    """Reads a local file: its text in pieces, or the token ids of an .npy file.
+def read_file(path: Path, join: Join = joined) -> Iterator[Piece] | np.ndarray:
+    """Reads a local file: its text in pieces, its conversations, or the token ids of an .npy file.
 
     Args:
         path: Path of the file.
@@ -83,7 +98,7 @@ def read_ids(path: Path) -> np.ndarray:
         ) from error
 
 
-def _guarded(path: Path, reader: Callable[[Path, Join], Iterator[str]], join: Join) -> Iterator[str]:
+def _guarded(path: Path, reader: Callable[[Path, Join], Iterator[Piece]], join: Join) -> Iterator[Piece]:
     """Yields from the reader, and raises the errors of a broken file as `UserError`."""
     try:
         yield from reader(path, join)
@@ -99,19 +114,19 @@ def _open_text(path: Path) -> IO[str]:
     return cast(IO[str], opener(path, "rt", encoding="utf-8-sig", newline=""))
 
 
-def _plain(path: Path, join: Join) -> Iterator[str]:
+def _plain(path: Path, join: Join) -> Iterator[Piece]:
     """Reads a text file; there is nothing to join."""
     with _open_text(path) as file:
         yield from iter(lambda: file.read(BLOCK), "")
 
 
-def _json_lines(path: Path, join: Join) -> Iterator[str]:
+def _json_lines(path: Path, join: Join) -> Iterator[Piece]:
     """Reads JSON lines, with an object or a text on each."""
     with _open_text(path) as file:
         yield from join(_parsed_lines(file, path), str(path))
 
 
-def _json(path: Path, join: Join) -> Iterator[str]:
+def _json(path: Path, join: Join) -> Iterator[Piece]:
     """Reads one JSON value, a list of rows or a row; or JSON lines, which some data sets also name .json."""
     with _open_text(path) as file:
         first = file.readline()
@@ -143,14 +158,14 @@ def _parsed(text: str, path: Path, line: int) -> Any:
         raise UserError(f"{path} cannot be read at line {line} ({first_line(error)}): correct that line") from error
 
 
-def _parquet(path: Path, join: Join) -> Iterator[str]:
-    """Reads the column `text` of a parquet file."""
+def _parquet(path: Path, join: Join) -> Iterator[Piece]:
+    """Reads the column `text` of a parquet file, or else `messages`."""
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
     try:
         with ParquetFile(path) as file:
-            columns = ["text"] if "text" in file.schema_arrow.names else None
+            columns = next(([name] for name in ("text", COLUMN) if name in file.schema_arrow.names), None)
             batches = file.iter_batches(ROWS, columns=columns)
             yield from join((row for batch in batches for row in batch.to_pylist()), str(path))
     except ArrowException as error:

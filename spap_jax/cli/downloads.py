@@ -1,6 +1,7 @@
 """Downloads of files named by an address, made before a spinner starts, which would disrupt the download's bar."""
 
 from spap_jax import checkpoint
+from spap_jax.mixtures import parts_of
 from spap_jax.remote import fetch_file, hub_id, is_address
 
 
@@ -13,7 +14,8 @@ def fetch_models(*names: str | None) -> None:
 
 def fetch_data(*names: str | None) -> None:
     """Downloads data files into the cache, including copies named as c4:ADDRESS; other names are skipped."""
-    for name in names:
-        address = name if name and is_address(name) else (name or "").partition(":")[2]
+    parts = [part for name in names if name for part in parts_of(name)]
+    for data, _ in parts:
+        address = data if is_address(data) else data.partition(":")[2]
         if is_address(address):
             fetch_file(address)

@@ -40,7 +40,8 @@ def evaluate(
     Args:
         model: Checkpoint to evaluate: a folder, a hub id, or an address such as gs://bucket/model.
         data: Text to measure perplexity on: wikitext2, c4 (or wikitext2:FILE, c4:FILE for a local copy), a data set of
-            the hub, or the path or address of a .txt, .jsonl or .parquet file, or of a .npy file of token ids.
+            the hub, or the path or address of a .txt, .jsonl or .parquet file, or of a .npy file of token ids. Of
+            conversations, in a column "messages", only the tokens that the assistant wrote count.
         sequence_length: Tokens in each window. By default as many as the model's positions allow, at most 2048.
         sequences: Number of windows, from the start of the text. By default all.
         tasks: Names of tasks, separated by commas.
@@ -109,7 +110,7 @@ def _measure_perplexity(
     start = time.perf_counter()
     what = f"measuring perplexity on {count_text(blocks.tokens.size)} tokens"
     with counting() as watch:
-        value = perplexity(loaded, blocks.tokens, batch_tokens, functools.partial(watch, what))
+        value = perplexity(loaded, blocks.tokens, batch_tokens, functools.partial(watch, what), blocks.mask)
     check_finite(value, model)
     seconds = time.perf_counter() - start
     out.print(f"perplexity {value:.4f}  ({blocks.description}; {seconds:.1f} s)")

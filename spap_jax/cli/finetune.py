@@ -53,7 +53,8 @@ def finetune(
     Args:
         model: Checkpoint to train: a folder, a hub id, or an address such as gs://bucket/pruned.
         data: Text to train on: wikitext2, c4, a data set of the hub, or the path or address of a .txt, .jsonl or
-            .parquet file, or of a .npy file of token ids.
+            .parquet file, or of a .npy file of token ids. Of conversations, in a column "messages", what the assistant
+            wrote is learned. Several sets are mixed by weight: a.jsonl:0.7,b.txt:0.3.
         output: Folder to write, or an address to send it to: gs://bucket/trained or hf://owner/name. It is either
             complete or absent.
         teacher: Dense checkpoint whose predictions the model learns: a folder, a hub id or an address. By default the
@@ -159,7 +160,8 @@ def _perplexity(model: "Model", judged: "TokenBlocks | None", when: str) -> floa
     if judged is None:
         return None
     with counting() as watch:
-        return perplexity(model, judged.tokens, watch=functools.partial(watch, f"measuring perplexity {when}"))
+        shown = functools.partial(watch, f"measuring perplexity {when}")
+        return perplexity(model, judged.tokens, watch=shown, mask=judged.mask)
 
 
 def _summary(report: "FinetuneReport") -> None:

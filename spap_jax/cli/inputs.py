@@ -19,8 +19,19 @@ def inputs(
     return {
         "the model": model_place(model),
         "the teacher": teacher and model_place(teacher),
-        "the data": data and _data_place(data),
-        "the evaluation data": evaluation and _data_place(evaluation),
+        **_data_places("the data", data),
+        **_data_places("the evaluation data", evaluation),
+    }
+
+
+def _data_places(role: str, data: str | None) -> dict[str, str | Path | None]:
+    """Returns the places of data, or of the parts of a mixture."""
+    from spap_jax.mixtures import parts_of
+
+    parts = parts_of(data) if data else []
+    return {
+        f"{role}{f' (part {number})' * (len(parts) > 1)}": _data_place(part.data)
+        for number, part in enumerate(parts, 1)
     }
 
 

@@ -55,7 +55,9 @@ def prune(
     Args:
         model: Checkpoint to prune: a folder, a hub id, or an address such as gs://bucket/model.
         data: Calibration text, which shows what each channel contributes: wikitext2, c4, a data set of the hub, or the
-            path or address of a .txt, .jsonl or .parquet file, or of a .npy file of token ids.
+            path or address of a .txt, .jsonl or .parquet file, or of a .npy file of token ids. Conversations, in a
+            column "messages", go through the model's chat template, and joint steps count what the assistant wrote.
+            Several sets are mixed by weight: a.jsonl:0.7,b.txt:0.3.
         output: Folder to write, or an address to send it to: gs://bucket/pruned or hf://owner/name. It is either
             complete or absent.
         sparsity: Fraction of the MLP channels to remove from every layer, between 0 and 1. Several fractions, separated

@@ -81,12 +81,12 @@ def make_checkpoints(
         The stored records that mark each run as made, to be removed when the whole command has ended; none in
         processes that do not lead.
     """
-    reader, stores = command.reader, []
+    reader, data, stores = command.reader, command.blocks, []
     for number, (one, narrow) in enumerate(zip(wanted, narrows, strict=True)):
         if len(wanted) > 1:
             console.err.print(f"sparsity {one.settings.sparsity}, {number + 1} of {len(wanted)} ...")
-        tokens = command.blocks.tokens
-        run = resolve(reader.config, reader.outer(), reader.layer, tokens, one.settings, narrow, command.choices)
+        dense = reader.config, reader.outer(), reader.layer
+        run = resolve(*dense, data.tokens, one.settings, narrow, command.choices, data.mask)
         with _stored(one, run, command, fresh, before_end) as store:
             _make(one, run, command, number, store)
         stores += [store] if store else []
@@ -193,7 +193,7 @@ def perplexity_of(model: Model, judged: TokenBlocks, when: str, progress: Progre
             progress.measured(done, total)
             watch(f"measuring perplexity {when}", done, total)
 
-        return perplexity(model, judged.tokens, watch=measured)
+        return perplexity(model, judged.tokens, watch=measured, mask=judged.mask)
 
 
 def _summary(report: PruneReport) -> None:

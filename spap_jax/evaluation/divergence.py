@@ -34,25 +34,30 @@ class Comparison(NamedTuple):
     agreement: float
 
 
-def mean_divergence(dense: Model, pruned: Model, tokens: np.ndarray, batch_tokens: int = 4096) -> float:
+def mean_divergence(
+    dense: Model, pruned: Model, tokens: np.ndarray, batch_tokens: int = 4096, mask: np.ndarray | None = None
+) -> float:
     """Returns the mean KL(dense || pruned) of the next-token distributions, in nats per token.
 
-    Each window of T tokens has T - 1 predictions, since the token after the last one is unknown. Windows are
-    independent of each other.
+    Each window of T tokens has T - 1 predictions, since the token after the last one is unknown; those of the tokens in
+    the mask count. Windows are independent of each other.
 
     Args:
         dense: The reference model.
         pruned: The model that is compared with it; its vocabulary must be the same.
         tokens: Windows [B, T].
         batch_tokens: Number of tokens that pass through the models at once.
+        mask: bool [B, T], True on the tokens that count; by default all count.
 
     Raises:
         UserError: there is nothing to predict, a window is longer than a model's positions, or vocabularies differ.
     """
-    return compare(dense, pruned, tokens, batch_tokens).divergence
+    return compare(dense, pruned, tokens, batch_tokens, mask).divergence
 
 
-def compare(dense: Model, pruned: Model, tokens: np.ndarray, batch_tokens: int = 4096) -> Comparison:
+def compare(
+    dense: Model, pruned: Model, tokens: np.ndarray, batch_tokens: int = 4096, mask: np.ndarray | None = None
+) -> Comparison:
     """Returns the divergence and both perplexities from one pass of each model; see ``mean_divergence``."""
     tokens = check_windows("divergence", tokens)
     configs = (dense.config, pruned.config)
@@ -64,10 +69,11 @@ def compare(dense: Model, pruned: Model, tokens: np.ndarray, batch_tokens: int =
             "give a model and what was made of it."
         )
     params, total = (shard_params(dense.config, dense.params), shard_params(pruned.config, pruned.params)), None
-    for part, counts in batches(tokens, batch_tokens):
+    counted = predictions("divergence", tokens, mask)
+    for part, counts in batches(tokens, counted, batch_tokens):
         sums = _sums(configs, params, devices.shard_chunks(part), devices.shard_chunks(counts))
         total = sums if total is None else total + sums
-    loss, other, divergence, agreement = np.asarray(total, np.float64) / predictions(tokens)
+    loss, other, divergence, agreement = np.asarray(total, np.float64) / counted.sum()
     return Comparison(float(np.exp(loss)), float(np.exp(other)), float(divergence), float(agreement))
 
 
@@ -76,9 +82,9 @@ def compare(dense: Model, pruned: Model, tokens: np.ndarray, batch_tokens: int =
 def _sums(
     configs: tuple[DecoderConfig, DecoderConfig], params: tuple[Params, Params], tokens: jax.Array, counts: jax.Array
 ) -> jax.Array:
-    """Sums the losses of both models, the divergences and the agreements over the predictions of the counted windows.
+    """Sums the losses of both models, the divergences and the agreements over the predictions that count.
 
-    tokens: [D, b, T], counts: [D, b] -> [4] float32.
+    tokens: [D, b, T], counts: [D, b, T - 1] -> [4] float32.
     """
 
     def own(batch: tuple[jax.Array, jax.Array], params: tuple[Params, Params]) -> jax.Array:
@@ -90,6 +96,6 @@ def _sums(
         divergences = (jnp.exp(first) * (first - second)).sum(axis=-1)
         losses = [-jnp.take_along_axis(which, tokens[:, 1:, None], axis=-1)[..., 0] for which in (first, second)]
         agreements = (first.argmax(axis=-1) == second.argmax(axis=-1)).astype(jnp.float32)
-        return jnp.stack([(each.sum(axis=1) * counts).sum() for each in (*losses, divergences, agreements)])
+        return jnp.stack([jnp.where(counts, each, 0).sum() for each in (*losses, divergences, agreements)])
 
     return devices.psum_over_chunks(own, (tokens, counts), params)

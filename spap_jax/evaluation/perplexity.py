@@ -22,17 +22,20 @@ def perplexity(
     tokens: np.ndarray,
     batch_tokens: int = 4096,
     watch: Callable[[int, int], None] = lambda *_: None,
+    mask: np.ndarray | None = None,
 ) -> float:
     """Returns exp of the mean negative log-likelihood per predicted token.
 
-    Each window of T tokens has T - 1 predictions. Windows are independent of each other. Inside ``devices.use_mesh``,
-    weights and windows are sharded over the mesh, and all processes of a run must call this.
+    Each window of T tokens has T - 1 predictions, of which those of the tokens in the mask count. Windows are
+    independent of each other. Inside ``devices.use_mesh``, weights and windows are sharded over the mesh, and all
+    processes of a run must call this.
 
     Args:
         model: The model.
         tokens: Windows [B, T].
         batch_tokens: Number of tokens that a device processes at once.
         watch: Progress callback, called between batches with the number of windows done and the total.
+        mask: bool [B, T], True on the tokens that count; by default all count.
 
     Raises:
         UserError: there is nothing to predict, or a window is longer than the model's positions.
@@ -42,14 +45,15 @@ def perplexity(
     params = shard_params(model.config, model.params)
     count, begun, total = len(tokens), 0, None
     watch(0, count)
-    for part, counts in batches(tokens, batch_tokens):
+    counted = predictions("perplexity", tokens, mask)
+    for part, counts in batches(tokens, counted, batch_tokens):
         before, done = total, begun
         loss = negative_log_likelihood(model.config, params, devices.shard_chunks(part), devices.shard_chunks(counts))
         total = loss if total is None else total + loss
-        begun += int(counts.sum())
+        begun = min(count, begun + counts.shape[0] * counts.shape[1])
         jax.block_until_ready(before)  # meanwhile the device works on the next batch
         watch(done, count)
-    value = float(np.exp(np.float64(total) / predictions(tokens)))
+    value = float(np.exp(np.float64(total) / counted.sum()))
     watch(count, count)
     return value
 
@@ -79,13 +83,20 @@ def check_windows(measure: str, tokens: np.ndarray) -> np.ndarray:
     return tokens
 
 
-def predictions(tokens: np.ndarray) -> int:
-    """Returns the number of predicted tokens in windows [B, T]."""
-    return len(tokens) * (tokens.shape[1] - 1)
+def predictions(measure: str, tokens: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+    """Returns which predictions of windows [B, T] count: bool [B, T - 1], those of the tokens in the mask [B, T].
+
+    Raises:
+        UserError: none counts; the message names the measure.
+    """
+    counted = np.ones((len(tokens), tokens.shape[1] - 1), bool) if mask is None else mask[:, 1:]
+    if not counted.any():
+        raise UserError(f"{measure} needs a prediction that counts, and the mask has none: give other windows.")
+    return counted
 
 
-def batches(tokens: np.ndarray, batch_tokens: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields windows [B, T] in batches [D, b, T], b for each device, each with a mask [D, b] of those that count.
+def batches(tokens: np.ndarray, counted: np.ndarray, batch_tokens: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields windows [B, T] in batches [D, b, T], b for each device, with those of their predictions [B, T - 1].
 
     The last batch is padded with windows that do not count, so that all batches share one compilation.
     """
@@ -93,22 +104,22 @@ def batches(tokens: np.ndarray, batch_tokens: int) -> Iterator[tuple[np.ndarray,
     each = min(-(-len(tokens) // shares), max(1, batch_tokens // tokens.shape[1]))
     batch = shares * each
     for first in range(0, len(tokens), batch):
-        part = tokens[first : first + batch]
-        whole, counts = np.pad(part, ((0, batch - len(part)), (0, 0))), np.arange(batch) < len(part)
-        yield whole.reshape(shares, each, -1), counts.reshape(shares, each)
+        parts = (array[first : first + batch] for array in (tokens, counted))
+        whole, counts = (np.pad(part, ((0, batch - len(part)), (0, 0))) for part in parts)
+        yield whole.reshape(shares, each, -1), counts.reshape(shares, each, -1)
 
 
 @functools.partial(jax.jit, static_argnames="config")
 @full_precision
 def negative_log_likelihood(config: DecoderConfig, params: Params, tokens: jax.Array, counts: jax.Array) -> jax.Array:
-    """Sums the loss over the predictions of the windows [D, b, T] for which ``counts`` [D, b] is true, in float32."""
+    """Sums the loss of windows [D, b, T] in float32, over the predictions that count, [D, b, T - 1]."""
 
     def own(batch: tuple[jax.Array, jax.Array], params: Params) -> jax.Array:
         tokens, counts = (a[0] for a in batch)
         logits = decoder.forward(config, params, tokens, None)[:, :-1].astype(jnp.float32)
         chosen = jnp.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
         losses = jax.nn.logsumexp(logits, axis=-1) - chosen
-        return (losses.sum(axis=1) * counts).sum()
+        return jnp.where(counts, losses, 0).sum()
 
     return devices.psum_over_chunks(own, (tokens, counts), params)
 

@@ -20,7 +20,7 @@ from spap_jax.numerics import step_dtype
 from spap_jax.placement import fully_shard_params
 from spap_jax.pruning.predictions import get_layer
 from spap_jax.pruning.run import Run, Step
-from spap_jax.pruning.streams import largest_divisor
+from spap_jax.pruning.streams import Padded, largest_divisor
 from spap_jax.settings import PruneSettings
 from spap_jax.training.check import Check
 from spap_jax.training.engine import StepSchedule, stages
@@ -104,7 +104,7 @@ def adjusted(
         yield Step(check, dict, fresh=False)
     params = fully_shard_params(config, {name: run.outer[name] for name in ("embed", "head")}) | {"layers": blocks}
     both = zip((run.fitted, run.held_out), ends, strict=True)
-    sets = [(Sequences(devices.shard_chunks(part.tokens), end), part.real) for part, end in both]
+    sets = [(_sequences(part, end), part.real) for part, end in both]
     fitted, held_out = sets[0], sets[1] if run.held_out.real else sets[0]
     plan = groups_of(run)
     total, last = sum(group.schedule.steps for group in plan), number_of_checks(plan)
@@ -138,6 +138,12 @@ def adjusted(
             settled = {} if alone else {"settled": parts}
             yield Step(checks[-1], lambda s=stage, more=settled: _state(s, more), final, len(checks) > kept)
         parts = best if alone else _with_blocks(parts, group.first, best)
+
+
+def _sequences(part: Padded, end: jax.Array) -> Sequences:
+    """Returns the sequences of the steps, with the dense model's stream after its last block."""
+    mask = None if part.mask is None else devices.shard_chunks(part.mask)
+    return Sequences(devices.shard_chunks(part.tokens), end, mask)
 
 
 def recipe(settings: PruneSettings, steps: int) -> Recipe:

@@ -95,6 +95,7 @@ def resolve(
     settings: PruneSettings,
     narrow: DecoderConfig | None = None,
     choices: Choices | None = None,
+    mask: np.ndarray | None = None,
 ) -> Run:
     """Returns the run that prunes a model, on the devices of ``devices.use_mesh``; see `Run`.
 
@@ -106,22 +107,29 @@ def resolve(
         settings: The pruning settings.
         narrow: The pruned decoder, all of whose layers lose the same fraction. By default that of `pruned_config`.
         choices: Channel selections, shared with runs that differ only in sparsity. By default this run has its own.
+        mask: bool [B, T], True on the tokens whose predictions count in the joint steps. By default all count.
 
     Raises:
         UserError: there is nothing to remove.
     """
     settings = settings.resolved(config.layers, config.width, tokens.size)
     narrow = narrow or pruned_config(config, settings)
-    fitted, held_out = calibration_chunks(tokens, settings)
+    fitted, held_out = calibration_chunks(tokens, settings, mask)
     choices = choices or Choices([narrow.intermediate])
     return Run(config, narrow, outer, read_layer, settings, fitted, held_out, choices)
 
 
-def calibration_chunks(tokens: np.ndarray, settings: PruneSettings) -> tuple[Padded, Padded]:
-    """Splits token blocks [B, T] into calibration and held-out chunks; sampled sequences are never held out."""
+def calibration_chunks(
+    tokens: np.ndarray, settings: PruneSettings, mask: np.ndarray | None = None
+) -> tuple[Padded, Padded]:
+    """Splits token blocks [B, T] and their mask into calibration and held-out chunks; samples are never held out."""
     most = max(1, settings.batch_tokens // tokens.shape[1])
     fitted = streams.fitted_of(len(tokens), held_out_part(settings))
-    return streams.chunked(tokens[:fitted], most), streams.chunked(tokens[fitted:], most)
+    first, second = (
+        streams.chunked(tokens[part], most, None if mask is None else mask[part])
+        for part in (slice(fitted), slice(fitted, None))
+    )
+    return first, second
 
 
 def held_out_part(settings: PruneSettings) -> float:

@@ -5,13 +5,12 @@ the less they overfit. Samples of the dense model follow its own distribution of
 """
 
 from collections.abc import Callable
-from hashlib import sha256
 from typing import Any
 
 import jax
 import numpy as np
 
-from spap_jax.data import TokenBlocks
+from spap_jax.data import mask_of, new_blocks
 from spap_jax.devices import data_size
 from spap_jax.errors import UserError, option
 from spap_jax.evaluation.generation import generate, keys_of
@@ -99,6 +98,9 @@ def with_samples(
     if not times:
         return tokens
     blocks = np.asarray(getattr(tokens, "tokens", tokens), np.int32)
-    both = np.concatenate([sample(model(), blocks, times, settings.seed, watch), blocks]).astype("<i4")
+    written, mask = sample(model(), blocks, times, settings.seed, watch), mask_of(tokens)
+    both = np.concatenate([written, blocks])
     words = f"{data_account(tokens)['description']}, and {times} for each that the model wrote"
-    return TokenBlocks(both, words, sha256(both.tobytes()).hexdigest(), len(both))
+    if mask is not None:  # of what the model wrote, all counts
+        mask = np.concatenate([np.ones(written.shape, bool), mask])
+    return new_blocks(both, words, len(both), mask)

@@ -50,10 +50,12 @@ class Padded(NamedTuple):
     Attributes:
         tokens: [C, B, T] token ids; padding repeats the last sequence.
         real: Number of sequences that are no padding.
+        mask: [C, B, T] True on the tokens whose predictions count; None if all count.
     """
 
     tokens: np.ndarray
     real: int
+    mask: np.ndarray | None = None
 
     @property
     def sequences(self) -> np.ndarray:
@@ -110,11 +112,11 @@ def both_at(config: DecoderConfig, x: jax.Array, counted: jax.Array | None) -> S
     return Streams(x, jnp.copy(x), output, ones)
 
 
-def chunked(tokens: np.ndarray, most: int) -> Padded:
+def chunked(tokens: np.ndarray, most: int, mask: np.ndarray | None = None) -> Padded:
     """Divides token blocks [B, T] into chunks of at most ``most`` sequences for the devices; none if there are none."""
     chunks, size = division(len(tokens), most, devices.data_size())
-    rows = np.minimum(np.arange(chunks * size), len(tokens) - 1)
-    return Padded(tokens[rows].reshape(chunks, size, tokens.shape[-1]), len(tokens))
+    rows = np.minimum(np.arange(chunks * size), len(tokens) - 1).reshape(chunks, size)
+    return Padded(tokens[rows], len(tokens), None if mask is None else mask[rows])
 
 
 def embed(config: DecoderConfig, params: Params, chunks: np.ndarray, dtype: np.dtype = FLOAT32) -> jax.Array:

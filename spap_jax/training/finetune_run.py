@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from spap_jax import devices
+from spap_jax.data import mask_of
 from spap_jax.model import Model
 from spap_jax.settings import FinetuneSettings
 from spap_jax.training.engine import Stage, StoredStage
@@ -36,7 +37,8 @@ def run(
     """
     started = time.perf_counter()
     last = None
-    for last in finetune_stages(model, getattr(tokens, "tokens", tokens), teacher, settings, begun):
+    blocks, mask = getattr(tokens, "tokens", tokens), mask_of(tokens)
+    for last in finetune_stages(model, blocks, teacher, settings, begun, mask):
         watch(last)
     assert last is not None  # the first stage precedes any step
     trained = replace(model, params=devices.to_process(result(model, last, settings)))

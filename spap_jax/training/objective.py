@@ -64,10 +64,9 @@ def loss_sum(own: Predictor, last: jax.Array, target: Wanted | jax.Array, weight
     return _sum(loss, own.outer, last, jax.lax.stop_gradient((by_token, weights.astype(jnp.float32), others)))
 
 
-def next_tokens(tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns the token after each one, and whether it is known: [B, T] each; that after the last is not."""
-    known = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None, :] < tokens.shape[1] - 1, tokens.shape)
-    return jnp.roll(tokens, -1, axis=1), known
+def next_tokens(tokens: jax.Array) -> jax.Array:
+    """Returns the token after each one [B, T]; that after the last is unknown, and the first one is in its place."""
+    return jnp.roll(tokens, -1, axis=1)
 
 
 _Loss = Callable[[Params, jax.Array, Any, Params], jax.Array]

@@ -60,10 +60,12 @@ class Sequences(NamedTuple):
     Attributes:
         tokens: [C, B, T] token ids.
         kept: [C, B, T, d] the dense model's last stream, whose predictions are the target; None if it is not kept.
+        mask: [C, B, T] 1 on the tokens whose predictions count, else 0; None if all count.
     """
 
     tokens: jax.Array
     kept: jax.Array | None = None
+    mask: jax.Array | None = None
 
 
 class Given(NamedTuple):
@@ -155,12 +157,24 @@ def measure(job: Job, given: Given, moved: Params, batch: Batch) -> jax.Array:
     return jax.lax.scan(add, jnp.float32(0), batch)[0] / _predictions(given, batch)
 
 
-def text_loss(student: Student, tokens: jax.Array) -> jax.Array:
-    """Computes the mean next-token loss [] of tokens [B, T], in nats per prediction."""
+def text_loss(student: Student, text: Sequences) -> jax.Array:
+    """Computes the mean next-token loss [] of sequences [B, T], in nats per prediction."""
     outside = outer(student, jnp.float32)
-    last = last_stream(student, outside, tokens, jnp.float32)
-    target, known = next_tokens(tokens)
-    return loss_sum(Predictor(student.config, outside), last, target, known) / known.sum()
+    last = last_stream(student, outside, text.tokens, jnp.float32)
+    counts = counting(text)
+    return loss_sum(Predictor(student.config, outside), last, next_tokens(text.tokens), counts) / counts.sum()
+
+
+def counting(sequences: Sequences) -> jax.Array:
+    """Returns which predictions of sequences [B, T] count: those of the mask's tokens, or all that have a target.
+
+    The prediction after the last token has one if the dense model's is kept; of which token it is, no mask says.
+    """
+    tokens, kept, mask = sequences
+    if mask is not None:
+        return jnp.pad(mask[:, 1:] > 0, [(0, 0), (0, 1)])
+    length = tokens.shape[1]
+    return jnp.broadcast_to(jnp.arange(length) < length - (kept is None), tokens.shape)
 
 
 def _spread(job: Job, sums: tuple[jax.Array, Params]) -> tuple[jax.Array, Params]:
@@ -168,9 +182,12 @@ def _spread(job: Job, sums: tuple[jax.Array, Params]) -> tuple[jax.Array, Params
 
 
 def _predictions(given: Given, batch: Batch) -> jax.Array:
-    """Number of predictions of a batch: the last token of a sequence has one only if its target is kept."""
-    tokens, kept = given.sequences
-    return batch.counted.sum() * (tokens.shape[-1] - (kept is None))
+    """Number of predictions of a batch that count."""
+    tokens, kept, mask = given.sequences
+    if mask is None:
+        return batch.counted.sum() * (tokens.shape[-1] - (kept is None))
+    each = (mask[..., 1:] > 0).sum(axis=-1).reshape(-1)
+    return (batch.counted * each[batch.rows]).sum()
 
 
 def _loss_sum(job: Job, given: Given, moved: Params, now: Batch, dtype: Any, merged: bool = False) -> jax.Array:
@@ -182,14 +199,13 @@ def _loss_sum(job: Job, given: Given, moved: Params, now: Batch, dtype: Any, mer
 
     def one(drawn: Sequences, counted: jax.Array) -> jax.Array:
         last = last_stream(student, outside, drawn.tokens, dtype, merged)
-        target, known = next_tokens(drawn.tokens)
-        own = Predictor(job.config, outside)
+        target, own = next_tokens(drawn.tokens), Predictor(job.config, outside)
         if drawn.kept is not None:
-            target, known = Wanted(own, drawn.kept), jnp.ones_like(known)
+            target = Wanted(own, drawn.kept)
         elif teacher is not None and taught is not None:
             stream = last_stream(teacher, taught, drawn.tokens, dtype)
             target = Wanted(Predictor(teacher.config, taught), stream)
-        return loss_sum(own, last, target, known * counted[:, None])
+        return loss_sum(own, last, target, counting(drawn) * counted[:, None])
 
     places = jnp.unravel_index(now.rows, given.sequences.tokens.shape[:2])
     drawn = devices.take_from_chunks(given.sequences, places)

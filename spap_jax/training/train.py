@@ -29,6 +29,7 @@ def finetune_stages(
     teacher: Model | None,
     settings: FinetuneSettings,
     begun: StoredStage | None = None,
+    mask: np.ndarray | None = None,
 ) -> Iterator[Stage]:
     """Trains a model; ``result`` returns the weights of the last stage's best.
 
@@ -38,6 +39,7 @@ def finetune_stages(
         teacher: The dense model whose predictions are the target; None for the next token of the text.
         settings: Settings of the training.
         begun: The last stage of an interrupted run with the same identity.
+        mask: [B, T], 1 on the tokens whose predictions count, else 0; by default all count.
 
     Yields:
         The stage at the start, or of the interrupted run, and after every ``check_every`` steps.
@@ -49,7 +51,8 @@ def finetune_stages(
     params = fully_shard_params(model.config, model.params)
     guide = fully_shard_params(teacher.config, teacher.params) if teacher else None
     frozen, start = ({}, params) if settings.full else (params, _updates(model, params, settings))
-    given, judged = (Given(frozen, guide, _sequences(part), len(part)) for part in _split(tokens, settings.held_out))
+    parts = _split(tokens, mask, settings.held_out)
+    given, judged = (Given(frozen, guide, part, len(part.tokens)) for part in parts)
     recipe = Recipe(clipped, (settings.rate, settings.steps, settings.weight_decay, settings.moment_dtype))
     job = Job(
         model.config,
@@ -126,15 +129,15 @@ def _scale(settings: FinetuneSettings) -> float:
     return 1.0 if settings.full else settings.lora_alpha / settings.rank
 
 
-def _sequences(tokens: np.ndarray) -> Sequences:
-    """Returns sequences that every device holds, as they are small: chunks of one, [B, 1, T]."""
-    return Sequences(devices.replicate(jnp.asarray(tokens[:, None])))
+def _split(tokens: np.ndarray, mask: np.ndarray | None, held_out: float) -> tuple[Sequences, Sequences]:
+    """Splits sequences into training and held-out ones, at least one of each.
 
-
-def _split(tokens: np.ndarray, held_out: float) -> tuple[np.ndarray, np.ndarray]:
-    """Splits sequences into training and held-out ones, at least one of each."""
+    Every device holds all of them, as they are small: chunks of one, [B, 1, T].
+    """
     count = min(len(tokens) - 1, max(1, round(held_out * len(tokens))))
-    return tokens[:-count], tokens[-count:]
+    whole = Sequences(jnp.asarray(tokens[:, None]), mask=None if mask is None else jnp.asarray(mask[:, None]))
+    first, second = jax.tree.map(lambda a: a[:-count], whole), jax.tree.map(lambda a: a[-count:], whole)
+    return devices.replicate(first), devices.replicate(second)
 
 
 def _check_finite(loss: float, step: int) -> None:

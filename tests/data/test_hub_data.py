@@ -131,7 +131,7 @@ def test_what_the_datasets_library_has_cached_is_read_without_the_hub(tmp_path, 
     for data, (tokens, description) in zip(fitted, found, strict=True):
         assert tokens == read(WORDS).tokens.tolist()
         assert description.startswith(f"{data} (train split): 7 of 30 windows")
-    assert "has no split test or validation for evaluation, but train" in message
+    assert "has no split test or validation or test_sft for evaluation, but train" in message
 
 
 HUB_FILES = {

@@ -54,7 +54,7 @@ def test_lists_of_numbers_are_token_ids(ids):
         (iter([[1, 2]]), "row 1 of the given text is no text ([1, 2])"),
         ([], "the given array holds float64 [0]: give whole token ids"),
         (["", ""], "the given text holds 0 tokens"),
-        ({"test": ["a"]}, "the given data set has no split train for calibration, but test"),
+        ({"test": ["a"]}, "the given data set has no split train or train_sft for calibration, but test"),
     ],
 )
 def test_texts_that_are_none(data, words: str, tokenizer: Path):

@@ -1,0 +1,142 @@
+"""Conversations as token ids, through the chat template of a tokenizer, and which of them the assistant wrote.
+
+A template that marks what the assistant writes (``{% generation %}``) says it itself. With any other template, the
+assistant's part is what its message adds to the rendering of the messages before it, with the prompt for an answer.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from spap_jax.errors import UserError
+from spap_jax.hub import first_line
+
+COLUMN = "messages"
+"""Column of a data set that holds conversations."""
+
+_MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+class Conversation(NamedTuple):
+    """A conversation.
+
+    Attributes:
+        place: Where it is from, for errors.
+        messages: Its messages: each has a "role" and a "content", and may have more that a template reads.
+    """
+
+    place: str
+    messages: list[dict[str, Any]]
+
+
+Encode = Callable[[Conversation], tuple[np.ndarray, np.ndarray]]
+"""Returns the token ids [N] of a conversation, and a mask [N], 1 on the tokens that the assistant wrote, else 0."""
+
+
+def holds_conversation(row: Any) -> bool:
+    """Whether a row holds a conversation; one that has a text as well is taken for its text."""
+    return isinstance(row, dict) and COLUMN in row and "text" not in row
+
+
+def conversations(rows: Iterable[Any], name: str) -> Iterator[Conversation]:
+    """Yields the conversations of rows; null ones are skipped.
+
+    Args:
+        rows: The rows.
+        name: Name of the data in errors.
+
+    Raises:
+        UserError: A row holds no conversation.
+    """
+    for number, row in enumerate(rows, 1):
+        place = f"row {number} of {name}"
+        if not holds_conversation(row):
+            raise UserError(f'{place} has no "{COLUMN}", which rows before it have: give every row a conversation')
+        if row[COLUMN] is not None:
+            yield Conversation(place, _checked(row[COLUMN], place))
+
+
+def _checked(messages: Any, place: str) -> list[dict[str, Any]]:
+    """Returns messages without the empty fields that a table adds, which a template would take for given."""
+    if isinstance(messages, list) and messages and all(isinstance(message, dict) for message in messages):
+        given = [{key: value for key, value in message.items() if value is not None} for message in messages]
+        if all(isinstance(message.get(key), str) for message in given for key in ("role", "content")):
+            return given
+    raise UserError(
+        f'{place} is no conversation: "{COLUMN}" must hold a list of objects, each with a text as "role" and as '
+        '"content"'
+    )
+
+
+def encoder_of(tokenizer: Any) -> Encode:
+    """Returns the function that encodes conversations by the chat template of a tokenizer.
+
+    Raises:
+        UserError: The tokenizer has no chat template, or no positions of its tokens in the text.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise UserError(
+            "conversations need a tokenizer with a chat template, and this one has none: give that of a chat model, or "
+            'plain text in a column "text"'
+        )
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"conversations need a tokenizer that gives the place of each token, and {type(tokenizer).__name__} does "
+            "not: save it with a tokenizer.json"
+        )
+    marked = _MARKED.search(tokenizer.get_chat_template())
+    encode = _encode_marked if marked else _encode_compared
+    return lambda conversation: encode(tokenizer, conversation)
+
+
+def _encode_marked(tokenizer: Any, conversation: Conversation) -> tuple[np.ndarray, np.ndarray]:
+    """Encodes by a template that marks what the assistant writes."""
+    given = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
+    found = _templated(tokenizer, conversation, conversation.messages, **given)
+    return np.asarray(found["input_ids"], np.int64), np.asarray(found["assistant_masks"], np.int8)
+
+
+def _encode_compared(tokenizer: Any, conversation: Conversation) -> tuple[np.ndarray, np.ndarray]:
+    """Encodes by a template that marks nothing. A token belongs to the assistant if a part of it does."""
+    text = _templated(tokenizer, conversation, conversation.messages, tokenize=False)
+    found = tokenizer(
+        text, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False
+    )
+    starts, ends = np.asarray(found["offset_mapping"], np.int64).reshape(-1, 2).T
+    mask = np.zeros(len(starts), np.int8)
+    for start, end in _answers(tokenizer, conversation, text):
+        mask |= (starts < end) & (ends > start)
+    return np.asarray(found["input_ids"], np.int64), mask
+
+
+def _answers(tokenizer: Any, conversation: Conversation, text: str) -> Iterator[tuple[int, int]]:
+    """Yields the start and the end in the text of what the assistant writes, without the white space that follows it.
+
+    Raises:
+        UserError: The rendering of the first messages is not the beginning of the rendering of more of them.
+    """
+    messages = conversation.messages
+    for number, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before = _templated(tokenizer, conversation, messages[:number], tokenize=False, add_generation_prompt=True)
+        after = _templated(tokenizer, conversation, messages[: number + 1], tokenize=False)
+        if not after.startswith(before) or not text.startswith(after):
+            raise UserError(
+                f"the chat template renders message {number + 1} in {conversation.place} differently if it is the last "
+                "one, so what the assistant writes cannot be told: mark it in the template with {% generation %}, or "
+                "give conversations that end with the assistant's first message"
+            )
+        yield len(before), len(after.rstrip())
+
+
+def _templated(tokenizer: Any, conversation: Conversation, messages: list[dict[str, Any]], **options: Any) -> Any:
+    try:
+        return tokenizer.apply_chat_template(messages, **options)
+    except Exception as error:  # a template raises what it likes
+        raise UserError(
+            f"the chat template does not take {conversation.place} ({first_line(error)}): give it the roles, in the "
+            "order, that the model was trained with"
+        ) from error

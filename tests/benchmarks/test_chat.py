@@ -1,0 +1,39 @@
+"""The benchmark of chat models, on a tiny model whose tokenizer has a chat template."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from benchmarks.chat.__main__ import main, rows
+
+STORIES = Path(__file__).parents[2] / "examples" / "llama-stories"
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    folder = tmp_path / "chat"
+    shutil.copytree(STORIES, folder)
+    (folder / "chat_template.jinja").write_text(TEMPLATE, "utf-8")
+    return str(folder)
+
+
+def test_held_out_conversations_are_others():
+    asked = [{each["messages"][0]["content"] for each in rows(name)} for name in ("calibration", "held_out")]
+    assert [len(words) for words in asked] == [69, 20]
+    assert not asked[0] & asked[1]
+
+
+def test_both_ways_are_measured(model: str, capsys: pytest.CaptureFixture[str]):
+    main(model, effort="low", sequences=4, sequence_length=64)
+    said = capsys.readouterr().out
+    dense, plain, chat = re.findall(r"^│ .*? │ (\d+\.\d+) +│ .* │$", said, re.MULTILINE)
+    assert 1 < float(dense) < min(float(plain), float(chat))
+    assert plain != chat
+    assert "plain text: the given text: 4 of " in said
+    assert "tokens that the assistant wrote" in said.partition("conversations: ")[2].replace("\n", " ")

@@ -1,0 +1,79 @@
+"""Several data sets mixed by weight."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data_cases import read, refused
+
+from spap_jax.mixtures import Part, parts_of
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with token ids: those of a.npy are below 1000, the others are above."""
+    monkeypatch.chdir(tmp_path)
+    np.save("a.npy", np.arange(1000))
+    np.save("b,c.npy", np.arange(1000, 2000))
+    np.save("d.npy", np.arange(1000, 2000))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("data", "sequences", "first"),
+    [
+        ("a.npy:0.7,d.npy:0.3", 10, 7),
+        ("a.npy:1,d.npy:2", 10, 3),
+        ("a.npy:.5,d.npy:.5", 7, 4),
+        ("a.npy:9,d.npy:1", 9, 8),
+    ],
+)
+def test_sequences_are_in_proportion(data: str, sequences: int, first: int, folder: Path):
+    blocks = read(data, sequences=sequences)
+    of_a = blocks.tokens[:, 0] < 1000
+    assert (len(blocks.tokens), of_a.sum()) == (sequences, first)
+    assert blocks.sha256 == read(data, sequences=sequences).sha256 != read(data, sequences=sequences, seed=1).sha256
+    assert blocks.available == 200
+    assert blocks.description == (
+        f"a.npy: {first} of 100 windows of 10 tokens, seed 0; "
+        f"d.npy: {sequences - first} of 100 windows of 10 tokens, seed 0"
+    )
+
+
+def test_the_parts_are_shuffled(folder: Path):
+    of_a = read("a.npy:1,d.npy:1", sequences=40).tokens[:, 0] < 1000
+    assert 0 < of_a[:20].sum() < 20
+
+
+@pytest.mark.parametrize(
+    ("data", "parts"),
+    [
+        ("c4", [("c4", 1)]),
+        ("owner/name:2", [("owner/name:2", 1)]),
+        ("b,c.npy", [("b,c.npy", 1)]),
+        ("c4:a.npy:0.5,owner/name:config:1", [("c4:a.npy", 0.5), ("owner/name:config", 1)]),
+        ("gs://bucket/a.txt:2,C:\\b.txt:1.5", [("gs://bucket/a.txt", 2), ("C:\\b.txt", 1.5)]),
+    ],
+)
+def test_names(data: str, parts: list, folder: Path):
+    assert parts_of(data) == [Part(*part) for part in parts]
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ("a.npy:0.5,b,c.npy:0.5", "'b' has no weight in the mixture a.npy:0.5,b,c.npy:0.5"),
+        ("a.npy,d.npy", "'a.npy' has no weight in the mixture"),
+        ("a.npy:1,a.npy:2", "a.npy is named twice"),
+        ("a.npy:1,d.npy:0", "d.npy has the weight 0"),
+        ("a.npy:1,d.npy:100", "none of 7 sequences would be of a.npy with the weight 1"),
+        ("a.npy:1,e.npy:2", "e.npy:2 is the name of a file, and data with a weight: rename the file"),
+    ],
+)
+def test_refusals(data: str, words: str, folder: Path):
+    (folder / "e.npy:2").touch()
+    assert words in refused(data)
+
+
+def test_a_mixture_is_not_evaluated_on(folder: Path):
+    assert "to evaluate, name each data set by itself" in refused("a.npy:1,d.npy:1", role="evaluation")

@@ -1,0 +1,71 @@
+"""Training and joint steps on text with a mask: the predictions of its tokens count, and no others."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from training_cases import FULL, counting, tiny
+
+import spap_jax as spap
+from spap_jax import devices
+from spap_jax.data import new_blocks
+from spap_jax.settings import PruneSettings
+from spap_jax.training.engine import batch_of
+from spap_jax.training.optimizers import clipped
+from spap_jax.training.step import Given, Job, Recipe, Sequences, begin, measure, step
+
+TOKENS = counting()
+MASK = np.random.default_rng(1).random(TOKENS.shape) < 0.4
+BLOCKS = new_blocks(TOKENS, "", len(TOKENS), MASK)
+WHOLE = FULL.replace(steps=1, check_every=1, step_sequences=12, batch_tokens=24)
+"""One step on all sequences that are not held out."""
+
+
+def part(rows: slice) -> spap.TokenBlocks:
+    return new_blocks(TOKENS[rows], "", len(TOKENS), MASK[rows])
+
+
+@pytest.mark.parametrize("teacher", [None, "llama_biases"])
+def test_recovery_training(teacher: str | None):
+    model, dense = tiny(), tiny(teacher) if teacher else None
+
+    def expected(rows: slice) -> float:
+        if dense is not None:
+            return spap.divergence(dense, model, part(rows))
+        return float(np.log(spap.perplexity(model, part(rows))))
+
+    report = spap.finetune(model, BLOCKS, teacher=dense, settings=WHOLE).report
+    assert report.held_out["before"] == pytest.approx(expected(slice(12, None)), rel=1e-5)
+    assert report.losses[0] == pytest.approx(expected(slice(12)), rel=1e-4)
+    assert report.data["sha256"] == BLOCKS.sha256
+
+
+def test_joint_steps():
+    """The prediction after the last token, which counts without a mask, is of no token and so not of the mask's."""
+    settings = PruneSettings(sparsity=0.5, rounds=0, joint_passes=1, joint_tokens=96, held_out=0.25, batch_tokens=48)
+    model = tiny()
+    without = spap.prune(model, BLOCKS, settings=settings.replace(joint_passes=0)).model
+    first, *_ = spap.prune(model, BLOCKS, settings=settings).report.joint
+    expected = spap.divergence(model, without, part(slice(12, None)))
+    assert first.held_out == pytest.approx(expected, rel=1e-4)
+    assert first.held_out != pytest.approx(spap.divergence(model, without, TOKENS[12:]), rel=1e-2)
+
+
+def test_devices_and_fillers_change_nothing():
+    """Of ten sequences, each of eight devices has two, and six fill up; the sequences are on the devices in parts."""
+    found = []
+    for count in (1, 8):
+        with devices.use_mesh(count):
+            tokens, mask = (devices.shard_chunks(array[:, None]) for array in (TOKENS, MASK))
+            params = jax.device_get(tiny().params)
+            job = Job(tiny().config, Recipe(clipped, (1e-3, 10, 0.0)), "float32")
+            given = Given({}, None, Sequences(tokens, mask=mask), len(TOKENS))
+            batch = batch_of(np.arange(10), given, 24)
+            state = begin(job, jax.tree.map(jnp.asarray, params))
+            loss = float(measure(job, given, state.moved, batch))
+            after, first = step(job, given, state, batch)
+            assert float(first) == pytest.approx(loss, rel=1e-5)
+            found.append((loss, jax.device_get(after.moved)))
+    assert found[0][0] == pytest.approx(float(spap.loss(tiny(), part(slice(10)))), rel=1e-5)
+    for one, other in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-4)
