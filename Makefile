@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 LLAMA_CPP ?= .venv-llama-cpp
+TUNIX ?= .venv-tunix
 BIN := $(VENV)/bin
 
 .PHONY: demo test lint dist-check clients-check docs notebooks quality install install-dev clean
@@ -24,9 +25,10 @@ lint: install-dev
 dist-check: install-dev
 	.ci/dist_check $(BIN)/python
 
-# llama.cpp has a separate environment, which the first run creates.
-clients-check: install-dev $(LLAMA_CPP)/.installed
+# llama.cpp and Tunix have separate environments, which the first run creates.
+clients-check: install-dev $(LLAMA_CPP)/.installed $(TUNIX)/.installed
 	$(BIN)/python -m pytest tests/checkpoint/test_llama_cpp.py --llama-cpp-python $(LLAMA_CPP)/bin/python
+	$(BIN)/python -m pytest tests/checkpoint/test_tunix.py --tunix-python $(TUNIX)/bin/python
 
 docs: install-dev
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --fresh-env --quiet docs out/docs
@@ -56,5 +58,9 @@ $(LLAMA_CPP)/.installed: .ci/llama_cpp $(VENV)/.installed-dev
 	.ci/llama_cpp $(LLAMA_CPP) $(BIN)/python
 	touch $@
 
+$(TUNIX)/.installed: .ci/tunix $(VENV)/.installed-dev
+	.ci/tunix $(TUNIX) $(BIN)/python
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(LLAMA_CPP) build dist out *.egg-info
+	rm -rf $(VENV) $(LLAMA_CPP) $(TUNIX) build dist out *.egg-info

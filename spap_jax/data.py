@@ -137,7 +137,7 @@ def load_tokens(
     description = f"{file or name}: {len(taken)} of {len(windows)} windows of {sequence_length} tokens{drawn}"
     if mask is not None:
         mask = mask[taken]
-        description += f", counting the {mask.sum()} tokens that the assistant wrote"
+        description += f", counting the {mask[:, 1:].sum()} tokens that the assistant wrote"
     return new_blocks(windows[taken], description, len(windows), mask)
 
 
