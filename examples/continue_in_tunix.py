@@ -8,13 +8,14 @@ PRUNED and DENSE are Hugging Face folders of Qwen2, Qwen2.5 or LLaMA models with
 tokens.npy holds sequences of token ids [B, T], the last eighth of which is held out.
 """
 
+# pyright: reportMissingImports=false
+
 import argparse
 import functools
 import json
 import re
 import shutil
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -28,7 +29,7 @@ from tunix.distillation.distillation_trainer import DistillationTrainer, Trainin
 from tunix.distillation.strategies.logit import LogitStrategy
 
 
-def family_of(config: dict[str, Any]) -> tuple[ModuleType, ModuleType]:
+def family_of(config: dict[str, Any]) -> tuple[Any, Any]:
     """Returns Tunix's modules with the model and with the names of its weights."""
     if config["model_type"] == "qwen2":
         from tunix.models.qwen2 import model, params

@@ -118,14 +118,15 @@ def load_tokens(
     if len(parts) > 1:
         return _mixed(parts, sequences, seed, role, given)
     name, content, protocol, file = _open(data, role)
-    text, mask = not isinstance(content, np.ndarray), None
-    if text:
+    used, mask = None, None
+    if not isinstance(content, np.ndarray):
+        used = tokenizer
         times = POOL if role == "calibration" else 1
         enough = None if sequences is None else times * sequences * sequence_length
         content, mask = _tokenise(content, name, tokenizer, enough, protocol.special_tokens)
         content = content[: protocol.windows and protocol.windows * sequence_length]
     windows = cut(content, name, sequence_length, sequences)
-    check_ids(windows, name, vocabulary, tokenizer if text else None)
+    check_ids(windows, name, vocabulary, used)
     if mask is not None:
         mask = cut(mask[: len(content)], name, sequence_length, sequences) > 0
         windows, mask = _answered(windows, mask, name, role, sequences)
