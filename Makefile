@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 LLAMA_CPP ?= .venv-llama-cpp
+TUNIX ?= .venv-tunix
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
@@ -28,9 +29,10 @@ lint: install-dev  ## ruff and pyright
 dist-check: install-dev  ## build the archives in dist/ and run some of the tests against the installed wheel
 	.ci/dist_check $(BIN)/python
 
-# llama.cpp has a separate environment, which the first run creates.
-clients-check: install-dev $(LLAMA_CPP)/.installed  ## convert pruned models for llama.cpp and run them there
+# llama.cpp and Tunix have separate environments, which the first run creates.
+clients-check: install-dev $(LLAMA_CPP)/.installed $(TUNIX)/.installed  ## run pruned models in llama.cpp and train them in Tunix
 	$(BIN)/python -m pytest tests/checkpoint/test_llama_cpp.py --llama-cpp-python $(LLAMA_CPP)/bin/python
+	$(BIN)/python -m pytest tests/checkpoint/test_tunix.py --tunix-python $(TUNIX)/bin/python
 
 docs: install-dev  ## build the pages as a site in out/docs; any warning is an error
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --fresh-env --quiet docs out/docs
@@ -63,5 +65,9 @@ $(LLAMA_CPP)/.installed: .ci/llama_cpp $(VENV)/.installed-dev
 	.ci/llama_cpp $(LLAMA_CPP) $(BIN)/python
 	touch $@
 
+$(TUNIX)/.installed: .ci/tunix $(VENV)/.installed-dev
+	.ci/tunix $(TUNIX) $(BIN)/python
+	touch $@
+
 clean:  ## remove the environments, the archives and all output
-	rm -rf $(VENV) $(LLAMA_CPP) build dist out *.egg-info
+	rm -rf $(VENV) $(LLAMA_CPP) $(TUNIX) build dist out *.egg-info

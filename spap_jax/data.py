@@ -118,15 +118,15 @@ def load_tokens(
     if len(parts) > 1:
         return _mixed(parts, sequences, seed, role, given)
     name, content, protocol, file = _open(data, role)
-    text = not isinstance(content, np.ndarray)
-    mask = None
-    if text:
+    used, mask = None, None
+    if not isinstance(content, np.ndarray):
+        used = tokenizer
         times = POOL if role == "calibration" else 1
         enough = None if sequences is None else times * sequences * sequence_length
         content, mask = _tokenise(content, name, tokenizer, enough, protocol.special_tokens)
         content = content[: protocol.windows and protocol.windows * sequence_length]
     windows = cut(content, name, sequence_length, sequences)
-    check_ids(windows, name, vocabulary, tokenizer if text else None)
+    check_ids(windows, name, vocabulary, used)
     if mask is not None:
         mask = cut(mask[: len(content)], name, sequence_length, sequences) > 0
         windows, mask = _answered(windows, mask, name, role, sequences)
@@ -138,7 +138,7 @@ def load_tokens(
     description = f"{file or name}: {len(taken)} of {len(windows)} windows of {sequence_length} tokens{drawn}"
     if mask is not None:
         mask = mask[taken]
-        description += f", counting the {mask.sum()} tokens that the assistant wrote"
+        description += f", counting the {mask[:, 1:].sum()} tokens that the assistant wrote"
     return new_blocks(windows[taken], description, len(windows), mask)
 
 

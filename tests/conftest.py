@@ -16,11 +16,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--old-python", default=sys.executable, help="Python whose transformers loads pruned checkpoints")
     parser.addoption("--llama-cpp-python", help="Python of .ci/llama_cpp, whose llama.cpp runs pruned checkpoints")
+    parser.addoption("--tunix-python", help="Python of .ci/tunix, whose Tunix trains pruned checkpoints")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Collect the test of llama.cpp only if the option names a Python that has it, as none has it by default."""
-    return (collection_path.name == "test_llama_cpp.py" and not config.getoption("--llama-cpp-python")) or None
+    """Collect the test of a client only if the option names a Python that has it, as none has it by default."""
+    option = {"test_llama_cpp.py": "--llama-cpp-python", "test_tunix.py": "--tunix-python"}.get(collection_path.name)
+    return (option is not None and not config.getoption(option)) or None
 
 
 _MAPPINGS = Path("/proc/self/maps")

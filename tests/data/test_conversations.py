@@ -72,11 +72,11 @@ def test_tokens_and_mask(template: str):
     blocks = read(ROWS, chat(template), role="evaluation", sequences=None)
     count = len(ids) // 10
     np.testing.assert_array_equal(blocks.tokens, ids[: 10 * count].reshape(-1, 10))
-    np.testing.assert_array_equal(blocks.mask, mask[: 10 * count].reshape(-1, 10))
-    assert blocks.description == (
-        f"the given text: {count} of {count} windows of 10 tokens, counting the {mask[: 10 * count].sum()} tokens that "
-        "the assistant wrote"
-    )
+    mask = mask[: 10 * count].reshape(-1, 10)
+    np.testing.assert_array_equal(blocks.mask, mask)
+    counted = mask[:, 1:].sum()  # nothing predicts the first token of a window
+    windows = f"{count} of {count} windows of 10 tokens"
+    assert blocks.description == (f"the given text: {windows}, counting the {counted} tokens that the assistant wrote")
 
 
 def in_jsonl(folder: Path) -> Path:
@@ -113,6 +113,18 @@ def test_calibration_draws_windows_in_which_the_assistant_writes():
     assert (blocks.tokens[blocks.mask] != WORDS.index("w7")).all()
     same = read(rows, chat())
     assert same.sha256 == blocks.sha256 != read(rows, chat(), seed=1).sha256
+
+
+def test_all_of_a_text_counts_beside_conversations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    in_jsonl(tmp_path)
+    np.save(tmp_path / "b.npy", np.full(200, 34))
+    monkeypatch.chdir(tmp_path)
+    blocks = read("a.jsonl:0.6,b.npy:0.4", chat(), sequences=10)
+    assert blocks.mask is not None
+    of_b = (blocks.tokens == 34).all(axis=1)
+    assert of_b.sum() == 4
+    assert blocks.mask[of_b].all()
+    assert not blocks.mask[~of_b].all()
 
 
 def test_the_hash_depends_on_the_mask():
