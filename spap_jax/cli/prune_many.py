@@ -33,7 +33,7 @@ def fractions(_: Any, tokens: Sequence[Any]) -> tuple[float, ...]:
     return tuple(_fraction(word) for token in tokens for word in token.value.split(","))
 
 
-Sparsities = Annotated[
+SparsityOption = Annotated[
     tuple[float, ...],
     Parameter(converter=fractions, negative="", show_default=lambda found: ",".join(map(str, found))),
 ]

@@ -116,7 +116,7 @@ def _make(one: PruneRun, run: Run, command: Command, number: int, store: Unfinis
     if earlier is None:
         console.err.print(f"{one.output} was made before the interruption")
         return
-    if store:  # what follows was skipped for a resumed run
+    if store:  # was skipped for a resumed run
         checkpoint.check_output(one.output, command.overwrite, inputs={})
     run = allocated(replace(run, begun=earlier), functools.partial(_decided, store))
     if run.settings.allocation == "global" and run.narrow.widths:
