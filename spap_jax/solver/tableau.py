@@ -159,7 +159,12 @@ def inverted(matrix: Array) -> tuple[Array, Array]:
         own = (number == j)[:, None] | (number == j)[None, :]
         matrix = jnp.where(own, jnp.where((number == j)[:, None], ratio[None, :], ratio[:, None]),
                            matrix - row[:, None] * ratio[None, :])  # fmt: skip
-        return matrix, pivots.at[j].set(row[j])
+        return _whole(matrix), pivots.at[j].set(row[j])
 
-    swept, pivots = lax.fori_loop(0, matrix.shape[0], sweep, (matrix, jnp.zeros(matrix.shape[0], matrix.dtype)))
+    swept, pivots = lax.fori_loop(0, matrix.shape[0], sweep, (_whole(matrix), jnp.zeros(matrix.shape[0], matrix.dtype)))
     return -swept, pivots
+
+
+def _whole(matrix: Array) -> Array:
+    """Keeps a small matrix on every device of a mesh: divided, it would be gathered in every turn of a sweep."""
+    return devices.constrain_replicated(matrix) if devices.row_axes(0) else matrix
