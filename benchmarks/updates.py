@@ -30,14 +30,14 @@ from spap_jax.numerics import full_precision
 from spap_jax.pruning import moments, reduce, streams
 from spap_jax.pruning.layer import choose_channels, hidden_channels, refit_weights, search_of
 from spap_jax.solver import alternating
-from spap_jax.solver.alternating import Hidden, RoundSchedule, Tokens, Weights
+from spap_jax.solver.alternating import Mlp, RoundSchedule, Tokens, Weights
 
 SETTINGS = spap.PruneSettings(rounds=2)
 
 STEPS = 200
 """Optimizer steps in a round."""
 
-Descent = Callable[[Hidden, Weights, Tokens, Tokens], Weights]
+Descent = Callable[[Mlp, Weights, Tokens, Tokens], Weights]
 
 
 @dataclass(frozen=True)
@@ -50,20 +50,20 @@ class Row:
     seconds: dict[str, float]
 
 
-def adam(hidden: Hidden, weights: Weights, calibration: Tokens, held_out: Tokens) -> Weights:
+def adam(mlp: Mlp, weights: Weights, calibration: Tokens, held_out: Tokens) -> Weights:
     """Runs the alternating rounds of ``spap prune``."""
     schedule = RoundSchedule(SETTINGS.rounds, STEPS, SETTINGS.step_tokens, SETTINGS.learning_rate)
     key = jax.random.key(SETTINGS.seed)
-    error = alternating.relative_error(hidden, weights, calibration)
-    return alternating.recover(hidden, weights, error, calibration, held_out, schedule, SETTINGS.fit.ridge, key).weights
+    error = alternating.relative_error(mlp, weights, calibration)
+    return alternating.recover(mlp, weights, error, calibration, held_out, schedule, SETTINGS.fit.ridge, key).weights
 
 
-def lbfgs(hidden: Hidden, weights: Weights, calibration: Tokens, held_out: Tokens, iterations: int) -> Weights:
+def lbfgs(mlp: Mlp, weights: Weights, calibration: Tokens, held_out: Tokens, iterations: int) -> Weights:
     """Runs L-BFGS with its line search on all weights and all tokens."""
     unit, start = relative(weights)
 
     def loss(u: Any) -> jax.Array:
-        return alternating.relative_error(hidden, unit(u), calibration)
+        return alternating.relative_error(mlp, unit(u), calibration)
 
     optimizer, value_and_grad = optax.lbfgs(), optax.value_and_grad_from_state(loss)
 
@@ -74,23 +74,23 @@ def lbfgs(hidden: Hidden, weights: Weights, calibration: Tokens, held_out: Token
         return (optax.apply_updates(u, change), state), None
 
     (u, _), _ = jax.lax.scan(step, (start, optimizer.init(start)), length=iterations)
-    return alternating.closed_form(hidden, unit(u), calibration, SETTINGS.fit.ridge).weights
+    return alternating.closed_form(mlp, unit(u), calibration, SETTINGS.fit.ridge).weights
 
 
 def gauss_newton(
-    hidden: Hidden, weights: Weights, calibration: Tokens, held_out: Tokens, iterations: int, inner: int
+    mlp: Mlp, weights: Weights, calibration: Tokens, held_out: Tokens, iterations: int, inner: int
 ) -> Weights:
     """Runs Levenberg-Marquardt: ``inner`` CG iterations solve for each step, which is kept if the error decreases."""
     unit, start = relative(weights)
     power = jnp.square(calibration.target).sum()
 
     def loss(u: Any) -> jax.Array:
-        return alternating.relative_error(hidden, unit(u), calibration)
+        return alternating.relative_error(mlp, unit(u), calibration)
 
     def curvature(u: Any, v: Any) -> Any:
         def add(total: Any, chunk: Tokens) -> tuple[Any, None]:
             def out(u: Any) -> jax.Array:
-                return alternating.output(hidden, unit(u), chunk.residual)
+                return alternating.output(mlp.hidden, unit(u), chunk.residual)
 
             pushed, pull = jax.jvp(out, (u,), (v,))[1], jax.vjp(out, u)[1]
             return jax.tree.map(jnp.add, total, pull(pushed)[0]), None
@@ -112,7 +112,7 @@ def gauss_newton(
         return (u, jnp.where(better, now, best), damping * jnp.where(better, 1 / 3, 4)), None
 
     (u, _, _), _ = jax.lax.scan(step, (start, loss(start), jnp.float32(1e-5)), length=iterations)
-    return alternating.closed_form(hidden, unit(u), calibration, SETTINGS.fit.ridge).weights
+    return alternating.closed_form(mlp, unit(u), calibration, SETTINGS.fit.ridge).weights
 
 
 def relative(weights: Weights) -> tuple[Callable[[Any], Weights], Any]:
@@ -137,9 +137,9 @@ def descended(
     config: DecoderConfig, way: str, layer: Params, weights: Weights, calibration: Tokens, held_out: Tokens
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the relative errors after one method's descent, on held-out and on calibration tokens."""
-    hidden = functools.partial(hidden_channels, config, layer)
-    done = weights if way == "refit" else WAYS[way](hidden, weights, calibration, held_out)
-    error = functools.partial(alternating.relative_error, hidden, done)
+    mlp = Mlp(functools.partial(hidden_channels, config, layer))
+    done = weights if way == "refit" else WAYS[way](mlp, weights, calibration, held_out)
+    error = functools.partial(alternating.relative_error, mlp, done)
     return error(held_out), error(calibration)
 
 

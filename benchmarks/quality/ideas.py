@@ -21,20 +21,25 @@ from spap_jax.models.registry import FAMILIES
 from spap_jax.numerics import full_precision
 from spap_jax.pruning import joint, moments, reduce, streams
 from spap_jax.pruning.layer import (
+    Fitting,
     PhaseClock,
+    Solved,
+    aim,
     choice_key,
     choose_channels,
     error_by_moments,
     hidden_channels,
+    layer_report,
     prune_layer,
     refit_weights,
     search_of,
 )
+from spap_jax.pruning.pipeline import rounds_pay
 from spap_jax.pruning.predictions import get_layer
 from spap_jax.pruning.run import resolve
 from spap_jax.pruning.streams import Streams
 from spap_jax.solver import alternating
-from spap_jax.solver.alternating import RoundSchedule, Tokens, Weights
+from spap_jax.solver.alternating import Mlp, RoundSchedule, Tokens, Weights
 from spap_jax.solver.problem import equilibrate
 
 IDEAS = {
@@ -96,12 +101,14 @@ def prune(model: spap.Model, tokens: np.ndarray, settings: spap.PruneSettings, i
     narrow, settings = run.narrow, run.settings
     metrics = output_metrics(config, outer, tokens[:GRADIENT_SEQUENCES]) if idea == "weighted" else None
     parts = run.fitted, run.held_out
-    both = [streams.start(config, outer, part, correction=settings.fit.correction) for part in parts]
-    layers = []
+    both = [streams.start(config, outer, part) for part in parts]
+    layers, reports = [], []
     for index in range(config.layers):
         layer, metric = run.read_layer(index), metrics and Metric(*(a[index] for a in metrics))
-        layer, both = prune_block(index, config, narrow, layer, both, settings, idea, metric)
+        own = settings if rounds_pay(reports) else settings.replace(rounds=0)
+        layer, solved, both = prune_block(index, config, narrow, layer, both, own, idea, metric)
         layers.append(layer)
+        reports += [layer_report(index, solved, PhaseClock())] if solved else []
     blocks = jax.tree.map(lambda *arrays: jnp.stack(arrays), *layers)
     if run.jointly:
         *_, last = joint.adjusted(run, blocks, (both[0].dense, both[1].dense))
@@ -118,32 +125,33 @@ def prune_block(
     settings: spap.PruneSettings,
     idea: str,
     metric: Metric | None,
-) -> tuple[Params, list[Streams]]:
-    """Prunes one block and returns it with the streams after it."""
+) -> tuple[Params, Solved | None, list[Streams]]:
+    """Prunes one block and returns it with its record, unless it is weighted, and the streams after it."""
     both = [streams.enter_attention(config, layer, part) for part in both]
     if idea == "attention_refit":
         layer = with_attention_refitted(config, layer, streams.fitting_tokens(both[0]), settings.fit.ridge)
-    fitted, judged, both = enter_mlp(config, layer, both, idea, settings.fit.correction)
+    fitted, judged, both = enter_mlp(config, layer, both, idea)
     if metric is None:
-        layer, _ = prune_layer(index, config, narrow, layer, fitted, judged, settings, PhaseClock())
+        layer, solved = prune_layer(index, config, narrow, layer, fitted, judged, settings, PhaseClock())
     else:
+        solved = None
         layer = prune_weighted(index, config, narrow, layer, fitted, judged, settings, metric)
     del fitted, judged
-    return layer, [streams.leave_mlp(narrow, layer, part)[0] for part in both]
+    return layer, solved, [streams.leave_mlp(narrow, layer, part) for part in both]
 
 
 def enter_mlp(
-    config: DecoderConfig, layer: Params, both: list[Streams], idea: str, correction: float = 1.0
+    config: DecoderConfig, layer: Params, both: list[Streams], idea: str
 ) -> tuple[Tokens, Tokens, list[Streams]]:
     """Advances from attention to the MLP; returns its fitting and its held-out tokens, and the streams there."""
     attended = [jnp.copy(part.dense) for part in both]
-    both = [streams.leave_attention(config, layer, part, correction) for part in both]
+    both = [streams.leave_attention(config, layer, part) for part in both]
     found = []
     for before, part in zip(attended, both, strict=True):
         repairing, own = part.dense, part.pruned + (part.dense - before)
         total = {"dense_target": own, "mixed_target": (own + repairing) / 2}.get(idea)
         usual = streams.fitting_tokens(part)
-        found.append(usual if total is None else Tokens(part.pruned, total, weights=part.weights))
+        found.append(usual if total is None else Tokens(part.pruned, total, total - part.pruned, part.weights))
     return *found, both
 
 
@@ -201,7 +209,7 @@ def prune_weighted(
 ) -> Params:
     """Prunes like ``prune_layer``, in output coordinates in which all directions have equal weight."""
     key = jax.random.key(settings.seed)
-    seen = moments.accumulate(config, layer, fitted)
+    seen = moments.accumulate(config, layer, fitted, settings.fit.correction)
     problem = seen.problem
     turned = problem._replace(cross=problem.cross @ metric.root, weight=problem.weight @ metric.root)
     seen = seen._replace(problem=turned, target_mean=seen.target_mean @ metric.root)
@@ -212,14 +220,15 @@ def prune_weighted(
     schedule = RoundSchedule(settings.rounds, settings.round_steps, settings.step_tokens, settings.learning_rate)
     steps = jax.random.fold_in(key, index)
     error = error_by_moments(seen, config.mlp_bias, kept, weights)
-    weights = recover_weighted(narrow, schedule, layer, weights, error, fitted, judged, choice.ridge, steps, metric)
+    block = Fitting(config, narrow, settings.fit.correction)
+    weights = recover_weighted(block, schedule, layer, weights, error, fitted, judged, choice.ridge, steps, metric)
     return layer | {"mlp": reduce.to_mlp(weights, layer["mlp"])}
 
 
-@functools.partial(jax.jit, static_argnames=("narrow", "schedule"))
+@functools.partial(jax.jit, static_argnames=("block", "schedule"))
 @full_precision
 def recover_weighted(
-    narrow: DecoderConfig,
+    block: Fitting,
     schedule: RoundSchedule,
     layer: Params,
     weights: Weights,
@@ -232,12 +241,10 @@ def recover_weighted(
 ) -> Weights:
     """Runs the alternating rounds from weights [k, d] in those coordinates; returns weights in the model's own."""
 
-    def hidden(inner: alternating.Inner, residual: jax.Array) -> jax.Array:
-        return hidden_channels(narrow, layer, inner, residual @ metric.inverse)
+    def target(tokens: Tokens) -> jax.Array:
+        return aim(block.dense, layer, block.correction, tokens) @ metric.root
 
-    def turned(tokens: Tokens) -> Tokens:
-        return tokens._replace(residual=tokens.residual @ metric.root, total=tokens.total @ metric.root)
-
-    found = alternating.recover(hidden, weights, error, turned(fitted), turned(judged), schedule, ridge, key).weights
+    mlp = Mlp(functools.partial(hidden_channels, block.narrow, layer), target)
+    found = alternating.recover(mlp, weights, error, fitted, judged, schedule, ridge, key).weights
     bias = None if found.bias is None else found.bias @ metric.inverse
     return Weights(found.inner, found.down @ metric.inverse, bias)

@@ -146,7 +146,7 @@ def closed_form_bytes(load: Workload) -> float:
     return load.fitted.here * (sums + mlp_bytes(narrow, size) + aim_bytes(load, size)) + _solution_bytes(k, d, k)
 
 
-def aim_bytes(load: Workload, tokens: float) -> float:
+def aim_bytes(load: Workload, tokens: int) -> float:
     """``layer.aim``: the dense MLP, if a correction below 1 needs its output, which is mixed with the target."""
     return mlp_bytes(load.mine.dense, tokens) + 4 * 4 * tokens * load.dense.width if load.aimed else 0
 

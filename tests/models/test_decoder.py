@@ -50,7 +50,7 @@ def test_parameters_are_sharded_by_the_names_of_their_axes() -> None:
     assert axes["embed"]["tokens"] == PartitionSpec("v", "e")
     mesh = jax.make_mesh((2, 4), ("data", "model"))
     rules = [("n", "model"), ("d", "data"), *((letter, None) for letter in "Lvefmh")]
-    shardings = nn.logical_to_mesh_sharding(axes, mesh, rules)
+    shardings = nn.logical_to_mesh_sharding(axes, mesh, rules)  # pyright: ignore[reportPrivateImportUsage]
     sharded = jax.device_put(params["layers"]["attention"], shardings["layers"]["attention"])
     shape = (1, config.width, config.heads, config.head_dim)
     assert sharded["q"].sharding.shard_shape(shape) == (1, config.width // 2, config.heads // 4, config.head_dim)
