@@ -35,6 +35,8 @@ class Request:
         length: Number of tokens of each sequence.
         weight_bytes: Bytes of a stored weight.
         training: Settings of recovery training, to plan that of the pruned decoder towards the dense one.
+        known: Phases of which a compiler has said how much memory they need, as pairs: the name, and the factor by
+            which that differs from what is counted here.
     """
 
     config: DecoderConfig
@@ -43,6 +45,7 @@ class Request:
     length: int
     weight_bytes: int
     training: FinetuneSettings | None = None
+    known: tuple[tuple[str, float], ...] = ()
 
     def on(self, devices: int, sharers: int = 1) -> Workload:
         """Returns the workload of this run on ``devices`` devices, in groups of ``sharers`` that share the weights."""
@@ -127,11 +130,17 @@ def plan(request: Request, mesh: Mesh) -> Plan:
     return Plan(
         request=request,
         mesh=mesh,
-        memory=memory.device_memory(load),
+        memory=_with_known(memory.device_memory(load), dict(request.known)),
         host=memory.host_memory(load),
         read=read * load.weight_bytes,
         phases=tuple(_phases(load, mesh)),
     )
+
+
+def _with_known(counted: dict[str, Parts], factors: dict[str, float]) -> dict[str, Parts]:
+    return {
+        name: {part: factors.get(name, 1.0) * size for part, size in parts.items()} for name, parts in counted.items()
+    }
 
 
 def _phases(load: Workload, mesh: Mesh) -> Iterator[Phase]:
@@ -155,6 +164,16 @@ def _phase(name: str, count: float, moved: float, sent: float, mesh: Mesh) -> Ph
     }
     seconds = max(spent["compute"], spent["memory"]) + spent["interconnect"]
     return Phase(name, count, moved, sent, seconds, max(spent, key=lambda each: spent[each]))
+
+
+def corrected(planned: Plan, needs: dict[str, float]) -> Plan:
+    """Returns the plan of the same run with the memory that a compiler says its phases need, in bytes.
+
+    Ways to make the run fit are then judged by what is counted for them, times what these phases need beyond the count.
+    """
+    totals = {name: sum(parts.values()) for name, parts in planned.memory.items()}
+    known = tuple((name, need / totals[name]) for name, need in needs.items() if name in totals)
+    return plan(dataclasses.replace(planned.request, known=known), planned.mesh)
 
 
 def verdict(planned: Plan) -> str:

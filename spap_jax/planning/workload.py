@@ -206,11 +206,15 @@ class Workload:
         return _step_bytes(self.training.moment_dtype if self.training else self.settings.moment_dtype)
 
     @property
-    def written(self) -> int:
-        """Number of sequences that the dense model generates on one device."""
+    def samples(self) -> int:
+        """Number of sequences that the dense model generates."""
         sampled = self.settings.decided.sampled
-        count = sum(part.real for part in self.parts) * sampled // (1 + sampled)
-        return count if count % self.devices else count // self.devices
+        return sum(part.real for part in self.parts) * sampled // (1 + sampled)
+
+    @property
+    def written(self) -> int:
+        """Number of those that one device generates."""
+        return self.samples if self.samples % self.devices else self.samples // self.devices
 
     @property
     def written_at_once(self) -> int:
