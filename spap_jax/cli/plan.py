@@ -67,8 +67,7 @@ def plan(
     from spap_jax.cli.json_file import check_place, write_json
     from spap_jax.errors import UserError
     from spap_jax.planning.accelerators import mesh_named
-    from spap_jax.planning.compiled import needs
-    from spap_jax.planning.plan import Request, corrected
+    from spap_jax.planning.plan import Request
     from spap_jax.planning.plan import plan as planned_on
     from spap_jax.planning.tables import as_values, compiled_values
     from spap_jax.pruning.achieved import sparsities
@@ -89,8 +88,9 @@ def plan(
         training = FinetuneSettings(full=finetune == "full", **{n: v for n, v in given.items() if v is not None})
     request = Request(config, settings, sequences, chosen_length(sequence_length, config), weight_bytes, training)
     plans = [planned_on(request, each) for each in meshes]
-    found = _compiled(plans[0]) if compile else []
-    plans = [corrected(plans[0], needs(found))] if compile else plans
+    found = []
+    if compile:
+        plans[0], found = _compiled(plans[0])
     removed = sparsities(config, pruned_config(config, settings), settings).words
     trained = f", then {training.steps} steps of spap finetune" if training else ""
     console.out.print(f"{model}: {removed} removed{trained}, {sequences} sequences of {request.length} tokens")
@@ -108,17 +108,19 @@ def plan(
         write_json(json, "spap plan", described | {"plans": [as_values(each) for each in plans]})
 
 
-def _compiled(planned: "Plan") -> "list[Compiled]":
-    """Compiles the programs of a run. Arrays are only described, so JAX need not start any device but this machine."""
+def _compiled(planned: "Plan") -> "tuple[Plan, list[Compiled]]":
+    """Compiles the programs of a run, and corrects its plan by what the compiler says of them."""
     import jax
 
     from spap_jax.cli import console
-    from spap_jax.planning.compiled import compiled
+    from spap_jax.planning.compiled import compiled, needs
+    from spap_jax.planning.plan import corrected
 
-    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_platforms", "cpu")  # arrays are only described: no device has to be started for them
     load = planned.request.on(planned.mesh.devices, planned.mesh.sharers)
     with console.counting() as watch:
-        return list(compiled(load, planned.mesh, watch))
+        found = list(compiled(load, planned.mesh, watch))
+    return corrected(planned, needs(found)), found
 
 
 def _show_compiled(planned: "Plan", found: "list[Compiled]") -> None:

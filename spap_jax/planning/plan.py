@@ -20,6 +20,9 @@ USABLE = 0.9
 _TAKEN_BY_JAX = 0.75
 """Fraction of a GPU's memory that JAX allocates by default."""
 
+_HELD = ("weights", "streams")
+"""The parts of a phase's memory that are no workspace: they are held before it and after it."""
+
 _QUICK = ("joint steps", "steps")
 """The phases whose matrix products are of bfloat16."""
 
@@ -36,7 +39,7 @@ class Request:
         weight_bytes: Bytes of a stored weight.
         training: Settings of recovery training, to plan that of the pruned decoder towards the dense one.
         known: Phases of which a compiler has said how much memory they need, as pairs: the name, and the factor by
-            which that differs from what is counted here.
+            which their workspace differs from what is counted here.
     """
 
     config: DecoderConfig
@@ -139,7 +142,8 @@ def plan(request: Request, mesh: Mesh) -> Plan:
 
 def _with_known(counted: dict[str, Parts], factors: dict[str, float]) -> dict[str, Parts]:
     return {
-        name: {part: factors.get(name, 1.0) * size for part, size in parts.items()} for name, parts in counted.items()
+        name: {part: size if part in _HELD else factors.get(name, 1.0) * size for part, size in parts.items()}
+        for name, parts in counted.items()
     }
 
 
@@ -169,11 +173,16 @@ def _phase(name: str, count: float, moved: float, sent: float, mesh: Mesh) -> Ph
 def corrected(planned: Plan, needs: dict[str, float]) -> Plan:
     """Returns the plan of the same run with the memory that a compiler says its phases need, in bytes.
 
-    Ways to make the run fit are then judged by what is counted for them, times what these phases need beyond the count.
+    What the run holds is known, so the rest is workspace. Ways to make the run fit are judged by what is counted for
+    them, with the workspace of these phases in the same proportion to the count.
     """
-    totals = {name: sum(parts.values()) for name, parts in planned.memory.items()}
-    known = tuple((name, need / totals[name]) for name, need in needs.items() if name in totals)
-    return plan(dataclasses.replace(planned.request, known=known), planned.mesh)
+    known = []
+    for name, parts in planned.memory.items():
+        held = sum(size for part, size in parts.items() if part in _HELD)
+        workspace = sum(parts.values()) - held
+        if name in needs and workspace:
+            known.append((name, max(0.0, needs[name] - held) / workspace))
+    return plan(dataclasses.replace(planned.request, known=tuple(known)), planned.mesh)
 
 
 def verdict(planned: Plan) -> str:

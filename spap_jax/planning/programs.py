@@ -1,8 +1,9 @@
 """The programs of a run: the only place that says which functions a run compiles, and how often it calls them.
 
-They are the jitted functions of the pipeline and of the engine, with described arguments, so that they can be lowered
-and compiled for devices that are not there. What JAX computes outside of them (sums of a few numbers, copies, zeros) is
-left out. Where blocks differ in what they compile (rotary embedding, window), there is a program for each kind.
+They are the jitted functions of the pipeline and of the engine, also those that only their own file calls, with
+described arguments, so that they can be lowered and compiled for devices that are not there. What JAX computes outside
+of them (sums of a few numbers, copies, zeros) is left out. Where blocks differ in what they compile (rotary embedding,
+window), there is a program for each kind.
 ``tests/planning/test_programs.py`` compares the list with what runs compile.
 """
 

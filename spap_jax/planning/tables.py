@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from spap_jax.planning.compiled import Compiled
 from spap_jax.planning.plan import Plan, notes, verdict
 from spap_jax.quantities import bytes_text, duration_text
+
+if TYPE_CHECKING:  # a plan that is only counted need not import the programs
+    from spap_jax.planning.compiled import Compiled
 
 _PARTS = {
     "weights": "weights",
@@ -80,7 +82,7 @@ def time_line(planned: Plan) -> str:
     )
 
 
-def compiled_words(found: list[Compiled]) -> Words:
+def compiled_words(found: "list[Compiled]") -> Words:
     """Returns a table of what the compiler says of each program."""
     rows = [
         (each.phase, each.name, str(each.times), bytes_text(each.memory), bytes_text(each.arguments),
@@ -94,7 +96,7 @@ def compiled_words(found: list[Compiled]) -> Words:
     return Words("programs as compiled, one call on each device", columns, rows)
 
 
-def too_large(found: list[Compiled], room: float) -> list[str]:
+def too_large(found: "list[Compiled]", room: float) -> list[str]:
     """Returns a line for each program that needs more than the usable memory of a device, in bytes."""
     return [
         f"{each.name} ({each.phase}) does not fit: it needs {bytes_text(each.memory)} of {bytes_text(room)}"
@@ -120,7 +122,7 @@ def summary_words(plans: list[Plan]) -> Words:
     return Words("needs of each device", columns, rows)
 
 
-def compiled_values(found: list[Compiled]) -> list[dict[str, Any]]:
+def compiled_values(found: "list[Compiled]") -> list[dict[str, Any]]:
     """Returns what the compiler says of each program as plain values; None stands for what it does not say."""
     return [
         {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in each.items()}

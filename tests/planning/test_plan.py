@@ -15,7 +15,7 @@ from spap_jax.models import cost
 from spap_jax.models.registry import family_of
 from spap_jax.planning import memory, operations
 from spap_jax.planning.accelerators import Mesh, mesh_named
-from spap_jax.planning.plan import Request, notes, plan, verdict
+from spap_jax.planning.plan import Request, corrected, notes, plan, verdict
 from spap_jax.planning.workload import workload
 from spap_jax.pruning import pipeline
 from spap_jax.settings import FLOAT_DTYPES, SCHEDULES, FinetuneSettings, PruneSettings
@@ -106,6 +106,22 @@ def check_remedy(name: str, mesh: str, sequences: int, expected: list[str], sett
     for words in expected:
         other, larger = changed(request, mesh, words)
         assert plan(other, larger).fits
+
+
+def test_what_a_compiler_says_takes_the_place_of_the_count():
+    counted = plan(request_of("llama-3.1-8b"), mesh_named("v5e-8"))
+    assert counted.fits
+    known = corrected(counted, {"selection": 20e9, "errors": 1e9})  # errors are too small to be counted
+    assert sum(known.memory["selection"].values()) == pytest.approx(20e9)
+    assert {name: parts for name, parts in known.memory.items() if name != "selection"} == {
+        name: parts for name, parts in counted.memory.items() if name != "selection"
+    }
+    assert verdict(known).startswith("it does not fit: a device needs 20 GB in the phase 'selection' and has 14.4 GB")
+    remedy = re.search(r"v5e-(\d+) in place of v5e-8", verdict(known))
+    assert remedy
+    larger = plan(known.request, mesh_named(f"v5e-{remedy[1]}"))
+    assert larger.fits
+    assert sum(larger.memory["selection"].values()) > sum(counted.memory["selection"].values())
 
 
 def test_moments_are_planned_in_bfloat16_so_that_an_8b_model_fits_one_gpu():
