@@ -7,7 +7,6 @@ window), there is a program for each kind.
 ``tests/planning/test_programs.py`` compares the list with what runs compile.
 """
 
-import functools
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -407,9 +406,8 @@ def _training(arrays: Arrays) -> tuple[step.Job, step.Given, step.Given, Params]
     student, teacher = (arrays.parameters(config, spread_spec) for config in (load.narrow, load.dense))
     frozen, moved = {}, student
     if not training.full:
-        start = functools.partial(lora.start, rank=training.rank, key=jax.random.key(0))
-        updates = {"updates": jax.eval_shape(start, student["layers"])}
-        frozen, moved = student, arrays.laid_out(load.narrow, updates, jnp.float32)
+        updates = jax.eval_shape(lambda layers: lora.start(layers, training.rank, jax.random.key(0)), student["layers"])
+        frozen, moved = student, arrays.laid_out(load.narrow, {"updates": updates}, jnp.float32)
     recipe = step.Recipe(clipped, (training.rate, training.steps, training.weight_decay, training.moment_dtype))
     dtype, scale = step_dtype(load.settings.compute_dtype), train._scale(training)
     job = step.Job(load.narrow, recipe, dtype, scale=scale, teacher=load.dense)
