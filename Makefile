@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 LLAMA_CPP ?= .venv-llama-cpp
+TPU ?= .venv-tpu
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint dist-check clients-check docs notebooks quality install install-dev clean
+.PHONY: demo test lint dist-check clients-check tpu-check docs notebooks quality install install-dev clean
 
 demo: install
 	$(BIN)/spap prune examples/llama-stories --sparsity 0.3 \
@@ -27,6 +28,10 @@ dist-check: install-dev
 # llama.cpp has a separate environment, which the first run creates.
 clients-check: install-dev $(LLAMA_CPP)/.installed
 	$(BIN)/python -m pytest tests/checkpoint/test_llama_cpp.py --llama-cpp-python $(LLAMA_CPP)/bin/python
+
+# The TPU compiler, which needs no TPU, has a separate environment too.
+tpu-check: install-dev $(TPU)/.installed
+	$(TPU)/bin/python -m pytest tests/planning/test_tpu.py
 
 docs: install-dev
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --fresh-env --quiet docs out/docs
@@ -56,5 +61,9 @@ $(LLAMA_CPP)/.installed: .ci/llama_cpp $(VENV)/.installed-dev
 	.ci/llama_cpp $(LLAMA_CPP) $(BIN)/python
 	touch $@
 
+$(TPU)/.installed: .ci/tpu $(VENV)/.installed-dev
+	.ci/tpu $(TPU) $(BIN)/python
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(LLAMA_CPP) build dist out *.egg-info
+	rm -rf $(VENV) $(LLAMA_CPP) $(TPU) build dist out *.egg-info
