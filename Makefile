@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 LLAMA_CPP ?= .venv-llama-cpp
 TUNIX ?= .venv-tunix
+TPU ?= .venv-tpu
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint dist-check clients-check docs notebooks quality install install-dev hooks clean
+.PHONY: help demo test lint dist-check clients-check tpu-check docs notebooks quality install install-dev hooks clean
 
 help:  ## say what each target does
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "make %-14s %s\n", $$1, $$2 }'
@@ -33,6 +34,10 @@ dist-check: install-dev  ## build the archives in dist/ and run some of the test
 clients-check: install-dev $(LLAMA_CPP)/.installed $(TUNIX)/.installed  ## run pruned models in llama.cpp and train them in Tunix
 	$(BIN)/python -m pytest tests/checkpoint/test_llama_cpp.py --llama-cpp-python $(LLAMA_CPP)/bin/python
 	$(BIN)/python -m pytest tests/checkpoint/test_tunix.py --tunix-python $(TUNIX)/bin/python
+
+# So has the TPU compiler, which needs no TPU.
+tpu-check: install-dev $(TPU)/.installed  ## compile programs of a run for a TPU slice that is not there
+	$(TPU)/bin/python -m pytest tests/planning/test_tpu.py
 
 docs: install-dev  ## build the pages as a site in out/docs; any warning is an error
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --fresh-env --quiet docs out/docs
@@ -69,5 +74,9 @@ $(TUNIX)/.installed: .ci/tunix $(VENV)/.installed-dev
 	.ci/tunix $(TUNIX) $(BIN)/python
 	touch $@
 
+$(TPU)/.installed: .ci/tpu $(VENV)/.installed-dev
+	.ci/tpu $(TPU) $(BIN)/python
+	touch $@
+
 clean:  ## remove the environments, the archives and all output
-	rm -rf $(VENV) $(LLAMA_CPP) $(TUNIX) build dist out *.egg-info
+	rm -rf $(VENV) $(LLAMA_CPP) $(TUNIX) $(TPU) build dist out *.egg-info

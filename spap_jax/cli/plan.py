@@ -9,6 +9,7 @@ from spap_jax.cli.switches import ModelName
 from spap_jax.settings import FinetuneSettings, PruneSettings
 
 if TYPE_CHECKING:
+    from spap_jax.planning.compiled import Compiled
     from spap_jax.planning.plan import Plan
 
 MESHES = ("v5e-8", "v5p-64", "h100x8")
@@ -24,6 +25,7 @@ def plan(
     sequences: int = 128,
     sequence_length: int | None = None,
     finetune: Literal["lora", "full"] | None = None,
+    compile: bool = False,
     json: Path | None = None,
     settings: Annotated[PruneSettings, Parameter(name="*")] = PruneSettings(),  # noqa: B008 (frozen)
 ) -> None:
@@ -40,6 +42,9 @@ def plan(
     devices, and so are the rows of the solver, and the weights are divided where --model-devices says so. Times are
     lower bounds (rooflines): the work divided by the peak rates of the data sheets.
 
+    With --compile the TPU compiler says what it makes of every program of the run: its memory, operations and
+    collectives, and whether it fits. That takes minutes, and needs pip install 'spap-jax[tpu]', but no TPU.
+
     Args:
         model: Folder with a config.json, a hub id, or an address such as gs://bucket/model. No weights are needed.
         mesh: Devices to plan for: a TPU slice by its Cloud name (v5e-8, v5p-64, v6e-8) or the GPUs of one server
@@ -50,6 +55,7 @@ def plan(
         finetune: Plan recovery training instead, of low-rank updates or of all weights of the pruned model, with the
             model itself as the teacher, in steps as spap finetune makes them by default. --steps, --batch-tokens,
             --moment-dtype and --compute-dtype then apply to it.
+        compile: Compile every program of the run for the TPU slice named by --mesh. No TPU is needed.
         json: JSON file to which the results are written as well.
         settings: How to prune, as in spap prune.
     """
@@ -63,10 +69,12 @@ def plan(
     from spap_jax.planning.accelerators import mesh_named
     from spap_jax.planning.plan import Request
     from spap_jax.planning.plan import plan as planned_on
-    from spap_jax.planning.tables import as_values
+    from spap_jax.planning.tables import as_values, compiled_values
     from spap_jax.pruning.achieved import sparsities
     from spap_jax.pruning.narrow import pruned_config
 
+    if compile and mesh is None:
+        raise UserError("--compile compiles for one mesh: name it too, with --mesh v5e-8 for example.")
     if sequences < 1:
         raise UserError("--sequences must be at least 1: give a positive number.")
     check_json_place(json, "spap plan")
@@ -75,14 +83,20 @@ def plan(
         config, weight_bytes = checkpoint.read_config(checkpoint.locate_config(model), model)
     training = None
     if finetune:
-        given: dict[str, Any] = {"steps": settings.steps, "moment_dtype": settings.moment_dtype}
+        names = ("steps", "moment_dtype", "compute_dtype", "batch_tokens")
+        given: dict[str, Any] = {name: getattr(settings, name) for name in names}
         training = FinetuneSettings(full=finetune == "full", **{n: v for n, v in given.items() if v is not None})
     request = Request(config, settings, sequences, chosen_length(sequence_length, config), weight_bytes, training)
     plans = [planned_on(request, each) for each in meshes]
+    found = []
+    if compile:
+        plans[0], found = _compiled(plans[0])
     removed = sparsities(config, pruned_config(config, settings), settings).words
     trained = f", then {training.steps} steps of spap finetune" if training else ""
     console.out.print(f"{model}: {removed} removed{trained}, {sequences} sequences of {request.length} tokens")
-    if mesh:
+    if compile:
+        _show_compiled(plans[0], found)
+    elif mesh:
         _show(plans[0])
     else:
         _compare(plans)
@@ -90,7 +104,37 @@ def plan(
         described = {"model": model, "sequences": sequences, "sequence_length": request.length}
         described |= {"settings": asdict(settings), "weight_bytes": weight_bytes}
         described |= {"training": asdict(training)} if training else {}
+        described |= {"programs": compiled_values(found)} if compile else {}
         write_json(json, "spap plan", described | {"plans": [as_values(each) for each in plans]})
+
+
+def _compiled(planned: "Plan") -> "tuple[Plan, list[Compiled]]":
+    """Compiles the programs of a run, and corrects its plan by what the compiler says of them."""
+    import jax
+
+    from spap_jax.cli import console
+    from spap_jax.planning.compiled import compiled, needs
+    from spap_jax.planning.plan import corrected
+
+    jax.config.update("jax_platforms", "cpu")  # arrays are only described: no device has to be started for them
+    load = planned.request.on(planned.mesh.devices, planned.mesh.sharers)
+    with console.counting() as watch:
+        found = list(compiled(load, planned.mesh, watch))
+    return corrected(planned, needs(found)), found
+
+
+def _show_compiled(planned: "Plan", found: "list[Compiled]") -> None:
+    from spap_jax.cli import console
+    from spap_jax.planning import tables
+    from spap_jax.planning.plan import notes, verdict
+
+    console.table(*tables.compiled_words(found))
+    console.out.print(tables.COMPILED_LEGEND)
+    for line in tables.too_large(found, planned.room):
+        console.out.print(line)
+    console.out.print(f"{planned.mesh.name}: {verdict(planned)}")
+    for note in notes(planned):
+        console.out.print(note)
 
 
 def _show(planned: "Plan") -> None:

@@ -1,7 +1,7 @@
 """Memory of a run, by phase and part: on each device while a layer is in that phase, and on the host.
 
 The arrays held (weights, streams, moments, system) follow from the code. The workspace of a compiled program depends on
-XLA: the multiples below were read from compiled programs, and ``tests/planning/test_memory.py`` compares them with
+XLA: the multiples below were read from compiled programs, and ``tests/planning/test_compiled.py`` compares them with
 XLA's own memory analysis.
 """
 

@@ -20,6 +20,9 @@ USABLE = 0.9
 _TAKEN_BY_JAX = 0.75
 """Fraction of a GPU's memory that JAX allocates by default."""
 
+_HELD = ("weights", "streams")
+"""The parts of a phase's memory that are no workspace: they are held before it and after it."""
+
 _QUICK = ("joint steps", "steps")
 """The phases whose matrix products are of bfloat16."""
 
@@ -35,6 +38,8 @@ class Request:
         length: Number of tokens of each sequence.
         weight_bytes: Bytes of a stored weight.
         training: Settings of recovery training, to plan that of the pruned decoder towards the dense one.
+        known: Phases of which a compiler has said how much memory they need, as pairs: the name, and the factor by
+            which their workspace differs from what is counted here.
     """
 
     config: DecoderConfig
@@ -43,6 +48,7 @@ class Request:
     length: int
     weight_bytes: int
     training: FinetuneSettings | None = None
+    known: tuple[tuple[str, float], ...] = ()
 
     def on(self, devices: int, sharers: int = 1) -> Workload:
         """Returns the workload of this run on ``devices`` devices, in groups of ``sharers`` that share the weights."""
@@ -127,11 +133,18 @@ def plan(request: Request, mesh: Mesh) -> Plan:
     return Plan(
         request=request,
         mesh=mesh,
-        memory=memory.device_memory(load),
+        memory=_with_known(memory.device_memory(load), dict(request.known)),
         host=memory.host_memory(load),
         read=read * load.weight_bytes,
         phases=tuple(_phases(load, mesh)),
     )
+
+
+def _with_known(counted: dict[str, Parts], factors: dict[str, float]) -> dict[str, Parts]:
+    return {
+        name: {part: size if part in _HELD else factors.get(name, 1.0) * size for part, size in parts.items()}
+        for name, parts in counted.items()
+    }
 
 
 def _phases(load: Workload, mesh: Mesh) -> Iterator[Phase]:
@@ -155,6 +168,21 @@ def _phase(name: str, count: float, moved: float, sent: float, mesh: Mesh) -> Ph
     }
     seconds = max(spent["compute"], spent["memory"]) + spent["interconnect"]
     return Phase(name, count, moved, sent, seconds, max(spent, key=lambda each: spent[each]))
+
+
+def corrected(planned: Plan, needs: dict[str, float]) -> Plan:
+    """Returns the plan of the same run with the memory that a compiler says its phases need, in bytes.
+
+    What the run holds is known, so the rest is workspace. Ways to make the run fit are judged by what is counted for
+    them, with the workspace of these phases in the same proportion to the count.
+    """
+    known = []
+    for name, parts in planned.memory.items():
+        held = sum(size for part, size in parts.items() if part in _HELD)
+        workspace = sum(parts.values()) - held
+        if name in needs and workspace:
+            known.append((name, max(0.0, needs[name] - held) / workspace))
+    return plan(dataclasses.replace(planned.request, known=tuple(known)), planned.mesh)
 
 
 def verdict(planned: Plan) -> str:

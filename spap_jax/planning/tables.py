@@ -1,10 +1,14 @@
 """A plan as tables of text, for a terminal and for a page, and as plain values for a file."""
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spap_jax.planning.plan import Plan, notes, verdict
 from spap_jax.quantities import bytes_text, duration_text
+
+if TYPE_CHECKING:  # a plan that is only counted need not import the programs
+    from spap_jax.planning.compiled import Compiled
 
 _PARTS = {
     "weights": "weights",
@@ -19,6 +23,11 @@ _PARTS = {
 LEGEND = (
     "moments: second moments of a layer; solver: its system and tableau; steps: weights that are adjusted, their "
     "gradients and Adam's moments; tokens: activations of a chunk, and sums over it"
+)
+
+COMPILED_LEGEND = (
+    "memory: what the program needs, with all that the run holds beside it; TFLOP, memory traffic and the compiler's "
+    "estimate of the time count the body of a loop once, collectives every turn"
 )
 
 
@@ -73,6 +82,34 @@ def time_line(planned: Plan) -> str:
     )
 
 
+def compiled_words(found: "list[Compiled]") -> Words:
+    """Returns a table of what the compiler says of each program."""
+    rows = [
+        (each.phase, each.name, str(each.times), bytes_text(each.memory), bytes_text(each.arguments),
+         "refused" if each.refused else bytes_text(each.temporaries), _known(each.operations / 1e12, _number),
+         _known(each.moved, bytes_text), bytes_text(each.sent.total()), _known(each.seconds, duration_text),
+         duration_text(each.compiling))
+        for each in found
+    ]  # fmt: skip
+    columns = ("phase", "program", "calls", "memory", "arguments", "temporaries", "TFLOP", "memory traffic",
+               "collectives", "estimate", "compiled in")  # fmt: skip
+    return Words("programs as compiled, one call on each device", columns, rows)
+
+
+def too_large(found: "list[Compiled]", room: float) -> list[str]:
+    """Returns a line for each program that needs more than the usable memory of a device, in bytes."""
+    return [
+        f"{each.name} ({each.phase}) does not fit: it needs {bytes_text(each.memory)} of {bytes_text(room)}"
+        + (", and the compiler refuses it" if each.refused else "")
+        for each in found
+        if each.refused or each.memory > room
+    ]
+
+
+def _known(value: float, words: Callable[[float], str]) -> str:
+    return "" if math.isnan(value) else words(value)
+
+
 def summary_words(plans: list[Plan]) -> Words:
     """Returns a table that compares several meshes, one row each."""
     rows = [
@@ -83,6 +120,14 @@ def summary_words(plans: list[Plan]) -> Words:
     ]  # fmt: skip
     columns = ("mesh", "devices", "largest phase", "needs", "of", "fits", "at least")
     return Words("needs of each device", columns, rows)
+
+
+def compiled_values(found: "list[Compiled]") -> list[dict[str, Any]]:
+    """Returns what the compiler says of each program as plain values; None stands for what it does not say."""
+    return [
+        {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in each.items()}
+        for each in (compiled._asdict() for compiled in found)
+    ]
 
 
 def as_values(planned: Plan) -> dict[str, Any]:

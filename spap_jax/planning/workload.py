@@ -153,9 +153,14 @@ class Workload:
         return update_used(self.settings) in ("refit", "alternate")
 
     @property
+    def rounds(self) -> int:
+        """Number of alternating rounds in a layer; that they may end early, no plan knows."""
+        return self.settings.rounds if self.alternates else 0
+
+    @property
     def stages(self) -> int:
-        """Number of intermediate results whose errors are reported: the selected channels, and their refit."""
-        return {"none": 0, "bias": 1, "refit": 1, "alternate": 2}[update_used(self.settings)]
+        """Number of results whose errors are reported: the selected channels, their update, and that of the rounds."""
+        return 1 + (update_used(self.settings) != "none") + (self.rounds > 0)
 
     @property
     def groups(self) -> list[joint.Group]:
@@ -207,11 +212,15 @@ class Workload:
         return _step_bytes(self.training.moment_dtype if self.training else self.settings.moment_dtype)
 
     @property
-    def written(self) -> int:
-        """Number of sequences that the dense model generates on one device."""
+    def samples(self) -> int:
+        """Number of sequences that the dense model generates."""
         sampled = self.settings.decided.sampled
-        count = sum(part.real for part in self.parts) * sampled // (1 + sampled)
-        return count if count % self.devices else count // self.devices
+        return sum(part.real for part in self.parts) * sampled // (1 + sampled)
+
+    @property
+    def written(self) -> int:
+        """Number of those that one device generates."""
+        return self.samples if self.samples % self.devices else self.samples // self.devices
 
     @property
     def written_at_once(self) -> int:

@@ -80,6 +80,8 @@ def test_weights_that_are_there_are_those_that_are_counted(tmp_path: Path, capsy
         (("--sequence-length", "513"), "model's 512 positions"),
         (("--sparsity", "0.001"), "nothing to remove"),
         (("--allocation", "global"), "a plan is made for layers of one width"),
+        (("--compile",), "--compile compiles for one mesh: name it too"),
+        (("--compile", "--mesh", "h100x8"), "programs cannot be compiled for h100x8 here"),
         (("--json", "no/x.json"), "no/x.json cannot be written"),
     ],
 )

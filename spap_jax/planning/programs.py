@@ -1,0 +1,449 @@
+"""The programs of a run: the only place that says which functions a run compiles, and how often it calls them.
+
+They are the jitted functions of the pipeline and of the engine, also those that only their own file calls, with
+described arguments, so that they can be lowered and compiled for devices that are not there. What JAX computes outside
+of them (sums of a few numbers, copies, zeros) is left out. Where blocks differ in what they compile (rotary embedding,
+window), there is a program for each kind.
+``tests/planning/test_programs.py`` compares the list with what runs compile.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from spap_jax import devices
+from spap_jax.evaluation import generation
+from spap_jax.methods import update_used
+from spap_jax.models.config import DecoderConfig
+from spap_jax.models.decoder import Params
+from spap_jax.numerics import step_dtype
+from spap_jax.placement import fully_sharded_spec
+from spap_jax.planning.described import Arrays, bytes_here, spec_in
+from spap_jax.planning.workload import Chunks, Workload
+from spap_jax.pruning import heads, joint, layer, moments, predictions, sampling, streams, waves
+from spap_jax.pruning.streams import fitting_tokens
+from spap_jax.solver.alternating import RoundSchedule
+from spap_jax.training import engine, lora, step, stored_dtypes, train
+from spap_jax.training.optimizers import clipped
+
+
+class Program(NamedTuple):
+    """A jitted function as a run calls it.
+
+    Attributes:
+        phase: Name of the phase, as in reports.
+        function: The function.
+        arguments: Its arguments; arrays are described.
+        options: Its static keyword arguments.
+        times: How often the run calls it.
+        beside: Described arrays that the devices hold meanwhile, and that it is not given.
+    """
+
+    phase: str
+    function: Any
+    arguments: tuple
+    options: dict[str, Any]
+    times: int
+    beside: Any
+
+    @property
+    def name(self) -> str:
+        """Name of the function."""
+        return self.function.__name__.lstrip("_")
+
+    def traced(self) -> Any:
+        """Traces the function, which can then be lowered for any platform."""
+        return self.function.trace(*self.arguments, **self.options)
+
+    def lowered(self) -> Any:
+        """Lowers the function for the devices of its arguments."""
+        return self.function.lower(*self.arguments, **self.options)
+
+    @property
+    def given_bytes(self) -> int:
+        """Bytes of its arguments on one device, also of those that it does not use."""
+        return bytes_here((self.arguments, self.options))
+
+    @property
+    def beside_bytes(self) -> int:
+        """Bytes on one device of what is held meanwhile."""
+        return bytes_here(self.beside)
+
+
+def programs(load: Workload, device: Any = None) -> Iterator[Program]:
+    """Yields the programs of a run, by phase.
+
+    Args:
+        load: The run; the mesh around has to be its mesh.
+        device: See ``Arrays``.
+    """
+    arrays = Arrays(load, device)
+    phases = TRAINING if load.training else PRUNING
+    for phase, of_phase in phases.items():
+        for found in of_phase(arrays):
+            yield found._replace(phase=phase)
+
+
+def _program(function: Any, *arguments: Any, times: int, beside: Any = (), **options: Any) -> Program:
+    return Program("", function, arguments, options, times, beside)
+
+
+def _kinds(config: DecoderConfig) -> Counter[DecoderConfig]:
+    """The configs that the programs of single blocks are compiled for, and how many blocks each has."""
+    return Counter(config.reaching_like(index) for index in range(config.layers))
+
+
+def _each_part(arrays: Arrays, one: Callable[[Any, Any], Iterator[Program]]) -> Iterator[Program]:
+    """Yields the programs of the fitted and of the held-out streams, each beside the other one."""
+    parts = (arrays.fitted, arrays.held_out) if arrays.load.held_out.count else (arrays.fitted,)
+    for number, part in enumerate(parts):
+        yield from one(part, [*parts[:number], *parts[number + 1 :], _later(arrays)])
+
+
+def _later(arrays: Arrays) -> Params:
+    """What is held for the joint steps from the first block on."""
+    return arrays.blocks if arrays.load.groups else {}
+
+
+def _resting(arrays: Arrays) -> list[Any]:
+    """What is held while the solver works: the streams, the dense block, and what is held for the joint steps."""
+    return [arrays.fitted, arrays.held_out, arrays.block(arrays.load.dense), _later(arrays)]
+
+
+def streams_programs(arrays: Arrays) -> Iterator[Program]:
+    """``pruning/streams.py``: both streams start, enter and leave every block; in waves the dense one goes ahead."""
+    load = arrays.load
+    embed = arrays.parameters(load.dense)["embed"]
+    for chunks in load.parts:
+        if chunks.count:
+            stored = arrays.streams(chunks).dense.dtype
+            yield _program(streams._embed, load.dense, {"embed": embed}, arrays.tokens(chunks), stored, times=1)
+    if load.in_waves:
+        yield from _ahead(arrays)
+    block, small = arrays.block(load.dense), arrays.block(load.narrow)
+
+    def enter(part: Any, beside: Any) -> Iterator[Program]:
+        if not load.fewer_heads:
+            for config, count in _kinds(load.dense).items():
+                yield _program(streams.enter_mlp, config, block, part, times=count, beside=beside)
+            return
+        for config, count in _kinds(load.dense).items():
+            yield _program(streams.enter_attention, config, block, part, times=count, beside=beside)
+        wide, held = _wide(load), [*beside, block]
+        for config, count in _kinds(wide).items():
+            yield _program(streams.leave_attention, config, arrays.block(wide), part, times=count, beside=held)
+
+    def leave(part: Any, beside: Any) -> Iterator[Program]:
+        times = load.narrow.layers
+        yield _program(streams.leave_mlp, load.narrow, small, part, times=times, beside=[*beside, block])
+
+    yield from _each_part(arrays, enter)
+    yield from _each_part(arrays, leave)
+
+
+def _ahead(arrays: Arrays) -> Iterator[Program]:
+    load, block = arrays.load, arrays.block(arrays.load.dense)
+    stream = arrays.fitted  # a copy
+    beside = [arrays.fitted, arrays.held_out, _own(arrays), _later(arrays)]
+    for config, count in _kinds(load.dense).items():
+        yield _program(streams.enter_dense_mlp, config, block, stream, times=count, beside=beside)
+    yield _program(streams.leave_dense_mlp, load.dense, block, stream, times=load.dense.layers, beside=beside)
+
+
+def _wide(load: Workload) -> DecoderConfig:
+    """The decoder whose MLPs are pruned: it has fewer heads already, if any are removed."""
+    return load.dense.with_kv_heads(load.narrow.kv_heads)
+
+
+def _fittings(load: Workload) -> Counter[layer.Fitting]:
+    """What the programs that fit a block are compiled for, and how many blocks each fits."""
+    both = [[config.reaching_like(index) for index in range(config.layers)] for config in (_wide(load), load.narrow)]
+    return Counter(layer.Fitting(*each, load.settings.fit.correction) for each in zip(*both, strict=True))
+
+
+def _own(arrays: Arrays) -> moments.Moments:
+    """The moments of a wave, a layer on each device."""
+    count, axes = devices.mesh_size(), PartitionSpec(("data", "model"))
+    return jax.tree.map(lambda a: arrays.array((count, *a.shape), a.dtype, axes), _moments(arrays))
+
+
+def _moments(arrays: Arrays) -> moments.Moments:
+    return arrays.moments(arrays.load.dense.intermediate)
+
+
+def statistics_programs(arrays: Arrays) -> Iterator[Program]:
+    """``pruning/moments.py``: the second moments of every MLP, and of attention if heads are removed."""
+    load, dense, later = arrays.load, arrays.load.dense, _later(arrays)
+    tokens, block = fitting_tokens(arrays.fitted), arrays.block(dense)
+    if load.fewer_heads:
+        for config, count in _kinds(dense).items():
+            beside = [arrays.held_out, later]
+            yield _program(moments.accumulate_attention, config, block, tokens, times=count, beside=beside)
+    if load.in_waves:
+        beside = [arrays.fitted, arrays.held_out, later]
+        for config, count in _kinds(dense).items():
+            own = [*beside, _own(arrays)]
+            yield _program(moments.accumulate, config, block, tokens, times=count, beside=own)
+        seen = [arrays.replicated(_moments(arrays)), 0]
+        yield _program(waves._give, None, *seen, times=_waves(load), beside=[*beside, block, tokens])
+        rest = dense.layers - _waves(load)
+        yield _program(waves._give, _own(arrays), *seen, times=rest, beside=[*beside, block, tokens])
+        return
+    wide, correction = _wide(load), load.settings.fit.correction
+    for config, count in _kinds(wide).items():
+        beside = [arrays.held_out, later]
+        given = (arrays.block(wide), tokens, correction)
+        yield _program(moments.accumulate, config, *given, times=count, beside=beside)
+
+
+def _waves(load: Workload) -> int:
+    return -(-load.dense.layers // devices.mesh_size())
+
+
+def selection_programs(arrays: Arrays) -> Iterator[Program]:
+    """``pruning/layer.py``, ``waves.py``, ``heads.py``: the choice of channels, and of heads."""
+    load, s = arrays.load, arrays.load.settings
+    if load.fewer_heads:
+        seen = arrays.replicated(arrays.moments(load.dense.heads * load.dense.head_dim))
+        counts = (load.dense.kv_heads, load.narrow.kv_heads)
+        given = (seen, arrays.key, *counts, s.method, s.fit.ridge, s.swap_rounds)
+        yield _program(heads._select, *given, times=load.dense.layers, beside=_resting(arrays))
+    keep, search = load.narrow.intermediate, layer.search_of(s)
+    if load.in_waves:
+        beside = [arrays.fitted, arrays.held_out, _later(arrays)]
+        given = (_own(arrays), load.dense, arrays.key, 0, keep)
+        yield _program(waves.own_choices, *given, times=_waves(load), beside=beside, **search)
+        return
+    given = (_moments(arrays), arrays.key, keep)
+    yield _program(layer.choose_channels, *given, times=load.dense.layers, beside=_resting(arrays), **search)
+
+
+def refit_programs(arrays: Arrays) -> Iterator[Program]:
+    """``pruning/layer.py``: the output projection or the bias of what is chosen, and the errors before and after."""
+    load, times = arrays.load, arrays.load.dense.layers
+    resting, ridge = _resting(arrays), arrays.array(())
+    if load.fewer_heads:
+        yield from _refitted_heads(arrays)
+    weights, updated = arrays.weights, update_used(load.settings)
+    kept = arrays.array((load.narrow.intermediate,), jnp.int32)
+    if updated == "bias":
+        down = arrays.block(load.dense)["mlp"]["down"]
+        given = (down, arrays.choice, weights)
+        yield _program(layer._make_up_for_means, *given, times=times, beside=resting)
+    if not load.in_waves:
+        seen = _moments(arrays)
+        if load.refits:
+            yield _program(layer.refit_weights, seen, ridge, kept, weights, times=times, beside=resting)
+        stages, centred = times * (1 if updated == "none" else 2), load.dense.mlp_bias
+        yield _program(layer.error_by_moments, seen, centred, kept, weights, times=stages, beside=[*resting, weights])
+        return
+    beside = [arrays.held_out, _later(arrays)]
+    block, tokens = arrays.block(_wide(load)), fitting_tokens(arrays.fitted)
+    for fitting, count in _fittings(load).items():
+        if load.refits:
+            given = (block, tokens, ridge, weights)
+            yield _program(layer._closed_form, fitting, *given, times=count, beside=beside)
+        else:
+            given = (block, [weights] * load.stages, tokens)
+            yield _program(layer._errors, fitting, *given, times=count, beside=beside)
+
+
+def _refitted_heads(arrays: Arrays) -> Iterator[Program]:
+    load, times, resting = arrays.load, arrays.load.dense.layers, _resting(arrays)
+    size = load.narrow.heads * load.narrow.head_dim
+    seen = arrays.replicated(arrays.moments(load.dense.heads * load.dense.head_dim))
+    small = arrays.block(load.narrow)["attention"]
+    weights, kept = arrays.replicated(jax.eval_shape(heads._to_weights, small)), arrays.array((size,), jnp.int32)
+    if load.refits:
+        given = (seen, arrays.array(()), kept, weights)
+        yield _program(layer.refit_weights, *given, times=times, beside=resting)
+    given = (seen, load.dense.output_bias, kept, weights)
+    yield _program(layer.error_by_moments, *given, times=times * (1 + load.refits), beside=resting)
+
+
+def alternating_programs(arrays: Arrays) -> Iterator[Program]:
+    """``pruning/layer.py``: the rounds that recover the weights of an MLP."""
+    load, s = arrays.load, arrays.load.settings
+    if not load.rounds:
+        return
+    schedule = RoundSchedule(s.rounds, s.round_steps, s.step_tokens, s.learning_rate)
+    for fitting, count in _fittings(load).items():
+        given = (fitting, schedule, arrays.block(_wide(load)), arrays.weights, arrays.array(()))
+        tokens = [fitting_tokens(part) for part in (arrays.fitted, arrays.held_out)]
+        beside = [arrays.weights, _later(arrays)]  # the selected weights
+        yield _program(layer._recover, *given, *tokens, arrays.array(()), arrays.key, times=count, beside=beside)
+
+
+def errors_programs(arrays: Arrays) -> Iterator[Program]:
+    """``pruning/layer.py``, ``heads.py``: the errors of the stages on the held-out tokens."""
+    load, tokens = arrays.load, fitting_tokens(arrays.held_out)
+    beside = [arrays.fitted, _later(arrays)]
+    if load.fewer_heads:
+        wide, block = _wide(load), arrays.block(load.dense)
+        small = block | {"attention": arrays.block(wide)["attention"]}
+        weights = jax.eval_shape(heads._to_weights, small["attention"])
+        given = (small, [arrays.replicated(weights)] * (1 + load.refits), tokens)
+        for config, count in _kinds(wide).items():
+            yield _program(heads._errors, config, *given, times=count, beside=[*beside, block])
+    if not load.held_out.count:
+        return
+    given = (arrays.block(_wide(load)), [arrays.weights] * load.stages, tokens)
+    for fitting, count in _fittings(load).items():
+        yield _program(layer._errors, fitting, *given, times=count, beside=beside)
+
+
+def sampling_programs(arrays: Arrays) -> Iterator[Program]:
+    """``pruning/sampling.py``: the text that the dense model writes."""
+    load = arrays.load
+    if not load.written:
+        return
+    length, shares = load.fitted.length, devices.data_size() if load.samples % devices.data_size() == 0 else 1
+    prompt = max(1, length // sampling.PROMPT)
+    padded = -(-prompt // generation.PROMPT_STEP) * generation.PROMPT_STEP
+    rows, spec = shares * load.written_at_once, devices.DATA_SPEC if shares > 1 else PartitionSpec()
+    prompts, valid = (arrays.array((rows, padded), dtype, spec) for dtype in (jnp.int32, jnp.bool_))
+    keys = arrays.array((rows,), arrays.key.dtype)
+    is_end, pad = arrays.array((load.dense.vocabulary,), jnp.bool_), arrays.array((), jnp.int32)
+    params, how = arrays.parameters(load.dense), generation.Sampling(temperature=1.0)
+    given = (prompts, valid, keys, is_end, pad, length - prompt, how, jnp.dtype(arrays.dtype))
+    yield _program(generation._continue, load.dense, params, *given, times=load.written // load.written_at_once)
+
+
+def joint_step_programs(arrays: Arrays) -> Iterator[Program]:
+    """``training/step.py``: the blocks are collected, and joint steps adjust them.
+
+    Groups of blocks have programs of their own, which differ in where the group begins: that of the first is given.
+    """
+    load = arrays.load
+    if not load.groups:
+        return
+    block, layers = arrays.block(load.narrow), load.narrow.layers
+    streams = [arrays.fitted, arrays.held_out]
+    held = [*streams, arrays.block(load.dense)]
+    yield _program(predictions.set_layer, arrays.blocks, 0, block, times=layers, beside=held)
+    job, given, judged, moved = _joint(arrays)
+    beside = [judged.sequences]
+    if len(load.groups) > 1:
+        parts = {name: arrays.blocks[name] for name in moved["layers"]}
+        some, held, groups = moved["layers"], [given, *beside], len(load.groups)
+        yield _program(joint._of_blocks, parts, 0, layers // groups, times=groups, beside=held)
+        yield _program(joint._with_blocks, parts, 0, some, times=groups, beside=held)
+    yield from _steps(arrays, job, given, moved, beside)
+    outer = {name: part for name, part in given.frozen.items() if name != "layers"}
+    held = [outer, _state(arrays, job, moved), given.sequences, *beside]
+    yield _program(joint._block, arrays.blocks, 0, times=layers, beside=held)
+
+
+def joint_check_programs(arrays: Arrays) -> Iterator[Program]:
+    """``training/step.py``: the measurements in the joint steps."""
+    if arrays.load.groups:
+        job, given, judged, moved = _joint(arrays)
+        yield from _checks(arrays, job, judged, moved, [given.sequences])
+
+
+def training_step_programs(arrays: Arrays) -> Iterator[Program]:
+    """``training/step.py``: the steps of recovery training."""
+    job, given, _, moved = _training(arrays)
+    yield from _steps(arrays, job, given, moved, ())
+
+
+def training_check_programs(arrays: Arrays) -> Iterator[Program]:
+    """``training/step.py``: the measurements in recovery training."""
+    job, _, judged, moved = _training(arrays)
+    yield from _checks(arrays, job, judged, moved, ())
+
+
+def _steps(arrays: Arrays, job: step.Job, given: step.Given, moved: Params, beside: Any) -> Iterator[Program]:
+    """Yields the programs of steps on weights that move, described as they are stored; the best so far are held too."""
+    load = arrays.load
+    groups = 1 if load.training else len(load.groups)
+    sequences = load.training.step_sequences if load.training else load.groups[0].schedule.sequences
+    yield _program(step._in_float32, moved, times=groups, beside=[given, beside])
+    batch = arrays.replicated(engine.batch_of(np.arange(sequences), given, load.settings.batch_tokens))
+    state, best = _state(arrays, job, moved), [moved, beside]
+    yield _program(step.step, job, given, state, batch, times=load.joint_steps, beside=best)
+    dtypes, held = tuple(a.dtype for a in jax.tree.leaves(moved)), [given, state, *best]
+    yield _program(stored_dtypes._cast, state.moved, times=load.joint_checks - 1, beside=held, dtypes=dtypes)
+
+
+def _checks(arrays: Arrays, job: step.Job, judged: step.Given, moved: Params, beside: Any) -> Iterator[Program]:
+    load = arrays.load
+    batch = arrays.replicated(engine.batch_of(np.arange(judged.real), judged, load.settings.batch_tokens))
+    held = [_state(arrays, job, moved), moved, beside]  # the steps' state, and the best weights so far
+    yield _program(step.measure, job, judged, moved, batch, times=load.joint_checks, beside=held)
+
+
+def _state(arrays: Arrays, job: step.Job, moved: Params) -> step.State:
+    """Describes the state of the steps; the optimizer's arrays are sharded as the weights that they belong to."""
+    full = arrays.cast(moved)
+    specs = {a.shape: spec_in(a) for a in jax.tree.leaves(full)}
+    state = jax.eval_shape(job.recipe.optimizer().init, full)
+    state = jax.tree.map(lambda a: arrays.array(a.shape, a.dtype, specs.get(a.shape, PartitionSpec())), state)
+    return step.State(full, state)
+
+
+def _joint(arrays: Arrays) -> tuple[step.Job, step.Given, step.Given, Params]:
+    """The job of the joint steps, what they read, what measurements read, and the weights that move."""
+    load, settings, config = arrays.load, arrays.load.settings, arrays.load.narrow
+    group = load.groups[0]
+    params = arrays.parameters(config, fully_sharded_spec)
+    names = joint.moving(settings, params["layers"])
+    parts = {name: params["layers"][name] for name in names}
+    moved, frozen = {"layers": parts}, params
+    if group.blocks == config.layers:
+        frozen = params | {"layers": {name: part for name, part in params["layers"].items() if name not in names}}
+    else:
+        cut = jax.tree.map(lambda a: jax.ShapeDtypeStruct((group.blocks, *a.shape[1:]), a.dtype), moved)
+        moved = arrays.laid_out(config, cut, arrays.dtype)
+    job = step.Job(
+        config, joint.recipe(settings, group.schedule.steps), step_dtype(settings.compute_dtype), group.first
+    )
+
+    def given(chunks: Chunks) -> step.Given:
+        return step.Given(
+            frozen, None, step.Sequences(arrays.tokens(chunks), arrays.streams(chunks).dense), chunks.real
+        )
+
+    return job, given(load.fitted), given(load.judged), moved
+
+
+def _training(arrays: Arrays) -> tuple[step.Job, step.Given, step.Given, Params]:
+    """The same of recovery training, in which the pruned decoder learns from the dense one."""
+    load, training = arrays.load, arrays.load.training
+    assert training
+    student, teacher = (arrays.parameters(config, fully_sharded_spec) for config in (load.narrow, load.dense))
+    frozen, moved = {}, student
+    if not training.full:
+        updates = jax.eval_shape(lambda layers: lora.start(layers, training.rank, jax.random.key(0)), student["layers"])
+        frozen, moved = student, arrays.laid_out(load.narrow, {"updates": updates}, jnp.float32)
+    recipe = step.Recipe(clipped, (training.rate, training.steps, training.weight_decay, training.moment_dtype))
+    dtype, scale = step_dtype(load.settings.compute_dtype), train._scale(training)
+    job = step.Job(load.narrow, recipe, dtype, scale=scale, teacher=load.dense)
+
+    def given(chunks: Chunks) -> step.Given:
+        tokens = arrays.array((chunks.real, 1, chunks.length), jnp.int32)
+        return step.Given(frozen, teacher, step.Sequences(tokens), chunks.real)
+
+    return job, given(load.fitted), given(load.held_out), moved
+
+
+PRUNING = {
+    "sampling": sampling_programs,
+    "streams": streams_programs,
+    "statistics": statistics_programs,
+    "selection": selection_programs,
+    "refit": refit_programs,
+    "alternating": alternating_programs,
+    "errors": errors_programs,
+    "joint steps": joint_step_programs,
+    "joint checks": joint_check_programs,
+}
+"""The phases of pruning."""
+
+TRAINING = {"steps": training_step_programs, "checks": training_check_programs}
+"""The phases of recovery training."""
