@@ -21,16 +21,10 @@ of about (N + k) / (N - k): 3 at two tokens per channel, 1.5 at five, 1.2 at ten
 OVERFIT = 1.5
 """Ratio of held-out to calibration error from which advice is given: that of five tokens per channel."""
 
-MOST = 0.5
-"""Fraction of the layers above which an event that happens layer by layer is worth advice.
-
-A good run also has some layers in which further rounds do not help.
-"""
-
 
 def advice(report: "PruneReport") -> tuple[str, ...]:
     """Returns a sentence, without full stop, for each kind of work that had no effect; empty after a good run."""
-    return (*_few_tokens(report), *_refused_rounds(report), *_refused_steps(report))
+    return (*_few_tokens(report), *_refused_steps(report))
 
 
 def _few_tokens(report: "PruneReport") -> list[str]:
@@ -46,19 +40,6 @@ def _few_tokens(report: "PruneReport") -> list[str]:
     few = f": {count_text(tokens)} tokens are few for {count_text(channels)} channels"
     few = few if tokens < TOKENS_PER_CHANNEL * channels else ""
     return [f"the held-out error is {ratio:.1f} x the calibration's{few}; {_more(report)}"]
-
-
-def _refused_rounds(report: "PruneReport") -> list[str]:
-    rounds = report.settings["rounds"]
-    if report.method["update"] != "alternate" or not rounds:
-        return []
-    refused = sum(layer.rounds == 0 for layer in report.layers)
-    if refused <= MOST * len(report.layers):
-        return []
-    return [
-        f"no round of adjusting weights was taken in {refused} of {len(report.layers)} layers, as the error did not "
-        f"fall on calibration and held-out text alike; {_more(report)}, and --rounds 0 saves the time"
-    ]
 
 
 def _refused_steps(report: "PruneReport") -> list[str]:
