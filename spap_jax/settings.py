@@ -49,7 +49,7 @@ the second is that of other methods' papers, with the errors of earlier blocks c
 _ROUND_PASSES: dict[EffortName, float] = {"low": 0.5, "default": 2, "high": 4}
 """Passes over the calibration tokens in the optimizer steps of one round."""
 
-_JOINT_TEXT: dict[EffortName, int] = {"low": 0, "default": 2**18, "high": 2**21}
+_JOINT_TEXT: dict[EffortName, int] = {"low": 0, "default": 2**20, "high": 2**23}
 """Number of tokens in the joint steps, where these are fewer than the effort's passes, but at least one pass."""
 
 _JOINT_RATE = 5.8
@@ -233,9 +233,9 @@ class PruneSettings(_Settings):
         held_out: Fraction of the calibration sequences that nothing is fitted to, and that guard against overfitting.
         effort: How much time and memory to spend on quality. "low": no joint steps, so that one block at a time is in
             memory; the steps of a round make half a pass over the calibration text. "default": joint steps of 4 passes,
-            and rounds of 2; over long text fewer joint passes, as many as make 262 144 tokens, but at least 1. "high":
-            joint steps of 16 passes, or 2 097 152 tokens, rounds of 4, and one sampled sequence for each calibration
-            sequence. What is given as a setting of its own takes precedence.
+            and rounds of 2; over long text fewer joint passes, as many as make 2^20 tokens, but at least 1. "high": joint
+            steps of 16 passes, or 2^23 tokens, rounds of 4, and one sampled sequence for each calibration sequence.
+            What is given as a setting of its own takes precedence.
         sampled: Number of sequences that the dense model writes for each calibration sequence, continuing its first
             tokens, and that are fitted as well. The dense model has to fit in memory. By default effort decides.
         rounds: Number of alternating rounds of the update "alternate": optimizer steps on the inner projections, then
