@@ -233,9 +233,9 @@ class PruneSettings(_Settings):
         held_out: Fraction of the calibration sequences that nothing is fitted to, and that guard against overfitting.
         effort: How much time and memory to spend on quality. "low": no joint steps, so that one block at a time is in
             memory; the steps of a round make half a pass over the calibration text. "default": joint steps of 4 passes,
-            and rounds of 2; over long text fewer joint passes, as many as make 2^20 tokens, but at least 1. "high": joint
-            steps of 16 passes, or 2^23 tokens, rounds of 4, and one sampled sequence for each calibration sequence.
-            What is given as a setting of its own takes precedence.
+            and rounds of 2; over long text fewer joint passes, as many as make 2^20 tokens, but at least 1. "high":
+            joint steps of 16 passes, or 2^23 tokens, rounds of 4, and one sampled sequence for each calibration
+            sequence. What is given as a setting of its own takes precedence.
         sampled: Number of sequences that the dense model writes for each calibration sequence, continuing its first
             tokens, and that are fitted as well. The dense model has to fit in memory. By default effort decides.
         rounds: Number of alternating rounds of the update "alternate": optimizer steps on the inner projections, then
