@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 BASIC: Mapping[str, Sequence[str]] = {
     "plan": ("mesh", "model_devices", "sparsity", "effort", "sequences", "sequence_length", "round_to", "finetune",
-             "json"),
+             "json", "compile"),
     "prune": ("data", "output", "sparsity", "eval", "effort", "sequences", "sequence_length", "round_to", "overwrite"),
     "finetune": (
         "data", "output", "teacher", "eval", "steps", "learning_rate", "sequences", "sequence_length", "full",
