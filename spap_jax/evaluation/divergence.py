@@ -1,7 +1,7 @@
 """Kullback-Leibler divergence of a pruned model's predictions from the dense model's, on fixed windows."""
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.numerics import full_precision
 from spap_jax.placement import shard_params
+from spap_jax.training.objective import next_tokens, token_groups
 
 
 class Comparison(NamedTuple):
@@ -89,13 +90,22 @@ def _sums(
 
     def own(batch: tuple[jax.Array, jax.Array], params: tuple[Params, Params]) -> jax.Array:
         tokens, counts = (a[0] for a in batch)
-        first, second = (
-            jax.nn.log_softmax(decoder.forward(config, tree, tokens, None)[:, :-1].astype(jnp.float32))
-            for config, tree in zip(configs, params, strict=True)
-        )
-        divergences = (jnp.exp(first) * (first - second)).sum(axis=-1)
-        losses = [-jnp.take_along_axis(which, tokens[:, 1:, None], axis=-1)[..., 0] for which in (first, second)]
-        agreements = (first.argmax(axis=-1) == second.argmax(axis=-1)).astype(jnp.float32)
-        return jnp.stack([jnp.where(counts, each, 0).sum() for each in (*losses, divergences, agreements)])
+        both = list(zip(configs, params, strict=True))
+        last = [decoder.last_stream(config, tree, tokens) for config, tree in both]
+
+        def add(total: jax.Array, some: Any) -> tuple[jax.Array, None]:
+            streams, following, counts = some
+            first, second = (
+                jax.nn.log_softmax(decoder.head(config, tree, x[None])[0].astype(jnp.float32))
+                for (config, tree), x in zip(both, streams, strict=True)
+            )
+            divergences = (jnp.exp(first) * (first - second)).sum(axis=-1)
+            losses = [-jnp.take_along_axis(which, following[:, None], axis=-1)[:, 0] for which in (first, second)]
+            agreements = (first.argmax(axis=-1) == second.argmax(axis=-1)).astype(jnp.float32)
+            each = jnp.stack([*losses, divergences, agreements])
+            return total + jnp.where(counts, each, 0).sum(axis=1), None
+
+        groups = token_groups((last, next_tokens(tokens), jnp.pad(counts, ((0, 0), (0, 1)))))
+        return jax.lax.scan(add, jnp.zeros(4), groups)[0]
 
     return devices.psum_over_chunks(own, (tokens, counts), params)

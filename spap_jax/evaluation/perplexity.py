@@ -15,6 +15,7 @@ from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.numerics import full_precision
 from spap_jax.placement import shard_params
+from spap_jax.training.objective import Predictor, loss_sum, next_tokens
 
 
 def perplexity(
@@ -116,10 +117,8 @@ def negative_log_likelihood(config: DecoderConfig, params: Params, tokens: jax.A
 
     def own(batch: tuple[jax.Array, jax.Array], params: Params) -> jax.Array:
         tokens, counts = (a[0] for a in batch)
-        logits = decoder.forward(config, params, tokens, None)[:, :-1].astype(jnp.float32)
-        chosen = jnp.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
-        losses = jax.nn.logsumexp(logits, axis=-1) - chosen
-        return jnp.where(counts, losses, 0).sum()
+        last = decoder.last_stream(config, params, tokens)
+        return loss_sum(Predictor(config, params), last, next_tokens(tokens), jnp.pad(counts, ((0, 0), (0, 1))))
 
     return devices.psum_over_chunks(own, (tokens, counts), params)
 

@@ -180,10 +180,13 @@ class Decoder(nn.Module):
     policy: Callable[..., bool] | None = None
 
     @nn.compact
-    def __call__(self, tokens: jax.Array, valid: jax.Array | None = None) -> jax.Array:
-        """Computes logits. tokens: [B, T], valid: [B, T], or None without padding -> [B, T, v].
+    def __call__(self, tokens: jax.Array, valid: jax.Array | None = None, logits: bool = True) -> jax.Array:
+        """Computes logits, or the stream that the head makes them of. tokens: [B, T] -> [B, T, v] or [B, T, d].
 
-        Padding (valid False) is neither attended to nor counted in positions.
+        Args:
+            tokens: Token ids.
+            valid: [B, T], False for padding, which is neither attended to nor counted in positions. None without.
+            logits: Whether the head is applied.
         """
         c = self.config
         positions = token_positions(jnp.ones(tokens.shape, bool) if valid is None else valid)
@@ -196,6 +199,8 @@ class Decoder(nn.Module):
 
         scan = nn.scan(step, variable_axes={"params": 0}, split_rngs={"params": True}, length=c.layers)
         x, _ = scan(block(c, name="layers"), x, reach_of(c, jnp.arange(c.layers)))
+        if not logits:
+            return x
         tied = embed.variables["params"]["tokens"] if c.tied else None
         return Head(c, name="head")(x, tied)
 
@@ -241,6 +246,11 @@ def forward(
 ) -> jax.Array:
     """Computes logits by a `Decoder`. tokens: [B, T], valid: [B, T], or None without padding -> [B, T, v]."""
     return Decoder(config, dtype).apply({"params": params}, tokens, valid)  # type: ignore[return-value]
+
+
+def last_stream(config: DecoderConfig, params: Params, tokens: jax.Array) -> jax.Array:
+    """Computes the stream after the last block in float32, by a `Decoder`. tokens: [B, T] -> [B, T, d]."""
+    return Decoder(config).apply({"params": params}, tokens, logits=False)  # type: ignore[return-value]
 
 
 class Cache(NamedTuple):

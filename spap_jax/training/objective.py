@@ -79,7 +79,7 @@ def _sum(loss: _Loss, outer: Params, last: jax.Array, fixed: tuple[Any, jax.Arra
     def add(total: jax.Array, some: Any) -> tuple[jax.Array, None]:
         return total + _weighted(loss, outer, some[0], some[1:], fixed[2]), None
 
-    return jax.lax.scan(add, jnp.float32(0), _some_at_once((last, *fixed[:2])))[0]
+    return jax.lax.scan(add, jnp.float32(0), token_groups((last, *fixed[:2])))[0]
 
 
 def _sum_and_gradient(loss: _Loss, outer: Any, last: Any, fixed: Any) -> tuple[jax.Array, tuple[Params | None, Any]]:
@@ -92,7 +92,7 @@ def _sum_and_gradient(loss: _Loss, outer: Any, last: Any, fixed: Any) -> tuple[j
         return jax.tree.map(jnp.add, total, (value, by_outer)), by_last
 
     zeros = (jnp.float32(0), [jax.tree.map(jnp.zeros_like, outer)] if moves else [])
-    (value, by_outer), by_last = jax.lax.scan(add, zeros, _some_at_once((last, targets, weights)))
+    (value, by_outer), by_last = jax.lax.scan(add, zeros, token_groups((last, targets, weights)))
     by_last = by_last.reshape(-1, last.shape[-1])[: last[..., 0].size].reshape(last.shape)
     return value, (by_outer[0] if moves else None, by_last)
 
@@ -113,7 +113,7 @@ def _weighted(loss: _Loss, outer: Params, last: jax.Array, some: tuple[Any, jax.
     return jnp.where(weights > 0, weights * loss(outer, last, targets, others), 0).sum()
 
 
-def _some_at_once(by_token: Any) -> Any:
+def token_groups(by_token: Any) -> Any:
     """Divides arrays [B, T, ...] into groups [G, n, ...] of tokens; the last one is filled up with zeros."""
 
     def one(array: jax.Array) -> jax.Array:
