@@ -61,7 +61,7 @@ def compare(model: spap.Model, tokens: np.ndarray, sparsities: tuple[float, ...]
             found = {method: refitted(method, keep, seen) for method in METHODS}
             errors = {method: float(error) for method, (error, _) in found.items()}
             yield Row(index, sparsity, errors, int(found["spap"][1]))
-        both, _ = streams.leave_mlp(config, layer, both)
+        both = streams.leave_mlp(config, layer, both)
 
 
 def main(

@@ -169,7 +169,7 @@ def compare(model: spap.Model, tokens: np.ndarray, sparsity: float, held_out: in
             seconds[way] = time.process_time() - start
         held, own = ({way: each[which] for way, each in errors.items()} for which in (0, 1))
         yield Row(index, held, own, seconds)
-        both = [streams.leave_mlp(config, layer, each)[0] for each in both]
+        both = [streams.leave_mlp(config, layer, each) for each in both]
 
 
 def main(
