@@ -99,7 +99,7 @@ class Arrays:
     def weights(self) -> Weights:
         """The weights of a pruned MLP, as the solver changes them."""
         narrow = jax.eval_shape(reduce.to_weights, self.block(self.load.narrow)["mlp"])
-        like = {path: spec_in(a) for path, a in self.block(self.load.narrow)["mlp"].items()}
+        like: dict[str, Any] = {path: spec_in(a) for path, a in self.block(self.load.narrow)["mlp"].items()}
         specs = Weights({name: like[name] for name in narrow.inner}, like["down"], like.get("down_bias"))
         return jax.tree.map(lambda a, spec: self.array(a.shape, spec=spec), narrow, specs)
 

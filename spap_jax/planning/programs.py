@@ -163,7 +163,8 @@ def _wide(load: Workload) -> DecoderConfig:
 def _fittings(load: Workload) -> Counter[layer.Fitting]:
     """What the programs that fit a block are compiled for, and how many blocks each fits."""
     both = [[config.reaching_like(index) for index in range(config.layers)] for config in (_wide(load), load.narrow)]
-    return Counter(layer.Fitting(*each, load.settings.fit.correction) for each in zip(*both, strict=True))
+    share = load.settings.fit.correction
+    return Counter(layer.Fitting(dense, narrow, share) for dense, narrow in zip(*both, strict=True))
 
 
 def _own(arrays: Arrays) -> moments.Moments:

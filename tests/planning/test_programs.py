@@ -4,6 +4,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import jax
 import numpy as np
@@ -66,7 +67,7 @@ def _keep(record: logging.LogRecord, found: Lowered) -> None:
 
 def ours() -> set[str]:
     """Return the names of all functions that the package compiles."""
-    compiled = type(jax.jit(lambda: None))
+    compiled: Any = type(jax.jit(lambda: None))
     modules = [module for name, module in list(sys.modules.items()) if name.startswith("spap_jax")]
     return {f"jit({each.__name__})" for module in modules for each in vars(module).values() if type(each) is compiled}
 
