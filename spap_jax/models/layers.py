@@ -164,17 +164,22 @@ class Mlp(nn.Module):
     config: DecoderConfig
 
     def setup(self) -> None:
-        """Declares gate and up [d, f], down [f, d], and the biases that the config has."""
+        """Declares gate and up [d, f], down [f, d], and the biases that the config has.
+
+        The output projection and its bias are left out if they are not among the given weights: ``hidden`` needs none.
+        """
         c, init, zeros = self.config, nn.initializers.normal(0.02), nn.initializers.zeros
         self.up = self.param("up", init, (c.width, c.intermediate))
-        self.down = self.param("down", init, (c.intermediate, c.width))
         if c.gated:
             self.gate = self.param("gate", init, (c.width, c.intermediate))
         if c.mlp_bias:
             self.up_bias = self.param("up_bias", zeros, (c.intermediate,))
-            self.down_bias = self.param("down_bias", zeros, (c.width,))
             if c.gated:
                 self.gate_bias = self.param("gate_bias", zeros, (c.intermediate,))
+        if self.is_initializing() or self.has_variable("params", "down"):
+            self.down = self.param("down", init, (c.intermediate, c.width))
+            if c.mlp_bias:
+                self.down_bias = self.param("down_bias", zeros, (c.width,))
 
     def hidden(self, x: jax.Array) -> jax.Array:
         """Computes act(x gate) * (x up), or act(x up) if the MLP is not gated. x: [..., d] -> [..., f]."""

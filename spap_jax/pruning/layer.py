@@ -295,10 +295,7 @@ def aim(config: DecoderConfig, layer: Params, correction: float, tokens: Tokens)
 
 def hidden_channels(config: DecoderConfig, layer: Params, inner: alternating.Inner, residual: jax.Array) -> jax.Array:
     """Computes a block's hidden MLP channels with the given inner projections. residual: [..., d] -> [..., k]."""
-    # The module also declares its output projection, which is unused here and eliminated by the compiler.
-    unused = {"down": jnp.zeros((config.intermediate, config.width))}
-    unused |= {"down_bias": jnp.zeros(config.width)} if config.mlp_bias else {}
-    return decoder.block(config, layer | {"mlp": inner | unused}, residual, method=mlp_hidden)
+    return decoder.block(config, layer | {"mlp": inner}, residual, method=mlp_hidden)
 
 
 def layer_report(index: int, solved: Solved, clock: PhaseClock) -> LayerReport:
