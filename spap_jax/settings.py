@@ -287,7 +287,7 @@ class PruneSettings(_Settings):
     joint_passes: float | None = None
     joint_weights: JointWeights = "mlp"
     joint_blocks: int = 0
-    joint_tokens: int = 4096
+    joint_tokens: int = 1024
     joint_learning_rate: float | None = None
     batch_tokens: int = 4096
     stream_dtype: FloatDtype = "float32"
