@@ -20,6 +20,7 @@ from spap_jax.checkpoint.config_text import (
 from spap_jax.checkpoint.fingerprint import fingerprint
 from spap_jax.checkpoint.inventory import HEAD
 from spap_jax.checkpoint.output import new_folder
+from spap_jax.checkpoint.ranged import AtAddress
 from spap_jax.checkpoint.shards import Shards
 from spap_jax.checkpoint.side_files import copy_side_files
 from spap_jax.checkpoint.stored import Stack, Stored
@@ -61,6 +62,7 @@ class Reader:
         source: Where the model came from, for writing it back.
         bytes: Number of bytes of all tensors.
         dtypes: Names of the dtypes of its weights, by their path in the parameter tree.
+        at_address: Whether the weights are read from an address.
     """
 
     def __init__(self, folder: str | Path, name: str | None = None):
@@ -78,7 +80,9 @@ class Reader:
         text = read_config_text(folder)
         self.family, self.config = understood(parse_config(text, name), name)
         self._rules = self.family.rules_for(self.config)
-        self._files = TensorFiles.open(folder)
+        elsewhere = AtAddress.of(folder)
+        self.at_address = elsewhere is not None
+        self._files = TensorFiles.open(folder, elsewhere)
         self._stored = inventory.stored_names(self._files, self.family)
         head_stored = self.config.tied and HEAD in self._stored
         expected = inventory.expected_tensors(self.config, head_stored)
