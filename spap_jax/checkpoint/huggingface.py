@@ -26,6 +26,7 @@ from spap_jax.checkpoint.side_files import copy_side_files
 from spap_jax.checkpoint.stored import Stack, Stored
 from spap_jax.checkpoint.tensors import DTYPES, TensorFiles
 from spap_jax.errors import NotFiniteError, UserError
+from spap_jax.host_arrays import is_finite
 from spap_jax.model import Model, Source
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
@@ -313,10 +314,10 @@ def weight_bytes(model: Model, dtype: str | None = None) -> int:
 def _converted(name: str, array: np.ndarray, dtype: str | None) -> np.ndarray:
     """Converts an array to a checkpoint dtype; refuses values that are not finite or do not fit."""
     target = DTYPES[dtype] if dtype else array.dtype
-    if not np.isfinite(array).all():
+    if not is_finite(array):
         raise NotFiniteError(f"the weight {name} became NaN or infinity, so the model is not written.")
     with np.errstate(over="ignore"):
         converted = array.astype(target, copy=False)
-    if not np.isfinite(converted).all():
+    if not is_finite(converted):
         raise NotFiniteError(f"the weight {name} has values too large for {dtype}: use bfloat16 or float32.")
     return converted

@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from spap_jax.errors import UserError
+from spap_jax.host_arrays import is_finite
 from spap_jax.hub import first_line
 
 DTYPES = {
@@ -133,7 +134,7 @@ class TensorFiles:
             UserError: Its file is damaged, or the part holds NaN or infinity.
         """
         array = self._files[name].read(name, cuts)
-        if not np.isfinite(array).all():
+        if not is_finite(array):
             raise UserError(f"the weight {name} holds NaN or infinity: the checkpoint is damaged, so get it again.")
         return array
 
