@@ -27,6 +27,8 @@ from spap_jax.models.registry import FAMILIES
 _DIVIDED = "fnmv"
 """Letters of the axes that are sharded; a weight has at most one of them."""
 
+Box = tuple[slice, ...]
+
 
 def shard_params(config: DecoderConfig, params: Params) -> Params:
     """Shards parameters over the devices; inside a jitted program, constrains the sharding of its values.
@@ -37,6 +39,59 @@ def shard_params(config: DecoderConfig, params: Params) -> Params:
             selects.
     """
     return _laid_out(config, params, param_spec)
+
+
+class Part:
+    """The part of an array that the devices of this process hold, in memory; it is indexed as the whole array is.
+
+    Attributes:
+        shape: Shape of the whole array.
+        dtype: Its dtype.
+    """
+
+    def __init__(self, array: Any, box: Box):
+        """Reads the part of an array that is read when it is indexed.
+
+        Args:
+            array: The array.
+            box: A slice with both ends for each axis.
+        """
+        self._part, self._box = np.asarray(array[box]), box
+        self.shape, self.dtype = array.shape, array.dtype
+
+    def __getitem__(self, index: Box) -> np.ndarray:
+        """A part of the whole array, which must lie in this part."""
+        cuts = []
+        for cut, own, size in zip(index, self._box, self.shape, strict=True):
+            start, stop, _ = cut.indices(size)
+            if start < own.start or stop > own.stop:
+                raise ValueError(f"{index} of an array is asked for, and {self._box} was read")
+            cuts.append(slice(start - own.start, stop - own.start))
+        return self._part[tuple(cuts)]
+
+
+def reading(config: DecoderConfig, params: Params) -> Callable[[], Params]:
+    """Returns a function that reads what the devices of this process hold of parameters that are still in files.
+
+    The function may be called in any thread, since it uses no device; `shard_params` accepts its result. Arrays stay as
+    they are.
+
+    Args:
+        config: Config of the decoder, for its family.
+        params: The whole tree, a part of it, or one layer's, as for `shard_params`, with the mesh of that call.
+    """
+    family = FAMILIES[config.family]
+
+    def one(path: Any, array: Any) -> Callable[[], Any]:
+        if isinstance(array, jax.Array | np.ndarray):
+            return lambda: array
+        if devices.mesh_size() == 1:
+            return lambda: np.asarray(array)
+        spec = param_spec(family, jax.tree_util.keystr(path, simple=True, separator="/"), array.shape)
+        return functools.partial(_own_part, array, NamedSharding(get_mesh(), spec))
+
+    reads = jax.tree_util.tree_map_with_path(one, params)
+    return lambda: jax.tree.map(lambda read: read(), reads)
 
 
 def bytes_of(params: Any) -> int:
@@ -180,6 +235,9 @@ def _put(array: Any, spec: PartitionSpec) -> jax.Array:
             return jax.device_put(array, place)
         array = np.asarray(array)
 
+    if not isinstance(array, np.ndarray | Part):
+        array = _own_part(array, place)
+
     @functools.cache  # devices that differ only in their sequences have the same part
     def part(*spans: tuple[int | None, int | None]) -> np.ndarray:
         return np.asarray(array[tuple(slice(*span) for span in spans)])
@@ -188,3 +246,13 @@ def _put(array: Any, spec: PartitionSpec) -> jax.Array:
         return part(*((cut.start, cut.stop) for cut in index))
 
     return jax.make_array_from_callback(array.shape, place, read)
+
+
+def _own_part(array: Any, place: NamedSharding) -> Any:
+    """Reads the smallest part of an array that holds those of all devices of this process, which are read at once."""
+    parts = [part for part in place.addressable_devices_indices_map(array.shape).values() if part is not None]
+    if not parts:
+        return array
+    by_axis = zip(array.shape, zip(*parts, strict=True), strict=True)
+    spans = ([cut.indices(size)[:2] for cut in cuts] for size, cuts in by_axis)
+    return Part(array, tuple(slice(min(span)[0], max(stop for _, stop in span)) for span in spans))

@@ -1,8 +1,8 @@
 """Files at an address, such as gs://bucket/folder; the only module that uses fsspec.
 
-Files are downloaded before they are read, into a cache folder that is complete or absent and is reused as long as the
-store reports the same of the files. Stores have no rename: code that makes a folder there has to choose which file
-comes last.
+Most files are downloaded before they are read, into a cache folder that is complete or absent and is reused as long as
+the store reports the same of the files. Of large files, ranges of bytes can be read. Stores have no rename: code that
+makes a folder there has to choose which file comes last.
 """
 
 import contextlib
@@ -12,9 +12,9 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from spap_jax.errors import UserError
 from spap_jax.hub import first_line
@@ -22,8 +22,19 @@ from spap_jax.quantities import bytes_text
 
 _HUB = "hf://"
 
+_ATTEMPTS = 3
+"""How often a range is asked for; the clients of stores also repeat single requests, and wait in between."""
+
 About = dict[str, Any]
 """A store's information on a file: its size, and what distinguishes it from an older version."""
+
+
+class Span(NamedTuple):
+    """A range of bytes of a file, which is not empty."""
+
+    name: str
+    start: int
+    stop: int
 
 
 def is_address(name: str | Path) -> bool:
@@ -48,19 +59,11 @@ def working_folder(address: str) -> Path:
     return _cache() / "outputs" / _hash(address) / address.rstrip("/").rpartition("/")[2]
 
 
-def fetch_folder(address: str, wanted: Callable[[list[str]], Iterable[str]]) -> Path:
-    """A local copy of some files of a folder, downloaded if it is not in the cache.
-
-    Args:
-        address: Address of the folder.
-        wanted: Selects the files to download from the names in the folder, at any depth.
-
-    Raises:
-        UserError: The store or the disk fails, or `wanted` raises it.
-    """
-    folder = Folder(address)
-    there = folder.files()
-    return folder.fetch({name: there[name] for name in wanted(list(there))})
+def read_note(folder: Path, name: str) -> str | None:
+    """A note in a cache folder; None if there is none, or for other folders, whose files come from anywhere."""
+    place = Path(os.path.realpath(folder))
+    is_ours = place.parent == Path(os.path.realpath(_downloads())) and (place / name).is_file()
+    return (place / name).read_text(encoding="utf-8") if is_ours else None
 
 
 def fetch_file(address: str) -> Path:
@@ -129,6 +132,35 @@ class Folder:
             except FileNotFoundError:
                 return None
 
+    def ranges(self, spans: Sequence[Span]) -> list[bytes]:
+        """Reads ranges of bytes, several at once if the store's client can; what fails is asked for again.
+
+        Raises:
+            UserError: The store fails repeatedly, or a file is shorter.
+        """
+        found: dict[Span, bytes] = {}
+        failed: dict[Span, Exception] = {}
+        for _ in range(_ATTEMPTS):
+            left = [span for span in spans if span not in found]
+            contents = self._asked(left)
+            found |= {span: each for span, each in zip(left, contents, strict=True) if isinstance(each, bytes)}
+            failed = {span: each for span, each in zip(left, contents, strict=True) if isinstance(each, Exception)}
+            if not failed:
+                break
+        for span, error in failed.items():
+            with self._failing("read", span.name):
+                raise error
+        return [found[span] for span in spans]
+
+    def _asked(self, spans: Sequence[Span]) -> list[bytes | Exception]:
+        """Asks for ranges once: the bytes of each, or what went wrong."""
+        paths = [self._path(span.name) for span in spans]
+        try:
+            contents = self._store.cat_ranges(paths, [span.start for span in spans], [span.stop for span in spans])
+        except Exception as error:
+            return [error] * len(spans)
+        return [_complete(span, content) for span, content in zip(spans, contents, strict=True)]
+
     def write(self, name: str, content: bytes) -> None:
         """Creates or replaces a file."""
         with self._failing("written", name):
@@ -166,10 +198,15 @@ class Folder:
         with self._failing("read"), _bar(f"from {self.address}", size or 0, size is None) as callback:
             self._store.get(list(map(self._path, local)), list(map(str, local.values())), callback=callback)
 
-    def fetch(self, files: Mapping[str, About]) -> Path:
-        """Returns the cache folder with these files, which are downloaded if it does not exist."""
-        told = json.dumps({"": self.address, **files}, sort_keys=True, default=str)
-        target = _cache() / "downloads" / _hash(told)
+    def fetch(self, files: Mapping[str, About], notes: Mapping[str, str] | None = None) -> Path:
+        """Returns the cache folder with these files, which are downloaded if it does not exist.
+
+        Args:
+            files: What the store says of each file, by name.
+            notes: Texts of further files, which this program writes into the folder.
+        """
+        told = json.dumps({"": self.address, **files, **(notes or {})}, sort_keys=True, default=str)
+        target = _downloads() / _hash(told)
         if target.is_dir():
             return target
         partial = target.with_name(f".{target.name}.partial-{secrets.token_hex(4)}")
@@ -185,6 +222,8 @@ class Folder:
             for name, about in files.items():
                 if about["size"] not in (None, (partial / name).stat().st_size):
                     raise UserError(f"{self.address}/{name} was not downloaded completely: try again.")
+            for name, text in (notes or {}).items():
+                (partial / name).write_text(text, encoding="utf-8")
             _take_place(partial, target)
         except OSError as error:
             raise UserError(
@@ -208,6 +247,13 @@ class Folder:
             raise UserError(
                 f"{what} cannot be {done} ({said}): check the address, the login and the network."
             ) from error
+
+
+def _complete(span: Span, content: Any) -> bytes | Exception:
+    """The bytes of a range, or the error that came in their place, or that some are missing."""
+    if isinstance(content, Exception) or len(content) == span.stop - span.start:
+        return content
+    return OSError(f"{len(content)} of {span.stop - span.start} bytes arrived")
 
 
 def _take_place(partial: Path, target: Path) -> None:
@@ -246,6 +292,10 @@ def _cache() -> Path:
     named = os.environ.get("SPAP_CACHE")
     usual = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "spap"
     return (Path(named) if named else usual).expanduser().absolute()
+
+
+def _downloads() -> Path:
+    return _cache() / "downloads"
 
 
 def _hash(text: str) -> str:

@@ -15,6 +15,8 @@ class Frail(MemoryFileSystem):
         done: Operations on files, in order: ("get", path), ("put", path) or ("rm", path).
         broken: Start of an operation and path, such as "put /bucket/out/model", that raises; "" for none.
         short: Whether a download delivers only half of a file.
+        asked: Ranges of bytes that were read, in order: (path, start, stop).
+        failures: Number of the next ranges that raise.
     """
 
     protocol = "frail"
@@ -23,6 +25,17 @@ class Frail(MemoryFileSystem):
     done: list[tuple[str, str]] = []  # noqa: RUF012
     broken = ""
     short = False
+    asked: list[tuple[str, int, int]] = []  # noqa: RUF012
+    failures = 0
+
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **others: Any) -> bytes:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if start is not None and end is not None:
+            self._do("range", path)
+            if Frail.failures:
+                Frail.failures -= 1
+                raise OSError("the store is on fire")
+            Frail.asked.append((self._strip_protocol(path), start, end))
+        return super().cat_file(path, start, end, **others)
 
     def get_file(self, rpath: str, lpath: Any, *more: Any, **others: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         self._do("get", rpath)
@@ -59,10 +72,10 @@ class Frail(MemoryFileSystem):
 def begin() -> type[Frail]:
     """Register and return an empty store that does not fail."""
     fsspec.register_implementation("frail", Frail, clobber=True)
-    for each in (Frail.store, Frail.done):
+    for each in (Frail.store, Frail.done, Frail.asked):
         each.clear()
     Frail.pseudo_dirs[:] = [""]
-    Frail.broken, Frail.short = "", False
+    Frail.broken, Frail.short, Frail.failures = "", False, 0
     return Frail
 
 

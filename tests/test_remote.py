@@ -7,7 +7,7 @@ import stores
 from fsspec.registry import known_implementations
 
 from spap_jax.errors import UserError
-from spap_jax.remote import Folder, fetch_file, fetch_folder, hub_id, is_address, working_folder
+from spap_jax.remote import Folder, Span, fetch_file, hub_id, is_address, read_note, working_folder
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_of_a_folder_what_is_wanted(store: type[stores.Frail]):
         place.write(name, name.encode())
     place = Folder("frail://bucket/in")
     assert sorted(place.files()) == ["a", "c", "deep/b"]
-    local = fetch_folder("frail://bucket/in", lambda names: [name for name in names if name != "c"])
+    local = place.fetch({name: about for name, about in place.files().items() if name != "c"})
     assert {str(file.relative_to(local)): file.read_text() for file in local.rglob("*") if file.is_file()} == {
         "a": "a",
         "deep/b": "deep/b",
@@ -77,14 +77,14 @@ def test_a_download_that_fails_leaves_nothing(store: type[stores.Frail], tmp_pat
     with pytest.raises(
         UserError, match=r"frail://bucket/in cannot be read \(the store is on fire\): check the address"
     ):
-        fetch_folder("frail://bucket/in", sorted)
+        place.fetch(place.files())
     assert not [*(tmp_path / "cache" / "downloads").iterdir()]
     store.broken, store.short = "", True
     with pytest.raises(UserError, match="frail://bucket/in/a was not downloaded completely: try again"):
-        fetch_folder("frail://bucket/in", sorted)
+        place.fetch(place.files())
     assert not [*(tmp_path / "cache" / "downloads").iterdir()]
     store.short = False
-    fetch_folder("frail://bucket/in", sorted)
+    place.fetch(place.files())
     assert [Path(name).name for name in downloads(tmp_path)] == ["a", "b"]
 
 
@@ -100,11 +100,44 @@ def test_a_disk_without_room(store: type[stores.Frail], tmp_path: Path, monkeypa
 
 
 def test_a_name_that_leads_out_of_the_folder(store: type[stores.Frail], tmp_path: Path):
-    Folder("frail://bucket/in").write("a", b"content")
+    place = Folder("frail://bucket/in")
+    place.write("a", b"content")
     store.store["/bucket/in/../../evil"] = store.store["/bucket/in/a"]
     with pytest.raises(UserError, match=r"\.\./\.\./evil, whose name leads out of its folder"):
-        fetch_folder("frail://bucket/in", sorted)
+        place.fetch(place.files())
     assert not downloads(tmp_path)
+
+
+def test_ranges_are_asked_for_again_a_few_times(store: type[stores.Frail]):
+    place = Folder("frail://bucket/in")
+    place.write("a", b"0123456789")
+    place.write("b", b"abcdef")
+    spans = [Span("a", 2, 5), Span("b", 0, 1), Span("a", 2, 5), Span("a", 9, 10)]
+    assert place.ranges(spans) == [b"234", b"a", b"234", b"9"]
+    assert place.ranges([]) == []
+    store.asked.clear()
+    store.failures = 2
+    assert place.ranges(spans[:2]) == [b"234", b"a"]
+    assert store.asked == [("/bucket/in/a", 2, 5), ("/bucket/in/b", 0, 1)]  # both failed once
+    store.failures = 3
+    with pytest.raises(
+        UserError, match=r"^frail://bucket/in/a cannot be read \(the store is on fire\): check the addr"
+    ):
+        place.ranges(spans[:1])
+    with pytest.raises(UserError, match=r"frail://bucket/in/b cannot be read \(2 of 4 bytes arrived\)"):
+        place.ranges([Span("b", 4, 8)])
+    with pytest.raises(UserError, match=r"frail://bucket/in/c cannot be read \(it is not there\)"):
+        place.ranges([Span("c", 4, 8)])
+
+
+def test_a_note_counts_only_in_the_cache(store: type[stores.Frail], tmp_path: Path):
+    place = Folder("frail://bucket/in")
+    place.write("a", b"content")
+    one, other = (place.fetch(place.files(), {"note": text}) for text in ("x", "y"))
+    assert [read_note(folder, "note") for folder in (one, other)] == ["x", "y"]
+    assert read_note(place.fetch(place.files()), "note") is None
+    (tmp_path / "note").write_text("from anywhere")
+    assert read_note(tmp_path, "note") is None
 
 
 def test_what_is_not_there(store: type[stores.Frail]):

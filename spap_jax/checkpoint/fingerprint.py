@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 
 from spap_jax.checkpoint.config_text import read_config_text
+from spap_jax.checkpoint.ranged import AtAddress
 from spap_jax.checkpoint.tensors import weight_files
 from spap_jax.manifest import pieces
 
@@ -11,13 +12,18 @@ from spap_jax.manifest import pieces
 def fingerprint(folder: Path) -> str:
     """SHA-256 of config.json and of the name, the length and some `pieces` of each weight file.
 
-    Manual changes of a few bytes in a long file may be missed.
+    Of weight files at an address, what the store says of them takes the place of the pieces. Manual changes of a few
+    bytes in a long file may be missed.
 
     Raises:
         UserError: The folder holds no config.json or no weights.
     """
     total = hashlib.sha256(read_config_text(folder).encode())
-    for path in weight_files(folder):
+    elsewhere = AtAddress.of(folder)
+    for path in weight_files(folder, elsewhere):
+        if elsewhere:
+            total.update(f"\n{path.name} {elsewhere.version(path)}\n".encode())
+            continue
         total.update(f"\n{path.name} {path.stat().st_size}\n".encode())
         for piece in pieces(path):
             total.update(piece)

@@ -20,11 +20,13 @@ from spap_jax.checkpoint.config_text import (
 from spap_jax.checkpoint.fingerprint import fingerprint
 from spap_jax.checkpoint.inventory import HEAD
 from spap_jax.checkpoint.output import new_folder
+from spap_jax.checkpoint.ranged import AtAddress
 from spap_jax.checkpoint.shards import Shards
 from spap_jax.checkpoint.side_files import copy_side_files
 from spap_jax.checkpoint.stored import Stack, Stored
 from spap_jax.checkpoint.tensors import DTYPES, TensorFiles
 from spap_jax.errors import NotFiniteError, UserError
+from spap_jax.host_arrays import is_finite
 from spap_jax.model import Model, Source
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
@@ -61,6 +63,7 @@ class Reader:
         source: Where the model came from, for writing it back.
         bytes: Number of bytes of all tensors.
         dtypes: Names of the dtypes of its weights, by their path in the parameter tree.
+        at_address: Whether the weights are read from an address.
     """
 
     def __init__(self, folder: str | Path, name: str | None = None):
@@ -78,7 +81,9 @@ class Reader:
         text = read_config_text(folder)
         self.family, self.config = understood(parse_config(text, name), name)
         self._rules = self.family.rules_for(self.config)
-        self._files = TensorFiles.open(folder)
+        elsewhere = AtAddress.of(folder)
+        self.at_address = elsewhere is not None
+        self._files = TensorFiles.open(folder, elsewhere)
         self._stored = inventory.stored_names(self._files, self.family)
         head_stored = self.config.tied and HEAD in self._stored
         expected = inventory.expected_tensors(self.config, head_stored)
@@ -309,10 +314,10 @@ def weight_bytes(model: Model, dtype: str | None = None) -> int:
 def _converted(name: str, array: np.ndarray, dtype: str | None) -> np.ndarray:
     """Converts an array to a checkpoint dtype; refuses values that are not finite or do not fit."""
     target = DTYPES[dtype] if dtype else array.dtype
-    if not np.isfinite(array).all():
+    if not is_finite(array):
         raise NotFiniteError(f"the weight {name} became NaN or infinity, so the model is not written.")
     with np.errstate(over="ignore"):
         converted = array.astype(target, copy=False)
-    if not np.isfinite(converted).all():
+    if not is_finite(converted):
         raise NotFiniteError(f"the weight {name} has values too large for {dtype}: use bfloat16 or float32.")
     return converted

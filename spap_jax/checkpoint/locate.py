@@ -3,11 +3,12 @@
 import re
 from pathlib import Path
 
+from spap_jax.checkpoint.ranged import NOTE, note_of
 from spap_jax.checkpoint.side_files import ACCOUNTS, SIDE_FILES, matching
 from spap_jax.checkpoint.tensors import weight_files
 from spap_jax.errors import UserError
 from spap_jax.hub import first_line, hub_file, require_hub
-from spap_jax.remote import base_name, fetch_file, fetch_folder, hub_id, is_address
+from spap_jax.remote import Folder, base_name, fetch_file, hub_id, is_address
 
 _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 _TORCH = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")
@@ -20,14 +21,14 @@ def locate(name: str | Path) -> Path:
     Args:
         name: A folder; a hub id `owner/name` or `hf://owner/name`, of which the cached snapshot is used if it is
             complete and else downloaded; or an address of a folder, whose files are downloaded if they are not in the
-            cache.
+            cache, except for safetensors: a note says where they are, for `AtAddress` to read them.
 
     Raises:
         UserError: The folder does not exist, it holds no checkpoint, or the hub or the store cannot provide the model.
     """
     repo = hub_id(name)
     if repo is None and is_address(name):
-        return fetch_folder(str(name), lambda names: _stored(str(name), names))
+        return _at_address(str(name))
     return (_local(name) if repo is None else None) or _from_hub(repo or str(name))
 
 
@@ -134,8 +135,17 @@ def _download(repo: str) -> Path:
         raise UserError(f"the model {repo} cannot be downloaded ({first_line(error)}): {_REMEDY}") from error
 
 
+def _at_address(address: str) -> Path:
+    place = Folder(address)
+    there = place.files()
+    wanted = _stored(address, list(there))
+    left = {name: there[name] for name in matching(wanted, ("model*.safetensors",)) if there[name]["size"]}
+    notes = {NOTE: note_of(address, left)} if left else {}
+    return place.fetch({name: there[name] for name in wanted if name not in left}, notes)
+
+
 def _stored(address: str, names: list[str]) -> list[str]:
-    """The files to download from a store's folder: all of an Orbax folder; of others, the card and the reports too."""
+    """The files of a checkpoint in a store: all of an Orbax folder; of others, the card and the reports too."""
     if "config.json" not in names:
         raise UserError(f"{address} is no checkpoint: it has no config.json; name the folder that has one.")
     return names if "spap_source.json" in names else _wanted(names) + matching(names, ACCOUNTS)

@@ -15,6 +15,7 @@ from spap_jax.checkpoint.output import new_folder
 from spap_jax.checkpoint.side_files import copy_side_files
 from spap_jax.checkpoint.tensors import DTYPES
 from spap_jax.errors import UserError
+from spap_jax.host_arrays import is_finite
 from spap_jax.hub import first_line
 from spap_jax.model import Model, Source
 from spap_jax.models import decoder
@@ -127,7 +128,7 @@ def _target(folder: Path, shapes: Params, stored: Params) -> Params:
 
 def _check_finite(folder: Path, params: Params) -> None:
     paths = jax.tree_util.tree_leaves_with_path(params)
-    damaged = (path for path, array in paths if not np.isfinite(array).all())
+    damaged = (path for path, array in paths if not is_finite(array))
     if path := next(damaged, None):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         raise UserError(

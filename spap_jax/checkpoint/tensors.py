@@ -3,7 +3,7 @@
 import contextlib
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from pickle import UnpicklingError
@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from spap_jax.errors import UserError
+from spap_jax.host_arrays import is_finite
 from spap_jax.hub import first_line
 
 DTYPES = {
@@ -63,6 +64,18 @@ class _WeightFile(Protocol):
     def read(self, name: str, cuts: Cuts) -> np.ndarray: ...
 
 
+class Elsewhere(Protocol):
+    """Weight files that are not on this machine, where paths in a folder stand for them."""
+
+    def holds(self, path: Path) -> bool:
+        """Whether a path stands for a file that exists."""
+        ...
+
+    def open(self, paths: Sequence[Path]) -> Sequence[_WeightFile]:
+        """Reads the headers of files."""
+        ...
+
+
 class TensorFiles:
     """The tensors of all weight files of a folder."""
 
@@ -77,14 +90,19 @@ class TensorFiles:
             self._files |= dict.fromkeys(file.tensors, file)
 
     @classmethod
-    def open(cls, folder: Path) -> "TensorFiles":
+    def open(cls, folder: Path, elsewhere: Elsewhere | None = None) -> "TensorFiles":
         """Reads the headers of `model.safetensors` or its shards, else of `pytorch_model.bin` or its shards.
+
+        Args:
+            folder: Folder of the checkpoint.
+            elsewhere: Its weight files, if they are not in the folder.
 
         Raises:
             UserError: There are no weights, a file is missing or damaged, or torch is needed and not installed.
         """
-        opened = cls([_open(path) for path in weight_files(folder)])
-        if lost := sorted(_first_of(folder)[1].keys() - opened._files.keys()):
+        paths = weight_files(folder, elsewhere)
+        opened = cls(elsewhere.open(paths) if elsewhere else map(_open, paths))
+        if lost := sorted(_first_of(folder, elsewhere)[1].keys() - opened._files.keys()):
             raise UserError(f"the index of {folder} names {lost[0]}, which none of its weight files has: {_BAD_FILE}")
         return opened
 
@@ -116,7 +134,7 @@ class TensorFiles:
             UserError: Its file is damaged, or the part holds NaN or infinity.
         """
         array = self._files[name].read(name, cuts)
-        if not np.isfinite(array).all():
+        if not is_finite(array):
             raise UserError(f"the weight {name} holds NaN or infinity: the checkpoint is damaged, so get it again.")
         return array
 
@@ -128,20 +146,25 @@ class TensorFiles:
             yield (slice(start, min(start + rows, first)), *(slice(size) for size in others))
 
 
-def weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path, elsewhere: Elsewhere | None = None) -> list[Path]:
     """The files that hold the weights of a folder; those that an index names need not exist.
+
+    Args:
+        folder: Folder of the checkpoint.
+        elsewhere: Its weight files, if they are not in the folder.
 
     Raises:
         UserError: There are no weights, or the index is damaged.
     """
-    first, weight_map = _first_of(folder)
+    first, weight_map = _first_of(folder, elsewhere)
     return [folder / name for name in sorted(set(weight_map.values()))] if weight_map else [first]
 
 
-def _first_of(folder: Path) -> tuple[Path, dict[str, str]]:
+def _first_of(folder: Path, elsewhere: Elsewhere | None) -> tuple[Path, dict[str, str]]:
     """The single weight file, or the index with its content, in the order in which stock loaders look for them."""
+    exists = elsewhere.holds if elsewhere else Path.is_file
     for single in _SINGLE:
-        if (folder / single).is_file():
+        if exists(folder / single):
             return folder / single, {}
         index = folder / f"{single}.index.json"
         if index.is_file():
@@ -189,7 +212,7 @@ class _Safetensors:
         with self._opened() as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         self.tensors = {
-            name: Tensor(tuple(header.get_shape()), _dtype_name(str(header.get_dtype())))
+            name: Tensor(tuple(header.get_shape()), dtype_name(str(header.get_dtype())))
             for name, header in slices.items()
         }
 
@@ -208,7 +231,8 @@ class _Safetensors:
             raise UserError(f"{self._path} cannot be read ({first_line(error)}): {_BAD_FILE}") from error
 
 
-def _dtype_name(code: str) -> str:
+def dtype_name(code: str) -> str:
+    """The name of the dtype with a code of safetensors; of those that cannot be read, the code in lower case."""
     named = {code: name for name, code in DTYPE_CODES.items()} | {"F64": "float64"}
     return named.get(code, code.lower())
 

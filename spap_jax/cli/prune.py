@@ -164,7 +164,7 @@ def _opened(
             return reader.model(shard_params)
 
     with counting() as watch:
-        if leads() and not _read_whole(settings, eval):
+        if leads() and not (reader.at_address or _read_whole(settings, eval)):
             reader.check_finite(functools.partial(_gigabytes, watch))
         blocks = with_samples(blocks, whole_model, settings, functools.partial(watch, "sequences written"))
     windows = len(judged.tokens) if judged else 0

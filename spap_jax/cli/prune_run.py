@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 
 from spap_jax import checkpoint, memory
+from spap_jax.checkpoint.behind import Behind
 from spap_jax.checkpoint.mirror import unfinished
 from spap_jax.checkpoint.unfinished import Unfinished
 from spap_jax.cli import console
@@ -155,6 +156,8 @@ def _prune(
 ) -> tuple[list[LayerReport | Check], dict[str, Any]]:
     """Prunes block by block into the writer; a whole model is held only if there is data to evaluate it on.
 
+    A block is written while the next one is computed. If that fails, the run ends when the next one is to be written.
+
     Returns:
         The reports of all steps, and the measured perplexity, if any, as in the report.
     """
@@ -166,15 +169,16 @@ def _prune(
         writer.outer(run.outer)
     reports: list[LayerReport | Check] = []
     layers: list[Params] = []
-    with console.layer_progress(command.progress, number) as progress:
+    with console.layer_progress(command.progress, number) as progress, Behind() as behind:
         for step in prune_layers(run, progress.together):
             if step.fresh:
                 store_step(store, step)
             for index, layer in step.final:
+                on_host = jax.device_get(layer)  # here, so that the device does not hold it until it is written
                 if writer:
-                    writer.layer(index, layer)
+                    behind(writer.layer, index, on_host)
                 if judged:
-                    layers.append(jax.device_get(layer))
+                    layers.append(on_host)
             reports.append(step.report)
             progress.advance(step.report, step.fresh)
             del step

@@ -235,7 +235,7 @@ def host_memory(load: Workload) -> Parts:
         state *= load.sharers if load.training.full else 1  # updates are not divided along ``model``
         return {"the state, to be stored": state, "token ids": 4 * tokens}
     return {
-        "a block read": load.weight_bytes * block_elements(load.mine.dense),
+        "the next block, read ahead": load.weight_bytes * block_elements(load.mine.dense),
         "a block written": load.weight_bytes * block_elements(load.narrow),
         "token ids": 4 * tokens,
     }

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spap_jax import devices
+from spap_jax.checkpoint.ahead import blocks_in_order
 from spap_jax.errors import NotFiniteError, UserError, option
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
@@ -118,8 +119,7 @@ def _losses(run: Run, widths: Widths) -> np.ndarray:
     """Measures the divergence of the dense model with a single layer at each width: [L, W] nats per token."""
     config, settings = run.config, run.settings
     outer, blocks = shard_params(config, {name: run.outer[name] for name in ("embed", "head")}), None
-    for index in range(config.layers):
-        layer = shard_params(config, run.read_layer(index))
+    for index, layer in blocks_in_order(config, run.read_layer, range(config.layers)):
         blocks = set_layer(zeros_for_layers(layer, config.layers) if blocks is None else blocks, index, layer)
     assert blocks is not None
     dtype = storage(settings.stream_dtype)

@@ -4,11 +4,12 @@ Its channels are selected on that stream too, or in advance on the dense stream 
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import numpy as np
 
 from spap_jax import devices, memory
+from spap_jax.checkpoint.ahead import blocks_in_order
 from spap_jax.errors import NotFiniteError
 from spap_jax.models.decoder import Params, with_channels
 from spap_jax.numerics import storage
@@ -27,14 +28,14 @@ _WORTH, _TRIALS = 0.025, 2
 fail."""
 
 
-def prune_layers(run: Run, watch: Callable[[int, int], None] | None = None) -> Iterator[Step]:
+def prune_layers(run: Run, watch: Callable[[int, int], None] | None = None) -> Generator[Step, None, None]:
     """Prunes every block in turn, and then makes joint steps on the pruned model.
 
     A block's attention is pruned before its MLP, or left unchanged.
 
     Without joint steps, memory holds one block's weights, its second moments and the two streams, and a block is read
-    when its turn comes; with them, it also holds all pruned blocks. The parallel schedule also reads each block once
-    before.
+    while the one before it is pruned; with them, it also holds all pruned blocks. The parallel schedule also reads each
+    block once before.
 
     Args:
         run: The run.
@@ -55,33 +56,41 @@ def prune_layers(run: Run, watch: Callable[[int, int], None] | None = None) -> I
     dtype = storage(run.settings.stream_dtype)
     both = [streams.start(config, run.outer, part, dtype) for part in (run.fitted, run.held_out)]
     clock.lap("streams", both)
-    blocks, choices, wave, reports = None, [], devices.mesh_size(), []
-    for index in range(config.layers):
-        if run.settings.schedule == "parallel" and index % wave == 0 and index + wave > len(made):
-            choices = run.choices.of(range(index, min(index + wave, config.layers)), run, both[0], clock)
-        dense = resized(shard_params(config, run.read_layer(index)), config.of_layer(index).intermediate)
-        clock.lap("reading", dense)
-        if index < len(made):
-            layer, report = shard_params(narrow, run.begun.read(index)), made[index]
-            both = _past(run, index, dense, layer, both)
-        else:
-            choice = choices[index % wave] if choices else None
-            settings = run.settings if rounds_pay(reports) else run.settings.replace(rounds=0)
-            layer, report, both = _prune_block(run, settings, index, dense, both, choice, clock)
-        reports.append(report)
-        del dense
-        if run.jointly:
-            blocks = set_layer(zeros_for_blocks(narrow, layer) if blocks is None else blocks, index, layer)
-        kept = devices.to_host(layer)
-        final = [] if run.jointly else [(index, kept)]
-        yield Step(report, lambda kept=kept: kept, final, fresh=index >= len(made))
-        del layer, kept, final
-        memory.return_scraps()
-        clock = PhaseClock()
+    blocks, reports = None, []
+    for wave in _waves(run):
+        ahead = run.settings.schedule == "parallel" and wave.stop > len(made)
+        choices = run.choices.of(wave, run, both[0], clock) if ahead else []
+        for index, dense in blocks_in_order(config, run.read_layer, wave):
+            dense = resized(dense, config.of_layer(index).intermediate)
+            clock.lap("reading", dense)
+            if index < len(made):
+                layer, report = shard_params(narrow, run.begun.read(index)), made[index]
+                both = _past(run, index, dense, layer, both)
+            else:
+                choice = choices[index - wave.start] if choices else None
+                settings = run.settings if rounds_pay(reports) else run.settings.replace(rounds=0)
+                layer, report, both = _prune_block(run, settings, index, dense, both, choice, clock)
+            reports.append(report)
+            del dense
+            if run.jointly:
+                blocks = set_layer(zeros_for_blocks(narrow, layer) if blocks is None else blocks, index, layer)
+            kept = devices.to_host(layer)
+            final = [] if run.jointly else [(index, kept)]
+            yield Step(report, lambda kept=kept: kept, final, fresh=index >= len(made))
+            del layer, kept, final
+            memory.return_scraps()
+            clock = PhaseClock()
     if blocks is not None:
         ends = both[0].dense, both[1].dense
         del both
         yield from joint.adjusted(run, blocks, ends, watch)
+
+
+def _waves(run: Run) -> list[range]:
+    """Returns the layers whose channels are selected together; in the sequential schedule, all are in one wave."""
+    layers = run.config.layers
+    size = devices.mesh_size() if run.settings.schedule == "parallel" else layers
+    return [range(start, min(start + size, layers)) for start in range(0, layers, size)]
 
 
 def rounds_pay(reports: Sequence[LayerReport]) -> bool:

@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from spap_jax import devices
+from spap_jax.checkpoint.ahead import blocks_in_order
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.numerics import full_precision
-from spap_jax.placement import shard_params
 from spap_jax.pruning import moments, streams
 from spap_jax.pruning.layer import Choice, PhaseClock, choice_key, choose_channels, search_of
 from spap_jax.pruning.moments import Moments
@@ -71,12 +71,12 @@ def own_moments(
     # Copies, since the stream is updated in place, and the run goes on from the original.
     dense, counted = jax.tree.map(jnp.copy, (fitted.dense, fitted.weights))
     stream, own = streams.both_at(config, dense, counted), None
-    for place, index in enumerate(layers):
-        layer, alike = shard_params(config, read_layer(index)), config.reaching_like(index)
+    for index, layer in blocks_in_order(config, read_layer, layers):
+        alike = config.reaching_like(index)
         clock.lap("reading", layer)
         stream = streams.enter_dense_mlp(alike, layer, stream)
         clock.lap("streams", stream)
-        own = _give(own, moments.accumulate(alike, layer, streams.fitting_tokens(stream)), place)
+        own = _give(own, moments.accumulate(alike, layer, streams.fitting_tokens(stream)), index - layers.start)
         clock.lap("statistics", own)
         stream = streams.leave_dense_mlp(config, layer, stream)
         clock.lap("streams", stream)

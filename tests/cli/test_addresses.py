@@ -32,6 +32,7 @@ def test_from_address_to_address(store: type[stores.Frail], tmp_path: Path, caps
     said = spap(capsys, "prune", *there, *QUICK, "--sparsity", "0.3,0.5")
     assert said.code == 0, said.err
     assert said.err.splitlines()[-1] == "wrote frail://bucket/out/sparsity-0.5"
+    assert not [path for what, path in store.done if what == "get" and path.endswith(".safetensors")]
     spap(capsys, "prune", tmp_path / "in", "--data", tmp_path / "ids.npy", "--output", tmp_path / "out", *QUICK)
     found = stores.contents("/bucket/out/sparsity-0.3")
     assert sorted(found) == left(tmp_path / "out")

@@ -1,25 +1,31 @@
 """Pruning entire tiny models: what is removed, what is kept and what is reported."""
 
 import dataclasses
+import functools
 import json
+import threading
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hf_models import hf_model
 from pruning_cases import (
     CHANNELS,
     KEPT,
     SETTINGS,
     chosen_channels,
     logits,
+    one_layer,
     pruned,
     random_tokens,
     tiny,
     with_mlp,
 )
 
-from spap_jax import api
+from spap_jax import api, devices
+from spap_jax.checkpoint import Reader
 from spap_jax.errors import UserError
 from spap_jax.model import Model
 from spap_jax.models import decoder
@@ -245,6 +251,25 @@ def test_a_block_is_read_when_its_turn_comes():
     assert layer["mlp"]["down"].shape == (KEPT, 32)
     assert len([*steps]) == LAYERS - 1
     assert read == [0, 1, 2]
+
+
+@pytest.mark.parametrize("schedule", ["sequential", "parallel"])
+def test_blocks_that_are_read_ahead_give_the_same_bits(schedule: str, tmp_path: Path):
+    hf_model("llama").save_pretrained(tmp_path)
+    reader, settings = Reader(tmp_path), SETTINGS.replace(rounds=0, held_out=0.0, schedule=schedule)
+    model = reader.model()
+    outer = {name: model.params[name] for name in ("embed", "head")}
+    with devices.use_mesh(2, 1):
+        runs = [
+            resolve(model.config, outer, read, random_tokens(), settings)
+            for read in (functools.partial(one_layer, model), reader.layer)
+        ]
+        [ours, theirs] = ([dict(step.final) for step in prune_layers(run)] for run in runs)
+        assert all(same(one, other) for one, other in zip(ours, theirs, strict=True))
+        steps = prune_layers(runs[1])
+        next(steps)
+        steps.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("reading")]
 
 
 @pytest.mark.parametrize(("sparsity", "multiple"), [(0.001, 1), (0.3, 64)])

@@ -1,0 +1,33 @@
+"""Writes a block while the next one is computed."""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Self
+
+
+class Behind:
+    """Makes one call after the other in a thread, while the caller goes on; at most one call is not finished."""
+
+    def __init__(self):
+        self._thread = ThreadPoolExecutor(1, "writing")
+        self._call: Future[Any] | None = None
+
+    def __enter__(self) -> Self:
+        """Returns `self`."""
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        """Waits for the last call, and raises its error unless the block raised one."""
+        self._thread.shutdown()
+        if not raised[0]:
+            self._wait()
+
+    def __call__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Begins a call once the one before has ended, and raises the error of that one."""
+        self._wait()
+        self._call = self._thread.submit(function, *arguments)
+
+    def _wait(self) -> None:
+        call, self._call = self._call, None
+        if call is not None:
+            call.result()

@@ -1,0 +1,139 @@
+"""Blocks are read one ahead, by a thread that reads nothing else, and each process reads its own part once."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_checkpoints import write
+
+from spap_jax import devices
+from spap_jax.checkpoint import Reader
+from spap_jax.checkpoint.ahead import blocks_in_order
+from spap_jax.errors import UserError
+from spap_jax.models.config import DecoderConfig
+from spap_jax.placement import Part, shard_params
+
+WAIT = 60
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> DecoderConfig:
+    return Reader(write("llama", tmp_path / "in")).config
+
+
+class Filed:
+    """An array that is read when it is indexed, and says so."""
+
+    def __init__(self, array: np.ndarray, told: Callable[[], None]):
+        self._array, self._told = array, told
+        self.shape, self.dtype = array.shape, array.dtype
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        self._told()
+        return self._array[index]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self[...]
+
+
+class Files:
+    """Blocks of one vector each, whose value is the block's number; reading of the block ``broken`` fails."""
+
+    def __init__(self, config: DecoderConfig, broken: int | None = None):
+        self.shape, self.broken = (config.width,), broken
+        self.read: list[int] = []
+        self.threads: set[str] = set()
+        self.reached = [threading.Event() for _ in range(9)]
+
+    def layer(self, number: int) -> Any:
+        def told() -> None:
+            if number == self.broken:
+                raise UserError(f"block {number} is damaged.")
+            self.read.append(number)
+            self.threads.add(threading.current_thread().name)
+            self.reached[number].set()
+
+        return {"mlp_norm": {"scale": Filed(np.full(self.shape, number, np.float32), told)}}
+
+
+def readers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("reading")]
+
+
+def test_the_next_block_and_no_other_is_read_while_one_is_used(config: DecoderConfig):
+    files, seen = Files(config), []
+    for number, layer in blocks_in_order(config, files.layer, range(2, 6)):
+        assert isinstance(layer["mlp_norm"]["scale"], jax.Array)
+        assert (layer["mlp_norm"]["scale"] == number).all()
+        assert number == 5 or files.reached[number + 1].wait(WAIT)
+        seen.append(number)
+        assert files.read == [*range(2, min(number + 2, 6))]
+    assert seen == [2, 3, 4, 5]
+    assert all(name.startswith("reading") for name in files.threads)
+    assert not readers()
+
+
+def test_an_error_is_raised_when_its_block_has_its_turn(config: DecoderConfig):
+    files, seen = Files(config, broken=2), []
+    blocks = blocks_in_order(config, files.layer, range(4))
+    with pytest.raises(UserError, match="block 2 is damaged"):
+        seen.extend(number for number, _ in blocks)
+    assert seen == [0, 1]
+    assert files.read == [0, 1]
+    assert not readers()
+
+
+def test_the_thread_ends_with_the_generator(config: DecoderConfig):
+    files = Files(config)
+    blocks = blocks_in_order(config, files.layer, range(4))
+    assert next(blocks)[0] == 0
+    assert readers()
+    blocks.close()
+    assert not readers()
+    assert set(files.read) <= {0, 1}
+
+
+def test_blocks_in_memory_are_not_taken_ahead(config: DecoderConfig):
+    taken = []
+
+    def layer(number: int) -> Any:
+        taken.append(number)
+        return {"mlp_norm": {"scale": jnp.full(config.width, number)}}
+
+    for number, _ in blocks_in_order(config, layer, range(3)):
+        assert taken == [*range(number + 1)]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("count", "sharers"), [(1, 1), (2, 2), (4, 2)])
+def test_blocks_are_those_that_are_read_in_turn(count: int, sharers: int, dtype: str, tmp_path: Path):
+    reader = Reader(write("llama_biases", tmp_path / "in", dtype))
+    with devices.use_mesh(count, sharers):
+        for number, layer in blocks_in_order(reader.config, reader.layer, range(reader.config.layers)):
+            expected = shard_params(reader.config, jax.tree.map(np.asarray, reader.layer(number)))
+            for ours, theirs in zip(jax.tree.leaves(layer), jax.tree.leaves(expected), strict=True):
+                assert ours.sharding == theirs.sharding
+                assert np.array_equal(np.asarray(ours).view(np.uint8), np.asarray(theirs).view(np.uint8))
+
+
+def test_a_process_reads_a_weight_once_for_all_its_devices(config: DecoderConfig):
+    told: list[int] = []
+    query = np.arange(np.prod(shape := (config.width, config.heads, config.head_dim)), dtype=np.float32).reshape(shape)
+    with devices.use_mesh(4, 2):
+        placed = shard_params(config, {"attention": {"q": Filed(query, lambda: told.append(1))}})["attention"]["q"]
+    assert np.array_equal(placed, query)
+    assert {shard.data.shape[1] for shard in placed.addressable_shards} == {config.heads // 2}
+    assert told == [1]
+
+
+def test_a_part_refuses_what_it_does_not_hold():
+    array = np.arange(12).reshape(3, 4)
+    part = Part(array, (slice(1, 3), slice(0, 4)))
+    assert np.array_equal(part[(slice(2, 3), slice(0, 2))], array[2:3, :2])
+    with pytest.raises(ValueError, match="was read"):
+        part[(slice(0, 2), slice(0, 2))]

@@ -1,0 +1,165 @@
+"""Weights at an address: only the wanted bytes are asked for, and nothing of them is stored on this machine."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import stores
+from tiny_checkpoints import BITS, write
+
+from spap_jax import devices
+from spap_jax.checkpoint import Reader, load, locate
+from spap_jax.checkpoint.fingerprint import fingerprint
+from spap_jax.checkpoint.ranged import NOTE, AtAddress
+from spap_jax.errors import UserError
+from spap_jax.models.decoder import Params
+from spap_jax.placement import shard_params
+from spap_jax.remote import Folder
+
+ADDRESS = "frail://bucket/in"
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[stores.Frail]:
+    """A store with a tiny model in several files, which is also in the test's folder."""
+    monkeypatch.setenv("SPAP_CACHE", str(tmp_path / "cache"))
+    empty = stores.begin()
+    folder = write("llama_two_kv_heads", tmp_path / "in", "bfloat16", shard="20KB")
+    assert len([*folder.glob("*.safetensors")]) > 2
+    Folder(ADDRESS).put({file.name: file for file in folder.iterdir()}, quietly=True)
+    return empty
+
+
+def header(path: str) -> dict[str, dict]:
+    """The header of a weight file in the store, with offsets from the beginning of the file."""
+    content = stores.Frail.store[path].getvalue()
+    length = int.from_bytes(content[:8], "little")
+    told = json.loads(content[8 : 8 + length])
+    return {name: each | {"at": 8 + length + each["data_offsets"][0]} for name, each in told.items() if "shape" in each}
+
+
+def tensor(name: str) -> tuple[str, int, tuple[int, ...]]:
+    """The file, the place in it and the shape of a tensor in the store."""
+    files = [path for path in stores.Frail.store if path.endswith(".safetensors")]
+    [found] = [
+        (path, each["at"], tuple(each["shape"])) for path in files for n, each in header(path).items() if n == name
+    ]
+    return found
+
+
+def same(one: Params, other: Params) -> bool:
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return all(np.array_equal(np.asarray(a).view(np.uint8), np.asarray(b).view(np.uint8)) for a, b in pairs)
+
+
+def test_the_same_model_and_no_copy_of_it(store: type[stores.Frail], tmp_path: Path):
+    model = load(ADDRESS)
+    assert same(model.params, load(tmp_path / "in").params)
+    cached = locate(ADDRESS)
+    assert model.source.folder == cached
+    assert sorted(file.name for file in cached.iterdir()) == [
+        "config.json", "generation_config.json", "model.safetensors.index.json", NOTE, "tokenizer.json",
+    ]  # fmt: skip
+    assert not [path for what, path in store.done if what == "get" and path.endswith(".safetensors")]
+
+
+def test_headers_take_two_requests_each(store: type[stores.Frail]):
+    reader = Reader(locate(ADDRESS))
+    files = {path: store.store[path].getvalue() for path in store.store if path.endswith(".safetensors")}
+    lengths = {path: int.from_bytes(content[:8], "little") for path, content in files.items()}
+    expected = [(path, 0, 8) for path in files] + [(path, 8, 8 + length) for path, length in lengths.items()]
+    assert sorted(store.asked) == sorted(expected)
+    assert reader.at_address
+
+
+def test_of_a_weight_only_the_rows_that_are_wanted(store: type[stores.Frail], tmp_path: Path):
+    layer = Reader(locate(ADDRESS)).layer(1)
+    theirs = Reader(tmp_path / "in").layer(1)
+    (q_file, q_at, q_shape), (o_file, o_at, o_shape) = (
+        tensor(f"model.layers.1.self_attn.{name}_proj.weight") for name in "qo"
+    )
+    store.asked.clear()
+    heads = layer["attention"]["q"].shape[1]
+    second = (slice(None), slice(heads // 2, heads), slice(None))
+    assert np.array_equal(layer["attention"]["q"][second], theirs["attention"]["q"][second])
+    half = q_shape[0] // 2 * q_shape[1] * 2
+    assert store.asked == [(q_file, q_at + half, q_at + 2 * half)]
+    store.asked.clear()
+    second = (slice(heads // 2, heads), slice(None), slice(None))  # columns of the file
+    assert np.array_equal(layer["attention"]["o"][second], theirs["attention"]["o"][second])
+    assert store.asked == [(o_file, o_at, o_at + o_shape[0] * o_shape[1] * 2)]
+
+
+def test_a_process_asks_for_its_bytes_once(store: type[stores.Frail]):
+    reader = Reader(locate(ADDRESS))
+    store.asked.clear()
+    with devices.use_mesh(4, 2):
+        placed = shard_params(reader.config, reader.layer(0))
+    assert sum(stop - start for _, start, stop in store.asked) == sum(a.nbytes for a in jax.tree.leaves(placed))
+
+
+def test_long_tensors_are_read_in_pieces(store: type[stores.Frail], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("spap_jax.checkpoint.ranged._PIECE", 1000)
+    assert same(load(ADDRESS).params, load(tmp_path / "in").params)
+    assert max(stop - start for path, start, stop in store.asked if start > 8 + len(header(path))) == 1000
+
+
+def test_a_store_that_fails_while_weights_are_read(store: type[stores.Frail], tmp_path: Path):
+    reader = Reader(locate(ADDRESS))
+    store.failures = 2
+    assert same(jax.tree.map(np.asarray, reader.layer(0)), jax.tree.map(np.asarray, Reader(tmp_path / "in").layer(0)))
+    store.broken = "range"
+    with pytest.raises(UserError) as raised:
+        np.asarray(reader.layer(0)["attention"]["q"])
+    assert str(raised.value).startswith("frail://bucket/in/model-0000")
+    assert str(raised.value).endswith(
+        "cannot be read (the store is on fire): check the address, the login and the network."
+    )
+
+
+def test_a_weight_that_is_not_finite(store: type[stores.Frail]):
+    path, at, _ = tensor("model.layers.0.self_attn.q_proj.weight")
+    content = bytearray(store.store[path].getvalue())
+    content[at : at + 2] = np.array([0x7F80], BITS["bfloat16"]).tobytes()
+    Folder(ADDRESS).write(Path(path).name, bytes(content))
+    with pytest.raises(UserError, match=r"the weight model.layers.0.self_attn.q_proj.weight holds NaN or infinity"):
+        load(ADDRESS)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is missing, although the index beside it names it: upload it again"),
+        (b"version https://git-lfs.github.com/spec/v1", "is no safetensors file (it has no header): it is damaged"),
+        (b"\x04" + 7 * b"\0" + b"{{{{", "is no safetensors file (Expecting property name"),
+        (b"\x08" + 7 * b"\0" + b'{"a":[]}', "is no safetensors file (list indices must be integers"),
+        (
+            b"\x3a" + 7 * b"\0" + b'{"a": {"dtype": "F32", "shape": [2],"data_offsets":[0,8]}}1234567',
+            "is no safetensors file (it ends before a)",
+        ),
+    ],
+)
+def test_damaged_files(content: bytes, said: str, store: type[stores.Frail]):
+    path, _, _ = tensor("model.norm.weight")
+    name = path.rpartition("/")[2]
+    Folder(ADDRESS).write(name, content) if content else Folder(ADDRESS).remove([name])
+    with pytest.raises(UserError) as raised:
+        load(ADDRESS)
+    assert str(raised.value).startswith(f"{ADDRESS}/{name} {said}")
+
+
+def test_a_changed_checkpoint_is_another_one(store: type[stores.Frail]):
+    first = fingerprint(locate(ADDRESS))
+    assert fingerprint(locate(ADDRESS)) == first
+    path, _, _ = tensor("model.norm.weight")
+    Folder(ADDRESS).write(Path(path).name, store.store[path].getvalue()[:-1] + b"\1")
+    assert fingerprint(locate(ADDRESS)) != first
+
+
+def test_a_note_in_any_other_folder_is_not_followed(store: type[stores.Frail], tmp_path: Path):
+    cached = locate(ADDRESS)
+    assert AtAddress.of(cached) is not None
+    (tmp_path / "in" / NOTE).write_text((cached / NOTE).read_text())
+    assert AtAddress.of(tmp_path / "in") is None

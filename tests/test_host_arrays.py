@@ -1,0 +1,48 @@
+"""Arrays of the host: the results are numpy's own."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from spap_jax.host_arrays import is_finite, transposed
+
+DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16, np.float64]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 1), (0, 3), (128, 128), (129, 300), (300, 127)])
+def test_transposed_bit_for_bit(dtype: type, shape: tuple[int, int]):
+    size = np.dtype(dtype).itemsize
+    bits = np.random.default_rng(0).integers(0, 1 << 16, shape).astype(f"u{size}")  # NaN of all kinds too
+    for matrix in (bits.view(dtype), np.ones((shape[0], 2 * shape[1]), dtype)[:, ::2]):
+        result = transposed(matrix)
+        assert result.flags.c_contiguous
+        assert result.dtype == matrix.dtype
+        assert np.array_equal(result.view(f"u{size}"), matrix.view(f"u{size}").T)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(5,), (0, 4), (300, 1000), (3, 70, 70)])
+def test_one_value_that_is_not_finite_is_found(dtype: type, shape: tuple[int, ...]):
+    fine = np.full(shape, ml_dtypes.finfo(dtype).min, dtype)
+    assert is_finite(fine)
+    for value in (np.nan, -np.nan, np.inf, -np.inf):
+        for place in {0, fine.size // 2, fine.size - 1} if fine.size else ():
+            wrong = fine.copy()
+            wrong.reshape(-1)[place] = value
+            assert not is_finite(wrong)
+            assert is_finite(wrong[:0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_of_a_part_of_the_columns(dtype: type):
+    wrong = np.zeros((300, 900), dtype)
+    wrong[299, 450] = np.nan
+    assert is_finite(wrong[:, :450])
+    assert not is_finite(wrong[:, 450:])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_number(dtype: type):
+    assert is_finite(np.array(1, dtype))
+    assert not is_finite(np.array(np.nan, dtype))
