@@ -81,9 +81,9 @@ class Reader:
         text = read_config_text(folder)
         self.family, self.config = understood(parse_config(text, name), name)
         self._rules = self.family.rules_for(self.config)
-        elsewhere = AtAddress.of(folder)
-        self.at_address = elsewhere is not None
-        self._files = TensorFiles.open(folder, elsewhere)
+        self._elsewhere = AtAddress.of(folder)
+        self.at_address = self._elsewhere is not None
+        self._files = TensorFiles.open(folder, self._elsewhere)
         self._stored = inventory.stored_names(self._files, self.family)
         head_stored = self.config.tied and HEAD in self._stored
         expected = inventory.expected_tensors(self.config, head_stored)
@@ -95,6 +95,15 @@ class Reader:
     def fingerprint(self) -> str:
         """Computes the fingerprint of the config and the weights; see `fingerprint.py`."""
         return fingerprint(self._folder)
+
+    def check_unchanged(self) -> None:
+        """Checks that weights at an address are still those that were read.
+
+        Raises:
+            UserError: They are not, or the store fails.
+        """
+        if self._elsewhere:
+            self._elsewhere.check_unchanged()
 
     def check_finite(self, watch: Callable[[int, int], None] = lambda *_: None) -> None:
         """Reads all weights, a piece at a time: pruning layer by layer would reach the last ones hours later.

@@ -50,6 +50,19 @@ class AtAddress:
         """What distinguishes a file from an older one of its name, as the store says."""
         return json.dumps(self._files[path.name], sort_keys=True)
 
+    def check_unchanged(self) -> None:
+        """Checks that the store still has the weight files that are noted: what was read may be of two checkpoints.
+
+        Raises:
+            UserError: The store fails, or says something else of a file than before.
+        """
+        there = self._folder.files()
+        for name in self._files:
+            if name not in there or note_of("", {name: there[name]}) != note_of("", {name: self._files[name]}):
+                raise UserError(
+                    f"{self._folder.address}/{name} was replaced or removed while it was read: run the command again."
+                )
+
     def open(self, paths: Sequence[Path]) -> "list[RangedFile]":
         """Reads the headers of all files: their lengths at once, and then all of them.
 

@@ -131,6 +131,7 @@ def _make(one: PruneRun, run: Run, command: Command, number: int, store: Unfinis
         dtype=command.dtype, overwrite=command.overwrite, partial=store.output,
     ) as writer:  # fmt: skip
         reports, measured = _prune(run, command, number, store, writer)
+        command.reader.check_unchanged()
         size = {"before": command.reader.bytes, "after": writer.bytes}
         extras = {"run": store.name, "bytes": size, **measured, "peak_memory_bytes": memory.peak()}
         report = replace(new_report(run, source.name, command.blocks, reports), extras=extras)

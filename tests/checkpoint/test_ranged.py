@@ -163,3 +163,13 @@ def test_a_note_in_any_other_folder_is_not_followed(store: type[stores.Frail], t
     assert AtAddress.of(cached) is not None
     (tmp_path / "in" / NOTE).write_text((cached / NOTE).read_text())
     assert AtAddress.of(tmp_path / "in") is None
+
+
+def test_weights_that_are_replaced_while_they_are_read_are_noticed(store: type[stores.Frail]):
+    reader = Reader(locate(ADDRESS))
+    reader.check_unchanged()
+    path, _, _ = tensor("model.norm.weight")
+    name = path.rpartition("/")[2]
+    Folder(ADDRESS).write(name, store.store[path].getvalue())  # the same bytes, at another time
+    with pytest.raises(UserError, match=rf"in/{name} was replaced or removed while it was read"):
+        reader.check_unchanged()
