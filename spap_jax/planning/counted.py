@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jax.extend import core
+from jax.interpreters.partial_eval import dce_jaxpr
 from jax.sharding import NamedSharding
 
 Axes = tuple[str, ...]
@@ -71,7 +72,8 @@ def counted(jaxpr: core.ClosedJaxpr, arguments: list[Any], turns: dict[str, int]
     trace = _Trace(dict(shardings[0].mesh.shape) if shardings else {}, turns or {})
     specs = (each.sharding.spec if isinstance(each.sharding, NamedSharding) else () for each in arguments)
     given = [_Array(each, spec) for each, spec in zip(arguments, specs, strict=True)]
-    for result in trace.read(jaxpr.jaxpr, given, 1, {}):
+    used, _ = dce_jaxpr(jaxpr.jaxpr, [True] * len(jaxpr.out_avals), instantiate=True)
+    for result in trace.read(used, given, 1, {}):
         trace.store(result, 1)
     return trace.work()
 

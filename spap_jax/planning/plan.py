@@ -185,10 +185,11 @@ def verdict(planned: Plan) -> str:
     if planned.fits:
         return f"it fits: a device needs at most {bytes_text(need)}, in the phase {name!r}, and has {room} for it."
     needs = f"a device needs {bytes_text(need)} in the phase {name!r} and has {room} for it"
-    return f"it does not fit: {needs}. {_remedy(planned)}"
+    return f"it does not fit: {needs}. {remedy(planned)}"
 
 
-def _remedy(planned: Plan) -> str:
+def remedy(planned: Plan) -> str:
+    """Returns a sentence or two on what would make a run fit that does not."""
     request, mesh = planned.request, planned.mesh
     if request.training:
         ways = (_narrower, _lighter, _divided, _more)
