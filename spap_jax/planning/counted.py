@@ -26,6 +26,9 @@ _CALLS = ("jit", "remat2", "custom_vjp_call", "custom_jvp_call", "closed_call")
 _READING = ("reduce_", "arg", "cum", "sort", "top_k")
 """Beginnings of the names of operations that read an array as it lies in memory."""
 
+_STORING = ("dot_general", "gather", "dynamic_update_slice", "psum", "reduce_scatter", "all_gather")
+"""Operations that write their result to memory, as do those that read one and those that scatter."""
+
 _COLLECTIVE = {"psum": "axes", "reduce_scatter": "axis_name", "all_gather": "axis_name"}
 """Collectives that a program asks for, and what names their axes."""
 
@@ -116,13 +119,13 @@ _Done = dict[tuple, list[_Array]]
 
 
 class _Trace:
-    """A trace that is read: which dimensions are alike, and what is to be counted once it is known what divides them."""
+    """A trace that is read: which dimensions are alike, and what to count once it is known what divides them."""
 
     def __init__(self, sizes: dict[str, int], turns: dict[str, int]):
         self._sizes, self._turns = sizes, turns
         self._alike: list[tuple[Dimensions, frozenset[str]]] = []
         self._counts: list[tuple[float, Callable[[], Work]]] = []
-        self._gathered: set[tuple[int, Axes]] = set()
+        self._gathered: set[tuple[_Array, Axes]] = set()
 
     def work(self) -> Work:
         """Passes the shardings on, and returns the work of all that was read."""
@@ -132,9 +135,9 @@ class _Trace:
             for alike, manual in self._alike:
                 axes = max((array.axes[dimension] for array, dimension in alike), key=len)
                 axes = tuple(name for name in axes if name not in manual)
-                if axes:
-                    count = self._devices(axes)
-                    changed |= any([array.divide(dimension, axes, count) for array, dimension in alike])
+                count = self._devices(axes)
+                for array, dimension in alike if axes else ():
+                    changed |= array.divide(dimension, axes, count)
         total = Work()
         for times, count in self._counts:
             total = total.plus(count(), times)
@@ -179,7 +182,7 @@ class _Trace:
             return self._looped(equation, body, given[first:], (params["body_nconsts"], len(given)), times * turns)
         if name == "cond":
             return self._dearest([each.jaxpr for each in params["branches"]], given[1:], times)
-        done = name, *map(id, given), str(params)
+        done = name, *given, str(params)
         if done not in before:  # a compiler computes it once
             before[done] = self._simple(equation, given, times)
         return before[done]
@@ -225,12 +228,12 @@ class _Trace:
             found.append((self.read(branch, given, times, {}), self._counts))
         results, counts = max(found, key=lambda each: sum(count().operations for _, count in each[1]))
         self._counts = before + counts
+        self._gathered.clear()  # what was counted to compare the branches
         return results
 
     def _simple(self, equation: Any, given: list[_Array], times: float) -> list[_Array]:
         name, params = equation.primitive.name, equation.params
-        stored = name in ("dot_general", "gather", *_COLLECTIVE) or name.startswith(("scatter", *_READING))
-        stored |= name == "dynamic_update_slice" or name in _VIEWS and given[0].stored
+        stored = name in _STORING or name.startswith(("scatter", *_READING)) or (name in _VIEWS and given[0].stored)
         asked = params["sharding"] if name == "sharding_constraint" else None
         results = [_Array(each.aval, asked and asked.spec, stored) for each in equation.outvars]
         alike = list(_alike(name, params, given, results))
@@ -263,37 +266,35 @@ class _Trace:
         elif name.startswith(_READING):
             passed = given
         work = Work(operations, sum(map(self._here, passed)))
-        return work.plus(self._moved(given, results, alike)) if self._sizes and results else work
+        return work.plus(self._moved(given, results[0], alike)) if self._sizes and results else work
 
-    def _moved(self, given: list[_Array], results: list[_Array], alike: list[Dimensions]) -> Work:
+    def _moved(self, given: list[_Array], result: _Array, alike: list[Dimensions]) -> Work:
         """Counts the collectives that the shardings of an operation take.
 
         What is divided along a dimension that the result does not have is added up, and every device gets the part
         that it holds of the result. What is divided in another way than the result is gathered.
         """
-        [result] = results[:1]
-        kept = {id(array): {} for array in given}
-        for dimensions in alike:
-            inside = [axes for array, dimension in dimensions if array is result for axes in [array.axes[dimension]]]
-            for array, dimension in dimensions:
-                if id(array) in kept and inside:
-                    kept[id(array)][dimension] = inside[0]
-        total = Work()
-        summed: set[str] = set()
-        for array in given:
-            wanted = kept[id(array)]
-            lost = (axes for dimension, axes in enumerate(array.axes) if dimension not in wanted)
-            summed |= {name for axes in lost for name in axes}
-            total = total.plus(self._gather(array, wanted))
+        total, summed = Work(), set()
+        for operand in given:
+            wanted = {
+                i: result.axes[j]
+                for dimensions in alike
+                for array, i in dimensions
+                if array is operand
+                for other, j in dimensions
+                if other is result
+            }
+            summed |= {name for i, axes in enumerate(operand.axes) if i not in wanted for name in axes}
+            total = total.plus(self._gather(operand, wanted))
         return total.plus(self._add_up(result, summed))
 
     def _gather(self, array: _Array, wanted: dict[int, Axes], among: frozenset[str] | None = None) -> Work:
         """Gathers an array along the axes that its dimensions have and that are not wanted of them; once each."""
         lost = [set(array.axes[dimension]) - set(axes) for dimension, axes in wanted.items()]
         names = tuple(sorted(name for each in lost for name in each if among is None or name in among))
-        if not names or (id(array), names) in self._gathered:
+        if not names or (array, names) in self._gathered:
             return Work()
-        self._gathered.add((id(array), names))
+        self._gathered.add((array, names))
         return self._sent(names, self._here(array) * self._devices(names))
 
     def _add_up(self, result: _Array, names: set[str]) -> Work:
@@ -334,7 +335,7 @@ def _alike(name: str, params: Any, given: list[_Array], results: list[_Array]) -
         yield from ([(first, d), (result, i)] for i, d in enumerate(params["permutation"]))
     elif name == "reshape":
         yield from ([(first, i), (result, j)] for i, j in _reshaped(first.shape, result.shape))
-    elif name == "squeeze" or name.startswith(("reduce_", "arg")) and "axes" in params:
+    elif name == "squeeze" or (name.startswith(("reduce_", "arg")) and "axes" in params):
         gone = params["dimensions"] if name == "squeeze" else params["axes"]
         left = [i for i in ranks[0] if i not in gone]
         yield from ([(first, i), (result, j)] for j, i in enumerate(left))

@@ -181,7 +181,7 @@ def test_in_waves_devices_solve_layers_of_their_own():
         for name in ("sequential", "parallel")
     )
     work, waves = ({phase.name: phase for phase in planned.phases} for planned in (one, two))
-    assert waves["selection"].sent_bytes == 0 < work["selection"].sent_bytes
+    assert waves["selection"].sent_bytes < 1e-5 * work["selection"].sent_bytes  # the channels chosen
     assert waves["streams"].operations > work["streams"].operations
     assert waves["statistics"].sent_bytes > work["statistics"].sent_bytes  # a layer's moments go to its device
     assert {"alternating", "errors"} <= {name for name in work if work[name] == waves[name]}
