@@ -8,7 +8,6 @@ measured in this process before and after. Targets are shown, never asserted: ot
 import os
 import tempfile
 import time
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -97,8 +96,8 @@ def counted_operations(size: Size, report: dict) -> dict[str, float]:
     """Counts one layer's operations by report phase, without the swap rounds, which the report does not count."""
     settings = PruneSettings(**report["settings"]).replace(swap_rounds=0)
     layers, run = size.config.layers, work(workload(size.config, settings, size.sequences, size.length))
-    counted = Counter({phase: each.operations / layers for phase, each in run.items()})
-    return counted | {"joint steps": counted["joint steps"] + counted.pop("joint checks", 0)}
+    counted = {phase: each.operations / layers for phase, each in run.items()}
+    return counted | {"joint steps": counted.get("joint steps", 0) + counted.pop("joint checks", 0)}
 
 
 def show_phases(report: dict, counted: dict[str, float], rate: float) -> dict[str, float]:

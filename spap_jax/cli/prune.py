@@ -132,6 +132,7 @@ def _warn_of_memory(reader: "Reader", settings: PruneSettings, sequences: int, s
     from spap_jax.planning.plan import Request
     from spap_jax.planning.preflight import warn_of_memory
 
+    assert reader.source.folder  # from which it reads
     config, weight_bytes = checkpoint.read_config(reader.source.folder / "config.json", reader.source.name)
     length = chosen_length(sequence_length, config)
     warn_of_memory(Request(config, settings, sequences, length, weight_bytes))
