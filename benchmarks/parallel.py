@@ -28,7 +28,7 @@ from spap_jax import devices
 from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.placement import fully_shard_params
-from spap_jax.planning import operations
+from spap_jax.planning import programs
 from spap_jax.planning.workload import Workload, workload
 from spap_jax.pruning import joint, layer, moments, streams, waves
 from spap_jax.pruning.narrow import pruned_config
@@ -176,11 +176,8 @@ def counted_efficiency(name: str) -> float:
 
     def count(devices_: int) -> float:
         load = load_on(devices_)
-        if name == STATISTICS:
-            return operations.statistics_operations(load)
-        if name == SELECTION:
-            return load.solved_here * operations.selection_operations(load, operations.swap_turns(load))
-        return operations.joint_step_operations(load)
+        phase = {STATISTICS: "statistics", SELECTION: "selection", JOINT_STEP: "joint steps"}[name]
+        return programs.work(load)[phase].operations / (load.joint_steps if name == JOINT_STEP else 1)
 
     return count(COUNTS[0]) / count(COUNTS[-1]) * COUNTS[0] / COUNTS[-1]
 

@@ -30,8 +30,9 @@ SEQUENCES, LENGTH = 128, 2048
 HEAD = f"""# What full-size models need
 
 This page is written by `python -m benchmarks.plans` from the configs in `tests/configs`. Nothing here is measured:
-these are the counts of `spap plan` (which works for any model, mesh and settings), and tests compare them with XLA's
-analysis of the compiled programs. Times are lower bounds (rooflines) at the peak rates of the data sheets.
+these are the counts of `spap plan` (which works for any model, mesh and settings). The work is counted in the traces of
+the programs that a run compiles, the memory by formulas, and tests compare both with XLA's analysis of the compiled
+programs. Times are lower bounds (rooflines) at the peak rates of the data sheets.
 
 {{sparsity}} of the MLP channels are removed, with {SEQUENCES} calibration sequences of {LENGTH} tokens. Effort `low`
 holds one block at a time, and `default` holds all pruned blocks for its joint steps. The calibration sequences and what

@@ -22,7 +22,7 @@ from rich.table import Table
 from benchmarks.random_models import pruned_report
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.registry import family_of
-from spap_jax.planning.operations import operations
+from spap_jax.planning.programs import work
 from spap_jax.planning.workload import workload
 from spap_jax.settings import PruneSettings
 
@@ -94,9 +94,10 @@ def matmul_rate(size: int = 2048, repeats: int = 7) -> float:
 
 def counted_operations(size: Size, report: dict) -> dict[str, float]:
     """Counts one layer's operations by report phase, without the swap rounds, which the report does not count."""
-    load = workload(size.config, PruneSettings(**report["settings"]), size.sequences, size.length)
-    counted = operations(load, turns=1)
-    return counted | {"joint steps": counted["joint steps"] + counted.pop("joint checks")}
+    settings = PruneSettings(**report["settings"]).replace(swap_rounds=0)
+    layers, run = size.config.layers, work(workload(size.config, settings, size.sequences, size.length))
+    counted = {phase: each.operations / layers for phase, each in run.items()}
+    return counted | {"joint steps": counted.get("joint steps", 0) + counted.pop("joint checks", 0)}
 
 
 def show_phases(report: dict, counted: dict[str, float], rate: float) -> dict[str, float]:

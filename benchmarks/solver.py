@@ -19,7 +19,8 @@ from rich.table import Table
 
 from benchmarks.prune_time import Size, matmul_rate
 from spap_jax.numerics import full_precision
-from spap_jax.planning import operations, traffic
+from spap_jax.planning.counted import Work
+from spap_jax.planning.programs import work
 from spap_jax.planning.workload import workload
 from spap_jax.pruning.layer import choice_key, choose_channels, refit_weights, search_of
 from spap_jax.pruning.moments import Moments
@@ -119,21 +120,22 @@ def main(width: int = 4096, intermediate: int = 14336, sparsity: float = 0.3, re
     }
     seconds = {phase: seconds_of(run, repeats) for phase, run in runs.items()}
     found = Limits(*((a + b) / 2 for a, b in zip(before, limits(intermediate // 2), strict=True)))
-    show(seconds, operations.operations(load, turns=1), traffic.memory_bytes(load), found)
+    show(seconds, {phase: Work().plus(done, 1 / load.dense.layers) for phase, done in work(load).items()}, found)
 
 
-def show(seconds: dict[str, float], counted: dict[str, float], moved: dict[str, float], found: Limits) -> None:
+def show(seconds: dict[str, float], counted: dict[str, Work], found: Limits) -> None:
     """Prints the times beside their lower bounds, and the fraction of the matmul rate reached."""
     device = jax.devices()[0].device_kind
     out.print(f"{device}: float32 matmul {found.matmul / 1e9:.0f} GFLOP/s, memory {found.memory / 1e9:.0f} GB/s")
     table = Table("phase", "seconds", "GFLOP", "GB", "at least", "of that", "of matmul rate", show_edge=False)
     for phase, took in seconds.items():
-        least = max(counted[phase] / found.matmul, moved[phase] / found.memory)
-        share = counted[phase] / took / found.matmul
-        cells = (f"{took:.3f}", f"{counted[phase] / 1e9:.1f}", f"{moved[phase] / 1e9:.1f}", f"{least:.3f}")
+        done = counted[phase]
+        least = max(done.operations / found.matmul, done.memory_bytes / found.memory)
+        share = done.operations / took / found.matmul
+        cells = (f"{took:.3f}", f"{done.operations / 1e9:.1f}", f"{done.memory_bytes / 1e9:.1f}", f"{least:.3f}")
         table.add_row(phase, *cells, f"{least / took:.0%}", f"{share:.0%}")
     out.print(table)
-    share = sum(counted[phase] for phase in seconds) / sum(seconds.values()) / found.matmul
+    share = sum(counted[phase].operations for phase in seconds) / sum(seconds.values()) / found.matmul
     out.print(f"of the matmul rate, together: {share:.0%} (aim on an accelerator: {TARGET:.0%})")
 
 

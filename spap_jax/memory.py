@@ -1,6 +1,8 @@
-"""Memory of this process: its peak, and the return of freed memory to the system."""
+"""Memory of this process: its peak, and the return of freed memory to the system; memory of the machine."""
 
 import ctypes
+import math
+import os
 import resource
 import sys
 
@@ -30,6 +32,13 @@ def peak() -> int:
             return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
+
+
+def of_machine() -> float:
+    """Memory of this machine in bytes; infinite on systems that do not say."""
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return math.inf
 
 
 def _glibc(name: str):

@@ -32,17 +32,19 @@ def _memory_of(device) -> str:
 
 
 def _machine() -> list[tuple[str, str]]:
+    import math
     import os
     import platform
     import shutil
 
     import jax
 
+    from spap_jax import memory
     from spap_jax.cli.console import bytes_text
 
     rows = [("system", platform.platform()), ("cores", str(os.cpu_count()))]
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        rows.append(("memory", bytes_text(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))))
+    if math.isfinite(memory.of_machine()):
+        rows.append(("memory", bytes_text(memory.of_machine())))
     rows.append(("free disk here", bytes_text(shutil.disk_usage(".").free)))
     rows.append(("processes", str(jax.process_count())))
     return rows

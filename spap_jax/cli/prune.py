@@ -99,6 +99,7 @@ def prune(
             reader = checkpoint.Reader(_hugging_face_folder(model), name=model)
         narrows = _narrow_configs(reader, wanted, model_devices)
         with use_mesh(devices, model_devices):
+            _warn_of_memory(reader, wanted[0].settings, sequences, sequence_length)
             command = _opened(reader, data, sequences, sequence_length, eval, wanted, narrows, dtype, overwrite)
             done = make_checkpoints(wanted, narrows, command, fresh=not resume, before_end=before_end)
         for unfinished in done:
@@ -122,6 +123,19 @@ def _narrow_configs(reader: "Reader", wanted: list[PruneRun], model_devices: int
     for run, narrow in zip(wanted, narrows, strict=True):
         warn_of_sparsity(reader.config, narrow, run.settings)
     return narrows
+
+
+def _warn_of_memory(reader: "Reader", settings: PruneSettings, sequences: int, sequence_length: int | None) -> None:
+    """Warns of devices that a run will not fit, before any weight is read; runs differ only in what they remove."""
+    from spap_jax import checkpoint
+    from spap_jax.cli.evaluate import chosen_length
+    from spap_jax.planning.plan import Request
+    from spap_jax.planning.preflight import warn_of_memory
+
+    assert reader.source.folder  # from which it reads
+    config, weight_bytes = checkpoint.read_config(reader.source.folder / "config.json", reader.source.name)
+    length = chosen_length(sequence_length, config)
+    warn_of_memory(Request(config, settings, sequences, length, weight_bytes))
 
 
 def _opened(

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding, get_mesh
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding, get_abstract_mesh, get_mesh
 
 from spap_jax import devices
 from spap_jax.models import decoder
@@ -53,7 +53,8 @@ class Arrays:
     def array(self, shape: tuple[int, ...], dtype: Any = jnp.float32, spec: PartitionSpec = REPLICATED) -> Any:
         """Describes one array."""
         if devices.mesh_size() > 1:
-            return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(get_mesh(), spec))
+            mesh = get_abstract_mesh() if get_mesh().empty else get_mesh()
+            return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
         return jax.ShapeDtypeStruct(shape, dtype, sharding=self._device and SingleDeviceSharding(self._device))
 
     def replicated(self, tree: Any) -> Any:

@@ -11,7 +11,6 @@ import math
 from spap_jax.models.attention import query_blocks
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.registry import FAMILIES
-from spap_jax.planning.operations import mlp_matrices, update_elements
 from spap_jax.planning.workload import Workload
 from spap_jax.solver.tableau import PANEL
 from spap_jax.training.objective import HEAD_TOKENS
@@ -33,6 +32,17 @@ def outer_elements(config: DecoderConfig) -> int:
 def _elements(config: DecoderConfig, beginning: str) -> int:
     rules = FAMILIES[config.family].rules_for(dataclasses.replace(config, heads=1, kv_heads=1))  # independent of heads
     return sum(math.prod(rule.shapes(config.axes)[1]) for rule in rules if rule.ours.startswith(beginning))
+
+
+def mlp_matrices(config: DecoderConfig) -> int:
+    """Number of matrices of an MLP: gate, up and down, or up and down."""
+    return 3 if config.gated else 2
+
+
+def update_elements(config: DecoderConfig, rank: int) -> int:
+    """``training/lora.py``: number of elements of a block's low-rank updates, the sum of inputs and outputs."""
+    d, queries, keys = config.width, config.heads * config.head_dim, config.kv_heads * config.head_dim
+    return rank * (2 * (d + queries) + 2 * (d + keys) + mlp_matrices(config) * (d + config.intermediate))
 
 
 def _mlp_elements(config: DecoderConfig) -> int:

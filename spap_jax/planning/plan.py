@@ -1,14 +1,15 @@
 """A plan: whether a run fits a mesh, what would make it fit, and a lower bound on its time."""
 
 import dataclasses
+import functools
 import math
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from spap_jax.models.config import DecoderConfig
-from spap_jax.planning import memory, operations, shared, traffic
-from spap_jax.planning.accelerators import Mesh
+from spap_jax.planning import memory
+from spap_jax.planning.accelerators import Accelerator, Mesh
+from spap_jax.planning.counted import Work
 from spap_jax.planning.memory import Parts
 from spap_jax.planning.workload import Workload, workload
 from spap_jax.quantities import bytes_text
@@ -88,7 +89,6 @@ class Plan:
         memory: Peak memory of each device in each phase, in bytes by part.
         host: Bytes on each host, by part.
         read: Bytes of weights that every process reads.
-        phases: Work and time of each phase.
     """
 
     request: Request
@@ -96,7 +96,14 @@ class Plan:
     memory: dict[str, Parts]
     host: Parts
     read: float
-    phases: tuple[Phase, ...]
+
+    @functools.cached_property
+    def phases(self) -> tuple[Phase, ...]:
+        """Work and time of each phase; the programs are traced when they are asked for."""
+        from spap_jax.planning.programs import work  # which takes a while to import, and only this needs
+
+        counts = work(self.request.on(self.mesh.devices, self.mesh.sharers))
+        return tuple(_phase(name, count, self.mesh.accelerator) for name, count in counts.items() if count.operations)
 
     @property
     def room(self) -> float:
@@ -136,7 +143,6 @@ def plan(request: Request, mesh: Mesh) -> Plan:
         memory=_with_known(memory.device_memory(load), dict(request.known)),
         host=memory.host_memory(load),
         read=read * load.weight_bytes,
-        phases=tuple(_phases(load, mesh)),
     )
 
 
@@ -147,27 +153,14 @@ def _with_known(counted: dict[str, Parts], factors: dict[str, float]) -> dict[st
     }
 
 
-def _phases(load: Workload, mesh: Mesh) -> Iterator[Phase]:
-    moved, reduced, exchanged = traffic.memory_bytes(load), traffic.collectives(load), shared.exchanged(load)
-    solver = traffic.solver_collectives(load)
-    for name, count in operations.operations(load).items():
-        times = load.dense.layers
-        sent = traffic.sent(reduced.get(name, Counter()), load.devices)
-        sent += traffic.sent(exchanged.get(name, Counter()), load.sharers)
-        sent += traffic.sent(solver.get(name, Counter()), load.devices * load.sharers)
-        if times and count:
-            yield _phase(name, times * count, times * moved[name], times * sent, mesh)
-
-
-def _phase(name: str, count: float, moved: float, sent: float, mesh: Mesh) -> Phase:
-    chip = mesh.accelerator
+def _phase(name: str, work: Work, chip: Accelerator) -> Phase:
     spent = {
-        "compute": count / (chip.quick if name in _QUICK else chip.full),
-        "memory": moved / chip.bandwidth,
-        "interconnect": sent / chip.link,
+        "compute": work.operations / (chip.quick if name in _QUICK else chip.full),
+        "memory": work.memory_bytes / chip.bandwidth,
+        "interconnect": work.sent_bytes / chip.link,
     }
     seconds = max(spent["compute"], spent["memory"]) + spent["interconnect"]
-    return Phase(name, count, moved, sent, seconds, max(spent, key=lambda each: spent[each]))
+    return Phase(name, **vars(work), seconds=seconds, bound=max(spent, key=lambda each: spent[each]))
 
 
 def corrected(planned: Plan, needs: dict[str, float]) -> Plan:
@@ -192,10 +185,11 @@ def verdict(planned: Plan) -> str:
     if planned.fits:
         return f"it fits: a device needs at most {bytes_text(need)}, in the phase {name!r}, and has {room} for it."
     needs = f"a device needs {bytes_text(need)} in the phase {name!r} and has {room} for it"
-    return f"it does not fit: {needs}. {_remedy(planned)}"
+    return f"it does not fit: {needs}. {remedy(planned)}"
 
 
-def _remedy(planned: Plan) -> str:
+def remedy(planned: Plan) -> str:
+    """Returns a sentence or two on what would make a run fit that does not."""
     request, mesh = planned.request, planned.mesh
     if request.training:
         ways = (_narrower, _lighter, _divided, _more)

@@ -7,22 +7,26 @@ window), there is a program for each kind.
 ``tests/planning/test_programs.py`` compares the list with what runs compile.
 """
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec, use_abstract_mesh
 
 from spap_jax import devices
+from spap_jax.backend import traced_for
 from spap_jax.evaluation import generation
-from spap_jax.methods import update_used
+from spap_jax.methods import METHODS, update_used
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.numerics import step_dtype
 from spap_jax.placement import fully_sharded_spec
+from spap_jax.planning.counted import Work, counted
 from spap_jax.planning.described import Arrays, bytes_here, spec_in
 from spap_jax.planning.workload import Chunks, Workload
 from spap_jax.pruning import heads, joint, layer, moments, predictions, sampling, streams, waves
@@ -42,6 +46,7 @@ class Program(NamedTuple):
         options: Its static keyword arguments.
         times: How often the run calls it.
         beside: Described arrays that the devices hold meanwhile, and that it is not given.
+        turns: Maximum number of turns of loops whose end depends on values, by the name of the function repeated.
     """
 
     phase: str
@@ -50,15 +55,17 @@ class Program(NamedTuple):
     options: dict[str, Any]
     times: int
     beside: Any
+    turns: dict[str, int] = {}  # noqa: RUF012 (never changed)
 
     @property
     def name(self) -> str:
         """Name of the function."""
         return self.function.__name__.lstrip("_")
 
-    def traced(self) -> Any:
-        """Traces the function, which can then be lowered for any platform."""
-        return self.function.trace(*self.arguments, **self.options)
+    def counted(self) -> Work:
+        """Traces one call, and counts its work on one device."""
+        leaves, structure = jax.tree.flatten((self.arguments, self.options))
+        return _counted(self.function, structure, tuple(leaves), tuple(self.turns.items()))
 
     def lowered(self) -> Any:
         """Lowers the function for the devices of its arguments."""
@@ -75,6 +82,19 @@ class Program(NamedTuple):
         return bytes_here(self.beside)
 
 
+@functools.cache  # runs that differ in one phase have the same programs in the others
+def _counted(function: Any, structure: Any, leaves: tuple, turns: tuple) -> Work:
+    arrays = [leaf for leaf in leaves if isinstance(leaf, jax.ShapeDtypeStruct)]
+
+    def call(*given: Any) -> Any:
+        some = iter(given)
+        filled = [next(some) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf for leaf in leaves]
+        arguments, options = structure.unflatten(filled)
+        return function(*arguments, **options)
+
+    return counted(jax.make_jaxpr(call)(*arrays), arrays, dict(turns))
+
+
 def programs(load: Workload, device: Any = None) -> Iterator[Program]:
     """Yields the programs of a run, by phase.
 
@@ -89,8 +109,35 @@ def programs(load: Workload, device: Any = None) -> Iterator[Program]:
             yield found._replace(phase=phase)
 
 
-def _program(function: Any, *arguments: Any, times: int, beside: Any = (), **options: Any) -> Program:
-    return Program("", function, arguments, options, times, beside)
+@functools.cache
+def work(load: Workload) -> dict[str, Work]:
+    """Counts the work of a run on one device, by phase: of all programs, each as often as it is called.
+
+    They are traced for devices that are only described. Attention is counted as it is computed without a fused kernel,
+    in blocks of scores.
+    """
+    found: dict[str, Work] = {}
+    with traced_for("gpu"), _mesh_of(load):
+        for program in programs(load):
+            found[program.phase] = found.get(program.phase, Work()).plus(program.counted(), program.times)
+        if load.in_waves and devices.mesh_size() > 1:  # the moments of each layer are gathered outside of the programs
+            whole = bytes_here(Arrays(load).replicated(_moments(Arrays(load))))
+            sent = Work(sent_bytes=whole * (1 - 1 / devices.mesh_size()))
+            found["statistics"] = found["statistics"].plus(sent, load.dense.layers)
+    return found
+
+
+def _mesh_of(load: Workload) -> AbstractContextManager:
+    if load.devices * load.sharers == 1:
+        return nullcontext()
+    axes = AbstractMesh((load.devices, load.sharers), (devices.DATA, "model"), axis_types=(AxisType.Auto,) * 2)
+    return use_abstract_mesh(axes)
+
+
+def _program(
+    function: Any, *arguments: Any, times: int, beside: Any = (), turns: dict[str, int] | None = None, **options: Any
+) -> Program:
+    return Program("", function, arguments, options, times, beside, turns or {})
 
 
 def _kinds(config: DecoderConfig) -> Counter[DecoderConfig]:
@@ -209,19 +256,21 @@ def _waves(load: Workload) -> int:
 def selection_programs(arrays: Arrays) -> Iterator[Program]:
     """``pruning/layer.py``, ``waves.py``, ``heads.py``: the choice of channels, and of heads."""
     load, s = arrays.load, arrays.load.settings
+    turns = {"turn": s.swap_rounds + 1 if METHODS[s.method].swaps else 1}
     if load.fewer_heads:
         seen = arrays.replicated(arrays.moments(load.dense.heads * load.dense.head_dim))
         counts = (load.dense.kv_heads, load.narrow.kv_heads)
         given = (seen, arrays.key, *counts, s.method, s.fit.ridge, s.swap_rounds)
-        yield _program(heads._select, *given, times=load.dense.layers, beside=_resting(arrays))
+        yield _program(heads._select, *given, times=load.dense.layers, beside=_resting(arrays), turns=turns)
     keep, search = load.narrow.intermediate, layer.search_of(s)
     if load.in_waves:
         beside = [arrays.fitted, arrays.held_out, _later(arrays)]
         given = (_own(arrays), load.dense, arrays.key, 0, keep)
-        yield _program(waves.own_choices, *given, times=_waves(load), beside=beside, **search)
+        yield _program(waves.own_choices, *given, times=_waves(load), beside=beside, turns=turns, **search)
         return
     given = (_moments(arrays), arrays.key, keep)
-    yield _program(layer.choose_channels, *given, times=load.dense.layers, beside=_resting(arrays), **search)
+    resting = _resting(arrays)
+    yield _program(layer.choose_channels, *given, times=load.dense.layers, beside=resting, turns=turns, **search)
 
 
 def refit_programs(arrays: Arrays) -> Iterator[Program]:
@@ -312,7 +361,8 @@ def sampling_programs(arrays: Arrays) -> Iterator[Program]:
     is_end, pad = arrays.array((load.dense.vocabulary,), jnp.bool_), arrays.array((), jnp.int32)
     params, how = arrays.parameters(load.dense), generation.Sampling(temperature=1.0)
     given = (prompts, valid, keys, is_end, pad, length - prompt, how, jnp.dtype(arrays.dtype))
-    yield _program(generation._continue, load.dense, params, *given, times=load.written // load.written_at_once)
+    times, turns = load.written // load.written_at_once, {"advance": length - prompt}
+    yield _program(generation._continue, load.dense, params, *given, times=times, turns=turns)
 
 
 def joint_step_programs(arrays: Arrays) -> Iterator[Program]:

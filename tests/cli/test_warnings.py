@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 from commands import CALIBRATION, STORIES, spap
 
+from spap_jax import memory
+
 PRUNE, FINETUNE = ("prune", STORIES, "--calibration"), ("finetune", STORIES, "--data")
 
 
@@ -54,3 +56,13 @@ def test_options_without_effect(words: tuple[str, ...], expected: list[str], tmp
     said = spap(capsys, "prune", STORIES, *missing, *words)
     assert said.code == 2
     assert [line.removeprefix("spap: warning: ") for line in said.err.splitlines() if "warning" in line] == expected
+
+
+def test_a_machine_that_is_too_small(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
+    """The warning comes before the calibration text is looked for, and stops nothing."""
+    monkeypatch.setattr(memory, "of_machine", lambda: 100_000)
+    said = spap(capsys, "prune", STORIES, *PRUNE[2:], tmp_path / "none.txt", "--output", tmp_path / "out")
+    assert said.code == 2
+    [line] = [line for line in said.err.splitlines() if "warning" in line]
+    assert line.startswith("spap: warning: a plan of this run needs ")
+    assert "a device here has 100 kB. " in line

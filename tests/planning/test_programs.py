@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from phases import LLAMA, config_of
+from loads import LLAMA, config_of
 
 from spap_jax import devices
 from spap_jax.model import Model, Source

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pytest
 from jax.sharding import get_mesh
-from phases import LLAMA, config_of
+from loads import LLAMA, config_of
 from test_slices import check_looping
 
 from spap_jax.planning import slices

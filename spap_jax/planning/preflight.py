@@ -1,0 +1,35 @@
+"""Before a run: whether the memory of the devices at hand is enough for it."""
+
+import jax
+
+from spap_jax import devices, memory
+from spap_jax.errors import warn
+from spap_jax.planning.accelerators import Accelerator, Mesh
+from spap_jax.planning.plan import Request, plan, remedy
+from spap_jax.quantities import bytes_text
+
+
+def warn_of_memory(request: Request) -> None:
+    """Warns if the devices of the mesh around have less memory than a plan says; a plan is too rough to refuse a run.
+
+    Only the memory is planned, for which no program is traced, so that this takes no time for a model of any size.
+    """
+    if request.config.widths or request.settings.allocation != "uniform":
+        return  # of which there is no plan
+    here = _mesh_here()
+    planned = plan(request, here)
+    phase, need = planned.peak
+    if need > here.accelerator.memory:
+        warn(
+            f"a plan of this run needs {bytes_text(need)} of each device in the phase {phase!r}, and a device here has "
+            f"{bytes_text(here.accelerator.memory)}. {remedy(planned)}"
+        )
+
+
+def _mesh_here() -> Mesh:
+    count, device = devices.mesh_size(), jax.local_devices()[0]
+    reported = (device.memory_stats() or {}).get("bytes_limit")
+    each = reported or memory.of_machine() / count  # which CPUs share
+    # Rates and sizes are those of no accelerator: neither the time nor more devices are asked for.
+    kind = Accelerator(device.device_kind, each, bandwidth=1, full=1, quick=1, link=1, sizes=(count,))
+    return Mesh("this machine", kind, count, devices.model_size())

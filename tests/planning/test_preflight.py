@@ -1,0 +1,47 @@
+"""Before a run: a warning of devices that have less memory than its plan."""
+
+import warnings
+from pathlib import Path
+
+import pytest
+from loads import LLAMA, config_of
+
+from spap_jax import checkpoint, devices, memory
+from spap_jax.errors import SpapWarning
+from spap_jax.planning.plan import Request
+from spap_jax.planning.preflight import warn_of_memory
+from spap_jax.settings import PruneSettings
+
+LARGE = Path(__file__).parents[1] / "configs" / "llama-3.1-8b.json"
+
+
+def request_of(**settings) -> Request:
+    config, weight_bytes = checkpoint.read_config(LARGE, "llama-3.1-8b")
+    return Request(config, PruneSettings(**settings), 128, 2048, weight_bytes)
+
+
+def test_a_large_model_on_a_small_machine(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(memory, "of_machine", lambda: 60e9)
+    with pytest.warns(SpapWarning) as found:
+        warn_of_memory(request_of())
+    [said] = [str(each.message) for each in found]
+    assert said.startswith("a plan of this run needs 68.9 GB of each device in the phase 'joint steps', and a device ")
+    assert "here has 60 GB. It would fit with --joint-blocks 16, or with --effort low" in said
+    assert "in place of" not in said
+
+
+def test_cpus_share_the_memory_of_the_machine(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(memory, "of_machine", lambda: 30e9)
+    with devices.use_mesh(4), pytest.warns(SpapWarning, match=r"a device here has 7\.5 GB"):
+        warn_of_memory(request_of(effort="low"))
+
+
+def test_a_run_that_fits_or_cannot_be_planned_is_no_cause_for_a_warning(monkeypatch: pytest.MonkeyPatch):
+    small = Request(config_of(LLAMA), PruneSettings(), 16, 64, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        monkeypatch.setattr(memory, "of_machine", lambda: 80e9)
+        warn_of_memory(request_of())
+        warn_of_memory(small)
+        monkeypatch.setattr(memory, "of_machine", lambda: 1)
+        warn_of_memory(request_of(allocation="global"))
