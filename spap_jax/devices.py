@@ -8,12 +8,13 @@ Everything else is replicated. Code under ``use_mesh`` uses the mesh around it; 
 single device does anyway.
 
 Names say what happens in JAX's words: ``*_size`` and ``*_spec`` describe the mesh, ``shard_*``, ``replicate`` and
-``place_like`` put arrays on it, ``to_*`` bring them back; ``map_*``, ``psum_*``, ``take_*``, ``shard_map_*`` compute.
+``from_parts`` put arrays on it, ``to_*`` and ``parts_of`` bring them back; ``map_*``, ``psum_*``, ``take_*``,
+``shard_map_*`` compute.
 """
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jax.experimental.multihost_utils import broadcast_one_to_all
+from jax.experimental.multihost_utils import broadcast_one_to_all, process_allgather
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, get_abstract_mesh, get_mesh
 
 from spap_jax.errors import UserError, option
@@ -60,6 +61,22 @@ def broadcast_from_leader(arrays: dict[str, Any]) -> dict[str, Any]:
         array = np.asarray(flat[name], order="C") if leads() else np.zeros(shape, dtype)
         given[name] = broadcast_one_to_all(array.view(f"u{array.itemsize}")).view(dtype)
     return unflatten_dict(given, sep="/")
+
+
+def told_to_all(told: Any) -> Any:
+    """Broadcasts a JSON-serialisable value from the leading process; all processes have to call this."""
+    text = np.frombuffer(json.dumps(told).encode(), np.uint8)
+    return json.loads(broadcast_from_leader({"told": text})["told"].tobytes())
+
+
+def known_to_all(numbers: Iterable[int]) -> set[int]:
+    """Returns those of this process's numbers that every process has; all processes have to call this."""
+    mine = set(numbers)
+    asked = told_to_all(sorted(mine))  # what the leading process does not have, not all have
+    if jax.process_count() == 1 or not asked:
+        return set(asked)
+    known = process_allgather(np.array([number in mine for number in asked]))
+    return {number for number, by_all in zip(asked, known.all(axis=0), strict=True) if by_all}
 
 
 def smallest_model_size(weights: int, memory: int | None, count: int) -> int:
@@ -209,12 +226,30 @@ def array_to_host(array: jax.Array) -> np.ndarray:
     return np.stack([array_to_host(part) for part in parts])  # no device holds the weights of all layers
 
 
-def place_like(array: Any, other: jax.Array) -> jax.Array:
-    """Places an array of the host, which every process has, as another one."""
-    if mesh_size() == 1:
-        return jnp.asarray(array)
-    array = np.asarray(array)
-    return jax.make_array_from_callback(array.shape, other.sharding, lambda index: array[index])
+def parts_of(array: jax.Array) -> dict[str, np.ndarray]:
+    """Copies the parts of an array that this process's devices hold to the host, each once, by where they begin."""
+    held = {_start_of(shard.index): shard.data for shard in array.addressable_shards}
+    return {start: np.asarray(part) for start, part in held.items()}
+
+
+def from_parts(parts: dict[str, np.ndarray], like: jax.Array) -> jax.Array:
+    """Inverts `parts_of`: an array with the shape and the sharding of ``like``.
+
+    Raises:
+        UserError: the parts are those of other devices.
+    """
+    held = like.sharding.addressable_devices_indices_map(like.shape).values()
+    if not {_start_of(index) for index in held} <= parts.keys():
+        raise UserError(
+            "what the interrupted run kept is of other devices than those of this process: start its processes where "
+            f"they were, or start over with {option('resume', False)}."
+        )
+    return jax.make_array_from_callback(like.shape, like.sharding, lambda index: parts[_start_of(index)])
+
+
+def _start_of(index: Any) -> str:
+    """Names a part of an array by its first element; all parts of a sharded array have the same shape."""
+    return "-".join(str(cut.start or 0) for cut in index) or "0"
 
 
 def to_process(tree: Any) -> Any:

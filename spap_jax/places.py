@@ -11,7 +11,7 @@ from spap_jax.remote import is_address
 _SCHEMES = {"gcs": "gs", "s3a": "s3", "local": "file"}
 """Other spellings of the same store."""
 
-_HIDDEN = re.compile(r"\..+\.(resume|(partial|replaced)-[0-9a-f]{8})")
+_HIDDEN = re.compile(r"\..+\.(resume(-[0-9]+)?|(partial|replaced)-[0-9a-f]{8})")
 """Matches the names that `beside` makes."""
 
 
@@ -20,8 +20,8 @@ def beside(output: str | Path, role: str) -> str:
 
     Args:
         output: A path or an address.
-        role: "resume" for the finished blocks of an unfinished run; "partial-" or "replaced-" and eight hexadecimal
-            digits for a folder that is not yet, or no longer, in its place.
+        role: "resume", or "resume-" and the number of another process, for an unfinished run; "partial-" or
+            "replaced-" and eight hexadecimal digits for a folder that is not yet, or no longer, in its place.
     """
     parent, slash, name = str(output).rstrip("/").rpartition("/")
     return f"{parent}{slash}.{name}.{role}"

@@ -9,23 +9,29 @@ from spap_jax.errors import UserError
 from spap_jax.places import beside, real_path
 from spap_jax.remote import is_address, working_folder
 
-RUN, DECIDED, STEPS, COPIES, LOCK, OUTPUT = "run.json", "decided.json", "steps", "copies", "lock", "output"
+RUN, DECIDED, STEPS, LOCK, OUTPUT = "run.json", "decided.json", "steps", "lock", "output"
 NEW = ".new"
 """Suffix of a file that is not completely written yet."""
 
 
-def resume_folder(output: str | Path) -> Path:
-    """The local folder in which a run into `output` keeps its progress."""
-    return Path(beside(working_folder(str(output)) if is_address(output) else real_path(output), "resume"))
+def resume_role(process: int) -> str:
+    """The role of a process's resume folder; see `places.beside`."""
+    return f"resume-{process}" if process else "resume"
 
 
-def check_resume_folder(output: str | Path) -> None:
+def resume_folder(output: str | Path, process: int = 0) -> Path:
+    """The local folder in which a process of a run into `output` keeps its progress."""
+    place = working_folder(str(output)) if is_address(output) else real_path(output)
+    return Path(beside(place, resume_role(process)))
+
+
+def check_resume_folder(output: str | Path, process: int = 0) -> None:
     """Checks that an existing resume folder was made by a run, since the run removes files in it.
 
     Raises:
         UserError: It is a file, or a folder that no run made.
     """
-    folder = resume_folder(output)
+    folder = resume_folder(output, process)
     if not os.path.lexists(folder):
         return
     if not folder.is_dir():
@@ -39,7 +45,7 @@ def check_resume_folder(output: str | Path) -> None:
 
 def clear_folder(folder: Path, but: str | None = None) -> None:
     """Removes what a run writes, and the folder if nothing else is in it."""
-    for name in (STEPS, COPIES, OUTPUT, RUN, RUN + NEW, DECIDED, DECIDED + NEW, LOCK):
+    for name in (STEPS, OUTPUT, RUN, RUN + NEW, DECIDED, DECIDED + NEW, LOCK):
         path = folder / name
         if name == but:
             continue

@@ -1,22 +1,20 @@
 """Unfinished runs whose output is at an address: what `unfinished.py` keeps locally is also copied beside the output.
 
-There `.NAME.resume` holds `run.json`, `decided.json` and each step as one archive: a store shows a file only once it is
-complete. Spot instances lose their disks when they are preempted, so the copy in the store is authoritative: each run
-starts from it.
+There `.NAME.resume` holds `run.json`, `decided.json` and the steps: a store shows a file only once it is complete. Spot
+instances lose their disks when they are preempted, so the copy in the store is authoritative: each run starts from it.
 """
 
 import contextlib
+import itertools
 import re
-import tarfile
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import orbax.checkpoint as ocp
+import jax
 
+from spap_jax import devices
 from spap_jax.checkpoint.kept import (
-    COPIES,
     DECIDED,
     LOCK,
     RUN,
@@ -24,8 +22,10 @@ from spap_jax.checkpoint.kept import (
     check_resume_folder,
     clear_folder,
     resume_folder,
+    resume_role,
 )
-from spap_jax.checkpoint.unfinished import Json, Unfinished
+from spap_jax.checkpoint.step_file import SUFFIX, Json
+from spap_jax.checkpoint.unfinished import Unfinished
 from spap_jax.models.decoder import Params
 from spap_jax.places import beside
 from spap_jax.remote import Folder, hub_id, is_address
@@ -52,7 +52,7 @@ def unfinished(output: str | Path, run: Mapping[str, Any], blocks: int, fresh: b
 class Mirrored(Unfinished):
     """The progress of a run, with a copy of each step beside the output's address.
 
-    A copy is uploaded while the next step is made. If that fails, adding the next step raises the error.
+    A step counts as stored once its copy has arrived. If that fails, adding the next step raises the error.
     """
 
     def __init__(self, output: str | Path, run: Mapping[str, Any], blocks: int, fresh: bool = False):
@@ -61,9 +61,7 @@ class Mirrored(Unfinished):
         Raises:
             UserError: As in `Unfinished`; or the store fails.
         """
-        self._copies = _copies(output)
-        self._sender = ThreadPoolExecutor(1)
-        self._sending: Future[None] | None = None
+        self._copies = _copies(output, jax.process_index())
         super().__init__(output, run, blocks, fresh)
         self._arrived = len(self.told)
 
@@ -73,17 +71,11 @@ class Mirrored(Unfinished):
         return self._copies.address
 
     def __exit__(self, *raised: Any) -> None:
-        """Also waits for a running upload; after an error, the local copy is of no further use and is removed."""
-        quietly = contextlib.suppress(*[Exception] if raised[0] else ())  # one error is enough
-        try:
-            with quietly:
-                self._arrive()
-        finally:
-            self._sender.shutdown()
-            super().__exit__(*raised)
+        """See `Unfinished`; after an error, the local copy is of no further use and is removed."""
+        super().__exit__(*raised)
         if raised[0]:
             clear_folder(self.folder)
-            with quietly:
+            with contextlib.suppress(Exception):  # one error is enough
                 if not self.told:
                     _clear(self._copies)
 
@@ -92,25 +84,10 @@ class Mirrored(Unfinished):
         super().decide(what)
         self._copies.put({DECIDED: self.folder / DECIDED}, quietly=True)
 
-    def add(self, layer: Params, told: Json) -> None:
-        """Stores the next step; its copy is uploaded in the background."""
-        self._arrive()
-        super().add(layer, told)
-        self._sending = self._sender.submit(self._send, len(self.told) - 1)
-
     def count(self) -> int:
         """Waits for a running upload and returns the number of steps that have arrived."""
         super().count()
-        with contextlib.suppress(Exception):  # raised again when the next step is added
-            self._arrive()
         return self._arrived
-
-    def drop_steps(self) -> None:
-        """Removes the steps and the partial output, not the identity of the run, in both places."""
-        self._arrive()
-        super().drop_steps()
-        self._copies.remove(_archives(self._copies))
-        self._arrived = 0
 
     def remove(self) -> None:
         """Removes everything, in both places."""
@@ -121,43 +98,38 @@ class Mirrored(Unfinished):
         clear_folder(self.folder, but=LOCK)
         if fresh or self._copies.read(RUN) is None:
             return
-        found = _archives(self._copies)
-        arrived, steps = self.folder / COPIES, self.folder / STEPS
+        found = _steps(self._copies)
         self._copies.get([name for name in (RUN, DECIDED) if self._copies.read(name) is not None], self.folder)
-        self._copies.get(found, arrived, sum(found.values()))
-        for name in found:
-            with contextlib.suppress(tarfile.TarError, OSError), tarfile.open(arrived / name) as archive:
-                archive.extractall(steps, filter="data")
-            (arrived / name).unlink()
+        self._copies.get(found, self.folder / STEPS, sum(found.values()))
 
     def _begin(self) -> None:
         super()._begin()
         _clear(self._copies)
+        further = (_copies(self._output, process) for process in itertools.count(jax.process_count()))
+        if devices.leads():  # an earlier run may have had more processes
+            for copies in itertools.takewhile(lambda copies: copies.read(RUN) is not None, further):
+                _clear(copies)
         self._copies.put({RUN: self.folder / RUN}, quietly=True)
 
-    def _open(self) -> ocp.CheckpointManager:
-        manager = super()._open()
-        counting = {f"{path.name}.tar" for path in (self.folder / STEPS).iterdir()}
-        self._copies.remove(_archives(self._copies).keys() - counting)
-        return manager
+    def _open(self) -> None:
+        super()._open()
+        counting = {path.name for path in (self.folder / STEPS).iterdir()}
+        self._copies.remove(_steps(self._copies).keys() - counting)
 
-    def _arrive(self) -> None:
-        """Waits for a running upload and raises its error, if any."""
-        if self._sending is not None:
-            self._sending.result()
-
-    def _send(self, step: int) -> None:
-        """Uploads a step once it is on disk, and then removes the one that it replaces."""
-        self._manager.wait_until_finished()
-        file = self.folder / COPIES / f"{step}.tar"
-        file.parent.mkdir(exist_ok=True)
-        with tarfile.open(file, "w") as archive:
-            archive.add(self.folder / STEPS / str(step), str(step))
+    def _write(self, step: int, layer: Params, reports: list[Json]) -> None:
+        super()._write(step, layer, reports)
+        file = self._file(step)
         self._copies.put({file.name: file}, quietly=True)
-        file.unlink()
         self._arrived = step + 1
-        if step > self._blocks:
-            self._copies.remove([f"{step - 1}.tar"])
+
+    def _discard(self, step: int) -> None:
+        super()._discard(step)
+        self._copies.remove([self._file(step).name])
+
+    def _drop(self) -> None:
+        super()._drop()
+        self._copies.remove(_steps(self._copies))
+        self._arrived = 0
 
 
 def _in_store(output: str | Path) -> bool:
@@ -165,19 +137,20 @@ def _in_store(output: str | Path) -> bool:
     return is_address(output) and hub_id(output) is None
 
 
-def _copies(output: str | Path) -> Folder:
-    return Folder(beside(output, "resume"))
+def _copies(output: str | Path, process: int = 0) -> Folder:
+    return Folder(beside(output, resume_role(process)))
 
 
 def _clear(copies: Folder) -> None:
     """Removes what this module wrote, and the folder if nothing else is in it."""
-    ours = {RUN, DECIDED, *_archives(copies)}
+    ours = {RUN, DECIDED, *_steps(copies)}
     if copies.files().keys() <= ours:
         copies.clear()
     else:
         copies.remove(ours & copies.files().keys())
 
 
-def _archives(copies: Folder) -> dict[str, int]:
-    """The names of the steps' archives, and their sizes."""
-    return {name: about["size"] for name, about in copies.files().items() if re.fullmatch(r"\d+\.tar", name)}
+def _steps(copies: Folder) -> dict[str, int]:
+    """The names of the files of steps, and their sizes."""
+    step = re.compile(rf"\d+{re.escape(SUFFIX)}")
+    return {name: about["size"] for name, about in copies.files().items() if step.fullmatch(name)}

@@ -1,37 +1,39 @@
 """The progress of an unfinished run, kept beside its output so that the same command resumes where it stopped.
 
 `.NAME.resume` holds `run.json` (the identity of the run), `decided.json` (decisions before the first step, if any),
-`steps/` (Orbax: a step is the weights of one block, or the state of steps on all of them, and its report), `output/`
-(the partial output) and `lock`. It is removed when the run succeeds. For an output at an address it is a copy of the
-folder there (`mirror.py`).
+`steps/` (a step is the weights of one block, or the state of steps on all of them, and its report), `output/` (the
+partial output) and `lock`. It is removed when the run succeeds. For an output at an address it is a copy of the folder
+there (`mirror.py`).
 
 The first L steps of a run on L blocks store a block each, and all stay. Every later step stores a complete state, which
-replaces the one before; training has no others. Orbax writes a step in the background and renames it when it is
-complete: a process that is killed loses the step in progress. A step stores a hash of its weights: one that was damaged
-later counts as lost.
+replaces the one before; training has no others. A step is written in the background and renamed when it is complete: a
+process that is killed loses the step in progress. A step stores a hash of its weights: if it was damaged later, it
+counts as lost.
+
+Of several processes, the leading one stores the blocks, and each stores its own part of a state, as its devices hold
+it, in a folder of its own, `.NAME.resume-PROCESS`: no host holds a whole state, and disks need not be shared. A state
+counts if all processes have their parts, so each keeps the one before until the others have the newest too.
 """
 
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import shutil
 import threading
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
 import jax
-import numpy as np
-import orbax.checkpoint as ocp
-from flax.traverse_util import flatten_dict
-from orbax.checkpoint import checkpoint_managers
 
+from spap_jax import devices
 from spap_jax.checkpoint.kept import (
     DECIDED,
     LOCK,
-    NEW,
     OUTPUT,
     RUN,
     STEPS,
@@ -39,14 +41,21 @@ from spap_jax.checkpoint.kept import (
     clear_folder,
     resume_folder,
 )
+from spap_jax.checkpoint.step_file import SUFFIX, Json, read_step, renamed, told_if_intact, write_step
 from spap_jax.errors import UserError
 from spap_jax.models.decoder import Params
 
-Json = dict[str, Any]
+_MEETINGS = itertools.count()
+"""Numbers of the moments at which processes wait for each other; all pass them in the same order."""
+
+_PATIENCE = 86400
+"""Seconds that a process waits for the others, of which the leading one may have a large result to write."""
 
 
 class Unfinished:
-    """The progress of a run: created when it begins, or found as another process left it.
+    """The progress of a run: created when it begins, or found as an earlier run left it.
+
+    Every process has one. All of them have to open it, and to make the calls of which this is said.
 
     Attributes:
         folder: Folder in which the progress is kept.
@@ -67,11 +76,15 @@ class Unfinished:
         Raises:
             UserError: Another process uses the folder, or it belongs to another run or to none.
         """
-        check_resume_folder(output)
-        self.folder = resume_folder(output)
+        self._process = jax.process_index()
+        check_resume_folder(output, self._process)
+        self._output = output
+        self.folder = resume_folder(output, self._process)
         self._run, self._blocks = dict(run), blocks
         self._lock = _locked(self.folder)
         self._writing = threading.Lock()
+        self._writer = ThreadPoolExecutor(1)
+        self._written: Future[None] | None = None
         self.lost = False
         self.told: list[Json] = []
         try:
@@ -81,7 +94,7 @@ class Unfinished:
                 self._check()
             if not self.found:
                 self._begin()
-            self._manager = self._open()
+            self._open()
         except BaseException:
             os.close(self._lock)
             raise
@@ -94,8 +107,9 @@ class Unfinished:
         """Waits for pending writes and releases the lock; an error before the first step removes the run's files."""
         try:
             with contextlib.suppress(*[Exception] if raised[0] else ()):  # one error is enough
-                self._manager.close()
+                self._arrive()
         finally:
+            self._writer.shutdown()
             if raised[0] and not self.told:
                 clear_folder(self.folder)
             os.close(self._lock)
@@ -115,7 +129,7 @@ class Unfinished:
 
     def decide(self, what: Any) -> None:
         """Stores a JSON value that all steps depend on; call it before the first step."""
-        _write(self.folder / DECIDED, what)
+        _write_json(self.folder / DECIDED, what)
 
     @property
     def output(self) -> Path:
@@ -128,31 +142,57 @@ class Unfinished:
         return hashlib.sha256(json.dumps(self._run, sort_keys=True).encode()).hexdigest()
 
     def read(self, step: int) -> Params:
-        """What a step stored, as numpy arrays; it must not have been replaced."""
-        found: Any = self._manager.restore(step, args=ocp.args.Composite(layer=ocp.args.StandardRestore()))
-        return found.layer
+        """What a step was given, as numpy arrays; it must not have been replaced. All processes have to call this."""
+        found = read_step(self._file(step)) if self._stores(step) else {}
+        return found if step >= self._blocks else devices.broadcast_from_leader(found)
 
     def add(self, layer: Params, told: Json) -> None:
-        """Stores the next step; its files are written in the background.
+        """Stores the next step; its files are written in the background. All processes have to call this.
 
         Args:
-            layer: The weights of the step's block, or a complete state.
-            told: Report of the step, as a JSON value.
+            layer: The weights of the step's block, which all processes have; or this process's part of a state.
+            told: Report of the step, as a JSON value, the same in all processes.
         """
-        layer = jax.device_get(layer)
+        self._arrive()
         step = len(self.told)
-        about = {"told": [*self.told[self._blocks :], told], "sha256": _digest(layer)}
-        args = ocp.args.Composite(layer=ocp.args.StandardSave(layer), about=ocp.args.JsonSave(about))
+        if step > self._blocks:
+            _meet()  # all have the state before, so the one before that is of no use any more
+        reports = [*self.told[self._blocks :], told]
         with self._writing:
-            self._manager.save(step, args=args)
+            if self._stores(step):
+                self._written = self._writer.submit(self._store, step, jax.device_get(layer), reports)
             self.told.append(told)
+
+    def _stores(self, step: int) -> bool:
+        """Whether this process stores a part of a step."""
+        return step >= self._blocks or devices.leads()
+
+    def _store(self, step: int, layer: Params, reports: list[Json]) -> None:
+        """Writes a step, and then removes the state that it makes useless."""
+        self._write(step, layer, reports)
+        useless = step - min(2, jax.process_count())  # others may not have written this state yet
+        if useless >= self._blocks:
+            self._discard(useless)
+
+    def _write(self, step: int, layer: Params, reports: list[Json]) -> None:
+        write_step(self._file(step), layer, reports)
+
+    def _discard(self, step: int) -> None:
+        self._file(step).unlink(missing_ok=True)
+
+    def _file(self, step: int) -> Path:
+        return self.folder / STEPS / f"{step}{SUFFIX}"
+
+    def _arrive(self) -> None:
+        """Waits until the last step is stored, and raises the error if it could not be."""
+        if self._written is not None:
+            self._written.result()
 
     def count(self) -> int:
         """Waits for pending writes and returns the number of steps on disk."""
         with contextlib.suppress(Exception):  # raised again when the next step is added
-            self._manager.wait_until_finished()
-        numbers = [int(path.name) for path in (self.folder / STEPS).glob("*") if path.name.isdecimal()]
-        return max(numbers, default=-1) + 1
+            self._arrive()
+        return max(_numbers(self.folder / STEPS), default=-1) + 1
 
     def settle(self) -> None:
         """Waits until all steps are on disk and blocks new ones, for a process that is about to end."""
@@ -160,19 +200,27 @@ class Unfinished:
         self.count()
 
     def drop_steps(self) -> None:
-        """Removes steps and partial output but not the run's identity, for a command with other outputs to make."""
-        self._manager.wait_until_finished()
+        """Removes steps and partial output but not the run's identity, for a command with other outputs to make.
+
+        All processes have to call this; none removes anything before all do, as the result is not complete before.
+        """
+        _meet()
+        self._drop()
+
+    def _drop(self) -> None:
+        self._arrive()
         for name in (STEPS, OUTPUT):
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def forget(self) -> None:
         """Removes all steps, which cannot be resumed; the rest is removed at the end of the `with` block."""
-        self.drop_steps()
+        self._drop()
         (self.folder / STEPS).mkdir()
         self.told.clear()
 
     def remove(self) -> None:
-        """Removes everything, once the command has succeeded; call it after the `with` block."""
+        """Removes everything, once the command has succeeded; call it after the `with` block, in all processes."""
+        _meet()
         clear_folder(self.folder)
 
     def _bring(self, fresh: bool) -> None:
@@ -197,46 +245,54 @@ class Unfinished:
 
     def _begin(self) -> None:
         clear_folder(self.folder, but=LOCK)
-        _write(self.folder / RUN, self._run)
+        further = (resume_folder(self._output, process) for process in itertools.count(jax.process_count()))
+        if devices.leads():  # an earlier run may have had more processes
+            for folder in itertools.takewhile(lambda folder: (folder / LOCK).exists(), further):
+                clear_folder(folder)
+        _write_json(self.folder / RUN, self._run)
 
-    def _open(self) -> ocp.CheckpointManager:
-        """Opens Orbax's manager of the steps that count; others are removed."""
+    def _open(self) -> None:
+        """Finds the steps that count, and removes others."""
         steps = self.folder / STEPS
         steps.mkdir(exist_ok=True)
-        with self._managed() as manager:
-            there = {step: _intact(manager, step) for step in manager.all_steps()}
-        count, self.told = _counting({step: told for step, told in there.items() if told}, self._blocks)
-        self.lost = self.lost or any(step >= count or not there[step] for step in there)
-        for entry in steps.iterdir():
-            if entry.name not in map(str, _kept(count, self._blocks)):
+        there = {step: told_if_intact(self._file(step)) for step in _numbers(steps)}
+        count, self.told = self._agreed({step: told for step, told in there.items() if told})
+        # A process may be killed before the others have written the state that it has.
+        self.lost = self.lost or any(step > count or not there[step] for step in there)
+        kept = {self._file(step) for step in _kept(count, self._blocks)}
+        for entry in set(steps.iterdir()) - kept:
+            if entry.is_dir():
                 shutil.rmtree(entry)
-        return self._managed()
+            else:
+                entry.unlink()
 
-    def _managed(self) -> ocp.CheckpointManager:
-        # Only this process writes; those that only compute do not take part.
-        alone = ocp.options.MultiprocessingOptions(
-            primary_host=0, active_processes={0}, barrier_sync_key_prefix="resume"
-        )
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=checkpoint_managers.AnyPreservationPolicy(
-                [checkpoint_managers.CustomSteps(list(range(self._blocks))), checkpoint_managers.LatestN(1)]
-            ),
-            multiprocessing_options=alone,
-            create=False,
-            save_root_metadata=False,
-            lightweight_initialize=True,
-        )
-        return ocp.CheckpointManager(self.folder / STEPS, options=options)
+    def _agreed(self, intact: dict[int, list[Json]]) -> tuple[int, list[Json]]:
+        """The number of steps that count, and their reports, in all processes."""
+        states = devices.known_to_all(step for step in intact if step >= self._blocks)
+        there = {step: told for step, told in intact.items() if step < self._blocks or step in states}
+        count, told = devices.told_to_all(_counting(there, self._blocks))
+        return count, told
 
 
-def _write(path: Path, what: Any) -> None:
+def _meet() -> None:
+    """Waits until all processes have come here."""
+    if jax.process_count() == 1:
+        return
+    from orbax.checkpoint import multihost
+
+    everyone = set(range(jax.process_count()))
+    multihost.sync_global_processes(f"unfinished {next(_MEETINGS)}", timeout=_PATIENCE, processes=everyone)
+
+
+def _write_json(path: Path, what: Any) -> None:
     """Writes a JSON file that is complete or absent."""
-    written = path.with_name(f"{path.name}{NEW}")
-    with written.open("w", encoding="utf-8") as file:
-        json.dump(what, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    written.rename(path)
+    with renamed(path) as written:
+        written.write_text(json.dumps(what, indent=1), encoding="utf-8")
+
+
+def _numbers(steps: Path) -> list[int]:
+    """The numbers of the steps in a folder."""
+    return [int(path.stem) for path in steps.glob(f"*{SUFFIX}") if path.stem.isdecimal()]
 
 
 def _kept(count: int, blocks: int) -> list[int]:
@@ -251,24 +307,6 @@ def _counting(intact: Mapping[int, list[Json]], blocks: int) -> tuple[int, list[
             told = [intact[step][-1] for step in range(min(count, blocks))]
             return count, told + (intact[count - 1] if count > blocks else [])
     return 0, []
-
-
-def _intact(manager: ocp.CheckpointManager, step: int) -> list[Json] | None:
-    """The reports of a step's block, of this step and earlier ones; None if the step is damaged."""
-    both = ocp.args.Composite(layer=ocp.args.StandardRestore(), about=ocp.args.JsonRestore())
-    try:
-        found: Any = manager.restore(step, args=both)
-        return found.about["told"] if _digest(found.layer) == found.about["sha256"] else None
-    except Exception:  # Orbax raises all kinds of exceptions for a damaged step
-        return None
-
-
-def _digest(layer: Params) -> str:
-    total = hashlib.sha256()
-    for name, array in sorted(flatten_dict(layer, sep="/").items()):
-        total.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        total.update(np.ascontiguousarray(array).view(np.uint8).data)
-    return total.hexdigest()
 
 
 def _difference(name: str, theirs: Any, ours: Any) -> str:

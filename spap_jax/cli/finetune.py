@@ -104,9 +104,6 @@ def finetune(
     before = _perplexity(whole, judged, "before training") if leads() else None  # of this process alone
     del whole
     with use_mesh(devices, model_devices), stopping() as before_end:
-        if not leads():  # makes the same computations on its own sequences, and writes no result
-            run(start, blocks, dense, settings, lambda stage: stage.leaves(), stored_stage(None))
-            return
         kept = unfinished(output, finetune_identity(start, dense, blocks, settings), blocks=0, fresh=not resume)
 
         def reached(looks: int) -> str:  # each check stores a record; the first is before any step
@@ -119,16 +116,18 @@ def finetune(
                 progress(stage.checks[-1])
 
             trained, report = run(start, blocks, dense, settings, watch, stored_stage(kept))
-    extras: dict[str, Any] = {}
-    if judged is not None:
-        after = _perplexity(trained, judged, "after training")
-        extras["perplexity"] = {"data": judged.description, "before": before, "after": after}
-    report = replace(report, extras=extras | {"peak_memory_bytes": memory.peak()})
-    files = trained_files(report, start.source.folder)
-    checkpoint.save(trained, output, overwrite=overwrite, files=files)
+    if leads():
+        extras: dict[str, Any] = {}
+        if judged is not None:
+            after = _perplexity(trained, judged, "after training")
+            extras["perplexity"] = {"data": judged.description, "before": before, "after": after}
+        report = replace(report, extras=extras | {"peak_memory_bytes": memory.peak()})
+        files = trained_files(report, start.source.folder)
+        checkpoint.save(trained, output, overwrite=overwrite, files=files)
     kept.remove()
-    _summary(report)
-    err.print(f"wrote {output}")
+    if leads():
+        _summary(report)
+        err.print(f"wrote {output}")
 
 
 def _texts(

@@ -1,6 +1,7 @@
 """Makes the checkpoints of ``spap prune``: prunes block by block into a folder, and stores each finished block.
 
-All processes of a run make the same computations on their own sequences; the leading one stores and writes.
+All processes of a run make the same computations on their own sequences. Each stores what its devices hold of a state;
+the leading one stores the blocks and writes.
 """
 
 import contextlib
@@ -79,8 +80,7 @@ def make_checkpoints(
         before_end: List to which the actions before a termination by SIGTERM are added.
 
     Returns:
-        The stored records that mark each run as made, to be removed when the whole command has ended; none in
-        processes that do not lead.
+        The stored records that mark each run as made, to be removed when the whole command has ended.
     """
     reader, data, stores = command.reader, command.blocks, []
     for number, (one, narrow) in enumerate(zip(wanted, narrows, strict=True)):
@@ -90,7 +90,7 @@ def make_checkpoints(
         run = resolve(*dense, data.tokens, one.settings, narrow, command.choices, data.mask)
         with _stored(one, run, command, fresh, before_end) as store:
             _make(one, run, command, number, store)
-        stores += [store] if store else []
+        stores.append(store)
     if leads() and len(wanted) > 1:
         console.table(*side_by_side(wanted))
     return stores
@@ -99,11 +99,8 @@ def make_checkpoints(
 @contextlib.contextmanager
 def _stored(
     one: PruneRun, run: Run, command: Command, fresh: bool, before_end: list[Callable[[], str]]
-) -> Iterator[Unfinished | None]:
-    """Opens the stored steps of a run, in the leading process, and reports what is stored if it ends early."""
-    if not leads():
-        yield None
-        return
+) -> Iterator[Unfinished]:
+    """Opens the stored steps of a run, and reports what is stored if it ends early."""
     which = prune_identity(command.reader.fingerprint(), command.blocks, command.judged, command.dtype, one.settings)
     blocks = run.config.layers
     amount = functools.partial(layers_done, blocks, joint.number_of_checks(joint.groups_of(run)))
@@ -111,20 +108,27 @@ def _stored(
         yield store
 
 
-def _make(one: PruneRun, run: Run, command: Command, number: int, store: Unfinished | None) -> None:
+def _make(one: PruneRun, run: Run, command: Command, number: int, store: Unfinished) -> None:
     """Makes the checkpoint of a run, unless an earlier process has; ``number`` is its index in the command."""
     earlier = stored_steps(store, one.output)
     if earlier is None:
         console.err.print(f"{one.output} was made before the interruption")
         return
-    if store:  # was skipped for a resumed run
+    if leads():  # was skipped for a resumed run
         checkpoint.check_output(one.output, command.overwrite, inputs={})
     run = allocated(replace(run, begun=earlier), functools.partial(_decided, store))
     if run.settings.allocation == "global" and run.narrow.widths:
         console.err.print(f"MLP channels by layer: {', '.join(map(str, run.narrow.widths))}; {OWN_LOADER}")
-    if not store:
-        _prune(run, command, number, None, None)
-        return
+    if leads():
+        _write(one, run, command, number, store)
+    else:
+        _prune(run, command, number, store, None)
+    store.drop_steps()
+    if leads():
+        console.err.print(f"wrote {one.output}")
+
+
+def _write(one: PruneRun, run: Run, command: Command, number: int, store: Unfinished) -> None:
     source = command.reader.source
     with checkpoint.Writer(
         one.output, run.narrow, source, command.reader.dtypes,
@@ -137,12 +141,10 @@ def _make(one: PruneRun, run: Run, command: Command, number: int, store: Unfinis
         report = replace(new_report(run, source.name, command.blocks, reports), extras=extras)
         for name, text in pruned_files(report).items():
             writer.file(name, text)
-    store.drop_steps()
     _summary(report)
-    console.err.print(f"wrote {one.output}")
 
 
-def _decided(store: Unfinished | None, choose: Callable[[], Widths]) -> Widths:
+def _decided(store: Unfinished, choose: Callable[[], Widths]) -> Widths:
     """Returns the widths that an earlier process chose, or else chooses them and stores them."""
 
     def shown() -> Widths:
@@ -153,7 +155,7 @@ def _decided(store: Unfinished | None, choose: Callable[[], Widths]) -> Widths:
 
 
 def _prune(
-    run: Run, command: Command, number: int, store: Unfinished | None, writer: checkpoint.Writer | None
+    run: Run, command: Command, number: int, store: Unfinished, writer: checkpoint.Writer | None
 ) -> tuple[list[LayerReport | Check], dict[str, Any]]:
     """Prunes block by block into the writer; a whole model is held only if there is data to evaluate it on.
 

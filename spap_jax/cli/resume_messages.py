@@ -1,14 +1,12 @@
 """Messages about a run that a command resumes, and about one that it leaves unfinished."""
 
 import contextlib
-import logging
 from collections.abc import Callable, Iterator
 
 from spap_jax.checkpoint.unfinished import Unfinished
 from spap_jax.cli import console
+from spap_jax.devices import leads
 from spap_jax.errors import NotFiniteError
-
-logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs at length what it then raises
 
 
 def layers_done(layers: int, checks: int, steps: int) -> str:
@@ -34,6 +32,8 @@ def telling(kept: Unfinished, before_end: list[Callable[[], str]], amount: Calla
         return words()
 
     def words() -> str:
+        if not leads():
+            return f"its part of the run is kept in {kept.place}."
         done = amount(kept.count())
         return f"{done}, kept in {kept.place}: the same command goes on from there, --no-resume starts over."
 

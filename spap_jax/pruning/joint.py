@@ -9,7 +9,7 @@ held-out tokens.
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
@@ -23,7 +23,7 @@ from spap_jax.pruning.run import Run, Step
 from spap_jax.pruning.streams import Padded, largest_divisor
 from spap_jax.settings import PruneSettings
 from spap_jax.training.check import Check
-from spap_jax.training.engine import StepSchedule, stages
+from spap_jax.training.engine import Stage, StepSchedule, from_parts, parts_of, stages
 from spap_jax.training.optimizers import relative
 from spap_jax.training.step import Given, Job, Recipe, Sequences
 from spap_jax.training.stored_dtypes import to_stored_dtypes
@@ -110,7 +110,7 @@ def adjusted(
     total, last = sum(group.schedule.steps for group in plan), number_of_checks(plan)
     parts = {name: params["layers"].pop(name) for name in moving(settings, params["layers"])}
     if stored and "settled" in stored:
-        parts = jax.tree.map(devices.place_like, stored["settled"], parts)
+        parts = from_parts(stored["settled"], parts)
     done = 1
     for group in plan:
         reached, done = done, done + group.schedule.checks
@@ -122,7 +122,7 @@ def adjusted(
         job = Job(config, recipe(settings, group.schedule.steps), step_dtype(settings.compute_dtype), group.first)
         given, judged = (Given(frozen, None, *part) for part in (fitted, held_out))
         before = checks[:reached] if group.first else ()
-        begun = (stored["stage"], checks) if stored and len(checks) > len(before) else None
+        begun = (functools.partial(stored.pop, "stage"), checks) if stored and len(checks) > len(before) else None
         kept = len(checks) if begun else 0
         each = watch and (lambda made: watch(made, total))
         start = {"layers": best}
@@ -156,8 +156,8 @@ def moving(settings: PruneSettings, layers: Params) -> tuple[str, ...]:
     return ("mlp",) if settings.joint_weights == "mlp" else tuple(layers)
 
 
-def _state(stage: Any, more: Params) -> Params:
-    return {"stage": stage.leaves(), **jax.tree.map(devices.to_host, more)}
+def _state(stage: Stage, more: Params) -> Params:
+    return {"stage": stage.parts(), **{name: parts_of(tree) for name, tree in more.items()}}
 
 
 @functools.partial(jax.jit, static_argnames=("first", "count"))

@@ -23,8 +23,8 @@ class Step(NamedTuple):
 
     Attributes:
         report: The step's report.
-        kept: Returns what a later process continues from, on the host: the block's parameters, or the state of the
-            joint steps. All processes have to call it, before the next step.
+        kept: Returns what a later run continues from, on the host: the block's parameters, or what this process's
+            devices hold of the state of the joint steps. Call it before the next step.
         final: Blocks that no later step changes, by number; every process has to run through them, once.
         fresh: Whether this run made the step.
     """
@@ -44,7 +44,8 @@ class Begun(NamedTuple):
 
     Attributes:
         reports: Reports of all the steps, in order.
-        read: Returns what the step with a number kept: of the pruned blocks, and of the last joint step.
+        read: Returns what the step with a number kept: of the pruned blocks, and of the last joint step. All processes
+            have to call it.
     """
 
     reports: Sequence[LayerReport | Check]

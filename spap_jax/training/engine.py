@@ -17,6 +17,9 @@ from spap_jax.pruning.streams import largest_divisor
 from spap_jax.training.check import Check
 from spap_jax.training.step import Batch, Given, Job, State, begin, measure, step
 
+Parts = dict[str, dict[str, np.ndarray]]
+"""What the devices of a process hold of the arrays of a tree, by their number; see ``devices.parts_of``."""
+
 
 class StepSchedule(NamedTuple):
     """How many steps are made, on what.
@@ -54,15 +57,13 @@ class Stage(NamedTuple):
     best: Params
     checks: tuple[Check, ...]
 
-    def leaves(self) -> dict[str, Any]:
-        """Returns the arrays of the stage keyed by number, on the host; all processes have to call this."""
-        arrays = jax.tree.leaves((self.state, self.best))
-        return {str(number): devices.to_host(array) for number, array in enumerate(arrays)}
+    def parts(self) -> Parts:
+        """Returns what this process's devices hold of the stage, on the host."""
+        return parts_of((self.state, self.best))
 
-    def with_leaves(self, leaves: dict[str, Any], checks: tuple[Check, ...]) -> "Stage":
-        """Returns a stage of the same run with these arrays and checks."""
-        mine, tree = jax.tree.flatten((self.state, self.best))
-        state, best = tree.unflatten([devices.place_like(leaves[str(n)], array) for n, array in enumerate(mine)])
+    def with_parts(self, parts: Parts, checks: tuple[Check, ...]) -> "Stage":
+        """Returns a stage of the same run, of which each process gives its own parts."""
+        state, best = from_parts(parts, (self.state, self.best))
         return Stage(state, best, checks)
 
     @property
@@ -71,8 +72,8 @@ class Stage(NamedTuple):
         return min(check.held_out for check in self.checks if check.taken)
 
 
-StoredStage = tuple[dict[str, Any], tuple[Check, ...]]
-"""The stored state of a run: the leaves of its last stage, and its checks."""
+StoredStage = tuple[Callable[[], Parts], tuple[Check, ...]]
+"""The stored state of a run: a function that reads the parts of its last stage, and its checks."""
 
 
 def stages(
@@ -111,7 +112,8 @@ def stages(
     stage = Stage(begin(job, start), start, before)
     del start
     if begun is not None:
-        stage = stage.with_leaves(*begun)
+        read, checks = begun
+        stage = stage.with_parts(read(), checks)
     elif not before:
         clock = time.perf_counter()
         loss = float(measure(job, judged, stage.best, held_out))
@@ -135,6 +137,17 @@ def stages(
         check = Check(last.step + done, last.tokens + done * tokens, tuple(losses), found, taken, seconds)
         stage = Stage(state, now if taken else stage.best, (*stage.checks, check))
         yield stage
+
+
+def parts_of(tree: Any) -> Parts:
+    """Copies what this process's devices hold of the arrays of a tree to the host."""
+    return {str(number): devices.parts_of(array) for number, array in enumerate(jax.tree.leaves(tree))}
+
+
+def from_parts(parts: Parts, like: Any) -> Any:
+    """Inverts `parts_of`, with the shapes and shardings of the arrays of another tree."""
+    arrays, tree = jax.tree.flatten(like)
+    return tree.unflatten([devices.from_parts(parts[str(number)], array) for number, array in enumerate(arrays)])
 
 
 def _order(count: int, steps: int, sequences: int, seed: tuple[int, ...]) -> np.ndarray:

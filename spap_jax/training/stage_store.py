@@ -1,14 +1,14 @@
 """Identity of a training run, and resuming of an interrupted one."""
 
 import dataclasses
+import functools
 from typing import Any
 
-from spap_jax import devices
 from spap_jax.checkpoint.fingerprint import fingerprint
 from spap_jax.checkpoint.unfinished import Unfinished
 from spap_jax.data import TokenBlocks
 from spap_jax.model import Model
-from spap_jax.pruning.step_store import computing, told_to_all
+from spap_jax.pruning.step_store import computing
 from spap_jax.settings import FinetuneSettings
 from spap_jax.training.check import check_of
 from spap_jax.training.engine import Stage, StoredStage
@@ -31,26 +31,17 @@ def finetune_identity(
 
 
 def store_stage(unfinished: Unfinished, stage: Stage) -> None:
-    """Stores a stage, unless it is already stored; the other processes have to call ``stage.leaves()``."""
-    leaves = stage.leaves()
+    """Stores a stage, unless it is already stored; all processes must call this."""
     if len(stage.checks) > len(unfinished.told):
-        unfinished.add(leaves, dataclasses.asdict(stage.checks[-1]))
+        unfinished.add(stage.parts(), dataclasses.asdict(stage.checks[-1]))
 
 
-def stored_stage(unfinished: Unfinished | None) -> StoredStage | None:
-    """Returns the state that an interrupted run left; every process of this run has to call this.
-
-    Args:
-        unfinished: The stored records, in the leading process; None in the others.
-
-    Returns:
-        The same state in every process; None if there is no interrupted run.
-    """
-    looks = told_to_all(unfinished.told if unfinished else [])
-    if not looks:
+def stored_stage(unfinished: Unfinished) -> StoredStage | None:
+    """Returns the state that an interrupted run left; None if there is no such run."""
+    if not unfinished.told:
         return None
-    checks = tuple(check_of(told) for told in looks)
-    return devices.broadcast_from_leader(unfinished.read(len(looks) - 1) if unfinished else {}), checks
+    checks = tuple(check_of(told) for told in unfinished.told)
+    return functools.partial(unfinished.read, len(checks) - 1), checks
 
 
 def _fingerprint(model: Model) -> str:

@@ -30,32 +30,45 @@ def together(work: Path, output: str, *words: str) -> list[subprocess.Popen[str]
     return [start(work, output, *words, *place, "--process-id", str(number)) for number in range(2)]
 
 
+def states(folder: Path) -> dict[int, int]:
+    """Return the bytes of each complete state in a resume folder, by its number."""
+    return {int(path.stem): path.stat().st_size for path in (folder / "steps").glob("*.safetensors")}
+
+
+def killed_at(line: str, processes: list[subprocess.Popen[str]]) -> None:
+    """Kill all processes once the first has printed a line."""
+    assert processes[0].stderr is not None
+    assert any(said.startswith(line) for said in processes[0].stderr)
+    for each in processes:
+        each.kill()
+        each.communicate()
+
+
 def weights(folder: Path) -> dict[str, np.ndarray]:
     return load_file(folder / "model.safetensors")
 
 
 @pytest.mark.timeout(900)
 def test_two_processes_that_go_on_give_the_result_of_one(tmp_path: Path):
-    """Both processes are killed midway; only the first one has saved the state of training."""
+    """Both are killed midway; of the newest state that the first may have stored, the second has only a torn part."""
     hf_model("llama").save_pretrained(tmp_path / "in")
     np.save(tmp_path / "ids.npy", np.random.default_rng(0).integers(0, 97, (16, 16)))
     one = start(tmp_path, "one")
     _, said = one.communicate(timeout=600)
     assert one.returncode == 0, said
-    killed = together(tmp_path, "two")
-    assert killed[0].stderr is not None
-    assert any(line.startswith("step 4/6") for line in killed[0].stderr)
-    for each in killed:
-        each.kill()
-        each.communicate()
-    assert (tmp_path / ".two.resume").exists()
+    killed_at("step 4/6", together(tmp_path, "two"))
+    first, second = (tmp_path / name for name in (".two.resume", ".two.resume-1"))
+    assert 1 in states(first)  # that of step 2
+    newest = second / "steps" / "2.safetensors"
+    newest.unlink(missing_ok=True)
+    newest.with_name("2.safetensors.new").write_bytes(b"torn")
     again = together(tmp_path, "two")
     results = [each.communicate(timeout=600) for each in again]
     assert [each.returncode for each in again] == [0, 0], results
-    assert "going on: " in results[0][1]
+    assert f"going on: step 2 of 6 is done, kept in {first}\n" in results[0][1]
     assert "6 steps, LoRA" in results[0][0]
     assert "LoRA" not in results[1][0]
-    assert not (tmp_path / ".two.resume").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ids.npy", "in", "one", "two"]
     reports = [json.loads((tmp_path / name / "spap_finetune.json").read_text()) for name in ("one", "two")]
     looks = [[check["held_out"] for check in report["checks"]] for report in reports]
     assert looks[1] == pytest.approx(looks[0], rel=1e-4)
@@ -78,3 +91,22 @@ def test_processes_that_share_all_weights_give_the_result_of_one(tmp_path: Path)
     assert all(not np.array_equal(before[name], ours[name]) for name in ours)
     for name in ours:
         np.testing.assert_allclose(theirs[name], ours[name], rtol=0, atol=1e-4)
+
+
+@pytest.mark.timeout(900)
+def test_each_of_two_processes_stores_its_half(tmp_path: Path):
+    """All weights are trained; the state that each process stores is half of that of one alone."""
+    hf_model("llama").save_pretrained(tmp_path / "in")
+    np.save(tmp_path / "ids.npy", np.random.default_rng(0).integers(0, 97, (16, 16)))
+    for output, run in (("one", [start(tmp_path, "one", "--full")]), ("two", together(tmp_path, "two", "--full"))):
+        killed_at("step 4/6", run)
+        assert (tmp_path / f".{output}.resume").exists()
+    whole, *halves = (states(tmp_path / name)[1] for name in (".one.resume", ".two.resume", ".two.resume-1"))
+    assert max(halves) < 0.6 * whole
+    one = start(tmp_path, "two", "--full", "--devices", "1")
+    _, said = one.communicate(timeout=600)
+    assert one.returncode == 2
+    assert "processes (2, now 1)" in said
+    results = [each.communicate(timeout=600) for each in together(tmp_path, "two", "--full", "--no-resume")]
+    assert "going on" not in results[0][1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".one.resume", "ids.npy", "in", "two"]

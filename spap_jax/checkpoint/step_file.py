@@ -1,0 +1,83 @@
+"""One step of an unfinished run as a safetensors file: arrays, reports, and a hash of the arrays."""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from spap_jax.checkpoint.kept import NEW
+from spap_jax.models.decoder import Params
+
+Json = dict[str, Any]
+
+SUFFIX = ".safetensors"
+"""Suffix of the name of a file of this kind, after the number of the step."""
+
+
+def write_step(path: Path, kept: Params, told: list[Json]) -> None:
+    """Writes a file that is complete or absent.
+
+    Args:
+        path: The file.
+        kept: Nested dicts of numpy arrays.
+        told: Reports, as JSON values.
+    """
+    flat = {name: np.asarray(array, order="C") for name, array in flatten_dict(kept, sep="/").items()}
+    about = {"told": json.dumps(told), "sha256": _digest(sorted(flat.items()))}
+    with renamed(path) as written:
+        save_file(flat, written, metadata=about)
+
+
+def read_step(path: Path) -> Params:
+    """Returns the arrays of a file that is intact."""
+    with safe_open(path, framework="numpy") as file:
+        return unflatten_dict({name: file.get_tensor(name) for name in _names(file)}, sep="/")
+
+
+def told_if_intact(path: Path) -> list[Json] | None:
+    """Returns the reports of a file; None if it is damaged."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            about = file.metadata()
+            found = _digest((name, file.get_tensor(name)) for name in _names(file))
+        return json.loads(about["told"]) if found == about["sha256"] else None
+    except Exception:  # whatever can be wrong with a damaged file
+        return None
+
+
+@contextlib.contextmanager
+def renamed(path: Path) -> Iterator[Path]:
+    """Yields another name for a file, which takes its own once it is complete and on the disk."""
+    written = path.with_name(f"{path.name}{NEW}")
+    yield written
+    _sync(written)
+    written.rename(path)
+    _sync(path.parent)
+
+
+def _names(file: Any) -> list[str]:
+    return sorted(file.keys())
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _digest(arrays: Iterable[tuple[str, np.ndarray]]) -> str:
+    total = hashlib.sha256()
+    for name, array in arrays:
+        total.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        total.update(array.reshape(-1).view(np.uint8).data)
+    return total.hexdigest()

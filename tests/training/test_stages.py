@@ -1,0 +1,51 @@
+"""The state of the engine goes to the host and back in the parts that devices hold, to the same bits."""
+
+import jax
+import numpy as np
+import pytest
+from training_cases import FULL, SETTINGS, counting, tiny
+
+from spap_jax import devices
+from spap_jax.errors import UserError
+from spap_jax.settings import FinetuneSettings
+from spap_jax.training import train
+from spap_jax.training.engine import Stage
+
+
+def last_stage(settings: FinetuneSettings) -> Stage:
+    [*_, stage] = train.finetune_stages(tiny(dtype="bfloat16"), counting(), None, settings)
+    return stage
+
+
+@pytest.mark.parametrize("settings", [SETTINGS, FULL], ids=["lora", "full"])
+@pytest.mark.parametrize(("count", "sharers"), [(1, 1), (8, 1), (4, 2)])
+def test_a_stage_comes_back_as_it_was(settings: FinetuneSettings, count: int, sharers: int):
+    with devices.use_mesh(count, sharers):
+        stage = last_stage(settings.replace(moment_dtype="bfloat16"))
+        again = stage.with_parts(stage.parts(), stage.checks)
+        for one, other in zip(*(jax.tree.leaves((s.state, s.best)) for s in (stage, again)), strict=True):
+            assert (one.dtype, one.sharding) == (other.dtype, other.sharding)
+            for mine, theirs in zip(one.addressable_shards, other.addressable_shards, strict=True):
+                np.testing.assert_array_equal(np.asarray(mine.data), np.asarray(theirs.data))
+
+
+def test_the_host_gets_what_each_device_holds_and_gets_it_once():
+    """Nothing is gathered: no array on the host is larger than a device's, and together they make up the state."""
+    with devices.use_mesh(8, 2):
+        stage = last_stage(FULL)
+        arrays, parts = jax.tree.leaves((stage.state, stage.best)), stage.parts()
+    for number, array in enumerate(arrays):
+        mine = parts[str(number)].values()
+        assert {part.shape for part in mine} == {array.addressable_data(0).shape}
+        assert sum(part.nbytes for part in mine) == array.nbytes
+    assert max(len(mine) for mine in parts.values()) == 8
+
+
+def test_parts_of_other_devices_are_refused():
+    with devices.use_mesh(2):
+        array = devices.shard_chunks(np.arange(8.0))
+        parts = devices.parts_of(array)
+        assert sorted(parts) == ["0", "4"]
+        del parts["4"]
+        with pytest.raises(UserError, match=r"is of other devices than those of this process: .* resume=False"):
+            devices.from_parts(parts, array)
