@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, TypedDict, TypeVar
 
-from spap_jax.settings import Allocation, EffortName, FloatDtype, JointWeights, Method, Schedule, Update
+from spap_jax.settings import Allocation, EffortName, FloatDtype, JointWeights, Method, Remat, Schedule, Update
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -47,6 +47,7 @@ class PruneChanges(TypedDict, total=False):
     stream_dtype: FloatDtype
     moment_dtype: FloatDtype | None
     compute_dtype: FloatDtype | None
+    remat: Remat
 
 
 class FinetuneChanges(TypedDict, total=False):
@@ -65,6 +66,7 @@ class FinetuneChanges(TypedDict, total=False):
     seed: int
     moment_dtype: FloatDtype
     compute_dtype: FloatDtype | None
+    remat: Remat
 
 
 def showing(settings: type) -> Callable[[Function], Function]:

@@ -27,6 +27,7 @@ Update = Literal["own", "none", "bias", "refit", "alternate"]
 Schedule = Literal["sequential", "parallel"]
 JointWeights = Literal["mlp", "block"]
 FloatDtype = Literal["float32", "bfloat16"]
+Remat = Literal["full", "dots"]
 
 EFFORTS: dict[EffortName, Effort] = {
     "low": Effort(joint_passes=0, sampled=0),
@@ -57,8 +58,8 @@ _JOINT_RATE = 5.8
 blocks move the stream, the further one step moves the predictions: 0.01 is a good step for 6 blocks of width 96, and
 much too large for 30 blocks of width 576, where 0.0004 is good."""
 
-ALLOCATIONS, METHODS, UPDATES, SCHEDULES, JOINT_WEIGHTS, FLOAT_DTYPES = map(
-    get_args, (Allocation, Method, Update, Schedule, JointWeights, FloatDtype)
+ALLOCATIONS, METHODS, UPDATES, SCHEDULES, JOINT_WEIGHTS, FLOAT_DTYPES, REMATS = map(
+    get_args, (Allocation, Method, Update, Schedule, JointWeights, FloatDtype, Remat)
 )
 
 
@@ -121,6 +122,7 @@ _PRUNING: _Ranges = (
     ("stream_dtype", lambda d: d in FLOAT_DTYPES, f"one of {', '.join(FLOAT_DTYPES)}"),
     ("moment_dtype", _if_given(lambda d: d in FLOAT_DTYPES), f"one of {', '.join(FLOAT_DTYPES)}"),
     ("compute_dtype", _if_given(lambda d: d in FLOAT_DTYPES), f"one of {', '.join(FLOAT_DTYPES)}"),
+    ("remat", lambda r: r in REMATS, f"one of {', '.join(REMATS)}"),
 )
 
 _TRAINING: _Ranges = (
@@ -137,6 +139,7 @@ _TRAINING: _Ranges = (
     ("seed", _count(0), "a whole number of at least 0"),
     ("moment_dtype", lambda d: d in FLOAT_DTYPES, f"one of {', '.join(FLOAT_DTYPES)}"),
     ("compute_dtype", _if_given(lambda d: d in FLOAT_DTYPES), f"one of {', '.join(FLOAT_DTYPES)}"),
+    ("remat", lambda r: r in REMATS, f"one of {', '.join(REMATS)}"),
 )
 
 
@@ -262,6 +265,8 @@ class PruneSettings(_Settings):
             takes half the memory. By default "bfloat16", but "float32" on a CPU.
         compute_dtype: Data type of matrices and activations inside the joint steps; sums, norms, softmax and losses are
             float32, and so is everything else. By default "bfloat16", but "float32" on a CPU.
+        remat: What the backward pass of a joint step computes again. "full": all that is inside a block. "dots": not
+            the outputs of its projections, which are held instead, for all blocks; fewer operations, more memory.
     """
 
     sparsity: float = 0.3
@@ -293,6 +298,7 @@ class PruneSettings(_Settings):
     stream_dtype: FloatDtype = "float32"
     moment_dtype: FloatDtype | None = None
     compute_dtype: FloatDtype | None = None
+    remat: Remat = "full"
 
     _ranges = _PRUNING
 
@@ -358,6 +364,8 @@ class FinetuneSettings(_Settings):
             memory, but loses small changes of the second moments, which decay by only a thousandth in a step.
         compute_dtype: Data type of matrices and activations inside the steps; sums, norms, softmax and losses are
             float32. By default "bfloat16", but "float32" on a CPU.
+        remat: What the backward pass of a step computes again. "full": all that is inside a block. "dots": not the
+            outputs of its projections, which are held instead, for all blocks; fewer operations, more memory.
     """
 
     full: bool = False
@@ -373,6 +381,7 @@ class FinetuneSettings(_Settings):
     seed: int = 0
     moment_dtype: FloatDtype = "float32"
     compute_dtype: FloatDtype | None = None
+    remat: Remat = "full"
 
     _ranges = _TRAINING
 

@@ -35,7 +35,7 @@ FURTHER: Mapping[str, Sequence[str]] = {
     "Training": ("lora_rank", "lora_alpha", "weight_decay", "step_sequences", "check_every"),
     "Output and resuming": ("dtype", "resume"),
     "Memory and devices": (
-        "devices", "model_devices", "batch_tokens", "stream_dtype", "moment_dtype", "compute_dtype",
+        "devices", "model_devices", "batch_tokens", "stream_dtype", "moment_dtype", "compute_dtype", "remat",
     ),
     "Several processes": ("coordinator", "processes", "process_id"),
 }  # fmt: skip

@@ -83,7 +83,7 @@ def plan(
         config, weight_bytes = checkpoint.read_config(checkpoint.locate_config(model), model)
     training = None
     if finetune:
-        names = ("steps", "moment_dtype", "compute_dtype", "batch_tokens")
+        names = ("steps", "moment_dtype", "compute_dtype", "remat", "batch_tokens")
         given: dict[str, Any] = {name: getattr(settings, name) for name in names}
         training = FinetuneSettings(full=finetune == "full", **{n: v for n, v in given.items() if v is not None})
     request = Request(config, settings, sequences, chosen_length(sequence_length, config), weight_bytes, training)

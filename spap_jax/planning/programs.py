@@ -451,9 +451,8 @@ def _joint(arrays: Arrays) -> tuple[step.Job, step.Given, step.Given, Params]:
     else:
         cut = jax.tree.map(lambda a: jax.ShapeDtypeStruct((group.blocks, *a.shape[1:]), a.dtype), moved)
         moved = arrays.laid_out(config, cut, arrays.dtype)
-    job = step.Job(
-        config, joint.recipe(settings, group.schedule.steps), step_dtype(settings.compute_dtype), group.first
-    )
+    recipe = joint.recipe(settings, group.schedule.steps)
+    job = step.Job(config, recipe, step_dtype(settings.compute_dtype), group.first, remat=settings.remat)
 
     def given(chunks: Chunks) -> step.Given:
         return step.Given(
@@ -474,7 +473,7 @@ def _training(arrays: Arrays) -> tuple[step.Job, step.Given, step.Given, Params]
         frozen, moved = student, arrays.laid_out(load.narrow, {"updates": updates}, jnp.float32)
     recipe = step.Recipe(clipped, (training.rate, training.steps, training.weight_decay, training.moment_dtype))
     dtype, scale = step_dtype(load.settings.compute_dtype), train._scale(training)
-    job = step.Job(load.narrow, recipe, dtype, scale=scale, teacher=load.dense)
+    job = step.Job(load.narrow, recipe, dtype, scale=scale, teacher=load.dense, remat=training.remat)
 
     def given(chunks: Chunks) -> step.Given:
         tokens = arrays.array((chunks.real, 1, chunks.length), jnp.int32)

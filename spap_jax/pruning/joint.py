@@ -119,7 +119,8 @@ def adjusted(
         alone = group.blocks == config.layers
         best = parts if alone else _of_blocks(parts, group.first, group.blocks)
         frozen = params if alone else params | {"layers": params["layers"] | parts}
-        job = Job(config, recipe(settings, group.schedule.steps), step_dtype(settings.compute_dtype), group.first)
+        dtype = step_dtype(settings.compute_dtype)
+        job = Job(config, recipe(settings, group.schedule.steps), dtype, group.first, remat=settings.remat)
         given, judged = (Given(frozen, None, *part) for part in (fitted, held_out))
         before = checks[:reached] if group.first else ()
         begun = (functools.partial(stored.pop, "stage"), checks) if stored and len(checks) > len(before) else None

@@ -1,9 +1,12 @@
 """A decoder some of whose weights move: the stream after its last block.
 
 Blocks are scanned. Weights may be divided among all devices; those of one block are gathered when its turn comes, and
-again in the backward pass, which recomputes what is inside a block and holds only the stream between blocks.
+again in the backward pass, which recomputes what is inside a block and holds only the stream between blocks, or the
+outputs of projections as well (`REMAT`).
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +17,15 @@ from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.placement import gather_params
+from spap_jax.settings import Remat
 from spap_jax.training import lora
+
+REMAT: dict[Remat, Callable[..., Any] | None] = {
+    "full": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+"""What a block keeps for its backward pass, which computes the rest again: nothing but its input, or the outputs of its
+projections as well. Weights that were gathered are never kept."""
 
 
 class Student(NamedTuple):
@@ -27,6 +38,7 @@ class Student(NamedTuple):
             of a range of consecutive blocks. Under ``updates`` are low-rank updates of all blocks (``lora``).
         first: First block of the range.
         scale: Factor of the updates.
+        remat: What a block keeps for its backward pass; see `REMAT`.
     """
 
     config: DecoderConfig
@@ -34,6 +46,7 @@ class Student(NamedTuple):
     moved: Params
     first: int = 0
     scale: float = 1.0
+    remat: Remat = "full"
 
 
 def outer(student: Student, dtype: Any) -> Params:
@@ -59,7 +72,7 @@ def last_stream(student: Student, outside: Params, tokens: jax.Array, dtype: Any
     own, updates = student.moved.get("layers", {}), student.moved.get("updates", {})
     stop = student.first + len(jax.tree.leaves(own)[0]) if own else student.first
 
-    @jax.checkpoint
+    @functools.partial(jax.checkpoint, policy=REMAT[student.remat])
     def block(x: jax.Array, item: tuple[jax.Array, Params, Params]) -> tuple[jax.Array, None]:
         number, moved, pairs = item
         layer = jax.tree.map(lambda stack: stack[number], student.frozen.get("layers", {})) | moved

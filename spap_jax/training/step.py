@@ -18,6 +18,7 @@ from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.numerics import full_precision, in_float32
 from spap_jax.placement import fully_shard_params
+from spap_jax.settings import Remat
 from spap_jax.training.forward import Student, last_stream, outer
 from spap_jax.training.objective import Predictor, Wanted, loss_sum, next_tokens
 
@@ -44,6 +45,7 @@ class Job(NamedTuple):
         scale: Factor of low-rank updates.
         teacher: The decoder whose predictions are computed as the target; None if they are kept, or if the next token
             is the target.
+        remat: What a block keeps for its backward pass; see ``forward.REMAT``.
     """
 
     config: DecoderConfig
@@ -52,6 +54,7 @@ class Job(NamedTuple):
     first: int = 0
     scale: float = 1.0
     teacher: DecoderConfig | None = None
+    remat: Remat = "full"
 
 
 class Sequences(NamedTuple):
@@ -192,7 +195,7 @@ def _predictions(given: Given, batch: Batch) -> jax.Array:
 
 def _loss_sum(job: Job, given: Given, moved: Params, now: Batch, dtype: Any, merged: bool = False) -> jax.Array:
     """Sums the losses of one pass [R]."""
-    student = Student(job.config, given.frozen, moved, job.first, job.scale)
+    student = Student(job.config, given.frozen, moved, job.first, job.scale, job.remat)
     outside = outer(student, dtype)
     teacher = None if job.teacher is None or given.guide is None else Student(job.teacher, given.guide, {})
     taught = None if teacher is None else outer(teacher, dtype)

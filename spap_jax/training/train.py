@@ -60,6 +60,7 @@ def finetune_stages(
         step_dtype(settings.compute_dtype),
         scale=_scale(settings),
         teacher=teacher and teacher.config,
+        remat=settings.remat,
     )
     s = settings
     schedule = StepSchedule(s.steps, s.step_sequences, s.check_every, s.batch_tokens, (s.seed,))

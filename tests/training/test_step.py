@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from spap_jax import devices
@@ -32,6 +33,11 @@ CONFIG = family_of(LLAMA).read_config(LLAMA)
 SEQUENCES, LENGTH = 8, 32
 WHOLE = ["3,64,1024", "3,1024,64", "3,64,4,16", "3,4,16,64", "3,64,2,16"]
 """Shapes of the weights of all blocks."""
+
+
+def whole_weights(compiled: Any) -> list[str]:
+    """Return which shapes of `WHOLE` occur in a compiled program."""
+    return [shape for shape in WHOLE if re.search(rf"\[{shape}\]", compiled.as_text())]
 
 
 @functools.cache
@@ -71,9 +77,8 @@ def test_eight_devices_share_a_step(what: str):
     assert shared.cost_analysis()["flops"] < alone.cost_analysis()["flops"] / 7
     for one, other in zip(*map(jax.tree.leaves, after), strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-4)  # Adam's first step, of noise as well
-    shapes = {shape for shape in WHOLE if re.search(rf"\[{shape}\]", shared.as_text())}
-    assert not shapes
-    assert {shape for shape in WHOLE if re.search(rf"\[{shape}\]", alone.as_text())}
+    assert not whole_weights(shared)
+    assert whole_weights(alone)
     held = [sizes.memory_analysis().argument_size_in_bytes for sizes in compiled]
     assert held[1] < held[0] / 7
 
@@ -81,8 +86,29 @@ def test_eight_devices_share_a_step(what: str):
 def test_a_measurement_gathers_a_block_at_a_time():
     with devices.use_mesh(8):
         job, given, state, batch = started("all")
-        text: Any = measure.lower(job, given, state.moved, batch).compile().as_text()
-    assert not [shape for shape in WHOLE if re.search(rf"\[{shape}\]", text)]
+        assert not whole_weights(measure.lower(job, given, state.moved, batch).compile())
+
+
+def test_gathered_weights_are_not_kept_for_the_backward_pass():
+    with devices.use_mesh(8):
+        job, *arguments = started("all")
+        assert not whole_weights(step.lower(job._replace(remat="dots"), *arguments).compile())
+
+
+@pytest.mark.parametrize("what", ["mlp", "updates", "all"])
+def test_less_is_computed_again_with_the_same_result(what: str):
+    """The loss and the gradient of a step, and its operations, with the outputs of projections kept and not."""
+    work, found = [], []
+    job, given, state, batch = started(what)
+    for remat in ("full", "dots"):
+        each = job._replace(remat=remat, recipe=Recipe(optax.sgd, (1.0,)))
+        before = jax.tree.map(jnp.copy, begin(each, state.moved))
+        cost: Any = step.lower(each, given, before, batch).compile().cost_analysis()
+        work.append(cost["flops"])
+        found.append(jax.device_get(step(each, given, before, batch)))
+    assert work[1] < 0.95 * work[0]
+    for one, other in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)
 
 
 def test_passes_change_nothing():
