@@ -139,8 +139,8 @@ def joint_bytes(load: Workload) -> tuple[float, float]:
     """Workspace of ``training/step.py``: for weights, gradients and moments; and for activations.
 
     Weights that move are float32, with gradients and both of Adam's moments, all divided among the devices. A block's
-    weights are gathered; the stream before each block is held; then the largest of what the gradients of a block and of
-    the logits of some tokens need.
+    weights are gathered; the stream before each block is held, and the outputs of its projections if they are not
+    computed again; then the largest of what the gradients of a block and of the logits of some tokens need.
     """
     c, tokens, size = load.mine.narrow, load.joint_at_once, load.compute_bytes
     moved = moved_elements(load) * load.together / c.layers / load.devices
@@ -151,6 +151,9 @@ def joint_bytes(load: Workload) -> tuple[float, float]:
     head = 4 * 6 * min(HEAD_TOKENS, tokens) * c.vocabulary
     gathered = size * (block_elements(c) + _looked_up(c)) + 4 * _mlp_elements(c)
     held = size * c.layers * tokens * c.width + 4 * tokens * c.width
+    if (load.training or load.settings).remat == "dots":  # of the last projection, nothing is computed again
+        inner = queries + 2 * keys + c.width + (mlp_matrices(c) - 1) * c.intermediate
+        held += size * c.layers * tokens * inner
     if load.training:
         held += size * (_looked_up(load.mine.dense) + tokens * c.width)
     return moved * 2 * (4 + load.moment_bytes), gathered + held + max(attention, mlp, head)

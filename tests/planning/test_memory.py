@@ -38,13 +38,13 @@ def _in_waves(load: Workload) -> Workload:
     return dataclasses.replace(load, settings=load.settings.replace(schedule="parallel"))
 
 
-@pytest.fixture(scope="module", params=["llama, divided steps", "opt, steps alike"])
+@pytest.fixture(scope="module", params=["llama, divided steps", "opt, steps alike, products kept"])
 def compiled(request: pytest.FixtureRequest) -> Compiled:
     if request.param.startswith("llama"):
         tokens = {"batch_tokens": 512, "step_tokens": 4 * 512, "joint_tokens": 4 * 512}
         load = load_of(config_of(LLAMA), 16, 512, 4, bytes=2, **tokens)
     else:
-        load = load_of(config_of(OPT), 8, 96, 2, batch_tokens=96, step_tokens=96, joint_tokens=96)
+        load = load_of(config_of(OPT), 8, 96, 2, batch_tokens=96, step_tokens=96, joint_tokens=96, remat="dots")
     with devices.use_mesh(load.devices):
         return Compiled(load, compiled_of(load, NAMES) | compiled_of(_in_waves(load), IN_WAVES))
 
