@@ -1,4 +1,4 @@
-"""Writes a block while the next one is computed."""
+"""Writes something while the next thing is computed."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,14 +20,14 @@ class Behind:
         """Waits for the last call, and raises its error unless the block raised one."""
         self._thread.shutdown()
         if not raised[0]:
-            self._wait()
+            self.wait()
 
     def __call__(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Begins a call once the one before has ended, and raises the error of that one."""
-        self._wait()
+        self.wait()
         self._call = self._thread.submit(function, *arguments)
 
-    def _wait(self) -> None:
-        call, self._call = self._call, None
-        if call is not None:
-            call.result()
+    def wait(self) -> None:
+        """Waits for the last call, and raises its error, every time."""
+        if self._call is not None:
+            self._call.result()

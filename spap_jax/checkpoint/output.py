@@ -188,11 +188,12 @@ def _flush(folder: Path) -> None:
     """Syncs every file and folder to disk before the rename makes them visible."""
     for parent, _, files in os.walk(folder):
         for name in files:
-            _sync(Path(parent, name))
-        _sync(Path(parent))
+            sync(Path(parent, name))
+        sync(Path(parent))
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Waits until a file or folder is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -226,7 +227,7 @@ def _put_in_place(partial: Path, target: Path, overwrite: bool) -> None:
         if old.exists():
             old.rename(target)
         raise
-    _sync(target.parent)
+    sync(target.parent)
     for folder in _moved_aside(target):
         _clear(folder)
 

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from spap_jax.checkpoint.kept import NEW
+from spap_jax.checkpoint.output import sync
 from spap_jax.models.decoder import Params
 
 Json = dict[str, Any]
@@ -58,21 +58,13 @@ def renamed(path: Path) -> Iterator[Path]:
     """Yields another name for a file, which takes its own once it is complete and on the disk."""
     written = path.with_name(f"{path.name}{NEW}")
     yield written
-    _sync(written)
+    sync(written)
     written.rename(path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def _names(file: Any) -> list[str]:
     return sorted(file.keys())
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _digest(arrays: Iterable[tuple[str, np.ndarray]]) -> str:

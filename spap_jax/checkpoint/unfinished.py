@@ -24,13 +24,13 @@ import os
 import shutil
 import threading
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
 import jax
 
 from spap_jax import devices
+from spap_jax.checkpoint.behind import Behind
 from spap_jax.checkpoint.kept import (
     DECIDED,
     LOCK,
@@ -83,8 +83,7 @@ class Unfinished:
         self._run, self._blocks = dict(run), blocks
         self._lock = _locked(self.folder)
         self._writing = threading.Lock()
-        self._writer = ThreadPoolExecutor(1)
-        self._written: Future[None] | None = None
+        self._behind = Behind()
         self.lost = False
         self.told: list[Json] = []
         try:
@@ -106,10 +105,8 @@ class Unfinished:
     def __exit__(self, *raised: Any) -> None:
         """Waits for pending writes and releases the lock; an error before the first step removes the run's files."""
         try:
-            with contextlib.suppress(*[Exception] if raised[0] else ()):  # one error is enough
-                self._arrive()
+            self._behind.__exit__(*raised)
         finally:
-            self._writer.shutdown()
             if raised[0] and not self.told:
                 clear_folder(self.folder)
             os.close(self._lock)
@@ -153,14 +150,14 @@ class Unfinished:
             layer: The weights of the step's block, which all processes have; or this process's part of a state.
             told: Report of the step, as a JSON value, the same in all processes.
         """
-        self._arrive()
+        self._behind.wait()
         step = len(self.told)
         if step > self._blocks:
             _meet()  # all have the state before, so the one before that is of no use any more
         reports = [*self.told[self._blocks :], told]
         with self._writing:
             if self._stores(step):
-                self._written = self._writer.submit(self._store, step, jax.device_get(layer), reports)
+                self._behind(self._store, step, jax.device_get(layer), reports)
             self.told.append(told)
 
     def _stores(self, step: int) -> bool:
@@ -183,15 +180,10 @@ class Unfinished:
     def _file(self, step: int) -> Path:
         return self.folder / STEPS / f"{step}{SUFFIX}"
 
-    def _arrive(self) -> None:
-        """Waits until the last step is stored, and raises the error if it could not be."""
-        if self._written is not None:
-            self._written.result()
-
     def count(self) -> int:
         """Waits for pending writes and returns the number of steps on disk."""
         with contextlib.suppress(Exception):  # raised again when the next step is added
-            self._arrive()
+            self._behind.wait()
         return max(_numbers(self.folder / STEPS), default=-1) + 1
 
     def settle(self) -> None:
@@ -208,7 +200,7 @@ class Unfinished:
         self._drop()
 
     def _drop(self) -> None:
-        self._arrive()
+        self._behind.wait()
         for name in (STEPS, OUTPUT):
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
