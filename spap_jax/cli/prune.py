@@ -135,7 +135,8 @@ def _warn_of_memory(reader: "Reader", settings: PruneSettings, sequences: int, s
     assert reader.source.folder  # from which it reads
     config, weight_bytes = checkpoint.read_config(reader.source.folder / "config.json", reader.source.name)
     length = chosen_length(sequence_length, config)
-    warn_of_memory(Request(config, settings, sequences, length, weight_bytes))
+    if min(sequences, length) > 0:  # others are refused when the text is read
+        warn_of_memory(Request(config, settings, sequences, length, weight_bytes))
 
 
 def _opened(
