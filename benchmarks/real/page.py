@@ -28,6 +28,7 @@ def ratio(row: Row, rows: Sequence[Row], text: str) -> float | None:
 def markdown(rows: Sequence[Row], command: str, pictures: Sequence[str]) -> str:
     """Returns the page of one model's rows."""
     first, texts = rows[0], list(rows[0].texts)
+    peers = [name for name in PEERS if any(row.method == name for row in rows)]
     dense = ", ".join(f"{first.texts[text].dense:.2f} on {text}" for text in texts)
     parts = [
         f"# {first.model}: what pruning loses and gains\n",
@@ -35,7 +36,7 @@ def markdown(rows: Sequence[Row], command: str, pictures: Sequence[str]) -> str:
         f"```\n{command}\n```\n",
         f"and edits are lost; every number is in `results.jsonl`. The dense model has {first.parameters[0]:,} "
         f"parameters, and its perplexity is {dense}. *Ratio*: rise in log-perplexity over that of the best of "
-        f"{', '.join(PEERS)} at the same sparsity. Each row is one command as a user types it.\n",
+        f"{', '.join(peers)} at the same sparsity. Each row is one command as a user types it.\n",
         *(f"![{name}]({name})\n" for name in pictures),
     ]
     for sparsity in SPARSITIES:
@@ -97,7 +98,7 @@ def draw(folder: Path, rows: Sequence[Row]) -> list[str]:
     for axes, text in zip(panels, texts, strict=True):
         for place, method in enumerate(methods):
             found = [
-                (group + 0.8 * (place / len(methods) - 0.5), ratio(row, rows, text))
+                (group + 0.8 * ((place + 0.5) / len(methods) - 0.5), ratio(row, rows, text))
                 for group, cut in enumerate(sparsities)
                 for row in rows
                 if (row.method, row.sparsity) == (method, cut)
@@ -107,7 +108,7 @@ def draw(folder: Path, rows: Sequence[Row]) -> list[str]:
                 *zip(*bars, strict=True), width=0.72 / len(methods), label=method, color=COLOURS[method]
             ) if bars else None
         for method in OURS:
-            axes.axhline(BARS[method], color=COLOURS[method], linewidth=0.8, linestyle=":")
+            axes.axhline(BARS[method], color=COLOURS[method], linewidth=0.8, linestyle=":", label=f"target, {method}")
         axes.set_xticks(range(len(sparsities)), [f"{cut:.0%}" for cut in sparsities])
         axes.set_title(text, fontsize=11)
         axes.set_xlabel("MLP channels removed")
