@@ -67,11 +67,15 @@ def kill_one_after(line: str, victim: int, processes: list[subprocess.Popen]) ->
 
 
 @pytest.mark.timeout(900)
-def test_two_processes_that_go_on_give_the_result_of_one(given: Path, tmp_path: Path):
-    """One process is killed midway, which ends the other; only the first one has saved the finished blocks."""
+@pytest.mark.parametrize("line", ["layer 2/", "step 2/3"])
+def test_two_processes_that_go_on_give_the_result_of_one(line: str, given: Path, tmp_path: Path):
+    """One process is killed midway, which ends the other.
+
+    Only the first one has saved the finished blocks; of the state of the joint steps, both have a part.
+    """
     code, _, said = finish(start(given, tmp_path / "one"))
     assert code == 0, said
-    code, said = kill_one_after("layer 2/", 1, together(given, tmp_path / "two"))
+    code, said = kill_one_after(line, 1, together(given, tmp_path / "two"))
     assert code == 75, said
     assert "process 0 of 2: it ends because another one is gone" in said
     assert re.search(r"(of|all) 3 layers are done.*, kept in", said)
