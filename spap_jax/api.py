@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any, Unpack
 
 import jax
+import numpy as np
 
 from spap_jax import checkpoint, memory, watching
-from spap_jax.data import TokenBlocks, load_tokens, mask_of
+from spap_jax.data import TokenBlocks, load_tokens
 from spap_jax.devices import use_mesh
 from spap_jax.errors import UserError
 from spap_jax.evaluation.generation import generate
@@ -136,7 +137,7 @@ def prune(
 
     shown = Progress(model.config, [settings], blocks.shape, 0)
     with use_mesh(devices, model_devices), watching.pruning(shown, progress) as watch:
-        run = allocated(resolve(model.config, model.params, read_layer, blocks, settings, narrow, mask=mask_of(tokens)))
+        run = allocated(resolve(model.config, model.params, read_layer, _checked(tokens, blocks), settings, narrow))
         for step in prune_layers(run, watch.part):
             reports.append(step.report)
             watch.step(step.report)
@@ -215,9 +216,13 @@ def finetune(
         def watch(stage: Stage) -> None:
             show(stage.checks[-1])
 
-        given = replace(tokens, tokens=blocks) if isinstance(tokens, TokenBlocks) else blocks
-        trained, report = run(model, given, teacher, settings, watch)
+        trained, report = run(model, _checked(tokens, blocks), teacher, settings, watch)
     return FinetuneResult(trained, replace(report, data=data_account(tokens)))
+
+
+def _checked(tokens: Any, blocks: np.ndarray) -> np.ndarray | TokenBlocks:
+    """Returns tokens as given, with the array [B, T] of them that was checked."""
+    return replace(tokens, tokens=blocks) if isinstance(tokens, TokenBlocks) else blocks
 
 
 def _check_finite(model: Model) -> None:

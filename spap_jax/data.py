@@ -34,7 +34,7 @@ SPLITS: dict[Role, tuple[str, ...]] = {
     "evaluation": ("test", "validation", "test_sft"),
 }
 CHUNK = 4_000_000  # characters tokenised at once (about a second per 2 million, 150 bytes of memory each)
-POOL = 4  # calibration reads text for this many times the windows asked for, to sample from
+POOL = 8  # calibration reads text for this many times the windows asked for, to sample from; the rest is kept too
 LOCAL = "name a local .txt, .jsonl, .json, .parquet or .npy file instead"
 TOKENIZER = "name a model folder that holds its tokenizer files (tokenizer.json)"
 
@@ -50,6 +50,8 @@ class TokenBlocks:
         available: Number of windows of T tokens to choose from.
         mask: bool [B, T], True on the tokens whose predictions count, such as those that the assistant wrote in
             conversations; None if all count.
+        further: For calibration, other windows of the same data, which the joint steps of pruning read instead of
+            these; None if the data hold no more.
     """
 
     tokens: np.ndarray
@@ -57,6 +59,7 @@ class TokenBlocks:
     sha256: str
     available: int
     mask: np.ndarray | None = None
+    further: "TokenBlocks | None" = None
 
     def __repr__(self) -> str:
         return f"TokenBlocks({list(self.tokens.shape)}, {self.description!r}, sha256 {self.sha256[:8]}...)"
@@ -67,11 +70,22 @@ def mask_of(tokens: Any) -> np.ndarray | None:
     return tokens.mask if isinstance(tokens, TokenBlocks) else None
 
 
-def new_blocks(tokens: np.ndarray, description: str, available: int, mask: np.ndarray | None = None) -> TokenBlocks:
+def further_of(tokens: Any) -> TokenBlocks | None:
+    """Returns the further windows of `TokenBlocks`; None for those without, and for arrays of token ids."""
+    return tokens.further if isinstance(tokens, TokenBlocks) else None
+
+
+def new_blocks(
+    tokens: np.ndarray,
+    description: str,
+    available: int,
+    mask: np.ndarray | None = None,
+    further: TokenBlocks | None = None,
+) -> TokenBlocks:
     """Returns token blocks [B, T] with their hash."""
     tokens = np.ascontiguousarray(tokens, dtype="<i4")
     sha256 = hashlib.sha256(tokens.tobytes() + (b"" if mask is None else mask.tobytes())).hexdigest()
-    return TokenBlocks(tokens, description, sha256, available, mask)
+    return TokenBlocks(tokens, description, sha256, available, mask, further)
 
 
 def load_tokens(
@@ -130,16 +144,20 @@ def load_tokens(
     if mask is not None:
         mask = cut(mask[: len(content)], name, sequence_length, sequences) > 0
         windows, mask = _answered(windows, mask, name, role, sequences)
-    taken = np.arange(len(windows))
+    order = np.arange(len(windows))
     if role == "calibration":
-        taken = np.random.default_rng(seed).permutation(len(windows))
-    taken = taken[:sequences]
+        order = np.random.default_rng(seed).permutation(len(windows))
     drawn = f", seed {seed}" if role == "calibration" else ""
-    description = f"{file or name}: {len(taken)} of {len(windows)} windows of {sequence_length} tokens{drawn}"
-    if mask is not None:
-        mask = mask[taken]
-        description += f", counting the {mask[:, 1:].sum()} tokens that the assistant wrote"
-    return new_blocks(windows[taken], description, len(windows), mask)
+
+    def blocks(taken: np.ndarray, further: TokenBlocks | None = None) -> TokenBlocks:
+        own = None if mask is None else mask[taken]
+        description = f"{file or name}: {len(taken)} of {len(windows)} windows of {sequence_length} tokens{drawn}"
+        if own is not None:
+            description += f", counting the {own[:, 1:].sum()} tokens that the assistant wrote"
+        return new_blocks(windows[taken], description, len(windows), own, further)
+
+    rest = order[sequences : POOL * sequences] if sequences and role == "calibration" else order[:0]
+    return blocks(order[:sequences], blocks(rest) if len(rest) else None)
 
 
 def _answered(
@@ -175,14 +193,33 @@ def _mixed(parts: list[Part], sequences: int | None, seed: int, role: Role, give
         load_tokens(part.data, sequences=count, seed=seed, role=role, **given)
         for part, count in zip(parts, shares(parts, sequences), strict=True)
     ]
-    order = np.random.default_rng(seed).permutation(sequences)
-    tokens, mask = np.concatenate([blocks.tokens for blocks in each])[order], None
+    return _shuffled(each, seed, _further_mixed(each, seed))
+
+
+def _further_mixed(each: list[TokenBlocks], seed: int) -> TokenBlocks | None:
+    """Mixes the further windows of several data sets in the proportions of their windows, as many as all can give."""
+    least = min(len(blocks.further.tokens) / len(blocks.tokens) if blocks.further else 0 for blocks in each)
+    counts = [int(least * len(blocks.tokens)) for blocks in each]
+    parts = [_first(blocks.further, count) for blocks, count in zip(each, counts, strict=True) if blocks.further]
+    return _shuffled(parts, seed, None) if all(counts) else None
+
+
+def _first(blocks: TokenBlocks, count: int) -> TokenBlocks:
+    """Returns the first windows of a data set, as those of a smaller one."""
+    mask = None if blocks.mask is None else blocks.mask[:count]
+    return new_blocks(blocks.tokens[:count], blocks.description, blocks.available, mask)
+
+
+def _shuffled(each: list[TokenBlocks], seed: int, further: TokenBlocks | None) -> TokenBlocks:
+    """Returns the windows of several data sets in random order."""
+    order, mask = np.random.default_rng(seed).permutation(sum(len(blocks.tokens) for blocks in each)), None
     if any(blocks.mask is not None for blocks in each):
         whole = (np.ones(blocks.tokens.shape, bool) for blocks in each)
         masks = [ones if blocks.mask is None else blocks.mask for ones, blocks in zip(whole, each, strict=True)]
         mask = np.concatenate(masks)[order]
+    tokens = np.concatenate([blocks.tokens for blocks in each])[order]
     description = "; ".join(blocks.description for blocks in each)
-    return new_blocks(tokens, description, sum(blocks.available for blocks in each), mask)
+    return new_blocks(tokens, description, sum(blocks.available for blocks in each), mask, further)
 
 
 # Tokens

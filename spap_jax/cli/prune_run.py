@@ -87,7 +87,7 @@ def make_checkpoints(
         if len(wanted) > 1:
             console.err.print(f"sparsity {one.settings.sparsity}, {number + 1} of {len(wanted)} ...")
         dense = reader.config, reader.outer(), reader.layer
-        run = resolve(*dense, data.tokens, one.settings, narrow, command.choices, data.mask)
+        run = resolve(*dense, data, one.settings, narrow, command.choices)
         with _stored(one, run, command, fresh, before_end) as store:
             _make(one, run, command, number, store)
         stores.append(store)

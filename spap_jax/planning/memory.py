@@ -59,6 +59,11 @@ def streams_bytes(load: Workload) -> float:
     return load.streams * load.stream_bytes * load.tokens * load.dense.width
 
 
+def joint_text_bytes(load: Workload) -> float:
+    """Bytes of the dense stream of the text that joint steps read."""
+    return load.compute_bytes * load.joint_text.tokens * load.dense.width
+
+
 def moments_bytes(f: int, d: int) -> float:
     """Bytes of the moments in ``pruning/moments.py``: G, C and the dense projection."""
     return 4 * (f**2 + 2 * f * d)
@@ -190,7 +195,7 @@ def device_memory(load: Workload) -> dict[str, Parts]:
     weights = load.weight_bytes * block_elements(mine.dense)
     if load.groups:  # all pruned blocks are held, beginning with the first
         weights += load.weight_bytes * load.narrow.layers * block_elements(mine.narrow) / load.devices
-    held = {"weights": weights, "streams": streams_bytes(load)}
+    held = {"weights": weights, "streams": streams_bytes(load) + joint_text_bytes(load)}
     f = max(f, load.dense.heads * load.dense.head_dim if load.fewer_heads else 0)
     shares = 1 if load.in_waves else load.sharing_rows(f)
     solving = held | {"moments": moments_bytes(f, d) / shares, "solver": solving_bytes(f, d, shares)}
@@ -216,7 +221,8 @@ def device_memory(load: Workload) -> dict[str, Parts]:
         phases["sampling"] = sampling_memory(load)
     if load.groups:
         stack = load.narrow.layers * block_elements(mine.narrow) + outer_elements(mine.narrow)
-        final = {"weights": load.weight_bytes * stack / load.devices, "streams": streams_bytes(load) / load.streams}
+        judged = load.stream_bytes * load.held_out.tokens * load.dense.width
+        final = {"weights": load.weight_bytes * stack / load.devices, "streams": judged + joint_text_bytes(load)}
         for name, workspace in (("joint steps", joint_bytes), ("joint checks", checking_bytes)):
             gradients, activations = workspace(load)
             phases[name] = final | {"gradients": gradients, "activations": activations}

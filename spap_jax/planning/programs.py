@@ -154,7 +154,7 @@ def _each_part(arrays: Arrays, one: Callable[[Any, Any], Iterator[Program]]) -> 
 
 def _later(arrays: Arrays) -> Params:
     """What is held for the joint steps from the first block on."""
-    return arrays.blocks if arrays.load.groups else {}
+    return {"blocks": arrays.blocks, "text": arrays.joint_text} if arrays.load.groups else {}
 
 
 def _resting(arrays: Arrays) -> list[Any]:
@@ -163,13 +163,18 @@ def _resting(arrays: Arrays) -> list[Any]:
 
 
 def streams_programs(arrays: Arrays) -> Iterator[Program]:
-    """``pruning/streams.py``: both streams start, enter and leave every block; in waves the dense one goes ahead."""
+    """``pruning/streams.py``: both streams start, enter and leave every block; in waves the dense one goes ahead.
+
+    So does the dense stream of the text that joint steps read.
+    """
     load = arrays.load
     embed = arrays.parameters(load.dense)["embed"]
     for chunks in load.parts:
         if chunks.count:
             stored = arrays.streams(chunks).dense.dtype
             yield _program(streams._embed, load.dense, {"embed": embed}, arrays.tokens(chunks), stored, times=1)
+    if load.groups:
+        yield from _joint_text(arrays)
     if load.in_waves:
         yield from _ahead(arrays)
     block, small = arrays.block(load.dense), arrays.block(load.narrow)
@@ -191,6 +196,16 @@ def streams_programs(arrays: Arrays) -> Iterator[Program]:
 
     yield from _each_part(arrays, enter)
     yield from _each_part(arrays, leave)
+
+
+def _joint_text(arrays: Arrays) -> Iterator[Program]:
+    load, stream, block = arrays.load, arrays.joint_text, arrays.block(arrays.load.dense)
+    both = [arrays.fitted, arrays.held_out]
+    given = ({"embed": arrays.parameters(load.dense)["embed"]}, arrays.tokens(load.joint_text), stream.dtype)
+    yield _program(streams._embed, load.dense, *given, times=1, beside=both)
+    dtype, beside = step_dtype(load.settings.compute_dtype), [*both, arrays.blocks]
+    for config, count in _kinds(load.dense).items():
+        yield _program(streams.pass_block, config, block, stream, dtype, times=count, beside=beside)
 
 
 def _ahead(arrays: Arrays) -> Iterator[Program]:
@@ -374,8 +389,7 @@ def joint_step_programs(arrays: Arrays) -> Iterator[Program]:
     if not load.groups:
         return
     block, layers = arrays.block(load.narrow), load.narrow.layers
-    streams = [arrays.fitted, arrays.held_out]
-    held = [*streams, arrays.block(load.dense)]
+    held = [arrays.fitted, arrays.held_out, arrays.joint_text, arrays.block(load.dense)]
     yield _program(predictions.set_layer, arrays.blocks, 0, block, times=layers, beside=held)
     job, given, judged, moved = _joint(arrays)
     beside = [judged.sequences]
@@ -454,12 +468,11 @@ def _joint(arrays: Arrays) -> tuple[step.Job, step.Given, step.Given, Params]:
     recipe = joint.recipe(settings, group.schedule.steps)
     job = step.Job(config, recipe, step_dtype(settings.compute_dtype), group.first, remat=settings.remat)
 
-    def given(chunks: Chunks) -> step.Given:
-        return step.Given(
-            frozen, None, step.Sequences(arrays.tokens(chunks), arrays.streams(chunks).dense), chunks.real
-        )
+    def given(chunks: Chunks, stream: Any) -> step.Given:
+        return step.Given(frozen, None, step.Sequences(arrays.tokens(chunks), stream), chunks.real)
 
-    return job, given(load.fitted), given(load.judged), moved
+    fitted = given(load.joint_text, arrays.joint_text)
+    return job, fitted, given(load.held_out, arrays.held_out.dense) if load.held_out.count else fitted, moved
 
 
 def _training(arrays: Arrays) -> tuple[step.Job, step.Given, step.Given, Params]:

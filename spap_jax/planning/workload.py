@@ -12,13 +12,14 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
+from spap_jax.data import POOL
 from spap_jax.errors import UserError
 from spap_jax.methods import update_used
 from spap_jax.models.config import DecoderConfig
 from spap_jax.numerics import step_dtype, storage
 from spap_jax.pruning import joint, streams
 from spap_jax.pruning.narrow import pruned_config
-from spap_jax.pruning.run import held_out_part
+from spap_jax.pruning.run import held_out_part, joint_sequences
 from spap_jax.pruning.sampling import at_once
 from spap_jax.settings import FinetuneSettings, PruneSettings
 
@@ -76,6 +77,7 @@ class Workload:
         settings: Settings of the run; of training, those that it shares with pruning.
         fitted: Calibration sequences that are fitted, or training sequences.
         held_out: Held-out sequences.
+        joint_text: Sequences that joint steps read, if the calibration data hold as many as are looked for.
         weight_bytes: Bytes of a stored weight.
         heads_at_once: Number of query heads whose attention scores are held at once.
         sharers: Number of devices over which the weights are sharded.
@@ -87,6 +89,7 @@ class Workload:
     settings: PruneSettings
     fitted: Chunks
     held_out: Chunks
+    joint_text: Chunks
     weight_bytes: int
     heads_at_once: int
     sharers: int
@@ -131,11 +134,6 @@ class Workload:
     def stream_bytes(self) -> int:
         """Bytes of a stored element of a stream."""
         return storage(self.settings.stream_dtype).itemsize
-
-    @property
-    def judged(self) -> Chunks:
-        """The sequences on which joint steps are measured."""
-        return self.held_out if self.held_out.count else self.fitted
 
     @property
     def fewer_heads(self) -> bool:
@@ -287,7 +285,7 @@ def workload(
             "a plan is made for layers of one width, which this model does not have or --allocation global does not "
             "keep: plan a model with one width, with --allocation uniform."
         )
-    most = max(1, settings.batch_tokens // length)
+    most, further = max(1, settings.batch_tokens // length), (POOL - 1) * sequences
     sequences *= 1 if training else 1 + settings.decided.sampled
     settings = settings.resolved(config.layers, config.width, sequences * length)
     fitted = streams.fitted_of(sequences, training.held_out if training else held_out_part(settings))
@@ -302,6 +300,7 @@ def workload(
         settings=settings,
         fitted=chunks(fitted),
         held_out=chunks(sequences - fitted),
+        joint_text=chunks(0 if training else min(joint_sequences(settings, fitted), further + fitted)),
         weight_bytes=weight_bytes,
         heads_at_once=config.heads if heads_at_once is None else heads_at_once,
         sharers=sharers,

@@ -45,7 +45,7 @@ def groups(layers: int, sequences: int, length: int, settings: PruneSettings, da
 
     Args:
         layers: Number of blocks, L.
-        sequences: Number of fitted sequences.
+        sequences: Number of fitted sequences, of which the settings say how many passes the steps make.
         length: Tokens in each.
         settings: The pruning settings; without joint steps there are no groups.
         data_size: Number of devices along ``data``; a step has a sequence for each.
@@ -87,10 +87,10 @@ def adjusted(
     """Adjusts the MLPs of all blocks.
 
     Args:
-        run: The run. If it holds out no tokens, the calibration tokens are used for measurements too.
+        run: The run. If it holds out no tokens, those of the steps are used for measurements too.
         blocks: The pruned blocks, stacked [L, ...] as in ``placement.zeros_for_blocks``; what moves is taken out of
             them, to save memory.
-        ends: The dense model's streams after its last block, of the calibration and held-out tokens, [C, B, T, d] each.
+        ends: The dense model's streams after its last block, of the steps' and the held-out tokens, [C, B, T, d] each.
         watch: Called after every step with the number of steps made and their total.
 
     Yields:
@@ -103,7 +103,7 @@ def adjusted(
     for check in checks[:-1]:
         yield Step(check, dict, fresh=False)
     params = fully_shard_params(config, {name: run.outer[name] for name in ("embed", "head")}) | {"layers": blocks}
-    both = zip((run.fitted, run.held_out), ends, strict=True)
+    both = zip((run.joint_text or run.fitted, run.held_out), ends, strict=True)
     sets = [(_sequences(part, end), part.real) for part, end in both]
     fitted, held_out = sets[0], sets[1] if run.held_out.real else sets[0]
     plan = groups_of(run)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from spap_jax.checkpoint.locate import public_name
+from spap_jax.data import further_of
 from spap_jax.methods import update_used
 from spap_jax.models import cost
 from spap_jax.models.registry import FAMILIES
@@ -116,7 +117,7 @@ class PruneReport:
         model: Name, architecture, and widths (the largest as ``intermediate``), heads, biases and parameters before
             and after.
         sparsity: Fractions of the MLP channels and of the heads that were removed, and those requested.
-        calibration: Description, shape and hash of the calibration tokens.
+        calibration: Description, shape and hash of the calibration tokens, and of further ones that joint steps read.
         versions: Versions of the libraries used.
         layers: One record per layer.
         joint: The measurements of the joint steps: mean KL divergence of the pruned model's predictions from the dense
@@ -187,11 +188,21 @@ def new_report(run: "Run", name: str, tokens: Any, steps: Sequence[LayerReport |
             "mlp_parameters": {"before": before.mlp, "after": after.mlp},
         },
         sparsity=sparsities(config, narrow, settings),
-        calibration=data_account(tokens),
+        calibration=data_account(tokens) | _further_account(run, tokens),
         versions=versions(),
         layers=tuple(step for step in steps if isinstance(step, LayerReport)),
         joint=tuple(step for step in steps if isinstance(step, Check)),
     )
+
+
+def _further_account(run: "Run", tokens: Any) -> dict[str, Any]:
+    """Describes the windows that joint steps read beside, or instead of, those that blocks were fitted to."""
+    further = further_of(tokens)
+    if run.joint_text is None or further is None:
+        return {}
+    count = min(run.joint_text.real, len(further.tokens))
+    words = f"{data_account(tokens)['description']}; {count} others for joint steps"
+    return {"description": words, "further_sequences": count, "further_sha256": further.sha256}
 
 
 def data_account(tokens: Any) -> dict[str, Any]:

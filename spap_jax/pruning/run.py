@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from spap_jax.data import TokenBlocks, further_of, mask_of
 from spap_jax.methods import update_used
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
@@ -68,6 +69,7 @@ class Run:
         settings: The settings, in which every value that depends on the model or the tokens is resolved.
         fitted: The calibration tokens that are fitted, divided among the devices.
         held_out: The calibration tokens that are held out; there may be none.
+        joint_text: The tokens that joint steps read; None if they read the fitted ones, or if there are no such steps.
         choices: Channel selections of the parallel schedule.
         begun: The steps of an earlier run with the same values. The result is the same as without.
     """
@@ -79,24 +81,24 @@ class Run:
     settings: PruneSettings
     fitted: Padded
     held_out: Padded
+    joint_text: Padded | None
     choices: Choices
     begun: Begun = NOTHING
 
     @property
     def jointly(self) -> bool:
         """Whether joint steps follow the last block."""
-        return update_used(self.settings) == "alternate" and self.settings.decided.joint_passes > 0
+        return joint_sequences(self.settings, self.fitted.real) > 0
 
 
 def resolve(
     config: DecoderConfig,
     outer: Params,
     read_layer: Callable[[int], Params],
-    tokens: np.ndarray,
+    tokens: np.ndarray | TokenBlocks,
     settings: PruneSettings,
     narrow: DecoderConfig | None = None,
     choices: Choices | None = None,
-    mask: np.ndarray | None = None,
 ) -> Run:
     """Returns the run that prunes a model, on the devices of ``devices.use_mesh``; see `Run`.
 
@@ -104,20 +106,21 @@ def resolve(
         config: The dense decoder.
         outer: Its parameters outside the blocks.
         read_layer: Returns the parameters of a dense block by its number.
-        tokens: Calibration token blocks [B, T].
+        tokens: Calibration token blocks [B, T]; of those of ``load_tokens``, the mask says which predictions count in
+            the joint steps, which read the further windows.
         settings: The pruning settings.
         narrow: The pruned decoder, all of whose layers lose the same fraction. By default that of `pruned_config`.
         choices: Channel selections, shared with runs that differ only in sparsity. By default this run has its own.
-        mask: bool [B, T], True on the tokens whose predictions count in the joint steps. By default all count.
 
     Raises:
         UserError: there is nothing to remove.
     """
-    settings = settings.resolved(config.layers, config.width, tokens.size)
+    blocks, mask = getattr(tokens, "tokens", tokens), mask_of(tokens)
+    settings = settings.resolved(config.layers, config.width, blocks.size)
     narrow = narrow or pruned_config(config, settings)
-    fitted, held_out = calibration_chunks(tokens, settings, mask)
+    fitted, held_out = calibration_chunks(blocks, settings, mask)
     choices = choices or Choices([narrow.intermediate])
-    return Run(config, narrow, outer, read_layer, settings, fitted, held_out, choices)
+    return Run(config, narrow, outer, read_layer, settings, fitted, held_out, joint_chunks(tokens, settings), choices)
 
 
 def calibration_chunks(
@@ -131,6 +134,32 @@ def calibration_chunks(
         for part in (slice(fitted), slice(fitted, None))
     )
     return first, second
+
+
+def joint_sequences(settings: PruneSettings, fitted: int) -> int:
+    """Returns how many sequences joint steps read, with ``fitted`` fitted ones; 0 if there are no such steps."""
+    passes = settings.decided.joint_passes if update_used(settings) == "alternate" else 0
+    return max(1, round(passes * fitted)) if passes else 0
+
+
+def joint_chunks(tokens: np.ndarray | TokenBlocks, settings: PruneSettings) -> Padded | None:
+    """Returns the sequences that joint steps read: further ones, and fitted ones if these are too few.
+
+    The pruned blocks were fitted to the latter, so that their errors on these are smaller than on any other text, and
+    say less of what is to be mended. None if joint steps read the fitted ones alone, or if there are none.
+    """
+    blocks, mask, further = getattr(tokens, "tokens", tokens), mask_of(tokens), further_of(tokens)
+    fitted = streams.fitted_of(len(blocks), held_out_part(settings))
+    count = joint_sequences(settings, fitted)
+    if further is None or not count:
+        return None
+
+    def together(more: np.ndarray, own: np.ndarray) -> np.ndarray:
+        return np.concatenate([more, own[:fitted]])[:count]
+
+    most = max(1, settings.batch_tokens // blocks.shape[1])
+    counted = None if mask is None or further.mask is None else together(further.mask, mask)
+    return streams.chunked(together(further.tokens, blocks), most, counted)
 
 
 def held_out_part(settings: PruneSettings) -> float:

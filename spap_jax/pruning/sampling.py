@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from spap_jax.data import mask_of, new_blocks
+from spap_jax.data import further_of, mask_of, new_blocks
 from spap_jax.devices import data_size
 from spap_jax.errors import UserError, option
 from spap_jax.evaluation.generation import generate, keys_of
@@ -103,4 +103,4 @@ def with_samples(
     words = f"{data_account(tokens)['description']}, and {times} for each that the model wrote"
     if mask is not None:  # of what the model wrote, all counts
         mask = np.concatenate([np.ones(written.shape, bool), mask])
-    return new_blocks(both, words, len(both), mask)
+    return new_blocks(both, words, len(both), mask, further_of(tokens))

@@ -33,7 +33,8 @@ def prune_identity(
     """
     how = dataclasses.asdict(settings) | settings.decided._asdict()
     del how["effort"]  # represented by the values it stands for
-    tokens = {"calibration": blocks.sha256, "sequence length": blocks.tokens.shape[1]}
+    further = blocks.further and blocks.further.sha256
+    tokens = {"calibration": blocks.sha256, "further": further, "sequence length": blocks.tokens.shape[1]}
     output = {"evaluation": judged and judged.sha256, "dtype": dtype}
     return how | {"model": model} | tokens | output | computing()
 

@@ -40,6 +40,16 @@ def test_sequences_are_in_proportion(data: str, sequences: int, first: int, fold
     )
 
 
+def test_further_windows_are_in_proportion_too(folder: Path):
+    blocks = read("a.npy:0.75,d.npy:0.25", sequences=40)  # of a.npy, 70 windows are left for 30 drawn
+    assert blocks.further is not None
+    starts = blocks.further.tokens[:, 0]
+    assert ((starts < 1000).sum(), (starts >= 1000).sum()) == (70, 23)
+    assert 20 < (starts[:40] < 1000).sum() < 40
+    assert len({*starts, *blocks.tokens[:, 0]}) == 133
+    assert read("a.npy:10,d.npy:1", sequences=110).further is None
+
+
 def test_the_parts_are_shuffled(folder: Path):
     of_a = read("a.npy:1,d.npy:1", sequences=40).tokens[:, 0] < 1000
     assert 0 < of_a[:20].sum() < 20

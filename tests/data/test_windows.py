@@ -5,7 +5,7 @@ from data_cases import WORDS, read
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spap_jax.data import _chunks
+from spap_jax.data import POOL, _chunks
 
 
 @settings(max_examples=60, deadline=None)
@@ -21,7 +21,13 @@ def test_calibration_draws_each_window_at_most_once(count, length, seed, data):
     assert blocks.available == count
     assert len(set(starts)) == sequences
     assert not np.any(starts % length)
+    more = blocks.further
+    others = [] if more is None else [*more.tokens[:, 0]]
+    assert len(others) == min(count - sequences, (POOL - 1) * sequences)
+    assert len({*starts, *others}) == sequences + len(others)
+    assert more is None or not np.any(more.tokens[:, 0] % length)
     in_order = read(stream, sequence_length=length, sequences=sequences, seed=seed, role="evaluation")
+    assert in_order.further is None
     np.testing.assert_array_equal(in_order.tokens.ravel(), stream[: sequences * length])
 
 

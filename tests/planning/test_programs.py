@@ -12,6 +12,7 @@ import pytest
 from loads import LLAMA, config_of
 
 from spap_jax import devices
+from spap_jax.data import new_blocks
 from spap_jax.model import Model, Source
 from spap_jax.models import decoder
 from spap_jax.planning.programs import programs
@@ -100,12 +101,12 @@ def test_pruning(count: int, sharers: int, changes: dict):
     sequences = changes.get("sequences", 16)
     tokens = np.arange(sequences * LENGTH, dtype=np.int32).reshape(sequences, LENGTH) % config.vocabulary
     params = decoder.init(config, jax.random.key(0))
+    blocks = new_blocks(tokens, "", len(tokens), further=new_blocks(np.tile(tokens, (4, 1)), "", len(tokens)))
 
     def run() -> None:
-        given = with_samples(tokens, lambda: Model(config, params, Source("tiny", None, "{}")), settings)
+        given = with_samples(blocks, lambda: Model(config, params, Source("tiny", None, "{}")), settings)
         outer = {name: params[name] for name in ("embed", "head")}
-        text = getattr(given, "tokens", given)
-        for each in prune_layers(resolve(config, outer, lambda i: get_layer(params["layers"], i), text, settings)):
+        for each in prune_layers(resolve(config, outer, lambda i: get_layer(params["layers"], i), given, settings)):
             for _ in each.final:
                 pass
 

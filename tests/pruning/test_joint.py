@@ -11,11 +11,13 @@ from pruning_cases import SETTINGS, random_tokens, tiny
 from spap_jax import api
 from spap_jax.api import logits
 from spap_jax.backend import traced_for
+from spap_jax.data import TokenBlocks, new_blocks
 from spap_jax.errors import UserError
 from spap_jax.model import Model
 from spap_jax.models import decoder
 from spap_jax.pruning import joint, predictions
 from spap_jax.pruning.prune_report import LayerReport
+from spap_jax.pruning.run import joint_chunks
 from spap_jax.settings import EFFORTS, PruneSettings
 from spap_jax.training.check import Check
 from spap_jax.training.engine import _order
@@ -125,6 +127,36 @@ def test_half_the_bits_do_as_well(dtypes: dict):
     gains = [checks[0].held_out - checks[-1].held_out for checks in (exact, half)]
     assert gains[1] == pytest.approx(gains[0], rel=0.1)
     assert [check.losses for check in exact] != [check.losses for check in half]
+
+
+def calibration(further: np.ndarray | None) -> TokenBlocks:
+    tokens = random_tokens(0, 512, 16)
+    return new_blocks(tokens, "random", 512, further=None if further is None else new_blocks(further, "random", 512))
+
+
+def test_further_text_is_read_in_place_of_the_fitted():
+    """A step on as much text as was fitted, and the same, is the same step; on other text, it is another one."""
+    fitted, other = random_tokens(0, 512, 16)[:384], random_tokens(1, 400, 16)
+    same, new = (api.prune(tiny("llama"), calibration(text), settings=JOINT) for text in (fitted, other))
+    losses = [np.concatenate([check.losses for check in each.report.joint]) for each in (same, new, adjusted("llama"))]
+    np.testing.assert_allclose(losses[0], losses[2], rtol=1e-4)
+    assert np.abs(losses[1] - losses[2]).min() > 1e-4
+    assert same.report.layers[0].calibration == new.report.layers[0].calibration
+
+
+@pytest.mark.parametrize(("passes", "further", "fitted"), [(0.5, 6, 0), (1, 12, 0), (2, 20, 4), (4, 20, 12)])
+def test_fitted_text_fills_up_further_text(passes: float, further: int, fitted: int):
+    own, more = np.arange(16 * 8).reshape(16, 8), 1000 + np.arange(20 * 8).reshape(20, 8)
+    counted = [tokens % 3 > 0 for tokens in (own, more)]
+    tokens = new_blocks(own, "", 16, counted[0], new_blocks(more, "", 20, counted[1]))
+    settings = PruneSettings(held_out=0.25, batch_tokens=24, joint_passes=passes)
+    found = joint_chunks(tokens, settings)
+    assert found is not None
+    assert found.mask is not None
+    expected = np.concatenate([more[:further], own[:fitted]])
+    np.testing.assert_array_equal(found.sequences, expected)
+    np.testing.assert_array_equal(found.mask.reshape(-1, 8)[: found.real], expected % 3 > 0)
+    assert joint_chunks(own, settings) is joint_chunks(tokens, settings.replace(method="fasp")) is None
 
 
 def test_every_sequence_is_used_once_before_any_is_used_again():

@@ -168,6 +168,21 @@ def test_every_sequence_is_fitted_or_held_out_on_any_number_of_devices(number: i
     np.testing.assert_array_equal(found[1].reshape(-1, 16), tokens[22:])
 
 
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
+def test_the_stream_of_joint_text_is_the_dense_models(dtype: str):
+    """Rounding to bfloat16 inside blocks and between them is what the steps do as well."""
+    model, tokens = tiny("gemma3"), random_tokens(1, 6, 16)
+    with devices.use_mesh(2):
+        stream = streams.embed(model.config, model.params, streams.chunked(tokens, 2).tokens, storage(dtype))
+        for index in range(model.config.layers):
+            stream = streams.pass_block(model.config.of_layer(index), one_layer(model, index), stream, dtype)
+        found = np.asarray(in_float32(stream)).reshape(-1, *stream.shape[2:])[:6]
+    expected = np.asarray(decoder.last_stream(model.config, model.params, tokens))
+    error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
+    assert error < {"float32": 1e-5, "bfloat16": 0.02}[dtype]
+    assert (error > 1e-4) == (dtype == "bfloat16")
+
+
 @given(counts, most)
 def test_the_largest_divisor(count: int, most: int):
     size = streams.largest_divisor(count, most)
