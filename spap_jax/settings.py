@@ -50,7 +50,7 @@ the second is that of other methods' papers, with the errors of earlier blocks c
 _ROUND_PASSES: dict[EffortName, float] = {"low": 0.5, "default": 2, "high": 4}
 """Passes over the calibration tokens in the optimizer steps of one round."""
 
-_JOINT_TEXT: dict[EffortName, int] = {"low": 0, "default": 2**20, "high": 2**23}
+_JOINT_TEXT: dict[EffortName, int] = {"low": 0, "default": 2**19, "high": 2**21}
 """Number of tokens in the joint steps, where these are fewer than the effort's passes, but at least one pass."""
 
 _JOINT_RATE = 5.8
@@ -236,8 +236,8 @@ class PruneSettings(_Settings):
         held_out: Fraction of the calibration sequences that nothing is fitted to, and that guard against overfitting.
         effort: How much time and memory to spend on quality. "low": no joint steps, so that one block at a time is in
             memory; the steps of a round make half a pass over the calibration text. "default": joint steps of 4 passes,
-            and rounds of 2; over long text fewer joint passes, as many as make 2^20 tokens, but at least 1. "high":
-            joint steps of 16 passes, or 2^23 tokens, rounds of 4, and one sampled sequence for each calibration
+            and rounds of 2; over long text fewer joint passes, as many as make 2^19 tokens, but at least 1. "high":
+            joint steps of 16 passes, or 2^21 tokens, rounds of 4, and one sampled sequence for each calibration
             sequence. What is given as a setting of its own takes precedence.
         sampled: Number of sequences that the dense model writes for each calibration sequence, continuing its first
             tokens, and that are fitted as well. The dense model has to fit in memory. By default effort decides.
@@ -247,9 +247,10 @@ class PruneSettings(_Settings):
         steps: Optimizer steps on the inner projections in one round. By default effort decides.
         step_tokens: Tokens in the minibatch of one optimizer step of a round.
         learning_rate: Size of an optimizer step in a round, relative to the root mean square of the weights it changes.
-        joint_passes: Passes over the calibration text in the joint steps that end the update "alternate": optimizer
-            steps on all blocks together that bring the model's predictions nearer to the dense model's. All pruned
-            blocks have to fit in memory. By default effort decides.
+        joint_passes: Amount of text in the joint steps that end the update "alternate", as a multiple of the text that
+            blocks are fitted to: optimizer steps on all blocks together that bring the model's predictions nearer to
+            the dense model's. They read other sequences of the calibration data, and if there are too few, these and
+            the fitted ones several times. All pruned blocks have to fit in memory. By default effort decides.
         joint_weights: What joint steps change. "mlp": the MLPs. "block": attention and norms as well.
         joint_blocks: Number of consecutive blocks that joint steps adjust together, lowered to the next number that
             divides the number of all blocks; 0 adjusts all of them. What they change takes 12 bytes for each weight,

@@ -30,6 +30,7 @@ from typing import Any, Self
 import jax
 
 from spap_jax import devices
+from spap_jax.backend import platform
 from spap_jax.checkpoint.behind import Behind
 from spap_jax.checkpoint.kept import (
     DECIDED,
@@ -159,6 +160,8 @@ class Unfinished:
             if self._stores(step):
                 self._behind(self._store, step, jax.device_get(layer), reports)
             self.told.append(told)
+        if step >= self._blocks and platform() == "cpu":
+            self._behind.wait()  # a CPU's arrays are on the host: the next steps cannot change in place what is read
 
     def _stores(self, step: int) -> bool:
         """Whether this process stores a part of a step."""

@@ -89,6 +89,11 @@ class Mesh(NamedTuple):
     devices: int
     sharers: int = 1
 
+    @property
+    def host_devices(self) -> int:
+        """Number of devices of a host: of TPU v5p four, of others eight, but four in TPU slices of more."""
+        return min(self.devices, 4 if self.devices > 8 or self.accelerator.words == "TPU v5p" else 8)
+
     def with_devices(self, devices: int) -> "Mesh":
         """Returns a mesh of the same kind with another number of devices."""
         kind, mark, _ = _split(self.name)

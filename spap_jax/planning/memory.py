@@ -220,6 +220,7 @@ def device_memory(load: Workload) -> dict[str, Parts]:
     if load.written:
         phases["sampling"] = sampling_memory(load)
     if load.groups:
+        phases["joint text"] = held | {"activations": load.compute_bytes / 4 * passing_bytes(load)}
         stack = load.narrow.layers * block_elements(mine.narrow) + outer_elements(mine.narrow)
         judged = load.stream_bytes * load.held_out.tokens * load.dense.width
         final = {"weights": load.weight_bytes * stack / load.devices, "streams": judged + joint_text_bytes(load)}
@@ -246,15 +247,27 @@ def _best_bytes(load: Workload) -> float:
     return (load.weight_bytes if load.training.full else 4) * moved_elements(load)
 
 
-def host_memory(load: Workload) -> Parts:
-    """Bytes on each host, besides the programs themselves; JAX's staging buffers are not counted."""
-    tokens = sum(part.count * part.size for part in load.parts)
+def host_memory(load: Workload, host_devices: int) -> Parts:
+    """Bytes on each host, besides the programs themselves; JAX's staging buffers are not counted.
+
+    Args:
+        load: The run.
+        host_devices: Number of devices of a host, whose part of the state of optimizer steps it stores.
+    """
+    parts = {"token ids": 4.0 * sum(part.count * part.size for part in (*load.parts, load.joint_text))}
+    if load.training or load.groups:
+        parts["the state, to be stored"] = host_devices * _state_bytes(load)
+    if not load.training:
+        parts["the next block, read ahead"] = load.weight_bytes * block_elements(load.mine.dense)
+        parts["a block written"] = load.weight_bytes * block_elements(load.narrow)
+    return parts
+
+
+def _state_bytes(load: Workload) -> float:
+    """Bytes of one device's part of the state of joint steps or training, with the best moving weights so far."""
+    moments = 4 + 2 * load.moment_bytes
     if load.training:
-        state = moved_elements(load) * (4 + 2 * load.moment_bytes) + _best_bytes(load)
-        state *= load.sharers if load.training.full else 1  # updates are not divided along ``model``
-        return {"the state, to be stored": state, "token ids": 4 * tokens}
-    return {
-        "the next block, read ahead": load.weight_bytes * block_elements(load.mine.dense),
-        "a block written": load.weight_bytes * block_elements(load.narrow),
-        "token ids": 4 * tokens,
-    }
+        return (moved_elements(load) * moments + _best_bytes(load)) / load.devices
+    share = load.together / load.narrow.layers
+    settled = load.weight_bytes * (share < 1)
+    return moved_elements(load) * (share * (moments + load.weight_bytes) + settled) / load.devices

@@ -24,7 +24,7 @@ _TAKEN_BY_JAX = 0.75
 _HELD = ("weights", "streams")
 """The parts of a phase's memory that are no workspace: they are held before it and after it."""
 
-_QUICK = ("joint steps", "steps")
+_QUICK = ("joint text", "joint steps", "steps")
 """The phases whose matrix products are of bfloat16."""
 
 
@@ -141,7 +141,7 @@ def plan(request: Request, mesh: Mesh) -> Plan:
         request=request,
         mesh=mesh,
         memory=_with_known(memory.device_memory(load), dict(request.known)),
-        host=memory.host_memory(load),
+        host=memory.host_memory(load, mesh.host_devices),
         read=read * load.weight_bytes,
     )
 

@@ -163,18 +163,13 @@ def _resting(arrays: Arrays) -> list[Any]:
 
 
 def streams_programs(arrays: Arrays) -> Iterator[Program]:
-    """``pruning/streams.py``: both streams start, enter and leave every block; in waves the dense one goes ahead.
-
-    So does the dense stream of the text that joint steps read.
-    """
+    """``pruning/streams.py``: both streams start, enter and leave every block; in waves the dense one goes ahead."""
     load = arrays.load
     embed = arrays.parameters(load.dense)["embed"]
     for chunks in load.parts:
         if chunks.count:
             stored = arrays.streams(chunks).dense.dtype
             yield _program(streams._embed, load.dense, {"embed": embed}, arrays.tokens(chunks), stored, times=1)
-    if load.groups:
-        yield from _joint_text(arrays)
     if load.in_waves:
         yield from _ahead(arrays)
     block, small = arrays.block(load.dense), arrays.block(load.narrow)
@@ -198,7 +193,10 @@ def streams_programs(arrays: Arrays) -> Iterator[Program]:
     yield from _each_part(arrays, leave)
 
 
-def _joint_text(arrays: Arrays) -> Iterator[Program]:
+def joint_text_programs(arrays: Arrays) -> Iterator[Program]:
+    """``pruning/streams.py``: the dense stream of the text that joint steps read."""
+    if not arrays.load.groups:
+        return
     load, stream, block = arrays.load, arrays.joint_text, arrays.block(arrays.load.dense)
     both = [arrays.fitted, arrays.held_out]
     given = ({"embed": arrays.parameters(load.dense)["embed"]}, arrays.tokens(load.joint_text), stream.dtype)
@@ -498,6 +496,7 @@ def _training(arrays: Arrays) -> tuple[step.Job, step.Given, step.Given, Params]
 PRUNING = {
     "sampling": sampling_programs,
     "streams": streams_programs,
+    "joint text": joint_text_programs,
     "statistics": statistics_programs,
     "selection": selection_programs,
     "refit": refit_programs,

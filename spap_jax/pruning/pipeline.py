@@ -56,8 +56,9 @@ def prune_layers(run: Run, watch: Callable[[int, int], None] | None = None) -> G
     clock = PhaseClock()
     dtype = storage(run.settings.stream_dtype)
     both = [streams.start(config, run.outer, part, dtype) for part in (run.fitted, run.held_out)]
+    clock.lap("streams", both)
     text = _joint_stream(run)
-    clock.lap("streams", (both, text))
+    clock.lap("joint text", text)
     blocks, reports = None, []
     for wave in _waves(run):
         ahead = run.settings.schedule == "parallel" and wave.stop > len(made)
@@ -67,7 +68,7 @@ def prune_layers(run: Run, watch: Callable[[int, int], None] | None = None) -> G
             clock.lap("reading", dense)
             if text is not None:
                 text = streams.pass_block(config.of_layer(index), dense, text, step_dtype(run.settings.compute_dtype))
-                clock.lap("streams", text)
+                clock.lap("joint text", text)
             if index < len(made):
                 layer, report = shard_params(narrow, run.begun.read(index)), made[index]
                 both = _past(run, index, dense, layer, both)

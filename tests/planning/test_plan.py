@@ -167,7 +167,7 @@ def test_devices_share_the_tokens_and_the_solver():
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_streams_take_half_the_memory_in_bfloat16(schedule: str):
-    settings = PruneSettings(schedule=schedule)  # type: ignore[arg-type]
+    settings = PruneSettings(schedule=schedule, effort="low")  # type: ignore[arg-type]
     requests = (request_of("llama-3.1-8b", settings=settings.replace(stream_dtype=dtype)) for dtype in FLOAT_DTYPES)
     exact, half = (plan(request, mesh_named("h100x1")) for request in requests)
     for name, parts in exact.memory.items():
@@ -208,7 +208,7 @@ def test_methods_and_updates_leave_out_what_they_do_not_do():
     own, wanda, obs, low = phases(), phases(method="wanda"), phases(method="obs"), phases(effort="low")
     assert set(wanda) == {"streams", "statistics", "selection", "refit", "errors"}  # whose moments give errors as well
     assert set(obs) == set(wanda)
-    assert set(own) == {*low, "joint steps", "joint checks"}
+    assert set(own) == {*low, "joint text", "joint steps", "joint checks"}
     assert {**own, **low} == own
     assert wanda["selection"] < own["selection"]
     assert wanda["refit"] < obs["refit"]

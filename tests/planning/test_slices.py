@@ -36,6 +36,8 @@ def test_shapes_of_slices_and_hosts(version: str, chips: int, shape: tuple[int, 
 def test_every_slice_has_a_shape(version: str):
     for chips in ACCELERATORS[version].sizes:
         assert math.prod(slices.shape_of(version, chips)) == chips
+        mesh = mesh_named(f"{version}-{chips * ACCELERATORS[version].named}")
+        assert math.prod(slices.host_of(version, slices.shape_of(version, chips))) == mesh.host_devices
 
 
 @pytest.mark.parametrize(
