@@ -33,7 +33,7 @@ class PruneChanges(TypedDict, total=False):
     swap_rounds: int
     held_out: float
     effort: EffortName
-    sampled: int | None
+    sampled: int
     rounds: int
     steps: int | None
     step_tokens: int

@@ -13,13 +13,6 @@ _Ranges = tuple[tuple[str, Callable[[Any], bool], str], ...]
 """For each field: its name, a test of a value, and the allowed values in words."""
 
 
-class Effort(NamedTuple):
-    """The settings that the effort decides by default."""
-
-    joint_passes: float
-    sampled: int
-
-
 EffortName = Literal["low", "default", "high"]
 Allocation = Literal["uniform", "global"]
 Method = Literal["spap", "random", "magnitude", "wanda", "flap", "fasp", "obs", "osscar"]
@@ -29,11 +22,8 @@ JointWeights = Literal["mlp", "block"]
 FloatDtype = Literal["float32", "bfloat16"]
 Remat = Literal["full", "dots"]
 
-EFFORTS: dict[EffortName, Effort] = {
-    "low": Effort(joint_passes=0, sampled=0),
-    "default": Effort(joint_passes=4, sampled=0),
-    "high": Effort(joint_passes=16, sampled=1),
-}
+EFFORTS: dict[EffortName, float] = {"low": 0, "default": 4, "high": 16}
+"""How many times as much text joint steps read as blocks are fitted to, by default."""
 
 
 class Fit(NamedTuple):
@@ -50,7 +40,7 @@ the second is that of other methods' papers, with the errors of earlier blocks c
 _ROUND_PASSES: dict[EffortName, float] = {"low": 0.5, "default": 2, "high": 4}
 """Passes over the calibration tokens in the optimizer steps of one round."""
 
-_JOINT_TEXT: dict[EffortName, int] = {"low": 0, "default": 2**19, "high": 2**21}
+_JOINT_TEXT: dict[EffortName, int] = {"low": 0, "default": 2**18, "high": 2**21}
 """Number of tokens in the joint steps, where these are fewer than the effort's passes, but at least one pass."""
 
 _JOINT_RATE = 5.8
@@ -110,7 +100,7 @@ _PRUNING: _Ranges = (
     ("effort", lambda e: e in tuple(EFFORTS), f"one of {', '.join(EFFORTS)}"),
     ("rounds", _count(0), "a whole number of at least 0"),
     ("steps", _if_given(_count(1)), "a whole number of at least 1"),
-    ("sampled", _if_given(_count(0)), "a whole number of at least 0"),
+    ("sampled", _count(0), "a whole number of at least 0"),
     ("step_tokens", _count(1), "a whole number of at least 1"),
     ("learning_rate", _positive, "positive"),
     ("joint_passes", _if_given(_at_least_zero), "at least 0"),
@@ -235,12 +225,12 @@ class PruneSettings(_Settings):
             makes no swaps.
         held_out: Fraction of the calibration sequences that nothing is fitted to, and that guard against overfitting.
         effort: How much time and memory to spend on quality. "low": no joint steps, so that one block at a time is in
-            memory; the steps of a round make half a pass over the calibration text. "default": joint steps of 4 passes,
-            and rounds of 2; over long text fewer joint passes, as many as make 2^19 tokens, but at least 1. "high":
-            joint steps of 16 passes, or 2^21 tokens, rounds of 4, and one sampled sequence for each calibration
-            sequence. What is given as a setting of its own takes precedence.
+            memory; the steps of a round make half a pass over the calibration text. "default": joint steps on 4 times
+            as much text as blocks are fitted to, but on at most 2^18 tokens unless more are fitted; rounds of 2 passes.
+            "high": joint steps on 16 times as much text, or 2^21 tokens, and rounds of 4 passes. What is given as a
+            setting of its own takes precedence.
         sampled: Number of sequences that the dense model writes for each calibration sequence, continuing its first
-            tokens, and that are fitted as well. The dense model has to fit in memory. By default effort decides.
+            tokens, and that are fitted as well, if there is little text. The dense model has to fit in memory.
         rounds: Number of alternating rounds of the update "alternate": optimizer steps on the inner projections, then
             the output projection in closed form. 0 keeps the result of the refit, and so do all layers that follow two
             layers in a row whose errors the rounds hardly lowered.
@@ -251,7 +241,8 @@ class PruneSettings(_Settings):
             blocks are fitted to: optimizer steps on all blocks together that bring the model's predictions nearer to
             the dense model's. They read other sequences of the calibration data, and if there are too few, these and
             the fitted ones several times. All pruned blocks have to fit in memory. By default effort decides.
-        joint_weights: What joint steps change. "mlp": the MLPs. "block": attention and norms as well.
+        joint_weights: What joint steps change. "block": all weights of the blocks. "mlp": the MLPs alone, which takes
+            less memory, and gains less in models that were trained on much text.
         joint_blocks: Number of consecutive blocks that joint steps adjust together, lowered to the next number that
             divides the number of all blocks; 0 adjusts all of them. What they change takes 12 bytes for each weight,
             or 16 with moments in float32, which includes the gradient and Adam's moments, divided among all devices.
@@ -285,15 +276,15 @@ class PruneSettings(_Settings):
     swap_rounds: int = 8
     held_out: float = 0.0625
     effort: EffortName = "default"
-    sampled: int | None = None
+    sampled: int = 0
     rounds: int = 1
     steps: int | None = None
     step_tokens: int = 2048
     learning_rate: float = 0.03
     joint_passes: float | None = None
-    joint_weights: JointWeights = "mlp"
+    joint_weights: JointWeights = "block"
     joint_blocks: int = 0
-    joint_tokens: int = 1024
+    joint_tokens: int = 2048
     joint_learning_rate: float | None = None
     batch_tokens: int = 4096
     stream_dtype: FloatDtype = "float32"
@@ -304,10 +295,9 @@ class PruneSettings(_Settings):
     _ranges = _PRUNING
 
     @property
-    def decided(self) -> Effort:
-        """The given values of these settings, and the effort's values for those that were not given."""
-        chosen = ((getattr(self, name), meant) for name, meant in EFFORTS[self.effort]._asdict().items())
-        return Effort(*(meant if value is None else value for value, meant in chosen))
+    def passes(self) -> float:
+        """The given value of ``joint_passes``, or the effort's."""
+        return EFFORTS[self.effort] if self.joint_passes is None else self.joint_passes
 
     @property
     def fit(self) -> Fit:
@@ -331,12 +321,12 @@ class PruneSettings(_Settings):
             width: Width of the model, d.
             tokens: Number of calibration tokens.
         """
-        passes = self.decided.joint_passes
+        passes = self.passes
         if self.joint_passes is None and passes:
             passes = min(passes, max(1.0, _JOINT_TEXT[self.effort] / tokens))
         return self.replace(
-            **self.decided._replace(joint_passes=passes)._asdict(),
             **self.fit._asdict(),
+            joint_passes=passes,
             steps=self.steps or max(1, round(_ROUND_PASSES[self.effort] * tokens / self.step_tokens)),
             step_tokens=min(self.step_tokens, tokens),
             joint_learning_rate=self.joint_learning_rate or _JOINT_RATE / (layers * width),

@@ -73,8 +73,8 @@ def check(settings: spap.PruneSettings) -> None:
     Raises:
         UserError: they request sampled text, an update other than steps, or options that are not the built-in defaults.
     """
-    if settings.decided.sampled:
-        raise spap.UserError("ideas are tried without sampled text: take another effort, or add sampled=0.")
+    if settings.sampled:
+        raise spap.UserError("ideas are tried without sampled text: leave it out.")
     if update_used(settings) != "alternate":
         raise spap.UserError("ideas are tried with steps on the weights: take a method that has them.")
     usual = spap.PruneSettings()

@@ -121,7 +121,7 @@ the names and defaults of the time when the first rows were made, so that these 
 
 def settings_hash(settings: spap.PruneSettings) -> str:
     """Hashes every setting that has an effect, and every value derived from the settings, defaults included."""
-    values = dataclasses.asdict(settings) | settings.decided._asdict() | settings.fit._asdict()
+    values = dataclasses.asdict(settings) | {"joint_passes": settings.passes} | settings.fit._asdict()
     values["moment_dtype"] = settings.moment_dtype or "float32"  # rows are made on CPUs
     if update_used(settings) != "alternate":
         stepping = (*_OF_STEPS, "moment_dtype", "compute_dtype")

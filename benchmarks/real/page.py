@@ -10,7 +10,8 @@ from spap_jax.reporting.style import DPI, grid, open_sides
 BARS = {"spap, low effort": 0.75, "spap": 0.60, "spap, high effort": 0.45}
 """Upper bounds for the rise in log-perplexity over the best peer's, at 20 and 30 %."""
 
-COLOURS = {"flap": "#444444", "fasp": "#e69f00", "obs": "#56b4e9", "osscar": "#009e73", "obs + steps": "#cc79a7",
+COLOURS = {"flap": "#444444", "fasp": "#e69f00", "obs": "#56b4e9", "osscar": "#009e73", "obs, more text": "#b3dff5",
+           "obs + steps": "#cc79a7",
            "spap, low effort": "#f0b48a", "spap": "#d55e00", "spap, high effort": "#0072b2"}  # fmt: skip
 
 

@@ -22,12 +22,16 @@ METHODS: dict[str, tuple[str, ...]] = {
     "fasp": ("--method", "fasp", *_ALL_TOKENS),
     "obs": ("--method", "obs", *_ALL_TOKENS),
     "osscar": ("--method", "osscar", *_ALL_TOKENS),
+    "obs, more text": ("--method", "obs", *_ALL_TOKENS),
     "spap, low effort": ("--effort", "low"),
     "spap": (),
     "obs + steps": ("--method", "obs", "--update", "alternate"),
     "spap, high effort": ("--effort", "high"),
 }
 """Options of ``spap prune`` by method, in the order in which a sparsity is filled."""
+
+_MORE = {"obs, more text": 5}
+"""How many times the sequences a method reads: our default effort, with its joint steps, reads 1 + 4 x 15/16."""
 
 PEERS = ("flap", "fasp", "obs", "osscar")
 
@@ -85,6 +89,7 @@ class Row(msgspec.Struct, frozen=True):
 
 def command_of(method: str, sparsity: float, calibration: str, sequences: int, length: int) -> list[str]:
     """Returns the words of a prune command after the model, without its output."""
+    sequences *= _MORE.get(method, 1)
     tokens = ["--data", calibration, "--sequences", str(sequences), "--sequence-length", str(length)]
     return ["--sparsity", f"{sparsity:g}", *METHODS[method], *tokens]
 

@@ -195,7 +195,7 @@ def _opened(
 
 def _read_whole(settings: PruneSettings, eval: str | None) -> bool:
     """Whether all weights are read, and so checked, before the first layer is pruned."""
-    return bool(eval or settings.decided.sampled or settings.allocation == "global")
+    return bool(eval or settings.sampled or settings.allocation == "global")
 
 
 def _gigabytes(watch: Callable[[str, int, int], None], seen: int, total: int) -> None:

@@ -154,13 +154,14 @@ def joint_bytes(load: Workload) -> tuple[float, float]:
     attention = size * tokens * (9 * c.width + 8 * (queries + keys)) + 4 * 2.5 * scores
     mlp = size * tokens * (2 * c.width + (3 * mlp_matrices(c) - 2) * c.intermediate)
     head = 4 * 6 * min(HEAD_TOKENS, tokens) * c.vocabulary
-    gathered = size * (block_elements(c) + _looked_up(c)) + 4 * _mlp_elements(c)
+    copied = load.devices > 1 or size != load.weight_bytes  # outside the blocks: gathered or converted
+    gathered = size * (block_elements(c) + copied * _looked_up(c)) + 4 * _mlp_elements(c)
     held = size * c.layers * tokens * c.width + 4 * tokens * c.width
     if (load.training or load.settings).remat == "dots":  # of the last projection, nothing is computed again
         inner = queries + 2 * keys + c.width + (mlp_matrices(c) - 1) * c.intermediate
         held += size * c.layers * tokens * inner
     if load.training:
-        held += size * (_looked_up(load.mine.dense) + tokens * c.width)
+        held += size * (copied * _looked_up(load.mine.dense) + tokens * c.width)
     return moved * 2 * (4 + load.moment_bytes), gathered + held + max(attention, mlp, head)
 
 
@@ -222,6 +223,7 @@ def device_memory(load: Workload) -> dict[str, Parts]:
     if load.groups:
         phases["joint text"] = held | {"activations": load.compute_bytes / 4 * passing_bytes(load)}
         stack = load.narrow.layers * block_elements(mine.narrow) + outer_elements(mine.narrow)
+        stack -= moved_elements(load) if load.together == load.narrow.layers else 0  # the best so far wait on the host
         judged = load.stream_bytes * load.held_out.tokens * load.dense.width
         final = {"weights": load.weight_bytes * stack / load.devices, "streams": judged + joint_text_bytes(load)}
         for name, workspace in (("joint steps", joint_bytes), ("joint checks", checking_bytes)):
@@ -231,9 +233,9 @@ def device_memory(load: Workload) -> dict[str, Parts]:
 
 
 def _training_memory(load: Workload) -> dict[str, Parts]:
-    """Both models as they are stored, what moves with its gradients and moments, and the best of it so far."""
+    """Both models as they are stored, and what moves with its gradients and moments."""
     both = sum(c.layers * block_elements(c) + outer_elements(c) for c in (load.mine.narrow, load.mine.dense))
-    held = {"weights": (load.weight_bytes * both + _best_bytes(load)) / load.devices}
+    held = {"weights": load.weight_bytes * both / load.devices}
     phases = {}
     for name, workspace in (("steps", joint_bytes), ("checks", checking_bytes)):
         gradients, activations = workspace(load)
@@ -242,7 +244,7 @@ def _training_memory(load: Workload) -> dict[str, Parts]:
 
 
 def _best_bytes(load: Workload) -> float:
-    """Bytes of the best moving weights so far, which are kept as they will be written."""
+    """Bytes of the best moving weights so far, which wait on the hosts as they will be written."""
     assert load.training
     return (load.weight_bytes if load.training.full else 4) * moved_elements(load)
 

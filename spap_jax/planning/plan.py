@@ -13,7 +13,7 @@ from spap_jax.planning.counted import Work
 from spap_jax.planning.memory import Parts
 from spap_jax.planning.workload import Workload, workload
 from spap_jax.quantities import bytes_text
-from spap_jax.settings import Effort, FinetuneSettings, PruneSettings
+from spap_jax.settings import FinetuneSettings, PruneSettings
 
 USABLE = 0.9
 """Usable fraction of a device's memory; the rest is left for programs, fragmentation and compiler overhead."""
@@ -255,13 +255,13 @@ def _lighter(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]
 
 def _easier(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]]:
     for effort in ["default"] * (request.settings.effort == "high") + ["low"]:
-        easier = request.settings.replace(effort=effort, **dict.fromkeys(Effort._fields))
+        easier = request.settings.replace(effort=effort, joint_passes=None)
         yield f"--effort {effort}", dataclasses.replace(request, settings=easier), mesh
 
 
 def _apart(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]]:
     blocks = request.settings.joint_blocks or request.config.layers
-    while blocks > 1 and request.settings.decided.joint_passes:
+    while blocks > 1 and request.settings.passes:
         blocks //= 2
         apart = request.settings.replace(joint_blocks=blocks)
         yield f"--joint-blocks {blocks}", dataclasses.replace(request, settings=apart), mesh

@@ -422,22 +422,22 @@ def training_check_programs(arrays: Arrays) -> Iterator[Program]:
 
 
 def _steps(arrays: Arrays, job: step.Job, given: step.Given, moved: Params, beside: Any) -> Iterator[Program]:
-    """Yields the programs of steps on weights that move, described as they are stored; the best so far are held too."""
+    """Yields the programs of steps on weights that move, described as they are stored; the best so far are on hosts."""
     load = arrays.load
     groups = 1 if load.training else len(load.groups)
     sequences = load.training.step_sequences if load.training else load.groups[0].schedule.sequences
     yield _program(step._in_float32, moved, times=groups, beside=[given, beside])
     batch = arrays.replicated(engine.batch_of(np.arange(sequences), given, load.settings.batch_tokens))
-    state, best = _state(arrays, job, moved), [moved, beside]
-    yield _program(step.step, job, given, state, batch, times=load.joint_steps, beside=best)
-    dtypes, held = tuple(a.dtype for a in jax.tree.leaves(moved)), [given, state, *best]
+    state = _state(arrays, job, moved)
+    yield _program(step.step, job, given, state, batch, times=load.joint_steps, beside=beside)
+    dtypes, held = tuple(a.dtype for a in jax.tree.leaves(moved)), [given, state, beside]
     yield _program(stored_dtypes._cast, state.moved, times=load.joint_checks - 1, beside=held, dtypes=dtypes)
 
 
 def _checks(arrays: Arrays, job: step.Job, judged: step.Given, moved: Params, beside: Any) -> Iterator[Program]:
     load = arrays.load
     batch = arrays.replicated(engine.batch_of(np.arange(judged.real), judged, load.settings.batch_tokens))
-    held = [_state(arrays, job, moved), moved, beside]  # the steps' state, and the best weights so far
+    held = [_state(arrays, job, moved), beside]
     yield _program(step.measure, job, judged, moved, batch, times=load.joint_checks, beside=held)
 
 

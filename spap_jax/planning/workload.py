@@ -212,7 +212,7 @@ class Workload:
     @property
     def samples(self) -> int:
         """Number of sequences that the dense model generates."""
-        sampled = self.settings.decided.sampled
+        sampled = self.settings.sampled
         return sum(part.real for part in self.parts) * sampled // (1 + sampled)
 
     @property
@@ -286,7 +286,7 @@ def workload(
             "keep: plan a model with one width, with --allocation uniform."
         )
     most, further = max(1, settings.batch_tokens // length), (POOL - 1) * sequences
-    sequences *= 1 if training else 1 + settings.decided.sampled
+    sequences *= 1 if training else 1 + settings.sampled
     settings = settings.resolved(config.layers, config.width, sequences * length)
     fitted = streams.fitted_of(sequences, training.held_out if training else held_out_part(settings))
 

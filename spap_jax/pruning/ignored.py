@@ -34,5 +34,5 @@ def _unused(settings: PruneSettings) -> Iterator[tuple[tuple[str, ...], str]]:
         return
     if not settings.rounds:
         yield _ROUNDS[1:], "there are no rounds"
-    if not settings.decided.joint_passes:
+    if not settings.passes:
         yield _JOINT[1:], "there are no joint steps"

@@ -1,4 +1,4 @@
-"""Joint steps on a pruned model, which adjust the MLPs of its blocks so that its predictions match the dense model's.
+"""Joint steps on a pruned model, which adjust its blocks so that its predictions match the dense model's.
 
 The sequential pass fits every block to the dense stream at its own output. The final distribution is what matters, so
 joint steps continue the alternating minimisation on it: optimizer steps on the Kullback-Leibler divergence of the
@@ -50,12 +50,12 @@ def groups(layers: int, sequences: int, length: int, settings: PruneSettings, da
         settings: The pruning settings; without joint steps there are no groups.
         data_size: Number of devices along ``data``; a step has a sequence for each.
     """
-    if not settings.decided.joint_passes:
+    if not settings.passes:
         return []
     count = together(layers, settings)
     batch = min(sequences, max(data_size, settings.joint_tokens // length))
     share = count / layers
-    steps = max(1, round(settings.decided.joint_passes * sequences * share / batch))
+    steps = max(1, round(settings.passes * sequences * share / batch))
     every = -(-steps // max(1, round(_CHECKS * share)))
     return [
         Group(first, count, StepSchedule(steps, batch, every, settings.batch_tokens, (settings.seed, number)))
@@ -84,7 +84,7 @@ def adjusted(
     ends: tuple[jax.Array, jax.Array],
     watch: Callable[[int, int], None] | None = None,
 ) -> Iterator[Step]:
-    """Adjusts the MLPs of all blocks.
+    """Adjusts all blocks.
 
     Args:
         run: The run. If it holds out no tokens, those of the steps are used for measurements too.
@@ -130,15 +130,14 @@ def adjusted(
         steps = stages(job, given, judged, start, to_stored_dtypes(start), group.schedule, before, begun, each)
         # The steps have these, and let them go when they have better ones.
         stored, best, start, parts = None, {}, None, {} if alone else parts
+        stage = None
         for stage in steps:
-            best, checks = stage.best["layers"], stage.checks
-            final = ()
-            if len(checks) == last:
-                ended = params["layers"] | (best if alone else _with_blocks(parts, group.first, best))
-                final = final_blocks(config, ended)
+            checks = stage.checks
+            final = final_blocks(config, params["layers"], parts, stage, group.first) if len(checks) == last else ()
             settled = {} if alone else {"settled": parts}
             yield Step(checks[-1], lambda s=stage, more=settled: _state(s, more), final, len(checks) > kept)
-        parts = best if alone else _with_blocks(parts, group.first, best)
+        if stage and len(checks) < last:
+            parts = _with_blocks(parts, group.first, stage.best["layers"])
 
 
 def _sequences(part: Padded, end: jax.Array) -> Sequences:
@@ -171,10 +170,22 @@ def _with_blocks(stack: Params, first: int, some: Params) -> Params:
     return jax.tree.map(lambda a, b: a.at[first : first + len(b)].set(b), stack, some)
 
 
-def final_blocks(config: DecoderConfig, layers: Params) -> Iterator[tuple[int, Params]]:
-    """Yields each block of a stack with its number, on the host, one at a time; all processes have to run through."""
+def final_blocks(
+    config: DecoderConfig, layers: Params, parts: Params, stage: Stage, first: int
+) -> Iterator[tuple[int, Params]]:
+    """Yields each block with its number, on the host, one at a time; all processes have to run through.
+
+    Args:
+        config: The pruned decoder.
+        layers: The parts of all blocks that no step changed, stacked [L, ...].
+        parts: The parts that steps on other blocks changed; none if all blocks were adjusted together.
+        stage: The last stage of the steps.
+        first: Number of the first block that these adjusted.
+    """
+    best = stage.best["layers"]
+    final = layers | (_with_blocks(parts, first, best) if parts else best)
     for index in range(config.layers):
-        yield index, devices.to_host(_block(layers, index))
+        yield index, devices.to_host(_block(final, index))
 
 
 _block = jax.jit(get_layer)

@@ -165,7 +165,7 @@ class _Work:
     @classmethod
     def of(cls, config: DecoderConfig, settings: PruneSettings, shape: tuple[int, int], judged: int) -> Self:
         """Counts the pieces of work."""
-        sequences = shape[0] // (1 + settings.decided.sampled)
+        sequences = shape[0] // (1 + settings.sampled)
         even = dataclasses.replace(config, widths=None), settings.replace(allocation="uniform")
         load = workload(*even, sequences, shape[1])
         stages = _STAGES[update_used(settings)]

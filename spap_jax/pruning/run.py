@@ -115,7 +115,7 @@ def resolve(
     Raises:
         UserError: there is nothing to remove.
     """
-    blocks, mask = getattr(tokens, "tokens", tokens), mask_of(tokens)
+    blocks, mask = tokens.tokens if isinstance(tokens, TokenBlocks) else tokens, mask_of(tokens)
     settings = settings.resolved(config.layers, config.width, blocks.size)
     narrow = narrow or pruned_config(config, settings)
     fitted, held_out = calibration_chunks(blocks, settings, mask)
@@ -138,7 +138,7 @@ def calibration_chunks(
 
 def joint_sequences(settings: PruneSettings, fitted: int) -> int:
     """Returns how many sequences joint steps read, with ``fitted`` fitted ones; 0 if there are no such steps."""
-    passes = settings.decided.joint_passes if update_used(settings) == "alternate" else 0
+    passes = settings.passes if update_used(settings) == "alternate" else 0
     return max(1, round(passes * fitted)) if passes else 0
 
 
@@ -148,7 +148,8 @@ def joint_chunks(tokens: np.ndarray | TokenBlocks, settings: PruneSettings) -> P
     The pruned blocks were fitted to the latter, so that their errors on these are smaller than on any other text, and
     say less of what is to be mended. None if joint steps read the fitted ones alone, or if there are none.
     """
-    blocks, mask, further = getattr(tokens, "tokens", tokens), mask_of(tokens), further_of(tokens)
+    mask, further = mask_of(tokens), further_of(tokens)
+    blocks = tokens.tokens if isinstance(tokens, TokenBlocks) else tokens
     fitted = streams.fitted_of(len(blocks), held_out_part(settings))
     count = joint_sequences(settings, fitted)
     if further is None or not count:
@@ -164,4 +165,4 @@ def joint_chunks(tokens: np.ndarray | TokenBlocks, settings: PruneSettings) -> P
 
 def held_out_part(settings: PruneSettings) -> float:
     """Returns the held-out fraction of all sequences, including sampled ones, which come first."""
-    return settings.held_out / (1 + settings.decided.sampled)
+    return settings.held_out / (1 + settings.sampled)

@@ -94,7 +94,7 @@ def with_samples(
     Raises:
         UserError: as in `sample`.
     """
-    times = settings.decided.sampled
+    times = settings.sampled
     if not times:
         return tokens
     blocks = np.asarray(getattr(tokens, "tokens", tokens), np.int32)

@@ -31,7 +31,7 @@ def prune_identity(
         dtype: Data type to which the weights are converted; None if they are not.
         settings: The pruning settings.
     """
-    how = dataclasses.asdict(settings) | settings.decided._asdict()
+    how = dataclasses.asdict(settings) | {"joint_passes": settings.passes}
     del how["effort"]  # represented by the values it stands for
     further = blocks.further and blocks.further.sha256
     tokens = {"calibration": blocks.sha256, "further": further, "sequence length": blocks.tokens.shape[1]}

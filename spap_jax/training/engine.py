@@ -49,30 +49,36 @@ class Stage(NamedTuple):
 
     Attributes:
         state: State from which the next steps start; they donate it, so do not use it once they have begun.
-        best: The moving weights with the lowest loss so far, as they will be written.
+        waiting: The moving weights with the lowest loss so far, as they will be written, on the host.
+        like: Describes them as arrays on the devices.
         checks: All measurements so far.
     """
 
     state: State
-    best: Params
+    waiting: Parts
+    like: Params
     checks: tuple[Check, ...]
 
-    def parts(self) -> Parts:
-        """Returns what this process's devices hold of the stage, on the host."""
-        return parts_of((self.state, self.best))
+    @property
+    def best(self) -> Params:
+        """The moving weights with the lowest loss so far, brought to the devices anew."""
+        return from_parts(self.waiting, self.like)
 
-    def with_parts(self, parts: Parts, checks: tuple[Check, ...]) -> "Stage":
+    def parts(self) -> dict[str, Parts]:
+        """Returns what this process's devices hold of the stage, on the host."""
+        return {"state": parts_of(self.state), "best": self.waiting}
+
+    def with_parts(self, parts: dict[str, Parts], checks: tuple[Check, ...]) -> "Stage":
         """Returns a stage of the same run, of which each process gives its own parts."""
-        state, best = from_parts(parts, (self.state, self.best))
-        return Stage(state, best, checks)
+        return Stage(from_parts(parts["state"], self.state), parts["best"], self.like, checks)
 
     @property
     def least(self) -> float:
-        """The lowest loss so far, which is that of ``best``."""
+        """The lowest loss so far, that of the best weights."""
         return min(check.held_out for check in self.checks if check.taken)
 
 
-StoredStage = tuple[Callable[[], Parts], tuple[Check, ...]]
+StoredStage = tuple[Callable[[], dict[str, Parts]], tuple[Check, ...]]
 """The stored state of a run: a function that reads the parts of its last stage, and its checks."""
 
 
@@ -109,16 +115,19 @@ def stages(
     held_out = batch_of(np.arange(judged.real), judged, schedule.batch_tokens)
     tokens = schedule.sequences * given.sequences.tokens.shape[-1]
 
-    stage = Stage(begin(job, start), start, before)
-    del start
+    opening = begun is not None or not before
+    like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), start)
     if begun is not None:
         read, checks = begun
-        stage = stage.with_parts(read(), checks)
-    elif not before:
-        clock = time.perf_counter()
-        loss = float(measure(job, judged, stage.best, held_out))
-        stage = stage._replace(checks=(Check(0, 0, (), loss, True, time.perf_counter() - clock),))
-    if begun is not None or not before:
+        stage = Stage(begin(job, start), {}, like, ()).with_parts(read(), checks)
+    else:
+        if not before:
+            clock = time.perf_counter()
+            loss = float(measure(job, judged, start, held_out))
+            before = (Check(0, 0, (), loss, True, time.perf_counter() - clock),)
+        stage = Stage(begin(job, start), parts_of(start), like, before)
+    del start
+    if opening:
         yield stage
     made = stage.checks[-1].step - last.step
     for start_at in range(made, schedule.steps, schedule.check_every):
@@ -135,7 +144,8 @@ def stages(
         done = start_at + len(rows)
         seconds = time.perf_counter() - clock
         check = Check(last.step + done, last.tokens + done * tokens, tuple(losses), found, taken, seconds)
-        stage = Stage(state, now if taken else stage.best, (*stage.checks, check))
+        stage = Stage(state, parts_of(now) if taken else stage.waiting, like, (*stage.checks, check))
+        del state, now  # the next steps donate the one, and the other waits on the host
         yield stage
 
 

@@ -43,4 +43,4 @@ def run(
     assert last is not None  # the first stage precedes any step
     trained = replace(model, params=devices.to_process(result(model, last, settings)))
     names = (model.source.name, teacher and teacher.source.name)
-    return trained, new_finetune_report(settings, names, tokens, last.best, last.checks, time.perf_counter() - started)
+    return trained, new_finetune_report(settings, names, tokens, last.like, last.checks, time.perf_counter() - started)

@@ -155,7 +155,7 @@ def test_how_an_idea_is_asked_for():
 @pytest.mark.parametrize(
     ("method", "sentence"),
     [
-        ("spap, high effort", "without sampled text"),
+        ("spap with sampled=1", "without sampled text"),
         ("spap, refit only", "with steps on the weights"),
         ("obs", "with steps on the weights"),
         ("spap with schedule=parallel", "with schedule=sequential alone"),

@@ -71,7 +71,7 @@ def test_it_ends_with_the_same_bits(variant: str, settings: PruneSettings, count
     whole = steps(variant, settings, count)
     assert [step.fresh for step in whole] == [True] * len(whole)
     assert {index for step in whole for index in step.final} == set(range(LAYERS))
-    if jointly := settings.decided.joint_passes > 0:
+    if jointly := settings.passes > 0:
         assert len(whole) > LAYERS + 3
         assert any(step.report.taken for step in whole[LAYERS + 1 :] if isinstance(step.report, Check))
     stops = {1, LAYERS - 1, LAYERS, LAYERS + 1, LAYERS + 3, LAYERS + 4, len(whole)}

@@ -180,9 +180,9 @@ def test_a_budget_is_shared_by_the_blocks():
 
 
 def test_the_effort_means_what_is_not_set():
-    assert [PruneSettings(effort=effort).decided for effort in EFFORTS] == [(0, 0), (4, 0), (16, 1)]
-    assert PruneSettings(effort="high", joint_passes=2, sampled=0).decided == (2, 0)
-    for tokens, passes in ((1000, 4), (2**19, 2), (2**22, 1)):
+    assert [PruneSettings(effort=effort).passes for effort in EFFORTS] == [0, 4, 16]
+    assert PruneSettings(effort="high", joint_passes=2).passes == 2
+    for tokens, passes in ((1000, 4), (2**17, 2), (2**22, 1)):
         assert PruneSettings().resolved(2, 32, tokens).joint_passes == passes
     assert PruneSettings(joint_passes=3).resolved(2, 32, 2**22).joint_passes == 3
     with pytest.raises(UserError, match="effort must be one of low, default, high, not 'full'; joint_passes must be"):

@@ -33,12 +33,13 @@ def test_the_host_gets_what_each_device_holds_and_gets_it_once():
     """Nothing is gathered: no array on the host is larger than a device's, and together they make up the state."""
     with devices.use_mesh(8, 2):
         stage = last_stage(FULL)
-        arrays, parts = jax.tree.leaves((stage.state, stage.best)), stage.parts()
-    for number, array in enumerate(arrays):
-        mine = parts[str(number)].values()
-        assert {part.shape for part in mine} == {array.addressable_data(0).shape}
-        assert sum(part.nbytes for part in mine) == array.nbytes
-    assert max(len(mine) for mine in parts.values()) == 8
+        parts = stage.parts()
+        for name, tree in (("state", stage.state), ("best", stage.best)):
+            for number, array in enumerate(jax.tree.leaves(tree)):
+                mine = parts[name][str(number)].values()
+                assert {part.shape for part in mine} == {array.addressable_data(0).shape}
+                assert sum(part.nbytes for part in mine) == array.nbytes
+            assert max(len(mine) for mine in parts[name].values()) == 8
 
 
 def test_parts_of_other_devices_are_refused():
