@@ -85,7 +85,7 @@ that do not overlap and in which every token but the first is predicted.
 - *{", ".join(STEPPED)}*: a peer's channels with the same optimizer steps on the weights as `spap` at its default
   effort.
 - *spap, refit only*: our channels without optimizer steps. *low effort*: without joint steps. *high effort*: with more
-  of them, and with text that the dense model wrote.
+  of them.
 - Methods without optimizer steps fit all tokens; those with steps hold some sequences out, as they do by default."""
 
 

@@ -151,6 +151,8 @@ def _opened(
     overwrite: bool,
 ) -> "Command":
     """Reads what all runs of a command share."""
+    import numpy as np
+
     from spap_jax.cli.console import counting, waiting
     from spap_jax.cli.evaluate import chosen_length
     from spap_jax.cli.prune_run import Command, perplexity_of
@@ -172,7 +174,8 @@ def _opened(
         blocks = load_tokens(data, sequences=sequences, seed=settings.seed, role="calibration", **common)
         judged = load_tokens(eval, sequences=None, role="evaluation", **common) if eval else None
     warn_of_repetition(blocks.tokens, data)
-    warn_of_overlap(blocks.tokens, judged and judged.tokens)
+    read = [blocks.tokens, *([blocks.further.tokens] if blocks.further and settings.passes else [])]
+    warn_of_overlap(np.concatenate(read), judged and judged.tokens)
 
     def whole_model() -> "Model":
         with waiting(f"reading all of {reader.source.name}"):

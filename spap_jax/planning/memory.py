@@ -224,7 +224,7 @@ def device_memory(load: Workload) -> dict[str, Parts]:
         phases["joint text"] = held | {"activations": load.compute_bytes / 4 * passing_bytes(load)}
         stack = load.narrow.layers * block_elements(mine.narrow) + outer_elements(mine.narrow)
         stack -= moved_elements(load) if load.together == load.narrow.layers else 0  # the best so far wait on the host
-        judged = load.stream_bytes * load.held_out.tokens * load.dense.width
+        judged = load.stream_bytes * load.judged.tokens * load.dense.width
         final = {"weights": load.weight_bytes * stack / load.devices, "streams": judged + joint_text_bytes(load)}
         for name, workspace in (("joint steps", joint_bytes), ("joint checks", checking_bytes)):
             gradients, activations = workspace(load)

@@ -202,7 +202,7 @@ def remedy(planned: Plan) -> str:
         _first(_narrower(request, mesh)),
         _first(_halved(request, mesh)),
         _first(_fewer(request, mesh)),
-        _first(_apart(request, mesh)),
+        _first(_partly(request, mesh)),
         _first(_easier(request, mesh)),
         _first(_divided(request, mesh)),
         _first(_more(request, mesh)),
@@ -259,7 +259,10 @@ def _easier(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]]
         yield f"--effort {effort}", dataclasses.replace(request, settings=easier), mesh
 
 
-def _apart(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]]:
+def _partly(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]]:
+    if request.settings.passes and request.settings.joint_weights == "block":
+        mlps = request.settings.replace(joint_weights="mlp")
+        yield "--joint-weights mlp", dataclasses.replace(request, settings=mlps), mesh
     blocks = request.settings.joint_blocks or request.config.layers
     while blocks > 1 and request.settings.passes:
         blocks //= 2

@@ -469,8 +469,8 @@ def _joint(arrays: Arrays) -> tuple[step.Job, step.Given, step.Given, Params]:
     def given(chunks: Chunks, stream: Any) -> step.Given:
         return step.Given(frozen, None, step.Sequences(arrays.tokens(chunks), stream), chunks.real)
 
-    fitted = given(load.joint_text, arrays.joint_text)
-    return job, fitted, given(load.held_out, arrays.held_out.dense) if load.held_out.count else fitted, moved
+    measured = given(load.judged, arrays.streams(load.judged).dense)
+    return job, given(load.joint_text, arrays.joint_text), measured, moved
 
 
 def _training(arrays: Arrays) -> tuple[step.Job, step.Given, step.Given, Params]:

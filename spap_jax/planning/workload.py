@@ -136,6 +136,11 @@ class Workload:
         return storage(self.settings.stream_dtype).itemsize
 
     @property
+    def judged(self) -> Chunks:
+        """The sequences on which joint steps are measured."""
+        return self.held_out if self.held_out.count else self.fitted
+
+    @property
     def fewer_heads(self) -> bool:
         """Whether attention is pruned as well."""
         return self.narrow.kv_heads < self.dense.kv_heads

@@ -87,10 +87,11 @@ def adjusted(
     """Adjusts all blocks.
 
     Args:
-        run: The run. If it holds out no tokens, those of the steps are used for measurements too.
+        run: The run. If it holds out no tokens, measurements are on the fitted ones.
         blocks: The pruned blocks, stacked [L, ...] as in ``placement.zeros_for_blocks``; what moves is taken out of
             them, to save memory.
-        ends: The dense model's streams after its last block, of the steps' and the held-out tokens, [C, B, T, d] each.
+        ends: The dense model's streams after its last block, of the tokens of steps and of measurements, [C, B, T, d]
+            each.
         watch: Called after every step with the number of steps made and their total.
 
     Yields:
@@ -103,9 +104,8 @@ def adjusted(
     for check in checks[:-1]:
         yield Step(check, dict, fresh=False)
     params = fully_shard_params(config, {name: run.outer[name] for name in ("embed", "head")}) | {"layers": blocks}
-    both = zip((run.joint_text or run.fitted, run.held_out), ends, strict=True)
-    sets = [(_sequences(part, end), part.real) for part, end in both]
-    fitted, held_out = sets[0], sets[1] if run.held_out.real else sets[0]
+    texts = run.joint_text or run.fitted, run.held_out if run.held_out.real else run.fitted
+    read, measured = ((_sequences(part, end), part.real) for part, end in zip(texts, ends, strict=True))
     plan = groups_of(run)
     total, last = sum(group.schedule.steps for group in plan), number_of_checks(plan)
     parts = {name: params["layers"].pop(name) for name in moving(settings, params["layers"])}
@@ -121,7 +121,7 @@ def adjusted(
         frozen = params if alone else params | {"layers": params["layers"] | parts}
         dtype = step_dtype(settings.compute_dtype)
         job = Job(config, recipe(settings, group.schedule.steps), dtype, group.first, remat=settings.remat)
-        given, judged = (Given(frozen, None, *part) for part in (fitted, held_out))
+        given, judged = (Given(frozen, None, *part) for part in (read, measured))
         before = checks[:reached] if group.first else ()
         begun = (functools.partial(stored.pop, "stage"), checks) if stored and len(checks) > len(before) else None
         kept = len(checks) if begun else 0

@@ -87,7 +87,7 @@ def prune_layers(run: Run, watch: Callable[[int, int], None] | None = None) -> G
             memory.return_scraps()
             clock = PhaseClock()
     if blocks is not None:
-        ends = both[0].dense if text is None else text, both[1].dense
+        ends = both[0].dense if text is None else text, both[run.held_out.real > 0].dense
         del both, text
         yield from joint.adjusted(run, blocks, ends, watch)
 

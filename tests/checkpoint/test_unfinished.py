@@ -58,6 +58,14 @@ def test_all_blocks_and_the_newest_state_come_back(steps: int, tmp_path: Path):
     assert looked_at(tmp_path / "out") == (steps + 2, False)
 
 
+def test_a_state_is_on_disk_before_the_next_steps_change_its_arrays(tmp_path: Path):
+    """A CPU's arrays are on the host, and the steps are given the very ones that are written."""
+    with Unfinished(tmp_path / "out", RUN, BLOCKS) as unfinished:
+        for step in range(BLOCKS + 1):
+            unfinished.add(layer(step), told(step))
+        assert (unfinished.folder / "steps" / f"{BLOCKS}.safetensors").exists()
+
+
 def test_nothing_is_left_of_a_run_without_steps_or_one_that_ended(tmp_path: Path):
     with pytest.raises(UserError, match="no data"), Unfinished(tmp_path / "out", RUN, BLOCKS):
         raise UserError("no data")
