@@ -1,6 +1,7 @@
 """Identity of a run, and recovery of an interrupted run's steps by the next run."""
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -33,8 +34,9 @@ def prune_identity(
     """
     how = dataclasses.asdict(settings) | {"joint_passes": settings.passes}
     del how["effort"]  # represented by the values it stands for
-    further = blocks.further and blocks.further.sha256
-    tokens = {"calibration": blocks.sha256, "further": further, "sequence length": blocks.tokens.shape[1]}
+    texts = "".join(each.sha256 for each in (blocks, blocks.further) if each)
+    read = hashlib.sha256(texts.encode()).hexdigest()
+    tokens = {"calibration": read, "sequence length": blocks.tokens.shape[1]}
     output = {"evaluation": judged and judged.sha256, "dtype": dtype}
     return how | {"model": model} | tokens | output | computing()
 
