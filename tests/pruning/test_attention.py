@@ -208,7 +208,7 @@ def test_the_report_counts_what_is_left():
 
 
 def test_joint_steps_on_the_narrow_model_leave_its_attention():
-    steps = {"joint_passes": 4, "joint_learning_rate": 0.001}
+    steps = {"joint_passes": 4, "joint_learning_rate": 0.001, "joint_weights": "mlp"}
     without, result = run("qwen2"), run("qwen2", update="alternate", rounds=0, **steps)
     assert any(check.taken for check in result.report.joint[1:])
     old, new = (each.model.params["layers"]["attention"] for each in (without, result))
