@@ -177,7 +177,7 @@ def test_the_stream_of_joint_text_is_the_dense_models(dtype: str):
         for index in range(model.config.layers):
             stream = streams.pass_block(model.config.of_layer(index), one_layer(model, index), stream, dtype)
         found = np.asarray(in_float32(stream)).reshape(-1, *stream.shape[2:])[:6]
-    expected = np.asarray(decoder.last_stream(model.config, model.params, tokens))
+    expected = np.asarray(decoder.last_stream(model.config, model.params, jnp.asarray(tokens)))
     error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
     assert error < {"float32": 1e-5, "bfloat16": 0.02}[dtype]
     assert (error > 1e-4) == (dtype == "bfloat16")
