@@ -50,8 +50,8 @@ class TokenBlocks:
         available: Number of windows of T tokens to choose from.
         mask: bool [B, T], True on the tokens whose predictions count, such as those that the assistant wrote in
             conversations; None if all count.
-        further: For calibration, other windows of the same data, which the joint steps of pruning read instead of
-            these; None if the data hold no more.
+        further: For calibration, other windows of the same data, which are for pruning with joint steps as well; None
+            if the data hold no more.
     """
 
     tokens: np.ndarray

@@ -45,7 +45,7 @@ class PruneChanges(TypedDict, total=False):
     joint_learning_rate: float | None
     batch_tokens: int
     stream_dtype: FloatDtype
-    moment_dtype: FloatDtype | None
+    moment_dtype: FloatDtype
     compute_dtype: FloatDtype | None
     remat: Remat
 

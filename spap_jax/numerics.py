@@ -59,7 +59,7 @@ def _are_finite(tree: Any) -> Any:
 
 
 def step_dtype(given: str | None, on_cpu: bool | None = None) -> str:
-    """The data type of an optimizer step's products or moments: the given one, or bfloat16, but float32 on a CPU.
+    """The data type of an optimizer step's products: the given one, or bfloat16, but float32 on a CPU.
 
     Args:
         given: The data type that was asked for; None for the default.

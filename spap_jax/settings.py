@@ -23,7 +23,7 @@ FloatDtype = Literal["float32", "bfloat16"]
 Remat = Literal["full", "dots"]
 
 EFFORTS: dict[EffortName, float] = {"low": 0, "default": 4, "high": 16}
-"""How many times as much text joint steps read as blocks are fitted to, by default."""
+"""How many times as much text joint steps read as was asked for, by default."""
 
 
 class Fit(NamedTuple):
@@ -110,7 +110,7 @@ _PRUNING: _Ranges = (
     ("joint_learning_rate", _if_given(_positive), "positive"),
     ("batch_tokens", _count(1), "a whole number of at least 1"),
     ("stream_dtype", lambda d: d in FLOAT_DTYPES, f"one of {', '.join(FLOAT_DTYPES)}"),
-    ("moment_dtype", _if_given(lambda d: d in FLOAT_DTYPES), f"one of {', '.join(FLOAT_DTYPES)}"),
+    ("moment_dtype", lambda d: d in FLOAT_DTYPES, f"one of {', '.join(FLOAT_DTYPES)}"),
     ("compute_dtype", _if_given(lambda d: d in FLOAT_DTYPES), f"one of {', '.join(FLOAT_DTYPES)}"),
     ("remat", lambda r: r in REMATS, f"one of {', '.join(REMATS)}"),
 )
@@ -226,9 +226,9 @@ class PruneSettings(_Settings):
         held_out: Fraction of the calibration sequences that nothing is fitted to, and that guard against overfitting.
         effort: How much time and memory to spend on quality. "low": no joint steps, so that one block at a time is in
             memory; the steps of a round make half a pass over the calibration text. "default": joint steps on 4 times
-            as much text as blocks are fitted to, but on at most 2^18 tokens unless more are fitted; rounds of 2 passes.
-            "high": joint steps on 16 times as much text, or 2^21 tokens, and rounds of 4 passes. What is given as a
-            setting of its own takes precedence.
+            as much text, to which blocks are fitted as well, but on at most 2^18 tokens unless more were asked for;
+            rounds of 2 passes. "high": joint steps on 16 times as much text, or 2^21 tokens, and rounds of 4 passes.
+            What is given as a setting of its own takes precedence.
         sampled: Number of sequences that the dense model writes for each calibration sequence, continuing its first
             tokens, and that are fitted as well, if there is little text. The dense model has to fit in memory.
         rounds: Number of alternating rounds of the update "alternate": optimizer steps on the inner projections, then
@@ -237,10 +237,11 @@ class PruneSettings(_Settings):
         steps: Optimizer steps on the inner projections in one round. By default effort decides.
         step_tokens: Tokens in the minibatch of one optimizer step of a round.
         learning_rate: Size of an optimizer step in a round, relative to the root mean square of the weights it changes.
-        joint_passes: Amount of text in the joint steps that end the update "alternate", as a multiple of the text that
-            blocks are fitted to: optimizer steps on all blocks together that bring the model's predictions nearer to
-            the dense model's. They read other sequences of the calibration data, and if there are too few, these and
-            the fitted ones several times. All pruned blocks have to fit in memory. By default effort decides.
+        joint_passes: Amount of text in the joint steps that end the update "alternate", as a multiple of the
+            calibration text that was asked for: optimizer steps on all blocks together that bring the model's
+            predictions nearer to the dense model's. They read other sequences of the calibration data as well, to which
+            blocks are fitted too, and each several times if there are too few. All pruned blocks have to fit in memory.
+            By default effort decides.
         joint_weights: What joint steps change. "block": all weights of the blocks. "mlp": the MLPs alone, which takes
             less memory, and gains less in models that were trained on much text.
         joint_blocks: Number of consecutive blocks that joint steps adjust together, lowered to the next number that
@@ -254,7 +255,7 @@ class PruneSettings(_Settings):
         stream_dtype: Data type in which the activations of all tokens are stored between two blocks: "float32", or
             "bfloat16", which takes half the memory.
         moment_dtype: Data type in which the moments of Adam are stored in joint steps: "float32", or "bfloat16", which
-            takes half the memory. By default "bfloat16", but "float32" on a CPU.
+            takes half the memory.
         compute_dtype: Data type of matrices and activations inside the joint steps; sums, norms, softmax and losses are
             float32, and so is everything else. By default "bfloat16", but "float32" on a CPU.
         remat: What the backward pass of a joint step computes again. "full": all that is inside a block. "dots": not
@@ -288,7 +289,7 @@ class PruneSettings(_Settings):
     joint_learning_rate: float | None = None
     batch_tokens: int = 4096
     stream_dtype: FloatDtype = "float32"
-    moment_dtype: FloatDtype | None = None
+    moment_dtype: FloatDtype = "bfloat16"
     compute_dtype: FloatDtype | None = None
     remat: Remat = "full"
 

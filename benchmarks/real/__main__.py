@@ -1,5 +1,6 @@
 """``python -m benchmarks.real``."""
 
+import hashlib
 import itertools
 import sys
 from pathlib import Path
@@ -63,7 +64,8 @@ def main(
         short = Path(name).name
         if (short, command) in {row.key for row in rows}:
             continue
-        folder = work / f"{short}-{cut:g}-{way.replace(', ', '-').replace(' ', '-')}"
+        # A folder is of one command, since a finished one is not pruned again.
+        folder = work / f"{short}-{cut:g}-{hashlib.sha256(command.encode()).hexdigest()[:8]}"
         perform(name, words, folder)
         rows.append(row_of(short, cut, way, command, dense, folder, texts, provenance.commit()))
         _write(output, rows, short)

@@ -30,8 +30,8 @@ METHODS: dict[str, tuple[str, ...]] = {
 }
 """Options of ``spap prune`` by method, in the order in which a sparsity is filled."""
 
-_MORE = {"obs, more text": 5}
-"""How many times the sequences a method reads: our default effort, with its joint steps, reads 1 + 4 x 15/16."""
+_MORE = {"obs, more text": 4}
+"""How many times the sequences a method reads: our default effort reads 4 times what it is asked for."""
 
 PEERS = ("flap", "fasp", "obs", "osscar")
 

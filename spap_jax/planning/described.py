@@ -17,7 +17,7 @@ from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.models.registry import FAMILIES
-from spap_jax.numerics import step_dtype, storage
+from spap_jax.numerics import storage
 from spap_jax.placement import fully_sharded_spec, param_spec
 from spap_jax.planning.workload import Chunks, Workload
 from spap_jax.pruning import reduce
@@ -127,11 +127,9 @@ class Arrays:
         return self.streams(self.load.held_out)
 
     @functools.cached_property
-    def joint_text(self) -> Any:
-        """The dense stream of the text that joint steps read, stored as these compute."""
-        chunks, settings = self.load.joint_text, self.load.settings
-        shape = (chunks.count, chunks.sequences, chunks.length, self.load.dense.width)
-        return self.array(shape, storage(step_dtype(settings.compute_dtype)), _along_data(chunks))
+    def kept(self) -> Any:
+        """The dense stream of the fitted sequences after the last block, as joint steps read it."""
+        return jax.tree.map(lambda a: self.array(a.shape, storage("bfloat16"), spec_in(a)), self.fitted.dense)
 
     @functools.cached_property
     def choice(self) -> Choice:

@@ -1,8 +1,8 @@
 """Memory of a run, by phase and part: on each device while a layer is in that phase, and on the host.
 
 The arrays held (weights, streams, moments, system) follow from the code. The workspace of a compiled program depends on
-XLA: the multiples below were read from compiled programs, and ``tests/planning/test_compiled.py`` compares them with
-XLA's own memory analysis.
+XLA: the multiples below were read from compiled programs, and ``tests/planning/test_planned_memory.py`` compares them
+with XLA's own memory analysis.
 """
 
 import dataclasses
@@ -57,11 +57,6 @@ def _cast(load: Workload, elements: float) -> float:
 def streams_bytes(load: Workload) -> float:
     """Bytes of the dense and the pruned stream, and of the third where a norm follows the output."""
     return load.streams * load.stream_bytes * load.tokens * load.dense.width
-
-
-def joint_text_bytes(load: Workload) -> float:
-    """Bytes of the dense stream of the text that joint steps read."""
-    return load.compute_bytes * load.joint_text.tokens * load.dense.width
 
 
 def moments_bytes(f: int, d: int) -> float:
@@ -196,7 +191,7 @@ def device_memory(load: Workload) -> dict[str, Parts]:
     weights = load.weight_bytes * block_elements(mine.dense)
     if load.groups:  # all pruned blocks are held, beginning with the first
         weights += load.weight_bytes * load.narrow.layers * block_elements(mine.narrow) / load.devices
-    held = {"weights": weights, "streams": streams_bytes(load) + joint_text_bytes(load)}
+    held = {"weights": weights, "streams": streams_bytes(load)}
     f = max(f, load.dense.heads * load.dense.head_dim if load.fewer_heads else 0)
     shares = 1 if load.in_waves else load.sharing_rows(f)
     solving = held | {"moments": moments_bytes(f, d) / shares, "solver": solving_bytes(f, d, shares)}
@@ -221,11 +216,10 @@ def device_memory(load: Workload) -> dict[str, Parts]:
     if load.written:
         phases["sampling"] = sampling_memory(load)
     if load.groups:
-        phases["joint text"] = held | {"activations": load.compute_bytes / 4 * passing_bytes(load)}
         stack = load.narrow.layers * block_elements(mine.narrow) + outer_elements(mine.narrow)
         stack -= moved_elements(load) if load.together == load.narrow.layers else 0  # the best so far wait on the host
-        judged = load.stream_bytes * load.judged.tokens * load.dense.width
-        final = {"weights": load.weight_bytes * stack / load.devices, "streams": judged + joint_text_bytes(load)}
+        ends = (2 * load.fitted.tokens + load.stream_bytes * load.judged.tokens) * load.dense.width
+        final = {"weights": load.weight_bytes * stack / load.devices, "streams": ends}
         for name, workspace in (("joint steps", joint_bytes), ("joint checks", checking_bytes)):
             gradients, activations = workspace(load)
             phases[name] = final | {"gradients": gradients, "activations": activations}
@@ -256,7 +250,7 @@ def host_memory(load: Workload, host_devices: int) -> Parts:
         load: The run.
         host_devices: Number of devices of a host, whose part of the state of optimizer steps it stores.
     """
-    parts = {"token ids": 4.0 * sum(part.count * part.size for part in (*load.parts, load.joint_text))}
+    parts = {"token ids": 4.0 * sum(part.count * part.size for part in load.parts)}
     if load.training or load.groups:
         parts["the state, to be stored"] = host_devices * _state_bytes(load)
     if not load.training:

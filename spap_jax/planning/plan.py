@@ -24,7 +24,7 @@ _TAKEN_BY_JAX = 0.75
 _HELD = ("weights", "streams")
 """The parts of a phase's memory that are no workspace: they are held before it and after it."""
 
-_QUICK = ("joint text", "joint steps", "steps")
+_QUICK = ("joint steps", "steps")
 """The phases whose matrix products are of bfloat16."""
 
 

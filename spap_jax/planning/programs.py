@@ -154,7 +154,7 @@ def _each_part(arrays: Arrays, one: Callable[[Any, Any], Iterator[Program]]) -> 
 
 def _later(arrays: Arrays) -> Params:
     """What is held for the joint steps from the first block on."""
-    return {"blocks": arrays.blocks, "text": arrays.joint_text} if arrays.load.groups else {}
+    return {"blocks": arrays.blocks} if arrays.load.groups else {}
 
 
 def _resting(arrays: Arrays) -> list[Any]:
@@ -191,19 +191,6 @@ def streams_programs(arrays: Arrays) -> Iterator[Program]:
 
     yield from _each_part(arrays, enter)
     yield from _each_part(arrays, leave)
-
-
-def joint_text_programs(arrays: Arrays) -> Iterator[Program]:
-    """``pruning/streams.py``: the dense stream of the text that joint steps read."""
-    if not arrays.load.groups:
-        return
-    load, stream, block = arrays.load, arrays.joint_text, arrays.block(arrays.load.dense)
-    both = [arrays.fitted, arrays.held_out]
-    given = ({"embed": arrays.parameters(load.dense)["embed"]}, arrays.tokens(load.joint_text), stream.dtype)
-    yield _program(streams._embed, load.dense, *given, times=1, beside=both)
-    dtype, beside = step_dtype(load.settings.compute_dtype), [*both, arrays.blocks]
-    for config, count in _kinds(load.dense).items():
-        yield _program(streams.pass_block, config, block, stream, dtype, times=count, beside=beside)
 
 
 def _ahead(arrays: Arrays) -> Iterator[Program]:
@@ -387,8 +374,10 @@ def joint_step_programs(arrays: Arrays) -> Iterator[Program]:
     if not load.groups:
         return
     block, layers = arrays.block(load.narrow), load.narrow.layers
-    held = [arrays.fitted, arrays.held_out, arrays.joint_text, arrays.block(load.dense)]
+    held = [arrays.fitted, arrays.held_out, arrays.block(load.dense)]
     yield _program(predictions.set_layer, arrays.blocks, 0, block, times=layers, beside=held)
+    rest = [arrays.blocks, *jax.tree.leaves(arrays.fitted)[1:], arrays.held_out]
+    yield _program(streams.rounded, arrays.fitted.dense, times=1, beside=rest)
     job, given, judged, moved = _joint(arrays)
     beside = [judged.sequences]
     if len(load.groups) > 1:
@@ -470,7 +459,7 @@ def _joint(arrays: Arrays) -> tuple[step.Job, step.Given, step.Given, Params]:
         return step.Given(frozen, None, step.Sequences(arrays.tokens(chunks), stream), chunks.real)
 
     measured = given(load.judged, arrays.streams(load.judged).dense)
-    return job, given(load.joint_text, arrays.joint_text), measured, moved
+    return job, given(load.fitted, arrays.kept), measured, moved
 
 
 def _training(arrays: Arrays) -> tuple[step.Job, step.Given, step.Given, Params]:
@@ -496,7 +485,6 @@ def _training(arrays: Arrays) -> tuple[step.Job, step.Given, step.Given, Params]
 PRUNING = {
     "sampling": sampling_programs,
     "streams": streams_programs,
-    "joint text": joint_text_programs,
     "statistics": statistics_programs,
     "selection": selection_programs,
     "refit": refit_programs,

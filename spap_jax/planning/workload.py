@@ -77,7 +77,8 @@ class Workload:
         settings: Settings of the run; of training, those that it shares with pruning.
         fitted: Calibration sequences that are fitted, or training sequences.
         held_out: Held-out sequences.
-        joint_text: Sequences that joint steps read, if the calibration data hold as many as are looked for.
+        further: Number of fitted sequences beside those asked for, if the data hold as many as joint steps can read.
+        joint_sequences: Number of sequences that joint steps read, repetitions included.
         weight_bytes: Bytes of a stored weight.
         heads_at_once: Number of query heads whose attention scores are held at once.
         sharers: Number of devices over which the weights are sharded.
@@ -89,7 +90,8 @@ class Workload:
     settings: PruneSettings
     fitted: Chunks
     held_out: Chunks
-    joint_text: Chunks
+    further: int
+    joint_sequences: int
     weight_bytes: int
     heads_at_once: int
     sharers: int
@@ -168,10 +170,8 @@ class Workload:
     @property
     def groups(self) -> list[joint.Group]:
         """The groups of blocks that joint steps adjust together; none without such steps."""
-        if not self.alternates:
-            return []
-        fitted = self.fitted
-        return joint.groups(self.narrow.layers, fitted.real, fitted.length, self.settings, self.devices)
+        length = self.fitted.length
+        return joint.groups(self.narrow.layers, self.joint_sequences, length, self.settings, self.devices)
 
     @property
     def joint_steps(self) -> int:
@@ -206,19 +206,19 @@ class Workload:
 
     @property
     def compute_bytes(self) -> int:
-        """Bytes of an element inside joint steps, or steps of training."""
-        return _step_bytes(self.settings.compute_dtype)
+        """Bytes of an element inside joint steps, or steps of training; the planned devices are accelerators."""
+        return jnp.dtype(step_dtype(self.settings.compute_dtype, on_cpu=False)).itemsize
 
     @property
     def moment_bytes(self) -> int:
         """Bytes of one of Adam's moments in joint steps, or in training."""
-        return _step_bytes(self.training.moment_dtype if self.training else self.settings.moment_dtype)
+        return jnp.dtype((self.training or self.settings).moment_dtype).itemsize
 
     @property
     def samples(self) -> int:
         """Number of sequences that the dense model generates."""
         sampled = self.settings.sampled
-        return sum(part.real for part in self.parts) * sampled // (1 + sampled)
+        return (sum(part.real for part in self.parts) - self.further) * sampled // (1 + sampled)
 
     @property
     def written(self) -> int:
@@ -244,11 +244,6 @@ class Workload:
     def batch(self) -> int:
         """Number of tokens in a minibatch of the alternating rounds."""
         return self.settings.step_tokens
-
-
-def _step_bytes(given: str | None) -> int:
-    """Bytes of a data type of the steps on the planned devices, which are accelerators."""
-    return jnp.dtype(step_dtype(given, on_cpu=False)).itemsize
 
 
 def _part(config: DecoderConfig, sharers: int) -> DecoderConfig:
@@ -290,10 +285,12 @@ def workload(
             "a plan is made for layers of one width, which this model does not have or --allocation global does not "
             "keep: plan a model with one width, with --allocation uniform."
         )
-    most, further = max(1, settings.batch_tokens // length), (POOL - 1) * sequences
+    most, pool = max(1, settings.batch_tokens // length), (POOL - 1) * sequences
     sequences *= 1 if training else 1 + settings.sampled
     settings = settings.resolved(config.layers, config.width, sequences * length)
     fitted = streams.fitted_of(sequences, training.held_out if training else held_out_part(settings))
+    steps = 0 if training else joint_sequences(settings, sequences)
+    further = max(0, min(steps - fitted, pool))
 
     def chunks(count: int) -> Chunks:
         number, size = streams.division(count, most, devices)
@@ -303,9 +300,10 @@ def workload(
         dense=config,
         narrow=pruned_config(config, settings),
         settings=settings,
-        fitted=chunks(fitted),
+        fitted=chunks(fitted + further),
         held_out=chunks(sequences - fitted),
-        joint_text=chunks(0 if training else min(joint_sequences(settings, fitted), further + fitted)),
+        further=further,
+        joint_sequences=steps,
         weight_bytes=weight_bytes,
         heads_at_once=config.heads if heads_at_once is None else heads_at_once,
         sharers=sharers,

@@ -41,21 +41,21 @@ class Group(NamedTuple):
 
 
 def groups(layers: int, sequences: int, length: int, settings: PruneSettings, data_size: int) -> list[Group]:
-    """Returns the groups of blocks in order; each has an equal share of the passes over the fitted sequences.
+    """Returns the groups of blocks in order; each has an equal share of the sequences.
 
     Args:
         layers: Number of blocks, L.
-        sequences: Number of fitted sequences, of which the settings say how many passes the steps make.
+        sequences: Number of sequences that the steps read, repetitions included; without any, there are no groups.
         length: Tokens in each.
-        settings: The pruning settings; without joint steps there are no groups.
+        settings: The pruning settings.
         data_size: Number of devices along ``data``; a step has a sequence for each.
     """
-    if not settings.passes:
+    if not sequences:
         return []
     count = together(layers, settings)
     batch = min(sequences, max(data_size, settings.joint_tokens // length))
     share = count / layers
-    steps = max(1, round(settings.passes * sequences * share / batch))
+    steps = max(1, round(sequences * share / batch))
     every = -(-steps // max(1, round(_CHECKS * share)))
     return [
         Group(first, count, StepSchedule(steps, batch, every, settings.batch_tokens, (settings.seed, number)))
@@ -75,7 +75,8 @@ def number_of_checks(plan: list[Group]) -> int:
 
 def groups_of(run: Run) -> list[Group]:
     """Returns the groups of blocks of a run in order."""
-    return groups(run.config.layers, run.fitted.real, run.fitted.tokens.shape[-1], run.settings, devices.data_size())
+    length = run.fitted.tokens.shape[-1]
+    return groups(run.config.layers, run.joint_sequences, length, run.settings, devices.data_size())
 
 
 def adjusted(
@@ -104,7 +105,7 @@ def adjusted(
     for check in checks[:-1]:
         yield Step(check, dict, fresh=False)
     params = fully_shard_params(config, {name: run.outer[name] for name in ("embed", "head")}) | {"layers": blocks}
-    texts = run.joint_text or run.fitted, run.held_out if run.held_out.real else run.fitted
+    texts = run.fitted, run.held_out if run.held_out.real else run.fitted
     read, measured = ((_sequences(part, end), part.real) for part, end in zip(texts, ends, strict=True))
     plan = groups_of(run)
     total, last = sum(group.schedule.steps for group in plan), number_of_checks(plan)
@@ -148,7 +149,7 @@ def _sequences(part: Padded, end: jax.Array) -> Sequences:
 
 def recipe(settings: PruneSettings, steps: int) -> Recipe:
     """Returns the optimizer of the joint steps."""
-    return Recipe(relative, (settings.joint_learning_rate, steps, step_dtype(settings.moment_dtype)))
+    return Recipe(relative, (settings.joint_learning_rate, steps, settings.moment_dtype))
 
 
 def moving(settings: PruneSettings, layers: Params) -> tuple[str, ...]:

@@ -6,14 +6,13 @@ Its channels are selected on that stream too, or in advance on the dense stream 
 import dataclasses
 from collections.abc import Callable, Generator, Sequence
 
-import jax
 import numpy as np
 
 from spap_jax import devices, memory
 from spap_jax.checkpoint.ahead import blocks_in_order
 from spap_jax.errors import NotFiniteError
 from spap_jax.models.decoder import Params, with_channels
-from spap_jax.numerics import step_dtype, storage
+from spap_jax.numerics import storage
 from spap_jax.placement import shard_params, zeros_for_blocks
 from spap_jax.pruning import joint, streams
 from spap_jax.pruning.heads import prune_attention
@@ -35,7 +34,7 @@ def prune_layers(run: Run, watch: Callable[[int, int], None] | None = None) -> G
     A block's attention is pruned before its MLP, or left unchanged.
 
     Without joint steps, memory holds one block's weights, its second moments and the two streams, and a block is read
-    while the one before it is pruned; with them, it also holds all pruned blocks, and the dense stream of their text.
+    while the one before it is pruned; with them, it also holds all pruned blocks.
     The parallel schedule also reads each block once before.
 
     Args:
@@ -57,8 +56,6 @@ def prune_layers(run: Run, watch: Callable[[int, int], None] | None = None) -> G
     dtype = storage(run.settings.stream_dtype)
     both = [streams.start(config, run.outer, part, dtype) for part in (run.fitted, run.held_out)]
     clock.lap("streams", both)
-    text = _joint_stream(run)
-    clock.lap("joint text", text)
     blocks, reports = None, []
     for wave in _waves(run):
         ahead = run.settings.schedule == "parallel" and wave.stop > len(made)
@@ -66,9 +63,6 @@ def prune_layers(run: Run, watch: Callable[[int, int], None] | None = None) -> G
         for index, dense in blocks_in_order(config, run.read_layer, wave):
             dense = resized(dense, config.of_layer(index).intermediate)
             clock.lap("reading", dense)
-            if text is not None:
-                text = streams.pass_block(config.of_layer(index), dense, text, step_dtype(run.settings.compute_dtype))
-                clock.lap("joint text", text)
             if index < len(made):
                 layer, report = shard_params(narrow, run.begun.read(index)), made[index]
                 both = _past(run, index, dense, layer, both)
@@ -87,17 +81,9 @@ def prune_layers(run: Run, watch: Callable[[int, int], None] | None = None) -> G
             memory.return_scraps()
             clock = PhaseClock()
     if blocks is not None:
-        ends = both[0].dense if text is None else text, both[run.held_out.real > 0].dense
-        del both, text
+        ends = streams.rounded(both[0].dense), both[run.held_out.real > 0].dense
+        del both
         yield from joint.adjusted(run, blocks, ends, watch)
-
-
-def _joint_stream(run: Run) -> jax.Array | None:
-    """Returns the dense stream of the joint steps' own text before the first block, in the precision of the steps."""
-    if run.joint_text is None:
-        return None
-    dtype = storage(step_dtype(run.settings.compute_dtype))
-    return streams.embed(run.config, run.outer, run.joint_text.tokens, dtype)
 
 
 def _waves(run: Run) -> list[range]:

@@ -117,7 +117,7 @@ class PruneReport:
         model: Name, architecture, and widths (the largest as ``intermediate``), heads, biases and parameters before
             and after.
         sparsity: Fractions of the MLP channels and of the heads that were removed, and those requested.
-        calibration: Description, shape and hash of the calibration tokens, and of further ones that joint steps read.
+        calibration: Description, shape and hash of the calibration tokens, and of further ones for joint steps.
         versions: Versions of the libraries used.
         layers: One record per layer.
         joint: The measurements of the joint steps: mean KL divergence of the pruned model's predictions from the dense
@@ -196,12 +196,12 @@ def new_report(run: "Run", name: str, tokens: Any, steps: Sequence[LayerReport |
 
 
 def _further_account(run: "Run", tokens: Any) -> dict[str, Any]:
-    """Describes the windows that joint steps read beside, or instead of, those that blocks were fitted to."""
-    further = further_of(tokens)
-    if run.joint_text is None or further is None:
+    """Describes the windows that were fitted beside those that were asked for, as joint steps read them."""
+    further, asked = further_of(tokens), data_account(tokens)
+    count = run.fitted.real + run.held_out.real - asked["sequences"]
+    if further is None or not count:
         return {}
-    count = min(run.joint_text.real, len(further.tokens))
-    words = f"{data_account(tokens)['description']}; {count} others for joint steps"
+    words = f"{asked['description']}; {count} more for joint steps"
     return {"description": words, "further_sequences": count, "further_sha256": further.sha256}
 
 

@@ -69,7 +69,7 @@ class Run:
         settings: The settings, in which every value that depends on the model or the tokens is resolved.
         fitted: The calibration tokens that are fitted, divided among the devices.
         held_out: The calibration tokens that are held out; there may be none.
-        joint_text: The tokens that joint steps read; None if they read the fitted ones, or if there are no such steps.
+        joint_sequences: Number of sequences that joint steps read, repetitions included; 0 if there are no such steps.
         choices: Channel selections of the parallel schedule.
         begun: The steps of an earlier run with the same values. The result is the same as without.
     """
@@ -81,14 +81,14 @@ class Run:
     settings: PruneSettings
     fitted: Padded
     held_out: Padded
-    joint_text: Padded | None
+    joint_sequences: int
     choices: Choices
     begun: Begun = NOTHING
 
     @property
     def jointly(self) -> bool:
         """Whether joint steps follow the last block."""
-        return joint_sequences(self.settings, self.fitted.real) > 0
+        return self.joint_sequences > 0
 
 
 def resolve(
@@ -107,7 +107,7 @@ def resolve(
         outer: Its parameters outside the blocks.
         read_layer: Returns the parameters of a dense block by its number.
         tokens: Calibration token blocks [B, T]; of those of ``load_tokens``, the mask says which predictions count in
-            the joint steps, which read the further windows.
+            the joint steps.
         settings: The pruning settings.
         narrow: The pruned decoder, all of whose layers lose the same fraction. By default that of `pruned_config`.
         choices: Channel selections, shared with runs that differ only in sparsity. By default this run has its own.
@@ -115,52 +115,45 @@ def resolve(
     Raises:
         UserError: there is nothing to remove.
     """
-    blocks, mask = tokens.tokens if isinstance(tokens, TokenBlocks) else tokens, mask_of(tokens)
+    blocks = tokens.tokens if isinstance(tokens, TokenBlocks) else tokens
     settings = settings.resolved(config.layers, config.width, blocks.size)
     narrow = narrow or pruned_config(config, settings)
-    fitted, held_out = calibration_chunks(blocks, settings, mask)
+    fitted, held_out = calibration_chunks(tokens, settings)
+    steps = joint_sequences(settings, len(blocks))
     choices = choices or Choices([narrow.intermediate])
-    return Run(config, narrow, outer, read_layer, settings, fitted, held_out, joint_chunks(tokens, settings), choices)
+    return Run(config, narrow, outer, read_layer, settings, fitted, held_out, steps, choices)
 
 
-def calibration_chunks(
-    tokens: np.ndarray, settings: PruneSettings, mask: np.ndarray | None = None
-) -> tuple[Padded, Padded]:
-    """Splits token blocks [B, T] and their mask into calibration and held-out chunks; samples are never held out."""
-    most = max(1, settings.batch_tokens // tokens.shape[1])
-    fitted = streams.fitted_of(len(tokens), held_out_part(settings))
-    first, second = (
-        streams.chunked(tokens[part], most, None if mask is None else mask[part])
-        for part in (slice(fitted), slice(fitted, None))
-    )
-    return first, second
+def calibration_chunks(tokens: np.ndarray | TokenBlocks, settings: PruneSettings) -> tuple[Padded, Padded]:
+    """Divides calibration sequences into those that are fitted and those that are held out, in chunks.
 
-
-def joint_sequences(settings: PruneSettings, fitted: int) -> int:
-    """Returns how many sequences joint steps read, with ``fitted`` fitted ones; 0 if there are no such steps."""
-    passes = settings.passes if update_used(settings) == "alternate" else 0
-    return max(1, round(passes * fitted)) if passes else 0
-
-
-def joint_chunks(tokens: np.ndarray | TokenBlocks, settings: PruneSettings) -> Padded | None:
-    """Returns the sequences that joint steps read: further ones, and fitted ones if these are too few.
-
-    The pruned blocks were fitted to the latter, so that their errors on these are smaller than on any other text, and
-    say less of what is to be mended. None if joint steps read the fitted ones alone, or if there are none.
+    Joint steps read text again only if there is no other: as many further windows as they can read are fitted as well,
+    since an error on text that no block was fitted to says more of what is to be mended, and a fit to more text leaves
+    less of it. Samples are never held out.
     """
-    mask, further = mask_of(tokens), further_of(tokens)
-    blocks = tokens.tokens if isinstance(tokens, TokenBlocks) else tokens
-    fitted = streams.fitted_of(len(blocks), held_out_part(settings))
-    count = joint_sequences(settings, fitted)
-    if further is None or not count:
-        return None
+    further, mask = further_of(tokens), mask_of(tokens)
+    own = tokens.tokens if isinstance(tokens, TokenBlocks) else tokens
+    most = max(1, settings.batch_tokens // own.shape[1])
+    asked = streams.fitted_of(len(own), held_out_part(settings))
+    more = joint_sequences(settings, len(own)) - asked
+    if further is None or more <= 0:
+        fitted, counted = own[:asked], None if mask is None else mask[:asked]
+    else:
+        fitted = np.concatenate([own[:asked], further.tokens[:more]])
+        counted = None if mask is None or further.mask is None else np.concatenate([mask[:asked], further.mask[:more]])
+    held_out = streams.chunked(own[asked:], most, None if mask is None else mask[asked:])
+    return streams.chunked(fitted, most, counted), held_out
 
-    def together(more: np.ndarray, own: np.ndarray) -> np.ndarray:
-        return np.concatenate([more, own[:fitted]])[:count]
 
-    most = max(1, settings.batch_tokens // blocks.shape[1])
-    counted = None if mask is None or further.mask is None else together(further.mask, mask)
-    return streams.chunked(together(further.tokens, blocks), most, counted)
+def joint_sequences(settings: PruneSettings, sequences: int) -> int:
+    """Returns how many sequences joint steps read, repetitions included; 0 if there are no such steps.
+
+    Args:
+        settings: The pruning settings.
+        sequences: Number of calibration sequences, held-out ones included.
+    """
+    passes = settings.passes if update_used(settings) == "alternate" else 0
+    return max(1, round(passes * streams.fitted_of(sequences, held_out_part(settings)))) if passes else 0
 
 
 def held_out_part(settings: PruneSettings) -> float:

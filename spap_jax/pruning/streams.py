@@ -135,15 +135,10 @@ def _embed(config: DecoderConfig, params: Params, chunks: jax.Array, dtype: np.d
     return devices.map_chunks(every, chunks, params) if len(chunks) else every(chunks, params)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "dtype"), donate_argnames="stream")
-def pass_block(config: DecoderConfig, layer: Params, stream: jax.Array, dtype: str) -> jax.Array:
-    """Advances a stream [C, B, T, d] past a block as joint steps do, with matrices and activations in ``dtype``."""
-    cast = jax.tree.map(lambda a: a.astype(dtype) if a.ndim > 1 else a, layer)
-
-    def one(x: jax.Array) -> jax.Array:
-        return decoder.block(config, cast, x.astype(dtype), *causal(x)).astype(jnp.float32)
-
-    return in_place(one, stream)
+@jax.jit
+def rounded(stream: jax.Array) -> jax.Array:
+    """Stores a stream in bfloat16, however it was stored before."""
+    return stored(in_float32(stream), storage("bfloat16"))
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="streams")

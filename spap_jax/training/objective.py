@@ -11,12 +11,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from spap_jax.backend import platform
 from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 
-HEAD_TOKENS = 512
-"""Number of tokens whose logits are held at once."""
+HEAD_TOKENS, CPU_HEAD_TOKENS = 256, 128
+"""Number of tokens whose logits are held at once. With fewer, products on an accelerator would wait for the weights; a
+CPU needs no more."""
 
 
 class Predictor(NamedTuple):
@@ -118,7 +120,7 @@ def token_groups(by_token: Any) -> Any:
 
     def one(array: jax.Array) -> jax.Array:
         flat = array.reshape(-1, *array.shape[2:])
-        size = min(HEAD_TOKENS, len(flat))
+        size = min(CPU_HEAD_TOKENS if platform() == "cpu" else HEAD_TOKENS, len(flat))
         flat = jnp.pad(flat, [(0, -len(flat) % size), *[(0, 0)] * (flat.ndim - 1)])
         return flat.reshape(-1, size, *flat.shape[1:])
 

@@ -61,7 +61,7 @@ def test_hashes_see_settings_of_steps_only_where_there_are_steps() -> None:
     """Rows of peers keep their hashes when the defaults of our joint steps change."""
     changes = {
         "rounds": 2, "steps": 3, "learning_rate": 0.1, "step_tokens": 64,
-        "joint_passes": 2, "joint_blocks": 3, "joint_tokens": 7, "joint_learning_rate": 0.1, "moment_dtype": "bfloat16",
+        "joint_passes": 2, "joint_blocks": 3, "joint_tokens": 7, "joint_learning_rate": 0.1, "moment_dtype": "float32",
     }  # fmt: skip
     for name, value in changes.items():
         changed = [settings_of(f"{method} with {name}={value}", 0.3, 0) for method in ("fasp", "fasp + steps", "spap")]

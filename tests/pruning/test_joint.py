@@ -10,31 +10,19 @@ from pruning_cases import SETTINGS, random_tokens, tiny
 
 from spap_jax import api
 from spap_jax.api import logits
-from spap_jax.backend import traced_for
-from spap_jax.data import TokenBlocks, new_blocks
+from spap_jax.data import new_blocks
 from spap_jax.errors import UserError
 from spap_jax.model import Model
 from spap_jax.models import decoder
 from spap_jax.pruning import joint, predictions
 from spap_jax.pruning.prune_report import LayerReport
-from spap_jax.pruning.run import joint_chunks
+from spap_jax.pruning.run import calibration_chunks
 from spap_jax.settings import EFFORTS, PruneSettings
 from spap_jax.training.check import Check
 from spap_jax.training.engine import _order
 
 JOINT = SETTINGS.replace(rounds=0, joint_passes=1, joint_learning_rate=0.01, joint_tokens=256)
 """With 512 sequences of random tokens the held-out divergence falls; 16 would be memorized."""
-
-
-def test_moments_are_bfloat16_on_accelerators_alone():
-    settings = SETTINGS.resolved(2, 32, 1000)
-    for platform, given, expected in (
-        ("cpu", None, "float32"),
-        ("tpu", None, "bfloat16"),
-        ("tpu", "float32", "float32"),
-    ):
-        with traced_for(platform):
-            assert joint.recipe(settings.replace(moment_dtype=given), 10).arguments[-1] == expected
 
 
 def divergence(dense: Model, other: Model, tokens: np.ndarray) -> float:
@@ -123,40 +111,38 @@ def test_bfloat16_weights_stay_so_and_are_judged_as_they_are_written():
 
 @pytest.mark.parametrize("dtypes", [{"compute_dtype": "bfloat16"}, {"moment_dtype": "bfloat16"}])
 def test_half_the_bits_do_as_well(dtypes: dict):
-    exact, half = (adjusted("llama", **changes).report.joint for changes in ({}, dtypes))
+    whole = {"moment_dtype": "float32"}
+    exact, half = (adjusted("llama", **whole | changes).report.joint for changes in ({}, dtypes))
     gains = [checks[0].held_out - checks[-1].held_out for checks in (exact, half)]
     assert gains[1] == pytest.approx(gains[0], rel=0.1)
     assert [check.losses for check in exact] != [check.losses for check in half]
 
 
-def calibration(further: np.ndarray | None) -> TokenBlocks:
-    tokens = random_tokens(0, 512, 16)
-    return new_blocks(tokens, "random", 512, further=None if further is None else new_blocks(further, "random", 512))
+def test_further_text_is_fitted_as_if_it_had_been_asked_for():
+    own, more = random_tokens(0, 512, 16), random_tokens(1, 400, 16)
+    tokens = new_blocks(own, "random", 512, further=new_blocks(more, "random", 400))
+    found = api.prune(tiny("llama"), tokens, settings=JOINT, joint_passes=2).report
+    together = np.concatenate([own[:384], more[:384], own[384:]])
+    expected = api.prune(tiny("llama"), together, settings=JOINT, held_out=128 / 896).report
+    assert found.joint[-1].step == expected.joint[-1].step == 48
+    assert [check.losses for check in found.joint] == [check.losses for check in expected.joint]
+    assert [layer.calibration for layer in found.layers] == [layer.calibration for layer in expected.layers]
+    assert found.calibration["further_sequences"] == 384
 
 
-def test_further_text_is_read_in_place_of_the_fitted():
-    """A step on as much text as was fitted, and the same, is the same step; on other text, it is another one."""
-    fitted, other = random_tokens(0, 512, 16)[:384], random_tokens(1, 400, 16)
-    same, new = (api.prune(tiny("llama"), calibration(text), settings=JOINT) for text in (fitted, other))
-    losses = [np.concatenate([check.losses for check in each.report.joint]) for each in (same, new, adjusted("llama"))]
-    np.testing.assert_allclose(losses[0], losses[2], rtol=1e-4)
-    assert np.abs(losses[1] - losses[2]).min() > 1e-4
-    assert same.report.layers[0].calibration == new.report.layers[0].calibration
-
-
-@pytest.mark.parametrize(("passes", "further", "fitted"), [(0.5, 6, 0), (1, 12, 0), (2, 20, 4), (4, 20, 12)])
-def test_fitted_text_fills_up_further_text(passes: float, further: int, fitted: int):
-    own, more = np.arange(16 * 8).reshape(16, 8), 1000 + np.arange(20 * 8).reshape(20, 8)
-    counted = [tokens % 3 > 0 for tokens in (own, more)]
-    tokens = new_blocks(own, "", 16, counted[0], new_blocks(more, "", 20, counted[1]))
+@pytest.mark.parametrize(("passes", "more"), [(0, 0), (0.5, 0), (1, 0), (2, 12), (4, 20)])
+def test_text_is_read_again_only_if_there_is_no_other(passes: float, more: int):
+    own, others = np.arange(16 * 8).reshape(16, 8), 1000 + np.arange(20 * 8).reshape(20, 8)
+    counted = [tokens % 3 > 0 for tokens in (own, others)]
+    tokens = new_blocks(own, "", 16, counted[0], new_blocks(others, "", 20, counted[1]))
     settings = PruneSettings(held_out=0.25, batch_tokens=24, joint_passes=passes)
-    found = joint_chunks(tokens, settings)
-    assert found is not None
-    assert found.mask is not None
-    expected = np.concatenate([more[:further], own[:fitted]])
-    np.testing.assert_array_equal(found.sequences, expected)
-    np.testing.assert_array_equal(found.mask.reshape(-1, 8)[: found.real], expected % 3 > 0)
-    assert joint_chunks(own, settings) is joint_chunks(tokens, settings.replace(method="fasp")) is None
+    expected = np.concatenate([own[:12], others[:more]]), own[12:]
+    for found, sequences in zip(calibration_chunks(tokens, settings), expected, strict=True):
+        np.testing.assert_array_equal(found.sequences, sequences)
+        assert found.mask is not None
+        np.testing.assert_array_equal(found.mask.reshape(-1, 8)[: found.real], sequences % 3 > 0)
+    assert calibration_chunks(tokens, settings.replace(method="fasp"))[0].real == 12
+    assert calibration_chunks(own, settings)[0].real == 12
 
 
 def test_every_sequence_is_used_once_before_any_is_used_again():
@@ -169,13 +155,13 @@ def test_every_sequence_is_used_once_before_any_is_used_again():
 
 def test_a_budget_is_shared_by_the_blocks():
     """The steps grow with the tokens, and not with the number of blocks."""
-    settings = PruneSettings(joint_passes=3, joint_tokens=4096, joint_blocks=2)
+    settings = PruneSettings(joint_tokens=4096, joint_blocks=2)
     for layers in (4, 32):
-        plan = joint.groups(layers, 120, 2048, settings, 1)
+        plan = joint.groups(layers, 360, 2048, settings, 1)
         assert [group.first for group in plan] == [*range(0, layers, 2)]
         assert sum(group.schedule.steps for group in plan) == pytest.approx(3 * 120 / 2, rel=0.1)
     for spread, steps, sequences in ((1, 180, 2), (8, 45, 8)):  # a sequence for each device
-        [whole] = joint.groups(32, 120, 2048, settings.replace(joint_blocks=0), spread)
+        [whole] = joint.groups(32, 360, 2048, settings.replace(joint_blocks=0), spread)
         assert (whole.blocks, whole.schedule.steps, whole.schedule.sequences) == (32, steps, sequences)
 
 

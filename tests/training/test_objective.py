@@ -21,7 +21,7 @@ SHAPE = (3, 7)
 def several_turns_and_padding():
     """Make a turn of the loop so short that several are needed, and the last one is filled up."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(objective, "HEAD_TOKENS", 4)
+        patched.setattr(objective, "CPU_HEAD_TOKENS", 4)
         yield
 
 
