@@ -83,7 +83,10 @@ def prune_layers(run: Run, watch: Callable[[int, int], None] | None = None) -> G
     if blocks is not None:
         ends = streams.rounded(both[0].dense), both[run.held_out.real > 0].dense
         del both
-        yield from joint.adjusted(run, blocks, ends, watch)
+        for step in joint.adjusted(run, blocks, ends, watch):
+            yield step
+            del step
+            memory.return_scraps()
 
 
 def _waves(run: Run) -> list[range]:
