@@ -127,9 +127,9 @@ def resolve(
 def calibration_chunks(tokens: np.ndarray | TokenBlocks, settings: PruneSettings) -> tuple[Padded, Padded]:
     """Divides calibration sequences into those that are fitted and those that are held out, in chunks.
 
-    Joint steps read text again only if there is no other: as many further windows as they can read are fitted as well,
-    since an error on text that no block was fitted to says more of what is to be mended, and a fit to more text leaves
-    less of it. Samples are never held out.
+    Joint steps read text again only if there is no other, since they gain little from it. Their streams of further
+    windows are there for all blocks, which are fitted to these as well: a fit to more text is better on other text.
+    Samples are never held out.
     """
     further, mask = further_of(tokens), mask_of(tokens)
     own = tokens.tokens if isinstance(tokens, TokenBlocks) else tokens

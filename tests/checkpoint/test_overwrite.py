@@ -1,5 +1,6 @@
 """An existing output is replaced only if this program wrote all of it, and nothing is lost in between."""
 
+import errno
 import os
 import shutil
 import signal
@@ -188,18 +189,22 @@ def test_names_that_no_output_can_have(output: str, expected: str, tmp_path: Pat
     assert hashes(tmp_path) == before
 
 
-def test_a_place_on_a_disk_that_is_read_only(tmp_path: Path):
+def test_a_place_on_a_disk_that_is_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(path: str, *_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
+
+    monkeypatch.setattr(os, "mkdir", refuse)
+    with pytest.raises(UserError, match=r"out cannot be made in .* \(Read-only file system\)"):
+        check_output(tmp_path / "out", inputs={})
+
+
+def test_a_disk_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Mounting takes rights that tests often lack, so that the folder only says that it is a mounted disk."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(disk)], capture_output=True).returncode:
-        pytest.skip("mounting is not permitted")
-    try:
-        with pytest.raises(UserError, match=r"out cannot be made in .*disk \(Read-only file system\)"):
-            check_output(disk / "out", inputs={})
-        with pytest.raises(UserError, match="disk is a mounted disk, which cannot be replaced: name a new folder in"):
-            check_output(disk, overwrite=True, inputs={})
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
+    monkeypatch.setattr(Path, "is_mount", lambda self: self == disk)
+    with pytest.raises(UserError, match="disk is a mounted disk, which cannot be replaced: name a new folder in"):
+        check_output(disk, overwrite=True, inputs={})
 
 
 def test_the_folder_that_a_link_leads_to_is_looked_at(out: Path, tmp_path: Path):
