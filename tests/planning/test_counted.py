@@ -18,6 +18,7 @@ from spap_jax.planning.counted import Work, counted
 from spap_jax.planning.programs import work
 from spap_jax.planning.workload import Workload
 from spap_jax.solver.tableau import PANEL
+from spap_jax.training import objective
 
 B, T, D, F = 4, 48, 32, 64
 PRODUCT = 2 * T * D * F
@@ -118,8 +119,9 @@ def sent_by(executable: Any) -> float:
 
 
 @pytest.mark.parametrize("name", ["enter_mlp", "leave_mlp", "accumulate", "errors", "step", "measure"])
-def test_programs(name: str, load: Workload):
+def test_programs(name: str, load: Workload, monkeypatch: pytest.MonkeyPatch):
     """Compare programs with divided weights."""
+    monkeypatch.setattr(objective, "HEAD_TOKENS", 512)  # one turn of the head, too
     with traced_for("gpu"), devices.use_mesh(DATA * MODEL, MODEL):
         program = by_name(load)[name]
         found, turn, executable = program.counted(), by_name(once(load))[name].counted(), program.lowered().compile()
