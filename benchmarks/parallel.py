@@ -35,7 +35,7 @@ from spap_jax.pruning.narrow import pruned_config
 from spap_jax.pruning.streams import Padded, Streams
 from spap_jax.settings import PruneSettings
 from spap_jax.training.engine import batch_of
-from spap_jax.training.step import Given, Job, Sequences, begin, step
+from spap_jax.training.step import Given, Sequences, begin, step
 
 COUNTS = (1, 2)
 SIZE = Size(layers=4, d=256, f=1024, n=4, m=2, sequences=32, length=256)
@@ -89,7 +89,7 @@ def work(count: int) -> Iterator[tuple[str, Any]]:
 def joint_steps(config: DecoderConfig, params: decoder.Params, tokens: Padded, final: jax.Array) -> Iterator[Any]:
     """Yields the loss of one joint step after the other, all on the same sequences."""
     params = fully_shard_params(config, params)
-    job = Job(config, joint.recipe(SETTINGS, 1000), "float32")
+    job = joint.job_of(config, SETTINGS, 1000)
     given = Given(params, None, Sequences(devices.shard_chunks(tokens.tokens), final), tokens.real)
     state = begin(job, {"layers": {"mlp": params["layers"]["mlp"]}})
     batch = batch_of(np.arange(STEP_SEQUENCES), given, SETTINGS.batch_tokens)

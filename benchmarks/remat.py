@@ -20,7 +20,7 @@ from spap_jax.models.registry import family_of
 from spap_jax.pruning import joint
 from spap_jax.settings import PruneSettings, Remat
 from spap_jax.training.engine import batch_of
-from spap_jax.training.step import Given, Job, Sequences, State, step
+from spap_jax.training.step import Given, Sequences, State, step
 
 SMOLLM2: dict[str, Any] = {
     "model_type": "llama",
@@ -45,8 +45,8 @@ def compiled(blocks: int, remat: Remat, dtype: str) -> Any:
     params = jax.eval_shape(lambda: decoder.init(config, jax.random.key(0)))
     cut = jax.tree.map(lambda a: jax.ShapeDtypeStruct((blocks, *a.shape[1:]), a.dtype), params["layers"])
     config, params = dataclasses.replace(config, layers=blocks), params | {"layers": cut}
-    settings = PruneSettings().resolved(BLOCKS, config.width, TOKENS)
-    job = Job(config, joint.recipe(settings, 100), dtype, remat=remat)
+    settings = PruneSettings(compute_dtype=dtype, remat=remat).resolved(BLOCKS, config.width, TOKENS)
+    job = joint.job_of(config, settings, 100)
     mlp = {"layers": {"mlp": params["layers"]["mlp"]}}
     rest = params | {"layers": {name: part for name, part in params["layers"].items() if name != "mlp"}}
     tokens: Any = jax.ShapeDtypeStruct((1, 1, TOKENS), jnp.int32)

@@ -39,6 +39,7 @@ class PruneChanges(TypedDict, total=False):
     step_tokens: int
     learning_rate: float
     joint_passes: float | None
+    joint_text_weight: float
     joint_weights: JointWeights
     joint_blocks: int
     joint_tokens: int

@@ -104,6 +104,7 @@ _PRUNING: _Ranges = (
     ("step_tokens", _count(1), "a whole number of at least 1"),
     ("learning_rate", _positive, "positive"),
     ("joint_passes", _if_given(_at_least_zero), "at least 0"),
+    ("joint_text_weight", lambda w: _at_least_zero(w) and w <= 1, "between 0 and 1"),
     ("joint_weights", lambda w: w in JOINT_WEIGHTS, f"one of {', '.join(JOINT_WEIGHTS)}"),
     ("joint_blocks", _count(0), "a whole number of at least 0"),
     ("joint_tokens", _count(1), "a whole number of at least 1"),
@@ -242,6 +243,9 @@ class PruneSettings(_Settings):
             predictions nearer to the dense model's. They read other sequences of the calibration data as well, to which
             blocks are fitted too, and each several times if there are too few. All pruned blocks have to fit in memory.
             By default effort decides.
+        joint_text_weight: Weight, from 0 to 1, of the text's own next token in what joint steps fit; the rest is that
+            of the dense model's predictions. With more, perplexity falls further, and predictions stay less like the
+            dense model's; 0 uses these alone.
         joint_weights: What joint steps change. "block": all weights of the blocks. "mlp": the MLPs alone, which takes
             less memory, and gains less in models that were trained on much text.
         joint_blocks: Number of consecutive blocks that joint steps adjust together, lowered to the next number that
@@ -283,6 +287,7 @@ class PruneSettings(_Settings):
     step_tokens: int = 2048
     learning_rate: float = 0.03
     joint_passes: float | None = None
+    joint_text_weight: float = 0.3
     joint_weights: JointWeights = "block"
     joint_blocks: int = 0
     joint_tokens: int = 2048

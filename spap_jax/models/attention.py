@@ -1,8 +1,8 @@
 """Causal attention, and the one place that chooses how it is computed.
 
-In float32, with padding or with a key/value cache it is computed in blocks of scores, on every platform. In half
-precision accelerators have fused kernels, which hold no scores: cuDNN's on NVIDIA GPUs, the splash attention of Pallas
-on TPUs. ``backend.platform`` says for which platform a program is traced.
+With padding or with a key/value cache it is computed in blocks of scores, on every platform. Otherwise accelerators
+have fused kernels, which hold no scores: the splash attention of Pallas on TPUs, and cuDNN's on NVIDIA GPUs, for half
+precision. ``backend.platform`` says for which platform a program is traced.
 """
 
 import functools
@@ -66,7 +66,7 @@ def _fused(
     """Returns the fused kernel of a platform; None if it has none that accepts such sequences and heads."""
     if platform == "cuda" and dtype in (jnp.bfloat16, jnp.float16) and head_dim % 8 == 0 and head_dim <= 128:
         return functools.partial(by_jax, implementation="cudnn", window=window)
-    if platform == "tpu" and dtype == jnp.bfloat16 and length % min(_TILES) == 0 and head_dim in (64, 128):
+    if platform == "tpu" and dtype != jnp.float16 and length % min(_TILES) == 0 and head_dim in (64, 128):
         return functools.partial(splash, window=window)
     return None
 
@@ -90,7 +90,8 @@ def splash(q: jax.Array, k: jax.Array, v: jax.Array, window: int | None = None, 
         window: As in `causal_attention`.
         interpret: Whether to interpret the kernel, which works on every platform.
     """
-    return _at_default_precision(functools.partial(_splash, window=window, interpret=interpret), q, k, v)
+    kernel = functools.partial(_splash, window=window, interpret=interpret)
+    return kernel(q, k, v) if q.dtype == jnp.float32 else _at_default_precision(kernel, q, k, v)
 
 
 def _splash(q: jax.Array, k: jax.Array, v: jax.Array, window: int | None, interpret: bool) -> jax.Array:

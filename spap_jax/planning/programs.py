@@ -452,8 +452,7 @@ def _joint(arrays: Arrays) -> tuple[step.Job, step.Given, step.Given, Params]:
     else:
         cut = jax.tree.map(lambda a: jax.ShapeDtypeStruct((group.blocks, *a.shape[1:]), a.dtype), moved)
         moved = arrays.laid_out(config, cut, arrays.dtype)
-    recipe = joint.recipe(settings, group.schedule.steps)
-    job = step.Job(config, recipe, step_dtype(settings.compute_dtype), group.first, remat=settings.remat)
+    job = joint.job_of(config, settings, group.schedule.steps, group.first)
 
     def given(chunks: Chunks, stream: Any) -> step.Given:
         return step.Given(frozen, None, step.Sequences(arrays.tokens(chunks), stream), chunks.real)

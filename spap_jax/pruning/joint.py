@@ -120,8 +120,7 @@ def adjusted(
         alone = group.blocks == config.layers
         best = parts if alone else _of_blocks(parts, group.first, group.blocks)
         frozen = params if alone else params | {"layers": params["layers"] | parts}
-        dtype = step_dtype(settings.compute_dtype)
-        job = Job(config, recipe(settings, group.schedule.steps), dtype, group.first, remat=settings.remat)
+        job = job_of(config, settings, group.schedule.steps, group.first)
         given, judged = (Given(frozen, None, *part) for part in (read, measured))
         before = checks[:reached] if group.first else ()
         begun = (functools.partial(stored.pop, "stage"), checks) if stored and len(checks) > len(before) else None
@@ -147,9 +146,18 @@ def _sequences(part: Padded, end: jax.Array) -> Sequences:
     return Sequences(devices.shard_chunks(part.tokens), end, mask)
 
 
-def recipe(settings: PruneSettings, steps: int) -> Recipe:
-    """Returns the optimizer of the joint steps."""
-    return Recipe(relative, (settings.joint_learning_rate, steps, settings.moment_dtype))
+def job_of(config: DecoderConfig, settings: PruneSettings, steps: int, first: int = 0) -> Job:
+    """Returns what joint steps are compiled for.
+
+    Args:
+        config: The pruned decoder.
+        settings: The settings of the run, resolved.
+        steps: Number of steps.
+        first: First block that moves.
+    """
+    recipe = Recipe(relative, (settings.joint_learning_rate, steps, settings.moment_dtype))
+    dtype, weight = step_dtype(settings.compute_dtype), settings.joint_text_weight
+    return Job(config, recipe, dtype, first, remat=settings.remat, text_weight=weight)
 
 
 def moving(settings: PruneSettings, layers: Params) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The objective: the divergence from wanted predictions, or the next-token loss.
+"""The objective: the next-token loss, or what is lost against the predictions of another model.
 
 The logits are computed a few tokens at a time, whatever the vocabulary. Their gradient is computed with them, since the
 sum of the losses is all that is differentiated: a backward pass would have to compute them again.
@@ -34,35 +34,42 @@ class Predictor(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """The predictions that are the target.
+    """Predictions of another model, the target beside the text.
 
     Attributes:
         predictor: What makes them of the stream.
         stream: [B, T, d] the stream after the last block of the model that makes them.
+        text_weight: Weight of the text's next token in the target, from 0 to 1; the rest is that of the predictions.
     """
 
     predictor: Predictor
     stream: jax.Array
+    text_weight: float = 0.0
 
 
-def loss_sum(own: Predictor, last: jax.Array, target: Wanted | jax.Array, weights: jax.Array) -> jax.Array:
-    """Sums the losses of the predictions in nats, each times its weight: KL(wanted || own), or -log p(next token).
+def loss_sum(
+    own: Predictor, last: jax.Array, tokens: jax.Array, weights: jax.Array, wanted: Wanted | None = None
+) -> jax.Array:
+    """Sums the losses of predictions in nats, each times its weight.
+
+    Without wanted predictions q, the loss of a prediction p is -log p(next token). With them it is what is lost against
+    them, 0 for p = q: (1 - a) KL(q || p) + a (log q(next token) - log p(next token)), with a the text's weight.
 
     Args:
         own: What makes predictions of ``last``.
         last: [B, T, d] stream after the last block.
-        target: The wanted predictions, or the next tokens [B, T]; they have no gradient.
+        tokens: [B, T] the next tokens.
         weights: [B, T] weights of the predictions; they have no gradient.
+        wanted: The wanted predictions; they have no gradient.
 
     Returns:
         [] float32.
     """
-    if isinstance(target, Wanted):
-        loss = functools.partial(_divergences, own.config, target.predictor.config)
-        fixed = (target.stream, target.predictor.outer)
+    if wanted is None:
+        loss, by_token, others = functools.partial(_next_token_losses, own.config), (tokens,), {}
     else:
-        loss, fixed = functools.partial(_next_token_losses, own.config), (target, {})
-    by_token, others = fixed
+        loss = functools.partial(_losses_against, own.config, wanted.predictor.config, wanted.text_weight)
+        by_token, others = (tokens, wanted.stream), wanted.predictor.outer
     return _sum(loss, own.outer, last, jax.lax.stop_gradient((by_token, weights.astype(jnp.float32), others)))
 
 
@@ -127,18 +134,34 @@ def token_groups(by_token: Any) -> Any:
     return jax.tree.map(one, by_token)
 
 
-def _next_token_losses(config: DecoderConfig, outer: Params, x: jax.Array, token: jax.Array, _: Params) -> jax.Array:
-    logits = _logits(config, outer, x)
-    return jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
-
-
-def _divergences(
-    config: DecoderConfig, other: DecoderConfig, outer: Params, x: jax.Array, wanted: jax.Array, others: Params
+def _next_token_losses(
+    config: DecoderConfig, outer: Params, x: jax.Array, target: tuple[jax.Array], _: Params
 ) -> jax.Array:
-    mine, theirs = _logits(config, outer, x), _logits(other, others, wanted)
+    logits = _logits(config, outer, x)
+    return jax.nn.logsumexp(logits, axis=-1) - _at(target[0], logits)
+
+
+def _losses_against(
+    config: DecoderConfig,
+    other: DecoderConfig,
+    text_weight: float,
+    outer: Params,
+    x: jax.Array,
+    target: tuple[jax.Array, jax.Array],
+    others: Params,
+) -> jax.Array:
+    (tokens, stream), mine = target, _logits(config, outer, x)
+    theirs = _logits(other, others, stream)
     # Differences of logits, whose sums keep small divergences apart, and which need fewer passes than probabilities.
-    expected = (jax.nn.softmax(theirs) * (theirs - mine)).sum(axis=-1)
+    expected = (1 - text_weight) * (jax.nn.softmax(theirs) * (theirs - mine)).sum(axis=-1)
+    if text_weight:
+        expected += text_weight * _at(tokens, theirs - mine)
     return expected - (jax.nn.logsumexp(theirs, axis=-1) - jax.nn.logsumexp(mine, axis=-1))
+
+
+def _at(tokens: jax.Array, logits: jax.Array) -> jax.Array:
+    """Returns the logit [n] of each token [n], of all [n, v]."""
+    return jnp.take_along_axis(logits, tokens[:, None], axis=1)[:, 0]
 
 
 def _logits(config: DecoderConfig, outer: Params, x: jax.Array) -> jax.Array:

@@ -46,6 +46,7 @@ class Job(NamedTuple):
         teacher: The decoder whose predictions are computed as the target; None if they are kept, or if the next token
             is the target.
         remat: What a block keeps for its backward pass; see ``forward.REMAT``.
+        text_weight: Weight of the next token beside the predictions that are the target; see ``objective.Wanted``.
     """
 
     config: DecoderConfig
@@ -55,6 +56,7 @@ class Job(NamedTuple):
     scale: float = 1.0
     teacher: DecoderConfig | None = None
     remat: Remat = "full"
+    text_weight: float = 0.0
 
 
 class Sequences(NamedTuple):
@@ -169,15 +171,10 @@ def text_loss(student: Student, text: Sequences) -> jax.Array:
 
 
 def counting(sequences: Sequences) -> jax.Array:
-    """Returns which predictions of sequences [B, T] count: those of the mask's tokens, or all that have a target.
-
-    The prediction after the last token has one if the dense model's is kept; of which token it is, no mask says.
-    """
-    tokens, kept, mask = sequences
-    if mask is not None:
-        return jnp.pad(mask[:, 1:] > 0, [(0, 0), (0, 1)])
-    length = tokens.shape[1]
-    return jnp.broadcast_to(jnp.arange(length) < length - (kept is None), tokens.shape)
+    """Returns which predictions of sequences [B, T] count: those of the mask's tokens, or of all but the first."""
+    tokens, _, mask = sequences
+    after = jnp.ones_like(tokens[:, 1:], bool) if mask is None else mask[:, 1:] > 0
+    return jnp.pad(after, [(0, 0), (0, 1)])
 
 
 def _spread(job: Job, sums: tuple[jax.Array, Params]) -> tuple[jax.Array, Params]:
@@ -185,12 +182,12 @@ def _spread(job: Job, sums: tuple[jax.Array, Params]) -> tuple[jax.Array, Params
 
 
 def _predictions(given: Given, batch: Batch) -> jax.Array:
-    """Number of predictions of a batch that count."""
-    tokens, kept, mask = given.sequences
+    """Number of predictions of a batch that count; 1 if none does."""
+    tokens, _, mask = given.sequences
     if mask is None:
-        return batch.counted.sum() * (tokens.shape[-1] - (kept is None))
+        return jnp.maximum(1, batch.counted.sum() * (tokens.shape[-1] - 1))
     each = (mask[..., 1:] > 0).sum(axis=-1).reshape(-1)
-    return (batch.counted * each[batch.rows]).sum()
+    return jnp.maximum(1, (batch.counted * each[batch.rows]).sum())
 
 
 def _loss_sum(job: Job, given: Given, moved: Params, now: Batch, dtype: Any, merged: bool = False) -> jax.Array:
@@ -202,13 +199,13 @@ def _loss_sum(job: Job, given: Given, moved: Params, now: Batch, dtype: Any, mer
 
     def one(drawn: Sequences, counted: jax.Array) -> jax.Array:
         last = last_stream(student, outside, drawn.tokens, dtype, merged)
-        target, own = next_tokens(drawn.tokens), Predictor(job.config, outside)
+        own, wanted = Predictor(job.config, outside), None
         if drawn.kept is not None:
-            target = Wanted(own, drawn.kept)
+            wanted = Wanted(own, drawn.kept, job.text_weight)
         elif teacher is not None and taught is not None:
             stream = last_stream(teacher, taught, drawn.tokens, dtype)
-            target = Wanted(Predictor(teacher.config, taught), stream)
-        return loss_sum(own, last, target, counting(drawn) * counted[:, None])
+            wanted = Wanted(Predictor(teacher.config, taught), stream, job.text_weight)
+        return loss_sum(own, last, next_tokens(drawn.tokens), counting(drawn) * counted[:, None], wanted)
 
     places = jnp.unravel_index(now.rows, given.sequences.tokens.shape[:2])
     drawn = devices.take_from_chunks(given.sequences, places)

@@ -54,12 +54,13 @@ def operations(platform: str, q: jax.Array, k: jax.Array, v: jax.Array, valid: j
 def test_the_platform_and_the_precision_choose():
     half = arrays(jnp.bfloat16)
     assert "pallas_call" in operations("tpu", *half)
+    assert "pallas_call" in operations("tpu", *arrays())
     with pytest.raises(RuntimeError, match="cuDNN is not detected"):
         operations("cuda", *half)
     everywhere = ("cpu", "gpu", "tpu", "cuda")
-    blocks = {name: operations(name, *arrays()) for name in everywhere}
+    blocks = {name: operations(name, *arrays()) for name in everywhere if name != "tpu"}
     assert not any("pallas_call" in text for text in blocks.values())
-    assert blocks["gpu"] == blocks["tpu"] == blocks["cuda"] != blocks["cpu"]  # all heads at once, or a group at a time
+    assert blocks["gpu"] == blocks["cuda"] != blocks["cpu"]  # all heads at once, or a group at a time
     padded = {name: operations(name, *half, valid=jnp.ones((2, LENGTH), bool)) for name in everywhere}
     assert padded["gpu"] == padded["tpu"] == padded["cuda"]
     assert "pallas_call" not in operations("tpu", *arrays(jnp.bfloat16, 96))

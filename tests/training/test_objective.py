@@ -25,34 +25,39 @@ def several_turns_and_padding():
         yield
 
 
-def plainly(own: Predictor, last: jax.Array, target: Any, weights: jax.Array) -> jax.Array:
+def plainly(own: Predictor, last: jax.Array, tokens: jax.Array, weights: jax.Array, wanted: Wanted | None) -> jax.Array:
     mine = jax.nn.log_softmax(decoder.head(own.config, own.outer, last))
-    if isinstance(target, Wanted):
-        theirs = jax.nn.log_softmax(decoder.head(target.predictor.config, target.predictor.outer, target.stream))
-        return (weights * (jnp.exp(theirs) * (theirs - mine)).sum(axis=-1)).sum()
-    return -(weights * jnp.take_along_axis(mine, target[..., None], axis=-1)[..., 0]).sum()
+    if wanted is None:
+        return -(weights * at(tokens, mine)).sum()
+    theirs = jax.nn.log_softmax(decoder.head(wanted.predictor.config, wanted.predictor.outer, wanted.stream))
+    divergence, share = (jnp.exp(theirs) * (theirs - mine)).sum(axis=-1), wanted.text_weight
+    return (weights * ((1 - share) * divergence + share * at(tokens, theirs - mine))).sum()
 
 
-def arguments(variant: str, divergence: bool) -> tuple[Any, Any, jax.Array, Any, jax.Array]:
+def at(tokens: jax.Array, values: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(values, tokens[..., None], axis=-1)[..., 0]
+
+
+def arguments(variant: str, text_weight: float | None = None) -> tuple[Any, Any, jax.Array, jax.Array, jax.Array, Any]:
     model, rng = tiny(variant), np.random.default_rng(0)
     config, outer = model.config, {name: model.params[name] for name in ("embed", "head")}
     last, other = (jnp.asarray(rng.normal(size=(*SHAPE, config.width)), jnp.float32) for _ in range(2))
     other_outer = jax.tree.map(lambda a: 1.1 * a, outer)
     next_token = jnp.asarray(rng.integers(0, config.vocabulary, SHAPE))
-    target = Wanted(Predictor(config, other_outer), other) if divergence else next_token
+    wanted = None if text_weight is None else Wanted(Predictor(config, other_outer), other, text_weight)
     weights = jnp.asarray(rng.choice([0.0, 0.5, 1.0], size=SHAPE), jnp.float32)
-    return config, outer, last, target, weights
+    return config, outer, last, next_token, weights, wanted
 
 
-@pytest.mark.parametrize("divergence", [True, False], ids=["divergence", "next token"])
+@pytest.mark.parametrize("text_weight", [0.0, 0.3, 1.0, None], ids=["divergence", "both", "rise", "next token"])
 @pytest.mark.parametrize("variant", ["llama_two_kv_heads", "opt_350m_like"])
 @pytest.mark.parametrize("moving", [("last",), ("last", "outer")], ids=["stream", "stream and head"])
-def test_sum_and_gradient(variant: str, divergence: bool, moving: tuple[str, ...]):
-    config, outer, last, target, weights = arguments(variant, divergence)
+def test_sum_and_gradient(variant: str, text_weight: float | None, moving: tuple[str, ...]):
+    config, outer, last, *fixed = arguments(variant, text_weight)
 
     def of(function: Callable[..., jax.Array], moved: dict[str, Any]) -> jax.Array:
         now = {"last": last, "outer": outer} | moved
-        return 3 * function(Predictor(config, now["outer"]), now["last"], target, weights)
+        return 3 * function(Predictor(config, now["outer"]), now["last"], *fixed)
 
     moved = {"last": last, "outer": outer}
     given = {name: moved[name] for name in moving}
@@ -60,9 +65,10 @@ def test_sum_and_gradient(variant: str, divergence: bool, moving: tuple[str, ...
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), found, expected)
 
 
-def test_no_divergence_from_the_same_predictions():
-    config, outer, last, _, weights = arguments("llama_two_kv_heads", divergence=True)
+def test_nothing_is_lost_against_the_same_predictions():
+    config, outer, last, tokens, weights, _ = arguments("llama_two_kv_heads")
     own = Predictor(config, outer)
-    value, gradient = jax.value_and_grad(lambda x: loss_sum(own, x, Wanted(own, last), weights))(last)
+    assert loss_sum(own, last, tokens, weights, Wanted(own, last, 0.3)) == 0
+    value, gradient = jax.value_and_grad(lambda x: loss_sum(own, x, tokens, weights, Wanted(own, last)))(last)
     assert value == 0
     np.testing.assert_allclose(gradient, 0, atol=1e-6)
