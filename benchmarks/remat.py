@@ -18,7 +18,7 @@ from rich.table import Table
 from spap_jax.models import decoder
 from spap_jax.models.registry import family_of
 from spap_jax.pruning import joint
-from spap_jax.settings import PruneSettings, Remat
+from spap_jax.settings import FloatDtype, PruneSettings, Remat
 from spap_jax.training.engine import batch_of
 from spap_jax.training.step import Given, Sequences, State, step
 
@@ -39,7 +39,7 @@ out = Console(highlight=False, width=100)
 app = App(name="remat", help=__doc__)
 
 
-def compiled(blocks: int, remat: Remat, dtype: str) -> Any:
+def compiled(blocks: int, remat: Remat, dtype: FloatDtype) -> Any:
     """Compiles a joint step on a number of blocks."""
     config = family_of(SMOLLM2).read_config(SMOLLM2)
     params = jax.eval_shape(lambda: decoder.init(config, jax.random.key(0)))
@@ -57,7 +57,7 @@ def compiled(blocks: int, remat: Remat, dtype: str) -> Any:
 
 
 @app.default
-def show(dtype: str = "float32") -> None:
+def show(dtype: FloatDtype = "float32") -> None:
     """Compiles the step with each setting and prints a table.
 
     Args:

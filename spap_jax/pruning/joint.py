@@ -1,10 +1,9 @@
 """Joint steps on a pruned model, which adjust its blocks so that its predictions match the dense model's.
 
 The sequential pass fits every block to the dense stream at its own output. The final distribution is what matters, so
-joint steps continue the alternating minimisation on it: optimizer steps on the Kullback-Leibler divergence of the
-pruned model's predictions from the dense model's ("Looking past the block" in ``docs/method.md``), on all blocks
-together or, to save memory, on several at a time. No labels are used. Weights are kept only if the divergence falls on
-held-out tokens.
+joint steps continue the alternating minimisation on it: optimizer steps on what the pruned model's predictions lose
+against the dense model's ("The whole model" in ``docs/method.md``), on all blocks together or, to save memory, on
+several at a time. Weights are kept only if the loss falls on held-out tokens.
 """
 
 import functools

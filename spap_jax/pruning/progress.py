@@ -189,7 +189,7 @@ class _Work:
 
     def check_lines(self, check: Check) -> tuple[str, ...]:
         """Describes a measurement after joint steps."""
-        words = f"{_judged(self.held_out)} divergence {check.held_out:.4f}{'' if check.taken else ', not kept'}"
+        words = f"{_judged(self.held_out)} loss {check.held_out:.4f}{'' if check.taken else ', not kept'}"
         return (f"{_STEP} {check.step}/{self.pieces[_STEP]}  {words}",)
 
     @staticmethod

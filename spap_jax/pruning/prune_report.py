@@ -120,8 +120,8 @@ class PruneReport:
         calibration: Description, shape and hash of the calibration tokens, and of further ones for joint steps.
         versions: Versions of the libraries used.
         layers: One record per layer.
-        joint: The measurements of the joint steps: mean KL divergence of the pruned model's predictions from the dense
-            model's; the first is from before any step.
+        joint: The measurements of the joint steps: what the pruned model's predictions lose against the dense model's
+            ("Loss" in ``docs/glossary.md``); the first is from before any step.
         seconds: Time by phase, summed over all layers.
         extras: Values added by the command line: perplexities, bytes on disk, peak memory of the process that ended
             the run, and a hash that identifies the run.

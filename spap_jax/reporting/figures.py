@@ -62,7 +62,7 @@ def plots(record: Record) -> list[Plot]:
         found += _of_part(record.layers, attention, "attention")
     found.append(channels(record))
     if record.joint:
-        found.append(divergence(record.joint))
+        found.append(losses(record.joint))
     if record.seconds:
         found.append(seconds(record.seconds))
     return found
@@ -191,11 +191,11 @@ def kept_share(layer: LayerRecord, width: int, size: int) -> np.ndarray:
     return found / np.minimum(size, width - size * np.arange(cells))
 
 
-def divergence(checks: Sequence[CheckRecord]) -> Plot:
-    """Plots the divergence over the joint steps: of each step, and on held-out tokens."""
-    figure, axes = _panel("joint step", "KL divergence, nats per token")
-    losses = [number(loss) for check in checks for loss in check.losses]
-    axes.plot(range(1, len(losses) + 1), losses, color=LIGHT["muted"], linewidth=0.6, label="each step")
+def losses(checks: Sequence[CheckRecord]) -> Plot:
+    """Plots the loss over the joint steps: of each step, and on held-out tokens."""
+    figure, axes = _panel("joint step", "loss against the original, nats per token")
+    each = [number(loss) for check in checks for loss in check.losses]
+    axes.plot(range(1, len(each) + 1), each, color=LIGHT["muted"], linewidth=0.6, label="each step")
     steps, found = [check.step for check in checks], [number(check.held_out) for check in checks]
     axes.plot(steps, found, color=LIGHT["blue"], linewidth=1.6)
     for taken, marker, colour in ((True, "o", "blue"), (False, "x", "orange")):
@@ -209,11 +209,11 @@ def divergence(checks: Sequence[CheckRecord]) -> Plot:
     fall = f"from {start:.4f} to {kept:.4f} nats per token ({signed(change_text(start, kept))})"
     last = [check.step for check in checks if check.taken][-1]
     return Plot(
-        "divergence",
+        "losses",
         "How close the predictions are to the original's",
         "Joint steps adjust the weights of many blocks together; lower is better. The weights with the lowest "
-        f"divergence on held-out tokens are kept, here those of step {last}. The divergence went {fall}.",
-        f"Divergence over the joint steps: {fall}.",
+        f"loss on held-out tokens are kept, here those of step {last}. The loss went {fall}.",
+        f"Loss over the joint steps: {fall}.",
         figure,
     )
 

@@ -71,13 +71,13 @@ class LayerRecord:
 
 @dataclass(frozen=True)
 class CheckRecord:
-    """A measurement in the joint steps: divergence on held-out tokens, and whether these weights were kept.
+    """A measurement in the joint steps: the loss on held-out tokens, and whether these weights were kept.
 
     Attributes:
         step: Number of joint steps made so far.
         tokens: Number of tokens in these steps.
-        losses: Divergence on the tokens of each step since the previous measurement.
-        held_out: Divergence on held-out tokens.
+        losses: Loss on the tokens of each step since the previous measurement.
+        held_out: Loss on held-out tokens.
         taken: Whether it is the lowest so far.
     """
 

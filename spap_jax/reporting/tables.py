@@ -166,8 +166,9 @@ def joint(record: Record) -> Table:
     )
     columns = ("steps", "tokens", "in the steps", "held-out", "kept")
     note = (
-        "Mean KL divergence of the pruned model's predictions from the original's, in nats per token: of the steps "
-        "since the row above, and on held-out tokens."
+        "What is lost against the original's predictions, in nats per token: of the steps since the row above, and "
+        "on held-out tokens. It is the mean of their KL divergence and of the rise in log-perplexity, the latter with "
+        "the weight `joint_text_weight`."
     )
     return Table("The joint steps in numbers", columns, rows, ("kept",), note)
 

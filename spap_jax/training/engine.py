@@ -1,6 +1,6 @@
 """The loop of the engine: some steps, then a measurement on held-out sequences, and the best weights are kept.
 
-It minimises the divergence from a dense model, or the next-token loss, over a part of a model's weights. Each stage is
+It minimises what is lost against a dense model, or the next-token loss, over a part of a model's weights. Each stage is
 the complete state of a run, from which another process can go on to the same bits.
 """
 

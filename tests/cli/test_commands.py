@@ -55,7 +55,7 @@ class TestPruneOfTheBundledModel:
             assert any(line.startswith(name) for line in lines)
         assert re.search(r"seconds: streams .*; peak memory .*B", said.out)
         assert "layer 6/6  held-out error: chosen " in said.err
-        assert "step 4/4  held-out divergence 0." in said.err
+        assert "step 4/4  held-out loss 0." in said.err
         assert said.err.splitlines()[-1] == f"wrote {stories}"
 
     def test_the_files(self, stories: Path):

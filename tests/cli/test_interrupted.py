@@ -266,7 +266,7 @@ def test_at_high_effort(shop: Workshop, tmp_path: Path):
     whole = shop.run(tmp_path / "whole", *words)
     assert whole.code == 0, whole
     assert "sequences written ..." in whole.err
-    assert "step 30/30  held-out divergence 0." in whole.err
+    assert "step 30/30  held-out loss 0." in whole.err
     shop.interrupted(tmp_path / "out", "step 20/30", *words)
     said = shop.run(tmp_path / "out", *words)
     assert said.code == 0, said

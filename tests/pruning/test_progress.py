@@ -113,13 +113,13 @@ def test_joint_steps_are_in_the_time_left_once_they_are_measured():
     assert [left(run.layer(*each)) for each in ((0, 60), (1, 8), (2, 8))] == ["", "step in 8 s", ""]
     said = run.steps(0, 1)
     assert (said.phase, said.done, said.total, said.left) == ("step", 0, 8, "")
-    assert said.lines == ("step 0/8  held-out divergence 0.0498  1 s",)
+    assert said.lines == ("step 0/8  held-out loss 0.0498  1 s",)
     run.watch.now += 30
     assert run.progress.part(1, 8).left == ""
     run.watch.now += 5
     assert run.progress.part(2, 8).lines == ("step 2/8, about 30 s left ...",)
     said = run.steps(2, 1, taken=False)
-    assert said.lines == ("step 2/8  held-out divergence 0.0498, not kept  1 s, about 30 s left",)
+    assert said.lines == ("step 2/8  held-out loss 0.0498, not kept  1 s, about 30 s left",)
     assert (said.phase, said.done, said.total) == ("step", 2, 8)
 
 

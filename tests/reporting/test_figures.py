@@ -68,16 +68,16 @@ def test_cells_of_several_channels(width: int, size: int) -> None:
     assert share == pytest.approx([inside[start : start + size].mean() for start in range(0, width, size)])
 
 
-def test_divergence(tmp_path: Path) -> None:
+def test_losses(tmp_path: Path) -> None:
     tree = report()
-    plot = by_name(record(tmp_path, tree))["divergence"]
+    plot = by_name(record(tmp_path, tree))["losses"]
     each, path, taken, refused = lines(plot.figure.axes[0])
     checks = tree["joint"]
     assert each == ([*range(1, 11)], [0.9, 0.8] * 5)
     assert path == ([0, 2, 4, 6, 8, 10], [check["held_out"] for check in checks])
     assert taken == ([0, 4, 6, 10], [checks[place]["held_out"] for place in (0, 2, 3, 5)])
     assert refused == ([2, 8], [0.95, 0.95])
-    assert "kept, here those of step 10. The divergence went from 0.8800 to 0.8300 nats per token" in plot.caption
+    assert "kept, here those of step 10. The loss went from 0.8800 to 0.8300 nats per token" in plot.caption
 
 
 def test_seconds(tmp_path: Path) -> None:

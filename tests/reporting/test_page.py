@@ -89,7 +89,7 @@ def test_drawings_have_words(two: tuple[str, dict[str, bytes]]) -> None:
 
 def test_pictures(two: tuple[str, dict[str, bytes]]) -> None:
     _, images = two
-    own = ("errors", "gains", "channels", "divergence", "seconds")
+    own = ("errors", "gains", "channels", "losses", "seconds")
     names = {f"{prefix}-{name}.png" for prefix, name in itertools.product(("1-one", "2-two"), own)}
     assert set(images) == names | {f"compare-{name}.png" for name in ("perplexity", "parameters", "bytes")}
     for png in images.values():
