@@ -138,7 +138,7 @@ def _next_token_losses(
     config: DecoderConfig, outer: Params, x: jax.Array, target: tuple[jax.Array], _: Params
 ) -> jax.Array:
     logits = _logits(config, outer, x)
-    return jax.nn.logsumexp(logits, axis=-1) - _at(target[0], logits)
+    return jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, target[0][:, None], axis=1)[:, 0]
 
 
 def _losses_against(
@@ -147,21 +147,17 @@ def _losses_against(
     text_weight: float,
     outer: Params,
     x: jax.Array,
-    target: tuple[jax.Array, jax.Array],
+    by_token: tuple[jax.Array, jax.Array],
     others: Params,
 ) -> jax.Array:
-    (tokens, stream), mine = target, _logits(config, outer, x)
+    (tokens, stream), mine = by_token, _logits(config, outer, x)
     theirs = _logits(other, others, stream)
-    # Differences of logits, whose sums keep small divergences apart, and which need fewer passes than probabilities.
-    expected = (1 - text_weight) * (jax.nn.softmax(theirs) * (theirs - mine)).sum(axis=-1)
+    target = jax.nn.softmax(theirs)
     if text_weight:
-        expected += text_weight * _at(tokens, theirs - mine)
+        target = (1 - text_weight) * target + text_weight * jax.nn.one_hot(tokens, target.shape[-1])
+    # Differences of logits, whose sums keep small losses apart, and which need fewer passes than probabilities.
+    expected = (target * (theirs - mine)).sum(axis=-1)
     return expected - (jax.nn.logsumexp(theirs, axis=-1) - jax.nn.logsumexp(mine, axis=-1))
-
-
-def _at(tokens: jax.Array, logits: jax.Array) -> jax.Array:
-    """Returns the logit [n] of each token [n], of all [n, v]."""
-    return jnp.take_along_axis(logits, tokens[:, None], axis=1)[:, 0]
 
 
 def _logits(config: DecoderConfig, outer: Params, x: jax.Array) -> jax.Array:
