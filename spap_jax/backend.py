@@ -1,4 +1,8 @@
-"""Whether JAX has a device to compute on, and the platform that programs are traced for."""
+"""Whether JAX has a device to compute on, the platform that programs are traced for, and its compiler's effort."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import jax
 
@@ -10,6 +14,8 @@ _PLATFORMS = {
 }
 """How to install JAX for each kind of accelerator, by its name in JAX_PLATFORMS."""
 
+
+_EFFORT = "jax_exec_time_optimization_effort"
 
 traced_for = jax.make_user_context(None)
 """``with traced_for("tpu"):`` traces the programs inside for another platform than that of this machine's devices."""
@@ -24,6 +30,25 @@ def platform() -> str:
         capability = str(getattr(jax.local_devices()[0], "compute_capability", ""))  # "9.0"; on AMD "gfx90a"
         return "cuda" if capability[:1].isdigit() and float(capability) >= 8 else "gpu"
     return name
+
+
+@contextmanager
+def quick_compilation() -> Iterator[None]:
+    """Lets the TPU's compiler search less for fast code in the programs inside; others compile as ever.
+
+    Otherwise it takes ten minutes for LLaMA-3.1-8B, longer than the run on eight chips, of which nearly all is spent on
+    the tiles of products at full precision. The programs do the same operations and move no more bytes
+    (``python -m benchmarks.compilation``). JAX_EXEC_TIME_OPTIMIZATION_EFFORT takes precedence.
+    """
+    if platform() != "tpu" or _EFFORT.upper() in os.environ:
+        yield
+        return
+    before = getattr(jax.config, _EFFORT)
+    jax.config.update(_EFFORT, -1.0)
+    try:
+        yield
+    finally:
+        jax.config.update(_EFFORT, before)
 
 
 def missing_backend() -> str | None:

@@ -25,6 +25,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental.multihost_utils import broadcast_one_to_all, process_allgather
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, get_abstract_mesh, get_mesh
 
+from spap_jax.backend import quick_compilation
 from spap_jax.errors import UserError, option
 from spap_jax.settings import is_count
 
@@ -129,12 +130,13 @@ def use_mesh(count: int | None, model: int | None = 1, weights: int = 0, groups:
             f"{count} devices cannot be divided into groups of {model} that share the weights: give "
             f"{option('model_devices')} a number that divides {count}."
         )
-    if count == 1:
-        yield
-        return
-    shape, types = (count // model, model), (AxisType.Auto, AxisType.Auto)
-    with jax.set_mesh(jax.make_mesh(shape, (DATA, _MODEL), axis_types=types, devices=there[:count])):
-        yield
+    with quick_compilation():
+        if count == 1:
+            yield
+            return
+        shape, types = (count // model, model), (AxisType.Auto, AxisType.Auto)
+        with jax.set_mesh(jax.make_mesh(shape, (DATA, _MODEL), axis_types=types, devices=there[:count])):
+            yield
 
 
 def data_size() -> int:

@@ -16,7 +16,7 @@ from jax.experimental import topologies
 from jax.sharding import AxisType
 
 from spap_jax import devices
-from spap_jax.backend import traced_for
+from spap_jax.backend import quick_compilation, traced_for
 from spap_jax.errors import UserError
 from spap_jax.hub import first_line
 from spap_jax.planning.accelerators import Mesh
@@ -43,7 +43,7 @@ def described(mesh: Mesh) -> Iterator[Any]:
         UserError: the mesh is not of TPUs, or their compiler is not there.
     """
     there = devices_of(mesh)
-    with traced_for("tpu"):
+    with traced_for("tpu"), quick_compilation():
         if mesh.devices == 1:
             yield there[0]
             return

@@ -1,0 +1,54 @@
+"""The effort of the TPU's compiler: ``python -m benchmarks.compilation``; needs the extra ``tpu``, but no TPU.
+
+The programs of a run on LLaMA-3.1-8B are compiled for eight chips of TPU v5e, at the compiler's usual effort and at
+that of a run (``backend.quick_compilation``).
+"""
+
+import json
+from pathlib import Path
+
+import jax
+from cyclopts import App
+from rich.console import Console
+from rich.table import Table
+
+from spap_jax.models.registry import family_of
+from spap_jax.planning import slices
+from spap_jax.planning.accelerators import mesh_named
+from spap_jax.planning.compiled import judged
+from spap_jax.planning.plan import Request
+from spap_jax.planning.programs import programs
+from spap_jax.settings import PruneSettings
+
+CONFIG = Path(__file__).parents[1] / "tests" / "configs" / "llama-3.1-8b.json"
+
+out = Console(highlight=False, width=100)
+app = App(name="compilation", help=__doc__)
+
+
+@app.default
+def show(*names: str) -> None:
+    """Compiles programs and prints a table.
+
+    Args:
+        names: Those to compile; all by default.
+    """
+    theirs = json.loads(CONFIG.read_text())
+    mesh = mesh_named("v5e-8")
+    load = Request(family_of(theirs).read_config(theirs), PruneSettings(), 128, 2048, 2).on(mesh.devices)
+    table = Table("program", "seconds", "TFLOP", "GB moved", "GB of temporaries", title="usual effort / that of a run")
+    with slices.described(mesh) as device:
+        for program in programs(load, device):
+            if names and program.name not in names:
+                continue
+            quick = judged(program)
+            jax.config.update("jax_exec_time_optimization_effort", 0.0)
+            usual = judged(program)
+            jax.config.update("jax_exec_time_optimization_effort", -1.0)
+            both = [(x.compiling, x.operations / 1e12, x.moved / 1e9, x.temporaries / 1e9) for x in (usual, quick)]
+            table.add_row(program.name, *(f"{a:.3g} / {b:.3g}" for a, b in zip(*both, strict=True)))
+    out.print(table)
+
+
+if __name__ == "__main__":
+    app()
