@@ -85,7 +85,7 @@ def judged(program: Program) -> Compiled:
     try:
         found = program.lowered().compile()
     except jax.errors.JaxRuntimeError as error:
-        if (needed := _needed(str(error))) is None:
+        if (needed := _needed(str(error), program.given_bytes)) is None:
             raise
         return _refused(program, needed, time.perf_counter() - start)
     return accepted(program, found, time.perf_counter() - start)
@@ -130,10 +130,18 @@ def _refused(program: Program, needed: float, compiling: float) -> Compiled:
     )
 
 
-def _needed(message: str) -> float | None:
-    """Returns the bytes that a refused program needs; None if it was not refused for its memory."""
-    said = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", message)
-    return float(said[1]) * _UNITS[said[2]] if said else None
+def _needed(message: str, arguments: float) -> float | None:
+    """Returns the bytes that a refused program needs; None if it was not refused for its memory.
+
+    Args:
+        message: What the compiler says. If the temporaries alone are too large, it says nothing of the arguments.
+        arguments: Bytes of these.
+    """
+    if said := re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", message):
+        return float(said[1]) * _UNITS[said[2]]
+    if said := re.search(r"required for HLO temporaries \(([\d.]+)([KMGT])\)", message):
+        return float(said[1]) * _UNITS[said[2]] + arguments
+    return None
 
 
 class Collective(NamedTuple):

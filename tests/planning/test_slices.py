@@ -2,6 +2,7 @@
 
 import math
 import sys
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from spap_jax.errors import UserError
 from spap_jax.planning import slices
 from spap_jax.planning.accelerators import ACCELERATORS, mesh_named
-from spap_jax.planning.compiled import Collective, collectives, sent
+from spap_jax.planning.compiled import Collective, collectives, judged, sent
 
 
 @pytest.mark.parametrize(
@@ -78,3 +79,37 @@ def check_looping(mesh: Mesh) -> None:
 
 def test_collectives_are_read_with_the_turns_of_their_loops():
     check_looping(jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,)))
+
+
+@dataclass
+class Refused:
+    """A program that the compiler refuses with a message."""
+
+    message: str
+    name, phase, times, given_bytes, beside_bytes = "step", "joint steps", 1, 2 * 10**9, 10**9
+
+    def lowered(self) -> "Refused":
+        return self
+
+    def compile(self) -> None:
+        raise jax.errors.JaxRuntimeError(self.message)
+
+
+@pytest.mark.parametrize(
+    ("message", "needs"),
+    [
+        ("RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 59.45G of "
+         "15.75G hbm. Exceeded hbm capacity by 43.70G.", 59.45 * 2**30),
+        ("RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (28.62G) exceeds "
+         "available HBM (15.75G)", 28.62 * 2**30 + 2e9),
+    ],
+)  # fmt: skip
+def test_how_much_a_refused_program_needs_is_read(message: str, needs: float):
+    found = judged(Refused(message))  # type: ignore[arg-type]
+    assert found.refused
+    assert found.memory == pytest.approx(needs + 1e9)
+
+
+def test_other_errors_of_the_compiler_are_not_taken_for_refusals():
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        judged(Refused("INTERNAL: Mosaic failed"))  # type: ignore[arg-type]
