@@ -7,7 +7,6 @@ replicated.
 """
 
 import dataclasses
-import math
 from dataclasses import dataclass
 
 import jax.numpy as jnp
@@ -234,11 +233,6 @@ class Workload:
     def in_waves(self) -> bool:
         """Whether channels are chosen on the dense stream, a layer on each device."""
         return self.settings.schedule == "parallel"
-
-    @property
-    def solved_here(self) -> float:
-        """Fraction of the layers whose channels one device chooses."""
-        return math.ceil(self.dense.layers / (self.devices * self.sharers)) / self.dense.layers if self.in_waves else 1
 
     @property
     def batch(self) -> int:
