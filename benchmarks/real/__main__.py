@@ -63,6 +63,7 @@ def main(
         command = " ".join(Path(word).name if "/" in word else word for word in words)
         short = Path(name).name
         if (short, command) in {row.key for row in rows}:
+            print(f"{cut:.0%}, {way}: measured already, in {output}", flush=True)
             continue
         # A folder is of one command, since a finished one is not pruned again.
         folder = work / f"{short}-{cut:g}-{hashlib.sha256(command.encode()).hexdigest()[:8]}"
