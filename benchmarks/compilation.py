@@ -15,15 +15,22 @@ from rich.table import Table
 from spap_jax.models.registry import family_of
 from spap_jax.planning import slices
 from spap_jax.planning.accelerators import mesh_named
-from spap_jax.planning.compiled import judged
+from spap_jax.planning.compiled import Compiled, judged
 from spap_jax.planning.plan import Request
-from spap_jax.planning.programs import programs
+from spap_jax.planning.programs import Program, programs
 from spap_jax.settings import PruneSettings
 
 CONFIG = Path(__file__).parents[1] / "tests" / "configs" / "llama-3.1-8b.json"
 
 out = Console(highlight=False, width=100)
 app = App(name="compilation", help=__doc__)
+
+
+def at_effort(effort: float, program: Program) -> Compiled:
+    """Compiles a program at an effort of the compiler, from -1 to 1."""
+    jax.clear_caches()  # an executable of another effort would do
+    jax.config.update("jax_exec_time_optimization_effort", effort)
+    return judged(program)
 
 
 @app.default
@@ -41,11 +48,10 @@ def show(*names: str) -> None:
         for program in programs(load, device):
             if names and program.name not in names:
                 continue
-            quick = judged(program)
-            jax.config.update("jax_exec_time_optimization_effort", 0.0)
-            usual = judged(program)
-            jax.config.update("jax_exec_time_optimization_effort", -1.0)
-            both = [(x.compiling, x.operations / 1e12, x.moved / 1e9, x.temporaries / 1e9) for x in (usual, quick)]
+            both = [
+                (found.compiling, found.operations / 1e12, found.moved / 1e9, found.temporaries / 1e9)
+                for found in (at_effort(0.0, program), at_effort(-1.0, program))
+            ]
             table.add_row(program.name, *(f"{a:.3g} / {b:.3g}" for a, b in zip(*both, strict=True)))
     out.print(table)
 
