@@ -19,6 +19,8 @@ from spap_jax.model import Model, checked
 from spap_jax.models.decoder import Params
 from spap_jax.numerics import first_not_finite
 from spap_jax.placement import place_params, stack_layers
+from spap_jax.planning.plan import Request
+from spap_jax.planning.preflight import settings_here
 from spap_jax.pruning.achieved import warn_of_sparsity
 from spap_jax.pruning.layer_widths import allocated, check_allocation
 from spap_jax.pruning.narrow import pruned_config
@@ -121,12 +123,14 @@ def prune(
     """
     model = checked(model)
     settings = (settings or PruneSettings()).replace(**changes)
-    warn_of_repetition(token_blocks(tokens, model.config), "the calibration data")
+    asked, stored_bytes = token_blocks(tokens, model.config), jax.tree.leaves(model.params)[0].dtype.itemsize
+    warn_of_repetition(asked, "the calibration data")
     _check_finite(model)
     narrow = pruned_config(model.config, settings)
     check_allocation(model.config, narrow, settings, model_devices)
     warn_of_sparsity(model.config, narrow, settings)
     with use_mesh(devices, model_devices), watching.sampling(progress) as written:
+        settings = settings_here(Request(model.config, settings, len(asked), asked.shape[1], stored_bytes))
         tokens = with_samples(tokens, lambda: model, settings, written)
     blocks = token_blocks(tokens, model.config)
     reports: list[LayerReport | Check] = []

@@ -41,7 +41,7 @@ class PruneChanges(TypedDict, total=False):
     joint_passes: float | None
     joint_text_weight: float
     joint_weights: JointWeights
-    joint_blocks: int
+    joint_blocks: int | None
     joint_tokens: int
     joint_learning_rate: float | None
     batch_tokens: int

@@ -106,7 +106,7 @@ _PRUNING: _Ranges = (
     ("joint_passes", _if_given(_at_least_zero), "at least 0"),
     ("joint_text_weight", lambda w: _at_least_zero(w) and w <= 1, "between 0 and 1"),
     ("joint_weights", lambda w: w in JOINT_WEIGHTS, f"one of {', '.join(JOINT_WEIGHTS)}"),
-    ("joint_blocks", _count(0), "a whole number of at least 0"),
+    ("joint_blocks", _if_given(_count(0)), "a whole number of at least 0"),
     ("joint_tokens", _count(1), "a whole number of at least 1"),
     ("joint_learning_rate", _if_given(_positive), "positive"),
     ("batch_tokens", _count(1), "a whole number of at least 1"),
@@ -251,6 +251,7 @@ class PruneSettings(_Settings):
         joint_blocks: Number of consecutive blocks that joint steps adjust together, lowered to the next number that
             divides the number of all blocks; 0 adjusts all of them. What they change takes 12 bytes for each weight,
             or 16 with moments in float32, which includes the gradient and Adam's moments, divided among all devices.
+            By default as many as a plan says the devices have memory for.
         joint_tokens: Tokens in the minibatch of one joint step, in whole sequences, at least one for each device.
         joint_learning_rate: Largest size of a joint step, relative to the root mean square of the weights it changes.
             It rises over the first tenth of the steps and then falls to zero along a cosine. By default 5.8 divided by
@@ -289,7 +290,7 @@ class PruneSettings(_Settings):
     joint_passes: float | None = None
     joint_text_weight: float = 0.3
     joint_weights: JointWeights = "block"
-    joint_blocks: int = 0
+    joint_blocks: int | None = None
     joint_tokens: int = 2048
     joint_learning_rate: float | None = None
     batch_tokens: int = 4096

@@ -99,7 +99,7 @@ def prune(
             reader = checkpoint.Reader(_hugging_face_folder(model), name=model)
         narrows = _narrow_configs(reader, wanted, model_devices)
         with use_mesh(devices, model_devices):
-            _warn_of_memory(reader, wanted[0].settings, sequences, sequence_length)
+            wanted = _fitted_to_memory(reader, wanted, sequences, sequence_length)
             command = _opened(reader, data, sequences, sequence_length, eval, wanted, narrows, dtype, overwrite)
             done = make_checkpoints(wanted, narrows, command, fresh=not resume, before_end=before_end)
         for unfinished in done:
@@ -125,18 +125,29 @@ def _narrow_configs(reader: "Reader", wanted: list[PruneRun], model_devices: int
     return narrows
 
 
-def _warn_of_memory(reader: "Reader", settings: PruneSettings, sequences: int, sequence_length: int | None) -> None:
-    """Warns of devices that a run will not fit, before any weight is read; runs differ only in what they remove."""
+def _fitted_to_memory(
+    reader: "Reader", wanted: list[PruneRun], sequences: int, sequence_length: int | None
+) -> list[PruneRun]:
+    """Settles what runs leave to the memory of the devices, before any weight is read, and warns of too little.
+
+    Runs differ only in what they remove, and the one that removes least takes most memory.
+    """
     from spap_jax import checkpoint
+    from spap_jax.cli import console
     from spap_jax.cli.evaluate import chosen_length
     from spap_jax.planning.plan import Request
-    from spap_jax.planning.preflight import warn_of_memory
+    from spap_jax.planning.preflight import settings_here
 
     assert reader.source.folder  # from which it reads
     config, weight_bytes = checkpoint.read_config(reader.source.folder / "config.json", reader.source.name)
     length = chosen_length(sequence_length, config)
-    if min(sequences, length) > 0:  # others are refused when the text is read
-        warn_of_memory(Request(config, settings, sequences, length, weight_bytes))
+    if min(sequences, length) < 1:  # which is refused when the text is read
+        return wanted
+    largest = min((run.settings for run in wanted), key=lambda settings: settings.sparsity)
+    blocks = settings_here(Request(config, largest, sequences, length, weight_bytes)).joint_blocks
+    if blocks and blocks != largest.joint_blocks:
+        console.err.print(f"joint steps will adjust {blocks} of {config.layers} blocks at a time, which fit in memory")
+    return [run._replace(settings=run.settings.replace(joint_blocks=blocks)) for run in wanted]
 
 
 def _opened(

@@ -24,6 +24,9 @@ _TAKEN_BY_JAX = 0.75
 _HELD = ("weights", "streams")
 """The parts of a phase's memory that are no workspace: they are held before it and after it."""
 
+_JOINT = ("joint steps", "joint checks")
+"""The phases whose memory depends on how many blocks are adjusted together."""
+
 _QUICK = ("joint steps", "steps")
 """The phases whose matrix products are of bfloat16."""
 
@@ -129,24 +132,50 @@ class Plan:
 
 
 def plan(request: Request, mesh: Mesh) -> Plan:
-    """Computes the requirements of a run on a mesh.
+    """Computes the requirements of a run on a mesh; that of the plan adjusts as many blocks together as fit.
 
     Raises:
         UserError: there is nothing to remove.
     """
+    request = with_blocks_that_fit(request, mesh)
     load = request.on(mesh.devices, mesh.sharers)
     models = (load.dense, load.narrow) if load.training else (load.dense,)
     read = sum(each.layers * memory.block_elements(each) + memory.outer_elements(each) for each in models)
     return Plan(
         request=request,
         mesh=mesh,
-        memory=_with_known(memory.device_memory(load), dict(request.known)),
+        memory=_device_memory(request, mesh),
         host=memory.host_memory(load, mesh.host_devices),
         read=read * load.weight_bytes,
     )
 
 
-def _with_known(counted: dict[str, Parts], factors: dict[str, float]) -> dict[str, Parts]:
+def with_blocks_that_fit(request: Request, mesh: Mesh) -> Request:
+    """Returns a run whose joint steps adjust no more blocks together than fit the devices, if it leaves that open.
+
+    If all blocks fit, or not even one alone, the run is returned as it is.
+
+    Raises:
+        UserError: there is nothing to remove.
+    """
+    layers, room = request.config.layers, USABLE * mesh.accelerator.memory
+    if request.training or request.settings.joint_blocks is not None:
+        return request
+    for count in (number for number in range(layers, 0, -1) if layers % number == 0):
+        some = request if count == layers else _adjusting(request, count)
+        needed = _device_memory(some, mesh)
+        if all(sum(needed[name].values()) <= room for name in _JOINT if name in needed):
+            return some
+    return request
+
+
+def _adjusting(request: Request, blocks: int) -> Request:
+    return dataclasses.replace(request, settings=request.settings.replace(joint_blocks=blocks))
+
+
+def _device_memory(request: Request, mesh: Mesh) -> dict[str, Parts]:
+    counted = memory.device_memory(request.on(mesh.devices, mesh.sharers))
+    factors = dict(request.known)
     return {
         name: {part: size if part in _HELD else factors.get(name, 1.0) * size for part, size in parts.items()}
         for name, parts in counted.items()
@@ -167,7 +196,8 @@ def corrected(planned: Plan, needs: dict[str, float]) -> Plan:
     """Returns the plan of the same run with the memory that a compiler says its phases need, in bytes.
 
     What the run holds is known, so the rest is workspace. Ways to make the run fit are judged by what is counted for
-    them, with the workspace of these phases in the same proportion to the count.
+    them, with the workspace of these phases in the same proportion to the count. As many blocks are adjusted together
+    as in the programs that were compiled.
     """
     known = []
     for name, parts in planned.memory.items():
@@ -175,7 +205,8 @@ def corrected(planned: Plan, needs: dict[str, float]) -> Plan:
         workspace = sum(parts.values()) - held
         if name in needs and workspace:
             known.append((name, max(0.0, needs[name] - held) / workspace))
-    return plan(dataclasses.replace(planned.request, known=tuple(known)), planned.mesh)
+    request = _adjusting(planned.request, planned.request.settings.joint_blocks or 0)
+    return plan(dataclasses.replace(request, known=tuple(known)), planned.mesh)
 
 
 def verdict(planned: Plan) -> str:
@@ -263,11 +294,10 @@ def _partly(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]]
     if request.settings.passes and request.settings.joint_weights == "block":
         mlps = request.settings.replace(joint_weights="mlp")
         yield "--joint-weights mlp", dataclasses.replace(request, settings=mlps), mesh
-    blocks = request.settings.joint_blocks or request.config.layers
+    blocks = request.config.layers if request.settings.joint_blocks == 0 else request.settings.joint_blocks or 1
     while blocks > 1 and request.settings.passes:
         blocks //= 2
-        apart = request.settings.replace(joint_blocks=blocks)
-        yield f"--joint-blocks {blocks}", dataclasses.replace(request, settings=apart), mesh
+        yield f"--joint-blocks {blocks}", _adjusting(request, blocks), mesh
 
 
 def _fewer(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]]:
@@ -300,6 +330,8 @@ def notes(planned: Plan) -> list[str]:
     """Returns remarks on a run on this mesh, one sentence each."""
     load = planned.request.on(planned.mesh.devices, planned.mesh.sharers)
     chip, found = planned.mesh.accelerator, []
+    if load.groups and load.together < load.narrow.layers:
+        found.append(f"Joint steps adjust {load.together} of {load.narrow.layers} blocks at a time (--joint-blocks).")
     if load.fitted.real < load.devices:
         whose = "devices" if load.sharers == 1 else "groups of devices"
         found.append(

@@ -1,5 +1,6 @@
 """Valid but probably unintended requests cause a one-line warning on standard error."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,12 @@ def test_a_machine_that_is_too_small(tmp_path: Path, capsys, monkeypatch: pytest
     [line] = [line for line in said.err.splitlines() if "warning" in line]
     assert line.startswith("spap: warning: a plan of this run needs ")
     assert "a device here has 100 kB. " in line
+
+
+def test_joint_steps_on_as_many_blocks_as_fit_in_memory(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
+    words = ("--sequences", "8", "--sequence-length", "64", "--joint-passes", "1", "--rounds", "0")
+    monkeypatch.setattr(memory, "of_machine", lambda: 26_400_000)
+    said = spap(capsys, *PRUNE, CALIBRATION, *words, "--output", tmp_path / "out")
+    assert said.code == 0
+    assert "joint steps will adjust 2 of 6 blocks at a time, which fit in memory" in said.err
+    assert json.loads((tmp_path / "out" / "spap_report.json").read_text())["settings"]["joint_blocks"] == 2

@@ -105,7 +105,7 @@ def test_what_would_make_it_fit_does(name: str, mesh: str, sequences: int, expec
 
 
 def check_remedy(name: str, mesh: str, sequences: int, expected: list[str], settings: PruneSettings):
-    request = request_of(name, sequences=sequences, settings=settings)
+    request = request_of(name, sequences=sequences, settings=settings.replace(joint_blocks=0))
     planned = plan(request, mesh_named(mesh))
     assert not planned.fits
     remedy = re.search(r"It would fit with (.*)\.$", verdict(planned))
@@ -114,6 +114,24 @@ def check_remedy(name: str, mesh: str, sequences: int, expected: list[str], sett
     for words in expected:
         other, larger = changed(request, mesh, words)
         assert plan(other, larger).fits
+
+
+@pytest.mark.parametrize(
+    ("name", "mesh", "together"),
+    [("llama-3.1-8b", "v5e-8", None), ("llama-3.1-8b", "v5e-4", 8), ("llama-3.1-70b", "h100x8", 40)],
+)
+def test_joint_steps_adjust_as_many_blocks_as_fit(name: str, mesh: str, together: int | None):
+    request = request_of(name)
+    planned = plan(request, mesh_named(mesh))
+    assert planned.fits
+    assert planned.request.settings == request.settings.replace(joint_blocks=together)
+    layers = request.config.layers
+    said = f"Joint steps adjust {together} of {layers} blocks at a time (--joint-blocks)."
+    assert (said in notes(planned)) == (together is not None)
+    if together:  # as its user may also ask for
+        more = next(count for count in range(together + 1, layers + 1) if layers % count == 0)
+        given = request.settings.replace(joint_blocks=more)
+        assert not plan(dataclasses.replace(request, settings=given), mesh_named(mesh)).fits
 
 
 def test_what_a_compiler_says_takes_the_place_of_the_count():
@@ -134,7 +152,9 @@ def test_what_a_compiler_says_takes_the_place_of_the_count():
 
 def test_moments_are_planned_in_bfloat16_so_that_an_8b_model_fits_one_gpu():
     default, exact = (
-        plan(request_of("llama-3.1-8b", settings=PruneSettings(moment_dtype=dtype)), mesh_named("h100x1"))
+        plan(
+            request_of("llama-3.1-8b", settings=PruneSettings(moment_dtype=dtype, joint_blocks=0)), mesh_named("h100x1")
+        )
         for dtype in (PruneSettings().moment_dtype, "float32")
     )
     assert default.fits

@@ -1,4 +1,4 @@
-"""Before a run: a warning of devices that have less memory than its plan."""
+"""Before a run: joint steps on as many blocks as fit the devices, and a warning of too little memory for its plan."""
 
 import warnings
 from pathlib import Path
@@ -9,7 +9,7 @@ from loads import LLAMA, config_of
 from spap_jax import checkpoint, devices, memory
 from spap_jax.errors import SpapWarning
 from spap_jax.planning.plan import Request
-from spap_jax.planning.preflight import warn_of_memory
+from spap_jax.planning.preflight import settings_here
 from spap_jax.settings import PruneSettings
 
 LARGE = Path(__file__).parents[1] / "configs" / "llama-3.1-8b.json"
@@ -23,17 +23,26 @@ def request_of(**settings) -> Request:
 def test_a_large_model_on_a_small_machine(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(memory, "of_machine", lambda: 60e9)
     with pytest.warns(SpapWarning) as found:
-        warn_of_memory(request_of())
+        settings_here(request_of(joint_blocks=0))
     [said] = [str(each.message) for each in found]
     assert said.startswith("a plan of this run needs 70.3 GB of each device in the phase 'joint steps', and a device ")
     assert "here has 60 GB. It would fit with --joint-blocks 16, or with --effort low" in said
     assert "in place of" not in said
 
 
+@pytest.mark.parametrize(("gigabytes", "together"), [(60, 16), (80, None)])
+def test_joint_steps_adjust_as_many_blocks_as_fit(
+    gigabytes: int, together: int | None, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(memory, "of_machine", lambda: gigabytes * 1e9)
+    assert settings_here(request_of()) == PruneSettings(joint_blocks=together)
+    assert settings_here(request_of(joint_blocks=2)) == PruneSettings(joint_blocks=2)
+
+
 def test_cpus_share_the_memory_of_the_machine(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(memory, "of_machine", lambda: 30e9)
     with devices.use_mesh(4), pytest.warns(SpapWarning, match=r"a device here has 7\.5 GB"):
-        warn_of_memory(request_of(effort="low"))
+        settings_here(request_of(effort="low"))
 
 
 def test_a_run_that_fits_or_cannot_be_planned_is_no_cause_for_a_warning(monkeypatch: pytest.MonkeyPatch):
@@ -41,7 +50,7 @@ def test_a_run_that_fits_or_cannot_be_planned_is_no_cause_for_a_warning(monkeypa
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         monkeypatch.setattr(memory, "of_machine", lambda: 80e9)
-        warn_of_memory(request_of())
-        warn_of_memory(small)
+        settings_here(request_of())
+        settings_here(small)
         monkeypatch.setattr(memory, "of_machine", lambda: 1)
-        warn_of_memory(request_of(allocation="global"))
+        settings_here(request_of(allocation="global"))
