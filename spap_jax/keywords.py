@@ -41,8 +41,9 @@ class PruneChanges(TypedDict, total=False):
     joint_passes: float | None
     joint_text_weight: float
     joint_weights: JointWeights
+    joint_last: int | None
     joint_blocks: int | None
-    joint_tokens: int
+    joint_tokens: int | None
     joint_learning_rate: float | None
     batch_tokens: int
     stream_dtype: FloatDtype

@@ -22,8 +22,15 @@ JointWeights = Literal["mlp", "block"]
 FloatDtype = Literal["float32", "bfloat16"]
 Remat = Literal["full", "dots"]
 
-EFFORTS: dict[EffortName, float] = {"low": 0, "default": 4, "high": 16}
+EFFORTS: dict[EffortName, float] = {"low": 0.5, "default": 4, "high": 16}
 """How many times as much text joint steps read as was asked for, by default."""
+
+_JOINT_LAST: dict[EffortName, int] = {"low": 3}
+"""Number of blocks at the end of the model that joint steps change by default; all of them at the other efforts. What
+three take is less than what the solver takes for one."""
+
+_JOINT_TOKENS: dict[EffortName, int] = {"low": 512, "default": 2048, "high": 2048}
+"""Tokens in a joint step by default. Little text goes further in small steps."""
 
 
 class Fit(NamedTuple):
@@ -44,9 +51,10 @@ _JOINT_TEXT: dict[EffortName, int] = {"low": 0, "default": 2**18, "high": 2**21}
 """Number of tokens in the joint steps, where these are fewer than the effort's passes, but at least one pass."""
 
 _JOINT_RATE = 5.8
-"""The largest joint step, times the width and the number of blocks. The more inputs a projection has, and the more
-blocks move the stream, the further one step moves the predictions: 0.01 is a good step for 6 blocks of width 96, and
-much too large for 30 blocks of width 576, where 0.0004 is good."""
+"""The largest joint step on all blocks, times the width and the number of blocks. The more inputs a projection has, and
+the more blocks move the stream, the further one step moves the predictions: 0.01 is a good step for 6 blocks of width
+96, and much too large for 30 blocks of width 576, where 0.0004 is good. What the last blocks change passes through few
+others: of those 30, 0.004 is good for the last alone, and 0.002 for the last three."""
 
 ALLOCATIONS, METHODS, UPDATES, SCHEDULES, JOINT_WEIGHTS, FLOAT_DTYPES, REMATS = map(
     get_args, (Allocation, Method, Update, Schedule, JointWeights, FloatDtype, Remat)
@@ -106,8 +114,9 @@ _PRUNING: _Ranges = (
     ("joint_passes", _if_given(_at_least_zero), "at least 0"),
     ("joint_text_weight", lambda w: _at_least_zero(w) and w <= 1, "between 0 and 1"),
     ("joint_weights", lambda w: w in JOINT_WEIGHTS, f"one of {', '.join(JOINT_WEIGHTS)}"),
+    ("joint_last", _if_given(_count(1)), "a whole number of at least 1"),
     ("joint_blocks", _if_given(_count(0)), "a whole number of at least 0"),
-    ("joint_tokens", _count(1), "a whole number of at least 1"),
+    ("joint_tokens", _if_given(_count(1)), "a whole number of at least 1"),
     ("joint_learning_rate", _if_given(_positive), "positive"),
     ("batch_tokens", _count(1), "a whole number of at least 1"),
     ("stream_dtype", lambda d: d in FLOAT_DTYPES, f"one of {', '.join(FLOAT_DTYPES)}"),
@@ -225,11 +234,12 @@ class PruneSettings(_Settings):
         swap_rounds: Largest number of rounds of exact swaps that follow the choice of channels by spap and osscar; 0
             makes no swaps.
         held_out: Fraction of the calibration sequences that nothing is fitted to, and that guard against overfitting.
-        effort: How much time and memory to spend on quality. "low": no joint steps, so that one block at a time is in
-            memory; the steps of a round make half a pass over the calibration text. "default": joint steps on 4 times
-            as much text, to which blocks are fitted as well, but on at most 2^18 tokens unless more were asked for;
-            rounds of 2 passes. "high": joint steps on 16 times as much text, or 2^21 tokens, and rounds of 4 passes.
-            What is given as a setting of its own takes precedence.
+        effort: How much time and memory to spend on quality. "low": joint steps on the last three blocks, so that the
+            others are in memory one at a time; the steps of a round make half a pass over the calibration text, and so
+            do joint steps. "default":
+            joint steps on all blocks, on 4 times as much text, to which blocks are fitted as well, but on at most 2^18
+            tokens unless more were asked for; rounds of 2 passes. "high": joint steps on 16 times as much text, or 2^21
+            tokens, and rounds of 4 passes. What is given as a setting of its own takes precedence.
         sampled: Number of sequences that the dense model writes for each calibration sequence, continuing its first
             tokens, and that are fitted as well, if there is little text. The dense model has to fit in memory.
         rounds: Number of alternating rounds of the update "alternate": optimizer steps on the inner projections, then
@@ -241,21 +251,24 @@ class PruneSettings(_Settings):
         joint_passes: Amount of text in the joint steps that end the update "alternate", as a multiple of the
             calibration text that was asked for: optimizer steps on all blocks together that bring the model's
             predictions nearer to the dense model's. They read other sequences of the calibration data as well, to which
-            blocks are fitted too, and each several times if there are too few. All pruned blocks have to fit in memory.
-            By default effort decides.
+            blocks are fitted too, and each several times if there are too few. All blocks that they change have to fit
+            in memory. By default effort decides.
         joint_text_weight: Weight, from 0 to 1, of the text's own next token in what joint steps fit; the rest is that
             of the dense model's predictions. With more, perplexity falls further, and predictions stay less like the
             dense model's; 0 uses these alone.
         joint_weights: What joint steps change. "block": all weights of the blocks. "mlp": the MLPs alone, which takes
             less memory, and gains less in models that were trained on much text.
+        joint_last: Number of blocks at the end of the model that joint steps change; they begin with the stream before
+            these, so that they take no time for the others. By default all, but only the last three at low effort.
         joint_blocks: Number of consecutive blocks that joint steps adjust together, lowered to the next number that
             divides the number of all blocks; 0 adjusts all of them. What they change takes 12 bytes for each weight,
             or 16 with moments in float32, which includes the gradient and Adam's moments, divided among all devices.
             By default as many as a plan says the devices have memory for.
-        joint_tokens: Tokens in the minibatch of one joint step, in whole sequences, at least one for each device.
+        joint_tokens: Tokens in the minibatch of one joint step, in whole sequences, at least one for each device. By
+            default 2048, or 512 at low effort.
         joint_learning_rate: Largest size of a joint step, relative to the root mean square of the weights it changes.
             It rises over the first tenth of the steps and then falls to zero along a cosine. By default 5.8 divided by
-            the model's width and its number of blocks.
+            the model's width and its number of blocks, and more if only the last ones change.
         batch_tokens: Tokens that pass through a block at once; fewer need less memory.
         stream_dtype: Data type in which the activations of all tokens are stored between two blocks: "float32", or
             "bfloat16", which takes half the memory.
@@ -290,8 +303,9 @@ class PruneSettings(_Settings):
     joint_passes: float | None = None
     joint_text_weight: float = 0.3
     joint_weights: JointWeights = "block"
+    joint_last: int | None = None
     joint_blocks: int | None = None
-    joint_tokens: int = 2048
+    joint_tokens: int | None = None
     joint_learning_rate: float | None = None
     batch_tokens: int = 4096
     stream_dtype: FloatDtype = "float32"
@@ -305,6 +319,11 @@ class PruneSettings(_Settings):
     def passes(self) -> float:
         """The given value of ``joint_passes``, or the effort's."""
         return EFFORTS[self.effort] if self.joint_passes is None else self.joint_passes
+
+    @property
+    def last(self) -> int | None:
+        """The given value of ``joint_last``, or the effort's; None for all blocks."""
+        return _JOINT_LAST.get(self.effort) if self.joint_last is None else self.joint_last
 
     @property
     def fit(self) -> Fit:
@@ -331,12 +350,15 @@ class PruneSettings(_Settings):
         passes = self.passes
         if self.joint_passes is None and passes:
             passes = min(passes, max(1.0, _JOINT_TEXT[self.effort] / tokens))
+        last = min(self.last or layers, layers)
         return self.replace(
             **self.fit._asdict(),
             joint_passes=passes,
+            joint_last=last,
+            joint_tokens=self.joint_tokens or _JOINT_TOKENS[self.effort],
             steps=self.steps or max(1, round(_ROUND_PASSES[self.effort] * tokens / self.step_tokens)),
             step_tokens=min(self.step_tokens, tokens),
-            joint_learning_rate=self.joint_learning_rate or _JOINT_RATE / (layers * width),
+            joint_learning_rate=self.joint_learning_rate or _JOINT_RATE / (layers * width) * (layers / last) ** (2 / 3),
         )
 
 

@@ -19,6 +19,7 @@ from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.models.registry import FAMILIES
 from spap_jax.numerics import full_precision
+from spap_jax.placement import stack_layers
 from spap_jax.pruning import joint, moments, reduce, streams
 from spap_jax.pruning.layer import (
     Fitting,
@@ -102,18 +103,20 @@ def prune(model: spap.Model, tokens: np.ndarray, settings: spap.PruneSettings, i
     metrics = output_metrics(config, outer, tokens[:GRADIENT_SEQUENCES]) if idea == "weighted" else None
     parts = run.fitted, run.held_out
     both = [streams.start(config, outer, part) for part in parts]
-    layers, reports = [], []
+    layers, reports, entering = [], [], (None, None)
     for index in range(config.layers):
+        if index == run.first_moving > 0:
+            entering = both[0].pruned, both[1].pruned
         layer, metric = run.read_layer(index), metrics and Metric(*(a[index] for a in metrics))
         own = settings if rounds_pay(reports) else settings.replace(rounds=0)
         layer, solved, both = prune_block(index, config, narrow, layer, both, own, idea, metric)
         layers.append(layer)
         reports += [layer_report(index, solved, PhaseClock())] if solved else []
-    blocks = jax.tree.map(lambda *arrays: jnp.stack(arrays), *layers)
     if run.jointly:
-        *_, last = joint.adjusted(run, blocks, (both[0].dense, both[1].dense))
-        blocks = jax.tree.map(lambda *arrays: jnp.stack(arrays), *(layer for _, layer in last.final))
-    return spap.Model(narrow, outer | {"layers": blocks}, model.source)
+        blocks = stack_layers(layers[run.first_moving :])
+        *_, last = joint.adjusted(run, blocks, (both[0].dense, both[1].dense), entering)
+        layers[run.first_moving :] = (layer for _, layer in last.final)
+    return spap.Model(narrow, outer | {"layers": stack_layers(layers)}, model.source)
 
 
 def prune_block(

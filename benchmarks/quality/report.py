@@ -84,8 +84,8 @@ that do not overlap and in which every token but the first is predicted.
 - *range*: range of the ratio over the seeds. *over peer + steps*: ratio to the better of {" and ".join(STEPPED)}.
 - *{", ".join(STEPPED)}*: a peer's channels with the same optimizer steps on the weights as `spap` at its default
   effort.
-- *spap, refit only*: our channels without optimizer steps. *low effort*: without joint steps. *high effort*: with more
-  of them.
+- *spap, refit only*: our channels without optimizer steps. *low effort*: joint steps on the last three blocks. *high
+  effort*: with more of them, on all blocks.
 - Methods without optimizer steps fit all tokens; those with steps hold some sequences out, as they do by default."""
 
 

@@ -30,7 +30,8 @@ FURTHER: Mapping[str, Sequence[str]] = {
     ),
     "Recovering weights": (
         "update", "rounds", "steps", "learning_rate", "step_tokens",
-        "joint_passes", "joint_text_weight", "joint_weights", "joint_blocks", "joint_tokens", "joint_learning_rate",
+        "joint_passes", "joint_text_weight", "joint_weights", "joint_last", "joint_blocks", "joint_tokens",
+        "joint_learning_rate",
     ),
     "Training": ("lora_rank", "lora_alpha", "weight_decay", "step_sequences", "check_every"),
     "Output and resuming": ("dtype", "resume"),

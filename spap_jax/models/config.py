@@ -148,6 +148,12 @@ class DecoderConfig:
             return self
         return dataclasses.replace(self, reaches=(self.reaches[self.layer_reaches[index]],), layer_reaches=None)
 
+    def last(self, layers: int) -> "DecoderConfig":
+        """Returns the config of the last ``layers`` blocks alone, stacked as wide as among all of them."""
+        by_layer = {name: getattr(self, name) for name in ("layer_reaches", "widths")}
+        own = {name: None if values is None else values[self.layers - layers :] for name, values in by_layer.items()}
+        return dataclasses.replace(self, layers=layers, **own)
+
     def with_kv_heads(self, kv_heads: int) -> "DecoderConfig":
         """Returns the same config with another number of key/value heads and as many query heads per key/value head."""
         return dataclasses.replace(self, kv_heads=kv_heads, heads=kv_heads * self.heads // self.kv_heads)

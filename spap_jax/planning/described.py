@@ -93,8 +93,8 @@ class Arrays:
 
     @functools.cached_property
     def blocks(self) -> Params:
-        """All pruned blocks [L, ...], which joint steps adjust."""
-        return self.parameters(self.load.narrow, fully_sharded_spec)["layers"]
+        """The pruned blocks, stacked, which joint steps change."""
+        return self.parameters(self.load.moving, fully_sharded_spec)["layers"]
 
     @functools.cached_property
     def weights(self) -> Weights:
@@ -128,7 +128,7 @@ class Arrays:
 
     @functools.cached_property
     def kept(self) -> Any:
-        """The dense stream of the fitted sequences after the last block, as joint steps read it."""
+        """A stream of the fitted sequences, as joint steps read it."""
         return jax.tree.map(lambda a: self.array(a.shape, storage("bfloat16"), spec_in(a)), self.fitted.dense)
 
     @functools.cached_property

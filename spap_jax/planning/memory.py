@@ -59,6 +59,11 @@ def streams_bytes(load: Workload) -> float:
     return load.streams * load.stream_bytes * load.tokens * load.dense.width
 
 
+def _kept_bytes(load: Workload) -> float:
+    """Bytes of one stream that joint steps read: in bfloat16 for the steps, as it was stored for the measurements."""
+    return (2 * load.fitted.tokens + load.stream_bytes * load.judged.tokens) * load.dense.width
+
+
 def moments_bytes(f: int, d: int) -> float:
     """Bytes of the moments in ``pruning/moments.py``: G, C and the dense projection."""
     return 4 * (f**2 + 2 * f * d)
@@ -120,7 +125,7 @@ def recovering_bytes(load: Workload) -> tuple[float, float]:
 
 def moved_elements(load: Workload) -> int:
     """Number of weights that joint steps or training change, of all groups, on the devices that share the weights."""
-    config = load.mine.narrow
+    config = load.mine.moving
     if load.training and not load.training.full:
         return config.layers * update_elements(load.narrow, load.training.rank)  # not divided along ``model``
     if load.training:
@@ -142,7 +147,7 @@ def joint_bytes(load: Workload) -> tuple[float, float]:
     weights are gathered; the stream before each block is held, and the outputs of its projections if they are not
     computed again; then the largest of what the gradients of a block and of the logits of some tokens need.
     """
-    c, tokens, size = load.mine.narrow, load.joint_at_once, load.compute_bytes
+    c, tokens, size = load.mine.moving, load.joint_at_once, load.compute_bytes
     moved = moved_elements(load) * load.together / c.layers / load.devices
     queries, keys = c.heads * c.head_dim, c.kv_heads * c.head_dim
     scores = sum((last - first) * last for first, last in query_blocks(load.fitted.length)) * load.heads_at_once
@@ -162,7 +167,7 @@ def joint_bytes(load: Workload) -> tuple[float, float]:
 
 def checking_bytes(load: Workload) -> tuple[float, float]:
     """Workspace of ``step.measure``: gathered float32 weights, and a pass of a chunk through a block or the head."""
-    c, length = load.mine.narrow, load.fitted.length
+    c, length = load.mine.moving, load.fitted.length
     tokens = max(length, load.settings.batch_tokens // length * length)
     moved = moved_elements(load) * load.together / c.layers / load.devices
     inner = max(_attending(load, c, tokens), tokens * (c.width + mlp_matrices(c) * c.intermediate))
@@ -189,9 +194,9 @@ def device_memory(load: Workload) -> dict[str, Parts]:
         return _training_memory(load)
     f, d, mine = load.dense.intermediate, load.dense.width, load.mine
     weights = load.weight_bytes * block_elements(mine.dense)
-    if load.groups:  # all pruned blocks are held, beginning with the first
-        weights += load.weight_bytes * load.narrow.layers * block_elements(mine.narrow) / load.devices
-    held = {"weights": weights, "streams": streams_bytes(load)}
+    if load.groups:  # the pruned blocks that joint steps change are held, beginning with the first of them
+        weights += load.weight_bytes * load.moving.layers * block_elements(mine.narrow) / load.devices
+    held = {"weights": weights, "streams": streams_bytes(load) + load.entered * _kept_bytes(load)}
     f = max(f, load.dense.heads * load.dense.head_dim if load.fewer_heads else 0)
     shares = 1 if load.in_waves else load.sharing_rows(f)
     solving = held | {"moments": moments_bytes(f, d) / shares, "solver": solving_bytes(f, d, shares)}
@@ -216,10 +221,10 @@ def device_memory(load: Workload) -> dict[str, Parts]:
     if load.written:
         phases["sampling"] = sampling_memory(load)
     if load.groups:
-        stack = load.narrow.layers * block_elements(mine.narrow) + outer_elements(mine.narrow)
-        stack -= moved_elements(load) if load.together == load.narrow.layers else 0  # the best so far wait on the host
-        ends = (2 * load.fitted.tokens + load.stream_bytes * load.judged.tokens) * load.dense.width
-        final = {"weights": load.weight_bytes * stack / load.devices, "streams": ends}
+        stack = load.moving.layers * block_elements(mine.narrow) + outer_elements(mine.narrow)
+        stack -= moved_elements(load) if load.together == load.moving.layers else 0  # the best so far wait on the host
+        kept = (1 + load.entered) * _kept_bytes(load)
+        final = {"weights": load.weight_bytes * stack / load.devices, "streams": kept}
         for name, workspace in (("joint steps", joint_bytes), ("joint checks", checking_bytes)):
             gradients, activations = workspace(load)
             phases[name] = final | {"gradients": gradients, "activations": activations}
@@ -264,6 +269,6 @@ def _state_bytes(load: Workload) -> float:
     moments = 4 + 2 * load.moment_bytes
     if load.training:
         return (moved_elements(load) * moments + _best_bytes(load)) / load.devices
-    share = load.together / load.narrow.layers
+    share = load.together / load.moving.layers
     settled = load.weight_bytes * (share < 1)
     return moved_elements(load) * (share * (moments + load.weight_bytes) + settled) / load.devices

@@ -330,8 +330,8 @@ def notes(planned: Plan) -> list[str]:
     """Returns remarks on a run on this mesh, one sentence each."""
     load = planned.request.on(planned.mesh.devices, planned.mesh.sharers)
     chip, found = planned.mesh.accelerator, []
-    if load.groups and load.together < load.narrow.layers:
-        found.append(f"Joint steps adjust {load.together} of {load.narrow.layers} blocks at a time (--joint-blocks).")
+    if load.groups and load.together < load.moving.layers:
+        found.append(f"Joint steps adjust {load.together} of {load.moving.layers} blocks at a time (--joint-blocks).")
     if load.fitted.real < load.devices:
         whose = "devices" if load.sharers == 1 else "groups of devices"
         found.append(

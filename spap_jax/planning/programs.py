@@ -153,8 +153,14 @@ def _each_part(arrays: Arrays, one: Callable[[Any, Any], Iterator[Program]]) -> 
 
 
 def _later(arrays: Arrays) -> Params:
-    """What is held for the joint steps from the first block on."""
-    return {"blocks": arrays.blocks} if arrays.load.groups else {}
+    """What is held for the joint steps, from the first block on that they change."""
+    load = arrays.load
+    if not load.groups:
+        return {}
+    return {
+        "blocks": arrays.blocks,
+        "entering": (arrays.kept, arrays.streams(load.judged).dense) if load.entered else (),
+    }
 
 
 def _resting(arrays: Arrays) -> list[Any]:
@@ -373,11 +379,12 @@ def joint_step_programs(arrays: Arrays) -> Iterator[Program]:
     load = arrays.load
     if not load.groups:
         return
-    block, layers = arrays.block(load.narrow), load.narrow.layers
-    held = [arrays.fitted, arrays.held_out, arrays.block(load.dense)]
+    block, layers = arrays.block(load.narrow), load.moving.layers
+    entering = _later(arrays)["entering"]
+    held = [arrays.fitted, arrays.held_out, arrays.block(load.dense), entering]
     yield _program(predictions.set_layer, arrays.blocks, 0, block, times=layers, beside=held)
-    rest = [arrays.blocks, *jax.tree.leaves(arrays.fitted)[1:], arrays.held_out]
-    yield _program(streams.rounded, arrays.fitted.dense, times=1, beside=rest)
+    rest = [arrays.blocks, *jax.tree.leaves(arrays.fitted)[1:], arrays.held_out, entering]
+    yield _program(streams.rounded, arrays.fitted.dense, times=1 + load.entered, beside=rest)
     job, given, judged, moved = _joint(arrays)
     beside = [judged.sequences]
     if len(load.groups) > 1:
@@ -441,7 +448,7 @@ def _state(arrays: Arrays, job: step.Job, moved: Params) -> step.State:
 
 def _joint(arrays: Arrays) -> tuple[step.Job, step.Given, step.Given, Params]:
     """The job of the joint steps, what they read, what measurements read, and the weights that move."""
-    load, settings, config = arrays.load, arrays.load.settings, arrays.load.narrow
+    load, settings, config = arrays.load, arrays.load.settings, arrays.load.moving
     group = load.groups[0]
     params = arrays.parameters(config, fully_sharded_spec)
     names = joint.moving(settings, params["layers"])
@@ -455,7 +462,8 @@ def _joint(arrays: Arrays) -> tuple[step.Job, step.Given, step.Given, Params]:
     job = joint.job_of(config, settings, group.schedule.steps, group.first)
 
     def given(chunks: Chunks, stream: Any) -> step.Given:
-        return step.Given(frozen, None, step.Sequences(arrays.tokens(chunks), stream), chunks.real)
+        entering = stream if load.entered else None
+        return step.Given(frozen, None, step.Sequences(arrays.tokens(chunks), stream, None, entering), chunks.real)
 
     measured = given(load.judged, arrays.streams(load.judged).dense)
     return job, given(load.fitted, arrays.kept), measured, moved

@@ -8,8 +8,8 @@ from spap_jax.settings import PruneSettings
 
 _ROUNDS = ("rounds", "steps", "step_tokens", "learning_rate")
 _JOINT = (
-    "joint_passes", "joint_text_weight", "joint_weights", "joint_blocks", "joint_tokens", "joint_learning_rate",
-    "moment_dtype", "compute_dtype", "remat",
+    "joint_passes", "joint_text_weight", "joint_weights", "joint_last", "joint_blocks", "joint_tokens",
+    "joint_learning_rate", "moment_dtype", "compute_dtype", "remat",
 )  # fmt: skip
 
 

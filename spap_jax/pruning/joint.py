@@ -2,8 +2,8 @@
 
 The sequential pass fits every block to the dense stream at its own output. The final distribution is what matters, so
 joint steps continue the alternating minimisation on it: optimizer steps on what the pruned model's predictions lose
-against the dense model's ("The whole model" in ``docs/method.md``), on all blocks together or, to save memory, on
-several at a time. Weights are kept only if the loss falls on held-out tokens.
+against the dense model's ("The whole model" in ``docs/method.md``), on all blocks or the last ones, together or, to
+save memory, several at a time. Weights are kept only if the loss falls on held-out tokens.
 """
 
 import functools
@@ -43,14 +43,15 @@ def groups(layers: int, sequences: int, length: int, settings: PruneSettings, da
     """Returns the groups of blocks in order; each has an equal share of the sequences.
 
     Args:
-        layers: Number of blocks, L.
+        layers: Number of blocks that move.
         sequences: Number of sequences that the steps read, repetitions included; without any, there are no groups.
         length: Tokens in each.
-        settings: The pruning settings.
+        settings: The pruning settings, resolved.
         data_size: Number of devices along ``data``; a step has a sequence for each.
     """
     if not sequences:
         return []
+    assert settings.joint_tokens
     count = together(layers, settings)
     batch = min(sequences, max(data_size, settings.joint_tokens // length))
     share = count / layers
@@ -75,37 +76,39 @@ def number_of_checks(plan: list[Group]) -> int:
 def groups_of(run: Run) -> list[Group]:
     """Returns the groups of blocks of a run in order."""
     length = run.fitted.tokens.shape[-1]
-    return groups(run.config.layers, run.joint_sequences, length, run.settings, devices.data_size())
+    return groups(run.moving.layers, run.joint_sequences, length, run.settings, devices.data_size())
 
 
 def adjusted(
     run: Run,
     blocks: Params,
     ends: tuple[jax.Array, jax.Array],
+    entering: tuple[jax.Array | None, jax.Array | None],
     watch: Callable[[int, int], None] | None = None,
 ) -> Iterator[Step]:
-    """Adjusts all blocks.
+    """Adjusts the blocks of ``run.moving``.
 
     Args:
         run: The run. If it holds out no tokens, measurements are on the fitted ones.
-        blocks: The pruned blocks, stacked [L, ...] as in ``placement.zeros_for_blocks``; what moves is taken out of
-            them, to save memory.
+        blocks: These blocks, pruned, stacked as in ``placement.zeros_for_blocks``; what moves is taken out of them, to
+            save memory.
         ends: The dense model's streams after its last block, of the tokens of steps and of measurements, [C, B, T, d]
             each.
+        entering: The pruned model's streams before these blocks, likewise; None if they are all blocks.
         watch: Called after every step with the number of steps made and their total.
 
     Yields:
         A step for each measurement, the first of them before any step; those of an earlier run come first. The last has
         the final blocks.
     """
-    config, settings = run.narrow, run.settings
+    config, settings = run.moving, run.settings
     checks = tuple(report for report in run.begun.reports if isinstance(report, Check))
     stored = run.begun.read(len(run.begun.reports) - 1) if checks else None
     for check in checks[:-1]:
         yield Step(check, dict, fresh=False)
     params = fully_shard_params(config, {name: run.outer[name] for name in ("embed", "head")}) | {"layers": blocks}
     texts = run.fitted, run.held_out if run.held_out.real else run.fitted
-    read, measured = ((_sequences(part, end), part.real) for part, end in zip(texts, ends, strict=True))
+    read, measured = ((_sequences(*each), each[0].real) for each in zip(texts, ends, entering, strict=True))
     plan = groups_of(run)
     total, last = sum(group.schedule.steps for group in plan), number_of_checks(plan)
     parts = {name: params["layers"].pop(name) for name in moving(settings, params["layers"])}
@@ -132,17 +135,17 @@ def adjusted(
         stage = None
         for stage in steps:
             checks = stage.checks
-            final = final_blocks(config, params["layers"], parts, stage, group.first) if len(checks) == last else ()
+            final = _numbered(run, params["layers"], parts, stage, group.first) if len(checks) == last else ()
             settled = {} if alone else {"settled": parts}
             yield Step(checks[-1], lambda s=stage, more=settled: _state(s, more), final, len(checks) > kept)
         if stage and len(checks) < last:
             parts = _with_blocks(parts, group.first, stage.best["layers"])
 
 
-def _sequences(part: Padded, end: jax.Array) -> Sequences:
-    """Returns the sequences of the steps, with the dense model's stream after its last block."""
+def _sequences(part: Padded, end: jax.Array, entering: jax.Array | None) -> Sequences:
+    """Returns the sequences of the steps, with the dense stream after the last block and that before the first."""
     mask = None if part.mask is None else devices.shard_chunks(part.mask)
-    return Sequences(devices.shard_chunks(part.tokens), end, mask)
+    return Sequences(devices.shard_chunks(part.tokens), end, mask, entering)
 
 
 def job_of(config: DecoderConfig, settings: PruneSettings, steps: int, first: int = 0) -> Job:
@@ -178,22 +181,20 @@ def _with_blocks(stack: Params, first: int, some: Params) -> Params:
     return jax.tree.map(lambda a, b: a.at[first : first + len(b)].set(b), stack, some)
 
 
-def final_blocks(
-    config: DecoderConfig, layers: Params, parts: Params, stage: Stage, first: int
-) -> Iterator[tuple[int, Params]]:
+def _numbered(run: Run, layers: Params, parts: Params, stage: Stage, first: int) -> Iterator[tuple[int, Params]]:
     """Yields each block with its number, on the host, one at a time; all processes have to run through.
 
     Args:
-        config: The pruned decoder.
+        run: The run.
         layers: The parts of all blocks that no step changed, stacked [L, ...].
         parts: The parts that steps on other blocks changed; none if all blocks were adjusted together.
         stage: The last stage of the steps.
-        first: Number of the first block that these adjusted.
+        first: Index of the first block that these adjusted.
     """
     best = stage.best["layers"]
     final = layers | (_with_blocks(parts, first, best) if parts else best)
-    for index in range(config.layers):
-        yield index, devices.to_host(_block(final, index))
+    for index in range(run.moving.layers):
+        yield run.first_moving + index, devices.to_host(_block(final, index))
 
 
 _block = jax.jit(get_layer)

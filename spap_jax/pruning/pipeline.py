@@ -6,6 +6,7 @@ Its channels are selected on that stream too, or in advance on the dense stream 
 import dataclasses
 from collections.abc import Callable, Generator, Sequence
 
+import jax.numpy as jnp
 import numpy as np
 
 from spap_jax import devices, memory
@@ -33,8 +34,8 @@ def prune_layers(run: Run, watch: Callable[[int, int], None] | None = None) -> G
 
     A block's attention is pruned before its MLP, or left unchanged.
 
-    Without joint steps, memory holds one block's weights, its second moments and the two streams, and a block is read
-    while the one before it is pruned; with them, it also holds all pruned blocks.
+    Memory holds one block's weights, its second moments and the two streams, and a block is read while the one before
+    it is pruned; it also holds the pruned blocks that joint steps change, and the stream before these.
     The parallel schedule also reads each block once before.
 
     Args:
@@ -56,13 +57,15 @@ def prune_layers(run: Run, watch: Callable[[int, int], None] | None = None) -> G
     dtype = storage(run.settings.stream_dtype)
     both = [streams.start(config, run.outer, part, dtype) for part in (run.fitted, run.held_out)]
     clock.lap("streams", both)
-    blocks, reports = None, []
+    blocks, entering, reports = None, (None, None), []
     for wave in _waves(run):
         ahead = run.settings.schedule == "parallel" and wave.stop > len(made)
         choices = run.choices.of(wave, run, both[0], clock) if ahead else []
         for index, dense in blocks_in_order(config, run.read_layer, wave):
             dense = resized(dense, config.of_layer(index).intermediate)
             clock.lap("reading", dense)
+            if index == run.first_moving > 0:
+                entering = streams.rounded(both[0].pruned), jnp.copy(_judged(run, both).pruned)
             if index < len(made):
                 layer, report = shard_params(narrow, run.begun.read(index)), made[index]
                 both = _past(run, index, dense, layer, both)
@@ -72,21 +75,28 @@ def prune_layers(run: Run, watch: Callable[[int, int], None] | None = None) -> G
                 layer, report, both = _prune_block(run, settings, index, dense, both, choice, clock)
             reports.append(report)
             del dense
-            if run.jointly:
-                blocks = set_layer(zeros_for_blocks(narrow, layer) if blocks is None else blocks, index, layer)
+            moves = index >= run.first_moving
+            if moves:
+                blocks = zeros_for_blocks(run.moving, layer) if blocks is None else blocks
+                blocks = set_layer(blocks, index - run.first_moving, layer)
             kept = devices.to_host(layer)
-            final = [] if run.jointly else [(index, kept)]
+            final = [] if moves else [(index, kept)]
             yield Step(report, lambda kept=kept: kept, final, fresh=index >= len(made))
             del layer, kept, final
             memory.return_scraps()
             clock = PhaseClock()
     if blocks is not None:
-        ends = streams.rounded(both[0].dense), both[run.held_out.real > 0].dense
+        ends = streams.rounded(both[0].dense), _judged(run, both).dense
         del both
-        for step in joint.adjusted(run, blocks, ends, watch):
+        for step in joint.adjusted(run, blocks, ends, entering, watch):
             yield step
             del step
             memory.return_scraps()
+
+
+def _judged(run: Run, both: list[Streams]) -> Streams:
+    """Returns the streams of the tokens on which joint steps are measured: the held-out ones, if there are any."""
+    return both[run.held_out.real > 0]
 
 
 def _waves(run: Run) -> list[range]:

@@ -90,6 +90,17 @@ class Run:
         """Whether joint steps follow the last block."""
         return self.joint_sequences > 0
 
+    @property
+    def moving(self) -> DecoderConfig:
+        """The pruned decoder's last blocks alone, which joint steps change."""
+        assert self.settings.joint_last
+        return self.narrow.last(self.settings.joint_last)
+
+    @property
+    def first_moving(self) -> int:
+        """Number of the first block that joint steps change; L without such steps."""
+        return self.config.layers - self.moving.layers if self.jointly else self.config.layers
+
 
 def resolve(
     config: DecoderConfig,

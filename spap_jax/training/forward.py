@@ -57,7 +57,14 @@ def outer(student: Student, dtype: Any) -> Params:
     return whole | {"embed": whole["embed"] | apart}
 
 
-def last_stream(student: Student, outside: Params, tokens: jax.Array, dtype: Any, merged: bool = False) -> jax.Array:
+def last_stream(
+    student: Student,
+    outside: Params,
+    tokens: jax.Array,
+    dtype: Any,
+    merged: bool = False,
+    entering: jax.Array | None = None,
+) -> jax.Array:
     """Computes the stream after the last block. tokens: [B, T] -> [B, T, d] in ``dtype``.
 
     Args:
@@ -66,6 +73,7 @@ def last_stream(student: Student, outside: Params, tokens: jax.Array, dtype: Any
         tokens: Token ids.
         dtype: Data type of matrices and activations; norms and softmax are float32.
         merged: Whether updates are merged into the weights, in their data type, as they will be written.
+        entering: [B, T, d] the stream before the first block; by default the embedded tokens.
     """
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None, :], tokens.shape)
     config, scale = student.config, student.scale
@@ -82,7 +90,8 @@ def last_stream(student: Student, outside: Params, tokens: jax.Array, dtype: Any
         kind = decoder.reach_of(config, number)
         return devices.constrain_replicated(decoder.block(config, layer, x, positions, None, kind, updates=pairs)), None
 
-    x = devices.constrain_replicated(decoder.embed(config, outside, tokens, positions, dtype))
+    x = decoder.embed(config, outside, tokens, positions, dtype) if entering is None else entering.astype(dtype)
+    x = devices.constrain_replicated(x)
     parts = ((0, student.first, {}), (student.first, stop, own), (stop, config.layers, {}))
     for start, end, moved in parts:
         if start < end:

@@ -66,11 +66,13 @@ class Sequences(NamedTuple):
         tokens: [C, B, T] token ids.
         kept: [C, B, T, d] the dense model's last stream, whose predictions are the target; None if it is not kept.
         mask: [C, B, T] 1 on the tokens whose predictions count, else 0; None if all count.
+        entering: [C, B, T, d] the stream before the first block; None if that is of the embedded tokens.
     """
 
     tokens: jax.Array
     kept: jax.Array | None = None
     mask: jax.Array | None = None
+    entering: jax.Array | None = None
 
 
 class Given(NamedTuple):
@@ -172,7 +174,7 @@ def text_loss(student: Student, text: Sequences) -> jax.Array:
 
 def counting(sequences: Sequences) -> jax.Array:
     """Returns which predictions of sequences [B, T] count: those of the mask's tokens, or of all but the first."""
-    tokens, _, mask = sequences
+    tokens, mask = sequences.tokens, sequences.mask
     after = jnp.ones_like(tokens[:, 1:], bool) if mask is None else mask[:, 1:] > 0
     return jnp.pad(after, [(0, 0), (0, 1)])
 
@@ -183,7 +185,7 @@ def _spread(job: Job, sums: tuple[jax.Array, Params]) -> tuple[jax.Array, Params
 
 def _predictions(given: Given, batch: Batch) -> jax.Array:
     """Number of predictions of a batch that count; 1 if none does."""
-    tokens, _, mask = given.sequences
+    tokens, mask = given.sequences.tokens, given.sequences.mask
     if mask is None:
         return jnp.maximum(1, batch.counted.sum() * (tokens.shape[-1] - 1))
     each = (mask[..., 1:] > 0).sum(axis=-1).reshape(-1)
@@ -198,7 +200,7 @@ def _loss_sum(job: Job, given: Given, moved: Params, now: Batch, dtype: Any, mer
     taught = None if teacher is None else outer(teacher, dtype)
 
     def one(drawn: Sequences, counted: jax.Array) -> jax.Array:
-        last = last_stream(student, outside, drawn.tokens, dtype, merged)
+        last = last_stream(student, outside, drawn.tokens, dtype, merged, drawn.entering)
         own, wanted = Predictor(job.config, outside), None
         if drawn.kept is not None:
             wanted = Wanted(own, drawn.kept, job.text_weight)
@@ -209,7 +211,8 @@ def _loss_sum(job: Job, given: Given, moved: Params, now: Batch, dtype: Any, mer
 
     places = jnp.unravel_index(now.rows, given.sequences.tokens.shape[:2])
     drawn = devices.take_from_chunks(given.sequences, places)
-    drawn = drawn._replace(kept=None if drawn.kept is None else in_float32(drawn.kept))
+    stored = {name: getattr(drawn, name) for name in ("kept", "entering")}
+    drawn = drawn._replace(**{name: a if a is None else in_float32(a) for name, a in stored.items()})
     return devices.vmap_over_data(one, *jax.tree.map(_by_device, (drawn, now.counted))).sum()
 
 

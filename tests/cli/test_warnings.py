@@ -40,7 +40,7 @@ def test_ordinary_text(tmp_path: Path, capsys):
             ("--method", "wanda", "--rounds", "3"),
             ["--rounds has no effect: the update none has no rounds and no joint steps."],
         ),
-        (("--effort", "low", "--joint-tokens", "9"), ["--joint-tokens has no effect: there are no joint steps."]),
+        (("--joint-passes", "0", "--joint-tokens", "9"), ["--joint-tokens has no effect: there are no joint steps."]),
         (("--rounds", "0", "--steps", "9"), ["--steps has no effect: there are no rounds."]),
         (
             ("--method", "obs", "--swap-rounds", "9", "--penalty", "9", "--penalty-stages", "9"),

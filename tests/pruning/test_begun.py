@@ -24,7 +24,9 @@ JOINT = QUICK.replace(
 )
 SPREAD = QUICK.replace(held_out=0.0, batch_tokens=32)
 WAVES = SPREAD.replace(schedule="parallel")
-GROUPS = QUICK.replace(rounds=0, joint_passes=2, joint_tokens=64, joint_blocks=1, joint_learning_rate=0.001)
+GROUPS = QUICK.replace(
+    rounds=0, joint_passes=2, joint_tokens=64, joint_blocks=1, joint_last=2, joint_learning_rate=0.001
+)
 CASES = [
     ("llama_two_kv_heads", JOINT, 1),
     ("llama_two_kv_heads", GROUPS, 2),

@@ -46,6 +46,7 @@ def adjusted(variant: str, **changes) -> api.PruneResult:
         ("llama", {"joint_text_weight": 0.0}),
         ("opt_350m_like", {"joint_learning_rate": 0.002}),
         ("llama", {"joint_blocks": 1}),
+        ("llama", {"joint_last": 1}),
     ],
 )
 def test_the_loss_falls_and_is_the_one_reported(variant: str, changes: dict):
@@ -76,6 +77,10 @@ def test_what_moves():
     same = jax.tree.map(lambda a, b: bool((a == b).all()), without.params, blocks.params)
     assert not any(jax.tree.leaves(same.pop("layers")))
     assert jax.tree.all(same)
+    last = adjusted("llama", joint_last=1).model
+    same = jax.tree.map(lambda a, b: (a == b).reshape(len(a), -1).all(axis=1), without.params, last.params)
+    assert {tuple(alike.tolist()) for alike in jax.tree.leaves(same.pop("layers"))} == {(True, True, False)}
+    assert jax.tree.all(jax.tree.map(jnp.all, same))
 
 
 def test_steps_that_do_harm_are_not_taken():
@@ -174,7 +179,9 @@ def test_a_budget_is_shared_by_the_blocks():
 
 
 def test_the_effort_means_what_is_not_set():
-    assert [PruneSettings(effort=effort).passes for effort in EFFORTS] == [0, 4, 16]
+    assert [PruneSettings(effort=effort).passes for effort in EFFORTS] == [0.5, 4, 16]
+    assert [PruneSettings(effort=effort).resolved(6, 32, 64).joint_last for effort in EFFORTS] == [3, 6, 6]
+    assert PruneSettings(joint_last=9).resolved(6, 32, 64).joint_last == 6
     assert PruneSettings(effort="high", joint_passes=2).passes == 2
     for tokens, passes in ((1000, 4), (2**17, 2), (2**22, 1)):
         assert PruneSettings().resolved(2, 32, tokens).joint_passes == passes

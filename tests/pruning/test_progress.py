@@ -13,7 +13,7 @@ from spap_jax.training.check import Check
 
 LLAMA = tiny("llama").config  # three layers
 ERRORS = Errors(0.0593, 0.0257, 0.0231)
-LOW = PruneSettings(effort="low")
+LOW = PruneSettings(joint_passes=0)
 JOINT = PruneSettings(joint_passes=2, joint_tokens=64)  # 15 sequences, 4 in a step: 8 steps
 
 
