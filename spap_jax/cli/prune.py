@@ -146,7 +146,7 @@ def _fitted_to_memory(
     largest = min((run.settings for run in wanted), key=lambda settings: settings.sparsity)
     blocks = settings_here(Request(config, largest, sequences, length, weight_bytes)).joint_blocks
     if blocks and blocks != largest.joint_blocks:
-        console.err.print(f"joint steps will adjust {blocks} of {config.layers} blocks at a time, which fit in memory")
+        console.err.print(f"joint steps will adjust {blocks} blocks at a time, as many as fit in memory")
     return [run._replace(settings=run.settings.replace(joint_blocks=blocks)) for run in wanted]
 
 

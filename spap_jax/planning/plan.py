@@ -158,11 +158,12 @@ def with_blocks_that_fit(request: Request, mesh: Mesh) -> Request:
     Raises:
         UserError: there is nothing to remove.
     """
-    layers, room = request.config.layers, USABLE * mesh.accelerator.memory
     if request.training or request.settings.joint_blocks is not None:
         return request
-    for count in (number for number in range(layers, 0, -1) if layers % number == 0):
-        some = request if count == layers else _adjusting(request, count)
+    moving = request.on(mesh.devices, mesh.sharers).moving.layers
+    room = USABLE * mesh.accelerator.memory
+    for count in (number for number in range(moving, 0, -1) if moving % number == 0):
+        some = request if count == moving else _adjusting(request, count)
         needed = _device_memory(some, mesh)
         if all(sum(needed[name].values()) <= room for name in _JOINT if name in needed):
             return some

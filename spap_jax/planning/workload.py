@@ -179,8 +179,8 @@ class Workload:
     @property
     def groups(self) -> list[joint.Group]:
         """The groups of blocks that joint steps adjust together; none without such steps."""
-        length = self.fitted.length
-        return joint.groups(self.moving.layers, self.joint_sequences, length, self.settings, self.devices)
+        sequences = self.joint_sequences, self.judged.real
+        return joint.groups(self.moving.layers, *sequences, self.fitted.length, self.settings, self.devices)
 
     @property
     def joint_steps(self) -> int:

@@ -27,8 +27,9 @@ from spap_jax.training.optimizers import relative
 from spap_jax.training.step import Given, Job, Recipe, Sequences
 from spap_jax.training.stored_dtypes import to_stored_dtypes
 
-_CHECKS = 8
-"""Number of measurements on held-out tokens in a run, if there are as many steps."""
+_CHECKS, _SHARE = 8, 0.25
+"""Number of measurements on held-out tokens in a run, if they take no more than this share of the steps' time, of which
+a token takes a third of that in a step; but at least one for each group of blocks."""
 
 
 class Group(NamedTuple):
@@ -39,12 +40,15 @@ class Group(NamedTuple):
     schedule: StepSchedule
 
 
-def groups(layers: int, sequences: int, length: int, settings: PruneSettings, data_size: int) -> list[Group]:
+def groups(
+    layers: int, sequences: int, judged: int, length: int, settings: PruneSettings, data_size: int
+) -> list[Group]:
     """Returns the groups of blocks in order; each has an equal share of the sequences.
 
     Args:
         layers: Number of blocks that move.
         sequences: Number of sequences that the steps read, repetitions included; without any, there are no groups.
+        judged: Number of sequences that a measurement reads.
         length: Tokens in each.
         settings: The pruning settings, resolved.
         data_size: Number of devices along ``data``; a step has a sequence for each.
@@ -56,7 +60,8 @@ def groups(layers: int, sequences: int, length: int, settings: PruneSettings, da
     batch = min(sequences, max(data_size, settings.joint_tokens // length))
     share = count / layers
     steps = max(1, round(sequences * share / batch))
-    every = -(-steps // max(1, round(_CHECKS * share)))
+    checks = min(_CHECKS, 3 * _SHARE * sequences / judged)
+    every = -(-steps // max(1, round(checks * share)))
     return [
         Group(first, count, StepSchedule(steps, batch, every, settings.batch_tokens, (settings.seed, number)))
         for number, first in enumerate(range(0, layers, count))
@@ -76,7 +81,8 @@ def number_of_checks(plan: list[Group]) -> int:
 def groups_of(run: Run) -> list[Group]:
     """Returns the groups of blocks of a run in order."""
     length = run.fitted.tokens.shape[-1]
-    return groups(run.moving.layers, run.joint_sequences, length, run.settings, devices.data_size())
+    judged = run.held_out.real or run.fitted.real
+    return groups(run.moving.layers, run.joint_sequences, judged, length, run.settings, devices.data_size())
 
 
 def adjusted(

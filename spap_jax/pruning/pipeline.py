@@ -24,7 +24,7 @@ from spap_jax.pruning.run import Run, Step
 from spap_jax.pruning.streams import Streams
 from spap_jax.settings import PruneSettings
 
-_WORTH, _TRIALS = 0.025, 2
+_WORTH, _TRIALS = 0.05, 2
 """Fraction of the error of a layer that alternating rounds have to take off, and the number of layers in a row that may
 fail."""
 

@@ -74,5 +74,5 @@ def test_joint_steps_on_as_many_blocks_as_fit_in_memory(tmp_path: Path, capsys, 
     monkeypatch.setattr(memory, "of_machine", lambda: 26_400_000)
     said = spap(capsys, *PRUNE, CALIBRATION, *words, "--output", tmp_path / "out")
     assert said.code == 0
-    assert "joint steps will adjust 2 of 6 blocks at a time, which fit in memory" in said.err
+    assert "joint steps will adjust 2 blocks at a time, as many as fit in memory" in said.err
     assert json.loads((tmp_path / "out" / "spap_report.json").read_text())["settings"]["joint_blocks"] == 2

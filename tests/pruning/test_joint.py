@@ -56,7 +56,7 @@ def test_the_loss_falls_and_is_the_one_reported(variant: str, changes: dict):
     first, *checks = result.report.joint
     assert (first.step, first.losses) == (0, ())
     assert first.held_out == pytest.approx(measure(without.model), rel=1e-3)
-    assert [len(check.losses) for check in checks] == ([3, 3, 2] * 3 if "joint_blocks" in changes else [3] * 8)
+    assert [len(check.losses) for check in checks] == ([8] * 3 if "joint_blocks" in changes else [12] * 2)
     assert checks[-1].step == 24
     assert [check.tokens for check in checks] == [256 * check.step for check in checks]
     least = first.held_out
@@ -170,12 +170,18 @@ def test_a_budget_is_shared_by_the_blocks():
     """The steps grow with the tokens, and not with the number of blocks."""
     settings = PruneSettings(joint_tokens=4096, joint_blocks=2)
     for layers in (4, 32):
-        plan = joint.groups(layers, 360, 2048, settings, 1)
+        plan = joint.groups(layers, 360, 8, 2048, settings, 1)
         assert [group.first for group in plan] == [*range(0, layers, 2)]
         assert sum(group.schedule.steps for group in plan) == pytest.approx(3 * 120 / 2, rel=0.1)
     for spread, steps, sequences in ((1, 180, 2), (8, 45, 8)):  # a sequence for each device
-        [whole] = joint.groups(32, 360, 2048, settings.replace(joint_blocks=0), spread)
+        [whole] = joint.groups(32, 360, 8, 2048, settings.replace(joint_blocks=0), spread)
         assert (whole.blocks, whole.schedule.steps, whole.schedule.sequences) == (32, steps, sequences)
+
+
+@pytest.mark.parametrize(("judged", "checks"), [(8, 8), (90, 3), (360, 1)])
+def test_measurements_take_a_small_part_of_the_time(judged: int, checks: int):
+    [whole] = joint.groups(32, 360, judged, 2048, PruneSettings(joint_tokens=4096), 1)
+    assert whole.schedule.checks == checks
 
 
 def test_the_effort_means_what_is_not_set():
