@@ -105,7 +105,7 @@ def prune(model: spap.Model, tokens: np.ndarray, settings: spap.PruneSettings, i
     both = [streams.start(config, outer, part) for part in parts]
     layers, reports, entering = [], [], (None, None)
     for index in range(config.layers):
-        if index == run.first_moving > 0:
+        if index == run.tail_start > 0:
             entering = both[0].pruned, both[1].pruned
         layer, metric = run.read_layer(index), metrics and Metric(*(a[index] for a in metrics))
         own = settings if rounds_pay(reports) else settings.replace(rounds=0)
@@ -113,9 +113,9 @@ def prune(model: spap.Model, tokens: np.ndarray, settings: spap.PruneSettings, i
         layers.append(layer)
         reports += [layer_report(index, solved, PhaseClock())] if solved else []
     if run.jointly:
-        blocks = stack_layers(layers[run.first_moving :])
+        blocks = stack_layers(layers[run.tail_start :])
         *_, last = joint.adjusted(run, blocks, (both[0].dense, both[1].dense), entering)
-        layers[run.first_moving :] = (layer for _, layer in last.final)
+        layers[run.tail_start :] = (layer for _, layer in last.final)
     return spap.Model(narrow, outer | {"layers": stack_layers(layers)}, model.source)
 
 

@@ -94,7 +94,7 @@ class Arrays:
     @functools.cached_property
     def blocks(self) -> Params:
         """The pruned blocks, stacked, which joint steps change."""
-        return self.parameters(self.load.moving, fully_sharded_spec)["layers"]
+        return self.parameters(self.load.tail, fully_sharded_spec)["layers"]
 
     @functools.cached_property
     def weights(self) -> Weights:

@@ -125,7 +125,7 @@ def recovering_bytes(load: Workload) -> tuple[float, float]:
 
 def moved_elements(load: Workload) -> int:
     """Number of weights that joint steps or training change, of all groups, on the devices that share the weights."""
-    config = load.mine.moving
+    config = load.mine.tail
     if load.training and not load.training.full:
         return config.layers * update_elements(load.narrow, load.training.rank)  # not divided along ``model``
     if load.training:
@@ -147,7 +147,7 @@ def joint_bytes(load: Workload) -> tuple[float, float]:
     weights are gathered; the stream before each block is held, and the outputs of its projections if they are not
     computed again; then the largest of what the gradients of a block and of the logits of some tokens need.
     """
-    c, tokens, size = load.mine.moving, load.joint_at_once, load.compute_bytes
+    c, tokens, size = load.mine.tail, load.joint_at_once, load.compute_bytes
     moved = moved_elements(load) * load.together / c.layers / load.devices
     queries, keys = c.heads * c.head_dim, c.kv_heads * c.head_dim
     scores = sum((last - first) * last for first, last in query_blocks(load.fitted.length)) * load.heads_at_once
@@ -167,7 +167,7 @@ def joint_bytes(load: Workload) -> tuple[float, float]:
 
 def checking_bytes(load: Workload) -> tuple[float, float]:
     """Workspace of ``step.measure``: gathered float32 weights, and a pass of a chunk through a block or the head."""
-    c, length = load.mine.moving, load.fitted.length
+    c, length = load.mine.tail, load.fitted.length
     tokens = max(length, load.settings.batch_tokens // length * length)
     moved = moved_elements(load) * load.together / c.layers / load.devices
     inner = max(_attending(load, c, tokens), tokens * (c.width + mlp_matrices(c) * c.intermediate))
@@ -195,7 +195,7 @@ def device_memory(load: Workload) -> dict[str, Parts]:
     f, d, mine = load.dense.intermediate, load.dense.width, load.mine
     weights = load.weight_bytes * block_elements(mine.dense)
     if load.groups:  # the pruned blocks that joint steps change are held, beginning with the first of them
-        weights += load.weight_bytes * load.moving.layers * block_elements(mine.narrow) / load.devices
+        weights += load.weight_bytes * load.tail.layers * block_elements(mine.narrow) / load.devices
     held = {"weights": weights, "streams": streams_bytes(load) + load.entered * _kept_bytes(load)}
     f = max(f, load.dense.heads * load.dense.head_dim if load.fewer_heads else 0)
     shares = 1 if load.in_waves else load.sharing_rows(f)
@@ -221,8 +221,8 @@ def device_memory(load: Workload) -> dict[str, Parts]:
     if load.written:
         phases["sampling"] = sampling_memory(load)
     if load.groups:
-        stack = load.moving.layers * block_elements(mine.narrow) + outer_elements(mine.narrow)
-        stack -= moved_elements(load) if load.together == load.moving.layers else 0  # the best so far wait on the host
+        stack = load.tail.layers * block_elements(mine.narrow) + outer_elements(mine.narrow)
+        stack -= moved_elements(load) if load.together == load.tail.layers else 0  # the best so far wait on the host
         kept = (1 + load.entered) * _kept_bytes(load)
         final = {"weights": load.weight_bytes * stack / load.devices, "streams": kept}
         for name, workspace in (("joint steps", joint_bytes), ("joint checks", checking_bytes)):
@@ -269,6 +269,6 @@ def _state_bytes(load: Workload) -> float:
     moments = 4 + 2 * load.moment_bytes
     if load.training:
         return (moved_elements(load) * moments + _best_bytes(load)) / load.devices
-    share = load.together / load.moving.layers
+    share = load.together / load.tail.layers
     settled = load.weight_bytes * (share < 1)
     return moved_elements(load) * (share * (moments + load.weight_bytes) + settled) / load.devices

@@ -160,10 +160,10 @@ def with_blocks_that_fit(request: Request, mesh: Mesh) -> Request:
     """
     if request.training or request.settings.joint_blocks is not None:
         return request
-    moving = request.on(mesh.devices, mesh.sharers).moving.layers
+    together = request.on(mesh.devices, mesh.sharers).tail.layers
     room = USABLE * mesh.accelerator.memory
-    for count in (number for number in range(moving, 0, -1) if moving % number == 0):
-        some = request if count == moving else _adjusting(request, count)
+    for count in (number for number in range(together, 0, -1) if together % number == 0):
+        some = request if count == together else _adjusting(request, count)
         needed = _device_memory(some, mesh)
         if all(sum(needed[name].values()) <= room for name in _JOINT if name in needed):
             return some
@@ -331,8 +331,8 @@ def notes(planned: Plan) -> list[str]:
     """Returns remarks on a run on this mesh, one sentence each."""
     load = planned.request.on(planned.mesh.devices, planned.mesh.sharers)
     chip, found = planned.mesh.accelerator, []
-    if load.groups and load.together < load.moving.layers:
-        found.append(f"Joint steps adjust {load.together} of {load.moving.layers} blocks at a time (--joint-blocks).")
+    if load.groups and load.together < load.tail.layers:
+        found.append(f"Joint steps adjust {load.together} of {load.tail.layers} blocks at a time (--joint-blocks).")
     if load.fitted.real < load.devices:
         whose = "devices" if load.sharers == 1 else "groups of devices"
         found.append(

@@ -379,7 +379,7 @@ def joint_step_programs(arrays: Arrays) -> Iterator[Program]:
     load = arrays.load
     if not load.groups:
         return
-    block, layers = arrays.block(load.narrow), load.moving.layers
+    block, layers = arrays.block(load.narrow), load.tail.layers
     entering = _later(arrays)["entering"]
     held = [arrays.fitted, arrays.held_out, arrays.block(load.dense), entering]
     yield _program(predictions.set_layer, arrays.blocks, 0, block, times=layers, beside=held)
@@ -448,7 +448,7 @@ def _state(arrays: Arrays, job: step.Job, moved: Params) -> step.State:
 
 def _joint(arrays: Arrays) -> tuple[step.Job, step.Given, step.Given, Params]:
     """The job of the joint steps, what they read, what measurements read, and the weights that move."""
-    load, settings, config = arrays.load, arrays.load.settings, arrays.load.moving
+    load, settings, config = arrays.load, arrays.load.settings, arrays.load.tail
     group = load.groups[0]
     params = arrays.parameters(config, fully_sharded_spec)
     names = joint.moving(settings, params["layers"])

@@ -167,20 +167,20 @@ class Workload:
         return 1 + (update_used(self.settings) != "none") + (self.rounds > 0)
 
     @property
-    def moving(self) -> DecoderConfig:
+    def tail(self) -> DecoderConfig:
         """The blocks of the pruned decoder that joint steps change, or training."""
         return self.narrow if self.training else self.narrow.last(self.settings.joint_last or self.narrow.layers)
 
     @property
     def entered(self) -> bool:
         """Whether joint steps begin with the pruned model's stream before the blocks that they change."""
-        return bool(self.groups) and self.moving.layers < self.narrow.layers
+        return bool(self.groups) and self.tail.layers < self.narrow.layers
 
     @property
     def groups(self) -> list[joint.Group]:
         """The groups of blocks that joint steps adjust together; none without such steps."""
         sequences = self.joint_sequences, self.judged.real
-        return joint.groups(self.moving.layers, *sequences, self.fitted.length, self.settings, self.devices)
+        return joint.groups(self.tail.layers, *sequences, self.fitted.length, self.settings, self.devices)
 
     @property
     def joint_steps(self) -> int:
@@ -197,7 +197,7 @@ class Workload:
     @property
     def together(self) -> int:
         """Number of blocks that joint steps adjust together, or training."""
-        return self.moving.layers if self.training else joint.together(self.moving.layers, self.settings)
+        return self.tail.layers if self.training else joint.together(self.tail.layers, self.settings)
 
     @property
     def joint_tokens(self) -> int:

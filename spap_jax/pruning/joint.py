@@ -82,7 +82,7 @@ def groups_of(run: Run) -> list[Group]:
     """Returns the groups of blocks of a run in order."""
     length = run.fitted.tokens.shape[-1]
     judged = run.held_out.real or run.fitted.real
-    return groups(run.moving.layers, run.joint_sequences, judged, length, run.settings, devices.data_size())
+    return groups(run.tail.layers, run.joint_sequences, judged, length, run.settings, devices.data_size())
 
 
 def adjusted(
@@ -92,7 +92,7 @@ def adjusted(
     entering: tuple[jax.Array | None, jax.Array | None],
     watch: Callable[[int, int], None] | None = None,
 ) -> Iterator[Step]:
-    """Adjusts the blocks of ``run.moving``.
+    """Adjusts the blocks of ``run.tail``.
 
     Args:
         run: The run. If it holds out no tokens, measurements are on the fitted ones.
@@ -107,7 +107,7 @@ def adjusted(
         A step for each measurement, the first of them before any step; those of an earlier run come first. The last has
         the final blocks.
     """
-    config, settings = run.moving, run.settings
+    config, settings = run.tail, run.settings
     checks = tuple(report for report in run.begun.reports if isinstance(report, Check))
     stored = run.begun.read(len(run.begun.reports) - 1) if checks else None
     for check in checks[:-1]:
@@ -199,8 +199,8 @@ def _numbered(run: Run, layers: Params, parts: Params, stage: Stage, first: int)
     """
     best = stage.best["layers"]
     final = layers | (_with_blocks(parts, first, best) if parts else best)
-    for index in range(run.moving.layers):
-        yield run.first_moving + index, devices.to_host(_block(final, index))
+    for index in range(run.tail.layers):
+        yield run.tail_start + index, devices.to_host(_block(final, index))
 
 
 _block = jax.jit(get_layer)

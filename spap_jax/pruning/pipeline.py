@@ -64,7 +64,7 @@ def prune_layers(run: Run, watch: Callable[[int, int], None] | None = None) -> G
         for index, dense in blocks_in_order(config, run.read_layer, wave):
             dense = resized(dense, config.of_layer(index).intermediate)
             clock.lap("reading", dense)
-            if index == run.first_moving > 0:
+            if index == run.tail_start > 0:
                 entering = streams.rounded(both[0].pruned), jnp.copy(_judged(run, both).pruned)
             if index < len(made):
                 layer, report = shard_params(narrow, run.begun.read(index)), made[index]
@@ -75,12 +75,12 @@ def prune_layers(run: Run, watch: Callable[[int, int], None] | None = None) -> G
                 layer, report, both = _prune_block(run, settings, index, dense, both, choice, clock)
             reports.append(report)
             del dense
-            moves = index >= run.first_moving
-            if moves:
-                blocks = zeros_for_blocks(run.moving, layer) if blocks is None else blocks
-                blocks = set_layer(blocks, index - run.first_moving, layer)
+            in_tail = index >= run.tail_start
+            if in_tail:
+                blocks = zeros_for_blocks(run.tail, layer) if blocks is None else blocks
+                blocks = set_layer(blocks, index - run.tail_start, layer)
             kept = devices.to_host(layer)
-            final = [] if moves else [(index, kept)]
+            final = [] if in_tail else [(index, kept)]
             yield Step(report, lambda kept=kept: kept, final, fresh=index >= len(made))
             del layer, kept, final
             memory.return_scraps()

@@ -91,15 +91,15 @@ class Run:
         return self.joint_sequences > 0
 
     @property
-    def moving(self) -> DecoderConfig:
+    def tail(self) -> DecoderConfig:
         """The pruned decoder's last blocks alone, which joint steps change."""
         assert self.settings.joint_last
         return self.narrow.last(self.settings.joint_last)
 
     @property
-    def first_moving(self) -> int:
+    def tail_start(self) -> int:
         """Number of the first block that joint steps change; L without such steps."""
-        return self.config.layers - self.moving.layers if self.jointly else self.config.layers
+        return self.config.layers - self.tail.layers if self.jointly else self.config.layers
 
 
 def resolve(
