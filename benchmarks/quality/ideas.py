@@ -19,7 +19,6 @@ from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.models.registry import FAMILIES
 from spap_jax.numerics import full_precision
-from spap_jax.placement import stack_layers
 from spap_jax.pruning import joint, moments, reduce, streams
 from spap_jax.pruning.layer import (
     Fitting,
@@ -113,10 +112,14 @@ def prune(model: spap.Model, tokens: np.ndarray, settings: spap.PruneSettings, i
         layers.append(layer)
         reports += [layer_report(index, solved, PhaseClock())] if solved else []
     if run.jointly:
-        blocks = stack_layers(layers[run.tail_start :])
+        blocks = _stacked(layers[run.tail_start :])
         *_, last = joint.adjusted(run, blocks, (both[0].dense, both[1].dense), entering)
         layers[run.tail_start :] = (layer for _, layer in last.final)
-    return spap.Model(narrow, outer | {"layers": stack_layers(layers)}, model.source)
+    return spap.Model(narrow, outer | {"layers": _stacked(layers)}, model.source)
+
+
+def _stacked(layers: list[Params]) -> Params:
+    return jax.tree.map(lambda *arrays: jnp.stack(arrays), *layers)
 
 
 def prune_block(

@@ -101,7 +101,7 @@ def _stored(
     one: PruneRun, run: Run, command: Command, fresh: bool, before_end: list[Callable[[], str]]
 ) -> Iterator[Unfinished]:
     """Opens the stored steps of a run, and reports what is stored if it ends early."""
-    which = prune_identity(command.reader.fingerprint(), command.blocks, command.judged, command.dtype, run.settings)
+    which = prune_identity(command.reader.fingerprint(), command.blocks, command.judged, command.dtype, one.settings)
     blocks = run.config.layers
     amount = functools.partial(layers_done, blocks, joint.number_of_checks(joint.groups_of(run)))
     with unfinished(one.output, which, blocks, fresh) as store, telling(store, before_end, amount):

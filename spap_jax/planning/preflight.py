@@ -11,7 +11,7 @@ from spap_jax.settings import PruneSettings
 
 
 def settings_here(request: Request) -> PruneSettings:
-    """Returns the settings of a run for the devices of the mesh around; all processes have to call this.
+    """Returns the settings of a run for the devices of the mesh around; those of all processes are of one kind.
 
     Joint steps adjust as many blocks together as a plan says these have memory for, unless the settings name a number.
     If the run does not fit even so, a warning says what would make it fit; a plan is too rough to refuse a run.
@@ -33,8 +33,8 @@ def settings_here(request: Request) -> PruneSettings:
 
 def _mesh_here() -> Mesh:
     count, device = devices.mesh_size(), jax.local_devices()[0]
-    stats = device.memory_stats() or {"bytes_limit": memory.of_machine() / count, "bytes_in_use": 0}  # CPUs share it
-    each = devices.told_to_all(stats["bytes_limit"] - stats["bytes_in_use"])
+    reported = (device.memory_stats() or {}).get("bytes_limit")
+    each = reported or memory.of_machine() / count  # which CPUs share
     # Rates and sizes are those of no accelerator: neither the time nor more devices are asked for.
     kind = Accelerator(device.device_kind, each, bandwidth=1, full=1, quick=1, link=1, sizes=(count,))
     return Mesh("this machine", kind, count, devices.model_size())

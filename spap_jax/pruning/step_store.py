@@ -30,10 +30,9 @@ def prune_identity(
         blocks: Calibration tokens.
         judged: Tokens on which perplexity is measured; None if it is not.
         dtype: Data type to which the weights are converted; None if they are not.
-        settings: The pruning settings, resolved.
+        settings: The pruning settings.
     """
     how = dataclasses.asdict(settings)
-    del how["effort"]  # represented by the values it stands for
     texts = "".join(each.sha256 for each in (blocks, blocks.further) if each)
     read = hashlib.sha256(texts.encode()).hexdigest()
     tokens = {"calibration": read, "sequence length": blocks.tokens.shape[1]}

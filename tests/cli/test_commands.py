@@ -210,7 +210,7 @@ def test_prune_of_heads(tmp_path: Path, capsys):
     lines = said.out.splitlines()
     assert lines[0] == f"{source.name}: 30.2 % of the MLP channels and 50 % of the heads (60 % asked for) removed"
     assert [line for line in said.err.splitlines() if line.startswith("spap: ")] == [
-        "spap: warning: --steps has no effect: the update none has no rounds and no joint steps.",
+        "spap: warning: --steps, --joint-passes have no effect: the update none has no rounds and no joint steps.",
         "spap: warning: attention sparsity 0.6 removes 50 % of the heads: in a layer 1 of 2 key/value heads stay, "
         "which are whole, and at least one.",
     ]

@@ -20,7 +20,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_mesh_that_is_too_small(folder: Path, tmp_path: Path, capsys):
-    said = spap(capsys, "plan", folder, "--mesh", "v5e-4", "--json", tmp_path / "plan.json")
+    said = spap(capsys, "plan", folder, "--mesh", "v5e-4", "--joint-blocks", "0", "--json", tmp_path / "plan.json")
     assert said.code == 0
     assert said.out.startswith(f"{folder}: 30 % of the MLP channels removed, 128 sequences of 2048 tokens\n")
     assert "\nv5e-4: it does not fit: a device needs " in said.out
@@ -38,7 +38,7 @@ def test_a_mesh_that_is_too_small(folder: Path, tmp_path: Path, capsys):
 
 
 def test_settings_are_those_of_pruning(folder: Path, capsys):
-    words = ("--effort", "low", "--sparsity", "0.5", "--sequences", "64", "--sequence-length", "1024")
+    words = ("--joint-passes", "0", "--sparsity", "0.5", "--sequences", "64", "--sequence-length", "1024")
     said = spap(capsys, "plan", folder, "--mesh", "v5e-8", *words)
     assert said.out.startswith(f"{folder}: 50 % of the MLP channels removed, 64 sequences of 1024 tokens\n")
     assert "\nv5e-8: it fits: a device needs at most " in said.out

@@ -108,7 +108,7 @@ def once(load: Workload) -> Workload:
     """Return the workload with one turn of every loop, which is what XLA counts of operations."""
     models = {name: dataclasses.replace(getattr(load, name), layers=1) for name in ("dense", "narrow")}
     parts = {name: dataclasses.replace(getattr(load, name), count=DATA, real=DATA) for name in ("fitted", "held_out")}
-    return dataclasses.replace(load, **models, **parts)
+    return dataclasses.replace(load, settings=load.settings.replace(joint_last=1), **models, **parts)
 
 
 def sent_by(executable: Any) -> float:

@@ -46,7 +46,7 @@ def adjusted(variant: str, **changes) -> api.PruneResult:
         ("llama", {"joint_text_weight": 0.0}),
         ("opt_350m_like", {"joint_learning_rate": 0.002}),
         ("llama", {"joint_blocks": 1}),
-        ("llama", {"joint_last": 1}),
+        ("gemma3", {"joint_last": 2}),
     ],
 )
 def test_the_loss_falls_and_is_the_one_reported(variant: str, changes: dict):
