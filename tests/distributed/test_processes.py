@@ -37,7 +37,7 @@ def start(given: Path, output: Path, *words: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "spap_jax", "prune", str(given / "in"), "--output", str(output)]
     command += ["--data", str(given / "ids.npy"), "--sequences", "16", "--sequence-length", "64"]
     command += ["--held-out", "0.25"]  # 12 and 4 sequences, which two devices divide
-    command += ["--rounds", "1", "--steps", "3", "--joint-passes", "1", "--joint-tokens", "256", "--swap-rounds", "1"]
+    command += ["--rounds", "1", "--steps", "3", "--joint-passes", "3", "--joint-tokens", "256", "--swap-rounds", "1"]
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
     return subprocess.Popen(
         [*command, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
@@ -67,7 +67,7 @@ def kill_one_after(line: str, victim: int, processes: list[subprocess.Popen]) ->
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("line", ["layer 2/", "step 2/3"])
+@pytest.mark.parametrize("line", ["layer 2/", "step 3/9  held-out"])
 def test_two_processes_that_go_on_give_the_result_of_one(line: str, given: Path, tmp_path: Path):
     """One process is killed midway, which ends the other.
 

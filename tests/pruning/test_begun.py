@@ -20,12 +20,12 @@ from spap_jax.training.check import Check
 LAYERS = 3
 QUICK = SETTINGS.replace(rounds=1, steps=3)
 JOINT = QUICK.replace(
-    rounds=0, attention_sparsity=0.5, joint_passes=2, joint_tokens=64, joint_learning_rate=0.01, moment_dtype="bfloat16"
+    rounds=0, attention_sparsity=0.5, joint_passes=4, joint_tokens=64, joint_learning_rate=0.01, moment_dtype="bfloat16"
 )
 SPREAD = QUICK.replace(held_out=0.0, batch_tokens=32)
 WAVES = SPREAD.replace(schedule="parallel")
 GROUPS = QUICK.replace(
-    rounds=0, joint_passes=2, joint_tokens=64, joint_blocks=1, joint_last=2, joint_learning_rate=0.001
+    rounds=0, joint_passes=4, joint_tokens=64, joint_blocks=1, joint_last=2, joint_learning_rate=0.001
 )
 CASES = [
     ("llama_two_kv_heads", JOINT, 1),
