@@ -53,8 +53,12 @@ _JOINT_TEXT: dict[EffortName, int] = {"low": 0, "default": 2**18, "high": 2**21}
 _JOINT_RATE = 5.8
 """The largest joint step on all blocks, times the width and the number of blocks. The more inputs a projection has, and
 the more blocks move the stream, the further one step moves the predictions: 0.01 is a good step for 6 blocks of width
-96, and much too large for 30 blocks of width 576, where 0.0004 is good. What the last blocks change passes through few
-others: of those 30, 0.004 is good for the last alone, and 0.002 for the last three."""
+96, and much too large for 30 blocks of width 576, where 0.0004 is good."""
+
+_TAIL_RATE = 0.085
+"""The largest joint step on the last g blocks alone, times the square root of the width and g^(2/3). What these change
+passes through few others, and there are few steps: of 30 blocks of width 576, 0.004 is good for the last block and
+0.002 for the last three, and of 6 blocks of width 96, 0.004 for the last three."""
 
 ALLOCATIONS, METHODS, UPDATES, SCHEDULES, JOINT_WEIGHTS, FLOAT_DTYPES, REMATS = map(
     get_args, (Allocation, Method, Update, Schedule, JointWeights, FloatDtype, Remat)
@@ -268,7 +272,8 @@ class PruneSettings(_Settings):
             By default 2048, or 512 at low effort.
         joint_learning_rate: Largest size of a joint step, relative to the root mean square of the weights it changes.
             It rises over the first tenth of the steps and then falls to zero along a cosine. By default 5.8 divided by
-            the model's width and its number of blocks, and more if only the last ones change.
+            the model's width and its number of blocks; on the last g blocks alone 0.085 divided by the square root of
+            the width and by g^(2/3).
         batch_tokens: Tokens that pass through a block at once; fewer need less memory.
         stream_dtype: Data type in which the activations of all tokens are stored between two blocks: "float32", or
             "bfloat16", which takes half the memory.
@@ -351,6 +356,7 @@ class PruneSettings(_Settings):
         if self.joint_passes is None and passes:
             passes = min(passes, max(1.0, _JOINT_TEXT[self.effort] / tokens))
         last = min(self.last or layers, layers)
+        rate = _JOINT_RATE / (layers * width) if last == layers else _TAIL_RATE / (width**0.5 * last ** (2 / 3))
         return self.replace(
             **self.fit._asdict(),
             joint_passes=passes,
@@ -358,7 +364,7 @@ class PruneSettings(_Settings):
             joint_tokens=self.joint_tokens or _JOINT_TOKENS[self.effort],
             steps=self.steps or max(1, round(_ROUND_PASSES[self.effort] * tokens / self.step_tokens)),
             step_tokens=min(self.step_tokens, tokens),
-            joint_learning_rate=self.joint_learning_rate or _JOINT_RATE / (layers * width) * (layers / last) ** (2 / 3),
+            joint_learning_rate=self.joint_learning_rate or rate,
         )
 
 
