@@ -132,7 +132,7 @@ class Plan:
 
 
 def plan(request: Request, mesh: Mesh) -> Plan:
-    """Computes the requirements of a run on a mesh; that of the plan adjusts as many blocks together as fit.
+    """Computes the requirements of a run on a mesh, whose joint steps adjust as many blocks together as fit.
 
     Raises:
         UserError: there is nothing to remove.
@@ -295,7 +295,7 @@ def _partly(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]]
     if request.settings.passes and request.settings.joint_weights == "block":
         mlps = request.settings.replace(joint_weights="mlp")
         yield "--joint-weights mlp", dataclasses.replace(request, settings=mlps), mesh
-    blocks = request.config.layers if request.settings.joint_blocks == 0 else request.settings.joint_blocks or 1
+    blocks = request.on(mesh.devices, mesh.sharers).together
     while blocks > 1 and request.settings.passes:
         blocks //= 2
         yield f"--joint-blocks {blocks}", _adjusting(request, blocks), mesh
