@@ -14,6 +14,7 @@ from spap_jax.models.registry import FAMILIES
 from spap_jax.planning.workload import Workload
 from spap_jax.solver.tableau import PANEL
 from spap_jax.training.objective import HEAD_TOKENS
+from spap_jax.training.shortlist import shortened
 
 Parts = dict[str, float]
 """Bytes by part: weights, streams, moments, solver, gradients, activations."""
@@ -140,6 +141,12 @@ def _looked_up(config: DecoderConfig) -> int:
     return outer_elements(config) - positions - (0 if config.tied else config.vocabulary * config.embedding)
 
 
+def _predicting(load: Workload) -> DecoderConfig:
+    """The part of the decoder that one device holds, with the head of the tokens that steps predict."""
+    predicted = load.predicted
+    return shortened(load.mine.tail, predicted if predicted % load.sharers else predicted // load.sharers)
+
+
 def joint_bytes(load: Workload) -> tuple[float, float]:
     """Workspace of ``training/step.py``: for weights, gradients and moments; and for activations.
 
@@ -147,15 +154,15 @@ def joint_bytes(load: Workload) -> tuple[float, float]:
     weights are gathered; the stream before each block is held, and the outputs of its projections if they are not
     computed again; then the largest of what the gradients of a block and of the logits of some tokens need.
     """
-    c, tokens, size = load.mine.tail, load.joint_at_once, load.compute_bytes
+    c, few, tokens, size = load.mine.tail, _predicting(load), load.joint_at_once, load.compute_bytes
     moved = moved_elements(load) * load.together / c.layers / load.devices
     queries, keys = c.heads * c.head_dim, c.kv_heads * c.head_dim
     scores = sum((last - first) * last for first, last in query_blocks(load.fitted.length)) * load.heads_at_once
     attention = size * tokens * (9 * c.width + 8 * (queries + keys)) + 4 * 2.5 * scores
     mlp = size * tokens * (2 * c.width + (3 * mlp_matrices(c) - 2) * c.intermediate)
-    head = 4 * 6 * min(HEAD_TOKENS, tokens) * c.vocabulary
+    head = 4 * 6 * min(HEAD_TOKENS, tokens) * few.vocabulary
     copied = load.devices > 1 or size != load.weight_bytes  # outside the blocks: gathered or converted
-    gathered = size * (block_elements(c) + copied * _looked_up(c)) + 4 * _mlp_elements(c)
+    gathered = size * (block_elements(c) + copied * _looked_up(few)) + 4 * _mlp_elements(c)
     held = size * c.layers * tokens * c.width + 4 * tokens * c.width
     if (load.training or load.settings).remat == "dots":  # of the last projection, nothing is computed again
         inner = queries + 2 * keys + c.width + (mlp_matrices(c) - 1) * c.intermediate
@@ -222,6 +229,7 @@ def device_memory(load: Workload) -> dict[str, Parts]:
         phases["sampling"] = sampling_memory(load)
     if load.groups:
         stack = load.tail.layers * block_elements(mine.narrow) + outer_elements(mine.narrow)
+        stack += _looked_up(_predicting(load)) * (load.predicted < load.narrow.vocabulary)
         stack -= moved_elements(load) if load.together == load.tail.layers else 0  # the best so far wait on the host
         kept = (1 + load.entered) * _kept_bytes(load)
         final = {"weights": load.weight_bytes * stack / load.devices, "streams": kept}

@@ -32,7 +32,7 @@ from spap_jax.planning.workload import Chunks, Workload
 from spap_jax.pruning import heads, joint, layer, moments, predictions, sampling, streams, waves
 from spap_jax.pruning.streams import fitting_tokens
 from spap_jax.solver.alternating import RoundSchedule
-from spap_jax.training import engine, lora, step, stored_dtypes, train
+from spap_jax.training import engine, lora, shortlist, step, stored_dtypes, train
 from spap_jax.training.optimizers import clipped
 
 
@@ -386,6 +386,11 @@ def joint_step_programs(arrays: Arrays) -> Iterator[Program]:
     rest = [arrays.blocks, *jax.tree.leaves(arrays.fitted)[1:], arrays.held_out, entering]
     yield _program(streams.rounded, arrays.fitted.dense, times=1 + load.entered, beside=rest)
     job, given, judged, moved = _joint(arrays)
+    outer = {name: part for name, part in given.frozen.items() if name != "layers"}
+    if given.short is not None:
+        few = arrays.array((load.predicted,), jnp.int32)
+        held = [arrays.blocks, arrays.kept, judged.sequences, entering]
+        yield _program(shortlist.shortened_head, load.tail, outer, few, times=1, beside=held)
     beside = [judged.sequences]
     if len(load.groups) > 1:
         parts = {name: arrays.blocks[name] for name in moved["layers"]}
@@ -393,7 +398,6 @@ def joint_step_programs(arrays: Arrays) -> Iterator[Program]:
         yield _program(joint._of_blocks, parts, 0, layers // groups, times=groups, beside=held)
         yield _program(joint._with_blocks, parts, 0, some, times=groups, beside=held)
     yield from _steps(arrays, job, given, moved, beside)
-    outer = {name: part for name, part in given.frozen.items() if name != "layers"}
     held = [outer, _state(arrays, job, moved), given.sequences, *beside]
     yield _program(joint._block, arrays.blocks, 0, times=layers, beside=held)
 
@@ -461,12 +465,23 @@ def _joint(arrays: Arrays) -> tuple[step.Job, step.Given, step.Given, Params]:
         moved = arrays.laid_out(config, cut, arrays.dtype)
     job = joint.job_of(config, settings, group.schedule.steps, group.first)
 
-    def given(chunks: Chunks, stream: Any) -> step.Given:
-        entering = stream if load.entered else None
-        return step.Given(frozen, None, step.Sequences(arrays.tokens(chunks), stream, None, entering), chunks.real)
+    def given(chunks: Chunks, stream: Any, short: Params | None) -> step.Given:
+        tokens, entering = arrays.tokens(chunks), stream if load.entered else None
+        there = None if short is None else arrays.cast(tokens, jnp.bool_)
+        read = step.Sequences(tokens, stream, there, entering, None if short is None else tokens)
+        return step.Given(frozen, None, read, chunks.real, short)
 
-    measured = given(load.judged, arrays.streams(load.judged).dense)
-    return job, given(load.fitted, arrays.kept), measured, moved
+    measured = given(load.judged, arrays.streams(load.judged).dense, None)
+    return job, given(load.fitted, arrays.kept, _short(arrays)), measured, moved
+
+
+def _short(arrays: Arrays) -> Params | None:
+    """Describes what joint steps predict the tokens on the shortlist with; None if they predict all."""
+    config, few = arrays.load.tail, shortlist.shortened(arrays.load.tail, arrays.load.predicted)
+    if few == config:
+        return None
+    params = arrays.parameters(few, fully_sharded_spec)
+    return {"head": params["head"]} | ({"embed": {"tokens": params["embed"]["tokens"]}} if config.tied else {})
 
 
 def _training(arrays: Arrays) -> tuple[step.Job, step.Given, step.Given, Params]:

@@ -21,6 +21,7 @@ from spap_jax.pruning.narrow import pruned_config
 from spap_jax.pruning.run import held_out_part, joint_sequences
 from spap_jax.pruning.sampling import at_once
 from spap_jax.settings import FinetuneSettings, PruneSettings
+from spap_jax.training import shortlist
 
 
 @dataclass(frozen=True)
@@ -212,6 +213,13 @@ class Workload:
         length = self.fitted.length
         own = self.joint_tokens // length
         return streams.largest_divisor(own, max(1, self.settings.batch_tokens // length)) * length
+
+    @property
+    def predicted(self) -> int:
+        """Number of tokens of the vocabulary among which joint steps compare predictions, or training."""
+        if self.training:
+            return self.narrow.vocabulary
+        return shortlist.length_of(self.narrow.vocabulary, self.fitted.real * self.fitted.length)
 
     @property
     def compute_bytes(self) -> int:

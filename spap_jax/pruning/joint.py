@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
 from spap_jax import devices
 from spap_jax.models.config import DecoderConfig
@@ -21,6 +22,7 @@ from spap_jax.pruning.predictions import get_layer
 from spap_jax.pruning.run import Run, Step
 from spap_jax.pruning.streams import Padded, largest_divisor
 from spap_jax.settings import PruneSettings
+from spap_jax.training import shortlist
 from spap_jax.training.check import Check
 from spap_jax.training.engine import Stage, StepSchedule, from_parts, parts_of, stages
 from spap_jax.training.optimizers import relative
@@ -113,9 +115,14 @@ def adjusted(
     stored = run.begun.read(len(run.begun.reports) - 1) if checks else None
     for check in checks[:-1]:
         yield Step(check, dict, fresh=False)
-    params = fully_shard_params(config, {name: run.outer[name] for name in ("embed", "head")}) | {"layers": blocks}
+    outside = fully_shard_params(config, {name: run.outer[name] for name in ("embed", "head")})
+    params = outside | {"layers": blocks}
     texts = run.fitted, run.held_out if run.held_out.real else run.fitted
-    read, measured = ((_sequences(*each), each[0].real) for each in zip(texts, ends, entering, strict=True))
+    few = shortlist.most_frequent(run.fitted.sequences, config.vocabulary)
+    short = None if few is None else shortlist.shortened_head(config, outside, devices.replicate(few))
+    read, measured = (
+        (_sequences(*each), each[0].real) for each in zip(texts, ends, entering, (few, None), strict=True)
+    )
     plan = groups_of(run)
     total, last = sum(group.schedule.steps for group in plan), number_of_checks(plan)
     parts = {name: params["layers"].pop(name) for name in moving(settings, params["layers"])}
@@ -130,7 +137,7 @@ def adjusted(
         best = parts if alone else _of_blocks(parts, group.first, group.blocks)
         frozen = params if alone else params | {"layers": params["layers"] | parts}
         job = job_of(config, settings, group.schedule.steps, group.first)
-        given, judged = (Given(frozen, None, *part) for part in (read, measured))
+        given, judged = Given(frozen, None, *read, short), Given(frozen, None, *measured)
         before = checks[:reached] if group.first else ()
         begun = (functools.partial(stored.pop, "stage"), checks) if stored and len(checks) > len(before) else None
         kept = len(checks) if begun else 0
@@ -149,10 +156,22 @@ def adjusted(
             parts = _with_blocks(parts, group.first, stage.best["layers"])
 
 
-def _sequences(part: Padded, end: jax.Array, entering: jax.Array | None) -> Sequences:
-    """Returns the sequences of the steps, with the dense stream after the last block and that before the first."""
-    mask = None if part.mask is None else devices.shard_chunks(part.mask)
-    return Sequences(devices.shard_chunks(part.tokens), end, mask, entering)
+def _sequences(part: Padded, end: jax.Array, entering: jax.Array | None, few: np.ndarray | None) -> Sequences:
+    """Returns sequences as steps read them.
+
+    Args:
+        part: Their tokens.
+        end: The dense stream after the last block.
+        entering: The pruned stream before the first block; None for the embedded tokens.
+        few: The shortlist; None if predictions are of the whole vocabulary.
+    """
+    places, mask = None, part.mask
+    if few is not None:
+        places, there = shortlist.places(few, part.tokens)
+        mask = there if mask is None else mask & there
+    spread = (None if array is None else devices.shard_chunks(array) for array in (part.tokens, mask, places))
+    tokens, mask, places = spread
+    return Sequences(tokens, end, mask, entering, places)
 
 
 def job_of(config: DecoderConfig, settings: PruneSettings, steps: int, first: int = 0) -> Job:

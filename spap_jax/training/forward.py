@@ -49,11 +49,18 @@ class Student(NamedTuple):
     remat: Remat = "full"
 
 
-def outer(student: Student, dtype: Any) -> Params:
-    """Gathers the weights outside the blocks, matrices in ``dtype``; an embedding that is no head stays apart."""
-    parts = {name: (student.moved if name in student.moved else student.frozen)[name] for name in ("embed", "head")}
+def outer(student: Student, dtype: Any, predicts: bool = True) -> Params:
+    """Gathers the weights outside the blocks, matrices in ``dtype``; an embedding that is no head stays apart.
+
+    Args:
+        student: The decoder.
+        dtype: Data type of matrices.
+        predicts: Whether predictions are made with these weights; otherwise the head is left out.
+    """
+    names = ("embed", "head") if predicts else ("embed",)
+    parts = {name: (student.moved if name in student.moved else student.frozen)[name] for name in names}
     whole = gather_params(student.config, parts, dtype)
-    apart = {} if student.config.tied else {"tokens": parts["embed"]["tokens"]}
+    apart = {} if student.config.tied and predicts else {"tokens": parts["embed"]["tokens"]}
     return whole | {"embed": whole["embed"] | apart}
 
 

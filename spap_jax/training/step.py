@@ -17,10 +17,11 @@ from spap_jax import devices
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.numerics import full_precision, in_float32
-from spap_jax.placement import fully_shard_params
+from spap_jax.placement import fully_shard_params, gather_params
 from spap_jax.settings import Remat
 from spap_jax.training.forward import Student, last_stream, outer
 from spap_jax.training.objective import Predictor, Wanted, loss_sum, next_tokens
+from spap_jax.training.shortlist import shortened
 
 
 class Recipe(NamedTuple):
@@ -67,12 +68,15 @@ class Sequences(NamedTuple):
         kept: [C, B, T, d] the dense model's last stream, whose predictions are the target; None if it is not kept.
         mask: [C, B, T] 1 on the tokens whose predictions count, else 0; None if all count.
         entering: [C, B, T, d] the stream before the first block; None if that is of the embedded tokens.
+        places: [C, B, T] places of the tokens on the shortlist (``shortlist``); the mask leaves out tokens that are not
+            there. None if predictions are of the whole vocabulary.
     """
 
     tokens: jax.Array
     kept: jax.Array | None = None
     mask: jax.Array | None = None
     entering: jax.Array | None = None
+    places: jax.Array | None = None
 
 
 class Given(NamedTuple):
@@ -83,12 +87,15 @@ class Given(NamedTuple):
         guide: The teacher's parameter tree; None without a teacher.
         sequences: The sequences to draw from.
         real: Number of those that are no padding, which comes last.
+        short: What predictions of the shortlist are made with; see ``shortlist.shortened_head``. None if they are of
+            the whole vocabulary.
     """
 
     frozen: Params
     guide: Params | None
     sequences: Sequences
     real: int
+    short: Params | None = None
 
 
 class Batch(NamedTuple):
@@ -195,25 +202,33 @@ def _predictions(given: Given, batch: Batch) -> jax.Array:
 def _loss_sum(job: Job, given: Given, moved: Params, now: Batch, dtype: Any, merged: bool = False) -> jax.Array:
     """Sums the losses of one pass [R]."""
     student = Student(job.config, given.frozen, moved, job.first, job.scale, job.remat)
-    outside = outer(student, dtype)
+    outside = outer(student, dtype, predicts=given.short is None)
+    own = Predictor(job.config, outside) if given.short is None else _among_few(job.config, given.short, dtype)
     teacher = None if job.teacher is None or given.guide is None else Student(job.teacher, given.guide, {})
     taught = None if teacher is None else outer(teacher, dtype)
 
     def one(drawn: Sequences, counted: jax.Array) -> jax.Array:
         last = last_stream(student, outside, drawn.tokens, dtype, merged, drawn.entering)
-        own, wanted = Predictor(job.config, outside), None
+        following = next_tokens(drawn.tokens if drawn.places is None else drawn.places)
+        wanted = None
         if drawn.kept is not None:
             wanted = Wanted(own, drawn.kept, job.text_weight)
         elif teacher is not None and taught is not None:
             stream = last_stream(teacher, taught, drawn.tokens, dtype)
             wanted = Wanted(Predictor(teacher.config, taught), stream, job.text_weight)
-        return loss_sum(own, last, next_tokens(drawn.tokens), counting(drawn) * counted[:, None], wanted)
+        return loss_sum(own, last, following, counting(drawn) * counted[:, None], wanted)
 
     places = jnp.unravel_index(now.rows, given.sequences.tokens.shape[:2])
     drawn = devices.take_from_chunks(given.sequences, places)
     stored = {name: getattr(drawn, name) for name in ("kept", "entering")}
     drawn = drawn._replace(**{name: a if a is None else in_float32(a) for name, a in stored.items()})
     return devices.vmap_over_data(one, *jax.tree.map(_by_device, (drawn, now.counted))).sum()
+
+
+def _among_few(config: DecoderConfig, short: Params, dtype: Any) -> Predictor:
+    """Gathers what predicts the tokens on the shortlist alone."""
+    weights = short["embed"]["tokens"] if config.tied else short["head"]["weight"]
+    return Predictor(shortened(config, len(weights)), gather_params(config, short, dtype))
 
 
 def _by_device(rows: jax.Array) -> jax.Array:

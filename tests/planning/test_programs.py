@@ -88,17 +88,26 @@ def check(run: Callable[[], None], planned: Callable[[], None]) -> None:
     [
         (1, 1, {"sampled": 1, "attention_sparsity": 0.5, "batch_tokens": 64, "sequences": 13}),
         (1, 1, {"joint_last": 2, "joint_blocks": 1, "joint_weights": "block", "stream_dtype": "bfloat16"}),
+        (1, 1, {"vocab_size": 2000}),
         (4, 2, {"round_to": 2, "joint_passes": 0}),
         (4, 1, {"schedule": "parallel", "joint_passes": 0}),
         (1, 1, {"method": "flap"}),
         (4, 1, {"schedule": "parallel", "method": "flap"}),
     ],
-    ids=["samples, fewer heads, padding", "joint steps apart", "divided weights", "waves", "biases", "biases in waves"],
+    ids=[
+        "samples, fewer heads, padding",
+        "joint steps apart",
+        "a shortlist",
+        "divided weights",
+        "waves",
+        "biases",
+        "biases in waves",
+    ],
 )
 def test_pruning(count: int, sharers: int, changes: dict):
-    config = config_of(LLAMA, **SMALL)
-    settings = SETTINGS.replace(**{name: value for name, value in changes.items() if name != "sequences"})
-    sequences = changes.get("sequences", 16)
+    changes = dict(changes)
+    sequences, vocabulary = changes.pop("sequences", 16), changes.pop("vocab_size", SMALL["vocab_size"])
+    config, settings = config_of(LLAMA, **SMALL | {"vocab_size": vocabulary}), SETTINGS.replace(**changes)
     tokens = np.arange(sequences * LENGTH, dtype=np.int32).reshape(sequences, LENGTH) % config.vocabulary
     params = decoder.init(config, jax.random.key(0))
     blocks = new_blocks(tokens, "", len(tokens), further=new_blocks(np.tile(tokens, (4, 1)), "", len(tokens)))

@@ -1,0 +1,92 @@
+"""The shortlist: which tokens are on it, and what steps compute with it."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given as drawn
+from hypothesis import strategies as st
+
+from spap_jax import devices
+from spap_jax.models import decoder
+from spap_jax.models.registry import family_of
+from spap_jax.placement import fully_shard_params
+from spap_jax.training.engine import batch_of
+from spap_jax.training.optimizers import relative
+from spap_jax.training.shortlist import length_of, most_frequent, places, shortened_head
+from spap_jax.training.step import Given, Job, Recipe, Sequences, begin, step
+
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 3000,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+TOKENS = np.random.default_rng(0).zipf(1.2, (8, 1, 32)).astype(np.int32) % LLAMA["vocab_size"]
+TEXT_WEIGHT = 0.3
+
+
+@drawn(st.integers(1025, 5000), st.integers(1, 5000), st.integers(0, 2**32 - 1))
+def test_no_token_that_is_left_out_is_more_frequent(vocabulary: int, tokens: int, seed: int):
+    text = np.random.default_rng(seed).zipf(1.1, tokens) % vocabulary
+    short, counts = most_frequent(text, vocabulary), np.bincount(text, minlength=vocabulary)
+    if short is None:
+        assert length_of(vocabulary, tokens) == vocabulary
+        return
+    assert len(short) == length_of(vocabulary, tokens) < vocabulary
+    assert (np.diff(short) > 0).all()
+    assert counts[short].min() >= np.delete(counts, short).max()
+    place, there = places(short, text)
+    assert (short[place[there]] == text[there]).all()
+    assert (there == np.isin(text, short)).all()
+
+
+def test_a_small_vocabulary_is_used_whole():
+    assert most_frequent(np.arange(512), 1000) is None
+
+
+@functools.cache
+def model(tied: bool) -> Any:
+    config = family_of(LLAMA).read_config(LLAMA | {"tie_word_embeddings": tied})
+    return config, jax.device_get(jax.jit(lambda key: decoder.init(config, key))(jax.random.key(1)))
+
+
+def expected(tied: bool, kept: np.ndarray, short: np.ndarray) -> float:
+    """Compute the loss of all sequences from the logits of the whole vocabulary, of which some are left out."""
+    config, params = model(tied)
+    tokens = TOKENS[:, 0]
+    wanted = np.asarray(decoder.head(config, params, jnp.asarray(kept[:, 0])), np.float64)
+    got = np.asarray(decoder.forward(config, params, jnp.asarray(tokens), None), np.float64)
+    q, p = (x[:, :-1, short] - np.log(np.exp(x[:, :-1, short]).sum(-1, keepdims=True)) for x in (wanted, got))
+    there = np.isin(tokens[:, 1:], short)
+    place = np.searchsorted(short, np.where(there, tokens[:, 1:], short[0]))
+    of_text = np.take_along_axis(q - p, place[..., None], axis=-1)[..., 0]
+    return ((1 - TEXT_WEIGHT) * (np.exp(q) * (q - p)).sum(-1) + TEXT_WEIGHT * of_text)[there].mean()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_predictions_are_compared_among_the_tokens_on_the_shortlist(tied: bool):
+    config, params = model(tied)
+    kept = np.random.default_rng(2).normal(size=(*TOKENS.shape, 32)).astype(np.float32)
+    short = np.unique(TOKENS)[::2][:64].astype(np.int32)  # without many of the tokens of the text
+    place, there = places(short, TOKENS)
+    assert 0.1 < there.mean() < 0.9
+    for count in (1, 8):
+        with devices.use_mesh(count):
+            frozen = fully_shard_params(config, params)
+            outer = {name: frozen[name] for name in ("embed", "head")}
+            few = shortened_head(config, outer, devices.replicate(short))
+            assert max(a.shape[0] for a in jax.tree.leaves(few)) == 64
+            read = Sequences(*map(devices.shard_chunks, (TOKENS, kept, there)), None, devices.shard_chunks(place))
+            given = Given(frozen, None, read, len(TOKENS), few)
+            job = Job(config, Recipe(relative, (1e-3, 10)), "float32", text_weight=TEXT_WEIGHT)
+            state = begin(job, {"layers": frozen["layers"]})
+            _, loss = step(job, given, state, batch_of(np.arange(len(TOKENS)), given, 64))
+        assert float(loss) == pytest.approx(expected(tied, kept, short), rel=1e-4)
