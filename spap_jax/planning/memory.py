@@ -142,7 +142,7 @@ def _looked_up(config: DecoderConfig) -> int:
 
 
 def _predicting(load: Workload) -> DecoderConfig:
-    """The part of the decoder that one device holds, with the head of the tokens that steps predict."""
+    """The part of the decoder that one device holds, with the head that makes the logits of steps."""
     predicted = load.predicted
     return shortened(load.mine.tail, predicted if predicted % load.sharers else predicted // load.sharers)
 

@@ -481,7 +481,8 @@ def _short(arrays: Arrays) -> Params | None:
     if few == config:
         return None
     params = arrays.parameters(few, fully_sharded_spec)
-    return {"head": params["head"]} | ({"embed": {"tokens": params["embed"]["tokens"]}} if config.tied else {})
+    tied = {"embed": {"tokens": params["embed"]["tokens"]}} if config.tied else {}
+    return {"head": params["head"], "others": arrays.array((few.vocabulary,))} | tied
 
 
 def _training(arrays: Arrays) -> tuple[step.Job, step.Given, step.Given, Params]:

@@ -216,7 +216,7 @@ class Workload:
 
     @property
     def predicted(self) -> int:
-        """Number of tokens of the vocabulary among which joint steps compare predictions, or training."""
+        """Number of tokens of the vocabulary whose logits are computed in joint steps, or in training."""
         if self.training:
             return self.narrow.vocabulary
         return shortlist.length_of(self.narrow.vocabulary, self.fitted.real * self.fitted.length)

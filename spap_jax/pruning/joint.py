@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
-import numpy as np
 
 from spap_jax import devices
 from spap_jax.models.config import DecoderConfig
@@ -22,17 +21,17 @@ from spap_jax.pruning.predictions import get_layer
 from spap_jax.pruning.run import Run, Step
 from spap_jax.pruning.streams import Padded, largest_divisor
 from spap_jax.settings import PruneSettings
-from spap_jax.training import shortlist
 from spap_jax.training.check import Check
 from spap_jax.training.engine import Stage, StepSchedule, from_parts, parts_of, stages
 from spap_jax.training.optimizers import relative
+from spap_jax.training.shortlist import Shortlist, shortened_head, shortlist_of
 from spap_jax.training.step import Given, Job, Recipe, Sequences
 from spap_jax.training.stored_dtypes import to_stored_dtypes
 
 _CHECKS, _SHARE = 8, 0.25
 """Number of measurements on held-out tokens in a run, if they take no more than this share of the steps' time, but at
-least one for each group of blocks. A token takes at most two thirds as long as in a step: in the head, two products in
-place of three."""
+least one for each group of blocks. A token takes about as long as in a step: there is no backward pass, and the head
+has the whole vocabulary."""
 
 
 class Group(NamedTuple):
@@ -63,7 +62,7 @@ def groups(
     batch = min(sequences, max(data_size, settings.joint_tokens // length))
     share = count / layers
     steps = max(1, round(sequences * share / batch))
-    checks = min(_CHECKS, _SHARE * 3 / 2 * sequences / judged)
+    checks = min(_CHECKS, _SHARE * sequences / judged)
     every = -(-steps // max(1, round(checks * share)))
     return [
         Group(first, count, StepSchedule(steps, batch, every, settings.batch_tokens, (settings.seed, number)))
@@ -118,8 +117,8 @@ def adjusted(
     outside = fully_shard_params(config, {name: run.outer[name] for name in ("embed", "head")})
     params = outside | {"layers": blocks}
     texts = run.fitted, run.held_out if run.held_out.real else run.fitted
-    few = shortlist.most_frequent(run.fitted.sequences, config.vocabulary)
-    short = None if few is None else shortlist.shortened_head(config, outside, devices.replicate(few))
+    few = shortlist_of(run.fitted.sequences, config.vocabulary, settings.seed)
+    short = None if few is None else _short(config, outside, few)
     read, measured = (
         (_sequences(*each), each[0].real) for each in zip(texts, ends, entering, (few, None), strict=True)
     )
@@ -156,22 +155,26 @@ def adjusted(
             parts = _with_blocks(parts, group.first, stage.best["layers"])
 
 
-def _sequences(part: Padded, end: jax.Array, entering: jax.Array | None, few: np.ndarray | None) -> Sequences:
+def _short(config: DecoderConfig, outside: Params, few: Shortlist) -> Params:
+    ids, others = devices.replicate(tuple(few))
+    return shortened_head(config, outside, ids) | {"others": others}
+
+
+def _sequences(part: Padded, end: jax.Array, entering: jax.Array | None, few: Shortlist | None) -> Sequences:
     """Returns sequences as steps read them.
 
     Args:
         part: Their tokens.
         end: The dense stream after the last block.
         entering: The pruned stream before the first block; None for the embedded tokens.
-        few: The shortlist; None if predictions are of the whole vocabulary.
+        few: The shortlist; None if the logits are those of the whole vocabulary.
     """
     places, mask = None, part.mask
     if few is not None:
-        places, there = shortlist.places(few, part.tokens)
+        places, there = few.places(part.tokens)
         mask = there if mask is None else mask & there
-    spread = (None if array is None else devices.shard_chunks(array) for array in (part.tokens, mask, places))
-    tokens, mask, places = spread
-    return Sequences(tokens, end, mask, entering, places)
+    spread = [None if array is None else devices.shard_chunks(array) for array in (mask, places)]
+    return Sequences(devices.shard_chunks(part.tokens), end, spread[0], entering, spread[1])
 
 
 def job_of(config: DecoderConfig, settings: PruneSettings, steps: int, first: int = 0) -> Job:

@@ -26,7 +26,7 @@ class Predictor(NamedTuple):
 
     Attributes:
         config: The decoder.
-        outer: Its weights outside the blocks.
+        outer: Its weights outside the blocks; "others" beside them is added to the logits, see ``shortlist``.
     """
 
     config: DecoderConfig
@@ -162,4 +162,5 @@ def _losses_against(
 
 def _logits(config: DecoderConfig, outer: Params, x: jax.Array) -> jax.Array:
     """Returns the next token's logits [n, v] for the stream after the last block [n, d]."""
-    return decoder.head(config, outer, x[None])[0].astype(jnp.float32)
+    logits = decoder.head(config, outer, x[None])[0].astype(jnp.float32)
+    return logits + outer["others"][None] if "others" in outer else logits

@@ -69,7 +69,7 @@ class Sequences(NamedTuple):
         mask: [C, B, T] 1 on the tokens whose predictions count, else 0; None if all count.
         entering: [C, B, T, d] the stream before the first block; None if that is of the embedded tokens.
         places: [C, B, T] places of the tokens on the shortlist (``shortlist``); the mask leaves out tokens that are not
-            there. None if predictions are of the whole vocabulary.
+            among its frequent ones. None if the logits are those of the whole vocabulary.
     """
 
     tokens: jax.Array
@@ -87,8 +87,8 @@ class Given(NamedTuple):
         guide: The teacher's parameter tree; None without a teacher.
         sequences: The sequences to draw from.
         real: Number of those that are no padding, which comes last.
-        short: What predictions of the shortlist are made with; see ``shortlist.shortened_head``. None if they are of
-            the whole vocabulary.
+        short: What makes the logits of the shortlist, see ``shortlist.shortened_head``, and under "others" what is
+            added to them. None if the logits are those of the whole vocabulary.
     """
 
     frozen: Params
@@ -226,9 +226,10 @@ def _loss_sum(job: Job, given: Given, moved: Params, now: Batch, dtype: Any, mer
 
 
 def _among_few(config: DecoderConfig, short: Params, dtype: Any) -> Predictor:
-    """Gathers what predicts the tokens on the shortlist alone."""
-    weights = short["embed"]["tokens"] if config.tied else short["head"]["weight"]
-    return Predictor(shortened(config, len(weights)), gather_params(config, short, dtype))
+    """Gathers what makes the logits of the shortlist."""
+    others = short["others"]
+    weights = {name: part for name, part in short.items() if part is not others}
+    return Predictor(shortened(config, len(others)), gather_params(config, weights, dtype) | {"others": others})
 
 
 def _by_device(rows: jax.Array) -> jax.Array:

@@ -16,7 +16,7 @@ from spap_jax.models.registry import family_of
 from spap_jax.placement import fully_shard_params
 from spap_jax.training.engine import batch_of
 from spap_jax.training.optimizers import relative
-from spap_jax.training.shortlist import length_of, most_frequent, places, shortened_head
+from spap_jax.training.shortlist import Shortlist, length_of, shortened_head, shortlist_of
 from spap_jax.training.step import Given, Job, Recipe, Sequences, begin, step
 
 LLAMA = {
@@ -29,27 +29,29 @@ LLAMA = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
 }
-TOKENS = np.random.default_rng(0).zipf(1.2, (8, 1, 32)).astype(np.int32) % LLAMA["vocab_size"]
+TOKENS = np.random.default_rng(0).zipf(1.2, (8, 1, 32)).astype(np.int32) % 3000
 TEXT_WEIGHT = 0.3
 
 
-@drawn(st.integers(1025, 5000), st.integers(1, 5000), st.integers(0, 2**32 - 1))
-def test_no_token_that_is_left_out_is_more_frequent(vocabulary: int, tokens: int, seed: int):
+@drawn(st.integers(6000, 9000), st.integers(1, 5000), st.integers(0, 2**32 - 1))
+def test_every_token_is_on_it_or_stood_for(vocabulary: int, tokens: int, seed: int):
     text = np.random.default_rng(seed).zipf(1.1, tokens) % vocabulary
-    short, counts = most_frequent(text, vocabulary), np.bincount(text, minlength=vocabulary)
+    short, counts = shortlist_of(text, vocabulary, seed), np.bincount(text, minlength=vocabulary)
     if short is None:
         assert length_of(vocabulary, tokens) == vocabulary
         return
-    assert len(short) == length_of(vocabulary, tokens) < vocabulary
-    assert (np.diff(short) > 0).all()
-    assert counts[short].min() >= np.delete(counts, short).max()
-    place, there = places(short, text)
-    assert (short[place[there]] == text[there]).all()
-    assert (there == np.isin(text, short)).all()
+    assert len(short.ids) == length_of(vocabulary, tokens) < vocabulary
+    assert (np.diff(short.ids) > 0).all()
+    assert np.exp(short.others).sum() == pytest.approx(vocabulary, rel=1e-4)
+    frequent = short.ids[short.others == 0]
+    assert counts[frequent].min() >= np.delete(counts, frequent).max()
+    place, there = short.places(text)
+    assert (short.ids[place[there]] == text[there]).all()
+    assert (there == np.isin(text, frequent)).all()
 
 
 def test_a_small_vocabulary_is_used_whole():
-    assert most_frequent(np.arange(512), 1000) is None
+    assert shortlist_of(np.arange(512), 5000, 0) is None
 
 
 @functools.cache
@@ -58,33 +60,38 @@ def model(tied: bool) -> Any:
     return config, jax.device_get(jax.jit(lambda key: decoder.init(config, key))(jax.random.key(1)))
 
 
-def expected(tied: bool, kept: np.ndarray, short: np.ndarray) -> float:
-    """Compute the loss of all sequences from the logits of the whole vocabulary, of which some are left out."""
+def expected(tied: bool, kept: np.ndarray, short: Shortlist) -> float:
+    """Compute the loss of all sequences from some logits of the whole vocabulary, and what is added to them."""
     config, params = model(tied)
     tokens = TOKENS[:, 0]
     wanted = np.asarray(decoder.head(config, params, jnp.asarray(kept[:, 0])), np.float64)
     got = np.asarray(decoder.forward(config, params, jnp.asarray(tokens), None), np.float64)
-    q, p = (x[:, :-1, short] - np.log(np.exp(x[:, :-1, short]).sum(-1, keepdims=True)) for x in (wanted, got))
-    there = np.isin(tokens[:, 1:], short)
-    place = np.searchsorted(short, np.where(there, tokens[:, 1:], short[0]))
+    q, p = (x[:, :-1, short.ids] + short.others for x in (wanted, got))
+    q, p = (x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in (q, p))
+    frequent = short.ids[short.others == 0]
+    there = np.isin(tokens[:, 1:], frequent)
+    place = np.searchsorted(short.ids, np.where(there, tokens[:, 1:], frequent[0]))
     of_text = np.take_along_axis(q - p, place[..., None], axis=-1)[..., 0]
     return ((1 - TEXT_WEIGHT) * (np.exp(q) * (q - p)).sum(-1) + TEXT_WEIGHT * of_text)[there].mean()
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_predictions_are_compared_among_the_tokens_on_the_shortlist(tied: bool):
+def test_predictions_are_compared_by_the_logits_of_the_shortlist(tied: bool):
     config, params = model(tied)
     kept = np.random.default_rng(2).normal(size=(*TOKENS.shape, 32)).astype(np.float32)
-    short = np.unique(TOKENS)[::2][:64].astype(np.int32)  # without many of the tokens of the text
-    place, there = places(short, TOKENS)
+    ids = np.unique(TOKENS)[::2][:64].astype(np.int32)  # without many of the tokens of the text
+    short = Shortlist(ids, np.where(np.arange(64) % 3 == 1, 2.0, 0.0).astype(np.float32))
+    place, there = short.places(TOKENS)
     assert 0.1 < there.mean() < 0.9
     for count in (1, 8):
         with devices.use_mesh(count):
             frozen = fully_shard_params(config, params)
             outer = {name: frozen[name] for name in ("embed", "head")}
-            few = shortened_head(config, outer, devices.replicate(short))
+            ids, others = devices.replicate(tuple(short))
+            few = shortened_head(config, outer, ids) | {"others": others}
             assert max(a.shape[0] for a in jax.tree.leaves(few)) == 64
-            read = Sequences(*map(devices.shard_chunks, (TOKENS, kept, there)), None, devices.shard_chunks(place))
+            tokens, end, mask, own = map(devices.shard_chunks, (TOKENS, kept, there, place))
+            read = Sequences(tokens, end, mask, None, own)
             given = Given(frozen, None, read, len(TOKENS), few)
             job = Job(config, Recipe(relative, (1e-3, 10)), "float32", text_weight=TEXT_WEIGHT)
             state = begin(job, {"layers": frozen["layers"]})
