@@ -45,7 +45,9 @@ def compiled(blocks: int, remat: Remat, dtype: FloatDtype) -> Any:
     params = jax.eval_shape(lambda: decoder.init(config, jax.random.key(0)))
     cut = jax.tree.map(lambda a: jax.ShapeDtypeStruct((blocks, *a.shape[1:]), a.dtype), params["layers"])
     config, params = dataclasses.replace(config, layers=blocks), params | {"layers": cut}
-    settings = PruneSettings(compute_dtype=dtype, remat=remat).resolved(BLOCKS, config.width, TOKENS)
+    settings = PruneSettings(compute_dtype=dtype, remat=remat).resolved(
+        BLOCKS, config.width, config.intermediate, TOKENS
+    )
     job = joint.job_of(config, settings, 100)
     mlp = {"layers": {"mlp": params["layers"]["mlp"]}}
     rest = params | {"layers": {name: part for name, part in params["layers"].items() if name != "mlp"}}

@@ -21,7 +21,7 @@ class PruneChanges(TypedDict, total=False):
     sparsity: float
     attention_sparsity: float
     allocation: Allocation
-    round_to: int
+    round_to: int | None
     method: Method
     update: Update
     schedule: Schedule

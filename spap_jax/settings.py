@@ -33,6 +33,12 @@ _JOINT_TOKENS: dict[EffortName, int] = {"low": 512, "default": 2048, "high": 204
 """Tokens in a joint step by default. Little text goes further in small steps."""
 
 
+_MULTIPLE, _WIDE = 8, 1024
+"""What the kept width is a multiple of by default, for MLPs with as many channels or more. Accelerators hold and
+multiply matrices in tiles of 8 rows or 16 bytes: a joint step on LLaMA-3.1-8B needs 13.1 GB of each of 8 TPU v5e chips
+with the 10 035 channels that 30 % leave, and 11.3 GB with 10 032."""
+
+
 class Fit(NamedTuple):
     """How closely weights are fitted to the calibration text."""
 
@@ -98,7 +104,7 @@ _PRUNING: _Ranges = (
     ("sparsity", lambda s: _fraction(s) and s > 0, "a fraction between 0 and 1, both excluded"),
     ("attention_sparsity", _fraction, "a fraction of at least 0 and below 1"),
     ("allocation", lambda a: a in ALLOCATIONS, f"one of {', '.join(ALLOCATIONS)}"),
-    ("round_to", _count(1), "a whole number of at least 1"),
+    ("round_to", _if_given(_count(1)), "a whole number of at least 1"),
     ("method", lambda m: m in METHODS, f"one of {', '.join(METHODS)}"),
     ("update", lambda u: u in UPDATES, f"one of {', '.join(UPDATES)}"),
     ("schedule", lambda s: s in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
@@ -214,8 +220,9 @@ class PruneSettings(_Settings):
         allocation: Widths of the layers. "uniform": all layers get the same width, as stock tools require. "global":
             the total is the same, and each layer gets a width according to what its channels contribute to the
             predictions; only SPAP-JAX loads the result.
-        round_to: Round the width that is kept to a multiple of this number. 64 suits accelerators, and 256 also every
-            quantisation format of llama.cpp.
+        round_to: Round the width that is kept to a multiple of this number. By default 8 for MLPs of 1024 channels or
+            more, since matrices of other widths take accelerators more memory and time, and 1 for smaller ones. 64
+            suits them better still, and 256 also every quantisation format of llama.cpp.
         method: How channels are chosen: by this project's method, "spap", or as another one does: "random",
             "magnitude", "wanda" (Wanda-sp), "flap", "fasp", "obs" (ZipLM) or "osscar".
         update: How the remaining weights are updated. "own": as in the paper of the method. "none": not at all (random,
@@ -288,7 +295,7 @@ class PruneSettings(_Settings):
     sparsity: float = 0.3
     attention_sparsity: float = 0.0
     allocation: Allocation = "uniform"
-    round_to: int = 1
+    round_to: int | None = None
     method: Method = "spap"
     update: Update = "own"
     schedule: Schedule = "sequential"
@@ -344,12 +351,17 @@ class PruneSettings(_Settings):
         assert self.steps is not None
         return self.steps
 
-    def resolved(self, layers: int, width: int, tokens: int) -> Self:
+    def multiple(self, channels: int) -> int:
+        """The given value of ``round_to``, or the default for MLPs with a number of channels."""
+        return self.round_to or (_MULTIPLE if channels >= _WIDE else 1)
+
+    def resolved(self, layers: int, width: int, channels: int, tokens: int) -> Self:
         """A copy in which every setting that depends on the model or the calibration text has its value.
 
         Args:
             layers: Number of blocks, L.
             width: Width of the model, d.
+            channels: Number of channels of an MLP, f.
             tokens: Number of calibration tokens.
         """
         passes = self.passes
@@ -359,6 +371,7 @@ class PruneSettings(_Settings):
         rate = _JOINT_RATE / (layers * width) if last == layers else _TAIL_RATE / (width**0.5 * last ** (2 / 3))
         return self.replace(
             **self.fit._asdict(),
+            round_to=self.multiple(channels),
             joint_passes=passes,
             joint_last=last,
             joint_tokens=self.joint_tokens or _JOINT_TOKENS[self.effort],

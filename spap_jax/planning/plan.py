@@ -311,9 +311,10 @@ def _fewer(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]]:
 def _divided(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]]:
     sharers = 2 * mesh.sharers
     while mesh.devices % sharers == 0:
-        rounded = request.settings.replace(round_to=math.lcm(request.settings.round_to, sharers))
+        multiple = request.settings.multiple(request.config.intermediate)
+        rounded = request.settings.replace(round_to=math.lcm(multiple, sharers))
         words = f"--model-devices {sharers}"
-        words += f" --round-to {rounded.round_to}" if rounded != request.settings else ""
+        words += f" --round-to {rounded.round_to}" if rounded.round_to != multiple else ""
         yield words, dataclasses.replace(request, settings=rounded), mesh.shared_among(sharers)
         sharers *= 2
 

@@ -299,7 +299,7 @@ def workload(
         )
     most, pool = max(1, settings.batch_tokens // length), (POOL - 1) * sequences
     sequences *= 1 if training else 1 + settings.sampled
-    settings = settings.resolved(config.layers, config.width, sequences * length)
+    settings = settings.resolved(config.layers, config.width, config.intermediate, sequences * length)
     fitted = streams.fitted_of(sequences, training.held_out if training else held_out_part(settings))
     steps = 0 if training else joint_sequences(settings, sequences)
     further = max(0, min(steps - fitted, pool))

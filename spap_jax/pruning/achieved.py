@@ -54,7 +54,7 @@ def warn_of_sparsity(config: DecoderConfig, narrow: DecoderConfig, settings: Pru
     if found.channels.missed:
         warn(
             f"sparsity {settings.sparsity} removes {share_text(found.channels.achieved)} of the MLP channels: {stay}, "
-            f"rounded to a multiple of {settings.round_to}."
+            f"rounded to a multiple of {settings.multiple(config.intermediate)}."
         )
     if found.channels.achieved > _MOST:
         warn(

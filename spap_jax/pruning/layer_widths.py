@@ -103,14 +103,14 @@ def check_allocation(config: DecoderConfig, narrow: DecoderConfig, settings: Pru
     if len(_candidates(config, narrow.intermediate, settings)) == 1:
         raise UserError(
             f"nothing to choose: the widths of layers with {config.intermediate} channels, rounded to a multiple of "
-            f"{settings.round_to}, are too few; lower {option('round_to')} or use "
+            f"{settings.multiple(config.intermediate)}, are too few; lower {option('round_to')} or use "
             f"{option('allocation', 'uniform')}."
         )
 
 
 def _candidates(config: DecoderConfig, uniform: int, settings: PruneSettings) -> Widths:
     """Returns the candidate widths, descending and evenly spaced, including the uniform one."""
-    step = reduce.kept_width(config.intermediate, 1 - _STEP, settings.round_to)
+    step = reduce.kept_width(config.intermediate, 1 - _STEP, settings.multiple(config.intermediate))
     around = (uniform + step * number for number in range(_REACH, -_REACH - 1, -1))
     return tuple(width for width in around if 0 < width < config.intermediate)
 

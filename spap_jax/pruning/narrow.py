@@ -18,12 +18,13 @@ def pruned_config(config: DecoderConfig, settings: PruneSettings) -> DecoderConf
     Raises:
         UserError: rounding leaves nothing to remove, or no stock loader would accept the number of heads.
     """
-    keep = [reduce.kept_width(width, settings.sparsity, settings.round_to) for width in config.layer_widths]
+    multiple = settings.multiple(config.intermediate)
+    keep = [reduce.kept_width(width, settings.sparsity, multiple) for width in config.layer_widths]
     for kept, width in zip(keep, config.layer_widths, strict=True):
         if kept == width:
             raise UserError(
                 f"nothing to remove: {option('sparsity', settings.sparsity)} of {width} channels, rounded to a "
-                f"multiple of {settings.round_to}, keeps all of them; raise {option('sparsity')} or lower "
+                f"multiple of {multiple}, keeps all of them; raise {option('sparsity')} or lower "
                 f"{option('round_to')}."
             )
     added = update_used(settings) == "bias"

@@ -127,7 +127,7 @@ def resolve(
         UserError: there is nothing to remove.
     """
     blocks = tokens.tokens if isinstance(tokens, TokenBlocks) else tokens
-    settings = settings.resolved(config.layers, config.width, blocks.size)
+    settings = settings.resolved(config.layers, config.width, config.intermediate, blocks.size)
     narrow = narrow or pruned_config(config, settings)
     fitted, held_out = calibration_chunks(tokens, settings)
     steps = joint_sequences(settings, len(blocks))

@@ -68,7 +68,7 @@ def changed(request: Request, mesh: str, words: str) -> tuple[Request, Mesh]:
     """Apply a suggested remedy to a request and a mesh."""
     number = {name: int(value) for name, value in re.findall(r"--([a-z-]+) (\d+)", words)}
     settings = request.settings.replace(batch_tokens=number.get("batch-tokens", request.settings.batch_tokens))
-    settings = settings.replace(round_to=number.get("round-to", 1))
+    settings = settings.replace(round_to=number.get("round-to", settings.round_to))
     settings = settings.replace(joint_blocks=number.get("joint-blocks", request.settings.joint_blocks))
     settings = settings.replace(joint_weights="mlp") if "--joint-weights mlp" in words else settings
     if effort := re.search(r"--effort (\w+)", words):

@@ -186,12 +186,12 @@ def test_measurements_take_a_small_part_of_the_time(judged: int, checks: int):
 
 def test_the_effort_means_what_is_not_set():
     assert [PruneSettings(effort=effort).passes for effort in EFFORTS] == [0.5, 4, 16]
-    assert [PruneSettings(effort=effort).resolved(6, 32, 64).joint_last for effort in EFFORTS] == [3, 6, 6]
-    assert PruneSettings(joint_last=9).resolved(6, 32, 64).joint_last == 6
+    assert [PruneSettings(effort=effort).resolved(6, 32, 64, 64).joint_last for effort in EFFORTS] == [3, 6, 6]
+    assert PruneSettings(joint_last=9).resolved(6, 32, 64, 64).joint_last == 6
     assert PruneSettings(effort="high", joint_passes=2).passes == 2
     for tokens, passes in ((1000, 4), (2**17, 2), (2**22, 1)):
-        assert PruneSettings().resolved(2, 32, tokens).joint_passes == passes
-    assert PruneSettings(joint_passes=3).resolved(2, 32, 2**22).joint_passes == 3
+        assert PruneSettings().resolved(2, 32, 64, tokens).joint_passes == passes
+    assert PruneSettings(joint_passes=3).resolved(2, 32, 64, 2**22).joint_passes == 3
     with pytest.raises(UserError, match="effort must be one of low, default, high, not 'full'; joint_passes must be"):
         PruneSettings(effort="full", joint_passes=-1)  # type: ignore[arg-type]
 

@@ -282,7 +282,9 @@ def test_nothing_to_remove(sparsity: float, multiple: int):
 def test_the_report_as_json():
     report = pruned("llama").report
     read = json.loads(report.to_json())
-    assert read["settings"] == dataclasses.asdict(SETTINGS.resolved(layers=LAYERS, width=32, tokens=16 * 16))
+    assert read["settings"] == dataclasses.asdict(
+        SETTINGS.resolved(layers=LAYERS, width=32, channels=64, tokens=16 * 16)
+    )
     assert read["model"]["architecture"] == "LlamaForCausalLM"
     count = sum(array.size for array in jax.tree.leaves(pruned("llama").model.params))
     assert read["model"]["parameters"]["after"] == count
