@@ -42,7 +42,7 @@ def show(*names: str) -> None:
     """
     theirs = json.loads(CONFIG.read_text())
     mesh = mesh_named("v5e-8")
-    load = Request(family_of(theirs).read_config(theirs), PruneSettings(), 128, 2048, 2).on(mesh.devices)
+    load = Request(family_of(theirs).read_config(theirs), PruneSettings(), 128, 2048, 2).on(mesh)
     table = Table("program", "seconds", "TFLOP", "GB moved", "GB of temporaries", title="usual effort / that of a run")
     with slices.described(mesh) as device:
         for program in programs(load, device):

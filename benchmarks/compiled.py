@@ -53,7 +53,7 @@ class Wanted(msgspec.Struct, frozen=True):
     def options(self) -> str:
         """The options that differ from the defaults."""
         words = [f"--schedule {self.schedule}"] if self.schedule != "sequential" else []
-        words += [f"--model-devices {self.sharers} --round-to {self.sharers}"] if self.sharers > 1 else []
+        words += [f"--model-devices {self.sharers}"] if self.sharers > 1 else []
         return " ".join(words)
 
 
@@ -125,7 +125,7 @@ def measured(wanted: Wanted, console: Console) -> Row:
     config, weight_bytes = checkpoint.read_config(ROOT / "tests" / "configs" / f"{wanted.model}.json", wanted.model)
     request = Request(config, wanted.settings, SEQUENCES, LENGTH, weight_bytes)
     planned = plan(request, mesh_named(wanted.mesh).shared_among(wanted.sharers))
-    load = planned.request.on(planned.mesh.devices, planned.mesh.sharers)
+    load = planned.request.on(planned.mesh)
     with console.status(wanted.model) as status:
         found = list(compiled(load, planned.mesh, lambda what, _, __: status.update(f"{wanted.model}: {what}")))
     slowest = max(found, key=lambda each: each.compiling)

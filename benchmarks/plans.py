@@ -37,7 +37,7 @@ programs. Times are lower bounds (rooflines) at the peak rates of the data sheet
 {{sparsity}} of the MLP channels are removed, with {SEQUENCES} calibration sequences of {LENGTH} tokens. Effort `low`
 holds one block at a time until the last three, and `default` all pruned blocks for its joint steps, or as many as fit.
 The calibration sequences and what joint steps need are spread over the devices, and so are the rows of the second
-moments and of the solver; every device holds the block that is pruned. With `--model-devices 8 --round-to 8` the
+moments and of the solver; every device holds the block that is pruned. With `--model-devices 8` the
 weights are divided among eight devices, and so are the second moments while they are summed. With the schedule
 `parallel` each device solves different layers, which it holds whole ([docs/method.md](method.md)).
 """

@@ -117,7 +117,7 @@ def _compiled(planned: "Plan") -> "tuple[Plan, list[Compiled]]":
     from spap_jax.planning.plan import corrected
 
     jax.config.update("jax_platforms", "cpu")  # arrays are only described: no device has to be started for them
-    load = planned.request.on(planned.mesh.devices, planned.mesh.sharers)
+    load = planned.request.on(planned.mesh)
     with console.counting() as watch:
         found = list(compiled(load, planned.mesh, watch))
     return corrected(planned, needs(found)), found

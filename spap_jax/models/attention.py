@@ -66,9 +66,14 @@ def _fused(
     """Returns the fused kernel of a platform; None if it has none that accepts such sequences and heads."""
     if platform == "cuda" and dtype in (jnp.bfloat16, jnp.float16) and head_dim % 8 == 0 and head_dim <= 128:
         return functools.partial(by_jax, implementation="cudnn", window=window)
-    if platform == "tpu" and dtype != jnp.float16 and length % min(_TILES) == 0 and head_dim in (64, 128):
+    if platform == "tpu" and dtype != jnp.float16 and splash_accepts(length, head_dim):
         return functools.partial(splash, window=window)
     return None
+
+
+def splash_accepts(length: int, head_dim: int) -> bool:
+    """Whether the TPU's kernel accepts sequences of a length, and heads of a width."""
+    return length % min(_TILES) == 0 and head_dim in (64, 128)
 
 
 def by_jax(

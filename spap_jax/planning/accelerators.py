@@ -15,12 +15,16 @@ Matrix products at full float32 precision, which everything but the joint steps 
 """
 
 import re
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from spap_jax.errors import UserError
 
 _PASSES = 6
 """Number of bfloat16 products per float32 product of full precision."""
+
+
+Platform = Literal["cpu", "gpu", "tpu"]
+"""What programs are compiled for."""
 
 
 class Accelerator(NamedTuple):
@@ -34,6 +38,7 @@ class Accelerator(NamedTuple):
         quick: Floating-point operations per second of products of bfloat16.
         link: Bytes per second that it sends to other devices, over all links together.
         sizes: Numbers of devices in the meshes that exist, ascending.
+        platform: The platform that programs are compiled for.
         named: How much each device adds to the number in a mesh's name.
     """
 
@@ -44,15 +49,16 @@ class Accelerator(NamedTuple):
     quick: float
     link: float
     sizes: tuple[int, ...]
+    platform: Platform
     named: int = 1
 
 
 def _tpu(words: str, memory: float, bandwidth: float, bfloat16: float, both_ways: float, *sizes: int, named: int = 1):
-    return Accelerator(words, memory, bandwidth, bfloat16 / _PASSES, bfloat16, both_ways / 2, sizes, named)
+    return Accelerator(words, memory, bandwidth, bfloat16 / _PASSES, bfloat16, both_ways / 2, sizes, "tpu", named)
 
 
 def _gpu(words: str, memory: float, bandwidth: float, float32: float, bfloat16: float, both_ways: float):
-    return Accelerator(words, memory, bandwidth, float32, bfloat16, both_ways / 2, tuple(range(1, 9)))
+    return Accelerator(words, memory, bandwidth, float32, bfloat16, both_ways / 2, tuple(range(1, 9)), "gpu")
 
 
 _SQUARES = (1, 4, 8, 16, 32, 64, 128, 256)

@@ -51,8 +51,8 @@ def _mlp_elements(config: DecoderConfig) -> int:
 
 
 def _cast(load: Workload, elements: float) -> float:
-    """Bytes of float32 copies of weights that are stored at lower precision."""
-    return 4 * elements if load.weight_bytes < 4 else 0
+    """Bytes of float32 copies of weights that are stored at lower precision; a TPU converts what it multiplies."""
+    return 4 * elements if load.weight_bytes < 4 and load.platform != "tpu" else 0
 
 
 def streams_bytes(load: Workload) -> float:
@@ -116,8 +116,12 @@ def recovering_bytes(load: Workload) -> tuple[float, float]:
     """Workspace of ``alternating.recover``: for gradients, and for activations with the sums of the closed form.
 
     Current, tried and new weights, gradients and both of Adam's moments, not quite all at the same time; the hidden
-    channels of a chunk, and those of a step with what its gradients need.
+    channels of a chunk, and those of a step with what its gradients need. A TPU's program holds five copies of the
+    inner projections in the steps, and lets them go before the closed form.
     """
+    if load.platform == "tpu":
+        steps = 4 * 5 * (_mlp_elements(load.mine.narrow) - load.mine.narrow.intermediate * load.narrow.width)
+        return steps, max(0, closing_bytes(load) - steps)
     weights, k, mine = _mlp_elements(load.mine.narrow), load.narrow.intermediate, load.mine.narrow.intermediate
     hidden = load.fitted.size + (mlp_matrices(load.narrow) + 1) * load.fitted.share(load.batch)
     gathered = load.fitted.size * k * (mine < k)
@@ -157,7 +161,7 @@ def joint_bytes(load: Workload) -> tuple[float, float]:
     c, few, tokens, size = load.mine.tail, _predicting(load), load.joint_at_once, load.compute_bytes
     moved = moved_elements(load) * load.together / c.layers / load.devices
     queries, keys = c.heads * c.head_dim, c.kv_heads * c.head_dim
-    scores = sum((last - first) * last for first, last in query_blocks(load.fitted.length)) * load.heads_at_once
+    scores = sum((last - first) * last for first, last in query_blocks(load.fitted.length)) * load.mine.heads_at_once
     attention = size * tokens * (9 * c.width + 8 * (queries + keys)) + 4 * 2.5 * scores
     mlp = size * tokens * (2 * c.width + (3 * mlp_matrices(c) - 2) * c.intermediate)
     head = 4 * 6 * min(HEAD_TOKENS, tokens) * few.vocabulary
@@ -177,7 +181,7 @@ def checking_bytes(load: Workload) -> tuple[float, float]:
     c, length = load.mine.tail, load.fitted.length
     tokens = max(length, load.settings.batch_tokens // length * length)
     moved = moved_elements(load) * load.together / c.layers / load.devices
-    inner = max(_attending(load, c, tokens), tokens * (c.width + mlp_matrices(c) * c.intermediate))
+    inner = max(_attending(load.mine, c, tokens), tokens * (c.width + mlp_matrices(c) * c.intermediate))
     gathered = 4 * (block_elements(c) + _looked_up(c))
     if load.training:
         gathered += 4 * (_looked_up(load.mine.dense) + tokens * c.width)

@@ -54,11 +54,10 @@ class Request:
     training: FinetuneSettings | None = None
     known: tuple[tuple[str, float], ...] = ()
 
-    def on(self, devices: int, sharers: int = 1) -> Workload:
-        """Returns the workload of this run on ``devices`` devices, in groups of ``sharers`` that share the weights."""
-        spread = devices // sharers
-        sizes = self.sequences, self.length, spread, sharers, self.weight_bytes
-        return workload(self.config, self.settings, *sizes, training=self.training)
+    def on(self, mesh: Mesh) -> Workload:
+        """Returns the workload of this run on a mesh."""
+        sizes = self.sequences, self.length, mesh.devices // mesh.sharers, mesh.sharers, self.weight_bytes
+        return workload(self.config, self.settings, *sizes, mesh.accelerator.platform, self.training)
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ class Plan:
         """Work and time of each phase; the programs are traced when they are asked for."""
         from spap_jax.planning.programs import work  # which takes a while to import, and only this needs
 
-        counts = work(self.request.on(self.mesh.devices, self.mesh.sharers))
+        counts = work(self.request.on(self.mesh))
         return tuple(_phase(name, count, self.mesh.accelerator) for name, count in counts.items() if count.operations)
 
     @property
@@ -138,7 +137,7 @@ def plan(request: Request, mesh: Mesh) -> Plan:
         UserError: there is nothing to remove.
     """
     request = with_blocks_that_fit(request, mesh)
-    load = request.on(mesh.devices, mesh.sharers)
+    load = request.on(mesh)
     models = (load.dense, load.narrow) if load.training else (load.dense,)
     read = sum(each.layers * memory.block_elements(each) + memory.outer_elements(each) for each in models)
     return Plan(
@@ -160,7 +159,7 @@ def with_blocks_that_fit(request: Request, mesh: Mesh) -> Request:
     """
     if request.training or request.settings.joint_blocks is not None:
         return request
-    together = request.on(mesh.devices, mesh.sharers).tail.layers
+    together = request.on(mesh).tail.layers
     room = USABLE * mesh.accelerator.memory
     for count in (number for number in range(together, 0, -1) if together % number == 0):
         some = request if count == together else _adjusting(request, count)
@@ -175,7 +174,7 @@ def _adjusting(request: Request, blocks: int) -> Request:
 
 
 def _device_memory(request: Request, mesh: Mesh) -> dict[str, Parts]:
-    counted = memory.device_memory(request.on(mesh.devices, mesh.sharers))
+    counted = memory.device_memory(request.on(mesh))
     factors = dict(request.known)
     return {
         name: {part: size if part in _HELD else factors.get(name, 1.0) * size for part, size in parts.items()}
@@ -295,7 +294,7 @@ def _partly(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]]
     if request.settings.passes and request.settings.joint_weights == "block":
         mlps = request.settings.replace(joint_weights="mlp")
         yield "--joint-weights mlp", dataclasses.replace(request, settings=mlps), mesh
-    blocks = request.on(mesh.devices, mesh.sharers).together
+    blocks = request.on(mesh).together
     while blocks > 1 and request.settings.passes:
         blocks //= 2
         yield f"--joint-blocks {blocks}", _adjusting(request, blocks), mesh
@@ -330,7 +329,7 @@ def _more(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]]:
 
 def notes(planned: Plan) -> list[str]:
     """Returns remarks on a run on this mesh, one sentence each."""
-    load = planned.request.on(planned.mesh.devices, planned.mesh.sharers)
+    load = planned.request.on(planned.mesh)
     chip, found = planned.mesh.accelerator, []
     if load.groups and load.together < load.tail.layers:
         found.append(f"Joint steps adjust {load.together} of {load.tail.layers} blocks at a time (--joint-blocks).")

@@ -36,5 +36,6 @@ def _mesh_here() -> Mesh:
     reported = (device.memory_stats() or {}).get("bytes_limit")
     each = reported or memory.of_machine() / count  # which CPUs share
     # Rates and sizes are those of no accelerator: neither the time nor more devices are asked for.
-    kind = Accelerator(device.device_kind, each, bandwidth=1, full=1, quick=1, link=1, sizes=(count,))
+    platform = device.platform if device.platform in ("cpu", "tpu") else "gpu"
+    kind = Accelerator(device.device_kind, each, 1, 1, 1, 1, sizes=(count,), platform=platform)
     return Mesh("this machine", kind, count, devices.model_size())

@@ -14,8 +14,10 @@ import jax.numpy as jnp
 from spap_jax.data import POOL
 from spap_jax.errors import UserError
 from spap_jax.methods import update_used
+from spap_jax.models.attention import splash_accepts
 from spap_jax.models.config import DecoderConfig
 from spap_jax.numerics import step_dtype, storage
+from spap_jax.planning.accelerators import Platform
 from spap_jax.pruning import joint, streams
 from spap_jax.pruning.narrow import pruned_config
 from spap_jax.pruning.run import held_out_part, joint_sequences
@@ -80,8 +82,8 @@ class Workload:
         further: Number of fitted sequences beside those asked for, if the data hold as many as joint steps can read.
         joint_sequences: Number of sequences that joint steps read, repetitions included.
         weight_bytes: Bytes of a stored weight.
-        heads_at_once: Number of query heads whose attention scores are held at once.
         sharers: Number of devices over which the weights are sharded.
+        platform: The platform that programs are compiled for.
         training: The other settings of recovery training; None if the run prunes.
     """
 
@@ -93,8 +95,8 @@ class Workload:
     further: int
     joint_sequences: int
     weight_bytes: int
-    heads_at_once: int
     sharers: int
+    platform: Platform
     training: FinetuneSettings | None = None
 
     @property
@@ -131,6 +133,20 @@ class Workload:
     def aimed(self) -> bool:
         """Whether the dense MLP's output for the pruned stream is computed, for a correction below 1."""
         return "output" not in self.dense.norms and self.settings.fit.correction < 1
+
+    @property
+    def heads_at_once(self) -> int:
+        """Number of query heads whose attention scores are held at once; 0 with the fused kernel of TPUs.
+
+        That of GPUs is for half precision, which streams do not have.
+        """
+        if self.platform == "cpu":
+            return self.dense.heads // self.dense.kv_heads
+        return (
+            0
+            if self.platform == "tpu" and splash_accepts(self.fitted.length, self.dense.head_dim)
+            else self.dense.heads
+        )
 
     @property
     def stream_bytes(self) -> int:
@@ -223,8 +239,8 @@ class Workload:
 
     @property
     def compute_bytes(self) -> int:
-        """Bytes of an element inside joint steps, or steps of training; the planned devices are accelerators."""
-        return jnp.dtype(step_dtype(self.settings.compute_dtype, on_cpu=False)).itemsize
+        """Bytes of an element inside joint steps, or steps of training."""
+        return jnp.dtype(step_dtype(self.settings.compute_dtype, on_cpu=self.platform == "cpu")).itemsize
 
     @property
     def moment_bytes(self) -> int:
@@ -272,7 +288,7 @@ def workload(
     devices: int = 1,
     sharers: int = 1,
     weight_bytes: int = 4,
-    heads_at_once: int | None = None,
+    platform: Platform = "gpu",
     training: FinetuneSettings | None = None,
 ) -> Workload:
     """Returns the workload of pruning a model with calibration sequences [sequences, length], or of training after it.
@@ -285,7 +301,7 @@ def workload(
         devices: Number of devices over which the sequences are spread.
         sharers: Number of devices over which the weights are sharded.
         weight_bytes: Bytes of a stored weight.
-        heads_at_once: See `Workload`. By default all heads, as on accelerators; a CPU processes one group at a time.
+        platform: The platform that programs are compiled for.
         training: Settings of recovery training of the pruned model towards the dense one, on these sequences; None to
             plan the pruning.
 
@@ -317,7 +333,7 @@ def workload(
         further=further,
         joint_sequences=steps,
         weight_bytes=weight_bytes,
-        heads_at_once=config.heads if heads_at_once is None else heads_at_once,
         sharers=sharers,
+        platform=platform,
         training=training,
     )

@@ -22,7 +22,7 @@ def test_each_run_is_a_line():
         "llama-3.1-8b", "v5e-8", "default", "", "32", "joint steps", "13", "12", "14.4", "yes", "streams -25%",
         "26 s, choose_channels",
     ]  # fmt: skip
-    assert cells[1][3] == "`--schedule parallel --model-devices 8 --round-to 8`"
+    assert cells[1][3] == "`--schedule parallel --model-devices 8`"
     assert [each[9] for each in cells] == ["yes", "no", "no"]
     assert cells[2][4] == ""
     assert len(set(RUNS)) == len(RUNS)

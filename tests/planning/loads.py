@@ -41,7 +41,7 @@ def load_of(
     """Return the workload of a run on CPUs, where attention computes one group of heads at a time."""
     chosen = PruneSettings(sparsity=0.25, held_out=0.5, rounds=2, steps=200)
     chosen = chosen.replace(compute_dtype="float32", moment_dtype="float32").replace(**settings)
-    return workload(config, chosen, sequences, length, count, sharers, bytes, config.heads // config.kv_heads)
+    return workload(config, chosen, sequences, length, count, sharers, bytes, "cpu")
 
 
 def by_name(load: Workload) -> dict[str, Program]:

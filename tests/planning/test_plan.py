@@ -82,14 +82,14 @@ def changed(request: Request, mesh: str, words: str) -> tuple[Request, Mesh]:
 @pytest.mark.parametrize(
     ("name", "mesh", "sequences", "expected"),
     [
-        ("llama-3.1-8b", "v5e-4", 128, ["--joint-blocks 8", "--effort low", "v5e-8 in place of v5e-4"]),
-        ("llama-3.1-70b", "h100x8", 128, ["--joint-blocks 40", "--effort low"]),
+        ("llama-3.1-8b", "v5e-4", 128, ["--joint-blocks 16", "--effort low", "v5e-8 in place of v5e-4"]),
+        ("llama-3.1-70b", "h100x8", 128, ["--joint-weights mlp", "--effort low"]),
         ("llama-3.1-8b", "h100x2", 4096, ["--sequences 1024", "h100x8 in place of h100x2"]),
         (
             "llama-3.1-8b",
             "v5e-8",
-            1024,
-            ["--stream-dtype bfloat16", "--sequences 512", "v5e-16 in place of v5e-8"],
+            1536,
+            ["--stream-dtype bfloat16", "--sequences 768", "v5e-16 in place of v5e-8"],
         ),
         ("llama-3.1-70b", "h100x8", 4096, ["--effort low --batch-tokens 2048 --sequences 2048"]),
         (
@@ -118,7 +118,7 @@ def check_remedy(name: str, mesh: str, sequences: int, expected: list[str], sett
 
 @pytest.mark.parametrize(
     ("name", "mesh", "together"),
-    [("llama-3.1-8b", "v5e-8", None), ("llama-3.1-8b", "v5e-4", 8), ("llama-3.1-70b", "h100x8", 40)],
+    [("llama-3.1-8b", "v5e-8", None), ("llama-3.1-8b", "v5e-4", 16), ("llama-3.1-70b", "h100x8", 40)],
 )
 def test_joint_steps_adjust_as_many_blocks_as_fit(name: str, mesh: str, together: int | None):
     request = request_of(name)
@@ -306,7 +306,7 @@ def test_a_model_that_fits_no_device_fits_those_that_share_it():
 
 
 def test_what_cannot_be_divided_is_said():
-    request = request_of("llama-3.1-8b")
+    request = request_of("llama-3.1-8b", settings=PruneSettings(round_to=1))
     planned = plan(request, mesh_named("v5e-8").shared_among(4))
     assert any("The 10035 channels kept cannot be divided among 4 devices" in note for note in notes(planned))
     with pytest.raises(UserError, match="the 8 devices of v5e-8 cannot be divided into groups of 3"):

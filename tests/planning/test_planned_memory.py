@@ -132,7 +132,7 @@ def divided() -> Compiled:
     config = config_of(LLAMA, num_attention_heads=8, num_key_value_heads=4)
     tokens = {"batch_tokens": 512, "step_tokens": DATA * 512, "joint_tokens": DATA * 512}
     load = load_of(config, 4 * DATA, 512, DATA, 2, MODEL, **tokens)
-    load = dataclasses.replace(load, heads_at_once=config.heads // MODEL)
+    load = dataclasses.replace(load, platform="gpu")
     with traced_for("gpu"), devices.use_mesh(DATA * MODEL, MODEL):
         return Compiled(load, compiled_of(load, ("enter_mlp", "accumulate", "recover", "step", "measure")))
 

@@ -15,20 +15,20 @@ from jax.sharding import get_mesh
 from loads import LLAMA, config_of
 from test_slices import check_looping
 
-from spap_jax.planning import slices
+from spap_jax.planning import memory, slices
 from spap_jax.planning.accelerators import mesh_named
-from spap_jax.planning.compiled import Collective, Compiled, accepted, collectives
+from spap_jax.planning.compiled import Collective, Compiled, accepted, collectives, needs
 from spap_jax.planning.described import bytes_here
 from spap_jax.planning.plan import USABLE, Request
 from spap_jax.planning.programs import Program, programs
 from spap_jax.planning.workload import Workload
-from spap_jax.settings import PruneSettings
+from spap_jax.settings import EffortName, PruneSettings
 
 pytest.importorskip("libtpu", reason="the TPU compiler is not installed: make tpu-check")
 
 MESH = mesh_named("v5e-8")
 SMALL = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "head_dim": 128}
-LARGE = ("accumulate", "refit_weights", "choose_channels")
+LARGE = ("enter_mlp", "accumulate", "refit_weights", "choose_channels", "recover", "step", "measure")
 
 FOREIGN = re.compile(r"\bf64\[|\bc128\[|callback|outfeed|infeed|SendToHost|RecvFromHost")
 """Numbers of a wider type, and calls of the host."""
@@ -45,8 +45,10 @@ class Found(NamedTuple):
         return collectives(self.text)
 
 
-def compiled(config, names: tuple[str, ...], sequences: int, length: int) -> Iterator[Found]:
-    load = Request(config, PruneSettings(), sequences, length, 2).on(MESH.devices)
+def compiled(
+    config, names: tuple[str, ...], sequences: int, length: int, effort: EffortName = "default"
+) -> Iterator[Found]:
+    load = Request(config, PruneSettings(effort=effort), sequences, length, 2).on(MESH)
     with slices.described(MESH) as device:
         for program in programs(load, device):
             if not names or program.name in names:
@@ -90,10 +92,20 @@ def test_steps_gather_a_block_at_a_time(small: list[Found]):
     assert 0 < max(gathered) < whole / 2  # one of four blocks, with its attention
 
 
-def test_the_solver_of_an_8b_model():
+@pytest.mark.parametrize("effort", ["default", "low"])
+def test_an_8b_model(effort: EffortName):
+    """Programs of every phase: the plan's memory is within 15 % of what the compiler says of the largest."""
     file = Path(__file__).parents[1] / "configs" / "llama-3.1-8b.json"
-    for found in compiled(config_of(json.loads(file.read_text())), LARGE, 128, 2048):
-        check(found)
+    names = LARGE if effort == "default" else ("enter_mlp", "step", "measure")
+    everything = list(compiled(config_of(json.loads(file.read_text())), names, 128, 2048, effort))
+    planned = memory.device_memory(everything[0].load)
+    largest = needs([found.said for found in everything])
+    assert largest.keys() <= planned.keys()
+    for phase, needed in largest.items():
+        assert sum(planned[phase].values()) == pytest.approx(needed, rel=0.15), phase
+    for found in everything:
+        if found.program.name != "measure":  # which gathers the head, for the whole vocabulary
+            check(found)
         f = found.load.dense.intermediate
         if found.program.name == "choose_channels":
             assert found.said.temporaries <= 6 * 4 * f * f / MESH.devices
