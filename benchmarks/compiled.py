@@ -35,7 +35,7 @@ class Wanted(msgspec.Struct, frozen=True):
         mesh: Name of the slice.
         effort: As in ``spap prune``.
         schedule: As in ``spap prune``.
-        sharers: Number of devices that share the weights, and that widths are a multiple of.
+        sharers: Number of devices that share the weights.
     """
 
     model: str
@@ -47,7 +47,7 @@ class Wanted(msgspec.Struct, frozen=True):
     @property
     def settings(self) -> PruneSettings:
         """The settings of the run."""
-        return PruneSettings().replace(effort=self.effort, schedule=self.schedule, round_to=self.sharers)
+        return PruneSettings().replace(effort=self.effort, schedule=self.schedule)
 
     @property
     def options(self) -> str:
