@@ -24,7 +24,7 @@ from spap_jax.pruning.run import Run, Step
 from spap_jax.pruning.streams import Streams
 from spap_jax.settings import PruneSettings
 
-_WORTH, _TRIALS = 0.05, 2
+_WORTH, _TRIALS = 0.1, 2
 """Fraction of the error of a layer that alternating rounds have to take off, and the number of layers in a row that may
 fail."""
 
@@ -109,7 +109,7 @@ def _waves(run: Run) -> list[range]:
 def rounds_pay(reports: Sequence[LayerReport]) -> bool:
     """Whether alternating rounds are worth their time: not after layers in a row whose errors they hardly lowered.
 
-    Rounds take longer than all else in a layer. In models of some million parameters they take off a tenth of its error
+    Rounds take longer than all else in a layer. In models of some million parameters they take off a fifth of its error
     and more, in larger ones often a hundredth.
 
     Args:
