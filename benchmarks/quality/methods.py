@@ -121,7 +121,8 @@ the names and defaults of the time when the first rows were made, so that these 
 
 def settings_hash(settings: spap.PruneSettings) -> str:
     """Hashes every setting that has an effect, and every value derived from the settings, defaults included."""
-    values = dataclasses.asdict(settings) | {"joint_passes": settings.passes} | settings.fit._asdict()
+    derived = {"joint_passes": settings.passes, "round_to": settings.multiple(0)}  # of small models
+    values = dataclasses.asdict(settings) | derived | settings.fit._asdict()
     if update_used(settings) != "alternate":
         stepping = (*_OF_STEPS, "moment_dtype", "compute_dtype")
         values = {k: v for k, v in values.items() if k not in stepping and not k.startswith("joint_")} | _FIRST

@@ -24,7 +24,7 @@ def test_a_mesh_that_is_too_small(folder: Path, tmp_path: Path, capsys):
     assert said.code == 0
     assert said.out.startswith(f"{folder}: 30 % of the MLP channels removed, 128 sequences of 2048 tokens\n")
     assert "\nv5e-4: it does not fit: a device needs " in said.out
-    assert "It would fit with --joint-blocks 8, or with --effort low, or with " in said.out
+    assert "It would fit with --joint-blocks 16, or with --effort low, or with " in said.out
     found = json.loads((tmp_path / "plan.json").read_text())
     [planned] = found["plans"]
     assert not planned["fits"]

@@ -67,7 +67,7 @@ def kill_one_after(line: str, victim: int, processes: list[subprocess.Popen]) ->
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("line", ["layer 2/", "step 3/9  held-out"])
+@pytest.mark.parametrize("line", ["layer 2/", "step 5/9  held-out"])
 def test_two_processes_that_go_on_give_the_result_of_one(line: str, given: Path, tmp_path: Path):
     """One process is killed midway, which ends the other.
 
