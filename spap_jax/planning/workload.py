@@ -142,11 +142,8 @@ class Workload:
         """
         if self.platform == "cpu":
             return self.dense.heads // self.dense.kv_heads
-        return (
-            0
-            if self.platform == "tpu" and splash_accepts(self.fitted.length, self.dense.head_dim)
-            else self.dense.heads
-        )
+        fused = self.platform == "tpu" and splash_accepts(self.fitted.length, self.dense.head_dim)
+        return 0 if fused else self.dense.heads
 
     @property
     def stream_bytes(self) -> int:

@@ -227,8 +227,7 @@ def _loss_sum(job: Job, given: Given, moved: Params, now: Batch, dtype: Any, mer
 
 def _among_few(config: DecoderConfig, short: Params, dtype: Any) -> Predictor:
     """Gathers what makes the logits of the shortlist."""
-    others = short["others"]
-    weights = {name: part for name, part in short.items() if part is not others}
+    others, weights = short["others"], {name: part for name, part in short.items() if name != "others"}
     return Predictor(shortened(config, len(others)), gather_params(config, weights, dtype) | {"others": others})
 
 
