@@ -1,5 +1,6 @@
 """``spap prune`` as several real processes on one machine."""
 
+import copy
 import json
 import os
 import re
@@ -25,9 +26,11 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny model of three blocks and tokens for it."""
+    """A folder with tokens and a tiny model of three blocks, with a vocabulary too large to be used whole in steps."""
     folder = tmp_path_factory.mktemp("given")
-    hf_model("llama").save_pretrained(folder / "in")
+    model = copy.deepcopy(hf_model("llama"))
+    model.resize_token_embeddings(7000, mean_resizing=False)
+    model.save_pretrained(folder / "in")
     np.save(folder / "ids.npy", np.random.default_rng(0).integers(0, 97, (16, 64)))
     return folder
 
