@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from spap_jax import devices
+from spap_jax import devices, memory
 from spap_jax.models.decoder import Params
 from spap_jax.pruning.streams import largest_divisor
-from spap_jax.training.check import Check
+from spap_jax.reporting.schema import Check
 from spap_jax.training.step import Batch, Given, Job, State, begin, measure, step
 
 Parts = dict[str, dict[str, np.ndarray]]
@@ -130,6 +130,8 @@ def stages(
     if opening:
         yield stage
     made = stage.checks[-1].step - last.step
+    if made < schedule.steps:
+        _compile(job, given, stage.state, batch_of(order[0], given, schedule.batch_tokens))
     for start_at in range(made, schedule.steps, schedule.check_every):
         clock, state, losses = time.perf_counter(), stage.state, []
         rows = order[start_at : start_at + schedule.check_every]
@@ -147,6 +149,12 @@ def stages(
         stage = Stage(state, parts_of(now) if taken else stage.waiting, like, (*stage.checks, check))
         del state, now  # the next steps donate the one, and the other waits on the host
         yield stage
+
+
+def _compile(job: Job, given: Given, state: State, batch: Batch) -> None:
+    """Compiles the step before it runs, so that it does not need memory beside what its compiler leaves behind."""
+    step.lower(job, given, state, batch).compile()
+    memory.return_scraps()
 
 
 def parts_of(tree: Any) -> Parts:
