@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         prune,
         save,
     )
-    from spap_jax.data import TokenBlocks
+    from spap_jax.data.blocks import TokenBlocks
     from spap_jax.errors import SpapWarning, UserError
     from spap_jax.model import Model
     from spap_jax.settings import FinetuneSettings, PruneSettings
@@ -64,7 +64,7 @@ _HOMES = dict.fromkeys(__all__, "spap_jax.api") | {
     "Model": "spap_jax.model",
     "PruneSettings": "spap_jax.settings",
     "SpapWarning": "spap_jax.errors",
-    "TokenBlocks": "spap_jax.data",
+    "TokenBlocks": "spap_jax.data.blocks",
     "UserError": "spap_jax.errors",
 }
 

@@ -9,7 +9,9 @@ import jax
 import numpy as np
 
 from spap_jax import checkpoint, memory, watching
-from spap_jax.data import TokenBlocks, load_tokens
+from spap_jax.data.blocks import TokenBlocks
+from spap_jax.data.loading import load_tokens
+from spap_jax.data.repetition import warn_of_repetition
 from spap_jax.devices import use_mesh
 from spap_jax.errors import UserError
 from spap_jax.evaluation.generation import generate
@@ -27,16 +29,14 @@ from spap_jax.pruning.narrow import pruned_config
 from spap_jax.pruning.pipeline import prune_layers
 from spap_jax.pruning.progress import Progress
 from spap_jax.pruning.prune_card import pruned_files
-from spap_jax.pruning.prune_report import LayerReport, PruneReport, data_account, new_report
+from spap_jax.pruning.prune_report import data_account, new_report
 from spap_jax.pruning.run import resolve
 from spap_jax.pruning.sampling import with_samples
 from spap_jax.quantities import change_text
-from spap_jax.repetition import warn_of_repetition
+from spap_jax.reporting.schema import Change, Check, Extras, FinetuneReport, LayerReport, PruneReport
 from spap_jax.settings import FinetuneSettings, PruneSettings
-from spap_jax.training.check import Check
 from spap_jax.training.engine import Stage
 from spap_jax.training.finetune_card import trained_files
-from spap_jax.training.finetune_report import FinetuneReport
 from spap_jax.training.finetune_run import run
 
 __all__ = [
@@ -84,10 +84,10 @@ class PruneResult:
     report: PruneReport
 
     def __repr__(self) -> str:
-        widths, parameters = self.report.model["widths"], self.report.model["parameters"]
+        widths, parameters = self.report.model.widths.total, self.report.model.parameters
         return (
-            f"PruneResult(MLP channels {change_text(sum(widths['before']), sum(widths['after']))}, parameters "
-            f"{change_text(parameters['before'], parameters['after'])}, model={self.model!r})"
+            f"PruneResult(MLP channels {change_text(widths.before, widths.after)}, parameters "
+            f"{change_text(parameters.before, parameters.after)}, model={self.model!r})"
         )
 
 
@@ -151,8 +151,8 @@ def prune(
     sharers = model_devices if model_devices > 1 else None
     smaller = Model(run.narrow, place_params(run.narrow, params, devices, sharers), model.source)
     report = new_report(run, model.source.name, tokens, reports)
-    size = {"before": checkpoint.weight_bytes(model), "after": checkpoint.weight_bytes(smaller)}
-    return PruneResult(smaller, replace(report, extras={"bytes": size, "peak_memory_bytes": memory.peak()}))
+    size = Change(checkpoint.weight_bytes(model), checkpoint.weight_bytes(smaller))
+    return PruneResult(smaller, replace(report, extras=Extras(bytes=size, peak_memory_bytes=memory.peak())))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -170,7 +170,7 @@ class FinetuneResult:
     def __repr__(self) -> str:
         held_out = self.report.held_out
         return (
-            f"FinetuneResult({self.report.settings['steps']} steps, held-out loss {held_out['before']:.4f} to "
+            f"FinetuneResult({self.report.steps} steps, held-out loss {held_out['before']:.4f} to "
             f"{held_out['after']:.4f}, model={self.model!r})"
         )
 
@@ -262,8 +262,8 @@ def save(
     own: dict[str, str] = {}
     if isinstance(model, PruneResult):
         model, report = model.model, model.report
-        size = report.extras["bytes"] | {"after": checkpoint.weight_bytes(model, dtype)}
-        own = pruned_files(replace(report, extras=report.extras | {"bytes": size}))
+        size = report.extras.bytes and replace(report.extras.bytes, after=checkpoint.weight_bytes(model, dtype))
+        own = pruned_files(replace(report, extras=replace(report.extras, bytes=size)))
     elif isinstance(model, FinetuneResult):
         model, report = model.model, model.report
         own = trained_files(report, model.source.folder)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spap_jax.data import mask_of
+from spap_jax.data.blocks import mask_of
 from spap_jax.devices import use_mesh
 from spap_jax.errors import UserError
 from spap_jax.evaluation.divergence import mean_divergence

@@ -9,8 +9,7 @@ from typing import NamedTuple
 from rich.console import Console
 
 from spap_jax.pruning.progress import Progress
-from spap_jax.pruning.prune_report import LayerReport
-from spap_jax.training.check import Check
+from spap_jax.reporting.schema import Check, LayerReport
 
 
 class WatchCallbacks(NamedTuple):

@@ -19,6 +19,7 @@ import spap_jax as spap
 from spap_jax.api import PruneResult
 from spap_jax.cli import main
 from spap_jax.keywords import FinetuneChanges, PruneChanges
+from spap_jax.reporting.schema import Change
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 STORIES = EXAMPLES / "llama-stories"
@@ -80,8 +81,8 @@ def test_a_notebook(tmp_path: Path):
     model, result = stories(), pruned()
     assert model.config.intermediate == 320
     assert result.model.config.intermediate == 256
-    assert result.report.model["intermediate"] == {"before": 320, "after": 256}
-    assert result.report.calibration["description"].endswith("seed 0")
+    assert result.report.model.intermediate == Change(320, 256)
+    assert result.report.calibration.description.endswith("seed 0")
     sizes = [sum(array.size for array in jax.tree.leaves(m.params)) for m in (model, result.model)]
     assert sizes[0] - sizes[1] == 6 * 3 * 96 * 64
     before, after = (spap.perplexity(m, evaluation()) for m in (model, result.model))

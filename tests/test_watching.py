@@ -11,7 +11,7 @@ from nbclient import NotebookClient
 
 import spap_jax as spap
 from spap_jax import watching
-from spap_jax.training.check import Check
+from spap_jax.reporting.schema import Check
 
 STORIES = Path(__file__).parents[1] / "examples" / "llama-stories"
 LOOK = Check(step=25, tokens=100, losses=(2.0, 1.0), held_out=1.25, taken=True, seconds=0.1)

@@ -18,7 +18,7 @@ from benchmarks.quality.cases import LENGTH, Case
 from benchmarks.quality.methods import idea_of, settings_hash, settings_of
 from benchmarks.quality.results import Key, Row
 from benchmarks.quality.scope import Cell
-from spap_jax.data import TokenBlocks
+from spap_jax.data.blocks import TokenBlocks
 from spap_jax.evaluation.divergence import compare
 
 

@@ -11,8 +11,9 @@ import msgspec
 
 import spap_jax as spap
 from spap_jax.evaluation.divergence import compare
-from spap_jax.evaluation.speed import GenerationWorkload, measure, speed_up
+from spap_jax.evaluation.speed import measure, speed_up
 from spap_jax.models import cost
+from spap_jax.reporting.schema import GenerationWorkload
 
 _ALL_TOKENS = ("--held-out", "0")
 """Peers take no steps, so that nothing would be evaluated on held-out sequences: they fit all of them."""

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 from spap_jax.cli.switches import ModelName
 
 if TYPE_CHECKING:
-    from spap_jax.evaluation.speed import GenerationWorkload, Speed
+    from spap_jax.evaluation.speed import Speed
     from spap_jax.model import Model
+    from spap_jax.reporting.schema import GenerationWorkload
 
 
 def bench(
@@ -52,8 +53,9 @@ def bench(
     from spap_jax.cli.json_file import check_json_place, write_json
     from spap_jax.devices import use_mesh
     from spap_jax.errors import UserError
-    from spap_jax.evaluation.speed import GenerationWorkload, measure
+    from spap_jax.evaluation.speed import measure
     from spap_jax.placement import bytes_of
+    from spap_jax.reporting.schema import GenerationWorkload
 
     if min(batch, prompt, new, repeats) < 1:
         raise UserError("--batch, --prompt, --new and --repeats must be at least 1: give positive numbers.")

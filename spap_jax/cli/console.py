@@ -19,8 +19,7 @@ from spap_jax.quantities import bytes_text, change_text, count_text
 
 if TYPE_CHECKING:
     from spap_jax.pruning.progress import Progress, Said
-    from spap_jax.pruning.prune_report import LayerReport
-    from spap_jax.training.check import Check
+    from spap_jax.reporting.schema import Check, LayerReport
 
 __all__ = [
     "bytes_text",

@@ -1,7 +1,7 @@
 """Downloads of files named by an address, made before a spinner starts, which would disrupt the download's bar."""
 
 from spap_jax import checkpoint
-from spap_jax.mixtures import parts_of
+from spap_jax.data.mixtures import parts_of
 from spap_jax.remote import fetch_file, hub_id, is_address
 
 

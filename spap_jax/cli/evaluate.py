@@ -93,9 +93,9 @@ def _measure_perplexity(
 ) -> dict[str, Any]:
     from spap_jax.checkpoint.locate import public_name
     from spap_jax.cli.console import count_text, counting, out, waiting
-    from spap_jax.data import load_tokens
+    from spap_jax.data.loading import load_tokens
+    from spap_jax.data.named_sets import data_name
     from spap_jax.evaluation.perplexity import check_finite, perplexity
-    from spap_jax.named_sets import data_name
 
     length = chosen_length(sequence_length, loaded.config)
     with waiting(f"tokenising {data}"):

@@ -10,10 +10,10 @@ from spap_jax.cli.switches import Data, ModelName, OutputPath, Resume
 from spap_jax.settings import FinetuneSettings
 
 if TYPE_CHECKING:
-    from spap_jax.data import TokenBlocks
+    from spap_jax.data.blocks import TokenBlocks
     from spap_jax.model import Model
+    from spap_jax.reporting.schema import FinetuneReport
     from spap_jax.training.engine import Stage
-    from spap_jax.training.finetune_report import FinetuneReport
 
 
 def finetune(
@@ -84,6 +84,7 @@ def finetune(
     from spap_jax.cli.stopping import stopping
     from spap_jax.devices import leads, to_process, use_mesh
     from spap_jax.placement import fully_shard_params
+    from spap_jax.reporting.schema import Extras, Perplexities
     from spap_jax.training.finetune_card import trained_files
     from spap_jax.training.finetune_run import run
     from spap_jax.training.stage_store import finetune_identity, store_stage, stored_stage
@@ -101,7 +102,7 @@ def finetune(
     check(start, blocks.tokens, dense, settings)
     with use_mesh(devices, model_devices):
         whole = start.replace(params=to_process(start.params)) if judged else start
-    before = _perplexity(whole, judged, "before training") if leads() else None  # of this process alone
+    before = _perplexity(whole, judged, "before training") if judged and leads() else None  # of this process alone
     del whole
     with use_mesh(devices, model_devices), stopping() as before_end:
         kept = unfinished(output, finetune_identity(start, dense, blocks, settings), blocks=0, fresh=not resume)
@@ -117,11 +118,10 @@ def finetune(
 
             trained, report = run(start, blocks, dense, settings, watch, stored_stage(kept))
     if leads():
-        extras: dict[str, Any] = {}
-        if judged is not None:
-            after = _perplexity(trained, judged, "after training")
-            extras["perplexity"] = {"data": judged.description, "before": before, "after": after}
-        report = replace(report, extras=extras | {"peak_memory_bytes": memory.peak()})
+        measured = None
+        if judged and before is not None:
+            measured = Perplexities(judged.description, before, _perplexity(trained, judged, "after training"))
+        report = replace(report, extras=Extras(perplexity=measured, peak_memory_bytes=memory.peak()))
         files = trained_files(report, start.source.folder)
         checkpoint.save(trained, output, overwrite=overwrite, files=files)
     kept.remove()
@@ -136,8 +136,8 @@ def _texts(
     """Returns the token blocks to train on, and those to measure perplexity on."""
     from spap_jax.cli.console import waiting
     from spap_jax.cli.evaluate import chosen_length
-    from spap_jax.data import load_tokens
-    from spap_jax.repetition import warn_of_overlap, warn_of_repetition
+    from spap_jax.data.loading import load_tokens
+    from spap_jax.data.repetition import warn_of_overlap, warn_of_repetition
 
     common: dict[str, Any] = {
         "tokenizer": model.source.folder,
@@ -152,12 +152,10 @@ def _texts(
     return blocks, judged
 
 
-def _perplexity(model: "Model", judged: "TokenBlocks | None", when: str) -> float | None:
+def _perplexity(model: "Model", judged: "TokenBlocks", when: str) -> float:
     from spap_jax.cli.console import counting
     from spap_jax.evaluation.perplexity import perplexity
 
-    if judged is None:
-        return None
     with counting() as watch:
         shown = functools.partial(watch, f"measuring perplexity {when}")
         return perplexity(model, judged.tokens, watch=shown, mask=judged.mask)
@@ -167,17 +165,17 @@ def _summary(report: "FinetuneReport") -> None:
     from spap_jax.cli import console
 
     rows = [(f"held-out loss ({report.objective})", report.held_out["before"], report.held_out["after"])]
-    if measured := report.extras.get("perplexity"):
-        rows.append(("perplexity", measured["before"], measured["after"]))
+    if measured := report.extras.perplexity:
+        rows.append(("perplexity", measured.before, measured.after))
     kind = "all weights" if report.settings["full"] else f"LoRA of rank {report.settings['lora_rank']}"
     trained = console.count_text(report.trained_parameters)
     console.table(
-        f"{report.model}: {report.settings['steps']} steps, {kind} ({trained} numbers)",
+        f"{report.model}: {report.steps} steps, {kind} ({trained} numbers)",
         ("", "before", "after", "change"),
         [(name, f"{old:.4f}", f"{new:.4f}", console.change_text(old, new)) for name, old, new in rows],
     )
     kept = f"the weights of step {report.kept.step} are kept"
     if report.kept.step == 0:
         kept = "no step was better on the held-out sequences: the weights are as they were"
-    memory = console.bytes_text(report.extras["peak_memory_bytes"])
+    memory = console.bytes_text(report.extras.peak_memory_bytes or 0)
     console.out.print(f"{kept}; {report.seconds:.1f} seconds; peak memory {memory}")

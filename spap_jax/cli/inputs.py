@@ -26,7 +26,7 @@ def inputs(
 
 def _data_places(role: str, data: str | None) -> dict[str, str | Path | None]:
     """Returns the places of data, or of the parts of a mixture."""
-    from spap_jax.mixtures import parts_of
+    from spap_jax.data.mixtures import parts_of
 
     parts = parts_of(data) if data else []
     return {
@@ -37,9 +37,9 @@ def _data_places(role: str, data: str | None) -> dict[str, str | Path | None]:
 
 def _data_place(data: str) -> str | None:
     """Returns the path or address of data named by the user; None for data sets of the hub."""
-    from spap_jax.named_sets import NAMED
+    from spap_jax.data.named_sets import NAMED
+    from spap_jax.data.texts import looks_local
     from spap_jax.remote import is_address
-    from spap_jax.texts import looks_local
 
     short, _, copy = data.partition(":")
     if short in NAMED:

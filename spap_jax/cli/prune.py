@@ -167,13 +167,13 @@ def _opened(
     from spap_jax.cli.console import counting, waiting
     from spap_jax.cli.evaluate import chosen_length
     from spap_jax.cli.prune_run import Command, perplexity_of
-    from spap_jax.data import load_tokens
+    from spap_jax.data.loading import load_tokens
+    from spap_jax.data.repetition import warn_of_overlap, warn_of_repetition
     from spap_jax.devices import leads
     from spap_jax.placement import shard_params
     from spap_jax.pruning.progress import Progress
     from spap_jax.pruning.sampling import with_samples
     from spap_jax.pruning.waves import Choices
-    from spap_jax.repetition import warn_of_overlap, warn_of_repetition
 
     settings = wanted[0].settings  # the same for all runs, except for the sparsity
     common: dict[str, Any] = {

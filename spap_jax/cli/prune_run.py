@@ -20,7 +20,7 @@ from spap_jax.cli import console
 from spap_jax.cli.prune_many import PruneRun
 from spap_jax.cli.resume_messages import layers_done, telling
 from spap_jax.cli.side_by_side import side_by_side
-from spap_jax.data import TokenBlocks
+from spap_jax.data.blocks import TokenBlocks
 from spap_jax.devices import leads
 from spap_jax.evaluation.perplexity import check_finite, perplexity
 from spap_jax.model import Model
@@ -32,11 +32,11 @@ from spap_jax.pruning.layer_widths import Widths, allocated
 from spap_jax.pruning.pipeline import prune_layers
 from spap_jax.pruning.progress import Progress
 from spap_jax.pruning.prune_card import OWN_LOADER, pruned_files
-from spap_jax.pruning.prune_report import LayerReport, PruneReport, new_report
+from spap_jax.pruning.prune_report import new_report
 from spap_jax.pruning.run import Run, resolve
 from spap_jax.pruning.step_store import decided_widths, prune_identity, store_step, stored_steps
 from spap_jax.pruning.waves import Choices
-from spap_jax.training.check import Check
+from spap_jax.reporting.schema import Change, Check, Extras, LayerReport, Perplexities, PruneReport
 
 
 class Command(NamedTuple):
@@ -136,8 +136,7 @@ def _write(one: PruneRun, run: Run, command: Command, number: int, store: Unfini
     ) as writer:  # fmt: skip
         reports, measured = _prune(run, command, number, store, writer)
         command.reader.check_unchanged()
-        size = {"before": command.reader.bytes, "after": writer.bytes}
-        extras = {"run": store.name, "bytes": size, **measured, "peak_memory_bytes": memory.peak()}
+        extras = Extras(store.name, Change(command.reader.bytes, writer.bytes), measured, memory.peak())
         report = replace(new_report(run, source.name, command.blocks, reports), extras=extras)
         for name, text in pruned_files(report).items():
             writer.file(name, text)
@@ -156,13 +155,13 @@ def _decided(store: Unfinished, choose: Callable[[], Widths]) -> Widths:
 
 def _prune(
     run: Run, command: Command, number: int, store: Unfinished, writer: checkpoint.Writer | None
-) -> tuple[list[LayerReport | Check], dict[str, Any]]:
+) -> tuple[list[LayerReport | Check], Perplexities | None]:
     """Prunes block by block into the writer; a whole model is held only if there is data to evaluate it on.
 
     A block is written while the next one is computed. If that fails, the run ends when the next one is to be written.
 
     Returns:
-        The reports of all steps, and the measured perplexity, if any, as in the report.
+        The reports of all steps, and the perplexities, if they are measured.
     """
     judged, source = command.judged, command.reader.source
     before = command.before()
@@ -185,11 +184,11 @@ def _prune(
             reports.append(step.report)
             progress.advance(step.report, step.fresh)
             del step
-    if not judged:
-        return reports, {}
+    if not judged or before is None:
+        return reports, None
     params = shard_params(run.narrow, run.outer | {"layers": stack_layers(layers)})
     after = perplexity_of(Model(run.narrow, params, source), judged, "after pruning", command.progress)
-    return reports, {"perplexity": {"data": judged.description, "before": before, "after": after}}
+    return reports, Perplexities(judged.description, before, after)
 
 
 def perplexity_of(model: Model, judged: TokenBlocks, when: str, progress: Progress) -> float:
@@ -206,22 +205,20 @@ def perplexity_of(model: Model, judged: TokenBlocks, when: str, progress: Progre
 def _summary(report: PruneReport) -> None:
     model, extras = report.model, report.extras
     width = "MLP channels per layer" if report.one_width else "MLP channels of the widest layer"
-    counts = [("parameters", "parameters"), ("MLP parameters", "mlp_parameters"), (width, "intermediate")]
-    if report.sparsity.heads.achieved:
-        counts += [("attention heads per layer", "heads"), ("key/value heads per layer", "kv_heads")]
-    rows = [
-        (name, console.count_text(model[key]["before"]), console.count_text(model[key]["after"]),
-         console.change_text(model[key]["before"], model[key]["after"]))
-        for name, key in counts
-    ]  # fmt: skip
-    size = extras["bytes"]
-    rows.append(("weights on disk", console.bytes_text(size["before"]), console.bytes_text(size["after"]),
-                 console.change_text(size["before"], size["after"])))  # fmt: skip
-    if measured := extras.get("perplexity"):
-        before, after = measured["before"], measured["after"]
-        rows.append(("perplexity", f"{before:.4f}", f"{after:.4f}", console.change_text(before, after)))
-    console.table(f"{model['name']}: {report.sparsity.words} removed", ("", "before", "after", "change"), rows)
+    counts = {"parameters": model.parameters, "MLP parameters": model.mlp_parameters, width: model.intermediate}
+    if report.fewer_heads:
+        counts |= {"attention heads per layer": model.heads, "key/value heads per layer": model.kv_heads}
+    rows = [_row(name, count, console.count_text) for name, count in counts.items()]
+    if extras.bytes:
+        rows.append(_row("weights on disk", extras.bytes, console.bytes_text))
+    if extras.perplexity:
+        rows.append(_row("perplexity", extras.perplexity, "{:.4f}".format))
+    console.table(f"{model.name}: {report.sparsity.words} removed", ("", "before", "after", "change"), rows)
     phases = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in report.seconds.items())
-    console.out.print(f"seconds: {phases}; peak memory {console.bytes_text(extras['peak_memory_bytes'])}")
+    console.out.print(f"seconds: {phases}; peak memory {console.bytes_text(extras.peak_memory_bytes or 0)}")
     for line in report.advice:
         console.out.print(f"advice: {line}")
+
+
+def _row(name: str, change: Change | Perplexities, text: Callable[[Any], str]) -> tuple[str, ...]:
+    return name, text(change.before), text(change.after), console.change_text(change.before, change.after)

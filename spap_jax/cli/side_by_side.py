@@ -1,11 +1,12 @@
 """The table at the end of ``spap prune`` with several sparsities."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from spap_jax.checkpoint.publish import read_made
 from spap_jax.cli.prune_many import PruneRun
 from spap_jax.quantities import bytes_text, count_text, duration_text, percent_text
+from spap_jax.reporting.schema import Change, Perplexities, PruneReport, parsed
 
 
 def side_by_side(runs: Sequence[PruneRun]) -> tuple[str, tuple[str, ...], list[tuple[str, ...]]]:
@@ -17,24 +18,22 @@ def side_by_side(runs: Sequence[PruneRun]) -> tuple[str, tuple[str, ...], list[t
     Returns:
         A table: its title, the names of its columns, and its rows.
     """
-    reports = [json.loads(read_made(run.output, "spap_report.json") or b"") for run in runs]
-    dense, pruned = reports[0], [(report["model"], report["extras"]) for report in reports]
-    model, extras = dense["model"], dense["extras"]
-    widths = [each["widths"] for each, _ in pruned]
+    reports = [parsed(read_made(run.output, "spap_report.json") or b"", PruneReport) for run in runs]
+    sizes = [report.extras.bytes for report in reports if report.extras.bytes]
+    measured = [report.extras.perplexity for report in reports if report.extras.perplexity]
     columns = {
         "sparsity": ["dense", *(str(run.settings.sparsity) for run in runs)],
-        "channels removed": ["", *(percent_text(1 - sum(each["after"]) / sum(each["before"])) for each in widths)],
-        "parameters": [
-            count_text(model["parameters"]["before"]),
-            *(count_text(each["parameters"]["after"]) for each, _ in pruned),
-        ],
-        "weights on disk": [
-            bytes_text(extras["bytes"]["before"]),
-            *(bytes_text(each["bytes"]["after"]) for _, each in pruned),
-        ],
+        "channels removed": ["", *(percent_text(report.removed) for report in reports)],
+        "parameters": _before_and_after([report.model.parameters for report in reports], count_text),
+        "weights on disk": _before_and_after(sizes, bytes_text),
     }
-    if measured := extras.get("perplexity"):
-        after = [each["perplexity"]["after"] for _, each in pruned]
-        columns["perplexity"] = [f"{value:.4f}" for value in (measured["before"], *after)]
-    columns["time"] = ["", *(duration_text(sum(report["seconds"].values()), digits=2) for report in reports)]
-    return f"{model['name']} at {len(runs)} sparsities", tuple(columns), list(zip(*columns.values(), strict=True))
+    if measured:
+        columns["perplexity"] = _before_and_after(measured, "{:.4f}".format)
+    columns["time"] = ["", *(duration_text(sum(report.seconds.values()), digits=2) for report in reports)]
+    title = f"{reports[0].model.name} at {len(runs)} sparsities"
+    return title, tuple(columns), list(zip(*columns.values(), strict=True))
+
+
+def _before_and_after(changes: Sequence[Change | Perplexities], text: Callable[[Any], str]) -> list[str]:
+    """Returns what there was before, the same in all runs, and what each run left."""
+    return [text(changes[0].before), *(text(change.after) for change in changes)]

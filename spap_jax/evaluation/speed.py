@@ -20,23 +20,7 @@ from spap_jax.models import cost, decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Cache, Params
 from spap_jax.placement import shard_params
-
-
-@dataclass(frozen=True)
-class GenerationWorkload:
-    """The work to time.
-
-    Attributes:
-        batch: Number of sequences at once (B).
-        prompt: Number of tokens of each sequence that prefill reads.
-        new: Number of tokens that decoding appends to each sequence.
-        repeats: Number of timed runs; medians are reported.
-    """
-
-    batch: int = 1
-    prompt: int = 512
-    new: int = 32
-    repeats: int = 7
+from spap_jax.reporting.schema import GenerationWorkload
 
 
 @dataclass(frozen=True)

@@ -1,43 +1,13 @@
 """Achieved versus requested sparsity, which differ because widths and numbers of heads are rounded."""
 
-from dataclasses import dataclass
-
 from spap_jax.errors import warn
 from spap_jax.models.config import DecoderConfig
-from spap_jax.quantities import achieved_text, missed, share_text
+from spap_jax.quantities import share_text
+from spap_jax.reporting.schema import Sparsities, Sparsity
 from spap_jax.settings import PruneSettings
 
 _MOST = 0.9
 """Fraction of removed channels above which a warning is given."""
-
-
-@dataclass(frozen=True)
-class Sparsity:
-    """A removed fraction and the requested one."""
-
-    asked: float
-    achieved: float
-
-    @property
-    def missed(self) -> bool:
-        """Whether the two differ enough that both have to be reported."""
-        return missed(self.achieved, self.asked)
-
-
-@dataclass(frozen=True)
-class Sparsities:
-    """Sparsity of the MLP channels, over all layers, and of the attention heads."""
-
-    channels: Sparsity
-    heads: Sparsity
-
-    @property
-    def words(self) -> str:
-        """Text that states what is removed; heads are omitted if all are kept."""
-        found = achieved_text(self.channels.achieved, self.channels.asked, "the MLP channels")
-        if self.heads.achieved:
-            found += f" and {achieved_text(self.heads.achieved, self.heads.asked, 'the heads')}"
-        return found
 
 
 def sparsities(config: DecoderConfig, narrow: DecoderConfig, settings: PruneSettings) -> Sparsities:

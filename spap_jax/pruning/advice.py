@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from spap_jax.quantities import count_text
 
 if TYPE_CHECKING:
-    from spap_jax.pruning.prune_report import PruneReport
+    from spap_jax.reporting.schema import PruneReport
 
 TOKENS_PER_CHANNEL = 10
 """Sufficient number of calibration tokens per channel.
@@ -36,7 +36,7 @@ def _few_tokens(report: "PruneReport") -> list[str]:
     ]
     if not ratios or not (ratio := statistics.median(ratios)) >= OVERFIT:  # not if nan
         return []
-    tokens, channels = _tokens(report), report.model["intermediate"]["before"]
+    tokens, channels = _tokens(report), report.model.intermediate.before
     few = f": {count_text(tokens)} tokens are few for {count_text(channels)} channels"
     few = few if tokens < TOKENS_PER_CHANNEL * channels else ""
     return [f"the held-out error is {ratio:.1f} x the calibration's{few}; {_more(report)}"]
@@ -53,13 +53,13 @@ def _refused_steps(report: "PruneReport") -> list[str]:
 
 
 def _tokens(report: "PruneReport") -> int:
-    return report.calibration["sequences"] * report.calibration["sequence_length"]
+    return report.calibration.sequences * report.calibration.sequence_length
 
 
 def _more(report: "PruneReport") -> str:
     """Recommends a sufficient number of sequences, at least twice the number given."""
-    length = report.calibration["sequence_length"]
-    given = report.calibration["sequences"] // (1 + report.settings["sampled"])
-    enough = -(-TOKENS_PER_CHANNEL * report.model["intermediate"]["before"] // length)
+    length = report.calibration.sequence_length
+    given = report.calibration.sequences // (1 + report.settings["sampled"])
+    enough = -(-TOKENS_PER_CHANNEL * report.model.intermediate.before // length)
     wanted = max(1 << (enough - 1).bit_length(), 2 * given)
     return f"{count_text(wanted)} sequences would help (--sequences {wanted})"

@@ -20,8 +20,8 @@ from spap_jax.placement import shard_params
 from spap_jax.pruning import moments, reduce, streams
 from spap_jax.pruning.layer import PhaseClock, error_by_moments, refit_weights, stage_errors
 from spap_jax.pruning.moments import Moments
-from spap_jax.pruning.prune_report import AttentionReport
 from spap_jax.pruning.streams import Streams
+from spap_jax.reporting.schema import AttentionReport
 from spap_jax.settings import PruneSettings
 from spap_jax.solver import alternating
 from spap_jax.solver.alternating import Tokens, Weights

@@ -20,8 +20,8 @@ from spap_jax.placement import fully_shard_params
 from spap_jax.pruning.predictions import get_layer
 from spap_jax.pruning.run import Run, Step
 from spap_jax.pruning.streams import Padded, largest_divisor
+from spap_jax.reporting.schema import Check
 from spap_jax.settings import PruneSettings
-from spap_jax.training.check import Check
 from spap_jax.training.engine import Stage, StepSchedule, from_parts, parts_of, stages
 from spap_jax.training.optimizers import relative
 from spap_jax.training.shortlist import Shortlist, shortened_head, shortlist_of

@@ -17,8 +17,8 @@ from spap_jax.numerics import full_precision
 from spap_jax.placement import shard_params
 from spap_jax.pruning import moments, reduce
 from spap_jax.pruning.moments import Moments
-from spap_jax.pruning.prune_report import Errors, LayerReport
 from spap_jax.pruning.streams import mlp_hidden, mlp_output
+from spap_jax.reporting.schema import Errors, LayerReport
 from spap_jax.settings import PruneSettings
 from spap_jax.solver import alternating
 from spap_jax.solver.alternating import Fitted, Mlp, Recovered, RoundSchedule, Tokens, Weights

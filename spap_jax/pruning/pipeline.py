@@ -19,9 +19,9 @@ from spap_jax.pruning import joint, streams
 from spap_jax.pruning.heads import prune_attention
 from spap_jax.pruning.layer import Choice, PhaseClock, layer_report, prune_layer
 from spap_jax.pruning.predictions import set_layer
-from spap_jax.pruning.prune_report import LayerReport
 from spap_jax.pruning.run import Run, Step
 from spap_jax.pruning.streams import Streams
+from spap_jax.reporting.schema import LayerReport
 from spap_jax.settings import PruneSettings
 
 _WORTH, _TRIALS = 0.1, 2

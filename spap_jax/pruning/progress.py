@@ -14,10 +14,9 @@ from spap_jax.methods import update_used
 from spap_jax.models.config import DecoderConfig
 from spap_jax.pace import Pace
 from spap_jax.planning.workload import workload
-from spap_jax.pruning.prune_report import AttentionReport, LayerReport
 from spap_jax.quantities import duration_text, percent_text
+from spap_jax.reporting.schema import AttentionReport, Check, LayerReport
 from spap_jax.settings import PruneSettings
-from spap_jax.training.check import Check
 
 _LAYER, _STEP, _PERPLEXITY = "layer", "step", "perplexity"
 """Kinds of work that the pace is measured for."""

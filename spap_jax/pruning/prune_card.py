@@ -1,7 +1,7 @@
 """The model card of a pruned checkpoint."""
 
-from spap_jax.pruning.prune_report import PruneReport
 from spap_jax.quantities import range_text
+from spap_jax.reporting.schema import PruneReport
 
 _TEXT = """\
 {head}
@@ -51,7 +51,7 @@ _UPDATES = {
 }
 
 
-_HEADS = ", {heads[after]} of {heads[before]} attention heads and {groups[after]} of {groups[before]} key/value heads"
+_HEADS = ", {heads.after} of {heads.before} attention heads and {groups.after} of {groups.before} key/value heads"
 
 _LOADERS = (
     "tools that read `head_dim` from `config.json`, as transformers 5 does, load it; those that divide `hidden_size` "
@@ -84,35 +84,32 @@ def pruned_files(report: PruneReport) -> dict[str, str]:
 
 def model_card(report: PruneReport) -> str:
     """Builds the README.md of a pruned checkpoint; every figure comes from the report."""
-    model, widths = report.model, report.model["widths"]
-    heads, groups = model["heads"], model["kv_heads"]
-    fewer_heads = groups["after"] < groups["before"]
-    rows = [
-        ("parameters", *(f"{count:,}" for count in model["parameters"].values())),
-        ("MLP parameters", *(f"{count:,}" for count in model["mlp_parameters"].values())),
-    ]
-    if size := report.extras.get("bytes"):
-        rows.append(("bytes of weights", *(f"{count:,}" for count in size.values())))
-    if measured := report.extras.get("perplexity"):
-        rows.append((f"perplexity on {measured['data']}", f"{measured['before']:.3f}", f"{measured['after']:.3f}"))
-    biases = model["mlp_bias"]
+    model, widths, biases = report.model, report.model.widths, report.model.mlp_bias
+    heads, groups = model.heads, model.kv_heads
+    fewer_heads = groups.after < groups.before
+    counts = {"parameters": model.parameters, "MLP parameters": model.mlp_parameters}
+    if size := report.extras.bytes:
+        counts["bytes of weights"] = size
+    rows = [(name, f"{count.before:,}", f"{count.after:,}") for name, count in counts.items()]
+    if measured := report.extras.perplexity:
+        rows.append((f"perplexity on {measured.data}", f"{measured.before:.3f}", f"{measured.after:.3f}"))
     return _TEXT.format(
-        head=card_head(model["name"], "transformers" if report.one_width else "spap-jax", "pruned", "spap-jax"),
-        name=model["name"],
+        head=card_head(model.name, "transformers" if report.one_width else "spap-jax", "pruned", "spap-jax"),
+        name=model.name,
         version=report.versions["spap-jax"],
-        percent=_percent({when: sum(each) for when, each in widths.items()}),
-        headline=f" and {_percent(groups):.0f} % of its attention heads" if fewer_heads else "",
+        percent=100 * report.removed,
+        headline=f" and {100 * groups.removed:.0f} % of its attention heads" if fewer_heads else "",
         heads=_HEADS.format(heads=heads, groups=groups) if fewer_heads else "",
         loaders=_loaders(report, fewer_heads),
         code=_STOCK_CODE if report.one_width else _OWN_CODE,
-        before=range_text(widths["before"]),
-        after=range_text(widths["after"]),
-        architecture=model["architecture"],
-        but=" but for added biases in the MLP" if biases["after"] and not biases["before"] else "",
-        selection=report.method["selection"],
-        update=_UPDATES[report.method["update"]],
+        before=range_text(widths.before),
+        after=range_text(widths.after),
+        architecture=model.architecture,
+        but=" but for added biases in the MLP" if biases.after and not biases.before else "",
+        selection=report.method.selection,
+        update=_UPDATES[report.method.update],
         rows="\n".join(f"| {' | '.join(row)} |" for row in rows),
-        calibration=report.calibration["description"],
+        calibration=report.calibration.description,
     )
 
 
@@ -120,7 +117,3 @@ def _loaders(report: PruneReport, fewer_heads: bool) -> str:
     if not report.one_width:
         return f"; {OWN_LOADER}"
     return f", so {_LOADERS if fewer_heads else 'stock tools load it'}"
-
-
-def _percent(count: dict[str, int]) -> float:
-    return 100 * (1 - count["after"] / count["before"])

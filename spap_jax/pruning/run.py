@@ -6,17 +6,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from spap_jax.data import TokenBlocks, further_of, mask_of
+from spap_jax.data.blocks import TokenBlocks, further_of, mask_of
 from spap_jax.methods import update_used
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.pruning import streams
 from spap_jax.pruning.narrow import pruned_config
-from spap_jax.pruning.prune_report import LayerReport
 from spap_jax.pruning.streams import Padded
 from spap_jax.pruning.waves import Choices
+from spap_jax.reporting.schema import Check, LayerReport
 from spap_jax.settings import PruneSettings
-from spap_jax.training.check import Check
 
 
 class Step(NamedTuple):

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from spap_jax.data import further_of, mask_of, new_blocks
+from spap_jax.data.blocks import further_of, mask_of, new_blocks
 from spap_jax.devices import data_size
 from spap_jax.errors import UserError, option
 from spap_jax.evaluation.generation import generate, keys_of
@@ -100,7 +100,7 @@ def with_samples(
     blocks = np.asarray(getattr(tokens, "tokens", tokens), np.int32)
     written, mask = sample(model(), blocks, times, settings.seed, watch), mask_of(tokens)
     both = np.concatenate([written, blocks])
-    words = f"{data_account(tokens)['description']}, and {times} for each that the model wrote"
+    words = f"{data_account(tokens).description}, and {times} for each that the model wrote"
     if mask is not None:  # of what the model wrote, all counts
         mask = np.concatenate([np.ones(written.shape, bool), mask])
     return new_blocks(both, words, len(both), mask, further_of(tokens))

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,10 @@ import jax
 from spap_jax import devices
 from spap_jax.checkpoint.publish import read_made
 from spap_jax.checkpoint.unfinished import Unfinished
-from spap_jax.data import TokenBlocks
+from spap_jax.data.blocks import TokenBlocks
 from spap_jax.pruning.prune_report import report_of, versions
 from spap_jax.pruning.run import Begun, Step
+from spap_jax.reporting.schema import PruneReport, parsed
 from spap_jax.settings import PruneSettings
 
 _COMPUTING = ("spap-jax", "jax", "jaxlib", "flax", "optax", "device")
@@ -85,7 +85,7 @@ def decided_widths(unfinished: Unfinished, choose: Callable[[], tuple[int, ...]]
 def _is_made(unfinished: Unfinished, output: str | Path) -> bool:
     """Whether the output already exists and was written by this run."""
     try:
-        report = json.loads(read_made(output, "spap_report.json") or b"")
-        return unfinished.found and report["extras"]["run"] == unfinished.name
-    except (ValueError, LookupError, TypeError):
+        report = parsed(read_made(output, "spap_report.json") or b"", PruneReport)
+        return unfinished.found and report.extras.run == unfinished.name
+    except ValueError:
         return False

@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from spap_jax.quantities import share_text
-from spap_jax.reporting.figures import SIZE, Plot, number
-from spap_jax.reporting.schema import RunRecord
+from spap_jax.reporting.figures import SIZE, Plot
+from spap_jax.reporting.schema import RunReports
 from spap_jax.reporting.style import LIGHT, grid, open_sides
 
 LINES = (("blue", "o"), ("orange", "s"), ("green", "^"), ("pink", "D"), ("grey", "v"))
@@ -36,11 +36,11 @@ class Quantity(NamedTuple):
     name: str
     title: str
     unit: str
-    dense: Callable[[RunRecord], float | None]
-    pruned: Callable[[RunRecord], float | None]
+    dense: Callable[[RunReports], float | None]
+    pruned: Callable[[RunReports], float | None]
     spec: str
-    data: Callable[[RunRecord], str] = lambda run: ""
-    bound: Callable[[RunRecord], float | None] = lambda run: None
+    data: Callable[[RunReports], str] = lambda run: ""
+    bound: Callable[[RunReports], float | None] = lambda run: None
 
 
 QUANTITIES = (
@@ -48,25 +48,25 @@ QUANTITIES = (
         "perplexity",
         "Perplexity",
         "perplexity",
-        lambda run: run.record.extras.perplexity and run.record.extras.perplexity.before,
-        lambda run: run.record.extras.perplexity and run.record.extras.perplexity.after,
+        lambda run: run.pruned.extras.perplexity and run.pruned.extras.perplexity.before,
+        lambda run: run.pruned.extras.perplexity and run.pruned.extras.perplexity.after,
         ".4f",
-        data=lambda run: f"on {run.record.extras.perplexity.data}" if run.record.extras.perplexity else "",
+        data=lambda run: f"on {run.pruned.extras.perplexity.data}" if run.pruned.extras.perplexity else "",
     ),
     Quantity(
         "parameters",
         "Parameters",
         "million parameters",
-        lambda run: run.record.model.parameters.before / 1e6,
-        lambda run: run.record.model.parameters.after / 1e6,
+        lambda run: run.pruned.model.parameters.before / 1e6,
+        lambda run: run.pruned.model.parameters.after / 1e6,
         ".4g",
     ),
     Quantity(
         "bytes",
         "Weights on disk",
         "MB",
-        lambda run: run.record.extras.bytes and run.record.extras.bytes.before / 1e6,
-        lambda run: run.record.extras.bytes and run.record.extras.bytes.after / 1e6,
+        lambda run: run.pruned.extras.bytes and run.pruned.extras.bytes.before / 1e6,
+        lambda run: run.pruned.extras.bytes and run.pruned.extras.bytes.after / 1e6,
         ".4g",
     ),
     Quantity(
@@ -90,12 +90,12 @@ QUANTITIES = (
 )
 
 
-def comparisons(runs: Sequence[RunRecord]) -> list[Plot]:
+def comparisons(runs: Sequence[RunReports]) -> list[Plot]:
     """Returns a plot against sparsity for each quantity that any run has."""
     return [_against(quantity, runs) for quantity in QUANTITIES if any(quantity.dense(run) for run in runs)]
 
 
-def _against(quantity: Quantity, runs: Sequence[RunRecord]) -> Plot:
+def _against(quantity: Quantity, runs: Sequence[RunReports]) -> Plot:
     """Plots a quantity, with one line per series through the dense model and its pruned ones."""
     figure = Figure(SIZE, layout="constrained")
     axes = figure.subplots()
@@ -104,16 +104,16 @@ def _against(quantity: Quantity, runs: Sequence[RunRecord]) -> Plot:
     for place, (name, members) in enumerate(series.items()):
         colour, marker = LINES[place % len(LINES)]
         points = [(0.0, quantity.dense(run)) for run in members]
-        points += [(100 * run.record.removed, quantity.pruned(run)) for run in members]
-        ordered = sorted((share, number(value)) for share, value in points)
+        points += [(100 * run.pruned.removed, quantity.pruned(run)) for run in members]
+        ordered = sorted((share, value) for share, value in points if value is not None)
         axes.plot(*zip(*ordered, strict=True), color=LIGHT[colour], marker=marker, markersize=5, linewidth=1.6)
-        bounds = sorted((100 * run.record.removed, bound) for run in members if (bound := quantity.bound(run)))
+        bounds = sorted((100 * run.pruned.removed, bound) for run in members if (bound := quantity.bound(run)))
         if bounds:
             axes.plot(
                 *zip((0, 1), *bounds, strict=True), color=LIGHT["muted"], marker="_", markersize=10, linestyle=":"
             )
         handles.append(Line2D([], [], color=LIGHT[colour], marker=marker, label=textwrap.fill(name, LINE)))
-        said += [f"{run.label} {number(quantity.pruned(run)):{quantity.spec}}" for run in members]
+        said += [f"{run.label} {quantity.pruned(run):{quantity.spec}}" for run in members]
     axes.set(xlabel="MLP channels removed, %", ylabel=quantity.unit)
     axes.set_xlim(left=-2)
     open_sides(axes)
@@ -130,22 +130,22 @@ def _against(quantity: Quantity, runs: Sequence[RunRecord]) -> Plot:
     )
 
 
-def _series(quantity: Quantity, runs: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
+def _series(quantity: Quantity, runs: Sequence[RunReports]) -> dict[str, list[RunReports]]:
     """Groups the runs that form one line, keyed by a name that consists of the facts in which the lines differ."""
     facts = [
         (
-            run.record.model.name,
-            run.record.method.selection,
-            run.record.method.update,
+            run.pruned.model.name,
+            run.pruned.method.selection,
+            run.pruned.method.update,
             f"{share_text(heads.removed)} of the heads removed"
-            if (heads := run.record.fewer_heads)
+            if (heads := run.pruned.fewer_heads)
             else "all heads kept",
             quantity.data(run),
         )
         for run in runs
     ]
     telling = [len(set(column)) > 1 for column in zip(*facts, strict=True)]
-    found: dict[str, list[RunRecord]] = {}
+    found: dict[str, list[RunReports]] = {}
     for run, known in zip(runs, facts, strict=True):
         name = ", ".join(fact for fact, tells in zip(known, telling, strict=True) if tells)
         found.setdefault(name, []).append(run)

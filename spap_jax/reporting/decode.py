@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import TypeVar
 
-import msgspec
-
 from spap_jax.errors import UserError
+from spap_jax.reporting.schema import parsed
 
 T = TypeVar("T")
 
@@ -35,7 +34,7 @@ def decoded(file: Path, text: bytes, kind: type[T], origin: str) -> T:
         UserError: the content is not JSON of this type.
     """
     try:
-        return msgspec.json.decode(text, type=kind)
+        return parsed(text, kind)
     except (ValueError, RecursionError) as error:
         raise UserError(
             f"{file} is cut off, or not what this version's {origin} writes ({error}): make it again."

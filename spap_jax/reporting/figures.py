@@ -1,4 +1,4 @@
-"""The plots of one run. Every figure is made from the run's record alone."""
+"""The plots of one run. Every figure is made from the run's report alone."""
 
 import itertools
 import math
@@ -13,11 +13,11 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from spap_jax.quantities import change_text, count_text, signed
-from spap_jax.reporting.schema import AttentionRecord, CheckRecord, ErrorsRecord, LayerRecord, Record
+from spap_jax.reporting.schema import AttentionReport, Check, Errors, LayerReport, PruneReport
 from spap_jax.reporting.style import KEPT, LIGHT, STAGES, grid, open_sides
 
-Part = LayerRecord | AttentionRecord
-"""A part of a layer that has errors: its MLP, whose record is the layer's, or its attention."""
+Part = LayerReport | AttentionReport
+"""A part of a layer that has errors: its MLP, whose report is the layer's, or its attention."""
 
 
 TOKENS: dict[str, Literal["-", "--"]] = {"calibration": "-", "held-out": "--"}
@@ -54,21 +54,21 @@ class Plot:
     wide: bool = False
 
 
-def plots(record: Record) -> list[Plot]:
-    """Returns all plots for which the record has data."""
-    found = _of_part(record.layers, record.layers, "MLP")
-    attention = [layer.attention for layer in record.layers if layer.attention]
-    if len(attention) == len(record.layers):
-        found += _of_part(record.layers, attention, "attention")
-    found.append(channels(record))
-    if record.joint:
-        found.append(losses(record.joint))
-    if record.seconds:
-        found.append(seconds(record.seconds))
+def plots(report: PruneReport) -> list[Plot]:
+    """Returns all plots for which the report has data."""
+    found = _of_part(report.layers, report.layers, "MLP")
+    attention = [layer.attention for layer in report.layers if layer.attention]
+    if len(attention) == len(report.layers):
+        found += _of_part(report.layers, attention, "attention")
+    found.append(channels(report))
+    if report.joint:
+        found.append(losses(report.joint))
+    if report.seconds:
+        found.append(seconds(report.seconds))
     return found
 
 
-def _of_part(layers: Sequence[LayerRecord], parts: Sequence[Part], what: str) -> list[Plot]:
+def _of_part(layers: Sequence[LayerReport], parts: Sequence[Part], what: str) -> list[Plot]:
     """Plots the errors of all layers' MLPs or attention and, if there are several stages, the gain of each."""
     numbers, stages = [layer.layer for layer in layers], changing_stages(parts)
     return [errors(numbers, parts, stages, what), *([gains(numbers, parts, stages, what)] if len(stages) > 1 else [])]
@@ -146,20 +146,20 @@ def gains(numbers: Sequence[int], parts: Sequence[Part], stages: Sequence[str], 
     )
 
 
-def channels(record: Record) -> Plot:
+def channels(report: PruneReport) -> Plot:
     """Plots which channels each layer keeps, and how many."""
-    count, width = len(record.layers), record.model.intermediate.before
+    count, width = len(report.layers), report.model.intermediate.before
     figure = Figure((WIDTH, min(1.5 + 0.24 * count, 7)), layout="constrained")
     picture, bars = figure.subplots(1, 2, sharey=True, width_ratios=(6, 1))
     size = math.ceil(width / CELLS)
-    kept = np.stack([kept_share(layer, width, size) for layer in record.layers])
+    kept = np.stack([kept_share(layer, width, size) for layer in report.layers])
     colours = np.empty((*kept.shape, 4))
     colours[..., :3], colours[..., 3] = KEPT, kept
     right = size * kept.shape[1]
     picture.imshow(colours, extent=(0, right, count - 0.5, -0.5), aspect="auto", interpolation="none", rasterized=False)
     picture.hlines(np.arange(count - 1) + 0.5, 0, right, color=LIGHT["page"], linewidth=1.5 if count < 50 else 0.5)
     picture.set(xlim=(0, width), xlabel="channel of the original model", ylabel="layer")
-    counts = [len(layer.kept) for layer in record.layers]
+    counts = [len(layer.kept) for layer in report.layers]
     bars.barh(np.arange(count), counts, 0.72, color=KEPT)
     bars.set(xlim=(0, width), xlabel="channels kept")
     bars.set_xticks([0, width])
@@ -184,28 +184,28 @@ def channels(record: Record) -> Plot:
     )
 
 
-def kept_share(layer: LayerRecord, width: int, size: int) -> np.ndarray:
+def kept_share(layer: LayerReport, width: int, size: int) -> np.ndarray:
     """Returns the fraction of kept channels in each cell of ``size`` channels; the last cell may have fewer."""
     cells = math.ceil(width / size)
     found = np.bincount(np.array(layer.kept, dtype=int) // size, minlength=cells)
     return found / np.minimum(size, width - size * np.arange(cells))
 
 
-def losses(checks: Sequence[CheckRecord]) -> Plot:
+def losses(checks: Sequence[Check]) -> Plot:
     """Plots the loss over the joint steps: of each step, and on held-out tokens."""
     figure, axes = _panel("joint step", "loss against the original, nats per token")
-    each = [number(loss) for check in checks for loss in check.losses]
+    each = [loss for check in checks for loss in check.losses]
     axes.plot(range(1, len(each) + 1), each, color=LIGHT["muted"], linewidth=0.6, label="each step")
-    steps, found = [check.step for check in checks], [number(check.held_out) for check in checks]
+    steps, found = [check.step for check in checks], [check.held_out for check in checks]
     axes.plot(steps, found, color=LIGHT["blue"], linewidth=1.6)
     for taken, marker, colour in ((True, "o", "blue"), (False, "x", "orange")):
-        some = [(check.step, number(check.held_out)) for check in checks if check.taken == taken]
+        some = [(check.step, check.held_out) for check in checks if check.taken == taken]
         label = f"held-out, {'kept' if taken else 'not kept'}"
         if some:
             style = {"linestyle": "none", "marker": marker, "markersize": 5, "color": LIGHT[colour]}
             axes.plot(*zip(*some, strict=True), label=label, **style)
     figure.legend(loc="outside lower center", ncols=2)
-    start, kept = found[0], [number(check.held_out) for check in checks if check.taken][-1]
+    start, kept = found[0], [check.held_out for check in checks if check.taken][-1]
     fall = f"from {start:.4f} to {kept:.4f} nats per token ({signed(change_text(start, kept))})"
     last = [check.step for check in checks if check.taken][-1]
     return Plot(
@@ -241,15 +241,10 @@ def judged(parts: Sequence[Part]) -> bool:
     return all(part.held_out for part in parts)
 
 
-def number(found: float | None) -> float:
-    """Returns NaN for None, a value that was not finite, so that it leaves a gap in a plot."""
-    return math.nan if found is None else found
-
-
 def _stage(parts: Sequence[Part], tokens: str, stage: str) -> list[float]:
     """Returns the errors of all layers after a stage, in per cent."""
-    chosen: list[ErrorsRecord | None] = [part.held_out if tokens == "held-out" else part.calibration for part in parts]
-    return [100 * number(getattr(errors, stage, None)) for errors in chosen]
+    chosen: list[Errors | None] = [part.held_out if tokens == "held-out" else part.calibration for part in parts]
+    return [100 * getattr(errors, stage, math.nan) for errors in chosen]  # NaN leaves a gap in a plot
 
 
 def _panel(x: str, y: str) -> tuple[Figure, Axes]:

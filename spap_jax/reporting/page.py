@@ -9,11 +9,11 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from spap_jax.quantities import bytes_text, count_text, missed, share_text
+from spap_jax.quantities import bytes_text, count_text, share_text
 from spap_jax.reporting import draw, tables
 from spap_jax.reporting.comparison import comparisons
 from spap_jax.reporting.figures import Plot, plots
-from spap_jax.reporting.schema import Record, RunRecord, TrainedRecord
+from spap_jax.reporting.schema import FinetuneReport, PruneReport, RunReports
 from spap_jax.reporting.style import DARK, LIGHT
 from spap_jax.reporting.write import COMMAND
 
@@ -28,7 +28,7 @@ class Drawn:
     png: bytes
 
 
-def render(runs: Sequence[RunRecord]) -> tuple[str, dict[str, bytes]]:
+def render(runs: Sequence[RunReports]) -> tuple[str, dict[str, bytes]]:
     """Renders the page and all plots.
 
     Args:
@@ -39,7 +39,7 @@ def render(runs: Sequence[RunRecord]) -> tuple[str, dict[str, bytes]]:
     """
     with draw.drawing():
         compared = [_drawn(plot) for plot in comparisons(runs)] if len(runs) > 1 else []
-        own = [[_drawn(plot, _prefix(runs, place)) for plot in plots(run.record)] for place, run in enumerate(runs)]
+        own = [[_drawn(plot, _prefix(runs, place)) for plot in plots(run.pruned)] for place, run in enumerate(runs)]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("spap_jax.reporting"), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -60,15 +60,15 @@ def _drawn(plot: Plot, prefix: str = "") -> Drawn:
     return Drawn(name, plot, Markup(draw.svg(plot.figure, name)), draw.png(plot.figure))
 
 
-def _prefix(runs: Sequence[RunRecord], place: int) -> str:
+def _prefix(runs: Sequence[RunReports], place: int) -> str:
     """Returns the prefix of a run's plot names if there are several runs; its number makes it unique."""
     slug = re.sub(r"[^\w.]+", "-", runs[place].label).strip("-.")
     return f"{place + 1}-{slug}-" if len(runs) > 1 else ""
 
 
-def _title(runs: Sequence[RunRecord]) -> str:
+def _title(runs: Sequence[RunReports]) -> str:
     """Returns the title of the page: the model and what was removed, or the number of runs."""
-    models = {_short(run.record.model.name) for run in runs}
+    models = {_short(run.pruned.model.name) for run in runs}
     if len(runs) > 1:
         many = f"{len(runs)} pruning runs"
         return f"{models.pop()}, {many}" if len(models) == 1 else f"{many} of {len(models)} models"
@@ -80,49 +80,50 @@ def _short(model: str) -> str:
     return model.rstrip("/").rpartition("/")[2]
 
 
-def _removed(run: RunRecord) -> str:
+def _removed(run: RunReports) -> str:
     """Returns text on what was removed, and whether training followed."""
-    heads = run.record.fewer_heads
-    words = f"{share_text(run.record.removed)} of the MLP channels"
+    heads = run.pruned.fewer_heads
+    words = f"{share_text(run.pruned.removed)} of the MLP channels"
     words += f" and {share_text(heads.removed)} of the attention heads" if heads else ""
     return f"{words} removed{', then trained' if run.trained else ''}"
 
 
-def _kept(record: Record) -> str:
+def _kept(report: PruneReport) -> str:
     """Returns a sentence on what the layers of the pruned model keep."""
-    counts = [len(layer.kept) for layer in record.layers]
+    counts = [len(layer.kept) for layer in report.layers]
     least, most = count_text(min(counts)), count_text(max(counts))
     layers, kept = ("Every layer keeps", least) if least == most else ("The layers keep", f"{least} to {most}")
-    words = f"{layers} {kept} of {count_text(record.model.intermediate.before)} MLP channels"
-    if (heads := record.fewer_heads) and (groups := record.model.kv_heads):
+    words = f"{layers} {kept} of {count_text(report.model.intermediate.before)} MLP channels"
+    if heads := report.fewer_heads:
+        groups = report.model.kv_heads
         words += f", {heads.after} of {heads.before} attention heads"
         words += f" and {groups.after} of {groups.before} key/value heads"
-    asked = record.sparsity.get("channels", {}).get("asked", record.removed)  # older reports lack it
-    return f"{words}{f' ({share_text(asked)} asked for)' if missed(record.removed, asked) else ''}."
+    channels = report.sparsity.channels
+    return f"{words}{f' ({share_text(channels.asked)} asked for)' if channels.missed else ''}."
 
 
-def _section(run: RunRecord, drawn: Sequence[Drawn]) -> dict[str, Any]:
+def _section(run: RunReports, drawn: Sequence[Drawn]) -> dict[str, Any]:
     """Returns the values that the template shows for a run."""
-    record = run.record
+    report = run.pruned
     numbers = tables.before_and_after(run)
     return {
         "label": run.label,
         "removed": _removed(run),
-        "kept": _kept(record),
+        "kept": _kept(report),
         "headlines": tables.headlines(numbers),
         "quality": _quality(run),
         "numbers": numbers,
         "facts": _facts(run),
         "drawn": drawn,
-        "tables": [tables.layers(record), *([tables.joint(record)] if record.joint else [])],
-        "settings": [(name, tables.value_text(value)) for name, value in record.settings.items()],
-        "versions": list(record.versions.items()),
+        "tables": [tables.layers(report), *([tables.joint(report)] if report.joint else [])],
+        "settings": [(name, tables.value_text(value)) for name, value in report.settings.items()],
+        "versions": list(report.versions.items()),
     }
 
 
-def _quality(run: RunRecord) -> list[str]:
+def _quality(run: RunReports) -> list[str]:
     """Returns sentences on how the quality was measured."""
-    measured = run.record.extras.perplexity
+    measured = run.pruned.extras.perplexity
     said = [
         f"Perplexity, which tells how well a model predicts text (lower is better), was measured on {measured.data}."
         if measured
@@ -133,22 +134,22 @@ def _quality(run: RunRecord) -> list[str]:
     return said
 
 
-def _trained(trained: TrainedRecord) -> str:
+def _trained(trained: FinetuneReport) -> str:
     """Returns a sentence on the training, which the run's other numbers do not include."""
-    words = f"Trained since, for {count_text(trained.settings.steps)} steps ({trained.objective})"
+    words = f"Trained since, for {count_text(trained.steps)} steps ({trained.objective})"
     if measured := trained.extras.perplexity:
         words += f"; perplexity on {measured.data}: {tables.decimals(measured.before)} before them, "
         words += f"{tables.decimals(measured.after)} after"
     return f"{words}. All other numbers are from before the training."
 
 
-def _facts(run: RunRecord) -> list[tuple[str, str]]:
-    record = run.record
-    calibration, extras = record.calibration, record.extras
+def _facts(run: RunReports) -> list[tuple[str, str]]:
+    report = run.pruned
+    calibration, extras = report.calibration, report.extras
     facts = [
-        ("Model", record.model.name),
-        ("Architecture", record.model.architecture),
-        ("Method", f"channels chosen by {record.method.selection}; update of the weights kept: {record.method.update}"),
+        ("Model", report.model.name),
+        ("Architecture", report.model.architecture),
+        ("Method", f"channels chosen by {report.method.selection}; update of the weights kept: {report.method.update}"),
         (
             "Calibration",
             f"{calibration.description} ({count_text(calibration.sequences)} sequences of "
@@ -162,9 +163,9 @@ def _facts(run: RunRecord) -> list[tuple[str, str]]:
         facts.append(
             ("Speed", f"batch {work.batch}, prompt {work.prompt}, {work.new} new tokens, median of {work.repeats} runs")
         )
-    if record.seconds:
-        facts.append(("Time", f"{sum(record.seconds.values()):.1f} seconds"))
+    if report.seconds:
+        facts.append(("Time", f"{sum(report.seconds.values()):.1f} seconds"))
     if extras.peak_memory_bytes:
         facts.append(("Peak memory", bytes_text(extras.peak_memory_bytes)))
-    facts += [("Advice", line) for line in record.advice]
+    facts += [("Advice", line) for line in report.advice]
     return facts

@@ -1,6 +1,6 @@
 """Reads and validates the files from which a page is made.
 
-The files are the interface: none of the code that wrote them is imported, so a page does not require JAX.
+The files are the interface, and ``schema.py`` says what they hold, so a page does not require JAX.
 """
 
 from collections.abc import Sequence
@@ -9,10 +9,7 @@ from typing import Any
 
 from spap_jax.errors import UserError
 from spap_jax.reporting.decode import content, decoded
-from spap_jax.reporting.schema import Record, RunRecord, SpeedRecord, TrainedRecord
-
-FORMAT = 1
-"""Format version of the reports that can be read; a report without a version has the first."""
+from spap_jax.reporting.schema import FORMAT, FinetuneReport, PruneReport, RunReports, SpeedReport
 
 REPORT = "spap_report.json"
 TRAINED = "spap_finetune.json"
@@ -29,7 +26,7 @@ def _runs_in(folder: Path) -> list[Path]:
     return sorted(file.parent for file in folder.expanduser().glob(f"[!.]*/{REPORT}")) or [folder]
 
 
-def read_runs(folders: Sequence[Path], benches: Sequence[Path] = ()) -> list[RunRecord]:
+def read_runs(folders: Sequence[Path], benches: Sequence[Path] = ()) -> list[RunReports]:
     """Reads the reports of pruned checkpoints, and pairs them with measurements of their speed.
 
     Args:
@@ -44,11 +41,11 @@ def read_runs(folders: Sequence[Path], benches: Sequence[Path] = ()) -> list[Run
     twice = [str(folder) for folder, place in zip(folders, places, strict=True) if places.count(place) > 1]
     if twice:
         raise UserError(f"{' and '.join(twice)} are the same folder: name each run once.")
-    records = [_read_record(folder) for folder in folders]
-    speeds = dict(_speed_of(file, places, records) for file in benches)
+    reports = [_read_pruned(folder) for folder in folders]
+    speeds = dict(_speed_of(file, places, reports) for file in benches)
     return [
-        RunRecord(label, record, speeds.get(place), _read_trained(place))
-        for label, place, record in zip(_labels(places), places, records, strict=True)
+        RunReports(label, report, speeds.get(place), _read_trained(place))
+        for label, place, report in zip(_labels(places), places, reports, strict=True)
     ]
 
 
@@ -59,7 +56,7 @@ def _labels(places: Sequence[Path]) -> list[str]:
     return next(names for names in ends if len({*names}) == len(names))
 
 
-def _read_record(folder: Path) -> Record:
+def _read_pruned(folder: Path) -> PruneReport:
     file = folder.expanduser() / REPORT
     if not file.is_file():
         raise UserError(f"{folder} holds no {REPORT}: name a folder that spap prune wrote.")
@@ -70,25 +67,25 @@ def _read_record(folder: Path) -> Record:
             f"{file} is a report of format {found!r} and this version reads format {FORMAT}: use the version of "
             "spap-jax that wrote it, or prune again."
         )
-    return decoded(file, text, Record, "spap prune")
+    return decoded(file, text, PruneReport, "spap prune")
 
 
-def _read_trained(folder: Path) -> TrainedRecord | None:
+def _read_trained(folder: Path) -> FinetuneReport | None:
     file = folder / TRAINED
-    return decoded(file, content(file), TrainedRecord, "spap finetune") if file.is_file() else None
+    return decoded(file, content(file), FinetuneReport, "spap finetune") if file.is_file() else None
 
 
-def _speed_of(file: Path, places: Sequence[Path], records: Sequence[Record]) -> tuple[Path, SpeedRecord]:
+def _speed_of(file: Path, places: Sequence[Path], reports: Sequence[PruneReport]) -> tuple[Path, SpeedReport]:
     """Returns the checkpoint that was measured as the second of two models, and the measurement.
 
     The checkpoint is identified by the name of its folder and by its size: files hold no paths, and folders move.
     """
-    speed = decoded(file, content(file), SpeedRecord, "spap bench DENSE PRUNED --json")
+    speed = decoded(file, content(file), SpeedReport, "spap bench DENSE PRUNED --json")
     measured = speed.models[1]
     found = [
         place
-        for place, record in zip(places, records, strict=True)
-        if (place.name, record.model.parameters.after) == (Path(measured.model).name, measured.parameters)
+        for place, report in zip(places, reports, strict=True)
+        if (place.name, report.model.parameters.after) == (Path(measured.model).name, measured.parameters)
     ]
     if len(found) == 1:
         return found[0], speed

@@ -1,66 +1,132 @@
-"""The fields of ``spap_report.json``, ``spap_finetune.json`` and the JSON of ``spap bench`` that the page needs.
+"""The reports of pruning, training and ``spap bench``, as types that write their JSON files and read them again.
 
-Other fields are ignored. A number that was not finite is null in a file and None here.
+Fields of a file that are not known are ignored. A number that is not finite is null in a file, as JSON has none.
 """
 
+import dataclasses
+import math
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
+
+from spap_jax.quantities import achieved_text, missed
+
+FORMAT = 1
+"""Version of the JSON formats; incremented when a field changes its name or meaning."""
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Whole = Annotated[int, msgspec.Meta(gt=0)]
 Positive = Annotated[float, msgspec.Meta(gt=0)]
+T = TypeVar("T")
+
+if TYPE_CHECKING:
+    Number = float
+else:
+
+    class Number(float):
+        """A float that may be NaN, which is read from null."""
+
+
+def parsed(text: bytes, kind: type[T]) -> T:
+    """Reads JSON.
+
+    Args:
+        text: The bytes of a file.
+        kind: What it should hold.
+
+    Raises:
+        ValueError: it is not JSON of this kind.
+    """
+    return msgspec.json.decode(text, type=kind, dec_hook=_number)
+
+
+def converted(tree: Any, kind: type[T]) -> T:
+    """Inverts ``dataclasses.asdict``, also after a round trip through JSON."""
+    return msgspec.convert(tree, kind, dec_hook=_number)
+
+
+def _number(kind: type, value: Any) -> Any:
+    return kind(math.nan if value is None else value)
+
+
+def _json(*parts: dict[str, Any]) -> str:
+    """Returns the fields of all parts as JSON."""
+    fields = {key: value for part in parts for key, value in part.items()}
+    return msgspec.json.format(msgspec.json.encode(fields, enc_hook=float), indent=1).decode() + "\n"
+
+
+def _fields(report: Any) -> dict[str, Any]:
+    return {each.name: getattr(report, each.name) for each in dataclasses.fields(report)}
 
 
 @dataclass(frozen=True)
-class ErrorsRecord:
-    """Relative errors of a layer after each of the three stages."""
+class Errors:
+    """Relative error ||Y - H V - b||^2 / ||Y||^2 of one layer at the three stages.
 
-    selection: float | None
-    refit: float | None
-    alternating: float | None
+    Attributes:
+        selection: After removing channels, with dense weights.
+        refit: After the closed-form update of the output projection or bias; the same as before if there is none.
+        alternating: After alternating minimisation; the same as before if there is none. The error of the result.
+    """
+
+    selection: Number
+    refit: Number
+    alternating: Number
 
 
 @dataclass(frozen=True)
-class AttentionRecord:
-    """Record of a layer's attention, with fields as in ``LayerRecord``; ``kept`` lists key/value heads."""
+class AttentionReport:
+    """Report on the attention of one layer.
+
+    Attributes:
+        kept: Key/value heads kept, ascending, each with the query heads that read it.
+        calibration: Errors on the calibration tokens; attention has no alternating rounds.
+        held_out: Errors on the held-out tokens; None if there are none.
+        swaps: Swaps of key/value heads made by the polish.
+        improving_swaps: Single swaps that would still lower the refitted error; 0 certifies that there is none.
+        ridge: Relative ridge used, as in ``LayerReport``.
+    """
 
     kept: tuple[Count, ...]
-    calibration: ErrorsRecord
-    held_out: ErrorsRecord | None
+    calibration: Errors
+    held_out: Errors | None
     swaps: Count
     improving_swaps: Count
+    ridge: float
 
 
 @dataclass(frozen=True)
-class LayerRecord:
-    """Record of one layer.
+class LayerReport:
+    """Report on one layer.
 
     Attributes:
         layer: Index of the layer.
-        kept: MLP channels kept, ascending.
-        calibration: Errors of the MLP on the calibration tokens.
+        kept: Channels kept, ascending.
+        calibration: Errors on the calibration tokens.
         held_out: Errors on the held-out tokens; None if there are none.
-        swaps: Number of channel swaps made by the polish.
-        improving_swaps: Number of single swaps that would still lower the error.
-        rounds: Number of alternating rounds accepted.
-        seconds: Seconds by phase.
-        attention: Record of the attention; None if all heads are kept.
+        swaps: Swaps of channels made by the polish.
+        improving_swaps: Single swaps that would still lower the refitted error (in the parallel schedule, the error on
+            the dense stream); 0 certifies that there is none.
+        ridge: Relative ridge used; above the setting if the second moments were too nearly singular for it.
+        rounds: Alternating rounds accepted.
+        seconds: Time by phase.
+        attention: Report on the layer's attention; None if it was left unchanged.
     """
 
     layer: Count
     kept: tuple[Count, ...]
-    calibration: ErrorsRecord
-    held_out: ErrorsRecord | None
+    calibration: Errors
+    held_out: Errors | None
     swaps: Count
     improving_swaps: Count
+    ridge: float
     rounds: Count
     seconds: dict[str, float]
-    attention: AttentionRecord | None = None
+    attention: AttentionReport | None = None
 
     def __post_init__(self) -> None:
-        """Validates the record.
+        """Validates the report.
 
         Raises:
             ValueError: the channels kept are not ascending.
@@ -70,27 +136,29 @@ class LayerRecord:
 
 
 @dataclass(frozen=True)
-class CheckRecord:
-    """A measurement in the joint steps: the loss on held-out tokens, and whether these weights were kept.
+class Check:
+    """A measurement on the held-out sequences, after some steps. Losses are in nats per token.
 
     Attributes:
-        step: Number of joint steps made so far.
+        step: Number of steps made so far.
         tokens: Number of tokens in these steps.
-        losses: Loss on the tokens of each step since the previous measurement.
-        held_out: Loss on held-out tokens.
-        taken: Whether it is the lowest so far.
+        losses: Training loss of every step since the previous check, on its own batch and before its update.
+        held_out: Loss on the held-out sequences; on the training sequences if none are held out.
+        taken: Whether this loss is the lowest so far, so that these weights are kept.
+        seconds: Duration of the steps since the previous check, and of the check.
     """
 
     step: Count
     tokens: Count
-    losses: tuple[float | None, ...]
-    held_out: float | None
+    losses: tuple[Number, ...]
+    held_out: Number
     taken: bool
+    seconds: float
 
 
 @dataclass(frozen=True)
-class ChangeRecord:
-    """A count before and after pruning."""
+class Change:
+    """A count before and after."""
 
     before: Whole
     after: Count
@@ -102,84 +170,167 @@ class ChangeRecord:
 
 
 @dataclass(frozen=True)
-class WidthRecord:
-    """MLP channels of the widest dense layer; the number kept is in each layer's record."""
-
-    before: Whole
-
-
-@dataclass(frozen=True)
-class WidthsRecord:
-    """MLP channels of each dense layer."""
+class Widths:
+    """MLP channels of each layer, before and after."""
 
     before: tuple[Whole, ...]
+    after: tuple[Count, ...]
+
+    @property
+    def total(self) -> Change:
+        """MLP channels of all layers together."""
+        return Change(sum(self.before), sum(self.after))
 
 
 @dataclass(frozen=True)
-class ModelRecord:
-    """The model that was pruned."""
+class Biases:
+    """Whether the MLPs have biases, before and after."""
+
+    before: bool
+    after: bool
+
+
+@dataclass(frozen=True)
+class PrunedModel:
+    """The model that was pruned.
+
+    Attributes:
+        name: Its name as given by the user, without a path.
+        architecture: As in config.json.
+        layers: Number of blocks.
+        intermediate: MLP channels of the widest layer.
+        widths: MLP channels of each layer.
+        heads: Query heads of a layer.
+        kv_heads: Key/value heads of a layer.
+        mlp_bias: Whether the MLPs have biases.
+        parameters: Number of parameters.
+        mlp_parameters: Number of those of the MLPs.
+    """
 
     name: str
     architecture: str
-    intermediate: WidthRecord
-    parameters: ChangeRecord
-    mlp_parameters: ChangeRecord
-    widths: WidthsRecord | None = None
-    heads: ChangeRecord | None = None
-    kv_heads: ChangeRecord | None = None
+    layers: Whole
+    intermediate: Change
+    widths: Widths
+    heads: Change
+    kv_heads: Change
+    mlp_bias: Biases
+    parameters: Change
+    mlp_parameters: Change
 
 
 @dataclass(frozen=True)
-class MethodRecord:
-    """How channels were selected, and how the kept weights were updated."""
+class MethodAccount:
+    """How channels were selected, and how the kept weights were updated ("own" resolved)."""
 
     selection: str
     update: str
 
 
 @dataclass(frozen=True)
-class CalibrationRecord:
-    """The calibration tokens."""
+class Sparsity:
+    """A removed fraction and the requested one."""
+
+    asked: float
+    achieved: float
+
+    @property
+    def missed(self) -> bool:
+        """Whether the two differ enough that both have to be reported."""
+        return missed(self.achieved, self.asked)
+
+
+@dataclass(frozen=True)
+class Sparsities:
+    """Sparsity of the MLP channels, over all layers, and of the attention heads."""
+
+    channels: Sparsity
+    heads: Sparsity
+
+    @property
+    def words(self) -> str:
+        """Text that states what is removed; heads are omitted if all are kept."""
+        found = achieved_text(self.channels.achieved, self.channels.asked, "the MLP channels")
+        if self.heads.achieved:
+            found += f" and {achieved_text(self.heads.achieved, self.heads.asked, 'the heads')}"
+        return found
+
+
+@dataclass(frozen=True)
+class DataAccount:
+    """Calibration or training tokens.
+
+    Attributes:
+        sequences: Number of sequences asked for.
+        sequence_length: Their length in tokens.
+        description: Where they came from.
+        sha256: Hash of the token ids; None for tokens from memory.
+        further_sequences: Number of further sequences of the same data that were fitted, for joint steps.
+        further_sha256: Hash of the further sequences that the data hold; None if none were fitted.
+    """
 
     sequences: Whole
     sequence_length: Whole
     description: str
     sha256: str | None
+    further_sequences: Count = 0
+    further_sha256: str | None = None
 
 
 @dataclass(frozen=True)
-class PerplexityRecord:
+class Perplexities:
     """Perplexity before and after, and the data on which it was measured."""
 
     data: str
     before: Positive
-    after: Positive | None
+    after: Number
 
 
 @dataclass(frozen=True)
-class ExtrasRecord:
-    """Values that only the command line reports."""
+class Extras:
+    """What is known once a run has ended; None if it was not measured.
 
-    bytes: ChangeRecord | None = None
-    perplexity: PerplexityRecord | None = None
+    Attributes:
+        run: Hash that identifies the run.
+        bytes: Size of the weights on disk.
+        perplexity: Perplexity before and after.
+        peak_memory_bytes: Peak memory of the process that ended the run.
+    """
+
+    run: str | None = None
+    bytes: Change | None = None
+    perplexity: Perplexities | None = None
     peak_memory_bytes: Count | None = None
 
 
 @dataclass(frozen=True)
-class Record:
-    """The report of a pruning run."""
+class PruneReport:
+    """Report of a run, sufficient to reproduce and to assess it: ``spap_report.json``.
+
+    Attributes:
+        settings: Every setting, those that the effort, the model or the calibration text decide with their values.
+        method: The selection method and the update.
+        model: The model before and after.
+        sparsity: Fractions of the MLP channels and of the heads that were removed, and those requested.
+        calibration: The calibration tokens.
+        versions: Versions of the libraries used.
+        layers: One report per layer.
+        joint: The measurements of the joint steps: what the pruned model's predictions lose against the dense model's
+            ("Loss" in ``docs/glossary.md``); the first is from before any step.
+        advice: Advice if some of the work had no effect: a sentence each, without full stop.
+        extras: What is known once the run has ended.
+    """
 
     settings: dict[str, Any]
-    method: MethodRecord
-    model: ModelRecord
-    calibration: CalibrationRecord
+    method: MethodAccount
+    model: PrunedModel
+    sparsity: Sparsities
+    calibration: DataAccount
     versions: dict[str, str]
-    layers: Annotated[tuple[LayerRecord, ...], msgspec.Meta(min_length=1)]
-    seconds: dict[str, float]
-    sparsity: dict[str, dict[str, float]] = field(default_factory=dict)
-    joint: tuple[CheckRecord, ...] = ()
+    layers: Annotated[tuple[LayerReport, ...], msgspec.Meta(min_length=1)]
+    joint: tuple[Check, ...] = ()
     advice: tuple[str, ...] = ()
-    extras: ExtrasRecord = field(default_factory=ExtrasRecord)
+    extras: Extras = field(default_factory=Extras)
 
     def __post_init__(self) -> None:
         """Validates the report.
@@ -192,26 +343,88 @@ class Record:
                 raise ValueError(f"Layer {layer.layer} keeps a channel that the model does not have")
 
     @property
-    def channels(self) -> ChangeRecord:
-        """MLP channels of all layers together."""
-        kept = sum(len(layer.kept) for layer in self.layers)
-        widths = self.model.widths
-        return ChangeRecord(sum(widths.before) if widths else self.model.intermediate.before * len(self.layers), kept)
+    def seconds(self) -> dict[str, float]:
+        """Time by phase, summed over all layers."""
+        phases = dict.fromkeys(phase for layer in self.layers for phase in layer.seconds)
+        found = {phase: sum(layer.seconds.get(phase, 0.0) for layer in self.layers) for phase in phases}
+        return found | ({"joint steps": sum(check.seconds for check in self.joint)} if self.joint else {})
+
+    @property
+    def one_width(self) -> bool:
+        """Whether all layers of the pruned model have the same width, so that stock loaders accept it."""
+        return len(set(self.model.widths.after)) == 1
 
     @property
     def removed(self) -> float:
         """Fraction of the MLP channels removed."""
-        return self.channels.removed
+        return self.model.widths.total.removed
 
     @property
-    def fewer_heads(self) -> ChangeRecord | None:
+    def fewer_heads(self) -> Change | None:
         """Attention heads of a layer, if some were removed."""
-        heads = self.model.heads
-        return heads if heads and heads.removed else None
+        return self.model.heads if self.model.heads.removed else None
+
+    def to_json(self) -> str:
+        """Returns the report as in ``spap_report.json``."""
+        return _json({"format": FORMAT}, _fields(self), {"seconds": self.seconds})
 
 
 @dataclass(frozen=True)
-class RatiosRecord:
+class FinetuneReport:
+    """Report of a training run, enough to repeat and to assess it: ``spap_finetune.json``.
+
+    Attributes:
+        settings: All settings, with the defaults of rank and learning rate resolved.
+        model: Name of the model that was trained.
+        teacher: Name of the model whose predictions were the target; None if the text was.
+        objective: Kind of the losses: "next token" or "divergence from the teacher".
+        data: The training tokens.
+        trained_parameters: Number of parameters that were trained.
+        checks: Records of the evaluations on the held-out sequences; the first is from before any step.
+        versions: Versions of the libraries used.
+        seconds: Duration of the training.
+        extras: What is known once the run has ended.
+    """
+
+    settings: dict[str, Any]
+    model: str
+    teacher: str | None
+    objective: str
+    data: DataAccount
+    trained_parameters: Count
+    checks: Annotated[tuple[Check, ...], msgspec.Meta(min_length=1)]
+    versions: dict[str, str]
+    seconds: float
+    extras: Extras = field(default_factory=Extras)
+
+    @property
+    def steps(self) -> int:
+        """Number of steps made."""
+        return self.checks[-1].step
+
+    @property
+    def kept(self) -> Check:
+        """The check whose weights are the result."""
+        return [check for check in self.checks if check.taken][-1]
+
+    @property
+    def held_out(self) -> dict[str, float]:
+        """Loss on the held-out sequences before and after."""
+        return {"before": self.checks[0].held_out, "after": self.kept.held_out}
+
+    @property
+    def losses(self) -> list[float]:
+        """The loss of every step."""
+        return [loss for check in self.checks for loss in check.losses]
+
+    def to_json(self) -> str:
+        """Returns the report as in ``spap_finetune.json``."""
+        shown = {"format": FORMAT, "held_out": self.held_out, "kept_step": self.kept.step}
+        return _json(shown, _fields(self))
+
+
+@dataclass(frozen=True)
+class Ratios:
     """How many times faster the second model is."""
 
     prefill: Positive
@@ -219,7 +432,7 @@ class RatiosRecord:
 
 
 @dataclass(frozen=True)
-class MeasuredRecord:
+class Measured:
     """A model that ``spap bench`` timed: the name of its folder, and how many parameters it has."""
 
     model: str
@@ -227,46 +440,37 @@ class MeasuredRecord:
 
 
 @dataclass(frozen=True)
-class WorkloadRecord:
-    """The work that ``spap bench`` timed."""
+class GenerationWorkload:
+    """The work that ``spap bench`` times.
 
-    batch: Whole
-    prompt: Whole
-    new: Whole
-    repeats: Whole
+    Attributes:
+        batch: Number of sequences at once (B).
+        prompt: Number of tokens of each sequence that prefill reads.
+        new: Number of tokens that decoding appends to each sequence.
+        repeats: Number of timed runs; medians are reported.
+    """
+
+    batch: Whole = 1
+    prompt: Whole = 512
+    new: Whole = 32
+    repeats: Whole = 7
 
 
 @dataclass(frozen=True)
-class SpeedRecord:
+class SpeedReport:
     """Speed-ups between two models from ``spap bench``: as measured, and as the arithmetic allows."""
 
-    models: tuple[MeasuredRecord, MeasuredRecord]
-    workload: WorkloadRecord
-    speed_up: RatiosRecord
-    by_arithmetic: RatiosRecord
+    models: tuple[Measured, Measured]
+    workload: GenerationWorkload
+    speed_up: Ratios
+    by_arithmetic: Ratios
 
 
 @dataclass(frozen=True)
-class StepsRecord:
-    """Length of the training."""
-
-    steps: Whole
-
-
-@dataclass(frozen=True)
-class TrainedRecord:
-    """Report of ``spap finetune`` on a pruned checkpoint; the pruning report beside it is from before the training."""
-
-    settings: StepsRecord
-    objective: str
-    extras: ExtrasRecord
-
-
-@dataclass(frozen=True)
-class RunRecord:
+class RunReports:
     """A pruned checkpoint's report, its unique label, and later measurements and training."""
 
     label: str
-    record: Record
-    speed: SpeedRecord | None = None
-    trained: TrainedRecord | None = None
+    pruned: PruneReport
+    speed: SpeedReport | None = None
+    trained: FinetuneReport | None = None

@@ -4,10 +4,12 @@ import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from spap_jax.quantities import bytes_text, change_text, count_text, share_text, signed
-from spap_jax.reporting.schema import ChangeRecord, ErrorsRecord, LayerRecord, PerplexityRecord, Record, RunRecord
+from spap_jax.reporting.schema import Change, Errors, LayerReport, Perplexities, PruneReport, RunReports
 from spap_jax.reporting.style import STAGES
 
 NOTHING = "\N{EN DASH}"
@@ -69,23 +71,23 @@ def headlines(table: Table) -> list[Headline]:
     ]
 
 
-def before_and_after(run: RunRecord) -> Table:
+def before_and_after(run: RunReports) -> Table:
     """Returns a table of parameters, channels, heads, bytes, perplexity and speed, dense and pruned."""
-    record = run.record
+    report = run.pruned
     counts = {
-        "parameters": record.model.parameters,
-        "MLP parameters": record.model.mlp_parameters,
-        "MLP channels, all layers": record.channels,
+        "parameters": report.model.parameters,
+        "MLP parameters": report.model.mlp_parameters,
+        "MLP channels, all layers": report.model.widths.total,
     }
-    if record.fewer_heads and record.model.kv_heads:
-        counts["attention heads of a layer"] = record.fewer_heads
-        counts["key/value heads of a layer"] = record.model.kv_heads
+    if report.fewer_heads:
+        counts["attention heads of a layer"] = report.fewer_heads
+        counts["key/value heads of a layer"] = report.model.kv_heads
     rows = [
         (name, count_text(change.before), count_text(change.after), _change(change)) for name, change in counts.items()
     ]
-    if size := record.extras.bytes:
+    if size := report.extras.bytes:
         rows.append(("weights on disk", bytes_text(size.before), bytes_text(size.after), _change(size)))
-    if measured := record.extras.perplexity:
+    if measured := report.extras.perplexity:
         rows.append(("perplexity", *_perplexity(measured)))
     if run.trained and (measured := run.trained.extras.perplexity):
         rows.append(("perplexity by training", *_perplexity(measured)))
@@ -101,20 +103,20 @@ def before_and_after(run: RunRecord) -> Table:
     return Table("Before and after pruning", ("", "before", "after", "change"), tuple(rows))
 
 
-def side_by_side(runs: Sequence[RunRecord]) -> Table:
+def side_by_side(runs: Sequence[RunReports]) -> Table:
     """Returns a table with a row per run: its results, and the settings in which the runs differ."""
-    settings = differing([run.record.settings for run in runs])
+    settings = differing([run.pruned.settings for run in runs])
     columns = {
         "run": [run.label for run in runs],
-        "model": [run.record.model.name for run in runs],
-        "channels removed": [share_text(run.record.removed) for run in runs],
-        "heads removed": [share_text(heads.removed) if (heads := run.record.fewer_heads) else NOTHING for run in runs],
+        "model": [run.pruned.model.name for run in runs],
+        "channels removed": [share_text(run.pruned.removed) for run in runs],
+        "heads removed": [share_text(heads.removed) if (heads := run.pruned.fewer_heads) else NOTHING for run in runs],
         **_perplexities(runs),
-        "parameters": [count_text(run.record.model.parameters.after) for run in runs],
-        "weights on disk": [_size(run.record.extras.bytes) for run in runs],
+        "parameters": [count_text(run.pruned.model.parameters.after) for run in runs],
+        "weights on disk": [_size(run.pruned.extras.bytes) for run in runs],
         **_speeds(runs),
-        "seconds": [f"{sum(run.record.seconds.values()):.1f}" for run in runs],
-        **{name: [value_text(run.record.settings.get(name)) for run in runs] for name in settings},
+        "seconds": [f"{sum(run.pruned.seconds.values()):.1f}" for run in runs],
+        **{name: [value_text(run.pruned.settings.get(name)) for run in runs] for name in settings},
     }
     if len(set(columns["model"])) == 1:
         del columns["model"]
@@ -124,9 +126,9 @@ def side_by_side(runs: Sequence[RunRecord]) -> Table:
     )
 
 
-def layers(record: Record) -> Table:
+def layers(report: PruneReport) -> Table:
     """Returns a table with a row per layer: the numbers that the plots show."""
-    rows = [_layer(layer) for layer in record.layers]
+    rows = [_layer(layer) for layer in report.layers]
     columns = {name: [row.get(name, NOTHING) for row in rows] for name in dict.fromkeys(itertools.chain(*rows))}
     return Table("Every layer in numbers", tuple(columns), tuple(zip(*columns.values(), strict=True)), note=LAYERS_NOTE)
 
@@ -138,7 +140,7 @@ LAYERS_NOTE = (
 )
 
 
-def _layer(layer: LayerRecord) -> dict[str, str]:
+def _layer(layer: LayerReport) -> dict[str, str]:
     """Returns the cells of a layer, keyed by column."""
     cells = {"layer": str(layer.layer), "channels kept": count_text(len(layer.kept))}
     cells |= _errors(layer.calibration) | (_errors(layer.held_out, "held-out ") if layer.held_out else {})
@@ -152,17 +154,17 @@ def _layer(layer: LayerRecord) -> dict[str, str]:
     return cells | {"seconds": f"{sum(layer.seconds.values()):.1f}"}
 
 
-def joint(record: Record) -> Table:
+def joint(report: PruneReport) -> Table:
     """Returns a table with a row per measurement in the joint steps."""
     rows = tuple(
         (
             count_text(check.step),
             count_text(check.tokens),
-            decimals(_mean(check.losses)) if check.losses else NOTHING,
+            decimals(fmean(check.losses)) if check.losses else NOTHING,
             decimals(check.held_out),
             "yes" if check.taken else "no",
         )
-        for check in record.joint
+        for check in report.joint
     )
     columns = ("steps", "tokens", "in the steps", "held-out", "kept")
     note = (
@@ -171,11 +173,6 @@ def joint(record: Record) -> Table:
         "the weight `joint_text_weight`."
     )
     return Table("The joint steps in numbers", columns, rows, ("kept",), note)
-
-
-def _mean(losses: Sequence[float | None]) -> float | None:
-    finite = [loss for loss in losses if loss is not None]
-    return sum(finite) / len(finite) if len(finite) == len(losses) else None
 
 
 def differing(settings: Sequence[dict[str, Any]]) -> list[str]:
@@ -191,23 +188,23 @@ def value_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _errors(errors: ErrorsRecord, prefix: str = "", stages: Sequence[str] = tuple(STAGES)) -> dict[str, str]:
+def _errors(errors: Errors, prefix: str = "", stages: Sequence[str] = tuple(STAGES)) -> dict[str, str]:
     """Returns the errors after some stages in per cent, keyed by column."""
     found = {f"{prefix}{STAGES[stage].label}": getattr(errors, stage) for stage in stages}
-    return {name: NOT_FINITE if error is None else f"{100 * error:.2f}" for name, error in found.items()}
+    return {name: f"{100 * error:.2f}" if isfinite(error) else NOT_FINITE for name, error in found.items()}
 
 
-def decimals(value: float | None) -> str:
+def decimals(value: float) -> str:
     """Formats a number as the tables show it."""
-    return NOT_FINITE if value is None else f"{value:.4f}"
+    return f"{value:.4f}" if isfinite(value) else NOT_FINITE
 
 
-def _size(size: ChangeRecord | None) -> str:
+def _size(size: Change | None) -> str:
     return bytes_text(size.after) if size else NOTHING
 
 
-def _perplexities(runs: Sequence[RunRecord]) -> dict[str, list[str]]:
-    measured = [run.record.extras.perplexity for run in runs]
+def _perplexities(runs: Sequence[RunReports]) -> dict[str, list[str]]:
+    measured = [run.pruned.extras.perplexity for run in runs]
     trained = [run.trained.extras.perplexity if run.trained else None for run in runs]
     return {
         "dense perplexity": [decimals(found.before) if found else NOTHING for found in measured],
@@ -217,16 +214,16 @@ def _perplexities(runs: Sequence[RunRecord]) -> dict[str, list[str]]:
     }
 
 
-def _perplexity(measured: PerplexityRecord) -> tuple[str, str, str]:
+def _perplexity(measured: Perplexities) -> tuple[str, str, str]:
     """Returns perplexity before and after, and the change."""
     return decimals(measured.before), decimals(measured.after), _perplexity_change(measured)
 
 
-def _perplexity_change(measured: PerplexityRecord) -> str:
-    return NOTHING if measured.after is None else signed(change_text(measured.before, measured.after))
+def _perplexity_change(measured: Perplexities) -> str:
+    return signed(change_text(measured.before, measured.after)) if isfinite(measured.after) else NOTHING
 
 
-def _speeds(runs: Sequence[RunRecord]) -> dict[str, list[str]]:
+def _speeds(runs: Sequence[RunReports]) -> dict[str, list[str]]:
     measured = [run.speed for run in runs]
     return {
         "prefill speed": [f"{found.speed_up.prefill:.3f}x" if found else NOTHING for found in measured],
@@ -234,5 +231,5 @@ def _speeds(runs: Sequence[RunRecord]) -> dict[str, list[str]]:
     }
 
 
-def _change(change: ChangeRecord) -> str:
+def _change(change: Change) -> str:
     return signed(change_text(change.before, change.after))

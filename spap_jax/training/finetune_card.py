@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from spap_jax.pruning.prune_card import card_head
-from spap_jax.training.finetune_report import FinetuneReport
+from spap_jax.reporting.schema import FinetuneReport
 
 _PRUNED = "spap_report.json"
 """File name of the pruning report."""
@@ -54,15 +54,15 @@ def trained_card(report: FinetuneReport, folder: Path | None) -> str:
     ours = "\n- spap-jax\n" in card
     held_out = report.held_out
     rows = [(f"loss on held-out sequences ({report.objective})", held_out["before"], held_out["after"])]
-    if measured := report.extras.get("perplexity"):
-        rows.append((f"perplexity on {measured['data']}", measured["before"], measured["after"]))
+    if measured := report.extras.perplexity:
+        rows.append((f"perplexity on {measured.data}", measured.before, measured.after))
     section = _SECTION.format(
         afterwards="after pruning" if ours else "on",
         kind="All weights were" if report.settings["full"] else "Low-rank updates of the projections (LoRA) were",
-        steps=report.settings["steps"],
+        steps=report.steps,
         version=report.versions["spap-jax"],
         goal="towards the predictions of the dense model" if report.teacher else "to predict the next token",
-        data=report.data["description"],
+        data=report.data.description,
         kept=report.kept.step,
         rows="\n".join(f"| {name} | {before:.4f} | {after:.4f} |" for name, before, after in rows),
     )

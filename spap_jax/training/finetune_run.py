@@ -6,11 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 from spap_jax import devices
-from spap_jax.data import mask_of
+from spap_jax.data.blocks import mask_of
 from spap_jax.model import Model
+from spap_jax.reporting.schema import FinetuneReport
 from spap_jax.settings import FinetuneSettings
 from spap_jax.training.engine import Stage, StoredStage
-from spap_jax.training.finetune_report import FinetuneReport, new_finetune_report
+from spap_jax.training.finetune_report import new_finetune_report
 from spap_jax.training.train import finetune_stages, result
 
 

@@ -6,11 +6,11 @@ from typing import Any
 
 from spap_jax.checkpoint.fingerprint import fingerprint
 from spap_jax.checkpoint.unfinished import Unfinished
-from spap_jax.data import TokenBlocks
+from spap_jax.data.blocks import TokenBlocks
 from spap_jax.model import Model
 from spap_jax.pruning.step_store import computing
+from spap_jax.reporting.schema import Check, converted
 from spap_jax.settings import FinetuneSettings
-from spap_jax.training.check import check_of
 from spap_jax.training.engine import Stage, StoredStage
 
 
@@ -40,7 +40,7 @@ def stored_stage(unfinished: Unfinished) -> StoredStage | None:
     """Returns the state that an interrupted run left; None if there is no such run."""
     if not unfinished.told:
         return None
-    checks = tuple(check_of(told) for told in unfinished.told)
+    checks = tuple(converted(told, Check) for told in unfinished.told)
     return functools.partial(unfinished.read, len(checks) - 1), checks
 
 

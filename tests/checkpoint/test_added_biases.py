@@ -83,7 +83,7 @@ def test_the_card_names_the_original_as_the_hub_knows_it(name: str, repo: str | 
     from spap_jax.pruning.prune_card import model_card
 
     report = flapped(write("llama", tmp_path / "in")).report
-    card: Any = ModelCard(model_card(dataclasses.replace(report, model=report.model | {"name": name})))
+    card: Any = ModelCard(model_card(dataclasses.replace(report, model=dataclasses.replace(report.model, name=name))))
     assert (card.data.base_model, card.data.library_name) == (repo, "transformers")
     assert card.data.pipeline_tag == "text-generation"
     assert f"Made from `{name}` by SPAP-JAX {spap_jax.__version__}: " in card.text

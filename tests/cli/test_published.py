@@ -9,7 +9,7 @@ from commands import left, spap, tiny, token_file
 
 from spap_jax.checkpoint.locate import public_name
 from spap_jax.checkpoint.publish import files_of, left_out
-from spap_jax.named_sets import data_name
+from spap_jax.data.named_sets import data_name
 
 SHORT = ("--sequences", "16", "--sequence-length", "32")
 

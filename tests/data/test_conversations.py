@@ -11,7 +11,7 @@ import tokenizers
 import transformers
 from data_cases import read, refused, write_parquet
 
-from spap_jax.data import new_blocks
+from spap_jax.data.blocks import new_blocks
 
 START, END = "<|im_start|>", "<|im_end|>"
 WORDS = [START, END, "system", "user", "assistant", *(f"w{i}" for i in range(30))]

@@ -17,11 +17,11 @@ import pytest
 from data_cases import JOINED, TEXTS, VOCABULARY, WORDS, json_lines, read, refused, write_parquet
 
 from spap_jax import hub
-from spap_jax.data import NAMED, Role
+from spap_jax.data.named_sets import NAMED, Role
 
 SCRIPT = """
 import json, sys
-from spap_jax.data import load_tokens
+from spap_jax.data.loading import load_tokens
 from spap_jax.errors import UserError
 found = []
 for data, tokenizer, role in json.loads(sys.argv[1]):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from data_cases import read, refused
 
-from spap_jax.mixtures import Part, parts_of
+from spap_jax.data.mixtures import Part, parts_of
 
 
 @pytest.fixture

@@ -5,7 +5,8 @@ from data_cases import WORDS, read
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spap_jax.data import POOL, _chunks
+from spap_jax.data.loading import POOL
+from spap_jax.data.tokenizing import _chunks
 
 
 @settings(max_examples=60, deadline=None)

@@ -13,12 +13,13 @@ from spap_jax.evaluation.divergence import compare
 from spap_jax.evaluation.generation import Sampling
 from spap_jax.evaluation.perplexity import negative_log_likelihood, perplexity
 from spap_jax.evaluation.sequences import Replicas, continuations, replicate
-from spap_jax.evaluation.speed import GenerationWorkload, measure
+from spap_jax.evaluation.speed import measure
 from spap_jax.model import Model, Source
 from spap_jax.models import decoder
 from spap_jax.models.registry import family_of
 from spap_jax.placement import bytes_of, place_params, shard_params
 from spap_jax.pruning.sampling import sample
+from spap_jax.reporting.schema import GenerationWorkload
 
 THEIRS = {
     "model_type": "llama",

@@ -12,7 +12,7 @@ import pytest
 from loads import LLAMA, config_of
 
 from spap_jax import devices
-from spap_jax.data import new_blocks
+from spap_jax.data.blocks import new_blocks
 from spap_jax.model import Model, Source
 from spap_jax.models import decoder
 from spap_jax.planning.programs import programs

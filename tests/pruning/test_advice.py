@@ -1,13 +1,30 @@
 """The advice of a report when parts of a run brought no gain."""
 
 import dataclasses
-import json
 
 import pytest
 
-from spap_jax.pruning.achieved import Sparsities, Sparsity
-from spap_jax.pruning.prune_report import Errors, LayerReport, PruneReport
-from spap_jax.training.check import Check
+from spap_jax.pruning.advice import advice
+from spap_jax.reporting.schema import (
+    Biases,
+    Change,
+    Check,
+    DataAccount,
+    Errors,
+    LayerReport,
+    MethodAccount,
+    PrunedModel,
+    PruneReport,
+    Sparsities,
+    Sparsity,
+    Widths,
+)
+
+WIDTHS = Widths((1536,) * 4, (1075,) * 4)
+MODEL = PrunedModel(
+    "owner/model", "LlamaForCausalLM", 4, Change(1536, 1075), WIDTHS, Change(9, 9), Change(3, 3), Biases(False, False),
+    Change(135, 110), Change(80, 55),
+)  # fmt: skip
 
 
 def layer(index: int, held_out: float | None) -> LayerReport:
@@ -25,10 +42,10 @@ def report(
     """Return the report of a model with 1536 channels, calibrated on sequences of 128 tokens."""
     return PruneReport(
         settings={"sampled": sampled},
-        method={"selection": "spap", "update": "alternate"},
-        model={"intermediate": {"before": 1536, "after": 1075}},
+        method=MethodAccount("spap", "alternate"),
+        model=MODEL,
         sparsity=Sparsities(Sparsity(0.3, 0.3), Sparsity(0.0, 0.0)),
-        calibration={"sequences": sequences, "sequence_length": 128},
+        calibration=DataAccount(sequences, 128, "some text", None),
         versions={},
         layers=tuple(layer(index, held_out) for index in range(4)),
         joint=tuple(Check(index, 0, (), 0.2, each, 0.1) for index, each in enumerate((True, *taken))),
@@ -65,6 +82,4 @@ FEW = "the held-out error is 2.6 x the calibration's: 2 048 tokens are few for 1
     ],
 )
 def test_advice(given: dict, expected: list[str]):
-    made = report(**given)
-    assert list(made.advice) == expected
-    assert json.loads(made.to_json())["advice"] == expected
+    assert list(advice(report(**given))) == expected

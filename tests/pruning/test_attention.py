@@ -17,7 +17,7 @@ from spap_jax.models import decoder
 from spap_jax.models.decoder import Block
 from spap_jax.pruning import moments, reduce, streams
 from spap_jax.pruning.narrow import pruned_config
-from spap_jax.pruning.prune_report import AttentionReport
+from spap_jax.reporting.schema import AttentionReport, Change
 from spap_jax.solver.alternating import Tokens
 
 HALF = SETTINGS.replace(attention_sparsity=0.5, update="refit", held_out=0.25)
@@ -202,9 +202,9 @@ def test_dead_groups_are_lost_and_nothing_else():
 def test_the_report_counts_what_is_left():
     result = run("qwen2")
     told = result.report.model
-    assert told["heads"] == told["kv_heads"] == {"before": 4, "after": 2}
+    assert told.heads == told.kv_heads == Change(4, 2)
     assert result.model.config.head_dim == 8
-    assert told["parameters"]["after"] == sum(array.size for array in jax.tree.leaves(result.model.params))
+    assert told.parameters.after == sum(array.size for array in jax.tree.leaves(result.model.params))
 
 
 def test_joint_steps_on_the_narrow_model_leave_its_attention():

@@ -12,10 +12,10 @@ from pruning_cases import SETTINGS, one_layer, random_tokens, tiny
 from spap_jax import devices
 from spap_jax.models.decoder import Params
 from spap_jax.pruning.pipeline import prune_layers
-from spap_jax.pruning.prune_report import LayerReport, report_of
+from spap_jax.pruning.prune_report import report_of
 from spap_jax.pruning.run import NOTHING, Begun, resolve
+from spap_jax.reporting.schema import Check, LayerReport
 from spap_jax.settings import PruneSettings
-from spap_jax.training.check import Check
 
 LAYERS = 3
 QUICK = SETTINGS.replace(rounds=1, steps=3)

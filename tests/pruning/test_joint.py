@@ -10,15 +10,14 @@ from pruning_cases import SETTINGS, random_tokens, tiny
 
 from spap_jax import api
 from spap_jax.api import logits
-from spap_jax.data import new_blocks
+from spap_jax.data.blocks import new_blocks
 from spap_jax.errors import UserError
 from spap_jax.model import Model
 from spap_jax.models import decoder
 from spap_jax.pruning import joint, predictions
-from spap_jax.pruning.prune_report import LayerReport
 from spap_jax.pruning.run import calibration_chunks
+from spap_jax.reporting.schema import Check, LayerReport
 from spap_jax.settings import EFFORTS, PruneSettings
-from spap_jax.training.check import Check
 from spap_jax.training.engine import _order
 
 JOINT = SETTINGS.replace(rounds=0, joint_passes=1, joint_learning_rate=0.01, joint_tokens=256)
@@ -140,7 +139,7 @@ def test_further_text_is_fitted_as_if_it_had_been_asked_for():
     assert found.joint[-1].step == expected.joint[-1].step == 48
     assert [check.losses for check in found.joint] == [check.losses for check in expected.joint]
     assert [layer.calibration for layer in found.layers] == [layer.calibration for layer in expected.layers]
-    assert found.calibration["further_sequences"] == 384
+    assert found.calibration.further_sequences == 384
 
 
 @pytest.mark.parametrize(("passes", "more"), [(0, 0), (0.5, 0), (1, 0), (2, 12), (4, 20)])

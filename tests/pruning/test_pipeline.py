@@ -32,8 +32,8 @@ from spap_jax.models import decoder
 from spap_jax.pruning import streams
 from spap_jax.pruning.narrow import pruned_config
 from spap_jax.pruning.pipeline import prune_layers, rounds_pay
-from spap_jax.pruning.prune_report import Errors, LayerReport
 from spap_jax.pruning.run import resolve
+from spap_jax.reporting.schema import Change, Errors, LayerReport
 
 FAMILIES = ("llama", "qwen2", "opt_125m_like")
 LAYERS, REMOVED = 3, CHANNELS - KEPT
@@ -106,7 +106,7 @@ def test_streams_of_half_the_bytes_make_nearly_the_same_model(variant: str, chan
     settings = SETTINGS.replace(**changes)
     exact = api.prune(tiny(variant), random_tokens(), settings=settings)
     half = api.prune(tiny(variant), random_tokens(), settings=settings.replace(stream_dtype="bfloat16"))
-    assert exact.report.model["widths"] == half.report.model["widths"]
+    assert exact.report.model.widths == half.report.model.widths
     for one, other in zip(exact.report.layers, half.report.layers, strict=True):
         assert len(set(one.kept) & set(other.kept)) > 0.8 * len(one.kept)
         assert one.calibration.refit != other.calibration.refit == pytest.approx(one.calibration.refit, rel=0.05)
@@ -207,7 +207,7 @@ def test_pruning_what_was_pruned():
     once = pruned("llama")
     twice = api.prune(once.model, random_tokens(), settings=SETTINGS, rounds=0)
     assert twice.model.config.intermediate == round(0.7 * KEPT)
-    assert twice.report.model["intermediate"] == {"before": KEPT, "after": 26}
+    assert twice.report.model.intermediate == Change(KEPT, 26)
     assert np.isfinite(logits(twice.model, random_tokens())).all()
 
 

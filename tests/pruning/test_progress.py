@@ -7,9 +7,8 @@ import pytest
 from pruning_cases import tiny
 
 from spap_jax.pruning.progress import Progress, Said
-from spap_jax.pruning.prune_report import AttentionReport, Errors, LayerReport
+from spap_jax.reporting.schema import AttentionReport, Check, Errors, LayerReport
 from spap_jax.settings import PruneSettings
-from spap_jax.training.check import Check
 
 LLAMA = tiny("llama").config  # three layers
 ERRORS = Errors(0.0593, 0.0257, 0.0231)

@@ -43,8 +43,8 @@ def test_tokens_are_drawn_as_the_model_predicts_them():
 def test_what_was_written_is_fitted_and_never_held_out():
     settings = SETTINGS.replace(sampled=2, rounds=0, held_out=0.25)
     told = api.prune(tiny("llama"), TOKENS, settings=settings).report.calibration
-    assert (told["sequences"], told["sequence_length"]) == (384, 16)
-    assert "token ids from memory, and 2 for each that the model wrote" in told["description"]
+    assert (told.sequences, told.sequence_length) == (384, 16)
+    assert "token ids from memory, and 2 for each that the model wrote" in told.description
     fitted, held_out = calibration_chunks(np.arange(384 * 16).reshape(384, 16), settings)
     assert held_out.tokens.min() == fitted.tokens.max() + 1 == (384 - 32) * 16
 

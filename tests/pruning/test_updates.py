@@ -16,6 +16,7 @@ from spap_jax.models import decoder
 from spap_jax.pruning import streams
 from spap_jax.pruning.layer import Choice, PhaseClock, prune_layer
 from spap_jax.pruning.narrow import pruned_config
+from spap_jax.reporting.schema import Biases, MethodAccount
 from spap_jax.settings import Method, Update
 from spap_jax.solver.swap import Polished
 
@@ -200,7 +201,7 @@ def test_rounds_use_the_ridge_that_the_selection_ended_with():
 def test_ours_without_its_steps_is_its_refit():
     one, other = run("llama", "spap", "refit"), run("llama", "spap", rounds=0)
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, one.model.params, other.model.params)))
-    assert one.report.method == {"selection": "spap", "update": "refit"}
+    assert one.report.method == MethodAccount("spap", "refit")
 
 
 def test_random_differs_by_seed_and_by_layer():
@@ -235,9 +236,9 @@ def test_qwen2_with_flap_works_in_memory():
 def test_the_report_tells_the_method_and_its_update():
     report = run("llama", "flap").report
     assert report.settings["update"] == "own"
-    assert report.method == {"selection": "flap", "update": "bias"}
-    assert report.model["mlp_bias"] == {"before": False, "after": True}
-    added = report.model["mlp_parameters"]["after"] - 3 * 3 * 32 * KEPT
+    assert report.method == MethodAccount("flap", "bias")
+    assert report.model.mlp_bias == Biases(False, True)
+    added = report.model.mlp_parameters.after - 3 * 3 * 32 * KEPT
     assert added == 3 * (2 * KEPT + 32)
 
 

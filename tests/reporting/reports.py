@@ -1,5 +1,6 @@
 """Reports as ``spap prune`` writes them, with distinguishable numbers, and a parser of pages."""
 
+import inspect
 import json
 from dataclasses import asdict
 from html.parser import HTMLParser
@@ -8,11 +9,25 @@ from typing import Any
 
 import numpy as np
 
-from spap_jax.pruning.achieved import Sparsities, Sparsity
-from spap_jax.pruning.prune_report import AttentionReport, Errors, LayerReport, PruneReport
 from spap_jax.reporting.read import read_runs
-from spap_jax.reporting.schema import Record, RunRecord
-from spap_jax.training.check import Check
+from spap_jax.reporting.schema import (
+    AttentionReport,
+    Biases,
+    Change,
+    Check,
+    DataAccount,
+    Errors,
+    Extras,
+    LayerReport,
+    MethodAccount,
+    Perplexities,
+    PrunedModel,
+    PruneReport,
+    RunReports,
+    Sparsities,
+    Sparsity,
+    Widths,
+)
 
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
 
@@ -41,11 +56,8 @@ def check(number: int) -> Check:
     return Check(2 * number, 2000 * number, losses, 0.88 - 0.01 * number if taken else 0.95, taken, 2.5)
 
 
-def report(
-    layers: int = 3, checks: int = 6, held_out: bool = True, width: int = 40, keep: int = 25, **changes: Any
-) -> dict[str, Any]:
-    """Return the JSON of a report, with top-level fields replaced by those given."""
-    whole = PruneReport(
+def written(layers: int = 3, checks: int = 6, held_out: bool = True, width: int = 40, keep: int = 25) -> PruneReport:
+    return PruneReport(
         settings={
             "sparsity": 1 - keep / width,
             "round_to": 1,
@@ -54,28 +66,36 @@ def report(
             "rounds": 2,
             "sampled": 0,
         },
-        method={"selection": "spap", "update": "alternate"},
-        model={
-            "name": "owner/model",
-            "architecture": "LlamaForCausalLM",
-            "layers": layers,
-            "intermediate": {"before": width, "after": keep},
-            "mlp_bias": {"before": False, "after": False},
-            "parameters": {"before": 1234567, "after": 1000 * keep},
-            "mlp_parameters": {"before": 765432, "after": 100 * keep},
-        },
+        method=MethodAccount("spap", "alternate"),
+        model=PrunedModel(
+            name="owner/model",
+            architecture="LlamaForCausalLM",
+            layers=layers,
+            intermediate=Change(width, keep),
+            widths=Widths((width,) * layers, (keep,) * layers),
+            heads=Change(8, 8),
+            kv_heads=Change(2, 2),
+            mlp_bias=Biases(False, False),
+            parameters=Change(1234567, 1000 * keep),
+            mlp_parameters=Change(765432, 100 * keep),
+        ),
         sparsity=Sparsities(Sparsity(1 - keep / width, 1 - keep / width), Sparsity(0.0, 0.0)),
-        calibration={"sequences": 17, "sequence_length": 64, "description": "some text", "sha256": "ab" * 32},
+        calibration=DataAccount(17, 64, "some text", "ab" * 32),
         versions={"spap-jax": "0.1.0", "jax": "0.10.2"},
         layers=tuple(layer(index, width, keep, held_out) for index in range(layers)),
         joint=tuple(map(check, range(checks))),
-        extras={
-            "bytes": {"before": 4938268, "after": 4000 * keep},
-            "perplexity": {"data": "other text", "before": 7.125, "after": 9.5 - keep / width},
-            "peak_memory_bytes": 987654321,
-        },
+        extras=Extras(
+            bytes=Change(4938268, 4000 * keep),
+            perplexity=Perplexities("other text", 7.125, 9.5 - keep / width),
+            peak_memory_bytes=987654321,
+        ),
     )
-    return json.loads(whole.to_json()) | changes
+
+
+def report(**changes: Any) -> dict[str, Any]:
+    """Return the JSON of ``written``, with its arguments and top-level fields as given."""
+    shape = {name: changes.pop(name) for name in inspect.signature(written).parameters if name in changes}
+    return json.loads(written(**shape).to_json()) | changes
 
 
 def with_fewer_heads(tree: dict[str, Any]) -> dict[str, Any]:
@@ -94,12 +114,12 @@ def put(folder: Path, tree: dict[str, Any] | None = None) -> Path:
     return folder
 
 
-def run(tmp_path: Path, tree: dict[str, Any] | None = None) -> RunRecord:
+def run(tmp_path: Path, tree: dict[str, Any] | None = None) -> RunReports:
     return read_runs([put(tmp_path / "run", tree)])[0]
 
 
-def record(tmp_path: Path, tree: dict[str, Any] | None = None) -> Record:
-    return run(tmp_path, tree).record
+def pruned(tmp_path: Path, tree: dict[str, Any] | None = None) -> PruneReport:
+    return run(tmp_path, tree).pruned
 
 
 class Look(HTMLParser):

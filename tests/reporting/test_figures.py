@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import same_color
-from reports import put, record, report
+from reports import pruned, put, report
 
 from spap_jax.reporting import comparison, draw, figures
 from spap_jax.reporting.read import read_runs
-from spap_jax.reporting.schema import LayerRecord, Record
+from spap_jax.reporting.schema import LayerReport, PruneReport
 from spap_jax.reporting.style import LIGHT, themed
 
 
-def by_name(found: Record) -> dict[str, figures.Plot]:
+def by_name(found: PruneReport) -> dict[str, figures.Plot]:
     with draw.drawing():
         return {plot.name: plot for plot in figures.plots(found)}
 
@@ -30,7 +30,7 @@ def bars(axes: Axes, side: str) -> list[float]:
 
 def test_errors(tmp_path: Path) -> None:
     tree = report()
-    plot = by_name(record(tmp_path, tree))["errors"]
+    plot = by_name(pruned(tmp_path, tree))["errors"]
     stages = ("selection", "refit", "alternating")
     expected = [
         [100 * layer[tokens][stage] for layer in tree["layers"]]
@@ -44,7 +44,7 @@ def test_errors(tmp_path: Path) -> None:
 
 def test_gains_are_shares_of_the_held_out_error_after_selection(tmp_path: Path) -> None:
     tree = report()
-    axes = by_name(record(tmp_path, tree))["gains"].figure.axes[0]
+    axes = by_name(pruned(tmp_path, tree))["gains"].figure.axes[0]
     errors = np.array([list(layer["held_out"].values()) for layer in tree["layers"]])
     expected = 100 * -np.diff(errors, axis=1) / errors[:, :1]
     assert bars(axes, "height") == pytest.approx(expected.T.ravel().tolist())
@@ -52,7 +52,7 @@ def test_gains_are_shares_of_the_held_out_error_after_selection(tmp_path: Path) 
 
 def test_channels(tmp_path: Path) -> None:
     tree = report()
-    picture, counts = by_name(record(tmp_path, tree))["channels"].figure.axes
+    picture, counts = by_name(pruned(tmp_path, tree))["channels"].figure.axes
     shown = np.asarray(picture.get_images()[0].get_array())
     for row, layer in zip(shown, tree["layers"], strict=True):
         assert np.flatnonzero(row[:, 3]).tolist() == layer["kept"]
@@ -63,14 +63,14 @@ def test_channels(tmp_path: Path) -> None:
 def test_cells_of_several_channels(width: int, size: int) -> None:
     kept = tuple(range(0, width, 3))
     errors: Any = None
-    share = figures.kept_share(LayerRecord(0, kept, errors, None, 0, 0, 0, {}), width, size)
+    share = figures.kept_share(LayerReport(0, kept, errors, None, 0, 0, 1e-4, 0, {}), width, size)
     inside = np.isin(np.arange(width), kept)
     assert share == pytest.approx([inside[start : start + size].mean() for start in range(0, width, size)])
 
 
 def test_losses(tmp_path: Path) -> None:
     tree = report()
-    plot = by_name(record(tmp_path, tree))["losses"]
+    plot = by_name(pruned(tmp_path, tree))["losses"]
     each, path, taken, refused = lines(plot.figure.axes[0])
     checks = tree["joint"]
     assert each == ([*range(1, 11)], [0.9, 0.8] * 5)
@@ -82,16 +82,17 @@ def test_losses(tmp_path: Path) -> None:
 
 def test_seconds(tmp_path: Path) -> None:
     tree = report()
-    axes = by_name(record(tmp_path, tree))["seconds"].figure.axes[0]
+    axes = by_name(pruned(tmp_path, tree))["seconds"].figure.axes[0]
     assert bars(axes, "width") == list(tree["seconds"].values())
     assert [text.get_text() for text in axes.texts] == [f"{spent:.1f}" for spent in tree["seconds"].values()]
 
 
 def test_plots_without_data_are_left_out(tmp_path: Path) -> None:
-    tree = report(layers=1, checks=0, held_out=False, seconds={})
+    tree = report(layers=1, checks=0, held_out=False)
+    tree["layers"][0]["seconds"] = {}
     errors = tree["layers"][0]["calibration"]
     errors["refit"] = errors["alternating"] = errors["selection"]
-    found = by_name(record(tmp_path, tree))
+    found = by_name(pruned(tmp_path, tree))
     assert list(found) == ["errors", "channels"]
     assert len(lines(found["errors"].figure.axes[0])) == 1
     assert "on calibration tokens" in found["errors"].alt
@@ -102,7 +103,7 @@ def test_what_was_not_finite_is_a_gap(tmp_path: Path) -> None:
     for layer in tree["layers"]:
         layer["held_out"]["alternating"] = None
     tree["layers"][0]["held_out"]["selection"] = 0.0  # so nothing to gain
-    found = by_name(record(tmp_path, tree))
+    found = by_name(pruned(tmp_path, tree))
     assert np.isnan(lines(found["errors"].figure.axes[0])[-1][1]).all()
     assert "adjusted not finite" in found["errors"].alt
     assert np.isnan(bars(found["gains"].figure.axes[0], "height")[0])
@@ -110,7 +111,7 @@ def test_what_was_not_finite_is_a_gap(tmp_path: Path) -> None:
 
 def test_many_layers_and_checks_fit(tmp_path: Path) -> None:
     """Warnings are errors, including those about labels without room."""
-    found = by_name(record(tmp_path, report(layers=80, checks=300, width=4000, keep=3001)))
+    found = by_name(pruned(tmp_path, report(layers=80, checks=300, width=4000, keep=3001)))
     with draw.drawing():
         drawn = {name: draw.png(plot.figure) for name, plot in found.items()}
     assert all(png.startswith(b"\x89PNG") for png in drawn.values())
@@ -120,7 +121,7 @@ def test_many_layers_and_checks_fit(tmp_path: Path) -> None:
 def test_colours_follow_the_page(tmp_path: Path) -> None:
     assert len(set(LIGHT.values())) == len(LIGHT)
     with draw.drawing():
-        text = draw.svg(by_name(record(tmp_path))["errors"].figure, "x")
+        text = draw.svg(by_name(pruned(tmp_path))["errors"].figure, "x")
     assert all(f"var(--{name})" in text for name in ("ink", "muted", "grid", "grey", "blue", "orange"))
     assert not [colour for colour in LIGHT.values() if colour in text]
     assert themed(f"fill: {LIGHT['blue']}") == "fill: var(--blue)"

@@ -13,20 +13,29 @@ from reports import DASH, MINUS, Look, put, report, run, with_fewer_heads
 from spap_jax.errors import UserError
 from spap_jax.reporting.page import render
 from spap_jax.reporting.read import read_runs
-from spap_jax.reporting.schema import MeasuredRecord, RatiosRecord, RunRecord, SpeedRecord, WorkloadRecord
+from spap_jax.reporting.schema import (
+    Check,
+    DataAccount,
+    Extras,
+    FinetuneReport,
+    GenerationWorkload,
+    Measured,
+    Perplexities,
+    Ratios,
+    RunReports,
+    SpeedReport,
+)
 from spap_jax.reporting.tables import side_by_side
-from spap_jax.training.check import Check
-from spap_jax.training.finetune_report import FinetuneReport
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> list[RunRecord]:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[RunReports]:
     folder = tmp_path_factory.mktemp("runs")
     return read_runs([put(folder / "one", report()), put(folder / "two", report(keep=10))])
 
 
 @pytest.fixture(scope="module")
-def two(runs: list[RunRecord]) -> tuple[str, dict[str, bytes]]:
+def two(runs: list[RunReports]) -> tuple[str, dict[str, bytes]]:
     return render(runs)
 
 
@@ -61,9 +70,9 @@ def test_every_drawing_finds_its_own_parts(two: tuple[str, dict[str, bytes]]) ->
 def test_a_run_that_was_trained_since_says_so(tmp_path: Path) -> None:
     """The report is that of the pruning, so without a note its numbers would be taken for the trained model's."""
     names, trained = ("pruned", "trained"), FinetuneReport(
-        settings={"steps": 1234}, model="pruned", teacher=None, objective="next token", data={}, trained_parameters=7,
-        checks=(Check(0, 0, (), 2.5, True, 0.1),), versions={}, seconds=1.0,
-        extras={"perplexity": {"data": "a third text", "before": 8.75, "after": 7.5}},
+        settings={}, model="pruned", teacher=None, objective="next token", data=DataAccount(1, 8, "text", None),
+        trained_parameters=7, checks=(Check(0, 0, (), 2.5, True, 0.1), Check(1234, 9872, (2.5,), 2.25, True, 0.1)),
+        versions={}, seconds=1.0, extras=Extras(perplexity=Perplexities("a third text", 8.75, 7.5)),
     )  # fmt: skip
     folders = [put(tmp_path / name) for name in names]
     (folders[1] / "spap_finetune.json").write_text(trained.to_json())
@@ -146,7 +155,7 @@ def test_the_numbers_of_a_run(tmp_path: Path) -> None:
 
 
 def test_both_sparsities_where_rounding_led_to_another_than_was_asked_for(tmp_path: Path):
-    asked = {"channels": {"asked": 0.3, "achieved": 0.375}}
+    asked = {"channels": {"asked": 0.3, "achieved": 0.375}, "heads": {"asked": 0.0, "achieved": 0.0}}
     page, _ = render([run(tmp_path, report(sparsity=asked))])
     assert "of 40 MLP channels (30 % asked for)." in Look(page).text
 
@@ -228,7 +237,7 @@ def test_several_runs(tmp_path: Path) -> None:
     trees = [report(), report(keep=10), report(keep=30, extras={})]
     trees[1]["settings"]["method"] = "wanda"
     runs = read_runs([put(tmp_path / name, tree) for name, tree in zip(("a", "b", "c"), trees, strict=True)])
-    runs[1] = RunRecord("b", runs[1].record, speed := measured())
+    runs[1] = RunReports("b", runs[1].pruned, speed := measured())
     page, _ = render(runs)
     look = Look(page)
     head, *rows = look.tables[0]
@@ -250,9 +259,9 @@ def test_several_runs(tmp_path: Path) -> None:
     assert re.findall(r"<strong>(Prefill speed|Decode speed)</strong>", page) == ["Prefill speed", "Decode speed"]
 
 
-def measured() -> SpeedRecord:
-    models = (MeasuredRecord("dense", 1234567), MeasuredRecord("b", 10000))
-    return SpeedRecord(models, WorkloadRecord(1, 256, 16, 7), RatiosRecord(1.25, 1.5), RatiosRecord(1.375, 1.625))
+def measured() -> SpeedReport:
+    models = (Measured("dense", 1234567), Measured("b", 10000))
+    return SpeedReport(models, GenerationWorkload(1, 256, 16, 7), Ratios(1.25, 1.5), Ratios(1.375, 1.625))
 
 
 def test_models_and_settings_that_differ_are_named(tmp_path: Path) -> None:
@@ -277,5 +286,5 @@ def test_names_are_only_shown(tmp_path: Path) -> None:
     assert all(re.fullmatch(r"[\w.-]+\.png", file) for file in images)
 
 
-def test_the_same_reports_give_the_same_page(runs: list[RunRecord], two: tuple[str, dict[str, bytes]]) -> None:
+def test_the_same_reports_give_the_same_page(runs: list[RunReports], two: tuple[str, dict[str, bytes]]) -> None:
     assert render(runs) == two

@@ -1,31 +1,22 @@
 """Reports are read as they are written, unknown fields are ignored, and invalid reports give an error in one line."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from reports import put, report, run
+from reports import put, report, run, written
 
 from spap_jax.errors import UserError
-from spap_jax.pruning.prune_report import FORMAT as WRITTEN
 from spap_jax.reporting import read, schema
 
 
 def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
-    tree = report()
-    found = run(tmp_path, tree)
-    assert (found.label, found.speed) == ("run", None)
-    assert tree["format"] == WRITTEN == read.FORMAT
-    layers = found.record.layers
-    for layer, written in zip(layers, tree["layers"], strict=True):
-        assert list(layer.kept) == written["kept"]
-        assert layer.calibration == schema.ErrorsRecord(**written["calibration"])
-        assert layer.held_out == schema.ErrorsRecord(**written["held_out"])
-    assert [check.taken for check in found.record.joint] == [check["taken"] for check in tree["joint"]]
-    assert found.record.settings == tree["settings"]
-    assert found.record.channels == schema.ChangeRecord(120, 75)
+    found = run(tmp_path, report())
+    assert (found.label, found.speed, found.pruned) == ("run", None, written())
+    assert found.pruned.model.widths.total == schema.Change(120, 75)
 
 
 def test_a_folder_of_runs_stands_for_them(tmp_path: Path) -> None:
@@ -45,21 +36,22 @@ def test_fields_that_are_not_known_are_passed_by(tmp_path: Path) -> None:
         place["a new field"] = {"of": ["any", "kind"]}
     folders = [put(tmp_path / "new", tree), put(tmp_path / "plain")]
     with_more, plain = read.read_runs(folders)
-    assert with_more.record == plain.record
+    assert with_more.pruned == plain.pruned
 
 
 def test_a_report_from_before_formats_had_numbers(tmp_path: Path) -> None:
     tree = report()
     del tree["format"]
-    assert run(tmp_path, tree).record.model.name == "owner/model"
+    assert run(tmp_path, tree).pruned.model.name == "owner/model"
 
 
 def test_numbers_that_were_not_finite(tmp_path: Path) -> None:
     tree = report()
     tree["layers"][1]["held_out"]["refit"] = tree["extras"]["perplexity"]["after"] = tree["joint"][0]["held_out"] = None
-    found = run(tmp_path, tree).record
+    found = run(tmp_path, tree).pruned
     assert found.layers[1].held_out is not None
-    assert found.layers[1].held_out.refit is None
+    assert math.isnan(found.layers[1].held_out.refit)
+    assert json.loads(found.to_json()) == tree
 
 
 def without(*path: Any) -> Callable[[dict], None]:
@@ -151,7 +143,7 @@ def test_measurements_of_speed(tmp_path: Path) -> None:
     found = read.read_runs(folders, [file])
     assert found[0].speed is None
     assert found[1].speed is not None
-    assert found[1].speed.speed_up == schema.RatiosRecord(1.25, 1.5)
+    assert found[1].speed.speed_up == schema.Ratios(1.25, 1.5)
     file.write_text(json.dumps(speeds(tmp_path / "elsewhere")))
     with pytest.raises(
         UserError, match=r"measures .*elsewhere of 25000 parameters, which is none of the folders given"

@@ -10,7 +10,7 @@ from training_cases import FULL, counting, tiny
 
 import spap_jax as spap
 from spap_jax import devices
-from spap_jax.data import new_blocks
+from spap_jax.data.blocks import new_blocks
 from spap_jax.settings import PruneSettings
 from spap_jax.training.engine import batch_of
 from spap_jax.training.optimizers import clipped
@@ -39,7 +39,7 @@ def test_recovery_training(teacher: str | None):
     report = spap.finetune(model, BLOCKS, teacher=dense, settings=WHOLE).report
     assert report.held_out["before"] == pytest.approx(expected(slice(12, None)), rel=1e-5)
     assert report.losses[0] == pytest.approx(expected(slice(12)), rel=1e-4)
-    assert report.data["sha256"] == BLOCKS.sha256
+    assert report.data.sha256 == BLOCKS.sha256
 
 
 def test_joint_steps():

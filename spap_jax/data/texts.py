@@ -14,10 +14,13 @@ from typing import IO, Any, cast
 
 import numpy as np
 
-from spap_jax.conversations import COLUMN, Conversation, conversations, holds_conversation
+from spap_jax.data.conversations import COLUMN, Conversation, conversations, holds_conversation
 from spap_jax.errors import UserError
 from spap_jax.hub import first_line
 from spap_jax.remote import is_address
+
+LOCAL = "name a local .txt, .jsonl, .json, .parquet or .npy file instead"
+"""What to do about data that cannot be had."""
 
 BLOCK = 1 << 20  # characters read at once
 ROWS = 1 << 10  # rows of a parquet file read at once

@@ -6,8 +6,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from spap_jax.data.texts import Piece, is_file, joined
 from spap_jax.remote import base_name
-from spap_jax.texts import Piece, is_file, joined
 
 Role = Literal["calibration", "evaluation"]
 

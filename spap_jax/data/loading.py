@@ -1,0 +1,159 @@
+"""Calibration and evaluation data: token blocks [B, T] from a hub name, a local file, texts or an array.
+
+Texts become one stream of tokens, without special tokens; the rows of a data set are joined by a blank line. Evaluation
+on a named set follows the protocol of the papers instead (`named_sets.py`). Conversations become one stream too, each
+through the tokenizer's chat template, with a mask of what the assistant wrote. The stream is cut into windows of T
+tokens that do not overlap: calibration samples some at random, evaluation takes them in order.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spap_jax.data.blocks import TokenBlocks, new_blocks
+from spap_jax.data.in_memory import Data
+from spap_jax.data.mixtures import Part, parts_of, shares
+from spap_jax.data.named_sets import Role
+from spap_jax.data.sources import SPLITS, open_data
+from spap_jax.data.tokenizing import tokenise
+from spap_jax.data.windows import check_ids, cut
+from spap_jax.errors import UserError, option
+from spap_jax.settings import is_count
+
+POOL = 8
+"""Calibration reads text for this many times the windows asked for, to sample from; the rest is kept too."""
+
+
+def load_tokens(
+    data: Data,
+    *,
+    tokenizer: str | Path | Any | None,
+    sequence_length: int,
+    sequences: int | None,
+    seed: int = 0,
+    role: Role,
+    vocabulary: int | None = None,
+) -> TokenBlocks:
+    """Loads data, given by name or as an object, as token blocks [B, T].
+
+    Args:
+        data: `wikitext2`, `c4` (`c4:FILE` for a copy of its file), a hub data set `owner/name` or
+            `owner/name:config`, a .txt, .jsonl, .json (also with .gz), .parquet or .npy file by its path or
+            address (gs://bucket/file.txt); for calibration also several of these, each with its weight:
+            `a.jsonl:0.7,b.txt:0.3`. Or an object: texts, or dicts with a ``text``, in an iterable such as a list
+            or a data set; a dict of splits of these; or an array of token ids, a stream [N] or sequences [B, T'].
+            Rows with ``messages`` in place of ``text`` are conversations, of which the tokens that the assistant wrote
+            count.
+        tokenizer: A model folder, a hub id, or a tokenizer object of ``transformers`` or ``tokenizers``; not needed for
+            token ids.
+        sequence_length: Number of tokens in a window, T.
+        sequences: Number of windows, B; None takes all of them.
+        seed: Seed of the choice of calibration windows.
+        role: Calibration samples windows at random; evaluation takes the first ones in order, from another split.
+        vocabulary: Size of the vocabulary, v; token ids must be below it.
+
+    Raises:
+        UserError: The data cannot be read or do not provide what was asked for.
+    """
+    if role not in SPLITS:
+        raise UserError(f"there is no role {role!r}: tokens are for {' or '.join(map(repr, SPLITS))}.")
+    if not is_count(sequence_length) or (sequences is not None and not is_count(sequences)):
+        raise UserError(
+            f"{option('sequence_length')} and {option('sequences')} must be at least 1: give positive whole numbers"
+        )
+    if not is_count(seed, least=0):
+        raise UserError(f"{option('seed')} must be a whole number of at least 0, not {seed!r}: give one.")
+    given = {"tokenizer": tokenizer, "sequence_length": sequence_length, "vocabulary": vocabulary}
+    parts = parts_of(data) if isinstance(data, str) else []
+    if len(parts) > 1:
+        return _mixed(parts, sequences, seed, role, given)
+    name, content, protocol, file = open_data(data, role)
+    used, mask = None, None
+    if not isinstance(content, np.ndarray):
+        used = tokenizer
+        times = POOL if role == "calibration" else 1
+        enough = None if sequences is None else times * sequences * sequence_length
+        content, mask = tokenise(content, name, tokenizer, enough, protocol.special_tokens)
+        content = content[: protocol.windows and protocol.windows * sequence_length]
+    windows = cut(content, name, sequence_length, sequences)
+    check_ids(windows, name, vocabulary, used)
+    if mask is not None:
+        mask = cut(mask[: len(content)], name, sequence_length, sequences) > 0
+        windows, mask = _answered(windows, mask, name, role, sequences)
+    order = np.arange(len(windows))
+    if role == "calibration":
+        order = np.random.default_rng(seed).permutation(len(windows))
+    drawn = f", seed {seed}" if role == "calibration" else ""
+
+    def blocks(taken: np.ndarray, further: TokenBlocks | None = None) -> TokenBlocks:
+        own = None if mask is None else mask[taken]
+        description = f"{file or name}: {len(taken)} of {len(windows)} windows of {sequence_length} tokens{drawn}"
+        if own is not None:
+            description += f", counting the {own[:, 1:].sum()} tokens that the assistant wrote"
+        return new_blocks(windows[taken], description, len(windows), own, further)
+
+    rest = order[sequences : POOL * sequences] if sequences and role == "calibration" else order[:0]
+    return blocks(order[:sequences], blocks(rest) if len(rest) else None)
+
+
+def _answered(
+    windows: np.ndarray, mask: np.ndarray, name: str, role: Role, asked: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the windows [B, T] and masks [B, T], for calibration only those in which something counts.
+
+    Raises:
+        UserError: There are too few.
+    """
+    counts = mask[:, 1:].any(axis=1)  # nothing predicts the first token
+    least = (asked or 1) if role == "calibration" else 1
+    if counts.sum() < least:
+        raise UserError(
+            f"{name} has {counts.sum()} windows in which the assistant writes, not the {least} asked for: give more "
+            f"conversations, fewer {option('sequences')}, or a larger {option('sequence_length')}"
+        )
+    return (windows[counts], mask[counts]) if role == "calibration" else (windows, mask)
+
+
+def _mixed(parts: list[Part], sequences: int | None, seed: int, role: Role, given: dict[str, Any]) -> TokenBlocks:
+    """Draws sequences from each part in proportion to its weight, in random order.
+
+    Raises:
+        UserError: It is not for a given number of sequences to calibrate on, or a part cannot be read.
+    """
+    if role != "calibration" or sequences is None:
+        raise UserError(
+            f"a mixture is drawn from for calibration and training, with a number of {option('sequences')}: to "
+            "evaluate, name each data set by itself"
+        )
+    each = [
+        load_tokens(part.data, sequences=count, seed=seed, role=role, **given)
+        for part, count in zip(parts, shares(parts, sequences), strict=True)
+    ]
+    return _shuffled(each, seed, _further_mixed(each, seed))
+
+
+def _further_mixed(each: list[TokenBlocks], seed: int) -> TokenBlocks | None:
+    """Mixes the further windows of several data sets in the proportions of their windows, as many as all can give."""
+    least = min(len(blocks.further.tokens) / len(blocks.tokens) if blocks.further else 0 for blocks in each)
+    counts = [int(least * len(blocks.tokens)) for blocks in each]
+    parts = [_first(blocks.further, count) for blocks, count in zip(each, counts, strict=True) if blocks.further]
+    return _shuffled(parts, seed, None) if all(counts) else None
+
+
+def _first(blocks: TokenBlocks, count: int) -> TokenBlocks:
+    """Returns the first windows of a data set, as those of a smaller one."""
+    mask = None if blocks.mask is None else blocks.mask[:count]
+    return new_blocks(blocks.tokens[:count], blocks.description, blocks.available, mask)
+
+
+def _shuffled(each: list[TokenBlocks], seed: int, further: TokenBlocks | None) -> TokenBlocks:
+    """Returns the windows of several data sets in random order."""
+    order, mask = np.random.default_rng(seed).permutation(sum(len(blocks.tokens) for blocks in each)), None
+    if any(blocks.mask is not None for blocks in each):
+        whole = (np.ones(blocks.tokens.shape, bool) for blocks in each)
+        masks = [ones if blocks.mask is None else blocks.mask for ones, blocks in zip(whole, each, strict=True)]
+        mask = np.concatenate(masks)[order]
+    tokens = np.concatenate([blocks.tokens for blocks in each])[order]
+    description = "; ".join(blocks.description for blocks in each)
+    return new_blocks(tokens, description, sum(blocks.available for blocks in each), mask, further)

@@ -1,0 +1,124 @@
+"""Text and conversations as token ids, and the tokenizer that makes them."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spap_jax.data import conversations
+from spap_jax.data.conversations import Conversation
+from spap_jax.data.in_memory import encoder_of
+from spap_jax.data.texts import LOCAL, Piece, looks_local
+from spap_jax.errors import UserError
+from spap_jax.hub import first_line, require_hub
+
+CHUNK = 4_000_000
+"""Characters tokenised at once: about a second per 2 million, and 150 bytes of memory each."""
+
+_REMEDY = "name a model folder that holds its tokenizer files (tokenizer.json)"
+
+
+def tokenise(
+    pieces: Iterable[Piece], name: str, tokenizer: str | Path | Any | None, enough: int | None, special: bool
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Returns token ids [N] of a text in pieces, or of conversations; stops reading once there are `enough`, if given.
+
+    Special tokens, if any, are added once to a text, since its pieces together are a single text. Conversations have
+    those of the chat template, and a mask [N], 1 on what the assistant wrote.
+    """
+    if tokenizer is None:
+        raise UserError(f"{name} is text and needs a tokenizer: name a model folder that has one, or give token ids")
+    loaded = load_tokenizer(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
+    pieces = iter(pieces)
+    first = next(pieces, "")
+    pieces, encode = _encoder(chain([first], pieces), isinstance(first, Conversation), loaded, special)
+    ids: list[np.ndarray] = []
+    masks: list[np.ndarray] = []
+    count = 0
+    for piece in pieces:
+        try:
+            some, mask = encode(piece)
+        except TypeError as error:  # the tokenizer's error for an unpaired surrogate, which JSON can spell
+            raise UserError(f"{name} holds text that is not valid Unicode: repair it") from error
+        ids.append(some)
+        masks += [] if mask is None else [mask]
+        count += len(some)
+        if enough is not None and count >= enough:
+            break
+    if not ids:
+        raise UserError(f"{name} holds no text: {LOCAL}")
+    return np.concatenate(ids), np.concatenate(masks) if masks else None
+
+
+def _encoder(
+    pieces: Iterable[Any], chat: bool, tokenizer: Any, special: bool
+) -> tuple[Iterable[Any], Callable[[Any], tuple[np.ndarray, np.ndarray | None]]]:
+    """Returns what to encode, one after the other, and the function that returns the ids and the mask of each."""
+    if chat:
+        return pieces, conversations.encoder_of(tokenizer)
+    encode, chunks = encoder_of(tokenizer), enumerate(_chunks(pieces, CHUNK))
+    return chunks, lambda chunk: (np.asarray(encode(chunk[1], special and chunk[0] == 0), np.int64), None)
+
+
+def _chunks(pieces: Iterable[str], size: int) -> Iterator[str]:
+    """Yields the text of the pieces in chunks of `size` characters; the last one may be shorter."""
+    held: list[str] = []
+    count = 0
+    for piece in pieces:
+        held.append(piece)
+        count += len(piece)
+        if count >= size:
+            text = "".join(held)
+            whole = count - count % size
+            yield from (text[start : start + size] for start in range(0, whole, size))
+            held, count = [text[whole:]], count - whole
+    if count:
+        yield "".join(held)
+
+
+def load_tokenizer(named: str | Path) -> Any:
+    """Loads the tokenizer of a model folder or of a hub id through transformers.
+
+    Raises:
+        UserError: It cannot be loaded, or is the empty one that transformers makes for a folder without tokenizer
+            files; or transformers, which reads config.json to find it, rejects a value there.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+
+    folder = Path(named).expanduser()
+    if folder.is_dir():
+        loaded = _pretrained(str(folder), local=True)
+    elif isinstance(named, Path) or looks_local(named):
+        loaded = FileNotFoundError("there is no such folder")
+    else:
+        loaded = _hub_tokenizer(named)
+    if isinstance(loaded, StrictDataclassError):
+        said = " ".join(str(loaded).split()).partition(" Errors:")[0].rstrip(".")
+        raise UserError(f"transformers does not take the config.json of {named} ({said}): correct it") from loaded
+    if isinstance(loaded, Exception):
+        raise UserError(f"the tokenizer {named} cannot be loaded ({first_line(loaded)}): {_REMEDY}") from loaded
+    return loaded
+
+
+def _hub_tokenizer(named: str) -> Any:
+    """Returns the tokenizer of a hub id, cached or downloaded, or the error that loading it raised."""
+    loaded = _pretrained(named, local=True)
+    if isinstance(loaded, Exception):
+        require_hub(f"the tokenizer {named}", _REMEDY)
+        return _pretrained(named, local=False)
+    return loaded
+
+
+def _pretrained(where: str, *, local: bool) -> Any:
+    """Returns the tokenizer that transformers loads, or the error that it raised."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # about missing PyTorch
+    from transformers import AutoTokenizer
+
+    try:
+        loaded = AutoTokenizer.from_pretrained(where, local_files_only=local, trust_remote_code=False)
+    except Exception as error:  # transformers raises all kinds of exceptions for a missing or broken file
+        return error
+    return loaded if len(loaded) > len(loaded.all_special_ids) else ValueError("it has no vocabulary")
