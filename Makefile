@@ -14,7 +14,7 @@ help:  ## say what each target does
 
 demo: install  ## prune the bundled model on the bundled text and print the table
 	$(BIN)/spap prune examples/llama-stories --sparsity 0.3 \
-	  --data examples/stories_calibration.txt --sequences 256 --sequence-length 256 \
+	  --data examples/stories_calibration.txt --sequences 128 --sequence-length 256 \
 	  --eval examples/stories_evaluation.txt --output out/llama-stories-30 \
 	  $(if $(wildcard out/llama-stories-30),--overwrite)
 
