@@ -152,7 +152,7 @@ def stages(
 
 
 def _compile(job: Job, given: Given, state: State, batch: Batch) -> None:
-    """Compiles the step before it runs, so that it does not need memory beside what its compiler leaves behind."""
+    """Compiles the step, and returns what the compiler leaves to the system before the step needs memory of its own."""
     step.lower(job, given, state, batch).compile()
     memory.return_scraps()
 
