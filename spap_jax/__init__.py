@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from spap_jax.api import (
         FinetuneResult,
         PruneResult,
+        answer,
         divergence,
         finetune,
         generate,
@@ -44,6 +45,7 @@ __all__ = [
     "SpapWarning",
     "TokenBlocks",
     "UserError",
+    "answer",
     "divergence",
     "finetune",
     "generate",

@@ -14,6 +14,7 @@ from spap_jax.data.loading import load_tokens
 from spap_jax.data.repetition import warn_of_repetition
 from spap_jax.devices import use_mesh
 from spap_jax.errors import UserError
+from spap_jax.evaluation.answers import answer
 from spap_jax.evaluation.generation import generate
 from spap_jax.inspection import divergence, hidden, logits, loss, moments, perplexity, token_blocks
 from spap_jax.keywords import FinetuneChanges, PruneChanges, showing
@@ -42,6 +43,7 @@ from spap_jax.training.finetune_run import run
 __all__ = [
     "FinetuneResult",
     "PruneResult",
+    "answer",
     "divergence",
     "finetune",
     "generate",

@@ -13,7 +13,7 @@ import spap_jax as spap
 from benchmarks import real
 from benchmarks.quality import provenance
 from benchmarks.real import page
-from benchmarks.real.obtain import smollm2
+from benchmarks.real.obtain import obtain
 from benchmarks.real.runs import METHODS, SPARSITIES, Row, command_of, perform, row_of
 
 app = App(name="real", help=real.__doc__, suppress_keyboard_interrupt=False)
@@ -24,7 +24,7 @@ Several = Parameter(consume_multiple=True, negative=())
 @app.default
 def main(
     *,
-    model: str | None = None,
+    model: str = "SmolLM2-135M-Instruct",
     calibration: str = "c4",
     evaluation: Annotated[tuple[str, ...], Several] = ("wikitext2", "c4"),
     sparsity: Annotated[tuple[float, ...], Several] = SPARSITIES,
@@ -38,7 +38,8 @@ def main(
     """Prunes a real model with every method, and writes the table of quality, time, memory and speed.
 
     Args:
-        model: Folder or hub id of the model. By default SmolLM2-135M-Instruct, which is made from a package.
+        model: Folder or hub id of the model, or the name of one that is made from packages: SmolLM2-135M-Instruct or
+            gemma-3-270m.
         calibration: Calibration data, as in ``spap prune --data``.
         evaluation: Data for judging, as in ``spap eval --data``.
         sparsity: Fractions of the MLP channels to remove, in the order in which they are run.
@@ -49,7 +50,7 @@ def main(
         work: Folder for the models.
         output: Folder for the table; rows that it has are not measured again.
     """
-    name = model or str(smollm2(work / "SmolLM2-135M-Instruct"))
+    name = obtain(model, work)
     dense = spap.load(name)
     length = min(2048, dense.config.positions)
     asked = {"tokenizer": name, "role": "evaluation", "sequences": windows or None, "sequence_length": length}

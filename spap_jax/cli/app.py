@@ -11,6 +11,7 @@ from cyclopts.config import Dict
 from rich.console import Console
 
 from spap_jax import __version__
+from spap_jax.cli.answer import answer
 from spap_jax.cli.bench import bench
 from spap_jax.cli.convert import convert
 from spap_jax.cli.doctor import doctor
@@ -60,7 +61,7 @@ app = _Commands(
     # Switches are off by default, so they need no --no- form.
     default_parameter=Parameter(negative=(), show_default=default_words),
 )
-for place, command in enumerate((plan, prune, finetune, evaluate, bench, report, convert, push, doctor)):
+for place, command in enumerate((plan, answer, prune, finetune, evaluate, bench, report, convert, push, doctor)):
     app.command(command, name="eval" if command is evaluate else None, sort_key=place)  # in order of use
 app.register_install_completion_command(help="Make the shell complete commands and options with the tab key.")
 

@@ -1,7 +1,8 @@
-"""JSON files with the results that a command prints."""
+"""Files with the results of a command: JSON with the numbers that it prints, or JSON lines that it makes."""
 
 import json
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,20 @@ def write_json(file: Path, command: str, result: dict[str, Any]) -> None:
     Raises:
         UserError: the file cannot be written, or it exists and the command did not write it.
     """
+    _write(file, command, json.dumps({"written_by": command, **result}, indent=1, default=_plain) + "\n")
+
+
+def write_json_lines(file: Path, command: str, rows: Iterable[dict[str, Any]]) -> None:
+    """Writes rows that a command makes: a complete file, or none if it cannot be written.
+
+    Raises:
+        UserError: the file cannot be written, or it exists; rows do not say who wrote them.
+    """
+    _write(file, command, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def _write(file: Path, command: str, text: str) -> None:
     check_json_place(file, command)
-    text = json.dumps({"written_by": command, **result}, indent=1, default=_plain) + "\n"
     place = file.resolve()  # the target of a link is replaced, and the link kept
     try:
         if place.exists() and not place.is_file():  # /dev/stdout or a pipe cannot be replaced by renaming

@@ -55,11 +55,15 @@ def conversations(rows: Iterable[Any], name: str) -> Iterator[Conversation]:
         if not holds_conversation(row):
             raise UserError(f'{place} has no "{COLUMN}", which rows before it have: give every row a conversation')
         if row[COLUMN] is not None:
-            yield Conversation(place, _checked(row[COLUMN], place))
+            yield Conversation(place, checked_messages(row[COLUMN], place))
 
 
-def _checked(messages: Any, place: str) -> list[dict[str, Any]]:
-    """Returns messages without the empty fields that a table adds, which a template would take for given."""
+def checked_messages(messages: Any, place: str) -> list[dict[str, Any]]:
+    """Returns messages without the empty fields that a table adds, which a template would take for given.
+
+    Raises:
+        UserError: They are no conversation.
+    """
     if isinstance(messages, list) and messages and all(isinstance(message, dict) for message in messages):
         given = [{key: value for key, value in message.items() if value is not None} for message in messages]
         if all(isinstance(message.get(key), str) for message in given for key in ("role", "content")):
@@ -76,11 +80,7 @@ def encoder_of(tokenizer: Any) -> Encode:
     Raises:
         UserError: The tokenizer has no chat template, or no positions of its tokens in the text.
     """
-    if not getattr(tokenizer, "chat_template", None):
-        raise UserError(
-            "conversations need a tokenizer with a chat template, and this one has none: give that of a chat model, or "
-            'plain text in a column "text"'
-        )
+    check_template(tokenizer)
     if not tokenizer.is_fast:
         raise UserError(
             f"conversations need a tokenizer that gives the place of each token, and {type(tokenizer).__name__} does "
@@ -89,6 +89,25 @@ def encoder_of(tokenizer: Any) -> Encode:
     marked = _MARKED.search(tokenizer.get_chat_template())
     encode = _encode_marked if marked else _encode_compared
     return lambda conversation: encode(tokenizer, conversation)
+
+
+def check_template(tokenizer: Any) -> None:
+    """Checks that a tokenizer has a chat template.
+
+    Raises:
+        UserError: It has none.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise UserError(
+            "conversations need a tokenizer with a chat template, and this one has none: give that of a chat model, or "
+            'plain text in a column "text"'
+        )
+
+
+def encode_prompt(tokenizer: Any, conversation: Conversation) -> list[int]:
+    """Returns the token ids of a conversation up to where the template lets the assistant answer."""
+    given = {"tokenize": True, "return_dict": True, "add_generation_prompt": True}
+    return list(_templated(tokenizer, conversation, conversation.messages, **given)["input_ids"])
 
 
 def _encode_marked(tokenizer: Any, conversation: Conversation) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from spap_jax.data.in_memory import Data, rows_of
 from spap_jax.data.named_sets import NAMED, Protocol, Role, data_name
-from spap_jax.data.texts import LOCAL, Piece, is_file, joined, read_file
+from spap_jax.data.texts import LOCAL, Join, Piece, is_file, joined, read_file
 from spap_jax.errors import UserError
 from spap_jax.hub import cached_file, cached_splits, first_line, hub_file, hub_splits
 from spap_jax.remote import fetch_file, is_address
@@ -21,38 +21,46 @@ SPLITS: dict[Role, tuple[str, ...]] = {
 """The splits of a data set that a role reads: the first that there is. Those in ``_sft`` are of conversations."""
 
 
+_PLAIN = Protocol()
+
+
 class Opened(NamedTuple):
     """Opened data: name, token ids or text in pieces or conversations, how rows were joined, public name of a file."""
 
     name: str
     content: Iterator[Piece] | np.ndarray
-    protocol: Protocol = Protocol()
+    protocol: Protocol = _PLAIN
     file: str | None = None
 
 
-def open_data(data: Data, role: Role) -> Opened:
+def open_data(data: Data, role: Role, join: Join = joined) -> Opened:
     """Finds and opens data.
+
+    Args:
+        data: Their name, or an object.
+        role: What they are for, which decides on the split.
+        join: Function that makes pieces of rows, except those of a named set, which has its own protocol.
 
     Raises:
         UserError: There are none, or they cannot be read.
     """
     if isinstance(data, Mapping):
-        return _open_split(data, "the given data set", role, Protocol())
+        return _open_split(data, "the given data set", role, join)
     if not isinstance(data, str | Path):
         rows, name = rows_of(data), "the given text"
-        return Opened("the given array", np.asarray(data)) if rows is None else Opened(name, joined(rows, name))
+        return Opened("the given array", np.asarray(data)) if rows is None else Opened(name, join(rows, name))
     short, _, copy = str(data).partition(":")
     if short in NAMED:
         return _open_named(short, copy, role)
     if isinstance(data, Path) or is_file(data):
-        return Opened(str(data), read_file(local_file(data)), file=data_name(data))
+        return Opened(str(data), read_file(local_file(data), join), file=data_name(data))
     named = re.fullmatch(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?", data)
     if named is None:
         raise UserError(
             f"there is no file and no data set {data}: "
             f"name {', '.join(NAMED)}, a hub data set owner/name, or a local file"
         )
-    return _open_split(hub_splits(named[1], named[2], remedy=LOCAL), data, role, Protocol())
+    return _open_split(hub_splits(named[1], named[2], remedy=LOCAL), data, role, join)
 
 
 def local_file(named: str | Path) -> Path:
@@ -75,16 +83,18 @@ def _open_named(short: str, copy: str, role: Role) -> Opened:
     if cached_file(named.repo, file, named.revision) is None:
         splits = cached_splits(named.repo, named.config)
         if splits is not None:
-            return _open_split(splits, short, role, protocol)
+            return _open_split(splits, short, role, protocol.join, protocol)
     path = hub_file(named.repo, file, named.revision, remedy=f"give a local copy as {short}:FILE, or {LOCAL}")
     return Opened(f"{short} ({split} split)", read_file(path, protocol.join), protocol)
 
 
-def _open_split(splits: Mapping[str, Iterable[Any]], name: str, role: Role, protocol: Protocol) -> Opened:
+def _open_split(
+    splits: Mapping[str, Iterable[Any]], name: str, role: Role, join: Join, protocol: Protocol = _PLAIN
+) -> Opened:
     """Opens the split of a data set that the role uses."""
     for split in SPLITS[role]:
         if split in splits:
-            return Opened(f"{name} ({split} split)", protocol.join(_rows(splits[split], name), name), protocol)
+            return Opened(f"{name} ({split} split)", join(_rows(splits[split], name), name), protocol)
     raise UserError(
         f"{name} has no split {' or '.join(SPLITS[role])} for {role}, but {', '.join(splits)}: "
         "save the split you want as a local .jsonl or .parquet file and name that"

@@ -201,7 +201,7 @@ def generate(
     mask = np.ones(prompts.shape, bool) if valid is None else np.asarray(valid).astype(bool)
     sampling = Sampling(float(temperature), int(top_k), float(top_p))
     _check_prompts(model.config, prompts, mask, max_new_tokens)
-    _check_sampling(sampling, key)
+    check_sampling(sampling, key)
     ends = end_tokens(model) if eos is None else _as_tuple(eos)
     if pad is None:
         pad = _named_tokens(model.source).get("pad_token_id")
@@ -269,7 +269,12 @@ def _check_prompts(config: DecoderConfig, prompts: np.ndarray, valid: np.ndarray
         )
 
 
-def _check_sampling(sampling: Sampling, key: jax.Array | None) -> None:
+def check_sampling(sampling: Sampling, key: jax.Array | None) -> None:
+    """Checks that the settings of sampling have a meaning.
+
+    Raises:
+        UserError: they do not, or there is no random key to sample with.
+    """
     if not 0 <= sampling.temperature < float("inf"):
         raise UserError(f"temperature is {sampling.temperature}, but must be 0 or more.")
     if sampling.top_k < 0:

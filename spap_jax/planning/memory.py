@@ -177,12 +177,17 @@ def joint_bytes(load: Workload) -> tuple[float, float]:
 
 
 def checking_bytes(load: Workload) -> tuple[float, float]:
-    """Workspace of ``step.measure``: gathered float32 weights, and a pass of a chunk through a block or the head."""
+    """Workspace of ``step.measure``: gathered weights, and a pass of a chunk through a block or the head.
+
+    A block's weights are float32, as those that move are. Those outside the blocks are so too, but on a TPU, which
+    converts what it multiplies, they are gathered as they are stored.
+    """
     c, length = load.mine.tail, load.fitted.length
     tokens = max(length, load.settings.batch_tokens // length * length)
     moved = moved_elements(load) * load.together / c.layers / load.devices
     inner = max(_attending(load.mine, c, tokens), tokens * (c.width + mlp_matrices(c) * c.intermediate))
-    gathered = 4 * (block_elements(c) + _looked_up(c))
+    stored = load.weight_bytes if load.platform == "tpu" and not load.training else 4
+    gathered = 4 * block_elements(c) + stored * _looked_up(c)
     if load.training:
         gathered += 4 * (_looked_up(load.mine.dense) + tokens * c.width)
     head = 4 * 4 * min(HEAD_TOKENS, tokens) * c.vocabulary

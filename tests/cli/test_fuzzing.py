@@ -70,6 +70,7 @@ BASES: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     "plan": (("../model",), {}),
     # Missing data end these commands after all cheap checks.
     "prune": (("../model",), {"--data": "no.npy", "--output": "out"}),
+    "answer": (("../model",), {"--data": "no.jsonl", "--output": "out.jsonl"}),
     "finetune": (("../model",), {"--data": "no.npy", "--output": "out"}),
     "eval": (("../model",), {"--data": "../ids.npy", "--sequences": "1", "--sequence-length": "8"}),
     "bench": (("../model", "no"), {}),
