@@ -79,7 +79,7 @@ def markdown(found: list[Found], model: str, sparsity: float, command: str) -> s
 @app.default
 def main(
     model: str = "SmolLM2-135M-Instruct", /, *, sparsity: float = 0.2, effort: str = "default", sequences: int = 20,
-    sequence_length: int = 256, answers: int = 8, seed: int = 0, work: Path = Path("build/real"),
+    sequence_length: int = 256, answers: int = 4, seed: int = 0, work: Path = Path("build/real"),
     output: Path = Path("docs/real/chat.md"),
 ) -> None:  # fmt: skip
     """Prunes a chat model in every way, and writes the page.

@@ -19,7 +19,7 @@ def answer(
     temperature: float = 1.0,
     top_p: float = 1.0,
     seed: int = 0,
-    batch_tokens: int = 4096,
+    batch_tokens: int = 16384,
     devices: int | None = None,
     model_devices: int | None = None,
 ) -> None:

@@ -31,7 +31,7 @@ def answer(
     temperature: float = 1.0,
     top_p: float = 1.0,
     seed: int = 0,
-    batch_tokens: int = 4096,
+    batch_tokens: int = 16384,
     devices: Sequence[Any] | None = None,
     watch: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Row]:
