@@ -36,27 +36,25 @@ def plain(conversations: list[dict[str, Any]]) -> list[str]:
     return [message["content"] for each in conversations for message in each["messages"]]
 
 
-def measured(
-    model: str, sequences: int, sequence_length: int, answers: int, settings: spap.PruneSettings
-) -> list[Found]:
+def measured(model: str, sequence_length: int, answers: int, settings: spap.PruneSettings) -> list[Found]:
     """Returns what was found for each way of calibration."""
     dense, given = spap.load(model), rows("calibration")
     common = {"tokenizer": model, "sequence_length": sequence_length, "vocabulary": dense.config.vocabulary}
     judged = spap.load_tokens(rows("held_out"), sequences=None, role="evaluation", **common)
 
-    def calibrated(way: str, data: list[Any], count: int | None) -> Found:
-        tokens = spap.load_tokens(data, sequences=count, seed=settings.seed, role="calibration", **common)
+    def calibrated(way: str, data: list[Any]) -> Found:
+        tokens = spap.load_tokens(data, sequences=None, seed=settings.seed, role="calibration", **common)
         pruned = spap.prune(dense, tokens, settings=settings).model
         found = Found(way, tokens.description, compare(dense, pruned, judged.tokens, mask=judged.mask))
         print(f"{way}: perplexity {found.judged.pruned:.4f}", flush=True)
         return found
 
-    found = [calibrated("plain text", plain(given), sequences), calibrated("conversations", given, sequences)]
+    found = [calibrated("plain text", plain(given)), calibrated("conversations", given)]
     written = spap.answer(dense, given, answers=answers, max_new_tokens=sequence_length, seed=settings.seed)
     return [
         *found,
-        calibrated("its own answers", written[::answers], sequences),
-        calibrated(f"its own answers, {answers} to each prompt", written, None),
+        calibrated("its own answers", written[::answers]),
+        calibrated(f"its own answers, {answers} to each prompt", written),
     ]
 
 
@@ -79,7 +77,7 @@ def markdown(found: list[Found], model: str, sparsity: float, command: str) -> s
 
 @app.default
 def main(
-    model: str = "SmolLM2-135M-Instruct", /, *, sparsity: float = 0.2, effort: str = "default", sequences: int = 16,
+    model: str = "SmolLM2-135M-Instruct", /, *, sparsity: float = 0.2, effort: str = "default",
     sequence_length: int = 256, answers: int = 4, seed: int = 0, work: Path = Path("build/real"),
     output: Path = Path("docs/real/chat.md"),
 ) -> None:  # fmt: skip
@@ -89,15 +87,14 @@ def main(
         model: Folder or hub id of a chat model, or the name of one that is made from packages (`benchmarks.real`).
         sparsity: Fraction of the MLP channels to remove.
         effort: As in ``spap prune``.
-        sequences: Number of calibration sequences; all windows of several answers to each prompt are taken.
-        sequence_length: Tokens in each sequence, of calibration and of evaluation.
+        sequence_length: Tokens in each sequence, of calibration and of evaluation; all that there are are taken.
         answers: Number of answers to each prompt.
         seed: Random seed.
         work: Folder for a model made from packages.
         output: File for the page.
     """
     settings = spap.PruneSettings().replace(sparsity=sparsity, effort=effort, seed=seed)
-    found = measured(obtain(model, work), sequences, sequence_length, answers, settings)
+    found = measured(obtain(model, work), sequence_length, answers, settings)
     command = provenance.command(sys.argv[1:], "benchmarks.chat")
     output.write_text(markdown(found, Path(model).name, sparsity, command), encoding="utf-8")
 

@@ -332,7 +332,7 @@ def test_a_hub_id_without_network(tmp_path: Path, place: Path):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (("dance",), 'Unknown command "dance". Available commands: plan, prune, finetune, eval, '),
+        (("dance",), 'Unknown command "dance". Available commands: plan, answer, prune, finetune, eval, '),
         (
             ("eval", STORIES),
             "give either --data (perplexity) or --tasks (the lm-evaluation-harness); neither was given",
