@@ -83,15 +83,14 @@ def in_a_process(program: str, *words: object) -> subprocess.CompletedProcess[st
     return subprocess.run(command, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("library", ["matplotlib", "jinja2", "msgspec"])
-def test_without_a_library_it_says_what_to_install(library: str, runs: tuple[Path, Path], tmp_path: Path):
+def test_without_its_library_it_says_what_to_install(runs: tuple[Path, Path], tmp_path: Path):
     program = (
-        f"import sys\nsys.modules[{library!r}] = None\nfrom spap_jax.cli import main\nsys.exit(main(sys.argv[1:]))"
+        "import sys\nsys.modules['matplotlib'] = None\nfrom spap_jax.cli import main\nsys.exit(main(sys.argv[1:]))"
     )
     done = in_a_process(program, "report", runs[0], "--output", tmp_path / "page.html")
     assert done.returncode == 2
     assert done.stderr == (
-        f"spap: spap report needs {library}, which is not installed: install it with pip install 'spap-jax[report]'.\n"
+        "spap: spap report needs matplotlib, which is not installed: install it with pip install 'spap-jax[report]'.\n"
     )
     assert left(tmp_path) == []
 

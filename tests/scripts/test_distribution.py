@@ -78,7 +78,9 @@ def test_the_wheel_says_what_it_is(wheel: zipfile.ZipFile):
     told = email.message_from_bytes(wheel.read(f"{info}/METADATA"))
     assert told["Version"] == spap_jax.__version__
     assert told["License-Expression"] == "Apache-2.0"
-    assert "torch" not in " ".join(each for each in told.get_all("Requires-Dist", []) if "extra ==" not in each)
+    core = " ".join(each for each in told.get_all("Requires-Dist", []) if "extra ==" not in each)
+    assert "torch" not in core
+    assert "jinja2" in core, "without it, transformers renders no conversation"
     assert wheel.read(f"{info}/licenses/LICENSE") == (ROOT / "LICENSE").read_bytes()
     assert "spap = spap_jax.cli:main" in wheel.read(f"{info}/entry_points.txt").decode()
 
