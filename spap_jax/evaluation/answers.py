@@ -66,10 +66,10 @@ def answer(
     model, sampling = checked(model), Sampling(float(temperature), top_p=float(top_p))
     _check_settings(sampling, answers=answers, max_new_tokens=max_new_tokens, batch_tokens=batch_tokens)
     asked = [each for each in load_prompts(prompts) for _ in range(answers)]
-    if tokenizer is None or isinstance(tokenizer, str | Path):
-        tokenizer = load_tokenizer(tokenizer or model.source.folder or model.source.name)
-    encoded = _encoded(asked, tokenizer, max_new_tokens, model.config.positions)
-    ends, key = {*end_tokens(model), tokenizer.eos_token_id}, jax.random.key(seed)
+    named = (model.source.folder or model.source.name) if tokenizer is None else tokenizer
+    writer: Any = load_tokenizer(named) if isinstance(named, str | Path) else named
+    encoded = _encoded(asked, writer, max_new_tokens, model.config.positions)
+    ends, key = {*end_tokens(model), writer.eos_token_id}, jax.random.key(seed)
 
     def ended(tokens: list[int]) -> bool:
         return not ends.isdisjoint(tokens)
@@ -79,7 +79,7 @@ def answer(
     for found in continuations(replicas, encoded, max_new_tokens, ended, batch_tokens, sampling, key):
         for index, tokens in found.items():
             own = list(itertools.takewhile(lambda token: token not in ends, tokens))
-            written[index] = {"role": "assistant", "content": tokenizer.decode(own, skip_special_tokens=True)}
+            written[index] = {"role": "assistant", "content": writer.decode(own, skip_special_tokens=True)}
         watch(len(written), len(asked))
     return [{"messages": [*each.messages, written[index]]} for index, each in enumerate(asked)]
 

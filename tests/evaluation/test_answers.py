@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -46,12 +47,13 @@ def test_the_likeliest_answer_is_the_greedy_continuation_up_to_its_end(model: Mo
 
 
 def test_batches_and_devices_change_no_answer(model: Model):
-    asked = {"answers": 3, "max_new_tokens": 20, "seed": 1}
+    asked: dict[str, Any] = {"answers": 3, "max_new_tokens": 20, "seed": 1}
     one = spap.answer(model, PROMPTS, batch_tokens=1, devices=jax.devices()[:1], **asked)
     assert one == spap.answer(model, PROMPTS, devices=jax.devices(), **asked)
     assert [row["messages"][0]["content"] for row in one] == [prompt for prompt in PROMPTS for _ in range(3)]
     assert len(set(said(one))) > 9
-    assert said(one) != said(spap.answer(model, PROMPTS, **asked | {"seed": 2}))
+    asked["seed"] = 2
+    assert said(one) != said(spap.answer(model, PROMPTS, **asked))
 
 
 @pytest.mark.parametrize(
