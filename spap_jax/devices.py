@@ -139,6 +139,11 @@ def use_mesh(count: int | None, model: int | None = 1, weights: int = 0, groups:
             yield
 
 
+def only_device() -> list[Any] | None:
+    """Returns the device that does all work inside `use_mesh`; None if several share it, which the mesh then names."""
+    return None if mesh_size() > 1 else jax.local_devices()[:1]
+
+
 def data_size() -> int:
     """Number of devices along ``data``, over which sequences are sharded."""
     return get_abstract_mesh().shape.get(DATA, 1)

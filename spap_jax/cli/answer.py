@@ -48,13 +48,11 @@ def answer(
         model_devices: Number of devices among which the weights are divided; it must divide the number of devices.
             By default as many as the weights need.
     """
-    import jax
-
     from spap_jax import checkpoint
     from spap_jax.cli.console import counting, out, waiting
     from spap_jax.cli.downloads import fetch_data, fetch_models
     from spap_jax.cli.json_file import check_json_place, write_json_lines
-    from spap_jax.devices import mesh_size, use_mesh
+    from spap_jax.devices import only_device, use_mesh
     from spap_jax.errors import UserError
     from spap_jax.evaluation.answers import answer as written
     from spap_jax.placement import bytes_of, shard_params
@@ -78,7 +76,7 @@ def answer(
                 top_p=top_p,
                 seed=seed,
                 batch_tokens=batch_tokens,
-                devices=None if mesh_size() > 1 else jax.local_devices()[:1],
+                devices=only_device(),
                 watch=functools.partial(watch, "writing answers"),
             )
     write_json_lines(output, COMMAND, rows)

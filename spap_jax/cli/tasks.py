@@ -34,11 +34,9 @@ def measure_tasks(
         UserError: lm_eval is not installed, or the tasks or the model cannot be loaded.
     """
     tasks, harness = _modules()
-    import jax
-
     from spap_jax.checkpoint.locate import public_name
     from spap_jax.cli.console import counting, waiting
-    from spap_jax.devices import mesh_size
+    from spap_jax.devices import only_device
     from spap_jax.errors import UserError
     from spap_jax.pruning.prune_report import versions
     from spap_jax.remote import base_name
@@ -51,8 +49,7 @@ def measure_tasks(
     loaded = read()
     start = time.perf_counter()
     with counting() as watch:
-        devices = None if mesh_size() > 1 else jax.local_devices()[:1]
-        adapted = harness.HarnessModel(loaded, batch_tokens=batch_tokens, devices=devices, watch=watch)
+        adapted = harness.HarnessModel(loaded, batch_tokens=batch_tokens, devices=only_device(), watch=watch)
         results = tasks.run_tasks(adapted, chosen, limit)
     seconds = time.perf_counter() - start
     _show(model, results, limit, seconds)

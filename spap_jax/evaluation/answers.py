@@ -65,23 +65,24 @@ def answer(
     """
     model, sampling = checked(model), Sampling(float(temperature), top_p=float(top_p))
     _check_settings(sampling, answers=answers, max_new_tokens=max_new_tokens, batch_tokens=batch_tokens)
-    asked = [each for each in load_prompts(prompts) for _ in range(answers)]
+    asked = load_prompts(prompts)
     named = (model.source.folder or model.source.name) if tokenizer is None else tokenizer
     writer: Any = load_tokenizer(named) if isinstance(named, str | Path) else named
-    encoded = _encoded(asked, writer, max_new_tokens, model.config.positions)
+    once = _encoded(asked, writer, max_new_tokens, model.config.positions)
+    encoded = [tokens for tokens in once for _ in range(answers)]
     ends, key = {*end_tokens(model), writer.eos_token_id}, jax.random.key(seed)
 
     def ended(tokens: list[int]) -> bool:
         return not ends.isdisjoint(tokens)
 
     replicas, written = replicate(model, devices), {}
-    watch(0, len(asked))
+    watch(0, len(encoded))
     for found in continuations(replicas, encoded, max_new_tokens, ended, batch_tokens, sampling, key):
         for index, tokens in found.items():
             own = list(itertools.takewhile(lambda token: token not in ends, tokens))
             written[index] = {"role": "assistant", "content": writer.decode(own, skip_special_tokens=True)}
-        watch(len(written), len(asked))
-    return [{"messages": [*each.messages, written[index]]} for index, each in enumerate(asked)]
+        watch(len(written), len(encoded))
+    return [{"messages": [*asked[index // answers].messages, written[index]]} for index in range(len(encoded))]
 
 
 def _check_settings(sampling: Sampling, **counts: int) -> None:
