@@ -5,11 +5,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spap_jax.cli.switches import Data, ModelName
+from spap_jax.cli.switches import Bos, Data, ModelName
 
 if TYPE_CHECKING:
     from spap_jax.model import Model
-    from spap_jax.models.config import DecoderConfig
 
 
 def evaluate(
@@ -19,6 +18,7 @@ def evaluate(
     data: Data | None = None,
     sequence_length: int | None = None,
     sequences: int | None = None,
+    bos: Bos = None,
     tasks: str | None = None,
     task_path: Path | None = None,
     limit: int | None = None,
@@ -44,6 +44,7 @@ def evaluate(
             conversations, in a column "messages", only the tokens that the assistant wrote count.
         sequence_length: Tokens in each window. By default as many as the model's positions allow, at most 2048.
         sequences: Number of windows, from the start of the text. By default all.
+        bos: Begin each window with the tokenizer's beginning-of-text token. By default only for Gemma, which needs it.
         tasks: Names of tasks, separated by commas.
         task_path: Folder with further tasks (YAML files). Code that they refer to is run.
         limit: Number of examples of each task, from its start. By default all.
@@ -64,8 +65,10 @@ def evaluate(
     if (data is None) == (tasks is None):
         given = "neither was" if data is None else "both were"
         raise UserError(f"give either --data (perplexity) or --tasks (the lm-evaluation-harness); {given} given.")
-    if any(word is not None for word in ((task_path, limit) if tasks is None else (sequence_length, sequences))):
-        raise UserError("--sequence-length and --sequences go with --data, --task-path and --limit with --tasks.")
+    if any(word is not None for word in ((task_path, limit) if tasks is None else (sequence_length, sequences, bos))):
+        raise UserError(
+            "--sequence-length, --sequences and --bos go with --data, --task-path and --limit with --tasks."
+        )
     if batch_tokens < 1 or (limit is not None and limit < 1):
         raise UserError("--batch-tokens and --limit must be at least 1: give positive numbers.")
     check_json_place(json, "spap eval")
@@ -79,7 +82,7 @@ def evaluate(
                 return loaded.replace(params=shard_params(loaded.config, loaded.params))
 
         if data is not None:
-            result = _measure_perplexity(model, placed_model(), data, sequence_length, sequences, batch_tokens)
+            result = _measure_perplexity(model, placed_model(), data, sequence_length, sequences, bos, batch_tokens)
         else:
             from spap_jax.cli.tasks import measure_tasks
 
@@ -89,10 +92,17 @@ def evaluate(
 
 
 def _measure_perplexity(
-    model: str, loaded: "Model", data: str, sequence_length: int | None, sequences: int | None, batch_tokens: int
+    model: str,
+    loaded: "Model",
+    data: str,
+    sequence_length: int | None,
+    sequences: int | None,
+    bos: bool | None,
+    batch_tokens: int,
 ) -> dict[str, Any]:
     from spap_jax.checkpoint.locate import public_name
     from spap_jax.cli.console import count_text, counting, out, waiting
+    from spap_jax.cli.texts import chosen_length
     from spap_jax.data.loading import load_tokens
     from spap_jax.data.named_sets import data_name
     from spap_jax.evaluation.perplexity import check_finite, perplexity
@@ -106,6 +116,7 @@ def _measure_perplexity(
             sequences=sequences,
             role="evaluation",
             vocabulary=loaded.config.vocabulary,
+            bos=bos,
         )
     start = time.perf_counter()
     what = f"measuring perplexity on {count_text(blocks.tokens.size)} tokens"
@@ -124,20 +135,3 @@ def _measure_perplexity(
         "sequence_length": length,
         "seconds": seconds,
     }
-
-
-def chosen_length(asked: int | None, config: "DecoderConfig") -> int:
-    """Returns the tokens per window: as requested, else the papers' 2048 or as many as the model's positions allow.
-
-    Raises:
-        UserError: the requested length exceeds the positions, or is below one token.
-    """
-    from spap_jax.errors import UserError
-    from spap_jax.evaluation.perplexity import check_length
-
-    if asked is None:
-        return min(2048, config.positions)
-    if asked < 1:
-        raise UserError("--sequence-length and --sequences must be at least 1: give positive whole numbers")
-    check_length(config, asked)
-    return asked

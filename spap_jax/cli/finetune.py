@@ -2,11 +2,12 @@
 
 import functools
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from spap_jax.cli.switches import Data, ModelName, OutputPath, Resume
+from spap_jax.cli.switches import Bos, Data, ModelName, OutputPath, Resume
+from spap_jax.cli.texts import Texts
 from spap_jax.settings import FinetuneSettings
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def finetune(
     teacher: ModelName | None = None,
     sequences: int = 512,
     sequence_length: int | None = None,
+    bos: Bos = None,
     eval: Data | None = None,
     overwrite: bool = False,
     resume: Resume = True,
@@ -62,6 +64,8 @@ def finetune(
         eval: Text on which to measure perplexity before and after training; the same kinds as --data.
         sequences: Number of sequences drawn from the data, those that are held out included.
         sequence_length: Tokens in each sequence. By default as many as the model's positions allow, at most 2048.
+        bos: Begin each sequence with the tokenizer's beginning-of-text token. By default only for Gemma, which needs
+            it.
         overwrite: Replace the output, if it holds only files that spap wrote and that have not been changed since.
         resume: Go on with an interrupted run of the same command. --no-resume discards what it has done and starts
             over.
@@ -98,7 +102,8 @@ def finetune(
     with waiting(f"reading {model}"), use_mesh(devices, model_devices):
         start = checkpoint.load(model, fully_shard_params)
         dense = checkpoint.load(teacher, fully_shard_params) if teacher else None
-    blocks, judged = _texts(start, data, eval, sequences, sequence_length, settings.seed)
+    texts = Texts(data, eval, sequences, sequence_length, bos)
+    blocks, judged = texts.read(start.source, start.config, seed=settings.seed, further=False)
     check(start, blocks.tokens, dense, settings)
     with use_mesh(devices, model_devices):
         whole = start.replace(params=to_process(start.params)) if judged else start
@@ -128,28 +133,6 @@ def finetune(
     if leads():
         _summary(report)
         err.print(f"wrote {output}")
-
-
-def _texts(
-    model: "Model", data: str, eval: str | None, sequences: int, sequence_length: int | None, seed: int
-) -> tuple["TokenBlocks", "TokenBlocks | None"]:
-    """Returns the token blocks to train on, and those to measure perplexity on."""
-    from spap_jax.cli.console import waiting
-    from spap_jax.cli.evaluate import chosen_length
-    from spap_jax.data.loading import load_tokens
-    from spap_jax.data.repetition import warn_of_overlap, warn_of_repetition
-
-    common: dict[str, Any] = {
-        "tokenizer": model.source.folder,
-        "sequence_length": chosen_length(sequence_length, model.config),
-        "vocabulary": model.config.vocabulary,
-    }
-    with waiting(f"tokenising {data}"):
-        blocks = load_tokens(data, sequences=sequences, seed=seed, role="calibration", **common)
-        judged = load_tokens(eval, sequences=None, role="evaluation", **common) if eval else None
-    warn_of_repetition(blocks.tokens, data)
-    warn_of_overlap(blocks.tokens, judged and judged.tokens)
-    return blocks, judged
 
 
 def _perplexity(model: "Model", judged: "TokenBlocks", when: str) -> float:

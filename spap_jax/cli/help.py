@@ -23,7 +23,7 @@ BASIC: Mapping[str, Sequence[str]] = {
 """The options that everyone needs, in the order in which to learn them, for commands that have many more."""
 
 FURTHER: Mapping[str, Sequence[str]] = {
-    "Data and seed": ("held_out", "sampled", "seed"),
+    "Data and seed": ("bos", "held_out", "sampled", "seed"),
     "Choosing channels": (
         "attention_sparsity", "allocation", "method", "schedule", "ridge", "correction", "penalty", "penalty_stages",
         "swap_rounds",

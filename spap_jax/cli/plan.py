@@ -63,8 +63,8 @@ def plan(
 
     from spap_jax import checkpoint
     from spap_jax.cli import console
-    from spap_jax.cli.evaluate import chosen_length
     from spap_jax.cli.json_file import check_json_place, write_json
+    from spap_jax.cli.texts import chosen_length
     from spap_jax.errors import UserError
     from spap_jax.planning.accelerators import mesh_named
     from spap_jax.planning.plan import Request

@@ -3,12 +3,13 @@
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from spap_jax.cli.prune_many import OTHERS, PruneRun, SparsityOption, check_different, runs
-from spap_jax.cli.switches import Data, ModelName, OutputPath, Resume
+from spap_jax.cli.switches import Bos, Data, ModelName, OutputPath, Resume
+from spap_jax.cli.texts import Texts, chosen_length
 from spap_jax.settings import PruneSettings
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def prune(
     sparsity: SparsityOption = (PruneSettings.sparsity,),
     sequences: int = 128,
     sequence_length: int | None = None,
+    bos: Bos = None,
     eval: Data | None = None,
     overwrite: bool = False,
     resume: Resume = True,
@@ -65,6 +67,8 @@ def prune(
         eval: Text on which to measure perplexity before and after pruning; the same kinds as --data.
         sequences: Number of sequences drawn from the data.
         sequence_length: Tokens in each sequence. By default as many as the model's positions allow, at most 2048.
+        bos: Begin each sequence with the tokenizer's beginning-of-text token. By default only for Gemma, which needs
+            it.
         overwrite: Replace the output, if it holds only files that spap wrote and that have not been changed since.
         resume: Go on with an interrupted run of the same command. --no-resume discards what it has done and starts
             over.
@@ -99,8 +103,9 @@ def prune(
             reader = checkpoint.Reader(_hugging_face_folder(model), name=model)
         narrows = _narrow_configs(reader, wanted, model_devices)
         with use_mesh(devices, model_devices):
-            wanted = _fitted_to_memory(reader, wanted, sequences, sequence_length)
-            command = _opened(reader, data, sequences, sequence_length, eval, wanted, narrows, dtype, overwrite)
+            texts = Texts(data, eval, sequences, sequence_length, bos)
+            wanted = _fitted_to_memory(reader, wanted, texts)
+            command = _opened(reader, texts, wanted, narrows, dtype, overwrite)
             done = make_checkpoints(wanted, narrows, command, fresh=not resume, before_end=before_end)
         for unfinished in done:
             unfinished.remove()
@@ -125,26 +130,23 @@ def _narrow_configs(reader: "Reader", wanted: list[PruneRun], model_devices: int
     return narrows
 
 
-def _fitted_to_memory(
-    reader: "Reader", wanted: list[PruneRun], sequences: int, sequence_length: int | None
-) -> list[PruneRun]:
+def _fitted_to_memory(reader: "Reader", wanted: list[PruneRun], texts: Texts) -> list[PruneRun]:
     """Settles what runs leave to the memory of the devices, before any weight is read, and warns of too little.
 
     Runs differ only in what they remove, and the one that removes least takes most memory.
     """
     from spap_jax import checkpoint
     from spap_jax.cli import console
-    from spap_jax.cli.evaluate import chosen_length
     from spap_jax.planning.plan import Request
     from spap_jax.planning.preflight import settings_here
 
     assert reader.source.folder  # from which it reads
     config, weight_bytes = checkpoint.read_config(reader.source.folder / "config.json", reader.source.name)
-    length = chosen_length(sequence_length, config)
-    if min(sequences, length) < 1:  # which is refused when the text is read
+    length = chosen_length(texts.sequence_length, config)
+    if min(texts.sequences, length) < 1:  # which is refused when the text is read
         return wanted
     largest = min((run.settings for run in wanted), key=lambda settings: settings.sparsity)
-    blocks = settings_here(Request(config, largest, sequences, length, weight_bytes)).joint_blocks
+    blocks = settings_here(Request(config, largest, texts.sequences, length, weight_bytes)).joint_blocks
     if blocks and blocks != largest.joint_blocks:
         console.err.print(f"joint steps will adjust {blocks} blocks at a time, as many as fit in memory")
     return [run._replace(settings=run.settings.replace(joint_blocks=blocks)) for run in wanted]
@@ -152,23 +154,15 @@ def _fitted_to_memory(
 
 def _opened(
     reader: "Reader",
-    data: str,
-    sequences: int,
-    sequence_length: int | None,
-    eval: str | None,
+    texts: Texts,
     wanted: list[PruneRun],
     narrows: "list[DecoderConfig]",
     dtype: str | None,
     overwrite: bool,
 ) -> "Command":
     """Reads what all runs of a command share."""
-    import numpy as np
-
     from spap_jax.cli.console import counting, waiting
-    from spap_jax.cli.evaluate import chosen_length
     from spap_jax.cli.prune_run import Command, perplexity_of
-    from spap_jax.data.loading import load_tokens
-    from spap_jax.data.repetition import warn_of_overlap, warn_of_repetition
     from spap_jax.devices import leads
     from spap_jax.placement import shard_params
     from spap_jax.pruning.progress import Progress
@@ -176,24 +170,14 @@ def _opened(
     from spap_jax.pruning.waves import Choices
 
     settings = wanted[0].settings  # the same for all runs, except for the sparsity
-    common: dict[str, Any] = {
-        "tokenizer": reader.source.folder,
-        "sequence_length": chosen_length(sequence_length, reader.config),
-        "vocabulary": reader.config.vocabulary,
-    }
-    with waiting(f"tokenising {data}"):
-        blocks = load_tokens(data, sequences=sequences, seed=settings.seed, role="calibration", **common)
-        judged = load_tokens(eval, sequences=None, role="evaluation", **common) if eval else None
-    warn_of_repetition(blocks.tokens, data)
-    read = [blocks.tokens, *([blocks.further.tokens] if blocks.further and settings.passes else [])]
-    warn_of_overlap(np.concatenate(read), judged and judged.tokens)
+    blocks, judged = texts.read(reader.source, reader.config, seed=settings.seed, further=bool(settings.passes))
 
     def whole_model() -> "Model":
         with waiting(f"reading all of {reader.source.name}"):
             return reader.model(shard_params)
 
     with counting() as watch:
-        if leads() and not (reader.at_address or _read_whole(settings, eval)):
+        if leads() and not (reader.at_address or _read_whole(settings, texts.eval)):
             reader.check_finite(functools.partial(_gigabytes, watch))
         blocks = with_samples(blocks, whole_model, settings, functools.partial(watch, "sequences written"))
     windows = len(judged.tokens) if judged else 0

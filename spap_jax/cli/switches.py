@@ -8,6 +8,9 @@ from cyclopts import Parameter
 Resume = Annotated[bool, Parameter(negative="--no-resume")]
 """A switch that is on by default; it needs its own --no-resume, since cli/app.py disables negative forms."""
 
+Bos = Annotated[bool | None, Parameter(negative="--no-bos")]
+"""A switch whose default depends on the model."""
+
 if TYPE_CHECKING:
     ModelName = Data = OutputPath = str
 else:

@@ -3,7 +3,8 @@
 Texts become one stream of tokens, without special tokens; the rows of a data set are joined by a blank line. Evaluation
 on a named set follows the protocol of the papers instead (`named_sets.py`). Conversations become one stream too, each
 through the tokenizer's chat template, with a mask of what the assistant wrote. The stream is cut into windows of T
-tokens that do not overlap: calibration samples some at random, evaluation takes them in order.
+tokens that do not overlap: calibration samples some at random, evaluation takes them in order. Where a model needs it,
+each window begins with the tokenizer's beginning-of-text token.
 """
 
 from pathlib import Path
@@ -15,8 +16,8 @@ from spap_jax.data.blocks import TokenBlocks, new_blocks
 from spap_jax.data.in_memory import Data
 from spap_jax.data.mixtures import Part, parts_of, shares
 from spap_jax.data.named_sets import Role
-from spap_jax.data.sources import SPLITS, open_data
-from spap_jax.data.tokenizing import tokenise
+from spap_jax.data.sources import SPLITS, Opened, open_data
+from spap_jax.data.tokenizing import Start, start_of_windows, tokenise, tokenizer_for
 from spap_jax.data.windows import check_ids, cut
 from spap_jax.errors import UserError, option
 from spap_jax.settings import is_count
@@ -34,6 +35,7 @@ def load_tokens(
     seed: int = 0,
     role: Role,
     vocabulary: int | None = None,
+    bos: bool | None = None,
 ) -> TokenBlocks:
     """Loads data, given by name or as an object, as token blocks [B, T].
 
@@ -52,6 +54,9 @@ def load_tokens(
         seed: Seed of the choice of calibration windows.
         role: Calibration samples windows at random; evaluation takes the first ones in order, from another split.
         vocabulary: Size of the vocabulary, v; token ids must be below it.
+        bos: Whether each window begins with the tokenizer's beginning-of-text token, followed by T - 1 tokens of the
+            text. By default only with the tokenizer of Gemma, whose models predict badly without. Token ids are
+            taken as they are.
 
     Raises:
         UserError: The data cannot be read or do not provide what was asked for.
@@ -64,37 +69,63 @@ def load_tokens(
         )
     if not is_count(seed, least=0):
         raise UserError(f"{option('seed')} must be a whole number of at least 0, not {seed!r}: give one.")
-    given = {"tokenizer": tokenizer, "sequence_length": sequence_length, "vocabulary": vocabulary}
+    given = {"tokenizer": tokenizer, "sequence_length": sequence_length, "vocabulary": vocabulary, "bos": bos}
     parts = parts_of(data) if isinstance(data, str) else []
     if len(parts) > 1:
         return _mixed(parts, sequences, seed, role, given)
-    name, content, protocol, file = open_data(data, role)
-    used, mask = None, None
-    if not isinstance(content, np.ndarray):
+    opened = open_data(data, role)
+    name, used, start, mask = opened.name, None, None, None
+    content = opened.content
+    if isinstance(content, np.ndarray):
+        if bos:
+            raise UserError(f"{name} holds token ids, which are taken as they are: leave out {option('bos')}")
+    else:
         used = tokenizer
+        loaded = tokenizer_for(name, tokenizer)
+        start = start_of_windows(loaded, bos, sequence_length)
+        own = sequence_length - (start is not None)  # tokens of the text in a window
         times = POOL if role == "calibration" else 1
-        enough = None if sequences is None else times * sequences * sequence_length
-        content, mask = tokenise(content, name, tokenizer, enough, protocol.special_tokens)
-        content = content[: protocol.windows and protocol.windows * sequence_length]
-    windows = cut(content, name, sequence_length, sequences)
+        content, mask = _read(opened, loaded, start, own, None if sequences is None else times * sequences)
+    windows = cut(content, name, sequence_length, sequences, start and start.id)
     check_ids(windows, name, vocabulary, used)
     if mask is not None:
-        mask = cut(mask[: len(content)], name, sequence_length, sequences) > 0
+        mask = cut(mask, name, sequence_length, sequences, start and 0) > 0
         windows, mask = _answered(windows, mask, name, role, sequences)
     order = np.arange(len(windows))
     if role == "calibration":
         order = np.random.default_rng(seed).permutation(len(windows))
-    drawn = f", seed {seed}" if role == "calibration" else ""
+    said = f"{len(windows)} windows of {sequence_length} tokens"
+    said += f" that begin with {start.text}" if start else ""
+    said += f", seed {seed}" if role == "calibration" else ""
 
     def blocks(taken: np.ndarray, further: TokenBlocks | None = None) -> TokenBlocks:
         own = None if mask is None else mask[taken]
-        description = f"{file or name}: {len(taken)} of {len(windows)} windows of {sequence_length} tokens{drawn}"
+        description = f"{opened.file or name}: {len(taken)} of {said}"
         if own is not None:
             description += f", counting the {own[:, 1:].sum()} tokens that the assistant wrote"
         return new_blocks(windows[taken], description, len(windows), own, further)
 
     rest = order[sequences : POOL * sequences] if sequences and role == "calibration" else order[:0]
     return blocks(order[:sequences], blocks(rest) if len(rest) else None)
+
+
+def _read(
+    opened: Opened, tokenizer: Any, start: Start | None, length: int, windows: int | None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Returns the token ids [N] of text or conversations for a number of windows, and the mask [N] of conversations.
+
+    Args:
+        opened: The data.
+        tokenizer: The tokenizer.
+        start: What each window begins with; the text as a whole then has no special tokens.
+        length: Tokens of the text in a window.
+        windows: Sufficient number of windows; None reads all.
+    """
+    protocol = opened.protocol
+    enough = windows and windows * length
+    ids, mask = tokenise(opened.content, opened.name, tokenizer, enough, protocol.special_tokens and not start)
+    used = protocol.windows and protocol.windows * length
+    return ids[:used], None if mask is None else mask[:used]
 
 
 def _answered(

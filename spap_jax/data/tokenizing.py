@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from spap_jax.data import conversations
 from spap_jax.data.conversations import Conversation
 from spap_jax.data.in_memory import encoder_of
 from spap_jax.data.texts import LOCAL, Piece, looks_local
-from spap_jax.errors import UserError
+from spap_jax.errors import UserError, option
 from spap_jax.hub import first_line, require_hub
 
 CHUNK = 4_000_000
@@ -21,20 +21,63 @@ CHUNK = 4_000_000
 _REMEDY = "name a model folder that holds its tokenizer files (tokenizer.json)"
 
 
+class Start(NamedTuple):
+    """The token that each window begins with: its id, and its text."""
+
+    id: int
+    text: str
+
+
+def tokenizer_for(name: str, tokenizer: str | Path | Any | None) -> Any:
+    """Returns the tokenizer object for data of a given name, from a model folder, a hub id or the object itself.
+
+    Raises:
+        UserError: There is none, or it cannot be loaded.
+    """
+    if tokenizer is None:
+        raise UserError(f"{name} is text and needs a tokenizer: name a model folder that has one, or give token ids")
+    return load_tokenizer(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
+
+
+def start_of_windows(tokenizer: Any, bos: bool | None, length: int) -> Start | None:
+    """Returns the beginning-of-text token of a tokenizer, if windows of T tokens are to begin with it.
+
+    Args:
+        tokenizer: A tokenizer object.
+        bos: Whether they are; None leaves it to the model. Those of Gemma, which alone have its tokenizer, were trained
+            on no text without the token, and predict badly without.
+        length: Tokens in a window, T.
+
+    Raises:
+        UserError: The tokenizer has no such token, or windows have no room for another.
+    """
+    needed = type(tokenizer).__name__.startswith("Gemma")
+    if not (needed if bos is None else bos):
+        return None
+    if getattr(tokenizer, "bos_token", None) is None:
+        raise UserError(
+            f"the tokenizer names no beginning-of-text token, so windows cannot begin with one: add bos_token to its "
+            f"tokenizer_config.json, or leave out {option('bos')}"
+        )
+    if length < 2:
+        raise UserError(
+            f"windows that begin with {tokenizer.bos_token} need room for text: give {option('sequence_length', 2)} or "
+            "more"
+        )
+    return Start(tokenizer.bos_token_id, tokenizer.bos_token)
+
+
 def tokenise(
-    pieces: Iterable[Piece], name: str, tokenizer: str | Path | Any | None, enough: int | None, special: bool
+    pieces: Iterable[Piece], name: str, tokenizer: Any, enough: int | None, special: bool
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Returns token ids [N] of a text in pieces, or of conversations; stops reading once there are `enough`, if given.
 
     Special tokens, if any, are added once to a text, since its pieces together are a single text. Conversations have
     those of the chat template, and a mask [N], 1 on what the assistant wrote.
     """
-    if tokenizer is None:
-        raise UserError(f"{name} is text and needs a tokenizer: name a model folder that has one, or give token ids")
-    loaded = load_tokenizer(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
     pieces = iter(pieces)
     first = next(pieces, "")
-    pieces, encode = _encoder(chain([first], pieces), isinstance(first, Conversation), loaded, special)
+    pieces, encode = _encoder(chain([first], pieces), isinstance(first, Conversation), tokenizer, special)
     ids: list[np.ndarray] = []
     masks: list[np.ndarray] = []
     count = 0

@@ -8,7 +8,7 @@ import numpy as np
 from spap_jax.errors import UserError, option
 
 
-def cut(ids: np.ndarray, name: str, length: int, asked: int | None) -> np.ndarray:
+def cut(ids: np.ndarray, name: str, length: int, asked: int | None, first: int | None = None) -> np.ndarray:
     """Cuts a stream [N], or each of several sequences [B, T'], to windows [B, T] that do not overlap.
 
     Args:
@@ -16,6 +16,8 @@ def cut(ids: np.ndarray, name: str, length: int, asked: int | None) -> np.ndarra
         name: Name of the data in errors.
         length: Number of tokens in a window, T.
         asked: Smallest sufficient number of windows; None asks for one.
+        first: What each window begins with, before the T - 1 next values of a stream; None for windows of the stream
+            alone.
 
     Raises:
         UserError: They are not token ids, or give fewer windows.
@@ -28,7 +30,10 @@ def cut(ids: np.ndarray, name: str, length: int, asked: int | None) -> np.ndarra
             raise UserError(_too_short(name, ids, length))
         windows = ids[:, :length]
     else:
-        windows = ids[: len(ids) // length * length].reshape(-1, length)
+        own = length - (first is not None)
+        windows = ids[: len(ids) // own * own].reshape(-1, own)
+        if first is not None:
+            windows = np.insert(windows, 0, first, axis=1)
     if len(windows) < (asked or 1):
         raise UserError(_too_few(name, ids, length, len(windows), asked or 1))
     return windows

@@ -1,4 +1,4 @@
-"""Conversations and mixtures on the command line."""
+"""Conversations, mixtures and first tokens on the command line."""
 
 import json
 import re
@@ -48,6 +48,21 @@ def test_a_mixture_calibrates(model: Path, talk: Path, tmp_path: Path, capsys):
     assert said.code == 0, said.err
     told = json.loads((output / "spap_report.json").read_text())["calibration"]["description"]
     assert re.match(r"talk.jsonl: 4 of .* tokens that the assistant wrote; stories_calibration.txt: 12 of ", told)
+
+
+def test_every_sequence_begins_with_the_first_token_if_asked(tmp_path: Path, capsys):
+    judged, pruned, trained = tmp_path / "judged.txt", tmp_path / "pruned", tmp_path / "trained"
+    judged.write_text(Path(CALIBRATION).read_text("utf-8")[-2000:], "utf-8")
+    words = ["--data", CALIBRATION, "--eval", judged, "--bos"]
+    said = spap(capsys, "prune", STORIES, "--output", pruned, *words, *QUICK)
+    assert said.code == 0, said.err
+    tuning = ["--sequences", 8, "--sequence-length", 16, "--steps", 1]
+    said = spap(capsys, "finetune", pruned, "--output", trained, *words, *tuning)
+    assert said.code == 0, said.err
+    assert (pruned / "spap_report.json").read_text().count("begin with <s>") == 2
+    assert (trained / "spap_finetune.json").read_text().count("begin with <s>") == 2
+    said = spap(capsys, "eval", trained, "--data", judged, "--bos")
+    assert "begin with <s>" in said.out
 
 
 def test_prompts_are_answered_and_calibrate(model: Path, tmp_path: Path, capsys):

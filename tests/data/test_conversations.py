@@ -79,6 +79,18 @@ def test_tokens_and_mask(template: str):
     assert blocks.description == (f"the given text: {windows}, counting the {counted} tokens that the assistant wrote")
 
 
+def test_the_first_token_of_windows_of_conversations_does_not_count():
+    tokenizer = chat()
+    tokenizer.bos_token = START
+    ids, mask = written(ROWS)
+    blocks = read(ROWS, tokenizer, bos=True, role="evaluation", sequences=4)
+    assert blocks.mask is not None
+    np.testing.assert_array_equal(blocks.tokens[:, 0], WORDS.index(START))
+    np.testing.assert_array_equal(blocks.tokens[:, 1:].ravel(), ids[:36])
+    np.testing.assert_array_equal(blocks.mask[:, 1:].ravel(), mask[:36])
+    assert not blocks.mask[:, 0].any()
+
+
 def in_jsonl(folder: Path) -> Path:
     path = folder / "a.jsonl"
     path.write_text("".join(json.dumps(each) + "\n" for each in ROWS), "utf-8")

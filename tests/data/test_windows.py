@@ -1,12 +1,16 @@
 """Which windows of a text are used."""
 
 import numpy as np
-from data_cases import WORDS, read
+import pytest
+from data_cases import TEXTS, VOCABULARY, WORDS, read, refused, write_parquet
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
 from spap_jax.data.loading import POOL
 from spap_jax.data.tokenizing import _chunks
+
+BOS = VOCABULARY - 1
 
 
 @settings(max_examples=60, deadline=None)
@@ -49,3 +53,49 @@ def test_the_seed_decides_the_draw():
 
 def test_a_smaller_calibration_set_is_the_beginning_of_a_larger_one():
     np.testing.assert_array_equal(read(WORDS, sequences=3).tokens, read(WORDS, sequences=9).tokens[:3])
+
+
+def gemmas(tokenizer):
+    """Returns the same tokenizer as one of the class of Gemma's."""
+    loaded = AutoTokenizer.from_pretrained(tokenizer)
+    return type("GemmaTokenizerFast", (type(loaded),), {})(tokenizer_object=loaded.backend_tokenizer, bos_token="<s>")
+
+
+@pytest.mark.parametrize("sequences", [None, 4])
+def test_windows_begin_with_the_first_token_of_a_text(tokenizer, sequences):
+    windows = read(TEXTS, tokenizer, bos=True, role="evaluation", sequences=sequences).tokens
+    assert len(windows) == (sequences or len(WORDS) // 9)
+    np.testing.assert_array_equal(windows[:, 0], BOS)
+    np.testing.assert_array_equal(windows[:, 1:].ravel(), WORDS[: 9 * len(windows)])
+
+
+def test_a_named_set_has_the_first_token_in_each_window_alone(tmp_path, tokenizer):
+    path = write_parquet(tmp_path / "a.parquet", {"text": TEXTS})
+    blocks = read(f"wikitext2:{path}", tokenizer, bos=True, role="evaluation", sequences=None)
+    np.testing.assert_array_equal(
+        blocks.tokens, read(TEXTS, tokenizer, bos=True, role="evaluation", sequences=None).tokens
+    )
+    assert blocks.description == "wikitext2:a.parquet: 33 of 33 windows of 10 tokens that begin with <s>"
+
+
+def test_calibration_and_its_further_windows_begin_with_the_first_token(tokenizer):
+    blocks = read(TEXTS, tokenizer, bos=True)
+    assert blocks.further is not None
+    both = np.concatenate([blocks.tokens, blocks.further.tokens])
+    np.testing.assert_array_equal(both[:, 0], BOS)
+    assert {*map(bytes, both[:, 1:].astype("<i4"))} == {*map(bytes, WORDS[: 9 * 33].reshape(-1, 9).astype("<i4"))}
+
+
+def test_gemma_alone_needs_the_first_token(tokenizer):
+    gemma = gemmas(tokenizer)
+    np.testing.assert_array_equal(read(TEXTS, gemma).tokens, read(TEXTS, tokenizer, bos=True).tokens)
+    np.testing.assert_array_equal(read(TEXTS, gemma, bos=False).tokens, read(TEXTS, tokenizer).tokens)
+    np.testing.assert_array_equal(read(WORDS, gemma).tokens, read(WORDS).tokens)  # token ids stay as they are
+    assert "<s>" not in read(TEXTS, tokenizer).description
+
+
+def test_first_tokens_that_cannot_be(tokenizer):
+    alone = AutoTokenizer.from_pretrained(tokenizer).backend_tokenizer
+    assert "names no beginning-of-text token" in refused(TEXTS, alone, bos=True)
+    assert "need room for text: give sequence_length=2" in refused(TEXTS, tokenizer, bos=True, sequence_length=1)
+    assert "leave out bos" in refused(WORDS, tokenizer, bos=True)

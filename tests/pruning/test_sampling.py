@@ -28,6 +28,13 @@ def test_it_goes_on_from_parts_of_the_calibration():
     assert (found != sample(tiny("llama"), TOKENS, 3, 1)).any()
 
 
+def test_samples_begin_with_the_token_that_all_sequences_begin_with():
+    tokens = np.insert(TOKENS[:4, 1:], 0, 7, axis=1)
+    found = sample(tiny("llama"), tokens, 2, 0)
+    np.testing.assert_array_equal(found[:, 0], 7)
+    np.testing.assert_array_equal(found[4:, 1], tokens[:, 16 // PROMPT + 1])
+
+
 def test_tokens_are_drawn_as_the_model_predicts_them():
     """The mean negative log-likelihood of sampled tokens is the mean entropy of the predictions."""
     model = tiny("llama")
