@@ -145,6 +145,10 @@ def _looked_up(config: DecoderConfig) -> int:
     return outer_elements(config) - positions - (0 if config.tied else config.vocabulary * config.embedding)
 
 
+_UNROLLED = 3
+"""Number of blocks in a program for TPUs up to which the gradients of a block are never held whole."""
+
+
 def _predicting(load: Workload) -> DecoderConfig:
     """The part of the decoder that one device holds, with the head that makes the logits of steps."""
     predicted = load.predicted
@@ -166,7 +170,9 @@ def joint_bytes(load: Workload) -> tuple[float, float]:
     mlp = size * tokens * (2 * c.width + (3 * mlp_matrices(c) - 2) * c.intermediate)
     head = 4 * 6 * min(HEAD_TOKENS, tokens) * few.vocabulary
     copied = load.devices > 1 or size != load.weight_bytes  # outside the blocks: gathered or converted
-    gathered = size * (block_elements(c) + copied * _looked_up(few)) + 4 * _mlp_elements(c)
+    gathered = size * (block_elements(c) + copied * _looked_up(few))
+    if load.platform != "tpu" or c.layers > _UNROLLED:
+        gathered += 4 * _mlp_elements(c)  # a block's gradients, before they are divided among the devices
     held = size * c.layers * tokens * c.width + 4 * tokens * c.width
     if (load.training or load.settings).remat == "dots":  # of the last projection, nothing is computed again
         inner = queries + 2 * keys + c.width + (mlp_matrices(c) - 1) * c.intermediate

@@ -339,7 +339,10 @@ def test_a_hub_id_without_network(tmp_path: Path, place: Path):
         ),
         (("eval", STORIES, "--data", EVALUATION, "--tasks", "piqa"), "both were given"),
         (("eval", STORIES, "--data", EVALUATION, "--limit", "5"), "--task-path and --limit with --tasks"),
-        (("eval", STORIES, "--tasks", "piqa", "--sequences", "5"), "--sequence-length and --sequences go with --data"),
+        (
+            ("eval", STORIES, "--tasks", "piqa", "--sequences", "5"),
+            "--sequence-length, --sequences and --bos go with --data",
+        ),
         (("eval", STORIES, "--tasks", "piqa", "--limit", "0"), "must be at least 1"),
         (("eval", STORIES, "--tasks", "piqa", "--task-path", "no"), "there is no folder no: give --task-path a folder"),
         (("eval", STORIES, "--tasks", " , "), "--tasks names no task"),
