@@ -1,5 +1,6 @@
 """The programs of a run, compiled for the devices of a mesh that is not there: what their compiler says of them."""
 
+import functools
 import re
 import time
 from collections import Counter, defaultdict
@@ -67,8 +68,18 @@ def compiled(load: Workload, mesh: Mesh, watch: Callable[[str, int, int], None])
         for program in programs(load, device):
             what = f"compiling {program.name} ({program.phase})"
             watch(what, 0, 1)
-            yield judged(program)
+            leaves, structure = jax.tree.flatten((program.arguments, program.options))
+            alone = _alone(program.function, structure, tuple(leaves))
+            held = alone.memory + program.beside_bytes
+            yield alone._replace(phase=program.phase, times=program.times, memory=held)
             watch(what, 1, 1)
+
+
+@functools.cache  # runs that differ in one phase have the same programs in the others
+def _alone(function: Any, structure: Any, leaves: tuple) -> Compiled:
+    """Compiles one call of a function, with nothing held beside it."""
+    arguments, options = jax.tree.unflatten(structure, leaves)
+    return judged(Program("", function, arguments, options, times=1, beside=()))
 
 
 def needs(found: list[Compiled]) -> dict[str, float]:

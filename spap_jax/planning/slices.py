@@ -4,6 +4,7 @@ Shapes of slices and of hosts follow Google Cloud's pages "TPU v5e", "TPU v5p" a
 eight chips in a slice of eight, and four in larger ones; one of v5p has four.
 """
 
+import functools
 import importlib.util
 import math
 import os
@@ -71,16 +72,21 @@ def devices_of(mesh: Mesh) -> list[Any]:
         )
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
-    shape = shape_of(version, mesh.devices)
-    bounds = host_of(version, shape)
-    name = f"{version}:{'x'.join(map(str, shape))}"
     try:
-        return topologies.get_topology_desc(name, platform="tpu", chips_per_host_bounds=bounds).devices
+        return _topology(version, shape_of(version, mesh.devices))
     except RuntimeError as error:
         raise UserError(
             f"the TPU compiler cannot describe {mesh.name} ({first_line(error)}): end other programs on this machine "
             "that use it, or update it with pip install -U 'jax[tpu]'."
         ) from error
+
+
+@functools.cache  # programs are the same only if their devices are
+def _topology(version: str, shape: tuple[int, ...]) -> list[Any]:
+    """Returns the devices of a slice of a shape."""
+    name = f"{version}:{'x'.join(map(str, shape))}"
+    bounds = host_of(version, shape)
+    return topologies.get_topology_desc(name, platform="tpu", chips_per_host_bounds=bounds).devices
 
 
 def shape_of(version: str, chips: int) -> tuple[int, ...]:
