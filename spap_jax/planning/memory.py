@@ -97,19 +97,25 @@ def summing_bytes(load: Workload) -> float:
     return 4 * (sums + tokens * (2 * mine + d + f * (mine < f))) + inner
 
 
-def solving_bytes(f: int, d: int, shares: int = 1) -> float:
+def solving_bytes(f: int, d: int, shares: int = 1, *, scaled: bool = True) -> float:
     """Workspace of ``solver/tableau.py``, with rows divided among ``shares`` devices.
 
     The scaled G and C and the tableau; then the product that updates it, or what a panel needs, which is not divided.
+    A TPU that selects on its own scales G and C as it reads them, and holds no copies (``scaled``).
     """
-    return 4 * ((2 * f**2 + 4 * f * d) / shares + max(f**2 / shares, 4 * min(PANEL, f) * (f + d)))
+    copies = scaled * (f**2 + 4 * f * d)
+    return 4 * ((f**2 + copies) / shares + max(f**2 / shares, 4 * min(PANEL, f) * (f + d)))
 
 
 def closing_bytes(load: Workload) -> float:
-    """Workspace of ``alternating.closed_form``: sums beside the total; hidden channels and transpose, or ``aim``."""
+    """Workspace of ``alternating.closed_form``: sums beside the total; hidden channels and transpose, or ``aim``.
+
+    A TPU adds to the total in place.
+    """
     d, k, tokens, dense = load.narrow.width, load.narrow.intermediate, load.fitted.size, load.mine.dense
     aimed = _cast(load, _mlp_elements(dense)) + 4 * tokens * 2 * (dense.intermediate + d) if load.aimed else 0
-    return 4 * (2 * k**2 + 2 * k * d) + max(4 * tokens * (2 * k + d), aimed)
+    sums = k**2 + k * d
+    return 4 * sums * (1 if load.platform == "tpu" else 2) + max(4 * tokens * (2 * k + d), aimed)
 
 
 def recovering_bytes(load: Workload) -> tuple[float, float]:
@@ -222,14 +228,17 @@ def device_memory(load: Workload) -> dict[str, Parts]:
     f = max(f, load.dense.heads * load.dense.head_dim if load.fewer_heads else 0)
     shares = 1 if load.in_waves else load.sharing_rows(f)
     solving = held | {"moments": moments_bytes(f, d) / shares, "solver": solving_bytes(f, d, shares)}
+    if load.in_waves:  # no block is held while all devices select
+        solving["weights"] -= load.weight_bytes * block_elements(mine.dense)
+        solving["solver"] = solving_bytes(f, d, scaled=load.platform != "tpu")
     mlp = 4.0 * _mlp_elements(mine.narrow)
-    # In waves the fitted tokens have as many streams again, and a device its own layer's moments beside the latest.
-    further = load.in_waves * load.streams * load.stream_bytes * load.fitted.tokens * d
-    ahead = held | {"streams": held["streams"] + further}
-    layers = 2 if load.in_waves else 1 / shares
+    ahead, seen = held, moments_bytes(f, d) / shares
+    if load.in_waves:  # the fitted tokens have as many streams again, and a device the moments of its own layer
+        further = load.streams * load.stream_bytes * load.fitted.tokens * d
+        ahead, seen = held | {"streams": held["streams"] + further, "moments": seen}, 2 * seen
     phases: dict[str, Parts] = {
         "streams": ahead | {"activations": passing_bytes(load)},
-        "statistics": ahead | {"moments": layers * moments_bytes(f, d), "activations": summing_bytes(load)},
+        "statistics": ahead | {"moments": seen, "activations": summing_bytes(load)},
         "selection": solving,
     }
     if load.refits and load.in_waves:

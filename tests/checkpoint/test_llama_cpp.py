@@ -30,7 +30,7 @@ WIDE = {
 }
 """Sizes with which every row, except in the output projections, has 256 values, as the K formats require."""
 KEPT = {
-    "wide_256": {"sparsity": 0.4, "round_to": 256},
+    "wide_256": {"sparsity": 0.5, "round_to": 256},
     "wide_224": {"sparsity": 0.5625},
     "wide_200": {"sparsity": 0.61},
     "heads": {"sparsity": 0.5, "attention_sparsity": 0.5},
