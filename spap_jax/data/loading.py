@@ -61,14 +61,7 @@ def load_tokens(
     Raises:
         UserError: The data cannot be read or do not provide what was asked for.
     """
-    if role not in SPLITS:
-        raise UserError(f"there is no role {role!r}: tokens are for {' or '.join(map(repr, SPLITS))}.")
-    if not is_count(sequence_length) or (sequences is not None and not is_count(sequences)):
-        raise UserError(
-            f"{option('sequence_length')} and {option('sequences')} must be at least 1: give positive whole numbers"
-        )
-    if not is_count(seed, least=0):
-        raise UserError(f"{option('seed')} must be a whole number of at least 0, not {seed!r}: give one.")
+    _check_asked(sequence_length, sequences, seed, role)
     given = {"tokenizer": tokenizer, "sequence_length": sequence_length, "vocabulary": vocabulary, "bos": bos}
     parts = parts_of(data) if isinstance(data, str) else []
     if len(parts) > 1:
@@ -107,6 +100,17 @@ def load_tokens(
 
     rest = order[sequences : POOL * sequences] if sequences and role == "calibration" else order[:0]
     return blocks(order[:sequences], blocks(rest) if len(rest) else None)
+
+
+def _check_asked(sequence_length: int, sequences: int | None, seed: int, role: Role) -> None:
+    if role not in SPLITS:
+        raise UserError(f"there is no role {role!r}: tokens are for {' or '.join(map(repr, SPLITS))}.")
+    if not is_count(sequence_length) or (sequences is not None and not is_count(sequences)):
+        raise UserError(
+            f"{option('sequence_length')} and {option('sequences')} must be at least 1: give positive whole numbers"
+        )
+    if not is_count(seed, least=0):
+        raise UserError(f"{option('seed')} must be a whole number of at least 0, not {seed!r}: give one.")
 
 
 def _read(
