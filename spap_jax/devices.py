@@ -390,6 +390,13 @@ def constrain_replicated(array: jax.Array) -> jax.Array:
     return array if mesh_size() == 1 else jax.lax.with_sharding_constraint(array, PartitionSpec())
 
 
+def divide_along_model(array: jax.Array, axis: int) -> jax.Array:
+    """Divides an axis along ``model`` if its size is divisible, inside a jitted program; see `constrain_replicated`."""
+    if mesh_size() == 1:
+        return array
+    return jax.lax.with_sharding_constraint(array, model_spec(array.shape[axis], axis))
+
+
 def assign_to_device(own: Any, item: Any, place: int | jax.Array) -> Any:
     """Assigns an item to one device, in arrays [devices, ...] sharded over all devices; nothing is communicated.
 

@@ -33,10 +33,12 @@ _JOINT_TOKENS: dict[EffortName, int] = {"low": 512, "default": 2048, "high": 204
 """Tokens in a joint step by default. Little text goes further in small steps."""
 
 
-_MULTIPLE, _WIDE = 8, 1024
-"""What the kept width is a multiple of by default, for MLPs with as many channels or more. Accelerators hold and
+_MULTIPLES = ((8192, 64), (1024, 8))
+"""For MLPs with as many channels or more, what the kept width is a multiple of by default. Accelerators hold and
 multiply matrices in tiles of 8 rows or 16 bytes: a joint step on LLaMA-3.1-8B needs 13.1 GB of each of 8 TPU v5e chips
-with the 10 035 channels that 30 % leave, and 11.3 GB with 10 032."""
+with the 10 035 channels that 30 % leave, and 11.3 GB with 10 032. Eight devices that share the weights of a large model
+should each have such a multiple: on LLaMA-3.1-70B a step needs 14.5 GB of a chip with 20 072 channels, and 12.0 GB with
+20 096."""
 
 
 class Fit(NamedTuple):
@@ -220,9 +222,9 @@ class PruneSettings(_Settings):
         allocation: Widths of the layers. "uniform": all layers get the same width, as stock tools require. "global":
             the total is the same, and each layer gets a width according to what its channels contribute to the
             predictions; only SPAP-JAX loads the result.
-        round_to: Round the width that is kept to a multiple of this number. By default 8 for MLPs of 1024 channels or
-            more, since matrices of other widths take accelerators more memory and time, and 1 for smaller ones. 64
-            suits them better still, and 256 also every quantisation format of llama.cpp.
+        round_to: Round the width that is kept to a multiple of this number. By default 64 for MLPs of 8192 channels or
+            more and 8 for those of 1024 or more, since matrices of other widths take accelerators more memory and time,
+            and 1 for smaller ones. 256 suits every quantisation format of llama.cpp as well.
         method: How channels are chosen: by this project's method, "spap", or as another one does: "random",
             "magnitude", "wanda" (Wanda-sp), "flap", "fasp", "obs" (ZipLM) or "osscar".
         update: How the remaining weights are updated. "own": as in the paper of the method. "none": not at all (random,
@@ -353,7 +355,7 @@ class PruneSettings(_Settings):
 
     def multiple(self, channels: int) -> int:
         """The given value of ``round_to``, or the default for MLPs with a number of channels."""
-        return self.round_to or (_MULTIPLE if channels >= _WIDE else 1)
+        return self.round_to or next((multiple for least, multiple in _MULTIPLES if channels >= least), 1)
 
     def resolved(self, layers: int, width: int, channels: int, tokens: int) -> Self:
         """A copy in which every setting that depends on the model or the calibration text has its value.

@@ -48,7 +48,8 @@ def test_what_depends_on_the_model_or_the_text_is_resolved():
 
 
 def test_wide_mlps_keep_a_multiple_of_8():
-    assert [PruneSettings().multiple(channels) for channels in (320, 1023, 1024)] == [1, 1, 8]
+    found = [PruneSettings().multiple(channels) for channels in (320, 1023, 1024, 8191, 8192, 53248)]
+    assert found == [1, 1, 8, 8, 64, 64]
     assert PruneSettings(round_to=5).multiple(4096) == 5
 
 

@@ -165,8 +165,9 @@ def joint_bytes(load: Workload) -> tuple[float, float]:
     """Workspace of ``training/step.py``: for weights, gradients and moments; and for activations.
 
     Weights that move are float32, with gradients and both of Adam's moments, all divided among the devices. A block's
-    weights are gathered; the stream before each block is held, and the outputs of its projections if they are not
-    computed again; then the largest of what the gradients of a block and of the logits of some tokens need.
+    weights are gathered; the stream before each block is held, divided among the devices that share the weights, and
+    the outputs of its projections if they are not computed again; then the largest of what the gradients of a block and
+    of the logits of some tokens need.
     """
     c, few, tokens, size = load.mine.tail, _predicting(load), load.joint_at_once, load.compute_bytes
     moved = moved_elements(load) * load.together / c.layers / load.devices
@@ -179,7 +180,8 @@ def joint_bytes(load: Workload) -> tuple[float, float]:
     gathered = size * (block_elements(c) + copied * _looked_up(few))
     if load.platform != "tpu" or c.layers > _UNROLLED:
         gathered += 4 * _mlp_elements(c)  # a block's gradients, before they are divided among the devices
-    held = size * c.layers * tokens * c.width + 4 * tokens * c.width
+    divided = load.sharers if load.fitted.length % load.sharers == 0 else 1
+    held = size * c.layers * tokens * c.width / divided + 4 * tokens * c.width
     if (load.training or load.settings).remat == "dots":  # of the last projection, nothing is computed again
         inner = queries + 2 * keys + c.width + (mlp_matrices(c) - 1) * c.intermediate
         held += size * c.layers * tokens * inner

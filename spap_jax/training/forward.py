@@ -88,14 +88,18 @@ def last_stream(
     stop = student.first + len(jax.tree.leaves(own)[0]) if own else student.first
 
     @functools.partial(jax.checkpoint, policy=REMAT[student.remat])
-    def block(x: jax.Array, item: tuple[jax.Array, Params, Params]) -> tuple[jax.Array, None]:
+    def block(x: jax.Array, item: tuple[jax.Array, Params, Params]) -> jax.Array:
         number, moved, pairs = item
+        x = devices.constrain_replicated(x)
         layer = jax.tree.map(lambda stack: stack[number], student.frozen.get("layers", {})) | moved
         if merged:
             layer, pairs = lora.merged(layer, gather_params(config, pairs, jnp.float32), scale), {}
         layer, pairs = gather_params(config, layer, dtype), lora.scaled(gather_params(config, pairs, dtype), scale)
         kind = decoder.reach_of(config, number)
-        return devices.constrain_replicated(decoder.block(config, layer, x, positions, None, kind, updates=pairs)), None
+        return devices.constrain_replicated(decoder.block(config, layer, x, positions, None, kind, updates=pairs))
+
+    def held_divided(x: jax.Array, item: tuple[jax.Array, Params, Params]) -> tuple[jax.Array, None]:
+        return block(devices.divide_along_model(x, axis=1), item), None
 
     x = decoder.embed(config, outside, tokens, positions, dtype) if entering is None else entering.astype(dtype)
     x = devices.constrain_replicated(x)
@@ -103,5 +107,5 @@ def last_stream(
     for start, end, moved in parts:
         if start < end:
             # Updates are of all blocks, and so never beside a range of moving blocks.
-            x = jax.lax.scan(block, x, (jnp.arange(start, end), moved, updates))[0]
+            x = jax.lax.scan(held_divided, x, (jnp.arange(start, end), moved, updates))[0]
     return x
