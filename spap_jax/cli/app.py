@@ -29,11 +29,15 @@ ABOVE = 2**32
 """Whole numbers must be below this bound: JAX's seeds have no more bits, and no size needs more."""
 
 
+_NAMES = {"evaluate": "eval"}
+"""Names of commands whose function is named otherwise, since Python has a function of that name."""
+
+
 class _Commands(App):
     def assemble_argument_collection(self, *, parse_docstring: bool = False, **how: Any) -> ArgumentCollection:
         """Returns a command's options, arranged if they are to be shown, which is when docstrings are parsed."""
         options = super().assemble_argument_collection(parse_docstring=parse_docstring, **how)
-        return arranged(self.name[0], options) if parse_docstring else options
+        return arranged(_NAMES.get(self.name[0], self.name[0]), options) if parse_docstring else options
 
     def help_print(
         self, tokens: Iterable[str] | str | None = None, *, console: Console | None = None, everything: bool = False
@@ -62,7 +66,7 @@ app = _Commands(
     default_parameter=Parameter(negative=(), show_default=default_words),
 )
 for place, command in enumerate((plan, answer, prune, finetune, evaluate, bench, report, convert, push, doctor)):
-    app.command(command, name="eval" if command is evaluate else None, sort_key=place)  # in order of use
+    app.command(command, name=_NAMES.get(command.__name__), sort_key=place)  # in order of use
 app.register_install_completion_command(help="Make the shell complete commands and options with the tab key.")
 
 

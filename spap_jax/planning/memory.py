@@ -110,12 +110,12 @@ def solving_bytes(f: int, d: int, shares: int = 1, *, scaled: bool = True) -> fl
 def closing_bytes(load: Workload) -> float:
     """Workspace of ``alternating.closed_form``: sums beside the total; hidden channels and transpose, or ``aim``.
 
-    A TPU adds to the total in place.
+    Of a TPU's sums, each device holds its own rows, and adds to the total in place.
     """
     d, k, tokens, dense = load.narrow.width, load.narrow.intermediate, load.fitted.size, load.mine.dense
     aimed = _cast(load, _mlp_elements(dense)) + 4 * tokens * 2 * (dense.intermediate + d) if load.aimed else 0
-    sums = k**2 + k * d
-    return 4 * sums * (1 if load.platform == "tpu" else 2) + max(4 * tokens * (2 * k + d), aimed)
+    copies = 1 / load.sharing_rows(k) if load.platform == "tpu" else 2
+    return 4 * copies * (k**2 + k * d) + max(4 * tokens * (2 * k + d), aimed)
 
 
 def recovering_bytes(load: Workload) -> tuple[float, float]:
@@ -246,7 +246,8 @@ def device_memory(load: Workload) -> dict[str, Parts]:
     if load.refits and load.in_waves:
         phases["refit"] = held | {"gradients": 2 * mlp, "activations": closing_bytes(load)}
     elif load.refits:
-        phases["refit"] = solving | {"gradients": 2 * mlp}
+        errors = 8.0 * f * d  # what the output projection changes by, and the product with G, whole on every device
+        phases["refit"] = solving | {"solver": max(solving["solver"], errors), "gradients": 2 * mlp}
     if load.alternates and load.settings.rounds:
         gradients, activations = recovering_bytes(load)
         # The selected, refitted and recovered weights are held beside the workspace.
