@@ -397,26 +397,52 @@ def divide_along_model(array: jax.Array, axis: int) -> jax.Array:
     return jax.lax.with_sharding_constraint(array, model_spec(array.shape[axis], axis))
 
 
-def assign_to_device(own: Any, item: Any, place: int | jax.Array) -> Any:
-    """Assigns an item to one device, in arrays [devices, ...] sharded over all devices; nothing is communicated.
+def keep_for_owner(kept: Any, item: Any, place: int | jax.Array) -> Any:
+    """Keeps an item until `exchange` gives it to its owner, inside a jitted program.
 
     Args:
-        own: The items of all devices so far; None if there are none yet.
-        item: Replicated item for the device at ``place``, and for those after it until they get another one.
-        place: Number of the device, along all axes of the mesh.
+        kept: What is kept so far, arrays [devices, ...]; None if nothing is. Of matrices, each device holds some rows
+            of all; their number is made up to one that the devices can divide.
+        item: The item.
+        place: Number of the device that it is for, along all axes of the mesh.
     """
-    axes = get_abstract_mesh().axis_names
+    count, axes = mesh_size(), _sharing_axes()
+    slot = place % model_size() * data_size() + place // model_size()  # the same number along `_sharing_axes`
 
-    def take(own: Any, item: Any) -> Any:
-        new = jax.tree.map(lambda a: a[None], item)
-        if own is None:
-            return new
-        return jax.tree.map(lambda a, b: jnp.where(jax.lax.axis_index(axes) >= place, a, b), new, own)
+    def one(a: jax.Array, all_kept: jax.Array | None) -> jax.Array:
+        if a.ndim > 1:
+            a = jnp.pad(a, [(0, -len(a) % count), *[(0, 0)] * (a.ndim - 1)])
+        before = jnp.zeros((count, *a.shape), a.dtype) if all_kept is None else all_kept
+        after = jax.lax.dynamic_update_index_in_dim(before, a, slot, 0)
+        spec = PartitionSpec(None, axes) if a.ndim > 1 else PartitionSpec()
+        return jax.lax.with_sharding_constraint(after, spec) if axes else after
 
+    return jax.tree.map(one, item, kept) if kept is not None else jax.tree.map(lambda a: one(a, None), item)
+
+
+def exchange(kept: jax.Array) -> jax.Array:
+    """Gives each device its own of the arrays that `keep_for_owner` kept, inside a jitted program: an all-to-all.
+
+    Returns:
+        [devices, ...] sharded over all devices; rows that were added are still there.
+    """
+    axes = _sharing_axes()
     if not axes:
-        return take(None, item)
-    given = (PartitionSpec(axes), PartitionSpec())
-    return jax.shard_map(take, in_specs=given, out_specs=PartitionSpec(axes), check_vma=False)(own, item)
+        return kept
+
+    def own(some: jax.Array) -> jax.Array:
+        if some.ndim > 2:
+            return jax.lax.all_to_all(some, axes, split_axis=0, concat_axis=1, tiled=True)
+        return jax.lax.dynamic_index_in_dim(some, jax.lax.axis_index(axes), axis=0)
+
+    given = PartitionSpec(None, axes) if kept.ndim > 2 else PartitionSpec()
+    out = PartitionSpec(get_abstract_mesh().axis_names)
+    return jax.shard_map(own, in_specs=given, out_specs=out, check_vma=False)(kept)
+
+
+def _sharing_axes() -> tuple[str, ...]:
+    """The axes of the mesh in the order in which they divide rows; see `row_axes`."""
+    return tuple(name for name in (_MODEL, DATA) if name in get_abstract_mesh().axis_names)
 
 
 def map_over_devices(solve: Callable[..., Any], own: Any, *alike: Any) -> Any:
@@ -424,7 +450,7 @@ def map_over_devices(solve: Callable[..., Any], own: Any, *alike: Any) -> Any:
 
     Args:
         solve: Function that each device runs by itself; its number is that along all axes of the mesh.
-        own: The items of all devices, as returned by ``assign_to_device``.
+        own: The items of all devices, as `exchange` returns them.
         alike: Replicated arrays.
     """
     axes = get_abstract_mesh().axis_names

@@ -26,10 +26,10 @@ _CALLS = ("jit", "remat2", "custom_vjp_call", "custom_jvp_call", "closed_call")
 _READING = ("reduce_", "arg", "cum", "sort", "top_k")
 """Beginnings of the names of operations that read an array as it lies in memory."""
 
-_STORING = ("dot_general", "gather", "dynamic_update_slice", "psum", "reduce_scatter", "all_gather")
+_STORING = ("dot_general", "gather", "dynamic_update_slice", "psum", "reduce_scatter", "all_gather", "all_to_all")
 """Operations that write their result to memory, as do those that read one and those that scatter."""
 
-_COLLECTIVE = {"psum": "axes", "reduce_scatter": "axis_name", "all_gather": "axis_name"}
+_COLLECTIVE = {"psum": "axes", "reduce_scatter": "axis_name", "all_gather": "axis_name", "all_to_all": "axis_name"}
 """Collectives that a program asks for, and what names their axes."""
 
 _VIEWS = ("sharding_constraint", "reshard", "reshape", "squeeze")

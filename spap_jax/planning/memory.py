@@ -235,12 +235,16 @@ def device_memory(load: Workload) -> dict[str, Parts]:
         solving["solver"] = solving_bytes(f, d, scaled=load.platform != "tpu")
     mlp = 4.0 * _mlp_elements(mine.narrow)
     ahead, seen = held, moments_bytes(f, d) / shares
-    if load.in_waves:  # the fitted tokens have as many streams again, and a device the moments of its own layer
+    if load.in_waves:  # the fitted tokens have as many streams again, and a device some rows of each layer's moments
         further = load.streams * load.stream_bytes * load.fitted.tokens * d
-        ahead, seen = held | {"streams": held["streams"] + further, "moments": seen}, 2 * seen
+        ahead = held | {"streams": held["streams"] + further, "moments": seen}
+    statistics = ahead | {"moments": seen, "activations": summing_bytes(load)}
+    if load.in_waves:  # the exchange of these rows holds the larger matrix twice, and neither a block nor a copy
+        exchanged = solving | {"moments": seen + 4 * f * max(f, d), "solver": 0.0}
+        statistics = max(statistics, exchanged, key=lambda parts: sum(parts.values()))
     phases: dict[str, Parts] = {
         "streams": ahead | {"activations": passing_bytes(load)},
-        "statistics": ahead | {"moments": seen, "activations": summing_bytes(load)},
+        "statistics": statistics,
         "selection": solving,
     }
     if load.refits and load.in_waves:

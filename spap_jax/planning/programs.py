@@ -120,10 +120,6 @@ def work(load: Workload) -> dict[str, Work]:
     with traced_for("gpu"), _mesh_of(load):
         for program in programs(load):
             found[program.phase] = found.get(program.phase, Work()).plus(program.counted(), program.times)
-        if load.in_waves and devices.mesh_size() > 1:  # the moments of each layer are gathered outside of the programs
-            whole = bytes_here(Arrays(load).replicated(_moments(Arrays(load))))
-            sent = Work(sent_bytes=whole * (1 - 1 / devices.mesh_size()))
-            found["statistics"] = found["statistics"].plus(sent, load.dense.layers)
     return found
 
 
@@ -202,7 +198,7 @@ def streams_programs(arrays: Arrays) -> Iterator[Program]:
 def _ahead(arrays: Arrays) -> Iterator[Program]:
     load, block = arrays.load, arrays.block(arrays.load.dense)
     stream = arrays.fitted  # a copy
-    beside = [arrays.fitted, arrays.held_out, _own(arrays), _later(arrays)]
+    beside = [arrays.fitted, arrays.held_out, _kept(arrays), _later(arrays)]
     for config, count in _kinds(load.dense).items():
         yield _program(streams.enter_dense_mlp, config, block, stream, times=count, beside=beside)
     yield _program(streams.leave_dense_mlp, load.dense, block, stream, times=load.dense.layers, beside=beside)
@@ -226,6 +222,13 @@ def _own(arrays: Arrays) -> moments.Moments:
     return jax.tree.map(lambda a: arrays.array((count, *a.shape), a.dtype, axes), _moments(arrays))
 
 
+def _kept(arrays: Arrays) -> moments.Moments:
+    """The moments of a wave before they are exchanged, some rows of all layers on each device."""
+    kept = jax.eval_shape(waves._keep, None, _moments(arrays), 0)
+    rows = PartitionSpec(None, ("model", "data"))
+    return jax.tree.map(lambda a: arrays.array(a.shape, a.dtype, rows if a.ndim > 2 else PartitionSpec()), kept)
+
+
 def _moments(arrays: Arrays) -> moments.Moments:
     return arrays.moments(arrays.load.dense.intermediate)
 
@@ -241,12 +244,16 @@ def statistics_programs(arrays: Arrays) -> Iterator[Program]:
     if load.in_waves:
         beside = [arrays.fitted, arrays.held_out, later]
         for config, count in _kinds(dense).items():
-            own = [*beside, _own(arrays)]
-            yield _program(moments.accumulate, config, block, tokens, times=count, beside=own)
-        seen = [arrays.replicated(_moments(arrays)), 0]
-        yield _program(waves._give, None, *seen, times=_waves(load), beside=[*beside, block, tokens])
-        rest = dense.layers - _waves(load)
-        yield _program(waves._give, _own(arrays), *seen, times=rest, beside=[*beside, block, tokens])
+            given = (config, block, tokens)
+            yield _program(moments.accumulate, *given, times=count, beside=[*beside, _kept(arrays)])
+        kept, seen = _kept(arrays), (_moments(arrays), 0)
+        yield _program(waves._keep, None, *seen, times=_waves(load), beside=[*beside, block, tokens])
+        rest = _waves(load) * (devices.mesh_size() - 1)
+        yield _program(waves._keep, kept, *seen, times=rest, beside=[*beside, block, tokens])
+        each = jax.tree.leaves(kept)
+        for number, array in enumerate(each):
+            held = [*beside, *each[:number], *each[number + 1 :]]
+            yield _program(waves._exchange, array, dense.intermediate, times=_waves(load), beside=held)
         return
     wide, correction = _wide(load), load.settings.fit.correction
     for config, count in _kinds(wide).items():

@@ -1,9 +1,9 @@
 """The parallel schedule: channels are selected on the dense stream, for as many layers at a time as there are devices.
 
 No selection changes the dense stream, so layers are independent. They are processed in waves, one layer per device: all
-devices accumulate the second moments of one layer after the other, the layer's own device keeps them, and then each
-device solves its own layer. No device ever holds the moments of more than two layers, however many layers there are,
-and the devices exchange only their selections. Since the moments do not depend on the sparsity, runs that differ in
+devices accumulate the second moments of one layer after the other, and each keeps some rows of all of them. Then they
+exchange these, so that each has all rows of its own layer, and solves that. No device ever holds more than the moments
+of two layers, however many layers there are. Since the moments do not depend on the sparsity, runs that differ in
 nothing else share them.
 """
 
@@ -70,23 +70,38 @@ def own_moments(
     """
     # Copies, since the stream is updated in place, and the run goes on from the original.
     dense, counted = jax.tree.map(jnp.copy, (fitted.dense, fitted.weights))
-    stream, own = streams.both_at(config, dense, counted), None
+    stream = streams.both_at(config, dense, counted)
+    kept = seen = layer = None
     for index, layer in blocks_in_order(config, read_layer, layers):
         alike = config.reaching_like(index)
         clock.lap("reading", layer)
         stream = streams.enter_dense_mlp(alike, layer, stream)
         clock.lap("streams", stream)
-        own = _give(own, moments.accumulate(alike, layer, streams.fitting_tokens(stream)), index - layers.start)
-        clock.lap("statistics", own)
+        seen = moments.accumulate(alike, layer, streams.fitting_tokens(stream))
+        kept = _keep(kept, seen, index - layers.start)
+        clock.lap("statistics", kept)
         stream = streams.leave_dense_mlp(config, layer, stream)
         clock.lap("streams", stream)
-    assert own is not None
+    assert seen is not None
+    for spare in range(len(layers), devices.mesh_size()):
+        kept = _keep(kept, seen, spare)
+    del stream, dense, counted, layer, seen  # their memory is needed
+    arrays, structure = jax.tree.flatten(kept)
+    del kept
+    own = jax.tree.unflatten(structure, [_exchange(arrays.pop(0), config.intermediate) for _ in range(len(arrays))])
+    clock.lap("statistics", own)
     return own
 
 
-@functools.partial(jax.jit, donate_argnames="own")
-def _give(own: Moments | None, seen: Moments, place: int) -> Moments:
-    return devices.assign_to_device(own, seen, place)
+@functools.partial(jax.jit, donate_argnames="kept")
+def _keep(kept: Moments | None, seen: Moments, place: int) -> Moments:
+    return devices.keep_for_owner(kept, seen, place)
+
+
+@functools.partial(jax.jit, static_argnames="rows")
+def _exchange(kept: jax.Array, rows: int) -> jax.Array:
+    own = devices.exchange(kept)
+    return own[:, :rows] if own.ndim > 2 else own
 
 
 @functools.partial(jax.jit, static_argnames=("config", "keep", "method", "steps", "rounds"))

@@ -25,7 +25,7 @@ def test_a_large_model_on_a_small_machine(monkeypatch: pytest.MonkeyPatch):
     with pytest.warns(SpapWarning) as found:
         settings_here(request_of(joint_blocks=0))
     [said] = [str(each.message) for each in found]
-    assert said.startswith("a plan of this run needs 71.4 GB of each device in the phase 'joint steps', and a device ")
+    assert said.startswith("a plan of this run needs 71.5 GB of each device in the phase 'joint steps', and a device ")
     assert "here has 60 GB. It would fit with --joint-blocks 16, or with --effort low" in said
     assert "in place of" not in said
 

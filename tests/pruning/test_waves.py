@@ -194,29 +194,45 @@ def mesh_of(shape: tuple[int, ...]):
     return jax.set_mesh(jax.make_mesh(shape, axes, axis_types=kinds, devices=jax.devices()[: math.prod(shape)]))
 
 
+@pytest.mark.parametrize("rows", [12, 7])
 @pytest.mark.parametrize("shape", [(), (6,), (2, 3)])
-def test_each_device_has_its_own(shape: tuple[int, ...]):
+def test_each_device_gets_its_own(shape: tuple[int, ...], rows: int):
     """Devices are counted along all axes of a mesh; without a mesh there is one device."""
     count = math.prod(shape)
+    items = [{"matrix": jnp.arange(2 * rows).reshape(rows, 2) + 100 * place, "number": place} for place in range(count)]
     with mesh_of(shape) if shape else contextlib.nullcontext():
         assert devices.mesh_size() == count
-        own = None
-        for place in range(min(count, 4)):  # all later devices get the last item
-            own = devices.assign_to_device(own, {"a": jnp.arange(3) + 10 * place}, place)
-        found = devices.map_over_devices(lambda item, number, add: item["a"] + add + 100 * number, own, jnp.arange(3))
-    expected = [2 * np.arange(3) + 10 * min(place, 3) + 100 * place for place in range(count)]
-    np.testing.assert_array_equal(found, expected)
+        kept = None
+        for place in range(count):
+            kept = jax.jit(devices.keep_for_owner)(kept, items[place], place)
+        own = jax.tree.map(jax.jit(devices.exchange), kept)
+        found = devices.map_over_devices(
+            lambda item, number, add: (item["matrix"][:rows] + add, item["number"] - number), own, jnp.int32(1000)
+        )
+    np.testing.assert_array_equal(found[0], np.stack([item["matrix"] + 1000 for item in items]))
+    np.testing.assert_array_equal(found[1], np.zeros(count))
 
 
-def test_giving_sends_nothing():
+def test_moments_are_sent_once_to_their_own_device():
+    """Keeping sends nothing, in place, and the exchange sends each device its own matrix and nothing else."""
     config = cases.tiny("llama").config
     with devices.use_mesh(8):
-        own = stack(config, 8)
+        rows = NamedSharding(get_mesh(), PartitionSpec(("model", "data")))
+        whole = NamedSharding(get_mesh(), PartitionSpec())
         seen = jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype, sharding=NamedSharding(get_mesh(), PartitionSpec())),
-            own,
+            lambda a: jax.ShapeDtypeStruct(
+                a.shape[1:], a.dtype, sharding=rows if a.ndim > 2 and a.shape[1] % 8 == 0 else whole
+            ),
+            stack(config, 8),
         )
-        found: Any = waves._give.lower(own, seen, 1).compile()
-    assert largest_sent(found) == 0
-    in_place = found.memory_analysis().alias_size_in_bytes
-    assert in_place == sum(4 * array.size for array in jax.tree.leaves(seen))
+        kept = waves._keep.lower(None, seen, 0).compile().output_shardings
+        shapes = jax.eval_shape(waves._keep, None, seen, 0)
+        kept = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, kept)
+        keeping: Any = waves._keep.lower(kept, seen, 1).compile()
+        gram = kept.problem.gram
+        exchange: Any = waves._exchange.lower(gram, config.intermediate).compile()
+    assert largest_sent(keeping) == 0
+    sizes = keeping.memory_analysis()
+    assert sizes.alias_size_in_bytes == pytest.approx(sizes.output_size_in_bytes, rel=0.01)
+    assert largest_sent(exchange) <= math.prod(gram.shape[1:])
+    assert "all-gather" not in exchange.as_text()
