@@ -373,6 +373,36 @@ def take_from_chunks(chunks: Any, places: tuple[jax.Array, ...]) -> Any:
     return jax.tree.map(shard_map_over_data(own, (DATA_SPEC,), given), chunks)
 
 
+def take_large_from_chunks(chunks: Any, places: tuple[jax.Array, ...]) -> Any:
+    """Like `take_from_chunks`, one item after the other.
+
+    Together, large items would take as much memory on each device as there are devices, and a gather of them by a TPU
+    copies all that it picks from.
+    """
+    count = len(places[0])
+    if not shards_evenly(chunks):
+        return jax.tree.map(lambda a: jax.lax.map(lambda place: a[place], places), chunks)
+    share = count // data_size() if count % data_size() == 0 else count
+
+    def own(a: jax.Array) -> jax.Array:
+        me = jax.lax.axis_index(DATA)
+
+        def pick(kept: jax.Array, numbered: tuple[jax.Array, tuple[jax.Array, ...]]) -> tuple[jax.Array, None]:
+            number, (chunk, *others) = numbered
+            chunk = chunk - me * len(a)
+            item = a[(jnp.clip(chunk, 0, len(a) - 1), *others)]
+            item = jax.lax.psum(jnp.where((chunk >= 0) & (chunk < len(a)), item, 0), DATA)
+            slot = number % share
+            wanted = (share == count) | (number // share == me)
+            return kept.at[slot].set(jnp.where(wanted, item, kept[slot])), None
+
+        empty = jnp.zeros((share, *a.shape[len(places) :]), a.dtype)
+        return jax.lax.scan(pick, empty, (jnp.arange(count), places))[0]
+
+    given = PartitionSpec() if share == count else DATA_SPEC
+    return jax.tree.map(shard_map_over_data(own, (DATA_SPEC,), given), chunks)
+
+
 def vmap_over_data(function: Callable[..., Any], *by_device: Any) -> Any:
     """Maps a function over arrays [devices, ...] of which each device along ``data`` has its own.
 

@@ -197,7 +197,7 @@ def checking_bytes(load: Workload) -> tuple[float, float]:
     converts what it multiplies, they are gathered as they are stored.
     """
     c, length = load.mine.tail, load.fitted.length
-    tokens = max(length, load.settings.batch_tokens // length * length)
+    tokens = max(length, min(load.settings.batch_tokens // length * length, load.judged.tokens))
     moved = moved_elements(load) * load.together / c.layers / load.devices
     inner = max(_attending(load.mine, c, tokens), tokens * (c.width + mlp_matrices(c) * c.intermediate))
     stored = load.weight_bytes if load.platform == "tpu" and not load.training else 4

@@ -219,7 +219,7 @@ def _loss_sum(job: Job, given: Given, moved: Params, now: Batch, dtype: Any, mer
         return loss_sum(own, last, following, counting(drawn) * counted[:, None], wanted)
 
     places = jnp.unravel_index(now.rows, given.sequences.tokens.shape[:2])
-    drawn = devices.take_from_chunks(given.sequences, places)
+    drawn = devices.take_large_from_chunks(given.sequences, places)
     stored = {name: getattr(drawn, name) for name in ("kept", "entering")}
     drawn = drawn._replace(**{name: a if a is None else in_float32(a) for name, a in stored.items()})
     return devices.vmap_over_data(one, *jax.tree.map(_by_device, (drawn, now.counted))).sum()

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -187,11 +188,12 @@ def test_steps_gather_no_stream(mesh, model):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.uint16])
 @pytest.mark.parametrize("count", [16, 5])
-def test_what_is_drawn_arrives_to_the_bit(mesh, dtype: type, count: int):
+@pytest.mark.parametrize("take", [devices.take_from_chunks, devices.take_large_from_chunks])
+def test_what_is_drawn_arrives_to_the_bit(mesh, take: Callable, dtype: type, count: int):
     rng = np.random.default_rng(0)
     chunks = rng.integers(0, 2**16, (16, 2, 3)).astype(dtype)
     places = rng.integers(0, 16, count), rng.integers(0, 2, count)
-    found = jax.jit(devices.take_from_chunks)(devices.shard_chunks(chunks), tuple(map(jnp.asarray, places)))
+    found = jax.jit(take)(devices.shard_chunks(chunks), tuple(map(jnp.asarray, places)))
     np.testing.assert_array_equal(found, chunks[places])
 
 
