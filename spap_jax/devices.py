@@ -391,7 +391,7 @@ def take_large_from_chunks(chunks: Any, places: tuple[jax.Array, ...]) -> Any:
             number, (chunk, *others) = numbered
             chunk = chunk - me * len(a)
             item = a[(jnp.clip(chunk, 0, len(a) - 1), *others)]
-            item = jax.lax.psum(jnp.where((chunk >= 0) & (chunk < len(a)), item, 0), DATA)
+            item = jax.lax.psum(jnp.where((chunk >= 0) & (chunk < len(a)), item, 0), DATA).astype(a.dtype)
             slot = number % share
             wanted = (share == count) | (number // share == me)
             return kept.at[slot].set(jnp.where(wanted, item, kept[slot])), None
