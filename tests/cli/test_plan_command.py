@@ -22,7 +22,7 @@ def folder(tmp_path: Path) -> Path:
 def test_a_mesh_that_is_too_small(folder: Path, tmp_path: Path, capsys):
     said = spap(capsys, "plan", folder, "--mesh", "v5e-4", "--joint-blocks", "0", "--json", tmp_path / "plan.json")
     assert said.code == 0
-    assert said.out.startswith(f"{folder}: 30 % of the MLP channels removed, 128 sequences of 2048 tokens\n")
+    assert said.out.startswith(f"{folder}: 29.9 % of the MLP channels removed, 128 sequences of 2048 tokens\n")
     assert "\nv5e-4: it does not fit: a device needs " in said.out
     assert "It would fit with --joint-blocks 16, or with --effort low, or with " in said.out
     found = json.loads((tmp_path / "plan.json").read_text())
@@ -49,7 +49,7 @@ def test_training_is_planned_too(folder: Path, tmp_path: Path, capsys):
     words = ("--mesh", "h100x8", "--finetune", "full", "--steps", "30", "--json", tmp_path / "plan.json")
     said = spap(capsys, "plan", folder, *words)
     assert said.code == 0
-    assert said.out.startswith(f"{folder}: 30 % of the MLP channels removed, then 30 steps of spap finetune, 128 seq")
+    assert said.out.startswith(f"{folder}: 29.9 % of the MLP channels removed, then 30 steps of spap finetune, 128 seq")
     found = json.loads((tmp_path / "plan.json").read_text())
     assert (found["training"]["full"], found["training"]["steps"]) == (True, 30)
     assert [phase["name"] for phase in found["plans"][0]["phases"]] == ["steps", "checks"]
