@@ -25,7 +25,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental.multihost_utils import broadcast_one_to_all, process_allgather
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, get_abstract_mesh, get_mesh
 
-from spap_jax.backend import quick_compilation
+from spap_jax.backend import platform, quick_compilation
 from spap_jax.errors import UserError, option
 from spap_jax.settings import is_count
 
@@ -377,8 +377,11 @@ def take_large_from_chunks(chunks: Any, places: tuple[jax.Array, ...]) -> Any:
     """Like `take_from_chunks`, one item after the other.
 
     Together, large items would take as much memory on each device as there are devices, and a gather of them by a TPU
-    copies all that it picks from.
+    copies all that it picks from. CPUs take them together: they may run independent loops at the same time, and the
+    collectives of two processes would meet in different orders.
     """
+    if platform() == "cpu":
+        return take_from_chunks(chunks, places)
     count = len(places[0])
     if not shards_evenly(chunks):
         return jax.tree.map(lambda a: jax.lax.map(lambda place: a[place], places), chunks)

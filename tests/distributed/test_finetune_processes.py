@@ -108,6 +108,8 @@ def test_each_of_two_processes_stores_its_half(tmp_path: Path):
     _, said = one.communicate(timeout=600)
     assert one.returncode == 2
     assert "processes (2, now 1)" in said
-    results = [each.communicate(timeout=600) for each in together(tmp_path, "two", "--full", "--no-resume")]
+    again = together(tmp_path, "two", "--full", "--no-resume")
+    results = [each.communicate(timeout=600) for each in again]
+    assert [each.returncode for each in again] == [0, 0], results
     assert "going on" not in results[0][1]
     assert sorted(path.name for path in tmp_path.iterdir()) == [".one.resume", "ids.npy", "in", "two"]

@@ -14,6 +14,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec, get_mesh
 
 from spap_jax import api, devices, placement
+from spap_jax.backend import traced_for
 from spap_jax.errors import UserError
 from spap_jax.pruning import layer as layer_module
 from spap_jax.pruning import moments, predictions, reduce, streams
@@ -186,14 +187,15 @@ def test_steps_gather_no_stream(mesh, model):
     assert set(collectives(found)) == {"reduce-scatter", "all-reduce"}
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.uint16])
+@pytest.mark.parametrize("dtype", [np.float32, np.uint16, bool])
 @pytest.mark.parametrize("count", [16, 5])
 @pytest.mark.parametrize("take", [devices.take_from_chunks, devices.take_large_from_chunks])
 def test_what_is_drawn_arrives_to_the_bit(mesh, take: Callable, dtype: type, count: int):
     rng = np.random.default_rng(0)
     chunks = rng.integers(0, 2**16, (16, 2, 3)).astype(dtype)
     places = rng.integers(0, 16, count), rng.integers(0, 2, count)
-    found = jax.jit(take)(devices.shard_chunks(chunks), tuple(map(jnp.asarray, places)))
+    with traced_for("tpu"):
+        found = jax.jit(take)(devices.shard_chunks(chunks), tuple(map(jnp.asarray, places)))
     np.testing.assert_array_equal(found, chunks[places])
 
 
