@@ -152,7 +152,7 @@ def _looked_up(config: DecoderConfig) -> int:
 
 
 _UNROLLED = 3
-"""Number of blocks in a program for TPUs up to which the gradients of a block are never held whole."""
+"""Number of blocks up to which the TPU compiler was seen to hold no gradients of a whole block (docs/compiled)."""
 
 
 def _predicting(load: Workload) -> DecoderConfig:

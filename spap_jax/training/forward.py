@@ -98,6 +98,7 @@ def last_stream(
         kind = decoder.reach_of(config, number)
         return devices.constrain_replicated(decoder.block(config, layer, x, positions, None, kind, updates=pairs))
 
+    # `jax.checkpoint` holds what it is given, so the stream is divided before, and gathered inside.
     def held_divided(x: jax.Array, item: tuple[jax.Array, Params, Params]) -> tuple[jax.Array, None]:
         return block(devices.divide_along_model(x, axis=1), item), None
 
