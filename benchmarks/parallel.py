@@ -100,7 +100,7 @@ def joint_steps(config: DecoderConfig, params: decoder.Params, tokens: Padded, f
 
 def selection(config: DecoderConfig, params: decoder.Params, fitted: Streams) -> Callable[[], Any]:
     """Returns a function that selects channels for as many layers as there are devices at most, in waves if needed."""
-    wave, keep = devices.mesh_size(), pruned_config(config, SETTINGS).intermediate
+    wave, keep = devices.data_size(), pruned_config(config, SETTINGS).intermediate
     search, key = layer.search_of(SETTINGS), jax.random.key(0)
 
     def read_layer(index: int) -> decoder.Params:

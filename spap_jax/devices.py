@@ -430,71 +430,83 @@ def divide_along_model(array: jax.Array, axis: int) -> jax.Array:
     return jax.lax.with_sharding_constraint(array, model_spec(array.shape[axis], axis))
 
 
-def keep_for_owner(kept: Any, item: Any, place: int | jax.Array) -> Any:
-    """Keeps an item until `exchange` gives it to its owner, inside a jitted program.
+def keep_for_group(kept: Any, item: Any, group: int | jax.Array) -> Any:
+    """Keeps an item until `exchange` gives it to its group of devices, inside a jitted program.
+
+    The devices at one place along ``data`` are a group: those that share the weights.
 
     Args:
-        kept: What is kept so far, arrays [devices, ...]; None if nothing is. Of matrices, each device holds some rows
-            of all; their number is made up to one that the devices can divide.
+        kept: What is kept so far, arrays [groups, ...]; None if nothing is. Of matrices, each device of the mesh holds
+            some rows of all; their number is made up to one that the devices can divide.
         item: The item.
-        place: Number of the device that it is for, along all axes of the mesh.
+        group: Number of the group that it is for.
     """
-    count, axes = mesh_size(), _sharing_axes()
-    slot = place % model_size() * data_size() + place // model_size()  # the same number along `_sharing_axes`
+    count = mesh_size()
 
     def one(a: jax.Array, all_kept: jax.Array | None) -> jax.Array:
         if a.ndim > 1:
             a = jnp.pad(a, [(0, -len(a) % count), *[(0, 0)] * (a.ndim - 1)])
-        before = jnp.zeros((count, *a.shape), a.dtype) if all_kept is None else all_kept
-        after = jax.lax.dynamic_update_index_in_dim(before, a, slot, 0)
-        spec = PartitionSpec(None, axes) if a.ndim > 1 else PartitionSpec()
-        return jax.lax.with_sharding_constraint(after, spec) if axes else after
+        before = jnp.zeros((data_size(), *a.shape), a.dtype) if all_kept is None else all_kept
+        after = jax.lax.dynamic_update_index_in_dim(before, a, group, 0)
+        return after if count == 1 else jax.lax.with_sharding_constraint(after, _kept_spec(after))
 
     return jax.tree.map(one, item, kept) if kept is not None else jax.tree.map(lambda a: one(a, None), item)
 
 
-def exchange(kept: jax.Array) -> jax.Array:
-    """Gives each device its own of the arrays that `keep_for_owner` kept, inside a jitted program: an all-to-all.
+def exchange(kept: jax.Array, rows: int) -> jax.Array:
+    """Gives each group its own of the arrays that `keep_for_group` kept, inside a jitted program: an all-to-all.
+
+    Args:
+        kept: [groups, ...]; of matrices, with the rows that were added.
+        rows: Number of rows without these.
 
     Returns:
-        [devices, ...] sharded over all devices; rows that were added are still there.
+        [groups, ...] sharded along ``data``, and the rows of matrices along ``model`` if they can be divided evenly.
     """
-    axes = _sharing_axes()
-    if not axes:
+    if mesh_size() == 1:
         return kept
 
     def own(some: jax.Array) -> jax.Array:
         if some.ndim > 2:
-            return jax.lax.all_to_all(some, axes, split_axis=0, concat_axis=1, tiled=True)
-        return jax.lax.dynamic_index_in_dim(some, jax.lax.axis_index(axes), axis=0)
+            return jax.lax.all_to_all(some, DATA, split_axis=0, concat_axis=1, tiled=True)
+        return jax.lax.dynamic_index_in_dim(some, jax.lax.axis_index(DATA), axis=0)
 
-    given = PartitionSpec(None, axes) if kept.ndim > 2 else PartitionSpec()
-    out = PartitionSpec(get_abstract_mesh().axis_names)
-    return jax.shard_map(own, in_specs=given, out_specs=out, check_vma=False)(kept)
-
-
-def _sharing_axes() -> tuple[str, ...]:
-    """The axes of the mesh in the order in which they divide rows; see `row_axes`."""
-    return tuple(name for name in (_MODEL, DATA) if name in get_abstract_mesh().axis_names)
+    out = PartitionSpec(DATA, _MODEL) if kept.ndim > 2 else DATA_SPEC
+    own = jax.shard_map(own, in_specs=_kept_spec(kept), out_specs=out, check_vma=False)(kept)
+    return own[:, :rows] if kept.ndim > 2 else own
 
 
-def map_over_devices(solve: Callable[..., Any], own: Any, *alike: Any) -> Any:
-    """Runs ``solve(item, number, *alike)`` on each device's own item and all-gathers the results [devices, ...].
+def _kept_spec(kept: jax.Array) -> PartitionSpec:
+    """The spec of what `keep_for_group` keeps: the rows in the order of `row_axes`, so that a group has its own."""
+    return PartitionSpec(None, (_MODEL, DATA)) if kept.ndim > 2 else PartitionSpec()
+
+
+def in_any_group(flag: jax.Array) -> jax.Array:
+    """Whether a flag [] is set in any of the groups that `map_over_groups` lets work at the same time.
+
+    A loop that divides rows among a group has collectives, for which all devices have to make the same turns: it ends
+    when no group needs it any more. Groups of one device end by themselves.
+    """
+    mesh = get_abstract_mesh()
+    apart = dict(zip(mesh.axis_names, mesh.axis_types, strict=True)).get(DATA) == AxisType.Manual
+    return jax.lax.psum(flag.astype(jnp.int32), DATA) > 0 if apart and model_size() > 1 else flag
+
+
+def map_over_groups(solve: Callable[..., Any], own: Any, *alike: Any) -> Any:
+    """Runs ``solve(item, number, *alike)`` on each group's own item and all-gathers the results [groups, ...].
 
     Args:
-        solve: Function that each device runs by itself; its number is that along all axes of the mesh.
-        own: The items of all devices, as `exchange` returns them.
+        solve: Function that each group runs by itself; inside, rows are sharded along ``model``.
+        own: The items of all groups, as `exchange` returns them.
         alike: Replicated arrays.
     """
-    axes = get_abstract_mesh().axis_names
 
     def one(number: int | jax.Array, own: Any, *alike: Any) -> Any:
-        return solve(jax.tree.map(lambda a: a[0], own), number, *alike)
+        found = solve(jax.tree.map(lambda a: a[0], own), number, *alike)
+        return jax.tree.map(lambda a: a[None], found)
 
-    def told(own: Any, *alike: Any) -> Any:
-        return jax.lax.all_gather(one(jax.lax.axis_index(axes), own, *alike), axes)
-
-    if not axes:
-        return jax.tree.map(lambda a: a[None], one(0, own, *alike))
-    given = (PartitionSpec(axes), *(PartitionSpec() for _ in alike))
-    return jax.shard_map(told, in_specs=given, out_specs=PartitionSpec(), check_vma=False)(own, *alike)
+    if mesh_size() == 1:
+        return one(0, own, *alike)
+    given = (DATA_SPEC, *(PartitionSpec() for _ in alike))
+    each = shard_map_over_data(lambda *given: one(jax.lax.axis_index(DATA), *given), given, DATA_SPEC)(own, *alike)
+    return jax.tree.map(constrain_replicated, each)

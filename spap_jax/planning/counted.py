@@ -252,6 +252,7 @@ class _Trace:
         """Counts an operation."""
         if name in _COLLECTIVE:
             axes = params[_COLLECTIVE[name]]
+            axes = (axes,) if isinstance(axes, str) else axes
             rounds, arrays = (2, given) if name == "psum" else (1, results if name == "all_gather" else given)
             return self._sent(axes, rounds * sum(map(self._here, arrays)))
         operations, passed = 0.0, []

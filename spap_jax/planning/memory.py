@@ -228,11 +228,11 @@ def device_memory(load: Workload) -> dict[str, Parts]:
         weights += load.weight_bytes * load.tail.layers * block_elements(mine.narrow) / load.devices
     held = {"weights": weights, "streams": streams_bytes(load) + load.entered * _kept_bytes(load)}
     f = max(f, load.dense.heads * load.dense.head_dim if load.fewer_heads else 0)
-    shares = 1 if load.in_waves else load.sharing_rows(f)
+    shares = load.sharing_rows(f, alone=load.in_waves)
     solving = held | {"moments": moments_bytes(f, d) / shares, "solver": solving_bytes(f, d, shares)}
-    if load.in_waves:  # no block is held while all devices select
+    if load.in_waves:  # no block is held while all groups of devices select
         solving["weights"] -= load.weight_bytes * block_elements(mine.dense)
-        solving["solver"] = solving_bytes(f, d, scaled=load.platform != "tpu")
+        solving["solver"] = solving_bytes(f, d, shares, scaled=load.platform != "tpu" or shares > 1)
     mlp = 4.0 * _mlp_elements(mine.narrow)
     ahead, seen = held, moments_bytes(f, d) / shares
     if load.in_waves:  # the fitted tokens have as many streams again, and a device some rows of each layer's moments
@@ -240,7 +240,7 @@ def device_memory(load: Workload) -> dict[str, Parts]:
         ahead = held | {"streams": held["streams"] + further, "moments": seen}
     statistics = ahead | {"moments": seen, "activations": summing_bytes(load)}
     if load.in_waves:  # the exchange of these rows holds the larger matrix twice, and neither a block nor a copy
-        exchanged = solving | {"moments": seen + 4 * f * max(f, d), "solver": 0.0}
+        exchanged = solving | {"moments": seen + 4 * f * max(f, d) / shares, "solver": 0.0}
         statistics = max(statistics, exchanged, key=lambda parts: sum(parts.values()))
     phases: dict[str, Parts] = {
         "streams": ahead | {"activations": passing_bytes(load)},

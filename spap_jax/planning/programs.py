@@ -217,9 +217,13 @@ def _fittings(load: Workload) -> Counter[layer.Fitting]:
 
 
 def _own(arrays: Arrays) -> moments.Moments:
-    """The moments of a wave, a layer on each device."""
-    count, axes = devices.mesh_size(), PartitionSpec(("data", "model"))
-    return jax.tree.map(lambda a: arrays.array((count, *a.shape), a.dtype, axes), _moments(arrays))
+    """The moments of a wave, a layer on each group of devices."""
+    count, shares = devices.data_size(), devices.model_spec(arrays.load.dense.intermediate, 0)
+
+    def one(a: Any) -> Any:
+        return arrays.array((count, *a.shape), a.dtype, PartitionSpec(devices.DATA, *shares[: a.ndim > 1]))
+
+    return jax.tree.map(one, _moments(arrays))
 
 
 def _kept(arrays: Arrays) -> moments.Moments:
@@ -248,7 +252,7 @@ def statistics_programs(arrays: Arrays) -> Iterator[Program]:
             yield _program(moments.accumulate, *given, times=count, beside=[*beside, _kept(arrays)])
         kept, seen = _kept(arrays), (_moments(arrays), 0)
         yield _program(waves._keep, None, *seen, times=_waves(load), beside=[*beside, block, tokens])
-        rest = _waves(load) * (devices.mesh_size() - 1)
+        rest = _waves(load) * (devices.data_size() - 1)
         yield _program(waves._keep, kept, *seen, times=rest, beside=[*beside, block, tokens])
         each = jax.tree.leaves(kept)
         for number, array in enumerate(each):
@@ -263,7 +267,7 @@ def statistics_programs(arrays: Arrays) -> Iterator[Program]:
 
 
 def _waves(load: Workload) -> int:
-    return -(-load.dense.layers // devices.mesh_size())
+    return -(-load.dense.layers // devices.data_size())
 
 
 def selection_programs(arrays: Arrays) -> Iterator[Program]:

@@ -109,9 +109,15 @@ class Workload:
         """Number of devices over which the sequences are spread."""
         return self.fitted.devices
 
-    def sharing_rows(self, rows: int) -> int:
-        """Number of devices over which the rows of a matrix are sharded: see ``devices.shard_rows``."""
-        return next(count for count in (self.devices * self.sharers, self.sharers, 1) if rows % count == 0)
+    def sharing_rows(self, rows: int, alone: bool = False) -> int:
+        """Number of devices over which the rows of a matrix are sharded: see ``devices.row_axes``.
+
+        Args:
+            rows: Number of rows.
+            alone: Whether each group of devices that share the weights has a matrix of its own.
+        """
+        everywhere = [] if alone else [self.devices * self.sharers]
+        return next(count for count in (*everywhere, self.sharers, 1) if rows % count == 0)
 
     @property
     def mine(self) -> "Workload":
@@ -262,7 +268,7 @@ class Workload:
 
     @property
     def in_waves(self) -> bool:
-        """Whether channels are chosen on the dense stream, a layer on each device."""
+        """Whether channels are chosen on the dense stream, a layer on each group of devices that share the weights."""
         return self.settings.schedule == "parallel"
 
     @property

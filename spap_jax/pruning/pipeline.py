@@ -102,7 +102,7 @@ def _judged(run: Run, both: list[Streams]) -> Streams:
 def _waves(run: Run) -> list[range]:
     """Returns the layers whose channels are selected together; in the sequential schedule, all are in one wave."""
     layers = run.config.layers
-    size = devices.mesh_size() if run.settings.schedule == "parallel" else layers
+    size = devices.data_size() if run.settings.schedule == "parallel" else layers
     return [range(start, min(start + size, layers)) for start in range(0, layers, size)]
 
 

@@ -1,10 +1,10 @@
-"""The parallel schedule: channels are selected on the dense stream, for as many layers at a time as there are devices.
+"""The parallel schedule: channels are selected on the dense stream, for several layers at a time.
 
-No selection changes the dense stream, so layers are independent. They are processed in waves, one layer per device: all
-devices accumulate the second moments of one layer after the other, and each keeps some rows of all of them. Then they
-exchange these, so that each has all rows of its own layer, and solves that. No device ever holds more than the moments
-of two layers, however many layers there are. Since the moments do not depend on the sparsity, runs that differ in
-nothing else share them.
+No selection changes the dense stream, so layers are independent. They are processed in waves, one layer for each group
+of devices that share the weights, which is a single device if none do. All devices accumulate the second moments of one
+layer after the other, and each keeps some rows of all of them. Then they exchange these, so that each group has all
+rows of its own layer, and solves that. A device never holds more than its share of the moments of two layers, however
+many layers there are. Since the moments do not depend on the sparsity, runs that differ in nothing else share them.
 """
 
 import functools
@@ -40,7 +40,7 @@ class Choices:
         """Selects the channels of consecutive layers; the first run's call also makes the selections of later runs.
 
         Args:
-            layers: Numbers of the layers, at most as many as there are devices.
+            layers: Numbers of the layers, at most as many as there are groups of devices.
             run: The run; the number of channels that it keeps is one of those passed to the constructor.
             fitted: The streams before the first of these layers, of which the dense one is used.
             clock: Records the time by phase.
@@ -59,7 +59,7 @@ class Choices:
 def own_moments(
     layers: range, config: DecoderConfig, read_layer: Callable[[int], Params], fitted: Streams, clock: PhaseClock
 ) -> Moments:
-    """Accumulates each layer's moments on its own device, [devices, ...]; spare devices get the last layer's.
+    """Accumulates each layer's moments on its own group of devices, [groups, ...]; spare ones get the last layer's.
 
     Args:
         layers: Numbers of the layers, as in ``Choices.of``.
@@ -83,7 +83,7 @@ def own_moments(
         stream = streams.leave_dense_mlp(config, layer, stream)
         clock.lap("streams", stream)
     assert seen is not None
-    for spare in range(len(layers), devices.mesh_size()):
+    for spare in range(len(layers), devices.data_size()):
         kept = _keep(kept, seen, spare)
     del stream, dense, counted, layer, seen  # their memory is needed
     arrays, structure = jax.tree.flatten(kept)
@@ -94,26 +94,25 @@ def own_moments(
 
 
 @functools.partial(jax.jit, donate_argnames="kept")
-def _keep(kept: Moments | None, seen: Moments, place: int) -> Moments:
-    return devices.keep_for_owner(kept, seen, place)
+def _keep(kept: Moments | None, seen: Moments, group: int) -> Moments:
+    return devices.keep_for_group(kept, seen, group)
 
 
 @functools.partial(jax.jit, static_argnames="rows")
 def _exchange(kept: jax.Array, rows: int) -> jax.Array:
-    own = devices.exchange(kept)
-    return own[:, :rows] if own.ndim > 2 else own
+    return devices.exchange(kept, rows)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "keep", "method", "steps", "rounds"))
 @full_precision
 def own_choices(own: Moments, config: DecoderConfig, key: jax.Array, first: int, keep: int, **search: Any) -> Choice:
-    """Selects, on every device, the channels of its own layer, [devices, ...].
+    """Selects, in every group of devices, the channels of its own layer, [groups, ...].
 
     Args:
-        own: [devices, ...] moments.
+        own: [groups, ...] moments.
         config: The dense decoder.
         key: Random key of the run.
-        first: Number of the first device's layer.
+        first: Number of the first group's layer.
         keep: Number of channels to keep, k.
         search: Keyword arguments of ``choose_channels``.
     """
@@ -121,4 +120,4 @@ def own_choices(own: Moments, config: DecoderConfig, key: jax.Array, first: int,
     def one(seen: Moments, number: jax.Array, key: jax.Array, first: jax.Array) -> Choice:
         return choose_channels(seen, choice_key(key, config, first + number), keep, **search)
 
-    return devices.map_over_devices(one, own, key, first)
+    return devices.map_over_groups(one, own, key, first)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
+from spap_jax import devices
 from spap_jax.numerics import full_precision, is_concrete
 from spap_jax.solver.checks import (
     Status,
@@ -119,16 +120,20 @@ def equilibrate(problem: Problem, ridge: float | Array) -> System:
     f = problem.gram.shape[0]
 
     def attempt(state: _Attempt) -> _Attempt:
-        ridge = jnp.where(state.tried == 0, asked, state.ridge * 10)
+        larger = jnp.where(unsound(state), state.ridge * 10, state.ridge)
+        ridge = jnp.where(state.tried == 0, asked, larger)
         gram, cross, _ = scaled(problem, ridge)
         return _Attempt(state.tried + 1, ridge, *solved(gram, cross, jnp.arange(f)))
 
     def unsound(state: _Attempt) -> Array:
         # In exact arithmetic no pivot is below ridge / (1 + ridge): a much smaller one, or NaN, is rounding noise.
-        return ~(state.least > 0.5 * smallest_pivot(state.ridge)) & (state.tried <= _RIDGE_GROWTHS)
+        return ~(state.least > 0.5 * smallest_pivot(state.ridge))
+
+    def unfinished(state: _Attempt) -> Array:
+        return devices.in_any_group(unsound(state)) & (state.tried <= _RIDGE_GROWTHS)
 
     none = Tableau(jnp.zeros_like(problem.gram), jnp.zeros_like(problem.cross), jnp.zeros(f, bool))
-    last = lax.while_loop(unsound, attempt, _Attempt(jnp.int32(0), asked, none, jnp.zeros_like(asked)))
+    last = lax.while_loop(unfinished, attempt, _Attempt(jnp.int32(0), asked, none, jnp.zeros_like(asked)))
     system = System(*scaled(problem, last.ridge), last.ridge, last.dense, last.least)
     if is_concrete(system):
         check_status(status_of(problem, system, asked))

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
+from spap_jax import devices
 from spap_jax.numerics import full_precision
 from spap_jax.solver.checks import check_channels, check_whole, or_none
 from spap_jax.solver.problem import System, is_finite, smallest_pivot
@@ -80,13 +81,13 @@ def polish(system: System, kept: Array, rounds: int) -> Polished:
     floor = smallest_pivot(system.ridge)
 
     def turn(state: _State) -> _State:
-        """Counts the improving swaps, and applies some if a round is left."""
+        """Counts the improving swaps, and applies some if a round is left; once none was applied, nothing changes."""
         best = best_gains(state.tableau, f - k, floor, threshold)
         pairs = _disjoint_pairs(state.tableau, best, min(k, f - k), floor)
         return _swap(state._replace(improving=best.improving), pairs, threshold, state.rounds < rounds)
 
     first = _State(tableau, zero, zero, zero, jnp.bool_(True))
-    last = lax.while_loop(lambda state: state.moved, turn, first)
+    last = lax.while_loop(lambda state: devices.in_any_group(state.moved), turn, first)
     final = jnp.flatnonzero(~last.tableau.removed, size=k).astype(jnp.int32)
     return Polished(or_none(final, sound), last.swaps, jnp.where(sound, last.improving, -1))
 
@@ -201,8 +202,17 @@ def _swap(state: _State, pairs: _Pairs, threshold: Array, allowed: Array) -> _St
     def pays(size: Array) -> Array:
         return block_gain(state.tableau, block, active(size)) > threshold
 
+    def halve(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        size, paying = state
+        size = jnp.where(paying, size, size // 2)
+        return size, pays(size)
+
+    def tried(state: tuple[Array, Array]) -> Array:
+        size, paying = state
+        return devices.in_any_group((size > 0) & ~paying)
+
     start = jnp.where(allowed, jnp.sum(pairs.gains > threshold, dtype=jnp.int32), 0)
-    size = lax.while_loop(lambda size: (size > 0) & ~pays(size), lambda size: size // 2, start)
+    size, _ = lax.while_loop(tried, halve, (start, pays(start)))
     return state._replace(
         tableau=pivot(state.tableau, block, active(size), 0.0),
         swaps=state.swaps + size,

@@ -90,7 +90,7 @@ def check(run: Callable[[], None], planned: Callable[[], None]) -> None:
         (1, 1, {"joint_last": 2, "joint_blocks": 1, "joint_weights": "block", "stream_dtype": "bfloat16"}),
         (1, 1, {"vocab_size": 6000}),
         (4, 2, {"round_to": 2, "joint_passes": 0}),
-        (4, 1, {"schedule": "parallel", "joint_passes": 0}),
+        (4, 2, {"schedule": "parallel", "joint_passes": 0}),
         (1, 1, {"method": "flap"}),
         (4, 1, {"schedule": "parallel", "method": "flap"}),
     ],

@@ -1,6 +1,5 @@
-"""Parallel schedule: channels are chosen on the dense stream; each device solves its own layer and sends no moments."""
+"""Parallel schedule: channels are chosen on the dense stream; each group of devices solves a layer of its own."""
 
-import contextlib
 import functools
 import math
 import re
@@ -13,7 +12,7 @@ import numpy as np
 import pruning_cases as cases
 import pytest
 import torch
-from jax.sharding import AxisType, NamedSharding, PartitionSpec, get_mesh
+from jax.sharding import NamedSharding, PartitionSpec, get_mesh
 
 from spap_jax import api, devices
 from spap_jax.pruning import layer as layer_module
@@ -21,6 +20,7 @@ from spap_jax.pruning import streams, waves
 from spap_jax.pruning.moments import Moments
 from spap_jax.settings import Method, Update
 from spap_jax.solver.problem import Problem
+from spap_jax.solver.tableau import PANEL
 
 LAYERS = 3
 PARALLEL = cases.SETTINGS.replace(schedule="parallel", held_out=0.0, batch_tokens=256)
@@ -51,16 +51,19 @@ def run(variant: str, method: Method, update: Update = "own", **changes) -> api.
 
 
 @BOTH
-def test_every_device_has_the_moments_of_its_layer(variant: str):
+@pytest.mark.parametrize("size", [1, 2])
+def test_every_group_has_the_moments_of_its_layer(variant: str, size: int):
     model = cases.tiny(variant)
-    with devices.use_mesh(4):
+    with devices.use_mesh(4 * size, size):
         start = streams.start(model.config, model.params, streams.chunked(cases.random_tokens(), 4))
         own = waves.own_moments(
             range(LAYERS), model.config, lambda index: cases.one_layer(model, index), start, layer_module.PhaseClock()
         )
     for array in jax.tree.leaves(own):
-        assert [shard.data.shape for shard in array.addressable_shards] == [(1, *array.shape[1:])] * 4
-    for place, (h, y) in enumerate([*dense(variant), dense(variant)[-1]]):  # one device has no own layer
+        rows = [rows // size if array.ndim > 2 and rows % size == 0 else rows for rows in array.shape[1:2]]
+        shape = (1, *rows, *array.shape[2:])
+        assert [shard.data.shape for shard in array.addressable_shards] == [shape] * 4 * size
+    for place, (h, y) in enumerate([*dense(variant), dense(variant)[-1]]):  # one group has no own layer
         seen = jax.tree.map(lambda a, place=place: a[place], own)
         layer = cases.one_layer(model, min(place, LAYERS - 1))
         np.testing.assert_array_equal(seen.problem.weight, layer["mlp"]["down"])
@@ -144,15 +147,16 @@ def test_channels_do_not_depend_on_the_heads_that_go():
 WIDTH, KEEP = 64, 45
 
 
-def stack(config, count: int) -> Moments:
-    """Return abstract moments of WIDTH channels, one layer's on each device."""
+def stack(config, count: int, f: int = WIDTH) -> Moments:
+    """Return abstract moments of f channels, one layer's on each group of devices."""
     d = config.width
-    shapes = Moments(Problem((WIDTH, WIDTH), (WIDTH, d), (), (WIDTH, d)), (WIDTH,), (d,), (WIDTH,))  # type: ignore
-    own = NamedSharding(get_mesh(), PartitionSpec(get_mesh().axis_names))
-    is_shape = lambda tree: isinstance(tree, tuple) and not hasattr(tree, "_fields")  # noqa: E731
-    return jax.tree.map(
-        lambda shape: jax.ShapeDtypeStruct((count, *shape), jnp.float32, sharding=own), shapes, is_leaf=is_shape
-    )
+    shapes = Moments(Problem((f, f), (f, d), (), (f, d)), (f,), (d,), (f,))  # type: ignore
+
+    def one(shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+        own = NamedSharding(get_mesh(), PartitionSpec("data", *["model"][: len(shape) > 1]))
+        return jax.ShapeDtypeStruct((count, *shape), jnp.float32, sharding=own)
+
+    return jax.tree.map(one, shapes, is_leaf=lambda tree: isinstance(tree, tuple) and not hasattr(tree, "_fields"))
 
 
 def largest_sent(compiled) -> int:
@@ -175,6 +179,18 @@ def test_no_moments_travel(method: Method):
     assert found.memory_analysis().argument_size_in_bytes == pytest.approx(own, rel=0.02)  # unused ones are left out
 
 
+def test_devices_that_share_the_weights_divide_the_moments():
+    config, search = cases.tiny("llama").config, layer_module.search_of(PARALLEL)
+    f = 3 * PANEL
+    with devices.use_mesh(4, 2):
+        given = stack(config, 2, f), config, jax.random.key(0), 0, f // 2
+        found: Any = waves.own_choices.lower(*given, **search).compile()
+    text = found.as_text()
+    assert f"f32[{f // 2},{f}]" in text
+    assert f"f32[{f},{f}]" not in text
+    assert largest_sent(found) < f * f
+
+
 def test_moments_that_travel_are_noticed():
     """As a control, run the same solver with the moments requested on every device."""
     config = cases.tiny("llama").config
@@ -189,28 +205,22 @@ def test_moments_that_travel_are_noticed():
     assert largest_sent(found) >= WIDTH**2
 
 
-def mesh_of(shape: tuple[int, ...]):
-    axes, kinds = ("data", "model")[: len(shape)], (AxisType.Auto,) * len(shape)
-    return jax.set_mesh(jax.make_mesh(shape, axes, axis_types=kinds, devices=jax.devices()[: math.prod(shape)]))
-
-
 @pytest.mark.parametrize("rows", [12, 7])
-@pytest.mark.parametrize("shape", [(), (6,), (2, 3)])
-def test_each_device_gets_its_own(shape: tuple[int, ...], rows: int):
-    """Devices are counted along all axes of a mesh; without a mesh there is one device."""
-    count = math.prod(shape)
-    items = [{"matrix": jnp.arange(2 * rows).reshape(rows, 2) + 100 * place, "number": place} for place in range(count)]
-    with mesh_of(shape) if shape else contextlib.nullcontext():
-        assert devices.mesh_size() == count
+@pytest.mark.parametrize(("groups", "size"), [(1, 1), (6, 1), (2, 3), (1, 4)])
+def test_each_group_gets_its_own(groups: int, size: int, rows: int):
+    items = [
+        {"matrix": jnp.arange(2 * rows).reshape(rows, 2) + 100 * group, "number": group} for group in range(groups)
+    ]
+    with devices.use_mesh(groups * size, size):
         kept = None
-        for place in range(count):
-            kept = jax.jit(devices.keep_for_owner)(kept, items[place], place)
-        own = jax.tree.map(jax.jit(devices.exchange), kept)
-        found = devices.map_over_devices(
-            lambda item, number, add: (item["matrix"][:rows] + add, item["number"] - number), own, jnp.int32(1000)
+        for group in range(groups):
+            kept = jax.jit(devices.keep_for_group)(kept, items[group], group)
+        own = jax.tree.map(jax.jit(lambda a: devices.exchange(a, rows)), kept)
+        found = jax.jit(devices.map_over_groups, static_argnums=0)(
+            lambda item, number, add: (item["matrix"] + add, item["number"] - number), own, jnp.int32(1000)
         )
     np.testing.assert_array_equal(found[0], np.stack([item["matrix"] + 1000 for item in items]))
-    np.testing.assert_array_equal(found[1], np.zeros(count))
+    np.testing.assert_array_equal(found[1], np.zeros(groups))
 
 
 def test_moments_are_sent_once_to_their_own_device():
