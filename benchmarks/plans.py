@@ -39,7 +39,8 @@ holds one block at a time until the last three, and `default` all pruned blocks 
 The calibration sequences and what joint steps need are spread over the devices, and so are the rows of the second
 moments and of the solver; every device holds the block that is pruned. With `--model-devices 8` the
 weights are divided among eight devices, and so are the second moments while they are summed. With the schedule
-`parallel` each device solves different layers, which it holds whole ([docs/method.md](method.md)).
+`parallel` each device, or each group of devices that share the weights, solves different layers
+([docs/method.md](method.md)).
 """
 
 app = App(name="plans", help=__doc__)

@@ -233,7 +233,7 @@ class PruneSettings(_Settings):
             rounds and joint steps (spap).
         schedule: "sequential": the channels of a layer are chosen on the activations that the already pruned layers
             produce, and all devices work on that layer. "parallel": they are chosen on the dense model's activations,
-            and each device works on a layer of its own.
+            and each device, or group of devices that share the weights, works on a layer of its own.
         seed: Seed of all random choices.
         ridge: Strength of the pull of the solved weights towards the dense ones, relative to each channel's energy.
             By default 0.01 if the update is "alternate", and 0.0001 otherwise.

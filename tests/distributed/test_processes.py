@@ -122,8 +122,9 @@ def test_two_processes_that_share_the_weights_give_the_result_of_one(given: Path
     assert [code for code, _, _ in results] == [0] * 3, results
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     assert one.keys() == two.keys()
-    for name, weight in one.items():
-        np.testing.assert_allclose(weight.astype(np.float32), two[name].astype(np.float32), atol=5e-4, err_msg=name)
+    for name, weight in one.items():  # a gradient near zero may have either sign, and Adam steps as far
+        weight, other = weight.astype(np.float32), two[name].astype(np.float32)
+        assert np.linalg.norm(weight - other) <= 1e-3 * np.linalg.norm(weight), name
 
 
 def test_some_of_the_options_are_not_enough(given: Path, tmp_path: Path, capsys):
