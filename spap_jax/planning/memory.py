@@ -12,6 +12,7 @@ from spap_jax.models.attention import query_blocks
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.registry import FAMILIES
 from spap_jax.planning.workload import Workload
+from spap_jax.solver.swap import BLOCK
 from spap_jax.solver.tableau import PANEL
 from spap_jax.training.objective import HEAD_TOKENS
 from spap_jax.training.shortlist import shortened
@@ -93,29 +94,33 @@ def summing_bytes(load: Workload) -> float:
     """
     d, f, mine, tokens = load.dense.width, load.dense.intermediate, load.mine.dense.intermediate, load.fitted.size
     inner = _cast(load, _mlp_elements(load.mine.dense) - mine * d)
-    sums = (mine * f + mine * d) * (1 + load.fitted.divided)
+    totals = 1.4 if load.platform == "tpu" else 1  # a TPU lays some of their parts out anew
+    sums = (mine * f + mine * d) * (1 + totals * load.fitted.divided)
     return 4 * (sums + tokens * (2 * mine + d + f * (mine < f))) + inner
 
 
-def solving_bytes(f: int, d: int, shares: int = 1, *, scaled: bool = True) -> float:
+def solving_bytes(f: int, d: int, shares: int = 1, *, swapped: int = 0, scaled: bool = True) -> float:
     """Workspace of ``solver/tableau.py``, with rows divided among ``shares`` devices.
 
-    The scaled G and C and the tableau; then the product that updates it, or what a panel needs, which is not divided.
+    The scaled G and C and the tableau; then the product that updates it, or what a panel needs, which is not divided,
+    or what a round of swaps needs, in which ``swapped`` channels change sides together.
     A TPU that selects on its own scales G and C as it reads them, and holds no copies (``scaled``).
     """
-    copies = scaled * (f**2 + 4 * f * d)
-    return 4 * ((f**2 + copies) / shares + max(f**2 / shares, 4 * min(PANEL, f) * (f + d)))
+    copies, across = scaled * (f**2 + 4 * f * d), max(4 * min(PANEL, f), 4 * swapped)
+    return 4 * ((f**2 + copies) / shares + max(f**2 / shares, across * (f + d)))
 
 
 def closing_bytes(load: Workload) -> float:
     """Workspace of ``alternating.closed_form``: sums beside the total; hidden channels and transpose, or ``aim``.
 
-    Of a TPU's sums, each device holds its own rows, and adds to the total in place.
+    Devices that share the weights compute the sums of their own rows. A TPU adds to the total in place, and copies a
+    part of the sums, and the channels of a chunk, once more.
     """
     d, k, tokens, dense = load.narrow.width, load.narrow.intermediate, load.fitted.size, load.mine.dense
+    if load.platform == "tpu":
+        return 4 * (1.5 * load.mine.narrow.intermediate * (k + d) + 3 * tokens * k)
     aimed = _cast(load, _mlp_elements(dense)) + 4 * tokens * 2 * (dense.intermediate + d) if load.aimed else 0
-    copies = 1 / load.sharing_rows(k) if load.platform == "tpu" else 2
-    return 4 * copies * (k**2 + k * d) + max(4 * tokens * (2 * k + d), aimed)
+    return 4 * 2 * (k**2 + k * d) + max(4 * tokens * (2 * k + d), aimed)
 
 
 def recovering_bytes(load: Workload) -> tuple[float, float]:
@@ -123,15 +128,15 @@ def recovering_bytes(load: Workload) -> tuple[float, float]:
 
     Current, tried and new weights, gradients and both of Adam's moments, not quite all at the same time; the hidden
     channels of a chunk, and those of a step with what its gradients need. A TPU's program holds five copies of the
-    inner projections in the steps, and lets them go before the closed form.
+    inner projections in the steps, and lets them go before the closed form, but not if devices share the weights.
     """
-    if load.platform == "tpu":
-        steps = 4 * 5 * (_mlp_elements(load.mine.narrow) - load.mine.narrow.intermediate * load.narrow.width)
-        return steps, max(0, closing_bytes(load) - steps)
     weights, k, mine = _mlp_elements(load.mine.narrow), load.narrow.intermediate, load.mine.narrow.intermediate
+    if load.platform == "tpu":
+        steps, closing = 4 * 5 * (weights - mine * load.narrow.width), closing_bytes(load)
+        return steps, closing if mine < k else max(0, closing - steps)
     hidden = load.fitted.size + (mlp_matrices(load.narrow) + 1) * load.fitted.share(load.batch)
     gathered = load.fitted.size * k * (mine < k)
-    return 4 * weights * 16 / 3, 4 * (2 * k**2 + hidden * mine + gathered)
+    return 4 * weights * 16 / 3, 4 * (k**2 * (1 + (mine < k)) + hidden * mine + gathered)
 
 
 def moved_elements(load: Workload) -> int:
@@ -191,22 +196,24 @@ def joint_bytes(load: Workload) -> tuple[float, float]:
 
 
 def checking_bytes(load: Workload) -> tuple[float, float]:
-    """Workspace of ``step.measure``: gathered weights, and a pass of a chunk through a block or the head.
+    """Workspace of ``step.measure``: gathered float32 weights, and a pass of a chunk through a block or the head.
 
-    A block's weights are float32, as those that move are. Those outside the blocks are so too, but on a TPU, which
-    converts what it multiplies, they are gathered as they are stored.
+    The weights outside the blocks are held throughout; those of a block are gathered when it
+    begins, or by a TPU one after the other.
     """
     c, length = load.mine.tail, load.fitted.length
     tokens = max(length, min(load.settings.batch_tokens // length * length, load.judged.tokens))
     moved = moved_elements(load) * load.together / c.layers / load.devices
-    inner = max(_attending(load.mine, c, tokens), tokens * (c.width + mlp_matrices(c) * c.intermediate))
-    stored = load.weight_bytes if load.platform == "tpu" and not load.training else 4
-    gathered = 4 * block_elements(c) + stored * _looked_up(c)
+    inner = tokens * (c.width + mlp_matrices(c) * c.intermediate)
+    if load.mine.heads_at_once:  # a fused kernel needs less than the MLP
+        inner = max(inner, _attending(load.mine, c, tokens))
+    gathered = 4 * _looked_up(c)
     if load.training:
         gathered += 4 * (_looked_up(load.mine.dense) + tokens * c.width)
     head = 4 * 4 * min(HEAD_TOKENS, tokens) * c.vocabulary
+    block = 4 * (_mlp_elements(c) / mlp_matrices(c) if load.platform == "tpu" else block_elements(c))
     return moved * (4 + 2 * load.moment_bytes + load.weight_bytes), gathered + 4 * 2 * tokens * c.width + max(
-        4 * inner, head
+        block + 4 * inner, head
     )
 
 
@@ -229,10 +236,13 @@ def device_memory(load: Workload) -> dict[str, Parts]:
     held = {"weights": weights, "streams": streams_bytes(load) + load.entered * _kept_bytes(load)}
     f = max(f, load.dense.heads * load.dense.head_dim if load.fewer_heads else 0)
     shares = load.sharing_rows(f, alone=load.in_waves)
-    solving = held | {"moments": moments_bytes(f, d) / shares, "solver": solving_bytes(f, d, shares)}
+    swapped, scaled = 2 * (min(load.narrow.intermediate, f - load.narrow.intermediate) // BLOCK), True
+    if load.in_waves and shares == 1:
+        scaled = load.platform != "tpu"
+    solver = solving_bytes(f, d, shares, swapped=swapped, scaled=scaled)
+    solving = held | {"moments": moments_bytes(f, d) / shares, "solver": solver}
     if load.in_waves:  # no block is held while all groups of devices select
         solving["weights"] -= load.weight_bytes * block_elements(mine.dense)
-        solving["solver"] = solving_bytes(f, d, shares, scaled=load.platform != "tpu" or shares > 1)
     mlp = 4.0 * _mlp_elements(mine.narrow)
     ahead, seen = held, moments_bytes(f, d) / shares
     if load.in_waves:  # the fitted tokens have as many streams again, and a device some rows of each layer's moments
@@ -250,8 +260,9 @@ def device_memory(load: Workload) -> dict[str, Parts]:
     if load.refits and load.in_waves:
         phases["refit"] = held | {"gradients": 2 * mlp, "activations": closing_bytes(load)}
     elif load.refits:
-        errors = 8.0 * f * d  # what the output projection changes by, and the product with G, whole on every device
-        phases["refit"] = solving | {"solver": max(solving["solver"], errors), "gradients": 2 * mlp}
+        gathered = 4.0 * load.narrow.intermediate * d  # the output projection, before each device has its own rows
+        refitting = max(solving_bytes(f, d, shares), gathered)
+        phases["refit"] = solving | {"solver": refitting, "gradients": 2 * mlp}
     if load.alternates and load.settings.rounds:
         gradients, activations = recovering_bytes(load)
         # The selected, refitted and recovered weights are held beside the workspace.
@@ -267,9 +278,12 @@ def device_memory(load: Workload) -> dict[str, Parts]:
         for name, workspace in (("joint steps", joint_bytes), ("joint checks", checking_bytes)):
             gradients, activations = workspace(load)
             phases[name] = final | {"gradients": gradients, "activations": activations}
-        # Before the first step, the streams are there as they were stored, and one of them in bfloat16 as well.
+        # Before the first step, blocks are collected, and then the streams are there as they were stored, and one of
+        # them in bfloat16 as well.
+        collecting = held | {"weights": weights + load.weight_bytes * block_elements(mine.narrow)}
         rounding = final | {"streams": held["streams"] + 2 * load.fitted.tokens * d}
-        phases["joint steps"] = max(phases["joint steps"], rounding, key=lambda parts: sum(parts.values()))
+        candidates = phases["joint steps"], collecting, rounding
+        phases["joint steps"] = max(candidates, key=lambda parts: sum(parts.values()))
     return phases
 
 

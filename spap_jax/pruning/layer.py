@@ -235,7 +235,7 @@ def refit_weights(seen: Moments, ridge: jax.Array, kept: jax.Array, selected: We
         kept: [k] channel numbers.
         selected: The dense weights of these channels.
     """
-    down = devices.constrain_replicated(refit(scaled(seen.problem, ridge), kept))
+    down = devices.divide_along_model(refit(scaled(seen.problem, ridge), kept), axis=0)
     bias = None if selected.bias is None else seen.target_mean - seen.hidden_mean[kept] @ down
     return Weights(selected.inner, down, bias)
 

@@ -157,16 +157,15 @@ def closed_form(mlp: Mlp, weights: Weights, tokens: Tokens, ridge: float | jax.A
         e = chunk.weighted(target - output(mlp.hidden, weights, chunk.residual))
         transposed = jax.lax.optimization_barrier(h.T)  # materialised: see moments.accumulate
         powers = jnp.stack([jnp.square(e).sum(), jnp.square(chunk.weighted(target)).sum()])
-        parts = (transposed @ h, h.T @ e, h.sum(axis=0), e.sum(axis=0), powers)
+        parts = ((transposed @ h, h.T @ e), (h.sum(axis=0), e.sum(axis=0), powers))
         return jax.tree.map(jnp.add, total, parts), None
 
     def sums(own: Tokens):
         matrices = devices.shard_rows(jnp.zeros((width, width))), jnp.zeros((width, out))
-        return jax.lax.scan(add, (*matrices, jnp.zeros(width), jnp.zeros(out), jnp.zeros(2)), own)[0]
+        return jax.lax.scan(add, (matrices, (jnp.zeros(width), jnp.zeros(out), jnp.zeros(2))), own)[0]
 
-    moments = devices.psum_over_chunks(sums, tokens)
-    count = tokens.real
-    gram, cross, h_mean, e_mean, (error, power) = jax.tree.map(lambda total: total / count, moments)
+    totals = devices.psum_scatter_over_chunks(sums, tokens)
+    (gram, cross), (h_mean, e_mean, (error, power)) = jax.tree.map(lambda total: total / tokens.real, totals)
     problem = Problem(gram, cross, error, weight=jnp.zeros_like(cross))
     if weights.bias is not None:
         problem = problem.centred(h_mean, e_mean)

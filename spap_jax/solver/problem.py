@@ -6,6 +6,7 @@ weights, rescaled so that every channel has unit energy: outlier channels, a tho
 in real models, would otherwise exhaust float32 precision.
 """
 
+import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -30,6 +31,9 @@ _ROUNDING = 1e-2
 
 _ASYMMETRY = 1e-4
 """Tolerated difference of symmetric entries of a Gram matrix, relative to the energies of both channels."""
+
+_OUTPUTS = 1024
+"""Outputs whose explained power is computed at a time."""
 
 _TINY = 1e-30  # keeps the inverse square root of the diagonal finite for a layer without any energy
 
@@ -237,19 +241,28 @@ def relative_error(problem: Problem, kept: Array, projection: Array) -> Array:
 def explained(problem: Problem, kept: Array | None, projection: Array) -> Array:
     """Computes the target power that the kept channels explain: ``|Y|^2 - |Y - H_S V|^2``, [], means over the tokens.
 
+    A few outputs at a time: devices that divide the rows of G all need those of V.
+
     Args:
         problem: The layer, f channels; its ``target_power`` is not used.
         kept: [k] channel numbers; None if all are kept.
         projection: [k,d] output projection of the kept channels, in the original scale.
     """
-    if kept is None:
-        cross, residual = problem.cross, problem.cross - problem.gram @ projection
-    else:
-        cross = problem.cross[kept]
-        everywhere = jnp.zeros_like(problem.cross).at[kept].set(projection)
-        residual = cross - (problem.gram @ everywhere)[kept]  # no part of the Gram matrix is copied
-    # Grouped so that the small term, <V, residual>, does not lose precision next to the large ones.
-    return jnp.sum(jnp.sum(projection * cross, axis=1)) + jnp.sum(jnp.sum(projection * residual, axis=1))
+    d = projection.shape[1]
+    size = math.gcd(d, _OUTPUTS)
+
+    def add(total: tuple[Array, Array], start: Array) -> tuple[tuple[Array, Array], None]:
+        cross, some = (lax.dynamic_slice_in_dim(a, start, size, axis=1) for a in (problem.cross, projection))
+        if kept is not None:
+            some = jnp.zeros_like(cross).at[kept].set(some)
+        residual = cross - problem.gram @ some
+        linear, left = (jnp.sum(jnp.sum(some * each, axis=1)) for each in (cross, residual))
+        return (total[0] + linear, total[1] + left), None
+
+    zero = jnp.zeros((), problem.cross.dtype)
+    # Summed apart, so that the small term, <V, residual>, does not lose precision next to the large one.
+    linear, left = lax.scan(add, (zero, zero), jnp.arange(0, d, size))[0]
+    return linear + left
 
 
 def _weights(system: System | Scaled, kept: Array) -> Array:

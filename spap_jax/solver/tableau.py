@@ -134,8 +134,13 @@ def uses_lapack() -> bool:
 
 
 def part(matrix: Array, rows: Array, columns: Array) -> Array:
-    """Returns the entries [r,c] of a matrix at some rows [r] and columns [c]; only rows are gathered, which is fast."""
-    return matrix[rows].T[columns].T
+    """Returns the entries [r,c] of a matrix at some rows [r] and columns [c].
+
+    Only rows are gathered, which is fast, and a panel of them at a time, since a device would hold them whole.
+    """
+    count, size = rows.size, min(PANEL, rows.size)
+    panels = jnp.pad(rows, (0, -count % size)).reshape(-1, size)
+    return lax.map(lambda panel: matrix[panel].T[columns].T, panels).reshape(-1, columns.size)[:count]
 
 
 def inverted(matrix: Array) -> tuple[Array, Array]:
