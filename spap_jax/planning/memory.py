@@ -128,12 +128,13 @@ def recovering_bytes(load: Workload) -> tuple[float, float]:
 
     Current, tried and new weights, gradients and both of Adam's moments, not quite all at the same time; the hidden
     channels of a chunk, and those of a step with what its gradients need. A TPU's program holds five copies of the
-    inner projections in the steps, and lets them go before the closed form, but not if devices share the weights.
+    inner projections in the steps, and lets three of them go before the closed form, but not if devices share the
+    weights.
     """
     weights, k, mine = _mlp_elements(load.mine.narrow), load.narrow.intermediate, load.mine.narrow.intermediate
     if load.platform == "tpu":
         steps, closing = 4 * 5 * (weights - mine * load.narrow.width), closing_bytes(load)
-        return steps, closing if mine < k else max(0, closing - steps)
+        return steps, closing if mine < k else max(0, closing - 3 / 5 * steps)
     hidden = load.fitted.size + (mlp_matrices(load.narrow) + 1) * load.fitted.share(load.batch)
     gathered = load.fitted.size * k * (mine < k)
     return 4 * weights * 16 / 3, 4 * (k**2 * (1 + (mine < k)) + hidden * mine + gathered)
@@ -260,9 +261,9 @@ def device_memory(load: Workload) -> dict[str, Parts]:
     if load.refits and load.in_waves:
         phases["refit"] = held | {"gradients": 2 * mlp, "activations": closing_bytes(load)}
     elif load.refits:
-        gathered = 4.0 * load.narrow.intermediate * d  # the output projection, before each device has its own rows
-        refitting = max(solving_bytes(f, d, shares), gathered)
-        phases["refit"] = solving | {"solver": refitting, "gradients": 2 * mlp}
+        k = load.narrow.intermediate
+        gathered = 4.0 * k * d * (mine.narrow.intermediate < k)  # before each device has its own rows of the projection
+        phases["refit"] = solving | {"solver": 4 * f**2 / shares + gathered, "gradients": 2 * mlp}
     if load.alternates and load.settings.rounds:
         gradients, activations = recovering_bytes(load)
         # The selected, refitted and recovered weights are held beside the workspace.

@@ -13,6 +13,7 @@ from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.numerics import full_precision, in_float32
 from spap_jax.pruning.streams import attended, mlp_hidden
+from spap_jax.solver import grams
 from spap_jax.solver.alternating import Tokens, Weights
 from spap_jax.solver.problem import Problem, explained
 
@@ -79,14 +80,14 @@ def _accumulate(
         chunk = in_float32(chunk)
         flat = chunk.flat()
         h, y = flat.weighted(hidden(chunk.residual)), flat.weighted(flat.target)
-        # Materialise the transpose: XLA:CPU is twice as slow at a product that contracts the rows of a large array.
-        transposed = jax.lax.optimization_barrier(h.T)
-        parts = ((transposed @ h, h.T @ y), (h.sum(axis=0), y.sum(axis=0), jnp.square(y).sum()))
-        return jax.tree.map(jnp.add, total, parts), None
+        gram, others = total
+        parts = (h.T @ y, h.sum(axis=0), y.sum(axis=0), jnp.square(y).sum())
+        return (grams.added(gram, h), jax.tree.map(jnp.add, others, parts)), None
 
     def sums(own: Tokens) -> tuple:
-        matrices = devices.shard_rows(jnp.zeros((f, f))), jnp.zeros((f, d))
-        return jax.lax.scan(add, (matrices, (jnp.zeros(f), jnp.zeros(d), jnp.zeros(()))), own)[0]
+        start = grams.zeros(f), (jnp.zeros((f, d)), jnp.zeros(f), jnp.zeros(d), jnp.zeros(()))
+        gram, (cross, *others) = jax.lax.scan(add, start, own)[0]
+        return (grams.whole(gram), cross), others
 
     totals = devices.psum_scatter_over_chunks(sums, tokens)
     (gram, cross), (hidden_mean, target_mean, power) = jax.tree.map(lambda total: total / tokens.real, totals)

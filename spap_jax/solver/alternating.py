@@ -16,6 +16,7 @@ import optax
 
 from spap_jax import devices
 from spap_jax.numerics import in_float32
+from spap_jax.solver import grams
 from spap_jax.solver.problem import Problem, explained, refit, scaled
 
 _TINY = jnp.finfo(jnp.float32).tiny
@@ -155,14 +156,15 @@ def closed_form(mlp: Mlp, weights: Weights, tokens: Tokens, ridge: float | jax.A
         h = chunk.weighted(mlp.hidden(weights.inner, chunk.residual))
         # Solve for the correction of the output, not the output: its right-hand side is small, and so is its rounding.
         e = chunk.weighted(target - output(mlp.hidden, weights, chunk.residual))
-        transposed = jax.lax.optimization_barrier(h.T)  # materialised: see moments.accumulate
         powers = jnp.stack([jnp.square(e).sum(), jnp.square(chunk.weighted(target)).sum()])
-        parts = ((transposed @ h, h.T @ e), (h.sum(axis=0), e.sum(axis=0), powers))
-        return jax.tree.map(jnp.add, total, parts), None
+        gram, others = total
+        parts = (h.T @ e, h.sum(axis=0), e.sum(axis=0), powers)
+        return (grams.added(gram, h), jax.tree.map(jnp.add, others, parts)), None
 
     def sums(own: Tokens):
-        matrices = devices.shard_rows(jnp.zeros((width, width))), jnp.zeros((width, out))
-        return jax.lax.scan(add, (matrices, (jnp.zeros(width), jnp.zeros(out), jnp.zeros(2))), own)[0]
+        start = grams.zeros(width), (jnp.zeros((width, out)), jnp.zeros(width), jnp.zeros(out), jnp.zeros(2))
+        gram, (cross, *others) = jax.lax.scan(add, start, own)[0]
+        return (grams.whole(gram), cross), others
 
     totals = devices.psum_scatter_over_chunks(sums, tokens)
     (gram, cross), (h_mean, e_mean, (error, power)) = jax.tree.map(lambda total: total / tokens.real, totals)

@@ -62,7 +62,7 @@ def test_the_largest_model_fits_no_single_gpu_and_no_setting_helps():
     assert not planned.fits
     assert planned.memory["selection"]["weights"] > 600e9  # all pruned blocks, for the joint steps
     assert "Neither fewer sequences nor more devices make it fit" in verdict(planned)
-    assert "even with --effort low --batch-tokens 2048 and 2 sequences the phase 'refit'" in verdict(planned)
+    assert "even with --effort low --batch-tokens 2048 and 2 sequences the phase 'alternating'" in verdict(planned)
 
 
 def changed(request: Request, mesh: str, words: str) -> tuple[Request, Mesh]:
