@@ -4,6 +4,7 @@ For every run of the list, what ``spap plan --compile`` does: each program is co
 ``tpu``, but no TPU. Runs that the table has are not compiled again, so that a stopped command goes on where it was.
 """
 
+import functools
 import importlib.metadata
 import itertools
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from benchmarks.quality import provenance
 from spap_jax import checkpoint
 from spap_jax.planning.accelerators import mesh_named
 from spap_jax.planning.compiled import compiled, needs
-from spap_jax.planning.plan import Request, plan
+from spap_jax.planning.plan import Plan, Request, plan
 from spap_jax.planning.tables import Words
 from spap_jax.settings import PruneSettings
 
@@ -64,7 +65,7 @@ class Row(msgspec.Struct, frozen=True):
         run: The run.
         together: Number of blocks that joint steps adjust together; 0 without such steps.
         room: Usable bytes of a device's memory.
-        phases: For each phase, the bytes of memory by the plan and by the compiler.
+        needs: For each phase, the bytes of memory of a device, by the compiler.
         refused: Programs that do not fit the device at all.
         programs: Number of programs.
         slowest: The program that compiled longest.
@@ -77,7 +78,7 @@ class Row(msgspec.Struct, frozen=True):
     run: Wanted
     together: int
     room: float
-    phases: dict[str, tuple[float, float]]
+    needs: dict[str, float]
     refused: list[str]
     programs: int
     slowest: str
@@ -88,13 +89,8 @@ class Row(msgspec.Struct, frozen=True):
 
     @property
     def largest(self) -> str:
-        """The phase that needs most memory, by the compiler."""
-        return max(self.phases, key=lambda name: self.phases[name][1])
-
-    @property
-    def furthest(self) -> str:
-        """The phase of which the compiler says the most more, or the least, than the plan."""
-        return max(self.phases, key=lambda name: abs(self.phases[name][1] / self.phases[name][0] - 1))
+        """The phase that needs most memory."""
+        return max(self.needs, key=self.needs.__getitem__)
 
 
 def _runs(models: Sequence[str], meshes: Sequence[str], sharers: int) -> list[Wanted]:
@@ -116,25 +112,31 @@ slice that was not there, as `spap plan MODEL --mesh SLICE --compile` does, for 
 sequences of {LENGTH} tokens; nothing was run. *Together* is the number of blocks that joint steps adjust at a time.
 *Needs* is the memory of a device by the compiler in the phase that needs most, with all that the run holds, and
 *planned* is what `spap plan` says of this phase without the compiler. *Furthest* is the phase in which the two differ
-most. *Longest* is the time of the program that took longest to compile, on two CPU cores.
+most. *Longest* is the time of the program that took longest to compile, on two CPU cores. `results.jsonl` has the
+compiler's numbers, with the commit of the code; the plan's are made with the page.
 """
+
+
+@functools.cache
+def planned_of(wanted: Wanted) -> Plan:
+    """Plans a run."""
+    config, weight_bytes = checkpoint.read_config(ROOT / "tests" / "configs" / f"{wanted.model}.json", wanted.model)
+    request = Request(config, wanted.settings, SEQUENCES, LENGTH, weight_bytes)
+    return plan(request, mesh_named(wanted.mesh).shared_among(wanted.sharers))
 
 
 def measured(wanted: Wanted, console: Console) -> Row:
     """Compiles the programs of a run."""
-    config, weight_bytes = checkpoint.read_config(ROOT / "tests" / "configs" / f"{wanted.model}.json", wanted.model)
-    request = Request(config, wanted.settings, SEQUENCES, LENGTH, weight_bytes)
-    planned = plan(request, mesh_named(wanted.mesh).shared_among(wanted.sharers))
+    planned = planned_of(wanted)
     load = planned.request.on(planned.mesh)
     with console.status(wanted.model) as status:
         found = list(compiled(load, planned.mesh, lambda what, _, __: status.update(f"{wanted.model}: {what}")))
     slowest = max(found, key=lambda each: each.compiling)
-    said = needs(found)
     return Row(
         run=wanted,
         together=load.together if load.groups else 0,
         room=planned.room,
-        phases={name: (sum(parts.values()), said[name]) for name, parts in planned.memory.items() if name in said},
+        needs=needs(found),
         refused=[f"{each.name} ({each.phase})" for each in found if each.refused],
         programs=len(found),
         slowest=slowest.name,
@@ -155,13 +157,15 @@ def page(rows: Sequence[Row]) -> str:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    run, (planned, needed) = row.run, row.phases[row.largest]
+    run, needed = row.run, row.needs[row.largest]
     fits = not row.refused and needed <= row.room
-    before, after = row.phases[row.furthest]
+    planned = {name: sum(parts.values()) for name, parts in planned_of(run).memory.items()}
+    beyond = {name: each / planned[name] - 1 for name, each in row.needs.items() if name in planned}
+    furthest = max(beyond, key=lambda name: abs(beyond[name]))
     return (
         run.model, run.mesh, run.effort, f"`{run.options}`" if run.options else "", str(row.together or ""),
-        row.largest, f"{needed / 1e9:.3g}", f"{planned / 1e9:.3g}", f"{row.room / 1e9:.3g}", "yes" if fits else "no",
-        f"{row.furthest} {after / before - 1:+.0%}", f"{row.longest:.0f} s, {row.slowest}",
+        row.largest, f"{needed / 1e9:.3g}", f"{planned[row.largest] / 1e9:.3g}", f"{row.room / 1e9:.3g}",
+        "yes" if fits else "no", f"{furthest} {beyond[furthest]:+.0%}", f"{row.longest:.0f} s, {row.slowest}",
     )  # fmt: skip
 
 
@@ -175,7 +179,7 @@ def main(
     schedule: str | None = None,
     output: Path = ROOT / "docs" / "compiled",
 ) -> None:
-    """Compiles the runs that the table does not have yet, and writes the page after each.
+    """Compiles the runs that the table does not have yet, and writes the page.
 
     Args:
         model: Names of models; by default all.
@@ -194,8 +198,8 @@ def main(
         rows.sort(key=lambda row: RUNS.index(row.run))
         output.mkdir(parents=True, exist_ok=True)
         file.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
-        (output / "README.md").write_text(page(rows), encoding="utf-8")
         console.print(" ".join(_cells(next(row for row in rows if row.run == wanted))))
+    (output / "README.md").write_text(page(rows), encoding="utf-8")
 
 
 if __name__ == "__main__":
