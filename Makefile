@@ -4,10 +4,11 @@ VENV ?= .venv
 LLAMA_CPP ?= .venv-llama-cpp
 TUNIX ?= .venv-tunix
 TPU ?= .venv-tpu
+GPU ?= .venv-gpu
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint dist-check clients-check tpu-check docs notebooks quality install install-dev hooks clean
+.PHONY: help demo test lint dist-check clients-check tpu-check gpu-check docs notebooks quality install install-dev hooks clean
 
 help:  ## say what each target does
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "make %-14s %s\n", $$1, $$2 }'
@@ -35,9 +36,12 @@ clients-check: install-dev $(LLAMA_CPP)/.installed $(TUNIX)/.installed  ## run p
 	$(BIN)/python -m pytest tests/checkpoint/test_llama_cpp.py --llama-cpp-python $(LLAMA_CPP)/bin/python
 	$(BIN)/python -m pytest tests/checkpoint/test_tunix.py --tunix-python $(TUNIX)/bin/python
 
-# So has the TPU compiler, which needs no TPU.
+# So have the compilers for TPUs and GPUs, which need no such device.
 tpu-check: install-dev $(TPU)/.installed  ## compile programs of a run for a TPU slice that is not there
 	$(TPU)/bin/python -m pytest tests/planning/test_tpu.py
+
+gpu-check: install-dev $(GPU)/.installed  ## compile programs of a run for a GPU server that is not there
+	$(GPU)/bin/python -m pytest tests/planning/test_gpu.py
 
 docs: install-dev  ## build the pages as a site in out/docs; any warning is an error
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --fresh-env --quiet docs out/docs
@@ -74,9 +78,13 @@ $(TUNIX)/.installed: .ci/tunix $(VENV)/.installed-dev
 	.ci/tunix $(TUNIX) $(BIN)/python
 	touch $@
 
-$(TPU)/.installed: .ci/tpu $(VENV)/.installed-dev
-	.ci/tpu $(TPU) $(BIN)/python
+$(TPU)/.installed: .ci/compiler $(VENV)/.installed-dev
+	.ci/compiler $(TPU) tpu $(BIN)/python
+	touch $@
+
+$(GPU)/.installed: .ci/compiler $(VENV)/.installed-dev
+	.ci/compiler $(GPU) cuda12 $(BIN)/python
 	touch $@
 
 clean:  ## remove the environments, the archives and all output
-	rm -rf $(VENV) $(LLAMA_CPP) $(TUNIX) $(TPU) build dist out *.egg-info
+	rm -rf $(VENV) $(LLAMA_CPP) $(TUNIX) $(TPU) $(GPU) build dist out *.egg-info

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from spap_jax.models.registry import family_of
-from spap_jax.planning import slices
+from spap_jax.planning import absent
 from spap_jax.planning.accelerators import mesh_named
 from spap_jax.planning.compiled import Compiled, judged
 from spap_jax.planning.plan import Request
@@ -44,7 +44,7 @@ def show(*names: str) -> None:
     mesh = mesh_named("v5e-8")
     load = Request(family_of(theirs).read_config(theirs), PruneSettings(), 128, 2048, 2).on(mesh)
     table = Table("program", "seconds", "TFLOP", "GB moved", "GB of temporaries", title="usual effort / that of a run")
-    with slices.described(mesh) as device:
+    with absent.described(mesh) as device:
         for program in programs(load, device):
             if names and program.name not in names:
                 continue

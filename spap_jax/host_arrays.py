@@ -9,7 +9,7 @@ _PIECE = 1 << 17
 """Values that are judged at a time; they and what is computed from them fit a core's cache."""
 
 _TILE = 128
-"""Rows and columns that are transposed at a time."""
+"""Rows and columns that are put in order at a time."""
 
 
 def is_finite(array: np.ndarray) -> bool:
@@ -22,12 +22,23 @@ def is_finite(array: np.ndarray) -> bool:
     return all((piece & np.uint16(0x7FFF)).max(initial=0) < infinity for piece in pieces)
 
 
-def transposed(matrix: np.ndarray) -> np.ndarray:
-    """The transpose of a matrix as a contiguous array, bit for bit."""
-    bits = matrix.view(f"u{matrix.itemsize}")
-    result = np.empty(bits.shape[::-1], bits.dtype)
-    for row in range(0, bits.shape[0], _TILE):
-        for column in range(0, bits.shape[1], _TILE):
-            tile = bits[row : row + _TILE, column : column + _TILE]
-            result[column : column + _TILE, row : row + _TILE] = tile.T
-    return result.view(matrix.dtype)
+def contiguous(array: np.ndarray) -> np.ndarray:
+    """The array with its values in order in memory, itself if they are; otherwise a copy, bit for bit."""
+    if array.flags.c_contiguous:
+        return array
+    result = np.empty(array.shape, array.dtype)
+    copy_into(result, array)
+    return result
+
+
+def copy_into(result: np.ndarray, array: np.ndarray) -> None:
+    """Copies an array, which may be a transposed one, into a contiguous one of its shape, bit for bit."""
+    if array.flags.c_contiguous or array.ndim < 2 or not array.size:
+        result[...] = array
+        return
+    bits = f"u{array.itemsize}"
+    source, target = (each.view(bits).reshape(len(each), -1) for each in (array, result))
+    for row in range(0, source.shape[0], _TILE):
+        for column in range(0, source.shape[1], _TILE):
+            tile = slice(row, row + _TILE), slice(column, column + _TILE)
+            target[tile] = source[tile]

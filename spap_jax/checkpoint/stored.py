@@ -8,6 +8,7 @@ import numpy as np
 from spap_jax.checkpoint.inventory import filled_up
 from spap_jax.checkpoint.tensors import DTYPES, TensorFiles
 from spap_jax.errors import UserError
+from spap_jax.host_arrays import copy_into
 from spap_jax.models.rules import Rule
 
 Index = tuple[slice, ...]
@@ -85,9 +86,9 @@ class Stack:
         which = range(*index[0].indices(len(self._layers)))
         first = self._layers[which[0]][index[1:]]
         stack = np.empty((len(which), *first.shape), first.dtype)
-        stack[0] = first
+        copy_into(stack[0], first)
         for place, number in enumerate(which[1:], start=1):
-            stack[place] = self._layers[number][index[1:]]
+            copy_into(stack[place], self._layers[number][index[1:]])
         return stack
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:

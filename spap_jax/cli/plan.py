@@ -42,8 +42,9 @@ def plan(
     devices, and so are the rows of the solver, and the weights are divided where --model-devices says so. Times are
     lower bounds (rooflines): the work divided by the peak rates of the data sheets.
 
-    With --compile the TPU compiler says what it makes of every program of the run: its memory, operations and
-    collectives, and whether it fits. That takes minutes, and needs pip install 'spap-jax[tpu]', but no TPU.
+    With --compile the compiler for TPUs or GPUs says what it makes of every program of the run: its memory, operations
+    and collectives, and whether it fits. That takes minutes, and needs pip install 'spap-jax[tpu]' or
+    'spap-jax[cuda]', but no such device.
 
     Args:
         model: Folder with a config.json, a hub id, or an address such as gs://bucket/model. No weights are needed.
@@ -55,7 +56,7 @@ def plan(
         finetune: Plan recovery training instead, of low-rank updates or of all weights of the pruned model, with the
             model itself as the teacher, in steps as spap finetune makes them by default. --steps, --batch-tokens,
             --moment-dtype and --compute-dtype then apply to it.
-        compile: Compile every program of the run for the TPU slice named by --mesh. No TPU is needed.
+        compile: Compile every program of the run for the devices named by --mesh, which need not be there.
         json: JSON file to which the results are written as well.
         settings: How to prune, as in spap prune.
     """

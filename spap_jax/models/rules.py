@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from einops import rearrange
 
-from spap_jax.host_arrays import transposed
+from spap_jax.host_arrays import contiguous
 
 
 class Rule(NamedTuple):
@@ -48,17 +48,13 @@ class Rule(NamedTuple):
         return theirs, ours
 
     def read(self, tensor: np.ndarray, sizes: dict[str, int]) -> np.ndarray:
-        """Rearranges a checkpoint's tensor to our axes, with the same values and dtype."""
-        if self._swaps:
-            return transposed(tensor).reshape(self.shapes(sizes)[1])
-        return np.ascontiguousarray(rearrange(tensor, self.axes, **self._grouped(sizes)))
+        """Rearranges a checkpoint's tensor to our axes; a view, whose values a device puts in order as it gets them."""
+        return rearrange(tensor, self.axes, **self._grouped(sizes))
 
     def write(self, array: np.ndarray, sizes: dict[str, int]) -> np.ndarray:
         """Inverts ``read``; the result is contiguous, since safetensors writes wrong data for non-contiguous views."""
         theirs, ours = self.sides
-        if self._swaps:
-            return transposed(array.reshape(self.shapes(sizes)[0][::-1]))
-        return np.ascontiguousarray(rearrange(array, f"{ours} -> {theirs}", **self._grouped(sizes)))
+        return contiguous(rearrange(array, f"{ours} -> {theirs}", **self._grouped(sizes)))
 
     def theirs_of(self, index: tuple[slice, ...], sizes: dict[str, int]) -> tuple[tuple[slice, ...], dict[str, int]]:
         """Returns the slices of the checkpoint's tensor for a part of our array, and the part's axis sizes.
@@ -79,12 +75,6 @@ class Rule(NamedTuple):
             inner = math.prod(sizes[letter] for letter in others)
             cuts.append(slice(spans[first][0] * inner, spans[first][1] * inner))
         return tuple(cuts), sizes | part
-
-    @property
-    def _swaps(self) -> bool:
-        """Whether the checkpoint's tensor is a matrix whose two axes are swapped, such as "(n h) d -> d n h"."""
-        groups = _groups(self.sides[0])
-        return len(groups) == 2 and self.letters == groups[1] + groups[0]
 
     def _grouped(self, sizes: dict[str, int]) -> dict[str, int]:
         return {letter: sizes[letter] for letter in self.axes if letter in sizes}

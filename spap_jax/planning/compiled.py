@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from spap_jax.planning import slices
+from spap_jax.planning import absent
 from spap_jax.planning.accelerators import Mesh
 from spap_jax.planning.programs import Program, programs
 from spap_jax.planning.workload import Workload
@@ -58,13 +58,13 @@ def compiled(load: Workload, mesh: Mesh, watch: Callable[[str, int, int], None])
 
     Args:
         load: The run.
-        mesh: Its mesh, of TPUs.
+        mesh: Its mesh.
         watch: Called before and after each program with its name, the number of times it was compiled, and 1.
 
     Raises:
-        UserError: the mesh is not of TPUs, or their compiler is not there.
+        UserError: the compiler for its devices is not there.
     """
-    with slices.described(mesh) as device:
+    with absent.described(mesh) as device:
         for program in programs(load, device):
             what = f"compiling {program.name} ({program.phase})"
             watch(what, 0, 1)

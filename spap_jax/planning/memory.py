@@ -52,8 +52,8 @@ def _mlp_elements(config: DecoderConfig) -> int:
 
 
 def _cast(load: Workload, elements: float) -> float:
-    """Bytes of float32 copies of weights that are stored at lower precision; a TPU converts what it multiplies."""
-    return 4 * elements if load.weight_bytes < 4 and load.platform != "tpu" else 0
+    """Bytes of float32 copies of weights stored at lower precision; accelerators convert as they multiply."""
+    return 4 * elements if load.weight_bytes < 4 and load.platform == "cpu" else 0
 
 
 def streams_bytes(load: Workload) -> float:
@@ -113,11 +113,11 @@ def solving_bytes(f: int, d: int, shares: int = 1, *, swapped: int = 0, scaled: 
 def closing_bytes(load: Workload) -> float:
     """Workspace of ``alternating.closed_form``: sums beside the total; hidden channels and transpose, or ``aim``.
 
-    Devices that share the weights compute the sums of their own rows. A TPU adds to the total in place, and copies a
-    part of the sums, and the channels of a chunk, once more.
+    Devices that share the weights compute the sums of their own rows. Accelerators add to the total in place, and copy
+    a part of the sums, and the channels of a chunk, once more.
     """
     d, k, tokens, dense = load.narrow.width, load.narrow.intermediate, load.fitted.size, load.mine.dense
-    if load.platform == "tpu":
+    if load.platform != "cpu":
         return 4 * (1.5 * load.mine.narrow.intermediate * (k + d) + 3 * tokens * k)
     aimed = _cast(load, _mlp_elements(dense)) + 4 * tokens * 2 * (dense.intermediate + d) if load.aimed else 0
     return 4 * 2 * (k**2 + k * d) + max(4 * tokens * (2 * k + d), aimed)
@@ -127,12 +127,12 @@ def recovering_bytes(load: Workload) -> tuple[float, float]:
     """Workspace of ``alternating.recover``: for gradients, and for activations with the sums of the closed form.
 
     Current, tried and new weights, gradients and both of Adam's moments, not quite all at the same time; the hidden
-    channels of a chunk, and those of a step with what its gradients need. A TPU's program holds five copies of the
-    inner projections in the steps, and lets three of them go before the closed form, but not if devices share the
+    channels of a chunk, and those of a step with what its gradients need. An accelerator's program holds five copies of
+    the inner projections in the steps, and lets three of them go before the closed form, but not if devices share the
     weights.
     """
     weights, k, mine = _mlp_elements(load.mine.narrow), load.narrow.intermediate, load.mine.narrow.intermediate
-    if load.platform == "tpu":
+    if load.platform != "cpu":
         steps, closing = 4 * 5 * (weights - mine * load.narrow.width), closing_bytes(load)
         return steps, closing if mine < k else max(0, closing - 3 / 5 * steps)
     hidden = load.fitted.size + (mlp_matrices(load.narrow) + 1) * load.fitted.share(load.batch)

@@ -8,16 +8,10 @@ import functools
 import importlib.util
 import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import jax
 from jax.experimental import topologies
-from jax.sharding import AxisType
 
-from spap_jax import devices
-from spap_jax.backend import quick_compilation, traced_for
 from spap_jax.errors import UserError
 from spap_jax.hub import first_line
 from spap_jax.planning.accelerators import Mesh
@@ -33,38 +27,13 @@ _SETTINGS = {
 """Environment that the compiler's library expects, unless it is set."""
 
 
-@contextmanager
-def described(mesh: Mesh) -> Iterator[Any]:
-    """Makes a slice the mesh of the code inside, and the TPU the platform that it is traced for.
-
-    Yields:
-        The device of a mesh of one; None if there are several.
-
-    Raises:
-        UserError: the mesh is not of TPUs, or their compiler is not there.
-    """
-    there = devices_of(mesh)
-    with traced_for("tpu"), quick_compilation():
-        if mesh.devices == 1:
-            yield there[0]
-            return
-        shape, types = (mesh.devices // mesh.sharers, mesh.sharers), (AxisType.Auto, AxisType.Auto)
-        with jax.set_mesh(jax.make_mesh(shape, (devices.DATA, "model"), axis_types=types, devices=there)):
-            yield None
-
-
 def devices_of(mesh: Mesh) -> list[Any]:
     """Returns the devices of a slice, for which programs can be compiled but not run.
 
     Raises:
-        UserError: the mesh is not of TPUs, or their compiler is not there.
+        UserError: the TPU compiler is not there.
     """
-    kind, _, version = mesh.accelerator.words.partition(" ")
-    if kind != "TPU":
-        raise UserError(
-            f"programs cannot be compiled for {mesh.name} here: the compiler for GPUs needs the device, so leave out "
-            "--compile, or name a TPU slice such as v5e-8."
-        )
+    version = mesh.accelerator.words.removeprefix("TPU ")
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
             "--compile needs the TPU compiler, which is not installed: install it with pip install 'spap-jax[tpu]', "

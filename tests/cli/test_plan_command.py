@@ -3,6 +3,7 @@
 import json
 import shutil
 import struct
+import sys
 from pathlib import Path
 
 import pytest
@@ -81,12 +82,14 @@ def test_weights_that_are_there_are_those_that_are_counted(tmp_path: Path, capsy
         (("--sparsity", "0.001"), "nothing to remove"),
         (("--allocation", "global"), "a plan is made for layers of one width"),
         (("--compile",), "--compile compiles for one mesh: name it too"),
-        (("--compile", "--mesh", "h100x8"), "programs cannot be compiled for h100x8 here"),
+        (("--compile", "--mesh", "h100x8"), "--compile needs the compiler for NVIDIA GPUs to compile for h100x8"),
         (("--json", "no/x.json"), "no/x.json cannot be written"),
     ],
 )
 def test_refusals(words: tuple[str, ...], expected: str, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "jax_cuda12_plugin", None)  # as if it were not installed
+    monkeypatch.setitem(sys.modules, "jax_cuda13_plugin", None)
     assert expected in sentence(spap(capsys, "plan", STORIES, *words))
     assert left(tmp_path) == []
 

@@ -1,4 +1,4 @@
-"""TPU slices that are not there, and what is read from programs that are compiled for them."""
+"""Devices that are not there, and what is read from programs that are compiled for them."""
 
 import math
 import sys
@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from spap_jax.errors import UserError
-from spap_jax.planning import slices
+from spap_jax.planning import absent, servers, slices
 from spap_jax.planning.accelerators import ACCELERATORS, mesh_named
 from spap_jax.planning.compiled import Collective, collectives, judged, sent
 
@@ -44,14 +44,21 @@ def test_every_slice_has_a_shape(version: str):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("h100x8", "programs cannot be compiled for h100x8 here: the compiler for GPUs needs the device"),
+        ("h100x8", "--compile needs the compiler for NVIDIA GPUs to compile for h100x8, and it is not installed"),
         ("v5e-8", "--compile needs the TPU compiler, which is not installed: install it with pip install"),
     ],
 )
 def test_meshes_without_a_compiler(name: str, said: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "libtpu", None)  # as if it were not installed
-    with pytest.raises(UserError, match=said):
-        slices.devices_of(mesh_named(name))
+    for package in ("libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin"):
+        monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    with pytest.raises(UserError, match=said), absent.described(mesh_named(name)):
+        pass
+
+
+def test_every_gpu_is_described():
+    for name, accelerator in ACCELERATORS.items():
+        if accelerator.platform == "gpu":
+            assert f"device_memory_size: {int(accelerator.memory)}" in servers.target_of(accelerator), name
 
 
 def looping(mesh: Mesh) -> str:
