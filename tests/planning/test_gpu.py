@@ -32,12 +32,12 @@ def test_all_programs_of_a_small_model():
 
 
 def test_an_8b_model():
-    """The plan's memory is near what the compiler says."""
+    """The plan's memory is within 15 % of what the compiler says of the largest of these programs in each phase."""
     file = Path(__file__).parents[1] / "configs" / "llama-3.1-8b.json"
     names = ("enter_mlp", "choose_channels", "recover", "step")
     everything = list(compiled(config_of(json.loads(file.read_text())), MESH, names, 128, 2048))
     planned = memory.device_memory(everything[0].load)
     for phase, needed in needs([found.said for found in everything]).items():
-        assert sum(planned[phase].values()) == pytest.approx(needed, rel=0.3), phase
+        assert sum(planned[phase].values()) == pytest.approx(needed, rel=0.15), phase
     for found in everything:
         check(found)
