@@ -472,8 +472,8 @@ def exchange(kept: jax.Array, rows: int) -> jax.Array:
         return jax.lax.dynamic_index_in_dim(some, jax.lax.axis_index(DATA), axis=0)
 
     out = PartitionSpec(DATA, _MODEL) if kept.ndim > 2 else DATA_SPEC
-    own = jax.shard_map(own, in_specs=_kept_spec(kept), out_specs=out, check_vma=False)(kept)
-    return own[:, :rows] if kept.ndim > 2 else own
+    given = jax.shard_map(own, in_specs=_kept_spec(kept), out_specs=out, check_vma=False)(kept)
+    return given[:, :rows] if kept.ndim > 2 else given
 
 
 def _kept_spec(kept: jax.Array) -> PartitionSpec:

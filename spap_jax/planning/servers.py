@@ -22,7 +22,7 @@ class _Chip(NamedTuple):
 
     Attributes:
         capability: Major compute capability.
-        count: Number of multiprocessors.
+        cores: Number of multiprocessors.
         lanes: FP32 units of each.
         shared: KiB of shared memory of each, of which a block of threads can use all but one.
         cache: MiB of L2 cache.
@@ -30,16 +30,16 @@ class _Chip(NamedTuple):
     """
 
     capability: int
-    count: int
+    cores: int
     lanes: int
     shared: int
     cache: int
     clock: float
 
 
-_HOPPER = _Chip(capability=9, count=132, lanes=128, shared=228, cache=50, clock=1.98)
+_HOPPER = _Chip(capability=9, cores=132, lanes=128, shared=228, cache=50, clock=1.98)
 _CHIPS = {
-    "A100 80GB SXM": _Chip(capability=8, count=108, lanes=64, shared=164, cache=40, clock=1.41),
+    "A100 80GB SXM": _Chip(capability=8, cores=108, lanes=64, shared=164, cache=40, clock=1.41),
     "H100 SXM": _HOPPER,
     "H200 SXM": _HOPPER,
 }
@@ -86,7 +86,7 @@ def target_of(accelerator: Accelerator) -> str:
         runtime_version {{ major: 12 minor: 8 }}
         gpu_device_info {{
           cuda_compute_capability {{ major: {chip.capability} }}
-          core_count: {chip.count}
+          core_count: {chip.cores}
           fpus_per_core: {chip.lanes}
           clock_rate_ghz: {chip.clock}
           device_memory_size: {int(accelerator.memory)}

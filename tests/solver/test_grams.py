@@ -40,4 +40,4 @@ def test_a_cpu_computes_less_than_two_thirds():
 def test_rows_that_are_divided_stay_so():
     with devices.use_mesh(4, 4):
         text = gram_of.lower(jax.ShapeDtypeStruct((1, 8, 64), jnp.float32)).compile().as_text()
-    assert "f32[16,64]" in text
+    assert "f32[16,64]" in (text or "")
