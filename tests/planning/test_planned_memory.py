@@ -140,7 +140,8 @@ def divided() -> Compiled:
 
 @pytest.mark.parametrize(("name", "counted"), WORKSPACES)
 def test_workspaces_with_divided_weights(name: str, counted, divided: Compiled):
-    assert 0.8 * divided.size(name) < counted(divided.load) < 1.35 * divided.size(name)
+    # The plan is that of a GPU, whose compiler reuses more memory than a CPU's; see test_gpu.py.
+    assert 0.75 * divided.size(name) < counted(divided.load) < 1.35 * divided.size(name)
 
 
 def test_memory_that_is_held_with_divided_weights(divided: Compiled):
