@@ -61,16 +61,20 @@ def plans_of(model: str, settings: PruneSettings, sharers: int) -> list[Plan]:
 
 def section(model: str) -> str:
     """Returns one model's section of the page."""
-    parts = [f"## {model}"]
-    for title, (settings, sharers) in RUNS.items():
-        plans = plans_of(model, settings, sharers)
-        parts += [f"### {title}", markdown(tables.summary_words(plans))]
-        said = [f"- {planned.mesh.name}: {verdict(planned)}" for planned in plans if not planned.fits]
-        said += [f"- {planned.mesh.name}: {note}" for planned in plans if planned.fits for note in notes(planned)]
-        parts += ["\n".join(said)] if said else []
-        shown = next((planned for planned in plans if planned.fits), plans[-1])
-        for words in (tables.memory_words(shown), tables.phase_words(shown)):
-            parts += [f"{shown.mesh.name}, {words.title}:", markdown(words)]
+    return "\n\n".join([f"## {model}", *(part(model, title) for title in RUNS)])
+
+
+def part(model: str, title: str) -> str:
+    """Returns the part of a model's section that is about one run."""
+    settings, sharers = RUNS[title]
+    plans = plans_of(model, settings, sharers)
+    parts = [f"### {title}", markdown(tables.summary_words(plans))]
+    said = [f"- {planned.mesh.name}: {verdict(planned)}" for planned in plans if not planned.fits]
+    said += [f"- {planned.mesh.name}: {note}" for planned in plans if planned.fits for note in notes(planned)]
+    parts += ["\n".join(said)] if said else []
+    shown = next((planned for planned in plans if planned.fits), plans[-1])
+    for words in (tables.memory_words(shown), tables.phase_words(shown)):
+        parts += [f"{shown.mesh.name}, {words.title}:", markdown(words)]
     return "\n\n".join(parts)
 
 

@@ -36,14 +36,16 @@ def plain(conversations: list[dict[str, Any]]) -> list[str]:
     return [message["content"] for each in conversations for message in each["messages"]]
 
 
-def measured(model: str, sequence_length: int, answers: int, settings: spap.PruneSettings) -> list[Found]:
+def measured(
+    model: str, sequences: int | None, sequence_length: int, answers: int, settings: spap.PruneSettings
+) -> list[Found]:
     """Returns what was found for each way of calibration."""
     dense, given = spap.load(model), rows("calibration")
     common = {"tokenizer": model, "sequence_length": sequence_length, "vocabulary": dense.config.vocabulary}
     judged = spap.load_tokens(rows("held_out"), sequences=None, role="evaluation", **common)
 
     def calibrated(way: str, data: list[Any]) -> Found:
-        tokens = spap.load_tokens(data, sequences=None, seed=settings.seed, role="calibration", **common)
+        tokens = spap.load_tokens(data, sequences=sequences, seed=settings.seed, role="calibration", **common)
         pruned = spap.prune(dense, tokens, settings=settings).model
         found = Found(way, tokens.description, compare(dense, pruned, judged.tokens, mask=judged.mask))
         print(f"{way}: perplexity {found.judged.pruned:.4f}", flush=True)
@@ -78,8 +80,8 @@ def markdown(found: list[Found], model: str, sparsity: float, command: str) -> s
 @app.default
 def main(
     model: str = "SmolLM2-135M-Instruct", /, *, sparsity: float = 0.2, effort: str = "default",
-    sequence_length: int = 256, answers: int = 4, seed: int = 0, work: Path = Path("build/real"),
-    output: Path = Path("docs/real/chat.md"),
+    sequences: int | None = None, sequence_length: int = 256, answers: int = 4, seed: int = 0,
+    work: Path = Path("build/real"), output: Path = Path("docs/real/chat.md"),
 ) -> None:  # fmt: skip
     """Prunes a chat model in every way, and writes the page.
 
@@ -87,14 +89,15 @@ def main(
         model: Folder or hub id of a chat model, or the name of one that is made from packages (`benchmarks.real`).
         sparsity: Fraction of the MLP channels to remove.
         effort: As in ``spap prune``.
-        sequence_length: Tokens in each sequence, of calibration and of evaluation; all that there are are taken.
+        sequences: Number of calibration sequences. By default all that there are, as of evaluation sequences.
+        sequence_length: Tokens in each sequence, of calibration and of evaluation.
         answers: Number of answers to each prompt.
         seed: Random seed.
         work: Folder for a model made from packages.
         output: File for the page.
     """
     settings = spap.PruneSettings().replace(sparsity=sparsity, effort=effort, seed=seed)
-    found = measured(obtain(model, work), sequence_length, answers, settings)
+    found = measured(obtain(model, work), sequences, sequence_length, answers, settings)
     command = provenance.command(sys.argv[1:], "benchmarks.chat")
     output.write_text(markdown(found, Path(model).name, sparsity, command), encoding="utf-8")
 

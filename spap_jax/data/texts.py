@@ -25,6 +25,9 @@ LOCAL = "name a local .txt, .jsonl, .json, .parquet or .npy file instead"
 BLOCK = 1 << 20  # characters read at once
 ROWS = 1 << 10  # rows of a parquet file read at once
 
+_COLUMNS = ("text", COLUMN, "prompt")
+"""Columns that some join reads; the others of a parquet file may be large."""
+
 Piece = str | Conversation
 """A piece of text, or a conversation; data are of one kind."""
 
@@ -162,14 +165,14 @@ def _parsed(text: str, path: Path, line: int) -> Any:
 
 
 def _parquet(path: Path, join: Join) -> Iterator[Piece]:
-    """Reads the column `text` of a parquet file, or else `messages`."""
+    """Reads the rows of a parquet file: the columns that matter, or all if there are none, for an error to name."""
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
     try:
         with ParquetFile(path) as file:
-            columns = next(([name] for name in ("text", COLUMN) if name in file.schema_arrow.names), None)
-            batches = file.iter_batches(ROWS, columns=columns)
+            read = [name for name in file.schema_arrow.names if name in _COLUMNS]
+            batches = file.iter_batches(ROWS, columns=read or None)
             yield from join((row for batch in batches for row in batch.to_pylist()), str(path))
     except ArrowException as error:
         raise UserError(f"{path} is a broken parquet file ({first_line(error)}): check the file") from error

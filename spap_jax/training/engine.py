@@ -62,14 +62,14 @@ class Stage(NamedTuple):
     @property
     def best(self) -> Params:
         """The moving weights with the lowest loss so far, brought to the devices anew."""
-        return from_parts(self.waiting, self.like)
+        return from_parts(dict(self.waiting), self.like)
 
     def parts(self) -> dict[str, Parts]:
         """Returns what this process's devices hold of the stage, on the host."""
         return {"state": parts_of(self.state), "best": self.waiting}
 
     def with_parts(self, parts: dict[str, Parts], checks: tuple[Check, ...]) -> "Stage":
-        """Returns a stage of the same run, of which each process gives its own parts."""
+        """Returns a stage of the same run, of which each process gives its own parts; takes the state's out of them."""
         return Stage(from_parts(parts["state"], self.state), parts["best"], self.like, checks)
 
     @property
@@ -116,10 +116,10 @@ def stages(
     tokens = schedule.sequences * given.sequences.tokens.shape[-1]
 
     opening = begun is not None or not before
-    like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), start)
+    like = _described(start)
     if begun is not None:
         read, checks = begun
-        stage = Stage(begin(job, start), {}, like, ()).with_parts(read(), checks)
+        stage = Stage(_described(begin(job, start)), {}, like, ()).with_parts(read(), checks)
     else:
         if not before:
             clock = time.perf_counter()
@@ -157,15 +157,19 @@ def _compile(job: Job, given: Given, state: State, batch: Batch) -> None:
     memory.return_scraps()
 
 
+def _described(tree: Any) -> Any:
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), tree)
+
+
 def parts_of(tree: Any) -> Parts:
     """Copies what this process's devices hold of the arrays of a tree to the host."""
     return {str(number): devices.parts_of(array) for number, array in enumerate(jax.tree.leaves(tree))}
 
 
 def from_parts(parts: Parts, like: Any) -> Any:
-    """Inverts `parts_of`, with the shapes and shardings of the arrays of another tree."""
+    """Inverts `parts_of`, with the shapes and shardings of the arrays of another tree, and takes the parts out."""
     arrays, tree = jax.tree.flatten(like)
-    return tree.unflatten([devices.from_parts(parts[str(number)], array) for number, array in enumerate(arrays)])
+    return tree.unflatten([devices.from_parts(parts.pop(str(number)), array) for number, array in enumerate(arrays)])
 
 
 def _order(count: int, steps: int, sequences: int, seed: tuple[int, ...]) -> np.ndarray:

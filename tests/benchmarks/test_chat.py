@@ -31,10 +31,10 @@ def test_held_out_conversations_are_others():
 
 def test_every_way_is_measured(model: str, tmp_path: Path):
     page = tmp_path / "chat.md"
-    main(model, effort="low", sequence_length=64, answers=2, output=page)
+    main(model, effort="low", sequences=16, sequence_length=64, answers=2, output=page)
     said = page.read_text("utf-8")
     dense, *found = re.findall(r"^\| .*? \| (\d+\.\d+) \| .* \|$", said, re.MULTILINE)
     assert len(set(found)) == 4
     assert min(map(float, [dense, *found])) > 1
-    assert re.search(r"^- plain text: the given text: (\d+) of \1 windows of 64 tokens", said, re.MULTILINE)
+    assert re.search(r"^- plain text: the given text: 16 of \d+ windows of 64 tokens", said, re.MULTILINE)
     assert "tokens that the assistant wrote" in said.partition("- conversations: ")[2]

@@ -33,7 +33,7 @@ def test_a_prompt_ends_with_a_message_to_the_model(row: Any, messages: list):
 def test_files_hold_prompts(tmp_path: Path):
     lines = tmp_path / "a.jsonl"
     lines.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in ("Why?", "How?")), "utf-8")
-    table = write_parquet(tmp_path / "a.parquet", {"id": [1, 2, 3], "prompt": ["Why?", None, "How?"]})
+    table = write_parquet(tmp_path / "a.parquet", {"text": ["", "", ""], "prompt": ["Why?", None, "How?"]})
     for path in (lines, table):
         assert [each.messages[0]["content"] for each in load_prompts(str(path))] == ["Why?", "How?"]
 
