@@ -8,7 +8,7 @@ each window begins with the tokenizer's beginning-of-text token.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -67,39 +67,14 @@ def load_tokens(
     if len(parts) > 1:
         return _mixed(parts, sequences, seed, role, given)
     opened = open_data(data, role)
-    name, used, start, mask = opened.name, None, None, None
-    content = opened.content
-    if isinstance(content, np.ndarray):
-        if bos:
-            raise UserError(f"{name} holds token ids, which are taken as they are: leave out {option('bos')}")
-    else:
-        used = tokenizer
-        loaded = tokenizer_for(name, tokenizer)
-        start = start_of_windows(loaded, bos, sequence_length)
-        own = sequence_length - (start is not None)  # tokens of the text in a window
-        times = POOL if role == "calibration" else 1
-        content, mask = _read(opened, loaded, start, own, None if sequences is None else times * sequences)
-    windows = cut(content, name, sequence_length, sequences, start and start.id)
-    check_ids(windows, name, vocabulary, used)
-    if mask is not None:
-        mask = cut(mask, name, sequence_length, sequences, start and 0) > 0
-        windows, mask = _answered(windows, mask, name, role, sequences)
-    order = np.arange(len(windows))
+    found = _windows(opened, sequences, role, **given)
+    order = np.arange(len(found.tokens))
     if role == "calibration":
-        order = np.random.default_rng(seed).permutation(len(windows))
-    said = f"{len(windows)} windows of {sequence_length} tokens"
-    said += f" that begin with {start.text}" if start else ""
-    said += f", seed {seed}" if role == "calibration" else ""
-
-    def blocks(taken: np.ndarray, further: TokenBlocks | None = None) -> TokenBlocks:
-        own = None if mask is None else mask[taken]
-        description = f"{opened.file or name}: {len(taken)} of {said}"
-        if own is not None:
-            description += f", counting the {own[:, 1:].sum()} tokens that the assistant wrote"
-        return new_blocks(windows[taken], description, len(windows), own, further)
-
+        order = np.random.default_rng(seed).permutation(len(order))
     rest = order[sequences : POOL * sequences] if sequences and role == "calibration" else order[:0]
-    return blocks(order[:sequences], blocks(rest) if len(rest) else None)
+    source = opened.file or opened.name
+    further = _taken(found, rest, source, role, seed) if len(rest) else None
+    return _taken(found, order[:sequences], source, role, seed, further)
 
 
 def _check_asked(sequence_length: int, sequences: int | None, seed: int, role: Role) -> None:
@@ -111,6 +86,62 @@ def _check_asked(sequence_length: int, sequences: int | None, seed: int, role: R
         )
     if not is_count(seed, least=0):
         raise UserError(f"{option('seed')} must be a whole number of at least 0, not {seed!r}: give one.")
+
+
+class _Windows(NamedTuple):
+    """Windows of the tokens of a data set.
+
+    Attributes:
+        tokens: [W, T] token ids.
+        mask: [W, T] whether each counts, as those that the assistant wrote in conversations; None if all do.
+        start: What each begins with, before tokens of the text; None for nothing.
+    """
+
+    tokens: np.ndarray
+    mask: np.ndarray | None
+    start: Start | None
+
+
+def _windows(
+    opened: Opened,
+    sequences: int | None,
+    role: Role,
+    tokenizer: str | Path | Any | None,
+    sequence_length: int,
+    vocabulary: int | None,
+    bos: bool | None,
+) -> _Windows:
+    """Returns the windows that there are to take from, in order; the arguments are those of `load_tokens`."""
+    name, content, mask, start = opened.name, opened.content, None, None
+    if isinstance(content, np.ndarray):
+        tokenizer = None
+        if bos:
+            raise UserError(f"{name} holds token ids, which are taken as they are: leave out {option('bos')}")
+    else:
+        loaded = tokenizer_for(name, tokenizer)
+        start = start_of_windows(loaded, bos, sequence_length)
+        own = sequence_length - (start is not None)  # tokens of the text in a window
+        times = POOL if role == "calibration" else 1
+        content, mask = _read(opened, loaded, start, own, None if sequences is None else times * sequences)
+    tokens = cut(content, name, sequence_length, sequences, start and start.id)
+    check_ids(tokens, name, vocabulary, tokenizer)
+    if mask is not None:
+        mask = cut(mask, name, sequence_length, sequences, start and 0) > 0
+        tokens, mask = _answered(tokens, mask, name, role, sequences)
+    return _Windows(tokens, mask, start)
+
+
+def _taken(
+    windows: _Windows, chosen: np.ndarray, source: str, role: Role, seed: int, further: TokenBlocks | None = None
+) -> TokenBlocks:
+    """Returns the chosen windows as token blocks, with a description of them."""
+    description = f"{source}: {len(chosen)} of {len(windows.tokens)} windows of {windows.tokens.shape[1]} tokens"
+    description += f" that begin with {windows.start.text}" if windows.start else ""
+    description += f", seed {seed}" if role == "calibration" else ""
+    mask = None if windows.mask is None else windows.mask[chosen]
+    if mask is not None:
+        description += f", counting the {mask[:, 1:].sum()} tokens that the assistant wrote"
+    return new_blocks(windows.tokens[chosen], description, len(windows.tokens), mask, further)
 
 
 def _read(
