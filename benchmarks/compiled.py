@@ -130,7 +130,11 @@ def measured(wanted: Wanted, console: Console) -> Row:
     planned = planned_of(wanted)
     load = planned.request.on(planned.mesh)
     with console.status(wanted.model) as status:
-        found = list(compiled(load, planned.mesh, lambda what, _, __: status.update(f"{wanted.model}: {what}")))
+
+        def watch(what: str, done: int, total: int) -> None:
+            status.update(f"{wanted.model}: {what}, {done} of {total}")
+
+        found = list(compiled(load, planned.mesh, watch))
     slowest = max(found, key=lambda each: each.compiling)
     return Row(
         run=wanted,

@@ -59,20 +59,20 @@ def compiled(load: Workload, mesh: Mesh, watch: Callable[[str, int, int], None])
     Args:
         load: The run.
         mesh: Its mesh.
-        watch: Called before and after each program with its name, the number of times it was compiled, and 1.
+        watch: Called before each program and after the last with what is done, their number so far, and that of all.
 
     Raises:
         UserError: the compiler for its devices is not there.
     """
     with absent.described(mesh) as device:
-        for program in programs(load, device):
-            what = f"compiling {program.name} ({program.phase})"
-            watch(what, 0, 1)
+        every, what = list(programs(load, device)), f"compiling for {mesh.name}"
+        for number, program in enumerate(every):
+            watch(what, number, len(every))
             leaves, structure = jax.tree.flatten((program.arguments, program.options))
             alone = _alone(program.function, structure, tuple(leaves))
             held = alone.memory + program.beside_bytes
             yield alone._replace(phase=program.phase, times=program.times, memory=held)
-            watch(what, 1, 1)
+        watch(what, len(every), len(every))
 
 
 @functools.cache  # runs that differ in one phase have the same programs in the others
