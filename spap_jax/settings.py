@@ -56,7 +56,11 @@ _ROUND_PASSES: dict[EffortName, float] = {"low": 0.5, "default": 2, "high": 4}
 """Passes over the calibration tokens in the optimizer steps of one round."""
 
 _JOINT_TEXT: dict[EffortName, int] = {"low": 0, "default": 2**18, "high": 2**21}
-"""Number of tokens in the joint steps, where these are fewer than the effort's passes, but at least one pass."""
+"""Number of tokens in the joint steps, where these are fewer than the effort's passes, but at least one pass. A model
+with fewer than ``_LARGE`` weights reads more in proportion: its steps take less time, and one pass does not do."""
+
+_LARGE = 100_000_000
+"""Weights in the blocks of a model that reads no more text than above; SmolLM2-135M is the smallest such model."""
 
 _JOINT_RATE = 5.8
 """The largest joint step on all blocks, times the width and the number of blocks. The more inputs a projection has, and
@@ -368,7 +372,9 @@ class PruneSettings(_Settings):
         """
         passes = self.passes
         if self.joint_passes is None and passes:
-            passes = min(passes, max(1.0, _JOINT_TEXT[self.effort] / tokens))
+            weights = layers * width * (4 * width + 3 * channels)  # about
+            text = _JOINT_TEXT[self.effort] * max(1.0, _LARGE / weights)
+            passes = min(passes, max(1.0, text / tokens))
         last = min(self.last or layers, layers)
         rate = _JOINT_RATE / (layers * width) if last == layers else _TAIL_RATE / (width**0.5 * last ** (2 / 3))
         return self.replace(

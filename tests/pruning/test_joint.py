@@ -188,9 +188,10 @@ def test_the_effort_means_what_is_not_set():
     assert [PruneSettings(effort=effort).resolved(6, 32, 64, 64).joint_last for effort in EFFORTS] == [3, 6, 6]
     assert PruneSettings(joint_last=9).resolved(6, 32, 64, 64).joint_last == 6
     assert PruneSettings(effort="high", joint_passes=2).passes == 2
-    for tokens, passes in ((1000, 4), (2**17, 2), (2**22, 1)):
-        assert PruneSettings().resolved(2, 32, 64, tokens).joint_passes == passes
-    assert PruneSettings(joint_passes=3).resolved(2, 32, 64, 2**22).joint_passes == 3
+    for tokens, large, small in ((1000, 4, 4), (2**17, 2, 4), (2**22, 1, 4), (2**26, 1, 1)):
+        assert PruneSettings().resolved(30, 576, 1536, tokens).joint_passes == large
+        assert PruneSettings().resolved(6, 96, 320, tokens).joint_passes == small
+    assert PruneSettings(joint_passes=3).resolved(30, 576, 1536, 2**22).joint_passes == 3
     with pytest.raises(UserError, match="effort must be one of low, default, high, not 'full'; joint_passes must be"):
         PruneSettings(effort="full", joint_passes=-1)  # type: ignore[arg-type]
 
