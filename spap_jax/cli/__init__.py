@@ -5,7 +5,6 @@ import io
 import sys
 from collections.abc import Sequence
 
-from spap_jax import memory
 from spap_jax.errors import naming_flags
 
 
@@ -24,7 +23,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from spap_jax.cli.console import notices
 
     words = sys.argv[1:] if arguments is None else list(arguments)
-    memory.return_large_buffers()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # characters that its encoding lacks are escaped
             stream.reconfigure(errors="backslashreplace")
