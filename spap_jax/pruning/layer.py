@@ -267,7 +267,7 @@ def _recover(block: Fitting, schedule: RoundSchedule, layer: Params, start: Weig
 @functools.partial(jax.jit, static_argnames="block")
 @full_precision
 def _errors(block: Fitting, layer: Params, stages: list[Weights], tokens: Tokens) -> list[jax.Array]:
-    return [alternating.relative_error(_mlp(block, layer), weights, tokens) for weights in stages]
+    return alternating.relative_errors(_mlp(block, layer), stages, tokens)
 
 
 def _mlp(block: Fitting, layer: Params) -> Mlp:

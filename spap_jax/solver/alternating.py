@@ -123,23 +123,32 @@ def output(hidden: Hidden, weights: Weights, residual: jax.Array) -> jax.Array:
 
 
 def relative_error(mlp: Mlp, weights: Weights, tokens: Tokens) -> jax.Array:
-    """Computes the squared error over the squared target, each summed over all tokens; nan if there are none."""
+    """Computes `relative_errors` of one set of weights, []."""
+    return relative_errors(mlp, [weights], tokens)[0]
+
+
+def relative_errors(mlp: Mlp, stages: list[Weights], tokens: Tokens) -> list[jax.Array]:
+    """Computes, in one pass, the squared errors of several weights over the squared target, summed over all tokens.
+
+    Returns:
+        [] for each of the weights; nan if there are no tokens.
+    """
     if not tokens.residual.size:
-        return jnp.float32(jnp.nan)
+        return [jnp.float32(jnp.nan)] * len(stages)
 
     def add(total: jax.Array, chunk: Tokens) -> tuple[jax.Array, None]:
-        chunk = in_float32(chunk)
-        return total + _squares(mlp, weights, chunk), None
+        return total + _squares(mlp, stages, in_float32(chunk)), None
 
-    error, power = devices.psum_over_chunks(lambda own: jax.lax.scan(add, jnp.zeros(2), own)[0], tokens)
-    return error / jnp.maximum(power, _TINY)  # a layer that adds nothing has no target
+    start = jnp.zeros(len(stages) + 1)
+    *errors, power = devices.psum_over_chunks(lambda own: jax.lax.scan(add, start, own)[0], tokens)
+    return [error / jnp.maximum(power, _TINY) for error in errors]  # a layer that adds nothing has no target
 
 
-def _squares(mlp: Mlp, weights: Weights, tokens: Tokens) -> jax.Array:
-    """Computes the weighted sums of the squared error of the output, and of the squared target, [2]."""
+def _squares(mlp: Mlp, stages: list[Weights], tokens: Tokens) -> jax.Array:
+    """Computes the weighted sums of the squared error of each output, and last of the squared target."""
     target = mlp.target(tokens)
-    error = target - output(mlp.hidden, weights, tokens.residual)
-    return jnp.stack([jnp.square(tokens.weighted(rows)).sum() for rows in (error, target)])
+    errors = [target - output(mlp.hidden, weights, tokens.residual) for weights in stages]
+    return jnp.stack([jnp.square(tokens.weighted(rows)).sum() for rows in (*errors, target)])
 
 
 def closed_form(mlp: Mlp, weights: Weights, tokens: Tokens, ridge: float | jax.Array) -> Fitted:
@@ -192,7 +201,7 @@ def descend(
     optimizer = relative_optimizer()
 
     def loss(weights: Weights, drawn: Tokens) -> jax.Array:
-        error, power = _squares(mlp, weights, drawn)
+        error, power = _squares(mlp, [weights], drawn)
         return error / power
 
     def step(carry: tuple[Any, Any], now: tuple[jax.Array, jax.Array]) -> tuple[tuple[Any, Any], None]:
