@@ -137,7 +137,8 @@ def stages(
         rows = order[start_at : start_at + schedule.check_every]
         for number, some in enumerate(rows, start=last.step + start_at + 1):
             state, loss = step(job, given, state, batch_of(some, given, schedule.batch_tokens))
-            losses.append(float(loss))
+            losses.append(loss)
+            losses[-2:][0].block_until_ready()  # the device has the next step to go on with meanwhile
             if watch:
                 watch(number)
         now = written(state.moved)
@@ -145,7 +146,8 @@ def stages(
         taken = found < stage.least  # not if nan
         done = start_at + len(rows)
         seconds = time.perf_counter() - clock
-        check = Check(last.step + done, last.tokens + done * tokens, tuple(losses), found, taken, seconds)
+        seen = tuple(map(float, losses))
+        check = Check(last.step + done, last.tokens + done * tokens, seen, found, taken, seconds)
         stage = Stage(state, parts_of(now) if taken else stage.waiting, like, (*stage.checks, check))
         del state, now  # the next steps donate the one, and the other waits on the host
         yield stage
