@@ -21,7 +21,7 @@ from spap_jax.keywords import FinetuneChanges, PruneChanges, showing
 from spap_jax.model import Model, checked
 from spap_jax.models.decoder import Params
 from spap_jax.numerics import first_not_finite
-from spap_jax.placement import place_params, stack_layers
+from spap_jax.placement import layer_to_host, place_params, stack_layers
 from spap_jax.planning.plan import Request
 from spap_jax.planning.preflight import settings_here
 from spap_jax.pruning.achieved import warn_of_sparsity
@@ -147,7 +147,7 @@ def prune(
         for step in prune_layers(run, watch.part):
             reports.append(step.report)
             watch.step(step.report)
-            layers += (jax.device_get(layer) for _, layer in step.final)
+            layers += (layer_to_host(run.narrow, layer) for _, layer in step.final)
             del step
     params = model.params | {"layers": stack_layers(layers)}
     sharers = model_devices if model_devices > 1 else None

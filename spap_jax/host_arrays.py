@@ -3,6 +3,8 @@
 It converts bfloat16 one value at a time, and transposes by rows, so that each value of a column takes a cache line.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 _PIECE = 1 << 17
@@ -28,6 +30,14 @@ def contiguous(array: np.ndarray) -> np.ndarray:
         return array
     result = np.empty(array.shape, array.dtype)
     copy_into(result, array)
+    return result
+
+
+def stacked(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Stacks arrays of one shape, which may be transposed ones, along a new first axis."""
+    result = np.empty((len(arrays), *arrays[0].shape), arrays[0].dtype)
+    for place, array in zip(result, arrays, strict=True):
+        copy_into(place, array)
     return result
 
 

@@ -39,7 +39,7 @@ class PruneChanges(TypedDict, total=False):
     step_tokens: int
     learning_rate: float
     joint_passes: float | None
-    joint_text_weight: float
+    joint_text_weight: float | None
     joint_weights: JointWeights
     joint_last: int | None
     joint_blocks: int | None

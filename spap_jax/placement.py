@@ -19,10 +19,12 @@ from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec, get_mesh
 
 from spap_jax import devices
+from spap_jax.host_arrays import stacked
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.models.families import Family
 from spap_jax.models.registry import FAMILIES
+from spap_jax.models.rules import Rule
 
 _DIVIDED = "fnmv"
 """Letters of the axes that are sharded; a weight has at most one of them."""
@@ -99,9 +101,33 @@ def bytes_of(params: Any) -> int:
     return sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(params))
 
 
+def layer_to_host(config: DecoderConfig, layer: Params) -> Params:
+    """Brings one layer to the host of every process, in memory as a checkpoint stores it.
+
+    The devices put the values in order, so that writing them takes no further copy: the arrays are views with our axes.
+    All processes have to call this.
+    """
+    stored = devices.to_process(_in_stored_order(config, layer))
+    return _by_rule(config, lambda rule, array: rule.read(np.asarray(array), config.axes), stored)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _in_stored_order(config: DecoderConfig, layer: Params) -> Params:
+    return _by_rule(config, lambda rule, array: rule.to_theirs(array, config.axes), layer)
+
+
+def _by_rule(config: DecoderConfig, change: Callable[[Rule, Any], Any], layer: Params) -> Params:
+    rules = {rule.ours: rule for rule in FAMILIES[config.family].rules_for(config)}
+
+    def one(path: Any, array: Any) -> Any:
+        return change(rules[f"layers/{jax.tree_util.keystr(path, simple=True, separator='/')}"], array)
+
+    return jax.tree_util.tree_map_with_path(one, layer)
+
+
 def stack_layers(layers: list[Params]) -> Params:
     """Stacks layers [L, ...] on the host, and clears the list, so that at most two copies are in memory."""
-    stack = jax.tree.map(lambda *arrays: np.stack(arrays), *layers)
+    stack = jax.tree.map(lambda *arrays: stacked(arrays), *layers)
     layers.clear()
     return stack
 

@@ -22,7 +22,7 @@ JointWeights = Literal["mlp", "block"]
 FloatDtype = Literal["float32", "bfloat16"]
 Remat = Literal["full", "dots"]
 
-EFFORTS: dict[EffortName, float] = {"low": 0.5, "default": 4, "high": 16}
+EFFORTS: dict[EffortName, float] = {"low": 1, "default": 4, "high": 16}
 """How many times as much text joint steps read as was asked for, by default."""
 
 _JOINT_LAST: dict[EffortName, int] = {"low": 3}
@@ -32,6 +32,9 @@ three take is less than what the solver takes for one."""
 _JOINT_TOKENS: dict[EffortName, int] = {"low": 512, "default": 2048, "high": 2048}
 """Tokens in a joint step by default. Little text goes further in small steps."""
 
+_JOINT_TEXT_WEIGHT: dict[EffortName, float] = {"low": 0.6, "default": 0.3, "high": 0.3}
+"""Weight of the text's own tokens in joint steps by default. A few steps gain most by them; with many, the predictions
+would drift away from the dense model's."""
 
 _MULTIPLES = ((8192, 64), (1024, 8))
 """For MLPs with as many channels or more, what the kept width is a multiple of by default. Accelerators hold and
@@ -67,10 +70,10 @@ _JOINT_RATE = 5.8
 the more blocks move the stream, the further one step moves the predictions: 0.01 is a good step for 6 blocks of width
 96, and much too large for 30 blocks of width 576, where 0.0004 is good."""
 
-_TAIL_RATE = 0.085
+_TAIL_RATE = 0.12
 """The largest joint step on the last g blocks alone, times the square root of the width and g^(2/3). What these change
-passes through few others, and there are few steps: of 30 blocks of width 576, 0.004 is good for the last block and
-0.002 for the last three, and of 6 blocks of width 96, 0.004 for the last three."""
+passes through few others, and there are few steps: for the last three of 30 blocks of width 576, 0.0017 to 0.0026 are
+good, and of 6 blocks of width 96, 0.004."""
 
 ALLOCATIONS, METHODS, UPDATES, SCHEDULES, JOINT_WEIGHTS, FLOAT_DTYPES, REMATS = map(
     get_args, (Allocation, Method, Update, Schedule, JointWeights, FloatDtype, Remat)
@@ -128,7 +131,7 @@ _PRUNING: _Ranges = (
     ("step_tokens", _count(1), "a whole number of at least 1"),
     ("learning_rate", _positive, "positive"),
     ("joint_passes", _if_given(_at_least_zero), "at least 0"),
-    ("joint_text_weight", lambda w: _at_least_zero(w) and w <= 1, "between 0 and 1"),
+    ("joint_text_weight", _if_given(lambda w: _at_least_zero(w) and w <= 1), "between 0 and 1"),
     ("joint_weights", lambda w: w in JOINT_WEIGHTS, f"one of {', '.join(JOINT_WEIGHTS)}"),
     ("joint_last", _if_given(_count(1)), "a whole number of at least 1"),
     ("joint_blocks", _if_given(_count(0)), "a whole number of at least 0"),
@@ -252,16 +255,16 @@ class PruneSettings(_Settings):
             makes no swaps.
         held_out: Fraction of the calibration sequences that nothing is fitted to, and that guard against overfitting.
         effort: How much time and memory to spend on quality. "low": joint steps on the last three blocks, so that the
-            others are in memory one at a time; the steps of a round make half a pass over the calibration text, and so
-            do joint steps. "default": joint steps on all blocks, on 4 times as much text, to which blocks are fitted as
-            well, but on at most 2^18 tokens unless more were asked for; rounds of 2 passes. "high": joint steps on 16
-            times as much text, or 2^21 tokens, and rounds of 4 passes. What is given as a setting of its own takes
-            precedence.
+            others are in memory one at a time, which make one pass over the calibration text, and the steps of a
+            round half a pass. "default": joint steps on all blocks, on 4 times as much text, to which blocks are
+            fitted as well, but on at most 2^18 tokens unless more were asked for; rounds of 2 passes. "high": joint
+            steps on 16 times as much text, or 2^21 tokens, and rounds of 4 passes. What is given as a setting of its
+            own takes precedence.
         sampled: Number of sequences that the dense model writes for each calibration sequence, continuing its first
             tokens, and that are fitted as well, if there is little text. The dense model has to fit in memory.
         rounds: Number of alternating rounds of the update "alternate": optimizer steps on the inner projections, then
-            the output projection in closed form. 0 keeps the result of the refit, and so do all layers that follow two
-            layers in a row whose errors the rounds hardly lowered.
+            the output projection in closed form. 0 keeps the result of the refit, and so do all layers that follow one
+            whose error the rounds hardly lowered.
         steps: Optimizer steps on the inner projections in one round. By default effort decides.
         step_tokens: Tokens in the minibatch of one optimizer step of a round.
         learning_rate: Size of an optimizer step in a round, relative to the root mean square of the weights it changes.
@@ -272,7 +275,7 @@ class PruneSettings(_Settings):
             in memory. By default effort decides.
         joint_text_weight: Weight, from 0 to 1, of the text's own next token in what joint steps fit; the rest is that
             of the dense model's predictions. With more, perplexity falls further, and predictions stay less like the
-            dense model's; 0 uses these alone.
+            dense model's; 0 uses these alone. By default 0.3, or 0.6 at low effort.
         joint_weights: What joint steps change. "block": all weights of the blocks. "mlp": the MLPs alone, which takes
             less memory, and gains less in models that were trained on much text.
         joint_last: Number of blocks at the end of the model that joint steps change; they begin with the stream before
@@ -285,7 +288,7 @@ class PruneSettings(_Settings):
             By default 2048, or 512 at low effort.
         joint_learning_rate: Largest size of a joint step, relative to the root mean square of the weights it changes.
             It rises over the first tenth of the steps and then falls to zero along a cosine. By default 5.8 divided by
-            the model's width and its number of blocks; on the last g blocks alone 0.085 divided by the square root of
+            the model's width and its number of blocks; on the last g blocks alone 0.12 divided by the square root of
             the width and by g^(2/3).
         batch_tokens: Tokens that pass through a block at once; fewer need less memory.
         stream_dtype: Data type in which the activations of all tokens are stored between two blocks: "float32", or
@@ -319,7 +322,7 @@ class PruneSettings(_Settings):
     step_tokens: int = 2048
     learning_rate: float = 0.03
     joint_passes: float | None = None
-    joint_text_weight: float = 0.3
+    joint_text_weight: float | None = None
     joint_weights: JointWeights = "block"
     joint_last: int | None = None
     joint_blocks: int | None = None
@@ -337,6 +340,11 @@ class PruneSettings(_Settings):
     def passes(self) -> float:
         """The given value of ``joint_passes``, or the effort's."""
         return EFFORTS[self.effort] if self.joint_passes is None else self.joint_passes
+
+    @property
+    def text_weight(self) -> float:
+        """The given value of ``joint_text_weight``, or the effort's."""
+        return _JOINT_TEXT_WEIGHT[self.effort] if self.joint_text_weight is None else self.joint_text_weight
 
     @property
     def last(self) -> int | None:
@@ -382,6 +390,7 @@ class PruneSettings(_Settings):
             round_to=self.multiple(channels),
             joint_passes=passes,
             joint_last=last,
+            joint_text_weight=self.text_weight,
             joint_tokens=self.joint_tokens or _JOINT_TOKENS[self.effort],
             steps=self.steps or max(1, round(_ROUND_PASSES[self.effort] * tokens / self.step_tokens)),
             step_tokens=min(self.step_tokens, tokens),

@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import jax
-
 from spap_jax import checkpoint, memory
 from spap_jax.checkpoint.behind import Behind
 from spap_jax.checkpoint.mirror import unfinished
@@ -26,7 +24,7 @@ from spap_jax.evaluation.perplexity import check_finite, perplexity
 from spap_jax.model import Model
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
-from spap_jax.placement import shard_params, stack_layers
+from spap_jax.placement import layer_to_host, shard_params, stack_layers
 from spap_jax.pruning import joint
 from spap_jax.pruning.layer_widths import Widths, allocated
 from spap_jax.pruning.pipeline import prune_layers
@@ -176,7 +174,7 @@ def _prune(
             if step.fresh:
                 store_step(store, step)
             for index, layer in step.final:
-                on_host = jax.device_get(layer)  # here, so that the device does not hold it until it is written
+                on_host = layer_to_host(run.narrow, layer)  # here: no device holds it until it is written
                 if writer:
                     behind(writer.layer, index, on_host)
                 if judged:

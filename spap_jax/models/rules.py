@@ -2,7 +2,7 @@
 
 import math
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from einops import rearrange
@@ -53,8 +53,12 @@ class Rule(NamedTuple):
 
     def write(self, array: np.ndarray, sizes: dict[str, int]) -> np.ndarray:
         """Inverts ``read``; the result is contiguous, since safetensors writes wrong data for non-contiguous views."""
+        return contiguous(self.to_theirs(array, sizes))
+
+    def to_theirs(self, array: Any, sizes: dict[str, int]) -> Any:
+        """Rearranges our array to the checkpoint's axes: a view of numpy's, or a new array on the devices of JAX's."""
         theirs, ours = self.sides
-        return contiguous(rearrange(array, f"{ours} -> {theirs}", **self._grouped(sizes)))
+        return rearrange(array, f"{ours} -> {theirs}", **self._grouped(sizes))
 
     def theirs_of(self, index: tuple[slice, ...], sizes: dict[str, int]) -> tuple[tuple[slice, ...], dict[str, int]]:
         """Returns the slices of the checkpoint's tensor for a part of our array, and the part's axis sizes.

@@ -21,17 +21,19 @@ from spap_jax.pruning.predictions import get_layer
 from spap_jax.pruning.run import Run, Step
 from spap_jax.pruning.streams import Padded, largest_divisor
 from spap_jax.reporting.schema import Check
-from spap_jax.settings import PruneSettings
+from spap_jax.settings import EffortName, PruneSettings
 from spap_jax.training.engine import Stage, StepSchedule, from_parts, parts_of, stages
 from spap_jax.training.optimizers import relative
 from spap_jax.training.shortlist import Shortlist, shortened_head, shortlist_of
 from spap_jax.training.step import Given, Job, Recipe, Sequences
 from spap_jax.training.stored_dtypes import to_stored_dtypes
 
-_CHECKS, _SHARE = 8, 0.25
-"""Number of measurements on held-out tokens in a run, if they take no more than this share of the steps' time, but at
-least one for each group of blocks. A token takes about as long as in a step: there is no backward pass, and the head
-has the whole vocabulary."""
+_CHECKS = 8
+"""Largest number of measurements on held-out tokens in a run, but there is one for each group of blocks."""
+
+_SHARE: dict[EffortName, float] = {"low": 0.12, "default": 0.25, "high": 0.25}
+"""Largest number of tokens that are measured in a run, as a share of those of the steps. Where few blocks move, the
+head takes most of the time, and a measurement's has the whole vocabulary."""
 
 
 class Group(NamedTuple):
@@ -62,7 +64,7 @@ def groups(
     batch = min(sequences, max(data_size, settings.joint_tokens // length))
     share = count / layers
     steps = max(1, round(sequences * share / batch))
-    checks = min(_CHECKS, _SHARE * sequences / judged)
+    checks = min(_CHECKS, _SHARE[settings.effort] * sequences / judged)
     every = -(-steps // max(1, round(checks * share)))
     return [
         Group(first, count, StepSchedule(steps, batch, every, settings.batch_tokens, (settings.seed, number)))
@@ -187,7 +189,7 @@ def job_of(config: DecoderConfig, settings: PruneSettings, steps: int, first: in
         first: First block that moves.
     """
     recipe = Recipe(relative, (settings.joint_learning_rate, steps, settings.moment_dtype))
-    dtype, weight = step_dtype(settings.compute_dtype), settings.joint_text_weight
+    dtype, weight = step_dtype(settings.compute_dtype), settings.text_weight
     return Job(config, recipe, dtype, first, remat=settings.remat, text_weight=weight)
 
 
@@ -211,7 +213,7 @@ def _with_blocks(stack: Params, first: int, some: Params) -> Params:
 
 
 def _numbered(run: Run, layers: Params, parts: Params, stage: Stage, first: int) -> Iterator[tuple[int, Params]]:
-    """Yields each block with its number, on the host, one at a time; all processes have to run through.
+    """Yields each block with its number, one at a time; all processes have to run through.
 
     Args:
         run: The run.
@@ -223,7 +225,7 @@ def _numbered(run: Run, layers: Params, parts: Params, stage: Stage, first: int)
     best = stage.best["layers"]
     final = layers | (_with_blocks(parts, first, best) if parts else best)
     for index in range(run.tail.layers):
-        yield run.tail_start + index, devices.to_host(_block(final, index))
+        yield run.tail_start + index, _block(final, index)
 
 
 _block = jax.jit(get_layer)

@@ -23,9 +23,10 @@ class Step(NamedTuple):
 
     Attributes:
         report: The step's report.
-        kept: Returns what a later run continues from, on the host: the block's parameters, or what this process's
-            devices hold of the state of the joint steps. Call it before the next step.
-        final: Blocks that no later step changes, by number; every process has to run through them, once.
+        kept: Returns what a later run continues from: the block's parameters, or what this process's devices hold of
+            the state of the joint steps, on the host. Call it in every process, before the next step.
+        final: Blocks that no later step changes, by number, on the devices; every process has to run through them,
+            once.
         fresh: Whether this run made the step.
     """
 

@@ -15,7 +15,9 @@ from jax.sharding import NamedSharding, PartitionSpec, get_mesh
 
 from spap_jax import api, devices, placement
 from spap_jax.backend import traced_for
+from spap_jax.checkpoint import inventory
 from spap_jax.errors import UserError
+from spap_jax.models.registry import FAMILIES
 from spap_jax.pruning import layer as layer_module
 from spap_jax.pruning import moments, predictions, reduce, streams
 from spap_jax.solver.alternating import RoundSchedule, Tokens
@@ -111,6 +113,17 @@ def test_a_device_holds_its_share_of_the_weights(two_by_four, layer: dict):
         assert shares(placement.shard_params(config, cases.one_layer(cases.divisible(), 0))["attention"])["k"] == (
             1, (16, 4, 2),
         )  # fmt: skip
+
+
+def test_a_layer_comes_to_the_host_as_a_checkpoint_stores_it(two_by_four, layer: dict):
+    """The values are those of the layer, and the order that files want is a view: no host has to make it."""
+    model = cases.divisible()
+    got = placement.layer_to_host(model.config, layer)
+    jax.tree.map(np.testing.assert_array_equal, got, jax.tree.map(np.asarray, cases.one_layer(model, 0)))
+    for rule in FAMILIES[model.config.family].rules_for(model.config):
+        if rule.stacked:
+            array = inventory.leaf(got, inventory.within_layer(rule))
+            assert np.shares_memory(rule.write(array, model.config.axes), array), rule.theirs
 
 
 def test_a_stack_of_blocks_is_divided_as_a_block(two_by_four, layer: dict):

@@ -24,7 +24,7 @@ JOINT = SETTINGS.replace(rounds=0, joint_passes=1, joint_learning_rate=0.01, joi
 """With 512 sequences of random tokens the held-out loss falls; 16 would be memorized."""
 
 
-def loss(dense: Model, other: Model, tokens: np.ndarray, text_weight: float = JOINT.joint_text_weight) -> float:
+def loss(dense: Model, other: Model, tokens: np.ndarray, text_weight: float = JOINT.text_weight) -> float:
     """Compute what is lost against a dense model in nats per token, from logits."""
     wanted, got = (np.asarray(logits(model, tokens), np.float64)[:, :-1] for model in (dense, other))
     wanted, got = (x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in (wanted, got))
