@@ -184,7 +184,7 @@ def test_measurements_take_a_small_part_of_the_time(judged: int, checks: int):
 
 
 def test_the_effort_means_what_is_not_set():
-    assert [PruneSettings(effort=effort).passes for effort in EFFORTS] == [0.5, 4, 16]
+    assert [PruneSettings(effort=effort).passes for effort in EFFORTS] == [1, 4, 16]
     assert [PruneSettings(effort=effort).resolved(6, 32, 64, 64).joint_last for effort in EFFORTS] == [3, 6, 6]
     assert PruneSettings(joint_last=9).resolved(6, 32, 64, 64).joint_last == 6
     assert PruneSettings(effort="high", joint_passes=2).passes == 2
