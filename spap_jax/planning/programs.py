@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec, use_abstract_mesh
 
-from spap_jax import devices
+from spap_jax import devices, placement
 from spap_jax.backend import traced_for
 from spap_jax.evaluation import generation
 from spap_jax.methods import METHODS, update_used
@@ -193,6 +193,10 @@ def streams_programs(arrays: Arrays) -> Iterator[Program]:
 
     yield from _each_part(arrays, enter)
     yield from _each_part(arrays, leave)
+    done = load.dense.layers - (load.tail.layers if load.groups else 0)
+    if done:  # before any joint steps
+        held = [arrays.fitted, arrays.held_out, _later(arrays)]
+        yield _program(placement._in_stored_order, load.narrow, small, times=done, beside=held)
 
 
 def _ahead(arrays: Arrays) -> Iterator[Program]:
@@ -411,6 +415,7 @@ def joint_step_programs(arrays: Arrays) -> Iterator[Program]:
     yield from _steps(arrays, job, given, moved, beside)
     held = [outer, _state(arrays, job, moved), given.sequences, *beside]
     yield _program(joint._block, arrays.blocks, 0, times=layers, beside=held)
+    yield _program(placement._in_stored_order, load.narrow, block, times=layers, beside=[arrays.blocks, *held])
 
 
 def joint_check_programs(arrays: Arrays) -> Iterator[Program]:
