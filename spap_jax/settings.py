@@ -254,12 +254,11 @@ class PruneSettings(_Settings):
         swap_rounds: Largest number of rounds of exact swaps that follow the choice of channels by spap and osscar; 0
             makes no swaps.
         held_out: Fraction of the calibration sequences that nothing is fitted to, and that guard against overfitting.
-        effort: How much time and memory to spend on quality. "low": joint steps on the last three blocks, so that the
-            others are in memory one at a time, which make one pass over the calibration text, and the steps of a
-            round half a pass. "default": joint steps on all blocks, on 4 times as much text, to which blocks are
-            fitted as well, but on at most 2^18 tokens unless more were asked for; rounds of 2 passes. "high": joint
-            steps on 16 times as much text, or 2^21 tokens, and rounds of 4 passes. What is given as a setting of its
-            own takes precedence.
+        effort: How much time and memory to spend on quality. "low": one pass of joint steps over the calibration text,
+            on the last three blocks, so that the others are in memory one at a time; rounds of half a pass. "default":
+            joint steps on all blocks, on 4 times as much text, to which blocks are fitted as well, but on at most 2^18
+            tokens unless more were asked for; rounds of 2 passes. "high": joint steps on 16 times as much text, or 2^21
+            tokens, and rounds of 4 passes. What is given as a setting of its own takes precedence.
         sampled: Number of sequences that the dense model writes for each calibration sequence, continuing its first
             tokens, and that are fitted as well, if there is little text. The dense model has to fit in memory.
         rounds: Number of alternating rounds of the update "alternate": optimizer steps on the inner projections, then
