@@ -70,7 +70,7 @@ _JOINT_RATE = 5.8
 the more blocks move the stream, the further one step moves the predictions: 0.01 is a good step for 6 blocks of width
 96, and much too large for 30 blocks of width 576, where 0.0004 is good."""
 
-_TAIL_RATE = 0.12
+_TAIL_RATE = 0.125
 """The largest joint step on the last g blocks alone, times the square root of the width and g^(2/3). What these change
 passes through few others, and there are few steps: for the last three of 30 blocks of width 576, 0.0017 to 0.0026 are
 good, and of 6 blocks of width 96, 0.004."""
@@ -262,8 +262,8 @@ class PruneSettings(_Settings):
         sampled: Number of sequences that the dense model writes for each calibration sequence, continuing its first
             tokens, and that are fitted as well, if there is little text. The dense model has to fit in memory.
         rounds: Number of alternating rounds of the update "alternate": optimizer steps on the inner projections, then
-            the output projection in closed form. 0 keeps the result of the refit, and so do all layers that follow one
-            whose error the rounds hardly lowered.
+            the output projection in closed form. 0 keeps the result of the refit, and so do all layers that follow two
+            layers in a row whose errors the rounds hardly lowered.
         steps: Optimizer steps on the inner projections in one round. By default effort decides.
         step_tokens: Tokens in the minibatch of one optimizer step of a round.
         learning_rate: Size of an optimizer step in a round, relative to the root mean square of the weights it changes.
@@ -287,7 +287,7 @@ class PruneSettings(_Settings):
             By default 2048, or 512 at low effort.
         joint_learning_rate: Largest size of a joint step, relative to the root mean square of the weights it changes.
             It rises over the first tenth of the steps and then falls to zero along a cosine. By default 5.8 divided by
-            the model's width and its number of blocks; on the last g blocks alone 0.12 divided by the square root of
+            the model's width and its number of blocks; on the last g blocks alone 0.125 divided by the square root of
             the width and by g^(2/3).
         batch_tokens: Tokens that pass through a block at once; fewer need less memory.
         stream_dtype: Data type in which the activations of all tokens are stored between two blocks: "float32", or

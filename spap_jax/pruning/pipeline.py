@@ -24,8 +24,9 @@ from spap_jax.pruning.streams import Streams
 from spap_jax.reporting.schema import LayerReport
 from spap_jax.settings import PruneSettings
 
-_WORTH = 0.1
-"""Fraction of the error of a layer that alternating rounds have to take off."""
+_WORTH, _TRIALS = 0.1, 2
+"""Fraction of the error of a layer that alternating rounds have to take off, and the number of layers in a row that may
+fail."""
 
 
 def prune_layers(run: Run, watch: Callable[[int, int], None] | None = None) -> Generator[Step, None, None]:
@@ -105,7 +106,7 @@ def _waves(run: Run) -> list[range]:
 
 
 def rounds_pay(reports: Sequence[LayerReport]) -> bool:
-    """Whether alternating rounds are worth their time: not after a layer whose error they hardly lowered.
+    """Whether alternating rounds are worth their time: not after layers in a row whose errors they hardly lowered.
 
     Rounds take longer than all else in a layer. In models of some million parameters they take off a fifth of its error
     and more, in larger ones often a hundredth.
@@ -113,8 +114,8 @@ def rounds_pay(reports: Sequence[LayerReport]) -> bool:
     Args:
         reports: Reports of the layers that are done; a layer without rounds gained nothing.
     """
-    last = [report.held_out or report.calibration for report in reports[-1:]]
-    return all(errors.alternating < (1 - _WORTH) * errors.refit for errors in last)
+    last = [report.held_out or report.calibration for report in reports[-_TRIALS:]]
+    return len(last) < _TRIALS or any(errors.alternating < (1 - _WORTH) * errors.refit for errors in last)
 
 
 def _prune_block(
