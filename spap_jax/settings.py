@@ -70,10 +70,11 @@ _JOINT_RATE = 5.8
 the more blocks move the stream, the further one step moves the predictions: 0.01 is a good step for 6 blocks of width
 96, and much too large for 30 blocks of width 576, where 0.0004 is good."""
 
-_TAIL_RATE = 0.125
-"""The largest joint step on the last g blocks alone, times the square root of the width and g^(2/3). What these change
-passes through few others, and there are few steps: for the last three of 30 blocks of width 576, 0.0017 to 0.0026 are
-good, and of 6 blocks of width 96, 0.004."""
+_TAIL_RATE, _TAIL_LIMIT = 0.125, 0.004
+"""The largest joint step on the last g blocks alone, times the square root of the width and g^(2/3), and its limit.
+What these change passes through few others, and there are few steps: for the last three of 30 blocks of width 576,
+0.0017 to 0.0026 are good, and 0.004 for the last one alone and for the last three of 6 blocks of width 96, where 0.006
+is too large."""
 
 ALLOCATIONS, METHODS, UPDATES, SCHEDULES, JOINT_WEIGHTS, FLOAT_DTYPES, REMATS = map(
     get_args, (Allocation, Method, Update, Schedule, JointWeights, FloatDtype, Remat)
@@ -288,7 +289,7 @@ class PruneSettings(_Settings):
         joint_learning_rate: Largest size of a joint step, relative to the root mean square of the weights it changes.
             It rises over the first tenth of the steps and then falls to zero along a cosine. By default 5.8 divided by
             the model's width and its number of blocks; on the last g blocks alone 0.125 divided by the square root of
-            the width and by g^(2/3).
+            the width and by g^(2/3), and at most 0.004.
         batch_tokens: Tokens that pass through a block at once; fewer need less memory.
         stream_dtype: Data type in which the activations of all tokens are stored between two blocks: "float32", or
             "bfloat16", which takes half the memory.
@@ -383,7 +384,9 @@ class PruneSettings(_Settings):
             text = _JOINT_TEXT[self.effort] * max(1.0, _LARGE / weights)
             passes = min(passes, max(1.0, text / tokens))
         last = min(self.last or layers, layers)
-        rate = _JOINT_RATE / (layers * width) if last == layers else _TAIL_RATE / (width**0.5 * last ** (2 / 3))
+        rate = min(_TAIL_LIMIT, _TAIL_RATE / (width**0.5 * last ** (2 / 3)))
+        if last == layers:
+            rate = _JOINT_RATE / (layers * width)
         return self.replace(
             **self.fit._asdict(),
             round_to=self.multiple(channels),

@@ -39,7 +39,9 @@ def test_what_depends_on_the_model_or_the_text_is_resolved():
     low = PruneSettings(effort="low").resolved(layers=6, width=96, channels=320, tokens=65_536)
     assert (low.steps, low.joint_passes, low.joint_last, low.joint_tokens) == (16, 1, 3, 512)
     assert (low.joint_text_weight, PruneSettings().text_weight) == (0.6, 0.3)
-    assert low.joint_learning_rate == pytest.approx(0.125 / (96**0.5 * 3 ** (2 / 3)))
+    assert low.joint_learning_rate == 0.004
+    large = PruneSettings(effort="low").resolved(30, 576, 1536, 65_536)
+    assert large.joint_learning_rate == pytest.approx(0.125 / (24 * 3 ** (2 / 3)))
     assert PruneSettings().resolved(6, 96, 320, 65_536).joint_learning_rate == pytest.approx(5.8 / 576)
     assert PruneSettings(step_tokens=1024).resolved(30, 576, 1536, 65_536).steps == 128
     given = PruneSettings(steps=7, joint_passes=1.5, joint_learning_rate=0.1)
