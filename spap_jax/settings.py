@@ -384,9 +384,8 @@ class PruneSettings(_Settings):
             text = _JOINT_TEXT[self.effort] * max(1.0, _LARGE / weights)
             passes = min(passes, max(1.0, text / tokens))
         last = min(self.last or layers, layers)
-        rate = min(_TAIL_LIMIT, _TAIL_RATE / (width**0.5 * last ** (2 / 3)))
-        if last == layers:
-            rate = _JOINT_RATE / (layers * width)
+        tail_rate = min(_TAIL_LIMIT, _TAIL_RATE / (width**0.5 * last ** (2 / 3)))
+        rate = _JOINT_RATE / (layers * width) if last == layers else tail_rate
         return self.replace(
             **self.fit._asdict(),
             round_to=self.multiple(channels),

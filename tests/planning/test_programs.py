@@ -18,7 +18,6 @@ from spap_jax.models import decoder
 from spap_jax.placement import layer_to_host
 from spap_jax.planning.programs import programs
 from spap_jax.planning.workload import workload
-from spap_jax.pruning import pipeline
 from spap_jax.pruning.pipeline import prune_layers
 from spap_jax.pruning.predictions import get_layer
 from spap_jax.pruning.run import resolve
@@ -106,9 +105,7 @@ def check(run: Callable[[], None], planned: Callable[[], None]) -> None:
         "biases in waves",
     ],
 )
-def test_pruning(count: int, sharers: int, changes: dict, monkeypatch: pytest.MonkeyPatch):
-    """A plan counts rounds in every layer; whether they end before depends on the weights."""
-    monkeypatch.setattr(pipeline, "rounds_pay", lambda reports: True)
+def test_pruning(count: int, sharers: int, changes: dict):
     changes = dict(changes)
     sequences, vocabulary = changes.pop("sequences", 16), changes.pop("vocab_size", SMALL["vocab_size"])
     config, settings = config_of(LLAMA, **SMALL | {"vocab_size": vocabulary}), SETTINGS.replace(**changes)
