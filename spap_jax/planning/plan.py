@@ -245,10 +245,15 @@ def remedy(planned: Plan) -> str:
         "--effort low" if small.batch_tokens == low.batch_tokens else f"--effort low --batch-tokens {request.length}"
     )
     least_words = [(words, least, mesh)]
-    changes = (*_divided(least, mesh), *_fewer(least, mesh), *_more(least, mesh))
-    together = [(f"{words} {more}", *rest) for more, *rest in changes]
-    if both := _first([*least_words, *together]):
-        return f"It would fit with {both}."
+    options, larger = (*_divided(least, mesh), *_fewer(least, mesh)), _more(least, mesh)
+    together = [(f"{words} {more}", *rest) for more, *rest in options]
+    together += [(f"{words} and {more}", *rest) for more, *rest in larger]
+    together += [(f"{words} {more}", *rest) for more, *rest in _spread(least, mesh)]
+    several = [_first(_spread(request, mesh))]
+    if not several[0] or easiest != request:
+        several.append(_first([*least_words, *together]))
+    if found := [words for words in several if words]:
+        return f"It would fit with {', or with '.join(found)}."
     smallest = plan(dataclasses.replace(least, sequences=2), mesh)
     name, need = smallest.peak
     part = max(smallest.memory[name], key=lambda each: smallest.memory[name][each])
@@ -325,6 +330,12 @@ def _more(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]]:
             larger = mesh.with_devices(devices)
             yield f"{larger.name} in place of {mesh.name}", request, larger
         devices *= 2
+
+
+def _spread(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]]:
+    for more, _, larger in _more(request, mesh):
+        for words, *rest in _divided(request, larger):
+            yield f"{words} and {more}", *rest
 
 
 def notes(planned: Plan) -> list[str]:

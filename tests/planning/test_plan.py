@@ -58,7 +58,8 @@ def test_weights_are_counted_once(file: Path):
 
 
 def test_the_largest_model_fits_no_single_chip_and_no_setting_helps():
-    planned = plan(request_of("llama-3.1-405b"), mesh_named("v6e-1"))
+    one = mesh_named("v6e-1")
+    planned = plan(request_of("llama-3.1-405b"), one._replace(accelerator=one.accelerator._replace(sizes=(1,))))
     assert not planned.fits
     assert planned.memory["selection"]["weights"] > 600e9  # all pruned blocks, for the joint steps
     assert "Neither fewer sequences nor more devices make it fit" in verdict(planned)
@@ -85,6 +86,15 @@ def changed(request: Request, mesh: str, words: str) -> tuple[Request, Mesh]:
     [
         ("llama-3.1-8b", "v5e-4", 128, ["--joint-blocks 16", "--effort low", "v5e-8 in place of v5e-4"]),
         ("llama-3.1-70b", "h100x8", 128, ["--joint-weights mlp", "--effort low"]),
+        (
+            "llama-3.1-70b",
+            "v5e-8",
+            128,
+            [
+                "--model-devices 2 and v5e-64 in place of v5e-8",
+                "--effort low --batch-tokens 2048 --model-devices 2 and v5e-16 in place of v5e-8",
+            ],
+        ),
         ("llama-3.1-8b", "h100x2", 4096, ["--sequences 1024", "h100x8 in place of h100x2"]),
         (
             "llama-3.1-8b",
