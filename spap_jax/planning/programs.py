@@ -463,7 +463,7 @@ def _state(arrays: Arrays, job: step.Job, moved: Params) -> step.State:
     specs = {a.shape: spec_in(a) for a in jax.tree.leaves(full)}
     state = jax.eval_shape(job.recipe.optimizer().init, full)
     state = jax.tree.map(lambda a: arrays.array(a.shape, a.dtype, specs.get(a.shape, PartitionSpec())), state)
-    return step.State(full, state)
+    return step.State(full, state, arrays.array((), jnp.float32))
 
 
 def _joint(arrays: Arrays) -> tuple[step.Job, step.Given, step.Given, Params]:

@@ -1,5 +1,8 @@
 """The loop of the engine: some steps, then a measurement on held-out sequences, and the best weights are kept.
 
+If the loss is then far above that before any step, the steps were too large: they start again from the best weights,
+half as large.
+
 It minimises what is lost against a dense model, or the next-token loss, over a part of a model's weights. Each stage is
 the complete state of a run, from which another process can go on to the same bits.
 """
@@ -15,10 +18,15 @@ from spap_jax import devices, memory
 from spap_jax.models.decoder import Params
 from spap_jax.pruning.streams import largest_divisor
 from spap_jax.reporting.schema import Check
-from spap_jax.training.step import Batch, Given, Job, State, begin, measure, step
+from spap_jax.training.step import Batch, Given, Job, State, begin, measure, pace, step
 
 Parts = dict[str, dict[str, np.ndarray]]
 """What the devices of a process hold of the arrays of a tree, by their number; see ``devices.parts_of``."""
+
+
+_FAR = 0.5
+"""How much the loss may rise above that before any step, relative to it. Steps that are good in the end often raise it
+in the beginning, when they are largest."""
 
 
 class StepSchedule(NamedTuple):
@@ -115,7 +123,7 @@ def stages(
     held_out = batch_of(np.arange(judged.real), judged, schedule.batch_tokens)
     tokens = schedule.sequences * given.sequences.tokens.shape[-1]
 
-    opening = begun is not None or not before
+    reported = before and begun is None
     like = _described(start)
     if begun is not None:
         read, checks = begun
@@ -127,8 +135,10 @@ def stages(
             before = (Check(0, 0, (), loss, True, time.perf_counter() - clock),)
         stage = Stage(begin(job, start), parts_of(start), like, before)
     del start
-    if opening:
+    if not reported:
         yield stage
+    opening = min(check.held_out for check in stage.checks if check.taken and check.step <= last.step)
+    bearable = opening + _FAR * abs(opening)
     made = stage.checks[-1].step - last.step
     if made < schedule.steps:
         _compile(job, given, stage.state, batch_of(order[0], given, schedule.batch_tokens))
@@ -148,8 +158,15 @@ def stages(
         seconds = time.perf_counter() - clock
         seen = tuple(map(float, losses))
         check = Check(last.step + done, last.tokens + done * tokens, seen, found, taken, seconds)
-        stage = Stage(state, parts_of(now) if taken else stage.waiting, like, (*stage.checks, check))
-        del state, now  # the next steps donate the one, and the other waits on the host
+        checks, waiting = (*stage.checks, check), parts_of(now) if taken else stage.waiting
+        del stage, now  # the next steps donate the state, and the best weights wait on the host
+        if done < schedule.steps and not found <= bearable:  # as it is for nan
+            slower = pace(state)
+            del state
+            slower = slower._replace(scale=slower.scale / 2)
+            state = begin(job, from_parts(dict(waiting), like), slower)
+        stage = Stage(state, waiting, like, checks)
+        del state
         yield stage
 
 

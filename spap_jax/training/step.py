@@ -116,22 +116,50 @@ class State(NamedTuple):
     Attributes:
         moved: The moving weights in float32.
         optimizer: The optimizer state.
+        scale: [] factor of the steps.
     """
 
     moved: Params
     optimizer: Any
+    scale: jax.Array
 
 
-def begin(job: Job, moved: Params) -> State:
+class Pace(NamedTuple):
+    """What the size of the next step follows from.
+
+    Attributes:
+        counts: The optimizer's counts of steps, the only integers of its state.
+        scale: [] factor of the steps.
+    """
+
+    counts: tuple[jax.Array, ...]
+    scale: jax.Array
+
+
+def pace(state: State) -> Pace:
+    """Returns the pace of a state."""
+    return Pace(tuple(leaf for leaf in jax.tree.leaves(state.optimizer) if _counts(leaf)), state.scale)
+
+
+def begin(job: Job, moved: Params, pace: Pace | None = None) -> State:
     """Returns the state before the first step; that of the optimizer is sharded as the weights it belongs to.
 
     Args:
         job: What the program is compiled for.
         moved: The moving weights, in any data type.
+        pace: The pace of earlier steps to go on with.
     """
     moved = _in_float32(moved)
-    state = job.recipe.optimizer().init(moved)
-    return State(moved, jax.tree.map(lambda a: a if a.ndim else devices.replicate(a), state))
+    state = (job.recipe.optimizer().init(moved), jnp.float32(1))
+    optimizer, scale = jax.tree.map(lambda a: a if a.ndim else devices.replicate(a), state)
+    if pace is not None:
+        counts, scale = iter(pace.counts), pace.scale
+        optimizer = jax.tree.map(lambda a: next(counts) if _counts(a) else a, optimizer)
+    return State(moved, optimizer, scale)
+
+
+def _counts(leaf: jax.Array) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.integer)
 
 
 @jax.jit
@@ -156,8 +184,8 @@ def step(job: Job, given: Given, state: State, batch: Batch) -> tuple[State, jax
     total = jax.lax.scan(add, _spread(job, zeros), batch)[0]
     value, gradient = jax.tree.map(lambda a: a / _predictions(given, batch), total)
     updates, optimized = job.recipe.optimizer().update(gradient, state.optimizer, state.moved)
-    moved = fully_shard_params(job.config, jax.tree.map(jnp.add, state.moved, updates))
-    return State(moved, optimized), value
+    moved = jax.tree.map(lambda weights, update: weights + state.scale * update, state.moved, updates)
+    return State(fully_shard_params(job.config, moved), optimized, state.scale), value
 
 
 @functools.partial(jax.jit, static_argnames="job")

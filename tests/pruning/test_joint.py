@@ -88,6 +88,13 @@ def test_steps_that_do_harm_are_not_taken():
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), without.model.params, result.model.params))
 
 
+def test_steps_that_lead_far_away_begin_again_half_as_large():
+    opening, first, *_, last = adjusted("llama", joint_learning_rate=0.2, joint_passes=4).report.joint
+    assert first.held_out > 1.5 * opening.held_out
+    assert last.taken
+    assert last.held_out < 0.9 * opening.held_out
+
+
 def test_the_tokens_that_were_fitted_judge_where_none_are_held_out():
     tokens = random_tokens()
     result = api.prune(tiny("llama"), tokens, settings=JOINT.replace(held_out=0.0))
