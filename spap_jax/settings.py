@@ -289,7 +289,8 @@ class PruneSettings(_Settings):
         joint_learning_rate: Largest size of a joint step, relative to the root mean square of the weights it changes.
             It rises over the first tenth of the steps and then falls to zero along a cosine. By default 5.8 divided by
             the model's width and its number of blocks; on the last g blocks alone 0.125 divided by the square root of
-            the width and by g^(2/3), and at most 0.004.
+            the width and by g^(2/3), and at most 0.004. Where the held-out loss rises far above that at the start,
+            steps begin again from the best weights, half as large.
         batch_tokens: Tokens that pass through a block at once; fewer need less memory.
         stream_dtype: Data type in which the activations of all tokens are stored between two blocks: "float32", or
             "bfloat16", which takes half the memory.

@@ -334,8 +334,8 @@ def _more(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]]:
 
 def _spread(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]]:
     for more, _, larger in _more(request, mesh):
-        for words, *rest in _divided(request, larger):
-            yield f"{words} and {more}", *rest
+        for words, changed, shared in _divided(request, larger):
+            yield f"{words} and {more}", changed, shared
 
 
 def notes(planned: Plan) -> list[str]:
