@@ -1,5 +1,6 @@
 """Plots of the rows: one figure per model, and one of the ratios to the best peer."""
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
@@ -52,6 +53,9 @@ EFFORT_MARKERS = {"low": "o", "default": "s", "high": "^"}
 EFFORT_CUT = 0.3
 
 MODEL_COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
+
+RATIO = "rise in log-perplexity / best peer's, or 0"
+"""Name of the axis of ratios; 0 is where the model is no worse than the dense one."""
 
 OTHER = Look("#000000", ".")
 
@@ -109,14 +113,14 @@ def ratios(figure: "Figure", judge: Judge, scope: Scope) -> "Figure":
     for axes, model in zip(panels, scope.models, strict=True):
         for place, method in enumerate(shown):
             found = [(cut, judge.ratio(model, cut, method, PEERS)) for cut in scope.sparsities]
-            points = [(cut, middle) for cut, middle in found if middle and middle.high < float("inf")]
+            points = [(cut, _at_least_zero(middle)) for cut, middle in found if middle and middle.high < float("inf")]
             _line(axes, method, points, _beside(place, len(shown), 1.6))
             _targets(axes, method, scope.sparsities)
         axes.axhline(1, color="black", linewidth=0.8)
         _percentages(axes, scope.sparsities)
         axes.set_title(model, fontsize=11)
-    panels[0].set_ylim(bottom=min(0, panels[0].get_ylim()[0]))
-    panels[0].set_ylabel("rise in log-perplexity / best peer's")
+    panels[0].set_ylim(bottom=min(-0.05, panels[0].get_ylim()[0]))
+    panels[0].set_ylabel(RATIO)
     handles = _handles(panels[0])
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return figure
@@ -130,31 +134,38 @@ def effort_points(judge: Judge, scope: Scope) -> dict[str, list[tuple[float, flo
             seconds = judge.median(model, EFFORT_CUT, method, lambda row: row.processor_seconds)
             ratio = judge.ratio(model, EFFORT_CUT, method, PEERS)
             if seconds and ratio and ratio.high < float("inf"):
-                found.setdefault(model, []).append((seconds.value, ratio.value, effort))
+                found.setdefault(model, []).append((seconds.value, _at_least_zero(ratio).value, effort))
     return found
 
 
 def efforts(figure: "Figure", judge: Judge, scope: Scope) -> "Figure":
     """Plots the ratio to the best peer against the CPU time, one line per model and one marker per effort."""
-    axes = figure.subplots()
-    for (model, points), colour in zip(effort_points(judge, scope).items(), itertools.cycle(MODEL_COLOURS)):
+    axes, by_model = figure.subplots(), effort_points(judge, scope)
+    for (model, points), colour in zip(by_model.items(), itertools.cycle(MODEL_COLOURS)):
         seconds, found, _ = zip(*points, strict=True)
         axes.plot(seconds, found, label=model, color=colour, linewidth=1.3)
         for place, value, effort in points:
             axes.plot(place, value, color=colour, marker=EFFORT_MARKERS[effort])
-    for effort, marker in EFFORT_MARKERS.items():
+    measured = {effort for points in by_model.values() for *_, effort in points}
+    for effort in (effort for effort in EFFORT_MARKERS if effort in measured):
+        marker = EFFORT_MARKERS[effort]
         axes.plot([], [], label=f"{effort} effort", color="black", marker=marker, linestyle="none")
     axes.set_xscale("log", subs=())
     axes.xaxis.get_major_locator().set_params(subs=(1, 2, 3, 5, 7))  # pyright: ignore[reportCallIssue]
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(bottom=-0.02)
     axes.set_xlabel("seconds of processor cores to prune, compiling included")
-    axes.set_ylabel("rise in log-perplexity / best peer's")
+    axes.set_ylabel(RATIO)
     axes.set_title(f"What an effort takes and gives, {EFFORT_CUT:.0%} of the MLP channels removed", fontsize=11)
     axes.legend(frameon=False, fontsize=9)
     grid(axes)
     open_sides(axes)
     return figure
+
+
+def _at_least_zero(found: Median) -> Median:
+    """Returns zeros for what is negative: a model that ends better than the dense one would set the scale of a plot."""
+    return dataclasses.replace(found, **{name: max(0.0, getattr(found, name)) for name in ("value", "low", "high")})
 
 
 def _handles(axes: "Axes") -> dict[str, Any]:
