@@ -243,13 +243,13 @@ def from_parts(parts: dict[str, np.ndarray], like: jax.Array) -> jax.Array:
     """Inverts `parts_of`: an array with the shape and the sharding of ``like``.
 
     Raises:
-        UserError: the parts are those of other devices.
+        UserError: the parts are those of other devices, or there are none.
     """
     held = like.sharding.addressable_devices_indices_map(like.shape).values()
     if not {_start_of(index) for index in held} <= parts.keys():
         raise UserError(
-            "what the interrupted run kept is of other devices than those of this process: start its processes where "
-            f"they were, or start over with {option('resume', False)}."
+            "what the interrupted run kept is of other devices than those of this process, or of another version of "
+            f"SPAP-JAX: start its processes where they were, or start over with {option('resume', False)}."
         )
     return jax.make_array_from_callback(like.shape, like.sharding, lambda index: parts[_start_of(index)])
 

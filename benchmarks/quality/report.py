@@ -80,7 +80,7 @@ that do not overlap and in which every token but the first is predicted.
 - *rise*: log-perplexity of the pruned model minus that of the dense one.
 - *best peer*: the method with the lowest rise on the same seed among {", ".join(PEERS)}, each with the weight update of
   its paper (`docs/method.md`). *ratio*: a method's rise divided by the best peer's; ∞, which is not plotted, if the
-  best peer's rise is not positive.
+  best peer's rise is not positive. It is negative, and plotted as 0, if a model ends better than the dense one.
 - *range*: range of the ratio over the seeds. *over peer + steps*: ratio to the better of {" and ".join(STEPPED)}.
 - *{", ".join(STEPPED)}*: a peer's channels with the same optimizer steps on the weights as `spap` at its default
   effort.

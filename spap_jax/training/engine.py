@@ -188,7 +188,9 @@ def parts_of(tree: Any) -> Parts:
 def from_parts(parts: Parts, like: Any) -> Any:
     """Inverts `parts_of`, with the shapes and shardings of the arrays of another tree, and takes the parts out."""
     arrays, tree = jax.tree.flatten(like)
-    return tree.unflatten([devices.from_parts(parts.pop(str(number)), array) for number, array in enumerate(arrays)])
+    return tree.unflatten(
+        [devices.from_parts(parts.pop(str(number), {}), array) for number, array in enumerate(arrays)]
+    )
 
 
 def _order(count: int, steps: int, sequences: int, seed: tuple[int, ...]) -> np.ndarray:

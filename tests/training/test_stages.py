@@ -50,5 +50,13 @@ def test_parts_of_other_devices_are_refused():
         parts = devices.parts_of(array)
         assert sorted(parts) == ["0", "4"]
         del parts["4"]
-        with pytest.raises(UserError, match=r"is of other devices than those of this process: .* resume=False"):
+        with pytest.raises(UserError, match=r"is of other devices than those of this process.* resume=False"):
             devices.from_parts(parts, array)
+
+
+def test_a_state_of_which_an_array_was_not_stored_is_refused():
+    stage = last_stage(FULL)
+    parts = stage.parts()
+    parts["state"].popitem()
+    with pytest.raises(UserError, match=r"or of another version of SPAP-JAX: .* resume=False"):
+        stage.with_parts(parts, stage.checks)
