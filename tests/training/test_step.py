@@ -17,7 +17,7 @@ from spap_jax.placement import fully_shard_params
 from spap_jax.training import lora
 from spap_jax.training.engine import batch_of
 from spap_jax.training.optimizers import clipped, relative
-from spap_jax.training.step import Given, Job, Recipe, Sequences, State, begin, measure, step
+from spap_jax.training.step import Given, Job, Recipe, Sequences, State, begin, measure, pace, step
 
 LLAMA = {
     "model_type": "llama",
@@ -137,3 +137,22 @@ def test_a_step_suits_the_size_of_each_block():
         new = np.asarray(after.moved["layers"]["mlp"][name])
         found = np.quantile(np.abs(new - old).reshape(3, -1), 0.98, axis=1)
         np.testing.assert_allclose(found, 0.01 * size, rtol=0.05)
+
+
+def test_what_begins_again_keeps_its_place_in_the_schedule_but_no_gradients():
+    with devices.use_mesh(8):
+        job, given, state, batch = started("mlp")
+        before = jax.device_get(state.moved)
+        state, _ = step(job, given, state, batch)
+        half = pace(state)._replace(scale=devices.replicate(jnp.float32(0.5)))
+        again = begin(job, fully_shard_params(CONFIG, before), half)
+        alike = jax.tree.map(lambda a, b: a.sharding.is_equivalent_to(b.sharding, a.ndim), again, state)
+        assert jax.tree.all(alike)
+        for leaf in jax.tree.leaves(again.optimizer):
+            assert (leaf == (1 if jnp.issubdtype(leaf.dtype, jnp.integer) else 0)).all()
+        full = again._replace(scale=devices.replicate(jnp.float32(1)))
+        copies = jax.tree.map(jnp.copy, again), jax.tree.map(jnp.copy, full)
+        moved = [jax.device_get(step(job, given, each, batch)[0].moved) for each in copies]
+        for old, small, large in zip(*map(jax.tree.leaves, (before, *moved)), strict=True):
+            np.testing.assert_allclose(small - old, (large - old) / 2, rtol=0, atol=1e-7)
+            assert np.abs(large - old).max() > 1e-5
