@@ -89,7 +89,7 @@ def test_all_weights_and_a_card_of_its_own(dense: Path, ids: Path, tmp_path: Pat
 
 
 def test_a_run_that_makes_it_worse_says_so_and_changes_nothing(dense: Path, ids: Path, tmp_path: Path, capsys):
-    words = ("--data", ids, "--output", tmp_path / "out", "--full", "--learning-rate", "1", *QUICK)
+    words = ("--data", ids, "--output", tmp_path / "out", "--full", "--learning-rate", "1000", *QUICK)
     said = spap(capsys, "finetune", dense, *words)
     assert said.code == 0, said.err
     assert "no step was better on the held-out sequences: the weights are as they were" in said.out
