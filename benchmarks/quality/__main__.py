@@ -45,8 +45,9 @@ def main(
         calibration: Calibration text for every model.
         evaluation: Evaluation text for every model.
         sparsity: Fractions of channels to remove. By default 0.1 0.2 0.3 0.5.
-        method: Names of methods, or one with changed settings: "spap with rounds=3 ridge=0.001". By default all: those
-            that take steps for comparison only at 30 %, and high effort at 20 and 30 %.
+        method: Names of methods, or one with changed settings: "spap with rounds=3 ridge=0.001"; "+" in place of the
+            space makes them a single change. By default all: those that take steps for comparison only at 30 %, and
+            high effort at 20 and 30 %.
         seed: Seeds of the calibration sample and of the pruning. By default 0 1 2.
         sequences: Calibration sequences of 256 tokens. By default 1024, as many tokens as the 128 sequences of 2048
             that ``spap prune`` uses by default.

@@ -11,7 +11,7 @@ from benchmarks.quality.report import table
 from benchmarks.quality.results import Row
 
 _HEAD = ("model", "removed", "seeds", "method", "with", "rise", "of its rise without", "KL", "of its KL without",
-         "core seconds")  # fmt: skip
+         "operations of those without", "core seconds")  # fmt: skip
 _TOKENS_HEAD = ("model", "removed", "seed", "calibration tokens", "method", "rise", "best of its peers", "ratio")
 _WORDS = ("model", "method", "with", "best of its peers")
 
@@ -72,7 +72,7 @@ _ORIGIN = """\
 This page is generated from `results.csv`, and edits are lost. *rise* is the rise in log-perplexity over the dense
 model, on text that is not used for calibration. KL is the divergence from the dense model in nats per token. Core
 seconds are those of all processor cores together, compilation included. `docs/method.md` ("The weights") compares the
-optimizer steps of a round with Gauss-Newton and L-BFGS."""
+optimizer steps of a round with Gauss-Newton and L-BFGS, and has what was tried in prototypes."""
 
 _ABOUT = """## Settings
 
@@ -83,8 +83,11 @@ python -m benchmarks.quality --model zoo/models/MODEL --seed SEED --sparsity FRA
   --method "METHOD with SETTING=VALUE"
 ```
 
-*of its rise without* is the ratio to the same method without the last change: if it is below 1, the change helps. With
-several seeds it is the median of their ratios, and the other numbers are medians too.
+*of its rise without* is the ratio to the same method without the last change: if it is below 1, the change helps. What
+`+` joins is a single change, most often one that costs operations and one that saves them.
+*operations of those without* is the ratio of what `spap plan` counts for the two runs, where it was counted, as if the
+text were as long as they ask for. With several seeds a ratio is the median of theirs, and the other numbers are medians
+too.
 
 """
 
@@ -117,10 +120,13 @@ def _line(model: str, removed: str, method: str, change: str, pairs: Sequence[tu
     for value in (lambda row: row.rise, lambda row: row.divergence):
         numbers.append(f"{median(value(row) for row, _ in pairs):.4f}")
         numbers.append(f"{median(ratio_of(value(row), value(base)) for row, base in pairs):.3f}")
+    operations = _known((row.teraflops / base.teraflops for row, base in pairs), ".2f")
+    seconds = _known((row.processor_seconds for row, _ in pairs), ".0f")
     seeds = ", ".join(str(row.seed) for row, _ in pairs)
-    return (model, removed, seeds, method, f"`{change}`", *numbers, _seconds([row for row, _ in pairs]))
+    return (model, removed, seeds, method, f"`{change}`", *numbers, operations, seconds)
 
 
-def _seconds(rows: Iterable[Row]) -> str:
-    known = [row.processor_seconds for row in rows if not math.isnan(row.processor_seconds)]
-    return f"{median(known):.0f}" if known else "-"
+def _known(values: Iterable[float], digits: str) -> str:
+    """Formats the median of the values that are not nan."""
+    known = [value for value in values if not math.isnan(value)]
+    return f"{median(known):{digits}}" if known else "-"

@@ -66,7 +66,7 @@ def settings_of(method: str, sparsity: float, seed: int) -> spap.PruneSettings:
 
     Args:
         method: A key of `METHODS`, or one with changed settings, for example "spap with rounds=3 ridge=0.001"; an idea
-            can be among the changes, although it is not a setting.
+            can be among the changes, although it is not a setting. What "+" joins is a single change.
         sparsity: Fraction of channels to remove.
         seed: Seed of every random choice.
 
@@ -92,7 +92,7 @@ def idea_of(method: str) -> str | None:
 
 def _parts(method: str) -> tuple[str, dict[str, Any]]:
     name, _, changes = method.partition(" with ")
-    return name, dict(_change(words) for words in changes.split())
+    return name, dict(_change(words) for words in changes.replace("+", " ").split())
 
 
 def _change(words: str) -> tuple[str, Any]:

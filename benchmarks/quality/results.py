@@ -29,6 +29,7 @@ class Row:
         width: Channels kept in every layer.
         seconds: Wall-clock time of pruning, which other load on the machine increases.
         processor_seconds: CPU time of pruning over all cores, compilation included; nan if it was not measured.
+        teraflops: Operations of the run as `spap plan` counts them, in units of 10^12; nan in rows of earlier versions.
         calibration_tokens: Tokens used for pruning, held-out tokens included.
         evaluation_tokens: Tokens in the evaluation windows.
         sequences: Number of calibration sequences.
@@ -50,6 +51,7 @@ class Row:
     width: int
     seconds: float
     processor_seconds: float
+    teraflops: float
     calibration_tokens: int
     evaluation_tokens: int
     sequences: int

@@ -20,6 +20,9 @@ from benchmarks.quality.results import Key, Row
 from benchmarks.quality.scope import Cell
 from spap_jax.data.blocks import TokenBlocks
 from spap_jax.evaluation.divergence import compare
+from spap_jax.planning.accelerators import mesh_named
+from spap_jax.planning.plan import Request
+from spap_jax.planning.plan import plan as planned
 
 
 @dataclass(frozen=True)
@@ -139,8 +142,15 @@ def measure(model: spap.Model, run: MeasuredRun, texts: Texts, commit: str) -> R
         width=pruned.config.intermediate,
         seconds=round(seconds, 2),
         processor_seconds=round(busy, 2),
+        teraflops=round(_operations(model, run.settings, calibration.tokens.shape) / 1e12, 3),
         calibration_tokens=calibration.tokens.size,
         evaluation_tokens=judged.size,
         commit=commit,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def _operations(model: spap.Model, settings: spap.PruneSettings, shape: tuple[int, int]) -> float:
+    """Counts the operations of a run on calibration tokens of a shape [C, T]."""
+    request = Request(model.config, settings, *shape, weight_bytes=4)
+    return sum(phase.operations for phase in planned(request, mesh_named("h100x1")).phases)

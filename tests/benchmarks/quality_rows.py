@@ -21,6 +21,7 @@ def row(method: str = "spap", rise: float = 0.01, seed: int = 0, **changes: Any)
         "width": 224,
         "seconds": 1.5,
         "processor_seconds": 2.5,
+        "teraflops": 1.5,
         "calibration_tokens": 262_144,
         "evaluation_tokens": 51_200,
         "sequences": 1024,

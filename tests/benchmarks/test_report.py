@@ -165,12 +165,20 @@ def test_without_matplotlib_there_is_a_sentence_and_the_table(
 def test_what_single_settings_change() -> None:
     changed = "spap with rounds=0"
     todays = {name: settings_hash(settings_of(name, 0.3, 0)) for name in ("spap", changed, "obs")}
-    rows = [row(name, rise, settings=todays[name]) for name, rise in (("spap", 0.02), (changed, 0.03), ("obs", 0.1))]
+    rises = (("spap", 0.02), (changed, 0.03), ("obs", 0.1))
+    rows = [row(name, rise, settings=todays[name], teraflops=50 * rise) for name, rise in rises]
     text = ablation.markdown(rows)
     assert text is not None
     assert [each for each in text.splitlines() if each.startswith("| llama")] == [
-        "| llama-stories | 30% | 0 | spap | `rounds=0` | 0.0300 | 1.500 | 0.0150 | 1.500 | 2 |"
+        "| llama-stories | 30% | 0 | spap | `rounds=0` | 0.0300 | 1.500 | 0.0150 | 1.500 | 1.50 | 2 |"
     ]
+    uncounted = ablation.markdown([replace(rows[0], teraflops=math.nan), *rows[1:]])
+    assert uncounted is not None
+    assert "| 1.500 | - | 2 |" in uncounted
+    both = "spap with rounds=0+ridge=0.001"
+    joined = ablation.markdown([rows[0], row(both, 0.04, settings=settings_hash(settings_of(both, 0.3, 0)))])
+    assert joined is not None
+    assert "| spap | `rounds=0+ridge=0.001` | 0.0400 | 2.000 |" in joined
     assert ablation.markdown([rows[0], rows[2]]) is None  # nothing was changed
     assert ablation.markdown(rows[1:]) is None  # nothing to compare with
     assert ablation.markdown([rows[0], row(changed, 0.03, settings="other")]) is None  # measured with other settings
@@ -189,7 +197,8 @@ def test_a_change_is_measured_without_it_and_over_seeds() -> None:
     ]
     text = ablation.markdown(rows)
     assert text is not None
+    case = "| llama-stories | 30% | 0, 1, 2 |"
     assert [each for each in text.splitlines() if each.startswith("| llama")] == [
-        "| llama-stories | 30% | 0, 1, 2 | spap | `rounds=0` | 0.0500 | 1.500 | 0.0250 | 1.500 | 2 |",
-        "| llama-stories | 30% | 0, 1, 2 | spap with rounds=0 | `ridge=0.001` | 0.0600 | 2.000 | 0.0300 | 2.000 | 2 |",
+        f"{case} spap | `rounds=0` | 0.0500 | 1.500 | 0.0250 | 1.500 | 1.00 | 2 |",
+        f"{case} spap with rounds=0 | `ridge=0.001` | 0.0600 | 2.000 | 0.0300 | 2.000 | 1.00 | 2 |",
     ]
