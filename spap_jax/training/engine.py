@@ -8,7 +8,7 @@ the complete state of a run, from which another process can go on to the same bi
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +18,7 @@ from spap_jax import devices, memory
 from spap_jax.models.decoder import Params
 from spap_jax.pruning.streams import largest_divisor
 from spap_jax.reporting.schema import Check
-from spap_jax.training.step import Batch, Given, Job, State, begin, measure, pace, step
+from spap_jax.training.step import Batch, Given, Job, State, begin, measure, restarted, step
 
 Parts = dict[str, dict[str, np.ndarray]]
 """What the devices of a process hold of the arrays of a tree, by their number; see ``devices.parts_of``."""
@@ -143,31 +143,36 @@ def stages(
     if made < schedule.steps:
         _compile(job, given, stage.state, batch_of(order[0], given, schedule.batch_tokens))
     for start_at in range(made, schedule.steps, schedule.check_every):
-        clock, state, losses = time.perf_counter(), stage.state, []
+        clock = time.perf_counter()
         rows = order[start_at : start_at + schedule.check_every]
-        for number, some in enumerate(rows, start=last.step + start_at + 1):
-            state, loss = step(job, given, state, batch_of(some, given, schedule.batch_tokens))
-            losses.append(loss)
-            losses[-2:][0].block_until_ready()  # the device has the next step to go on with meanwhile
-            if watch:
-                watch(number)
+        batches = (batch_of(some, given, schedule.batch_tokens) for some in rows)
+        state, losses = _steps(job, given, stage.state, enumerate(batches, last.step + start_at + 1), watch)
         now = written(state.moved)
         found = float(measure(job, judged, now, held_out))
         taken = found < stage.least  # not if nan
         done = start_at + len(rows)
         seconds = time.perf_counter() - clock
-        seen = tuple(map(float, losses))
-        check = Check(last.step + done, last.tokens + done * tokens, seen, found, taken, seconds)
-        checks, waiting = (*stage.checks, check), parts_of(now) if taken else stage.waiting
-        del stage, now  # the next steps donate the state, and the best weights wait on the host
+        check = Check(last.step + done, last.tokens + done * tokens, losses, found, taken, seconds)
+        waiting = parts_of(now) if taken else stage.waiting  # on the host
+        del now
         if done < schedule.steps and not found <= bearable:  # as it is for nan
-            slower = pace(state)
-            del state
-            slower = slower._replace(scale=slower.scale / 2)
-            state = begin(job, from_parts(dict(waiting), like), slower)
-        stage = Stage(state, waiting, like, checks)
-        del state
+            state = restarted(job, state, from_parts(dict(waiting), like))
+        stage = Stage(state, waiting, like, (*stage.checks, check))
         yield stage
+
+
+def _steps(
+    job: Job, given: Given, state: State, batches: Iterable[tuple[int, Batch]], watch: Callable[[int], None] | None
+) -> tuple[State, tuple[float, ...]]:
+    """Makes a step with each numbered batch, which donates the state, and returns the new one and their losses."""
+    losses = []
+    for number, batch in batches:
+        state, loss = step(job, given, state, batch)
+        losses.append(loss)
+        losses[-2:][0].block_until_ready()  # the device has the next step to go on with meanwhile
+        if watch:
+            watch(number)
+    return state, tuple(map(float, losses))
 
 
 def _compile(job: Job, given: Given, state: State, batch: Batch) -> None:

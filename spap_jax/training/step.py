@@ -124,41 +124,29 @@ class State(NamedTuple):
     scale: jax.Array
 
 
-class Pace(NamedTuple):
-    """What the size of the next step follows from.
-
-    Attributes:
-        counts: The optimizer's counts of steps, the only integers of its state.
-        scale: [] factor of the steps.
-    """
-
-    counts: tuple[jax.Array, ...]
-    scale: jax.Array
-
-
-def pace(state: State) -> Pace:
-    """Returns the pace of a state."""
-    return Pace(tuple(leaf for leaf in jax.tree.leaves(state.optimizer) if _counts(leaf)), state.scale)
-
-
-def begin(job: Job, moved: Params, pace: Pace | None = None) -> State:
-    """Returns the state before the first step; that of the optimizer is sharded as the weights it belongs to.
-
-    Args:
-        job: What the program is compiled for.
-        moved: The moving weights, in any data type.
-        pace: The pace of earlier steps to go on with.
-    """
+def begin(job: Job, moved: Params) -> State:
+    """Returns the state before the first step; that of the optimizer is sharded as the weights it belongs to."""
     moved = _in_float32(moved)
-    state = (job.recipe.optimizer().init(moved), jnp.float32(1))
-    optimizer, scale = jax.tree.map(lambda a: a if a.ndim else devices.replicate(a), state)
-    if pace is not None:
-        counts, scale = iter(pace.counts), pace.scale
-        optimizer = jax.tree.map(lambda a: next(counts) if _counts(a) else a, optimizer)
-    return State(moved, optimizer, scale)
+    optimizer, scale = job.recipe.optimizer().init(moved), jnp.float32(1)
+    return State(moved, *jax.tree.map(lambda a: a if a.ndim else devices.replicate(a), (optimizer, scale)))
+
+
+def restarted(job: Job, state: State, moved: Params) -> State:
+    """Returns the state before steps from other weights: half as large, with the schedule where it is.
+
+    The optimizer forgets its moments, and what the given state holds is freed.
+    """
+    counts = [leaf for leaf in jax.tree.leaves(state.optimizer) if _counts(leaf)]
+    for leaf in jax.tree.leaves((state.moved, state.optimizer)):
+        if not _counts(leaf):
+            leaf.delete()
+    fresh, counted = begin(job, moved), iter(counts)
+    optimizer = jax.tree.map(lambda leaf: next(counted) if _counts(leaf) else leaf, fresh.optimizer)
+    return State(fresh.moved, optimizer, state.scale / 2)
 
 
 def _counts(leaf: jax.Array) -> bool:
+    """Whether an array of an optimizer's state counts steps; no other holds integers."""
     return jnp.issubdtype(leaf.dtype, jnp.integer)
 
 

@@ -17,7 +17,7 @@ from spap_jax.placement import fully_shard_params
 from spap_jax.training import lora
 from spap_jax.training.engine import batch_of
 from spap_jax.training.optimizers import clipped, relative
-from spap_jax.training.step import Given, Job, Recipe, Sequences, State, begin, measure, pace, step
+from spap_jax.training.step import Given, Job, Recipe, Sequences, State, begin, measure, restarted, step
 
 LLAMA = {
     "model_type": "llama",
@@ -139,15 +139,15 @@ def test_a_step_suits_the_size_of_each_block():
         np.testing.assert_allclose(found, 0.01 * size, rtol=0.05)
 
 
-def test_what_begins_again_keeps_its_place_in_the_schedule_but_no_gradients():
+def test_what_restarts_keeps_its_place_in_the_schedule_but_no_gradients():
     with devices.use_mesh(8):
         job, given, state, batch = started("mlp")
         before = jax.device_get(state.moved)
         state, _ = step(job, given, state, batch)
-        half = pace(state)._replace(scale=devices.replicate(jnp.float32(0.5)))
-        again = begin(job, fully_shard_params(CONFIG, before), half)
-        alike = jax.tree.map(lambda a, b: a.sharding.is_equivalent_to(b.sharding, a.ndim), again, state)
-        assert jax.tree.all(alike)
+        shardings = jax.tree.map(lambda a: a.sharding, state)
+        again = restarted(job, state, fully_shard_params(CONFIG, before))
+        assert jax.tree.all(jax.tree.map(lambda a, b: a.sharding.is_equivalent_to(b, a.ndim), again, shardings))
+        assert jax.tree.leaves(state.moved)[0].is_deleted()
         for leaf in jax.tree.leaves(again.optimizer):
             assert (leaf == (1 if jnp.issubdtype(leaf.dtype, jnp.integer) else 0)).all()
         full = again._replace(scale=devices.replicate(jnp.float32(1)))
