@@ -15,7 +15,7 @@ from rich.table import Table
 from spap_jax.models.registry import family_of
 from spap_jax.planning import absent
 from spap_jax.planning.accelerators import mesh_named
-from spap_jax.planning.compiled import Compiled, judged
+from spap_jax.planning.compiled import Compiled, compile_program
 from spap_jax.planning.plan import Request
 from spap_jax.planning.programs import Program, programs
 from spap_jax.settings import PruneSettings
@@ -30,7 +30,7 @@ def at_effort(effort: float, program: Program) -> Compiled:
     """Compiles a program at an effort of the compiler, from -1 to 1."""
     jax.clear_caches()  # an executable of another effort would do
     jax.config.update("jax_exec_time_optimization_effort", effort)
-    return judged(program)
+    return compile_program(program)
 
 
 @app.default

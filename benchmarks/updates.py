@@ -30,14 +30,14 @@ from spap_jax.numerics import full_precision
 from spap_jax.pruning import moments, reduce, streams
 from spap_jax.pruning.layer import choose_channels, hidden_channels, refit_weights, search_of
 from spap_jax.solver import alternating
-from spap_jax.solver.alternating import Mlp, RoundSchedule, Tokens, Weights
+from spap_jax.solver.alternating import MlpFunctions, RoundSchedule, Tokens, Weights
 
 SETTINGS = spap.PruneSettings(rounds=2)
 
 STEPS = 200
 """Optimizer steps in a round."""
 
-Descent = Callable[[Mlp, Weights, Tokens, Tokens], Weights]
+Descent = Callable[[MlpFunctions, Weights, Tokens, Tokens], Weights]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Row:
     seconds: dict[str, float]
 
 
-def adam(mlp: Mlp, weights: Weights, calibration: Tokens, held_out: Tokens) -> Weights:
+def adam(mlp: MlpFunctions, weights: Weights, calibration: Tokens, held_out: Tokens) -> Weights:
     """Runs the alternating rounds of ``spap prune``."""
     schedule = RoundSchedule(SETTINGS.rounds, STEPS, SETTINGS.step_tokens, SETTINGS.learning_rate)
     key = jax.random.key(SETTINGS.seed)
@@ -58,7 +58,7 @@ def adam(mlp: Mlp, weights: Weights, calibration: Tokens, held_out: Tokens) -> W
     return alternating.recover(mlp, weights, error, calibration, held_out, schedule, SETTINGS.fit.ridge, key).weights
 
 
-def lbfgs(mlp: Mlp, weights: Weights, calibration: Tokens, held_out: Tokens, iterations: int) -> Weights:
+def lbfgs(mlp: MlpFunctions, weights: Weights, calibration: Tokens, held_out: Tokens, iterations: int) -> Weights:
     """Runs L-BFGS with its line search on all weights and all tokens."""
     unit, start = relative(weights)
 
@@ -78,7 +78,7 @@ def lbfgs(mlp: Mlp, weights: Weights, calibration: Tokens, held_out: Tokens, ite
 
 
 def gauss_newton(
-    mlp: Mlp, weights: Weights, calibration: Tokens, held_out: Tokens, iterations: int, inner: int
+    mlp: MlpFunctions, weights: Weights, calibration: Tokens, held_out: Tokens, iterations: int, inner: int
 ) -> Weights:
     """Runs Levenberg-Marquardt: ``inner`` CG iterations solve for each step, which is kept if the error decreases."""
     unit, start = relative(weights)
@@ -137,7 +137,7 @@ def descended(
     config: DecoderConfig, way: str, layer: Params, weights: Weights, calibration: Tokens, held_out: Tokens
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the relative errors after one method's descent, on held-out and on calibration tokens."""
-    mlp = Mlp(functools.partial(hidden_channels, config, layer))
+    mlp = MlpFunctions(functools.partial(hidden_channels, config, layer))
     done = weights if way == "refit" else WAYS[way](mlp, weights, calibration, held_out)
     error = functools.partial(alternating.relative_error, mlp, done)
     return error(held_out), error(calibration)

@@ -39,7 +39,7 @@ from spap_jax.pruning.predictions import get_layer
 from spap_jax.pruning.run import resolve
 from spap_jax.pruning.streams import Streams
 from spap_jax.solver import alternating
-from spap_jax.solver.alternating import Mlp, RoundSchedule, Tokens, Weights
+from spap_jax.solver.alternating import MlpFunctions, RoundSchedule, Tokens, Weights
 from spap_jax.solver.problem import equilibrate
 
 IDEAS = {
@@ -250,7 +250,7 @@ def recover_weighted(
     def target(tokens: Tokens) -> jax.Array:
         return aim(block.dense, layer, block.correction, tokens) @ metric.root
 
-    mlp = Mlp(functools.partial(hidden_channels, block.narrow, layer), target)
+    mlp = MlpFunctions(functools.partial(hidden_channels, block.narrow, layer), target)
     found = alternating.recover(mlp, weights, error, fitted, judged, schedule, ridge, key).weights
     bias = None if found.bias is None else found.bias @ metric.inverse
     return Weights(found.inner, found.down @ metric.inverse, bias)

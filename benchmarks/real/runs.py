@@ -11,7 +11,7 @@ import msgspec
 
 import spap_jax as spap
 from spap_jax.evaluation.divergence import compare
-from spap_jax.evaluation.speed import measure, speed_up
+from spap_jax.evaluation.speed import speed_up, time_generation
 from spap_jax.models import cost
 from spap_jax.reporting.schema import GenerationWorkload
 
@@ -132,7 +132,7 @@ def row_of(
     """
     pruned, report = spap.load(folder), msgspec.json.decode((folder / "spap_report.json").read_bytes())
     work = GenerationWorkload(prompt=min(GenerationWorkload.prompt, dense.config.positions - GenerationWorkload.new))
-    before, after = measure([dense, pruned], work)
+    before, after = time_generation([dense, pruned], work)
     return Row(
         model=name,
         sparsity=sparsity,

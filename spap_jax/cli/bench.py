@@ -53,7 +53,7 @@ def bench(
     from spap_jax.cli.json_file import check_json_place, write_json
     from spap_jax.devices import use_mesh
     from spap_jax.errors import UserError
-    from spap_jax.evaluation.speed import measure
+    from spap_jax.evaluation.speed import time_generation
     from spap_jax.placement import bytes_of
     from spap_jax.reporting.schema import GenerationWorkload
 
@@ -73,7 +73,7 @@ def bench(
     work = GenerationWorkload(batch, prompt, new, repeats)
     weights = bytes_of([loaded.params for loaded in models])
     with waiting("measuring"), use_mesh(devices, model_devices, weights, groups=1):
-        speeds = measure(models, work)
+        speeds = time_generation(models, work)
     result = _result(names, models, speeds, work)
     _show(result, names)
     if json is not None:

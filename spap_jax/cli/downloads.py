@@ -1,7 +1,7 @@
 """Downloads of files named by an address, made before a spinner starts, which would disrupt the download's bar."""
 
 from spap_jax import checkpoint
-from spap_jax.data.mixtures import parts_of
+from spap_jax.data.mixtures import shares_of
 from spap_jax.remote import fetch_file, hub_id, is_address
 
 
@@ -14,7 +14,7 @@ def fetch_models(*names: str | None) -> None:
 
 def fetch_data(*names: str | None) -> None:
     """Downloads data files into the cache, including copies named as c4:ADDRESS; other names are skipped."""
-    parts = [part for name in names if name for part in parts_of(name)]
+    parts = [part for name in names if name for part in shares_of(name)]
     for data, _ in parts:
         address = data if is_address(data) else data.partition(":")[2]
         if is_address(address):

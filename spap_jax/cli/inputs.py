@@ -26,9 +26,9 @@ def inputs(
 
 def _data_places(role: str, data: str | None) -> dict[str, str | Path | None]:
     """Returns the places of data, or of the parts of a mixture."""
-    from spap_jax.data.mixtures import parts_of
+    from spap_jax.data.mixtures import shares_of
 
-    parts = parts_of(data) if data else []
+    parts = shares_of(data) if data else []
     return {
         f"{role}{f' (part {number})' * (len(parts) > 1)}": _data_place(part.data)
         for number, part in enumerate(parts, 1)

@@ -14,7 +14,7 @@ import numpy as np
 
 from spap_jax.data.blocks import TokenBlocks, new_blocks
 from spap_jax.data.in_memory import Data
-from spap_jax.data.mixtures import Part, parts_of, shares
+from spap_jax.data.mixtures import Share, shares, shares_of
 from spap_jax.data.named_sets import Role
 from spap_jax.data.sources import SPLITS, Opened, open_data
 from spap_jax.data.tokenizing import Start, start_of_windows, tokenise, tokenizer_for
@@ -63,7 +63,7 @@ def load_tokens(
     """
     _check_asked(sequence_length, sequences, seed, role)
     given = {"tokenizer": tokenizer, "sequence_length": sequence_length, "vocabulary": vocabulary, "bos": bos}
-    parts = parts_of(data) if isinstance(data, str) else []
+    parts = shares_of(data) if isinstance(data, str) else []
     if len(parts) > 1:
         return _mixed(parts, sequences, seed, role, given)
     opened = open_data(data, role)
@@ -181,7 +181,7 @@ def _answered(
     return (windows[counts], mask[counts]) if role == "calibration" else (windows, mask)
 
 
-def _mixed(parts: list[Part], sequences: int | None, seed: int, role: Role, given: dict[str, Any]) -> TokenBlocks:
+def _mixed(parts: list[Share], sequences: int | None, seed: int, role: Role, given: dict[str, Any]) -> TokenBlocks:
     """Draws sequences from each part in proportion to its weight, in random order.
 
     Raises:

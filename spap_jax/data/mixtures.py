@@ -9,14 +9,14 @@ from spap_jax.errors import UserError, option
 _WEIGHTED = re.compile(r"(.+):(\d+\.?\d*|\.\d+)")
 
 
-class Part(NamedTuple):
+class Share(NamedTuple):
     """A data set of a mixture by its name, and its weight."""
 
     data: str
     weight: float
 
 
-def parts_of(data: str) -> list[Part]:
+def shares_of(data: str) -> list[Share]:
     """Returns the parts of a mixture; a name that is none is the only part.
 
     Args:
@@ -28,11 +28,11 @@ def parts_of(data: str) -> list[Part]:
     pieces = data.split(",")
     found = [_WEIGHTED.fullmatch(piece) for piece in pieces]
     if len(pieces) == 1 or not (any(found) or all(map(_exists, pieces))) or (_exists(data) and not all(found)):
-        return [Part(data, 1.0)]
+        return [Share(data, 1.0)]
     for name in (data, *pieces):
         if _exists(name) and _WEIGHTED.fullmatch(name):
             raise UserError(f"{name} is the name of a file, and data with a weight: rename the file")
-    parts = [Part(match[1], float(match[2])) for match in found if match]
+    parts = [Share(match[1], float(match[2])) for match in found if match]
     if len(parts) < len(pieces):
         without = pieces[[match is None for match in found].index(True)]
         raise UserError(
@@ -47,7 +47,7 @@ def parts_of(data: str) -> list[Part]:
     return parts
 
 
-def shares(parts: list[Part], sequences: int) -> list[int]:
+def shares(parts: list[Share], sequences: int) -> list[int]:
     """Returns the number of sequences of each part: in proportion to the weights, rounded to the given sum.
 
     Raises:

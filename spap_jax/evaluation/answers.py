@@ -13,7 +13,7 @@ from spap_jax.data.prompts import load_prompts
 from spap_jax.data.tokenizing import load_tokenizer
 from spap_jax.errors import UserError, option
 from spap_jax.evaluation.generation import Sampling, check_sampling, end_tokens
-from spap_jax.evaluation.sequences import continuations, replicate
+from spap_jax.evaluation.sequences import continuations, replicas_of
 from spap_jax.model import Model, checked
 from spap_jax.settings import is_count
 
@@ -75,7 +75,7 @@ def answer(
     def ended(tokens: list[int]) -> bool:
         return not ends.isdisjoint(tokens)
 
-    replicas, written = replicate(model, devices), {}
+    replicas, written = replicas_of(model, devices), {}
     watch(0, len(encoded))
     for found in continuations(replicas, encoded, max_new_tokens, ended, batch_tokens, sampling, key):
         for index, tokens in found.items():

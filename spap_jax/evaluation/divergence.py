@@ -9,7 +9,7 @@ import numpy as np
 
 from spap_jax import devices
 from spap_jax.errors import UserError
-from spap_jax.evaluation.perplexity import batches, check_length, check_windows, predictions
+from spap_jax.evaluation.perplexity import check_length, check_windows, predictions, window_batches
 from spap_jax.model import Model
 from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
@@ -71,7 +71,7 @@ def compare(
         )
     params, total = (shard_params(dense.config, dense.params), shard_params(pruned.config, pruned.params)), None
     counted = predictions("divergence", tokens, mask)
-    for part, counts in batches(tokens, counted, batch_tokens):
+    for part, counts in window_batches(tokens, counted, batch_tokens):
         sums = _sums(configs, params, devices.shard_chunks(part), devices.shard_chunks(counts))
         total = sums if total is None else total + sums
     loss, other, divergence, agreement = np.asarray(total, np.float64) / counted.sum()

@@ -19,7 +19,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from spap_jax.data.tokenizing import load_tokenizer
 from spap_jax.errors import UserError
 from spap_jax.evaluation.generation import Sampling, end_tokens
-from spap_jax.evaluation.sequences import continuations, log_likelihoods, replicate
+from spap_jax.evaluation.sequences import continuations, log_likelihoods, replicas_of
 from spap_jax.model import Model
 
 Watch = Callable[[str, int, int], None]
@@ -61,7 +61,7 @@ class HarnessModel(TemplateLM):
                 f"the tokenizer of {model.source.name} names neither a beginning nor an end token, and one of them has "
                 "to stand before a text: add bos_token or eos_token to its tokenizer_config.json."
             )
-        self._replicas = replicate(model, devices)
+        self._replicas = replicas_of(model, devices)
         self._ends = {*end_tokens(model), self.eot_token_id}
         self._batch_tokens = batch_tokens
         self._watch = watch or (lambda what, done, total: None)

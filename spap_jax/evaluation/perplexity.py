@@ -47,7 +47,7 @@ def perplexity(
     count, begun, total = len(tokens), 0, None
     watch(0, count)
     counted = predictions("perplexity", tokens, mask)
-    for part, counts in batches(tokens, counted, batch_tokens):
+    for part, counts in window_batches(tokens, counted, batch_tokens):
         before, done = total, begun
         loss = negative_log_likelihood(model.config, params, devices.shard_chunks(part), devices.shard_chunks(counts))
         total = loss if total is None else total + loss
@@ -96,7 +96,9 @@ def predictions(measure: str, tokens: np.ndarray, mask: np.ndarray | None) -> np
     return counted
 
 
-def batches(tokens: np.ndarray, counted: np.ndarray, batch_tokens: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def window_batches(
+    tokens: np.ndarray, counted: np.ndarray, batch_tokens: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields windows [B, T] in batches [D, b, T], b for each device, with those of their predictions [B, T - 1].
 
     The last batch is padded with windows that do not count, so that all batches share one compilation.

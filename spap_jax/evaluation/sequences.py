@@ -81,7 +81,7 @@ class Score(NamedTuple):
     is_greedy: bool
 
 
-def replicate(model: Model, devices: Sequence[Any] | None = None) -> Replicas:
+def replicas_of(model: Model, devices: Sequence[Any] | None = None) -> Replicas:
     """Replicates a model on the devices.
 
     Args:

@@ -40,7 +40,7 @@ class Speed:
     decode_bytes: int
 
 
-def measure(models: list[Model], work: GenerationWorkload) -> list[Speed]:
+def time_generation(models: list[Model], work: GenerationWorkload) -> list[Speed]:
     """Times models in turn, run by run, after one warm-up run of each model, which compiles.
 
     Inside ``devices.use_mesh``, weights and sequences are sharded over the mesh.

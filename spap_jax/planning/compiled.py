@@ -79,7 +79,7 @@ def compiled(load: Workload, mesh: Mesh, watch: Callable[[str, int, int], None])
 def _alone(function: Any, structure: Any, leaves: tuple) -> Compiled:
     """Compiles one call of a function, with nothing held beside it."""
     arguments, options = jax.tree.unflatten(structure, leaves)
-    return judged(Program("", function, arguments, options, times=1, beside=()))
+    return compile_program(Program("", function, arguments, options, times=1, beside=()))
 
 
 def needs(found: list[Compiled]) -> dict[str, float]:
@@ -90,7 +90,7 @@ def needs(found: list[Compiled]) -> dict[str, float]:
     return most
 
 
-def judged(program: Program) -> Compiled:
+def compile_program(program: Program) -> Compiled:
     """Compiles one program for the devices of its arguments."""
     start = time.perf_counter()
     try:

@@ -120,7 +120,7 @@ def _errors(narrow: DecoderConfig, layer: Params, stages: list[Weights], tokens:
     def heads(_, residual: jax.Array) -> jax.Array:
         return decoder.block(narrow, layer, residual, method=streams.attended)
 
-    return alternating.relative_errors(alternating.Mlp(heads), stages, tokens)
+    return alternating.relative_errors(alternating.MlpFunctions(heads), stages, tokens)
 
 
 def _to_weights(attention: Params) -> Weights:

@@ -21,7 +21,7 @@ from spap_jax.pruning.streams import mlp_hidden, mlp_output
 from spap_jax.reporting.schema import Errors, LayerReport
 from spap_jax.settings import PruneSettings
 from spap_jax.solver import alternating
-from spap_jax.solver.alternating import Fitted, Mlp, Recovered, RoundSchedule, Tokens, Weights
+from spap_jax.solver.alternating import Fitted, MlpFunctions, Recovered, RoundSchedule, Tokens, Weights
 from spap_jax.solver.problem import equilibrate, refit, scaled
 from spap_jax.solver.swap import Polished
 
@@ -270,9 +270,9 @@ def _errors(block: Fitting, layer: Params, stages: list[Weights], tokens: Tokens
     return alternating.relative_errors(_mlp(block, layer), stages, tokens)
 
 
-def _mlp(block: Fitting, layer: Params) -> Mlp:
+def _mlp(block: Fitting, layer: Params) -> MlpFunctions:
     hidden = functools.partial(hidden_channels, block.narrow, layer)
-    return Mlp(hidden, functools.partial(aim, block.dense, layer, block.correction))
+    return MlpFunctions(hidden, functools.partial(aim, block.dense, layer, block.correction))
 
 
 def aim(config: DecoderConfig, layer: Params, correction: float, tokens: Tokens) -> jax.Array:

@@ -89,7 +89,7 @@ def changing_stages(parts: Sequence[Part]) -> list[str]:
 def errors(layers: Sequence[int], parts: Sequence[Part], stages: Sequence[str], what: str) -> Plot:
     """Plots the relative error in per cent by layer after each stage, on calibration and held-out tokens."""
     figure, axes = _panel("layer", "error, %")
-    drawn = [tokens for tokens in TOKENS if tokens == "calibration" or judged(parts)]
+    drawn = [tokens for tokens in TOKENS if tokens == "calibration" or has_held_out(parts)]
     for stage, tokens in itertools.product(stages, drawn):
         colour = LIGHT[STAGES[stage].colour]
         axes.plot(
@@ -114,7 +114,8 @@ def errors(layers: Sequence[int], parts: Sequence[Part], stages: Sequence[str], 
         "errors" if what == "MLP" else f"{what}-errors",
         f"How well each layer's {what} was preserved",
         f"How far each layer's {what} is from the original's: squared difference of their outputs, relative to the "
-        f"original's size; lower is better. {meanings[0].upper()}{meanings[1:]}.{NEW_TEXT if judged(parts) else ''}",
+        f"original's size; lower is better. {meanings[0].upper()}{meanings[1:]}."
+        f"{NEW_TEXT if has_held_out(parts) else ''}",
         f"Error of each layer's {what} in per cent on {drawn[-1]} tokens: {said}.",
         figure,
     )
@@ -124,7 +125,7 @@ def gains(numbers: Sequence[int], parts: Sequence[Part], stages: Sequence[str], 
     """Plots the fraction of the first stage's error that each later stage removed."""
     figure, axes = _panel("layer", "error removed, %")
     layers = np.array(numbers)
-    tokens = "held-out" if judged(parts) else "calibration"
+    tokens = "held-out" if has_held_out(parts) else "calibration"
     start = np.array(_stage(parts, tokens, stages[0]))
     start[start == 0] = math.nan  # nothing to remove
     width = 0.8 / (len(stages) - 1)
@@ -236,7 +237,7 @@ def seconds(phases: dict[str, float]) -> Plot:
     return Plot("seconds", "Where the time went", whole, f"Seconds by phase: {said}.", figure)
 
 
-def judged(parts: Sequence[Part]) -> bool:
+def has_held_out(parts: Sequence[Part]) -> bool:
     """Whether there are errors on held-out tokens."""
     return all(part.held_out for part in parts)
 

@@ -65,7 +65,7 @@ class Tokens(NamedTuple):
         return jax.tree.map(lambda a: a.reshape(-1, *a.shape[axes:]), self)
 
 
-class Mlp(NamedTuple):
+class MlpFunctions(NamedTuple):
     """An MLP whose weights are fitted, as functions.
 
     Attributes:
@@ -122,12 +122,12 @@ def output(hidden: Hidden, weights: Weights, residual: jax.Array) -> jax.Array:
     return y if weights.bias is None else y + weights.bias.reshape((1,) * (y.ndim - 1) + (-1,))
 
 
-def relative_error(mlp: Mlp, weights: Weights, tokens: Tokens) -> jax.Array:
+def relative_error(mlp: MlpFunctions, weights: Weights, tokens: Tokens) -> jax.Array:
     """Computes `relative_errors` of one set of weights, []."""
     return relative_errors(mlp, [weights], tokens)[0]
 
 
-def relative_errors(mlp: Mlp, stages: list[Weights], tokens: Tokens) -> list[jax.Array]:
+def relative_errors(mlp: MlpFunctions, stages: list[Weights], tokens: Tokens) -> list[jax.Array]:
     """Computes, in one pass, the squared errors of several weights over the squared target, summed over all tokens.
 
     Returns:
@@ -144,14 +144,14 @@ def relative_errors(mlp: Mlp, stages: list[Weights], tokens: Tokens) -> list[jax
     return [error / jnp.maximum(power, _TINY) for error in errors]  # a layer that adds nothing has no target
 
 
-def _squares(mlp: Mlp, stages: list[Weights], tokens: Tokens) -> jax.Array:
+def _squares(mlp: MlpFunctions, stages: list[Weights], tokens: Tokens) -> jax.Array:
     """Computes the weighted sums of the squared error of each output, and last of the squared target."""
     target = mlp.target(tokens)
     errors = [target - output(mlp.hidden, weights, tokens.residual) for weights in stages]
     return jnp.stack([jnp.square(tokens.weighted(rows)).sum() for rows in (*errors, target)])
 
 
-def closed_form(mlp: Mlp, weights: Weights, tokens: Tokens, ridge: float | jax.Array) -> Fitted:
+def closed_form(mlp: MlpFunctions, weights: Weights, tokens: Tokens, ridge: float | jax.Array) -> Fitted:
     """Solves for the optimal output projection and bias, given the inner projections, in one pass over the tokens.
 
     The ridge pulls towards the current projection, so that the error cannot rise. Both errors follow from the second
@@ -193,7 +193,7 @@ def relative_optimizer() -> optax.GradientTransformation:
 
 
 def descend(
-    mlp: Mlp, weights: Weights, tokens: Tokens, schedule: RoundSchedule, rate: jax.Array, key: jax.Array
+    mlp: MlpFunctions, weights: Weights, tokens: Tokens, schedule: RoundSchedule, rate: jax.Array, key: jax.Array
 ) -> Weights:
     """Runs minibatch steps on all weights jointly; the step size decays to zero over the round, so that they settle."""
     count = tokens.real  # padding comes last, and is never drawn
@@ -219,7 +219,7 @@ def descend(
 
 
 def recover(
-    mlp: Mlp,
+    mlp: MlpFunctions,
     start: Weights,
     error: jax.Array,
     calibration: Tokens,

@@ -18,7 +18,7 @@ from spap_jax import devices, memory
 from spap_jax.models.decoder import Params
 from spap_jax.pruning.streams import largest_divisor
 from spap_jax.reporting.schema import Check
-from spap_jax.training.step import Batch, Given, Job, State, begin, measure, restarted, step
+from spap_jax.training.step import Given, Job, Minibatch, State, begin, measure, restarted, step
 
 Parts = dict[str, dict[str, np.ndarray]]
 """What the devices of a process hold of the arrays of a tree, by their number; see ``devices.parts_of``."""
@@ -70,15 +70,15 @@ class Stage(NamedTuple):
     @property
     def best(self) -> Params:
         """The moving weights with the lowest loss so far, brought to the devices anew."""
-        return from_parts(dict(self.waiting), self.like)
+        return from_host(dict(self.waiting), self.like)
 
     def parts(self) -> dict[str, Parts]:
         """Returns what this process's devices hold of the stage, on the host."""
-        return {"state": parts_of(self.state), "best": self.waiting}
+        return {"state": to_host(self.state), "best": self.waiting}
 
     def with_parts(self, parts: dict[str, Parts], checks: tuple[Check, ...]) -> "Stage":
         """Returns a stage of the same run, of which each process gives its own parts; takes the state's out of them."""
-        return Stage(from_parts(parts["state"], self.state), parts["best"], self.like, checks)
+        return Stage(from_host(parts["state"], self.state), parts["best"], self.like, checks)
 
     @property
     def least(self) -> float:
@@ -133,7 +133,7 @@ def stages(
             clock = time.perf_counter()
             loss = float(measure(job, judged, start, held_out))
             before = (Check(0, 0, (), loss, True, time.perf_counter() - clock),)
-        stage = Stage(begin(job, start), parts_of(start), like, before)
+        stage = Stage(begin(job, start), to_host(start), like, before)
     del start
     if not reported:
         yield stage
@@ -153,16 +153,16 @@ def stages(
         done = start_at + len(rows)
         seconds = time.perf_counter() - clock
         check = Check(last.step + done, last.tokens + done * tokens, losses, found, taken, seconds)
-        waiting = parts_of(now) if taken else stage.waiting  # on the host
+        waiting = to_host(now) if taken else stage.waiting  # on the host
         del now
         if done < schedule.steps and not found <= bearable:  # as it is for nan
-            state = restarted(job, state, from_parts(dict(waiting), like))
+            state = restarted(job, state, from_host(dict(waiting), like))
         stage = Stage(state, waiting, like, (*stage.checks, check))
         yield stage
 
 
 def _steps(
-    job: Job, given: Given, state: State, batches: Iterable[tuple[int, Batch]], watch: Callable[[int], None] | None
+    job: Job, given: Given, state: State, batches: Iterable[tuple[int, Minibatch]], watch: Callable[[int], None] | None
 ) -> tuple[State, tuple[float, ...]]:
     """Makes a step with each numbered batch, which donates the state, and returns the new one and their losses."""
     losses = []
@@ -175,7 +175,7 @@ def _steps(
     return state, tuple(map(float, losses))
 
 
-def _compile(job: Job, given: Given, state: State, batch: Batch) -> None:
+def _compile(job: Job, given: Given, state: State, batch: Minibatch) -> None:
     """Compiles the step, and returns what the compiler leaves to the system before the step needs memory of its own."""
     step.lower(job, given, state, batch).compile()
     memory.return_scraps()
@@ -185,13 +185,13 @@ def _described(tree: Any) -> Any:
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), tree)
 
 
-def parts_of(tree: Any) -> Parts:
+def to_host(tree: Any) -> Parts:
     """Copies what this process's devices hold of the arrays of a tree to the host."""
     return {str(number): devices.parts_of(array) for number, array in enumerate(jax.tree.leaves(tree))}
 
 
-def from_parts(parts: Parts, like: Any) -> Any:
-    """Inverts `parts_of`, with the shapes and shardings of the arrays of another tree, and takes the parts out."""
+def from_host(parts: Parts, like: Any) -> Any:
+    """Inverts `to_host`, with the shapes and shardings of the arrays of another tree, and takes the parts out."""
     arrays, tree = jax.tree.flatten(like)
     return tree.unflatten(
         [devices.from_parts(parts.pop(str(number), {}), array) for number, array in enumerate(arrays)]
@@ -205,7 +205,7 @@ def _order(count: int, steps: int, sequences: int, seed: tuple[int, ...]) -> np.
     return np.concatenate(passes)[: steps * sequences].reshape(steps, sequences)
 
 
-def batch_of(rows: np.ndarray, given: Given, batch_tokens: int) -> Batch:
+def batch_of(rows: np.ndarray, given: Given, batch_tokens: int) -> Minibatch:
     """Divides sequences [B] evenly among the devices, in passes of at most ``batch_tokens`` tokens on each."""
     count = devices.data_size()
     own = -(-len(rows) // count)
@@ -213,4 +213,4 @@ def batch_of(rows: np.ndarray, given: Given, batch_tokens: int) -> Batch:
     filled = np.arange(own * count)
     counted = (filled < len(rows)).astype(np.float32)
     rows = rows[np.minimum(filled, len(rows) - 1)].astype(np.int32)
-    return Batch(rows.reshape(-1, together), counted.reshape(-1, together))
+    return Minibatch(rows.reshape(-1, together), counted.reshape(-1, together))

@@ -33,7 +33,7 @@ def relative(rate: float, steps: int, moments: str = "float32") -> optax.Gradien
         moments: Data type in which Adam's two moments are stored.
     """
     return optax.chain(
-        stored(optax.scale_by_adam(b2=0.99), jnp.dtype(moments)),
+        with_state_dtype(optax.scale_by_adam(b2=0.99), jnp.dtype(moments)),
         _by_size(),
         optax.scale_by_learning_rate(schedule(rate, steps)),
     )
@@ -50,13 +50,13 @@ def clipped(rate: float, steps: int, decay: float, moments: str = "float32") -> 
     """
     return optax.chain(
         optax.clip_by_global_norm(_LARGEST_GRADIENT),
-        stored(optax.scale_by_adam(), jnp.dtype(moments)),
+        with_state_dtype(optax.scale_by_adam(), jnp.dtype(moments)),
         optax.add_decayed_weights(decay),
         optax.scale_by_learning_rate(schedule(rate, steps)),
     )
 
 
-def stored(inner: optax.GradientTransformation, dtype: Any) -> optax.GradientTransformation:
+def with_state_dtype(inner: optax.GradientTransformation, dtype: Any) -> optax.GradientTransformation:
     """Keeps the arrays of a transformation's state in a data type; its arithmetic stays in float32."""
     if dtype == jnp.float32:
         return inner

@@ -98,7 +98,7 @@ class Given(NamedTuple):
     short: Params | None = None
 
 
-class Batch(NamedTuple):
+class Minibatch(NamedTuple):
     """The sequences of a step or a measurement, in passes that are computed one after the other.
 
     Attributes:
@@ -156,16 +156,16 @@ def _in_float32(tree: Params) -> Params:
 
 
 @functools.partial(jax.jit, static_argnames="job", donate_argnames="state")
-def step(job: Job, given: Given, state: State, batch: Batch) -> tuple[State, jax.Array]:
+def step(job: Job, given: Given, state: State, batch: Minibatch) -> tuple[State, jax.Array]:
     """Makes one step and returns the new state and the mean loss [] before it, in nats per prediction.
 
     Matrix products have the device's default precision.
     """
 
-    def sums(now: Batch) -> tuple[jax.Array, Params]:
+    def sums(now: Minibatch) -> tuple[jax.Array, Params]:
         return jax.value_and_grad(lambda moved: _loss_sum(job, given, moved, now, job.dtype))(state.moved)
 
-    def add(total: Any, now: Batch) -> tuple[Any, None]:
+    def add(total: Any, now: Minibatch) -> tuple[Any, None]:
         return _spread(job, jax.tree.map(jnp.add, total, sums(now))), None
 
     zeros = (jnp.float32(0), jax.tree.map(jnp.zeros_like, state.moved))
@@ -178,10 +178,10 @@ def step(job: Job, given: Given, state: State, batch: Batch) -> tuple[State, jax
 
 @functools.partial(jax.jit, static_argnames="job")
 @full_precision
-def measure(job: Job, given: Given, moved: Params, batch: Batch) -> jax.Array:
+def measure(job: Job, given: Given, moved: Params, batch: Minibatch) -> jax.Array:
     """Computes the mean loss [] in nats per prediction, in float32 at full precision."""
 
-    def add(total: jax.Array, now: Batch) -> tuple[jax.Array, None]:
+    def add(total: jax.Array, now: Minibatch) -> tuple[jax.Array, None]:
         return total + _loss_sum(job, given, moved, now, jnp.float32, merged=True), None
 
     return jax.lax.scan(add, jnp.float32(0), batch)[0] / _predictions(given, batch)
@@ -191,11 +191,11 @@ def text_loss(student: Student, text: Sequences) -> jax.Array:
     """Computes the mean next-token loss [] of sequences [B, T], in nats per prediction."""
     outside = outer(student, jnp.float32)
     last = last_stream(student, outside, text.tokens, jnp.float32)
-    counts = counting(text)
+    counts = counted_predictions(text)
     return loss_sum(Predictor(student.config, outside), last, next_tokens(text.tokens), counts) / counts.sum()
 
 
-def counting(sequences: Sequences) -> jax.Array:
+def counted_predictions(sequences: Sequences) -> jax.Array:
     """Returns which predictions of sequences [B, T] count: those of the mask's tokens, or of all but the first."""
     tokens, mask = sequences.tokens, sequences.mask
     after = jnp.ones_like(tokens[:, 1:], bool) if mask is None else mask[:, 1:] > 0
@@ -206,7 +206,7 @@ def _spread(job: Job, sums: tuple[jax.Array, Params]) -> tuple[jax.Array, Params
     return sums[0], fully_shard_params(job.config, sums[1])
 
 
-def _predictions(given: Given, batch: Batch) -> jax.Array:
+def _predictions(given: Given, batch: Minibatch) -> jax.Array:
     """Number of predictions of a batch that count; 1 if none does."""
     tokens, mask = given.sequences.tokens, given.sequences.mask
     if mask is None:
@@ -215,7 +215,7 @@ def _predictions(given: Given, batch: Batch) -> jax.Array:
     return jnp.maximum(1, (batch.counted * each[batch.rows]).sum())
 
 
-def _loss_sum(job: Job, given: Given, moved: Params, now: Batch, dtype: Any, merged: bool = False) -> jax.Array:
+def _loss_sum(job: Job, given: Given, moved: Params, now: Minibatch, dtype: Any, merged: bool = False) -> jax.Array:
     """Sums the losses of one pass [R]."""
     student = Student(job.config, given.frozen, moved, job.first, job.scale, job.remat)
     outside = outer(student, dtype, predicts=given.short is None)
@@ -232,7 +232,7 @@ def _loss_sum(job: Job, given: Given, moved: Params, now: Batch, dtype: Any, mer
         elif teacher is not None and taught is not None:
             stream = last_stream(teacher, taught, drawn.tokens, dtype)
             wanted = Wanted(Predictor(teacher.config, taught), stream, job.text_weight)
-        return loss_sum(own, last, following, counting(drawn) * counted[:, None], wanted)
+        return loss_sum(own, last, following, counted_predictions(drawn) * counted[:, None], wanted)
 
     places = jnp.unravel_index(now.rows, given.sequences.tokens.shape[:2])
     drawn = devices.take_large_from_chunks(given.sequences, places)

@@ -10,7 +10,7 @@ import pytest
 from benchmarks.updates import gauss_newton, lbfgs
 from spap_jax.numerics import full_precision
 from spap_jax.solver import alternating
-from spap_jax.solver.alternating import Mlp, Tokens, Weights
+from spap_jax.solver.alternating import MlpFunctions, Tokens, Weights
 
 
 def gated(inner, residual):
@@ -37,7 +37,7 @@ def near_a_solution() -> tuple[Weights, Tokens]:
 def test_the_error_nearly_vanishes(way, left: float):
     weights, tokens = near_a_solution()
     none = jax.tree.map(lambda a: a[:0], tokens)
-    done = jax.jit(full_precision(functools.partial(way, Mlp(gated))))(weights, tokens, none)
-    before, after = (float(alternating.relative_error(Mlp(gated), w, tokens)) for w in (weights, done))
+    done = jax.jit(full_precision(functools.partial(way, MlpFunctions(gated))))(weights, tokens, none)
+    before, after = (float(alternating.relative_error(MlpFunctions(gated), w, tokens)) for w in (weights, done))
     assert before > 1e-3
     assert after < left * before

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from data_cases import read, refused
 
-from spap_jax.data.mixtures import Part, parts_of
+from spap_jax.data.mixtures import Share, shares_of
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_the_parts_are_shuffled(folder: Path):
     ],
 )
 def test_names(data: str, parts: list, folder: Path):
-    assert parts_of(data) == [Part(*part) for part in parts]
+    assert shares_of(data) == [Share(*part) for part in parts]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from spap_jax.errors import UserError
 from spap_jax.evaluation import sequences
 from spap_jax.evaluation.generation import Sampling, generate
-from spap_jax.evaluation.sequences import Replicas, Score, batches, continuations, log_likelihoods, replicate
+from spap_jax.evaluation.sequences import Replicas, Score, batches, continuations, log_likelihoods, replicas_of
 from spap_jax.model import Model, Source
 
 NAME = "opt_125m_like"  # learned positions would reveal padding that counts
@@ -38,7 +38,7 @@ def scored(model: Replicas, batch_tokens: int) -> list[Score]:
 @pytest.mark.parametrize(("devices", "batch_tokens"), [(1, 128), (8, 64), (8, 4096)])
 def test_likelihoods_are_those_of_transformers_one_by_one(devices: int, batch_tokens: int) -> None:
     theirs = hf_models.hf_model(NAME)
-    found = scored(replicate(ported(), jax.devices()[:devices]), batch_tokens)
+    found = scored(replicas_of(ported(), jax.devices()[:devices]), batch_tokens)
     likeliest = []
     for text, count, score in zip(texts(), PREDICTED, found, strict=True):
         tokens = torch.tensor(text)
@@ -56,12 +56,12 @@ def test_what_the_model_would_write_is_greedy() -> None:
     text = generate(model, np.array([[5, 9]]), 6, eos=())[0].tolist()
     wrong = [*text[:-2], (text[-2] + 1) % 97, text[-1]]
     both = dict(enumerate([text, wrong]))
-    (found,) = log_likelihoods(replicate(model), list(both.values()), [6, 6], 4096)
+    (found,) = log_likelihoods(replicas_of(model), list(both.values()), [6, 6], 4096)
     assert [found[index].is_greedy for index in both] == [True, False]
 
 
 def test_every_device_scores_its_own_share() -> None:
-    model = replicate(ported())
+    model = replicas_of(ported())
     tokens, valid = np.ones((16, 33), np.int32), np.ones((16, 33), bool)
     arrays = sequences._split(model.mesh, tokens, valid, valid[:, 1:])
     compiled = sequences._score.lower(model.config, model.mesh, model.params, *arrays).compile()
@@ -73,7 +73,7 @@ def test_every_device_scores_its_own_share() -> None:
 
 
 def test_new_lengths_compile_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    model = replicate(ported(), jax.devices()[:2])  # a mesh for which no other test compiles anything
+    model = replicas_of(ported(), jax.devices()[:2])  # a mesh for which no other test compiles anything
 
     def compiled(*lengths: int) -> bool:
         caplog.clear()
@@ -110,7 +110,7 @@ def test_batches(lengths: list[int], batch_tokens: int, devices: int, following:
 @pytest.mark.parametrize("devices", [1, 8])
 def test_continuations_are_those_of_one_prompt_at_a_time(devices: int) -> None:
     model, prompts = ported(), texts((3, 40, 33, 1, 12, 20, 31, 2, 5))
-    placed = replicate(model, jax.devices()[:devices])
+    placed = replicas_of(model, jax.devices()[:devices])
     parts = list(continuations(placed, prompts, 40, lambda tokens: False, 256, *GREEDY))
     assert len(parts) == (5 if devices == 1 else 2)  # two sequences at a time, counting new tokens
     found = {index: tokens for part in parts for index, tokens in part.items()}
@@ -127,13 +127,13 @@ def test_writing_stops_when_all_texts_have_ended() -> None:
         seen.append(len(tokens))
         return len(tokens) > 32
 
-    (found,) = continuations(replicate(ported()), prompts, 96, ended, 4096, *GREEDY)
+    (found,) = continuations(replicas_of(ported()), prompts, 96, ended, 4096, *GREEDY)
     assert [len(found[index]) for index in range(2)] == [64, 64]
     assert set(seen) == {32, 64}
 
 
 def test_sampling() -> None:
-    model = replicate(ported())
+    model = replicas_of(ported())
 
     def written(sampling: Sampling, seed: int) -> list[list[int]]:
         (found,) = continuations(model, texts((3,) * 16), 8, bool, 4096, sampling, jax.random.key(seed))
@@ -148,4 +148,4 @@ def test_sampling() -> None:
 
 def test_a_token_that_the_model_does_not_know() -> None:
     with pytest.raises(UserError, match="token ids from 0 to 97, but the model's go from 0 to 96"):
-        list(log_likelihoods(replicate(ported()), [[3, 97]], [1], 4096))
+        list(log_likelihoods(replicas_of(ported()), [[3, 97]], [1], 4096))

@@ -12,8 +12,8 @@ from spap_jax.errors import UserError
 from spap_jax.evaluation.divergence import compare
 from spap_jax.evaluation.generation import Sampling
 from spap_jax.evaluation.perplexity import negative_log_likelihood, perplexity
-from spap_jax.evaluation.sequences import Replicas, continuations, replicate
-from spap_jax.evaluation.speed import measure
+from spap_jax.evaluation.sequences import Replicas, continuations, replicas_of
+from spap_jax.evaluation.speed import time_generation
 from spap_jax.model import Model, Source
 from spap_jax.models import decoder
 from spap_jax.models.registry import family_of
@@ -88,9 +88,9 @@ def test_tasks_run_where_the_weights_are_shared():
         parts = continuations(replicas, prompts, 32, lambda _: False, 64, Sampling(1.0), jax.random.key(0))
         return {number: text for part in parts for number, text in part.items()}
 
-    alone = written(replicate(model(), jax.devices()[:1]))
+    alone = written(replicas_of(model(), jax.devices()[:1]))
     with devices.use_mesh(8, 4):
-        shared = replicate(model())
+        shared = replicas_of(model())
         assert shared.params["layers"]["mlp"]["up"].addressable_shards[0].data.shape == (3, 32, 32)
         found = written(shared)
     assert found == alone
@@ -99,9 +99,9 @@ def test_tasks_run_where_the_weights_are_shared():
 def test_speed_is_measured_on_a_mesh():
     work = GenerationWorkload(batch=2, prompt=8, new=2, repeats=1)
     with devices.use_mesh(8, 4):
-        (speed,) = measure([model()], work)
+        (speed,) = time_generation([model()], work)
         with pytest.raises(UserError, match="batch of 3 cannot be divided evenly among 2 devices"):
-            measure([model()], GenerationWorkload(batch=3, prompt=8, new=2, repeats=1))
+            time_generation([model()], GenerationWorkload(batch=3, prompt=8, new=2, repeats=1))
     assert len(speed.decode) == 1
 
 

@@ -12,7 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from spap_jax.errors import UserError
 from spap_jax.planning import absent, servers, slices
 from spap_jax.planning.accelerators import ACCELERATORS, mesh_named
-from spap_jax.planning.compiled import Collective, collectives, judged, sent
+from spap_jax.planning.compiled import Collective, collectives, compile_program, sent
 
 
 @pytest.mark.parametrize(
@@ -112,11 +112,11 @@ class Refused:
     ],
 )  # fmt: skip
 def test_how_much_a_refused_program_needs_is_read(message: str, needs: float):
-    found = judged(Refused(message))  # type: ignore[arg-type]
+    found = compile_program(Refused(message))  # type: ignore[arg-type]
     assert found.refused
     assert found.memory == pytest.approx(needs + 1e9)
 
 
 def test_other_errors_of_the_compiler_are_not_taken_for_refusals():
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
-        judged(Refused("INTERNAL: Mosaic failed"))  # type: ignore[arg-type]
+        compile_program(Refused("INTERNAL: Mosaic failed"))  # type: ignore[arg-type]

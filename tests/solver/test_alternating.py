@@ -10,7 +10,7 @@ import pytest
 
 from spap_jax.numerics import full_precision
 from spap_jax.solver import alternating
-from spap_jax.solver.alternating import Mlp, RoundSchedule, Tokens, Weights
+from spap_jax.solver.alternating import MlpFunctions, RoundSchedule, Tokens, Weights
 
 WIDTH, CHANNELS, RIDGE = 8, 12, 1e-4
 KINDS = ("silu", "relu")
@@ -52,21 +52,21 @@ NONE = Tokens(jnp.zeros((0, 4, WIDTH)), jnp.zeros((0, 4, WIDTH)))
 @functools.partial(jax.jit, static_argnames="kind")
 @full_precision
 def closed_form(kind, weights, tokens, ridge=RIDGE):
-    return alternating.closed_form(Mlp(HIDDEN[kind]), weights, tokens, ridge)
+    return alternating.closed_form(MlpFunctions(HIDDEN[kind]), weights, tokens, ridge)
 
 
 @functools.partial(jax.jit, static_argnames="kind")
 @full_precision
 def error(kind, weights, tokens):
-    return alternating.relative_error(Mlp(HIDDEN[kind]), weights, tokens)
+    return alternating.relative_error(MlpFunctions(HIDDEN[kind]), weights, tokens)
 
 
 @functools.partial(jax.jit, static_argnames=("kind", "schedule"))
 @full_precision
 def recover(kind, weights, calibration, held_out, schedule, seed=3):
-    error = alternating.relative_error(Mlp(HIDDEN[kind]), weights, calibration)
+    error = alternating.relative_error(MlpFunctions(HIDDEN[kind]), weights, calibration)
     key = jax.random.key(seed)
-    return alternating.recover(Mlp(HIDDEN[kind]), weights, error, calibration, held_out, schedule, RIDGE, key)
+    return alternating.recover(MlpFunctions(HIDDEN[kind]), weights, error, calibration, held_out, schedule, RIDGE, key)
 
 
 def refitted(kind: str, calibration: Tokens) -> Weights:
