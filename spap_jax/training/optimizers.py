@@ -12,6 +12,9 @@ _WARM_UP = 0.1
 _LARGEST_GRADIENT = 1.0
 """Global norm to which larger gradients are clipped."""
 
+_DECAY, _EPSILON = 0.9, 1e-8
+"""Adam's decay of the first moment, and what is added to the root of the second."""
+
 _SMALLEST = 1e-3
 """Size that is taken for smaller weights, such as biases that are zero."""
 
@@ -33,7 +36,7 @@ def relative(rate: float, steps: int, moments: str = "float32") -> optax.Gradien
         moments: Data type in which Adam's two moments are stored.
     """
     return optax.chain(
-        with_state_dtype(optax.scale_by_adam(b2=0.99), jnp.dtype(moments)),
+        _adam(0.99, moments),
         _by_size(),
         optax.scale_by_learning_rate(schedule(rate, steps)),
     )
@@ -50,25 +53,43 @@ def clipped(rate: float, steps: int, decay: float, moments: str = "float32") -> 
     """
     return optax.chain(
         optax.clip_by_global_norm(_LARGEST_GRADIENT),
-        with_state_dtype(optax.scale_by_adam(), jnp.dtype(moments)),
+        _adam(0.999, moments),
         optax.add_decayed_weights(decay),
         optax.scale_by_learning_rate(schedule(rate, steps)),
     )
 
 
-def with_state_dtype(inner: optax.GradientTransformation, dtype: Any) -> optax.GradientTransformation:
-    """Keeps the arrays of a transformation's state in a data type; its arithmetic stays in float32."""
-    if dtype == jnp.float32:
-        return inner
+def _adam(second_decay: float, moments: str) -> optax.GradientTransformation:
+    """Returns Adam (Kingma and Ba 2015), whose update is that of its moments as they are stored.
 
-    def to(state: Any, kind: Any) -> Any:
-        return jax.tree.map(lambda a: a.astype(kind) if jnp.issubdtype(a.dtype, jnp.floating) else a, state)
+    Unlike in `optax.scale_by_adam`, both moments have a data type of their own, and the update is not that of moments
+    before they are rounded: for it a program would read the old ones again when the new take their place, and copy.
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        updates, state = inner.update(updates, to(state, jnp.float32), params)
-        return updates, to(state, dtype)
+    Args:
+        second_decay: Decay of the second moment.
+        moments: Data type in which both moments are stored; arithmetic is in float32.
+    """
 
-    return optax.GradientTransformation(lambda params: to(inner.init(params), dtype), update)
+    def init(params: Any) -> optax.ScaleByAdamState:
+        zeros = jax.tree.map(lambda a: jnp.zeros_like(a, dtype=moments), params)
+        return optax.ScaleByAdamState(jnp.zeros([], jnp.int32), zeros, jax.tree.map(jnp.copy, zeros))
+
+    def moved(decay: float, old: jax.Array, new: jax.Array) -> jax.Array:
+        return (decay * old.astype(jnp.float32) + (1 - decay) * new).astype(moments)
+
+    def update(gradient: Any, state: optax.ScaleByAdamState, _: Any = None) -> tuple[Any, optax.ScaleByAdamState]:
+        count = state.count + 1
+        mean = jax.tree.map(lambda old, g: moved(_DECAY, old, g), state.mu, gradient)
+        square = jax.tree.map(lambda old, g: moved(second_decay, old, jnp.square(g)), state.nu, gradient)
+        corrections = 1 - _DECAY**count, 1 - second_decay**count
+
+        def one(mean: jax.Array, square: jax.Array) -> jax.Array:
+            first, second = (a.astype(jnp.float32) / c for a, c in zip((mean, square), corrections, strict=True))
+            return first / (jnp.sqrt(second) + _EPSILON)
+
+        return jax.tree.map(one, mean, square), optax.ScaleByAdamState(count, mean, square)
+
+    return optax.GradientTransformation(init, update)
 
 
 def _by_size() -> optax.GradientTransformation:

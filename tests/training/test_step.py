@@ -16,7 +16,7 @@ from spap_jax.models.registry import family_of
 from spap_jax.placement import fully_shard_params
 from spap_jax.training import lora
 from spap_jax.training.engine import batch_of
-from spap_jax.training.optimizers import clipped, relative
+from spap_jax.training.optimizers import clipped, relative, schedule
 from spap_jax.training.step import Given, Job, Recipe, Sequences, State, begin, measure, restarted, step
 
 LLAMA = {
@@ -109,6 +109,33 @@ def test_less_is_computed_again_with_the_same_result(what: str):
     assert work[1] < 0.95 * work[0]
     for one, other in zip(*map(jax.tree.leaves, found), strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)
+
+
+def test_moments_are_replaced_in_place():
+    """A second array for each would take as much memory as the weights that move."""
+    job, *arguments = started("mlp")
+    job = job._replace(recipe=Recipe(relative, (1e-3, 10, "bfloat16")))
+    state = begin(job, arguments[1].moved)
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.optimizer)} == {jnp.dtype("bfloat16"), jnp.dtype("int32")}
+    text = step.lower(job, arguments[0], state, arguments[2]).compile().as_text()
+    assert "bf16[3,64,1024]" in text
+    assert not re.findall(r"= bf16\[3,[^=]* copy\(", text)
+
+
+def test_it_is_adam():
+    rng = np.random.default_rng(0)
+    weights, *gradients = ({"a": jnp.asarray(rng.normal(size=(3, 4, 5)), jnp.float32)} for _ in range(4))
+    ours = clipped(1e-3, 10, 0.1)
+    theirs = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule(1e-3, 10), weight_decay=0.1))
+    found = []
+    for optimizer in (ours, theirs):
+        now, state = weights, optimizer.init(weights)
+        for gradient in gradients:
+            update, state = optimizer.update(gradient, state, now)
+            now = optax.apply_updates(now, update)
+        found.append(now["a"] - weights["a"])
+    np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-7)
+    assert np.abs(found[0]).max() > 1e-4
 
 
 def test_passes_change_nothing():
