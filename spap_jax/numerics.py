@@ -88,3 +88,15 @@ def in_float32(tree: Tree) -> Tree:
         lambda a: a if a.dtype == np.float32 else jax.lax.bitcast_convert_type(a, jnp.bfloat16).astype(jnp.float32),
         tree,
     )
+
+
+def to_slice(tree: Tree) -> Tree:
+    """Returns arrays as a loop should slice them: on a CPU those of bfloat16 as their bits, see `storage`."""
+    if platform() != "cpu":
+        return tree
+    return jax.tree.map(lambda a: jax.lax.bitcast_convert_type(a, jnp.uint16) if a.dtype == jnp.bfloat16 else a, tree)
+
+
+def sliced(tree: Tree) -> Tree:
+    """Inverts `to_slice`, for slices."""
+    return jax.tree.map(lambda a: jax.lax.bitcast_convert_type(a, jnp.bfloat16) if a.dtype == jnp.uint16 else a, tree)

@@ -12,7 +12,7 @@ from spap_jax import devices
 from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
-from spap_jax.numerics import full_precision, in_float32
+from spap_jax.numerics import full_precision, in_float32, sliced, to_slice
 from spap_jax.pruning import streams
 from spap_jax.pruning.streams import Streams
 
@@ -33,7 +33,7 @@ def divergence(
 
         return jax.lax.scan(add, jnp.float32(0), own)[0]
 
-    total = devices.psum_over_chunks(sums, chunks, outer, layers, mlp)
+    total = devices.psum_over_chunks(sums, chunks, outer, to_slice(layers), mlp)
     return total / streams.fitting_tokens(chunks).real
 
 
@@ -59,15 +59,16 @@ def advance(config: DecoderConfig, layers: Params, index: int, pruned: jax.Array
 def rest(config: DecoderConfig, layers: Params, first: int | jax.Array, mlp: Params, x: jax.Array) -> jax.Array:
     """Advances a stream from block ``first``, with ``mlp`` in it, past the last block. x: [B, T, d].
 
-    One program serves every value of ``first``: earlier blocks are skipped.
+    One program serves every value of ``first``: earlier blocks are skipped. Layers are as `to_slice` returns them.
     """
 
-    def after(x: jax.Array, number: jax.Array) -> tuple[jax.Array, None]:
-        return jax.lax.cond(
-            number > first, lambda x: apply(config, get_layer(layers, number), number, x), lambda x: x, x
-        ), None
+    def of(number: int | jax.Array) -> Params:
+        return sliced(get_layer(layers, number))
 
-    x = apply(config, get_layer(layers, first) | {"mlp": mlp}, first, x)
+    def after(x: jax.Array, number: jax.Array) -> tuple[jax.Array, None]:
+        return jax.lax.cond(number > first, lambda x: apply(config, of(number), number, x), lambda x: x, x), None
+
+    x = apply(config, of(first) | {"mlp": mlp}, first, x)
     return jax.lax.scan(after, x, jnp.arange(config.layers))[0]
 
 

@@ -16,6 +16,7 @@ from spap_jax import devices
 from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
+from spap_jax.numerics import sliced, to_slice
 from spap_jax.placement import gather_params
 from spap_jax.settings import Remat
 from spap_jax.training import lora
@@ -79,19 +80,21 @@ def last_stream(
         outside: Its weights outside the blocks, as `outer` returns them.
         tokens: Token ids.
         dtype: Data type of matrices and activations; norms and softmax are float32.
-        merged: Whether updates are merged into the weights, in their data type, as they will be written.
+        merged: Whether updates are merged into the weights, in their data type, as they will be written; then there is
+            no gradient.
         entering: [B, T, d] the stream before the first block; by default the embedded tokens.
     """
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None, :], tokens.shape)
     config, scale = student.config, student.scale
     own, updates = student.moved.get("layers", {}), student.moved.get("updates", {})
     stop = student.first + len(jax.tree.leaves(own)[0]) if own else student.first
+    frozen, own = to_slice(student.frozen.get("layers", {})), to_slice(own) if merged else own
 
     @functools.partial(jax.checkpoint, policy=REMAT[student.remat])
     def block(x: jax.Array, item: tuple[jax.Array, Params, Params]) -> jax.Array:
         number, moved, pairs = item
         x = devices.constrain_replicated(x)
-        layer = jax.tree.map(lambda stack: stack[number], student.frozen.get("layers", {})) | moved
+        layer = sliced(jax.tree.map(lambda stack: stack[number], frozen) | moved)
         if merged:
             layer, pairs = lora.merged(layer, gather_params(config, pairs, jnp.float32), scale), {}
         layer, pairs = gather_params(config, layer, dtype), lora.scaled(gather_params(config, pairs, dtype), scale)

@@ -111,6 +111,16 @@ def test_less_is_computed_again_with_the_same_result(what: str):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)
 
 
+def test_a_measurement_converts_a_block_at_a_time():
+    """A CPU's compiler would convert all of a bfloat16 stack before the loop over the blocks."""
+    job, given, state, batch = started("all")
+    stored = jax.tree.map(lambda a: a.astype(jnp.bfloat16), state.moved)
+    alone = job._replace(teacher=None), given._replace(guide=None)
+    text = measure.lower(*alone, stored, batch).compile().as_text()
+    assert "u16[3,64,1024]" in text
+    assert "f32[3,64,1024]" not in text
+
+
 def test_moments_are_replaced_in_place():
     """A second array for each would take as much memory as the weights that move."""
     job, *arguments = started("mlp")
