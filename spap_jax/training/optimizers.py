@@ -77,10 +77,10 @@ def _adam(second_decay: float, moments: str) -> optax.GradientTransformation:
     def moved(decay: float, old: jax.Array, new: jax.Array) -> jax.Array:
         return (decay * old.astype(jnp.float32) + (1 - decay) * new).astype(moments)
 
-    def update(gradient: Any, state: optax.ScaleByAdamState, _: Any = None) -> tuple[Any, optax.ScaleByAdamState]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, optax.ScaleByAdamState]:
         count = state.count + 1
-        mean = jax.tree.map(lambda old, g: moved(_DECAY, old, g), state.mu, gradient)
-        square = jax.tree.map(lambda old, g: moved(second_decay, old, jnp.square(g)), state.nu, gradient)
+        mean = jax.tree.map(lambda old, g: moved(_DECAY, old, g), state.mu, updates)
+        square = jax.tree.map(lambda old, g: moved(second_decay, old, jnp.square(g)), state.nu, updates)
         corrections = 1 - _DECAY**count, 1 - second_decay**count
 
         def one(mean: jax.Array, square: jax.Array) -> jax.Array:

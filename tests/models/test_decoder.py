@@ -49,7 +49,7 @@ def test_the_stream_alone_takes_no_whole_weights_in_float32(variant: str) -> Non
     """Also not on a CPU, whose compiler would convert all of a bfloat16 stack before the loop over the blocks."""
     config, params = hf_models.port(hf_models.hf_model(variant))
     stored = jax.tree.map(lambda a: jnp.asarray(a, jnp.bfloat16), params)
-    stream = jax.jit(decoder.last_stream, static_argnums=0).lower(config, stored, TOKENS).compile()
+    stream: Any = jax.jit(decoder.last_stream, static_argnums=0).lower(config, stored, TOKENS).compile()
     stacks = {"{},{},{}".format(*a.shape) for a in jax.tree.leaves(params["layers"]["mlp"]) if a.ndim == 3}
     assert not stacks & set(re.findall(r"f32\[([\d,]+)\]", stream.as_text()))
     whole = Decoder(config).apply({"params": stored}, TOKENS, logits=False)

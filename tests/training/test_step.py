@@ -116,18 +116,18 @@ def test_a_measurement_converts_a_block_at_a_time():
     job, given, state, batch = started("all")
     stored = jax.tree.map(lambda a: a.astype(jnp.bfloat16), state.moved)
     alone = job._replace(teacher=None), given._replace(guide=None)
-    text = measure.lower(*alone, stored, batch).compile().as_text()
+    text: Any = measure.lower(*alone, stored, batch).compile().as_text()
     assert "u16[3,64,1024]" in text
     assert "f32[3,64,1024]" not in text
 
 
 def test_moments_are_replaced_in_place():
     """A second array for each would take as much memory as the weights that move."""
-    job, *arguments = started("mlp")
+    job, given, before, batch = started("mlp")
     job = job._replace(recipe=Recipe(relative, (1e-3, 10, "bfloat16")))
-    state = begin(job, arguments[1].moved)
+    state = begin(job, before.moved)
     assert {leaf.dtype for leaf in jax.tree.leaves(state.optimizer)} == {jnp.dtype("bfloat16"), jnp.dtype("int32")}
-    text = step.lower(job, arguments[0], state, arguments[2]).compile().as_text()
+    text: Any = step.lower(job, given, state, batch).compile().as_text()
     assert "bf16[3,64,1024]" in text
     assert not re.findall(r"= bf16\[3,[^=]* copy\(", text)
 
@@ -139,7 +139,8 @@ def test_it_is_adam():
     theirs = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule(1e-3, 10), weight_decay=0.1))
     found = []
     for optimizer in (ours, theirs):
-        now, state = weights, optimizer.init(weights)
+        now: Any = weights
+        state = optimizer.init(weights)
         for gradient in gradients:
             update, state = optimizer.update(gradient, state, now)
             now = optax.apply_updates(now, update)
