@@ -59,7 +59,7 @@ def main(
     """
     start = time.perf_counter()
     cases = cases_of(zoo, model, calibration, evaluation)
-    amount = runs.Amount(sequences or (256 if quick else 1024), windows or (200 if quick else None))
+    amount = runs.Amount(sequences or (256 if quick else runs.SEQUENCES), windows or (200 if quick else None))
     scope = Scope(
         tuple(case.name for case in cases),
         cells_asked(sparsity or ((0.1, 0.2, 0.3) if quick else (0.1, 0.2, 0.3, 0.5)), method, quick),

@@ -9,6 +9,7 @@ from benchmarks.quality.judge import Judge, ratio_of
 from benchmarks.quality.methods import PEERS, TARGETS, idea_of, is_current
 from benchmarks.quality.report import table
 from benchmarks.quality.results import Row
+from benchmarks.quality.runs import SEQUENCES
 
 _HEAD = ("model", "removed", "seeds", "method", "with", "rise", "of its rise without", "KL", "of its KL without",
          "operations of those without", "core seconds")  # fmt: skip
@@ -33,9 +34,20 @@ def markdown(rows: Iterable[Row]) -> str | None:
             pairs.setdefault((row.model, f"{row.sparsity:.0%}", method, change), []).append((row, base))
     lines = [_line(*cell, of_seeds) for cell, of_seeds in pairs.items()]
     by_tokens = _lines_by_tokens([row for row in todays if " with " not in row.method])
-    parts = [_ABOUT + table(_HEAD, lines, _WORDS), *_ideas(todays)] if lines else []
+    compared = [row for pairs_of_cell in pairs.values() for row, _ in pairs_of_cell]
+    parts = [_ABOUT + table(_HEAD, lines, _WORDS), *_other_amounts(compared), *_ideas(todays)] if lines else []
     parts += [_ABOUT_TOKENS + table(_TOKENS_HEAD, by_tokens, _WORDS)] if by_tokens else []
     return "\n\n".join(["# Ablation: one thing changed", _ORIGIN, *parts]) + "\n" if parts else None
+
+
+def _other_amounts(rows: Iterable[Row]) -> list[str]:
+    """Says which models were pruned and judged on other amounts of text than by default."""
+    words = []
+    for model, sequences, windows in sorted({(row.model, row.sequences, row.windows) for row in rows}):
+        asked = f"--sequences {sequences}" + ("" if windows == "all" else f" --windows {windows}")
+        if (sequences, windows) != (SEQUENCES, "all"):
+            words.append(f"- {model}: with `{asked}`, and its texts as `--calibration` and `--evaluation`.")
+    return ["\n".join(words)] if words else []
 
 
 def _ideas(rows: Iterable[Row]) -> list[str]:

@@ -24,6 +24,9 @@ from spap_jax.planning.accelerators import mesh_named
 from spap_jax.planning.plan import Request
 from spap_jax.planning.plan import plan as planned
 
+SEQUENCES = 1024
+"""Number of calibration sequences by default: as many tokens as the 128 sequences of 2048 of ``spap prune``."""
+
 
 @dataclass(frozen=True)
 class Amount:

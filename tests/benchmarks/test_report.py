@@ -175,6 +175,10 @@ def test_what_single_settings_change() -> None:
     uncounted = ablation.markdown([replace(rows[0], teraflops=math.nan), *rows[1:]])
     assert uncounted is not None
     assert "| 1.500 | - | 2 |" in uncounted
+    assert "--sequences" not in text
+    fewer = ablation.markdown([replace(each, sequences=256, windows="160") for each in rows])
+    assert fewer is not None
+    assert "- llama-stories: with `--sequences 256 --windows 160`, and its texts" in fewer
     both = "spap with rounds=0+ridge=0.001"
     joined = ablation.markdown([rows[0], row(both, 0.04, settings=settings_hash(settings_of(both, 0.3, 0)))])
     assert joined is not None
