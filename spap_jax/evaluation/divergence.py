@@ -9,7 +9,7 @@ import numpy as np
 
 from spap_jax import devices
 from spap_jax.errors import UserError
-from spap_jax.evaluation.perplexity import check_length, check_windows, predictions, window_batches
+from spap_jax.evaluation.perplexity import check_length, check_windows, final_stream, predictions, window_batches
 from spap_jax.model import Model
 from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
@@ -91,7 +91,7 @@ def _sums(
     def own(batch: tuple[jax.Array, jax.Array], params: tuple[Params, Params]) -> jax.Array:
         tokens, counts = (a[0] for a in batch)
         both = list(zip(configs, params, strict=True))
-        last = [decoder.last_stream(config, tree, tokens) for config, tree in both]
+        last = [final_stream(config, tree, tokens) for config, tree in both]
 
         def add(total: jax.Array, some: Any) -> tuple[jax.Array, None]:
             streams, following, counts = some

@@ -13,7 +13,7 @@ from spap_jax.model import Model
 from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
-from spap_jax.numerics import full_precision
+from spap_jax.numerics import full_precision, sliced, to_slice
 from spap_jax.placement import shard_params
 from spap_jax.training.objective import Predictor, loss_sum, next_tokens
 
@@ -119,10 +119,25 @@ def negative_log_likelihood(config: DecoderConfig, params: Params, tokens: jax.A
 
     def own(batch: tuple[jax.Array, jax.Array], params: Params) -> jax.Array:
         tokens, counts = (a[0] for a in batch)
-        last = decoder.last_stream(config, params, tokens)
+        last = final_stream(config, params, tokens)
         return loss_sum(Predictor(config, params), last, next_tokens(tokens), jnp.pad(counts, ((0, 0), (0, 1))))
 
     return devices.psum_over_chunks(own, (tokens, counts), params)
+
+
+def final_stream(config: DecoderConfig, params: Params, tokens: jax.Array) -> jax.Array:
+    """Computes the stream after the last block in float32, without gradients. tokens: [B, T] -> [B, T, d].
+
+    A `Decoder` computes the same, but a CPU's compiler converts all its blocks to float32 at once; see ``to_slice``.
+    """
+    positions = decoder.token_positions(jnp.ones(tokens.shape, bool))
+
+    def step(x: jax.Array, item: tuple[Params, jax.Array]) -> tuple[jax.Array, None]:
+        layer, number = item
+        return decoder.block(config, sliced(layer), x, positions, None, decoder.reach_of(config, number)), None
+
+    x = decoder.embed(config, params, tokens, positions, jnp.float32)
+    return jax.lax.scan(step, x, (to_slice(params["layers"]), jnp.arange(config.layers)))[0]
 
 
 def check_length(config: DecoderConfig, length: int) -> None:

@@ -15,7 +15,6 @@ from flax import linen as nn
 from spap_jax.models.attention import causal_attention
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.layers import Attention, Mlp, Norm
-from spap_jax.numerics import sliced, to_slice
 
 Params = dict
 """Parameters as a nested dict of arrays."""
@@ -247,18 +246,6 @@ def forward(
 ) -> jax.Array:
     """Computes logits by a `Decoder`. tokens: [B, T], valid: [B, T], or None without padding -> [B, T, v]."""
     return Decoder(config, dtype).apply({"params": params}, tokens, valid)  # type: ignore[return-value]
-
-
-def last_stream(config: DecoderConfig, params: Params, tokens: jax.Array) -> jax.Array:
-    """Computes the stream after the last block in float32, without gradients. tokens: [B, T] -> [B, T, d]."""
-    positions = token_positions(jnp.ones(tokens.shape, bool))
-
-    def step(x: jax.Array, item: tuple[Params, jax.Array]) -> tuple[jax.Array, None]:
-        layer, number = item
-        return block(config, sliced(layer), x, positions, None, reach_of(config, number)), None
-
-    x = embed(config, params, tokens, positions, jnp.float32)
-    return jax.lax.scan(step, x, (to_slice(params["layers"]), jnp.arange(config.layers)))[0]
 
 
 class Cache(NamedTuple):
