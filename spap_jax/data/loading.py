@@ -14,7 +14,7 @@ import numpy as np
 
 from spap_jax.data.blocks import TokenBlocks, new_blocks
 from spap_jax.data.in_memory import Data
-from spap_jax.data.mixtures import Share, shares, shares_of
+from spap_jax.data.mixtures import Share, sequence_counts, shares_of
 from spap_jax.data.named_sets import Role
 from spap_jax.data.sources import SPLITS, Opened, open_data
 from spap_jax.data.tokenizing import Start, start_of_windows, tokenise, tokenizer_for
@@ -194,7 +194,7 @@ def _mixed(parts: list[Share], sequences: int | None, seed: int, role: Role, giv
         )
     each = [
         load_tokens(part.data, sequences=count, seed=seed, role=role, **given)
-        for part, count in zip(parts, shares(parts, sequences), strict=True)
+        for part, count in zip(parts, sequence_counts(parts, sequences), strict=True)
     ]
     return _shuffled(each, seed, _further_mixed(each, seed))
 

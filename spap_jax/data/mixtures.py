@@ -47,7 +47,7 @@ def shares_of(data: str) -> list[Share]:
     return parts
 
 
-def shares(parts: list[Share], sequences: int) -> list[int]:
+def sequence_counts(parts: list[Share], sequences: int) -> list[int]:
     """Returns the number of sequences of each part: in proportion to the weights, rounded to the given sum.
 
     Raises:
