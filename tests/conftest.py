@@ -1,5 +1,6 @@
 """Eight CPU devices, explicit broadcasting, warnings as errors (pyproject.toml)."""
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -23,6 +24,15 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     """Collect the test of a client only if the option names a Python that has it, as none has it by default."""
     option = {"test_llama_cpp.py": "--llama-cpp-python", "test_tunix.py": "--tunix-python"}.get(collection_path.name)
     return (option is not None and not config.getoption(option)) or None
+
+
+def pytest_collection_finish() -> None:
+    """Make the garbage collector run less often, and spare it what has been imported.
+
+    Tracing makes objects by the million, and nearly all of them are freed without it.
+    """
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 _MAPPINGS = Path("/proc/self/maps")

@@ -6,13 +6,14 @@ WORKER = "PYTEST_XDIST_WORKER" in os.environ
 """Whether this process inherits its settings from the one that started it."""
 
 if not WORKER:
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"  # storing others takes longer than is saved
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
     # Compilation takes most of the tests' time: machine code that is not optimized, fusions that are not lowered
     # through MLIR, and programs that are compiled in one piece, not in 32 for many cores, save more than half of it.
     flags = ("backend_optimization_level=0", "cpu_use_fusion_emitters=false", "cpu_parallel_codegen_split_count=1")
     cheap = " ".join(f"--xla_{flag}" for flag in flags)
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {cheap}"
+    os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"  # programs without the lines that their operations come from
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["JAX_NUM_CPU_DEVICES"] = "8"
     os.environ["PJRT_NPROC"] = "8"  # batched factorisations on CPU deadlock when they fill the pool of a small machine

@@ -71,8 +71,8 @@ def _adam(second_decay: float, moments: str) -> optax.GradientTransformation:
     """
 
     def init(params: Any) -> optax.ScaleByAdamState:
-        zeros = jax.tree.map(lambda a: jnp.zeros_like(a, dtype=moments), params)
-        return optax.ScaleByAdamState(jnp.zeros([], jnp.int32), zeros, jax.tree.map(jnp.copy, zeros))
+        mean, square = (jax.tree.map(lambda a: jnp.zeros_like(a, dtype=moments), params) for _ in range(2))
+        return optax.ScaleByAdamState(jnp.zeros([], jnp.int32), mean, square)
 
     def moved(decay: float, old: jax.Array, new: jax.Array) -> jax.Array:
         return (decay * old.astype(jnp.float32) + (1 - decay) * new).astype(moments)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from commands import Said, left, process, sentence, spap, tiny, token_file
 
-KILLS = 10
+KILLS = 6
 
 
 class Workshop:
