@@ -60,8 +60,8 @@ def answer(
     if output.suffix != ".jsonl":
         raise UserError(f"{output} is to hold conversations as JSON lines: give it a name that ends in .jsonl.")
     check_json_place(output, COMMAND)
-    fetch_models(model)
     fetch_data(data)
+    fetch_models(model)
     loaded = checkpoint.load(model, checkpoint.as_stored)
     with use_mesh(devices, model_devices, bytes_of(loaded.params)):
         with waiting(f"reading {model}"):

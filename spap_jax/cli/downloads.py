@@ -1,8 +1,11 @@
-"""Downloads of files named by an address, made before a spinner starts, which would disrupt the download's bar."""
+"""Files that a command reads, fetched before its work begins, and before a spinner disrupts a download's bar."""
 
 from spap_jax import checkpoint
 from spap_jax.data.mixtures import shares_of
-from spap_jax.remote import fetch_file, hub_id, is_address
+from spap_jax.data.named_sets import NAMED
+from spap_jax.data.sources import local_file
+from spap_jax.data.texts import is_file, read_file
+from spap_jax.remote import hub_id, is_address
 
 
 def fetch_models(*names: str | None) -> None:
@@ -13,9 +16,13 @@ def fetch_models(*names: str | None) -> None:
 
 
 def fetch_data(*names: str | None) -> None:
-    """Downloads data files into the cache, including copies named as c4:ADDRESS; other names are skipped."""
-    parts = [part for name in names if name for part in shares_of(name)]
-    for data, _ in parts:
-        address = data if is_address(data) else data.partition(":")[2]
-        if is_address(address):
-            fetch_file(address)
+    """Downloads data files into the cache, copies named as c4:FILE among them; data sets of the hub are skipped.
+
+    Raises:
+        UserError: A file cannot be downloaded, is missing or empty, or is of an unsupported type.
+    """
+    for data, _ in [part for name in names if name for part in shares_of(name)]:
+        short, _, copy = data.partition(":")
+        file = copy if short in NAMED else data if is_file(data) else ""
+        if file:
+            read_file(local_file(file))  # which opens it, and reads nothing

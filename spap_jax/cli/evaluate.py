@@ -72,8 +72,8 @@ def evaluate(
     if batch_tokens < 1 or (limit is not None and limit < 1):
         raise UserError("--batch-tokens and --limit must be at least 1: give positive numbers.")
     check_json_place(json, "spap eval")
-    fetch_models(model)
     fetch_data(data)
+    fetch_models(model)
     loaded = checkpoint.load(model, checkpoint.as_stored)
     with use_mesh(devices, model_devices, bytes_of(loaded.params)):
 

@@ -97,8 +97,8 @@ def finetune(
     checkpoint.check_output(output, overwrite, inputs=inputs(model, teacher, data, eval))
     check_resume_folder(output)
     wait_for_others(coordinator, processes, process_id)
-    fetch_models(model, teacher)
     fetch_data(data, eval)
+    fetch_models(model, teacher)
     with waiting(f"reading {model}"), use_mesh(devices, model_devices):
         start = checkpoint.load(model, fully_shard_params)
         dense = checkpoint.load(teacher, fully_shard_params) if teacher else None

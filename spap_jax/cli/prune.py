@@ -97,8 +97,8 @@ def prune(
         checkpoint.check_output(run.output, overwrite, inputs=inputs(model, None, data, eval), begun=begun)
     wait_for_others(coordinator, processes, process_id)
     with stopping() as before_end:
-        fetch_models(model)
         fetch_data(data, eval)
+        fetch_models(model)
         with waiting(f"reading {model}"):
             reader = checkpoint.Reader(_hugging_face_folder(model), name=model)
         narrows = _narrow_configs(reader, wanted, model_devices)

@@ -28,6 +28,12 @@ def edited(folder: Path, **changes) -> Path:
     return folder
 
 
+def unreadable(folder: Path) -> Path:
+    """Writes a file that is no text, as is seen once it is read; what is refused before was not read."""
+    (folder / "unreadable.txt").write_bytes(b"\xff")
+    return folder / "unreadable.txt"
+
+
 OPTIONS = [
     (("--sparsity", "0"), "--sparsity must be a fraction between 0 and 1, both excluded, not 0.0."),
     (("--sparsity", "1"), "--sparsity must be a fraction between 0 and 1"),
@@ -212,17 +218,14 @@ def test_a_truncated_file(tmp_path: Path, place: Path, capsys):
 @pytest.mark.parametrize("variant", ["qwen2", "opt_no_bias"])
 def test_biases_without_a_place(variant: str, words: tuple[str, ...], tmp_path: Path, place: Path, capsys):
     model = tiny(tmp_path / "in", variant)
-    # The calibration data do not exist: the refusal precedes any reading.
-    missing = ("--output", place / "out", "--data", tmp_path / "none.txt")
-    said = sentence(spap(capsys, "prune", model, *missing, *words))
+    said = sentence(spap(capsys, "prune", model, "--output", place / "out", "--data", unreadable(tmp_path), *words))
     assert said.endswith("this is not written: prune with --update none or --update refit.")
     assert left(place) == []
 
 
 @pytest.mark.parametrize(("variant", "expected"), [("opt_125m_like", "are square"), ("llama", "3 does not")])
 def test_heads_that_stock_loaders_would_not_take(variant: str, expected: str, tmp_path: Path, place: Path, capsys):
-    # The calibration data do not exist: the refusal precedes any reading.
-    words = ("--output", place / "out", "--data", tmp_path / "none.txt", "--attention-sparsity", "0.25")
+    words = ("--output", place / "out", "--data", unreadable(tmp_path), "--attention-sparsity", "0.25")
     assert expected in sentence(spap(capsys, "prune", tiny(tmp_path / "in", variant), *words))
     assert left(place) == []
 
@@ -285,6 +288,15 @@ def test_models_that_are_not_there(tmp_path: Path, place: Path, capsys):
     assert "there is no folder" in refused(capsys, tmp_path / "none", place, ids)
     (tmp_path / "empty").mkdir()
     assert "it has no config.json" in refused(capsys, tmp_path / "empty", place, ids)
+
+
+@pytest.mark.parametrize("role", ["--data", "--eval"])
+def test_files_are_looked_for_before_the_model_is_read(role: str, tmp_path: Path, place: Path, capsys):
+    files = {"--data": unreadable(tmp_path), "--eval": unreadable(tmp_path), role: tmp_path / "none.txt"}
+    words = [word for pair in files.items() for word in pair]
+    said = sentence(spap(capsys, "prune", tmp_path / "no-model", *words, "--output", place / "out"))
+    assert said == f"{tmp_path / 'none.txt'} is not there: check the path"
+    assert left(place) == []
 
 
 def test_an_output_that_exists(tmp_path: Path, place: Path, capsys):

@@ -53,16 +53,18 @@ def test_ordinary_text(tmp_path: Path, capsys):
     ],
 )
 def test_options_without_effect(words: tuple[str, ...], expected: list[str], tmp_path: Path, capsys):
-    missing = ("--output", tmp_path / "out", *PRUNE[2:], tmp_path / "none.txt")
-    said = spap(capsys, "prune", STORIES, *missing, *words)
+    (tmp_path / "unreadable.txt").write_bytes(b"\xff")
+    place = ("--output", tmp_path / "out", *PRUNE[2:], tmp_path / "unreadable.txt")
+    said = spap(capsys, "prune", STORIES, *place, *words)
     assert said.code == 2
     assert [line.removeprefix("spap: warning: ") for line in said.err.splitlines() if "warning" in line] == expected
 
 
 def test_a_machine_that_is_too_small(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
-    """The warning comes before the calibration text is looked for, and stops nothing."""
+    """The warning comes before the calibration text is read, and stops nothing."""
     monkeypatch.setattr(memory, "of_machine", lambda: 100_000)
-    said = spap(capsys, "prune", STORIES, *PRUNE[2:], tmp_path / "none.txt", "--output", tmp_path / "out")
+    (tmp_path / "unreadable.txt").write_bytes(b"\xff")
+    said = spap(capsys, "prune", STORIES, *PRUNE[2:], tmp_path / "unreadable.txt", "--output", tmp_path / "out")
     assert said.code == 2
     [line] = [line for line in said.err.splitlines() if "warning" in line]
     assert line.startswith("spap: warning: a plan of this run needs ")

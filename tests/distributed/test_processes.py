@@ -160,7 +160,7 @@ def test_an_error_of_one_ends_it_at_once(given: Path, tmp_path: Path):
     words = (given, tmp_path / "out", *place)
     first, second = start(*words, "0", "--eval", "missing.txt"), start(*words, "1")
     assert first.stderr is not None
-    assert [first.stderr.readline().split()[0] for _ in range(3)] == ["waiting", "reading", "tokenising"]
+    assert first.stderr.readline().startswith("waiting")
     assert "missing.txt is not there" in first.stderr.readline()
     second.send_signal(signal.SIGSTOP)
     code, _, _ = finish(first, seconds=100)
