@@ -248,8 +248,8 @@ class PruneSettings(_Settings):
         correction: Share of the errors of earlier blocks that the update of an MLP also corrects. 0 reproduces the
             dense MLP's output for the pruned stream, and 1 restores the dense stream. Most of these errors are noise to
             an MLP: it fits them the better on the calibration text, and the worse on other text, the less text there
-            is. MLPs whose output passes a norm correct none. By default 0.5 if the update is "alternate", and 1
-            otherwise.
+            is. MLPs whose output passes a norm repair what little changes of it can, and with 1 nothing. By default 0.5
+            if the update is "alternate", and 1 otherwise.
         penalty: Weight of the penalty on a removed channel, relative to the channel's energy.
         penalty_stages: Number of stages in which the number of penalised channels grows from 0 to the number removed.
         swap_rounds: Largest number of rounds of exact swaps that follow the choice of channels by spap and osscar; 0

@@ -24,7 +24,6 @@ from spap_jax.pruning.layer import (
     Fitting,
     PhaseClock,
     Solved,
-    aim,
     choice_key,
     choose_channels,
     error_by_moments,
@@ -38,6 +37,7 @@ from spap_jax.pruning.pipeline import rounds_pay
 from spap_jax.pruning.predictions import get_layer
 from spap_jax.pruning.run import resolve
 from spap_jax.pruning.streams import Streams
+from spap_jax.pruning.target import aim
 from spap_jax.solver import alternating
 from spap_jax.solver.alternating import MlpFunctions, RoundSchedule, Tokens, Weights
 from spap_jax.solver.problem import equilibrate

@@ -17,7 +17,8 @@ from spap_jax.numerics import full_precision
 from spap_jax.placement import shard_params
 from spap_jax.pruning import moments, reduce
 from spap_jax.pruning.moments import Moments
-from spap_jax.pruning.streams import mlp_hidden, mlp_output
+from spap_jax.pruning.streams import mlp_hidden
+from spap_jax.pruning.target import aim
 from spap_jax.reporting.schema import Errors, LayerReport
 from spap_jax.settings import PruneSettings
 from spap_jax.solver import alternating
@@ -273,24 +274,6 @@ def _errors(block: Fitting, layer: Params, stages: list[Weights], tokens: Tokens
 def _mlp(block: Fitting, layer: Params) -> MlpFunctions:
     hidden = functools.partial(hidden_channels, block.narrow, layer)
     return MlpFunctions(hidden, functools.partial(aim, block.dense, layer, block.correction))
-
-
-def aim(config: DecoderConfig, layer: Params, correction: float, tokens: Tokens) -> jax.Array:
-    """Computes the output that a pruned MLP is fitted to, [..., d].
-
-    That is the dense MLP's output for the pruned stream, and a share of what is then still missing to the dense stream.
-    If a norm follows the MLP, it is the dense MLP's output for the dense stream.
-
-    Args:
-        config: The dense decoder.
-        layer: Parameters of the dense block.
-        correction: The share; 1 restores the dense stream.
-        tokens: Some of the tokens.
-    """
-    if correction == 1 or tokens.output is not None:
-        return tokens.target
-    own = decoder.block(config, layer, tokens.residual, method=mlp_output)
-    return own + correction * (tokens.target - own)
 
 
 def hidden_channels(config: DecoderConfig, layer: Params, inner: alternating.Inner, residual: jax.Array) -> jax.Array:

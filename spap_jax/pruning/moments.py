@@ -13,6 +13,7 @@ from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.numerics import full_precision, in_float32
 from spap_jax.pruning.streams import attended, mlp_hidden
+from spap_jax.pruning.target import aim
 from spap_jax.solver import grams
 from spap_jax.solver.alternating import Tokens, Weights
 from spap_jax.solver.problem import Problem, explained
@@ -43,13 +44,17 @@ def accumulate(config: DecoderConfig, layer: Params, tokens: Tokens, correction:
         config: The dense decoder.
         layer: Parameters of the block.
         tokens: The tokens.
-        correction: See ``layer.aim``; the output of the dense MLP follows from the moments of its channels.
+        correction: See ``target.aim``; the output of the dense MLP follows from the moments of its channels.
     """
 
     def hidden(residual: jax.Array) -> jax.Array:
         return decoder.block(config, layer, residual.reshape(-1, config.width), method=mlp_hidden)
 
-    return _accumulate(hidden, layer["mlp"]["down"], config.mlp_bias, tokens, layer["mlp"].get("down_bias"), correction)
+    def target(flat: Tokens) -> jax.Array:
+        return flat.target if flat.output is None else aim(config, layer, correction, flat)
+
+    mlp = layer["mlp"]
+    return _accumulate(hidden, target, mlp["down"], config.mlp_bias, tokens, mlp.get("down_bias"), correction)
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -61,25 +66,36 @@ def accumulate_attention(config: DecoderConfig, layer: Params, tokens: Tokens) -
     def heads(residual: jax.Array) -> jax.Array:
         return decoder.block(config, layer, residual, method=attended).reshape(-1, len(weight))
 
-    return _accumulate(heads, weight, config.output_bias, tokens)
+    return _accumulate(heads, lambda flat: flat.target, weight, config.output_bias, tokens)
 
 
 def _accumulate(
     hidden: Callable[[jax.Array], jax.Array],
+    target: Callable[[Tokens], jax.Array],
     weight: jax.Array,
     centred: bool,
     tokens: Tokens,
     bias: jax.Array | None = None,
     correction: float = 1.0,
 ) -> Moments:
-    """Accumulates moments of the channels, hidden: [.., d] -> [N, f], of a weight [f, d]; sharded along the rows."""
+    """Accumulates the moments of the channels of a weight [f, d]; sharded along the rows.
+
+    Args:
+        hidden: Computes the channels [N, f] of residuals [..., d].
+        target: Returns the target [N, d] of tokens.
+        weight: The weight.
+        centred: Whether to centre the moments.
+        tokens: The tokens.
+        bias: [d] the bias beside the weight, if there is one.
+        correction: Share of the target, where it is no desired output; the rest is the dense output.
+    """
     f, d = weight.shape
     weight = weight.astype(jnp.float32)
 
     def add(total: tuple, chunk: Tokens) -> tuple[tuple, None]:
         chunk = in_float32(chunk)
         flat = chunk.flat()
-        h, y = flat.weighted(hidden(chunk.residual)), flat.weighted(flat.target)
+        h, y = flat.weighted(hidden(chunk.residual)), flat.weighted(target(flat))
         gram, others = total
         parts = (h.T @ y, h.sum(axis=0), y.sum(axis=0), jnp.square(y).sum())
         return (grams.added(gram, h), jax.tree.map(jnp.add, others, parts)), None

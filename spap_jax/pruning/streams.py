@@ -23,7 +23,7 @@ from spap_jax.solver.alternating import Tokens
 
 FLOAT32 = storage("float32")
 
-_NORM_EPS = 1e-6
+NORM_EPS = 1e-6
 """Epsilon of the norms of published models, so that a token without output does not count infinitely."""
 
 
@@ -104,7 +104,7 @@ def start(config: DecoderConfig, params: Params, chunks: Padded, dtype: np.dtype
 def both_at(config: DecoderConfig, x: jax.Array, counted: jax.Array | None) -> Streams:
     """Returns two streams that both start at x, [C, B, T, d], which is not copied for the first.
 
-    They have room for a desired output if a norm follows an output, which leaves no way to correct earlier errors.
+    They have room for a desired output if a norm follows an output, of which the difference of the streams says nothing.
     """
     normed = "output" in config.norms
     output = jnp.zeros_like(x) if normed else None
@@ -254,7 +254,7 @@ def _aimed(chunk: Streams, now: Streams) -> Streams:
     if chunk.output is None or chunk.weights is None or now.output is None:
         return now._replace(output=None, weights=chunk.weights)
     size = jnp.square(now.output).mean(axis=-1)
-    return now._replace(weights=jnp.where(chunk.weights > 0, jax.lax.rsqrt(size + _NORM_EPS), 0))
+    return now._replace(weights=jnp.where(chunk.weights > 0, jax.lax.rsqrt(size + NORM_EPS), 0))
 
 
 def mlp_output(block: Block, r: jax.Array) -> jax.Array:
