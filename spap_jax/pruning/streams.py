@@ -104,7 +104,7 @@ def start(config: DecoderConfig, params: Params, chunks: Padded, dtype: np.dtype
 def both_at(config: DecoderConfig, x: jax.Array, counted: jax.Array | None) -> Streams:
     """Returns two streams that both start at x, [C, B, T, d], which is not copied for the first.
 
-    They have room for a desired output if a norm follows an output, of which the difference of the streams says nothing.
+    They have room for a desired output if a norm follows an output, which their difference says nothing of.
     """
     normed = "output" in config.norms
     output = jnp.zeros_like(x) if normed else None
