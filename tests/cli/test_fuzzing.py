@@ -68,10 +68,10 @@ WORDS = [
 
 BASES: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     "plan": (("../model",), {}),
-    # Missing data end these commands after all cheap checks.
-    "prune": (("../model",), {"--data": "no.npy", "--output": "out"}),
-    "answer": (("../model",), {"--data": "no.jsonl", "--output": "out.jsonl"}),
-    "finetune": (("../model",), {"--data": "no.npy", "--output": "out"}),
+    # Data that hold no tokens and no prompts end these commands after all cheap checks, once the model is read.
+    "prune": (("../model",), {"--data": "../floats.npy", "--output": "out"}),
+    "answer": (("../model",), {"--data": "../rows.jsonl", "--output": "out.jsonl"}),
+    "finetune": (("../model",), {"--data": "../floats.npy", "--output": "out"}),
     "eval": (("../model",), {"--data": "../ids.npy", "--sequences": "1", "--sequence-length": "8"}),
     "bench": (("../model", "no"), {}),
     "report": (("../model",), {}),
@@ -79,7 +79,7 @@ BASES: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     "push": (("../model", "owner/name"), {}),
     "doctor": ((), {}),
 }
-"""Arguments that would be valid for each command, apart from missing files: positional ones, and options."""
+"""Arguments that would be valid for each command with other data: positional ones, and options."""
 
 
 class World(NamedTuple):
@@ -132,6 +132,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     tiny(folder / "model")
     shutil.copytree(STORIES, folder / "stories")
     token_file(folder / "ids.npy")
+    np.save(folder / "floats.npy", np.zeros((16, 64)))
+    (folder / "rows.jsonl").write_text("{}")
     (folder / "notes.txt").write_text("dear diary")
     (folder / "outputs").mkdir()
     world, made, place = World(folder, []), logging.getLogRecordFactory(), Path.cwd()
@@ -233,7 +235,7 @@ def test_fields_of_config_json(world: World, changes: dict[str, Any], command: s
         (folder / file.name).symlink_to(file)
     (folder / "config.json").unlink()
     (folder / "config.json").write_text(json.dumps(CONFIG | changes))
-    world.ends_well(command, str(folder), *(["--data", "no.npy"] if command == "eval" else []))
+    world.ends_well(command, str(folder), *(["--data", "../floats.npy"] if command == "eval" else []))
 
 
 @given(st.data())
@@ -257,7 +259,7 @@ def test_weight_files(world: World, data: st.DataObject):
     shutil.copy(world.folder / "model" / "config.json", folder)
     file = data.draw(st.sampled_from(["model.safetensors"] * 5 + ["pytorch_model.bin", "model.safetensors.index.json"]))
     (folder / file).write_bytes(content if data.draw(st.integers(0, 19)) else data.draw(st.sampled_from(ENDLESS)))
-    world.ends_well("eval", str(folder), "--data", "no.npy")
+    world.ends_well("eval", str(folder), "--data", "../floats.npy")
 
 
 def parquet(columns: dict[str, list[Any]]) -> bytes:

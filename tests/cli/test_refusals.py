@@ -274,7 +274,6 @@ def test_data(tmp_path: Path, place: Path, capsys):
             "outside the model's vocabulary of 97: the ids were made by the tokenizer of another model",
         ),
         (tmp_path / "floats.npy", "give whole token ids"),
-        (tmp_path / "none.txt", "is not there"),
         (tmp_path / "odd.bin", "odd.bin"),
     ):
         assert expected in refused(capsys, model, place, data)

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
-from commands import STORIES, process
+from commands import STORIES, process, token_file
 
 import spap_jax as spap
 
@@ -72,7 +72,7 @@ def echo() -> Iterator[tuple[str, list[str]]]:
 def test_a_hub_token_is_never_shown(echo: tuple[str, list[str]], tmp_path: Path):
     endpoint, seen = echo
     hub = {"HF_ENDPOINT": endpoint, "HF_TOKEN": SECRET, "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0"}
-    run = process("eval", "owner/secret-model", "--data", tmp_path / "no.npy", **hub)
+    run = process("eval", "owner/secret-model", "--data", token_file(tmp_path / "ids.npy"), **hub)
     out, err = run.communicate(timeout=120)
     assert run.returncode == 2, err
     assert any(SECRET in sent for sent in seen)  # the token was sent, so an answer could repeat it
