@@ -48,7 +48,7 @@ def _refused_steps(report: "PruneReport") -> list[str]:
         return []
     return [
         f"the joint steps were not taken, as predictions came no nearer to the dense model's; {_more(report)}, and "
-        "--effort low saves the time"
+        "--joint-passes 0 saves the time"
     ]
 
 

@@ -54,7 +54,7 @@ def report(
 
 STEPS = (
     "the joint steps were not taken, as predictions came no nearer to the dense model's; "
-    "256 sequences would help (--sequences 256), and --effort low saves the time"
+    "256 sequences would help (--sequences 256), and --joint-passes 0 saves the time"
 )
 FEW = "the held-out error is 2.6 x the calibration's: 2 048 tokens are few for 1 536 channels; "
 
