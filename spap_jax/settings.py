@@ -70,11 +70,11 @@ _JOINT_RATE = 5.8
 the more blocks move the stream, the further one step moves the predictions: 0.01 is a good step for 6 blocks of width
 96, and much too large for 30 blocks of width 576, where 0.0004 is good."""
 
-_TAIL_RATE, _TAIL_LIMIT = 0.125, 0.004
+_TAIL_RATE, _TAIL_LIMIT = 0.09, 0.004
 """The largest joint step on the last g blocks alone, times the square root of the width and g^(2/3), and its limit.
 What these change passes through few others, and there are few steps: for the last three of 30 blocks of width 576,
-0.0017 to 0.0026 are good, and 0.004 for the last one alone and for the last three of 6 blocks of width 96, where 0.006
-is too large."""
+0.0017 to 0.0026 are equally good, and for those of 18 blocks of width 640 (Gemma 3 270M) 0.0014 is better than 0.0024;
+0.004 is good for the last one alone and for the last three of 6 blocks of width 96, where 0.006 is too large."""
 
 ALLOCATIONS, METHODS, UPDATES, SCHEDULES, JOINT_WEIGHTS, FLOAT_DTYPES, REMATS = map(
     get_args, (Allocation, Method, Update, Schedule, JointWeights, FloatDtype, Remat)
@@ -287,8 +287,8 @@ class PruneSettings(_Settings):
         joint_tokens: Tokens in the minibatch of one joint step, in whole sequences, at least one for each device.
             By default 2048, or 512 at low effort.
         joint_learning_rate: Largest size of a joint step, relative to the root mean square of the weights it changes.
-            It rises over the first tenth of the steps and then falls to zero along a cosine. By default 5.8 divided by
-            the model's width and its number of blocks; on the last g blocks alone 0.125 divided by the square root of
+            It rises over the first tenth of the steps and then falls linearly to zero. By default 5.8 divided by
+            the model's width and its number of blocks; on the last g blocks alone 0.09 divided by the square root of
             the width and by g^(2/3), and at most 0.004. Where the held-out loss rises far above that at the start,
             steps begin again from the best weights, half as large.
         batch_tokens: Tokens that pass through a block at once; fewer need less memory.
@@ -409,8 +409,8 @@ class FinetuneSettings(_Settings):
         lora_rank: Rank of the update of each attention and MLP projection. By default 16; not together with full.
         lora_alpha: Scale of the updates: each is multiplied by alpha / rank before it is added.
         steps: Number of optimizer steps (AdamW).
-        learning_rate: Peak learning rate. It rises over the first tenth of the steps and then falls to zero along a
-            cosine. By default 2e-4, or 2e-5 with full; small models take ten times as much.
+        learning_rate: Peak learning rate. It rises over the first tenth of the steps and then falls
+            linearly to zero. By default 2e-4, or 2e-5 with full; small models take ten times as much.
         weight_decay: Weight decay of AdamW, relative to the learning rate.
         step_sequences: Number of sequences in the batch of one optimizer step.
         batch_tokens: Tokens that pass through the model at once on each device; fewer need less memory. The gradients

@@ -4,9 +4,8 @@ import math
 from collections.abc import Iterable, Sequence
 from statistics import median
 
-from benchmarks.quality.ideas import IDEAS
 from benchmarks.quality.judge import Judge, ratio_of
-from benchmarks.quality.methods import PEERS, TARGETS, idea_of, is_current
+from benchmarks.quality.methods import PEERS, TARGETS, is_current
 from benchmarks.quality.report import table
 from benchmarks.quality.results import Row
 from benchmarks.quality.runs import SEQUENCES
@@ -35,7 +34,7 @@ def markdown(rows: Iterable[Row]) -> str | None:
     lines = [_line(*cell, of_seeds) for cell, of_seeds in pairs.items()]
     by_tokens = _lines_by_tokens([row for row in todays if " with " not in row.method])
     compared = [row for pairs_of_cell in pairs.values() for row, _ in pairs_of_cell]
-    parts = [_ABOUT + table(_HEAD, lines, _WORDS), *_other_amounts(compared), *_ideas(todays)] if lines else []
+    parts = [_ABOUT + table(_HEAD, lines, _WORDS), *_other_amounts(compared)] if lines else []
     parts += [_ABOUT_TOKENS + table(_TOKENS_HEAD, by_tokens, _WORDS)] if by_tokens else []
     return "\n\n".join(["# Ablation: one thing changed", _ORIGIN, *parts]) + "\n" if parts else None
 
@@ -48,13 +47,6 @@ def _other_amounts(rows: Iterable[Row]) -> list[str]:
         if (sequences, windows) != (SEQUENCES, "all"):
             words.append(f"- {model}: with `{asked}`, and its texts as `--calibration` and `--evaluation`.")
     return ["\n".join(words)] if words else []
-
-
-def _ideas(rows: Iterable[Row]) -> list[str]:
-    """Describes the ideas that occur among the rows."""
-    tried = {idea_of(row.method) for row in rows}
-    words = [f"- `idea={name}`: {what}." for name, what in IDEAS.items() if name in tried]
-    return [_ABOUT_IDEAS, "\n".join(words)] if words else []
 
 
 def _lines_by_tokens(rows: Sequence[Row]) -> list[tuple[str, ...]]:
@@ -102,9 +94,6 @@ text were as long as they ask for. With several seeds a ratio is the median of t
 too.
 
 """
-
-_ABOUT_IDEAS = """\
-An idea is not a setting of `spap prune`; it is implemented in `benchmarks/quality/ideas.py`."""
 
 _ABOUT_TOKENS = """## Calibration tokens
 

@@ -6,8 +6,6 @@ import json
 from typing import Any
 
 import spap_jax as spap
-from benchmarks.quality import ideas
-from benchmarks.quality.ideas import IDEAS
 from benchmarks.quality.results import Row
 from spap_jax.methods import update_used
 
@@ -65,34 +63,19 @@ def settings_of(method: str, sparsity: float, seed: int) -> spap.PruneSettings:
     """Returns the settings of one run.
 
     Args:
-        method: A key of `METHODS`, or one with changed settings, for example "spap with rounds=3 ridge=0.001"; an idea
-            can be among the changes, although it is not a setting. What "+" joins is a single change.
+        method: A key of `METHODS`, or one with changed settings, for example "spap with rounds=3 ridge=0.001". What "+"
+            joins is a single change.
         sparsity: Fraction of channels to remove.
         seed: Seed of every random choice.
 
     Raises:
-        UserError: the method or idea is unknown, or a setting is unknown or out of range.
+        UserError: the method is unknown, or a setting is unknown or out of range.
     """
-    name, changes = _parts(method)
+    name, _, words = method.partition(" with ")
+    changes = dict(_change(each) for each in words.replace("+", " ").split())
     if name not in METHODS:
         raise spap.UserError(f"unknown method {name!r}; the methods are {'; '.join(METHODS)}.")
-    idea = changes.pop("idea", None)
-    if idea is not None and idea not in IDEAS:
-        raise spap.UserError(f"unknown idea {idea!r}; the ideas are {', '.join(IDEAS)}.")
-    settings = spap.PruneSettings().replace(sparsity=sparsity, seed=seed, **METHODS[name]).replace(**changes)
-    if idea is not None:
-        ideas.check(settings)
-    return settings
-
-
-def idea_of(method: str) -> str | None:
-    """Returns the key of `IDEAS` in a method, for example in "spap, low effort with idea=weighted"."""
-    return _parts(method)[1].get("idea")
-
-
-def _parts(method: str) -> tuple[str, dict[str, Any]]:
-    name, _, changes = method.partition(" with ")
-    return name, dict(_change(words) for words in changes.replace("+", " ").split())
+    return spap.PruneSettings().replace(sparsity=sparsity, seed=seed, **METHODS[name]).replace(**changes)
 
 
 def _change(words: str) -> tuple[str, Any]:

@@ -13,9 +13,8 @@ import jax
 import numpy as np
 
 import spap_jax as spap
-from benchmarks.quality import ideas
 from benchmarks.quality.cases import LENGTH, Case
-from benchmarks.quality.methods import idea_of, settings_hash, settings_of
+from benchmarks.quality.methods import settings_hash, settings_of
 from benchmarks.quality.results import Key, Row
 from benchmarks.quality.scope import Cell
 from spap_jax.data.blocks import TokenBlocks
@@ -127,10 +126,7 @@ def measure(model: spap.Model, run: MeasuredRun, texts: Texts, commit: str) -> R
     calibration = texts.calibration(run.amount.sequences, run.settings.seed)
     judged = texts.evaluation(run.amount.windows)
     start, busy = time.perf_counter(), time.process_time()
-    if idea := idea_of(run.method):
-        pruned = ideas.prune(model, calibration.tokens, run.settings, idea)
-    else:
-        pruned = spap.prune(model, calibration, settings=run.settings).model
+    pruned = spap.prune(model, calibration, settings=run.settings).model
     jax.block_until_ready(pruned.params)
     seconds, busy = time.perf_counter() - start, time.process_time() - busy
     found = compare(model, pruned, judged)

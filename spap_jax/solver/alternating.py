@@ -118,7 +118,11 @@ class Recovered(NamedTuple):
 
 def output(hidden: Hidden, weights: Weights, residual: jax.Array) -> jax.Array:
     """Computes the MLP's output. residual: [..., d] -> [..., d]."""
-    y = jnp.einsum("...k,kd->...d", hidden(weights.inner, residual), weights.down)
+    return _projected(weights, hidden(weights.inner, residual))
+
+
+def _projected(weights: Weights, channels: jax.Array) -> jax.Array:
+    y = jnp.einsum("...k,kd->...d", channels, weights.down)
     return y if weights.bias is None else y + weights.bias.reshape((1,) * (y.ndim - 1) + (-1,))
 
 
@@ -162,9 +166,10 @@ def closed_form(mlp: MlpFunctions, weights: Weights, tokens: Tokens, ridge: floa
     def add(total, chunk: Tokens):
         chunk = in_float32(chunk.flat())
         target = mlp.target(chunk)
-        h = chunk.weighted(mlp.hidden(weights.inner, chunk.residual))
+        channels = mlp.hidden(weights.inner, chunk.residual)  # once, which no compiler is certain to see
+        h = chunk.weighted(channels)
         # Solve for the correction of the output, not the output: its right-hand side is small, and so is its rounding.
-        e = chunk.weighted(target - output(mlp.hidden, weights, chunk.residual))
+        e = chunk.weighted(target - _projected(weights, channels))
         powers = jnp.stack([jnp.square(e).sum(), jnp.square(chunk.weighted(target)).sum()])
         gram, others = total
         parts = (h.T @ e, h.sum(axis=0), e.sum(axis=0), powers)

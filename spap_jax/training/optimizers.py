@@ -18,20 +18,23 @@ _DECAY, _EPSILON = 0.9, 1e-8
 _SMALLEST = 1e-3
 """Size that is taken for smaller weights, such as biases that are zero."""
 
+_SCALES = ("scale", "q_norm", "k_norm")
+"""Names of the scales of norms in the parameter tree."""
+
 
 def schedule(rate: float, steps: int) -> optax.Schedule:
-    """Returns a learning rate that rises over the first tenth of the steps and then falls to zero along a cosine."""
+    """Returns a learning rate that rises over the first tenth of the steps and then falls linearly to zero."""
     warm = int(_WARM_UP * steps)
     # The learning rate is above zero in the first step and in the last.
     rise = optax.linear_schedule(rate / (warm + 1), rate, warm)
-    return optax.join_schedules([rise, optax.cosine_decay_schedule(rate, steps - warm)], [warm])
+    return optax.join_schedules([rise, optax.linear_schedule(rate, 0.0, steps - warm)], [warm])
 
 
 def relative(rate: float, steps: int, moments: str = "float32") -> optax.GradientTransformation:
-    """Returns Adam with steps relative to the scale of the weights, so that one rate suits every layer of any model.
+    """Returns Adam with steps relative to the size of the weights, so that one rate suits every layer of any model.
 
     Args:
-        rate: Peak size of a step, relative to the root mean square of each layer's matrix.
+        rate: Peak size of a step, relative to the root mean square of each layer's array, or to a norm's scale itself.
         steps: Number of steps.
         moments: Data type in which Adam's two moments are stored.
     """
@@ -93,13 +96,17 @@ def _adam(second_decay: float, moments: str) -> optax.GradientTransformation:
 
 
 def _by_size() -> optax.GradientTransformation:
-    """Multiplies the update of each layer's array by the root mean square of the array."""
+    """Multiplies the update of each layer's array by the root mean square of the array.
 
-    def one(update: jax.Array, weights: jax.Array) -> jax.Array:
-        size = jnp.sqrt(jnp.square(weights).mean(axis=tuple(range(1, weights.ndim)), keepdims=True))
+    A norm's scales differ by orders of magnitude in some models, and the update of each is multiplied by its own size.
+    """
+
+    def one(path: Any, update: jax.Array, weights: jax.Array) -> jax.Array:
+        own = () if path[-1].key in _SCALES else tuple(range(1, weights.ndim))
+        size = jnp.sqrt(jnp.square(weights).mean(axis=own, keepdims=True))
         return update * jnp.maximum(size, _SMALLEST)
 
     def scale(updates: Any, params: Any) -> Any:
-        return jax.tree.map(one, updates, params)
+        return jax.tree.map_with_path(one, updates, params)
 
     return optax.stateless(scale)

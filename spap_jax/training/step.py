@@ -168,8 +168,11 @@ def step(job: Job, given: Given, state: State, batch: Minibatch) -> tuple[State,
     def add(total: Any, now: Minibatch) -> tuple[Any, None]:
         return _spread(job, jax.tree.map(jnp.add, total, sums(now))), None
 
-    zeros = (jnp.float32(0), jax.tree.map(jnp.zeros_like, state.moved))
-    total = jax.lax.scan(add, _spread(job, zeros), batch)[0]
+    if len(batch.rows) == 1:  # nothing to add, for which zeros would be written and read
+        total = _spread(job, sums(jax.tree.map(lambda a: a[0], batch)))
+    else:
+        zeros = (jnp.float32(0), jax.tree.map(jnp.zeros_like, state.moved))
+        total = jax.lax.scan(add, _spread(job, zeros), batch)[0]
     value, gradient = jax.tree.map(lambda a: a / _predictions(given, batch), total)
     updates, optimized = job.recipe.optimizer().update(gradient, state.optimizer, state.moved)
     moved = jax.tree.map(lambda weights, update: weights + state.scale * update, state.moved, updates)

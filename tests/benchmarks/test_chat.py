@@ -29,12 +29,13 @@ def test_held_out_conversations_are_others():
     assert not asked[0] & asked[1]
 
 
-def test_every_way_is_measured(model: str, tmp_path: Path):
-    page = tmp_path / "chat.md"
-    main(model, effort="low", sequences=16, sequence_length=64, answers=2, output=page)
+def test_every_way_is_measured(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    page, few = tmp_path / "chat.md", {name: rows(name)[:10] for name in ("calibration", "held_out")}
+    monkeypatch.setattr("benchmarks.chat.__main__.rows", few.get)
+    main(model, effort="low", sequences=4, sequence_length=64, answers=2, output=page)
     said = page.read_text("utf-8")
     dense, *found = re.findall(r"^\| .*? \| (\d+\.\d+) \| .* \|$", said, re.MULTILINE)
     assert len(set(found)) == 4
     assert min(map(float, [dense, *found])) > 1
-    assert re.search(r"^- plain text: the given text: 16 of \d+ windows of 64 tokens", said, re.MULTILINE)
+    assert re.search(r"^- plain text: the given text: 4 of \d+ windows of 64 tokens", said, re.MULTILINE)
     assert "tokens that the assistant wrote" in said.partition("- conversations: ")[2]
