@@ -38,7 +38,7 @@ def test_what_depends_on_the_model_or_the_text_is_resolved():
     """Rounds are passes over the text, and the joint rate falls with what moves; what is given stays."""
     low = PruneSettings(effort="low").resolved(layers=6, width=96, channels=320, tokens=65_536)
     assert (low.steps, low.joint_passes, low.joint_last, low.joint_tokens) == (16, 1, 3, 512)
-    assert (low.joint_text_weight, PruneSettings().text_weight) == (0.6, 0.3)
+    assert (low.joint_text_weight, PruneSettings().text_weight) == (0.7, 0.3)
     assert low.joint_learning_rate == 0.004
     large = PruneSettings(effort="low").resolved(30, 576, 1536, 65_536)
     assert large.joint_learning_rate == pytest.approx(0.09 / (24 * 3 ** (2 / 3)))
