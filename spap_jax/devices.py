@@ -412,7 +412,7 @@ def vmap_over_data(function: Callable[..., Any], *by_device: Any) -> Any:
     The compiler partitions the result, also inside the function, where `constrain_replicated` keeps it from another
     choice.
     """
-    if mesh_size() == 1:  # without the axis of length 1, along which XLA's reductions on CPUs are ten times as slow
+    if mesh_size() == 1:  # without an axis of length 1, beside which XLA's sums on CPUs are ten times as slow
         alone = function(*jax.tree.map(lambda a: a[0], by_device))
         return jax.tree.map(lambda a: a[None], alone)
     own = jax.lax.with_sharding_constraint(by_device, PartitionSpec(DATA))

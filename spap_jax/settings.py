@@ -409,8 +409,8 @@ class FinetuneSettings(_Settings):
         lora_rank: Rank of the update of each attention and MLP projection. By default 16; not together with full.
         lora_alpha: Scale of the updates: each is multiplied by alpha / rank before it is added.
         steps: Number of optimizer steps (AdamW).
-        learning_rate: Peak learning rate. It rises over the first tenth of the steps and then falls
-            linearly to zero. By default 2e-4, or 2e-5 with full; small models take ten times as much.
+        learning_rate: Peak learning rate. It rises over the first tenth of the steps and then falls linearly to
+            zero. By default 2e-4, or 2e-5 with full; small models take ten times as much.
         weight_decay: Weight decay of AdamW, relative to the learning rate.
         step_sequences: Number of sequences in the batch of one optimizer step.
         batch_tokens: Tokens that pass through the model at once on each device; fewer need less memory. The gradients

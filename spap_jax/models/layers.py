@@ -28,7 +28,7 @@ class Norm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises in float32. x: [..., d] -> [..., d]."""
-        # Tokens on one axis: XLA's sums over them on CPUs are 30 times as slow beside an axis of length 1.
+        # Tokens on one axis: beside an axis of length 1, XLA's sums over them on CPUs are 30 times as slow.
         config, y = self.config, x.astype(jnp.float32).reshape(-1, x.shape[-1])
         if config.norm == "layer":
             y = y - y.mean(axis=-1, keepdims=True)

@@ -166,7 +166,7 @@ def closed_form(mlp: MlpFunctions, weights: Weights, tokens: Tokens, ridge: floa
     def add(total, chunk: Tokens):
         chunk = in_float32(chunk.flat())
         target = mlp.target(chunk)
-        channels = mlp.hidden(weights.inner, chunk.residual)  # once, which no compiler is certain to see
+        channels = mlp.hidden(weights.inner, chunk.residual)  # not twice, as XLA did
         h = chunk.weighted(channels)
         # Solve for the correction of the output, not the output: its right-hand side is small, and so is its rounding.
         e = chunk.weighted(target - _projected(weights, channels))
