@@ -286,11 +286,11 @@ class PruneSettings(_Settings):
             By default as many as a plan says the devices have memory for.
         joint_tokens: Tokens in the minibatch of one joint step, in whole sequences, at least one for each device.
             By default 2048, or 512 at low effort.
-        joint_learning_rate: Largest size of a joint step, relative to the root mean square of the weights it changes.
-            It rises over the first tenth of the steps and then falls linearly to zero. By default 5.8 divided by
-            the model's width and its number of blocks; on the last g blocks alone 0.09 divided by the square root of
-            the width and by g^(2/3), and at most 0.004. Where the held-out loss rises far above that at the start,
-            steps begin again from the best weights, half as large.
+        joint_learning_rate: Largest size of a joint step, relative to the root mean square of the weights it changes,
+            or to each scale of a norm. It rises over the first tenth of the steps and then falls linearly to zero.
+            By default 5.8 divided by the model's width and its number of blocks; on the last g blocks alone 0.09
+            divided by the square root of the width and by g^(2/3), and at most 0.004. Where the held-out loss rises far
+            above that at the start, steps begin again from the best weights, half as large.
         batch_tokens: Tokens that pass through a block at once; fewer need less memory.
         stream_dtype: Data type in which the activations of all tokens are stored between two blocks: "float32", or
             "bfloat16", which takes half the memory.
