@@ -54,8 +54,10 @@ def adam(mlp: MlpFunctions, weights: Weights, calibration: Tokens, held_out: Tok
     """Runs the alternating rounds of ``spap prune``."""
     schedule = RoundSchedule(SETTINGS.rounds, STEPS, SETTINGS.step_tokens, SETTINGS.learning_rate)
     key = jax.random.key(SETTINGS.seed)
-    error = alternating.relative_error(mlp, weights, calibration)
-    return alternating.recover(mlp, weights, error, calibration, held_out, schedule, SETTINGS.fit.ridge, key).weights
+    own, other = (alternating.relative_error(mlp, weights, tokens) for tokens in (calibration, held_out))
+    return alternating.recover(
+        mlp, weights, (own, other), calibration, held_out, schedule, SETTINGS.fit.ridge, key
+    ).weights
 
 
 def lbfgs(mlp: MlpFunctions, weights: Weights, calibration: Tokens, held_out: Tokens, iterations: int) -> Weights:

@@ -246,9 +246,7 @@ def statistics_programs(arrays: Arrays) -> Iterator[Program]:
     load, dense, later = arrays.load, arrays.load.dense, _later(arrays)
     tokens, block = fitting_tokens(arrays.fitted), arrays.block(dense)
     if load.fewer_heads:
-        for config, count in _kinds(dense).items():
-            beside = [arrays.held_out, later]
-            yield _program(moments.accumulate_attention, config, block, tokens, times=count, beside=beside)
+        yield from _of_attention(arrays, arrays.fitted, [arrays.held_out, later])
     if load.in_waves:
         beside = [arrays.fitted, arrays.held_out, later]
         for config, count in _kinds(dense).items():
@@ -263,10 +261,19 @@ def statistics_programs(arrays: Arrays) -> Iterator[Program]:
             held = [*beside, *each[:number], *each[number + 1 :]]
             yield _program(waves._exchange, array, dense.intermediate, times=_waves(load), beside=held)
         return
-    wide, correction = _wide(load), load.settings.fit.correction
+    yield from _of_mlps(arrays, arrays.fitted, [arrays.held_out, later])
+
+
+def _of_attention(arrays: Arrays, part: Any, beside: Any) -> Iterator[Program]:
+    block, tokens = arrays.block(arrays.load.dense), fitting_tokens(part)
+    for config, count in _kinds(arrays.load.dense).items():
+        yield _program(moments.accumulate_attention, config, block, tokens, times=count, beside=beside)
+
+
+def _of_mlps(arrays: Arrays, part: Any, beside: Any) -> Iterator[Program]:
+    wide = _wide(arrays.load)
+    given = (arrays.block(wide), fitting_tokens(part), arrays.load.settings.fit.correction)
     for config, count in _kinds(wide).items():
-        beside = [arrays.held_out, later]
-        given = (arrays.block(wide), tokens, correction)
         yield _program(moments.accumulate, config, *given, times=count, beside=beside)
 
 
@@ -310,8 +317,7 @@ def refit_programs(arrays: Arrays) -> Iterator[Program]:
         seen = _moments(arrays)
         if load.refits:
             yield _program(layer.refit_weights, seen, ridge, kept, weights, times=times, beside=resting)
-        stages, centred = times * (1 if updated == "none" else 2), load.dense.mlp_bias
-        yield _program(layer.error_by_moments, seen, centred, kept, weights, times=stages, beside=[*resting, weights])
+        yield _mlp_errors(arrays)
         return
     beside = [arrays.held_out, _later(arrays)]
     block, tokens = arrays.block(_wide(load)), fitting_tokens(arrays.fitted)
@@ -320,21 +326,44 @@ def refit_programs(arrays: Arrays) -> Iterator[Program]:
             given = (block, tokens, ridge, weights)
             yield _program(layer._closed_form, fitting, *given, times=count, beside=beside)
         else:
-            given = (block, [weights] * load.stages, tokens)
+            given = (block, [weights] * (1 + (updated != "none")), tokens)
             yield _program(layer._errors, fitting, *given, times=count, beside=beside)
 
 
 def _refitted_heads(arrays: Arrays) -> Iterator[Program]:
     load, times, resting = arrays.load, arrays.load.dense.layers, _resting(arrays)
-    size = load.narrow.heads * load.narrow.head_dim
-    seen = arrays.replicated(arrays.moments(load.dense.heads * load.dense.head_dim))
-    small = arrays.block(load.narrow)["attention"]
-    weights, kept = arrays.replicated(jax.eval_shape(heads._to_weights, small)), arrays.array((size,), jnp.int32)
+    seen, weights, kept = _heads(arrays)
     if load.refits:
         given = (seen, arrays.array(()), kept, weights)
         yield _program(layer.refit_weights, *given, times=times, beside=resting)
+    yield _heads_errors(arrays)
+
+
+def _mlp_errors(arrays: Arrays) -> Program:
+    """The errors of the chosen channels and of their update."""
+    load, weights = arrays.load, arrays.weights
+    kept = arrays.array((load.narrow.intermediate,), jnp.int32)
+    given = (_moments(arrays), load.dense.mlp_bias, kept, weights)
+    times = load.dense.layers * (1 if update_used(load.settings) == "none" else 2)
+    return _program(layer.error_by_moments, *given, times=times, beside=[*_resting(arrays), weights])
+
+
+def _heads_errors(arrays: Arrays) -> Program:
+    """The errors of the chosen heads and of their update."""
+    load = arrays.load
+    seen, weights, kept = _heads(arrays)
+    times = load.dense.layers * (1 + load.refits)
     given = (seen, load.dense.output_bias, kept, weights)
-    yield _program(layer.error_by_moments, *given, times=times * (1 + load.refits), beside=resting)
+    return _program(layer.error_by_moments, *given, times=times, beside=_resting(arrays))
+
+
+def _heads(arrays: Arrays) -> tuple[Any, Any, Any]:
+    """The moments of attention, its output projection, and the channels that are kept."""
+    load = arrays.load
+    seen = arrays.replicated(arrays.moments(load.dense.heads * load.dense.head_dim))
+    small = arrays.block(load.narrow)["attention"]
+    kept = arrays.array((load.narrow.heads * load.narrow.head_dim,), jnp.int32)
+    return seen, arrays.replicated(jax.eval_shape(heads._to_weights, small)), kept
 
 
 def alternating_programs(arrays: Arrays) -> Iterator[Program]:
@@ -344,28 +373,22 @@ def alternating_programs(arrays: Arrays) -> Iterator[Program]:
         return
     schedule = RoundSchedule(s.rounds, s.round_steps, s.step_tokens, s.learning_rate)
     for fitting, count in _fittings(load).items():
-        given = (fitting, schedule, arrays.block(_wide(load)), arrays.weights, arrays.array(()))
+        given = (fitting, schedule, arrays.block(_wide(load)), arrays.weights, (arrays.array(()), arrays.array(())))
         tokens = [fitting_tokens(part) for part in (arrays.fitted, arrays.held_out)]
         beside = [arrays.weights, _later(arrays)]  # the selected weights
         yield _program(layer._recover, *given, *tokens, arrays.array(()), arrays.key, times=count, beside=beside)
 
 
 def errors_programs(arrays: Arrays) -> Iterator[Program]:
-    """``pruning/layer.py``, ``heads.py``: the errors of the stages on the held-out tokens."""
-    load, tokens = arrays.load, fitting_tokens(arrays.held_out)
-    beside = [arrays.fitted, _later(arrays)]
-    if load.fewer_heads:
-        wide, block = _wide(load), arrays.block(load.dense)
-        small = block | {"attention": arrays.block(wide)["attention"]}
-        weights = jax.eval_shape(heads._to_weights, small["attention"])
-        given = (small, [arrays.replicated(weights)] * (1 + load.refits), tokens)
-        for config, count in _kinds(wide).items():
-            yield _program(heads._errors, config, *given, times=count, beside=[*beside, block])
-    if not load.held_out.count:
+    """``pruning/layer.py``, ``heads.py``: the errors on the held-out tokens, by their moments."""
+    if not arrays.load.held_out.count:
         return
-    given = (arrays.block(_wide(load)), [arrays.weights] * load.stages, tokens)
-    for fitting, count in _fittings(load).items():
-        yield _program(layer._errors, fitting, *given, times=count, beside=beside)
+    beside = [arrays.fitted, _later(arrays)]
+    if arrays.load.fewer_heads:
+        yield from _of_attention(arrays, arrays.held_out, beside)
+        yield _heads_errors(arrays)
+    yield from _of_mlps(arrays, arrays.held_out, [*beside, arrays.weights])
+    yield _mlp_errors(arrays)
 
 
 def sampling_programs(arrays: Arrays) -> Iterator[Program]:

@@ -182,11 +182,6 @@ class Workload:
         return self.settings.rounds if self.alternates else 0
 
     @property
-    def stages(self) -> int:
-        """Number of results whose errors are reported: the selected channels, their update, and that of the rounds."""
-        return 1 + (update_used(self.settings) != "none") + (self.rounds > 0)
-
-    @property
     def tail(self) -> DecoderConfig:
         """The blocks of the pruned decoder that joint steps change, or training."""
         return self.narrow if self.training else self.narrow.last(self.settings.joint_last or self.narrow.layers)

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 
 from spap_jax import devices, methods
-from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.models.registry import FAMILIES
@@ -23,7 +22,6 @@ from spap_jax.pruning.moments import Moments
 from spap_jax.pruning.streams import Streams
 from spap_jax.reporting.schema import AttentionReport
 from spap_jax.settings import PruneSettings
-from spap_jax.solver import alternating
 from spap_jax.solver.alternating import Tokens, Weights
 from spap_jax.solver.groups import channels_of
 from spap_jax.solver.problem import equilibrate
@@ -60,14 +58,16 @@ def prune_attention(
     key = jax.random.fold_in(jax.random.key(settings.seed), 2 * config.layers + 1 + index)
     chosen, ridge, stages, fitted = _solve(config, narrow, layer, calibration, settings, key, clock)
     small = layer | {"attention": stages[-1]}
-    judged = _errors(narrow, small, [_to_weights(stage) for stage in stages], held_out)
+    judged = []
+    if held_out.residual.size:
+        judged = _errors(config, _moments(config, layer, held_out), chosen, stages)
     clock.lap("errors", judged)
     both = [streams.leave_attention(narrow, small, part) for part in both]
     clock.lap("streams", both)
     report = AttentionReport(
         kept=tuple(chosen.kept.tolist()),
         calibration=stage_errors(fitted),
-        held_out=stage_errors(judged) if held_out.residual.size else None,
+        held_out=stage_errors(judged) if judged else None,
         swaps=int(chosen.swaps),
         improving_swaps=int(chosen.improving),
         ridge=float(ridge),
@@ -85,9 +85,8 @@ def _solve(
     clock: PhaseClock,
 ) -> tuple[Polished, jax.Array, list[Params], list[jax.Array]]:
     """Returns the choice, the ridge, attention with dense and updated weights, and their calibration errors []."""
-    seen = moments.accumulate_attention(config, layer, calibration)
+    seen = _moments(config, layer, calibration)
     clock.lap("statistics", seen)
-    seen = devices.replicate(seen)
     s = settings
     ridge, chosen = _select(seen, key, config.kv_heads, narrow.kv_heads, s.method, s.fit.ridge, s.swap_rounds)
     clock.lap("selection", chosen)
@@ -98,7 +97,7 @@ def _solve(
         weights = refit_weights(seen, ridge, channels, _to_weights(taken))
         stages.append(_with_weights(taken, weights))
     stages = [shard_params(narrow, {"attention": attention})["attention"] for attention in stages]
-    errors = [error_by_moments(seen, config.output_bias, channels, _to_weights(stage)) for stage in stages]
+    errors = _errors(config, seen, chosen, stages)
     clock.lap("refit", errors)
     return chosen, ridge, stages, errors
 
@@ -114,13 +113,13 @@ def _select(
     return system.ridge, methods.select_groups(method, layer, count, keep, rounds)
 
 
-@functools.partial(jax.jit, static_argnames="narrow")
-@full_precision
-def _errors(narrow: DecoderConfig, layer: Params, stages: list[Weights], tokens: Tokens) -> list[jax.Array]:
-    def heads(_, residual: jax.Array) -> jax.Array:
-        return decoder.block(narrow, layer, residual, method=streams.attended)
+def _moments(config: DecoderConfig, layer: Params, tokens: Tokens) -> Moments:
+    return devices.replicate(moments.accumulate_attention(config, layer, tokens))
 
-    return alternating.relative_errors(alternating.MlpFunctions(heads), stages, tokens)
+
+def _errors(config: DecoderConfig, seen: Moments, chosen: Polished, stages: list[Params]) -> list[jax.Array]:
+    channels = channels_of(chosen.kept, len(seen.hidden_mean) // config.kv_heads)
+    return [error_by_moments(seen, config.output_bias, channels, _to_weights(stage)) for stage in stages]
 
 
 def _to_weights(attention: Params) -> Weights:

@@ -127,18 +127,24 @@ def prune_layer(
     else:
         stages = _update_chosen(config, narrow, layer, calibration, settings, choice)
     clock.lap("refit", stages)
+    judged = []
+    if held_out.residual.size:
+        seen = moments.accumulate(config, layer, held_out, settings.fit.correction)
+        judged = [error_by_moments(seen, config.mlp_bias, choice.channels.kept, stage.weights) for stage in stages]
+        del seen
+    clock.lap("errors", judged)
     block, rounds = Fitting(config, narrow, settings.fit.correction), jnp.int32(0)
     if methods.update_used(settings) == "alternate" and settings.rounds:
         schedule = RoundSchedule(settings.rounds, settings.round_steps, settings.step_tokens, settings.learning_rate)
         steps = jax.random.fold_in(key, index)
-        weights, rounds, error = _recover(
-            block, schedule, layer, *stages[-1], calibration, held_out, choice.ridge, steps
+        start, errors = stages[-1].weights, (stages[-1].error, judged[-1] if judged else jnp.float32(0))
+        weights, rounds, error, on_held_out = _recover(
+            block, schedule, layer, start, errors, calibration, held_out, choice.ridge, steps
         )
         stages.append(FitStage(weights, error))
+        judged = judged and [*judged, on_held_out]
     clock.lap("alternating", stages)
     mlp = shard_params(narrow, {"mlp": reduce.to_mlp(stages[-1].weights, layer["mlp"])})["mlp"]
-    judged = _errors(block, layer, [stage.weights for stage in stages], held_out) if held_out.residual.size else []
-    clock.lap("errors", judged)
     return layer | {"mlp": mlp}, Solved(choice, rounds, [stage.error for stage in stages], judged)
 
 
@@ -260,9 +266,10 @@ def _make_up_for_means(down: jax.Array, choice: Choice, selected: Weights) -> We
 
 @functools.partial(jax.jit, static_argnames=("block", "schedule"))
 @full_precision
-def _recover(block: Fitting, schedule: RoundSchedule, layer: Params, start: Weights, error: jax.Array,
-             calibration: Tokens, held_out: Tokens, ridge: jax.Array, key: jax.Array) -> Recovered:  # fmt: skip
-    return alternating.recover(_mlp(block, layer), start, error, calibration, held_out, schedule, ridge, key)
+def _recover(block: Fitting, schedule: RoundSchedule, layer: Params, start: Weights,
+             errors: tuple[jax.Array, jax.Array], calibration: Tokens, held_out: Tokens, ridge: jax.Array,
+             key: jax.Array) -> Recovered:  # fmt: skip
+    return alternating.recover(_mlp(block, layer), start, errors, calibration, held_out, schedule, ridge, key)
 
 
 @functools.partial(jax.jit, static_argnames="block")

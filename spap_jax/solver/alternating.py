@@ -109,11 +109,12 @@ class Fitted(NamedTuple):
 
 
 class Recovered(NamedTuple):
-    """Recovered weights, the number of accepted rounds, and the relative error on the calibration tokens."""
+    """Recovered weights, the number of accepted rounds, and the relative errors on calibration and held-out tokens."""
 
     weights: Weights
     rounds: jax.Array
     error: jax.Array
+    held_out: jax.Array
 
 
 def output(hidden: Hidden, weights: Weights, residual: jax.Array) -> jax.Array:
@@ -226,7 +227,7 @@ def descend(
 def recover(
     mlp: MlpFunctions,
     start: Weights,
-    error: jax.Array,
+    errors: tuple[jax.Array, jax.Array],
     calibration: Tokens,
     held_out: Tokens,
     schedule: RoundSchedule,
@@ -238,9 +239,9 @@ def recover(
     Args:
         mlp: The MLP.
         start: Initial weights.
-        error: [] relative error of ``start`` on the calibration tokens, known from the refit.
+        errors: [] each, relative errors of ``start`` on the calibration and the held-out tokens.
         calibration: Tokens to fit.
-        held_out: Held-out tokens; may be empty (C = 0), then nothing guards against overfitting.
+        held_out: Held-out tokens; may be empty (C = 0), then nothing guards against overfitting, and their error is 0.
         schedule: Rounds, steps and step sizes.
         ridge: Relative ridge of the closed form.
         key: Random key for the minibatches.
@@ -258,6 +259,6 @@ def recover(
         weights = jax.tree.map(lambda new, old: jnp.where(better, new, old), tried, weights)
         return (weights, jnp.where(better, now, best), jnp.where(better, rate, rate / 2), taken + better), None
 
-    first = (start, jnp.stack([error, judged(start)]), jnp.float32(schedule.learning_rate), jnp.int32(0))
+    first = (start, jnp.stack(errors), jnp.float32(schedule.learning_rate), jnp.int32(0))
     (weights, best, _, taken), _ = jax.lax.scan(one, first, jax.random.split(key, schedule.rounds))
-    return Recovered(weights, taken, best[0])
+    return Recovered(weights, taken, *best)

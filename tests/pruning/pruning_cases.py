@@ -67,9 +67,9 @@ def random_tokens(seed: int = 0, sequences: int = 16, length: int = 16) -> np.nd
 
 
 @functools.cache
-def pruned(variant: str, seed: int = 0) -> api.PruneResult:
-    """Return the result of pruning with `SETTINGS` on the usual tokens."""
-    return api.prune(tiny(variant), random_tokens(), settings=SETTINGS, seed=seed)
+def pruned(variant: str, **changes: int) -> api.PruneResult:
+    """Return the result of pruning with `SETTINGS` and some changes on the usual tokens."""
+    return api.prune(tiny(variant), random_tokens(), settings=SETTINGS, **changes)
 
 
 def logits(model: Model, tokens: np.ndarray) -> np.ndarray:

@@ -194,7 +194,7 @@ def test_streams_stay_apart(mesh, model, move):
 def test_steps_gather_no_stream(mesh, model):
     layer, tokens = cases.one_layer(model, 0), spread_tokens(model)
     schedule = RoundSchedule(1, 3, 128, 0.1)
-    arguments = (layer, reduce.to_weights(layer["mlp"]), 1.0, tokens, tokens, 1e-4, jax.random.key(0))
+    arguments = (layer, reduce.to_weights(layer["mlp"]), (1.0, 1.0), tokens, tokens, 1e-4, jax.random.key(0))
     block = layer_module.Fitting(model.config, model.config, 0.5)
     found = layer_module._recover.lower(block, schedule, *arguments).compile()
     assert set(collectives(found)) == {"reduce-scatter", "all-reduce"}

@@ -64,9 +64,10 @@ def error(kind, weights, tokens):
 @functools.partial(jax.jit, static_argnames=("kind", "schedule"))
 @full_precision
 def recover(kind, weights, calibration, held_out, schedule, seed=3):
-    error = alternating.relative_error(MlpFunctions(HIDDEN[kind]), weights, calibration)
-    key = jax.random.key(seed)
-    return alternating.recover(MlpFunctions(HIDDEN[kind]), weights, error, calibration, held_out, schedule, RIDGE, key)
+    mlp, key = MlpFunctions(HIDDEN[kind]), jax.random.key(seed)
+    own, other = (alternating.relative_error(mlp, weights, tokens) for tokens in (calibration, held_out))
+    errors = own, other if held_out.residual.size else jax.numpy.float32(0)
+    return alternating.recover(mlp, weights, errors, calibration, held_out, schedule, RIDGE, key)
 
 
 def refitted(kind: str, calibration: Tokens) -> Weights:
