@@ -171,7 +171,7 @@ def _attend(
     q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, offset: jax.Array | int, window: int | None
 ) -> jax.Array:
     """Attends with the query heads of one key/value head. q: [g, T, h], k and v: [S, h], valid: [S] -> [g, T, h]."""
-    (_, length, head_dim), size = q.shape, k.shape[0]
+    (heads, length, head_dim), size = q.shape, k.shape[0]
     out = []
     for first, last in query_blocks(length):
         seen = min(size, offset + last) if isinstance(offset, int) else size
@@ -179,9 +179,11 @@ def _attend(
         allowed = valid[None, :seen] & (keys <= own)
         if window is not None:
             allowed = allowed & (keys > own - window)
-        scores = jnp.einsum("gth,sh->gts", q[:, first:last], k[:seen], preferred_element_type=jnp.float32)
-        scores = jnp.where(allowed[None], scores * head_dim**-0.5, jnp.finfo(jnp.float32).min)
-        weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
-        y = jnp.einsum("gts,sh->gth", weights.astype(v.dtype), v[:seen], preferred_element_type=jnp.float32)
-        out.append((y / weights.sum(axis=-1, keepdims=True)).astype(q.dtype))
+        # Queries of all heads on one axis, as in `layers.on_one_axis`.
+        some = q[:, first:last].reshape(-1, head_dim)
+        scores = jnp.einsum("th,sh->ts", some, k[:seen], preferred_element_type=jnp.float32)
+        scores = jnp.where(jnp.tile(allowed, (heads, 1)), scores * head_dim**-0.5, jnp.finfo(jnp.float32).min)
+        weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+        y = jnp.einsum("ts,sh->th", weights.astype(v.dtype), v[:seen], preferred_element_type=jnp.float32)
+        out.append((y / weights.sum(axis=-1, keepdims=True)).astype(q.dtype).reshape(heads, last - first, head_dim))
     return jnp.concatenate(out, axis=1)

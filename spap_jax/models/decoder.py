@@ -14,7 +14,7 @@ from flax import linen as nn
 
 from spap_jax.models.attention import causal_attention
 from spap_jax.models.config import DecoderConfig
-from spap_jax.models.layers import Attention, Mlp, Norm
+from spap_jax.models.layers import Attention, Mlp, Norm, affine, on_one_axis
 
 Params = dict
 """Parameters as a nested dict of arrays."""
@@ -37,7 +37,7 @@ class Embed(nn.Module):
         c, init = self.config, nn.initializers.normal(0.02)
         x = self.param("tokens", init, (c.vocabulary, c.embedding))[tokens].astype(dtype)
         if c.embedding != c.width:
-            x = jnp.einsum("bte,ed->btd", x, self.param("project_in", init, (c.embedding, c.width)).astype(dtype))
+            x = affine(x, self.param("project_in", init, (c.embedding, c.width)))
         if c.embedding_scale != 1:
             x = x * jnp.asarray(c.embedding_scale, dtype)
         if c.position_offset is not None:
@@ -158,9 +158,11 @@ class Head(nn.Module):
         if c.final_norm:
             x = Norm(c, name="norm")(x)
         if c.embedding != c.width:
-            x = jnp.einsum("btd,de->bte", x, self.param("project_out", init, (c.width, c.embedding)).astype(x.dtype))
+            x = affine(x, self.param("project_out", init, (c.width, c.embedding)))
         weight = self.param("weight", init, (c.vocabulary, c.embedding)) if embedding is None else embedding
-        return jnp.einsum("bte,ve->btv", x, weight.astype(x.dtype), preferred_element_type=jnp.float32)
+        tokens, weight = on_one_axis(x), weight.astype(x.dtype)
+        logits = jnp.einsum("te,ve->tv", tokens, weight, preferred_element_type=jnp.float32)
+        return logits.reshape(*x.shape[:-1], -1)
 
 
 class Decoder(nn.Module):

@@ -28,8 +28,7 @@ class Norm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises in float32. x: [..., d] -> [..., d]."""
-        # Tokens on one axis: beside an axis of length 1, XLA's sums over them on CPUs are 30 times as slow.
-        config, y = self.config, x.astype(jnp.float32).reshape(-1, x.shape[-1])
+        config, y = self.config, on_one_axis(x.astype(jnp.float32))
         if config.norm == "layer":
             y = y - y.mean(axis=-1, keepdims=True)
         if not config.norm_affine:
@@ -135,15 +134,17 @@ class Attention(nn.Module):
 
         ``kind`` is the index of the layer's reach, if the config has several.
         """
-        c = self.config
+        c, tokens = self.config, on_one_axis(x)
         weights = {"q": self.q, "k": self.k, "v": self.v}
         q, k, v = (
-            _updated(self, name, x, jnp.einsum("btd,dnh->btnh", x, w.astype(x.dtype))) for name, w in weights.items()
+            _updated(self, name, tokens, affine(tokens, w.reshape(len(w), -1)).reshape(-1, *w.shape[1:]))
+            for name, w in weights.items()
         )
         if c.qkv_bias:
             q, k, v = (a + _across(b, a) for a, b in ((q, self.q_bias), (k, self.k_bias), (v, self.v_bias)))
         if c.query_key_norm:
             q, k = normalised(c, q, self.q_norm), normalised(c, k, self.k_norm)
+        q, k, v = (a.reshape(*x.shape[:2], *a.shape[1:]) for a in (q, k, v))
         if any(reach.rope for reach in c.reaches):
             angles = rotary_angles(c.reaches, c.head_dim, positions, kind)
             q, k = rotate(q, angles), rotate(k, angles)
@@ -153,10 +154,9 @@ class Attention(nn.Module):
 
     def project_out(self, x: jax.Array) -> jax.Array:
         """Applies the output projection. x: [B, T, n, h] -> [B, T, d]."""
-        # Flattened, since XLA:CPU orders the two contracted axes the other way and transposes the weight at each call.
-        x = x.reshape(*x.shape[:2], -1)
-        y = _updated(self, "o", x, _affine(x, self.o.reshape(-1, self.o.shape[-1]), None))
-        return y + _across(self.o_bias, y) if self.config.output_bias else y
+        x = x.reshape(*x.shape[:2], -1)  # heads on one axis too; XLA would transpose the weight at each call
+        bias = self.o_bias if self.config.output_bias else None
+        return _updated(self, "o", x, affine(x, self.o.reshape(-1, self.o.shape[-1]), bias))
 
 
 class Mlp(nn.Module):
@@ -185,19 +185,30 @@ class Mlp(nn.Module):
     def hidden(self, x: jax.Array) -> jax.Array:
         """Computes act(x gate) * (x up), or act(x up) if the MLP is not gated. x: [..., d] -> [..., f]."""
         act, bias = ACTIVATIONS[self.config.activation], self.config.mlp_bias
-        up = _updated(self, "up", x, _affine(x, self.up, self.up_bias if bias else None))
+        up = _updated(self, "up", x, affine(x, self.up, self.up_bias if bias else None))
         if not self.config.gated:
             return act(up)
-        return act(_updated(self, "gate", x, _affine(x, self.gate, self.gate_bias if bias else None))) * up
+        return act(_updated(self, "gate", x, affine(x, self.gate, self.gate_bias if bias else None))) * up
 
     def project(self, h: jax.Array) -> jax.Array:
         """Applies the output projection. h: [..., f] -> [..., d]."""
-        return _updated(self, "down", h, _affine(h, self.down, self.down_bias if self.config.mlp_bias else None))
+        return _updated(self, "down", h, affine(h, self.down, self.down_bias if self.config.mlp_bias else None))
 
 
-def _affine(x: jax.Array, weight: jax.Array, bias: jax.Array | None) -> jax.Array:
-    y = jnp.einsum("...a,ab->...b", x, weight.astype(x.dtype))
-    return y if bias is None else y + _across(bias, y)
+def on_one_axis(x: jax.Array) -> jax.Array:
+    """Reshapes tokens [..., a] to [N, a].
+
+    The gradient of what multiplies or is added to them is a sum over all tokens. On CPUs, XLA takes up to twice as long
+    for products that sum over two axes, and up to thirty times as long for sums beside an axis of length 1.
+    """
+    return x.reshape(-1, x.shape[-1])
+
+
+def affine(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+    """Computes x W + b in the dtype of x. x: [..., a], weight: [a, b] -> [..., b]."""
+    y = on_one_axis(x) @ weight.astype(x.dtype)
+    y = y if bias is None else y + _across(bias, y)
+    return y.reshape(*x.shape[:-1], -1)
 
 
 def _updated(module: nn.Module, name: str, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -205,7 +216,7 @@ def _updated(module: nn.Module, name: str, x: jax.Array, y: jax.Array) -> jax.Ar
     if not module.has_variable("updates", name):
         return y
     pair = module.get_variable("updates", name)
-    return y + _affine(_affine(x, pair["a"], None), pair["b"], None).reshape(y.shape)
+    return y + affine(affine(x, pair["a"]), pair["b"]).reshape(y.shape)
 
 
 def _across(vector: jax.Array, x: jax.Array) -> jax.Array:

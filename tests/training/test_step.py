@@ -150,24 +150,37 @@ def test_it_is_adam():
     assert np.abs(found[0]).max() > 1e-4
 
 
-def summed(jaxpr: Any) -> Iterator[tuple[int, ...]]:
-    """Yield the shapes of what a program sums over some of its axes."""
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """Yield all equations of a program."""
     for equation in jaxpr.eqns:
-        if equation.primitive.name == "reduce_sum":
-            yield equation.invars[0].aval.shape
+        yield equation
         for value in equation.params.values():
             for inner in value if isinstance(value, (list, tuple)) else [value]:
                 inner = getattr(inner, "jaxpr", inner)
-                yield from summed(inner) if hasattr(inner, "eqns") else ()
+                yield from equations(inner) if hasattr(inner, "eqns") else ()
+
+
+def equations_of_step(what: str, sequences: int, name: str) -> list[Any]:
+    """Return the equations of one primitive in a step on a number of sequences."""
+    job, given, state, _ = started(what)
+    batch = batch_of(np.arange(sequences), given, sequences * LENGTH)
+    program = jax.make_jaxpr(step, static_argnums=0)(job, given, state, batch)
+    return [each for each in equations(program.jaxpr) if each.primitive.name == name]
 
 
 def test_logits_and_scales_are_summed_without_an_axis_of_length_1():
     """With one for the only device, or the only sequence, XLA's sums on CPUs take ten to thirty times as long."""
-    job, given, state, _ = started("all")
-    program = jax.make_jaxpr(step, static_argnums=0)(job, given, state, batch_of(np.arange(1), given, LENGTH))
-    found = set(summed(program.jaxpr))
+    found = {each.invars[0].aval.shape for each in equations_of_step("all", 1, "reduce_sum")}
     assert {(LENGTH, 256), (LENGTH, 64)} <= found
     assert (1, LENGTH, 256) not in found
+
+
+@pytest.mark.parametrize("what", ["all", "mlp", "updates"])
+def test_products_sum_over_a_single_axis(what: str):
+    """XLA's products on CPUs that sum over sequences and tokens, or heads and queries, take up to twice as long."""
+    found = equations_of_step(what, 2, "dot_general")
+    assert len(found) > 20
+    assert {len(side) for each in found for side in each.params["dimension_numbers"][0]} == {1}
 
 
 def test_passes_change_nothing():
