@@ -137,7 +137,7 @@ class Attention(nn.Module):
         c, tokens = self.config, on_one_axis(x)
         weights = {"q": self.q, "k": self.k, "v": self.v}
         q, k, v = (
-            _updated(self, name, tokens, affine(tokens, w.reshape(len(w), -1)).reshape(-1, *w.shape[1:]))
+            _updated(self, name, tokens, jnp.einsum("td,dnh->tnh", tokens, w.astype(x.dtype)))
             for name, w in weights.items()
         )
         if c.qkv_bias:
@@ -199,7 +199,7 @@ def on_one_axis(x: jax.Array) -> jax.Array:
     """Reshapes tokens [..., a] to [N, a].
 
     The gradient of what multiplies or is added to them is a sum over all tokens. On CPUs, XLA takes up to twice as long
-    for products that sum over two axes, and up to thirty times as long for sums beside an axis of length 1.
+    for products that sum over sequences and tokens, and up to thirty times as long for sums beside an axis of length 1.
     """
     return x.reshape(-1, x.shape[-1])
 
