@@ -428,7 +428,7 @@ def joint_step_programs(arrays: Arrays) -> Iterator[Program]:
     if given.short is not None:
         few = arrays.array((load.predicted,), jnp.int32)
         held = [arrays.blocks, arrays.kept, judged.sequences, entering]
-        yield _program(shortlist.shortened_head, load.tail, outer, few, times=1, beside=held)
+        yield _program(shortlist.shortened_head, load.tail, outer, few, job.dtype, times=1, beside=held)
     beside = [judged.sequences]
     if len(load.groups) > 1:
         parts = {name: arrays.blocks[name] for name in moved["layers"]}
@@ -519,9 +519,12 @@ def _short(arrays: Arrays) -> Params | None:
     config, few = arrays.load.tail, shortlist.shortened(arrays.load.tail, arrays.load.predicted)
     if few == config:
         return None
-    params = arrays.parameters(few, fully_sharded_spec)
-    tied = {"embed": {"tokens": params["embed"]["tokens"]}} if config.tied else {}
-    return {"head": params["head"], "others": arrays.array((few.vocabulary,))} | tied
+    params, dtype = arrays.parameters(few, fully_sharded_spec), step_dtype(arrays.load.settings.compute_dtype)
+    others = {"others": arrays.array((few.vocabulary,))}
+    if config.tied:
+        tokens = arrays.cast(params["embed"]["tokens"], dtype)
+        return {"embed": {"tokens": tokens}, "head": params["head"]} | others
+    return {"head": params["head"] | {"weight": arrays.cast(params["head"]["weight"], dtype)}} | others
 
 
 def _training(arrays: Arrays) -> tuple[step.Job, step.Given, step.Given, Params]:

@@ -120,7 +120,7 @@ def adjusted(
     params = outside | {"layers": blocks}
     texts = run.fitted, run.held_out if run.held_out.real else run.fitted
     few = shortlist_of(run.fitted.sequences, config.vocabulary, settings.seed)
-    short = None if few is None else _short(config, outside, few)
+    short = None if few is None else _short(run, outside, few)
     read, measured = (
         (_sequences(*each), each[0].real) for each in zip(texts, ends, entering, (few, None), strict=True)
     )
@@ -157,9 +157,9 @@ def adjusted(
             parts = _with_blocks(parts, group.first, stage.best["layers"])
 
 
-def _short(config: DecoderConfig, outside: Params, few: Shortlist) -> Params:
+def _short(run: Run, outside: Params, few: Shortlist) -> Params:
     ids, others = devices.replicate(tuple(few))
-    return shortened_head(config, outside, ids) | {"others": others}
+    return shortened_head(run.tail, outside, ids, step_dtype(run.settings.compute_dtype)) | {"others": others}
 
 
 def _sequences(part: Padded, end: jax.Array, entering: jax.Array | None, few: Shortlist | None) -> Sequences:

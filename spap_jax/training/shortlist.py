@@ -89,17 +89,17 @@ def shortened(config: DecoderConfig, length: int) -> DecoderConfig:
     return dataclasses.replace(config, vocabulary=length)
 
 
-@functools.partial(jax.jit, static_argnames="config")
-def shortened_head(config: DecoderConfig, outer: Params, ids: jax.Array) -> Params:
+@functools.partial(jax.jit, static_argnames=("config", "dtype"))
+def shortened_head(config: DecoderConfig, outer: Params, ids: jax.Array, dtype: str) -> Params:
     """Returns what turns a stream into the logits of the shortlist, sharded as by ``fully_shard_params``.
 
     Args:
         config: The decoder.
         outer: Its weights outside the blocks, the parts "embed" and "head" of the tree.
         ids: [s] the ids on the shortlist.
+        dtype: Data type of their rows: that of the steps, none of which has to convert them.
     """
-    if config.tied:
-        few: Params = {"embed": {"tokens": outer["embed"]["tokens"][ids]}, "head": outer["head"]}
-    else:
-        few = {"head": outer["head"] | {"weight": outer["head"]["weight"][ids]}}
-    return fully_shard_params(config, few)
+    rows = (outer["embed"]["tokens"] if config.tied else outer["head"]["weight"])[ids].astype(dtype)
+    few: Params = {"embed": {"tokens": rows}} if config.tied else {}
+    head = outer["head"] if config.tied else outer["head"] | {"weight": rows}
+    return fully_shard_params(config, few | {"head": head})

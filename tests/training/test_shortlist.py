@@ -88,7 +88,7 @@ def test_predictions_are_compared_by_the_logits_of_the_shortlist(tied: bool):
             frozen = fully_shard_params(config, params)
             outer = {name: frozen[name] for name in ("embed", "head")}
             ids, others = devices.replicate(tuple(short))
-            few = shortened_head(config, outer, ids) | {"others": others}
+            few = shortened_head(config, outer, ids, "float32") | {"others": others}
             assert max(a.shape[0] for a in jax.tree.leaves(few)) == 64
             tokens, end, mask, own = map(devices.shard_chunks, (TOKENS, kept, there, place))
             read = Sequences(tokens, end, mask, None, own)
