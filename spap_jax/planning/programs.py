@@ -286,7 +286,7 @@ def selection_programs(arrays: Arrays) -> Iterator[Program]:
     load, s = arrays.load, arrays.load.settings
     turns = {"turn": s.swap_rounds + 1 if METHODS[s.method].swaps else 1}
     if load.fewer_heads:
-        seen = arrays.replicated(arrays.moments(load.dense.heads * load.dense.head_dim))
+        seen, _, _ = _heads(arrays)
         counts = (load.dense.kv_heads, load.narrow.kv_heads)
         given = (seen, arrays.key, *counts, s.method, s.fit.ridge, s.swap_rounds)
         yield _program(heads._select, *given, times=load.dense.layers, beside=_resting(arrays), turns=turns)
@@ -320,14 +320,13 @@ def refit_programs(arrays: Arrays) -> Iterator[Program]:
         yield _mlp_errors(arrays)
         return
     beside = [arrays.held_out, _later(arrays)]
-    block, tokens = arrays.block(_wide(load)), fitting_tokens(arrays.fitted)
+    if not load.refits:
+        yield from _of_mlps(arrays, arrays.fitted, beside)
+        yield _mlp_errors(arrays)
+        return
+    given = (arrays.block(_wide(load)), fitting_tokens(arrays.fitted), ridge, weights)
     for fitting, count in _fittings(load).items():
-        if load.refits:
-            given = (block, tokens, ridge, weights)
-            yield _program(layer._closed_form, fitting, *given, times=count, beside=beside)
-        else:
-            given = (block, [weights] * (1 + (updated != "none")), tokens)
-            yield _program(layer._errors, fitting, *given, times=count, beside=beside)
+        yield _program(layer._closed_form, fitting, *given, times=count, beside=beside)
 
 
 def _refitted_heads(arrays: Arrays) -> Iterator[Program]:

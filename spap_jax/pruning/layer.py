@@ -130,7 +130,7 @@ def prune_layer(
     judged = []
     if held_out.residual.size:
         seen = moments.accumulate(config, layer, held_out, settings.fit.correction)
-        judged = [error_by_moments(seen, config.mlp_bias, choice.channels.kept, stage.weights) for stage in stages]
+        judged = _errors(config, seen, choice, [stage.weights for stage in stages])
         del seen
     clock.lap("errors", judged)
     block, rounds = Fitting(config, narrow, settings.fit.correction), jnp.int32(0)
@@ -173,21 +173,23 @@ def _solve(
         stages.append(refit_weights(seen, choice.ridge, kept, stages[0]))
     elif update == "bias":
         stages.append(_make_up_for_means(layer["mlp"]["down"], choice, stages[0]))
-    return choice, [FitStage(w, error_by_moments(seen, config.mlp_bias, kept, w)) for w in stages]
+    return choice, list(map(FitStage, stages, _errors(config, seen, choice, stages)))
 
 
 def _update_chosen(
     config: DecoderConfig, narrow: DecoderConfig, layer: Params, calibration: Tokens, settings: PruneSettings,
     choice: Choice,
 ) -> list[FitStage]:  # fmt: skip
-    """Like ``_solve``, for channels chosen on the dense stream: there are no moments of the pruned stream."""
+    """Like ``_solve``, for channels chosen on the dense stream; a refit needs the moments of these alone."""
     update, dense = methods.update_used(settings), _dense_weights(config, narrow, layer, choice)
-    block = Fitting(config, narrow, settings.fit.correction)
+    correction = settings.fit.correction
     if update in ("refit", "alternate"):
+        block = Fitting(config, narrow, correction)
         refitted, before, after = _closed_form(block, layer, calibration, choice.ridge, dense)
         return [FitStage(dense, before), FitStage(refitted, after)]
     stages = [dense] if update == "none" else [dense, _make_up_for_means(layer["mlp"]["down"], choice, dense)]
-    return [FitStage(*each) for each in zip(stages, _errors(block, layer, stages, calibration), strict=True)]
+    seen = moments.accumulate(config, layer, calibration, correction)
+    return list(map(FitStage, stages, _errors(config, seen, choice, stages)))
 
 
 def _dense_weights(config: DecoderConfig, narrow: DecoderConfig, layer: Params, choice: Choice) -> Weights:
@@ -254,6 +256,10 @@ def _closed_form(block: Fitting, layer: Params, calibration: Tokens, ridge: jax.
     return alternating.closed_form(_mlp(block, layer), selected, calibration, ridge)
 
 
+def _errors(config: DecoderConfig, seen: Moments, choice: Choice, stages: list[Weights]) -> list[jax.Array]:
+    return [error_by_moments(seen, config.mlp_bias, choice.channels.kept, weights) for weights in stages]
+
+
 error_by_moments = jax.jit(full_precision(moments.relative_error), static_argnames="centred")
 
 
@@ -270,12 +276,6 @@ def _recover(block: Fitting, schedule: RoundSchedule, layer: Params, start: Weig
              errors: tuple[jax.Array, jax.Array], calibration: Tokens, held_out: Tokens, ridge: jax.Array,
              key: jax.Array) -> Recovered:  # fmt: skip
     return alternating.recover(_mlp(block, layer), start, errors, calibration, held_out, schedule, ridge, key)
-
-
-@functools.partial(jax.jit, static_argnames="block")
-@full_precision
-def _errors(block: Fitting, layer: Params, stages: list[Weights], tokens: Tokens) -> list[jax.Array]:
-    return alternating.relative_errors(_mlp(block, layer), stages, tokens)
 
 
 def _mlp(block: Fitting, layer: Params) -> MlpFunctions:

@@ -128,32 +128,22 @@ def _projected(weights: Weights, channels: jax.Array) -> jax.Array:
 
 
 def relative_error(mlp: MlpFunctions, weights: Weights, tokens: Tokens) -> jax.Array:
-    """Computes `relative_errors` of one set of weights, []."""
-    return relative_errors(mlp, [weights], tokens)[0]
-
-
-def relative_errors(mlp: MlpFunctions, stages: list[Weights], tokens: Tokens) -> list[jax.Array]:
-    """Computes, in one pass, the squared errors of several weights over the squared target, summed over all tokens.
-
-    Returns:
-        [] for each of the weights; nan if there are no tokens.
-    """
+    """Computes the squared error over the squared target, summed over all tokens, []; nan if there are none."""
     if not tokens.residual.size:
-        return [jnp.float32(jnp.nan)] * len(stages)
+        return jnp.float32(jnp.nan)
 
     def add(total: jax.Array, chunk: Tokens) -> tuple[jax.Array, None]:
-        return total + _squares(mlp, stages, in_float32(chunk)), None
+        return total + _squares(mlp, weights, in_float32(chunk)), None
 
-    start = jnp.zeros(len(stages) + 1)
-    *errors, power = devices.psum_over_chunks(lambda own: jax.lax.scan(add, start, own)[0], tokens)
-    return [error / jnp.maximum(power, _TINY) for error in errors]  # a layer that adds nothing has no target
+    error, power = devices.psum_over_chunks(lambda own: jax.lax.scan(add, jnp.zeros(2), own)[0], tokens)
+    return error / jnp.maximum(power, _TINY)  # a layer that adds nothing has no target
 
 
-def _squares(mlp: MlpFunctions, stages: list[Weights], tokens: Tokens) -> jax.Array:
-    """Computes the weighted sums of the squared error of each output, and last of the squared target."""
+def _squares(mlp: MlpFunctions, weights: Weights, tokens: Tokens) -> jax.Array:
+    """Computes the weighted sums [2] of the squared error and of the squared target."""
     target = mlp.target(tokens)
-    errors = [target - output(mlp.hidden, weights, tokens.residual) for weights in stages]
-    return jnp.stack([jnp.square(tokens.weighted(rows)).sum() for rows in (*errors, target)])
+    error = target - output(mlp.hidden, weights, tokens.residual)
+    return jnp.stack([jnp.square(tokens.weighted(rows)).sum() for rows in (error, target)])
 
 
 def closed_form(mlp: MlpFunctions, weights: Weights, tokens: Tokens, ridge: float | jax.Array) -> Fitted:
@@ -207,7 +197,7 @@ def descend(
     optimizer = relative_optimizer()
 
     def loss(weights: Weights, drawn: Tokens) -> jax.Array:
-        error, power = _squares(mlp, [weights], drawn)
+        error, power = _squares(mlp, weights, drawn)
         return error / power
 
     def step(carry: tuple[Any, Any], now: tuple[jax.Array, jax.Array]) -> tuple[tuple[Any, Any], None]:
