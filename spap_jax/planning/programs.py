@@ -246,7 +246,7 @@ def statistics_programs(arrays: Arrays) -> Iterator[Program]:
     load, dense, later = arrays.load, arrays.load.dense, _later(arrays)
     tokens, block = fitting_tokens(arrays.fitted), arrays.block(dense)
     if load.fewer_heads:
-        yield from _of_attention(arrays, arrays.fitted, [arrays.held_out, later])
+        yield from _attention_statistics(arrays, arrays.fitted, [arrays.held_out, later])
     if load.in_waves:
         beside = [arrays.fitted, arrays.held_out, later]
         for config, count in _kinds(dense).items():
@@ -261,16 +261,16 @@ def statistics_programs(arrays: Arrays) -> Iterator[Program]:
             held = [*beside, *each[:number], *each[number + 1 :]]
             yield _program(waves._exchange, array, dense.intermediate, times=_waves(load), beside=held)
         return
-    yield from _of_mlps(arrays, arrays.fitted, [arrays.held_out, later])
+    yield from _mlp_statistics(arrays, arrays.fitted, [arrays.held_out, later])
 
 
-def _of_attention(arrays: Arrays, part: Any, beside: Any) -> Iterator[Program]:
+def _attention_statistics(arrays: Arrays, part: Any, beside: Any) -> Iterator[Program]:
     block, tokens = arrays.block(arrays.load.dense), fitting_tokens(part)
     for config, count in _kinds(arrays.load.dense).items():
         yield _program(moments.accumulate_attention, config, block, tokens, times=count, beside=beside)
 
 
-def _of_mlps(arrays: Arrays, part: Any, beside: Any) -> Iterator[Program]:
+def _mlp_statistics(arrays: Arrays, part: Any, beside: Any) -> Iterator[Program]:
     wide = _wide(arrays.load)
     given = (arrays.block(wide), fitting_tokens(part), arrays.load.settings.fit.correction)
     for config, count in _kinds(wide).items():
@@ -321,7 +321,7 @@ def refit_programs(arrays: Arrays) -> Iterator[Program]:
         return
     beside = [arrays.held_out, _later(arrays)]
     if not load.refits:
-        yield from _of_mlps(arrays, arrays.fitted, beside)
+        yield from _mlp_statistics(arrays, arrays.fitted, beside)
         yield _mlp_errors(arrays)
         return
     given = (arrays.block(_wide(load)), fitting_tokens(arrays.fitted), ridge, weights)
@@ -384,9 +384,9 @@ def errors_programs(arrays: Arrays) -> Iterator[Program]:
         return
     beside = [arrays.fitted, _later(arrays)]
     if arrays.load.fewer_heads:
-        yield from _of_attention(arrays, arrays.held_out, beside)
+        yield from _attention_statistics(arrays, arrays.held_out, beside)
         yield _heads_errors(arrays)
-    yield from _of_mlps(arrays, arrays.held_out, [*beside, arrays.weights])
+    yield from _mlp_statistics(arrays, arrays.held_out, [*beside, arrays.weights])
     yield _mlp_errors(arrays)
 
 
