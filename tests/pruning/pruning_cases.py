@@ -1,6 +1,7 @@
 """Tiny models in memory, and tokens for them."""
 
 import functools
+from typing import Any
 
 import hf_models
 import jax
@@ -67,7 +68,7 @@ def random_tokens(seed: int = 0, sequences: int = 16, length: int = 16) -> np.nd
 
 
 @functools.cache
-def pruned(variant: str, **changes: int) -> api.PruneResult:
+def pruned(variant: str, **changes: Any) -> api.PruneResult:
     """Return the result of pruning with `SETTINGS` and some changes on the usual tokens."""
     return api.prune(tiny(variant), random_tokens(), settings=SETTINGS, **changes)
 
