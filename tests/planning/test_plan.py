@@ -148,7 +148,7 @@ def test_joint_steps_adjust_as_many_blocks_as_fit(name: str, mesh: str, together
 def test_what_a_compiler_says_takes_the_place_of_the_count():
     counted = plan(request_of("llama-3.1-8b"), mesh_named("v5e-8"))
     assert counted.fits
-    known = corrected(counted, {"selection": 20e9, "errors": 1e9})  # errors are too small to be counted
+    known = corrected(counted, {"selection": 20e9, "errors": 1e9})  # errors are not counted
     assert sum(known.memory["selection"].values()) == pytest.approx(20e9)
     assert {name: parts for name, parts in known.memory.items() if name != "selection"} == {
         name: parts for name, parts in counted.memory.items() if name != "selection"

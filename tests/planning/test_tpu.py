@@ -57,6 +57,7 @@ def test_an_8b_model(effort: EffortName):
     everything = list(compiled(config_of(json.loads(file.read_text())), MESH, names, 128, 2048, effort))
     planned = memory.device_memory(everything[0].load)
     largest = needs([found.said for found in everything])
+    assert largest.pop("errors", 0) <= largest.get("statistics", 0)  # the same on fewer tokens, so no plan counts them
     assert largest.keys() <= planned.keys()
     for phase, needed in largest.items():
         assert sum(planned[phase].values()) == pytest.approx(needed, rel=0.15), phase
