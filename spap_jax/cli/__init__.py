@@ -1,11 +1,16 @@
 """The command line: ``spap plan | answer | prune | finetune | eval | bench | report | convert | push | doctor``."""
 
 import contextlib
+import gc
 import io
 import sys
 from collections.abc import Sequence
 
 from spap_jax.errors import naming_flags
+
+_COLLECTION = (50_000, 20, 100)
+"""Thresholds of Python's garbage collector. JAX's tracing makes objects by the million, nearly all of which are freed
+without it; by default it takes a tenth of a short run."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from spap_jax.cli.app import launch
     from spap_jax.cli.console import notices
 
+    gc.set_threshold(*_COLLECTION)
     words = sys.argv[1:] if arguments is None else list(arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # characters that its encoding lacks are escaped
