@@ -79,37 +79,31 @@ def test_two_processes_that_go_on_give_the_result_of_one(tmp_path: Path):
 
 
 @pytest.mark.timeout(900)
-def test_processes_that_share_all_weights_give_the_result_of_one(tmp_path: Path):
-    """Weights are divided along both axes over the processes, and written by the first one."""
+def test_each_of_two_processes_stores_its_half(tmp_path: Path):
+    """All weights are trained; the state that each process stores is half of that of one alone.
+
+    The command starts over with weights that are divided along both axes, and gives the result of one process.
+    """
     hf_model("llama").save_pretrained(tmp_path / "in")
     np.save(tmp_path / "ids.npy", np.random.default_rng(0).integers(0, 97, (16, 16)))
     words = ("--full", "--eval", str(tmp_path / "ids.npy"))
-    runs = [start(tmp_path, "one", *words), *together(tmp_path, "two", *words, "--model-devices", "2")]
-    results = [each.communicate(timeout=600) for each in runs]
-    assert [each.returncode for each in runs] == [0, 0, 0], results
-    before, ours, theirs = (weights(tmp_path / name) for name in ("in", "one", "two"))
-    assert all(not np.array_equal(before[name], ours[name]) for name in ours)
-    for name in ours:
-        np.testing.assert_allclose(theirs[name], ours[name], rtol=0, atol=1e-4)
-
-
-@pytest.mark.timeout(900)
-def test_each_of_two_processes_stores_its_half(tmp_path: Path):
-    """All weights are trained; the state that each process stores is half of that of one alone."""
-    hf_model("llama").save_pretrained(tmp_path / "in")
-    np.save(tmp_path / "ids.npy", np.random.default_rng(0).integers(0, 97, (16, 16)))
-    for output, run in (("one", [start(tmp_path, "one", "--full")]), ("two", together(tmp_path, "two", "--full"))):
+    for output, run in (("one", [start(tmp_path, "one", *words)]), ("two", together(tmp_path, "two", *words))):
         killed_at("step 4/6", run)
         assert (tmp_path / f".{output}.resume").exists()
     newest = (max(states(tmp_path / f".{name}").items()) for name in ("one.resume", "two.resume", "two.resume-1"))
     whole, *halves = (size for _, size in newest)
     assert max(halves) < 0.6 * whole
-    one = start(tmp_path, "two", "--full", "--devices", "1")
-    _, said = one.communicate(timeout=600)
-    assert one.returncode == 2
+    refused = start(tmp_path, "two", *words, "--devices", "1")
+    _, said = refused.communicate(timeout=600)
+    assert refused.returncode == 2
     assert "processes (2, now 1)" in said
-    again = together(tmp_path, "two", "--full", "--no-resume")
-    results = [each.communicate(timeout=600) for each in again]
-    assert [each.returncode for each in again] == [0, 0], results
-    assert "going on" not in results[0][1]
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".one.resume", "ids.npy", "in", "two"]
+    over = together(tmp_path, "two", *words, "--model-devices", "2", "--no-resume")
+    runs = [start(tmp_path, "one", *words), *over]
+    results = [each.communicate(timeout=600) for each in runs]
+    assert [each.returncode for each in runs] == [0, 0, 0], results
+    assert ["going on" in said for _, said in results[:2]] == [True, False]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ids.npy", "in", "one", "two"]
+    before, ours, theirs = (weights(tmp_path / name) for name in ("in", "one", "two"))
+    assert all(not np.array_equal(before[name], ours[name]) for name in ours)
+    for name in ours:
+        np.testing.assert_allclose(theirs[name], ours[name], rtol=0, atol=1e-4)

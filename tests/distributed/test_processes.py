@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 
 from spap_jax.cli import main
 
-GENTLY = ("--joint-learning-rate", "0.003")
+GENTLY = ("--learning-rate", "0.001", "--joint-learning-rate", "0.003")
 """Steps so small that the order of a sum, which is another on two processes, does not change their result."""
 
 
@@ -36,6 +36,15 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(folder / "in")
     np.save(folder / "ids.npy", np.random.default_rng(0).integers(0, 97, (16, 64)))
     return folder
+
+
+@pytest.fixture(scope="module")
+def alone(given: Path) -> Path:
+    """The output of one process, with gentle steps."""
+    output = given / "alone"
+    code, _, said = finish(start(given, output, *GENTLY, "--eval", str(given / "ids.npy")))
+    assert code == 0, said
+    return output
 
 
 def start(given: Path, output: Path, *words: str) -> subprocess.Popen:
@@ -72,27 +81,23 @@ def kill_one_after(line: str, victim: int, processes: list[subprocess.Popen]) ->
     return code, said
 
 
-def check_what_a_killed_run_leaves(given: Path, folder: Path, line: str) -> None:
-    """Start two processes, kill the second once a line is printed, and check what the first says and leaves."""
-    code, said = kill_one_after(line, 1, together(given, folder / "two", *GENTLY))
-    assert code == 75, said
-    assert "process 0 of 2: it ends because another one is gone" in said
-    assert re.search(r"(of|all) 3 layers are done.*, kept in", said)
-    assert "Traceback" not in said
-    assert sorted(each.name for each in folder.iterdir()) == [".two.resume", ".two.resume-1", "one"]
-
-
 @pytest.mark.timeout(900)
-def test_two_processes_that_go_on_give_the_result_of_one(given: Path, tmp_path: Path):
-    """One process is killed in the layers, and again in the joint steps, which ends the other.
+def test_two_processes_that_go_on_give_the_result_of_one(given: Path, alone: Path, tmp_path: Path):
+    """One process is killed in the layers, the other in the joint steps; whichever is left ends and says why.
 
     Only the first one has saved the finished blocks; of the state of the joint steps, both have a part.
     """
-    code, _, said = finish(start(given, tmp_path / "one", *GENTLY))
-    assert code == 0, said
-    for line in ("layer 2/", "step 5/9  held-out"):
-        check_what_a_killed_run_leaves(given, tmp_path, line)
-    results = [finish(each) for each in together(given, tmp_path / "two", *GENTLY)]
+    output = tmp_path / "two"
+    code, said = kill_one_after("layer 2/", 1, together(given, output, *GENTLY))
+    assert code == 75, said
+    assert "process 0 of 2: it ends because another one is gone" in said
+    assert re.search(r"of 3 layers are done.*, kept in", said)
+    assert "Traceback" not in said
+    assert sorted(each.name for each in tmp_path.iterdir()) == [".two.resume", ".two.resume-1"]
+    code, said = kill_one_after("step 5/9  held-out", 0, together(given, output, *GENTLY))
+    assert code in (75, -signal.SIGABRT), said  # JAX may notice the loss first: it then aborts the process and says why
+    assert "another one is gone" in said or "another task died" in said
+    results = [finish(each) for each in together(given, output, *GENTLY)]
     assert [code for code, _, _ in results] == [0, 0], results
     assert "layer 3/3" in results[0][2]
     kept = [line.endswith("kept") for line in results[0][2].splitlines() if line.startswith(("layer", "step"))]
@@ -100,15 +105,14 @@ def test_two_processes_that_go_on_give_the_result_of_one(given: Path, tmp_path: 
     assert kept == sorted(kept, reverse=True)
     assert "MLP channels removed" in results[0][1]
     assert "MLP channels removed" not in results[1][1]
-    one, two = (json.loads((tmp_path / name / "spap_report.json").read_text()) for name in ("one", "two"))
+    one, two = (json.loads((each / "spap_report.json").read_text()) for each in (alone, output))
     assert [layer["kept"] for layer in one["layers"]] == [layer["kept"] for layer in two["layers"]]
     for mine, theirs in zip(one["layers"], two["layers"], strict=True):
         assert theirs["calibration"]["alternating"] == pytest.approx(mine["calibration"]["alternating"], rel=1e-3)
     gains = [run["joint"][0]["held_out"] - run["joint"][-1]["held_out"] for run in (one, two)]
     assert gains[1] == pytest.approx(gains[0], rel=0.02)
     assert gains[0] > 0
-    sizes = {(tmp_path / name / "model.safetensors").stat().st_size for name in ("one", "two")}
-    assert len(sizes) == 1
+    assert len({(each / "model.safetensors").stat().st_size for each in (alone, output)}) == 1
 
 
 def test_each_of_two_processes_chooses_the_channels_of_other_layers(given: Path, tmp_path: Path):
@@ -124,13 +128,12 @@ def test_each_of_two_processes_chooses_the_channels_of_other_layers(given: Path,
 
 
 @pytest.mark.timeout(900)
-def test_two_processes_that_share_the_weights_give_the_result_of_one(given: Path, tmp_path: Path):
+def test_two_processes_that_share_the_weights_give_the_result_of_one(given: Path, alone: Path, tmp_path: Path):
     """Each process reads its own shards of the tensors; the first one writes the complete tensors."""
-    quick = ("--effort", "low", "--learning-rate", "0.001", *GENTLY, "--eval", str(given / "ids.npy"))
-    runs = [start(given, tmp_path / "one", *quick), *together(given, tmp_path / "two", *quick, "--model-devices", "2")]
-    results = [finish(each) for each in runs]
-    assert [code for code, _, _ in results] == [0] * 3, results
-    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    words = (*GENTLY, "--eval", str(given / "ids.npy"), "--model-devices", "2")
+    results = [finish(each) for each in together(given, tmp_path / "two", *words)]
+    assert [code for code, _, _ in results] == [0, 0], results
+    one, two = (load_file(each / "model.safetensors") for each in (alone, tmp_path / "two"))
     assert one.keys() == two.keys()
     for name, weight in one.items():  # a gradient near zero may have either sign, and Adam steps as far
         weight, other = weight.astype(np.float32), two[name].astype(np.float32)
@@ -142,13 +145,6 @@ def test_some_of_the_options_are_not_enough(given: Path, tmp_path: Path, capsys)
     assert main([str(word) for word in words]) == 2
     assert "--coordinator HOST:PORT" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
-
-
-def test_who_follows_ends_with_the_one_that_leads(given: Path, tmp_path: Path):
-    """JAX may notice the loss first; it then aborts the process and says why."""
-    code, said = kill_one_after("layer 1/", 0, together(given, tmp_path / "out"))
-    assert code in (75, -signal.SIGABRT), said
-    assert "another one is gone" in said or "another task died" in said
 
 
 def test_an_error_of_one_ends_it_at_once(given: Path, tmp_path: Path):
