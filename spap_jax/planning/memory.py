@@ -279,12 +279,9 @@ def device_memory(load: Workload) -> dict[str, Parts]:
         for name, workspace in (("joint steps", joint_bytes), ("joint checks", checking_bytes)):
             gradients, activations = workspace(load)
             phases[name] = final | {"gradients": gradients, "activations": activations}
-        # Before the first step, blocks are collected, and then the streams are there as they were stored, and one of
-        # them in bfloat16 as well.
+        # Before the first step, blocks are collected, and all streams are there.
         collecting = held | {"weights": weights + load.weight_bytes * block_elements(mine.narrow)}
-        rounding = final | {"streams": held["streams"] + 2 * load.fitted.tokens * d}
-        candidates = phases["joint steps"], collecting, rounding
-        phases["joint steps"] = max(candidates, key=lambda parts: sum(parts.values()))
+        phases["joint steps"] = max(phases["joint steps"], collecting, key=lambda parts: sum(parts.values()))
     return phases
 
 

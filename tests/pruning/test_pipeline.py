@@ -63,6 +63,20 @@ def test_rounds_end_when_two_layers_in_a_row_gained_little():
     assert rounds_pay([dataclasses.replace(each, held_out=None) for each in told(0, 0)])
 
 
+def test_only_the_dense_stream_is_left_when_it_is_rounded_for_joint_steps(monkeypatch: pytest.MonkeyPatch):
+    there = []
+
+    def counted(stream: jax.Array) -> jax.Array:
+        there.append(sum(a.shape == stream.shape and a.dtype == stream.dtype for a in jax.live_arrays()))
+        return rounded(stream)
+
+    rounded = streams.rounded
+    monkeypatch.setattr(streams, "rounded", counted)
+    tokens = random_tokens()[:11]  # as no other test has, whose streams may be alive still
+    api.prune(tiny("llama"), tokens, settings=SETTINGS.replace(joint_passes=1, rounds=0))
+    assert there == [1]
+
+
 @pytest.mark.parametrize("variant", FAMILIES)
 def test_errors_fall_from_stage_to_stage(variant: str):
     reports = pruned(variant).report.layers
