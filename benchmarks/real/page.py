@@ -37,7 +37,8 @@ def markdown(rows: Sequence[Row], command: str, pictures: Sequence[str]) -> str:
         f"```\n{command}\n```\n",
         f"and edits are lost; every number is in `results.jsonl`. The dense model has {first.parameters[0]:,} "
         f"parameters, and its perplexity is {dense}. *Ratio*: rise in log-perplexity over that of the best of "
-        f"{', '.join(peers)}, of those that were run at the same sparsity. Each row is one command as a user types it.\n",
+        f"{', '.join(peers)}, of those that were run at the same sparsity. "
+        "Each row is one command as a user types it.\n",
         *(f"![{name}]({name})\n" for name in pictures),
     ]
     for sparsity in SPARSITIES:
