@@ -420,11 +420,11 @@ def joint_step_programs(arrays: Arrays) -> Iterator[Program]:
     entering = _later(arrays)["entering"]
     held = [arrays.fitted, arrays.held_out, arrays.block(load.dense), entering]
     yield _program(predictions.set_layer, arrays.blocks, 0, block, times=layers, beside=held)
-    ends = [arrays.held_out.dense] if load.held_out.count else []
-    yield _program(streams.rounded, arrays.fitted.dense, times=1, beside=[arrays.blocks, *ends, entering])
+    held = [arrays.blocks, entering, *([arrays.held_out.dense] if load.held_out.count else [])]
+    yield _program(streams.rounded, arrays.fitted.dense, times=1, beside=held)
     if load.entered:
-        dense = [arrays.fitted.dense, arrays.held_out, arrays.block(load.dense)]
-        yield _program(streams.rounded, arrays.fitted.pruned, times=1, beside=dense)
+        held = [arrays.fitted.dense, arrays.held_out, arrays.block(load.dense)]
+        yield _program(streams.rounded, arrays.fitted.pruned, times=1, beside=held)
     job, given, judged, moved = _joint(arrays)
     outer = {name: part for name, part in given.frozen.items() if name != "layers"}
     if given.short is not None:

@@ -85,10 +85,10 @@ def prune_layers(run: Run, watch: Callable[[int, int], None] | None = None) -> G
             memory.return_scraps()
             clock = PhaseClock()
     if blocks is not None:
-        dense = both[0].dense, _judged(run, both).dense
-        del both  # the pruned streams are of no more use, and make room for those that are rounded
-        ends = streams.rounded(dense[0]), dense[1]
-        del dense
+        fitted, judged = both[0].dense, _judged(run, both).dense
+        del both  # the pruned streams are of no more use, and make room for the rounded one
+        ends = streams.rounded(fitted), judged
+        del fitted
         for step in joint.adjusted(run, blocks, ends, entering, watch):
             yield step
             del step
