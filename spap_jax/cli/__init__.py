@@ -6,6 +6,7 @@ import io
 import sys
 from collections.abc import Sequence
 
+from spap_jax.data.auto_tokenizer import leave_pytorch_out
 from spap_jax.errors import naming_flags
 
 _COLLECTION = (50_000, 20, 100)
@@ -28,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from spap_jax.cli.console import notices
 
     gc.set_threshold(*_COLLECTION)
+    if arguments is None:  # the process is the command's own
+        leave_pytorch_out()
     words = sys.argv[1:] if arguments is None else list(arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # characters that its encoding lacks are escaped

@@ -1,6 +1,5 @@
 """Text and conversations as token ids, and the tokenizer that makes them."""
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from spap_jax.data import conversations
+from spap_jax.data.auto_tokenizer import auto_tokenizer
 from spap_jax.data.conversations import Conversation
 from spap_jax.data.in_memory import encoder_of
 from spap_jax.data.texts import LOCAL, Piece, looks_local
@@ -157,11 +157,9 @@ def _hub_tokenizer(named: str) -> Any:
 
 def _pretrained(where: str, *, local: bool) -> Any:
     """Returns the tokenizer that transformers loads, or the error that it raised."""
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # about missing PyTorch
-    from transformers import AutoTokenizer
-
+    tokenizers = auto_tokenizer()
     try:
-        loaded = AutoTokenizer.from_pretrained(where, local_files_only=local, trust_remote_code=False)
+        loaded = tokenizers.from_pretrained(where, local_files_only=local, trust_remote_code=False)
     except Exception as error:  # transformers raises all kinds of exceptions for a missing or broken file
         return error
     return loaded if len(loaded) > len(loaded.all_special_ids) else ValueError("it has no vocabulary")

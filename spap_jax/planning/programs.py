@@ -504,7 +504,8 @@ def _joint(arrays: Arrays) -> tuple[step.Job, step.Given, step.Given, Params]:
     else:
         cut = jax.tree.map(lambda a: jax.ShapeDtypeStruct((group.blocks, *a.shape[1:]), a.dtype), moved)
         moved = arrays.laid_out(config, cut, arrays.dtype)
-    job = joint.job_of(config, settings, group.schedule.steps, group.first)
+    short = _short(arrays)
+    job = joint.job_of(config, settings, group.schedule.steps, group.first, short is not None)
 
     def given(chunks: Chunks, stream: Any, short: Params | None) -> step.Given:
         tokens, entering = arrays.tokens(chunks), stream if load.entered else None
@@ -513,7 +514,7 @@ def _joint(arrays: Arrays) -> tuple[step.Job, step.Given, step.Given, Params]:
         return step.Given(frozen, None, read, chunks.real, short)
 
     measured = given(load.judged, arrays.streams(load.judged).dense, None)
-    return job, given(load.fitted, arrays.kept, _short(arrays)), measured, moved
+    return job, given(load.fitted, arrays.kept, short), measured, moved
 
 
 def _short(arrays: Arrays) -> Params | None:

@@ -32,8 +32,12 @@ _CHECKS = 8
 """Largest number of measurements on held-out tokens in a run, but there is one for each group of blocks."""
 
 _SHARE: dict[EffortName, float] = {"low": 0.12, "default": 0.25, "high": 0.25}
-"""Largest number of tokens that are measured in a run, as a share of those of the steps. Where few blocks move, the
-head takes most of the time, and a measurement's has the whole vocabulary."""
+"""Largest number of tokens that are measured in a run, as a share of those of the steps. Where few blocks move, a
+measurement takes longer beside a step."""
+
+_MEASURED_EVERY = 4
+"""Where the steps have a shortlist, a measurement makes its predictions, of the whole vocabulary, at every so manieth
+token: they would take most of its time, and neighbouring tokens have much the same to say."""
 
 
 class Group(NamedTuple):
@@ -137,7 +141,7 @@ def adjusted(
         alone = group.blocks == config.layers
         best = parts if alone else _of_blocks(parts, group.first, group.blocks)
         frozen = params if alone else params | {"layers": params["layers"] | parts}
-        job = job_of(config, settings, group.schedule.steps, group.first)
+        job = job_of(config, settings, group.schedule.steps, group.first, few is not None)
         given, judged = Given(frozen, None, *read, short), Given(frozen, None, *measured)
         before = checks[:reached] if group.first else ()
         begun = (functools.partial(stored.pop, "stage"), checks) if stored and len(checks) > len(before) else None
@@ -179,7 +183,7 @@ def _sequences(part: Padded, end: jax.Array, entering: jax.Array | None, few: Sh
     return Sequences(devices.shard_chunks(part.tokens), end, spread[0], entering, spread[1])
 
 
-def job_of(config: DecoderConfig, settings: PruneSettings, steps: int, first: int = 0) -> Job:
+def job_of(config: DecoderConfig, settings: PruneSettings, steps: int, first: int = 0, shortlist: bool = False) -> Job:
     """Returns what joint steps are compiled for.
 
     Args:
@@ -187,10 +191,12 @@ def job_of(config: DecoderConfig, settings: PruneSettings, steps: int, first: in
         settings: The settings of the run, resolved.
         steps: Number of steps.
         first: First block that moves.
+        shortlist: Whether the steps compute the logits of a shortlist.
     """
     recipe = Recipe(relative, (settings.joint_learning_rate, steps, settings.moment_dtype))
     dtype, weight = step_dtype(settings.compute_dtype), settings.text_weight
-    return Job(config, recipe, dtype, first, remat=settings.remat, text_weight=weight)
+    every = _MEASURED_EVERY if shortlist else 1
+    return Job(config, recipe, dtype, first, remat=settings.remat, text_weight=weight, measured_every=every)
 
 
 def moving(settings: PruneSettings, layers: Params) -> tuple[str, ...]:

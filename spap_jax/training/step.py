@@ -48,6 +48,7 @@ class Job(NamedTuple):
             is the target.
         remat: What a block keeps for its backward pass; see ``forward.REMAT``.
         text_weight: Weight of the next token beside the predictions that are the target; see ``objective.Wanted``.
+        measured_every: A measurement makes predictions at every so manieth token of a sequence, from the first one on.
     """
 
     config: DecoderConfig
@@ -58,6 +59,7 @@ class Job(NamedTuple):
     teacher: DecoderConfig | None = None
     remat: Remat = "full"
     text_weight: float = 0.0
+    measured_every: int = 1
 
 
 class Sequences(NamedTuple):
@@ -185,9 +187,10 @@ def measure(job: Job, given: Given, moved: Params, batch: Minibatch) -> jax.Arra
     """Computes the mean loss [] in nats per prediction, in float32 at full precision."""
 
     def add(total: jax.Array, now: Minibatch) -> tuple[jax.Array, None]:
-        return total + _loss_sum(job, given, moved, now, jnp.float32, merged=True), None
+        return total + _loss_sum(job, given, moved, now, jnp.float32, every, merged=True), None
 
-    return jax.lax.scan(add, jnp.float32(0), batch)[0] / _predictions(given, batch)
+    every = job.measured_every
+    return jax.lax.scan(add, jnp.float32(0), batch)[0] / _predictions(given, batch, every)
 
 
 def text_loss(student: Student, text: Sequences) -> jax.Array:
@@ -209,17 +212,19 @@ def _spread(job: Job, sums: tuple[jax.Array, Params]) -> tuple[jax.Array, Params
     return sums[0], fully_shard_params(job.config, sums[1])
 
 
-def _predictions(given: Given, batch: Minibatch) -> jax.Array:
+def _predictions(given: Given, batch: Minibatch, every: int = 1) -> jax.Array:
     """Number of predictions of a batch that count; 1 if none does."""
     tokens, mask = given.sequences.tokens, given.sequences.mask
     if mask is None:
-        return jnp.maximum(1, batch.counted.sum() * (tokens.shape[-1] - 1))
-    each = (mask[..., 1:] > 0).sum(axis=-1).reshape(-1)
+        return jnp.maximum(1, batch.counted.sum() * len(range(0, tokens.shape[-1] - 1, every)))
+    each = (mask[..., 1::every] > 0).sum(axis=-1).reshape(-1)
     return jnp.maximum(1, (batch.counted * each[batch.rows]).sum())
 
 
-def _loss_sum(job: Job, given: Given, moved: Params, now: Minibatch, dtype: Any, merged: bool = False) -> jax.Array:
-    """Sums the losses of one pass [R]."""
+def _loss_sum(
+    job: Job, given: Given, moved: Params, now: Minibatch, dtype: Any, every: int = 1, merged: bool = False
+) -> jax.Array:
+    """Sums the losses of one pass [R], those of every so manieth prediction."""
     student = Student(job.config, given.frozen, moved, job.first, job.scale, job.remat)
     outside = outer(student, dtype, predicts=given.short is None)
     own = Predictor(job.config, outside) if given.short is None else _among_few(job.config, given.short, dtype)
@@ -235,7 +240,10 @@ def _loss_sum(job: Job, given: Given, moved: Params, now: Minibatch, dtype: Any,
         elif teacher is not None and taught is not None:
             stream = last_stream(teacher, taught, drawn.tokens, dtype)
             wanted = Wanted(Predictor(teacher.config, taught), stream, job.text_weight)
-        return loss_sum(own, last, following, counted_predictions(drawn) * counted[:, None], wanted)
+        counts = counted_predictions(drawn) * counted[:, None]
+        last, following, counts = (a[:, ::every] for a in (last, following, counts))
+        wanted = wanted and wanted._replace(stream=wanted.stream[:, ::every])
+        return loss_sum(own, last, following, counts, wanted)
 
     places = jnp.unravel_index(now.rows, given.sequences.tokens.shape[:2])
     drawn = devices.take_large_from_chunks(given.sequences, places)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import torch
 from commands import (
     CALIBRATION,
     EVALUATION,
@@ -22,6 +24,7 @@ from commands import (
     token_file,
 )
 from safetensors.numpy import load_file
+from safetensors.torch import load_file as load_torch_file
 
 import spap_jax
 
@@ -279,6 +282,22 @@ def test_help_of_the_module_starts_no_jax():
     assert (run.returncode, err) == (0, "")
     assert all(command in out for command in ("plan", "prune", "finetune", "eval", "bench", "report", "doctor"))
     assert process("--version").communicate()[0] == f"spap-jax {spap_jax.__version__}\n"
+
+
+def test_a_command_imports_pytorch_for_weights_in_its_format_alone(tmp_path: Path):
+    """The tokenizer is loaded by transformers, which imports it where it can."""
+    program = "import sys\nfrom spap_jax.cli import main\nassert main() == 0\nprint('torch' in sys.modules)"
+    (tmp_path / "text.txt").write_text("Once upon a time there was a little girl. " * 8)
+    safe, pickled = (shutil.copytree(STORIES, tmp_path / name) for name in ("safe", "pickled"))
+    torch.save(load_torch_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
+    (pickled / "model.safetensors").unlink()
+    words = ("--data", tmp_path / "text.txt", "--sequence-length", "32")
+    runs = []
+    for folder in (safe, pickled):
+        command = [sys.executable, "-c", program, "eval", folder, *words]
+        runs.append(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines())
+    assert [run.pop() for run in runs] == ["False", "True"]
+    assert runs[0] == [line.replace("pickled", "safe") for line in runs[1]]
 
 
 def test_a_killed_run_leaves_only_what_the_next_goes_on_from(tmp_path: Path):

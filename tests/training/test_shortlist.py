@@ -14,10 +14,12 @@ from spap_jax import devices
 from spap_jax.models import decoder
 from spap_jax.models.registry import family_of
 from spap_jax.placement import fully_shard_params
+from spap_jax.pruning.joint import job_of
+from spap_jax.settings import PruneSettings
 from spap_jax.training.engine import batch_of
 from spap_jax.training.optimizers import relative
 from spap_jax.training.shortlist import Shortlist, length_of, shortened_head, shortlist_of
-from spap_jax.training.step import Given, Job, Recipe, Sequences, begin, step
+from spap_jax.training.step import Given, Job, Recipe, Sequences, begin, measure, step
 
 LLAMA = {
     "model_type": "llama",
@@ -60,19 +62,15 @@ def model(tied: bool) -> Any:
     return config, jax.device_get(jax.jit(lambda key: decoder.init(config, key))(jax.random.key(1)))
 
 
-def expected(tied: bool, kept: np.ndarray, short: Shortlist) -> float:
-    """Compute the loss of all sequences from some logits of the whole vocabulary, and what is added to them."""
+def losses(tied: bool, kept: np.ndarray, short: Shortlist) -> np.ndarray:
+    """Compute the losses [B, T - 1] from the logits of the whole vocabulary; those of rare tokens mean nothing."""
     config, params = model(tied)
-    tokens = TOKENS[:, 0]
     wanted = np.asarray(decoder.head(config, params, jnp.asarray(kept[:, 0])), np.float64)
-    got = np.asarray(decoder.forward(config, params, jnp.asarray(tokens), None), np.float64)
+    got = np.asarray(decoder.forward(config, params, jnp.asarray(TOKENS[:, 0]), None), np.float64)
     q, p = (x[:, :-1, short.ids] + short.others for x in (wanted, got))
     q, p = (x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in (q, p))
-    frequent = short.ids[short.others == 0]
-    there = np.isin(tokens[:, 1:], frequent)
-    place = np.searchsorted(short.ids, np.where(there, tokens[:, 1:], frequent[0]))
-    of_text = np.take_along_axis(q - p, place[..., None], axis=-1)[..., 0]
-    return ((1 - TEXT_WEIGHT) * (np.exp(q) * (q - p)).sum(-1) + TEXT_WEIGHT * of_text)[there].mean()
+    of_text = np.take_along_axis(q - p, short.places(TOKENS)[0][:, 0, 1:, None], axis=-1)[..., 0]
+    return (1 - TEXT_WEIGHT) * (np.exp(q) * (q - p)).sum(-1) + TEXT_WEIGHT * of_text
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -96,4 +94,25 @@ def test_predictions_are_compared_by_the_logits_of_the_shortlist(tied: bool):
             job = Job(config, Recipe(relative, (1e-3, 10)), "float32", text_weight=TEXT_WEIGHT)
             state = begin(job, {"layers": frozen["layers"]})
             _, loss = step(job, given, state, batch_of(np.arange(len(TOKENS)), given, 64))
-        assert float(loss) == pytest.approx(expected(tied, kept, short), rel=1e-4)
+        expected = losses(tied, kept, short)[there[:, 0, 1:]].mean()
+        assert float(loss) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_measurements_beside_it_are_of_some_predictions_of_the_whole_vocabulary(masked: bool):
+    config, params = model(True)
+    kept = np.random.default_rng(2).normal(size=(*TOKENS.shape, 32)).astype(np.float32)
+    counts = np.random.default_rng(3).random(TOKENS.shape) < 0.5 if masked else np.ones(TOKENS.shape, bool)
+    all_losses, there = losses(True, kept, Shortlist(np.arange(3000), np.zeros(3000))), counts[:, 0, 1:]
+    some = all_losses[:, ::4][there[:, ::4]].mean()
+    assert some != pytest.approx(all_losses[there].mean(), rel=1e-3)
+    settings = PruneSettings(joint_learning_rate=1e-3, joint_text_weight=TEXT_WEIGHT)
+    job = job_of(config, settings, 10, shortlist=True)
+    for count in (1, 8):
+        with devices.use_mesh(count):
+            frozen = fully_shard_params(config, params)
+            read = Sequences(*map(devices.shard_chunks, (TOKENS, kept, *[counts] * masked)))
+            given = Given(frozen, None, read, len(TOKENS))
+            batch = batch_of(np.arange(len(TOKENS)), given, 64)
+            loss = measure(job, given, {"layers": frozen["layers"]}, batch)
+        assert float(loss) == pytest.approx(some, rel=1e-4)
