@@ -49,7 +49,7 @@ class PruneChanges(TypedDict, total=False):
     stream_dtype: FloatDtype
     moment_dtype: FloatDtype
     compute_dtype: FloatDtype | None
-    remat: Remat
+    remat: Remat | None
 
 
 class FinetuneChanges(TypedDict, total=False):

@@ -142,7 +142,7 @@ _PRUNING: _Ranges = (
     ("stream_dtype", lambda d: d in FLOAT_DTYPES, f"one of {', '.join(FLOAT_DTYPES)}"),
     ("moment_dtype", lambda d: d in FLOAT_DTYPES, f"one of {', '.join(FLOAT_DTYPES)}"),
     ("compute_dtype", _if_given(lambda d: d in FLOAT_DTYPES), f"one of {', '.join(FLOAT_DTYPES)}"),
-    ("remat", lambda r: r in REMATS, f"one of {', '.join(REMATS)}"),
+    ("remat", lambda r: r is None or r in REMATS, f"one of {', '.join(REMATS)}"),
 )
 
 _TRAINING: _Ranges = (
@@ -299,7 +299,8 @@ class PruneSettings(_Settings):
         compute_dtype: Data type of matrices and activations inside the joint steps; sums, norms, softmax and losses are
             float32, and so is everything else. By default "bfloat16", but "float32" on a CPU.
         remat: What the backward pass of a joint step computes again. "full": all that is inside a block. "dots": not
-            the outputs of its projections, which are held instead, for all blocks; fewer operations, more memory.
+            the outputs of its projections, which are held instead, for all blocks that change; fewer operations, more
+            memory. By default "dots" if only the last blocks change, which are few, and else "full".
     """
 
     sparsity: float = 0.3
@@ -333,7 +334,7 @@ class PruneSettings(_Settings):
     stream_dtype: FloatDtype = "float32"
     moment_dtype: FloatDtype = "bfloat16"
     compute_dtype: FloatDtype | None = None
-    remat: Remat = "full"
+    remat: Remat | None = None
 
     _ranges = _PRUNING
 
@@ -396,6 +397,7 @@ class PruneSettings(_Settings):
             joint_tokens=self.joint_tokens or _JOINT_TOKENS[self.effort],
             steps=self.steps or max(1, round(_ROUND_PASSES[self.effort] * tokens / self.step_tokens)),
             step_tokens=min(self.step_tokens, tokens),
+            remat=self.remat or ("full" if last == layers else "dots"),
             joint_learning_rate=self.joint_learning_rate or rate,
         )
 

@@ -44,9 +44,18 @@ def test_what_depends_on_the_model_or_the_text_is_resolved():
     assert large.joint_learning_rate == pytest.approx(0.09 / (24 * 3 ** (2 / 3)))
     assert PruneSettings().resolved(6, 96, 320, 65_536).joint_learning_rate == pytest.approx(5.8 / 576)
     assert PruneSettings(step_tokens=1024).resolved(30, 576, 1536, 65_536).steps == 128
+    assert (low.remat, PruneSettings().resolved(6, 96, 320, 65_536).remat) == ("dots", "full")
+    assert PruneSettings(effort="low", remat="full").resolved(6, 96, 320, 65_536).remat == "full"
     given = PruneSettings(steps=7, joint_passes=1.5, joint_learning_rate=0.1)
     assert given.resolved(30, 576, 1536, 65_536) == given.replace(
-        round_to=8, sampled=0, ridge=1e-2, correction=0.5, joint_last=30, joint_tokens=2048, joint_text_weight=0.3
+        round_to=8,
+        sampled=0,
+        ridge=1e-2,
+        correction=0.5,
+        joint_last=30,
+        joint_tokens=2048,
+        joint_text_weight=0.3,
+        remat="full",
     )
 
 

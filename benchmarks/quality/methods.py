@@ -87,7 +87,7 @@ def _change(words: str) -> tuple[str, Any]:
         return name, value
 
 
-_NEWER: dict[str, Any] = {"stream_dtype": "float32", "correction": 1.0, "remat": "full"}
+_NEWER: dict[str, Any] = {"stream_dtype": "float32", "correction": 1.0, "remat": None}
 """Settings added after the first rows were made, and the values that reproduce what those rows did."""
 
 

@@ -196,6 +196,7 @@ def job_of(config: DecoderConfig, settings: PruneSettings, steps: int, first: in
     recipe = Recipe(relative, (settings.joint_learning_rate, steps, settings.moment_dtype))
     dtype, weight = step_dtype(settings.compute_dtype), settings.text_weight
     every = _MEASURED_EVERY if shortlist else 1
+    assert settings.remat
     return Job(config, recipe, dtype, first, remat=settings.remat, text_weight=weight, measured_every=every)
 
 

@@ -106,7 +106,7 @@ def test_measurements_beside_it_are_of_some_predictions_of_the_whole_vocabulary(
     all_losses, there = losses(True, kept, Shortlist(np.arange(3000), np.zeros(3000))), counts[:, 0, 1:]
     some = all_losses[:, ::4][there[:, ::4]].mean()
     assert some != pytest.approx(all_losses[there].mean(), rel=1e-3)
-    settings = PruneSettings(joint_learning_rate=1e-3, joint_text_weight=TEXT_WEIGHT)
+    settings = PruneSettings(joint_text_weight=TEXT_WEIGHT).resolved(2, 32, 64, TOKENS.size)
     job = job_of(config, settings, 10, shortlist=True)
     for count in (1, 8):
         with devices.use_mesh(count):
