@@ -184,11 +184,12 @@ class Mlp(nn.Module):
 
     def hidden(self, x: jax.Array) -> jax.Array:
         """Computes act(x gate) * (x up), or act(x up) if the MLP is not gated. x: [..., d] -> [..., f]."""
-        act, bias = ACTIVATIONS[self.config.activation], self.config.mlp_bias
-        up = _updated(self, "up", x, affine(x, self.up, self.up_bias if bias else None))
+        act, bias, tokens = ACTIVATIONS[self.config.activation], self.config.mlp_bias, on_one_axis(x)
+        up = _updated(self, "up", tokens, affine(tokens, self.up, self.up_bias if bias else None))
         if not self.config.gated:
-            return act(up)
-        return act(_updated(self, "gate", x, affine(x, self.gate, self.gate_bias if bias else None))) * up
+            return act(up).reshape(*x.shape[:-1], -1)
+        gate = _updated(self, "gate", tokens, affine(tokens, self.gate, self.gate_bias if bias else None))
+        return (act(gate) * up).reshape(*x.shape[:-1], -1)
 
     def project(self, h: jax.Array) -> jax.Array:
         """Applies the output projection. h: [..., f] -> [..., d]."""
@@ -199,7 +200,8 @@ def on_one_axis(x: jax.Array) -> jax.Array:
     """Reshapes tokens [..., a] to [N, a].
 
     The gradient of what multiplies or is added to them is a sum over all tokens. On CPUs, XLA takes up to twice as long
-    for products that sum over sequences and tokens, and up to thirty times as long for sums beside an axis of length 1.
+    for products that sum over sequences and tokens, and up to thirty times as long for sums beside an axis of length 1. A
+    product of what was computed elementwise beside further axes takes 1.7 times as long.
     """
     return x.reshape(-1, x.shape[-1])
 
