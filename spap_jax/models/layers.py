@@ -200,8 +200,8 @@ def on_one_axis(x: jax.Array) -> jax.Array:
     """Reshapes tokens [..., a] to [N, a].
 
     The gradient of what multiplies or is added to them is a sum over all tokens. On CPUs, XLA takes up to twice as long
-    for products that sum over sequences and tokens, and up to thirty times as long for sums beside an axis of length 1. A
-    product of what was computed elementwise beside further axes takes 1.7 times as long.
+    for products that sum over sequences and tokens, or of what was computed elementwise beside both axes, and up to
+    thirty times as long for sums beside an axis of length 1.
     """
     return x.reshape(-1, x.shape[-1])
 
