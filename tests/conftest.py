@@ -53,6 +53,7 @@ def _shared_programs(tmp_path_factory: pytest.TempPathFactory) -> None:
     own = tmp_path_factory.getbasetemp()
     folder = str((own.parent if environment.WORKER else own) / "programs")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # commands compile the same small programs each time
     jax.config.update("jax_compilation_cache_dir", folder)
 
 

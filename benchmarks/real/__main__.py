@@ -50,6 +50,10 @@ def main(
         work: Folder for the models.
         output: Folder for the table; rows that it has are not measured again.
     """
+    runs = [
+        (cut, way, command_of(way, cut, calibration, sequences, sequence_length))
+        for cut, way in itertools.product(sparsity, method)
+    ]
     name = obtain(model, work)
     dense = spap.load(name)
     length = min(2048, dense.config.positions)
@@ -59,8 +63,7 @@ def main(
         for data in evaluation
     }
     rows = _stored(output / "results.jsonl")
-    for cut, way in itertools.product(sparsity, method):
-        words = command_of(way, cut, calibration, sequences, sequence_length)
+    for cut, way, words in runs:
         command = " ".join(Path(word).name if "/" in word else word for word in words)
         short = Path(name).name
         if (short, command) in {row.key for row in rows}:

