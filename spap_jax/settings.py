@@ -142,7 +142,7 @@ _PRUNING: _Ranges = (
     ("stream_dtype", lambda d: d in FLOAT_DTYPES, f"one of {', '.join(FLOAT_DTYPES)}"),
     ("moment_dtype", lambda d: d in FLOAT_DTYPES, f"one of {', '.join(FLOAT_DTYPES)}"),
     ("compute_dtype", _if_given(lambda d: d in FLOAT_DTYPES), f"one of {', '.join(FLOAT_DTYPES)}"),
-    ("remat", lambda r: r is None or r in REMATS, f"one of {', '.join(REMATS)}"),
+    ("remat", _if_given(lambda r: r in REMATS), f"one of {', '.join(REMATS)}"),
 )
 
 _TRAINING: _Ranges = (

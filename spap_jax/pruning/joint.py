@@ -36,8 +36,8 @@ _SHARE: dict[EffortName, float] = {"low": 0.12, "default": 0.25, "high": 0.25}
 measurement takes longer beside a step."""
 
 _MEASURED_EVERY = 4
-"""Where the steps have a shortlist, a measurement makes its predictions, of the whole vocabulary, at every so manieth
-token: they would take most of its time, and neighbouring tokens have much the same to say."""
+"""Distance of the tokens at which a measurement makes predictions where the steps have a shortlist: those are of the
+whole vocabulary, and at all tokens would take most of its time."""
 
 
 class Group(NamedTuple):

@@ -5,8 +5,7 @@ a vocabulary of a hundred thousand. Logits of all would take most of the time of
 that no block needs. So the shortlist holds the most frequent tokens of the text and a random sample of the others. Each
 of the sample stands for several: the logarithm of their number is added to its logit, so that the sums in both models'
 softmax keep their expectation (importance sampling; Bengio and Senecal, 2003). Without the sample nothing would keep
-down what the pruned model gives to the others. Measurements use the whole vocabulary, at
-some of the tokens.
+down what the pruned model gives to the others. Measurements use the whole vocabulary, at some of the tokens.
 """
 
 import dataclasses

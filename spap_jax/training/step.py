@@ -48,7 +48,7 @@ class Job(NamedTuple):
             is the target.
         remat: What a block keeps for its backward pass; see ``forward.REMAT``.
         text_weight: Weight of the next token beside the predictions that are the target; see ``objective.Wanted``.
-        measured_every: A measurement makes predictions at every so manieth token of a sequence, from the first one on.
+        measured_every: Distance of the tokens at which a measurement makes predictions, from a sequence's first on.
     """
 
     config: DecoderConfig
@@ -186,10 +186,11 @@ def step(job: Job, given: Given, state: State, batch: Minibatch) -> tuple[State,
 def measure(job: Job, given: Given, moved: Params, batch: Minibatch) -> jax.Array:
     """Computes the mean loss [] in nats per prediction, in float32 at full precision."""
 
+    every = job.measured_every
+
     def add(total: jax.Array, now: Minibatch) -> tuple[jax.Array, None]:
         return total + _loss_sum(job, given, moved, now, jnp.float32, every, merged=True), None
 
-    every = job.measured_every
     return jax.lax.scan(add, jnp.float32(0), batch)[0] / _predictions(given, batch, every)
 
 
@@ -213,7 +214,7 @@ def _spread(job: Job, sums: tuple[jax.Array, Params]) -> tuple[jax.Array, Params
 
 
 def _predictions(given: Given, batch: Minibatch, every: int = 1) -> jax.Array:
-    """Number of predictions of a batch that count; 1 if none does."""
+    """Number of predictions of a batch that count, of those at every ``every``-th token; 1 if none does."""
     tokens, mask = given.sequences.tokens, given.sequences.mask
     if mask is None:
         return jnp.maximum(1, batch.counted.sum() * len(range(0, tokens.shape[-1] - 1, every)))
@@ -224,7 +225,7 @@ def _predictions(given: Given, batch: Minibatch, every: int = 1) -> jax.Array:
 def _loss_sum(
     job: Job, given: Given, moved: Params, now: Minibatch, dtype: Any, every: int = 1, merged: bool = False
 ) -> jax.Array:
-    """Sums the losses of one pass [R], those of every so manieth prediction."""
+    """Sums the losses of one pass [R], those of the predictions at every ``every``-th token."""
     student = Student(job.config, given.frozen, moved, job.first, job.scale, job.remat)
     outside = outer(student, dtype, predicts=given.short is None)
     own = Predictor(job.config, outside) if given.short is None else _among_few(job.config, given.short, dtype)
