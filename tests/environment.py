@@ -6,7 +6,7 @@ WORKER = "PYTEST_XDIST_WORKER" in os.environ
 """Whether this process inherits its settings from the one that started it."""
 
 if not WORKER:
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"  # storing others takes longer than it saves
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.03"  # storing others takes longer than it saves
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
     # Compilation takes most of the tests' time: machine code that is not optimized, fusions that are not lowered
     # through MLIR, and programs that are compiled in one piece, not in 32 for many cores, save more than half of it.
