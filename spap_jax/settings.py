@@ -70,11 +70,12 @@ _JOINT_RATE = 5.8
 the more blocks move the stream, the further one step moves the predictions: 0.01 is a good step for 6 blocks of width
 96, and much too large for 30 blocks of width 576, where 0.0004 is good."""
 
-_TAIL_RATE, _TAIL_LIMIT = 0.09, 0.004
+_TAIL_RATE, _TAIL_LIMIT = 0.12, 0.004
 """The largest joint step on the last g blocks alone, times the square root of the width and g^(2/3), and its limit.
 What these change passes through few others, and there are few steps: for the last three of 30 blocks of width 576,
-0.0017 to 0.0026 are equally good, and for those of 18 blocks of width 640 (Gemma 3 270M) 0.0014 is better than 0.0024;
-0.004 is good for the last one alone and for the last three of 6 blocks of width 96, where 0.006 is too large."""
+0.0024 is better than 0.0018, and for those of 18 blocks of width 640 (Gemma 3 270M) 0.0014 is a little better than
+0.0024; 0.004 is good for the last one alone and for the last three of 6 blocks of width 96, where 0.006 is too
+large."""
 
 ALLOCATIONS, METHODS, UPDATES, SCHEDULES, JOINT_WEIGHTS, FLOAT_DTYPES, REMATS = map(
     get_args, (Allocation, Method, Update, Schedule, JointWeights, FloatDtype, Remat)
@@ -264,7 +265,7 @@ class PruneSettings(_Settings):
             tokens, and that are fitted as well, if there is little text. The dense model has to fit in memory.
         rounds: Number of alternating rounds of the update "alternate": optimizer steps on the inner projections, then
             the output projection in closed form. 0 keeps the result of the refit, and so do all layers that follow two
-            layers in a row whose errors the rounds hardly lowered.
+            layers in a row, or at low effort the first, whose errors the rounds hardly lowered.
         steps: Optimizer steps on the inner projections in one round. By default effort decides.
         step_tokens: Tokens in the minibatch of one optimizer step of a round.
         learning_rate: Size of an optimizer step in a round, relative to the root mean square of the weights it changes.
@@ -288,7 +289,7 @@ class PruneSettings(_Settings):
             By default 2048, or 512 at low effort.
         joint_learning_rate: Largest size of a joint step, relative to the root mean square of the weights it changes,
             or to each scale of a norm. It rises over the first tenth of the steps and then falls linearly to zero.
-            By default 5.8 divided by the model's width and its number of blocks; on the last g blocks alone 0.09
+            By default 5.8 divided by the model's width and its number of blocks; on the last g blocks alone 0.12
             divided by the square root of the width and by g^(2/3), and at most 0.004. Where the held-out loss rises far
             above that at the start, steps begin again from the best weights, half as large.
         batch_tokens: Tokens that pass through a block at once; fewer need less memory.

@@ -41,7 +41,7 @@ def test_what_depends_on_the_model_or_the_text_is_resolved():
     assert (low.joint_text_weight, PruneSettings().text_weight) == (0.7, 0.3)
     assert low.joint_learning_rate == 0.004
     large = PruneSettings(effort="low").resolved(30, 576, 1536, 65_536)
-    assert large.joint_learning_rate == pytest.approx(0.09 / (24 * 3 ** (2 / 3)))
+    assert large.joint_learning_rate == pytest.approx(0.12 / (24 * 3 ** (2 / 3)))
     assert PruneSettings().resolved(6, 96, 320, 65_536).joint_learning_rate == pytest.approx(5.8 / 576)
     assert PruneSettings(step_tokens=1024).resolved(30, 576, 1536, 65_536).steps == 128
     assert (low.remat, PruneSettings().resolved(6, 96, 320, 65_536).remat) == ("dots", "full")

@@ -31,7 +31,7 @@ from spap_jax.training.stored_dtypes import to_stored_dtypes
 _CHECKS = 8
 """Largest number of measurements on held-out tokens in a run, but there is one for each group of blocks."""
 
-_SHARE: dict[EffortName, float] = {"low": 0.12, "default": 0.25, "high": 0.25}
+_SHARE: dict[EffortName, float] = {"low": 0.08, "default": 0.25, "high": 0.25}
 """Largest number of tokens that are measured in a run, as a share of those of the steps. Where few blocks move, a
 measurement takes longer beside a step."""
 

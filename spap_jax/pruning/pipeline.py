@@ -22,11 +22,11 @@ from spap_jax.pruning.predictions import set_layer
 from spap_jax.pruning.run import Run, Step
 from spap_jax.pruning.streams import Streams
 from spap_jax.reporting.schema import LayerReport
-from spap_jax.settings import PruneSettings
+from spap_jax.settings import EffortName, PruneSettings
 
-_WORTH, _TRIALS = 0.1, 2
-"""Fraction of the error of a layer that alternating rounds have to take off, and the number of layers in a row that may
-fail."""
+_PATIENCE: dict[EffortName, tuple[float, int]] = {"low": (0.2, 1), "default": (0.1, 2), "high": (0.1, 2)}
+"""Fraction of the error of a layer that alternating rounds have to take off, and the number of layers in a row after
+which there are no more if they do not."""
 
 
 def prune_layers(run: Run, watch: Callable[[int, int], None] | None = None) -> Generator[Step, None, None]:
@@ -71,7 +71,7 @@ def prune_layers(run: Run, watch: Callable[[int, int], None] | None = None) -> G
                 both = _past(run, index, dense, layer, both)
             else:
                 choice = choices[index - wave.start] if choices else None
-                settings = run.settings if rounds_pay(reports) else run.settings.replace(rounds=0)
+                settings = run.settings if rounds_pay(reports, run.settings.effort) else run.settings.replace(rounds=0)
                 layer, report, both = _prune_block(run, settings, index, dense, both, choice, clock)
             reports.append(report)
             del dense
@@ -107,7 +107,7 @@ def _waves(run: Run) -> list[range]:
     return [range(start, min(start + size, layers)) for start in range(0, layers, size)]
 
 
-def rounds_pay(reports: Sequence[LayerReport]) -> bool:
+def rounds_pay(reports: Sequence[LayerReport], effort: EffortName) -> bool:
     """Whether alternating rounds are worth their time: not after layers in a row whose errors they hardly lowered.
 
     Rounds take longer than all else in a layer. In models of some million parameters they take off a fifth of its error
@@ -115,9 +115,11 @@ def rounds_pay(reports: Sequence[LayerReport]) -> bool:
 
     Args:
         reports: Reports of the layers that are done; a layer without rounds gained nothing.
+        effort: The effort of the run.
     """
-    last = [report.held_out or report.calibration for report in reports[-_TRIALS:]]
-    return len(last) < _TRIALS or any(errors.alternating < (1 - _WORTH) * errors.refit for errors in last)
+    worth, trials = _PATIENCE[effort]
+    last = [report.held_out or report.calibration for report in reports[-trials:]]
+    return len(last) < trials or any(errors.alternating < (1 - worth) * errors.refit for errors in last)
 
 
 def _prune_block(

@@ -34,6 +34,7 @@ from spap_jax.pruning.narrow import pruned_config
 from spap_jax.pruning.pipeline import prune_layers, rounds_pay
 from spap_jax.pruning.run import resolve
 from spap_jax.reporting.schema import Change, Errors, LayerReport
+from spap_jax.settings import EffortName
 
 FAMILIES = ("llama", "qwen2", "opt_125m_like")
 LAYERS, REMOVED = 3, CHANNELS - KEPT
@@ -51,16 +52,24 @@ def zeroed(model: Model, names: tuple[str, ...], channels: np.ndarray) -> Model:
     return with_mlp(model, **{n: mlp[n] * mask.reshape(LAYERS, *(1,) * (mlp[n].ndim - 2), CHANNELS) for n in names})
 
 
-def test_rounds_end_when_two_layers_in_a_row_gained_little():
+def test_rounds_end_when_layers_in_a_row_gained_little():
     some = pruned("llama").report.layers[0]
 
     def told(*gains: float) -> list[LayerReport]:
         errors = [Errors(0.5, 0.4, 0.4 * (1 - gain)) for gain in gains]
         return [dataclasses.replace(some, held_out=each, calibration=Errors(0.5, 0.4, 0.1)) for each in errors]
 
-    assert all(map(rounds_pay, [[], told(0.0), told(0.05, 0.2), told(0.2, 0.05), told(0, 0, 0.2, 0)]))
-    assert not any(map(rounds_pay, [told(0.05, 0.09), told(0.3, 0.0, 0.005), told(0.3, 0.0, 0.0, 0.0, 0.0)]))
-    assert rounds_pay([dataclasses.replace(each, held_out=None) for each in told(0, 0)])
+    enough: dict[EffortName, list[list[LayerReport]]] = {
+        "low": [[], told(0.3), told(0.05, 0.3)],
+        "default": [[], told(0.0), told(0.05, 0.2), told(0.2, 0.05), told(0, 0, 0.2, 0)],
+    }
+    little: dict[EffortName, list[list[LayerReport]]] = {
+        "low": [told(0.1), told(0.3, 0.1), told(0.3, 0.0, 0.0)],
+        "default": [told(0.05, 0.09), told(0.3, 0.0, 0.005), told(0.3, 0.0, 0.0, 0.0, 0.0)],
+    }
+    assert all(rounds_pay(reports, effort) for effort, each in enough.items() for reports in each)
+    assert not any(rounds_pay(reports, effort) for effort, each in little.items() for reports in each)
+    assert rounds_pay([dataclasses.replace(each, held_out=None) for each in told(0, 0)], "default")
 
 
 def test_only_the_dense_stream_is_left_when_it_is_rounded_for_joint_steps(monkeypatch: pytest.MonkeyPatch):
