@@ -32,9 +32,12 @@ three take is less than what the solver takes for one."""
 _JOINT_TOKENS: dict[EffortName, int] = {"low": 512, "default": 2048, "high": 2048}
 """Tokens in a joint step by default. Little text goes further in small steps."""
 
-_JOINT_TEXT_WEIGHT: dict[EffortName, float] = {"low": 0.7, "default": 0.3, "high": 0.3}
-"""Weight of the text's own tokens in joint steps by default. A few steps gain most by them; with many, the predictions
-would drift away from the dense model's."""
+_TEXT_WEIGHT = 7 / 3
+"""Weight of the text's own tokens in joint steps by default, relative to the fraction that is removed. They pull the
+predictions away from the dense model's, the more so the less there is to repair."""
+
+_MOST_TEXT_WEIGHT: dict[EffortName, float] = {"low": 0.7, "default": 0.3, "high": 0.3}
+"""Its largest value. A few steps gain most by the text's tokens; with many, the predictions would drift away."""
 
 _MULTIPLES = ((8192, 64), (1024, 8))
 """For MLPs with as many channels or more, what the kept width is a multiple of by default. Accelerators hold and
@@ -276,7 +279,8 @@ class PruneSettings(_Settings):
             in memory. By default effort decides.
         joint_text_weight: Weight, from 0 to 1, of the text's own next token in what joint steps fit; the rest is that
             of the dense model's predictions. With more, perplexity falls further, and predictions stay less like the
-            dense model's; 0 uses these alone. By default 0.3, or 0.7 at low effort.
+            dense model's; 0 uses these alone. By default 7/3 of the fraction that is removed, of the channels or of the
+            heads, but at most 0.3, or 0.7 at low effort.
         joint_weights: What joint steps change. "block": all weights of the blocks. "mlp": the MLPs alone, which takes
             less memory, and gains less in models that were trained on much text.
         joint_last: Number of blocks at the end of the model that joint steps change; they begin with the stream before
@@ -346,8 +350,10 @@ class PruneSettings(_Settings):
 
     @property
     def text_weight(self) -> float:
-        """The given value of ``joint_text_weight``, or the effort's."""
-        return _JOINT_TEXT_WEIGHT[self.effort] if self.joint_text_weight is None else self.joint_text_weight
+        """The given value of ``joint_text_weight``, or what follows from effort and sparsity."""
+        if self.joint_text_weight is not None:
+            return self.joint_text_weight
+        return min(_MOST_TEXT_WEIGHT[self.effort], _TEXT_WEIGHT * max(self.sparsity, self.attention_sparsity))
 
     @property
     def last(self) -> int | None:

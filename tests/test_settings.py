@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,6 +58,21 @@ def test_what_depends_on_the_model_or_the_text_is_resolved():
         joint_text_weight=0.3,
         remat="full",
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "weight"),
+    [
+        ({"sparsity": 0.5, "effort": "low"}, 0.7),
+        ({"sparsity": 0.15, "effort": "low"}, 0.35),
+        ({"sparsity": 0.06, "attention_sparsity": 0.15, "effort": "low"}, 0.35),
+        ({"sparsity": 0.15}, 0.3),
+        ({"sparsity": 0.06, "effort": "high"}, 0.14),
+        ({"sparsity": 0.06, "joint_text_weight": 0.5}, 0.5),
+    ],
+)
+def test_the_text_weighs_less_where_less_is_removed(changes: dict[str, Any], weight: float):
+    assert PruneSettings(**changes).text_weight == pytest.approx(weight)
 
 
 def test_wide_mlps_keep_a_multiple_of_8():
