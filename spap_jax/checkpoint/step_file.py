@@ -38,8 +38,7 @@ def write_step(path: Path, kept: Params, told: list[Json]) -> None:
 
 def read_step(path: Path) -> Params:
     """Returns the arrays of a file that is intact."""
-    with safe_open(path, framework="numpy") as file:
-        return unflatten_dict({name: file.get_tensor(name) for name in _names(file)}, sep="/")
+    return unflatten_dict(dict(_arrays(path)), sep="/")
 
 
 def told_if_intact(path: Path) -> list[Json] | None:
@@ -47,8 +46,7 @@ def told_if_intact(path: Path) -> list[Json] | None:
     try:
         with safe_open(path, framework="numpy") as file:
             about = file.metadata()
-            found = _digest((name, file.get_tensor(name)) for name in _names(file))
-        return json.loads(about["told"]) if found == about["sha256"] else None
+        return json.loads(about["told"]) if _digest(_arrays(path)) == about["sha256"] else None
     except Exception:  # whatever can be wrong with a damaged file
         return None
 
@@ -63,8 +61,14 @@ def renamed(path: Path) -> Iterator[Path]:
     sync(path.parent)
 
 
-def _names(file: Any) -> list[str]:
-    return sorted(file.keys())
+def _arrays(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields the arrays of a file by name; opens it for each, since what was read of an open file stays in memory."""
+    with safe_open(path, framework="numpy") as file:
+        names = sorted(file.keys())
+    for name in names:
+        with safe_open(path, framework="numpy") as file:
+            array = file.get_tensor(name)
+        yield name, array
 
 
 def _digest(arrays: Iterable[tuple[str, np.ndarray]]) -> str:

@@ -117,7 +117,7 @@ def adjusted(
     """
     config, settings = run.tail, run.settings
     checks = tuple(report for report in run.begun.reports if isinstance(report, Check))
-    stored = run.begun.read(len(run.begun.reports) - 1) if checks else None
+    stored = functools.partial(run.begun.read, len(run.begun.reports) - 1)
     for check in checks[:-1]:
         yield Step(check, dict, fresh=False)
     outside = fully_shard_params(config, {name: run.outer[name] for name in ("embed", "head")})
@@ -131,31 +131,31 @@ def adjusted(
     plan = groups_of(run)
     total, last = sum(group.schedule.steps for group in plan), number_of_checks(plan)
     parts = {name: params["layers"].pop(name) for name in moving(settings, params["layers"])}
-    if stored and "settled" in stored:
-        parts = from_host(stored["settled"], parts)
+    resumed, apart = bool(checks), plan[0].blocks < config.layers
+    if resumed and apart:
+        parts = from_host(stored()["settled"], parts)
     done = 1
     for group in plan:
         reached, done = done, done + group.schedule.checks
         if len(checks) > done:
             continue  # its result is in the state of a later group
-        alone = group.blocks == config.layers
-        best = parts if alone else _of_blocks(parts, group.first, group.blocks)
-        frozen = params if alone else params | {"layers": params["layers"] | parts}
+        best = _of_blocks(parts, group.first, group.blocks) if apart else parts
+        frozen = params | {"layers": params["layers"] | parts} if apart else params
         job = job_of(config, settings, group.schedule.steps, group.first, few is not None)
         given, judged = Given(frozen, None, *read, short), Given(frozen, None, *measured)
         before = checks[:reached] if group.first else ()
-        begun = (functools.partial(stored.pop, "stage"), checks) if stored and len(checks) > len(before) else None
+        begun = (lambda: stored()["stage"], checks) if resumed and len(checks) > len(before) else None
         kept = len(checks) if begun else 0
         each = watch and (lambda made: watch(made, total))
         start = {"layers": best}
         steps = stages(job, given, judged, start, to_stored_dtypes(start), group.schedule, before, begun, each)
         # The steps have these, and let them go when they have better ones.
-        stored, best, start, parts = None, {}, None, {} if alone else parts
+        resumed, best, start, parts = False, {}, None, parts if apart else {}
         stage = None
         for stage in steps:
             checks = stage.checks
             final = _numbered(run, params["layers"], parts, stage, group.first) if len(checks) == last else ()
-            settled = {} if alone else {"settled": parts}
+            settled = {"settled": parts} if apart else {}
             yield Step(checks[-1], lambda s=stage, more=settled: _state(s, more), final, len(checks) > kept)
         if stage and len(checks) < last:
             parts = _with_blocks(parts, group.first, stage.best["layers"])

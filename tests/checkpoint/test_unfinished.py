@@ -1,15 +1,20 @@
 """The state that a run keeps for resuming is complete or counts as lost, and belongs to that run alone."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
 import pytest
+from safetensors import safe_open
 from tiny_checkpoints import write
 
+from spap_jax.checkpoint import step_file
 from spap_jax.checkpoint.fingerprint import fingerprint
+from spap_jax.checkpoint.step_file import read_step, told_if_intact, write_step
 from spap_jax.checkpoint.unfinished import Unfinished, resume_folder
 from spap_jax.errors import UserError
 from spap_jax.models.decoder import Params
@@ -47,6 +52,38 @@ def looked_at(output: Path) -> tuple[int, bool]:
         for step in {*range(min(count, BLOCKS)), *range(count)[-1:]}:
             assert same(unfinished.read(step), layer(step))
         return count, unfinished.lost
+
+
+def test_a_step_is_in_memory_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Check that no more of a file is mapped into memory than the array that is read."""
+    count, size = 6, 2**24
+    write_step(tmp_path / "step", {str(number): np.ones(size // 4, np.float32) for number in range(count)}, [])
+    mapped: list[int] = []
+    monkeypatch.setattr(step_file, "safe_open", watching(mapped))
+    assert told_if_intact(tmp_path / "step") == []
+    assert len(read_step(tmp_path / "step")) == count
+    assert len(mapped) == 2 * count
+    assert max(mapped) - min(mapped) < size
+
+
+def watching(mapped: list[int]):
+    """Returns ``safe_open`` that notes the bytes of files that are in memory after each array."""
+
+    @contextlib.contextmanager
+    def opened(*where, **how):
+        with safe_open(*where, **how) as file:
+            yield SimpleNamespace(
+                keys=file.keys,
+                metadata=file.metadata,
+                get_tensor=lambda name: (file.get_tensor(name), mapped.append(mapped_bytes()))[0],
+            )
+
+    return opened
+
+
+def mapped_bytes() -> int:
+    [line] = [line for line in Path("/proc/self/status").read_text("utf-8").splitlines() if line.startswith("RssFile")]
+    return 1024 * int(line.split()[1])
 
 
 @pytest.mark.parametrize("steps", [1, 3, 4, 8])

@@ -16,6 +16,7 @@ from spap_jax.pruning.prune_report import report_of
 from spap_jax.pruning.run import NOTHING, Begun, resolve
 from spap_jax.reporting.schema import Check, LayerReport
 from spap_jax.settings import PruneSettings
+from spap_jax.training import engine
 
 LAYERS = 3
 QUICK = SETTINGS.replace(rounds=1, steps=3)
@@ -97,3 +98,18 @@ def test_a_step_that_was_made_is_not_made_again():
     again = steps(*CASES[2], Begun([whole[0].report], {0: other}.__getitem__))
     assert same(again[0].final[0], other)
     assert not same(again[1].final[1], whole[1].final[1])
+
+
+def test_a_state_is_read_when_the_steps_need_it(monkeypatch: pytest.MonkeyPatch):
+    """Check that it is not in memory beside the state that the steps begin with, which is as large."""
+    whole, order = steps("llama_two_kv_heads", JOINT, 1), []
+    made = LAYERS + 2
+
+    def read(number: int) -> Params:
+        order.append(number)
+        return whole[number].kept
+
+    begin = engine.begin
+    monkeypatch.setattr(engine, "begin", lambda *given: order.append("begin") or begin(*given))
+    steps("llama_two_kv_heads", JOINT, 1, Begun([step.report for step in whole[:made]], read))
+    assert order == [*range(LAYERS), "begin", made - 1]
