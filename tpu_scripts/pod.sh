@@ -93,7 +93,10 @@ install() {
     package=./$(basename "$origin")
     gcloud_tpus tpu-vm scp "$origin" "$name:" --worker all
   fi
-  on_workers all "python3 -m venv ~/spap && ~/spap/bin/pip install --quiet 'jax[tpu]' gcsfs $(printf '%q' "$package")"
+  # The workers' own Python is older than spap needs, so uv brings one.
+  on_workers all "curl -LsSf https://astral.sh/uv/install.sh | sh && export PATH=~/.local/bin:\$PATH && \
+uv venv --quiet --allow-existing --python 3.12 ~/spap && uv pip install --quiet --python ~/spap/bin/python \
+${before:+--exclude-newer $before }'jax[tpu]' gcsfs $(printf '%q' "$package")"
 }
 
 run() {
@@ -136,6 +139,7 @@ keep() {
   [[ ${#words[@]} -gt 0 ]] || fail "keep needs the words of a spap command after --, for example -- prune MODEL ..."
   [[ " ${words[*]}" =~ " --output"[\ =]"gs://" ]] || fail "keep needs --output gs://..., where finished blocks outlive a slice."
   [[ -n $origin ]] || fail "keep needs --source, a wheel's path or git+https://..."
+  before=$(date -u +%FT%TZ) # a run continues with the same versions only, so later slices install no newer ones
   new_slice
   while true; do
     logs || true # ends with the run or with the connection; the exit code does not distinguish them
@@ -155,7 +159,7 @@ keep() {
   done
 }
 
-name='' zone='' project='' type='' runtime='' spot='' origin='' from='' to='' dry_run=no words=()
+name='' zone='' project='' type='' runtime='' spot='' origin='' before='' from='' to='' dry_run=no words=()
 [[ $# -gt 0 ]] || { usage >&2 && exit 2; }
 command=$1 && shift
 [[ $command != --help && $command != -h ]] || { usage && exit 0; }

@@ -1,6 +1,7 @@
 """``tpu_scripts/pod.sh``: the exact commands of a dry run, and their effect on a worker."""
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -96,7 +97,8 @@ def test_keep_is_the_commands_of_a_run_in_their_order():
     logs, look = dry("logs"), [*TPUS, "tpu-vm", "ssh", "pruner", "--worker", "0", "--command", "cat ~/spap.code", *ZONE]
     expected = [*dry("create", *slice_words), *dry("wait"), *dry("install", *source), *dry("run", "--", *KEPT)]
     expected += [*logs, look, *dry("delete")]
-    assert dry("keep", *slice_words, *source, "--", *KEPT) == expected
+    kept = dry("keep", *slice_words, *source, "--", *KEPT)
+    assert [[re.sub("--exclude-newer [^ ]+ ", "", word) for word in words] for words in kept] == expected
 
 
 GCLOUD = """#!/bin/bash
@@ -138,6 +140,7 @@ def kept_going(worker: Path, *fates: str) -> tuple[int, str, list[str]]:
         (worker / "spap" / "bin" / "spap", SPAP),
         (worker.parent / "tools" / "gcloud", GCLOUD),
         (worker.parent / "tools" / "sleep", "#!/bin/bash\n"),
+        (worker.parent / "tools" / "date", '#!/bin/bash\necho . >> ~/asked && echo "time-$(wc -l < ~/asked)"\n'),
     ):
         path.write_text(text, encoding="utf-8")
         path.chmod(0o755)
@@ -156,6 +159,8 @@ def test_keep_goes_on_with_another_slice_until_the_run_has_ended(worker: Path):
     assert (worker / "runs").read_text() == "4\n"
     slices = [verb for verb in verbs if verb != "describe"]
     assert slices == ["create", "delete", "create", "delete", "create", "delete"]
+    asked = (worker / "said").read_text(encoding="utf-8")
+    assert re.findall("--exclude-newer ([^ ]+)", asked) == ["time-1"] * 3, "later slices install the same versions"
 
 
 def test_keep_ends_with_a_run_that_fails_by_itself(worker: Path):
