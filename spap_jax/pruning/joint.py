@@ -193,7 +193,7 @@ def job_of(config: DecoderConfig, settings: PruneSettings, steps: int, first: in
         first: First block that moves.
         shortlist: Whether the steps compute the logits of a shortlist.
     """
-    recipe = Recipe(relative, (settings.joint_learning_rate, steps, settings.moment_dtype))
+    recipe = Recipe(relative, (settings.joint_learning_rate, steps, settings.moment_dtype, config.norm_shift))
     dtype, weight = step_dtype(settings.compute_dtype), settings.text_weight
     every = _MEASURED_EVERY if shortlist else 1
     assert settings.remat

@@ -30,17 +30,20 @@ def schedule(rate: float, steps: int) -> optax.Schedule:
     return optax.join_schedules([rise, optax.linear_schedule(rate, 0.0, steps - warm)], [warm])
 
 
-def relative(rate: float, steps: int, moments: str = "float32") -> optax.GradientTransformation:
+def relative(
+    rate: float, steps: int, moments: str = "float32", norm_shift: float = 0.0
+) -> optax.GradientTransformation:
     """Returns Adam with steps relative to the size of the weights, so that one rate suits every layer of any model.
 
     Args:
         rate: Peak size of a step, relative to the root mean square of each layer's array, or to a norm's scale itself.
         steps: Number of steps.
         moments: Data type in which Adam's two moments are stored.
+        norm_shift: What is added to a norm's stored scale where it is used.
     """
     return optax.chain(
         _adam(0.99, moments),
-        _by_size(),
+        _by_size(norm_shift),
         optax.scale_by_learning_rate(schedule(rate, steps)),
     )
 
@@ -95,15 +98,19 @@ def _adam(second_decay: float, moments: str) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
-def _by_size() -> optax.GradientTransformation:
+def _by_size(norm_shift: float) -> optax.GradientTransformation:
     """Multiplies the update of each layer's array by the root mean square of the array.
 
     A norm's scales differ by orders of magnitude in some models, and the update of each is multiplied by its own size.
+    Zeros do not count, since they fill up the layers that are narrower than others.
     """
 
     def one(path: Any, update: jax.Array, weights: jax.Array) -> jax.Array:
-        own = () if path[-1].key in _SCALES else tuple(range(1, weights.ndim))
-        size = jnp.sqrt(jnp.square(weights).mean(axis=own, keepdims=True))
+        if path[-1].key in _SCALES:
+            return update * jnp.maximum(jnp.abs(weights + norm_shift), _SMALLEST)
+        own = tuple(range(1, weights.ndim))
+        count = jnp.maximum(jnp.count_nonzero(weights, axis=own, keepdims=True), 1)
+        size = jnp.sqrt(jnp.square(weights).sum(axis=own, keepdims=True) / count)
         return update * jnp.maximum(size, _SMALLEST)
 
     def scale(updates: Any, params: Any) -> Any:

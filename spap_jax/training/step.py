@@ -136,20 +136,13 @@ def begin(job: Job, moved: Params) -> State:
 def restarted(job: Job, state: State, moved: Params) -> State:
     """Returns the state before steps from other weights: half as large, with the schedule where it is.
 
-    The optimizer forgets its moments, and what the given state holds is freed.
+    The rest of the optimizer begins anew, and what the given state holds is freed.
     """
-    counts = [leaf for leaf in jax.tree.leaves(state.optimizer) if _counts(leaf)]
-    for leaf in jax.tree.leaves((state.moved, state.optimizer)):
-        if not _counts(leaf):
-            leaf.delete()
-    fresh, counted = begin(job, moved), iter(counts)
-    optimizer = jax.tree.map(lambda leaf: next(counted) if _counts(leaf) else leaf, fresh.optimizer)
-    return State(fresh.moved, optimizer, state.scale / 2)
-
-
-def _counts(leaf: jax.Array) -> bool:
-    """Whether an array of an optimizer's state counts steps; no other holds integers."""
-    return jnp.issubdtype(leaf.dtype, jnp.integer)
+    *rest, schedule = state.optimizer
+    for leaf in jax.tree.leaves((state.moved, rest)):
+        leaf.delete()
+    fresh = begin(job, moved)
+    return State(fresh.moved, (*fresh.optimizer[:-1], schedule), state.scale / 2)
 
 
 @jax.jit

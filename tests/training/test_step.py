@@ -226,6 +226,26 @@ def test_a_step_suits_each_scale_of_a_norm_and_falls_linearly():
         np.testing.assert_allclose(update["mlp"]["up_bias"], np.full((3, 4), -1e-3 * expected), rtol=1e-3)
 
 
+@pytest.mark.parametrize("shift", [0.0, 1.0])
+def test_a_scale_that_is_stored_less_a_shift_moves_relative_to_what_is_used(shift: float):
+    used = jnp.asarray([[0.01, 0.1, 1.0, 50.0]] * 3)
+    weights = {"mlp_norm": {"scale": used - shift}}
+    optimizer = relative(0.01, 1, norm_shift=shift)
+    update, _ = optimizer.update(jax.tree.map(jnp.ones_like, weights), optimizer.init(weights), weights)
+    np.testing.assert_allclose(update["mlp_norm"]["scale"], -0.01 * used, rtol=1e-3)
+
+
+def test_padding_of_a_narrow_layer_makes_its_steps_no_smaller():
+    rng = np.random.default_rng(0)
+    up = jnp.asarray(rng.normal(size=(2, 4, 8)), jnp.float32).at[1, :, 4:].set(0)
+    optimizer, found = relative(0.01, 1), []
+    for weights in ({"up": up}, {"up": up[1:, :, :4]}):
+        gradient = jax.tree.map(jnp.sign, weights)
+        found.append(optimizer.update(gradient, optimizer.init(weights), weights)[0]["up"])
+    np.testing.assert_allclose(found[0][1:, :, :4], found[1], rtol=1e-5)
+    assert (found[0][1, :, 4:] == 0).all()
+
+
 def test_what_restarts_keeps_its_place_in_the_schedule_but_no_gradients():
     with devices.use_mesh(8):
         job, given, state, batch = started("mlp")
@@ -235,11 +255,13 @@ def test_what_restarts_keeps_its_place_in_the_schedule_but_no_gradients():
         again = restarted(job, state, fully_shard_params(CONFIG, before))
         assert jax.tree.all(jax.tree.map(lambda a, b: a.sharding.is_equivalent_to(b, a.ndim), again, shardings))
         assert jax.tree.leaves(state.moved)[0].is_deleted()
-        for leaf in jax.tree.leaves(again.optimizer):
-            assert (leaf == (1 if jnp.issubdtype(leaf.dtype, jnp.integer) else 0)).all()
-        full = again._replace(scale=devices.replicate(jnp.float32(1)))
-        copies = jax.tree.map(jnp.copy, again), jax.tree.map(jnp.copy, full)
-        moved = [jax.device_get(step(job, given, each, batch)[0].moved) for each in copies]
+        *others, last = again.optimizer
+        assert [int(leaf) for leaf in jax.tree.leaves(last)] == [1]
+        assert all((leaf == 0).all() for leaf in jax.tree.leaves(others))
+        anew = begin(job, fully_shard_params(CONFIG, before))
+        moved = [jax.device_get(step(job, given, each, batch)[0].moved) for each in (again, anew)]
+        rate = schedule(*job.recipe.arguments)
+        half = float(rate(1) / rate(0)) / 2
         for old, small, large in zip(*map(jax.tree.leaves, (before, *moved)), strict=True):
-            np.testing.assert_allclose(small - old, (large - old) / 2, rtol=0, atol=1e-7)
+            np.testing.assert_allclose(small - old, half * (large - old), rtol=0, atol=1e-7)
             assert np.abs(large - old).max() > 1e-5
