@@ -35,6 +35,9 @@ _ASYMMETRY = 1e-4
 _OUTPUTS = 1024
 """Outputs whose explained power is computed at a time."""
 
+_NOISE = 2e-5
+"""Rounding of a float32 sum of squares over some ten thousand tokens, relative to the sum."""
+
 _TINY = 1e-30  # keeps the inverse square root of the diagonal finite for a layer without any energy
 
 
@@ -54,10 +57,16 @@ class Problem(NamedTuple):
     weight: Array
 
     def centred(self, hidden_mean: Array, target_mean: Array) -> "Problem":
-        """Returns the moments of centred H and Y, from their means [f] and [d]."""
+        """Returns the moments of centred H and Y, from their means [f] and [d].
+
+        What is left of a channel that is constant is rounding noise, which would make the system indefinite.
+        """
+        gram = self.gram - hidden_mean[:, None] * hidden_mean[None, :]
+        cross = self.cross - hidden_mean[:, None] * target_mean[None, :]
+        varies = jnp.diagonal(gram) > _NOISE * jnp.square(hidden_mean)
         return self._replace(
-            gram=self.gram - hidden_mean[:, None] * hidden_mean[None, :],
-            cross=self.cross - hidden_mean[:, None] * target_mean[None, :],
+            gram=jnp.where(varies[:, None] & varies[None, :], gram, 0),
+            cross=jnp.where(varies[:, None], cross, 0),
             target_power=self.target_power - jnp.square(target_mean).sum(),
         )
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from solver_problems import CASES, RIDGE, WIDTH, problem_of, scaled64, system64, tokens
 
-from spap_jax.solver.problem import equilibrate, objective, refit, relative_error
+from spap_jax.solver.problem import Problem, equilibrate, objective, refit, relative_error
 from spap_jax.solver.tableau import pivot
 
 ALL = jnp.arange(WIDTH)
@@ -24,6 +24,26 @@ def test_system_is_the_ridged_problem_with_a_unit_diagonal(problem):
     np.testing.assert_allclose(system.gram, gram * scale[:, None] * scale, atol=1e-6)
     scaled = cross * scale[:, None]
     np.testing.assert_allclose(system.cross, scaled, atol=1e-6 * np.abs(scaled).max())
+
+
+@pytest.mark.parametrize("constants", [(1.37,), (1.37, 1.74, 2.11, 5.0), (30.0, 100.0, 10.0)])
+def test_constant_channels_are_left_out_of_a_centred_problem(constants):
+    """Their variance is rounding noise of either sign, and the noise of two of them is no correlation."""
+    rng = np.random.default_rng(0)
+    hidden = np.maximum(rng.normal(size=(32, 1024, 24)) @ rng.normal(size=(24, 24)), 0).astype(np.float32)
+    hidden[..., : len(constants)] = constants
+    target, weight = hidden @ rng.normal(size=(24, 8)).astype(np.float32), jnp.ones((24, 8))
+
+    def moments(hidden):
+        gram, cross = sum(h.T @ h for h in hidden), sum(h.T @ y for h, y in zip(hidden, target, strict=True))
+        count, power = hidden[..., 0].size, jnp.square(target).sum()
+        problem = Problem(gram / count, cross / count, power / count, weight)
+        return problem.centred(hidden.sum((0, 1)) / count, target.sum((0, 1)) / count)
+
+    found, without = moments(jnp.asarray(hidden)), moments(jnp.asarray(hidden).at[..., : len(constants)].set(0))
+    system = _equilibrate(found, RIDGE)
+    np.testing.assert_allclose(system.ridge, RIDGE, rtol=1e-6)
+    np.testing.assert_allclose(_refit(system), _refit(_equilibrate(without, RIDGE)), rtol=0, atol=2e-4)
 
 
 def test_ridge_grows_until_the_elimination_is_sound():
