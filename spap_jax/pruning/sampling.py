@@ -18,7 +18,7 @@ from spap_jax.model import Model
 from spap_jax.numerics import step_dtype
 from spap_jax.placement import shard_params
 from spap_jax.pruning.prune_report import data_account
-from spap_jax.pruning.streams import largest_divisor
+from spap_jax.pruning.streams import fitted_of, largest_divisor
 from spap_jax.settings import PruneSettings
 
 PROMPT = 8
@@ -82,7 +82,7 @@ def with_samples(
 ) -> Any:
     """Prepends samples of the dense model to the calibration tokens, as configured in the settings; see `sample`.
 
-    All processes must call this.
+    They continue the sequences that are fitted, and none that is held out. All processes must call this.
 
     Args:
         tokens: Sequences [B, T], or `TokenBlocks`.
@@ -100,7 +100,9 @@ def with_samples(
     if not times:
         return tokens
     blocks = np.asarray(getattr(tokens, "tokens", tokens), np.int32)
-    written, mask = sample(model(), blocks, times, settings.seed, watch), mask_of(tokens)
+    # Prompts are fitted with what continues them, so none may be of a held-out sequence.
+    sources = blocks[np.arange(len(blocks)) % fitted_of(len(blocks), settings.held_out)]
+    written, mask = sample(model(), sources, times, settings.seed, watch), mask_of(tokens)
     both = np.concatenate([written, blocks])
     words = f"{data_account(tokens).description}, and {times} for each that the model wrote"
     if mask is not None:  # of what the model wrote, all counts

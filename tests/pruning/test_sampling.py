@@ -8,7 +8,8 @@ from pruning_cases import SETTINGS, random_tokens, tiny
 from spap_jax import api
 from spap_jax.errors import UserError
 from spap_jax.pruning.run import calibration_chunks
-from spap_jax.pruning.sampling import PROMPT, sample
+from spap_jax.pruning.sampling import PROMPT, sample, with_samples
+from spap_jax.settings import PruneSettings
 
 TOKENS = random_tokens(0, 128, 16)
 
@@ -54,6 +55,16 @@ def test_what_was_written_is_fitted_and_never_held_out():
     assert "token ids from memory, and 2 for each that the model wrote" in told.description
     fitted, held_out = calibration_chunks(np.arange(384 * 16).reshape(384, 16), settings)
     assert held_out.tokens.min() == fitted.tokens.max() + 1 == (384 - 32) * 16
+
+
+def test_what_is_held_out_is_not_continued():
+    tokens = TOKENS.copy()
+    settings = PruneSettings(sampled=9, held_out=0.25)
+    tokens[-32:, ::2] = 96  # the tokens that prompts begin with
+    tokens[:-32][tokens[:-32] == 96] = 0
+    found = with_samples(tokens, lambda: tiny("llama"), settings).tokens
+    np.testing.assert_array_equal(found[9 * 128 :], tokens)
+    assert (found[: 9 * 128, : 16 // PROMPT] != 96).all()
 
 
 def test_a_single_token_is_not_gone_on_from():
