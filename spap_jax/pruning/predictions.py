@@ -15,6 +15,7 @@ from spap_jax.models.decoder import Params
 from spap_jax.numerics import full_precision, in_float32, sliced, to_slice
 from spap_jax.pruning import streams
 from spap_jax.pruning.streams import Streams
+from spap_jax.training.objective import token_groups
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -74,8 +75,13 @@ def rest(config: DecoderConfig, layers: Params, first: int | jax.Array, mlp: Par
 
 def token_divergences(config: DecoderConfig, outer: Params, dense: jax.Array, pruned: jax.Array) -> jax.Array:
     """Computes KL(dense || pruned) per token from the two streams after the last block. [B, T, d] twice -> [B, T]."""
-    wanted, got = (jax.nn.log_softmax(decoder.head(config, outer, x).astype(jnp.float32)) for x in (dense, pruned))
-    return (jnp.exp(wanted) * (wanted - got)).sum(axis=-1)
+
+    def some(_: None, both: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:
+        wanted, got = (jax.nn.log_softmax(decoder.head(config, outer, x[None])[0].astype(jnp.float32)) for x in both)
+        return None, (jnp.exp(wanted) * (wanted - got)).sum(axis=-1)
+
+    found = jax.lax.scan(some, None, token_groups((dense, pruned)))[1]
+    return found.reshape(-1)[: dense[..., 0].size].reshape(dense.shape[:-1])
 
 
 def apply(config: DecoderConfig, layer: Params, index: int | jax.Array, x: jax.Array) -> jax.Array:

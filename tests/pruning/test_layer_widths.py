@@ -1,8 +1,11 @@
 """Widths by layer: useless channels are removed first, the total is kept, and padding channels stay zero."""
 
 import json
+import math
+import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from pruning_cases import SETTINGS, one_layer, random_tokens, tiny, with_mlp
@@ -10,10 +13,12 @@ from pruning_cases import SETTINGS, one_layer, random_tokens, tiny, with_mlp
 from spap_jax import api
 from spap_jax.errors import UserError
 from spap_jax.model import Model
+from spap_jax.pruning import predictions, streams
 from spap_jax.pruning.layer_widths import allocated
 from spap_jax.pruning.prune_card import model_card
 from spap_jax.pruning.run import resolve
 from spap_jax.settings import PruneSettings
+from spap_jax.training.objective import CPU_HEAD_TOKENS
 
 GLOBAL = SETTINGS.replace(allocation="global", rounds=0)
 TOTAL = 3 * 37
@@ -56,6 +61,29 @@ def test_a_layer_counts_by_what_it_does_to_the_predictions():
     mlp = quiet.params["layers"]["mlp"]
     loud = with_mlp(quiet, down=mlp["down"].at[1].multiply(8))
     assert chosen(loud)[1] > chosen(quiet)[1]
+
+
+def test_the_divergence_is_that_of_the_logits_of_which_few_are_held_at_once():
+    model, tokens = tiny("llama"), random_tokens()
+    assert tokens.size > CPU_HEAD_TOKENS
+    layers = model.params["layers"]
+    other = layers["mlp"] | {"down": 0.5 * layers["mlp"]["down"]}
+    wanted, got = (
+        jax.nn.log_softmax(api.logits(each, tokens)) for each in (model, with_mlp(model, down=other["down"]))
+    )
+    chunks = streams.start(model.config, model.params, streams.chunked(tokens, len(tokens)))
+    last = chunks.dense
+    for index in range(model.config.layers):
+        last = predictions.advance(model.config, layers, index, jnp.copy(last))
+    stack = layers | {"mlp": other}
+    given = (model.config, model.params, stack, 0, jax.tree.map(lambda a: a[0], other), chunks._replace(dense=last))
+    np.testing.assert_allclose(
+        predictions.divergence(*given), (jnp.exp(wanted) * (wanted - got)).sum(-1).mean(), rtol=1e-4
+    )
+    text = predictions.divergence.lower(*given).compile().as_text() or ""
+    rows = [math.prod(map(int, found.split(",")[:-1])) for found in re.findall(r"f32\[([\d,]+,97)\]", text)]
+    assert CPU_HEAD_TOKENS in rows
+    assert max(rows) == CPU_HEAD_TOKENS, "the logits of a whole chunk"
 
 
 def test_what_fills_up_stays_zero():
