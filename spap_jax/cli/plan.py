@@ -43,8 +43,8 @@ def plan(
     lower bounds (rooflines): the work divided by the peak rates of the data sheets.
 
     With --compile the compiler for TPUs or GPUs says what it makes of every program of the run: its memory, operations
-    and collectives, and whether it fits. That takes minutes, and needs pip install 'spap-jax[tpu]' or
-    'spap-jax[cuda]', but no such device.
+    and collectives, and whether it fits. That takes minutes, and needs the extra spap-jax[tpu] or
+    spap-jax[cuda], but no such device.
 
     Args:
         model: Folder with a config.json, a hub id, or an address such as gs://bucket/model. No weights are needed.
