@@ -21,7 +21,7 @@ RUNS = {
     "effort low": (PruneSettings(effort="low"), 1),
     "effort low, schedule parallel": (PruneSettings(effort="low", schedule="parallel"), 1),
     "effort default": (PruneSettings(effort="default"), 1),
-    "effort default, weights divided among 8": (PruneSettings(effort="default", round_to=8), 8),
+    "effort default, weights divided among 8": (PruneSettings(effort="default"), 8),
 }
 """Settings of each run, and the number of devices along which the weights are sharded."""
 
