@@ -113,8 +113,9 @@ def _summary(judge: Judge, scope: Scope, method: str) -> str:
     verdicts = [judge.verdict(model, cut, method) for model, cut in cases if (cut, method) in scope.cells]
     asked = [verdict for verdict in verdicts if verdict.target is not None]
     met = sum(bool(verdict.met) and verdict.complete for verdict in asked)
-    open_cases = sum(not verdict.complete for verdict in asked)
-    unfinished = f" ({open_cases} not judged yet)" if open_cases else ""
+    lacking = [verdict for verdict in asked if not verdict.complete]
+    so_far = sum(bool(verdict.met) for verdict in lacking)
+    unfinished = f", and so far in {so_far} of {len(lacking)} that lack runs" if lacking else ""
     return f"{method}: target met in {met} of {len(asked)} cases{unfinished}."
 
 

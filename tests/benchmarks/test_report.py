@@ -40,7 +40,7 @@ def test_the_tables() -> None:
         "| spap | llama-stories | 30% | random | 0.400 | 0.400 to 0.400 | <= 0.45 | met | - |"
     )
     assert line(text, "| spap | llama-stories | 20%") == "| spap | llama-stories | 20% | - | - | - | <= 0.45 | - | - |"
-    assert "spap: target met in 1 of 2 cases (1 not judged yet)." in text
+    assert "spap: target met in 1 of 2 cases, and so far in 0 of 1 that lack runs." in text
     assert "| spap | - | 4.0800 (0.0800; 0.40) |" in text.splitlines()
     assert "| spap | - | 0.0400 |" in text.splitlines()
     assert "| obs | - | 4.2000 (0.2000; 1.00) |" in text.splitlines()
@@ -51,7 +51,7 @@ def test_what_is_missing_is_said() -> None:
     assert line(text, "| fasp |") == "| fasp | - |"
     assert line(text, "| obs |") == "| obs | 4.2000 [1 of 3 seeds] (0.2000; 1.00 [1 of 3 seeds]) |"
     assert "met so far (1 of 7 peers, 1 of 3 seeds)" in text
-    assert "target met in 0 of 1 cases (1 not judged yet)" in text
+    assert "target met in 0 of 1 cases, and so far in 1 of 1 that lack runs." in text
     assert "No runs." in markdown([], scope())
     assert "None of the methods that have targets" in markdown([row("obs")], scope(methods=("obs",)))
 
