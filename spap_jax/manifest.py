@@ -1,14 +1,15 @@
 """Recognises files that this program wrote, so that nothing else is ever replaced.
 
 A checkpoint folder holds a manifest of its files. A standalone file, such as a page or numbers in JSON, names in its
-first bytes the command that wrote it.
+first bytes the command that wrote it, followed by a hash of all else in it.
 """
 
 import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +21,21 @@ MANIFEST = "spap_files.json"
 
 _SHOWN = 3
 
-_HEAD = 1024
-_MARKS = (
-    rb'<!DOCTYPE html>.*?<meta name="generator" content="(spap \w+)">',
-    rb"\x89PNG\r\n.*?tEXtSoftware\0(spap \w+)",
-    rb'\{\s*"written_by": "(spap \w+)"',
-)
-
 _PIECE, _PIECES = 1 << 16, 256
+
+
+def _png_text(digest: bytes) -> bytes:
+    chunk = b"tEXtsha256\0" + digest
+    return (len(chunk) - 4).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
+
+
+_HEAD = 1024
+_MARKS: tuple[tuple[bytes, Callable[[bytes], bytes]], ...] = (
+    (rb'<!DOCTYPE html>.*?<meta name="generator" content="(spap \w+)">', b'<meta name="sha256" content="%b">'.__mod__),
+    (rb"\x89PNG\r\n.*?tEXtSoftware\0(spap \w+).{4}", _png_text),
+    (rb'\{\s*"written_by": "(spap \w+)"', b',\n "sha256": "%b"'.__mod__),
+)
+"""Marks, which name the command that wrote a file, and the form of the hash that follows each."""
 
 
 def pieces(file: Path) -> Iterator[bytes]:
@@ -114,21 +122,44 @@ def check_file(file: Path, command: str) -> None:
         command: The command that writes it, such as "spap report".
 
     Raises:
-        UserError: There is a file that the command did not write.
+        UserError: There is a file that the command did not write, or that was changed since.
     """
     if os.path.isfile(file) and os.path.getsize(file) and _writer(file) != command:
-        raise UserError(f"{file} is not a file that {command} wrote, so it is not replaced: name another file.")
+        raise UserError(
+            f"{file} is not a file that {command} wrote, or was changed since, so it is not replaced: name another "
+            "file."
+        )
+
+
+def sealed(content: bytes) -> bytes:
+    """The content of a file with its hash behind the mark, by which changes are noticed; as it is without a mark."""
+    marked = _marked(content)
+    if marked is None:
+        return content
+    end, seal = marked[0].end(), marked[1]
+    return content[:end] + seal(hashlib.sha256(content).hexdigest().encode()) + content[end:]
+
+
+def _marked(content: bytes) -> tuple[re.Match[bytes], Callable[[bytes], bytes]] | None:
+    """The mark that content begins with, and the form of its hash."""
+    found = ((re.match(mark, content[:_HEAD], re.DOTALL), seal) for mark, seal in _MARKS)
+    return next(((match, seal) for match, seal in found if match), None)
 
 
 def _writer(file: Path) -> str | None:
-    """The command that wrote a file, such as "spap report"; None if no command did, or the file cannot be read."""
+    """The command that wrote a file, such as "spap report"; None if no command did, or not all of it as it is now."""
     try:
         with file.open("rb") as opened:
-            head = opened.read(_HEAD)
+            content = opened.read(_HEAD)
+            marked = _marked(content)
+            if marked is None:
+                return None
+            content += opened.read()
     except OSError:
         return None
-    found = (re.match(mark, head, re.DOTALL) for mark in _MARKS)
-    return next((match[1].decode() for match in found if match), None)
+    end, hashed = marked[0].end(), len(marked[1](b"0" * 64))
+    unchanged = sealed(content[:end] + content[end + hashed :]) == content
+    return marked[0][1].decode() if unchanged else None
 
 
 def _is_ours(path: Path, recorded: object) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from spap_jax.errors import UserError
-from spap_jax.manifest import check_file
+from spap_jax.manifest import check_file, sealed
 
 
 def check_json_place(file: Path | None, command: str) -> None:
@@ -19,7 +19,7 @@ def check_json_place(file: Path | None, command: str) -> None:
 
     Raises:
         UserError: the file's folder does not exist, the file is a folder, its name is invalid, or it exists and the
-            command did not write it.
+            command did not write it, or it was changed since.
     """
     if file is None:
         return
@@ -37,9 +37,11 @@ def write_json(file: Path, command: str, result: dict[str, Any]) -> None:
     """Writes the results of a command: a complete file, or none if it cannot be written.
 
     Raises:
-        UserError: the file cannot be written, or it exists and the command did not write it.
+        UserError: the file cannot be written, or it exists and the command did not write it, or it was
+            changed since.
     """
-    _write(file, command, json.dumps({"written_by": command, **result}, indent=1, default=_plain) + "\n")
+    text = json.dumps({"written_by": command, **result}, indent=1, default=_plain) + "\n"
+    _write(file, command, sealed(text.encode()))
 
 
 def write_json_lines(file: Path, command: str, rows: Iterable[dict[str, Any]]) -> None:
@@ -48,26 +50,26 @@ def write_json_lines(file: Path, command: str, rows: Iterable[dict[str, Any]]) -
     Raises:
         UserError: the file cannot be written, or it exists; rows do not say who wrote them.
     """
-    _write(file, command, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    _write(file, command, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
 
 
-def _write(file: Path, command: str, text: str) -> None:
+def _write(file: Path, command: str, content: bytes) -> None:
     check_json_place(file, command)
     place = file.resolve()  # the target of a link is replaced, and the link kept
     try:
         if place.exists() and not place.is_file():  # /dev/stdout or a pipe cannot be replaced by renaming
-            place.write_text(text, encoding="utf-8")
+            place.write_bytes(content)
         else:
-            _write_whole(place, text)
+            _write_whole(place, content)
     except OSError as error:
         raise UserError(f"{file} cannot be written ({error.strerror}): name another file.") from error
 
 
-def _write_whole(place: Path, text: str) -> None:
+def _write_whole(place: Path, content: bytes) -> None:
     """Writes a temporary file beside the destination, then renames it."""
     partial = place.with_name(f".{secrets.token_hex(8)}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(content)
         partial.replace(place)
     finally:
         partial.unlink(missing_ok=True)

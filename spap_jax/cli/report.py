@@ -29,7 +29,7 @@ def report(
         output: The page. By default spap_report.html in the folder, or in the folder that holds all of them.
         png: Folder for the plots, whose names begin with the page's. By default that of the page.
         bench: File that spap bench DENSE PRUNED --json wrote about one of the runs. The option may be repeated.
-        overwrite: Replace existing pages and plots, if spap report wrote them.
+        overwrite: Replace existing pages and plots, if spap report wrote them and they have not been changed since.
     """
     from spap_jax.cli.console import err, waiting
     from spap_jax.errors import UserError

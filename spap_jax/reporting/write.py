@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from spap_jax.errors import UserError, option
-from spap_jax.manifest import check_file
+from spap_jax.manifest import check_file, sealed
 from spap_jax.places import real_path
 
 COMMAND = "spap report"
@@ -18,8 +18,8 @@ def check_places(places: list[Path], overwrite: bool) -> None:
     """Checks that files may be written to all places.
 
     Raises:
-        UserError: a place is a folder, or a file that may not be replaced. A file that `spap report` did not write may
-            never be replaced.
+        UserError: a place is a folder, or a file that may not be replaced. A file that `spap report` did not write, or
+            that was changed since, may never be replaced.
     """
     for place in places:
         if os.path.isdir(place):
@@ -35,7 +35,7 @@ def write_all(files: Mapping[Path, bytes], overwrite: bool) -> None:
 
     Args:
         files: Contents by path; missing folders are created.
-        overwrite: Whether existing files that `spap report` wrote may be replaced.
+        overwrite: Whether existing files that `spap report` wrote and nobody changed may be replaced.
 
     Raises:
         UserError: a path is occupied by something that may not be replaced, or a file cannot be written.
@@ -48,7 +48,7 @@ def write_all(files: Mapping[Path, bytes], overwrite: bool) -> None:
         for place, content in files.items():
             place.parent.mkdir(parents=True, exist_ok=True)
             with partial[place].open("wb") as file:
-                file.write(content)
+                file.write(sealed(content))
                 file.flush()
                 os.fsync(file.fileno())
         for place in files:

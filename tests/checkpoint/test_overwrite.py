@@ -15,6 +15,7 @@ from trees import hashes
 
 from spap_jax.checkpoint import check_output, load, new_folder, save, save_orbax
 from spap_jax.errors import UserError
+from spap_jax.manifest import sealed
 from spap_jax.model import Model
 
 
@@ -57,6 +58,14 @@ def weights_that_another_tool_trained(out: Path) -> None:
     (out / "model.safetensors").write_bytes(content)
 
 
+PAGE = b'<!DOCTYPE html>\n<html><head><meta charset="utf-8">\n<meta name="generator" content="spap report"><p>one'
+NUMBERS = b'{\n "written_by": "spap eval",\n "perplexity": 7.5\n}'
+
+
+def changed_since(content: bytes) -> bytes:
+    return sealed(content)[:-5] + b"6" + content[-4:]
+
+
 ADDED: list[tuple[Callable[[Path], object], str]] = [
     (lambda out: (out / "notes.txt").write_text("dear"), r"\(notes\.txt\)"),
     (lambda out: (out / ".hidden").write_text(""), r"\(\.hidden\)"),
@@ -72,6 +81,9 @@ ADDED: list[tuple[Callable[[Path], object], str]] = [
     (lambda out: (out / "spap_files.json").unlink(), r"\(card\.md, config\.json, .* and 2 more\)"),
     (lambda out: (out / "spap_files.json").write_text("[]"), r"\(card\.md, config\.json, .* and 3 more\)"),
     (lambda out: (out / "page.html").write_text("<!DOCTYPE html><p>spap report"), r"\(page\.html\)"),
+    (lambda out: (out / "page.html").write_bytes(PAGE), r"\(page\.html\)"),
+    (lambda out: (out / "page.html").write_bytes(changed_since(PAGE)), r"\(page\.html\)"),
+    (lambda out: (out / "found.json").write_bytes(changed_since(NUMBERS)), r"\(found\.json\)"),
 ]
 
 
@@ -110,9 +122,8 @@ def test_a_manifest_that_says_something_else(content: str | None, tmp_path: Path
 
 def test_what_this_program_wrote_is_replaced(model: Model, out: Path, tmp_path: Path):
     save_orbax(model, out, overwrite=True)
-    page = b'<!DOCTYPE html>\n<html><head><meta charset="utf-8">\n<meta name="generator" content="spap report">'
-    (out / "spap_report.html").write_bytes(page)
-    (out / "found.json").write_text('{\n "written_by": "spap eval"}')
+    (out / "spap_report.html").write_bytes(sealed(PAGE))
+    (out / "found.json").write_bytes(sealed(NUMBERS))
     (out / "params" / "empty").mkdir()
     (out / "generation_config.json").unlink()
     save(model, out, overwrite=True)

@@ -10,9 +10,10 @@ from commands import STORIES, left, sentence, spap
 
 from spap_jax.cli.json_file import write_json
 from spap_jax.errors import UserError
+from spap_jax.manifest import sealed
 
 LONG = {"numbers": [*range(5000)]}
-OLD = '{"written_by": "spap eval"}'
+OLD = sealed(b'{"written_by": "spap eval"}').decode()
 
 
 @pytest.mark.parametrize("command", [("eval", STORIES, "--data", "none.txt"), ("bench", "none")])
@@ -50,23 +51,30 @@ def test_a_link_and_a_pipe_stay_what_they_are(tmp_path: Path) -> None:
     (tmp_path / "link.json").symlink_to("real.json")
     write_json(tmp_path / "link.json", "spap eval", LONG)
     assert (tmp_path / "link.json").is_symlink()
-    assert json.loads((tmp_path / "real.json").read_text()) == {"written_by": "spap eval", **LONG}
+    written = json.loads((tmp_path / "real.json").read_text())
+    assert len(written.pop("sha256")) == 64
+    assert written == {"written_by": "spap eval", **LONG}
     os.mkfifo(tmp_path / "pipe")
     reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
     try:
         write_json(tmp_path / "pipe", "spap eval", {"one": 1})
-        assert json.loads(os.read(reader, 100))["one"] == 1
+        assert json.loads(os.read(reader, 200))["one"] == 1
     finally:
         os.close(reader)
     assert (tmp_path / "pipe").is_fifo()
 
 
-@pytest.mark.parametrize("content", ["a letter", "{}", '{"written_by": "spap bench"}'])
+OTHERS = ["a letter", "{}", '{"written_by": "spap eval"}', f"{OLD}\nnotes", OLD.replace("spap eval", "spap bench")]
+
+
+@pytest.mark.parametrize("content", [*OTHERS, sealed(b'{"written_by": "spap bench"}').decode()])
 def test_what_the_command_did_not_write_is_never_replaced(content: str, tmp_path: Path, capsys) -> None:
     """The error is reported before the missing data are, and checked again when the numbers are written."""
     file = tmp_path / "found.json"
     file.write_text(content)
-    expected = f"{file} is not a file that spap eval wrote, so it is not replaced: name another file."
+    expected = (
+        f"{file} is not a file that spap eval wrote, or was changed since, so it is not replaced: name another file."
+    )
     assert sentence(spap(capsys, "eval", STORIES, "--data", "none.txt", "--json", file)) == expected
     with pytest.raises(UserError, match="so it is not replaced"):
         write_json(file, "spap eval", LONG)

@@ -193,7 +193,9 @@ def test_numbers_are_not_written_over_what_is_read(here: Path, capsys):
         ("bench", model, "--json", f"{model}/config.json"),
         ("plan", model, "--json", "link/model.safetensors"),
     ):
-        assert f"is not a file that spap {words[0]} wrote, so it is not replaced" in sentence(spap(capsys, *words))
+        assert f"is not a file that spap {words[0]} wrote, or was changed since, so it is not" in sentence(
+            spap(capsys, *words)
+        )
     assert hashes(here) == before
     words = ("plan", model, "--mesh", "v5e-8", "--sequence-length", "64", "--json", "plan.json")
     assert [spap(capsys, *words).code for _ in range(2)] == [0, 0]
@@ -212,6 +214,15 @@ def test_pages_are_not_written_over_what_is_read(here: Path, capsys):
     assert hashes(here) == before
     (pruned / "spap_report-errors.png").unlink()
     assert [spap(capsys, "report", pruned, "--overwrite").code for _ in range(2)] == [0, 0]
+    for name in ("spap_report.html", "spap_report-errors.png"):
+        written = (pruned / name).read_bytes()
+        (pruned / name).write_bytes(written + b"notes")
+        before = hashes(here)
+        assert f"{name} is not a file that spap" in sentence(spap(capsys, "report", pruned, "--overwrite"))
+        said = sentence(spap(capsys, *WORDS["prune"], "--output", pruned, "--overwrite"))
+        assert f"were changed since ({name}): name" in said
+        assert hashes(here) == before
+        (pruned / name).write_bytes(written)
     assert spap(capsys, *WORDS["prune"], "--output", pruned, "--overwrite").code == 0  # the pages are removed too
     assert "spap_report.html" not in left(pruned)
     assert np.load(here / "data" / "ids.npy").shape == (16, 64)
