@@ -34,6 +34,7 @@ from spap_jax.pruning.prune_report import data_account, new_report
 from spap_jax.pruning.run import resolve
 from spap_jax.pruning.sampling import with_samples
 from spap_jax.quantities import change_text
+from spap_jax.remote import hub_id
 from spap_jax.reporting.schema import Change, Check, Extras, FinetuneReport, LayerReport, PruneReport
 from spap_jax.settings import FinetuneSettings, PruneSettings
 from spap_jax.training.engine import Stage
@@ -252,14 +253,14 @@ def save(
 
     Args:
         model: The model to write, or a result of ``prune`` or ``finetune``.
-        folder: Output folder: a path, or an address such as gs://bucket/pruned.
+        folder: Output folder: a path, or an address such as gs://bucket/pruned or hf://owner/name.
         dtype: "float32", "bfloat16" or "float16"; by default the dtypes of the arrays.
         overwrite: Whether to replace an existing checkpoint.
         files: Additional text files, by name.
 
     Raises:
-        UserError: it is not a model, the folder may not be replaced, there is no room, or a weight does not fit the
-            dtype.
+        UserError: it is not a model, the folder may not be replaced, there is no room, a weight does not fit the dtype,
+            or a model for the hub has no model card.
     """
     own: dict[str, str] = {}
     if isinstance(model, PruneResult):
@@ -269,4 +270,10 @@ def save(
     elif isinstance(model, FinetuneResult):
         model, report = model.model, model.report
         own = trained_files(report, model.source.folder)
-    checkpoint.save(checked(model), folder, dtype=dtype, overwrite=overwrite, files=own | dict(files or {}))
+    files = own | dict(files or {})
+    if hub_id(folder) and "README.md" not in files:
+        raise UserError(
+            "a model on the hub should have a model card, and a plain model has none: save the result of prune or "
+            'finetune, or give the text of one, as in files={"README.md": TEXT}.'
+        )
+    checkpoint.save(checked(model), folder, dtype=dtype, overwrite=overwrite, files=files)

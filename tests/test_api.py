@@ -193,6 +193,11 @@ def test_a_name_cannot_be_saved(tmp_path: Path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_model_for_the_hub_needs_a_card():
+    with pytest.raises(spap.UserError, match="a plain model has none: save the result of prune or finetune"):
+        spap.save(stories(), "hf://owner/name")
+
+
 def test_a_text_is_not_tokens():
     with pytest.raises(spap.UserError, match=r"not the text 'stories.txt': spap.load_tokens makes them"):
         spap.prune(stories(), "stories.txt")
