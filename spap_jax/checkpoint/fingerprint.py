@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 
 from spap_jax.checkpoint.config_text import read_config_text
+from spap_jax.checkpoint.orbax_files import is_orbax, params_files
 from spap_jax.checkpoint.ranged import AtAddress
 from spap_jax.checkpoint.tensors import weight_files
 from spap_jax.manifest import pieces
@@ -20,11 +21,12 @@ def fingerprint(folder: Path) -> str:
     """
     total = hashlib.sha256(read_config_text(folder).encode())
     elsewhere = AtAddress.of(folder)
-    for path in weight_files(folder, elsewhere):
+    for path in params_files(folder) if is_orbax(folder) else weight_files(folder, elsewhere):
+        name = path.relative_to(folder).as_posix()
         if elsewhere:
-            total.update(f"\n{path.name} {elsewhere.version(path)}\n".encode())
+            total.update(f"\n{name} {elsewhere.version(path)}\n".encode())
             continue
-        total.update(f"\n{path.name} {path.stat().st_size}\n".encode())
+        total.update(f"\n{name} {path.stat().st_size}\n".encode())
         for piece in pieces(path):
             total.update(piece)
     return total.hexdigest()

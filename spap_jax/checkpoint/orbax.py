@@ -11,6 +11,7 @@ import numpy as np
 from spap_jax.checkpoint.config_text import parse_config, read_config_text, understood, written_config_text
 from spap_jax.checkpoint.huggingface import PlaceParams, local
 from spap_jax.checkpoint.locate import public_name
+from spap_jax.checkpoint.orbax_files import PARAMS, SOURCE, is_orbax
 from spap_jax.checkpoint.output import new_folder
 from spap_jax.checkpoint.side_files import copy_side_files
 from spap_jax.checkpoint.tensors import DTYPES
@@ -22,12 +23,7 @@ from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 
-_PARAMS, _SOURCE, _COMMITTED = "params", "spap_source.json", "commit_success.txt"
-
-
-def is_orbax(folder: Path) -> bool:
-    """Whether a folder was written by `save_orbax`."""
-    return (folder / _PARAMS).is_dir() and (folder / _SOURCE).is_file()
+_COMMITTED = "commit_success.txt"
 
 
 def save_orbax(
@@ -52,13 +48,13 @@ def save_orbax(
         copy_side_files(model.source.folder, partial)
         (partial / "config.json").write_bytes(written_config_text(model.source, model.config).encode("utf-8"))
         facts = {"name": public_name(model.source.name), "head_stored": model.source.head_stored}
-        (partial / _SOURCE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        (partial / SOURCE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         for name, content in (files or {}).items():
             (partial / name).write_bytes(content)
         with StandardCheckpointer() as checkpointer:  # it writes in the background
-            checkpointer.save(partial / _PARAMS, model.params)
+            checkpointer.save(partial / PARAMS, model.params)
             checkpointer.wait_until_finished()
-        committed = partial / _PARAMS / _COMMITTED
+        committed = partial / PARAMS / _COMMITTED
         if committed.is_file():  # Orbax only needs it to exist, and it contains a path of this machine
             committed.write_text("Checkpoint commit was successful\n", encoding="utf-8")
 
@@ -88,10 +84,10 @@ def load_orbax(folder: str | Path, place: PlaceParams = local) -> Model:
 
 def _facts(folder: Path) -> dict[str, Any]:
     try:
-        facts = json.loads((folder / _SOURCE).read_bytes())
+        facts = json.loads((folder / SOURCE).read_bytes())
         return {"name": str(facts["name"]), "head_stored": bool(facts["head_stored"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(folder / _SOURCE, error) from error
+        raise _damaged(folder / SOURCE, error) from error
 
 
 def _restored(folder: Path, config: DecoderConfig) -> Params:
@@ -101,24 +97,24 @@ def _restored(folder: Path, config: DecoderConfig) -> Params:
     shapes = jax.eval_shape(lambda: decoder.init(config, jax.random.key(0)))
     with StandardCheckpointer() as checkpointer:
         try:
-            stored = checkpointer.metadata(folder / _PARAMS).item_metadata.tree
+            stored = checkpointer.metadata(folder / PARAMS).item_metadata.tree
             target = _target(folder, shapes, stored)
-            return checkpointer.restore(folder / _PARAMS, target)
+            return checkpointer.restore(folder / PARAMS, target)
         except UserError:
             raise
         except Exception as error:  # Orbax raises all kinds of exceptions for a damaged checkpoint
-            raise _damaged(folder / _PARAMS, error) from error
+            raise _damaged(folder / PARAMS, error) from error
 
 
 def _target(folder: Path, shapes: Params, stored: Params) -> Params:
     """Arrays like those to restore, after a check that they match the stored ones."""
     if jax.tree.structure(shapes) != jax.tree.structure(stored):
-        raise UserError(f"{folder / _PARAMS} holds other weights than its config.json describes: save it again.")
+        raise UserError(f"{folder / PARAMS} holds other weights than its config.json describes: save it again.")
 
     def one(path: Any, ours: jax.ShapeDtypeStruct, theirs: Any) -> np.ndarray:
         if tuple(theirs.shape) != ours.shape or np.dtype(theirs.dtype) not in DTYPES.values():
             raise UserError(
-                f"{jax.tree_util.keystr(path, simple=True, separator='/')} in {folder / _PARAMS} is {theirs.dtype} "
+                f"{jax.tree_util.keystr(path, simple=True, separator='/')} in {folder / PARAMS} is {theirs.dtype} "
                 f"{list(theirs.shape)}, where config.json gives {list(ours.shape)}: save the checkpoint again."
             )
         return np.empty(ours.shape, theirs.dtype)  # Orbax restores numpy arrays in place of such

@@ -12,7 +12,7 @@ import pytest
 from safetensors import safe_open
 from tiny_checkpoints import write
 
-from spap_jax.checkpoint import step_file
+from spap_jax.checkpoint import load, save_orbax, step_file
 from spap_jax.checkpoint.fingerprint import fingerprint
 from spap_jax.checkpoint.step_file import read_step, told_if_intact, write_step
 from spap_jax.checkpoint.unfinished import Unfinished, resume_folder
@@ -212,6 +212,17 @@ def test_a_fingerprint_is_of_the_content(tmp_path: Path):
         assert fingerprint(folder) != first
         path.write_bytes(content)
     assert fingerprint(folder) == first
+
+
+def test_a_fingerprint_of_an_orbax_folder(tmp_path: Path):
+    save_orbax(load(write("llama", tmp_path / "in")), tmp_path / "orbax")
+    first = fingerprint(tmp_path / "orbax")
+    copy = shutil.copytree(tmp_path / "orbax", tmp_path / "copy")
+    assert fingerprint(copy) == first
+    largest = max((copy / "params").rglob("*"), key=lambda file: file.stat().st_size)
+    content = largest.read_bytes()
+    largest.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert fingerprint(copy) != first
 
 
 def test_a_long_file_is_looked_at_from_end_to_end(tmp_path: Path):

@@ -88,6 +88,18 @@ def test_all_weights_and_a_card_of_its_own(dense: Path, ids: Path, tmp_path: Pat
     assert not (tmp_path / "out" / "spap_report.json").exists()
 
 
+def test_orbax_folders_are_trained_like_others(dense: Path, pruned: Path, ids: Path, capsys):
+    work = pruned.parent
+    for model, output in ((pruned, "pruned"), (dense, "dense")):
+        assert spap(capsys, "convert", model, "--to", "orbax", "--output", work / output).code == 0
+    words = ("--data", ids, "--learning-rate", "1e-3", *QUICK)
+    for output, model, teacher in (("one", pruned, dense), ("two", work / "pruned", work / "dense")):
+        said = spap(capsys, "finetune", model, "--teacher", teacher, *words, "--output", work / output)
+        assert said.code == 0, said.err
+    one, two = weights(work / "one"), weights(work / "two")
+    assert all(np.array_equal(one[name], two[name]) for name in one.keys() | two.keys())
+
+
 def test_a_run_that_makes_it_worse_says_so_and_changes_nothing(dense: Path, ids: Path, tmp_path: Path, capsys):
     words = ("--data", ids, "--output", tmp_path / "out", "--full", "--learning-rate", "1000", *QUICK)
     said = spap(capsys, "finetune", dense, *words)
