@@ -75,6 +75,17 @@ def test_there_and_back(variant: str, tmp_path: Path):
         assert (tmp_path / "back" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
 
 
+def test_a_part_that_lies_beyond_a_narrow_layer_is_zero(tmp_path: Path):
+    """Of the widest layer's 40 channels, the second half belongs to one device, and the last layer has 7."""
+    model = narrower(load(write("llama_biases", tmp_path / "in")))
+    save(model, tmp_path / "out")
+    mlp, whole = Reader(tmp_path / "out").layer(2)["mlp"], model.params["layers"]["mlp"]
+    down = mlp["down"][20:40, :]
+    assert down.dtype == whole["down"].dtype
+    np.testing.assert_array_equal(down, np.zeros_like(whole["down"][2, 20:40]))
+    np.testing.assert_array_equal(mlp["up"][:, 7:40], np.zeros_like(whole["up"][2, :, 7:40]))
+
+
 def test_one_field_is_added_and_emptied(tmp_path: Path):
     source = write("llama", tmp_path / "in")
     text = (source / "config.json").read_bytes()
