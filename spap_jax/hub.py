@@ -43,12 +43,13 @@ def require_hub(what: str, remedy: str, *, seconds: float = 4.0) -> None:
         )
 
 
-def check_repo_id(repo: str, typed: str) -> None:
+def check_repo_id(repo: str, typed: str, *, owned: bool = True) -> None:
     """Checks a repository id before any request to the hub.
 
     Args:
         repo: Id of the repository, owner/name.
         typed: The id as the user gave it.
+        owned: Whether it must have an owner; that of an old model, such as gpt2, has none.
 
     Raises:
         UserError: It is not a valid id.
@@ -58,12 +59,15 @@ def check_repo_id(repo: str, typed: str) -> None:
 
     try:
         validate_repo_id(repo)
-        owned = repo.count("/") == 1
+        valid = "/" in repo or not owned
     except HFValidationError:
-        owned = False
-    if not owned:
+        valid = False
+    if not valid:
         form = f"{typed.removesuffix(repo)}owner/name"
-        raise UserError(f"{typed} names no repository of the hub: give {form}, of letters, digits, -, _ and dots.")
+        raise UserError(
+            f"{typed} names no repository of the hub: give {form}, of letters and digits with single -, _ or dots "
+            "between them."
+        )
 
 
 def check_upload(repo: str, overwrite: bool) -> None:

@@ -7,7 +7,7 @@ from spap_jax.checkpoint.ranged import NOTE, note_of
 from spap_jax.checkpoint.side_files import ACCOUNTS, SIDE_FILES, matching
 from spap_jax.checkpoint.tensors import weight_files
 from spap_jax.errors import UserError
-from spap_jax.hub import first_line, hub_file, require_hub
+from spap_jax.hub import check_repo_id, first_line, hub_file, require_hub
 from spap_jax.remote import Folder, base_name, fetch_file, hub_id, is_address
 
 _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
@@ -29,7 +29,7 @@ def locate(name: str | Path) -> Path:
     repo = hub_id(name)
     if repo is None and is_address(name):
         return _at_address(str(name))
-    return (_local(name) if repo is None else None) or _from_hub(repo or str(name))
+    return (_local(name) if repo is None else None) or _from_hub(_checked_id(name))
 
 
 def locate_config(name: str | Path) -> Path:
@@ -47,7 +47,7 @@ def locate_config(name: str | Path) -> Path:
     folder = _local(name) if repo is None else None
     if folder is not None:
         return folder / "config.json"
-    return hub_file(repo or str(name), "config.json", "main", remedy=_REMEDY, kind="model")
+    return hub_file(_checked_id(name), "config.json", "main", remedy=_REMEDY, kind="model")
 
 
 def public_name(name: str) -> str:
@@ -83,6 +83,13 @@ def _local(name: str | Path) -> Path | None:
 
 def _is_hub_id(name: str) -> bool:
     return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) is not None
+
+
+def _checked_id(name: str | Path) -> str:
+    """The id of a repository of the hub, which need not exist, but could."""
+    repo = hub_id(name) or str(name)
+    check_repo_id(repo, str(name), owned=False)
+    return repo
 
 
 def _from_hub(repo: str) -> Path:

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import huggingface_hub.constants
 import pytest
 from tiny_checkpoints import write, write_bin
 
-from spap_jax.checkpoint import load, locate
+from spap_jax.checkpoint import load, locate, locate_config
 from spap_jax.errors import UserError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -69,6 +69,28 @@ def test_what_cannot_be_located(name: str | Path, sentence: str, cache: Path):
     write("llama", cache.parent / "here" / "models" / "a")
     with pytest.raises(UserError, match=sentence):
         locate(name)
+
+
+@pytest.mark.parametrize("find", [locate, locate_config])
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        ("meta-llama/Llama--3.2-1B", "owner/name"),
+        ("owner/name.", "owner/name"),
+        ("hf://owner/name@main", "hf://owner/name"),
+        ("hf://owner/name/sub", "hf://owner/name"),
+        ("hf://", "owner/name"),
+    ],
+)
+def test_what_no_repository_can_be_called(name: str, form: str, find: Callable[[str], Path], cache: Path):
+    with pytest.raises(UserError, match=f"^{name} names no repository of the hub: give {form}, of letters and digits"):
+        find(name)
+
+
+def test_a_model_without_an_owner(cache: Path):
+    folder = write("llama", snapshot(cache, "gpt2"))
+    assert locate("hf://gpt2") == folder
+    assert locate_config("hf://gpt2") == folder / "config.json"
 
 
 @pytest.mark.parametrize("shard", ["1GB", "12KB"])
