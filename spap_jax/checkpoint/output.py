@@ -154,10 +154,10 @@ def _disk_errors(target: Path, partial: Path, needed: int) -> Iterator[None]:
         raise
     except Exception as error:
         need = f" (it needs {_size(needed)})" if needed else ""
-        if _is_full(error):
+        if is_full(error):
             raise UserError(
                 f"the disk of {target.parent} filled up, or a limit of it was reached, while {target.name} was written"
-                f"{need}: free some space, or name a place on another disk; nothing unfinished was left behind."
+                f"{need}: free some space, or name a place on another disk."
             ) from error
         file = str(getattr(error, "filename", None) or "")
         if file.startswith((str(partial), str(target))) or (file and Path(file) in target.parents):
@@ -165,7 +165,7 @@ def _disk_errors(target: Path, partial: Path, needed: int) -> Iterator[None]:
         raise
 
 
-def _is_full(error: Exception) -> bool:
+def is_full(error: Exception) -> bool:
     """Whether the disk is full; the writers of safetensors and Orbax say so only in their messages."""
     text = str(error)
     return getattr(error, "errno", None) in _FULL or any(os.strerror(code) in text for code in _FULL)

@@ -13,7 +13,8 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from spap_jax.checkpoint.kept import NEW
-from spap_jax.checkpoint.output import sync
+from spap_jax.checkpoint.output import is_full, sync
+from spap_jax.errors import UserError
 from spap_jax.models.decoder import Params
 
 Json = dict[str, Any]
@@ -29,6 +30,9 @@ def write_step(path: Path, kept: Params, told: list[Json]) -> None:
         path: The file.
         kept: Nested dicts of numpy arrays.
         told: Reports, as JSON values.
+
+    Raises:
+        UserError: The disk is full.
     """
     flat = {name: np.asarray(array, order="C") for name, array in flatten_dict(kept, sep="/").items()}
     about = {"told": json.dumps(told), "sha256": _digest(sorted(flat.items()))}
@@ -53,12 +57,25 @@ def told_if_intact(path: Path) -> list[Json] | None:
 
 @contextlib.contextmanager
 def renamed(path: Path) -> Iterator[Path]:
-    """Yields another name for a file, which takes its own once it is complete and on the disk."""
+    """Yields another name for a file, which takes its own once it is complete and on the disk.
+
+    Raises:
+        UserError: The disk is full.
+    """
     written = path.with_name(f"{path.name}{NEW}")
-    yield written
-    sync(written)
-    written.rename(path)
-    sync(path.parent)
+    try:
+        yield written
+        sync(written)
+        written.rename(path)
+        sync(path.parent)
+    except Exception as error:
+        written.unlink(missing_ok=True)
+        if is_full(error):
+            raise UserError(
+                f"the disk of {path.parent} filled up, or a limit of it was reached, while the progress of the run was "
+                "kept there: free some space, and repeat the command."
+            ) from error
+        raise
 
 
 def _arrays(path: Path) -> Iterator[tuple[str, np.ndarray]]:

@@ -75,7 +75,7 @@ class Unfinished:
             fresh: Whether to discard the progress of an earlier run.
 
         Raises:
-            UserError: Another process uses the folder, or it belongs to another run or to none.
+            UserError: Another process uses the folder, it belongs to another run or to none, or the disk is full.
         """
         self._process = jax.process_index()
         check_resume_folder(output, self._process)
@@ -96,6 +96,8 @@ class Unfinished:
                 self._begin()
             self._open()
         except BaseException:
+            if not (self.folder / RUN).exists():
+                clear_folder(self.folder)
             os.close(self._lock)
             raise
 

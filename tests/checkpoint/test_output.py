@@ -130,7 +130,9 @@ def test_a_full_disk(small_disk: Path):
             (partial / "half").write_bytes(bytes(100_000))
             (partial / "rest").write_bytes(bytes(300_000))
 
-    with pytest.raises(UserError, match=r"the disk of .*disk filled up.*nothing unfinished was left behind"):
+    with pytest.raises(
+        UserError, match=r"the disk of .*disk filled up.*: free some space, or name a place on another disk\."
+    ):
         fill()
     assert left(small_disk) == []
 

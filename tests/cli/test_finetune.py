@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,24 @@ def test_a_loss_that_is_lost_writes_nothing(dense: Path, ids: Path, tmp_path: Pa
     assert "kept in" not in said.err
     assert last == "spap: the loss is no longer finite after 2 steps: give a smaller --learning-rate."
     assert left(tmp_path) == []
+
+
+@pytest.mark.parametrize(("limit", "named"), [(100, "out.resume"), (10_000, "out.resume/steps")])
+def test_a_disk_that_fills_up(limit: int, named: str, dense: Path, ids: Path, tmp_path: Path, capsys):
+    """The run's identity does not fit, or the state of training does not."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        said = spap(capsys, "finetune", dense, "--data", ids, "--output", tmp_path / "out", *QUICK)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert said.code == 2
+    last = said.err.splitlines()[-1]
+    assert last.startswith(f"spap: the disk of {tmp_path}/.{named} filled up, or a limit of it was reached, while ")
+    assert not list(tmp_path.rglob("*.new"))
+    assert left(tmp_path) == [".out.resume"] * (limit > 100)
+    assert spap(capsys, "finetune", dense, "--data", ids, "--output", tmp_path / "out", *QUICK).code == 0
+    assert left(tmp_path) == ["out"]
 
 
 def weights(folder: Path) -> dict[str, np.ndarray]:
