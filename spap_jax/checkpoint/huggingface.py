@@ -290,6 +290,7 @@ def save(
     dtype: str | None = None,
     overwrite: bool = False,
     files: Mapping[str, str | bytes] | None = None,
+    partial: Path | None = None,
 ) -> None:
     """Writes a model as a Hugging Face folder that stock loaders read.
 
@@ -299,13 +300,16 @@ def save(
         dtype: "float32", "bfloat16" or "float16"; by default the dtypes of the arrays.
         overwrite: Whether to replace an existing folder that holds only files that this program wrote.
         files: Additional text files by name.
+        partial: See `new_folder`.
 
     Raises:
         UserError: The folder exists and may not be replaced, or it is inside the folder that the model was loaded from;
             there is no room; or a weight does not fit the dtype.
     """
     dtypes = inventory.array_dtypes(model.params, model.config)
-    with Writer(folder, model.config, model.source, dtypes, dtype=dtype, overwrite=overwrite) as writer:
+    with Writer(
+        folder, model.config, model.source, dtypes, dtype=dtype, overwrite=overwrite, partial=partial
+    ) as writer:
         writer.outer(model.params)
         for index in range(model.config.layers):
             writer.layer(index, jax.tree.map(lambda stack, i=index: stack[i], model.params["layers"]))

@@ -97,39 +97,41 @@ def finetune(
     checkpoint.check_output(output, overwrite, inputs=inputs(model, teacher, data, eval))
     check_resume_folder(output)
     wait_for_others(coordinator, processes, process_id)
-    fetch_data(data, eval)
-    fetch_models(model, teacher)
-    with waiting(f"reading {model}"), use_mesh(devices, model_devices):
-        start = checkpoint.load(model, fully_shard_params)
-        dense = checkpoint.load(teacher, fully_shard_params) if teacher else None
-    texts = Texts(data, eval, sequences, sequence_length, bos)
-    blocks, judged = texts.read(start.source, start.config, seed=settings.seed, further=False)
-    check(start, blocks.tokens, dense, settings)
-    with use_mesh(devices, model_devices):
-        whole = start.replace(params=to_process(start.params)) if judged else start
-    before = _perplexity(whole, judged, "before training") if judged and leads() else None  # of this process alone
-    del whole
-    with use_mesh(devices, model_devices), stopping() as before_end:
-        kept = unfinished(output, finetune_identity(start, dense, blocks, settings), blocks=0, fresh=not resume)
+    with stopping() as before_end:
+        fetch_data(data, eval)
+        fetch_models(model, teacher)
+        with waiting(f"reading {model}"), use_mesh(devices, model_devices):
+            start = checkpoint.load(model, fully_shard_params)
+            dense = checkpoint.load(teacher, fully_shard_params) if teacher else None
+        texts = Texts(data, eval, sequences, sequence_length, bos)
+        blocks, judged = texts.read(start.source, start.config, seed=settings.seed, further=False)
+        check(start, blocks.tokens, dense, settings)
+        with use_mesh(devices, model_devices):
+            whole = start.replace(params=to_process(start.params)) if judged else start
+        before = _perplexity(whole, judged, "before training") if judged and leads() else None  # of this process alone
+        del whole
+        with use_mesh(devices, model_devices):
+            kept = unfinished(output, finetune_identity(start, dense, blocks, settings), blocks=0, fresh=not resume)
 
         def reached(looks: int) -> str:  # each check stores a record; the first is before any step
             return f"step {min((looks - 1) * settings.check_every, settings.steps)} of {settings.steps} is done"
 
-        with kept, telling(kept, before_end, reached), training_progress(settings.steps) as progress:
+        with kept, telling(kept, before_end, reached):
+            with use_mesh(devices, model_devices), training_progress(settings.steps) as progress:
 
-            def watch(stage: "Stage") -> None:
-                store_stage(kept, stage)
-                progress(stage.checks[-1])
+                def watch(stage: "Stage") -> None:
+                    store_stage(kept, stage)
+                    progress(stage.checks[-1])
 
-            trained, report = run(start, blocks, dense, settings, watch, stored_stage(kept))
-    if leads():
-        measured = None
-        if judged and before is not None:
-            measured = Perplexities(judged.description, before, _perplexity(trained, judged, "after training"))
-        report = replace(report, extras=Extras(perplexity=measured, peak_memory_bytes=memory.peak()))
-        files = trained_files(report, start.source.folder)
-        checkpoint.save(trained, output, overwrite=overwrite, files=files)
-    kept.remove()
+                trained, report = run(start, blocks, dense, settings, watch, stored_stage(kept))
+            if leads():
+                measured = None
+                if judged and before is not None:
+                    measured = Perplexities(judged.description, before, _perplexity(trained, judged, "after training"))
+                report = replace(report, extras=Extras(perplexity=measured, peak_memory_bytes=memory.peak()))
+                files = trained_files(report, start.source.folder)
+                checkpoint.save(trained, output, overwrite=overwrite, files=files, partial=kept.output)
+        kept.remove()
     if leads():
         _summary(report)
         err.print(f"wrote {output}")

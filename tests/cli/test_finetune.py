@@ -3,6 +3,8 @@
 import json
 import re
 import resource
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +165,44 @@ def test_a_loss_that_is_lost_writes_nothing(dense: Path, ids: Path, tmp_path: Pa
     assert "kept in" not in said.err
     assert last == "spap: the loss is no longer finite after 2 steps: give a smaller --learning-rate."
     assert left(tmp_path) == []
+
+
+def test_told_to_end_before_training(dense: Path, ids: Path, tmp_path: Path):
+    run = process("finetune", dense, "--data", ids, "--output", tmp_path / "out", *QUICK)
+    assert run.stderr is not None
+    assert any(line.startswith("reading ") for line in run.stderr)
+    run.terminate()
+    assert run.communicate()[1].splitlines()[-1] == "spap: stopped by SIGTERM; nothing was done since it began."
+    assert run.returncode == 75
+    assert left(tmp_path) == []
+
+
+TOLD_TO_END = """
+import os, signal, sys, threading
+from pathlib import Path
+from spap_jax.cli import main
+rename = Path.rename
+def told_to_end(self, target):
+    if Path(target).name == "out":
+        os.kill(os.getpid(), signal.SIGTERM)
+        threading.Event().wait()
+    return rename(self, target)
+Path.rename = told_to_end
+main(sys.argv[1:])
+"""
+
+
+def test_told_to_end_while_the_result_is_written(dense: Path, ids: Path, tmp_path: Path, capsys):
+    words = ["finetune", dense, "--data", ids, "--output", tmp_path / "out", *QUICK]
+    program = [sys.executable, "-c", TOLD_TO_END, *map(str, words)]
+    run = subprocess.run(program, capture_output=True, text=True)
+    assert run.returncode == 75, run.stderr
+    assert run.stderr.splitlines()[-1].startswith("spap: stopped by SIGTERM; step 4 of 4 is done, kept in ")
+    assert left(tmp_path) == [".out.resume"]
+    said = spap(capsys, *words)
+    assert said.code == 0, said.err
+    assert "going on: step 4 of 4 is done" in said.err
+    assert left(tmp_path) == ["out"]
 
 
 @pytest.mark.parametrize(("limit", "named"), [(100, "out.resume"), (10_000, "out.resume/steps")])
