@@ -205,12 +205,12 @@ def _send(made: Path, address: str, overwrite: bool) -> None:
     """Uploads a finished folder to its address, and then removes the local one."""
     try:
         publish(made, address, overwrite)
-    except UserError as error:
+    except (UserError, KeyboardInterrupt) as error:
         place = hub_id(address) or address
         words = ["spap", "push", str(made), place, *["--overwrite"] * (overwrite and place == address)]
-        raise UserError(
-            f"{str(error).rstrip('.')}; the checkpoint is complete on this machine, and `{shlex.join(words)}` goes on "
-            "from there."
+        raise type(error)(
+            f"{str(error).rstrip('.') or 'interrupted'}; the checkpoint is complete on this machine, and "
+            f"`{shlex.join(words)}` goes on from there."
         ) from error
     shutil.rmtree(made)
 

@@ -65,6 +65,8 @@ app = _Commands(
     # Switches are off by default, so they need no --no- form.
     default_parameter=Parameter(negative=(), show_default=default_words),
 )
+for each in (app, app.meta):
+    each.suppress_keyboard_interrupt = False  # the library would exit without a word
 for place, command in enumerate((plan, answer, prune, finetune, evaluate, bench, report, convert, push, doctor)):
     app.command(command, name=_NAMES.get(command.__name__), sort_key=place)  # in order of use
 app.register_install_completion_command(help="Make the shell complete commands and options with the tab key.")

@@ -31,7 +31,7 @@ def failure(error: BaseException, words: Sequence[str]) -> tuple[int, str]:
     if isinstance(error, UserError | CycloptsError):
         return 2, str(error)
     if isinstance(error, KeyboardInterrupt):
-        return 130, "interrupted; no unfinished output is left."
+        return 130, str(error) or "interrupted; no unfinished output is left."
     if (lost := processes.loss(error)) is not None:
         return lost
     sentence = _no_device() or _no_memory(error, words) or _no_access(error)

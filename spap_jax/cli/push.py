@@ -55,4 +55,7 @@ def push(
         err.print(f"leaving out {', '.join(rest)}: not files of the checkpoint{hint}")
     size = sum(file.stat().st_size for file in files.values())
     err.print(f"uploading {len(files)} files, {bytes_text(size)}, to {to} ...")
-    out.print(publish(folder, address, overwrite, private=private, with_page=with_report))
+    try:
+        out.print(publish(folder, address, overwrite, private=private, with_page=with_report))
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(f"interrupted; the same command sends all of it to {to} again.") from error

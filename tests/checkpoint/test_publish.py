@@ -147,6 +147,29 @@ def test_an_upload_that_fails_can_go_on(overwrite: bool, store: type[stores.Frai
     save(model, OUT, overwrite=True)  # all of it is recognised as ours
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_an_upload_that_is_interrupted_can_go_on(
+    overwrite: bool, store: type[stores.Frail], model: Model, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    if overwrite:
+        save(model, OUT)
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(store, "put_file", interrupt)
+        with pytest.raises(KeyboardInterrupt) as raised:
+            save(model, OUT, overwrite=overwrite)
+        told = re.fullmatch("interrupted; the checkpoint is complete .*, and `spap (.*)` goes on .*", str(raised.value))
+        assert told
+        assert main(shlex.split(told[1])) == 130
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == f"spap: interrupted; the same command sends all of it to {OUT} again."
+    assert main(shlex.split(told[1])) == 0
+    assert same(load(OUT), model)
+
+
+def interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_refusals_before_any_work(store: type[stores.Frail], tmp_path: Path):
     assert check_output(OUT, inputs={}) == working_folder(OUT)
     assert stores.contents("/bucket") == {}
