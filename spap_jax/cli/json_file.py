@@ -55,12 +55,11 @@ def write_json_lines(file: Path, command: str, rows: Iterable[dict[str, Any]]) -
 
 def _write(file: Path, command: str, content: bytes) -> None:
     check_json_place(file, command)
-    place = file.resolve()  # the target of a link is replaced, and the link kept
     try:
-        if place.exists() and not place.is_file():  # /dev/stdout or a pipe cannot be replaced by renaming
-            place.write_bytes(content)
+        if file.exists() and not file.is_file():  # /dev/stdout or a pipe cannot be replaced by renaming
+            file.write_bytes(content)
         else:
-            _write_whole(place, content)
+            _write_whole(file.resolve(), content)  # the target of a link is replaced, and the link kept
     except OSError as error:
         raise UserError(f"{file} cannot be written ({error.strerror}): name another file.") from error
 

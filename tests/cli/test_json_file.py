@@ -64,6 +64,17 @@ def test_a_link_and_a_pipe_stay_what_they_are(tmp_path: Path) -> None:
     assert (tmp_path / "pipe").is_fifo()
 
 
+def test_a_pipe_without_a_name() -> None:
+    """As in `--json >(gzip > s.gz)` and `--json /dev/stdout | cat`: the link leads to no path."""
+    reader, writer = os.pipe()
+    try:
+        write_json(Path(f"/dev/fd/{writer}"), "spap eval", {"one": 1})
+        assert json.loads(os.read(reader, 200))["one"] == 1
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
 OTHERS = ["a letter", "{}", '{"written_by": "spap eval"}', f"{OLD}\nnotes", OLD.replace("spap eval", "spap bench")]
 
 
