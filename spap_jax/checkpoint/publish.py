@@ -92,6 +92,11 @@ def files_of(folder: Path, with_page: bool = False) -> dict[str, Path]:
     return {name: folder / name for name in sorted(sent)}
 
 
+def holds_weights(files: Mapping[str, Path]) -> bool:
+    """Whether weights are among the files that are uploaded."""
+    return any(name.startswith(_ORBAX) for name in files) or bool(matching(files, ("model*.safetensors",)))
+
+
 def left_out(folder: Path, files: Mapping[str, Path]) -> list[str]:
     """The top-level files and folders of a checkpoint of which nothing is uploaded; folders end in a slash."""
     sent = {name.partition("/")[0] for name in files} | {MANIFEST}

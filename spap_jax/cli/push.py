@@ -25,7 +25,7 @@ def push(
         overwrite: Replace what is at an address, if spap sent all of it and nothing has changed since. A repository of
             the hub keeps earlier files in its history in any case.
     """
-    from spap_jax.checkpoint.publish import check_place, files_of, left_out, publish
+    from spap_jax.checkpoint.publish import check_place, files_of, holds_weights, left_out, publish
     from spap_jax.cli.console import bytes_text, err, out
     from spap_jax.errors import UserError
     from spap_jax.hub import check_repo_id
@@ -46,10 +46,15 @@ def push(
         raise UserError(
             f"{folder} has no {' and no '.join(missing)}: name a folder that spap prune or spap finetune wrote."
         )
+    files = files_of(folder, with_report)
+    if not holds_weights(files):
+        raise UserError(
+            f"{folder} has no weights in files model*.safetensors or in params/, which are what is uploaded: name a "
+            f"folder that spap wrote, or make one of it with spap convert {folder} --to huggingface --output DIR."
+        )
     if not repo:
         check_apart(address, {"the checkpoint": folder})
         check_place(address, overwrite)
-    files = files_of(folder, with_report)
     if rest := left_out(folder, files):
         hint = "; --with-report uploads the page of spap report" if "spap_report.html" in rest else ""
         err.print(f"leaving out {', '.join(rest)}: not files of the checkpoint{hint}")

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 import stores
-from tiny_checkpoints import write
+from tiny_checkpoints import write, write_bin
 
 from spap_jax.checkpoint import check_output, load, locate_config, save, save_orbax
 from spap_jax.checkpoint.publish import publish
@@ -186,6 +186,12 @@ def test_refusals_before_any_work(store: type[stores.Frail], tmp_path: Path):
     store.broken = "put /bucket/other"
     with pytest.raises(UserError, match=r"cannot be written .*: check the address, the login and the network"):
         check_output("frail://bucket/other/out", inputs={})
+
+
+def test_a_checkpoint_without_weights_that_are_uploaded(store: type[stores.Frail], tmp_path: Path, capsys):
+    assert main(["push", str(write_bin("llama", tmp_path / "in")), OUT]) == 2
+    assert "in has no weights in files model*.safetensors or in params/, which are what is" in capsys.readouterr().err
+    assert stores.contents("/bucket") == {}
 
 
 def test_hidden_files_and_the_manifest_stay(store: type[stores.Frail], tmp_path: Path):
