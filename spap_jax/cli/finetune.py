@@ -48,9 +48,9 @@ def finetune(
     with --full. The loss is that of the next token, or with --teacher the divergence from the dense model's
     predictions.
 
-    An interrupted run goes on where it was when the same command is given again: until the output is complete, the
+    An interrupted run picks up where it stopped when the same command is given again: until the output is complete, the
     state of training is kept beside it, in a folder .NAME.resume, every --check-every steps. If the output is an
-    address, the run can go on on another machine. After SIGTERM the run ends at once with exit code 75.
+    address, the run can continue on another machine. After SIGTERM the run ends at once with exit code 75.
 
     Args:
         model: Checkpoint to train: a folder, a hub id, or an address such as gs://bucket/pruned.

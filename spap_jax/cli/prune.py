@@ -49,8 +49,8 @@ def prune(
     spap prune ./model --data text.jsonl --sparsity 0.2 --effort high --output out
     ```
 
-    An interrupted run goes on where it was when the same command is given again: until the output is complete, the
-    finished blocks are kept beside it, in a folder .NAME.resume. If the output is an address, the run can go on on
+    An interrupted run picks up where it stopped when the same command is given again: until the output is complete, the
+    finished blocks are kept beside it, in a folder .NAME.resume. If the output is an address, the run can continue on
     another machine. After SIGTERM the run ends at once with exit code 75. Exit code 0 is success, and 2 is an error
     that one sentence explains.
 
