@@ -1,6 +1,7 @@
 """Orbax folders: the parameter tree as it is in memory, for use in JAX, with the same config and side files."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,11 +39,13 @@ def save_orbax(
         files: Additional files by name.
 
     Raises:
-        UserError: The folder exists and may not be replaced, there is no room, or config.json has no field for a part
-            of the config.
+        UserError: The folder exists and may not be replaced, there are brackets in its path, there is no room, or
+            config.json has no field for a part of the config.
     """
     from orbax.checkpoint import StandardCheckpointer
 
+    if re.search(r"\[.+\]", str(Path(folder).absolute())):  # it takes them for a pattern, and leaves most files out
+        raise UserError(f"Orbax cannot write to {folder}, since there are brackets in the path: name another folder.")
     needed = sum(array.nbytes for array in jax.tree.leaves(model.params))
     with new_folder(folder, overwrite, needed, source=model.source.folder) as partial:
         copy_side_files(model.source.folder, partial)

@@ -54,6 +54,13 @@ def left(folder: Path) -> list[str]:
     return sorted(file.name for file in folder.iterdir())
 
 
+def test_a_path_that_orbax_takes_for_a_pattern_is_refused_before_anything_is_written(model: Model, tmp_path: Path):
+    (tmp_path / "a[x]").mkdir()
+    with pytest.raises(UserError, match=r"brackets in the path: name another folder"):
+        save_orbax(model, tmp_path / "a[x]" / "out")
+    assert left(tmp_path / "a[x]") == []
+
+
 def test_an_existing_folder_is_refused_before_any_work(model: Model, tmp_path: Path):
     save(model, tmp_path / "out")
     before = raw_tensors(tmp_path / "out")
