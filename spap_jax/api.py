@@ -39,7 +39,7 @@ from spap_jax.reporting.schema import Change, Check, Extras, FinetuneReport, Lay
 from spap_jax.settings import FinetuneSettings, PruneSettings
 from spap_jax.training.engine import Stage
 from spap_jax.training.finetune_card import trained_files
-from spap_jax.training.finetune_run import run
+from spap_jax.training.train import run
 
 __all__ = [
     "FinetuneResult",

@@ -90,9 +90,8 @@ def finetune(
     from spap_jax.placement import fully_shard_params
     from spap_jax.reporting.schema import Extras, Perplexities
     from spap_jax.training.finetune_card import trained_files
-    from spap_jax.training.finetune_run import run
     from spap_jax.training.stage_store import finetune_identity, store_stage, stored_stage
-    from spap_jax.training.train import check
+    from spap_jax.training.train import check, run
 
     checkpoint.check_output(output, overwrite, inputs=inputs(model, teacher, data, eval))
     check_resume_folder(output)

@@ -1,13 +1,18 @@
 """Recovery training: the engine on low-rank updates or all weights of a model, towards a teacher or the next token."""
 
+import dataclasses
 import functools
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from spap_jax import devices
+from spap_jax.checkpoint.locate import public_name
+from spap_jax.data.blocks import mask_of
 from spap_jax.errors import NotFiniteError, UserError, option
 from spap_jax.evaluation.perplexity import check_length
 from spap_jax.model import Model
@@ -15,12 +20,56 @@ from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.numerics import full_precision, step_dtype
 from spap_jax.placement import fully_shard_params
+from spap_jax.pruning.prune_report import data_account, versions
+from spap_jax.reporting.schema import FinetuneReport
 from spap_jax.settings import FinetuneSettings
 from spap_jax.training import engine, lora
 from spap_jax.training.engine import Stage, StepSchedule, StoredStage
 from spap_jax.training.optimizers import clipped
 from spap_jax.training.step import Given, Job, Recipe, Sequences
 from spap_jax.training.stored_dtypes import to_stored_dtypes
+
+
+def run(
+    model: Model,
+    tokens: Any,
+    teacher: Model | None,
+    settings: FinetuneSettings,
+    watch: Callable[[Stage], object],
+    begun: StoredStage | None = None,
+) -> tuple[Model, FinetuneReport]:
+    """Trains a model to the end and returns it with the report.
+
+    Args:
+        model: The model to train.
+        tokens: Token blocks [B, T], or ``TokenBlocks``; the last of them are held out.
+        teacher: The dense model whose predictions are the target; None for the next token of the text.
+        settings: Settings of the training.
+        watch: Called with every stage before training continues from it.
+        begun: The state of an interrupted run with the same identity, if there is one.
+
+    Raises:
+        UserError: see ``finetune_stages``.
+    """
+    started, last = time.perf_counter(), None
+    for last in finetune_stages(model, getattr(tokens, "tokens", tokens), teacher, settings, begun, mask_of(tokens)):
+        watch(last)
+    assert last is not None  # the first stage precedes any step
+    trained = model.replace(params=devices.to_process(result(model, last, settings)))
+    seconds = time.perf_counter() - started
+    used = {"lora_rank": None if settings.full else settings.rank, "learning_rate": settings.rate}
+    report = FinetuneReport(
+        settings=dataclasses.asdict(settings) | used,
+        model=public_name(model.source.name),  # no path
+        teacher=teacher and public_name(teacher.source.name),
+        objective="next token" if teacher is None else "divergence from the teacher",
+        data=data_account(tokens),
+        trained_parameters=sum(array.size for array in jax.tree.leaves(last.like)),
+        checks=last.checks,
+        versions=versions(),
+        seconds=seconds,
+    )
+    return trained, report
 
 
 def finetune_stages(
