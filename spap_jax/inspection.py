@@ -24,7 +24,12 @@ from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.numerics import full_precision, is_concrete
 from spap_jax.placement import bytes_of
-from spap_jax.pruning.dense import Entered, dense_hidden, dense_moments, enter
+from spap_jax.pruning import streams
+from spap_jax.pruning.moments import accumulate
+from spap_jax.pruning.pipeline import resized
+from spap_jax.pruning.predictions import get_layer
+from spap_jax.pruning.streams import Streams
+from spap_jax.solver.alternating import Tokens
 from spap_jax.solver.problem import Problem
 from spap_jax.training.forward import Student
 from spap_jax.training.step import Sequences, text_loss
@@ -189,7 +194,7 @@ def moments(model: Model, tokens: Any, layer: int, batch_tokens: int = 4096) -> 
     Raises:
         UserError: the tokens are unusable for the model, or it has no such layer.
     """
-    return dense_moments(_entered(model, tokens, layer, batch_tokens)).problem
+    return accumulate(*_entered(model, tokens, layer, batch_tokens)).problem
 
 
 def hidden(model: Model, tokens: Any, layer: int, batch_tokens: int = 4096) -> jax.Array:
@@ -207,14 +212,40 @@ def hidden(model: Model, tokens: Any, layer: int, batch_tokens: int = 4096) -> j
     Raises:
         UserError: the tokens are unusable for the model, or it has no such layer.
     """
-    return dense_hidden(_entered(model, tokens, layer, batch_tokens))
+    config, block, entered = _entered(model, tokens, layer, batch_tokens)
+    channels = _hidden(config, block, entered.residual)
+    return channels.reshape(-1, *channels.shape[2:])
 
 
-def _entered(model: Model, tokens: Any, layer: int, batch_tokens: int) -> Entered:
+def _entered(model: Model, tokens: Any, layer: int, batch_tokens: int) -> tuple[DecoderConfig, Params, Tokens]:
+    """Passes tokens through the dense model up to the MLP of a layer.
+
+    Returns:
+        The decoder with this layer's width, the layer's parameters, and the stream before the MLP's residual addition
+        with the desired stream after it, [C, B, T, d] each.
+    """
     model = checked(model)
     if not isinstance(layer, int | np.integer) or not 0 <= layer < model.config.layers:
         raise UserError(f"layer must be a whole number from 0 to {model.config.layers - 1}, not {layer!r}.")
-    return enter(model, token_blocks(tokens, model.config), int(layer), batch_tokens)
+    blocks = token_blocks(tokens, model.config)
+
+    def enter(index: int, stream: Streams) -> tuple[DecoderConfig, Params, Streams]:
+        config = model.config.of_layer(index)
+        params = resized(get_layer(model.params["layers"], index), config.intermediate)
+        return config, params, streams.enter_dense_mlp(config, params, stream)
+
+    size = streams.largest_divisor(len(blocks), max(1, batch_tokens // blocks.shape[1]))
+    entered = enter(0, streams.start(model.config, model.params, streams.chunked(blocks, size)))
+    for index in range(1, int(layer) + 1):
+        entered = enter(index, streams.leave_dense_mlp(*entered))
+    config, params, stream = entered
+    return config, params, streams.fitting_tokens(stream)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+@full_precision
+def _hidden(config: DecoderConfig, layer: Params, residual: jax.Array) -> jax.Array:
+    return jax.lax.map(lambda chunk: decoder.block(config, layer, chunk, method=streams.mlp_hidden), residual)
 
 
 @functools.partial(jax.jit, static_argnames="config")
