@@ -15,8 +15,7 @@ import numpy as np
 from spap_jax.data.blocks import mask_of
 from spap_jax.devices import use_mesh
 from spap_jax.errors import UserError
-from spap_jax.evaluation.divergence import mean_divergence
-from spap_jax.evaluation.perplexity import check_length
+from spap_jax.evaluation.perplexity import check_length, compare
 from spap_jax.evaluation.perplexity import perplexity as window_perplexity
 from spap_jax.model import Model, checked
 from spap_jax.models import decoder
@@ -123,7 +122,7 @@ def divergence(
     dense, pruned = checked(dense), checked(pruned)
     blocks = token_blocks(tokens, dense.config)
     with use_mesh(devices, model_devices, bytes_of((dense.params, pruned.params))):
-        return mean_divergence(dense, pruned, blocks, batch_tokens, mask_of(tokens))
+        return compare(dense, pruned, blocks, batch_tokens, mask_of(tokens)).divergence
 
 
 def logits(model: Model, tokens: Any, attention_mask: Any = None) -> jax.Array:

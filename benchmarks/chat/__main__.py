@@ -11,7 +11,7 @@ import spap_jax as spap
 from benchmarks import chat
 from benchmarks.quality import provenance
 from benchmarks.real.obtain import obtain
-from spap_jax.evaluation.divergence import Comparison, compare
+from spap_jax.evaluation.perplexity import Comparison, compare
 
 FOLDER = Path(__file__).parent
 

@@ -18,7 +18,7 @@ from benchmarks.quality.methods import settings_hash, settings_of
 from benchmarks.quality.results import Key, Row
 from benchmarks.quality.scope import Cell
 from spap_jax.data.blocks import TokenBlocks
-from spap_jax.evaluation.divergence import compare
+from spap_jax.evaluation.perplexity import compare
 from spap_jax.planning.accelerators import mesh_named
 from spap_jax.planning.plan import Request
 from spap_jax.planning.plan import plan as planned

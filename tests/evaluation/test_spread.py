@@ -9,9 +9,8 @@ import pytest
 
 from spap_jax import api, devices
 from spap_jax.errors import UserError
-from spap_jax.evaluation.divergence import compare
 from spap_jax.evaluation.generation import Sampling
-from spap_jax.evaluation.perplexity import negative_log_likelihood, perplexity
+from spap_jax.evaluation.perplexity import compare, negative_log_likelihood, perplexity
 from spap_jax.evaluation.sequences import Replicas, continuations, replicas_of
 from spap_jax.evaluation.speed import time_generation
 from spap_jax.model import Model, Source
