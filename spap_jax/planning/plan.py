@@ -5,6 +5,7 @@ import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from spap_jax.models.config import DecoderConfig
 from spap_jax.planning import memory
@@ -53,6 +54,10 @@ class Request:
     weight_bytes: int
     training: FinetuneSettings | None = None
     known: tuple[tuple[str, float], ...] = ()
+
+    def changed(self, **settings: Any) -> "Request":
+        """Returns the same run with other settings."""
+        return dataclasses.replace(self, settings=self.settings.replace(**settings))
 
     def on(self, mesh: Mesh) -> Workload:
         """Returns the workload of this run on a mesh."""
@@ -162,15 +167,11 @@ def with_blocks_that_fit(request: Request, mesh: Mesh) -> Request:
     together = request.on(mesh).tail.layers
     room = USABLE * mesh.accelerator.memory
     for count in (number for number in range(together, 0, -1) if together % number == 0):
-        some = request if count == together else _adjusting(request, count)
+        some = request if count == together else request.changed(joint_blocks=count)
         needed = _device_memory(some, mesh)
         if all(sum(needed[name].values()) <= room for name in _JOINT if name in needed):
             return some
     return request
-
-
-def _adjusting(request: Request, blocks: int) -> Request:
-    return dataclasses.replace(request, settings=request.settings.replace(joint_blocks=blocks))
 
 
 def _device_memory(request: Request, mesh: Mesh) -> dict[str, Parts]:
@@ -205,7 +206,7 @@ def corrected(planned: Plan, needs: dict[str, float]) -> Plan:
         workspace = sum(parts.values()) - held
         if name in needs and workspace:
             known.append((name, max(0.0, needs[name] - held) / workspace))
-    request = _adjusting(planned.request, planned.request.settings.joint_blocks or 0)
+    request = planned.request.changed(joint_blocks=planned.request.settings.joint_blocks or 0)
     return plan(dataclasses.replace(request, known=tuple(known)), planned.mesh)
 
 
@@ -222,36 +223,22 @@ def verdict(planned: Plan) -> str:
 def remedy(planned: Plan) -> str:
     """Returns a sentence or two on what would make a run fit that does not."""
     request, mesh = planned.request, planned.mesh
-    if request.training:
-        ways = (_narrower, _lighter, _divided, _more)
-        fits = [words for words in (_first(way(request, mesh)) for way in ways) if words]
-        return f"It would fit with {', or with '.join(fits)}." if fits else "It takes more devices, or larger ones."
-    *_, (_, easiest, _) = _easier(request, mesh)
-    low = easiest.settings
-    small = low.replace(batch_tokens=min(request.length, low.batch_tokens))
-    single = [
-        _first(_narrower(request, mesh)),
-        _first(_halved(request, mesh)),
-        _first(_fewer(request, mesh)),
-        _first(_partly(request, mesh)),
-        _first(_easier(request, mesh)),
-        _first(_divided(request, mesh)),
-        _first(_more(request, mesh)),
-    ]
-    if found := [words for words in single if words]:
+    training, pruning = (_lighter,), (_halved, _fewer, _partly, _easier)
+    ways = (_narrower, *(training if request.training else pruning), _divided, _more)
+    if found := [words for way in ways if (words := _first(way(request, mesh)))]:
         return f"It would fit with {', or with '.join(found)}."
-    least = dataclasses.replace(request, settings=small)
-    words = (
-        "--effort low" if small.batch_tokens == low.batch_tokens else f"--effort low --batch-tokens {request.length}"
-    )
-    least_words = [(words, least, mesh)]
-    options, larger = (*_divided(least, mesh), *_fewer(least, mesh)), _more(least, mesh)
-    together = [(f"{words} {more}", *rest) for more, *rest in options]
-    together += [(f"{words} and {more}", *rest) for more, *rest in larger]
+    if request.training:
+        return "It takes more devices, or larger ones."
+    *_, (_, easiest, _) = _easier(request, mesh)
+    least = easiest.changed(batch_tokens=min(request.length, easiest.settings.batch_tokens))
+    words = "--effort low" if least == easiest else f"--effort low --batch-tokens {request.length}"
+    together = [(words, least, mesh)]
+    together += [(f"{words} {more}", *rest) for way in (_divided, _fewer) for more, *rest in way(least, mesh)]
+    together += [(f"{words} and {more}", *rest) for more, *rest in _more(least, mesh)]
     together += [(f"{words} {more}", *rest) for more, *rest in _spread(least, mesh)]
     several = [_first(_spread(request, mesh))]
     if not several[0] or easiest != request:
-        several.append(_first([*least_words, *together]))
+        several.append(_first(together))
     if found := [words for words in several if words]:
         return f"It would fit with {', or with '.join(found)}."
     smallest = plan(dataclasses.replace(least, sequences=2), mesh)
@@ -273,14 +260,12 @@ def _narrower(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh
     tokens = request.settings.batch_tokens
     while tokens > request.length:
         tokens = max(request.length, tokens // 2)
-        changed = dataclasses.replace(request, settings=request.settings.replace(batch_tokens=tokens))
-        yield f"--batch-tokens {tokens}", changed, mesh
+        yield f"--batch-tokens {tokens}", request.changed(batch_tokens=tokens), mesh
 
 
 def _halved(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]]:
     if request.settings.stream_dtype != "bfloat16":
-        halved = request.settings.replace(stream_dtype="bfloat16")
-        yield "--stream-dtype bfloat16", dataclasses.replace(request, settings=halved), mesh
+        yield "--stream-dtype bfloat16", request.changed(stream_dtype="bfloat16"), mesh
 
 
 def _lighter(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]]:
@@ -291,18 +276,16 @@ def _lighter(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]
 
 def _easier(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]]:
     for effort in ["default"] * (request.settings.effort == "high") + ["low"]:
-        easier = request.settings.replace(effort=effort, joint_passes=None)
-        yield f"--effort {effort}", dataclasses.replace(request, settings=easier), mesh
+        yield f"--effort {effort}", request.changed(effort=effort, joint_passes=None), mesh
 
 
 def _partly(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]]:
     if request.settings.passes and request.settings.joint_weights == "block":
-        mlps = request.settings.replace(joint_weights="mlp")
-        yield "--joint-weights mlp", dataclasses.replace(request, settings=mlps), mesh
+        yield "--joint-weights mlp", request.changed(joint_weights="mlp"), mesh
     blocks = request.on(mesh).together
     while blocks > 1 and request.settings.passes:
         blocks //= 2
-        yield f"--joint-blocks {blocks}", _adjusting(request, blocks), mesh
+        yield f"--joint-blocks {blocks}", request.changed(joint_blocks=blocks), mesh
 
 
 def _fewer(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]]:
@@ -316,10 +299,9 @@ def _divided(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]
     sharers = 2 * mesh.sharers
     while mesh.devices % sharers == 0:
         multiple = request.settings.multiple(request.config.intermediate)
-        rounded = request.settings.replace(round_to=math.lcm(multiple, sharers))
-        words = f"--model-devices {sharers}"
-        words += f" --round-to {rounded.round_to}" if rounded.round_to != multiple else ""
-        yield words, dataclasses.replace(request, settings=rounded), mesh.shared_among(sharers)
+        rounded = math.lcm(multiple, sharers)
+        words = f"--model-devices {sharers}{f' --round-to {rounded}' if rounded != multiple else ''}"
+        yield words, request.changed(round_to=rounded), mesh.shared_among(sharers)
         sharers *= 2
 
 
