@@ -145,9 +145,9 @@ def prune(
     shown = Progress(model.config, [settings], blocks.shape, 0)
     with use_mesh(devices, model_devices), watching.pruning(shown, progress) as watch:
         run = allocated(resolve(model.config, model.params, read_layer, _checked(tokens, blocks), settings, narrow))
-        for step in prune_layers(run, watch.part):
+        for step in prune_layers(run, watch.together):
             reports.append(step.report)
-            watch.step(step.report)
+            watch.advance(step.report)
             layers += (layer_to_host(run.narrow, layer) for _, layer in step.final)
             del step
     params = model.params | {"layers": stack_layers(layers)}
