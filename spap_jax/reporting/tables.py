@@ -106,15 +106,22 @@ def before_and_after(run: RunReports) -> Table:
 def side_by_side(runs: Sequence[RunReports]) -> Table:
     """Returns a table with a row per run: its results, and the settings in which the runs differ."""
     settings = differing([run.pruned.settings for run in runs])
+    measured = [run.pruned.extras.perplexity for run in runs]
+    trained = [run.trained.extras.perplexity if run.trained else None for run in runs]
+    speeds, sizes = [run.speed for run in runs], [run.pruned.extras.bytes for run in runs]
     columns = {
         "run": [run.label for run in runs],
         "model": [run.pruned.model.name for run in runs],
         "channels removed": [share_text(run.pruned.removed) for run in runs],
         "heads removed": [share_text(heads.removed) if (heads := run.pruned.fewer_heads) else NOTHING for run in runs],
-        **_perplexities(runs),
+        "dense perplexity": [decimals(found.before) if found else NOTHING for found in measured],
+        "pruned": [decimals(found.after) if found else NOTHING for found in measured],
+        "change": [_perplexity_change(found) if found else NOTHING for found in measured],
+        "trained": [decimals(found.after) if found else NOTHING for found in trained],
         "parameters": [count_text(run.pruned.model.parameters.after) for run in runs],
-        "weights on disk": [_size(run.pruned.extras.bytes) for run in runs],
-        **_speeds(runs),
+        "weights on disk": [bytes_text(size.after) if size else NOTHING for size in sizes],
+        "prefill speed": [f"{found.speed_up.prefill:.3f}x" if found else NOTHING for found in speeds],
+        "decode speed": [f"{found.speed_up.decode:.3f}x" if found else NOTHING for found in speeds],
         "seconds": [f"{sum(run.pruned.seconds.values()):.1f}" for run in runs],
         **{name: [value_text(run.pruned.settings.get(name)) for run in runs] for name in settings},
     }
@@ -199,21 +206,6 @@ def decimals(value: float) -> str:
     return f"{value:.4f}" if isfinite(value) else NOT_FINITE
 
 
-def _size(size: Change | None) -> str:
-    return bytes_text(size.after) if size else NOTHING
-
-
-def _perplexities(runs: Sequence[RunReports]) -> dict[str, list[str]]:
-    measured = [run.pruned.extras.perplexity for run in runs]
-    trained = [run.trained.extras.perplexity if run.trained else None for run in runs]
-    return {
-        "dense perplexity": [decimals(found.before) if found else NOTHING for found in measured],
-        "pruned": [decimals(found.after) if found else NOTHING for found in measured],
-        "change": [_perplexity_change(found) if found else NOTHING for found in measured],
-        "trained": [decimals(found.after) if found else NOTHING for found in trained],
-    }
-
-
 def _perplexity(measured: Perplexities) -> tuple[str, str, str]:
     """Returns perplexity before and after, and the change."""
     return decimals(measured.before), decimals(measured.after), _perplexity_change(measured)
@@ -221,14 +213,6 @@ def _perplexity(measured: Perplexities) -> tuple[str, str, str]:
 
 def _perplexity_change(measured: Perplexities) -> str:
     return signed(change_text(measured.before, measured.after)) if isfinite(measured.after) else NOTHING
-
-
-def _speeds(runs: Sequence[RunReports]) -> dict[str, list[str]]:
-    measured = [run.speed for run in runs]
-    return {
-        "prefill speed": [f"{found.speed_up.prefill:.3f}x" if found else NOTHING for found in measured],
-        "decode speed": [f"{found.speed_up.decode:.3f}x" if found else NOTHING for found in measured],
-    }
 
 
 def _change(change: Change) -> str:
