@@ -32,7 +32,7 @@ from spap_jax.planning.workload import Chunks, Workload
 from spap_jax.pruning import heads, joint, layer, moments, predictions, sampling, streams, waves
 from spap_jax.pruning.streams import fitting_tokens
 from spap_jax.solver.alternating import RoundSchedule
-from spap_jax.training import engine, lora, shortlist, step, stored_dtypes, train
+from spap_jax.training import engine, lora, shortlist, step, train
 from spap_jax.training.optimizers import clipped
 
 
@@ -472,7 +472,7 @@ def _steps(arrays: Arrays, job: step.Job, given: step.Given, moved: Params, besi
     state = _state(arrays, job, moved)
     yield _program(step.step, job, given, state, batch, times=load.joint_steps, beside=beside)
     dtypes, held = tuple(a.dtype for a in jax.tree.leaves(moved)), [given, state, beside]
-    yield _program(stored_dtypes._cast, state.moved, times=load.joint_checks - 1, beside=held, dtypes=dtypes)
+    yield _program(engine._cast, state.moved, times=load.joint_checks - 1, beside=held, dtypes=dtypes)
 
 
 def _checks(arrays: Arrays, job: step.Job, judged: step.Given, moved: Params, beside: Any) -> Iterator[Program]:

@@ -26,7 +26,6 @@ from spap_jax.training.engine import Stage, StepSchedule, from_host, stages, to_
 from spap_jax.training.optimizers import relative
 from spap_jax.training.shortlist import Shortlist, shortened_head, shortlist_of
 from spap_jax.training.step import Given, Job, Recipe, Sequences
-from spap_jax.training.stored_dtypes import to_stored_dtypes
 
 _CHECKS = 8
 """Largest number of measurements on held-out tokens in a run, but there is one for each group of blocks."""
@@ -148,7 +147,7 @@ def adjusted(
         kept = len(checks) if begun else 0
         each = watch and (lambda made: watch(made, total))
         start = {"layers": best}
-        steps = stages(job, given, judged, start, to_stored_dtypes(start), group.schedule, before, begun, each)
+        steps = stages(job, given, judged, start, group.schedule, before, begun, each)
         # The steps have these, and let them go when they have better ones.
         resumed, best, start, parts = False, {}, None, parts if apart else {}
         stage = None

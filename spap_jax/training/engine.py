@@ -7,11 +7,13 @@ It minimises what is lost against a dense model, or the next-token loss, over a 
 the complete state of a run, from which another process can go on to the same bits.
 """
 
+import functools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from spap_jax import devices, memory
@@ -95,7 +97,6 @@ def stages(
     given: Given,
     judged: Given,
     start: Params,
-    written: Callable[[Params], Params],
     schedule: StepSchedule,
     before: tuple[Check, ...] = (),
     begun: StoredStage | None = None,
@@ -108,7 +109,6 @@ def stages(
         given: What the steps read.
         judged: What the measurements read.
         start: The moving weights, as they are written; placed by ``placement.fully_shard_params``.
-        written: Converts moving weights from float32 to what is measured and written.
         schedule: Number and size of the steps.
         before: Measurements of earlier steps on other weights of this model; ``start`` is the best of them.
         begun: The last stage of an interrupted run with the same arguments.
@@ -125,6 +125,7 @@ def stages(
 
     reported = before and begun is None
     like = _described(start)
+    dtypes = tuple(array.dtype for array in jax.tree.leaves(like))
     if begun is not None:
         read, checks = begun
         stage = Stage(_described(begin(job, start)), {}, like, ()).with_parts(read(), checks)
@@ -147,7 +148,7 @@ def stages(
         rows = order[start_at : start_at + schedule.check_every]
         batches = (batch_of(some, given, schedule.batch_tokens) for some in rows)
         state, losses = _steps(job, given, stage.state, enumerate(batches, last.step + start_at + 1), watch)
-        now = written(state.moved)
+        now = _cast(state.moved, dtypes)
         found = float(measure(job, judged, now, held_out))
         taken = found < stage.least  # not if nan
         done = start_at + len(rows)
@@ -179,6 +180,14 @@ def _compile(job: Job, given: Given, state: State, batch: Minibatch) -> None:
     """Compiles the step, and returns what the compiler leaves to the system before the step needs memory of its own."""
     step.lower(job, given, state, batch).compile()
     memory.return_scraps()
+
+
+@functools.partial(jax.jit, static_argnames="dtypes")
+def _cast(moved: Params, dtypes: tuple) -> Params:
+    """Converts moving weights, which are in float32, to the data types that are measured and written."""
+    leaves, tree = jax.tree.flatten(moved)
+    # A copy even of the same type, since the steps donate the original.
+    return tree.unflatten([jnp.copy(a.astype(dtype)) for a, dtype in zip(leaves, dtypes, strict=True)])
 
 
 def _described(tree: Any) -> Any:

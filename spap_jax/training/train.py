@@ -27,7 +27,6 @@ from spap_jax.training import engine, lora
 from spap_jax.training.engine import Stage, StepSchedule, StoredStage
 from spap_jax.training.optimizers import clipped
 from spap_jax.training.step import Given, Job, Recipe, Sequences
-from spap_jax.training.stored_dtypes import to_stored_dtypes
 
 
 def run(
@@ -113,7 +112,7 @@ def finetune_stages(
     )
     s = settings
     schedule = StepSchedule(s.steps, s.step_sequences, s.check_every, s.batch_tokens, (s.seed,))
-    for stage in engine.stages(job, given, judged, start, to_stored_dtypes(start), schedule, begun=begun):
+    for stage in engine.stages(job, given, judged, start, schedule, begun=begun):
         _check_finite(stage.checks[-1].held_out, stage.checks[-1].step)
         yield stage
 
