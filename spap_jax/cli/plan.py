@@ -95,10 +95,8 @@ def plan(
     removed = sparsities(config, pruned_config(config, settings), settings).words
     trained = f", then {training.steps} steps of spap finetune" if training else ""
     console.out.print(f"{model}: {removed} removed{trained}, {sequences} sequences of {request.length} tokens")
-    if compile:
-        _show_compiled(plans[0], found)
-    elif mesh:
-        _show(plans[0])
+    if mesh:
+        _show(plans[0], found)
     else:
         _compare(plans)
     if json is not None:
@@ -124,33 +122,24 @@ def _compiled(planned: "Plan") -> "tuple[Plan, list[Compiled]]":
     return corrected(planned, needs(found)), found
 
 
-def _show_compiled(planned: "Plan", found: "list[Compiled]") -> None:
+def _show(planned: "Plan", found: "list[Compiled]") -> None:
+    """Shows a plan, and what the compiler says of its programs if it was asked."""
     from spap_jax.cli import console
     from spap_jax.planning import tables
     from spap_jax.planning.plan import notes, verdict
 
-    console.table(*tables.compiled_words(found))
-    console.out.print(tables.COMPILED_LEGEND)
-    for line in tables.too_large(found, planned.room):
+    fits = f"{planned.mesh.name}: {verdict(planned)}"
+    if found:
+        console.table(*tables.compiled_words(found))
+        lines = [tables.COMPILED_LEGEND, *tables.too_large(found, planned.room), fits]
+    else:
+        console.table(*tables.memory_words(planned))
+        for line in (tables.LEGEND, fits, tables.host_line(planned)):
+            console.out.print(line)
+        console.table(*tables.phase_words(planned))
+        lines = [tables.time_line(planned)]
+    for line in (*lines, *notes(planned)):
         console.out.print(line)
-    console.out.print(f"{planned.mesh.name}: {verdict(planned)}")
-    for note in notes(planned):
-        console.out.print(note)
-
-
-def _show(planned: "Plan") -> None:
-    from spap_jax.cli import console
-    from spap_jax.planning import tables
-    from spap_jax.planning.plan import notes, verdict
-
-    console.table(*tables.memory_words(planned))
-    console.out.print(tables.LEGEND)
-    console.out.print(f"{planned.mesh.name}: {verdict(planned)}")
-    console.out.print(tables.host_line(planned))
-    console.table(*tables.phase_words(planned))
-    console.out.print(tables.time_line(planned))
-    for note in notes(planned):
-        console.out.print(note)
 
 
 def _compare(plans: "list[Plan]") -> None:
