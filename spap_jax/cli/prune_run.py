@@ -4,9 +4,8 @@ All processes of a run make the same computations on their own sequences. Each s
 the leading one stores the blocks and writes.
 """
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -86,24 +85,14 @@ def make_checkpoints(
             console.err.print(f"sparsity {one.settings.sparsity}, {number + 1} of {len(wanted)} ...")
         dense = reader.config, reader.outer(), reader.layer
         run = resolve(*dense, data, one.settings, narrow, command.choices)
-        with _stored(one, run, command, fresh, before_end) as store:
+        which = prune_identity(reader.fingerprint(), data, command.judged, command.dtype, one.settings)
+        amount = functools.partial(layers_done, run.config.layers, joint.number_of_checks(joint.groups_of(run)))
+        with unfinished(one.output, which, run.config.layers, fresh) as store, telling(store, before_end, amount):
             _make(one, run, command, number, store)
         stores.append(store)
     if leads() and len(wanted) > 1:
         console.table(*side_by_side(wanted))
     return stores
-
-
-@contextlib.contextmanager
-def _stored(
-    one: PruneRun, run: Run, command: Command, fresh: bool, before_end: list[Callable[[], str]]
-) -> Iterator[Unfinished]:
-    """Opens the stored steps of a run, and reports what is stored if it ends early."""
-    which = prune_identity(command.reader.fingerprint(), command.blocks, command.judged, command.dtype, one.settings)
-    blocks = run.config.layers
-    amount = functools.partial(layers_done, blocks, joint.number_of_checks(joint.groups_of(run)))
-    with unfinished(one.output, which, blocks, fresh) as store, telling(store, before_end, amount):
-        yield store
 
 
 def _make(one: PruneRun, run: Run, command: Command, number: int, store: Unfinished) -> None:
