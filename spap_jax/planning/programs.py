@@ -136,9 +136,11 @@ def _program(
     return Program("", function, arguments, options, times, beside, turns or {})
 
 
-def _kinds(config: DecoderConfig) -> Counter[DecoderConfig]:
-    """The configs that the programs of single blocks are compiled for, and how many blocks each has."""
-    return Counter(config.reaching_like(index) for index in range(config.layers))
+def _by_kind(config: DecoderConfig, function: Any, *given: Any, beside: Any) -> Iterator[Program]:
+    """Yields the program of a function that every block is passed through, one for each kind of block."""
+    kinds = Counter(config.reaching_like(index) for index in range(config.layers))
+    for kind, count in kinds.items():
+        yield _program(function, kind, *given, times=count, beside=beside)
 
 
 def _each_part(arrays: Arrays, one: Callable[[Any, Any], Iterator[Program]]) -> Iterator[Program]:
@@ -178,14 +180,11 @@ def streams_programs(arrays: Arrays) -> Iterator[Program]:
 
     def enter(part: Any, beside: Any) -> Iterator[Program]:
         if not load.fewer_heads:
-            for config, count in _kinds(load.dense).items():
-                yield _program(streams.enter_mlp, config, block, part, times=count, beside=beside)
+            yield from _by_kind(load.dense, streams.enter_mlp, block, part, beside=beside)
             return
-        for config, count in _kinds(load.dense).items():
-            yield _program(streams.enter_attention, config, block, part, times=count, beside=beside)
+        yield from _by_kind(load.dense, streams.enter_attention, block, part, beside=beside)
         wide, held = _wide(load), [*beside, block]
-        for config, count in _kinds(wide).items():
-            yield _program(streams.leave_attention, config, arrays.block(wide), part, times=count, beside=held)
+        yield from _by_kind(wide, streams.leave_attention, arrays.block(wide), part, beside=held)
 
     def leave(part: Any, beside: Any) -> Iterator[Program]:
         times = load.narrow.layers
@@ -203,8 +202,7 @@ def _ahead(arrays: Arrays) -> Iterator[Program]:
     load, block = arrays.load, arrays.block(arrays.load.dense)
     stream = arrays.fitted  # a copy
     beside = [arrays.fitted, arrays.held_out, _kept(arrays), _later(arrays)]
-    for config, count in _kinds(load.dense).items():
-        yield _program(streams.enter_dense_mlp, config, block, stream, times=count, beside=beside)
+    yield from _by_kind(load.dense, streams.enter_dense_mlp, block, stream, beside=beside)
     yield _program(streams.leave_dense_mlp, load.dense, block, stream, times=load.dense.layers, beside=beside)
 
 
@@ -249,9 +247,7 @@ def statistics_programs(arrays: Arrays) -> Iterator[Program]:
         yield from _attention_statistics(arrays, arrays.fitted, [arrays.held_out, later])
     if load.in_waves:
         beside = [arrays.fitted, arrays.held_out, later]
-        for config, count in _kinds(dense).items():
-            given = (config, block, tokens)
-            yield _program(moments.accumulate, *given, times=count, beside=[*beside, _kept(arrays)])
+        yield from _by_kind(dense, moments.accumulate, block, tokens, beside=[*beside, _kept(arrays)])
         kept, seen = _kept(arrays), (_moments(arrays), 0)
         yield _program(waves._keep, None, *seen, times=_waves(load), beside=[*beside, block, tokens])
         rest = _waves(load) * (devices.data_size() - 1)
@@ -265,16 +261,14 @@ def statistics_programs(arrays: Arrays) -> Iterator[Program]:
 
 
 def _attention_statistics(arrays: Arrays, part: Any, beside: Any) -> Iterator[Program]:
-    block, tokens = arrays.block(arrays.load.dense), fitting_tokens(part)
-    for config, count in _kinds(arrays.load.dense).items():
-        yield _program(moments.accumulate_attention, config, block, tokens, times=count, beside=beside)
+    dense = arrays.load.dense
+    return _by_kind(dense, moments.accumulate_attention, arrays.block(dense), fitting_tokens(part), beside=beside)
 
 
 def _mlp_statistics(arrays: Arrays, part: Any, beside: Any) -> Iterator[Program]:
     wide = _wide(arrays.load)
     given = (arrays.block(wide), fitting_tokens(part), arrays.load.settings.fit.correction)
-    for config, count in _kinds(wide).items():
-        yield _program(moments.accumulate, config, *given, times=count, beside=beside)
+    return _by_kind(wide, moments.accumulate, *given, beside=beside)
 
 
 def _waves(load: Workload) -> int:
