@@ -131,21 +131,15 @@ def _refuse_fractions(app: App, commands: tuple[str, ...], arguments: ArgumentCo
     for argument in arguments:
         if int in (argument.hint, *get_args(argument.hint)):
             for token in argument.tokens:
-                if not _is_whole(token.value):
+                try:
+                    number = int(token.value)
+                except ValueError:
                     source = "" if token.source == "cli" else f" as in {token.source}"
                     raise UserError(
                         f'{argument.name} takes a whole number, not "{token.value}"{source}: write it in digits.'
-                    )
-                if abs(int(token.value)) >= ABOVE:
+                    ) from None
+                if abs(number) >= ABOVE:
                     raise UserError(f"{argument.name} takes whole numbers below {ABOVE}: give a smaller one.")
-
-
-def _is_whole(word: str) -> bool:
-    try:
-        int(word)
-    except ValueError:
-        return False
-    return True
 
 
 def _read_toml(file: Path) -> dict[str, Any]:
