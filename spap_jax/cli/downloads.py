@@ -2,9 +2,9 @@
 
 from spap_jax import checkpoint
 from spap_jax.data.mixtures import shares_of
-from spap_jax.data.named_sets import NAMED
+from spap_jax.data.named_sets import data_file
 from spap_jax.data.sources import local_file
-from spap_jax.data.texts import is_file, read_file
+from spap_jax.data.texts import read_file
 from spap_jax.remote import hub_id, is_address
 
 
@@ -22,7 +22,5 @@ def fetch_data(*names: str | None) -> None:
         UserError: A file cannot be downloaded, is missing or empty, or is of an unsupported type.
     """
     for data, _ in [part for name in names if name for part in shares_of(name)]:
-        short, _, copy = data.partition(":")
-        file = copy if short in NAMED else data if is_file(data) else ""
-        if file:
+        if file := data_file(data):
             read_file(local_file(file))  # which opens it, and reads nothing

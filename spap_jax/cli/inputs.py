@@ -27,21 +27,9 @@ def inputs(
 def _data_places(role: str, data: str | None) -> dict[str, str | Path | None]:
     """Returns the places of data, or of the parts of a mixture."""
     from spap_jax.data.mixtures import shares_of
+    from spap_jax.data.named_sets import data_file
 
     parts = shares_of(data) if data else []
     return {
-        f"{role}{f' (part {number})' * (len(parts) > 1)}": _data_place(part.data)
-        for number, part in enumerate(parts, 1)
+        f"{role}{f' (part {number})' * (len(parts) > 1)}": data_file(part.data) for number, part in enumerate(parts, 1)
     }
-
-
-def _data_place(data: str) -> str | None:
-    """Returns the path or address of data named by the user; None for data sets of the hub."""
-    from spap_jax.data.named_sets import NAMED
-    from spap_jax.data.texts import looks_local
-    from spap_jax.remote import is_address
-
-    short, _, copy = data.partition(":")
-    if short in NAMED:
-        return copy or None
-    return data if is_address(data) or looks_local(data) else None

@@ -81,6 +81,13 @@ NAMED = {
 """The evaluation protocols are those of GPTQ, SparseGPT and Wanda; docs/evaluation.md spells them out."""
 
 
+def data_file(data: str) -> str | None:
+    """The path or address of data, or of the copy of a named set; None for data sets of the hub."""
+    short, _, copy = data.partition(":")
+    file = copy if short in NAMED else data if is_file(data) else ""
+    return file or None
+
+
 def data_name(data: str | Path) -> str:
     """The public name of data: its name on the hub, or the name of a file without its path."""
     short, colon, copy = str(data).partition(":")
