@@ -33,7 +33,6 @@ from spap_jax.pruning import heads, joint, layer, moments, predictions, sampling
 from spap_jax.pruning.streams import fitting_tokens
 from spap_jax.solver.alternating import RoundSchedule
 from spap_jax.training import engine, lora, shortlist, step, train
-from spap_jax.training.optimizers import clipped
 
 
 class Program(NamedTuple):
@@ -533,9 +532,7 @@ def _training(arrays: Arrays) -> tuple[step.Job, step.Given, step.Given, Params]
     if not training.full:
         updates = jax.eval_shape(lambda layers: lora.start(layers, training.rank, jax.random.key(0)), student["layers"])
         frozen, moved = student, arrays.laid_out(load.narrow, {"updates": updates}, jnp.float32)
-    recipe = step.Recipe(clipped, (training.rate, training.steps, training.weight_decay, training.moment_dtype))
-    dtype, scale = step_dtype(load.settings.compute_dtype), train._scale(training)
-    job = step.Job(load.narrow, recipe, dtype, scale=scale, teacher=load.dense, remat=training.remat)
+    job = train.job_of(load.narrow, load.dense, training)
 
     def given(chunks: Chunks) -> step.Given:
         tokens = arrays.array((chunks.real, 1, chunks.length), jnp.int32)

@@ -101,20 +101,19 @@ def finetune_stages(
     frozen, start = ({}, params) if settings.full else (params, _updates(model, params, settings))
     parts = _split(tokens, mask, settings.held_out)
     given, judged = (Given(frozen, guide, part, len(part.tokens)) for part in parts)
-    recipe = Recipe(clipped, (settings.rate, settings.steps, settings.weight_decay, settings.moment_dtype))
-    job = Job(
-        model.config,
-        recipe,
-        step_dtype(settings.compute_dtype),
-        scale=_scale(settings),
-        teacher=teacher and teacher.config,
-        remat=settings.remat,
-    )
+    job = job_of(model.config, teacher and teacher.config, settings)
     s = settings
     schedule = StepSchedule(s.steps, s.step_sequences, s.check_every, s.batch_tokens, (s.seed,))
     for stage in engine.stages(job, given, judged, start, schedule, begun=begun):
         _check_finite(stage.checks[-1].held_out, stage.checks[-1].step)
         yield stage
+
+
+def job_of(config: DecoderConfig, teacher: DecoderConfig | None, settings: FinetuneSettings) -> Job:
+    """Returns what the steps are compiled for."""
+    recipe = Recipe(clipped, (settings.rate, settings.steps, settings.weight_decay, settings.moment_dtype))
+    dtype = step_dtype(settings.compute_dtype)
+    return Job(config, recipe, dtype, scale=_scale(settings), teacher=teacher, remat=settings.remat)
 
 
 def result(model: Model, stage: Stage, settings: FinetuneSettings) -> Params:
