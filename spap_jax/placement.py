@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec, get_mesh
 from spap_jax import devices
 from spap_jax.host_arrays import stacked
 from spap_jax.models.config import DecoderConfig
-from spap_jax.models.decoder import Params
+from spap_jax.models.decoder import Params, map_named
 from spap_jax.models.families import Family
 from spap_jax.models.registry import FAMILIES
 from spap_jax.models.rules import Rule
@@ -84,15 +84,15 @@ def reading(config: DecoderConfig, params: Params) -> Callable[[], Params]:
     """
     family = FAMILIES[config.family]
 
-    def one(path: Any, array: Any) -> Callable[[], Any]:
+    def one(name: str, array: Any) -> Callable[[], Any]:
         if isinstance(array, jax.Array | np.ndarray):
             return lambda: array
         if devices.mesh_size() == 1:
             return lambda: np.asarray(array)
-        spec = param_spec(family, jax.tree_util.keystr(path, simple=True, separator="/"), array.shape)
-        return functools.partial(_own_part, array, NamedSharding(get_mesh(), spec))
+        place = NamedSharding(get_mesh(), param_spec(family, name, array.shape))
+        return functools.partial(_own_part, array, place)
 
-    reads = jax.tree_util.tree_map_with_path(one, params)
+    reads = map_named(one, params)
     return lambda: jax.tree.map(lambda read: read(), reads)
 
 
@@ -118,11 +118,7 @@ def _in_stored_order(config: DecoderConfig, layer: Params) -> Params:
 
 def _by_rule(config: DecoderConfig, change: Callable[[Rule, Any], Any], layer: Params) -> Params:
     rules = {rule.ours: rule for rule in FAMILIES[config.family].rules_for(config)}
-
-    def one(path: Any, array: Any) -> Any:
-        return change(rules[f"layers/{jax.tree_util.keystr(path, simple=True, separator='/')}"], array)
-
-    return jax.tree_util.tree_map_with_path(one, layer)
+    return map_named(lambda name, array: change(rules[f"layers/{name}"], array), layer)
 
 
 def stack_layers(layers: list[Params]) -> Params:
@@ -192,12 +188,12 @@ def zeros_for_blocks(config: DecoderConfig, layer: Params) -> Params:
     """Allocates a stack of zeros for all blocks with the shapes of ``layer``, sharded as by ``fully_shard_params``."""
     family, alone = FAMILIES[config.family], devices.mesh_size() == 1
 
-    def one(path: Any, array: jax.Array) -> jax.Array:
-        name, shape = jax.tree_util.keystr(path, simple=True, separator="/"), (config.layers, *array.shape)
+    def one(name: str, array: jax.Array) -> jax.Array:
+        shape = (config.layers, *array.shape)
         place = None if alone else NamedSharding(get_mesh(), fully_sharded_spec(family, f"layers/{name}", shape))
         return jnp.zeros(shape, array.dtype, device=place)
 
-    return jax.tree_util.tree_map_with_path(one, layer)
+    return map_named(one, layer)
 
 
 def gather_params(config: DecoderConfig, params: Params, dtype: Any) -> Params:
@@ -212,15 +208,14 @@ def gather_params(config: DecoderConfig, params: Params, dtype: Any) -> Params:
     """
     family, alone = FAMILIES[config.family], devices.mesh_size() == 1
 
-    def one(path: Any, array: jax.Array) -> jax.Array:
+    def one(name: str, array: jax.Array) -> jax.Array:
         kind = dtype if array.ndim > 1 else array.dtype
         if alone:
             return array.astype(kind)
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
         whole, part = (f(family, name, array.shape) for f in (param_spec, fully_sharded_spec))
         return _gathered(array, whole, part, kind)
 
-    return jax.tree_util.tree_map_with_path(one, params)
+    return map_named(one, params)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
@@ -245,11 +240,7 @@ def _laid_out(config: DecoderConfig, params: Params, spec: Callable[[Family, str
     if devices.mesh_size() == 1:
         return jax.tree.map(jnp.asarray, params)
     family = FAMILIES[config.family]
-
-    def one(path: Any, array: Any) -> jax.Array:
-        return _put(array, spec(family, jax.tree_util.keystr(path, simple=True, separator="/"), array.shape))
-
-    return jax.tree_util.tree_map_with_path(one, params)
+    return map_named(lambda name, array: _put(array, spec(family, name, array.shape)), params)
 
 
 def _put(array: Any, spec: PartitionSpec) -> jax.Array:

@@ -114,15 +114,15 @@ def _target(folder: Path, shapes: Params, stored: Params) -> Params:
     if jax.tree.structure(shapes) != jax.tree.structure(stored):
         raise UserError(f"{folder / PARAMS} holds other weights than its config.json describes: save it again.")
 
-    def one(path: Any, ours: jax.ShapeDtypeStruct, theirs: Any) -> np.ndarray:
+    def one(name: str, ours: jax.ShapeDtypeStruct, theirs: Any) -> np.ndarray:
         if tuple(theirs.shape) != ours.shape or np.dtype(theirs.dtype) not in DTYPES.values():
             raise UserError(
-                f"{jax.tree_util.keystr(path, simple=True, separator='/')} in {folder / PARAMS} is {theirs.dtype} "
-                f"{list(theirs.shape)}, where config.json gives {list(ours.shape)}: save the checkpoint again."
+                f"{name} in {folder / PARAMS} is {theirs.dtype} {list(theirs.shape)}, where config.json gives "
+                f"{list(ours.shape)}: save the checkpoint again."
             )
         return np.empty(ours.shape, theirs.dtype)  # Orbax restores numpy arrays in place of such
 
-    return jax.tree_util.tree_map_with_path(one, shapes, stored)
+    return decoder.map_named(one, shapes, stored)
 
 
 def _check_finite(folder: Path, params: Params) -> None:

@@ -207,6 +207,15 @@ class Decoder(nn.Module):
         return Head(c, name="head")(x, tied)
 
 
+def map_named(change: Callable[..., Any], tree: Params, *others: Params) -> Params:
+    """Maps a function of a name ("attention/q") and its arrays over trees; ``jax.tree.map`` does so without names."""
+
+    def one(path: Any, *arrays: Any) -> Any:
+        return change(jax.tree_util.keystr(path, simple=True, separator="/"), *arrays)
+
+    return jax.tree.map_with_path(one, tree, *others)
+
+
 def init(config: DecoderConfig, key: jax.Array) -> Params:
     """Initialises random parameters; under ``jax.eval_shape``, only their shapes, without allocating memory."""
     tokens = jnp.zeros((1, 1), jnp.int32)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+from flax.traverse_util import flatten_dict
 
 from spap_jax.errors import UserError, option
 from spap_jax.models import decoder
@@ -160,8 +161,7 @@ def parameter_paths(config: DecoderConfig) -> frozenset[str]:
     sizes |= {"width": 1, "embedding": 1 if config.embedding == config.width else 2, "widths": None}
     one = dataclasses.replace(config.reaching_like(0), **sizes)
     tree = jax.eval_shape(lambda: decoder.init(one, jax.random.key(0)))
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return frozenset(jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves)
+    return frozenset(flatten_dict(tree, sep="/"))
 
 
 def refuse_uncomputed(theirs: dict[str, Any], family: Family) -> None:

@@ -29,13 +29,11 @@ def logical_axes(config: DecoderConfig) -> Params:
     """
     family = FAMILIES[config.family]
 
-    def one(path: Any, array: jax.ShapeDtypeStruct) -> PartitionSpec:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+    def one(name: str, array: jax.ShapeDtypeStruct) -> PartitionSpec:
         letters = family.letters(name)
         return PartitionSpec(*"L" * (array.ndim - len(letters)), *letters)
 
-    shapes = jax.eval_shape(lambda: decoder.init(config, jax.random.key(0)))
-    return jax.tree_util.tree_map_with_path(one, shapes)
+    return decoder.map_named(one, jax.eval_shape(lambda: decoder.init(config, jax.random.key(0))))
 
 
 def family_of(theirs: dict[str, Any]) -> Family:

@@ -77,12 +77,7 @@ class Arrays:
     def laid_out(self, config: DecoderConfig, shapes: Params, dtype: Any, spec: Any = fully_sharded_spec) -> Params:
         """Describes parameters of which only the shapes are given, by default as ``placement.fully_shard_params``."""
         family = FAMILIES[config.family]
-
-        def one(path: Any, a: Any) -> Any:
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
-            return self.array(a.shape, dtype, spec(family, name, a.shape))
-
-        return jax.tree.map_with_path(one, shapes)
+        return decoder.map_named(lambda name, a: self.array(a.shape, dtype, spec(family, name, a.shape)), shapes)
 
     def block(self, config: DecoderConfig) -> Params:
         """Describes the parameters of one block."""
