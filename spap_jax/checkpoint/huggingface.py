@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from spap_jax.checkpoint import inventory
 from spap_jax.checkpoint.config_text import (
@@ -89,8 +90,9 @@ class Reader:
         expected = inventory.expected_tensors(self.config, head_stored)
         inventory.check_inventory(name, self._files, self._stored, expected)
         self.source = Source(name, folder.absolute(), text, head_stored)
-        self.bytes = inventory.tensor_bytes(self._files, self._stored.values())
-        self.dtypes = inventory.stored_dtypes(self._files, self._stored, expected)
+        stored = {full: self._files.tensors[theirs] for full, theirs in self._stored.items()}
+        self.bytes = sum(tensor.bytes for tensor in stored.values())
+        self.dtypes = {each.rule.ours: stored[full].dtype for full, each in expected.items()}
 
     def fingerprint(self) -> str:
         """Computes the fingerprint of the config and the weights; see `fingerprint.py`."""
@@ -123,19 +125,13 @@ class Reader:
 
     def outer(self) -> Params:
         """The parameters outside of the layers, as `Stored`, which reads data on demand."""
-        params: Params = {"embed": {}, "head": {}}
-        for rule in self._rules:
-            if not rule.stacked:
-                inventory.put(params, rule.ours, self._array(rule))
-        return params
+        outer = {rule.ours: self._array(rule) for rule in self._rules if not rule.stacked}
+        return {"embed": {}, "head": {}} | unflatten_dict(outer, sep="/")
 
     def layer(self, index: int) -> Params:
         """The parameters of one layer, as `Stored`, padded to the config's widest layer."""
-        params: Params = {}
-        for rule in self._rules:
-            if rule.stacked:
-                inventory.put(params, inventory.within_layer(rule), self._array(rule, index))
-        return params
+        arrays = {rule.ours: self._array(rule, index) for rule in self._rules if rule.stacked}
+        return unflatten_dict(arrays, sep="/")["layers"]
 
     def model(self, place: PlaceParams = local) -> Model:
         """Reads the complete model, with stacked layers.
@@ -146,11 +142,9 @@ class Reader:
         Raises:
             UserError: A file is damaged, a weight is not finite, or a tied model stores a head of its own.
         """
-        params = self.outer()
-        for rule in self._rules:
-            if rule.stacked:
-                layers = range(self.config.layers)
-                inventory.put(params, rule.ours, Stack([self._array(rule, layer) for layer in layers]))
+        layers = range(self.config.layers)
+        stacks = {r.ours: Stack([self._array(r, layer) for layer in layers]) for r in self._rules if r.stacked}
+        params = self.outer() | unflatten_dict(stacks, sep="/")
         return Model(self.config, place(self.config, params), self.source)
 
     def _array(self, rule: Rule, layer: int | None = None) -> Stored:
@@ -234,18 +228,19 @@ class Writer:
 
     def outer(self, params: Params) -> None:
         """Writes the parameters outside of the layers; others in the tree are ignored."""
+        arrays = flatten_dict(params, sep="/")
         for rule in self._rules:
             if not rule.stacked:
-                self._add(rule.theirs, rule, inventory.leaf(params, rule.ours))
+                self._add(rule.theirs, rule, arrays[rule.ours])
         if self.source.head_stored:
-            self._add(HEAD, self._expected[HEAD].rule, inventory.leaf(params, "embed/tokens"))
+            self._add(HEAD, self._expected[HEAD].rule, arrays["embed/tokens"])
 
     def layer(self, index: int, params: Params) -> None:
         """Writes the parameters of one layer, padded to the config's widest layer; its own channels are written."""
+        arrays = flatten_dict({"layers": params}, sep="/")
         for rule in self._rules:
             if rule.stacked:
-                array = inventory.leaf(params, inventory.within_layer(rule))
-                self._add(rule.theirs.format(i=index), rule, array, index)
+                self._add(rule.theirs.format(i=index), rule, arrays[rule.ours], index)
 
     def file(self, name: str, content: str | bytes) -> None:
         """Adds a text file, such as a report or a model card."""

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from spap_jax.checkpoint.tensors import DTYPES, Tensor, TensorFiles
 from spap_jax.errors import UserError
@@ -70,7 +71,7 @@ def stored_names(files: TensorFiles, family: Family) -> dict[str, str]:
         UserError: Two names mean the same tensor.
     """
     stored: dict[str, str] = {}
-    for name in files.names:
+    for name in files.tensors:
         full = family.canonical(name)
         if full in stored:
             raise UserError(
@@ -83,34 +84,22 @@ def stored_names(files: TensorFiles, family: Family) -> dict[str, str]:
 
 def check_inventory(name: str, files: TensorFiles, stored: dict[str, str], expected: dict[str, Expected]) -> None:
     """Raises one UserError that lists every tensor that is missing, unexpected, or of the wrong shape or dtype."""
-    both = [full for full in expected if full in stored]
+    both = {full: files.tensors[stored[full]] for full in expected if full in stored}
+    sizes = ((full, tensor.shape, expected[full].shape) for full, tensor in both.items())
+    shapes = (f"{full} {list(shape)} instead of {list(right)}" for full, shape, right in sizes if shape != right)
+    dtypes = (f"{full} {tensor.dtype}" for full, tensor in both.items() if tensor.dtype not in DTYPES)
     parts = [
         _listed("tensors are missing", (full for full in expected if full not in stored)),
         _listed("tensors are unexpected", (full for full in stored if full not in expected)),
-        _listed("shapes are wrong", _wrong_shapes(files, stored, expected, both)),
-        _listed("dtypes cannot be pruned (quantised, or wider than float32)", _wrong_dtypes(files, stored, both)),
-        _listed("weights change their dtype between layers", _mixed_dtypes(files, stored, expected, both)),
+        _listed("shapes are wrong", shapes),
+        _listed("dtypes cannot be pruned (quantised, or wider than float32)", dtypes),
+        _listed("weights change their dtype between layers", _mixed_dtypes(both, expected)),
     ]
     if any(parts):
         raise UserError(
             f"the weights of {name} do not fit its config.json: {'; '.join(part for part in parts if part)}. "
             "Get a checkpoint whose files belong together."
         )
-
-
-def leaf(params: Params, path: str) -> Any:
-    """The array at a path ("attention/q") of a parameter tree."""
-    for key in path.split("/"):
-        params = params[key]
-    return params
-
-
-def put(params: Params, path: str, array) -> None:
-    """Puts an array at a path of a parameter tree."""
-    *branches, last = path.split("/")
-    for key in branches:
-        params = params.setdefault(key, {})
-    params[last] = array
 
 
 def filled_up(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -127,50 +116,17 @@ def corner(shape: tuple[int, ...]) -> tuple[slice, ...]:
     return tuple(slice(size) for size in shape)
 
 
-def within_layer(rule: Rule) -> str:
-    """The path of a stacked rule's array in the parameters of one layer."""
-    return rule.ours.removeprefix("layers/")
-
-
-def tensor_bytes(files: TensorFiles, names: Iterable[str]) -> int:
-    """Total bytes of the named tensors."""
-    return sum(files.bytes(name) for name in names)
-
-
-def stored_dtypes(files: TensorFiles, stored: dict[str, str], expected: dict[str, Expected]) -> dict[str, str]:
-    """Name of the dtype of every weight by its path in the parameter tree; it is the same in all layers."""
-    return {tensor.rule.ours: files.dtype(stored[full]) for full, tensor in expected.items()}
-
-
 def array_dtypes(params: Params, config: DecoderConfig) -> dict[str, str]:
     """Name of the dtype of every weight of a parameter tree, by its path."""
-    rules = FAMILIES[config.family].rules_for(config)
-    return {rule.ours: leaf(params, rule.ours).dtype.name for rule in rules}
+    arrays: dict[str, Any] = flatten_dict(params, sep="/")
+    return {rule.ours: arrays[rule.ours].dtype.name for rule in FAMILIES[config.family].rules_for(config)}
 
 
-def _wrong_shapes(
-    files: TensorFiles, stored: dict[str, str], expected: dict[str, Expected], names: list[str]
-) -> Iterator[str]:
-    for full in names:
-        shape, right = files.shape(stored[full]), expected[full].shape
-        if shape != right:
-            yield f"{full} {list(shape)} instead of {list(right)}"
-
-
-def _wrong_dtypes(files: TensorFiles, stored: dict[str, str], names: list[str]) -> Iterator[str]:
-    for full in names:
-        dtype = files.dtype(stored[full])
-        if dtype not in DTYPES:
-            yield f"{full} {dtype}"
-
-
-def _mixed_dtypes(
-    files: TensorFiles, stored: dict[str, str], expected: dict[str, Expected], names: list[str]
-) -> Iterator[str]:
+def _mixed_dtypes(tensors: dict[str, Tensor], expected: dict[str, Expected]) -> Iterator[str]:
     """Weights of one kind share an array, which has one dtype (so do the embedding and a head stored beside it)."""
     seen: dict[Rule, dict[str, str]] = {}
-    for full in names:
-        seen.setdefault(expected[full].rule, {}).setdefault(files.dtype(stored[full]), full)
+    for full, tensor in tensors.items():
+        seen.setdefault(expected[full].rule, {}).setdefault(tensor.dtype, full)
     for names_of_dtypes in seen.values():
         if len(names_of_dtypes) > 1:
             yield " but ".join(f"{full} {dtype}" for dtype, full in names_of_dtypes.items())

@@ -43,7 +43,7 @@ class Stored:
         """
         self._files, self._name, self._rule, self._sizes, self._twin = files, name, rule, sizes, twin
         self.shape = room
-        self.dtype = DTYPES[files.dtype(name)]
+        self.dtype = DTYPES[files.tensors[name].dtype]
 
     def __getitem__(self, index: Index) -> np.ndarray:
         """Reads a part of the array, given by a slice for each axis, and no more than that.

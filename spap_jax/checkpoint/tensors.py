@@ -77,10 +77,15 @@ class Elsewhere(Protocol):
 
 
 class TensorFiles:
-    """The tensors of all weight files of a folder."""
+    """The tensors of all weight files of a folder.
+
+    Attributes:
+        tensors: Shape and dtype of each by its name; not all dtypes can be read.
+    """
 
     def __init__(self, files: Iterable[_WeightFile]):
         self._files: dict[str, _WeightFile] = {}
+        self.tensors: dict[str, Tensor] = {}
         for file in files:
             if twice := sorted(self._files.keys() & file.tensors.keys()):
                 raise UserError(
@@ -88,6 +93,7 @@ class TensorFiles:
                     "does not belong to the checkpoint."
                 )
             self._files |= dict.fromkeys(file.tensors, file)
+            self.tensors |= file.tensors
 
     @classmethod
     def open(cls, folder: Path, elsewhere: Elsewhere | None = None) -> "TensorFiles":
@@ -106,23 +112,6 @@ class TensorFiles:
             raise UserError(f"the index of {folder} names {lost[0]}, which none of its weight files has: {_BAD_FILE}")
         return opened
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of all tensors."""
-        return tuple(self._files)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor."""
-        return self._files[name].tensors[name].shape
-
-    def dtype(self, name: str) -> str:
-        """Name of a tensor's dtype, such as "bfloat16"; not all dtypes can be read."""
-        return self._files[name].tensors[name].dtype
-
-    def bytes(self, name: str) -> int:
-        """Bytes of a tensor; its dtype must be one of `DTYPES`."""
-        return self._files[name].tensors[name].bytes
-
     def read(self, name: str, cuts: Cuts) -> np.ndarray:
         """Reads a part of a tensor's data.
 
@@ -140,8 +129,8 @@ class TensorFiles:
 
     def pieces(self, name: str) -> Iterator[Cuts]:
         """Yields cuts along the first axis that together cover a tensor, each small enough to be held temporarily."""
-        first, *others = self.shape(name)
-        rows = max(1, _PIECE * first // max(1, self.bytes(name)))
+        first, *others = self.tensors[name].shape
+        rows = max(1, _PIECE * first // max(1, self.tensors[name].bytes))
         for start in range(0, first, rows):
             yield (slice(start, min(start + rows, first)), *(slice(size) for size in others))
 

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pruning_cases as cases
 import pytest
+from flax.traverse_util import flatten_dict
 from jax.sharding import NamedSharding, PartitionSpec, get_mesh
 
 from spap_jax import api, devices, placement
 from spap_jax.backend import traced_for
-from spap_jax.checkpoint import inventory
 from spap_jax.errors import UserError
 from spap_jax.models.registry import FAMILIES
 from spap_jax.pruning import layer as layer_module
@@ -120,9 +120,10 @@ def test_a_layer_comes_to_the_host_as_a_checkpoint_stores_it(two_by_four, layer:
     model = cases.divisible()
     got = placement.layer_to_host(model.config, layer)
     jax.tree.map(np.testing.assert_array_equal, got, jax.tree.map(np.asarray, cases.one_layer(model, 0)))
+    arrays: dict[str, Any] = flatten_dict({"layers": got}, sep="/")
     for rule in FAMILIES[model.config.family].rules_for(model.config):
         if rule.stacked:
-            array = inventory.leaf(got, inventory.within_layer(rule))
+            array = arrays[rule.ours]
             assert np.shares_memory(rule.write(array, model.config.axes), array), rule.theirs
 
 
