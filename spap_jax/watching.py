@@ -4,25 +4,12 @@ import functools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import NamedTuple
 
 from rich.console import Console
 
-from spap_jax.cli.console import LayerProgress, counting, layer_progress, training_progress
+from spap_jax.cli.console import WatchCallbacks, counting, layer_progress, training_progress
 from spap_jax.pruning.progress import Progress
 from spap_jax.reporting.schema import Check, LayerReport
-
-
-class WatchCallbacks(NamedTuple):
-    """Callbacks for the progress of a pruning run, named as those of `LayerProgress`.
-
-    Attributes:
-        advance: Called with the report of every step.
-        together: Called after every joint step with the number of steps made, and their total.
-    """
-
-    advance: Callable[[LayerReport | Check], None]
-    together: Callable[[int, int], None] | None = None
 
 
 def watched() -> bool:
@@ -47,7 +34,7 @@ def sampling(progress: bool | Callable[..., None] | None) -> Iterator[Callable[[
 
 def pruning(
     run: Progress, progress: bool | Callable[[LayerReport | Check], None] | None
-) -> AbstractContextManager[LayerProgress | WatchCallbacks]:
+) -> AbstractContextManager[WatchCallbacks]:
     """Shows the progress of pruning.
 
     Args:

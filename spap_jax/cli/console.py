@@ -3,8 +3,8 @@
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, NamedTuple
 
 from rich import box
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
@@ -19,9 +19,10 @@ from spap_jax.quantities import bytes_text, change_text, count_text
 
 if TYPE_CHECKING:
     from spap_jax.pruning.progress import Progress, Said
-    from spap_jax.reporting.schema import Check, LayerReport
+    from spap_jax.reporting.schema import Check
 
 __all__ = [
+    "WatchCallbacks",
     "bytes_text",
     "change_text",
     "count_text",
@@ -73,14 +74,15 @@ def waiting(what: str) -> Iterator[None]:
         yield
 
 
-class _Bar:
-    """Progress bars on a terminal, with the name of the work, the amount done, elapsed time and time left."""
+class _Display:
+    """Progress: on a terminal bars, with the amount done, elapsed time and time left; elsewhere lines at intervals."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
         columns = (TextColumn("{task.description}"), MofNCompleteColumn(), BarColumn(20), TimeElapsedColumn(),
                    TextColumn("{task.fields[left]}"))  # fmt: skip
         self._bars = Bars(*columns, console=err, disable=not err.is_terminal)
         self._tasks: dict[str, TaskID] = {}
+        self._clock, self._said = clock, clock()
 
     def show(self, what: str, done: int, total: int, left: str) -> None:
         """Updates the bar of some work; the first call creates it."""
@@ -88,17 +90,6 @@ class _Bar:
         if what not in self._tasks:
             self._tasks[what] = self._bars.add_task(what, total=total, left=left)
         self._bars.update(self._tasks[what], completed=done, left=left)
-
-    def stop(self) -> None:
-        """Stops updating and leaves the bars as they are."""
-        self._bars.stop()
-
-
-class _Lines:
-    """Progress lines at intervals, for output that is not a terminal and cannot show a bar."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock, self._said = clock, clock()
 
     def say(self, line: str) -> None:
         """Prints a line if none was printed recently and there is no terminal."""
@@ -110,90 +101,88 @@ class _Lines:
         self._said = self._clock()
         err.print(line)
 
+    def close(self) -> None:
+        """Stops updating and leaves the bars as they are."""
+        self._bars.stop()
+
+
+class WatchCallbacks(NamedTuple):
+    """Callbacks for the progress of a pruning run.
+
+    Attributes:
+        advance: Called with the report of every step, and False if it was made before an interruption.
+        together: Called after every joint step with the number of steps made, and their total.
+    """
+
+    advance: Callable[..., None]
+    together: Callable[[int, int], None] | None = None
+
 
 @contextmanager
-def layer_progress(progress: "Progress", number: int, clock: Clock = time.monotonic) -> Iterator["LayerProgress"]:
-    """Starts the display of a pruning run: a line for each step, and below them bars on a terminal.
+def layer_progress(progress: "Progress", number: int, clock: Clock = time.monotonic) -> Iterator[WatchCallbacks]:
+    """Displays a pruning run: a line for each step, and below them bars on a terminal.
 
     Args:
         progress: Describes the steps in words.
         number: Index of the run among those of ``progress``.
         clock: Returns the time in seconds.
     """
-    bar = _Bar()
-    try:
-        yield LayerProgress(progress, number, bar, _Lines(clock))
-    finally:
-        bar.stop()
+    with closing(_Display(clock)) as display:
 
+        def show(said: "Said", say: Callable[[str], None] = display.print) -> None:
+            for line in said.lines:
+                say(line)
+            display.show(said.phase, said.done, said.total, said.left)
 
-class LayerProgress:
-    """Displays the steps of a pruning run."""
-
-    def __init__(self, progress: "Progress", number: int, bar: _Bar, lines: _Lines) -> None:
-        self._progress, self._bar, self._lines = progress, bar, lines
-        self._show(progress.begin(number), lines.print)
-
-    def advance(self, report: "LayerReport | Check", fresh: bool = True) -> None:
-        """Shows a step of pruning, made just now (fresh) or before an interruption."""
-        self._show(self._progress.step(report, fresh), self._lines.print)
-
-    def together(self, done: int, parts: int) -> None:
-        """Shows the progress of joint steps."""
-        self._show(self._progress.part(done, parts), self._lines.say)
-
-    def _show(self, said: "Said", say: Callable[[str], None]) -> None:
-        for line in said.lines:
-            say(line)
-        self._bar.show(said.phase, said.done, said.total, said.left)
+        show(progress.begin(number))
+        yield WatchCallbacks(
+            lambda report, fresh=True: show(progress.step(report, fresh)),
+            lambda done, parts: show(progress.part(done, parts), display.say),
+        )
 
 
 @contextmanager
 def counting(clock: Clock = time.monotonic) -> Iterator[Callable[[str, int, int], None]]:
     """Yields a progress callback (name of the work, amount done, total): a bar for each work, or lines at intervals."""
-    bar, lines, pace = _Bar(), _Lines(clock), Pace()
+    pace = Pace()
     last: dict[str, tuple[int, float]] = {}
+    with closing(_Display(clock)) as display:
 
-    def watch(what: str, done: int, total: int) -> None:
-        nonlocal pace
-        now = clock()
-        if what not in last:
-            last[what] = (0, now)
-            if not err.is_terminal:
-                lines.print(f"{what} ...")
-        before, then = last[what]
-        if done > before:
-            pace, last[what] = pace.after(what, done - before, now - then), (done, now)
-        left = pace.left([(what, total - done)]).words
-        bar.show(what, done, total, left)
-        lines.say(f"{what} {done / total:.0%}{left and ', '}{left} ...")
+        def watch(what: str, done: int, total: int) -> None:
+            nonlocal pace
+            now = clock()
+            if what not in last:
+                last[what] = (0, now)
+                if not err.is_terminal:
+                    display.print(f"{what} ...")
+            before, then = last[what]
+            if done > before:
+                pace, last[what] = pace.after(what, done - before, now - then), (done, now)
+            left = pace.left([(what, total - done)]).words
+            display.show(what, done, total, left)
+            display.say(f"{what} {done / total:.0%}{left and ', '}{left} ...")
 
-    try:
         yield watch
-    finally:
-        bar.stop()
 
 
 @contextmanager
 def training_progress(steps: int, clock: Clock = time.monotonic) -> Iterator[Callable[["Check"], None]]:
     """Yields a callback for the checks of a training run: a line of losses for each, below them a bar on a terminal."""
-    bar, pace, last = _Bar(), Pace(), (0, clock())
+    pace, last = Pace(), (0, clock())
+    with closing(_Display(clock)) as display:
 
-    def watch(check: "Check") -> None:
-        nonlocal pace, last
-        words = f"loss {sum(check.losses) / len(check.losses):.4f}, " if check.losses else ""
-        words += f"held out {check.held_out:.4f}" + ("" if check.taken else ", not kept")
-        now, (before, then) = clock(), last
-        if check.step > before:
-            pace, last = pace.after("step", check.step - before, now - then), (check.step, now)
-        left = pace.left([("step", steps - check.step)]).words
-        err.print(f"step {check.step}/{steps}  {words}{left and ', '}{left}")
-        bar.show("step", check.step, steps, left)
+        def watch(check: "Check") -> None:
+            nonlocal pace, last
+            words = f"loss {sum(check.losses) / len(check.losses):.4f}, " if check.losses else ""
+            words += f"held out {check.held_out:.4f}" + ("" if check.taken else ", not kept")
+            now, (before, then) = clock(), last
+            if check.step > before:
+                pace, last = pace.after("step", check.step - before, now - then), (check.step, now)
+            left = pace.left([("step", steps - check.step)]).words
+            err.print(f"step {check.step}/{steps}  {words}{left and ', '}{left}")
+            display.show("step", check.step, steps, left)
 
-    try:
         yield watch
-    finally:
-        bar.stop()
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
