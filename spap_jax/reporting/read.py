@@ -5,14 +5,15 @@ The files are the interface, and ``schema.py`` says what they hold, so a page do
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from spap_jax.errors import UserError
-from spap_jax.reporting.decode import content, decoded
-from spap_jax.reporting.schema import FORMAT, FinetuneReport, PruneReport, RunReports, SpeedReport
+from spap_jax.reporting.schema import FORMAT, FinetuneReport, PruneReport, RunReports, SpeedReport, parsed
 
 REPORT = "spap_report.json"
 TRAINED = "spap_finetune.json"
+
+T = TypeVar("T")
 
 
 def with_sparsities(folders: Sequence[Path]) -> list[Path]:
@@ -60,19 +61,19 @@ def _read_pruned(folder: Path) -> PruneReport:
     file = folder.expanduser() / REPORT
     if not file.is_file():
         raise UserError(f"{folder} holds no {REPORT}: name a folder that spap prune wrote.")
-    text = content(file)
-    found = decoded(file, text, dict[str, Any], "spap prune").get("format", FORMAT)
+    text = _content(file)
+    found = _decoded(file, text, dict[str, Any], "spap prune").get("format", FORMAT)
     if found != FORMAT:
         raise UserError(
             f"{file} is a report of format {found!r} and this version reads format {FORMAT}: use the version of "
             "spap-jax that wrote it, or prune again."
         )
-    return decoded(file, text, PruneReport, "spap prune")
+    return _decoded(file, text, PruneReport, "spap prune")
 
 
 def _read_trained(folder: Path) -> FinetuneReport | None:
     file = folder / TRAINED
-    return decoded(file, content(file), FinetuneReport, "spap finetune") if file.is_file() else None
+    return _decoded(file, _content(file), FinetuneReport, "spap finetune") if file.is_file() else None
 
 
 def _speed_of(file: Path, places: Sequence[Path], reports: Sequence[PruneReport]) -> tuple[Path, SpeedReport]:
@@ -80,7 +81,7 @@ def _speed_of(file: Path, places: Sequence[Path], reports: Sequence[PruneReport]
 
     The checkpoint is identified by the name of its folder and by its size: files hold no paths, and folders move.
     """
-    speed = decoded(file, content(file), SpeedReport, "spap bench DENSE PRUNED --json")
+    speed = _decoded(file, _content(file), SpeedReport, "spap bench DENSE PRUNED --json")
     measured = speed.models[1]
     found = [
         place
@@ -93,3 +94,35 @@ def _speed_of(file: Path, places: Sequence[Path], reports: Sequence[PruneReport]
     if not found:
         raise UserError(f"{what} is none of the folders given: name that folder too, or leave out --bench.")
     raise UserError(f"{what} may be each of {' and '.join(map(str, found))}: name one of them alone, or rename one.")
+
+
+def _content(file: Path) -> bytes:
+    """Reads a file.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror}): name another file.") from error
+
+
+def _decoded(file: Path, text: bytes, kind: type[T], origin: str) -> T:
+    """Decodes the JSON content of a file.
+
+    Args:
+        file: The file, for error messages.
+        text: Its bytes.
+        kind: Type to decode to.
+        origin: The command that writes files of this kind.
+
+    Raises:
+        UserError: the content is not JSON of this type.
+    """
+    try:
+        return parsed(text, kind)
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{file} is cut off, or not what this version's {origin} writes ({error}): make it again."
+        ) from error
