@@ -24,9 +24,8 @@ from spap_jax.numerics import first_not_finite
 from spap_jax.placement import layer_to_host, place_params, stack_layers
 from spap_jax.planning.plan import Request
 from spap_jax.planning.preflight import settings_here
-from spap_jax.pruning.achieved import warn_of_sparsity
 from spap_jax.pruning.layer_widths import allocated, check_allocation
-from spap_jax.pruning.narrow import pruned_config
+from spap_jax.pruning.narrow import pruned_config, warn_of_sparsity
 from spap_jax.pruning.pipeline import prune_layers
 from spap_jax.pruning.progress import Progress
 from spap_jax.pruning.prune_card import pruned_files

@@ -71,8 +71,7 @@ def plan(
     from spap_jax.planning.plan import Request
     from spap_jax.planning.plan import plan as planned_on
     from spap_jax.planning.tables import as_values, compiled_values
-    from spap_jax.pruning.achieved import sparsities
-    from spap_jax.pruning.narrow import pruned_config
+    from spap_jax.pruning.narrow import pruned_config, sparsities
 
     if compile and mesh is None:
         raise UserError("--compile compiles for one mesh: name it too, with --mesh v5e-8 for example.")

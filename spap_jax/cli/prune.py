@@ -114,10 +114,9 @@ def prune(
 def _narrow_configs(reader: "Reader", wanted: list[PruneRun], model_devices: int) -> "list[DecoderConfig]":
     """Returns the pruned config of each run; refuses what could not be pruned or written, before any work."""
     from spap_jax import checkpoint
-    from spap_jax.pruning.achieved import warn_of_sparsity
     from spap_jax.pruning.ignored import warn_of_ignored
     from spap_jax.pruning.layer_widths import check_allocation
-    from spap_jax.pruning.narrow import pruned_config
+    from spap_jax.pruning.narrow import pruned_config, warn_of_sparsity
 
     narrows = [pruned_config(reader.config, run.settings) for run in wanted]
     for run, narrow in zip(wanted, narrows, strict=True):

@@ -13,8 +13,8 @@ from spap_jax.data.blocks import further_of
 from spap_jax.methods import update_used
 from spap_jax.models import cost
 from spap_jax.models.registry import FAMILIES
-from spap_jax.pruning.achieved import sparsities
 from spap_jax.pruning.advice import advice
+from spap_jax.pruning.narrow import sparsities
 from spap_jax.reporting.schema import (
     Biases,
     Change,

@@ -8,8 +8,7 @@ from hf_models import VARIANTS
 
 from spap_jax import PruneSettings, SpapWarning
 from spap_jax.models.registry import family_of
-from spap_jax.pruning.achieved import sparsities, warn_of_sparsity
-from spap_jax.pruning.narrow import pruned_config
+from spap_jax.pruning.narrow import pruned_config, sparsities, warn_of_sparsity
 
 _WIDE = VARIANTS["qwen2_two_kv_heads"] | {"intermediate_size": 320, "architectures": ["Qwen2ForCausalLM"]}
 CONFIG = family_of(_WIDE).read_config(_WIDE)
