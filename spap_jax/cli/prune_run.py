@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 from spap_jax import checkpoint, memory
 from spap_jax.checkpoint.behind import Behind
 from spap_jax.checkpoint.mirror import unfinished
+from spap_jax.checkpoint.publish import read_made
 from spap_jax.checkpoint.unfinished import Unfinished
 from spap_jax.cli import console
 from spap_jax.cli.prune_many import PruneRun
 from spap_jax.cli.resume_messages import layers_done, telling
-from spap_jax.cli.side_by_side import side_by_side
 from spap_jax.data.blocks import TokenBlocks
 from spap_jax.devices import leads
 from spap_jax.evaluation.perplexity import check_finite, perplexity
@@ -33,7 +33,8 @@ from spap_jax.pruning.prune_report import new_report
 from spap_jax.pruning.run import Run, resolve
 from spap_jax.pruning.step_store import decided_widths, prune_identity, store_step, stored_steps
 from spap_jax.pruning.waves import Choices
-from spap_jax.reporting.schema import Change, Check, Extras, LayerReport, Perplexities, PruneReport
+from spap_jax.quantities import duration_text, percent_text
+from spap_jax.reporting.schema import Change, Check, Extras, LayerReport, Perplexities, PruneReport, parsed
 
 
 class Command(NamedTuple):
@@ -91,7 +92,7 @@ def make_checkpoints(
             _make(one, run, command, number, store)
         stores.append(store)
     if leads() and len(wanted) > 1:
-        console.table(*side_by_side(wanted))
+        console.table(*_side_by_side(wanted))
     return stores
 
 
@@ -209,3 +210,33 @@ def _summary(report: PruneReport) -> None:
 
 def _row(name: str, change: Change | Perplexities, text: Callable[[Any], str]) -> tuple[str, ...]:
     return name, text(change.before), text(change.after), console.change_text(change.before, change.after)
+
+
+def _side_by_side(runs: Sequence[PruneRun]) -> tuple[str, tuple[str, ...], list[tuple[str, ...]]]:
+    """Compares the results of a command's runs: a row for the dense model and one for each sparsity.
+
+    Args:
+        runs: The runs, all of them finished; the reports in their outputs are read.
+
+    Returns:
+        A table: its title, the names of its columns, and its rows.
+    """
+    reports = [parsed(read_made(run.output, "spap_report.json") or b"", PruneReport) for run in runs]
+    sizes = [report.extras.bytes for report in reports if report.extras.bytes]
+    measured = [report.extras.perplexity for report in reports if report.extras.perplexity]
+    columns = {
+        "sparsity": ["dense", *(str(run.settings.sparsity) for run in runs)],
+        "channels removed": ["", *(percent_text(report.removed) for report in reports)],
+        "parameters": _before_and_after([report.model.parameters for report in reports], console.count_text),
+        "weights on disk": _before_and_after(sizes, console.bytes_text),
+    }
+    if measured:
+        columns["perplexity"] = _before_and_after(measured, "{:.4f}".format)
+    columns["time"] = ["", *(duration_text(sum(report.seconds.values()), digits=2) for report in reports)]
+    title = f"{reports[0].model.name} at {len(runs)} sparsities"
+    return title, tuple(columns), list(zip(*columns.values(), strict=True))
+
+
+def _before_and_after(changes: Sequence[Change | Perplexities], text: Callable[[Any], str]) -> list[str]:
+    """Returns what there was before, the same in all runs, and what each run left."""
+    return [text(changes[0].before), *(text(change.after) for change in changes)]
