@@ -208,14 +208,6 @@ def row_axes(rows: int) -> tuple[str, ...]:
     return ()
 
 
-def stacked_sharding(array: jax.Array) -> NamedSharding | None:
-    """The sharding of a stack of arrays, each of them sharded like ``array``; None without a mesh."""
-    if mesh_size() == 1:
-        return None
-    assert isinstance(array.sharding, NamedSharding)  # it was placed on the mesh
-    return NamedSharding(get_mesh(), PartitionSpec(None, *array.sharding.spec))
-
-
 def to_host(tree: Any) -> Any:
     """Gathers sharded arrays on the host of every process, one after the other; all processes have to call this."""
     return tree if mesh_size() == 1 else jax.tree.map(array_to_host, tree)

@@ -30,6 +30,8 @@ _DIVIDED = "fnmv"
 """Letters of the axes that are sharded; a weight has at most one of them."""
 
 Box = tuple[slice, ...]
+Spec = Callable[[Family, str, tuple[int, ...]], PartitionSpec]
+"""The spec of a parameter by its family, path and shape."""
 
 
 def shard_params(config: DecoderConfig, params: Params) -> Params:
@@ -184,13 +186,19 @@ def fully_sharded_spec(family: Family, path: str, shape: tuple[int, ...]) -> Par
     return PartitionSpec(*spec[:axis], devices.DATA, *spec[axis + 1 :])
 
 
-def zeros_for_blocks(config: DecoderConfig, layer: Params) -> Params:
-    """Allocates a stack of zeros for all blocks with the shapes of ``layer``, sharded as by ``fully_shard_params``."""
+def zeros_for_blocks(config: DecoderConfig, layer: Params, spec: Spec) -> Params:
+    """Allocates a stack of zeros for all blocks with the shapes of ``layer``.
+
+    Args:
+        config: Config of the decoder.
+        layer: Parameters of one block.
+        spec: How the stack is sharded: ``param_spec``, as by ``shard_params``, or ``fully_sharded_spec``.
+    """
     family, alone = FAMILIES[config.family], devices.mesh_size() == 1
 
     def one(name: str, array: jax.Array) -> jax.Array:
         shape = (config.layers, *array.shape)
-        place = None if alone else NamedSharding(get_mesh(), fully_sharded_spec(family, f"layers/{name}", shape))
+        place = None if alone else NamedSharding(get_mesh(), spec(family, f"layers/{name}", shape))
         return jnp.zeros(shape, array.dtype, device=place)
 
     return map_named(one, layer)
@@ -236,7 +244,7 @@ def _scatter(_: PartitionSpec, part: PartitionSpec, __: Any, like: jax.Array, gr
 _gathered.defvjp(_gather, _scatter)
 
 
-def _laid_out(config: DecoderConfig, params: Params, spec: Callable[[Family, str, tuple], PartitionSpec]) -> Params:
+def _laid_out(config: DecoderConfig, params: Params, spec: Spec) -> Params:
     if devices.mesh_size() == 1:
         return jax.tree.map(jnp.asarray, params)
     family = FAMILIES[config.family]

@@ -19,10 +19,10 @@ from spap_jax.errors import NotFiniteError, UserError, option
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.numerics import full_precision, storage
-from spap_jax.placement import shard_params
+from spap_jax.placement import param_spec, shard_params, zeros_for_blocks
 from spap_jax.pruning import moments, reduce, streams
 from spap_jax.pruning.moments import Moments
-from spap_jax.pruning.predictions import advance, divergence, get_layer, set_layer, zeros_for_layers
+from spap_jax.pruning.predictions import advance, divergence, get_layer, set_layer
 from spap_jax.pruning.run import Run
 from spap_jax.settings import PruneSettings
 from spap_jax.solver import allocation
@@ -120,7 +120,7 @@ def _losses(run: Run, widths: Widths) -> np.ndarray:
     config, settings = run.config, run.settings
     outer, blocks = shard_params(config, {name: run.outer[name] for name in ("embed", "head")}), None
     for index, layer in blocks_in_order(config, run.read_layer, range(config.layers)):
-        blocks = set_layer(zeros_for_layers(layer, config.layers) if blocks is None else blocks, index, layer)
+        blocks = set_layer(zeros_for_blocks(config, layer, param_spec) if blocks is None else blocks, index, layer)
     assert blocks is not None
     dtype = storage(settings.stream_dtype)
     most = max(1, settings.batch_tokens // run.fitted.tokens.shape[-1])

@@ -14,7 +14,7 @@ from spap_jax.checkpoint.ahead import blocks_in_order
 from spap_jax.errors import NotFiniteError
 from spap_jax.models.decoder import Params, with_channels
 from spap_jax.numerics import storage
-from spap_jax.placement import shard_params, zeros_for_blocks
+from spap_jax.placement import fully_sharded_spec, shard_params, zeros_for_blocks
 from spap_jax.pruning import joint, streams
 from spap_jax.pruning.heads import prune_attention
 from spap_jax.pruning.layer import Choice, PhaseClock, layer_report, prune_layer
@@ -77,7 +77,7 @@ def prune_layers(run: Run, watch: Callable[[int, int], None] | None = None) -> G
             del dense
             in_tail = index >= run.tail_start
             if in_tail:
-                blocks = zeros_for_blocks(run.tail, layer) if blocks is None else blocks
+                blocks = zeros_for_blocks(run.tail, layer, fully_sharded_spec) if blocks is None else blocks
                 blocks = set_layer(blocks, index - run.tail_start, layer)
             final = [] if in_tail else [(index, layer)]
             yield Step(report, lambda layer=layer: devices.to_host(layer), final, fresh=index >= len(made))

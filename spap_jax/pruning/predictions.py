@@ -38,11 +38,6 @@ def divergence(
     return total / streams.fitting_tokens(chunks).real
 
 
-def zeros_for_layers(layer: Params, count: int) -> Params:
-    """Allocates a stack of zeros for ``count`` layers with the shapes of ``layer``."""
-    return jax.tree.map(lambda a: jnp.zeros((count, *a.shape), a.dtype, device=devices.stacked_sharding(a)), layer)
-
-
 @functools.partial(jax.jit, donate_argnames="stack")
 def set_layer(stack: Params, index: int, layer: Params) -> Params:
     """Stores one layer at ``index`` of a stack [L, ...], which is updated in place."""

@@ -128,7 +128,8 @@ def test_a_layer_comes_to_the_host_as_a_checkpoint_stores_it(two_by_four, layer:
 
 
 def test_a_stack_of_blocks_is_divided_as_a_block(two_by_four, layer: dict):
-    room = predictions.zeros_for_layers(layer, 3)
+    config = dataclasses.replace(cases.divisible().config, layers=3)
+    room = placement.zeros_for_blocks(config, layer, placement.param_spec)
     assert shares(room["mlp"])["down"] == (4, (3, 16, 16))
     stack = predictions.set_layer(room, 1, layer)
     assert shares(stack["mlp"])["up"] == (4, (3, 16, 16))
