@@ -102,15 +102,13 @@ def _by_size(norm_shift: float) -> optax.GradientTransformation:
     """Multiplies the update of each layer's array by the root mean square of the array.
 
     A norm's scales differ by orders of magnitude in some models, and the update of each is multiplied by its own size.
-    Zeros do not count, since they fill up the layers that are narrower than others.
     """
 
     def one(path: Any, update: jax.Array, weights: jax.Array) -> jax.Array:
         if path[-1].key in _SCALES:
             return update * jnp.maximum(jnp.abs(weights + norm_shift), _SMALLEST)
         own = tuple(range(1, weights.ndim))
-        count = jnp.maximum(jnp.count_nonzero(weights, axis=own, keepdims=True), 1)
-        size = jnp.sqrt(jnp.square(weights).sum(axis=own, keepdims=True) / count)
+        size = jnp.sqrt(jnp.square(weights).mean(axis=own, keepdims=True))
         return update * jnp.maximum(size, _SMALLEST)
 
     def scale(updates: Any, params: Any) -> Any:

@@ -25,7 +25,7 @@ JOINT = QUICK.replace(
 )
 SPREAD = QUICK.replace(held_out=0.0, batch_tokens=32)
 WAVES = SPREAD.replace(schedule="parallel")
-GROUPS = QUICK.replace(rounds=0, joint_passes=4, joint_tokens=64, joint_blocks=1, joint_last=2, joint_learning_rate=0.6)
+GROUPS = QUICK.replace(rounds=0, joint_passes=4, joint_tokens=64, joint_blocks=1, joint_last=2, joint_learning_rate=0.4)
 """Steps so large that the first of each group lead far away, and others begin again half as large."""
 CASES = [
     ("llama_two_kv_heads", JOINT, 1),

@@ -235,17 +235,6 @@ def test_a_scale_that_is_stored_less_a_shift_moves_relative_to_what_is_used(shif
     np.testing.assert_allclose(update["mlp_norm"]["scale"], -0.01 * used, rtol=1e-3)
 
 
-def test_padding_of_a_narrow_layer_makes_its_steps_no_smaller():
-    rng = np.random.default_rng(0)
-    up = jnp.asarray(rng.normal(size=(2, 4, 8)), jnp.float32).at[1, :, 4:].set(0)
-    optimizer, found = relative(0.01, 1), []
-    for weights in ({"up": up}, {"up": up[1:, :, :4]}):
-        gradient = jax.tree.map(jnp.sign, weights)
-        found.append(optimizer.update(gradient, optimizer.init(weights), weights)[0]["up"])
-    np.testing.assert_allclose(found[0][1:, :, :4], found[1], rtol=1e-5)
-    assert (found[0][1, :, 4:] == 0).all()
-
-
 def test_what_restarts_keeps_its_place_in_the_schedule_but_no_gradients():
     with devices.use_mesh(8):
         job, given, state, batch = started("mlp")
