@@ -32,6 +32,9 @@ TARGET_SHARE = 0.60
 TARGET_SELECTION = 10.0
 """Target time for channel selection in one layer on 2 cores, in seconds."""
 
+IDLE = 1e-3
+"""Seconds below which a layer left a phase out, so that its operations have no rate."""
+
 ROOM = 2**30
 """Bytes of memory allowed beside the weights and the streams."""
 
@@ -115,8 +118,8 @@ def show_phases(report: dict, counted: dict[str, float], rate: float) -> dict[st
         steady["joint steps"] = first["joint steps"] = steps / len(report["layers"])
     for phase, seconds in steady.items():
         row = (phase, f"{seconds:.2f}", f"{first[phase] - seconds:+.2f}")
-        if phase in counted:
-            achieved = counted[phase] / max(seconds, 1e-9)
+        if phase in counted and seconds > IDLE:
+            achieved = counted[phase] / seconds
             row += (f"{counted[phase] / 1e9:.1f}", f"{achieved / 1e9:.1f}", f"{achieved / rate:.0%}")
         table.add_row(*row)
     out.print(table)
