@@ -12,7 +12,7 @@ from cyclopts import App
 from rich.console import Console
 from rich.table import Table
 
-from spap_jax.models.registry import family_of
+from spap_jax.models import family_of
 from spap_jax.planning import absent
 from spap_jax.planning.accelerators import mesh_named
 from spap_jax.planning.compiled import Compiled, compile_program

@@ -25,8 +25,7 @@ from rich.table import Table
 
 from benchmarks.prune_time import Size
 from spap_jax import devices
-from spap_jax.models import decoder
-from spap_jax.models.config import DecoderConfig
+from spap_jax.models import DecoderConfig, decoder
 from spap_jax.placement import fully_shard_params
 from spap_jax.planning import programs
 from spap_jax.planning.workload import Workload, workload

@@ -20,8 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.random_models import pruned_report
-from spap_jax.models.config import DecoderConfig
-from spap_jax.models.registry import family_of
+from spap_jax.models import DecoderConfig, family_of
 from spap_jax.planning.programs import work
 from spap_jax.planning.workload import workload
 from spap_jax.settings import PruneSettings

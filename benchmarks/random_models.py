@@ -11,8 +11,7 @@ import numpy as np
 
 from spap_jax import checkpoint
 from spap_jax.model import Model, Source
-from spap_jax.models import decoder
-from spap_jax.models.registry import family_of
+from spap_jax.models import decoder, family_of
 
 
 def write_random_model(folder: Path, theirs: dict[str, Any], seed: int = 0) -> None:

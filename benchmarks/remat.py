@@ -15,8 +15,7 @@ from cyclopts import App
 from rich.console import Console
 from rich.table import Table
 
-from spap_jax.models import decoder
-from spap_jax.models.registry import family_of
+from spap_jax.models import decoder, family_of
 from spap_jax.pruning import joint
 from spap_jax.settings import FloatDtype, PruneSettings, Remat
 from spap_jax.training.engine import batch_of

@@ -23,9 +23,7 @@ from rich.progress import track
 from rich.table import Table
 
 import spap_jax as spap
-from spap_jax.models.config import DecoderConfig
-from spap_jax.models.decoder import Params
-from spap_jax.models.registry import FAMILIES
+from spap_jax.models import FAMILIES, DecoderConfig, Params
 from spap_jax.numerics import full_precision
 from spap_jax.pruning import moments, reduce, streams
 from spap_jax.pruning.layer import choose_channels, hidden_channels, refit_weights, search_of

@@ -19,7 +19,7 @@ from spap_jax.evaluation.generation import generate
 from spap_jax.inspection import divergence, hidden, logits, loss, moments, perplexity, token_blocks
 from spap_jax.keywords import FinetuneChanges, PruneChanges, showing
 from spap_jax.model import Model, checked
-from spap_jax.models.decoder import Params
+from spap_jax.models import Params
 from spap_jax.numerics import first_not_finite
 from spap_jax.placement import layer_to_host, place_params, stack_layers
 from spap_jax.planning.plan import Request

@@ -18,9 +18,7 @@ from spap_jax.errors import UserError
 from spap_jax.evaluation.perplexity import check_length, compare
 from spap_jax.evaluation.perplexity import perplexity as window_perplexity
 from spap_jax.model import Model, checked
-from spap_jax.models import decoder
-from spap_jax.models.config import DecoderConfig
-from spap_jax.models.decoder import Params
+from spap_jax.models import DecoderConfig, Params, decoder
 from spap_jax.numerics import full_precision, is_concrete
 from spap_jax.placement import bytes_of
 from spap_jax.pruning import streams

@@ -9,11 +9,7 @@ from typing import TypedDict, Unpack
 import jax
 
 from spap_jax.errors import UserError
-from spap_jax.models import cost
-from spap_jax.models.config import DecoderConfig
-from spap_jax.models.decoder import Params
-from spap_jax.models.families import Family
-from spap_jax.models.registry import FAMILIES
+from spap_jax.models import FAMILIES, DecoderConfig, Family, Params, cost
 from spap_jax.quantities import count_text, range_text
 
 

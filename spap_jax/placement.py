@@ -20,11 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec, get_mesh
 
 from spap_jax import devices
 from spap_jax.host_arrays import stacked
-from spap_jax.models.config import DecoderConfig
-from spap_jax.models.decoder import Params, map_named
-from spap_jax.models.families import Family
-from spap_jax.models.registry import FAMILIES
-from spap_jax.models.rules import Rule
+from spap_jax.models import FAMILIES, DecoderConfig, Family, Params, Rule, map_named
 
 _DIVIDED = "fnmv"
 """Letters of the axes that are sharded; a weight has at most one of them."""

@@ -6,8 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import jax
 
 from spap_jax import placement
-from spap_jax.models.config import DecoderConfig
-from spap_jax.models.decoder import Params
+from spap_jax.models import DecoderConfig, Params
 
 
 def blocks_in_order(

@@ -14,9 +14,7 @@ from spap_jax.checkpoint.tensors import DTYPES
 from spap_jax.errors import Notice, UserError, option
 from spap_jax.hub import first_line
 from spap_jax.model import Source
-from spap_jax.models.config import DecoderConfig
-from spap_jax.models.families import Family
-from spap_jax.models.registry import FAMILIES, family_of
+from spap_jax.models import FAMILIES, DecoderConfig, Family, family_of
 from spap_jax.models.widths import WIDTHS_FIELD
 
 DTYPE_FIELDS = ("torch_dtype", "dtype")

@@ -29,10 +29,7 @@ from spap_jax.checkpoint.tensors import DTYPES, TensorFiles
 from spap_jax.errors import NotFiniteError, UserError
 from spap_jax.host_arrays import is_finite
 from spap_jax.model import Model, Source
-from spap_jax.models.config import DecoderConfig
-from spap_jax.models.decoder import Params
-from spap_jax.models.registry import FAMILIES
-from spap_jax.models.rules import Rule
+from spap_jax.models import FAMILIES, DecoderConfig, Params, Rule
 
 SHARD_BYTES = 5 * 10**9
 

@@ -8,11 +8,7 @@ from flax.traverse_util import flatten_dict
 
 from spap_jax.checkpoint.tensors import DTYPES, Tensor, TensorFiles
 from spap_jax.errors import UserError
-from spap_jax.models.config import DecoderConfig
-from spap_jax.models.decoder import Params
-from spap_jax.models.families import Family
-from spap_jax.models.registry import FAMILIES
-from spap_jax.models.rules import Rule
+from spap_jax.models import FAMILIES, DecoderConfig, Family, Params, Rule
 
 HEAD = "lm_head.weight"
 """Name of the output projection in every family."""

@@ -26,7 +26,7 @@ from spap_jax.checkpoint.kept import (
 )
 from spap_jax.checkpoint.step_file import SUFFIX, Json
 from spap_jax.checkpoint.unfinished import Unfinished
-from spap_jax.models.decoder import Params
+from spap_jax.models import Params
 from spap_jax.places import beside
 from spap_jax.remote import Folder, hub_id, is_address
 

@@ -20,9 +20,7 @@ from spap_jax.errors import UserError
 from spap_jax.host_arrays import is_finite
 from spap_jax.hub import first_line
 from spap_jax.model import Model, Source
-from spap_jax.models import decoder
-from spap_jax.models.config import DecoderConfig
-from spap_jax.models.decoder import Params
+from spap_jax.models import DecoderConfig, Params, decoder
 
 _COMMITTED = "commit_success.txt"
 

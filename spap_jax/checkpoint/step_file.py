@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from spap_jax.checkpoint.kept import NEW
 from spap_jax.checkpoint.output import is_full, sync
 from spap_jax.errors import UserError
-from spap_jax.models.decoder import Params
+from spap_jax.models import Params
 
 Json = dict[str, Any]
 

@@ -44,7 +44,7 @@ from spap_jax.checkpoint.kept import (
 )
 from spap_jax.checkpoint.step_file import SUFFIX, Json, read_step, renamed, told_if_intact, write_step
 from spap_jax.errors import UserError
-from spap_jax.models.decoder import Params
+from spap_jax.models import Params
 
 _MEETINGS = itertools.count()
 """Numbers of the moments at which processes wait for each other; all pass them in the same order."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from spap_jax.checkpoint import Reader
     from spap_jax.cli.prune_run import Command
     from spap_jax.model import Model
-    from spap_jax.models.config import DecoderConfig
+    from spap_jax.models import DecoderConfig
 
 _GIGABYTE = 10**9
 

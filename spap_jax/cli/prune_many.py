@@ -10,7 +10,7 @@ from spap_jax.places import check_name
 from spap_jax.settings import PruneSettings
 
 if TYPE_CHECKING:
-    from spap_jax.models.config import DecoderConfig
+    from spap_jax.models import DecoderConfig
 
 
 class PruneRun(NamedTuple):

@@ -21,8 +21,7 @@ from spap_jax.data.blocks import TokenBlocks
 from spap_jax.devices import leads
 from spap_jax.evaluation.perplexity import check_finite, perplexity
 from spap_jax.model import Model
-from spap_jax.models.config import DecoderConfig
-from spap_jax.models.decoder import Params
+from spap_jax.models import DecoderConfig, Params
 from spap_jax.placement import layer_to_host, shard_params, stack_layers
 from spap_jax.pruning import joint
 from spap_jax.pruning.layer_widths import Widths, allocated

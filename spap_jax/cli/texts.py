@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from spap_jax.data.blocks import TokenBlocks
     from spap_jax.model import Source
-    from spap_jax.models.config import DecoderConfig
+    from spap_jax.models import DecoderConfig
 
 
 class Texts(NamedTuple):

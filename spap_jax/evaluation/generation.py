@@ -13,8 +13,7 @@ from jax.typing import ArrayLike, DTypeLike
 from spap_jax import devices
 from spap_jax.errors import UserError
 from spap_jax.model import Model, Source, checked
-from spap_jax.models import decoder
-from spap_jax.models.config import DecoderConfig
+from spap_jax.models import DecoderConfig, decoder
 from spap_jax.placement import shard_params
 
 PROMPT_STEP = 32

@@ -11,9 +11,7 @@ import numpy as np
 from spap_jax import devices
 from spap_jax.errors import NotFiniteError, UserError
 from spap_jax.model import Model
-from spap_jax.models import decoder
-from spap_jax.models.config import DecoderConfig
-from spap_jax.models.decoder import Params
+from spap_jax.models import DecoderConfig, Params, decoder
 from spap_jax.numerics import full_precision, sliced, to_slice
 from spap_jax.placement import shard_params
 from spap_jax.training.objective import Predictor, loss_sum, next_tokens, token_groups

@@ -22,8 +22,7 @@ from spap_jax.devices import mesh_size, use_mesh
 from spap_jax.errors import UserError
 from spap_jax.evaluation.generation import CACHE, Sampling, choose, decode_step, keys_at, keys_of, prefill
 from spap_jax.model import Model
-from spap_jax.models import decoder
-from spap_jax.models.config import DecoderConfig
+from spap_jax.models import DecoderConfig, decoder
 from spap_jax.numerics import full_precision
 from spap_jax.placement import bytes_of, shard_params
 

@@ -16,9 +16,7 @@ from spap_jax.errors import UserError
 from spap_jax.evaluation.generation import CACHE, decode_step, prefill
 from spap_jax.evaluation.perplexity import check_length
 from spap_jax.model import Model
-from spap_jax.models import cost, decoder
-from spap_jax.models.config import DecoderConfig
-from spap_jax.models.decoder import Cache, Params
+from spap_jax.models import Cache, DecoderConfig, Params, cost, decoder
 from spap_jax.placement import shard_params
 from spap_jax.reporting.schema import GenerationWorkload
 

@@ -13,10 +13,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding, get_abstract_mesh, get_mesh
 
 from spap_jax import devices
-from spap_jax.models import decoder
-from spap_jax.models.config import DecoderConfig
-from spap_jax.models.decoder import Params
-from spap_jax.models.registry import FAMILIES
+from spap_jax.models import FAMILIES, DecoderConfig, Params, decoder
 from spap_jax.numerics import storage
 from spap_jax.placement import fully_sharded_spec, param_spec
 from spap_jax.planning.workload import Chunks, Workload

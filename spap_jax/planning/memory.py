@@ -8,9 +8,8 @@ with XLA's own memory analysis.
 import dataclasses
 import math
 
+from spap_jax.models import FAMILIES, DecoderConfig
 from spap_jax.models.attention import query_blocks
-from spap_jax.models.config import DecoderConfig
-from spap_jax.models.registry import FAMILIES
 from spap_jax.planning.workload import Workload
 from spap_jax.solver.swap import BLOCK
 from spap_jax.solver.tableau import PANEL

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from spap_jax.models.config import DecoderConfig
+from spap_jax.models import DecoderConfig
 from spap_jax.planning import memory
 from spap_jax.planning.accelerators import Accelerator, Mesh
 from spap_jax.planning.counted import Work

@@ -22,8 +22,7 @@ from spap_jax import devices, placement
 from spap_jax.backend import traced_for
 from spap_jax.evaluation import generation
 from spap_jax.methods import METHODS, update_used
-from spap_jax.models.config import DecoderConfig
-from spap_jax.models.decoder import Params
+from spap_jax.models import DecoderConfig, Params
 from spap_jax.numerics import step_dtype
 from spap_jax.placement import fully_sharded_spec
 from spap_jax.planning.counted import Work, counted

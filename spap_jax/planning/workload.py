@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from spap_jax.data.loading import POOL
 from spap_jax.errors import UserError
 from spap_jax.methods import update_used
+from spap_jax.models import DecoderConfig
 from spap_jax.models.attention import splash_accepts
-from spap_jax.models.config import DecoderConfig
 from spap_jax.numerics import step_dtype, storage
 from spap_jax.planning.accelerators import Platform
 from spap_jax.pruning import joint, streams

@@ -13,8 +13,7 @@ from typing import NamedTuple
 import jax
 
 from spap_jax import devices
-from spap_jax.models.config import DecoderConfig
-from spap_jax.models.decoder import Params
+from spap_jax.models import DecoderConfig, Params
 from spap_jax.numerics import step_dtype
 from spap_jax.placement import fully_shard_params
 from spap_jax.pruning.predictions import get_layer

@@ -8,10 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from spap_jax import devices, methods
-from spap_jax.models import decoder
-from spap_jax.models.config import DecoderConfig
-from spap_jax.models.decoder import Params
-from spap_jax.models.registry import FAMILIES
+from spap_jax.models import FAMILIES, DecoderConfig, Params, decoder
 from spap_jax.numerics import full_precision
 from spap_jax.placement import shard_params
 from spap_jax.pruning import moments, reduce

@@ -16,8 +16,7 @@ import numpy as np
 from spap_jax import devices
 from spap_jax.checkpoint.ahead import blocks_in_order
 from spap_jax.errors import NotFiniteError, UserError, option
-from spap_jax.models.config import DecoderConfig
-from spap_jax.models.decoder import Params
+from spap_jax.models import DecoderConfig, Params
 from spap_jax.numerics import full_precision, storage
 from spap_jax.placement import param_spec, shard_params, zeros_for_blocks
 from spap_jax.pruning import moments, reduce, streams

@@ -8,9 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from spap_jax import devices
-from spap_jax.models import decoder
-from spap_jax.models.config import DecoderConfig
-from spap_jax.models.decoder import Params
+from spap_jax.models import DecoderConfig, Params, decoder
 from spap_jax.numerics import full_precision, in_float32
 from spap_jax.pruning.streams import attended, mlp_hidden
 from spap_jax.pruning.target import aim

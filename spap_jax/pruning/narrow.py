@@ -7,8 +7,7 @@ import dataclasses
 
 from spap_jax.errors import UserError, option, warn
 from spap_jax.methods import update_used
-from spap_jax.models.config import DecoderConfig
-from spap_jax.models.registry import FAMILIES
+from spap_jax.models import FAMILIES, DecoderConfig
 from spap_jax.pruning import reduce
 from spap_jax.quantities import share_text
 from spap_jax.reporting.schema import Sparsities, Sparsity

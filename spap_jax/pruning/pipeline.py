@@ -12,7 +12,7 @@ import numpy as np
 from spap_jax import devices, memory
 from spap_jax.checkpoint.ahead import blocks_in_order
 from spap_jax.errors import NotFiniteError
-from spap_jax.models.decoder import Params, with_channels
+from spap_jax.models import Params, with_channels
 from spap_jax.numerics import storage
 from spap_jax.placement import fully_sharded_spec, shard_params, zeros_for_blocks
 from spap_jax.pruning import joint, streams

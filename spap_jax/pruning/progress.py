@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Self
 
 from spap_jax.methods import update_used
-from spap_jax.models.config import DecoderConfig
+from spap_jax.models import DecoderConfig
 from spap_jax.pace import Pace
 from spap_jax.planning.workload import workload
 from spap_jax.quantities import duration_text, percent_text

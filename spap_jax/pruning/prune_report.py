@@ -11,8 +11,7 @@ import jax
 from spap_jax.checkpoint.locate import public_name
 from spap_jax.data.blocks import further_of
 from spap_jax.methods import update_used
-from spap_jax.models import cost
-from spap_jax.models.registry import FAMILIES
+from spap_jax.models import FAMILIES, cost
 from spap_jax.pruning.advice import advice
 from spap_jax.pruning.narrow import sparsities
 from spap_jax.reporting.schema import (

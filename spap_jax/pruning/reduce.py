@@ -3,9 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from spap_jax.models.config import DecoderConfig
-from spap_jax.models.decoder import Params
-from spap_jax.models.families import Family
+from spap_jax.models import DecoderConfig, Family, Params
 from spap_jax.solver.alternating import Weights
 from spap_jax.solver.groups import channels_of
 

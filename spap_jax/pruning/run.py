@@ -8,8 +8,7 @@ import numpy as np
 
 from spap_jax.data.blocks import TokenBlocks, further_of, mask_of
 from spap_jax.methods import update_used
-from spap_jax.models.config import DecoderConfig
-from spap_jax.models.decoder import Params
+from spap_jax.models import DecoderConfig, Params
 from spap_jax.pruning import streams
 from spap_jax.pruning.narrow import pruned_config
 from spap_jax.pruning.streams import Padded

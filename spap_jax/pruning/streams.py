@@ -14,9 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spap_jax import devices
-from spap_jax.models import decoder
-from spap_jax.models.config import DecoderConfig
-from spap_jax.models.decoder import Block, Params
+from spap_jax.models import Block, DecoderConfig, Params, decoder
 from spap_jax.numerics import full_precision, in_float32, storage, stored
 from spap_jax.placement import shard_params
 from spap_jax.solver.alternating import Tokens

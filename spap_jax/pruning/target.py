@@ -5,9 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from spap_jax.models import decoder
-from spap_jax.models.config import DecoderConfig
-from spap_jax.models.decoder import Block, Params
+from spap_jax.models import Block, DecoderConfig, Params, decoder
 from spap_jax.pruning.streams import NORM_EPS, mlp_output
 from spap_jax.solver.alternating import Tokens
 

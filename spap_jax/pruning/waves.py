@@ -16,8 +16,7 @@ import jax.numpy as jnp
 
 from spap_jax import devices
 from spap_jax.checkpoint.ahead import blocks_in_order
-from spap_jax.models.config import DecoderConfig
-from spap_jax.models.decoder import Params
+from spap_jax.models import DecoderConfig, Params
 from spap_jax.numerics import full_precision
 from spap_jax.pruning import moments, streams
 from spap_jax.pruning.layer import Choice, PhaseClock, choice_key, choose_channels, search_of

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spap_jax import devices, memory
-from spap_jax.models.decoder import Params
+from spap_jax.models import Params
 from spap_jax.pruning.streams import largest_divisor
 from spap_jax.reporting.schema import Check
 from spap_jax.training.step import Given, Job, Minibatch, State, begin, measure, restarted, step

@@ -13,9 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from spap_jax import devices
-from spap_jax.models import decoder
-from spap_jax.models.config import DecoderConfig
-from spap_jax.models.decoder import Params
+from spap_jax.models import DecoderConfig, Params, decoder
 from spap_jax.numerics import sliced, to_slice
 from spap_jax.placement import gather_params
 from spap_jax.settings import Remat

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 
-from spap_jax.models.decoder import Params
+from spap_jax.models import Params
 
 INPUT_AXES = {
     "attention": {"q": 1, "k": 1, "v": 1, "o": 2},  # d -> n|m h; n h -> d

@@ -12,9 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from spap_jax.backend import platform
-from spap_jax.models import decoder
-from spap_jax.models.config import DecoderConfig
-from spap_jax.models.decoder import Params
+from spap_jax.models import DecoderConfig, Params, decoder
 
 HEAD_TOKENS, CPU_HEAD_TOKENS = 256, 128
 """Number of tokens whose logits are held at once. With fewer, products on an accelerator would wait for the weights; a

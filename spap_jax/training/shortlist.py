@@ -16,8 +16,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from spap_jax.models.config import DecoderConfig
-from spap_jax.models.decoder import Params
+from spap_jax.models import DecoderConfig, Params
 from spap_jax.placement import fully_shard_params
 
 _BY_ROOT = 40

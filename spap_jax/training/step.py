@@ -14,8 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from spap_jax import devices
-from spap_jax.models.config import DecoderConfig
-from spap_jax.models.decoder import Params
+from spap_jax.models import DecoderConfig, Params
 from spap_jax.numerics import full_precision, in_float32
 from spap_jax.placement import fully_shard_params, gather_params
 from spap_jax.settings import Remat

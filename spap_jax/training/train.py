@@ -16,8 +16,7 @@ from spap_jax.data.blocks import mask_of
 from spap_jax.errors import NotFiniteError, UserError, option
 from spap_jax.evaluation.perplexity import check_length
 from spap_jax.model import Model
-from spap_jax.models.config import DecoderConfig
-from spap_jax.models.decoder import Params
+from spap_jax.models import DecoderConfig, Params
 from spap_jax.numerics import full_precision, step_dtype
 from spap_jax.placement import fully_shard_params
 from spap_jax.pruning.prune_report import data_account, versions
