@@ -34,6 +34,9 @@ DATA, _MODEL = "data", "model"
 DATA_SPEC = PartitionSpec(DATA)
 """The spec of arrays whose leading axis is sharded over ``data``."""
 
+_AT_ONCE = 2**30
+"""Bytes that are replicated on every device at once, on their way to the hosts."""
+
 _FOR_WEIGHTS = 0.7
 """Maximum fraction of a device's memory for weights; the rest is for what is computed with them."""
 
@@ -219,10 +222,24 @@ def array_to_host(array: jax.Array) -> np.ndarray:
         return np.asarray(array)
     if array.is_fully_replicated:
         return np.asarray(array.addressable_data(0))
-    if array.ndim < 3:
-        return np.asarray(replicate(array).addressable_data(0))
-    parts = (jax.lax.dynamic_index_in_dim(array, np.int32(i), keepdims=False) for i in range(len(array)))
-    return np.stack([array_to_host(part) for part in parts])  # no device holds the weights of all layers
+    return gathered(array)
+
+
+def gathered(array: jax.Array, most: int = _AT_ONCE) -> np.ndarray:
+    """Gathers a sharded array on the host of every process; all processes have to call this.
+
+    Args:
+        array: Its rows are gathered, as many at once as ``most`` allows: no device holds the weights of all layers.
+        most: Bytes that are replicated on every device at once, or a single row.
+    """
+    count = len(array)
+    rows = min(count, max(1, most * count // array.nbytes))
+    found = np.empty(array.shape, array.dtype)
+    for start in range(0, count, rows):
+        first = min(start, count - rows)  # all parts have the same shape, and one program slices them
+        part = jax.lax.dynamic_slice_in_dim(array, np.int32(first), rows)
+        found[first : first + rows] = replicate(part).addressable_data(0)
+    return found
 
 
 def parts_of(array: jax.Array) -> dict[str, np.ndarray]:

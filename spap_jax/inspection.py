@@ -53,6 +53,11 @@ def token_blocks(tokens: Any, config: DecoderConfig) -> Any:
             raise UserError("tokens must be whole numbers [B, T], with all sequences of the same length.") from error
     if blocks.ndim != 2 or 0 in blocks.shape or not np.issubdtype(blocks.dtype, np.integer):
         raise UserError(f"tokens must be whole numbers [B, T], not {blocks.dtype} {list(blocks.shape)}.")
+    mask = mask_of(tokens)
+    if mask is not None and (mask.shape != blocks.shape or mask.dtype != bool):
+        raise UserError(
+            f"the mask of tokens {list(blocks.shape)} must be bool of that shape, not {mask.dtype} {list(mask.shape)}."
+        )
     check_length(config, blocks.shape[1])
     if is_concrete(blocks) and (blocks.min() < 0 or blocks.max() >= config.vocabulary):
         raise UserError(

@@ -124,7 +124,8 @@ def check_file(file: Path, command: str) -> None:
     Raises:
         UserError: There is a file that the command did not write, or that was changed since.
     """
-    if os.path.isfile(file) and os.path.getsize(file) and _writer(file) != command:
+    real = Path(os.path.expanduser(file))
+    if os.path.isfile(real) and os.path.getsize(real) and _writer(real) != command:
         raise UserError(
             f"{file} is not a file that {command} wrote, or was changed since, so it is not replaced: name another "
             "file."

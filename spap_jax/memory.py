@@ -5,6 +5,11 @@ import math
 import os
 import resource
 import sys
+from contextlib import suppress
+from pathlib import Path
+
+_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+"""Where Linux says how much memory a container may use, in either version of its control groups."""
 
 
 def return_scraps() -> None:
@@ -27,7 +32,11 @@ def peak() -> int:
 
 
 def of_machine() -> float:
-    """Memory of this machine in bytes; infinite on systems that do not say."""
+    """Memory of this machine in bytes, or less if its container is limited; infinite on systems that do not say."""
+    found = [math.inf]
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return math.inf
+        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for file in _LIMITS:
+        with suppress(OSError, ValueError):  # there is no such file, or it says that there is no limit
+            found.append(int(file.read_text("ascii")))
+    return min(found)

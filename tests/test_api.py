@@ -18,6 +18,7 @@ from hf_models import hf_logits
 import spap_jax as spap
 from spap_jax.api import PruneResult
 from spap_jax.cli import main
+from spap_jax.data.blocks import new_blocks
 from spap_jax.keywords import FinetuneChanges, PruneChanges
 from spap_jax.reporting.schema import Change
 
@@ -109,6 +110,7 @@ BAD_TOKENS = {
     "truth values": (np.zeros((2, 8), bool), "must be whole numbers"),
     "one sequence": (np.zeros(8, int), r"whole numbers \[B, T\], not int64 \[8\]"),
     "none": (np.zeros((0, 8), int), "must be whole numbers"),
+    "another mask": (new_blocks(np.zeros((2, 8), int), "", 2, np.ones((2, 7), bool)), "mask of tokens"),
     "ragged": ([[1, 2], [3]], "must be whole numbers"),
     "negative": (np.full((2, 8), -1), "from -1 to -1, outside the model's vocabulary of 512"),
     "the vocabulary's size": (np.full((2, 8), 512), "from 512 to 512, outside"),

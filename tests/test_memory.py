@@ -1,9 +1,11 @@
-"""The peak memory that a process reports."""
+"""The peak memory that a process reports, and the memory that it may use."""
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
+import pytest
 
 from spap_jax import memory
 
@@ -23,3 +25,12 @@ def test_the_peak_is_that_of_the_process_itself():
 
 def test_the_peak_stays_when_memory_is_given_back():
     assert peak_of_a_child("big = bytearray(200_000_000); big[::4096] = big[::4096]; del big") > 200_000_000
+
+
+@pytest.mark.parametrize(("said", "limit"), [("1000000\n", 1_000_000), ("max\n", memory.of_machine())])
+def test_a_container_may_have_less_than_the_machine(
+    said: str, limit: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "memory.max").write_text(said)
+    monkeypatch.setattr(memory, "_LIMITS", (tmp_path / "memory.max", tmp_path / "missing"))
+    assert memory.of_machine() == limit

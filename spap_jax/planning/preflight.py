@@ -20,7 +20,14 @@ def settings_here(request: Request) -> PruneSettings:
     """
     if request.config.widths or request.settings.allocation != "uniform":
         return request.settings  # of which there is no plan
-    here = _mesh_here()
+    room = _room()
+    if room is None:
+        warn(
+            "JAX does not say how much memory a device here has, as with another allocator than its own, so the run is "
+            "not planned: see spap plan, and name --joint-blocks if joint steps on all blocks need more than there is."
+        )
+        return request.settings
+    here = _mesh_here(room)
     planned = plan(request, here)
     phase, need = planned.peak
     if need > here.accelerator.memory:
@@ -31,11 +38,23 @@ def settings_here(request: Request) -> PruneSettings:
     return planned.request.settings
 
 
-def _mesh_here() -> Mesh:
+def _mesh_here(room: float) -> Mesh:
     count, device = devices.mesh_size(), jax.local_devices()[0]
-    reported = (device.memory_stats() or {}).get("bytes_limit")
-    each = reported or memory.of_machine() / count  # which CPUs share
     # Rates and sizes are those of no accelerator: neither the time nor more devices are asked for.
     platform = device.platform if device.platform in ("cpu", "tpu") else "gpu"
-    kind = Accelerator(device.device_kind, each, 1, 1, 1, 1, sizes=(count,), platform=platform)
+    kind = Accelerator(device.device_kind, room, 1, 1, 1, 1, sizes=(count,), platform=platform)
     return Mesh("this machine", kind, count, devices.model_size())
+
+
+def _room() -> float | None:
+    """Bytes that a device has left for a run, the same in all processes; None if it does not say.
+
+    In a notebook, the model to prune is on the devices already, and so may be others.
+    """
+    device = jax.local_devices()[0]
+    if device.platform == "cpu":
+        left = memory.of_machine() / devices.mesh_size()  # which CPUs share
+    else:
+        about = device.memory_stats() or {}
+        left = about["bytes_limit"] - about.get("bytes_in_use", 0) if "bytes_limit" in about else None
+    return devices.told_to_all(left)

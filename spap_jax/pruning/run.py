@@ -150,9 +150,15 @@ def calibration_chunks(tokens: np.ndarray | TokenBlocks, settings: PruneSettings
         fitted, counted = own[:asked], None if mask is None else mask[:asked]
     else:
         fitted = np.concatenate([own[:asked], further.tokens[:more]])
-        counted = None if mask is None or further.mask is None else np.concatenate([mask[:asked], further.mask[:more]])
+        counted = None
+        if mask is not None or further.mask is not None:
+            counted = np.concatenate([_counting(own, mask)[:asked], _counting(further.tokens, further.mask)[:more]])
     held_out = streams.chunked(own[asked:], most, None if mask is None else mask[asked:])
     return streams.chunked(fitted, most, counted), held_out
+
+
+def _counting(tokens: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+    return np.ones(tokens.shape, bool) if mask is None else mask
 
 
 def joint_sequences(settings: PruneSettings, sequences: int) -> int:

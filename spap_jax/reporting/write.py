@@ -22,9 +22,10 @@ def check_places(places: list[Path], overwrite: bool) -> None:
             that was changed since, may never be replaced.
     """
     for place in places:
-        if os.path.isdir(place):
+        file = real_path(place)
+        if os.path.isdir(file):
             raise UserError(f"{place} is a folder: name a file.")
-        if os.path.exists(place) and not overwrite:
+        if os.path.exists(file) and not overwrite:
             way = f"pass {option('overwrite', True)} to replace it"
             raise UserError(f"{place} exists: name another place, or {way}.")
         check_file(place, COMMAND)

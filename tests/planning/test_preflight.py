@@ -2,7 +2,9 @@
 
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import pytest
 from loads import LLAMA, config_of
 
@@ -54,3 +56,18 @@ def test_a_run_that_fits_or_cannot_be_planned_is_no_cause_for_a_warning(monkeypa
         settings_here(small)
         monkeypatch.setattr(memory, "of_machine", lambda: 1)
         settings_here(request_of(allocation="global"))
+
+
+@pytest.mark.parametrize(("in_use", "together"), [(0, None), (20e9, 16)])
+def test_what_a_notebook_holds_is_not_free(in_use: float, together: int | None, monkeypatch: pytest.MonkeyPatch):
+    stats = {"bytes_limit": 80e9, "bytes_in_use": in_use}
+    gpu = SimpleNamespace(platform="gpu", device_kind="a GPU", memory_stats=lambda: stats)
+    monkeypatch.setattr(jax, "local_devices", lambda: [gpu])
+    assert settings_here(request_of()) == PruneSettings(joint_blocks=together)
+
+
+def test_a_device_that_does_not_say_what_it_has(monkeypatch: pytest.MonkeyPatch):
+    gpu = SimpleNamespace(platform="gpu", device_kind="a GPU", memory_stats=lambda: None)
+    monkeypatch.setattr(jax, "local_devices", lambda: [gpu])
+    with pytest.warns(SpapWarning, match="does not say how much memory"):
+        assert settings_here(request_of()) == PruneSettings()

@@ -109,6 +109,9 @@ def test_a_device_holds_its_share_of_the_weights(two_by_four, layer: dict):
     assert shares(outer["embed"])["tokens"] == shares({"weight": outer["head"]["weight"]})["weight"] == (4, (24, 16))
     whole = devices.to_host(layer)
     jax.tree.map(np.testing.assert_array_equal, whole, jax.tree.map(np.asarray, cases.one_layer(cases.divisible(), 0)))
+    in_parts = [devices.gathered(layer["mlp"]["up"], most) for most in (1, 3 * 16 * 4, 2**30)]  # of 1, 3 and 16 rows
+    for gathered in in_parts:
+        np.testing.assert_array_equal(gathered, whole["mlp"]["up"])
     with devices.use_mesh(8, 8):
         assert shares(placement.shard_params(config, cases.one_layer(cases.divisible(), 0))["attention"])["k"] == (
             1, (16, 4, 2),

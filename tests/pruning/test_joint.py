@@ -1,5 +1,6 @@
 """Joint steps bring the entire model's predictions closer to the dense model's."""
 
+import dataclasses
 import functools
 
 import jax
@@ -162,6 +163,15 @@ def test_text_is_read_again_only_if_there_is_no_other(passes: float, more: int):
         np.testing.assert_array_equal(found.mask.reshape(-1, 8)[: found.real], sequences % 3 > 0)
     assert calibration_chunks(tokens, settings.replace(method="fasp"))[0].real == 12
     assert calibration_chunks(own, settings)[0].real == 12
+
+
+def test_a_mask_of_ones_own_counts_although_further_text_has_none():
+    own, others = np.arange(16 * 8).reshape(16, 8), np.arange(20 * 8).reshape(20, 8)
+    tokens = dataclasses.replace(new_blocks(own, "", 16, None, new_blocks(others, "", 20)), mask=own % 3 > 0)
+    fitted, _ = calibration_chunks(tokens, PruneSettings(held_out=0.25, joint_passes=2))
+    expected = np.concatenate([own[:12] % 3 > 0, np.ones((12, 8), bool)])
+    assert fitted.mask is not None
+    np.testing.assert_array_equal(fitted.mask.reshape(-1, 8)[: fitted.real], expected)
 
 
 def test_every_sequence_is_used_once_before_any_is_used_again():

@@ -36,6 +36,15 @@ def test_what_is_there_is_replaced_only_when_asked(tmp_path: Path) -> None:
     assert files(tmp_path) == {"a.png": b"a", "page.html": b"b"}
 
 
+def test_a_letter_at_home_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "page.html").write_bytes(b"a letter")
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match=r"~/page\.html"):
+            write_all({Path("~/page.html"): b"b"}, overwrite)
+    assert files(tmp_path) == {"page.html": b"a letter"}
+
+
 OTHERS = [
     b"a letter",
     b"<!DOCTYPE html><p>spap report",
