@@ -12,6 +12,7 @@ Names say what happens in JAX's words: ``*_size`` and ``*_spec`` describe the me
 ``shard_map_*`` compute.
 """
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -37,6 +38,12 @@ DATA_SPEC = PartitionSpec(DATA)
 _AT_ONCE = 2**30
 """Bytes that are replicated on every device at once, on their way to the hosts."""
 
+_MEETINGS = itertools.count()
+"""Numbers of the moments at which processes wait for each other; all pass them in the same order."""
+
+_PATIENCE = 86400
+"""Seconds that a process waits for the others, of which the leading one may have much to read or to write."""
+
 _FOR_WEIGHTS = 0.7
 """Maximum fraction of a device's memory for weights; the rest is for what is computed with them."""
 
@@ -44,6 +51,16 @@ _FOR_WEIGHTS = 0.7
 def leads() -> bool:
     """Whether this is the leading process, which prints and writes."""
     return jax.process_index() == 0
+
+
+def meet() -> None:
+    """Waits until all processes have come here; a collective computation waits for some minutes only."""
+    if jax.process_count() == 1:
+        return
+    from orbax.checkpoint import multihost
+
+    everyone = set(range(jax.process_count()))
+    multihost.sync_global_processes(f"meeting {next(_MEETINGS)}", timeout=_PATIENCE, processes=everyone)
 
 
 def broadcast_from_leader(arrays: dict[str, Any]) -> dict[str, Any]:

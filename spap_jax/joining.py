@@ -1,6 +1,7 @@
 """How the processes of one run find each other, and the error messages if they do not."""
 
 import functools
+import os
 import socket
 from concurrent.futures import ThreadPoolExecutor
 
@@ -44,6 +45,7 @@ def join(coordinator: str | None, processes: int | None, process_id: int | None)
         None if coordinator == AUTO else coordinator,
         processes,
         process_id,
+        local_device_ids=_own_devices(),
         initialization_timeout=2 * _JOINING_SECONDS,
         heartbeat_timeout_seconds=_SILENT_SECONDS,
         shutdown_timeout_seconds=_ENDING_SECONDS,
@@ -54,6 +56,16 @@ def join(coordinator: str | None, processes: int | None, process_id: int | None)
         raise UserError(_who_is_missing(coordinator, processes, process_id)) from None
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the processes of the run could not be joined: {first_line(error)}.") from error
+
+
+def _own_devices() -> list[int] | None:
+    """Returns [], so that this process uses all devices of its host, if it is the only one of the run there.
+
+    Under SLURM and Open MPI, JAX gives each process of a host one GPU, also where there is one process for all of them.
+    """
+    alone = os.environ.get("SLURM_NTASKS") == os.environ.get("SLURM_STEP_NUM_NODES", "unknown")
+    alone |= os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1"
+    return [] if alone and "JAX_LOCAL_DEVICE_IDS" not in os.environ else None
 
 
 def check_processes(coordinator: str | None, processes: int | None, process_id: int | None) -> None:

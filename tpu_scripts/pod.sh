@@ -130,12 +130,17 @@ is_gone() {
   [[ $state =~ NOT_FOUND|FAILED|SUSPEND ]]
 }
 
+# Prints the exit code of a worker that ended with an error of its own, for which worker 0 ended too; fails without one.
+error_of_another() {
+  { on_workers all 'cat ~/spap.code' || true; } | grep -x -m 1 -E '[1-9]|[1-6][0-9]|7[0-4]'
+}
+
 new_slice() {
   create && wait_for_slice && install && run
 }
 
 keep() {
-  local code
+  local code restarts=0
   [[ ${#words[@]} -gt 0 ]] || fail "keep needs the words of a spap command after --, for example -- prune MODEL ..."
   [[ " ${words[*]}" =~ " --output"[\ =]"gs://" ]] || fail "keep needs --output gs://..., where finished blocks outlive a slice."
   [[ -n $origin ]] || fail "keep needs --source, a wheel's path or git+https://..."
@@ -146,14 +151,19 @@ keep() {
     code=$(on_workers 0 'cat ~/spap.code') || code=''
     if [[ $dry_run == yes ]]; then
       echo "$code" && delete && return
-    elif [[ -n $code && $code -lt 75 ]]; then # 75: stopped by SIGTERM; above 128: killed
+    elif [[ -n $code && $code -ge 75 ]]; then # 75: stopped by SIGTERM; above 128: killed
+      code=$(error_of_another || echo "$code")
+    fi
+    if [[ -n $code && $code -lt 75 ]]; then
       delete && return "$code"
     fi
     sleep 30 # wait until the state of the slice is up to date
     if is_gone; then
       echo "$name was taken away; requesting another one" >&2
+      restarts=0
       until (delete && new_slice); do sleep 30; done
     elif [[ -n $code ]]; then
+      [[ $((restarts += 1)) -le 5 ]] || fail "the run ended with code $code six times, and $name is still there: see its logs, and delete it."
       run || true # a failure means that the slice is going away, which the next iteration detects
     fi
   done

@@ -46,13 +46,6 @@ from spap_jax.checkpoint.step_file import SUFFIX, Json, read_step, renamed, told
 from spap_jax.errors import UserError
 from spap_jax.models import Params
 
-_MEETINGS = itertools.count()
-"""Numbers of the moments at which processes wait for each other; all pass them in the same order."""
-
-_PATIENCE = 86400
-"""Seconds that a process waits for the others, of which the leading one may have a large result to write."""
-
-
 class Unfinished:
     """The progress of a run: created when it begins, or found as an earlier run left it.
 
@@ -156,7 +149,7 @@ class Unfinished:
         self._behind.wait()
         step = len(self.told)
         if step > self._blocks:
-            _meet()  # all have the state before, so the one before that is of no use any more
+            devices.meet()  # all have the state before, so the one before that is of no use any more
         reports = [*self.told[self._blocks :], told]
         with self._writing:
             if self._stores(step):
@@ -201,7 +194,7 @@ class Unfinished:
 
         All processes have to call this; none removes anything before all do, as the result is not complete before.
         """
-        _meet()
+        devices.meet()
         self._drop()
 
     def _drop(self) -> None:
@@ -217,7 +210,7 @@ class Unfinished:
 
     def remove(self) -> None:
         """Removes everything, once the command has succeeded; call it after the `with` block, in all processes."""
-        _meet()
+        devices.meet()
         clear_folder(self.folder)
 
     def _bring(self, fresh: bool) -> None:
@@ -269,16 +262,6 @@ class Unfinished:
         there = {step: told for step, told in intact.items() if step < self._blocks or step in states}
         count, told = devices.told_to_all(_counting(there, self._blocks))
         return count, told
-
-
-def _meet() -> None:
-    """Waits until all processes have come here."""
-    if jax.process_count() == 1:
-        return
-    from orbax.checkpoint import multihost
-
-    everyone = set(range(jax.process_count()))
-    multihost.sync_global_processes(f"unfinished {next(_MEETINGS)}", timeout=_PATIENCE, processes=everyone)
 
 
 def _write_json(path: Path, what: Any) -> None:

@@ -162,7 +162,7 @@ def _opened(
     """Reads what all runs of a command share."""
     from spap_jax.cli.console import counting, waiting
     from spap_jax.cli.prune_run import Command, perplexity_of
-    from spap_jax.devices import leads
+    from spap_jax.devices import leads, meet
     from spap_jax.placement import shard_params
     from spap_jax.pruning.progress import Progress
     from spap_jax.pruning.sampling import with_samples
@@ -178,6 +178,7 @@ def _opened(
     with counting() as watch:
         if leads() and not (reader.at_address or _read_whole(settings, texts.eval)):
             reader.check_finite(functools.partial(_gigabytes, watch))
+        meet()  # the others do not read all weights
         blocks = with_samples(blocks, whole_model, settings, functools.partial(watch, "sequences written"))
     windows = len(judged.tokens) if judged else 0
     progress = Progress(reader.config, [run.settings for run in wanted], blocks.tokens.shape, windows)

@@ -1,5 +1,6 @@
 """Processes that wait for each other report it at once, and report at the timeout what is missing."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -64,3 +65,25 @@ def test_what_cannot_be_joined(coordinator: str | None, processes: int | None, p
 def test_what_can_be_joined(coordinator: str):
     check_processes(coordinator, 2, 1)
     check_processes("auto", None, None)
+
+
+@pytest.mark.parametrize(
+    ("around", "visible"),
+    [
+        ({"SLURM_NTASKS": "1", "SLURM_STEP_NUM_NODES": "1"}, "all"),
+        ({"SLURM_NTASKS": "1", "SLURM_STEP_NUM_NODES": "2"}, "3"),  # as if there were other processes
+        ({"SLURM_NTASKS": "1", "SLURM_STEP_NUM_NODES": "1", "JAX_LOCAL_DEVICE_IDS": "1,2"}, "1,2"),
+    ],
+)
+def test_under_slurm_a_process_alone_on_its_host_has_all_devices(around: dict[str, str], visible: str):
+    program = """
+from jax._src import xla_bridge
+from spap_jax.joining import join
+join("auto", None, None)
+print(xla_bridge.CUDA_VISIBLE_DEVICES.value)
+"""
+    slurm = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "localhost", "SLURM_PROCID": "0", "SLURM_LOCALID": "3"}
+    port = {"JAX_COORDINATOR_PORT": str(free_port())}
+    command, environment = [sys.executable, "-c", program], os.environ | slurm | port | around
+    said = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert said.stdout.strip() == visible, said.stderr

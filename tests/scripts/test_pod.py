@@ -113,6 +113,7 @@ case "$*" in
     case "$2" in
       *pip*) ;;
       rm*) bash -c "${2%&}" ;;
+      cat*) [[ "$*" == *"--worker all"* && -e ~/spap.code-1 ]] && cat ~/spap.code-1; bash -c "$2" ;;
       *) bash -c "$2" ;;
     esac ;;
 esac
@@ -122,6 +123,7 @@ runs=$(( $(cat ~/runs 2> /dev/null || echo 0) + 1 ))
 echo "$runs" > ~/runs
 echo "run $runs: $*"
 fate=$(sed -n "${runs}p" ~/fates)
+[[ $fate == other ]] && echo 2 > ~/spap.code-1 && exit 75
 [[ $fate == taken ]] && echo SUSPENDED > ~/state
 [[ $fate == gone ]] && rm ~/state && exit 137
 [[ $fate == taken ]] && exit 75
@@ -134,7 +136,8 @@ def kept_going(worker: Path, *fates: str) -> tuple[int, str, list[str]]:
 
     Args:
         worker: Home of the worker, and of the user.
-        fates: The exit code of each run, or "taken" or "gone" if its slice is lost, after a warning or without one.
+        fates: The exit code of each run, or "taken" or "gone" if its slice is lost, after a warning or without one, or
+            "other" if another worker fails.
     """
     for path, text in (
         (worker / "spap" / "bin" / "spap", SPAP),
@@ -167,6 +170,19 @@ def test_keep_ends_with_a_run_that_fails_by_itself(worker: Path):
     code, _, verbs = kept_going(worker, "2")
     assert code == 2
     assert verbs == ["create", "describe", "delete"]
+
+
+def test_keep_ends_with_the_error_of_another_worker(worker: Path):
+    code, _, verbs = kept_going(worker, "75", "other")
+    assert code == 2
+    assert verbs[-1] == "delete"
+
+
+def test_keep_gives_up_a_run_that_ends_again_and_again(worker: Path):
+    code, _, verbs = kept_going(worker, *["134"] * 3, "gone", *["134"] * 7)
+    assert code == 2
+    assert (worker / "runs").read_text() == "10\n"
+    assert verbs[-1] == "describe"  # the slice is left, with its logs
 
 
 @pytest.mark.parametrize(
