@@ -290,7 +290,8 @@ class PruneSettings(_Settings):
             divides the number of all blocks; 0 adjusts all of them. What they change takes 12 bytes for each weight,
             or 16 with moments in float32, which includes the gradient and Adam's moments, divided among all devices.
             By default as many as a plan says the devices have memory for.
-        joint_tokens: Tokens in the minibatch of one joint step, in whole sequences, at least one for each device.
+        joint_tokens: Tokens in the minibatch of one joint step, in whole sequences. Of several devices each has one at
+            least, and they read the text again, since there are as many steps as on one.
             By default 2048, or 512 at low effort.
         joint_learning_rate: Largest size of a joint step, relative to the root mean square of the weights it changes,
             or to each scale of a norm. It rises over the first tenth of the steps and then falls linearly to zero.

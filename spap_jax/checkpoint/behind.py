@@ -27,6 +27,11 @@ class Behind:
         self.wait()
         self._call = self._thread.submit(function, *arguments)
 
+    @property
+    def busy(self) -> bool:
+        """Whether the last call has not ended."""
+        return self._call is not None and not self._call.done()
+
     def wait(self) -> None:
         """Waits for the last call, and raises its error, every time."""
         if self._call is not None:

@@ -173,6 +173,7 @@ class Writer:
         overwrite: bool = False,
         shard_bytes: int = SHARD_BYTES,
         partial: Path | None = None,
+        kept_beside: int = 0,
     ):
         """Prepares for writing; nothing is written before the `with` block begins.
 
@@ -186,6 +187,7 @@ class Writer:
             overwrite: Whether to replace an existing folder that holds only files that this program wrote.
             shard_bytes: Maximum size of a weight file, unless one tensor is larger.
             partial: See `new_folder`.
+            kept_beside: Number of bytes that the run keeps beside the folder until it is complete.
 
         Raises:
             UserError: The dtype is unknown, or config.json has no field for a part of the config.
@@ -200,7 +202,7 @@ class Writer:
         self._tensors = inventory.planned(self._expected, dtypes, dtype)
         self._shard_bytes = shard_bytes
         self.bytes = sum(tensor.bytes for tensor in self._tensors.values())
-        self._output = new_folder(folder, overwrite, self.bytes, partial, source=source.folder)
+        self._output = new_folder(folder, overwrite, self.bytes + kept_beside, partial, source=source.folder)
         self._stack = contextlib.ExitStack()
         self._missing = set(self._expected)
 

@@ -5,10 +5,14 @@
 partial output) and `lock`. It is removed when the run succeeds. For an output at an address it is a copy of the folder
 there (`mirror.py`).
 
-The first L steps of a run on L blocks store a block each, and all stay. Every later step stores a complete state, which
+The first L steps of a run on L blocks store a block each, and all stay. A later step stores a complete state, which
 replaces the one before; training has no others. A step is written in the background and renamed when it is complete: a
 process that is killed loses the step in progress. A step stores a hash of its weights: if it was damaged later, it
 counts as lost.
+
+A state is several times as large as the result, and steps on accelerators may be faster than a disk. So a step whose
+state would have to wait for the one before, or would leave too little room for the result, stores none: a process that
+goes on makes these steps again.
 
 Of several processes, the leading one stores the blocks, and each stores its own part of a state, as its devices hold
 it, in a folder of its own, `.NAME.resume-PROCESS`: no host holds a whole state, and disks need not be shared. A state
@@ -20,10 +24,11 @@ import fcntl
 import hashlib
 import itertools
 import json
+import math
 import os
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -43,8 +48,13 @@ from spap_jax.checkpoint.kept import (
     resume_folder,
 )
 from spap_jax.checkpoint.step_file import SUFFIX, Json, read_step, renamed, told_if_intact, write_step
-from spap_jax.errors import UserError
+from spap_jax.errors import UserError, warn
 from spap_jax.models import Params
+from spap_jax.quantities import bytes_text
+
+_LEFT = 2
+"""How many times the room that the finished blocks take is left for the result, which holds more than the blocks."""
+
 
 class Unfinished:
     """The progress of a run: created when it begins, or found as an earlier run left it.
@@ -78,7 +88,7 @@ class Unfinished:
         self._lock = _locked(self.folder)
         self._writing = threading.Lock()
         self._behind = Behind()
-        self.lost = False
+        self.lost = self._full = False
         self.told: list[Json] = []
         try:
             self._bring(fresh)
@@ -139,35 +149,63 @@ class Unfinished:
         found = read_step(self._file(step)) if self._stores(step) else {}
         return found if step >= self._blocks else devices.broadcast_from_leader(found)
 
-    def add(self, layer: Params, told: Json) -> None:
+    def add(self, kept: Callable[[], Params], told: Json) -> None:
         """Stores the next step; its files are written in the background. All processes have to call this.
 
         Args:
-            layer: The weights of the step's block, which all processes have; or this process's part of a state.
+            kept: Returns the weights of the step's block, which all processes have; or this process's part of a state.
             told: Report of the step, as a JSON value, the same in all processes.
         """
-        self._behind.wait()
         step = len(self.told)
-        if step > self._blocks:
-            devices.meet()  # all have the state before, so the one before that is of no use any more
-        reports = [*self.told[self._blocks :], told]
-        with self._writing:
-            if self._stores(step):
-                self._behind(self._store, step, jax.device_get(layer), reports)
+        if step <= self._blocks or self._is_free():
+            self._behind.wait()
+            reports = [*self.told[self._blocks :], told]
+            with self._writing:
+                if self._stores(step):
+                    self._behind(self._store, step, jax.device_get(kept()), reports)
+                self.told.append(told)
+        else:
             self.told.append(told)
         if step >= self._blocks and platform() == "cpu":
             self._behind.wait()  # a CPU's arrays are on the host: the next steps cannot change in place what is read
+
+    def _is_free(self) -> bool:
+        """Whether all processes have written what they were given, so that they can take another state."""
+        mine = [] if self._behind.busy or self._full else [0]
+        return bool(devices.known_to_all(mine))
 
     def _stores(self, step: int) -> bool:
         """Whether this process stores a part of a step."""
         return step >= self._blocks or devices.leads()
 
     def _store(self, step: int, layer: Params, reports: list[Json]) -> None:
-        """Writes a step, and then removes the state that it makes useless."""
+        """Writes a step, and removes the states that it makes useless; a state only if it leaves room for the result.
+
+        A few times as much room is left as the finished blocks take.
+        """
+        states = sorted(number for number in _numbers(self.folder / STEPS) if number >= self._blocks)
+        if step >= self._blocks:
+            needed = sum(array.nbytes for array in jax.tree.leaves(layer)) + _LEFT * self._stored_blocks()
+            if self._free() < needed and states:
+                self._discard(states.pop())
+            if self._free() < needed:
+                self._full = True
+                warn(
+                    f"the disk of {self.folder.parent} has no room for the state of the steps beside the result "
+                    f"({bytes_text(needed)}), so it is not kept: a run that is interrupted makes all steps again."
+                )
+                return
         self._write(step, layer, reports)
-        useless = step - min(2, jax.process_count())  # others may not have written this state yet
-        if useless >= self._blocks:
+        for useless in states[: 1 - min(2, jax.process_count()) or None]:  # others may not have written this one yet
             self._discard(useless)
+
+    def _free(self) -> float:
+        disk = shutil.disk_usage(self.folder)
+        return disk.free if disk.total else math.inf  # some network file systems report a size of 0
+
+    def _stored_blocks(self) -> int:
+        """Bytes of the finished blocks on this disk."""
+        return sum(self._file(step).stat().st_size for step in _numbers(self.folder / STEPS) if step < self._blocks)
 
     def _write(self, step: int, layer: Params, reports: list[Json]) -> None:
         write_step(self._file(step), layer, reports)

@@ -133,7 +133,7 @@ def _show(planned: "Plan", found: "list[Compiled]") -> None:
         lines = [tables.COMPILED_LEGEND, *tables.too_large(found, planned.room), fits]
     else:
         console.table(*tables.memory_words(planned))
-        for line in (tables.LEGEND, fits, tables.host_line(planned)):
+        for line in (tables.LEGEND, fits, tables.host_line(planned), tables.disk_line(planned)):
             console.out.print(line)
         console.table(*tables.phase_words(planned))
         lines = [tables.time_line(planned)]

@@ -23,6 +23,7 @@ from spap_jax.evaluation.perplexity import check_finite, perplexity
 from spap_jax.model import Model
 from spap_jax.models import DecoderConfig, Params
 from spap_jax.placement import layer_to_host, shard_params, stack_layers
+from spap_jax.planning.memory import block_elements, outer_elements
 from spap_jax.pruning import joint
 from spap_jax.pruning.layer_widths import Widths, allocated
 from spap_jax.pruning.pipeline import prune_layers
@@ -119,7 +120,7 @@ def _write(one: PruneRun, run: Run, command: Command, number: int, store: Unfini
     source = command.reader.source
     with checkpoint.Writer(
         one.output, run.narrow, source, command.reader.dtypes,
-        dtype=command.dtype, overwrite=command.overwrite, partial=store.output,
+        dtype=command.dtype, overwrite=command.overwrite, partial=store.output, kept_beside=_blocks_to_keep(run, command),
     ) as writer:  # fmt: skip
         reports, measured = _prune(run, command, number, store, writer)
         command.reader.check_unchanged()
@@ -128,6 +129,13 @@ def _write(one: PruneRun, run: Run, command: Command, number: int, store: Unfini
         for name, text in pruned_files(report).items():
             writer.file(name, text)
     _summary(report)
+
+
+def _blocks_to_keep(run: Run, command: Command) -> int:
+    """Returns the bytes of the blocks that are stored until the result is complete, in the type of the source."""
+    dense = run.config.layers * block_elements(run.config) + outer_elements(run.config)
+    stored = sum(isinstance(report, LayerReport) for report in run.begun.reports)
+    return command.reader.bytes * (run.config.layers - stored) * block_elements(run.narrow) // dense
 
 
 def _decided(store: Unfinished, choose: Callable[[], Widths]) -> Widths:

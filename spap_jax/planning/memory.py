@@ -317,6 +317,22 @@ def host_memory(load: Workload, host_devices: int) -> Parts:
     return parts
 
 
+def disk_space(load: Workload, host_devices: int) -> Parts:
+    """Bytes on the disk of the first host until the result is complete; states are left out where they do not fit.
+
+    Args:
+        load: The run.
+        host_devices: See ``host_memory``.
+    """
+    blocks = load.weight_bytes * load.narrow.layers * block_elements(load.narrow)
+    parts = {"the result": blocks + load.weight_bytes * outer_elements(load.narrow)}
+    if not load.training:
+        parts["its finished blocks"] = blocks
+    if load.training or load.groups:
+        parts["the state of steps, old and new"] = 2 * host_devices * _state_bytes(load)
+    return parts
+
+
 def _state_bytes(load: Workload) -> float:
     """Bytes of one device's part of the state of joint steps or training, with the best moving weights so far."""
     moments = 4 + 2 * load.moment_bytes

@@ -95,6 +95,7 @@ class Plan:
         mesh: The devices.
         memory: Peak memory of each device in each phase, in bytes by part.
         host: Bytes on each host, by part.
+        disk: Bytes on the disk of the first host until the result is complete, by part.
         read: Bytes of weights that every process reads.
     """
 
@@ -102,6 +103,7 @@ class Plan:
     mesh: Mesh
     memory: dict[str, Parts]
     host: Parts
+    disk: Parts
     read: float
 
     @functools.cached_property
@@ -150,6 +152,7 @@ def plan(request: Request, mesh: Mesh) -> Plan:
         mesh=mesh,
         memory=_device_memory(request, mesh),
         host=memory.host_memory(load, mesh.host_devices),
+        disk=memory.disk_space(load, mesh.host_devices),
         read=read * load.weight_bytes,
     )
 

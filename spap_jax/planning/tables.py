@@ -74,6 +74,12 @@ def host_line(planned: Plan) -> str:
     return f"memory of each host: {total} beside JAX itself ({parts}); every process reads at most {read}"
 
 
+def disk_line(planned: Plan) -> str:
+    """Returns a line on the disk of the first host by part."""
+    parts = ", ".join(f"{name} {bytes_text(size)}" for name, size in planned.disk.items())
+    return f"disk of the first host until the end: {bytes_text(sum(planned.disk.values()))} ({parts})"
+
+
 def time_line(planned: Plan) -> str:
     """Returns a line on the lower bound of the time, and what it does not include."""
     return (
@@ -146,6 +152,7 @@ def as_values(planned: Plan) -> dict[str, Any]:
         "device_memory_bytes": planned.memory,
         "usable_bytes": planned.room,
         "host_memory_bytes": planned.host,
+        "disk_bytes": planned.disk,
         "read_bytes": planned.read,
         "phases": [vars(phase) for phase in planned.phases],
         "seconds": planned.seconds,

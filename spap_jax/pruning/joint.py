@@ -51,21 +51,26 @@ def groups(
 ) -> list[Group]:
     """Returns the groups of blocks in order; each has an equal share of the sequences.
 
+    However many devices there are, there are as many steps as on one, since fewer would lead less far: steps that have
+    more sequences for the devices to share read all of them again, as often as it takes.
+
     Args:
         layers: Number of blocks that move.
-        sequences: Number of sequences that the steps read, repetitions included; without any, there are no groups.
+        sequences: Number of sequences that steps on one device read, repetitions included; without any, there are no
+            groups.
         judged: Number of sequences that a measurement reads.
         length: Tokens in each.
         settings: The pruning settings, resolved.
-        data_size: Number of devices along ``data``; a step has a sequence for each.
+        data_size: Number of devices along ``data``; a step has a sequence for each, if there are as many.
     """
     if not sequences:
         return []
     assert settings.joint_tokens
     count = together(layers, settings)
-    batch = min(sequences, max(data_size, settings.joint_tokens // length))
+    alone = min(sequences, max(1, settings.joint_tokens // length))
     share = count / layers
-    steps = max(1, round(sequences * share / batch))
+    steps = max(1, round(sequences * share / alone))
+    batch = min(sequences, max(data_size, alone))
     checks = min(_CHECKS, _SHARE[settings.effort] * sequences / judged)
     every = -(-steps // max(1, round(checks * share)))
     return [

@@ -49,7 +49,7 @@ def computing() -> dict[str, Any]:
 
 def store_step(unfinished: Unfinished, step: Step) -> None:
     """Stores a step that this run made; all processes must call this."""
-    unfinished.add(step.kept(), dataclasses.asdict(step.report))
+    unfinished.add(step.kept, dataclasses.asdict(step.report))
 
 
 def stored_steps(unfinished: Unfinished, output: str | Path) -> Begun | None:

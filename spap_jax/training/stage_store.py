@@ -33,7 +33,7 @@ def finetune_identity(
 def store_stage(unfinished: Unfinished, stage: Stage) -> None:
     """Stores a stage, unless it is already stored; all processes must call this."""
     if len(stage.checks) > len(unfinished.told):
-        unfinished.add(stage.parts(), dataclasses.asdict(stage.checks[-1]))
+        unfinished.add(stage.parts, dataclasses.asdict(stage.checks[-1]))
 
 
 def stored_stage(unfinished: Unfinished) -> StoredStage | None:

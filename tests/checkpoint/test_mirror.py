@@ -1,5 +1,6 @@
 """An unfinished run whose output is at an address resumes after the loss of the local disk."""
 
+import functools
 import json
 import shutil
 from collections.abc import Callable
@@ -36,7 +37,7 @@ def layer(step: int) -> Params:
 def make(steps: int) -> None:
     with unfinished(OUTPUT, RUN, BLOCKS) as kept:
         for step in range(len(kept.told), steps):
-            kept.add(layer(step), {"step": step})
+            kept.add(functools.partial(layer, step), {"step": step})
 
 
 def look() -> tuple[int, bool]:
@@ -79,7 +80,7 @@ def test_a_step_takes_the_place_of_another_only_when_it_has_arrived(store, lose_
     make(4)
     store.broken = f"put {PLACE}/4.safetensors"
     with pytest.raises(UserError, match="on fire"), unfinished(OUTPUT, RUN, BLOCKS) as kept:
-        kept.add(layer(4), {"step": 4})
+        kept.add(functools.partial(layer, 4), {"step": 4})
     assert not resume_folder(OUTPUT).exists()
     store.broken = ""
     assert look() == (4, False)
@@ -91,7 +92,7 @@ def test_an_error_at_the_last_step_is_not_overlooked(store):
     make(1)
     store.broken = f"put {PLACE}/1.safetensors"
     with pytest.raises(UserError, match="on fire"), unfinished(OUTPUT, RUN, BLOCKS) as kept:
-        kept.add(layer(1), {"step": 1})
+        kept.add(functools.partial(layer, 1), {"step": 1})
 
 
 def test_a_damaged_copy_counts_as_lost(store, lose_disk: Callable[[], None]):

@@ -1,8 +1,10 @@
 """The state that a run keeps for resuming is complete or counts as lost, and belongs to that run alone."""
 
 import contextlib
+import functools
 import json
 import shutil
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,10 +15,11 @@ from safetensors import safe_open
 from tiny_checkpoints import write
 
 from spap_jax.checkpoint import load, save_orbax, step_file
+from spap_jax.checkpoint import unfinished as checkpoint_unfinished
 from spap_jax.checkpoint.fingerprint import fingerprint
 from spap_jax.checkpoint.step_file import read_step, told_if_intact, write_step
 from spap_jax.checkpoint.unfinished import Unfinished, resume_folder
-from spap_jax.errors import UserError
+from spap_jax.errors import SpapWarning, UserError
 from spap_jax.models.decoder import Params
 
 RUN, BLOCKS = {"sparsity": 0.3, "model": "0" * 64}, 3
@@ -40,7 +43,7 @@ def made(output: Path, steps: int) -> Path:
     """Makes the given number of steps in a run and returns the run's folder."""
     with Unfinished(output, RUN, BLOCKS) as unfinished:
         for step in range(len(unfinished.told), steps):
-            unfinished.add(layer(step), told(step))
+            unfinished.add(functools.partial(layer, step), told(step))
     return unfinished.folder
 
 
@@ -99,8 +102,52 @@ def test_a_state_is_on_disk_before_the_next_steps_change_its_arrays(tmp_path: Pa
     """A CPU's arrays are on the host, and the steps are given the very ones that are written."""
     with Unfinished(tmp_path / "out", RUN, BLOCKS) as unfinished:
         for step in range(BLOCKS + 1):
-            unfinished.add(layer(step), told(step))
+            unfinished.add(functools.partial(layer, step), told(step))
         assert (unfinished.folder / "steps" / f"{BLOCKS}.safetensors").exists()
+
+
+def test_steps_do_not_wait_for_a_state_that_is_being_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(checkpoint_unfinished, "platform", lambda: "gpu")
+    go_on, real = threading.Event(), write_step
+
+    def slowly(path: Path, *what):
+        assert go_on.wait(60) or path.stem != str(BLOCKS)
+        real(path, *what)
+
+    made(tmp_path / "out", BLOCKS)
+    monkeypatch.setattr(checkpoint_unfinished, "write_step", slowly)
+    with Unfinished(tmp_path / "out", RUN, BLOCKS) as unfinished:
+        for step in range(BLOCKS, BLOCKS + 3):
+            unfinished.add(functools.partial(layer, step), told(step))
+        go_on.set()
+        assert unfinished.count() == BLOCKS + 1
+        unfinished.add(functools.partial(layer, BLOCKS + 3), told(BLOCKS + 3))
+    assert states_in(unfinished.folder) == [BLOCKS + 3]
+    assert looked_at(tmp_path / "out") == (BLOCKS + 4, False)
+
+
+def states_in(folder: Path) -> list[int]:
+    return sorted(int(path.stem) for path in (folder / "steps").iterdir() if int(path.stem) >= BLOCKS)
+
+
+def test_a_state_leaves_room_for_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Where there is room for one state, the one before goes first; where there is none, steps are not kept."""
+    size = sum(array.nbytes for array in layer(0)["mlp"].values())
+    folder = made(tmp_path / "out", BLOCKS)
+    blocks = sum(path.stat().st_size for path in (folder / "steps").iterdir())
+    disk, free = shutil.disk_usage, [2 * blocks + size]
+    monkeypatch.setattr(
+        checkpoint_unfinished.shutil,
+        "disk_usage",
+        lambda path: disk(path)._replace(free=free[0] - size * len(states_in(folder))),
+    )
+    made(tmp_path / "out", BLOCKS + 2)
+    assert states_in(folder) == [BLOCKS + 1]
+    free[0] -= 1
+    with pytest.warns(SpapWarning, match="has no room for the state of the steps beside the result"):
+        made(tmp_path / "out", BLOCKS + 4)
+    assert states_in(folder) == []
+    assert looked_at(tmp_path / "out") == (BLOCKS, False)
 
 
 def test_nothing_is_left_of_a_run_without_steps_or_one_that_ended(tmp_path: Path):
@@ -108,7 +155,7 @@ def test_nothing_is_left_of_a_run_without_steps_or_one_that_ended(tmp_path: Path
         raise UserError("no data")
     assert not [*tmp_path.iterdir()]
     with Unfinished(tmp_path / "out", RUN, BLOCKS) as unfinished:
-        unfinished.add(layer(0), told(0))
+        unfinished.add(functools.partial(layer, 0), told(0))
     unfinished.remove()
     assert not [*tmp_path.iterdir()]
 

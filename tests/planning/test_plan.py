@@ -14,7 +14,7 @@ from spap_jax.data.blocks import new_blocks
 from spap_jax.data.loading import POOL
 from spap_jax.errors import UserError
 from spap_jax.models import cost
-from spap_jax.models.registry import family_of
+from spap_jax.models.registry import FAMILIES, family_of
 from spap_jax.planning import memory
 from spap_jax.planning.accelerators import Mesh, mesh_named
 from spap_jax.planning.plan import Request, corrected, notes, plan, verdict
@@ -323,3 +323,14 @@ def test_what_cannot_be_divided_is_said():
     assert any("The 10035 channels kept cannot be divided among 4 devices" in note for note in notes(planned))
     with pytest.raises(UserError, match="the 8 devices of v5e-8 cannot be divided into groups of 3"):
         mesh_named("v5e-8").shared_among(3)
+
+
+def test_the_disk_holds_the_result_its_blocks_and_two_states():
+    planned = plan(request_of("llama-3.1-8b"), mesh_named("h100x8"))
+    narrow = planned.request.on(planned.mesh).narrow
+    blocks, result, states = (planned.disk[name] for name in sorted(planned.disk))
+    assert result == 2 * cost.parameters(FAMILIES[narrow.family], narrow).total
+    assert blocks == result - 2 * memory.outer_elements(narrow)
+    assert states == 2 * planned.host["the state, to be stored"]
+    without = plan(request_of("llama-3.1-8b", settings=PruneSettings(joint_passes=0)), mesh_named("h100x8"))
+    assert without.disk == {"the result": result, "its finished blocks": blocks}

@@ -189,7 +189,7 @@ def test_a_budget_is_shared_by_the_blocks():
         plan = joint.groups(layers, 360, 8, 2048, settings, 1)
         assert [group.first for group in plan] == [*range(0, layers, 2)]
         assert sum(group.schedule.steps for group in plan) == pytest.approx(3 * 120 / 2, rel=0.1)
-    for spread, steps, sequences in ((1, 180, 2), (8, 45, 8)):  # a sequence for each device
+    for spread, steps, sequences in ((1, 180, 2), (8, 180, 8)):  # as many steps, with a sequence for each device
         [whole] = joint.groups(32, 360, 8, 2048, settings.replace(joint_blocks=0), spread)
         assert (whole.blocks, whole.schedule.steps, whole.schedule.sequences) == (32, steps, sequences)
 
