@@ -24,6 +24,7 @@ from spap_jax.numerics import first_not_finite
 from spap_jax.placement import layer_to_host, place_params, stack_layers
 from spap_jax.planning.plan import Request
 from spap_jax.planning.preflight import settings_here
+from spap_jax.pruning.ignored import warn_of_ignored
 from spap_jax.pruning.layer_widths import allocated, check_allocation
 from spap_jax.pruning.narrow import pruned_config, warn_of_sparsity
 from spap_jax.pruning.pipeline import prune_layers
@@ -130,6 +131,7 @@ def prune(
     _check_finite(model)
     narrow = pruned_config(model.config, settings)
     check_allocation(model.config, narrow, settings, model_devices)
+    warn_of_ignored(settings, changes)
     warn_of_sparsity(model.config, narrow, settings)
     with use_mesh(devices, model_devices), watching.sampling(progress) as written:
         settings = settings_here(Request(model.config, settings, len(asked), asked.shape[1], stored_bytes))

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec, get_mesh
 
@@ -120,10 +121,10 @@ def _by_rule(config: DecoderConfig, change: Callable[[Rule, Any], Any], layer: P
 
 
 def stack_layers(layers: list[Params]) -> Params:
-    """Stacks layers [L, ...] on the host, and clears the list, so that at most two copies are in memory."""
-    stack = jax.tree.map(lambda *arrays: stacked(arrays), *layers)
+    """Stacks layers [L, ...] on the host, and clears the list, so that only one weight of all is in memory twice."""
+    flat = [flatten_dict(layer, sep="/") for layer in layers]
     layers.clear()
-    return stack
+    return unflatten_dict({name: stacked([each.pop(name) for each in flat]) for name in [*flat[0]]}, sep="/")
 
 
 def place_params(config: DecoderConfig, params: Params, count: int | None = None, sharers: int | None = None) -> Params:

@@ -362,3 +362,10 @@ def test_settings_are_a_value():
     assert set(spap.__all__) <= set(dir(spap))
     with pytest.raises(AttributeError, match="no attribute 'pruned'"):
         _ = spap.pruned  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_what_a_call_asks_for_in_vain_is_told():
+    """Settings that several calls share may have parts that one of them does not use."""
+    common = spap.PruneSettings(rounds=1, joint_passes=2)
+    with pytest.warns(spap.SpapWarning, match="penalty has no effect: the method magnitude has no penalty"):
+        spap.prune(stories(), evaluation(), settings=common, method="magnitude", update="none", penalty=5.0)

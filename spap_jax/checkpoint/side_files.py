@@ -22,7 +22,7 @@ SIDE_FILES = (
 )
 """Side files, which also apply to models that are made from this one."""
 
-ACCOUNTS = ("README.md", "spap_report.json", "spap_finetune.json")
+ACCOUNTS = ("README.md", "spap_report.json", "spap_finetune*.json")
 """The card and the reports: they describe how these weights were made, and apply to no others."""
 
 
@@ -37,8 +37,8 @@ def _fits(name: str, pattern: str) -> bool:
 
 def accounts(folder: Path | None) -> dict[str, bytes]:
     """The contents of the card and the reports that a checkpoint has, by their names."""
-    found = {name: folder / name for name in ACCOUNTS} if folder else {}
-    return {name: file.read_bytes() for name, file in found.items() if file.is_file()}
+    found = [file for pattern in ACCOUNTS for file in sorted(folder.glob(pattern))] if folder else []
+    return {file.name: file.read_bytes() for file in found if file.is_file()}
 
 
 def copy_side_files(source: Path | None, target: Path) -> None:

@@ -35,6 +35,7 @@ def convert(
     from spap_jax.cli.downloads import fetch_models
     from spap_jax.cli.inputs import inputs
     from spap_jax.errors import UserError
+    from spap_jax.pruning.prune_card import converted_files
     from spap_jax.remote import hub_id, is_address
 
     if to == "orbax" and dtype is not None:
@@ -48,7 +49,8 @@ def convert(
     # No weight goes through a device; to Hugging Face's format, they are read when their turn comes to be written.
     with waiting(f"reading {model}"):
         loaded = checkpoint.load(model, checkpoint.on_host if to == "orbax" else checkpoint.as_stored)
-    kept = accounts(loaded.source.folder)
+    size = checkpoint.weight_bytes(loaded, dtype) if dtype else None
+    kept = converted_files(accounts(loaded.source.folder), size, stock=to != "orbax")
     with nullcontext() if is_address(output) else waiting(f"writing {output}"):  # uploads have their own bar
         if to == "orbax":
             checkpoint.save_orbax(loaded, output, overwrite=overwrite, files=kept)

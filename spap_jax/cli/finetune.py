@@ -62,7 +62,8 @@ def finetune(
         teacher: Dense checkpoint whose predictions the model learns: a folder, a hub id or an address. By default the
             model learns to predict the text.
         eval: Text on which to measure perplexity before and after training; the same kinds as --data.
-        sequences: Number of sequences drawn from the data, those that are held out included.
+        sequences: Number of sequences drawn from the data, those that are held out included; if it is long, from its
+            first part, eight times as many.
         sequence_length: Tokens in each sequence. By default as many as the model's positions allow, at most 2048.
         bos: Begin each sequence with the tokenizer's beginning-of-text token. By default only for Gemma, which needs
             it.

@@ -63,6 +63,7 @@ def plan(
     from dataclasses import asdict
 
     from spap_jax import checkpoint
+    from spap_jax.checkpoint.locate import public_name
     from spap_jax.cli import console
     from spap_jax.cli.json_file import check_json_place, write_json
     from spap_jax.cli.texts import chosen_length
@@ -99,7 +100,7 @@ def plan(
     else:
         _compare(plans)
     if json is not None:
-        described = {"model": model, "sequences": sequences, "sequence_length": request.length}
+        described = {"model": public_name(model), "sequences": sequences, "sequence_length": request.length}
         described |= {"settings": asdict(settings), "weight_bytes": weight_bytes}
         described |= {"training": asdict(training)} if training else {}
         described |= {"programs": compiled_values(found)} if compile else {}

@@ -65,7 +65,7 @@ def prune(
         sparsity: Fraction of the MLP channels to remove from every layer, between 0 and 1. Several fractions, separated
             by commas, make one checkpoint each: OUTPUT/sparsity-0.1, OUTPUT/sparsity-0.2 and so on.
         eval: Text on which to measure perplexity before and after pruning; the same kinds as --data.
-        sequences: Number of sequences drawn from the data.
+        sequences: Number of sequences drawn from the data; if it is long, from its first part, eight times as many.
         sequence_length: Tokens in each sequence. By default as many as the model's positions allow, at most 2048.
         bos: Begin each sequence with the tokenizer's beginning-of-text token. By default only for Gemma, which needs
             it.

@@ -119,8 +119,8 @@ def _make(one: PruneRun, run: Run, command: Command, number: int, store: Unfinis
 def _write(one: PruneRun, run: Run, command: Command, number: int, store: Unfinished) -> None:
     source = command.reader.source
     with checkpoint.Writer(
-        one.output, run.narrow, source, command.reader.dtypes,
-        dtype=command.dtype, overwrite=command.overwrite, partial=store.output, kept_beside=_blocks_to_keep(run, command),
+        one.output, run.narrow, source, command.reader.dtypes, dtype=command.dtype, overwrite=command.overwrite,
+        partial=store.output, kept_beside=_blocks_to_keep(run, command),
     ) as writer:  # fmt: skip
         reports, measured = _prune(run, command, number, store, writer)
         command.reader.check_unchanged()

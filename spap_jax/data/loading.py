@@ -52,7 +52,8 @@ def load_tokens(
         sequence_length: Number of tokens in a window, T.
         sequences: Number of windows, B; None takes all of them.
         seed: Seed of the choice of calibration windows.
-        role: Calibration samples windows at random; evaluation takes the first ones in order, from another split.
+        role: Calibration samples windows at random, of long data from the first ones, eight times as many; evaluation
+            takes the first ones in order, from another split.
         vocabulary: Size of the vocabulary, v; token ids must be below it.
         bos: Whether each window begins with the tokenizer's beginning-of-text token, followed by T - 1 tokens of the
             text. By default only with the tokenizer of Gemma, whose models predict badly without. Token ids are
@@ -95,11 +96,13 @@ class _Windows(NamedTuple):
         tokens: [W, T] token ids.
         mask: [W, T] whether each counts, as those that the assistant wrote in conversations; None if all do.
         start: What each begins with, before tokens of the text; None for nothing.
+        more: Whether the data hold more, which was not read.
     """
 
     tokens: np.ndarray
     mask: np.ndarray | None
     start: Start | None
+    more: bool
 
 
 def _windows(
@@ -112,7 +115,7 @@ def _windows(
     bos: bool | None,
 ) -> _Windows:
     """Returns the windows that there are to take from, in order; the arguments are those of `load_tokens`."""
-    name, content, mask, start = opened.name, opened.content, None, None
+    name, content, mask, start, more = opened.name, opened.content, None, None, False
     if isinstance(content, np.ndarray):
         tokenizer = None
         if bos:
@@ -122,20 +125,21 @@ def _windows(
         start = start_of_windows(loaded, bos, sequence_length)
         own = sequence_length - (start is not None)  # tokens of the text in a window
         times = POOL if role == "calibration" else 1
-        content, mask = _read(opened, loaded, start, own, None if sequences is None else times * sequences)
+        content, mask, more = _read(opened, loaded, start, own, None if sequences is None else times * sequences)
     tokens = cut(content, name, sequence_length, sequences, start and start.id)
     check_ids(tokens, name, vocabulary, tokenizer)
     if mask is not None:
         mask = cut(mask, name, sequence_length, sequences, start and 0) > 0
         tokens, mask = _answered(tokens, mask, name, role, sequences)
-    return _Windows(tokens, mask, start)
+    return _Windows(tokens, mask, start, more)
 
 
 def _taken(
     windows: _Windows, chosen: np.ndarray, source: str, role: Role, seed: int, further: TokenBlocks | None = None
 ) -> TokenBlocks:
     """Returns the chosen windows as token blocks, with a description of them."""
-    description = f"{source}: {len(chosen)} of {len(windows.tokens)} windows of {windows.tokens.shape[1]} tokens"
+    there = f"{'the first ' * windows.more}{len(windows.tokens)}"
+    description = f"{source}: {len(chosen)} of {there} windows of {windows.tokens.shape[1]} tokens"
     description += f" that begin with {windows.start.text}" if windows.start else ""
     description += f", seed {seed}" if role == "calibration" else ""
     mask = None if windows.mask is None else windows.mask[chosen]
@@ -146,8 +150,10 @@ def _taken(
 
 def _read(
     opened: Opened, tokenizer: Any, start: Start | None, length: int, windows: int | None
-) -> tuple[np.ndarray, np.ndarray | None]:
+) -> tuple[np.ndarray, np.ndarray | None, bool]:
     """Returns the token ids [N] of text or conversations for a number of windows, and the mask [N] of conversations.
+
+    The last value is whether the data hold more.
 
     Args:
         opened: The data.
@@ -158,9 +164,9 @@ def _read(
     """
     protocol = opened.protocol
     enough = windows and windows * length
-    ids, mask = tokenise(opened.content, opened.name, tokenizer, enough, protocol.special_tokens and not start)
+    ids, mask, more = tokenise(opened.content, opened.name, tokenizer, enough, protocol.special_tokens and not start)
     used = protocol.windows and protocol.windows * length
-    return ids[:used], None if mask is None else mask[:used]
+    return ids[:used], None if mask is None else mask[:used], more
 
 
 def _answered(

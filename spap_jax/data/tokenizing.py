@@ -69,18 +69,19 @@ def start_of_windows(tokenizer: Any, bos: bool | None, length: int) -> Start | N
 
 def tokenise(
     pieces: Iterable[Piece], name: str, tokenizer: Any, enough: int | None, special: bool
-) -> tuple[np.ndarray, np.ndarray | None]:
+) -> tuple[np.ndarray, np.ndarray | None, bool]:
     """Returns token ids [N] of a text in pieces, or of conversations; stops reading once there are `enough`, if given.
 
-    Special tokens, if any, are added once to a text, since its pieces together are a single text. Conversations have
-    those of the chat template, and a mask [N], 1 on what the assistant wrote.
+    The last value is whether there was more to read. Special tokens, if any, are added once to a text, since its pieces
+    together are a single text. Conversations have those of the chat template, and a mask [N], 1 on what the assistant
+    wrote.
     """
     pieces = iter(pieces)
     first = next(pieces, "")
     pieces, encode = _encoder(chain([first], pieces), isinstance(first, Conversation), tokenizer, special)
     ids: list[np.ndarray] = []
     masks: list[np.ndarray] = []
-    count = 0
+    count, more = 0, False
     for piece in pieces:
         try:
             some, mask = encode(piece)
@@ -90,15 +91,16 @@ def tokenise(
         masks += [] if mask is None else [mask]
         count += len(some)
         if enough is not None and count >= enough:
+            more = next(pieces, None) is not None
             break
     if not ids:
         raise UserError(f"{name} holds no text: {LOCAL}")
-    return np.concatenate(ids), np.concatenate(masks) if masks else None
+    return np.concatenate(ids), np.concatenate(masks) if masks else None, more
 
 
 def _encoder(
-    pieces: Iterable[Any], chat: bool, tokenizer: Any, special: bool
-) -> tuple[Iterable[Any], Callable[[Any], tuple[np.ndarray, np.ndarray | None]]]:
+    pieces: Iterator[Any], chat: bool, tokenizer: Any, special: bool
+) -> tuple[Iterator[Any], Callable[[Any], tuple[np.ndarray, np.ndarray | None]]]:
     """Returns what to encode, one after the other, and the function that returns the ids and the mask of each."""
     if chat:
         return pieces, conversations.encoder_of(tokenizer)

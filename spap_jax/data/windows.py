@@ -28,7 +28,7 @@ def cut(ids: np.ndarray, name: str, length: int, asked: int | None, first: int |
     if ids.ndim == 2:
         if ids.shape[1] < length:
             raise UserError(_too_short(name, ids, length))
-        windows = ids[:, :length]
+        windows = ids[:, : ids.shape[1] // length * length].reshape(-1, length)
     else:
         own = length - (first is not None)
         windows = ids[: len(ids) // own * own].reshape(-1, own)

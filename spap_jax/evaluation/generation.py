@@ -160,7 +160,7 @@ def _continue_own(
 
 def generate(
     model: Model,
-    tokens: ArrayLike,
+    tokens: Any,
     max_new_tokens: int = 64,
     *,
     valid: ArrayLike | None = None,
@@ -178,7 +178,7 @@ def generate(
 
     Args:
         model: The model.
-        tokens: Prompts [B, T], padded on the left to a common length.
+        tokens: Prompts [B, T], padded on the left to a common length; or the result of ``load_tokens``.
         max_new_tokens: Maximum number of tokens to generate.
         valid: [B, T], False for padding. By default the prompts have no padding.
         temperature: 0 selects the likeliest token each time; above 0, tokens are sampled, which requires ``key``.
@@ -196,7 +196,7 @@ def generate(
     Raises:
         UserError: the prompts do not fit the model, or a setting is out of its range.
     """
-    model, prompts = checked(model), np.asarray(tokens)
+    model, prompts = checked(model), np.asarray(getattr(tokens, "tokens", tokens))
     mask = np.ones(prompts.shape, bool) if valid is None else np.asarray(valid).astype(bool)
     sampling = Sampling(float(temperature), int(top_k), float(top_p))
     _check_prompts(model.config, prompts, mask, max_new_tokens)

@@ -53,7 +53,8 @@ def _refused_steps(report: "PruneReport") -> list[str]:
 
 
 def _tokens(report: "PruneReport") -> int:
-    return report.calibration.sequences * report.calibration.sequence_length
+    read = report.calibration
+    return (read.sequences + read.further_sequences) * read.sequence_length
 
 
 def _more(report: "PruneReport") -> str:

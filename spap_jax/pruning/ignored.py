@@ -1,6 +1,6 @@
 """Options without effect, because other options disable the step that they belong to."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from spap_jax.errors import option, warn
 from spap_jax.methods import METHODS, update_used
@@ -13,10 +13,17 @@ _JOINT = (
 )  # fmt: skip
 
 
-def warn_of_ignored(settings: PruneSettings) -> None:
-    """Warns of settings that were changed but have no effect in combination with the others."""
+def warn_of_ignored(settings: PruneSettings, asked: Collection[str] | None = None) -> None:
+    """Warns of settings that were changed but have no effect in combination with the others.
+
+    Args:
+        settings: All settings.
+        asked: Names of those that were asked for; by default, those that are not as usual.
+    """
     for names, why in _unused(settings):
-        changed = [option(name) for name in names if getattr(settings, name) != getattr(PruneSettings, name)]
+        usual = PruneSettings()
+        asked_for = [name for name in names if getattr(settings, name) != getattr(usual, name)]
+        changed = [option(name) for name in asked_for if asked is None or name in asked]
         if changed:
             warn(f"{', '.join(changed)} {'has' if len(changed) == 1 else 'have'} no effect: {why}.")
 
@@ -30,7 +37,7 @@ def _unused(settings: PruneSettings) -> Iterator[tuple[tuple[str, ...], str]]:
         yield ("swap_rounds",), f"the method {method} makes no swaps"
     update = update_used(settings)
     if update != "alternate":
-        yield (*_ROUNDS, *_JOINT), f"the update {update} has no rounds and no joint steps"
+        yield ("effort", *_ROUNDS, *_JOINT), f"the update {update} has no rounds and no joint steps"
         return
     if not settings.rounds:
         yield _ROUNDS[1:], "there are no rounds"

@@ -1,7 +1,10 @@
 """The model card of a pruned checkpoint."""
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 from spap_jax.quantities import range_text
-from spap_jax.reporting.schema import PruneReport
+from spap_jax.reporting.schema import PruneReport, parsed
 
 _TEXT = """\
 {head}
@@ -43,12 +46,17 @@ OWN_LOADER = (
 )
 """Note on loading a model whose layers differ in width."""
 
+ORBAX_LOADER = "this Orbax checkpoint loads with spap_jax, and spap convert makes the one that stock tools load"
+"""Note on loading a model in the format of Orbax."""
+
 _UPDATES = {
     "none": "the weights of those kept are as they were (update `none`)",
     "bias": "a bias makes up for the mean of those removed (update `bias`)",
     "refit": "the output projection of those kept was solved for in closed form (update `refit`)",
-    "alternate": "the weights of those kept were recovered by alternating minimisation (update `alternate`)",
+    "alternate": "the output projection of those kept was solved for in closed form{more} (update `alternate`)",
 }
+_ROUNDS = ", and their weights were recovered by alternating minimisation"
+_STEPS = "; then {count} optimizer steps brought the predictions of the whole model nearer to those of the dense one"
 
 
 _HEADS = ", {heads.after} of {heads.before} attention heads and {groups.after} of {groups.before} key/value heads"
@@ -82,8 +90,33 @@ def pruned_files(report: PruneReport) -> dict[str, str]:
     return {"spap_report.json": report.to_json(), "README.md": model_card(report)}
 
 
-def model_card(report: PruneReport) -> str:
-    """Builds the README.md of a pruned checkpoint; every figure comes from the report."""
+def converted_files(files: Mapping[str, bytes], weight_bytes: int | None, stock: bool) -> dict[str, bytes]:
+    """Returns the files beside the weights of a pruned checkpoint for the same model in another form.
+
+    Args:
+        files: The report, the card and other files, by name. Of a card, what `model_card` wrote is written anew.
+        weight_bytes: Bytes of the weights in the new form; None if they are as many as before.
+        stock: Whether stock tools load the new form.
+    """
+    if "spap_report.json" not in files:
+        return dict(files)
+    report = parsed(files["spap_report.json"], PruneReport)
+    size = report.extras.bytes and replace(report.extras.bytes, after=weight_bytes or report.extras.bytes.after)
+    new = replace(report, extras=replace(report.extras, bytes=size))
+    card = files.get("README.md", b"")
+    for was_stock in (True, False):
+        card = card.replace(model_card(report, was_stock).encode(), model_card(new, stock).encode())
+    return {**files, "spap_report.json": new.to_json().encode(), "README.md": card}
+
+
+def model_card(report: PruneReport, stock: bool = True) -> str:
+    """Builds the README.md of a pruned checkpoint; every figure comes from the report.
+
+    Args:
+        report: The report.
+        stock: Whether the checkpoint has the form that stock tools load; Orbax folders have another.
+    """
+    stock &= report.one_width
     model, widths, biases = report.model, report.model.widths, report.model.mlp_bias
     heads, groups = model.heads, model.kv_heads
     fewer_heads = groups.after < groups.before
@@ -94,23 +127,31 @@ def model_card(report: PruneReport) -> str:
     if measured := report.extras.perplexity:
         rows.append((f"perplexity on {measured.data}", f"{measured.before:.3f}", f"{measured.after:.3f}"))
     return _TEXT.format(
-        head=card_head(model.name, "transformers" if report.one_width else "spap-jax", "pruned", "spap-jax"),
+        head=card_head(model.name, "transformers" if stock else "spap-jax", "pruned", "spap-jax"),
         name=model.name,
         version=report.versions["spap-jax"],
         percent=100 * report.removed,
         headline=f" and {100 * groups.removed:.0f} % of its attention heads" if fewer_heads else "",
         heads=_HEADS.format(heads=heads, groups=groups) if fewer_heads else "",
-        loaders=_loaders(report, fewer_heads),
-        code=_STOCK_CODE if report.one_width else _OWN_CODE,
+        loaders=_loaders(report, fewer_heads) if stock or not report.one_width else f"; {ORBAX_LOADER}",
+        code=_STOCK_CODE if stock else _OWN_CODE,
         before=range_text(widths.before),
         after=range_text(widths.after),
         architecture=model.architecture,
         but=" but for added biases in the MLP" if biases.after and not biases.before else "",
         selection=report.method.selection,
-        update=_UPDATES[report.method.update],
+        update=_recovered(report),
         rows="\n".join(f"| {' | '.join(row)} |" for row in rows),
         calibration=report.calibration.description,
     )
+
+
+def _recovered(report: PruneReport) -> str:
+    """Says how the weights that stay make up for the others."""
+    rounds = any(layer.rounds for layer in report.layers)
+    steps = max((check.step for check in report.joint if check.taken), default=0)
+    said = _UPDATES[report.method.update]
+    return said.format(more=_ROUNDS * rounds + _STEPS.format(count=steps) * bool(steps))
 
 
 def _loaders(report: PruneReport, fewer_heads: bool) -> str:

@@ -118,6 +118,7 @@ def side_by_side(runs: Sequence[RunReports]) -> Table:
         "pruned": [decimals(found.after) if found else NOTHING for found in measured],
         "change": [_perplexity_change(found) if found else NOTHING for found in measured],
         "trained": [decimals(found.after) if found else NOTHING for found in trained],
+        "measured on": [_data(*each) for each in zip(measured, trained, strict=True)],
         "parameters": [count_text(run.pruned.model.parameters.after) for run in runs],
         "weights on disk": [bytes_text(size.after) if size else NOTHING for size in sizes],
         "prefill speed": [f"{found.speed_up.prefill:.3f}x" if found else NOTHING for found in speeds],
@@ -125,12 +126,17 @@ def side_by_side(runs: Sequence[RunReports]) -> Table:
         "seconds": [f"{sum(run.pruned.seconds.values()):.1f}" for run in runs],
         **{name: [value_text(run.pruned.settings.get(name)) for run in runs] for name in settings},
     }
-    if len(set(columns["model"])) == 1:
-        del columns["model"]
+    for name in ("model", "measured on"):
+        if len({*columns[name]} - {NOTHING}) < 2:
+            del columns[name]
     shown = {name: cells for name, cells in columns.items() if set(cells) != {NOTHING}}
-    return Table(
-        "The runs side by side", tuple(shown), tuple(zip(*shown.values(), strict=True)), ("model", "method", "update")
-    )
+    words = ("model", "measured on", "method", "update")
+    return Table("The runs side by side", tuple(shown), tuple(zip(*shown.values(), strict=True)), words)
+
+
+def _data(*measured: Perplexities | None) -> str:
+    """Names the data of perplexities, which are compared with none on other data."""
+    return "; ".join(dict.fromkeys(found.data for found in measured if found)) or NOTHING
 
 
 def layers(report: PruneReport) -> Table:

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from spap_jax.pruning.prune_card import card_head
+from spap_jax.checkpoint.side_files import accounts
+from spap_jax.pruning.prune_card import card_head, converted_files
 from spap_jax.reporting.schema import FinetuneReport
 
-_PRUNED = "spap_report.json"
-"""File name of the pruning report."""
+_PRUNED, _TRAINED, _EARLIER = "spap_report.json", "spap_finetune.json", "spap_finetune-{number}.json"
+"""File names of the pruning report, that of the last training, and those of earlier ones."""
 
 _NEW = """\
 {head}
@@ -36,21 +37,22 @@ def trained_files(report: FinetuneReport, folder: Path | None) -> dict[str, str]
         report: The report of the training.
         folder: The checkpoint that was trained.
     """
-    files = {"spap_finetune.json": report.to_json(), "README.md": trained_card(report, folder)}
-    if folder and (folder / _PRUNED).is_file():
-        files[_PRUNED] = (folder / _PRUNED).read_text(encoding="utf-8")
-    return files
+    there = converted_files(accounts(folder), None, stock=True)
+    files = {name: content.decode() for name, content in there.items()}
+    card = files.pop("README.md", "")
+    if earlier := files.pop(_TRAINED, None):  # this is not the first training
+        name = _EARLIER.format(number=1 + sum(name != _PRUNED for name in files))
+        files[name], card = earlier, card.replace(f"`{_TRAINED}`", f"`{name}`")
+    return files | {_TRAINED: report.to_json(), "README.md": trained_card(report, card)}
 
 
-def trained_card(report: FinetuneReport, folder: Path | None) -> str:
+def trained_card(report: FinetuneReport, card: str) -> str:
     """Returns the README.md of a trained checkpoint; every figure comes from the report.
 
     Args:
         report: The report of the training.
-        folder: The checkpoint that was trained; its card is kept if SPAP-JAX wrote it.
+        card: The card of the checkpoint that was trained, if it has one, which is kept if SPAP-JAX wrote it.
     """
-    there = folder / "README.md" if folder else None
-    card = there.read_text(encoding="utf-8") if there and there.is_file() else ""
     ours = "\n- spap-jax\n" in card
     held_out = report.held_out
     rows = [(f"loss on held-out sequences ({report.objective})", held_out["before"], held_out["after"])]

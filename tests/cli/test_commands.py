@@ -126,7 +126,7 @@ class TestPruneOfTheBundledModel:
         assert "keeps 256 of 320 MLP channels" in card
         assert "| perplexity on " in card
         assert "is as it was, so stock tools load it" in " ".join(card.split())
-        assert "`spap`; the weights of those kept were recovered by alternating minimisation" in card
+        assert "`spap`; the output projection of those kept was solved for in closed form, and their weights" in card
 
     def test_eval_agrees_with_the_report(self, stories: Path, tmp_path: Path, capsys):
         report = json.loads((stories / "spap_report.json").read_text())

@@ -101,6 +101,33 @@ def test_orbax_folders_are_trained_like_others(dense: Path, pruned: Path, ids: P
         assert said.code == 0, said.err
     one, two = weights(work / "one"), weights(work / "two")
     assert all(np.array_equal(one[name], two[name]) for name in one.keys() | two.keys())
+    cards = [(work / name / "README.md").read_text() for name in ("pruned", "two", "half")]
+    assert ["\nlibrary_name: spap-jax\n" in card for card in cards] == [True, False, False]
+    assert ["spap_jax.load(" in card for card in cards] == [True, False, False]
+    assert cards[1].startswith(cards[2])
+
+
+def test_a_converted_checkpoint_is_described_as_it_is(pruned: Path, capsys):
+    half = pruned.parent / "bfloat16"
+    words = ("--to", "huggingface", "--dtype", "bfloat16", "--output", half)
+    assert spap(capsys, "convert", pruned, *words).code == 0
+    before, after = (json.loads((each / "spap_report.json").read_text()) for each in (pruned, half))
+    sizes = [report["extras"].pop("bytes") for report in (before, after)]
+    assert sizes[1] == sizes[0] | {"after": sizes[0]["after"] // 2}
+    assert after == before
+    rows = [line for line in (half / "README.md").read_text().splitlines() if line.startswith("| bytes of weights")]
+    assert rows == [f"| bytes of weights | {sizes[0]['before']:,} | {sizes[1]['after']:,} |"]
+
+
+def test_every_training_has_its_report(dense: Path, pruned: Path, ids: Path, capsys):
+    work, words = pruned.parent, ("--data", ids, *QUICK)
+    for before, after in (("half", "one"), ("one", "two"), ("two", "three")):
+        assert spap(capsys, "finetune", work / before, *words, "--output", work / after).code == 0
+    files = {name: (work / "three" / f"spap_finetune{name}.json").read_bytes() for name in ("-1", "-2", "")}
+    assert files["-1"] == (work / "one" / "spap_finetune.json").read_bytes()
+    assert files["-2"] == (work / "two" / "spap_finetune.json").read_bytes()
+    told = re.findall(r"the loss of every step are in `(.*?)`", (work / "three" / "README.md").read_text())
+    assert told == ["spap_finetune-1.json", "spap_finetune-2.json", "spap_finetune.json"]
 
 
 def test_a_run_that_makes_it_worse_says_so_and_changes_nothing(dense: Path, ids: Path, tmp_path: Path, capsys):
@@ -125,7 +152,7 @@ def test_a_run_that_makes_it_worse_says_so_and_changes_nothing(dense: Path, ids:
         (("--learning-rate", "-1"), "--learning-rate must be positive"),
         (("--lora-rank", "33"), "updates of rank 33 are no smaller than the weights of a model of width 32: lower"),
         (("--sequences", "1"), "training needs at least two sequences"),
-        (("--sequences", "17"), "not the 17 asked for"),
+        (("--sequences", "65"), "not the 65 asked for"),
         (("--teacher", STORIES), "the teacher has a vocabulary of 512 tokens and the model one of 97"),
         (("--teacher", "./none"), "there is no folder"),
         (("--devices", "9"), "9 devices are asked for"),

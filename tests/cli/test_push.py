@@ -65,7 +65,11 @@ def test_weights_that_were_there_go_with_the_same_commit(pruned: Path):
     old = ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
     with serving() as hub:
         hub.there = (*old, "model.safetensors", "notes.md")
-        said = push(pruned, REPO, endpoint=hub.endpoint)
+        hub.models.add(REPO)
+        refused = push(pruned, REPO, endpoint=hub.endpoint)
+        assert f"hf://{REPO} exists" in sentence(refused)
+        assert not hub.commits
+        said = push(pruned, REPO, "--overwrite", endpoint=hub.endpoint)
     assert said.code == 0, said.err
     (files,) = hub.commits
     assert {name for name, content in files.items() if content is None} == set(old)

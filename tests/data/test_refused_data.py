@@ -120,10 +120,14 @@ def test_an_archive_is_no_array(tmp_path):
         ),
         (
             np.ones((1, 99), int),
-            {},
-            "make 1 window of 10, not the 7 asked for: use sequences=1 at most, or more text; if",
+            {"sequences": 12},
+            "make 9 windows of 10, not the 12 asked for: use sequences=9 at most, or more text; if",
         ),
-        (np.ones((1, 99), int), {}, "if its shape [1, 99] is to be one stream of tokens, save it with a single axis"),
+        (
+            np.ones((1, 99), int),
+            {"sequences": 12},
+            "if its shape [1, 99] is to be one stream of tokens, save it with a",
+        ),
         (
             WORDS,
             {"vocabulary": 20},

@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
-from data_cases import TEXTS, VOCABULARY, WORDS, read, refused, write_parquet
+from data_cases import JOINED, TEXTS, VOCABULARY, WORDS, read, refused, write_parquet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from spap_jax.data import tokenizing
 from spap_jax.data.loading import POOL
 from spap_jax.data.tokenizing import _chunks
 
@@ -99,3 +100,18 @@ def test_first_tokens_that_cannot_be(tokenizer):
     assert "names no beginning-of-text token" in refused(TEXTS, alone, bos=True)
     assert "need room for text: give sequence_length=2" in refused(TEXTS, tokenizer, bos=True, sequence_length=1)
     assert "leave out bos" in refused(WORDS, tokenizer, bos=True)
+
+
+def test_all_of_a_long_sequence_is_used():
+    ids = np.arange(4 * 35).reshape(4, 35)
+    blocks = read(ids, sequence_length=10, sequences=None, role="evaluation")
+    np.testing.assert_array_equal(blocks.tokens, ids[:, :30].reshape(12, 10))
+    drawn = read(ids, sequence_length=10, sequences=12)
+    assert {*drawn.tokens[:, 0]} == {*blocks.tokens[:, 0]}
+
+
+@pytest.mark.parametrize(("copies", "said"), [(1, "3 of 30 windows"), (2, "3 of the first 30 windows")])
+def test_what_was_not_read_is_told(copies: int, said: str, tokenizer, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tokenizing, "CHUNK", len(JOINED))
+    found = read([JOINED + " "[: copies - 1]] * copies, tokenizer, sequences=3)
+    assert said in found.description

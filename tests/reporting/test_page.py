@@ -82,6 +82,8 @@ def test_a_run_that_was_trained_since_says_so(tmp_path: Path) -> None:
     assert look.text.replace("\N{NARROW NO-BREAK SPACE}", " ").count(words) == 1
     head, *rows = look.tables[0]
     assert [row[head.index("trained")] for row in rows] == [DASH, "7.5000"]
+    first, second = (row[head.index("measured on")] for row in rows)
+    assert second == f"{first}; a third text"
     assert "Trained since" not in render(read_runs(folders[:1]))[0]
     (folders[1] / "spap_finetune.json").write_text(trained.to_json()[:-20])
     with pytest.raises(UserError, match=r"spap_finetune.json is cut off, or not what this version's spap finetune"):
