@@ -82,7 +82,7 @@ class Reader:
         self._elsewhere = AtAddress.of(folder)
         self.at_address = self._elsewhere is not None
         self._files = TensorFiles.open(folder, self._elsewhere)
-        self._stored = inventory.stored_names(self._files, self.family)
+        self._stored = inventory.stored_names(self._files, self.family, self.config.tied)
         head_stored = self.config.tied and HEAD in self._stored
         expected = inventory.expected_tensors(self.config, head_stored)
         inventory.check_inventory(name, self._files, self._stored, expected)

@@ -60,8 +60,15 @@ def planned(expected: dict[str, Expected], dtypes: Mapping[str, str], dtype: str
     }
 
 
-def stored_names(files: TensorFiles, family: Family) -> dict[str, str]:
+def stored_names(files: TensorFiles, family: Family, tied: bool) -> dict[str, str]:
     """Maps full names to names in the files, without buffers that are recomputed.
+
+    Where the embedding is tied to the head, a file may hold either of the two names.
+
+    Args:
+        files: The files.
+        family: The family of the model.
+        tied: Whether the embedding is tied to the head.
 
     Raises:
         UserError: Two names mean the same tensor.
@@ -75,6 +82,9 @@ def stored_names(files: TensorFiles, family: Family) -> dict[str, str]:
             )
         if full is not None:
             stored[full] = name
+    embedding = next(rule.theirs for rule in family.rules if rule.ours == "embed/tokens")
+    if tied and embedding not in stored and HEAD in stored:
+        stored[embedding] = stored.pop(HEAD)
     return stored
 
 

@@ -120,7 +120,9 @@ def _cached(repo: str) -> Path | None:
 
 
 def _has_tokenizer(folder: Path) -> bool:
-    return bool(matching([file.name for file in folder.iterdir()], ("tokenizer*", "vocab*", "spiece.model")))
+    return bool(
+        matching([file.name for file in folder.iterdir()], ("tokenizer*", "vocab*", "spiece.model", "tekken.json"))
+    )
 
 
 def _download(repo: str) -> Path:

@@ -15,6 +15,7 @@ SIDE_FILES = (
     "chat_template*",
     "additional_chat_templates/*.jinja",
     "*.tiktoken",
+    "tekken.json",
     "spiece.model",
     "LICENSE*",
     "NOTICE*",

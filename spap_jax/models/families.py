@@ -54,7 +54,6 @@ class Family:
         rules: Every tensor that a model of the family may have; the config decides which of them exist.
         reaches: Computes the fields ``reaches`` and ``layer_reaches`` from a parsed config.json and the fields read
             from it.
-        bare_prefix: Prefix of tensor names in checkpoints saved without the head, and its full form.
         recomputed: Pattern of buffers that old checkpoints store and that are recomputed from the config.
         heads_divide_width: Whether transformers refuses a width that is not a multiple of the number of heads, even
             if head_dim is given.
@@ -71,7 +70,6 @@ class Family:
     derived: Callable[[dict[str, Any]], dict[str, Any]] = lambda read: {}
     accepted: Mapping[str, Callable[[Any], bool]] = dataclasses.field(default_factory=dict)
     inert: frozenset[str] = frozenset()
-    bare_prefix: tuple[str, str] = ("", "")
     recomputed: str = r"(?!)"
     heads_divide_width: bool = False
 
@@ -147,11 +145,13 @@ class Family:
         return next((rule.letters for rule in self.rules if rule.ours == path), [])
 
     def canonical(self, name: str) -> str | None:
-        """Returns the full name of a checkpoint's tensor; None for a buffer that is recomputed."""
+        """Returns the full name of a checkpoint's tensor; None for a buffer that is recomputed.
+
+        A checkpoint that was saved without the head has names without the first part, which transformers adds too.
+        """
         if re.search(self.recomputed, name):
             return None
-        bare, full = self.bare_prefix
-        return full + name[len(bare) :] if bare and name.startswith(bare) else name
+        return name if name.startswith(("model.", "lm_head.")) else f"model.{name}"
 
 
 @functools.lru_cache(maxsize=64)

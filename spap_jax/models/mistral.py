@@ -5,6 +5,7 @@ from typing import Any
 from spap_jax.models.config import Reach
 from spap_jax.models.families import Family, Field
 from spap_jax.models.llama import CONSTANTS, FIELDS, RULES
+from spap_jax.models.published import absent
 from spap_jax.models.rope import read_rope
 
 
@@ -21,6 +22,7 @@ MISTRAL = Family(
     | {"kv_heads": Field("num_key_value_heads", 8, absent=lambda read: read["heads"])}
     | {"window": Field("sliding_window", 4096, absent=lambda read: None)}
     | {"positions": Field("max_position_embeddings", 131072)},
+    accepted={"layer_types": absent},  # with any, transformers takes another class, which has no window
     constants=CONSTANTS | {"qkv_bias": False, "output_bias": False, "mlp_bias": False},
     rules=RULES,
     reaches=reaches,

@@ -62,5 +62,4 @@ OPT = Family(
         Rule("model.decoder.project_out.weight", "head/project_out", "e d -> d e"),
         Rule("lm_head.weight", "head/weight", "v e -> v e"),
     ),
-    bare_prefix=("decoder.", "model.decoder."),
 )

@@ -130,6 +130,7 @@ REASONS: Mapping[str, str] = {
     "quantization_config": "this checkpoint is quantised (quantization_config is set), and pruning needs the weights "
     "themselves: start from the unquantised checkpoint.",
     "auto_map": "this checkpoint brings code of its own (auto_map is set), which is never run, so what the model "
-    "computes is unknown: start from a checkpoint that transformers loads without trust_remote_code.",
+    "computes is unknown: start from a checkpoint without it, or take auto_map out of config.json if transformers' own "
+    "class computes this model.",
 }
 """Specific error messages for unsupported values of some of these fields."""

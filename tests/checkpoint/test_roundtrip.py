@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 from safetensors.numpy import load_file
+from safetensors.torch import save_file
 from tiny_checkpoints import VARIANTS, dtypes, edit_config, edit_tensors, raw_tensors, state, write, write_bin
 
 from spap_jax.checkpoint import Reader, Writer, is_orbax, load, load_orbax, save, save_orbax
@@ -148,6 +149,21 @@ def test_old_torch_files_and_old_names(tmp_path: Path):
     torch.save(bare, folder / "pytorch_model.bin")
     save(load(folder), tmp_path / "out")
     assert raw_tensors(tmp_path / "out") == raw_tensors(tmp_path / "in")
+
+
+@pytest.mark.parametrize("others", ["model.", "lm_head."])
+def test_names_as_transformers_takes_them_too(others: str, tmp_path: Path):
+    """A model that was saved without its head has no first part in its names; a tied embedding may be called the head."""
+    folder = write("llama_tied", tmp_path / "in")
+    expected, tensors = load(folder), state("llama_tied")
+    if others == "model.":
+        tensors = {name.removeprefix(others): tensor for name, tensor in tensors.items()}
+    else:
+        tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    assert same_arrays(load(folder).params, expected.params)
+    save(load(folder), tmp_path / "out")
+    assert sorted(raw_tensors(tmp_path / "out")) == sorted(state("llama_tied").keys() - {"lm_head.weight"})
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -251,3 +251,12 @@ def test_the_tables_know_every_field_that_transformers_reads(family: Family):
     assert {"hidden_size", "vocab_size"} <= declared
     assert "is_causal" in read
     assert declared | read <= family.known | OF_OTHER_MODELS
+
+
+def test_mistral_with_kinds_of_layers_is_another_model():
+    """For transformers it is Ministral, whose layers have windows as this list says, and not as sliding_window does."""
+    theirs = json.loads((CONFIGS / "mistral-7b-instruct-v0.1.json").read_text()) | {
+        "layer_types": ["full_attention"] * 32
+    }
+    with pytest.raises(UserError, match="layer_types"):
+        FAMILIES["mistral"].read_config(theirs)
