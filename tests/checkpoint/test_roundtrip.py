@@ -153,7 +153,7 @@ def test_old_torch_files_and_old_names(tmp_path: Path):
 
 @pytest.mark.parametrize("others", ["model.", "lm_head."])
 def test_names_as_transformers_takes_them_too(others: str, tmp_path: Path):
-    """A model that was saved without its head has no first part in its names; a tied embedding may be called the head."""
+    """A model that was saved without its head has shorter names, and a tied embedding may be called the head."""
     folder = write("llama_tied", tmp_path / "in")
     expected, tensors = load(folder), state("llama_tied")
     if others == "model.":
