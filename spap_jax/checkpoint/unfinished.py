@@ -160,9 +160,10 @@ class Unfinished:
         if step <= self._blocks or self._is_free():
             self._behind.wait()
             reports = [*self.told[self._blocks :], told]
+            given = jax.device_get(kept())  # in all processes, as a block may be gathered from them
             with self._writing:
                 if self._stores(step):
-                    self._behind(self._store, step, jax.device_get(kept()), reports)
+                    self._behind(self._store, step, given, reports)
                 self.told.append(told)
         else:
             self.told.append(told)
