@@ -15,7 +15,7 @@ import numpy as np
 from spap_jax.data.blocks import mask_of
 from spap_jax.devices import use_mesh
 from spap_jax.errors import UserError
-from spap_jax.evaluation.perplexity import check_length, compare
+from spap_jax.evaluation.perplexity import check_batch, check_length, compare
 from spap_jax.evaluation.perplexity import perplexity as window_perplexity
 from spap_jax.model import Model, checked
 from spap_jax.models import DecoderConfig, Params, decoder
@@ -230,6 +230,7 @@ def _entered(model: Model, tokens: Any, layer: int, batch_tokens: int) -> tuple[
     if not isinstance(layer, int | np.integer) or not 0 <= layer < model.config.layers:
         raise UserError(f"layer must be a whole number from 0 to {model.config.layers - 1}, not {layer!r}.")
     blocks = token_blocks(tokens, model.config)
+    check_batch(batch_tokens)
 
     def enter(index: int, stream: Streams) -> tuple[DecoderConfig, Params, Streams]:
         config = model.config.of_layer(index)

@@ -369,3 +369,14 @@ def test_what_a_call_asks_for_in_vain_is_told():
     common = spap.PruneSettings(rounds=1, joint_passes=2)
     with pytest.warns(spap.SpapWarning, match="penalty has no effect: the method magnitude has no penalty"):
         spap.prune(stories(), evaluation(), settings=common, method="magnitude", update="none", penalty=5.0)
+
+
+@pytest.mark.parametrize("measure", [spap.perplexity, functools.partial(spap.hidden, layer=0)])
+def test_something_has_to_pass_at_once(measure):
+    with pytest.raises(spap.UserError, match="batch_tokens must be a whole number of at least 1, not -3"):
+        measure(stories(), evaluation(), batch_tokens=-3)
+
+
+def test_the_loaded_tokens_can_be_continued():
+    blocks = new_blocks(evaluation()[:1, :8], "", 1)
+    np.testing.assert_array_equal(spap.generate(stories(), blocks, 2), spap.generate(stories(), blocks.tokens, 2))

@@ -197,7 +197,8 @@ class Unfinished:
                 )
                 return
         self._write(step, layer, reports)
-        for useless in states[: 1 - min(2, jax.process_count()) or None]:  # others may not have written this one yet
+        still = min(2, jax.process_count()) - 1  # others may not have written this one yet
+        for useless in states[: len(states) - still]:
             self._discard(useless)
 
     def _free(self) -> float:

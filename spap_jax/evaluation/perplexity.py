@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from spap_jax import devices
-from spap_jax.errors import NotFiniteError, UserError
+from spap_jax.errors import NotFiniteError, UserError, option
 from spap_jax.model import Model
 from spap_jax.models import DecoderConfig, Params, decoder
 from spap_jax.numerics import full_precision, sliced, to_slice
 from spap_jax.placement import shard_params
+from spap_jax.settings import is_count
 from spap_jax.training.objective import Predictor, loss_sum, next_tokens, token_groups
 
 
@@ -122,6 +123,16 @@ def check_finite(value: float, name: str) -> None:
         )
 
 
+def check_batch(batch_tokens: int) -> None:
+    """Checks the number of tokens that pass through a model at once.
+
+    Raises:
+        UserError: it is not a whole number of at least 1.
+    """
+    if not is_count(batch_tokens):
+        raise UserError(f"{option('batch_tokens')} must be a whole number of at least 1, not {batch_tokens!r}.")
+
+
 def check_windows(measure: str, tokens: np.ndarray) -> np.ndarray:
     """Returns windows [B, T] as int32.
 
@@ -153,6 +164,7 @@ def window_batches(
 
     The last batch is padded with windows that do not count, so that all batches share one compilation.
     """
+    check_batch(batch_tokens)
     shares = devices.data_size()
     each = min(-(-len(tokens) // shares), max(1, batch_tokens // tokens.shape[1]))
     batch = shares * each

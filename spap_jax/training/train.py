@@ -140,7 +140,7 @@ def check(model: Model, tokens: np.ndarray, teacher: Model | None, settings: Fin
     if not settings.full and settings.rank > model.config.width:
         raise UserError(
             f"updates of rank {settings.rank} are no smaller than the weights of a model of width "
-            f"{model.config.width}: lower --lora-rank, or train all weights with --full."
+            f"{model.config.width}: lower {option('lora_rank')}, or train all weights with {option('full', True)}."
         )
     if teacher is None:
         return
