@@ -34,6 +34,14 @@ def stories(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("stories") / "out [of 2]"
 
 
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first tenth of the evaluation text."""
+    path = tmp_path_factory.mktemp("judged") / "judged.txt"
+    path.write_text(EVALUATION.read_text("utf-8")[:28_000], "utf-8")
+    return path
+
+
 def config_of(folder: Path) -> dict:
     return json.loads((folder / "config.json").read_text())
 
@@ -41,14 +49,16 @@ def config_of(folder: Path) -> dict:
 class TestPruneOfTheBundledModel:
     """Tests that run in order: the first one writes the output that the others inspect."""
 
-    def test_it_prunes_with_settings_of_a_file_that_flags_override(self, stories: Path, tmp_path: Path, capsys):
+    def test_it_prunes_with_settings_of_a_file_that_flags_override(
+        self, stories: Path, judged: Path, tmp_path: Path, capsys
+    ):
         settings = tmp_path / "settings.toml"
         settings.write_text(
             "round-to = 64\nsparsity = 0.6\nrounds = 1\nsteps = 5\nsequences = 16\nsequence-length = 64\n"
             "joint-passes = 1\njoint-tokens = 256\n"
         )
         words = ("prune", STORIES, "--output", stories, "--data", CALIBRATION, "--config", settings)
-        said = spap(capsys, *words, "--sparsity", "0.3", "--eval", EVALUATION, "--sequences=16")
+        said = spap(capsys, *words, "--sparsity", "0.3", "--eval", judged, "--sequences=16")
         assert said.code == 0
         lines = said.out.splitlines()
         assert lines[0] == "llama-stories: 20 % of the MLP channels (30 % asked for) removed"
@@ -128,10 +138,10 @@ class TestPruneOfTheBundledModel:
         assert "is as it was, so stock tools load it" in " ".join(card.split())
         assert "`spap`; the output projection of those kept was solved for in closed form, and their weights" in card
 
-    def test_eval_agrees_with_the_report(self, stories: Path, tmp_path: Path, capsys):
+    def test_eval_agrees_with_the_report(self, stories: Path, judged: Path, tmp_path: Path, capsys):
         report = json.loads((stories / "spap_report.json").read_text())
         found = tmp_path / "found.json"
-        words = ("--data", EVALUATION, "--sequence-length", "64", "--devices", "4", "--model-devices", "2")
+        words = ("--data", judged, "--sequence-length", "64", "--devices", "4", "--model-devices", "2")
         said = spap(capsys, "eval", stories, *words, "--json", found)
         assert said.code == 0
         read = json.loads(found.read_text())
