@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -309,15 +308,3 @@ def test_a_command_imports_pytorch_for_weights_in_its_format_alone(tmp_path: Pat
     assert [run.pop() for run in runs] == ["False", "True"]
     safely, unpickled = ([re.sub(r"[\d.]+ s\)", "", line) for line in run] for run in runs)
     assert safely == unpickled
-
-
-def test_a_killed_run_leaves_only_what_the_next_goes_on_from(tmp_path: Path):
-    run = process("prune", STORIES, "--output", tmp_path / "out", "--data", CALIBRATION, *QUICK)
-    assert run.stderr is not None
-    for line in run.stderr:
-        if line.startswith("layer 1/"):
-            run.kill()
-            break
-    run.communicate()
-    assert run.returncode == -signal.SIGKILL
-    assert left(tmp_path) == [".out.resume"]
