@@ -28,8 +28,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Files like the test split of WikiText-2 and a validation file of C4, with the bundled stories as text."""
     folder = tmp_path_factory.mktemp("sets")
     found = {"wikitext2": folder / "test-00000-of-00001.parquet", "c4": folder / "c4-validation.json.gz"}
-    pandas.DataFrame({"text": rows()[:300]}).to_parquet(found["wikitext2"])
-    entries = [{"text": row, "timestamp": "2019-04-25T12:57:54Z", "url": "x"} for row in (rows() * 2)[:1110]]
+    pandas.DataFrame({"text": rows()[:120]}).to_parquet(found["wikitext2"])
+    entries = [{"text": row[-30:], "timestamp": "2019-04-25T12:57:54Z", "url": "x"} for row in (rows() * 2)[:1110]]
     found["c4"].write_bytes(gzip.compress("\n".join(map(json.dumps, entries)).encode()))
     return found
 
@@ -83,7 +83,7 @@ def test_c4(files: dict[str, Path], seqlen: int, most: int | None) -> None:
 
 def test_other_texts_get_no_special_token(files: dict[str, Path], tmp_path: Path) -> None:
     plain = tmp_path / "plain.txt"
-    plain.write_text("\n\n".join(rows()[:300]), "utf-8")
+    plain.write_text("\n\n".join(rows()[:120]), "utf-8")
     tokenizer = transformers.AutoTokenizer.from_pretrained(STORIES)
     stream = tokenizer(plain.read_text("utf-8"), return_tensors="pt", add_special_tokens=False).input_ids
     found, _ = ours(str(plain), 256)
