@@ -18,7 +18,7 @@ from hf_models import hf_logits
 import spap_jax as spap
 from spap_jax.api import PruneResult
 from spap_jax.cli import main
-from spap_jax.data.blocks import new_blocks
+from spap_jax.data.blocks import TokenBlocks, new_blocks
 from spap_jax.keywords import FinetuneChanges, PruneChanges
 from spap_jax.reporting.schema import Change
 
@@ -39,10 +39,14 @@ def evaluation() -> np.ndarray:
 
 
 @functools.cache
-def pruned() -> PruneResult:
+def calibration() -> TokenBlocks:
     data = EXAMPLES / "stories_calibration.txt"
-    blocks = spap.load_tokens(data, tokenizer=STORIES, sequence_length=64, sequences=16, role="calibration")
-    return spap.prune(stories(), blocks, settings=QUICK, sparsity=0.2)
+    return spap.load_tokens(data, tokenizer=STORIES, sequence_length=64, sequences=16, role="calibration")
+
+
+@functools.cache
+def pruned() -> PruneResult:
+    return spap.prune(stories(), calibration(), settings=QUICK, sparsity=0.2)
 
 
 def torch_model(folder: Path) -> Any:
@@ -224,6 +228,20 @@ def test_a_saved_result_is_what_the_command_writes(tmp_path: Path):
         assert report["extras"].pop("peak_memory_bytes") > 0
         report["extras"].pop("run", None)
     assert reports[0] == reports[1]
+
+
+def test_pruning_is_silent_unless_it_is_watched_or_asked(capsys: pytest.CaptureFixture[str]):
+    settings, seen = QUICK.replace(method="magnitude", sparsity=0.2, correction=0.5), []  # as that of `pruned`
+    for progress, lines in ((None, 0), (False, 0), (True, 6), (seen.append, 0)):
+        capsys.readouterr()
+        result = spap.prune(stories(), calibration(), settings=settings, progress=progress)
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert [line.partition("  ")[0] for line in said.err.splitlines() if line.startswith("layer ")] == [
+            f"layer {number}/6" for number in range(1, lines + 1)
+        ]
+        assert bool(said.err) == bool(lines)
+    assert [report.layer for report in seen] == [report.layer for report in result.report.layers]
 
 
 def test_a_model_is_a_pytree():
