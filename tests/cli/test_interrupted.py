@@ -43,9 +43,15 @@ class Workshop:
         out, err = run.communicate()
         return Said(run.returncode, out, err)
 
-    def interrupted(self, output: Path, line: str, *words: object, number: int = signal.SIGKILL) -> Said:
+    def run_here(self, capsys: pytest.CaptureFixture[str], output: Path, *words: object, passes: float = 4) -> Said:
+        """Runs a command in this process, without the time that another one takes to start."""
+        return spap(capsys, *self.words(output, passes), *words)
+
+    def interrupted(
+        self, output: Path, line: str, *words: object, passes: float = 4, number: int = signal.SIGKILL
+    ) -> Said:
         """Runs a command and sends it a signal once it has printed a line that starts with ``line``."""
-        run = self.start(output, *words)
+        run = self.start(output, *words, passes=passes)
         said = until(run, lambda each: each.startswith(line))
         run.send_signal(number)
         out, err = run.communicate()
@@ -217,19 +223,19 @@ def test_another_model_is_refused(shop: Workshop, ended: Path, tmp_path: Path, c
     assert "in model: repeat" in sentence(spap(capsys, *words))
 
 
-def test_starting_over(shop: Workshop, ended: Path):
-    said = shop.run(ended, "--seed", "1", "--no-resume", passes=0)
+def test_starting_over(shop: Workshop, ended: Path, capsys):
+    said = shop.run_here(capsys, ended, "--seed", "1", "--no-resume", passes=0)
     assert said.code == 0, said
     assert "kept" not in said.err
     assert json.loads((ended / "spap_report.json").read_text())["settings"]["seed"] == 1
     assert left(ended.parent) == ["ended"]
 
 
-def test_what_is_damaged_is_computed_again(shop: Workshop, whole: dict[str, Any], ended: Path):
+def test_what_is_damaged_is_computed_again(shop: Workshop, whole: dict[str, Any], ended: Path, capsys):
     """The state of the joint steps is lost; the pruned blocks are not."""
     path = max((kept(ended) / "steps").iterdir(), key=lambda path: int(path.stem))
     path.write_bytes(path.read_bytes()[:-5])
-    said = shop.run(ended)
+    said = shop.run_here(capsys, ended)
     assert said.code == 0, said
     assert f"{kept(ended)} was damaged: what is lost is computed again" in said.err
     assert content(ended) == whole
@@ -243,15 +249,15 @@ def test_two_at_once_are_refused(shop: Workshop, ended: Path, capsys):
     run.communicate()
 
 
-def test_widths_are_chosen_once(shop: Workshop, tmp_path: Path):
+def test_widths_are_chosen_once(shop: Workshop, tmp_path: Path, capsys):
     """The widths that the first process chose are used, whatever the resuming process would choose."""
     words = ("--allocation", "global")
-    shop.interrupted(tmp_path / "out", "layer 1/", *words)
+    shop.interrupted(tmp_path / "out", "layer 1/", *words, passes=0)
     decided = kept(tmp_path / "out") / "decided.json"
     assert sum(json.loads(decided.read_text())) <= 3 * 37
     decided.write_text("[37, 30, 37]")
     shutil.rmtree(kept(tmp_path / "out") / "steps")  # they have the widths chosen first
-    said = shop.run(tmp_path / "out", *words)
+    said = shop.run_here(capsys, tmp_path / "out", *words, passes=0)
     assert said.code == 0, said
     assert "choosing a width" not in said.err
     assert "MLP channels by layer: 37, 30, 37; it loads with spap_jax only: " in said.err
@@ -260,22 +266,22 @@ def test_widths_are_chosen_once(shop: Workshop, tmp_path: Path):
     assert left(tmp_path) == ["out"]
 
 
-def test_at_high_effort(shop: Workshop, tmp_path: Path):
+def test_at_high_effort(shop: Workshop, tmp_path: Path, capsys):
     """Text sampled from the model is sampled again; blocks are adjusted in groups."""
     words = ("--effort", "high", "--sampled", 1, "--joint-blocks", 1)
-    whole = shop.run(tmp_path / "whole", *words)
+    whole = shop.run_here(capsys, tmp_path / "whole", *words)
     assert whole.code == 0, whole
     assert "sequences written ..." in whole.err
     assert "step 30/30  held-out loss 0." in whole.err
     shop.interrupted(tmp_path / "out", "step 20/30", *words)
-    said = shop.run(tmp_path / "out", *words)
+    said = shop.run_here(capsys, tmp_path / "out", *words)
     assert said.code == 0, said
     assert "going on: " in said.err
     assert content(tmp_path / "out") == content(tmp_path / "whole")
     assert content(tmp_path / "out")["spap_report.json"]["calibration"]["sequences"] == 32
 
 
-def test_several_sparsities(shop: Workshop, tmp_path: Path):
+def test_several_sparsities(shop: Workshop, tmp_path: Path, capsys):
     """The first output is complete and the second run killed: the same command keeps the one and resumes the other."""
     several = ("--sparsity", "0.3,0.35")
     output = tmp_path / "out"
@@ -287,7 +293,7 @@ def test_several_sparsities(shop: Workshop, tmp_path: Path):
     assert left(output) == [".sparsity-0.3.resume", ".sparsity-0.35.resume", "sparsity-0.3"], said
     assert left(output / ".sparsity-0.3.resume") == ["lock", "run.json"]
     when = (output / "sparsity-0.3" / "config.json").stat().st_mtime_ns
-    again = shop.run(output, *several, passes=0)
+    again = shop.run_here(capsys, output, *several, passes=0)
     assert again.code == 0, again
     assert f"{output / 'sparsity-0.3'} was made before the interruption" in again.err
     assert (output / "sparsity-0.3" / "config.json").stat().st_mtime_ns == when
