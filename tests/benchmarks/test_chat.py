@@ -1,11 +1,13 @@
 """The benchmark of chat models, on a tiny model whose tokenizer has a chat template."""
 
+import functools
 import re
 import shutil
 from pathlib import Path
 
 import pytest
 
+import spap_jax as spap
 from benchmarks.chat.__main__ import main, rows
 
 STORIES = Path(__file__).parents[2] / "examples" / "llama-stories"
@@ -32,7 +34,8 @@ def test_held_out_conversations_are_others():
 def test_every_way_is_measured(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     page, few = tmp_path / "chat.md", {name: rows(name)[:10] for name in ("calibration", "held_out")}
     monkeypatch.setattr("benchmarks.chat.__main__.rows", few.get)
-    main(model, effort="low", sequences=4, sequence_length=64, answers=2, output=page)
+    monkeypatch.setattr(spap, "prune", functools.partial(spap.prune, method="wanda"))
+    main(model, sparsity=0.5, sequences=4, sequence_length=64, answers=2, output=page)
     said = page.read_text("utf-8")
     dense, *found = re.findall(r"^\| .*? \| (\d+\.\d+) \| .* \|$", said, re.MULTILINE)
     assert len(set(found)) == 4
