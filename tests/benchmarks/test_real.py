@@ -1,5 +1,6 @@
 """The table of real models: rows are commands, judged by their output, and not measured twice."""
 
+import dataclasses
 import math
 import zipfile
 from pathlib import Path
@@ -13,6 +14,13 @@ from benchmarks.real.obtain import join_parts
 from benchmarks.real.page import markdown, ratio
 from benchmarks.real.runs import METHODS, Row, Text
 from spap_jax.errors import UserError
+from spap_jax.evaluation.speed import Speed, time_generation
+from spap_jax.model import Model
+from spap_jax.reporting.schema import GenerationWorkload
+
+
+def briefly(models: list[Model], work: GenerationWorkload) -> list[Speed]:
+    return time_generation(models, dataclasses.replace(work, prompt=16, new=4, repeats=1))
 
 
 def test_a_row_is_a_command_and_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -28,6 +36,7 @@ def test_a_row_is_a_command_and_is_measured_once(tmp_path: Path, monkeypatch: py
         "work": tmp_path / "work",
         "output": tmp_path / "out",
     }
+    monkeypatch.setattr("benchmarks.real.runs.time_generation", briefly)
     main(**asked)
     (line,) = (tmp_path / "out" / "results.jsonl").read_bytes().splitlines()
     row = msgspec.json.decode(line, type=Row)
