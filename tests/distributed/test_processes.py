@@ -17,8 +17,8 @@ from safetensors.numpy import load_file
 
 from spap_jax.cli import main
 
-GENTLY = ("--learning-rate", "0.001", "--joint-learning-rate", "0.003")
-"""Steps so small that the order of a sum, which is another on two processes, does not change their result."""
+GENTLY = ("--rounds", "0", "--joint-passes", "3", "--joint-tokens", "256", "--joint-learning-rate", "0.003")
+"""Joint steps so small that the order of a sum, which is another on two processes, does not change their result."""
 
 
 def free_port() -> int:
@@ -42,7 +42,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def alone(given: Path) -> Path:
     """The output of one process, with gentle steps."""
     output = given / "alone"
-    code, _, said = finish(start(given, output, *GENTLY, "--eval", str(given / "ids.npy")))
+    code, _, said = finish(start(given, output, *GENTLY))
     assert code == 0, said
     return output
 
@@ -51,8 +51,7 @@ def start(given: Path, output: Path, *words: str) -> subprocess.Popen:
     """Start a separate process, with one device, that prunes the tiny model."""
     command = [sys.executable, "-m", "spap_jax", "prune", str(given / "in"), "--output", str(output)]
     command += ["--data", str(given / "ids.npy"), "--sequences", "16", "--sequence-length", "64"]
-    command += ["--held-out", "0.25"]  # 12 and 4 sequences, which two devices divide
-    command += ["--rounds", "1", "--steps", "3", "--joint-passes", "3", "--joint-tokens", "256", "--swap-rounds", "1"]
+    command += ["--swap-rounds", "1", "--held-out", "0.25"]  # 12 and 4 sequences, which two devices divide
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
     return subprocess.Popen(
         [*command, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
@@ -117,7 +116,7 @@ def test_two_processes_that_go_on_give_the_result_of_one(given: Path, alone: Pat
 
 def test_each_of_two_processes_chooses_the_channels_of_other_layers(given: Path, tmp_path: Path):
     """Of three layers, two are processed at once, then one, which leaves one process without a layer."""
-    words = ("--schedule", "parallel", "--effort", "low")
+    words = ("--schedule", "parallel", "--effort", "low", "--rounds", "1", "--steps", "3", "--joint-passes", "0")
     alone = start(given, tmp_path / "one", *words)
     results = [finish(each) for each in (alone, *together(given, tmp_path / "two", *words))]
     assert [code for code, _, _ in results] == [0] * 3, results
@@ -130,7 +129,7 @@ def test_each_of_two_processes_chooses_the_channels_of_other_layers(given: Path,
 @pytest.mark.timeout(900)
 def test_two_processes_that_share_the_weights_give_the_result_of_one(given: Path, alone: Path, tmp_path: Path):
     """Each process reads its own shards of the tensors; the first one writes the complete tensors."""
-    words = (*GENTLY, "--eval", str(given / "ids.npy"), "--model-devices", "2")
+    words = (*GENTLY, "--model-devices", "2")
     results = [finish(each) for each in together(given, tmp_path / "two", *words)]
     assert [code for code, _, _ in results] == [0, 0], results
     one, two = (load_file(each / "model.safetensors") for each in (alone, tmp_path / "two"))
