@@ -18,7 +18,7 @@ def last_stage(settings: FinetuneSettings) -> Stage:
 
 
 @pytest.mark.parametrize("settings", [SETTINGS, FULL], ids=["lora", "full"])
-@pytest.mark.parametrize(("count", "sharers"), [(1, 1), (8, 1), (4, 2)])
+@pytest.mark.parametrize(("count", "sharers"), [(1, 1), (4, 2)])
 def test_a_stage_comes_back_as_it_was(settings: FinetuneSettings, count: int, sharers: int):
     with devices.use_mesh(count, sharers):
         stage = last_stage(settings.replace(moment_dtype="bfloat16"))
@@ -33,15 +33,15 @@ def test_a_stage_comes_back_as_it_was(settings: FinetuneSettings, count: int, sh
 
 def test_the_host_gets_what_each_device_holds_and_gets_it_once():
     """Nothing is gathered: no array on the host is larger than a device's, and together they make up the state."""
-    with devices.use_mesh(8, 2):
-        stage = last_stage(FULL)
+    with devices.use_mesh(4, 2):
+        stage = last_stage(FULL.replace(moment_dtype="bfloat16"))
         parts = stage.parts()
         for name, tree in (("state", stage.state), ("best", stage.best)):
             for number, array in enumerate(jax.tree.leaves(tree)):
                 mine = parts[name][str(number)].values()
                 assert {part.shape for part in mine} == {array.addressable_data(0).shape}
                 assert sum(part.nbytes for part in mine) == array.nbytes
-            assert max(len(mine) for mine in parts[name].values()) == 8
+            assert max(len(mine) for mine in parts[name].values()) == 4
 
 
 def test_parts_of_other_devices_are_refused():
