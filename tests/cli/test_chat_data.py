@@ -54,7 +54,7 @@ def test_every_sequence_begins_with_the_first_token_if_asked(tmp_path: Path, cap
     judged, pruned, trained = tmp_path / "judged.txt", tmp_path / "pruned", tmp_path / "trained"
     judged.write_text(Path(CALIBRATION).read_text("utf-8")[-2000:], "utf-8")
     words = ["--data", CALIBRATION, "--eval", judged, "--bos"]
-    said = spap(capsys, "prune", STORIES, "--output", pruned, *words, *QUICK)
+    said = spap(capsys, "prune", STORIES, "--output", pruned, *words, *QUICK, "--method", "magnitude")
     assert said.code == 0, said.err
     tuning = ["--sequences", 8, "--sequence-length", 16, "--steps", 1]
     said = spap(capsys, "finetune", pruned, "--output", trained, *words, *tuning)
