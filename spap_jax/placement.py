@@ -122,7 +122,7 @@ def _by_rule(config: DecoderConfig, change: Callable[[Rule, Any], Any], layer: P
 
 def stack_layers(layers: list[Params]) -> Params:
     """Stacks layers [L, ...] on the host, and clears the list, so that only one weight of all is in memory twice."""
-    flat = [flatten_dict(layer, sep="/") for layer in layers]
+    flat: list[dict[str, Any]] = [dict(flatten_dict(layer, sep="/")) for layer in layers]
     layers.clear()
     return unflatten_dict({name: stacked([each.pop(name) for each in flat]) for name in [*flat[0]]}, sep="/")
 

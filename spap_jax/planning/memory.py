@@ -325,7 +325,7 @@ def disk_space(load: Workload, host_devices: int) -> Parts:
         host_devices: See ``host_memory``.
     """
     blocks = load.weight_bytes * load.narrow.layers * block_elements(load.narrow)
-    parts = {"the result": blocks + load.weight_bytes * outer_elements(load.narrow)}
+    parts: Parts = {"the result": blocks + load.weight_bytes * outer_elements(load.narrow)}
     if not load.training:
         parts["its finished blocks"] = blocks
     if load.training or load.groups:
