@@ -94,13 +94,15 @@ def converted_files(files: Mapping[str, bytes], weight_bytes: int | None, stock:
     """Returns the files beside the weights of a pruned checkpoint for the same model in another form.
 
     Args:
-        files: The report, the card and other files, by name. Of a card, what `model_card` wrote is written anew.
+        files: The report, the card and other files, by name. Of a card, what `model_card` wrote is written anew. A
+            report that this version cannot read is left as it is, with its card.
         weight_bytes: Bytes of the weights in the new form; None if they are as many as before.
         stock: Whether stock tools load the new form.
     """
-    if "spap_report.json" not in files:
+    try:
+        report = parsed(files.get("spap_report.json", b""), PruneReport)
+    except ValueError:
         return dict(files)
-    report = parsed(files["spap_report.json"], PruneReport)
     size = report.extras.bytes and replace(report.extras.bytes, after=weight_bytes or report.extras.bytes.after)
     new = replace(report, extras=replace(report.extras, bytes=size))
     card = files.get("README.md", b"")

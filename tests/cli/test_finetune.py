@@ -115,6 +115,9 @@ def test_a_converted_checkpoint_is_described_as_it_is(pruned: Path, capsys):
     sizes = [report["extras"].pop("bytes") for report in (before, after)]
     assert sizes[1] == sizes[0] | {"after": sizes[0]["after"] // 2}
     assert after == before
+    (pruned / "spap_report.json").write_text("{}")  # as another version may have written it
+    assert spap(capsys, "convert", pruned, *words[:4], "--output", half.with_name("again")).code == 0
+    assert (half.with_name("again") / "spap_report.json").read_text() == "{}"
     rows = [line for line in (half / "README.md").read_text().splitlines() if line.startswith("| bytes of weights")]
     assert rows == [f"| bytes of weights | {sizes[0]['before']:,} | {sizes[1]['after']:,} |"]
 
