@@ -66,6 +66,17 @@ def test_what_a_notebook_holds_is_not_free(in_use: float, together: int | None, 
     assert settings_here(request_of()) == PruneSettings(joint_blocks=together)
 
 
+@pytest.mark.parametrize(("fraction", "said"), [(None, True), ("0.9", False)])
+def test_a_gpu_may_give_more(fraction: str | None, said: bool, monkeypatch: pytest.MonkeyPatch):
+    gpu = SimpleNamespace(platform="gpu", device_kind="a GPU", memory_stats=lambda: {"bytes_limit": 10e9})
+    monkeypatch.setattr(jax, "local_devices", lambda: [gpu])
+    if fraction:
+        monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", fraction)
+    with pytest.warns(SpapWarning, match="a plan of this run needs") as found:
+        settings_here(request_of())
+    assert ("XLA_PYTHON_CLIENT_MEM_FRACTION=0.95" in str(found[0].message)) == said
+
+
 def test_a_device_that_does_not_say_what_it_has(monkeypatch: pytest.MonkeyPatch):
     gpu = SimpleNamespace(platform="gpu", device_kind="a GPU", memory_stats=lambda: None)
     monkeypatch.setattr(jax, "local_devices", lambda: [gpu])
