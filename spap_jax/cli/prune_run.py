@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import jax
+
 from spap_jax import checkpoint, memory
 from spap_jax.checkpoint.behind import Behind
 from spap_jax.checkpoint.mirror import unfinished
@@ -182,6 +184,8 @@ def _prune(
     if not judged or before is None:
         return reports, None
     params = shard_params(run.narrow, run.outer | {"layers": stack_layers(layers)})
+    if command.dtype:
+        params = jax.tree.map(lambda array: array.astype(command.dtype), params)  # as it is written
     after = perplexity_of(Model(run.narrow, params, source), judged, "after pruning", command.progress)
     return reports, Perplexities(judged.description, before, after)
 

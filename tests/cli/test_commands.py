@@ -196,15 +196,19 @@ class TestPruneOfTheBundledModel:
 def test_prune_of_other_families(variant: str, words: tuple[str, ...], width: int, tmp_path: Path, capsys):
     source = tiny(tmp_path / "in", variant)
     ids = token_file(tmp_path / "ids.npy")
-    said = spap(capsys, "prune", source, "--output", tmp_path / "out", "--data", ids, *QUICK, *words)
+    dtype = "bfloat16" if "bfloat16" in words else "float32"
+    judged = ("--eval", ids) if dtype == "bfloat16" else ()
+    said = spap(capsys, "prune", source, "--output", tmp_path / "out", "--data", ids, *judged, *QUICK, *words)
     assert said.code == 0
     model = spap_jax.load(tmp_path / "out")
     assert model.config.intermediate == width
-    dtype = "bfloat16" if "bfloat16" in words else "float32"
     assert model.params["layers"]["mlp"]["down"].dtype == dtype
     assert model.params["embed"]["tokens"].dtype == dtype
     assert np.isfinite(spap_jax.logits(model, np.load(ids))).all()
     report = json.loads((tmp_path / "out" / "spap_report.json").read_text())
+    if judged:  # as it is written, and not as it was pruned
+        windows = np.load(ids).reshape(-1, report["calibration"]["sequence_length"])
+        assert spap_jax.perplexity(model, windows) == pytest.approx(report["extras"]["perplexity"]["after"], rel=1e-6)
     method = words[1] if words[0] == "--method" else "spap"
     assert report["settings"]["method"] == method
     own = {"wanda": "none", "flap": "bias", "spap": "alternate"}[method]
