@@ -61,7 +61,7 @@ def test_names_are_told(work: Path) -> None:
     pruned, trained = found["pruned/spap_report.json"], found["trained/spap_finetune.json"]
     assert pruned["model"]["name"] == "dense"
     assert pruned["calibration"]["description"] == "ids.npy: 16 of 32 windows of 32 tokens, seed 0"
-    assert pruned["extras"]["perplexity"]["data"] == "ids.npy: 16 of 16 windows of 32 tokens"
+    assert pruned["extras"]["perplexity"]["data"] == "ids.npy: 32 of 32 windows of 32 tokens"
     assert (trained["model"], trained["teacher"]) == ("pruned", "dense")
     assert (found["eval.json"]["model"], found["eval.json"]["data"]) == ("pruned", "ids.npy")
     assert [model["model"] for model in found["bench.json"]["models"]] == ["dense", "pruned"]

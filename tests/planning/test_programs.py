@@ -40,6 +40,9 @@ SETTINGS = PruneSettings(
 JOINT = {"method": "magnitude", "update": "alternate", "rounds": 0}
 """Little but joint steps."""
 
+APART = {"joint_last": 2, "joint_blocks": 1, "joint_weights": "block"}
+"""Joint steps on one block after the other."""
+
 LENGTH = 16
 
 Lowered = set[tuple[str, str]]
@@ -91,8 +94,7 @@ def check(run: Callable[[], None], planned: Callable[[], None]) -> None:
     ("count", "sharers", "changes"),
     [
         (1, 1, {"sampled": 1, "attention_sparsity": 0.5, "batch_tokens": 64, "sequences": 13}),
-        (1, 1, JOINT | {"joint_last": 2, "joint_blocks": 1, "joint_weights": "block", "stream_dtype": "bfloat16"}),
-        (1, 1, JOINT | {"vocab_size": 6000}),
+        (1, 1, JOINT | APART | {"vocab_size": 6000, "stream_dtype": "bfloat16"}),
         (4, 2, {"round_to": 2, "joint_passes": 0}),
         (4, 2, {"schedule": "parallel", "joint_passes": 0}),
         (1, 1, {"method": "flap"}),
@@ -100,8 +102,7 @@ def check(run: Callable[[], None], planned: Callable[[], None]) -> None:
     ],
     ids=[
         "samples, fewer heads, padding",
-        "joint steps apart",
-        "a shortlist",
+        "joint steps apart, a shortlist",
         "divided weights",
         "waves",
         "biases",
