@@ -180,10 +180,7 @@ class Unfinished:
         return step >= self._blocks or devices.leads()
 
     def _store(self, step: int, layer: Params, reports: list[Json]) -> None:
-        """Writes a step, and removes the states that it makes useless; a state only if it leaves room for the result.
-
-        A few times as much room is left as the finished blocks take.
-        """
+        """Writes a step, and removes the states that it makes useless; a state only that leaves room for the result."""
         states = sorted(number for number in _numbers(self.folder / STEPS) if number >= self._blocks)
         if step >= self._blocks:
             needed = sum(array.nbytes for array in jax.tree.leaves(layer)) + _LEFT * self._stored_blocks()

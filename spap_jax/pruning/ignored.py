@@ -21,9 +21,8 @@ def warn_of_ignored(settings: PruneSettings, asked: Collection[str] | None = Non
         asked: Names of those that were asked for; by default, those that are not as usual.
     """
     for names, why in _unused(settings):
-        usual = PruneSettings()
-        asked_for = [name for name in names if getattr(settings, name) != getattr(usual, name)]
-        changed = [option(name) for name in asked_for if asked is None or name in asked]
+        unusual = [name for name in names if getattr(settings, name) != getattr(PruneSettings, name)]
+        changed = [option(name) for name in unusual if asked is None or name in asked]
         if changed:
             warn(f"{', '.join(changed)} {'has' if len(changed) == 1 else 'have'} no effect: {why}.")
 

@@ -39,8 +39,8 @@ def test_what_is_there_is_replaced_only_when_asked(tmp_path: Path) -> None:
 def test_a_letter_at_home_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "page.html").write_bytes(b"a letter")
-    for overwrite in (False, True):
-        with pytest.raises(UserError, match=r"~/page\.html"):
+    for overwrite, said in ((False, "exists"), (True, "is not a file that spap report wrote")):
+        with pytest.raises(UserError, match=rf"~/page\.html {said}"):
             write_all({Path("~/page.html"): b"b"}, overwrite)
     assert files(tmp_path) == {"page.html": b"a letter"}
 
