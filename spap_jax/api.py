@@ -94,7 +94,7 @@ class PruneResult:
         )
 
 
-@showing(PruneSettings)
+@showing(PruneSettings, PruneChanges)
 def prune(
     model: Model,
     tokens: Any,
@@ -179,7 +179,7 @@ class FinetuneResult:
         )
 
 
-@showing(FinetuneSettings)
+@showing(FinetuneSettings, FinetuneChanges)
 def finetune(
     model: Model,
     tokens: Any,

@@ -5,10 +5,9 @@ them, with defaults and descriptions, in the signature and the help of the funct
 test checks that the two agree.
 """
 
-import dataclasses
 import inspect
 from collections.abc import Callable
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypedDict, TypeVar, get_type_hints
 
 from spap_jax.settings import Allocation, EffortName, FloatDtype, JointWeights, Method, Remat, Schedule, Update
 
@@ -71,15 +70,16 @@ class FinetuneChanges(TypedDict, total=False):
     remat: Remat
 
 
-def showing(settings: type) -> Callable[[Function], Function]:
+def showing(settings: type, changes: type) -> Callable[[Function], Function]:
     """Shows the fields of a dataclass in the signature and the help of a function, in place of its ``**changes``.
 
     Args:
         settings: The dataclass; its docstring describes the fields under ``Attributes:``.
+        changes: The ``TypedDict`` of the same fields.
     """
     shown = [
-        inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type)
-        for field in dataclasses.fields(settings)
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=getattr(settings, name), annotation=kind)
+        for name, kind in get_type_hints(changes).items()
     ]
     meanings = inspect.cleandoc(settings.__doc__ or "").partition("Attributes:\n")[2]
 

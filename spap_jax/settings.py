@@ -5,13 +5,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
-from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args
+from typing import Annotated, Any, Literal, NamedTuple, Self, get_args, get_origin
 
 from spap_jax.errors import UserError, option
-
-_Ranges = tuple[tuple[str, Callable[[Any], bool], str], ...]
-"""For each field: its name, a test of a value, and the allowed values in words."""
-
 
 EffortName = Literal["low", "default", "high"]
 Allocation = Literal["uniform", "global"]
@@ -80,10 +76,6 @@ What these change passes through few others, and there are few steps: for the la
 0.0024; 0.004 is good for the last one alone and for the last three of 6 blocks of width 96, where 0.006 is too
 large."""
 
-ALLOCATIONS, METHODS, UPDATES, SCHEDULES, JOINT_WEIGHTS, FLOAT_DTYPES, REMATS = map(
-    get_args, (Allocation, Method, Update, Schedule, JointWeights, FloatDtype, Remat)
-)
-
 
 def is_count(value: Any, least: int = 1) -> bool:
     """Whether a value is a whole number of at least ``least``; True and False, integers in Python, are not."""
@@ -94,77 +86,32 @@ def _number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def _positive(value: Any) -> bool:
-    return _number(value) and 0 < value < math.inf
+class _Range(NamedTuple):
+    """The values that a setting may have: a test of one, and the same in words."""
+
+    fits: Callable[[Any], bool]
+    words: str
 
 
-def _at_least_zero(value: Any) -> bool:
-    return _number(value) and 0 <= value < math.inf
+_AnyCount = Annotated[int, _Range(functools.partial(is_count, least=0), "a whole number of at least 0")]
+_Count = Annotated[int, _Range(is_count, "a whole number of at least 1")]
+_Positive = Annotated[float, _Range(lambda v: _number(v) and 0 < v < math.inf, "positive")]
+_AtLeastZero = Annotated[float, _Range(lambda v: _number(v) and 0 <= v < math.inf, "at least 0")]
+_Share = Annotated[float, _Range(lambda v: _number(v) and 0 <= v <= 1, "between 0 and 1")]
+_Part = Annotated[float, _Range(lambda v: _number(v) and 0 <= v < 1, "a fraction of at least 0 and below 1")]
+_SomePart = Annotated[float, _Range(lambda v: _number(v) and 0 < v < 1, "a fraction between 0 and 1, both excluded")]
 
 
-def _fraction(value: Any) -> bool:
-    return _number(value) and 0 <= value < 1
-
-
-def _count(least: int) -> Callable[[Any], bool]:
-    return functools.partial(is_count, least=least)
-
-
-def _if_given(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: value is None or fits(value)
-
-
-_PRUNING: _Ranges = (
-    ("sparsity", lambda s: _fraction(s) and s > 0, "a fraction between 0 and 1, both excluded"),
-    ("attention_sparsity", _fraction, "a fraction of at least 0 and below 1"),
-    ("allocation", lambda a: a in ALLOCATIONS, f"one of {', '.join(ALLOCATIONS)}"),
-    ("round_to", _if_given(_count(1)), "a whole number of at least 1"),
-    ("method", lambda m: m in METHODS, f"one of {', '.join(METHODS)}"),
-    ("update", lambda u: u in UPDATES, f"one of {', '.join(UPDATES)}"),
-    ("schedule", lambda s: s in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
-    ("seed", _count(0), "a whole number of at least 0"),
-    ("ridge", _if_given(_positive), "positive"),
-    ("correction", _if_given(lambda c: _at_least_zero(c) and c <= 1), "between 0 and 1"),
-    ("penalty", _positive, "positive"),
-    ("penalty_stages", _count(1), "a whole number of at least 1"),
-    ("swap_rounds", _count(0), "a whole number of at least 0"),
-    ("held_out", _fraction, "a fraction of at least 0 and below 1"),
-    ("effort", lambda e: e in tuple(EFFORTS), f"one of {', '.join(EFFORTS)}"),
-    ("rounds", _count(0), "a whole number of at least 0"),
-    ("steps", _if_given(_count(1)), "a whole number of at least 1"),
-    ("sampled", _count(0), "a whole number of at least 0"),
-    ("step_tokens", _count(1), "a whole number of at least 1"),
-    ("learning_rate", _positive, "positive"),
-    ("joint_passes", _if_given(_at_least_zero), "at least 0"),
-    ("joint_text_weight", _if_given(lambda w: _at_least_zero(w) and w <= 1), "between 0 and 1"),
-    ("joint_weights", lambda w: w in JOINT_WEIGHTS, f"one of {', '.join(JOINT_WEIGHTS)}"),
-    ("joint_last", _if_given(_count(1)), "a whole number of at least 1"),
-    ("joint_blocks", _if_given(_count(0)), "a whole number of at least 0"),
-    ("joint_tokens", _if_given(_count(1)), "a whole number of at least 1"),
-    ("joint_learning_rate", _if_given(_positive), "positive"),
-    ("batch_tokens", _count(1), "a whole number of at least 1"),
-    ("stream_dtype", lambda d: d in FLOAT_DTYPES, f"one of {', '.join(FLOAT_DTYPES)}"),
-    ("moment_dtype", lambda d: d in FLOAT_DTYPES, f"one of {', '.join(FLOAT_DTYPES)}"),
-    ("compute_dtype", _if_given(lambda d: d in FLOAT_DTYPES), f"one of {', '.join(FLOAT_DTYPES)}"),
-    ("remat", _if_given(lambda r: r in REMATS), f"one of {', '.join(REMATS)}"),
-)
-
-_TRAINING: _Ranges = (
-    ("full", lambda f: isinstance(f, bool), "True or False"),
-    ("lora_rank", _if_given(_count(1)), "a whole number of at least 1"),
-    ("lora_alpha", _positive, "positive"),
-    ("steps", _count(1), "a whole number of at least 1"),
-    ("learning_rate", _if_given(_positive), "positive"),
-    ("weight_decay", _at_least_zero, "at least 0"),
-    ("step_sequences", _count(1), "a whole number of at least 1"),
-    ("batch_tokens", _count(1), "a whole number of at least 1"),
-    ("held_out", lambda h: _fraction(h) and h > 0, "a fraction between 0 and 1, both excluded"),
-    ("check_every", _count(1), "a whole number of at least 1"),
-    ("seed", _count(0), "a whole number of at least 0"),
-    ("moment_dtype", lambda d: d in FLOAT_DTYPES, f"one of {', '.join(FLOAT_DTYPES)}"),
-    ("compute_dtype", _if_given(lambda d: d in FLOAT_DTYPES), f"one of {', '.join(FLOAT_DTYPES)}"),
-    ("remat", lambda r: r in REMATS, f"one of {', '.join(REMATS)}"),
-)
+def _range(kind: Any) -> _Range:
+    """The values that the type of a setting allows."""
+    if type(None) in get_args(kind):
+        fits, words = _range(get_args(kind)[0])
+        return _Range(lambda value: value is None or fits(value), words)
+    if kind is bool:
+        return _Range(lambda value: isinstance(value, bool), "True or False")
+    if get_origin(kind) is Literal:
+        return _Range(lambda value: value in get_args(kind), f"one of {', '.join(get_args(kind))}")
+    return kind.__metadata__[0]
 
 
 _BITS = {"seed": 32}
@@ -189,25 +136,18 @@ def _beyond(name: str, value: Any) -> str:
 class _Settings:
     """Base class of settings: checks ranges on construction, and makes copies with changes."""
 
-    _ranges: ClassVar[_Ranges]
-
     def __post_init__(self) -> None:
         """Converts numpy numbers, which JSON does not accept, to Python numbers, and checks the ranges.
 
         Raises:
             UserError: a value is out of its range; the message names all of them.
         """
-        for name, _, _ in self._ranges:
-            value = getattr(self, name)
+        wrong = []
+        for field in fields(self):  # type: ignore[arg-type]
+            name, value, (fits, words) = field.name, getattr(self, field.name), _range(field.type)
             if isinstance(value, Real) and (plain := getattr(value, "item", None)):
-                object.__setattr__(self, name, plain())
-        values = {name: getattr(self, name) for name, _, _ in self._ranges}
-        wrong = [
-            f"{option(name)} must be {words}, not {values[name]!r}"
-            if not fits(values[name])
-            else _beyond(name, values[name])
-            for name, fits, words in self._ranges
-        ]
+                object.__setattr__(self, name, value := plain())
+            wrong.append(_beyond(name, value) if fits(value) else f"{option(name)} must be {words}, not {value!r}")
         if any(wrong):
             raise UserError("; ".join(filter(None, wrong)) + ".")
 
@@ -310,40 +250,38 @@ class PruneSettings(_Settings):
             memory. By default "dots" if only the last blocks change, which are few, and else "full".
     """
 
-    sparsity: float = 0.3
-    attention_sparsity: float = 0.0
+    sparsity: _SomePart = 0.3
+    attention_sparsity: _Part = 0.0
     allocation: Allocation = "uniform"
-    round_to: int | None = None
+    round_to: _Count | None = None
     method: Method = "spap"
     update: Update = "own"
     schedule: Schedule = "sequential"
-    seed: int = 0
-    ridge: float | None = None
-    correction: float | None = None
-    penalty: float = 100.0
-    penalty_stages: int = 40
-    swap_rounds: int = 8
-    held_out: float = 0.0625
+    seed: _AnyCount = 0
+    ridge: _Positive | None = None
+    correction: _Share | None = None
+    penalty: _Positive = 100.0
+    penalty_stages: _Count = 40
+    swap_rounds: _AnyCount = 8
+    held_out: _Part = 0.0625
     effort: EffortName = "default"
-    sampled: int = 0
-    rounds: int = 1
-    steps: int | None = None
-    step_tokens: int = 2048
-    learning_rate: float = 0.03
-    joint_passes: float | None = None
-    joint_text_weight: float | None = None
+    sampled: _AnyCount = 0
+    rounds: _AnyCount = 1
+    steps: _Count | None = None
+    step_tokens: _Count = 2048
+    learning_rate: _Positive = 0.03
+    joint_passes: _AtLeastZero | None = None
+    joint_text_weight: _Share | None = None
     joint_weights: JointWeights = "block"
-    joint_last: int | None = None
-    joint_blocks: int | None = None
-    joint_tokens: int | None = None
-    joint_learning_rate: float | None = None
-    batch_tokens: int = 4096
+    joint_last: _Count | None = None
+    joint_blocks: _AnyCount | None = None
+    joint_tokens: _Count | None = None
+    joint_learning_rate: _Positive | None = None
+    batch_tokens: _Count = 4096
     stream_dtype: FloatDtype = "float32"
     moment_dtype: FloatDtype = "bfloat16"
     compute_dtype: FloatDtype | None = None
     remat: Remat | None = None
-
-    _ranges = _PRUNING
 
     @property
     def passes(self) -> float:
@@ -438,21 +376,19 @@ class FinetuneSettings(_Settings):
     """
 
     full: bool = False
-    lora_rank: int | None = None
-    lora_alpha: float = 32.0
-    steps: int = 200
-    learning_rate: float | None = None
-    weight_decay: float = 0.0
-    step_sequences: int = 16
-    batch_tokens: int = 4096
-    held_out: float = 0.0625
-    check_every: int = 25
-    seed: int = 0
+    lora_rank: _Count | None = None
+    lora_alpha: _Positive = 32.0
+    steps: _Count = 200
+    learning_rate: _Positive | None = None
+    weight_decay: _AtLeastZero = 0.0
+    step_sequences: _Count = 16
+    batch_tokens: _Count = 4096
+    held_out: _SomePart = 0.0625
+    check_every: _Count = 25
+    seed: _AnyCount = 0
     moment_dtype: FloatDtype = "float32"
     compute_dtype: FloatDtype | None = None
     remat: Remat = "full"
-
-    _ranges = _TRAINING
 
     def __post_init__(self) -> None:
         """Checks the values.

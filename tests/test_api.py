@@ -362,7 +362,7 @@ def test_a_layer_that_is_not_there(layer):
 )
 def test_every_setting_is_in_the_signature_and_the_help(function, settings, changes):
     fields = {field.name: field for field in dataclasses.fields(settings)}
-    assert get_type_hints(changes) == {name: field.type for name, field in fields.items()}
+    assert get_type_hints(changes) == get_type_hints(settings)
     assert list(get_type_hints(changes)) == list(fields)
     parameters = inspect.signature(function).parameters
     assert {name: parameters[name].default for name in fields} == {name: f.default for name, f in fields.items()}

@@ -2,7 +2,7 @@
 
 from functools import partial
 from itertools import combinations
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,7 @@ import pytest
 
 from spap_jax import methods
 from spap_jax.methods import METHODS, Search, SelectorInputs, criteria, select_channels
-from spap_jax.settings import METHODS as NAMES
-from spap_jax.settings import UPDATES, PruneSettings
+from spap_jax.settings import Method, PruneSettings, Update
 from spap_jax.solver.problem import Problem, equilibrate, objective
 
 F, D, KEEP, N, RIDGE = 40, 6, 17, 300, 1e-4  # 23 channels are removed, in batches of 3 with a short last one
@@ -153,7 +152,7 @@ def eliminated64(exact: Exact) -> list[int]:
     return kept
 
 
-@pytest.mark.parametrize("method", NAMES)
+@pytest.mark.parametrize("method", get_args(Method))
 def test_groups_of_channels(method: str, layer: tuple[Exact, SelectorInputs]):
     exact, found = layer
     select = partial(_select_groups, method)
@@ -196,9 +195,9 @@ def test_highest_takes_the_first_among_equals():
 
 
 def test_the_methods_are_those_of_the_settings_and_their_updates_too():
-    assert tuple(METHODS) == NAMES
-    assert {method.update for method in METHODS.values()} == set(UPDATES) - {"own"}
-    own = {name: methods.update_used(PruneSettings(method=name)) for name in NAMES}
+    assert tuple(METHODS) == get_args(Method)
+    assert {method.update for method in METHODS.values()} == set(get_args(Update)) - {"own"}
+    own = {name: methods.update_used(PruneSettings(method=name)) for name in get_args(Method)}
     assert own == {
         "spap": "alternate",
         "random": "none",
@@ -209,12 +208,12 @@ def test_the_methods_are_those_of_the_settings_and_their_updates_too():
         "obs": "refit",
         "osscar": "refit",
     }
-    for name in NAMES:
-        for update in set(UPDATES) - {"own"}:
+    for name in get_args(Method):
+        for update in set(get_args(Update)) - {"own"}:
             assert methods.update_used(PruneSettings(method=name, update=update)) == update
 
 
-@pytest.mark.parametrize("method", NAMES)
+@pytest.mark.parametrize("method", get_args(Method))
 def test_no_choice_is_better_than_ours(layer: tuple[Exact, SelectorInputs], method: str):
     ours, theirs = (_select(name, layer[1], KEEP, Search()) for name in ("spap", method))
     low, high = (_objective(layer[1].system, choice.kept) for choice in (ours, theirs))

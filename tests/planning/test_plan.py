@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from spap_jax.planning.plan import Request, corrected, notes, plan, verdict
 from spap_jax.planning.programs import work
 from spap_jax.planning.workload import workload
 from spap_jax.pruning.run import calibration_chunks
-from spap_jax.settings import FLOAT_DTYPES, SCHEDULES, FinetuneSettings, PruneSettings
+from spap_jax.settings import FinetuneSettings, FloatDtype, PruneSettings, Schedule
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.json"))
 
@@ -201,10 +202,12 @@ def test_devices_share_the_tokens_and_the_solver():
     assert one.memory["selection"]["solver"] > 5 * eight.memory["selection"]["solver"]
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", get_args(Schedule))
 def test_streams_take_half_the_memory_in_bfloat16(schedule: str):
     settings = PruneSettings(schedule=schedule, joint_passes=0)  # type: ignore[arg-type]
-    requests = (request_of("llama-3.1-8b", settings=settings.replace(stream_dtype=dtype)) for dtype in FLOAT_DTYPES)
+    requests = (
+        request_of("llama-3.1-8b", settings=settings.replace(stream_dtype=dtype)) for dtype in get_args(FloatDtype)
+    )
     exact, half = (plan(request, mesh_named("h100x1")) for request in requests)
     for name, parts in exact.memory.items():
         assert half.memory[name] == parts | {"streams": parts["streams"] / 2}

@@ -1,6 +1,7 @@
 """Residual streams match the decoder's, and every calibration sequence is either fitted on or held out."""
 
 import functools
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from spap_jax.models import decoder
 from spap_jax.numerics import in_float32, storage
 from spap_jax.pruning import moments, streams
 from spap_jax.pruning.run import calibration_chunks
-from spap_jax.settings import FLOAT_DTYPES, PruneSettings
+from spap_jax.settings import FloatDtype, PruneSettings
 
 
 @pytest.mark.parametrize("variant", ["llama", "opt_125m_like", "opt_350m_like", "gemma3"])
@@ -89,7 +90,7 @@ def test_before_a_norm_the_target_is_the_dense_output_and_all_tokens_count_alike
 def test_in_bfloat16_they_are_rounded_between_programs_and_nowhere_else(variant: str):
     model, chunks = tiny(variant), streams.chunked(random_tokens(1, 6, 16), 2)
     layer = one_layer(model, 0)
-    exact, half = (streams.start(model.config, model.params, chunks, storage(name)) for name in FLOAT_DTYPES)
+    exact, half = (streams.start(model.config, model.params, chunks, storage(name)) for name in get_args(FloatDtype))
     for passes in (streams.enter_mlp, streams.leave_mlp):
         assert half.dense.itemsize == half.pruned.itemsize == 2
         for a, b in zip(exact[:2], in_float32(half)[:2], strict=True):
@@ -116,7 +117,7 @@ def test_in_bfloat16_no_program_holds_them_in_float32(program: str):
         assert found is not None
         return found.argument_size_in_bytes, found.temp_size_in_bytes
 
-    (given, held), (given_half, held_half) = map(needed, FLOAT_DTYPES)
+    (given, held), (given_half, held_half) = map(needed, get_args(FloatDtype))
     saved = 64 * 2 * 16 * 32 * 2 * 2
     assert given - given_half == saved
     assert held_half < held + saved / 8
