@@ -16,6 +16,9 @@ from spap_jax.errors import UserError, option
 Kind = Literal["dataset", "model"]
 """Type of a repository of the hub."""
 
+_SECONDS = 4.0
+"""Timeout of an attempt to connect; with name resolution, it may take twice that."""
+
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, without the final period and any hub token, for use inside a sentence."""
@@ -23,20 +26,19 @@ def first_line(error: BaseException) -> str:
     return _without_token(line)
 
 
-def require_hub(what: str, remedy: str, *, seconds: float = 4.0) -> None:
-    """Returns if the hub answers, else raises within about twice `seconds`.
+def require_hub(what: str, remedy: str) -> None:
+    """Returns if the hub answers, else raises within about eight seconds.
 
     Args:
         what: What is wanted from the hub, as the subject of the error's sentence.
         remedy: What the user can do instead, in the imperative.
-        seconds: Timeout of one attempt to connect.
 
     Raises:
         UserError: The hub does not answer, or `HF_HUB_OFFLINE=1` forbids asking it.
     """
     from huggingface_hub import constants
 
-    reason = hub_problem(seconds)
+    reason = hub_problem()
     if reason is not None:
         raise UserError(
             f"{what} is not on this machine and the hub {constants.ENDPOINT} cannot be reached ({reason}): {remedy}"
@@ -226,12 +228,8 @@ def offline() -> Iterator[None]:
         config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
 
 
-def hub_problem(seconds: float = 4.0) -> str | None:
-    """The reason why the hub does not answer, or None if it does.
-
-    Args:
-        seconds: Timeout of the attempt to connect; with name resolution, it may take twice that.
-    """
+def hub_problem() -> str | None:
+    """The reason why the hub does not answer, or None if it does."""
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
 
@@ -239,12 +237,12 @@ def hub_problem(seconds: float = 4.0) -> str | None:
 
     def ask() -> None:
         try:
-            get_session().head(constants.ENDPOINT, timeout=seconds)
+            get_session().head(constants.ENDPOINT, timeout=_SECONDS)
             reasons.append(None)
         except Exception as error:  # every failure to get an answer means the same here
             reasons.append("HF_HUB_OFFLINE is set" if constants.is_offline_mode() else first_line(error))
 
     thread = threading.Thread(target=ask, daemon=True)  # name resolution ignores timeouts
     thread.start()
-    thread.join(2 * seconds)
-    return reasons[0] if reasons else f"no answer within {2 * seconds:g} seconds"
+    thread.join(2 * _SECONDS)
+    return reasons[0] if reasons else f"no answer within {2 * _SECONDS:g} seconds"

@@ -3,32 +3,12 @@
 import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Self
+from typing import Self
 
 from spap_jax.quantities import duration_text
 
 _SHORTEST = 1.0
 """Seconds; shorter times are not worth reporting."""
-
-
-class Left(NamedTuple):
-    """An estimate of the remaining time.
-
-    Attributes:
-        seconds: Seconds until all work is done, or until work of a kind begins whose pace is not known.
-        until: That kind; None if the pace of all the work is known.
-    """
-
-    seconds: float
-    until: str | None
-
-    @property
-    def words(self) -> str:
-        """The estimate for the end of a line: "about 39 min left"; empty if nothing is known or worth reporting."""
-        if self.seconds < _SHORTEST:
-            return ""
-        time = duration_text(self.seconds, digits=2)
-        return f"about {time} left" if self.until is None else f"{self.until} in {time}"
 
 
 @dataclass(frozen=True)
@@ -57,8 +37,11 @@ class Pace:
         counted, took = self.spent.get(kind, (0.0, 0.0))
         return replace(self, spent={**self.spent, kind: (counted + units, took + seconds)})
 
-    def left(self, todo: Iterable[tuple[str, float]]) -> Left:
-        """Estimates how long the given work will take.
+    def left(self, todo: Iterable[tuple[str, float]]) -> str:
+        """Estimates how long the given work will take, for the end of a line: "about 39 min left".
+
+        Of work whose pace is not known it says when that begins: "step in 39 min". It is empty if nothing is known or
+        worth reporting.
 
         Args:
             todo: Kinds of work and their units, in the order in which they will be done.
@@ -66,4 +49,7 @@ class Pace:
         wanted = [(kind, units) for kind, units in todo if units]
         known = list(itertools.takewhile(lambda each: each[0] in self.spent, wanted))
         seconds = sum(units * self.spent[kind][1] / self.spent[kind][0] for kind, units in known)
-        return Left(seconds, wanted[len(known)][0] if len(known) < len(wanted) else None)
+        if seconds < _SHORTEST:
+            return ""
+        time = duration_text(seconds, digits=2)
+        return f"about {time} left" if len(known) == len(wanted) else f"{wanted[len(known)][0]} in {time}"

@@ -52,14 +52,3 @@ def percent_text(fraction: float) -> str:
     """0.0593 -> "5.9 %"; values below one per cent keep two significant digits."""
     percent = 100 * fraction
     return f"{percent:.1f} %" if percent >= 1 else f"{percent:.2g} %"
-
-
-def missed(achieved: float, asked: float) -> bool:
-    """Whether a fraction differs from the one asked for by 0.01 or more, so that both have to be reported."""
-    return abs(achieved - asked) >= 0.01
-
-
-def achieved_text(achieved: float, asked: float, whole: str) -> str:
-    """0.0625, 0.3, "the channels" -> "6.25% of the channels (30% asked for)"; without brackets if they are close."""
-    words = f"{share_text(achieved)} of {whole}"
-    return f"{words} ({share_text(asked)} asked for)" if missed(achieved, asked) else words

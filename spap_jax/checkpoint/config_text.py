@@ -21,20 +21,16 @@ DTYPE_FIELDS = ("torch_dtype", "dtype")
 """Fields of config.json that name the dtype of the weights; some configs lack one or the other."""
 
 
-def read_config_text(folder: Path) -> str:
-    """Reads a folder's config.json as text, with its line ends.
+def read_config_text(file: Path) -> str:
+    """Reads a config.json as text, with its line ends.
 
     Raises:
         UserError: It cannot be read.
     """
-    return _text(folder / "config.json")
-
-
-def _text(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8")
+        return file.read_bytes().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read ({error}): name a folder with a model's config.json.") from error
+        raise UserError(f"{file} cannot be read ({error}): name a folder with a model's config.json.") from error
 
 
 def read_config(file: Path, name: str) -> tuple[DecoderConfig, int]:
@@ -47,37 +43,30 @@ def read_config(file: Path, name: str) -> tuple[DecoderConfig, int]:
     Raises:
         UserError: It cannot be read, or the model is not supported.
     """
-    theirs = parse_config(_text(file), name)
+    text = read_config_text(file)
+    _, config = understood(text, name)
+    theirs = json.loads(text)
     named = next((theirs[field] for field in DTYPE_FIELDS if theirs.get(field)), "float32")
-    return understood(theirs, name)[1], DTYPES.get(str(named), DTYPES["float32"]).itemsize
+    return config, DTYPES.get(str(named), DTYPES["float32"]).itemsize
 
 
-def parse_config(text: str, name: str) -> dict[str, Any]:
-    """Parses the text of a config.json.
-
-    Raises:
-        UserError: It is not a JSON object.
-    """
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        said = first_line(error)
-        raise UserError(f"the config.json of {name} is not valid JSON ({said}): download it again.") from error
-    if not isinstance(content, dict):
-        raise UserError(f"the config.json of {name} is not a JSON object: download it again.")
-    return content
-
-
-def understood(theirs: dict[str, Any], name: str) -> tuple[Family, DecoderConfig]:
-    """Returns the family and the config of a parsed config.json; one `Notice` names the ignored fields, if any.
+def understood(text: str, name: str) -> tuple[Family, DecoderConfig]:
+    """Returns the family and the config of a config.json; one `Notice` names the ignored fields, if any.
 
     Args:
-        theirs: The result of `parse_config`.
+        text: Its text.
         name: Name of the model in errors.
 
     Raises:
-        UserError: The model is not supported.
+        UserError: It is not a JSON object, or the model is not supported.
     """
+    try:
+        theirs = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        said = first_line(error)
+        raise UserError(f"the config.json of {name} is not valid JSON ({said}): download it again.") from error
+    if not isinstance(theirs, dict):
+        raise UserError(f"the config.json of {name} is not a JSON object: download it again.")
     family = family_of(theirs)
     config = family.read_config(theirs)
     if ignored := family.ignored(theirs):

@@ -19,7 +19,7 @@ def fingerprint(folder: Path) -> str:
     Raises:
         UserError: The folder holds no config.json or no weights.
     """
-    total = hashlib.sha256(read_config_text(folder).encode())
+    total = hashlib.sha256(read_config_text(folder / "config.json").encode())
     elsewhere = AtAddress.of(folder)
     for path in params_files(folder) if is_orbax(folder) else weight_files(folder, elsewhere):
         name = path.relative_to(folder).as_posix()

@@ -11,13 +11,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from spap_jax.checkpoint import inventory
-from spap_jax.checkpoint.config_text import (
-    check_describable,
-    parse_config,
-    read_config_text,
-    understood,
-    written_config_text,
-)
+from spap_jax.checkpoint.config_text import check_describable, read_config_text, understood, written_config_text
 from spap_jax.checkpoint.fingerprint import fingerprint
 from spap_jax.checkpoint.inventory import HEAD
 from spap_jax.checkpoint.output import new_folder
@@ -76,8 +70,8 @@ class Reader:
         """
         self._folder = folder = Path(folder)
         name = name or str(folder)
-        text = read_config_text(folder)
-        self.family, self.config = understood(parse_config(text, name), name)
+        text = read_config_text(folder / "config.json")
+        self.family, self.config = understood(text, name)
         self._rules = self.family.rules_for(self.config)
         self._elsewhere = AtAddress.of(folder)
         self.at_address = self._elsewhere is not None
@@ -216,7 +210,6 @@ class Writer:
             self._partial = self._stack.enter_context(self._output)
             self._stack.push(self._finish)
             self._shards = Shards(self._partial, self._tensors, self._shard_bytes)
-            self._shards.create()
             copy_side_files(self.source.folder, self._partial)
             self._stack = self._stack.pop_all()
         return self

@@ -17,10 +17,9 @@ _LISTED = 10
 
 
 class Expected(NamedTuple):
-    """One tensor of a checkpoint: its rule, its layer (None outside of the layers) and its shape in the checkpoint."""
+    """One tensor of a checkpoint: its rule, and its shape in the checkpoint."""
 
     rule: Rule
-    layer: int | None
     shape: tuple[int, ...]
 
 
@@ -33,12 +32,12 @@ def expected_tensors(config: DecoderConfig, head_stored: bool = False) -> dict[s
     """
     rules, sizes = FAMILIES[config.family].rules_for(config), config.axes
     in_layers = [config.of_layer(layer).axes for layer in range(config.layers)]
-    outer = {rule.theirs: Expected(rule, None, rule.shapes(sizes)[0]) for rule in rules if not rule.stacked}
+    outer = {rule.theirs: Expected(rule, rule.shapes(sizes)[0]) for rule in rules if not rule.stacked}
     if head_stored:
         tokens = next(rule for rule in rules if rule.ours == "embed/tokens")
-        outer[HEAD] = Expected(tokens, None, tokens.shapes(sizes)[0])
+        outer[HEAD] = Expected(tokens, tokens.shapes(sizes)[0])
     return outer | {
-        rule.theirs.format(i=layer): Expected(rule, layer, rule.shapes(own)[0])
+        rule.theirs.format(i=layer): Expected(rule, rule.shapes(own)[0])
         for layer, own in enumerate(in_layers)
         for rule in rules
         if rule.stacked

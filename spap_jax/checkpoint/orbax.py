@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from spap_jax.checkpoint.config_text import parse_config, read_config_text, understood, written_config_text
+from spap_jax.checkpoint.config_text import read_config_text, understood, written_config_text
 from spap_jax.checkpoint.huggingface import PlaceParams, local
 from spap_jax.checkpoint.locate import public_name
 from spap_jax.checkpoint.orbax_files import PARAMS, SOURCE, is_orbax
@@ -75,8 +75,8 @@ def load_orbax(folder: str | Path, place: PlaceParams = local) -> Model:
         raise UserError(
             f"{folder} is not an Orbax checkpoint that this program wrote: name a folder that `spap convert` wrote."
         )
-    text = read_config_text(folder)
-    _, config = understood(parse_config(text, str(folder)), str(folder))
+    text = read_config_text(folder / "config.json")
+    _, config = understood(text, str(folder))
     params = _restored(folder, config)
     _check_finite(folder, params)
     facts = _facts(folder)

@@ -8,7 +8,6 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -18,47 +17,30 @@ _ALIGNMENT = 8
 """Headers are padded with spaces to a multiple of this many bytes, as the format advises."""
 
 
-class TensorLocation(NamedTuple):
-    """The start of a tensor's data: the number of the shard, and the offset in its file."""
-
-    shard: int
-    offset: int
-
-
 class Shards:
-    """The weight files of one checkpoint.
-
-    Attributes:
-        bytes: Number of bytes of all tensors.
-    """
+    """The weight files of one checkpoint, whose data read as zeros until they are written."""
 
     def __init__(self, folder: Path, tensors: Mapping[str, Tensor], shard_bytes: int):
-        """Lays the files out; nothing is written yet.
+        """Lays the files out, and creates them with their headers.
 
         Args:
             folder: Folder of the files.
             tensors: The tensors to write, in the order in which they fill the shards.
             shard_bytes: Maximum size of a file, unless one tensor is larger.
         """
-        self._folder, self._tensors = folder, tensors
-        self._shards = _filled(tensors, shard_bytes)
-        self._headers = [_header({name: tensors[name] for name in shard}) for shard in self._shards]
-        self._places: dict[str, TensorLocation] = {}
-        self._ends: list[int] = []
-        for number, (shard, header) in enumerate(zip(self._shards, self._headers, strict=True)):
+        shards = _filled(tensors, shard_bytes)
+        self._folder, self._count = folder, len(shards)
+        self._bytes = sum(tensor.bytes for tensor in tensors.values())
+        self._places: dict[str, tuple[int, int]] = {}  # the number of the shard, and the offset in its file
+        for number, shard in enumerate(shards):
+            header = _header({name: tensors[name] for name in shard})
             end = len(header)
             for name in shard:
-                self._places[name] = TensorLocation(number, end)
+                self._places[name] = number, end
                 end += tensors[name].bytes
-            self._ends.append(end)
-        self.bytes = sum(tensor.bytes for tensor in tensors.values())
-
-    def create(self) -> None:
-        """Creates the files with their headers; the data read as zeros until they are written."""
-        for number, header in enumerate(self._headers):
             with self._path(number).open("xb") as file:
                 file.write(header)
-                file.truncate(self._ends[number])
+                file.truncate(end)
 
     def write(self, name: str, array: np.ndarray) -> None:
         """Writes a tensor's data to their place.
@@ -74,16 +56,16 @@ class Shards:
 
     def write_index(self) -> None:
         """Writes the index of which file holds which tensor, if there are several files."""
-        if len(self._shards) == 1:
+        if self._count == 1:
             return
-        weight_map = {name: self._path(place.shard).name for name, place in self._places.items()}
-        index = {"metadata": {"total_size": self.bytes}, "weight_map": dict(sorted(weight_map.items()))}
+        weight_map = {name: self._path(shard).name for name, (shard, _) in self._places.items()}
+        index = {"metadata": {"total_size": self._bytes}, "weight_map": dict(sorted(weight_map.items()))}
         path = self._folder / "model.safetensors.index.json"
         path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
     def _path(self, number: int) -> Path:
-        total = len(self._shards)
-        name = "model.safetensors" if total == 1 else f"model-{number + 1:05d}-of-{total:05d}.safetensors"
+        several = f"model-{number + 1:05d}-of-{self._count:05d}.safetensors"
+        name = "model.safetensors" if self._count == 1 else several
         return self._folder / name
 
 

@@ -12,12 +12,14 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from spap_jax.checkpoint.kept import NEW
 from spap_jax.checkpoint.output import is_full, sync
 from spap_jax.errors import UserError
 from spap_jax.models import Params
 
 Json = dict[str, Any]
+
+NEW = ".new"
+"""Suffix of a file that is not completely written yet."""
 
 SUFFIX = ".safetensors"
 """Suffix of the name of a file of this kind, after the number of the step."""

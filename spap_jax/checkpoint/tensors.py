@@ -3,11 +3,11 @@
 import contextlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from pickle import UnpicklingError
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -15,6 +15,9 @@ import numpy as np
 from spap_jax.errors import UserError
 from spap_jax.host_arrays import is_finite
 from spap_jax.hub import first_line
+
+if TYPE_CHECKING:
+    from spap_jax.checkpoint.ranged import AtAddress
 
 DTYPES = {
     "float32": np.dtype(np.float32),
@@ -43,11 +46,6 @@ class Tensor:
     dtype: str
 
     @property
-    def count(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-    @property
     def item_bytes(self) -> int:
         """Bytes of an element; the dtype must be one of `DTYPES`."""
         return DTYPES[self.dtype].itemsize
@@ -55,25 +53,13 @@ class Tensor:
     @property
     def bytes(self) -> int:
         """Bytes of all elements."""
-        return self.count * self.item_bytes
+        return math.prod(self.shape) * self.item_bytes
 
 
 class _WeightFile(Protocol):
     tensors: dict[str, Tensor]
 
     def read(self, name: str, cuts: Cuts) -> np.ndarray: ...
-
-
-class Elsewhere(Protocol):
-    """Weight files that are not on this machine, where paths in a folder stand for them."""
-
-    def holds(self, path: Path) -> bool:
-        """Whether a path stands for a file that exists."""
-        ...
-
-    def open(self, paths: Sequence[Path]) -> Sequence[_WeightFile]:
-        """Reads the headers of files."""
-        ...
 
 
 class TensorFiles:
@@ -96,7 +82,7 @@ class TensorFiles:
             self.tensors |= file.tensors
 
     @classmethod
-    def open(cls, folder: Path, elsewhere: Elsewhere | None = None) -> "TensorFiles":
+    def open(cls, folder: Path, elsewhere: "AtAddress | None" = None) -> "TensorFiles":
         """Reads the headers of `model.safetensors` or its shards, else of `pytorch_model.bin` or its shards.
 
         Args:
@@ -135,7 +121,7 @@ class TensorFiles:
             yield (slice(start, min(start + rows, first)), *(slice(size) for size in others))
 
 
-def weight_files(folder: Path, elsewhere: Elsewhere | None = None) -> list[Path]:
+def weight_files(folder: Path, elsewhere: "AtAddress | None" = None) -> list[Path]:
     """The files that hold the weights of a folder; those that an index names need not exist.
 
     Args:
@@ -149,7 +135,7 @@ def weight_files(folder: Path, elsewhere: Elsewhere | None = None) -> list[Path]
     return [folder / name for name in sorted(set(weight_map.values()))] if weight_map else [first]
 
 
-def _first_of(folder: Path, elsewhere: Elsewhere | None) -> tuple[Path, dict[str, str]]:
+def _first_of(folder: Path, elsewhere: "AtAddress | None") -> tuple[Path, dict[str, str]]:
     """The single weight file, or the index with its content, in the order in which stock loaders look for them."""
     exists = elsewhere.holds if elsewhere else Path.is_file
     for single in _SINGLE:

@@ -2,8 +2,7 @@
 
 `.NAME.resume` holds `run.json` (the identity of the run), `decided.json` (decisions before the first step, if any),
 `steps/` (a step is the weights of one block, or the state of steps on all of them, and its report), `output/` (the
-partial output) and `lock`. It is removed when the run succeeds. For an output at an address it is a copy of the folder
-there (`mirror.py`).
+partial output) and `lock`. It is removed when the run succeeds.
 
 The first L steps of a run on L blocks store a block each, and all stay. A later step stores a complete state, which
 replaces the one before; training has no others. A step is written in the background and renamed when it is complete: a
@@ -17,6 +16,11 @@ goes on makes these steps again.
 Of several processes, the leading one stores the blocks, and each stores its own part of a state, as its devices hold
 it, in a folder of its own, `.NAME.resume-PROCESS`: no host holds a whole state, and disks need not be shared. A state
 counts if all processes have their parts, so each keeps the one before until the others have the newest too.
+
+For an output in a store, `run.json`, `decided.json` and the steps are also copied beside the output there, where a file
+shows only once it is complete. Spot instances lose their disks when they are preempted, so the copy is authoritative:
+each run starts from it, a step counts as stored once its copy has arrived, and if that fails, adding the next step
+raises the error.
 """
 
 import contextlib
@@ -26,6 +30,7 @@ import itertools
 import json
 import math
 import os
+import re
 import shutil
 import threading
 from collections.abc import Callable, Mapping
@@ -37,23 +42,54 @@ import jax
 from spap_jax import devices
 from spap_jax.backend import platform
 from spap_jax.checkpoint.behind import Behind
-from spap_jax.checkpoint.kept import (
-    DECIDED,
-    LOCK,
-    OUTPUT,
-    RUN,
-    STEPS,
-    check_resume_folder,
-    clear_folder,
-    resume_folder,
-)
-from spap_jax.checkpoint.step_file import SUFFIX, Json, read_step, renamed, told_if_intact, write_step
+from spap_jax.checkpoint.step_file import NEW, SUFFIX, Json, read_step, renamed, told_if_intact, write_step
 from spap_jax.errors import UserError, warn
 from spap_jax.models import Params
+from spap_jax.places import beside, real_path
 from spap_jax.quantities import bytes_text
+from spap_jax.remote import Folder, hub_id, is_address, working_folder
+
+_RUN, _DECIDED, _STEPS, _LOCK, _OUTPUT = "run.json", "decided.json", "steps", "lock", "output"
 
 _LEFT = 2
 """How many times the room that the finished blocks take is left for the result, which holds more than the blocks."""
+
+
+def resume_folder(output: str | Path, process: int = 0) -> Path:
+    """The local folder in which a process of a run into `output` keeps its progress."""
+    place = working_folder(str(output)) if is_address(output) else real_path(output)
+    return Path(beside(place, _role(process)))
+
+
+def check_resume_folder(output: str | Path, process: int = 0) -> None:
+    """Checks that an existing resume folder was made by a run, since the run removes files in it.
+
+    Raises:
+        UserError: It is a file, or a folder that no run made.
+    """
+    folder = resume_folder(output, process)
+    if not os.path.lexists(folder):
+        return
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file, where the finished blocks of the run would be kept: move it away.")
+    if any(folder.iterdir()) and not (folder / _LOCK).exists():
+        raise UserError(
+            f"{folder}, where the finished blocks of the run would be kept, holds files that no run left: move them "
+            "away, or name another output."
+        )
+
+
+def is_unfinished(output: str | Path) -> bool:
+    """Whether a run into `output` was interrupted.
+
+    Raises:
+        UserError: The output is at an address, and its store fails; or the resume folder is a file or was not made by a
+            run.
+    """
+    check_resume_folder(output)
+    if _in_store(output):
+        return _copies(output).read(_RUN) is not None
+    return (resume_folder(output) / _RUN).exists()
 
 
 class Unfinished:
@@ -72,17 +108,19 @@ class Unfinished:
         """Opens the folder, or creates it.
 
         Args:
-            output: Output folder of the run.
+            output: Output folder of the run: a path, or an address.
             run: Everything that its result depends on, by name, as JSON values.
             blocks: Number of steps that all stay, L.
             fresh: Whether to discard the progress of an earlier run.
 
         Raises:
-            UserError: Another process uses the folder, it belongs to another run or to none, or the disk is full.
+            UserError: Another process uses the folder, it belongs to another run or to none, the disk is full, or the
+                store fails.
         """
         self._process = jax.process_index()
         check_resume_folder(output, self._process)
         self._output = output
+        self._copies = _copies(output, self._process) if _in_store(output) else None
         self.folder = resume_folder(output, self._process)
         self._run, self._blocks = dict(run), blocks
         self._lock = _locked(self.folder)
@@ -91,53 +129,62 @@ class Unfinished:
         self.lost = self._full = False
         self.told: list[Json] = []
         try:
-            self._bring(fresh)
-            self.found = (self.folder / RUN).exists() and not fresh
+            if self._copies:
+                self._bring(self._copies, fresh)
+            self.found = (self.folder / _RUN).exists() and not fresh
             if self.found:
                 self._check()
             if not self.found:
                 self._begin()
             self._open()
         except BaseException:
-            if not (self.folder / RUN).exists():
-                clear_folder(self.folder)
+            if not (self.folder / _RUN).exists():
+                _clear_folder(self.folder)
             os.close(self._lock)
             raise
+        self._arrived = len(self.told)
 
     def __enter__(self) -> Self:
         """Returns `self`."""
         return self
 
     def __exit__(self, *raised: Any) -> None:
-        """Waits for pending writes and releases the lock; an error before the first step removes the run's files."""
+        """Waits for pending writes and releases the lock; an error before the first step removes the run's files.
+
+        After any error, files of which the store has a copy are of no further use here and are removed.
+        """
         try:
             self._behind.__exit__(*raised)
         finally:
-            if raised[0] and not self.told:
-                clear_folder(self.folder)
+            if raised[0] and (self._copies or not self.told):
+                _clear_folder(self.folder)
             os.close(self._lock)
+        if raised[0] and self._copies and not self.told:
+            with contextlib.suppress(Exception):  # one error is enough
+                _clear_copies(self._copies)
 
     @property
     def place(self) -> str:
         """Where the progress is kept, for messages."""
-        return str(self.folder)
+        return self._copies.address if self._copies else str(self.folder)
 
     @property
     def decided(self) -> Any:
         """The last argument of `decide`, in this process or an earlier one; None if there was none."""
         try:
-            return json.loads((self.folder / DECIDED).read_bytes())
+            return json.loads((self.folder / _DECIDED).read_bytes())
         except (OSError, ValueError):
             return None
 
     def decide(self, what: Any) -> None:
         """Stores a JSON value that all steps depend on; call it before the first step."""
-        _write_json(self.folder / DECIDED, what)
+        _write_json(self.folder / _DECIDED, what)
+        self._copy(self.folder / _DECIDED)
 
     @property
     def output(self) -> Path:
         """The folder in which the output is written until it is complete."""
-        return self.folder / OUTPUT
+        return self.folder / _OUTPUT
 
     @property
     def name(self) -> str:
@@ -181,9 +228,11 @@ class Unfinished:
 
     def _store(self, step: int, layer: Params, reports: list[Json]) -> None:
         """Writes a step, and removes the states that it makes useless; a state only that leaves room for the result."""
-        states = sorted(number for number in _numbers(self.folder / STEPS) if number >= self._blocks)
+        there = _numbers(self.folder / _STEPS)
+        states = sorted(number for number in there if number >= self._blocks)
         if step >= self._blocks:
-            needed = sum(array.nbytes for array in jax.tree.leaves(layer)) + _LEFT * self._stored_blocks()
+            blocks = sum(self._file(number).stat().st_size for number in there if number < self._blocks)
+            needed = sum(array.nbytes for array in jax.tree.leaves(layer)) + _LEFT * blocks
             if self._free() < needed and states:
                 self._discard(states.pop())
             if self._free() < needed:
@@ -193,7 +242,9 @@ class Unfinished:
                     f"({bytes_text(needed)}), so it is not kept: a run that is interrupted makes all steps again."
                 )
                 return
-        self._write(step, layer, reports)
+        write_step(self._file(step), layer, reports)
+        self._copy(self._file(step))
+        self._arrived = step + 1
         still = min(2, jax.process_count()) - 1  # others may not have written this one yet
         for useless in states[: len(states) - still]:
             self._discard(useless)
@@ -202,24 +253,19 @@ class Unfinished:
         disk = shutil.disk_usage(self.folder)
         return disk.free if disk.total else math.inf  # some network file systems report a size of 0
 
-    def _stored_blocks(self) -> int:
-        """Bytes of the finished blocks on this disk."""
-        return sum(self._file(step).stat().st_size for step in _numbers(self.folder / STEPS) if step < self._blocks)
-
-    def _write(self, step: int, layer: Params, reports: list[Json]) -> None:
-        write_step(self._file(step), layer, reports)
-
     def _discard(self, step: int) -> None:
         self._file(step).unlink(missing_ok=True)
+        if self._copies:
+            self._copies.remove([self._file(step).name])
 
     def _file(self, step: int) -> Path:
-        return self.folder / STEPS / f"{step}{SUFFIX}"
+        return self.folder / _STEPS / f"{step}{SUFFIX}"
 
     def count(self) -> int:
-        """Waits for pending writes and returns the number of steps on disk."""
+        """Waits for pending writes and returns the number of steps on disk, or that have arrived in the store."""
         with contextlib.suppress(Exception):  # raised again when the next step is added
             self._behind.wait()
-        return max(_numbers(self.folder / STEPS), default=-1) + 1
+        return self._arrived if self._copies else max(_numbers(self.folder / _STEPS), default=-1) + 1
 
     def settle(self) -> None:
         """Waits until all steps are on disk and blocks new ones, for a process that is about to end."""
@@ -236,27 +282,43 @@ class Unfinished:
 
     def _drop(self) -> None:
         self._behind.wait()
-        for name in (STEPS, OUTPUT):
+        for name in (_STEPS, _OUTPUT):
             shutil.rmtree(self.folder / name, ignore_errors=True)
+        if self._copies:
+            self._copies.remove(_steps(self._copies))
+        self._arrived = 0
 
     def forget(self) -> None:
         """Removes all steps, which cannot be resumed; the rest is removed at the end of the `with` block."""
         self._drop()
-        (self.folder / STEPS).mkdir()
+        (self.folder / _STEPS).mkdir()
         self.told.clear()
 
     def remove(self) -> None:
         """Removes everything, once the command has succeeded; call it after the `with` block, in all processes."""
         devices.meet()
-        clear_folder(self.folder)
+        _clear_folder(self.folder)
+        if self._copies:
+            _clear_copies(self._copies)
 
-    def _bring(self, fresh: bool) -> None:
-        """Fetches progress from elsewhere before the folder is read; here there is none."""
+    def _copy(self, file: Path) -> None:
+        """Copies a file into the store, if the output is there."""
+        if self._copies:
+            self._copies.put({file.name: file}, quietly=True)
+
+    def _bring(self, copies: Folder, fresh: bool) -> None:
+        """Fetches the progress from the store, in place of what is here."""
+        _clear_folder(self.folder, but=_LOCK)
+        if fresh or copies.read(_RUN) is None:
+            return
+        found = _steps(copies)
+        copies.get([name for name in (_RUN, _DECIDED) if copies.read(name) is not None], self.folder)
+        copies.get(found, self.folder / _STEPS, sum(found.values()))
 
     def _check(self) -> None:
         """Refuses the progress of another run; an unreadable `run.json` counts as none."""
         try:
-            theirs = dict(json.loads((self.folder / RUN).read_bytes()))
+            theirs = dict(json.loads((self.folder / _RUN).read_bytes()))
         except (ValueError, TypeError):
             theirs = {}
         if not theirs:
@@ -271,19 +333,28 @@ class Unfinished:
             )
 
     def _begin(self) -> None:
-        clear_folder(self.folder, but=LOCK)
-        further = (resume_folder(self._output, process) for process in itertools.count(jax.process_count()))
+        _clear_folder(self.folder, but=_LOCK)
         if devices.leads():  # an earlier run may have had more processes
-            for folder in itertools.takewhile(lambda folder: (folder / LOCK).exists(), further):
-                clear_folder(folder)
-        _write_json(self.folder / RUN, self._run)
+            folders = (resume_folder(self._output, process) for process in itertools.count(jax.process_count()))
+            for folder in itertools.takewhile(lambda folder: (folder / _LOCK).exists(), folders):
+                _clear_folder(folder)
+        _write_json(self.folder / _RUN, self._run)
+        if self._copies:
+            _clear_copies(self._copies)
+            if devices.leads():
+                others = (_copies(self._output, process) for process in itertools.count(jax.process_count()))
+                for copies in itertools.takewhile(lambda copies: copies.read(_RUN) is not None, others):
+                    _clear_copies(copies)
+        self._copy(self.folder / _RUN)
 
     def _open(self) -> None:
-        """Finds the steps that count, and removes others."""
-        steps = self.folder / STEPS
+        """Finds the steps that count, the same in all processes, and removes others."""
+        steps = self.folder / _STEPS
         steps.mkdir(exist_ok=True)
         there = {step: told_if_intact(self._file(step)) for step in _numbers(steps)}
-        count, self.told = self._agreed({step: told for step, told in there.items() if told})
+        states = devices.known_to_all(step for step, told in there.items() if told and step >= self._blocks)
+        usable = {step: told for step, told in there.items() if told and (step < self._blocks or step in states)}
+        count, self.told = devices.told_to_all(_counting(usable, self._blocks))
         # A process may be killed before the others have written the state that it has.
         self.lost = self.lost or any(step > count or not there[step] for step in there)
         kept = {self._file(step) for step in _kept(count, self._blocks)}
@@ -292,13 +363,51 @@ class Unfinished:
                 shutil.rmtree(entry)
             else:
                 entry.unlink()
+        if self._copies:
+            self._copies.remove(_steps(self._copies).keys() - {path.name for path in steps.iterdir()})
 
-    def _agreed(self, intact: dict[int, list[Json]]) -> tuple[int, list[Json]]:
-        """The number of steps that count, and their reports, in all processes."""
-        states = devices.known_to_all(step for step in intact if step >= self._blocks)
-        there = {step: told for step, told in intact.items() if step < self._blocks or step in states}
-        count, told = devices.told_to_all(_counting(there, self._blocks))
-        return count, told
+
+def _role(process: int) -> str:
+    """The role of a process's resume folder; see `places.beside`."""
+    return f"resume-{process}" if process else "resume"
+
+
+def _in_store(output: str | Path) -> bool:
+    """Whether an output is at an address other than the hub's, which keeps only finished models."""
+    return is_address(output) and hub_id(output) is None
+
+
+def _copies(output: str | Path, process: int = 0) -> Folder:
+    return Folder(beside(output, _role(process)))
+
+
+def _clear_folder(folder: Path, but: str | None = None) -> None:
+    """Removes what a run writes, and the folder if nothing else is in it."""
+    for name in (_STEPS, _OUTPUT, _RUN, _RUN + NEW, _DECIDED, _DECIDED + NEW, _LOCK):
+        path = folder / name
+        if name == but:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def _clear_copies(copies: Folder) -> None:
+    """Removes what a run copied into a store, and the folder if nothing else is in it."""
+    ours, there = {_RUN, _DECIDED, *_steps(copies)}, copies.files().keys()
+    if there <= ours:
+        copies.clear()
+    else:
+        copies.remove(ours & there)
+
+
+def _steps(copies: Folder) -> dict[str, int]:
+    """The names of the files of steps in a store, and their sizes."""
+    step = re.compile(rf"\d+{re.escape(SUFFIX)}")
+    return {name: about["size"] for name, about in copies.files().items() if step.fullmatch(name)}
 
 
 def _write_json(path: Path, what: Any) -> None:
@@ -335,7 +444,7 @@ def _difference(name: str, theirs: Any, ours: Any) -> str:
 def _locked(folder: Path) -> int:
     """Takes a lock, which ends with the process however that ends, and returns its handle."""
     folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT)
+    handle = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,8 +1,9 @@
 """The commands and what they share: help, and options from a TOML file."""
 
+import functools
 import tomllib
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -15,7 +16,7 @@ from spap_jax.cli.answer import answer
 from spap_jax.cli.bench import bench
 from spap_jax.cli.convert import convert
 from spap_jax.cli.doctor import doctor
-from spap_jax.cli.evaluate import evaluate
+from spap_jax.cli.evaluate import eval_
 from spap_jax.cli.finetune import finetune
 from spap_jax.cli.help import EVERY_COMMAND, HelpPage, arranged, default_words
 from spap_jax.cli.plan import plan
@@ -29,15 +30,11 @@ ABOVE = 2**32
 """Whole numbers must be below this bound: JAX's seeds have no more bits, and no size needs more."""
 
 
-_NAMES = {"evaluate": "eval"}
-"""Names of commands whose function is named otherwise, since Python has a function of that name."""
-
-
 class _Commands(App):
     def assemble_argument_collection(self, *, parse_docstring: bool = False, **how: Any) -> ArgumentCollection:
         """Returns a command's options, arranged if they are to be shown, which is when docstrings are parsed."""
         options = super().assemble_argument_collection(parse_docstring=parse_docstring, **how)
-        return arranged(_NAMES.get(self.name[0], self.name[0]), options) if parse_docstring else options
+        return arranged(self.name[0], options) if parse_docstring else options
 
     def help_print(
         self, tokens: Iterable[str] | str | None = None, *, console: Console | None = None, everything: bool = False
@@ -67,8 +64,8 @@ app = _Commands(
 )
 for each in (app, app.meta):
     each.suppress_keyboard_interrupt = False  # the library would exit without a word
-for place, command in enumerate((plan, answer, prune, finetune, evaluate, bench, report, convert, push, doctor)):
-    app.command(command, name=_NAMES.get(command.__name__), sort_key=place)  # in order of use
+for place, command in enumerate((plan, answer, prune, finetune, eval_, bench, report, convert, push, doctor)):
+    app.command(command, sort_key=place)  # in order of use
 app.register_install_completion_command(help="Make the shell complete commands and options with the tab key.")
 
 
@@ -93,7 +90,7 @@ def launcher(
         if help_all:
             app.help_print(words, everything=True)
             return
-        app.config = (_refuse_fractions,) if config is None else (_Options(config), _refuse_fractions)
+        app.config = (_refuse_fractions,) if config is None else (_options_of(config), _refuse_fractions)
         app(words, exit_on_error=False, print_error=False, result_action="return_value")
     except BaseException:
         if debug:
@@ -103,21 +100,25 @@ def launcher(
         app.config = ()  # the file is of this call, not of the process
 
 
-class _Options:
-    """The options in a TOML file, for whichever command was typed.
+def _options_of(file: Path) -> Callable[[App, tuple[str, ...], ArgumentCollection], None]:
+    """Reads the options in a TOML file, for whichever command was typed.
 
     They are passed on under that command's name: the library ignores top-level keys of a file that are names of
     commands, and eval is both a command and an option of two others.
+
+    Raises:
+        UserError: it is not TOML; the library's own message does not name the file.
     """
+    try:
+        options = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as error:
+        raise UserError(f"{file} cannot be read as TOML ({error}): correct it or leave out --config.") from error
 
-    def __init__(self, file: Path) -> None:
-        self.file, self.options = file, _read_toml(file)
+    def pass_on(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+        nested = functools.reduce(lambda inner, command: {command: inner}, reversed(commands), options)
+        Dict(nested, source=str(file))(app, commands, arguments)
 
-    def __call__(self, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-        options = self.options
-        for command in reversed(commands):
-            options = {command: options}
-        Dict(options, source=str(self.file))(app, commands, arguments)
+    return pass_on
 
 
 def _refuse_fractions(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
@@ -140,14 +141,6 @@ def _refuse_fractions(app: App, commands: tuple[str, ...], arguments: ArgumentCo
                     ) from None
                 if abs(number) >= ABOVE:
                     raise UserError(f"{argument.name} takes whole numbers below {ABOVE}: give a smaller one.")
-
-
-def _read_toml(file: Path) -> dict[str, Any]:
-    """Reads a TOML file. Raises UserError if it is not TOML; the library's own message does not name the file."""
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise UserError(f"{file} cannot be read as TOML ({error}): correct it or leave out --config.") from error
 
 
 def launch(words: list[str]) -> None:

@@ -1,10 +1,14 @@
 """``spap bench``."""
 
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from spap_jax.cli import console
 from spap_jax.cli.switches import ModelName
+from spap_jax.errors import UserError
+from spap_jax.quantities import bytes_text, count_text
 
 if TYPE_CHECKING:
     from spap_jax.evaluation.speed import Speed
@@ -48,11 +52,9 @@ def bench(
         json: JSON file to which the results are written as well.
     """
     from spap_jax import checkpoint
-    from spap_jax.cli.console import waiting
     from spap_jax.cli.downloads import fetch_models
     from spap_jax.cli.json_file import check_json_place, write_json
     from spap_jax.devices import use_mesh
-    from spap_jax.errors import UserError
     from spap_jax.evaluation.speed import time_generation
     from spap_jax.placement import bytes_of
     from spap_jax.reporting.schema import GenerationWorkload
@@ -62,7 +64,7 @@ def bench(
     check_json_place(json, "spap bench")
     names = [model] + ([other] if other else [])
     fetch_models(*names)
-    with waiting(f"reading {' and '.join(names)}"):
+    with console.waiting(f"reading {' and '.join(names)}"):
         models = [checkpoint.load(name, checkpoint.as_stored) for name in names]
     positions = min(loaded.config.positions for loaded in models)
     if new >= positions:
@@ -72,7 +74,7 @@ def bench(
     prompt = min(prompt, positions - new)
     work = GenerationWorkload(batch, prompt, new, repeats)
     weights = bytes_of([loaded.params for loaded in models])
-    with waiting("measuring"), use_mesh(devices, model_devices, weights, groups=1):
+    with console.waiting("measuring"), use_mesh(devices, model_devices, weights, groups=1):
         speeds = time_generation(models, work)
     result = _result(names, models, speeds, work)
     _show(result, names)
@@ -84,9 +86,7 @@ def _result(
     names: list[str], models: "list[Model]", speeds: "list[Speed]", work: "GenerationWorkload"
 ) -> dict[str, Any]:
     """Returns the results for the table and the JSON file, with a comparison if there are two models."""
-    from dataclasses import asdict
-
-    from spap_jax.evaluation.speed import speed_up
+    from spap_jax.evaluation.speed import arithmetic, speed_up
     from spap_jax.pruning.prune_report import versions
 
     result: dict[str, Any] = {
@@ -100,10 +100,9 @@ def _result(
             "prefill": speed_up(before.prefill, after.prefill),
             "decode": speed_up(before.decode, after.decode),
         }
-        result["by_arithmetic"] = {
-            "prefill": before.prefill_operations / after.prefill_operations,
-            "decode": before.decode_bytes / after.decode_bytes,
-        }
+        needs = zip(*(arithmetic(model, work) for model in models), strict=True)
+        bounds = (dense / pruned for dense, pruned in needs)
+        result["by_arithmetic"] = dict(zip(("prefill", "decode"), bounds, strict=True))
     return result
 
 
@@ -132,13 +131,11 @@ def _headings(names: list[str]) -> list[str]:
 
 
 def _show(result: dict[str, Any], names: list[str]) -> None:
-    from spap_jax.cli import console
-
     models, work = result["models"], result["workload"]
     sizes = (
-        ("parameters", "parameters", console.count_text),
-        ("MLP parameters", "mlp_parameters", console.count_text),
-        ("bytes of weights", "bytes", console.bytes_text),
+        ("parameters", "parameters", count_text),
+        ("MLP parameters", "mlp_parameters", count_text),
+        ("bytes of weights", "bytes", bytes_text),
     )
     rows = [(name, *(text(model[key]) for model in models)) for name, key, text in sizes]
     rows += [

@@ -15,26 +15,10 @@ from rich.text import Text
 from spap_jax.cli.standard_streams import err, out
 from spap_jax.errors import Notice, SpapWarning
 from spap_jax.pace import Pace
-from spap_jax.quantities import bytes_text, change_text, count_text
 
 if TYPE_CHECKING:
     from spap_jax.pruning.progress import Progress, Said
     from spap_jax.reporting.schema import Check
-
-__all__ = [
-    "WatchCallbacks",
-    "bytes_text",
-    "change_text",
-    "count_text",
-    "counting",
-    "err",
-    "layer_progress",
-    "notices",
-    "out",
-    "table",
-    "training_progress",
-    "waiting",
-]
 
 _EVERY = 10.0
 """Minimum seconds between two progress lines of the same work if there is no terminal."""
@@ -81,15 +65,24 @@ class _Display:
         columns = (TextColumn("{task.description}"), MofNCompleteColumn(), BarColumn(20), TimeElapsedColumn(),
                    TextColumn("{task.fields[left]}"))  # fmt: skip
         self._bars = Bars(*columns, console=err, disable=not err.is_terminal)
-        self._tasks: dict[str, TaskID] = {}
+        self.tasks: dict[str, TaskID] = {}
         self._clock, self._said = clock, clock()
+        self._pace, self._last = Pace(), dict[str, tuple[int, float]]()
+
+    def left(self, what: str, done: int, total: int) -> str:
+        """Estimates in words how long some work will still take, by how long it has taken so far."""
+        now = self._clock()
+        before, then = self._last.setdefault(what, (0, now))
+        if done > before:
+            self._pace, self._last[what] = self._pace.after(what, done - before, now - then), (done, now)
+        return self._pace.left([(what, total - done)])
 
     def show(self, what: str, done: int, total: int, left: str) -> None:
         """Updates the bar of some work; the first call creates it."""
         self._bars.start()  # not earlier: it would disrupt other output drawn before
-        if what not in self._tasks:
-            self._tasks[what] = self._bars.add_task(what, total=total, left=left)
-        self._bars.update(self._tasks[what], completed=done, left=left)
+        if what not in self.tasks:
+            self.tasks[what] = self._bars.add_task(what, total=total, left=left)
+        self._bars.update(self.tasks[what], completed=done, left=left)
 
     def say(self, line: str) -> None:
         """Prints a line if none was printed recently and there is no terminal."""
@@ -144,21 +137,12 @@ def layer_progress(progress: "Progress", number: int, clock: Clock = time.monoto
 @contextmanager
 def counting(clock: Clock = time.monotonic) -> Iterator[Callable[[str, int, int], None]]:
     """Yields a progress callback (name of the work, amount done, total): a bar for each work, or lines at intervals."""
-    pace = Pace()
-    last: dict[str, tuple[int, float]] = {}
     with closing(_Display(clock)) as display:
 
         def watch(what: str, done: int, total: int) -> None:
-            nonlocal pace
-            now = clock()
-            if what not in last:
-                last[what] = (0, now)
-                if not err.is_terminal:
-                    display.print(f"{what} ...")
-            before, then = last[what]
-            if done > before:
-                pace, last[what] = pace.after(what, done - before, now - then), (done, now)
-            left = pace.left([(what, total - done)]).words
+            if what not in display.tasks and not err.is_terminal:
+                display.print(f"{what} ...")
+            left = display.left(what, done, total)
             display.show(what, done, total, left)
             display.say(f"{what} {done / total:.0%}{left and ', '}{left} ...")
 
@@ -168,17 +152,12 @@ def counting(clock: Clock = time.monotonic) -> Iterator[Callable[[str, int, int]
 @contextmanager
 def training_progress(steps: int, clock: Clock = time.monotonic) -> Iterator[Callable[["Check"], None]]:
     """Yields a callback for the checks of a training run: a line of losses for each, below them a bar on a terminal."""
-    pace, last = Pace(), (0, clock())
     with closing(_Display(clock)) as display:
 
         def watch(check: "Check") -> None:
-            nonlocal pace, last
             words = f"loss {sum(check.losses) / len(check.losses):.4f}, " if check.losses else ""
             words += f"held out {check.held_out:.4f}" + ("" if check.taken else ", not kept")
-            now, (before, then) = clock(), last
-            if check.step > before:
-                pace, last = pace.after("step", check.step - before, now - then), (check.step, now)
-            left = pace.left([("step", steps - check.step)]).words
+            left = display.left("step", check.step, steps)
             err.print(f"step {check.step}/{steps}  {words}{left and ', '}{left}")
             display.show("step", check.step, steps, left)
 

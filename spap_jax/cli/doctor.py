@@ -1,5 +1,19 @@
 """``spap doctor``."""
 
+import importlib.metadata
+import math
+import os
+import platform
+import shutil
+
+from spap_jax import memory
+from spap_jax.cli import console
+from spap_jax.hub import hub_problem
+from spap_jax.quantities import bytes_text
+
+_OPTIONAL = ("torch", "lm_eval", "gcsfs", "s3fs", "orbax-checkpoint", "datasets", "huggingface-hub")
+"""Packages that only some commands need."""
+
 
 def doctor() -> None:
     """Show devices, memory and versions, and whether the hub can be reached.
@@ -8,57 +22,26 @@ def doctor() -> None:
     """
     import jax
 
-    from spap_jax.cli import console
-    from spap_jax.hub import hub_problem
     from spap_jax.pruning.prune_report import versions
 
     with console.waiting("looking around"):
-        devices = [(str(device), device.device_kind, _memory_of(device)) for device in jax.devices()]
+        limits = [(device, (device.memory_stats() or {}).get("bytes_limit")) for device in jax.devices()]
         hub = hub_problem()
-        found = {name: version for name, version in versions().items() if name != "device"} | _optional_versions()
-    hub_words = "the hub answers" if hub is None else f"the hub cannot be reached: {hub}; local folders work"
-    console.table("devices", ("device", "kind", "memory"), devices)
-    for name, value in (*_machine(), *found.items()):
-        console.out.print(f"{name:<18} {value}")
-    console.out.print(hub_words)
-
-
-def _memory_of(device) -> str:
-    """Returns the memory that the device reports; CPUs report none."""
-    from spap_jax.cli.console import bytes_text
-
-    limit = (device.memory_stats() or {}).get("bytes_limit")
-    return bytes_text(limit) if limit else "the machine's"
-
-
-def _machine() -> list[tuple[str, str]]:
-    import math
-    import os
-    import platform
-    import shutil
-
-    import jax
-
-    from spap_jax import memory
-    from spap_jax.cli.console import bytes_text
-
-    rows = [("system", platform.platform()), ("cores", str(os.cpu_count()))]
+        found = {name: version for name, version in versions().items() if name != "device"}
+    words = [bytes_text(most) if most else "the machine's" for _, most in limits]  # CPUs report no limit
+    rows = [(str(device), device.device_kind, word) for (device, _), word in zip(limits, words, strict=True)]
+    console.table("devices", ("device", "kind", "memory"), rows)
+    machine = {"system": platform.platform(), "cores": str(os.cpu_count())}
     if math.isfinite(memory.of_machine()):
-        rows.append(("memory", bytes_text(memory.of_machine())))
-    rows.append(("free disk here", bytes_text(shutil.disk_usage(".").free)))
-    rows.append(("processes", str(jax.process_count())))
-    return rows
+        machine["memory"] = bytes_text(memory.of_machine())
+    machine |= {"free disk here": bytes_text(shutil.disk_usage(".").free), "processes": str(jax.process_count())}
+    for name, value in (machine | found | {name: _version(name) for name in _OPTIONAL}).items():
+        console.out.print(f"{name:<18} {value}")
+    console.out.print("the hub answers" if hub is None else f"the hub cannot be reached: {hub}; local folders work")
 
 
-def _optional_versions() -> dict[str, str]:
-    """Returns the versions of packages that only some commands need."""
-    import importlib.metadata
-
-    def version(name: str) -> str:
-        try:
-            return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            return "not installed"
-
-    names = ("torch", "lm_eval", "gcsfs", "s3fs", "orbax-checkpoint", "datasets", "huggingface-hub")
-    return {name: version(name) for name in names}
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

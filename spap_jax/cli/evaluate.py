@@ -5,13 +5,16 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spap_jax.cli import console
 from spap_jax.cli.switches import Bos, Data, ModelName
+from spap_jax.errors import UserError
+from spap_jax.quantities import count_text
 
 if TYPE_CHECKING:
     from spap_jax.model import Model
 
 
-def evaluate(
+def eval_(
     model: ModelName,
     /,
     *,
@@ -55,11 +58,9 @@ def evaluate(
         json: JSON file to which the results are written as well.
     """
     from spap_jax import checkpoint
-    from spap_jax.cli.console import waiting
     from spap_jax.cli.downloads import fetch_data, fetch_models
     from spap_jax.cli.json_file import check_json_place, write_json
     from spap_jax.devices import use_mesh
-    from spap_jax.errors import UserError
     from spap_jax.placement import bytes_of, shard_params
 
     if (data is None) == (tasks is None):
@@ -78,7 +79,7 @@ def evaluate(
     with use_mesh(devices, model_devices, bytes_of(loaded.params)):
 
         def placed_model() -> "Model":
-            with waiting(f"reading {model}"):
+            with console.waiting(f"reading {model}"):
                 return loaded.replace(params=shard_params(loaded.config, loaded.params))
 
         if data is not None:
@@ -101,14 +102,13 @@ def _measure_perplexity(
     batch_tokens: int,
 ) -> dict[str, Any]:
     from spap_jax.checkpoint.locate import public_name
-    from spap_jax.cli.console import count_text, counting, out, waiting
     from spap_jax.cli.texts import chosen_length
     from spap_jax.data.loading import load_tokens
     from spap_jax.data.named_sets import data_name
     from spap_jax.evaluation.perplexity import check_finite, perplexity
 
     length = chosen_length(sequence_length, loaded.config)
-    with waiting(f"tokenising {data}"):
+    with console.waiting(f"tokenising {data}"):
         blocks = load_tokens(
             data,
             tokenizer=loaded.source.folder,
@@ -120,11 +120,11 @@ def _measure_perplexity(
         )
     start = time.perf_counter()
     what = f"measuring perplexity on {count_text(blocks.tokens.size)} tokens"
-    with counting() as watch:
+    with console.counting() as watch:
         value = perplexity(loaded, blocks.tokens, batch_tokens, functools.partial(watch, what), blocks.mask)
     check_finite(value, model)
     seconds = time.perf_counter() - start
-    out.print(f"perplexity {value:.4f}  ({blocks.description}; {seconds:.1f} s)")
+    console.out.print(f"perplexity {value:.4f}  ({blocks.description}; {seconds:.1f} s)")
     return {
         "model": public_name(model),
         "perplexity": value,

@@ -1,18 +1,17 @@
 """``spap finetune``."""
 
-import functools
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from spap_jax.cli import console
 from spap_jax.cli.switches import Bos, Data, ModelName, OutputPath, Resume
-from spap_jax.cli.texts import Texts
+from spap_jax.cli.texts import Texts, perplexity_of
+from spap_jax.quantities import bytes_text, change_text, count_text
 from spap_jax.settings import FinetuneSettings
 
 if TYPE_CHECKING:
-    from spap_jax.data.blocks import TokenBlocks
-    from spap_jax.model import Model
     from spap_jax.reporting.schema import FinetuneReport
     from spap_jax.training.engine import Stage
 
@@ -79,9 +78,7 @@ def finetune(
         settings: How to train.
     """
     from spap_jax import checkpoint, memory
-    from spap_jax.checkpoint.kept import check_resume_folder
-    from spap_jax.checkpoint.mirror import unfinished
-    from spap_jax.cli.console import err, training_progress, waiting
+    from spap_jax.checkpoint.unfinished import Unfinished, check_resume_folder
     from spap_jax.cli.downloads import fetch_data, fetch_models
     from spap_jax.cli.inputs import inputs
     from spap_jax.cli.processes import wait_for_others
@@ -91,7 +88,7 @@ def finetune(
     from spap_jax.placement import fully_shard_params
     from spap_jax.reporting.schema import Extras, Perplexities
     from spap_jax.training.finetune_card import trained_files
-    from spap_jax.training.stage_store import finetune_identity, store_stage, stored_stage
+    from spap_jax.training.stage_store import finetune_identity, stored_stage
     from spap_jax.training.train import check, run
 
     checkpoint.check_output(output, overwrite, inputs=inputs(model, teacher, data, eval))
@@ -100,7 +97,7 @@ def finetune(
     with stopping() as before_end:
         fetch_data(data, eval)
         fetch_models(model, teacher)
-        with waiting(f"reading {model}"), use_mesh(devices, model_devices):
+        with console.waiting(f"reading {model}"), use_mesh(devices, model_devices):
             start = checkpoint.load(model, fully_shard_params)
             dense = checkpoint.load(teacher, fully_shard_params) if teacher else None
         texts = Texts(data, eval, sequences, sequence_length, bos)
@@ -108,59 +105,52 @@ def finetune(
         check(start, blocks.tokens, dense, settings)
         with use_mesh(devices, model_devices):
             whole = start.replace(params=to_process(start.params)) if judged else start
-        before = _perplexity(whole, judged, "before training") if judged and leads() else None  # of this process alone
+        before = None
+        if judged and leads():  # of this process alone
+            before = perplexity_of(whole, judged, "before training")
         del whole
         with use_mesh(devices, model_devices):
-            kept = unfinished(output, finetune_identity(start, dense, blocks, settings), blocks=0, fresh=not resume)
+            kept = Unfinished(output, finetune_identity(start, dense, blocks, settings), blocks=0, fresh=not resume)
 
         def reached(looks: int) -> str:  # each check stores a record; the first is before any step
             return f"step {min((looks - 1) * settings.check_every, settings.steps)} of {settings.steps} is done"
 
         with kept, telling(kept, before_end, reached):
-            with use_mesh(devices, model_devices), training_progress(settings.steps) as progress:
+            with use_mesh(devices, model_devices), console.training_progress(settings.steps) as progress:
 
                 def watch(stage: "Stage") -> None:
-                    store_stage(kept, stage)
+                    if len(stage.checks) > len(kept.told):  # an earlier process has not stored it
+                        kept.add(stage.parts, asdict(stage.checks[-1]))
                     progress(stage.checks[-1])
 
                 trained, report = run(start, blocks, dense, settings, watch, stored_stage(kept))
             if leads():
                 measured = None
                 if judged and before is not None:
-                    measured = Perplexities(judged.description, before, _perplexity(trained, judged, "after training"))
+                    after = perplexity_of(trained, judged, "after training")
+                    measured = Perplexities(judged.description, before, after)
                 report = replace(report, extras=Extras(perplexity=measured, peak_memory_bytes=memory.peak()))
                 files = trained_files(report, start.source.folder)
                 checkpoint.save(trained, output, overwrite=overwrite, files=files, partial=kept.output)
         kept.remove()
     if leads():
         _summary(report)
-        err.print(f"wrote {output}")
-
-
-def _perplexity(model: "Model", judged: "TokenBlocks", when: str) -> float:
-    from spap_jax.cli.console import counting
-    from spap_jax.evaluation.perplexity import perplexity
-
-    with counting() as watch:
-        shown = functools.partial(watch, f"measuring perplexity {when}")
-        return perplexity(model, judged.tokens, watch=shown, mask=judged.mask)
+        console.err.print(f"wrote {output}")
 
 
 def _summary(report: "FinetuneReport") -> None:
-    from spap_jax.cli import console
-
     rows = [(f"held-out loss ({report.objective})", report.held_out["before"], report.held_out["after"])]
     if measured := report.extras.perplexity:
         rows.append(("perplexity", measured.before, measured.after))
     kind = "all weights" if report.settings["full"] else f"LoRA of rank {report.settings['lora_rank']}"
-    trained = console.count_text(report.trained_parameters)
+    trained = count_text(report.trained_parameters)
     console.table(
         f"{report.model}: {report.steps} steps, {kind} ({trained} numbers)",
         ("", "before", "after", "change"),
-        [(name, f"{old:.4f}", f"{new:.4f}", console.change_text(old, new)) for name, old, new in rows],
+        [(name, f"{old:.4f}", f"{new:.4f}", change_text(old, new)) for name, old, new in rows],
     )
     kept = f"the weights of step {report.kept.step} are kept"
     if report.kept.step == 0:
         kept = "no step was better on the held-out sequences: the weights are as they were"
-    memory = console.bytes_text(report.extras.peak_memory_bytes or 0)
+    memory = bytes_text(report.extras.peak_memory_bytes or 0)
     console.out.print(f"{kept}; {report.seconds:.1f} seconds; peak memory {memory}")

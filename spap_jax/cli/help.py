@@ -70,11 +70,8 @@ def arranged(command: str, options: ArgumentCollection) -> ArgumentCollection:
     if basic is None:
         return options
     order = (*basic, *_GROUPS)
-    return ArgumentCollection(sorted(options, key=lambda option: _place(option.field_info.name, order)))
-
-
-def _place(name: str, order: Sequence[str]) -> int:
-    return order.index(name) if name in order else -1
+    places = {name: place for place, name in enumerate(order)}
+    return ArgumentCollection(sorted(options, key=lambda option: places.get(option.field_info.name, -1)))
 
 
 def default_words(value: Any) -> str | None:

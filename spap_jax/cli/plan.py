@@ -1,11 +1,14 @@
 """``spap plan``."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from spap_jax.cli import console
 from spap_jax.cli.switches import ModelName
+from spap_jax.errors import UserError
 from spap_jax.settings import FinetuneSettings, PruneSettings
 
 if TYPE_CHECKING:
@@ -60,18 +63,14 @@ def plan(
         json: JSON file to which the results are written as well.
         settings: How to prune, as in spap prune.
     """
-    from dataclasses import asdict
-
     from spap_jax import checkpoint
     from spap_jax.checkpoint.locate import public_name
-    from spap_jax.cli import console
     from spap_jax.cli.json_file import check_json_place, write_json
     from spap_jax.cli.texts import chosen_length
-    from spap_jax.errors import UserError
+    from spap_jax.planning import tables
     from spap_jax.planning.accelerators import mesh_named
     from spap_jax.planning.plan import Request
     from spap_jax.planning.plan import plan as planned_on
-    from spap_jax.planning.tables import as_values, compiled_values
     from spap_jax.pruning.narrow import pruned_config, sparsities
 
     if compile and mesh is None:
@@ -95,23 +94,23 @@ def plan(
     removed = sparsities(config, pruned_config(config, settings), settings).words
     trained = f", then {training.steps} steps of spap finetune" if training else ""
     console.out.print(f"{model}: {removed} removed{trained}, {sequences} sequences of {request.length} tokens")
-    if mesh:
-        _show(plans[0], found)
-    else:
-        _compare(plans)
+    for each in tables.shown(plans, found):
+        if isinstance(each, tables.Words):
+            console.table(*each)
+        else:
+            console.out.print(each)
     if json is not None:
         described = {"model": public_name(model), "sequences": sequences, "sequence_length": request.length}
         described |= {"settings": asdict(settings), "weight_bytes": weight_bytes}
         described |= {"training": asdict(training)} if training else {}
-        described |= {"programs": compiled_values(found)} if compile else {}
-        write_json(json, "spap plan", described | {"plans": [as_values(each) for each in plans]})
+        described |= {"programs": tables.compiled_values(found)} if compile else {}
+        write_json(json, "spap plan", described | {"plans": [tables.as_values(each) for each in plans]})
 
 
 def _compiled(planned: "Plan") -> "tuple[Plan, list[Compiled]]":
     """Compiles the programs of a run, and corrects its plan by what the compiler says of them."""
     import jax
 
-    from spap_jax.cli import console
     from spap_jax.planning.compiled import compiled, needs
     from spap_jax.planning.plan import corrected
 
@@ -120,35 +119,3 @@ def _compiled(planned: "Plan") -> "tuple[Plan, list[Compiled]]":
     with console.counting() as watch:
         found = list(compiled(load, planned.mesh, watch))
     return corrected(planned, needs(found)), found
-
-
-def _show(planned: "Plan", found: "list[Compiled]") -> None:
-    """Shows a plan, and what the compiler says of its programs if it was asked."""
-    from spap_jax.cli import console
-    from spap_jax.planning import tables
-    from spap_jax.planning.plan import notes, verdict
-
-    fits = f"{planned.mesh.name}: {verdict(planned)}"
-    if found:
-        console.table(*tables.compiled_words(found))
-        lines = [tables.COMPILED_LEGEND, *tables.too_large(found, planned.room), fits]
-    else:
-        console.table(*tables.memory_words(planned))
-        for line in (tables.LEGEND, fits, tables.host_line(planned), tables.disk_line(planned)):
-            console.out.print(line)
-        console.table(*tables.phase_words(planned))
-        lines = [tables.time_line(planned)]
-    for line in (*lines, *notes(planned)):
-        console.out.print(line)
-
-
-def _compare(plans: "list[Plan]") -> None:
-    from spap_jax.cli import console
-    from spap_jax.planning import tables
-    from spap_jax.planning.plan import verdict
-
-    console.table(*tables.summary_words(plans))
-    for planned in plans:
-        if not planned.fits:
-            console.out.print(f"{planned.mesh.name}: {verdict(planned)}")
-    console.out.print("at the peak rates; --mesh NAME shows the phases of one")

@@ -1,24 +1,15 @@
 """``spap prune``."""
 
 import functools
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from spap_jax.cli.prune_many import OTHERS, PruneRun, SparsityOption, check_different, runs
+from spap_jax.cli import console
+from spap_jax.cli.prune_many import OTHERS, SparsityOption, runs
 from spap_jax.cli.switches import Bos, Data, ModelName, OutputPath, Resume
-from spap_jax.cli.texts import Texts, chosen_length
+from spap_jax.cli.texts import Texts
 from spap_jax.settings import PruneSettings
-
-if TYPE_CHECKING:
-    from spap_jax.checkpoint import Reader
-    from spap_jax.cli.prune_run import Command
-    from spap_jax.model import Model
-    from spap_jax.models import DecoderConfig
-
-_GIGABYTE = 10**9
 
 
 def prune(
@@ -82,12 +73,11 @@ def prune(
         settings: How to prune.
     """
     from spap_jax import checkpoint
-    from spap_jax.checkpoint.mirror import is_unfinished
-    from spap_jax.cli.console import waiting
+    from spap_jax.checkpoint.unfinished import is_unfinished
     from spap_jax.cli.downloads import fetch_data, fetch_models
     from spap_jax.cli.inputs import inputs
     from spap_jax.cli.processes import wait_for_others
-    from spap_jax.cli.prune_run import make_checkpoints
+    from spap_jax.cli.prune_run import fitted_to_memory, make_checkpoints, narrow_configs, opened, reader_of
     from spap_jax.cli.stopping import stopping
     from spap_jax.devices import use_mesh
 
@@ -99,117 +89,13 @@ def prune(
     with stopping() as before_end:
         fetch_data(data, eval)
         fetch_models(model)
-        with waiting(f"reading {model}"):
-            reader = checkpoint.Reader(_hugging_face_folder(model), name=model)
-        narrows = _narrow_configs(reader, wanted, model_devices)
+        with console.waiting(f"reading {model}"):
+            reader = reader_of(model)
+        narrows = narrow_configs(reader, wanted, model_devices)
         with use_mesh(devices, model_devices):
             texts = Texts(data, eval, sequences, sequence_length, bos)
-            wanted = _fitted_to_memory(reader, wanted, texts)
-            command = _opened(reader, texts, wanted, narrows, dtype, overwrite)
+            wanted = fitted_to_memory(reader, wanted, texts)
+            command = opened(reader, texts, wanted, narrows, dtype, overwrite)
             done = make_checkpoints(wanted, narrows, command, fresh=not resume, before_end=before_end)
         for unfinished in done:
             unfinished.remove()
-
-
-def _narrow_configs(reader: "Reader", wanted: list[PruneRun], model_devices: int) -> "list[DecoderConfig]":
-    """Returns the pruned config of each run; refuses what could not be pruned or written, before any work."""
-    from spap_jax import checkpoint
-    from spap_jax.pruning.ignored import warn_of_ignored
-    from spap_jax.pruning.layer_widths import check_allocation
-    from spap_jax.pruning.narrow import pruned_config, warn_of_sparsity
-
-    narrows = [pruned_config(reader.config, run.settings) for run in wanted]
-    for run, narrow in zip(wanted, narrows, strict=True):
-        check_allocation(reader.config, narrow, run.settings, model_devices)
-        checkpoint.check_describable(reader.source, narrow)
-    check_different(wanted, narrows)
-    warn_of_ignored(wanted[0].settings)
-    for run, narrow in zip(wanted, narrows, strict=True):
-        warn_of_sparsity(reader.config, narrow, run.settings)
-    return narrows
-
-
-def _fitted_to_memory(reader: "Reader", wanted: list[PruneRun], texts: Texts) -> list[PruneRun]:
-    """Settles what runs leave to the memory of the devices, before any weight is read, and warns of too little.
-
-    Runs differ only in what they remove, and the one that removes least takes most memory.
-    """
-    from spap_jax import checkpoint
-    from spap_jax.cli import console
-    from spap_jax.planning.plan import Request
-    from spap_jax.planning.preflight import settings_here
-
-    assert reader.source.folder  # from which it reads
-    config, weight_bytes = checkpoint.read_config(reader.source.folder / "config.json", reader.source.name)
-    length = chosen_length(texts.sequence_length, config)
-    if min(texts.sequences, length) < 1:  # which is refused when the text is read
-        return wanted
-    largest = min((run.settings for run in wanted), key=lambda settings: settings.sparsity)
-    blocks = settings_here(Request(config, largest, texts.sequences, length, weight_bytes)).joint_blocks
-    if blocks and blocks != largest.joint_blocks:
-        console.err.print(f"joint steps will adjust {blocks} blocks at a time, as many as fit in memory")
-    return [run._replace(settings=run.settings.replace(joint_blocks=blocks)) for run in wanted]
-
-
-def _opened(
-    reader: "Reader",
-    texts: Texts,
-    wanted: list[PruneRun],
-    narrows: "list[DecoderConfig]",
-    dtype: str | None,
-    overwrite: bool,
-) -> "Command":
-    """Reads what all runs of a command share."""
-    from spap_jax.cli.console import counting, waiting
-    from spap_jax.cli.prune_run import Command, perplexity_of
-    from spap_jax.devices import leads, meet
-    from spap_jax.placement import shard_params
-    from spap_jax.pruning.progress import Progress
-    from spap_jax.pruning.sampling import with_samples
-    from spap_jax.pruning.waves import Choices
-
-    settings = wanted[0].settings  # the same for all runs, except for the sparsity
-    blocks, judged = texts.read(reader.source, reader.config, seed=settings.seed, further=bool(settings.passes))
-
-    def whole_model() -> "Model":
-        with waiting(f"reading all of {reader.source.name}"):
-            return reader.model(shard_params)
-
-    with counting() as watch:
-        if leads() and not (reader.at_address or _read_whole(settings, texts.eval)):
-            reader.check_finite(functools.partial(_gigabytes, watch))
-        meet()  # the others do not read all weights
-        blocks = with_samples(blocks, whole_model, settings, functools.partial(watch, "sequences written"))
-    windows = len(judged.tokens) if judged else 0
-    progress = Progress(reader.config, [run.settings for run in wanted], blocks.tokens.shape, windows)
-
-    @functools.cache
-    def before() -> float | None:
-        return perplexity_of(whole_model(), judged, "before pruning", progress) if judged else None
-
-    choices = Choices(narrow.intermediate for narrow in narrows)
-    return Command(reader, blocks, judged, before, dtype, overwrite, choices, progress)
-
-
-def _read_whole(settings: PruneSettings, eval: str | None) -> bool:
-    """Whether all weights are read, and so checked, before the first layer is pruned."""
-    return bool(eval or settings.sampled or settings.allocation == "global")
-
-
-def _gigabytes(watch: Callable[[str, int, int], None], seen: int, total: int) -> None:
-    """Shows how much was checked, unless the check takes only a moment."""
-    if total >= _GIGABYTE:
-        watch("GB of weights checked", seen // _GIGABYTE, total // _GIGABYTE)
-
-
-def _hugging_face_folder(model: str) -> Path:
-    from spap_jax import checkpoint
-    from spap_jax.errors import UserError
-
-    folder = checkpoint.locate(model)
-    if checkpoint.is_orbax(folder):
-        raise UserError(
-            f"{model} is an Orbax folder, and pruning reads Hugging Face folders layer by layer: convert it first with "
-            f"spap convert {model} --to huggingface --output DIR."
-        )
-    return folder

@@ -6,37 +6,45 @@ the leading one stores the blocks and writes.
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 import jax
 
 from spap_jax import checkpoint, memory
 from spap_jax.checkpoint.behind import Behind
-from spap_jax.checkpoint.mirror import unfinished
 from spap_jax.checkpoint.publish import read_made
 from spap_jax.checkpoint.unfinished import Unfinished
 from spap_jax.cli import console
-from spap_jax.cli.prune_many import PruneRun
+from spap_jax.cli.prune_many import PruneRun, check_different
 from spap_jax.cli.resume_messages import layers_done, telling
+from spap_jax.cli.texts import Texts, chosen_length, perplexity_of
 from spap_jax.data.blocks import TokenBlocks
-from spap_jax.devices import leads
-from spap_jax.evaluation.perplexity import check_finite, perplexity
+from spap_jax.devices import leads, meet, told_to_all
+from spap_jax.errors import UserError
+from spap_jax.evaluation.perplexity import check_finite
 from spap_jax.model import Model
 from spap_jax.models import DecoderConfig, Params
 from spap_jax.placement import layer_to_host, shard_params, stack_layers
 from spap_jax.planning.memory import block_elements, outer_elements
+from spap_jax.planning.plan import Request
+from spap_jax.planning.preflight import settings_here
 from spap_jax.pruning import joint
-from spap_jax.pruning.layer_widths import Widths, allocated
+from spap_jax.pruning.ignored import warn_of_ignored
+from spap_jax.pruning.layer_widths import Widths, allocated, check_allocation
+from spap_jax.pruning.narrow import pruned_config, warn_of_sparsity
 from spap_jax.pruning.pipeline import prune_layers
 from spap_jax.pruning.progress import Progress
 from spap_jax.pruning.prune_card import OWN_LOADER, pruned_files
 from spap_jax.pruning.prune_report import new_report
 from spap_jax.pruning.run import Run, resolve
-from spap_jax.pruning.step_store import decided_widths, prune_identity, store_step, stored_steps
+from spap_jax.pruning.sampling import with_samples
+from spap_jax.pruning.step_store import prune_identity, stored_steps
 from spap_jax.pruning.waves import Choices
-from spap_jax.quantities import duration_text, percent_text
+from spap_jax.quantities import bytes_text, change_text, count_text, duration_text, percent_text
 from spap_jax.reporting.schema import Change, Check, Extras, LayerReport, Perplexities, PruneReport, parsed
+
+_GIGABYTE = 10**9
 
 
 class Command(NamedTuple):
@@ -61,6 +69,90 @@ class Command(NamedTuple):
     overwrite: bool
     choices: Choices
     progress: Progress
+
+
+def reader_of(model: str) -> checkpoint.Reader:
+    """Opens the dense checkpoint.
+
+    Raises:
+        UserError: it is an Orbax folder.
+    """
+    folder = checkpoint.locate(model)
+    if checkpoint.is_orbax(folder):
+        raise UserError(
+            f"{model} is an Orbax folder, and pruning reads Hugging Face folders layer by layer: convert it first with "
+            f"spap convert {model} --to huggingface --output DIR."
+        )
+    return checkpoint.Reader(folder, name=model)
+
+
+def narrow_configs(reader: checkpoint.Reader, wanted: list[PruneRun], model_devices: int) -> list[DecoderConfig]:
+    """Returns the pruned config of each run; refuses what could not be pruned or written, before any work."""
+    narrows = [pruned_config(reader.config, run.settings) for run in wanted]
+    for run, narrow in zip(wanted, narrows, strict=True):
+        check_allocation(reader.config, narrow, run.settings, model_devices)
+        checkpoint.check_describable(reader.source, narrow)
+    check_different(wanted, narrows)
+    warn_of_ignored(wanted[0].settings)
+    for run, narrow in zip(wanted, narrows, strict=True):
+        warn_of_sparsity(reader.config, narrow, run.settings)
+    return narrows
+
+
+def fitted_to_memory(reader: checkpoint.Reader, wanted: list[PruneRun], texts: Texts) -> list[PruneRun]:
+    """Settles what runs leave to the memory of the devices, before any weight is read, and warns of too little.
+
+    Runs differ only in what they remove, and the one that removes least takes most memory.
+    """
+    assert reader.source.folder  # from which it reads
+    config, weight_bytes = checkpoint.read_config(reader.source.folder / "config.json", reader.source.name)
+    length = chosen_length(texts.sequence_length, config)
+    if min(texts.sequences, length) < 1:  # which is refused when the text is read
+        return wanted
+    largest = min((run.settings for run in wanted), key=lambda settings: settings.sparsity)
+    blocks = settings_here(Request(config, largest, texts.sequences, length, weight_bytes)).joint_blocks
+    if blocks and blocks != largest.joint_blocks:
+        console.err.print(f"joint steps will adjust {blocks} blocks at a time, as many as fit in memory")
+    return [run._replace(settings=run.settings.replace(joint_blocks=blocks)) for run in wanted]
+
+
+def opened(
+    reader: checkpoint.Reader,
+    texts: Texts,
+    wanted: list[PruneRun],
+    narrows: list[DecoderConfig],
+    dtype: str | None,
+    overwrite: bool,
+) -> Command:
+    """Reads what all runs of a command share."""
+    settings = wanted[0].settings  # the same for all runs, except for the sparsity
+    blocks, judged = texts.read(reader.source, reader.config, seed=settings.seed, further=bool(settings.passes))
+
+    def whole_model() -> Model:
+        with console.waiting(f"reading all of {reader.source.name}"):
+            return reader.model(shard_params)
+
+    with console.counting() as watch:
+        read_later = texts.eval or settings.sampled or settings.allocation == "global"  # all weights, and so checked
+        if leads() and not (reader.at_address or read_later):
+            reader.check_finite(functools.partial(_gigabytes, watch))
+        meet()  # the others do not read all weights
+        blocks = with_samples(blocks, whole_model, settings, functools.partial(watch, "sequences written"))
+    windows = len(judged.tokens) if judged else 0
+    progress = Progress(reader.config, [run.settings for run in wanted], blocks.tokens.shape, windows)
+
+    @functools.cache
+    def before() -> float | None:
+        return perplexity_of(whole_model(), judged, "before pruning", progress.measured) if judged else None
+
+    choices = Choices(narrow.intermediate for narrow in narrows)
+    return Command(reader, blocks, judged, before, dtype, overwrite, choices, progress)
+
+
+def _gigabytes(watch: Callable[[str, int, int], None], seen: int, total: int) -> None:
+    """Shows how much was checked, unless the check takes only a moment."""
+    if total >= _GIGABYTE:
+        watch("GB of weights checked", seen // _GIGABYTE, total // _GIGABYTE)
 
 
 def make_checkpoints(
@@ -90,7 +182,7 @@ def make_checkpoints(
         run = resolve(*dense, data, one.settings, narrow, command.choices)
         which = prune_identity(reader.fingerprint(), data, command.judged, command.dtype, one.settings)
         amount = functools.partial(layers_done, run.config.layers, joint.number_of_checks(joint.groups_of(run)))
-        with unfinished(one.output, which, run.config.layers, fresh) as store, telling(store, before_end, amount):
+        with Unfinished(one.output, which, run.config.layers, fresh) as store, telling(store, before_end, amount):
             _make(one, run, command, number, store)
         stores.append(store)
     if leads() and len(wanted) > 1:
@@ -141,13 +233,13 @@ def _blocks_to_keep(run: Run, command: Command) -> int:
 
 
 def _decided(store: Unfinished, choose: Callable[[], Widths]) -> Widths:
-    """Returns the widths that an earlier process chose, or else chooses them and stores them."""
-
-    def shown() -> Widths:
+    """Returns the widths that an earlier process chose, or else chooses and stores them; all processes call this."""
+    widths = told_to_all(store.decided)
+    if widths is None:
         with console.waiting("choosing a width for each layer"):
-            return choose()
-
-    return decided_widths(store, shown)
+            widths = told_to_all(choose())
+        store.decide(widths)
+    return tuple(widths)
 
 
 def _prune(
@@ -171,7 +263,7 @@ def _prune(
     with console.layer_progress(command.progress, number) as progress, Behind() as behind:
         for step in prune_layers(run, progress.together):
             if step.fresh:
-                store_step(store, step)
+                store.add(step.kept, asdict(step.report))
             for index, layer in step.final:
                 on_host = layer_to_host(run.narrow, layer)  # here: no device holds it until it is written
                 if writer:
@@ -186,19 +278,8 @@ def _prune(
     params = shard_params(run.narrow, run.outer | {"layers": stack_layers(layers)})
     if command.dtype:
         params = jax.tree.map(lambda array: array.astype(command.dtype), params)  # as it is written
-    after = perplexity_of(Model(run.narrow, params, source), judged, "after pruning", command.progress)
+    after = perplexity_of(Model(run.narrow, params, source), judged, "after pruning", command.progress.measured)
     return reports, Perplexities(judged.description, before, after)
-
-
-def perplexity_of(model: Model, judged: TokenBlocks, when: str, progress: Progress) -> float:
-    """Measures perplexity and shows the progress."""
-    with console.counting() as watch:
-
-        def measured(done: int, total: int) -> None:
-            progress.measured(done, total)
-            watch(f"measuring perplexity {when}", done, total)
-
-        return perplexity(model, judged.tokens, watch=measured, mask=judged.mask)
 
 
 def _summary(report: PruneReport) -> None:
@@ -207,20 +288,20 @@ def _summary(report: PruneReport) -> None:
     counts = {"parameters": model.parameters, "MLP parameters": model.mlp_parameters, width: model.intermediate}
     if report.fewer_heads:
         counts |= {"attention heads per layer": model.heads, "key/value heads per layer": model.kv_heads}
-    rows = [_row(name, count, console.count_text) for name, count in counts.items()]
+    rows = [_row(name, count, count_text) for name, count in counts.items()]
     if extras.bytes:
-        rows.append(_row("weights on disk", extras.bytes, console.bytes_text))
+        rows.append(_row("weights on disk", extras.bytes, bytes_text))
     if extras.perplexity:
         rows.append(_row("perplexity", extras.perplexity, "{:.4f}".format))
     console.table(f"{model.name}: {report.sparsity.words} removed", ("", "before", "after", "change"), rows)
     phases = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in report.seconds.items())
-    console.out.print(f"seconds: {phases}; peak memory {console.bytes_text(extras.peak_memory_bytes or 0)}")
+    console.out.print(f"seconds: {phases}; peak memory {bytes_text(extras.peak_memory_bytes or 0)}")
     for line in report.advice:
         console.out.print(f"advice: {line}")
 
 
 def _row(name: str, change: Change | Perplexities, text: Callable[[Any], str]) -> tuple[str, ...]:
-    return name, text(change.before), text(change.after), console.change_text(change.before, change.after)
+    return name, text(change.before), text(change.after), change_text(change.before, change.after)
 
 
 def _side_by_side(runs: Sequence[PruneRun]) -> tuple[str, tuple[str, ...], list[tuple[str, ...]]]:
@@ -238,8 +319,8 @@ def _side_by_side(runs: Sequence[PruneRun]) -> tuple[str, tuple[str, ...], list[
     columns = {
         "sparsity": ["dense", *(str(run.settings.sparsity) for run in runs)],
         "channels removed": ["", *(percent_text(report.removed) for report in reports)],
-        "parameters": _before_and_after([report.model.parameters for report in reports], console.count_text),
-        "weights on disk": _before_and_after(sizes, console.bytes_text),
+        "parameters": _before_and_after([report.model.parameters for report in reports], count_text),
+        "weights on disk": _before_and_after(sizes, bytes_text),
     }
     if measured:
         columns["perplexity"] = _before_and_after(measured, "{:.4f}".format)

@@ -26,10 +26,11 @@ def push(
             an address, if spap sent all of it and nothing has changed since.
     """
     from spap_jax.checkpoint.publish import check_place, files_of, holds_weights, left_out, publish
-    from spap_jax.cli.console import bytes_text, err, out
+    from spap_jax.cli.console import err, out
     from spap_jax.errors import UserError
     from spap_jax.hub import check_repo_id
     from spap_jax.places import check_apart
+    from spap_jax.quantities import bytes_text
     from spap_jax.remote import hub_id, is_address
 
     address = to if is_address(to) else f"hf://{to}"

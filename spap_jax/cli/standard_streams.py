@@ -37,9 +37,6 @@ class Stream(Console):
 
 _NO_BREAK = "\N{NO-BREAK SPACE}"
 
-_WHOLE: dict[str, Any] = {"soft_wrap": True}
-"""Keeps the library from wrapping lines, since it also breaks words."""
-
 
 class Lines(Stream):
     """A stream whose lines are wrapped between words on a terminal, and not wrapped elsewhere.
@@ -47,11 +44,11 @@ class Lines(Stream):
     Words longer than a line, such as paths, are not broken either: a broken path cannot be copied.
     """
 
-    def print(self, *objects: Any, **how: Any) -> None:
-        """Prints as `Stream` does."""
+    def print(self, *objects: Any, soft_wrap: bool = True, **how: Any) -> None:
+        """Prints as `Stream` does; the library does not wrap lines, since it also breaks words."""
         if self.is_terminal:
             objects = tuple(self._broken(each) if isinstance(each, str) else each for each in objects)
-        super().print(*objects, **_WHOLE | how)
+        super().print(*objects, soft_wrap=soft_wrap, **how)
 
     def _broken(self, text: str) -> str:
         """Wraps a text, and keeps every number on the same line as the word that follows it."""

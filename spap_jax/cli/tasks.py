@@ -5,6 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spap_jax.cli import console
+from spap_jax.errors import UserError
+
 if TYPE_CHECKING:
     from spap_jax.model import Model
 
@@ -33,22 +36,27 @@ def measure_tasks(
     Raises:
         UserError: lm_eval is not installed, or the tasks or the model cannot be loaded.
     """
-    tasks, harness = _modules()
+    try:
+        from spap_jax.evaluation import harness, tasks
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != "lm_eval":
+            raise
+        raise UserError(
+            "--tasks needs lm_eval, which is not installed: install it with pip install 'spap-jax[eval]'."
+        ) from error
     from spap_jax.checkpoint.locate import public_name
-    from spap_jax.cli.console import counting, waiting
     from spap_jax.devices import only_device
-    from spap_jax.errors import UserError
     from spap_jax.pruning.prune_report import versions
     from spap_jax.remote import base_name
 
     names = [name.strip() for name in listed.split(",") if name.strip()]
     if not names:
         raise UserError("--tasks names no task: give names with commas between them, for example arc_easy,piqa.")
-    with waiting(f"looking up {', '.join(names)}"):
+    with console.waiting(f"looking up {', '.join(names)}"):
         chosen = tasks.choose_tasks(names, task_path)
     loaded = read()
     start = time.perf_counter()
-    with counting() as watch:
+    with console.counting() as watch:
         adapted = harness.HarnessModel(loaded, batch_tokens=batch_tokens, devices=only_device(), watch=watch)
         results = tasks.run_tasks(adapted, chosen, limit)
     seconds = time.perf_counter() - start
@@ -65,24 +73,7 @@ def measure_tasks(
     return kept | {"spap": ours | {"versions": versions()}}
 
 
-def _modules() -> tuple[Any, Any]:
-    """Imports the modules that require ``lm_eval``, which is optional."""
-    from spap_jax.errors import UserError
-
-    try:
-        from spap_jax.evaluation import harness, tasks
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] != "lm_eval":
-            raise
-        raise UserError(
-            "--tasks needs lm_eval, which is not installed: install it with pip install 'spap-jax[eval]'."
-        ) from error
-    return tasks, harness
-
-
 def _show(model: str, results: dict[str, Any], limit: int | None, seconds: float) -> None:
-    from spap_jax.cli import console
-
     rows = []
     for name, found in results["results"].items():
         for key, value in found.items():

@@ -1,10 +1,13 @@
 """The texts of a command: what a model is pruned or trained on, and what perplexity is measured on."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from spap_jax.cli import console
 
 if TYPE_CHECKING:
     from spap_jax.data.blocks import TokenBlocks
-    from spap_jax.model import Source
+    from spap_jax.model import Model, Source
     from spap_jax.models import DecoderConfig
 
 
@@ -38,7 +41,6 @@ class Texts(NamedTuple):
         """
         import numpy as np
 
-        from spap_jax.cli.console import waiting
         from spap_jax.data.loading import load_tokens
         from spap_jax.data.repetition import warn_of_overlap, warn_of_repetition
 
@@ -48,7 +50,7 @@ class Texts(NamedTuple):
             "vocabulary": config.vocabulary,
             "bos": self.bos,
         }
-        with waiting(f"tokenising {self.data}"):
+        with console.waiting(f"tokenising {self.data}"):
             blocks = load_tokens(self.data, sequences=self.sequences, seed=seed, role="calibration", **common)
             judged = load_tokens(self.eval, sequences=None, role="evaluation", **common) if self.eval else None
         warn_of_repetition(blocks.tokens, self.data)
@@ -72,3 +74,25 @@ def chosen_length(asked: int | None, config: "DecoderConfig") -> int:
         raise UserError("--sequence-length and --sequences must be at least 1: give positive whole numbers")
     check_length(config, asked)
     return asked
+
+
+def perplexity_of(
+    model: "Model", judged: "TokenBlocks", when: str, also: Callable[[int, int], None] = lambda *_: None
+) -> float:
+    """Measures perplexity, and shows the progress.
+
+    Args:
+        model: The model.
+        judged: The text.
+        when: What the progress calls it: "before pruning".
+        also: Called with the progress as well.
+    """
+    from spap_jax.evaluation.perplexity import perplexity
+
+    with console.counting() as watch:
+
+        def measured(done: int, total: int) -> None:
+            also(done, total)
+            watch(f"measuring perplexity {when}", done, total)
+
+        return perplexity(model, judged.tokens, watch=measured, mask=judged.mask)

@@ -18,9 +18,10 @@ class Parameters(NamedTuple):
 
 def parameters(family: Family, config: DecoderConfig) -> Parameters:
     """Counts the parameters of a decoder."""
+    layers = [config.of_layer(index).axes for index in range(config.layers)]
     total = mlp = multiplied = 0
     for rule in family.rules_for(config):
-        shapes = [rule.shapes(axes)[1] for axes in (_layer_axes(config) if rule.stacked else [config.axes])]
+        shapes = [rule.shapes(axes)[1] for axes in (layers if rule.stacked else [config.axes])]
         size = sum(map(math.prod, shapes))
         total += size
         mlp += size if rule.ours.startswith("layers/mlp/") else 0
@@ -29,27 +30,19 @@ def parameters(family: Family, config: DecoderConfig) -> Parameters:
     return Parameters(total, mlp, multiplied)
 
 
-def _layer_axes(config: DecoderConfig) -> list[dict[str, int]]:
-    return [config.of_layer(index).axes for index in range(config.layers)]
-
-
 def prefill_operations(family: Family, config: DecoderConfig, batch: int, length: int) -> int:
     """Floating-point operations of a forward pass over [B, T] tokens that computes logits for the last token only.
 
-    Counts two per multiplied weight and token, and four per head channel of every query-key pair that is computed.
+    Counts two per multiplied weight and token, and four per head channel of every query-key pair that is computed: keys
+    after a block of queries are skipped.
     """
     counted = parameters(family, config).multiplied
     head = config.vocabulary * config.embedding
-    pairs = batch * attended_pairs(length) * config.layers
+    pairs = batch * config.layers * sum((last - first) * last for first, last in query_blocks(length))
     return 2 * batch * (length * (counted - head) + head) + 4 * pairs * config.heads * config.head_dim
 
 
-def attended_pairs(length: int) -> int:
-    """Counts the query-key pairs computed for a sequence; keys after a block of queries are skipped."""
-    return sum((last - first) * last for first, last in query_blocks(length))
-
-
-def decode_bytes(family: Family, config: DecoderConfig, batch: int, length: int, weight: int, state: int = 4) -> int:
+def decode_bytes(family: Family, config: DecoderConfig, batch: int, length: int, weight: int) -> int:
     """Bytes read by one decoding step: every multiplied weight once, and the keys and values of ``length`` tokens.
 
     Args:
@@ -57,8 +50,7 @@ def decode_bytes(family: Family, config: DecoderConfig, batch: int, length: int,
         config: The decoder.
         batch: Sequences decoded together.
         length: Tokens in the cache.
-        weight: Bytes per weight.
-        state: Bytes per element of a key or value.
+        weight: Bytes per weight; keys and values are in float32.
     """
     cache = 2 * batch * length * config.layers * config.kv_heads * config.head_dim
-    return parameters(family, config).multiplied * weight + cache * state
+    return parameters(family, config).multiplied * weight + 4 * cache

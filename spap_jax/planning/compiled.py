@@ -44,13 +44,13 @@ class Compiled(NamedTuple):
     times: int
     memory: float
     arguments: float
-    temporaries: float
-    operations: float
-    moved: float
-    sent: Counter[str]
-    seconds: float
-    compiling: float
-    refused: bool
+    temporaries: float = np.nan
+    operations: float = np.nan
+    moved: float = np.nan
+    sent: Counter[str] = Counter()  # noqa: RUF012 (never changed)
+    seconds: float = np.nan
+    compiling: float = 0.0
+    refused: bool = False
 
 
 def compiled(load: Workload, mesh: Mesh, watch: Callable[[str, int, int], None]) -> Iterator[Compiled]:
@@ -98,7 +98,15 @@ def compile_program(program: Program) -> Compiled:
     except jax.errors.JaxRuntimeError as error:
         if (needed := _needed(str(error), program.given_bytes)) is None:
             raise
-        return _refused(program, needed, time.perf_counter() - start)
+        return Compiled(
+            phase=program.phase,
+            name=program.name,
+            times=program.times,
+            memory=needed + program.beside_bytes,
+            arguments=program.given_bytes,
+            compiling=time.perf_counter() - start,
+            refused=True,
+        )
     return accepted(program, found, time.perf_counter() - start)
 
 
@@ -120,24 +128,6 @@ def accepted(program: Program, found: Any, compiling: float) -> Compiled:
         sent=sent(found.as_text()),
         seconds=seconds if seconds > 0 else np.nan,
         compiling=compiling,
-        refused=False,
-    )
-
-
-def _refused(program: Program, needed: float, compiling: float) -> Compiled:
-    return Compiled(
-        phase=program.phase,
-        name=program.name,
-        times=program.times,
-        memory=needed + program.beside_bytes,
-        arguments=program.given_bytes,
-        temporaries=np.nan,
-        operations=np.nan,
-        moved=np.nan,
-        sent=Counter(),
-        seconds=np.nan,
-        compiling=compiling,
-        refused=True,
     )
 
 

@@ -258,7 +258,9 @@ class _Trace:
         operations, passed = 0.0, []
         if name == "dot_general":
             passed = [*given, *results]
-            operations = 2 * math.prod(_sizes(alike)) / self._devices(_united(alike))
+            sizes = (array.shape[i] for (array, i), *_ in alike)
+            divided = {axis for dimensions in alike for array, i in dimensions for axis in array.axes[i]}
+            operations = 2 * math.prod(sizes) / self._devices(divided)
         elif name == "gather":
             passed = 2 * results
         elif name == "dynamic_update_slice" or name.startswith("scatter"):
@@ -389,13 +391,3 @@ def _reshaped(before: tuple[int, ...], after: tuple[int, ...]) -> Iterator[tuple
                 sizes[0], i = sizes[0] * before[i], i + 1
             else:
                 sizes[1], j = sizes[1] * after[j], j + 1
-
-
-def _sizes(alike: list[Dimensions]) -> Iterator[int]:
-    """Yields the size of each dimension of an operation."""
-    return (array.shape[i] for (array, i), *_ in alike)
-
-
-def _united(alike: list[Dimensions]) -> set[str]:
-    """Returns all axes that divide one of an operation's dimensions."""
-    return {name for dimensions in alike for array, i in dimensions for name in array.axes[i]}

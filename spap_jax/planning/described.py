@@ -121,7 +121,7 @@ class Arrays:
     @functools.cached_property
     def kept(self) -> Any:
         """A stream of the fitted sequences, as joint steps read it."""
-        return jax.tree.map(lambda a: self.array(a.shape, storage("bfloat16"), spec_in(a)), self.fitted.dense)
+        return self.cast(self.fitted.dense, storage("bfloat16"))
 
     @functools.cached_property
     def choice(self) -> Choice:
@@ -148,16 +148,11 @@ def spec_in(a: Any) -> PartitionSpec:
 
 
 def bytes_here(tree: Any) -> int:
-    """Returns the bytes that one device holds of described arrays."""
-    return sum(math.prod(_here(a)) * np.dtype(a.dtype).itemsize for a in jax.tree.leaves(tree) if _plain(a))
-
-
-def _here(a: Any) -> tuple[int, ...]:
-    return a.sharding.shard_shape(a.shape) if a.sharding else a.shape
-
-
-def _plain(a: Any) -> bool:
-    return isinstance(a, jax.ShapeDtypeStruct) and not jnp.issubdtype(a.dtype, jax.dtypes.prng_key)
+    """Returns the bytes that one device holds of described arrays; random keys are not counted."""
+    found = [a for a in jax.tree.leaves(tree) if isinstance(a, jax.ShapeDtypeStruct)]
+    arrays = [a for a in found if not jnp.issubdtype(a.dtype, jax.dtypes.prng_key)]
+    shapes = [a.sharding.shard_shape(a.shape) if a.sharding else a.shape for a in arrays]
+    return sum(math.prod(shape) * np.dtype(a.dtype).itemsize for shape, a in zip(shapes, arrays, strict=True))
 
 
 def _along_data(chunks: Chunks) -> PartitionSpec:

@@ -134,7 +134,7 @@ def recovering_bytes(load: Workload) -> tuple[float, float]:
     if load.platform != "cpu":
         steps, closing = 4 * 5 * (weights - mine * load.narrow.width), closing_bytes(load)
         return steps, closing if mine < k else max(0, closing - 3 / 5 * steps)
-    hidden = load.fitted.size + (mlp_matrices(load.narrow) + 1) * load.fitted.share(load.batch)
+    hidden = load.fitted.size + (mlp_matrices(load.narrow) + 1) * load.fitted.share(load.settings.step_tokens)
     gathered = load.fitted.size * k * (mine < k)
     return 4 * weights * 16 / 3, 4 * (k**2 * (1 + (mine < k)) + hidden * mine + gathered)
 
@@ -227,18 +227,19 @@ def sampling_memory(load: Workload) -> Parts:
 
 def device_memory(load: Workload) -> dict[str, Parts]:
     """Peak memory of each device in each phase, in bytes by part."""
-    if load.training:
-        return _training_memory(load)
-    f, d, mine = load.dense.intermediate, load.dense.width, load.mine
+    mine = load.mine
+    if load.training:  # both models as they are stored
+        both = sum(c.layers * block_elements(c) + outer_elements(c) for c in (mine.narrow, mine.dense))
+        return _with_workspaces(load, ("steps", "checks"), {"weights": load.weight_bytes * both / load.devices})
+    f, d = load.dense.intermediate, load.dense.width
     weights = load.weight_bytes * block_elements(mine.dense)
     if load.groups:  # the pruned blocks that joint steps change are held, beginning with the first of them
         weights += load.weight_bytes * load.tail.layers * block_elements(mine.narrow) / load.devices
     held = {"weights": weights, "streams": streams_bytes(load) + load.entered * _kept_bytes(load)}
     f = max(f, load.dense.heads * load.dense.head_dim if load.fewer_heads else 0)
-    shares = load.sharing_rows(f, alone=load.in_waves)
-    swapped, scaled = 2 * (min(load.narrow.intermediate, f - load.narrow.intermediate) // BLOCK), True
-    if load.in_waves and shares == 1:
-        scaled = load.platform != "tpu"
+    shares = load.sharing_rows(f)
+    swapped = 2 * (min(load.narrow.intermediate, f - load.narrow.intermediate) // BLOCK)
+    scaled = not (load.in_waves and shares == 1 and load.platform == "tpu")
     solver = solving_bytes(f, d, shares, swapped=swapped, scaled=scaled)
     solving = held | {"moments": moments_bytes(f, d) / shares, "solver": solver}
     if load.in_waves:  # no block is held while all groups of devices select
@@ -263,7 +264,7 @@ def device_memory(load: Workload) -> dict[str, Parts]:
         k = load.narrow.intermediate
         gathered = 4.0 * k * d * (mine.narrow.intermediate < k)  # before each device has its own rows of the projection
         phases["refit"] = solving | {"solver": 4 * f**2 / shares + gathered, "gradients": 2 * mlp}
-    if load.alternates and load.settings.rounds:
+    if load.rounds:
         gradients, activations = recovering_bytes(load)
         # The selected, refitted and recovered weights are held beside the workspace.
         phases["alternating"] = held | {"gradients": 3 * mlp + gradients, "activations": activations}
@@ -275,30 +276,17 @@ def device_memory(load: Workload) -> dict[str, Parts]:
         stack -= moved_elements(load) if load.together == load.tail.layers else 0  # the best so far wait on the host
         kept = (1 + load.entered) * _kept_bytes(load)
         final = {"weights": load.weight_bytes * stack / load.devices, "streams": kept}
-        for name, workspace in (("joint steps", joint_bytes), ("joint checks", checking_bytes)):
-            gradients, activations = workspace(load)
-            phases[name] = final | {"gradients": gradients, "activations": activations}
+        phases |= _with_workspaces(load, ("joint steps", "joint checks"), final)
         # Before the first step, blocks are collected, and all streams are there.
         collecting = held | {"weights": weights + load.weight_bytes * block_elements(mine.narrow)}
         phases["joint steps"] = max(phases["joint steps"], collecting, key=lambda parts: sum(parts.values()))
     return phases
 
 
-def _training_memory(load: Workload) -> dict[str, Parts]:
-    """Both models as they are stored, and what moves with its gradients and moments."""
-    both = sum(c.layers * block_elements(c) + outer_elements(c) for c in (load.mine.narrow, load.mine.dense))
-    held = {"weights": load.weight_bytes * both / load.devices}
-    phases = {}
-    for name, workspace in (("steps", joint_bytes), ("checks", checking_bytes)):
-        gradients, activations = workspace(load)
-        phases[name] = held | {"gradients": gradients, "activations": activations}
-    return phases
-
-
-def _best_bytes(load: Workload) -> float:
-    """Bytes of the best moving weights so far, which wait on the hosts as they will be written."""
-    assert load.training
-    return (load.weight_bytes if load.training.full else 4) * moved_elements(load)
+def _with_workspaces(load: Workload, names: tuple[str, str], held: Parts) -> dict[str, Parts]:
+    """The phases of steps and of their measurements: what is held, and the workspace of each."""
+    spaces = zip(names, (joint_bytes(load), checking_bytes(load)), strict=True)
+    return {name: held | {"gradients": moving, "activations": passing} for name, (moving, passing) in spaces}
 
 
 def host_memory(load: Workload, host_devices: int) -> Parts:
@@ -337,7 +325,8 @@ def _state_bytes(load: Workload) -> float:
     """Bytes of one device's part of the state of joint steps or training, with the best moving weights so far."""
     moments = 4 + 2 * load.moment_bytes
     if load.training:
-        return (moved_elements(load) * moments + _best_bytes(load)) / load.devices
+        best = load.weight_bytes if load.training.full else 4  # as they will be written
+        return moved_elements(load) * (moments + best) / load.devices
     share = load.together / load.tail.layers
     settled = load.weight_bytes * (share < 1)
     return moved_elements(load) * (share * (moments + load.weight_bytes) + settled) / load.devices

@@ -9,7 +9,7 @@ window), there is a program for each kind.
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -141,11 +141,10 @@ def _by_kind(config: DecoderConfig, function: Any, *given: Any, beside: Any) -> 
         yield _program(function, kind, *given, times=count, beside=beside)
 
 
-def _each_part(arrays: Arrays, one: Callable[[Any, Any], Iterator[Program]]) -> Iterator[Program]:
-    """Yields the programs of the fitted and of the held-out streams, each beside the other one."""
-    parts = (arrays.fitted, arrays.held_out) if arrays.load.held_out.count else (arrays.fitted,)
-    for number, part in enumerate(parts):
-        yield from one(part, [*parts[:number], *parts[number + 1 :], _later(arrays)])
+def _parts(arrays: Arrays) -> list[tuple[Any, list[Any]]]:
+    """The fitted and the held-out streams, each with what is held beside it."""
+    parts = [arrays.fitted, *([arrays.held_out] if arrays.load.held_out.count else [])]
+    return [(part, [*parts[:n], *parts[n + 1 :], _later(arrays)]) for n, part in enumerate(parts)]
 
 
 def _later(arrays: Arrays) -> Params:
@@ -175,21 +174,16 @@ def streams_programs(arrays: Arrays) -> Iterator[Program]:
     if load.in_waves:
         yield from _ahead(arrays)
     block, small = arrays.block(load.dense), arrays.block(load.narrow)
-
-    def enter(part: Any, beside: Any) -> Iterator[Program]:
+    for part, beside in _parts(arrays):
         if not load.fewer_heads:
             yield from _by_kind(load.dense, streams.enter_mlp, block, part, beside=beside)
-            return
+            continue
         yield from _by_kind(load.dense, streams.enter_attention, block, part, beside=beside)
         wide, held = _wide(load), [*beside, block]
         yield from _by_kind(wide, streams.leave_attention, arrays.block(wide), part, beside=held)
-
-    def leave(part: Any, beside: Any) -> Iterator[Program]:
+    for part, beside in _parts(arrays):
         times = load.narrow.layers
         yield _program(streams.leave_mlp, load.narrow, small, part, times=times, beside=[*beside, block])
-
-    yield from _each_part(arrays, enter)
-    yield from _each_part(arrays, leave)
     done = load.dense.layers - (load.tail.layers if load.groups else 0)
     if done:  # before any joint steps
         held = [arrays.fitted, arrays.held_out, _later(arrays)]
@@ -299,26 +293,21 @@ def refit_programs(arrays: Arrays) -> Iterator[Program]:
     resting, ridge = _resting(arrays), arrays.array(())
     if load.fewer_heads:
         yield from _refitted_heads(arrays)
-    weights, updated = arrays.weights, update_used(load.settings)
-    kept = arrays.array((load.narrow.intermediate,), jnp.int32)
-    if updated == "bias":
-        down = arrays.block(load.dense)["mlp"]["down"]
-        given = (down, arrays.choice, weights)
+    weights, beside = arrays.weights, [arrays.held_out, _later(arrays)]
+    if update_used(load.settings) == "bias":
+        given = (arrays.block(load.dense)["mlp"]["down"], arrays.choice, weights)
         yield _program(layer._make_up_for_means, *given, times=times, beside=resting)
-    if not load.in_waves:
-        seen = _moments(arrays)
-        if load.refits:
-            yield _program(layer.refit_weights, seen, ridge, kept, weights, times=times, beside=resting)
-        yield _mlp_errors(arrays)
+    if load.in_waves and load.refits:
+        given = (arrays.block(_wide(load)), fitting_tokens(arrays.fitted), ridge, weights)
+        for fitting, count in _fittings(load).items():
+            yield _program(layer._closed_form, fitting, *given, times=count, beside=beside)
         return
-    beside = [arrays.held_out, _later(arrays)]
-    if not load.refits:
+    if load.in_waves:
         yield from _mlp_statistics(arrays, arrays.fitted, beside)
-        yield _mlp_errors(arrays)
-        return
-    given = (arrays.block(_wide(load)), fitting_tokens(arrays.fitted), ridge, weights)
-    for fitting, count in _fittings(load).items():
-        yield _program(layer._closed_form, fitting, *given, times=count, beside=beside)
+    elif load.refits:
+        kept = arrays.array((load.narrow.intermediate,), jnp.int32)
+        yield _program(layer.refit_weights, _moments(arrays), ridge, kept, weights, times=times, beside=resting)
+    yield _mlp_errors(arrays)
 
 
 def _refitted_heads(arrays: Arrays) -> Iterator[Program]:
@@ -435,42 +424,32 @@ def joint_step_programs(arrays: Arrays) -> Iterator[Program]:
     yield _program(placement._in_stored_order, load.narrow, block, times=layers, beside=[arrays.blocks, *held])
 
 
-def joint_check_programs(arrays: Arrays) -> Iterator[Program]:
-    """``training/step.py``: the measurements in the joint steps."""
-    if arrays.load.groups:
-        job, given, judged, moved = _joint(arrays)
-        yield from _checks(arrays, job, judged, moved, [given.sequences])
-
-
 def training_step_programs(arrays: Arrays) -> Iterator[Program]:
     """``training/step.py``: the steps of recovery training."""
     job, given, _, moved = _training(arrays)
     yield from _steps(arrays, job, given, moved, ())
 
 
-def training_check_programs(arrays: Arrays) -> Iterator[Program]:
-    """``training/step.py``: the measurements in recovery training."""
-    job, _, judged, moved = _training(arrays)
-    yield from _checks(arrays, job, judged, moved, ())
-
-
 def _steps(arrays: Arrays, job: step.Job, given: step.Given, moved: Params, beside: Any) -> Iterator[Program]:
     """Yields the programs of steps on weights that move, described as they are stored; the best so far are on hosts."""
     load = arrays.load
     groups = 1 if load.training else len(load.groups)
-    sequences = load.training.step_sequences if load.training else load.groups[0].schedule.sequences
     yield _program(step._in_float32, moved, times=groups, beside=[given, beside])
-    batch = arrays.replicated(engine.batch_of(np.arange(sequences), given, load.settings.batch_tokens))
+    batch = arrays.replicated(engine.batch_of(np.arange(load.step_sequences), given, load.settings.batch_tokens))
     state = _state(arrays, job, moved)
     yield _program(step.step, job, given, state, batch, times=load.joint_steps, beside=beside)
     dtypes, held = tuple(a.dtype for a in jax.tree.leaves(moved)), [given, state, beside]
     yield _program(engine._cast, state.moved, times=load.joint_checks - 1, beside=held, dtypes=dtypes)
 
 
-def _checks(arrays: Arrays, job: step.Job, judged: step.Given, moved: Params, beside: Any) -> Iterator[Program]:
+def check_programs(arrays: Arrays) -> Iterator[Program]:
+    """``training/step.py``: the measurements in joint steps, or in recovery training."""
     load = arrays.load
+    if not (load.training or load.groups):
+        return
+    job, given, judged, moved = (_training if load.training else _joint)(arrays)
     batch = arrays.replicated(engine.batch_of(np.arange(judged.real), judged, load.settings.batch_tokens))
-    held = [_state(arrays, job, moved), beside]
+    held = [_state(arrays, job, moved), () if load.training else given.sequences]
     yield _program(step.measure, job, judged, moved, batch, times=load.joint_checks, beside=held)
 
 
@@ -549,9 +528,9 @@ PRUNING = {
     "alternating": alternating_programs,
     "errors": errors_programs,
     "joint steps": joint_step_programs,
-    "joint checks": joint_check_programs,
+    "joint checks": check_programs,
 }
 """The phases of pruning."""
 
-TRAINING = {"steps": training_step_programs, "checks": training_check_programs}
+TRAINING = {"steps": training_step_programs, "checks": check_programs}
 """The phases of recovery training."""

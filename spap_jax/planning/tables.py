@@ -1,7 +1,7 @@
 """A plan as tables of text, for a terminal and for a page, and as plain values for a file."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spap_jax.planning.plan import Plan, notes, verdict
@@ -37,6 +37,31 @@ class Words(NamedTuple):
     title: str
     columns: tuple[str, ...]
     rows: list[tuple[str, ...]]
+
+
+def shown(plans: list[Plan], found: "list[Compiled]") -> Iterator[Words | str]:
+    """Yields the tables and lines that show a plan, or compare several.
+
+    Args:
+        plans: The plans.
+        found: What the compiler says of the programs of the only one, if it was asked.
+    """
+    if len(plans) > 1:
+        yield summary_words(plans)
+        yield from (f"{planned.mesh.name}: {verdict(planned)}" for planned in plans if not planned.fits)
+        yield "at the peak rates; --mesh NAME shows the phases of one"
+        return
+    [planned] = plans
+    fits = f"{planned.mesh.name}: {verdict(planned)}"
+    if found:
+        yield compiled_words(found)
+        yield from (COMPILED_LEGEND, *too_large(found, planned.room), fits)
+    else:
+        yield memory_words(planned)
+        yield from (LEGEND, fits, host_line(planned), disk_line(planned))
+        yield phase_words(planned)
+        yield time_line(planned)
+    yield from notes(planned)
 
 
 def memory_words(planned: Plan) -> Words:

@@ -50,11 +50,6 @@ class Chunks:
         return self.devices > 1 and self.count > 0
 
     @property
-    def here(self) -> int:
-        """Number of chunks on one device."""
-        return self.count // self.devices
-
-    @property
     def size(self) -> int:
         """Number of tokens of one chunk."""
         return self.sequences * self.length
@@ -62,7 +57,7 @@ class Chunks:
     @property
     def tokens(self) -> int:
         """Number of tokens on one device."""
-        return self.here * self.size
+        return self.count // self.devices * self.size
 
     def share(self, drawn: int) -> int:
         """Number of a minibatch's tokens or sequences that one device computes, out of ``drawn``."""
@@ -109,14 +104,12 @@ class Workload:
         """Number of devices over which the sequences are spread."""
         return self.fitted.devices
 
-    def sharing_rows(self, rows: int, alone: bool = False) -> int:
+    def sharing_rows(self, rows: int) -> int:
         """Number of devices over which the rows of a matrix are sharded: see ``devices.row_axes``.
 
-        Args:
-            rows: Number of rows.
-            alone: Whether each group of devices that share the weights has a matrix of its own.
+        In waves each group of devices that share the weights has a matrix of its own.
         """
-        everywhere = [] if alone else [self.devices * self.sharers]
+        everywhere = [] if self.in_waves else [self.devices * self.sharers]
         return next(count for count in (*everywhere, self.sharers, 1) if rows % count == 0)
 
     @property
@@ -167,11 +160,6 @@ class Workload:
         return self.narrow.kv_heads < self.dense.kv_heads
 
     @property
-    def alternates(self) -> bool:
-        """Whether the weights are recovered by alternating rounds (and joint steps)."""
-        return update_used(self.settings) == "alternate"
-
-    @property
     def refits(self) -> bool:
         """Whether the output projection is solved for."""
         return update_used(self.settings) in ("refit", "alternate")
@@ -179,7 +167,7 @@ class Workload:
     @property
     def rounds(self) -> int:
         """Number of alternating rounds in a layer; that they may end early, no plan knows."""
-        return self.settings.rounds if self.alternates else 0
+        return self.settings.rounds if update_used(self.settings) == "alternate" else 0
 
     @property
     def tail(self) -> DecoderConfig:
@@ -215,17 +203,14 @@ class Workload:
         return self.tail.layers if self.training else joint.together(self.tail.layers, self.settings)
 
     @property
-    def joint_tokens(self) -> int:
-        """Number of tokens of a joint step, or of a step of training, that one device computes."""
-        sequences = self.groups[0].schedule.sequences if self.groups else 1
-        sequences = self.training.step_sequences if self.training else sequences
-        return -(-sequences // self.devices) * self.fitted.length
+    def step_sequences(self) -> int:
+        """Number of sequences of a joint step, or of a step of training."""
+        return self.training.step_sequences if self.training else self.groups[0].schedule.sequences
 
     @property
     def joint_at_once(self) -> int:
-        """Number of those that pass through the model at once."""
-        length = self.fitted.length
-        own = self.joint_tokens // length
+        """Number of tokens of such a step that pass through the model at once on one device."""
+        own, length = -(-self.step_sequences // self.devices), self.fitted.length
         return streams.largest_divisor(own, max(1, self.settings.batch_tokens // length)) * length
 
     @property
@@ -265,11 +250,6 @@ class Workload:
     def in_waves(self) -> bool:
         """Whether channels are chosen on the dense stream, a layer on each group of devices that share the weights."""
         return self.settings.schedule == "parallel"
-
-    @property
-    def batch(self) -> int:
-        """Number of tokens in a minibatch of the alternating rounds."""
-        return self.settings.step_tokens
 
 
 def _part(config: DecoderConfig, sharers: int) -> DecoderConfig:

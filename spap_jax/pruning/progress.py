@@ -7,8 +7,7 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 from spap_jax.methods import update_used
 from spap_jax.models import DecoderConfig
@@ -73,7 +72,7 @@ class Progress:
             clock: Returns the time in seconds.
         """
         self._clock, self._pace = clock, Pace()
-        self._runs = [_Work.of(config, settings, shape, judged) for settings in runs]
+        self._runs = [_Work(config, settings, shape, judged) for settings in runs]
         self.begin(0)
 
     def begin(self, number: int) -> Said:
@@ -133,7 +132,7 @@ class Progress:
     def _left(self) -> str:
         mine = [(kind, count - self._made.get(kind, 0)) for kind, count in self._run.pieces.items()]
         todo = [mine, *(run.pieces.items() for run in self._later)]
-        return self._pace.left(itertools.chain(*todo)).words
+        return self._pace.left(itertools.chain(*todo))
 
 
 def _judged(held_out: bool) -> str:
@@ -145,7 +144,6 @@ def _ended(words: str, left: str) -> str:
     return f"{words}, {left}" if left else words
 
 
-@dataclass(frozen=True)
 class _Work:
     """The work of one run.
 
@@ -156,24 +154,15 @@ class _Work:
         pieces: Number of pieces of each kind of work, in order.
     """
 
-    layers: int
-    stages: tuple[str, ...]
-    held_out: bool
-    pieces: dict[str, int]
-
-    @classmethod
-    def of(cls, config: DecoderConfig, settings: PruneSettings, shape: tuple[int, int], judged: int) -> Self:
-        """Counts the pieces of work."""
+    def __init__(self, config: DecoderConfig, settings: PruneSettings, shape: tuple[int, int], judged: int) -> None:
         sequences = shape[0] // (1 + settings.sampled)
         even = dataclasses.replace(config, widths=None), settings.replace(allocation="uniform")
         load = workload(*even, sequences, shape[1])
         stages = _STAGES[update_used(settings)]
-        return cls(
-            layers=config.layers,
-            stages=stages if settings.rounds else stages[:2],
-            held_out=load.held_out.count > 0,
-            pieces={_LAYER: config.layers, _STEP: load.joint_steps, _PERPLEXITY: judged},
-        )
+        self.layers = config.layers
+        self.stages = stages if settings.rounds else stages[:2]
+        self.held_out = load.held_out.count > 0
+        self.pieces = {_LAYER: config.layers, _STEP: load.joint_steps, _PERPLEXITY: judged}
 
     def layer_lines(self, report: LayerReport) -> tuple[str, ...]:
         """Describes the result of pruning a layer; attention gets a separate line."""

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from spap_jax.checkpoint.publish import read_made
 from spap_jax.checkpoint.unfinished import Unfinished
 from spap_jax.data.blocks import TokenBlocks
 from spap_jax.pruning.prune_report import report_of, versions
-from spap_jax.pruning.run import Begun, Step
+from spap_jax.pruning.run import Begun
 from spap_jax.reporting.schema import PruneReport, parsed
 from spap_jax.settings import PruneSettings
 
@@ -47,11 +46,6 @@ def computing() -> dict[str, Any]:
     return mesh | {name: found[name] for name in _COMPUTING}
 
 
-def store_step(unfinished: Unfinished, step: Step) -> None:
-    """Stores a step that this run made; all processes must call this."""
-    unfinished.add(step.kept, dataclasses.asdict(step.report))
-
-
 def stored_steps(unfinished: Unfinished, output: str | Path) -> Begun | None:
     """Returns the steps of an earlier run, the same in every process; all processes must call this.
 
@@ -66,20 +60,6 @@ def stored_steps(unfinished: Unfinished, output: str | Path) -> Begun | None:
     if devices.told_to_all(devices.leads() and _is_made(unfinished, output)):
         return None
     return Begun([report_of(each) for each in unfinished.told], unfinished.read)
-
-
-def decided_widths(unfinished: Unfinished, choose: Callable[[], tuple[int, ...]]) -> tuple[int, ...]:
-    """Returns the layer widths that an earlier run chose, or else chooses them now; all processes must call this.
-
-    Args:
-        unfinished: The stored widths.
-        choose: Chooses the widths; called in all processes together.
-    """
-    widths = devices.told_to_all(unfinished.decided)
-    if widths is None:
-        widths = devices.told_to_all(choose())
-        unfinished.decide(widths)
-    return tuple(widths)
 
 
 def _is_made(unfinished: Unfinished, output: str | Path) -> bool:

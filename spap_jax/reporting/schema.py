@@ -3,14 +3,13 @@
 Fields of a file that are not known are ignored. A number that is not finite is null in a file, as JSON has none.
 """
 
-import dataclasses
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
 
-from spap_jax.quantities import achieved_text, missed
+from spap_jax.quantities import share_text
 
 FORMAT = 1
 """Version of the JSON formats; incremented when a field changes its name or meaning."""
@@ -50,14 +49,8 @@ def _number(kind: type, value: Any) -> Any:
     return kind(math.nan if value is None else value)
 
 
-def _json(*parts: dict[str, Any]) -> str:
-    """Returns the fields of all parts as JSON."""
-    fields = {key: value for part in parts for key, value in part.items()}
+def _json(**fields: Any) -> str:
     return msgspec.json.format(msgspec.json.encode(fields, enc_hook=float), indent=1).decode() + "\n"
-
-
-def _fields(report: Any) -> dict[str, Any]:
-    return {each.name: getattr(report, each.name) for each in dataclasses.fields(report)}
 
 
 @dataclass(frozen=True)
@@ -236,8 +229,13 @@ class Sparsity:
 
     @property
     def missed(self) -> bool:
-        """Whether the two differ enough that both have to be reported."""
-        return missed(self.achieved, self.asked)
+        """Whether the two differ by 0.01 or more, so that both have to be reported."""
+        return abs(self.achieved - self.asked) >= 0.01
+
+    def of(self, whole: str) -> str:
+        """For "the heads": "6.25 % of the heads (30 % asked for)"; without brackets if the two are close."""
+        words = f"{share_text(self.achieved)} of {whole}"
+        return f"{words} ({share_text(self.asked)} asked for)" if self.missed else words
 
 
 @dataclass(frozen=True)
@@ -250,9 +248,9 @@ class Sparsities:
     @property
     def words(self) -> str:
         """Text that states what is removed; heads are omitted if all are kept."""
-        found = achieved_text(self.channels.achieved, self.channels.asked, "the MLP channels")
+        found = self.channels.of("the MLP channels")
         if self.heads.achieved:
-            found += f" and {achieved_text(self.heads.achieved, self.heads.asked, 'the heads')}"
+            found += f" and {self.heads.of('the heads')}"
         return found
 
 
@@ -366,7 +364,7 @@ class PruneReport:
 
     def to_json(self) -> str:
         """Returns the report as in ``spap_report.json``."""
-        return _json({"format": FORMAT}, _fields(self), {"seconds": self.seconds})
+        return _json(format=FORMAT, **vars(self), seconds=self.seconds)
 
 
 @dataclass(frozen=True)
@@ -419,8 +417,7 @@ class FinetuneReport:
 
     def to_json(self) -> str:
         """Returns the report as in ``spap_finetune.json``."""
-        shown = {"format": FORMAT, "held_out": self.held_out, "kept_step": self.kept.step}
-        return _json(shown, _fields(self))
+        return _json(format=FORMAT, held_out=self.held_out, kept_step=self.kept.step, **vars(self))
 
 
 @dataclass(frozen=True)

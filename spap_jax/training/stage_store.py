@@ -11,7 +11,7 @@ from spap_jax.model import Model
 from spap_jax.pruning.step_store import computing
 from spap_jax.reporting.schema import Check, converted
 from spap_jax.settings import FinetuneSettings
-from spap_jax.training.engine import Stage, StoredStage
+from spap_jax.training.engine import StoredStage
 
 
 def finetune_identity(
@@ -26,14 +26,9 @@ def finetune_identity(
         settings: Settings of the training.
     """
     how = dataclasses.asdict(settings) | {"lora_rank": settings.rank, "learning_rate": settings.rate}
-    models = {name: given and _fingerprint(given) for name, given in (("model", model), ("teacher", teacher))}
+    folders = {"model": model.source.folder, "teacher": teacher and teacher.source.folder}
+    models = {name: folder and fingerprint(folder) for name, folder in folders.items()}
     return how | models | {"data": blocks.sha256, "sequence length": blocks.tokens.shape[1]} | computing()
-
-
-def store_stage(unfinished: Unfinished, stage: Stage) -> None:
-    """Stores a stage, unless it is already stored; all processes must call this."""
-    if len(stage.checks) > len(unfinished.told):
-        unfinished.add(stage.parts, dataclasses.asdict(stage.checks[-1]))
 
 
 def stored_stage(unfinished: Unfinished) -> StoredStage | None:
@@ -42,8 +37,3 @@ def stored_stage(unfinished: Unfinished) -> StoredStage | None:
         return None
     checks = tuple(converted(told, Check) for told in unfinished.told)
     return functools.partial(unfinished.read, len(checks) - 1), checks
-
-
-def _fingerprint(model: Model) -> str:
-    assert model.source.folder is not None  # the model was read from it
-    return fingerprint(model.source.folder)

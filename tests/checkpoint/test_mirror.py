@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import stores
 
-from spap_jax.checkpoint.mirror import Mirrored, is_unfinished, unfinished
-from spap_jax.checkpoint.unfinished import Unfinished, resume_folder
+from spap_jax.checkpoint.unfinished import Unfinished, is_unfinished, resume_folder
 from spap_jax.errors import UserError
 from spap_jax.models.decoder import Params
 
@@ -35,14 +34,14 @@ def layer(step: int) -> Params:
 
 
 def make(steps: int) -> None:
-    with unfinished(OUTPUT, RUN, BLOCKS) as kept:
+    with Unfinished(OUTPUT, RUN, BLOCKS) as kept:
         for step in range(len(kept.told), steps):
             kept.add(functools.partial(layer, step), {"step": step})
 
 
 def look() -> tuple[int, bool]:
     """Returns the number of valid steps, checking what is stored, and whether some were lost."""
-    with unfinished(OUTPUT, RUN, BLOCKS) as kept:
+    with Unfinished(OUTPUT, RUN, BLOCKS) as kept:
         count = len(kept.told)
         assert kept.told == [{"step": step} for step in range(count)]
         assert kept.count() == count
@@ -79,7 +78,7 @@ def test_the_store_counts_and_not_this_machine(store, tmp_path: Path, lose_disk:
 def test_a_step_takes_the_place_of_another_only_when_it_has_arrived(store, lose_disk: Callable[[], None]):
     make(4)
     store.broken = f"put {PLACE}/4.safetensors"
-    with pytest.raises(UserError, match="on fire"), unfinished(OUTPUT, RUN, BLOCKS) as kept:
+    with pytest.raises(UserError, match="on fire"), Unfinished(OUTPUT, RUN, BLOCKS) as kept:
         kept.add(functools.partial(layer, 4), {"step": 4})
     assert not resume_folder(OUTPUT).exists()
     store.broken = ""
@@ -91,7 +90,7 @@ def test_a_step_takes_the_place_of_another_only_when_it_has_arrived(store, lose_
 def test_an_error_at_the_last_step_is_not_overlooked(store):
     make(1)
     store.broken = f"put {PLACE}/1.safetensors"
-    with pytest.raises(UserError, match="on fire"), unfinished(OUTPUT, RUN, BLOCKS) as kept:
+    with pytest.raises(UserError, match="on fire"), Unfinished(OUTPUT, RUN, BLOCKS) as kept:
         kept.add(functools.partial(layer, 1), {"step": 1})
 
 
@@ -113,19 +112,19 @@ def test_another_run_is_refused_and_can_be_discarded(store, lose_disk: Callable[
     with pytest.raises(
         UserError, match=r"^frail://bucket/runs/\.out\.resume holds a run .* sparsity \(0\.3, now 0\.4\)"
     ):
-        unfinished(OUTPUT, other, BLOCKS)
+        Unfinished(OUTPUT, other, BLOCKS)
     assert sorted(stores.contents(PLACE)) == ["0.safetensors", "1.safetensors", "run.json"]
-    with unfinished(OUTPUT, other, BLOCKS, fresh=True) as kept:
+    with Unfinished(OUTPUT, other, BLOCKS, fresh=True) as kept:
         assert kept.told == []
     assert sorted(stores.contents(PLACE)) == ["run.json"]
 
 
 def test_what_is_left(store):
-    with pytest.raises(UserError, match="no data"), unfinished(OUTPUT, RUN, BLOCKS):
+    with pytest.raises(UserError, match="no data"), Unfinished(OUTPUT, RUN, BLOCKS):
         raise UserError("no data")
     assert stores.contents("/bucket") == {}
     make(2)
-    with unfinished(OUTPUT, RUN, BLOCKS) as kept:
+    with Unfinished(OUTPUT, RUN, BLOCKS) as kept:
         kept.drop_steps()
         assert kept.count() == 0
     assert sorted(stores.contents(PLACE)) == ["run.json"]
@@ -137,9 +136,7 @@ def test_what_is_left(store):
 
 def test_only_stores_have_copies(store, tmp_path: Path):
     for output in (str(tmp_path / "out"), "hf://owner/name"):
-        with unfinished(output, RUN, BLOCKS) as kept:
-            assert type(kept) is Unfinished
+        with Unfinished(output, RUN, BLOCKS) as kept:
             assert kept.place == str(resume_folder(output))
-    with unfinished(OUTPUT, RUN, BLOCKS) as kept:
-        assert type(kept) is Mirrored
+    with Unfinished(OUTPUT, RUN, BLOCKS) as kept:
         assert kept.place == "frail://bucket/runs/.out.resume"

@@ -6,7 +6,7 @@ import pytest
 
 from spap_jax.cli import console
 from spap_jax.cli.standard_streams import Lines
-from spap_jax.quantities import duration_text, percent_text
+from spap_jax.quantities import bytes_text, change_text, count_text, duration_text, percent_text
 from spap_jax.reporting.schema import Check
 
 PATHS = [f"/a/long/way/down/to/the/folder/of/the/checkpoint-{number}" for number in (1, 2)]
@@ -118,15 +118,15 @@ def test_how_far_training_is(capsys):
 
 
 def test_sizes_in_words():
-    assert [console.bytes_text(n) for n in (0, 999, 1e3, 1.234e9, 5e15)] == [
+    assert [bytes_text(n) for n in (0, 999, 1e3, 1.234e9, 5e15)] == [
         "0 B",
         "999 B",
         "1 kB",
         "1.23 GB",
         "5e+03 TB",
     ]
-    assert console.count_text(1234567) == "1 234 567"
-    assert console.change_text(4, 3) == "-25.0 %"
+    assert count_text(1234567) == "1 234 567"
+    assert change_text(4, 3) == "-25.0 %"
     assert [percent_text(part) for part in (1.2, 0.356, 0.0593, 0.00123)] == ["120.0 %", "35.6 %", "5.9 %", "0.12 %"]
     assert [duration_text(seconds, digits=2) for seconds in (0.0912, 81.4, 118, 2340, 5400, 400000)] == [
         "0.091 s",

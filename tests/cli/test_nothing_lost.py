@@ -12,7 +12,7 @@ from commands import left, sentence, spap, tiny, token_file
 from trees import hashes
 
 from spap_jax import checkpoint
-from spap_jax.checkpoint.kept import resume_folder
+from spap_jax.checkpoint.unfinished import resume_folder
 from spap_jax.remote import Folder
 
 SMALL = ("--sequences", "16", "--sequence-length", "16")
