@@ -30,7 +30,7 @@ from spap_jax.pruning.narrow import pruned_config, warn_of_sparsity
 from spap_jax.pruning.pipeline import prune_layers
 from spap_jax.pruning.progress import Progress
 from spap_jax.pruning.prune_card import pruned_files
-from spap_jax.pruning.prune_report import data_account, new_report
+from spap_jax.pruning.prune_report import new_report
 from spap_jax.pruning.run import resolve
 from spap_jax.pruning.sampling import with_samples
 from spap_jax.quantities import change_text
@@ -224,8 +224,7 @@ def finetune(
         def watch(stage: Stage) -> None:
             show(stage.checks[-1])
 
-        trained, report = run(model, _checked(tokens, blocks), teacher, settings, watch)
-    return FinetuneResult(trained, replace(report, data=data_account(tokens)))
+        return FinetuneResult(*run(model, _checked(tokens, blocks), teacher, settings, watch))
 
 
 def _checked(tokens: Any, blocks: np.ndarray) -> np.ndarray | TokenBlocks:

@@ -114,19 +114,16 @@ def _range(kind: Any) -> _Range:
     return kind.__metadata__[0]
 
 
-_BITS = {"seed": 32}
-"""Bits of the seed: JAX makes the same random numbers from seeds that differ by a multiple of 2**32."""
-
-_COUNT_BITS = 31
-"""Bits of the other whole numbers: programs on devices count in int32."""
-
 _FLOAT32 = (2.0**-126, 2.0**128)
 """The smallest positive normal number of float32, and the smallest power of 2 that is too large."""
 
 
 def _beyond(name: str, value: Any) -> str:
-    """The fault of a number that programs on devices cannot represent; empty if they can."""
-    if isinstance(value, int) and value >= 2 ** (bits := _BITS.get(name, _COUNT_BITS)):
+    """The fault of a number that programs on devices cannot represent; empty if they can.
+
+    They count in int32. JAX makes the same random numbers from seeds that differ by a multiple of 2**32.
+    """
+    if isinstance(value, int) and value >= 2 ** (bits := 32 if name == "seed" else 31):
         return f"{option(name)} must be below 2**{bits}, not {value}"
     if isinstance(value, float) and value and not _FLOAT32[0] <= value < _FLOAT32[1]:
         return f"{option(name)} must be a number that float32 can hold, not {value}"

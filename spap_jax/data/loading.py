@@ -8,7 +8,7 @@ each window begins with the tokenizer's beginning-of-text token.
 """
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -68,14 +68,23 @@ def load_tokens(
     if len(parts) > 1:
         return _mixed(parts, sequences, seed, role, given)
     opened = open_data(data, role)
-    found = _windows(opened, sequences, role, **given)
-    order = np.arange(len(found.tokens))
+    tokens, mask, start, more = _windows(opened, sequences, role, **given)
+    there = f"{'the first ' * more}{len(tokens)} windows of {sequence_length} tokens"
+    there += f" that begin with {start.text}" if start else ""
+    there += f", seed {seed}" if role == "calibration" else ""
+
+    def taken(rows: np.ndarray, further: TokenBlocks | None = None) -> TokenBlocks:
+        description = f"{opened.file or opened.name}: {len(rows)} of {there}"
+        own = None if mask is None else mask[rows]
+        if own is not None:
+            description += f", counting the {own[:, 1:].sum()} tokens that the assistant wrote"
+        return new_blocks(tokens[rows], description, len(tokens), own, further)
+
+    order = np.arange(len(tokens))
     if role == "calibration":
         order = np.random.default_rng(seed).permutation(len(order))
     rest = order[sequences : POOL * sequences] if sequences and role == "calibration" else order[:0]
-    source = opened.file or opened.name
-    further = _taken(found, rest, source, role, seed) if len(rest) else None
-    return _taken(found, order[:sequences], source, role, seed, further)
+    return taken(order[:sequences], taken(rest) if len(rest) else None)
 
 
 def _check_asked(sequence_length: int, sequences: int | None, seed: int, role: Role) -> None:
@@ -89,22 +98,6 @@ def _check_asked(sequence_length: int, sequences: int | None, seed: int, role: R
         raise UserError(f"{option('seed')} must be a whole number of at least 0, not {seed!r}: give one.")
 
 
-class _Windows(NamedTuple):
-    """Windows of the tokens of a data set.
-
-    Attributes:
-        tokens: [W, T] token ids.
-        mask: [W, T] whether each counts, as those that the assistant wrote in conversations; None if all do.
-        start: What each begins with, before tokens of the text; None for nothing.
-        more: Whether the data hold more, which was not read.
-    """
-
-    tokens: np.ndarray
-    mask: np.ndarray | None
-    start: Start | None
-    more: bool
-
-
 def _windows(
     opened: Opened,
     sequences: int | None,
@@ -113,60 +106,33 @@ def _windows(
     sequence_length: int,
     vocabulary: int | None,
     bos: bool | None,
-) -> _Windows:
-    """Returns the windows that there are to take from, in order; the arguments are those of `load_tokens`."""
+) -> tuple[np.ndarray, np.ndarray | None, Start | None, bool]:
+    """Returns the windows that there are to take from, in order; the arguments are those of `load_tokens`.
+
+    Returns:
+        Token ids [W, T]; a mask [W, T] of those that the assistant wrote in conversations, or None; what each window
+        begins with, before tokens of the text, or None; and whether the data hold more, which was not read.
+    """
     name, content, mask, start, more = opened.name, opened.content, None, None, False
     if isinstance(content, np.ndarray):
         tokenizer = None
         if bos:
             raise UserError(f"{name} holds token ids, which are taken as they are: leave out {option('bos')}")
     else:
-        loaded = tokenizer_for(name, tokenizer)
+        loaded, protocol = tokenizer_for(name, tokenizer), opened.protocol
         start = start_of_windows(loaded, bos, sequence_length)
         own = sequence_length - (start is not None)  # tokens of the text in a window
-        times = POOL if role == "calibration" else 1
-        content, mask, more = _read(opened, loaded, start, own, None if sequences is None else times * sequences)
+        enough = sequences and sequences * own * (POOL if role == "calibration" else 1)
+        # If each window begins with a token of its own, the text as a whole has no special tokens.
+        ids, mask, more = tokenise(content, name, loaded, enough, protocol.special_tokens and not start)
+        used = protocol.windows and protocol.windows * own
+        content, mask = ids[:used], None if mask is None else mask[:used]
     tokens = cut(content, name, sequence_length, sequences, start and start.id)
     check_ids(tokens, name, vocabulary, tokenizer)
     if mask is not None:
         mask = cut(mask, name, sequence_length, sequences, start and 0) > 0
         tokens, mask = _answered(tokens, mask, name, role, sequences)
-    return _Windows(tokens, mask, start, more)
-
-
-def _taken(
-    windows: _Windows, chosen: np.ndarray, source: str, role: Role, seed: int, further: TokenBlocks | None = None
-) -> TokenBlocks:
-    """Returns the chosen windows as token blocks, with a description of them."""
-    there = f"{'the first ' * windows.more}{len(windows.tokens)}"
-    description = f"{source}: {len(chosen)} of {there} windows of {windows.tokens.shape[1]} tokens"
-    description += f" that begin with {windows.start.text}" if windows.start else ""
-    description += f", seed {seed}" if role == "calibration" else ""
-    mask = None if windows.mask is None else windows.mask[chosen]
-    if mask is not None:
-        description += f", counting the {mask[:, 1:].sum()} tokens that the assistant wrote"
-    return new_blocks(windows.tokens[chosen], description, len(windows.tokens), mask, further)
-
-
-def _read(
-    opened: Opened, tokenizer: Any, start: Start | None, length: int, windows: int | None
-) -> tuple[np.ndarray, np.ndarray | None, bool]:
-    """Returns the token ids [N] of text or conversations for a number of windows, and the mask [N] of conversations.
-
-    The last value is whether the data hold more.
-
-    Args:
-        opened: The data.
-        tokenizer: The tokenizer.
-        start: What each window begins with; the text as a whole then has no special tokens.
-        length: Tokens of the text in a window.
-        windows: Sufficient number of windows; None reads all.
-    """
-    protocol = opened.protocol
-    enough = windows and windows * length
-    ids, mask, more = tokenise(opened.content, opened.name, tokenizer, enough, protocol.special_tokens and not start)
-    used = protocol.windows and protocol.windows * length
-    return ids[:used], None if mask is None else mask[:used], more
+    return tokens, mask, start, more
 
 
 def _answered(

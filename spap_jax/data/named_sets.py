@@ -51,10 +51,6 @@ class NamedSet:
     files: dict[Role, tuple[str, str]]
     evaluation: Protocol
 
-    def protocol(self, role: Role) -> Protocol:
-        """The protocol that turns its rows into tokens for a role."""
-        return self.evaluation if role == "evaluation" else Protocol()
-
 
 NAMED = {
     "wikitext2": NamedSet(

@@ -76,7 +76,7 @@ def _open_named(short: str, copy: str, role: Role) -> Opened:
     """Opens a named data set: a local copy, its cached file, the cache of `datasets`, or else a download."""
     named = NAMED[short]
     split, file = named.files[role]
-    protocol = named.protocol(role)
+    protocol = named.evaluation if role == "evaluation" else _PLAIN
     if copy:
         content = read_file(local_file(copy), protocol.join)
         return Opened(f"{short} ({copy})", content, protocol, data_name(f"{short}:{copy}"))

@@ -134,34 +134,27 @@ def load_tokenizer(named: str | Path) -> Any:
     from huggingface_hub.errors import StrictDataclassError
 
     folder = Path(named).expanduser()
-    if folder.is_dir():
-        loaded = _pretrained(str(folder), local=True)
-    elif isinstance(named, Path) or looks_local(named):
-        loaded = FileNotFoundError("there is no such folder")
-    else:
-        loaded = _hub_tokenizer(named)
-    if isinstance(loaded, StrictDataclassError):
-        said = " ".join(str(loaded).split()).partition(" Errors:")[0].rstrip(".")
-        raise UserError(f"transformers does not take the config.json of {named} ({said}): correct it") from loaded
-    if isinstance(loaded, Exception):
-        raise UserError(f"the tokenizer {named} cannot be loaded ({first_line(loaded)}): {_REMEDY}") from loaded
-    return loaded
-
-
-def _hub_tokenizer(named: str) -> Any:
-    """Returns the tokenizer of a hub id, cached or downloaded, or the error that loading it raised."""
-    loaded = _pretrained(named, local=True)
-    if isinstance(loaded, Exception):
-        require_hub(f"the tokenizer {named}", _REMEDY)
-        return _pretrained(named, local=False)
-    return loaded
+    try:
+        if folder.is_dir():
+            return _pretrained(str(folder), local=True)
+        if isinstance(named, Path) or looks_local(named):
+            raise FileNotFoundError("there is no such folder")
+        try:
+            return _pretrained(named, local=True)
+        except Exception:  # it is not in the cache
+            require_hub(f"the tokenizer {named}", _REMEDY)
+            return _pretrained(named, local=False)
+    except UserError:
+        raise
+    except StrictDataclassError as error:
+        said = " ".join(str(error).split()).partition(" Errors:")[0].rstrip(".")
+        raise UserError(f"transformers does not take the config.json of {named} ({said}): correct it") from error
+    except Exception as error:  # transformers raises all kinds of exceptions for a missing or broken file
+        raise UserError(f"the tokenizer {named} cannot be loaded ({first_line(error)}): {_REMEDY}") from error
 
 
 def _pretrained(where: str, *, local: bool) -> Any:
-    """Returns the tokenizer that transformers loads, or the error that it raised."""
-    tokenizers = auto_tokenizer()
-    try:
-        loaded = tokenizers.from_pretrained(where, local_files_only=local, trust_remote_code=False)
-    except Exception as error:  # transformers raises all kinds of exceptions for a missing or broken file
-        return error
-    return loaded if len(loaded) > len(loaded.all_special_ids) else ValueError("it has no vocabulary")
+    loaded = auto_tokenizer().from_pretrained(where, local_files_only=local, trust_remote_code=False)
+    if len(loaded) <= len(loaded.all_special_ids):
+        raise ValueError("it has no vocabulary")
+    return loaded

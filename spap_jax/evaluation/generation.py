@@ -121,41 +121,30 @@ def _continue(
     dtype: DTypeLike,
 ) -> jax.Array:
     """Generates tokens. tokens, valid: [B, T], keys: [B], is_end: [v] -> the tokens that follow [B, new]."""
-    continued = functools.partial(_continue_own, config, new, sampling, dtype)
+
+    def continued(own: tuple[jax.Array, ...], params: decoder.Params, is_end: jax.Array, pad: jax.Array) -> jax.Array:
+        tokens, valid, keys = own
+        batch = tokens.shape[0]
+
+        def write(state: _State, logits: jax.Array) -> _State:
+            token = choose(sampling, logits, keys_at(keys, state.step))
+            token = jnp.where(state.ended, pad, token)
+            written = jax.lax.dynamic_update_slice(state.written, token[:, None], (0, state.step))
+            ended = state.ended | is_end[token]
+            return _State(state.step + 1, token, ended, written, state.cache)
+
+        def advance(state: _State) -> _State:
+            logits, cache = decode_step(config, params, state.token, state.cache)
+            return write(state._replace(cache=cache), logits)
+
+        # The last token written is not read back, so it needs no space in the cache.
+        logits, cache = prefill(config, params, tokens, valid, tokens.shape[1] + new - 1, dtype)
+        written = jnp.full((batch, new), pad, jnp.int32)
+        state = _State(jnp.int32(0), jnp.zeros(batch, jnp.int32), jnp.zeros(batch, bool), written, cache)
+        state = jax.lax.while_loop(lambda s: (s.step < new) & ~s.ended.all(), advance, write(state, logits))
+        return state.written
+
     return devices.map_chunks(continued, (tokens, valid, keys), params, is_end, pad)
-
-
-def _continue_own(
-    config: DecoderConfig,
-    new: int,
-    sampling: Sampling,
-    dtype: DTypeLike,
-    own: tuple[jax.Array, jax.Array, jax.Array],
-    params: decoder.Params,
-    is_end: jax.Array,
-    pad: jax.Array,
-) -> jax.Array:
-    """Generates the tokens of one device's own sequences; see `_continue`."""
-    tokens, valid, keys = own
-    batch = tokens.shape[0]
-
-    def write(state: _State, logits: jax.Array) -> _State:
-        token = choose(sampling, logits, keys_at(keys, state.step))
-        token = jnp.where(state.ended, pad, token)
-        written = jax.lax.dynamic_update_slice(state.written, token[:, None], (0, state.step))
-        ended = state.ended | is_end[token]
-        return _State(state.step + 1, token, ended, written, state.cache)
-
-    def advance(state: _State) -> _State:
-        logits, cache = decode_step(config, params, state.token, state.cache)
-        return write(state._replace(cache=cache), logits)
-
-    # The last token written is not read back, so it needs no space in the cache.
-    logits, cache = prefill(config, params, tokens, valid, tokens.shape[1] + new - 1, dtype)
-    written = jnp.full((batch, new), pad, jnp.int32)
-    state = _State(jnp.int32(0), jnp.zeros(batch, jnp.int32), jnp.zeros(batch, bool), written, cache)
-    state = jax.lax.while_loop(lambda s: (s.step < new) & ~s.ended.all(), advance, write(state, logits))
-    return state.written
 
 
 def generate(

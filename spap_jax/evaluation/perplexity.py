@@ -41,12 +41,11 @@ def perplexity(
     Raises:
         UserError: there is nothing to predict, or a window is longer than the model's positions.
     """
-    tokens = check_windows("perplexity", tokens)
+    tokens, counted = counted_windows("perplexity", tokens, mask)
     check_length(model.config, tokens.shape[1])
     params = shard_params(model.config, model.params)
     count, begun, total = len(tokens), 0, None
     watch(0, count)
-    counted = predictions("perplexity", tokens, mask)
     for part, counts in window_batches(tokens, counted, batch_tokens):
         before, done = total, begun
         loss = negative_log_likelihood(model.config, params, devices.shard_chunks(part), devices.shard_chunks(counts))
@@ -92,7 +91,7 @@ def compare(
     Raises:
         UserError: there is nothing to predict, a window is longer than a model's positions, or vocabularies differ.
     """
-    tokens = check_windows("divergence", tokens)
+    tokens, counted = counted_windows("divergence", tokens, mask)
     configs = (dense.config, pruned.config)
     for config in configs:
         check_length(config, tokens.shape[1])
@@ -101,11 +100,9 @@ def compare(
             f"vocabularies of {configs[0].vocabulary} and {configs[1].vocabulary} tokens cannot be compared; "
             "give a model and what was made of it."
         )
-    params, total = (shard_params(dense.config, dense.params), shard_params(pruned.config, pruned.params)), None
-    counted = predictions("divergence", tokens, mask)
-    for part, counts in window_batches(tokens, counted, batch_tokens):
-        sums = _sums(configs, params, devices.shard_chunks(part), devices.shard_chunks(counts))
-        total = sums if total is None else total + sums
+    params = shard_params(dense.config, dense.params), shard_params(pruned.config, pruned.params)
+    batches = window_batches(tokens, counted, batch_tokens)
+    total = sum(_sums(configs, params, *map(devices.shard_chunks, each)) for each in batches)
     loss, other, divergence, agreement = np.asarray(total, np.float64) / counted.sum()
     return Comparison(float(np.exp(loss)), float(np.exp(other)), float(divergence), float(agreement))
 
@@ -133,28 +130,19 @@ def check_batch(batch_tokens: int) -> None:
         raise UserError(f"{option('batch_tokens')} must be a whole number of at least 1, not {batch_tokens!r}.")
 
 
-def check_windows(measure: str, tokens: np.ndarray) -> np.ndarray:
-    """Returns windows [B, T] as int32.
+def counted_windows(measure: str, tokens: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Returns windows [B, T] as int32, and which predictions count, bool [B, T - 1]: those of the tokens in the mask.
 
     Raises:
-        UserError: there is nothing to predict; the message names the measure.
+        UserError: there is nothing to predict, or nothing counts; the message names the measure.
     """
     tokens = np.asarray(tokens, np.int32)
     if tokens.ndim != 2 or tokens.shape[0] == 0 or tokens.shape[1] < 2:
         raise UserError(f"{measure} needs windows [B, T] of at least two tokens, not an array {list(tokens.shape)}.")
-    return tokens
-
-
-def predictions(measure: str, tokens: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
-    """Returns which predictions of windows [B, T] count: bool [B, T - 1], those of the tokens in the mask [B, T].
-
-    Raises:
-        UserError: none counts; the message names the measure.
-    """
     counted = np.ones((len(tokens), tokens.shape[1] - 1), bool) if mask is None else mask[:, 1:]
     if not counted.any():
         raise UserError(f"{measure} needs a prediction that counts, and the mask has none: give other windows.")
-    return counted
+    return tokens, counted
 
 
 def window_batches(

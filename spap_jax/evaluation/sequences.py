@@ -6,8 +6,9 @@ sequences in a loop, which the compiler would not partition by itself. The param
 """
 
 import functools
+import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -147,7 +148,9 @@ def log_likelihoods(
         counted = (places < ends) & (places >= ends - counts[:, None])
         return _score(model.config, model.mesh, model.params, *_split(model.mesh, tokens, valid, counted))
 
-    for batch, (sums, greedy) in zip(parts, _one_ahead(map(scores, parts)), strict=True):
+    dispatched = itertools.chain(map(scores, parts), [None])  # each is fetched after the next one is dispatched
+    for batch, (result, _) in zip(parts, itertools.pairwise(dispatched), strict=True):
+        sums, greedy = jax.device_get(result)
         found = map(Score, sums.tolist(), greedy.tolist())
         yield dict(zip(batch.members, found, strict=False))  # rows beyond the members are padding
 
@@ -223,12 +226,8 @@ def _read(
     config: DecoderConfig, mesh: Mesh, size: int, params: decoder.Params, tokens: jax.Array, valid: jax.Array
 ) -> tuple[jax.Array, decoder.Cache]:
     """Prefills. tokens and valid: [B, T] -> logits of the last token [B, v], and a cache for ``size`` tokens."""
-
-    @functools.partial(_each_device, mesh=mesh, in_specs=(P(), BATCH, BATCH), out_specs=(BATCH, CACHE))
-    def local(params: decoder.Params, tokens: jax.Array, valid: jax.Array) -> tuple[jax.Array, decoder.Cache]:
-        return prefill(config, params, tokens, valid, size)
-
-    return local(params, tokens, valid)
+    own = functools.partial(prefill, config, size=size)
+    return _each_device(own, mesh=mesh, in_specs=(P(), BATCH, BATCH), out_specs=(BATCH, CACHE))(params, tokens, valid)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "mesh", "sampling"), donate_argnames=("logits", "cache"))
@@ -282,17 +281,6 @@ def _padded(
 def _split(mesh: Mesh, *arrays: np.ndarray | jax.Array) -> list[jax.Array]:
     """Shards arrays [B, ...] by rows over the devices."""
     return jax.device_put(list(arrays), NamedSharding(mesh, BATCH))
-
-
-def _one_ahead(results: Iterable[tuple[jax.Array, ...]]) -> Iterator[tuple[np.ndarray, ...]]:
-    """Yields results as numpy arrays, each fetched after the next one is dispatched, so devices do not wait."""
-    waiting = None
-    for result in results:
-        if waiting is not None:
-            yield jax.device_get(waiting)
-        waiting = result
-    if waiting is not None:
-        yield jax.device_get(waiting)
 
 
 def _power_of_two(number: int) -> int:

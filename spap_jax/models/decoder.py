@@ -282,8 +282,8 @@ def extend(
 ) -> tuple[jax.Array, Cache]:
     """Appends tokens to the cache. tokens, valid: [B, T] -> logits of the last token [B, v], and the updated cache."""
     seen = jax.lax.dynamic_update_slice(cache.valid, valid, (0, cache.length))
-    first = jnp.where(seen & (jnp.arange(seen.shape[1]) < cache.length)[None, :], 1, 0).sum(axis=1)
-    positions = jnp.maximum(first[:, None] + jnp.cumsum(valid, axis=-1) - 1, 0).astype(jnp.int32)
+    before = cache.valid.sum(axis=1, keepdims=True)
+    positions = jnp.maximum(before + jnp.cumsum(valid, axis=-1) - 1, 0).astype(jnp.int32)
     x = embed(config, params, tokens, positions, cache.keys.dtype)
 
     def step(carry, layer_and_index, config=config):

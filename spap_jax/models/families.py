@@ -53,7 +53,7 @@ class Family:
         inert: Fields specific to this family that never change what a forward pass computes.
         rules: Every tensor that a model of the family may have; the config decides which of them exist.
         reaches: Computes the fields ``reaches`` and ``layer_reaches`` from a parsed config.json and the fields read
-            from it.
+            from it. By default all layers have one rotary embedding, and one window if there is such a field.
         recomputed: Pattern of buffers that old checkpoints store and that are recomputed from the config.
         heads_divide_width: Whether transformers refuses a width that is not a multiple of the number of heads, even
             if head_dim is given.
@@ -65,7 +65,7 @@ class Family:
     constants: Mapping[str, Any]
     rules: tuple[Rule, ...]
     reaches: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]] = lambda theirs, read: {
-        "reaches": (Reach(read_rope(theirs)),)
+        "reaches": (Reach(read_rope(theirs), read.get("window")),)
     }
     derived: Callable[[dict[str, Any]], dict[str, Any]] = lambda read: {}
     accepted: Mapping[str, Callable[[Any], bool]] = dataclasses.field(default_factory=dict)

@@ -31,23 +31,18 @@ class Norm(nn.Module):
         config, y = self.config, on_one_axis(x.astype(jnp.float32))
         if config.norm == "layer":
             y = y - y.mean(axis=-1, keepdims=True)
-        if not config.norm_affine:
-            return (y * inverse_root_mean_square(y, config.norm_eps)).astype(x.dtype).reshape(x.shape)
-        y = normalised(config, y, self.param("scale", _initial_scale(config), (config.width,)))
-        if config.norm == "layer":
+        scale = self.param("scale", _initial_scale(config), (config.width,)) if config.norm_affine else None
+        y = normalised(config, y, scale)
+        if config.norm_affine and config.norm == "layer":
             y = y + _across(self.param("bias", nn.initializers.zeros, (config.width,)), y)
         return y.astype(x.dtype).reshape(x.shape)
 
 
-def inverse_root_mean_square(x: jax.Array, eps: float, axes: int = 1) -> jax.Array:
-    """Computes the factor by which a norm multiplies before its scale. x: [...] -> 1 instead of the last ``axes``."""
-    return jax.lax.rsqrt(jnp.square(x).mean(axis=tuple(range(-axes, 0)), keepdims=True) + eps)
-
-
-def normalised(config: DecoderConfig, x: jax.Array, scale: jax.Array) -> jax.Array:
-    """Divides by the root mean square over the axes of ``scale`` and scales, in float32. x: [..., *scale] -> like x."""
-    y = x.astype(jnp.float32)
-    y = y * inverse_root_mean_square(y, config.norm_eps, scale.ndim) * (_across(scale, y) + config.norm_shift)
+def normalised(config: DecoderConfig, x: jax.Array, scale: jax.Array | None) -> jax.Array:
+    """Divides by the root mean square over the axes of ``scale``, or the last, and scales, in float32."""
+    y, axes = x.astype(jnp.float32), tuple(range(-1 if scale is None else -scale.ndim, 0))
+    y = y * jax.lax.rsqrt(jnp.square(y).mean(axis=axes, keepdims=True) + config.norm_eps)
+    y = y if scale is None else y * (_across(scale, y) + config.norm_shift)
     return y.astype(x.dtype)
 
 

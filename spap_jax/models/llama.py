@@ -3,12 +3,6 @@
 from spap_jax.models.families import Family, Field
 from spap_jax.models.rules import Rule
 
-
-def head_width(read: dict) -> int:
-    """Returns the default width of a head, for a config without head_dim."""
-    return read["width"] // read["heads"]
-
-
 FIELDS = {
     "vocabulary": Field("vocab_size"),
     "layers": Field("num_hidden_layers"),
@@ -17,7 +11,7 @@ FIELDS = {
     "intermediate": Field("intermediate_size"),
     "heads": Field("num_attention_heads"),
     "kv_heads": Field("num_key_value_heads", absent=lambda read: read["heads"]),
-    "head_dim": Field("head_dim", absent=head_width),
+    "head_dim": Field("head_dim", absent=lambda read: read["width"] // read["heads"]),
     "positions": Field("max_position_embeddings", 2048),
     "norm_eps": Field("rms_norm_eps", 1e-6),
     "activation": Field("hidden_act", "silu"),

@@ -1,18 +1,8 @@
 """Family table for dense Mistral models: LLaMA's table with a sliding window in early versions."""
 
-from typing import Any
-
-from spap_jax.models.config import Reach
 from spap_jax.models.families import Family, Field
 from spap_jax.models.llama import CONSTANTS, FIELDS, RULES
 from spap_jax.models.published import absent
-from spap_jax.models.rope import read_rope
-
-
-def reaches(theirs: dict[str, Any], read: dict[str, Any]) -> dict[str, Any]:
-    """Gives all layers the same rotary embedding and the same window, if there is one."""
-    return {"reaches": (Reach(read_rope(theirs), read["window"]),)}
-
 
 MISTRAL = Family(
     name="mistral",
@@ -25,6 +15,5 @@ MISTRAL = Family(
     accepted={"layer_types": absent},  # with any, transformers takes another class, which has no window
     constants=CONSTANTS | {"qkv_bias": False, "output_bias": False, "mlp_bias": False},
     rules=RULES,
-    reaches=reaches,
     recomputed=r"\.rotary_emb\.inv_freq$",
 )

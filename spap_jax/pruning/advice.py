@@ -36,7 +36,8 @@ def _few_tokens(report: "PruneReport") -> list[str]:
     ]
     if not ratios or not (ratio := statistics.median(ratios)) >= OVERFIT:  # not if nan
         return []
-    tokens, channels = _tokens(report), report.model.intermediate.before
+    read, channels = report.calibration, report.model.intermediate.before
+    tokens = (read.sequences + read.further_sequences) * read.sequence_length
     few = f": {count_text(tokens)} tokens are few for {count_text(channels)} channels"
     few = few if tokens < TOKENS_PER_CHANNEL * channels else ""
     return [f"the held-out error is {ratio:.1f} x the calibration's{few}; {_more(report)}"]
@@ -50,11 +51,6 @@ def _refused_steps(report: "PruneReport") -> list[str]:
         f"the joint steps were not taken, as predictions came no nearer to the dense model's; {_more(report)}, and "
         "--joint-passes 0 saves the time"
     ]
-
-
-def _tokens(report: "PruneReport") -> int:
-    read = report.calibration
-    return (read.sequences + read.further_sequences) * read.sequence_length
 
 
 def _more(report: "PruneReport") -> str:

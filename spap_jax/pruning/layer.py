@@ -1,6 +1,7 @@
 """Pruning of one block's MLP: selects its channels and recovers its weights."""
 
 import functools
+import math
 import time
 from typing import Any, NamedTuple
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from spap_jax import devices, methods
+from spap_jax.errors import NotFiniteError
 from spap_jax.models import FAMILIES, DecoderConfig, Params, decoder
 from spap_jax.numerics import full_precision
 from spap_jax.placement import shard_params
@@ -73,23 +75,6 @@ class FitStage(NamedTuple):
     error: jax.Array
 
 
-class Solved(NamedTuple):
-    """Record of how the MLP of one layer was pruned.
-
-    Attributes:
-        choice: The kept channels.
-        rounds: [] accepted alternating rounds.
-        calibration: Relative errors on the calibration tokens by stage: of the dense weights of these channels, of
-            their closed-form update if there is one, and of the result of the rounds if there are any.
-        held_out: The same errors on the held-out tokens; empty if there are none.
-    """
-
-    choice: Choice
-    rounds: jax.Array
-    calibration: list[jax.Array]
-    held_out: list[jax.Array]
-
-
 def prune_layer(
     index: int,
     config: DecoderConfig,
@@ -100,7 +85,7 @@ def prune_layer(
     settings: PruneSettings,
     clock: PhaseClock,
     choice: Choice | None = None,
-) -> tuple[Params, Solved]:
+) -> tuple[Params, LayerReport]:
     """Prunes the MLP of one block.
 
     Args:
@@ -115,13 +100,12 @@ def prune_layer(
         choice: The channels to keep. By default they are selected here, on the pruned stream.
 
     Returns:
-        The block's parameters with fewer channels, and a record of how they were found.
+        The block's parameters with fewer channels, and the report, to which the caller adds the time.
+
+    Raises:
+        NotFiniteError: the activations overflow.
     """
-    key = jax.random.key(settings.seed)
-    if choice is None:
-        choice, stages = _solve(config, narrow, layer, calibration, settings, choice_key(key, config, index), clock)
-    else:
-        stages = _update_chosen(config, narrow, layer, calibration, settings, choice)
+    choice, stages = _solve(index, config, narrow, layer, calibration, settings, clock, choice)
     clock.lap("refit", stages)
     judged = []
     if held_out.residual.size:
@@ -132,7 +116,7 @@ def prune_layer(
     block, rounds = Fitting(config, narrow, settings.fit.correction), jnp.int32(0)
     if methods.update_used(settings) == "alternate" and settings.rounds:
         schedule = RoundSchedule(settings.rounds, settings.round_steps, settings.step_tokens, settings.learning_rate)
-        steps = jax.random.fold_in(key, index)
+        steps = jax.random.fold_in(jax.random.key(settings.seed), index)
         start, errors = stages[-1].weights, (stages[-1].error, judged[-1] if judged else jnp.float32(0))
         weights, rounds, error, on_held_out = _recover(
             block, schedule, layer, start, errors, calibration, held_out, choice.ridge, steps
@@ -140,8 +124,24 @@ def prune_layer(
         stages.append(FitStage(weights, error))
         judged = judged and [*judged, on_held_out]
     clock.lap("alternating", stages)
+    if not math.isfinite(stages[-1].error):
+        raise NotFiniteError(
+            f"the activations of layer {index} are not finite: they overflow in float32, and would again with these "
+            "settings, so look whether the model computes what it should (spap eval)."
+        )
     mlp = shard_params(narrow, {"mlp": reduce.to_mlp(stages[-1].weights, layer["mlp"])})["mlp"]
-    return layer | {"mlp": mlp}, Solved(choice, rounds, [stage.error for stage in stages], judged)
+    report = LayerReport(
+        layer=index,
+        kept=tuple(choice.channels.kept.tolist()),
+        calibration=stage_errors([stage.error for stage in stages]),
+        held_out=stage_errors(judged) if judged else None,
+        swaps=int(choice.channels.swaps),
+        improving_swaps=int(choice.channels.improving),
+        ridge=float(choice.ridge),
+        rounds=int(rounds),
+        seconds={},
+    )
+    return layer | {"mlp": mlp}, report
 
 
 def choice_key(key: jax.Array, config: DecoderConfig, index: int | jax.Array) -> jax.Array:
@@ -150,42 +150,38 @@ def choice_key(key: jax.Array, config: DecoderConfig, index: int | jax.Array) ->
 
 
 def _solve(
+    index: int,
     config: DecoderConfig,
     narrow: DecoderConfig,
     layer: Params,
     calibration: Tokens,
     settings: PruneSettings,
-    key: jax.Array,
     clock: PhaseClock,
+    given: Choice | None,
 ) -> tuple[Choice, list[FitStage]]:
-    """Selects channels, and returns the stages: dense weights, and their update if any; the moments are freed after."""
-    seen = moments.accumulate(config, layer, calibration, settings.fit.correction)
-    clock.lap("statistics", seen)
-    choice = devices.replicate(choose_channels(seen, key, narrow.intermediate, **search_of(settings)))
-    clock.lap("selection", choice)
-    kept, update = choice.channels.kept, methods.update_used(settings)
+    """Selects channels unless they are given; returns them and the stages: dense weights, and their update if any.
+
+    The moments are freed after. A refit of channels that are given needs the moments of these alone.
+    """
+    update, correction = methods.update_used(settings), settings.fit.correction
+    refits = update in ("refit", "alternate")
+    if given is not None and refits:
+        dense = _dense_weights(config, narrow, layer, given)
+        block = Fitting(config, narrow, correction)
+        refitted, before, after = _closed_form(block, layer, calibration, given.ridge, dense)
+        return given, [FitStage(dense, before), FitStage(refitted, after)]
+    seen, choice = moments.accumulate(config, layer, calibration, correction), given
+    if choice is None:
+        clock.lap("statistics", seen)
+        key = choice_key(jax.random.key(settings.seed), config, index)
+        choice = devices.replicate(choose_channels(seen, key, narrow.intermediate, **search_of(settings)))
+        clock.lap("selection", choice)
     stages = [_dense_weights(config, narrow, layer, choice)]
-    if update in ("refit", "alternate"):
-        stages.append(refit_weights(seen, choice.ridge, kept, stages[0]))
+    if refits:
+        stages.append(refit_weights(seen, choice.ridge, choice.channels.kept, stages[0]))
     elif update == "bias":
         stages.append(_make_up_for_means(layer["mlp"]["down"], choice, stages[0]))
     return choice, list(map(FitStage, stages, _errors(config, seen, choice, stages)))
-
-
-def _update_chosen(
-    config: DecoderConfig, narrow: DecoderConfig, layer: Params, calibration: Tokens, settings: PruneSettings,
-    choice: Choice,
-) -> list[FitStage]:  # fmt: skip
-    """Like ``_solve``, for channels chosen on the dense stream; a refit needs the moments of these alone."""
-    update, dense = methods.update_used(settings), _dense_weights(config, narrow, layer, choice)
-    correction = settings.fit.correction
-    if update in ("refit", "alternate"):
-        block = Fitting(config, narrow, correction)
-        refitted, before, after = _closed_form(block, layer, calibration, choice.ridge, dense)
-        return [FitStage(dense, before), FitStage(refitted, after)]
-    stages = [dense] if update == "none" else [dense, _make_up_for_means(layer["mlp"]["down"], choice, dense)]
-    seen = moments.accumulate(config, layer, calibration, correction)
-    return list(map(FitStage, stages, _errors(config, seen, choice, stages)))
 
 
 def _dense_weights(config: DecoderConfig, narrow: DecoderConfig, layer: Params, choice: Choice) -> Weights:
@@ -289,27 +285,6 @@ def _mlp(block: Fitting, layer: Params) -> MlpFunctions:
 def hidden_channels(config: DecoderConfig, layer: Params, inner: alternating.Inner, residual: jax.Array) -> jax.Array:
     """Computes a block's hidden MLP channels with the given inner projections. residual: [..., d] -> [..., k]."""
     return decoder.block(config, layer | {"mlp": inner}, residual, method=mlp_hidden)
-
-
-def layer_report(index: int, solved: Solved, clock: PhaseClock) -> LayerReport:
-    """Builds the report of a layer.
-
-    Args:
-        index: Number of the layer.
-        solved: Record of how it was pruned.
-        clock: The time by phase.
-    """
-    return LayerReport(
-        layer=index,
-        kept=tuple(solved.choice.channels.kept.tolist()),
-        calibration=stage_errors(solved.calibration),
-        held_out=stage_errors(solved.held_out) if solved.held_out else None,
-        swaps=int(solved.choice.channels.swaps),
-        improving_swaps=int(solved.choice.channels.improving),
-        ridge=float(solved.choice.ridge),
-        rounds=int(solved.rounds),
-        seconds=dict(clock.seconds),
-    )
 
 
 def stage_errors(stages: list[jax.Array]) -> Errors:

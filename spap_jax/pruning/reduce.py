@@ -15,19 +15,23 @@ def kept_width(width: int, sparsity: float, round_to: int) -> int:
 
 def take_channels(family: Family, mlp: Params, kept: jax.Array) -> Params:
     """Restricts an MLP's parameters to the channels ``kept`` [k], along the axis f of its rules."""
-    return {name: _taken(array, kept, _axis(family, f"mlp/{name}", "f")) for name, array in mlp.items()}
+    return _taken(family, "mlp", mlp, {"f": kept})
 
 
 def take_groups(family: Family, attention: Params, kept: jax.Array) -> Params:
     """Restricts attention's parameters to key/value heads ``kept`` [k] and the query heads that read them."""
     n, m = attention["q"].shape[1], attention["k"].shape[1]
-    heads = channels_of(kept, n // m)
+    return _taken(family, "attention", attention, {"n": channels_of(kept, n // m), "m": kept})
 
-    def one(name: str, array: jax.Array) -> jax.Array:
-        path = f"attention/{name}"
-        return _taken(_taken(array, heads, _axis(family, path, "n")), kept, _axis(family, path, "m"))
 
-    return {name: one(name, array) for name, array in attention.items()}
+def _taken(family: Family, part: str, params: Params, kept: dict[str, jax.Array]) -> Params:
+    """Restricts the parameters of a part of a block to some indices [k] along the axes with these letters."""
+    taken = {}
+    for name, array in params.items():
+        for axis, letter in enumerate(family.letters(f"layers/{part}/{name}")):
+            array = jnp.take(array, kept[letter], axis=axis) if letter in kept else array
+        taken[name] = array
+    return taken
 
 
 def with_biases(config: DecoderConfig, mlp: Params) -> Params:
@@ -37,16 +41,6 @@ def with_biases(config: DecoderConfig, mlp: Params) -> Params:
     sizes = {"up_bias": config.intermediate, "down_bias": config.width}
     sizes |= {"gate_bias": config.intermediate} if config.gated else {}
     return {name: jnp.zeros(size, mlp["down"].dtype) for name, size in sizes.items()} | mlp
-
-
-def _axis(family: Family, path: str, letter: str) -> int | None:
-    """Returns the index of an axis letter in a layer's parameter; None if it has no such axis."""
-    letters = family.letters(f"layers/{path}")
-    return letters.index(letter) if letter in letters else None
-
-
-def _taken(array: jax.Array, kept: jax.Array, axis: int | None) -> jax.Array:
-    return array if axis is None else jnp.take(array, kept, axis=axis)
 
 
 def to_weights(mlp: Params) -> Weights:

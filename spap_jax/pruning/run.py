@@ -146,19 +146,14 @@ def calibration_chunks(tokens: np.ndarray | TokenBlocks, settings: PruneSettings
     most = max(1, settings.batch_tokens // own.shape[1])
     asked = streams.fitted_of(len(own), held_out_part(settings))
     more = joint_sequences(settings, len(own)) - asked
-    if further is None or more <= 0:
-        fitted, counted = own[:asked], None if mask is None else mask[:asked]
-    else:
-        fitted = np.concatenate([own[:asked], further.tokens[:more]])
-        counted = None
-        if mask is not None or further.mask is not None:
-            counted = np.concatenate([_counting(own, mask)[:asked], _counting(further.tokens, further.mask)[:more]])
+    parts = [(own[:asked], None if mask is None else mask[:asked])]
+    if further is not None and more > 0:
+        parts.append((further.tokens[:more], None if further.mask is None else further.mask[:more]))
+    fitted, counted = np.concatenate([part for part, _ in parts]), None
+    if any(marks is not None for _, marks in parts):
+        counted = np.concatenate([np.ones(part.shape, bool) if marks is None else marks for part, marks in parts])
     held_out = streams.chunked(own[asked:], most, None if mask is None else mask[asked:])
     return streams.chunked(fitted, most, counted), held_out
-
-
-def _counting(tokens: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
-    return np.ones(tokens.shape, bool) if mask is None else mask
 
 
 def joint_sequences(settings: PruneSettings, sequences: int) -> int:

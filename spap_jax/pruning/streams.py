@@ -139,95 +139,78 @@ def rounded(stream: jax.Array) -> jax.Array:
     return stored(in_float32(stream), storage("bfloat16"))
 
 
-@functools.partial(jax.jit, static_argnames="config", donate_argnames="streams")
-@full_precision
-def enter_mlp(config: DecoderConfig, layer: Params, streams: Streams) -> Streams:
+def _program(one: Callable[[DecoderConfig, Params, Streams], Streams]) -> Any:
+    """Makes a program that passes all chunks of streams through a block, in place, of a function of one chunk."""
+
+    @functools.wraps(one)
+    def every(config: DecoderConfig, layer: Params, streams: Streams) -> Streams:
+        return in_place(functools.partial(one, config, layer), streams)
+
+    return jax.jit(full_precision(every), static_argnums=0, donate_argnums=2)
+
+
+@_program
+def enter_mlp(config: DecoderConfig, layer: Params, chunk: Streams) -> Streams:
     """Advances both streams past a dense block's attention, and the dense stream past its MLP too."""
     piece = functools.partial(decoder.block, config, layer)
-
-    def one(chunk: Streams) -> Streams:
-        r = piece(chunk.dense, *causal(chunk.dense), method=Block.attend)
-        y = piece(r, method=mlp_output)
-        full = r + piece(y, method=Block.mlp_addition)
-        pruned = piece(chunk.pruned, *causal(chunk.pruned), method=Block.attend)
-        return _aimed(chunk, Streams(full, pruned, y))
-
-    return in_place(one, streams)
+    r = piece(chunk.dense, *causal(chunk.dense), method=Block.attend)
+    y = piece(r, method=mlp_output)
+    full = r + piece(y, method=Block.mlp_addition)
+    pruned = piece(chunk.pruned, *causal(chunk.pruned), method=Block.attend)
+    return _aimed(chunk, Streams(full, pruned, y))
 
 
-@functools.partial(jax.jit, static_argnames="config", donate_argnames="streams")
-@full_precision
-def enter_dense_mlp(config: DecoderConfig, layer: Params, streams: Streams) -> Streams:
+@_program
+def enter_dense_mlp(config: DecoderConfig, layer: Params, chunk: Streams) -> Streams:
     """Computes the result of ``enter_mlp`` before any block is pruned, from the dense stream alone."""
     piece = functools.partial(decoder.block, config, layer)
-
-    def one(chunk: Streams) -> Streams:
-        r = piece(chunk.dense, *causal(chunk.dense), method=Block.attend)
-        y = piece(r, method=mlp_output)
-        return _aimed(chunk, Streams(r + piece(y, method=Block.mlp_addition), r, y))
-
-    return in_place(one, streams)
+    r = piece(chunk.dense, *causal(chunk.dense), method=Block.attend)
+    y = piece(r, method=mlp_output)
+    return _aimed(chunk, Streams(r + piece(y, method=Block.mlp_addition), r, y))
 
 
-@functools.partial(jax.jit, static_argnames="config", donate_argnames="streams")
-@full_precision
-def leave_dense_mlp(config: DecoderConfig, layer: Params, streams: Streams) -> Streams:
+@_program
+def leave_dense_mlp(config: DecoderConfig, layer: Params, chunk: Streams) -> Streams:
     """Applies the block's closing norm to the dense stream; the other stream is meaningless afterwards."""
-    finish = functools.partial(decoder.block, config, layer, method=Block.finish)
-    return in_place(lambda chunk: chunk._replace(dense=finish(chunk.dense)), streams)
+    return chunk._replace(dense=decoder.block(config, layer, chunk.dense, method=Block.finish))
 
 
-@functools.partial(jax.jit, static_argnames="config", donate_argnames="streams")
-@full_precision
-def enter_attention(config: DecoderConfig, layer: Params, streams: Streams) -> Streams:
+@_program
+def enter_attention(config: DecoderConfig, layer: Params, chunk: Streams) -> Streams:
     """Advances the dense stream past a dense block's attention; the pruned stream stays before it.
 
     Attention that no norm follows corrects all earlier errors.
     """
     piece = functools.partial(decoder.block, config, layer)
-
-    def one(chunk: Streams) -> Streams:
-        heads = piece(chunk.dense, *causal(chunk.dense), method=Block.attended)
-        after = piece(chunk.dense, heads, method=Block.add_attention)
-        y = piece(heads, method=lambda block, x: block.attention.project_out(x))
-        return _aimed(chunk, Streams(after, chunk.pruned, y))
-
-    return in_place(one, streams)
+    heads = piece(chunk.dense, *causal(chunk.dense), method=Block.attended)
+    after = piece(chunk.dense, heads, method=Block.add_attention)
+    y = piece(heads, method=lambda block, x: block.attention.project_out(x))
+    return _aimed(chunk, Streams(after, chunk.pruned, y))
 
 
-@functools.partial(jax.jit, static_argnames="narrow", donate_argnames="streams")
-@full_precision
-def leave_attention(narrow: DecoderConfig, layer: Params, streams: Streams) -> Streams:
+@_program
+def leave_attention(narrow: DecoderConfig, layer: Params, chunk: Streams) -> Streams:
     """Advances both streams from after ``enter_attention`` to the state after ``enter_mlp``; the MLP is still dense.
 
     Args:
         narrow: The decoder with fewer heads and the dense MLP.
         layer: Parameters of the block with fewer heads and the dense MLP.
-        streams: The dense stream after attention, and the pruned stream before it.
+        chunk: The dense stream after attention, and the pruned stream before it.
     """
     piece = functools.partial(decoder.block, narrow, layer)
-
-    def one(chunk: Streams) -> Streams:
-        pruned = piece(chunk.pruned, *causal(chunk.pruned), method=Block.attend)
-        y = piece(chunk.dense, method=mlp_output)
-        return _aimed(chunk, Streams(chunk.dense + piece(y, method=Block.mlp_addition), pruned, y))
-
-    return in_place(one, streams)
+    pruned = piece(chunk.pruned, *causal(chunk.pruned), method=Block.attend)
+    y = piece(chunk.dense, method=mlp_output)
+    return _aimed(chunk, Streams(chunk.dense + piece(y, method=Block.mlp_addition), pruned, y))
 
 
-@functools.partial(jax.jit, static_argnames="config", donate_argnames="streams")
-@full_precision
-def leave_mlp(config: DecoderConfig, layer: Params, streams: Streams) -> Streams:
+@_program
+def leave_mlp(config: DecoderConfig, layer: Params, chunk: Streams) -> Streams:
     """Advances the pruned stream past the pruned MLP of ``layer``, and both streams past the closing norm."""
     piece = functools.partial(decoder.block, config, layer)
-
-    def one(chunk: Streams) -> Streams:
-        y = piece(chunk.pruned, method=mlp_output)
-        ends = (chunk.dense, chunk.pruned + piece(y, method=Block.mlp_addition))
-        dense, pruned = (piece(stream, method=Block.finish) for stream in ends)
-        return chunk._replace(dense=dense, pruned=pruned)
-
-    return in_place(one, streams)
+    y = piece(chunk.pruned, method=mlp_output)
+    ends = (chunk.dense, chunk.pruned + piece(y, method=Block.mlp_addition))
+    dense, pruned = (piece(stream, method=Block.finish) for stream in ends)
+    return chunk._replace(dense=dense, pruned=pruned)
 
 
 def fitting_tokens(streams: Streams) -> Tokens:

@@ -97,9 +97,7 @@ def _keep(kept: Moments | None, seen: Moments, group: int) -> Moments:
     return devices.keep_for_group(kept, seen, group)
 
 
-@functools.partial(jax.jit, static_argnames="rows")
-def _exchange(kept: jax.Array, rows: int) -> jax.Array:
-    return devices.exchange(kept, rows)
+_exchange = jax.jit(devices.exchange, static_argnames="rows")
 
 
 @functools.partial(jax.jit, static_argnames=("config", "keep", "method", "steps", "rounds"))

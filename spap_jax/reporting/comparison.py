@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 
 from spap_jax.quantities import share_text
 from spap_jax.reporting.figures import SIZE, Plot
-from spap_jax.reporting.schema import RunReports
+from spap_jax.reporting.schema import Change, Perplexities, RunReports
 from spap_jax.reporting.style import LIGHT, grid, open_sides
 
 LINES = (("blue", "o"), ("orange", "s"), ("green", "^"), ("pink", "D"), ("grey", "v"))
@@ -26,8 +26,7 @@ class Quantity(NamedTuple):
         name: Name of the plot's file.
         title: Title of the plot.
         unit: Label of its axis.
-        dense: Returns the value of the dense model; None if the run does not have it.
-        pruned: Returns the value of the pruned model.
+        values: Returns the values of the dense and of the pruned model; None if the run does not have them.
         spec: Format specification of the values.
         data: Returns the data on which it was measured, if that matters.
         bound: Returns the value that the arithmetic allows, if that is known.
@@ -36,11 +35,14 @@ class Quantity(NamedTuple):
     name: str
     title: str
     unit: str
-    dense: Callable[[RunReports], float | None]
-    pruned: Callable[[RunReports], float | None]
+    values: Callable[[RunReports], tuple[float, float] | None]
     spec: str
     data: Callable[[RunReports], str] = lambda run: ""
     bound: Callable[[RunReports], float | None] = lambda run: None
+
+
+def _values(change: Change | Perplexities | None, unit: float = 1) -> tuple[float, float] | None:
+    return change and (change.before / unit, change.after / unit)
 
 
 QUANTITIES = (
@@ -48,33 +50,19 @@ QUANTITIES = (
         "perplexity",
         "Perplexity",
         "perplexity",
-        lambda run: run.pruned.extras.perplexity and run.pruned.extras.perplexity.before,
-        lambda run: run.pruned.extras.perplexity and run.pruned.extras.perplexity.after,
+        lambda run: _values(run.pruned.extras.perplexity),
         ".4f",
         data=lambda run: f"on {run.pruned.extras.perplexity.data}" if run.pruned.extras.perplexity else "",
     ),
     Quantity(
-        "parameters",
-        "Parameters",
-        "million parameters",
-        lambda run: run.pruned.model.parameters.before / 1e6,
-        lambda run: run.pruned.model.parameters.after / 1e6,
-        ".4g",
+        "parameters", "Parameters", "million parameters", lambda run: _values(run.pruned.model.parameters, 1e6), ".4g"
     ),
-    Quantity(
-        "bytes",
-        "Weights on disk",
-        "MB",
-        lambda run: run.pruned.extras.bytes and run.pruned.extras.bytes.before / 1e6,
-        lambda run: run.pruned.extras.bytes and run.pruned.extras.bytes.after / 1e6,
-        ".4g",
-    ),
+    Quantity("bytes", "Weights on disk", "MB", lambda run: _values(run.pruned.extras.bytes, 1e6), ".4g"),
     Quantity(
         "prefill",
         "Prefill speed",
         "times the dense model's",
-        lambda run: run.speed and 1.0,
-        lambda run: run.speed and run.speed.speed_up.prefill,
+        lambda run: run.speed and (1.0, run.speed.speed_up.prefill),
         ".3f",
         bound=lambda run: run.speed and run.speed.by_arithmetic.prefill,
     ),
@@ -82,8 +70,7 @@ QUANTITIES = (
         "decode",
         "Decode speed",
         "times the dense model's",
-        lambda run: run.speed and 1.0,
-        lambda run: run.speed and run.speed.speed_up.decode,
+        lambda run: run.speed and (1.0, run.speed.speed_up.decode),
         ".3f",
         bound=lambda run: run.speed and run.speed.by_arithmetic.decode,
     ),
@@ -92,7 +79,7 @@ QUANTITIES = (
 
 def comparisons(runs: Sequence[RunReports]) -> list[Plot]:
     """Returns a plot against sparsity for each quantity that any run has."""
-    return [_against(quantity, runs) for quantity in QUANTITIES if any(quantity.dense(run) for run in runs)]
+    return [_against(quantity, runs) for quantity in QUANTITIES if any(map(quantity.values, runs))]
 
 
 def _against(quantity: Quantity, runs: Sequence[RunReports]) -> Plot:
@@ -100,20 +87,20 @@ def _against(quantity: Quantity, runs: Sequence[RunReports]) -> Plot:
     figure = Figure(SIZE, layout="constrained")
     axes = figure.subplots()
     handles, said = [], []
-    series = _series(quantity, [run for run in runs if quantity.dense(run)])
+    found = {run.label: values for run in runs if (values := quantity.values(run))}
+    series = _series(quantity, [run for run in runs if run.label in found])
     for place, (name, members) in enumerate(series.items()):
         colour, marker = LINES[place % len(LINES)]
-        points = [(0.0, quantity.dense(run)) for run in members]
-        points += [(100 * run.pruned.removed, quantity.pruned(run)) for run in members]
-        ordered = sorted((share, value) for share, value in points if value is not None)
-        axes.plot(*zip(*ordered, strict=True), color=LIGHT[colour], marker=marker, markersize=5, linewidth=1.6)
+        points = [(0.0, found[run.label][0]) for run in members]
+        points += [(100 * run.pruned.removed, found[run.label][1]) for run in members]
+        axes.plot(*zip(*sorted(points), strict=True), color=LIGHT[colour], marker=marker, markersize=5, linewidth=1.6)
         bounds = sorted((100 * run.pruned.removed, bound) for run in members if (bound := quantity.bound(run)))
         if bounds:
             axes.plot(
                 *zip((0, 1), *bounds, strict=True), color=LIGHT["muted"], marker="_", markersize=10, linestyle=":"
             )
         handles.append(Line2D([], [], color=LIGHT[colour], marker=marker, label=textwrap.fill(name, LINE)))
-        said += [f"{run.label} {quantity.pruned(run):{quantity.spec}}" for run in members]
+        said += [f"{run.label} {found[run.label][1]:{quantity.spec}}" for run in members]
     axes.set(xlabel="MLP channels removed, %", ylabel=quantity.unit)
     axes.set_xlim(left=-2)
     open_sides(axes)

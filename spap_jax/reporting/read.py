@@ -61,19 +61,18 @@ def _read_pruned(folder: Path) -> PruneReport:
     file = folder.expanduser() / REPORT
     if not file.is_file():
         raise UserError(f"{folder} holds no {REPORT}: name a folder that spap prune wrote.")
-    text = _content(file)
-    found = _decoded(file, text, dict[str, Any], "spap prune").get("format", FORMAT)
+    found = _read(file, dict[str, Any], "spap prune").get("format", FORMAT)
     if found != FORMAT:
         raise UserError(
             f"{file} is a report of format {found!r} and this version reads format {FORMAT}: use the version of "
             "spap-jax that wrote it, or prune again."
         )
-    return _decoded(file, text, PruneReport, "spap prune")
+    return _read(file, PruneReport, "spap prune")
 
 
 def _read_trained(folder: Path) -> FinetuneReport | None:
     file = folder / TRAINED
-    return _decoded(file, _content(file), FinetuneReport, "spap finetune") if file.is_file() else None
+    return _read(file, FinetuneReport, "spap finetune") if file.is_file() else None
 
 
 def _speed_of(file: Path, places: Sequence[Path], reports: Sequence[PruneReport]) -> tuple[Path, SpeedReport]:
@@ -81,7 +80,7 @@ def _speed_of(file: Path, places: Sequence[Path], reports: Sequence[PruneReport]
 
     The checkpoint is identified by the name of its folder and by its size: files hold no paths, and folders move.
     """
-    speed = _decoded(file, _content(file), SpeedReport, "spap bench DENSE PRUNED --json")
+    speed = _read(file, SpeedReport, "spap bench DENSE PRUNED --json")
     measured = speed.models[1]
     found = [
         place
@@ -96,32 +95,21 @@ def _speed_of(file: Path, places: Sequence[Path], reports: Sequence[PruneReport]
     raise UserError(f"{what} may be each of {' and '.join(map(str, found))}: name one of them alone, or rename one.")
 
 
-def _content(file: Path) -> bytes:
-    """Reads a file.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror}): name another file.") from error
-
-
-def _decoded(file: Path, text: bytes, kind: type[T], origin: str) -> T:
-    """Decodes the JSON content of a file.
+def _read(file: Path, kind: type[T], origin: str) -> T:
+    """Reads a JSON file.
 
     Args:
-        file: The file, for error messages.
-        text: Its bytes.
+        file: The file.
         kind: Type to decode to.
         origin: The command that writes files of this kind.
 
     Raises:
-        UserError: the content is not JSON of this type.
+        UserError: the file cannot be read, or is not JSON of this type.
     """
     try:
-        return parsed(text, kind)
+        return parsed(file.read_bytes(), kind)
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror}): name another file.") from error
     except (ValueError, RecursionError) as error:
         raise UserError(
             f"{file} is cut off, or not what this version's {origin} writes ({error}): make it again."

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any
 
 from spap_jax.quantities import bytes_text, change_text, count_text, share_text, signed
 from spap_jax.reporting.schema import Change, Errors, LayerReport, Perplexities, PruneReport, RunReports
@@ -36,20 +36,6 @@ class Table:
     note: str = ""
 
 
-class Headline(NamedTuple):
-    """A result in large type.
-
-    Attributes:
-        name: The quantity that changed.
-        value: Amount of the change.
-        detail: Values before and after.
-    """
-
-    name: str
-    value: str
-    detail: str
-
-
 HEADLINES = {
     "perplexity": "Perplexity",
     "perplexity by training": "Perplexity by training",
@@ -61,12 +47,12 @@ HEADLINES = {
 """Rows of the table of before and after that are shown in large type, and their names there."""
 
 
-def headlines(table: Table) -> list[Headline]:
-    """Returns the most important rows of a table of before and after, in order of importance."""
+def headlines(table: Table) -> list[tuple[str, str, str]]:
+    """Returns the most important rows of a table of before and after, in order: name, change, and both values."""
     rows = {row[0].partition(",")[0]: row[1:] for row in table.rows}
     found = {name: rows[name] for name in HEADLINES if name in rows}
     return [
-        Headline(HEADLINES[name], after if change == NOTHING else change, f"{before} → {after}")
+        (HEADLINES[name], after if change == NOTHING else change, f"{before} → {after}")
         for name, (before, after, change) in found.items()
     ]
 
@@ -88,9 +74,9 @@ def before_and_after(run: RunReports) -> Table:
     if size := report.extras.bytes:
         rows.append(("weights on disk", bytes_text(size.before), bytes_text(size.after), _change(size)))
     if measured := report.extras.perplexity:
-        rows.append(("perplexity", *_perplexity(measured)))
+        rows.append(("perplexity", decimals(measured.before), decimals(measured.after), _change(measured)))
     if run.trained and (measured := run.trained.extras.perplexity):
-        rows.append(("perplexity by training", *_perplexity(measured)))
+        rows.append(("perplexity by training", decimals(measured.before), decimals(measured.after), _change(measured)))
     if run.speed:
         measured, bound = run.speed.speed_up, run.speed.by_arithmetic
         rows += [
@@ -116,7 +102,7 @@ def side_by_side(runs: Sequence[RunReports]) -> Table:
         "heads removed": [share_text(heads.removed) if (heads := run.pruned.fewer_heads) else NOTHING for run in runs],
         "dense perplexity": [decimals(found.before) if found else NOTHING for found in measured],
         "pruned": [decimals(found.after) if found else NOTHING for found in measured],
-        "change": [_perplexity_change(found) if found else NOTHING for found in measured],
+        "change": [_change(found) if found else NOTHING for found in measured],
         "trained": [decimals(found.after) if found else NOTHING for found in trained],
         "measured on": [_data(*each) for each in zip(measured, trained, strict=True)],
         "parameters": [count_text(run.pruned.model.parameters.after) for run in runs],
@@ -212,14 +198,5 @@ def decimals(value: float) -> str:
     return f"{value:.4f}" if isfinite(value) else NOT_FINITE
 
 
-def _perplexity(measured: Perplexities) -> tuple[str, str, str]:
-    """Returns perplexity before and after, and the change."""
-    return decimals(measured.before), decimals(measured.after), _perplexity_change(measured)
-
-
-def _perplexity_change(measured: Perplexities) -> str:
-    return signed(change_text(measured.before, measured.after)) if isfinite(measured.after) else NOTHING
-
-
-def _change(change: Change) -> str:
-    return signed(change_text(change.before, change.after))
+def _change(change: Change | Perplexities) -> str:
+    return signed(change_text(change.before, change.after)) if isfinite(change.after) else NOTHING

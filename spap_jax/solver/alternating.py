@@ -183,18 +183,14 @@ def closed_form(mlp: MlpFunctions, weights: Weights, tokens: Tokens, ridge: floa
     return Fitted(Weights(weights.inner, weights.down + change, bias), before, after)
 
 
-def relative_optimizer() -> optax.GradientTransformation:
-    """Builds Adam with steps relative to the scale of the weights, so that one rate suits every layer of any model."""
-    return optax.chain(optax.scale_by_adam(b2=0.99), optax.scale_by_param_block_rms())
-
-
 def descend(
     mlp: MlpFunctions, weights: Weights, tokens: Tokens, schedule: RoundSchedule, rate: jax.Array, key: jax.Array
 ) -> Weights:
     """Runs minibatch steps on all weights jointly; the step size decays to zero over the round, so that they settle."""
     count = tokens.real  # padding comes last, and is never drawn
     decay = optax.cosine_decay_schedule(1.0, schedule.steps)
-    optimizer = relative_optimizer()
+    # Steps are relative to the scale of the weights, so that one rate suits every layer of any model.
+    optimizer = optax.chain(optax.scale_by_adam(b2=0.99), optax.scale_by_param_block_rms())
 
     def loss(weights: Weights, drawn: Tokens) -> jax.Array:
         error, power = _squares(mlp, weights, drawn)

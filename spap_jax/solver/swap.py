@@ -83,8 +83,8 @@ def polish(system: System, kept: Array, rounds: int) -> Polished:
     def turn(state: _State) -> _State:
         """Counts the improving swaps, and applies some if a round is left; once none was applied, nothing changes."""
         best = best_gains(state.tableau, f - k, floor, threshold)
-        pairs = _disjoint_pairs(state.tableau, best, min(k, f - k), floor)
-        return _swap(state._replace(improving=best.improving), pairs, threshold, state.rounds < rounds)
+        block, gains = _disjoint_pairs(state.tableau, best, min(k, f - k), floor)
+        return _swap(state._replace(improving=best.improving), block, gains, threshold, state.rounds < rounds)
 
     first = _State(tableau, zero, zero, zero, jnp.bool_(True))
     last = lax.while_loop(lambda state: devices.in_any_group(state.moved), turn, first)
@@ -164,15 +164,7 @@ def _gains(
     return freed / (schur - negated * t) - power / pivots
 
 
-class _Pairs(NamedTuple):
-    """Disjoint swaps, best first: leaving [s] and coming [s] channels, and the gain [s] of each alone."""
-
-    leaving: Array
-    coming: Array
-    gains: Array
-
-
-def _disjoint_pairs(tableau: Tableau, best: Best, fewer: int, floor: Array) -> _Pairs:
+def _disjoint_pairs(tableau: Tableau, best: Best, fewer: int, floor: Array) -> tuple[Array, Array]:
     """Chooses the swaps of a round: the best pair, then the best of the others, among the most promising channels.
 
     Args:
@@ -180,6 +172,9 @@ def _disjoint_pairs(tableau: Tableau, best: Best, fewer: int, floor: Array) -> _
         best: The gains of all swaps.
         fewer: Number of channels on the smaller side, which limits how many pairs there are; static.
         floor: Lower bound of a Schur complement.
+
+    Returns:
+        [2 s] the leaving, then the coming channels of s disjoint swaps, best first; [s] the gain of each swap alone.
     """
     most = max(1, fewer // BLOCK)
     pool = min(fewer, max(POOL * most, _LEAST_POOL))
@@ -189,15 +184,15 @@ def _disjoint_pairs(tableau: Tableau, best: Best, fewer: int, floor: Array) -> _
         i, j = jnp.divmod(jnp.argmax(left), pool)
         return left.at[i, :].set(-jnp.inf).at[:, j].set(-jnp.inf), (kept[j], removed[i], left[i, j])
 
-    return _Pairs(*lax.scan(take, swap_gains(tableau, kept, removed, floor), length=most)[1])
+    leaving, coming, gains = lax.scan(take, swap_gains(tableau, kept, removed, floor), length=most)[1]
+    return jnp.concatenate([leaving, coming]), gains
 
 
-def _swap(state: _State, pairs: _Pairs, threshold: Array, allowed: Array) -> _State:
+def _swap(state: _State, block: Array, gains: Array, threshold: Array, allowed: Array) -> _State:
     """Applies disjoint swaps: as many as possible, halved until they lower the objective as a block."""
-    block, most = jnp.concatenate([pairs.leaving, pairs.coming]), pairs.gains.size
 
     def active(size: Array) -> Array:
-        return jnp.tile(jnp.arange(most) < size, 2)
+        return jnp.tile(jnp.arange(gains.size) < size, 2)
 
     def pays(size: Array) -> Array:
         return block_gain(state.tableau, block, active(size)) > threshold
@@ -211,7 +206,7 @@ def _swap(state: _State, pairs: _Pairs, threshold: Array, allowed: Array) -> _St
         size, paying = state
         return devices.in_any_group((size > 0) & ~paying)
 
-    start = jnp.where(allowed, jnp.sum(pairs.gains > threshold, dtype=jnp.int32), 0)
+    start = jnp.where(allowed, jnp.sum(gains > threshold, dtype=jnp.int32), 0)
     size, _ = lax.while_loop(tried, halve, (start, pays(start)))
     return state._replace(
         tableau=pivot(state.tableau, block, active(size), 0.0),

@@ -142,7 +142,8 @@ def stages(
     bearable = opening + _FAR * abs(opening)
     made = stage.checks[-1].step - last.step
     if made < schedule.steps:
-        _compile(job, given, stage.state, batch_of(order[0], given, schedule.batch_tokens))
+        step.lower(job, given, stage.state, batch_of(order[0], given, schedule.batch_tokens)).compile()
+        memory.return_scraps()  # what the compiler left, before the step needs memory of its own
     for start_at in range(made, schedule.steps, schedule.check_every):
         clock = time.perf_counter()
         rows = order[start_at : start_at + schedule.check_every]
@@ -174,12 +175,6 @@ def _steps(
         if watch:
             watch(number)
     return state, tuple(map(float, losses))
-
-
-def _compile(job: Job, given: Given, state: State, batch: Minibatch) -> None:
-    """Compiles the step, and returns what the compiler leaves to the system before the step needs memory of its own."""
-    step.lower(job, given, state, batch).compile()
-    memory.return_scraps()
 
 
 @functools.partial(jax.jit, static_argnames="dtypes")

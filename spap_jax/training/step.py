@@ -240,8 +240,7 @@ def _loss_sum(
 
     places = jnp.unravel_index(now.rows, given.sequences.tokens.shape[:2])
     drawn = devices.take_large_from_chunks(given.sequences, places)
-    stored = {name: getattr(drawn, name) for name in ("kept", "entering")}
-    drawn = drawn._replace(**{name: a if a is None else in_float32(a) for name, a in stored.items()})
+    drawn = drawn._replace(kept=in_float32(drawn.kept), entering=in_float32(drawn.entering))
     return devices.vmap_over_data(one, *jax.tree.map(_by_device, (drawn, now.counted))).sum()
 
 

@@ -47,10 +47,10 @@ def run(
         begun: The state of an interrupted run with the same identity, if there is one.
 
     Raises:
-        UserError: see ``finetune_stages``.
+        UserError: sequences are too few, too short or too long, vocabularies differ, or the loss is no longer finite.
     """
     started, last = time.perf_counter(), None
-    for last in finetune_stages(model, getattr(tokens, "tokens", tokens), teacher, settings, begun, mask_of(tokens)):
+    for last in finetune_stages(model, tokens, teacher, settings, begun):
         watch(last)
     assert last is not None  # the first stage precedes any step
     trained = model.replace(params=devices.to_process(result(model, last, settings)))
@@ -71,34 +71,19 @@ def run(
 
 
 def finetune_stages(
-    model: Model,
-    tokens: np.ndarray,
-    teacher: Model | None,
-    settings: FinetuneSettings,
-    begun: StoredStage | None = None,
-    mask: np.ndarray | None = None,
+    model: Model, tokens: Any, teacher: Model | None, settings: FinetuneSettings, begun: StoredStage | None = None
 ) -> Iterator[Stage]:
-    """Trains a model; ``result`` returns the weights of the last stage's best.
-
-    Args:
-        model: The model to train.
-        tokens: Token blocks [B, T]; the last of them are held out.
-        teacher: The dense model whose predictions are the target; None for the next token of the text.
-        settings: Settings of the training.
-        begun: The last stage of an interrupted run with the same identity.
-        mask: [B, T], 1 on the tokens whose predictions count, else 0; by default all count.
+    """Trains a model; the arguments are those of ``run``. ``result`` returns the weights of the last stage's best.
 
     Yields:
         The stage at the start, or of the interrupted run, and after every ``check_every`` steps.
-
-    Raises:
-        UserError: sequences are too few, too short or too long, vocabularies differ, or the loss is no longer finite.
     """
-    check(model, tokens, teacher, settings)
+    blocks = getattr(tokens, "tokens", tokens)
+    check(model, blocks, teacher, settings)
     params = fully_shard_params(model.config, model.params)
     guide = fully_shard_params(teacher.config, teacher.params) if teacher else None
     frozen, start = ({}, params) if settings.full else (params, _updates(model, params, settings))
-    parts = _split(tokens, mask, settings.held_out)
+    parts = _split(blocks, mask_of(tokens), settings.held_out)
     given, judged = (Given(frozen, guide, part, len(part.tokens)) for part in parts)
     job = job_of(model.config, teacher and teacher.config, settings)
     s = settings
