@@ -36,7 +36,7 @@ def pytest_collection_finish() -> None:
 
 
 _MAPPINGS = Path("/proc/self/maps")
-_MANY = 20_000
+_MANY = 40_000
 """Memory mappings above which compiled programs are dropped.
 
 Linux gives a process 65 530; every compiled program takes some, until the compiler gets none.

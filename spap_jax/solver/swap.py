@@ -87,7 +87,10 @@ def polish(system: System, kept: Array, rounds: int) -> Polished:
         return _swap(state._replace(improving=best.improving), block, gains, threshold, state.rounds < rounds)
 
     first = _State(tableau, zero, zero, zero, jnp.bool_(True))
-    last = lax.while_loop(lambda state: devices.in_any_group(state.moved), turn, first)
+    if rounds:
+        last = lax.while_loop(lambda state: devices.in_any_group(state.moved), turn, first)
+    else:  # most methods only count: their programs need not know how to swap
+        last = first._replace(improving=best_gains(tableau, f - k, floor, threshold).improving)
     final = jnp.flatnonzero(~last.tableau.removed, size=k).astype(jnp.int32)
     return Polished(or_none(final, sound), last.swaps, jnp.where(sound, last.improving, -1))
 

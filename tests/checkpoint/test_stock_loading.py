@@ -31,11 +31,7 @@ VARIANTS = (
 )
 RECENT = ("qwen3", "gemma3", "olmo2", "smollm3")
 FEWER_HEADS = ("llama_two_kv_heads", "mistral_window", "qwen3", "gemma3", "smollm3")
-PRUNED = {
-    "llama_biases": {"rounds": 1, "steps": 2, "joint_passes": 0},
-    "llama_tied": {"method": "flap"},  # adds biases
-    "opt_125m_like": {"method": "flap"},  # has them
-}
+PRUNED = {"llama_tied": {"method": "flap"}}  # adds biases
 
 
 def pruned(variant: str, folder: Path, **how: Any) -> Path:

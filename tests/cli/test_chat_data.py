@@ -44,7 +44,7 @@ def test_perplexity_is_of_what_the_assistant_wrote_and_says_so(model: Path, talk
 
 def test_a_mixture_calibrates(model: Path, talk: Path, tmp_path: Path, capsys):
     data, output = f"{talk}:0.25,{CALIBRATION}:0.75", tmp_path / "out"
-    said = spap(capsys, "prune", model, "--data", data, "--output", output, *QUICK)
+    said = spap(capsys, "prune", model, "--data", data, "--output", output, *QUICK, "--method", "magnitude")
     assert said.code == 0, said.err
     told = json.loads((output / "spap_report.json").read_text())["calibration"]["description"]
     assert re.match(r"talk.jsonl: 4 of .* tokens that the assistant wrote; stories_calibration.txt: 12 of ", told)
@@ -77,7 +77,8 @@ def test_prompts_are_answered_and_calibrate(model: Path, tmp_path: Path, capsys)
     assert len({each[1]["content"] for each in rows}) == 40
     assert "is not a file that spap answer wrote" in sentence(spap(capsys, *words))
     assert answered.read_text("utf-8") == written
-    said = spap(capsys, "prune", model, "--data", answered, "--output", tmp_path / "out", *QUICK)
+    words = ("--data", answered, "--output", tmp_path / "out", "--method", "magnitude")
+    said = spap(capsys, "prune", model, *words, *QUICK)
     assert said.code == 0, said.err
 
 

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from commands import Said, left, process, sentence, spap, tiny, token_file
 
+from spap_jax.cli import main
+
 KILLS = 6
 
 
@@ -31,17 +33,12 @@ class Workshop:
     def words(self, output: Path, passes: float = 4) -> tuple[object, ...]:
         return (
             "prune", self.folder / "in", "--data", self.folder / "ids.npy", "--output", output,
-            "--sequences", 16, "--sequence-length", 64, "--rounds", 0,
+            "--sequences", 16, "--sequence-length", 64, "--method", "magnitude", "--update", "alternate", "--rounds", 0,
             "--joint-passes", passes, "--joint-tokens", 256, "--joint-learning-rate", 0.003,
         )  # fmt: skip
 
     def start(self, output: Path, *words: object, passes: float = 4) -> subprocess.Popen[str]:
         return process(*self.words(output, passes), *words, JAX_NUM_CPU_DEVICES="1")
-
-    def run(self, output: Path, *words: object, passes: float = 4) -> Said:
-        run = self.start(output, *words, passes=passes)
-        out, err = run.communicate()
-        return Said(run.returncode, out, err)
 
     def run_here(self, capsys: pytest.CaptureFixture[str], output: Path, *words: object, passes: float = 4) -> Said:
         """Runs a command in this process, without the time that another one takes to start."""
@@ -77,8 +74,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 @pytest.fixture(scope="module")
 def whole(shop: Workshop) -> dict[str, Any]:
     """The output of an uninterrupted run."""
-    said = shop.run(shop.folder / "whole")
-    assert said.code == 0, said
+    assert main([str(word) for word in shop.words(shop.folder / "whole")]) == 0
     assert not [name for name in left(shop.folder) if name.startswith(".")]
     return content(shop.folder / "whole")
 
@@ -174,8 +170,8 @@ def test_told_to_end(shop: Workshop, told_to_end: Said):
     assert sorted(steps) == [0, 1, 2, made - 1]
 
 
-def test_it_goes_on_where_it_ended(shop: Workshop, whole: dict[str, Any], ended: Path):
-    said = shop.run(ended)
+def test_it_goes_on_where_it_ended(shop: Workshop, whole: dict[str, Any], ended: Path, capsys):
+    said = shop.run_here(capsys, ended)
     assert said.code == 0, said
     found = re.search(rf"^going on: {STEPPING}, kept in {re.escape(str(kept(ended)))}$", said.err, re.MULTILINE)
     assert found

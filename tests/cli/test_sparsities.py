@@ -16,6 +16,7 @@ def words(tmp_path: Path) -> tuple[object, ...]:
 
 
 def test_each_is_as_if_it_were_made_alone(words: tuple[object, ...], tmp_path: Path, capsys):
+    words = (*words, "--method", "magnitude")
     (tmp_path / "settings.toml").write_text("sparsity = [0.25, 0.5]\n")
     said = spap(capsys, *words, "--output", tmp_path / "all", "--config", tmp_path / "settings.toml")
     assert said.code == 0

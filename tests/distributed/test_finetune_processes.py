@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,6 +14,15 @@ from hf_models import hf_model
 from safetensors.numpy import load_file
 
 from spap_jax.cli import main
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model and tokens."""
+    folder = tmp_path_factory.mktemp("given")
+    hf_model("llama").save_pretrained(folder / "in")
+    np.save(folder / "ids.npy", np.random.default_rng(0).integers(0, 97, (16, 16)))
+    return folder
 
 
 def training(work: Path, output: str, *words: str) -> list[str]:
@@ -57,58 +67,52 @@ def weights(folder: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.timeout(900)
-def test_two_processes_that_go_on_give_the_result_of_one(tmp_path: Path):
-    """Both are killed midway; of the newest state that the first may have stored, the second has only a torn part."""
-    hf_model("llama").save_pretrained(tmp_path / "in")
-    np.save(tmp_path / "ids.npy", np.random.default_rng(0).integers(0, 97, (16, 16)))
-    one = start(tmp_path, "one")
+def test_two_processes_that_go_on_give_the_result_of_one(given: Path, capsys):
+    """Both are killed midway; of the newest state that the first may have stored, the second has only a torn part.
+
+    All weights are trained, and each process stores its half of the state.
+    """
+    one = start(given, "one", "--full")
     _, said = one.communicate(timeout=600)
     assert one.returncode == 0, said
-    killed_at("step 4/6", together(tmp_path, "two"))
-    first, second = (tmp_path / name for name in (".two.resume", ".two.resume-1"))
+    killed_at("step 4/6", together(given, "two", "--full"))
+    first, second = (given / name for name in (".two.resume", ".two.resume-1"))
     assert 1 in states(first)  # that of step 2
+    whole = 4 * (given / "in" / "model.safetensors").stat().st_size  # weights, both moments and the best, in float32
+    assert max(*states(first).values(), *states(second).values()) < 0.6 * whole
+    assert main(training(given, "two", "--full", "--devices", "1")) == 2
+    assert "processes (2, now 1)" in capsys.readouterr().err
+    for folder in (first, second):
+        shutil.copytree(folder, given / folder.name.replace("two", "lora"))
     newest = second / "steps" / "2.safetensors"
     newest.unlink(missing_ok=True)
     newest.with_name("2.safetensors.new").write_bytes(b"torn")
-    again = together(tmp_path, "two")
+    again = together(given, "two", "--full")
     results = [each.communicate(timeout=600) for each in again]
     assert [each.returncode for each in again] == [0, 0], results
     assert f"going on: step 2 of 6 is done, kept in {first}\n" in results[0][1]
-    assert "6 steps, LoRA" in results[0][0]
-    assert "LoRA" not in results[1][0]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["ids.npy", "in", "one", "two"]
-    reports = [json.loads((tmp_path / name / "spap_finetune.json").read_text()) for name in ("one", "two")]
+    assert "6 steps, all weights" in results[0][0]
+    assert "all weights" not in results[1][0]
+    reports = [json.loads((given / name / "spap_finetune.json").read_text()) for name in ("one", "two")]
     looks = [[check["held_out"] for check in report["checks"]] for report in reports]
     assert looks[1] == pytest.approx(looks[0], rel=1e-4)
-    before, ours, theirs = (weights(tmp_path / name) for name in ("in", "one", "two"))
-    assert any(not np.array_equal(before[name], ours[name]) for name in ours)
+    before, ours, theirs = (weights(given / name) for name in ("in", "one", "two"))
+    assert all(not np.array_equal(before[name], ours[name]) for name in ours)
     for name in ours:
         np.testing.assert_allclose(theirs[name], ours[name], rtol=0, atol=1e-4)
 
 
 @pytest.mark.timeout(900)
-def test_each_of_two_processes_stores_its_half(tmp_path: Path, capsys):
-    """All weights are trained; the state that each process stores is half of that of one alone.
-
-    The command starts over with weights that are divided along both axes, and gives the result of one process.
-    """
-    hf_model("llama").save_pretrained(tmp_path / "in")
-    np.save(tmp_path / "ids.npy", np.random.default_rng(0).integers(0, 97, (16, 16)))
-    for output, run in (("one", [start(tmp_path, "one", "--full")]), ("two", together(tmp_path, "two", "--full"))):
-        killed_at("step 4/6", run)
-        assert (tmp_path / f".{output}.resume").exists()
-    newest = (max(states(tmp_path / f".{name}").items()) for name in ("one.resume", "two.resume", "two.resume-1"))
-    whole, *halves = (size for _, size in newest)
-    assert max(halves) < 0.6 * whole
-    assert main(training(tmp_path, "two", "--full", "--devices", "1")) == 2
-    assert "processes (2, now 1)" in capsys.readouterr().err
-    words = ("--full", "--eval", str(tmp_path / "ids.npy"), "--model-devices", "2", "--no-resume")
-    runs = [start(tmp_path, "one", "--full"), *together(tmp_path, "two", *words)]
+def test_two_processes_that_share_the_weights_give_the_result_of_one(given: Path):
+    """Updates are trained. The two discard what an earlier run of the same output left."""
+    words = ("--eval", str(given / "ids.npy"), "--model-devices", "2", "--no-resume")
+    runs = [start(given, "alone"), *together(given, "lora", *words)]
     results = [each.communicate(timeout=600) for each in runs]
     assert [each.returncode for each in runs] == [0, 0, 0], results
-    assert ["going on" in said for _, said in results[:2]] == [True, False]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["ids.npy", "in", "one", "two"]
-    before, ours, theirs = (weights(tmp_path / name) for name in ("in", "one", "two"))
-    assert all(not np.array_equal(before[name], ours[name]) for name in ours)
+    assert not any("going on" in said for _, said in results)
+    assert ["6 steps, LoRA" in said for said, _ in results] == [True, True, False]
+    assert not [path for path in given.iterdir() if path.name.startswith(".")]
+    before, ours, theirs = (weights(given / name) for name in ("in", "alone", "lora"))
+    assert any(not np.array_equal(before[name], ours[name]) for name in ours)
     for name in ours:
         np.testing.assert_allclose(theirs[name], ours[name], rtol=0, atol=1e-4)

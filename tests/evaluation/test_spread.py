@@ -38,7 +38,9 @@ MESHES = [(8, 2), (4, 4)]
 @functools.cache
 def model() -> Model:
     config = family_of(THEIRS).read_config(THEIRS)
-    params = jax.tree.map(lambda a: 4 * a, decoder.init(config, jax.random.key(0)))  # far from equal probabilities
+    params = jax.tree.map(
+        lambda a: 4 * a, jax.jit(lambda key: decoder.init(config, key))(jax.random.key(0))
+    )  # far from equal probabilities
     return Model(config, params, Source("test", None, "{}"))
 
 

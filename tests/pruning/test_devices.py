@@ -42,11 +42,9 @@ def run(count: int, sharers: int = 1, schedule: str = "sequential") -> api.Prune
     return api.prune(cases.divisible(), tokens, settings=settings, devices=count, model_devices=sharers)
 
 
-@pytest.mark.parametrize(
-    ("count", "sharers", "schedule"), [(4, 4, "sequential"), (8, 1, "sequential"), (8, 2, "parallel")]
-)
-def test_the_mesh_changes_nothing(count: int, sharers: int, schedule: str):
-    alone, several = run(1, 1, schedule), run(count, sharers, schedule)
+@pytest.mark.parametrize("schedule", ["sequential", "parallel"])
+def test_the_mesh_changes_nothing(schedule: str):
+    alone, several = run(1, 1, schedule), run(8, 2, schedule)
     assert [r.kept for r in several.report.layers] == [r.kept for r in alone.report.layers]
     assert [r.rounds for r in several.report.layers] == [r.rounds for r in alone.report.layers] == [1, 1]
     for one, other in zip(alone.report.layers, several.report.layers, strict=True):
@@ -63,9 +61,9 @@ def test_the_mesh_changes_nothing(count: int, sharers: int, schedule: str):
 
 
 def test_the_result_is_divided_as_the_run_was():
-    layers = run(4, 4).model.params["layers"]
-    assert shares(layers["mlp"])["down"][0] == shares(layers["attention"])["o"][0] == 4
-    assert layers["mlp"]["down"].addressable_data(0).nbytes == layers["mlp"]["down"].nbytes // 4
+    layers = run(8, 2).model.params["layers"]
+    assert shares(layers["mlp"])["down"][0] == shares(layers["attention"])["o"][0] == 2
+    assert layers["mlp"]["down"].addressable_data(0).nbytes == layers["mlp"]["down"].nbytes // 2
 
 
 @pytest.fixture

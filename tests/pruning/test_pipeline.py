@@ -127,7 +127,7 @@ def test_the_errors_reported_are_those_of_the_model_returned(variant: str, chang
         ("llama", {"joint_passes": 1}),
         ("opt_125m_like", {"schedule": "parallel"} | REFIT),
         ("qwen2", {"attention_sparsity": 0.5} | REFIT),
-        ("llama", {"allocation": "global"} | REFIT),
+        ("llama", {"allocation": "global", "method": "wanda", "update": "refit"} | REFIT),
     ],
 )
 def test_streams_of_half_the_bytes_make_nearly_the_same_model(variant: str, changes: dict):

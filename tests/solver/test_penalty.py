@@ -9,7 +9,9 @@ from spap_jax.solver.problem import equilibrate
 from spap_jax.solver.tableau import pivot
 
 _equilibrate = jax.jit(equilibrate)
+_pivot = jax.jit(pivot)
 _select = jax.jit(select, static_argnums=(1, 3))
+_turn = jax.jit(_step, static_argnums=(2, 3))
 cases = pytest.mark.parametrize("problem", CASES.values(), ids=CASES)
 
 
@@ -68,7 +70,7 @@ def test_scores_are_the_marginal_costs_at_a_finite_penalty():
     removed = np.array([2, 3, 11])
     penalty = np.zeros(WIDTH)
     penalty[removed] = 100.0
-    tableau = pivot(system.dense, jnp.asarray(removed), jnp.ones(3, bool), 1 / 100)
+    tableau = _pivot(system.dense, jnp.asarray(removed), jnp.ones(3, bool), 1 / 100)
 
     def explained(diagonal):
         return (cross * np.linalg.solve(gram + np.diag(diagonal), cross)).sum()
@@ -87,13 +89,13 @@ def test_scores_are_the_marginal_costs_at_a_finite_penalty():
 def test_a_wrongly_penalised_channel_returns_once():
     system = _equilibrate(CASES["independent"], RIDGE)
     dearest = jnp.argmax(removal_costs(system.dense))
-    wrong = pivot(system.dense, dearest[None], jnp.ones(1, bool), 1 / 100)
-    state = _step(_State(wrong, jnp.zeros(WIDTH, bool)), jnp.int32(3), 2, 1, 1 / 100)
+    wrong = _pivot(system.dense, dearest[None], jnp.ones(1, bool), 1 / 100)
+    state = _turn(_State(wrong, jnp.zeros(WIDTH, bool)), jnp.int32(3), 2, 1, 1 / 100)
     assert not state.tableau.removed[dearest]
     assert state.returned[dearest]
     assert int(state.tableau.removed.sum()) == 3
-    again = state._replace(tableau=pivot(state.tableau, dearest[None], jnp.ones(1, bool), 1 / 100))
-    assert _step(again, jnp.int32(5), 2, 1, 1 / 100).tableau.removed[dearest]
+    again = state._replace(tableau=_pivot(state.tableau, dearest[None], jnp.ones(1, bool), 1 / 100))
+    assert _turn(again, jnp.int32(5), 2, 1, 1 / 100).tableau.removed[dearest]
 
 
 def test_stacked_layers_are_chosen_as_one_by_one():

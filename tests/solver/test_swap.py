@@ -11,6 +11,7 @@ from spap_jax.solver.problem import equilibrate, smallest_pivot
 from spap_jax.solver.swap import block_gain, explained_by, polish, swap_gains
 from spap_jax.solver.tableau import solved
 
+_block_gain, _swap_gains = jax.jit(block_gain), jax.jit(swap_gains)
 _equilibrate = jax.jit(equilibrate)
 _polish = jax.jit(polish, static_argnums=2)
 _solved = jax.jit(solved)
@@ -31,7 +32,7 @@ def test_gains_of_all_pairs_are_exact(problem):
     gram, cross = scaled64(system)
     tableau = _solved(system.gram, system.cross, jnp.asarray(KEPT))[0]
     explained = explained_by(tableau, system.cross)
-    gains = swap_gains(tableau, jnp.asarray(KEPT), jnp.asarray(REMOVED), smallest_pivot(system.ridge)).T
+    gains = _swap_gains(tableau, jnp.asarray(KEPT), jnp.asarray(REMOVED), smallest_pivot(system.ridge)).T
     expected = _gains64(gram, cross, KEPT, REMOVED)
     np.testing.assert_allclose(explained, explained64(gram, cross, KEPT), rtol=1e-5)
     np.testing.assert_allclose(gains, expected, rtol=1e-3, atol=2e-5 * float(explained))
@@ -48,7 +49,7 @@ def test_gain_of_a_block_is_exact(out, into, size):
     gram, cross = scaled64(system)
     tableau = _solved(system.gram, system.cross, jnp.asarray(KEPT))[0]
     explained = explained_by(tableau, system.cross)
-    gain = block_gain(tableau, jnp.array(out + into), jnp.tile(jnp.arange(3) < size, 2))
+    gain = _block_gain(tableau, jnp.array(out + into), jnp.tile(jnp.arange(3) < size, 2))
     after = np.concatenate([np.setdiff1d(KEPT, out[:size]), into[:size]])
     expected = explained64(gram, cross, after) - explained64(gram, cross, KEPT)
     np.testing.assert_allclose(gain, expected, rtol=1e-3, atol=1e-5 * float(explained))

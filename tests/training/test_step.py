@@ -96,7 +96,7 @@ def test_gathered_weights_are_not_kept_for_the_backward_pass():
         assert not whole_weights(step.lower(job._replace(remat="dots"), *arguments).compile())
 
 
-@pytest.mark.parametrize("what", ["mlp", "updates", "all"])
+@pytest.mark.parametrize("what", ["mlp", "all"])
 def test_less_is_computed_again_with_the_same_result(what: str):
     """The loss and the gradient of a step, and its operations, with the outputs of projections kept and not."""
     work, found = [], []
@@ -141,9 +141,10 @@ def test_it_is_adam():
     found = []
     for optimizer in (ours, theirs):
         now: Any = weights
+        updated = jax.jit(optimizer.update)
         state = optimizer.init(weights)
         for gradient in gradients:
-            update, state = optimizer.update(gradient, state, now)
+            update, state = updated(gradient, state, now)
             now = optax.apply_updates(now, update)
         found.append(now["a"] - weights["a"])
     np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-7)
