@@ -92,14 +92,20 @@ class _Range(NamedTuple):
     fits: Callable[[Any], bool]
     words: str
 
+    def __repr__(self) -> str:
+        """Shows the words, for the signature in the help of the class."""
+        return self.words
 
-_AnyCount = Annotated[int, _Range(functools.partial(is_count, least=0), "a whole number of at least 0")]
+
+_Whole = Annotated[int, _Range(functools.partial(is_count, least=0), "a whole number of at least 0")]
 _Count = Annotated[int, _Range(is_count, "a whole number of at least 1")]
 _Positive = Annotated[float, _Range(lambda v: _number(v) and 0 < v < math.inf, "positive")]
-_AtLeastZero = Annotated[float, _Range(lambda v: _number(v) and 0 <= v < math.inf, "at least 0")]
+_NotNegative = Annotated[float, _Range(lambda v: _number(v) and 0 <= v < math.inf, "at least 0")]
 _Share = Annotated[float, _Range(lambda v: _number(v) and 0 <= v <= 1, "between 0 and 1")]
-_Part = Annotated[float, _Range(lambda v: _number(v) and 0 <= v < 1, "a fraction of at least 0 and below 1")]
-_SomePart = Annotated[float, _Range(lambda v: _number(v) and 0 < v < 1, "a fraction between 0 and 1, both excluded")]
+_Fraction = Annotated[float, _Range(lambda v: _number(v) and 0 <= v < 1, "a fraction of at least 0 and below 1")]
+_ProperFraction = Annotated[
+    float, _Range(lambda v: _number(v) and 0 < v < 1, "a fraction between 0 and 1, both excluded")
+]
 
 
 def _range(kind: Any) -> _Range:
@@ -247,31 +253,31 @@ class PruneSettings(_Settings):
             memory. By default "dots" if only the last blocks change, which are few, and else "full".
     """
 
-    sparsity: _SomePart = 0.3
-    attention_sparsity: _Part = 0.0
+    sparsity: _ProperFraction = 0.3
+    attention_sparsity: _Fraction = 0.0
     allocation: Allocation = "uniform"
     round_to: _Count | None = None
     method: Method = "spap"
     update: Update = "own"
     schedule: Schedule = "sequential"
-    seed: _AnyCount = 0
+    seed: _Whole = 0
     ridge: _Positive | None = None
     correction: _Share | None = None
     penalty: _Positive = 100.0
     penalty_stages: _Count = 40
-    swap_rounds: _AnyCount = 8
-    held_out: _Part = 0.0625
+    swap_rounds: _Whole = 8
+    held_out: _Fraction = 0.0625
     effort: EffortName = "default"
-    sampled: _AnyCount = 0
-    rounds: _AnyCount = 1
+    sampled: _Whole = 0
+    rounds: _Whole = 1
     steps: _Count | None = None
     step_tokens: _Count = 2048
     learning_rate: _Positive = 0.03
-    joint_passes: _AtLeastZero | None = None
+    joint_passes: _NotNegative | None = None
     joint_text_weight: _Share | None = None
     joint_weights: JointWeights = "block"
     joint_last: _Count | None = None
-    joint_blocks: _AnyCount | None = None
+    joint_blocks: _Whole | None = None
     joint_tokens: _Count | None = None
     joint_learning_rate: _Positive | None = None
     batch_tokens: _Count = 4096
@@ -377,12 +383,12 @@ class FinetuneSettings(_Settings):
     lora_alpha: _Positive = 32.0
     steps: _Count = 200
     learning_rate: _Positive | None = None
-    weight_decay: _AtLeastZero = 0.0
+    weight_decay: _NotNegative = 0.0
     step_sequences: _Count = 16
     batch_tokens: _Count = 4096
-    held_out: _SomePart = 0.0625
+    held_out: _ProperFraction = 0.0625
     check_every: _Count = 25
-    seed: _AnyCount = 0
+    seed: _Whole = 0
     moment_dtype: FloatDtype = "float32"
     compute_dtype: FloatDtype | None = None
     remat: Remat = "full"
