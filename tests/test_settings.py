@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import math
+import re
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,29 @@ FIELDS = [
 def test_a_truth_value_is_no_number(kind: type, name: str, value: bool):
     with pytest.raises(UserError, match=f"^{name} must be .*, not {value}"):
         kind(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "inside", "outside"),
+    [
+        ("seed", "a whole number of at least 0", (0, 2**32 - 1), (-1, 0.5, None)),
+        ("step_tokens", "a whole number of at least 1", (1,), (0, 1.0, None)),
+        ("joint_blocks", "a whole number of at least 0", (None, 0), (-1,)),
+        ("penalty", "positive", (1e-3, 1), (0, -1, math.inf, math.nan, None, "1")),
+        ("joint_passes", "at least 0", (None, 0, 0.5), (-0.1, math.inf)),
+        ("correction", "between 0 and 1", (None, 0, 1), (-0.1, 1.1, math.nan)),
+        ("held_out", "a fraction of at least 0 and below 1", (0, 0.9), (-0.1, 1, math.nan)),
+        ("sparsity", "a fraction between 0 and 1, both excluded", (0.01, 0.99), (0, 1, math.nan)),
+        ("effort", "one of low, default, high", ("low",), ("best", None)),
+        ("remat", "one of full, dots", (None, "dots"), ("none",)),
+    ],
+)
+def test_the_ends_of_each_range(name: str, words: str, inside: tuple[Any, ...], outside: tuple[Any, ...]):
+    for value in inside:
+        assert getattr(PruneSettings(**{name: value}), name) == value
+    for value in outside:
+        with pytest.raises(UserError, match=re.escape(f"{name} must be {words}, not {value!r}")):
+            PruneSettings(**{name: value})
 
 
 def test_a_fraction_is_no_count():

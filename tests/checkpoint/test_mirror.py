@@ -37,6 +37,7 @@ def make(steps: int) -> None:
     with Unfinished(OUTPUT, RUN, BLOCKS) as kept:
         for step in range(len(kept.told), steps):
             kept.add(functools.partial(layer, step), {"step": step})
+            assert kept.count() == step + 1
 
 
 def look() -> tuple[int, bool]:
