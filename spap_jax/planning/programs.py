@@ -249,7 +249,7 @@ def statistics_programs(arrays: Arrays) -> Iterator[Program]:
             held = [*beside, *each[:number], *each[number + 1 :]]
             yield _program(waves._exchange, array, dense.intermediate, times=_waves(load), beside=held)
         return
-    yield from _mlp_statistics(arrays, arrays.fitted, [arrays.held_out, later])
+    yield from _mlp_statistics(arrays, [arrays.held_out, later])
 
 
 def _attention_statistics(arrays: Arrays, part: Any, beside: Any) -> Iterator[Program]:
@@ -257,9 +257,9 @@ def _attention_statistics(arrays: Arrays, part: Any, beside: Any) -> Iterator[Pr
     return _by_kind(dense, moments.accumulate_attention, arrays.block(dense), fitting_tokens(part), beside=beside)
 
 
-def _mlp_statistics(arrays: Arrays, part: Any, beside: Any) -> Iterator[Program]:
+def _mlp_statistics(arrays: Arrays, beside: Any) -> Iterator[Program]:
     wide = _wide(arrays.load)
-    given = (arrays.block(wide), fitting_tokens(part), arrays.load.settings.fit.correction)
+    given = (arrays.block(wide), fitting_tokens(arrays.fitted), arrays.load.settings.fit.correction)
     return _by_kind(wide, moments.accumulate, *given, beside=beside)
 
 
@@ -294,6 +294,7 @@ def refit_programs(arrays: Arrays) -> Iterator[Program]:
     if load.fewer_heads:
         yield from _refitted_heads(arrays)
     weights, beside = arrays.weights, [arrays.held_out, _later(arrays)]
+    kept = arrays.array((load.narrow.intermediate,), jnp.int32)
     if update_used(load.settings) == "bias":
         given = (arrays.block(load.dense)["mlp"]["down"], arrays.choice, weights)
         yield _program(layer._make_up_for_means, *given, times=times, beside=resting)
@@ -303,11 +304,16 @@ def refit_programs(arrays: Arrays) -> Iterator[Program]:
             yield _program(layer._closed_form, fitting, *given, times=count, beside=beside)
         return
     if load.in_waves:
-        yield from _mlp_statistics(arrays, arrays.fitted, beside)
+        yield from _mlp_statistics(arrays, beside)
     elif load.refits:
-        kept = arrays.array((load.narrow.intermediate,), jnp.int32)
         yield _program(layer.refit_weights, _moments(arrays), ridge, kept, weights, times=times, beside=resting)
-    yield _mlp_errors(arrays)
+    given = (_moments(arrays), load.dense.mlp_bias, kept, weights)
+    yield _program(layer.error_by_moments, *given, times=times * _stages(load), beside=[*resting, weights])
+
+
+def _stages(load: Workload) -> int:
+    """The number of weights of a layer whose errors are measured: the dense ones, and their update."""
+    return 1 if update_used(load.settings) == "none" else 2
 
 
 def _refitted_heads(arrays: Arrays) -> Iterator[Program]:
@@ -317,15 +323,6 @@ def _refitted_heads(arrays: Arrays) -> Iterator[Program]:
         given = (seen, arrays.array(()), kept, weights)
         yield _program(layer.refit_weights, *given, times=times, beside=resting)
     yield _heads_errors(arrays)
-
-
-def _mlp_errors(arrays: Arrays) -> Program:
-    """The errors of the chosen channels and of their update."""
-    load, weights = arrays.load, arrays.weights
-    kept = arrays.array((load.narrow.intermediate,), jnp.int32)
-    given = (_moments(arrays), load.dense.mlp_bias, kept, weights)
-    times = load.dense.layers * (1 if update_used(load.settings) == "none" else 2)
-    return _program(layer.error_by_moments, *given, times=times, beside=[*_resting(arrays), weights])
 
 
 def _heads_errors(arrays: Arrays) -> Program:
@@ -360,15 +357,18 @@ def alternating_programs(arrays: Arrays) -> Iterator[Program]:
 
 
 def errors_programs(arrays: Arrays) -> Iterator[Program]:
-    """``pruning/layer.py``, ``heads.py``: the errors on the held-out tokens, by their moments."""
-    if not arrays.load.held_out.count:
+    """``pruning/layer.py``, ``heads.py``: the errors on the held-out tokens; of attention, by their moments."""
+    load = arrays.load
+    if not load.held_out.count:
         return
     beside = [arrays.fitted, _later(arrays)]
-    if arrays.load.fewer_heads:
+    if load.fewer_heads:
         yield from _attention_statistics(arrays, arrays.held_out, beside)
         yield _heads_errors(arrays)
-    yield from _mlp_statistics(arrays, arrays.held_out, [*beside, arrays.weights])
-    yield _mlp_errors(arrays)
+    wide, kept = _wide(load), arrays.array((load.narrow.intermediate,), jnp.int32)
+    tokens, stages = fitting_tokens(arrays.held_out), [arrays.weights] * _stages(load)
+    given = (arrays.block(wide), tokens, load.settings.fit.correction, kept, stages)
+    yield from _by_kind(wide, layer.held_out_errors, *given, beside=beside)
 
 
 def sampling_programs(arrays: Arrays) -> Iterator[Program]:

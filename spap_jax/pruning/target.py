@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from spap_jax.models import Block, DecoderConfig, Params, decoder
-from spap_jax.pruning.streams import NORM_EPS, mlp_output
+from spap_jax.pruning.streams import NORM_EPS, mlp_hidden
 from spap_jax.solver.alternating import Tokens
 
 
-def aim(config: DecoderConfig, layer: Params, correction: float, tokens: Tokens) -> jax.Array:
+def aim(
+    config: DecoderConfig, layer: Params, correction: float, tokens: Tokens, hidden: jax.Array | None = None
+) -> jax.Array:
     """Computes the output that a pruned MLP is fitted to, [..., d].
 
     That is the dense MLP's output for the pruned stream, and a share of what is then still missing to the dense stream.
@@ -22,12 +24,15 @@ def aim(config: DecoderConfig, layer: Params, correction: float, tokens: Tokens)
         layer: Parameters of the dense block.
         correction: The share; 1 restores the dense stream, but before a norm, where nothing can, repairs nothing.
         tokens: Some of the tokens.
+        hidden: [..., f] their hidden channels in the dense MLP. By default they are computed here.
     """
     if correction == 1:
         return tokens.target
     if tokens.output is not None:
         return tokens.output + _repair(config, layer, correction, tokens)
-    own = decoder.block(config, layer, tokens.residual, method=mlp_output)
+    if hidden is None:
+        hidden = decoder.block(config, layer, tokens.residual, method=mlp_hidden)
+    own = decoder.block(config, layer, hidden, method=lambda block, h: block.mlp.project(h))
     return own + correction * (tokens.target - own)
 
 

@@ -7,7 +7,7 @@ the sequence is monotone and never ends above the closed-form refit it started f
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -129,21 +129,41 @@ def _projected(weights: Weights, channels: jax.Array) -> jax.Array:
 
 def relative_error(mlp: MlpFunctions, weights: Weights, tokens: Tokens) -> jax.Array:
     """Computes the squared error over the squared target, summed over all tokens, []; nan if there are none."""
+
+    def seen(chunk: Tokens) -> tuple[jax.Array, jax.Array]:
+        return mlp.hidden(weights.inner, chunk.residual), mlp.target(chunk)
+
+    [error] = relative_errors(seen, [weights], tokens)
+    return error
+
+
+def relative_errors(
+    seen: Callable[[Tokens], tuple[jax.Array, jax.Array]], stages: Sequence[Weights], tokens: Tokens
+) -> list[jax.Array]:
+    """Computes the relative errors, [] each, of weights with the same inner projections, in one pass over the tokens.
+
+    Args:
+        seen: Computes the hidden channels [..., k] and the target [..., d] of some of the tokens.
+        stages: The weights; their inner projections are not used.
+        tokens: The tokens; of none, errors are nan.
+    """
     if not tokens.residual.size:
-        return jnp.float32(jnp.nan)
+        return [jnp.float32(jnp.nan)] * len(stages)
 
     def add(total: jax.Array, chunk: Tokens) -> tuple[jax.Array, None]:
-        return total + _squares(mlp, weights, in_float32(chunk)), None
+        chunk = in_float32(chunk)
+        channels, target = seen(chunk)
+        return total + _squares(chunk, target, *(_projected(stage, channels) for stage in stages)), None
 
-    error, power = devices.psum_over_chunks(lambda own: jax.lax.scan(add, jnp.zeros(2), own)[0], tokens)
-    return error / jnp.maximum(power, _TINY)  # a layer that adds nothing has no target
+    start = jnp.zeros(1 + len(stages))
+    power, *errors = devices.psum_over_chunks(lambda own: jax.lax.scan(add, start, own)[0], tokens)
+    return [error / jnp.maximum(power, _TINY) for error in errors]  # a layer that adds nothing has no target
 
 
-def _squares(mlp: MlpFunctions, weights: Weights, tokens: Tokens) -> jax.Array:
-    """Computes the weighted sums [2] of the squared error and of the squared target."""
-    target = mlp.target(tokens)
-    error = target - output(mlp.hidden, weights, tokens.residual)
-    return jnp.stack([jnp.square(tokens.weighted(rows)).sum() for rows in (error, target)])
+def _squares(tokens: Tokens, target: jax.Array, *outputs: jax.Array) -> jax.Array:
+    """Computes the weighted sums of the squared target, and of the squared error of each output."""
+    rows = (target, *(target - each for each in outputs))
+    return jnp.stack([jnp.square(tokens.weighted(each)).sum() for each in rows])
 
 
 def closed_form(mlp: MlpFunctions, weights: Weights, tokens: Tokens, ridge: float | jax.Array) -> Fitted:
@@ -193,7 +213,7 @@ def descend(
     optimizer = optax.chain(optax.scale_by_adam(b2=0.99), optax.scale_by_param_block_rms())
 
     def loss(weights: Weights, drawn: Tokens) -> jax.Array:
-        error, power = _squares(mlp, weights, drawn)
+        power, error = _squares(drawn, mlp.target(drawn), output(mlp.hidden, weights, drawn.residual))
         return error / power
 
     def step(carry: tuple[Any, Any], now: tuple[jax.Array, jax.Array]) -> tuple[tuple[Any, Any], None]:
