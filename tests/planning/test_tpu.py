@@ -22,7 +22,9 @@ from spap_jax.settings import EffortName
 pytest.importorskip("libtpu", reason="the TPU compiler is not installed: make tpu-check")
 
 MESH = mesh_named("v5e-8")
-LARGE = ("enter_mlp", "accumulate", "refit_weights", "choose_channels", "recover", "step", "measure")
+LARGE = (
+    "enter_mlp", "accumulate", "refit_weights", "choose_channels", "held_out_errors", "recover", "step", "measure",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +59,7 @@ def test_an_8b_model(effort: EffortName):
     everything = list(compiled(config_of(json.loads(file.read_text())), MESH, names, 128, 2048, effort))
     planned = memory.device_memory(everything[0].load)
     largest = needs([found.said for found in everything])
-    assert largest.pop("errors", 0) <= largest.get("statistics", 0)  # the same on fewer tokens, so no plan counts them
+    assert largest.pop("errors", 0) <= largest.get("statistics", 0)  # so no plan counts them
     assert largest.keys() <= planned.keys()
     for phase, needed in largest.items():
         assert sum(planned[phase].values()) == pytest.approx(needed, rel=0.15), phase
