@@ -3,10 +3,9 @@
 The hub's own clients retry for half a minute without a network; `require_hub` reports it within seconds.
 """
 
-import fnmatch
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -15,6 +14,12 @@ from spap_jax.errors import UserError, option
 
 Kind = Literal["dataset", "model"]
 """Type of a repository of the hub."""
+
+_NEW = ".gitattributes"
+"""The file that the hub itself puts into a new repository."""
+
+_NAMED = 3
+"""Number of existing files that an error names."""
 
 _SECONDS = 4.0
 """Timeout of an attempt to connect; with name resolution, it may take twice that."""
@@ -72,35 +77,51 @@ def check_repo_id(repo: str, typed: str, *, owned: bool = True) -> None:
         )
 
 
-def check_upload(repo: str, overwrite: bool) -> None:
+def check_upload(repo: str, overwrite: bool, private: bool = False) -> None:
     """Checks long before an upload that it can succeed; changes nothing on the hub.
 
     Args:
         repo: Id of the repository, owner/name.
         overwrite: Whether an existing model may be replaced.
+        private: Whether nobody else may see the upload.
 
     Raises:
-        UserError: The id is not valid, nobody is logged in, the hub does not answer or does not know the token, or a
-            model exists there.
+        UserError: The id is not valid, nobody is logged in, the hub does not answer or does not know the token, or the
+            repository holds files that may not be replaced, or is public although it may not be.
     """
     from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import RepositoryNotFoundError
 
     check_repo_id(repo, f"hf://{repo}")
     token = _upload_token()
     hub = HfApi(constants.ENDPOINT, token)
     try:
         hub.whoami()
-        there = hub.file_exists(repo, "config.json")
+        found = hub.model_info(repo)
+    except RepositoryNotFoundError:
+        return
     except Exception as error:  # whatever the client raises: an expired token, a lost network
         said = first_line(error)
         raise UserError(f"the hub {constants.ENDPOINT} refuses ({said}): run hf auth login, or set HF_TOKEN.") from None
+    there = sorted({file.rfilename for file in found.siblings or ()} - {_NEW})
     if there and not overwrite:
-        way = f"pass {option('overwrite', True)} to replace its files"
-        raise UserError(f"hf://{repo} exists: name another repository, or {way}.")
+        some = ", ".join(there[:_NAMED]) + (", ..." if len(there) > _NAMED else "")
+        way = f"pass {option('overwrite', True)} to replace the model in it"
+        raise UserError(f"hf://{repo} exists, with {some}: name another repository, or {way}.")
+    if private and not found.private:
+        raise UserError(
+            f"hf://{repo} is public, and what is uploaded to it would be: make it private in its settings on the hub, "
+            f"or leave out {option('private', True)}."
+        )
 
 
 def upload(
-    repo: str, files: Mapping[str, Path | bytes], message: str, *, private: bool, replaced: tuple[str, ...] = ()
+    repo: str,
+    files: Mapping[str, Path | bytes],
+    message: str,
+    *,
+    private: bool,
+    replaced: Callable[[Iterable[str]], Iterable[str]],
 ) -> str:
     """Uploads files to a hub model repository in one commit; the repository is created if it does not exist.
 
@@ -109,7 +130,7 @@ def upload(
         files: Files or their contents, by their names in the repository.
         message: Commit message.
         private: Whether a new repository is private.
-        replaced: Patterns of files that are replaced: the same commit removes existing files that match one.
+        replaced: Returns those of the existing files that the same commit removes.
 
     Returns:
         The address of the repository.
@@ -124,8 +145,7 @@ def upload(
     hub = HfApi(constants.ENDPOINT, token)
     try:
         address = hub.create_repo(repo, private=private or None, exist_ok=True)
-        there = set(hub.list_repo_files(repo)) - files.keys()
-        stale = [name for name in there if any(fnmatch.fnmatchcase(name, pattern) for pattern in replaced)]
+        stale = replaced(set(hub.list_repo_files(repo)) - files.keys())
         hub.create_commit(repo, [*added, *map(CommitOperationDelete, stale)], commit_message=message)
     except Exception as error:  # whatever the client raises: a bad name, no write access, a lost network
         said = first_line(error)

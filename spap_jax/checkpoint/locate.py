@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from spap_jax.checkpoint.orbax_files import SOURCE
 from spap_jax.checkpoint.ranged import NOTE, note_of
 from spap_jax.checkpoint.side_files import ACCOUNTS, SIDE_FILES, matching
 from spap_jax.checkpoint.tensors import weight_files
@@ -157,10 +158,12 @@ def _stored(address: str, names: list[str]) -> list[str]:
     """The files of a checkpoint in a store: all of an Orbax folder; of others, the card and the reports too."""
     if "config.json" not in names:
         raise UserError(f"{address} is no checkpoint: it has no config.json; name the folder that has one.")
-    return names if "spap_source.json" in names else _wanted(names) + matching(names, ACCOUNTS)
+    return sorted({*_wanted(names), *matching(names, ACCOUNTS)})
 
 
 def _wanted(names: list[str]) -> list[str]:
-    """The files to download: weights in one format only, safetensors if there are any."""
+    """The files to download: weights in one format only, safetensors if there are any; all of an Orbax folder."""
+    if SOURCE in names:
+        return names
     weights = matching(names, _SAFETENSORS) or matching(names, _TORCH)
     return ["config.json", *weights, *matching(names, SIDE_FILES)]

@@ -9,7 +9,7 @@ every moment what a later upload may replace, and files that are not in the mani
 import hashlib
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,8 @@ from spap_jax.remote import About, Folder, hub_id, is_address
 
 _CONFIG = "config.json"
 
-_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*")
-"""Weight files: loaders would take those of another model, or other shards, for the new ones."""
-
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*", "adapter_config.json")
+"""Files of another model on the hub: loaders would take its weights, or other shards, for the new ones."""
 
 _OURS = (_CONFIG, "model*.safetensors", "model.safetensors.index.json", "spap_source.json", *SIDE_FILES, *ACCOUNTS)
 _ORBAX = "params/"
@@ -33,19 +32,20 @@ _PAGE = ("spap_report.html", "spap_report-*.png")
 """Files that spap report adds."""
 
 
-def check_place(address: str, overwrite: bool) -> None:
+def check_place(address: str, overwrite: bool, *, private: bool = False) -> None:
     """Checks before hours of work that a checkpoint can be uploaded.
 
     Args:
         address: Address that a checkpoint will be uploaded to.
         overwrite: Whether an existing checkpoint may be replaced.
+        private: Whether a repository of the hub has to be private.
 
     Raises:
         UserError: Something exists there that may not be replaced, or nothing can be written there.
     """
     repo = hub_id(address)
     if repo is not None:
-        check_upload(repo, overwrite)
+        check_upload(repo, overwrite, private)
         return
     parent, _, name = address.rstrip("/").rpartition("/")
     if parent.endswith(("/", ":")):
@@ -63,7 +63,7 @@ def publish(folder: Path, address: str, overwrite: bool, *, private: bool = Fals
         folder: The checkpoint; files in it that do not belong to a checkpoint are not uploaded.
         address: hf://owner/name, or the address of a folder.
         overwrite: Whether a checkpoint in that folder may be replaced.
-        private: Whether a new repository of the hub is private.
+        private: Whether a new repository of the hub is private; an existing one has to be.
         with_page: Whether the page of spap report and its plots are uploaded too.
 
     Returns:
@@ -77,10 +77,10 @@ def publish(folder: Path, address: str, overwrite: bool, *, private: bool = Fals
     if repo is None:
         _replace(Folder(address), files, overwrite)
         return address
-    card = files["README.md"].read_text(encoding="utf-8")
-    card = card.replace('from_pretrained("PATH")', f'from_pretrained("{repo}")')
+    check_upload(repo, overwrite, private)
+    card = files["README.md"].read_text(encoding="utf-8").replace('("PATH")', f'("{repo}")')
     files_there = files | {"README.md": card.encode()}
-    return upload(repo, files_there, "Pruned with SPAP-JAX", private=private, replaced=_WEIGHTS)
+    return upload(repo, files_there, "Pruned with SPAP-JAX", private=private, replaced=_of_a_model)
 
 
 def files_of(folder: Path, with_page: bool = False) -> dict[str, Path]:
@@ -90,6 +90,12 @@ def files_of(folder: Path, with_page: bool = False) -> dict[str, Path]:
     ours = matching(names, _OURS + (_PAGE if with_page else ()))
     sent = {*ours, *(name for name in names if name.startswith(_ORBAX) or name in recorded)}
     return {name: folder / name for name in sorted(sent)}
+
+
+def _of_a_model(names: Iterable[str]) -> list[str]:
+    """Those of the files on the hub that belong to a model, whoever made it."""
+    names = list(names)
+    return [*matching(names, _OURS + _WEIGHTS), *(name for name in names if name.startswith(_ORBAX))]
 
 
 def holds_weights(files: Mapping[str, Path]) -> bool:

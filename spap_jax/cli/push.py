@@ -20,10 +20,10 @@ def push(
     Args:
         folder: Checkpoint as spap prune or spap finetune writes it.
         to: Repository, as owner/name, or an address such as gs://bucket/pruned.
-        private: Make a new repository private.
+        private: Make a new repository private; an existing one that is public is refused.
         with_report: Also upload spap_report.html, the page that spap report wrote into the folder, and its plots.
-        overwrite: Replace the model in a repository of the hub, which keeps earlier files in its history; or what is at
-            an address, if spap sent all of it and nothing has changed since.
+        overwrite: Replace the model in a repository of the hub that is not empty, which keeps earlier files in its
+            history; or what is at an address, if spap sent all of it and nothing has changed since.
     """
     from spap_jax.checkpoint.publish import check_place, files_of, holds_weights, left_out, publish
     from spap_jax.cli.console import err, out
@@ -55,7 +55,7 @@ def push(
         )
     if not repo:
         check_apart(address, {"the checkpoint": folder})
-    check_place(address, overwrite)
+    check_place(address, overwrite, private=private)
     if rest := left_out(folder, files):
         hint = "; --with-report uploads the page of spap report" if "spap_report.html" in rest else ""
         err.print(f"leaving out {', '.join(rest)}: not files of the checkpoint{hint}")

@@ -209,6 +209,15 @@ def test_a_download_of_torch_files(hub: str, tmp_path: Path):
     assert "tokenizer.json" in os.listdir(found)
 
 
+def test_a_download_of_an_orbax_folder(hub: str, tmp_path: Path):
+    names = ["README.md", "config.json", "params/_METADATA", "params/d/0", "spap_source.json", "tokenizer.json"]
+    for name in names:
+        (tmp_path / "served" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "served" / name).write_bytes(b"{}")
+    (found,), _ = located(hub, tmp_path, "owner/name")
+    assert [str(file.relative_to(found)) for file in sorted(Path(found).rglob("*")) if file.is_file()] == names
+
+
 def test_no_network_is_said_at_once(tmp_path: Path):
     (sentence,), _ = located("http://127.0.0.1:9", tmp_path, "owner/name")
     assert sentence.startswith("the model owner/name is not on this machine and the hub")

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ class Hub:
         large: Files uploaded outside a commit, by SHA-256.
         commits: Files and contents of each commit; None for a removed file.
         there: Files in its repositories.
-        models: Repositories that have a config.json.
+        models: Repositories that exist, and whether they are private.
     """
 
     refuse: str = "/none"
@@ -31,7 +32,7 @@ class Hub:
     large: dict[str, bytes] = field(default_factory=dict)
     commits: list[dict[str, bytes | None]] = field(default_factory=list)
     there: tuple[str, ...] = ()
-    models: set[str] = field(default_factory=set)
+    models: dict[str, bool] = field(default_factory=dict)
 
     def answer(self, path: str, body: bytes) -> Any:
         """Returns the JSON answer to a request."""
@@ -54,6 +55,9 @@ class Hub:
             return {"transfer": "basic", "objects": [each | {"actions": upload[each["oid"]]} for each in wanted]}
         if "/tree/" in path:
             return [{"type": "file", "path": name, "size": 1, "oid": "1"} for name in self.there]
+        if (repo := path.removeprefix("/api/models/")) in self.models:
+            files = [{"rfilename": name} for name in self.there]
+            return {"id": repo, "private": self.models[repo], "siblings": files}
         if "/commit/" in path:
             self.commits.append(dict(self._file(line) for line in map(json.loads, body.splitlines()[1:])))
             return {"commitUrl": f"{self.endpoint}/owner/name/commit/1", "commitOid": "1"}
@@ -71,9 +75,7 @@ class _Handler(BaseHTTPRequestHandler):
     hub: Hub
 
     def do_HEAD(self) -> None:
-        repo, _, file = self.path.strip("/").partition("/resolve/main/")
-        absent = bool(file) and repo not in self.hub.models
-        self._send(404 if absent else 200, b"", {"X-Error-Code": "RepoNotFound"} if absent else {"ETag": "1"})
+        self._send(200, b"")
 
     def do_GET(self) -> None:
         self._answer(b"")
@@ -90,6 +92,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.tokens |= {sent.removeprefix("Bearer ")} if sent else set()
         if self.path.startswith(self.hub.refuse):
             self._send(403, json.dumps({"error": f"you sent {sent}"}).encode())
+        elif re.fullmatch(r"/api/models/[^/]+/[^/]+", self.path) and self.path[12:] not in self.hub.models:
+            self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
         else:
             self._send(200, json.dumps(self.hub.answer(self.path, body)).encode())
 

@@ -45,6 +45,7 @@ def command(work: Path, *words: object, endpoint: str, token: str | None = SECRE
 
 def test_the_folder_arrives_in_one_commit(pruned: Path):
     with serving() as hub:
+        hub.models[REPO], hub.there = True, (".gitattributes",)  # a repository that its owner has just made
         (pruned / ".unfinished").write_text("not to be sent")
         said = push(pruned, REPO, "--private", endpoint=hub.endpoint)
         (pruned / ".unfinished").unlink()
@@ -61,15 +62,21 @@ def test_the_folder_arrives_in_one_commit(pruned: Path):
     assert card == written.replace('"PATH"', f'"{REPO}"') != written
 
 
-def test_weights_that_were_there_go_with_the_same_commit(pruned: Path):
-    old = ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+def test_a_model_that_was_there_goes_with_the_same_commit(pruned: Path):
+    """It has no config.json: not only models of transformers are in the way."""
+    old = ("adapter_config.json", "adapter_model.safetensors", "model-00001-of-00002.safetensors", "params/d/0",
+           "pytorch_model.bin", "spap_source.json", "tokenizer.model")  # fmt: skip
     with serving() as hub:
-        hub.there = (*old, "model.safetensors", "notes.md")
-        hub.models.add(REPO)
+        hub.there = (".gitattributes", *old, "model.safetensors", "notes.md", "unet/model.safetensors")
+        hub.models[REPO] = False
         refused = push(pruned, REPO, endpoint=hub.endpoint)
-        assert f"hf://{REPO} exists" in sentence(refused)
+        assert f"hf://{REPO} exists, with {', '.join(old[:3])}, ...: name another repository" in sentence(refused)
+        refused = push(pruned, REPO, "--overwrite", "--private", endpoint=hub.endpoint)
+        assert f"hf://{REPO} is public, and what is uploaded to it would be" in sentence(refused)
         assert not hub.commits
-        said = push(pruned, REPO, "--overwrite", endpoint=hub.endpoint)
+        assert not hub.created
+        hub.models[REPO] = True
+        said = push(pruned, REPO, "--overwrite", "--private", endpoint=hub.endpoint)
     assert said.code == 0, said.err
     (files,) = hub.commits
     assert {name for name, content in files.items() if content is None} == set(old)
@@ -157,13 +164,13 @@ def test_an_output_on_the_hub_is_sent_in_one_commit(pruning: list[object], prune
         (f"hf://{REPO}", {"endpoint": "http://127.0.0.1:9"}, "the hub http://127.0.0.1:9 cannot be reached"),
         ("hf://name", {}, "hf://name names no repository of the hub: give hf://owner/name, of letters"),
         ("hf://owner/a b", {}, "hf://owner/a b names no repository of the hub"),
-        ("hf://owner/there", {}, "hf://owner/there exists: name another repository, or pass --overwrite"),
+        ("hf://owner/there", {}, "hf://owner/there exists, with config.json: name another"),
     ],
 )
 def test_what_is_checked_before_the_work(output: str, more: dict, expected: str, tmp_path: Path):
     """The checks precede any reading: neither the model nor the data exist."""
     with serving() as hub:
-        hub.models.add("owner/there")
+        hub.models["owner/there"], hub.there = False, ("config.json",)
         words = ("prune", "./none", "--data", "./none.txt", "--output", output)
         said = command(tmp_path, *words, **({"endpoint": hub.endpoint} | more))
     assert expected in sentence(said)
