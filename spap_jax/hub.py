@@ -3,6 +3,7 @@
 The hub's own clients retry for half a minute without a network; `require_hub` reports it within seconds.
 """
 
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -219,7 +220,10 @@ def hub_splits(repo: str, config: str | None, *, remedy: str) -> Mapping[str, It
 
     try:
         return cast(Mapping[str, Iterable[Any]], load_dataset(repo, config, streaming=True))
-    except Exception as error:  # whatever the client raises: unknown, gated, several configs, a script
+    except Exception as error:  # whatever the client raises: unknown, gated, a script
+        if configs := re.match(r"Config name is missing.*\[(.+?)\]", str(error), re.DOTALL):
+            several = configs[1].replace("'", "")
+            raise UserError(f"the hub data set {repo} has the parts {several}: name one, as in {repo}:PART.") from error
         raise UserError(f"the hub data set {repo} cannot be read ({first_line(error)}): {remedy}") from error
 
 

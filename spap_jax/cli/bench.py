@@ -37,7 +37,8 @@ def bench(
 
     Reading a prompt (prefill) and writing token by token (decoding) are timed. Two models run in turn, and each pair of
     runs gives one ratio. Each measured speed-up is shown beside the one that the arithmetic allows: prefill is bound by
-    floating-point operations, decoding by the bytes that are read for each token.
+    floating-point operations, decoding by the bytes that are read for each token. Activations and the key/value cache
+    are float32, whatever the type of the weights.
 
     Args:
         model: Checkpoint to measure: a folder, a hub id or an address.

@@ -84,7 +84,7 @@ def finetune(
     from spap_jax.cli.processes import wait_for_others
     from spap_jax.cli.resume_messages import telling
     from spap_jax.cli.stopping import stopping
-    from spap_jax.devices import leads, to_process, use_mesh
+    from spap_jax.devices import leads, use_mesh
     from spap_jax.placement import fully_shard_params
     from spap_jax.reporting.schema import Extras, Perplexities
     from spap_jax.training.finetune_card import trained_files
@@ -104,12 +104,7 @@ def finetune(
         blocks, judged = texts.read(start.source, start.config, seed=settings.seed, further=False)
         check(start, blocks.tokens, dense, settings)
         with use_mesh(devices, model_devices):
-            whole = start.replace(params=to_process(start.params)) if judged else start
-        before = None
-        if judged and leads():  # of this process alone
-            before = perplexity_of(whole, judged, "before training")
-        del whole
-        with use_mesh(devices, model_devices):
+            before = perplexity_of(start, judged, "before training") if judged else None
             kept = Unfinished(output, finetune_identity(start, dense, blocks, settings), blocks=0, fresh=not resume)
 
         def reached(looks: int) -> str:  # each check stores a record; the first is before any step
@@ -124,11 +119,12 @@ def finetune(
                     progress(stage.checks[-1])
 
                 trained, report = run(start, blocks, dense, settings, watch, stored_stage(kept))
-            if leads():
-                measured = None
-                if judged and before is not None:
+            measured = None
+            if judged and before is not None:
+                with use_mesh(devices, model_devices):
                     after = perplexity_of(trained, judged, "after training")
-                    measured = Perplexities(judged.description, before, after)
+                measured = Perplexities(judged.description, before, after)
+            if leads():
                 report = replace(report, extras=Extras(perplexity=measured, peak_memory_bytes=memory.peak()))
                 files = trained_files(report, start.source.folder)
                 checkpoint.save(trained, output, overwrite=overwrite, files=files, partial=kept.output)

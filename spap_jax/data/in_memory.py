@@ -34,7 +34,7 @@ def encoder_of(tokenizer: Any) -> Encode:
     Raises:
         UserError: it is not a tokenizer.
     """
-    if not hasattr(tokenizer, "encode"):
+    if not hasattr(tokenizer, "encode") or not (callable(tokenizer) or hasattr(tokenizer, "token_to_id")):
         raise UserError(
             f"{type(tokenizer).__name__} is no tokenizer: give a model folder, a hub id, or a tokenizer object of "
             "transformers or of tokenizers."

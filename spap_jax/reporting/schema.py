@@ -380,7 +380,7 @@ class FinetuneReport:
         trained_parameters: Number of parameters that were trained.
         checks: Records of the evaluations on the held-out sequences; the first is from before any step.
         versions: Versions of the libraries used.
-        seconds: Duration of the training.
+        seconds: Duration of all steps and evaluations, those before an interruption included.
         extras: What is known once the run has ended.
     """
 

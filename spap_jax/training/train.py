@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -49,12 +48,11 @@ def run(
     Raises:
         UserError: sequences are too few, too short or too long, vocabularies differ, or the loss is no longer finite.
     """
-    started, last = time.perf_counter(), None
+    last = None
     for last in finetune_stages(model, tokens, teacher, settings, begun):
         watch(last)
     assert last is not None  # the first stage precedes any step
     trained = model.replace(params=devices.to_process(result(model, last, settings)))
-    seconds = time.perf_counter() - started
     used = {"lora_rank": None if settings.full else settings.rank, "learning_rate": settings.rate}
     report = FinetuneReport(
         settings=dataclasses.asdict(settings) | used,
@@ -65,7 +63,7 @@ def run(
         trained_parameters=sum(array.size for array in jax.tree.leaves(last.like)),
         checks=last.checks,
         versions=versions(),
-        seconds=seconds,
+        seconds=sum(check.seconds for check in last.checks),
     )
     return trained, report
 

@@ -16,6 +16,8 @@ from hf_models import hf_logits
 from safetensors.numpy import load_file
 
 import spap_jax
+from spap_jax import devices
+from spap_jax.evaluation import perplexity
 
 TRAINED = 3 * 16 * (4 * (32 + 32) + 3 * (32 + 26))
 """Layers times rank times inputs and outputs, of four square projections and of three with the 26 channels kept."""
@@ -181,6 +183,31 @@ def test_a_model_is_not_its_own_teacher(dense: Path, ids: Path, tmp_path: Path, 
     assert "is the model itself, which has nothing to learn" in sentence(spap(capsys, "finetune", dense, *words))
 
 
+def test_perplexity_is_measured_on_the_devices_of_the_run(dense: Path, ids: Path, tmp_path: Path, capsys, monkeypatch):
+    sizes, measured = [], perplexity.perplexity
+
+    def watched(*given, **more) -> float:
+        sizes.append(devices.mesh_size())
+        return measured(*given, **more)
+
+    monkeypatch.setattr(perplexity, "perplexity", watched)
+    words = (
+        "--data",
+        ids,
+        "--eval",
+        ids,
+        "--output",
+        tmp_path / "out",
+        "--devices",
+        "2",
+        "--model-devices",
+        "2",
+        *QUICK,
+    )
+    assert spap(capsys, "finetune", dense, *words).code == 0
+    assert sizes == [2, 2]
+
+
 def test_an_output_that_exists(dense: Path, tmp_path: Path, capsys):
     (tmp_path / "out").mkdir()
     said = spap(capsys, "finetune", dense, "--data", tmp_path / "none.txt", "--output", tmp_path / "out")
@@ -283,5 +310,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_bits(dense: Path, ids: Path, t
     ours, theirs = weights(tmp_path / "out"), weights(tmp_path / "whole")
     assert all(np.array_equal(ours[name], theirs[name]) for name in ours.keys() | theirs.keys())
     reports = [json.loads((tmp_path / name / "spap_finetune.json").read_text()) for name in ("out", "whole")]
+    for report in reports:
+        assert report["seconds"] == pytest.approx(sum(check["seconds"] for check in report["checks"]))
     ours, theirs = ([check | {"seconds": 0} for check in report["checks"]] for report in reports)
     assert ours == theirs

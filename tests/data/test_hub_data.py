@@ -18,6 +18,7 @@ from data_cases import JOINED, TEXTS, VOCABULARY, WORDS, json_lines, read, refus
 
 from spap_jax import hub
 from spap_jax.data.named_sets import NAMED, Role
+from spap_jax.errors import UserError
 
 SCRIPT = """
 import json, sys
@@ -195,3 +196,15 @@ def test_a_data_set_of_the_hub_is_streamed_and_a_short_name_is_downloaded_once(e
         assert tokens == read(WORDS).tokens.tolist()
         assert description.startswith(f"{name} (train split): 7 of 30 windows")
     assert message.startswith("the hub data set owner/name cannot be read (BuilderConfig 'no' not found")
+
+
+def test_a_data_set_of_several_parts_names_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    parts = ["configs:", *(f"- {{config_name: {name}, data_files: {name}.jsonl}}" for name in ("all", "few"))]
+    (tmp_path / "README.md").write_text("\n".join(["---", *parts, "---", ""]))
+    for name in ("all", "few"):
+        (tmp_path / f"{name}.jsonl").write_text('{"text": "a"}\n')
+    monkeypatch.setattr(hub, "require_hub", lambda *_: None)
+    with pytest.raises(
+        UserError, match=rf"^the hub data set {tmp_path} has the parts all, few: name one, as in .*:PART\.$"
+    ):
+        hub.hub_splits(str(tmp_path), None, remedy="")

@@ -61,7 +61,14 @@ def test_texts_that_are_none(data, words: str, tokenizer: Path):
     assert words in refused(data, tokenizer)
 
 
-@pytest.mark.parametrize("given", [3, str.split])
+class Encoding:
+    """A tokenizer of another library, such as tiktoken."""
+
+    def encode(self, text: str) -> list[int]:
+        return [len(text)]
+
+
+@pytest.mark.parametrize("given", [3, str.split, Encoding()])
 def test_tokenizers_that_are_none(given):
     assert "is no tokenizer: give a model folder, a hub id, or a tokenizer object" in refused(TEXTS, given)
 
