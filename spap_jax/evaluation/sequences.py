@@ -22,10 +22,12 @@ from spap_jax.devices import DATA_SPEC as BATCH
 from spap_jax.devices import mesh_size, use_mesh
 from spap_jax.errors import UserError
 from spap_jax.evaluation.generation import CACHE, Sampling, choose, decode_step, keys_at, keys_of, prefill
+from spap_jax.evaluation.perplexity import final_stream
 from spap_jax.model import Model
 from spap_jax.models import DecoderConfig, decoder
 from spap_jax.numerics import full_precision
 from spap_jax.placement import bytes_of, shard_params
+from spap_jax.training.objective import token_groups
 
 SHORTEST = 32
 """Minimum length to which sequences are padded, in tokens."""
@@ -146,7 +148,7 @@ def log_likelihoods(
         ends = valid.sum(axis=1, keepdims=True)
         places = np.arange(1, batch.length + 1)[None, :]
         counted = (places < ends) & (places >= ends - counts[:, None])
-        return _score(model.config, model.mesh, model.params, *_split(model.mesh, tokens, valid, counted))
+        return _score(model.config, model.mesh, model.params, *_split(model.mesh, tokens, counted))
 
     dispatched = itertools.chain(map(scores, parts), [None])  # each is fetched after the next one is dispatched
     for batch, (result, _) in zip(parts, itertools.pairwise(dispatched), strict=True):
@@ -158,22 +160,28 @@ def log_likelihoods(
 @functools.partial(jax.jit, static_argnames=("config", "mesh"))
 @full_precision
 def _score(
-    config: DecoderConfig, mesh: Mesh, params: decoder.Params, tokens: jax.Array, valid: jax.Array, counted: jax.Array
+    config: DecoderConfig, mesh: Mesh, params: decoder.Params, tokens: jax.Array, counted: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Scores one batch.
+    """Scores one batch. Padding needs no mask, since it follows the text.
 
-    tokens and valid: [B, T + 1], counted: [B, T] -> sums of log-likelihoods [B], whether all are likeliest [B].
+    tokens: [B, T + 1], counted: [B, T] -> sums of log-likelihoods [B], whether all are likeliest [B].
     """
 
-    @functools.partial(_each_device, mesh=mesh, in_specs=(P(), BATCH, BATCH, BATCH), out_specs=(BATCH, BATCH))
-    def local(params: decoder.Params, tokens: jax.Array, valid: jax.Array, counted: jax.Array):
-        logits = decoder.forward(config, params, tokens[:, :-1], valid[:, :-1]).astype(jnp.float32)
-        chosen = jnp.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
-        values = chosen - jax.nn.logsumexp(logits, axis=-1)
-        greedy = (logits.argmax(axis=-1) == tokens[:, 1:]) | ~counted
-        return jnp.where(counted, values, 0).sum(axis=1), greedy.all(axis=1)
+    @functools.partial(_each_device, mesh=mesh, in_specs=(P(), BATCH, BATCH), out_specs=(BATCH, BATCH))
+    def local(params: decoder.Params, tokens: jax.Array, counted: jax.Array):
+        def score(_: None, some: tuple[jax.Array, jax.Array]) -> tuple[None, tuple[jax.Array, jax.Array]]:
+            x, following = some
+            logits = decoder.head(config, params, x[None])[0].astype(jnp.float32)
+            chosen = jnp.take_along_axis(logits, following[:, None], axis=-1)[:, 0]
+            return None, (chosen - jax.nn.logsumexp(logits, axis=-1), logits.argmax(axis=-1) == following)
 
-    return local(params, tokens, valid, counted)
+        following = tokens[:, 1:]
+        groups = token_groups((final_stream(config, params, tokens[:, :-1]), following))
+        each = jax.lax.scan(score, None, groups)[1]
+        values, greedy = (a.reshape(-1)[: following.size].reshape(following.shape) for a in each)
+        return jnp.where(counted, values, 0).sum(axis=1), (greedy | ~counted).all(axis=1)
+
+    return local(params, tokens, counted)
 
 
 def continuations(

@@ -1,5 +1,7 @@
 """Batches over devices: likelihoods as in transformers, tokens as for single prompts, and few compiled shapes."""
 
+import dataclasses
+
 import hf_models
 import jax
 import numpy as np
@@ -13,6 +15,7 @@ from spap_jax.evaluation import sequences
 from spap_jax.evaluation.generation import Sampling, generate
 from spap_jax.evaluation.sequences import Replicas, Score, batches, continuations, log_likelihoods, replicas_of
 from spap_jax.model import Model, Source
+from spap_jax.models import decoder
 
 NAME = "opt_125m_like"  # learned positions would reveal padding that counts
 LENGTHS = (2, 3, 33, 9, 40, 64, 5, 31, 32, 17, 12)
@@ -62,8 +65,7 @@ def test_what_the_model_would_write_is_greedy() -> None:
 
 def test_every_device_scores_its_own_share() -> None:
     model = replicas_of(ported())
-    tokens, valid = np.ones((16, 33), np.int32), np.ones((16, 33), bool)
-    arrays = sequences._split(model.mesh, tokens, valid, valid[:, 1:])
+    arrays = sequences._split(model.mesh, np.ones((16, 33), np.int32), np.ones((16, 32), bool))
     compiled = sequences._score.lower(model.config, model.mesh, model.params, *arrays).compile()
     words = ("all-gather", "all-reduce", "all-to-all", "collective-permute")
     assert not [word for word in words if word in (compiled.as_text() or "")]
@@ -84,6 +86,15 @@ def test_new_lengths_compile_nothing(caplog: pytest.LogCaptureFixture) -> None:
     assert compiled(20, 20, 20)
     assert not compiled(2, 7, 21, 33)
     assert compiled(2, 7, 21, 34)
+
+
+def test_the_logits_of_a_few_tokens_are_held_at_once() -> None:
+    model = replicas_of(ported(), jax.devices()[:1])
+    model = model._replace(config=dataclasses.replace(model.config, vocabulary=6000))
+    params = decoder.init(model.config, jax.random.key(0))
+    arrays = sequences._split(model.mesh, np.ones((1, 1025), np.int32), np.ones((1, 1024), bool))
+    compiled = sequences._score.lower(model.config, model.mesh, params, *arrays).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 1024 * 6000 * 4 / 2
 
 
 @settings(deadline=None)
