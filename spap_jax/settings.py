@@ -175,7 +175,7 @@ class PruneSettings(_Settings):
         attention_sparsity: Fraction of the key/value heads to remove from every layer, each with the query heads that
             read it. 0 leaves attention as it is. Not available for OPT and OLMo 2.
         allocation: Widths of the layers. "uniform": all layers get the same width, as stock tools require. "global":
-            the total is the same, and each layer gets a width according to what its channels contribute to the
+            the total is at most the same, and each layer gets a width according to what its channels contribute to the
             predictions; only SPAP-JAX loads the result.
         round_to: Round the width that is kept to a multiple of this number. By default 64 for MLPs of 8192 channels or
             more and 8 for those of 1024 or more, since matrices of other widths take accelerators more memory and time,

@@ -75,7 +75,7 @@ create() {
 wait_for_slice() {
   local state
   while true; do
-    state=$(slice_state)
+    state=$(slice_state) || return
     [[ $dry_run == no ]] || { echo "$state" && return; }
     echo "$name: $state" >&2
     case $state in
@@ -123,6 +123,11 @@ delete() {
   gcloud_tpus queued-resources delete "$name" --force --quiet
 }
 
+# Deletes the slice, if it is still there.
+remove() {
+  delete || [[ $(slice_state 2>&1) == *NOT_FOUND* ]]
+}
+
 # Succeeds if the slice is gone or about to go. An unclear answer counts as no.
 is_gone() {
   local state
@@ -155,13 +160,14 @@ keep() {
       code=$(error_of_another || echo "$code")
     fi
     if [[ -n $code && $code -lt 75 ]]; then
-      delete && return "$code"
+      until remove; do sleep 30; done
+      return "$code"
     fi
     sleep 30 # wait until the state of the slice is up to date
     if is_gone; then
       echo "$name was taken away; requesting another one" >&2
       restarts=0
-      until (delete && new_slice); do sleep 30; done
+      until (remove && new_slice); do sleep 30; done
     elif [[ -n $code ]]; then
       [[ $((restarts += 1)) -le 5 ]] || fail "the run ended with code $code six times, and $name is still there: see its logs, and delete it."
       run || true # a failure means that the slice is going away, which the next iteration detects

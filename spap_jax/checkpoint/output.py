@@ -207,7 +207,7 @@ def _send(made: Path, address: str, overwrite: bool) -> None:
         publish(made, address, overwrite)
     except (UserError, KeyboardInterrupt) as error:
         place = hub_id(address) or address
-        words = ["spap", "push", str(made), place, *["--overwrite"] * (overwrite and place == address)]
+        words = ["spap", "push", str(made), place, *["--overwrite"] * overwrite]
         raise type(error)(
             f"{str(error).rstrip('.') or 'interrupted'}; the checkpoint is complete on this machine, and "
             f"`{shlex.join(words)}` goes on from there."

@@ -42,3 +42,5 @@ def _unused(settings: PruneSettings) -> Iterator[tuple[tuple[str, ...], str]]:
         yield _ROUNDS[1:], "there are no rounds"
     if not settings.passes:
         yield _JOINT[1:], "there are no joint steps"
+    if not (settings.rounds or settings.passes):
+        yield ("effort",), "there are neither rounds nor joint steps"

@@ -77,8 +77,8 @@ def check_allocation(config: DecoderConfig, narrow: DecoderConfig, settings: Pru
         model_size: Number of devices over which weights are to be sharded.
 
     Raises:
-        UserError: layers differ in width, or would, with options that need equal widths; or there is only one
-            candidate width.
+        UserError: layers differ in width, or would, with options that need equal widths; or no layer could be wider
+            and another one narrower.
     """
     chosen = settings.allocation == "global"
     if chosen or config.widths:
@@ -99,19 +99,26 @@ def check_allocation(config: DecoderConfig, narrow: DecoderConfig, settings: Pru
             f"the layers of this model differ in width already, and {option('allocation', 'global')} starts from one "
             f"width: use {option('allocation', 'uniform')}, which removes the same fraction of each layer's channels."
         )
-    if len(_candidates(config, narrow.intermediate, settings)) == 1:
+    if config.layers == 1:
+        raise UserError(f"nothing to choose for a single layer: use {option('allocation', 'uniform')}.")
+    widths, widths_apart = _candidates(config, narrow.intermediate, settings), _apart(config, settings)
+    if not widths[-1] < narrow.intermediate < widths[0]:
         raise UserError(
-            f"nothing to choose: the widths of layers with {config.intermediate} channels, rounded to a multiple of "
-            f"{settings.multiple(config.intermediate)}, are too few; lower {option('round_to')} or use "
+            f"nothing to choose: of {config.intermediate} channels, layers that keep {narrow.intermediate} could not "
+            f"be both wider and narrower in steps of {widths_apart}; lower {option('round_to')} or use "
             f"{option('allocation', 'uniform')}."
         )
 
 
 def _candidates(config: DecoderConfig, uniform: int, settings: PruneSettings) -> Widths:
     """Returns the candidate widths, descending and evenly spaced, including the uniform one."""
-    step = reduce.kept_width(config.intermediate, 1 - _STEP, settings.multiple(config.intermediate))
-    around = (uniform + step * number for number in range(_REACH, -_REACH - 1, -1))
+    around = (uniform + _apart(config, settings) * number for number in range(_REACH, -_REACH - 1, -1))
     return tuple(width for width in around if 0 < width < config.intermediate)
+
+
+def _apart(config: DecoderConfig, settings: PruneSettings) -> int:
+    """Returns how far apart the candidate widths are."""
+    return reduce.kept_width(config.intermediate, 1 - _STEP, settings.multiple(config.intermediate))
 
 
 def _losses(run: Run, widths: Widths) -> np.ndarray:

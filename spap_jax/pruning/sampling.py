@@ -18,6 +18,7 @@ from spap_jax.model import Model
 from spap_jax.numerics import step_dtype
 from spap_jax.placement import shard_params
 from spap_jax.pruning.prune_report import data_account
+from spap_jax.pruning.run import held_out_part
 from spap_jax.pruning.streams import fitted_of, largest_divisor
 from spap_jax.settings import PruneSettings
 
@@ -100,8 +101,9 @@ def with_samples(
     if not times:
         return tokens
     blocks = np.asarray(getattr(tokens, "tokens", tokens), np.int32)
-    # Prompts are fitted with what continues them, so none may be of a held-out sequence.
-    sources = blocks[np.arange(len(blocks)) % fitted_of(len(blocks), settings.held_out)]
+    # Prompts are fitted with what continues them, so none may be of a held-out sequence, unless there is no other.
+    fitted = fitted_of((1 + times) * len(blocks), held_out_part(settings)) - times * len(blocks)
+    sources = blocks[np.arange(len(blocks)) % max(1, fitted)]
     written, mask = sample(model(), sources, times, settings.seed, watch), mask_of(tokens)
     both = np.concatenate([written, blocks])
     words = f"{data_account(tokens).description}, and {times} for each that the model wrote"

@@ -55,6 +55,7 @@ def test_training_is_planned_too(folder: Path, tmp_path: Path, capsys):
     assert said.out.startswith(f"{folder}: 29.9 % of the MLP channels removed, then 30 steps of spap finetune, 128 seq")
     found = json.loads((tmp_path / "plan.json").read_text())
     assert (found["training"]["full"], found["training"]["steps"]) == (True, 30)
+    assert found["training"]["moment_dtype"] == "float32"  # spap prune's default is another one
     assert [phase["name"] for phase in found["plans"][0]["phases"]] == ["steps", "checks"]
 
 

@@ -132,7 +132,8 @@ def pruning(pruned: Path) -> list[object]:
 def test_an_output_on_the_hub(pruning: list[object], pruned: Path, tmp_path: Path):
     """The hub refuses it at first: the output is then complete locally, and the command in the message resumes."""
     with serving(f"/api/models/{REPO}/commit") as hub:
-        said = command(tmp_path, *pruning, "--output", f"hf://{REPO}", endpoint=hub.endpoint)
+        hub.models[REPO], hub.there = False, ("config.json",)
+        said = command(tmp_path, *pruning, "--output", f"hf://{REPO}", "--overwrite", endpoint=hub.endpoint)
         assert said.code == 2
         assert hub.commits == []
     told = re.search("the checkpoint is complete on this machine, and `spap (.*)` goes on from there", said.err)
@@ -140,6 +141,7 @@ def test_an_output_on_the_hub(pruning: list[object], pruned: Path, tmp_path: Pat
     words = shlex.split(told[1])
     assert left(Path(words[1])) == left(pruned)
     with serving() as hub:
+        hub.models[REPO], hub.there = False, ("config.json",)
         said = command(tmp_path, *words, endpoint=hub.endpoint)
         assert said.code == 0, said.err
         assert sorted(hub.commits[0]) == sent(pruned)

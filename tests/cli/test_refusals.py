@@ -51,7 +51,7 @@ OPTIONS = [
     (("--allocation", "best"), 'Invalid value "best" for --allocation. Choose from: "uniform", "global".'),
     (("--allocation", "global", "--schedule", "parallel"), "gives layers widths of their own, and --schedule parallel"),
     (("--allocation", "global", "--model-devices", "2"), "gives layers widths of their own, and --model-devices"),
-    (("--allocation", "global", "--round-to", "160"), "nothing to choose: the widths of layers with 320 channels"),
+    (("--allocation", "global", "--round-to", "160"), "nothing to choose: of 320 channels, layers that keep"),
     (("--ridge", "inf"), "--ridge must be positive"),
     (("--ridge", "1e300"), "--ridge must be a number that float32 can hold, not 1e+300."),
     (("--swap-rounds", "2147483648"), "--swap-rounds must be below 2**31, not 2147483648."),

@@ -43,6 +43,10 @@ def test_ordinary_text(tmp_path: Path, capsys):
         (("--joint-passes", "0", "--joint-tokens", "9"), ["--joint-tokens has no effect: there are no joint steps."]),
         (("--rounds", "0", "--steps", "9"), ["--steps has no effect: there are no rounds."]),
         (
+            ("--rounds", "0", "--joint-passes", "0", "--effort", "low"),
+            ["--effort has no effect: there are neither rounds nor joint steps."],
+        ),
+        (
             ("--method", "obs", "--swap-rounds", "9", "--penalty", "9", "--penalty-stages", "9"),
             [
                 "--penalty, --penalty-stages have no effect: the method obs has no penalty.",

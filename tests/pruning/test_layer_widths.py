@@ -125,7 +125,9 @@ def test_layers_of_different_widths_are_pruned_again():
 
 
 def test_one_width_is_no_choice():
-    with pytest.raises(UserError, match="nothing to choose: the widths of layers with 53 channels"):
-        api.prune(tiny("llama"), random_tokens(), settings=GLOBAL, round_to=32)
+    said = r"nothing to choose: of 53 channels, layers that keep \d+ could not be both wider and narrower"
+    for settings in (GLOBAL.replace(round_to=32), GLOBAL.replace(sparsity=0.06), GLOBAL.replace(sparsity=0.95)):
+        with pytest.raises(UserError, match=said):
+            api.prune(tiny("llama"), random_tokens(), settings=settings)
     with pytest.raises(UserError, match="allocation must be one of uniform, global, not 'best'"):
         GLOBAL.replace(allocation="best")

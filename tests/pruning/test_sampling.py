@@ -57,14 +57,20 @@ def test_what_was_written_is_fitted_and_never_held_out():
     assert held_out.tokens.min() == fitted.tokens.max() + 1 == (384 - 32) * 16
 
 
-def test_what_is_held_out_is_not_continued():
-    tokens = TOKENS.copy()
-    settings = PruneSettings(sampled=9, held_out=0.25)
-    tokens[-32:, ::2] = 96  # the tokens that prompts begin with
-    tokens[:-32][tokens[:-32] == 96] = 0
+@pytest.mark.parametrize(("count", "times", "share"), [(128, 9, 0.25), (25, 6, 0.1)])
+def test_what_is_held_out_is_not_continued(count: int, times: int, share: float):
+    tokens, settings = TOKENS[:count].copy(), PruneSettings(sampled=times, held_out=share)
+    written = np.arange(count * 16 * (1 + times)).reshape(-1, 16)
+    held_out = calibration_chunks(written, settings)[1].real
+    tokens[-held_out:, ::2] = 96  # the tokens that prompts begin with
+    tokens[:-held_out][tokens[:-held_out] == 96] = 0
     found = with_samples(tokens, lambda: tiny("llama"), settings).tokens
-    np.testing.assert_array_equal(found[9 * 128 :], tokens)
-    assert (found[: 9 * 128, : 16 // PROMPT] != 96).all()
+    np.testing.assert_array_equal(found[times * count :], tokens)
+    assert (found[: times * count, : 16 // PROMPT] != 96).all()
+
+
+def test_a_single_sequence_is_continued():
+    assert with_samples(TOKENS[:1], lambda: tiny("llama"), PruneSettings(sampled=1)).tokens.shape == (2, 16)
 
 
 def test_a_single_token_is_not_gone_on_from():

@@ -105,7 +105,10 @@ GCLOUD = """#!/bin/bash
 echo "$@" >> ~/said
 case "$*" in
   *" create "*) echo ACTIVE > ~/state ;;
-  *" delete "*) rm -rf ~/state ~/spap.code ~/spap.log ;;
+  *" delete "*)
+    [[ -e ~/state ]] || { echo "NOT_FOUND: it is gone" >&2; exit 1; }
+    [[ ! -e ~/busy ]] || { rm ~/busy; exit 1; }
+    rm -rf ~/state ~/spap.code ~/spap.log ;;
   *" describe "*) cat ~/state 2> /dev/null || { echo "NOT_FOUND: it is gone" >&2; exit 1; } ;;
   *" ssh "*)
     [[ $(cat ~/state) == ACTIVE ]] || exit 255
@@ -167,9 +170,11 @@ def test_keep_goes_on_with_another_slice_until_the_run_has_ended(worker: Path):
 
 
 def test_keep_ends_with_a_run_that_fails_by_itself(worker: Path):
+    (worker / "busy").touch()
     code, _, verbs = kept_going(worker, "2")
     assert code == 2
-    assert verbs == ["create", "describe", "delete"]
+    assert verbs == ["create", "describe", "delete", "describe", "delete"]  # the first of which fails
+    assert (worker / "runs").read_text() == "1\n"
 
 
 def test_keep_ends_with_the_error_of_another_worker(worker: Path):
