@@ -86,8 +86,9 @@ def _stored(file: Path) -> list[Row]:
 
 def _write(folder: Path, rows: list[Row], model: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "results.jsonl").open("wb") as file:
-        file.writelines(msgspec.json.encode(row) + b"\n" for row in rows)
+    written = folder / "results.jsonl.new"
+    written.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
+    written.replace(folder / "results.jsonl")  # which holds hours of work
     own = [row for row in rows if row.model == model]
     pictures = page.draw(folder, own)
     (folder / "README.md").write_text(

@@ -73,8 +73,11 @@ def obtain(name: str, work: Path) -> str:
     model = AutoModelForCausalLM.from_config(type(read.config)(**sizes), dtype="float32")
     model.load_state_dict(read.state_dict())
     model.bfloat16()
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    partial = folder.with_name(f".{name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    partial.rename(folder)
     return str(folder)
 
 
