@@ -191,20 +191,9 @@ def test_perplexity_is_measured_on_the_devices_of_the_run(dense: Path, ids: Path
         return measured(*given, **more)
 
     monkeypatch.setattr(perplexity, "perplexity", watched)
-    words = (
-        "--data",
-        ids,
-        "--eval",
-        ids,
-        "--output",
-        tmp_path / "out",
-        "--devices",
-        "2",
-        "--model-devices",
-        "2",
-        *QUICK,
-    )
-    assert spap(capsys, "finetune", dense, *words).code == 0
+    shared = ("--devices", "2", "--model-devices", "2", *QUICK)
+    words = ("--data", ids, "--eval", ids, "--output", tmp_path / "out")
+    assert spap(capsys, "finetune", dense, *words, *shared).code == 0
     assert sizes == [2, 2]
 
 
