@@ -64,6 +64,14 @@ def _room_for_programs() -> Iterator[None]:
         jax.clear_caches()
 
 
+@pytest.fixture(scope="module")
+def optimized() -> Iterator[None]:
+    """Let programs be optimized, for tests that run them longer than it takes to compile them."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _eight_devices() -> None:
     assert jax.device_count() == 8

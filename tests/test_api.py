@@ -22,6 +22,7 @@ from spap_jax.data.blocks import TokenBlocks, new_blocks
 from spap_jax.keywords import FinetuneChanges, PruneChanges
 from spap_jax.reporting.schema import Change
 
+pytestmark = pytest.mark.usefixtures("optimized")
 EXAMPLES = Path(__file__).parents[1] / "examples"
 STORIES = EXAMPLES / "llama-stories"
 QUICK = spap.PruneSettings(round_to=64, rounds=1, steps=5, joint_passes=0)

@@ -10,6 +10,7 @@ import pytest
 import spap_jax as spap
 from benchmarks.chat.__main__ import main, rows
 
+pytestmark = pytest.mark.usefixtures("optimized")
 STORIES = Path(__file__).parents[2] / "examples" / "llama-stories"
 TEMPLATE = (
     "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"

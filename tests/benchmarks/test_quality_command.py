@@ -15,6 +15,7 @@ from benchmarks.quality import runs
 from benchmarks.quality.cases import EXAMPLES
 from benchmarks.quality.methods import QUICK
 
+pytestmark = pytest.mark.usefixtures("optimized")
 SMALL = ("--sequences", "4", "--windows", "3", "--sparsity", "0.3")
 
 

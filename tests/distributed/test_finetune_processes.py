@@ -72,9 +72,7 @@ def test_two_processes_that_go_on_give_the_result_of_one(given: Path, capsys):
 
     All weights are trained, and each process stores its half of the state.
     """
-    one = start(given, "one", "--full")
-    _, said = one.communicate(timeout=600)
-    assert one.returncode == 0, said
+    assert main(training(given, "one", "--full", "--devices", "1")) == 0
     killed_at("step 4/6", together(given, "two", "--full"))
     first, second = (given / name for name in (".two.resume", ".two.resume-1"))
     assert 1 in states(first)  # that of step 2
@@ -106,11 +104,12 @@ def test_two_processes_that_go_on_give_the_result_of_one(given: Path, capsys):
 def test_two_processes_that_share_the_weights_give_the_result_of_one(given: Path):
     """Updates are trained. The two discard what an earlier run of the same output left."""
     words = ("--eval", str(given / "ids.npy"), "--model-devices", "2", "--no-resume")
-    runs = [start(given, "alone"), *together(given, "lora", *words)]
+    assert main(training(given, "alone", "--devices", "1")) == 0
+    runs = together(given, "lora", *words)
     results = [each.communicate(timeout=600) for each in runs]
-    assert [each.returncode for each in runs] == [0, 0, 0], results
+    assert [each.returncode for each in runs] == [0, 0], results
     assert not any("going on" in said for _, said in results)
-    assert ["6 steps, LoRA" in said for said, _ in results] == [True, True, False]
+    assert ["6 steps, LoRA" in said for said, _ in results] == [True, False]
     assert not [path for path in given.iterdir() if path.name.startswith(".")]
     before, ours, theirs = (weights(given / name) for name in ("in", "alone", "lora"))
     assert any(not np.array_equal(before[name], ours[name]) for name in ours)

@@ -44,21 +44,27 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def alone(given: Path) -> Path:
     """The output of one process, with gentle steps."""
-    output = given / "alone"
-    code, _, said = finish(start(given, output, *GENTLY))
-    assert code == 0, said
+    return on_one_device(given, given / "alone", *GENTLY)
+
+
+def pruning(given: Path, output: Path, *words: str) -> list[str]:
+    """Return the words of a command that prunes the tiny model."""
+    command = ["prune", str(given / "in"), "--output", str(output), "--data", str(given / "ids.npy")]
+    command += ["--sequences", "16", "--sequence-length", "64"]
+    return [*command, "--held-out", "0.25", *words]  # 12 and 4 sequences, which two devices divide
+
+
+def on_one_device(given: Path, output: Path, *words: str) -> Path:
+    """Run that command in this process; return the output."""
+    assert main(pruning(given, output, *words, "--devices", "1")) == 0
     return output
 
 
 def start(given: Path, output: Path, *words: str) -> subprocess.Popen:
-    """Start a separate process, with one device, that prunes the tiny model."""
-    command = [sys.executable, "-m", "spap_jax", "prune", str(given / "in"), "--output", str(output)]
-    command += ["--data", str(given / "ids.npy"), "--sequences", "16", "--sequence-length", "64"]
-    command += ["--held-out", "0.25"]  # 12 and 4 sequences, which two devices divide
+    """Start that command in a separate process with one device."""
+    command = [sys.executable, "-m", "spap_jax", *pruning(given, output, *words)]
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
-    return subprocess.Popen(
-        [*command, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 def finish(process: subprocess.Popen, seconds: int = 540) -> tuple[int, str, str]:
@@ -121,10 +127,10 @@ def test_each_of_two_processes_chooses_the_channels_of_other_layers(given: Path,
     """Of three layers, two are processed at once, then one, which leaves one process without a layer."""
     words = ("--schedule", "parallel", "--effort", "low", "--swap-rounds", "1", "--rounds", "1", "--steps", "3")
     words += ("--joint-passes", "0")
-    alone = start(given, tmp_path / "one", *words)
-    results = [finish(each) for each in (alone, *together(given, tmp_path / "two", *words))]
-    assert [code for code, _, _ in results] == [0] * 3, results
-    one, two = (json.loads((tmp_path / name / "spap_report.json").read_text()) for name in ("one", "two"))
+    alone = on_one_device(given, tmp_path / "one", *words)
+    results = [finish(each) for each in together(given, tmp_path / "two", *words)]
+    assert [code for code, _, _ in results] == [0, 0], results
+    one, two = (json.loads((each / "spap_report.json").read_text()) for each in (alone, tmp_path / "two"))
     for mine, theirs in zip(one["layers"], two["layers"], strict=True):
         assert mine["kept"] == theirs["kept"]
         assert theirs["calibration"]["alternating"] == pytest.approx(mine["calibration"]["alternating"], rel=1e-3)

@@ -54,7 +54,9 @@ def all_ran(tmp_path_factory: pytest.TempPathFactory) -> dict[str, NotebookNode]
     order = sorted(parts, key=lambda name: name != "several_devices")
     together = nbformat.v4.new_notebook(cells=[cell for name in order for cell in parts[name]])
     nbformat.write(together, folder / "all.ipynb")
-    cells = iter(executed(folder / "all.ipynb", folder).cells)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")  # programs run longer than they are compiled
+        cells = iter(executed(folder / "all.ipynb", folder).cells)
     return {name: nbformat.v4.new_notebook(cells=[next(cells) for _ in parts[name]][1:]) for name in order}
 
 
