@@ -11,14 +11,14 @@ Commands, in the order of a run (docs/tpu.md explains them):
   create    ask for the slice through a queued resource     --type TYPE [--runtime VERSION] [--spot]
   wait      return when the slice is ready, or fail if it never will be
   install   install spap with JAX for TPUs on all workers   --source WHEEL_OR_GIT_URL
-  run       start a command on all workers; it keeps running if the connection is lost
-                                                            -- prune MODEL --output DIR ...
+  run       start a run on all workers; it goes on if the connection is lost
+                                         [--env NAME=VALUE] -- prune MODEL --output DIR ...
   logs      follow worker 0's output until the run ends; its exit code is the script's
   fetch     copy a folder from worker 0 to this machine     --from DIR --to DIR
   delete    delete the slice and everything on it
   keep      all of this except fetch, again with a new slice whenever one is taken away, until the run has ended
                             --type TYPE [--runtime VERSION] [--spot] --source WHEEL_OR_GIT_URL
-                                                            -- prune MODEL --output gs://BUCKET/DIR ...
+                                         [--env NAME=VALUE] -- prune MODEL --output gs://BUCKET/DIR ...
 
 Options:
   --name NAME        name of the slice and of its queued resource
@@ -27,6 +27,8 @@ Options:
   --type TYPE        type of the slice, for example v5litepod-16, v5p-64, v6e-8
   --runtime VERSION  version of the workers' software (default: the usual one for the type)
   --spot             use spot capacity, which is cheaper and may be taken away at any time
+  --env NAME=VALUE   a variable of the command's environment; may be repeated
+  --before TIME      install no package that was published later; keep says which time goes on with a run
   --dry-run          print the commands without running them
 TEXT
 }
@@ -103,7 +105,7 @@ run() {
   [[ ${#words[@]} -gt 0 ]] || fail "run needs the words of a spap command after --, for example -- prune MODEL ..."
   local command
   # shellcheck disable=SC2088  # the tilde is expanded on the worker
-  command="~/spap/bin/spap$(printf ' %q' "${words[@]}")"
+  command="${variables:+env$variables }~/spap/bin/spap$(printf ' %q' "${words[@]}")"
   # The processes of the slice find each other. The exit code is stored for the logs and keep commands.
   on_workers all "rm -f ~/spap.code; nohup bash -c $(printf '%q' "$command --coordinator auto; echo \$? > ~/spap.code") \
 > ~/spap.log 2>&1 < /dev/null &"
@@ -149,7 +151,8 @@ keep() {
   [[ ${#words[@]} -gt 0 ]] || fail "keep needs the words of a spap command after --, for example -- prune MODEL ..."
   [[ " ${words[*]}" =~ " --output"[\ =]"gs://" ]] || fail "keep needs --output gs://..., where finished blocks outlive a slice."
   [[ -n $origin ]] || fail "keep needs --source, a wheel's path or git+https://..."
-  before=$(date -u +%FT%TZ) # a run continues with the same versions only, so later slices install no newer ones
+  before=${before:-$(date -u +%FT%TZ)} # a run continues with the same versions only, so later slices install no newer ones
+  echo "if this script is stopped, the same command with --before $before goes on" >&2
   new_slice
   while true; do
     logs || true # ends with the run or with the connection; the exit code does not distinguish them
@@ -175,7 +178,7 @@ keep() {
   done
 }
 
-name='' zone='' project='' type='' runtime='' spot='' origin='' before='' from='' to='' dry_run=no words=()
+name='' zone='' project='' type='' runtime='' spot='' origin='' variables='' before='' from='' to='' dry_run=no words=()
 [[ $# -gt 0 ]] || { usage >&2 && exit 2; }
 command=$1 && shift
 [[ $command != --help && $command != -h ]] || { usage && exit 0; }
@@ -194,6 +197,8 @@ while [[ $# -gt 0 ]]; do
     --type) type=$2 ;;
     --runtime) runtime=$2 ;;
     --source) origin=$2 ;;
+    --env) variables+=" $(printf %q "$2")" ;;
+    --before) before=$2 ;;
     --from) from=$2 ;;
     --to) to=$2 ;;
     *) fail "$1 is not an option; --help lists all." ;;

@@ -68,7 +68,7 @@ def worker(tmp_path: Path) -> Path:
     (home / "spap" / "bin").mkdir(parents=True)
     tools.mkdir()
     for path, text in (
-        (home / "spap" / "bin" / "spap", '#!/bin/bash\nprintf "%s\\n" "$@"\nexit ${#1}\n'),
+        (home / "spap" / "bin" / "spap", '#!/bin/bash\nprintf "%s\\n" "$@" ${FOLDER:+"$FOLDER"}\nexit ${#1}\n'),
         (tools / "gcloud", '#!/bin/bash\nwhile [[ $1 != --command ]]; do shift; done\nbash -c "$2"\n'),
     ):
         path.write_text(text, encoding="utf-8")
@@ -87,6 +87,8 @@ def test_words_arrive_whole_and_the_exit_code_comes_back(worker: Path):
     followed = on_worker(worker, "logs")
     assert followed.stdout.splitlines() == [*words, "--coordinator", "auto"]
     assert followed.returncode == len("prune")
+    on_worker(worker, "run", "--env", "OTHER=1", "--env", "FOLDER=a disk's", "--", *words)
+    assert on_worker(worker, "logs").stdout.splitlines() == [*words, "--coordinator", "auto", "a disk's"]
 
 
 KEPT = ["prune", "gs://lab/a model", "--output", "gs://lab/out"]
@@ -99,6 +101,8 @@ def test_keep_is_the_commands_of_a_run_in_their_order():
     expected += [*logs, look, *dry("delete")]
     kept = dry("keep", *slice_words, *source, "--", *KEPT)
     assert [[re.sub("--exclude-newer [^ ]+ ", "", word) for word in words] for words in kept] == expected
+    time = ["--before", "2026-12-01T00:00:00Z"]
+    assert dry("install", *time, *source)[1] == dry("keep", *time, *slice_words, *source, "--", *KEPT)[3]
 
 
 GCLOUD = """#!/bin/bash
