@@ -57,8 +57,8 @@ def plan(
         sequences: Number of calibration sequences.
         sequence_length: Tokens in each sequence. By default as many as the model's positions allow, at most 2048.
         finetune: Plan recovery training instead, of low-rank updates or of all weights of the pruned model, with the
-            model itself as the teacher, in steps as spap finetune makes them by default. --steps, --batch-tokens and
-            --compute-dtype then apply to it.
+            model itself as the teacher, in steps as spap finetune makes them by default. --steps, --batch-tokens,
+            --compute-dtype and --remat then apply to it.
         compile: Compile every program of the run for the devices named by --mesh, which need not be there.
         json: JSON file to which the results are written as well.
         settings: How to prune, as in spap prune.
