@@ -15,7 +15,7 @@ Names say what happens in JAX's words: ``*_size`` and ``*_spec`` describe the me
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,8 +23,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.experimental.mesh_utils import create_device_mesh
 from jax.experimental.multihost_utils import broadcast_one_to_all, process_allgather
-from jax.sharding import AxisType, NamedSharding, PartitionSpec, get_abstract_mesh, get_mesh
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, get_abstract_mesh, get_mesh
 
 from spap_jax.backend import platform, quick_compilation
 from spap_jax.errors import UserError, option
@@ -43,6 +44,9 @@ _MEETINGS = itertools.count()
 
 _PATIENCE = 86400
 """Seconds that a process waits for the others, of which the leading one may have much to read or to write."""
+
+one_device = jax.make_user_context(False)
+"""True in a run on one device, although there may be others; see `division_is_known`."""
 
 _FOR_WEIGHTS = 0.7
 """Maximum fraction of a device's memory for weights; the rest is for what is computed with them."""
@@ -150,13 +154,27 @@ def use_mesh(count: int | None, model: int | None = 1, weights: int = 0, groups:
             f"{count} devices cannot be divided into groups of {model} that share the weights: give "
             f"{option('model_devices')} a number that divides {count}."
         )
-    with quick_compilation():
-        if count == 1:
-            yield
-            return
-        shape, types = (count // model, model), (AxisType.Auto, AxisType.Auto)
-        with jax.set_mesh(jax.make_mesh(shape, (DATA, _MODEL), axis_types=types, devices=there[:count])):
-            yield
+    taking_part = {device.process_index for device in there[:count]}
+    if len(taking_part) < jax.process_count():
+        raise UserError(
+            f"{count} devices are asked for, and only {len(taking_part)} of {jax.process_count()} processes have any "
+            f"of them: {option('devices')} counts those of all processes; leave it out, or start fewer processes."
+        )
+    with quick_compilation(), one_device(True) if count == 1 else jax.set_mesh(arranged(there[:count], model)):
+        yield
+
+
+def arranged(devices: Sequence[Any], model: int) -> Mesh:
+    """Makes a mesh of devices, of which groups of ``model`` share the weights: neighbours, where links form a grid.
+
+    `jax.make_mesh` refuses groups that take up a part of an axis of links, except on v5e.
+    """
+    shape = (len(devices) // model, model)
+    try:
+        grid = create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    except (AssertionError, NotImplementedError, ValueError):  # of some of a slice's chips, or of several slices
+        grid = np.asarray(devices).reshape(shape)
+    return Mesh(grid, (DATA, _MODEL), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
 def only_device() -> list[Any] | None:
@@ -352,6 +370,15 @@ def shard_map_over_data(function: Callable[..., Any], given: tuple[Any, ...], ou
     return jax.shard_map(function, in_specs=given, out_specs=out, axis_names={DATA}, check_vma=False)
 
 
+def division_is_known() -> bool:
+    """Whether the program that is being traced says how it is divided among devices, or runs on one.
+
+    Elsewhere, as in ``spap.loss`` of a model that several devices share, the compiler learns it from the arrays, and
+    kernels that it cannot partition must not be in it.
+    """
+    return mesh_size() > 1 or one_device.value or jax.device_count() == 1
+
+
 def shard_map_over_heads(kernel: Callable[..., jax.Array], q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """Computes ``kernel(q, k, v)``, which the compiler cannot partition, on each device's own heads.
 
@@ -509,7 +536,7 @@ def _kept_spec(kept: jax.Array) -> PartitionSpec:
 
 
 def in_any_group(flag: jax.Array) -> jax.Array:
-    """Whether a flag [] is set in any of the groups that `map_over_groups` lets work at the same time.
+    """Whether a flag [] is set in any of the groups that `map_over_groups` or `map_chunks` lets work at the same time.
 
     A loop that divides rows among a group has collectives, for which all devices have to make the same turns: it ends
     when no group needs it any more. Groups of one device end by themselves.

@@ -26,7 +26,9 @@ def peak() -> int:
     """Peak resident memory of this process, in bytes."""
     if sys.platform == "linux":  # where rusage counts the parent's memory at the start of this process
         with open("/proc/self/status", encoding="ascii") as status:
-            return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))
+            found = [int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:")]
+        if found:  # not every sandbox says
+            return found[0]
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
 

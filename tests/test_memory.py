@@ -1,5 +1,6 @@
 """The peak memory that a process reports, and the memory that it may use."""
 
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,11 @@ def test_the_peak_is_that_of_the_process_itself():
 
 def test_the_peak_stays_when_memory_is_given_back():
     assert peak_of_a_child("big = bytearray(200_000_000); big[::4096] = big[::4096]; del big") > 200_000_000
+
+
+def test_a_system_that_does_not_say_the_peak_says_the_memory_used(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("builtins.open", lambda *_, **__: io.StringIO("VmSize: 9 kB\nVmRSS: 8 kB\n"))
+    assert memory.peak() > 10_000_000
 
 
 @pytest.mark.parametrize(("said", "limit"), [("1000000\n", 1_000_000), ("max\n", memory.of_machine())])

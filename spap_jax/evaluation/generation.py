@@ -14,6 +14,7 @@ from spap_jax import devices
 from spap_jax.errors import UserError
 from spap_jax.model import Model, Source, checked
 from spap_jax.models import DecoderConfig, decoder
+from spap_jax.numerics import full_precision
 from spap_jax.placement import shard_params
 
 PROMPT_STEP = 32
@@ -108,6 +109,7 @@ class _State(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames=("config", "new", "sampling", "dtype"))
+@full_precision
 def _continue(
     config: DecoderConfig,
     params: decoder.Params,
@@ -137,11 +139,14 @@ def _continue(
             logits, cache = decode_step(config, params, state.token, state.cache)
             return write(state._replace(cache=cache), logits)
 
+        def is_going(state: _State) -> jax.Array:
+            return (state.step < new) & devices.in_any_group(~state.ended.all())
+
         # The last token written is not read back, so it needs no space in the cache.
         logits, cache = prefill(config, params, tokens, valid, tokens.shape[1] + new - 1, dtype)
         written = jnp.full((batch, new), pad, jnp.int32)
         state = _State(jnp.int32(0), jnp.zeros(batch, jnp.int32), jnp.zeros(batch, bool), written, cache)
-        state = jax.lax.while_loop(lambda s: (s.step < new) & ~s.ended.all(), advance, write(state, logits))
+        state = jax.lax.while_loop(is_going, advance, write(state, logits))
         return state.written
 
     return devices.map_chunks(continued, (tokens, valid, keys), params, is_end, pad)

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import jax
-from jax.sharding import AxisType
 
 from spap_jax import devices
 from spap_jax.backend import quick_compilation, traced_for
@@ -27,8 +26,8 @@ def described(mesh: Mesh) -> Iterator[Any]:
     there = kind.devices_of(mesh)
     with traced_for(platform), quick_compilation():
         if mesh.devices == 1:
-            yield there[0]
+            with devices.one_device(True):
+                yield there[0]
             return
-        shape, types = (mesh.devices // mesh.sharers, mesh.sharers), (AxisType.Auto, AxisType.Auto)
-        with jax.set_mesh(jax.make_mesh(shape, (devices.DATA, "model"), axis_types=types, devices=there)):
+        with jax.set_mesh(devices.arranged(there, mesh.sharers)):
             yield None

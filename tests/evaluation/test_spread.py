@@ -9,7 +9,7 @@ import pytest
 
 from spap_jax import api, devices
 from spap_jax.errors import UserError
-from spap_jax.evaluation.generation import Sampling
+from spap_jax.evaluation.generation import Sampling, generate
 from spap_jax.evaluation.perplexity import compare, negative_log_likelihood, perplexity
 from spap_jax.evaluation.sequences import Replicas, continuations, replicas_of
 from spap_jax.evaluation.speed import time_generation
@@ -81,6 +81,15 @@ def test_the_mesh_changes_no_sample(count: int, sharers: int):
     with devices.use_mesh(count, sharers):
         found = sample(model(), TOKENS[:8], 2, 0)
     np.testing.assert_array_equal(found, sample(model(), TOKENS[:8], 2, 0))
+
+
+def test_groups_whose_texts_end_at_different_steps_take_the_same_turns():
+    prompts, ends = TOKENS[:4, :8], tuple(range(0, 96, 12))
+    alone = generate(model(), prompts, 24, eos=ends, pad=0)
+    lengths = [np.isin(row, ends).argmax() if np.isin(row, ends).any() else 24 for row in alone[:, 8:]]
+    assert max(lengths[:2]) != max(lengths[2:])
+    with devices.use_mesh(4, 2):
+        np.testing.assert_array_equal(generate(model(), prompts, 24, eos=ends, pad=0), alone)
 
 
 def test_tasks_run_where_the_weights_are_shared():

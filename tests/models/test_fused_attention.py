@@ -47,8 +47,16 @@ def test_fused_kernels_agree_with_blocks_of_scores(fused: Callable[..., jax.Arra
 
 
 def operations(platform: str, q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None = None) -> str:
-    with traced_for(platform):
+    with traced_for(platform), devices.use_mesh(1):
         return str(jax.make_jaxpr(causal_attention)(q, k, v, valid))
+
+
+def test_a_program_that_may_be_divided_unseen_has_no_kernel_that_cannot_be():
+    """As that of ``spap.loss`` of a model on several TPUs, which learns it from the arrays."""
+    with traced_for("tpu"):
+        assert "pallas_call" not in str(jax.make_jaxpr(causal_attention)(*arrays()))
+        with devices.use_mesh(8, 2):
+            assert "pallas_call" in str(jax.make_jaxpr(causal_attention)(*arrays()))
 
 
 def test_the_platform_and_the_precision_choose():

@@ -5,6 +5,7 @@ too long.
 """
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from jax.sharding import get_mesh
 from loads import LLAMA, config_of
 from test_slices import check_looping
 
-from spap_jax.planning import absent, memory
+from spap_jax.devices import arranged
+from spap_jax.planning import absent, memory, slices
 from spap_jax.planning.accelerators import mesh_named
 from spap_jax.planning.compiled import needs
 from spap_jax.planning.described import bytes_here
@@ -35,6 +37,21 @@ def small() -> list[Found]:
 def test_collectives_of_a_tpu_program_are_read():
     with absent.described(MESH):
         check_looping(get_mesh())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("name", "sharers"), [("v6e-16", 2), ("v6e-64", 16), ("v5p-128", 8)])
+def test_groups_may_take_up_a_part_of_an_axis(name: str, sharers: int):
+    there = slices.devices_of(mesh_named(name))
+    groups = arranged(there, sharers).devices
+    assert groups.shape == (len(there) // sharers, sharers)
+    for group in groups:  # each is connected
+        near = [sum(abs(a - b) for a, b in zip(x.coords, y.coords, strict=True)) for x, y in pairwise(group)]
+        assert max(near) <= 2
+
+
+def test_some_chips_of_a_slice_that_form_no_grid():
+    there = slices.devices_of(MESH)[:3]
+    assert arranged(there, 1).devices[:, 0].tolist() == there
 
 
 def test_all_programs_of_a_small_model(small: list[Found]):

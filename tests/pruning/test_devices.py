@@ -216,3 +216,9 @@ def test_meshes_that_there_are_not_are_refused():
         run(9)
     with pytest.raises(UserError, match="8 devices cannot be divided into groups of 3 that share the weights"):
         run(8, 3)
+
+
+def test_every_process_takes_part(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)  # all devices here are those of the first
+    with pytest.raises(UserError, match="4 devices are asked for, and only 1 of 2 processes have any of them"):
+        run(4)
