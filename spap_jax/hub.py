@@ -87,8 +87,9 @@ def check_upload(repo: str, overwrite: bool, private: bool = False) -> None:
         private: Whether nobody else may see the upload.
 
     Raises:
-        UserError: The id is not valid, nobody is logged in, the hub does not answer or does not know the token, or the
-            repository holds files that may not be replaced, or is public although it may not be.
+        UserError: The id is not valid, nobody is logged in, the hub does not answer or does not know the token, this
+            login may not write there, or the repository holds files that may not be replaced, or is public although
+            it may not be.
     """
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import RepositoryNotFoundError
@@ -97,10 +98,12 @@ def check_upload(repo: str, overwrite: bool, private: bool = False) -> None:
     token = _upload_token()
     hub = HfApi(constants.ENDPOINT, token)
     try:
-        hub.whoami()
+        _check_may_write(repo, hub.whoami())
         found = hub.model_info(repo)
     except RepositoryNotFoundError:
         return
+    except UserError:
+        raise
     except Exception as error:  # whatever the client raises: an expired token, a lost network
         said = first_line(error)
         raise UserError(f"the hub {constants.ENDPOINT} refuses ({said}): run hf auth login, or set HF_TOKEN.") from None
@@ -113,6 +116,20 @@ def check_upload(repo: str, overwrite: bool, private: bool = False) -> None:
         raise UserError(
             f"hf://{repo} is public, and what is uploaded to it would be: make it private in its settings on the hub, "
             f"or leave out {option('private', True)}."
+        )
+
+
+def _check_may_write(repo: str, login: dict[str, Any]) -> None:
+    """Checks a login by the role of its token; what a fine-grained one may do, the hub does not say."""
+    role = login.get("auth", {}).get("accessToken", {}).get("role")
+    if role == "read":
+        raise UserError(
+            f"hf://{repo} is to be written, and the hub's token may only read: log in with one that may write."
+        )
+    names = [login["name"], *(each["name"] for each in login.get("orgs") or ())]
+    if role == "write" and repo.partition("/")[0].lower() not in map(str.lower, names):
+        raise UserError(
+            f"hf://{repo} belongs to none of {', '.join(names)}, to which this login may write: name one of these."
         )
 
 

@@ -74,8 +74,8 @@ def check_name(output: str | Path) -> None:
     """Rejects an output without a usable name.
 
     Raises:
-        UserError: It is empty, the root of a file system, an address with a part "..", or a name that this program uses
-            itself.
+        UserError: It is empty, the root of a file system, an address with a part ".." or a pattern, or a name that this
+            program uses itself.
     """
     text = str(output)
     if not text.strip():
@@ -86,6 +86,8 @@ def check_name(output: str | Path) -> None:
         parts = text.rstrip("/").split("/")
         if parts[-1] in (".", "..") or {".", ".."} & set(parts[3:]):
             raise UserError(f"{output} has a part . or .., which no store resolves: write out the address.")
+        if set("*?[") & set(text):
+            raise UserError(f"{output} holds a *, ? or [, with which clients of stores mean many files: write another.")
     else:
         parts = real_path(output).parts
         if len(parts) == 1:

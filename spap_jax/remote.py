@@ -51,7 +51,7 @@ def base_name(place: str | Path) -> str:
     """The public name of a path or an address: its last part, without the folders above it."""
     if is_address(place):
         return str(place).rstrip("/").rpartition("/")[2]
-    return os.path.basename(os.path.abspath(Path(place).expanduser()))  # of "." too; a link keeps its own name
+    return os.path.basename(os.path.abspath(os.path.expanduser(place)))  # of "." too; a link keeps its own name
 
 
 def working_folder(address: str) -> Path:
@@ -205,7 +205,9 @@ class Folder:
             files: What the store says of each file, by name.
             notes: Texts of further files, which this program writes into the folder.
         """
-        told = json.dumps({"": self.address, **files, **(notes or {})}, sort_keys=True, default=str)
+        # An address that leads to another one may lead to one that holds the time of day.
+        same = {name: {key: about[key] for key in about if key != "url"} for name, about in files.items()}
+        told = json.dumps({"": self.address, **same, **(notes or {})}, sort_keys=True, default=str)
         target = _downloads() / _hash(told)
         if target.is_dir():
             return target
@@ -213,10 +215,11 @@ class Folder:
         try:
             partial.mkdir(parents=True)
             size = sum(about["size"] or 0 for about in files.values())
-            if (free := shutil.disk_usage(partial).free) < size:
+            disk = shutil.disk_usage(partial)
+            if disk.total and disk.free < size:  # some network file systems report a size of 0
                 raise UserError(
-                    f"{self.address} holds {bytes_text(size)} and the disk of {target.parent} has {bytes_text(free)} "
-                    "free: free some space, or name a folder on another disk in SPAP_CACHE."
+                    f"{self.address} holds {bytes_text(size)} and the disk of {target.parent} has "
+                    f"{bytes_text(disk.free)} free: free some space, or name a folder on another disk in SPAP_CACHE."
                 )
             self.get(files, partial, size)
             for name, about in files.items():

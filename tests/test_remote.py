@@ -54,6 +54,14 @@ def test_a_file_is_downloaded_again_only_when_it_has_changed(store: type[stores.
     assert first.read_bytes() == b"one"  # a run that is reading it still can
 
 
+def test_an_address_that_leads_to_a_new_one_each_time_is_downloaded_once(store: type[stores.Frail], tmp_path: Path):
+    Folder("frail://bucket/data").write("a.txt", b"one")
+    about = Folder("frail://bucket/data").about("a.txt")
+    found = {Folder("frail://bucket/data").fetch({"a.txt": about | {"url": f"https://disk/{time}"}}) for time in "12"}
+    assert len(found) == 1
+    assert len(downloads(tmp_path)) == 1
+
+
 def test_of_a_folder_what_is_wanted(store: type[stores.Frail]):
     place = Folder("frail://bucket/in/")
     for name in ("a", "deep/b", "c"):

@@ -43,7 +43,13 @@ def load(name: str | Path, place: PlaceParams = local) -> Model:
         Notice: Its config.json has fields that transformers does not read, which are ignored.
 
     Raises:
-        UserError: There is no such model, it is not supported, or its files are damaged.
+        UserError: There is no such model, it is not supported, its files are damaged, or they were replaced at their
+            address meanwhile.
     """
     folder = locate(name)
-    return load_orbax(folder, place) if is_orbax(folder) else Reader(folder, str(name)).model(place)
+    if is_orbax(folder):
+        return load_orbax(folder, place)
+    reader = Reader(folder, str(name))
+    model = reader.model(place)
+    reader.check_unchanged()
+    return model

@@ -1,9 +1,10 @@
 """Resolves the name of a model to a local folder: an existing folder, or a download from the hub or a store."""
 
+import os
 import re
 from pathlib import Path
 
-from spap_jax.checkpoint.orbax_files import SOURCE
+from spap_jax.checkpoint.orbax_files import SOURCE, is_orbax
 from spap_jax.checkpoint.ranged import NOTE, note_of
 from spap_jax.checkpoint.side_files import ACCOUNTS, SIDE_FILES, matching
 from spap_jax.checkpoint.tensors import weight_files
@@ -13,6 +14,7 @@ from spap_jax.remote import Folder, base_name, fetch_file, hub_id, is_address
 
 _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 _TORCH = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model*", "vocab*", "spiece.model", "tekken.json", "*.tiktoken")
 _REMEDY = "connect to the network, or give the path of a local folder that holds the checkpoint."
 
 
@@ -65,7 +67,7 @@ def model_place(name: str | Path) -> str | Path:
 
 def _local(name: str | Path) -> Path | None:
     """The folder if the name is that of a local one, None if it is a hub id."""
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise UserError(f"{folder} is no checkpoint: it has no config.json; name the folder that has one.")
@@ -95,7 +97,7 @@ def _checked_id(name: str | Path) -> str:
 
 def _from_hub(repo: str) -> Path:
     cached = _cached(repo)
-    if cached is not None and _has_tokenizer(cached):
+    if cached is not None and _has_tokenizer(cached) and not is_orbax(cached):
         return cached
     try:
         require_hub(f"the model {repo}", _REMEDY)
@@ -107,23 +109,24 @@ def _from_hub(repo: str) -> Path:
 
 
 def _cached(repo: str) -> Path | None:
-    """The cached snapshot if its config and all of its weights exist; does not use the network."""
+    """The cached snapshot if its config and all of its weights exist, as far as can be seen; no network is used."""
     from huggingface_hub import try_to_load_from_cache
 
     config = try_to_load_from_cache(repo, "config.json")
     if not isinstance(config, str):
         return None
+    folder = Path(config).parent
+    if is_orbax(folder):
+        return folder
     try:
-        complete = all(file.is_file() for file in weight_files(Path(config).parent))
+        complete = all(file.is_file() for file in weight_files(folder))
     except UserError:
         return None
-    return Path(config).parent if complete else None
+    return folder if complete else None
 
 
 def _has_tokenizer(folder: Path) -> bool:
-    return bool(
-        matching([file.name for file in folder.iterdir()], ("tokenizer*", "vocab*", "spiece.model", "tekken.json"))
-    )
+    return bool(matching([file.name for file in folder.iterdir()], _VOCABULARIES))
 
 
 def _download(repo: str) -> Path:

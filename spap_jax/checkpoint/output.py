@@ -28,6 +28,9 @@ from spap_jax.manifest import check_replaceable, sort_files, write_manifest
 from spap_jax.places import beside, check_apart, is_within, real_path
 from spap_jax.remote import hub_id, is_address, working_folder
 
+_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES)
+"""What file systems say that cannot sync a folder."""
+
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -193,10 +196,13 @@ def _flush(folder: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Waits until a file or folder is on the disk."""
+    """Waits until a file is on the disk, or a folder if its file system can tell."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if not path.is_dir() or error.errno not in _NO_SYNC:
+            raise
     finally:
         os.close(handle)
 

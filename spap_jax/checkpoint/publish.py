@@ -8,6 +8,7 @@ every moment what a later upload may replace, and files that are not in the mani
 
 import hashlib
 import json
+import os
 import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -78,8 +79,8 @@ def publish(folder: Path, address: str, overwrite: bool, *, private: bool = Fals
         _replace(Folder(address), files, overwrite)
         return address
     check_upload(repo, overwrite, private)
-    card = files["README.md"].read_text(encoding="utf-8").replace('("PATH")', f'("{repo}")')
-    files_there = files | {"README.md": card.encode()}
+    card = files["README.md"].read_bytes().replace(b'("PATH")', f'("{repo}")'.encode())
+    files_there = files | {"README.md": card}
     return upload(repo, files_there, "Pruned with SPAP-JAX", private=private, replaced=_of_a_model)
 
 
@@ -114,7 +115,7 @@ def read_made(output: str | Path, name: str) -> bytes | None:
     if is_address(output):
         return None if hub_id(output) else Folder(str(output)).read(name)
     try:
-        return (Path(output).expanduser() / name).read_bytes()
+        return Path(os.path.expanduser(output), name).read_bytes()
     except OSError:
         return None
 

@@ -92,6 +92,19 @@ def is_unfinished(output: str | Path) -> bool:
     return (resume_folder(output) / _RUN).exists()
 
 
+def begun_with(output: str | Path) -> dict[str, Any]:
+    """What a run into `output` depends on that was interrupted; empty if there is none, or if that cannot be read.
+
+    Raises:
+        UserError: The output is at an address, and its store fails.
+    """
+    try:
+        kept = _copies(output).read(_RUN) if _in_store(output) else (resume_folder(output) / _RUN).read_bytes()
+        return dict(json.loads(kept or b"{}"))
+    except (OSError, TypeError, ValueError):
+        return {}
+
+
 class Unfinished:
     """The progress of a run: created when it begins, or found as an earlier run left it.
 

@@ -42,11 +42,12 @@ def prune(
 
     An interrupted run picks up where it stopped when the same command is given again: until the output is complete, the
     finished blocks are kept beside it, in a folder .NAME.resume. If the output is an address, the run can continue on
-    another machine. After SIGTERM the run ends at once with exit code 75. Exit code 0 is success, and 2 is an error
-    that one sentence explains.
+    another machine. After SIGTERM the run ends at once with exit code 75. Exit code 0 is success, 2 an error that one
+    sentence explains, 1 a fault of spap, and 130 Ctrl-C.
 
     Args:
-        model: Checkpoint to prune: a folder, a hub id, or an address such as gs://bucket/model.
+        model: Checkpoint to prune: a folder, a hub id, or an address such as gs://bucket/model. Orbax folders are for
+            spap convert, which makes one of this kind of them.
         data: Calibration text, which shows what each channel contributes: wikitext2, c4, a data set of the hub, or the
             path or address of a .txt, .jsonl or .parquet file, or of a .npy file of token ids. Conversations, in a
             column "messages", go through the model's chat template, and joint steps count what the assistant wrote.
@@ -94,7 +95,7 @@ def prune(
         narrows = narrow_configs(reader, wanted, model_devices)
         with use_mesh(devices, model_devices):
             texts = Texts(data, eval, sequences, sequence_length, bos)
-            wanted = fitted_to_memory(reader, wanted, texts)
+            wanted = fitted_to_memory(reader, wanted, texts, fresh=not resume)
             command = opened(reader, texts, wanted, narrows, dtype, overwrite)
             done = make_checkpoints(wanted, narrows, command, fresh=not resume, before_end=before_end)
         for unfinished in done:

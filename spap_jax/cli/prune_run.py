@@ -14,7 +14,7 @@ import jax
 from spap_jax import checkpoint, memory
 from spap_jax.checkpoint.behind import Behind
 from spap_jax.checkpoint.publish import read_made
-from spap_jax.checkpoint.unfinished import Unfinished
+from spap_jax.checkpoint.unfinished import Unfinished, begun_with
 from spap_jax.cli import console
 from spap_jax.cli.prune_many import PruneRun, check_different
 from spap_jax.cli.resume_messages import layers_done, telling
@@ -99,10 +99,11 @@ def narrow_configs(reader: checkpoint.Reader, wanted: list[PruneRun], model_devi
     return narrows
 
 
-def fitted_to_memory(reader: checkpoint.Reader, wanted: list[PruneRun], texts: Texts) -> list[PruneRun]:
+def fitted_to_memory(reader: checkpoint.Reader, wanted: list[PruneRun], texts: Texts, fresh: bool) -> list[PruneRun]:
     """Settles what runs leave to the memory of the devices, before any weight is read, and warns of too little.
 
-    Runs differ only in what they remove, and the one that removes least takes most memory.
+    Runs differ only in what they remove, and the one that removes least takes most memory. Unless they start ``fresh``,
+    those that were interrupted go on as they began.
     """
     assert reader.source.folder  # from which it reads
     config, weight_bytes = checkpoint.read_config(reader.source.folder / "config.json", reader.source.name)
@@ -111,9 +112,17 @@ def fitted_to_memory(reader: checkpoint.Reader, wanted: list[PruneRun], texts: T
         return wanted
     largest = min((run.settings for run in wanted), key=lambda settings: settings.sparsity)
     blocks = settings_here(Request(config, largest, texts.sequences, length, weight_bytes)).joint_blocks
-    if blocks and blocks != largest.joint_blocks:
-        console.err.print(f"joint steps will adjust {blocks} blocks at a time, as many as fit in memory")
-    return [run._replace(settings=run.settings.replace(joint_blocks=blocks)) for run in wanted]
+    asked = largest.joint_blocks is not None
+
+    def settled(run: PruneRun) -> PruneRun:
+        begun = told_to_all(begun_with(run.output) if leads() and not (asked or fresh) else {})
+        return run._replace(settings=run.settings.replace(joint_blocks=begun.get("joint_blocks", blocks)))
+
+    fitted = list(map(settled, wanted))
+    if not asked and (number := fitted[0].settings.joint_blocks):
+        many = f"{number} block{'s' * (number > 1)}"
+        console.err.print(f"joint steps will adjust {many} at a time, as many as fit in memory")
+    return fitted
 
 
 def opened(

@@ -35,6 +35,7 @@ def report(
     from spap_jax.errors import UserError
 
     try:
+        from spap_jax.places import real_path
         from spap_jax.reporting.page import render
         from spap_jax.reporting.read import read_runs, with_sparsities
         from spap_jax.reporting.write import check_places, write_all
@@ -43,7 +44,7 @@ def report(
             f"spap report needs {error.name}, which is not installed: install it with pip install 'spap-jax[report]'."
         ) from error
 
-    page = output or Path(os.path.commonpath([folder.expanduser().resolve() for folder in folders]), "spap_report.html")
+    page = output or Path(os.path.commonpath([real_path(folder) for folder in folders]), "spap_report.html")
     check_places([page], overwrite)
     runs = read_runs(with_sparsities(folders), bench)
     with waiting(f"drawing {len(runs)} run{'s' if len(runs) > 1 else ''}"):

@@ -1,7 +1,7 @@
 """Several data sets mixed by weight: ``a.jsonl:0.7,b.txt:0.3``."""
 
+import os
 import re
-from pathlib import Path
 from typing import NamedTuple
 
 from spap_jax.errors import UserError, option
@@ -70,6 +70,6 @@ def sequence_counts(parts: list[Share], sequences: int) -> list[int]:
 
 def _exists(name: str) -> bool:
     try:
-        return Path(name).expanduser().exists()
+        return os.path.exists(os.path.expanduser(name))
     except OSError:  # a name that no file can have
         return False

@@ -1,5 +1,6 @@
 """Where data come from: a local file, an address, the hub, a named set, or objects in memory."""
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -48,7 +49,7 @@ def open_data(data: Data, role: Role, join: Join = joined) -> Opened:
         return _open_split(data, "the given data set", role, join)
     if not isinstance(data, str | Path):
         rows, name = rows_of(data), "the given text"
-        return Opened("the given array", np.asarray(data)) if rows is None else Opened(name, join(rows, name))
+        return Opened("the given array", _array(data)) if rows is None else Opened(name, join(rows, name))
     short, _, copy = str(data).partition(":")
     if short in NAMED:
         return _open_named(short, copy, role)
@@ -63,13 +64,23 @@ def open_data(data: Data, role: Role, join: Join = joined) -> Opened:
     return _open_split(hub_splits(named[1], named[2], remedy=LOCAL), data, role, join)
 
 
+def _array(data: Any) -> np.ndarray:
+    try:
+        return np.asarray(data)
+    except (TypeError, ValueError) as error:  # rows of several lengths, or a tensor on a device
+        said = first_line(error)
+        raise UserError(
+            f"the given data are no array ({said}): give whole token ids [B, T], all sequences as long as the others."
+        ) from error
+
+
 def local_file(named: str | Path) -> Path:
     """Returns the local path of a file; a file at an address is downloaded.
 
     Raises:
         UserError: It cannot be downloaded.
     """
-    return fetch_file(str(named)) if is_address(named) else Path(named).expanduser()
+    return fetch_file(str(named)) if is_address(named) else Path(os.path.expanduser(named))
 
 
 def _open_named(short: str, copy: str, role: Role) -> Opened:

@@ -1,5 +1,6 @@
 """Text and conversations as token ids, and the tokenizer that makes them."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -133,7 +134,7 @@ def load_tokenizer(named: str | Path) -> Any:
     """
     from huggingface_hub.errors import StrictDataclassError
 
-    folder = Path(named).expanduser()
+    folder = Path(os.path.expanduser(named))
     try:
         if folder.is_dir():
             return _pretrained(str(folder), local=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from spap_jax.errors import UserError
+from spap_jax.places import real_path
 from spap_jax.reporting.schema import FORMAT, FinetuneReport, PruneReport, RunReports, SpeedReport, parsed
 
 REPORT = "spap_report.json"
@@ -22,9 +23,9 @@ def with_sparsities(folders: Sequence[Path]) -> list[Path]:
 
 
 def _runs_in(folder: Path) -> list[Path]:
-    if (folder.expanduser() / REPORT).is_file():
+    if (real_path(folder) / REPORT).is_file():
         return [folder]
-    return sorted(file.parent for file in folder.expanduser().glob(f"[!.]*/{REPORT}")) or [folder]
+    return sorted(file.parent for file in real_path(folder).glob(f"[!.]*/{REPORT}")) or [folder]
 
 
 def read_runs(folders: Sequence[Path], benches: Sequence[Path] = ()) -> list[RunReports]:
@@ -38,7 +39,7 @@ def read_runs(folders: Sequence[Path], benches: Sequence[Path] = ()) -> list[Run
         UserError: a folder is named twice or has no report, a file cannot be decoded or has another format, or a
             measurement matches none of the checkpoints, or several.
     """
-    places = [folder.expanduser().resolve() for folder in folders]
+    places = list(map(real_path, folders))
     twice = [str(folder) for folder, place in zip(folders, places, strict=True) if places.count(place) > 1]
     if twice:
         raise UserError(f"{' and '.join(twice)} are the same folder: name each run once.")
@@ -58,7 +59,7 @@ def _labels(places: Sequence[Path]) -> list[str]:
 
 
 def _read_pruned(folder: Path) -> PruneReport:
-    file = folder.expanduser() / REPORT
+    file = real_path(folder) / REPORT
     if not file.is_file():
         raise UserError(f"{folder} holds no {REPORT}: name a folder that spap prune wrote.")
     found = _read(file, dict[str, Any], "spap prune").get("format", FORMAT)

@@ -15,6 +15,7 @@ import pytest
 from tiny_checkpoints import write, write_bin
 
 from spap_jax.checkpoint import load, locate, locate_config
+from spap_jax.checkpoint.orbax_files import SOURCE
 from spap_jax.errors import UserError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -51,6 +52,7 @@ def test_folders(cache: Path, monkeypatch: pytest.MonkeyPatch):
         ("./models/b", "there is no folder models/b: check the path"),
         ("/no/such", "there is no folder /no/such"),
         ("~/no", "there is no folder .*/no"),
+        ("~nobody-of-this-name/no", "there is no folder ~nobody-of-this-name/no"),
         ("../no", "there is no folder ../no"),
         ("a/b/c", "there is no folder a/b/c"),
         ("llama", "there is no folder llama: check the path, or give a hub id of the form owner/name"),
@@ -102,6 +104,14 @@ def test_a_cached_snapshot_needs_no_network(shard: str, cache: Path):
     max(folder.glob("*.safetensors")).unlink()
     with pytest.raises(UserError, match="the model owner/name is not on this machine"):
         locate("owner/name")
+
+
+def test_a_cached_orbax_folder_needs_no_network(cache: Path):
+    folder = snapshot(cache, "owner/name")
+    (folder / "params").mkdir(parents=True)
+    for name in ("config.json", SOURCE, "params/_METADATA"):
+        (folder / name).write_text("{}")
+    assert locate("owner/name") == folder
 
 
 class Hub(BaseHTTPRequestHandler):

@@ -1,10 +1,12 @@
 """An output folder is complete or absent, whatever happens."""
 
 import contextlib
+import errno
 import os
 import resource
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,6 +25,27 @@ from spap_jax.model import Model
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return load(write("llama", tmp_path_factory.mktemp("source") / "in"))
+
+
+def test_a_folder_that_cannot_be_synced(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Some network file systems sync files only; a disk that fails is another matter."""
+    sync = os.fsync
+
+    def failing(code: int):
+        def fsync(handle: int) -> None:
+            if stat.S_ISDIR(os.fstat(handle).st_mode):
+                raise OSError(code, os.strerror(code))
+            sync(handle)
+
+        return fsync
+
+    monkeypatch.setattr(os, "fsync", failing(errno.EINVAL))
+    save(model, tmp_path / "out")
+    load(tmp_path / "out")
+    monkeypatch.setattr(os, "fsync", failing(errno.EIO))
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        save(model, tmp_path / "other")
+    assert [each.name for each in tmp_path.iterdir()] == ["out"]
 
 
 @pytest.fixture

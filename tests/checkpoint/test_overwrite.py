@@ -187,6 +187,7 @@ def test_a_file_that_appears_while_the_output_is_made_is_kept(out: Path, tmp_pat
         (".out.replaced-0123abcd/new", r"lies in \.out\.replaced-0123abcd, a name"),
         ("gs://bucket/a/../b", "has a part . or .., which no store resolves: write out the address"),
         ("gs://bucket/..", "has a part . or .."),
+        *((f"gs://bucket/{name}", r"holds a \*, \? or \[, with which") for name in ("run*", "run?", "runs[1]/out")),
     ],
 )
 def test_names_that_no_output_can_have(output: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -15,7 +15,7 @@ from commands import Said, left, process, sentence, spap, tiny, token_file
 
 from spap_jax.cli import main
 
-KILLS = 6
+KILLS = 4
 
 
 class Workshop:
@@ -235,6 +235,18 @@ def test_what_is_damaged_is_computed_again(shop: Workshop, whole: dict[str, Any]
     assert said.code == 0, said
     assert f"{kept(ended)} was damaged: what is lost is computed again" in said.err
     assert content(ended) == whole
+
+
+def test_it_goes_on_with_as_many_blocks_at_a_time_as_it_began(shop: Workshop, ended: Path, capsys):
+    """However much memory there is now: where it began, joint steps adjusted one after the other."""
+    run = kept(ended) / "run.json"
+    run.write_text(json.dumps(json.loads(run.read_text()) | {"joint_blocks": 1}))
+    shutil.rmtree(kept(ended) / "steps")  # they adjusted all
+    assert "in joint_blocks (1, now 2): " in sentence(spap(capsys, *shop.words(ended), "--joint-blocks", 2))
+    said = shop.run_here(capsys, ended)
+    assert said.code == 0, said
+    assert "joint steps will adjust 1 block at a time" in said.err
+    assert json.loads((ended / "spap_report.json").read_text())["settings"]["joint_blocks"] == 1
 
 
 def test_two_at_once_are_refused(shop: Workshop, ended: Path, capsys):

@@ -167,16 +167,34 @@ def test_an_output_on_the_hub_is_sent_in_one_commit(pruning: list[object], prune
         ("hf://name", {}, "hf://name names no repository of the hub: give hf://owner/name, of letters"),
         ("hf://owner/a b", {}, "hf://owner/a b names no repository of the hub"),
         ("hf://owner/there", {}, "hf://owner/there exists, with config.json: name another"),
+        ("hf://club/there", {}, "hf://club/there exists, with config.json: name another"),
+        ("hf://other/name", {}, "hf://other/name belongs to none of owner, Club, to which this login may write"),
     ],
 )
 def test_what_is_checked_before_the_work(output: str, more: dict, expected: str, tmp_path: Path):
     """The checks precede any reading: neither the model nor the data exist."""
     with serving() as hub:
-        hub.models["owner/there"], hub.there = False, ("config.json",)
+        hub.models |= {"owner/there": False, "club/there": False}
+        hub.there = ("config.json",)
         words = ("prune", "./none", "--data", "./none.txt", "--output", output)
         said = command(tmp_path, *words, **({"endpoint": hub.endpoint} | more))
     assert expected in sentence(said)
     assert not hub.created
+
+
+@pytest.mark.parametrize(
+    ("role", "output", "expected"),
+    [
+        ("read", f"hf://{REPO}", f"hf://{REPO} is to be written, and the hub's token may only read: log in with one"),
+        ("fineGrained", "hf://other/name", "none.txt is not there"),  # what it may do is not known before
+    ],
+)
+def test_what_a_token_may_do(role: str, output: str, expected: str, tmp_path: Path):
+    with serving() as hub:
+        hub.role = role
+        words = ("prune", tmp_path, "--data", "./none.txt", "--output", output)
+        said = command(tmp_path, *words, endpoint=hub.endpoint)
+    assert expected in sentence(said)
 
 
 def test_a_token_that_has_ended(tmp_path: Path):

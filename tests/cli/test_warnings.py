@@ -53,6 +53,11 @@ def test_ordinary_text(tmp_path: Path, capsys):
                 "--swap-rounds has no effect: the method obs makes no swaps.",
             ],
         ),
+        (
+            ("--method", "flap", "--correction", "0"),
+            ["--correction has no effect: the method flap with the update bias does not see the MLP's target."],
+        ),
+        (("--method", "obs", "--update", "none", "--correction", "0"), []),
         (("--method", "osscar", "--swap-rounds", "9", "--update", "alternate", "--rounds", "3"), []),
     ],
 )
