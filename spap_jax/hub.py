@@ -98,7 +98,7 @@ def check_upload(repo: str, overwrite: bool, private: bool = False) -> None:
     token = _upload_token()
     hub = HfApi(constants.ENDPOINT, token)
     try:
-        _check_may_write(repo, hub.whoami())
+        check_may_write(repo, hub.whoami())
         found = hub.model_info(repo)
     except RepositoryNotFoundError:
         return
@@ -119,7 +119,7 @@ def check_upload(repo: str, overwrite: bool, private: bool = False) -> None:
         )
 
 
-def _check_may_write(repo: str, login: dict[str, Any]) -> None:
+def check_may_write(repo: str, login: dict[str, Any]) -> None:
     """Checks a login by the role of its token; what a fine-grained one may do, the hub does not say."""
     role = login.get("auth", {}).get("accessToken", {}).get("role")
     if role == "read":

@@ -38,6 +38,7 @@ def join(coordinator: str | None, processes: int | None, process_id: int | None)
         UserError: only some of the three are given, they are not valid, or the others do not join in time.
     """
     check_processes(coordinator, processes, process_id)
+    jax.config.update("jax_enable_preemption_service", False)  # it would catch SIGTERM and do nothing
     # While JAX waits, no signal reaches Python, and after its own timeout it aborts the process: in a thread it can do
     # neither. The thread ends with the process, which has to exit at once (``cli/processes.py``).
     start = functools.partial(

@@ -32,6 +32,11 @@ class Behind:
         """Whether the last call has not ended."""
         return self._call is not None and not self._call.done()
 
+    @property
+    def failed(self) -> bool:
+        """Whether the last call has ended with an error."""
+        return self._call is not None and self._call.done() and self._call.exception() is not None
+
     def wait(self) -> None:
         """Waits for the last call, and raises its error, every time."""
         if self._call is not None:

@@ -127,10 +127,11 @@ class Unfinished:
             fresh: Whether to discard the progress of an earlier run.
 
         Raises:
-            UserError: Another process uses the folder, it belongs to another run or to none, the disk is full, or the
-                store fails.
+            UserError: Another process uses the folder, it belongs to another run or to none, the disk is full, the
+                store fails, or the processes of this run would make different ones.
         """
         self._process = jax.process_index()
+        _check_alike(run)
         check_resume_folder(output, self._process)
         self._output = output
         self._copies = _copies(output, self._process) if _in_store(output) else None
@@ -144,7 +145,8 @@ class Unfinished:
         try:
             if self._copies:
                 self._bring(self._copies, fresh)
-            self.found = (self.folder / _RUN).exists() and not fresh
+            found = (self.folder / _RUN).exists() and not fresh
+            self.found = devices.told_to_all(found) and found  # what the first one lost, the others cannot go on from
             if self.found:
                 self._check()
             if not self.found:
@@ -232,8 +234,11 @@ class Unfinished:
 
     def _is_free(self) -> bool:
         """Whether all processes have written what they were given, so that they can take another state."""
-        mine = [] if self._behind.busy or self._full else [0]
-        return bool(devices.known_to_all(mine))
+        mine = [] if self._behind.busy or self._behind.failed or self._full else [0]
+        free = bool(devices.known_to_all(mine))
+        if self._behind.failed:
+            self._behind.wait()  # raises: this process ends, and the others keep the state that all have
+        return free
 
     def _stores(self, step: int) -> bool:
         """Whether this process stores a part of a step."""
@@ -362,9 +367,11 @@ class Unfinished:
 
     def _open(self) -> None:
         """Finds the steps that count, the same in all processes, and removes others."""
+        devices.meet()  # the first one may have had all blocks to download, and has all of them to check
         steps = self.folder / _STEPS
         steps.mkdir(exist_ok=True)
         there = {step: told_if_intact(self._file(step)) for step in _numbers(steps)}
+        devices.meet()
         states = devices.known_to_all(step for step, told in there.items() if told and step >= self._blocks)
         usable = {step: told for step, told in there.items() if told and (step < self._blocks or step in states)}
         count, self.told = devices.told_to_all(_counting(usable, self._blocks))
@@ -378,6 +385,22 @@ class Unfinished:
                 entry.unlink()
         if self._copies:
             self._copies.remove(_steps(self._copies).keys() - {path.name for path in steps.iterdir()})
+
+
+def _check_alike(run: Mapping[str, Any]) -> None:
+    """Refuses processes that read other files, or have other settings, than the first one.
+
+    Raises:
+        UserError: In every process, if one does.
+    """
+    first = devices.told_to_all(dict(run))
+    differing = [name for name in run if run[name] != first.get(name)]
+    if not devices.known_to_all([] if differing else [0]):
+        what = f": here {', '.join(differing)} differ{'s' * (len(differing) == 1)}" if differing else ""
+        raise UserError(
+            f"the processes of this run differ in what they read, or in their settings, from the first{what}; give all "
+            "of them the same command, model and data."
+        )
 
 
 def _role(process: int) -> str:

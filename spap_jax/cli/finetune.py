@@ -84,7 +84,7 @@ def finetune(
     from spap_jax.cli.processes import wait_for_others
     from spap_jax.cli.resume_messages import telling
     from spap_jax.cli.stopping import stopping
-    from spap_jax.devices import leads, use_mesh
+    from spap_jax.devices import leads, meet, use_mesh
     from spap_jax.placement import fully_shard_params
     from spap_jax.reporting.schema import Extras, Perplexities
     from spap_jax.training.finetune_card import trained_files
@@ -93,13 +93,14 @@ def finetune(
 
     checkpoint.check_output(output, overwrite, inputs=inputs(model, teacher, data, eval))
     check_resume_folder(output)
-    wait_for_others(coordinator, processes, process_id)
     with stopping() as before_end:
+        wait_for_others(coordinator, processes, process_id)
         fetch_data(data, eval)
         fetch_models(model, teacher)
         with console.waiting(f"reading {model}"), use_mesh(devices, model_devices):
             start = checkpoint.load(model, fully_shard_params)
             dense = checkpoint.load(teacher, fully_shard_params) if teacher else None
+        meet()  # one process may have had to download them
         texts = Texts(data, eval, sequences, sequence_length, bos)
         blocks, judged = texts.read(start.source, start.config, seed=settings.seed, further=False)
         check(start, blocks.tokens, dense, settings)

@@ -46,8 +46,8 @@ def prune(
     sentence explains, 1 a fault of spap, and 130 Ctrl-C.
 
     Args:
-        model: Checkpoint to prune: a folder, a hub id, or an address such as gs://bucket/model. Orbax folders are for
-            spap convert, which makes one of this kind of them.
+        model: Checkpoint to prune: a folder, a hub id, or an address such as gs://bucket/model. It must not be an Orbax
+            folder, of which spap convert makes a checkpoint.
         data: Calibration text, which shows what each channel contributes: wikitext2, c4, a data set of the hub, or the
             path or address of a .txt, .jsonl or .parquet file, or of a .npy file of token ids. Conversations, in a
             column "messages", go through the model's chat template, and joint steps count what the assistant wrote.
@@ -80,18 +80,19 @@ def prune(
     from spap_jax.cli.processes import wait_for_others
     from spap_jax.cli.prune_run import fitted_to_memory, make_checkpoints, narrow_configs, opened, reader_of
     from spap_jax.cli.stopping import stopping
-    from spap_jax.devices import use_mesh
+    from spap_jax.devices import meet, use_mesh
 
     wanted = runs(output, sparsity, settings)
     for run in wanted:
         begun = functools.partial(is_unfinished, run.output) if resume else None
         checkpoint.check_output(run.output, overwrite, inputs=inputs(model, None, data, eval), begun=begun)
-    wait_for_others(coordinator, processes, process_id)
     with stopping() as before_end:
+        wait_for_others(coordinator, processes, process_id)
         fetch_data(data, eval)
         fetch_models(model)
         with console.waiting(f"reading {model}"):
             reader = reader_of(model)
+        meet()  # one process may have had to download it
         narrows = narrow_configs(reader, wanted, model_devices)
         with use_mesh(devices, model_devices):
             texts = Texts(data, eval, sequences, sequence_length, bos)

@@ -14,6 +14,7 @@ import pytest
 from safetensors import safe_open
 from tiny_checkpoints import write
 
+from spap_jax import devices
 from spap_jax.checkpoint import load, save_orbax, step_file
 from spap_jax.checkpoint import unfinished as checkpoint_unfinished
 from spap_jax.checkpoint.fingerprint import fingerprint
@@ -124,6 +125,45 @@ def test_steps_do_not_wait_for_a_state_that_is_being_written(tmp_path: Path, mon
         unfinished.add(functools.partial(layer, BLOCKS + 3), told(BLOCKS + 3))
     assert states_in(unfinished.folder) == [BLOCKS + 3]
     assert looked_at(tmp_path / "out") == (BLOCKS + 4, False)
+
+
+def test_after_a_failed_write_no_process_gives_up_the_state_that_all_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The others learn that this one cannot take another state before they write theirs."""
+    monkeypatch.setattr(checkpoint_unfinished, "platform", lambda: "gpu")
+    made(tmp_path / "out", BLOCKS + 1)
+    said: list[list[int]] = []
+    monkeypatch.setattr(devices, "known_to_all", lambda mine: said.append([*mine]) or set(said[-1]))
+    unfinished = Unfinished(tmp_path / "out", RUN, BLOCKS)
+    monkeypatch.setattr(checkpoint_unfinished, "write_step", lambda *_: (_ for _ in ()).throw(OSError("on fire")))
+    unfinished.add(functools.partial(layer, BLOCKS + 1), told(BLOCKS + 1))
+    with contextlib.suppress(OSError):
+        unfinished._behind.wait()
+    said.clear()
+    with pytest.raises(OSError, match="on fire"), unfinished:
+        unfinished.add(functools.partial(layer, BLOCKS + 2), told(BLOCKS + 2))
+    assert said == [[]]
+    assert states_in(unfinished.folder) == [BLOCKS]
+
+
+def test_processes_that_would_make_different_runs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(devices, "told_to_all", lambda _: RUN | {"model": "1" * 64})  # the first one's
+    monkeypatch.setattr(devices, "known_to_all", set)
+    with pytest.raises(UserError, match=r"differ in what they read, .* from the first: here model differs; give all"):
+        Unfinished(tmp_path / "out", RUN, BLOCKS)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(devices, "told_to_all", lambda mine: mine)
+    monkeypatch.setattr(devices, "known_to_all", lambda _: set())  # another one differs
+    with pytest.raises(UserError, match="or in their settings, from the first; give all of them the same command"):
+        Unfinished(tmp_path / "out", RUN, BLOCKS)
+
+
+def test_what_the_first_process_lost_the_others_do_not_go_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    made(tmp_path / "out", 2)
+    monkeypatch.setattr(devices, "told_to_all", lambda mine: False if mine is True else mine)
+    with Unfinished(tmp_path / "out", RUN, BLOCKS) as unfinished:
+        assert (unfinished.found, unfinished.told) == (False, [])
 
 
 def states_in(folder: Path) -> list[int]:

@@ -23,7 +23,6 @@ class Hub:
         commits: Files and contents of each commit; None for a removed file.
         there: Files in its repositories.
         models: Repositories that exist, and whether they are private.
-        role: What the token of the requests may do.
     """
 
     refuse: str = "/none"
@@ -34,13 +33,11 @@ class Hub:
     commits: list[dict[str, bytes | None]] = field(default_factory=list)
     there: tuple[str, ...] = ()
     models: dict[str, bool] = field(default_factory=dict)
-    role: str = "write"
 
     def answer(self, path: str, body: bytes) -> Any:
         """Returns the JSON answer to a request."""
         if path == "/api/whoami-v2":
-            login = {"name": "owner", "type": "user", "orgs": [{"name": "Club"}]}
-            return login | {"auth": {"accessToken": {"role": self.role}}}
+            return {"name": "owner", "type": "user", "auth": {"accessToken": {"role": "write"}}}
         if path == "/api/repos/create":
             self.created = json.loads(body)
             return {"url": f"{self.endpoint}/{self.created['organization']}/{self.created['name']}"}
