@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from spap_jax import checkpoint, memory, watching
-from spap_jax.data.blocks import TokenBlocks
+from spap_jax.data.blocks import TokenBlocks, new_blocks
 from spap_jax.data.loading import load_tokens
 from spap_jax.data.repetition import warn_of_repetition
 from spap_jax.devices import use_mesh
@@ -19,7 +19,7 @@ from spap_jax.evaluation.generation import generate
 from spap_jax.inspection import divergence, hidden, logits, loss, moments, perplexity, token_blocks
 from spap_jax.keywords import FinetuneChanges, PruneChanges, showing
 from spap_jax.model import Model, checked
-from spap_jax.models import Params
+from spap_jax.models import DecoderConfig, Params
 from spap_jax.numerics import first_not_finite
 from spap_jax.placement import layer_to_host, place_params, stack_layers
 from spap_jax.planning.plan import Request
@@ -126,6 +126,7 @@ def prune(
     """
     model = checked(model)
     settings = (settings or PruneSettings()).replace(**changes)
+    tokens = _checked(tokens, model.config)
     asked, stored_bytes = token_blocks(tokens, model.config), jax.tree.leaves(model.params)[0].dtype.itemsize
     warn_of_repetition(asked, "the calibration data")
     _check_finite(model)
@@ -145,7 +146,7 @@ def prune(
 
     shown = Progress(model.config, [settings], blocks.shape, 0)
     with use_mesh(devices, model_devices), watching.pruning(shown, progress) as watch:
-        run = allocated(resolve(model.config, model.params, read_layer, _checked(tokens, blocks), settings, narrow))
+        run = allocated(resolve(model.config, model.params, read_layer, tokens, settings, narrow))
         for step in prune_layers(run, watch.together):
             reports.append(step.report)
             watch.advance(step.report)
@@ -215,8 +216,8 @@ def finetune(
     """
     model, teacher = checked(model), None if teacher is None else checked(teacher)
     settings = (settings or FinetuneSettings()).replace(**changes)
-    blocks = token_blocks(tokens, model.config)
-    warn_of_repetition(blocks, "the training data")
+    tokens = _checked(tokens, model.config)
+    warn_of_repetition(token_blocks(tokens, model.config), "the training data")
     for each in (model, *([teacher] if teacher else [])):
         _check_finite(each)
     with use_mesh(devices, model_devices), watching.training(settings.steps, progress) as show:
@@ -224,12 +225,26 @@ def finetune(
         def watch(stage: Stage) -> None:
             show(stage.checks[-1])
 
-        return FinetuneResult(*run(model, _checked(tokens, blocks), teacher, settings, watch))
+        trained, report = run(model, tokens, teacher, settings, watch)
+    sharers = model_devices if model_devices > 1 else None
+    placed = place_params(trained.config, trained.params, devices, sharers)
+    return FinetuneResult(trained.replace(params=placed), report)
 
 
-def _checked(tokens: Any, blocks: np.ndarray) -> np.ndarray | TokenBlocks:
-    """Returns tokens as given, with the array [B, T] of them that was checked."""
-    return replace(tokens, tokens=blocks) if isinstance(tokens, TokenBlocks) else blocks
+def _checked(tokens: Any, config: DecoderConfig) -> np.ndarray | TokenBlocks:
+    """Returns token ids [B, T], checked; those of ``load_tokens`` with their further windows, hashed anew."""
+    blocks = token_blocks(tokens, config)
+    if not isinstance(tokens, TokenBlocks):
+        return blocks
+    if (further := tokens.further) is not None:
+        wide = token_blocks(further, config).shape[1]
+        if wide != blocks.shape[1]:
+            raise UserError(
+                f"the tokens are windows of {blocks.shape[1]}, and those that follow them in `further` of {wide}: cut "
+                "both, or leave the others out with dataclasses.replace(tokens, further=None)."
+            )
+        further = new_blocks(further.tokens, further.description, further.available, further.mask, further.further)
+    return new_blocks(blocks, tokens.description, tokens.available, tokens.mask, further)
 
 
 def _check_finite(model: Model) -> None:

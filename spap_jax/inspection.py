@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spap_jax.data.blocks import mask_of
+from spap_jax.data.blocks import check_counted, mask_of
 from spap_jax.devices import use_mesh
 from spap_jax.errors import UserError
 from spap_jax.evaluation.perplexity import check_batch, check_length, compare
@@ -49,8 +49,10 @@ def token_blocks(tokens: Any, config: DecoderConfig) -> Any:
     if is_concrete(blocks):
         try:
             blocks = np.asarray(blocks)
-        except ValueError as error:
-            raise UserError("tokens must be whole numbers [B, T], with all sequences of the same length.") from error
+        except (TypeError, ValueError) as error:  # lengths differ, or a tensor of another library is on a device
+            raise UserError(
+                "tokens must be whole numbers [B, T] in the memory of the host, with all sequences of the same length."
+            ) from error
     if blocks.ndim != 2 or 0 in blocks.shape or not np.issubdtype(blocks.dtype, np.integer):
         raise UserError(f"tokens must be whole numbers [B, T], not {blocks.dtype} {list(blocks.shape)}.")
     mask = mask_of(tokens)
@@ -174,7 +176,8 @@ def loss(model: Model, tokens: Any) -> jax.Array:
     blocks = token_blocks(tokens, model.config)
     if blocks.shape[1] < 2:
         raise UserError(f"a loss needs sequences of at least two tokens, not {list(blocks.shape)}.")
-    return _loss(model.config, model.params, blocks, mask_of(tokens))
+    check_counted(mask := mask_of(tokens), "the sequences")
+    return _loss(model.config, model.params, blocks, mask)
 
 
 def moments(model: Model, tokens: Any, layer: int, batch_tokens: int = 4096) -> Problem:
@@ -216,7 +219,7 @@ def hidden(model: Model, tokens: Any, layer: int, batch_tokens: int = 4096) -> j
     """
     config, block, entered = _entered(model, tokens, layer, batch_tokens)
     channels = _hidden(config, block, entered.residual)
-    return channels.reshape(-1, *channels.shape[2:])
+    return channels.reshape(-1, *channels.shape[2:])[: len(token_blocks(tokens, model.config))]  # padding comes last
 
 
 def _entered(model: Model, tokens: Any, layer: int, batch_tokens: int) -> tuple[DecoderConfig, Params, Tokens]:

@@ -16,7 +16,9 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 if "scipy" in sys.modules:  # already loaded: the variable comes too late, so set the limit in the library itself
     import threadpoolctl
 
-    threadpoolctl.threadpool_limits(1, user_api="blas")
+    for library in threadpoolctl.ThreadpoolController().lib_controllers:
+        if "scipy" in library.filepath:  # and not numpy's own
+            library.set_num_threads(1)
 
 import jax
 import jax.numpy as jnp

@@ -137,7 +137,13 @@ def place_params(config: DecoderConfig, params: Params, count: int | None = None
         sharers: Number of devices over which the weights are sharded. By default as many as the weights need.
     """
     with devices.use_mesh(count, sharers, bytes_of(params)):
-        return shard_params(config, params) if devices.model_size() > 1 else jax.tree.map(jnp.asarray, params)
+        return shard_params(config, params) if devices.model_size() > 1 else jax.tree.map(_on_one_device, params)
+
+
+def _on_one_device(array: Any) -> jax.Array:
+    """Returns an array on one device; one that several share is brought to the first."""
+    shared = isinstance(array, jax.Array) and len(array.sharding.device_set) > 1
+    return jax.device_put(array, jax.local_devices()[0]) if shared else jnp.asarray(array)
 
 
 def param_spec(family: Family, path: str, shape: tuple[int, ...]) -> PartitionSpec:

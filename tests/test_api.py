@@ -19,6 +19,7 @@ import spap_jax as spap
 from spap_jax.api import PruneResult
 from spap_jax.cli import main
 from spap_jax.data.blocks import TokenBlocks, new_blocks
+from spap_jax.devices import use_mesh
 from spap_jax.keywords import FinetuneChanges, PruneChanges
 from spap_jax.reporting.schema import Change
 
@@ -323,6 +324,53 @@ def test_gradients_are_those_of_the_loss():
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(other))
     with pytest.raises(spap.UserError, match="at least two tokens"):
         spap.loss(model, tokens[:, :1])
+
+
+UNSEEN = np.pad(np.zeros((16, 63), bool), [(0, 0), (1, 0)], constant_values=True)
+"""A mask of the first tokens only, which nothing predicts."""
+
+
+@pytest.mark.parametrize(
+    ("use", "which"),
+    [
+        (spap.loss, "the sequences"),
+        (functools.partial(spap.finetune, steps=1), "the sequences that are held out"),
+        (
+            functools.partial(spap.prune, settings=QUICK, sparsity=0.2, joint_passes=1),
+            "the calibration sequences that are held out",
+        ),
+    ],
+)
+def test_something_has_to_count(use, which: str):
+    mask = UNSEEN if use is spap.loss else UNSEEN | (np.arange(16) < 12)[:, None]
+    with pytest.raises(spap.UserError, match=f"the mask lets no prediction of {which} count"):
+        use(stories(), dataclasses.replace(calibration(), mask=mask, further=None))
+
+
+def test_windows_that_were_cut_and_those_that_follow_them():
+    cut = dataclasses.replace(calibration(), tokens=calibration().tokens[:, :32])
+    with pytest.raises(spap.UserError, match=r"the tokens are windows of 32, and those that follow them .* of 64: cut"):
+        spap.prune(stories(), cut)
+    further = new_blocks(np.full((4, 64), 512), "", 4)
+    with pytest.raises(spap.UserError, match="from 512 to 512, outside the model's vocabulary of 512"):
+        spap.prune(stories(), dataclasses.replace(calibration(), further=further))
+    alone = dataclasses.replace(cut, further=None)
+    quick = QUICK.replace(method="magnitude", update="none", sparsity=0.2)
+    report = spap.prune(stories(), alone, settings=quick).report
+    assert report.calibration.sha256 == new_blocks(alone.tokens, "", 16).sha256 != calibration().sha256
+
+
+def test_a_model_that_was_trained_on_several_devices_is_on_one():
+    trained = spap.finetune(stories(), calibration(), steps=1, full=True, devices=8).model
+    assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(trained.params)} == {1}
+
+
+def test_hidden_channels_of_padding_are_left_out():
+    alone = spap.hidden(stories(), evaluation()[:5], 0)
+    with use_mesh(4):
+        spread = spap.hidden(stories(), evaluation()[:5], 0)
+    assert spread.shape == alone.shape
+    np.testing.assert_allclose(spread, alone, atol=1e-4)
 
 
 @pytest.mark.parametrize("layer", [0, 5])

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from spap_jax.errors import UserError
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TokenBlocks:
@@ -36,6 +38,16 @@ class TokenBlocks:
 def mask_of(tokens: Any) -> np.ndarray | None:
     """Returns the mask [B, T] of `TokenBlocks`; None for those without one, and for arrays of token ids."""
     return tokens.mask if isinstance(tokens, TokenBlocks) else None
+
+
+def check_counted(mask: np.ndarray | None, which: str) -> None:
+    """Checks that a mask [B, T] lets a prediction count; each sequence has T - 1, none of its first token.
+
+    Raises:
+        UserError: It lets none count.
+    """
+    if mask is not None and not mask[:, 1:].any():
+        raise UserError(f"the mask lets no prediction of {which} count: give sequences in which some do.")
 
 
 def further_of(tokens: Any) -> TokenBlocks | None:

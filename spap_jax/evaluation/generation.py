@@ -16,6 +16,7 @@ from spap_jax.model import Model, Source, checked
 from spap_jax.models import DecoderConfig, decoder
 from spap_jax.numerics import full_precision
 from spap_jax.placement import shard_params
+from spap_jax.settings import is_count
 
 PROMPT_STEP = 32
 """Prompts are padded to a multiple of this many tokens, so that not every length causes a compilation."""
@@ -190,7 +191,14 @@ def generate(
     Raises:
         UserError: the prompts do not fit the model, or a setting is out of its range.
     """
-    model, prompts = checked(model), np.asarray(getattr(tokens, "tokens", tokens))
+    model = checked(model)
+    try:
+        prompts = np.asarray(getattr(tokens, "tokens", tokens))
+    except (TypeError, ValueError) as error:  # lengths differ, or a tensor of another library is on a device
+        raise UserError(
+            "prompts must be whole numbers [sequences, length] in the memory of the host: pad shorter ones on the left "
+            "(valid)."
+        ) from error
     mask = np.ones(prompts.shape, bool) if valid is None else np.asarray(valid).astype(bool)
     sampling = Sampling(float(temperature), int(top_k), float(top_p))
     _check_prompts(model.config, prompts, mask, max_new_tokens)
@@ -202,13 +210,12 @@ def generate(
         pad = ends[0] if ends else 0
     prompts = prompts.astype(np.int32)
     left = ((0, 0), (-prompts.shape[1] % PROMPT_STEP, 0))
-    key = jax.random.key(0) if key is None else key
     new = _continue(
         model.config,
         shard_params(model.config, model.params),
         devices.shard_chunks(np.pad(prompts, left)),
         devices.shard_chunks(np.pad(mask, left)),
-        key if key.ndim and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else keys_of(key, np.arange(len(prompts))),
+        _own_keys(jax.random.key(0) if key is None else key, len(prompts)),
         np.isin(np.arange(model.config.vocabulary), ends),
         np.int32(pad),
         max_new_tokens,
@@ -216,6 +223,15 @@ def generate(
         jnp.dtype(dtype),
     )
     return np.concatenate([prompts, devices.array_to_host(new)], axis=1)
+
+
+def _own_keys(key: Any, count: int) -> jax.Array:
+    """Returns a random key for each sequence [count], of one key or of as many, which may be of the older kind."""
+    if isinstance(key, jax.Array):
+        keys = key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
+        if keys.shape in ((), (count,)):
+            return keys if keys.ndim else keys_of(keys, np.arange(count))
+    raise UserError(f"key must be one random key of jax.random, or {count} of them, one for each prompt.")
 
 
 def end_tokens(model: Model) -> tuple[int, ...]:
@@ -252,8 +268,8 @@ def _check_prompts(config: DecoderConfig, prompts: np.ndarray, valid: np.ndarray
             f"prompts hold token ids from {prompts[valid].min()} to {prompts[valid].max()}, but the model's go from 0 "
             f"to {config.vocabulary - 1}: make them with the tokenizer of this model."
         )
-    if new < 1:
-        raise UserError(f"max_new_tokens is {new}, but must be at least 1.")
+    if not is_count(new):
+        raise UserError(f"max_new_tokens is {new}, but must be a whole number of at least 1.")
     longest = int(valid.sum(axis=1).max())
     if longest + new > config.positions:
         raise UserError(

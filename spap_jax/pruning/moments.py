@@ -99,7 +99,7 @@ def _accumulate(
         return (grams.added(gram, h), jax.tree.map(jnp.add, others, parts)), None
 
     def sums(own: Tokens) -> tuple:
-        start = grams.zeros(f), (jnp.zeros((f, d)), jnp.zeros(f), jnp.zeros(d), jnp.zeros(()))
+        start = grams.zeros(f), tuple(jnp.zeros(shape, jnp.float32) for shape in ((f, d), f, d, ()))
         gram, (cross, *others) = jax.lax.scan(add, start, own)[0]
         return (grams.whole(gram), cross), others
 
@@ -108,7 +108,7 @@ def _accumulate(
     if correction < 1 and tokens.output is None:
         # Adds 1 - c times the moments of the dense output, H W + b, and its products with what is missing.
         own = devices.shard_rows(gram @ weight)
-        bias = jnp.zeros(d) if bias is None else bias.astype(jnp.float32)
+        bias = jnp.zeros(d, jnp.float32) if bias is None else bias.astype(jnp.float32)
         own_mean = hidden_mean @ weight + bias
         c = correction
         crossed = (weight * cross).sum() + bias @ target_mean

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from spap_jax.data.blocks import TokenBlocks, further_of, mask_of
+from spap_jax.data.blocks import TokenBlocks, check_counted, further_of, mask_of
 from spap_jax.methods import update_used
 from spap_jax.models import DecoderConfig, Params
 from spap_jax.pruning import streams
@@ -145,7 +145,12 @@ def calibration_chunks(tokens: np.ndarray | TokenBlocks, settings: PruneSettings
     own = tokens.tokens if isinstance(tokens, TokenBlocks) else tokens
     most = max(1, settings.batch_tokens // own.shape[1])
     asked = streams.fitted_of(len(own), held_out_part(settings))
-    more = joint_sequences(settings, len(own)) - asked
+    read = joint_sequences(settings, len(own))
+    more = read - asked
+    if read and mask is not None:
+        check_counted(mask[:asked], "the calibration sequences that are fitted")
+        if asked < len(own):
+            check_counted(mask[asked:], "the calibration sequences that are held out")
     parts = [(own[:asked], None if mask is None else mask[:asked])]
     if further is not None and more > 0:
         parts.append((further.tokens[:more], None if further.mask is None else further.mask[:more]))

@@ -155,7 +155,7 @@ def relative_errors(
         channels, target = seen(chunk)
         return total + _squares(chunk, target, *(_projected(stage, channels) for stage in stages)), None
 
-    start = jnp.zeros(1 + len(stages))
+    start = jnp.zeros(1 + len(stages), jnp.float32)
     power, *errors = devices.psum_over_chunks(lambda own: jax.lax.scan(add, start, own)[0], tokens)
     return [error / jnp.maximum(power, _TINY) for error in errors]  # a layer that adds nothing has no target
 
@@ -187,7 +187,7 @@ def closed_form(mlp: MlpFunctions, weights: Weights, tokens: Tokens, ridge: floa
         return (grams.added(gram, h), jax.tree.map(jnp.add, others, parts)), None
 
     def sums(own: Tokens):
-        start = grams.zeros(width), (jnp.zeros((width, out)), jnp.zeros(width), jnp.zeros(out), jnp.zeros(2))
+        start = grams.zeros(width), tuple(jnp.zeros(shape, jnp.float32) for shape in ((width, out), width, out, 2))
         gram, (cross, *others) = jax.lax.scan(add, start, own)[0]
         return (grams.whole(gram), cross), others
 

@@ -21,8 +21,8 @@ def zeros(f: int) -> Sum:
     """Returns the sum before any chunk, of f channels."""
     ends = _ends(f)
     if len(ends) == 1:
-        return (devices.shard_rows(jnp.zeros((f, f))),)
-    return tuple(jnp.zeros((end - start, end)) for start, end in zip((0, *ends), ends, strict=False))
+        return (devices.shard_rows(jnp.zeros((f, f), jnp.float32)),)
+    return tuple(jnp.zeros((end - start, end), jnp.float32) for start, end in zip((0, *ends), ends, strict=False))
 
 
 def added(total: Sum, h: Array) -> Sum:

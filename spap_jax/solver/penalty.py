@@ -52,6 +52,7 @@ def select(system: System, keep: int, penalty: float | Array, steps: int) -> Arr
     f = system.gram.shape[0]
     keep, steps = check_whole("keep", keep, 1, f), check_whole("steps", steps, 1)
     check_positive("penalty", penalty)
+    penalty = jnp.asarray(penalty, system.gram.dtype)
     count, sound = f - keep, is_finite(system)
     if count == 0:
         return or_none(jnp.arange(f, dtype=jnp.int32), sound)

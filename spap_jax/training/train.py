@@ -11,7 +11,7 @@ import numpy as np
 
 from spap_jax import devices
 from spap_jax.checkpoint.locate import public_name
-from spap_jax.data.blocks import mask_of
+from spap_jax.data.blocks import check_counted, mask_of
 from spap_jax.errors import NotFiniteError, UserError, option
 from spap_jax.evaluation.perplexity import check_length
 from spap_jax.model import Model
@@ -163,8 +163,14 @@ def _split(tokens: np.ndarray, mask: np.ndarray | None, held_out: float) -> tupl
     """Splits sequences into training and held-out ones, at least one of each.
 
     Every device holds all of them, as they are small: chunks of one, [B, 1, T].
+
+    Raises:
+        UserError: the mask lets nothing count in one of them.
     """
     count = min(len(tokens) - 1, max(1, round(held_out * len(tokens))))
+    if mask is not None:
+        check_counted(mask[:-count], "the sequences that are trained on")
+        check_counted(mask[-count:], "the sequences that are held out")
     whole = Sequences(jnp.asarray(tokens[:, None]), mask=None if mask is None else jnp.asarray(mask[:, None]))
     first, second = jax.tree.map(lambda a: a[:-count], whole), jax.tree.map(lambda a: a[-count:], whole)
     return devices.replicate(first), devices.replicate(second)

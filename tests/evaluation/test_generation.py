@@ -1,6 +1,7 @@
 """Generation: the same tokens as transformers, the sampling settings, and invalid inputs."""
 
 import dataclasses
+import functools
 import json
 import re
 from pathlib import Path
@@ -172,6 +173,27 @@ def test_sampling_is_decided_by_the_key() -> None:
     assert first == again
     assert all(a != b for a, b in zip(first, other, strict=True))
     assert len({tuple(row) for row in first}) == 3
+
+
+def test_keys_may_be_of_the_older_kind_and_one_for_each_prompt() -> None:
+    model, (tokens, valid) = model_of(hf_models.hf_model("llama_tied")), prompts()
+    sample = functools.partial(generate, model, tokens, NEW, valid=valid, temperature=1.0, eos=())
+    new, old = jax.random.split(jax.random.key(0), 3), jax.random.split(jax.random.PRNGKey(0), 3)
+    np.testing.assert_array_equal(sample(key=old), sample(key=new))
+    np.testing.assert_array_equal(sample(key=jax.random.PRNGKey(1)), sample(key=jax.random.key(1)))
+    unusable: Any
+    for unusable in (0, jax.random.split(jax.random.key(0), 2)):
+        with pytest.raises(UserError, match=r"key must be one random key of jax\.random, or 3 of them"):
+            sample(key=unusable)
+
+
+@pytest.mark.parametrize(
+    ("given", "new", "said"),
+    [([[1, 2], [3]], 2, "pad shorter ones on the left"), ([[1, 2]], 2.0, "must be a whole number of at least 1")],
+)
+def test_prompts_and_numbers_that_are_none(given: list, new: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        generate(model_of(hf_models.hf_model("llama_tied")), given, new)
 
 
 def test_every_draw_is_a_new_one() -> None:
