@@ -59,13 +59,16 @@ install-dev: $(VENV)/.installed-dev  ## set up .venv with what contributors need
 hooks: install-dev  ## run ruff before every commit from now on
 	$(BIN)/pre-commit install
 
+# An environment without pip, or of a Python that is too old, is made anew.
+USABLE := $(BIN)/python -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' 2> /dev/null
+
 $(VENV)/.installed: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(USABLE) || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(USABLE) || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@ $(VENV)/.installed
 

@@ -132,8 +132,9 @@ def use_mesh(count: int | None, model: int | None = 1, weights: int = 0, groups:
             are, or one if the devices are CPUs.
 
     Raises:
-        UserError: there are fewer devices, or they cannot be divided in this way.
+        UserError: there are fewer devices, or they cannot be divided in this way; or a mesh of the caller's own is set.
     """
+    check_mesh_around()
     if model is None:
         memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
         several = jax.process_count() > 1 or (count is not None and not is_count(count))
@@ -162,6 +163,20 @@ def use_mesh(count: int | None, model: int | None = 1, weights: int = 0, groups:
         )
     with quick_compilation(), one_device(True) if count == 1 else jax.set_mesh(arranged(there[:count], model)):
         yield
+
+
+def check_mesh_around() -> None:
+    """Checks that the code around has no mesh but one of `use_mesh`.
+
+    Raises:
+        UserError: It has.
+    """
+    mesh = get_abstract_mesh()
+    if mesh.axis_names and (mesh.axis_names != (DATA, _MODEL) or AxisType.Explicit in mesh.axis_types):
+        raise UserError(
+            f"a mesh with the axes {', '.join(map(str, mesh.axis_names))} is set around this call, which makes its "
+            f"own: call it outside of jax.set_mesh, and give {option('devices')} and {option('model_devices')}."
+        )
 
 
 def arranged(devices: Sequence[Any], model: int) -> Mesh:

@@ -20,6 +20,7 @@ from spap_jax.api import PruneResult
 from spap_jax.cli import main
 from spap_jax.data.blocks import TokenBlocks, new_blocks
 from spap_jax.devices import use_mesh
+from spap_jax.evaluation.sequences import replicas_of
 from spap_jax.keywords import FinetuneChanges, PruneChanges
 from spap_jax.reporting.schema import Change
 
@@ -363,6 +364,17 @@ def test_windows_that_were_cut_and_those_that_follow_them():
 def test_a_model_that_was_trained_on_several_devices_is_on_one():
     trained = spap.finetune(stories(), calibration(), steps=1, full=True, devices=8).model
     assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(trained.params)} == {1}
+
+
+@pytest.mark.parametrize(("axes", "kind"), [(("rows",), "Auto"), (("data", "model"), "Explicit")])
+@pytest.mark.parametrize("use", [spap.perplexity, spap.prune, lambda model, _: replicas_of(model)])
+def test_a_mesh_of_ones_own_is_refused(axes: tuple[str, ...], kind: str, use):
+    types = (jax.sharding.AxisType[kind],) * len(axes)
+    with (
+        jax.set_mesh(jax.make_mesh((8, 1)[: len(axes)], axes, axis_types=types)),
+        pytest.raises(spap.UserError, match="is set around this call, which makes its own: call"),
+    ):
+        use(stories(), evaluation())
 
 
 def test_hidden_channels_of_padding_are_left_out():

@@ -97,6 +97,7 @@ def main(
         output: File for the page.
     """
     settings = spap.PruneSettings().replace(sparsity=sparsity, effort=effort, seed=seed)
+    output.parent.mkdir(parents=True, exist_ok=True)
     found = measured(obtain(model, work), sequences, sequence_length, answers, settings)
     command = provenance.command(sys.argv[1:], "benchmarks.chat")
     output.write_text(markdown(found, Path(model).name, sparsity, command), encoding="utf-8")

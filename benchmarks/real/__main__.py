@@ -33,7 +33,7 @@ def main(
     sequence_length: int = 512,
     windows: int = 24,
     work: Path = Path("build/real"),
-    output: Path = Path("docs/real"),
+    output: Path = Path("out/real"),
 ) -> None:
     """Prunes a real model with every method, and writes the table of quality, time, memory and speed.
 
@@ -66,14 +66,14 @@ def main(
     for cut, way, words in runs:
         command = " ".join(Path(word).name if "/" in word else word for word in words)
         short = Path(name).name
-        if (short, command) in {row.key for row in rows}:
+        if (short, command, windows, tuple(texts)) in {row.key for row in rows}:
             print(f"{cut:.0%}, {way}: measured already, in {output}", flush=True)
             continue
         # A folder is of one command, since a finished one is not pruned again.
         folder = work / f"{short}-{cut:g}-{hashlib.sha256(command.encode()).hexdigest()[:8]}"
         perform(name, words, folder)
-        rows.append(row_of(short, cut, way, command, dense, folder, texts, provenance.commit()))
-        _write(output, rows, short)
+        rows.append(row_of(short, cut, way, command, dense, folder, texts, windows, provenance.commit()))
+        _write(output, rows, rows[-1])
         quality = ", ".join(f"{text} {judged.pruned:.2f}" for text, judged in rows[-1].texts.items())
         print(f"{cut:.0%}, {way}: perplexity {quality}", flush=True)
 
@@ -84,12 +84,13 @@ def _stored(file: Path) -> list[Row]:
     return [msgspec.json.decode(line, type=Row) for line in file.read_bytes().splitlines()]
 
 
-def _write(folder: Path, rows: list[Row], model: str) -> None:
+def _write(folder: Path, rows: list[Row], last: Row) -> None:
+    """Writes all rows, and the page of those that were judged like the last one."""
     folder.mkdir(parents=True, exist_ok=True)
     written = folder / "results.jsonl.new"
     written.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
     written.replace(folder / "results.jsonl")  # which holds hours of work
-    own = [row for row in rows if row.model == model]
+    own = [row for row in rows if row.judged_like(last)]
     pictures = page.draw(folder, own)
     (folder / "README.md").write_text(
         page.markdown(own, provenance.command(sys.argv[1:], "benchmarks.real"), pictures), encoding="utf-8"

@@ -67,6 +67,7 @@ class Row(msgspec.Struct, frozen=True):
         speed: Speed-up over the dense model of prefill and decoding, medians of paired runs.
         commit: Commit of the code.
         date: When the row was measured, in UTC.
+        windows: Windows of each text, of up to 2048 tokens; 0 is all.
     """
 
     model: str
@@ -81,11 +82,16 @@ class Row(msgspec.Struct, frozen=True):
     speed: tuple[float, float]
     commit: str
     date: str
+    windows: int
 
     @property
-    def key(self) -> tuple[str, str]:
-        """What identifies the run: the model and the command."""
-        return self.model, self.command
+    def key(self) -> tuple[str, str, int, tuple[str, ...]]:
+        """What identifies a measurement: the model, the command, and the windows of the texts."""
+        return self.model, self.command, self.windows, tuple(self.texts)
+
+    def judged_like(self, other: "Row") -> bool:
+        """Whether a page can show both rows: they are of the same model, on the same texts."""
+        return (self.model, self.windows, {*self.texts}) == (other.model, other.windows, {*other.texts})
 
 
 def command_of(method: str, sparsity: float, calibration: str, sequences: int, length: int) -> list[str]:
@@ -122,6 +128,7 @@ def row_of(
     dense: spap.Model,
     folder: Path,
     texts: dict[str, Any],
+    windows: int,
     commit: str,
 ) -> Row:
     """Measures the result of a command in its output folder.
@@ -134,6 +141,7 @@ def row_of(
         dense: The dense model.
         folder: The output of the command.
         texts: Windows [B, T] by name of the text.
+        windows: Number of windows that were asked for.
         commit: Commit of the code.
     """
     pruned, report = spap.load(folder), msgspec.json.decode((folder / "spap_report.json").read_bytes())
@@ -144,7 +152,7 @@ def row_of(
         sparsity=sparsity,
         method=method,
         command=command,
-        texts={text: Text(*compare(dense, pruned, windows)) for text, windows in texts.items()},
+        texts={text: Text(*compare(dense, pruned, tokens)) for text, tokens in texts.items()},
         seconds=report["seconds"],
         peak_memory_bytes=report["extras"]["peak_memory_bytes"],
         parameters=(_parameters(dense), _parameters(pruned)),
@@ -152,6 +160,7 @@ def row_of(
         speed=(speed_up(before.prefill, after.prefill), speed_up(before.decode, after.decode)),
         commit=commit,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
+        windows=windows,
     )
 
 

@@ -21,6 +21,10 @@ _LESS_MEMORY = {
 """Ways to need less memory, keyed by the option that a command must have for each."""
 
 
+_EXHAUSTED = ("RESOURCE_EXHAUSTED", "OUT_OF_MEMORY", "ALLOC_FAILED")
+"""What JAX, CUDA and its libraries say of memory that is not there."""
+
+
 def failure(error: BaseException, words: Sequence[str]) -> tuple[int, str]:
     """Returns the exit code of a failed command, and its message for standard error.
 
@@ -63,7 +67,7 @@ def _no_access(error: BaseException) -> str | None:
 
 def _no_memory(error: BaseException, words: Sequence[str]) -> str | None:
     """Returns a message with advice if memory ran out, on the machine or on a device."""
-    if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+    if not isinstance(error, MemoryError) and not any(said in str(error) for said in _EXHAUSTED):
         return None
     from spap_jax.cli.app import option_names
 

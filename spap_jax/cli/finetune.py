@@ -1,5 +1,6 @@
 """``spap finetune``."""
 
+import functools
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -78,7 +79,7 @@ def finetune(
         settings: How to train.
     """
     from spap_jax import checkpoint, memory
-    from spap_jax.checkpoint.unfinished import Unfinished, check_resume_folder
+    from spap_jax.checkpoint.unfinished import Unfinished, check_resume_folder, is_unfinished
     from spap_jax.cli.downloads import fetch_data, fetch_models
     from spap_jax.cli.inputs import inputs
     from spap_jax.cli.processes import wait_for_others
@@ -86,12 +87,14 @@ def finetune(
     from spap_jax.cli.stopping import stopping
     from spap_jax.devices import leads, meet, use_mesh
     from spap_jax.placement import fully_shard_params
-    from spap_jax.reporting.schema import Extras, Perplexities
+    from spap_jax.pruning.step_store import is_made
+    from spap_jax.reporting.schema import Extras, FinetuneReport, Perplexities
     from spap_jax.training.finetune_card import trained_files
     from spap_jax.training.stage_store import finetune_identity, stored_stage
     from spap_jax.training.train import check, run
 
-    checkpoint.check_output(output, overwrite, inputs=inputs(model, teacher, data, eval))
+    begun = functools.partial(is_unfinished, output) if resume else None
+    checkpoint.check_output(output, overwrite, inputs=inputs(model, teacher, data, eval), begun=begun)
     check_resume_folder(output)
     with stopping() as before_end:
         wait_for_others(coordinator, processes, process_id)
@@ -111,7 +114,14 @@ def finetune(
         def reached(looks: int) -> str:  # each check stores a record; the first is before any step
             return f"step {min((looks - 1) * settings.check_every, settings.steps)} of {settings.steps} is done"
 
+        if is_made(kept, output, "spap_finetune.json", FinetuneReport):
+            with kept:
+                console.err.print(f"{output} was made before the interruption")
+            kept.remove()
+            return
         with kept, telling(kept, before_end, reached):
+            if leads():
+                checkpoint.check_output(output, overwrite, inputs={})  # was skipped for a run that goes on
             with use_mesh(devices, model_devices), console.training_progress(settings.steps) as progress:
 
                 def watch(stage: "Stage") -> None:
@@ -126,7 +136,7 @@ def finetune(
                     after = perplexity_of(trained, judged, "after training")
                 measured = Perplexities(judged.description, before, after)
             if leads():
-                report = replace(report, extras=Extras(perplexity=measured, peak_memory_bytes=memory.peak()))
+                report = replace(report, extras=Extras(kept.name, perplexity=measured, peak_memory_bytes=memory.peak()))
                 files = trained_files(report, start.source.folder)
                 checkpoint.save(trained, output, overwrite=overwrite, files=files, partial=kept.output)
         kept.remove()

@@ -19,7 +19,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, get_mesh
 from jax.sharding import PartitionSpec as P
 
 from spap_jax.devices import DATA_SPEC as BATCH
-from spap_jax.devices import mesh_size, use_mesh
+from spap_jax.devices import check_mesh_around, mesh_size, use_mesh
 from spap_jax.errors import UserError
 from spap_jax.evaluation.generation import CACHE, Sampling, choose, decode_step, keys_at, keys_of, prefill
 from spap_jax.evaluation.perplexity import final_stream
@@ -92,6 +92,7 @@ def replicas_of(model: Model, devices: Sequence[Any] | None = None) -> Replicas:
             the weights if one device cannot hold them.
     """
     if devices is None:
+        check_mesh_around()
         alone = mesh_size() == 1 and jax.process_count() == 1
         with use_mesh(None, None, bytes_of(model.params)) if alone else nullcontext():
             if mesh_size() > 1:

@@ -341,7 +341,5 @@ def notes(planned: Plan) -> list[str]:
             f"holds all of them: give --round-to {load.sharers}."
         )
     if chip.named == 1 and "TPU" not in chip.words and planned.fits and planned.peak[1] > _TAKEN_BY_JAX * chip.memory:
-        found.append(
-            "JAX takes three quarters of a GPU's memory, less than this: set XLA_PYTHON_CLIENT_MEM_FRACTION=0.95."
-        )
+        found.append("JAX takes three quarters of a GPU's memory, less than this: set XLA_CLIENT_MEM_FRACTION=0.95.")
     return found

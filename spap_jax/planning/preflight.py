@@ -11,6 +11,9 @@ from spap_jax.planning.plan import Request, plan, remedy
 from spap_jax.quantities import bytes_text
 from spap_jax.settings import PruneSettings
 
+_FRACTIONS = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
+"""The variables that say how much of a GPU's memory JAX takes; the second is an old name of the first."""
+
 
 def settings_here(request: Request) -> PruneSettings:
     """Returns the settings of a run for the devices of the mesh around; those of all processes are of one kind.
@@ -37,6 +40,8 @@ def settings_here(request: Request) -> PruneSettings:
             f"a plan of this run needs {bytes_text(need)} of each device in the phase {phase!r}, and a device here has "
             f"{bytes_text(here.accelerator.memory)}. {remedy(planned)}{_more(here)}"
         )
+    elif planned.request.settings.joint_blocks != request.settings.joint_blocks and (more := _more(here)):
+        warn(f"joint steps on all blocks together would gain more, and need more than {bytes_text(room)}.{more}")
     return planned.request.settings
 
 
@@ -50,10 +55,8 @@ def _mesh_here(room: float) -> Mesh:
 
 def _more(here: Mesh) -> str:
     """How a GPU gives more of its memory, unless that was said already."""
-    said = here.accelerator.platform != "gpu" or "XLA_PYTHON_CLIENT_MEM_FRACTION" in os.environ
-    return (
-        "" if said else " JAX takes three quarters of a GPU's memory: XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 gives more."
-    )
+    said = here.accelerator.platform != "gpu" or any(name in os.environ for name in _FRACTIONS)
+    return "" if said else " JAX takes three quarters of a GPU's memory: XLA_CLIENT_MEM_FRACTION=0.95 gives more."
 
 
 def _room() -> float | None:

@@ -13,7 +13,7 @@ from spap_jax.checkpoint.unfinished import Unfinished
 from spap_jax.data.blocks import TokenBlocks
 from spap_jax.pruning.prune_report import report_of, versions
 from spap_jax.pruning.run import Begun
-from spap_jax.reporting.schema import PruneReport, parsed
+from spap_jax.reporting.schema import FinetuneReport, PruneReport, parsed
 from spap_jax.settings import PruneSettings
 
 _COMPUTING = ("spap-jax", "jax", "jaxlib", "flax", "optax", "device")
@@ -57,15 +57,27 @@ def stored_steps(unfinished: Unfinished, output: str | Path) -> Begun | None:
         The steps; None if the output is already complete, because a command that makes several outputs was interrupted
         later.
     """
-    if devices.told_to_all(devices.leads() and _is_made(unfinished, output)):
+    if is_made(unfinished, output, "spap_report.json", PruneReport):
         return None
     return Begun([report_of(each) for each in unfinished.told], unfinished.read)
 
 
-def _is_made(unfinished: Unfinished, output: str | Path) -> bool:
-    """Whether the output already exists and was written by this run."""
-    try:
-        report = parsed(read_made(output, "spap_report.json") or b"", PruneReport)
-        return unfinished.found and report.extras.run == unfinished.name
-    except ValueError:
-        return False
+def is_made(
+    unfinished: Unfinished, output: str | Path, file: str, schema: type[PruneReport] | type[FinetuneReport]
+) -> bool:
+    """Whether the output already exists and was written by this run; all processes must call this.
+
+    Args:
+        unfinished: What is kept of the run.
+        output: Output folder of the run.
+        file: Name of the report in it.
+        schema: What the report is.
+    """
+
+    def names_this_run() -> bool:
+        try:
+            return parsed(read_made(output, file) or b"", schema).extras.run == unfinished.name
+        except ValueError:
+            return False
+
+    return devices.told_to_all(devices.leads() and unfinished.found and names_this_run())

@@ -144,8 +144,16 @@ def check(model: Model, tokens: np.ndarray, teacher: Model | None, settings: Fin
 @functools.partial(jax.jit, static_argnames=("config", "scale"))
 @full_precision
 def merged(config: DecoderConfig, params: Params, best: Params, scale: float) -> Params:
-    """Returns the layers {"layers": ...} with low-rank updates merged, in the data type of the checkpoint."""
-    return fully_shard_params(config, {"layers": lora.merged(params["layers"], best["updates"], scale)})
+    """Returns the layers {"layers": ...} with low-rank updates merged, in the data type of the checkpoint.
+
+    One layer is merged at a time, since the product of all of its updates is in float32.
+    """
+
+    def one(layer: tuple[Params, Params]) -> Params:
+        return lora.merged(layer[0], layer[1], scale)
+
+    layers = jax.lax.map(one, (params["layers"], best["updates"]))
+    return fully_shard_params(config, {"layers": layers})
 
 
 def _updates(model: Model, params: Params, settings: FinetuneSettings) -> Params:

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -24,7 +25,7 @@ def briefly(models: list[Model], work: GenerationWorkload) -> list[Speed]:
 
 
 def test_a_row_is_a_command_and_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    asked = {
+    asked: dict[str, Any] = {
         "model": str(EXAMPLES / "llama-stories"),
         "calibration": str(EXAMPLES / "stories_calibration.txt"),
         "evaluation": (str(EXAMPLES / "stories_evaluation.txt"),),
@@ -54,11 +55,19 @@ def test_a_row_is_a_command_and_is_measured_once(tmp_path: Path, monkeypatch: py
     main(**asked)
     assert (tmp_path / "out" / "results.jsonl").read_bytes().splitlines() == [line]
 
+    monkeypatch.setattr("benchmarks.real.__main__.perform", lambda *_: None)  # the folder is there
+    main(**asked | {"evaluation": (asked["calibration"],)})
+    first, _ = (tmp_path / "out" / "results.jsonl").read_bytes().splitlines()
+    assert first == line
+    page = (tmp_path / "out" / "README.md").read_text()
+    assert "on stories_calibration" in page
+    assert "stories_evaluation" not in page  # which the new row was not judged on
+
 
 def row(method: str, pruned: float) -> Row:
     text = Text(10.0, pruned, 0.1, 0.9)
     return Row(
-        "m", 0.3, method, method, {"t": text}, {"streams": 90.0}, 10**9, (100, 80), (200, 160), (1.1, 1.2), "c", "d"
+        "m", 0.3, method, method, {"t": text}, {"streams": 90.0}, 10**9, (100, 80), (200, 160), (1.1, 1.2), "c", "d", 12
     )
 
 

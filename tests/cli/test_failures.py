@@ -43,6 +43,7 @@ def test_debug_shows_where_a_refusal_comes_from(capsys):
         (MemoryError(), ["finetune", "x"], ": a smaller --batch-tokens, fewer --sequences or weights divided among"),
         (MemoryError(), ["convert", "x"], ": use a machine that has more."),
         (RuntimeError("RESOURCE_EXHAUSTED: out of 8 bytes.\nmore"), ["bench"], ": a smaller --batch, a shorter"),
+        (RuntimeError("INTERNAL: CUBLAS_STATUS_ALLOC_FAILED"), ["bench"], ": a smaller --batch, a shorter"),
         (PermissionError(13, "Permission denied", "a/b"), ["eval"], "a/b cannot be used (Permission denied): check"),
         (OSError(36, "File name too long", "aaa"), [], "aaa cannot be used (File name too long)"),
     ],

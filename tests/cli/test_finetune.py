@@ -16,7 +16,8 @@ from hf_models import hf_logits
 from safetensors.numpy import load_file
 
 import spap_jax
-from spap_jax import devices
+from spap_jax import checkpoint, devices
+from spap_jax.checkpoint.unfinished import Unfinished
 from spap_jax.evaluation import perplexity
 
 TRAINED = 3 * 16 * (4 * (32 + 32) + 3 * (32 + 26))
@@ -249,6 +250,42 @@ def test_told_to_end_while_the_result_is_written(dense: Path, ids: Path, tmp_pat
     assert said.code == 0, said.err
     assert "going on: step 4 of 4 is done" in said.err
     assert left(tmp_path) == ["out"]
+
+
+def interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_result_that_was_complete_before_the_interruption(
+    dense: Path, ids: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+):
+    words = ["finetune", dense, "--data", ids, "--output", tmp_path / "out", *QUICK]
+    with monkeypatch.context() as patched:
+        patched.setattr(Unfinished, "remove", interrupt)
+        assert spap(capsys, *words).code == 130
+    assert left(tmp_path) == [".out.resume", "out"]
+    when = (tmp_path / "out" / "config.json").stat().st_mtime_ns
+    said = spap(capsys, *words)
+    assert said.code == 0, said.err
+    assert said.err.splitlines()[-1] == f"{tmp_path / 'out'} was made before the interruption"
+    assert (tmp_path / "out" / "config.json").stat().st_mtime_ns == when
+    assert left(tmp_path) == ["out"]
+    assert "out exists" in sentence(spap(capsys, *words))
+
+
+def test_an_output_that_came_meanwhile_is_not_replaced(
+    dense: Path, ids: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+):
+    words = ["finetune", dense, "--data", ids, "--output", tmp_path / "out", *QUICK]
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "save", interrupt)
+        assert spap(capsys, *words).code == 130
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("dear")
+    said = spap(capsys, *words)
+    assert said.code == 2
+    assert "out exists: name another folder" in said.err.splitlines()[-1]
+    assert left(tmp_path / "out") == ["notes.txt"]
 
 
 @pytest.mark.parametrize(("limit", "named"), [(100, "out.resume"), (10_000, "out.resume/steps")])

@@ -236,7 +236,7 @@ def test_what_is_worth_knowing():
     assert note.startswith("6 sequences to fit are fewer than the 32 devices")
     full = dataclasses.replace(request, sequences=900, settings=request.settings.replace(joint_passes=0))
     [note] = notes(plan(full, mesh_named("h100x1")))
-    assert "XLA_PYTHON_CLIENT_MEM_FRACTION=0.95" in note
+    assert "XLA_CLIENT_MEM_FRACTION=0.95" in note
 
 
 def test_methods_and_updates_leave_out_what_they_do_not_do():
