@@ -56,7 +56,8 @@ def test_a_row_is_a_command_and_is_measured_once(tmp_path: Path, monkeypatch: py
     assert (tmp_path / "out" / "results.jsonl").read_bytes().splitlines() == [line]
 
     monkeypatch.setattr("benchmarks.real.__main__.perform", lambda *_: None)  # the folder is there
-    main(**asked | {"evaluation": (asked["calibration"],)})
+    asked["evaluation"] = (asked["calibration"],)
+    main(**asked)
     first, _ = (tmp_path / "out" / "results.jsonl").read_bytes().splitlines()
     assert first == line
     page = (tmp_path / "out" / "README.md").read_text()
