@@ -282,6 +282,7 @@ def test_an_output_that_came_meanwhile_is_not_replaced(
         assert spap(capsys, *words).code == 130
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes.txt").write_text("dear")
+    monkeypatch.setattr(checkpoint, "save", lambda *_, **__: pytest.fail("it was trained first"))
     said = spap(capsys, *words)
     assert said.code == 2
     assert "out exists: name another folder" in said.err.splitlines()[-1]
