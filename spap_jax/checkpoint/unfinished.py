@@ -145,6 +145,7 @@ class Unfinished:
         try:
             if self._copies:
                 self._bring(self._copies, fresh)
+            devices.meet()  # the first one may have had all blocks to download
             found = (self.folder / _RUN).exists() and not fresh
             self.found = devices.told_to_all(found) and found  # what the first one lost, the others cannot go on from
             if self.found:
@@ -367,11 +368,10 @@ class Unfinished:
 
     def _open(self) -> None:
         """Finds the steps that count, the same in all processes, and removes others."""
-        devices.meet()  # the first one may have had all blocks to download, and has all of them to check
         steps = self.folder / _STEPS
         steps.mkdir(exist_ok=True)
         there = {step: told_if_intact(self._file(step)) for step in _numbers(steps)}
-        devices.meet()
+        devices.meet()  # the first one has all blocks to check
         states = devices.known_to_all(step for step, told in there.items() if told and step >= self._blocks)
         usable = {step: told for step, told in there.items() if told and (step < self._blocks or step in states)}
         count, self.told = devices.told_to_all(_counting(usable, self._blocks))
