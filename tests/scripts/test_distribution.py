@@ -17,8 +17,6 @@ import spap_jax
 
 ROOT = Path(__file__).parents[2]
 BESIDES = ("py.typed", "templates/page.html")
-LEFT = {"__pycache__", ".ipynb_checkpoints", "out"}
-"""Folders that Python and the notebooks leave behind."""
 
 
 @pytest.fixture(scope="module")
@@ -58,16 +56,9 @@ def archive(built: Path) -> set[str]:
         return {name.partition("/")[2] for name in file.getnames() if not name.endswith(".egg-info")}
 
 
-def files(*folders: str) -> set[str]:
-    """Return the files of some folders of the checkout, without what runs leave behind."""
-    found = {path.relative_to(ROOT).as_posix() for folder in folders for path in (ROOT / folder).rglob("*")
-             if path.is_file() and not LEFT & set(path.parts)}  # fmt: skip
-    assert found
-    return found
-
-
-def test_the_wheel_holds_every_module_and_nothing_else(wheel: zipfile.ZipFile):
-    modules = {path for path in files("spap_jax") if path.endswith((".py", *BESIDES))}
+def test_the_wheel_holds_every_module_and_nothing_else(tree: Path, wheel: zipfile.ZipFile):
+    kept = (path.relative_to(tree).as_posix() for path in (tree / "spap_jax").rglob("*"))
+    modules = {path for path in kept if path.endswith((".py", *BESIDES))}
     found = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert found == modules
     assert all(any(name.endswith(each) for name in found) for each in BESIDES)
@@ -85,10 +76,10 @@ def test_the_wheel_says_what_it_is(wheel: zipfile.ZipFile):
     assert "spap = spap_jax.cli:main" in wheel.read(f"{info}/entry_points.txt").decode()
 
 
-def test_the_archive_is_the_checkout(archive: set[str]):
-    alone = {"README.md", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "Makefile", "pyproject.toml"}
-    folders = files("spap_jax", "tests", "examples", "benchmarks", "docs", "tpu_scripts")
-    assert (alone | folders) <= archive
+def test_the_archive_is_the_checkout(tree: Path, archive: set[str]):
+    checkout = {path.relative_to(tree).as_posix() for path in tree.rglob("*") if path.is_file()}
+    made = {name for name in checkout if name.startswith(("build/", "spap_jax.egg-info/"))}  # by the build
+    assert checkout - made - {"models"} <= archive
     assert not {name for name in archive if name.startswith((".venv", "build/", "dist/", "out/", "examples/out/"))}
 
 
