@@ -1,4 +1,4 @@
-"""Memory of this process: its peak, and the return of freed memory to the system; memory of the machine."""
+"""Memory of this process: its peak, what is left for it, and the return of freed memory; memory of the machine."""
 
 import ctypes
 import math
@@ -25,12 +25,24 @@ def return_scraps() -> None:
 def peak() -> int:
     """Peak resident memory of this process, in bytes."""
     if sys.platform == "linux":  # where rusage counts the parent's memory at the start of this process
-        with open("/proc/self/status", encoding="ascii") as status:
-            found = [int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:")]
-        if found:  # not every sandbox says
-            return found[0]
+        with suppress(StopIteration):  # not every sandbox says
+            return _kilobytes("/proc/self/status", "VmHWM")
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
+
+
+def left() -> float:
+    """Memory that this process may still take, in bytes; infinite on systems that do not say."""
+    found = [math.inf]
+    with suppress(OSError, StopIteration):
+        found += [of_machine() - _kilobytes("/proc/self/status", "VmRSS"), _kilobytes("/proc/meminfo", "MemAvailable")]
+    return min(found)
+
+
+def _kilobytes(file: str, name: str) -> int:
+    """Reads an amount from a file of Linux about memory, in bytes."""
+    with open(file, encoding="ascii") as lines:
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 def of_machine() -> float:

@@ -71,6 +71,17 @@ def step_dtype(given: str | None, on_cpu: bool | None = None) -> str:
     return given or ("float32" if on_cpu else "bfloat16")
 
 
+def generation_dtype(params: Any) -> np.dtype:
+    """The data type in which a model generates text: float32 on a CPU, elsewhere that of its weights.
+
+    Accelerators would copy the weights to float32 for every token. TPUs have no products of float16.
+    """
+    stored = jax.tree.leaves(params)[0].dtype
+    if platform() == "cpu" or stored.itemsize > 2:
+        return np.dtype(np.float32)
+    return np.dtype(jnp.bfloat16) if platform() == "tpu" else stored
+
+
 def storage(name: str) -> np.dtype:
     """The dtype of arrays that are stored in float32, or as the bits of bfloat16.
 

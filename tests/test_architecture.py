@@ -72,7 +72,7 @@ def test_models_know_no_checkpoint_and_the_solver_no_model() -> None:
         if relative(source).startswith("spap_jax/models/"):
             known = {"spap_jax/errors.py"}
             if source.stem == "attention":  # it chooses a kernel for the platform, and gives each device its own heads
-                known |= {"spap_jax/backend.py", "spap_jax/devices.py"}
+                known |= {f"spap_jax/{name}.py" for name in ("backend", "collectives", "devices")}
             if source.stem == "rules":  # it transposes the tensors of a checkpoint
                 known |= {"spap_jax/host_arrays.py"}
             assert not {p for p in imports(source) if not p.startswith("spap_jax/models/")} - known

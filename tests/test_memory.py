@@ -40,3 +40,10 @@ def test_a_container_may_have_less_than_the_machine(
     (tmp_path / "memory.max").write_text(said)
     monkeypatch.setattr(memory, "_LIMITS", (tmp_path / "memory.max", tmp_path / "missing"))
     assert memory.of_machine() == limit
+
+
+@pytest.mark.parametrize(("machine", "left"), [(4_096_000, 1_024_000), (9_999_999, 5_120_000)])
+def test_what_is_left_of_a_container_or_of_the_machine(machine: int, left: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(memory, "of_machine", lambda: machine)
+    monkeypatch.setattr("builtins.open", lambda *_, **__: io.StringIO("MemAvailable: 5000 kB\nVmRSS: 3000 kB\n"))
+    assert memory.left() == left

@@ -10,8 +10,8 @@ process that is killed loses the step in progress. A step stores a hash of its w
 counts as lost.
 
 A state is several times as large as the result, and steps on accelerators may be faster than a disk. So a step whose
-state would have to wait for the one before, or would leave too little room for the result, stores none: a process that
-goes on makes these steps again.
+state would have to wait for the one before, would leave too little room for the result, or has no place in the host's
+memory, stores none: a process that goes on makes these steps again.
 
 Of several processes, the leading one stores the blocks, and each stores its own part of a state, as its devices hold
 it, in a folder of its own, `.NAME.resume-PROCESS`: no host holds a whole state, and disks need not be shared. A state
@@ -39,7 +39,7 @@ from typing import Any, Self
 
 import jax
 
-from spap_jax import devices
+from spap_jax import memory, multihost
 from spap_jax.backend import platform
 from spap_jax.checkpoint.behind import Behind
 from spap_jax.checkpoint.step_file import NEW, SUFFIX, Json, read_step, renamed, told_if_intact, write_step
@@ -145,9 +145,9 @@ class Unfinished:
         try:
             if self._copies:
                 self._bring(self._copies, fresh)
-            devices.meet()  # the first one may have had all blocks to download
+            multihost.meet()  # the first one may have had all blocks to download
             found = (self.folder / _RUN).exists() and not fresh
-            self.found = devices.told_to_all(found) and found  # what the first one lost, the others cannot go on from
+            self.found = multihost.told_to_all(found) and found  # what the first one lost, the others cannot go on from
             if self.found:
                 self._check()
             if not self.found:
@@ -210,23 +210,24 @@ class Unfinished:
     def read(self, step: int) -> Params:
         """What a step was given, as numpy arrays; it must not have been replaced. All processes have to call this."""
         found = read_step(self._file(step)) if self._stores(step) else {}
-        return found if step >= self._blocks else devices.broadcast_from_leader(found)
+        return found if step >= self._blocks else multihost.broadcast_from_leader(found)
 
     def add(self, kept: Callable[[], Params], told: Json) -> None:
         """Stores the next step; its files are written in the background. All processes have to call this.
 
         Args:
-            kept: Returns the weights of the step's block, which all processes have; or this process's part of a state.
+            kept: Returns the weights of the step's block, which all processes have; or this process's part of a state,
+                on its devices or on the host.
             told: Report of the step, as a JSON value, the same in all processes.
         """
         step = len(self.told)
         if step <= self._blocks or self._is_free():
             self._behind.wait()
             reports = [*self.told[self._blocks :], told]
-            given = jax.device_get(kept())  # in all processes, as a block may be gathered from them
+            given = kept()  # in all processes, as a block may be gathered from them
             with self._writing:
-                if self._stores(step):
-                    self._behind(self._store, step, given, reports)
+                if self._stores(step) and (step < self._blocks or self._fits_host(given)):
+                    self._behind(self._store, step, jax.device_get(given), reports)
                 self.told.append(told)
         else:
             self.told.append(told)
@@ -236,37 +237,65 @@ class Unfinished:
     def _is_free(self) -> bool:
         """Whether all processes have written what they were given, so that they can take another state."""
         mine = [] if self._behind.busy or self._behind.failed or self._full else [0]
-        free = bool(devices.known_to_all(mine))
+        free = bool(multihost.known_to_all(mine))
         if self._behind.failed:
             self._behind.wait()  # raises: this process ends, and the others keep the state that all have
         return free
 
     def _stores(self, step: int) -> bool:
         """Whether this process stores a part of a step."""
-        return step >= self._blocks or devices.leads()
+        return step >= self._blocks or multihost.leads()
 
     def _store(self, step: int, layer: Params, reports: list[Json]) -> None:
         """Writes a step, and removes the states that it makes useless; a state only that leaves room for the result."""
-        there = _numbers(self.folder / _STEPS)
-        states = sorted(number for number in there if number >= self._blocks)
-        if step >= self._blocks:
-            blocks = sum(self._file(number).stat().st_size for number in there if number < self._blocks)
-            needed = sum(array.nbytes for array in jax.tree.leaves(layer)) + _LEFT * blocks
-            if self._free() < needed and states:
-                self._discard(states.pop())
-            if self._free() < needed:
-                self._full = True
-                warn(
-                    f"the disk of {self.folder.parent} has no room for the state of the steps beside the result "
-                    f"({bytes_text(needed)}), so it is not kept: a run that is interrupted makes all steps again."
-                )
-                return
-        write_step(self._file(step), layer, reports)
+        if step < self._blocks:
+            write_step(self._file(step), layer, reports)
+        elif not self._write_state(step, layer, reports):
+            self._keep_no_state(f"the disk of {self.folder.parent} has no room for it beside the result", layer)
+            return
         self._copy(self._file(step))
         self._arrived = step + 1
+        states = [number for number in self._states() if number < step]
         still = min(2, jax.process_count()) - 1  # others may not have written this one yet
         for useless in states[: len(states) - still]:
             self._discard(useless)
+
+    def _fits_host(self, state: Params) -> bool:
+        """Whether the host has memory for the arrays of a state that are on devices; a CPU's are on the host."""
+        there = sum(array.nbytes for array in jax.tree.leaves(state) if isinstance(array, jax.Array))
+        if platform() == "cpu" or there <= memory.left():
+            return True
+        self._keep_no_state("this host has no memory for it", state)
+        return False
+
+    def _keep_no_state(self, why: str, state: Params) -> None:
+        self._full = True
+        size = bytes_text(sum(array.nbytes for array in jax.tree.leaves(state)))
+        warn(
+            f"the state of the steps ({size}) is not kept, as {why}: a run that is interrupted makes these steps again."
+        )
+
+    def _write_state(self, step: int, state: Params, reports: list[Json]) -> bool:
+        """Writes a state, in place of the one before if there is no room for both; False if there is none for one."""
+        needed, before = self._needed(state), self._states()
+        if self._free() < needed and before:
+            self._discard(before[-1])
+        if self._free() < needed:
+            return False
+        try:
+            write_step(self._file(step), state, reports)
+        except UserError:  # the disk filled up meanwhile
+            return False
+        return True
+
+    def _needed(self, state: Params) -> int:
+        """Bytes of a state and of the result."""
+        blocks = (self._file(n).stat().st_size for n in _numbers(self.folder / _STEPS) if n < self._blocks)
+        return sum(array.nbytes for array in jax.tree.leaves(state)) + _LEFT * sum(blocks)
+
+    def _states(self) -> list[int]:
+        """The numbers of the states on the disk, in order."""
+        return sorted(number for number in _numbers(self.folder / _STEPS) if number >= self._blocks)
 
     def _free(self) -> float:
         disk = shutil.disk_usage(self.folder)
@@ -296,7 +325,7 @@ class Unfinished:
 
         All processes have to call this; none removes anything before all do, as the result is not complete before.
         """
-        devices.meet()
+        multihost.meet()
         self._drop()
 
     def _drop(self) -> None:
@@ -315,7 +344,7 @@ class Unfinished:
 
     def remove(self) -> None:
         """Removes everything, once the command has succeeded; call it after the `with` block, in all processes."""
-        devices.meet()
+        multihost.meet()
         _clear_folder(self.folder)
         if self._copies:
             _clear_copies(self._copies)
@@ -353,14 +382,14 @@ class Unfinished:
 
     def _begin(self) -> None:
         _clear_folder(self.folder, but=_LOCK)
-        if devices.leads():  # an earlier run may have had more processes
+        if multihost.leads():  # an earlier run may have had more processes
             folders = (resume_folder(self._output, process) for process in itertools.count(jax.process_count()))
             for folder in itertools.takewhile(lambda folder: (folder / _LOCK).exists(), folders):
                 _clear_folder(folder)
         _write_json(self.folder / _RUN, self._run)
         if self._copies:
             _clear_copies(self._copies)
-            if devices.leads():
+            if multihost.leads():
                 others = (_copies(self._output, process) for process in itertools.count(jax.process_count()))
                 for copies in itertools.takewhile(lambda copies: copies.read(_RUN) is not None, others):
                     _clear_copies(copies)
@@ -371,10 +400,10 @@ class Unfinished:
         steps = self.folder / _STEPS
         steps.mkdir(exist_ok=True)
         there = {step: told_if_intact(self._file(step)) for step in _numbers(steps)}
-        devices.meet()  # the first one has all blocks to check
-        states = devices.known_to_all(step for step, told in there.items() if told and step >= self._blocks)
+        multihost.meet()  # the first one has all blocks to check
+        states = multihost.known_to_all(step for step, told in there.items() if told and step >= self._blocks)
         usable = {step: told for step, told in there.items() if told and (step < self._blocks or step in states)}
-        count, self.told = devices.told_to_all(_counting(usable, self._blocks))
+        count, self.told = multihost.told_to_all(_counting(usable, self._blocks))
         # A process may be killed before the others have written the state that it has.
         self.lost = self.lost or any(step > count or not there[step] for step in there)
         kept = {self._file(step) for step in _kept(count, self._blocks)}
@@ -393,9 +422,9 @@ def _check_alike(run: Mapping[str, Any]) -> None:
     Raises:
         UserError: In every process, if one does.
     """
-    first = devices.told_to_all(dict(run))
+    first = multihost.told_to_all(dict(run))
     differing = [name for name in run if run[name] != first.get(name)]
-    if not devices.known_to_all([] if differing else [0]):
+    if not multihost.known_to_all([] if differing else [0]):
         what = f": here {', '.join(differing)} differ{'s' * (len(differing) == 1)}" if differing else ""
         raise UserError(
             f"the processes of this run differ in what they read, or in their settings, from the first{what}; give all "

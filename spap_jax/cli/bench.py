@@ -38,7 +38,7 @@ def bench(
     Reading a prompt (prefill) and writing token by token (decoding) are timed. Two models run in turn, and each pair of
     runs gives one ratio. Each measured speed-up is shown beside the one that the arithmetic allows: prefill is bound by
     floating-point operations, decoding by the bytes that are read for each token. Activations and the key/value cache
-    are float32, whatever the type of the weights.
+    are float32 on a CPU, and of the weights' data type on a GPU or TPU.
 
     Args:
         model: Checkpoint to measure: a folder, a hub id or an address.
@@ -110,6 +110,7 @@ def _result(
 def _measured(name: str, model: "Model", speed: "Speed", work: "GenerationWorkload") -> dict[str, Any]:
     from spap_jax.checkpoint.locate import public_name
     from spap_jax.models import cost
+    from spap_jax.numerics import generation_dtype
     from spap_jax.placement import bytes_of
 
     count = cost.parameters(model.family, model.config)
@@ -118,6 +119,7 @@ def _measured(name: str, model: "Model", speed: "Speed", work: "GenerationWorklo
         "parameters": count.total,
         "mlp_parameters": count.mlp,
         "bytes": bytes_of(model.params),
+        "activations": str(generation_dtype(model.params)),
         "prefill_seconds": speed.prefill,
         "decode_seconds": speed.decode,
         "prefill_tokens_per_second": work.batch * work.prompt / median(speed.prefill),

@@ -13,6 +13,7 @@ from spap_jax.quantities import bytes_text, change_text, count_text
 from spap_jax.settings import FinetuneSettings
 
 if TYPE_CHECKING:
+    from spap_jax.model import Model
     from spap_jax.reporting.schema import FinetuneReport
     from spap_jax.training.engine import Stage
 
@@ -85,8 +86,9 @@ def finetune(
     from spap_jax.cli.processes import wait_for_others
     from spap_jax.cli.resume_messages import telling
     from spap_jax.cli.stopping import stopping
-    from spap_jax.devices import leads, meet, use_mesh
-    from spap_jax.placement import fully_shard_params
+    from spap_jax.devices import use_mesh
+    from spap_jax.multihost import leads, meet
+    from spap_jax.placement import bytes_of, fully_shard_params
     from spap_jax.pruning.step_store import is_made
     from spap_jax.reporting.schema import Extras, FinetuneReport, Perplexities
     from spap_jax.training.finetune_card import trained_files
@@ -107,8 +109,14 @@ def finetune(
         texts = Texts(data, eval, sequences, sequence_length, bos)
         blocks, judged = texts.read(start.source, start.config, seed=settings.seed, further=False)
         check(start, blocks.tokens, dense, settings)
+        shared = None if model_devices == 1 else model_devices  # training gathers a block at a time, a judge has all
+
+        def measured_on(model: "Model", when: str) -> float | None:
+            with use_mesh(devices, shared, bytes_of(start.params)):
+                return perplexity_of(model, judged, when) if judged else None
+
+        before = measured_on(start, "before training")
         with use_mesh(devices, model_devices):
-            before = perplexity_of(start, judged, "before training") if judged else None
             kept = Unfinished(output, finetune_identity(start, dense, blocks, settings), blocks=0, fresh=not resume)
 
         def reached(looks: int) -> str:  # each check stores a record; the first is before any step
@@ -130,11 +138,8 @@ def finetune(
                     progress(stage.checks[-1])
 
                 trained, report = run(start, blocks, dense, settings, watch, stored_stage(kept))
-            measured = None
-            if judged and before is not None:
-                with use_mesh(devices, model_devices):
-                    after = perplexity_of(trained, judged, "after training")
-                measured = Perplexities(judged.description, before, after)
+            after = measured_on(trained, "after training")
+            measured = Perplexities(judged.description, before, after) if judged and before and after else None
             if leads():
                 report = replace(report, extras=Extras(kept.name, perplexity=measured, peak_memory_bytes=memory.peak()))
                 files = trained_files(report, start.source.folder)

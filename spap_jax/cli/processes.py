@@ -22,8 +22,8 @@ def wait_for_others(coordinator: str | None, processes: int | None, process_id: 
         UserError: see ``joining.join``.
     """
     from spap_jax.cli.console import err, out, waiting
-    from spap_jax.devices import leads
     from spap_jax.joining import AUTO, check_processes, join
+    from spap_jax.multihost import leads
 
     if any(each is not None for each in (coordinator, processes, process_id)):
         check_processes(coordinator, processes, process_id)

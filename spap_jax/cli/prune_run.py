@@ -20,11 +20,11 @@ from spap_jax.cli.prune_many import PruneRun, check_different
 from spap_jax.cli.resume_messages import layers_done, telling
 from spap_jax.cli.texts import Texts, chosen_length, perplexity_of
 from spap_jax.data.blocks import TokenBlocks
-from spap_jax.devices import leads, meet, told_to_all
 from spap_jax.errors import UserError
 from spap_jax.evaluation.perplexity import check_finite
 from spap_jax.model import Model
 from spap_jax.models import DecoderConfig, Params
+from spap_jax.multihost import leads, meet, told_to_all
 from spap_jax.placement import layer_to_host, shard_params, stack_layers
 from spap_jax.planning.memory import block_elements, outer_elements
 from spap_jax.planning.plan import Request

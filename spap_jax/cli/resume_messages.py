@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 
 from spap_jax.checkpoint.unfinished import Unfinished
 from spap_jax.cli import console
-from spap_jax.devices import leads
 from spap_jax.errors import NotFiniteError
+from spap_jax.multihost import leads
 
 
 def layers_done(layers: int, checks: int, steps: int) -> str:

@@ -15,6 +15,7 @@ from spap_jax.errors import UserError, option
 from spap_jax.evaluation.generation import Sampling, check_sampling, end_tokens
 from spap_jax.evaluation.sequences import continuations, replicas_of
 from spap_jax.model import Model, checked
+from spap_jax.numerics import generation_dtype
 from spap_jax.settings import is_count
 
 Row = dict[str, list[dict[str, Any]]]
@@ -37,7 +38,8 @@ def answer(
 ) -> list[Row]:
     """Lets a model answer prompts, which makes conversations of them to calibrate on.
 
-    Every answer has its own random key, so the number of devices and the size of a batch do not change it.
+    Every answer has its own random key, so the number of devices and the size of a batch do not change it, up to
+    rounding: a GPU or TPU computes in the data type of the weights.
 
     Args:
         model: A chat model, usually the dense one.
@@ -75,9 +77,9 @@ def answer(
     def ended(tokens: list[int]) -> bool:
         return not ends.isdisjoint(tokens)
 
-    replicas, written = replicas_of(model, devices), {}
+    replicas, written, dtype = replicas_of(model, devices), {}, generation_dtype(model.params)
     watch(0, len(encoded))
-    for found in continuations(replicas, encoded, max_new_tokens, ended, batch_tokens, sampling, key):
+    for found in continuations(replicas, encoded, max_new_tokens, ended, batch_tokens, sampling, key, dtype):
         for index, tokens in found.items():
             own = list(itertools.takewhile(lambda token: token not in ends, tokens))
             written[index] = {"role": "assistant", "content": writer.decode(own, skip_special_tokens=True)}

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike, DTypeLike
 
-from spap_jax import devices
+from spap_jax import collectives, devices
 from spap_jax.errors import UserError
 from spap_jax.model import Model, Source, checked
 from spap_jax.models import DecoderConfig, decoder
@@ -141,7 +141,7 @@ def _continue(
             return write(state._replace(cache=cache), logits)
 
         def is_going(state: _State) -> jax.Array:
-            return (state.step < new) & devices.in_any_group(~state.ended.all())
+            return (state.step < new) & collectives.in_any_group(~state.ended.all())
 
         # The last token written is not read back, so it needs no space in the cache.
         logits, cache = prefill(config, params, tokens, valid, tokens.shape[1] + new - 1, dtype)
@@ -150,7 +150,7 @@ def _continue(
         state = jax.lax.while_loop(is_going, advance, write(state, logits))
         return state.written
 
-    return devices.map_chunks(continued, (tokens, valid, keys), params, is_end, pad)
+    return collectives.map_chunks(continued, (tokens, valid, keys), params, is_end, pad)
 
 
 def generate(

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spap_jax import devices
+from spap_jax import collectives, devices
 from spap_jax.errors import NotFiniteError, UserError, option
 from spap_jax.model import Model
 from spap_jax.models import DecoderConfig, Params, decoder
@@ -172,7 +172,7 @@ def negative_log_likelihood(config: DecoderConfig, params: Params, tokens: jax.A
         last = final_stream(config, params, tokens)
         return loss_sum(Predictor(config, params), last, next_tokens(tokens), jnp.pad(counts, ((0, 0), (0, 1))))
 
-    return devices.psum_over_chunks(own, (tokens, counts), params)
+    return collectives.psum_over_chunks(own, (tokens, counts), params)
 
 
 @functools.partial(jax.jit, static_argnames="configs")
@@ -205,7 +205,7 @@ def _sums(
         groups = token_groups((last, next_tokens(tokens), jnp.pad(counts, ((0, 0), (0, 1)))))
         return jax.lax.scan(add, jnp.zeros(4), groups)[0]
 
-    return devices.psum_over_chunks(own, (tokens, counts), params)
+    return collectives.psum_over_chunks(own, (tokens, counts), params)
 
 
 def final_stream(config: DecoderConfig, params: Params, tokens: jax.Array) -> jax.Array:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, get_mesh
 from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
 
 from spap_jax.devices import DATA_SPEC as BATCH
 from spap_jax.devices import check_mesh_around, mesh_size, use_mesh
@@ -193,6 +194,7 @@ def continuations(
     batch_tokens: int,
     sampling: Sampling,
     key: jax.Array,
+    dtype: DTypeLike = jnp.float32,
 ) -> Iterator[dict[int, list[int]]]:
     """Continues prompts.
 
@@ -204,6 +206,7 @@ def continuations(
         batch_tokens: Number of tokens that a device processes at once, including the new ones.
         sampling: How tokens are sampled.
         key: Random key of ``jax.random``; it has no effect at temperature 0.
+        dtype: Data type of the computation and of the cache.
 
     Yields:
         The tokens generated in a batch, keyed by the indices of their prompts.
@@ -216,7 +219,7 @@ def continuations(
     lengths = [len(prompt) for prompt in prompts]
     for batch in batches(lengths, model.config.positions, batch_tokens, model.number, room):
         arrays = _split(model.mesh, *_padded(model.config, batch, prompts, left=True))
-        logits, cache = _read(model.config, model.mesh, batch.length + room, model.params, *arrays)
+        logits, cache = _read(model.config, model.mesh, batch.length + room, dtype, model.params, *arrays)
         written = np.zeros((len(batch.members), 0), np.int32)
         own = np.pad(batch.members, (0, batch.rows - len(batch.members)))  # a key for each prompt, wherever it is
         [keys] = _split(model.mesh, keys_of(key, own))
@@ -229,13 +232,19 @@ def continuations(
         yield dict(zip(batch.members, written.tolist(), strict=True))
 
 
-@functools.partial(jax.jit, static_argnames=("config", "mesh", "size"))
+@functools.partial(jax.jit, static_argnames=("config", "mesh", "size", "dtype"))
 @full_precision
 def _read(
-    config: DecoderConfig, mesh: Mesh, size: int, params: decoder.Params, tokens: jax.Array, valid: jax.Array
+    config: DecoderConfig,
+    mesh: Mesh,
+    size: int,
+    dtype: DTypeLike,
+    params: decoder.Params,
+    tokens: jax.Array,
+    valid: jax.Array,
 ) -> tuple[jax.Array, decoder.Cache]:
     """Prefills. tokens and valid: [B, T] -> logits of the last token [B, v], and a cache for ``size`` tokens."""
-    own = functools.partial(prefill, config, size=size)
+    own = functools.partial(prefill, config, size=size, dtype=dtype)
     return _each_device(own, mesh=mesh, in_specs=(P(), BATCH, BATCH), out_specs=(BATCH, CACHE))(params, tokens, valid)
 
 

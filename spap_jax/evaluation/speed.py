@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from spap_jax import devices
+from spap_jax import collectives, devices
 from spap_jax.errors import UserError
 from spap_jax.evaluation.generation import CACHE, decode_step, prefill
 from spap_jax.evaluation.perplexity import check_length
 from spap_jax.model import Model
 from spap_jax.models import Cache, Params, cost, decoder
+from spap_jax.numerics import generation_dtype
 from spap_jax.placement import shard_params
 from spap_jax.reporting.schema import GenerationWorkload
 
@@ -68,15 +69,16 @@ def _run(model: Model, work: GenerationWorkload) -> Callable[[], tuple[float, fl
     random = np.random.default_rng(0)
     tokens = devices.shard_chunks(random.integers(0, model.config.vocabulary, (work.batch, work.prompt), np.int32))
     config, params = decoder.laid_out(model.config, model.params, shard_params)
+    dtype = generation_dtype(model.params)
 
     def prefilled(params: Params, tokens: jax.Array) -> tuple[jax.Array, Cache]:
-        return prefill(config, params, tokens, jnp.ones_like(tokens, dtype=bool), work.prompt + work.new)
+        return prefill(config, params, tokens, jnp.ones_like(tokens, dtype=bool), work.prompt + work.new, dtype)
 
     read, write = prefilled, functools.partial(decode_step, config)
     if devices.data_size() > 1:
         state = devices.DATA_SPEC, CACHE
-        read = devices.shard_map_over_data(read, (P(), devices.DATA_SPEC), state)
-        write = devices.shard_map_over_data(write, (P(), *state), state)
+        read = collectives.shard_map_over_data(read, (P(), devices.DATA_SPEC), state)
+        write = collectives.shard_map_over_data(write, (P(), *state), state)
     read, write = jax.jit(read), jax.jit(write, donate_argnums=2)
 
     def run() -> tuple[float, float]:
@@ -96,5 +98,6 @@ def _run(model: Model, work: GenerationWorkload) -> Callable[[], tuple[float, fl
 def arithmetic(model: Model, work: GenerationWorkload) -> tuple[int, int]:
     """Returns the floating-point operations of the prompt, and the bytes that one decoding step reads."""
     family, config, weight = model.family, model.config, jax.tree.leaves(model.params)[0].dtype.itemsize
-    read = cost.decode_bytes(family, config, work.batch, work.prompt + work.new, weight)
+    cached = generation_dtype(model.params).itemsize
+    read = cost.decode_bytes(family, config, work.batch, work.prompt + work.new, weight, cached)
     return cost.prefill_operations(family, config, work.batch, work.prompt), read

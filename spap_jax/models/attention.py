@@ -12,7 +12,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from spap_jax import devices
+from spap_jax import collectives, devices
 from spap_jax.backend import platform
 
 QUERY_BLOCK = 128
@@ -55,7 +55,7 @@ def causal_attention(
     if valid is None and isinstance(offset, int) and offset == 0 and q.shape[1] == k.shape[2]:
         fused = _fused(platform(), q.dtype, q.shape[1], q.shape[3], window)
     if fused is not None:
-        return devices.shard_map_over_heads(fused, q, k, v)
+        return collectives.shard_map_over_heads(fused, q, k, v)
     valid = jnp.ones((k.shape[0], k.shape[2]), bool) if valid is None else valid
     return in_blocks(q, k, v, valid, offset, window)
 

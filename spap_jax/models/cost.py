@@ -42,7 +42,7 @@ def prefill_operations(family: Family, config: DecoderConfig, batch: int, length
     return 2 * batch * (length * (counted - head) + head) + 4 * pairs * config.heads * config.head_dim
 
 
-def decode_bytes(family: Family, config: DecoderConfig, batch: int, length: int, weight: int) -> int:
+def decode_bytes(family: Family, config: DecoderConfig, batch: int, length: int, weight: int, cached: int) -> int:
     """Bytes read by one decoding step: every multiplied weight once, and the keys and values of ``length`` tokens.
 
     Args:
@@ -50,7 +50,8 @@ def decode_bytes(family: Family, config: DecoderConfig, batch: int, length: int,
         config: The decoder.
         batch: Sequences decoded together.
         length: Tokens in the cache.
-        weight: Bytes per weight; keys and values are in float32.
+        weight: Bytes per weight.
+        cached: Bytes per number in the cache.
     """
     cache = 2 * batch * length * config.layers * config.kv_heads * config.head_dim
-    return parameters(family, config).multiplied * weight + 4 * cache
+    return parameters(family, config).multiplied * weight + cache * cached

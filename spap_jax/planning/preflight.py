@@ -4,7 +4,7 @@ import os
 
 import jax
 
-from spap_jax import devices, memory
+from spap_jax import devices, memory, multihost
 from spap_jax.errors import warn
 from spap_jax.planning.accelerators import Accelerator, Mesh
 from spap_jax.planning.plan import Request, plan, remedy
@@ -70,4 +70,4 @@ def _room() -> float | None:
     else:
         about = device.memory_stats() or {}
         left = about["bytes_limit"] - about.get("bytes_in_use", 0) if "bytes_limit" in about else None
-    return devices.told_to_all(left)
+    return multihost.told_to_all(left)

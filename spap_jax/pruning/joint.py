@@ -21,7 +21,7 @@ from spap_jax.pruning.run import Run, Step
 from spap_jax.pruning.streams import Padded, largest_divisor
 from spap_jax.reporting.schema import Check
 from spap_jax.settings import EffortName, PruneSettings
-from spap_jax.training.engine import Stage, StepSchedule, from_host, stages, to_host
+from spap_jax.training.engine import Stage, StepSchedule, from_host, parts_of, stages
 from spap_jax.training.optimizers import relative
 from spap_jax.training.shortlist import Shortlist, shortened_head, shortlist_of
 from spap_jax.training.step import Given, Job, Recipe, Sequences
@@ -209,7 +209,7 @@ def moving(settings: PruneSettings, layers: Params) -> tuple[str, ...]:
 
 
 def _state(stage: Stage, more: Params) -> Params:
-    return {"stage": stage.parts(), **{name: to_host(tree) for name, tree in more.items()}}
+    return {"stage": stage.parts(), **{name: parts_of(tree) for name, tree in more.items()}}
 
 
 @functools.partial(jax.jit, static_argnames=("first", "count"))

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from spap_jax import devices
+from spap_jax import collectives, devices
 from spap_jax.models import DecoderConfig, Params, decoder
 from spap_jax.numerics import full_precision, in_float32
 from spap_jax.pruning.streams import attended, mlp_hidden
@@ -103,7 +103,7 @@ def _accumulate(
         gram, (cross, *others) = jax.lax.scan(add, start, own)[0]
         return (grams.whole(gram), cross), others
 
-    totals = devices.psum_scatter_over_chunks(sums, tokens)
+    totals = collectives.psum_scatter_over_chunks(sums, tokens)
     (gram, cross), (hidden_mean, target_mean, power) = jax.tree.map(lambda total: total / tokens.real, totals)
     if correction < 1 and tokens.output is None:
         # Adds 1 - c times the moments of the dense output, H W + b, and its products with what is missing.

@@ -8,7 +8,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from spap_jax import devices
+from spap_jax import collectives
 from spap_jax.models import DecoderConfig, Params, decoder
 from spap_jax.numerics import full_precision, in_float32, sliced, to_slice
 from spap_jax.pruning import streams
@@ -32,7 +32,7 @@ def divergence(
 
         return jax.lax.scan(add, jnp.float32(0), own)[0]
 
-    total = devices.psum_over_chunks(sums, chunks, outer, to_slice(layers), mlp)
+    total = collectives.psum_over_chunks(sums, chunks, outer, to_slice(layers), mlp)
     return total / streams.fitting_tokens(chunks).real
 
 

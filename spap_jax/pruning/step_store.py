@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from spap_jax import devices
+from spap_jax import devices, multihost
 from spap_jax.checkpoint.publish import read_made
 from spap_jax.checkpoint.unfinished import Unfinished
 from spap_jax.data.blocks import TokenBlocks
@@ -80,4 +80,4 @@ def is_made(
         except ValueError:
             return False
 
-    return devices.told_to_all(devices.leads() and unfinished.found and names_this_run())
+    return multihost.told_to_all(multihost.leads() and unfinished.found and names_this_run())

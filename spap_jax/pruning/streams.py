@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spap_jax import devices
+from spap_jax import collectives, devices
 from spap_jax.models import Block, DecoderConfig, Params, decoder
 from spap_jax.numerics import full_precision, in_float32, storage, stored
 from spap_jax.placement import shard_params
@@ -130,7 +130,7 @@ def _embed(config: DecoderConfig, params: Params, chunks: jax.Array, dtype: np.d
     def every(own: jax.Array, params: Params) -> jax.Array:
         return jax.lax.map(lambda t: stored(decoder.embed(config, params, t, positions, jnp.float32), dtype), own)
 
-    return devices.map_chunks(every, chunks, params) if len(chunks) else every(chunks, params)
+    return collectives.map_chunks(every, chunks, params) if len(chunks) else every(chunks, params)
 
 
 @jax.jit
@@ -272,4 +272,4 @@ def in_place(one: Callable[[Any], Any], chunks: Any) -> Any:
     def every(own: Any) -> Any:
         return jax.lax.fori_loop(0, len(jax.tree.leaves(own)[0]), step, own)
 
-    return devices.map_chunks(every, chunks) if len(jax.tree.leaves(chunks)[0]) else chunks
+    return collectives.map_chunks(every, chunks) if len(jax.tree.leaves(chunks)[0]) else chunks

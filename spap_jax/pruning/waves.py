@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from spap_jax import devices
+from spap_jax import collectives, devices
 from spap_jax.checkpoint.ahead import blocks_in_order
 from spap_jax.models import DecoderConfig, Params
 from spap_jax.numerics import full_precision
@@ -94,10 +94,10 @@ def own_moments(
 
 @functools.partial(jax.jit, donate_argnames="kept")
 def _keep(kept: Moments | None, seen: Moments, group: int) -> Moments:
-    return devices.keep_for_group(kept, seen, group)
+    return collectives.keep_for_group(kept, seen, group)
 
 
-_exchange = jax.jit(devices.exchange, static_argnames="rows")
+_exchange = jax.jit(collectives.exchange, static_argnames="rows")
 
 
 @functools.partial(jax.jit, static_argnames=("config", "keep", "method", "steps", "rounds"))
@@ -117,4 +117,4 @@ def own_choices(own: Moments, config: DecoderConfig, key: jax.Array, first: int,
     def one(seen: Moments, number: jax.Array, key: jax.Array, first: jax.Array) -> Choice:
         return choose_channels(seen, choice_key(key, config, first + number), keep, **search)
 
-    return devices.map_over_groups(one, own, key, first)
+    return collectives.map_over_groups(one, own, key, first)

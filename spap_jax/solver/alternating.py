@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from spap_jax import devices
+from spap_jax import collectives
 from spap_jax.numerics import in_float32
 from spap_jax.solver import grams
 from spap_jax.solver.problem import Problem, explained, refit, scaled
@@ -156,7 +156,7 @@ def relative_errors(
         return total + _squares(chunk, target, *(_projected(stage, channels) for stage in stages)), None
 
     start = jnp.zeros(1 + len(stages), jnp.float32)
-    power, *errors = devices.psum_over_chunks(lambda own: jax.lax.scan(add, start, own)[0], tokens)
+    power, *errors = collectives.psum_over_chunks(lambda own: jax.lax.scan(add, start, own)[0], tokens)
     return [error / jnp.maximum(power, _TINY) for error in errors]  # a layer that adds nothing has no target
 
 
@@ -191,7 +191,7 @@ def closed_form(mlp: MlpFunctions, weights: Weights, tokens: Tokens, ridge: floa
         gram, (cross, *others) = jax.lax.scan(add, start, own)[0]
         return (grams.whole(gram), cross), others
 
-    totals = devices.psum_scatter_over_chunks(sums, tokens)
+    totals = collectives.psum_scatter_over_chunks(sums, tokens)
     (gram, cross), (h_mean, e_mean, (error, power)) = jax.tree.map(lambda total: total / tokens.real, totals)
     problem = Problem(gram, cross, error, weight=jnp.zeros_like(cross))
     if weights.bias is not None:
@@ -220,7 +220,7 @@ def descend(
         weights, state = carry
         number, key = now
         index = jax.random.randint(key, (schedule.step_tokens,), 0, count)
-        drawn = in_float32(devices.take_from_chunks(tokens, jnp.unravel_index(index, tokens.residual.shape[:-1])))
+        drawn = in_float32(collectives.take_from_chunks(tokens, jnp.unravel_index(index, tokens.residual.shape[:-1])))
         updates, state = optimizer.update(jax.grad(loss)(weights, drawn), state, cast(Any, weights))
         size = rate * decay(number)
         return (jax.tree.map(lambda w, u: w - size * u, weights, updates), state), None

@@ -22,8 +22,9 @@ from spap_jax.pruning.streams import largest_divisor
 from spap_jax.reporting.schema import Check
 from spap_jax.training.step import Given, Job, Minibatch, State, begin, measure, restarted, step
 
-Parts = dict[str, dict[str, np.ndarray]]
-"""What the devices of a process hold of the arrays of a tree, by their number; see ``devices.parts_of``."""
+Parts = dict[str, dict[str, Any]]
+"""What the devices of a process hold of the arrays of a tree, by their number, on these or on the host; see
+``devices.parts_of``."""
 
 
 _FAR = 0.5
@@ -75,8 +76,8 @@ class Stage(NamedTuple):
         return from_host(dict(self.waiting), self.like)
 
     def parts(self) -> dict[str, Parts]:
-        """Returns what this process's devices hold of the stage, on the host."""
-        return {"state": to_host(self.state), "best": self.waiting}
+        """Returns what this process's devices hold of the stage; the state's are on them still, see `state`."""
+        return {"state": parts_of(self.state), "best": self.waiting}
 
     def with_parts(self, parts: dict[str, Parts], checks: tuple[Check, ...]) -> "Stage":
         """Returns a stage of the same run, of which each process gives its own parts; takes the state's out of them."""
@@ -189,9 +190,14 @@ def _described(tree: Any) -> Any:
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), tree)
 
 
+def parts_of(tree: Any) -> Parts:
+    """Returns what this process's devices hold of the arrays of a tree."""
+    return {str(number): devices.parts_of(array) for number, array in enumerate(jax.tree.leaves(tree))}
+
+
 def to_host(tree: Any) -> Parts:
     """Copies what this process's devices hold of the arrays of a tree to the host."""
-    return {str(number): devices.parts_of(array) for number, array in enumerate(jax.tree.leaves(tree))}
+    return jax.device_get(parts_of(tree))
 
 
 def from_host(parts: Parts, like: Any) -> Any:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from spap_jax import devices
+from spap_jax import collectives, devices
 from spap_jax.models import DecoderConfig, Params
 from spap_jax.numerics import full_precision, in_float32
 from spap_jax.placement import fully_shard_params, gather_params
@@ -239,9 +239,9 @@ def _loss_sum(
         return loss_sum(own, last, following, counts, wanted)
 
     places = jnp.unravel_index(now.rows, given.sequences.tokens.shape[:2])
-    drawn = devices.take_large_from_chunks(given.sequences, places)
+    drawn = collectives.take_large_from_chunks(given.sequences, places)
     drawn = drawn._replace(kept=in_float32(drawn.kept), entering=in_float32(drawn.entering))
-    return devices.vmap_over_data(one, *jax.tree.map(_by_device, (drawn, now.counted))).sum()
+    return collectives.vmap_over_data(one, *jax.tree.map(_by_device, (drawn, now.counted))).sum()
 
 
 def _among_few(config: DecoderConfig, short: Params, dtype: Any) -> Predictor:

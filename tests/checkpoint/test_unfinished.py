@@ -3,18 +3,23 @@
 import contextlib
 import functools
 import json
+import resource
 import shutil
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 from safetensors import safe_open
 from tiny_checkpoints import write
 
-from spap_jax import devices
+from spap_jax import memory, multihost
+from spap_jax.backend import traced_for
 from spap_jax.checkpoint import load, save_orbax, step_file
 from spap_jax.checkpoint import unfinished as checkpoint_unfinished
 from spap_jax.checkpoint.fingerprint import fingerprint
@@ -134,7 +139,7 @@ def test_after_a_failed_write_no_process_gives_up_the_state_that_all_have(
     monkeypatch.setattr(checkpoint_unfinished, "platform", lambda: "gpu")
     made(tmp_path / "out", BLOCKS + 1)
     said: list[list[int]] = []
-    monkeypatch.setattr(devices, "known_to_all", lambda mine: said.append([*mine]) or set(said[-1]))
+    monkeypatch.setattr(multihost, "known_to_all", lambda mine: said.append([*mine]) or set(said[-1]))
     unfinished = Unfinished(tmp_path / "out", RUN, BLOCKS)
     monkeypatch.setattr(checkpoint_unfinished, "write_step", lambda *_: (_ for _ in ()).throw(OSError("on fire")))
     unfinished.add(functools.partial(layer, BLOCKS + 1), told(BLOCKS + 1))
@@ -148,20 +153,20 @@ def test_after_a_failed_write_no_process_gives_up_the_state_that_all_have(
 
 
 def test_processes_that_would_make_different_runs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(devices, "told_to_all", lambda _: RUN | {"model": "1" * 64})  # the first one's
-    monkeypatch.setattr(devices, "known_to_all", set)
+    monkeypatch.setattr(multihost, "told_to_all", lambda _: RUN | {"model": "1" * 64})  # the first one's
+    monkeypatch.setattr(multihost, "known_to_all", set)
     with pytest.raises(UserError, match=r"differ in what they read, .* from the first: here model differs; give all"):
         Unfinished(tmp_path / "out", RUN, BLOCKS)
     assert not list(tmp_path.iterdir())
-    monkeypatch.setattr(devices, "told_to_all", lambda mine: mine)
-    monkeypatch.setattr(devices, "known_to_all", lambda _: set())  # another one differs
+    monkeypatch.setattr(multihost, "told_to_all", lambda mine: mine)
+    monkeypatch.setattr(multihost, "known_to_all", lambda _: set())  # another one differs
     with pytest.raises(UserError, match="or in their settings, from the first; give all of them the same command"):
         Unfinished(tmp_path / "out", RUN, BLOCKS)
 
 
 def test_what_the_first_process_lost_the_others_do_not_go_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     made(tmp_path / "out", 2)
-    monkeypatch.setattr(devices, "told_to_all", lambda mine: False if mine is True else mine)
+    monkeypatch.setattr(multihost, "told_to_all", lambda mine: False if mine is True else mine)
     with Unfinished(tmp_path / "out", RUN, BLOCKS) as unfinished:
         assert (unfinished.found, unfinished.told) == (False, [])
 
@@ -184,10 +189,43 @@ def test_a_state_leaves_room_for_the_result(tmp_path: Path, monkeypatch: pytest.
     made(tmp_path / "out", BLOCKS + 2)
     assert states_in(folder) == [BLOCKS + 1]
     free[0] -= 1
-    with pytest.warns(SpapWarning, match="has no room for the state of the steps beside the result"):
+    with pytest.warns(SpapWarning, match="has no room for it beside the result"):
         made(tmp_path / "out", BLOCKS + 4)
     assert states_in(folder) == []
     assert looked_at(tmp_path / "out") == (BLOCKS, False)
+
+
+def stored(unfinished: Unfinished, state: Params, told: dict) -> None:
+    """Add a step, and wait until it is stored, or is not."""
+    unfinished.add(lambda: state, told)
+    unfinished.count()
+
+
+def test_a_disk_that_fills_up_ends_no_run_and_keeps_the_state_before(tmp_path: Path):
+    folder = made(tmp_path / "out", BLOCKS + 1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Unfinished(tmp_path / "out", RUN, BLOCKS) as unfinished:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+        try:
+            with pytest.warns(SpapWarning, match="has no room for it beside the result"):
+                stored(unfinished, layer(BLOCKS + 1), {"long": "x" * 100_000})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        unfinished.add(functools.partial(layer, BLOCKS + 2), told(BLOCKS + 2))
+    assert states_in(folder) == [BLOCKS]
+
+
+def test_a_host_without_memory_for_a_state_keeps_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    state = jax.tree.map(jnp.asarray, layer(BLOCKS))
+    size = sum(array.nbytes for array in jax.tree.leaves(state))
+    for left, kept in ((size, [BLOCKS]), (size - 1, [])):
+        monkeypatch.setattr(memory, "left", lambda left=left: left)
+        folder = made(tmp_path / f"out{left}", BLOCKS)
+        with Unfinished(tmp_path / f"out{left}", RUN, BLOCKS) as unfinished, traced_for("gpu"):
+            with nullcontext() if kept else pytest.warns(SpapWarning, match="as this host has no memory for it"):
+                stored(unfinished, state, told(BLOCKS))
+            stored(unfinished, state, told(BLOCKS + 1))  # which has no more room
+        assert states_in(folder) == [step + 1 for step in kept]
 
 
 def test_nothing_is_left_of_a_run_without_steps_or_one_that_ended(tmp_path: Path):

@@ -54,8 +54,8 @@ def test_ordinary_text(tmp_path: Path, capsys):
             ],
         ),
         (
-            ("--method", "flap", "--correction", "0"),
-            ["--correction has no effect: the method flap with the update bias does not see the MLP's target."],
+            ("--method", "flap", "--correction", "0", "--ridge", "0.1"),
+            ["--correction, --ridge have no effect: the method flap with the update bias solves for no weights."],
         ),
         (("--method", "obs", "--update", "none", "--correction", "0"), []),
         (("--method", "osscar", "--swap-rounds", "9", "--update", "alternate", "--rounds", "3"), []),

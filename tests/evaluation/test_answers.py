@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import transformers
 
 import spap_jax as spap
+from spap_jax.backend import traced_for
+from spap_jax.evaluation import sequences
 from spap_jax.model import Model
 
 STORIES = Path(__file__).parents[2] / "examples" / "llama-stories"
@@ -54,6 +57,17 @@ def test_batches_and_devices_change_no_answer(model: Model):
     assert len(set(said(one))) > 9
     asked["seed"] = 2
     assert said(one) != said(spap.answer(model, PROMPTS, **asked))
+
+
+def test_an_accelerator_computes_in_the_type_of_the_weights(model: Model, monkeypatch: pytest.MonkeyPatch):
+    half = model.replace(params=jax.tree.map(lambda array: array.astype(jnp.bfloat16), model.params))
+    kinds, prefill = [], sequences.prefill
+    monkeypatch.setattr(
+        sequences, "prefill", lambda *given, **more: kinds.append(more["dtype"]) or prefill(*given, **more)
+    )
+    with traced_for("gpu"):
+        assert said(spap.answer(half, PROMPTS[:1], max_new_tokens=8, temperature=0))[0]
+    assert kinds == [jnp.bfloat16]
 
 
 @pytest.mark.parametrize(

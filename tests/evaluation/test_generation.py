@@ -15,10 +15,12 @@ import pytest
 import torch
 import transformers
 
+from spap_jax.backend import traced_for
 from spap_jax.errors import UserError
 from spap_jax.evaluation.generation import Sampling, choose, decode_step, generate, prefill
 from spap_jax.model import Model, Source
 from spap_jax.models import decoder
+from spap_jax.numerics import generation_dtype
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -278,3 +280,18 @@ def test_refusals(change: dict[str, Any], words: str) -> None:
     model = model_of(hf_models.hf_model("llama_tied"))
     with pytest.raises(UserError, match=words):
         generate(model, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("platform", "weights", "expected"),
+    [
+        ("cpu", "bfloat16", "float32"),
+        ("cuda", "float32", "float32"),
+        ("cuda", "bfloat16", "bfloat16"),
+        ("cuda", "float16", "float16"),
+        ("tpu", "float16", "bfloat16"),
+    ],
+)
+def test_the_data_type_of_generation(platform: str, weights: str, expected: str) -> None:
+    with traced_for(platform):
+        assert generation_dtype({"down": jnp.zeros(2, weights)}) == expected

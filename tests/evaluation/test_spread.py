@@ -4,15 +4,17 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from spap_jax import api, devices
+from spap_jax.backend import traced_for
 from spap_jax.errors import UserError
 from spap_jax.evaluation.generation import Sampling, generate
 from spap_jax.evaluation.perplexity import compare, negative_log_likelihood, perplexity
 from spap_jax.evaluation.sequences import Replicas, continuations, replicas_of
-from spap_jax.evaluation.speed import time_generation
+from spap_jax.evaluation.speed import arithmetic, time_generation
 from spap_jax.model import Model, Source
 from spap_jax.models import decoder
 from spap_jax.models.registry import family_of
@@ -113,6 +115,17 @@ def test_speed_is_measured_on_a_mesh():
         with pytest.raises(UserError, match="batch of 3 cannot be divided evenly among 2 devices"):
             time_generation([model()], GenerationWorkload(batch=3, prompt=8, new=2, repeats=1))
     assert len(speed.decode) == 1
+
+
+def test_the_cache_that_decoding_reads_is_of_the_type_of_the_weights():
+    half = model().replace(params=jax.tree.map(lambda array: array.astype(jnp.bfloat16), model().params))
+    work = GenerationWorkload(batch=2, prompt=8, new=2, repeats=1)
+    with traced_for("gpu"):
+        _, fewer = arithmetic(half, work)
+        [speed] = time_generation([half], work)
+    assert len(speed.prefill) == 1
+    cached = 2 * 2 * (8 + 2) * half.config.layers * half.config.kv_heads * half.config.head_dim
+    assert arithmetic(half, work)[1] - fewer == 2 * cached
 
 
 def test_the_layout_for_speed_is_shared():

@@ -14,7 +14,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 from jax.sharding import NamedSharding, PartitionSpec, get_mesh
 
-from spap_jax import api, devices, placement
+from spap_jax import api, collectives, devices, placement
 from spap_jax.backend import traced_for
 from spap_jax.errors import UserError
 from spap_jax.models.registry import FAMILIES
@@ -159,7 +159,7 @@ def spread_tokens(model, chunks: int = 16) -> Tokens:
     return streams.fitting_tokens(streams_)
 
 
-def collectives(compiled) -> list[str]:
+def moves(compiled) -> list[str]:
     """Return the operations of a compiled program that move data between devices."""
     return re.findall(
         r"= .*? ((?:all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)[\w-]*)\(", compiled.as_text()
@@ -180,14 +180,14 @@ def test_chunks_lie_on_their_own_devices(mesh, model):
 def test_second_moments_are_reduced_once(mesh, model, accumulate, divided: list[str]):
     """Rows that eight devices can divide end divided: those of the heads' 32 channels, not those of the MLP's 53."""
     found = accumulate.lower(model.config, cases.one_layer(model, 0), spread_tokens(model)).compile()
-    assert collectives(found) == [*divided, "all-reduce"]
+    assert moves(found) == [*divided, "all-reduce"]
 
 
 @pytest.mark.parametrize("move", [streams.enter_mlp, streams.enter_attention, streams.leave_attention])
 def test_streams_stay_apart(mesh, model, move):
     both = streams.start(model.config, model.params, streams.chunked(cases.random_tokens(sequences=32), 2))
     found = move.lower(model.config, cases.one_layer(model, 0), both).compile()
-    assert collectives(found) == []
+    assert moves(found) == []
 
 
 def test_steps_gather_no_stream(mesh, model):
@@ -196,12 +196,12 @@ def test_steps_gather_no_stream(mesh, model):
     arguments = (layer, reduce.to_weights(layer["mlp"]), (1.0, 1.0), tokens, tokens, 1e-4, jax.random.key(0))
     block = layer_module.Fitting(model.config, model.config, 0.5)
     found = layer_module._recover.lower(block, schedule, *arguments).compile()
-    assert set(collectives(found)) == {"reduce-scatter", "all-reduce"}
+    assert set(moves(found)) == {"reduce-scatter", "all-reduce"}
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.uint16, bool])
 @pytest.mark.parametrize("count", [16, 5])
-@pytest.mark.parametrize("take", [devices.take_from_chunks, devices.take_large_from_chunks])
+@pytest.mark.parametrize("take", [collectives.take_from_chunks, collectives.take_large_from_chunks])
 def test_what_is_drawn_arrives_to_the_bit(mesh, take: Callable, dtype: type, count: int):
     rng = np.random.default_rng(0)
     chunks = rng.integers(0, 2**16, (16, 2, 3)).astype(dtype)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from jax.sharding import NamedSharding, PartitionSpec, get_mesh
 
-from spap_jax import api, devices
+from spap_jax import api, collectives, devices
 from spap_jax.pruning import layer as layer_module
 from spap_jax.pruning import streams, waves
 from spap_jax.pruning.moments import Moments
@@ -214,9 +214,9 @@ def test_each_group_gets_its_own(groups: int, size: int, rows: int):
     with devices.use_mesh(groups * size, size):
         kept = None
         for group in range(groups):
-            kept = jax.jit(devices.keep_for_group)(kept, items[group], group)
-        own = jax.tree.map(jax.jit(lambda a: devices.exchange(a, rows)), kept)
-        found = jax.jit(devices.map_over_groups, static_argnums=0)(
+            kept = jax.jit(collectives.keep_for_group)(kept, items[group], group)
+        own = jax.tree.map(jax.jit(lambda a: collectives.exchange(a, rows)), kept)
+        found = jax.jit(collectives.map_over_groups, static_argnums=0)(
             lambda item, number, add: (item["matrix"] + add, item["number"] - number), own, jnp.int32(1000)
         )
     np.testing.assert_array_equal(found[0], np.stack([item["matrix"] + 1000 for item in items]))

@@ -1,0 +1,264 @@
+"""Computation that the devices of the mesh share: what each does with its own part, and what they then exchange.
+
+Along ``data``, each device computes on its own chunks, and sums are added up by one psum; along ``model``, the compiler
+partitions the same programs. Without a mesh, all functions do what a single device does anyway.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, PartitionSpec, get_abstract_mesh
+
+from spap_jax.backend import platform
+from spap_jax.devices import (
+    DATA,
+    DATA_SPEC,
+    MODEL,
+    constrain_replicated,
+    data_size,
+    mesh_size,
+    model_size,
+    model_spec,
+    row_axes,
+    shard_rows,
+    shards_evenly,
+)
+
+
+def psum_over_chunks(sums: Callable[..., Any], chunks: Any, *alike: Any) -> Any:
+    """Computes ``sums(chunks, *alike)``, sums over the chunks: each device sums its own, then one psum adds them up.
+
+    Replicated arrays may also be closed over, unless gradients are taken through them or they are indexed: JAX refuses
+    that.
+    """
+    if not shards_evenly(chunks):
+        return sums(chunks, *alike)
+
+    def own(chunks: Any, *alike: Any) -> Any:
+        return jax.lax.psum(sums(chunks, *alike), DATA)
+
+    return shard_map_over_data(own, (DATA_SPEC, *(PartitionSpec() for _ in alike)), PartitionSpec())(chunks, *alike)
+
+
+def psum_scatter_over_chunks(sums: Callable[..., tuple[Any, Any]], chunks: Any) -> tuple[Any, Any]:
+    """Like `psum_over_chunks`, for ``sums`` that returns (matrices, others); the matrices end as by `shard_rows`.
+
+    A device sums its own tokens in the whole matrices, divided over ``model`` alone, and keeps its rows of the total.
+    """
+    if not shards_evenly(chunks):
+        matrices, others = sums(chunks)
+        return jax.tree.map(shard_rows, matrices), others
+    rows = {a.shape[0] for a in jax.tree.leaves(jax.eval_shape(sums, chunks)[0])}
+    if any(DATA not in row_axes(count) for count in rows):
+        return psum_over_chunks(sums, chunks)
+
+    def own(chunks: Any) -> tuple[Any, Any]:
+        matrices, others = sums(chunks)
+        # The share of a device along ``data`` lies within that of its devices along ``model``.
+        within = jax.tree.map(lambda a: a.reshape(model_size(), -1, a.shape[1]), matrices)
+        return by_sharers(within), jax.lax.psum(others, DATA)
+
+    # The compiler would gather an array that it partitions itself, to reduce and scatter it.
+    by_sharers = jax.shard_map(
+        lambda within: jax.lax.psum_scatter(within, DATA, scatter_dimension=1, tiled=True),
+        in_specs=PartitionSpec(MODEL), out_specs=PartitionSpec(MODEL), axis_names={MODEL}, check_vma=False,
+    )  # fmt: skip
+
+    matrices, others = shard_map_over_data(own, (DATA_SPEC,), (PartitionSpec(None, DATA), PartitionSpec()))(chunks)
+    return jax.tree.map(lambda a: shard_rows(a.reshape(-1, a.shape[2])), matrices), others
+
+
+def map_chunks(change: Callable[..., Any], chunks: Any, *alike: Any) -> Any:
+    """Computes ``change(chunks, *alike)``, which treats chunks independently, on each device's own chunks."""
+    if not shards_evenly(chunks):
+        return change(chunks, *alike)
+    return shard_map_over_data(change, (DATA_SPEC, *(PartitionSpec() for _ in alike)), DATA_SPEC)(chunks, *alike)
+
+
+def shard_map_over_data(function: Callable[..., Any], given: tuple[Any, ...], out: Any) -> Callable[..., Any]:
+    """Returns the function that each device computes on its own part along ``data``.
+
+    Args:
+        function: What a device computes; along ``model``, the compiler partitions it.
+        given: Specs of the arguments, which name no other axis.
+        out: Specs of the results.
+    """
+    # The check of values that vary across devices (check_vma) mistakes constants in the carries of loops for an error.
+    return jax.shard_map(function, in_specs=given, out_specs=out, axis_names={DATA}, check_vma=False)
+
+
+def shard_map_over_heads(kernel: Callable[..., jax.Array], q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Computes ``kernel(q, k, v)``, which the compiler cannot partition, on each device's own heads.
+
+    Args:
+        kernel: Attention whose heads are independent of each other.
+        q: [B, T, n, h].
+        k: [B, m, S, h].
+        v: [B, m, S, h].
+
+    Returns:
+        [B, T, n, h]; all heads on every device if the key/value heads cannot be divided evenly.
+    """
+    mesh = get_abstract_mesh()
+    free = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto}
+    if not free:
+        return kernel(q, k, v)
+    shares = model_spec(k.shape[1], 1) if MODEL in free else PartitionSpec()
+    mine = PartitionSpec(None, None, *shares[1:])
+    return jax.shard_map(kernel, in_specs=(mine, shares, shares), out_specs=mine, axis_names=free, check_vma=False)(
+        q, k, v
+    )
+
+
+def take_from_chunks(chunks: Any, places: tuple[jax.Array, ...]) -> Any:
+    """Picks items [P, ...] from chunks [C, B, ...]; they are sharded if P can be divided evenly.
+
+    Each device contributes the items that it holds, so that no device ever holds all chunks.
+
+    Args:
+        chunks: Arrays with the same leading axes.
+        places: Index arrays [P] for these axes, or for the first ones.
+    """
+    if not shards_evenly(chunks):
+        return jax.tree.map(lambda a: a[places], chunks)
+    evenly = len(places[0]) % data_size() == 0
+
+    def own(a: jax.Array) -> jax.Array:
+        chunk = places[0] - jax.lax.axis_index(DATA) * len(a)
+        mine = (chunk >= 0) & (chunk < len(a))
+        picked = a[(jnp.clip(chunk, 0, len(a) - 1), *places[1:])]
+        picked = jnp.where(mine.reshape(-1, *[1] * (picked.ndim - 1)), picked, 0)
+        return jax.lax.psum_scatter(picked, DATA, tiled=True) if evenly else jax.lax.psum(picked, DATA)
+
+    given = DATA_SPEC if evenly else PartitionSpec()
+    return jax.tree.map(shard_map_over_data(own, (DATA_SPEC,), given), chunks)
+
+
+def take_large_from_chunks(chunks: Any, places: tuple[jax.Array, ...]) -> Any:
+    """Like `take_from_chunks`, one item after the other.
+
+    Together, large items would take as much memory on each device as there are devices, and a gather of them by a TPU
+    copies all that it picks from. CPUs take them together: they may run independent loops at the same time, and the
+    collectives of two processes would meet in different orders.
+    """
+    if platform() == "cpu":
+        return take_from_chunks(chunks, places)
+    count = len(places[0])
+    if not shards_evenly(chunks):
+        return jax.tree.map(lambda a: jax.lax.map(lambda place: a[place], places), chunks)
+    share = count // data_size() if count % data_size() == 0 else count
+
+    def own(a: jax.Array) -> jax.Array:
+        me = jax.lax.axis_index(DATA)
+
+        def pick(kept: jax.Array, numbered: tuple[jax.Array, tuple[jax.Array, ...]]) -> tuple[jax.Array, None]:
+            number, (chunk, *others) = numbered
+            chunk = chunk - me * len(a)
+            item = a[(jnp.clip(chunk, 0, len(a) - 1), *others)]
+            item = jax.lax.psum(jnp.where((chunk >= 0) & (chunk < len(a)), item, 0), DATA).astype(a.dtype)
+            slot = number % share
+            wanted = (share == count) | (number // share == me)
+            return kept.at[slot].set(jnp.where(wanted, item, kept[slot])), None
+
+        empty = jnp.zeros((share, *a.shape[len(places) :]), a.dtype)
+        return jax.lax.scan(pick, empty, (jnp.arange(count), places))[0]
+
+    given = PartitionSpec() if share == count else DATA_SPEC
+    return jax.tree.map(shard_map_over_data(own, (DATA_SPEC,), given), chunks)
+
+
+def vmap_over_data(function: Callable[..., Any], *by_device: Any) -> Any:
+    """Maps a function over arrays [devices, ...] of which each device along ``data`` has its own.
+
+    The compiler partitions the result, also inside the function, where `constrain_replicated` keeps it from another
+    choice.
+    """
+    if mesh_size() == 1:  # without an axis of length 1, beside which XLA's sums on CPUs are ten times as slow
+        alone = function(*jax.tree.map(lambda a: a[0], by_device))
+        return jax.tree.map(lambda a: a[None], alone)
+    own = jax.lax.with_sharding_constraint(by_device, PartitionSpec(DATA))
+    return jax.vmap(function, spmd_axis_name=DATA)(*own)
+
+
+def keep_for_group(kept: Any, item: Any, group: int | jax.Array) -> Any:
+    """Keeps an item until `exchange` gives it to its group of devices, inside a jitted program.
+
+    The devices at one place along ``data`` are a group: those that share the weights.
+
+    Args:
+        kept: What is kept so far, arrays [groups, ...]; None if nothing is. Of matrices, each device of the mesh holds
+            some rows of all; their number is made up to one that the devices can divide.
+        item: The item.
+        group: Number of the group that it is for.
+    """
+    count = mesh_size()
+
+    def one(a: jax.Array, all_kept: jax.Array | None) -> jax.Array:
+        if a.ndim > 1:
+            a = jnp.pad(a, [(0, -len(a) % count), *[(0, 0)] * (a.ndim - 1)])
+        before = jnp.zeros((data_size(), *a.shape), a.dtype) if all_kept is None else all_kept
+        after = jax.lax.dynamic_update_index_in_dim(before, a, group, 0)
+        return after if count == 1 else jax.lax.with_sharding_constraint(after, _kept_spec(after))
+
+    return jax.tree.map(one, item, kept) if kept is not None else jax.tree.map(lambda a: one(a, None), item)
+
+
+def exchange(kept: jax.Array, rows: int) -> jax.Array:
+    """Gives each group its own of the arrays that `keep_for_group` kept, inside a jitted program: an all-to-all.
+
+    Args:
+        kept: [groups, ...]; of matrices, with the rows that were added.
+        rows: Number of rows without these.
+
+    Returns:
+        [groups, ...] sharded along ``data``, and the rows of matrices along ``model`` if they can be divided evenly.
+    """
+    if mesh_size() == 1:
+        return kept
+
+    def own(some: jax.Array) -> jax.Array:
+        if some.ndim > 2:
+            return jax.lax.all_to_all(some, DATA, split_axis=0, concat_axis=1, tiled=True)
+        return jax.lax.dynamic_index_in_dim(some, jax.lax.axis_index(DATA), axis=0)
+
+    out = PartitionSpec(DATA, MODEL) if kept.ndim > 2 else DATA_SPEC
+    given = jax.shard_map(own, in_specs=_kept_spec(kept), out_specs=out, check_vma=False)(kept)
+    return given[:, :rows] if kept.ndim > 2 else given
+
+
+def _kept_spec(kept: jax.Array) -> PartitionSpec:
+    """The spec of what `keep_for_group` keeps: the rows in the order of `row_axes`, so that a group has its own."""
+    return PartitionSpec(None, (MODEL, DATA)) if kept.ndim > 2 else PartitionSpec()
+
+
+def in_any_group(flag: jax.Array) -> jax.Array:
+    """Whether a flag [] is set in any of the groups that `map_over_groups` or `map_chunks` lets work at the same time.
+
+    A loop that divides rows among a group has collectives, for which all devices have to make the same turns: it ends
+    when no group needs it any more. Groups of one device end by themselves.
+    """
+    mesh = get_abstract_mesh()
+    apart = dict(zip(mesh.axis_names, mesh.axis_types, strict=True)).get(DATA) == AxisType.Manual
+    return jax.lax.psum(flag.astype(jnp.int32), DATA) > 0 if apart and model_size() > 1 else flag
+
+
+def map_over_groups(solve: Callable[..., Any], own: Any, *alike: Any) -> Any:
+    """Runs ``solve(item, number, *alike)`` on each group's own item and all-gathers the results [groups, ...].
+
+    Args:
+        solve: Function that each group runs by itself; inside, rows are sharded along ``model``.
+        own: The items of all groups, as `exchange` returns them.
+        alike: Replicated arrays.
+    """
+
+    def one(number: int | jax.Array, own: Any, *alike: Any) -> Any:
+        found = solve(jax.tree.map(lambda a: a[0], own), number, *alike)
+        return jax.tree.map(lambda a: a[None], found)
+
+    if mesh_size() == 1:
+        return one(0, own, *alike)
+    given = (DATA_SPEC, *(PartitionSpec() for _ in alike))
+    each = shard_map_over_data(lambda *given: one(jax.lax.axis_index(DATA), *given), given, DATA_SPEC)(own, *alike)
+    return jax.tree.map(constrain_replicated, each)
