@@ -7,7 +7,7 @@ from collections.abc import Collection
 def bytes_text(count: float) -> str:
     """1 234 567 890 -> "1.23 GB"."""
     for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
+        if count < 999.5:  # which rounds to three digits
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"

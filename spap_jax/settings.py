@@ -194,9 +194,9 @@ class PruneSettings(_Settings):
             By default 0.01 if the update is "alternate", and 0.0001 otherwise.
         correction: Share of the errors of earlier blocks that the update of an MLP also corrects. 0 reproduces the
             dense MLP's output for the pruned stream, and 1 restores the dense stream. Most of these errors are noise to
-            an MLP: it fits them the better on the calibration text, and the worse on other text, the less text there
-            is. MLPs whose output passes a norm repair what little changes of it can, and with 1 nothing. By default 0.5
-            if the update is "alternate", and 1 otherwise.
+            an MLP: the less text there is, the better it fits them there, and the worse elsewhere. Where a norm follows
+            the MLP (Gemma 3, OLMo 2), only what small changes of its output can repair is repaired, and with 1 nothing.
+            By default 0.5 if the update is "alternate", and 1 otherwise.
         penalty: Weight of the penalty on a removed channel, relative to the channel's energy.
         penalty_stages: Number of stages in which the number of penalised channels grows from 0 to the number removed.
         swap_rounds: Largest number of rounds of exact swaps that follow the choice of channels by spap and osscar; 0
@@ -211,16 +211,17 @@ class PruneSettings(_Settings):
         sampled: Number of sequences that the dense model writes for each calibration sequence, continuing its first
             tokens, and that are fitted as well, if there is little text. The dense model has to fit in memory.
         rounds: Number of alternating rounds of the update "alternate": optimizer steps on the inner projections, then
-            the output projection in closed form. 0 keeps the result of the refit, and so do all layers that follow two
-            layers in a row, or at low effort the first, whose errors the rounds hardly lowered.
+            the output projection in closed form. 0 keeps the result of the refit. Once the rounds have lowered the
+            errors of two layers in a row by less than a tenth, or at low effort that of one layer by less than a fifth,
+            all later layers keep it too.
         steps: Optimizer steps on the inner projections in one round. By default effort decides.
         step_tokens: Tokens in the minibatch of one optimizer step of a round.
         learning_rate: Size of an optimizer step in a round, relative to the root mean square of the weights it changes.
         joint_passes: Amount of text in the joint steps that end the update "alternate", as a multiple of the
-            calibration text that was asked for: optimizer steps on all blocks together that bring the model's
-            predictions nearer to the dense model's. They read other sequences of the calibration data as well, to which
-            blocks are fitted too, and each several times if there are too few. All blocks that they change have to fit
-            in memory. By default effort decides.
+            calibration text that was asked for, and of what the model wrote: optimizer steps on all blocks together
+            that bring the model's predictions nearer to the dense model's. They read other sequences of the calibration
+            data as well, to which blocks are fitted too, and each several times if there are too few. All blocks that
+            they change have to fit in memory. By default effort decides.
         joint_text_weight: Weight, from 0 to 1, of the text's own next token in what joint steps fit; the rest is that
             of the dense model's predictions. With more, perplexity falls further, and predictions stay less like the
             dense model's; 0 uses these alone. By default 7/3 of the fraction that is removed, of the channels or of the
@@ -233,8 +234,8 @@ class PruneSettings(_Settings):
             divides the number of all blocks; 0 adjusts all of them. What they change takes 12 bytes for each weight,
             or 16 with moments in float32, which includes the gradient and Adam's moments, divided among all devices.
             By default as many as a plan says the devices have memory for.
-        joint_tokens: Tokens in the minibatch of one joint step, in whole sequences. Of several devices each has one at
-            least, and they read the text again, since there are as many steps as on one.
+        joint_tokens: Tokens in the minibatch of one joint step, in whole sequences. Each of several devices takes one
+            sequence at least; there are as many steps as on one device, so that the text is read several times.
             By default 2048, or 512 at low effort.
         joint_learning_rate: Largest size of a joint step, relative to the root mean square of the weights it changes,
             or to each scale of a norm. It rises over the first tenth of the steps and then falls linearly to zero.
@@ -362,7 +363,8 @@ class FinetuneSettings(_Settings):
         lora_alpha: Scale of the updates: each is multiplied by alpha / rank before it is added.
         steps: Number of optimizer steps (AdamW).
         learning_rate: Peak learning rate. It rises over the first tenth of the steps and then falls linearly to
-            zero. By default 2e-4, or 2e-5 with full; small models take ten times as much.
+            zero. By default 2e-4, or 2e-5 with full. Models of a few million weights need about ten times as much,
+            which is to be given.
         weight_decay: Weight decay of AdamW, relative to the learning rate.
         step_sequences: Number of sequences in the batch of one optimizer step.
         batch_tokens: Tokens that pass through the model at once on each device; fewer need less memory. The gradients

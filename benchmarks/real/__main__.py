@@ -58,6 +58,8 @@ def main(
     dense = spap.load(name)
     length = min(2048, dense.config.positions)
     asked = {"tokenizer": name, "role": "evaluation", "sequences": windows or None, "sequence_length": length}
+    if len({Path(data).stem for data in evaluation}) < len(evaluation):
+        raise spap.UserError("two texts for --evaluation have the same name, which is all the table says: rename one.")
     texts = {
         Path(data).stem: spap.load_tokens(data, vocabulary=dense.config.vocabulary, **asked).tokens
         for data in evaluation
@@ -69,8 +71,9 @@ def main(
         if (short, command, windows, tuple(texts)) in {row.key for row in rows}:
             print(f"{cut:.0%}, {way}: measured already, in {output}", flush=True)
             continue
-        # A folder is of one command, since a finished one is not pruned again.
-        folder = work / f"{short}-{cut:g}-{hashlib.sha256(command.encode()).hexdigest()[:8]}"
+        # A folder is of one command, model and data, since a finished one is not pruned again.
+        which = "\0".join(str(Path(word).resolve()) if Path(word).exists() else word for word in (name, *words))
+        folder = work / f"{short}-{cut:g}-{hashlib.sha256(which.encode()).hexdigest()[:8]}"
         perform(name, words, folder)
         rows.append(row_of(short, cut, way, command, dense, folder, texts, windows, provenance.commit()))
         _write(output, rows, rows[-1])

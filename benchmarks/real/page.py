@@ -42,10 +42,15 @@ def markdown(rows: Sequence[Row], command: str, pictures: Sequence[str]) -> str:
         "Each row is one command as a user types it.\n",
         *(f"![{name}]({name})\n" for name in pictures),
     ]
-    for sparsity in SPARSITIES:
-        if cut := [row for row in rows if row.sparsity == sparsity]:
-            parts += [f"## {sparsity:.0%} of the MLP channels removed\n", _quality(cut, texts), _cost(cut)]
+    for sparsity in sorted({row.sparsity for row in rows}, key=_interest):
+        cut = [row for row in rows if row.sparsity == sparsity]
+        parts += [f"## {sparsity:.0%} of the MLP channels removed\n", _quality(cut, texts), _cost(cut)]
     return "\n".join(parts)
+
+
+def _interest(sparsity: float) -> tuple[int, float]:
+    """Orders sparsities: those of the widest interest first."""
+    return SPARSITIES.index(sparsity) if sparsity in SPARSITIES else len(SPARSITIES), sparsity
 
 
 def _origin(model: str) -> str:
@@ -105,7 +110,7 @@ def draw(folder: Path, rows: Sequence[Row]) -> list[str]:
     """Draws the ratios by text and sparsity, one bar a method, with our targets; returns the picture's name."""
     from matplotlib.figure import Figure
 
-    texts, sparsities = list(rows[0].texts), [cut for cut in sorted(SPARSITIES) if any(r.sparsity == cut for r in rows)]
+    texts, sparsities = list(rows[0].texts), sorted({row.sparsity for row in rows})
     figure = Figure((1.5 + 4 * len(texts), 4.2), layout="constrained")
     panels = figure.subplots(1, len(texts), sharey=True, squeeze=False)[0]
     methods = [name for name in METHODS if any(row.method == name for row in rows)]

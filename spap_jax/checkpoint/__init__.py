@@ -4,7 +4,7 @@ from pathlib import Path
 
 from spap_jax.checkpoint.config_text import check_describable, read_config
 from spap_jax.checkpoint.huggingface import PlaceParams, Reader, Writer, as_stored, local, on_host, save, weight_bytes
-from spap_jax.checkpoint.locate import locate, locate_config, model_place
+from spap_jax.checkpoint.locate import fetch_side_files, locate, locate_config, model_place
 from spap_jax.checkpoint.orbax import load_orbax, save_orbax
 from spap_jax.checkpoint.orbax_files import is_orbax
 from spap_jax.checkpoint.output import check_output, new_folder
@@ -16,6 +16,7 @@ __all__ = [
     "as_stored",
     "check_describable",
     "check_output",
+    "fetch_side_files",
     "is_orbax",
     "load",
     "load_orbax",

@@ -2,6 +2,7 @@
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from spap_jax.checkpoint.orbax_files import SOURCE, is_orbax
@@ -9,7 +10,7 @@ from spap_jax.checkpoint.ranged import NOTE, note_of
 from spap_jax.checkpoint.side_files import ACCOUNTS, SIDE_FILES, matching
 from spap_jax.checkpoint.tensors import weight_files
 from spap_jax.errors import UserError
-from spap_jax.hub import check_repo_id, first_line, hub_file, require_hub
+from spap_jax.hub import check_repo_id, first_line, hub_file, hub_problem, require_hub
 from spap_jax.remote import Folder, base_name, fetch_file, hub_id, is_address
 
 _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
@@ -51,6 +52,25 @@ def locate_config(name: str | Path) -> Path:
     if folder is not None:
         return folder / "config.json"
     return hub_file(_checked_id(name), "config.json", "main", remedy=_REMEDY, kind="model")
+
+
+def fetch_side_files(name: str | Path) -> None:
+    """Downloads what is missing beside the weights of a cached model of the hub: others who cached it left it out.
+
+    transformers caches no licence, for example, which belongs to what is made of the model. Nothing happens without a
+    network, or if a licence is there.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    repo = hub_id(name)
+    if repo is None and not is_address(name) and _local(name) is None:
+        repo = str(name)
+    cached = repo and _cached(repo)
+    if not cached or is_orbax(cached) or [*cached.glob("LICENSE*")] or hub_problem() is not None:
+        return
+    with suppress(Exception):  # whatever the client raises: the weights are there, and more was not promised
+        beside = _beside(HfApi().list_repo_files(repo, revision=cached.name))
+        snapshot_download(repo, revision=cached.name, allow_patterns=beside)
 
 
 def public_name(name: str) -> str:
@@ -169,4 +189,10 @@ def _wanted(names: list[str]) -> list[str]:
     if SOURCE in names:
         return names
     weights = matching(names, _SAFETENSORS) or matching(names, _TORCH)
-    return ["config.json", *weights, *matching(names, SIDE_FILES)]
+    return ["config.json", *weights, *_beside(names)]
+
+
+def _beside(names: list[str]) -> list[str]:
+    """The side files; of a model that was pruned or trained here, the card and the reports too."""
+    ours = not {"spap_report.json", "spap_finetune.json"}.isdisjoint(names)
+    return matching(names, SIDE_FILES + ACCOUNTS * ours)

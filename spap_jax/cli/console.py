@@ -82,7 +82,7 @@ class _Display:
         self._bars.start()  # not earlier: it would disrupt other output drawn before
         if what not in self.tasks:
             self.tasks[what] = self._bars.add_task(what, total=total, left=left)
-        self._bars.update(self.tasks[what], completed=done, left=left)
+        self._bars.update(self.tasks[what], completed=done, total=total, left=left)
 
     def say(self, line: str) -> None:
         """Prints a line if none was printed recently and there is no terminal."""

@@ -46,6 +46,7 @@ def convert(
         )
     checkpoint.check_output(output, overwrite, inputs=inputs(model))
     fetch_models(model)
+    checkpoint.fetch_side_files(model)
     # No weight goes through a device; to Hugging Face's format, they are read when their turn comes to be written.
     with waiting(f"reading {model}"):
         loaded = checkpoint.load(model, checkpoint.on_host if to == "orbax" else checkpoint.as_stored)

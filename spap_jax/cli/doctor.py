@@ -11,8 +11,8 @@ from spap_jax.cli import console
 from spap_jax.hub import hub_problem
 from spap_jax.quantities import bytes_text
 
-_OPTIONAL = ("torch", "lm_eval", "gcsfs", "s3fs", "orbax-checkpoint", "datasets", "huggingface-hub")
-"""Packages that only some commands need."""
+_MORE = ("torch", "lm_eval", "gcsfs", "s3fs", "orbax-checkpoint", "datasets", "huggingface-hub")
+"""Packages beside those of a report, by which a command may fail."""
 
 
 def doctor() -> None:
@@ -35,7 +35,7 @@ def doctor() -> None:
     if math.isfinite(memory.of_machine()):
         machine["memory"] = bytes_text(memory.of_machine())
     machine |= {"free disk here": bytes_text(shutil.disk_usage(".").free), "processes": str(jax.process_count())}
-    for name, value in (machine | found | {name: _version(name) for name in _OPTIONAL}).items():
+    for name, value in (machine | found | {name: _version(name) for name in _MORE}).items():
         console.out.print(f"{name:<18} {value}")
     console.out.print("the hub answers" if hub is None else f"the hub cannot be reached: {hub}; local folders work")
 

@@ -50,8 +50,8 @@ def finetune(
     predictions.
 
     An interrupted run picks up where it stopped when the same command is given again: until the output is complete, the
-    state of training is kept beside it, in a folder .NAME.resume, every --check-every steps. If the output is an
-    address, the run can continue on another machine. After SIGTERM the run ends at once with exit code 75.
+    state of training is kept beside it, in a folder .NAME.resume, every --check-every steps. If the output is in a
+    bucket (gs://, s3://), the run can continue on another machine. After SIGTERM it ends at once with exit code 75.
 
     Args:
         model: Checkpoint to train: a folder, a hub id, or an address such as gs://bucket/pruned.
@@ -63,8 +63,8 @@ def finetune(
         teacher: Dense checkpoint whose predictions the model learns: a folder, a hub id or an address. By default the
             model learns to predict the text.
         eval: Text on which to measure perplexity before and after training; the same kinds as --data.
-        sequences: Number of sequences drawn from the data, those that are held out included; if it is long, from its
-            first part, eight times as many.
+        sequences: Number of sequences, those that are held out included, drawn at random. Of long data only the
+            beginning is read, which is enough for eight times as many.
         sequence_length: Tokens in each sequence. By default as many as the model's positions allow, at most 2048.
         bos: Begin each sequence with the tokenizer's beginning-of-text token. By default only for Gemma, which needs
             it.
@@ -102,6 +102,7 @@ def finetune(
         wait_for_others(coordinator, processes, process_id)
         fetch_data(data, eval)
         fetch_models(model, teacher)
+        checkpoint.fetch_side_files(model)
         with console.waiting(f"reading {model}"), use_mesh(devices, model_devices):
             start = checkpoint.load(model, fully_shard_params)
             dense = checkpoint.load(teacher, fully_shard_params) if teacher else None

@@ -1,7 +1,9 @@
 """Files with the results of a command: JSON with the numbers that it prints, or JSON lines that it makes."""
 
 import json
+import os
 import secrets
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ def check_json_place(file: Path | None, command: str) -> None:
         UserError: the file's folder does not exist, the file is a folder, its name is invalid, or it exists and the
             command did not write it, or it was changed since.
     """
-    if file is None:
+    if file is None or _is_standard_output(file):
         return
     if not file.parent.is_dir():
         raise UserError(f"{file} cannot be written (there is no folder {file.parent}): name another file.")
@@ -50,18 +52,31 @@ def write_json_lines(file: Path, command: str, rows: Iterable[dict[str, Any]]) -
     Raises:
         UserError: the file cannot be written, or it exists; rows do not say who wrote them.
     """
-    _write(file, command, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+    _write(file, command, "".join(json.dumps(row, ensure_ascii=False, default=_plain) + "\n" for row in rows).encode())
 
 
 def _write(file: Path, command: str, content: bytes) -> None:
     check_json_place(file, command)
     try:
-        if file.exists() and not file.is_file():  # /dev/stdout or a pipe cannot be replaced by renaming
+        if _is_standard_output(file):  # after what was printed, which may have gone to a file
+            sys.stdout.flush()
+            with open(sys.stdout.fileno(), "wb", closefd=False) as printed:
+                printed.write(content)
+        elif file.exists() and not file.is_file():  # a pipe cannot be replaced by renaming
             file.write_bytes(content)
         else:
             _write_whole(file.resolve(), content)  # the target of a link is replaced, and the link kept
     except OSError as error:
         raise UserError(f"{file} cannot be written ({error.strerror}): name another file.") from error
+
+
+def _is_standard_output(file: Path) -> bool:
+    """Whether a file is /dev/stdout or another name of it, which a shell may have sent to a file."""
+    try:
+        named = file.parts[:2] in (("/", "dev"), ("/", "proc"))
+        return named and os.path.samestat(file.stat(), os.fstat(sys.stdout.fileno()))
+    except OSError:  # there is no such file, or no standard output
+        return False
 
 
 def _write_whole(place: Path, content: bytes) -> None:

@@ -41,9 +41,9 @@ def prune(
     ```
 
     An interrupted run picks up where it stopped when the same command is given again: until the output is complete, the
-    finished blocks are kept beside it, in a folder .NAME.resume. If the output is an address, the run can continue on
-    another machine. After SIGTERM the run ends at once with exit code 75. Exit code 0 is success, 2 an error that one
-    sentence explains, 1 a fault of spap, and 130 Ctrl-C.
+    finished blocks are kept beside it, in a folder .NAME.resume. If the output is in a bucket (gs://, s3://), the run
+    can continue on another machine. After SIGTERM the run ends at once with exit code 75. Exit code 0 is success, 2 an
+    error that one sentence explains, 1 a fault of spap, and 130 Ctrl-C.
 
     Args:
         model: Checkpoint to prune: a folder, a hub id, or an address such as gs://bucket/model. It must not be an Orbax
@@ -57,7 +57,8 @@ def prune(
         sparsity: Fraction of the MLP channels to remove from every layer, between 0 and 1. Several fractions, separated
             by commas, make one checkpoint each: OUTPUT/sparsity-0.1, OUTPUT/sparsity-0.2 and so on.
         eval: Text on which to measure perplexity before and after pruning; the same kinds as --data.
-        sequences: Number of sequences drawn from the data; if it is long, from its first part, eight times as many.
+        sequences: Number of sequences, drawn at random. Of long data only the beginning is read, which is enough for
+            eight times as many.
         sequence_length: Tokens in each sequence. By default as many as the model's positions allow, at most 2048.
         bos: Begin each sequence with the tokenizer's beginning-of-text token. By default only for Gemma, which needs
             it.
@@ -91,6 +92,7 @@ def prune(
         wait_for_others(coordinator, processes, process_id)
         fetch_data(data, eval)
         fetch_models(model)
+        checkpoint.fetch_side_files(model)
         with console.waiting(f"reading {model}"):
             reader = reader_of(model)
         meet()  # one process may have had to download it

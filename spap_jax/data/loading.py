@@ -52,8 +52,8 @@ def load_tokens(
         sequence_length: Number of tokens in a window, T.
         sequences: Number of windows, B; None takes all of them.
         seed: Seed of the choice of calibration windows.
-        role: Calibration samples windows at random, of long data from the first ones, eight times as many; evaluation
-            takes the first ones in order, from another split.
+        role: Calibration samples windows at random, of long data from its beginning, which is enough for eight times as
+            many; evaluation takes the first ones in order, from another split.
         vocabulary: Size of the vocabulary, v; token ids must be below it.
         bos: Whether each window begins with the tokenizer's beginning-of-text token, followed by T - 1 tokens of the
             text. By default only with the tokenizer of Gemma, whose models predict badly without. Token ids are

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike, DTypeLike
 
 from spap_jax import collectives, devices
-from spap_jax.errors import UserError
+from spap_jax.errors import UserError, option
 from spap_jax.model import Model, Source, checked
 from spap_jax.models import DecoderConfig, decoder
 from spap_jax.numerics import full_precision
@@ -205,7 +205,7 @@ def generate(
     check_sampling(sampling, key)
     ends = end_tokens(model) if eos is None else _as_tuple(eos)
     if pad is None:
-        pad = _named_tokens(model.source).get("pad_token_id")
+        pad = named_settings(model.source).get("pad_token_id")
     if pad is None:  # 0 is a token
         pad = ends[0] if ends else 0
     prompts = prompts.astype(np.int32)
@@ -236,11 +236,11 @@ def _own_keys(key: Any, count: int) -> jax.Array:
 
 def end_tokens(model: Model) -> tuple[int, ...]:
     """Returns the end-of-text tokens from the model's generation_config.json or config.json."""
-    return _as_tuple(_named_tokens(model.source).get("eos_token_id"))
+    return _as_tuple(named_settings(model.source).get("eos_token_id"))
 
 
-def _named_tokens(source: Source) -> dict[str, Any]:
-    """Returns the file that names special tokens: generation_config.json, or config.json if there is none."""
+def named_settings(source: Source) -> dict[str, Any]:
+    """Returns the settings of generation: those of generation_config.json, or of config.json if there is none."""
     path = None if source.folder is None else source.folder / "generation_config.json"
     if path is not None and path.is_file():
         return json.loads(path.read_text(encoding="utf-8"))
@@ -285,12 +285,13 @@ def check_sampling(sampling: Sampling, key: jax.Array | None) -> None:
         UserError: they do not, or there is no random key to sample with.
     """
     if not 0 <= sampling.temperature < float("inf"):
-        raise UserError(f"temperature is {sampling.temperature}, but must be 0 or more.")
+        raise UserError(f"{option('temperature')} is {sampling.temperature}, but must be 0 or more.")
     if sampling.top_k < 0:
-        raise UserError(f"top_k is {sampling.top_k}, but must be 0 (no limit) or more.")
+        raise UserError(f"{option('top_k')} is {sampling.top_k}, but must be 0 (no limit) or more.")
     if not 0 < sampling.top_p <= 1:
-        raise UserError(f"top_p is {sampling.top_p}, but must be above 0 and at most 1.")
+        raise UserError(f"{option('top_p')} is {sampling.top_p}, but must be above 0 and at most 1.")
     if sampling.temperature == 0 and (sampling.top_k or sampling.top_p < 1):
-        raise UserError("top_k and top_p have no meaning at temperature 0; set a temperature, or leave them out.")
+        name = option("top_k" if sampling.top_k else "top_p")
+        raise UserError(f"{name} has no meaning at temperature 0: give a {option('temperature')}, or leave it out.")
     if sampling.temperature > 0 and key is None:
         raise UserError("sampling needs a random key: pass key=jax.random.key(0), or temperature=0 for no sampling.")

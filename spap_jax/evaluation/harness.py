@@ -17,8 +17,8 @@ from lm_eval.models.utils import handle_stop_sequences, has_bos_prefix, normaliz
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from spap_jax.data.tokenizing import load_tokenizer
-from spap_jax.errors import UserError
-from spap_jax.evaluation.generation import Sampling, end_tokens
+from spap_jax.errors import UserError, warn
+from spap_jax.evaluation.generation import Sampling, check_sampling, end_tokens, named_settings
 from spap_jax.evaluation.sequences import continuations, log_likelihoods, replicas_of
 from spap_jax.model import Model
 
@@ -27,6 +27,9 @@ Watch = Callable[[str, int, int], None]
 
 NEW_TOKENS = 256
 """Number of tokens to generate if a task sets no limit, as in the harness."""
+
+_PENALTIES = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+"""Settings of generation that change even the likeliest text, and their values without effect."""
 
 
 class HarnessModel(TemplateLM):
@@ -63,6 +66,7 @@ class HarnessModel(TemplateLM):
             )
         self._replicas = replicas_of(model, devices)
         self._ends = {*end_tokens(model), self.eot_token_id}
+        self._settings = named_settings(model.source)
         self._batch_tokens = batch_tokens
         self._watch = watch or (lambda what, done, total: None)
 
@@ -95,7 +99,8 @@ class HarnessModel(TemplateLM):
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
         """Returns the log-likelihood of each text, in windows of the model's length; the first has the prefix token."""
         windows = [list(self._windows(str(request.args[0]))) for request in requests]
-        flat = self._loglikelihood_tokens([(("", ""), *window) for text in windows for window in text])
+        pairs = [(("", ""), *window) for text in windows for window in text]
+        flat = self._loglikelihood_tokens(pairs, what="log-likelihoods of texts")
         values = iter(value for value, _ in flat)
         return [sum(islice(values, len(text))) for text in windows]
 
@@ -106,7 +111,10 @@ class HarnessModel(TemplateLM):
         return map(make_disjoint_window, rolling)
 
     def _loglikelihood_tokens(
-        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
+        self,
+        requests: list[tuple[tuple[str, str], list[int], list[int]]],
+        what: str = "log-likelihoods",
+        **kwargs: Any,
     ) -> list[tuple[float, bool]]:
         """Scores continuations; a context that is too long for the model is truncated on the left."""
         sequences = [(context + continuation)[-(self.max_length + 1) :] for _, context, continuation in requests]
@@ -117,10 +125,10 @@ class HarnessModel(TemplateLM):
                 f"{self.max_length} positions: leave that task out."
             )
         scores = {}
-        self._watch("log-likelihoods", 0, len(requests))
+        self._watch(what, 0, len(requests))
         for found in log_likelihoods(self._replicas, sequences, predicted, self._batch_tokens):
             scores |= found
-            self._watch("log-likelihoods", len(scores), len(requests))
+            self._watch(what, len(scores), len(requests))
         return [scores[index] for index in range(len(requests))]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
@@ -130,12 +138,22 @@ class HarnessModel(TemplateLM):
         for index, (_, settings) in enumerate(asked):
             by_settings.setdefault(repr(settings), []).append(index)
         texts: dict[int, str] = {}
+        self._warn_of_penalties()
         self._watch("texts", 0, len(requests))
         for members in by_settings.values():
             for found in self._texts([asked[member][0] for member in members], asked[members[0]][1]):
                 texts |= {members[index]: text for index, text in found.items()}
                 self._watch("texts", len(texts), len(requests))
         return [texts[index] for index in range(len(requests))]
+
+    def _warn_of_penalties(self) -> None:
+        """Warns of settings of the model that the harness's transformers backend applies to every text it generates."""
+        named = [name for name in _PENALTIES if self._settings.get(name) not in (None, _PENALTIES[name])]
+        if named:
+            warn(
+                f"generation_config.json of the model names {' and '.join(named)}, which is not applied here: texts "
+                "that tasks generate differ from those of the harness's transformers backend, which applies it."
+            )
 
     def _texts(self, contexts: list[str], settings: dict[str, Any]) -> Iterator[dict[int, str]]:
         """Generates the texts of requests with the same settings, one batch at a time."""
@@ -173,12 +191,16 @@ class HarnessModel(TemplateLM):
         stops = handle_stop_sequences(known.pop("until"), eos=self.tokenizer.eos_token)
         new, samples = known.pop("max_gen_toks"), known.pop("do_sample")
         drawn = {name: known.pop(name) for name in Sampling._fields if name in known}
+        if samples and not drawn.get("temperature"):
+            raise UserError("a task samples without a temperature: set one in the task, or do_sample to false.")
         if known:
             raise UserError(
                 f"a task generates with {', '.join(known)}, which is not supported: leave that task out, or set no "
                 f"more than until, max_gen_toks, do_sample, {', '.join(Sampling._fields)}."
             )
-        return [stop for stop in stops if stop], new, Sampling(**drawn) if samples else Sampling()
+        sampling = Sampling(**drawn) if samples else Sampling()
+        check_sampling(sampling, jax.random.key(0))
+        return [stop for stop in stops if stop], new, sampling
 
     def get_model_info(self) -> dict[str, Any]:
         """Returns the metadata that the harness stores with its results."""

@@ -70,7 +70,7 @@ class Family:
     derived: Callable[[dict[str, Any]], dict[str, Any]] = lambda read: {}
     accepted: Mapping[str, Callable[[Any], bool]] = dataclasses.field(default_factory=dict)
     inert: frozenset[str] = frozenset()
-    recomputed: str = r"(?!)"
+    recomputed: str = r"\.rotary_emb\.inv_freq$"
     heads_divide_width: bool = False
 
     @functools.cached_property

@@ -57,6 +57,5 @@ LLAMA = Family(
     | {"mlp_bias": Field("mlp_bias", False)},
     constants=CONSTANTS,
     rules=RULES,
-    recomputed=r"\.rotary_emb\.inv_freq$",
     heads_divide_width=True,
 )

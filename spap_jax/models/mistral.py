@@ -15,5 +15,4 @@ MISTRAL = Family(
     accepted={"layer_types": absent},  # with any, transformers takes another class, which has no window
     constants=CONSTANTS | {"qkv_bias": False, "output_bias": False, "mlp_bias": False},
     rules=RULES,
-    recomputed=r"\.rotary_emb\.inv_freq$",
 )

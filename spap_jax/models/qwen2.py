@@ -13,5 +13,4 @@ QWEN2 = Family(
     rules=RULES,
     inert=frozenset({"sliding_window", "max_window_layers"}),
     accepted={"use_sliding_window": not_true},
-    recomputed=r"\.rotary_emb\.inv_freq$",
 )

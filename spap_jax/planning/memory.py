@@ -220,7 +220,7 @@ def checking_bytes(load: Workload) -> tuple[float, float]:
 def sampling_memory(load: Workload) -> Parts:
     """Memory of ``pruning/sampling.py``: the dense model, and the key/value cache of a batch of sequences."""
     c, length = load.mine.dense, load.fitted.length
-    cache = 2 * c.layers * load.written_at_once * length * c.kv_heads * c.head_dim
+    cache = 2 * c.layers * load.written[1] * length * c.kv_heads * c.head_dim
     weights = c.layers * block_elements(c) + outer_elements(c)
     return {"weights": load.weight_bytes * weights, "activations": load.weight_bytes * cache}
 
@@ -268,7 +268,7 @@ def device_memory(load: Workload) -> dict[str, Parts]:
         gradients, activations = recovering_bytes(load)
         # The selected, refitted and recovered weights are held beside the workspace.
         phases["alternating"] = held | {"gradients": 3 * mlp + gradients, "activations": activations}
-    if load.written:
+    if load.samples:
         phases["sampling"] = sampling_memory(load)
     if load.groups:
         stack = load.tail.layers * block_elements(mine.narrow) + outer_elements(mine.narrow)

@@ -374,19 +374,18 @@ def errors_programs(arrays: Arrays) -> Iterator[Program]:
 def sampling_programs(arrays: Arrays) -> Iterator[Program]:
     """``pruning/sampling.py``: the text that the dense model writes."""
     load = arrays.load
-    if not load.written:
+    if not load.samples:
         return
-    length, shares = load.fitted.length, devices.data_size() if load.samples % devices.data_size() == 0 else 1
+    length, (times, size) = load.fitted.length, load.written
     prompt = max(1, length // sampling.PROMPT)
     padded = -(-prompt // generation.PROMPT_STEP) * generation.PROMPT_STEP
-    rows, spec = shares * load.written_at_once, devices.DATA_SPEC if shares > 1 else PartitionSpec()
+    rows, spec = devices.data_size() * size, devices.DATA_SPEC if devices.data_size() > 1 else PartitionSpec()
     prompts, valid = (arrays.array((rows, padded), dtype, spec) for dtype in (jnp.int32, jnp.bool_))
     keys = arrays.array((rows,), arrays.key.dtype)
     is_end, pad = arrays.array((load.dense.vocabulary,), jnp.bool_), arrays.array((), jnp.int32)
     params, how = arrays.parameters(load.dense), generation.Sampling(temperature=1.0)
     given = (prompts, valid, keys, is_end, pad, length - prompt, how, jnp.dtype(arrays.dtype))
-    times, turns = load.written // load.written_at_once, {"advance": length - prompt}
-    yield _program(generation._continue, load.dense, params, *given, times=times, turns=turns)
+    yield _program(generation._continue, load.dense, params, *given, times=times, turns={"advance": length - prompt})
 
 
 def joint_step_programs(arrays: Arrays) -> Iterator[Program]:

@@ -21,7 +21,7 @@ from spap_jax.planning.accelerators import Platform
 from spap_jax.pruning import joint, streams
 from spap_jax.pruning.narrow import pruned_config
 from spap_jax.pruning.run import held_out_part, joint_sequences
-from spap_jax.pruning.sampling import at_once
+from spap_jax.pruning.sampling import batches
 from spap_jax.settings import FinetuneSettings, PruneSettings
 from spap_jax.training import shortlist
 
@@ -210,8 +210,9 @@ class Workload:
     @property
     def joint_at_once(self) -> int:
         """Number of tokens of such a step that pass through the model at once on one device."""
-        own, length = -(-self.step_sequences // self.devices), self.fitted.length
-        return streams.largest_divisor(own, max(1, self.settings.batch_tokens // length)) * length
+        length = self.fitted.length
+        most = max(1, self.settings.batch_tokens // length)
+        return streams.division(self.step_sequences, most, self.devices)[1] * length
 
     @property
     def predicted(self) -> int:
@@ -237,14 +238,10 @@ class Workload:
         return (sum(part.real for part in self.parts) - self.further) * sampled // (1 + sampled)
 
     @property
-    def written(self) -> int:
-        """Number of those that one device generates."""
-        return self.samples if self.samples % self.devices else self.samples // self.devices
-
-    @property
-    def written_at_once(self) -> int:
-        """Number of sequences that one device generates at once."""
-        return at_once(max(1, self.written), self.fitted.length)
+    def written(self) -> tuple[int, int]:
+        """How often each device generates such sequences, and how many at once."""
+        count, size = batches(self.samples, self.fitted.length, self.devices)
+        return count // self.devices, size
 
     @property
     def in_waves(self) -> bool:

@@ -36,7 +36,8 @@ def _unused(settings: PruneSettings) -> Iterator[tuple[tuple[str, ...], str]]:
         yield ("swap_rounds",), f"the method {method} makes no swaps"
     update = update_used(settings)
     if METHODS[method].score is not None and update in ("none", "bias"):
-        yield ("correction", "ridge"), f"the method {method} with the update {update} solves for no weights"
+        fitted = ("ridge",) if settings.allocation == "uniform" else ()  # widths are chosen by solving for weights
+        yield ("correction", *fitted), f"the method {method} with the update {update} solves for no weights"
     if update != "alternate":
         yield ("effort", *_ROUNDS, *_JOINT), f"the update {update} has no rounds and no joint steps"
         return

@@ -19,7 +19,7 @@ from spap_jax.numerics import step_dtype
 from spap_jax.placement import shard_params
 from spap_jax.pruning.prune_report import data_account
 from spap_jax.pruning.run import held_out_part
-from spap_jax.pruning.streams import fitted_of, largest_divisor
+from spap_jax.pruning.streams import division, fitted_of
 from spap_jax.settings import PruneSettings
 
 PROMPT = 8
@@ -57,22 +57,23 @@ def sample(
     if len(tokens) > 1 and (tokens[:, 0] == tokens[0, 0]).all():  # the beginning-of-text token, which samples need too
         parts = [np.concatenate([tokens[:, :1], part[:, 1:]], axis=1) for part in parts]
     prompts = np.concatenate([parts[time % len(parts)] for time in range(times)])
-    shares = data_size() if len(prompts) % data_size() == 0 else 1
-    size, written = shares * at_once(len(prompts) // shares, length), []
-    keys = keys_of(jax.random.key(seed), np.arange(len(prompts)))
+    number = len(prompts)
+    count, size = batches(number, length, data_size())
+    filled = np.minimum(np.arange(count * size), number - 1)  # one program generates all
+    prompts, keys = prompts[filled], keys_of(jax.random.key(seed), filled)
     model = model.replace(params=shard_params(model.config, model.params))
-    dtype = step_dtype(None)
-    for start in range(0, len(prompts), size):
-        watch(start, len(prompts))
-        some, drawn = prompts[start : start + size], keys[start : start + size]
+    dtype, together, written = step_dtype(None), data_size() * size, []
+    for start in range(0, number, together):
+        watch(start, number)
+        some, drawn = prompts[start : start + together], keys[start : start + together]
         written.append(generate(model, some, length - prompt, temperature=1.0, key=drawn, eos=(), pad=0, dtype=dtype))
-    watch(len(prompts), len(prompts))
-    return np.concatenate(written)
+    watch(number, number)
+    return np.concatenate(written)[:number]
 
 
-def at_once(count: int, length: int) -> int:
-    """Returns how many of a device's ``count`` sequences it generates at once: a divisor, for one program to do all."""
-    return largest_divisor(count, max(1, _TOKENS // length))
+def batches(count: int, length: int, devices: int) -> tuple[int, int]:
+    """Returns the number of batches in which ``count`` sequences are generated, on all devices, and their size."""
+    return division(count, max(1, _TOKENS // length), devices)
 
 
 def with_samples(

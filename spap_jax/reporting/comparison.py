@@ -45,6 +45,14 @@ def _values(change: Change | Perplexities | None, unit: float = 1) -> tuple[floa
     return change and (change.before / unit, change.after / unit)
 
 
+def _workload(run: RunReports) -> str:
+    return (
+        f"batch {work.batch}, prompt {work.prompt}, {work.new} new"
+        if run.speed and (work := run.speed.workload)
+        else ""
+    )
+
+
 QUANTITIES = (
     Quantity(
         "perplexity",
@@ -64,6 +72,7 @@ QUANTITIES = (
         "times the dense model's",
         lambda run: run.speed and (1.0, run.speed.speed_up.prefill),
         ".3f",
+        data=_workload,
         bound=lambda run: run.speed and run.speed.by_arithmetic.prefill,
     ),
     Quantity(
@@ -72,6 +81,7 @@ QUANTITIES = (
         "times the dense model's",
         lambda run: run.speed and (1.0, run.speed.speed_up.decode),
         ".3f",
+        data=_workload,
         bound=lambda run: run.speed and run.speed.by_arithmetic.decode,
     ),
 )

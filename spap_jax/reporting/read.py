@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from spap_jax.errors import UserError
 from spap_jax.places import real_path
+from spap_jax.remote import base_name
 from spap_jax.reporting.schema import FORMAT, FinetuneReport, PruneReport, RunReports, SpeedReport, parsed
 
 REPORT = "spap_report.json"
@@ -44,10 +45,14 @@ def read_runs(folders: Sequence[Path], benches: Sequence[Path] = ()) -> list[Run
     if twice:
         raise UserError(f"{' and '.join(twice)} are the same folder: name each run once.")
     reports = [_read_pruned(folder) for folder in folders]
-    speeds = dict(_speed_of(file, places, reports) for file in benches)
+    measured = [_speed_of(file, folders, reports) for file in benches]
+    speeds = dict(measured)
+    if len(speeds) < len(measured):
+        again = next(folder for folder, _ in measured if [each for each, _ in measured].count(folder) > 1)
+        raise UserError(f"{again} was measured in several of the files for --bench: name one of them.")
     return [
-        RunReports(label, report, speeds.get(place), _read_trained(place))
-        for label, place, report in zip(_labels(places), places, reports, strict=True)
+        RunReports(label, report, speeds.get(folder), _read_trained(place))
+        for label, folder, place, report in zip(_labels(places), folders, places, reports, strict=True)
     ]
 
 
@@ -76,24 +81,33 @@ def _read_trained(folder: Path) -> FinetuneReport | None:
     return _read(file, FinetuneReport, "spap finetune") if file.is_file() else None
 
 
-def _speed_of(file: Path, places: Sequence[Path], reports: Sequence[PruneReport]) -> tuple[Path, SpeedReport]:
-    """Returns the checkpoint that was measured as the second of two models, and the measurement.
+def _speed_of(file: Path, folders: Sequence[Path], reports: Sequence[PruneReport]) -> tuple[Path, SpeedReport]:
+    """Returns the folder of the checkpoint that was measured as the second of two models, and the measurement.
 
-    The checkpoint is identified by the name of its folder and by its size: files hold no paths, and folders move.
+    The checkpoint is identified by the name of its folder, or of a link to it, and by its size: files hold no paths,
+    and folders move.
     """
     speed = _read(file, SpeedReport, "spap bench DENSE PRUNED --json")
-    measured = speed.models[1]
+    dense, measured = speed.models
     found = [
-        place
-        for place, report in zip(places, reports, strict=True)
-        if (place.name, report.model.parameters.after) == (Path(measured.model).name, measured.parameters)
+        (folder, report)
+        for folder, report in zip(folders, reports, strict=True)
+        if Path(measured.model).name in (base_name(folder), real_path(folder).name)
+        and measured.parameters == report.model.parameters.after
     ]
     if len(found) == 1:
-        return found[0], speed
+        [(folder, report)] = found
+        if dense.parameters != report.model.parameters.before:
+            raise UserError(
+                f"{file} compares {measured.model} with {dense.model} of {dense.parameters} parameters, and the model "
+                f"that was pruned has {report.model.parameters.before}: give spap bench that one first."
+            )
+        return folder, speed
     what = f"{file} measures {measured.model} of {measured.parameters} parameters, which"
     if not found:
         raise UserError(f"{what} is none of the folders given: name that folder too, or leave out --bench.")
-    raise UserError(f"{what} may be each of {' and '.join(map(str, found))}: name one of them alone, or rename one.")
+    each = " and ".join(str(folder) for folder, _ in found)
+    raise UserError(f"{what} may be each of {each}: name one of them alone, or rename one.")
 
 
 def _read(file: Path, kind: type[T], origin: str) -> T:

@@ -18,7 +18,7 @@ import numpy as np
 
 from spap_jax import devices, memory
 from spap_jax.models import Params
-from spap_jax.pruning.streams import largest_divisor
+from spap_jax.pruning.streams import division
 from spap_jax.reporting.schema import Check
 from spap_jax.training.step import Given, Job, Minibatch, State, begin, measure, restarted, step
 
@@ -216,11 +216,11 @@ def _order(count: int, steps: int, sequences: int, seed: tuple[int, ...]) -> np.
 
 
 def batch_of(rows: np.ndarray, given: Given, batch_tokens: int) -> Minibatch:
-    """Divides sequences [B] evenly among the devices, in passes of at most ``batch_tokens`` tokens on each."""
-    count = devices.data_size()
-    own = -(-len(rows) // count)
-    together = count * largest_divisor(own, max(1, batch_tokens // given.sequences.tokens.shape[-1]))
-    filled = np.arange(own * count)
+    """Divides sequences [B] evenly among the devices, in few passes of at most ``batch_tokens`` tokens on each."""
+    most = max(1, batch_tokens // given.sequences.tokens.shape[-1])
+    shares, size = division(len(rows), most, devices.data_size())
+    filled = np.arange(shares * size)
     counted = (filled < len(rows)).astype(np.float32)
     rows = rows[np.minimum(filled, len(rows) - 1)].astype(np.int32)
+    together = devices.data_size() * size
     return Minibatch(rows.reshape(-1, together), counted.reshape(-1, together))

@@ -12,7 +12,7 @@ import pytest
 from benchmarks.quality.cases import EXAMPLES
 from benchmarks.real.__main__ import main
 from benchmarks.real.obtain import join_parts
-from benchmarks.real.page import markdown, ratio
+from benchmarks.real.page import draw, markdown, ratio
 from benchmarks.real.runs import METHODS, Row, Text
 from spap_jax.errors import UserError
 from spap_jax.evaluation.speed import Speed, time_generation
@@ -80,6 +80,18 @@ def test_the_ratio_is_to_the_best_peer():
     lines = [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| ") and "---" not in line]
     names = [name for name in METHODS if name in ("fasp", "obs", "spap", "obs + steps")]
     assert lines == ["method", *names] * 2
+
+
+def test_any_sparsity_has_its_table_those_of_wide_interest_first(tmp_path: Path):
+    rows = [msgspec.structs.replace(row("fasp", 15.0), sparsity=cut) for cut in (0.25, 0.1, 0.05, 0.3)]
+    heads = [line for line in markdown(rows, "python", []).splitlines() if line.startswith("## ")]
+    assert [head.split()[1] for head in heads] == ["30%", "10%", "5%", "25%"]
+    draw(tmp_path, rows)
+
+
+def test_texts_of_the_same_name_are_refused():
+    with pytest.raises(UserError, match="two texts for --evaluation have the same name"):
+        main(model=str(EXAMPLES / "llama-stories"), method=("flap",), evaluation=("a/text.txt", "b/text.txt"))
 
 
 def test_a_file_in_several_packages_is_joined_in_their_order(tmp_path: Path):

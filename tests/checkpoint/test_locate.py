@@ -14,7 +14,7 @@ import huggingface_hub.constants
 import pytest
 from tiny_checkpoints import write, write_bin
 
-from spap_jax.checkpoint import load, locate, locate_config
+from spap_jax.checkpoint import fetch_side_files, load, locate, locate_config
 from spap_jax.checkpoint.orbax_files import SOURCE
 from spap_jax.errors import UserError
 
@@ -169,7 +169,7 @@ def hub(tmp_path: Path) -> Iterator[str]:
 
 PROGRAM = """
 import sys
-from spap_jax.checkpoint import locate
+from spap_jax.checkpoint import fetch_side_files, locate
 from spap_jax.errors import UserError
 for name in sys.argv[1:]:
     try:
@@ -179,11 +179,11 @@ for name in sys.argv[1:]:
 """
 
 
-def located(hub: str, home: Path, *names: str) -> tuple[list[str], str]:
+def located(hub: str, home: Path, *names: str, program: str = PROGRAM) -> tuple[list[str], str]:
     """Returns what another process, which may contact the hub, prints for each name, and its standard error."""
     settings = {"HF_ENDPOINT": hub, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_secret"}
     settings |= {"NO_PROXY": "*", "no_proxy": "*"}
-    command = [sys.executable, "-c", PROGRAM, *names]
+    command = [sys.executable, "-c", program, *names]
     run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=home, env=os.environ | settings)
     return run.stdout.splitlines(), run.stderr
 
@@ -208,6 +208,29 @@ def test_a_download_takes_what_is_needed_and_no_more(hub: str, tmp_path: Path):
     assert unknown.startswith("the hub has no model no/such that this login may see")
     assert "hf_secret" not in gated + unknown + errors
     assert load(found).config.layers == 3
+
+
+def test_what_others_left_out_of_the_cache_is_added(hub: str, tmp_path: Path):
+    served, beside = write("llama", tmp_path / "served"), ("LICENSE", "README.md", "spap_report.json")
+    for name in beside:
+        (served / name).write_text(name)
+    (found,), _ = located(hub, tmp_path, "owner/name")
+    for name in beside:
+        (Path(found) / name).unlink()
+    (again,), _ = located(hub, tmp_path, "owner/name")
+    assert again == found
+    assert not (Path(found) / "LICENSE").exists()
+    located(hub, tmp_path, "owner/name", program=f"{PROGRAM}\n    fetch_side_files(name)")
+    assert [(Path(found) / name).read_text() for name in beside] == [*beside]
+
+
+def test_nothing_is_added_to_a_cached_model_without_a_network(cache: Path, tmp_path: Path):
+    folder = write("llama", snapshot(cache, "owner/name"))
+    there = sorted(folder.iterdir())
+    for name in ("owner/name", "hf://owner/name", tmp_path, "gs://bucket/model"):
+        (tmp_path / "config.json").touch()
+        fetch_side_files(name)
+    assert sorted(folder.iterdir()) == there
 
 
 def test_a_download_of_torch_files(hub: str, tmp_path: Path):

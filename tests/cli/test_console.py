@@ -118,9 +118,10 @@ def test_how_far_training_is(capsys):
 
 
 def test_sizes_in_words():
-    assert [bytes_text(n) for n in (0, 999, 1e3, 1.234e9, 5e15)] == [
+    assert [bytes_text(n) for n in (0, 999, 999.6, 1e3, 1.234e9, 5e15)] == [
         "0 B",
         "999 B",
+        "1 kB",
         "1 kB",
         "1.23 GB",
         "5e+03 TB",

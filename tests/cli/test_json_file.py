@@ -3,12 +3,16 @@
 import json
 import os
 import resource
+import subprocess
+import sys
+from datetime import datetime
 from pathlib import Path
 
+import numpy as np
 import pytest
 from commands import STORIES, left, sentence, spap
 
-from spap_jax.cli.json_file import write_json
+from spap_jax.cli.json_file import write_json, write_json_lines
 from spap_jax.errors import UserError
 from spap_jax.manifest import sealed
 
@@ -76,6 +80,26 @@ def test_a_pipe_without_a_name() -> None:
 
 
 OTHERS = ["a letter", "{}", '{"written_by": "spap eval"}', f"{OLD}\nnotes", OLD.replace("spap eval", "spap bench")]
+
+
+def test_standard_output_that_a_shell_sent_to_a_file(tmp_path: Path) -> None:
+    """The numbers follow what was printed, and no file of the user's is replaced."""
+    program = "from pathlib import Path; from spap_jax.cli.json_file import check_json_place, write_json; "
+    program += "place = Path('/dev/stdout'); check_json_place(place, 'spap eval'); print('a table'); "
+    program += "write_json(place, 'spap eval', {'one': 1})"
+    with open(tmp_path / "kept", "w") as kept:
+        subprocess.run([sys.executable, "-c", program], stdout=kept, check=True)
+    table, _, numbers = (tmp_path / "kept").read_text().partition("\n")
+    assert table == "a table"
+    assert json.loads(numbers)["one"] == 1
+
+
+def test_rows_may_hold_what_json_does_not_know(tmp_path: Path) -> None:
+    """As a typed column of a data set does beside what was said."""
+    said = {"role": "user", "content": "é", "at": datetime(2026, 1, 2), "count": np.int64(3)}
+    write_json_lines(tmp_path / "rows.jsonl", "spap answer", [{"messages": [said]}])
+    found = json.loads((tmp_path / "rows.jsonl").read_text("utf-8"))["messages"][0]
+    assert found == {"role": "user", "content": "é", "at": "2026-01-02 00:00:00", "count": 3}
 
 
 @pytest.mark.parametrize("content", [*OTHERS, sealed(b'{"written_by": "spap bench"}').decode()])

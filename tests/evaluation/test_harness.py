@@ -122,6 +122,15 @@ def test_generate_until(ours: HarnessModel, theirs: TemplateLM, folder: Path) ->
     assert found[-1].count(".") == (2 if folder == STORIES else 1)
 
 
+def test_settings_that_the_harness_applies_and_this_does_not(tmp_path: Path) -> None:
+    copy = shutil.copytree(STORIES, tmp_path / "model")
+    settings = {"eos_token_id": 2, "repetition_penalty": 1.05, "no_repeat_ngram_size": 0}
+    (copy / "generation_config.json").write_text(json.dumps(settings), "utf-8")
+    ours = HarnessModel(spap.load(copy))
+    with pytest.warns(spap.SpapWarning, match=r"generation_config.json of the model names repetition_penalty, which"):
+        ours.generate_until(requests("generate_until", ("The end", {"until": ["."], "max_gen_toks": 2})))
+
+
 def test_a_tokenizer_without_a_beginning(tmp_path: Path) -> None:
     copy = shutil.copytree(STORIES, tmp_path / "model")
     content = json.loads((copy / "tokenizer_config.json").read_text("utf-8"))
@@ -144,6 +153,7 @@ class TestTasks:
                 ("Once", {"num_beams": 4, "until": []}),
                 "generates with num_beams, which is not supported",
             ),
+            ("generate_until", ("Once", {"do_sample": True, "top_p": 0.5}), "a task samples without a temperature"),
         ],
     )
     def test_requests_that_cannot_be_met(self, kind: str, arguments: tuple, expected: str, ours: HarnessModel) -> None:

@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 from pruning_cases import SETTINGS, random_tokens, tiny
 
-from spap_jax import api
+from spap_jax import api, devices
 from spap_jax.errors import UserError
+from spap_jax.evaluation.generation import generate
+from spap_jax.pruning import sampling
 from spap_jax.pruning.run import calibration_chunks
 from spap_jax.pruning.sampling import PROMPT, sample, with_samples
 from spap_jax.settings import PruneSettings
@@ -27,6 +29,16 @@ def test_it_goes_on_from_parts_of_the_calibration():
     assert told[-1] == (384, 384)
     np.testing.assert_array_equal(found, sample(tiny("llama"), TOKENS, 3, 0))
     assert (found != sample(tiny("llama"), TOKENS, 3, 1)).any()
+
+
+def test_any_number_of_sequences_is_spread_over_the_devices(monkeypatch: pytest.MonkeyPatch):
+    alone, made = sample(tiny("llama"), TOKENS[:7], 1, 0), []
+    monkeypatch.setattr(
+        sampling, "generate", lambda *given, **more: made.append(len(given[1])) or generate(*given, **more)
+    )
+    with devices.use_mesh(4):
+        np.testing.assert_array_equal(sample(tiny("llama"), TOKENS[:7], 1, 0), alone)
+    assert made == [8]
 
 
 def test_samples_begin_with_the_token_that_all_sequences_begin_with():

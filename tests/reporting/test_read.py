@@ -156,6 +156,16 @@ def test_measurements_of_speed(tmp_path: Path) -> None:
     (same / read.REPORT).write_text(json.dumps(report()))
     with pytest.raises(UserError, match=r"which may be each of .*/other and .*/smaller/other: name one of them alone"):
         read.read_runs([folders[1], same], [file])
+    file.write_text(json.dumps(speeds(Path("other"), models=[speeds(Path("run"))["models"][1]] * 2)))
+    with pytest.raises(
+        UserError, match=r"compares run with run of 25000 .* was pruned has 1234567: give spap bench that one first"
+    ):
+        read.read_runs(folders[:1], [file])
+    file.write_text(json.dumps(speeds(Path("latest"))))
+    (tmp_path / "latest").symlink_to("run")
+    assert read.read_runs([tmp_path / "latest"], [file])[0].speed
+    with pytest.raises(UserError, match="latest was measured in several of the files for --bench: name one of them"):
+        read.read_runs([tmp_path / "latest"], [file, file])
     file.write_text(json.dumps(speeds(folders[0], models=[{"model": "run", "parameters": 25000}])))
     with pytest.raises(UserError, match=r"not what this version's spap bench DENSE PRUNED --json writes"):
         read.read_runs(folders, [file])

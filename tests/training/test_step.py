@@ -187,12 +187,13 @@ def test_products_sum_over_tokens_or_queries_on_a_single_axis(what: str):
 
 
 def test_passes_change_nothing():
-    """Also where sequences fill up a pass: of five, each of two devices has three, one at a time or all together."""
+    """Also where sequences fill up a pass: of five, a device has three at a time, and each of two devices three."""
     found = []
-    for count, tokens in ((1, 8 * LENGTH), (2, LENGTH), (2, 8 * LENGTH)):
+    for count, most, shape in ((1, 8, (1, 5)), (1, 4, (2, 3)), (2, 1, (3, 2)), (2, 8, (1, 6))):
         with devices.use_mesh(count):
             job, given, state, _ = started("mlp")
-            batch = batch_of(np.arange(5), given, tokens)
+            batch = batch_of(np.arange(5), given, most * LENGTH)
+            assert batch.counted.shape == shape
             assert batch.counted.sum() == 5
             found.append(jax.device_get(step(job, given, state, batch)))
     for one, *others in zip(*map(jax.tree.leaves, found), strict=True):
