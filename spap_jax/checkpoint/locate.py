@@ -62,11 +62,11 @@ def fetch_side_files(name: str | Path) -> None:
     """
     from huggingface_hub import HfApi, snapshot_download
 
-    repo = hub_id(name)
-    if repo is None and not is_address(name) and _local(name) is None:
-        repo = str(name)
-    cached = repo and _cached(repo)
-    if not cached or is_orbax(cached) or [*cached.glob("LICENSE*")] or hub_problem() is not None:
+    if is_address(name) and not hub_id(name):
+        return
+    repo = hub_id(name) or str(name)
+    cached = None if hub_id(name) is None and _local(name) else _cached(repo)
+    if cached is None or is_orbax(cached) or [*cached.glob("LICENSE*")] or hub_problem() is not None:
         return
     with suppress(Exception):  # whatever the client raises: the weights are there, and more was not promised
         beside = _beside(HfApi().list_repo_files(repo, revision=cached.name))
