@@ -1,5 +1,6 @@
 """The Python API: load, prune, train, save and inspect models (`inspection`)."""
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from spap_jax.pruning.ignored import warn_of_ignored
 from spap_jax.pruning.layer_widths import allocated, check_allocation
 from spap_jax.pruning.narrow import pruned_config, warn_of_sparsity
 from spap_jax.pruning.pipeline import prune_layers
+from spap_jax.pruning.predictions import get_layer
 from spap_jax.pruning.progress import Progress
 from spap_jax.pruning.prune_card import pruned_files
 from spap_jax.pruning.prune_report import new_report
@@ -141,9 +143,7 @@ def prune(
     reports: list[LayerReport | Check] = []
     layers: list[Params] = []
 
-    def read_layer(index: int) -> Params:
-        return jax.tree.map(lambda array: array[index], model.params["layers"])
-
+    read_layer = functools.partial(get_layer, model.params["layers"])
     shown = Progress(model.config, [settings], blocks.shape, 0)
     with use_mesh(devices, model_devices), watching.pruning(shown, progress) as watch:
         run = allocated(resolve(model.config, model.params, read_layer, tokens, settings, narrow))

@@ -36,7 +36,7 @@ _AT_ONCE = 2**30
 """Bytes that are replicated on every device at once, on their way to the hosts."""
 
 one_device = jax.make_user_context(False)
-"""True in a run on one device, although there may be others; see `division_is_known`."""
+"""True inside `use_mesh` of one device, although there may be others."""
 
 _FOR_WEIGHTS = 0.7
 """Maximum fraction of a device's memory for weights; the rest is for what is computed with them."""
@@ -128,11 +128,6 @@ def arranged(devices: Sequence[Any], model: int) -> Mesh:
     except (AssertionError, NotImplementedError, ValueError):  # of some of a slice's chips, or of several slices
         grid = np.asarray(devices).reshape(shape)
     return Mesh(grid, (DATA, MODEL), axis_types=(AxisType.Auto, AxisType.Auto))
-
-
-def only_device() -> list[Any] | None:
-    """Returns the device that does all work inside `use_mesh`; None if several share it, which the mesh then names."""
-    return None if mesh_size() > 1 else jax.local_devices()[:1]
 
 
 def data_size() -> int:

@@ -1,9 +1,10 @@
-"""Memory of this process: its peak, what is left for it, and the return of freed memory; memory of the machine."""
+"""Memory of this process: its peak, what is left for it, what it gives back; memory and disks of the machine."""
 
 import ctypes
 import math
 import os
 import resource
+import shutil
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -43,6 +44,12 @@ def _kilobytes(file: str, name: str) -> int:
     """Reads an amount from a file of Linux about memory, in bytes."""
     with open(file, encoding="ascii") as lines:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+def free_disk(folder: Path) -> float:
+    """Bytes that are free on the disk of a folder; infinite on network file systems that report a size of 0."""
+    disk = shutil.disk_usage(folder)
+    return disk.free if disk.total else math.inf
 
 
 def of_machine() -> float:

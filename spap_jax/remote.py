@@ -6,6 +6,7 @@ makes a folder there has to choose which file comes last.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -18,12 +19,19 @@ from typing import Any, NamedTuple
 
 from spap_jax.errors import UserError
 from spap_jax.hub import first_line
+from spap_jax.memory import free_disk
 from spap_jax.quantities import bytes_text
 
 _HUB = "hf://"
 
 _ATTEMPTS = 3
 """How often a range is asked for; the clients of stores also repeat single requests, and wait in between."""
+
+_PATIENCE = 600
+"""Seconds after which a request to Google's store, of at most 50 MB, counts as failed."""
+
+_DISKS = ("file", "local")
+"""Kinds of addresses that are folders on a disk."""
 
 About = dict[str, Any]
 """A store's information on a file: its size, and what distinguishes it from an older version."""
@@ -56,7 +64,8 @@ def base_name(place: str | Path) -> str:
 
 def working_folder(address: str) -> Path:
     """The local folder in which the output for an address is made; its name is the last part of the address."""
-    return _cache() / "outputs" / _hash(address) / address.rstrip("/").rpartition("/")[2]
+    address = address.rstrip("/")
+    return _cache() / "outputs" / _hash(address) / address.rpartition("/")[2]
 
 
 def read_note(folder: Path, name: str) -> str | None:
@@ -95,10 +104,10 @@ class Folder:
         from fsspec.core import url_to_fs
 
         self.address = address.rstrip("/")
-        # Only folders on a disk must be made; a store would take this for a request to make a bucket.
-        options = {"auto_mkdir": True} if address.startswith(("file:", "local:")) else {}
+        kind = self.address.partition(":")[0].lower()
+        self._how_to_list = {"on_error": "raise"} if kind in _DISKS else {}  # or what cannot be listed would be empty
         try:
-            self._store, self._root = url_to_fs(self.address, **options)
+            self._store, self._root = url_to_fs(self.address, **_options(kind))
         except ImportError as error:
             raise UserError(
                 f"{address} needs a package that is not installed ({first_line(error)}): "
@@ -114,7 +123,7 @@ class Folder:
         found = {}
         with self._failing("read"), contextlib.suppress(FileNotFoundError):
             self._store.invalidate_cache()
-            found = self._store.find(self._root, detail=True)
+            found = self._store.find(self._root, detail=True, **self._how_to_list)
         # Some stores represent an empty folder by a name that ends in a slash, which is not a file.
         return {path.removeprefix(self._root).lstrip("/"): found[path] for path in found if not path.endswith("/")}
 
@@ -167,10 +176,15 @@ class Folder:
             self._store.pipe_file(self._path(name), content)
 
     def remove(self, names: Iterable[str]) -> None:
-        """Removes existing files."""
+        """Removes files that exist; one that is gone meanwhile is no error."""
         if paths := [self._path(name) for name in names]:
             with self._failing("written"):
-                self._store.rm(paths)
+                try:
+                    self._store.rm(paths)
+                except FileNotFoundError:  # one of them, after which others may be left
+                    for path in paths:
+                        with contextlib.suppress(FileNotFoundError):
+                            self._store.rm(path)
 
     def clear(self) -> None:
         """Removes everything in the folder, if there is anything."""
@@ -210,20 +224,22 @@ class Folder:
         told = json.dumps({"": self.address, **same, **(notes or {})}, sort_keys=True, default=str)
         target = _downloads() / _hash(told)
         if target.is_dir():
-            return target
+            if _is_whole(target, files, notes or {}):
+                return target
+            shutil.rmtree(target)  # whoever cleaned up old files left a part of it
         partial = target.with_name(f".{target.name}.partial-{secrets.token_hex(4)}")
         try:
             partial.mkdir(parents=True)
             size = sum(about["size"] or 0 for about in files.values())
-            disk = shutil.disk_usage(partial)
-            if disk.total and disk.free < size:  # some network file systems report a size of 0
+            free = free_disk(partial)
+            if free < size:
                 raise UserError(
                     f"{self.address} holds {bytes_text(size)} and the disk of {target.parent} has "
-                    f"{bytes_text(disk.free)} free: free some space, or name a folder on another disk in SPAP_CACHE."
+                    f"{bytes_text(free)} free: free some space, or name a folder on another disk in SPAP_CACHE."
                 )
             self.get(files, partial, size)
             for name, about in files.items():
-                if about["size"] not in (None, (partial / name).stat().st_size):
+                if not _is_whole(partial, {name: about}, {}):
                     raise UserError(f"{self.address}/{name} was not downloaded completely: try again.")
             for name, text in (notes or {}).items():
                 (partial / name).write_text(text, encoding="utf-8")
@@ -247,9 +263,36 @@ class Folder:
         except Exception as error:
             what = f"{self.address}/{name}".rstrip("/")
             said = "it is not there" if isinstance(error, FileNotFoundError) else first_line(error)
+            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+                raise UserError(
+                    f"the disk filled up while {what} was {done}: free some space, or name a folder on another disk in "
+                    "SPAP_CACHE."
+                ) from error
             raise UserError(
                 f"{what} cannot be {done} ({said}): check the address, the login and the network."
             ) from error
+
+
+def _options(kind: str) -> dict[str, Any]:
+    """Options for the client of a kind of address: most would wait without end for a store that went silent."""
+    if kind in _DISKS:
+        return {"auto_mkdir": True}  # a store would take this for a request to make a bucket
+    if kind in ("gs", "gcs"):
+        return {"requests_timeout": _PATIENCE}
+    if kind in ("http", "https"):
+        from aiohttp import ClientTimeout
+
+        # By default a file has to arrive within five minutes.
+        return {"client_kwargs": {"timeout": ClientTimeout(total=None, sock_connect=30, sock_read=60)}}
+    return {}
+
+
+def _is_whole(folder: Path, files: Mapping[str, About], notes: Mapping[str, str]) -> bool:
+    """Whether a folder has all of these files, in the sizes that the store says."""
+    sizes = {name: (folder / name).stat().st_size for name in [*files, *notes] if (folder / name).is_file()}
+    return len(sizes) == len(files) + len(notes) and all(
+        about["size"] in (None, sizes[name]) for name, about in files.items()
+    )
 
 
 def _complete(span: Span, content: Any) -> bytes | Exception:

@@ -1,5 +1,6 @@
 """Remote files are downloaded completely, once, and into their own folder; failures give a one-sentence error."""
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,7 @@ def test_where_things_are_kept(monkeypatch: pytest.MonkeyPatch):
     assert one.name == "out"
     assert one.is_relative_to("/home/somebody/.cache/spap")
     assert one.parent != working_folder("gs://bucket/b/out").parent
+    assert one == working_folder("gs://bucket/a/out")
     monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
     assert working_folder("gs://bucket/out").is_relative_to("/elsewhere/spap")
     monkeypatch.setenv("SPAP_CACHE", "/disk")
@@ -94,6 +96,53 @@ def test_a_download_that_fails_leaves_nothing(store: type[stores.Frail], tmp_pat
     store.short = False
     place.fetch(place.files())
     assert [Path(name).name for name in downloads(tmp_path)] == ["a", "b"]
+
+
+def test_a_download_of_which_a_part_is_gone_is_made_again(store: type[stores.Frail]):
+    """As where a cluster removes old files from its scratch disk."""
+    place = Folder("frail://bucket/in")
+    for name in ("a", "b"):
+        place.write(name, b"content")
+    for broken in (Path.unlink, lambda path: path.write_bytes(b"cont")):
+        found = place.fetch(place.files(), {"note": "x"})
+        broken(found / "b")
+        assert place.fetch(place.files(), {"note": "x"}) == found
+        assert [(found / name).read_bytes() for name in ("a", "b", "note")] == [b"content", b"content", b"x"]
+
+
+def test_a_disk_that_fills_up_during_a_download(store: type[stores.Frail], monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    Folder("frail://bucket/in").write("a", b"content")
+    monkeypatch.setattr(store, "get_file", full)
+    with pytest.raises(UserError, match=r"the disk filled up while frail://bucket/in was read: .* in SPAP_CACHE"):
+        fetch_file("frail://bucket/in/a")
+
+
+def test_what_is_to_be_removed_may_be_gone(store: type[stores.Frail]):
+    place = Folder("frail://bucket/in")
+    for name in ("a", "c"):
+        place.write(name, b"content")
+    place.remove(["a", "b", "c"])
+    assert place.files() == {}
+
+
+def test_what_cannot_be_listed_is_not_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    (tmp_path / "a").write_text("a letter")
+    place = Folder(f"file://{tmp_path}")
+    assert [*place.files()] == ["a"]
+    monkeypatch.setattr("fsspec.implementations.local.LocalFileSystem.ls", refused)
+    with pytest.raises(UserError, match=r"cannot be read .*Permission denied"):
+        place.files()
+
+
+def test_a_download_may_take_longer_than_five_minutes():
+    session = Folder("https://host/in")._store.client_kwargs["timeout"]
+    assert (session.total, session.sock_read) == (None, 60)
 
 
 def test_a_disk_without_room(store: type[stores.Frail], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -25,6 +25,7 @@ from spap_jax.checkpoint.publish import check_place, publish
 from spap_jax.errors import UserError, warn
 from spap_jax.hub import first_line
 from spap_jax.manifest import check_replaceable, sort_files, write_manifest
+from spap_jax.memory import free_disk
 from spap_jax.places import beside, check_apart, is_within, real_path
 from spap_jax.remote import hub_id, is_address, working_folder
 
@@ -140,10 +141,10 @@ def _check_makeable(target: Path) -> None:
 
 def _check_room(target: Path, needed: int) -> None:
     parent = next(folder for folder in target.parents if folder.exists())
-    disk = shutil.disk_usage(parent)
-    if disk.total and disk.free < needed:  # some network file systems report a size of 0
+    free = free_disk(parent)
+    if free < needed:
         raise UserError(
-            f"the disk of {parent} has {_size(disk.free)} free and {target.name} needs {_size(needed)}: "
+            f"the disk of {parent} has {_size(free)} free and {target.name} needs {_size(needed)}: "
             "free some space, or name a place on another disk."
         )
 

@@ -111,9 +111,10 @@ def left_out(folder: Path, files: Mapping[str, Path]) -> list[str]:
 
 
 def read_made(output: str | Path, name: str) -> bytes | None:
-    """Reads a file of an output, which may be at an address; None if it does not exist yet."""
+    """Reads a file of a complete output, which may be at an address; None if it does not exist yet."""
     if is_address(output):
-        return None if hub_id(output) else Folder(str(output)).read(name)
+        place = None if hub_id(output) else Folder(str(output))
+        return place.read(name) if place and place.read(_CONFIG) is not None else None  # which arrives last
     try:
         return Path(os.path.expanduser(output), name).read_bytes()
     except OSError:

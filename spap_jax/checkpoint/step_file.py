@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from spap_jax.checkpoint.output import is_full, sync
@@ -48,12 +48,16 @@ def read_step(path: Path) -> Params:
 
 
 def told_if_intact(path: Path) -> list[Json] | None:
-    """Returns the reports of a file; None if it is damaged."""
+    """Returns the reports of a file; None if it is damaged.
+
+    Raises:
+        OSError: It cannot be read for another reason, which says nothing of what is in it.
+    """
     try:
         with safe_open(path, framework="numpy") as file:
             about = file.metadata()
         return json.loads(about["told"]) if _digest(_arrays(path)) == about["sha256"] else None
-    except Exception:  # whatever can be wrong with a damaged file
+    except (SafetensorError, ValueError, KeyError, TypeError):
         return None
 
 

@@ -28,7 +28,6 @@ import fcntl
 import hashlib
 import itertools
 import json
-import math
 import os
 import re
 import shutil
@@ -165,17 +164,18 @@ class Unfinished:
         return self
 
     def __exit__(self, *raised: Any) -> None:
-        """Waits for pending writes and releases the lock; an error before the first step removes the run's files.
+        """Waits for pending writes and releases the lock; an error before a run's first step removes its files.
 
         After any error, files of which the store has a copy are of no further use here and are removed.
         """
         try:
             self._behind.__exit__(*raised)
         finally:
-            if raised[0] and (self._copies or not self.told):
+            useless = not (self.told or self.found)
+            if raised[0] and (self._copies or useless):
                 _clear_folder(self.folder)
             os.close(self._lock)
-        if raised[0] and self._copies and not self.told:
+        if raised[0] and self._copies and useless:
             with contextlib.suppress(Exception):  # one error is enough
                 _clear_copies(self._copies)
 
@@ -248,6 +248,7 @@ class Unfinished:
 
     def _store(self, step: int, layer: Params, reports: list[Json]) -> None:
         """Writes a step, and removes the states that it makes useless; a state only that leaves room for the result."""
+        states = self._states()
         if step < self._blocks:
             write_step(self._file(step), layer, reports)
         elif not self._write_state(step, layer, reports):
@@ -255,7 +256,6 @@ class Unfinished:
             return
         self._copy(self._file(step))
         self._arrived = step + 1
-        states = [number for number in self._states() if number < step]
         still = min(2, jax.process_count()) - 1  # others may not have written this one yet
         for useless in states[: len(states) - still]:
             self._discard(useless)
@@ -277,11 +277,12 @@ class Unfinished:
 
     def _write_state(self, step: int, state: Params, reports: list[Json]) -> bool:
         """Writes a state, in place of the one before if there is no room for both; False if there is none for one."""
-        needed, before = self._needed(state), self._states()
-        if self._free() < needed and before:
-            self._discard(before[-1])
-        if self._free() < needed:
+        free, needed = memory.free_disk(self.folder), self._needed(state)
+        before = [self._file(number) for number in self._states()[-1:]]
+        if free + sum(file.stat().st_size for file in before) < needed:
             return False
+        for file in before if free < needed else ():
+            file.unlink()  # here: what the store has of it stays until the new one has arrived
         try:
             write_step(self._file(step), state, reports)
         except UserError:  # the disk filled up meanwhile
@@ -296,10 +297,6 @@ class Unfinished:
     def _states(self) -> list[int]:
         """The numbers of the states on the disk, in order."""
         return sorted(number for number in _numbers(self.folder / _STEPS) if number >= self._blocks)
-
-    def _free(self) -> float:
-        disk = shutil.disk_usage(self.folder)
-        return disk.free if disk.total else math.inf  # some network file systems report a size of 0
 
     def _discard(self, step: int) -> None:
         self._file(step).unlink(missing_ok=True)

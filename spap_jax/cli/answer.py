@@ -52,7 +52,7 @@ def answer(
     from spap_jax.cli.console import counting, out, waiting
     from spap_jax.cli.downloads import fetch_data, fetch_models
     from spap_jax.cli.json_file import check_json_place, write_json_lines
-    from spap_jax.devices import only_device, use_mesh
+    from spap_jax.devices import use_mesh
     from spap_jax.errors import UserError
     from spap_jax.evaluation.answers import answer as written
     from spap_jax.placement import bytes_of, shard_params
@@ -76,7 +76,6 @@ def answer(
                 top_p=top_p,
                 seed=seed,
                 batch_tokens=batch_tokens,
-                devices=only_device(),
                 watch=functools.partial(watch, "writing answers"),
             )
     write_json_lines(output, COMMAND, rows)

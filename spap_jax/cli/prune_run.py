@@ -26,7 +26,7 @@ from spap_jax.model import Model
 from spap_jax.models import DecoderConfig, Params
 from spap_jax.multihost import leads, meet, told_to_all
 from spap_jax.placement import layer_to_host, shard_params, stack_layers
-from spap_jax.planning.memory import block_elements, outer_elements
+from spap_jax.planning.memory import block_elements, decoder_elements
 from spap_jax.planning.plan import Request
 from spap_jax.planning.preflight import settings_here
 from spap_jax.pruning import joint
@@ -236,9 +236,9 @@ def _write(one: PruneRun, run: Run, command: Command, number: int, store: Unfini
 
 def _blocks_to_keep(run: Run, command: Command) -> int:
     """Returns the bytes of the blocks that are stored until the result is complete, in the type of the source."""
-    dense = run.config.layers * block_elements(run.config) + outer_elements(run.config)
     stored = sum(isinstance(report, LayerReport) for report in run.begun.reports)
-    return command.reader.bytes * (run.config.layers - stored) * block_elements(run.narrow) // dense
+    elements = (run.config.layers - stored) * block_elements(run.narrow)
+    return command.reader.bytes * elements // decoder_elements(run.config)
 
 
 def _decided(store: Unfinished, choose: Callable[[], Widths]) -> Widths:

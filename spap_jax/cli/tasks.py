@@ -45,7 +45,6 @@ def measure_tasks(
             "--tasks needs lm_eval, which is not installed: install it with pip install 'spap-jax[eval]'."
         ) from error
     from spap_jax.checkpoint.locate import public_name
-    from spap_jax.devices import only_device
     from spap_jax.pruning.prune_report import versions
     from spap_jax.remote import base_name
 
@@ -57,7 +56,7 @@ def measure_tasks(
     loaded = read()
     start = time.perf_counter()
     with console.counting() as watch:
-        adapted = harness.HarnessModel(loaded, batch_tokens=batch_tokens, devices=only_device(), watch=watch)
+        adapted = harness.HarnessModel(loaded, batch_tokens=batch_tokens, watch=watch)
         results = tasks.run_tasks(adapted, chosen, limit)
     seconds = time.perf_counter() - start
     _show(model, results, limit, seconds)

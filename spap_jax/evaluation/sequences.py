@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from spap_jax.devices import DATA_SPEC as BATCH
-from spap_jax.devices import check_mesh_around, mesh_size, use_mesh
+from spap_jax.devices import check_mesh_around, mesh_size, one_device, use_mesh
 from spap_jax.errors import UserError
 from spap_jax.evaluation.generation import CACHE, Sampling, choose, decode_step, keys_at, keys_of, prefill
 from spap_jax.evaluation.perplexity import final_stream
@@ -92,6 +92,8 @@ def replicas_of(model: Model, devices: Sequence[Any] | None = None) -> Replicas:
         devices: The devices. By default those of ``devices.use_mesh``; without it, all local ones, in groups that share
             the weights if one device cannot hold them.
     """
+    if devices is None and one_device.value:
+        devices = jax.local_devices()[:1]
     if devices is None:
         check_mesh_around()
         alone = mesh_size() == 1 and jax.process_count() == 1

@@ -30,6 +30,11 @@ def outer_elements(config: DecoderConfig) -> int:
     return _elements(config, "embed/") + _elements(config, "head/")
 
 
+def decoder_elements(config: DecoderConfig) -> int:
+    """Number of weights of all blocks and outside them."""
+    return config.layers * block_elements(config) + outer_elements(config)
+
+
 def _elements(config: DecoderConfig, beginning: str) -> int:
     rules = FAMILIES[config.family].rules_for(dataclasses.replace(config, heads=1, kv_heads=1))  # independent of heads
     return sum(math.prod(rule.shapes(config.axes)[1]) for rule in rules if rule.ours.startswith(beginning))
@@ -145,7 +150,7 @@ def moved_elements(load: Workload) -> int:
     if load.training and not load.training.full:
         return config.layers * update_elements(load.narrow, load.training.rank)  # not divided along ``model``
     if load.training:
-        return config.layers * block_elements(config) + outer_elements(config)
+        return decoder_elements(config)
     own = block_elements(config) if load.settings.joint_weights == "block" else _mlp_elements(config)
     return config.layers * own
 
@@ -221,15 +226,14 @@ def sampling_memory(load: Workload) -> Parts:
     """Memory of ``pruning/sampling.py``: the dense model, and the key/value cache of a batch of sequences."""
     c, length = load.mine.dense, load.fitted.length
     cache = 2 * c.layers * load.written[1] * length * c.kv_heads * c.head_dim
-    weights = c.layers * block_elements(c) + outer_elements(c)
-    return {"weights": load.weight_bytes * weights, "activations": load.weight_bytes * cache}
+    return {"weights": load.weight_bytes * decoder_elements(c), "activations": load.weight_bytes * cache}
 
 
 def device_memory(load: Workload) -> dict[str, Parts]:
     """Peak memory of each device in each phase, in bytes by part."""
     mine = load.mine
     if load.training:  # both models as they are stored
-        both = sum(c.layers * block_elements(c) + outer_elements(c) for c in (mine.narrow, mine.dense))
+        both = decoder_elements(mine.narrow) + decoder_elements(mine.dense)
         return _with_workspaces(load, ("steps", "checks"), {"weights": load.weight_bytes * both / load.devices})
     f, d = load.dense.intermediate, load.dense.width
     weights = load.weight_bytes * block_elements(mine.dense)

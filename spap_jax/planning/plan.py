@@ -146,7 +146,7 @@ def plan(request: Request, mesh: Mesh) -> Plan:
     request = with_blocks_that_fit(request, mesh)
     load = request.on(mesh)
     models = (load.dense, load.narrow) if load.training else (load.dense,)
-    read = sum(each.layers * memory.block_elements(each) + memory.outer_elements(each) for each in models)
+    read = sum(map(memory.decoder_elements, models))
     return Plan(
         request=request,
         mesh=mesh,

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import stores
 
+from spap_jax import memory
 from spap_jax.checkpoint.unfinished import Unfinished, is_unfinished, resume_folder
 from spap_jax.errors import UserError
 from spap_jax.models.decoder import Params
@@ -86,6 +87,22 @@ def test_a_step_takes_the_place_of_another_only_when_it_has_arrived(store, lose_
     assert look() == (4, False)
     make(5)
     assert store.done.index(("put", f"{PLACE}/4.safetensors")) < store.done.index(("rm", f"{PLACE}/3.safetensors"))
+
+
+def test_a_full_disk_leaves_the_copy_of_the_state_before_until_the_new_one_has_arrived(
+    store, lose_disk: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+):
+    make(4)
+    steps = resume_folder(OUTPUT) / "steps"
+    sizes = {path: path.stat().st_size for path in steps.iterdir()}  # of three blocks and a state
+    free = 2 * sum(sizes.values()) - 2 * sizes[steps / "3.safetensors"]  # the result, but not another state beside it
+    monkeypatch.setattr(memory, "free_disk", lambda _: free)
+    store.broken = f"put {PLACE}/4.safetensors"
+    with pytest.raises(UserError, match="on fire"), Unfinished(OUTPUT, RUN, BLOCKS) as kept:
+        kept.add(functools.partial(layer, 4), {"step": 4})
+    store.broken = ""
+    lose_disk()
+    assert look() == (4, False)
 
 
 def test_an_error_at_the_last_step_is_not_overlooked(store):

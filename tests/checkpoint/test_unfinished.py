@@ -1,6 +1,7 @@
 """The state that a run keeps for resuming is complete or counts as lost, and belongs to that run alone."""
 
 import contextlib
+import errno
 import functools
 import json
 import resource
@@ -176,23 +177,26 @@ def states_in(folder: Path) -> list[int]:
 
 
 def test_a_state_leaves_room_for_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Where there is room for one state, the one before goes first; where there is none, steps are not kept."""
+    """Where there is room for one state, the one before goes first; where there is none, that one stays."""
     size = sum(array.nbytes for array in layer(0)["mlp"].values())
     folder = made(tmp_path / "out", BLOCKS)
-    blocks = sum(path.stat().st_size for path in (folder / "steps").iterdir())
+    steps = folder / "steps"
+    blocks = sum(path.stat().st_size for path in steps.iterdir())
     disk, free = shutil.disk_usage, [2 * blocks + size]
     monkeypatch.setattr(
         checkpoint_unfinished.shutil,
         "disk_usage",
-        lambda path: disk(path)._replace(free=free[0] - size * len(states_in(folder))),
+        lambda path: disk(path)._replace(
+            free=free[0] - sum((steps / f"{n}.safetensors").stat().st_size for n in states_in(folder))
+        ),
     )
     made(tmp_path / "out", BLOCKS + 2)
     assert states_in(folder) == [BLOCKS + 1]
     free[0] -= 1
     with pytest.warns(SpapWarning, match="has no room for it beside the result"):
         made(tmp_path / "out", BLOCKS + 4)
-    assert states_in(folder) == []
-    assert looked_at(tmp_path / "out") == (BLOCKS, False)
+    assert states_in(folder) == [BLOCKS + 1]
+    assert looked_at(tmp_path / "out") == (BLOCKS + 2, False)
 
 
 def stored(unfinished: Unfinished, state: Params, told: dict) -> None:
@@ -236,6 +240,29 @@ def test_nothing_is_left_of_a_run_without_steps_or_one_that_ended(tmp_path: Path
         unfinished.add(functools.partial(layer, 0), told(0))
     unfinished.remove()
     assert not [*tmp_path.iterdir()]
+
+
+def test_what_an_earlier_process_left_stays_after_an_error_before_the_next_step(tmp_path: Path):
+    """Also when it left no step: the decision that it made, or the mark that one of several outputs is made."""
+    with Unfinished(tmp_path / "out", RUN, BLOCKS) as unfinished:
+        unfinished.decide([1, 2])
+    with pytest.raises(UserError, match="no data"), Unfinished(tmp_path / "out", RUN, BLOCKS) as unfinished:
+        raise UserError("no data")
+    with Unfinished(tmp_path / "out", RUN, BLOCKS) as unfinished:
+        assert (unfinished.found, unfinished.decided) == (True, [1, 2])
+
+
+def test_a_step_that_cannot_be_read_now_is_not_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    made(tmp_path / "out", 2)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as crowded:
+        crowded.setattr(step_file, "safe_open", full)
+        with pytest.raises(OSError, match="Too many open files"):
+            made(tmp_path / "out", 2)
+    assert looked_at(tmp_path / "out") == (2, False)
 
 
 def test_the_name_of_a_run_stays_until_the_command_ends(tmp_path: Path):

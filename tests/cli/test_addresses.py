@@ -55,6 +55,22 @@ def test_from_address_to_address(store: type[stores.Frail], tmp_path: Path, caps
     assert "spap convert makes no model card" in sentence(said)
 
 
+def test_a_result_that_was_sent_in_part_is_not_taken_for_a_whole_one(store: type[stores.Frail], tmp_path: Path, capsys):
+    """Its report is there, and perhaps not all of its weights: the config comes last."""
+    words = ("frail://bucket/in", "--data", "frail://bucket/ids.npy", "--output", "frail://bucket/out", *QUICK)
+    store.broken = "put /bucket/out/config"
+    said = spap(capsys, "prune", *words)
+    assert said.code == 2
+    assert "cannot be written (the store is on fire)" in said.err
+    assert "spap_report.json" in stores.contents("/bucket/out")
+    shutil.rmtree(tmp_path / "cache")  # as on another machine
+    store.broken = ""
+    said = spap(capsys, "prune", *words)
+    assert said.code == 0, said.err
+    assert "config.json" in stores.contents("/bucket/out")
+    assert not [name for name in stores.contents("/bucket") if ".resume" in name]
+
+
 @pytest.mark.timeout(900)
 def test_killed_with_its_disk_it_goes_on_elsewhere_to_the_same_bits(
     tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
