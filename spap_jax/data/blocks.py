@@ -1,6 +1,7 @@
 """Token blocks [B, T], and where they came from."""
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +54,15 @@ def check_counted(mask: np.ndarray | None, which: str) -> None:
 def further_of(tokens: Any) -> TokenBlocks | None:
     """Returns the further windows of `TokenBlocks`; None for those without, and for arrays of token ids."""
     return tokens.further if isinstance(tokens, TokenBlocks) else None
+
+
+def concatenated(parts: Iterable[tuple[np.ndarray, np.ndarray | None]]) -> tuple[np.ndarray, np.ndarray | None]:
+    """Concatenates blocks [B, T] and their masks, of which None lets all tokens count, as it does in the result."""
+    tokens, masks = zip(*parts, strict=True)
+    if all(mask is None for mask in masks):
+        return np.concatenate(tokens), None
+    marked = (np.ones(own.shape, bool) if mask is None else mask for own, mask in zip(tokens, masks, strict=True))
+    return np.concatenate(tokens), np.concatenate([*marked])
 
 
 def new_blocks(

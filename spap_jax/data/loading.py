@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from spap_jax.data.blocks import TokenBlocks, new_blocks
+from spap_jax.data.blocks import TokenBlocks, concatenated, new_blocks
 from spap_jax.data.in_memory import Data
 from spap_jax.data.mixtures import Share, sequence_counts, shares_of
 from spap_jax.data.named_sets import Role
@@ -187,11 +187,7 @@ def _first(blocks: TokenBlocks, count: int) -> TokenBlocks:
 
 def _shuffled(each: list[TokenBlocks], seed: int, further: TokenBlocks | None) -> TokenBlocks:
     """Returns the windows of several data sets in random order."""
-    order, mask = np.random.default_rng(seed).permutation(sum(len(blocks.tokens) for blocks in each)), None
-    if any(blocks.mask is not None for blocks in each):
-        whole = (np.ones(blocks.tokens.shape, bool) for blocks in each)
-        masks = [ones if blocks.mask is None else blocks.mask for ones, blocks in zip(whole, each, strict=True)]
-        mask = np.concatenate(masks)[order]
-    tokens = np.concatenate([blocks.tokens for blocks in each])[order]
-    description = "; ".join(blocks.description for blocks in each)
-    return new_blocks(tokens, description, sum(blocks.available for blocks in each), mask, further)
+    tokens, mask = concatenated((blocks.tokens, blocks.mask) for blocks in each)
+    order = np.random.default_rng(seed).permutation(len(tokens))
+    description, available = "; ".join(blocks.description for blocks in each), sum(blocks.available for blocks in each)
+    return new_blocks(tokens[order], description, available, None if mask is None else mask[order], further)

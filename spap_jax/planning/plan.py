@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -235,15 +235,24 @@ def remedy(planned: Plan) -> str:
     *_, (_, easiest, _) = _easier(request, mesh)
     least = easiest.changed(batch_tokens=min(request.length, easiest.settings.batch_tokens))
     words = "--effort low" if least == easiest else f"--effort low --batch-tokens {request.length}"
-    together = [(words, least, mesh)]
-    together += [(f"{words} {more}", *rest) for way in (_divided, _fewer) for more, *rest in way(least, mesh)]
-    together += [(f"{words} and {more}", *rest) for more, *rest in _more(least, mesh)]
-    together += [(f"{words} {more}", *rest) for more, *rest in _spread(least, mesh)]
-    several = [_first(_spread(request, mesh))]
-    if not several[0] or easiest != request:
-        several.append(_first(together))
-    if found := [words for words in several if words]:
+    spread = _first(_spread(request, mesh))
+    combined = None if spread and easiest == request else _first(_combined(words, least, mesh))
+    if found := [each for each in (spread, combined) if each]:
         return f"It would fit with {', or with '.join(found)}."
+    return _never(words, least, mesh)
+
+
+def _combined(words: str, least: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]]:
+    """Yields what may help a run that is as easy as it can be, which ``words`` say."""
+    yield words, least, mesh
+    for way in (_divided, _fewer):
+        yield from ((f"{words} {more}", *rest) for more, *rest in way(least, mesh))
+    yield from ((f"{words} and {more}", *rest) for more, *rest in _more(least, mesh))
+    yield from ((f"{words} {more}", *rest) for more, *rest in _spread(least, mesh))
+
+
+def _never(words: str, least: Request, mesh: Mesh) -> str:
+    """Returns the sentences on a run of which not even the easiest fits on any number of such devices."""
     smallest = plan(dataclasses.replace(least, sequences=2), mesh)
     name, need = smallest.peak
     part = max(smallest.memory[name], key=lambda each: smallest.memory[name][each])
@@ -254,7 +263,7 @@ def remedy(planned: Plan) -> str:
     )
 
 
-def _first(changes) -> str | None:
+def _first(changes: Iterable[tuple[str, Request, Mesh]]) -> str | None:
     """Returns the description of the first change that makes the run fit."""
     return next((words for words, request, mesh in changes if plan(request, mesh).fits), None)
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from spap_jax.data.blocks import TokenBlocks, check_counted, further_of, mask_of
+from spap_jax.data.blocks import TokenBlocks, check_counted, concatenated, further_of, mask_of
 from spap_jax.methods import update_used
 from spap_jax.models import DecoderConfig, Params
 from spap_jax.pruning import streams
@@ -154,10 +154,8 @@ def calibration_chunks(tokens: np.ndarray | TokenBlocks, settings: PruneSettings
     parts = [(own[:asked], None if mask is None else mask[:asked])]
     if further is not None and more > 0:
         parts.append((further.tokens[:more], None if further.mask is None else further.mask[:more]))
-    fitted, counted = np.concatenate([part for part, _ in parts]), None
-    if any(marks is not None for _, marks in parts):
-        counted = np.concatenate([np.ones(part.shape, bool) if marks is None else marks for part, marks in parts])
     held_out = streams.chunked(own[asked:], most, None if mask is None else mask[asked:])
+    fitted, counted = concatenated(parts)
     return streams.chunked(fitted, most, counted), held_out
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from spap_jax.data.blocks import further_of, mask_of, new_blocks
+from spap_jax.data.blocks import concatenated, further_of, mask_of, new_blocks
 from spap_jax.devices import data_size
 from spap_jax.errors import UserError, option
 from spap_jax.evaluation.generation import generate, keys_of
@@ -105,9 +105,7 @@ def with_samples(
     # Prompts are fitted with what continues them, so none may be of a held-out sequence, unless there is no other.
     fitted = fitted_of((1 + times) * len(blocks), held_out_part(settings)) - times * len(blocks)
     sources = blocks[np.arange(len(blocks)) % max(1, fitted)]
-    written, mask = sample(model(), sources, times, settings.seed, watch), mask_of(tokens)
-    both = np.concatenate([written, blocks])
+    written = sample(model(), sources, times, settings.seed, watch)
+    both, mask = concatenated([(written, None), (blocks, mask_of(tokens))])  # of what the model wrote, all counts
     words = f"{data_account(tokens).description}, and {times} for each that the model wrote"
-    if mask is not None:  # of what the model wrote, all counts
-        mask = np.concatenate([np.ones(written.shape, bool), mask])
     return new_blocks(both, words, len(both), mask, further_of(tokens))

@@ -125,17 +125,8 @@ def stages(
     tokens = schedule.sequences * given.sequences.tokens.shape[-1]
 
     reported = before and begun is None
-    like = _described(start)
-    dtypes = tuple(array.dtype for array in jax.tree.leaves(like))
-    if begun is not None:
-        read, checks = begun
-        stage = Stage(_described(begin(job, start)), {}, like, ()).with_parts(read(), checks)
-    else:
-        if not before:
-            clock = time.perf_counter()
-            loss = float(measure(job, judged, start, held_out))
-            before = (Check(0, 0, (), loss, True, time.perf_counter() - clock),)
-        stage = Stage(begin(job, start), to_host(start), like, before)
+    stage = _resumed(job, start, begun) if begun else _opening(job, judged, start, held_out, before)
+    like, dtypes = stage.like, tuple(array.dtype for array in jax.tree.leaves(stage.like))
     del start
     if not reported:
         yield stage
@@ -162,6 +153,21 @@ def stages(
             state = restarted(job, state, from_host(dict(waiting), like))
         stage = Stage(state, waiting, like, (*stage.checks, check))
         yield stage
+
+
+def _opening(job: Job, judged: Given, start: Params, held_out: Minibatch, before: tuple[Check, ...]) -> Stage:
+    """Returns the stage before the first step; its loss is measured unless earlier steps ended with it."""
+    if not before:
+        clock = time.perf_counter()
+        loss = float(measure(job, judged, start, held_out))
+        before = (Check(0, 0, (), loss, True, time.perf_counter() - clock),)
+    return Stage(begin(job, start), to_host(start), _described(start), before)
+
+
+def _resumed(job: Job, start: Params, begun: StoredStage) -> Stage:
+    """Returns the stage that an interrupted run of the same job stored."""
+    read, checks = begun
+    return Stage(_described(begin(job, start)), {}, _described(start), ()).with_parts(read(), checks)
 
 
 def _steps(

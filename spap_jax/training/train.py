@@ -19,6 +19,7 @@ from spap_jax.models import DecoderConfig, Params
 from spap_jax.numerics import full_precision, step_dtype
 from spap_jax.placement import fully_shard_params
 from spap_jax.pruning.prune_report import data_account, versions
+from spap_jax.pruning.streams import fitted_of
 from spap_jax.reporting.schema import FinetuneReport
 from spap_jax.settings import FinetuneSettings
 from spap_jax.training import engine, lora
@@ -175,7 +176,7 @@ def _split(tokens: np.ndarray, mask: np.ndarray | None, held_out: float) -> tupl
     Raises:
         UserError: the mask lets nothing count in one of them.
     """
-    count = min(len(tokens) - 1, max(1, round(held_out * len(tokens))))
+    count = len(tokens) - fitted_of(len(tokens), held_out)
     if mask is not None:
         check_counted(mask[:-count], "the sequences that are trained on")
         check_counted(mask[-count:], "the sequences that are held out")

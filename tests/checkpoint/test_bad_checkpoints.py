@@ -249,3 +249,14 @@ class TestOrbax:
         model.params["layers"]["mlp"]["up"] = model.params["layers"]["mlp"]["up"].at[1, 2, 3].set(float("nan"))
         save_orbax(model, orbax.parent / "other")
         assert "the weight layers/mlp/up" in self.refusal(orbax.parent / "other")
+
+
+def test_a_model_that_is_replaced_while_it_is_read(folder: Path):
+    reader = Reader(folder)
+    reader.fingerprint()
+    reader.check_unchanged()
+    file = folder / "model.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(UserError, match="was replaced while it was read, and the result would be of both: run the com"):
+        reader.check_unchanged()
