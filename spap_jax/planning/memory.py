@@ -231,60 +231,97 @@ def sampling_memory(load: Workload) -> Parts:
 
 def device_memory(load: Workload) -> dict[str, Parts]:
     """Peak memory of each device in each phase, in bytes by part."""
-    mine = load.mine
     if load.training:  # both models as they are stored
-        both = decoder_elements(mine.narrow) + decoder_elements(mine.dense)
+        both = decoder_elements(load.mine.narrow) + decoder_elements(load.mine.dense)
         return _with_workspaces(load, ("steps", "checks"), {"weights": load.weight_bytes * both / load.devices})
-    f, d = load.dense.intermediate, load.dense.width
-    weights = load.weight_bytes * block_elements(mine.dense)
-    if load.groups:  # the pruned blocks that joint steps change are held, beginning with the first of them
-        weights += load.weight_bytes * load.tail.layers * block_elements(mine.narrow) / load.devices
-    held = {"weights": weights, "streams": streams_bytes(load) + load.entered * _kept_bytes(load)}
-    f = max(f, load.dense.heads * load.dense.head_dim if load.fewer_heads else 0)
-    shares = load.sharing_rows(f)
-    swapped = 2 * (min(load.narrow.intermediate, f - load.narrow.intermediate) // BLOCK)
-    scaled = not (load.in_waves and shares == 1 and load.platform == "tpu")
-    solver = solving_bytes(f, d, shares, swapped=swapped, scaled=scaled)
-    solving = held | {"moments": moments_bytes(f, d) / shares, "solver": solver}
-    if load.in_waves:  # no block is held while all groups of devices select
-        solving["weights"] -= load.weight_bytes * block_elements(mine.dense)
-    mlp = 4.0 * _mlp_elements(mine.narrow)
-    ahead, seen = held, moments_bytes(f, d) / shares
-    if load.in_waves:  # the fitted tokens have as many streams again, and a device some rows of each layer's moments
-        further = load.streams * load.stream_bytes * load.fitted.tokens * d
-        ahead = held | {"streams": held["streams"] + further, "moments": seen}
-    statistics = ahead | {"moments": seen, "activations": summing_bytes(load)}
-    if load.in_waves:  # the exchange of these rows holds the larger matrix twice, and neither a block nor a copy
-        exchanged = solving | {"moments": seen + 4 * f * max(f, d) / shares, "solver": 0.0}
-        statistics = max(statistics, exchanged, key=lambda parts: sum(parts.values()))
-    phases: dict[str, Parts] = {
-        "streams": ahead | {"activations": passing_bytes(load)},
-        "statistics": statistics,
-        "selection": solving,
-    }
-    if load.refits and load.in_waves:
-        phases["refit"] = held | {"gradients": 2 * mlp, "activations": closing_bytes(load)}
-    elif load.refits:
-        k = load.narrow.intermediate
-        gathered = 4.0 * k * d * (mine.narrow.intermediate < k)  # before each device has its own rows of the projection
-        phases["refit"] = solving | {"solver": 4 * f**2 / shares + gathered, "gradients": 2 * mlp}
+    held = {"weights": _held_weights(load), "streams": streams_bytes(load) + load.entered * _kept_bytes(load)}
+    phases = _wave_phases(load, held) if load.in_waves else _layer_phases(load, held)
     if load.rounds:
         gradients, activations = recovering_bytes(load)
         # The selected, refitted and recovered weights are held beside the workspace.
-        phases["alternating"] = held | {"gradients": 3 * mlp + gradients, "activations": activations}
+        gradients += 3 * 4 * _mlp_elements(load.mine.narrow)
+        phases["alternating"] = held | {"gradients": gradients, "activations": activations}
     if load.samples:
         phases["sampling"] = sampling_memory(load)
-    if load.groups:
-        stack = load.tail.layers * block_elements(mine.narrow) + outer_elements(mine.narrow)
-        stack += _looked_up(_predicting(load)) * (load.predicted < load.narrow.vocabulary)
-        stack -= moved_elements(load) if load.together == load.tail.layers else 0  # the best so far wait on the host
-        kept = (1 + load.entered) * _kept_bytes(load)
-        final = {"weights": load.weight_bytes * stack / load.devices, "streams": kept}
-        phases |= _with_workspaces(load, ("joint steps", "joint checks"), final)
-        # Before the first step, blocks are collected, and all streams are there.
-        collecting = held | {"weights": weights + load.weight_bytes * block_elements(mine.narrow)}
-        phases["joint steps"] = max(phases["joint steps"], collecting, key=lambda parts: sum(parts.values()))
+    return phases | _joint_phases(load, held) if load.groups else phases
+
+
+def _held_weights(load: Workload) -> float:
+    """Bytes of a dense block, and of the pruned blocks that joint steps will change, from the first of them on."""
+    pruned = load.tail.layers * block_elements(load.mine.narrow) / load.devices if load.groups else 0
+    return load.weight_bytes * (block_elements(load.mine.dense) + pruned)
+
+
+def _layer_phases(load: Workload, held: Parts) -> dict[str, Parts]:
+    """The phases of a block, on which all devices work together."""
+    f, d, k = _channels(load), load.dense.width, load.narrow.intermediate
+    shares, solving = load.sharing_rows(f), _solving(load, held, scaled=True)
+    phases: dict[str, Parts] = {
+        "streams": held | {"activations": passing_bytes(load)},
+        "statistics": held | {"moments": solving["moments"], "activations": summing_bytes(load)},
+        "selection": solving,
+    }
+    if load.refits:
+        gathered = (
+            4.0 * k * d * (load.mine.narrow.intermediate < k)
+        )  # before each device has its rows of the projection
+        solver = 4 * f**2 / shares + gathered
+        phases["refit"] = solving | {"solver": solver, "gradients": 2 * 4 * _mlp_elements(load.mine.narrow)}
     return phases
+
+
+def _wave_phases(load: Workload, held: Parts) -> dict[str, Parts]:
+    """The phases of a wave: the fitted tokens have as many streams again, and a device has rows of all layers' moments.
+
+    No block is held while all groups of devices select.
+    """
+    f, d = _channels(load), load.dense.width
+    shares = load.sharing_rows(f)
+    solving = _solving(load, held, scaled=shares > 1 or load.platform != "tpu")
+    solving["weights"] -= load.weight_bytes * block_elements(load.mine.dense)
+    further = load.streams * load.stream_bytes * load.fitted.tokens * d
+    ahead = held | {"streams": held["streams"] + further, "moments": solving["moments"]}
+    # The exchange of the rows holds the larger matrix twice, and neither a block nor a copy.
+    exchanged = solving | {"moments": solving["moments"] + 4 * f * max(f, d) / shares, "solver": 0.0}
+    phases: dict[str, Parts] = {
+        "streams": ahead | {"activations": passing_bytes(load)},
+        "statistics": _larger(ahead | {"activations": summing_bytes(load)}, exchanged),
+        "selection": solving,
+    }
+    if load.refits:
+        gradients = 2 * 4 * _mlp_elements(load.mine.narrow)
+        phases["refit"] = held | {"gradients": gradients, "activations": closing_bytes(load)}
+    return phases
+
+
+def _channels(load: Workload) -> int:
+    """Number of channels of the largest selection: those of an MLP, or of attention."""
+    return max(load.dense.intermediate, load.dense.heads * load.dense.head_dim if load.fewer_heads else 0)
+
+
+def _solving(load: Workload, held: Parts, scaled: bool) -> Parts:
+    """What a selection holds; ``scaled`` as for ``solving_bytes``."""
+    f, d = _channels(load), load.dense.width
+    shares, keep = load.sharing_rows(f), load.narrow.intermediate
+    solver = solving_bytes(f, d, shares, swapped=2 * (min(keep, f - keep) // BLOCK), scaled=scaled)
+    return held | {"moments": moments_bytes(f, d) / shares, "solver": solver}
+
+
+def _joint_phases(load: Workload, held: Parts) -> dict[str, Parts]:
+    """The phases of joint steps, before the first of which blocks are collected, and all streams are there."""
+    narrow = load.mine.narrow
+    stack = load.tail.layers * block_elements(narrow) + outer_elements(narrow)
+    stack += _looked_up(_predicting(load)) * (load.predicted < load.narrow.vocabulary)
+    stack -= moved_elements(load) if load.together == load.tail.layers else 0  # the best so far wait on the host
+    final = {"weights": load.weight_bytes * stack / load.devices, "streams": (1 + load.entered) * _kept_bytes(load)}
+    phases = _with_workspaces(load, ("joint steps", "joint checks"), final)
+    collecting = held | {"weights": held["weights"] + load.weight_bytes * block_elements(narrow)}
+    return phases | {"joint steps": _larger(phases["joint steps"], collecting)}
+
+
+def _larger(*parts: Parts) -> Parts:
+    """The parts with the largest sum."""
+    return max(parts, key=lambda each: sum(each.values()))
 
 
 def _with_workspaces(load: Workload, names: tuple[str, str], held: Parts) -> dict[str, Parts]:
