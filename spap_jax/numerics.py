@@ -74,7 +74,8 @@ def step_dtype(given: str | None, on_cpu: bool | None = None) -> str:
 def generation_dtype(params: Any) -> np.dtype:
     """The data type in which a model generates text: float32 on a CPU, elsewhere that of its weights.
 
-    Accelerators would copy the weights to float32 for every token. TPUs have no products of float16.
+    Weights would be converted to float32 for every token otherwise, and the cache be twice as large. TPUs have no
+    products of float16.
     """
     stored = jax.tree.leaves(params)[0].dtype
     if platform() == "cpu" or stored.itemsize > 2:
