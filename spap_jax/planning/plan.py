@@ -245,10 +245,8 @@ def remedy(planned: Plan) -> str:
 def _combined(words: str, least: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]]:
     """Yields what may help a run that is as easy as it can be, which ``words`` say."""
     yield words, least, mesh
-    for way in (_divided, _fewer):
-        yield from ((f"{words} {more}", *rest) for more, *rest in way(least, mesh))
-    yield from ((f"{words} and {more}", *rest) for more, *rest in _more(least, mesh))
-    yield from ((f"{words} {more}", *rest) for more, *rest in _spread(least, mesh))
+    for way, link in ((_divided, " "), (_fewer, " "), (_more, " and "), (_spread, " ")):
+        yield from ((f"{words}{link}{more}", request, changed) for more, request, changed in way(least, mesh))
 
 
 def _never(words: str, least: Request, mesh: Mesh) -> str:
