@@ -263,5 +263,5 @@ def _clear(folder: Path) -> None:
         warn(f"what was replaced could not be removed whole: delete {folder} if you do not need it.")
 
 
-def _size(count: int) -> str:
+def _size(count: float) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
