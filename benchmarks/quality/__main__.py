@@ -98,10 +98,10 @@ def perform(todo: list[runs.MeasuredRun], results: Results) -> None:
     missing = [run for run in todo if run.key not in results.rows]
     if len(missing) < len(todo):
         show.err.print(f"{len(todo) - len(missing)} of {len(todo)} runs are in {results.path} already")
-    with show.run_progress(len(missing)) as progress:
-        for row in runs.execute(missing, provenance.commit(), progress.start):
+    with show.run_progress(len(missing)) as (start, finish):
+        for row in runs.execute(missing, provenance.commit(), start):
             results.add(row)
-            progress.finish(row)
+            finish(row)
 
 
 def belongs(row: Row, cases: list[Case], amount: runs.Amount) -> bool:

@@ -1,6 +1,7 @@
 """Terminal output: a progress bar on standard error, tables on standard output."""
 
-from collections.abc import Collection, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -21,36 +22,30 @@ err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 ONE_DAY = 86_400.0
 
 
-class RunProgress:
-    """Advances the bar over the runs; prints one line per run without a terminal."""
-
-    def __init__(self, progress: Progress, runs: int) -> None:
-        self._progress, self._runs, self._done = progress, runs, 0
-        self._task = progress.add_task("reading", total=runs)
-
-    def start(self, run: MeasuredRun) -> None:
-        """Shows the name of the run that starts."""
-        self._progress.update(self._task, description=run.name)
-
-    def finish(self, row: Row) -> None:
-        """Counts a finished run."""
-        self._done += 1
-        self._progress.update(self._task, advance=1)
-        if self._progress.disable:
-            err.print(
-                f"{self._done}/{self._runs}  {row.model}, {row.sparsity:.0%}, {row.method}, seed {row.seed}: "
-                f"perplexity {row.perplexity:.4f}, KL {row.divergence:.4f} ({row.seconds:.1f} s)"
-            )
-
-
 @contextmanager
-def run_progress(runs: int) -> Iterator[RunProgress]:
-    """Shows a bar over the runs with the name of the current one and the time left."""
+def run_progress(runs: int) -> Iterator[tuple[Callable[[MeasuredRun], None], Callable[[Row], None]]]:
+    """Shows a bar over the runs with the current one and the time left, or prints a line per run without a terminal.
+
+    Yields two functions: one to call with each run that starts, and one with the row of each that is finished.
+    """
     columns = (TextColumn("run"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"),
                TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())  # fmt: skip
     # Runs take from seconds to minutes, so only their mean since the start predicts the remaining time.
     with Progress(*columns, console=err, disable=not err.is_terminal, speed_estimate_period=ONE_DAY) as progress:
-        yield RunProgress(progress, runs)
+        task, done = progress.add_task("reading", total=runs), itertools.count(1)
+
+        def start(run: MeasuredRun) -> None:
+            progress.update(task, description=run.name)
+
+        def finish(row: Row) -> None:
+            progress.update(task, advance=1)
+            if progress.disable:
+                err.print(
+                    f"{next(done)}/{runs}  {row.model}, {row.sparsity:.0%}, {row.method}, seed {row.seed}: "
+                    f"perplexity {row.perplexity:.4f}, KL {row.divergence:.4f} ({row.seconds:.1f} s)"
+                )
+
+        yield start, finish
 
 
 def show_judgement(rows: Sequence[Row], scope: Scope) -> None:
