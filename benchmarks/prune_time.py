@@ -8,6 +8,7 @@ measured in this process before and after. Targets are shown, never asserted: ot
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -38,7 +39,6 @@ ROOM = 2**30
 """Bytes of memory allowed beside the weights and the streams."""
 
 out = Console(highlight=False, width=110)
-err = Console(stderr=True, highlight=False)
 app = App(name="prune_time", help=__doc__)
 
 
@@ -81,17 +81,22 @@ class Size:
         return family_of(self.theirs).read_config(self.theirs)
 
 
-def matmul_rate(size: int = 2048, repeats: int = 7) -> float:
-    """Returns the rate of float32 matrix products in floating-point operations per second, as a median."""
-    a = jax.random.normal(jax.random.key(0), (size, size))
-    product = jax.jit(lambda a: jnp.matmul(a, a, precision="highest"))
-    product(a).block_until_ready()
+def seconds_of(run: Callable[[], Any], repeats: int) -> float:
+    """Returns the median time of several runs, after one that compiles."""
+    jax.block_until_ready(run())
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
-        product(a).block_until_ready()
+        jax.block_until_ready(run())
         seconds.append(time.perf_counter() - start)
-    return 2 * size**3 / median(seconds)
+    return median(seconds)
+
+
+def matmul_rate(size: int = 2048) -> float:
+    """Returns the rate of float32 matrix products in floating-point operations per second."""
+    a = jax.random.normal(jax.random.key(0), (size, size))
+    product = jax.jit(lambda a: jnp.matmul(a, a, precision="highest"))
+    return 2 * size**3 / seconds_of(lambda: product(a), 7)
 
 
 def counted_operations(size: Size, report: dict) -> dict[str, float]:

@@ -6,9 +6,7 @@ precision, and the memory bandwidth. Together with the operations and bytes that
 bound on the time on this device.
 """
 
-import time
 from collections.abc import Callable
-from statistics import median
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +15,7 @@ from cyclopts import App
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.prune_time import Size, matmul_rate
+from benchmarks.prune_time import Size, matmul_rate, seconds_of
 from spap_jax.numerics import full_precision
 from spap_jax.planning.counted import Work
 from spap_jax.planning.programs import work
@@ -48,17 +46,6 @@ class Limits(NamedTuple):
 def limits(size: int) -> Limits:
     """Measures the peak rates of the device."""
     return Limits(matmul_rate(size), memory_rate(size))
-
-
-def seconds_of(run: Callable[[], Any], repeats: int) -> float:
-    """Returns the median time of several runs, after one that compiles."""
-    jax.block_until_ready(run())
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(run())
-        seconds.append(time.perf_counter() - start)
-    return median(seconds)
 
 
 def memory_rate(size: int) -> float:

@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks.solver import TOKENS, memory_rate, random_moments, seconds_of
+from benchmarks.prune_time import seconds_of
+from benchmarks.solver import TOKENS, memory_rate, random_moments
 from spap_jax.solver.problem import equilibrate
 
 
