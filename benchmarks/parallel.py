@@ -62,16 +62,11 @@ def load_on(count: int) -> Workload:
     return workload(SIZE.config, SETTINGS, SIZE.sequences, SIZE.length, count)
 
 
-def random_params(config: DecoderConfig) -> decoder.Params:
-    """Returns random parameters on the host, where a checkpoint's are before they are sharded."""
-    shapes, rng = jax.eval_shape(lambda: decoder.init(config, jax.random.key(0))), np.random.default_rng(0)
-    return jax.tree.map(lambda a: rng.normal(0, 0.02, a.shape).astype(np.float32), shapes)
-
-
 def work(count: int) -> Iterator[tuple[str, Any]]:
     """Yields the computations in an endless cycle: second moments, channel selection, and a joint step."""
     load = load_on(count)
-    config, params = load.narrow, random_params(load.narrow)
+    config = load.narrow
+    params = jax.device_get(decoder.init(config, jax.random.key(0)))  # on the host, as those of a checkpoint
     tokens = np.random.default_rng(0).integers(0, SIZE.vocabulary, (SIZE.sequences, SIZE.length)).astype(np.int32)
     fitted = load.fitted.real
     chunks = streams.chunked(tokens[:fitted], load.fitted.sequences), streams.chunked(tokens[fitted:], 1)
