@@ -16,13 +16,13 @@ import msgspec
 from cyclopts import App, Parameter
 from rich.console import Console
 
-from benchmarks.plans import LENGTH, SEQUENCES, markdown
+from benchmarks.markdown import table
+from benchmarks.plans import LENGTH, SEQUENCES
 from benchmarks.quality import provenance
 from spap_jax import checkpoint
 from spap_jax.planning.accelerators import mesh_named
 from spap_jax.planning.compiled import compiled, needs
 from spap_jax.planning.plan import Plan, Request, plan
-from spap_jax.planning.tables import Words
 from spap_jax.settings import PruneSettings
 
 ROOT = Path(__file__).parents[1]
@@ -155,9 +155,8 @@ def page(rows: Sequence[Row]) -> str:
     """Returns the page."""
     columns = ("model", "slice", "effort", "options", "together", "largest phase", "needs", "planned", "of", "fits",
                "furthest", "longest")  # fmt: skip
-    cells = [_cells(row) for row in rows]
     compilers = ", ".join(sorted({row.compiler for row in rows}))
-    return f"{HEAD}\n{markdown(Words('', columns, cells))}\n\nCompiled by libtpu {compilers}; memory in GB.\n"
+    return f"{HEAD}\n{table(columns, map(_cells, rows))}\n\nCompiled by libtpu {compilers}; memory in GB.\n"
 
 
 def _cells(row: Row) -> tuple[str, ...]:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from cyclopts import App
 
+from benchmarks.markdown import table
 from spap_jax import checkpoint
 from spap_jax.cli.plan import MESHES
 from spap_jax.planning import tables
 from spap_jax.planning.accelerators import mesh_named
 from spap_jax.planning.plan import Plan, Request, notes, plan, verdict
-from spap_jax.planning.tables import Words
 from spap_jax.settings import PruneSettings
 
 ROOT = Path(__file__).parents[1]
@@ -46,12 +46,6 @@ weights are divided among eight devices, and so are the second moments while the
 app = App(name="plans", help=__doc__)
 
 
-def markdown(words: Words) -> str:
-    """Formats a table in Markdown; the first column holds names, the others hold numbers."""
-    rule = ["---"] + ["---:"] * (len(words.columns) - 1)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (words.columns, rule, *words.rows))
-
-
 def plans_of(model: str, settings: PruneSettings, sharers: int) -> list[Plan]:
     """Returns the plans of one model on all meshes."""
     config, weight_bytes = checkpoint.read_config(ROOT / "tests" / "configs" / f"{model}.json", model)
@@ -68,13 +62,14 @@ def part(model: str, title: str) -> str:
     """Returns the part of a model's section that is about one run."""
     settings, sharers = RUNS[title]
     plans = plans_of(model, settings, sharers)
-    parts = [f"### {title}", markdown(tables.summary_words(plans))]
+    summary = tables.summary_words(plans)
+    parts = [f"### {title}", table(summary.columns, summary.rows)]
     said = [f"- {planned.mesh.name}: {verdict(planned)}" for planned in plans if not planned.fits]
     said += [f"- {planned.mesh.name}: {note}" for planned in plans if planned.fits for note in notes(planned)]
     parts += ["\n".join(said)] if said else []
     shown = next((planned for planned in plans if planned.fits), plans[-1])
     for words in (tables.memory_words(shown), tables.phase_words(shown)):
-        parts += [f"{shown.mesh.name}, {words.title}:", markdown(words)]
+        parts += [f"{shown.mesh.name}, {words.title}:", table(words.columns, words.rows)]
     return "\n\n".join(parts)
 
 

@@ -4,16 +4,16 @@ import math
 from collections.abc import Iterable, Sequence
 from statistics import median
 
+from benchmarks.markdown import table
 from benchmarks.quality.judge import Judge, ratio_of
 from benchmarks.quality.methods import PEERS, TARGETS, is_current
-from benchmarks.quality.report import table
 from benchmarks.quality.results import Row
 from benchmarks.quality.runs import SEQUENCES
 
 _HEAD = ("model", "removed", "seeds", "method", "with", "rise", "of its rise without", "KL", "of its KL without",
          "operations of those without", "core seconds")  # fmt: skip
 _TOKENS_HEAD = ("model", "removed", "seed", "calibration tokens", "method", "rise", "best of its peers", "ratio")
-_WORDS = ("model", "method", "with", "best of its peers")
+_WORDS = ("method", "with", "best of its peers")
 
 
 def markdown(rows: Iterable[Row]) -> str | None:

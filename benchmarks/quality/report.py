@@ -2,8 +2,9 @@
 
 import itertools
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
+from benchmarks.markdown import table
 from benchmarks.quality.cases import LENGTH
 from benchmarks.quality.judge import SEEDS, Judge, Median, Verdict
 from benchmarks.quality.methods import PEERS, STEPPED, TARGETS
@@ -176,12 +177,6 @@ def _grid(scope: Scope, cell: Callable[[str, float], str]) -> str:
     """Returns a table of methods x sparsities."""
     head = ("method", *(f"{cut:.0%}" for cut in scope.sparsities))
     return table(head, [(method, *(cell(method, cut) for cut in scope.sparsities)) for method in scope.methods])
-
-
-def table(head: Sequence[str], lines: Iterable[Sequence[str]], words: Collection[str] = ("method",)) -> str:
-    """Formats a Markdown table with text columns aligned left and number columns aligned right."""
-    rule = ["---" if name in words else "---:" for name in head]
-    return "\n".join("| " + " | ".join(line) + " |" for line in (head, rule, *lines))
 
 
 def _median(found: Median | None, format_spec: str, seeds: int) -> str:

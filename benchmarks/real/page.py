@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.markdown import table
 from benchmarks.real.obtain import MODELS
 from benchmarks.real.runs import METHODS, OURS, PEERS, SPARSITIES, Row
 from spap_jax.reporting.style import DPI, grid, open_sides
@@ -76,7 +77,7 @@ def _quality(rows: Sequence[Row], texts: Sequence[str]) -> str:
             cells += [f"{judged.pruned:.2f}", "-" if against is None else f"{against:.2f}"]
             cells += [f"{judged.divergence:.3f}", f"{judged.agreement:.1%}"]
         lines.append(cells)
-    return _table(head, lines)
+    return table(head, lines) + "\n"
 
 
 def _cost(rows: Sequence[Row]) -> str:
@@ -94,16 +95,11 @@ def _cost(rows: Sequence[Row]) -> str:
             f"{row.speed[0]:.2f}x",
             f"{row.speed[1]:.2f}x",
         ])  # fmt: skip
-    return _table(head, lines)
+    return table(head, lines) + "\n"
 
 
 def _ordered(rows: Sequence[Row]) -> list[Row]:
     return sorted(rows, key=lambda row: list(METHODS).index(row.method))
-
-
-def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rule = ["---", *["---:"] * (len(head) - 1)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *lines)) + "\n"
 
 
 def draw(folder: Path, rows: Sequence[Row]) -> list[str]:
