@@ -115,8 +115,8 @@ def write_report(folder: Path, rows: list[Row], scope: Scope) -> None:
     """Writes the plots, if matplotlib is installed, and the Markdown page that shows them."""
     try:
         names = plots.draw(folder, rows, scope)
-    except plots.NoMatplotlib as error:
-        show.err.print(str(error))
+    except ImportError:
+        show.err.print("no plots without matplotlib: pip install -e '.[bench]' gives it.")
         names = []
     (folder / "README.md").write_text(report.markdown(rows, scope, names), encoding="utf-8")
     show.err.print(f"wrote {folder}")

@@ -18,10 +18,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class NoMatplotlib(Exception):
-    """Raised if matplotlib is missing; the message says what to install."""
-
-
 class Look(NamedTuple):
     """Style of a method: colours that are distinguishable with colour blindness (Okabe and Ito), and markers."""
 
@@ -64,12 +60,10 @@ def draw(folder: Path, rows: Sequence[Row], scope: Scope) -> list[str]:
     """Writes the PNG files and returns their names.
 
     Raises:
-        NoMatplotlib: it is not installed.
+        ImportError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise NoMatplotlib("no plots without matplotlib: pip install -e '.[bench]' gives it.") from error
+    from matplotlib.figure import Figure
+
     judge = Judge(rows)
     figures = {
         f"{model}.png": rises(Figure((8, 5), layout="constrained"), judge, scope, model)
