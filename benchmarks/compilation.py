@@ -4,23 +4,17 @@ The programs of a run on LLaMA-3.1-8B are compiled for eight chips of TPU v5e, a
 that of a run (``backend.quick_compilation``).
 """
 
-import json
-from pathlib import Path
-
 import jax
 from cyclopts import App
 from rich.console import Console
 from rich.table import Table
 
-from spap_jax.models import family_of
+from benchmarks.plans import request_of
 from spap_jax.planning import absent
 from spap_jax.planning.accelerators import mesh_named
 from spap_jax.planning.compiled import Compiled, compile_program
-from spap_jax.planning.plan import Request
 from spap_jax.planning.programs import Program, programs
 from spap_jax.settings import PruneSettings
-
-CONFIG = Path(__file__).parents[1] / "tests" / "configs" / "llama-3.1-8b.json"
 
 out = Console(highlight=False, width=100)
 app = App(name="compilation", help=__doc__)
@@ -40,9 +34,8 @@ def show(*names: str) -> None:
     Args:
         names: Those to compile; all by default.
     """
-    theirs = json.loads(CONFIG.read_text())
     mesh = mesh_named("v5e-8")
-    load = Request(family_of(theirs).read_config(theirs), PruneSettings(), 128, 2048, 2).on(mesh)
+    load = request_of("llama-3.1-8b", PruneSettings()).on(mesh)
     table = Table("program", "seconds", "TFLOP", "GB moved", "GB of temporaries", title="usual effort / that of a run")
     with absent.described(mesh) as device:
         for program in programs(load, device):

@@ -17,15 +17,12 @@ from cyclopts import App, Parameter
 from rich.console import Console
 
 from benchmarks.markdown import table
-from benchmarks.plans import LENGTH, SEQUENCES
+from benchmarks.plans import LENGTH, ROOT, SEQUENCES, request_of
 from benchmarks.quality import provenance
-from spap_jax import checkpoint
 from spap_jax.planning.accelerators import mesh_named
 from spap_jax.planning.compiled import compiled, needs
-from spap_jax.planning.plan import Plan, Request, plan
+from spap_jax.planning.plan import Plan, plan
 from spap_jax.settings import PruneSettings
-
-ROOT = Path(__file__).parents[1]
 
 
 class Wanted(msgspec.Struct, frozen=True):
@@ -120,9 +117,7 @@ compiler's numbers, with the commit of the code; the plan's are made with the pa
 @functools.cache
 def planned_of(wanted: Wanted) -> Plan:
     """Plans a run."""
-    config, weight_bytes = checkpoint.read_config(ROOT / "tests" / "configs" / f"{wanted.model}.json", wanted.model)
-    request = Request(config, wanted.settings, SEQUENCES, LENGTH, weight_bytes)
-    return plan(request, mesh_named(wanted.mesh).shared_among(wanted.sharers))
+    return plan(request_of(wanted.model, wanted.settings), mesh_named(wanted.mesh).shared_among(wanted.sharers))
 
 
 def measured(wanted: Wanted, console: Console) -> Row:

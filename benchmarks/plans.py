@@ -12,7 +12,7 @@ from spap_jax import checkpoint
 from spap_jax.cli.plan import MESHES
 from spap_jax.planning import tables
 from spap_jax.planning.accelerators import mesh_named
-from spap_jax.planning.plan import Plan, Request, notes, plan, verdict
+from spap_jax.planning.plan import Request, notes, plan, verdict
 from spap_jax.settings import PruneSettings
 
 ROOT = Path(__file__).parents[1]
@@ -46,11 +46,10 @@ weights are divided among eight devices, and so are the second moments while the
 app = App(name="plans", help=__doc__)
 
 
-def plans_of(model: str, settings: PruneSettings, sharers: int) -> list[Plan]:
-    """Returns the plans of one model on all meshes."""
+def request_of(model: str, settings: PruneSettings) -> Request:
+    """Returns the request to prune a model that has a config in ``tests/configs``."""
     config, weight_bytes = checkpoint.read_config(ROOT / "tests" / "configs" / f"{model}.json", model)
-    request = Request(config, settings, SEQUENCES, LENGTH, weight_bytes)
-    return [plan(request, mesh_named(name).shared_among(sharers)) for name in MESHES]
+    return Request(config, settings, SEQUENCES, LENGTH, weight_bytes)
 
 
 def section(model: str) -> str:
@@ -61,7 +60,8 @@ def section(model: str) -> str:
 def part(model: str, title: str) -> str:
     """Returns the part of a model's section that is about one run."""
     settings, sharers = RUNS[title]
-    plans = plans_of(model, settings, sharers)
+    request = request_of(model, settings)
+    plans = [plan(request, mesh_named(name).shared_among(sharers)) for name in MESHES]
     summary = tables.summary_words(plans)
     parts = [f"### {title}", table(summary.columns, summary.rows)]
     said = [f"- {planned.mesh.name}: {verdict(planned)}" for planned in plans if not planned.fits]
