@@ -28,7 +28,7 @@ def main(
     calibration: str = "c4",
     evaluation: Annotated[tuple[str, ...], Several] = ("wikitext2", "c4"),
     sparsity: Annotated[tuple[float, ...], Several] = SPARSITIES,
-    method: Annotated[tuple[str, ...], Several] = tuple(METHODS),
+    method: Annotated[tuple[str, ...], Several] = METHODS,
     sequences: int = 128,
     sequence_length: int = 512,
     windows: int = 24,

@@ -99,7 +99,7 @@ def _cost(rows: Sequence[Row]) -> str:
 
 
 def _ordered(rows: Sequence[Row]) -> list[Row]:
-    return sorted(rows, key=lambda row: list(METHODS).index(row.method))
+    return sorted(rows, key=lambda row: METHODS.index(row.method))
 
 
 def draw(folder: Path, rows: Sequence[Row]) -> list[str]:

@@ -10,29 +10,18 @@ from typing import Any
 import msgspec
 
 import spap_jax as spap
+from benchmarks.quality.methods import METHODS as SETTINGS
 from spap_jax.evaluation.perplexity import compare
 from spap_jax.evaluation.speed import speed_up, time_generation
 from spap_jax.models import cost
 from spap_jax.reporting.schema import GenerationWorkload
 
-_ALL_TOKENS = ("--held-out", "0")
-"""Peers take no steps, so that nothing would be evaluated on held-out sequences: they fit all of them."""
+METHODS = ("flap", "fasp", "obs", "osscar", "obs, more text", "spap, low effort", "spap", "obs + steps",
+           "spap, high effort")  # fmt: skip
+"""Methods of ``benchmarks.quality``, in the order in which a sparsity is filled, and one of them with more text."""
 
-METHODS: dict[str, tuple[str, ...]] = {
-    "flap": ("--method", "flap", *_ALL_TOKENS),
-    "fasp": ("--method", "fasp", *_ALL_TOKENS),
-    "obs": ("--method", "obs", *_ALL_TOKENS),
-    "osscar": ("--method", "osscar", *_ALL_TOKENS),
-    "obs, more text": ("--method", "obs", *_ALL_TOKENS),
-    "spap, low effort": ("--effort", "low"),
-    "spap": (),
-    "obs + steps": ("--method", "obs", "--update", "alternate"),
-    "spap, high effort": ("--effort", "high"),
-}
-"""Options of ``spap prune`` by method, in the order in which a sparsity is filled."""
-
-_MORE = {"obs, more text": 4}
-"""How many times the sequences a method reads: our default effort reads 4 times what it is asked for."""
+_MORE = {"obs, more text": ("obs", 4)}
+"""Which method reads more sequences, and how many times as many: our default effort reads 4 times what is asked."""
 
 PEERS = ("flap", "fasp", "obs", "osscar")
 
@@ -57,7 +46,7 @@ class Row(msgspec.Struct, frozen=True):
     Attributes:
         model: Name of the dense model's folder, or its hub id.
         sparsity: Fraction of the MLP channels to remove.
-        method: A key of ``METHODS``.
+        method: One of ``METHODS``.
         command: The words after ``spap prune MODEL``, without the output.
         texts: Quality by name of the text.
         seconds: Wall-clock time by phase, as in the report.
@@ -102,9 +91,11 @@ def command_of(method: str, sparsity: float, calibration: str, sequences: int, l
     """
     if method not in METHODS:
         raise spap.UserError(f"there is no method {method!r}: name some of {', '.join(map(repr, METHODS))}.")
-    sequences *= _MORE.get(method, 1)
-    tokens = ["--data", calibration, "--sequences", str(sequences), "--sequence-length", str(length)]
-    return ["--sparsity", f"{sparsity:g}", *METHODS[method], *tokens]
+    name, times = _MORE.get(method, (method, 1))
+    words = ["--sparsity", f"{sparsity:g}"]
+    for setting, value in SETTINGS[name].items():
+        words += [f"--{setting.replace('_', '-')}", f"{value:g}" if isinstance(value, float) else value]
+    return [*words, "--data", calibration, "--sequences", str(times * sequences), "--sequence-length", str(length)]
 
 
 def perform(model: str, words: Sequence[str], output: Path) -> None:
@@ -136,7 +127,7 @@ def row_of(
     Args:
         name: Name of the dense model.
         sparsity: Fraction of the MLP channels to remove.
-        method: A key of ``METHODS``.
+        method: One of ``METHODS``.
         command: Words of the command.
         dense: The dense model.
         folder: The output of the command.

@@ -13,7 +13,7 @@ from benchmarks.quality.cases import EXAMPLES
 from benchmarks.real.__main__ import main
 from benchmarks.real.obtain import join_parts
 from benchmarks.real.page import draw, markdown, ratio
-from benchmarks.real.runs import METHODS, Row, Text
+from benchmarks.real.runs import METHODS, Row, Text, command_of
 from spap_jax.errors import UserError
 from spap_jax.evaluation.speed import Speed, time_generation
 from spap_jax.model import Model
@@ -63,6 +63,14 @@ def test_a_row_is_a_command_and_is_measured_once(tmp_path: Path, monkeypatch: py
     page = (tmp_path / "out" / "README.md").read_text()
     assert "on stories_calibration" in page
     assert "stories_evaluation" not in page  # which the new row was not judged on
+
+
+def test_commands_are_those_of_the_rows_that_are_stored():
+    lines = Path("docs/real/results.jsonl").read_bytes().splitlines()
+    rows = [msgspec.json.decode(line, type=Row) for line in lines]
+    words = [command_of(row.method, row.sparsity, "english.txt", 128, 512) for row in rows]
+    assert [" ".join(each) for each in words] == [row.command for row in rows]
+    assert {row.method for row in rows} == {*METHODS}
 
 
 def row(method: str, pruned: float) -> Row:
