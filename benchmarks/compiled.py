@@ -19,6 +19,7 @@ from rich.console import Console
 from benchmarks.markdown import table
 from benchmarks.plans import LENGTH, ROOT, SEQUENCES, request_of
 from benchmarks.quality import provenance
+from benchmarks.rows import rows_in, store
 from spap_jax.planning.accelerators import mesh_named
 from spap_jax.planning.compiled import compiled, needs
 from spap_jax.planning.plan import Plan, plan
@@ -187,15 +188,14 @@ def main(
     console = Console(stderr=True)
     jax.config.update("jax_platforms", "cpu")  # arrays are only described
     file = output / "results.jsonl"
-    rows = [msgspec.json.decode(line, type=Row) for line in file.read_bytes().splitlines()] if file.exists() else []
+    rows = rows_in(file, Row)
     for wanted in RUNS:
         unwanted = (model and wanted.model not in model) or (schedule and wanted.schedule != schedule)
         if unwanted or wanted in [row.run for row in rows]:
             continue
         rows.append(measured(wanted, console))
         rows.sort(key=lambda row: RUNS.index(row.run))
-        output.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
+        store(file, rows)
         console.print(" ".join(_cells(next(row for row in rows if row.run == wanted))))
     (output / "README.md").write_text(page(rows), encoding="utf-8")
 

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 from cyclopts import App, Parameter
 
 import spap_jax as spap
@@ -15,6 +14,7 @@ from benchmarks.quality import provenance
 from benchmarks.real import page
 from benchmarks.real.obtain import obtain
 from benchmarks.real.runs import METHODS, SPARSITIES, Row, command_of, perform, row_of
+from benchmarks.rows import rows_in, store
 
 app = App(name="real", help=real.__doc__, suppress_keyboard_interrupt=False)
 
@@ -64,7 +64,7 @@ def main(
         Path(data).stem: spap.load_tokens(data, vocabulary=dense.config.vocabulary, **asked).tokens
         for data in evaluation
     }
-    rows = _stored(output / "results.jsonl")
+    rows = rows_in(output / "results.jsonl", Row)
     for cut, way, words in runs:
         command = " ".join(Path(word).name if "/" in word else word for word in words)
         short = Path(name).name
@@ -76,28 +76,16 @@ def main(
         folder = work / f"{short}-{cut:g}-{hashlib.sha256(which.encode()).hexdigest()[:8]}"
         perform(name, words, folder)
         rows.append(row_of(short, cut, way, command, dense, folder, texts, windows, provenance.commit()))
-        _write(output, rows, rows[-1])
+        store(output / "results.jsonl", rows)
+        _write_page(output, [row for row in rows if row.judged_like(rows[-1])])
         quality = ", ".join(f"{text} {judged.pruned:.2f}" for text, judged in rows[-1].texts.items())
         print(f"{cut:.0%}, {way}: perplexity {quality}", flush=True)
 
 
-def _stored(file: Path) -> list[Row]:
-    if not file.exists():
-        return []
-    return [msgspec.json.decode(line, type=Row) for line in file.read_bytes().splitlines()]
-
-
-def _write(folder: Path, rows: list[Row], last: Row) -> None:
-    """Writes all rows, and the page of those that were judged like the last one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    written = folder / "results.jsonl.new"
-    written.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
-    written.replace(folder / "results.jsonl")  # which holds hours of work
-    own = [row for row in rows if row.judged_like(last)]
-    pictures = page.draw(folder, own)
-    (folder / "README.md").write_text(
-        page.markdown(own, provenance.command(sys.argv[1:], "benchmarks.real"), pictures), encoding="utf-8"
-    )
+def _write_page(folder: Path, rows: list[Row]) -> None:
+    command = provenance.command(sys.argv[1:], "benchmarks.real")
+    text = page.markdown(rows, command, page.draw(folder, rows))
+    (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
