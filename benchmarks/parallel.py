@@ -42,7 +42,7 @@ STEP_SEQUENCES = 4
 SETTINGS = PruneSettings(
     joint_learning_rate=0.01,
     schedule="parallel", held_out=0.25, batch_tokens=4 * SIZE.length, step_tokens=STEP_SEQUENCES * SIZE.length,
-    joint_passes=1000, joint_tokens=STEP_SEQUENCES * SIZE.length, compute_dtype="float32",
+    joint_passes=1000, joint_tokens=STEP_SEQUENCES * SIZE.length, compute_dtype="float32", remat="full",
 )  # fmt: skip
 STATISTICS, SELECTION, JOINT_STEP = "statistics", "selection in waves", "joint step"
 
