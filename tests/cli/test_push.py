@@ -4,7 +4,6 @@ import contextlib
 import re
 import shlex
 from pathlib import Path
-from typing import Any
 
 import pytest
 from commands import Said, left, process, sentence, spap, tiny, token_file
@@ -32,15 +31,15 @@ def sent(folder: Path) -> list[str]:
     return [name for name in left(folder) if name != "spap_files.json"]
 
 
-def push(folder: Path, *words: str, **more: Any) -> Said:
-    return command(folder.parent, "push", folder, *words, **more)
+def push(folder: Path, *words: str, endpoint: str) -> Said:
+    return command(folder.parent, "push", folder, *words, endpoint=endpoint)
 
 
-def command(work: Path, *words: object, endpoint: str, token: str | None = SECRET, **more: str) -> Said:
+def command(work: Path, *words: object, endpoint: str) -> Said:
     """Runs a command with a hub, a token, and a cache folder of its own."""
-    hub = {"HF_ENDPOINT": endpoint, "HF_HOME": str(work / "hub"), "HF_TOKEN": token or "", "SPAP_CACHE": str(work)}
+    hub = {"HF_ENDPOINT": endpoint, "HF_HOME": str(work / "hub"), "HF_TOKEN": SECRET, "SPAP_CACHE": str(work)}
     hub |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    run = process(*words, **(hub | more))
+    run = process(*words, **hub)
     out, err = run.communicate(timeout=540)
     assert SECRET not in out + err
     return Said(run.returncode, out, err)
@@ -92,18 +91,26 @@ def test_a_name_is_looked_at_first(name: str, capsys):
     assert said.startswith(f"{name} names no repository of the hub: give ")
 
 
-def test_without_a_token(pruned: Path):
-    with serving() as hub:
-        said = push(pruned, REPO, endpoint=hub.endpoint, token=None)
-    assert "uploading needs a hub token, and there is none: run hf auth login" in sentence(said)
-    assert not hub.tokens
+def test_without_a_token(pruned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    """It is said first: the hub is not asked, which here cannot be reached."""
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
+    said = sentence(spap(capsys, "push", pruned, REPO))
+    assert "uploading needs a hub token, and there is none: run hf auth login" in said
 
 
-@pytest.mark.parametrize(("offline", "reason"), [("1", "HF_HUB_OFFLINE is set"), ("0", "refused")])
-def test_without_network(offline: str, reason: str, pruned: Path):
-    said = push(pruned, REPO, endpoint="http://127.0.0.1:9", HF_HUB_OFFLINE=offline)
-    assert "the hub http://127.0.0.1:9 cannot be reached" in sentence(said)
-    assert reason in sentence(said)
+def test_in_offline_mode(pruned: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    said = sentence(spap(capsys, "push", pruned, REPO))
+    assert "the hub http://127.0.0.1:9 cannot be reached (HF_HUB_OFFLINE is set)" in said
+
+
+def test_without_network(pruned: Path):
+    said = sentence(push(pruned, REPO, endpoint="http://127.0.0.1:9"))
+    assert "the hub http://127.0.0.1:9 cannot be reached" in said
+    assert "refused" in said
 
 
 @pytest.mark.parametrize("refused", ["/api/repos/create", f"/api/models/{REPO}/commit"])
@@ -116,13 +123,9 @@ def test_a_hub_that_refuses_and_repeats_the_token(refused: str, pruned: Path):
     assert not hub.commits
 
 
-def test_what_is_not_sent(pruned: Path, tmp_path: Path):
-    with serving() as hub:
-        said = push(pruned, "no/such/name", endpoint=hub.endpoint)
-        assert "no/such/name names no repository of the hub" in sentence(said)
-        said = push(pruned.parent / "in", REPO, endpoint=hub.endpoint)
-        assert f"{pruned.parent / 'in'} has no README.md and no spap_report.json" in sentence(said)
-    assert not hub.commits
+def test_what_is_not_sent(pruned: Path, capsys):
+    said = sentence(spap(capsys, "push", pruned.parent / "in", REPO))
+    assert f"{pruned.parent / 'in'} has no README.md and no spap_report.json" in said
 
 
 @pytest.fixture(scope="module")
@@ -162,23 +165,35 @@ def test_an_output_on_the_hub_is_sent_in_one_commit(pruning: list[object], prune
     assert not [file for file in (tmp_path / "outputs").rglob("*") if file.is_file()]
 
 
+NO_WORK = ("prune", "./none", "--data", "./none.txt", "--output")
+"""What is said of the output precedes any reading: neither the model nor the data exist."""
+
+
 @pytest.mark.parametrize(
-    ("output", "more", "expected"),
+    ("output", "expected"),
     [
-        (f"hf://{REPO}", {"token": None}, "uploading needs a hub token"),
-        (f"hf://{REPO}", {"endpoint": "http://127.0.0.1:9"}, "the hub http://127.0.0.1:9 cannot be reached"),
-        ("hf://name", {}, "hf://name names no repository of the hub: give hf://owner/name, of letters"),
-        ("hf://owner/a b", {}, "hf://owner/a b names no repository of the hub"),
-        ("hf://owner/there", {}, "hf://owner/there exists, with config.json: name another"),
-        ("hf://other/name", {}, "hf://other/name belongs to none of owner, to which this login may write"),
+        ("hf://name", "hf://name names no repository of the hub: give hf://owner/name, of letters"),
+        ("hf://owner/a b", "hf://owner/a b names no repository of the hub"),
     ],
 )
-def test_what_is_checked_before_the_work(output: str, more: dict, expected: str, tmp_path: Path):
-    """The checks precede any reading: neither the model nor the data exist."""
+def test_the_name_of_an_output_is_looked_at_before_the_work(
+    output: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    monkeypatch.setenv("SPAP_CACHE", str(tmp_path))
+    assert sentence(spap(capsys, *NO_WORK, output)).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("output", "expected"),
+    [
+        ("hf://owner/there", "hf://owner/there exists, with config.json: name another"),
+        ("hf://other/name", "hf://other/name belongs to none of owner, to which this login may write"),
+    ],
+)
+def test_the_hub_is_asked_before_the_work(output: str, expected: str, tmp_path: Path):
     with serving() as hub:
         hub.models["owner/there"], hub.there = False, ("config.json",)
-        words = ("prune", "./none", "--data", "./none.txt", "--output", output)
-        said = command(tmp_path, *words, **({"endpoint": hub.endpoint} | more))
+        said = command(tmp_path, *NO_WORK, output, endpoint=hub.endpoint)
     assert expected in sentence(said)
     assert not hub.created
 
