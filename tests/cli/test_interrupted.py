@@ -1,5 +1,6 @@
 """``spap prune`` killed at any moment, or stopped by SIGTERM: the same command resumes and gives identical bits."""
 
+import fcntl
 import json
 import random
 import re
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from commands import Said, left, process, sentence, spap, tiny, token_file
 
+from spap_jax.checkpoint.unfinished import Unfinished
 from spap_jax.cli import main
 
 KILLS = 4
@@ -44,15 +46,26 @@ class Workshop:
         """Runs a command in this process, without the time that another one takes to start."""
         return spap(capsys, *self.words(output, passes), *words)
 
-    def interrupted(
-        self, output: Path, line: str, *words: object, passes: float = 4, number: int = signal.SIGKILL
-    ) -> Said:
-        """Runs a command and sends it a signal once it has printed a line that starts with ``line``."""
-        run = self.start(output, *words, passes=passes)
-        said = until(run, lambda each: each.startswith(line))
-        run.send_signal(number)
-        out, err = run.communicate()
-        return Said(run.returncode, out, said + err)
+    def interrupt_here(
+        self,
+        capsys: pytest.CaptureFixture[str],
+        output: Path,
+        name: str,
+        number: int,
+        *words: object,
+        passes: float = 4,
+    ) -> None:
+        """Runs a command in this process, and interrupts it once it has kept the layer or step with a number."""
+        add = Unfinished.add
+
+        def added(store: Unfinished, kept: Callable[[], Any], told: dict[str, Any]) -> None:
+            add(store, kept, told)
+            if told.get(name) == number:
+                raise KeyboardInterrupt
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(Unfinished, "add", added)
+            assert self.run_here(capsys, output, *words, passes=passes).code == 130
 
 
 def until(run: subprocess.Popen[str], found: Callable[[str], bool]) -> str:
@@ -143,7 +156,11 @@ def test_killed_at_random_moments(shop: Workshop, whole: dict[str, Any], tmp_pat
 @pytest.fixture(scope="module")
 def told_to_end(shop: Workshop, whole: dict[str, Any]) -> Said:
     """A run that received SIGTERM in its joint steps; its output was to be `ended`."""
-    return shop.interrupted(shop.folder / "ended", "step 2/15", number=signal.SIGTERM)
+    run = shop.start(shop.folder / "ended")
+    said = until(run, lambda line: line.startswith("step 2/15"))
+    run.terminate()
+    out, err = run.communicate()
+    return Said(run.returncode, out, said + err)
 
 
 @pytest.fixture
@@ -250,17 +267,15 @@ def test_it_goes_on_with_as_many_blocks_at_a_time_as_it_began(shop: Workshop, en
 
 
 def test_two_at_once_are_refused(shop: Workshop, ended: Path, capsys):
-    run = shop.start(ended)
-    until(run, lambda line: line.startswith("layer 1/"))
-    assert "another process writes into" in sentence(spap(capsys, *shop.words(ended)))
-    run.kill()
-    run.communicate()
+    with (kept(ended) / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "another process writes into" in sentence(spap(capsys, *shop.words(ended)))
 
 
 def test_widths_are_chosen_once(shop: Workshop, tmp_path: Path, capsys):
     """The widths that the first process chose are used, whatever the resuming process would choose."""
     words = ("--allocation", "global")
-    shop.interrupted(tmp_path / "out", "layer 1/", *words, passes=0)
+    shop.interrupt_here(capsys, tmp_path / "out", "layer", 0, *words, passes=0)
     decided = kept(tmp_path / "out") / "decided.json"
     assert sum(json.loads(decided.read_text())) <= 3 * 37
     decided.write_text("[37, 30, 37]")
@@ -281,7 +296,7 @@ def test_at_high_effort(shop: Workshop, tmp_path: Path, capsys):
     assert whole.code == 0, whole
     assert "sequences written ..." in whole.err
     assert "step 30/30  held-out loss 0." in whole.err
-    shop.interrupted(tmp_path / "out", "step 20/30", *words)
+    shop.interrupt_here(capsys, tmp_path / "out", "step", 20, *words)
     said = shop.run_here(capsys, tmp_path / "out", *words)
     assert said.code == 0, said
     assert "going on: " in said.err
