@@ -22,12 +22,15 @@ from spap_jax.data.blocks import TokenBlocks, new_blocks
 from spap_jax.devices import use_mesh
 from spap_jax.evaluation.sequences import replicas_of
 from spap_jax.keywords import FinetuneChanges, PruneChanges
+from spap_jax.pruning.streams import fitted_of
 from spap_jax.reporting.schema import Change
 
 pytestmark = pytest.mark.usefixtures("optimized")
 EXAMPLES = Path(__file__).parents[1] / "examples"
 STORIES = EXAMPLES / "llama-stories"
 QUICK = spap.PruneSettings(round_to=64, rounds=1, steps=5, joint_passes=0)
+CHOSEN = QUICK.replace(method="magnitude", sparsity=0.2, correction=0.5)
+"""Channels are removed and no weights fitted, with programs that `pruned` has compiled."""
 
 
 @functools.cache
@@ -216,9 +219,10 @@ def test_a_saved_result_is_what_the_command_writes(tmp_path: Path):
     """Weights, report and card agree, except for measurements (seconds, memory) and the hash of the command's run."""
     text, by_command = EXAMPLES / "stories_calibration.txt", tmp_path / "command"
     words = ("--sequences", "16", "--sequence-length", "64", "--method", "fasp", "--dtype", "bfloat16")
-    assert main(["prune", str(STORIES), "--calibration", str(text), "--output", str(by_command), *words]) == 0
+    narrow = ("--sparsity", "0.2", "--round-to", "64")  # as `pruned`
+    assert main(["prune", str(STORIES), "--calibration", str(text), "--output", str(by_command), *words, *narrow]) == 0
     blocks = spap.load_tokens(text, tokenizer=STORIES, sequence_length=64, sequences=16, role="calibration")
-    result = spap.prune(spap.load(str(STORIES)), blocks, method="fasp")
+    result = spap.prune(spap.load(str(STORIES)), blocks, method="fasp", sparsity=0.2, round_to=64)
     spap.save(result, tmp_path / "python", dtype="bfloat16")
     names = sorted(file.name for file in by_command.iterdir())
     assert sorted(file.name for file in (tmp_path / "python").iterdir()) == names
@@ -234,10 +238,10 @@ def test_a_saved_result_is_what_the_command_writes(tmp_path: Path):
 
 
 def test_pruning_is_silent_unless_it_is_watched_or_asked(capsys: pytest.CaptureFixture[str]):
-    settings, seen = QUICK.replace(method="magnitude", sparsity=0.2, correction=0.5), []  # as that of `pruned`
+    seen = []
     for progress, lines in ((None, 0), (True, 6), (seen.append, 0)):
         capsys.readouterr()
-        result = spap.prune(stories(), calibration(), settings=settings, progress=progress)
+        result = spap.prune(stories(), calibration(), settings=CHOSEN, progress=progress)
         said = capsys.readouterr()
         assert said.out == ""
         assert [line.partition("  ")[0] for line in said.err.splitlines() if line.startswith("layer ")] == [
@@ -355,10 +359,9 @@ def test_windows_that_were_cut_and_those_that_follow_them():
     further = new_blocks(np.full((4, 64), 512), "", 4)
     with pytest.raises(spap.UserError, match="from 512 to 512, outside the model's vocabulary of 512"):
         spap.prune(stories(), dataclasses.replace(calibration(), further=further))
-    alone = dataclasses.replace(cut, further=None)
-    quick = QUICK.replace(method="magnitude", update="none", sparsity=0.2)
-    report = spap.prune(stories(), alone, settings=quick).report
-    assert report.calibration.sha256 == new_blocks(alone.tokens, "", 16).sha256 != calibration().sha256
+    other = dataclasses.replace(calibration(), tokens=calibration().tokens[::-1], further=None)
+    report = spap.prune(stories(), other, settings=CHOSEN).report
+    assert report.calibration.sha256 == new_blocks(other.tokens, "", 16).sha256 != calibration().sha256
 
 
 def test_a_model_that_was_trained_on_several_devices_is_on_one():
@@ -402,10 +405,9 @@ def test_moments_are_of_the_hidden_channels(layer: int):
 
 
 def test_moments_of_the_first_layer_are_what_pruning_sees():
-    tokens = evaluation()
-    p = spap.moments(stories(), tokens, 0)
-    solution = spap.solver.solve(p.gram, p.cross, p.weight, 256, target_power=p.target_power)
-    made = spap.prune(stories(), tokens, settings=QUICK, sparsity=0.2, held_out=0.0, update="refit").report.layers[0]
+    made = pruned().report.layers[0]
+    p = spap.moments(stories(), calibration().tokens[: fitted_of(16, QUICK.held_out)], 0)
+    solution = spap.solver.solve(p.gram, p.cross, p.weight, 256, target_power=p.target_power, ridge=QUICK.fit.ridge)
     assert tuple(solution.kept.tolist()) == made.kept
     assert float(solution.error) == pytest.approx(made.calibration.refit, rel=1e-2)
 
