@@ -22,6 +22,8 @@ from spap_jax.model import Model
 from spap_jax.models import decoder
 
 DTYPES = ("float32", "bfloat16", "float16")
+HALVED = ("llama", "gemma3", "opt_350m_like")
+"""Variants that are tried in half precision too, which is the same for every tensor."""
 
 
 def same_arrays(one: dict, other: dict) -> bool:
@@ -56,7 +58,7 @@ def narrowed(model: Model, kept: int) -> Model:
 
 @pytest.mark.parametrize(
     ("variant", "dtype"),
-    [(variant, dtype) for variant in VARIANTS for dtype in DTYPES if dtype == "float32" or "rope" not in variant],
+    [(variant, dtype) for variant in VARIANTS for dtype in DTYPES if dtype == "float32" or variant in HALVED],
 )
 def test_hugging_face_to_jax_and_back(variant: str, dtype: str, tmp_path: Path):
     source = write(variant, tmp_path / "in", dtype)
@@ -239,10 +241,10 @@ def test_a_tied_head_that_is_stored_is_stored_again(variant: str, tmp_path: Path
 def test_casting_is_that_of_torch(stored: str, dtype: str, tmp_path: Path):
     folder = write("qwen2", tmp_path / "in", stored)
     save(load(folder), tmp_path / "out", dtype=dtype)
+    written = raw_tensors(tmp_path / "out")
     for name, tensor in state("qwen2", stored).items():
-        found = raw_tensors(tmp_path / "out")[name]
-        assert found[0] == dtype
-        assert found[2] == tensor.to(getattr(torch, dtype)).view(torch.uint8).numpy().tobytes()
+        assert written[name][0] == dtype
+        assert written[name][2] == tensor.to(getattr(torch, dtype)).view(torch.uint8).numpy().tobytes()
     config = json.loads((tmp_path / "out" / "config.json").read_bytes())
     assert config == json.loads((folder / "config.json").read_bytes()) | {"torch_dtype": dtype}
 
