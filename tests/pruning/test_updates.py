@@ -157,6 +157,7 @@ def test_the_errors_told_are_those_of_every_stage(variant: str, method: Method, 
         power = (seen.target**2).sum()
         dense = seen.hidden[:, seen.kept] @ seen.dense["down"][seen.kept] + seen.dense.get("down_bias", 0)
         told = report.calibration
+        assert report.held_out is None
         assert told.selection == pytest.approx(((seen.target - dense) ** 2).sum() / power, rel=1e-4)
         assert told.alternating == pytest.approx(((seen.target - seen.added) ** 2).sum() / power, rel=1e-4)
         if update == "alternate":
