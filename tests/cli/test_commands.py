@@ -188,7 +188,6 @@ class TestPruneOfTheBundledModel:
     [
         ("qwen2_tied", ("--method", "wanda"), 37),
         ("qwen2", ("--method", "flap", "--update", "refit"), 37),
-        ("llama_tied", ("--method", "flap"), 37),
         ("llama_tied", ("--method", "flap", "--dtype", "bfloat16"), 37),
         ("opt_350m_like", ("--round-to", "16", "--dtype", "bfloat16"), 32),
     ],

@@ -1,6 +1,7 @@
 """Unexpected errors, and missing features of the machine, also end in one sentence; ``--debug`` shows a traceback."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -57,16 +58,20 @@ def test_what_the_machine_lacks(error: Exception, words: list[str], expected: st
 @pytest.mark.parametrize(
     ("platform", "words", "expected"),
     [
-        ("tpu", ("doctor",), "cannot use JAX_PLATFORMS=tpu (INTERNAL: Failed to open libtpu.so"),
-        ("tpu", ("doctor",), "for TPUs install JAX with pip install -U 'jax[tpu]', or unset it"),
-        ("gpux", ("doctor",), "known backends: ['cpu', 'tpu']): use one of the names cpu, cuda, tpu, or unset"),
-        ("cuda", ("eval", STORIES, "--data", EVALUATION), "install JAX with pip install -U 'jax[cuda12]', or"),
+        (
+            "tpu",
+            ("doctor",),
+            r"cannot use JAX_PLATFORMS=tpu \(INTERNAL: Failed to open libtpu\.so.*"
+            r"for TPUs install JAX with pip install -U 'jax\[tpu\]', or unset it",
+        ),
+        ("gpux", ("doctor",), r"known backends: \['cpu', 'tpu'\]\): use one of the names cpu, cuda, tpu, or unset"),
+        ("cuda", ("eval", STORIES, "--data", EVALUATION), r"install JAX with pip install -U 'jax\[cuda12\]', or"),
     ],
-)  # fmt: skip
+)
 def test_platforms_that_jax_does_not_find(platform: str, words: tuple, expected: str):
     run = process(*words, JAX_PLATFORMS=platform)
     out, err = run.communicate()
-    assert expected in sentence(Said(run.returncode, out, err))
+    assert re.search(expected, sentence(Said(run.returncode, out, err)))
 
 
 def test_a_reader_that_leaves_early_is_no_error():

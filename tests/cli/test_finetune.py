@@ -3,6 +3,7 @@
 import json
 import re
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from safetensors.numpy import load_file
 import spap_jax
 from spap_jax import checkpoint, devices
 from spap_jax.checkpoint.unfinished import Unfinished
+from spap_jax.cli import main
 from spap_jax.evaluation import perplexity
 
 TRAINED = 3 * 16 * (4 * (32 + 32) + 3 * (32 + 26))
@@ -35,11 +37,18 @@ def ids(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return token_file(tmp_path_factory.mktemp("ids") / "ids.npy")
 
 
+@pytest.fixture(scope="module")
+def half(dense: Path, ids: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("half") / "half"
+    words = ("--sequences", 8, "--sequence-length", 16, "--method", "magnitude", "--sparsity", 0.5)
+    assert main([str(word) for word in ("prune", dense, "--output", output, "--data", ids, *words)]) == 0
+    return output
+
+
 @pytest.fixture
-def pruned(dense: Path, ids: Path, tmp_path: Path, capsys) -> Path:
-    words = ("--sequences", "8", "--sequence-length", "16", "--method", "magnitude", "--sparsity", "0.5")
-    assert spap(capsys, "prune", dense, "--output", tmp_path / "half", "--data", ids, *words).code == 0
-    return tmp_path / "half"
+def pruned(half: Path, tmp_path: Path) -> Path:
+    """A copy, which a test may change, in a folder of its own."""
+    return shutil.copytree(half, tmp_path / "half")
 
 
 def test_a_pruned_checkpoint_is_trained_towards_the_dense_one(dense: Path, pruned: Path, ids: Path, capsys):
