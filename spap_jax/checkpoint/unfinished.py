@@ -283,10 +283,7 @@ class Unfinished:
             return False
         for file in before if free < needed else ():
             file.unlink()  # here: what the store has of it stays until the new one has arrived
-        try:
-            write_step(self._file(step), state, reports)
-        except UserError:  # the disk filled up meanwhile
-            return False
+        write_step(self._file(step), state, reports)
         return True
 
     def _needed(self, state: Params) -> int:

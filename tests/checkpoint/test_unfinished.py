@@ -205,17 +205,16 @@ def stored(unfinished: Unfinished, state: Params, told: dict) -> None:
     unfinished.count()
 
 
-def test_a_disk_that_fills_up_ends_no_run_and_keeps_the_state_before(tmp_path: Path):
+def test_a_disk_that_fills_up_ends_the_run_and_leaves_the_state_before(tmp_path: Path):
+    """Where nothing more can be written, the result could not be either."""
     folder = made(tmp_path / "out", BLOCKS + 1)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with Unfinished(tmp_path / "out", RUN, BLOCKS) as unfinished:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
-        try:
-            with pytest.warns(SpapWarning, match="has no room for it beside the result"):
-                stored(unfinished, layer(BLOCKS + 1), {"long": "x" * 100_000})
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        unfinished.add(functools.partial(layer, BLOCKS + 2), told(BLOCKS + 2))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        with pytest.raises(UserError, match="steps filled up"), Unfinished(tmp_path / "out", RUN, BLOCKS) as unfinished:
+            unfinished.add(functools.partial(layer, BLOCKS + 1), {"long": "x" * 100_000})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert states_in(folder) == [BLOCKS]
 
 
