@@ -75,7 +75,6 @@ class Reader:
         self._rules = self.family.rules_for(self.config)
         self._elsewhere = AtAddress.of(folder)
         self.at_address = self._elsewhere is not None
-        self._fingerprint = ""
         self._files = TensorFiles.open(folder, self._elsewhere)
         self._stored = inventory.stored_names(self._files, self.family, self.config.tied)
         head_stored = self.config.tied and HEAD in self._stored
@@ -88,22 +87,16 @@ class Reader:
 
     def fingerprint(self) -> str:
         """Computes the fingerprint of the config and the weights; see `fingerprint.py`."""
-        self._fingerprint = fingerprint(self._folder)
-        return self._fingerprint
+        return fingerprint(self._folder)
 
     def check_unchanged(self) -> None:
-        """Checks that weights at an address, or those of a fingerprint, are still those that were read.
+        """Checks that weights at an address are still those that were read.
 
         Raises:
             UserError: They are not, or the store fails.
         """
         if self._elsewhere:
             self._elsewhere.check_unchanged()
-        elif self._fingerprint and fingerprint(self._folder) != self._fingerprint:
-            raise UserError(
-                f"the model in {self._folder} was replaced while it was read, and the result would be of both: run the "
-                "command again, with --no-resume."
-            )
 
     def check_finite(self, watch: Callable[[int, int], None] = lambda *_: None) -> None:
         """Reads all weights, a piece at a time: pruning layer by layer would reach the last ones hours later.

@@ -185,6 +185,7 @@ class _Safetensors:
     def __init__(self, path: Path):
         self._path = path
         with self._opened() as file:
+            self._version = self._seen()
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         self.tensors = {
             name: Tensor(tuple(header.get_shape()), dtype_name(str(header.get_dtype())))
@@ -193,7 +194,17 @@ class _Safetensors:
 
     def read(self, name: str, cuts: Cuts) -> np.ndarray:
         with self._opened() as file:
+            if self._seen() != self._version:
+                raise UserError(
+                    f"{self._path} was replaced while the model was read, and the result would be of both: run the "
+                    "command again."
+                )
             return file.get_slice(name)[cuts]
+
+    def _seen(self) -> tuple[int, int]:
+        """By what a file that takes the place of another is recognised."""
+        about = self._path.stat()
+        return about.st_size, about.st_mtime_ns
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[Any]:
