@@ -62,10 +62,10 @@ def fetch_side_files(name: str | Path) -> None:
     """
     from huggingface_hub import HfApi, snapshot_download
 
-    if is_address(name) and not hub_id(name):
+    if hub_id(name) is None and (is_address(name) or _local(name)):
         return
     repo = hub_id(name) or str(name)
-    cached = None if hub_id(name) is None and _local(name) else _cached(repo)
+    cached = _cached(repo)
     if cached is None or is_orbax(cached) or [*cached.glob("LICENSE*")] or hub_problem() is not None:
         return
     with suppress(Exception):  # whatever the client raises: the weights are there, and more was not promised

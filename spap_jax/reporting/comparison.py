@@ -46,11 +46,8 @@ def _values(change: Change | Perplexities | None, unit: float = 1) -> tuple[floa
 
 
 def _workload(run: RunReports) -> str:
-    return (
-        f"batch {work.batch}, prompt {work.prompt}, {work.new} new"
-        if run.speed and (work := run.speed.workload)
-        else ""
-    )
+    work = run.speed and run.speed.workload
+    return f"batch {work.batch}, prompt {work.prompt}, {work.new} new" if work else ""
 
 
 QUANTITIES = (

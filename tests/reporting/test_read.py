@@ -11,6 +11,7 @@ from reports import put, report, run, written
 
 from spap_jax.errors import UserError
 from spap_jax.reporting import read, schema
+from spap_jax.reporting.comparison import comparisons
 
 
 def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
@@ -171,3 +172,16 @@ def test_measurements_of_speed(tmp_path: Path) -> None:
         read.read_runs(folders, [file])
     with pytest.raises(UserError, match=r"none\.json cannot be read \(No such file or directory\)"):
         read.read_runs(folders, [tmp_path / "none.json"])
+
+
+def test_speeds_of_different_work_are_on_lines_of_their_own(tmp_path: Path) -> None:
+    folders, files = [put(tmp_path / "run"), put(tmp_path / "other")], [tmp_path / "1.json", tmp_path / "32.json"]
+    for folder, file in zip(folders, files, strict=True):
+        work = {"batch": int(file.stem), "prompt": 256, "new": 16, "repeats": 7}
+        file.write_text(json.dumps(speeds(folder, workload=work)))
+    said = {plot.name: plot for plot in comparisons(read.read_runs(folders, files))}["compare-decode"]
+    (legend,) = said.figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "batch 1, prompt 256, 16 new",
+        "batch 32, prompt 256, 16 new",
+    ]
