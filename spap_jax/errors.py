@@ -1,5 +1,6 @@
 """Errors, warnings and notices for users, and how their messages spell options."""
 
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -19,6 +20,10 @@ class UserError(ValueError):
     The command line prints it without a traceback and exits with code 2.
     """
 
+    def __init__(self, message: str):
+        """Leaves out the password in an address that the message names."""
+        super().__init__(without_password(message))
+
 
 class NotFiniteError(UserError):
     """Numbers overflowed during a run; the same run would overflow again, so it is not resumed from there."""
@@ -33,6 +38,11 @@ class SpapWarning(UserWarning):
 
 class Notice(SpapWarning):
     """Information that stops nothing: one sentence, which the command line prints on a line of its own."""
+
+
+def without_password(text: str) -> str:
+    """Removes user and password from addresses like https://user:password@host/file."""
+    return re.sub(r"(?<=://)[^/@\s:]*:[^/@\s]*@", "", text)
 
 
 def warn(sentence: str) -> None:

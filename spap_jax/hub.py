@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from spap_jax.errors import UserError, option
+from spap_jax.errors import UserError, option, without_password
 
 Kind = Literal["dataset", "model"]
 """Type of a repository of the hub."""
@@ -27,9 +27,9 @@ _SECONDS = 4.0
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, without the final period and any hub token, for use inside a sentence."""
+    """The first line of an error's message, for use inside a sentence: no final period, no hub token, no password."""
     line = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(" .:")
-    return _without_token(line)
+    return without_password(_without_token(line))
 
 
 def require_hub(what: str, remedy: str) -> None:

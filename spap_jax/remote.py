@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from spap_jax.errors import UserError
+from spap_jax.errors import UserError, without_password
 from spap_jax.hub import first_line
 from spap_jax.memory import free_disk
 from spap_jax.quantities import bytes_text
@@ -32,6 +32,9 @@ _PATIENCE = 600
 
 _DISKS = ("file", "local")
 """Kinds of addresses that are folders on a disk."""
+
+_LISTED = ("gs", "gcs", "s3", "s3a", "abfs", "abfss", "az", "adl", "hf")
+"""Kinds of addresses whose client lists files in a way of its own; fsspec's leaves out what it fails to list."""
 
 About = dict[str, Any]
 """A store's information on a file: its size, and what distinguishes it from an older version."""
@@ -58,7 +61,7 @@ def hub_id(name: str | Path) -> str | None:
 def base_name(place: str | Path) -> str:
     """The public name of a path or an address: its last part, without the folders above it."""
     if is_address(place):
-        return str(place).rstrip("/").rpartition("/")[2]
+        return without_password(str(place)).rstrip("/").rpartition("/")[2]
     return os.path.basename(os.path.abspath(os.path.expanduser(place)))  # of "." too; a link keeps its own name
 
 
@@ -103,11 +106,11 @@ class Folder:
         """
         from fsspec.core import url_to_fs
 
-        self.address = address.rstrip("/")
+        self.address = without_password(address.rstrip("/"))
         kind = self.address.partition(":")[0].lower()
-        self._how_to_list = {"on_error": "raise"} if kind in _DISKS else {}  # or what cannot be listed would be empty
+        self._how_to_list = {} if kind in _LISTED else {"on_error": "raise"}
         try:
-            self._store, self._root = url_to_fs(self.address, **_options(kind))
+            self._store, self._root = url_to_fs(address.rstrip("/"), **_options(kind))
         except ImportError as error:
             raise UserError(
                 f"{address} needs a package that is not installed ({first_line(error)}): "
@@ -198,19 +201,26 @@ class Folder:
         with self._failing("written"), _bar(f"to {self.address}", size, quietly) as callback:
             self._store.put([str(file) for file in files.values()], list(map(self._path, files)), callback=callback)
 
-    def get(self, names: Iterable[str], into: Path, size: int | None = None) -> None:
-        """Downloads files into a local folder, with a progress bar on a terminal if their size is given.
+    def get(self, sizes: Mapping[str, int | None], into: Path) -> None:
+        """Downloads files into a local folder, with a progress bar on a terminal if their sizes are known.
+
+        Args:
+            sizes: Bytes of each file by name; None if they are not known.
+            into: The folder.
 
         Raises:
-            UserError: A name points outside of the local folder.
+            UserError: A name points outside of the local folder, or a file arrived in another size.
         """
-        local = {name: into / name for name in names}
+        local, size = {name: into / name for name in sizes}, sum(each or 0 for each in sizes.values())
         for name, file in local.items():
             if ".." in Path(name).parts:
                 raise UserError(f"{self.address} holds a file {name}, whose name leads out of its folder: remove it.")
             file.parent.mkdir(parents=True, exist_ok=True)
-        with self._failing("read"), _bar(f"from {self.address}", size or 0, size is None) as callback:
+        with self._failing("read"), _bar(f"from {self.address}", size, not size) as callback:
             self._store.get(list(map(self._path, local)), list(map(str, local.values())), callback=callback)
+        for name, size in sizes.items():
+            if size not in (None, local[name].stat().st_size):
+                raise UserError(f"{self.address}/{name} was not downloaded completely: try again.")
 
     def fetch(self, files: Mapping[str, About], notes: Mapping[str, str] | None = None) -> Path:
         """Returns the cache folder with these files, which are downloaded if it does not exist.
@@ -229,7 +239,7 @@ class Folder:
             shutil.rmtree(target)  # whoever cleaned up old files left a part of it
         partial = target.with_name(f".{target.name}.partial-{secrets.token_hex(4)}")
         try:
-            partial.mkdir(parents=True)
+            partial.mkdir(0o700, parents=True)  # a note may need the password in an address
             size = sum(about["size"] or 0 for about in files.values())
             free = free_disk(partial)
             if free < size:
@@ -237,10 +247,7 @@ class Folder:
                     f"{self.address} holds {bytes_text(size)} and the disk of {target.parent} has "
                     f"{bytes_text(free)} free: free some space, or name a folder on another disk in SPAP_CACHE."
                 )
-            self.get(files, partial, size)
-            for name, about in files.items():
-                if not _is_whole(partial, {name: about}, {}):
-                    raise UserError(f"{self.address}/{name} was not downloaded completely: try again.")
+            self.get({name: about["size"] for name, about in files.items()}, partial)
             for name, text in (notes or {}).items():
                 (partial / name).write_text(text, encoding="utf-8")
             _take_place(partial, target)

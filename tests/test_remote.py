@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 import stores
+from fsspec import AbstractFileSystem
 from fsspec.registry import known_implementations
 
 from spap_jax.errors import UserError
-from spap_jax.remote import Folder, Span, fetch_file, hub_id, is_address, read_note, working_folder
+from spap_jax.hub import first_line
+from spap_jax.remote import Folder, Span, base_name, fetch_file, hub_id, is_address, read_note, working_folder
 
 
 @pytest.fixture
@@ -128,9 +130,14 @@ def test_what_is_to_be_removed_may_be_gone(store: type[stores.Frail]):
     assert place.files() == {}
 
 
-def test_what_cannot_be_listed_is_not_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_what_cannot_be_listed_is_not_empty(store: type[stores.Frail], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def refused(*_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(store, "find", AbstractFileSystem.find)  # as that of most kinds of stores
+    monkeypatch.setattr(store, "ls", refused)
+    with pytest.raises(UserError, match=r"frail://bucket/in cannot be read .*Permission denied"):
+        Folder("frail://bucket/in").files()
 
     (tmp_path / "a").write_text("a letter")
     place = Folder(f"file://{tmp_path}")
@@ -138,6 +145,23 @@ def test_what_cannot_be_listed_is_not_empty(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("fsspec.implementations.local.LocalFileSystem.ls", refused)
     with pytest.raises(UserError, match=r"cannot be read .*Permission denied"):
         place.files()
+
+
+def test_a_password_is_neither_said_nor_readable_by_others(store: type[stores.Frail], tmp_path: Path):
+    place = Folder("frail://me:secret@bucket/in")
+    place.write("a", b"content")
+    store.broken = "get"
+    with pytest.raises(UserError) as raised:
+        place.fetch(place.files())
+    assert str(raised.value).startswith("frail://bucket/in cannot be read")
+    store.broken = ""
+    made = place.fetch(place.files(), {"note": "frail://me:secret@bucket/in"})
+    assert made.stat().st_mode & 0o077 == 0
+    assert str(UserError("frail://me:secret@bucket/in and az://container@account/x")) == (
+        "frail://bucket/in and az://container@account/x"
+    )
+    assert first_line(OSError("https://me:secret@host/a timed out")) == "https://host/a timed out"
+    assert base_name("https://me:secret@host") == "host"
 
 
 def test_a_download_may_take_longer_than_five_minutes():

@@ -42,10 +42,12 @@ def save_orbax(
     """
     from orbax.checkpoint import StandardCheckpointer
 
-    if re.search(r"\[.+\]", str(Path(folder).absolute())):  # it takes them for a pattern, and leaves most files out
-        raise UserError(f"Orbax cannot write to {folder}, since there are brackets in the path: name another folder.")
     needed = sum(array.nbytes for array in jax.tree.leaves(model.params))
     with new_folder(folder, overwrite, needed, source=model.source.folder) as partial:
+        if re.search(r"\[.+\]", str(partial)):  # it takes them for a pattern, and leaves most files out
+            raise UserError(
+                f"Orbax cannot write {folder} by way of {partial}, with brackets in the path: name another folder."
+            )
         copy_side_files(model.source.folder, partial)
         (partial / "config.json").write_bytes(written_config_text(model.source, model.config).encode("utf-8"))
         facts = {"name": public_name(model.source.name), "head_stored": model.source.head_stored}

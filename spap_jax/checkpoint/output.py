@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from spap_jax.checkpoint.lock import locked
 from spap_jax.checkpoint.publish import check_place, publish
 from spap_jax.errors import UserError, warn
 from spap_jax.hub import first_line
@@ -89,24 +90,36 @@ def new_folder(
 
     Raises:
         UserError: See `check_output`; or the disk filled up while the block was writing, or the folder could not be
-            uploaded to its address and is complete in the working folder.
+            uploaded to its address and is complete in the working folder, or another process makes an output for the
+            same address.
     """
     target = check_output(path, overwrite, needed, inputs={"the model": source})
     partial = partial or _beside(target, "partial")
+    if not is_address(path):
+        with _in_place(target, partial, overwrite, needed):
+            yield partial
+        return
+    with locked(target.with_name(f".{target.name}.lock"), f"on this machine writes {path}"):
+        with _in_place(target, partial, True, needed):
+            yield partial
+        _send(target, str(path), overwrite)
+
+
+@contextlib.contextmanager
+def _in_place(target: Path, partial: Path, overwrite: bool, needed: int) -> Iterator[None]:
+    """Makes an empty folder, which is put in its place if the block succeeds, and removed if it raises."""
     with _disk_errors(target, partial, needed):
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             _remove(partial)  # left by a process that was killed
             partial.mkdir()
-            yield partial
+            yield
             write_manifest(partial)
             _flush(partial)
-            _put_in_place(partial, target, overwrite or is_address(path))
+            _put_in_place(partial, target, overwrite)
         except BaseException:
             _remove(partial)
             raise
-    if is_address(path):
-        _send(target, str(path), overwrite)
 
 
 def _check_replaceable(target: Path, overwrite: bool) -> None:

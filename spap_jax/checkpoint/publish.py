@@ -160,6 +160,9 @@ def _replace(place: Folder, files: dict[str, Path], overwrite: bool) -> None:
     place.put({name: file for name, file in files.items() if name != _CONFIG})
     place.put({_CONFIG: files[_CONFIG]})
     arrived = place.files()
+    if lost := sorted(files.keys() - arrived.keys()):
+        place.remove([_CONFIG])
+        raise UserError(f"{place.address}/{lost[0]} was removed while it was uploaded: try again.")
     _record(place, {name: _told(arrived[name]) for name in files})
 
 

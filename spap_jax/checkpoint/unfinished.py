@@ -24,7 +24,6 @@ raises the error.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import itertools
 import json
@@ -41,6 +40,7 @@ import jax
 from spap_jax import memory, multihost
 from spap_jax.backend import platform
 from spap_jax.checkpoint.behind import Behind
+from spap_jax.checkpoint.lock import locked, take_lock
 from spap_jax.checkpoint.step_file import NEW, SUFFIX, Json, read_step, renamed, told_if_intact, write_step
 from spap_jax.errors import UserError, warn
 from spap_jax.models import Params
@@ -97,10 +97,11 @@ def begun_with(output: str | Path) -> dict[str, Any]:
     Raises:
         UserError: The output is at an address, and its store fails.
     """
+    if not _in_store(output):
+        return _read_run(resume_folder(output))
     try:
-        kept = _copies(output).read(_RUN) if _in_store(output) else (resume_folder(output) / _RUN).read_bytes()
-        return dict(json.loads(kept or b"{}"))
-    except (OSError, TypeError, ValueError):
+        return dict(json.loads(_copies(output).read(_RUN) or b"{}"))
+    except (TypeError, ValueError):
         return {}
 
 
@@ -136,7 +137,7 @@ class Unfinished:
         self._copies = _copies(output, self._process) if _in_store(output) else None
         self.folder = resume_folder(output, self._process)
         self._run, self._blocks = dict(run), blocks
-        self._lock = _locked(self.folder)
+        self._lock = take_lock(self.folder / _LOCK, _writes_into(self.folder))
         self._writing = threading.Lock()
         self._behind = Behind()
         self.lost = self._full = False
@@ -337,11 +338,20 @@ class Unfinished:
         self.told.clear()
 
     def remove(self) -> None:
-        """Removes everything, once the command has succeeded; call it after the `with` block, in all processes."""
+        """Removes everything, once the command has succeeded; call it after the `with` block, in all processes.
+
+        What another run has begun there since stays.
+        """
         multihost.meet()
-        _clear_folder(self.folder)
-        if self._copies:
-            _clear_copies(self._copies)
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(locked(self.folder / _LOCK, _writes_into(self.folder)))
+            except UserError:
+                return
+            if _read_run(self.folder) in ({}, self._run):
+                _clear_folder(self.folder)
+                if self._copies:
+                    _clear_copies(self._copies)
 
     def _copy(self, file: Path) -> None:
         """Copies a file into the store, if the output is there."""
@@ -354,15 +364,12 @@ class Unfinished:
         if fresh or copies.read(_RUN) is None:
             return
         found = _steps(copies)
-        copies.get([name for name in (_RUN, _DECIDED) if copies.read(name) is not None], self.folder)
-        copies.get(found, self.folder / _STEPS, sum(found.values()))
+        copies.get({name: None for name in (_RUN, _DECIDED) if copies.read(name) is not None}, self.folder)
+        copies.get(found, self.folder / _STEPS)
 
     def _check(self) -> None:
         """Refuses the progress of another run; an unreadable `run.json` counts as none."""
-        try:
-            theirs = dict(json.loads((self.folder / _RUN).read_bytes()))
-        except (ValueError, TypeError):
-            theirs = {}
+        theirs = _read_run(self.folder)
         if not theirs:
             self.found, self.lost = False, True
             return
@@ -469,6 +476,14 @@ def _steps(copies: Folder) -> dict[str, int]:
     return {name: about["size"] for name, about in copies.files().items() if step.fullmatch(name)}
 
 
+def _read_run(folder: Path) -> dict[str, Any]:
+    """What the run in a resume folder depends on; empty if there is none, or if that cannot be read."""
+    try:
+        return dict(json.loads((folder / _RUN).read_bytes()))
+    except (OSError, TypeError, ValueError):
+        return {}
+
+
 def _write_json(path: Path, what: Any) -> None:
     """Writes a JSON file that is complete or absent."""
     with renamed(path) as written:
@@ -500,15 +515,5 @@ def _difference(name: str, theirs: Any, ours: Any) -> str:
     return name if long else f"{name} ({theirs}, now {ours})"
 
 
-def _locked(folder: Path) -> int:
-    """Takes a lock, which ends with the process however that ends, and returns its handle."""
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise UserError(f"another process writes into the folder of {folder}: wait for it, or end it.") from None
-    except OSError:  # some network file systems have no locks
-        pass
-    return handle
+def _writes_into(folder: Path) -> str:
+    return f"writes into the folder of {folder}"

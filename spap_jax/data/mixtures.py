@@ -69,7 +69,4 @@ def sequence_counts(parts: list[Share], sequences: int) -> list[int]:
 
 
 def _exists(name: str) -> bool:
-    try:
-        return os.path.exists(os.path.expanduser(name))
-    except OSError:  # a name that no file can have
-        return False
+    return os.path.exists(os.path.expanduser(name))

@@ -58,7 +58,7 @@ def open_data(data: Data, role: Role, join: Join = joined) -> Opened:
     named = re.fullmatch(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?", data)
     if named is None:
         raise UserError(
-            f"there is no file and no data set {data}: "
+            f"there is no file and no data set {str(data)[:80]}: "
             f"name {', '.join(NAMED)}, a hub data set owner/name, or a local file"
         )
     return _open_split(hub_splits(named[1], named[2], remedy=LOCAL), data, role, join)

@@ -6,6 +6,7 @@ caller joins them otherwise. Readers are lazy, so a caller that has enough reads
 
 import gzip
 import json
+import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
@@ -189,7 +190,7 @@ READERS: dict[str, Callable[..., Any]] = {
 
 def looks_local(text: str) -> bool:
     """Whether a text names a local path, existing or not, rather than something on the hub."""
-    return text.startswith((".", "/", "~")) or suffix(Path(text)) in READERS or Path(text).exists()
+    return text.startswith((".", "/", "~")) or suffix(Path(text)) in READERS or os.path.exists(text)
 
 
 def is_file(data: str) -> bool:

@@ -81,6 +81,9 @@ def test_a_path_that_orbax_takes_for_a_pattern_is_refused_before_anything_is_wri
     (tmp_path / "a[x]").mkdir()
     with pytest.raises(UserError, match=r"brackets in the path: name another folder"):
         save_orbax(model, tmp_path / "a[x]" / "out")
+    (tmp_path / "link").symlink_to(tmp_path / "a[x]")
+    with pytest.raises(UserError, match=r"brackets in the path: name another folder"):
+        save_orbax(model, tmp_path / "link" / "out")
     assert left(tmp_path / "a[x]") == []
 
 

@@ -3,6 +3,7 @@
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ import stores
 from tiny_checkpoints import write, write_bin
 
 from spap_jax.checkpoint import check_output, load, locate_config, save, save_orbax
+from spap_jax.checkpoint.output import new_folder
 from spap_jax.checkpoint.publish import publish
 from spap_jax.cli import main
 from spap_jax.errors import UserError
@@ -119,6 +121,31 @@ def test_what_is_added_to_an_upload_that_failed_is_kept(store: type[stores.Frail
     with pytest.raises(UserError, match=r"is not overwritten, .*\(letter\.txt\)"):
         save(model, OUT, overwrite=True)
     assert there()["letter.txt"] == b"old"
+
+
+def test_one_process_at_a_time_makes_an_output(store: type[stores.Frail], model: Model):
+    """The second would replace the files that the first one is uploading."""
+    with new_folder(OUT, source=None) as partial:
+        (partial / "config.json").write_text("{}")
+        with pytest.raises(UserError, match=rf"another process on this machine writes {OUT}: wait for it"):
+            save(model, OUT)
+    assert there()["config.json"] == b"{}"
+    save(model, OUT, overwrite=True)
+    assert same(load(OUT), model)
+
+
+def test_a_file_that_is_removed_during_the_upload(
+    store: type[stores.Frail], model: Model, monkeypatch: pytest.MonkeyPatch
+):
+    def put_file(self: stores.Frail, lpath: str, rpath: str, **others: Any) -> None:
+        stores.MemoryFileSystem.put_file(self, lpath, rpath, **others)
+        if rpath.endswith("/config.json"):
+            self.rm_file(rpath.replace("config.json", "model.safetensors"))
+
+    monkeypatch.setattr(store, "put_file", put_file)
+    with pytest.raises(UserError, match=r"out/model\.safetensors was removed while"):
+        save(model, OUT)
+    assert "config.json" not in there()
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -21,7 +21,7 @@ from tiny_checkpoints import write
 
 from spap_jax import memory, multihost
 from spap_jax.backend import traced_for
-from spap_jax.checkpoint import load, save_orbax, step_file
+from spap_jax.checkpoint import load, lock, save_orbax, step_file
 from spap_jax.checkpoint import unfinished as checkpoint_unfinished
 from spap_jax.checkpoint.fingerprint import fingerprint
 from spap_jax.checkpoint.step_file import read_step, told_if_intact, write_step
@@ -342,6 +342,34 @@ def test_another_run_is_refused_and_may_be_discarded(tmp_path: Path):
 def test_one_process_at_a_time(tmp_path: Path):
     with Unfinished(tmp_path / "out", RUN, BLOCKS), pytest.raises(UserError, match="another process writes into"):
         Unfinished(tmp_path / "out", RUN, BLOCKS)
+
+
+def test_a_lock_on_a_file_that_is_gone_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As when the process that had the lock removes the file after another opened it, and a third makes a new one."""
+    real = lock.fcntl.flock
+
+    def late(handle: int, how: int) -> None:
+        monkeypatch.setattr(lock.fcntl, "flock", real)
+        (tmp_path / "lock").unlink()
+        real(handle, how)
+
+    monkeypatch.setattr(lock.fcntl, "flock", late)
+    with lock.locked(tmp_path / "lock", "is here"), pytest.raises(UserError, match="another process is here"):
+        lock.take_lock(tmp_path / "lock", "is here")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_what_another_run_has_begun_meanwhile_stays(tmp_path: Path):
+    """As in the place of the first of several outputs, while the command makes the others."""
+    with Unfinished(tmp_path / "out", RUN, BLOCKS) as first:
+        first.drop_steps()
+    with Unfinished(tmp_path / "out", {"sparsity": 0.4}, BLOCKS, fresh=True) as other:
+        first.remove()
+        other.add(functools.partial(layer, 0), told(0))
+        first.remove()
+    first.remove()
+    assert (other.folder / "steps" / "0.safetensors").exists()
+    assert json.loads((other.folder / "run.json").read_text()) == {"sparsity": 0.4}
 
 
 def test_what_others_put_there_stays(tmp_path: Path):

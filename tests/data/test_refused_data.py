@@ -75,6 +75,7 @@ def test_a_folder_is_no_file(tmp_path, tokenizer):
 
 def test_a_name_of_nothing(tokenizer):
     assert "name wikitext2, c4, a hub data set owner/name" in refused("wikitext3", tokenizer)
+    assert len(refused("A text in place of its name. " * 20, tokenizer)) < 250
 
 
 @pytest.mark.parametrize("array", [np.array(["a"], object), np.ones(50), np.ones((2, 30, 1), int), np.array(3)])
