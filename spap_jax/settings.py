@@ -206,8 +206,8 @@ class PruneSettings(_Settings):
             on the last three blocks, so that the others are in memory one at a time; rounds of half a pass. "default":
             joint steps on all blocks, on 4 times as much text, to which blocks are fitted as well, but on at most 2^18
             tokens unless more were asked for; rounds of 2 passes. "high": joint steps on 16 times as much text, but on
-            at most 2^21 tokens unless more were asked for; rounds of 4 passes. What is given as a setting of its own
-            takes precedence.
+            at most 2^21 tokens unless more were asked for; rounds of 4 passes. Models of less than 100 million weights
+            may have more tokens. What is given as a setting of its own takes precedence.
         sampled: Number of sequences that the dense model writes for each calibration sequence, continuing its first
             tokens, and that are fitted as well, if there is little text. The dense model has to fit in memory.
         rounds: Number of alternating rounds of the update "alternate": optimizer steps on the inner projections, then

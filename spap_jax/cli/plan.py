@@ -58,7 +58,7 @@ def plan(
         sequence_length: Tokens in each sequence. By default as many as the model's positions allow, at most 2048.
         finetune: Plan recovery training instead, of low-rank updates or of all weights of the pruned model, with the
             model itself as the teacher, in steps as spap finetune makes them by default. --steps, --batch-tokens,
-            --compute-dtype and --remat then apply to it.
+            --compute-dtype, --remat and --held-out then apply to it; --moment-dtype does not.
         compile: Compile every program of the run for the devices named by --mesh, which need not be there.
         json: JSON file to which the results are written as well.
         settings: How to prune, as in spap prune.
@@ -83,7 +83,13 @@ def plan(
         config, weight_bytes = checkpoint.read_config(checkpoint.locate_config(model), model)
     training = None
     if finetune:
-        names = ("steps", "compute_dtype", "remat", "batch_tokens")  # with the same defaults, or none, in both
+        names = (
+            "steps",
+            "compute_dtype",
+            "remat",
+            "batch_tokens",
+            "held_out",
+        )  # with the same defaults, or none, in both
         given: dict[str, Any] = {name: getattr(settings, name) for name in names}
         training = FinetuneSettings(full=finetune == "full", **{n: v for n, v in given.items() if v is not None})
     request = Request(config, settings, sequences, chosen_length(sequence_length, config), weight_bytes, training)

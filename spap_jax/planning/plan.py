@@ -254,10 +254,12 @@ def _never(words: str, least: Request, mesh: Mesh) -> str:
     smallest = plan(dataclasses.replace(least, sequences=2), mesh)
     name, need = smallest.peak
     part = max(smallest.memory[name], key=lambda each: smallest.memory[name][each])
+    more = mesh.accelerator.sizes[-1] > mesh.devices  # larger meshes were tried
+    tried = "Neither fewer sequences nor more devices make it fit" if more else "Fewer sequences do not make it fit"
     return (
-        f"Neither fewer sequences nor more devices make it fit: even with {words} and 2 sequences the phase {name!r} "
-        f"needs {bytes_text(need)}, {bytes_text(smallest.memory[name][part])} of it for its {part}. It takes devices "
-        f"with {bytes_text(need / USABLE)} or more."
+        f"{tried}: even with {words} and 2 sequences the phase {name!r} needs {bytes_text(need)}, "
+        f"{bytes_text(smallest.memory[name][part])} of it for its {part}. It takes devices with "
+        f"{bytes_text(need / USABLE)} or more{'' if more else ', or more devices that share the weights'}."
     )
 
 
@@ -286,7 +288,7 @@ def _lighter(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]
 
 def _easier(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]]:
     for effort in ["default"] * (request.settings.effort == "high") + ["low"]:
-        yield f"--effort {effort}", request.changed(effort=effort, joint_passes=None), mesh
+        yield f"--effort {effort}", request.changed(effort=effort), mesh
 
 
 def _partly(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]]:
@@ -316,18 +318,24 @@ def _divided(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]
 
 
 def _more(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]]:
-    devices, sizes = 2 * mesh.devices, mesh.accelerator.sizes
-    while devices <= min(sizes[-1], request.sequences):
-        if devices in sizes:
-            larger = mesh.with_devices(devices)
+    for larger in _larger(mesh):
+        if larger.devices // larger.sharers <= request.sequences:
             yield f"{larger.name} in place of {mesh.name}", request, larger
-        devices *= 2
 
 
 def _spread(request: Request, mesh: Mesh) -> Iterator[tuple[str, Request, Mesh]]:
-    for more, _, larger in _more(request, mesh):
+    for larger in _larger(mesh):
         for words, changed, shared in _divided(request, larger):
-            yield f"{words} and {more}", changed, shared
+            if shared.devices // shared.sharers <= request.sequences:
+                yield f"{words} and {larger.name} in place of {mesh.name}", changed, shared
+
+
+def _larger(mesh: Mesh) -> Iterator[Mesh]:
+    devices, sizes = 2 * mesh.devices, mesh.accelerator.sizes
+    while devices <= sizes[-1]:
+        if devices in sizes:
+            yield mesh.with_devices(devices)
+        devices *= 2
 
 
 def notes(planned: Plan) -> list[str]:
@@ -343,9 +351,10 @@ def notes(planned: Plan) -> list[str]:
             "their own have nothing to do."
         )
     if load.narrow.intermediate % load.sharers:
+        rounded = math.lcm(load.settings.multiple(load.dense.intermediate), load.sharers)
         found.append(
             f"The {load.narrow.intermediate} channels kept cannot be divided among {load.sharers} devices, so each "
-            f"holds all of them: give --round-to {load.sharers}."
+            f"holds all of them: give --round-to {rounded}."
         )
     if chip.named == 1 and "TPU" not in chip.words and planned.fits and planned.peak[1] > _TAKEN_BY_JAX * chip.memory:
         found.append("JAX takes three quarters of a GPU's memory, less than this: set XLA_CLIENT_MEM_FRACTION=0.95.")

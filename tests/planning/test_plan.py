@@ -58,13 +58,38 @@ def test_weights_are_counted_once(file: Path):
     assert total == cost.parameters(found, config).total
 
 
-def test_the_largest_model_fits_no_single_chip_and_no_setting_helps():
+@pytest.mark.parametrize(
+    ("sizes", "tried", "more"),
+    [
+        ((1,), "Fewer sequences do not make it fit", " or more, or more devices that share the weights."),
+        ((1, 2), "Neither fewer sequences nor more devices make it fit", " or more."),
+    ],
+)
+def test_the_largest_model_fits_no_single_chip_and_no_setting_helps(sizes: tuple[int, ...], tried: str, more: str):
+    """The devices of this machine cannot become more here, but may be on another."""
     one = mesh_named("v6e-1")
-    planned = plan(request_of("llama-3.1-405b"), one._replace(accelerator=one.accelerator._replace(sizes=(1,))))
+    planned = plan(request_of("llama-3.1-405b"), one._replace(accelerator=one.accelerator._replace(sizes=sizes)))
     assert not planned.fits
     assert planned.memory["selection"]["weights"] > 600e9  # all pruned blocks, for the joint steps
-    assert "Neither fewer sequences nor more devices make it fit" in verdict(planned)
-    assert "even with --effort low --batch-tokens 2048 and 2 sequences the phase 'joint steps'" in verdict(planned)
+    expected = f"{tried}: even with --effort low --batch-tokens 2048 and 2 sequences the phase 'joint steps'"
+    assert expected in verdict(planned)
+    assert re.search(r"It takes devices with [\d.]+ GB" + re.escape(more) + "$", verdict(planned))
+
+
+def test_groups_and_not_devices_need_a_sequence_each():
+    mesh = mesh_named("v5e-8").shared_among(8)
+    planned = plan(request_of("llama-3.1-70b", sequences=8, settings=PruneSettings(joint_blocks=0)), mesh)
+    assert not planned.fits
+    larger = re.search(r"(v5e-\d+) in place of v5e-8", verdict(planned))
+    assert larger
+    assert plan(planned.request, mesh_named(larger[1]).shared_among(8)).fits
+
+
+def test_low_effort_is_no_remedy_for_passes_that_were_asked_for():
+    """They stay when --effort low is added to the command."""
+    settings = PruneSettings(joint_passes=16, joint_blocks=0)
+    planned = plan(request_of("llama-3.1-8b", settings=settings), mesh_named("h100x1"))
+    assert "It would fit with --sequences 16, or with h100x2 in place of h100x1." in verdict(planned)
 
 
 def changed(request: Request, mesh: str, words: str) -> tuple[Request, Mesh]:
@@ -327,6 +352,8 @@ def test_what_cannot_be_divided_is_said():
     request = request_of("llama-3.1-8b", settings=PruneSettings(round_to=1))
     planned = plan(request, mesh_named("v5e-8").shared_among(4))
     assert any("The 10035 channels kept cannot be divided among 4 devices" in note for note in notes(planned))
+    note, *_ = notes(plan(request_of("llama-3.1-8b"), mesh_named("h100x6").shared_among(6)))
+    assert note.endswith("give --round-to 192.")  # a multiple of the 64 that suit its products
     with pytest.raises(UserError, match="the 8 devices of v5e-8 cannot be divided into groups of 3"):
         mesh_named("v5e-8").shared_among(3)
 
