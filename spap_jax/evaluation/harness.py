@@ -19,6 +19,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from spap_jax.data.tokenizing import load_tokenizer
 from spap_jax.errors import UserError, warn
 from spap_jax.evaluation.generation import Sampling, check_sampling, end_tokens, named_settings
+from spap_jax.evaluation.perplexity import check_finite
 from spap_jax.evaluation.sequences import continuations, log_likelihoods, replicas_of
 from spap_jax.model import Model
 
@@ -69,6 +70,7 @@ class HarnessModel(TemplateLM):
         self._settings = named_settings(model.source)
         self._batch_tokens = batch_tokens
         self._watch = watch or (lambda what, done, total: None)
+        self._name = model.source.name
 
     @property
     def eot_token_id(self) -> int:
@@ -117,9 +119,11 @@ class HarnessModel(TemplateLM):
         **kwargs: Any,
     ) -> list[tuple[float, bool]]:
         """Scores continuations; a context that is too long for the model is truncated on the left."""
+        if not requests:  # all texts are empty
+            return []
         sequences = [(context + continuation)[-(self.max_length + 1) :] for _, context, continuation in requests]
         predicted = [len(continuation) for _, _, continuation in requests]
-        if predicted and max(predicted) > self.max_length:
+        if max(predicted) > self.max_length:
             raise UserError(
                 f"a task asks for the likelihood of {max(predicted)} tokens at once, which do not fit the model's "
                 f"{self.max_length} positions: leave that task out."
@@ -127,6 +131,8 @@ class HarnessModel(TemplateLM):
         scores = {}
         self._watch(what, 0, len(requests))
         for found in log_likelihoods(self._replicas, sequences, predicted, self._batch_tokens):
+            for score, _ in found.values():
+                check_finite(score, self._name, "log-likelihood of a text")
             scores |= found
             self._watch(what, len(scores), len(requests))
         return [scores[index] for index in range(len(requests))]

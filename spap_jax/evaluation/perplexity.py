@@ -107,15 +107,15 @@ def compare(
     return Comparison(float(np.exp(loss)), float(np.exp(other)), float(divergence), float(agreement))
 
 
-def check_finite(value: float, name: str) -> None:
-    """Raises an error if a perplexity is not finite.
+def check_finite(value: float, name: str, what: str = "perplexity") -> None:
+    """Raises an error if a measure of a model's predictions is not finite.
 
     Raises:
         NotFiniteError: the predictions of the model called `name` overflow.
     """
     if not np.isfinite(value):
         raise NotFiniteError(
-            f"the perplexity of {name} is {value}: its predictions overflow in float32, so its weights are damaged, or "
+            f"the {what} of {name} is {value}: its predictions overflow in float32, so its weights are damaged, or "
             "do not belong to its config.json."
         )
 

@@ -7,12 +7,14 @@ save memory, several at a time. Weights are kept only if the loss falls on held-
 """
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
 
 from spap_jax import devices
+from spap_jax.errors import NotFiniteError
 from spap_jax.models import DecoderConfig, Params
 from spap_jax.numerics import step_dtype
 from spap_jax.placement import fully_shard_params
@@ -117,6 +119,9 @@ def adjusted(
     Yields:
         A step for each measurement, the first of them before any step; those of an earlier run come first. The last has
         the final blocks.
+
+    Raises:
+        NotFiniteError: the predictions overflow.
     """
     config, settings = run.tail, run.settings
     checks = tuple(report for report in run.begun.reports if isinstance(report, Check))
@@ -157,6 +162,11 @@ def adjusted(
         stage = None
         for stage in steps:
             checks = stage.checks
+            if not math.isfinite(checks[0].held_out):  # no weights could have a lower loss
+                raise NotFiniteError(
+                    "the pruned model's predictions are not finite before any joint step: they overflow in float32, so "
+                    "look whether the dense model computes what it should (spap eval)."
+                )
             final = _numbered(run, params["layers"], parts, stage, group.first) if len(checks) == last else ()
             settled = {"settled": parts} if apart else {}
             yield Step(checks[-1], lambda s=stage, more=settled: _state(s, more), final, len(checks) > kept)

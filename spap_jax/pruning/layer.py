@@ -123,7 +123,7 @@ def prune_layer(
         stages.append(FitStage(weights, error))
         judged = judged and [*judged, on_held_out]
     clock.lap("alternating", stages)
-    if not math.isfinite(stages[-1].error):
+    if not all(map(math.isfinite, (stages[-1].error, *judged[-1:]))):
         raise NotFiniteError(
             f"the activations of layer {index} are not finite: they overflow in float32, and would again with these "
             "settings, so look whether the model computes what it should (spap eval)."

@@ -20,7 +20,7 @@ from spap_jax.numerics import full_precision, step_dtype
 from spap_jax.placement import fully_shard_params
 from spap_jax.pruning.prune_report import data_account, versions
 from spap_jax.pruning.streams import fitted_of
-from spap_jax.reporting.schema import FinetuneReport
+from spap_jax.reporting.schema import Check, FinetuneReport
 from spap_jax.settings import FinetuneSettings
 from spap_jax.training import engine, lora
 from spap_jax.training.engine import Stage, StepSchedule, StoredStage
@@ -79,16 +79,16 @@ def finetune_stages(
     """
     blocks = getattr(tokens, "tokens", tokens)
     check(model, blocks, teacher, settings)
+    parts = _split(blocks, mask_of(tokens), settings.held_out)
     params = fully_shard_params(model.config, model.params)
     guide = fully_shard_params(teacher.config, teacher.params) if teacher else None
     frozen, start = ({}, params) if settings.full else (params, _updates(model, params, settings))
-    parts = _split(blocks, mask_of(tokens), settings.held_out)
     given, judged = (Given(frozen, guide, part, len(part.tokens)) for part in parts)
     job = job_of(model.config, teacher and teacher.config, settings)
     s = settings
     schedule = StepSchedule(s.steps, s.step_sequences, s.check_every, s.batch_tokens, (s.seed,))
     for stage in engine.stages(job, given, judged, start, schedule, begun=begun):
-        _check_finite(stage.checks[-1].held_out, stage.checks[-1].step)
+        _check_finite(stage.checks)
         yield stage
 
 
@@ -185,9 +185,10 @@ def _split(tokens: np.ndarray, mask: np.ndarray | None, held_out: float) -> tupl
     return devices.replicate(first), devices.replicate(second)
 
 
-def _check_finite(loss: float, step: int) -> None:
-    if np.isfinite(loss):
-        return
+def _check_finite(checks: tuple[Check, ...]) -> None:
+    loss, step = checks[-1].held_out, checks[-1].step
+    if np.isfinite(loss) or any(check.taken for check in checks[1:]):
+        return  # the steps go on from the best weights, half as large
     if step == 0:
         raise NotFiniteError("the model's loss on the held-out sequences is not finite: its weights are damaged.")
     raise NotFiniteError(f"the loss is no longer finite after {step} steps: give a smaller {option('learning_rate')}.")

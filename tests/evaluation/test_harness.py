@@ -131,6 +131,20 @@ def test_settings_that_the_harness_applies_and_this_does_not(tmp_path: Path) -> 
         ours.generate_until(requests("generate_until", ("The end", {"until": ["."], "max_gen_toks": 2})))
 
 
+def test_predictions_that_overflow(tmp_path: Path) -> None:
+    model = spap.load(STORIES)
+    overflowing = model.replace(params=model.params | {"head": jax.tree.map(lambda a: a + 1e38, model.params["head"])})
+    with pytest.raises(spap.UserError, match=r"log-likelihood of a text of .* is nan: its predictions overflow"):
+        HarnessModel(overflowing).loglikelihood(requests("loglikelihood", ("One day", " a girl")))
+
+
+def test_texts_of_no_tokens() -> None:
+    seen = []
+    ours = HarnessModel(spap.load(STORIES), watch=lambda *what: seen.append(what))
+    assert ours.loglikelihood_rolling([]) == []
+    assert seen == []
+
+
 def test_a_tokenizer_without_a_beginning(tmp_path: Path) -> None:
     copy = shutil.copytree(STORIES, tmp_path / "model")
     content = json.loads((copy / "tokenizer_config.json").read_text("utf-8"))

@@ -90,6 +90,13 @@ def test_steps_that_lead_far_away_begin_again_half_as_large():
     assert last.held_out < 0.9 * opening.held_out
 
 
+def test_predictions_that_overflow_are_said():
+    model = tiny("llama")
+    head = jax.tree.map(lambda a: a * 1e37, model.params["head"])
+    with pytest.raises(UserError, match="predictions are not finite before any joint step: they overflow in float32"):
+        api.prune(model.replace(params=model.params | {"head": head}), random_tokens(), settings=JOINT)
+
+
 def test_the_tokens_that_were_fitted_judge_where_none_are_held_out():
     tokens = random_tokens()
     result = api.prune(tiny("llama"), tokens, settings=JOINT.replace(held_out=0.0))

@@ -240,6 +240,21 @@ def test_activations_that_overflow_are_said():
         api.prune(with_mlp(model, up=up), random_tokens(), settings=SETTINGS)
 
 
+def test_activations_that_overflow_on_held_out_tokens_alone_are_said():
+    """An axis of the stream that only their last token uses, and on which one channel is large."""
+    model, axis, last = tiny("llama"), 5, tiny("llama").config.vocabulary - 1
+    params = jax.tree.map(np.array, model.params)
+    params["embed"]["tokens"][:, axis], params["embed"]["tokens"][last] = 0, 0
+    params["embed"]["tokens"][last, axis] = 1
+    params["layers"]["attention"]["o"][0] = 0
+    params["layers"]["mlp"]["up"][0, axis] = 3e38
+    tokens = random_tokens() % last
+    with pytest.raises(UserError, match="the activations of layer 0 are not finite"):
+        api.prune(
+            model.replace(params=params), np.concatenate([tokens[:-1], tokens[-1:] * 0 + last]), settings=SETTINGS
+        )
+
+
 def test_a_weight_that_is_not_finite_is_found_before_the_first_layer_is_pruned():
     model, told = tiny("llama"), []
     up = model.params["layers"]["mlp"]["up"].at[2, 3, 4].set(jnp.inf)

@@ -1,5 +1,7 @@
 """Training: the loss falls, the best weights are kept, and devices and passes do not change the result."""
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import spap_jax as spap
 from spap_jax.api import FinetuneResult
 from spap_jax.devices import use_mesh
 from spap_jax.settings import FinetuneSettings
-from spap_jax.training import train
+from spap_jax.training import engine, train
 
 HELD_OUT = counting()[-4:]
 
@@ -112,6 +114,20 @@ def test_weights_are_kept_as_they_were_when_they_were_best():
     assert 0 < kept.step < 24
     assert kept.held_out == min(check.held_out for check in result.report.checks)
     assert np.log(spap.perplexity(result.model, tokens[-4:])) == pytest.approx(kept.held_out, rel=1e-5)
+
+
+def test_a_measurement_that_is_not_finite_does_not_end_it(monkeypatch: pytest.MonkeyPatch):
+    """Steps go on from the best weights, half as large; that of the steps before it is kept."""
+    real, made = engine.measure, []
+
+    def measure(*given: Any) -> Any:
+        made.append(real(*given))
+        return made[-1] if len(made) != 3 else np.float32(np.nan)
+
+    monkeypatch.setattr(engine, "measure", measure)
+    checks = spap.finetune(tiny(), counting(), settings=SETTINGS, check_every=2, steps=8).report.checks
+    assert [check.taken for check in checks] == [True, True, False, True, True]
+    assert np.isnan(checks[2].held_out)
 
 
 @pytest.mark.parametrize(
