@@ -53,7 +53,7 @@ def compiled(blocks: int, remat: Remat, dtype: FloatDtype) -> Any:
     tokens: Any = jax.ShapeDtypeStruct((1, 1, TOKENS), jnp.int32)
     kept: Any = jax.ShapeDtypeStruct((1, 1, TOKENS, config.width), jnp.float32)
     given = Given(rest, None, Sequences(tokens, kept), 1)
-    state = jax.eval_shape(lambda moved: State(moved, job.recipe.optimizer().init(moved), jnp.float32(1)), mlp)
+    state = jax.eval_shape(lambda moved: State(moved, job.optimizer().init(moved), jnp.float32(1)), mlp)
     return step.lower(job, given, state, batch_of(np.arange(1), given, TOKENS)).compile()
 
 

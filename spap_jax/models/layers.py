@@ -34,7 +34,7 @@ class Norm(nn.Module):
         scale = self.param("scale", _initial_scale(config), (config.width,)) if config.norm_affine else None
         y = normalised(config, y, scale)
         if config.norm_affine and config.norm == "layer":
-            y = y + _across(self.param("bias", nn.initializers.zeros, (config.width,)), y)
+            y = _shifted(y, self.param("bias", nn.initializers.zeros, (config.width,)))
         return y.astype(x.dtype).reshape(x.shape)
 
 
@@ -136,7 +136,7 @@ class Attention(nn.Module):
             for name, w in weights.items()
         )
         if c.qkv_bias:
-            q, k, v = (a + _across(b, a) for a, b in ((q, self.q_bias), (k, self.k_bias), (v, self.v_bias)))
+            q, k, v = (_shifted(a, b) for a, b in ((q, self.q_bias), (k, self.k_bias), (v, self.v_bias)))
         if c.query_key_norm:
             q, k = normalised(c, q, self.q_norm), normalised(c, k, self.k_norm)
         q, k, v = (a.reshape(*x.shape[:2], *a.shape[1:]) for a in (q, k, v))
@@ -204,7 +204,7 @@ def on_one_axis(x: jax.Array) -> jax.Array:
 def affine(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> jax.Array:
     """Computes x W + b in the dtype of x. x: [..., a], weight: [a, b] -> [..., b]."""
     y = on_one_axis(x) @ weight.astype(x.dtype)
-    y = y if bias is None else y + _across(bias, y)
+    y = y if bias is None else _shifted(y, bias)
     return y.reshape(*x.shape[:-1], -1)
 
 
@@ -214,6 +214,12 @@ def _updated(module: nn.Module, name: str, x: jax.Array, y: jax.Array) -> jax.Ar
         return y
     pair = module.get_variable("updates", name)
     return y + affine(affine(x, pair["a"]), pair["b"]).reshape(y.shape)
+
+
+def _shifted(x: jax.Array, bias: jax.Array) -> jax.Array:
+    """Adds a bias to activations, in float32: its gradient sums over all tokens."""
+    y = x.astype(jnp.float32)
+    return (y + _across(bias, y)).astype(x.dtype)
 
 
 def _across(vector: jax.Array, x: jax.Array) -> jax.Array:

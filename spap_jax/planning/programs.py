@@ -449,14 +449,14 @@ def check_programs(arrays: Arrays) -> Iterator[Program]:
     job, given, judged, moved = (_training if load.training else _joint)(arrays)
     batch = arrays.replicated(engine.batch_of(np.arange(judged.real), judged, load.settings.batch_tokens))
     held = [_state(arrays, job, moved), () if load.training else given.sequences]
-    yield _program(step.measure, job, judged, moved, batch, times=load.joint_checks, beside=held)
+    yield _program(step.measure, job._replace(recipe=None), judged, moved, batch, times=load.joint_checks, beside=held)
 
 
 def _state(arrays: Arrays, job: step.Job, moved: Params) -> step.State:
     """Describes the state of the steps; the optimizer's arrays are sharded as the weights that they belong to."""
     full = arrays.cast(moved)
     specs = {a.shape: spec_in(a) for a in jax.tree.leaves(full)}
-    state = jax.eval_shape(job.recipe.optimizer().init, full)
+    state = jax.eval_shape(job.optimizer().init, full)
     state = jax.tree.map(lambda a: arrays.array(a.shape, a.dtype, specs.get(a.shape, PartitionSpec())), state)
     return step.State(full, state, arrays.array((), jnp.float32))
 

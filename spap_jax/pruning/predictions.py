@@ -13,7 +13,7 @@ from spap_jax.models import DecoderConfig, Params, decoder
 from spap_jax.numerics import full_precision, in_float32, sliced, to_slice
 from spap_jax.pruning import streams
 from spap_jax.pruning.streams import Streams
-from spap_jax.training.objective import token_groups
+from spap_jax.training.objective import Predictor, Wanted, loss_sum
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -27,8 +27,10 @@ def divergence(
         def add(total: jax.Array, chunk: Streams) -> tuple[jax.Array, None]:
             chunk = in_float32(chunk)
             last = rest(config, layers, first, mlp, chunk.pruned)
-            losses = token_divergences(config, outer, chunk.dense, last)
-            return total + (losses if chunk.weights is None else jnp.where(chunk.weights > 0, losses, 0)).sum(), None
+            counts = jnp.ones(last.shape[:-1]) if chunk.weights is None else chunk.weights > 0
+            text = jnp.zeros(last.shape[:-1], jnp.int32)  # of which nothing is wanted
+            predictor = Predictor(config, outer)
+            return total + loss_sum(predictor, last, text, counts, Wanted(predictor, chunk.dense)), None
 
         return jax.lax.scan(add, jnp.float32(0), own)[0]
 
@@ -64,17 +66,6 @@ def rest(config: DecoderConfig, layers: Params, first: int | jax.Array, mlp: Par
 
     x = apply(config, of(first) | {"mlp": mlp}, first, x)
     return jax.lax.scan(after, x, jnp.arange(config.layers))[0]
-
-
-def token_divergences(config: DecoderConfig, outer: Params, dense: jax.Array, pruned: jax.Array) -> jax.Array:
-    """Computes KL(dense || pruned) per token from the two streams after the last block. [B, T, d] twice -> [B, T]."""
-
-    def some(_: None, both: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:
-        wanted, got = (jax.nn.log_softmax(decoder.head(config, outer, x[None])[0].astype(jnp.float32)) for x in both)
-        return None, (jnp.exp(wanted) * (wanted - got)).sum(axis=-1)
-
-    found = jax.lax.scan(some, None, token_groups((dense, pruned)))[1]
-    return found.reshape(-1)[: dense[..., 0].size].reshape(dense.shape[:-1])
 
 
 def apply(config: DecoderConfig, layer: Params, index: int | jax.Array, x: jax.Array) -> jax.Array:

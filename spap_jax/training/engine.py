@@ -142,7 +142,7 @@ def stages(
         batches = (batch_of(some, given, schedule.batch_tokens) for some in rows)
         state, losses = _steps(job, given, stage.state, enumerate(batches, last.step + start_at + 1), watch)
         now = _cast(state.moved, dtypes)
-        found = float(measure(job, judged, now, held_out))
+        found = float(measure(job._replace(recipe=None), judged, now, held_out))
         taken = found < stage.least  # not if nan
         done = start_at + len(rows)
         seconds = time.perf_counter() - clock
@@ -159,7 +159,7 @@ def _opening(job: Job, judged: Given, start: Params, held_out: Minibatch, before
     """Returns the stage before the first step; its loss is measured unless earlier steps ended with it."""
     if not before:
         clock = time.perf_counter()
-        loss = float(measure(job, judged, start, held_out))
+        loss = float(measure(job._replace(recipe=None), judged, start, held_out))
         before = (Check(0, 0, (), loss, True, time.perf_counter() - clock),)
     return Stage(begin(job, start), to_host(start), _described(start), before)
 

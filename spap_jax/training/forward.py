@@ -59,6 +59,8 @@ def outer(student: Student, dtype: Any, predicts: bool = True) -> Params:
     names = ("embed", "head") if predicts else ("embed",)
     parts = {name: (student.moved if name in student.moved else student.frozen)[name] for name in names}
     whole = gather_params(student.config, parts, dtype)
+    if "embed" in student.moved:  # gradients are summed over groups of tokens and over devices: in float32
+        whole = jax.tree.map(lambda a: a.astype(jnp.float32), whole)
     apart = {} if student.config.tied and predicts else {"tokens": parts["embed"]["tokens"]}
     return whole | {"embed": whole["embed"] | apart}
 

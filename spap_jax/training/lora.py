@@ -34,7 +34,9 @@ def start(layers: Params, rank: int, key: jax.Array) -> Params:
     for number, (part, name, axes) in enumerate(_projections(layers)):
         count, *shape = layers[part][name].shape
         inputs, outputs = math.prod(shape[:axes]), math.prod(shape[axes:])
-        a = jax.random.normal(jax.random.fold_in(key, number), (count, inputs, rank)) / math.sqrt(inputs)
+        # On one axis, as the same numbers on three take the compiler several times as long.
+        drawn = jax.random.normal(jax.random.fold_in(key, number), (count * inputs * rank,))
+        a = drawn.reshape(count, inputs, rank) / math.sqrt(inputs)
         if name == "down":
             # Zero channels, which pad narrower layers, stay zero: gradients could reach them only through this A.
             a = jnp.where((layers[part][name] == 0).all(axis=-1, keepdims=True), 0, a)

@@ -29,17 +29,13 @@ class Recipe(NamedTuple):
     make: Callable[..., optax.GradientTransformation]
     arguments: tuple
 
-    def optimizer(self) -> optax.GradientTransformation:
-        """Returns the optimizer."""
-        return self.make(*self.arguments)
-
 
 class Job(NamedTuple):
     """What a program is compiled for; hashable.
 
     Attributes:
         config: The decoder whose weights move.
-        recipe: The optimizer.
+        recipe: The optimizer; None for a measurement, whose program is then that of any steps.
         dtype: Data type of matrices and activations in the steps.
         first: First block of those whose weights move.
         scale: Factor of low-rank updates.
@@ -51,7 +47,7 @@ class Job(NamedTuple):
     """
 
     config: DecoderConfig
-    recipe: Recipe
+    recipe: Recipe | None
     dtype: str
     first: int = 0
     scale: float = 1.0
@@ -59,6 +55,11 @@ class Job(NamedTuple):
     remat: Remat = "full"
     text_weight: float = 0.0
     measured_every: int = 1
+
+    def optimizer(self) -> optax.GradientTransformation:
+        """Returns the optimizer."""
+        assert self.recipe
+        return self.recipe.make(*self.recipe.arguments)
 
 
 class Sequences(NamedTuple):
@@ -128,7 +129,7 @@ class State(NamedTuple):
 def begin(job: Job, moved: Params) -> State:
     """Returns the state before the first step; that of the optimizer is sharded as the weights it belongs to."""
     moved = _in_float32(moved)
-    optimizer, scale = job.recipe.optimizer().init(moved), jnp.float32(1)
+    optimizer, scale = job.optimizer().init(moved), jnp.float32(1)
     return State(moved, *jax.tree.map(lambda a: a if a.ndim else devices.replicate(a), (optimizer, scale)))
 
 
@@ -168,7 +169,7 @@ def step(job: Job, given: Given, state: State, batch: Minibatch) -> tuple[State,
         zeros = (jnp.float32(0), jax.tree.map(jnp.zeros_like, state.moved))
         total = jax.lax.scan(add, _spread(job, zeros), batch)[0]
     value, gradient = jax.tree.map(lambda a: a / _predictions(given, batch), total)
-    updates, optimized = job.recipe.optimizer().update(gradient, state.optimizer, state.moved)
+    updates, optimized = job.optimizer().update(gradient, state.optimizer, state.moved)
     moved = jax.tree.map(lambda weights, update: weights + state.scale * update, state.moved, updates)
     return State(fully_shard_params(job.config, moved), optimized, state.scale), value
 

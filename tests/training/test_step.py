@@ -1,5 +1,6 @@
 """What XLA makes of a step on eight devices: an eighth of the work each, and nowhere the weights of all blocks."""
 
+import dataclasses
 import functools
 import re
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from spap_jax import devices
 from spap_jax.models import decoder
 from spap_jax.models.registry import family_of
 from spap_jax.placement import fully_shard_params
-from spap_jax.training import lora
+from spap_jax.training import lora, objective
 from spap_jax.training.engine import batch_of
 from spap_jax.training.optimizers import clipped, relative, schedule
 from spap_jax.training.step import Given, Job, Recipe, Sequences, State, begin, measure, restarted, step
@@ -110,6 +111,24 @@ def test_less_is_computed_again_with_the_same_result(what: str):
     assert work[1] < 0.95 * work[0]
     for one, other in zip(*map(jax.tree.leaves, found), strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)
+
+
+def test_the_gradient_of_the_head_is_summed_in_float32(monkeypatch: pytest.MonkeyPatch):
+    """Over groups of tokens, of which there are many, and with the gradient of the embedding, which the head is."""
+    monkeypatch.setattr(objective, "CPU_HEAD_TOKENS", 1)
+    config = dataclasses.replace(CONFIG, tied=True)
+    with devices.use_mesh(1):
+        params = fully_shard_params(config, jax.jit(lambda key: decoder.init(config, key))(jax.random.key(0)))
+        tokens = np.random.default_rng(0).integers(0, 256, (SEQUENCES, 1, LENGTH)).astype(np.int32)
+        tokens[..., ::2] = 7
+        given = Given({}, None, Sequences(devices.shard_chunks(tokens)), SEQUENCES)
+        batch = batch_of(np.arange(SEQUENCES), given, LENGTH * SEQUENCES)
+        found = []
+        for dtype in ("float32", "bfloat16"):
+            job = Job(config, Recipe(optax.sgd, (1.0,)), dtype)
+            after, _ = step(job, given, begin(job, params), batch)
+            found.append(np.asarray(params["embed"]["tokens"] - after.moved["embed"]["tokens"]))
+    assert np.linalg.norm(found[1] - found[0]) < 0.006 * np.linalg.norm(found[0])
 
 
 def test_a_measurement_converts_a_block_at_a_time():
@@ -251,7 +270,7 @@ def test_what_restarts_keeps_its_place_in_the_schedule_but_no_gradients():
         assert all((leaf == 0).all() for leaf in jax.tree.leaves(others))
         anew = begin(job, fully_shard_params(CONFIG, before))
         moved = [jax.device_get(step(job, given, each, batch)[0].moved) for each in (again, anew)]
-        first, second = (np.asarray(schedule(*job.recipe.arguments)(number)) for number in range(2))
+        first, second = (np.asarray(schedule(1e-3, 10)(number)) for number in range(2))
         for old, small, large in zip(*map(jax.tree.leaves, (before, *moved)), strict=True):
             np.testing.assert_allclose(small - old, second / first / 2 * (large - old), rtol=0, atol=1e-7)
             assert np.abs(large - old).max() > 1e-5
