@@ -2,14 +2,16 @@
 
 import json
 import os
-import secrets
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from spap_jax.errors import UserError
 from spap_jax.manifest import check_file, sealed
+from spap_jax.reporting.write import write_all
 
 
 def check_json_place(file: Path | None, command: str) -> None:
@@ -42,8 +44,8 @@ def write_json(file: Path, command: str, result: dict[str, Any]) -> None:
         UserError: the file cannot be written, or it exists and the command did not write it, or it was
             changed since.
     """
-    text = json.dumps({"written_by": command, **result}, indent=1, default=_plain) + "\n"
-    _write(file, command, sealed(text.encode()))
+    text = msgspec.json.encode({"written_by": command, **result}, enc_hook=_plain)  # what is not finite is null
+    _write(file, command, msgspec.json.format(text, indent=1) + b"\n")
 
 
 def write_json_lines(file: Path, command: str, rows: Iterable[dict[str, Any]]) -> None:
@@ -61,11 +63,11 @@ def _write(file: Path, command: str, content: bytes) -> None:
         if _is_standard_output(file):  # after what was printed, which may have gone to a file
             sys.stdout.flush()
             with open(sys.stdout.fileno(), "wb", closefd=False) as printed:
-                printed.write(content)
+                printed.write(sealed(content))
         elif file.exists() and not file.is_file():  # a pipe cannot be replaced by renaming
-            file.write_bytes(content)
+            file.write_bytes(sealed(content))
         else:
-            _write_whole(file.resolve(), content)  # the target of a link is replaced, and the link kept
+            write_all({file: content}, True, command)
     except OSError as error:
         raise UserError(f"{file} cannot be written ({error.strerror}): name another file.") from error
 
@@ -77,16 +79,6 @@ def _is_standard_output(file: Path) -> bool:
         return named and os.path.samestat(file.stat(), os.fstat(sys.stdout.fileno()))
     except OSError:  # there is no such file, or no standard output
         return False
-
-
-def _write_whole(place: Path, content: bytes) -> None:
-    """Writes a temporary file beside the destination, then renames it."""
-    partial = place.with_name(f".{secrets.token_hex(8)}.partial")
-    try:
-        partial.write_bytes(content)
-        partial.replace(place)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _plain(value: Any) -> Any:

@@ -7,6 +7,7 @@ when JAX ends them and says why.
 
 import os
 import sys
+from contextlib import suppress
 
 from spap_jax.cli.stopping import STOPPED
 from spap_jax.hub import first_line
@@ -70,6 +71,7 @@ def loss(error: BaseException) -> tuple[int, str] | None:
 
 def leave(code: int) -> None:
     """Ends this process immediately, without waiting for the others."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # a full disk, or a reader that is gone
+            stream.flush()
     os._exit(code)

@@ -134,6 +134,7 @@ def _series(quantity: Quantity, runs: Sequence[RunReports]) -> dict[str, list[Ru
             f"{share_text(heads.removed)} of the heads removed"
             if (heads := run.pruned.fewer_heads)
             else "all heads kept",
+            f"effort {run.pruned.settings.get('effort')}",
             quantity.data(run),
         )
         for run in runs

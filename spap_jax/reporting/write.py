@@ -14,11 +14,11 @@ COMMAND = "spap report"
 """The program that a page and its plots name as their author."""
 
 
-def check_places(places: list[Path], overwrite: bool) -> None:
+def check_places(places: list[Path], overwrite: bool, command: str = COMMAND) -> None:
     """Checks that files may be written to all places.
 
     Raises:
-        UserError: a place is a folder, or a file that may not be replaced. A file that `spap report` did not write, or
+        UserError: a place is a folder, or a file that may not be replaced. A file that the command did not write, or
             that was changed since, may never be replaced.
     """
     for place in places:
@@ -28,22 +28,23 @@ def check_places(places: list[Path], overwrite: bool) -> None:
         if os.path.exists(file) and not overwrite:
             way = f"pass {option('overwrite', True)} to replace it"
             raise UserError(f"{place} exists: name another place, or {way}.")
-        check_file(place, COMMAND)
+        check_file(place, command)
 
 
-def write_all(files: Mapping[Path, bytes], overwrite: bool) -> None:
+def write_all(files: Mapping[Path, bytes], overwrite: bool, command: str = COMMAND) -> None:
     """Writes files in order.
 
     Args:
         files: Contents by path; missing folders are created.
-        overwrite: Whether existing files that `spap report` wrote and nobody changed may be replaced.
+        overwrite: Whether existing files that the command wrote and nobody changed may be replaced.
+        command: The command that writes them, such as "spap eval".
 
     Raises:
         UserError: a path is occupied by something that may not be replaced, or a file cannot be written.
     """
-    check_places(list(files), overwrite)
+    check_places(list(files), overwrite, command)
     files = {real_path(place): content for place, content in files.items()}  # symbolic links are kept
-    partial = {place: place.with_name(f".{place.name}.partial-{secrets.token_hex(4)}") for place in files}
+    partial = {place: place.with_name(f".{secrets.token_hex(8)}.partial") for place in files}
     place = next(iter(files))
     try:
         for place, content in files.items():

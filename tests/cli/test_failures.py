@@ -90,6 +90,13 @@ def test_a_full_disk_behind_standard_output(words: tuple[str, ...]):
     assert sentence(Said(run.returncode, "", run.stderr)).startswith("standard output cannot be written (No space left")
 
 
+def test_a_process_leaves_at_once_although_its_output_cannot_be_written():
+    program = "import sys; from spap_jax.cli.processes import leave; sys.stdout = open('/dev/full', 'w'); print(); "
+    program += "leave(3)"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (3, "")
+
+
 def test_names_do_not_reach_the_terminal_as_commands(capsys):
     said = spap(capsys, "plan", "a\nb\x1b[31m")
     assert said.err.splitlines()[-1].startswith(r"spap: there is no folder a\nb\x1b[31m: check the path")

@@ -94,6 +94,13 @@ def test_standard_output_that_a_shell_sent_to_a_file(tmp_path: Path) -> None:
     assert json.loads(numbers)["one"] == 1
 
 
+def test_a_number_that_is_not_finite_is_null(tmp_path: Path) -> None:
+    """As JSON has none; a measure of lm-evaluation-harness may be infinite."""
+    write_json(tmp_path / "a.json", "spap eval", {"score": float("inf"), "count": np.int64(3), "at": {"x": np.nan}})
+    found = json.loads((tmp_path / "a.json").read_text(), parse_constant=pytest.fail)
+    assert (found["score"], found["count"], found["at"]) == (None, 3, {"x": None})
+
+
 def test_rows_may_hold_what_json_does_not_know(tmp_path: Path) -> None:
     """As a typed column of a data set does beside what was said."""
     said = {"role": "user", "content": "é", "at": datetime(2026, 1, 2), "count": np.int64(3)}

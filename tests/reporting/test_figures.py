@@ -143,3 +143,13 @@ def test_comparisons(tmp_path: Path) -> None:
     first, second = found["compare-perplexity"].figure.axes[0].get_lines()
     assert not same_color(first.get_color(), second.get_color())
     assert found["compare-perplexity"].alt.endswith("a 8.7500, c 9.2500.")
+
+
+def test_runs_of_different_effort_are_lines_of_their_own(tmp_path: Path) -> None:
+    trees = {effort: report(keep=30) for effort in ("low", "high")}
+    for effort, tree in trees.items():
+        tree["settings"]["effort"] = effort
+    runs = read_runs([put(tmp_path / name, tree) for name, tree in trees.items()])
+    with draw.drawing():
+        (legend,) = next(iter(comparison.comparisons(runs))).figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["effort low", "effort high"]
