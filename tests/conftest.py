@@ -1,9 +1,10 @@
 """Eight CPU devices, explicit broadcasting, warnings as errors (pyproject.toml)."""
 
 import gc
+import importlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import environment  # isort: skip
@@ -70,6 +71,29 @@ def optimized() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture
+def ask_hub(tmp_path: Path) -> Iterator[Callable[..., None]]:
+    """A function that lets this process, and those that it starts, ask the hub at an address, with caches of their own.
+
+    The hub's client reads its settings when it is imported.
+    """
+    from huggingface_hub import close_session, constants
+
+    settings = {"HF_HOME": str(tmp_path / "hub"), "SPAP_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    settings |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "*", "no_proxy": "*"}
+    with pytest.MonkeyPatch.context() as patch:
+
+        def ask(endpoint: str, token: str = "hf_secret") -> None:
+            for name, value in {**settings, "HF_ENDPOINT": endpoint, "HF_TOKEN": token}.items():
+                patch.setenv(name, value)
+            importlib.reload(constants)
+
+        close_session()
+        yield ask
+    importlib.reload(constants)
+    close_session()
 
 
 @pytest.fixture(scope="session", autouse=True)

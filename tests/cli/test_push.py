@@ -3,6 +3,7 @@
 import contextlib
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from spap_jax.hub import check_may_write
 
 SECRET = "hf_abcdefghijklmnopqrstuvwxyz12345678"
 REPO = "owner/tiny-pruned"
+Command = Callable[..., Said]
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # of the hub's client, which uploads
 
 
 @pytest.fixture(scope="module")
@@ -31,25 +34,29 @@ def sent(folder: Path) -> list[str]:
     return [name for name in left(folder) if name != "spap_files.json"]
 
 
-def push(folder: Path, *words: str, endpoint: str) -> Said:
-    return command(folder.parent, "push", folder, *words, endpoint=endpoint)
+@pytest.fixture
+def command(ask_hub: Callable[..., None], capsys, caplog) -> Command:
+    """A function that runs a command with a hub, in a process of its own if asked to."""
+
+    def run(*words: object, endpoint: str, apart: bool = False) -> Said:
+        ask_hub(endpoint, SECRET)
+        if apart:
+            child = process(*words)
+            out, err = child.communicate(timeout=540)
+            said = Said(child.returncode, out, err)
+        else:
+            said = spap(capsys, *words)
+        assert SECRET not in said.out + said.err + caplog.text
+        return said
+
+    return run
 
 
-def command(work: Path, *words: object, endpoint: str) -> Said:
-    """Runs a command with a hub, a token, and a cache folder of its own."""
-    hub = {"HF_ENDPOINT": endpoint, "HF_HOME": str(work / "hub"), "HF_TOKEN": SECRET, "SPAP_CACHE": str(work)}
-    hub |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    run = process(*words, **hub)
-    out, err = run.communicate(timeout=540)
-    assert SECRET not in out + err
-    return Said(run.returncode, out, err)
-
-
-def test_the_folder_arrives_in_one_commit(pruned: Path):
+def test_the_folder_arrives_in_one_commit(command: Command, pruned: Path):
     with serving() as hub:
         hub.models[REPO], hub.there = True, (".gitattributes",)  # a repository that its owner has just made
         (pruned / ".unfinished").write_text("not to be sent")
-        said = push(pruned, REPO, "--private", endpoint=hub.endpoint)
+        said = command("push", pruned, REPO, "--private", endpoint=hub.endpoint)
         (pruned / ".unfinished").unlink()
     assert said.code == 0, said.err
     assert said.out == f"{hub.endpoint}/{REPO}\n"
@@ -64,21 +71,21 @@ def test_the_folder_arrives_in_one_commit(pruned: Path):
     assert card == written.replace('"PATH"', f'"{REPO}"') != written
 
 
-def test_a_model_that_was_there_goes_with_the_same_commit(pruned: Path):
+def test_a_model_that_was_there_goes_with_the_same_commit(command: Command, pruned: Path):
     """It has no config.json: not only models of transformers are in the way."""
     old = ("adapter_config.json", "adapter_model.safetensors", "model-00001-of-00002.safetensors", "params/d/0",
            "pytorch_model.bin", "spap_source.json", "tokenizer.model")  # fmt: skip
     with serving() as hub:
         hub.there = (".gitattributes", *old, "model.safetensors", "notes.md", "unet/model.safetensors")
         hub.models[REPO] = False
-        refused = push(pruned, REPO, endpoint=hub.endpoint)
+        refused = command("push", pruned, REPO, endpoint=hub.endpoint)
         assert f"hf://{REPO} exists, with {', '.join(old[:3])}, ...: name another repository" in sentence(refused)
-        refused = push(pruned, REPO, "--overwrite", "--private", endpoint=hub.endpoint)
+        refused = command("push", pruned, REPO, "--overwrite", "--private", endpoint=hub.endpoint)
         assert f"hf://{REPO} is public, and what is uploaded to it would be" in sentence(refused)
         assert not hub.commits
         assert not hub.created
         hub.models[REPO] = True
-        said = push(pruned, REPO, "--overwrite", "--private", endpoint=hub.endpoint)
+        said = command("push", pruned, REPO, "--overwrite", "--private", endpoint=hub.endpoint)
     assert said.code == 0, said.err
     (files,) = hub.commits
     assert {name for name, content in files.items() if content is None} == set(old)
@@ -107,16 +114,16 @@ def test_in_offline_mode(pruned: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     assert "the hub http://127.0.0.1:9 cannot be reached (HF_HUB_OFFLINE is set)" in said
 
 
-def test_without_network(pruned: Path):
-    said = sentence(push(pruned, REPO, endpoint="http://127.0.0.1:9"))
+def test_without_network(command: Command, pruned: Path):
+    said = sentence(command("push", pruned, REPO, endpoint="http://127.0.0.1:9"))
     assert "the hub http://127.0.0.1:9 cannot be reached" in said
     assert "refused" in said
 
 
-@pytest.mark.parametrize("refused", ["/api/repos/create", f"/api/models/{REPO}/commit"])
-def test_a_hub_that_refuses_and_repeats_the_token(refused: str, pruned: Path):
+@pytest.mark.parametrize(("refused", "apart"), [("/api/repos/create", False), (f"/api/models/{REPO}/commit", True)])
+def test_a_hub_that_refuses_and_repeats_the_token(refused: str, apart: bool, command: Command, pruned: Path):
     with serving(refused) as hub:
-        said = push(pruned, REPO, endpoint=hub.endpoint)
+        said = command("push", pruned, REPO, endpoint=hub.endpoint, apart=apart)
     assert hub.tokens == {SECRET}
     assert f"{REPO} could not be uploaded (" in sentence(said)
     assert "no file there was changed" in sentence(said)
@@ -135,11 +142,11 @@ def pruning(pruned: Path) -> list[object]:
     return [*words, "--sequence-length", 64, "--sequences", 16]
 
 
-def test_an_output_on_the_hub(pruning: list[object], pruned: Path, tmp_path: Path):
+def test_an_output_on_the_hub(command: Command, pruning: list[object], pruned: Path):
     """The hub refuses it at first: the output is then complete locally, and the command in the message resumes."""
     with serving(f"/api/models/{REPO}/commit") as hub:
         hub.models[REPO], hub.there = False, ("config.json",)
-        said = command(tmp_path, *pruning, "--output", f"hf://{REPO}", "--overwrite", endpoint=hub.endpoint)
+        said = command(*pruning, "--output", f"hf://{REPO}", "--overwrite", endpoint=hub.endpoint)
         assert said.code == 2
         assert hub.commits == []
     told = re.search("the checkpoint is complete on this machine, and `spap (.*)` goes on from there", said.err)
@@ -148,14 +155,16 @@ def test_an_output_on_the_hub(pruning: list[object], pruned: Path, tmp_path: Pat
     assert left(Path(words[1])) == left(pruned)
     with serving() as hub:
         hub.models[REPO], hub.there = False, ("config.json",)
-        said = command(tmp_path, *words, endpoint=hub.endpoint)
+        said = command(*words, endpoint=hub.endpoint)
         assert said.code == 0, said.err
         assert sorted(hub.commits[0]) == sent(pruned)
 
 
-def test_an_output_on_the_hub_is_sent_in_one_commit(pruning: list[object], pruned: Path, tmp_path: Path):
+def test_an_output_on_the_hub_is_sent_in_one_commit(
+    command: Command, pruning: list[object], pruned: Path, tmp_path: Path
+):
     with serving() as hub:
-        said = command(tmp_path, *pruning, "--output", f"hf://{REPO}", endpoint=hub.endpoint)
+        said = command(*pruning, "--output", f"hf://{REPO}", endpoint=hub.endpoint)
     assert said.code == 0, said.err
     assert said.err.splitlines()[-1] == f"wrote hf://{REPO}"
     (files,) = hub.commits
@@ -190,10 +199,10 @@ def test_the_name_of_an_output_is_looked_at_before_the_work(
         ("hf://other/name", "hf://other/name belongs to none of owner, to which this login may write"),
     ],
 )
-def test_the_hub_is_asked_before_the_work(output: str, expected: str, tmp_path: Path):
+def test_the_hub_is_asked_before_the_work(output: str, expected: str, command: Command):
     with serving() as hub:
         hub.models["owner/there"], hub.there = False, ("config.json",)
-        said = command(tmp_path, *NO_WORK, output, endpoint=hub.endpoint)
+        said = command(*NO_WORK, output, endpoint=hub.endpoint)
     assert expected in sentence(said)
     assert not hub.created
 
@@ -213,9 +222,9 @@ def test_what_a_token_may_do(role: str, repo: str, expected: str | None):
         check_may_write(repo, login)
 
 
-def test_a_token_that_has_ended(tmp_path: Path):
+def test_a_token_that_has_ended(command: Command):
     words = ("finetune", "./none", "--data", "./none.txt", "--output", f"hf://{REPO}")
     with serving("/api/whoami") as hub:
-        said = command(tmp_path, *words, endpoint=hub.endpoint)
+        said = command(*words, endpoint=hub.endpoint)
     assert f"the hub {hub.endpoint} refuses (" in sentence(said)
     assert "run hf auth login" in sentence(said)
