@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -156,12 +155,13 @@ class Hub(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def hub(tmp_path: Path) -> Iterator[str]:
+def hub(ask_hub: Callable[..., None], tmp_path: Path) -> Iterator[None]:
     Hub.root, Hub.asked = tmp_path / "served", []
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
+    ask_hub(f"http://127.0.0.1:{server.server_port}")
+    yield
     server.shutdown()
     thread.join()
     server.server_close()
@@ -169,7 +169,7 @@ def hub(tmp_path: Path) -> Iterator[str]:
 
 PROGRAM = """
 import sys
-from spap_jax.checkpoint import fetch_side_files, locate
+from spap_jax.checkpoint import locate
 from spap_jax.errors import UserError
 for name in sys.argv[1:]:
     try:
@@ -179,25 +179,17 @@ for name in sys.argv[1:]:
 """
 
 
-def located(hub: str, home: Path, *names: str, program: str = PROGRAM) -> tuple[list[str], str]:
-    """Returns what another process, which may contact the hub, prints for each name, and its standard error."""
-    settings = {"HF_ENDPOINT": hub, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_secret"}
-    settings |= {"NO_PROXY": "*", "no_proxy": "*"}
-    command = [sys.executable, "-c", program, *names]
-    run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=home, env=os.environ | settings)
-    return run.stdout.splitlines(), run.stderr
-
-
-def test_a_download_takes_what_is_needed_and_no_more(hub: str, tmp_path: Path):
+def test_a_download_takes_what_is_needed_and_no_more(hub: None, tmp_path: Path):
+    """A process of its own asks, with the settings of its environment."""
     served = write("llama", tmp_path / "served", shard="12KB")
     write_bin("llama", tmp_path / "other")
     for name in ("pytorch_model.bin", "README.md", "original/consolidated.safetensors", "original/tokenizer.model"):
         (served / name).parent.mkdir(exist_ok=True)
         (served / name).write_bytes(b"x")
     (served / "LICENSE").write_text("free")
-    home = tmp_path / "home"
-    home.mkdir()
-    (found, gated, unknown, again), errors = located(hub, home, "owner/name", "gated/model", "no/such", "owner/name")
+    command = [sys.executable, "-c", PROGRAM, "owner/name", "gated/model", "no/such", "owner/name"]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    found, gated, unknown, again = run.stdout.splitlines()
     needed = {"config.json", "generation_config.json", "tokenizer.json", "LICENSE", "model.safetensors.index.json"}
     needed |= {file.name for file in served.glob("model-*.safetensors")}
     assert {file.name for file in Path(found).iterdir()} == needed
@@ -206,22 +198,21 @@ def test_a_download_takes_what_is_needed_and_no_more(hub: str, tmp_path: Path):
     assert "no/such" in Hub.asked[-1]  # cached files are not requested again
     assert gated.startswith("the model gated/model is gated: accept its terms")
     assert unknown.startswith("the hub has no model no/such that this login may see")
-    assert "hf_secret" not in gated + unknown + errors
+    assert "hf_secret" not in run.stdout + run.stderr
     assert load(found).config.layers == 3
 
 
-def test_what_others_left_out_of_the_cache_is_added(hub: str, tmp_path: Path):
+def test_what_others_left_out_of_the_cache_is_added(hub: None, tmp_path: Path):
     served, beside = write("llama", tmp_path / "served"), ("LICENSE", "README.md", "spap_report.json")
     for name in beside:
         (served / name).write_text(name)
-    (found,), _ = located(hub, tmp_path, "owner/name")
+    found = locate("owner/name")
     for name in beside:
-        (Path(found) / name).unlink()
-    (again,), _ = located(hub, tmp_path, "owner/name")
-    assert again == found
-    assert not (Path(found) / "LICENSE").exists()
-    located(hub, tmp_path, "owner/name", program=f"{PROGRAM}\n    fetch_side_files(name)")
-    assert [(Path(found) / name).read_text() for name in beside] == [*beside]
+        (found / name).unlink()
+    assert locate("owner/name") == found
+    assert not (found / "LICENSE").exists()
+    fetch_side_files("owner/name")
+    assert [(found / name).read_text() for name in beside] == [*beside]
 
 
 def test_nothing_is_added_to_a_cached_model_without_a_network(cache: Path, tmp_path: Path):
@@ -233,25 +224,26 @@ def test_nothing_is_added_to_a_cached_model_without_a_network(cache: Path, tmp_p
     assert sorted(folder.iterdir()) == there
 
 
-def test_a_download_of_torch_files(hub: str, tmp_path: Path):
+def test_a_download_of_torch_files(hub: None, tmp_path: Path):
     write_bin("llama", tmp_path / "served")
-    (found,), _ = located(hub, tmp_path, "owner/name")
-    assert "pytorch_model.bin" in os.listdir(found)
-    (Path(found) / "tokenizer.json").unlink()
-    assert located(hub, tmp_path, "owner/name")[0] == [found]
-    assert "tokenizer.json" in os.listdir(found)
+    found = locate("owner/name")
+    assert (found / "pytorch_model.bin").is_file()
+    (found / "tokenizer.json").unlink()
+    assert locate("owner/name") == found
+    assert (found / "tokenizer.json").is_file()
 
 
-def test_a_download_of_an_orbax_folder(hub: str, tmp_path: Path):
+def test_a_download_of_an_orbax_folder(hub: None, tmp_path: Path):
     names = ["README.md", "config.json", "params/_METADATA", "params/d/0", "spap_source.json", "tokenizer.json"]
     for name in names:
         (tmp_path / "served" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "served" / name).write_bytes(b"{}")
-    (found,), _ = located(hub, tmp_path, "owner/name")
-    assert [str(file.relative_to(found)) for file in sorted(Path(found).rglob("*")) if file.is_file()] == names
+    found = locate("owner/name")
+    assert [str(file.relative_to(found)) for file in sorted(found.rglob("*")) if file.is_file()] == names
 
 
-def test_no_network_is_said_at_once(tmp_path: Path):
-    (sentence,), _ = located("http://127.0.0.1:9", tmp_path, "owner/name")
-    assert sentence.startswith("the model owner/name is not on this machine and the hub")
-    assert sentence.endswith("give the path of a local folder that holds the checkpoint.")
+def test_no_network_is_said_at_once(ask_hub: Callable[..., None]):
+    ask_hub("http://127.0.0.1:9")
+    said = "^the model owner/name is not on this machine and the hub .* local folder that holds the checkpoint[.]$"
+    with pytest.raises(UserError, match=said):
+        locate("owner/name")

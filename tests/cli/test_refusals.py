@@ -3,11 +3,12 @@
 import json
 import resource
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import CALIBRATION, EVALUATION, QUICK, STORIES, Said, left, process, sentence, spap, tiny, token_file
+from commands import CALIBRATION, EVALUATION, QUICK, STORIES, Said, left, sentence, spap, tiny, token_file
 from hf_models import hf_model
 from safetensors.numpy import load_file, save_file
 
@@ -328,12 +329,9 @@ def test_a_disk_without_room(place: Path, capsys, monkeypatch: pytest.MonkeyPatc
     assert left(place) == []
 
 
-def test_a_hub_id_without_network(tmp_path: Path, place: Path):
-    settings = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0", "NO_PROXY": "*"}
-    words = ("prune", "owner/name", "--output", place / "out", "--data", CALIBRATION)
-    run = process(*words, **settings)
-    out, err = run.communicate()
-    said = sentence(Said(run.returncode, out, err))
+def test_a_hub_id_without_network(ask_hub: Callable[..., None], place: Path, capsys):
+    ask_hub("http://127.0.0.1:9")
+    said = sentence(spap(capsys, "prune", "owner/name", "--output", place / "out", "--data", CALIBRATION))
     assert said.startswith(
         "the model owner/name is not on this machine and the hub http://127.0.0.1:9 cannot be reached"
     )
