@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import STORIES, Said, left, process, sentence, spap, tiny
+from commands import STORIES, left, sentence, spap, tiny
 
 from benchmarks.plans import MODELS, ROOT, part
 
@@ -103,18 +103,15 @@ def test_refusals(words: tuple[str, ...], expected: str, tmp_path: Path, capsys,
     assert left(tmp_path) == []
 
 
-def test_a_hub_id_of_which_the_config_is_cached(folder: Path, tmp_path: Path):
+def test_a_hub_id_of_which_the_config_is_cached(folder: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
     """The cache has the layout of the hub's client; it contains only the config, and there is no network."""
     repo = tmp_path / "hub" / "models--owner--name"
     (repo / "refs").mkdir(parents=True)
     (repo / "refs" / "main").write_text("0" * 40)
     (repo / "snapshots" / ("0" * 40)).mkdir(parents=True)
     shutil.copy(folder / "config.json", repo / "snapshots" / ("0" * 40))
-    settings = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_CACHE": str(tmp_path / "hub"), "NO_PROXY": "*"}
-    run = process("plan", "owner/name", "--mesh", "h100x8", **settings)
-    out, err = run.communicate()
-    assert (run.returncode, "h100x8: it fits" in out) == (0, True), err
-    run = process("plan", "owner/other", **settings)
-    out, err = run.communicate()
-    said = sentence(Said(run.returncode, out, err))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    said = spap(capsys, "plan", "owner/name", "--mesh", "h100x8")
+    assert (said.code, "h100x8: it fits" in said.out) == (0, True), said.err
+    said = sentence(spap(capsys, "plan", "owner/other"))
     assert said.startswith("the file config.json of the hub model owner/other is not on this machine and the hub ")
