@@ -56,7 +56,12 @@ def halved(model: spap_jax.Model, heads: bool) -> spap_jax.Model:
     return spap_jax.Model(config.narrowed(len(kept)), model.params | {"layers": layers}, model.source)
 
 
-def load_in(python: str, folders: list[Path]) -> None:
+def load_in(python: str, folders: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs the script in this process, which has imported what it needs, unless another Python is asked for."""
+    if python == sys.executable:
+        monkeypatch.setattr(sys, "argv", [SCRIPT, *folders])
+        runpy.run_path(str(SCRIPT))
+        return
     settings = {"PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
     command = [python, str(SCRIPT), *map(str, folders)]
     run = subprocess.run(command, capture_output=True, text=True, env=os.environ | settings)
@@ -64,17 +69,13 @@ def load_in(python: str, folders: list[Path]) -> None:
     assert json.loads(run.stdout.splitlines()[-1])["loaded"] == len(folders)
 
 
-def test_pruned_checkpoints_in_stock_transformers(tmp_path: Path, request: pytest.FixtureRequest):
+def test_pruned_checkpoints_in_stock_transformers(tmp_path: Path, pytestconfig, monkeypatch: pytest.MonkeyPatch):
     folders = [pruned(variant, tmp_path, **PRUNED.get(variant, {})) for variant in VARIANTS]
-    load_in(str(request.config.getoption("--old-python")), folders)
+    load_in(str(pytestconfig.getoption("--old-python")), folders, monkeypatch)
 
 
 def test_recent_families_and_fewer_heads_in_todays_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """3 heads do not divide the width, and the Qwen2 of transformers 4.46 reads no `head_dim`.
-
-    The script runs in this process, which has both imported.
-    """
+    """3 heads do not divide the width, and the Qwen2 of transformers 4.46 reads no `head_dim`."""
     fewer = pruned("qwen2", tmp_path, method="wanda", attention_sparsity=0.25)
     folders = [fewer, *(pruned(variant, tmp_path) for variant in RECENT)]
-    monkeypatch.setattr(sys, "argv", [SCRIPT, *folders])
-    runpy.run_path(str(SCRIPT))
+    load_in(sys.executable, folders, monkeypatch)
