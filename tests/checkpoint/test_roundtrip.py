@@ -26,6 +26,10 @@ HALVED = ("llama", "gemma3", "opt_350m_like")
 """Variants that are tried in half precision too, which is the same for every tensor."""
 
 
+def in_dtypes(*variants: str) -> list[tuple[str, str]]:
+    return [(variant, dtype) for variant in variants for dtype in DTYPES if dtype == "float32" or variant in HALVED]
+
+
 def same_arrays(one: dict, other: dict) -> bool:
     """Returns whether two trees have the same structure, dtypes and bytes."""
     if jax.tree.structure(one) != jax.tree.structure(other):
@@ -56,10 +60,7 @@ def narrowed(model: Model, kept: int) -> Model:
     return Model(config, cut, model.source)
 
 
-@pytest.mark.parametrize(
-    ("variant", "dtype"),
-    [(variant, dtype) for variant in VARIANTS for dtype in DTYPES if dtype == "float32" or variant in HALVED],
-)
+@pytest.mark.parametrize(("variant", "dtype"), in_dtypes(*VARIANTS))
 def test_hugging_face_to_jax_and_back(variant: str, dtype: str, tmp_path: Path):
     source = write(variant, tmp_path / "in", dtype)
     model = load(source)
@@ -102,8 +103,7 @@ def test_stock_transformers_loads_a_narrowed_model(variant: str, tmp_path: Path)
     assert torch.equal(found, up[:40])
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("variant", ["llama_tied", "opt_350m_like"])
+@pytest.mark.parametrize(("variant", "dtype"), in_dtypes("llama_tied", "opt_350m_like"))
 def test_shards(variant: str, dtype: str, tmp_path: Path):
     source = write(variant, tmp_path / "in", dtype, shard="12KB")
     assert len(list(source.glob("model-*.safetensors"))) > 2
@@ -257,8 +257,7 @@ def test_weights_of_several_dtypes_keep_them(tmp_path: Path):
     assert raw_tensors(tmp_path / "out") == raw_tensors(folder)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("variant", ["llama", "qwen2_tied", "opt_350m_like", "opt_no_affine"])
+@pytest.mark.parametrize(("variant", "dtype"), in_dtypes("llama", "qwen2_tied", "opt_350m_like", "opt_no_affine"))
 def test_orbax_out_and_back(variant: str, dtype: str, tmp_path: Path):
     source = write(variant, tmp_path / "in", dtype)
     model = load(source)
