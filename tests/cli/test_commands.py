@@ -84,6 +84,7 @@ class TestPruneOfTheBundledModel:
         for name, tensor in old.items():
             axis = {"gate_proj": 0, "up_proj": 0, "down_proj": 1}.get(name.split(".")[-2])
             assert new[name].shape == tuple(256 if n == axis else s for n, s in enumerate(tensor.shape))
+            assert new[name].dtype == tensor.dtype
             assert name.startswith("model.layers.") or np.array_equal(new[name], tensor)
 
     def test_the_report(self, stories: Path):
@@ -184,34 +185,28 @@ class TestPruneOfTheBundledModel:
 
 
 @pytest.mark.parametrize(
-    ("variant", "words", "width"),
+    ("variant", "words", "width", "used"),
     [
-        ("qwen2_tied", ("--method", "wanda"), 37),
-        ("qwen2", ("--method", "flap", "--update", "refit"), 37),
-        ("llama_tied", ("--method", "flap", "--dtype", "bfloat16"), 37),
-        ("opt_350m_like", ("--round-to", "16", "--dtype", "bfloat16"), 32),
+        ("llama_tied", ("--method", "flap"), 37, {"selection": "flap", "update": "bias"}),
+        ("opt_350m_like", ("--round-to", "16"), 32, {"selection": "spap", "update": "alternate"}),
     ],
 )
-def test_prune_of_other_families(variant: str, words: tuple[str, ...], width: int, tmp_path: Path, capsys):
+def test_prune_of_other_families(variant: str, words: tuple[str, ...], width: int, used: dict, tmp_path: Path, capsys):
     source = tiny(tmp_path / "in", variant)
     ids = token_file(tmp_path / "ids.npy")
-    dtype = "bfloat16" if "bfloat16" in words else "float32"
-    judged = ("--eval", ids) if dtype == "bfloat16" else ()
-    said = spap(capsys, "prune", source, "--output", tmp_path / "out", "--data", ids, *judged, *QUICK, *words)
+    data = ("--data", ids, "--eval", ids, "--dtype", "bfloat16")
+    said = spap(capsys, "prune", source, "--output", tmp_path / "out", *data, *QUICK, *words)
     assert said.code == 0
     model = spap_jax.load(tmp_path / "out")
     assert model.config.intermediate == width
-    assert model.params["layers"]["mlp"]["down"].dtype == dtype
-    assert model.params["embed"]["tokens"].dtype == dtype
+    assert model.params["layers"]["mlp"]["down"].dtype == model.params["embed"]["tokens"].dtype == "bfloat16"
     assert np.isfinite(spap_jax.logits(model, np.load(ids))).all()
     report = json.loads((tmp_path / "out" / "spap_report.json").read_text())
-    if judged:  # as it is written, and not as it was pruned
-        windows = np.load(ids).reshape(-1, report["calibration"]["sequence_length"])
-        assert spap_jax.perplexity(model, windows) == pytest.approx(report["extras"]["perplexity"]["after"], rel=1e-6)
-    method = words[1] if words[0] == "--method" else "spap"
-    assert report["settings"]["method"] == method
-    own = {"wanda": "none", "flap": "bias", "spap": "alternate"}[method]
-    assert report["method"] == {"selection": method, "update": "refit" if "refit" in words else own}
+    windows = np.load(ids).reshape(-1, report["calibration"]["sequence_length"])
+    # as it is written, and not as it was pruned
+    assert spap_jax.perplexity(model, windows) == pytest.approx(report["extras"]["perplexity"]["after"], rel=1e-6)
+    assert report["settings"]["method"] == used["selection"]
+    assert report["method"] == used
     assert config_of(tmp_path / "out").get("mlp_bias", False) == (variant == "llama_tied")
     assert (tmp_path / "out" / "README.md").exists()
 
@@ -237,6 +232,7 @@ def test_prune_of_heads(tmp_path: Path, capsys):
     )
     report = json.loads((tmp_path / "out" / "spap_report.json").read_text())
     assert report["settings"]["attention_sparsity"] == 0.6
+    assert report["method"] == {"selection": "wanda", "update": "none"}
     assert report["sparsity"]["heads"] == {"asked": 0.6, "achieved": 0.5}
     for layer in report["layers"]:
         assert layer["attention"]["kept"] in ([0], [1])

@@ -238,6 +238,7 @@ def test_the_report_tells_the_method_and_its_update():
     report = run("llama", "flap").report
     assert report.settings["update"] == "own"
     assert report.method == MethodAccount("flap", "bias")
+    assert run("llama", "flap", "refit").report.method == MethodAccount("flap", "refit")
     assert report.model.mlp_bias == Biases(False, True)
     added = report.model.mlp_parameters.after - 3 * 3 * 32 * KEPT
     assert added == 3 * (2 * KEPT + 32)
@@ -245,7 +246,8 @@ def test_the_report_tells_the_method_and_its_update():
 
 def test_biases_come_only_with_the_update_that_adds_them():
     config = tiny("llama").config
-    for method, update, biases in (("flap", "own", True), ("flap", "none", False), ("obs", "bias", True)):
+    cases = (("flap", "own", True), ("flap", "none", False), ("flap", "refit", False), ("obs", "bias", True))
+    for method, update, biases in cases:
         assert pruned_config(config, PLAIN.replace(method=method, update=update)).mlp_bias == biases
     assert pruned_config(tiny("opt_125m_like").config, PLAIN).mlp_bias
     with pytest.raises(UserError, match="nothing to remove"):
