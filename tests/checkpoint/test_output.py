@@ -219,25 +219,26 @@ from spap_jax.checkpoint import Writer, load
 from spap_jax.checkpoint.inventory import array_dtypes
 model = load(sys.argv[1])
 dtypes = array_dtypes(model.params, model.config)
-with Writer(sys.argv[2], model.config, model.source, dtypes, overwrite=True, shard_bytes=1) as writer:
-    writer.outer(model.params)
+new, old = (Writer(name, model.config, model.source, dtypes, overwrite=True, shard_bytes=1) for name in sys.argv[2:])
+with new, old:
+    new.outer(model.params)
+    old.outer(model.params)
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-@pytest.mark.parametrize("exists", [False, True])
-def test_a_killed_run_leaves_the_place_as_it_was(exists: bool, model: Model, tmp_path: Path):
+def test_a_killed_run_leaves_the_place_as_it_was(model: Model, tmp_path: Path):
     assert model.source.folder is not None
-    if exists:
-        save(model, tmp_path / "out")
-    program = [sys.executable, "-c", KILLED, str(model.source.folder), str(tmp_path / "out")]
+    save(model, tmp_path / "old")
+    program = [sys.executable, "-c", KILLED, str(model.source.folder), str(tmp_path / "new"), str(tmp_path / "old")]
     assert subprocess.run(program, capture_output=True).returncode == -signal.SIGKILL
-    partial = [name for name in left(tmp_path) if name.startswith(".out.partial-")]
-    assert len(partial) == 1
-    assert "model-00001-of-00030.safetensors" in os.listdir(tmp_path / partial[0])
-    assert left(tmp_path) == partial + ["out"] * exists
-    save(model, tmp_path / "out", overwrite=True)
-    assert raw_tensors(tmp_path / "out") == raw_tensors(model.source.folder)
+    *partial, old = left(tmp_path)
+    assert [name.rpartition("-")[0] for name in partial] == [".new.partial", ".old.partial"]
+    assert all("model-00001-of-00030.safetensors" in os.listdir(tmp_path / name) for name in partial)
+    assert old == "old"
+    for name in ("new", "old"):
+        save(model, tmp_path / name, overwrite=True)
+        assert raw_tensors(tmp_path / name) == raw_tensors(model.source.folder)
 
 
 def test_what_is_written_is_checked(model: Model, tmp_path: Path):
