@@ -1,6 +1,5 @@
 """Processes that wait for each other report it at once, and report at the timeout what is missing."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import pytest
 from test_processes import free_port
 
-from spap_jax import UserError
+from spap_jax import UserError, joining
 from spap_jax.joining import check_processes
 
 IMPATIENT = """
@@ -67,15 +66,7 @@ def test_what_can_be_joined(coordinator: str):
     check_processes("auto", None, None)
 
 
-@pytest.mark.parametrize(
-    ("around", "visible"),
-    [
-        ({"SLURM_NTASKS": "1", "SLURM_STEP_NUM_NODES": "1"}, "all"),
-        ({"SLURM_NTASKS": "1", "SLURM_STEP_NUM_NODES": "2"}, "3"),  # as if there were other processes
-        ({"SLURM_NTASKS": "1", "SLURM_STEP_NUM_NODES": "1", "JAX_LOCAL_DEVICE_IDS": "1,2"}, "1,2"),
-    ],
-)
-def test_under_slurm_a_process_alone_on_its_host_has_all_devices(around: dict[str, str], visible: str):
+def test_under_slurm_a_process_alone_on_its_host_has_all_devices(monkeypatch: pytest.MonkeyPatch):
     program = """
 from jax._src import xla_bridge
 from spap_jax.joining import join
@@ -83,7 +74,13 @@ join("auto", None, None)
 print(xla_bridge.CUDA_VISIBLE_DEVICES.value)
 """
     slurm = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "localhost", "SLURM_PROCID": "0", "SLURM_LOCALID": "3"}
-    port = {"JAX_COORDINATOR_PORT": str(free_port())}
-    command, environment = [sys.executable, "-c", program], os.environ | slurm | port | around
-    said = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert said.stdout.strip() == visible, said.stderr
+    slurm |= {"SLURM_NTASKS": "1", "SLURM_STEP_NUM_NODES": "1", "JAX_COORDINATOR_PORT": str(free_port())}
+    for name, value in slurm.items():
+        monkeypatch.setenv(name, value)
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert said.stdout.strip() == "all", said.stderr
+    monkeypatch.setenv("JAX_LOCAL_DEVICE_IDS", "1,2")
+    assert joining._own_devices() is None  # JAX then goes by these
+    monkeypatch.delenv("JAX_LOCAL_DEVICE_IDS")
+    monkeypatch.setenv("SLURM_STEP_NUM_NODES", "2")  # as if there were other processes
+    assert joining._own_devices() is None
