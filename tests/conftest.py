@@ -75,10 +75,7 @@ def optimized() -> Iterator[None]:
 
 @pytest.fixture
 def ask_hub(tmp_path: Path) -> Iterator[Callable[..., None]]:
-    """A function that lets this process, and those that it starts, ask the hub at an address, with caches of their own.
-
-    The hub's client reads its settings when it is imported.
-    """
+    """A function that lets this process, and those that it starts, ask the hub at an address, with empty caches."""
     from huggingface_hub import close_session, constants
 
     settings = {"HF_HOME": str(tmp_path / "hub"), "SPAP_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "0"}
@@ -88,7 +85,7 @@ def ask_hub(tmp_path: Path) -> Iterator[Callable[..., None]]:
         def ask(endpoint: str, token: str = "hf_secret") -> None:
             for name, value in {**settings, "HF_ENDPOINT": endpoint, "HF_TOKEN": token}.items():
                 patch.setenv(name, value)
-            importlib.reload(constants)
+            importlib.reload(constants)  # which reads them
 
         close_session()
         yield ask

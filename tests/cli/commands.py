@@ -42,6 +42,13 @@ def process(*words: object, **settings: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=os.environ | settings)
 
 
+def apart(*words: object, **settings: str) -> Said:
+    """Runs a command in another process."""
+    run = process(*words, **settings)
+    out, err = run.communicate()
+    return Said(run.returncode, out, err)
+
+
 def sentence(said: Said) -> str:
     """Returns the sentence of a refusal: exit code 2, and one line that begins with `spap:`, last on standard error.
 

@@ -11,17 +11,7 @@ import jax
 import numpy as np
 import pytest
 import torch
-from commands import (
-    CALIBRATION,
-    EVALUATION,
-    QUICK,
-    STORIES,
-    left,
-    process,
-    spap,
-    tiny,
-    token_file,
-)
+from commands import CALIBRATION, EVALUATION, QUICK, STORIES, apart, left, spap, tiny, token_file
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_torch_file
 
@@ -285,11 +275,10 @@ def test_the_doctor_tells_devices_versions_and_why_the_hub_is_silent(monkeypatch
 def test_help_of_the_module_starts_no_jax():
     program = "import sys\nfrom spap_jax.cli import main\nmain(['prune', '--help'])\nsys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 0
-    run = process("--help")
-    out, err = run.communicate()
-    assert (run.returncode, err) == (0, "")
+    code, out, err = apart("--help")
+    assert (code, err) == (0, "")
     assert all(command in out for command in ("plan", "prune", "finetune", "eval", "bench", "report", "doctor"))
-    assert process("--version").communicate()[0] == f"spap-jax {spap_jax.__version__}\n"
+    assert apart("--version").out == f"spap-jax {spap_jax.__version__}\n"
 
 
 def test_a_command_imports_pytorch_for_weights_in_its_format_alone(tmp_path: Path):

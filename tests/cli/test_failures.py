@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from commands import EVALUATION, STORIES, Said, process, sentence, spap
+from commands import EVALUATION, STORIES, Said, apart, sentence, spap
 
 from spap_jax import UserError
 from spap_jax.cli import failures
@@ -69,9 +69,7 @@ def test_what_the_machine_lacks(error: Exception, words: list[str], expected: st
     ],
 )
 def test_platforms_that_jax_does_not_find(platform: str, words: tuple, expected: str):
-    run = process(*words, JAX_PLATFORMS=platform)
-    out, err = run.communicate()
-    assert re.search(expected, sentence(Said(run.returncode, out, err)))
+    assert re.search(expected, sentence(apart(*words, JAX_PLATFORMS=platform)))
 
 
 def test_a_reader_that_leaves_early_is_no_error():

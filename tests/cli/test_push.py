@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from commands import Said, left, process, sentence, spap, tiny, token_file
+from commands import Said, apart, left, sentence, spap, tiny, token_file
 from fake_hub import serving
 
 from spap_jax.cli import main
@@ -36,16 +36,11 @@ def sent(folder: Path) -> list[str]:
 
 @pytest.fixture
 def command(ask_hub: Callable[..., None], capsys, caplog) -> Command:
-    """A function that runs a command with a hub, in a process of its own if asked to."""
+    """A function that runs a command with a hub; in another process if asked to."""
 
-    def run(*words: object, endpoint: str, apart: bool = False) -> Said:
+    def run(*words: object, endpoint: str, alone: bool = False) -> Said:
         ask_hub(endpoint, SECRET)
-        if apart:
-            child = process(*words)
-            out, err = child.communicate(timeout=540)
-            said = Said(child.returncode, out, err)
-        else:
-            said = spap(capsys, *words)
+        said = apart(*words) if alone else spap(capsys, *words)
         assert SECRET not in said.out + said.err + caplog.text
         return said
 
@@ -120,10 +115,10 @@ def test_without_network(command: Command, pruned: Path):
     assert "refused" in said
 
 
-@pytest.mark.parametrize(("refused", "apart"), [("/api/repos/create", False), (f"/api/models/{REPO}/commit", True)])
-def test_a_hub_that_refuses_and_repeats_the_token(refused: str, apart: bool, command: Command, pruned: Path):
+@pytest.mark.parametrize(("refused", "alone"), [("/api/repos/create", False), (f"/api/models/{REPO}/commit", True)])
+def test_a_hub_that_refuses_and_repeats_the_token(refused: str, alone: bool, command: Command, pruned: Path):
     with serving(refused) as hub:
-        said = command("push", pruned, REPO, endpoint=hub.endpoint, apart=apart)
+        said = command("push", pruned, REPO, endpoint=hub.endpoint, alone=alone)
     assert hub.tokens == {SECRET}
     assert f"{REPO} could not be uploaded (" in sentence(said)
     assert "no file there was changed" in sentence(said)

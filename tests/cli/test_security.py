@@ -3,12 +3,12 @@
 import contextlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
-from commands import STORIES, process, token_file
+from commands import STORIES, apart, token_file
 
 import spap_jax as spap
 
@@ -69,12 +69,11 @@ def echo() -> Iterator[tuple[str, list[str]]]:
     server.server_close()
 
 
-def test_a_hub_token_is_never_shown(echo: tuple[str, list[str]], tmp_path: Path):
+def test_a_hub_token_is_never_shown(echo: tuple[str, list[str]], ask_hub: Callable[..., None], tmp_path: Path):
     endpoint, seen = echo
-    hub = {"HF_ENDPOINT": endpoint, "HF_TOKEN": SECRET, "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0"}
-    run = process("eval", "owner/secret-model", "--data", token_file(tmp_path / "ids.npy"), **hub)
-    out, err = run.communicate(timeout=120)
-    assert run.returncode == 2, err
+    ask_hub(endpoint, SECRET)
+    code, out, err = apart("eval", "owner/secret-model", "--data", token_file(tmp_path / "ids.npy"))
+    assert code == 2, err
     assert any(SECRET in sent for sent in seen)  # the token was sent, so an answer could repeat it
     assert SECRET not in out + err
     assert "owner/secret-model" in err
