@@ -4,13 +4,15 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from hf_models import VARIANTS, hf_model
 
+from spap_jax.checkpoint.unfinished import Unfinished
 from spap_jax.cli import main
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -47,6 +49,20 @@ def apart(*words: object, **settings: str) -> Said:
     run = process(*words, **settings)
     out, err = run.communicate()
     return Said(run.returncode, out, err)
+
+
+def interrupt(capsys: pytest.CaptureFixture[str], kept: tuple[str, object], *words: object, time: int = 1) -> None:
+    """Runs a command in this process, and interrupts it once it has kept a report with a field for that many times."""
+    add, left_over = Unfinished.add, iter(range(time - 1))
+
+    def added(store: Unfinished, state: Callable[[], Any], told: dict[str, Any]) -> None:
+        add(store, state, told)
+        if kept in told.items() and next(left_over, None) is None:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Unfinished, "add", added)
+        assert spap(capsys, *words).code == 130
 
 
 def sentence(said: Said) -> str:

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import Said, left, process, sentence, spap, tiny, token_file
+from commands import Said, interrupt, left, process, sentence, spap, tiny, token_file
 
-from spap_jax.checkpoint.unfinished import Unfinished
 from spap_jax.cli import main
 
 KILLS = 4
@@ -45,27 +44,6 @@ class Workshop:
     def run_here(self, capsys: pytest.CaptureFixture[str], output: Path, *words: object, passes: float = 4) -> Said:
         """Runs a command in this process, without the time that another one takes to start."""
         return spap(capsys, *self.words(output, passes), *words)
-
-    def interrupt_here(
-        self,
-        capsys: pytest.CaptureFixture[str],
-        output: Path,
-        name: str,
-        number: int,
-        *words: object,
-        passes: float = 4,
-    ) -> None:
-        """Runs a command in this process, and interrupts it once it has kept the layer or step with a number."""
-        add = Unfinished.add
-
-        def added(store: Unfinished, kept: Callable[[], Any], told: dict[str, Any]) -> None:
-            add(store, kept, told)
-            if told.get(name) == number:
-                raise KeyboardInterrupt
-
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(Unfinished, "add", added)
-            assert self.run_here(capsys, output, *words, passes=passes).code == 130
 
 
 def until(run: subprocess.Popen[str], found: Callable[[str], bool]) -> str:
@@ -275,7 +253,7 @@ def test_two_at_once_are_refused(shop: Workshop, ended: Path, capsys):
 def test_widths_are_chosen_once(shop: Workshop, tmp_path: Path, capsys):
     """The widths that the first process chose are used, whatever the resuming process would choose."""
     words = ("--allocation", "global")
-    shop.interrupt_here(capsys, tmp_path / "out", "layer", 0, *words, passes=0)
+    interrupt(capsys, ("layer", 0), *shop.words(tmp_path / "out", 0), *words)
     decided = kept(tmp_path / "out") / "decided.json"
     assert sum(json.loads(decided.read_text())) <= 3 * 37
     decided.write_text("[37, 30, 37]")
@@ -296,7 +274,7 @@ def test_at_high_effort(shop: Workshop, tmp_path: Path, capsys):
     assert whole.code == 0, whole
     assert "sequences written ..." in whole.err
     assert "step 30/30  held-out loss 0." in whole.err
-    shop.interrupt_here(capsys, tmp_path / "out", "step", 20, *words)
+    interrupt(capsys, ("step", 20), *shop.words(tmp_path / "out"), *words)
     said = shop.run_here(capsys, tmp_path / "out", *words)
     assert said.code == 0, said
     assert "going on: " in said.err
@@ -305,15 +283,11 @@ def test_at_high_effort(shop: Workshop, tmp_path: Path, capsys):
 
 
 def test_several_sparsities(shop: Workshop, tmp_path: Path, capsys):
-    """The first output is complete and the second run killed: the same command keeps the one and resumes the other."""
+    """The first output is complete and the second run interrupted: the same command keeps it and resumes the other."""
     several = ("--sparsity", "0.3,0.35")
     output = tmp_path / "out"
-    run = shop.start(output, *several, passes=0)
-    said = until(run, lambda line: line.startswith("wrote "))
-    said += until(run, lambda line: line.startswith("layer 2/"))
-    run.kill()
-    run.communicate()
-    assert left(output) == [".sparsity-0.3.resume", ".sparsity-0.35.resume", "sparsity-0.3"], said
+    interrupt(capsys, ("layer", 1), *shop.words(output, 0), *several, time=2)
+    assert left(output) == [".sparsity-0.3.resume", ".sparsity-0.35.resume", "sparsity-0.3"]
     assert left(output / ".sparsity-0.3.resume") == ["lock", "run.json"]
     when = (output / "sparsity-0.3" / "config.json").stat().st_mtime_ns
     again = shop.run_here(capsys, output, *several, passes=0)
