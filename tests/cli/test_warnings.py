@@ -82,8 +82,8 @@ def test_a_machine_that_is_too_small(tmp_path: Path, capsys, monkeypatch: pytest
 
 def test_joint_steps_on_as_many_blocks_as_fit_in_memory(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
     words = ("--sequences", "8", "--sequence-length", "64", "--joint-passes", "1", "--rounds", "0")
-    words = (*words, "--method", "magnitude", "--update", "alternate")
-    monkeypatch.setattr(memory, "of_machine", lambda: 11_600_000)
+    words = (*words, "--joint-last", "4", "--method", "magnitude", "--update", "alternate")
+    monkeypatch.setattr(memory, "of_machine", lambda: 16_000_000)
     said = spap(capsys, *PRUNE, CALIBRATION, *words, "--output", tmp_path / "out")
     assert said.code == 0
     assert "joint steps will adjust 2 blocks at a time, as many as fit in memory" in said.err
