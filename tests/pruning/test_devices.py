@@ -45,10 +45,13 @@ def run(count: int, sharers: int = 1, schedule: str = "sequential") -> api.Prune
 @pytest.mark.parametrize("schedule", ["sequential", "parallel"])
 def test_the_mesh_changes_nothing(schedule: str):
     alone, several = run(1, 1, schedule), run(8, 2, schedule)
+    assert alone.report.settings["schedule"] == schedule
+    assert {"reading", "streams", "statistics", "selection", "refit"} <= alone.report.seconds.keys()
     assert [r.kept for r in several.report.layers] == [r.kept for r in alone.report.layers]
     assert [r.rounds for r in several.report.layers] == [r.rounds for r in alone.report.layers] == [1, 1]
     for one, other in zip(alone.report.layers, several.report.layers, strict=True):
         assert one.held_out is not None
+        assert one.calibration.selection > one.calibration.refit >= one.calibration.alternating > 0
         for name in ("calibration", "held_out"):
             errors, others = (dataclasses.astuple(getattr(report, name)) for report in (one, other))
             np.testing.assert_allclose(others, errors, rtol=1e-3)

@@ -125,15 +125,6 @@ def test_the_first_layer_is_chosen_as_in_sequence(method: Method):
     assert one.calibration.selection == pytest.approx(other.calibration.selection, rel=1e-4)
 
 
-def test_errors_fall_from_stage_to_stage():
-    report = run("llama", "spap", held_out=0.25).report
-    assert report.settings["schedule"] == "parallel"
-    for layer in report.layers:
-        assert layer.calibration.selection > layer.calibration.refit >= layer.calibration.alternating > 0
-    assert {"reading", "streams", "statistics", "selection", "refit"} <= report.seconds.keys()
-    assert any(layer.rounds for layer in report.layers)
-
-
 def test_channels_do_not_depend_on_the_heads_that_go():
     with_heads = run("llama_two_kv_heads", "spap", "refit", attention_sparsity=0.5).report.layers
     without = run("llama_two_kv_heads", "spap", "refit").report.layers
