@@ -77,6 +77,15 @@ def logits(model: Model, tokens: np.ndarray) -> np.ndarray:
     return np.asarray(forward(model.config, model.params, tokens, np.ones(tokens.shape, bool)))
 
 
+def loss(dense: Model, other: Model, tokens: np.ndarray, text_weight: float = SETTINGS.text_weight) -> float:
+    """Compute what is lost against a dense model in nats per token, from logits."""
+    wanted, got = (np.asarray(api.logits(model, tokens), np.float64)[:, :-1] for model in (dense, other))
+    wanted, got = (x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in (wanted, got))
+    divergence = (np.exp(wanted) * (wanted - got)).sum(-1).mean()
+    rise = np.take_along_axis(wanted - got, tokens[:, 1:, None], axis=-1).mean()
+    return float((1 - text_weight) * divergence + text_weight * rise)
+
+
 def with_mlp(model: Model, **arrays) -> Model:
     """Return the model with some stacked MLP parameters replaced."""
     layers = model.params["layers"] | {"mlp": model.params["layers"]["mlp"] | arrays}

@@ -17,6 +17,7 @@ from pruning_cases import (
     SETTINGS,
     chosen_channels,
     logits,
+    loss,
     one_layer,
     pruned,
     random_tokens,
@@ -201,18 +202,23 @@ def test_no_rounds_leave_the_refit():
         assert report.calibration.alternating == report.calibration.refit
 
 
-def test_bfloat16_stays_bfloat16():
-    model = tiny("llama")
-    params = jax.tree.map(lambda array: array.astype(jnp.bfloat16), model.params)
-    result = api.prune(Model(model.config, params, model.source), random_tokens(), settings=SETTINGS)
+def test_bfloat16_stays_so_and_is_judged_as_it_is_written():
+    model, tokens = tiny("llama"), random_tokens()
+    half = model.replace(params=jax.tree.map(lambda array: array.astype(jnp.bfloat16), model.params))
+    joint = {"joint_passes": 4, "joint_tokens": 256, "joint_learning_rate": 0.003, "joint_text_weight": 0.0}
+    settings = SETTINGS.replace(**joint, compute_dtype="bfloat16", moment_dtype="bfloat16")
+    result = api.prune(half, tokens, settings=settings)
     assert {array.dtype for array in jax.tree.leaves(result.model.params)} == {jnp.dtype(jnp.bfloat16)}
     wide, narrow = result.report, pruned("llama").report
     for ours, exact in zip(wide.layers, narrow.layers, strict=True):
         assert ours.calibration.alternating == pytest.approx(exact.calibration.alternating, rel=0.2)
+    assert any(check.taken for check in wide.joint[1:])
+    least = min(check.held_out for check in wide.joint)
+    assert loss(half, result.model, tokens[12:], text_weight=0.0) == pytest.approx(least, rel=1e-2)
 
 
-def test_fewer_tokens_than_channels():
-    result = api.prune(tiny("llama"), random_tokens(0, 2, 16), settings=SETTINGS)
+def test_fewer_different_tokens_than_channels():
+    result = api.prune(tiny("llama"), np.tile(np.arange(16), (16, 1)), settings=SETTINGS)
     assert all(np.isfinite(array).all() for array in jax.tree.leaves(result.model.params))
     assert all(report.calibration.refit < report.calibration.selection for report in result.report.layers)
 
