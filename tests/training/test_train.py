@@ -94,10 +94,16 @@ def test_weights_and_moments_are_divided():
             assert {a.addressable_data(0).shape for a in parts} == {part}
 
 
+def test_a_model_that_was_trained_on_several_devices_is_on_one():
+    result = spap.finetune(tiny(), counting(), settings=FULL, devices=8)
+    assert result.report.kept.step > 0
+    assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(result.model.params)} == {1}
+
+
 def test_weights_that_are_worse_on_held_out_sequences_are_not_kept():
     """Training sequences count up and held-out ones count down, so what helps on the former harms on the latter."""
     tokens = np.concatenate([counting()[:-4], counting()[-4:, ::-1]])
-    result = spap.finetune(tiny(), tokens, settings=SETTINGS, steps=9)
+    result = spap.finetune(tiny(), tokens, settings=SETTINGS)
     assert result.report.losses[-1] < result.report.losses[0]
     assert result.report.checks[-1].held_out > result.report.checks[0].held_out
     assert not any(check.taken for check in result.report.checks[1:])
