@@ -1,13 +1,9 @@
 """The notebooks run from the first cell to the last, and their stored outputs are those of a run."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
 import pytest
-from nbclient import NotebookClient
 from nbformat import NotebookNode
 
 from benchmarks.notebooks import EXAMPLES, executed
@@ -77,22 +73,3 @@ def test_links_lead_somewhere(notebook: Path):
     text = "".join(cell.source for cell in read(notebook).cells if cell.cell_type == "markdown")
     places = [part.partition(")")[0] for part in text.split("](")[1:]]
     assert all((notebook.parent / place).exists() for place in places), places
-
-
-def test_the_first_cell_brings_the_example_to_colab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """The package is installed already, as after pip; its source archive comes from a folder instead of the index."""
-    archives, work = tmp_path / "archives", tmp_path / "work"
-    work.mkdir()
-    build = [sys.executable, "-m", "build", "--no-isolation", "--sdist", "--outdir", archives, EXAMPLES.parent]
-    subprocess.run(build, check=True, capture_output=True)
-    for name, value in {"NO_INDEX": "1", "FIND_LINKS": str(archives), "NO_BUILD_ISOLATION": "0"}.items():
-        monkeypatch.setenv(f"PIP_{name}", value)
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    first = {cell.source.replace("report", "torch") for cell in (code(read(each))[0] for each in NOTEBOOKS)}
-    assert len(first) == 1  # the same in all notebooks, apart from the extra
-    pretend = 'import sys, types\nsys.modules["google.colab"] = types.ModuleType("colab")'
-    cells = [nbformat.v4.new_code_cell(source) for source in (pretend, *first)]
-    NotebookClient(nbformat.v4.new_notebook(cells=cells), resources={"metadata": {"path": str(work)}}).execute()
-    for name in INPUTS:
-        assert (work / name).exists()
-    assert (work / "llama-stories" / "model.safetensors").read_bytes()[:8] != b""

@@ -11,7 +11,9 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 
 import spap_jax
 
@@ -81,6 +83,24 @@ def test_the_archive_is_the_checkout(tree: Path, archive: set[str]):
     made = {name for name in checkout if name.startswith(("build/", "spap_jax.egg-info/"))}  # by the build
     assert checkout - made - {"models"} <= archive
     assert not {name for name in archive if name.startswith((".venv", "build/", "dist/", "out/", "examples/out/"))}
+
+
+def test_the_first_cell_of_the_notebooks_brings_the_example_to_colab(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The package is installed already, as after pip; its source archive comes from a folder instead of the index."""
+    for name, value in {"NO_INDEX": "1", "FIND_LINKS": str(built), "NO_BUILD_ISOLATION": "0"}.items():
+        monkeypatch.setenv(f"PIP_{name}", value)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    notebooks = (nbformat.read(path, as_version=4).cells for path in (ROOT / "examples").glob("*.ipynb"))
+    sources = (next(cell.source for cell in cells if cell.cell_type == "code") for cells in notebooks)
+    first = {source.replace("report", "torch") for source in sources}
+    assert len(first) == 1  # the same in all notebooks, apart from the extra
+    pretend = 'import sys, types\nsys.modules["google.colab"] = types.ModuleType("colab")'
+    cells = [nbformat.v4.new_code_cell(source) for source in (pretend, *first)]
+    NotebookClient(nbformat.v4.new_notebook(cells=cells), resources={"metadata": {"path": str(tmp_path)}}).execute()
+    for name in ("llama-stories/model.safetensors", "stories_calibration.txt", "stories_evaluation.txt"):
+        assert (tmp_path / name).stat().st_size > 0
 
 
 def test_an_editable_install_finds_the_packages_in_the_checkout(tree: Path, tmp_path: Path):
