@@ -97,11 +97,10 @@ def _restored(folder: Path, config: DecoderConfig) -> Params:
     """Restores the parameters to the host, with the config's shapes and the checkpoint's dtypes."""
     from orbax.checkpoint import StandardCheckpointer
 
-    shapes = jax.eval_shape(lambda: decoder.init(config, jax.random.key(0)))
     with StandardCheckpointer() as checkpointer:
         try:
             stored = checkpointer.metadata(folder / PARAMS).item_metadata.tree
-            target = _target(folder, shapes, stored)
+            target = _target(folder, decoder.shapes(config), stored)
             return checkpointer.restore(folder / PARAMS, target)
         except UserError:
             raise

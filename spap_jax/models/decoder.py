@@ -216,8 +216,14 @@ def map_named(change: Callable[..., Any], tree: Params, *others: Params) -> Para
     return jax.tree.map_with_path(one, tree, *others)
 
 
+@functools.lru_cache(maxsize=256)
+def shapes(config: DecoderConfig) -> Params:
+    """Returns what `init` returns, as ``jax.ShapeDtypeStruct``; it is shared, so do not change it."""
+    return jax.eval_shape(lambda: init(config, jax.random.key(0)))
+
+
 def init(config: DecoderConfig, key: jax.Array) -> Params:
-    """Initialises random parameters; under ``jax.eval_shape``, only their shapes, without allocating memory."""
+    """Initialises random parameters."""
     tokens = jnp.zeros((1, 1), jnp.int32)
     x = jnp.zeros((1, 1, config.width))
     embed_key, layers_key, head_key = jax.random.split(key, 3)

@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 from flax.traverse_util import flatten_dict
 
 from spap_jax.errors import UserError, option
@@ -154,14 +153,12 @@ class Family:
         return name if name.startswith(("model.", "lm_head.")) else f"model.{name}"
 
 
-@functools.lru_cache(maxsize=64)
 def parameter_paths(config: DecoderConfig) -> frozenset[str]:
     """Returns the paths ("layers/mlp/up") of the parameters that the modules declare for a config of any size."""
     sizes = {"vocabulary": 1, "layers": 1, "intermediate": 1, "heads": 1, "kv_heads": 1, "head_dim": 2, "positions": 1}
     sizes |= {"width": 1, "embedding": 1 if config.embedding == config.width else 2, "widths": None}
     one = dataclasses.replace(config.reaching_like(0), **sizes)
-    tree = jax.eval_shape(lambda: decoder.init(one, jax.random.key(0)))
-    return frozenset(flatten_dict(tree, sep="/"))
+    return frozenset(flatten_dict(decoder.shapes(one), sep="/"))
 
 
 def refuse_uncomputed(theirs: dict[str, Any], family: Family) -> None:

@@ -33,7 +33,7 @@ def logical_axes(config: DecoderConfig) -> Params:
         letters = family.letters(name)
         return PartitionSpec(*"L" * (array.ndim - len(letters)), *letters)
 
-    return decoder.map_named(one, jax.eval_shape(lambda: decoder.init(config, jax.random.key(0))))
+    return decoder.map_named(one, decoder.shapes(config))
 
 
 def family_of(theirs: dict[str, Any]) -> Family:

@@ -69,7 +69,7 @@ class Arrays:
 
     def parameters(self, config: DecoderConfig, spec: Any = param_spec) -> Params:
         """Describes the parameter tree of a decoder, by default as ``placement.shard_params`` shards it."""
-        return self.laid_out(config, _shapes(config), self.dtype, spec)
+        return self.laid_out(config, decoder.shapes(config), self.dtype, spec)
 
     def laid_out(self, config: DecoderConfig, shapes: Params, dtype: Any, spec: Any = fully_sharded_spec) -> Params:
         """Describes parameters of which only the shapes are given, by default as ``placement.fully_shard_params``."""
@@ -135,11 +135,6 @@ class Arrays:
         gram, cross = self.array((f, f), spec=rows), self.array((f, d), spec=rows)
         problem = Problem(gram, cross, self.array(()), cross)
         return Moments(problem, self.array((f,)), self.array((d,)), self.array((f,)))
-
-
-@functools.cache
-def _shapes(config: DecoderConfig) -> Params:
-    return jax.eval_shape(lambda: decoder.init(config, jax.random.key(0)))
 
 
 def spec_in(a: Any) -> PartitionSpec:
