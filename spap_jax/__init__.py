@@ -1,4 +1,4 @@
-"""SPAP-JAX: structured pruning of language models without retraining.
+"""SPAP-JAX: structured pruning of language models, with recovery of their weights in the same run.
 
 >>> import spap_jax as spap
 >>> model = spap.load("path/to/checkpoint")

@@ -53,7 +53,7 @@ class _Commands(App):
 app = _Commands(
     name="spap",
     version=f"spap-jax {__version__}",
-    help="Make a language model smaller and faster without retraining: remove MLP channels of LLaMA, Qwen, "
+    help="Make a language model smaller and faster in one run: remove MLP channels of LLaMA, Qwen, "
     "Mistral, Gemma 3, OLMo 2, SmolLM3 and OPT checkpoints, recover the weights of the rest, and write a checkpoint "
     "that stock tools load.",
     help_format="markdown",

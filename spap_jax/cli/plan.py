@@ -83,13 +83,8 @@ def plan(
         config, weight_bytes = checkpoint.read_config(checkpoint.locate_config(model), model)
     training = None
     if finetune:
-        names = (
-            "steps",
-            "compute_dtype",
-            "remat",
-            "batch_tokens",
-            "held_out",
-        )  # with the same defaults, or none, in both
+        # They have the same defaults in both, or none.
+        names = ("steps", "compute_dtype", "remat", "batch_tokens", "held_out")
         given: dict[str, Any] = {name: getattr(settings, name) for name in names}
         training = FinetuneSettings(full=finetune == "full", **{n: v for n, v in given.items() if v is not None})
     request = Request(config, settings, sequences, chosen_length(sequence_length, config), weight_bytes, training)

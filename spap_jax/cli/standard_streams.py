@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from spap_jax.errors import UserError
+from spap_jax.errors import UserError, without_password
 
 
 class Stream(Console):
@@ -41,11 +41,13 @@ _NO_BREAK = "\N{NO-BREAK SPACE}"
 class Lines(Stream):
     """A stream whose lines are wrapped between words on a terminal, and not wrapped elsewhere.
 
-    Words longer than a line, such as paths, are not broken either: a broken path cannot be copied.
+    Words longer than a line, such as paths, are not broken either: a broken path cannot be copied. Addresses are shown
+    without passwords, since lines are kept in logs.
     """
 
     def print(self, *objects: Any, soft_wrap: bool = True, **how: Any) -> None:
         """Prints as `Stream` does; the library does not wrap lines, since it also breaks words."""
+        objects = tuple(without_password(each) if isinstance(each, str) else each for each in objects)
         if self.is_terminal:
             objects = tuple(self._broken(each) if isinstance(each, str) else each for each in objects)
         super().print(*objects, soft_wrap=soft_wrap, **how)

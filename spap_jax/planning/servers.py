@@ -5,15 +5,11 @@ NVIDIA's white papers "NVIDIA A100 Tensor Core GPU Architecture" and "NVIDIA H10
 the tables of compute capabilities in the CUDA C++ Programming Guide.
 """
 
-import functools
 import importlib.util
 import os
 from typing import Any, NamedTuple
 
-from jax.experimental import topologies
-
 from spap_jax.errors import UserError
-from spap_jax.hub import first_line
 from spap_jax.planning.accelerators import Accelerator, Mesh
 
 
@@ -48,8 +44,8 @@ _PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 """The packages that hold the compiler, which also compiles for GPUs that are not there."""
 
 
-def devices_of(mesh: Mesh) -> list[Any]:
-    """Returns the GPUs of a server, for which programs can be compiled but not run.
+def topology_of(mesh: Mesh) -> dict[str, Any]:
+    """Returns the arguments by which ``topologies.get_topology_desc`` describes a server.
 
     Raises:
         UserError: the compiler for NVIDIA GPUs is not there.
@@ -60,20 +56,8 @@ def devices_of(mesh: Mesh) -> list[Any]:
             "install it with pip install 'spap-jax[cuda]', also on a machine without a GPU."
         )
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # it says that there is no driver, which it does not need
-    try:
-        return _topology(target_of(mesh.accelerator), mesh.devices)
-    except RuntimeError as error:
-        raise UserError(
-            f"the compiler for NVIDIA GPUs cannot describe {mesh.name} ({first_line(error)}): update it with "
-            "pip install -U 'jax[cuda12]'."
-        ) from error
-
-
-@functools.cache  # programs are the same only if their devices are
-def _topology(target: str, count: int) -> list[Any]:
-    """Returns the devices of one server with a number of GPUs."""
-    shape = f"1x1x{count}"  # servers that share NVLink, processes, GPUs of each
-    return topologies.get_topology_desc(platform="cuda", topology=shape, target_config=target).devices
+    shape = f"1x1x{mesh.devices}"  # servers that share NVLink, processes, GPUs of each
+    return {"platform": "cuda", "topology": shape, "target_config": target_of(mesh.accelerator)}
 
 
 def target_of(accelerator: Accelerator) -> str:

@@ -4,16 +4,12 @@ Shapes of slices and of hosts follow Google Cloud's pages "TPU v5e", "TPU v5p" a
 eight chips in a slice of eight, and four in larger ones; one of v5p has four.
 """
 
-import functools
 import importlib.util
 import math
 import os
 from typing import Any
 
-from jax.experimental import topologies
-
 from spap_jax.errors import UserError
-from spap_jax.hub import first_line
 from spap_jax.planning.accelerators import Mesh
 
 _CUBE = 4
@@ -27,8 +23,8 @@ _SETTINGS = {
 """Environment that the compiler's library expects, unless it is set."""
 
 
-def devices_of(mesh: Mesh) -> list[Any]:
-    """Returns the devices of a slice, for which programs can be compiled but not run.
+def topology_of(mesh: Mesh) -> dict[str, Any]:
+    """Returns the arguments by which ``topologies.get_topology_desc`` describes a slice.
 
     Raises:
         UserError: the TPU compiler is not there.
@@ -41,21 +37,9 @@ def devices_of(mesh: Mesh) -> list[Any]:
         )
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
-    try:
-        return _topology(version, shape_of(version, mesh.devices))
-    except RuntimeError as error:
-        raise UserError(
-            f"the TPU compiler cannot describe {mesh.name} ({first_line(error)}): end other programs on this machine "
-            "that use it, or update it with pip install -U 'jax[tpu]'."
-        ) from error
-
-
-@functools.cache  # programs are the same only if their devices are
-def _topology(version: str, shape: tuple[int, ...]) -> list[Any]:
-    """Returns the devices of a slice of a shape."""
+    shape = shape_of(version, mesh.devices)
     name = f"{version}:{'x'.join(map(str, shape))}"
-    bounds = host_of(version, shape)
-    return topologies.get_topology_desc(name, platform="tpu", chips_per_host_bounds=bounds).devices
+    return {"topology_name": name, "platform": "tpu", "chips_per_host_bounds": host_of(version, shape)}
 
 
 def shape_of(version: str, chips: int) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ _TEXT = """\
 {head}
 # {name}, {percent:.0f} % of its MLP channels{headline} removed
 
-Made from `{name}` by SPAP-JAX {version}: structured pruning without retraining, after
+Made from `{name}` by SPAP-JAX {version}: structured pruning with recovery in the same run, after
 [SPAP](https://arxiv.org/abs/2505.03373). Every layer keeps {after} of {before} MLP channels{heads}; everything else
 about the architecture ({architecture}) is as it was{but}{loaders}.
 Channels were chosen by the method `{selection}`; {update}.

@@ -28,6 +28,14 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[stores.Frail]
     return empty
 
 
+def test_a_password_is_not_shown(store: type[stores.Frail], tmp_path: Path, capsys):
+    place = "frail://me:secret@bucket"
+    Folder(f"{place}/in").put({file.name: file for file in (tmp_path / "in").iterdir()}, quietly=True)
+    said = spap(capsys, "convert", f"{place}/in", "--to", "orbax", "--output", f"{place}/to")
+    assert said.err.splitlines()[-1] == "wrote frail://bucket/to"
+    assert "secret" not in said.out + said.err
+
+
 def test_a_download_that_is_cut_off_costs_no_step(store: type[stores.Frail]):
     """The copy in the store is all there is on a new machine: it is not removed for the copy that arrived."""
     run = ("frail://bucket/out", {"seed": 0}, 1)

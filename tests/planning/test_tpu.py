@@ -15,7 +15,7 @@ from loads import LLAMA, config_of
 from test_slices import check_looping
 
 from spap_jax.devices import arranged
-from spap_jax.planning import absent, memory, slices
+from spap_jax.planning import absent, memory
 from spap_jax.planning.accelerators import mesh_named
 from spap_jax.planning.compiled import needs
 from spap_jax.planning.described import bytes_here
@@ -41,7 +41,7 @@ def test_collectives_of_a_tpu_program_are_read():
 
 @pytest.mark.parametrize(("name", "sharers"), [("v6e-16", 2), ("v6e-64", 16), ("v5p-128", 8)])
 def test_groups_may_take_up_a_part_of_an_axis(name: str, sharers: int):
-    there = slices.devices_of(mesh_named(name))
+    there = absent.devices_of(mesh_named(name))
     groups = arranged(there, sharers).devices
     assert groups.shape == (len(there) // sharers, sharers)
     for group in groups:  # each is connected
@@ -50,7 +50,7 @@ def test_groups_may_take_up_a_part_of_an_axis(name: str, sharers: int):
 
 
 def test_some_chips_of_a_slice_that_form_no_grid():
-    there = slices.devices_of(MESH)[:3]
+    there = absent.devices_of(MESH)[:3]
     assert arranged(there, 1).devices[:, 0].tolist() == there
 
 
