@@ -300,23 +300,12 @@ class PruneSettings(_Settings):
         return min(_MOST_TEXT_WEIGHT[self.effort], _TEXT_WEIGHT * max(self.sparsity, self.attention_sparsity))
 
     @property
-    def last(self) -> int | None:
-        """The given value of ``joint_last``, or the effort's; None for all blocks."""
-        return _JOINT_LAST.get(self.effort) if self.joint_last is None else self.joint_last
-
-    @property
     def fit(self) -> Fit:
         """The given ridge and correction, and the update's values for those that were not given."""
         alternates = self.update == "alternate" or (self.method, self.update) == ("spap", "own")
         meant = _ALTERNATING if alternates else _REFITTING
         given = Fit(self.ridge, self.correction)  # type: ignore[arg-type]
         return Fit(*(other if value is None else value for value, other in zip(given, meant, strict=True)))
-
-    @property
-    def round_steps(self) -> int:
-        """Optimizer steps in one round, in settings that are `resolved`."""
-        assert self.steps is not None
-        return self.steps
 
     def multiple(self, channels: int) -> int:
         """The given value of ``round_to``, or the default for MLPs with a number of channels."""
@@ -336,7 +325,7 @@ class PruneSettings(_Settings):
             weights = layers * width * (4 * width + 3 * channels)  # about
             text = _JOINT_TEXT[self.effort] * max(1.0, _LARGE / weights)
             passes = min(passes, max(1.0, text / tokens))
-        last = min(self.last or layers, layers)
+        last = min(self.joint_last or _JOINT_LAST.get(self.effort, layers), layers)
         tail_rate = min(_TAIL_LIMIT, _TAIL_RATE / (width**0.5 * last ** (2 / 3)))
         rate = _JOINT_RATE / (layers * width) if last == layers else tail_rate
         return self.replace(

@@ -104,7 +104,7 @@ def plan(
         described = {"model": public_name(model), "sequences": sequences, "sequence_length": request.length}
         described |= {"settings": asdict(settings), "weight_bytes": weight_bytes}
         described |= {"training": asdict(training)} if training else {}
-        described |= {"programs": tables.compiled_values(found)} if compile else {}
+        described |= {"programs": [each._asdict() for each in found]} if compile else {}
         write_json(json, "spap plan", described | {"plans": [tables.as_values(each) for each in plans]})
 
 

@@ -5,7 +5,6 @@ XLA: the multiples below were read from compiled programs, and ``tests/planning/
 with XLA's own memory analysis.
 """
 
-import dataclasses
 import math
 
 from spap_jax.models import FAMILIES, DecoderConfig
@@ -36,7 +35,7 @@ def decoder_elements(config: DecoderConfig) -> int:
 
 
 def _elements(config: DecoderConfig, beginning: str) -> int:
-    rules = FAMILIES[config.family].rules_for(dataclasses.replace(config, heads=1, kv_heads=1))  # independent of heads
+    rules = FAMILIES[config.family].rules_for(config)
     return sum(math.prod(rule.shapes(config.axes)[1]) for rule in rules if rule.ours.startswith(beginning))
 
 

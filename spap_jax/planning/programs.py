@@ -348,7 +348,8 @@ def alternating_programs(arrays: Arrays) -> Iterator[Program]:
     load, s = arrays.load, arrays.load.settings
     if not load.rounds:
         return
-    schedule = RoundSchedule(s.rounds, s.round_steps, s.step_tokens, s.learning_rate)
+    assert s.steps
+    schedule = RoundSchedule(s.rounds, s.steps, s.step_tokens, s.learning_rate)
     for fitting, count in _fittings(load).items():
         given = (fitting, schedule, arrays.block(_wide(load)), arrays.weights, (arrays.array(()), arrays.array(())))
         tokens = [fitting_tokens(part) for part in (arrays.fitted, arrays.held_out)]

@@ -153,14 +153,6 @@ def summary_words(plans: list[Plan]) -> Words:
     return Words("needs of each device", columns, rows)
 
 
-def compiled_values(found: "list[Compiled]") -> list[dict[str, Any]]:
-    """Returns what the compiler says of each program as plain values; None stands for what it does not say."""
-    return [
-        {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in each.items()}
-        for each in (compiled._asdict() for compiled in found)
-    ]
-
-
 def as_values(planned: Plan) -> dict[str, Any]:
     """Returns the numbers of a plan as plain values."""
     chip = planned.mesh.accelerator

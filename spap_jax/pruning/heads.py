@@ -52,11 +52,23 @@ def prune_attention(
     both = [streams.enter_attention(config, layer, part) for part in both]
     clock.lap("streams", both)
     calibration, held_out = (streams.fitting_tokens(s) for s in both)
+    seen = _moments(config, layer, calibration)
+    clock.lap("statistics", seen)
     # The first 2 L keys are used for channel selection and alternating rounds; the next one is free.
     key = jax.random.fold_in(jax.random.key(settings.seed), 2 * config.layers + 1 + index)
-    chosen, ridge, stages, fitted = _solve(config, narrow, layer, calibration, settings, key, clock)
+    s = settings
+    ridge, chosen = _select(seen, key, config.kv_heads, narrow.kv_heads, s.method, s.fit.ridge, s.swap_rounds)
+    clock.lap("selection", chosen)
+    taken = reduce.take_groups(FAMILIES[config.family], layer["attention"], chosen.kept)
+    stages = [taken]
+    if methods.update_used(settings) in ("refit", "alternate"):
+        channels = channels_of(chosen.kept, len(seen.hidden_mean) // config.kv_heads)
+        stages.append(_with_weights(taken, refit_weights(seen, ridge, channels, _to_weights(taken))))
+    stages = [shard_params(narrow, {"attention": attention})["attention"] for attention in stages]
+    fitted, judged = _errors(config, seen, chosen, stages), []
+    clock.lap("refit", fitted)
+    del seen  # makes room for the moments of the held-out tokens
     small = layer | {"attention": stages[-1]}
-    judged = []
     if held_out.residual.size:
         judged = _errors(config, _moments(config, layer, held_out), chosen, stages)
     clock.lap("errors", judged)
@@ -71,33 +83,6 @@ def prune_attention(
         ridge=float(ridge),
     )
     return small, both, report
-
-
-def _solve(
-    config: DecoderConfig,
-    narrow: DecoderConfig,
-    layer: Params,
-    calibration: Tokens,
-    settings: PruneSettings,
-    key: jax.Array,
-    clock: PhaseClock,
-) -> tuple[Polished, jax.Array, list[Params], list[jax.Array]]:
-    """Returns the choice, the ridge, attention with dense and updated weights, and their calibration errors []."""
-    seen = _moments(config, layer, calibration)
-    clock.lap("statistics", seen)
-    s = settings
-    ridge, chosen = _select(seen, key, config.kv_heads, narrow.kv_heads, s.method, s.fit.ridge, s.swap_rounds)
-    clock.lap("selection", chosen)
-    taken = reduce.take_groups(FAMILIES[config.family], layer["attention"], chosen.kept)
-    channels = channels_of(chosen.kept, len(seen.hidden_mean) // config.kv_heads)
-    stages = [taken]
-    if methods.update_used(settings) in ("refit", "alternate"):
-        weights = refit_weights(seen, ridge, channels, _to_weights(taken))
-        stages.append(_with_weights(taken, weights))
-    stages = [shard_params(narrow, {"attention": attention})["attention"] for attention in stages]
-    errors = _errors(config, seen, chosen, stages)
-    clock.lap("refit", errors)
-    return chosen, ridge, stages, errors
 
 
 @functools.partial(jax.jit, static_argnames=("count", "keep", "method", "rounds"))

@@ -7,6 +7,7 @@ save memory, several at a time. Weights are kept only if the loss falls on held-
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -142,9 +143,8 @@ def adjusted(
     resumed, apart = bool(checks), plan[0].blocks < config.layers
     if resumed and apart:
         parts = from_host(stored()["settled"], parts)
-    done = 1
-    for group in plan:
-        reached, done = done, done + group.schedule.checks
+    marks = itertools.accumulate((group.schedule.checks for group in plan), initial=1)
+    for group, (reached, done) in zip(plan, itertools.pairwise(marks), strict=True):
         if len(checks) > done:
             continue  # its result is in the state of a later group
         best = _of_blocks(parts, group.first, group.blocks) if apart else parts

@@ -68,13 +68,6 @@ class Fitting(NamedTuple):
     correction: float
 
 
-class FitStage(NamedTuple):
-    """Intermediate weights of a layer, and [] their relative error on the calibration tokens."""
-
-    weights: Weights
-    error: jax.Array
-
-
 def prune_layer(
     index: int,
     config: DecoderConfig,
@@ -105,34 +98,35 @@ def prune_layer(
     Raises:
         NotFiniteError: the activations overflow.
     """
-    choice, stages = _solve(index, config, narrow, layer, calibration, settings, clock, choice)
-    clock.lap("refit", stages)
+    choice, stages, errors = _solve(index, config, narrow, layer, calibration, settings, clock, choice)
+    clock.lap("refit", (stages, errors))
     judged = []
     if held_out.residual.size:
         given = (layer, held_out, settings.fit.correction, choice.channels.kept)
-        judged = held_out_errors(config, *given, [stage.weights for stage in stages])
+        judged = held_out_errors(config, *given, stages)
     clock.lap("errors", judged)
     block, rounds = Fitting(config, narrow, settings.fit.correction), jnp.int32(0)
     if methods.update_used(settings) == "alternate" and settings.rounds:
-        schedule = RoundSchedule(settings.rounds, settings.round_steps, settings.step_tokens, settings.learning_rate)
+        assert settings.steps
+        schedule = RoundSchedule(settings.rounds, settings.steps, settings.step_tokens, settings.learning_rate)
         steps = jax.random.fold_in(jax.random.key(settings.seed), index)
-        start, errors = stages[-1].weights, (stages[-1].error, judged[-1] if judged else jnp.float32(0))
+        before = errors[-1], judged[-1] if judged else jnp.float32(0)
         weights, rounds, error, on_held_out = _recover(
-            block, schedule, layer, start, errors, calibration, held_out, choice.ridge, steps
+            block, schedule, layer, stages[-1], before, calibration, held_out, choice.ridge, steps
         )
-        stages.append(FitStage(weights, error))
+        stages, errors = [*stages, weights], [*errors, error]
         judged = judged and [*judged, on_held_out]
-    clock.lap("alternating", stages)
-    if not all(map(math.isfinite, (stages[-1].error, *judged[-1:]))):
+    clock.lap("alternating", (stages, errors))
+    if not all(map(math.isfinite, (errors[-1], *judged[-1:]))):
         raise NotFiniteError(
             f"the activations of layer {index} are not finite: they overflow in float32, and would again with these "
             "settings, so look whether the model computes what it should (spap eval)."
         )
-    mlp = shard_params(narrow, {"mlp": reduce.to_mlp(stages[-1].weights, layer["mlp"])})["mlp"]
+    mlp = shard_params(narrow, {"mlp": reduce.to_mlp(stages[-1], layer["mlp"])})["mlp"]
     report = LayerReport(
         layer=index,
         kept=tuple(choice.channels.kept.tolist()),
-        calibration=stage_errors([stage.error for stage in stages]),
+        calibration=stage_errors(errors),
         held_out=stage_errors(judged) if judged else None,
         swaps=int(choice.channels.swaps),
         improving_swaps=int(choice.channels.improving),
@@ -157,8 +151,8 @@ def _solve(
     settings: PruneSettings,
     clock: PhaseClock,
     given: Choice | None,
-) -> tuple[Choice, list[FitStage]]:
-    """Selects channels unless they are given; returns them and the stages: dense weights, and their update if any.
+) -> tuple[Choice, list[Weights], list[jax.Array]]:
+    """Selects channels unless they are given; returns them, the dense weights and their update if any, and the errors.
 
     The moments are freed after. A refit of channels that are given needs the moments of these alone.
     """
@@ -168,7 +162,7 @@ def _solve(
         dense = _dense_weights(config, narrow, layer, given)
         block = Fitting(config, narrow, correction)
         refitted, before, after = _closed_form(block, layer, calibration, given.ridge, dense)
-        return given, [FitStage(dense, before), FitStage(refitted, after)]
+        return given, [dense, refitted], [before, after]
     seen, choice = moments.accumulate(config, layer, calibration, correction), given
     if choice is None:
         clock.lap("statistics", seen)
@@ -181,7 +175,7 @@ def _solve(
     elif update == "bias":
         stages.append(_make_up_for_means(layer["mlp"]["down"], choice, stages[0]))
     errors = [error_by_moments(seen, config.mlp_bias, choice.channels.kept, weights) for weights in stages]
-    return choice, list(map(FitStage, stages, errors))
+    return choice, stages, errors
 
 
 def _dense_weights(config: DecoderConfig, narrow: DecoderConfig, layer: Params, choice: Choice) -> Weights:
