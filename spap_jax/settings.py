@@ -18,22 +18,47 @@ JointWeights = Literal["mlp", "block"]
 FloatDtype = Literal["float32", "bfloat16"]
 Remat = Literal["full", "dots"]
 
-EFFORTS: dict[EffortName, float] = {"low": 1, "default": 4, "high": 16}
-"""How many times as much text joint steps read as was asked for, by default."""
 
-_JOINT_LAST: dict[EffortName, int] = {"low": 3}
-"""Number of blocks at the end of the model that joint steps change by default; all of them at the other efforts. What
-three take is less than what the solver takes for one."""
+class Effort(NamedTuple):
+    """What an effort means where no setting says otherwise.
 
-_JOINT_TOKENS: dict[EffortName, int] = {"low": 512, "default": 2048, "high": 2048}
-"""Tokens in a joint step by default. Little text goes further in small steps."""
+    Attributes:
+        passes: How many times as much text joint steps read as was asked for.
+        text: Number of tokens in the joint steps, where these are fewer than the passes, but at least one pass. A model
+            with fewer than ``_LARGE`` weights reads more in proportion: its steps take less time, and one pass does not
+            do.
+        last: Number of blocks at the end of the model that joint steps change; None for all. What three take is less
+            than what the solver takes for one.
+        tokens: Tokens in a joint step. Little text goes further in small steps.
+        text_weight: Largest weight of the text's own tokens in joint steps. A few steps gain most by them; with many,
+            the predictions would drift away.
+        measured: Largest number of tokens that are measured between joint steps, as a share of those of the steps.
+            Where few blocks move, a measurement takes longer beside a step.
+        round_passes: Passes over the calibration tokens in the optimizer steps of one alternating round.
+        worth: Fraction of the error of a layer that alternating rounds have to take off.
+        trials: Number of layers in a row after which there are no more rounds if they do not.
+    """
+
+    passes: float
+    text: int
+    last: int | None
+    tokens: int
+    text_weight: float
+    measured: float
+    round_passes: float
+    worth: float
+    trials: int
+
+
+EFFORTS: dict[EffortName, Effort] = {
+    "low": Effort(1, 0, 3, 512, text_weight=0.7, measured=0.08, round_passes=0.5, worth=0.2, trials=1),
+    "default": Effort(4, 2**18, None, 2048, text_weight=0.3, measured=0.25, round_passes=2, worth=0.1, trials=2),
+    "high": Effort(16, 2**21, None, 2048, text_weight=0.3, measured=0.25, round_passes=4, worth=0.1, trials=2),
+}
 
 _TEXT_WEIGHT = 7 / 3
 """Weight of the text's own tokens in joint steps by default, relative to the fraction that is removed. They pull the
 predictions away from the dense model's, the more so the less there is to repair."""
-
-_MOST_TEXT_WEIGHT: dict[EffortName, float] = {"low": 0.7, "default": 0.3, "high": 0.3}
-"""Its largest value. A few steps gain most by the text's tokens; with many, the predictions would drift away."""
 
 _MULTIPLES = ((8192, 64), (1024, 8))
 """For MLPs with as many channels or more, what the kept width is a multiple of by default. Accelerators hold and
@@ -54,15 +79,8 @@ _ALTERNATING, _REFITTING = Fit(ridge=1e-2, correction=0.5), Fit(ridge=1e-4, corr
 """The first generalises better from little text, for models that were trained on much ("Target" in ``docs/method.md``);
 the second is that of other methods' papers, with the errors of earlier blocks corrected as well."""
 
-_ROUND_PASSES: dict[EffortName, float] = {"low": 0.5, "default": 2, "high": 4}
-"""Passes over the calibration tokens in the optimizer steps of one round."""
-
-_JOINT_TEXT: dict[EffortName, int] = {"low": 0, "default": 2**18, "high": 2**21}
-"""Number of tokens in the joint steps, where these are fewer than the effort's passes, but at least one pass. A model
-with fewer than ``_LARGE`` weights reads more in proportion: its steps take less time, and one pass does not do."""
-
 _LARGE = 100_000_000
-"""Weights in the blocks of a model that reads no more text than above; SmolLM2-135M is the smallest such model."""
+"""Weights in the blocks of a model that reads no more text than its effort says; SmolLM2-135M is the smallest."""
 
 _JOINT_RATE = 5.8
 """The largest joint step on all blocks, times the width and the number of blocks. The more inputs a projection has, and
@@ -290,14 +308,14 @@ class PruneSettings(_Settings):
     @property
     def passes(self) -> float:
         """The given value of ``joint_passes``, or the effort's."""
-        return EFFORTS[self.effort] if self.joint_passes is None else self.joint_passes
+        return EFFORTS[self.effort].passes if self.joint_passes is None else self.joint_passes
 
     @property
     def text_weight(self) -> float:
         """The given value of ``joint_text_weight``, or what follows from effort and sparsity."""
         if self.joint_text_weight is not None:
             return self.joint_text_weight
-        return min(_MOST_TEXT_WEIGHT[self.effort], _TEXT_WEIGHT * max(self.sparsity, self.attention_sparsity))
+        return min(EFFORTS[self.effort].text_weight, _TEXT_WEIGHT * max(self.sparsity, self.attention_sparsity))
 
     @property
     def fit(self) -> Fit:
@@ -320,12 +338,12 @@ class PruneSettings(_Settings):
             channels: Number of channels of an MLP, f.
             tokens: Number of calibration tokens.
         """
-        passes = self.passes
+        passes, effort = self.passes, EFFORTS[self.effort]
         if self.joint_passes is None and passes:
             weights = layers * width * (4 * width + 3 * channels)  # about
-            text = _JOINT_TEXT[self.effort] * max(1.0, _LARGE / weights)
+            text = effort.text * max(1.0, _LARGE / weights)
             passes = min(passes, max(1.0, text / tokens))
-        last = min(self.joint_last or _JOINT_LAST.get(self.effort, layers), layers)
+        last = min(self.joint_last or effort.last or layers, layers)
         tail_rate = min(_TAIL_LIMIT, _TAIL_RATE / (width**0.5 * last ** (2 / 3)))
         rate = _JOINT_RATE / (layers * width) if last == layers else tail_rate
         return self.replace(
@@ -334,8 +352,8 @@ class PruneSettings(_Settings):
             joint_passes=passes,
             joint_last=last,
             joint_text_weight=self.text_weight,
-            joint_tokens=self.joint_tokens or _JOINT_TOKENS[self.effort],
-            steps=self.steps or max(1, round(_ROUND_PASSES[self.effort] * tokens / self.step_tokens)),
+            joint_tokens=self.joint_tokens or effort.tokens,
+            steps=self.steps or max(1, round(effort.round_passes * tokens / self.step_tokens)),
             step_tokens=min(self.step_tokens, tokens),
             remat=self.remat or ("full" if last == layers else "dots"),
             joint_learning_rate=self.joint_learning_rate or rate,

@@ -23,7 +23,7 @@ from spap_jax.pruning.predictions import get_layer
 from spap_jax.pruning.run import Run, Step
 from spap_jax.pruning.streams import Padded, largest_divisor
 from spap_jax.reporting.schema import Check
-from spap_jax.settings import EffortName, PruneSettings
+from spap_jax.settings import EFFORTS, PruneSettings
 from spap_jax.training.engine import Stage, StepSchedule, from_host, parts_of, stages
 from spap_jax.training.optimizers import relative
 from spap_jax.training.shortlist import Shortlist, shortened_head, shortlist_of
@@ -31,10 +31,6 @@ from spap_jax.training.step import Given, Job, Recipe, Sequences
 
 _CHECKS = 8
 """Largest number of measurements on held-out tokens in a run, but there is one for each group of blocks."""
-
-_SHARE: dict[EffortName, float] = {"low": 0.08, "default": 0.25, "high": 0.25}
-"""Largest number of tokens that are measured in a run, as a share of those of the steps. Where few blocks move, a
-measurement takes longer beside a step."""
 
 _MEASURED_EVERY = 4
 """Distance of the tokens at which a measurement makes predictions where the steps have a shortlist: those are of the
@@ -74,7 +70,7 @@ def groups(
     share = count / layers
     steps = max(1, round(sequences * share / alone))
     batch = min(sequences, max(data_size, alone))
-    checks = min(_CHECKS, _SHARE[settings.effort] * sequences / judged)
+    checks = min(_CHECKS, EFFORTS[settings.effort].measured * sequences / judged)
     every = -(-steps // max(1, round(checks * share)))
     return [
         Group(first, count, StepSchedule(steps, batch, every, settings.batch_tokens, (settings.seed, number)))

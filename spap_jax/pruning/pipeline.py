@@ -20,11 +20,7 @@ from spap_jax.pruning.predictions import set_layer
 from spap_jax.pruning.run import Run, Step
 from spap_jax.pruning.streams import Streams
 from spap_jax.reporting.schema import LayerReport
-from spap_jax.settings import EffortName, PruneSettings
-
-_PATIENCE: dict[EffortName, tuple[float, int]] = {"low": (0.2, 1), "default": (0.1, 2), "high": (0.1, 2)}
-"""Fraction of the error of a layer that alternating rounds have to take off, and the number of layers in a row after
-which there are no more if they do not."""
+from spap_jax.settings import EFFORTS, EffortName, PruneSettings
 
 
 def prune_layers(run: Run, watch: Callable[[int, int], None] | None = None) -> Generator[Step, None, None]:
@@ -115,9 +111,9 @@ def rounds_pay(reports: Sequence[LayerReport], effort: EffortName) -> bool:
         reports: Reports of the layers that are done; a layer without rounds gained nothing.
         effort: The effort of the run.
     """
-    worth, trials = _PATIENCE[effort]
-    last = [report.held_out or report.calibration for report in reports[-trials:]]
-    return len(last) < trials or any(errors.alternating < (1 - worth) * errors.refit for errors in last)
+    meant = EFFORTS[effort]
+    last = [report.held_out or report.calibration for report in reports[-meant.trials :]]
+    return len(last) < meant.trials or any(each.alternating < (1 - meant.worth) * each.refit for each in last)
 
 
 def _prune_block(

@@ -75,7 +75,7 @@ def test_hashes_see_settings_of_steps_only_where_there_are_steps() -> None:
 
 def test_hashes_see_what_an_effort_means(monkeypatch: pytest.MonkeyPatch) -> None:
     before = settings_hash(spap.PruneSettings())
-    monkeypatch.setitem(EFFORTS, "default", 2)
+    monkeypatch.setitem(EFFORTS, "default", EFFORTS["default"]._replace(passes=2))
     assert settings_hash(spap.PruneSettings()) != before
 
 
