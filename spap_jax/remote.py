@@ -33,9 +33,6 @@ _PATIENCE = 600
 _DISKS = ("file", "local")
 """Kinds of addresses that are folders on a disk."""
 
-_LISTED = ("gs", "gcs", "s3", "s3a", "abfs", "abfss", "az", "adl", "hf")
-"""Kinds of addresses whose client lists files in a way of its own; fsspec's leaves out what it fails to list."""
-
 About = dict[str, Any]
 """A store's information on a file: its size, and what distinguishes it from an older version."""
 
@@ -108,7 +105,6 @@ class Folder:
 
         self.address = without_password(address.rstrip("/"))
         kind = self.address.partition(":")[0].lower()
-        self._how_to_list = {} if kind in _LISTED else {"on_error": "raise"}
         try:
             self._store, self._root = url_to_fs(address.rstrip("/"), **_options(kind))
         except ImportError as error:
@@ -126,7 +122,7 @@ class Folder:
         found = {}
         with self._failing("read"), contextlib.suppress(FileNotFoundError):
             self._store.invalidate_cache()
-            found = self._store.find(self._root, detail=True, **self._how_to_list)
+            found = self._store.find(self._root, detail=True, **_how_to_list(self._store))
         # Some stores represent an empty folder by a name that ends in a slash, which is not a file.
         return {path.removeprefix(self._root).lstrip("/"): found[path] for path in found if not path.endswith("/")}
 
@@ -292,6 +288,16 @@ def _options(kind: str) -> dict[str, Any]:
         # By default a file has to arrive within five minutes.
         return {"client_kwargs": {"timeout": ClientTimeout(total=None, sock_connect=30, sock_read=60)}}
     return {}
+
+
+def _how_to_list(store: Any) -> dict[str, Any]:
+    """Options for the listing of files: fsspec's own way, which some clients have, leaves out what it fails to list."""
+    from fsspec.asyn import AsyncFileSystem
+    from fsspec.spec import AbstractFileSystem
+
+    kind = type(store)
+    takes = kind.find is AbstractFileSystem.find and getattr(kind, "_find", None) in (None, AsyncFileSystem._find)
+    return {"on_error": "raise"} if takes else {}
 
 
 def _is_whole(folder: Path, files: Mapping[str, About], notes: Mapping[str, str]) -> bool:
