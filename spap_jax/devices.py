@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, get_abstract_mesh, get_mesh
@@ -151,13 +150,25 @@ def shards_evenly(chunks: Any) -> bool:
     return data_size() > 1 and count > 0 and count % data_size() == 0
 
 
+def put(array: Any) -> jax.Array:
+    """Puts an array of the host on the default device; arrays that are on devices stay where they are.
+
+    ``jnp.asarray`` would compile a program for every shape. A CPU gets a copy, since ``jax.device_put`` would share the
+    memory with numpy, where it may change: it is often a mapped file.
+    """
+    if isinstance(array, jax.Array):
+        return array
+    array = np.asarray(array)
+    return jax.device_put(array.copy() if jax.default_backend() == "cpu" else array)
+
+
 def shard_chunks(chunks: np.ndarray) -> jax.Array:
     """Shards chunks [C, ...] along ``data``; replicates them if they cannot be divided evenly.
 
     Every process passes all chunks and keeps the shards of its own devices.
     """
     if mesh_size() == 1:
-        return jnp.asarray(chunks)
+        return put(chunks)
     spec = DATA_SPEC if shards_evenly(chunks) else PartitionSpec()
     return jax.make_array_from_callback(chunks.shape, NamedSharding(get_mesh(), spec), lambda index: chunks[index])
 

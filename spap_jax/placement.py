@@ -143,7 +143,7 @@ def place_params(config: DecoderConfig, params: Params, count: int | None = None
 def _on_one_device(array: Any) -> jax.Array:
     """Returns an array on one device; one that several share is brought to the first."""
     shared = isinstance(array, jax.Array) and len(array.sharding.device_set) > 1
-    return jax.device_put(array, jax.local_devices()[0]) if shared else jnp.asarray(array)
+    return jax.device_put(array, jax.local_devices()[0]) if shared else devices.put(array)
 
 
 def param_spec(family: Family, path: str, shape: tuple[int, ...]) -> PartitionSpec:
@@ -249,7 +249,7 @@ _gathered.defvjp(_gather, _scatter)
 
 def _laid_out(config: DecoderConfig, params: Params, spec: Spec) -> Params:
     if devices.mesh_size() == 1:
-        return jax.tree.map(jnp.asarray, params)
+        return jax.tree.map(devices.put, params)
     family = FAMILIES[config.family]
     return map_named(lambda name, array: _put(array, spec(family, name, array.shape)), params)
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from spap_jax import devices
 from spap_jax.checkpoint import inventory
 from spap_jax.checkpoint.config_text import check_describable, read_config_text, understood, written_config_text
 from spap_jax.checkpoint.fingerprint import fingerprint
@@ -33,7 +33,7 @@ PlaceParams = Callable[[DecoderConfig, Params], Params]
 
 def local(config: DecoderConfig, params: Params) -> Params:
     """Places parameters on one device, as `placement.shard_params` does without a mesh."""
-    return jax.tree.map(jnp.asarray, params)
+    return jax.tree.map(devices.put, params)
 
 
 def as_stored(config: DecoderConfig, params: Params) -> Params:

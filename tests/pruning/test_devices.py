@@ -94,6 +94,14 @@ def shares(tree: dict) -> dict:
             for name, a in tree.items()}  # fmt: skip
 
 
+def test_an_array_on_a_device_stays_when_that_of_the_host_changes():
+    room = np.zeros(80, np.float32)
+    aligned = room[-room.ctypes.data // 4 % 16 :][:64]  # so that JAX could share its memory
+    found = devices.put(aligned)
+    aligned += 1
+    assert not np.asarray(found).any()
+
+
 def test_a_device_holds_its_share_of_the_weights(two_by_four, layer: dict):
     """Weights are sharded over four devices; what cannot be divided among them, or is small, is replicated."""
     config, params = cases.divisible().config, cases.divisible().params
