@@ -83,12 +83,12 @@ def work(count: int) -> Iterator[tuple[str, Any]]:
 def joint_steps(config: DecoderConfig, params: decoder.Params, tokens: Padded, final: jax.Array) -> Iterator[Any]:
     """Yields the loss of one joint step after the other, all on the same sequences."""
     params = fully_shard_params(config, params)
-    job = joint.job_of(config, SETTINGS, 1000)
+    job = joint.job_of(config, SETTINGS)
     given = Given(params, None, Sequences(devices.shard_chunks(tokens.tokens), final), tokens.real)
     state = begin(job, {"layers": {"mlp": params["layers"]["mlp"]}})
     batch = batch_of(np.arange(STEP_SEQUENCES), given, SETTINGS.batch_tokens)
     while True:
-        state, loss = step(job, given, state, batch)
+        state, loss = step(job, given, state, batch, np.float32(1e-3))
         yield loss
 
 

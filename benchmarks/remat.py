@@ -47,14 +47,14 @@ def compiled(blocks: int, remat: Remat, dtype: FloatDtype) -> Any:
     settings = PruneSettings(compute_dtype=dtype, remat=remat).resolved(
         BLOCKS, config.width, config.intermediate, TOKENS
     )
-    job = joint.job_of(config, settings, 100)
+    job = joint.job_of(config, settings)
     mlp = {"layers": {"mlp": params["layers"]["mlp"]}}
     rest = params | {"layers": {name: part for name, part in params["layers"].items() if name != "mlp"}}
     tokens: Any = jax.ShapeDtypeStruct((1, 1, TOKENS), jnp.int32)
     kept: Any = jax.ShapeDtypeStruct((1, 1, TOKENS, config.width), jnp.float32)
     given = Given(rest, None, Sequences(tokens, kept), 1)
-    state = jax.eval_shape(lambda moved: State(moved, job.optimizer().init(moved), jnp.float32(1)), mlp)
-    return step.lower(job, given, state, batch_of(np.arange(1), given, TOKENS)).compile()
+    state = jax.eval_shape(lambda moved: State(moved, job.optimizer().init(moved)), mlp)
+    return step.lower(job, given, state, batch_of(np.arange(1), given, TOKENS), np.float32(0)).compile()
 
 
 @app.default

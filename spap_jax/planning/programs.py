@@ -437,7 +437,8 @@ def _steps(arrays: Arrays, job: step.Job, given: step.Given, moved: Params, besi
     yield _program(step._in_float32, moved, times=groups, beside=[given, beside])
     batch = arrays.replicated(engine.batch_of(np.arange(load.step_sequences), given, load.settings.batch_tokens))
     state = _state(arrays, job, moved)
-    yield _program(step.step, job, given, state, batch, times=load.joint_steps, beside=beside)
+    rate = arrays.array((), jnp.float32)
+    yield _program(step.step, job, given, state, batch, rate, times=load.joint_steps, beside=beside)
     dtypes, held = tuple(a.dtype for a in jax.tree.leaves(moved)), [given, state, beside]
     yield _program(engine._cast, state.moved, times=load.joint_checks - 1, beside=held, dtypes=dtypes)
 
@@ -459,7 +460,7 @@ def _state(arrays: Arrays, job: step.Job, moved: Params) -> step.State:
     specs = {a.shape: spec_in(a) for a in jax.tree.leaves(full)}
     state = jax.eval_shape(job.optimizer().init, full)
     state = jax.tree.map(lambda a: arrays.array(a.shape, a.dtype, specs.get(a.shape, PartitionSpec())), state)
-    return step.State(full, state, arrays.array((), jnp.float32))
+    return step.State(full, state)
 
 
 def _joint(arrays: Arrays) -> tuple[step.Job, step.Given, step.Given, Params]:
@@ -476,7 +477,7 @@ def _joint(arrays: Arrays) -> tuple[step.Job, step.Given, step.Given, Params]:
         cut = jax.tree.map(lambda a: jax.ShapeDtypeStruct((group.blocks, *a.shape[1:]), a.dtype), moved)
         moved = arrays.laid_out(config, cut, arrays.dtype)
     short = _short(arrays)
-    job = joint.job_of(config, settings, group.schedule.steps, group.first, short is not None)
+    job = joint.job_of(config, settings, group.first, short is not None)
 
     def given(chunks: Chunks, stream: Any, short: Params | None) -> step.Given:
         tokens, entering = arrays.tokens(chunks), stream if load.entered else None

@@ -65,6 +65,7 @@ def groups(
     if not sequences:
         return []
     assert settings.joint_tokens
+    assert settings.joint_learning_rate
     count = together(layers, settings)
     alone = min(sequences, max(1, settings.joint_tokens // length))
     share = count / layers
@@ -72,8 +73,9 @@ def groups(
     batch = min(sequences, max(data_size, alone))
     checks = min(_CHECKS, EFFORTS[settings.effort].measured * sequences / judged)
     every = -(-steps // max(1, round(checks * share)))
+    schedule = StepSchedule(steps, settings.joint_learning_rate, batch, every, settings.batch_tokens, ())
     return [
-        Group(first, count, StepSchedule(steps, batch, every, settings.batch_tokens, (settings.seed, number)))
+        Group(first, count, schedule._replace(seed=(settings.seed, number)))
         for number, first in enumerate(range(0, layers, count))
     ]
 
@@ -145,7 +147,7 @@ def adjusted(
             continue  # its result is in the state of a later group
         best = _of_blocks(parts, group.first, group.blocks) if apart else parts
         frozen = params | {"layers": params["layers"] | parts} if apart else params
-        job = job_of(config, settings, group.schedule.steps, group.first, few is not None)
+        job = job_of(config, settings, group.first, few is not None)
         given, judged = Given(frozen, None, *read, short), Given(frozen, None, *measured)
         before = checks[:reached] if group.first else ()
         begun = (lambda: stored()["stage"], checks) if resumed and len(checks) > len(before) else None
@@ -192,17 +194,16 @@ def _sequences(part: Padded, end: jax.Array, entering: jax.Array | None, few: Sh
     return Sequences(devices.shard_chunks(part.tokens), end, spread[0], entering, spread[1])
 
 
-def job_of(config: DecoderConfig, settings: PruneSettings, steps: int, first: int = 0, shortlist: bool = False) -> Job:
+def job_of(config: DecoderConfig, settings: PruneSettings, first: int = 0, shortlist: bool = False) -> Job:
     """Returns what joint steps are compiled for.
 
     Args:
         config: The pruned decoder.
         settings: The settings of the run, resolved.
-        steps: Number of steps.
         first: First block that moves.
         shortlist: Whether the steps compute the logits of a shortlist.
     """
-    recipe = Recipe(relative, (settings.joint_learning_rate, steps, settings.moment_dtype, config.norm_shift))
+    recipe = Recipe(relative, (settings.moment_dtype, config.norm_shift))
     dtype, weight = step_dtype(settings.compute_dtype), settings.text_weight
     every = _MEASURED_EVERY if shortlist else 1
     assert settings.remat

@@ -20,7 +20,8 @@ from spap_jax import devices, memory
 from spap_jax.models import Params
 from spap_jax.pruning.streams import division
 from spap_jax.reporting.schema import Check
-from spap_jax.training.step import Given, Job, Minibatch, State, begin, measure, restarted, step
+from spap_jax.training.optimizers import rates
+from spap_jax.training.step import Given, Job, Minibatch, State, begin, measure, step
 
 Parts = dict[str, dict[str, Any]]
 """What the devices of a process hold of the arrays of a tree, by their number, on these or on the host; see
@@ -37,6 +38,7 @@ class StepSchedule(NamedTuple):
 
     Attributes:
         steps: Number of steps.
+        rate: Their highest learning rate.
         sequences: Sequences in a step; devices without one of their own are idle.
         check_every: Number of steps between two measurements.
         batch_tokens: Tokens that pass through the model at once on each device.
@@ -44,6 +46,7 @@ class StepSchedule(NamedTuple):
     """
 
     steps: int
+    rate: float
     sequences: int
     check_every: int
     batch_tokens: int
@@ -121,6 +124,7 @@ def stages(
     """
     last = before[-1] if before else Check(0, 0, (), float("nan"), True, 0.0)
     order = _order(given.real, schedule.steps, schedule.sequences, schedule.seed)
+    planned = rates(schedule.rate, schedule.steps)
     held_out = batch_of(np.arange(judged.real), judged, schedule.batch_tokens)
     tokens = schedule.sequences * given.sequences.tokens.shape[-1]
 
@@ -132,15 +136,21 @@ def stages(
         yield stage
     opening = min(check.held_out for check in stage.checks if check.taken and check.step <= last.step)
     bearable = opening + _FAR * abs(opening)
+
+    def far(check: Check) -> bool:
+        return not check.held_out <= bearable  # as it is for nan
+
     made = stage.checks[-1].step - last.step
     if made < schedule.steps:
-        step.lower(job, given, stage.state, batch_of(order[0], given, schedule.batch_tokens)).compile()
+        step.lower(job, given, stage.state, batch_of(order[0], given, schedule.batch_tokens), np.float32(0)).compile()
         memory.return_scraps()  # what the compiler left, before the step needs memory of its own
     for start_at in range(made, schedule.steps, schedule.check_every):
         clock = time.perf_counter()
         rows = order[start_at : start_at + schedule.check_every]
         batches = (batch_of(some, given, schedule.batch_tokens) for some in rows)
-        state, losses = _steps(job, given, stage.state, enumerate(batches, last.step + start_at + 1), watch)
+        restarts = sum(far(check) for check in stage.checks if check.step > last.step)
+        each = zip(batches, planned[start_at:] / 2**restarts, strict=False)
+        state, losses = _steps(job, given, stage.state, enumerate(each, last.step + start_at + 1), watch)
         now = _cast(state.moved, dtypes)
         found = float(measure(job._replace(recipe=None), judged, now, held_out))
         taken = found < stage.least  # not if nan
@@ -149,8 +159,10 @@ def stages(
         check = Check(last.step + done, last.tokens + done * tokens, losses, found, taken, seconds)
         waiting = to_host(now) if taken else stage.waiting  # on the host
         del now
-        if done < schedule.steps and not found <= bearable:  # as it is for nan
-            state = restarted(job, state, from_host(dict(waiting), like))
+        if done < schedule.steps and far(check):
+            for leaf in jax.tree.leaves(state):
+                leaf.delete()
+            state = begin(job, from_host(dict(waiting), like))
         stage = Stage(state, waiting, like, (*stage.checks, check))
         yield stage
 
@@ -171,12 +183,19 @@ def _resumed(job: Job, start: Params, begun: StoredStage) -> Stage:
 
 
 def _steps(
-    job: Job, given: Given, state: State, batches: Iterable[tuple[int, Minibatch]], watch: Callable[[int], None] | None
+    job: Job,
+    given: Given,
+    state: State,
+    numbered: Iterable[tuple[int, tuple[Minibatch, np.float32]]],
+    watch: Callable[[int], None] | None,
 ) -> tuple[State, tuple[float, ...]]:
-    """Makes a step with each numbered batch, which donates the state, and returns the new one and their losses."""
+    """Makes a step with each numbered batch and learning rate, and returns the new state and the losses.
+
+    Each step donates the state before it.
+    """
     losses = []
-    for number, batch in batches:
-        state, loss = step(job, given, state, batch)
+    for number, (batch, rate) in numbered:
+        state, loss = step(job, given, state, batch, rate)
         losses.append(loss)
         losses[-2:][0].block_until_ready()  # the device has the next step to go on with meanwhile
         if watch:

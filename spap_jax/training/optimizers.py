@@ -1,9 +1,13 @@
-"""The optimizers of the steps, as optax transformations of stacked weights [L, ...]; each in one function."""
+"""The optimizers of the steps, as optax transformations of stacked weights [L, ...]; each in one function.
+
+They say in which direction the weights move, and ``rates`` how far: a program serves all rates and numbers of steps.
+"""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 _WARM_UP = 0.1
@@ -22,38 +26,31 @@ _SCALES = ("scale", "q_norm", "k_norm")
 """Names of the scales of norms in the parameter tree."""
 
 
-def schedule(rate: float, steps: int) -> optax.Schedule:
-    """Returns a learning rate that rises over the first tenth of the steps and then falls linearly to zero."""
+def rates(peak: float, steps: int) -> np.ndarray:
+    """Returns learning rates [steps] that rise over the first tenth of the steps and then fall linearly to zero."""
     warm = int(_WARM_UP * steps)
     # The learning rate is above zero in the first step and in the last.
-    rise = optax.linear_schedule(rate / (warm + 1), rate, warm)
-    return optax.join_schedules([rise, optax.linear_schedule(rate, 0.0, steps - warm)], [warm])
+    rise, fall = np.arange(1, warm + 1) / (warm + 1), 1 - np.arange(steps - warm) / (steps - warm)
+    return np.float32(peak) * np.concatenate([rise, fall]).astype(np.float32)
 
 
-def relative(
-    rate: float, steps: int, moments: str = "float32", norm_shift: float = 0.0
-) -> optax.GradientTransformation:
+def relative(moments: str = "float32", norm_shift: float = 0.0) -> optax.GradientTransformation:
     """Returns Adam with steps relative to the size of the weights, so that one rate suits every layer of any model.
 
+    The learning rate is the size of a step, relative to the root mean square of each layer's array, or to a norm's
+    scale itself.
+
     Args:
-        rate: Peak size of a step, relative to the root mean square of each layer's array, or to a norm's scale itself.
-        steps: Number of steps.
         moments: Data type in which Adam's two moments are stored.
         norm_shift: What is added to a norm's stored scale where it is used.
     """
-    return optax.chain(
-        _adam(0.99, moments),
-        _by_size(norm_shift),
-        optax.scale_by_learning_rate(schedule(rate, steps)),
-    )
+    return optax.chain(_adam(0.99, moments), _by_size(norm_shift))
 
 
-def clipped(rate: float, steps: int, decay: float, moments: str = "float32") -> optax.GradientTransformation:
+def clipped(decay: float, moments: str = "float32") -> optax.GradientTransformation:
     """Returns AdamW of gradients whose global norm is clipped.
 
     Args:
-        rate: Peak learning rate.
-        steps: Number of steps.
         decay: Weight decay, relative to the learning rate.
         moments: Data type in which Adam's two moments are stored.
     """
@@ -61,7 +58,6 @@ def clipped(rate: float, steps: int, decay: float, moments: str = "float32") -> 
         optax.clip_by_global_norm(_LARGEST_GRADIENT),
         _adam(0.999, moments),
         optax.add_decayed_weights(decay),
-        optax.scale_by_learning_rate(schedule(rate, steps)),
     )
 
 

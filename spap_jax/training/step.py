@@ -118,31 +118,16 @@ class State(NamedTuple):
     Attributes:
         moved: The moving weights in float32.
         optimizer: The optimizer state.
-        scale: [] factor of the steps.
     """
 
     moved: Params
     optimizer: Any
-    scale: jax.Array
 
 
 def begin(job: Job, moved: Params) -> State:
     """Returns the state before the first step; that of the optimizer is sharded as the weights it belongs to."""
     moved = _in_float32(moved)
-    optimizer, scale = job.optimizer().init(moved), jnp.float32(1)
-    return State(moved, *jax.tree.map(lambda a: a if a.ndim else devices.replicate(a), (optimizer, scale)))
-
-
-def restarted(job: Job, state: State, moved: Params) -> State:
-    """Returns the state before steps from other weights: half as large, with the schedule where it is.
-
-    The rest of the optimizer begins anew, and what the given state holds is freed.
-    """
-    *rest, schedule = state.optimizer
-    for leaf in jax.tree.leaves((state.moved, rest)):
-        leaf.delete()
-    fresh = begin(job, moved)
-    return State(fresh.moved, (*fresh.optimizer[:-1], schedule), state.scale / 2)
+    return State(moved, jax.tree.map(lambda a: a if a.ndim else devices.replicate(a), job.optimizer().init(moved)))
 
 
 @jax.jit
@@ -151,10 +136,10 @@ def _in_float32(tree: Params) -> Params:
 
 
 @functools.partial(jax.jit, static_argnames="job", donate_argnames="state")
-def step(job: Job, given: Given, state: State, batch: Minibatch) -> tuple[State, jax.Array]:
-    """Makes one step and returns the new state and the mean loss [] before it, in nats per prediction.
+def step(job: Job, given: Given, state: State, batch: Minibatch, rate: jax.Array) -> tuple[State, jax.Array]:
+    """Makes one step of a learning rate [], and returns the new state and the mean loss [] before it.
 
-    Matrix products have the device's default precision.
+    The loss is in nats per prediction. Matrix products have the device's default precision.
     """
 
     def sums(now: Minibatch) -> tuple[jax.Array, Params]:
@@ -170,8 +155,8 @@ def step(job: Job, given: Given, state: State, batch: Minibatch) -> tuple[State,
         total = jax.lax.scan(add, _spread(job, zeros), batch)[0]
     value, gradient = jax.tree.map(lambda a: a / _predictions(given, batch), total)
     updates, optimized = job.optimizer().update(gradient, state.optimizer, state.moved)
-    moved = jax.tree.map(lambda weights, update: weights + state.scale * update, state.moved, updates)
-    return State(fully_shard_params(job.config, moved), optimized, state.scale), value
+    moved = jax.tree.map(lambda weights, update: weights - rate * update, state.moved, updates)
+    return State(fully_shard_params(job.config, moved), optimized), value
 
 
 @functools.partial(jax.jit, static_argnames="job")

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from spap_jax import devices
@@ -86,7 +85,7 @@ def finetune_stages(
     given, judged = (Given(frozen, guide, part, len(part.tokens)) for part in parts)
     job = job_of(model.config, teacher and teacher.config, settings)
     s = settings
-    schedule = StepSchedule(s.steps, s.step_sequences, s.check_every, s.batch_tokens, (s.seed,))
+    schedule = StepSchedule(s.steps, s.rate, s.step_sequences, s.check_every, s.batch_tokens, (s.seed,))
     for stage in engine.stages(job, given, judged, start, schedule, begun=begun):
         _check_finite(stage.checks)
         yield stage
@@ -94,7 +93,7 @@ def finetune_stages(
 
 def job_of(config: DecoderConfig, teacher: DecoderConfig | None, settings: FinetuneSettings) -> Job:
     """Returns what the steps are compiled for."""
-    recipe = Recipe(clipped, (settings.rate, settings.steps, settings.weight_decay, settings.moment_dtype))
+    recipe = Recipe(clipped, (settings.weight_decay, settings.moment_dtype))
     dtype = step_dtype(settings.compute_dtype)
     return Job(config, recipe, dtype, scale=_scale(settings), teacher=teacher, remat=settings.remat)
 
@@ -180,9 +179,12 @@ def _split(tokens: np.ndarray, mask: np.ndarray | None, held_out: float) -> tupl
     if mask is not None:
         check_counted(mask[:-count], "the sequences that are trained on")
         check_counted(mask[-count:], "the sequences that are held out")
-    whole = Sequences(jnp.asarray(tokens[:, None]), mask=None if mask is None else jnp.asarray(mask[:, None]))
-    first, second = jax.tree.map(lambda a: a[:-count], whole), jax.tree.map(lambda a: a[-count:], whole)
-    return devices.replicate(first), devices.replicate(second)
+
+    def part(rows: slice) -> Sequences:
+        counted = None if mask is None else devices.put(mask[rows, None])
+        return devices.replicate(Sequences(devices.put(tokens[rows, None]), mask=counted))
+
+    return part(slice(-count)), part(slice(-count, None))
 
 
 def _check_finite(checks: tuple[Check, ...]) -> None:

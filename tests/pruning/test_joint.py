@@ -162,9 +162,12 @@ def test_every_sequence_is_used_once_before_any_is_used_again():
     assert (order != _order(12, 6, 5, (8,))).any()
 
 
+BUDGET = PruneSettings(joint_tokens=4096, joint_learning_rate=1e-3)
+
+
 def test_a_budget_is_shared_by_the_blocks():
     """The steps grow with the tokens, and not with the number of blocks."""
-    settings = PruneSettings(joint_tokens=4096, joint_blocks=2)
+    settings = BUDGET.replace(joint_blocks=2)
     for layers in (4, 32):
         plan = joint.groups(layers, 360, 8, 2048, settings, 1)
         assert [group.first for group in plan] == [*range(0, layers, 2)]
@@ -176,7 +179,7 @@ def test_a_budget_is_shared_by_the_blocks():
 
 @pytest.mark.parametrize(("judged", "checks"), [(8, 8), (45, 2), (360, 1)])
 def test_measurements_take_a_small_part_of_the_time(judged: int, checks: int):
-    [whole] = joint.groups(32, 360, judged, 2048, PruneSettings(joint_tokens=4096), 1)
+    [whole] = joint.groups(32, 360, judged, 2048, BUDGET, 1)
     assert whole.schedule.checks == checks
 
 

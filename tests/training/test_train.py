@@ -83,6 +83,12 @@ def test_devices_and_passes_change_nothing(
         np.testing.assert_allclose(np.asarray(one), np.asarray(two), atol=1e-4)
 
 
+def test_measurements_change_no_step():
+    """Nor does the learning rate begin anew after them."""
+    once, often = (spap.finetune(tiny(), counting(), settings=SETTINGS, check_every=every) for every in (6, 2))
+    assert once.report.losses == often.report.losses
+
+
 def test_weights_and_moments_are_divided():
     """They stay sharded along both axes from the first step to the last when every weight is trained."""
     queries = tiny().params["layers"]["attention"]["q"].shape
