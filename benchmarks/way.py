@@ -134,7 +134,8 @@ def way(output: Path = ROOT / "docs" / "way.png") -> None:
         with following() as found:
             main([*model, "--output", f"{folder}/second"])
     with draw.drawing():
-        output.write_bytes(draw.png(picture(found.spans)))
+        figure = picture(found.spans)
+    output.write_bytes(draw.pngs({output.name: figure})[output.name])
 
 
 if __name__ == "__main__":

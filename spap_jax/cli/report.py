@@ -36,6 +36,7 @@ def report(
 
     try:
         from spap_jax.places import real_path
+        from spap_jax.reporting.draw import pngs
         from spap_jax.reporting.page import render
         from spap_jax.reporting.read import read_runs, with_sparsities
         from spap_jax.reporting.write import check_places, write_all
@@ -48,7 +49,8 @@ def report(
     check_places([page], overwrite)
     runs = read_runs(with_sparsities(folders), bench)
     with waiting(f"drawing {len(runs)} run{'s' if len(runs) > 1 else ''}"):
-        text, images = render(runs)
+        text, figures = render(runs)
+        images = pngs(figures)
     plots = {(png or page.parent) / f"{page.stem}-{name}": image for name, image in images.items()}
     write_all(plots | {page: text.encode()}, overwrite)
     err.print(f"wrote {page} and {len(plots)} plots in {png or page.parent}")

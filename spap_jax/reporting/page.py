@@ -8,6 +8,7 @@ from typing import Any
 
 import jinja2
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from spap_jax.quantities import bytes_text, count_text, share_text
 from spap_jax.reporting import draw, tables
@@ -20,22 +21,21 @@ from spap_jax.reporting.write import COMMAND
 
 @dataclass(frozen=True)
 class Drawn:
-    """A plot rendered as SVG for the page and as PNG; ``name`` is unique on the page."""
+    """A plot, and how the page shows it; ``name`` is unique on the page."""
 
     name: str
     plot: Plot
     svg: Markup
-    png: bytes
 
 
-def render(runs: Sequence[RunReports]) -> tuple[str, dict[str, bytes]]:
-    """Renders the page and all plots.
+def render(runs: Sequence[RunReports]) -> tuple[str, dict[str, Figure]]:
+    """Renders the page.
 
     Args:
         runs: At least one run.
 
     Returns:
-        The page, and the PNGs keyed by file name.
+        The page, and its plots under the names that they have as PNGs; see ``draw.pngs``.
     """
     with draw.drawing():
         compared = [_drawn(plot) for plot in comparisons(runs)] if len(runs) > 1 else []
@@ -52,12 +52,12 @@ def render(runs: Sequence[RunReports]) -> tuple[str, dict[str, bytes]]:
         light=LIGHT,
         dark=DARK,
     )
-    return page, {f"{drawn.name}.png": drawn.png for drawn in itertools.chain(compared, *own)}
+    return page, {f"{drawn.name}.png": drawn.plot.figure for drawn in itertools.chain(compared, *own)}
 
 
 def _drawn(plot: Plot, prefix: str = "") -> Drawn:
     name = f"{prefix}{plot.name}"
-    return Drawn(name, plot, Markup(draw.svg(plot.figure, name)), draw.png(plot.figure))
+    return Drawn(name, plot, Markup(draw.svg(plot.figure, name)))
 
 
 def _prefix(runs: Sequence[RunReports], place: int) -> str:
