@@ -1,5 +1,6 @@
 """Eight CPU devices, explicit broadcasting, warnings as errors (pyproject.toml)."""
 
+import atexit
 import gc
 import importlib
 import os
@@ -13,6 +14,8 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+if environment.WORKER:  # which has told all results by then: the system frees what it holds at once, Python in seconds
+    atexit.register(os._exit, 0)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -27,6 +30,11 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return (option is not None and not config.getoption(option)) or None
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run first the tests that drop all compiled programs: there are few then, and later tests find theirs."""
+    items.sort(key=lambda item: item.path.name != "test_programs.py")
+
+
 def pytest_collection_finish() -> None:
     """Make the garbage collector run less often, and spare it what has been imported.
 
@@ -36,8 +44,14 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(50_000, 20, 100)
 
 
+def pytest_sessionfinish() -> None:
+    """Spare the garbage collector what has been made since, too: pytest collects several times at the end."""
+    gc.collect()
+    gc.freeze()
+
+
 _MAPPINGS = Path("/proc/self/maps")
-_MANY = 40_000
+_MANY = 50_000
 """Memory mappings above which compiled programs are dropped.
 
 Linux gives a process 65 530; every compiled program takes some, until the compiler gets none.
@@ -59,8 +73,7 @@ def _shared_programs(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _room_for_programs() -> Iterator[None]:
-    yield
+def _room_for_programs() -> None:
     if _MAPPINGS.exists() and _MAPPINGS.read_bytes().count(b"\n") > _MANY:
         jax.clear_caches()
 
@@ -76,6 +89,7 @@ def optimized() -> Iterator[None]:
 @pytest.fixture
 def ask_hub(tmp_path: Path) -> Iterator[Callable[..., None]]:
     """A function that lets this process, and those that it starts, ask the hub at an address, with empty caches."""
+    from datasets import config
     from huggingface_hub import close_session, constants
 
     settings = {"HF_HOME": str(tmp_path / "hub"), "SPAP_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "0"}
@@ -85,11 +99,13 @@ def ask_hub(tmp_path: Path) -> Iterator[Callable[..., None]]:
         def ask(endpoint: str, token: str = "hf_secret") -> None:
             for name, value in {**settings, "HF_ENDPOINT": endpoint, "HF_TOKEN": token}.items():
                 patch.setenv(name, value)
-            importlib.reload(constants)  # which reads them
+            for each in (constants, config):
+                importlib.reload(each)  # which reads them
 
         close_session()
         yield ask
-    importlib.reload(constants)
+    for each in (constants, config):
+        importlib.reload(each)
     close_session()
 
 

@@ -20,6 +20,7 @@ WORDS = ("eval", STORIES, "--tasks", "stories_cloze")
 @pytest.fixture(autouse=True)
 def _at_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr("torch.utils.collect_env.get_pretty_env_info", str)  # it starts pip to list all packages
     monkeypatch.chdir(EXAMPLES.parent)
 
 
@@ -88,19 +89,19 @@ def test_the_bundled_examples_are_what_their_script_makes(tmp_path: Path) -> Non
     assert all(f"{each['story']} {each['choices'][each['label']]}" in story for each in examples)
 
 
-def test_an_unknown_task(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def without_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the tasks that come with the harness, which are looked through as well: to read them takes seconds."""
+    monkeypatch.setattr(tasks, "_Tasks", functools.partial(tasks._Tasks, include_defaults=False))
+
+
+def test_an_unknown_task(without_defaults: None, capsys: pytest.CaptureFixture[str]) -> None:
     said = sentence(spap(capsys, "eval", STORIES, "--tasks", "stories_close,arc_eazy", "--task-path", TASKS))
     assert said.startswith("there is no task stories_close: near it are stories_cloze")
 
 
-def test_a_file_that_is_not_yaml(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The harness skips the broken file; another file that is valid and calls a function is not reported instead.
-
-    The tasks that come with the harness, which are looked through as well, are left out: to read them takes seconds.
-    """
-    monkeypatch.setattr(tasks, "_Tasks", functools.partial(tasks._Tasks, include_defaults=False))
+def test_a_file_that_is_not_yaml(without_defaults: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The harness skips the broken file; another file that is valid and calls a function is not reported instead."""
     (tmp_path / "a.yaml").write_text("task: other\nprocess_docs: !function other.py\n")
     (tmp_path / "b.yaml").write_text("task: mine\n  output_type: [\n")
     said = sentence(spap(capsys, "eval", STORIES, "--tasks", "mine", "--task-path", tmp_path))

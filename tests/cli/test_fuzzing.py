@@ -5,6 +5,7 @@ run. ``SPAP_FUZZ=20 python -m pytest tests/cli/test_fuzzing.py`` tries twenty ti
 """
 
 import contextlib
+import functools
 import io
 import json
 import logging
@@ -158,6 +159,7 @@ def cases(count: int) -> Any:
     )
 
 
+@functools.cache
 def options(command: str) -> dict[str, list[str]]:
     """Returns the options of a command, with the choices that they define."""
     found = app[command].assemble_argument_collection()

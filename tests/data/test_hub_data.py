@@ -1,14 +1,11 @@
-"""Data sets on the hub, read in fresh processes, since the hub's libraries read the environment only once."""
+"""Data sets on the hub and in its caches."""
 
 import gzip
 import hashlib
 import http.server
 import json
-import os
-import subprocess
-import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,70 +14,51 @@ import pytest
 from data_cases import JOINED, TEXTS, VOCABULARY, WORDS, json_lines, read, refused, write_parquet
 
 from spap_jax import hub
+from spap_jax.data.loading import load_tokens
 from spap_jax.data.named_sets import NAMED, Role
 from spap_jax.errors import UserError
 
-SCRIPT = """
-import json, sys
-from spap_jax.data.loading import load_tokens
-from spap_jax.errors import UserError
-found = []
-for data, tokenizer, role in json.loads(sys.argv[1]):
-    try:
-        blocks = load_tokens(data, tokenizer=tokenizer, sequence_length=10, sequences=7, role=role)
-        found.append([blocks.tokens.tolist(), blocks.description])
-    except UserError as error:
-        found.append(str(error))
-print(json.dumps(found))
-"""
 FIT: Role = "calibration"
 JUDGE: Role = "evaluation"
 
 
-def in_fresh_process(home: Path, *requests: tuple[str, Path | str, str], **environment: str) -> list[Any]:
-    """Returns the results or errors of `load_tokens`, with a separate cache and an unreachable hub.
-
-    Args:
-        home: Working directory, which also gets the cache.
-        requests: Data, tokenizer and role of each call; they share a process, as starting one takes seconds.
-        environment: Further variables.
-    """
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
-    place = {
-        "HF_HOME": str(home / "cache"),
-        "HF_ENDPOINT": "http://127.0.0.1:9",
-        "PYTHONPATH": str(Path(hub.__file__).parents[1]),
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps(requests, default=str)],
-        env=kept | place | environment,
-        cwd=home,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Retry" not in done.stderr, "the slow retries of the hub's client were entered"
-    return json.loads(done.stdout)
+Ask = Callable[..., None]
+NOWHERE = "http://127.0.0.1:9"
 
 
-def test_a_hub_out_of_reach_is_said_at_once_and_local_files_need_none(tmp_path, tokenizer):
+def results(*requests: tuple[str, Path | str, Any]) -> list[Any]:
+    """Return what `load_tokens` makes of data, tokenizers and roles: tokens and a description, or an error's words."""
+    found: list[Any] = []
+    for data, tokenizer, role in requests:
+        try:
+            blocks = load_tokens(data, tokenizer=tokenizer, sequence_length=10, sequences=7, role=role)
+            found.append((blocks.tokens.tolist(), blocks.description))
+        except UserError as error:
+            found.append(str(error))
+    return found
+
+
+def test_a_hub_out_of_reach_is_said_at_once_and_local_files_need_none(
+    ask_hub: Ask, tmp_path, tokenizer, caplog, monkeypatch
+):
+    ask_hub(NOWHERE)
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "a.txt").write_text(JOINED)
     write_parquet(tmp_path / "a.parquet", {"text": TEXTS})
-    *messages, no_tokenizer, (tokens, _) = in_fresh_process(
-        tmp_path,
+    *messages, no_tokenizer, (tokens, _) = results(
         ("wikitext2", tokenizer, FIT),
         ("owner/name:config", tokenizer, FIT),
         ("a.txt", "owner/model", FIT),
         ("a.parquet", tokenizer, FIT),
     )
+    assert "Retry" not in caplog.text, "the slow retries of the hub's client were entered"
     for message in messages:
-        assert "is not on this machine and the hub http://127.0.0.1:9 cannot be reached" in message
+        assert f"is not on this machine and the hub {NOWHERE} cannot be reached" in message
         assert message.endswith("name a local .txt, .jsonl, .json, .parquet or .npy file instead")
     assert no_tokenizer.startswith("the tokenizer owner/model is not on this machine and the hub")
     assert tokens == read(WORDS).tokens.tolist()
     here = {path.name for path in tmp_path.iterdir()}
-    assert here <= {"a.txt", "a.parquet", "cache"}, "no clutter in the working folder"
+    assert here <= {"a.txt", "a.parquet", "hub"}, "no clutter in the working folder"
 
 
 def test_offline_mode_is_named_as_the_reason():
@@ -89,19 +67,20 @@ def test_offline_mode_is_named_as_the_reason():
         hub.require_hub("it", "go on")
 
 
-def test_files_in_the_hub_cache_are_read_without_the_hub(tmp_path, tokenizer):
+def test_files_in_the_hub_cache_are_read_without_the_hub(ask_hub: Ask, tmp_path, tokenizer):
+    ask_hub(NOWHERE)
     roles: tuple[Role, ...] = (FIT, JUDGE)
     cases: list[tuple[str, Role]] = [(name, role) for name in ("c4", "wikitext2") for role in roles]
     for name, role in cases:
         named, (_, file) = NAMED[name], NAMED[name].files[role]
         repo = f"datasets--{named.repo.replace('/', '--')}"
-        path = tmp_path / "cache" / "hub" / repo / "snapshots" / named.revision / file
+        path = tmp_path / "hub" / "hub" / repo / "snapshots" / named.revision / file
         path.parent.mkdir(parents=True, exist_ok=True)
         if file.endswith(".parquet"):
             write_parquet(path, {"text": TEXTS})
         else:
             path.write_bytes(gzip.compress(json_lines(TEXTS)))
-    found = in_fresh_process(tmp_path, *((name, tokenizer, role) for name, role in cases))
+    found = results(*((name, tokenizer, role) for name, role in cases))
     for (name, role), (tokens, description) in zip(cases, found, strict=True):
         begun = [VOCABULARY - 1, *WORDS] if role == JUDGE else WORDS  # evaluation as in papers: one beginning token
         assert tokens == read(np.array(begun), role=role).tokens.tolist()
@@ -112,7 +91,7 @@ def test_a_local_copy_of_a_named_set_that_is_not_there(tmp_path, tokenizer):
     assert "no.parquet is not there: check the path" in refused(f"wikitext2:{tmp_path / 'no.parquet'}", tokenizer)
 
 
-def test_what_the_datasets_library_has_cached_is_read_without_the_hub(tmp_path, tokenizer):
+def test_what_the_datasets_library_has_cached_is_read_without_the_hub(ask_hub: Ask, tmp_path, tokenizer):
     from datasets.packaged_modules.json.json import Json
 
     (tmp_path / "source.jsonl").write_bytes(json_lines(TEXTS))
@@ -124,12 +103,11 @@ def test_what_the_datasets_library_has_cached_is_read_without_the_hub(tmp_path, 
             hash="1",
             data_files={"train": [str(tmp_path / "source.jsonl")]},
         )
-        target = tmp_path / "cache" / "datasets" / repo.replace("/", "___") / config / "0.0.0" / "1"
+        target = tmp_path / "hub" / "datasets" / repo.replace("/", "___") / config / "0.0.0" / "1"
         builder.download_and_prepare(str(target))
+    ask_hub(NOWHERE)
     fitted = ("owner/name:default", "wikitext2")
-    *found, message = in_fresh_process(
-        tmp_path, *((data, tokenizer, FIT) for data in fitted), ("owner/name:default", tokenizer, JUDGE)
-    )
+    *found, message = results(*((data, tokenizer, FIT) for data in fitted), ("owner/name:default", tokenizer, JUDGE))
     for data, (tokens, description) in zip(fitted, found, strict=True):
         assert tokens == read(WORDS).tokens.tolist()
         assert description.startswith(f"{data} (train split): 7 of 30 windows")
@@ -187,12 +165,12 @@ def endpoint() -> Iterator[str]:
         thread.join()
 
 
-def test_a_data_set_of_the_hub_is_streamed_and_a_short_name_is_downloaded_once(endpoint, tmp_path, tokenizer):
+def test_a_data_set_of_the_hub_is_streamed_and_a_short_name_is_downloaded_once(endpoint, ask_hub: Ask, tokenizer):
+    ask_hub(endpoint)
     short = ("c4", tokenizer, FIT)
-    *found, message = in_fresh_process(
-        tmp_path, short, ("owner/name", tokenizer, FIT), ("owner/name:no", tokenizer, FIT), HF_ENDPOINT=endpoint
-    )
-    found += in_fresh_process(tmp_path, short)  # the hub is out of reach
+    *found, message = results(short, ("owner/name", tokenizer, FIT), ("owner/name:no", tokenizer, FIT))
+    ask_hub(NOWHERE)
+    found += results(short)
     for name, (tokens, description) in zip(("c4", "owner/name", "c4"), found, strict=True):
         assert tokens == read(WORDS).tokens.tolist()
         assert description.startswith(f"{name} (train split): 7 of 30 windows")

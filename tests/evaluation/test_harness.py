@@ -58,6 +58,7 @@ def theirs(folder: Path) -> TemplateLM:
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr("torch.utils.collect_env.get_pretty_env_info", str)  # it starts pip to list all packages
     monkeypatch.chdir(ROOT)
 
 
