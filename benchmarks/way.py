@@ -135,7 +135,7 @@ def way(output: Path = ROOT / "docs" / "way.png") -> None:
             main([*model, "--output", f"{folder}/second"])
     with draw.drawing():
         figure = picture(found.spans)
-    output.write_bytes(draw.pngs({output.name: figure})[output.name])
+    output.write_bytes(draw.png(figure))
 
 
 if __name__ == "__main__":

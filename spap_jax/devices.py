@@ -7,8 +7,8 @@ and inserts the collectives. The rows of second moments, and of the solver's arr
 Everything else is replicated. Code under ``use_mesh`` uses the mesh around it; without a mesh, all functions do what a
 single device does anyway.
 
-Names say what happens in JAX's words: ``*_size`` and ``*_spec`` describe the mesh, ``shard_*``, ``replicate`` and
-``from_parts`` put arrays on it, ``to_*`` and ``parts_of`` bring them back. What devices compute together is in
+Names say what happens in JAX's words: ``*_size`` and ``*_spec`` describe the mesh, ``put``, ``shard_*``, ``replicate``
+and ``from_parts`` put arrays on it, ``to_*`` and ``parts_of`` bring them back. What devices compute together is in
 ``collectives.py``.
 """
 
@@ -154,12 +154,12 @@ def put(array: Any) -> jax.Array:
     """Puts an array of the host on the default device; arrays that are on devices stay where they are.
 
     ``jnp.asarray`` would compile a program for every shape. A CPU gets a copy, since ``jax.device_put`` would share the
-    memory with numpy, where it may change: it is often a mapped file.
+    memory with numpy, where it may change: it is often a mapped file. JAX puts the values of a transposed one in order.
     """
     if isinstance(array, jax.Array):
         return array
     array = np.asarray(array)
-    return jax.device_put(array.copy() if jax.default_backend() == "cpu" else array)
+    return jax.device_put(array.copy(order="K") if jax.default_backend() == "cpu" else array)
 
 
 def shard_chunks(chunks: np.ndarray) -> jax.Array:

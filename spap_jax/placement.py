@@ -251,10 +251,10 @@ def _laid_out(config: DecoderConfig, params: Params, spec: Spec) -> Params:
     if devices.mesh_size() == 1:
         return jax.tree.map(devices.put, params)
     family = FAMILIES[config.family]
-    return map_named(lambda name, array: _put(array, spec(family, name, array.shape)), params)
+    return map_named(lambda name, array: _shard(array, spec(family, name, array.shape)), params)
 
 
-def _put(array: Any, spec: PartitionSpec) -> jax.Array:
+def _shard(array: Any, spec: PartitionSpec) -> jax.Array:
     if isinstance(array, Tracer):
         return jax.lax.with_sharding_constraint(array, spec)
     place = NamedSharding(get_mesh(), spec)

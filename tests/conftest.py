@@ -14,14 +14,18 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-if environment.WORKER:  # which has told all results by then: the system frees what it holds at once, Python in seconds
-    atexit.register(os._exit, 0)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--old-python", default=sys.executable, help="Python whose transformers loads pruned checkpoints")
     parser.addoption("--llama-cpp-python", help="Python of .ci/llama_cpp, whose llama.cpp runs pruned checkpoints")
     parser.addoption("--tunix-python", help="Python of .ci/tunix, whose Tunix trains pruned checkpoints")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let a worker end at once, which has told all results by then: to free what it holds takes Python ten seconds."""
+    if hasattr(config, "workerinput"):
+        atexit.register(os._exit, 0)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -36,7 +36,7 @@ def report(
 
     try:
         from spap_jax.places import real_path
-        from spap_jax.reporting.draw import pngs
+        from spap_jax.reporting.draw import png as drawn
         from spap_jax.reporting.page import render
         from spap_jax.reporting.read import read_runs, with_sparsities
         from spap_jax.reporting.write import check_places, write_all
@@ -50,7 +50,6 @@ def report(
     runs = read_runs(with_sparsities(folders), bench)
     with waiting(f"drawing {len(runs)} run{'s' if len(runs) > 1 else ''}"):
         text, figures = render(runs)
-        images = pngs(figures)
-    plots = {(png or page.parent) / f"{page.stem}-{name}": image for name, image in images.items()}
+        plots = {(png or page.parent) / f"{page.stem}-{name}": drawn(figure) for name, figure in figures.items()}
     write_all(plots | {page: text.encode()}, overwrite)
     err.print(f"wrote {page} and {len(plots)} plots in {png or page.parent}")

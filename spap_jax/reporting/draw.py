@@ -3,7 +3,7 @@
 import io
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import matplotlib
@@ -31,13 +31,9 @@ def svg(figure: Figure, prefix: str) -> str:
     return themed(re.sub(r'(\sid="|url\(#|href="#)', rf"\g<1>{prefix}-", text))
 
 
-def pngs(figures: Mapping[str, Figure]) -> dict[str, bytes]:
-    """Returns PNGs with the background of the light page, under the names of the figures."""
-    with drawing():
-        return {name: _png(figure) for name, figure in figures.items()}
-
-
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """Returns a PNG with the background of the light page."""
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=DPI, facecolor=LIGHT["page"], metadata={"Software": COMMAND})
+    with drawing():
+        figure.savefig(file, format="png", dpi=DPI, facecolor=LIGHT["page"], metadata={"Software": COMMAND})
     return file.getvalue()

@@ -1,4 +1,4 @@
-"""The self-contained HTML page, and its plots as PNGs."""
+"""The self-contained HTML page."""
 
 import itertools
 import re
@@ -35,7 +35,7 @@ def render(runs: Sequence[RunReports]) -> tuple[str, dict[str, Figure]]:
         runs: At least one run.
 
     Returns:
-        The page, and its plots under the names that they have as PNGs; see ``draw.pngs``.
+        The page, and its plots under the names that they have as PNGs; see ``draw.png``.
     """
     with draw.drawing():
         compared = [_drawn(plot) for plot in comparisons(runs)] if len(runs) > 1 else []

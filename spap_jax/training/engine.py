@@ -149,7 +149,7 @@ def stages(
         rows = order[start_at : start_at + schedule.check_every]
         batches = (batch_of(some, given, schedule.batch_tokens) for some in rows)
         restarts = sum(far(check) for check in stage.checks if check.step > last.step)
-        each = zip(batches, planned[start_at:] / 2**restarts, strict=False)
+        each = zip(batches, planned[start_at : start_at + len(rows)] / 2**restarts, strict=True)
         state, losses = _steps(job, given, stage.state, enumerate(each, last.step + start_at + 1), watch)
         now = _cast(state.moved, dtypes)
         found = float(measure(job._replace(recipe=None), judged, now, held_out))

@@ -100,7 +100,8 @@ def test_killed_with_its_disk_it_goes_on_elsewhere_to_the_same_bits(
 ):
     """A run continues from what was uploaded, as after the preemption of a machine."""
     words = ["prune", tiny(tmp_path / "in"), "--data", token_file(tmp_path / "ids.npy"), "--sequences", 16]
-    words += ["--sequence-length", 64, "--rounds", 0, "--joint-passes", 4, "--joint-tokens", 256]
+    words += ["--sequence-length", 64, "--method", "magnitude", "--update", "alternate", "--rounds", 0]
+    words += ["--joint-passes", 4, "--joint-tokens", 256]
     place = f"file://{tmp_path}/bucket/out"
 
     monkeypatch.setenv("SPAP_CACHE", str(tmp_path / "cache"))

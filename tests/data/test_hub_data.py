@@ -20,10 +20,15 @@ from spap_jax.errors import UserError
 
 FIT: Role = "calibration"
 JUDGE: Role = "evaluation"
-
-
 Ask = Callable[..., None]
 NOWHERE = "http://127.0.0.1:9"
+
+
+@pytest.fixture(autouse=True)
+def _no_retries(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    yield
+    said = [record.getMessage() for record in caplog.get_records("call")]
+    assert not any("Retry" in each for each in said), "the slow retries of the hub's client were entered"
 
 
 def results(*requests: tuple[str, Path | str, Any]) -> list[Any]:
@@ -38,9 +43,7 @@ def results(*requests: tuple[str, Path | str, Any]) -> list[Any]:
     return found
 
 
-def test_a_hub_out_of_reach_is_said_at_once_and_local_files_need_none(
-    ask_hub: Ask, tmp_path, tokenizer, caplog, monkeypatch
-):
+def test_a_hub_out_of_reach_is_said_at_once_and_local_files_need_none(ask_hub: Ask, tmp_path, tokenizer, monkeypatch):
     ask_hub(NOWHERE)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.txt").write_text(JOINED)
@@ -51,7 +54,6 @@ def test_a_hub_out_of_reach_is_said_at_once_and_local_files_need_none(
         ("a.txt", "owner/model", FIT),
         ("a.parquet", tokenizer, FIT),
     )
-    assert "Retry" not in caplog.text, "the slow retries of the hub's client were entered"
     for message in messages:
         assert f"is not on this machine and the hub {NOWHERE} cannot be reached" in message
         assert message.endswith("name a local .txt, .jsonl, .json, .parquet or .npy file instead")

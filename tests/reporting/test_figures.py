@@ -112,7 +112,7 @@ def test_what_was_not_finite_is_a_gap(tmp_path: Path) -> None:
 def test_many_layers_and_checks_fit(tmp_path: Path) -> None:
     """Warnings are errors, including those about labels without room."""
     found = by_name(pruned(tmp_path, report(layers=80, checks=300, width=4000, keep=3001)))
-    drawn = draw.pngs({name: plot.figure for name, plot in found.items()})
+    drawn = {name: draw.png(plot.figure) for name, plot in found.items()}
     assert all(png.startswith(b"\x89PNG") for png in drawn.values())
     assert "a cell is 8 channels" in found["channels"].caption
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from reports import DASH, MINUS, Look, put, report, run, with_fewer_heads
 
 from spap_jax.errors import UserError
-from spap_jax.reporting.draw import pngs
+from spap_jax.reporting import draw
 from spap_jax.reporting.page import render
 from spap_jax.reporting.read import read_runs
 from spap_jax.reporting.schema import (
@@ -101,7 +101,7 @@ def test_drawings_have_words(two: tuple[str, dict[str, Figure]]) -> None:
 
 
 def test_pictures(two: tuple[str, dict[str, Figure]]) -> None:
-    images = pngs(two[1])
+    images = {name: draw.png(figure) for name, figure in two[1].items()}
     own = ("errors", "gains", "channels", "losses", "seconds")
     names = {f"{prefix}-{name}.png" for prefix, name in itertools.product(("1-one", "2-two"), own)}
     assert set(images) == names | {f"compare-{name}.png" for name in ("perplexity", "parameters", "bytes")}
@@ -291,4 +291,7 @@ def test_names_are_only_shown(tmp_path: Path) -> None:
 
 
 def test_the_same_reports_give_the_same_page(runs: list[RunReports], two: tuple[str, dict[str, Figure]]) -> None:
-    assert render(runs)[0] == two[0]
+    page, figures = render(runs)
+    assert page == two[0]
+    name = next(iter(figures))
+    assert draw.png(figures[name]) == draw.png(two[1][name])

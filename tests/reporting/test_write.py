@@ -56,7 +56,7 @@ OTHERS = [
 
 def test_a_sealed_plot_is_still_a_picture(tmp_path: Path) -> None:
     """Readers of a PNG check the sum of every chunk."""
-    plain = draw.pngs({"a": Figure()})["a"]
+    plain = draw.png(Figure())
     write_all({tmp_path / "a.png": plain}, overwrite=False)
     with Image.open(tmp_path / "a.png") as picture:
         picture.load()

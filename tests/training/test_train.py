@@ -12,6 +12,7 @@ from spap_jax.api import FinetuneResult
 from spap_jax.devices import use_mesh
 from spap_jax.settings import FinetuneSettings
 from spap_jax.training import engine, train
+from spap_jax.training.optimizers import rates
 
 HELD_OUT = counting()[-4:]
 
@@ -129,17 +130,30 @@ def test_weights_are_kept_as_they_were_when_they_were_best():
 
 
 def test_a_measurement_that_is_not_finite_does_not_end_it(monkeypatch: pytest.MonkeyPatch):
-    """Steps go on from the best weights, half as large; that of the steps before it is kept."""
-    real, made = engine.measure, []
+    """Steps go on from the best weights, half as large and without gradients; that of the steps before it is kept."""
+    real, made, given = engine.measure, [], []
 
-    def measure(*given: Any) -> Any:
-        made.append(real(*given))
+    def measure(*arguments: Any) -> Any:
+        made.append(real(*arguments))
         return made[-1] if len(made) != 3 else np.float32(np.nan)
 
+    class Step:
+        lower = engine.step.lower
+
+        def __call__(self, job: Any, read: Any, state: Any, batch: Any, rate: np.float32) -> Any:
+            moments = [leaf for leaf in jax.tree.leaves(state.optimizer) if leaf.ndim]
+            given.append((float(rate), all((moment == 0).all() for moment in moments)))
+            return step(job, read, state, batch, rate)
+
+    step = engine.step
     monkeypatch.setattr(engine, "measure", measure)
+    monkeypatch.setattr(engine, "step", Step())
     checks = spap.finetune(tiny(), counting(), settings=SETTINGS, check_every=2, steps=8).report.checks
     assert [check.taken for check in checks] == [True, True, False, True, True]
     assert np.isnan(checks[2].held_out)
+    expected = rates(SETTINGS.rate, 8) / np.repeat([1, 2], 4)
+    assert [rate for rate, _ in given] == pytest.approx(expected.tolist())
+    assert [number for number, (_, begun) in enumerate(given) if begun] == [0, 4]
 
 
 @pytest.mark.parametrize(
