@@ -1,6 +1,7 @@
 """Whether JAX has a device to compute on, the platform that programs are traced for, and its compiler's effort."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,6 +15,11 @@ _PLATFORMS = {
 }
 """How to install JAX for each kind of accelerator, by its name in JAX_PLATFORMS."""
 
+_NOT_STARTED = r"Unable to initialize backend '\w+': "
+"""How the error begins that JAX raises if a device does not start."""
+
+_FRACTIONS = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
+"""The variables that say how much of a GPU's memory JAX takes; the second is an old name of the first."""
 
 _EFFORT = "jax_exec_time_optimization_effort"
 
@@ -51,17 +57,32 @@ def quick_compilation() -> Iterator[None]:
         jax.config.update(_EFFORT, before)
 
 
-def missing_backend() -> str | None:
-    """Explains in one sentence why JAX has no device to compute on and what to do; None if it has one."""
-    try:
-        jax.devices()
-        return None
-    except Exception as error:  # a RuntimeError, or an AssertionError without a message if no GPU is found
-        said = first_line(error)
+def more_memory(name: str) -> str:
+    """How a GPU gives more of its memory, as a further sentence; none on other platforms, or if it is set already."""
+    said = name != "gpu" or any(variable in os.environ for variable in _FRACTIONS)
+    return "" if said else " JAX takes three quarters of a GPU's memory: XLA_CLIENT_MEM_FRACTION=0.95 gives more."
+
+
+def missing_backend(error: BaseException) -> str | None:
+    """Explains in one sentence why JAX has no device to compute on and what to do; None if it has one.
+
+    Args:
+        error: What a command failed with. JAX says only once that a GPU does not start: asked again, it has the CPU.
+    """
+    said = first_line(error)
+    if not re.match(_NOT_STARTED, said):
+        try:
+            jax.devices()
+            return None
+        except Exception as now:  # a RuntimeError, or an AssertionError without a message if no GPU is found
+            said = first_line(now)
     wanted = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
-    reason = said.partition(" (set")[0].removeprefix(f"Unable to initialize backend '{wanted}': ").rstrip(".")
+    reason = re.split(r" \((?:set|you may) ", re.sub(_NOT_STARTED, "", said))[0].rstrip(".")
     reason = "it sees no such device on this machine" if said == "AssertionError" else reason
     if not wanted:
-        return f"JAX cannot start the devices of this machine ({reason}): set JAX_PLATFORMS=cpu to do without them."
+        return (
+            f"JAX cannot start the devices of this machine ({reason}): look whether others use them and what "
+            "nvidia-smi says of a GPU's driver, or set JAX_PLATFORMS=cpu to do without them."
+        )
     advice = _PLATFORMS.get(wanted.split(",")[0], f"use one of the names cpu, {', '.join(_PLATFORMS)}")
     return f"JAX cannot use JAX_PLATFORMS={wanted} ({reason}): {advice}, or unset it to use the devices that JAX finds."

@@ -13,6 +13,7 @@ _LESS_MEMORY = {
     "--batch-tokens": "a smaller --batch-tokens",
     "--stream-dtype": "--stream-dtype bfloat16",
     "--effort": "--effort low",
+    "--joint-blocks": "a smaller --joint-blocks",
     "--sequences": "fewer --sequences",
     "--batch": "a smaller --batch",
     "--prompt": "a shorter --prompt",
@@ -38,7 +39,7 @@ def failure(error: BaseException, words: Sequence[str]) -> tuple[int, str]:
         return 130, str(error) or "interrupted; no unfinished output is left."
     if (lost := processes.loss(error)) is not None:
         return lost
-    sentence = _no_device() or _no_memory(error, words) or _no_access(error)
+    sentence = _no_device(error) or _no_memory(error, words) or _no_access(error)
     if sentence is not None:
         return 2, f"{processes.prefix()}{sentence}"
     kind = type(error).__name__
@@ -49,13 +50,13 @@ def failure(error: BaseException, words: Sequence[str]) -> tuple[int, str]:
     )
 
 
-def _no_device() -> str | None:
+def _no_device(error: BaseException) -> str | None:
     """Returns a message if JAX finds no device; JAX is not imported to find out."""
     if "jax" not in sys.modules:
         return None
     from spap_jax.backend import missing_backend
 
-    return missing_backend()
+    return missing_backend(error)
 
 
 def _no_access(error: BaseException) -> str | None:
@@ -73,4 +74,13 @@ def _no_memory(error: BaseException, words: Sequence[str]) -> str | None:
 
     ways = [way for name, way in _LESS_MEMORY.items() if name in option_names(words)]
     advice = f"{', '.join(ways[:-1])} or {ways[-1]} needs less" if len(ways) > 1 else "use a machine that has more"
-    return f"there is not enough memory ({first_line(error)}): {advice}."
+    more = "" if isinstance(error, MemoryError) else _more_of_the_device()
+    return f"there is not enough memory ({first_line(error)}): {advice}.{more}"
+
+
+def _more_of_the_device() -> str:
+    import jax
+
+    from spap_jax.backend import more_memory
+
+    return more_memory(jax.default_backend())

@@ -1,18 +1,14 @@
 """Before a run: how many blocks joint steps adjust together in the memory at hand, or a warning of too little."""
 
-import os
-
 import jax
 
 from spap_jax import devices, memory, multihost
+from spap_jax.backend import more_memory
 from spap_jax.errors import warn
 from spap_jax.planning.accelerators import Accelerator, Mesh
 from spap_jax.planning.plan import Request, plan, remedy
 from spap_jax.quantities import bytes_text
 from spap_jax.settings import PruneSettings
-
-_FRACTIONS = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
-"""The variables that say how much of a GPU's memory JAX takes; the second is an old name of the first."""
 
 
 def settings_here(request: Request) -> PruneSettings:
@@ -38,9 +34,11 @@ def settings_here(request: Request) -> PruneSettings:
     if need > here.accelerator.memory:
         warn(
             f"a plan of this run needs {bytes_text(need)} of each device in the phase {phase!r}, and a device here has "
-            f"{bytes_text(here.accelerator.memory)}. {remedy(planned)}{_more(here)}"
+            f"{bytes_text(here.accelerator.memory)}. {remedy(planned)}{more_memory(here.accelerator.platform)}"
         )
-    elif planned.request.settings.joint_blocks != request.settings.joint_blocks and (more := _more(here)):
+    elif planned.request.settings.joint_blocks != request.settings.joint_blocks and (
+        more := more_memory(here.accelerator.platform)
+    ):
         warn(f"joint steps on all blocks together would gain more, and need more than {bytes_text(room)}.{more}")
     return planned.request.settings
 
@@ -51,12 +49,6 @@ def _mesh_here(room: float) -> Mesh:
     platform = device.platform if device.platform in ("cpu", "tpu") else "gpu"
     kind = Accelerator(device.device_kind, room, 1, 1, 1, 1, sizes=(count,), platform=platform)
     return Mesh("this machine", kind, count, devices.model_size())
-
-
-def _more(here: Mesh) -> str:
-    """How a GPU gives more of its memory, unless that was said already."""
-    said = here.accelerator.platform != "gpu" or any(name in os.environ for name in _FRACTIONS)
-    return "" if said else " JAX takes three quarters of a GPU's memory: XLA_CLIENT_MEM_FRACTION=0.95 gives more."
 
 
 def _room() -> float | None:

@@ -4,7 +4,9 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 
+import jax
 import pytest
 from commands import EVALUATION, STORIES, Said, apart, sentence, spap
 
@@ -53,6 +55,29 @@ def test_what_the_machine_lacks(error: Exception, words: list[str], expected: st
     code, said = failures.failure(error, words)
     assert code == 2
     assert expected in said
+
+
+@pytest.fixture
+def any_platform() -> Iterator[None]:
+    """As where JAX_PLATFORMS is not set."""
+    jax.config.update("jax_platforms", "")
+    yield
+    jax.config.update("jax_platforms", "cpu")
+
+
+def test_a_gpu_that_does_not_start(any_platform: None):
+    """JAX says so once: asked again, it has the CPU alone."""
+    advice = "(you may need to uninstall the failing plugin package, or set JAX_PLATFORMS=cpu to skip this backend.)"
+    code, said = failures.failure(RuntimeError(f"Unable to initialize backend 'cuda': too old. {advice}"), ["prune"])
+    assert code == 2
+    assert said.startswith("JAX cannot start the devices of this machine (too old): look whether")
+
+
+@pytest.mark.parametrize(("platform", "said"), [("gpu", True), ("tpu", False)])
+def test_a_gpu_may_have_more_memory(platform: str, said: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    found = failures.failure(RuntimeError("RESOURCE_EXHAUSTED: out of 8 bytes."), ["eval"])[1]
+    assert found.endswith("XLA_CLIENT_MEM_FRACTION=0.95 gives more.") == said
 
 
 @pytest.mark.parametrize(
