@@ -237,8 +237,13 @@ def gathered(array: jax.Array, most: int = _AT_ONCE) -> np.ndarray:
 
 
 def parts_of(array: jax.Array) -> dict[str, jax.Array]:
-    """Returns the parts of an array that this process's devices hold, each once, by where they begin."""
-    return {_start_of(shard.index): shard.data for shard in array.addressable_shards}
+    """Returns the parts of an array that this process's devices hold, each once, by where they begin.
+
+    They are arrays of their own on the same memory: JAX keeps what it has copied to the host with an array, and would
+    keep it as long as the given one.
+    """
+    anew = jax.make_array_from_single_device_arrays
+    return {_start_of(s.index): anew(s.data.shape, s.data.sharding, [s.data]) for s in array.addressable_shards}
 
 
 def from_parts(parts: Mapping[str, Any], like: jax.Array) -> jax.Array:
