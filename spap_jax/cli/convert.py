@@ -29,6 +29,8 @@ def convert(
         dtype: Data type of the weights, with --to huggingface. By default that of the source, which Orbax always keeps.
         overwrite: Replace the output, if it holds only files that spap wrote and that have not been changed since.
     """
+    import jax
+
     from spap_jax import checkpoint
     from spap_jax.checkpoint.side_files import accounts
     from spap_jax.cli.console import err, waiting
@@ -47,7 +49,9 @@ def convert(
     checkpoint.check_output(output, overwrite, inputs=inputs(model))
     fetch_models(model)
     checkpoint.fetch_side_files(model)
-    # No weight goes through a device; to Hugging Face's format, they are read when their turn comes to be written.
+    # No weight goes through a device, so none has to be started, of which others may have all memory. To Hugging Face's
+    # format, weights are read when their turn comes to be written.
+    jax.config.update("jax_platforms", "cpu")
     with waiting(f"reading {model}"):
         loaded = checkpoint.load(model, checkpoint.on_host if to == "orbax" else checkpoint.as_stored)
     size = checkpoint.weight_bytes(loaded, dtype) if dtype else None

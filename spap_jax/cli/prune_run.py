@@ -273,15 +273,16 @@ def _prune(
         for step in prune_layers(run, progress.together):
             if step.fresh:
                 store.add(step.kept, asdict(step.report))
-            for index, layer in step.final:
-                on_host = layer_to_host(run.narrow, layer)  # here: no device holds it until it is written
+            # No device holds a layer until it is written, or while the next one is pruned.
+            settled = ((index, layer_to_host(run.narrow, layer)) for index, layer in step.final)
+            for index, on_host in settled:
                 if writer:
                     behind(writer.layer, index, on_host)
                 if judged:
                     layers.append(on_host)
             reports.append(step.report)
             progress.advance(step.report, step.fresh)
-            del step
+            del step, settled
     if not judged or before is None:
         return reports, None
     params = shard_params(run.narrow, run.outer | {"layers": stack_layers(layers)})
