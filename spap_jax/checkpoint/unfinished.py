@@ -262,9 +262,11 @@ class Unfinished:
             self._discard(useless)
 
     def _fits_host(self, state: Params) -> bool:
-        """Whether the host has memory for the arrays of a state that are on devices; a CPU's are on the host."""
-        there = sum(array.nbytes for array in jax.tree.leaves(state) if isinstance(array, jax.Array))
-        if platform() == "cpu" or there <= memory.left():
+        """Whether the host has memory for the arrays of a state that are on devices; a CPU's are on the host.
+
+        What is on the host are the best weights, and better ones may come before the state is written.
+        """
+        if platform() == "cpu" or sum(array.nbytes for array in jax.tree.leaves(state)) <= memory.left():
             return True
         self._keep_no_state("this host has no memory for it", state)
         return False

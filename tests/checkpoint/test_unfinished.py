@@ -219,7 +219,8 @@ def test_a_disk_that_fills_up_ends_the_run_and_leaves_the_state_before(tmp_path:
 
 
 def test_a_host_without_memory_for_a_state_keeps_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    state = jax.tree.map(jnp.asarray, layer(BLOCKS))
+    """The best weights are on the host, and once more if better ones come before the state is written."""
+    state = {"state": jax.tree.map(jnp.asarray, layer(BLOCKS)), "best": layer(BLOCKS)}
     size = sum(array.nbytes for array in jax.tree.leaves(state))
     for left, kept in ((size, [BLOCKS]), (size - 1, [])):
         monkeypatch.setattr(memory, "left", lambda left=left: left)
