@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from spap_jax import checkpoint, memory, watching
+from spap_jax.backend import peak_of_a_device
 from spap_jax.data.blocks import TokenBlocks, new_blocks
 from spap_jax.data.loading import load_tokens
 from spap_jax.data.repetition import warn_of_repetition
@@ -157,7 +158,7 @@ def prune(
     smaller = Model(run.narrow, place_params(run.narrow, params, devices, sharers), model.source)
     report = new_report(run, model.source.name, tokens, reports)
     size = Change(checkpoint.weight_bytes(model), checkpoint.weight_bytes(smaller))
-    return PruneResult(smaller, replace(report, extras=Extras(bytes=size, peak_memory_bytes=memory.peak())))
+    return PruneResult(smaller, replace(report, extras=Extras(None, size, None, memory.peak(), peak_of_a_device())))
 
 
 @dataclass(frozen=True, eq=False, repr=False)

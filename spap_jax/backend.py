@@ -38,6 +38,12 @@ def platform() -> str:
     return name
 
 
+def peak_of_a_device() -> int | None:
+    """The most bytes that JAX took of a device of this process; None of CPUs, whose memory is that of the process."""
+    local = [device for device in jax.local_devices() if device.platform != "cpu"]
+    return max(((device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in local), default=0) or None
+
+
 @contextmanager
 def quick_compilation() -> Iterator[None]:
     """Lets the TPU's compiler search less for fast code in the programs inside; others compile as ever.

@@ -13,6 +13,11 @@ def bytes_text(count: float) -> str:
     return f"{count:.3g} TB"
 
 
+def peak_text(process: int | None, device: int | None) -> str:
+    """The peak memory of a run: that of its process, and that of a device which has memory of its own."""
+    return bytes_text(process or 0) + (f", of a device {bytes_text(device)}" if device else "")
+
+
 def count_text(count: int) -> str:
     """1234567 -> "1 234 567"."""
     return f"{count:,}".replace(",", " ")

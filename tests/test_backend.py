@@ -1,9 +1,11 @@
-"""The effort of the compiler follows the platform, and a user's own choice."""
+"""The effort of the compiler follows the platform, and a user's own choice; the memory that devices had taken."""
+
+from typing import Any, NamedTuple
 
 import jax
 import pytest
 
-from spap_jax.backend import quick_compilation, traced_for
+from spap_jax.backend import peak_of_a_device, quick_compilation, traced_for
 
 EFFORT = "jax_exec_time_optimization_effort"
 
@@ -26,3 +28,24 @@ def test_others_compile_as_ever(platform: str):
 def test_what_a_user_chose_stays(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(EFFORT.upper(), "0.5")  # what JAX read when it was imported
     assert inside("tpu") == 0
+
+
+class Device(NamedTuple):
+    platform: str
+    said: dict[str, Any] | None
+
+    def memory_stats(self) -> dict[str, Any] | None:
+        return self.said
+
+
+@pytest.mark.parametrize(
+    ("devices", "expected"),
+    [
+        ([Device("gpu", {"peak_bytes_in_use": 5}), Device("gpu", {"peak_bytes_in_use": 7})], 7),
+        ([Device("tpu", None)], None),
+        ([Device("cpu", {"peak_bytes_in_use": 5})], None),  # which is the memory of the process
+    ],
+)
+def test_the_peak_memory_of_a_device(devices: list[Device], expected: int | None, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
+    assert peak_of_a_device() == expected

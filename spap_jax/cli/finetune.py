@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from spap_jax.cli import console
 from spap_jax.cli.switches import Bos, Data, ModelName, OutputPath, Resume
 from spap_jax.cli.texts import Texts, perplexity_of
-from spap_jax.quantities import bytes_text, change_text, count_text
+from spap_jax.quantities import change_text, count_text, peak_text
 from spap_jax.settings import FinetuneSettings
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ def finetune(
         settings: How to train.
     """
     from spap_jax import checkpoint, memory
+    from spap_jax.backend import peak_of_a_device
     from spap_jax.checkpoint.unfinished import Unfinished, check_resume_folder, is_unfinished
     from spap_jax.cli.downloads import fetch_data, fetch_models
     from spap_jax.cli.inputs import inputs
@@ -142,7 +143,8 @@ def finetune(
             after = measured_on(trained, "after training")
             measured = Perplexities(judged.description, before, after) if judged and before and after else None
             if leads():
-                report = replace(report, extras=Extras(kept.name, perplexity=measured, peak_memory_bytes=memory.peak()))
+                extras = Extras(kept.name, None, measured, memory.peak(), peak_of_a_device())
+                report = replace(report, extras=extras)
                 files = trained_files(report, start.source.folder)
                 checkpoint.save(trained, output, overwrite=overwrite, files=files, partial=kept.output)
         kept.remove()
@@ -165,5 +167,5 @@ def _summary(report: "FinetuneReport") -> None:
     kept = f"the weights of step {report.kept.step} are kept"
     if report.kept.step == 0:
         kept = "no step was better on the held-out sequences: the weights are as they were"
-    memory = bytes_text(report.extras.peak_memory_bytes or 0)
+    memory = peak_text(report.extras.peak_memory_bytes, report.extras.peak_device_bytes)
     console.out.print(f"{kept}; {report.seconds:.1f} seconds; peak memory {memory}")

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 
 from spap_jax import checkpoint, memory
+from spap_jax.backend import peak_of_a_device
 from spap_jax.checkpoint.behind import Behind
 from spap_jax.checkpoint.publish import read_made
 from spap_jax.checkpoint.unfinished import Unfinished, begun_with
@@ -41,7 +42,7 @@ from spap_jax.pruning.run import Run, resolve
 from spap_jax.pruning.sampling import with_samples
 from spap_jax.pruning.step_store import prune_identity, stored_steps
 from spap_jax.pruning.waves import Choices
-from spap_jax.quantities import bytes_text, change_text, count_text, duration_text, percent_text
+from spap_jax.quantities import bytes_text, change_text, count_text, duration_text, peak_text, percent_text
 from spap_jax.reporting.schema import Change, Check, Extras, LayerReport, Perplexities, PruneReport, parsed
 
 _GIGABYTE = 10**9
@@ -227,7 +228,8 @@ def _write(one: PruneRun, run: Run, command: Command, number: int, store: Unfini
     ) as writer:  # fmt: skip
         reports, measured = _prune(run, command, number, store, writer)
         command.reader.check_unchanged()
-        extras = Extras(store.name, Change(command.reader.bytes, writer.bytes), measured, memory.peak())
+        size = Change(command.reader.bytes, writer.bytes)
+        extras = Extras(store.name, size, measured, memory.peak(), peak_of_a_device())
         report = replace(new_report(run, source.name, command.blocks, reports), extras=extras)
         for name, text in pruned_files(report).items():
             writer.file(name, text)
@@ -305,7 +307,7 @@ def _summary(report: PruneReport) -> None:
         rows.append(_row("perplexity", extras.perplexity, "{:.4f}".format))
     console.table(f"{model.name}: {report.sparsity.words} removed", ("", "before", "after", "change"), rows)
     phases = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in report.seconds.items())
-    console.out.print(f"seconds: {phases}; peak memory {bytes_text(extras.peak_memory_bytes or 0)}")
+    console.out.print(f"seconds: {phases}; peak memory {peak_text(extras.peak_memory_bytes, extras.peak_device_bytes)}")
     for line in report.advice:
         console.out.print(f"advice: {line}")
 

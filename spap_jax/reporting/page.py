@@ -10,7 +10,7 @@ import jinja2
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from spap_jax.quantities import bytes_text, count_text, share_text
+from spap_jax.quantities import count_text, peak_text, share_text
 from spap_jax.reporting import draw, tables
 from spap_jax.reporting.comparison import comparisons
 from spap_jax.reporting.figures import Plot, plots
@@ -166,6 +166,6 @@ def _facts(run: RunReports) -> list[tuple[str, str]]:
     if report.seconds:
         facts.append(("Time", f"{sum(report.seconds.values()):.1f} seconds"))
     if extras.peak_memory_bytes:
-        facts.append(("Peak memory", bytes_text(extras.peak_memory_bytes)))
+        facts.append(("Peak memory", peak_text(extras.peak_memory_bytes, extras.peak_device_bytes)))
     facts += [("Advice", line) for line in report.advice]
     return facts

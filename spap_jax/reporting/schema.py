@@ -293,12 +293,14 @@ class Extras:
         bytes: Size of the weights on disk.
         perplexity: Perplexity before and after.
         peak_memory_bytes: Peak memory of the process that ended the run.
+        peak_device_bytes: Peak memory of a device of this process, the most of them; None of CPUs.
     """
 
     run: str | None = None
     bytes: Change | None = None
     perplexity: Perplexities | None = None
     peak_memory_bytes: Count | None = None
+    peak_device_bytes: Count | None = None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import pytest
 
 from spap_jax.cli import console
 from spap_jax.cli.standard_streams import Lines
-from spap_jax.quantities import bytes_text, change_text, count_text, duration_text, percent_text
+from spap_jax.quantities import bytes_text, change_text, count_text, duration_text, peak_text, percent_text
 from spap_jax.reporting.schema import Check
 
 PATHS = [f"/a/long/way/down/to/the/folder/of/the/checkpoint-{number}" for number in (1, 2)]
@@ -127,6 +127,7 @@ def test_sizes_in_words():
         "5e+03 TB",
     ]
     assert count_text(1234567) == "1 234 567"
+    assert [peak_text(2 * 10**9, device) for device in (None, 6 * 10**10)] == ["2 GB", "2 GB, of a device 60 GB"]
     assert change_text(4, 3) == "-25.0 %"
     assert [percent_text(part) for part in (1.2, 0.356, 0.0593, 0.00123)] == ["120.0 %", "35.6 %", "5.9 %", "0.12 %"]
     assert [duration_text(seconds, digits=2) for seconds in (0.0912, 81.4, 118, 2340, 5400, 400000)] == [
