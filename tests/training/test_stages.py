@@ -48,7 +48,8 @@ def test_parts_are_arrays_of_their_own():
     """JAX keeps what it copied to the host with an array: with a state, it would be kept until that is gone."""
     array = devices.put(np.arange(8.0))
     (part,) = devices.parts_of(array).values()
-    assert part is not array
+    assert part is not array.addressable_data(0)
+    assert part is not array.addressable_shards[0].data
     assert part.unsafe_buffer_pointer() == array.unsafe_buffer_pointer()
 
 
