@@ -194,7 +194,7 @@ def kept_share(layer: LayerReport, width: int, size: int) -> np.ndarray:
 
 def losses(checks: Sequence[Check]) -> Plot:
     """Plots the loss over the joint steps: of each step, and on held-out tokens."""
-    figure, axes = _panel("joint step", "loss against the original, nats per token")
+    figure, axes = _panel("joint step", "loss against the original, nats")
     each = [loss for check in checks for loss in check.losses]
     axes.plot(range(1, len(each) + 1), each, color=LIGHT["muted"], linewidth=0.6, label="each step")
     steps, found = [check.step for check in checks], [check.held_out for check in checks]

@@ -114,6 +114,10 @@ def test_many_layers_and_checks_fit(tmp_path: Path) -> None:
     found = by_name(pruned(tmp_path, report(layers=80, checks=300, width=4000, keep=3001)))
     drawn = {name: draw.png(plot.figure) for name, plot in found.items()}
     assert all(png.startswith(b"\x89PNG") for png in drawn.values())
+    for plot in found.values():
+        plot.figure.draw_without_rendering()
+        heights = [axes.yaxis.label.get_window_extent().intervaly for axes in plot.figure.axes]
+        assert all(plot.figure.bbox.y0 <= low <= high <= plot.figure.bbox.y1 for low, high in heights), plot.name
     assert "a cell is 8 channels" in found["channels"].caption
 
 
