@@ -1,4 +1,4 @@
-"""Whether JAX has a device to compute on, the platform that programs are traced for, and its compiler's effort."""
+"""Whether JAX has devices, the memory they gave, the platform that is traced for, and its compiler's effort."""
 
 import os
 import re
