@@ -4,11 +4,12 @@ import atexit
 import gc
 import importlib
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import environment  # isort: skip
+import environment  # noqa: F401  # isort: skip
 import spap_jax.numerics  # noqa: F401  # isort: skip  (BLAS threads are set before anything loads BLAS)
 import jax
 import pytest
@@ -23,9 +24,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let a worker end at once, which has told all results by then: to free what it holds takes Python ten seconds."""
+    """Let a worker end at once, which has told all results by then: to free what it holds takes Python ten seconds.
+
+    The first process drops the programs that earlier runs kept, once they are a great many.
+    """
+    programs = config.cache.mkdir("programs")
     if hasattr(config, "workerinput"):
         atexit.register(os._exit, 0)
+    elif sum(entry.stat().st_size for entry in programs.iterdir()) > _MOST_BYTES:
+        shutil.rmtree(programs)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -54,6 +61,7 @@ def pytest_sessionfinish() -> None:
     gc.freeze()
 
 
+_MOST_BYTES = 2 * 10**9
 _MAPPINGS = Path("/proc/self/maps")
 _MANY = 50_000
 """Memory mappings above which compiled programs are dropped.
@@ -63,14 +71,13 @@ Linux gives a process 65 530; every compiled program takes some, until the compi
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _shared_programs(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Let all workers, and the commands that tests start, share their compiled programs.
+def _shared_programs(pytestconfig: pytest.Config) -> None:
+    """Let all workers, the commands that tests start, and later runs share their compiled programs.
 
-    The folder lies in pytest's own, which a later run removes if this one is killed. An entry whose writer is not done,
-    or was killed, is compiled again (JAX warns then, which pyproject.toml allows).
+    They lie in pytest's own cache, which ``--cache-clear`` empties. An entry whose writer is not done, or was killed,
+    is compiled again (JAX warns then, which pyproject.toml allows).
     """
-    own = tmp_path_factory.getbasetemp()
-    folder = str((own.parent if environment.WORKER else own) / "programs")
+    folder = str(pytestconfig.cache.mkdir("programs"))
     os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # commands compile the same small programs each time
     jax.config.update("jax_compilation_cache_dir", folder)
