@@ -58,6 +58,18 @@ def waiting(what: str) -> Iterator[None]:
         yield
 
 
+def say_devices(work: str) -> None:
+    """Prints what the devices of a run are, which JAX has chosen: the CPU, where it finds no other."""
+    import jax
+
+    from spap_jax import devices
+
+    kind, count, sharers = jax.devices()[0].device_kind, devices.mesh_size(), devices.model_size()
+    many = f" x {count}" if count > 1 else ""
+    shared = f", of which {sharers} share the weights" if sharers > 1 else ""
+    err.print(f"{work} on {'the CPU' if kind == 'cpu' else kind}{many}{shared} ...")
+
+
 class _Display:
     """Progress: on a terminal bars, with the amount done, elapsed time and time left; elsewhere lines at intervals."""
 

@@ -119,6 +119,7 @@ def finetune(
 
         before = measured_on(start, "before training")
         with use_mesh(devices, model_devices):
+            console.say_devices("training")
             kept = Unfinished(output, finetune_identity(start, dense, blocks, settings), blocks=0, fresh=not resume)
 
         def reached(looks: int) -> str:  # each check stores a record; the first is before any step

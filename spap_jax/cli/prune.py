@@ -98,6 +98,7 @@ def prune(
         meet()  # one process may have had to download it
         narrows = narrow_configs(reader, wanted, model_devices)
         with use_mesh(devices, model_devices):
+            console.say_devices("pruning")
             texts = Texts(data, eval, sequences, sequence_length, bos)
             wanted = fitted_to_memory(reader, wanted, texts, fresh=not resume)
             command = opened(reader, texts, wanted, narrows, dtype, overwrite)

@@ -56,6 +56,7 @@ class TestPruneOfTheBundledModel:
         for name in ("parameters", "MLP parameters", "weights on disk", "perplexity"):
             assert any(line.startswith(name) for line in lines)
         assert re.search(r"seconds: streams .*; peak memory .*B", said.out)
+        assert "pruning on the CPU ..." in said.err.splitlines()
         assert "layer 6/6  held-out error: chosen " in said.err
         assert "step 4/4  held-out loss 0." in said.err
         assert said.err.splitlines()[-1] == f"wrote {stories}"

@@ -206,8 +206,10 @@ def test_perplexity_is_measured_on_the_devices_of_the_run(dense: Path, ids: Path
     monkeypatch.setattr(perplexity, "perplexity", watched)
     shared = ("--devices", "2", "--model-devices", "2", *QUICK)
     words = ("--data", ids, "--eval", ids, "--output", tmp_path / "out")
-    assert spap(capsys, "finetune", dense, *words, *shared).code == 0
+    said = spap(capsys, "finetune", dense, *words, *shared)
+    assert said.code == 0
     assert sizes == [2, 2]
+    assert "training on the CPU x 2, of which 2 share the weights ..." in said.err.splitlines()
 
 
 def test_an_output_that_exists(dense: Path, tmp_path: Path, capsys):
