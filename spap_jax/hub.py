@@ -255,9 +255,15 @@ def cached_splits(repo: str, config: str | None) -> Mapping[str, Iterable[Any]] 
         return None
 
 
+def is_uncached(error: Exception) -> bool:
+    """Whether a client that is `offline` says by an error that something is not in the cache, or that much else is."""
+    said = ("Couldn't find cache for ", "There are multiple ")  # of a data set of which the cache has other parts
+    return isinstance(error, ConnectionError) or str(error).startswith(said)
+
+
 @contextmanager
 def offline() -> Iterator[None]:
-    """Restricts the hub's clients to the cache; they raise ConnectionError for anything else."""
+    """Restricts the hub's clients to the cache; for anything else they raise errors that `is_uncached` knows."""
     from datasets import config
     from huggingface_hub import constants
 

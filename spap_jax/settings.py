@@ -371,7 +371,8 @@ class FinetuneSettings(_Settings):
         steps: Number of optimizer steps (AdamW).
         learning_rate: Peak learning rate. It rises over the first tenth of the steps and then falls linearly to
             zero. By default 2e-4, or 2e-5 with full. Models of a few million weights need about ten times as much,
-            which is to be given.
+            which is to be given. Where the held-out loss rises far above that at the start, steps begin again from the
+            best weights, half as large.
         weight_decay: Weight decay of AdamW, relative to the learning rate.
         step_sequences: Number of sequences in the batch of one optimizer step.
         batch_tokens: Tokens that pass through the model at once on each device; fewer need less memory. The gradients

@@ -117,7 +117,7 @@ class Unfinished:
         told: Reports of the steps that count, in order.
     """
 
-    def __init__(self, output: str | Path, run: Mapping[str, Any], blocks: int, fresh: bool = False):
+    def __init__(self, output: str | Path, run: Mapping[str, Any], blocks: int, fresh: bool = False, result: int = 0):
         """Opens the folder, or creates it.
 
         Args:
@@ -125,6 +125,7 @@ class Unfinished:
             run: Everything that its result depends on, by name, as JSON values.
             blocks: Number of steps that all stay, L.
             fresh: Whether to discard the progress of an earlier run.
+            result: Number of bytes that this process will write if it keeps no blocks, which say how many otherwise.
 
         Raises:
             UserError: Another process uses the folder, it belongs to another run or to none, the disk is full, the
@@ -136,7 +137,7 @@ class Unfinished:
         self._output = output
         self._copies = _copies(output, self._process) if _in_store(output) else None
         self.folder = resume_folder(output, self._process)
-        self._run, self._blocks = dict(run), blocks
+        self._run, self._blocks, self._result = dict(run), blocks, result
         self._lock = take_lock(self.folder / _LOCK, _writes_into(self.folder))
         self._writing = threading.Lock()
         self._behind = Behind()
@@ -292,7 +293,7 @@ class Unfinished:
     def _needed(self, state: Params) -> int:
         """Bytes of a state and of the result."""
         blocks = (self._file(n).stat().st_size for n in _numbers(self.folder / _STEPS) if n < self._blocks)
-        return sum(array.nbytes for array in jax.tree.leaves(state)) + _LEFT * sum(blocks)
+        return sum(array.nbytes for array in jax.tree.leaves(state)) + (_LEFT * sum(blocks) or self._result)
 
     def _states(self) -> list[int]:
         """The numbers of the states on the disk, in order."""

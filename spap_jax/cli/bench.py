@@ -108,17 +108,17 @@ def _result(
 
 
 def _measured(name: str, model: "Model", speed: "Speed", work: "GenerationWorkload") -> dict[str, Any]:
+    from spap_jax.checkpoint import weight_bytes
     from spap_jax.checkpoint.locate import public_name
     from spap_jax.models import cost
     from spap_jax.numerics import generation_dtype
-    from spap_jax.placement import bytes_of
 
     count = cost.parameters(model.family, model.config)
     return {
         "model": public_name(name),
         "parameters": count.total,
         "mlp_parameters": count.mlp,
-        "bytes": bytes_of(model.params),
+        "bytes": weight_bytes(model),
         "activations": str(generation_dtype(model.params)),
         "prefill_seconds": speed.prefill,
         "decode_seconds": speed.decode,

@@ -111,6 +111,8 @@ def finetune(
         texts = Texts(data, eval, sequences, sequence_length, bos)
         blocks, judged = texts.read(start.source, start.config, seed=settings.seed, further=False)
         check(start, blocks.tokens, dense, settings)
+        size = checkpoint.weight_bytes(start) if leads() else 0
+        checkpoint.check_output(output, overwrite, size, inputs={}, begun=begun)
         shared = None if model_devices == 1 else model_devices  # training gathers a block at a time, a judge has all
 
         def measured_on(model: "Model", when: str) -> float | None:
@@ -120,7 +122,8 @@ def finetune(
         before = measured_on(start, "before training")
         with use_mesh(devices, model_devices):
             console.say_devices("training")
-            kept = Unfinished(output, finetune_identity(start, dense, blocks, settings), blocks=0, fresh=not resume)
+            which = finetune_identity(start, dense, blocks, settings)
+            kept = Unfinished(output, which, blocks=0, fresh=not resume, result=size)
 
         def reached(looks: int) -> str:  # each check stores a record; the first is before any step
             return f"step {min((looks - 1) * settings.check_every, settings.steps)} of {settings.steps} is done"

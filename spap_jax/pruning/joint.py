@@ -166,8 +166,10 @@ def adjusted(
                     "look whether the dense model computes what it should (spap eval)."
                 )
             final = _numbered(run, params["layers"], parts, stage, group.first) if len(checks) == last else ()
-            settled = {"settled": parts} if apart else {}
-            yield Step(checks[-1], lambda s=stage, more=settled: _state(s, more), final, len(checks) > kept)
+            # No name keeps what is settled, of which the next group has a stack of its own.
+            state = functools.partial(_state, stage, {"settled": parts} if apart else {})
+            yield Step(checks[-1], state, final, len(checks) > kept)
+            del state
         if stage and len(checks) < last:
             parts = _with_blocks(parts, group.first, stage.best["layers"])
 

@@ -199,6 +199,19 @@ def test_a_state_leaves_room_for_the_result(tmp_path: Path, monkeypatch: pytest.
     assert looked_at(tmp_path / "out") == (BLOCKS + 2, False)
 
 
+@pytest.mark.parametrize("room", [0, -1])
+def test_a_state_leaves_room_for_a_result_that_is_not_made_of_blocks(
+    room: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    state, result = layer(0), 10**6
+    size = sum(array.nbytes for array in state["mlp"].values())
+    monkeypatch.setattr(memory, "free_disk", lambda _: result + size + room)
+    told_of = nullcontext() if room == 0 else pytest.warns(SpapWarning, match="has no room for it beside the result")
+    with told_of, Unfinished(tmp_path / "out", RUN, 0, result=result) as unfinished:
+        stored(unfinished, state, told(0))
+    assert (unfinished.folder / "steps" / "0.safetensors").exists() == (room == 0)
+
+
 def stored(unfinished: Unfinished, state: Params, told: dict) -> None:
     """Add a step, and wait until it is stored, or is not."""
     unfinished.add(lambda: state, told)

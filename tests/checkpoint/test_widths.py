@@ -13,11 +13,14 @@ import transformers
 from tiny_checkpoints import edit_config, raw_tensors, write
 
 import spap_jax
-from spap_jax.checkpoint import Reader, load, load_orbax, save, save_orbax
+from spap_jax.checkpoint import Reader, as_stored, load, load_orbax, save, save_orbax
+from spap_jax.cli.bench import _measured
 from spap_jax.errors import UserError
 from spap_jax.evaluation.generation import prefill
+from spap_jax.evaluation.speed import Speed
 from spap_jax.model import Source
 from spap_jax.models import cost, decoder
+from spap_jax.reporting.schema import GenerationWorkload
 
 WIDTHS = (20, 40, 7)
 TOKENS = np.random.default_rng(0).integers(2, 97, (4, 16))
@@ -68,6 +71,10 @@ def test_there_and_back(variant: str, tmp_path: Path):
     ]
     assert ups == [20, 40, 7]
     assert cost.parameters(model.family, model.config).total == sum(np.prod(shape) for _, shape, _ in tensors.values())
+
+    lazy, timed = load(tmp_path / "out", as_stored), Speed((1.0,), (1.0,))
+    measured = _measured("out", lazy, timed, GenerationWorkload(1, 4, 1, 1))
+    assert measured["bytes"] == sum(len(content) for *_, content in tensors.values())
 
     save_orbax(again, tmp_path / "orbax")
     save(load_orbax(tmp_path / "orbax"), tmp_path / "back")

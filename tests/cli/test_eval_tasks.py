@@ -134,6 +134,15 @@ def test_a_hub_out_of_reach_is_said_at_once(tmp_path: Path) -> None:
     assert "Retry" not in err, "the slow retries of the hub's client were entered"
 
 
+def test_only_another_part_of_its_data_is_in_the_cache(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    part = tmp_path / "cache" / "owner___name" / "one" / "0.0.0" / "1"
+    part.mkdir(parents=True)
+    (part / "dataset_info.json").write_text('{"config_name": "one"}')
+    folder = with_changes(tmp_path / "tasks", dataset_path="owner/name", dataset_name="other", dataset_kwargs={})
+    said = spap(capsys, *WORDS, "--task-path", folder)
+    assert said.err.splitlines()[-1].startswith("spap: the data of stories_cloze is not on this machine and"), said.err
+
+
 def test_without_the_harness() -> None:
     program = (
         "import sys; sys.modules['lm_eval'] = None\nfrom spap_jax.cli import main\n"

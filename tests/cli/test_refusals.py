@@ -324,9 +324,10 @@ def test_a_disk_that_fills_up_midway(place: Path, capsys):
 def test_a_disk_without_room(place: Path, capsys, monkeypatch: pytest.MonkeyPatch):
     usage = shutil.disk_usage(place)._replace(free=1000)
     monkeypatch.setattr(output.shutil, "disk_usage", lambda path: usage)
-    words = ("prune", STORIES, "--output", place / "out", "--data", CALIBRATION, *QUICK)
-    assert "free some space" in sentence(spap(capsys, *words))
-    assert left(place) == []
+    for command in ("prune", "finetune"):
+        words = (command, STORIES, "--output", place / "out", "--data", CALIBRATION, "--sequences", "4")
+        assert "free some space" in sentence(spap(capsys, *words, "--sequence-length", "64"))
+        assert left(place) == []
 
 
 def test_a_hub_id_without_network(ask_hub: Callable[..., None], place: Path, capsys):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from pruning_cases import SETTINGS, loss, random_tokens, tiny
+from pruning_cases import KEPT, SETTINGS, loss, random_tokens, tiny
 
 from spap_jax import api
 from spap_jax.data.blocks import new_blocks
@@ -16,6 +16,7 @@ from spap_jax.models import decoder
 from spap_jax.pruning import joint, predictions
 from spap_jax.pruning.run import Run, calibration_chunks, resolve
 from spap_jax.settings import EFFORTS, PruneSettings, Update
+from spap_jax.training import engine
 from spap_jax.training.engine import _order
 
 JOINT = SETTINGS.replace(rounds=0, joint_passes=1, joint_learning_rate=0.01, joint_tokens=256)
@@ -160,6 +161,19 @@ def test_every_sequence_is_used_once_before_any_is_used_again():
     assert [sorted(part) for part in order.ravel()[:24].reshape(2, 12)] == [[*range(12)]] * 2
     assert (order == _order(12, 6, 5, (7,))).all()
     assert (order != _order(12, 6, 5, (8,))).any()
+
+
+def test_a_group_of_blocks_leaves_no_stack_to_the_next(monkeypatch: pytest.MonkeyPatch):
+    stacks, before, batch_of = [], jax.live_arrays(), engine.batch_of
+
+    def recorded(rows: np.ndarray, *rest) -> engine.Minibatch:
+        alike = [a for a in jax.live_arrays() if a.shape == (3, KEPT, 32)]  # all blocks' output projections
+        stacks.append(sum(all(a is not other for other in before) for a in alike))
+        return batch_of(rows, *rest)
+
+    monkeypatch.setattr(engine, "batch_of", recorded)
+    api.prune(tiny("llama"), random_tokens(0, 512, 16), settings=JOINT.replace(joint_blocks=1, joint_text_weight=0.0))
+    assert set(stacks) == {1}
 
 
 BUDGET = PruneSettings(joint_tokens=4096, joint_learning_rate=1e-3)
