@@ -37,6 +37,17 @@ About = dict[str, Any]
 """A store's information on a file: its size, and what distinguishes it from an older version."""
 
 
+def _lasting(about: About) -> About:
+    """Leaves out what a store changes by itself, such as the class of storage, to which reading a file may move it.
+
+    On Google's, all but the file's generation changes with it. An address that leads to another one may lead to one
+    that holds the time of day.
+    """
+    if "generation" in about:
+        return {key: about[key] for key in ("name", "size", "type", "generation")}
+    return {key: value for key, value in about.items() if key not in ("StorageClass", "url")}
+
+
 class Span(NamedTuple):
     """A range of bytes of a file, which is not empty."""
 
@@ -124,13 +135,14 @@ class Folder:
             self._store.invalidate_cache()
             found = self._store.find(self._root, detail=True, **_how_to_list(self._store))
         # Some stores represent an empty folder by a name that ends in a slash, which is not a file.
-        return {path.removeprefix(self._root).lstrip("/"): found[path] for path in found if not path.endswith("/")}
+        there = [path for path in found if not path.endswith("/")]
+        return {path.removeprefix(self._root).lstrip("/"): _lasting(found[path]) for path in there}
 
     def about(self, name: str) -> About:
         """The store's information on one file."""
         with self._failing("read", name):
             self._store.invalidate_cache()
-            return self._store.info(self._path(name))
+            return _lasting(self._store.info(self._path(name)))
 
     def read(self, name: str) -> bytes | None:
         """Reads a file; None if it does not exist."""
@@ -225,9 +237,7 @@ class Folder:
             files: What the store says of each file, by name.
             notes: Texts of further files, which this program writes into the folder.
         """
-        # An address that leads to another one may lead to one that holds the time of day.
-        same = {name: {key: about[key] for key in about if key != "url"} for name, about in files.items()}
-        told = json.dumps({"": self.address, **same, **(notes or {})}, sort_keys=True, default=str)
+        told = json.dumps({"": self.address, **files, **(notes or {})}, sort_keys=True, default=str)
         target = _downloads() / _hash(told)
         if target.is_dir():
             if _is_whole(target, files, notes or {}):

@@ -152,8 +152,8 @@ keep() {
   [[ " ${words[*]}" =~ " --output"[\ =]"gs://" ]] || fail "keep needs --output gs://..., where finished blocks outlive a slice."
   [[ -n $origin ]] || fail "keep needs --source, a wheel's path or git+https://..."
   before=${before:-$(date -u +%FT%TZ)} # a run continues with the same versions only, so later slices install no newer ones
-  echo "if this script is stopped, the same command with --before $before goes on" >&2
-  new_slice
+  echo "if this script is stopped, delete $name; the same command with --before $before then goes on" >&2
+  (new_slice) || fail "no run has begun: see above, delete $name if it is there, and try again."
   while true; do
     logs || true # ends with the run or with the connection; the exit code does not distinguish them
     code=$(on_workers 0 'cat ~/spap.code') || code=''

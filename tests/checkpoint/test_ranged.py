@@ -165,6 +165,23 @@ def test_a_note_in_any_other_folder_is_not_followed(store: type[stores.Frail], t
     assert AtAddress.of(tmp_path / "in") is None
 
 
+def test_another_class_of_storage_is_no_other_model(store: type[stores.Frail], monkeypatch: pytest.MonkeyPatch):
+    """Google's stores move what is read, or has not been for long, to another class, and say so in several fields."""
+    find, told = store.find, {"generation": "1", "storageClass": "NEARLINE", "metageneration": "1"}
+
+    def found(*words, **how) -> dict:
+        return {path: about | told for path, about in find(*words, **how).items()}
+
+    monkeypatch.setattr(store, "find", found)
+    reader, first = Reader(locate(ADDRESS)), fingerprint(locate(ADDRESS))
+    told |= {"storageClass": "STANDARD", "metageneration": "2"}
+    reader.check_unchanged()
+    assert fingerprint(locate(ADDRESS)) == first
+    told["generation"] = "2"
+    with pytest.raises(UserError, match="was replaced or removed while it was read"):
+        reader.check_unchanged()
+
+
 def test_weights_that_are_replaced_while_they_are_read_are_noticed(store: type[stores.Frail]):
     reader = Reader(locate(ADDRESS))
     reader.check_unchanged()

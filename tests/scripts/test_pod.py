@@ -118,7 +118,7 @@ case "$*" in
     [[ $(cat ~/state) == ACTIVE ]] || exit 255
     while [[ $1 != --command ]]; do shift; done
     case "$2" in
-      *pip*) ;;
+      *pip*) [[ ! -e ~/no-index ]] ;;
       rm*) bash -c "${2%&}" ;;
       cat*) [[ "$*" == *"--worker all"* && -e ~/spap.code-1 ]] && cat ~/spap.code-1; bash -c "$2" ;;
       *) bash -c "$2" ;;
@@ -157,7 +157,7 @@ def kept_going(worker: Path, *fates: str) -> tuple[int, str, list[str]]:
     (worker / "fates").write_text("\n".join(fates) + "\n", encoding="utf-8")
     done = on_worker(worker, "keep", "--type", "v5p-64", "--spot", "--source", "x.whl", "--", *KEPT)
     lines = (worker / "said").read_text(encoding="utf-8").splitlines()
-    return done.returncode, done.stdout, [line.split()[3] for line in lines if "queued-resources" in line]
+    return done.returncode, done.stdout + done.stderr, [line.split()[3] for line in lines if "queued-resources" in line]
 
 
 def test_keep_goes_on_with_another_slice_until_the_run_has_ended(worker: Path):
@@ -179,6 +179,14 @@ def test_keep_ends_with_a_run_that_fails_by_itself(worker: Path):
     assert code == 2
     assert verbs == ["create", "describe", "delete", "describe", "delete"]  # the first of which fails
     assert (worker / "runs").read_text() == "1\n"
+
+
+def test_keep_says_that_a_slice_is_left_on_which_no_run_began(worker: Path):
+    (worker / "no-index").touch()
+    code, said, verbs = kept_going(worker, "0")
+    assert code == 2
+    assert "no run has begun: see above, delete pruner if it is there, and try again." in said
+    assert verbs == ["create", "describe"]
 
 
 def test_keep_ends_with_the_error_of_another_worker(worker: Path):
