@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from spap_jax import devices, methods
-from spap_jax.errors import NotFiniteError
+from spap_jax.errors import NotFiniteError, option
 from spap_jax.models import FAMILIES, DecoderConfig, Params, decoder
 from spap_jax.numerics import full_precision
 from spap_jax.placement import shard_params
@@ -120,7 +120,8 @@ def prune_layer(
     if not all(map(math.isfinite, (errors[-1], *judged[-1:]))):
         raise NotFiniteError(
             f"the activations of layer {index} are not finite: they overflow in float32, and would again with these "
-            "settings, so look whether the model computes what it should (spap eval)."
+            "settings, so look whether the model computes what it should (spap eval); if it does, rounding left its "
+            f"weights unsolvable, so give a larger {option('ridge')}."
         )
     mlp = shard_params(narrow, {"mlp": reduce.to_mlp(stages[-1], layer["mlp"])})["mlp"]
     report = LayerReport(

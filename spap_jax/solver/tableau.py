@@ -118,10 +118,11 @@ def _updated(matrix: Array, panel: Array, across: Array, swept: Array, where: Ar
 
 
 def positive_solution(matrix: Array, right: Array) -> Array:
-    """Solves a positive definite system. matrix: [n,n], right: [n,d] -> [n,d]."""
+    """Solves a positive definite system: NaN if rounding left it indefinite. matrix: [n,n], right: [n,d] -> [n,d]."""
     if uses_lapack():
         return cho_solve(cho_factor(matrix, lower=True), right)
-    return solved(matrix, right, jnp.arange(matrix.shape[0]))[0].rows
+    tableau, least = solved(matrix, right, jnp.arange(matrix.shape[0]))
+    return jnp.where(least > 0, tableau.rows, jnp.nan)
 
 
 def uses_lapack() -> bool:

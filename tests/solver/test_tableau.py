@@ -45,9 +45,13 @@ def test_a_system_is_solved_in_panels(platform: str, monkeypatch: pytest.MonkeyP
             np.testing.assert_allclose(least, smallest, rtol=0.05, err_msg=name)
 
 
-def test_an_indefinite_system_shows_in_its_smallest_pivot():
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_an_indefinite_system_shows_in_its_smallest_pivot_and_has_no_solution(platform: str):
     gram = jnp.eye(6).at[2, 3].set(2.0).at[3, 2].set(2.0)
-    assert jax.jit(tableau.solved)(gram, jnp.ones((6, 2)), jnp.arange(6))[1] == -3
+    with traced_for(platform):
+        assert jax.jit(lambda *given: tableau.solved(*given))(gram, jnp.ones((6, 2)), jnp.arange(6))[1] == -3
+        found = jax.jit(lambda *given: tableau.positive_solution(*given))(gram, jnp.ones((6, 2)))
+    assert np.isnan(found).all()
 
 
 def test_solutions_are_those_of_a_factorisation():
