@@ -6,6 +6,7 @@ the leading one stores the blocks and writes.
 
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
@@ -184,20 +185,27 @@ def make_checkpoints(
     Returns:
         The stored records that mark each run as made, to be removed when the whole command has ended.
     """
-    reader, data, stores = command.reader, command.blocks, []
-    for number, (one, narrow) in enumerate(zip(wanted, narrows, strict=True)):
-        if len(wanted) > 1:
-            console.err.print(f"sparsity {one.settings.sparsity}, {number + 1} of {len(wanted)} ...")
-        dense = reader.config, reader.outer(), reader.layer
-        run = resolve(*dense, data, one.settings, narrow, command.choices)
-        which = prune_identity(reader.fingerprint(), data, command.judged, command.dtype, one.settings)
-        amount = functools.partial(layers_done, run.config.layers, joint.number_of_checks(joint.groups_of(run)))
-        with Unfinished(one.output, which, run.config.layers, fresh) as store, telling(store, before_end, amount):
-            _make(one, run, command, number, store)
-        stores.append(store)
+    with ExitStack() as until_all_are_made:
+        # Before any work, since another run may have begun a later output.
+        stores = [until_all_are_made.enter_context(_store_of(one, command, fresh)) for one in wanted]
+        for number, (one, narrow, store) in enumerate(zip(wanted, narrows, stores, strict=True)):
+            if len(wanted) > 1:
+                console.err.print(f"sparsity {one.settings.sparsity}, {number + 1} of {len(wanted)} ...")
+            dense = command.reader.config, command.reader.outer(), command.reader.layer
+            run = resolve(*dense, command.blocks, one.settings, narrow, command.choices)
+            amount = functools.partial(layers_done, run.config.layers, joint.number_of_checks(joint.groups_of(run)))
+            with telling(store, before_end, amount):
+                _make(one, run, command, number, store)
     if leads() and len(wanted) > 1:
         console.table(*_side_by_side(wanted))
     return stores
+
+
+def _store_of(one: PruneRun, command: Command, fresh: bool) -> Unfinished:
+    """Opens what is kept of a run."""
+    reader, told = command.reader, (command.judged, command.dtype, one.settings)
+    which = prune_identity(reader.fingerprint(), command.blocks, *told)
+    return Unfinished(one.output, which, reader.config.layers, fresh)
 
 
 def _make(one: PruneRun, run: Run, command: Command, number: int, store: Unfinished) -> None:

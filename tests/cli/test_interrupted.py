@@ -214,6 +214,15 @@ def test_another_model_is_refused(shop: Workshop, ended: Path, tmp_path: Path, c
     assert "in model: repeat" in sentence(spap(capsys, *words))
 
 
+def test_an_output_that_another_run_began_is_refused_before_any_is_made(shop: Workshop, tmp_path: Path, capsys):
+    output = tmp_path / "two"
+    begun = shop.words(output / "sparsity-0.35")
+    interrupt(capsys, ("layer", 0), *begun, "--sparsity", "0.35")
+    said = sentence(spap(capsys, *shop.words(output), "--sparsity", "0.3,0.35", "--seed", "1"))
+    assert "sparsity-0.35.resume holds a run that was interrupted and differs from this one in seed (0, now 1)" in said
+    assert left(output) == [".sparsity-0.35.resume"]
+
+
 def test_starting_over(shop: Workshop, ended: Path, capsys):
     said = shop.run_here(capsys, ended, "--seed", "1", "--no-resume", passes=0)
     assert said.code == 0, said
