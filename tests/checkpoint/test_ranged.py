@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -167,7 +168,8 @@ def test_a_note_in_any_other_folder_is_not_followed(store: type[stores.Frail], t
 
 def test_another_class_of_storage_is_no_other_model(store: type[stores.Frail], monkeypatch: pytest.MonkeyPatch):
     """Google's stores move what is read, or has not been for long, to another class, and say so in several fields."""
-    find, told = store.find, {"generation": "1", "storageClass": "NEARLINE", "metageneration": "1"}
+    find: Any = store.find
+    told = {"generation": "1", "storageClass": "NEARLINE", "metageneration": "1"}
 
     def found(*words, **how) -> dict:
         return {path: about | told for path, about in find(*words, **how).items()}
