@@ -62,6 +62,8 @@ def pytest_sessionfinish() -> None:
 
 
 _MOST_BYTES = 2 * 10**9
+"""Size of the programs of earlier runs above which they are dropped; one run keeps 80 MB."""
+
 _MAPPINGS = Path("/proc/self/maps")
 _MANY = 50_000
 """Memory mappings above which compiled programs are dropped.
