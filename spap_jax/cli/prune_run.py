@@ -54,7 +54,9 @@ class Command(NamedTuple):
 
     Attributes:
         reader: The dense checkpoint.
-        blocks: Calibration tokens.
+        read: Calibration tokens as they were read, by which an interrupted run is known: kernels of a GPU may differ
+            from run to run, and the model then writes other samples.
+        blocks: Calibration tokens, with the samples.
         judged: Tokens on which perplexity is measured, if any.
         before: Returns the dense model's perplexity on them.
         dtype: Data type of the weights written; None for the source's.
@@ -64,6 +66,7 @@ class Command(NamedTuple):
     """
 
     reader: checkpoint.Reader
+    read: TokenBlocks
     blocks: TokenBlocks
     judged: TokenBlocks | None
     before: Callable[[], float | None]
@@ -137,7 +140,7 @@ def opened(
 ) -> Command:
     """Reads what all runs of a command share."""
     settings = wanted[0].settings  # the same for all runs, except for the sparsity
-    blocks, judged = texts.read(reader.source, reader.config, seed=settings.seed, further=bool(settings.passes))
+    read, judged = texts.read(reader.source, reader.config, seed=settings.seed, further=bool(settings.passes))
 
     def whole_model() -> Model:
         with console.waiting(f"reading all of {reader.source.name}"):
@@ -148,7 +151,7 @@ def opened(
         if leads() and not (reader.at_address or read_later):
             reader.check_finite(functools.partial(_gigabytes, watch))
         meet()  # the others do not read all weights
-        blocks = with_samples(blocks, whole_model, settings, functools.partial(watch, "sequences written"))
+        blocks = with_samples(read, whole_model, settings, functools.partial(watch, "sequences written"))
     windows = len(judged.tokens) if judged else 0
     progress = Progress(reader.config, [run.settings for run in wanted], blocks.tokens.shape, windows)
 
@@ -157,7 +160,7 @@ def opened(
         return perplexity_of(whole_model(), judged, "before pruning", progress.measured) if judged else None
 
     choices = Choices(narrow.intermediate for narrow in narrows)
-    return Command(reader, blocks, judged, before, dtype, overwrite, choices, progress)
+    return Command(reader, read, blocks, judged, before, dtype, overwrite, choices, progress)
 
 
 def _gigabytes(watch: Callable[[str, int, int], None], seen: int, total: int) -> None:
@@ -204,7 +207,7 @@ def make_checkpoints(
 def _store_of(one: PruneRun, command: Command, fresh: bool) -> Unfinished:
     """Opens what is kept of a run."""
     reader, told = command.reader, (command.judged, command.dtype, one.settings)
-    which = prune_identity(reader.fingerprint(), command.blocks, *told)
+    which = prune_identity(reader.fingerprint(), command.read, *told)
     return Unfinished(one.output, which, reader.config.layers, fresh)
 
 

@@ -26,7 +26,7 @@ def prune_identity(
 
     Args:
         model: Fingerprint of the dense checkpoint.
-        blocks: Calibration tokens.
+        blocks: Calibration tokens, without those that the model writes: they follow from the rest.
         judged: Tokens on which perplexity is measured; None if it is not.
         dtype: Data type to which the weights are converted; None if they are not.
         settings: The pruning settings.

@@ -11,10 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 from commands import Said, interrupt, left, process, sentence, spap, tiny, token_file
 
 from spap_jax.cli import main
+from spap_jax.pruning import sampling
 
 KILLS = 4
 
@@ -289,6 +291,19 @@ def test_at_high_effort(shop: Workshop, tmp_path: Path, capsys):
     assert "going on: " in said.err
     assert content(tmp_path / "out") == content(tmp_path / "whole")
     assert content(tmp_path / "out")["spap_report.json"]["calibration"]["sequences"] == 32
+
+
+def test_samples_that_come_out_otherwise_the_next_time(
+    shop: Workshop, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+):
+    """As they may on a GPU, two of whose runs need not give the same bits."""
+    words = (*shop.words(tmp_path / "out", 0), "--sampled", 1)
+    interrupt(capsys, ("layer", 0), *words)
+    keys_of = sampling.keys_of
+    monkeypatch.setattr(sampling, "keys_of", lambda key, rows: keys_of(jax.random.key(7), rows))
+    said = spap(capsys, *words)
+    assert said.code == 0, said
+    assert "going on: 1 of 3 layers" in said.err
 
 
 def test_several_sparsities(shop: Workshop, tmp_path: Path, capsys):
