@@ -29,6 +29,10 @@ class NotFiniteError(UserError):
     """Numbers overflowed during a run; the same run would overflow again, so it is not resumed from there."""
 
 
+class NotJoinedError(UserError):
+    """Other processes of a run did not come in time: the same command may succeed later. Its exit code is 75."""
+
+
 class SpapWarning(UserWarning):
     """A warning of a result that is likely not what was meant; it was computed anyway, and one sentence says why.
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 
-from spap_jax.errors import UserError
+from spap_jax.errors import NotJoinedError, UserError
 from spap_jax.hub import first_line
 
 AUTO = "auto"
@@ -35,7 +35,8 @@ def join(coordinator: str | None, processes: int | None, process_id: int | None)
         process_id: Number of this process, from 0.
 
     Raises:
-        UserError: only some of the three are given, they are not valid, or the others do not join in time.
+        NotJoinedError: the others do not join in time.
+        UserError: only some of the three are given, or they are not valid.
     """
     check_processes(coordinator, processes, process_id)
     jax.config.update("jax_enable_preemption_service", False)  # it would catch SIGTERM and do nothing
@@ -54,7 +55,7 @@ def join(coordinator: str | None, processes: int | None, process_id: int | None)
     try:
         ThreadPoolExecutor(1).submit(start).result(_JOINING_SECONDS)
     except TimeoutError:
-        raise UserError(_who_is_missing(coordinator, processes, process_id)) from None
+        raise NotJoinedError(_who_is_missing(coordinator, processes, process_id)) from None
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the processes of the run could not be joined: {first_line(error)}.") from error
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from cyclopts import CycloptsError
 
 from spap_jax.cli import processes
-from spap_jax.errors import UserError
+from spap_jax.cli.stopping import STOPPED
+from spap_jax.errors import NotJoinedError, UserError
 from spap_jax.hub import first_line
 
 _LESS_MEMORY = {
@@ -33,6 +34,8 @@ def failure(error: BaseException, words: Sequence[str]) -> tuple[int, str]:
         error: The exception that was raised.
         words: Words of the command line.
     """
+    if isinstance(error, NotJoinedError):
+        return STOPPED, str(error)
     if isinstance(error, UserError | CycloptsError):
         return 2, str(error)
     if isinstance(error, KeyboardInterrupt):

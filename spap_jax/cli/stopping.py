@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 STOPPED = os.EX_TEMPFAIL
-"""Exit code (75) of a run stopped by SIGTERM: the same command resumes where it stopped."""
+"""Exit code (75) of a run that the same command resumes: stopped by SIGTERM, or without its other processes."""
 
 
 @contextmanager
