@@ -37,7 +37,7 @@ Encode = Callable[[Conversation], tuple[np.ndarray, np.ndarray]]
 
 def holds_conversation(row: Any) -> bool:
     """Whether a row holds a conversation; one that has a text as well is taken for its text."""
-    return isinstance(row, dict) and COLUMN in row and "text" not in row
+    return isinstance(row, dict) and COLUMN in row and row.get("text") is None
 
 
 def conversations(rows: Iterable[Any], name: str) -> Iterator[Conversation]:
@@ -78,7 +78,7 @@ def encoder_of(tokenizer: Any) -> Encode:
     """Returns the function that encodes conversations by the chat template of a tokenizer.
 
     Raises:
-        UserError: The tokenizer has no chat template, or no positions of its tokens in the text.
+        UserError: The tokenizer has no chat template, or several without a default, or no positions of its tokens in the text.
     """
     check_template(tokenizer)
     if not tokenizer.is_fast:
@@ -86,7 +86,13 @@ def encoder_of(tokenizer: Any) -> Encode:
             f"conversations need a tokenizer that gives the place of each token, and {type(tokenizer).__name__} does "
             "not: save it with a tokenizer.json"
         )
-    marked = _MARKED.search(tokenizer.get_chat_template())
+    try:
+        marked = _MARKED.search(tokenizer.get_chat_template())
+    except ValueError as error:
+        raise UserError(
+            "conversations need one chat template, and this tokenizer has several, none of which is the default: save "
+            "it with the one that is meant"
+        ) from error
     encode = _encode_marked if marked else _encode_compared
     return lambda conversation: encode(tokenizer, conversation)
 
@@ -138,7 +144,7 @@ def _answers(tokenizer: Any, conversation: Conversation, text: str) -> Iterator[
     """
     messages = conversation.messages
     for number, message in enumerate(messages):
-        if message["role"] != "assistant":
+        if message["role"] != "assistant" or not number:  # nothing is rendered before a greeting: it counts as given
             continue
         before = _templated(tokenizer, conversation, messages[:number], tokenize=False, add_generation_prompt=True)
         after = _templated(tokenizer, conversation, messages[: number + 1], tokenize=False)

@@ -122,9 +122,11 @@ def _windows(
         loaded, protocol = tokenizer_for(name, tokenizer), opened.protocol
         start = start_of_windows(loaded, bos, sequence_length)
         own = sequence_length - (start is not None)  # tokens of the text in a window
-        enough = sequences and sequences * own * (POOL if role == "calibration" else 1)
+        enough = sequences and sequences * own * (POOL if role == "calibration" else 1) + 1
         # If each window begins with a token of its own, the text as a whole has no special tokens.
         ids, mask, more = tokenise(content, name, loaded, enough, protocol.special_tokens and not start)
+        if mask is not None and start and ids[0] == start.id:  # the template's own, which the first window would double
+            ids, mask = ids[1:], mask[1:]
         used = protocol.windows and protocol.windows * own
         content, mask = ids[:used], None if mask is None else mask[:used]
     tokens = cut(content, name, sequence_length, sequences, start and start.id)

@@ -41,11 +41,12 @@ def prompts_of(rows: Iterable[Any], name: str) -> Iterator[Conversation]:
     """
     for number, row in enumerate(rows, 1):
         place = f"row {number} of {name}"
-        column = next((each for each in (MESSAGES, COLUMN) if isinstance(row, dict) and each in row), None)
-        if isinstance(row, dict) and column is None:
+        if isinstance(row, dict) and not row.keys() & {MESSAGES, COLUMN}:
             columns = ", ".join(map(str, row)) or "none"
             raise UserError(f'{place} has no column "{COLUMN}" or "{MESSAGES}" but {columns}: rename that with prompts')
-        given = row[column] if column else row
+        given = row
+        if isinstance(row, dict):  # a table that holds both has null in one of them
+            given = row.get(COLUMN) if row.get(MESSAGES) is None else row[MESSAGES]
         if given is not None:
             yield Conversation(place, _asked(given, place))
 

@@ -56,7 +56,7 @@ def written(rows: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
     return np.array([WORDS.index(word) for word in ids]), np.array(mask)
 
 
-def chat(template: str | None = CHATML) -> transformers.PreTrainedTokenizerFast:
+def chat(template: str | dict[str, str] | None = CHATML) -> transformers.PreTrainedTokenizerFast:
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({word: i for i, word in enumerate(WORDS)}))
     backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
     tokenizer = transformers.PreTrainedTokenizerFast(
@@ -86,8 +86,8 @@ def test_the_first_token_of_windows_of_conversations_does_not_count():
     blocks = read(ROWS, tokenizer, bos=True, role="evaluation", sequences=4)
     assert blocks.mask is not None
     np.testing.assert_array_equal(blocks.tokens[:, 0], WORDS.index(START))
-    np.testing.assert_array_equal(blocks.tokens[:, 1:].ravel(), ids[:36])
-    np.testing.assert_array_equal(blocks.mask[:, 1:].ravel(), mask[:36])
+    np.testing.assert_array_equal(blocks.tokens[:, 1:].ravel(), ids[1:37])  # the text begins with that token itself
+    np.testing.assert_array_equal(blocks.mask[:, 1:].ravel(), mask[1:37])
     assert not blocks.mask[:, 0].any()
 
 
@@ -104,6 +104,7 @@ GIVEN = {
     "a split for chat": lambda _: datasets.DatasetDict({"test_sft": datasets.Dataset.from_list(ROWS)}),
     "empty columns": lambda _: [{"messages": [m | {"tool_calls": None} for m in r["messages"]]} for r in ROWS],
     "null": lambda _: [*ROWS, {"messages": None}],
+    "texts that are null": lambda _: [{"text": None} | r for r in ROWS],
 }
 
 
@@ -114,6 +115,18 @@ def test_every_container_gives_the_same_conversations(case: str, tmp_path: Path)
     blocks, expected = (read(data, chat(template), **options) for data in (GIVEN[case](tmp_path), ROWS))
     np.testing.assert_array_equal(blocks.tokens, expected.tokens)
     np.testing.assert_array_equal(blocks.mask, expected.mask)
+
+
+def test_a_greeting_does_not_count():
+    """It has no message before it, without which templates render nothing."""
+    greeted = [{"messages": [message("assistant", "w1 w2"), *each["messages"]]} for each in ROWS if each["id"] % 2 == 0]
+    ids, mask = written(greeted)
+    greeting = np.flatnonzero(ids == WORDS.index("system"))[:, None] + np.arange(5, 8)
+    mask[greeting] = False
+    blocks = read(greeted, chat(), role="evaluation", sequences=None, sequence_length=len(ids))
+    np.testing.assert_array_equal(blocks.tokens[0], ids)
+    assert blocks.mask is not None
+    np.testing.assert_array_equal(blocks.mask[0], mask)
 
 
 def test_calibration_draws_windows_in_which_the_assistant_writes():
@@ -156,8 +169,9 @@ def test_the_hash_depends_on_the_mask():
         ([*ROWS[:2], {"text": "w0"}], CHATML, 'row 3 of the given text has no "messages"'),
         ([{"text": "w0"}, *ROWS[:1]], CHATML, 'the given text has no column "text" but id, messages'),
         ([{"messages": [message("user", "w0")]}] * 50, CHATML, "has 0 windows in which the assistant writes"),
+        (ROWS, {"a": CHATML, "b": CHATML}, "has several, none of which is the default: save it with the one"),
         ([{"messages": [message("user", "\ud800")]}], CHATML, "holds text that is not valid Unicode"),
     ],
 )
-def test_refusals(rows: list, template: str | None, words: str):
+def test_refusals(rows: list, template: str | dict[str, str] | None, words: str):
     assert words in refused(rows, chat(template))

@@ -22,6 +22,7 @@ AGAIN = {"role": "user", "content": "And why that?"}
         ({"prompt": "Why?", "id": 3}, [ASKED]),
         ({"prompt": [ASKED | {"name": None}]}, [ASKED]),
         ({"messages": [ASKED, ANSWER], "prompt": "no"}, [ASKED]),
+        ({"messages": None, "prompt": "Why?"}, [ASKED]),
         ({"messages": [ASKED, ANSWER, AGAIN]}, [ASKED, ANSWER, AGAIN]),
         ({"messages": [ASKED, ANSWER, AGAIN, ANSWER, ANSWER]}, [ASKED, ANSWER, AGAIN]),
     ],
