@@ -11,7 +11,7 @@ from spap_jax.data.conversations import Conversation, check_template, encode_pro
 from spap_jax.data.in_memory import Data
 from spap_jax.data.prompts import load_prompts
 from spap_jax.data.tokenizing import load_tokenizer
-from spap_jax.errors import UserError, option
+from spap_jax.errors import UserError, option, warn
 from spap_jax.evaluation.generation import Sampling, check_sampling, end_tokens
 from spap_jax.evaluation.sequences import continuations, replicas_of
 from spap_jax.model import Model, checked
@@ -48,7 +48,7 @@ def answer(
             conversation is left out.
         tokenizer: A model folder, a hub id or a tokenizer object of transformers. By default the model's own.
         answers: Number of answers to each prompt.
-        max_new_tokens: Maximum number of tokens of an answer; it is cut off there.
+        max_new_tokens: Maximum number of tokens of an answer; it is cut off there, and a warning says how many were.
         temperature: Divides the logits; at 1 the model writes by its own distribution, at 0 the likeliest token.
         top_p: Sample from the smallest set of the likeliest tokens whose total probability reaches this value.
         seed: Random seed.
@@ -78,12 +78,19 @@ def answer(
         return not ends.isdisjoint(tokens)
 
     replicas, written, dtype = replicas_of(model, devices), {}, generation_dtype(model.params)
+    cut_off = 0
     watch(0, len(encoded))
     for found in continuations(replicas, encoded, max_new_tokens, ended, batch_tokens, sampling, key, dtype):
         for index, tokens in found.items():
             own = list(itertools.takewhile(lambda token: token not in ends, tokens))
+            cut_off += len(own) == len(tokens)
             written[index] = {"role": "assistant", "content": writer.decode(own, skip_special_tokens=True)}
         watch(len(written), len(encoded))
+    if cut_off:
+        warn(
+            f"{cut_off} of {len(encoded)} answers were cut off after {max_new_tokens} tokens, and the conversations read "
+            f"as if they ended there: give a larger {option('max_new_tokens')}."
+        )
     return [{"messages": [*asked[index // answers].messages, written[index]]} for index in range(len(encoded))]
 
 

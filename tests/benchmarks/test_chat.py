@@ -32,6 +32,7 @@ def test_held_out_conversations_are_others():
     assert not asked[0] & asked[1]
 
 
+@pytest.mark.filterwarnings("ignore:.* cut off after")
 def test_every_way_is_measured(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     page, few = tmp_path / "chat.md", {name: rows(name)[:10] for name in ("calibration", "held_out")}
     monkeypatch.setattr("benchmarks.chat.__main__.rows", few.get)

@@ -71,6 +71,7 @@ def test_prompts_are_answered_and_calibrate(model: Path, tmp_path: Path, capsys)
     words = ("answer", model, "--data", prompts, "--output", answered, "--answers", 2, "--max-new-tokens", 40)
     said = spap(capsys, *words)
     assert (said.code, said.out) == (0, f"40 conversations written to {answered}\n"), said.err
+    assert "40 answers were cut off after 40 tokens" in said.err
     written = answered.read_text("utf-8")
     rows = [json.loads(line)["messages"] for line in written.splitlines()]
     assert [each[0]["content"] for each in rows] == [f"{TURNS[0][1]} {n}" for n in range(20) for _ in range(2)]
