@@ -156,9 +156,10 @@ def prune(
     params = model.params | {"layers": stack_layers(layers)}
     sharers = model_devices if model_devices > 1 else None
     smaller = Model(run.narrow, place_params(run.narrow, params, devices, sharers), model.source)
-    report = new_report(run, model.source.name, tokens, reports)
     size = Change(checkpoint.weight_bytes(model), checkpoint.weight_bytes(smaller))
-    return PruneResult(smaller, replace(report, extras=Extras(None, size, None, memory.peak(), peak_of_a_device())))
+    extras = Extras(None, size, None, memory.peak(), peak_of_a_device())
+    report = replace(new_report(run, model.source.name, tokens, reports), extras=extras)
+    return PruneResult(_told(smaller, pruned_files(report)), report)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -229,7 +230,12 @@ def finetune(
         trained, report = run(model, tokens, teacher, settings, watch)
     sharers = model_devices if model_devices > 1 else None
     placed = place_params(trained.config, trained.params, devices, sharers)
-    return FinetuneResult(trained.replace(params=placed), report)
+    return FinetuneResult(_told(trained.replace(params=placed), trained_files(report, model.source)), report)
+
+
+def _told(model: Model, files: Mapping[str, str]) -> Model:
+    """Returns a model that was made in memory, with the card and the reports that its weights have from now on."""
+    return model.replace(source=replace(model.source, accounts=tuple(files.items())))
 
 
 def _checked(tokens: Any, config: DecoderConfig) -> np.ndarray | TokenBlocks:
@@ -284,8 +290,8 @@ def save(
         size = report.extras.bytes and replace(report.extras.bytes, after=checkpoint.weight_bytes(model, dtype))
         own = pruned_files(replace(report, extras=replace(report.extras, bytes=size)))
     elif isinstance(model, FinetuneResult):
-        model, report = model.model, model.report
-        own = trained_files(report, model.source.folder)
+        model = model.model
+        own = dict(model.source.accounts or ())
     files = own | dict(files or {})
     if hub_id(folder) and "README.md" not in files:
         raise UserError(

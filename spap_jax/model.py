@@ -23,12 +23,20 @@ class Source:
         config_text: Its config.json, verbatim. It is written back with only the sizes edited (and MLP biases switched
             on, if pruning added them), because regenerating a config loses or renames fields that some loader reads.
         head_stored: Whether the checkpoint of a tied model stores the head in addition to the embedding.
+        accounts: The card and the reports of weights that were pruned or trained since the folder was read: names and
+            texts. None for the weights of the folder, whose accounts are in it.
     """
 
     name: str
     folder: Path | None
     config_text: str = dataclasses.field(repr=False)
     head_stored: bool = False
+    accounts: tuple[tuple[str, str], ...] | None = dataclasses.field(default=None, repr=False)
+
+    @property
+    def weights_folder(self) -> Path | None:
+        """The folder whose weights the model has; None if they were made in memory."""
+        return self.folder.resolve() if self.folder and self.accounts is None else None
 
 
 class ModelChanges(TypedDict, total=False):

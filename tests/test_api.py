@@ -22,6 +22,7 @@ from spap_jax.data.blocks import TokenBlocks, new_blocks
 from spap_jax.devices import use_mesh
 from spap_jax.evaluation.sequences import replicas_of
 from spap_jax.keywords import FinetuneChanges, PruneChanges
+from spap_jax.pruning.prune_card import model_card
 from spap_jax.pruning.streams import fitted_of
 from spap_jax.reporting.schema import Change
 
@@ -248,6 +249,22 @@ def test_pruning_is_silent_unless_it_is_watched_or_asked(capsys: pytest.CaptureF
         ]
         assert bool(said.err) == bool(lines)
     assert [report.layer for report in seen] == [report.layer for report in result.report.layers]
+
+
+def test_a_pruned_model_in_memory_is_taught_by_the_dense_one_and_keeps_its_accounts(tmp_path: Path):
+    """The folder that both came from tells of the dense weights alone."""
+    quick: dict[str, Any] = {"teacher": stories(), "steps": 1, "step_sequences": 2, "lora_rank": 2}
+    once = spap.finetune(pruned().model, evaluation(), **quick)
+    twice = spap.finetune(once.model, evaluation(), **quick)
+    spap.save(twice, tmp_path / "out")
+    names = {file.name for file in (tmp_path / "out").iterdir()}
+    assert {"spap_report.json", "spap_finetune-1.json", "spap_finetune.json"} <= names
+    assert json.loads((tmp_path / "out" / "spap_report.json").read_text())["model"]["intermediate"]["after"] == 256
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.startswith(model_card(pruned().report))
+    assert card.count("## Trained after pruning") == 2
+    with pytest.raises(spap.UserError, match="is the model itself"):
+        spap.finetune(spap.load(STORIES), evaluation(), **quick)
 
 
 def test_a_model_is_a_pytree():

@@ -5,6 +5,8 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from spap_jax.model import Source
+
 SIDE_FILES = (
     "tokenizer*",
     "vocab*",
@@ -36,8 +38,11 @@ def _fits(name: str, pattern: str) -> bool:
     return name.count("/") == pattern.count("/") and fnmatch.fnmatchcase(name, pattern)
 
 
-def accounts(folder: Path | None) -> dict[str, bytes]:
-    """The contents of the card and the reports that a checkpoint has, by their names."""
+def accounts(source: Source) -> dict[str, bytes]:
+    """The contents of the card and the reports that a model has, by their names."""
+    if source.accounts is not None:
+        return {name: text.encode() for name, text in source.accounts}
+    folder = source.folder
     found = [file for pattern in ACCOUNTS for file in sorted(folder.glob(pattern))] if folder else []
     return {file.name: file.read_bytes() for file in found if file.is_file()}
 

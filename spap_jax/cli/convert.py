@@ -55,7 +55,7 @@ def convert(
     with waiting(f"reading {model}"):
         loaded = checkpoint.load(model, checkpoint.on_host if to == "orbax" else checkpoint.as_stored)
     size = checkpoint.weight_bytes(loaded, dtype) if dtype else None
-    kept = converted_files(accounts(loaded.source.folder), size, stock=to != "orbax")
+    kept = converted_files(accounts(loaded.source), size, stock=to != "orbax")
     with nullcontext() if is_address(output) else waiting(f"writing {output}"):  # uploads have their own bar
         if to == "orbax":
             checkpoint.save_orbax(loaded, output, overwrite=overwrite, files=kept)

@@ -149,7 +149,7 @@ def finetune(
             if leads():
                 extras = Extras(kept.name, None, measured, memory.peak(), peak_of_a_device())
                 report = replace(report, extras=extras)
-                files = trained_files(report, start.source.folder)
+                files = trained_files(report, start.source)
                 checkpoint.save(trained, output, overwrite=overwrite, files=files, partial=kept.output)
         kept.remove()
     if leads():

@@ -1,8 +1,7 @@
 """The model card of a trained checkpoint: the card of the pruned one, with a section about the training appended."""
 
-from pathlib import Path
-
 from spap_jax.checkpoint.side_files import accounts
+from spap_jax.model import Source
 from spap_jax.pruning.prune_card import card_head, converted_files
 from spap_jax.reporting.schema import FinetuneReport
 
@@ -30,14 +29,14 @@ Every setting and the loss of every step are in `spap_finetune.json`.
 """
 
 
-def trained_files(report: FinetuneReport, folder: Path | None) -> dict[str, str]:
+def trained_files(report: FinetuneReport, source: Source) -> dict[str, str]:
     """Returns the files beside the weights of a trained checkpoint, by name: its report, its card, and older reports.
 
     Args:
         report: The report of the training.
-        folder: The checkpoint that was trained.
+        source: Where the model that was trained came from.
     """
-    there = converted_files(accounts(folder), None, stock=True)
+    there = converted_files(accounts(source), None, stock=True)
     files = {name: content.decode() for name, content in there.items()}
     card = files.pop("README.md", "")
     if earlier := files.pop(_TRAINED, None):  # this is not the first training

@@ -128,8 +128,8 @@ def check(model: Model, tokens: np.ndarray, teacher: Model | None, settings: Fin
     if teacher is None:
         return
     check_length(teacher.config, tokens.shape[1])
-    folders = [each.source.folder and each.source.folder.resolve() for each in (model, teacher)]
-    if teacher is model or (folders[0] is not None and folders[0] == folders[1]):
+    folder = model.source.weights_folder
+    if teacher is model or (folder is not None and folder == teacher.source.weights_folder):
         raise UserError(
             f"the teacher {teacher.source.name} is the model itself, which has nothing to learn from it: name the "
             "dense model that this one was made of."
