@@ -93,10 +93,7 @@ class TensorFiles:
             UserError: There are no weights, a file is missing or damaged, or torch is needed and not installed.
         """
         paths = weight_files(folder, elsewhere)
-        opened = cls(elsewhere.open(paths) if elsewhere else map(_open, paths))
-        if lost := sorted(_first_of(folder, elsewhere)[1].keys() - opened._files.keys()):
-            raise UserError(f"the index of {folder} names {lost[0]}, which none of its weight files has: {_BAD_FILE}")
-        return opened
+        return cls(elsewhere.open(paths) if elsewhere else map(_open, paths))
 
     def read(self, name: str, cuts: Cuts) -> np.ndarray:
         """Reads a part of a tensor's data.
@@ -122,7 +119,9 @@ class TensorFiles:
 
 
 def weight_files(folder: Path, elsewhere: "AtAddress | None" = None) -> list[Path]:
-    """The files that hold the weights of a folder; those that an index names need not exist.
+    """The files that hold the weights of a folder, found in the order in which stock loaders look for them.
+
+    Those that an index names need not exist.
 
     Args:
         folder: Folder of the checkpoint.
@@ -131,41 +130,38 @@ def weight_files(folder: Path, elsewhere: "AtAddress | None" = None) -> list[Pat
     Raises:
         UserError: There are no weights, or the index is damaged.
     """
-    first, weight_map = _first_of(folder, elsewhere)
-    return [folder / name for name in sorted(set(weight_map.values()))] if weight_map else [first]
-
-
-def _first_of(folder: Path, elsewhere: "AtAddress | None") -> tuple[Path, dict[str, str]]:
-    """The single weight file, or the index with its content, in the order in which stock loaders look for them."""
     exists = elsewhere.holds if elsewhere else Path.is_file
     for single in _SINGLE:
         if exists(folder / single):
-            return folder / single, {}
+            return [folder / single]
         index = folder / f"{single}.index.json"
         if index.is_file():
-            return index, _weight_map(index)
+            return [folder / name for name in sorted(_shards(index))]
     raise UserError(
         f"{folder} holds no weights: neither model.safetensors nor pytorch_model.bin, nor an index of their shards: "
         "name the folder that has them, or download the checkpoint again."
     )
 
 
-def _weight_map(index: Path) -> dict[str, str]:
-    """Maps tensors to shards. Shards outside of the folder are refused: an index could name any file of the machine."""
+def _shards(index: Path) -> set[str]:
+    """The shards that an index names. Those outside of the folder are refused: it could name any file of the machine.
+
+    Which tensors it says they hold is ignored, as by stock loaders: some indices list a tied head that no file has.
+    """
     try:
         weight_map = json.loads(index.read_bytes())["weight_map"]
-        names = {str(name): PurePosixPath(file) for name, file in weight_map.items()}
+        names = set(map(PurePosixPath, weight_map.values()))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{index} is not an index of weight files ({first_line(error)}): {_BAD_FILE}") from error
     if not names:
         raise UserError(f"{index} lists no weights: {_BAD_FILE}")
-    for file in names.values():
+    for file in names:
         if file.is_absolute() or ".." in file.parts or "\\" in str(file):
             raise UserError(
                 f"{index} names {file}, which is outside of its folder: do not trust this checkpoint, "
                 "and get it from elsewhere."
             )
-    return {name: str(file) for name, file in names.items()}
+    return set(map(str, names))
 
 
 def _open(path: Path) -> _WeightFile:

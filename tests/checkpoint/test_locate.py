@@ -183,6 +183,9 @@ def test_a_download_takes_what_is_needed_and_no_more(hub: None, tmp_path: Path):
     """A process of its own asks, with the settings of its environment."""
     served = write("llama", tmp_path / "served", shard="12KB")
     write_bin("llama", tmp_path / "other")
+    shard, index = min(served.glob("model-*")), served / "model.safetensors.index.json"
+    other = shard.rename(served / shard.name.replace("model-", "model.safetensors-"))  # as some are published
+    index.write_text(index.read_text().replace(shard.name, other.name))
     for name in ("pytorch_model.bin", "README.md", "original/consolidated.safetensors", "original/tokenizer.model"):
         (served / name).parent.mkdir(exist_ok=True)
         (served / name).write_bytes(b"x")
@@ -191,7 +194,7 @@ def test_a_download_takes_what_is_needed_and_no_more(hub: None, tmp_path: Path):
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     found, gated, unknown, again = run.stdout.splitlines()
     needed = {"config.json", "generation_config.json", "tokenizer.json", "LICENSE", "model.safetensors.index.json"}
-    needed |= {file.name for file in served.glob("model-*.safetensors")}
+    needed |= {file.name for file in served.glob("model*-of-*.safetensors")}
     assert {file.name for file in Path(found).iterdir()} == needed
     assert all((Path(found) / name).read_bytes() == (served / name).read_bytes() for name in needed)
     assert again == found
