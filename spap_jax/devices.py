@@ -98,7 +98,8 @@ def use_mesh(count: int | None, model: int | None = 1, weights: int = 0, groups:
             f"{count} devices are asked for, and only {len(taking_part)} of {jax.process_count()} processes have any "
             f"of them: {option('devices')} counts those of all processes; leave it out, or start fewer processes."
         )
-    with quick_compilation(), one_device(True) if count == 1 else jax.set_mesh(arranged(there[:count], model)):
+    own_types = jax.enable_x64(False)  # programs mean 32 bits where they name no type, whatever the session does
+    with own_types, quick_compilation(), one_device(True) if count == 1 else jax.set_mesh(arranged(there[:count], model)):
         yield
 
 

@@ -267,6 +267,18 @@ def test_a_pruned_model_in_memory_is_taught_by_the_dense_one_and_keeps_its_accou
         spap.finetune(spap.load(STORIES), evaluation(), **quick)
 
 
+def test_a_session_of_64_bits_changes_nothing():
+    def used() -> tuple[list, np.ndarray]:
+        smaller = spap.prune(stories(), calibration(), settings=CHOSEN).model
+        return jax.tree.leaves(smaller.params), spap.generate(stories(), evaluation()[:1, :8], 3)
+
+    weights, written = used()
+    with jax.enable_x64(True):
+        others, same = used()
+    assert all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in zip(weights, others, strict=True))
+    np.testing.assert_array_equal(written, same)
+
+
 def test_a_model_is_a_pytree():
     model = stories()
     leaves, tree = jax.tree.flatten(model)

@@ -132,7 +132,7 @@ def _continue(
         def write(state: _State, logits: jax.Array) -> _State:
             token = choose(sampling, logits, keys_at(keys, state.step))
             token = jnp.where(state.ended, pad, token)
-            written = jax.lax.dynamic_update_slice(state.written, token[:, None], (0, state.step))
+            written = jax.lax.dynamic_update_slice_in_dim(state.written, token[:, None], state.step, axis=1)
             ended = state.ended | is_end[token]
             return _State(state.step + 1, token, ended, written, state.cache)
 

@@ -287,7 +287,7 @@ def extend(
     config: DecoderConfig, params: Params, tokens: jax.Array, valid: jax.Array, cache: Cache
 ) -> tuple[jax.Array, Cache]:
     """Appends tokens to the cache. tokens, valid: [B, T] -> logits of the last token [B, v], and the updated cache."""
-    seen = jax.lax.dynamic_update_slice(cache.valid, valid, (0, cache.length))
+    seen = jax.lax.dynamic_update_slice_in_dim(cache.valid, valid, cache.length, axis=1)
     before = cache.valid.sum(axis=1, keepdims=True)
     positions = jnp.maximum(before + jnp.cumsum(valid, axis=-1) - 1, 0).astype(jnp.int32)
     x = embed(config, params, tokens, positions, cache.keys.dtype)
@@ -298,8 +298,9 @@ def extend(
         kind = reach_of(config, index)
         q, k, v = block(config, layer, x, positions, kind, method=Block.queries_keys_values)
         # The cache is part of the carry, to be updated in place; as scanned inputs and outputs it would be copied.
-        keys = jax.lax.dynamic_update_slice(keys, k[None], (index, 0, 0, cache.length, 0))
-        values = jax.lax.dynamic_update_slice(values, v[None], (index, 0, 0, cache.length, 0))
+        place = [jnp.int32(at) for at in (index, 0, 0, cache.length, 0)]
+        keys = jax.lax.dynamic_update_slice(keys, k[None], place)
+        values = jax.lax.dynamic_update_slice(values, v[None], place)
         attended = attend_within(config, q, keys[index], values[index], seen, cache.length, kind)
         r = block(config, layer, x, attended, method=Block.add_attention)
         return (block(config, layer, r, method=Block.feed_forward), keys, values), None
