@@ -50,17 +50,17 @@ def quick_compilation() -> Iterator[None]:
 
     Otherwise it takes ten minutes for LLaMA-3.1-8B, longer than the run on eight chips, of which nearly all is spent on
     the tiles of products at full precision. The programs do the same operations and move no more bytes
-    (``python -m benchmarks.compilation``). JAX_EXEC_TIME_OPTIMIZATION_EFFORT takes precedence.
+    (``python -m benchmarks.compilation``). JAX_EXEC_TIME_OPTIMIZATION_EFFORT takes precedence, and so does what the
+    program that calls has set in JAX's configuration, which holds for all threads.
     """
-    if platform() != "tpu" or _EFFORT.upper() in os.environ:
+    if platform() != "tpu" or _EFFORT.upper() in os.environ or getattr(jax.config, _EFFORT):
         yield
         return
-    before = getattr(jax.config, _EFFORT)
     jax.config.update(_EFFORT, -1.0)
     try:
         yield
     finally:
-        jax.config.update(_EFFORT, before)
+        jax.config.update(_EFFORT, 0.0)
 
 
 def more_memory(name: str) -> str:
@@ -82,7 +82,7 @@ def missing_backend(error: BaseException) -> str | None:
             return None
         except Exception as now:  # a RuntimeError, or an AssertionError without a message if no GPU is found
             said = first_line(now)
-    wanted = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
+    wanted = os.environ.get("JAX_PLATFORMS")  # not JAX's setting, which is "tpu,cpu" on a TPU VM without a word from the user
     reason = re.split(r" \((?:set|you may) ", re.sub(_NOT_STARTED, "", said))[0].rstrip(".")
     reason = "it sees no such device on this machine" if said == "AssertionError" else reason
     if not wanted:

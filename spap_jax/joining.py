@@ -61,12 +61,14 @@ def join(coordinator: str | None, processes: int | None, process_id: int | None)
 
 
 def _own_devices() -> list[int] | None:
-    """Returns [], so that this process uses all devices of its host, if it is the only one of the run there.
+    """Returns [], so that this process uses all devices that it sees, if none of them is for another process.
 
-    Under SLURM and Open MPI, JAX gives each process of a host one GPU, also where there is one process for all of them.
+    Under SLURM and Open MPI, JAX gives each process of a host the GPU of its number there: also where there is one
+    process for all of them, and where the launcher lets each see one GPU alone, which has the number 0 for it.
     """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     alone = os.environ.get("SLURM_NTASKS") == os.environ.get("SLURM_STEP_NUM_NODES", "unknown")
-    alone |= os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1"
+    alone |= os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1" or (visible != "" and "," not in visible)
     return [] if alone and "JAX_LOCAL_DEVICE_IDS" not in os.environ else None
 
 

@@ -142,7 +142,7 @@ def place_params(config: DecoderConfig, params: Params, count: int | None = None
 
 def _on_one_device(array: Any) -> jax.Array:
     """Returns an array on one device; one that several share is brought to the first."""
-    shared = isinstance(array, jax.Array) and len(array.sharding.device_set) > 1
+    shared = isinstance(array, jax.Array) and not isinstance(array, Tracer) and len(array.sharding.device_set) > 1
     return jax.device_put(array, jax.local_devices()[0]) if shared else devices.put(array)
 
 
@@ -249,7 +249,7 @@ _gathered.defvjp(_gather, _scatter)
 
 def _laid_out(config: DecoderConfig, params: Params, spec: Spec) -> Params:
     if devices.mesh_size() == 1:
-        return jax.tree.map(devices.put, params)
+        return jax.tree.map(_on_one_device if devices.one_device.value else devices.put, params)
     family = FAMILIES[config.family]
     return map_named(lambda name, array: _shard(array, spec(family, name, array.shape)), params)
 

@@ -28,6 +28,12 @@ def test_others_compile_as_ever(platform: str):
 def test_what_a_user_chose_stays(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(EFFORT.upper(), "0.5")  # what JAX read when it was imported
     assert inside("tpu") == 0
+    monkeypatch.delenv(EFFORT.upper())
+    jax.config.update(EFFORT, 0.5)
+    try:
+        assert inside("tpu") == getattr(jax.config, EFFORT) == 0.5
+    finally:
+        jax.config.update(EFFORT, 0.0)
 
 
 class Device(NamedTuple):

@@ -33,7 +33,7 @@ def answer(
     top_p: float = 1.0,
     seed: int = 0,
     batch_tokens: int = 16384,
-    devices: Sequence[Any] | None = None,
+    devices: int | Sequence[Any] | None = None,
     watch: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Row]:
     """Lets a model answer prompts, which makes conversations of them to calibrate on.
@@ -53,8 +53,8 @@ def answer(
         top_p: Sample from the smallest set of the likeliest tokens whose total probability reaches this value.
         seed: Random seed.
         batch_tokens: Number of tokens that a device processes at once, the prompt's and the new ones together.
-        devices: JAX devices among which a batch is split. By default all local devices, in groups that share the
-            weights if one device cannot hold them.
+        devices: JAX devices among which a batch is split, or how many of the local ones. By default all local
+            devices, in groups that share the weights if one device cannot hold them.
         watch: Called with the number of answers written and the total.
 
     Returns:

@@ -19,8 +19,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, get_mesh
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
-from spap_jax.devices import DATA_SPEC as BATCH
-from spap_jax.devices import check_mesh_around, mesh_size, one_device, use_mesh
+from spap_jax.devices import check_count, DATA_SPEC as BATCH
+from spap_jax.devices import check_count, check_mesh_around, mesh_size, one_device, use_mesh
 from spap_jax.errors import UserError
 from spap_jax.evaluation.generation import CACHE, Sampling, choose, decode_step, keys_at, keys_of, prefill
 from spap_jax.evaluation.perplexity import final_stream
@@ -84,14 +84,20 @@ class Score(NamedTuple):
     is_greedy: bool
 
 
-def replicas_of(model: Model, devices: Sequence[Any] | None = None) -> Replicas:
+def replicas_of(model: Model, devices: int | Sequence[Any] | None = None) -> Replicas:
     """Replicates a model on the devices.
 
     Args:
         model: The model.
-        devices: The devices. By default those of ``devices.use_mesh``; without it, all local ones, in groups that share
-            the weights if one device cannot hold them.
+        devices: The devices, or how many of the local ones. By default those of ``devices.use_mesh``; without it, all
+            local ones, in groups that share the weights if one device cannot hold them.
+
+    Raises:
+        UserError: there are fewer devices.
     """
+    if isinstance(devices, int):
+        check_count(devices, jax.local_devices())
+        devices = jax.local_devices()[:devices]
     if devices is None and one_device.value:
         devices = jax.local_devices()[:1]
     if devices is None:

@@ -58,9 +58,10 @@ def test_what_the_machine_lacks(error: Exception, words: list[str], expected: st
 
 
 @pytest.fixture
-def any_platform() -> Iterator[None]:
-    """As where JAX_PLATFORMS is not set."""
-    jax.config.update("jax_platforms", "")
+def any_platform(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As on a TPU VM where JAX_PLATFORMS is not set, for which JAX has a choice of its own."""
+    monkeypatch.delenv("JAX_PLATFORMS")
+    jax.config.update("jax_platforms", "tpu,cpu")
     yield
     jax.config.update("jax_platforms", "cpu")
 

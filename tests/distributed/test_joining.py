@@ -83,4 +83,7 @@ print(xla_bridge.CUDA_VISIBLE_DEVICES.value)
     assert joining._own_devices() is None  # JAX then goes by these
     monkeypatch.delenv("JAX_LOCAL_DEVICE_IDS")
     monkeypatch.setenv("SLURM_STEP_NUM_NODES", "2")  # as if there were other processes
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     assert joining._own_devices() is None
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")  # the launcher has bound this process to a GPU
+    assert joining._own_devices() == []

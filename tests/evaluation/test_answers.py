@@ -54,7 +54,7 @@ def test_the_likeliest_answer_is_the_greedy_continuation_up_to_its_end(model: Mo
 def test_batches_and_devices_change_no_answer(model: Model):
     asked: dict[str, Any] = {"answers": 3, "max_new_tokens": 20, "seed": 1}
     with pytest.warns(SpapWarning, match="^7 of 12 answers were cut off after 20 tokens, .* a larger max_new_tokens"):
-        one = spap.answer(model, PROMPTS, batch_tokens=1, devices=jax.devices()[:1], **asked)
+        one = spap.answer(model, PROMPTS, batch_tokens=1, devices=1, **asked)
     assert one == spap.answer(model, PROMPTS, devices=jax.devices(), **asked)
     assert [row["messages"][0]["content"] for row in one] == [prompt for prompt in PROMPTS for _ in range(3)]
     assert len(set(said(one))) > 9
@@ -81,6 +81,7 @@ def test_an_accelerator_computes_in_the_type_of_the_weights(model: Model, monkey
         ({"max_new_tokens": 1.5}, "max_new_tokens must be at least 1, not 1.5"),
         ({"answers": 2, "temperature": 0}, "at temperature 0 all answers to a prompt are the same"),
         ({"temperature": -1}, "temperature is -1.0, but must be 0 or more"),
+        ({"devices": 9}, "9 devices are asked for, but JAX sees 8: give devices a number from 1 to 8"),
         ({"max_new_tokens": 510}, "row 1 of the given text has "),
         ({"tokenizer": STORIES}, "conversations need a tokenizer with a chat template"),
     ],

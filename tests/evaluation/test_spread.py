@@ -143,3 +143,6 @@ def test_as_many_devices_share_the_weights_as_they_need():
     assert devices.smallest_model_size(10**6, None, 8) == 1
     params = place_params(model().config, model().params, 4, 4)
     assert params["embed"]["tokens"].addressable_shards[0].data.shape == (24, 32)
+    with devices.use_mesh(1):
+        alone = shard_params(model().config, params)
+    assert all(len(array.devices()) == 1 for array in jax.tree.leaves(alone))
