@@ -15,7 +15,7 @@ from spap_jax.data.blocks import TokenBlocks, new_blocks
 from spap_jax.data.loading import load_tokens
 from spap_jax.data.repetition import warn_of_repetition
 from spap_jax.devices import use_mesh
-from spap_jax.errors import UserError
+from spap_jax.errors import Notice, UserError, warn
 from spap_jax.evaluation.answers import answer
 from spap_jax.evaluation.generation import generate
 from spap_jax.inspection import divergence, hidden, logits, loss, moments, perplexity, token_blocks
@@ -110,7 +110,9 @@ def prune(
 ) -> PruneResult:
     """Removes MLP channels from every layer and adjusts the remaining weights; ``model`` is not modified.
 
-    Every setting can be given as a keyword argument, which overrides the value in ``settings``.
+    Every setting can be given as a keyword argument, which overrides the value in ``settings``. Where not all blocks fit
+    in the devices' memory together, joint steps adjust fewer at a time, which a notice says: that depends on what else
+    is there, unless ``joint_blocks`` is given.
 
     Args:
         model: A model from ``load``, or the model of an earlier result.
@@ -138,7 +140,11 @@ def prune(
     warn_of_ignored(settings, changes)
     warn_of_sparsity(model.config, narrow, settings)
     with use_mesh(devices, model_devices), watching.sampling(progress) as written:
-        settings = settings_here(Request(model.config, settings, len(asked), asked.shape[1], stored_bytes))
+        here = settings_here(Request(model.config, settings, len(asked), asked.shape[1], stored_bytes))
+        if here.joint_blocks != settings.joint_blocks:
+            many = f"{here.joint_blocks} block{'s' * (here.joint_blocks != 1)}"
+            warn(f"joint steps adjust {many} at a time, as many as fit in the memory that is left.", Notice)
+        settings = here
         tokens = with_samples(tokens, lambda: model, settings, written)
     blocks = token_blocks(tokens, model.config)
     reports: list[LayerReport | Check] = []

@@ -49,12 +49,12 @@ def without_password(text: str) -> str:
     return re.sub(r"(?<=://)[^/@\s:]*:[^/@\s]*@", "", text)
 
 
-def warn(sentence: str) -> None:
-    """Issues a `SpapWarning` that points to the calling line outside of this package."""
+def warn(sentence: str, kind: type[SpapWarning] = SpapWarning) -> None:
+    """Issues a `SpapWarning`, or a `Notice`, that points to the calling line outside of this package."""
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         frame, level = frame.f_back, level + 1
-    warnings.warn(sentence, SpapWarning, stacklevel=level)
+    warnings.warn(sentence, kind, stacklevel=level)
 
 
 @contextmanager

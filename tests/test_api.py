@@ -16,10 +16,12 @@ import transformers
 from hf_models import hf_logits
 
 import spap_jax as spap
+from spap_jax import memory
 from spap_jax.api import PruneResult
 from spap_jax.cli import main
 from spap_jax.data.blocks import TokenBlocks, new_blocks
 from spap_jax.devices import use_mesh
+from spap_jax.errors import Notice
 from spap_jax.evaluation.sequences import replicas_of
 from spap_jax.keywords import FinetuneChanges, PruneChanges
 from spap_jax.pruning.prune_card import model_card
@@ -265,6 +267,12 @@ def test_a_pruned_model_in_memory_is_taught_by_the_dense_one_and_keeps_its_accou
     assert card.count("## Trained after pruning") == 2
     with pytest.raises(spap.UserError, match="is the model itself"):
         spap.finetune(spap.load(STORIES), evaluation(), **quick)
+
+
+def test_blocks_that_joint_steps_adjust_together_are_said_where_they_depend_on_memory(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(memory, "of_machine", lambda: 20_000_000)
+    with pytest.raises(Notice, match="joint steps adjust 3 blocks at a time, as many as fit"):  # an error in tests
+        spap.prune(stories(), calibration(), settings=CHOSEN, update="alternate", rounds=0, joint_passes=1)
 
 
 def test_a_session_of_64_bits_changes_nothing():

@@ -19,7 +19,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, get_mesh
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
-from spap_jax.devices import check_count, DATA_SPEC as BATCH
+from spap_jax.devices import DATA_SPEC as BATCH
 from spap_jax.devices import check_count, check_mesh_around, mesh_size, one_device, use_mesh
 from spap_jax.errors import UserError
 from spap_jax.evaluation.generation import CACHE, Sampling, choose, decode_step, keys_at, keys_of, prefill
