@@ -245,12 +245,16 @@ def hub_splits(repo: str, config: str | None, *, remedy: str) -> Mapping[str, It
 
 
 def cached_splits(repo: str, config: str | None) -> Mapping[str, Iterable[Any]] | None:
-    """The splits of a data set in the cache of the `datasets` library, or None; does not use the network."""
+    """The splits of a data set in the cache of the `datasets` library, or None; does not use the network.
+
+    Without a name of a part, they are those of the part called "default": of a set that has others, any may be there.
+    """
     from datasets.packaged_modules.cache.cache import Cache
 
     try:
         builder = Cache(dataset_name=repo.split("/")[-1], repo_id=repo, config_name=config, version="auto", hash="auto")
-        return cast(Mapping[str, Iterable[Any]], builder.as_streaming_dataset())
+        named = config or builder.config.name == "default"
+        return cast(Mapping[str, Iterable[Any]], builder.as_streaming_dataset()) if named else None
     except (ValueError, OSError, KeyError):  # nothing cached, or several configs and none named
         return None
 
