@@ -110,9 +110,9 @@ def prune(
 ) -> PruneResult:
     """Removes MLP channels from every layer and adjusts the remaining weights; ``model`` is not modified.
 
-    Every setting can be given as a keyword argument, which overrides the value in ``settings``. Where not all blocks fit
-    in the devices' memory together, joint steps adjust fewer at a time, which a notice says: that depends on what else
-    is there, unless ``joint_blocks`` is given.
+    Every setting can be given as a keyword argument, which overrides the value in ``settings``. Where the devices have
+    no memory for all blocks together, joint steps adjust fewer at a time, which a notice says: how many depends on what
+    else is there, unless ``joint_blocks`` is given.
 
     Args:
         model: A model from ``load``, or the model of an earlier result.

@@ -82,7 +82,7 @@ def missing_backend(error: BaseException) -> str | None:
             return None
         except Exception as now:  # a RuntimeError, or an AssertionError without a message if no GPU is found
             said = first_line(now)
-    wanted = os.environ.get("JAX_PLATFORMS")  # not JAX's setting, which is "tpu,cpu" on a TPU VM without a word from the user
+    wanted = os.environ.get("JAX_PLATFORMS")  # JAX's own setting is "tpu,cpu" on a TPU VM where the user set nothing
     reason = re.split(r" \((?:set|you may) ", re.sub(_NOT_STARTED, "", said))[0].rstrip(".")
     reason = "it sees no such device on this machine" if said == "AssertionError" else reason
     if not wanted:

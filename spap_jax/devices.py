@@ -94,12 +94,12 @@ def use_mesh(count: int | None, model: int | None = 1, weights: int = 0, groups:
             f"{count} devices are asked for, and only {len(taking_part)} of {jax.process_count()} processes have any "
             f"of them: {option('devices')} counts those of all processes; leave it out, or start fewer processes."
         )
-    own_types = jax.enable_x64(False)  # programs mean 32 bits where they name no type, whatever the session does
-    with own_types, quick_compilation(), one_device(True) if count == 1 else jax.set_mesh(arranged(there[:count], model)):
+    mesh = one_device(True) if count == 1 else jax.set_mesh(arranged(there[:count], model))
+    with jax.enable_x64(False), quick_compilation(), mesh:  # programs that name no type mean one of 32 bits
         yield
 
 
-def check_count(count: object, there: Sequence[Any]) -> None:
+def check_count(count: Any, there: Sequence[Any]) -> None:
     """Checks how many devices are asked for.
 
     Raises:

@@ -78,7 +78,7 @@ def encoder_of(tokenizer: Any) -> Encode:
     """Returns the function that encodes conversations by the chat template of a tokenizer.
 
     Raises:
-        UserError: The tokenizer has no chat template, or several without a default, or no positions of its tokens in the text.
+        UserError: The tokenizer has no chat template, or several and no default, or no positions of its tokens.
     """
     check_template(tokenizer)
     if not tokenizer.is_fast:

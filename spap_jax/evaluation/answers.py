@@ -88,8 +88,8 @@ def answer(
         watch(len(written), len(encoded))
     if cut_off:
         warn(
-            f"{cut_off} of {len(encoded)} answers were cut off after {max_new_tokens} tokens, and the conversations read "
-            f"as if they ended there: give a larger {option('max_new_tokens')}."
+            f"{cut_off} of {len(encoded)} answers were cut off after {max_new_tokens} tokens, and the conversations "
+            f"read as if they ended there: give a larger {option('max_new_tokens')}."
         )
     return [{"messages": [*asked[index // answers].messages, written[index]]} for index in range(len(encoded))]
 
