@@ -6,6 +6,8 @@ these functions at the same places, as all have to take part.
 
 import itertools
 import json
+import socket
+import zlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -24,6 +26,14 @@ _PATIENCE = 86400
 def leads() -> bool:
     """Whether this is the leading process, which prints and writes."""
     return jax.process_index() == 0
+
+
+def on_this_host() -> int:
+    """The number of the run's processes on this host, which share its memory; all processes have to call this."""
+    if jax.process_count() == 1:
+        return 1
+    host = np.uint32(zlib.crc32(socket.gethostname().encode()))
+    return int((process_allgather(host) == host).sum())
 
 
 def meet() -> None:

@@ -160,6 +160,7 @@ class Unfinished:
             os.close(self._lock)
             raise
         self._arrived = len(self.told)
+        self._sharers = multihost.on_this_host()
 
     def __enter__(self) -> Self:
         """Returns `self`."""
@@ -265,9 +266,11 @@ class Unfinished:
     def _fits_host(self, state: Params) -> bool:
         """Whether the host has memory for the arrays of a state that are on devices; a CPU's are on the host.
 
-        What is on the host are the best weights, and better ones may come before the state is written.
+        What is on the host are the best weights, and better ones may come before the state is written. Other processes
+        on the host have parts of their own at the same moment.
         """
-        if platform() == "cpu" or sum(array.nbytes for array in jax.tree.leaves(state)) <= memory.left():
+        size = sum(array.nbytes for array in jax.tree.leaves(state))
+        if platform() == "cpu" or size <= memory.left() / self._sharers:
             return True
         self._keep_no_state("this host has no memory for it", state)
         return False

@@ -13,11 +13,12 @@ def free_port() -> int:
 
 def main(folder: str, port: str, process_id: str) -> None:
     os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
-    from spap_jax import devices, joining, placement
+    from spap_jax import devices, joining, multihost, placement
     from spap_jax.checkpoint import Reader
     from spap_jax.errors import UserError
 
     joining.join(f"localhost:{port}", 2, int(process_id))
+    assert multihost.on_this_host() == 2
     reader = Reader(folder)
     with devices.use_mesh(None, 2):
         try:

@@ -235,8 +235,9 @@ def test_a_host_without_memory_for_a_state_keeps_none(tmp_path: Path, monkeypatc
     """The best weights are on the host, and once more if better ones come before the state is written."""
     state = {"state": jax.tree.map(jnp.asarray, layer(BLOCKS)), "best": layer(BLOCKS)}
     size = sum(array.nbytes for array in jax.tree.leaves(state))
-    for left, kept in ((size, [BLOCKS]), (size - 1, [])):
+    for left, sharers, kept in ((size, 1, [BLOCKS]), (size - 1, 1, []), (2 * size - 1, 2, [])):
         monkeypatch.setattr(memory, "left", lambda left=left: left)
+        monkeypatch.setattr(multihost, "on_this_host", lambda sharers=sharers: sharers)
         folder = made(tmp_path / f"out{left}", BLOCKS)
         with Unfinished(tmp_path / f"out{left}", RUN, BLOCKS) as unfinished, traced_for("gpu"):
             with nullcontext() if kept else pytest.warns(SpapWarning, match="as this host has no memory for it"):
