@@ -11,6 +11,7 @@ import numpy as np
 
 from spap_jax import checkpoint, memory, watching
 from spap_jax.backend import peak_of_a_device
+from spap_jax.checkpoint.side_files import accounts
 from spap_jax.data.blocks import TokenBlocks, new_blocks
 from spap_jax.data.loading import load_tokens
 from spap_jax.data.repetition import warn_of_repetition
@@ -32,7 +33,7 @@ from spap_jax.pruning.narrow import pruned_config, warn_of_sparsity
 from spap_jax.pruning.pipeline import prune_layers
 from spap_jax.pruning.predictions import get_layer
 from spap_jax.pruning.progress import Progress
-from spap_jax.pruning.prune_card import pruned_files
+from spap_jax.pruning.prune_card import converted_files, pruned_files
 from spap_jax.pruning.prune_report import new_report
 from spap_jax.pruning.run import resolve
 from spap_jax.pruning.sampling import with_samples
@@ -240,7 +241,7 @@ def finetune(
 
 
 def _told(model: Model, files: Mapping[str, str]) -> Model:
-    """Returns a model that was made in memory, with the card and the reports that its weights have from now on."""
+    """Returns a model whose weights were made in memory, with the card and the reports that they have from now on."""
     return model.replace(source=replace(model.source, accounts=tuple(files.items())))
 
 
@@ -296,8 +297,9 @@ def save(
         size = report.extras.bytes and replace(report.extras.bytes, after=checkpoint.weight_bytes(model, dtype))
         own = pruned_files(replace(report, extras=replace(report.extras, bytes=size)))
     elif isinstance(model, FinetuneResult):
-        model = model.model
-        own = dict(model.source.accounts or ())
+        model, report = model.model, model.report
+        there = converted_files(accounts(model.source), checkpoint.weight_bytes(model, dtype), stock=True)
+        own = {name: content.decode() for name, content in there.items()}
     files = own | dict(files or {})
     if hub_id(folder) and "README.md" not in files:
         raise UserError(

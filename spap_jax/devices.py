@@ -59,6 +59,8 @@ def smallest_model_size(weights: int, memory: int | None, count: int) -> int:
 def use_mesh(count: int | None, model: int | None = 1, weights: int = 0, groups: int | None = None) -> Iterator[None]:
     """Sets the mesh for the code inside: sequences are sharded along one axis, weights along the other.
 
+    JAX's types of 64 bits are off inside, whatever the session has set.
+
     Args:
         count: Number of devices. By default all of them, but only ``model`` of them if they are CPUs, since these are
             as fast together as one; see also ``groups``.
@@ -94,8 +96,11 @@ def use_mesh(count: int | None, model: int | None = 1, weights: int = 0, groups:
             f"{count} devices are asked for, and only {len(taking_part)} of {jax.process_count()} processes have any "
             f"of them: {option('devices')} counts those of all processes; leave it out, or start fewer processes."
         )
-    mesh = one_device(True) if count == 1 else jax.set_mesh(arranged(there[:count], model))
-    with jax.enable_x64(False), quick_compilation(), mesh:  # programs that name no type mean one of 32 bits
+    with (
+        jax.enable_x64(False),  # programs that name no type mean one of 32 bits
+        quick_compilation(),
+        one_device(True) if count == 1 else jax.set_mesh(arranged(there[:count], model)),
+    ):
         yield
 
 

@@ -17,7 +17,7 @@ _FLAGS = ContextVar("flags", default=False)
 class UserError(ValueError):
     """An error that the user can fix: the message says in one sentence what happened, why, and what to do.
 
-    The command line prints it without a traceback and exits with code 2.
+    The command line prints it without a traceback and exits with code 2, unless a subclass says otherwise.
     """
 
     def __init__(self, message: str):

@@ -247,16 +247,22 @@ def hub_splits(repo: str, config: str | None, *, remedy: str) -> Mapping[str, It
 def cached_splits(repo: str, config: str | None) -> Mapping[str, Iterable[Any]] | None:
     """The splits of a data set in the cache of the `datasets` library, or None; does not use the network.
 
-    Without a name of a part, they are those of the part called "default": of a set that has others, any may be there.
+    Without a name of a part, they are those of the part called "default": others that the cache has may not be meant.
+
+    Raises:
+        UserError: No part is named, the cache has another one, and the hub cannot be asked which is meant.
     """
     from datasets.packaged_modules.cache.cache import Cache
 
     try:
         builder = Cache(dataset_name=repo.split("/")[-1], repo_id=repo, config_name=config, version="auto", hash="auto")
-        named = config or builder.config.name == "default"
-        return cast(Mapping[str, Iterable[Any]], builder.as_streaming_dataset()) if named else None
+        if config or (part := builder.config.name) == "default":
+            return cast(Mapping[str, Iterable[Any]], builder.as_streaming_dataset())
     except (ValueError, OSError, KeyError):  # nothing cached, or several configs and none named
         return None
+    if hub_problem() is not None:
+        raise UserError(f"of the hub data set {repo} the part {part} is on this machine: name it, as in {repo}:{part}.")
+    return None
 
 
 def is_uncached(error: Exception) -> bool:

@@ -265,6 +265,9 @@ def test_a_pruned_model_in_memory_is_taught_by_the_dense_one_and_keeps_its_accou
     card = (tmp_path / "out" / "README.md").read_text()
     assert card.startswith(model_card(pruned().report))
     assert card.count("## Trained after pruning") == 2
+    spap.save(twice, tmp_path / "half", dtype="bfloat16")
+    whole, half = (json.loads((tmp_path / name / "spap_report.json").read_text()) for name in ("out", "half"))
+    assert whole["extras"]["bytes"]["after"] == 2 * half["extras"]["bytes"]["after"]
     with pytest.raises(spap.UserError, match="is the model itself"):
         spap.finetune(spap.load(STORIES), evaluation(), **quick)
 

@@ -13,7 +13,12 @@ from spap_jax.errors import UserError
 from spap_jax.hub import check_repo_id, first_line, hub_file, hub_problem, require_hub
 from spap_jax.remote import Folder, base_name, fetch_file, hub_id, is_address
 
-_SAFETENSORS = ("model.safetensors", "model.safetensors.index.json", "model*-*-of-*.safetensors")
+_SAFETENSORS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "model-*-of-*.safetensors",
+    "model.safetensors-*-of-*.safetensors",
+)
 _TORCH = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model*", "vocab*", "spiece.model", "tekken.json", "*.tiktoken")
 _REMEDY = "connect to the network, or give the path of a local folder that holds the checkpoint."

@@ -154,13 +154,13 @@ class Unfinished:
             if not self.found:
                 self._begin()
             self._open()
+            self._sharers = multihost.on_this_host()
         except BaseException:
             if not (self.folder / _RUN).exists():
                 _clear_folder(self.folder)
             os.close(self._lock)
             raise
         self._arrived = len(self.told)
-        self._sharers = multihost.on_this_host()
 
     def __enter__(self) -> Self:
         """Returns `self`."""

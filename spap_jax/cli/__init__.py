@@ -21,8 +21,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Words of the command line. By default those of the process.
 
     Returns:
-        The exit code: 0 for success, 2 for an error that the user can fix, 1 for a bug in this program; errors are one
-        sentence on standard error. One of several processes does not return after an error, but exits.
+        The exit code: 0 for success, 2 for an error that the user can fix, 75 if the same command goes on from here, 1
+        for a bug in this program; errors are one sentence on standard error. One of several processes does not return
+        after an error, but exits.
     """
     from spap_jax.cli import failures, processes, standard_streams
     from spap_jax.cli.app import launch

@@ -20,7 +20,7 @@ def wait_for_others(coordinator: str | None, processes: int | None, process_id: 
     """Joins the other processes of a run, if any, and shows whom it waits for; afterwards only one process prints.
 
     Raises:
-        UserError: see ``joining.join``.
+        NotJoinedError, UserError: see ``joining.join``.
     """
     from spap_jax.cli.console import err, out, waiting
     from spap_jax.joining import AUTO, check_processes, join

@@ -1,7 +1,8 @@
 """Conversations as token ids, through the chat template of a tokenizer, and which of them the assistant wrote.
 
 A template that marks what the assistant writes (``{% generation %}``) says it itself. With any other template, the
-assistant's part is what its message adds to the rendering of the messages before it, with the prompt for an answer.
+assistant's part is what its message adds to the rendering of the messages before it, with the prompt for an answer. A
+greeting, which has none before it, does not count.
 """
 
 import re
@@ -78,7 +79,7 @@ def encoder_of(tokenizer: Any) -> Encode:
     """Returns the function that encodes conversations by the chat template of a tokenizer.
 
     Raises:
-        UserError: The tokenizer has no chat template, or several and no default, or no positions of its tokens.
+        UserError: See `check_template`; or the tokenizer has no positions of its tokens in the text.
     """
     check_template(tokenizer)
     if not tokenizer.is_fast:
@@ -86,28 +87,29 @@ def encoder_of(tokenizer: Any) -> Encode:
             f"conversations need a tokenizer that gives the place of each token, and {type(tokenizer).__name__} does "
             "not: save it with a tokenizer.json"
         )
-    try:
-        marked = _MARKED.search(tokenizer.get_chat_template())
-    except ValueError as error:
-        raise UserError(
-            "conversations need one chat template, and this tokenizer has several, none of which is the default: save "
-            "it with the one that is meant"
-        ) from error
+    marked = _MARKED.search(tokenizer.get_chat_template())
     encode = _encode_marked if marked else _encode_compared
     return lambda conversation: encode(tokenizer, conversation)
 
 
 def check_template(tokenizer: Any) -> None:
-    """Checks that a tokenizer has a chat template.
+    """Checks that a tokenizer has a chat template, and that it is clear which.
 
     Raises:
-        UserError: It has none.
+        UserError: It has none, or several, none of which is the default.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise UserError(
             "conversations need a tokenizer with a chat template, and this one has none: give that of a chat model, or "
             'plain text in a column "text"'
         )
+    try:
+        tokenizer.get_chat_template()
+    except ValueError as error:
+        raise UserError(
+            "conversations need one chat template, and this tokenizer has several, none of which is the default: save "
+            "it with the one that is meant"
+        ) from error
 
 
 def encode_prompt(tokenizer: Any, conversation: Conversation) -> list[int]:
@@ -144,7 +146,7 @@ def _answers(tokenizer: Any, conversation: Conversation, text: str) -> Iterator[
     """
     messages = conversation.messages
     for number, message in enumerate(messages):
-        if message["role"] != "assistant" or not number:  # nothing is rendered before a greeting: it counts as given
+        if message["role"] != "assistant" or not number:  # a greeting has no rendering before it to compare with
             continue
         before = _templated(tokenizer, conversation, messages[:number], tokenize=False, add_generation_prompt=True)
         after = _templated(tokenizer, conversation, messages[: number + 1], tokenize=False)

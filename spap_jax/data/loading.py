@@ -125,7 +125,7 @@ def _windows(
         enough = sequences and sequences * own * (POOL if role == "calibration" else 1) + 1
         # If each window begins with a token of its own, the text as a whole has no special tokens.
         ids, mask, more = tokenise(content, name, loaded, enough, protocol.special_tokens and not start)
-        if mask is not None and start and ids[0] == start.id:  # the template's own, which the first window would double
+        if mask is not None and start and start.id in ids[:1]:  # the template's, which would be there twice
             ids, mask = ids[1:], mask[1:]
         used = protocol.windows and protocol.windows * own
         content, mask = ids[:used], None if mask is None else mask[:used]

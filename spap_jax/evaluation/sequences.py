@@ -93,9 +93,9 @@ def replicas_of(model: Model, devices: int | Sequence[Any] | None = None) -> Rep
             local ones, in groups that share the weights if one device cannot hold them.
 
     Raises:
-        UserError: there are fewer devices.
+        UserError: the number is not one from 1 to that of the local devices.
     """
-    if isinstance(devices, int):
+    if devices is not None and not isinstance(devices, Sequence):
         check_count(devices, jax.local_devices())
         devices = jax.local_devices()[:devices]
     if devices is None and one_device.value:

@@ -186,7 +186,7 @@ def test_a_download_takes_what_is_needed_and_no_more(hub: None, tmp_path: Path):
     shard, index = min(served.glob("model-*")), served / "model.safetensors.index.json"
     other = shard.rename(served / shard.name.replace("model-", "model.safetensors-"))  # as some are published
     index.write_text(index.read_text().replace(shard.name, other.name))
-    for name in ("pytorch_model.bin", "README.md", "original/consolidated.safetensors", "original/tokenizer.model"):
+    for name in ("pytorch_model.bin", "README.md", "original/tokenizer.model", "model.fp16-00001-of-00001.safetensors"):
         (served / name).parent.mkdir(exist_ok=True)
         (served / name).write_bytes(b"x")
     (served / "LICENSE").write_text("free")
@@ -194,7 +194,7 @@ def test_a_download_takes_what_is_needed_and_no_more(hub: None, tmp_path: Path):
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     found, gated, unknown, again = run.stdout.splitlines()
     needed = {"config.json", "generation_config.json", "tokenizer.json", "LICENSE", "model.safetensors.index.json"}
-    needed |= {file.name for file in served.glob("model*-of-*.safetensors")}
+    needed |= {other.name, *(file.name for file in served.glob("model-*.safetensors"))}
     assert {file.name for file in Path(found).iterdir()} == needed
     assert all((Path(found) / name).read_bytes() == (served / name).read_bytes() for name in needed)
     assert again == found

@@ -116,7 +116,7 @@ def test_what_the_datasets_library_has_cached_is_read_without_the_hub(ask_hub: A
         assert tokens == read(WORDS).tokens.tolist()
         assert description.startswith(f"{data} (train split): 7 of 30 windows")
     assert "has no split test or validation or test_sft for evaluation, but train" in message
-    assert unnamed.startswith("the hub data set owner/parts is not on this machine")  # another part may be meant
+    assert unnamed.startswith("of the hub data set owner/parts the part one is on this machine: name it, as in owner/p")
 
 
 HUB_FILES = {
