@@ -34,7 +34,8 @@ _CHECKS = 8
 
 _MEASURED_EVERY = 4
 """Distance of the tokens at which a measurement makes predictions where the steps have a shortlist: those are of the
-whole vocabulary, and at all tokens would take most of its time."""
+whole vocabulary, and at all tokens would take most of its time. A mask may leave few tokens or none at that distance:
+those that it counts are measured all."""
 
 
 class Group(NamedTuple):
@@ -147,7 +148,7 @@ def adjusted(
             continue  # its result is in the state of a later group
         best = _of_blocks(parts, group.first, group.blocks) if apart else parts
         frozen = params | {"layers": params["layers"] | parts} if apart else params
-        job = job_of(config, settings, group.first, few is not None)
+        job = job_of(config, settings, group.first, few is not None and texts[1].mask is None)
         given, judged = Given(frozen, None, *read, short), Given(frozen, None, *measured)
         before = checks[:reached] if group.first else ()
         begun = (lambda: stored()["stage"], checks) if resumed and len(checks) > len(before) else None
@@ -196,18 +197,18 @@ def _sequences(part: Padded, end: jax.Array, entering: jax.Array | None, few: Sh
     return Sequences(devices.shard_chunks(part.tokens), end, spread[0], entering, spread[1])
 
 
-def job_of(config: DecoderConfig, settings: PruneSettings, first: int = 0, shortlist: bool = False) -> Job:
+def job_of(config: DecoderConfig, settings: PruneSettings, first: int = 0, thinned: bool = False) -> Job:
     """Returns what joint steps are compiled for.
 
     Args:
         config: The pruned decoder.
         settings: The settings of the run, resolved.
         first: First block that moves.
-        shortlist: Whether the steps compute the logits of a shortlist.
+        thinned: Whether measurements make predictions at some tokens only.
     """
     recipe = Recipe(relative, (settings.moment_dtype, config.norm_shift))
     dtype, weight = step_dtype(settings.compute_dtype), settings.text_weight
-    every = _MEASURED_EVERY if shortlist else 1
+    every = _MEASURED_EVERY if thinned else 1
     assert settings.remat
     return Job(config, recipe, dtype, first, remat=settings.remat, text_weight=weight, measured_every=every)
 

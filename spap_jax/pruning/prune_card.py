@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from spap_jax.quantities import range_text
+from spap_jax.quantities import range_text, share_text
 from spap_jax.reporting.schema import PruneReport, parsed
 
 _TEXT = """\
 {head}
-# {name}, {percent:.0f} % of its MLP channels{headline} removed
+# {name}, {removed} of its MLP channels{headline} removed
 
 Made from `{name}` by SPAP-JAX {version}: structured pruning with recovery in the same run, after
 [SPAP](https://arxiv.org/abs/2505.03373). Every layer keeps {after} of {before} MLP channels{heads}; everything else
@@ -132,8 +132,8 @@ def model_card(report: PruneReport, stock: bool = True) -> str:
         head=card_head(model.name, "transformers" if stock else "spap-jax", "pruned", "spap-jax"),
         name=model.name,
         version=report.versions["spap-jax"],
-        percent=100 * report.removed,
-        headline=f" and {100 * groups.removed:.0f} % of its attention heads" if fewer_heads else "",
+        removed=share_text(report.removed),
+        headline=f" and {share_text(groups.removed)} of its attention heads" if fewer_heads else "",
         heads=_HEADS.format(heads=heads, groups=groups) if fewer_heads else "",
         loaders=_loaders(report, fewer_heads) if stock or not report.one_width else f"; {ORBAX_LOADER}",
         code=_STOCK_CODE if stock else _OWN_CODE,

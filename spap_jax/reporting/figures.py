@@ -62,7 +62,7 @@ def plots(report: PruneReport) -> list[Plot]:
         found += _of_part(report.layers, attention, "attention")
     found.append(channels(report))
     if report.joint:
-        found.append(losses(report.joint))
+        found.append(losses(report.joint, report.judged))
     if report.seconds:
         found.append(seconds(report.seconds))
     return found
@@ -192,8 +192,8 @@ def kept_share(layer: LayerReport, width: int, size: int) -> np.ndarray:
     return found / np.minimum(size, width - size * np.arange(cells))
 
 
-def losses(checks: Sequence[Check]) -> Plot:
-    """Plots the loss over the joint steps: of each step, and on held-out tokens."""
+def losses(checks: Sequence[Check], judged: str) -> Plot:
+    """Plots the loss over the joint steps: of each step, and on tokens that are held out, or ``judged`` instead."""
     figure, axes = _panel("joint step", "loss against the original, nats")
     each = [loss for check in checks for loss in check.losses]
     axes.plot(range(1, len(each) + 1), each, color=LIGHT["muted"], linewidth=0.6, label="each step")
@@ -201,7 +201,7 @@ def losses(checks: Sequence[Check]) -> Plot:
     axes.plot(steps, found, color=LIGHT["blue"], linewidth=1.6)
     for taken, marker, colour in ((True, "o", "blue"), (False, "x", "orange")):
         some = [(check.step, check.held_out) for check in checks if check.taken == taken]
-        label = f"held-out, {'kept' if taken else 'not kept'}"
+        label = f"{judged}, {'kept' if taken else 'not kept'}"
         if some:
             style = {"linestyle": "none", "marker": marker, "markersize": 5, "color": LIGHT[colour]}
             axes.plot(*zip(*some, strict=True), label=label, **style)
@@ -213,7 +213,7 @@ def losses(checks: Sequence[Check]) -> Plot:
         "losses",
         "How close the predictions are to the original's",
         "Joint steps adjust the weights of many blocks together; lower is better. The weights with the lowest "
-        f"loss on held-out tokens are kept, here those of step {last}. The loss went {fall}.",
+        f"loss on {judged} tokens are kept, here those of step {last}. The loss went {fall}.",
         f"Loss over the joint steps: {fall}.",
         figure,
     )

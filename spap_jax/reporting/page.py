@@ -14,9 +14,12 @@ from spap_jax.quantities import count_text, peak_text, share_text
 from spap_jax.reporting import draw, tables
 from spap_jax.reporting.comparison import comparisons
 from spap_jax.reporting.figures import Plot, plots
-from spap_jax.reporting.schema import FinetuneReport, PruneReport, RunReports
+from spap_jax.reporting.schema import FinetuneReport, PruneReport, RunReports, Sparsity
 from spap_jax.reporting.style import DARK, LIGHT
 from spap_jax.reporting.write import COMMAND
+
+_SLUG = 60
+"""Most bytes of a run's label in the names of its plots; file names have room for 255."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ def _drawn(plot: Plot, prefix: str = "") -> Drawn:
 
 def _prefix(runs: Sequence[RunReports], place: int) -> str:
     """Returns the prefix of a run's plot names if there are several runs; its number makes it unique."""
-    slug = re.sub(r"[^\w.]+", "-", runs[place].label).strip("-.")
+    slug = re.sub(r"[^\w.]+", "-", runs[place].label).strip("-.").encode()[:_SLUG].decode(errors="ignore")
     return f"{place + 1}-{slug}-" if len(runs) > 1 else ""
 
 
@@ -94,12 +97,17 @@ def _kept(report: PruneReport) -> str:
     least, most = count_text(min(counts)), count_text(max(counts))
     layers, kept = ("Every layer keeps", least) if least == most else ("The layers keep", f"{least} to {most}")
     words = f"{layers} {kept} of {count_text(report.model.intermediate.before)} MLP channels"
+    words += _if_missed(report.sparsity.channels)
     if heads := report.fewer_heads:
         groups = report.model.kv_heads
-        words += f", {heads.after} of {heads.before} attention heads"
+        words += f", {heads.after} of {heads.before} attention heads{_if_missed(report.sparsity.heads)}"
         words += f" and {groups.after} of {groups.before} key/value heads"
-    channels = report.sparsity.channels
-    return f"{words}{f' ({share_text(channels.asked)} asked for)' if channels.missed else ''}."
+    return f"{words}."
+
+
+def _if_missed(sparsity: Sparsity) -> str:
+    """Returns what was asked for in brackets, if something else was removed."""
+    return f" ({share_text(sparsity.asked)} asked for)" if sparsity.missed else ""
 
 
 def _section(run: RunReports, drawn: Sequence[Drawn]) -> dict[str, Any]:

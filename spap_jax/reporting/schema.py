@@ -360,6 +360,11 @@ class PruneReport:
         return self.model.widths.total.removed
 
     @property
+    def judged(self) -> str:
+        """Which tokens joint steps are measured on: "held-out" ones, or "calibration" if none are held out."""
+        return "held-out" if all(layer.held_out for layer in self.layers) else "calibration"
+
+    @property
     def fewer_heads(self) -> Change | None:
         """Attention heads of a layer, if some were removed."""
         return self.model.heads if self.model.heads.removed else None

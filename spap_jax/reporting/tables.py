@@ -165,11 +165,11 @@ def joint(report: PruneReport) -> Table:
         )
         for check in report.joint
     )
-    columns = ("steps", "tokens", "in the steps", "held-out", "kept")
+    columns = ("steps", "tokens", "in the steps", report.judged, "kept")
     note = (
         "What is lost against the original's predictions, in nats per token: of the steps since the row above, and "
-        "on held-out tokens. It is the mean of their KL divergence and of the rise in log-perplexity, the latter with "
-        "the weight `joint_text_weight`."
+        f"on {report.judged} tokens. It is the mean of their KL divergence and of the rise in log-perplexity, the "
+        "latter with the weight `joint_text_weight`."
     )
     return Table("The joint steps in numbers", columns, rows, ("kept",), note)
 

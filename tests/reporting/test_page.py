@@ -162,6 +162,15 @@ def test_both_sparsities_where_rounding_led_to_another_than_was_asked_for(tmp_pa
     asked = {"channels": {"asked": 0.3, "achieved": 0.375}, "heads": {"asked": 0.0, "achieved": 0.0}}
     page, _ = render([run(tmp_path, report(sparsity=asked))])
     assert "of 40 MLP channels (30 % asked for)." in Look(page).text
+    asked["heads"] = {"asked": 0.3, "achieved": 0.5}
+    page, _ = render(read_runs([put(tmp_path / "heads", with_fewer_heads(report(sparsity=asked)))]))
+    assert "of 40 MLP channels (30 % asked for), 4 of 8 attention heads (30 % asked for) and 1 of 2" in Look(page).text
+
+
+def test_the_names_of_plots_fit_however_long_those_of_the_runs_are(tmp_path: Path):
+    runs = read_runs([put(tmp_path / (letter * 80), report()) for letter in "\u5b57\u540d"])
+    _, plots = render(runs)
+    assert max(len(name.encode()) for name in plots) < 120
 
 
 def test_what_a_run_lacks_is_not_there(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Training and joint steps on text with a mask: the predictions of its tokens count, and no others."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from training_cases import FULL, counting, tiny
 import spap_jax as spap
 from spap_jax import devices
 from spap_jax.data.blocks import new_blocks
+from spap_jax.models import decoder
 from spap_jax.settings import PruneSettings
 from spap_jax.training.engine import batch_of
 from spap_jax.training.optimizers import clipped
@@ -43,10 +45,14 @@ def test_recovery_training(teacher: str | None):
 
 
 def test_joint_steps():
-    """The prediction after the last token, which counts without a mask, is of no token and so not of the mask's."""
+    """The prediction after the last token, which counts without a mask, is of no token and so not of the mask's.
+
+    With a vocabulary that steps use a part of, all predictions are measured too, however few count.
+    """
     steps: Any = {"joint_passes": 1, "joint_text_weight": 0, "joint_tokens": 96}
     settings = PruneSettings(sparsity=0.5, rounds=0, held_out=0.25, batch_tokens=48, **steps)
-    model = tiny()
+    config = dataclasses.replace(tiny().config, vocabulary=6000)
+    model = tiny().replace(config=config, params=jax.tree.map(lambda a: 5 * a, decoder.init(config, jax.random.key(0))))
     without = spap.prune(model, BLOCKS, settings=settings.replace(joint_passes=0)).model
     first, *_ = spap.prune(model, BLOCKS, settings=settings).report.joint
     expected = spap.divergence(model, without, part(slice(12, None)))

@@ -107,7 +107,7 @@ def test_measurements_beside_it_are_of_some_predictions_of_the_whole_vocabulary(
     some = all_losses[:, ::4][there[:, ::4]].mean()
     assert some != pytest.approx(all_losses[there].mean(), rel=1e-3)
     settings = PruneSettings(joint_text_weight=TEXT_WEIGHT).resolved(2, 32, 64, TOKENS.size)
-    job = job_of(config, settings, shortlist=True)
+    job = job_of(config, settings, thinned=True)
     for count in (1, 8):
         with devices.use_mesh(count):
             frozen = fully_shard_params(config, params)
