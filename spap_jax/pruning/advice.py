@@ -54,9 +54,9 @@ def _refused_steps(report: "PruneReport") -> list[str]:
 
 
 def _more(report: "PruneReport") -> str:
-    """Recommends a sufficient number of sequences, at least twice the number given."""
-    length = report.calibration.sequence_length
-    given = report.calibration.sequences // (1 + report.settings["sampled"])
-    enough = -(-TOKENS_PER_CHANNEL * report.model.intermediate.before // length)
-    wanted = max(1 << (enough - 1).bit_length(), 2 * given)
+    """Recommends a sufficient number of sequences, a power of two, at least twice the number that was read."""
+    account = report.calibration
+    given = account.sequences // (1 + report.settings["sampled"]) + account.further_sequences
+    enough = -(-TOKENS_PER_CHANNEL * report.model.intermediate.before // account.sequence_length)
+    wanted = 1 << (max(enough, 2 * given) - 1).bit_length()
     return f"{count_text(wanted)} sequences would help (--sequences {wanted})"
