@@ -229,7 +229,7 @@ def test_prune_of_heads(tmp_path: Path, capsys):
         assert layer["attention"]["kept"] in ([0], [1])
         assert 0 < layer["attention"]["held_out"]["refit"] < 2
     card = " ".join((tmp_path / "out" / "README.md").read_text().split())
-    assert "30 % of its MLP channels and 50 % of its attention heads removed" in card
+    assert "30.2 % of its MLP channels and 50 % of its attention heads removed" in card
     assert "keeps 37 of 53 MLP channels, 2 of 4 attention heads and 1 of 2 key/value heads;" in card
     assert "`head_dim` from `config.json`" in card
     assert config_of(tmp_path / "out")["head_dim"] == 8
