@@ -122,6 +122,7 @@ def _windows(
         loaded, protocol = tokenizer_for(name, tokenizer), opened.protocol
         start = start_of_windows(loaded, bos, sequence_length)
         own = sequence_length - (start is not None)  # tokens of the text in a window
+        # One token more than the windows hold, as the first may be left out below.
         enough = sequences and sequences * own * (POOL if role == "calibration" else 1) + 1
         # If each window begins with a token of its own, the text as a whole has no special tokens.
         ids, mask, more = tokenise(content, name, loaded, enough, protocol.special_tokens and not start)

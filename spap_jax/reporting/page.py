@@ -14,7 +14,7 @@ from spap_jax.quantities import count_text, peak_text, share_text
 from spap_jax.reporting import draw, tables
 from spap_jax.reporting.comparison import comparisons
 from spap_jax.reporting.figures import Plot, plots
-from spap_jax.reporting.schema import FinetuneReport, PruneReport, RunReports, Sparsity
+from spap_jax.reporting.schema import FinetuneReport, PruneReport, RunReports
 from spap_jax.reporting.style import DARK, LIGHT
 from spap_jax.reporting.write import COMMAND
 
@@ -97,17 +97,12 @@ def _kept(report: PruneReport) -> str:
     least, most = count_text(min(counts)), count_text(max(counts))
     layers, kept = ("Every layer keeps", least) if least == most else ("The layers keep", f"{least} to {most}")
     words = f"{layers} {kept} of {count_text(report.model.intermediate.before)} MLP channels"
-    words += _if_missed(report.sparsity.channels)
+    words += report.sparsity.channels.if_missed
     if heads := report.fewer_heads:
         groups = report.model.kv_heads
-        words += f", {heads.after} of {heads.before} attention heads{_if_missed(report.sparsity.heads)}"
+        words += f", {heads.after} of {heads.before} attention heads{report.sparsity.heads.if_missed}"
         words += f" and {groups.after} of {groups.before} key/value heads"
     return f"{words}."
-
-
-def _if_missed(sparsity: Sparsity) -> str:
-    """Returns what was asked for in brackets, if something else was removed."""
-    return f" ({share_text(sparsity.asked)} asked for)" if sparsity.missed else ""
 
 
 def _section(run: RunReports, drawn: Sequence[Drawn]) -> dict[str, Any]:

@@ -234,8 +234,12 @@ class Sparsity:
 
     def of(self, whole: str) -> str:
         """For "the heads": "6.25 % of the heads (30 % asked for)"; without brackets if the two are close."""
-        words = f"{share_text(self.achieved)} of {whole}"
-        return f"{words} ({share_text(self.asked)} asked for)" if self.missed else words
+        return f"{share_text(self.achieved)} of {whole}{self.if_missed}"
+
+    @property
+    def if_missed(self) -> str:
+        """What was asked for, in brackets after a space, if something else was removed."""
+        return f" ({share_text(self.asked)} asked for)" if self.missed else ""
 
 
 @dataclass(frozen=True)
