@@ -71,8 +71,9 @@ def main(
         if (short, command, windows, tuple(texts)) in {row.key for row in rows}:
             print(f"{cut:.0%}, {way}: measured already, in {output}", flush=True)
             continue
-        # A folder is of one command, model and data, since a finished one is not pruned again.
-        which = "\0".join(str(Path(word).resolve()) if Path(word).exists() else word for word in (name, *words))
+        # A folder is of one commit, command, model and data, since a finished one is not pruned again.
+        given = (str(Path(word).resolve()) if Path(word).exists() else word for word in (name, *words))
+        which = "\0".join((provenance.commit(), *given))
         folder = work / f"{short}-{cut:g}-{hashlib.sha256(which.encode()).hexdigest()[:8]}"
         perform(name, words, folder)
         rows.append(row_of(short, cut, way, command, dense, folder, texts, windows, provenance.commit()))

@@ -25,7 +25,7 @@ from spap_jax.checkpoint.lock import locked
 from spap_jax.checkpoint.publish import check_place, publish
 from spap_jax.errors import UserError, warn
 from spap_jax.hub import first_line
-from spap_jax.manifest import check_replaceable, sort_files, write_manifest
+from spap_jax.manifest import MANIFEST, check_replaceable, read_manifest, sort_files, write_manifest
 from spap_jax.memory import free_disk
 from spap_jax.places import beside, check_apart, is_within, real_path
 from spap_jax.remote import hub_id, is_address, working_folder
@@ -141,13 +141,19 @@ def _check_replaceable(target: Path, overwrite: bool) -> None:
 
 
 def _check_makeable(target: Path) -> None:
-    """Checks that folders with the needed names can be made, by making and removing them in a temporary folder."""
+    """Checks that folders with the needed names can be made and renamed, by doing so in a temporary folder.
+
+    Some file systems rename no folder that holds files, as a bucket that is mounted.
+    """
     parent = next(folder for folder in target.parents if os.path.exists(folder))
     if not parent.is_dir():
         raise UserError(f"{target} cannot be made because {parent} is a file: name another place.")
     try:
         with tempfile.TemporaryDirectory(prefix=".spap-", dir=parent) as probe:
-            Path(probe, _beside(target, "replaced").relative_to(parent)).mkdir(parents=True)
+            made = Path(probe, _beside(target, "replaced").relative_to(parent))
+            made.mkdir(parents=True)
+            (made / MANIFEST).touch()
+            made.rename(made.with_name(target.name))
     except OSError as error:
         raise UserError(f"{target} cannot be made in {parent} ({error.strerror}): name another place.") from error
 
@@ -253,9 +259,12 @@ def _put_in_place(partial: Path, target: Path, overwrite: bool) -> None:
 
 
 def _put_back(target: Path) -> None:
-    """Moves a folder back that a process moved aside, if it was killed before the new one was in place."""
+    """Moves a folder back that a process moved aside, if it was killed before the new one was in place.
+
+    One from which files are gone was being removed, since the new one was there.
+    """
     aside = [] if os.path.lexists(target) else _moved_aside(target)
-    if aside:
+    if aside and all((aside[-1] / name).exists() for name in (MANIFEST, *read_manifest(aside[-1]))):
         aside[-1].rename(target)
 
 

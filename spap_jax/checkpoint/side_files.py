@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from spap_jax.errors import warn
 from spap_jax.model import Source
 
 SIDE_FILES = (
@@ -49,9 +50,12 @@ def accounts(source: Source) -> dict[str, bytes]:
 
 def copy_side_files(source: Path | None, target: Path) -> None:
     """Copies the side files from one checkpoint folder to another; a model made in memory has none."""
-    if source is not None and source.is_dir():
-        for pattern in SIDE_FILES:
-            for file in filter(Path.is_file, source.glob(pattern)):
-                place = target / file.relative_to(source)
-                place.parent.mkdir(exist_ok=True)
-                shutil.copyfile(file, place)
+    if source is None:
+        return
+    if not source.is_dir():
+        warn(f"{source} is gone, so that the result has no tokenizer, licence or generation settings: copy them into it.")
+    for pattern in SIDE_FILES:
+        for file in filter(Path.is_file, source.glob(pattern)):
+            place = target / file.relative_to(source)
+            place.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, place)

@@ -342,6 +342,7 @@ class Unfinished:
         self._drop()
         (self.folder / _STEPS).mkdir()
         self.told.clear()
+        self.found = False
 
     def remove(self) -> None:
         """Removes everything, once the command has succeeded; call it after the `with` block, in all processes.

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import msgspec
 
 from spap_jax.errors import UserError
 from spap_jax.manifest import check_file, sealed
+from spap_jax.places import real_path
 from spap_jax.reporting.write import write_all
 
 
@@ -33,7 +35,10 @@ def check_json_place(file: Path | None, command: str) -> None:
         if file.is_dir():
             raise UserError(f"{file} is a folder: name a file.")
         check_file(file, command)
-    except OSError as error:  # the name is too long, or a file there may not be read
+        if file.is_file() or not file.exists():  # it is put in its place under another name, and no pipe is
+            with tempfile.TemporaryFile(dir=real_path(file).parent):
+                pass
+    except OSError as error:  # the name is too long, a file there may not be read, or the folder not be written to
         raise UserError(f"{file} cannot be written ({error.strerror}): name another file.") from error
 
 

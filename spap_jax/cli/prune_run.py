@@ -200,7 +200,10 @@ def make_checkpoints(
             with telling(store, before_end, amount):
                 _make(one, run, command, number, store)
     if leads() and len(wanted) > 1:
-        console.table(*_side_by_side(wanted))
+        texts = [(one, read_made(one.output, "spap_report.json")) for one in wanted]
+        there = [(one, parsed(text, PruneReport)) for one, text in texts if text]  # the user may have moved others
+        if there:
+            console.table(*_side_by_side(there))
     return stores
 
 
@@ -327,20 +330,20 @@ def _row(name: str, change: Change | Perplexities, text: Callable[[Any], str]) -
     return name, text(change.before), text(change.after), change_text(change.before, change.after)
 
 
-def _side_by_side(runs: Sequence[PruneRun]) -> tuple[str, tuple[str, ...], list[tuple[str, ...]]]:
+def _side_by_side(runs: Sequence[tuple[PruneRun, PruneReport]]) -> tuple[str, tuple[str, ...], list[tuple[str, ...]]]:
     """Compares the results of a command's runs: a row for the dense model and one for each sparsity.
 
     Args:
-        runs: The runs, all of them finished; the reports in their outputs are read.
+        runs: The finished runs with their reports.
 
     Returns:
         A table: its title, the names of its columns, and its rows.
     """
-    reports = [parsed(read_made(run.output, "spap_report.json") or b"", PruneReport) for run in runs]
+    reports = [report for _, report in runs]
     sizes = [report.extras.bytes for report in reports if report.extras.bytes]
     measured = [report.extras.perplexity for report in reports if report.extras.perplexity]
     columns = {
-        "sparsity": ["dense", *(str(run.settings.sparsity) for run in runs)],
+        "sparsity": ["dense", *(str(run.settings.sparsity) for run, _ in runs)],
         "channels removed": ["", *(percent_text(report.removed) for report in reports)],
         "parameters": _before_and_after([report.model.parameters for report in reports], count_text),
         "weights on disk": _before_and_after(sizes, bytes_text),

@@ -41,6 +41,7 @@ class Sampling(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames=("config", "size", "dtype"))
+@full_precision
 def prefill(
     config: DecoderConfig,
     params: decoder.Params,
@@ -66,6 +67,7 @@ def prefill(
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="cache")
+@full_precision
 def decode_step(
     config: DecoderConfig, params: decoder.Params, token: jax.Array, cache: decoder.Cache
 ) -> tuple[jax.Array, decoder.Cache]:
@@ -205,9 +207,8 @@ def generate(
     check_sampling(sampling, key)
     ends = end_tokens(model) if eos is None else _as_tuple(eos)
     if pad is None:
-        pad = named_settings(model.source).get("pad_token_id")
-    if pad is None:  # 0 is a token
-        pad = ends[0] if ends else 0
+        named = named_settings(model.source).get("pad_token_id")
+        pad = next(token for token in (named, *ends, 0) if token is not None and token >= 0)  # configs name -1 for none
     prompts = prompts.astype(np.int32)
     left = ((0, 0), (-prompts.shape[1] % PROMPT_STEP, 0))
     new = _continue(

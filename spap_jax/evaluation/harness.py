@@ -32,6 +32,9 @@ NEW_TOKENS = 256
 _PENALTIES = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
 """Settings of generation that change even the likeliest text, and their values without effect."""
 
+_SAMPLED = {"top_k": 50, "top_p": 1.0}
+"""What transformers samples from if neither the task nor the model says."""
+
 
 class HarnessModel(TemplateLM):
     """A model for ``lm_eval.simple_evaluate(model=...)``."""
@@ -204,7 +207,8 @@ class HarnessModel(TemplateLM):
                 f"a task generates with {', '.join(known)}, which is not supported: leave that task out, or set no "
                 f"more than until, max_gen_toks, do_sample, {', '.join(Sampling._fields)}."
             )
-        sampling = Sampling(**drawn) if samples else Sampling()
+        named = {name: self._settings[name] for name in _SAMPLED if self._settings.get(name) is not None}
+        sampling = Sampling(**_SAMPLED | named | drawn) if samples else Sampling()
         check_sampling(sampling, jax.random.key(0))
         return [stop for stop in stops if stop], new, sampling
 

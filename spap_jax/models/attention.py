@@ -66,8 +66,8 @@ def _fused(
     """Returns the fused kernel of a platform; None if it has none that accepts such sequences and heads."""
     if platform == "cuda" and dtype in (jnp.bfloat16, jnp.float16) and head_dim % 8 == 0 and head_dim <= 128:
         return functools.partial(by_jax, implementation="cudnn", window=window)
-    taken = dtype != jnp.float16 and splash_accepts(length, head_dim) and devices.division_is_known()
-    if platform == "tpu" and taken:
+    accepted = platform == "tpu" and dtype != jnp.float16 and splash_accepts(length, head_dim)
+    if accepted and devices.division_is_known():  # which starts the devices of this machine where there is no mesh
         return functools.partial(splash, window=window)
     return None
 

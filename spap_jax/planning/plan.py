@@ -356,6 +356,7 @@ def notes(planned: Plan) -> list[str]:
             f"The {load.narrow.intermediate} channels kept cannot be divided among {load.sharers} devices, so each "
             f"holds all of them: give --round-to {rounded}."
         )
-    if chip.named == 1 and "TPU" not in chip.words and planned.fits and planned.peak[1] > _TAKEN_BY_JAX * chip.memory:
-        found.append("JAX takes three quarters of a GPU's memory, less than this: set XLA_CLIENT_MEM_FRACTION=0.95.")
+    by_default = USABLE * _TAKEN_BY_JAX * chip.memory  # what a run finds usable
+    if chip.named == 1 and "TPU" not in chip.words and planned.fits and planned.peak[1] > by_default:
+        found.append("JAX takes three quarters of a GPU's memory, too little for this: set XLA_CLIENT_MEM_FRACTION=0.95.")
     return found

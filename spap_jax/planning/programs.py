@@ -296,7 +296,7 @@ def refit_programs(arrays: Arrays) -> Iterator[Program]:
     weights, beside = arrays.weights, [arrays.held_out, _later(arrays)]
     kept = arrays.array((load.narrow.intermediate,), jnp.int32)
     if update_used(load.settings) == "bias":
-        given = (arrays.block(load.dense)["mlp"]["down"], arrays.choice, weights)
+        given = (_moments(arrays), arrays.block(load.dense)["mlp"]["down"], kept, weights)
         yield _program(layer._make_up_for_means, *given, times=times, beside=resting)
     if load.in_waves and load.refits:
         given = (arrays.block(_wide(load)), fitting_tokens(arrays.fitted), ridge, weights)
@@ -415,8 +415,10 @@ def joint_step_programs(arrays: Arrays) -> Iterator[Program]:
     beside = [judged.sequences]
     if len(load.groups) > 1:
         parts = {name: arrays.blocks[name] for name in moved["layers"]}
-        some, held, groups = moved["layers"], [given, *beside], len(load.groups)
+        fixed = {name: part for name, part in arrays.blocks.items() if name not in parts}
+        some, held, groups = moved["layers"], [given._replace(frozen=[outer, fixed]), *beside], len(load.groups)
         yield _program(joint._of_blocks, parts, 0, layers // groups, times=groups, beside=held)
+        held.append(_state(arrays, job, moved))  # after the last group it is still there
         yield _program(joint._with_blocks, parts, 0, some, times=groups, beside=held)
     yield from _steps(arrays, job, given, moved, beside)
     held = [outer, _state(arrays, job, moved), given.sequences, *beside]

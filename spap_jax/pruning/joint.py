@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
+from jax import lax
 
 from spap_jax import devices
 from spap_jax.errors import NotFiniteError
@@ -24,7 +25,7 @@ from spap_jax.pruning.run import Run, Step
 from spap_jax.pruning.streams import Padded, largest_divisor
 from spap_jax.reporting.schema import Check
 from spap_jax.settings import EFFORTS, PruneSettings
-from spap_jax.training.engine import Stage, StepSchedule, from_host, parts_of, stages
+from spap_jax.training.engine import Stage, StepSchedule, described, from_host, parts_of, stages
 from spap_jax.training.optimizers import relative
 from spap_jax.training.shortlist import Shortlist, shortened_head, shortlist_of
 from spap_jax.training.step import Given, Job, Recipe, Sequences
@@ -141,7 +142,8 @@ def adjusted(
     parts = {name: params["layers"].pop(name) for name in moving(settings, params["layers"])}
     resumed, apart = bool(checks), plan[0].blocks < config.layers
     if resumed and apart:
-        parts = from_host(stored()["settled"], parts)
+        like, parts = described(parts), {}  # let go before the stored ones come
+        parts = from_host(stored()["settled"], like)
     marks = itertools.accumulate((group.schedule.checks for group in plan), initial=1)
     for group, (reached, done) in zip(plan, itertools.pairwise(marks), strict=True):
         if len(checks) > done:
@@ -167,11 +169,10 @@ def adjusted(
                     "look whether the dense model computes what it should (spap eval)."
                 )
             final = _numbered(run, params["layers"], parts, stage, group.first) if len(checks) == last else ()
-            # No name keeps what is settled, of which the next group has a stack of its own.
             state = functools.partial(_state, stage, {"settled": parts} if apart else {})
             yield Step(checks[-1], state, final, len(checks) > kept)
-            del state
         if stage and len(checks) < last:
+            stage.state.delete()  # makes room for the best
             parts = _with_blocks(parts, group.first, stage.best["layers"])
 
 
@@ -227,9 +228,10 @@ def _of_blocks(stack: Params, first: int, count: int) -> Params:
     return jax.tree.map(lambda a: a[first : first + count], stack)
 
 
-@functools.partial(jax.jit, static_argnames="first")
+@functools.partial(jax.jit, donate_argnames="stack")
 def _with_blocks(stack: Params, first: int, some: Params) -> Params:
-    return jax.tree.map(lambda a, b: a.at[first : first + len(b)].set(b), stack, some)
+    """Stores blocks from ``first`` on in a stack [L, ...], which is updated in place."""
+    return jax.tree.map(lambda a, b: lax.dynamic_update_slice_in_dim(a, b, first, 0), stack, some)
 
 
 def _numbered(run: Run, layers: Params, parts: Params, stage: Stage, first: int) -> Iterator[tuple[int, Params]]:
@@ -238,7 +240,8 @@ def _numbered(run: Run, layers: Params, parts: Params, stage: Stage, first: int)
     Args:
         run: The run.
         layers: The parts of all blocks that no step changed, stacked [L, ...].
-        parts: The parts that steps on other blocks changed; none if all blocks were adjusted together.
+        parts: The parts that steps on other blocks changed, which are used up; none if all blocks were adjusted
+            together.
         stage: The last stage of the steps.
         first: Index of the first block that these adjusted.
     """

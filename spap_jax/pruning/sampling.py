@@ -54,7 +54,8 @@ def sample(
     if length < 2:
         raise UserError(f"sequences of one token leave nothing to sample: give longer ones, or {option('sampled', 0)}.")
     parts = [tokens[:, start : start + prompt] for start in range(0, length - prompt + 1, prompt)]
-    if len(tokens) > 1 and (tokens[:, 0] == tokens[0, 0]).all():  # the beginning-of-text token, which samples need too
+    several = (tokens != tokens[0]).any()  # copies of one say nothing of how others begin
+    if several and (tokens[:, 0] == tokens[0, 0]).all():  # the beginning-of-text token, which samples need too
         parts = [np.concatenate([tokens[:, :1], part[:, 1:]], axis=1) for part in parts]
     prompts = np.concatenate([parts[time % len(parts)] for time in range(times)])
     number = len(prompts)

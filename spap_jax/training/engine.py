@@ -160,8 +160,7 @@ def stages(
         waiting = to_host(now) if taken else stage.waiting  # on the host
         del now
         if done < schedule.steps and far(check):
-            for leaf in jax.tree.leaves(state):
-                leaf.delete()
+            state.delete()
             state = begin(job, from_host(dict(waiting), like))
         stage = Stage(state, waiting, like, (*stage.checks, check))
         yield stage
@@ -174,13 +173,13 @@ def _opening(job: Job, judged: Given, start: Params, held_out: Minibatch, before
         clock = time.perf_counter()
         loss = float(measure(job._replace(recipe=None), judged, start, held_out))
         before = (Check(0, 0, (), loss, True, time.perf_counter() - clock),)
-    return Stage(begin(job, start), to_host(start), _described(start), before)
+    return Stage(begin(job, start), to_host(start), described(start), before)
 
 
 def _resumed(job: Job, start: Params, begun: StoredStage) -> Stage:
     """Returns the stage that an interrupted run of the same job stored."""
     read, checks = begun
-    return Stage(_described(begin(job, start)), {}, _described(start), ()).with_parts(read(), checks)
+    return Stage(described(begin(job, start)), {}, described(start), ()).with_parts(read(), checks)
 
 
 def _steps(
@@ -212,7 +211,8 @@ def _cast(moved: Params, dtypes: tuple) -> Params:
     return tree.unflatten([jnp.copy(a.astype(dtype)) for a, dtype in zip(leaves, dtypes, strict=True)])
 
 
-def _described(tree: Any) -> Any:
+def described(tree: Any) -> Any:
+    """Describes arrays on devices, without holding them."""
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), tree)
 
 

@@ -123,6 +123,11 @@ class State(NamedTuple):
     moved: Params
     optimizer: Any
 
+    def delete(self) -> None:
+        """Frees the memory of the arrays, which nothing may use any more."""
+        for array in jax.tree.leaves(self):
+            array.delete()
+
 
 def begin(job: Job, moved: Params) -> State:
     """Returns the state before the first step; that of the optimizer is sharded as the weights it belongs to."""

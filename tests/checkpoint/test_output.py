@@ -208,6 +208,21 @@ def test_a_disk_without_room_is_seen_before_any_work(tmp_path: Path):
     assert left(tmp_path) == []
 
 
+def test_a_disk_that_renames_no_folder_with_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As a bucket that is mounted."""
+    rename = Path.rename
+
+    def refused(self: Path, target: Path) -> Path:
+        if self.is_dir() and any(self.iterdir()):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(self))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refused)
+    with pytest.raises(UserError, match=rf"out cannot be made in {tmp_path} \(Too many open files\)"):
+        check_output(tmp_path / "out", inputs={})
+    assert left(tmp_path) == []
+
+
 def test_a_place_that_cannot_be_written(model: Model):
     with pytest.raises(UserError, match=r"/proc/out cannot be (made|written)"):
         save(model, "/proc/out")
@@ -287,6 +302,15 @@ def test_weights_too_large_for_a_dtype(model: Model, tmp_path: Path):
     with pytest.raises(UserError, match="no dtype 'int8' for weights: use one of float32, bfloat16, float16"):
         save(model, tmp_path / "out", dtype="int8")
     assert left(tmp_path) == []
+
+
+def test_side_files_that_are_gone(tmp_path: Path):
+    model = load(shutil.copytree(write("llama", tmp_path / "in"), tmp_path / "copy"))
+    model = model.replace(params=jax.tree.map(np.array, model.params))
+    shutil.rmtree(tmp_path / "copy")
+    with pytest.warns(match=r"copy is gone, so that the result has no tokenizer, licence or generation settings"):
+        save(model, tmp_path / "out")
+    assert left(tmp_path / "out") == ["config.json", "model.safetensors", "spap_files.json"]
 
 
 def test_side_files(tmp_path: Path):

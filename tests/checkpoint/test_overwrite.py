@@ -236,7 +236,8 @@ from spap_jax.checkpoint import new_folder
 rename = Path.rename
 def kill_after(self, target):
     rename(self, target)
-    os.kill(os.getpid(), signal.SIGKILL)
+    if "replaced" in target.name:
+        os.kill(os.getpid(), signal.SIGKILL)
 Path.rename = kill_after
 with new_folder(sys.argv[1], overwrite=True, source=None) as partial:
     (partial / "file").write_text("new")
@@ -254,6 +255,15 @@ def test_killed_between_the_two_renames(out: Path, tmp_path: Path):
     assert hashes(out) == before
     make(out)
     assert left(out) == ["file", "spap_files.json"]
+
+
+def test_an_old_output_that_was_being_removed_does_not_come_back(out: Path, tmp_path: Path):
+    aside = out.rename(tmp_path / ".out.replaced-0123abcd")
+    (aside / "model.safetensors").unlink()
+    assert check_output(out, inputs={}) == out
+    assert left(tmp_path) == [aside.name]
+    make(out)
+    assert left(tmp_path) == ["out"]
 
 
 def test_what_could_not_be_removed_is_named_and_removed_the_next_time(

@@ -26,6 +26,7 @@ OLD = sealed(b'{"written_by": "spap eval"}').decode()
     [
         ("no/x.json", "there is no folder no)"),
         (".", ". is a folder: name a file."),
+        ("/proc/x.json", "/proc/x.json cannot be written (No such file or directory): name another file."),
         ("x" * 300, "xxx cannot be written (File name too long): name another file."),
     ],
 )

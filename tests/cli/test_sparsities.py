@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from commands import QUICK, left, sentence, spap, tiny, token_file
 
+from spap_jax.cli import prune_run
+
 
 @pytest.fixture
 def words(tmp_path: Path) -> tuple[object, ...]:
@@ -62,6 +64,24 @@ def test_the_parallel_schedule_accumulates_second_moments_once_for_all(
         assert all(alone[name] == layer[name] for name in ("kept", "calibration", "held_out"))
     made = (tmp_path / name / "model.safetensors" for name in ("alone", "all/sparsity-0.5"))
     assert next(made).read_bytes() == next(made).read_bytes()
+
+
+def test_what_is_moved_away_meanwhile_is_not_compared(
+    words: tuple[object, ...], tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+):
+    make, moved = prune_run._make, tmp_path / "moved"
+
+    def then_moved(run: prune_run.PruneRun, *rest: Any) -> None:
+        make(run, *rest)
+        if not moved.exists():
+            Path(run.output).rename(moved)
+
+    monkeypatch.setattr(prune_run, "_make", then_moved)
+    words = (*words, "--method", "magnitude", "--sparsity", "0.25,0.5", "--output", tmp_path / "all")
+    said = spap(capsys, *words)
+    assert said.code == 0
+    assert said.out.splitlines()[-1].startswith("0.5 ")
+    assert left(tmp_path / "all") == ["sparsity-0.5"]
 
 
 def read_report(folder: Path) -> dict[str, Any]:

@@ -109,6 +109,7 @@ def test_end_and_padding_tokens_come_from_the_files(tmp_path: Path) -> None:
     assert end(Source("test", None, text))[3:] == [first] * 9
     assert end(Source("test", tmp_path, text))[3:] == [first] * 9  # a folder without generation_config.json
     assert end(Source("test", None, json.dumps({"eos_token_id": first, "pad_token_id": 0})))[3:] == [0] * 9
+    assert end(Source("test", None, json.dumps({"eos_token_id": first, "pad_token_id": -1})))[3:] == [first] * 9
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [other, 1], "pad_token_id": 3}))
     assert end(Source("test", tmp_path, text)) == [other] + [3] * 11
     assert end(Source("test", tmp_path, text), eos=first, pad=9)[3:] == [9] * 9
@@ -148,6 +149,17 @@ def test_steps_equal_the_whole(name: str) -> None:
         for i in (10, 11):
             logits, cache = decode_step(sizes, tree, jnp.asarray(tokens[:, i]), cache)
             np.testing.assert_allclose(logits, expected[:, i], rtol=0, atol=1e-4)
+
+
+def test_products_are_of_full_precision_whoever_runs_the_programs() -> None:
+    config, params = hf_models.port(hf_models.hf_model("llama_two_kv_heads"))
+    tokens = jnp.zeros((2, 8), jnp.int32)
+    cache = decoder.empty_cache(config, 2, 64)
+    whole = prefill.lower(config, params, tokens, tokens == 0, 16)
+    for program in (whole, decode_step.lower(config, params, tokens[:, 0], cache)):
+        products = [line for line in program.as_text().splitlines() if "dot_general" in line]
+        assert products
+        assert all("HIGHEST" in line for line in products)
 
 
 def test_a_step_updates_the_cache_in_place() -> None:

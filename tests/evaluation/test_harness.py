@@ -123,6 +123,16 @@ def test_generate_until(ours: HarnessModel, theirs: TemplateLM, folder: Path) ->
     assert found[-1].count(".") == (2 if folder == STORIES else 1)
 
 
+def test_tasks_that_sample_do_so_as_the_model_says_where_they_do_not(tmp_path: Path) -> None:
+    copy = shutil.copytree(STORIES, tmp_path / "model")
+    settings = {"eos_token_id": 2, "top_k": 1}  # so that the likeliest token is drawn
+    (copy / "generation_config.json").write_text(json.dumps(settings), "utf-8")
+    ours = HarnessModel(spap.load(copy))
+    asked = ({"max_gen_toks": 8}, {"max_gen_toks": 8, "do_sample": True, "temperature": 3.0})
+    one, other = ours.generate_until(requests("generate_until", *(("The end", each) for each in asked)))
+    assert one == other
+
+
 def test_settings_that_the_harness_applies_and_this_does_not(tmp_path: Path) -> None:
     copy = shutil.copytree(STORIES, tmp_path / "model")
     settings = {"eos_token_id": 2, "repetition_penalty": 1.05, "no_repeat_ngram_size": 0}

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import get_args
 
+import jax
 import numpy as np
 import pytest
 from loads import LLAMA, config_of
@@ -259,9 +260,15 @@ def test_what_is_worth_knowing():
     assert notes(plan(dataclasses.replace(request, settings=low), mesh)) == []
     [note] = notes(plan(request_of("llama-3.1-8b", sequences=7, settings=low), mesh))
     assert note.startswith("6 sequences to fit are fewer than the 32 devices")
-    full = dataclasses.replace(request, sequences=900, settings=request.settings.replace(joint_passes=0))
+    full = dataclasses.replace(request, sequences=760, settings=request.settings.replace(joint_passes=0))
     [note] = notes(plan(full, mesh_named("h100x1")))
     assert "XLA_CLIENT_MEM_FRACTION=0.95" in note
+
+
+def test_no_device_is_started_for_a_plan(monkeypatch: pytest.MonkeyPatch):
+    """On a GPU it would take three quarters of the memory, beside a run that is going on."""
+    monkeypatch.setattr(jax, "device_count", lambda: pytest.fail("JAX would start the devices"))
+    assert plan(request_of("llama-3.1-8b", length=1920), mesh_named("h100x1")).seconds > 0
 
 
 def test_methods_and_updates_leave_out_what_they_do_not_do():

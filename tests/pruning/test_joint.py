@@ -12,7 +12,7 @@ from pruning_cases import KEPT, SETTINGS, loss, random_tokens, tiny
 from spap_jax import api
 from spap_jax.data.blocks import new_blocks
 from spap_jax.errors import UserError
-from spap_jax.models import decoder
+from spap_jax.models import Params, decoder
 from spap_jax.pruning import joint, predictions
 from spap_jax.pruning.run import Run, calibration_chunks, resolve
 from spap_jax.settings import EFFORTS, PruneSettings, Update
@@ -174,6 +174,24 @@ def test_a_group_of_blocks_leaves_no_stack_to_the_next(monkeypatch: pytest.Monke
     monkeypatch.setattr(engine, "batch_of", recorded)
     api.prune(tiny("llama"), random_tokens(0, 512, 16), settings=JOINT.replace(joint_blocks=1, joint_text_weight=0.0))
     assert set(stacks) == {1}
+
+
+def test_a_group_of_blocks_is_put_into_the_stack_itself_once_its_steps_have_let_go(monkeypatch: pytest.MonkeyPatch):
+    before, with_blocks = jax.live_arrays(), joint._with_blocks
+    beside = []
+
+    def recorded(stack: Params, first: int, some: Params) -> Params:
+        alike = [a for a in jax.live_arrays() if a.shape == (1, KEPT, 32)]  # a group's output projections
+        beside.append(sum(all(a is not other for other in before) for a in alike))
+        put = with_blocks(stack, first, some)
+        assert all(array.is_deleted() for array in jax.tree.leaves(stack))
+        return put
+
+    monkeypatch.setattr(joint, "_with_blocks", recorded)
+    api.prune(tiny("llama"), random_tokens(0, 512, 16), settings=JOINT.replace(joint_blocks=1, joint_text_weight=0.0))
+    *between, last = beside
+    assert between == [1, 1]  # the group itself
+    assert last > 1  # the state is there until it has been stored
 
 
 BUDGET = PruneSettings(joint_tokens=4096, joint_learning_rate=1e-3)

@@ -85,6 +85,13 @@ def test_a_single_sequence_is_continued():
     assert with_samples(TOKENS[:1], lambda: tiny("llama"), PruneSettings(sampled=1)).tokens.shape == (2, 16)
 
 
+def test_a_first_word_that_only_copies_of_one_sequence_share_is_part_of_it_alone():
+    """Of two sequences one is held out, and the other is continued in its place as well."""
+    found = with_samples(TOKENS[:2], lambda: tiny("llama"), PruneSettings(sampled=2)).tokens
+    prompt = 16 // PROMPT
+    np.testing.assert_array_equal(found[2:4, :prompt], [TOKENS[0, prompt : 2 * prompt]] * 2)
+
+
 def test_a_single_token_is_not_gone_on_from():
     with pytest.raises(UserError, match="nothing to sample: give longer ones, or sampled=0"):
         sample(tiny("llama"), TOKENS[:, :1], 1, 0)
