@@ -1,8 +1,9 @@
 """What the backward pass of a joint step computes again: operations and memory, ``python -m benchmarks.remat``.
 
 The step is compiled, not run, for one device of this machine: a decoder as SmolLM2-135M with 30 % of its MLP channels
-removed, whose MLPs alone change, the logits of the whole vocabulary, and one sequence of 2048 tokens. The compiler counts the body of a loop once, and so one block of the decoder;
-what it counts in a decoder without blocks is subtracted.
+removed, whose MLPs alone change, the logits of the whole vocabulary, and one sequence of 2048 tokens. The compiler
+counts the body of a loop once, and so one block of the decoder; what it counts in a decoder without blocks is
+subtracted.
 """
 
 import dataclasses

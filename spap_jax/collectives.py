@@ -18,6 +18,7 @@ from spap_jax.devices import (
     MODEL,
     constrain_replicated,
     data_size,
+    free_axes,
     mesh_size,
     model_size,
     model_spec,
@@ -101,8 +102,7 @@ def shard_map_over_heads(kernel: Callable[..., jax.Array], q: jax.Array, k: jax.
     Returns:
         [B, T, n, h]; all heads on every device if the key/value heads cannot be divided evenly.
     """
-    mesh = get_abstract_mesh()
-    free = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto}
+    free = free_axes()
     if not free:
         return kernel(q, k, v)
     shares = model_spec(k.shape[1], 1) if MODEL in free else PartitionSpec()

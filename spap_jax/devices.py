@@ -205,13 +205,18 @@ def shard_rows(matrix: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(matrix, PartitionSpec(axes)) if axes else matrix
 
 
+def free_axes() -> set[str]:
+    """The axes of the mesh along which the compiler divides arrays: all, or ``model`` inside `vmap_over_data`."""
+    mesh = get_abstract_mesh()
+    return {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto}
+
+
 def row_axes(rows: int) -> tuple[str, ...]:
     """The axes of the mesh over which rows are sharded: all, or ``model``, or none if they cannot be divided evenly.
 
     Inside a function that each device computes on its own part along ``data``, only ``model`` is left.
     """
-    mesh = get_abstract_mesh()
-    free = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto}
+    mesh, free = get_abstract_mesh(), free_axes()
     for axes in ((MODEL, DATA), (MODEL,)):
         there = tuple(name for name in axes if name in free)
         count = math.prod(mesh.shape[name] for name in there)

@@ -44,6 +44,11 @@ class Notice(SpapWarning):
     """Information that stops nothing: one sentence, which the command line prints on a line of its own."""
 
 
+def printable(sentence: str) -> str:
+    """Escapes a sentence to one printable line: names may contain newlines and terminal control codes."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in sentence)
+
+
 def without_password(text: str) -> str:
     """Removes user and password from addresses like https://user:password@host/file."""
     return re.sub(r"(?<=://)[^/@\s:]*:[^/@\s]*@", "", text)

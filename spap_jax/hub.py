@@ -78,7 +78,7 @@ def check_repo_id(repo: str, typed: str, *, owned: bool = True) -> None:
         )
 
 
-def check_upload(repo: str, overwrite: bool, private: bool = False) -> None:
+def check_upload(repo: str, overwrite: bool, private: bool) -> None:
     """Checks long before an upload that it can succeed; changes nothing on the hub.
 
     Args:

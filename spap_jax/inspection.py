@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spap_jax.data.blocks import check_counted, mask_of
+from spap_jax.data.blocks import check_counted, ids_of, mask_of
 from spap_jax.devices import use_mesh
 from spap_jax.errors import UserError
 from spap_jax.evaluation.perplexity import check_batch, check_length, compare
@@ -40,7 +40,7 @@ def token_blocks(tokens: Any, config: DecoderConfig) -> Any:
     Raises:
         UserError: not a block of token ids, too long for the model's positions, or ids outside the vocabulary.
     """
-    blocks = getattr(tokens, "tokens", tokens)
+    blocks = ids_of(tokens)
     if isinstance(blocks, str | Path):
         raise UserError(
             f"tokens must be whole numbers [B, T], not the text {str(blocks)[:40]!r}: spap.load_tokens makes them of a "

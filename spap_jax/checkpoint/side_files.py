@@ -53,7 +53,7 @@ def copy_side_files(source: Path | None, target: Path) -> None:
     if source is None:
         return
     if not source.is_dir():
-        warn(f"{source} is gone, so that the result has no tokenizer, licence or generation settings: copy them into it.")
+        warn(f"{source} is gone, so that the result has no tokenizer, licence or generation settings: copy them.")
     for pattern in SIDE_FILES:
         for file in filter(Path.is_file, source.glob(pattern)):
             place = target / file.relative_to(source)

@@ -44,6 +44,7 @@ from spap_jax.checkpoint.lock import locked, take_lock
 from spap_jax.checkpoint.step_file import NEW, SUFFIX, Json, read_step, renamed, told_if_intact, write_step
 from spap_jax.errors import UserError, warn
 from spap_jax.models import Params
+from spap_jax.placement import bytes_of
 from spap_jax.places import beside, real_path
 from spap_jax.quantities import bytes_text
 from spap_jax.remote import Folder, hub_id, is_address, working_folder
@@ -269,7 +270,7 @@ class Unfinished:
         What is on the host are the best weights, and better ones may come before the state is written. Other processes
         on the host have parts of their own at the same moment.
         """
-        size = sum(array.nbytes for array in jax.tree.leaves(state))
+        size = bytes_of(state)
         if platform() == "cpu" or size <= memory.left() / self._sharers:
             return True
         self._keep_no_state("this host has no memory for it", state)
@@ -277,7 +278,7 @@ class Unfinished:
 
     def _keep_no_state(self, why: str, state: Params) -> None:
         self._full = True
-        size = bytes_text(sum(array.nbytes for array in jax.tree.leaves(state)))
+        size = bytes_text(bytes_of(state))
         warn(
             f"the state of the steps ({size}) is not kept, as {why}: a run that is interrupted makes these steps again."
         )
@@ -296,7 +297,7 @@ class Unfinished:
     def _needed(self, state: Params) -> int:
         """Bytes of a state and of the result."""
         blocks = (self._file(n).stat().st_size for n in _numbers(self.folder / _STEPS) if n < self._blocks)
-        return sum(array.nbytes for array in jax.tree.leaves(state)) + (_LEFT * sum(blocks) or self._result)
+        return bytes_of(state) + (_LEFT * sum(blocks) or self._result)
 
     def _states(self) -> list[int]:
         """The numbers of the states on the disk, in order."""

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from spap_jax.data.auto_tokenizer import leave_pytorch_out
-from spap_jax.errors import naming_flags
+from spap_jax.errors import naming_flags, printable
 
 _COLLECTION = (50_000, 20, 100)
 """Thresholds of Python's garbage collector. JAX's tracing makes objects by the million, nearly all of which are freed
@@ -45,12 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (Exception, KeyboardInterrupt) as error:
             code, sentence = failures.failure(error, words)
     with contextlib.suppress(OSError):  # standard error itself may be on a full disk
-        print(f"spap: {_printable(sentence)}", file=sys.stderr)
+        print(f"spap: {printable(sentence)}", file=sys.stderr)
     if processes.of_several():
         processes.leave(code)
     return code
-
-
-def _printable(sentence: str) -> str:
-    """Escapes a sentence to one printable line: names of files may contain newlines and terminal control codes."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in sentence)

@@ -59,6 +59,8 @@ def answer(
 
     if output.suffix != ".jsonl":
         raise UserError(f"{output} is to hold conversations as JSON lines: give it a name that ends in .jsonl.")
+    if output.is_file():
+        raise UserError(f"{output} exists: name another file.")
     check_json_place(output, COMMAND)
     fetch_data(data)
     fetch_models(model)

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from spap_jax.cli.standard_streams import err, out
-from spap_jax.errors import Notice, SpapWarning
+from spap_jax.errors import Notice, SpapWarning, printable, without_password
 from spap_jax.pace import Pace
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ def notices() -> Iterator[None]:
 
         def show(message, category, *place, **more) -> None:
             if issubclass(category, SpapWarning):
-                err.print(f"{'' if issubclass(category, Notice) else 'spap: warning: '}{message}")
+                kind = "" if issubclass(category, Notice) else "spap: warning: "
+                err.print(f"{kind}{printable(str(message))}")
             else:
                 show_other(message, category, *place, **more)
 
@@ -51,7 +52,7 @@ def notices() -> Iterator[None]:
 def waiting(what: str) -> Iterator[None]:
     """Shows what the user is waiting for, with a spinner on a terminal and a line elsewhere."""
     if err.is_terminal:
-        with err.status(Text(f"{what} ...")):
+        with err.status(Text(without_password(f"{what} ..."))):
             yield
     else:
         err.print(f"{what} ...")
@@ -124,15 +125,14 @@ class WatchCallbacks(NamedTuple):
 
 
 @contextmanager
-def layer_progress(progress: "Progress", number: int, clock: Clock = time.monotonic) -> Iterator[WatchCallbacks]:
+def layer_progress(progress: "Progress", number: int) -> Iterator[WatchCallbacks]:
     """Displays a pruning run: a line for each step, and below them bars on a terminal.
 
     Args:
         progress: Describes the steps in words.
         number: Index of the run among those of ``progress``.
-        clock: Returns the time in seconds.
     """
-    with closing(_Display(clock)) as display:
+    with closing(_Display(time.monotonic)) as display:
 
         def show(said: "Said", say: Callable[[str], None] = display.print) -> None:
             for line in said.lines:

@@ -5,14 +5,16 @@ from spap_jax.data.mixtures import shares_of
 from spap_jax.data.named_sets import data_file
 from spap_jax.data.sources import local_file
 from spap_jax.data.texts import read_file
-from spap_jax.remote import hub_id, is_address
 
 
 def fetch_models(*names: str | None) -> None:
-    """Downloads checkpoints into the cache; paths, hub ids and None are skipped."""
-    for name in names:
-        if name and is_address(name) and not hub_id(name):
-            checkpoint.locate(name)
+    """Downloads checkpoints that are not in the cache.
+
+    Raises:
+        UserError: One is not there, or cannot be downloaded.
+    """
+    for name in filter(None, names):
+        checkpoint.locate(name)
 
 
 def fetch_data(*names: str | None) -> None:

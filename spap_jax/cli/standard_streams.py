@@ -45,6 +45,11 @@ class Lines(Stream):
     without passwords, since lines are kept in logs.
     """
 
+    @property
+    def is_terminal(self) -> bool:
+        """Whether bars can be drawn: not in a file, also if FORCE_COLOR is set, nor where no cursor moves."""
+        return self.file.isatty() and not self.is_dumb_terminal
+
     def print(self, *objects: Any, soft_wrap: bool = True, **how: Any) -> None:
         """Prints as `Stream` does; the library does not wrap lines, since it also breaks words."""
         objects = tuple(without_password(each) if isinstance(each, str) else each for each in objects)
@@ -56,14 +61,14 @@ class Lines(Stream):
         """Wraps a text, and keeps every number on the same line as the word that follows it."""
         joined = re.sub(r"(?<=\d) (?=\S)", _NO_BREAK, text)
         lines = textwrap.fill(
-            joined, self.width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+            joined, self.width or 80, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
         )
         return lines.replace(_NO_BREAK, " ")
 
 
-# No markup: a folder's name may contain brackets.
-out = Lines(highlight=False, markup=False)
-err = Lines(stderr=True, highlight=False, markup=False, force_jupyter=False)
+# No markup, and no emoji: a folder's name may contain brackets, or a word between colons.
+out = Lines(highlight=False, markup=False, emoji=False)
+err = Lines(stderr=True, highlight=False, markup=False, emoji=False, force_jupyter=False)
 pages = Stream()
 """Shows help and the version, on standard output as well."""
 

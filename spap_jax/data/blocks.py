@@ -36,6 +36,11 @@ class TokenBlocks:
         return f"TokenBlocks({list(self.tokens.shape)}, {self.description!r}, sha256 {self.sha256[:8]}...)"
 
 
+def ids_of(tokens: Any) -> Any:
+    """Returns the token ids [B, T] of `TokenBlocks`; what else is given are the ids."""
+    return getattr(tokens, "tokens", tokens)
+
+
 def mask_of(tokens: Any) -> np.ndarray | None:
     """Returns the mask [B, T] of `TokenBlocks`; None for those without one, and for arrays of token ids."""
     return tokens.mask if isinstance(tokens, TokenBlocks) else None

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike, DTypeLike
 
 from spap_jax import collectives, devices
+from spap_jax.data.blocks import ids_of
 from spap_jax.errors import UserError, option
 from spap_jax.model import Model, Source, checked
 from spap_jax.models import DecoderConfig, decoder
@@ -195,7 +196,7 @@ def generate(
     """
     model = checked(model)
     try:
-        prompts = np.asarray(getattr(tokens, "tokens", tokens))
+        prompts = np.asarray(ids_of(tokens))
     except (TypeError, ValueError) as error:  # lengths differ, or a tensor of another library is on a device
         raise UserError(
             "prompts must be whole numbers [sequences, length] in the memory of the host: pad shorter ones on the left "

@@ -213,7 +213,7 @@ def final_stream(config: DecoderConfig, params: Params, tokens: jax.Array) -> ja
 
     A `Decoder` computes the same, but a CPU's compiler converts all its blocks to float32 at once; see ``to_slice``.
     """
-    positions = decoder.token_positions(jnp.ones(tokens.shape, bool))
+    positions = decoder.positions_in(tokens.shape)
 
     def step(x: jax.Array, item: tuple[Params, jax.Array]) -> tuple[jax.Array, None]:
         layer, number = item

@@ -191,7 +191,7 @@ class Decoder(nn.Module):
             logits: Whether the head is applied.
         """
         c = self.config
-        positions = token_positions(jnp.ones(tokens.shape, bool) if valid is None else valid)
+        positions = positions_in(tokens.shape) if valid is None else token_positions(valid)
         embed = Embed(c, name="embed")
         x = embed(tokens, positions, self.dtype)
         block = nn.remat(Block, policy=self.policy) if self.policy else Block
@@ -235,6 +235,11 @@ def init(config: DecoderConfig, key: jax.Array) -> Params:
         jax.random.split(layers_key, config.layers)
     )
     return {"embed": embed_params, "layers": layers, "head": head_params}
+
+
+def positions_in(shape: tuple[int, ...]) -> jax.Array:
+    """Computes each token's position where there is no padding, as int32 of a shape [B, T]."""
+    return jnp.broadcast_to(jnp.arange(shape[1], dtype=jnp.int32)[None, :], shape)
 
 
 def token_positions(valid: jax.Array) -> jax.Array:

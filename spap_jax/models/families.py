@@ -47,12 +47,12 @@ class Family:
         architecture: The class that stock loaders instantiate.
         fields: Field of ``DecoderConfig`` -> its source, in the order of reading.
         constants: Fields of ``DecoderConfig`` that are the same for the entire family.
-        derived: Computes additional or changed fields from those read.
-        accepted: Hugging Face fields specific to this family, each with a test for the values that the port supports.
-        inert: Fields specific to this family that never change what a forward pass computes.
         rules: Every tensor that a model of the family may have; the config decides which of them exist.
         reaches: Computes the fields ``reaches`` and ``layer_reaches`` from a parsed config.json and the fields read
             from it. By default all layers have one rotary embedding, and one window if there is such a field.
+        derived: Computes additional or changed fields from those read.
+        accepted: Hugging Face fields specific to this family, each with a test for the values that the port supports.
+        inert: Fields specific to this family that never change what a forward pass computes.
         recomputed: Pattern of buffers that old checkpoints store and that are recomputed from the config.
         heads_divide_width: Whether transformers refuses a width that is not a multiple of the number of heads, even
             if head_dim is given.

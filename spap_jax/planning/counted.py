@@ -16,6 +16,7 @@ from typing import Any
 
 from jax.extend import core
 from jax.interpreters.partial_eval import dce_jaxpr
+from jax.lax import Precision
 from jax.sharding import NamedSharding
 
 Axes = tuple[str, ...]
@@ -35,6 +36,8 @@ _COLLECTIVE = {"psum": "axes", "reduce_scatter": "axis_name", "all_gather": "axi
 _VIEWS = ("sharding_constraint", "reshard", "reshape", "squeeze")
 """Operations whose result lies in memory where their operand does."""
 
+_HIGHEST = (Precision.HIGHEST, Precision.HIGHEST)
+
 _CACHED = 2**20
 """Bytes of an array that a loop carries without writing it to the device's memory."""
 
@@ -50,11 +53,13 @@ class Work:
         operations: Floating-point operations.
         memory_bytes: Bytes moved from and to the device's memory.
         sent_bytes: Bytes that the device sends to others, in rings (Patarasuk and Yuan 2009).
+        full_operations: The operations of float32 products at full precision, which are among ``operations``.
     """
 
     operations: float = 0.0
     memory_bytes: float = 0.0
     sent_bytes: float = 0.0
+    full_operations: float = 0.0
 
     def plus(self, other: "Work", times: float = 1) -> "Work":
         """Adds other work that is done some times."""
@@ -255,12 +260,13 @@ class _Trace:
             axes = (axes,) if isinstance(axes, str) else axes
             rounds, arrays = (2, given) if name == "psum" else (1, results if name == "all_gather" else given)
             return self._sent(axes, rounds * sum(map(self._here, arrays)))
-        operations, passed = 0.0, []
+        operations, full, passed = 0.0, 0.0, []
         if name == "dot_general":
             passed = [*given, *results]
             sizes = (array.shape[i] for (array, i), *_ in alike)
             divided = {axis for dimensions in alike for array, i in dimensions for axis in array.axes[i]}
             operations = 2 * math.prod(sizes) / self._devices(divided)
+            full = operations * (params["precision"] == _HIGHEST and results[0].itemsize == given[0].itemsize == 4)
         elif name == "gather":
             passed = 2 * results
         elif name == "dynamic_update_slice" or name.startswith("scatter"):
@@ -268,7 +274,7 @@ class _Trace:
             passed = [part, part] if given[0].stored else [part, part, given[0], given[0]]
         elif name.startswith(_READING):
             passed = given
-        work = Work(operations, sum(map(self._here, passed)))
+        work = Work(operations, sum(map(self._here, passed)), full_operations=full)
         return work.plus(self._moved(given, results[0], alike)) if self._sizes and results else work
 
     def _moved(self, given: list[_Array], result: _Array, alike: list[Dimensions]) -> Work:

@@ -170,6 +170,11 @@ def _predicting(load: Workload) -> DecoderConfig:
     return shortened(load.mine.tail, predicted if predicted % load.sharers else predicted // load.sharers)
 
 
+def _moved_at_once(load: Workload) -> float:
+    """Number of weights on one device that joint steps of one group of blocks, or training, change."""
+    return moved_elements(load) * load.together / load.tail.layers / load.devices
+
+
 def joint_bytes(load: Workload) -> tuple[float, float]:
     """Workspace of ``training/step.py``: for weights, gradients and moments; and for activations.
 
@@ -179,7 +184,6 @@ def joint_bytes(load: Workload) -> tuple[float, float]:
     of the logits of some tokens need.
     """
     c, few, tokens, size = load.mine.tail, _predicting(load), load.joint_at_once, load.compute_bytes
-    moved = moved_elements(load) * load.together / c.layers / load.devices
     queries, keys = c.heads * c.head_dim, c.kv_heads * c.head_dim
     scores = sum((last - first) * last for first, last in query_blocks(load.fitted.length)) * load.mine.heads_at_once
     attention = size * tokens * (9 * c.width + 8 * (queries + keys)) + 4 * 2.5 * scores
@@ -196,7 +200,7 @@ def joint_bytes(load: Workload) -> tuple[float, float]:
         held += size * c.layers * tokens * inner
     if load.training:
         held += size * (copied * _looked_up(load.mine.dense) + tokens * c.width)
-    return moved * 2 * (4 + load.moment_bytes), gathered + held + max(attention, mlp, head)
+    return _moved_at_once(load) * 2 * (4 + load.moment_bytes), gathered + held + max(attention, mlp, head)
 
 
 def checking_bytes(load: Workload) -> tuple[float, float]:
@@ -207,7 +211,6 @@ def checking_bytes(load: Workload) -> tuple[float, float]:
     """
     c, length = load.mine.tail, load.fitted.length
     tokens = max(length, min(load.settings.batch_tokens // length * length, load.judged.tokens))
-    moved = moved_elements(load) * load.together / c.layers / load.devices
     inner = tokens * (c.width + mlp_matrices(c) * c.intermediate)
     if load.mine.heads_at_once:  # a fused kernel needs less than the MLP
         inner = max(inner, _attending(load.mine, c, tokens))
@@ -216,9 +219,8 @@ def checking_bytes(load: Workload) -> tuple[float, float]:
         gathered += 4 * (_looked_up(load.mine.dense) + tokens * c.width)
     head = 4 * 4 * min(HEAD_TOKENS, tokens) * c.vocabulary
     block = 4 * (_mlp_elements(c) / mlp_matrices(c) if load.platform == "tpu" else block_elements(c))
-    return moved * (4 + 2 * load.moment_bytes + load.weight_bytes), gathered + 4 * 2 * tokens * c.width + max(
-        block + 4 * inner, head
-    )
+    moving = _moved_at_once(load) * (4 + 2 * load.moment_bytes + load.weight_bytes)
+    return moving, gathered + 4 * 2 * tokens * c.width + max(block + 4 * inner, head)
 
 
 def sampling_memory(load: Workload) -> Parts:

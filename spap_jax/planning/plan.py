@@ -28,9 +28,6 @@ _HELD = ("weights", "streams")
 _JOINT = ("joint steps", "joint checks")
 """The phases whose memory depends on how many blocks are adjusted together."""
 
-_QUICK = ("joint steps", "steps")
-"""The phases whose matrix products are of bfloat16."""
-
 
 @dataclass(frozen=True)
 class Request:
@@ -74,6 +71,7 @@ class Phase:
         operations: Floating-point operations.
         memory_bytes: Bytes moved from and to the device's memory.
         sent_bytes: Bytes that the device sends to others.
+        full_operations: The operations of float32 products at full precision, which are among ``operations``.
         seconds: Lower bound by the roofline: the slower of compute and memory, plus the interconnect.
         bound: What takes most of the time: "compute", "memory" or "interconnect".
     """
@@ -82,6 +80,7 @@ class Phase:
     operations: float
     memory_bytes: float
     sent_bytes: float
+    full_operations: float
     seconds: float
     bound: str
 
@@ -188,7 +187,7 @@ def _device_memory(request: Request, mesh: Mesh) -> dict[str, Parts]:
 
 def _phase(name: str, work: Work, chip: Accelerator) -> Phase:
     spent = {
-        "compute": work.operations / (chip.quick if name in _QUICK else chip.full),
+        "compute": work.full_operations / chip.full + (work.operations - work.full_operations) / chip.quick,
         "memory": work.memory_bytes / chip.bandwidth,
         "interconnect": work.sent_bytes / chip.link,
     }
@@ -358,5 +357,5 @@ def notes(planned: Plan) -> list[str]:
         )
     by_default = USABLE * _TAKEN_BY_JAX * chip.memory  # what a run finds usable
     if chip.named == 1 and "TPU" not in chip.words and planned.fits and planned.peak[1] > by_default:
-        found.append("JAX takes three quarters of a GPU's memory, too little for this: set XLA_CLIENT_MEM_FRACTION=0.95.")
+        found.append("JAX takes too little of a GPU's memory, three quarters: set XLA_CLIENT_MEM_FRACTION=0.95.")
     return found

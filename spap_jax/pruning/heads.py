@@ -60,17 +60,16 @@ def prune_attention(
     ridge, chosen = _select(seen, key, config.kv_heads, narrow.kv_heads, s.method, s.fit.ridge, s.swap_rounds)
     clock.lap("selection", chosen)
     taken = reduce.take_groups(FAMILIES[config.family], layer["attention"], chosen.kept)
-    stages = [taken]
+    stages, channels = [taken], channels_of(chosen.kept, len(seen.hidden_mean) // config.kv_heads)
     if methods.update_used(settings) in ("refit", "alternate"):
-        channels = channels_of(chosen.kept, len(seen.hidden_mean) // config.kv_heads)
         stages.append(_with_weights(taken, refit_weights(seen, ridge, channels, _to_weights(taken))))
     stages = [shard_params(narrow, {"attention": attention})["attention"] for attention in stages]
-    fitted, judged = _errors(config, seen, chosen, stages), []
+    fitted, judged = _errors(config, seen, channels, stages), []
     clock.lap("refit", fitted)
     del seen  # makes room for the moments of the held-out tokens
     small = layer | {"attention": stages[-1]}
     if held_out.residual.size:
-        judged = _errors(config, _moments(config, layer, held_out), chosen, stages)
+        judged = _errors(config, _moments(config, layer, held_out), channels, stages)
     clock.lap("errors", judged)
     both = [streams.leave_attention(narrow, small, part) for part in both]
     clock.lap("streams", both)
@@ -100,8 +99,7 @@ def _moments(config: DecoderConfig, layer: Params, tokens: Tokens) -> Moments:
     return devices.replicate(moments.accumulate_attention(config, layer, tokens))
 
 
-def _errors(config: DecoderConfig, seen: Moments, chosen: Polished, stages: list[Params]) -> list[jax.Array]:
-    channels = channels_of(chosen.kept, len(seen.hidden_mean) // config.kv_heads)
+def _errors(config: DecoderConfig, seen: Moments, channels: jax.Array, stages: list[Params]) -> list[jax.Array]:
     return [error_by_moments(seen, config.output_bias, channels, _to_weights(stage)) for stage in stages]
 
 

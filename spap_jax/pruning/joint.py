@@ -169,7 +169,7 @@ def adjusted(
                     "look whether the dense model computes what it should (spap eval)."
                 )
             final = _numbered(run, params["layers"], parts, stage, group.first) if len(checks) == last else ()
-            state = functools.partial(_state, stage, {"settled": parts} if apart else {})
+            state = functools.partial(_state, stage, parts if apart else None)
             yield Step(checks[-1], state, final, len(checks) > kept)
         if stage and len(checks) < last:
             stage.state.delete()  # makes room for the best
@@ -219,8 +219,9 @@ def moving(settings: PruneSettings, layers: Params) -> tuple[str, ...]:
     return ("mlp",) if settings.joint_weights == "mlp" else tuple(layers)
 
 
-def _state(stage: Stage, more: Params) -> Params:
-    return {"stage": stage.parts(), **{name: parts_of(tree) for name, tree in more.items()}}
+def _state(stage: Stage, settled: Params | None) -> Params:
+    """What a later run goes on from: the stage of the steps, and the stack of all blocks if they move in groups."""
+    return {"stage": stage.parts()} | ({} if settled is None else {"settled": parts_of(settled)})
 
 
 @functools.partial(jax.jit, static_argnames=("first", "count"))

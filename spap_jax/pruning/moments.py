@@ -7,13 +7,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from spap_jax import collectives, devices
+from spap_jax import devices
 from spap_jax.models import DecoderConfig, Params, decoder
-from spap_jax.numerics import full_precision, in_float32
+from spap_jax.numerics import full_precision
 from spap_jax.pruning.streams import attended, mlp_hidden
 from spap_jax.pruning.target import aim
-from spap_jax.solver import grams
-from spap_jax.solver.alternating import Tokens, Weights
+from spap_jax.solver.alternating import Tokens, Weights, mean_products
 from spap_jax.solver.problem import Problem, explained
 
 
@@ -36,7 +35,7 @@ class Moments(NamedTuple):
 @functools.partial(jax.jit, static_argnames=("config", "correction"))
 @full_precision
 def accumulate(config: DecoderConfig, layer: Params, tokens: Tokens, correction: float = 1.0) -> Moments:
-    """Accumulates the moments of the MLP in one pass over the tokens; no activation is kept beyond its chunk.
+    """Accumulates the moments of the MLP in one pass over the tokens; see `mean_products`.
 
     Args:
         config: The dense decoder.
@@ -87,28 +86,18 @@ def _accumulate(
         bias: [d] the bias beside the weight, if there is one.
         correction: Share of the target, where it is no desired output; the rest is the dense output.
     """
-    f, d = weight.shape
     weight = weight.astype(jnp.float32)
 
-    def add(total: tuple, chunk: Tokens) -> tuple[tuple, None]:
-        chunk = in_float32(chunk)
+    def seen(chunk: Tokens) -> tuple[jax.Array, jax.Array, jax.Array]:
         flat = chunk.flat()
         h, y = flat.weighted(hidden(chunk.residual)), flat.weighted(target(flat))
-        gram, others = total
-        parts = (h.T @ y, h.sum(axis=0), y.sum(axis=0), jnp.square(y).sum())
-        return (grams.added(gram, h), jax.tree.map(jnp.add, others, parts)), None
+        return h, y, jnp.square(y).sum()
 
-    def sums(own: Tokens) -> tuple:
-        start = grams.zeros(f), tuple(jnp.zeros(shape, jnp.float32) for shape in ((f, d), f, d, ()))
-        gram, (cross, *others) = jax.lax.scan(add, start, own)[0]
-        return (grams.whole(gram), cross), others
-
-    totals = collectives.psum_scatter_over_chunks(sums, tokens)
-    (gram, cross), (hidden_mean, target_mean, power) = jax.tree.map(lambda total: total / tokens.real, totals)
+    gram, cross, hidden_mean, target_mean, power = mean_products(seen, tokens, *weight.shape)
     if correction < 1 and tokens.output is None:
         # Adds 1 - c times the moments of the dense output, H W + b, and its products with what is missing.
         own = devices.shard_rows(gram @ weight)
-        bias = jnp.zeros(d, jnp.float32) if bias is None else bias.astype(jnp.float32)
+        bias = jnp.zeros(weight.shape[1], jnp.float32) if bias is None else bias.astype(jnp.float32)
         own_mean = hidden_mean @ weight + bias
         c = correction
         crossed = (weight * cross).sum() + bias @ target_mean

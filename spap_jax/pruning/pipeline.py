@@ -40,7 +40,7 @@ def prune_layers(run: Run, watch: Callable[[int, int], None] | None = None) -> G
         Each step as soon as it is made; steps of the earlier run come first, in order.
 
     Raises:
-        UserError: a layer's activations are not finite.
+        NotFiniteError: a layer's activations, or the pruned model's predictions, overflow.
     """
     config, narrow, made = run.config, run.narrow, run.begun.reports
     if len(made) == config.layers and not run.jointly:

@@ -26,7 +26,7 @@ _STAGES = {
     "refit": ("chosen", "refit"),
     "alternate": ("chosen", "refit", "adjusted"),
 }
-"""Names of the stages of each update, in the order of the fields of ``report.Errors``."""
+"""Names of the stages of each update, in the order of the fields of ``schema.Errors``."""
 
 
 class Said(NamedTuple):

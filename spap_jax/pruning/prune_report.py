@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from spap_jax.checkpoint.locate import public_name
-from spap_jax.data.blocks import further_of
+from spap_jax.data.blocks import further_of, ids_of
 from spap_jax.methods import update_used
 from spap_jax.models import FAMILIES, cost
 from spap_jax.pruning.advice import advice
@@ -84,7 +84,7 @@ def _fitted(run: "Run", tokens: Any) -> DataAccount:
 
 def data_account(tokens: Any) -> DataAccount:
     """Describes tokens: an array [B, T], or ``TokenBlocks`` with a description and a hash."""
-    blocks = getattr(tokens, "tokens", tokens)
+    blocks = ids_of(tokens)
     description = getattr(tokens, "description", "token ids from memory")
     return DataAccount(len(blocks), len(blocks[0]), description, getattr(tokens, "sha256", None))
 

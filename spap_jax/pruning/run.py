@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from spap_jax.data.blocks import TokenBlocks, check_counted, concatenated, further_of, mask_of
+from spap_jax.data.blocks import TokenBlocks, check_counted, concatenated, further_of, ids_of, mask_of
 from spap_jax.methods import update_used
 from spap_jax.models import DecoderConfig, Params
 from spap_jax.pruning import streams
@@ -125,7 +125,7 @@ def resolve(
     Raises:
         UserError: there is nothing to remove.
     """
-    blocks = tokens.tokens if isinstance(tokens, TokenBlocks) else tokens
+    blocks = ids_of(tokens)
     settings = settings.resolved(config.layers, config.width, config.intermediate, blocks.size)
     narrow = narrow or pruned_config(config, settings)
     fitted, held_out = calibration_chunks(tokens, settings)
@@ -142,7 +142,7 @@ def calibration_chunks(tokens: np.ndarray | TokenBlocks, settings: PruneSettings
     Samples are never held out.
     """
     further, mask = further_of(tokens), mask_of(tokens)
-    own = tokens.tokens if isinstance(tokens, TokenBlocks) else tokens
+    own = ids_of(tokens)
     most = max(1, settings.batch_tokens // own.shape[1])
     asked = streams.fitted_of(len(own), held_out_part(settings))
     read = joint_sequences(settings, len(own))

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from spap_jax.data.blocks import concatenated, further_of, mask_of, new_blocks
+from spap_jax.data.blocks import concatenated, further_of, ids_of, mask_of, new_blocks
 from spap_jax.devices import data_size
 from spap_jax.errors import UserError, option
 from spap_jax.evaluation.generation import generate, keys_of
@@ -102,7 +102,7 @@ def with_samples(
     times = settings.sampled
     if not times:
         return tokens
-    blocks = np.asarray(getattr(tokens, "tokens", tokens), np.int32)
+    blocks = np.asarray(ids_of(tokens), np.int32)
     # Prompts are fitted with what continues them, so none may be of a held-out sequence, unless there is no other.
     fitted = fitted_of((1 + times) * len(blocks), held_out_part(settings)) - times * len(blocks)
     sources = blocks[np.arange(len(blocks)) % max(1, fitted)]

@@ -125,7 +125,7 @@ def embed(config: DecoderConfig, params: Params, chunks: np.ndarray, dtype: np.d
 @functools.partial(jax.jit, static_argnames=("config", "dtype"))
 @full_precision
 def _embed(config: DecoderConfig, params: Params, chunks: jax.Array, dtype: np.dtype) -> jax.Array:
-    positions = jnp.broadcast_to(jnp.arange(chunks.shape[-1])[None, :], chunks.shape[1:])
+    positions = decoder.positions_in(chunks.shape[1:])
 
     def every(own: jax.Array, params: Params) -> jax.Array:
         return jax.lax.map(lambda t: stored(decoder.embed(config, params, t, positions, jnp.float32), dtype), own)
@@ -251,7 +251,7 @@ def attended(block: Block, x: jax.Array) -> jax.Array:
 
 def causal(x: jax.Array) -> tuple[jax.Array, None]:
     """Returns the token positions [B, T] and the mask of a stream without padding: none."""
-    return jnp.broadcast_to(jnp.arange(x.shape[1])[None, :], x.shape[:2]), None
+    return decoder.positions_in(x.shape[:2]), None
 
 
 def mlp_hidden(block: Block, r: jax.Array) -> jax.Array:

@@ -27,6 +27,7 @@ class Table:
         columns: Names of the columns; the first column names the row.
         rows: Cells by row.
         words: Columns after the first that contain words, which are left-aligned.
+        note: Sentence below the table; empty if there is none.
     """
 
     name: str

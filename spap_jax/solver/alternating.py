@@ -166,33 +166,59 @@ def _squares(tokens: Tokens, target: jax.Array, *outputs: jax.Array) -> jax.Arra
     return jnp.stack([jnp.square(tokens.weighted(each)).sum() for each in rows])
 
 
+def mean_products(
+    seen: Callable[[Tokens], tuple[jax.Array, jax.Array, jax.Array]],
+    tokens: Tokens,
+    f: int,
+    d: int,
+    squares: tuple[int, ...] = (),
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Accumulates what a least-squares problem is made of, in one pass; no activation is kept beyond its chunk.
+
+    Args:
+        seen: Returns the channels h [N, f] and the targets y [N, d] of a chunk, both weighted, and sums of squares.
+        tokens: The tokens.
+        f: Number of channels.
+        d: Number of outputs.
+        squares: Shape of the sums of squares.
+
+    Returns:
+        Means over the tokens: of h'h [f, f] and h'y [f, d], sharded along the rows, h [f], y [d], and the squares.
+    """
+
+    def add(total: tuple, chunk: Tokens) -> tuple[tuple, None]:
+        h, y, own = seen(in_float32(chunk))
+        gram, others = total
+        parts = (h.T @ y, h.sum(axis=0), y.sum(axis=0), own)
+        return (grams.added(gram, h), jax.tree.map(jnp.add, others, parts)), None
+
+    def sums(own: Tokens) -> tuple:
+        start = grams.zeros(f), tuple(jnp.zeros(shape, jnp.float32) for shape in ((f, d), f, d, squares))
+        gram, (cross, *others) = jax.lax.scan(add, start, own)[0]
+        return (grams.whole(gram), cross), others
+
+    totals = collectives.psum_scatter_over_chunks(sums, tokens)
+    (gram, cross), (h_mean, y_mean, own) = jax.tree.map(lambda total: total / tokens.real, totals)
+    return gram, cross, h_mean, y_mean, own
+
+
 def closed_form(mlp: MlpFunctions, weights: Weights, tokens: Tokens, ridge: float | jax.Array) -> Fitted:
     """Solves for the optimal output projection and bias, given the inner projections, in one pass over the tokens.
 
     The ridge pulls towards the current projection, so that the error cannot rise. Both errors follow from the second
     moments that the solution needs.
     """
-    width, out = weights.down.shape
 
-    def add(total, chunk: Tokens):
-        chunk = in_float32(chunk.flat())
+    def seen(chunk: Tokens) -> tuple[jax.Array, jax.Array, jax.Array]:
+        chunk = chunk.flat()
         target = mlp.target(chunk)
         channels = mlp.hidden(weights.inner, chunk.residual)  # not twice, as XLA did
-        h = chunk.weighted(channels)
         # Solve for the correction of the output, not the output: its right-hand side is small, and so is its rounding.
         e = chunk.weighted(target - _projected(weights, channels))
         powers = jnp.stack([jnp.square(e).sum(), jnp.square(chunk.weighted(target)).sum()])
-        gram, others = total
-        parts = (h.T @ e, h.sum(axis=0), e.sum(axis=0), powers)
-        return (grams.added(gram, h), jax.tree.map(jnp.add, others, parts)), None
+        return chunk.weighted(channels), e, powers
 
-    def sums(own: Tokens):
-        start = grams.zeros(width), tuple(jnp.zeros(shape, jnp.float32) for shape in ((width, out), width, out, 2))
-        gram, (cross, *others) = jax.lax.scan(add, start, own)[0]
-        return (grams.whole(gram), cross), others
-
-    totals = collectives.psum_scatter_over_chunks(sums, tokens)
-    (gram, cross), (h_mean, e_mean, (error, power)) = jax.tree.map(lambda total: total / tokens.real, totals)
+    gram, cross, h_mean, e_mean, (error, power) = mean_products(seen, tokens, *weights.down.shape, squares=(2,))
     problem = Problem(gram, cross, error, weight=jnp.zeros_like(cross))
     if weights.bias is not None:
         problem = problem.centred(h_mean, e_mean)
@@ -221,7 +247,9 @@ def descend(
         number, key = now
         index = jax.random.randint(key, (schedule.step_tokens,), 0, count)
         drawn = in_float32(collectives.take_from_chunks(tokens, jnp.unravel_index(index, tokens.residual.shape[:-1])))
-        updates, state = optimizer.update(jax.grad(loss)(weights, drawn), state, cast(Any, weights))
+        with jax.default_matmul_precision("default"):  # as in other steps: the closed form that follows is exact
+            gradient = jax.grad(loss)(weights, drawn)
+        updates, state = optimizer.update(gradient, state, cast(Any, weights))
         size = rate * decay(number)
         return (jax.tree.map(lambda w, u: w - size * u, weights, updates), state), None
 

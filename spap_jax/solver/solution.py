@@ -117,7 +117,7 @@ def _solve(
     system = equilibrate(problem, ridge)
     if target_power is None:
         best = system.scale[:, None] * system.dense.rows
-        problem = problem._replace(target_power=explained(problem, jnp.arange(len(gram)), best))
+        problem = problem._replace(target_power=explained(problem, None, best))
     kept, swaps, left = polish(system, select(system, keep, penalty, steps), swap_rounds)
     projection = refit(system, kept)
     error = relative_error(problem, kept, projection)

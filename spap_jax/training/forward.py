@@ -84,7 +84,7 @@ def last_stream(
             no gradient.
         entering: [B, T, d] the stream before the first block; by default the embedded tokens.
     """
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None, :], tokens.shape)
+    positions = decoder.positions_in(tokens.shape)
     config, scale = student.config, student.scale
     own, updates = student.moved.get("layers", {}), student.moved.get("updates", {})
     stop = student.first + len(jax.tree.leaves(own)[0]) if own else student.first

@@ -10,7 +10,7 @@ import numpy as np
 
 from spap_jax import devices
 from spap_jax.checkpoint.locate import public_name
-from spap_jax.data.blocks import check_counted, mask_of
+from spap_jax.data.blocks import check_counted, ids_of, mask_of
 from spap_jax.errors import NotFiniteError, UserError, option
 from spap_jax.evaluation.perplexity import check_length
 from spap_jax.model import Model
@@ -76,7 +76,7 @@ def finetune_stages(
     Yields:
         The stage at the start, or of the interrupted run, and after every ``check_every`` steps.
     """
-    blocks = getattr(tokens, "tokens", tokens)
+    blocks = ids_of(tokens)
     check(model, blocks, teacher, settings)
     parts = _split(blocks, mask_of(tokens), settings.held_out)
     params = fully_shard_params(model.config, model.params)

@@ -26,6 +26,7 @@ from spap_jax.checkpoint import unfinished as checkpoint_unfinished
 from spap_jax.checkpoint.fingerprint import fingerprint
 from spap_jax.checkpoint.step_file import read_step, told_if_intact, write_step
 from spap_jax.checkpoint.unfinished import Unfinished, resume_folder
+from spap_jax.cli.resume_messages import telling
 from spap_jax.errors import NotFiniteError, SpapWarning, UserError
 from spap_jax.models.decoder import Params
 
@@ -258,8 +259,7 @@ def test_nothing_is_left_of_a_run_without_steps_or_one_that_ended(tmp_path: Path
 
 def test_nothing_is_left_of_a_run_that_went_on_to_what_cannot_be_gone_on_from(tmp_path: Path):
     made(tmp_path / "out", 2)
-    with pytest.raises(NotFiniteError), Unfinished(tmp_path / "out", RUN, BLOCKS) as unfinished:
-        unfinished.forget()
+    with pytest.raises(NotFiniteError), Unfinished(tmp_path / "out", RUN, BLOCKS) as kept, telling(kept, [], str):
         raise NotFiniteError("give a larger --ridge")
     assert not [*tmp_path.iterdir()]
 

@@ -76,7 +76,7 @@ def test_prompts_are_answered_and_calibrate(model: Path, tmp_path: Path, capsys)
     rows = [json.loads(line)["messages"] for line in written.splitlines()]
     assert [each[0]["content"] for each in rows] == [f"{TURNS[0][1]} {n}" for n in range(20) for _ in range(2)]
     assert len({each[1]["content"] for each in rows}) == 40
-    assert "is not a file that spap answer wrote" in sentence(spap(capsys, *words))
+    assert sentence(spap(capsys, *words)) == f"{answered} exists: name another file."
     assert answered.read_text("utf-8") == written
     words = ("--data", answered, "--output", tmp_path / "out", "--method", "magnitude")
     said = spap(capsys, "prune", model, *words, *QUICK)

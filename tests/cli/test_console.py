@@ -6,6 +6,7 @@ import pytest
 
 from spap_jax.cli import console
 from spap_jax.cli.standard_streams import Lines
+from spap_jax.errors import warn
 from spap_jax.quantities import bytes_text, change_text, count_text, duration_text, peak_text, percent_text
 from spap_jax.reporting.schema import Check
 
@@ -55,11 +56,11 @@ def test_a_table_that_is_too_wide_is_a_list(capsys: pytest.CaptureFixture[str], 
 
 
 def test_names_with_brackets_are_shown_as_they_are(capsys):
-    with console.waiting("reading [red]model[/red] [/x]"):
+    with console.waiting("reading [red]model[/red] [/x] my/set:us:0.5"):
         pass
     console.table("[b]title[/b]", ("", "[i]"), [("[/row]", "1")])
     said = capsys.readouterr()
-    assert said.err == "reading [red]model[/red] [/x] ...\n"
+    assert said.err == "reading [red]model[/red] [/x] my/set:us:0.5 ...\n"
     assert "[b]title[/b]" in said.out
     assert "[/row]" in said.out
 
@@ -69,12 +70,27 @@ def test_a_table_without_rows(capsys):
     assert capsys.readouterr().out.splitlines()[:2] == ["title", "task   metric value"]
 
 
-@pytest.mark.parametrize("is_terminal", [True, False])
-def test_lines_break_between_words_on_a_terminal_alone(is_terminal: bool):
+class Screen(io.StringIO):
+    """A terminal."""
+
+    def isatty(self) -> bool:
+        """As files do."""
+        return True
+
+
+@pytest.mark.parametrize(
+    ("written", "term", "is_terminal"),
+    [(Screen(), "xterm", True), (io.StringIO(), "xterm", False), (Screen(), "dumb", False)],
+    ids=["terminal", "file", "no cursor"],
+)
+def test_lines_break_between_words_on_a_terminal_alone(
+    written: io.StringIO, term: str, is_terminal: bool, monkeypatch: pytest.MonkeyPatch
+):
     """Paths and options are not broken, and numbers stay with their units."""
-    written = io.StringIO()
+    monkeypatch.setenv("TERM", term)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # makes no file a terminal
     line = "wrote /a/long/way/to/a/folder in the end, of 1 234 MB with --some-option and so on"
-    Lines(file=written, force_terminal=is_terminal, width=22, highlight=False).print(line)
+    Lines(file=written, width=22, highlight=False).print(line)
     lines = [line]
     if is_terminal:
         lines = [
@@ -86,6 +102,28 @@ def test_lines_break_between_words_on_a_terminal_alone(is_terminal: bool):
             "  on",
         ]
     assert written.getvalue().splitlines() == lines
+
+
+def test_a_terminal_that_says_it_has_no_columns(monkeypatch: pytest.MonkeyPatch):
+    for name, value in {"TERM": "xterm", "COLUMNS": "0"}.items():
+        monkeypatch.setenv(name, value)
+    written = Screen()
+    Lines(file=written).print("some words")
+    assert written.getvalue() == "some words\n"
+
+
+def test_what_is_shown_of_names_that_others_chose(capsys, monkeypatch: pytest.MonkeyPatch):
+    """No password while a spinner turns, and no code that a terminal would obey in a warning."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(console, "err", Lines(file=Screen(), width=80))
+    with console.waiting("reading https://me:secret@host/x"):
+        pass
+    shown = console.err.file.getvalue()  # type: ignore[attr-defined]
+    assert "reading https://host/x ..." in shown
+    monkeypatch.undo()
+    with console.notices():
+        warn("config.json names a\x1b[2J\nwrote out")
+    assert capsys.readouterr().err == "spap: warning: config.json names a\\x1b[2J\\nwrote out\n"
 
 
 def test_how_far_some_work_is_without_a_terminal(capsys):

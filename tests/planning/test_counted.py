@@ -63,6 +63,18 @@ def test_operations(function: Callable, products: int):
     assert count(function, X, W, turn=3).operations == pytest.approx(products * PRODUCT, rel=0.05)
 
 
+def test_products_at_full_precision_are_told_apart():
+    def function(x: jax.Array, w: jax.Array) -> jax.Array:
+        exact = jnp.matmul(x, w, precision="highest")
+        return exact + x @ w + jnp.matmul(*(a.astype(jnp.bfloat16) for a in (x, w)), precision="highest")
+
+    found = count(function, X, W)
+    assert (found.operations, found.full_operations) == (3 * PRODUCT, PRODUCT)
+    phases = work(load_of(config_of(LLAMA), 4, 16, rounds=1, steps=1))
+    full = {name: each.full_operations / each.operations for name, each in phases.items()}
+    assert full["joint steps"] == 0 < full["alternating"] < 1 == full["statistics"] == full["joint checks"]
+
+
 def test_bytes_from_and_to_memory():
     product = 4 * (T * D + D * F + T * F)
     assert count(lambda x, w: jnp.exp(2 * x) @ w, X, W).memory_bytes == product  # computed where it is read
