@@ -48,7 +48,7 @@ class Lines(Stream):
     @property
     def is_terminal(self) -> bool:
         """Whether bars can be drawn: not in a file, also if FORCE_COLOR is set, nor where no cursor moves."""
-        return self.file.isatty() and not self.is_dumb_terminal
+        return self.file.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
 
     def print(self, *objects: Any, soft_wrap: bool = True, **how: Any) -> None:
         """Prints as `Stream` does; the library does not wrap lines, since it also breaks words."""
@@ -61,7 +61,7 @@ class Lines(Stream):
         """Wraps a text, and keeps every number on the same line as the word that follows it."""
         joined = re.sub(r"(?<=\d) (?=\S)", _NO_BREAK, text)
         lines = textwrap.fill(
-            joined, self.width or 80, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+            joined, self.width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
         )
         return lines.replace(_NO_BREAK, " ")
 

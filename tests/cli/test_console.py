@@ -104,14 +104,6 @@ def test_lines_break_between_words_on_a_terminal_alone(
     assert written.getvalue().splitlines() == lines
 
 
-def test_a_terminal_that_says_it_has_no_columns(monkeypatch: pytest.MonkeyPatch):
-    for name, value in {"TERM": "xterm", "COLUMNS": "0"}.items():
-        monkeypatch.setenv(name, value)
-    written = Screen()
-    Lines(file=written).print("some words")
-    assert written.getvalue() == "some words\n"
-
-
 def test_what_is_shown_of_names_that_others_chose(capsys, monkeypatch: pytest.MonkeyPatch):
     """No password while a spinner turns, and no code that a terminal would obey in a warning."""
     monkeypatch.setenv("TERM", "xterm")
