@@ -207,9 +207,6 @@ def generate(
     _check_prompts(model.config, prompts, mask, max_new_tokens)
     check_sampling(sampling, key)
     ends = end_tokens(model) if eos is None else _as_tuple(eos)
-    if pad is None:
-        named = named_settings(model.source).get("pad_token_id")
-        pad = next(token for token in (named, *ends, 0) if token is not None and token >= 0)  # configs name -1 for none
     prompts = prompts.astype(np.int32)
     left = ((0, 0), (-prompts.shape[1] % PROMPT_STEP, 0))
     new = _continue(
@@ -219,12 +216,18 @@ def generate(
         devices.shard_chunks(np.pad(mask, left)),
         _own_keys(jax.random.key(0) if key is None else key, len(prompts)),
         np.isin(np.arange(model.config.vocabulary), ends),
-        np.int32(pad),
+        np.int32(_filler(model.source, ends) if pad is None else pad),
         max_new_tokens,
         sampling,
         jnp.dtype(dtype),
     )
     return np.concatenate([prompts, devices.array_to_host(new)], axis=1)
+
+
+def _filler(source: Source, ends: tuple[int, ...]) -> int:
+    """The token that fills up sequences that have ended; configs name -1 for none, and 0 is a token."""
+    named = named_settings(source).get("pad_token_id")
+    return next(token for token in (named, *ends, 0) if token is not None and token >= 0)
 
 
 def _own_keys(key: Any, count: int) -> jax.Array:

@@ -86,6 +86,7 @@ def _accumulate(
         bias: [d] the bias beside the weight, if there is one.
         correction: Share of the target, where it is no desired output; the rest is the dense output.
     """
+    f, d = weight.shape
     weight = weight.astype(jnp.float32)
 
     def seen(chunk: Tokens) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -93,11 +94,11 @@ def _accumulate(
         h, y = flat.weighted(hidden(chunk.residual)), flat.weighted(target(flat))
         return h, y, jnp.square(y).sum()
 
-    gram, cross, hidden_mean, target_mean, power = mean_products(seen, tokens, *weight.shape)
+    gram, cross, hidden_mean, target_mean, power = mean_products(seen, tokens, f, d)
     if correction < 1 and tokens.output is None:
         # Adds 1 - c times the moments of the dense output, H W + b, and its products with what is missing.
         own = devices.shard_rows(gram @ weight)
-        bias = jnp.zeros(weight.shape[1], jnp.float32) if bias is None else bias.astype(jnp.float32)
+        bias = jnp.zeros(d, jnp.float32) if bias is None else bias.astype(jnp.float32)
         own_mean = hidden_mean @ weight + bias
         c = correction
         crossed = (weight * cross).sum() + bias @ target_mean

@@ -70,7 +70,7 @@ def test_products_at_full_precision_are_told_apart():
 
     found = count(function, X, W)
     assert (found.operations, found.full_operations) == (3 * PRODUCT, PRODUCT)
-    phases = work(load_of(config_of(LLAMA), 4, 16, rounds=1, steps=1))
+    phases = work(load_of(config_of(LLAMA), 4, 16, 1, rounds=1, steps=1))
     full = {name: each.full_operations / each.operations for name, each in phases.items()}
     assert full["joint steps"] == 0 < full["alternating"] < 1 == full["statistics"] == full["joint checks"]
 
