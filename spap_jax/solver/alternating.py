@@ -218,7 +218,7 @@ def closed_form(mlp: MlpFunctions, weights: Weights, tokens: Tokens, ridge: floa
         powers = jnp.stack([jnp.square(e).sum(), jnp.square(chunk.weighted(target)).sum()])
         return chunk.weighted(channels), e, powers
 
-    gram, cross, h_mean, e_mean, (error, power) = mean_products(seen, tokens, *weights.down.shape, (2,))
+    gram, cross, h_mean, e_mean, (error, power) = mean_products(seen, tokens, *weights.down.shape, squares=(2,))
     problem = Problem(gram, cross, error, weight=jnp.zeros_like(cross))
     if weights.bias is not None:
         problem = problem.centred(h_mean, e_mean)
