@@ -126,8 +126,8 @@ class Arrays:
     @functools.cached_property
     def choice(self) -> Choice:
         """The channels of a layer that are kept."""
-        k, number = self.load.narrow.intermediate, self.array((), jnp.int32)
-        return Choice(Polished(self.array((k,), jnp.int32), number, number), self.array(()))
+        f, k, number = self.load.dense.intermediate, self.load.narrow.intermediate, self.array((), jnp.int32)
+        return Choice(Polished(self.array((k,), jnp.int32), number, number), self.array(()), self.array((f,)))
 
     def moments(self, f: int) -> Moments:
         """Describes the second moments of f channels; ``devices.shard_rows`` shards the rows of the matrices."""

@@ -296,7 +296,7 @@ def refit_programs(arrays: Arrays) -> Iterator[Program]:
     weights, beside = arrays.weights, [arrays.held_out, _later(arrays)]
     kept = arrays.array((load.narrow.intermediate,), jnp.int32)
     if update_used(load.settings) == "bias":
-        given = (_moments(arrays), arrays.block(load.dense)["mlp"]["down"], kept, weights)
+        given = (arrays.block(load.dense)["mlp"]["down"], arrays.choice, weights)
         yield _program(layer._make_up_for_means, *given, times=times, beside=resting)
     if load.in_waves and load.refits:
         given = (arrays.block(_wide(load)), fitting_tokens(arrays.fitted), ridge, weights)

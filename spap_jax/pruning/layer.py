@@ -46,10 +46,12 @@ class Choice(NamedTuple):
     Attributes:
         channels: [k] their numbers; the swaps made, and the improving swaps left.
         ridge: [] the relative ridge used.
+        hidden_mean: [f] mean of every hidden channel, on the stream that they were chosen on.
     """
 
     channels: Polished
     ridge: jax.Array
+    hidden_mean: jax.Array
 
 
 class Fitting(NamedTuple):
@@ -172,7 +174,7 @@ def _solve(
     if refits:
         stages.append(refit_weights(seen, choice.ridge, choice.channels.kept, stages[0]))
     elif update == "bias":
-        stages.append(_make_up_for_means(seen, layer["mlp"]["down"], choice.channels.kept, stages[0]))
+        stages.append(_make_up_for_means(layer["mlp"]["down"], choice, stages[0]))
     errors = [error_by_moments(seen, config.mlp_bias, choice.channels.kept, weights) for weights in stages]
     return choice, stages, errors
 
@@ -215,7 +217,7 @@ def choose_channels(
     system = equilibrate(seen.problem, ridge)
     layer = methods.SelectorInputs(seen.problem, system, seen.hidden_mean, seen.variance, key)
     chosen = methods.select_channels(method, layer, keep, methods.Search(penalty, steps, rounds))
-    return Choice(chosen, system.ridge)
+    return Choice(chosen, system.ridge, seen.hidden_mean)
 
 
 @jax.jit
@@ -274,15 +276,16 @@ def held_out_errors(
 
 @jax.jit
 @full_precision
-def _make_up_for_means(seen: Moments, down: jax.Array, kept: jax.Array, selected: Weights) -> Weights:
+def _make_up_for_means(down: jax.Array, choice: Choice, selected: Weights) -> Weights:
     """Adds the mean of what removed channels contributed to the output bias, as FLAP does (An et al. 2024).
 
     If the weights are unchanged and the target is the dense output on the same tokens, this bias minimises the error.
-    The means here come from the stream that the previous pruned blocks produce; FLAP, which ranks the channels of all
-    layers together, uses the dense stream. As in FLAP, the errors of earlier blocks are not corrected.
+    The means are those of the stream that the channels were chosen on: in sequence the one that the previous pruned
+    blocks produce; in the parallel schedule the dense one, as in FLAP. As there, the errors of earlier blocks are not
+    corrected.
     """
     assert selected.bias is not None
-    lost = seen.hidden_mean.at[kept].set(0) @ down.astype(jnp.float32)
+    lost = choice.hidden_mean.at[choice.channels.kept].set(0) @ down.astype(jnp.float32)
     return selected._replace(bias=selected.bias + lost)
 
 
