@@ -50,8 +50,8 @@ def printable(sentence: str) -> str:
 
 
 def without_password(text: str) -> str:
-    """Removes user and password from addresses like https://user:password@host/file."""
-    return re.sub(r"(?<=://)[^/@\s:]*:[^/@\s]*@", "", text)
+    """Removes user and password from addresses like https://user:password@host/file or https://token@host/file."""
+    return re.sub(r"((?<=://)[^/@\s:]*:|(?<=http://)|(?<=https://))[^/@\s]*@", "", text)
 
 
 def warn(sentence: str, kind: type[SpapWarning] = SpapWarning) -> None:

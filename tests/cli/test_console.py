@@ -108,10 +108,10 @@ def test_what_is_shown_of_names_that_others_chose(capsys, monkeypatch: pytest.Mo
     """No password while a spinner turns, and no code that a terminal would obey in a warning."""
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(console, "err", Lines(file=Screen(), width=80))
-    with console.waiting("reading https://me:secret@host/x"):
+    with console.waiting("reading https://me:secret@host/x, https://token@host/y, abfs://part@store/z"):
         pass
     shown = console.err.file.getvalue()  # type: ignore[attr-defined]
-    assert "reading https://host/x ..." in shown
+    assert "reading https://host/x, https://host/y, abfs://part@store/z ..." in shown
     monkeypatch.undo()
     with console.notices():
         warn("config.json names a\x1b[2J\nwrote out")
