@@ -1,6 +1,7 @@
 """Numerics: float32 matrix products at full precision, and BLAS threads that do not spin.
 
-Arrays may be stored in less than float32; only optimizer steps on whole models compute in less (`step_dtype`).
+Arrays may be stored in less than float32. Only optimizer steps compute in less: those of alternating rounds at the
+device's default precision, and those on whole models in `step_dtype`.
 """
 
 import functools

@@ -261,7 +261,7 @@ def _put_in_place(partial: Path, target: Path, overwrite: bool) -> None:
 def _put_back(target: Path) -> None:
     """Moves a folder back that a process moved aside, if it was killed before the new one was in place.
 
-    One from which files are gone was being removed, since the new one was there.
+    One from which files are gone counts as one that was being removed, when the new one was there.
     """
     aside = [] if os.path.lexists(target) else _moved_aside(target)
     if aside and all((aside[-1] / name).exists() for name in (MANIFEST, *read_manifest(aside[-1]))):

@@ -53,7 +53,8 @@ def copy_side_files(source: Path | None, target: Path) -> None:
     if source is None:
         return
     if not source.is_dir():
-        warn(f"{source} is gone, so that the result has no tokenizer, licence or generation settings: copy them.")
+        warn(f"{source} is gone, so that the result has no tokenizer or licence: copy them from elsewhere.")
+        return
     for pattern in SIDE_FILES:
         for file in filter(Path.is_file, source.glob(pattern)):
             place = target / file.relative_to(source)

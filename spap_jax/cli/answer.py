@@ -1,6 +1,7 @@
 """``spap answer``."""
 
 import functools
+import os
 from pathlib import Path
 
 from spap_jax.cli.switches import Data, ModelName
@@ -59,7 +60,7 @@ def answer(
 
     if output.suffix != ".jsonl":
         raise UserError(f"{output} is to hold conversations as JSON lines: give it a name that ends in .jsonl.")
-    if output.is_file():
+    if os.path.isfile(output):
         raise UserError(f"{output} exists: name another file.")
     check_json_place(output, COMMAND)
     fetch_data(data)

@@ -48,7 +48,11 @@ class Lines(Stream):
     @property
     def is_terminal(self) -> bool:
         """Whether bars can be drawn: not in a file, also if FORCE_COLOR is set, nor where no cursor moves."""
-        return self.file.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
+        try:
+            screen = self.file.isatty()
+        except (AttributeError, ValueError):  # something else than a file, or a closed one
+            return False
+        return screen and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
 
     def print(self, *objects: Any, soft_wrap: bool = True, **how: Any) -> None:
         """Prints as `Stream` does; the library does not wrap lines, since it also breaks words."""

@@ -10,8 +10,9 @@ Sources, per chip or board:
 - Sizes of slices: the tables of supported shapes on the pages of the TPUs. For v5p they list the shapes below a cube of
   4 x 4 x 4 chips, and above that whole cubes, of which nearly every number up to 96 is available.
 
-Matrix products at full float32 precision, which everything but the joint steps uses, take six bfloat16 passes on a TPU
-(XLA's "highest" precision) and the FP32 units of a GPU. The joint steps are in bfloat16.
+Matrix products at full float32 precision, which everything but optimizer steps uses, take six bfloat16 passes on a TPU
+(XLA's "highest" precision) and the FP32 units of a GPU. The steps of alternating rounds are at the device's default
+precision, and joint steps in bfloat16.
 """
 
 import re
@@ -35,7 +36,8 @@ class Accelerator(NamedTuple):
         memory: Memory in bytes.
         bandwidth: Memory bandwidth in bytes per second, reads and writes together.
         full: Floating-point operations per second of float32 products at full precision.
-        quick: Floating-point operations per second of products of bfloat16.
+        quick: Floating-point operations per second of products of bfloat16. Those of TF32, which a GPU makes at half
+            this rate, count as these.
         link: Bytes per second that it sends to other devices, over all links together.
         sizes: Numbers of devices in the meshes that exist, ascending.
         platform: The platform that programs are compiled for.

@@ -418,8 +418,8 @@ def joint_step_programs(arrays: Arrays) -> Iterator[Program]:
         fixed = {name: part for name, part in arrays.blocks.items() if name not in parts}
         some, held, groups = moved["layers"], [given._replace(frozen=[outer, fixed]), *beside], len(load.groups)
         yield _program(joint._of_blocks, parts, 0, layers // groups, times=groups, beside=held)
-        held.append(_state(arrays, job, moved))  # after the last group it is still there
-        yield _program(joint._with_blocks, parts, 0, some, times=groups, beside=held)
+        later = [*held, _state(arrays, job, moved)]  # after the last group it is still there
+        yield _program(joint._with_blocks, parts, 0, some, times=groups, beside=later)
     yield from _steps(arrays, job, given, moved, beside)
     held = [outer, _state(arrays, job, moved), given.sequences, *beside]
     yield _program(joint._block, arrays.blocks, 0, times=layers, beside=held)

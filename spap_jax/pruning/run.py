@@ -23,7 +23,8 @@ class Step(NamedTuple):
     Attributes:
         report: The step's report.
         kept: Returns what a later run continues from: the block's parameters, or what this process's devices hold of
-            the state of the joint steps, on the host. Call it in every process, before ``final`` is read.
+            the state of the joint steps, on the host. Call it in every process, before ``final`` is read
+            and before the next step.
         final: Blocks that no later step changes, by number, on the devices; every process has to run through them,
             once.
         fresh: Whether this run made the step.
