@@ -94,7 +94,13 @@ def test_any_sparsity_has_its_table_those_of_wide_interest_first(tmp_path: Path)
     rows = [msgspec.structs.replace(row("fasp", 15.0), sparsity=cut) for cut in (0.25, 0.1, 0.05, 0.3)]
     heads = [line for line in markdown(rows, "python", []).splitlines() if line.startswith("## ")]
     assert [head.split()[1] for head in heads] == ["30%", "10%", "5%", "25%"]
-    draw(tmp_path, rows)
+    assert draw(tmp_path, rows) == ["ratios.png"]
+
+
+def test_without_a_peer_there_is_nothing_to_draw(tmp_path: Path):
+    rows = [row("spap", 12.0)]
+    assert draw(tmp_path, rows) == []
+    assert "over that of the best of the peers, of those" in markdown(rows, "python", [])
 
 
 def test_texts_of_the_same_name_are_refused():
