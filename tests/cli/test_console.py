@@ -56,11 +56,11 @@ def test_a_table_that_is_too_wide_is_a_list(capsys: pytest.CaptureFixture[str], 
 
 
 def test_names_with_brackets_are_shown_as_they_are(capsys):
-    with console.waiting("reading [red]model[/red] [/x] my/set:us:0.5"):
+    with console.waiting("reading [red]model[/red] [/x] my/set:ok:0.5"):
         pass
     console.table("[b]title[/b]", ("", "[i]"), [("[/row]", "1")])
     said = capsys.readouterr()
-    assert said.err == "reading [red]model[/red] [/x] my/set:us:0.5 ...\n"
+    assert said.err == "reading [red]model[/red] [/x] my/set:ok:0.5 ...\n"
     assert "[b]title[/b]" in said.out
     assert "[/row]" in said.out
 
