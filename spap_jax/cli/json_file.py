@@ -24,8 +24,8 @@ def check_json_place(file: Path | None, command: str) -> None:
         command: The command that writes them, such as "spap eval"; it may replace a file of its own.
 
     Raises:
-        UserError: the file's folder does not exist, the file is a folder, its name is invalid, or it exists and the
-            command did not write it, or it was changed since.
+        UserError: the file's folder does not exist or may not be written to, the file is a folder, its name is invalid,
+            or it exists and the command did not write it, or it was changed since.
     """
     if file is None or _is_standard_output(file):
         return
