@@ -24,9 +24,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.prune_time import Size
-from spap_jax import devices
 from spap_jax.models import DecoderConfig, decoder
-from spap_jax.placement import fully_shard_params
+from spap_jax.parallel import mesh
+from spap_jax.parallel.placement import fully_shard_params
 from spap_jax.planning import programs
 from spap_jax.planning.workload import Workload, workload
 from spap_jax.pruning import joint, layer, moments, streams, waves
@@ -84,7 +84,7 @@ def joint_steps(config: DecoderConfig, params: decoder.Params, tokens: Padded, f
     """Yields the loss of one joint step after the other, all on the same sequences."""
     params = fully_shard_params(config, params)
     job = joint.job_of(config, SETTINGS)
-    given = Given(params, None, Sequences(devices.shard_chunks(tokens.tokens), final), tokens.real)
+    given = Given(params, None, Sequences(mesh.shard_chunks(tokens.tokens), final), tokens.real)
     state = begin(job, {"layers": {"mlp": params["layers"]["mlp"]}})
     batch = batch_of(np.arange(STEP_SEQUENCES), given, SETTINGS.batch_tokens)
     while True:
@@ -94,7 +94,7 @@ def joint_steps(config: DecoderConfig, params: decoder.Params, tokens: Padded, f
 
 def selection(config: DecoderConfig, params: decoder.Params, fitted: Streams) -> Callable[[], Any]:
     """Returns a function that selects channels for as many layers as there are devices at most, in waves if needed."""
-    wave, keep = devices.data_size(), pruned_config(config, SETTINGS).intermediate
+    wave, keep = mesh.data_size(), pruned_config(config, SETTINGS).intermediate
     search, key = layer.search_of(SETTINGS), jax.random.key(0)
 
     def read_layer(index: int) -> decoder.Params:
@@ -114,7 +114,7 @@ def serve(count: int) -> None:
     Args:
         count: Number of devices.
     """
-    with devices.use_mesh(count):
+    with mesh.use_mesh(count):
         for name, compute in work(count):
             if not sys.stdin.readline():
                 return

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 
 from spap_jax import checkpoint
-from spap_jax.model import Model, Source
 from spap_jax.models import decoder, family_of
+from spap_jax.models.model import Model, Source
 
 
 def write_random_model(folder: Path, theirs: dict[str, Any], seed: int = 0) -> None:

@@ -16,10 +16,10 @@ from rich.console import Console
 from rich.table import Table
 
 import spap_jax as spap
-from spap_jax.methods import Search, SelectorInputs, select_channels
 from spap_jax.numerics import full_precision
 from spap_jax.pruning import moments, streams
 from spap_jax.pruning.moments import Moments
+from spap_jax.solver.methods import Search, SelectorInputs, select_channels
 from spap_jax.solver.problem import equilibrate, refit, relative_error
 
 METHODS = ("spap", "obs", "osscar", "wanda", "flap")

@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 
 import spap_jax
 from spap_jax.cli import main
-from spap_jax.reporting import draw
-from spap_jax.reporting.style import LIGHT, grid, open_sides
+from spap_jax.report import draw
+from spap_jax.report.style import LIGHT, grid, open_sides
 
 ROOT = Path(__file__).parents[1]
 SOURCE = Path(spap_jax.__file__).parent

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     )
     from spap_jax.data.blocks import TokenBlocks
     from spap_jax.errors import SpapWarning, UserError
-    from spap_jax.model import Model
+    from spap_jax.models.model import Model
     from spap_jax.settings import FinetuneSettings, PruneSettings
 
 __version__ = "0.1.0"
@@ -63,7 +63,7 @@ __all__ = [
 
 _HOMES = dict.fromkeys(__all__, "spap_jax.api") | {
     "FinetuneSettings": "spap_jax.settings",
-    "Model": "spap_jax.model",
+    "Model": "spap_jax.models.model",
     "PruneSettings": "spap_jax.settings",
     "SpapWarning": "spap_jax.errors",
     "TokenBlocks": "spap_jax.data.blocks",

@@ -15,16 +15,16 @@ from spap_jax.checkpoint.side_files import accounts
 from spap_jax.data.blocks import TokenBlocks, new_blocks
 from spap_jax.data.loading import load_tokens
 from spap_jax.data.repetition import warn_of_repetition
-from spap_jax.devices import use_mesh
 from spap_jax.errors import Notice, UserError, warn
 from spap_jax.evaluation.answers import answer
 from spap_jax.evaluation.generation import generate
 from spap_jax.inspection import divergence, hidden, logits, loss, moments, perplexity, token_blocks
 from spap_jax.keywords import FinetuneChanges, PruneChanges, showing
-from spap_jax.model import Model, checked
 from spap_jax.models import DecoderConfig, Params
+from spap_jax.models.model import Model, checked
 from spap_jax.numerics import first_not_finite
-from spap_jax.placement import layer_to_host, place_params, stack_layers
+from spap_jax.parallel.mesh import use_mesh
+from spap_jax.parallel.placement import layer_to_host, place_params, stack_layers
 from spap_jax.planning.plan import Request
 from spap_jax.planning.preflight import settings_here
 from spap_jax.pruning.ignored import warn_of_ignored
@@ -38,9 +38,9 @@ from spap_jax.pruning.prune_report import new_report
 from spap_jax.pruning.run import resolve
 from spap_jax.pruning.sampling import with_samples
 from spap_jax.quantities import change_text
-from spap_jax.remote import hub_id
-from spap_jax.reporting.schema import Change, Check, Extras, FinetuneReport, LayerReport, PruneReport
+from spap_jax.report.schema import Change, Check, Extras, FinetuneReport, LayerReport, PruneReport
 from spap_jax.settings import FinetuneSettings, PruneSettings
+from spap_jax.storage.files import hub_id
 from spap_jax.training.engine import Stage
 from spap_jax.training.finetune_card import trained_files
 from spap_jax.training.train import run

@@ -13,14 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from spap_jax.data.blocks import check_counted, ids_of, mask_of
-from spap_jax.devices import use_mesh
 from spap_jax.errors import UserError
 from spap_jax.evaluation.perplexity import check_batch, check_length, compare
 from spap_jax.evaluation.perplexity import perplexity as window_perplexity
-from spap_jax.model import Model, checked
 from spap_jax.models import DecoderConfig, Params, decoder
+from spap_jax.models.model import Model, checked
 from spap_jax.numerics import full_precision, is_concrete
-from spap_jax.placement import bytes_of
+from spap_jax.parallel.mesh import use_mesh
+from spap_jax.parallel.placement import bytes_of
 from spap_jax.pruning import streams
 from spap_jax.pruning.moments import accumulate
 from spap_jax.pruning.pipeline import resized

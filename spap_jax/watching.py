@@ -9,7 +9,7 @@ from rich.console import Console
 
 from spap_jax.cli.console import WatchCallbacks, counting, layer_progress, training_progress
 from spap_jax.pruning.progress import Progress
-from spap_jax.reporting.schema import Check, LayerReport
+from spap_jax.report.schema import Check, LayerReport
 
 
 def watched() -> bool:

@@ -20,13 +20,13 @@ from spap_jax import memory
 from spap_jax.api import PruneResult
 from spap_jax.cli import main
 from spap_jax.data.blocks import TokenBlocks, new_blocks
-from spap_jax.devices import use_mesh
 from spap_jax.errors import Notice
 from spap_jax.evaluation.sequences import replicas_of
 from spap_jax.keywords import FinetuneChanges, PruneChanges
+from spap_jax.parallel.mesh import use_mesh
 from spap_jax.pruning.prune_card import model_card
 from spap_jax.pruning.streams import fitted_of
-from spap_jax.reporting.schema import Change
+from spap_jax.report.schema import Change
 
 pytestmark = pytest.mark.usefixtures("optimized")
 EXAMPLES = Path(__file__).parents[1] / "examples"

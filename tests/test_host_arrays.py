@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from spap_jax.host_arrays import contiguous, copy_into, is_finite
+from spap_jax.models.host_arrays import contiguous, copy_into, is_finite
 
 DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16, np.float64]
 

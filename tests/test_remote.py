@@ -10,8 +10,8 @@ from fsspec import AbstractFileSystem
 from fsspec.registry import known_implementations
 
 from spap_jax.errors import UserError
-from spap_jax.hub import first_line
-from spap_jax.remote import Folder, Span, base_name, fetch_file, hub_id, is_address, read_note, working_folder
+from spap_jax.storage.files import Folder, Span, base_name, fetch_file, hub_id, is_address, read_note, working_folder
+from spap_jax.storage.hub import first_line
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from nbclient import NotebookClient
 
 from spap_jax import watching
-from spap_jax.reporting.schema import Check
+from spap_jax.report.schema import Check
 
 LOOK = Check(step=25, tokens=100, losses=(2.0, 1.0), held_out=1.25, taken=True, seconds=0.1)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import spap_jax as spap
 from benchmarks.quality.results import Row
-from spap_jax.methods import update_used
+from spap_jax.solver.methods import update_used
 
 _ALL_TOKENS: dict[str, Any] = {"held_out": 0.0}
 """Without steps nothing is evaluated on held-out sequences, so all tokens are used for fitting."""

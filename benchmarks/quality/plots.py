@@ -11,7 +11,7 @@ from benchmarks.quality.judge import Judge, Median
 from benchmarks.quality.methods import PEERS, STEPPED, TARGETS
 from benchmarks.quality.results import Row
 from benchmarks.quality.scope import Scope
-from spap_jax.reporting.style import DPI, grid, open_sides
+from spap_jax.report.style import DPI, grid, open_sides
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

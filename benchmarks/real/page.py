@@ -7,7 +7,7 @@ from pathlib import Path
 from benchmarks.markdown import table
 from benchmarks.real.obtain import MODELS
 from benchmarks.real.runs import METHODS, OURS, PEERS, SPARSITIES, Row
-from spap_jax.reporting.style import DPI, grid, open_sides
+from spap_jax.report.style import DPI, grid, open_sides
 
 BARS = {"spap, low effort": 0.75, "spap": 0.60, "spap, high effort": 0.45}
 """Upper bounds for the rise in log-perplexity over the best peer's, at 20 and 30 %."""

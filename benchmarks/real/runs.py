@@ -14,7 +14,7 @@ from benchmarks.quality.methods import METHODS as SETTINGS
 from spap_jax.evaluation.perplexity import compare
 from spap_jax.evaluation.speed import speed_up, time_generation
 from spap_jax.models import cost
-from spap_jax.reporting.schema import GenerationWorkload
+from spap_jax.report.schema import GenerationWorkload
 
 METHODS = ("flap", "fasp", "obs", "osscar", "obs, more text", "spap, low effort", "spap", "obs + steps",
            "spap, high effort")  # fmt: skip

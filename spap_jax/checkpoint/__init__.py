@@ -8,7 +8,7 @@ from spap_jax.checkpoint.locate import fetch_side_files, locate, locate_config, 
 from spap_jax.checkpoint.orbax import load_orbax, save_orbax
 from spap_jax.checkpoint.orbax_files import is_orbax
 from spap_jax.checkpoint.output import check_output, new_folder
-from spap_jax.model import Model
+from spap_jax.models.model import Model
 
 __all__ = [
     "Reader",

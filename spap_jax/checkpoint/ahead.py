@@ -5,8 +5,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
 
-from spap_jax import placement
 from spap_jax.models import DecoderConfig, Params
+from spap_jax.parallel import placement
 
 
 def blocks_in_order(

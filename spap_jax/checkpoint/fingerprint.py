@@ -4,10 +4,10 @@ import hashlib
 from pathlib import Path
 
 from spap_jax.checkpoint.config_text import read_config_text
+from spap_jax.checkpoint.manifest import pieces
 from spap_jax.checkpoint.orbax_files import is_orbax, params_files
 from spap_jax.checkpoint.ranged import AtAddress
 from spap_jax.checkpoint.tensors import weight_files
-from spap_jax.manifest import pieces
 
 
 def fingerprint(folder: Path) -> str:

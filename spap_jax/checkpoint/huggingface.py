@@ -9,7 +9,6 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from spap_jax import devices
 from spap_jax.checkpoint import inventory
 from spap_jax.checkpoint.config_text import check_describable, read_config_text, understood, written_config_text
 from spap_jax.checkpoint.fingerprint import fingerprint
@@ -21,9 +20,10 @@ from spap_jax.checkpoint.side_files import copy_side_files
 from spap_jax.checkpoint.stored import Stack, Stored
 from spap_jax.checkpoint.tensors import DTYPES, TensorFiles
 from spap_jax.errors import NotFiniteError, UserError
-from spap_jax.host_arrays import is_finite
-from spap_jax.model import Model, Source
 from spap_jax.models import FAMILIES, DecoderConfig, Params, Rule
+from spap_jax.models.host_arrays import is_finite
+from spap_jax.models.model import Model, Source
+from spap_jax.parallel import mesh
 
 SHARD_BYTES = 5 * 10**9
 
@@ -33,7 +33,7 @@ PlaceParams = Callable[[DecoderConfig, Params], Params]
 
 def local(config: DecoderConfig, params: Params) -> Params:
     """Places parameters on one device, as `placement.shard_params` does without a mesh."""
-    return jax.tree.map(devices.put, params)
+    return jax.tree.map(mesh.put, params)
 
 
 def as_stored(config: DecoderConfig, params: Params) -> Params:

@@ -10,8 +10,8 @@ from spap_jax.checkpoint.ranged import NOTE, note_of
 from spap_jax.checkpoint.side_files import ACCOUNTS, SIDE_FILES, matching
 from spap_jax.checkpoint.tensors import weight_files
 from spap_jax.errors import UserError
-from spap_jax.hub import check_repo_id, first_line, hub_file, hub_problem, require_hub
-from spap_jax.remote import Folder, base_name, fetch_file, hub_id, is_address
+from spap_jax.storage.files import Folder, base_name, fetch_file, hub_id, is_address
+from spap_jax.storage.hub import check_repo_id, first_line, hub_file, hub_problem, require_hub
 
 _SAFETENSORS = (
     "model.safetensors",

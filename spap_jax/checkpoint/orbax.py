@@ -17,10 +17,10 @@ from spap_jax.checkpoint.output import new_folder
 from spap_jax.checkpoint.side_files import copy_side_files
 from spap_jax.checkpoint.tensors import DTYPES
 from spap_jax.errors import UserError
-from spap_jax.host_arrays import is_finite
-from spap_jax.hub import first_line
-from spap_jax.model import Model, Source
 from spap_jax.models import DecoderConfig, Params, decoder
+from spap_jax.models.host_arrays import is_finite
+from spap_jax.models.model import Model, Source
+from spap_jax.storage.hub import first_line
 
 _COMMITTED = "commit_success.txt"
 

@@ -22,13 +22,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from spap_jax.checkpoint.lock import locked
+from spap_jax.checkpoint.manifest import MANIFEST, check_replaceable, read_manifest, sort_files, write_manifest
 from spap_jax.checkpoint.publish import check_place, publish
 from spap_jax.errors import UserError, warn
-from spap_jax.hub import first_line
-from spap_jax.manifest import MANIFEST, check_replaceable, read_manifest, sort_files, write_manifest
 from spap_jax.memory import free_disk
-from spap_jax.places import beside, check_apart, is_within, real_path
-from spap_jax.remote import hub_id, is_address, working_folder
+from spap_jax.storage.files import hub_id, is_address, working_folder
+from spap_jax.storage.hub import first_line
+from spap_jax.storage.location import beside, check_apart, is_within, real_path
 
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES)
 """What file systems say that cannot sync a folder."""

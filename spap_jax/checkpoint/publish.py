@@ -14,11 +14,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from spap_jax.checkpoint.manifest import MANIFEST, check_replaceable, parse_manifest, read_manifest
 from spap_jax.checkpoint.side_files import ACCOUNTS, SIDE_FILES, matching
 from spap_jax.errors import UserError
-from spap_jax.hub import check_upload, upload
-from spap_jax.manifest import MANIFEST, check_replaceable, parse_manifest, read_manifest
-from spap_jax.remote import About, Folder, hub_id, is_address
+from spap_jax.storage.files import About, Folder, hub_id, is_address
+from spap_jax.storage.hub import check_upload, upload
 
 _CONFIG = "config.json"
 

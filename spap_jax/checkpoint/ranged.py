@@ -12,8 +12,8 @@ import numpy as np
 
 from spap_jax.checkpoint.tensors import DTYPES, Cuts, Tensor, dtype_name
 from spap_jax.errors import UserError
-from spap_jax.hub import first_line
-from spap_jax.remote import About, Folder, Span, read_note
+from spap_jax.storage.files import About, Folder, Span, read_note
+from spap_jax.storage.hub import first_line
 
 NOTE = "spap_weights.json"
 """Name of the note."""

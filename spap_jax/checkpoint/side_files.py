@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from spap_jax.errors import warn
-from spap_jax.model import Source
+from spap_jax.models.model import Source
 
 SIDE_FILES = (
     "tokenizer*",

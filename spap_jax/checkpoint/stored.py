@@ -8,8 +8,8 @@ import numpy as np
 from spap_jax.checkpoint.inventory import filled_up
 from spap_jax.checkpoint.tensors import DTYPES, TensorFiles
 from spap_jax.errors import UserError
-from spap_jax.host_arrays import copy_into
 from spap_jax.models import Rule
+from spap_jax.models.host_arrays import copy_into
 
 Index = tuple[slice, ...]
 

@@ -37,17 +37,18 @@ from typing import Any, Self
 
 import jax
 
-from spap_jax import memory, multihost
+from spap_jax import memory
 from spap_jax.backend import platform
 from spap_jax.checkpoint.behind import Behind
 from spap_jax.checkpoint.lock import locked, take_lock
 from spap_jax.checkpoint.step_file import NEW, SUFFIX, Json, read_step, renamed, told_if_intact, write_step
 from spap_jax.errors import UserError, warn
 from spap_jax.models import Params
-from spap_jax.placement import bytes_of
-from spap_jax.places import beside, real_path
+from spap_jax.parallel import processes
+from spap_jax.parallel.placement import bytes_of
 from spap_jax.quantities import bytes_text
-from spap_jax.remote import Folder, hub_id, is_address, working_folder
+from spap_jax.storage.files import Folder, hub_id, is_address, working_folder
+from spap_jax.storage.location import beside, real_path
 
 _RUN, _DECIDED, _STEPS, _LOCK, _OUTPUT = "run.json", "decided.json", "steps", "lock", "output"
 
@@ -147,15 +148,15 @@ class Unfinished:
         try:
             if self._copies:
                 self._bring(self._copies, fresh)
-            multihost.meet()  # the first one may have had all blocks to download
+            processes.meet()  # the first one may have had all blocks to download
             found = (self.folder / _RUN).exists() and not fresh
-            self.found = multihost.told_to_all(found) and found  # what the first one lost, the others cannot go on from
+            self.found = processes.told_to_all(found) and found  # what the first one lost, the others cannot go on from
             if self.found:
                 self._check()
             if not self.found:
                 self._begin()
             self._open()
-            self._sharers = multihost.on_this_host()
+            self._sharers = processes.on_this_host()
         except BaseException:
             if not (self.folder / _RUN).exists():
                 _clear_folder(self.folder)
@@ -214,7 +215,7 @@ class Unfinished:
     def read(self, step: int) -> Params:
         """What a step was given, as numpy arrays; it must not have been replaced. All processes have to call this."""
         found = read_step(self._file(step)) if self._stores(step) else {}
-        return found if step >= self._blocks else multihost.broadcast_from_leader(found)
+        return found if step >= self._blocks else processes.broadcast_from_leader(found)
 
     def add(self, kept: Callable[[], Params], told: Json) -> None:
         """Stores the next step; its files are written in the background. All processes have to call this.
@@ -241,14 +242,14 @@ class Unfinished:
     def _is_free(self) -> bool:
         """Whether all processes have written what they were given, so that they can take another state."""
         mine = [] if self._behind.busy or self._behind.failed or self._full else [0]
-        free = bool(multihost.known_to_all(mine))
+        free = bool(processes.known_to_all(mine))
         if self._behind.failed:
             self._behind.wait()  # raises: this process ends, and the others keep the state that all have
         return free
 
     def _stores(self, step: int) -> bool:
         """Whether this process stores a part of a step."""
-        return step >= self._blocks or multihost.leads()
+        return step >= self._blocks or processes.leads()
 
     def _store(self, step: int, layer: Params, reports: list[Json]) -> None:
         """Writes a step, and removes the states that it makes useless; a state only that leaves room for the result."""
@@ -327,7 +328,7 @@ class Unfinished:
 
         All processes have to call this; none removes anything before all do, as the result is not complete before.
         """
-        multihost.meet()
+        processes.meet()
         self._drop()
 
     def _drop(self) -> None:
@@ -350,7 +351,7 @@ class Unfinished:
 
         What another run has begun there since stays.
         """
-        multihost.meet()
+        processes.meet()
         with contextlib.ExitStack() as held:
             try:
                 held.enter_context(locked(self.folder / _LOCK, _writes_into(self.folder)))
@@ -391,14 +392,14 @@ class Unfinished:
 
     def _begin(self) -> None:
         _clear_folder(self.folder, but=_LOCK)
-        if multihost.leads():  # an earlier run may have had more processes
+        if processes.leads():  # an earlier run may have had more processes
             folders = (resume_folder(self._output, process) for process in itertools.count(jax.process_count()))
             for folder in itertools.takewhile(lambda folder: (folder / _LOCK).exists(), folders):
                 _clear_folder(folder)
         _write_json(self.folder / _RUN, self._run)
         if self._copies:
             _clear_copies(self._copies)
-            if multihost.leads():
+            if processes.leads():
                 others = (_copies(self._output, process) for process in itertools.count(jax.process_count()))
                 for copies in itertools.takewhile(lambda copies: copies.read(_RUN) is not None, others):
                     _clear_copies(copies)
@@ -409,10 +410,10 @@ class Unfinished:
         steps = self.folder / _STEPS
         steps.mkdir(exist_ok=True)
         there = {step: told_if_intact(self._file(step)) for step in _numbers(steps)}
-        multihost.meet()  # the first one has all blocks to check
-        states = multihost.known_to_all(step for step, told in there.items() if told and step >= self._blocks)
+        processes.meet()  # the first one has all blocks to check
+        states = processes.known_to_all(step for step, told in there.items() if told and step >= self._blocks)
         usable = {step: told for step, told in there.items() if told and (step < self._blocks or step in states)}
-        count, self.told = multihost.told_to_all(_counting(usable, self._blocks))
+        count, self.told = processes.told_to_all(_counting(usable, self._blocks))
         # A process may be killed before the others have written the state that it has.
         self.lost = self.lost or any(step > count or not there[step] for step in there)
         kept = {self._file(step) for step in _kept(count, self._blocks)}
@@ -431,9 +432,9 @@ def _check_alike(run: Mapping[str, Any]) -> None:
     Raises:
         UserError: In every process, if one does.
     """
-    first = multihost.told_to_all(dict(run))
+    first = processes.told_to_all(dict(run))
     differing = [name for name in run if run[name] != first.get(name)]
-    if not multihost.known_to_all([] if differing else [0]):
+    if not processes.known_to_all([] if differing else [0]):
         what = f": here {', '.join(differing)} differ{'s' * (len(differing) == 1)}" if differing else ""
         raise UserError(
             f"the processes of this run differ in what they read, or in their settings, from the first{what}; give all "

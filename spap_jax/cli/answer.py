@@ -53,10 +53,10 @@ def answer(
     from spap_jax.cli.console import counting, out, waiting
     from spap_jax.cli.downloads import fetch_data, fetch_models
     from spap_jax.cli.json_file import check_json_place, write_json_lines
-    from spap_jax.devices import use_mesh
     from spap_jax.errors import UserError
     from spap_jax.evaluation.answers import answer as written
-    from spap_jax.placement import bytes_of, shard_params
+    from spap_jax.parallel.mesh import use_mesh
+    from spap_jax.parallel.placement import bytes_of, shard_params
 
     if output.suffix != ".jsonl":
         raise UserError(f"{output} is to hold conversations as JSON lines: give it a name that ends in .jsonl.")

@@ -12,8 +12,8 @@ from spap_jax.quantities import bytes_text, count_text
 
 if TYPE_CHECKING:
     from spap_jax.evaluation.speed import Speed
-    from spap_jax.model import Model
-    from spap_jax.reporting.schema import GenerationWorkload
+    from spap_jax.models.model import Model
+    from spap_jax.report.schema import GenerationWorkload
 
 
 def bench(
@@ -55,10 +55,10 @@ def bench(
     from spap_jax import checkpoint
     from spap_jax.cli.downloads import fetch_models
     from spap_jax.cli.json_file import check_json_place, write_json
-    from spap_jax.devices import use_mesh
     from spap_jax.evaluation.speed import time_generation
-    from spap_jax.placement import bytes_of
-    from spap_jax.reporting.schema import GenerationWorkload
+    from spap_jax.parallel.mesh import use_mesh
+    from spap_jax.parallel.placement import bytes_of
+    from spap_jax.report.schema import GenerationWorkload
 
     if min(batch, prompt, new, repeats) < 1:
         raise UserError("--batch, --prompt, --new and --repeats must be at least 1: give positive numbers.")

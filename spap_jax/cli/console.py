@@ -18,7 +18,7 @@ from spap_jax.pace import Pace
 
 if TYPE_CHECKING:
     from spap_jax.pruning.progress import Progress, Said
-    from spap_jax.reporting.schema import Check
+    from spap_jax.report.schema import Check
 
 _EVERY = 10.0
 """Minimum seconds between two progress lines of the same work if there is no terminal."""
@@ -63,9 +63,9 @@ def say_devices(work: str) -> None:
     """Prints what the devices of a run are, which JAX has chosen: the CPU, where it finds no other."""
     import jax
 
-    from spap_jax import devices
+    from spap_jax.parallel import mesh
 
-    kind, count, sharers = jax.devices()[0].device_kind, devices.mesh_size(), devices.model_size()
+    kind, count, sharers = jax.devices()[0].device_kind, mesh.mesh_size(), mesh.model_size()
     many = f" x {count}" if count > 1 else ""
     shared = f", of which {sharers} share the weights" if sharers > 1 else ""
     err.print(f"{work} on {'the CPU' if kind == 'cpu' else kind}{many}{shared} ...")

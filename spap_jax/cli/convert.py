@@ -38,7 +38,7 @@ def convert(
     from spap_jax.cli.inputs import inputs
     from spap_jax.errors import UserError
     from spap_jax.pruning.prune_card import converted_files
-    from spap_jax.remote import hub_id, is_address
+    from spap_jax.storage.files import hub_id, is_address
 
     if to == "orbax" and dtype is not None:
         raise UserError("--dtype goes with --to huggingface; an Orbax folder keeps the source's data type.")

@@ -11,7 +11,7 @@ from spap_jax.errors import UserError
 from spap_jax.quantities import count_text
 
 if TYPE_CHECKING:
-    from spap_jax.model import Model
+    from spap_jax.models.model import Model
 
 
 def eval_(
@@ -60,8 +60,8 @@ def eval_(
     from spap_jax import checkpoint
     from spap_jax.cli.downloads import fetch_data, fetch_models
     from spap_jax.cli.json_file import check_json_place, write_json
-    from spap_jax.devices import use_mesh
-    from spap_jax.placement import bytes_of, shard_params
+    from spap_jax.parallel.mesh import use_mesh
+    from spap_jax.parallel.placement import bytes_of, shard_params
 
     if (data is None) == (tasks is None):
         given = "neither was" if data is None else "both were"

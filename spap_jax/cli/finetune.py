@@ -13,8 +13,8 @@ from spap_jax.quantities import change_text, count_text, peak_text
 from spap_jax.settings import FinetuneSettings
 
 if TYPE_CHECKING:
-    from spap_jax.model import Model
-    from spap_jax.reporting.schema import FinetuneReport
+    from spap_jax.models.model import Model
+    from spap_jax.report.schema import FinetuneReport
     from spap_jax.training.engine import Stage
 
 
@@ -87,11 +87,11 @@ def finetune(
     from spap_jax.cli.processes import wait_for_others
     from spap_jax.cli.resume_messages import telling
     from spap_jax.cli.stopping import stopping
-    from spap_jax.devices import use_mesh
-    from spap_jax.multihost import leads, meet
-    from spap_jax.placement import bytes_of, fully_shard_params
+    from spap_jax.parallel.mesh import use_mesh
+    from spap_jax.parallel.placement import bytes_of, fully_shard_params
+    from spap_jax.parallel.processes import leads, meet
     from spap_jax.pruning.step_store import is_made
-    from spap_jax.reporting.schema import Extras, FinetuneReport, Perplexities
+    from spap_jax.report.schema import Extras, FinetuneReport, Perplexities
     from spap_jax.training.finetune_card import trained_files
     from spap_jax.training.stage_store import finetune_identity, stored_stage
     from spap_jax.training.train import check, run

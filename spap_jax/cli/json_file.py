@@ -10,10 +10,10 @@ from typing import Any
 
 import msgspec
 
+from spap_jax.checkpoint.manifest import check_file, sealed
 from spap_jax.errors import UserError
-from spap_jax.manifest import check_file, sealed
-from spap_jax.places import real_path
-from spap_jax.reporting.write import write_all
+from spap_jax.report.write import write_all
+from spap_jax.storage.location import real_path
 
 
 def check_json_place(file: Path | None, command: str) -> None:

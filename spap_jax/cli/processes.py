@@ -10,7 +10,7 @@ import sys
 from contextlib import suppress
 
 from spap_jax.cli.stopping import STOPPED
-from spap_jax.hub import first_line
+from spap_jax.storage.hub import first_line
 
 _LOST = ("gloo", "nccl", "unavailable", "heartbeat", "coordination service", "connection")
 """Words of which at least one occurs in a program's error when a process that takes part in it is gone."""
@@ -23,8 +23,8 @@ def wait_for_others(coordinator: str | None, processes: int | None, process_id: 
         NotJoinedError, UserError: see ``joining.join``.
     """
     from spap_jax.cli.console import err, out, waiting
-    from spap_jax.joining import AUTO, check_processes, join
-    from spap_jax.multihost import leads
+    from spap_jax.parallel.joining import AUTO, check_processes, join
+    from spap_jax.parallel.processes import leads
 
     if any(each is not None for each in (coordinator, processes, process_id)):
         check_processes(coordinator, processes, process_id)

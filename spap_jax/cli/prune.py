@@ -81,8 +81,8 @@ def prune(
     from spap_jax.cli.processes import wait_for_others
     from spap_jax.cli.prune_run import fitted_to_memory, make_checkpoints, narrow_configs, opened, reader_of
     from spap_jax.cli.stopping import stopping
-    from spap_jax.devices import use_mesh
-    from spap_jax.multihost import meet
+    from spap_jax.parallel.mesh import use_mesh
+    from spap_jax.parallel.processes import meet
 
     wanted = runs(output, sparsity, settings)
     for run in wanted:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from cyclopts import Parameter
 
 from spap_jax.errors import UserError
-from spap_jax.places import check_name
 from spap_jax.settings import PruneSettings
+from spap_jax.storage.location import check_name
 
 if TYPE_CHECKING:
     from spap_jax.models import DecoderConfig

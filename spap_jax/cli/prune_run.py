@@ -24,10 +24,10 @@ from spap_jax.cli.texts import Texts, chosen_length, perplexity_of
 from spap_jax.data.blocks import TokenBlocks
 from spap_jax.errors import UserError
 from spap_jax.evaluation.perplexity import check_finite
-from spap_jax.model import Model
 from spap_jax.models import DecoderConfig, Params
-from spap_jax.multihost import leads, meet, told_to_all
-from spap_jax.placement import layer_to_host, shard_params, stack_layers
+from spap_jax.models.model import Model
+from spap_jax.parallel.placement import layer_to_host, shard_params, stack_layers
+from spap_jax.parallel.processes import leads, meet, told_to_all
 from spap_jax.planning.memory import block_elements, decoder_elements
 from spap_jax.planning.plan import Request
 from spap_jax.planning.preflight import settings_here
@@ -44,7 +44,7 @@ from spap_jax.pruning.sampling import with_samples
 from spap_jax.pruning.step_store import prune_identity, stored_steps
 from spap_jax.pruning.waves import Choices
 from spap_jax.quantities import bytes_text, change_text, count_text, duration_text, peak_text, percent_text
-from spap_jax.reporting.schema import Change, Check, Extras, LayerReport, Perplexities, PruneReport, parsed
+from spap_jax.report.schema import Change, Check, Extras, LayerReport, Perplexities, PruneReport, parsed
 
 _GIGABYTE = 10**9
 

@@ -28,10 +28,10 @@ def push(
     from spap_jax.checkpoint.publish import check_place, files_of, holds_weights, left_out, publish
     from spap_jax.cli.console import err, out
     from spap_jax.errors import UserError
-    from spap_jax.hub import check_repo_id
-    from spap_jax.places import check_apart
     from spap_jax.quantities import bytes_text
-    from spap_jax.remote import hub_id, is_address
+    from spap_jax.storage.files import hub_id, is_address
+    from spap_jax.storage.hub import check_repo_id
+    from spap_jax.storage.location import check_apart
 
     address = to if is_address(to) else f"hf://{to}"
     repo = hub_id(address)

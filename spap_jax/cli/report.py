@@ -35,11 +35,11 @@ def report(
     from spap_jax.errors import UserError
 
     try:
-        from spap_jax.places import real_path
-        from spap_jax.reporting.draw import png as drawn
-        from spap_jax.reporting.page import render
-        from spap_jax.reporting.read import read_runs, with_sparsities
-        from spap_jax.reporting.write import check_places, write_all
+        from spap_jax.report.draw import png as drawn
+        from spap_jax.report.page import render
+        from spap_jax.report.read import read_runs, with_sparsities
+        from spap_jax.report.write import check_places, write_all
+        from spap_jax.storage.location import real_path
     except ModuleNotFoundError as error:
         raise UserError(
             f"spap report needs {error.name}, which is not installed: install it with pip install 'spap-jax[report]'."

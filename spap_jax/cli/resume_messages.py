@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from spap_jax.checkpoint.unfinished import Unfinished
 from spap_jax.cli import console
 from spap_jax.errors import NotFiniteError
-from spap_jax.multihost import leads
+from spap_jax.parallel.processes import leads
 
 
 def layers_done(layers: int, checks: int, steps: int) -> str:

@@ -9,7 +9,7 @@ from spap_jax.cli import console
 from spap_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from spap_jax.model import Model
+    from spap_jax.models.model import Model
 
 
 def measure_tasks(
@@ -46,7 +46,7 @@ def measure_tasks(
         ) from error
     from spap_jax.checkpoint.locate import public_name
     from spap_jax.pruning.prune_report import versions
-    from spap_jax.remote import base_name
+    from spap_jax.storage.files import base_name
 
     names = [name.strip() for name in listed.split(",") if name.strip()]
     if not names:

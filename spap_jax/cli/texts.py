@@ -7,8 +7,8 @@ from spap_jax.cli import console
 
 if TYPE_CHECKING:
     from spap_jax.data.blocks import TokenBlocks
-    from spap_jax.model import Model, Source
     from spap_jax.models import DecoderConfig
+    from spap_jax.models.model import Model, Source
 
 
 class Texts(NamedTuple):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from spap_jax.errors import UserError
-from spap_jax.hub import first_line
+from spap_jax.storage.hub import first_line
 
 COLUMN = "messages"
 """Column of a data set that holds conversations."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from spap_jax.data.texts import Piece, is_file, joined
-from spap_jax.remote import base_name
+from spap_jax.storage.files import base_name
 
 Role = Literal["calibration", "evaluation"]
 

@@ -17,8 +17,8 @@ import numpy as np
 
 from spap_jax.data.conversations import COLUMN, Conversation, conversations, holds_conversation
 from spap_jax.errors import UserError
-from spap_jax.hub import first_line
-from spap_jax.remote import is_address
+from spap_jax.storage.files import is_address
+from spap_jax.storage.hub import first_line
 
 LOCAL = "name a local .txt, .jsonl, .json, .parquet or .npy file instead"
 """What to do about data that cannot be had."""

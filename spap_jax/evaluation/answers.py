@@ -14,7 +14,7 @@ from spap_jax.data.tokenizing import load_tokenizer
 from spap_jax.errors import UserError, option, warn
 from spap_jax.evaluation.generation import Sampling, check_sampling, end_tokens
 from spap_jax.evaluation.sequences import continuations, replicas_of
-from spap_jax.model import Model, checked
+from spap_jax.models.model import Model, checked
 from spap_jax.numerics import generation_dtype
 from spap_jax.settings import is_count
 

@@ -10,20 +10,20 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike, DTypeLike
 
-from spap_jax import collectives, devices
 from spap_jax.data.blocks import ids_of
 from spap_jax.errors import UserError, option
-from spap_jax.model import Model, Source, checked
 from spap_jax.models import DecoderConfig, decoder
+from spap_jax.models.model import Model, Source, checked
 from spap_jax.numerics import full_precision
-from spap_jax.placement import shard_params
+from spap_jax.parallel import collectives, mesh
+from spap_jax.parallel.placement import shard_params
 from spap_jax.settings import is_count
 
 PROMPT_STEP = 32
 """Prompts are padded to a multiple of this many tokens, so that not every length causes a compilation."""
 
 
-CACHE = decoder.Cache(P(None, "data"), P(None, "data"), devices.DATA_SPEC, P())  # pyright: ignore[reportArgumentType]
+CACHE = decoder.Cache(P(None, "data"), P(None, "data"), mesh.DATA_SPEC, P())  # pyright: ignore[reportArgumentType]
 """The specs of a cache whose sequences are sharded over ``data``."""
 
 
@@ -172,7 +172,7 @@ def generate(
 ) -> np.ndarray:
     """Continues prompts.
 
-    Inside ``devices.use_mesh``, weights and prompts are sharded over the mesh; all processes of a run must call this.
+    Inside ``mesh.use_mesh``, weights and prompts are sharded over the mesh; all processes of a run must call this.
 
     Args:
         model: The model.
@@ -212,8 +212,8 @@ def generate(
     new = _continue(
         model.config,
         shard_params(model.config, model.params),
-        devices.shard_chunks(np.pad(prompts, left)),
-        devices.shard_chunks(np.pad(mask, left)),
+        mesh.shard_chunks(np.pad(prompts, left)),
+        mesh.shard_chunks(np.pad(mask, left)),
         _own_keys(jax.random.key(0) if key is None else key, len(prompts)),
         np.isin(np.arange(model.config.vocabulary), ends),
         np.int32(_filler(model.source, ends) if pad is None else pad),
@@ -221,7 +221,7 @@ def generate(
         sampling,
         jnp.dtype(dtype),
     )
-    return np.concatenate([prompts, devices.array_to_host(new)], axis=1)
+    return np.concatenate([prompts, mesh.array_to_host(new)], axis=1)
 
 
 def _filler(source: Source, ends: tuple[int, ...]) -> int:

@@ -21,7 +21,7 @@ from spap_jax.errors import UserError, warn
 from spap_jax.evaluation.generation import Sampling, check_sampling, end_tokens, named_settings
 from spap_jax.evaluation.perplexity import check_finite
 from spap_jax.evaluation.sequences import continuations, log_likelihoods, replicas_of
-from spap_jax.model import Model
+from spap_jax.models.model import Model
 
 Watch = Callable[[str, int, int], None]
 """Progress callback; its arguments are the kind of request, the number of requests done, and the total."""

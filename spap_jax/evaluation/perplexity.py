@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spap_jax import collectives, devices
 from spap_jax.errors import NotFiniteError, UserError, option
-from spap_jax.model import Model
 from spap_jax.models import DecoderConfig, Params, decoder
+from spap_jax.models.model import Model
 from spap_jax.numerics import full_precision, sliced, to_slice
-from spap_jax.placement import shard_params
+from spap_jax.parallel import collectives, mesh
+from spap_jax.parallel.placement import shard_params
 from spap_jax.settings import is_count
 from spap_jax.training.objective import Predictor, loss_sum, next_tokens, token_groups
 
@@ -28,7 +28,7 @@ def perplexity(
     """Returns exp of the mean negative log-likelihood per predicted token.
 
     Each window of T tokens has T - 1 predictions, of which those of the tokens in the mask count. Windows are
-    independent of each other. Inside ``devices.use_mesh``, weights and windows are sharded over the mesh, and all
+    independent of each other. Inside ``mesh.use_mesh``, weights and windows are sharded over the mesh, and all
     processes of a run must call this.
 
     Args:
@@ -48,7 +48,7 @@ def perplexity(
     watch(0, count)
     for part, counts in window_batches(tokens, counted, batch_tokens):
         before, done = total, begun
-        loss = negative_log_likelihood(model.config, params, devices.shard_chunks(part), devices.shard_chunks(counts))
+        loss = negative_log_likelihood(model.config, params, mesh.shard_chunks(part), mesh.shard_chunks(counts))
         total = loss if total is None else total + loss
         begun = min(count, begun + counts.shape[0] * counts.shape[1])
         jax.block_until_ready(before)  # meanwhile the device works on the next batch
@@ -102,7 +102,7 @@ def compare(
         )
     params = shard_params(dense.config, dense.params), shard_params(pruned.config, pruned.params)
     batches = window_batches(tokens, counted, batch_tokens)
-    total = sum(_sums(configs, params, *map(devices.shard_chunks, each)) for each in batches)
+    total = sum(_sums(configs, params, *map(mesh.shard_chunks, each)) for each in batches)
     loss, other, divergence, agreement = np.asarray(total, np.float64) / counted.sum()
     return Comparison(float(np.exp(loss)), float(np.exp(other)), float(divergence), float(agreement))
 
@@ -153,7 +153,7 @@ def window_batches(
     The last batch is padded with windows that do not count, so that all batches share one compilation.
     """
     check_batch(batch_tokens)
-    shares = devices.data_size()
+    shares = mesh.data_size()
     each = min(-(-len(tokens) // shares), max(1, batch_tokens // tokens.shape[1]))
     batch = shares * each
     for first in range(0, len(tokens), batch):

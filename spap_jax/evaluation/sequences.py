@@ -19,15 +19,15 @@ from jax.sharding import AxisType, Mesh, NamedSharding, get_mesh
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
-from spap_jax.devices import DATA_SPEC as BATCH
-from spap_jax.devices import check_count, check_mesh_around, mesh_size, one_device, use_mesh
 from spap_jax.errors import UserError
 from spap_jax.evaluation.generation import CACHE, Sampling, choose, decode_step, keys_at, keys_of, prefill
 from spap_jax.evaluation.perplexity import final_stream
-from spap_jax.model import Model
 from spap_jax.models import DecoderConfig, decoder
+from spap_jax.models.model import Model
 from spap_jax.numerics import full_precision
-from spap_jax.placement import bytes_of, shard_params
+from spap_jax.parallel.mesh import DATA_SPEC as BATCH
+from spap_jax.parallel.mesh import check_count, check_mesh_around, mesh_size, one_device, use_mesh
+from spap_jax.parallel.placement import bytes_of, shard_params
 from spap_jax.training.objective import token_groups
 
 SHORTEST = 32

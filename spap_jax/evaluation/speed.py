@@ -11,15 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from spap_jax import collectives, devices
 from spap_jax.errors import UserError
 from spap_jax.evaluation.generation import CACHE, decode_step, prefill
 from spap_jax.evaluation.perplexity import check_length
-from spap_jax.model import Model
 from spap_jax.models import Cache, Params, cost, decoder
+from spap_jax.models.model import Model
 from spap_jax.numerics import generation_dtype
-from spap_jax.placement import shard_params
-from spap_jax.reporting.schema import GenerationWorkload
+from spap_jax.parallel import collectives, mesh
+from spap_jax.parallel.placement import shard_params
+from spap_jax.report.schema import GenerationWorkload
 
 
 class Speed(NamedTuple):
@@ -37,7 +37,7 @@ class Speed(NamedTuple):
 def time_generation(models: list[Model], work: GenerationWorkload) -> list[Speed]:
     """Times models in turn, run by run, after one warm-up run of each model, which compiles.
 
-    Inside ``devices.use_mesh``, weights and sequences are sharded over the mesh.
+    Inside ``mesh.use_mesh``, weights and sequences are sharded over the mesh.
 
     Args:
         models: The models; their parameters may be values that are read lazily, a layer at a time.
@@ -48,9 +48,9 @@ def time_generation(models: list[Model], work: GenerationWorkload) -> list[Speed
     """
     for model in models:
         check_length(model.config, work.prompt + work.new)
-    if work.batch % devices.data_size():
+    if work.batch % mesh.data_size():
         raise UserError(
-            f"a batch of {work.batch} cannot be divided evenly among {devices.data_size()} devices or groups of them: "
+            f"a batch of {work.batch} cannot be divided evenly among {mesh.data_size()} devices or groups of them: "
             "give a --batch that they divide, or fewer --devices."
         )
     runs = [_run(model, work) for model in models]
@@ -67,7 +67,7 @@ def speed_up(before: tuple[float, ...], after: tuple[float, ...]) -> float:
 
 def _run(model: Model, work: GenerationWorkload) -> Callable[[], tuple[float, float]]:
     random = np.random.default_rng(0)
-    tokens = devices.shard_chunks(random.integers(0, model.config.vocabulary, (work.batch, work.prompt), np.int32))
+    tokens = mesh.shard_chunks(random.integers(0, model.config.vocabulary, (work.batch, work.prompt), np.int32))
     config, params = decoder.laid_out(model.config, model.params, shard_params)
     dtype = generation_dtype(model.params)
 
@@ -75,9 +75,9 @@ def _run(model: Model, work: GenerationWorkload) -> Callable[[], tuple[float, fl
         return prefill(config, params, tokens, jnp.ones_like(tokens, dtype=bool), work.prompt + work.new, dtype)
 
     read, write = prefilled, functools.partial(decode_step, config)
-    if devices.data_size() > 1:
-        state = devices.DATA_SPEC, CACHE
-        read = collectives.shard_map_over_data(read, (P(), devices.DATA_SPEC), state)
+    if mesh.data_size() > 1:
+        state = mesh.DATA_SPEC, CACHE
+        read = collectives.shard_map_over_data(read, (P(), mesh.DATA_SPEC), state)
         write = collectives.shard_map_over_data(write, (P(), *state), state)
     read, write = jax.jit(read), jax.jit(write, donate_argnums=2)
 

@@ -17,7 +17,7 @@ from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 
 from spap_jax.errors import UserError
-from spap_jax.hub import first_line, is_uncached, offline, require_hub
+from spap_jax.storage.hub import first_line, is_uncached, offline, require_hub
 
 BOOTSTRAP = 1000
 """Bootstrap resamples for standard errors without a formula; the harness's default of 100 000 takes minutes."""

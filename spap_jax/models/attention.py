@@ -12,8 +12,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from spap_jax import collectives, devices
 from spap_jax.backend import platform
+from spap_jax.parallel import collectives, mesh
 
 QUERY_BLOCK = 128
 """Minimum number of queries per block; the attention scores of one block are held at once."""
@@ -67,7 +67,7 @@ def _fused(
     if platform == "cuda" and dtype in (jnp.bfloat16, jnp.float16) and head_dim % 8 == 0 and head_dim <= 128:
         return functools.partial(by_jax, implementation="cudnn", window=window)
     accepted = platform == "tpu" and dtype != jnp.float16 and splash_accepts(length, head_dim)
-    if accepted and devices.division_is_known():  # which starts the devices of this machine where there is no mesh
+    if accepted and mesh.division_is_known():  # which starts the devices of this machine where there is no mesh
         return functools.partial(splash, window=window)
     return None
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from einops import rearrange
 
-from spap_jax.host_arrays import contiguous
+from spap_jax.models.host_arrays import contiguous
 
 
 class Rule(NamedTuple):

@@ -8,12 +8,12 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from spap_jax import devices
 from spap_jax.backend import quick_compilation, traced_for
 from spap_jax.errors import UserError
-from spap_jax.hub import first_line
+from spap_jax.parallel.mesh import arranged, one_device
 from spap_jax.planning import servers, slices
 from spap_jax.planning.accelerators import Mesh
+from spap_jax.storage.hub import first_line
 
 
 @contextmanager
@@ -29,10 +29,10 @@ def described(mesh: Mesh) -> Iterator[Any]:
     there = devices_of(mesh)
     with traced_for("tpu" if _is_slice(mesh) else "cuda"), quick_compilation():
         if mesh.devices == 1:
-            with devices.one_device(True):
+            with one_device(True):
                 yield there[0]
             return
-        with jax.set_mesh(devices.arranged(there, mesh.sharers)):
+        with jax.set_mesh(arranged(there, mesh.sharers)):
             yield None
 
 

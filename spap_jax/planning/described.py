@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding, get_abstract_mesh, get_mesh
 
-from spap_jax import devices
 from spap_jax.models import FAMILIES, DecoderConfig, Params, decoder
 from spap_jax.numerics import storage
-from spap_jax.placement import fully_sharded_spec, param_spec
+from spap_jax.parallel import mesh
+from spap_jax.parallel.placement import fully_sharded_spec, param_spec
 from spap_jax.planning.workload import Chunks, Workload
 from spap_jax.pruning import reduce
 from spap_jax.pruning.layer import Choice
@@ -49,9 +49,9 @@ class Arrays:
 
     def array(self, shape: tuple[int, ...], dtype: Any = jnp.float32, spec: PartitionSpec = REPLICATED) -> Any:
         """Describes one array."""
-        if devices.mesh_size() > 1:
-            mesh = get_abstract_mesh() if get_mesh().empty else get_mesh()
-            return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+        if mesh.mesh_size() > 1:
+            around = get_abstract_mesh() if get_mesh().empty else get_mesh()
+            return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(around, spec))
         return jax.ShapeDtypeStruct(shape, dtype, sharding=self._device and SingleDeviceSharding(self._device))
 
     def replicated(self, tree: Any) -> Any:
@@ -130,8 +130,8 @@ class Arrays:
         return Choice(Polished(self.array((k,), jnp.int32), number, number), self.array(()), self.array((f,)))
 
     def moments(self, f: int) -> Moments:
-        """Describes the second moments of f channels; ``devices.shard_rows`` shards the rows of the matrices."""
-        d, rows = self.load.dense.width, PartitionSpec(devices.row_axes(f) or None)
+        """Describes the second moments of f channels; ``mesh.shard_rows`` shards the rows of the matrices."""
+        d, rows = self.load.dense.width, PartitionSpec(mesh.row_axes(f) or None)
         gram, cross = self.array((f, f), spec=rows), self.array((f, d), spec=rows)
         problem = Problem(gram, cross, self.array(()), cross)
         return Moments(problem, self.array((f,)), self.array((d,)), self.array((f,)))
@@ -151,4 +151,4 @@ def bytes_here(tree: Any) -> int:
 
 
 def _along_data(chunks: Chunks) -> PartitionSpec:
-    return devices.DATA_SPEC if chunks.divided else REPLICATED
+    return mesh.DATA_SPEC if chunks.divided else REPLICATED

@@ -2,9 +2,10 @@
 
 import jax
 
-from spap_jax import devices, memory, multihost
+from spap_jax import memory
 from spap_jax.backend import more_memory
 from spap_jax.errors import warn
+from spap_jax.parallel import mesh, processes
 from spap_jax.planning.accelerators import Accelerator, Mesh
 from spap_jax.planning.plan import Request, plan, remedy
 from spap_jax.quantities import bytes_text
@@ -44,11 +45,11 @@ def settings_here(request: Request) -> PruneSettings:
 
 
 def _mesh_here(room: float) -> Mesh:
-    count, device = devices.mesh_size(), jax.local_devices()[0]
+    count, device = mesh.mesh_size(), jax.local_devices()[0]
     # Rates and sizes are those of no accelerator: neither the time nor more devices are asked for.
     platform = device.platform if device.platform in ("cpu", "tpu") else "gpu"
     kind = Accelerator(device.device_kind, room, 1, 1, 1, 1, sizes=(count,), platform=platform)
-    return Mesh("this machine", kind, count, devices.model_size())
+    return Mesh("this machine", kind, count, mesh.model_size())
 
 
 def _room() -> float | None:
@@ -58,8 +59,8 @@ def _room() -> float | None:
     """
     device = jax.local_devices()[0]
     if device.platform == "cpu":
-        left = memory.of_machine() / devices.mesh_size()  # which CPUs share
+        left = memory.of_machine() / mesh.mesh_size()  # which CPUs share
     else:
         about = device.memory_stats() or {}
         left = about["bytes_limit"] - about.get("bytes_in_use", 0) if "bytes_limit" in about else None
-    return multihost.told_to_all(left)
+    return processes.told_to_all(left)

@@ -18,19 +18,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec, use_abstract_mesh
 
-from spap_jax import devices, placement
 from spap_jax.backend import traced_for
 from spap_jax.evaluation import generation
-from spap_jax.methods import METHODS, update_used
 from spap_jax.models import DecoderConfig, Params
 from spap_jax.numerics import step_dtype
-from spap_jax.placement import fully_sharded_spec
+from spap_jax.parallel import mesh, placement
+from spap_jax.parallel.placement import fully_sharded_spec
 from spap_jax.planning.counted import Work, counted
 from spap_jax.planning.described import Arrays, bytes_here, spec_in
 from spap_jax.planning.workload import Chunks, Workload
 from spap_jax.pruning import heads, joint, layer, moments, predictions, sampling, streams, waves
 from spap_jax.pruning.streams import fitting_tokens
 from spap_jax.solver.alternating import RoundSchedule
+from spap_jax.solver.methods import METHODS, update_used
 from spap_jax.training import engine, lora, shortlist, step, train
 
 
@@ -124,7 +124,7 @@ def work(load: Workload) -> dict[str, Work]:
 def _mesh_of(load: Workload) -> AbstractContextManager:
     if load.devices * load.sharers == 1:
         return nullcontext()
-    axes = AbstractMesh((load.devices, load.sharers), (devices.DATA, "model"), axis_types=(AxisType.Auto,) * 2)
+    axes = AbstractMesh((load.devices, load.sharers), (mesh.DATA, "model"), axis_types=(AxisType.Auto,) * 2)
     return use_abstract_mesh(axes)
 
 
@@ -212,10 +212,10 @@ def _fittings(load: Workload) -> Counter[layer.Fitting]:
 
 def _own(arrays: Arrays) -> moments.Moments:
     """The moments of a wave, a layer on each group of devices."""
-    count, shares = devices.data_size(), devices.model_spec(arrays.load.dense.intermediate, 0)
+    count, shares = mesh.data_size(), mesh.model_spec(arrays.load.dense.intermediate, 0)
 
     def one(a: Any) -> Any:
-        return arrays.array((count, *a.shape), a.dtype, PartitionSpec(devices.DATA, *shares[: a.ndim > 1]))
+        return arrays.array((count, *a.shape), a.dtype, PartitionSpec(mesh.DATA, *shares[: a.ndim > 1]))
 
     return jax.tree.map(one, _moments(arrays))
 
@@ -242,7 +242,7 @@ def statistics_programs(arrays: Arrays) -> Iterator[Program]:
         yield from _by_kind(dense, moments.accumulate, block, tokens, beside=[*beside, _kept(arrays)])
         kept, seen = _kept(arrays), (_moments(arrays), 0)
         yield _program(waves._keep, None, *seen, times=_waves(load), beside=[*beside, block, tokens])
-        rest = _waves(load) * (devices.data_size() - 1)
+        rest = _waves(load) * (mesh.data_size() - 1)
         yield _program(waves._keep, kept, *seen, times=rest, beside=[*beside, block, tokens])
         each = jax.tree.leaves(kept)
         for number, array in enumerate(each):
@@ -264,7 +264,7 @@ def _mlp_statistics(arrays: Arrays, beside: Any) -> Iterator[Program]:
 
 
 def _waves(load: Workload) -> int:
-    return -(-load.dense.layers // devices.data_size())
+    return -(-load.dense.layers // mesh.data_size())
 
 
 def selection_programs(arrays: Arrays) -> Iterator[Program]:
@@ -380,7 +380,7 @@ def sampling_programs(arrays: Arrays) -> Iterator[Program]:
     length, (times, size) = load.fitted.length, load.written
     prompt = max(1, length // sampling.PROMPT)
     padded = -(-prompt // generation.PROMPT_STEP) * generation.PROMPT_STEP
-    rows, spec = devices.data_size() * size, devices.DATA_SPEC if devices.data_size() > 1 else PartitionSpec()
+    rows, spec = mesh.data_size() * size, mesh.DATA_SPEC if mesh.data_size() > 1 else PartitionSpec()
     prompts, valid = (arrays.array((rows, padded), dtype, spec) for dtype in (jnp.int32, jnp.bool_))
     keys = arrays.array((rows,), arrays.key.dtype)
     is_end, pad = arrays.array((load.dense.vocabulary,), jnp.bool_), arrays.array((), jnp.int32)

@@ -1,6 +1,6 @@
 """The sizes of a run: the work of one device, and how much of it is divided among the devices.
 
-This follows ``spap_jax/devices.py``: sequences are padded and sharded in whole chunks, and the tokens or sequences of a
+This follows ``parallel/mesh.py``: sequences are padded and sharded in whole chunks, and the tokens or sequences of a
 minibatch are sharded evenly or not at all. Heads, channels and vocabulary are sharded over the devices that share the
 weights, if their numbers allow it, and the rows of second moments and of the solver over all devices; the rest is
 replicated.
@@ -13,7 +13,6 @@ import jax.numpy as jnp
 
 from spap_jax.data.loading import POOL
 from spap_jax.errors import UserError
-from spap_jax.methods import update_used
 from spap_jax.models import DecoderConfig
 from spap_jax.models.attention import splash_accepts
 from spap_jax.numerics import step_dtype, storage
@@ -23,6 +22,7 @@ from spap_jax.pruning.narrow import pruned_config
 from spap_jax.pruning.run import held_out_part, joint_sequences
 from spap_jax.pruning.sampling import batches
 from spap_jax.settings import FinetuneSettings, PruneSettings
+from spap_jax.solver.methods import update_used
 from spap_jax.training import shortlist
 
 

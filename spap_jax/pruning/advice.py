@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from spap_jax.quantities import count_text
 
 if TYPE_CHECKING:
-    from spap_jax.reporting.schema import PruneReport
+    from spap_jax.report.schema import PruneReport
 
 TOKENS_PER_CHANNEL = 10
 """Sufficient number of calibration tokens per channel.

@@ -10,16 +10,17 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from spap_jax import devices, methods
 from spap_jax.models import FAMILIES, DecoderConfig, Params
 from spap_jax.numerics import full_precision
-from spap_jax.placement import shard_params
+from spap_jax.parallel import mesh
+from spap_jax.parallel.placement import shard_params
 from spap_jax.pruning import moments, reduce, streams
 from spap_jax.pruning.layer import PhaseClock, error_by_moments, refit_weights, stage_errors
 from spap_jax.pruning.moments import Moments
 from spap_jax.pruning.streams import Streams
-from spap_jax.reporting.schema import AttentionReport
+from spap_jax.report.schema import AttentionReport
 from spap_jax.settings import PruneSettings
+from spap_jax.solver import methods
 from spap_jax.solver.alternating import Tokens, Weights
 from spap_jax.solver.groups import channels_of
 from spap_jax.solver.problem import equilibrate
@@ -96,7 +97,7 @@ def _select(
 
 
 def _moments(config: DecoderConfig, layer: Params, tokens: Tokens) -> Moments:
-    return devices.replicate(moments.accumulate_attention(config, layer, tokens))
+    return mesh.replicate(moments.accumulate_attention(config, layer, tokens))
 
 
 def _errors(config: DecoderConfig, seen: Moments, channels: jax.Array, stages: list[Params]) -> list[jax.Array]:

@@ -3,8 +3,8 @@
 from collections.abc import Collection, Iterator
 
 from spap_jax.errors import option, warn
-from spap_jax.methods import METHODS, update_used
 from spap_jax.settings import PruneSettings
+from spap_jax.solver.methods import METHODS, update_used
 
 _ROUNDS = ("rounds", "steps", "step_tokens", "learning_rate")
 _JOINT = (

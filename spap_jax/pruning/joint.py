@@ -15,15 +15,15 @@ from typing import NamedTuple
 import jax
 from jax import lax
 
-from spap_jax import devices
 from spap_jax.errors import NotFiniteError
 from spap_jax.models import DecoderConfig, Params
 from spap_jax.numerics import step_dtype
-from spap_jax.placement import fully_shard_params
+from spap_jax.parallel import mesh
+from spap_jax.parallel.placement import fully_shard_params
 from spap_jax.pruning.predictions import get_layer
 from spap_jax.pruning.run import Run, Step
 from spap_jax.pruning.streams import Padded, largest_divisor
-from spap_jax.reporting.schema import Check
+from spap_jax.report.schema import Check
 from spap_jax.settings import EFFORTS, PruneSettings
 from spap_jax.training.engine import Stage, StepSchedule, described, from_host, parts_of, stages
 from spap_jax.training.optimizers import relative
@@ -96,7 +96,7 @@ def groups_of(run: Run) -> list[Group]:
     """Returns the groups of blocks of a run in order."""
     length = run.fitted.tokens.shape[-1]
     judged = run.held_out.real or run.fitted.real
-    return groups(run.tail.layers, run.joint_sequences, judged, length, run.settings, devices.data_size())
+    return groups(run.tail.layers, run.joint_sequences, judged, length, run.settings, mesh.data_size())
 
 
 def adjusted(
@@ -177,7 +177,7 @@ def adjusted(
 
 
 def _short(run: Run, outside: Params, few: Shortlist) -> Params:
-    ids, others = devices.replicate(tuple(few))
+    ids, others = mesh.replicate(tuple(few))
     return shortened_head(run.tail, outside, ids, step_dtype(run.settings.compute_dtype)) | {"others": others}
 
 
@@ -194,8 +194,8 @@ def _sequences(part: Padded, end: jax.Array, entering: jax.Array | None, few: Sh
     if few is not None:
         places, there = few.places(part.tokens)
         mask = there if mask is None else mask & there
-    spread = [None if array is None else devices.shard_chunks(array) for array in (mask, places)]
-    return Sequences(devices.shard_chunks(part.tokens), end, spread[0], entering, spread[1])
+    spread = [None if array is None else mesh.shard_chunks(array) for array in (mask, places)]
+    return Sequences(mesh.shard_chunks(part.tokens), end, spread[0], entering, spread[1])
 
 
 def job_of(config: DecoderConfig, settings: PruneSettings, first: int = 0, thinned: bool = False) -> Job:

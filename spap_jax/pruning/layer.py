@@ -8,18 +8,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from spap_jax import devices, methods
 from spap_jax.errors import NotFiniteError, option
 from spap_jax.models import FAMILIES, DecoderConfig, Params, decoder
 from spap_jax.numerics import full_precision
-from spap_jax.placement import shard_params
+from spap_jax.parallel import mesh
+from spap_jax.parallel.placement import shard_params
 from spap_jax.pruning import moments, reduce
 from spap_jax.pruning.moments import Moments
 from spap_jax.pruning.streams import mlp_hidden
 from spap_jax.pruning.target import aim
-from spap_jax.reporting.schema import Errors, LayerReport
+from spap_jax.report.schema import Errors, LayerReport
 from spap_jax.settings import PruneSettings
-from spap_jax.solver import alternating
+from spap_jax.solver import alternating, methods
 from spap_jax.solver.alternating import Fitted, MlpFunctions, Recovered, RoundSchedule, Tokens, Weights
 from spap_jax.solver.problem import equilibrate, refit, scaled
 from spap_jax.solver.swap import Polished
@@ -168,7 +168,7 @@ def _solve(
     if choice is None:
         clock.lap("statistics", seen)
         key = choice_key(jax.random.key(settings.seed), config, index)
-        choice = devices.replicate(choose_channels(seen, key, narrow.intermediate, **search_of(settings)))
+        choice = mesh.replicate(choose_channels(seen, key, narrow.intermediate, **search_of(settings)))
         clock.lap("selection", choice)
     stages = [_dense_weights(config, narrow, layer, choice)]
     if refits:
@@ -231,7 +231,7 @@ def refit_weights(seen: Moments, ridge: jax.Array, kept: jax.Array, selected: We
         kept: [k] channel numbers.
         selected: The dense weights of these channels.
     """
-    down = devices.divide_along_model(refit(scaled(seen.problem, ridge), kept), axis=0)
+    down = mesh.divide_along_model(refit(scaled(seen.problem, ridge), kept), axis=0)
     bias = None if selected.bias is None else seen.target_mean - seen.hidden_mean[kept] @ down
     return Weights(selected.inner, down, bias)
 

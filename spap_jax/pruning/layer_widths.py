@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spap_jax import devices
 from spap_jax.checkpoint.ahead import blocks_in_order
 from spap_jax.errors import NotFiniteError, UserError, option
 from spap_jax.models import DecoderConfig, Params
 from spap_jax.numerics import full_precision, storage
-from spap_jax.placement import param_spec, shard_params, zeros_for_blocks
+from spap_jax.parallel import mesh
+from spap_jax.parallel.placement import param_spec, shard_params, zeros_for_blocks
 from spap_jax.pruning import moments, reduce, streams
 from spap_jax.pruning.moments import Moments
 from spap_jax.pruning.predictions import advance, divergence, get_layer, set_layer
@@ -141,7 +141,7 @@ def _losses(run: Run, widths: Widths) -> np.ndarray:
         layer = get_layer(blocks, index)
         alike = config.reaching_like(index)
         both = streams.enter_mlp(alike, layer, both)
-        seen = devices.replicate(moments.accumulate(alike, layer, streams.fitting_tokens(both)))
+        seen = mesh.replicate(moments.accumulate(alike, layer, streams.fitting_tokens(both)))
         tried, own = _projections(layer["mlp"], seen, settings.fit.ridge, widths), layer["mlp"]
         each = (own | get_layer(tried, number) for number in range(len(widths)))
         losses.append(jax.device_get([divergence(config, outer, blocks, index, mlp, compared) for mlp in each]))

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from spap_jax import devices
 from spap_jax.models import DecoderConfig, Params, decoder
 from spap_jax.numerics import full_precision
+from spap_jax.parallel import mesh
 from spap_jax.pruning.streams import attended, mlp_hidden
 from spap_jax.pruning.target import aim
 from spap_jax.solver.alternating import Tokens, Weights, mean_products
@@ -97,7 +97,7 @@ def _accumulate(
     gram, cross, hidden_mean, target_mean, power = mean_products(seen, tokens, f, d)
     if correction < 1 and tokens.output is None:
         # Adds 1 - c times the moments of the dense output, H W + b, and its products with what is missing.
-        own = devices.shard_rows(gram @ weight)
+        own = mesh.shard_rows(gram @ weight)
         bias = jnp.zeros(d, jnp.float32) if bias is None else bias.astype(jnp.float32)
         own_mean = hidden_mean @ weight + bias
         c = correction
@@ -110,7 +110,7 @@ def _accumulate(
     problem = Problem(gram, cross, power, weight)
     if centred:
         problem = problem.centred(hidden_mean, target_mean)
-    problem = jax.tree.map(lambda a: devices.shard_rows(a) if a.ndim else a, problem)
+    problem = jax.tree.map(lambda a: mesh.shard_rows(a) if a.ndim else a, problem)
     return Moments(problem, hidden_mean, target_mean, jnp.maximum(variance, 0))
 
 

@@ -6,12 +6,12 @@ What it removes differs from what was asked for, since widths and numbers of hea
 import dataclasses
 
 from spap_jax.errors import UserError, option, warn
-from spap_jax.methods import update_used
 from spap_jax.models import FAMILIES, DecoderConfig
 from spap_jax.pruning import reduce
 from spap_jax.quantities import share_text
-from spap_jax.reporting.schema import Sparsities, Sparsity
+from spap_jax.report.schema import Sparsities, Sparsity
 from spap_jax.settings import PruneSettings
+from spap_jax.solver.methods import update_used
 
 _MOST = 0.9
 """Fraction of removed channels above which a warning is given."""

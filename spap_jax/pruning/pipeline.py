@@ -8,18 +8,19 @@ from collections.abc import Callable, Generator, Sequence
 
 import jax.numpy as jnp
 
-from spap_jax import devices, memory
+from spap_jax import memory
 from spap_jax.checkpoint.ahead import blocks_in_order
 from spap_jax.models import Params, with_channels
 from spap_jax.numerics import storage
-from spap_jax.placement import fully_sharded_spec, shard_params, zeros_for_blocks
+from spap_jax.parallel import mesh
+from spap_jax.parallel.placement import fully_sharded_spec, shard_params, zeros_for_blocks
 from spap_jax.pruning import joint, streams
 from spap_jax.pruning.heads import prune_attention
 from spap_jax.pruning.layer import Choice, PhaseClock, prune_layer
 from spap_jax.pruning.predictions import set_layer
 from spap_jax.pruning.run import Run, Step
 from spap_jax.pruning.streams import Streams
-from spap_jax.reporting.schema import LayerReport
+from spap_jax.report.schema import LayerReport
 from spap_jax.settings import EFFORTS, EffortName, PruneSettings
 
 
@@ -74,7 +75,7 @@ def prune_layers(run: Run, watch: Callable[[int, int], None] | None = None) -> G
                 blocks = zeros_for_blocks(run.tail, layer, fully_sharded_spec) if blocks is None else blocks
                 blocks = set_layer(blocks, index - run.tail_start, layer)
             final = [] if in_tail else [(index, layer)]
-            yield Step(report, lambda layer=layer: devices.to_host(layer), final, fresh=index >= len(made))
+            yield Step(report, lambda layer=layer: mesh.to_host(layer), final, fresh=index >= len(made))
             del layer, final
             memory.return_scraps()
             clock = PhaseClock()
@@ -97,7 +98,7 @@ def _judged(run: Run, both: list[Streams]) -> Streams:
 def _waves(run: Run) -> list[range]:
     """Returns the layers whose channels are selected together; in the sequential schedule, all are in one wave."""
     layers = run.config.layers
-    size = devices.data_size() if run.settings.schedule == "parallel" else layers
+    size = mesh.data_size() if run.settings.schedule == "parallel" else layers
     return [range(start, min(start + size, layers)) for start in range(0, layers, size)]
 
 

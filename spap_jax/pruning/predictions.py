@@ -8,9 +8,9 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from spap_jax import collectives
 from spap_jax.models import DecoderConfig, Params, decoder
 from spap_jax.numerics import full_precision, in_float32, sliced, to_slice
+from spap_jax.parallel import collectives
 from spap_jax.pruning import streams
 from spap_jax.pruning.streams import Streams
 from spap_jax.training.objective import Predictor, Wanted, loss_sum

@@ -9,13 +9,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from spap_jax.methods import update_used
 from spap_jax.models import DecoderConfig
 from spap_jax.pace import Pace
 from spap_jax.planning.workload import workload
 from spap_jax.quantities import duration_text, percent_text
-from spap_jax.reporting.schema import AttentionReport, Check, LayerReport
+from spap_jax.report.schema import AttentionReport, Check, LayerReport
 from spap_jax.settings import PruneSettings
+from spap_jax.solver.methods import update_used
 
 _LAYER, _STEP, _PERPLEXITY = "layer", "step", "perplexity"
 """Kinds of work that the pace is measured for."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from spap_jax.quantities import range_text, share_text
-from spap_jax.reporting.schema import PruneReport, parsed
+from spap_jax.report.schema import PruneReport, parsed
 
 _TEXT = """\
 {head}

@@ -10,11 +10,10 @@ import jax
 
 from spap_jax.checkpoint.locate import public_name
 from spap_jax.data.blocks import further_of, ids_of
-from spap_jax.methods import update_used
 from spap_jax.models import FAMILIES, cost
 from spap_jax.pruning.advice import advice
 from spap_jax.pruning.narrow import sparsities
-from spap_jax.reporting.schema import (
+from spap_jax.report.schema import (
     Biases,
     Change,
     Check,
@@ -26,6 +25,7 @@ from spap_jax.reporting.schema import (
     Widths,
     converted,
 )
+from spap_jax.solver.methods import update_used
 
 if TYPE_CHECKING:
     from spap_jax.pruning.run import Run

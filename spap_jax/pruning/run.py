@@ -7,14 +7,14 @@ from typing import NamedTuple
 import numpy as np
 
 from spap_jax.data.blocks import TokenBlocks, check_counted, concatenated, further_of, ids_of, mask_of
-from spap_jax.methods import update_used
 from spap_jax.models import DecoderConfig, Params
 from spap_jax.pruning import streams
 from spap_jax.pruning.narrow import pruned_config
 from spap_jax.pruning.streams import Padded
 from spap_jax.pruning.waves import Choices
-from spap_jax.reporting.schema import Check, LayerReport
+from spap_jax.report.schema import Check, LayerReport
 from spap_jax.settings import PruneSettings
+from spap_jax.solver.methods import update_used
 
 
 class Step(NamedTuple):

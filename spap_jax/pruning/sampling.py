@@ -11,12 +11,12 @@ import jax
 import numpy as np
 
 from spap_jax.data.blocks import concatenated, further_of, ids_of, mask_of, new_blocks
-from spap_jax.devices import data_size
 from spap_jax.errors import UserError, option
 from spap_jax.evaluation.generation import generate, keys_of
-from spap_jax.model import Model
+from spap_jax.models.model import Model
 from spap_jax.numerics import step_dtype
-from spap_jax.placement import shard_params
+from spap_jax.parallel.mesh import data_size
+from spap_jax.parallel.placement import shard_params
 from spap_jax.pruning.prune_report import data_account
 from spap_jax.pruning.run import held_out_part
 from spap_jax.pruning.streams import division, fitted_of

@@ -7,13 +7,13 @@ from typing import Any
 
 import jax
 
-from spap_jax import devices, multihost
 from spap_jax.checkpoint.publish import read_made
 from spap_jax.checkpoint.unfinished import Unfinished
 from spap_jax.data.blocks import TokenBlocks
+from spap_jax.parallel import mesh, processes
 from spap_jax.pruning.prune_report import report_of, versions
 from spap_jax.pruning.run import Begun
-from spap_jax.reporting.schema import FinetuneReport, PruneReport, parsed
+from spap_jax.report.schema import FinetuneReport, PruneReport, parsed
 from spap_jax.settings import PruneSettings
 
 _COMPUTING = ("spap-jax", "jax", "jaxlib", "flax", "optax", "device")
@@ -42,8 +42,8 @@ def prune_identity(
 def computing() -> dict[str, Any]:
     """Returns the properties of the software and hardware that a run's numbers depend on."""
     found = versions()
-    mesh = {"devices": devices.mesh_size(), "model devices": devices.model_size(), "processes": jax.process_count()}
-    return mesh | {name: found[name] for name in _COMPUTING}
+    sizes = {"devices": mesh.mesh_size(), "model devices": mesh.model_size(), "processes": jax.process_count()}
+    return sizes | {name: found[name] for name in _COMPUTING}
 
 
 def stored_steps(unfinished: Unfinished, output: str | Path) -> Begun | None:
@@ -80,4 +80,4 @@ def is_made(
         except ValueError:
             return False
 
-    return multihost.told_to_all(multihost.leads() and unfinished.found and names_this_run())
+    return processes.told_to_all(processes.leads() and unfinished.found and names_this_run())

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spap_jax import collectives, devices
 from spap_jax.models import Block, DecoderConfig, Params, decoder
 from spap_jax.numerics import full_precision, in_float32, storage, stored
-from spap_jax.placement import shard_params
+from spap_jax.parallel import collectives, mesh
+from spap_jax.parallel.placement import shard_params
 from spap_jax.solver.alternating import Tokens
 
 FLOAT32 = storage("float32")
@@ -66,7 +66,7 @@ class Padded(NamedTuple):
         number = np.arange(self.tokens.shape[0] * self.tokens.shape[1]).reshape(*self.tokens.shape[:2], 1)
         if number.size == self.real:
             return None
-        return devices.shard_chunks(np.broadcast_to(number < self.real, self.tokens.shape).astype(np.float32))
+        return mesh.shard_chunks(np.broadcast_to(number < self.real, self.tokens.shape).astype(np.float32))
 
 
 def fitted_of(count: int, held_out: float) -> int:
@@ -106,20 +106,20 @@ def both_at(config: DecoderConfig, x: jax.Array, counted: jax.Array | None) -> S
     """
     normed = "output" in config.norms
     output = jnp.zeros_like(x) if normed else None
-    ones = devices.shard_chunks(np.ones(x.shape[:-1], np.float32)) if normed and counted is None else counted
+    ones = mesh.shard_chunks(np.ones(x.shape[:-1], np.float32)) if normed and counted is None else counted
     return Streams(x, jnp.copy(x), output, ones)
 
 
 def chunked(tokens: np.ndarray, most: int, mask: np.ndarray | None = None) -> Padded:
     """Divides token blocks [B, T] into chunks of at most ``most`` sequences for the devices; none if there are none."""
-    chunks, size = division(len(tokens), most, devices.data_size())
+    chunks, size = division(len(tokens), most, mesh.data_size())
     rows = np.minimum(np.arange(chunks * size), len(tokens) - 1).reshape(chunks, size)
     return Padded(tokens[rows], len(tokens), None if mask is None else mask[rows])
 
 
 def embed(config: DecoderConfig, params: Params, chunks: np.ndarray, dtype: np.dtype = FLOAT32) -> jax.Array:
     """Computes the stream before the first block from token chunks. [C, B, T] -> [C, B, T, d]."""
-    return _embed(config, shard_params(config, {"embed": params["embed"]}), devices.shard_chunks(chunks), dtype)
+    return _embed(config, shard_params(config, {"embed": params["embed"]}), mesh.shard_chunks(chunks), dtype)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "dtype"))

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from spap_jax import collectives, devices
 from spap_jax.checkpoint.ahead import blocks_in_order
 from spap_jax.models import DecoderConfig, Params
 from spap_jax.numerics import full_precision
+from spap_jax.parallel import collectives, mesh
 from spap_jax.pruning import moments, streams
 from spap_jax.pruning.layer import Choice, PhaseClock, choice_key, choose_channels, search_of
 from spap_jax.pruning.moments import Moments
@@ -82,7 +82,7 @@ def own_moments(
         stream = streams.leave_dense_mlp(config, layer, stream)
         clock.lap("streams", stream)
     assert seen is not None
-    for spare in range(len(layers), devices.data_size()):
+    for spare in range(len(layers), mesh.data_size()):
         kept = _keep(kept, seen, spare)
     del stream, dense, counted, layer, seen  # their memory is needed
     arrays, structure = jax.tree.flatten(kept)

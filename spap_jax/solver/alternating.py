@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from spap_jax import collectives
 from spap_jax.numerics import in_float32
+from spap_jax.parallel import collectives
 from spap_jax.solver import grams
 from spap_jax.solver.problem import Problem, explained, refit, scaled
 

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from spap_jax import backend, devices
+from spap_jax import backend
+from spap_jax.parallel import mesh
 
 BLOCKS = 4
 """Blocks of rows on a CPU, which compute 5/8 of the products; smaller ones take as long."""
@@ -21,7 +22,7 @@ def zeros(f: int) -> Sum:
     """Returns the sum before any chunk, of f channels."""
     ends = _ends(f)
     if len(ends) == 1:
-        return (devices.shard_rows(jnp.zeros((f, f), jnp.float32)),)
+        return (mesh.shard_rows(jnp.zeros((f, f), jnp.float32)),)
     return tuple(jnp.zeros((end - start, end), jnp.float32) for start, end in zip((0, *ends), ends, strict=False))
 
 
@@ -47,7 +48,7 @@ def whole(total: Sum) -> Array:
 
 def _ends(f: int) -> list[int]:
     """The last columns of the blocks; one block if the rows are divided among devices."""
-    if backend.platform() != "cpu" or devices.row_axes(f) or f < BLOCKS:
+    if backend.platform() != "cpu" or mesh.row_axes(f) or f < BLOCKS:
         return [f]
     size = -(-f // BLOCKS)
     return [*range(size, f, size), f]

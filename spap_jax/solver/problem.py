@@ -12,8 +12,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
-from spap_jax import collectives
 from spap_jax.numerics import full_precision, is_concrete
+from spap_jax.parallel import collectives
 from spap_jax.solver.checks import (
     Status,
     check_channels,

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
-from spap_jax import collectives
 from spap_jax.numerics import full_precision
+from spap_jax.parallel import collectives
 from spap_jax.solver.checks import check_channels, check_whole, or_none
 from spap_jax.solver.problem import System, is_finite, smallest_pivot
 from spap_jax.solver.tableau import Tableau, inverted, part, pivot, solved

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.scipy.linalg import cho_factor, cho_solve
 
-from spap_jax import backend, devices
+from spap_jax import backend
+from spap_jax.parallel import mesh
 
 PANEL = 256
 """Channels that change sides together when a system is solved: enough to keep matrix units busy."""
@@ -60,7 +61,7 @@ def solved(gram: Array, cross: Array, kept: Array) -> tuple[Tableau, Array]:
         tableau, pivots = _pivot(tableau, jnp.minimum(block, f - 1), block < f, 0.0)
         return tableau, jnp.minimum(least, jnp.min(jnp.where(block < f, -pivots, jnp.inf)))
 
-    nothing = Tableau(devices.shard_rows(-gram), devices.shard_rows(cross), jnp.ones(f, bool))
+    nothing = Tableau(mesh.shard_rows(-gram), mesh.shard_rows(cross), jnp.ones(f, bool))
     return lax.fori_loop(0, panels, add, (nothing, jnp.array(jnp.inf, gram.dtype)))
 
 
@@ -99,9 +100,9 @@ def _pivot(tableau: Tableau, block: Array, active: Array, slack: float | Array) 
     swept = sign[:, None] * across
     swept_corner = -sign[:, None] * sign[None, :] * inverse - jnp.where(returning, slack, 0)[:, None] * eye
     swept = swept.T.at[where].set(swept_corner, mode="drop").T
-    matrix = devices.shard_rows(_updated(matrix, panel, across, swept, where))
-    rows = devices.shard_rows(rows - panel.T @ projected).at[where].set(sign[:, None] * projected, mode="drop")
-    return Tableau(matrix, devices.shard_rows(rows), removed.at[where].set(~returning, mode="drop")), pivots
+    matrix = mesh.shard_rows(_updated(matrix, panel, across, swept, where))
+    rows = mesh.shard_rows(rows - panel.T @ projected).at[where].set(sign[:, None] * projected, mode="drop")
+    return Tableau(matrix, mesh.shard_rows(rows), removed.at[where].set(~returning, mode="drop")), pivots
 
 
 def _updated(matrix: Array, panel: Array, across: Array, swept: Array, where: Array) -> Array:
@@ -173,4 +174,4 @@ def inverted(matrix: Array) -> tuple[Array, Array]:
 
 def _whole(matrix: Array) -> Array:
     """Keeps a small matrix on every device of a mesh: divided, it would be gathered in every turn of a sweep."""
-    return devices.constrain_replicated(matrix) if devices.row_axes(0) else matrix
+    return mesh.constrain_replicated(matrix) if mesh.row_axes(0) else matrix

@@ -16,16 +16,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spap_jax import devices, memory
+from spap_jax import memory
 from spap_jax.models import Params
+from spap_jax.parallel import mesh
 from spap_jax.pruning.streams import division
-from spap_jax.reporting.schema import Check
+from spap_jax.report.schema import Check
 from spap_jax.training.optimizers import rates
 from spap_jax.training.step import Given, Job, Minibatch, State, begin, measure, step
 
 Parts = dict[str, dict[str, Any]]
 """What the devices of a process hold of the arrays of a tree, by their number, on these or on the host; see
-``devices.parts_of``."""
+``mesh.parts_of``."""
 
 
 _FAR = 0.5
@@ -218,7 +219,7 @@ def described(tree: Any) -> Any:
 
 def parts_of(tree: Any) -> Parts:
     """Returns what this process's devices hold of the arrays of a tree."""
-    return {str(number): devices.parts_of(array) for number, array in enumerate(jax.tree.leaves(tree))}
+    return {str(number): mesh.parts_of(array) for number, array in enumerate(jax.tree.leaves(tree))}
 
 
 def to_host(tree: Any) -> Parts:
@@ -229,9 +230,7 @@ def to_host(tree: Any) -> Parts:
 def from_host(parts: Parts, like: Any) -> Any:
     """Inverts `to_host`, with the shapes and shardings of the arrays of another tree, and takes the parts out."""
     arrays, tree = jax.tree.flatten(like)
-    return tree.unflatten(
-        [devices.from_parts(parts.pop(str(number), {}), array) for number, array in enumerate(arrays)]
-    )
+    return tree.unflatten([mesh.from_parts(parts.pop(str(number), {}), array) for number, array in enumerate(arrays)])
 
 
 def _order(count: int, steps: int, sequences: int, seed: tuple[int, ...]) -> np.ndarray:
@@ -244,9 +243,9 @@ def _order(count: int, steps: int, sequences: int, seed: tuple[int, ...]) -> np.
 def batch_of(rows: np.ndarray, given: Given, batch_tokens: int) -> Minibatch:
     """Divides sequences [B] evenly among the devices, in few passes of at most ``batch_tokens`` tokens on each."""
     most = max(1, batch_tokens // given.sequences.tokens.shape[-1])
-    shares, size = division(len(rows), most, devices.data_size())
+    shares, size = division(len(rows), most, mesh.data_size())
     filled = np.arange(shares * size)
     counted = (filled < len(rows)).astype(np.float32)
     rows = rows[np.minimum(filled, len(rows) - 1)].astype(np.int32)
-    together = devices.data_size() * size
+    together = mesh.data_size() * size
     return Minibatch(rows.reshape(-1, together), counted.reshape(-1, together))

@@ -1,9 +1,9 @@
 """The model card of a trained checkpoint: the card of the pruned one, with a section about the training appended."""
 
 from spap_jax.checkpoint.side_files import accounts
-from spap_jax.model import Source
+from spap_jax.models.model import Source
 from spap_jax.pruning.prune_card import card_head, converted_files
-from spap_jax.reporting.schema import FinetuneReport
+from spap_jax.report.schema import FinetuneReport
 
 _PRUNED, _TRAINED, _EARLIER = "spap_report.json", "spap_finetune.json", "spap_finetune-{number}.json"
 """File names of the pruning report, that of the last training, and those of earlier ones."""

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from spap_jax import devices
 from spap_jax.models import DecoderConfig, Params, decoder
 from spap_jax.numerics import sliced, to_slice
-from spap_jax.placement import gather_params
+from spap_jax.parallel import mesh
+from spap_jax.parallel.placement import gather_params
 from spap_jax.settings import Remat
 from spap_jax.training import lora
 
@@ -93,20 +93,20 @@ def last_stream(
     @functools.partial(jax.checkpoint, policy=REMAT[student.remat])
     def block(x: jax.Array, item: tuple[jax.Array, Params, Params]) -> jax.Array:
         number, moved, pairs = item
-        x = devices.constrain_replicated(x)
+        x = mesh.constrain_replicated(x)
         layer = sliced(jax.tree.map(lambda stack: stack[number], frozen) | moved)
         if merged:
             layer, pairs = lora.merged(layer, gather_params(config, pairs, jnp.float32), scale), {}
         layer, pairs = gather_params(config, layer, dtype), lora.scaled(gather_params(config, pairs, dtype), scale)
         kind = decoder.reach_of(config, number)
-        return devices.constrain_replicated(decoder.block(config, layer, x, positions, None, kind, updates=pairs))
+        return mesh.constrain_replicated(decoder.block(config, layer, x, positions, None, kind, updates=pairs))
 
     # `jax.checkpoint` holds what it is given, so the stream is divided before, and gathered inside.
     def held_divided(x: jax.Array, item: tuple[jax.Array, Params, Params]) -> tuple[jax.Array, None]:
-        return block(devices.divide_along_model(x, axis=1), item), None
+        return block(mesh.divide_along_model(x, axis=1), item), None
 
     x = decoder.embed(config, outside, tokens, positions, dtype) if entering is None else entering.astype(dtype)
-    x = devices.constrain_replicated(x)
+    x = mesh.constrain_replicated(x)
     parts = ((0, student.first, {}), (student.first, stop, own), (stop, config.layers, {}))
     for start, end, moved in parts:
         if start < end:

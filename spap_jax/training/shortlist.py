@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from spap_jax.models import DecoderConfig, Params
-from spap_jax.placement import fully_shard_params
+from spap_jax.parallel.placement import fully_shard_params
 
 _BY_ROOT = 40
 """Frequent tokens by the square root of the tokens of the text. English text of 30 720, 61 440 and 245 760 tokens holds

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from spap_jax import collectives, devices
 from spap_jax.models import DecoderConfig, Params
 from spap_jax.numerics import full_precision, in_float32
-from spap_jax.placement import fully_shard_params, gather_params
+from spap_jax.parallel import collectives, mesh
+from spap_jax.parallel.placement import fully_shard_params, gather_params
 from spap_jax.settings import Remat
 from spap_jax.training.forward import Student, last_stream, outer
 from spap_jax.training.objective import Predictor, Wanted, loss_sum, next_tokens
@@ -132,7 +132,7 @@ class State(NamedTuple):
 def begin(job: Job, moved: Params) -> State:
     """Returns the state before the first step; that of the optimizer is sharded as the weights it belongs to."""
     moved = _in_float32(moved)
-    return State(moved, jax.tree.map(lambda a: a if a.ndim else devices.replicate(a), job.optimizer().init(moved)))
+    return State(moved, jax.tree.map(lambda a: a if a.ndim else mesh.replicate(a), job.optimizer().init(moved)))
 
 
 @jax.jit
@@ -243,4 +243,4 @@ def _among_few(config: DecoderConfig, short: Params, dtype: Any) -> Predictor:
 
 def _by_device(rows: jax.Array) -> jax.Array:
     """Reshapes sequences [R, ...] to [D, R / D, ...]."""
-    return rows.reshape(devices.data_size(), -1, *rows.shape[1:])
+    return rows.reshape(mesh.data_size(), -1, *rows.shape[1:])

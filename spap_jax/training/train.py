@@ -8,18 +8,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from spap_jax import devices
 from spap_jax.checkpoint.locate import public_name
 from spap_jax.data.blocks import check_counted, ids_of, mask_of
 from spap_jax.errors import NotFiniteError, UserError, option
 from spap_jax.evaluation.perplexity import check_length
-from spap_jax.model import Model
 from spap_jax.models import DecoderConfig, Params
+from spap_jax.models.model import Model
 from spap_jax.numerics import full_precision, step_dtype
-from spap_jax.placement import fully_shard_params
+from spap_jax.parallel import mesh
+from spap_jax.parallel.placement import fully_shard_params
 from spap_jax.pruning.prune_report import data_account, versions
 from spap_jax.pruning.streams import fitted_of
-from spap_jax.reporting.schema import Check, FinetuneReport
+from spap_jax.report.schema import Check, FinetuneReport
 from spap_jax.settings import FinetuneSettings
 from spap_jax.training import engine, lora
 from spap_jax.training.engine import Stage, StepSchedule, StoredStage
@@ -52,7 +52,7 @@ def run(
     for last in finetune_stages(model, tokens, teacher, settings, begun):
         watch(last)
     assert last is not None  # the first stage precedes any step
-    trained = model.replace(params=devices.to_process(result(model, last, settings)))
+    trained = model.replace(params=mesh.to_process(result(model, last, settings)))
     used = {"lora_rank": None if settings.full else settings.rank, "learning_rate": settings.rate}
     report = FinetuneReport(
         settings=dataclasses.asdict(settings) | used,
@@ -181,8 +181,8 @@ def _split(tokens: np.ndarray, mask: np.ndarray | None, held_out: float) -> tupl
         check_counted(mask[-count:], "the sequences that are held out")
 
     def part(rows: slice) -> Sequences:
-        counted = None if mask is None else devices.put(mask[rows, None])
-        return devices.replicate(Sequences(devices.put(tokens[rows, None]), mask=counted))
+        counted = None if mask is None else mesh.put(mask[rows, None])
+        return mesh.replicate(Sequences(mesh.put(tokens[rows, None]), mask=counted))
 
     return part(slice(-count)), part(slice(-count, None))
 

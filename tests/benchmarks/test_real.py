@@ -16,8 +16,8 @@ from benchmarks.real.page import draw, markdown, ratio
 from benchmarks.real.runs import METHODS, Row, Text, command_of
 from spap_jax.errors import UserError
 from spap_jax.evaluation.speed import Speed, time_generation
-from spap_jax.model import Model
-from spap_jax.reporting.schema import GenerationWorkload
+from spap_jax.models.model import Model
+from spap_jax.report.schema import GenerationWorkload
 
 
 def briefly(models: list[Model], work: GenerationWorkload) -> list[Speed]:

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import way
 from spap_jax import quantities
-from spap_jax.reporting import tables
+from spap_jax.report import tables
 
 
 def test_rooms() -> None:

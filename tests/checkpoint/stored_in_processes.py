@@ -13,14 +13,14 @@ def free_port() -> int:
 
 def main(folder: str, port: str, process_id: str) -> None:
     os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
-    from spap_jax import devices, joining, multihost, placement
     from spap_jax.checkpoint import Reader
     from spap_jax.errors import UserError
+    from spap_jax.parallel import joining, mesh, placement, processes
 
     joining.join(f"localhost:{port}", 2, int(process_id))
-    assert multihost.on_this_host() == 2
+    assert processes.on_this_host() == 2
     reader = Reader(folder)
-    with devices.use_mesh(None, 2):
+    with mesh.use_mesh(None, 2):
         try:
             placement.shard_params(reader.config, reader.layer(0))
             print("reads its part")

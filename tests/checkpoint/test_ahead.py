@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from tiny_checkpoints import write
 
-from spap_jax import devices
 from spap_jax.checkpoint import Reader
 from spap_jax.checkpoint.ahead import blocks_in_order
 from spap_jax.errors import UserError
 from spap_jax.models.config import DecoderConfig
-from spap_jax.placement import Part, shard_params
+from spap_jax.parallel import mesh
+from spap_jax.parallel.placement import Part, shard_params
 
 WAIT = 60
 
@@ -113,7 +113,7 @@ def test_blocks_in_memory_are_not_taken_ahead(config: DecoderConfig):
 @pytest.mark.parametrize(("count", "sharers"), [(1, 1), (2, 2), (4, 2)])
 def test_blocks_are_those_that_are_read_in_turn(count: int, sharers: int, dtype: str, tmp_path: Path):
     reader = Reader(write("llama_biases", tmp_path / "in", dtype))
-    with devices.use_mesh(count, sharers):
+    with mesh.use_mesh(count, sharers):
         for number, layer in blocks_in_order(reader.config, reader.layer, range(reader.config.layers)):
             expected = shard_params(reader.config, jax.tree.map(np.asarray, reader.layer(number)))
             for ours, theirs in zip(jax.tree.leaves(layer), jax.tree.leaves(expected), strict=True):
@@ -124,7 +124,7 @@ def test_blocks_are_those_that_are_read_in_turn(count: int, sharers: int, dtype:
 def test_a_process_reads_a_weight_once_for_all_its_devices(config: DecoderConfig):
     told: list[int] = []
     query = np.arange(np.prod(shape := (config.width, config.heads, config.head_dim)), dtype=np.float32).reshape(shape)
-    with devices.use_mesh(4, 2):
+    with mesh.use_mesh(4, 2):
         placed = shard_params(config, {"attention": {"q": Filed(query, lambda: told.append(1))}})["attention"]["q"]
     assert np.array_equal(placed, query)
     assert {shard.data.shape[1] for shard in placed.addressable_shards} == {config.heads // 2}

@@ -19,7 +19,7 @@ from tiny_checkpoints import dtypes, raw_tensors, write
 
 from spap_jax.checkpoint import Writer, check_output, load, new_folder, save, save_orbax
 from spap_jax.errors import UserError
-from spap_jax.model import Model
+from spap_jax.models.model import Model
 
 
 @pytest.fixture(scope="module")

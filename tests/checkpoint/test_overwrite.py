@@ -14,9 +14,9 @@ from tiny_checkpoints import raw_tensors, write
 from trees import hashes
 
 from spap_jax.checkpoint import check_output, load, new_folder, save, save_orbax
+from spap_jax.checkpoint.manifest import sealed
 from spap_jax.errors import UserError
-from spap_jax.manifest import sealed
-from spap_jax.model import Model
+from spap_jax.models.model import Model
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from spap_jax.checkpoint.output import new_folder
 from spap_jax.checkpoint.publish import publish
 from spap_jax.cli import main
 from spap_jax.errors import UserError
-from spap_jax.model import Model
-from spap_jax.remote import Folder, working_folder
+from spap_jax.models.model import Model
+from spap_jax.storage.files import Folder, working_folder
 
 OUT = "frail://bucket/runs/out"
 

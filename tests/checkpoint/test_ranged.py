@@ -10,14 +10,14 @@ import pytest
 import stores
 from tiny_checkpoints import BITS, write
 
-from spap_jax import devices
 from spap_jax.checkpoint import Reader, load, locate
 from spap_jax.checkpoint.fingerprint import fingerprint
 from spap_jax.checkpoint.ranged import NOTE, AtAddress
 from spap_jax.errors import UserError
 from spap_jax.models.decoder import Params
-from spap_jax.placement import shard_params
-from spap_jax.remote import Folder
+from spap_jax.parallel import mesh
+from spap_jax.parallel.placement import shard_params
+from spap_jax.storage.files import Folder
 
 ADDRESS = "frail://bucket/in"
 
@@ -96,7 +96,7 @@ def test_of_a_weight_only_the_rows_that_are_wanted(store: type[stores.Frail], tm
 def test_a_process_asks_for_its_bytes_once(store: type[stores.Frail]):
     reader = Reader(locate(ADDRESS))
     store.asked.clear()
-    with devices.use_mesh(4, 2):
+    with mesh.use_mesh(4, 2):
         placed = shard_params(reader.config, reader.layer(0))
     assert sum(stop - start for _, start, stop in store.asked) == sum(a.nbytes for a in jax.tree.leaves(placed))
 

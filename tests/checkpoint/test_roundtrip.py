@@ -18,8 +18,8 @@ from tiny_checkpoints import VARIANTS, dtypes, edit_config, edit_tensors, raw_te
 
 from spap_jax.checkpoint import Reader, Writer, is_orbax, load, load_orbax, save, save_orbax
 from spap_jax.errors import UserError
-from spap_jax.model import Model
 from spap_jax.models import decoder
+from spap_jax.models.model import Model
 
 DTYPES = ("float32", "bfloat16", "float16")
 HALVED = ("llama", "gemma3", "opt_350m_like")

@@ -9,7 +9,7 @@ import pytest
 from tiny_checkpoints import dtypes, raw_tensors, write
 
 from spap_jax.checkpoint import Writer, load, save
-from spap_jax.model import Model
+from spap_jax.models.model import Model
 
 
 def test_a_piece_is_on_disk_when_it_has_been_given(tmp_path: Path):

@@ -19,7 +19,7 @@ import pytest
 from safetensors import safe_open
 from tiny_checkpoints import write
 
-from spap_jax import memory, multihost
+from spap_jax import memory
 from spap_jax.backend import traced_for
 from spap_jax.checkpoint import load, lock, save_orbax, step_file
 from spap_jax.checkpoint import unfinished as checkpoint_unfinished
@@ -29,6 +29,7 @@ from spap_jax.checkpoint.unfinished import Unfinished, resume_folder
 from spap_jax.cli.resume_messages import telling
 from spap_jax.errors import NotFiniteError, SpapWarning, UserError
 from spap_jax.models.decoder import Params
+from spap_jax.parallel import processes
 
 RUN, BLOCKS = {"sparsity": 0.3, "model": "0" * 64}, 3
 
@@ -141,7 +142,7 @@ def test_after_a_failed_write_no_process_gives_up_the_state_that_all_have(
     monkeypatch.setattr(checkpoint_unfinished, "platform", lambda: "gpu")
     made(tmp_path / "out", BLOCKS + 1)
     said: list[list[int]] = []
-    monkeypatch.setattr(multihost, "known_to_all", lambda mine: said.append([*mine]) or set(said[-1]))
+    monkeypatch.setattr(processes, "known_to_all", lambda mine: said.append([*mine]) or set(said[-1]))
     unfinished = Unfinished(tmp_path / "out", RUN, BLOCKS)
     monkeypatch.setattr(checkpoint_unfinished, "write_step", lambda *_: (_ for _ in ()).throw(OSError("on fire")))
     unfinished.add(functools.partial(layer, BLOCKS + 1), told(BLOCKS + 1))
@@ -155,20 +156,20 @@ def test_after_a_failed_write_no_process_gives_up_the_state_that_all_have(
 
 
 def test_processes_that_would_make_different_runs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(multihost, "told_to_all", lambda _: RUN | {"model": "1" * 64})  # the first one's
-    monkeypatch.setattr(multihost, "known_to_all", set)
+    monkeypatch.setattr(processes, "told_to_all", lambda _: RUN | {"model": "1" * 64})  # the first one's
+    monkeypatch.setattr(processes, "known_to_all", set)
     with pytest.raises(UserError, match=r"differ in what they read, .* from the first: here model differs; give all"):
         Unfinished(tmp_path / "out", RUN, BLOCKS)
     assert not list(tmp_path.iterdir())
-    monkeypatch.setattr(multihost, "told_to_all", lambda mine: mine)
-    monkeypatch.setattr(multihost, "known_to_all", lambda _: set())  # another one differs
+    monkeypatch.setattr(processes, "told_to_all", lambda mine: mine)
+    monkeypatch.setattr(processes, "known_to_all", lambda _: set())  # another one differs
     with pytest.raises(UserError, match="or in their settings, from the first; give all of them the same command"):
         Unfinished(tmp_path / "out", RUN, BLOCKS)
 
 
 def test_what_the_first_process_lost_the_others_do_not_go_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     made(tmp_path / "out", 2)
-    monkeypatch.setattr(multihost, "told_to_all", lambda mine: False if mine is True else mine)
+    monkeypatch.setattr(processes, "told_to_all", lambda mine: False if mine is True else mine)
     with Unfinished(tmp_path / "out", RUN, BLOCKS) as unfinished:
         assert (unfinished.found, unfinished.told) == (False, [])
 
@@ -238,7 +239,7 @@ def test_a_host_without_memory_for_a_state_keeps_none(tmp_path: Path, monkeypatc
     size = sum(array.nbytes for array in jax.tree.leaves(state))
     for left, sharers, kept in ((size, 1, [BLOCKS]), (size - 1, 1, []), (2 * size - 1, 2, [])):
         monkeypatch.setattr(memory, "left", lambda left=left: left)
-        monkeypatch.setattr(multihost, "on_this_host", lambda sharers=sharers: sharers)
+        monkeypatch.setattr(processes, "on_this_host", lambda sharers=sharers: sharers)
         folder = made(tmp_path / f"out{left}", BLOCKS)
         with Unfinished(tmp_path / f"out{left}", RUN, BLOCKS) as unfinished, traced_for("gpu"):
             with nullcontext() if kept else pytest.warns(SpapWarning, match="as this host has no memory for it"):

@@ -18,9 +18,9 @@ from spap_jax.cli.bench import _measured
 from spap_jax.errors import UserError
 from spap_jax.evaluation.generation import prefill
 from spap_jax.evaluation.speed import Speed
-from spap_jax.model import Source
 from spap_jax.models import cost, decoder
-from spap_jax.reporting.schema import GenerationWorkload
+from spap_jax.models.model import Source
+from spap_jax.report.schema import GenerationWorkload
 
 WIDTHS = (20, 40, 7)
 TOKENS = np.random.default_rng(0).integers(2, 97, (4, 16))

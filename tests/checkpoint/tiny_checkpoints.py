@@ -11,7 +11,7 @@ from hf_models import VARIANTS, hf_model
 from safetensors import safe_open
 
 from spap_jax.checkpoint.inventory import array_dtypes
-from spap_jax.model import Model
+from spap_jax.models.model import Model
 
 __all__ = ["BITS", "VARIANTS", "dtypes", "edit_config", "edit_tensors", "raw_tensors", "state", "write", "write_bin"]
 

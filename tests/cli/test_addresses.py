@@ -12,7 +12,7 @@ from safetensors.numpy import load, load_file
 
 from spap_jax.checkpoint.unfinished import Unfinished
 from spap_jax.errors import UserError
-from spap_jax.remote import Folder
+from spap_jax.storage.files import Folder
 
 QUICK = ("--sequences", "16", "--sequence-length", "64", "--method", "magnitude")
 

@@ -8,7 +8,7 @@ from spap_jax.cli import console
 from spap_jax.cli.standard_streams import Lines
 from spap_jax.errors import warn
 from spap_jax.quantities import bytes_text, change_text, count_text, duration_text, peak_text, percent_text
-from spap_jax.reporting.schema import Check
+from spap_jax.report.schema import Check
 
 PATHS = [f"/a/long/way/down/to/the/folder/of/the/checkpoint-{number}" for number in (1, 2)]
 SPEED = (("", *PATHS, "ratio"), [("prefill, tokens/s", "15342.9", "11011.1", "0.718x")])

@@ -17,10 +17,11 @@ from hf_models import hf_logits
 from safetensors.numpy import load_file
 
 import spap_jax
-from spap_jax import checkpoint, devices
+from spap_jax import checkpoint
 from spap_jax.checkpoint.unfinished import Unfinished
 from spap_jax.cli import main
 from spap_jax.evaluation import perplexity
+from spap_jax.parallel import mesh
 
 TRAINED = 3 * 16 * (4 * (32 + 32) + 3 * (32 + 26))
 """Layers times rank times inputs and outputs, of four square projections and of three with the 26 channels kept."""
@@ -200,7 +201,7 @@ def test_perplexity_is_measured_on_the_devices_of_the_run(dense: Path, ids: Path
     sizes, measured = [], perplexity.perplexity
 
     def watched(*given, **more) -> float:
-        sizes.append(devices.mesh_size())
+        sizes.append(mesh.mesh_size())
         return measured(*given, **more)
 
     monkeypatch.setattr(perplexity, "perplexity", watched)

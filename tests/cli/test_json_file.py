@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from commands import STORIES, left, sentence, spap
 
+from spap_jax.checkpoint.manifest import sealed
 from spap_jax.cli.json_file import write_json, write_json_lines
 from spap_jax.errors import UserError
-from spap_jax.manifest import sealed
 
 LONG = {"numbers": [*range(5000)]}
 OLD = sealed(b'{"written_by": "spap eval"}').decode()

@@ -13,7 +13,7 @@ from trees import hashes
 
 from spap_jax import checkpoint
 from spap_jax.checkpoint.unfinished import resume_folder
-from spap_jax.remote import Folder
+from spap_jax.storage.files import Folder
 
 SMALL = ("--sequences", "16", "--sequence-length", "16")
 WORDS = {

@@ -12,7 +12,7 @@ from fake_hub import serving
 
 from spap_jax.cli import main
 from spap_jax.errors import UserError
-from spap_jax.hub import check_may_write
+from spap_jax.storage.hub import check_may_write
 
 SECRET = "hf_abcdefghijklmnopqrstuvwxyz12345678"
 REPO = "owner/tiny-pruned"

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 from test_processes import free_port
 
-from spap_jax import UserError, joining
-from spap_jax.joining import check_processes
+from spap_jax import UserError
+from spap_jax.parallel import joining
+from spap_jax.parallel.joining import check_processes
 
 IMPATIENT = """
 import sys
-from spap_jax import joining
+from spap_jax.parallel import joining
 from spap_jax.cli import main
 joining._JOINING_SECONDS = 1
 sys.exit(main(sys.argv[1:]))
@@ -69,7 +70,7 @@ def test_what_can_be_joined(coordinator: str):
 def test_under_slurm_a_process_alone_on_its_host_has_all_devices(monkeypatch: pytest.MonkeyPatch):
     program = """
 from jax._src import xla_bridge
-from spap_jax.joining import join
+from spap_jax.parallel.joining import join
 join("auto", None, None)
 print(xla_bridge.CUDA_VISIBLE_DEVICES.value)
 """

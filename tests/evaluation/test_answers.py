@@ -15,7 +15,7 @@ import spap_jax as spap
 from spap_jax.backend import traced_for
 from spap_jax.errors import SpapWarning
 from spap_jax.evaluation import sequences
-from spap_jax.model import Model
+from spap_jax.models.model import Model
 
 STORIES = Path(__file__).parents[2] / "examples" / "llama-stories"
 TEMPLATE = (

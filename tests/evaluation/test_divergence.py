@@ -11,7 +11,7 @@ import transformers
 
 import spap_jax as spap
 from spap_jax.evaluation.perplexity import compare, perplexity
-from spap_jax.model import Model, Source
+from spap_jax.models.model import Model, Source
 
 NAME = "llama_tied"
 

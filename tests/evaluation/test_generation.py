@@ -18,8 +18,8 @@ import transformers
 from spap_jax.backend import traced_for
 from spap_jax.errors import UserError
 from spap_jax.evaluation.generation import Sampling, choose, decode_step, generate, prefill
-from spap_jax.model import Model, Source
 from spap_jax.models import decoder
+from spap_jax.models.model import Model, Source
 from spap_jax.numerics import generation_dtype
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

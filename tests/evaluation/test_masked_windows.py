@@ -8,7 +8,7 @@ from scipy.special import log_softmax
 import spap_jax as spap
 from spap_jax.data.blocks import new_blocks
 from spap_jax.evaluation.perplexity import compare, perplexity
-from spap_jax.model import Model, Source
+from spap_jax.models.model import Model, Source
 
 TOKENS = np.random.default_rng(3).integers(0, 97, (7, 16))
 MASK = np.random.default_rng(4).random((7, 16)) < 0.3

@@ -14,8 +14,8 @@ from spap_jax.errors import UserError
 from spap_jax.evaluation import sequences
 from spap_jax.evaluation.generation import Sampling, generate
 from spap_jax.evaluation.sequences import Replicas, Score, batches, continuations, log_likelihoods, replicas_of
-from spap_jax.model import Model, Source
 from spap_jax.models import decoder
+from spap_jax.models.model import Model, Source
 
 NAME = "opt_125m_like"  # learned positions would reveal padding that counts
 LENGTHS = (2, 3, 33, 9, 40, 64, 5, 31, 32, 17, 12)

@@ -8,19 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spap_jax import api, devices
+from spap_jax import api
 from spap_jax.backend import traced_for
 from spap_jax.errors import UserError
 from spap_jax.evaluation.generation import Sampling, generate
 from spap_jax.evaluation.perplexity import compare, negative_log_likelihood, perplexity
 from spap_jax.evaluation.sequences import Replicas, continuations, replicas_of
 from spap_jax.evaluation.speed import arithmetic, time_generation
-from spap_jax.model import Model, Source
 from spap_jax.models import decoder
+from spap_jax.models.model import Model, Source
 from spap_jax.models.registry import family_of
-from spap_jax.placement import bytes_of, place_params, shard_params
+from spap_jax.parallel import mesh as meshes
+from spap_jax.parallel.placement import bytes_of, place_params, shard_params
 from spap_jax.pruning.sampling import sample
-from spap_jax.reporting.schema import GenerationWorkload
+from spap_jax.report.schema import GenerationWorkload
 
 THEIRS = {
     "model_type": "llama",
@@ -52,24 +53,24 @@ def test_the_mesh_changes_no_measure(count: int, sharers: int):
     alone, told = perplexity(model(), TOKENS, batch_tokens=192), []
     mesh = {"devices": count, "model_devices": sharers}
     assert api.perplexity(model(), TOKENS, 64, **mesh) == pytest.approx(alone, rel=1e-5)
-    with devices.use_mesh(count, sharers):
+    with meshes.use_mesh(count, sharers):
         measured = perplexity(model(), TOKENS, 64, lambda *so_far: told.append(so_far))
     assert measured == pytest.approx(alone, rel=1e-5)
     groups = count // sharers
     assert told == [(done, 11) for done in (0, *range(0, 11, groups), 11)]
     other = model().replace(params=jax.tree.map(lambda a: 0.9 * a, model().params))
-    with devices.use_mesh(count, sharers):
+    with meshes.use_mesh(count, sharers):
         spread = compare(model(), other, TOKENS, 64)
     np.testing.assert_allclose(spread, compare(model(), other, TOKENS), rtol=1e-5)
 
 
 def test_a_device_has_its_share_of_the_work_and_of_the_weights():
     def analysed(count: int, sharers: int) -> tuple[float, int]:
-        with devices.use_mesh(count, sharers):
+        with meshes.use_mesh(count, sharers):
             params: Any = shard_params(model().config, model().params)
-            groups = devices.data_size()
-            batch = devices.shard_chunks(np.resize(TOKENS, (groups, 8 // groups, 16)))  # one piece for the head
-            counts = devices.shard_chunks(np.ones((*batch.shape[:2], 15), bool))
+            groups = meshes.data_size()
+            batch = meshes.shard_chunks(np.resize(TOKENS, (groups, 8 // groups, 16)))  # one piece for the head
+            counts = meshes.shard_chunks(np.ones((*batch.shape[:2], 15), bool))
             compiled: Any = negative_log_likelihood.lower(model().config, params, batch, counts).compile()
             return compiled.cost_analysis()["flops"], compiled.memory_analysis().argument_size_in_bytes
 
@@ -80,7 +81,7 @@ def test_a_device_has_its_share_of_the_work_and_of_the_weights():
 
 @pytest.mark.parametrize(("count", "sharers"), MESHES)
 def test_the_mesh_changes_no_sample(count: int, sharers: int):
-    with devices.use_mesh(count, sharers):
+    with meshes.use_mesh(count, sharers):
         found = sample(model(), TOKENS[:8], 2, 0)
     np.testing.assert_array_equal(found, sample(model(), TOKENS[:8], 2, 0))
 
@@ -90,7 +91,7 @@ def test_groups_whose_texts_end_at_different_steps_take_the_same_turns():
     alone = generate(model(), prompts, 24, eos=ends, pad=0)
     lengths = [np.isin(row, ends).argmax() if np.isin(row, ends).any() else 24 for row in alone[:, 8:]]
     assert max(lengths[:2]) != max(lengths[2:])
-    with devices.use_mesh(4, 2):
+    with meshes.use_mesh(4, 2):
         np.testing.assert_array_equal(generate(model(), prompts, 24, eos=ends, pad=0), alone)
 
 
@@ -101,7 +102,7 @@ def test_tasks_run_where_the_weights_are_shared():
         return {number: text for part in parts for number, text in part.items()}
 
     alone = written(replicas_of(model(), jax.devices()[:1]))
-    with devices.use_mesh(8, 4):
+    with meshes.use_mesh(8, 4):
         shared = replicas_of(model())
         assert shared.params["layers"]["mlp"]["up"].addressable_shards[0].data.shape == (3, 32, 32)
         found = written(shared)
@@ -110,7 +111,7 @@ def test_tasks_run_where_the_weights_are_shared():
 
 def test_speed_is_measured_on_a_mesh():
     work = GenerationWorkload(batch=2, prompt=8, new=2, repeats=1)
-    with devices.use_mesh(8, 4):
+    with meshes.use_mesh(8, 4):
         (speed,) = time_generation([model()], work)
         with pytest.raises(UserError, match="batch of 3 cannot be divided evenly among 2 devices"):
             time_generation([model()], GenerationWorkload(batch=3, prompt=8, new=2, repeats=1))
@@ -129,20 +130,20 @@ def test_the_cache_that_decoding_reads_is_of_the_type_of_the_weights():
 
 
 def test_the_layout_for_speed_is_shared():
-    with devices.use_mesh(4, 4):
+    with meshes.use_mesh(4, 4):
         _, params = decoder.laid_out(model().config, model().params, shard_params)
         held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(params))
     assert held < 0.3 * bytes_of(params)
 
 
 def test_as_many_devices_share_the_weights_as_they_need():
-    assert devices.smallest_model_size(60, 100, 8) == 1
-    assert devices.smallest_model_size(140, 100, 8) == 2
-    assert devices.smallest_model_size(141, 100, 6) == 3
-    assert devices.smallest_model_size(10**6, 100, 8) == 8
-    assert devices.smallest_model_size(10**6, None, 8) == 1
+    assert meshes.smallest_model_size(60, 100, 8) == 1
+    assert meshes.smallest_model_size(140, 100, 8) == 2
+    assert meshes.smallest_model_size(141, 100, 6) == 3
+    assert meshes.smallest_model_size(10**6, 100, 8) == 8
+    assert meshes.smallest_model_size(10**6, None, 8) == 1
     params = place_params(model().config, model().params, 4, 4)
     assert params["embed"]["tokens"].addressable_shards[0].data.shape == (24, 32)
-    with devices.use_mesh(1):
+    with meshes.use_mesh(1):
         alone = shard_params(model().config, params)
     assert all(len(array.devices()) == 1 for array in jax.tree.leaves(alone))

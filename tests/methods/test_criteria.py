@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spap_jax import methods
-from spap_jax.methods import METHODS, Search, SelectorInputs, criteria, select_channels
 from spap_jax.settings import Method, PruneSettings, Update
+from spap_jax.solver import criteria, methods
+from spap_jax.solver.methods import METHODS, Search, SelectorInputs, select_channels
 from spap_jax.solver.problem import Problem, equilibrate, objective
 
 F, D, KEEP, N, RIDGE = 40, 6, 17, 300, 1e-4  # 23 channels are removed, in batches of 3 with a short last one

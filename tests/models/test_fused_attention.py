@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec, get_mesh
 
-from spap_jax import collectives, devices
 from spap_jax.backend import traced_for
 from spap_jax.models.attention import by_jax, causal_attention, splash
+from spap_jax.parallel import collectives, mesh
 
 LENGTH, HEADS, GROUPS, WIDTH = 256, 4, 2, 64
 
@@ -47,7 +47,7 @@ def test_fused_kernels_agree_with_blocks_of_scores(fused: Callable[..., jax.Arra
 
 
 def operations(platform: str, q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None = None) -> str:
-    with traced_for(platform), devices.use_mesh(1):
+    with traced_for(platform), mesh.use_mesh(1):
         return str(jax.make_jaxpr(causal_attention)(q, k, v, valid))
 
 
@@ -55,7 +55,7 @@ def test_a_program_that_may_be_divided_unseen_has_no_kernel_that_cannot_be():
     """As that of ``spap.loss`` of a model on several TPUs, which learns it from the arrays."""
     with traced_for("tpu"):
         assert "pallas_call" not in str(jax.make_jaxpr(causal_attention)(*arrays()))
-        with devices.use_mesh(8, 2):
+        with mesh.use_mesh(8, 2):
             assert "pallas_call" in str(jax.make_jaxpr(causal_attention)(*arrays()))
 
 
@@ -79,7 +79,7 @@ def test_a_device_computes_its_own_heads(sharers: int):
     """A kernel cannot be partitioned by the compiler; key/value heads that cannot be divided are replicated."""
     attention: Any = functools.partial(by_jax, implementation="xla")
     expected = attention(*arrays())
-    with devices.use_mesh(2 * sharers, sharers):
+    with mesh.use_mesh(2 * sharers, sharers):
         share = "model" if sharers == GROUPS else None
         place = NamedSharding(get_mesh(), PartitionSpec(None, share))
         q, k, v = arrays()

@@ -11,8 +11,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec, get_mesh
 from loads import LLAMA, by_name, config_of, load_of
 
-from spap_jax import devices
 from spap_jax.backend import traced_for
+from spap_jax.parallel import mesh
 from spap_jax.planning.compiled import collectives
 from spap_jax.planning.counted import Work, counted
 from spap_jax.planning.programs import work
@@ -86,7 +86,7 @@ def test_a_product_is_divided_along_all_axes_of_its_dimensions():
     def function(x: jax.Array, w: jax.Array) -> jax.Array:
         return jnp.tanh(x @ w) @ w.T
 
-    with devices.use_mesh(8, 4):
+    with mesh.use_mesh(8, 4):
         columns = array(D, F, spec=PartitionSpec(None, "model"))
         alone, apart = array(T, D, spec=PartitionSpec()), array(T, D, spec=PartitionSpec("data"))
         replicated = array(D, F, spec=PartitionSpec())
@@ -99,9 +99,9 @@ def test_a_product_is_divided_along_all_axes_of_its_dimensions():
 
 def test_what_is_asked_for_reaches_what_it_is_computed_from():
     def rows(x: jax.Array) -> jax.Array:
-        return devices.shard_rows(x.T @ x)
+        return mesh.shard_rows(x.T @ x)
 
-    with devices.use_mesh(8, 4):
+    with mesh.use_mesh(8, 4):
         found = count(rows, array(T, F, spec=PartitionSpec()))
     assert found.operations == 2 * T * F * F / 8
 
@@ -134,7 +134,7 @@ def sent_by(executable: Any) -> float:
 def test_programs(name: str, load: Workload, monkeypatch: pytest.MonkeyPatch):
     """Compare programs with divided weights."""
     monkeypatch.setattr(objective, "HEAD_TOKENS", 512)  # one turn of the head, too
-    with traced_for("gpu"), devices.use_mesh(DATA * MODEL, MODEL):
+    with traced_for("gpu"), mesh.use_mesh(DATA * MODEL, MODEL):
         program = by_name(load)[name]
         found, turn, executable = program.counted(), by_name(once(load))[name].counted(), program.lowered().compile()
     said = executable.cost_analysis()
@@ -144,7 +144,7 @@ def test_programs(name: str, load: Workload, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_the_solver_is_divided_and_exchanges_rows(load: Workload):
-    with traced_for("gpu"), devices.use_mesh(DATA * MODEL, MODEL):
+    with traced_for("gpu"), mesh.use_mesh(DATA * MODEL, MODEL):
         program = by_name(load)["refit_weights"]
         found, executable = program.counted(), program.lowered().compile()
     f, d, k = load.dense.intermediate, load.dense.width, load.narrow.intermediate
@@ -155,6 +155,6 @@ def test_the_solver_is_divided_and_exchanges_rows(load: Workload):
 
 
 def test_a_run_is_its_programs(load: Workload):
-    with traced_for("gpu"), devices.use_mesh(DATA * MODEL, MODEL):
+    with traced_for("gpu"), mesh.use_mesh(DATA * MODEL, MODEL):
         step = by_name(load)["step"]
         assert work(load)["joint steps"].operations == pytest.approx(step.times * step.counted().operations)

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from loads import LLAMA, config_of
 
-from spap_jax import devices
 from spap_jax.data.blocks import new_blocks
 from spap_jax.data.loading import POOL
 from spap_jax.errors import UserError
 from spap_jax.models import cost
 from spap_jax.models.registry import FAMILIES, family_of
+from spap_jax.parallel import mesh
 from spap_jax.planning import memory
 from spap_jax.planning.accelerators import Mesh, mesh_named
 from spap_jax.planning.plan import Request, corrected, notes, plan, verdict
@@ -44,11 +44,11 @@ def test_sequences_are_divided_as_the_pipeline_divides_them(sequences: int, coun
     load = workload(config_of(LLAMA), settings, sequences, 16, count)
     own, more = (np.zeros((number * sequences, 16), int) for number in (1, POOL - 1))
     tokens = new_blocks(own, "", len(own), further=new_blocks(more, "", len(more)))
-    with devices.use_mesh(count):
+    with mesh.use_mesh(count):
         for part, chunks in zip(load.parts, calibration_chunks(tokens, settings), strict=True):
             assert (part.count, part.sequences, part.length) == chunks.tokens.shape
             assert part.real == chunks.real
-            assert part.divided == devices.shards_evenly(chunks.tokens)
+            assert part.divided == mesh.shards_evenly(chunks.tokens)
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)

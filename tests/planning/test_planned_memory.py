@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import pytest
 from loads import LLAMA, OPT, by_name, config_of, load_of
 
-from spap_jax import devices
 from spap_jax.backend import traced_for
+from spap_jax.parallel import mesh
 from spap_jax.planning import memory
 from spap_jax.planning.workload import Workload
 from spap_jax.settings import FinetuneSettings
@@ -45,7 +45,7 @@ def compiled(request: pytest.FixtureRequest) -> Compiled:
         load = load_of(config_of(LLAMA), 16, 512, 4, bytes=2, **tokens)
     else:
         load = load_of(config_of(OPT), 8, 96, 2, batch_tokens=96, step_tokens=96, joint_tokens=96, remat="dots")
-    with devices.use_mesh(load.devices):
+    with mesh.use_mesh(load.devices):
         return Compiled(load, compiled_of(load, NAMES) | compiled_of(_in_waves(load), IN_WAVES))
 
 
@@ -118,7 +118,7 @@ def test_a_step_of_training(full: bool):
     training = FinetuneSettings(full=full, step_sequences=4, held_out=0.5, moment_dtype="float32")
     load = load_of(config_of(LLAMA), 16, 512, 4, bytes=2, batch_tokens=512)
     load = dataclasses.replace(load, training=training)
-    with devices.use_mesh(load.devices):
+    with mesh.use_mesh(load.devices):
         sizes = by_name(load)["step"].lowered().compile().memory_analysis()
     assert sizes.alias_size_in_bytes == pytest.approx(3 * 4 * memory.moved_elements(load) / load.devices, rel=0.01)
     assert 0.85 * sizes.temp_size_in_bytes < memory.joint_bytes(load)[1] < 1.3 * sizes.temp_size_in_bytes
@@ -134,7 +134,7 @@ def divided() -> Compiled:
     tokens = {"batch_tokens": 512, "step_tokens": DATA * 512, "joint_tokens": DATA * 512}
     load = load_of(config, 4 * DATA, 512, DATA, 2, MODEL, **tokens)
     load = dataclasses.replace(load, platform="gpu")
-    with traced_for("gpu"), devices.use_mesh(DATA * MODEL, MODEL):
+    with traced_for("gpu"), mesh.use_mesh(DATA * MODEL, MODEL):
         return Compiled(load, compiled_of(load, ("enter_mlp", "accumulate", "recover", "step", "measure")))
 
 

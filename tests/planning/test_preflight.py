@@ -9,8 +9,9 @@ import jax
 import pytest
 from loads import LLAMA, config_of
 
-from spap_jax import checkpoint, devices, memory
+from spap_jax import checkpoint, memory
 from spap_jax.errors import SpapWarning
+from spap_jax.parallel import mesh
 from spap_jax.planning.plan import Request
 from spap_jax.planning.preflight import settings_here
 from spap_jax.settings import PruneSettings
@@ -44,7 +45,7 @@ def test_joint_steps_adjust_as_many_blocks_as_fit(
 
 def test_cpus_share_the_memory_of_the_machine(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(memory, "of_machine", lambda: 30e9)
-    with devices.use_mesh(4), pytest.warns(SpapWarning, match=r"a device here has 7\.5 GB"):
+    with mesh.use_mesh(4), pytest.warns(SpapWarning, match=r"a device here has 7\.5 GB"):
         settings_here(request_of(effort="low"))
 
 

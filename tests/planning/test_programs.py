@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from loads import LLAMA, config_of
 
-from spap_jax import devices
 from spap_jax.data.blocks import new_blocks
-from spap_jax.model import Model, Source
 from spap_jax.models import DecoderConfig, Params, decoder
-from spap_jax.placement import layer_to_host
+from spap_jax.models.model import Model, Source
+from spap_jax.parallel import mesh
+from spap_jax.parallel.placement import layer_to_host
 from spap_jax.planning.programs import Program, programs
 from spap_jax.planning.workload import workload
 from spap_jax.pruning.pipeline import prune_layers
@@ -133,7 +133,7 @@ def test_pruning(count: int, sharers: int, changes: dict):
             for _, layer in each.final:
                 layer_to_host(resolved.narrow, layer)
 
-    with devices.use_mesh(count, sharers):
+    with mesh.use_mesh(count, sharers):
         check(run, programs(workload(config, settings, sequences, LENGTH, count // sharers, sharers)))
 
 
@@ -152,5 +152,5 @@ def test_training(full: bool):
         for _ in train.finetune_stages(model, tokens, teacher, training):
             pass
 
-    with devices.use_mesh(2):
+    with mesh.use_mesh(2):
         check(run, programs(load))

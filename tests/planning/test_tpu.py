@@ -14,7 +14,7 @@ from jax.sharding import get_mesh
 from loads import LLAMA, config_of
 from test_slices import check_looping
 
-from spap_jax.devices import arranged
+from spap_jax.parallel.mesh import arranged
 from spap_jax.planning import absent, memory
 from spap_jax.planning.accelerators import mesh_named
 from spap_jax.planning.compiled import needs

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from spap_jax import api
-from spap_jax.model import Model, Source
 from spap_jax.models import decoder
+from spap_jax.models.model import Model, Source
 from spap_jax.models.registry import family_of
 from spap_jax.settings import PruneSettings
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from spap_jax.pruning.advice import advice
-from spap_jax.reporting.schema import (
+from spap_jax.report.schema import (
     Biases,
     Change,
     Check,

@@ -12,12 +12,12 @@ from pruning_cases import SETTINGS, logits, one_layer, random_tokens, tiny
 
 from spap_jax import api
 from spap_jax.errors import UserError
-from spap_jax.model import Model
 from spap_jax.models import decoder
 from spap_jax.models.decoder import Block
+from spap_jax.models.model import Model
 from spap_jax.pruning import moments, reduce, streams
 from spap_jax.pruning.narrow import pruned_config
-from spap_jax.reporting.schema import AttentionReport, Change
+from spap_jax.report.schema import AttentionReport, Change
 from spap_jax.solver.alternating import Tokens
 
 HALF = SETTINGS.replace(attention_sparsity=0.5, update="refit", held_out=0.25)

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from pruning_cases import SETTINGS, one_layer, random_tokens, tiny
 
-from spap_jax import devices
 from spap_jax.models.decoder import Params
+from spap_jax.parallel import mesh
 from spap_jax.pruning.pipeline import prune_layers
 from spap_jax.pruning.prune_report import report_of
 from spap_jax.pruning.run import NOTHING, Begun, resolve
-from spap_jax.reporting.schema import Check, LayerReport
+from spap_jax.report.schema import Check, LayerReport
 from spap_jax.settings import PruneSettings
 from spap_jax.training import engine
 
@@ -46,7 +46,7 @@ class Made(NamedTuple):
 
 def steps(variant: str, settings: PruneSettings, count: int, begun: Begun = NOTHING) -> list[Made]:
     model = tiny(variant)
-    with devices.use_mesh(count):
+    with mesh.use_mesh(count):
         run = resolve(model.config, model.params, lambda i: one_layer(model, i), random_tokens(), settings)
         found = prune_layers(dataclasses.replace(run, begun=begun))
         return [Made(s.report, jax.device_get(s.kept()), jax.device_get(dict(s.final)), s.fresh) for s in found]

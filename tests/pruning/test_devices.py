@@ -14,10 +14,11 @@ import pytest
 from flax.traverse_util import flatten_dict
 from jax.sharding import NamedSharding, PartitionSpec, get_mesh
 
-from spap_jax import api, collectives, devices, placement
+from spap_jax import api
 from spap_jax.backend import traced_for
 from spap_jax.errors import UserError
 from spap_jax.models.registry import FAMILIES
+from spap_jax.parallel import collectives, mesh, placement
 from spap_jax.pruning import layer as layer_module
 from spap_jax.pruning import moments, predictions, reduce, streams
 from spap_jax.solver.alternating import RoundSchedule, Tokens
@@ -70,14 +71,14 @@ def test_the_result_is_divided_as_the_run_was():
 
 
 @pytest.fixture
-def mesh():
-    with devices.use_mesh(8):
+def eight():
+    with mesh.use_mesh(8):
         yield
 
 
 @pytest.fixture
 def two_by_four():
-    with devices.use_mesh(8, 4):
+    with mesh.use_mesh(8, 4):
         yield
 
 
@@ -97,7 +98,7 @@ def shares(tree: dict) -> dict:
 def test_an_array_on_a_device_stays_when_that_of_the_host_changes():
     room = np.zeros(80, np.float32)
     aligned = room[-room.ctypes.data // 4 % 16 :][:64]  # so that JAX could share its memory
-    found = devices.put(aligned)
+    found = mesh.put(aligned)
     aligned += 1
     assert not np.asarray(found).any()
 
@@ -112,12 +113,12 @@ def test_a_device_holds_its_share_of_the_weights(two_by_four, layer: dict):
     assert shares(layer["mlp_norm"]) == {"scale": (1, (16,))}
     outer = placement.shard_params(config, {name: params[name] for name in ("embed", "head")})
     assert shares(outer["embed"])["tokens"] == shares({"weight": outer["head"]["weight"]})["weight"] == (4, (24, 16))
-    whole = devices.to_host(layer)
+    whole = mesh.to_host(layer)
     jax.tree.map(np.testing.assert_array_equal, whole, jax.tree.map(np.asarray, cases.one_layer(cases.divisible(), 0)))
-    in_parts = [devices.gathered(layer["mlp"]["up"], most) for most in (1, 3 * 16 * 4, 2**30)]  # of 1, 3 and 16 rows
+    in_parts = [mesh.gathered(layer["mlp"]["up"], most) for most in (1, 3 * 16 * 4, 2**30)]  # of 1, 3 and 16 rows
     for gathered in in_parts:
         np.testing.assert_array_equal(gathered, whole["mlp"]["up"])
-    with devices.use_mesh(8, 8):
+    with mesh.use_mesh(8, 8):
         assert shares(placement.shard_params(config, cases.one_layer(cases.divisible(), 0))["attention"])["k"] == (
             1, (16, 4, 2),
         )  # fmt: skip
@@ -177,7 +178,7 @@ def moves(compiled) -> list[str]:
     )
 
 
-def test_chunks_lie_on_their_own_devices(mesh, model):
+def test_chunks_lie_on_their_own_devices(eight, model):
     tokens = spread_tokens(model)
     assert {shard.data.shape[0] for shard in tokens.residual.addressable_shards} == {2}
     tokens = spread_tokens(model, chunks=3)
@@ -188,20 +189,20 @@ def test_chunks_lie_on_their_own_devices(mesh, model):
 @pytest.mark.parametrize(
     ("accumulate", "divided"), [(moments.accumulate, []), (moments.accumulate_attention, ["reduce-scatter"] * 2)]
 )
-def test_second_moments_are_reduced_once(mesh, model, accumulate, divided: list[str]):
+def test_second_moments_are_reduced_once(eight, model, accumulate, divided: list[str]):
     """Rows that eight devices can divide end divided: those of the heads' 32 channels, not those of the MLP's 53."""
     found = accumulate.lower(model.config, cases.one_layer(model, 0), spread_tokens(model)).compile()
     assert moves(found) == [*divided, "all-reduce"]
 
 
 @pytest.mark.parametrize("move", [streams.enter_mlp, streams.enter_attention, streams.leave_attention])
-def test_streams_stay_apart(mesh, model, move):
+def test_streams_stay_apart(eight, model, move):
     both = streams.start(model.config, model.params, streams.chunked(cases.random_tokens(sequences=32), 2))
     found = move.lower(model.config, cases.one_layer(model, 0), both).compile()
     assert moves(found) == []
 
 
-def test_steps_gather_no_stream(mesh, model):
+def test_steps_gather_no_stream(eight, model):
     layer, tokens = cases.one_layer(model, 0), spread_tokens(model)
     schedule = RoundSchedule(1, 3, 128, 0.1)
     arguments = (layer, reduce.to_weights(layer["mlp"]), (1.0, 1.0), tokens, tokens, 1e-4, jax.random.key(0))
@@ -212,13 +213,13 @@ def test_steps_gather_no_stream(mesh, model):
 
 @pytest.mark.parametrize("count", [16, 5])
 @pytest.mark.parametrize("take", [collectives.take_from_chunks, collectives.take_large_from_chunks])
-def test_what_is_drawn_arrives_to_the_bit(mesh, take: Callable, count: int):
+def test_what_is_drawn_arrives_to_the_bit(eight, take: Callable, count: int):
     rng = np.random.default_rng(0)
     numbers = rng.integers(0, 2**16, (16, 2, 3))
     chunks = {dtype: numbers.astype(dtype) for dtype in ("float32", "uint16", "bool")}
     places = rng.integers(0, 16, count), rng.integers(0, 2, count)
     with traced_for("tpu"):
-        found = jax.jit(take)(jax.tree.map(devices.shard_chunks, chunks), tuple(map(jnp.asarray, places)))
+        found = jax.jit(take)(jax.tree.map(mesh.shard_chunks, chunks), tuple(map(jnp.asarray, places)))
     jax.tree.map(lambda array, chunk: np.testing.assert_array_equal(array, chunk[places]), found, chunks)
 
 

@@ -12,7 +12,7 @@ from pruning_cases import SETTINGS, one_layer, random_tokens, tiny, with_mlp
 
 from spap_jax import api
 from spap_jax.errors import UserError
-from spap_jax.model import Model
+from spap_jax.models.model import Model
 from spap_jax.pruning import predictions, streams
 from spap_jax.pruning.layer_widths import allocated
 from spap_jax.pruning.prune_card import model_card

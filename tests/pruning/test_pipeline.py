@@ -25,16 +25,17 @@ from pruning_cases import (
     with_mlp,
 )
 
-from spap_jax import api, devices
+from spap_jax import api
 from spap_jax.checkpoint import Reader
 from spap_jax.errors import UserError
-from spap_jax.model import Model
 from spap_jax.models import decoder
+from spap_jax.models.model import Model
+from spap_jax.parallel import mesh
 from spap_jax.pruning import streams
 from spap_jax.pruning.narrow import pruned_config
 from spap_jax.pruning.pipeline import prune_layers, rounds_pay
 from spap_jax.pruning.run import resolve
-from spap_jax.reporting.schema import Change, Errors, LayerReport
+from spap_jax.report.schema import Change, Errors, LayerReport
 from spap_jax.settings import EffortName
 
 FAMILIES = ("llama", "qwen2", "opt_125m_like")
@@ -296,7 +297,7 @@ def test_blocks_that_are_read_ahead_give_the_same_bits(count: int, changes: dict
     reader, settings = Reader(tmp_path), SETTINGS.replace(**changes)
     model = reader.model()
     outer = {name: model.params[name] for name in ("embed", "head")}
-    with devices.use_mesh(count):
+    with mesh.use_mesh(count):
         runs = [
             resolve(model.config, outer, read, random_tokens(), settings)
             for read in (functools.partial(one_layer, model), reader.layer)

@@ -7,7 +7,7 @@ import pytest
 from pruning_cases import tiny
 
 from spap_jax.pruning.progress import Progress, Said
-from spap_jax.reporting.schema import AttentionReport, Check, Errors, LayerReport
+from spap_jax.report.schema import AttentionReport, Check, Errors, LayerReport
 from spap_jax.settings import PruneSettings
 
 LLAMA = tiny("llama").config  # three layers

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pruning_cases import CHANNELS, KEPT, chosen_channels, logits, one_layer, random_tokens, tiny, with_mlp
 
-from spap_jax.model import Model
+from spap_jax.models.model import Model
 from spap_jax.pruning import reduce
 
 

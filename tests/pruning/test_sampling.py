@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from pruning_cases import SETTINGS, random_tokens, tiny
 
-from spap_jax import api, devices
+from spap_jax import api
 from spap_jax.errors import UserError
 from spap_jax.evaluation.generation import generate
+from spap_jax.parallel import mesh
 from spap_jax.pruning import sampling
 from spap_jax.pruning.run import calibration_chunks
 from spap_jax.pruning.sampling import PROMPT, sample, with_samples
@@ -36,7 +37,7 @@ def test_any_number_of_sequences_is_spread_over_the_devices(monkeypatch: pytest.
     monkeypatch.setattr(
         sampling, "generate", lambda *given, **more: made.append(len(given[1])) or generate(*given, **more)
     )
-    with devices.use_mesh(4):
+    with mesh.use_mesh(4):
         np.testing.assert_array_equal(sample(tiny("llama"), TOKENS[:7], 1, 0), alone)
     assert made == [8]
 

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pruning_cases import logits, one_layer, random_tokens, tiny
 
-from spap_jax import devices
 from spap_jax.models import decoder
 from spap_jax.numerics import in_float32, storage
+from spap_jax.parallel import mesh
 from spap_jax.pruning import moments, streams
 from spap_jax.pruning.run import calibration_chunks
 from spap_jax.settings import FloatDtype, PruneSettings
@@ -149,7 +149,7 @@ def test_a_division_needs_little_padding(count: int, most: int, shares: int):
 def test_every_sequence_is_fitted_or_held_out_on_any_number_of_devices(number: int):
     """64 devices once held out half of 128 sequences, where 8 are asked for."""
     tokens, settings = random_tokens(sequences=29), PruneSettings(held_out=0.25, batch_tokens=64)
-    with devices.use_mesh(number):
+    with mesh.use_mesh(number):
         parts = calibration_chunks(tokens, settings)
         masks = [1 if part.counted is None else np.asarray(part.counted) for part in parts]
     found = [part.tokens[np.broadcast_to(mask > 0, part.tokens.shape)] for part, mask in zip(parts, masks, strict=True)]

@@ -16,7 +16,7 @@ from spap_jax.models import decoder
 from spap_jax.pruning import streams
 from spap_jax.pruning.layer import Choice, PhaseClock, prune_layer
 from spap_jax.pruning.narrow import pruned_config
-from spap_jax.reporting.schema import Biases, MethodAccount
+from spap_jax.report.schema import Biases, MethodAccount
 from spap_jax.settings import Method, Update
 from spap_jax.solver.swap import Polished
 

@@ -14,7 +14,8 @@ import pytest
 import torch
 from jax.sharding import NamedSharding, PartitionSpec, get_mesh
 
-from spap_jax import api, collectives, devices
+from spap_jax import api
+from spap_jax.parallel import collectives, mesh
 from spap_jax.pruning import layer as layer_module
 from spap_jax.pruning import streams, waves
 from spap_jax.pruning.moments import Moments
@@ -54,7 +55,7 @@ def run(variant: str, method: Method, update: Update = "own", **changes) -> api.
 @pytest.mark.parametrize("size", [1, 2])
 def test_every_group_has_the_moments_of_its_layer(variant: str, size: int):
     model = cases.tiny(variant)
-    with devices.use_mesh(4 * size, size):
+    with mesh.use_mesh(4 * size, size):
         start = streams.start(model.config, model.params, streams.chunked(cases.random_tokens(), 4))
         own = waves.own_moments(
             range(LAYERS), model.config, lambda index: cases.one_layer(model, index), start, layer_module.PhaseClock()
@@ -162,7 +163,7 @@ def largest_sent(compiled) -> int:
 @pytest.mark.parametrize("method", ["spap", "flap"])
 def test_no_moments_travel(method: Method):
     config = cases.tiny("llama").config
-    with devices.use_mesh(8):
+    with mesh.use_mesh(8):
         search = layer_module.search_of(PARALLEL.replace(method=method))
         found: Any = waves.own_choices.lower(stack(config, 8), config, jax.random.key(0), 0, KEEP, **search).compile()
     assert 0 < largest_sent(found) <= 8 * WIDTH < WIDTH * min(WIDTH, config.width)
@@ -173,7 +174,7 @@ def test_no_moments_travel(method: Method):
 def test_devices_that_share_the_weights_divide_the_moments():
     config, search = cases.tiny("llama").config, layer_module.search_of(PARALLEL)
     f = 3 * PANEL
-    with devices.use_mesh(4, 2):
+    with mesh.use_mesh(4, 2):
         given = stack(config, 2, f), config, jax.random.key(0), 0, f // 2
         found: Any = waves.own_choices.lower(*given, **search).compile()
     text = found.as_text()
@@ -190,7 +191,7 @@ def test_moments_that_travel_are_noticed():
     def on_all(own: Moments, key: jax.Array) -> layer_module.Choice:
         return layer_module.choose_channels(jax.tree.map(lambda a: a[0], own), key, KEEP, **search)
 
-    with devices.use_mesh(8):
+    with mesh.use_mesh(8):
         everywhere = functools.partial(jax.shard_map, in_specs=PartitionSpec(), out_specs=PartitionSpec())
         found = jax.jit(everywhere(on_all, check_vma=False)).lower(stack(config, 8), jax.random.key(0)).compile()
     assert largest_sent(found) >= WIDTH**2
@@ -202,7 +203,7 @@ def test_each_group_gets_its_own(groups: int, size: int, rows: int):
     items = [
         {"matrix": jnp.arange(2 * rows).reshape(rows, 2) + 100 * group, "number": group} for group in range(groups)
     ]
-    with devices.use_mesh(groups * size, size):
+    with mesh.use_mesh(groups * size, size):
         kept = None
         for group in range(groups):
             kept = jax.jit(collectives.keep_for_group)(kept, items[group], group)
@@ -217,7 +218,7 @@ def test_each_group_gets_its_own(groups: int, size: int, rows: int):
 def test_moments_are_sent_once_to_their_own_device():
     """Keeping sends nothing, in place, and the exchange sends each device its own matrix and nothing else."""
     config = cases.tiny("llama").config
-    with devices.use_mesh(8):
+    with mesh.use_mesh(8):
         rows = NamedSharding(get_mesh(), PartitionSpec(("model", "data")))
         whole = NamedSharding(get_mesh(), PartitionSpec())
         seen = jax.tree.map(

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from solver_problems import CASES, RIDGE, WIDTH, explained64, problem_of, scaled64, tokens
 
-from spap_jax.methods import criteria
-from spap_jax.solver import allocation
+from spap_jax.solver import allocation, criteria
 from spap_jax.solver.problem import equilibrate
 
 WIDTHS = (20, 13, 12, 3)

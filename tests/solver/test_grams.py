@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spap_jax import devices
 from spap_jax.backend import traced_for
 from spap_jax.numerics import full_precision
+from spap_jax.parallel import mesh
 from spap_jax.solver import grams
 
 
@@ -38,6 +38,6 @@ def test_a_cpu_computes_less_than_two_thirds():
 
 
 def test_rows_that_are_divided_stay_so():
-    with devices.use_mesh(4, 4):
+    with mesh.use_mesh(4, 4):
         text = gram_of.lower(jax.ShapeDtypeStruct((1, 8, 64), jnp.float32)).compile().as_text()
     assert "f32[16,64]" in (text or "")

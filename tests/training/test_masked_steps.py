@@ -10,9 +10,9 @@ import pytest
 from training_cases import FULL, counting, tiny
 
 import spap_jax as spap
-from spap_jax import devices
 from spap_jax.data.blocks import new_blocks
 from spap_jax.models import decoder
+from spap_jax.parallel import mesh
 from spap_jax.settings import PruneSettings
 from spap_jax.training.engine import batch_of
 from spap_jax.training.optimizers import clipped
@@ -64,8 +64,8 @@ def test_devices_and_fillers_change_nothing():
     """Of ten sequences, each of eight devices has two, and six fill up; the sequences are on the devices in parts."""
     found = []
     for count in (1, 8):
-        with devices.use_mesh(count):
-            tokens, mask = (devices.shard_chunks(array[:, None]) for array in (TOKENS, MASK))
+        with mesh.use_mesh(count):
+            tokens, mask = (mesh.shard_chunks(array[:, None]) for array in (TOKENS, MASK))
             params = jax.device_get(tiny().params)
             job = Job(tiny().config, Recipe(clipped, (0.0,)), "float32")
             given = Given({}, None, Sequences(tokens, mask=mask), len(TOKENS))

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given as drawn
 from hypothesis import strategies as st
 
-from spap_jax import devices
 from spap_jax.models import decoder
 from spap_jax.models.registry import family_of
-from spap_jax.placement import fully_shard_params
+from spap_jax.parallel import mesh
+from spap_jax.parallel.placement import fully_shard_params
 from spap_jax.pruning.joint import job_of
 from spap_jax.settings import PruneSettings
 from spap_jax.training.engine import batch_of
@@ -82,13 +82,13 @@ def test_predictions_are_compared_by_the_logits_of_the_shortlist(tied: bool):
     place, there = short.places(TOKENS)
     assert 0.1 < there.mean() < 0.9
     for count in (1, 8):
-        with devices.use_mesh(count):
+        with mesh.use_mesh(count):
             frozen = fully_shard_params(config, params)
             outer = {name: frozen[name] for name in ("embed", "head")}
-            ids, others = devices.replicate(tuple(short))
+            ids, others = mesh.replicate(tuple(short))
             few = shortened_head(config, outer, ids, "float32") | {"others": others}
             assert max(a.shape[0] for a in jax.tree.leaves(few)) == 64
-            tokens, end, mask, own = map(devices.shard_chunks, (TOKENS, kept, there, place))
+            tokens, end, mask, own = map(mesh.shard_chunks, (TOKENS, kept, there, place))
             read = Sequences(tokens, end, mask, None, own)
             given = Given(frozen, None, read, len(TOKENS), few)
             job = Job(config, Recipe(relative, ()), "float32", text_weight=TEXT_WEIGHT)
@@ -109,9 +109,9 @@ def test_measurements_beside_it_are_of_some_predictions_of_the_whole_vocabulary(
     settings = PruneSettings(joint_text_weight=TEXT_WEIGHT).resolved(2, 32, 64, TOKENS.size)
     job = job_of(config, settings, thinned=True)
     for count in (1, 8):
-        with devices.use_mesh(count):
+        with mesh.use_mesh(count):
             frozen = fully_shard_params(config, params)
-            read = Sequences(*map(devices.shard_chunks, (TOKENS, kept, *[counts] * masked)))
+            read = Sequences(*map(mesh.shard_chunks, (TOKENS, kept, *[counts] * masked)))
             given = Given(frozen, None, read, len(TOKENS))
             batch = batch_of(np.arange(len(TOKENS)), given, 64)
             loss = measure(job, given, {"layers": frozen["layers"]}, batch)

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from training_cases import FULL, SETTINGS, counting, tiny
 
-from spap_jax import devices
 from spap_jax.errors import UserError
+from spap_jax.parallel import mesh
 from spap_jax.settings import FinetuneSettings
 from spap_jax.training import train
 from spap_jax.training.engine import Stage
@@ -20,7 +20,7 @@ def last_stage(settings: FinetuneSettings) -> Stage:
 @pytest.mark.parametrize("settings", [SETTINGS, FULL], ids=["lora", "full"])
 @pytest.mark.parametrize(("count", "sharers"), [(1, 1), (4, 2)])
 def test_a_stage_comes_back_as_it_was(settings: FinetuneSettings, count: int, sharers: int):
-    with devices.use_mesh(count, sharers):
+    with mesh.use_mesh(count, sharers):
         stage = last_stage(settings.replace(moment_dtype="bfloat16"))
         parts = stage.parts()
         again = stage.with_parts(parts, stage.checks)
@@ -33,7 +33,7 @@ def test_a_stage_comes_back_as_it_was(settings: FinetuneSettings, count: int, sh
 
 def test_the_host_gets_what_each_device_holds_and_gets_it_once():
     """Nothing is gathered: no array on the host is larger than a device's, and together they make up the state."""
-    with devices.use_mesh(4, 2):
+    with mesh.use_mesh(4, 2):
         stage = last_stage(FULL.replace(moment_dtype="bfloat16"))
         parts = stage.parts()
         for name, tree in (("state", stage.state), ("best", stage.best)):
@@ -46,25 +46,25 @@ def test_the_host_gets_what_each_device_holds_and_gets_it_once():
 
 def test_parts_are_arrays_of_their_own():
     """JAX keeps what it copied to the host with an array: with a state, it would be kept until that is gone."""
-    array = devices.put(np.arange(8.0))
-    (part,) = devices.parts_of(array).values()
+    array = mesh.put(np.arange(8.0))
+    (part,) = mesh.parts_of(array).values()
     assert part is not array.addressable_data(0)
     assert part is not array.addressable_shards[0].data
     assert part.unsafe_buffer_pointer() == array.unsafe_buffer_pointer()
 
 
 def test_parts_of_other_devices_are_refused():
-    with devices.use_mesh(2):
-        array = devices.shard_chunks(np.arange(8.0))
-        parts = devices.parts_of(array)
+    with mesh.use_mesh(2):
+        array = mesh.shard_chunks(np.arange(8.0))
+        parts = mesh.parts_of(array)
         assert sorted(parts) == ["0", "4"]
         del parts["4"]
         with pytest.raises(UserError, match=r"is of other devices than those of this process.* resume=False"):
-            devices.from_parts(parts, array)
+            mesh.from_parts(parts, array)
 
 
 def test_a_state_of_which_an_array_was_not_stored_is_refused():
-    with devices.use_mesh(1):
+    with mesh.use_mesh(1):
         stage = last_stage(FULL.replace(moment_dtype="bfloat16"))
     parts = stage.parts()
     parts["state"].popitem()

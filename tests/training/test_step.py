@@ -12,10 +12,10 @@ import numpy as np
 import optax
 import pytest
 
-from spap_jax import devices
 from spap_jax.models import decoder
 from spap_jax.models.registry import family_of
-from spap_jax.placement import fully_shard_params
+from spap_jax.parallel import mesh
+from spap_jax.parallel.placement import fully_shard_params
 from spap_jax.training import lora, objective
 from spap_jax.training.engine import batch_of
 from spap_jax.training.optimizers import clipped, rates, relative
@@ -52,11 +52,11 @@ def started(what: str) -> tuple[Job, Given, State, Any]:
     """Return the arguments of a step that moves MLPs, low-rank updates or all weights."""
     params, recipe = fully_shard_params(CONFIG, model()), Recipe(clipped, (0.0,))
     rng = np.random.default_rng(0)
-    tokens = devices.shard_chunks(rng.integers(0, 256, (SEQUENCES, 1, LENGTH)).astype(np.int32))
+    tokens = mesh.shard_chunks(rng.integers(0, 256, (SEQUENCES, 1, LENGTH)).astype(np.int32))
     guide, frozen, kept = params, params, None
     if what == "mlp":
         moved, recipe = {"layers": {"mlp": params["layers"]["mlp"]}}, Recipe(relative, ())
-        guide, kept = None, devices.shard_chunks(rng.normal(size=(SEQUENCES, 1, LENGTH, 64)).astype(np.float32))
+        guide, kept = None, mesh.shard_chunks(rng.normal(size=(SEQUENCES, 1, LENGTH, 64)).astype(np.float32))
     elif what == "updates":
         moved = fully_shard_params(
             CONFIG, {"updates": jax.jit(lora.start, static_argnums=1)(model()["layers"], 4, jax.random.key(0))}
@@ -72,7 +72,7 @@ def started(what: str) -> tuple[Job, Given, State, Any]:
 def test_eight_devices_share_a_step(what: str):
     compiled, after = [], []
     for count in (1, 8):
-        with devices.use_mesh(count):
+        with mesh.use_mesh(count):
             arguments = started(what)
             compiled.append(step.lower(*arguments, RATE).compile())
             after.append(jax.device_get(step(*arguments, RATE)))
@@ -87,13 +87,13 @@ def test_eight_devices_share_a_step(what: str):
 
 
 def test_a_measurement_gathers_a_block_at_a_time():
-    with devices.use_mesh(8):
+    with mesh.use_mesh(8):
         job, given, state, batch = started("all")
         assert not whole_weights(measure.lower(job, given, state.moved, batch).compile())
 
 
 def test_gathered_weights_are_not_kept_for_the_backward_pass():
-    with devices.use_mesh(8):
+    with mesh.use_mesh(8):
         job, *arguments = started("all")
         assert not whole_weights(step.lower(job._replace(remat="dots"), *arguments, RATE).compile())
 
@@ -118,11 +118,11 @@ def test_the_gradient_of_the_head_is_summed_in_float32(monkeypatch: pytest.Monke
     """Over groups of tokens, of which there are many, and with the gradient of the embedding, which the head is."""
     monkeypatch.setattr(objective, "CPU_HEAD_TOKENS", 1)
     config = dataclasses.replace(CONFIG, tied=True)
-    with devices.use_mesh(1):
+    with mesh.use_mesh(1):
         params = fully_shard_params(config, jax.jit(lambda key: decoder.init(config, key))(jax.random.key(0)))
         tokens = np.random.default_rng(0).integers(0, 256, (SEQUENCES, 1, LENGTH)).astype(np.int32)
         tokens[..., ::2] = 7
-        given = Given({}, None, Sequences(devices.shard_chunks(tokens)), SEQUENCES)
+        given = Given({}, None, Sequences(mesh.shard_chunks(tokens)), SEQUENCES)
         batch = batch_of(np.arange(SEQUENCES), given, LENGTH * SEQUENCES)
         found = []
         for dtype in ("float32", "bfloat16"):
@@ -210,7 +210,7 @@ def test_passes_change_nothing():
     """Also where sequences fill up a pass: of five, a device has three at a time, and each of two devices three."""
     found = []
     for count, most, shape in ((1, 8, (1, 5)), (1, 4, (2, 3)), (2, 1, (3, 2)), (2, 8, (1, 6))):
-        with devices.use_mesh(count):
+        with mesh.use_mesh(count):
             job, given, state, _ = started("mlp")
             batch = batch_of(np.arange(5), given, most * LENGTH)
             assert batch.counted.shape == shape
@@ -224,7 +224,7 @@ def test_passes_change_nothing():
 def test_a_step_suits_the_size_of_each_block():
     """Adam's first step is as large as its learning rate wherever there is a gradient."""
     scale = jnp.asarray([1.0, 8.0, 1.0])
-    with devices.use_mesh(1):
+    with mesh.use_mesh(1):
         job, given, state, batch = started("mlp")
         moved = jax.tree.map(lambda a: a * scale.reshape(3, *[1] * (a.ndim - 1)), state.moved)
         before = jax.device_get(moved)

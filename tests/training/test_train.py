@@ -9,7 +9,7 @@ from training_cases import FULL, SETTINGS, counting, same, tiny
 
 import spap_jax as spap
 from spap_jax.api import FinetuneResult
-from spap_jax.devices import use_mesh
+from spap_jax.parallel.mesh import use_mesh
 from spap_jax.settings import FinetuneSettings
 from spap_jax.training import engine, train
 from spap_jax.training.optimizers import rates

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spap_jax.model import Model, Source
+from spap_jax.models.model import Model, Source
 from spap_jax.settings import FinetuneSettings
 
 SETTINGS = FinetuneSettings(

@@ -13,9 +13,8 @@ from typing import NamedTuple
 
 from jax import Array
 
-from spap_jax.methods import criteria
 from spap_jax.settings import PruneSettings
-from spap_jax.solver import groups
+from spap_jax.solver import criteria, groups
 from spap_jax.solver.penalty import select
 from spap_jax.solver.problem import Problem, System
 from spap_jax.solver.swap import Polished, polish

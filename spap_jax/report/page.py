@@ -11,12 +11,12 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from spap_jax.quantities import count_text, peak_text, share_text
-from spap_jax.reporting import draw, tables
-from spap_jax.reporting.comparison import comparisons
-from spap_jax.reporting.figures import Plot, plots
-from spap_jax.reporting.schema import FinetuneReport, PruneReport, RunReports
-from spap_jax.reporting.style import DARK, LIGHT
-from spap_jax.reporting.write import COMMAND
+from spap_jax.report import draw, tables
+from spap_jax.report.comparison import comparisons
+from spap_jax.report.figures import Plot, plots
+from spap_jax.report.schema import FinetuneReport, PruneReport, RunReports
+from spap_jax.report.style import DARK, LIGHT
+from spap_jax.report.write import COMMAND
 
 _SLUG = 60
 """Most bytes of a run's label in the names of its plots; file names have room for 255."""
@@ -44,7 +44,7 @@ def render(runs: Sequence[RunReports]) -> tuple[str, dict[str, Figure]]:
         compared = [_drawn(plot) for plot in comparisons(runs)] if len(runs) > 1 else []
         own = [[_drawn(plot, _prefix(runs, place)) for plot in plots(run.pruned)] for place, run in enumerate(runs)]
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("spap_jax.reporting"), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.PackageLoader("spap_jax.report"), autoescape=True, undefined=jinja2.StrictUndefined
     )
     page = environment.get_template("page.html").render(
         title=_title(runs),

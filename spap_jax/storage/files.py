@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from spap_jax.errors import UserError, without_password
-from spap_jax.hub import first_line
 from spap_jax.memory import free_disk
 from spap_jax.quantities import bytes_text
+from spap_jax.storage.hub import first_line
 
 _HUB = "hf://"
 

@@ -9,10 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.colors import same_color
 from reports import pruned, put, report
 
-from spap_jax.reporting import comparison, draw, figures, tables
-from spap_jax.reporting.read import read_runs
-from spap_jax.reporting.schema import LayerReport, PruneReport
-from spap_jax.reporting.style import LIGHT, themed
+from spap_jax.report import comparison, draw, figures, tables
+from spap_jax.report.read import read_runs
+from spap_jax.report.schema import LayerReport, PruneReport
+from spap_jax.report.style import LIGHT, themed
 
 
 def by_name(found: PruneReport) -> dict[str, figures.Plot]:

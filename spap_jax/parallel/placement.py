@@ -19,9 +19,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec, get_mesh
 
-from spap_jax import devices
-from spap_jax.host_arrays import stacked
 from spap_jax.models import FAMILIES, DecoderConfig, Family, Params, Rule, map_named
+from spap_jax.models.host_arrays import stacked
+from spap_jax.parallel import mesh
 
 _DIVIDED = "fnmv"
 """Letters of the axes that are sharded; a weight has at most one of them."""
@@ -86,7 +86,7 @@ def reading(config: DecoderConfig, params: Params) -> Callable[[], Params]:
     def one(name: str, array: Any) -> Callable[[], Any]:
         if isinstance(array, jax.Array | np.ndarray):
             return lambda: array
-        if devices.mesh_size() == 1:
+        if mesh.mesh_size() == 1:
             return lambda: np.asarray(array)
         place = NamedSharding(get_mesh(), param_spec(family, name, array.shape))
         return functools.partial(_own_part, array, place)
@@ -106,7 +106,7 @@ def layer_to_host(config: DecoderConfig, layer: Params) -> Params:
     The devices put the values in order, so that writing them takes no further copy: the arrays are views with our axes.
     All processes have to call this.
     """
-    stored = devices.to_process(_in_stored_order(config, layer))
+    stored = mesh.to_process(_in_stored_order(config, layer))
     return _by_rule(config, lambda rule, array: rule.read(np.asarray(array), config.axes), stored)
 
 
@@ -128,7 +128,7 @@ def stack_layers(layers: list[Params]) -> Params:
 
 
 def place_params(config: DecoderConfig, params: Params, count: int | None = None, sharers: int | None = None) -> Params:
-    """Places parameters on one device, or shards them over as many as share the weights; see `devices.use_mesh`.
+    """Places parameters on one device, or shards them over as many as share the weights; see `mesh.use_mesh`.
 
     Args:
         config: Config of the decoder.
@@ -136,14 +136,14 @@ def place_params(config: DecoderConfig, params: Params, count: int | None = None
         count: Number of devices to use. By default all.
         sharers: Number of devices over which the weights are sharded. By default as many as the weights need.
     """
-    with devices.use_mesh(count, sharers, bytes_of(params)):
-        return shard_params(config, params) if devices.model_size() > 1 else jax.tree.map(_on_one_device, params)
+    with mesh.use_mesh(count, sharers, bytes_of(params)):
+        return shard_params(config, params) if mesh.model_size() > 1 else jax.tree.map(_on_one_device, params)
 
 
 def _on_one_device(array: Any) -> jax.Array:
     """Returns an array on one device; one that several share is brought to the first."""
     shared = isinstance(array, jax.Array) and not isinstance(array, Tracer) and len(array.sharding.device_set) > 1
-    return jax.device_put(array, jax.local_devices()[0]) if shared else devices.put(array)
+    return jax.device_put(array, jax.local_devices()[0]) if shared else mesh.put(array)
 
 
 def param_spec(family: Family, path: str, shape: tuple[int, ...]) -> PartitionSpec:
@@ -158,7 +158,7 @@ def param_spec(family: Family, path: str, shape: tuple[int, ...]) -> PartitionSp
     letters = family.letters(path if top in ("embed", "layers", "head") else f"layers/{path}")
     stacked = int(top == "layers")
     found = [axis for axis, letter in enumerate(letters, start=stacked) if letter in _DIVIDED]
-    return devices.model_spec(shape[found[0]], found[0]) if found else PartitionSpec()
+    return mesh.model_spec(shape[found[0]], found[0]) if found else PartitionSpec()
 
 
 def fully_shard_params(config: DecoderConfig, params: Params) -> Params:
@@ -183,10 +183,10 @@ def fully_sharded_spec(family: Family, path: str, shape: tuple[int, ...]) -> Par
     """
     spec = [*param_spec(family, path, shape), *[None] * len(shape)][: len(shape)]
     free = [axis for axis in range(int(path.startswith(("layers/", "updates/"))), len(shape)) if spec[axis] is None]
-    axis = max((a for a in free if shape[a] % devices.data_size() == 0), key=lambda a: shape[a], default=None)
-    if axis is None or devices.data_size() == 1:
+    axis = max((a for a in free if shape[a] % mesh.data_size() == 0), key=lambda a: shape[a], default=None)
+    if axis is None or mesh.data_size() == 1:
         return PartitionSpec(*spec)
-    return PartitionSpec(*spec[:axis], devices.DATA, *spec[axis + 1 :])
+    return PartitionSpec(*spec[:axis], mesh.DATA, *spec[axis + 1 :])
 
 
 def zeros_for_blocks(config: DecoderConfig, layer: Params, spec: Spec) -> Params:
@@ -197,7 +197,7 @@ def zeros_for_blocks(config: DecoderConfig, layer: Params, spec: Spec) -> Params
         layer: Parameters of one block.
         spec: How the stack is sharded: ``param_spec``, as by ``shard_params``, or ``fully_sharded_spec``.
     """
-    family, alone = FAMILIES[config.family], devices.mesh_size() == 1
+    family, alone = FAMILIES[config.family], mesh.mesh_size() == 1
 
     def one(name: str, array: jax.Array) -> jax.Array:
         shape = (config.layers, *array.shape)
@@ -217,7 +217,7 @@ def gather_params(config: DecoderConfig, params: Params, dtype: Any) -> Params:
         params: Parts of the tree outside the blocks, or of one layer's.
         dtype: Data type of the matrices.
     """
-    family, alone = FAMILIES[config.family], devices.mesh_size() == 1
+    family, alone = FAMILIES[config.family], mesh.mesh_size() == 1
 
     def one(name: str, array: jax.Array) -> jax.Array:
         kind = dtype if array.ndim > 1 else array.dtype
@@ -248,8 +248,8 @@ _gathered.defvjp(_gather, _scatter)
 
 
 def _laid_out(config: DecoderConfig, params: Params, spec: Spec) -> Params:
-    if devices.mesh_size() == 1:
-        return jax.tree.map(_on_one_device if devices.one_device.value else devices.put, params)
+    if mesh.mesh_size() == 1:
+        return jax.tree.map(_on_one_device if mesh.one_device.value else mesh.put, params)
     family = FAMILIES[config.family]
     return map_named(lambda name, array: _shard(array, spec(family, name, array.shape)), params)
 

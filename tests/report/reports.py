@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from spap_jax.reporting.read import read_runs
-from spap_jax.reporting.schema import (
+from spap_jax.report.read import read_runs
+from spap_jax.report.schema import (
     AttentionReport,
     Biases,
     Change,

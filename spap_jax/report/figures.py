@@ -13,8 +13,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from spap_jax.quantities import change_text, count_text, signed
-from spap_jax.reporting.schema import AttentionReport, Check, Errors, LayerReport, PruneReport
-from spap_jax.reporting.style import KEPT, LIGHT, STAGES, grid, open_sides
+from spap_jax.report.schema import AttentionReport, Check, Errors, LayerReport, PruneReport
+from spap_jax.report.style import KEPT, LIGHT, STAGES, grid, open_sides
 
 Part = LayerReport | AttentionReport
 """A part of a layer that has errors: its MLP, whose report is the layer's, or its attention."""

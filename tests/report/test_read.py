@@ -10,8 +10,8 @@ import pytest
 from reports import put, report, run, written
 
 from spap_jax.errors import UserError
-from spap_jax.reporting import read, schema
-from spap_jax.reporting.comparison import comparisons
+from spap_jax.report import read, schema
+from spap_jax.report.comparison import comparisons
 
 
 def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:

@@ -7,10 +7,10 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from spap_jax.checkpoint.manifest import sealed
 from spap_jax.errors import UserError
-from spap_jax.manifest import sealed
-from spap_jax.reporting import draw
-from spap_jax.reporting.write import write_all
+from spap_jax.report import draw
+from spap_jax.report.write import write_all
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import matplotlib
 from matplotlib.figure import Figure
 
-from spap_jax.reporting.style import DPI, LIGHT, SETTINGS, themed
-from spap_jax.reporting.write import COMMAND
+from spap_jax.report.style import DPI, LIGHT, SETTINGS, themed
+from spap_jax.report.write import COMMAND
 
 
 @contextmanager

@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from spap_jax.quantities import share_text
-from spap_jax.reporting.figures import SIZE, Plot
-from spap_jax.reporting.schema import Change, Perplexities, RunReports
-from spap_jax.reporting.style import LIGHT, grid, open_sides
+from spap_jax.report.figures import SIZE, Plot
+from spap_jax.report.schema import Change, Perplexities, RunReports
+from spap_jax.report.style import LIGHT, grid, open_sides
 
 LINES = (("blue", "o"), ("orange", "s"), ("green", "^"), ("pink", "D"), ("grey", "v"))
 """Colour and marker of each series; they repeat from the sixth series on."""

@@ -1,6 +1,6 @@
 """Selection criteria of the baselines, reimplemented from their papers.
 
-`spap_jax.methods` documents what all of them share here, and how that differs from the papers.
+`spap_jax.solver.methods` documents what all of them share here, and how that differs from the papers.
 """
 
 import math

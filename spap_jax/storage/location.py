@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from spap_jax.errors import UserError
-from spap_jax.remote import is_address
+from spap_jax.storage.files import is_address
 
 _SCHEMES = {"gcs": "gs", "s3a": "s3", "local": "file"}
 """Other spellings of the same store."""

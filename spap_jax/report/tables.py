@@ -9,8 +9,8 @@ from statistics import fmean
 from typing import Any
 
 from spap_jax.quantities import bytes_text, change_text, count_text, share_text, signed
-from spap_jax.reporting.schema import Change, Errors, LayerReport, Perplexities, PruneReport, RunReports
-from spap_jax.reporting.style import STAGES
+from spap_jax.report.schema import Change, Errors, LayerReport, Perplexities, PruneReport, RunReports
+from spap_jax.report.style import STAGES
 
 NOTHING = "\N{EN DASH}"
 """Shown where a run does not have a number."""

@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from reports import DASH, MINUS, Look, put, report, run, with_fewer_heads
 
 from spap_jax.errors import UserError
-from spap_jax.reporting import draw
-from spap_jax.reporting.page import render
-from spap_jax.reporting.read import read_runs
-from spap_jax.reporting.schema import (
+from spap_jax.report import draw
+from spap_jax.report.page import render
+from spap_jax.report.read import read_runs
+from spap_jax.report.schema import (
     Check,
     DataAccount,
     Extras,
@@ -27,7 +27,7 @@ from spap_jax.reporting.schema import (
     RunReports,
     SpeedReport,
 )
-from spap_jax.reporting.tables import side_by_side
+from spap_jax.report.tables import side_by_side
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec, get_abstract_mesh
 
 from spap_jax.backend import platform
-from spap_jax.devices import (
+from spap_jax.parallel.mesh import (
     DATA,
     DATA_SPEC,
     MODEL,

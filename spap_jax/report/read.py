@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from spap_jax.errors import UserError
-from spap_jax.places import real_path
-from spap_jax.remote import base_name
-from spap_jax.reporting.schema import FORMAT, FinetuneReport, PruneReport, RunReports, SpeedReport, parsed
+from spap_jax.report.schema import FORMAT, FinetuneReport, PruneReport, RunReports, SpeedReport, parsed
+from spap_jax.storage.files import base_name
+from spap_jax.storage.location import real_path
 
 REPORT = "spap_report.json"
 TRAINED = "spap_finetune.json"

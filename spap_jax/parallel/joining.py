@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 
 from spap_jax.errors import NotJoinedError, UserError
-from spap_jax.hub import first_line
+from spap_jax.storage.hub import first_line
 
 AUTO = "auto"
 """Coordinator address that JAX finds by itself."""

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from spap_jax.checkpoint.manifest import check_file, sealed
 from spap_jax.errors import UserError, option
-from spap_jax.manifest import check_file, sealed
-from spap_jax.places import real_path
+from spap_jax.storage.location import real_path
 
 COMMAND = "spap report"
 """The program that a page and its plots name as their author."""

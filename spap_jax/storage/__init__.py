@@ -1,0 +1,1 @@
+"""Where files are: paths, addresses of stores, and the Hugging Face Hub."""
