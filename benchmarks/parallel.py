@@ -27,11 +27,13 @@ from benchmarks.prune_time import Size
 from spap_jax.models import DecoderConfig, decoder
 from spap_jax.parallel import mesh
 from spap_jax.parallel.placement import fully_shard_params
+from spap_jax.parallel.sequences import Sequences as Padded
+from spap_jax.parallel.sequences import chunked
 from spap_jax.planning import programs
 from spap_jax.planning.workload import Workload, workload
 from spap_jax.pruning import joint, layer, moments, streams, waves
 from spap_jax.pruning.narrow import pruned_config
-from spap_jax.pruning.streams import Padded, Streams
+from spap_jax.pruning.streams import Streams
 from spap_jax.settings import PruneSettings
 from spap_jax.training.engine import batch_of
 from spap_jax.training.step import Given, Sequences, begin, step
@@ -69,7 +71,7 @@ def work(count: int) -> Iterator[tuple[str, Any]]:
     params = jax.device_get(decoder.init(config, jax.random.key(0)))  # on the host, as those of a checkpoint
     tokens = np.random.default_rng(0).integers(0, SIZE.vocabulary, (SIZE.sequences, SIZE.length)).astype(np.int32)
     fitted = load.fitted.real
-    chunks = streams.chunked(tokens[:fitted], load.fitted.sequences), streams.chunked(tokens[fitted:], 1)
+    chunks = chunked(tokens[:fitted], load.fitted.sequences), chunked(tokens[fitted:], 1)
     both = [streams.start(config, params, part) for part in chunks]
     one = jax.tree.map(lambda a: jnp.asarray(a[0]), params["layers"])
     select = selection(config, params, both[0])

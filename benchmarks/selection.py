@@ -17,6 +17,7 @@ from rich.table import Table
 
 import spap_jax as spap
 from spap_jax.numerics import full_precision
+from spap_jax.parallel.sequences import chunked
 from spap_jax.pruning import moments, streams
 from spap_jax.pruning.moments import Moments
 from spap_jax.solver.methods import Search, SelectorInputs, select_channels
@@ -51,7 +52,7 @@ def compare(model: spap.Model, tokens: np.ndarray, sparsities: tuple[float, ...]
     """Yields a row for every layer and sparsity. tokens: [B, T]."""
     config = model.config
     chunk = streams.largest_divisor(len(tokens), max(1, 4096 // tokens.shape[1]))
-    both = streams.start(config, model.params, streams.chunked(tokens, chunk))
+    both = streams.start(config, model.params, chunked(tokens, chunk))
     for index in range(config.layers):
         layer = jax.tree.map(lambda array, index=index: jnp.asarray(array[index]), model.params["layers"])
         both = streams.enter_mlp(config, layer, both)

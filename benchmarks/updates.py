@@ -25,6 +25,7 @@ from rich.table import Table
 import spap_jax as spap
 from spap_jax.models import FAMILIES, DecoderConfig, Params
 from spap_jax.numerics import full_precision
+from spap_jax.parallel.sequences import chunked
 from spap_jax.pruning import moments, reduce, streams
 from spap_jax.pruning.layer import choose_channels, hidden_channels, refit_weights, search_of
 from spap_jax.solver import alternating
@@ -148,7 +149,7 @@ def compare(model: spap.Model, tokens: np.ndarray, sparsity: float, held_out: in
     config = model.config
     keep = reduce.kept_width(config.intermediate, sparsity, 1)
     narrow = config.with_widths([keep] * config.layers)
-    parts = [streams.chunked(part, streams.largest_divisor(len(part), max(1, 4096 // tokens.shape[1])))
+    parts = [chunked(part, streams.largest_divisor(len(part), max(1, 4096 // tokens.shape[1])))
              for part in (tokens[:-held_out], tokens[-held_out:])]  # fmt: skip
     both = [streams.start(config, model.params, part) for part in parts]
     for index in range(config.layers):

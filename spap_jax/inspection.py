@@ -21,6 +21,7 @@ from spap_jax.models.model import Model, checked
 from spap_jax.numerics import full_precision, is_concrete
 from spap_jax.parallel.mesh import use_mesh
 from spap_jax.parallel.placement import bytes_of
+from spap_jax.parallel.sequences import chunked
 from spap_jax.pruning import streams
 from spap_jax.pruning.moments import accumulate
 from spap_jax.pruning.pipeline import resized
@@ -241,7 +242,7 @@ def _entered(model: Model, tokens: Any, layer: int, batch_tokens: int) -> tuple[
         return config, params, streams.enter_dense_mlp(config, params, stream)
 
     size = streams.largest_divisor(len(blocks), max(1, batch_tokens // blocks.shape[1]))
-    entered = enter(0, streams.start(model.config, model.params, streams.chunked(blocks, size)))
+    entered = enter(0, streams.start(model.config, model.params, chunked(blocks, size)))
     for index in range(1, int(layer) + 1):
         entered = enter(index, streams.leave_dense_mlp(*entered))
     config, params, stream = entered

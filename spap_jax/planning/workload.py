@@ -16,8 +16,9 @@ from spap_jax.errors import UserError
 from spap_jax.models import DecoderConfig
 from spap_jax.models.attention import splash_accepts
 from spap_jax.numerics import step_dtype, storage
+from spap_jax.parallel.sequences import division, fitted_of
 from spap_jax.planning.accelerators import Platform
-from spap_jax.pruning import joint, streams
+from spap_jax.pruning import joint
 from spap_jax.pruning.narrow import pruned_config
 from spap_jax.pruning.run import held_out_part, joint_sequences
 from spap_jax.pruning.sampling import batches
@@ -212,7 +213,7 @@ class Workload:
         """Number of tokens of such a step that pass through the model at once on one device."""
         length = self.fitted.length
         most = max(1, self.settings.batch_tokens // length)
-        return streams.division(self.step_sequences, most, self.devices)[1] * length
+        return division(self.step_sequences, most, self.devices)[1] * length
 
     @property
     def predicted(self) -> int:
@@ -291,12 +292,12 @@ def workload(
     most, pool = max(1, settings.batch_tokens // length), (POOL - 1) * sequences
     sequences *= 1 if training else 1 + settings.sampled
     settings = settings.resolved(config.layers, config.width, config.intermediate, sequences * length)
-    fitted = streams.fitted_of(sequences, training.held_out if training else held_out_part(settings))
+    fitted = fitted_of(sequences, training.held_out if training else held_out_part(settings))
     steps = 0 if training else joint_sequences(settings, sequences)
     further = max(0, min(steps - fitted, pool))
 
     def chunks(count: int) -> Chunks:
-        number, size = streams.division(count, most, devices)
+        number, size = division(count, most, devices)
         return Chunks(number, size, length, devices, count)
 
     return Workload(

@@ -18,11 +18,11 @@ from jax import lax
 from spap_jax.errors import NotFiniteError
 from spap_jax.models import DecoderConfig, Params
 from spap_jax.numerics import step_dtype
-from spap_jax.parallel import mesh
+from spap_jax.parallel import mesh, sequences
 from spap_jax.parallel.placement import fully_shard_params
 from spap_jax.pruning.predictions import get_layer
 from spap_jax.pruning.run import Run, Step
-from spap_jax.pruning.streams import Padded, largest_divisor
+from spap_jax.pruning.streams import largest_divisor
 from spap_jax.report.schema import Check
 from spap_jax.settings import EFFORTS, PruneSettings
 from spap_jax.training.engine import Stage, StepSchedule, described, from_host, parts_of, stages
@@ -132,7 +132,7 @@ def adjusted(
     outside = fully_shard_params(config, {name: run.outer[name] for name in ("embed", "head")})
     params = outside | {"layers": blocks}
     texts = run.fitted, run.held_out if run.held_out.real else run.fitted
-    few = shortlist_of(run.fitted.sequences, config.vocabulary, settings.seed)
+    few = shortlist_of(run.fitted.rows, config.vocabulary, settings.seed)
     short = None if few is None else _short(run, outside, few)
     read, measured = (
         (_sequences(*each), each[0].real) for each in zip(texts, ends, entering, (few, None), strict=True)
@@ -181,7 +181,9 @@ def _short(run: Run, outside: Params, few: Shortlist) -> Params:
     return shortened_head(run.tail, outside, ids, step_dtype(run.settings.compute_dtype)) | {"others": others}
 
 
-def _sequences(part: Padded, end: jax.Array, entering: jax.Array | None, few: Shortlist | None) -> Sequences:
+def _sequences(
+    part: sequences.Sequences, end: jax.Array, entering: jax.Array | None, few: Shortlist | None
+) -> Sequences:
     """Returns sequences as steps read them.
 
     Args:

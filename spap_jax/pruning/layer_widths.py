@@ -19,6 +19,7 @@ from spap_jax.models import DecoderConfig, Params
 from spap_jax.numerics import full_precision, storage
 from spap_jax.parallel import mesh
 from spap_jax.parallel.placement import param_spec, shard_params, zeros_for_blocks
+from spap_jax.parallel.sequences import chunked
 from spap_jax.pruning import moments, reduce, streams
 from spap_jax.pruning.moments import Moments
 from spap_jax.pruning.predictions import advance, divergence, get_layer, set_layer
@@ -130,7 +131,7 @@ def _losses(run: Run, widths: Widths) -> np.ndarray:
     assert blocks is not None
     dtype = storage(settings.stream_dtype)
     most = max(1, settings.batch_tokens // run.fitted.tokens.shape[-1])
-    judged = run.held_out if run.held_out.real else streams.chunked(run.fitted.sequences[:most], most)
+    judged = run.held_out if run.held_out.real else chunked(run.fitted.rows[:most], most)
     compared = streams.start(config, outer, judged, dtype)
     last = jnp.copy(compared.dense)
     for index in range(config.layers):

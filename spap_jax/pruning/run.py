@@ -8,9 +8,8 @@ import numpy as np
 
 from spap_jax.data.blocks import TokenBlocks, check_counted, concatenated, further_of, ids_of, mask_of
 from spap_jax.models import DecoderConfig, Params
-from spap_jax.pruning import streams
+from spap_jax.parallel.sequences import Sequences, chunked, fitted_of
 from spap_jax.pruning.narrow import pruned_config
-from spap_jax.pruning.streams import Padded
 from spap_jax.pruning.waves import Choices
 from spap_jax.report.schema import Check, LayerReport
 from spap_jax.settings import PruneSettings
@@ -79,8 +78,8 @@ class Run:
     outer: Params
     read_layer: Callable[[int], Params]
     settings: PruneSettings
-    fitted: Padded
-    held_out: Padded
+    fitted: Sequences
+    held_out: Sequences
     joint_sequences: int
     choices: Choices
     begun: Begun = NOTHING
@@ -135,7 +134,7 @@ def resolve(
     return Run(config, narrow, outer, read_layer, settings, fitted, held_out, steps, choices)
 
 
-def calibration_chunks(tokens: np.ndarray | TokenBlocks, settings: PruneSettings) -> tuple[Padded, Padded]:
+def calibration_chunks(tokens: np.ndarray | TokenBlocks, settings: PruneSettings) -> tuple[Sequences, Sequences]:
     """Divides calibration sequences into those that are fitted and those that are held out, in chunks.
 
     Joint steps read text again only if there is no other, since they gain little from it. Their streams of further
@@ -145,7 +144,7 @@ def calibration_chunks(tokens: np.ndarray | TokenBlocks, settings: PruneSettings
     further, mask = further_of(tokens), mask_of(tokens)
     own = ids_of(tokens)
     most = max(1, settings.batch_tokens // own.shape[1])
-    asked = streams.fitted_of(len(own), held_out_part(settings))
+    asked = fitted_of(len(own), held_out_part(settings))
     read = joint_sequences(settings, len(own))
     more = read - asked
     if read and mask is not None:
@@ -155,9 +154,9 @@ def calibration_chunks(tokens: np.ndarray | TokenBlocks, settings: PruneSettings
     parts = [(own[:asked], None if mask is None else mask[:asked])]
     if further is not None and more > 0:
         parts.append((further.tokens[:more], None if further.mask is None else further.mask[:more]))
-    held_out = streams.chunked(own[asked:], most, None if mask is None else mask[asked:])
+    held_out = chunked(own[asked:], most, None if mask is None else mask[asked:])
     fitted, counted = concatenated(parts)
-    return streams.chunked(fitted, most, counted), held_out
+    return chunked(fitted, most, counted), held_out
 
 
 def joint_sequences(settings: PruneSettings, sequences: int) -> int:
@@ -168,7 +167,7 @@ def joint_sequences(settings: PruneSettings, sequences: int) -> int:
         sequences: Number of calibration sequences, held-out ones included.
     """
     passes = settings.passes if update_used(settings) == "alternate" else 0
-    return max(1, round(passes * streams.fitted_of(sequences, held_out_part(settings)))) if passes else 0
+    return max(1, round(passes * fitted_of(sequences, held_out_part(settings)))) if passes else 0
 
 
 def held_out_part(settings: PruneSettings) -> float:

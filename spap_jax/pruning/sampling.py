@@ -17,9 +17,9 @@ from spap_jax.models.model import Model
 from spap_jax.numerics import step_dtype
 from spap_jax.parallel.mesh import data_size
 from spap_jax.parallel.placement import shard_params
+from spap_jax.parallel.sequences import division, fitted_of
 from spap_jax.pruning.prune_report import data_account
 from spap_jax.pruning.run import held_out_part
-from spap_jax.pruning.streams import division, fitted_of
 from spap_jax.settings import PruneSettings
 
 PROMPT = 8

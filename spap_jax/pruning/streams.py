@@ -17,6 +17,7 @@ from spap_jax.models import Block, DecoderConfig, Params, decoder
 from spap_jax.numerics import full_precision, in_float32, storage, stored
 from spap_jax.parallel import collectives, mesh
 from spap_jax.parallel.placement import shard_params
+from spap_jax.parallel.sequences import Sequences
 from spap_jax.solver.alternating import Tokens
 
 FLOAT32 = storage("float32")
@@ -42,59 +43,12 @@ class Streams(NamedTuple):
     weights: jax.Array | None = None
 
 
-class Padded(NamedTuple):
-    """Sequences in chunks of one size, as many on each device; the last sequences may be padding.
-
-    Attributes:
-        tokens: [C, B, T] token ids; padding repeats the last sequence.
-        real: Number of sequences that are no padding.
-        mask: [C, B, T] True on the tokens whose predictions count; None if all count.
-    """
-
-    tokens: np.ndarray
-    real: int
-    mask: np.ndarray | None = None
-
-    @property
-    def sequences(self) -> np.ndarray:
-        """The sequences that are no padding, [B, T]."""
-        return self.tokens.reshape(-1, self.tokens.shape[-1])[: self.real]
-
-    @property
-    def counted(self) -> jax.Array | None:
-        """[C, B, T] 1, or 0 for padding, spread over the devices; None if there is none."""
-        number = np.arange(self.tokens.shape[0] * self.tokens.shape[1]).reshape(*self.tokens.shape[:2], 1)
-        if number.size == self.real:
-            return None
-        return mesh.shard_chunks(np.broadcast_to(number < self.real, self.tokens.shape).astype(np.float32))
-
-
-def fitted_of(count: int, held_out: float) -> int:
-    """Returns how many of ``count`` sequences are fitted; the rest is held out, at least one if ``held_out`` > 0."""
-    return count if held_out <= 0 else count - min(count - 1, max(1, round(held_out * count)))
-
-
-def division(count: int, most: int, shares: int) -> tuple[int, int]:
-    """Returns the number and the size of chunks of ``count`` sequences, with little padding.
-
-    Args:
-        count: Number of sequences.
-        most: Maximum size of a chunk.
-        shares: Number of devices; each has the same number of chunks.
-    """
-    own = -(-count // shares)
-    most = min(most, max(1, own))
-    # The largest size is not always best: it could need nearly a chunk of padding.
-    size = min(range(most, (most - 1) // 2, -1), key=lambda size: -own % size)
-    return shares * -(-own // size), size
-
-
 def largest_divisor(count: int, most: int) -> int:
     """Returns the largest divisor of ``count`` that is at most ``most``."""
     return next(size for size in range(min(count, most), 0, -1) if count % size == 0)
 
 
-def start(config: DecoderConfig, params: Params, chunks: Padded, dtype: np.dtype = FLOAT32) -> Streams:
+def start(config: DecoderConfig, params: Params, chunks: Sequences, dtype: np.dtype = FLOAT32) -> Streams:
     """Embeds token chunks; both streams start equal, and are stored in ``dtype``."""
     return both_at(config, embed(config, params, chunks.tokens, dtype), chunks.counted)
 
@@ -108,13 +62,6 @@ def both_at(config: DecoderConfig, x: jax.Array, counted: jax.Array | None) -> S
     output = jnp.zeros_like(x) if normed else None
     ones = mesh.shard_chunks(np.ones(x.shape[:-1], np.float32)) if normed and counted is None else counted
     return Streams(x, jnp.copy(x), output, ones)
-
-
-def chunked(tokens: np.ndarray, most: int, mask: np.ndarray | None = None) -> Padded:
-    """Divides token blocks [B, T] into chunks of at most ``most`` sequences for the devices; none if there are none."""
-    chunks, size = division(len(tokens), most, mesh.data_size())
-    rows = np.minimum(np.arange(chunks * size), len(tokens) - 1).reshape(chunks, size)
-    return Padded(tokens[rows], len(tokens), None if mask is None else mask[rows])
 
 
 def embed(config: DecoderConfig, params: Params, chunks: np.ndarray, dtype: np.dtype = FLOAT32) -> jax.Array:

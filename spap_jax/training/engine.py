@@ -19,7 +19,7 @@ import numpy as np
 from spap_jax import memory
 from spap_jax.models import Params
 from spap_jax.parallel import mesh
-from spap_jax.pruning.streams import division
+from spap_jax.parallel.sequences import division
 from spap_jax.report.schema import Check
 from spap_jax.training.optimizers import rates
 from spap_jax.training.step import Given, Job, Minibatch, State, begin, measure, step

@@ -17,8 +17,8 @@ from spap_jax.models.model import Model
 from spap_jax.numerics import full_precision, step_dtype
 from spap_jax.parallel import mesh
 from spap_jax.parallel.placement import fully_shard_params
+from spap_jax.parallel.sequences import fitted_of
 from spap_jax.pruning.prune_report import data_account, versions
-from spap_jax.pruning.streams import fitted_of
 from spap_jax.report.schema import Check, FinetuneReport
 from spap_jax.settings import FinetuneSettings
 from spap_jax.training import engine, lora

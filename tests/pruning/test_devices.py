@@ -19,6 +19,7 @@ from spap_jax.backend import traced_for
 from spap_jax.errors import UserError
 from spap_jax.models.registry import FAMILIES
 from spap_jax.parallel import collectives, mesh, placement
+from spap_jax.parallel.sequences import chunked
 from spap_jax.pruning import layer as layer_module
 from spap_jax.pruning import moments, predictions, reduce, streams
 from spap_jax.solver.alternating import RoundSchedule, Tokens
@@ -167,7 +168,7 @@ def model():
 
 
 def spread_tokens(model, chunks: int = 16) -> Tokens:
-    streams_ = streams.start(model.config, model.params, streams.chunked(cases.random_tokens(sequences=2 * chunks), 2))
+    streams_ = streams.start(model.config, model.params, chunked(cases.random_tokens(sequences=2 * chunks), 2))
     return streams.fitting_tokens(streams_)
 
 
@@ -197,7 +198,7 @@ def test_second_moments_are_reduced_once(eight, model, accumulate, divided: list
 
 @pytest.mark.parametrize("move", [streams.enter_mlp, streams.enter_attention, streams.leave_attention])
 def test_streams_stay_apart(eight, model, move):
-    both = streams.start(model.config, model.params, streams.chunked(cases.random_tokens(sequences=32), 2))
+    both = streams.start(model.config, model.params, chunked(cases.random_tokens(sequences=32), 2))
     found = move.lower(model.config, cases.one_layer(model, 0), both).compile()
     assert moves(found) == []
 

@@ -139,7 +139,7 @@ def test_text_is_read_again_only_if_there_is_no_other(passes: float, more: int):
     settings = PruneSettings(held_out=0.25, batch_tokens=24, joint_passes=passes)
     expected = np.concatenate([own[:12], others[:more]]), own[12:]
     for found, sequences in zip(calibration_chunks(tokens, settings), expected, strict=True):
-        np.testing.assert_array_equal(found.sequences, sequences)
+        np.testing.assert_array_equal(found.rows, sequences)
         assert found.mask is not None
         np.testing.assert_array_equal(found.mask.reshape(-1, 8)[: found.real], sequences % 3 > 0)
     assert calibration_chunks(tokens, settings.replace(method="fasp"))[0].real == 12

@@ -13,6 +13,7 @@ from pruning_cases import SETTINGS, one_layer, random_tokens, tiny, with_mlp
 from spap_jax import api
 from spap_jax.errors import UserError
 from spap_jax.models.model import Model
+from spap_jax.parallel.sequences import chunked
 from spap_jax.pruning import predictions, streams
 from spap_jax.pruning.layer_widths import allocated
 from spap_jax.pruning.prune_card import model_card
@@ -71,7 +72,7 @@ def test_the_divergence_is_that_of_the_logits_of_which_few_are_held_at_once():
     wanted, got = (
         jax.nn.log_softmax(api.logits(each, tokens)) for each in (model, with_mlp(model, down=other["down"]))
     )
-    chunks = streams.start(model.config, model.params, streams.chunked(tokens, len(tokens)))
+    chunks = streams.start(model.config, model.params, chunked(tokens, len(tokens)))
     last = chunks.dense
     for index in range(model.config.layers):
         last = predictions.advance(model.config, layers, index, jnp.copy(last))

@@ -31,6 +31,7 @@ from spap_jax.errors import UserError
 from spap_jax.models import decoder
 from spap_jax.models.model import Model
 from spap_jax.parallel import mesh
+from spap_jax.parallel.sequences import chunked
 from spap_jax.pruning import streams
 from spap_jax.pruning.narrow import pruned_config
 from spap_jax.pruning.pipeline import prune_layers, rounds_pay
@@ -115,7 +116,7 @@ def test_the_errors_reported_are_those_of_the_model_returned(variant: str, chang
     first, small = (jax.tree.map(lambda a: a[0], m.params["layers"]) for m in (model, result.model))
     report = result.report.layers[0]
     for tokens, told in zip(np.split(random_tokens(), [12]), (report.calibration, report.held_out), strict=True):
-        both = streams.start(model.config, model.params, streams.chunked(tokens, 4))
+        both = streams.start(model.config, model.params, chunked(tokens, 4))
         seen = streams.fitting_tokens(streams.enter_mlp(model.config, first, both))
         found = decoder.block(result.model.config, small, seen.residual, method=streams.mlp_output)
         error = ((found - seen.target) ** 2).sum() / (seen.target**2).sum()

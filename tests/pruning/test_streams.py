@@ -14,6 +14,7 @@ from pruning_cases import logits, one_layer, random_tokens, tiny
 from spap_jax.models import decoder
 from spap_jax.numerics import in_float32, storage
 from spap_jax.parallel import mesh
+from spap_jax.parallel.sequences import chunked, division
 from spap_jax.pruning import moments, streams
 from spap_jax.pruning.run import calibration_chunks
 from spap_jax.settings import FloatDtype, PruneSettings
@@ -22,7 +23,7 @@ from spap_jax.settings import FloatDtype, PruneSettings
 @pytest.mark.parametrize("variant", ["llama", "opt_125m_like", "opt_350m_like", "gemma3"])
 def test_the_streams_of_an_unpruned_model_are_those_of_the_decoder(variant: str):
     model, tokens = tiny(variant), random_tokens(1, 6, 16)
-    both = streams.start(model.config, model.params, streams.chunked(tokens, 2))
+    both = streams.start(model.config, model.params, chunked(tokens, 2))
     for index in range(model.config.layers):
         layer, config = one_layer(model, index), model.config.of_layer(index)
         both = streams.enter_mlp(config, layer, both)
@@ -41,7 +42,7 @@ def test_the_target_repairs_what_earlier_blocks_broke():
     """The target is the dense sum minus the pruned stream, not the dense MLP's output on the pruned stream."""
     model = tiny("opt_350m_like")
     layer = one_layer(model, 0)
-    both = streams.start(model.config, model.params, streams.chunked(random_tokens(1, 4, 16), 4))
+    both = streams.start(model.config, model.params, chunked(random_tokens(1, 4, 16), 4))
     damaged = streams.Streams(both.dense, both.pruned + 0.1)
     dense, pruned = (np.asarray(a) for a in (both.dense, damaged.pruned))
     after = streams.enter_mlp(model.config, layer, damaged)
@@ -62,7 +63,7 @@ def test_the_target_repairs_what_earlier_blocks_broke():
 def test_before_a_norm_the_target_is_the_dense_output_and_all_tokens_count_alike():
     model = tiny("gemma3")
     layer, config = one_layer(model, 1), model.config.of_layer(1)
-    start = streams.start(config, model.params, streams.chunked(random_tokens(1, 4, 16), 4))
+    start = streams.start(config, model.params, chunked(random_tokens(1, 4, 16), 4))
     damaged = start._replace(pruned=start.pruned + jax.random.normal(jax.random.key(0), start.pruned.shape))
     dense, pruned = (np.asarray(stream)[0] for stream in damaged[:2])
     piece, where = functools.partial(decoder.block, config, layer), streams.causal(dense)
@@ -88,7 +89,7 @@ def test_before_a_norm_the_target_is_the_dense_output_and_all_tokens_count_alike
 
 @pytest.mark.parametrize("variant", ["llama", "opt_350m_like"])
 def test_in_bfloat16_they_are_rounded_between_programs_and_nowhere_else(variant: str):
-    model, chunks = tiny(variant), streams.chunked(random_tokens(1, 6, 16), 2)
+    model, chunks = tiny(variant), chunked(random_tokens(1, 6, 16), 2)
     layer = one_layer(model, 0)
     exact, half = (streams.start(model.config, model.params, chunks, storage(name)) for name in get_args(FloatDtype))
     for passes in (streams.enter_mlp, streams.leave_mlp):
@@ -125,7 +126,7 @@ def test_in_bfloat16_no_program_holds_them_in_float32(program: str):
 
 def test_no_tokens_pass_through():
     model = tiny("llama")
-    empty = streams.start(model.config, model.params, streams.chunked(random_tokens()[:0], 1))
+    empty = streams.start(model.config, model.params, chunked(random_tokens()[:0], 1))
     layer = one_layer(model, 0)
     empty = streams.leave_mlp(model.config, layer, streams.enter_mlp(model.config, layer, empty))
     assert jax.tree.map(jnp.shape, empty) == ((0, 1, 16, 32), (0, 1, 16, 32), None, None)
@@ -136,7 +137,7 @@ counts, most = st.integers(1, 400), st.integers(1, 300)
 
 @given(counts, most, st.integers(1, 70))
 def test_a_division_needs_little_padding(count: int, most: int, shares: int):
-    chunks, size = streams.division(count, most, shares)
+    chunks, size = division(count, most, shares)
     own = -(-count // shares)
     assert min(most, own) / 2 <= size <= min(most, own)
     assert chunks % shares == 0

@@ -11,6 +11,7 @@ from pruning_cases import one_layer, random_tokens, tiny
 
 from spap_jax.models import decoder
 from spap_jax.models.decoder import Block
+from spap_jax.parallel.sequences import chunked
 from spap_jax.pruning import moments, streams
 from spap_jax.pruning.target import aim
 from spap_jax.solver.alternating import Tokens
@@ -20,7 +21,7 @@ def damaged(variant: str, by: float = 1.0) -> tuple[Any, Any, Tokens]:
     """Returns a config, its second block, and the tokens of this block after damage to the stream before it."""
     model = tiny(variant)
     layer, config = one_layer(model, 1), model.config.of_layer(1)
-    both = streams.start(config, model.params, streams.chunked(random_tokens(1, 4, 16), 4))
+    both = streams.start(config, model.params, chunked(random_tokens(1, 4, 16), 4))
     noise = by * jax.random.normal(jax.random.key(0), both.pruned.shape)
     after = streams.enter_mlp(config, layer, both._replace(pruned=both.pruned + noise))
     return config, layer, streams.fitting_tokens(after)

@@ -13,6 +13,7 @@ from pruning_cases import CHANNELS, KEPT, SETTINGS, logits, one_layer, random_to
 from spap_jax import api
 from spap_jax.errors import UserError
 from spap_jax.models import decoder
+from spap_jax.parallel.sequences import chunked
 from spap_jax.pruning import streams
 from spap_jax.pruning.layer import Choice, PhaseClock, prune_layer
 from spap_jax.pruning.narrow import pruned_config
@@ -54,7 +55,7 @@ def run(variant: str, method: Method, update: Update = "own", **changes) -> api.
 def layers_of(variant: str, result: api.PruneResult) -> Iterator[Seen]:
     """Yield every layer with its input from the pruned layers before it, in float64."""
     model = tiny(variant)
-    both = streams.start(model.config, model.params, streams.chunked(random_tokens(), 16))
+    both = streams.start(model.config, model.params, chunked(random_tokens(), 16))
     for index, report in enumerate(result.report.layers):
         dense, small = one_layer(model, index), one_layer(result.model, index)
         both = streams.enter_mlp(model.config, dense, both)
@@ -186,7 +187,7 @@ def test_rounds_use_the_ridge_that_the_selection_ended_with():
     """The requested ridge may have been too small, and would make every round fail."""
     model, settings = tiny("llama"), PLAIN.replace(rounds=1)
     layer, narrow = one_layer(model, 0), pruned_config(model.config, settings)
-    both = streams.start(model.config, model.params, streams.chunked(random_tokens(), 16))
+    both = streams.start(model.config, model.params, chunked(random_tokens(), 16))
     tokens = streams.fitting_tokens(streams.enter_mlp(model.config, layer, both))
     none = jax.tree.map(lambda stream: stream[:0], tokens)
     channels = Polished(jnp.arange(KEPT), jnp.int32(0), jnp.int32(0))

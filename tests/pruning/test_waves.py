@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec, get_mesh
 
 from spap_jax import api
 from spap_jax.parallel import collectives, mesh
+from spap_jax.parallel.sequences import chunked
 from spap_jax.pruning import layer as layer_module
 from spap_jax.pruning import streams, waves
 from spap_jax.pruning.moments import Moments
@@ -56,7 +57,7 @@ def run(variant: str, method: Method, update: Update = "own", **changes) -> api.
 def test_every_group_has_the_moments_of_its_layer(variant: str, size: int):
     model = cases.tiny(variant)
     with mesh.use_mesh(4 * size, size):
-        start = streams.start(model.config, model.params, streams.chunked(cases.random_tokens(), 4))
+        start = streams.start(model.config, model.params, chunked(cases.random_tokens(), 4))
         own = waves.own_moments(
             range(LAYERS), model.config, lambda index: cases.one_layer(model, index), start, layer_module.PhaseClock()
         )
