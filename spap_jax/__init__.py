@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from spap_jax.api import (
         FinetuneResult,
         PruneResult,
-        answer,
         divergence,
         finetune,
         generate,
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
         perplexity,
         prune,
         save,
+        write,
     )
     from spap_jax.data.blocks import TokenBlocks
     from spap_jax.errors import SpapWarning, UserError
@@ -45,7 +45,6 @@ __all__ = [
     "SpapWarning",
     "TokenBlocks",
     "UserError",
-    "answer",
     "divergence",
     "finetune",
     "generate",
@@ -59,6 +58,7 @@ __all__ = [
     "prune",
     "save",
     "solver",
+    "write",
 ]
 
 _HOMES = dict.fromkeys(__all__, "spap_jax.api") | {

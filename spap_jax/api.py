@@ -16,8 +16,8 @@ from spap_jax.data.blocks import TokenBlocks, new_blocks
 from spap_jax.data.loading import load_tokens
 from spap_jax.data.repetition import warn_of_repetition
 from spap_jax.errors import Notice, UserError, warn
-from spap_jax.evaluation.answers import answer
 from spap_jax.evaluation.generation import generate
+from spap_jax.evaluation.writing import write
 from spap_jax.inspection import divergence, hidden, logits, loss, moments, perplexity, token_blocks
 from spap_jax.keywords import FinetuneChanges, PruneChanges, showing
 from spap_jax.models import DecoderConfig, Params
@@ -48,7 +48,6 @@ from spap_jax.training.train import run
 __all__ = [
     "FinetuneResult",
     "PruneResult",
-    "answer",
     "divergence",
     "finetune",
     "generate",
@@ -61,6 +60,7 @@ __all__ = [
     "perplexity",
     "prune",
     "save",
+    "write",
 ]
 
 

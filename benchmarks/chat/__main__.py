@@ -53,10 +53,12 @@ def measured(
         return found
 
     found = [calibrated("plain text", plain(given)), calibrated("conversations", given)]
-    written = spap.answer(dense, given, answers=answers, max_new_tokens=sequence_length, seed=settings.seed)
+    written = spap.write(
+        dense, prompts=given, sequences=answers * len(given), length=sequence_length, seed=settings.seed
+    )
     return [
         *found,
-        calibrated("its own answers", written[::answers]),
+        calibrated("its own answers", written[: len(given)]),
         calibrated(f"its own answers, {answers} to each prompt", written),
     ]
 

@@ -1,4 +1,4 @@
-"""The command line: ``spap plan | answer | prune | finetune | eval | bench | report | convert | push | doctor``."""
+"""The command line: ``spap plan | write | prune | finetune | eval | bench | report | convert | push | doctor``."""
 
 import contextlib
 import gc

@@ -12,7 +12,6 @@ from cyclopts.config import Dict
 from rich.console import Console
 
 from spap_jax import __version__
-from spap_jax.cli.answer import answer
 from spap_jax.cli.bench import bench
 from spap_jax.cli.convert import convert
 from spap_jax.cli.doctor import doctor
@@ -24,6 +23,7 @@ from spap_jax.cli.prune import prune
 from spap_jax.cli.push import push
 from spap_jax.cli.report import report
 from spap_jax.cli.standard_streams import pages
+from spap_jax.cli.write import write
 from spap_jax.errors import UserError
 
 ABOVE = 2**32
@@ -64,7 +64,7 @@ app = _Commands(
 )
 for each in (app, app.meta):
     each.suppress_keyboard_interrupt = False  # the library would exit without a word
-for place, command in enumerate((plan, answer, prune, finetune, eval_, bench, report, convert, push, doctor)):
+for place, command in enumerate((plan, write, prune, finetune, eval_, bench, report, convert, push, doctor)):
     app.command(command, sort_key=place)  # in order of use
 app.register_install_completion_command(help="Make the shell complete commands and options with the tab key.")
 

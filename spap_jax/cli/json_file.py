@@ -1,10 +1,8 @@
-"""Files with the results of a command: JSON with the numbers that it prints, or JSON lines that it makes."""
+"""Files with the results of a command: JSON with the numbers that it prints."""
 
-import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -51,15 +49,6 @@ def write_json(file: Path, command: str, result: dict[str, Any]) -> None:
     """
     text = msgspec.json.encode({"written_by": command, **result}, enc_hook=_plain)  # what is not finite is null
     _write(file, command, msgspec.json.format(text, indent=1) + b"\n")
-
-
-def write_json_lines(file: Path, command: str, rows: Iterable[dict[str, Any]]) -> None:
-    """Writes rows that a command makes: a complete file, or none if it cannot be written.
-
-    Raises:
-        UserError: the file cannot be written, or it exists; rows do not say who wrote them.
-    """
-    _write(file, command, "".join(json.dumps(row, ensure_ascii=False, default=_plain) + "\n" for row in rows).encode())
 
 
 def _write(file: Path, command: str, content: bytes) -> None:

@@ -15,7 +15,7 @@ from typing import IO, Any, cast
 
 import numpy as np
 
-from spap_jax.data.conversations import COLUMN, Conversation, conversations, holds_conversation
+from spap_jax.data.chat import MESSAGES, PROMPT, Conversation, conversations, holds_conversation
 from spap_jax.errors import UserError
 from spap_jax.storage.files import is_address
 from spap_jax.storage.hub import first_line
@@ -26,7 +26,7 @@ LOCAL = "name a local .txt, .jsonl, .json, .parquet or .npy file instead"
 BLOCK = 1 << 20  # characters read at once
 ROWS = 1 << 10  # rows of a parquet file read at once
 
-_COLUMNS = ("text", COLUMN, "prompt")
+_COLUMNS = ("text", MESSAGES, PROMPT)
 """Columns that some join reads; the others of a parquet file may be large."""
 
 Piece = str | Conversation
@@ -56,7 +56,7 @@ def joined(rows: Iterable[Any], name: str, between: str = "\n\n") -> Iterator[Pi
             columns = ", ".join(map(str, row)) or "none"
             raise UserError(
                 f'{name} has no column "text" but {columns}: rename the column with the text to "text", or '
-                f'that with conversations to "{COLUMN}"'
+                f'that with conversations to "{MESSAGES}"'
             )
         text = row["text"] if isinstance(row, dict) else row
         if text is None:

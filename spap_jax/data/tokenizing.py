@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from spap_jax.data import conversations
 from spap_jax.data.auto_tokenizer import auto_tokenizer
-from spap_jax.data.conversations import Conversation
+from spap_jax.data.chat import Conversation
+from spap_jax.data.chat import encoder_of as conversation_encoder
 from spap_jax.data.in_memory import encoder_of
 from spap_jax.data.texts import LOCAL, Piece, looks_local
 from spap_jax.errors import UserError, option
@@ -104,7 +104,7 @@ def _encoder(
 ) -> tuple[Iterator[Any], Callable[[Any], tuple[np.ndarray, np.ndarray | None]]]:
     """Returns what to encode, one after the other, and the function that returns the ids and the mask of each."""
     if chat:
-        return pieces, conversations.encoder_of(tokenizer)
+        return pieces, conversation_encoder(tokenizer)
     encode, chunks = encoder_of(tokenizer), enumerate(_chunks(pieces, CHUNK))
     return chunks, lambda chunk: (np.asarray(encode(chunk[1], special and chunk[0] == 0), np.int64), None)
 

@@ -65,29 +65,6 @@ def test_every_sequence_begins_with_the_first_token_if_asked(tmp_path: Path, cap
     assert "begin with <s>" in said.out
 
 
-def test_prompts_are_answered_and_calibrate(model: Path, tmp_path: Path, capsys):
-    prompts, answered = tmp_path / "prompts.jsonl", tmp_path / "answered.jsonl"
-    prompts.write_text("".join(json.dumps({"prompt": f"{TURNS[0][1]} {n}"}) + "\n" for n in range(20)), "utf-8")
-    words = ("answer", model, "--data", prompts, "--output", answered, "--answers", 2, "--max-new-tokens", 40)
-    said = spap(capsys, *words)
-    assert (said.code, said.out) == (0, f"40 conversations written to {answered}\n"), said.err
-    assert "40 answers were cut off after 40 tokens" in said.err
-    written = answered.read_text("utf-8")
-    rows = [json.loads(line)["messages"] for line in written.splitlines()]
-    assert [each[0]["content"] for each in rows] == [f"{TURNS[0][1]} {n}" for n in range(20) for _ in range(2)]
-    assert len({each[1]["content"] for each in rows}) == 40
-    assert sentence(spap(capsys, *words)) == f"{answered} exists: name another file."
-    assert answered.read_text("utf-8") == written
-    words = ("--data", answered, "--output", tmp_path / "out", "--method", "magnitude")
-    said = spap(capsys, "prune", model, *words, *QUICK)
-    assert said.code == 0, said.err
-
-
-def test_answers_go_into_json_lines(model: Path, tmp_path: Path, capsys):
-    said = spap(capsys, "answer", model, "--data", "no.jsonl", "--output", tmp_path / "answered.json")
-    assert "give it a name that ends in .jsonl" in sentence(said)
-
-
 def test_an_output_is_kept_apart_from_every_part_of_a_mixture(model: Path, talk: Path, tmp_path: Path, capsys):
     inside = tmp_path / "texts"
     inside.mkdir()

@@ -70,7 +70,7 @@ BASES: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     "plan": (("../model",), {"--mesh": "v5e-8"}),
     # Data that hold no tokens and no prompts end these commands after all cheap checks, once the model is read.
     "prune": (("../model",), {"--data": "../floats.npy", "--output": "out"}),
-    "answer": (("../model",), {"--data": "../rows.jsonl", "--output": "out.jsonl"}),
+    "write": (("../model",), {"--prompts": "../rows.jsonl", "--output": "out.jsonl"}),
     "finetune": (("../model",), {"--data": "../floats.npy", "--output": "out"}),
     "eval": (("../model",), {"--data": "../ids.npy", "--sequences": "1", "--sequence-length": "8"}),
     "bench": (("../model", "no"), {}),

@@ -5,7 +5,6 @@ import os
 import resource
 import subprocess
 import sys
-from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ import pytest
 from commands import STORIES, left, sentence, spap
 
 from spap_jax.checkpoint.manifest import sealed
-from spap_jax.cli.json_file import write_json, write_json_lines
+from spap_jax.cli.json_file import write_json
 from spap_jax.errors import UserError
 
 LONG = {"numbers": [*range(5000)]}
@@ -100,14 +99,6 @@ def test_a_number_that_is_not_finite_is_null(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", "spap eval", {"score": float("inf"), "count": np.int64(3), "at": {"x": np.nan}})
     found = json.loads((tmp_path / "a.json").read_text(), parse_constant=pytest.fail)
     assert (found["score"], found["count"], found["at"]) == (None, 3, {"x": None})
-
-
-def test_rows_may_hold_what_json_does_not_know(tmp_path: Path) -> None:
-    """As a typed column of a data set does beside what was said."""
-    said = {"role": "user", "content": "é", "at": datetime(2026, 1, 2), "count": np.int64(3)}
-    write_json_lines(tmp_path / "rows.jsonl", "spap answer", [{"messages": [said]}])
-    found = json.loads((tmp_path / "rows.jsonl").read_text("utf-8"))["messages"][0]
-    assert found == {"role": "user", "content": "é", "at": "2026-01-02 00:00:00", "count": 3}
 
 
 @pytest.mark.parametrize("content", [*OTHERS, sealed(b'{"written_by": "spap bench"}').decode()])

@@ -342,7 +342,7 @@ def test_a_hub_id_without_network(ask_hub: Callable[..., None], place: Path, cap
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (("dance",), 'Unknown command "dance". Available commands: plan, answer, prune, finetune, eval, '),
+        (("dance",), 'Unknown command "dance". Available commands: plan, write, prune, finetune, eval, '),
         (
             ("eval", STORIES),
             "give either --data (perplexity) or --tasks (the lm-evaluation-harness); neither was given",

@@ -1,8 +1,8 @@
-"""Conversations as token ids, through the chat template of a tokenizer, and which of them the assistant wrote.
+"""Conversations, the prompts that begin them, and their tokens with a mask of what the assistant wrote.
 
-A template that marks what the assistant writes (``{% generation %}``) says it itself. With any other template, the
-assistant's part is what its message adds to the rendering of the messages before it, with the prompt for an answer. A
-greeting, which has none before it, does not count.
+A chat template that marks what the assistant writes (``{% generation %}``) gives the mask itself. With any other
+template, the assistant's part is what its message adds to the rendering of the messages before it. A greeting, which
+has none before it, does not count.
 """
 
 import re
@@ -14,8 +14,11 @@ import numpy as np
 from spap_jax.errors import UserError
 from spap_jax.storage.hub import first_line
 
-COLUMN = "messages"
+MESSAGES = "messages"
 """Column of a data set that holds conversations."""
+
+PROMPT = "prompt"
+"""Column of a data set that holds prompts."""
 
 _MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
@@ -38,7 +41,7 @@ Encode = Callable[[Conversation], tuple[np.ndarray, np.ndarray]]
 
 def holds_conversation(row: Any) -> bool:
     """Whether a row holds a conversation; one that has a text as well is taken for its text."""
-    return isinstance(row, dict) and COLUMN in row and row.get("text") is None
+    return isinstance(row, dict) and MESSAGES in row and row.get("text") is None
 
 
 def conversations(rows: Iterable[Any], name: str) -> Iterator[Conversation]:
@@ -54,25 +57,45 @@ def conversations(rows: Iterable[Any], name: str) -> Iterator[Conversation]:
     for number, row in enumerate(rows, 1):
         place = f"row {number} of {name}"
         if not holds_conversation(row):
-            raise UserError(f'{place} has no "{COLUMN}", which rows before it have: give every row a conversation')
-        if row[COLUMN] is not None:
-            yield Conversation(place, checked_messages(row[COLUMN], place))
+            raise UserError(f'{place} has no "{MESSAGES}", which rows before it have: give every row a conversation')
+        if row[MESSAGES] is not None:
+            yield Conversation(place, _checked(row[MESSAGES], place))
 
 
-def checked_messages(messages: Any, place: str) -> list[dict[str, Any]]:
-    """Returns messages without the empty fields that a table adds, which a template would take for given.
+def prompts_of(rows: Iterable[Any], name: str) -> Iterator[Conversation]:
+    """Yields the prompts of rows: conversations that end with a message to the model; null ones are skipped.
+
+    Args:
+        rows: Texts, or dicts with a "prompt", a text or a list of messages, or with "messages". What the assistant says
+            at the end of a conversation is left out.
+        name: Name of the data in errors.
 
     Raises:
-        UserError: They are no conversation.
+        UserError: A row holds none.
     """
+    for number, row in enumerate(rows, 1):
+        place, given = f"row {number} of {name}", row
+        if isinstance(row, dict):
+            if not row.keys() & {MESSAGES, PROMPT}:
+                raise UserError(f'{place} has no "{PROMPT}" or "{MESSAGES}": rename the column with the prompts')
+            given = row.get(PROMPT) if row.get(MESSAGES) is None else row[MESSAGES]
+        if given is None:
+            continue
+        messages = [{"role": "user", "content": given}] if isinstance(given, str) else _checked(given, place)
+        while messages and messages[-1]["role"] == "assistant":
+            messages.pop()
+        if not messages:
+            raise UserError(f"{place} has no message to answer, only the assistant's: leave it out, or add the user's")
+        yield Conversation(place, messages)
+
+
+def _checked(messages: Any, place: str) -> list[dict[str, Any]]:
+    """Returns messages without the empty fields that a table adds, which a template would take for given."""
     if isinstance(messages, list) and messages and all(isinstance(message, dict) for message in messages):
         given = [{key: value for key, value in message.items() if value is not None} for message in messages]
         if all(isinstance(message.get(key), str) for message in given for key in ("role", "content")):
             return given
-    raise UserError(
-        f'{place} is no conversation: "{COLUMN}" must hold a list of objects, each with a text as "role" and as '
-        '"content"'
-    )
+    raise UserError(f'{place} is no conversation: give a list of messages, each with a text as "role" and "content"')
 
 
 def encoder_of(tokenizer: Any) -> Encode:
@@ -87,8 +110,7 @@ def encoder_of(tokenizer: Any) -> Encode:
             f"conversations need a tokenizer that gives the place of each token, and {type(tokenizer).__name__} does "
             "not: save it with a tokenizer.json"
         )
-    marked = _MARKED.search(tokenizer.get_chat_template())
-    encode = _encode_marked if marked else _encode_compared
+    encode = _encode_marked if _MARKED.search(tokenizer.get_chat_template()) else _encode_compared
     return lambda conversation: encode(tokenizer, conversation)
 
 
@@ -107,38 +129,36 @@ def check_template(tokenizer: Any) -> None:
         tokenizer.get_chat_template()
     except ValueError as error:
         raise UserError(
-            "conversations need one chat template, and this tokenizer has several, none of which is the default: save "
-            "it with the one that is meant"
+            "conversations need one chat template, and this tokenizer has several: save it with the one that is meant"
         ) from error
 
 
 def encode_prompt(tokenizer: Any, conversation: Conversation) -> list[int]:
     """Returns the token ids of a conversation up to where the template lets the assistant answer."""
-    given = {"tokenize": True, "return_dict": True, "add_generation_prompt": True}
-    return list(_templated(tokenizer, conversation, conversation.messages, **given)["input_ids"])
+    options = {"tokenize": True, "return_dict": True, "add_generation_prompt": True}
+    return list(_templated(tokenizer, conversation, conversation.messages, **options)["input_ids"])
 
 
 def _encode_marked(tokenizer: Any, conversation: Conversation) -> tuple[np.ndarray, np.ndarray]:
     """Encodes by a template that marks what the assistant writes."""
-    given = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
-    found = _templated(tokenizer, conversation, conversation.messages, **given)
-    return np.asarray(found["input_ids"], np.int64), np.asarray(found["assistant_masks"], np.int8)
+    options = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
+    encoded = _templated(tokenizer, conversation, conversation.messages, **options)
+    return np.asarray(encoded["input_ids"], np.int64), np.asarray(encoded["assistant_masks"], np.int8)
 
 
 def _encode_compared(tokenizer: Any, conversation: Conversation) -> tuple[np.ndarray, np.ndarray]:
     """Encodes by a template that marks nothing. A token belongs to the assistant if a part of it does."""
     text = _templated(tokenizer, conversation, conversation.messages, tokenize=False)
-    found = tokenizer(
-        text, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False
-    )
-    starts, ends = np.asarray(found["offset_mapping"], np.int64).reshape(-1, 2).T
+    options = {"return_offsets_mapping": True, "return_attention_mask": False, "verbose": False}
+    encoded = tokenizer(text, add_special_tokens=False, **options)
+    starts, ends = np.asarray(encoded["offset_mapping"], np.int64).reshape(-1, 2).T
     mask = np.zeros(len(starts), np.int8)
-    for start, end in _answers(tokenizer, conversation, text):
+    for start, end in _assistant_spans(tokenizer, conversation, text):
         mask |= (starts < end) & (ends > start)
-    return np.asarray(found["input_ids"], np.int64), mask
+    return np.asarray(encoded["input_ids"], np.int64), mask
 
 
-def _answers(tokenizer: Any, conversation: Conversation, text: str) -> Iterator[tuple[int, int]]:
+def _assistant_spans(tokenizer: Any, conversation: Conversation, text: str) -> Iterator[tuple[int, int]]:
     """Yields the start and the end in the text of what the assistant writes, without the white space that follows it.
 
     Raises:
@@ -146,7 +166,7 @@ def _answers(tokenizer: Any, conversation: Conversation, text: str) -> Iterator[
     """
     messages = conversation.messages
     for number, message in enumerate(messages):
-        if message["role"] != "assistant" or not number:  # a greeting has no rendering before it to compare with
+        if message["role"] != "assistant" or not number:
             continue
         before = _templated(tokenizer, conversation, messages[:number], tokenize=False, add_generation_prompt=True)
         after = _templated(tokenizer, conversation, messages[: number + 1], tokenize=False)

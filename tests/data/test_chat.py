@@ -1,4 +1,4 @@
-"""Conversations become tokens by the tokenizer's chat template, with a mask of what the assistant wrote."""
+"""Conversations become tokens by the tokenizer's chat template, with a mask of what the assistant wrote; prompts."""
 
 import json
 from pathlib import Path
@@ -12,6 +12,9 @@ import transformers
 from data_cases import read, refused, write_parquet
 
 from spap_jax.data.blocks import new_blocks
+from spap_jax.data.chat import prompts_of
+from spap_jax.data.texts import read_file
+from spap_jax.errors import UserError
 
 START, END = "<|im_start|>", "<|im_end|>"
 WORDS = [START, END, "system", "user", "assistant", *(f"w{i}" for i in range(30))]
@@ -159,19 +162,49 @@ def test_the_hash_depends_on_the_mask():
 
 
 @pytest.mark.parametrize(
-    ("rows", "template", "words"),
+    ("rows", "template", "noun"),
     [
-        (ROWS, None, "conversations need a tokenizer with a chat template, and this one has none"),
-        (ROWS, LAST_ALONE, "renders message 2 in row 1 of the given text differently if it is the last one"),
-        (ROWS, "{{ raise_exception('no system') }}", "the chat template does not take row 1 of the given text (no sys"),
-        ([{"messages": []}], CHATML, "row 1 of the given text is no conversation"),
-        ([{"messages": [{"role": "user"}]}], CHATML, "row 1 of the given text is no conversation"),
-        ([*ROWS[:2], {"text": "w0"}], CHATML, 'row 3 of the given text has no "messages"'),
-        ([{"text": "w0"}, *ROWS[:1]], CHATML, 'the given text has no column "text" but id, messages'),
-        ([{"messages": [message("user", "w0")]}] * 50, CHATML, "has 0 windows in which the assistant writes"),
-        (ROWS, {"a": CHATML, "b": CHATML}, "has several, none of which is the default: save it with the one"),
-        ([{"messages": [message("user", "\ud800")]}], CHATML, "holds text that is not valid Unicode"),
+        (ROWS, None, "chat template"),
+        (ROWS, LAST_ALONE, "message 2 in row 1"),
+        (ROWS, "{{ raise_exception('no system') }}", "no system"),
+        ([{"messages": []}], CHATML, "row 1"),
+        ([{"messages": [{"role": "user"}]}], CHATML, "row 1"),
+        ([*ROWS[:2], {"text": "w0"}], CHATML, "row 3"),
+        ([{"text": "w0"}, *ROWS[:1]], CHATML, 'column "text"'),
+        ([{"messages": [message("user", "w0")]}] * 50, CHATML, "assistant"),
+        (ROWS, {"a": CHATML, "b": CHATML}, "several"),
+        ([{"messages": [message("user", "\ud800")]}], CHATML, "Unicode"),
     ],
 )
-def test_refusals(rows: list, template: str | dict[str, str] | None, words: str):
-    assert words in refused(rows, chat(template))
+def test_refusals(rows: list, template: str | dict[str, str] | None, noun: str):
+    assert noun in refused(rows, chat(template))
+
+
+ASKED, ANSWER, AGAIN = message("user", "Why?"), message("assistant", "Because."), message("user", "And why that?")
+
+
+@pytest.mark.parametrize(
+    ("given", "messages"),
+    [
+        ("Why?", [ASKED]),
+        ({"prompt": "Why?", "id": 3}, [ASKED]),
+        ({"prompt": [ASKED | {"name": None}]}, [ASKED]),
+        ({"messages": [ASKED, ANSWER], "prompt": "no"}, [ASKED]),
+        ({"messages": None, "prompt": "Why?"}, [ASKED]),
+        ({"messages": [ASKED, ANSWER, AGAIN, ANSWER, ANSWER]}, [ASKED, ANSWER, AGAIN]),
+    ],
+)
+def test_a_prompt_ends_with_a_message_to_the_model(given: Any, messages: list):
+    assert [each.messages for each in prompts_of([given, {"prompt": None}], "the text")] == [messages]
+
+
+def test_files_hold_prompts(tmp_path: Path):
+    table = write_parquet(tmp_path / "a.parquet", {"text": ["", "", ""], "prompt": ["Why?", None, "How?"]})
+    conversations: Any = read_file(table, prompts_of)
+    assert [each.messages[0]["content"] for each in conversations] == ["Why?", "How?"]
+
+
+@pytest.mark.parametrize("given", [{"text": "Why?"}, {"messages": [ANSWER]}, {"messages": []}, {"prompt": 3}])
+def test_rows_without_a_prompt_are_refused(given: dict):
+    with pytest.raises(UserError, match="row 2"):
+        list(prompts_of(["Why?", given], "the text"))

@@ -1,0 +1,113 @@
+"""``spap write``."""
+
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+
+from spap_jax.cli.switches import Data, ModelName
+from spap_jax.errors import UserError
+
+
+def write(
+    model: ModelName,
+    /,
+    *,
+    output: Path,
+    data: Data | None = None,
+    first_words: int = 8,
+    prompts: Data | None = None,
+    sequences: int | None = None,
+    length: int | None = None,
+    temperature: float = 1.0,
+    seed: int = 0,
+    batch_tokens: int = 16384,
+    devices: int | None = None,
+    model_devices: int | None = None,
+) -> None:
+    """Let a model write text to calibrate it on: what pruning is to keep is what the model says by itself.
+
+    ```
+    spap write ./model --output own.jsonl
+    spap write ./chat-model --prompts prompts.jsonl --output own.jsonl
+    spap prune ./model --data own.jsonl --output pruned
+    ```
+
+    The file grows batch by batch, and the same command goes on where an earlier one stopped.
+
+    Args:
+        model: Checkpoint that writes, usually the dense one: a folder, a hub id or an address.
+        output: File for the texts or conversations, .jsonl.
+        data: Text, as for spap prune, of which the model continues the first words of each paragraph. By default it
+            continues its start token alone.
+        first_words: Words of a paragraph that the model continues.
+        prompts: Prompts for a chat model to answer, in a column "prompt" or "messages" of a file or a data set of the
+            hub. What the assistant says last is left out.
+        sequences: Number of texts (by default 128) or of conversations (by default one for each prompt).
+        length: Most tokens that the model writes in each. By default 512, or what its positions allow.
+        temperature: Divides the logits; 1 samples from the model's own predictions, 0 takes the likeliest token.
+        seed: Random seed.
+        batch_tokens: Tokens that a device processes at once; fewer need less memory.
+        devices: Number of devices to use. By default all, but only one of a CPU's.
+        model_devices: Number of devices among which the weights are divided; it must divide the number of devices.
+            By default as many as the weights need.
+    """
+    from spap_jax import checkpoint
+    from spap_jax.checkpoint.fingerprint import fingerprint
+    from spap_jax.cli.console import counting, out, waiting
+    from spap_jax.cli.downloads import fetch_data, fetch_models
+    from spap_jax.evaluation.writing import prepare, write_batches
+    from spap_jax.parallel.mesh import use_mesh
+    from spap_jax.parallel.placement import bytes_of, shard_params
+
+    if output.suffix != ".jsonl" or not output.parent.is_dir():
+        raise UserError(f"{output} cannot be written: give a name that ends in .jsonl, in a folder that exists.")
+    fetch_data(data, prompts)
+    fetch_models(model)
+    loaded = checkpoint.load(model, checkpoint.as_stored)
+    writing = prepare(
+        loaded,
+        data=data,
+        first_words=first_words,
+        prompts=prompts,
+        sequences=sequences,
+        length=length,
+        temperature=temperature,
+        seed=seed,
+        batch_tokens=batch_tokens,
+    )
+    run = writing.digest(fingerprint(checkpoint.locate(model)))
+    with use_mesh(devices, model_devices, bytes_of(loaded.params)), open(output, "a+b") as file:
+        done, total = rows_written(file, run), writing.sequences
+        with waiting(f"reading {model}"):
+            placed = loaded.replace(params=shard_params(loaded.config, loaded.params))
+        try:
+            with counting() as watch:
+                watch("writing", done, total)
+                for rows in write_batches(placed, writing, done):
+                    file.write(b"".join(_line(row, run) for row in rows))
+                    file.flush()
+                    done += len(rows)
+                    watch("writing", done, total)
+        except KeyboardInterrupt as error:
+            said = f"interrupted; {done} of {total} are in {output}, and the same command goes on from there."
+            raise KeyboardInterrupt(said) from error
+    out.print(f"{output} holds {done} {'conversations' if writing.conversations else 'texts'}")
+
+
+def _line(row: dict[str, Any], run: str) -> bytes:
+    return msgspec.json.encode({"run": run} | row, enc_hook=str) + b"\n"
+
+
+def rows_written(file: IO[bytes], run: str) -> int:
+    """Returns the number of rows that a run has written to its file, and cuts off a half-written last one.
+
+    Raises:
+        UserError: the file holds something else.
+    """
+    file.seek(0)
+    content, beginning = file.read(), f'{{"run":"{run}"'.encode()
+    if not beginning.startswith(content[: len(beginning)]):
+        raise UserError(f"{file.name} exists, and another model, command or version wrote it: name another file.")
+    file.truncate(content.rfind(b"\n") + 1)
+    return content.count(b"\n")

@@ -1,0 +1,268 @@
+"""Text that a model writes by itself, to calibrate on: from nothing, from first words, or in answer to prompts."""
+
+import hashlib
+import itertools
+import json
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from spap_jax.data.chat import Conversation, check_template, encode_prompt, prompts_of
+from spap_jax.data.in_memory import Data
+from spap_jax.data.sources import open_data
+from spap_jax.data.tokenizing import load_tokenizer
+from spap_jax.errors import UserError, option, warn
+from spap_jax.evaluation.generation import Sampling, check_sampling, end_tokens, generate, keys_of
+from spap_jax.models.model import Model, checked
+from spap_jax.numerics import generation_dtype
+from spap_jax.parallel.mesh import data_size, use_mesh
+from spap_jax.parallel.placement import bytes_of, shard_params
+from spap_jax.settings import is_count
+
+SEQUENCES, LENGTH, FIRST_WORDS, BATCH_TOKENS = 128, 512, 8, 16384
+"""Defaults of `write`."""
+
+Row = dict[str, Any]
+"""A row of a data set: a "text", or the "messages" of a conversation."""
+
+
+class Writing(NamedTuple):
+    """What a model is to write, and how.
+
+    Attributes:
+        tokenizer: The tokenizer object.
+        beginnings: Token ids that are continued, in turn.
+        conversations: The conversations that the beginnings are, to be answered; None if they are texts.
+        sequences: Number of texts or conversations.
+        length: Maximum number of new tokens in each.
+        temperature: Divides the logits.
+        seed: Random seed.
+        batch_tokens: Number of tokens that a device processes at once, the given and the new ones together.
+    """
+
+    tokenizer: Any
+    beginnings: list[list[int]]
+    conversations: list[Conversation] | None
+    sequences: int
+    length: int
+    temperature: float
+    seed: int
+    batch_tokens: int
+
+    def digest(self, weights: str) -> str:
+        """A short hash of all that decides on the rows but their number, with what identifies the weights."""
+        what = [weights, self.beginnings, self.conversations is None, self.length, self.temperature, self.seed]
+        return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
+
+
+def write(
+    model: Model,
+    *,
+    data: Data | None = None,
+    first_words: int = FIRST_WORDS,
+    prompts: Data | None = None,
+    sequences: int | None = None,
+    length: int | None = None,
+    temperature: float = 1.0,
+    seed: int = 0,
+    tokenizer: str | Path | Any | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+    devices: int | None = None,
+    model_devices: int | None = None,
+    watch: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Row]:
+    """Lets a model write text to calibrate on: what pruning is to keep is what the model says by itself.
+
+    Each sequence has its own random key, so batches and devices do not change it, up to rounding.
+
+    Args:
+        model: The model, usually the dense one.
+        data: Text, as for ``load_tokens``: the model continues the first words of its paragraphs. By default it
+            continues its start token alone.
+        first_words: Number of words of a paragraph that the model continues.
+        prompts: Prompts that a chat model answers, in place of ``data``: a file, a data set of the hub, or rows in any
+            iterable: texts, or dicts with a ``prompt`` or with ``messages``. What the assistant says at the end of a
+            conversation is left out.
+        sequences: Number of texts, by default 128, or of conversations, by default one for each prompt. Paragraphs and
+            prompts are used again if there are fewer.
+        length: Maximum number of tokens that the model writes in each, by default 512 or what its positions allow. An
+            answer may end before; a text goes on after an end token, as texts in training do.
+        temperature: Divides the logits; at 1 the model writes by its own distribution, at 0 the likeliest token.
+        seed: Random seed.
+        tokenizer: A model folder, a hub id or a tokenizer object of transformers. By default the model's own.
+        batch_tokens: Number of tokens that a device processes at once, the given and the new ones together.
+        devices: Number of devices; by default all of them, but only one if they are CPUs.
+        model_devices: Number of devices that share the weights; by default as many as they need.
+        watch: Called with the number of sequences written and the total.
+
+    Returns:
+        Rows that ``load_tokens`` takes: dicts with a ``text``, or with the ``messages`` of a conversation.
+
+    Raises:
+        UserError: The text or the prompts cannot be read or do not fit the model, it has no start token or no chat
+            template, or a setting is out of its range.
+    """
+    model = checked(model)
+    writing = prepare(
+        model,
+        data=data,
+        first_words=first_words,
+        prompts=prompts,
+        sequences=sequences,
+        length=length,
+        temperature=temperature,
+        seed=seed,
+        tokenizer=tokenizer,
+        batch_tokens=batch_tokens,
+    )
+    rows: list[Row] = []
+    with use_mesh(devices, model_devices, bytes_of(model.params)):
+        watch(0, writing.sequences)
+        for batch in write_batches(model, writing):
+            rows += batch
+            watch(len(rows), writing.sequences)
+    return rows
+
+
+def prepare(
+    model: Model,
+    *,
+    data: Data | None = None,
+    first_words: int = FIRST_WORDS,
+    prompts: Data | None = None,
+    sequences: int | None = None,
+    length: int | None = None,
+    temperature: float = 1.0,
+    seed: int = 0,
+    tokenizer: str | Path | Any | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+) -> Writing:
+    """Reads and checks what a model is to write; arguments and errors are those of `write`."""
+    counts = {"sequences": sequences, "length": length, "first_words": first_words, "batch_tokens": batch_tokens}
+    if bad := [name for name, value in counts.items() if value is not None and not is_count(value)]:
+        raise UserError(f"{option(bad[0])} must be a whole number of at least 1, not {counts[bad[0]]!r}: give one.")
+    check_sampling(Sampling(temperature), jax.random.key(0))
+    if data is not None and prompts is not None:
+        raise UserError(f"give first words with {option('data')}, or {option('prompts')} to answer, not both.")
+    named = (model.source.folder or model.source.name) if tokenizer is None else tokenizer
+    tokenizer = load_tokenizer(named) if isinstance(named, str | Path) else named
+    conversations = None
+    if prompts is None:
+        beginnings = _text_beginnings(tokenizer, data, first_words, sequences or SEQUENCES)
+    else:
+        check_template(tokenizer)
+        conversations = _read_prompts(prompts)
+        beginnings = [encode_prompt(tokenizer, conversation) for conversation in conversations]
+    sequences = sequences or (len(beginnings) if conversations else SEQUENCES)
+    if not temperature and sequences > len(beginnings):
+        raise UserError(
+            f"at temperature 0 only {len(beginnings)} of {sequences} sequences differ: give {option('temperature', 1)}."
+        )
+    longest, positions = max(map(len, beginnings)), model.config.positions
+    length = length or min(LENGTH, max(1, positions - longest))
+    if longest + length > positions:
+        raise UserError(
+            f"{longest} given tokens and {length} new ones do not fit the model's {positions} positions: shorten the "
+            f"longest prompt, or lower {option('length')}."
+        )
+    return Writing(tokenizer, beginnings, conversations, sequences, length, float(temperature), seed, batch_tokens)
+
+
+def write_batches(model: Model, writing: Writing, first: int = 0) -> Iterator[list[Row]]:
+    """Yields the rows from number ``first`` on, batch by batch.
+
+    Inside ``use_mesh``, weights and sequences are sharded over the mesh; all processes of a run must call this. The
+    batches do not depend on ``first``, so a run that goes on writes the same bits.
+    """
+    model = model.replace(params=shard_params(model.config, model.params))
+    number, beginnings = writing.sequences, writing.beginnings
+    share = max(1, writing.batch_tokens // (max(map(len, beginnings)) + writing.length))
+    size = min(share, -(-number // data_size())) * data_size()
+    # Texts go on after an end token, as the next one does in training; so a chat model's text has all its turns.
+    ends = {*end_tokens(model), writing.tokenizer.eos_token_id} if writing.conversations else set()
+    key = jax.random.fold_in(jax.random.key(writing.seed), zlib.crc32(b"write"))
+    cut_off = 0
+    for start in range(first - first % size, number, size):
+        members = np.minimum(np.arange(start, start + size), number - 1)  # the last batch has the shape of the others
+        prompts, valid = _padded([beginnings[member % len(beginnings)] for member in members])
+        written = generate(
+            model,
+            prompts,
+            writing.length,
+            valid=valid,
+            temperature=writing.temperature,
+            key=keys_of(key, members),
+            eos=tuple(ends - {None}),
+            dtype=generation_dtype(model.params),
+        )[:, prompts.shape[1] :].tolist()
+        fresh = range(max(start, first), min(start + size, number))
+        cut_off += sum(ends.isdisjoint(written[member - start]) for member in fresh)
+        yield [_row(writing, member, written[member - start], ends) for member in fresh]
+    if writing.conversations and cut_off:
+        warn(
+            f"{cut_off} answers were cut off after {writing.length} tokens, and the conversations read as if they "
+            f"ended there: give a larger {option('length')}."
+        )
+
+
+def _row(writing: Writing, member: int, written: list[int], ends: set[int]) -> Row:
+    number = member % len(writing.beginnings)
+    if writing.conversations is None:  # with the special tokens between two texts; its start is for the reader to add
+        return {"text": writing.tokenizer.decode(writing.beginnings[number][1:] + written, skip_special_tokens=False)}
+    answer = list(itertools.takewhile(lambda token: token not in ends, written))
+    text = writing.tokenizer.decode(answer, skip_special_tokens=True)
+    return {"messages": [*writing.conversations[number].messages, {"role": "assistant", "content": text}]}
+
+
+def _text_beginnings(tokenizer: Any, data: Data | None, first_words: int, sequences: int) -> list[list[int]]:
+    """Returns the start token, alone or before the first words of up to ``sequences`` paragraphs."""
+    tokens = (getattr(tokenizer, name, None) for name in ("bos_token_id", "eos_token_id"))
+    start = next((token for token in tokens if token is not None), None)
+    if start is None:
+        raise UserError(
+            "the tokenizer names neither a beginning nor an end token, and the model has to begin with one: add "
+            "bos_token to its tokenizer_config.json."
+        )
+    if data is None:
+        return [[start]]
+    name, content, *_ = open_data(data, "calibration")
+    if isinstance(content, np.ndarray):
+        raise UserError(f"{name} holds token ids, which have no words: give text.")
+    words = (some for some in _paragraphs(name, content) if len(some) >= first_words)
+    texts = [" ".join(some[:first_words]) for some in itertools.islice(words, sequences)]
+    if not texts:
+        raise UserError(f"{name} has no paragraph of {first_words} words: give fewer {option('first_words')}.")
+    return [[start, *tokenizer(text, add_special_tokens=False)["input_ids"]] for text in texts]
+
+
+def _paragraphs(name: str, pieces: Iterator[Any]) -> Iterator[Sequence[str]]:
+    """Yields the words of each paragraph of a text in pieces; blank lines stand between paragraphs."""
+    held = ""
+    for piece in pieces:
+        if isinstance(piece, Conversation):
+            raise UserError(f"{name} holds conversations: give them as {option('prompts')}.")
+        *whole, held = (held + piece).split("\n\n")
+        yield from map(str.split, whole)
+    yield held.split()
+
+
+def _read_prompts(data: Data) -> list[Conversation]:
+    """Reads conversations that end with a message to the model."""
+    name, content, *_ = open_data(data, "calibration", prompts_of)
+    conversations = [piece for piece in content if isinstance(piece, Conversation)]
+    if not conversations:
+        raise UserError(f'{name} holds no prompts: give rows with a "prompt" or with "messages", as in a .jsonl file')
+    return conversations
+
+
+def _padded(prompts: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Pads prompts on the left to a power of two [B, T], so that few programs are compiled, with a mask [B, T]."""
+    length = 1 << (max(map(len, prompts)) - 1).bit_length()
+    tokens, valid = np.zeros((len(prompts), length), np.int32), np.zeros((len(prompts), length), bool)
+    for row, prompt in enumerate(prompts):
+        tokens[row, length - len(prompt) :], valid[row, length - len(prompt) :] = prompt, True
+    return tokens, valid

@@ -1,0 +1,81 @@
+"""``spap write``: a file that grows, survives any end of the command, and calibrates."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from commands import CALIBRATION, QUICK, STORIES, sentence, spap
+
+from spap_jax.evaluation import writing
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+WORDS = ("--sequences", 10, "--length", 31, "--batch-tokens", 64)
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
+    """Lets the batch of this number be interrupted."""
+    generate, left = writing.generate, iter(range(batch))
+
+    def interrupted(*args, **options):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return generate(*args, **options)
+
+    monkeypatch.setattr(writing, "generate", interrupted)
+
+
+def test_what_was_written_is_kept_and_the_same_command_goes_on(tmp_path: Path, capsys, monkeypatch):
+    whole, file = tmp_path / "whole.jsonl", tmp_path / "own.jsonl"
+    assert spap(capsys, "write", STORIES, "--output", whole, *WORDS).code == 0
+    with monkeypatch.context() as patch:
+        interrupt(patch, 2)
+        said = spap(capsys, "write", STORIES, "--output", file, *WORDS)
+    assert said.code == 130
+    assert "4 of 10" in said.err
+    kept = file.read_bytes()
+    assert kept.count(b"\n") == 4
+    file.write_bytes(kept[:-30])  # the end of a line is missing
+    assert spap(capsys, "write", STORIES, "--output", file, *WORDS).code == 0
+    assert file.read_bytes() == whole.read_bytes()
+    said = spap(capsys, "write", STORIES, "--output", file, *WORDS)
+    assert "10 texts" in said.out
+    assert file.read_bytes() == whole.read_bytes()
+
+
+def test_a_file_of_something_else_is_refused(tmp_path: Path, capsys):
+    file, foreign = tmp_path / "own.jsonl", tmp_path / "foreign.jsonl"
+    words = ("write", STORIES, "--output", file, "--data", CALIBRATION, "--length", 8, "--sequences", 2)
+    assert spap(capsys, *words).code == 0
+    before = file.read_bytes()
+    assert "own.jsonl" in sentence(spap(capsys, *words, "--seed", 1))
+    foreign.write_text('{"text": "mine"}')
+    assert "foreign.jsonl" in sentence(spap(capsys, "write", STORIES, "--output", foreign))
+    assert foreign.read_text() == '{"text": "mine"}'
+    assert file.read_bytes() == before
+    assert spap(capsys, "write", STORIES, "--output", tmp_path / "none.jsonl", "--batch-tokens", 0).code == 2
+    assert not (tmp_path / "none.jsonl").exists()
+
+
+def test_the_file_calibrates(tmp_path: Path, capsys):
+    file = tmp_path / "own.jsonl"
+    assert spap(capsys, "write", STORIES, "--output", file, "--sequences", 16, "--length", 100).code == 0
+    said = spap(capsys, "prune", STORIES, "--data", file, "--output", tmp_path / "out", *QUICK, "--method", "magnitude")
+    assert said.code == 0, said.err
+
+
+def test_prompts_are_answered(tmp_path: Path, capsys):
+    model, prompts, file = tmp_path / "chat", tmp_path / "prompts.jsonl", tmp_path / "own.jsonl"
+    shutil.copytree(STORIES, model)
+    (model / "chat_template.jinja").write_text(TEMPLATE, "utf-8")
+    prompts.write_text("".join(json.dumps({"prompt": f"Tell me about {n} dogs"}) + "\n" for n in range(4)), "utf-8")
+    said = spap(capsys, "write", model, "--prompts", prompts, "--output", file, "--length", 20)
+    assert said.code == 0, said.err
+    rows = [json.loads(line)["messages"] for line in file.read_text("utf-8").splitlines()]
+    assert [row[0]["content"] for row in rows] == [f"Tell me about {n} dogs" for n in range(4)]
+    assert all(row[1]["role"] == "assistant" and row[1]["content"] for row in rows)
+    for name in ("own.json", "no/own.jsonl"):
+        assert name in sentence(spap(capsys, "write", model, "--output", tmp_path / name))
