@@ -19,12 +19,13 @@ BASIC: Mapping[str, Sequence[str]] = {
         "data", "output", "teacher", "eval", "steps", "learning_rate", "sequences", "sequence_length", "full",
         "overwrite",
     ),
+    "write": ("output", "data", "first_words", "prompts", "sequences", "length"),
     "eval": ("data", "sequence_length", "sequences", "bos", "tasks", "task_path", "limit", "json"),
 }  # fmt: skip
 """The options that everyone needs, in the order in which to learn them, for commands that have many more."""
 
 FURTHER: Mapping[str, Sequence[str]] = {
-    "Data and seed": ("bos", "held_out", "sampled", "seed"),
+    "Data and seed": ("bos", "held_out", "sampled", "temperature", "seed"),
     "Choosing channels": (
         "attention_sparsity", "allocation", "method", "schedule", "ridge", "correction", "penalty", "penalty_stages",
         "swap_rounds",
