@@ -43,7 +43,7 @@ def write(
         first_words: Words of a paragraph that the model continues.
         prompts: Prompts for a chat model to answer, in a column "prompt" or "messages" of a file or a data set of the
             hub. What the assistant says last is left out.
-        sequences: Number of texts (by default 128) or of conversations (by default one for each prompt).
+        sequences: Number of texts or conversations. By default 128, or one for each prompt.
         length: Most tokens that the model writes in each. By default 512, or what its positions allow.
         temperature: Divides the logits; 1 samples from the model's own predictions, 0 takes the likeliest token.
         seed: Random seed.

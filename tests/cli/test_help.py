@@ -15,6 +15,7 @@ from spap_jax.cli.help import BASIC, FURTHER
 COMMANDS = [name for name in app if not name.startswith("-")]
 WITHOUT_DEFAULT = {
     "eval",
+    "prompts",
     "json",
     "finetune",
     "coordinator",
