@@ -8,7 +8,7 @@ GPU ?= .venv-gpu
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint dist-check clients-check tpu-check gpu-check docs notebooks quality install install-dev hooks clean
+.PHONY: help demo test test-all lint dist-check clients-check tpu-check gpu-check docs notebooks quality install install-dev hooks clean
 
 help:  ## say what each target does
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "make %-14s %s\n", $$1, $$2 }'
@@ -20,8 +20,13 @@ demo: install  ## prune the bundled model on the bundled text and print the tabl
 	  $(if $(wildcard out/llama-stories-30),--overwrite)
 
 # Compilation dominates the time and uses one core, so the test files are distributed over the cores, in order.
-test: install-dev  ## run the whole test suite
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+PYTEST := -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+
+test: install-dev  ## run the tests that are not marked slow
+	$(BIN)/python $(PYTEST) -m "not slow"
+
+test-all: install-dev  ## run the whole test suite
+	SPAP_FUZZ=18 $(BIN)/python $(PYTEST)
 
 lint: install-dev  ## ruff and pyright
 	$(BIN)/ruff format --check .

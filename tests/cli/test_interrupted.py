@@ -107,6 +107,7 @@ def fresh(lines: int) -> Callable[[str], bool]:
     return lambda line: STEP.match(line) is not None and not line.endswith("kept\n") and next(left_over, None) is None
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_killed_at_random_moments(shop: Workshop, whole: dict[str, Any], tmp_path: Path):
     """A run is killed repeatedly until it finishes; if that took too few kills, another one is."""

@@ -15,6 +15,8 @@ from safetensors.numpy import load_file
 
 from spap_jax.cli import main
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory: pytest.TempPathFactory) -> Path:

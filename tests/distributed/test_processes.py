@@ -17,6 +17,8 @@ from safetensors.numpy import load_file
 
 from spap_jax.cli import main
 
+pytestmark = pytest.mark.slow
+
 GENTLY = (
     "--method", "wanda", "--update", "alternate", "--rounds", "0",
     "--joint-passes", "3", "--joint-tokens", "256", "--joint-learning-rate", "0.003",

@@ -62,6 +62,7 @@ def all_ran(tmp_path_factory: pytest.TempPathFactory) -> dict[str, NotebookNode]
     return {name: nbformat.v4.new_notebook(cells=[next(cells) for _ in parts[name]][1:]) for name in order}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs_and_is_shown_as_it_ran(notebook: Path, all_ran: dict[str, NotebookNode]):
     ran, shown = all_ran[notebook.stem], read(notebook)

@@ -17,6 +17,8 @@ from nbclient import NotebookClient
 
 import spap_jax
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 BESIDES = ("py.typed", "templates/page.html")
 

@@ -11,6 +11,8 @@ import pytest
 import spap_jax
 from spap_jax.cli.app import app
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("spap_jax", "tests", "benchmarks", "examples", "tpu_scripts")
 PARTS = tuple(path.name for path in (ROOT / "spap_jax").iterdir() if path.is_dir())
