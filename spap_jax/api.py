@@ -22,7 +22,7 @@ from spap_jax.inspection import divergence, hidden, logits, loss, moments, perpl
 from spap_jax.keywords import FinetuneChanges, PruneChanges, showing
 from spap_jax.models import DecoderConfig, Params
 from spap_jax.models.model import Model, checked
-from spap_jax.numerics import first_not_finite
+from spap_jax.numerics import first_not_finite, one_blas_thread
 from spap_jax.parallel.mesh import use_mesh
 from spap_jax.parallel.placement import layer_to_host, place_params, stack_layers
 from spap_jax.planning.plan import Request
@@ -99,6 +99,7 @@ class PruneResult:
 
 
 @showing(PruneSettings, PruneChanges)
+@one_blas_thread()
 def prune(
     model: Model,
     tokens: Any,

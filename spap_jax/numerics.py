@@ -1,25 +1,13 @@
-"""Numerics: float32 matrix products at full precision, and BLAS threads that do not spin.
+"""Numerics: float32 matrix products at full precision, and factorisations whose threads do not spin.
 
 Arrays may be stored in less than float32. Only optimizer steps compute in less: those of alternating rounds at the
 device's default precision, and those on whole models in `step_dtype`.
 """
 
+import contextlib
 import functools
-import os
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec, TypeVar
-
-# jaxlib's CPU factorisations run in scipy's OpenBLAS, whose threads spin when a core is busy and then take many times
-# as long as one thread. The variable is read when that library loads, so it is set before JAX is imported.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-
-if "scipy" in sys.modules:  # already loaded: the variable comes too late, so set the limit in the library itself
-    import threadpoolctl
-
-    for library in threadpoolctl.ThreadpoolController().lib_controllers:
-        if "scipy" in library.filepath:  # and not numpy's own
-            library.set_num_threads(1)
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +19,20 @@ from spap_jax.backend import platform
 P = ParamSpec("P")
 R = TypeVar("R")
 Tree = TypeVar("Tree")
+
+
+@contextlib.contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Limits BLAS libraries to one thread inside; a run of the command line does so from its start.
+
+    jaxlib's CPU factorisations run in scipy's OpenBLAS, whose threads spin when a core is busy and then take many times
+    as long as one.
+    """
+    import scipy.linalg  # noqa: F401  (it loads the library, which jaxlib loads only when it factorises)
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(limits=1, user_api="blas"):
+        yield
 
 
 def full_precision(function: Callable[P, R]) -> Callable[P, R]:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import environment  # noqa: F401  # isort: skip
-import spap_jax.numerics  # noqa: F401  # isort: skip  (BLAS threads are set before anything loads BLAS)
 import jax
 import pytest
 

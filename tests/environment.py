@@ -17,5 +17,6 @@ if not WORKER:
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["JAX_NUM_CPU_DEVICES"] = "8"
     os.environ["PJRT_NPROC"] = "8"  # batched factorisations on CPU deadlock when they fill the pool of a small machine
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # others spin in factorisations, see `numerics.one_blas_thread`
     os.environ["HF_HUB_OFFLINE"] = "1"  # a test that accesses the network fails at once instead of after 46 seconds
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -1,6 +1,7 @@
 """Imports run downwards through the packages, and no two packages import each other."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -46,3 +47,17 @@ def test_models_and_solver_know_nothing_of_checkpoints_and_runs() -> None:
 def test_importing_the_package_starts_neither_jax_nor_transformers() -> None:
     heavy = "import sys, spap_jax; sys.exit(bool({'jax', 'transformers', 'torch', 'datasets'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", heavy]).returncode == 0
+
+
+def test_python_users_are_not_given_flags() -> None:
+    """``errors.option`` spells an option for who is listening."""
+    for source in (ROOT / "spap_jax").rglob("*.py"):
+        if package_of(source) in ("cli", "errors", "planning"):
+            continue
+        tree = ast.parse(source.read_text("utf-8"))
+        texts = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}  # docstrings
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in texts:
+                flag = re.search(r"(?<!\w)--[a-z]", node.value)
+                a_command = "spap " in node.value or node.value == "--overwrite"
+                assert not flag or a_command, f"{source}:{node.lineno}"

@@ -42,7 +42,7 @@ from spap_jax.backend import platform
 from spap_jax.checkpoint.behind import Behind
 from spap_jax.checkpoint.lock import locked, take_lock
 from spap_jax.checkpoint.step_file import NEW, SUFFIX, Json, read_step, renamed, told_if_intact, write_step
-from spap_jax.errors import UserError, warn
+from spap_jax.errors import UserError, option, warn
 from spap_jax.models import Params
 from spap_jax.parallel import processes
 from spap_jax.parallel.placement import bytes_of
@@ -387,7 +387,7 @@ class Unfinished:
             raise UserError(
                 f"{self.place} holds a run that was interrupted and differs from this one in "
                 f"{', '.join(_difference(name, theirs.get(name), self._run.get(name)) for name in changed)}: "
-                "repeat the command as it was, or pass --no-resume to discard that run and start over."
+                f"repeat the command as it was, or pass {option('resume', False)} to discard that run and start over."
             )
 
     def _begin(self) -> None:

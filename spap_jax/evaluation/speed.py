@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from spap_jax.errors import UserError
+from spap_jax.errors import UserError, option
 from spap_jax.evaluation.generation import CACHE, decode_step, prefill
 from spap_jax.evaluation.perplexity import check_length
 from spap_jax.models import Cache, Params, cost, decoder
@@ -51,7 +51,7 @@ def time_generation(models: list[Model], work: GenerationWorkload) -> list[Speed
     if work.batch % mesh.data_size():
         raise UserError(
             f"a batch of {work.batch} cannot be divided evenly among {mesh.data_size()} devices or groups of them: "
-            "give a --batch that they divide, or fewer --devices."
+            f"give a {option('batch')} that they divide, or fewer {option('devices')}."
         )
     runs = [_run(model, work) for model in models]
     for run in runs:

@@ -16,13 +16,11 @@ from lm_eval.api.model import LM
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 
-from spap_jax.errors import UserError
+from spap_jax.errors import UserError, option
 from spap_jax.storage.hub import first_line, is_uncached, offline, require_hub
 
 BOOTSTRAP = 1000
 """Bootstrap resamples for standard errors without a formula; the harness's default of 100 000 takes minutes."""
-
-REMEDY = "name tasks whose data are local, with --task-path."
 
 
 class Chosen(NamedTuple):
@@ -88,12 +86,14 @@ class _Tasks(TaskManager):
             except (ConnectionError, ValueError) as error:
                 if not is_uncached(error):
                     raise
-                require_hub(f"the data of {names}", REMEDY)
+                require_hub(f"the data of {names}", _remedy())
                 loaded = super().load(task_list)
         except UserError:
             raise
         except Exception as error:  # a task is third-party configuration, code and data: anything may be raised
-            raise UserError(f"{names} cannot be loaded ({first_line(error)}): correct the task, or {REMEDY}") from error
+            raise UserError(
+                f"{names} cannot be loaded ({first_line(error)}): correct the task, or {_remedy()}"
+            ) from error
         for name, task in loaded["tasks"].items():
             if getattr(task, "UNSAFE_CODE", False):
                 raise UserError(f"the task {name} runs what the model writes, which is not safe: leave it out.")
@@ -102,12 +102,16 @@ class _Tasks(TaskManager):
         return loaded
 
 
+def _remedy() -> str:
+    return f"name tasks whose data are local, with {option('task_path')}."
+
+
 def _manager(names: Sequence[str], task_path: Path | None) -> TaskManager:
     """Returns a manager of all tasks, or only of the folder's if it has all names: reading the others takes seconds."""
     if task_path is None:
         return _Tasks()
     if not task_path.is_dir():
-        raise UserError(f"there is no folder {task_path}: give --task-path a folder with tasks (YAML).")
+        raise UserError(f"there is no folder {task_path}: name a folder with tasks (YAML).")
     own = _Tasks(include_path=str(task_path), include_defaults=False)
     return own if {*names} <= {*own.all_subtasks} else _Tasks(include_path=str(task_path))
 
@@ -118,7 +122,11 @@ def _matches(name: str, manager: TaskManager, task_path: Path | None) -> list[st
     if not found:
         _check_syntax(task_path)
         near = difflib.get_close_matches(name, manager.all_tasks, n=5)
-        help = f"near it are {', '.join(near)}." if near else "check the name, or give --task-path the folder it is in."
+        help = (
+            f"near it are {', '.join(near)}."
+            if near
+            else f"check the name, or give {option('task_path')} the folder it is in."
+        )
         raise UserError(f"there is no task {name}: {help}")
     return found
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 
-from spap_jax.errors import NotJoinedError, UserError
+from spap_jax.errors import NotJoinedError, UserError, option
 from spap_jax.storage.hub import first_line
 
 AUTO = "auto"
@@ -82,15 +82,15 @@ def check_processes(coordinator: str | None, processes: int | None, process_id: 
         return
     if coordinator is None or processes is None or process_id is None:
         raise UserError(
-            "a run of several processes needs all of --coordinator HOST:PORT, --processes and --process-id; "
-            "on a TPU pod or under SLURM --coordinator auto is enough."
+            f"a run of several processes needs all of {option('coordinator', 'HOST:PORT')}, {option('processes')} and "
+            f"{option('process_id')}; on a TPU pod or under SLURM {option('coordinator', 'auto')} is enough."
         )
     if not 0 <= process_id < processes:
-        raise UserError(f"there is no process {process_id} of {processes}: --process-id counts from 0.")
+        raise UserError(f"there is no process {process_id} of {processes}: {option('process_id')} counts from 0.")
     host, _, port = coordinator.rpartition(":")
     if not (host and port.isdecimal() and 0 < int(port) < 2**16):
         raise UserError(
-            f"--coordinator {coordinator} is not of the form HOST:PORT: name a host and a port of process 0."
+            f"{option('coordinator')} {coordinator} is not of the form HOST:PORT: name a host and a port of process 0."
         )
 
 
@@ -103,8 +103,8 @@ def _who_is_missing(coordinator: str | None, processes: int | None, process_id: 
         return f"{waited}, and nothing answers at {coordinator}: start process 0 there, and see that it is reached."
     others = ", ".join(str(number) for number in range(processes) if number != process_id)
     return (
-        f"{waited} at {coordinator}, and not all came: start the same command with --process-id {others} as well, and "
-        f"see that those processes reach {coordinator}."
+        f"{waited} at {coordinator}, and not all came: start the same command with {option('process_id')} {others} as "
+        f"well, and see that those processes reach {coordinator}."
     )
 
 

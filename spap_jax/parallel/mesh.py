@@ -79,7 +79,9 @@ def use_mesh(count: int | None, model: int | None = 1, weights: int = 0, groups:
         several = jax.process_count() > 1 or (count is not None and not is_count(count))
         model = 1 if several else smallest_model_size(weights, memory, count or jax.device_count())
     if not is_count(model):
-        raise UserError(f"groups of {model} devices cannot share the weights: give --model-devices a number from 1 on.")
+        raise UserError(
+            f"groups of {model} devices cannot share the weights: give {option('model_devices')} a number from 1 on."
+        )
     there = jax.devices()
     if count is None:
         several = jax.process_count() > 1 or there[0].platform != "cpu"

@@ -49,7 +49,7 @@ def _refused_steps(report: "PruneReport") -> list[str]:
         return []
     return [
         f"the joint steps were not taken, as predictions came no nearer to the dense model's; {_more(report)}, and "
-        "--joint-passes 0 saves the time"
+        "joint_passes=0 saves the time"
     ]
 
 
@@ -59,4 +59,4 @@ def _more(report: "PruneReport") -> str:
     given = account.sequences // (1 + report.settings["sampled"]) + account.further_sequences
     enough = -(-TOKENS_PER_CHANNEL * report.model.intermediate.before // account.sequence_length)
     wanted = 1 << (max(enough, 2 * given) - 1).bit_length()
-    return f"{count_text(wanted)} sequences would help (--sequences {wanted})"
+    return f"{count_text(wanted)} sequences would help"

@@ -42,7 +42,7 @@ import spap_jax
 model = spap_jax.load("PATH")"""
 
 OWN_LOADER = (
-    "it loads with spap_jax only: stock transformers needs one width for all layers, as --allocation uniform keeps"
+    "it loads with spap_jax only: stock transformers needs one width for all layers, as the allocation 'uniform' keeps"
 )
 """Note on loading a model whose layers differ in width."""
 

@@ -130,7 +130,7 @@ def _quality(run: RunReports) -> list[str]:
     said = [
         f"Perplexity, which tells how well a model predicts text (lower is better), was measured on {measured.data}."
         if measured
-        else "Perplexity was not measured; spap prune --eval DATA measures it before and after pruning."
+        else "Perplexity was not measured; pruning with text to evaluate on measures it before and after."
     ]
     if run.trained:
         said.append(_trained(run.trained))

@@ -49,7 +49,7 @@ def read_runs(folders: Sequence[Path], benches: Sequence[Path] = ()) -> list[Run
     speeds = dict(measured)
     if len(speeds) < len(measured):
         again = next(folder for folder, _ in measured if [each for each, _ in measured].count(folder) > 1)
-        raise UserError(f"{again} was measured in several of the files for --bench: name one of them.")
+        raise UserError(f"{again} was measured in several of the files: name one of them.")
     return [
         RunReports(label, report, speeds.get(folder), _read_trained(place))
         for label, folder, place, report in zip(_labels(places), folders, places, reports, strict=True)
@@ -105,7 +105,7 @@ def _speed_of(file: Path, folders: Sequence[Path], reports: Sequence[PruneReport
         return folder, speed
     what = f"{file} measures {measured.model} of {measured.parameters} parameters, which"
     if not found:
-        raise UserError(f"{what} is none of the folders given: name that folder too, or leave out --bench.")
+        raise UserError(f"{what} is none of the folders given: name that folder too, or leave the file out.")
     each = " and ".join(str(folder) for folder, _ in found)
     raise UserError(f"{what} may be each of {each}: name one of them alone, or rename one.")
 

@@ -45,13 +45,13 @@ def test_nobody_joins(number: int, missing: str, tmp_path: Path):
 @pytest.mark.parametrize(
     ("coordinator", "processes", "process_id", "sentence"),
     [
-        (None, 2, None, "needs all of --coordinator HOST:PORT, --processes and --process-id"),
-        (None, None, 0, "needs all of --coordinator HOST:PORT, --processes and --process-id"),
+        (None, 2, None, "needs all of coordinator='HOST:PORT', processes and process_id"),
+        (None, None, 0, "needs all of coordinator='HOST:PORT', processes and process_id"),
         ("localhost:1234", 2, None, "needs all of"),
-        ("localhost:1234", 2, 2, "there is no process 2 of 2: --process-id counts from 0"),
+        ("localhost:1234", 2, 2, "there is no process 2 of 2: process_id counts from 0"),
         ("localhost:1234", 2, -1, "there is no process -1 of 2"),
         ("localhost:1234", 0, 0, "there is no process 0 of 0"),
-        ("localhost", 2, 0, "--coordinator localhost is not of the form HOST:PORT"),
+        ("localhost", 2, 0, "coordinator localhost is not of the form HOST:PORT"),
         (":1234", 2, 0, "is not of the form HOST:PORT"),
         ("localhost:x", 2, 0, "is not of the form HOST:PORT"),
         ("localhost:65536", 2, 0, "is not of the form HOST:PORT"),

@@ -55,7 +55,7 @@ def report(
 
 STEPS = (
     "the joint steps were not taken, as predictions came no nearer to the dense model's; "
-    "256 sequences would help (--sequences 256), and --joint-passes 0 saves the time"
+    "256 sequences would help, and joint_passes=0 saves the time"
 )
 FEW = "the held-out error is 2.6 x the calibration's: 2 048 tokens are few for 1 536 channels; "
 
@@ -65,20 +65,20 @@ FEW = "the held-out error is 2.6 x the calibration's: 2 048 tokens are few for 1
     [
         ({}, []),
         ({"held_out": 0.149}, []),
-        ({"held_out": 0.26, "sequences": 16}, [f"{FEW}128 sequences would help (--sequences 128)"]),
-        # --sequences does not count the sequences that the model samples.
+        ({"held_out": 0.26, "sequences": 16}, [f"{FEW}128 sequences would help"]),
+        # `sequences` does not count the sequences that the model samples.
         (
             {"held_out": 0.26, "sequences": 128, "sampled": 3},
-            ["the held-out error is 2.6 x the calibration's; 128 sequences would help (--sequences 128)"],
+            ["the held-out error is 2.6 x the calibration's; 128 sequences would help"],
         ),
         (
             {"held_out": 0.151},
-            ["the held-out error is 1.5 x the calibration's; 256 sequences would help (--sequences 256)"],
+            ["the held-out error is 1.5 x the calibration's; 256 sequences would help"],
         ),
         # Joint steps have read further sequences of the text, in place of these again.
         (
             {"held_out": 0.151, "further": 360},
-            ["the held-out error is 1.5 x the calibration's; 1 024 sequences would help (--sequences 1024)"],
+            ["the held-out error is 1.5 x the calibration's; 1 024 sequences would help"],
         ),
         ({"held_out": None}, []),
         ({"held_out": float("nan")}, []),

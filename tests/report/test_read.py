@@ -165,7 +165,7 @@ def test_measurements_of_speed(tmp_path: Path) -> None:
     file.write_text(json.dumps(speeds(Path("latest"))))
     (tmp_path / "latest").symlink_to("run")
     assert read.read_runs([tmp_path / "latest"], [file])[0].speed
-    with pytest.raises(UserError, match="latest was measured in several of the files for --bench: name one of them"):
+    with pytest.raises(UserError, match="latest was measured in several of the files: name one of them"):
         read.read_runs([tmp_path / "latest"], [file, file])
     file.write_text(json.dumps(speeds(folders[0], models=[{"model": "run", "parameters": 25000}])))
     with pytest.raises(UserError, match=r"not what this version's spap bench DENSE PRUNED --json writes"):
