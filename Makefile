@@ -53,7 +53,7 @@ docs: install-dev  ## build the pages as a site in out/docs; any warning is an e
 	@echo out/docs/index.html
 
 notebooks: install-dev  ## run the notebooks of examples/ in place
-	$(BIN)/python -m benchmarks.notebooks
+	$(BIN)/python tests/examples/test_notebooks.py
 
 quality: install  ## compare the methods on the bundled model, the quick way
 	$(BIN)/python -m benchmarks.quality --quick
