@@ -24,6 +24,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, get_abstr
 
 from spap_jax.backend import quick_compilation
 from spap_jax.errors import UserError, option
+from spap_jax.parallel.program import describe, is_dry
 from spap_jax.settings import is_count
 
 DATA, MODEL = "data", "model"
@@ -173,6 +174,8 @@ def put(array: Any) -> jax.Array:
     ``jnp.asarray`` would compile a program for every shape. A CPU gets a copy, since ``jax.device_put`` would share the
     memory with numpy, where it may change: it is often a mapped file. JAX puts the values of a transposed one in order.
     """
+    if is_dry():
+        return describe(array)
     if isinstance(array, jax.Array):
         return array
     array = np.asarray(array)
@@ -187,12 +190,18 @@ def shard_chunks(chunks: np.ndarray) -> jax.Array:
     if mesh_size() == 1:
         return put(chunks)
     spec = DATA_SPEC if shards_evenly(chunks) else PartitionSpec()
+    if is_dry():
+        return describe(chunks, spec)
     return jax.make_array_from_callback(chunks.shape, NamedSharding(get_mesh(), spec), lambda index: chunks[index])
 
 
 def replicate(tree: Any) -> Any:
     """Replicates arrays on every device, so that a program accepts them and its own outputs alike."""
-    return tree if mesh_size() == 1 else jax.device_put(tree, NamedSharding(get_mesh(), PartitionSpec()))
+    if mesh_size() == 1:
+        return tree
+    if is_dry():
+        return jax.tree.map(lambda array: describe(array, PartitionSpec()), tree)
+    return jax.device_put(tree, NamedSharding(get_mesh(), PartitionSpec()))
 
 
 def model_spec(size: int, axis: int) -> PartitionSpec:

@@ -22,6 +22,7 @@ from jax.sharding import NamedSharding, PartitionSpec, get_mesh
 from spap_jax.models import FAMILIES, DecoderConfig, Family, Params, Rule, map_named
 from spap_jax.models.host_arrays import stacked
 from spap_jax.parallel import mesh
+from spap_jax.parallel.program import describe, is_dry, program
 
 _DIVIDED = "fnmv"
 """Letters of the axes that are sharded; a weight has at most one of them."""
@@ -110,7 +111,7 @@ def layer_to_host(config: DecoderConfig, layer: Params) -> Params:
     return _by_rule(config, lambda rule, array: rule.read(np.asarray(array), config.axes), stored)
 
 
-@functools.partial(jax.jit, static_argnames="config")
+@program(static_argnames="config")
 def _in_stored_order(config: DecoderConfig, layer: Params) -> Params:
     return _by_rule(config, lambda rule, array: rule.to_theirs(array, config.axes), layer)
 
@@ -142,6 +143,8 @@ def place_params(config: DecoderConfig, params: Params, count: int | None = None
 
 def _on_one_device(array: Any) -> jax.Array:
     """Returns an array on one device; one that several share is brought to the first."""
+    if is_dry():
+        return describe(array)
     shared = isinstance(array, jax.Array) and not isinstance(array, Tracer) and len(array.sharding.device_set) > 1
     return jax.device_put(array, jax.local_devices()[0]) if shared else mesh.put(array)
 
@@ -197,14 +200,20 @@ def zeros_for_blocks(config: DecoderConfig, layer: Params, spec: Spec) -> Params
         layer: Parameters of one block.
         spec: How the stack is sharded: ``param_spec``, as by ``shard_params``, or ``fully_sharded_spec``.
     """
-    family, alone = FAMILIES[config.family], mesh.mesh_size() == 1
+    flat: dict[str, Any] = dict(flatten_dict(layer, sep="/"))
+    shapes = tuple((name, (config.layers, *array.shape), array.dtype) for name, array in flat.items())
+    return unflatten_dict(_zeros(config.family, shapes, spec), sep="/")
 
-    def one(name: str, array: jax.Array) -> jax.Array:
-        shape = (config.layers, *array.shape)
-        place = None if alone else NamedSharding(get_mesh(), spec(family, f"layers/{name}", shape))
-        return jnp.zeros(shape, array.dtype, device=place)
 
-    return map_named(one, layer)
+@program(static_argnames=("family", "shapes", "spec"))
+def _zeros(family: str, shapes: tuple[tuple[str, tuple[int, ...], Any], ...], spec: Spec) -> dict[str, jax.Array]:
+    zeros = {name: jnp.zeros(shape, dtype) for name, shape, dtype in shapes}
+    if mesh.mesh_size() == 1:
+        return zeros
+    constrain = jax.lax.with_sharding_constraint
+    return {
+        name: constrain(array, spec(FAMILIES[family], f"layers/{name}", array.shape)) for name, array in zeros.items()
+    }
 
 
 def gather_params(config: DecoderConfig, params: Params, dtype: Any) -> Params:
@@ -257,6 +266,8 @@ def _laid_out(config: DecoderConfig, params: Params, spec: Spec) -> Params:
 def _shard(array: Any, spec: PartitionSpec) -> jax.Array:
     if isinstance(array, Tracer):
         return jax.lax.with_sharding_constraint(array, spec)
+    if is_dry():
+        return describe(array, spec)
     place = NamedSharding(get_mesh(), spec)
     if isinstance(array, jax.Array):
         if jax.process_count() == 1 or not array.is_fully_addressable:
