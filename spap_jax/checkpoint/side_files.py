@@ -48,6 +48,17 @@ def accounts(source: Source) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in found if file.is_file()}
 
 
+def side_files(folder: Path | None) -> dict[str, Path]:
+    """The side files of a checkpoint folder by their names; a model made in memory has none."""
+    if folder is None:
+        return {}
+    if not folder.is_dir():
+        warn(f"{folder} is gone, so that the result has no tokenizer or licence: copy them from elsewhere.")
+        return {}
+    found = (file for pattern in SIDE_FILES for file in sorted(folder.glob(pattern)) if file.is_file())
+    return {file.relative_to(folder).as_posix(): file for file in found}
+
+
 def copy_side_files(source: Path | None, target: Path) -> None:
     """Copies the side files from one checkpoint folder to another; a model made in memory has none."""
     if source is None:

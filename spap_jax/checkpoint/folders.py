@@ -1,0 +1,146 @@
+"""Folders in which a store keeps files: one class for a disk, one for an address, with the same methods.
+
+Names are relative to the folder. A file is complete or absent, however the process ends.
+"""
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from spap_jax.errors import UserError
+from spap_jax.storage.files import Folder, is_address
+
+NEW = ".new"
+"""Suffix of a file that is not completely written yet."""
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+_CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES)
+"""What file systems say that cannot sync a folder."""
+
+
+class LocalFolder:
+    """A folder on a disk."""
+
+    def __init__(self, path: Path):
+        """Names the folder, which does not have to exist."""
+        self.path = path
+        self.address = str(path)
+
+    def sizes(self) -> dict[str, int]:
+        """The size of every file, at any depth; a link counts as a file."""
+        found = {}
+        for parent, folders, files in os.walk(self.path, onerror=_raise_unless_absent):
+            links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
+            for path in (Path(parent, name) for name in [*files, *links]):
+                found[path.relative_to(self.path).as_posix()] = path.lstat().st_size
+        return found
+
+    def read(self, name: str) -> bytes | None:
+        """Reads a file; None if it does not exist."""
+        try:
+            return (self.path / name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def write(self, name: str, content: bytes) -> None:
+        """Creates or replaces a file; when it returns, the file is on the disk.
+
+        Raises:
+            UserError: The disk is full.
+        """
+        path = self.path / name
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            written = path.with_name(f"{path.name}{NEW}")
+            written.write_bytes(content)
+            sync(written)
+            written.rename(path)
+            sync(path.parent)
+
+    def put(self, name: str, file: Path) -> None:
+        """Moves a file of the same disk into the folder."""
+        sync(file)
+        (self.path / name).parent.mkdir(parents=True, exist_ok=True)
+        file.rename(self.path / name)
+
+    def entries(self) -> set[str]:
+        """The names of the files and folders in the folder."""
+        return {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Removes files and folders that exist."""
+        for path in (self.path / name for name in names):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Removes the folder with everything in it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+class RemoteFolder(Folder):
+    """A folder at an address."""
+
+    def sizes(self) -> dict[str, int]:
+        """The size of every file, at any depth."""
+        return {name: about["size"] for name, about in self.files().items()}
+
+    def entries(self) -> set[str]:
+        """The names of the files and folders in the folder."""
+        return {name.partition("/")[0] for name in self.files()}
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Removes files and folders that exist."""
+        gone = set(names)
+        super().remove(name for name in self.files() if name in gone or name.partition("/")[0] in gone)
+
+    def put(self, name: str, file: Path) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Uploads a file."""
+        super().put({name: file}, quietly=True)
+
+    def copy(self, name: str, place: "RemoteFolder", final: str) -> None:
+        """Copies a file to another folder of the same store, which no bytes have to leave for that."""
+        with self._failing("copied", name):
+            self._store.copy(self._path(name), place._path(final))
+
+
+def _raise_unless_absent(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise UserError(f"{error.filename} cannot be read ({error.strerror}): name another place.") from error
+
+
+def folder_at(place: str | Path) -> LocalFolder | RemoteFolder:
+    """The folder at a path or an address."""
+    return RemoteFolder(str(place)) if is_address(place) else LocalFolder(Path(place))
+
+
+def sync(path: Path) -> None:
+    """Waits until a file is on the disk, or a folder if its file system can tell."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if not path.is_dir() or error.errno not in _CANNOT_SYNC:
+            raise
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Says in one sentence that a disk is full; other errors pass."""
+    try:
+        yield
+    except Exception as error:  # the writers of safetensors and Orbax say it only in their messages
+        if getattr(error, "errno", None) in _FULL or any(os.strerror(code) in str(error) for code in _FULL):
+            raise UserError(
+                f"the disk of {path.parent} filled up, or a limit of it was reached, while {path.name} was written: "
+                "free some space, and repeat the command."
+            ) from error
+        raise

@@ -1,0 +1,682 @@
+"""Keeps an unfinished run beside its output, and makes the output of what it kept.
+
+A finished block is written once, as a shard of the output: tensors under Hugging Face names in the output's dtype, its
+report in the metadata. At the end the shards are renamed, or joined if they are small. So
+
+    with FolderStore("pruned", identity, config, reader.source, reader.dtypes) as store:
+        if not store.finished:                              # the output of this very run may be in place already
+            store.outer(reader.outer())
+            for i in range(config.layers):
+                block = store.block(i)                      # from an interrupted run
+                if block is None:
+                    block = store.put(i, layer, report)     # written while the next one is computed
+                ...                                         # go on from block.params: what the file holds
+            begun = store.restore_state(like)               # of joint steps, or of training: (tree, checks)
+            ...
+            store.save_state(tree, checks)                  # after every check; saves every few minutes
+            store.replace(i, layer)                         # blocks that joint steps changed
+            store.finish({"README.md": text})
+    store.remove()                                          # when the whole command has succeeded
+
+makes `pruned` from `.pruned.resume`, which holds
+
+    run.json           everything that the result depends on
+    decided.json       what was decided before the first block
+    outer.safetensors  block-00000.safetensors ...  joint-00011.safetensors ...
+    state/             an Orbax checkpoint of the state of steps
+    output/            files of the output, while it is made
+    finish.json        the output's files: once it is written, nothing is computed any more
+    replaced/          the folder that was in the output's place
+
+and is removed by `remove`. A process that is killed loses the block in progress, and the steps since the last state.
+
+In a run of several processes, each has a store and makes all calls; the leading one writes, and all read. So the output
+has to be in a place that all of them see.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from spap_jax.backend import platform
+from spap_jax.checkpoint import inventory, weight_files
+from spap_jax.checkpoint.config_text import check_describable, written_config_text
+from spap_jax.checkpoint.folders import NEW, LocalFolder, RemoteFolder, disk_errors, folder_at, sync
+from spap_jax.checkpoint.inventory import HEAD
+from spap_jax.checkpoint.manifest import MANIFEST, check_replaceable, parse_manifest
+from spap_jax.checkpoint.side_files import side_files
+from spap_jax.checkpoint.tensors import DTYPES, Tensor
+from spap_jax.errors import NotFiniteError, UserError, option
+from spap_jax.models import FAMILIES, DecoderConfig, Params, Rule
+from spap_jax.models.host_arrays import is_finite
+from spap_jax.models.model import Source
+from spap_jax.parallel import mesh, processes
+from spap_jax.parallel.placement import layer_to_host
+from spap_jax.storage.files import is_address
+from spap_jax.storage.location import beside, real_path
+
+Json = dict[str, Any]
+
+STATE_SECONDS = 180
+"""Seconds of steps between two saved states."""
+
+_RUN, _DECIDED, _FINISH, _OUTER = "run.json", "decided.json", "finish.json", "outer.safetensors"
+_STATE, _STAGED, _REPLACED = "state", "output", "replaced"
+_OURS = re.compile(
+    rf"({_RUN}|{_DECIDED}|{_FINISH}|{_OUTER}|(block|joint)-\d+\.safetensors)({re.escape(NEW)})?"
+    rf"|({_STATE}|{_STAGED}|{_REPLACED})/.*"
+)
+"""Matches the names of all files that a run keeps."""
+
+_LONG = 60
+"""Letters of a value in an identity that is not shown."""
+
+
+class Block(NamedTuple):
+    """A finished block.
+
+    Attributes:
+        params: Its parameters in the dtypes of the output: on the devices after `FolderStore.put`; on the host, padded
+            to the widest layer, if an earlier process wrote it.
+        report: Its report, a JSON object.
+    """
+
+    params: Params
+    report: Json
+
+
+def resume_folder(output: str | Path) -> LocalFolder | RemoteFolder:
+    """The folder in which an unfinished run into an output is kept."""
+    return folder_at(beside(output if is_address(output) else real_path(output), "resume"))
+
+
+def is_unfinished(output: str | Path) -> bool:
+    """Whether a run into an output was interrupted, or has just ended."""
+    return resume_folder(output).read(_RUN) is not None
+
+
+def check_resume_folder(output: str | Path) -> None:
+    """Checks that the folder of an unfinished run holds nothing else, since the run removes what is in it.
+
+    Raises:
+        UserError: It is a file, or holds files that no run left.
+    """
+    folder = resume_folder(output)
+    if isinstance(folder, LocalFolder) and folder.path.exists() and not folder.path.is_dir():
+        raise UserError(f"{folder.address} is a file, where an unfinished run would be kept: move it away.")
+    if foreign := [name for name in folder.sizes() if not _OURS.fullmatch(name)]:
+        raise UserError(
+            f"{folder.address}, where an unfinished run would be kept, holds {foreign[0]}, which no run left there: "
+            "move it away, or name another output."
+        )
+
+
+class FolderStore:
+    """What is kept of a run into a folder or an address, and at last its output; see the module.
+
+    Attributes:
+        config: Config of the output; it may be set until the first block is written, if widths are decided later.
+        place: Where the run is kept, for messages.
+        finished: Whether the output of this run is in place.
+        found: Whether an earlier process kept something of this run.
+    """
+
+    def __init__(
+        self,
+        output: str | Path,
+        identity: Mapping[str, Any] | None,
+        config: DecoderConfig,
+        source: Source,
+        dtypes: Mapping[str, str],
+        *,
+        dtype: str | None = None,
+        overwrite: bool = False,
+        fresh: bool = False,
+    ):
+        """Opens the store, before the long work.
+
+        Args:
+            output: A path, or an address other than the hub's.
+            identity: Everything that the result depends on, by name, as JSON values. None if nothing should stay when
+                the process ends before the output is complete.
+            config: Config of the output.
+            source: Source of its config.json and its side files.
+            dtypes: The dtypes of the arrays by their path in the parameter tree, as in `Reader.dtypes`; biases that
+                pruning adds have that of the MLP's output projection.
+            dtype: "float32", "bfloat16" or "float16" for all weights of the output; by default they keep theirs.
+            overwrite: Whether a folder in the output's place may be replaced, if all files in it are of such a run.
+            fresh: Whether to discard what an earlier process kept.
+
+        Raises:
+            UserError: The output exists and may not be replaced; another process writes it, another run into it was
+                interrupted, or other files are where it would be kept; config.json cannot describe the config; or the
+                processes do not see the same folder, or have different identities.
+        """
+        check_describable(source, config)
+        if dtype is not None and dtype not in DTYPES:
+            raise UserError(f"there is no dtype {dtype!r} for weights: use one of {', '.join(DTYPES)}.")
+        self.config, self._source, self._dtypes, self._dtype = config, source, dtypes, dtype
+        self._output = output if is_address(output) else real_path(output)
+        self._overwrite = overwrite
+        self._identity = None if identity is None else json.loads(json.dumps(identity))
+        role = processes.told_to_all(f"partial-{os.urandom(4).hex()}")
+        self._folder = resume_folder(output) if identity is not None else folder_at(beside(self._output, role))
+        self.place = self._folder.address
+        self.found = self.finished = False
+        self._blocks = 0  # number of the first block that is not there, or has not been looked for
+        self._changed: set[int] = set()
+        self._saved: float | None = None
+        self._manager: Any = None
+        self._lock: int | None = None
+        self._thread = ThreadPoolExecutor(1, "writing")
+        self._writing: Future[None] | None = None
+        try:
+            self._open(fresh)
+        except BaseException:
+            self._release()
+            raise
+
+    def __enter__(self) -> Self:
+        """Returns `self`."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        """Waits for pending writes; removes what cannot be resumed, and raises what writing raised."""
+        try:
+            if error is None:
+                self._wait()
+        finally:
+            with contextlib.suppress(Exception):
+                self.settle()
+            useless = self._identity is None or isinstance(error, NotFiniteError) or not any(self.kept())
+            if processes.leads() and useless and (error is not None or self._identity is None):
+                self._folder.clear()
+            self._release()
+
+    @property
+    def bytes(self) -> int:
+        """Number of bytes of the output's weights."""
+        return sum(tensor.bytes for tensor in self._tensors().values())
+
+    @property
+    def decided(self) -> Any:
+        """The last argument of `decide`, in this process or an earlier one; None if there was none."""
+        return processes.told_to_all(_parsed(self._folder.read(_DECIDED)) if processes.leads() else None)
+
+    def decide(self, value: Any) -> None:
+        """Stores a JSON value on which all blocks depend."""
+        if processes.leads():
+            self._folder.write(_DECIDED, json.dumps(value).encode())
+
+    def block(self, index: int) -> Block | None:
+        """A block that was finished before; None if there is none. After one that is damaged, all count as absent.
+
+        Ask for blocks in order.
+        """
+        if index >= self._blocks:
+            return None
+        self._wait()
+        name = _shard("block", index)
+        shard = weight_files.decode(self._folder.read(name)) if processes.leads() else None
+        report = processes.told_to_all(None if shard is None else shard[1])
+        if report is not None:
+            return Block(self._layer(name, index, shard), report)
+        self._blocks = index
+        if processes.leads():
+            self._folder.remove([_STATE, *(_shard("block", number) for number in range(index, self.config.layers))])
+        return None
+
+    def put(self, index: int, layer: Params, report: Json) -> Block:
+        """Writes a finished block, while the caller goes on; an error of writing is raised at the next call.
+
+        Args:
+            index: Number of the block.
+            layer: Its parameters, padded to the config's widest layer.
+            report: A JSON object.
+
+        Returns:
+            The block as a later process will read it: go on from these parameters.
+        """
+        block = Block(self._converted(layer), report)
+        self._write_layer("block", index, block.params, report)
+        self._blocks = max(self._blocks, index + 1)
+        return block
+
+    def replace(self, index: int, layer: Params) -> None:
+        """Writes what becomes of a block in the output, beside the block from which a resumed run goes on."""
+        self._write_layer("joint", index, self._converted(layer), {})
+        self._changed.add(index)
+
+    def layer(self, index: int) -> Params:
+        """The parameters of a block as the output will have them, on the host, padded to the widest layer."""
+        self._wait()
+        processes.meet()
+        return self._layer(self._final(index), index)
+
+    def outer(self, params: Params) -> None:
+        """Writes the parameters outside of the blocks, arrays or `Stored`; others in the tree are ignored."""
+        flat = flatten_dict(params, sep="/")
+        arrays = {rule.ours: flat[rule.ours] for rule in self._rules(stacked=False)}
+        on_devices = {name: array for name, array in arrays.items() if isinstance(array, jax.Array)}
+        self._begin(self._write_outer, arrays | mesh.to_process(on_devices))
+
+    def save_state(self, tree: Any, checks: Sequence[Json]) -> None:
+        """Saves the state of steps if some minutes have passed since the last one was saved, or since the first call.
+
+        Call it before the first step, and after every check.
+
+        Args:
+            tree: Arrays on the devices.
+            checks: All checks so far, as JSON values; there are more in every call.
+        """
+        if self._saved is None or not self._keeps_states():
+            self._saved = time.monotonic()
+            return
+        if not processes.told_to_all(time.monotonic() - self._saved >= STATE_SECONDS):
+            return
+        from orbax.checkpoint import args
+
+        arrays = {str(number): leaf for number, leaf in enumerate(jax.tree.leaves(tree))}
+        items = args.Composite(state=args.StandardSave(arrays), checks=args.JsonSave({"checks": list(checks)}))
+        self._states().save(len(checks), args=items)
+        if platform() == "cpu":  # its arrays are on the host already, where the next steps take their place
+            self._states().wait_until_finished()
+        self._saved = time.monotonic()
+
+    def restore_state(self, like: Any) -> tuple[Any, list[Json]] | None:
+        """The state that was saved last, and the checks until then; None if there is none, or it is damaged.
+
+        Args:
+            like: Arrays of the same shapes, dtypes and shardings, or descriptions of them.
+        """
+        if not (self.found and self._keeps_states()):
+            return None
+        from orbax.checkpoint import args
+
+        manager = self._states()
+        last = manager.latest_step()
+        if last is None:
+            return None
+        leaves, tree = jax.tree.flatten(like)
+        described = {str(number): _described(leaf) for number, leaf in enumerate(leaves)}
+        items = args.Composite(state=args.StandardRestore(described), checks=args.JsonRestore())
+        try:
+            found = manager.restore(last, args=items)
+        except Exception:  # Orbax raises all kinds of exceptions for a damaged checkpoint
+            manager.delete(last)
+            return None
+        return tree.unflatten([found["state"][name] for name in described]), found["checks"]["checks"]
+
+    def kept(self) -> tuple[int, int]:
+        """The number of finished blocks that are stored, and of the checks in the last state."""
+        names = self._folder.sizes()
+        states = [int(found[1]) for name in names if (found := re.match(rf"{_STATE}/(\d+)/", name))]
+        return len([name for name in names if re.fullmatch(r"block-\d+\.safetensors", name)]), max(states, default=0)
+
+    def settle(self) -> None:
+        """Waits for pending writes, in a process that is about to end."""
+        with contextlib.suppress(Exception):
+            self._wait()
+        if self._manager is not None:
+            self._manager.wait_until_finished()
+
+    def finish(self, files: Mapping[str, str]) -> None:
+        """Makes the output of what was written, and puts it in its place.
+
+        Args:
+            files: Additional text files by name, such as a report or a model card; those of the leading process count.
+
+        Raises:
+            UserError: Something is in the output's place that may not be replaced: once it was moved away, the same
+                command goes on from here. Or the disk is full, or the store at the address fails.
+        """
+        self._wait()
+        self._on_leader(lambda: self._put_in_place(self._staged(files)))
+        self.finished = True
+
+    def remove(self) -> None:
+        """Removes what says that the output is of this run, once the whole command has succeeded."""
+        processes.meet()
+        if processes.leads():
+            self._folder.clear()
+
+    def _open(self, fresh: bool) -> None:
+        first, own = processes.told_to_all(self._identity) or {}, self._identity or {}
+        differing = [name for name in first if first[name] != own.get(name)]
+        if not processes.known_to_all([] if differing else [0]):
+            raise UserError(
+                f"the processes of this run differ from the first one{' in ' * bool(differing)}{', '.join(differing)}: "
+                "give all of them the same command, model and data."
+            )
+        self.found, self.finished = self._on_leader(lambda: self._open_folder(fresh))
+        if not processes.known_to_all([] if self._folder.read(_RUN) is None else [0]):
+            raise UserError(f"not all processes of this run see {self.place}: name an output that all of them see.")
+        self._blocks = self.config.layers if self.found else 0
+
+    def _open_folder(self, fresh: bool) -> tuple[bool, bool]:
+        """Opens the folder; returns whether an earlier process left something, and whether the output is in place."""
+        check_resume_folder(self._output)
+        if isinstance(self._folder, LocalFolder):
+            self._lock = _locked(self._folder.path)
+        theirs = None if fresh else _parsed(self._folder.read(_RUN))
+        if isinstance(theirs, dict) and self._identity is not None:
+            _check_same(theirs, self._identity, self.place)
+            plan = _parsed(self._folder.read(_FINISH))
+            if plan is None:
+                self._check_place()
+                return True, False
+            if self._is_staged(plan):
+                self._put_in_place(plan)
+                return True, True
+            if self._is_in_place(plan):
+                self._tidy()
+                return True, True
+        self._check_place()
+        self._folder.remove(self._folder.entries())
+        self._folder.write(_RUN, json.dumps(self._identity, indent=1).encode())
+        return False, False
+
+    def _on_leader(self, work: Callable[[], Any]) -> Any:
+        """Returns in every process what the leading one computes, a JSON value, or raises its `UserError`."""
+        if jax.process_count() == 1:
+            return work()
+        outcome: Json = {}
+        if processes.leads():
+            try:
+                outcome = {"value": work()}
+            except UserError as error:
+                outcome = {"error": str(error)}
+        outcome = processes.told_to_all(outcome)
+        if "error" in outcome:
+            raise UserError(outcome["error"])
+        return outcome["value"]
+
+    def _begin(self, write: Callable[..., None], *arguments: Any) -> None:
+        """Lets the thread of the leading process write, once it has written what came before."""
+        self._wait()
+        if processes.leads():
+            self._writing = self._thread.submit(write, *arguments)
+
+    def _wait(self) -> None:
+        """Waits for the thread, and raises its error."""
+        if self._writing is not None:
+            self._writing.result()
+
+    def _release(self) -> None:
+        """Ends the threads, and releases the lock."""
+        self._thread.shutdown()
+        if self._manager is not None:
+            self._manager.close()
+            self._manager = None
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    # The shards
+
+    def _rules(self, stacked: bool) -> list[Rule]:
+        return [rule for rule in FAMILIES[self.config.family].rules_for(self.config) if rule.stacked == stacked]
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Shape and dtype of every tensor of the output."""
+        expected = inventory.expected_tensors(self.config, self._source.head_stored)
+        return inventory.planned(expected, self._dtypes, self._dtype)
+
+    def _dtype_of(self, ours: str) -> np.dtype:
+        return DTYPES[self._dtype or self._dtypes.get(ours, self._dtypes["layers/mlp/down"])]
+
+    def _converted(self, layer: Params) -> Params:
+        """The parameters of a block in the dtypes of the output."""
+        flat: dict[str, Any] = dict(flatten_dict(layer, sep="/"))
+        return unflatten_dict({n: a.astype(self._dtype_of(f"layers/{n}")) for n, a in flat.items()}, sep="/")
+
+    def _write_layer(self, role: str, index: int, layer: Params, report: Json) -> None:
+        if any(isinstance(array, jax.Array) for array in jax.tree.leaves(layer)):
+            layer = layer_to_host(self.config, layer)
+        self._begin(self._write_block, role, index, flatten_dict({"layers": layer}, sep="/"), report)
+
+    def _write_block(self, role: str, index: int, arrays: Mapping[str, np.ndarray], report: Json) -> None:
+        own = self.config.of_layer(index).axes
+        tensors = {}
+        for rule in self._rules(stacked=True):
+            name, array = rule.theirs.format(i=index), arrays[rule.ours]
+            cut = array[inventory.corner(rule.shapes(own)[1])]
+            if array.shape != rule.shapes(self.config.axes)[1] or np.count_nonzero(cut) < np.count_nonzero(array):
+                raise ValueError(f"{name} of an array {list(array.shape)} does not fit the config")
+            tensors[name] = rule.write(_finite(name, cut), own)
+        self._folder.write(_shard(role, index), weight_files.encode(tensors, report))
+
+    def _write_outer(self, arrays: Mapping[str, Any]) -> None:
+        tensors = {}
+        for rule in self._rules(stacked=False):
+            with np.errstate(over="ignore"):
+                array = np.asarray(arrays[rule.ours]).astype(self._dtype_of(rule.ours), copy=False)
+            tensors[rule.theirs] = rule.write(_finite(rule.theirs, array), self.config.axes)
+            if rule.ours == "embed/tokens" and self._source.head_stored:
+                tensors[HEAD] = tensors[rule.theirs]
+        self._folder.write(_OUTER, weight_files.encode(tensors, None))
+
+    def _layer(self, name: str, index: int, shard: tuple[Mapping[str, np.ndarray], Any] | None = None) -> Params:
+        """The parameters of a block in a shard, with our axes, padded to the widest layer."""
+        shard = shard or weight_files.decode(self._folder.read(name))
+        if shard is None:
+            raise UserError(f"{name} in {self.place} cannot be read: repeat the command.")
+        own, room = self.config.of_layer(index).axes, self.config.axes
+        arrays = {
+            rule.ours: inventory.filled_up(rule.read(shard[0][rule.theirs.format(i=index)], own), rule.shapes(room)[1])
+            for rule in self._rules(stacked=True)
+        }
+        return unflatten_dict(arrays, sep="/")["layers"]
+
+    def _final(self, index: int) -> str:
+        """Name of the shard that holds a block as it will be in the output."""
+        return _shard("joint" if index in self._changed else "block", index)
+
+    # The states
+
+    def _keeps_states(self) -> bool:
+        """Whether states are wanted, and Orbax can write to where the run is kept."""
+        return self._identity is not None and re.match(r"(gs|s3)://|/", self.place) is not None
+
+    def _states(self) -> Any:
+        """Orbax's manager of the states."""
+        if self._manager is None:
+            from orbax.checkpoint import CheckpointManager, CheckpointManagerOptions
+
+            options = CheckpointManagerOptions(max_to_keep=1, cleanup_tmp_directories=True)
+            self._manager = CheckpointManager(f"{self.place}/{_STATE}", options=options)
+        return self._manager
+
+    # The output
+
+    def _staged(self, files: Mapping[str, str]) -> Json:
+        """Writes the files of the output except shards, and then down which files there are and where shards go."""
+        there = self._folder.sizes()
+        parts = [_OUTER, *(self._final(index) for index in range(self.config.layers))]
+        if lost := [name for name in parts if name not in there]:
+            raise ValueError(f"{len(lost)} parts of the model were not written, such as {lost[0]}")
+        self._folder.remove([_STAGED])
+        texts = {"config.json": written_config_text(self._source, self.config, self._dtype)} | dict(files)
+        moved: dict[str, str] = {}
+        if self.bytes > weight_files.JOINED_BYTES:
+            moved = dict(zip(weight_files.final_names(len(parts)), parts, strict=True))
+            texts[weight_files.INDEX] = self._index(list(moved))
+        else:
+            self._join(parts)
+        for name, content in texts.items():
+            self._folder.write(f"{_STAGED}/{name}", content.encode())
+        for name, file in side_files(self._source.folder).items():
+            self._folder.write(f"{_STAGED}/{name}", file.read_bytes())
+        sizes = {name: there[source] for name, source in moved.items()}
+        for name, size in self._folder.sizes().items():
+            if name.startswith(f"{_STAGED}/"):
+                sizes[name.removeprefix(f"{_STAGED}/")] = size
+        self._folder.write(f"{_STAGED}/{MANIFEST}", (json.dumps(dict(sorted(sizes.items())), indent=1) + "\n").encode())
+        plan = {"files": sizes, "moved": moved}
+        self._folder.write(_FINISH, json.dumps(plan).encode())
+        return plan
+
+    def _index(self, names: list[str]) -> str:
+        """The index of the shards of the outer parameters and of each block."""
+        layers = range(self.config.layers)
+        blocks = {r.theirs.format(i=i): names[i + 1] for i in layers for r in self._rules(stacked=True)}
+        tensors = self._tensors()
+        return weight_files.index_text({name: blocks.get(name, names[0]) for name in tensors}, self.bytes)
+
+    def _join(self, parts: Sequence[str]) -> None:
+        """Joins all shards to one file of the output."""
+        with tempfile.TemporaryDirectory() as temporary:
+            local = self._folder.path if isinstance(self._folder, LocalFolder) else Path(temporary)
+            file = local / _STAGED / f"{weight_files.JOINED}{NEW}"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with disk_errors(file):
+                weight_files.join(file, self._tensors(), map(self._tensors_in, parts))
+                self._folder.put(f"{_STAGED}/{weight_files.JOINED}", file)
+
+    def _tensors_in(self, name: str) -> Mapping[str, np.ndarray]:
+        shard = weight_files.decode(self._folder.read(name))
+        if shard is None:
+            raise UserError(f"{name} in {self.place} was damaged meanwhile: repeat the command.")
+        return shard[0]
+
+    def _put_in_place(self, plan: Json) -> None:
+        """Makes the output of its files, and removes all else that was kept, except what says that it was made."""
+        if isinstance(self._folder, LocalFolder):
+            self._rename(self._folder, plan)
+        else:
+            self._copy(self._folder, plan)
+        self._tidy()
+
+    def _rename(self, folder: LocalFolder, plan: Json) -> None:
+        staged, target, replaced = folder.path / _STAGED, Path(self._output), folder.path / _REPLACED
+        for name, source in plan["moved"].items():
+            if (folder.path / source).exists():
+                (folder.path / source).rename(staged / name)
+        sync(staged)
+        self._check_place()
+        try:
+            if target.exists():
+                folder.remove([_REPLACED])
+                target.rename(replaced)
+            staged.rename(target)
+        except OSError as error:  # a mounted disk, for example
+            raise UserError(f"{target} cannot be replaced ({error.strerror}): move it away.") from error
+        sync(target.parent)
+
+    def _copy(self, folder: RemoteFolder, plan: Json) -> None:
+        """Copies all files to their place: the list of them first, and config.json last."""
+        target = RemoteFolder(str(self._output))
+        listed = parse_manifest(target.read(MANIFEST)) == plan["files"]  # an earlier process has begun to copy
+        if not listed:
+            self._check_place()
+            target.remove(["config.json"])
+            target.remove(target.sizes().keys() - {MANIFEST})
+            folder.copy(f"{_STAGED}/{MANIFEST}", target, MANIFEST)
+        for name in sorted(plan["files"], key=lambda name: name == "config.json"):
+            folder.copy(plan["moved"].get(name, f"{_STAGED}/{name}"), target, name)
+
+    def _tidy(self) -> None:
+        self._folder.remove(self._folder.entries() - {_RUN, _FINISH})
+
+    def _is_staged(self, plan: Json) -> bool:
+        """Whether all files of the output are still here."""
+        there = self._folder.sizes()
+        return all(f"{_STAGED}/{name}" in there or plan["moved"].get(name) in there for name in plan["files"])
+
+    def _is_in_place(self, plan: Json) -> bool:
+        target = folder_at(self._output)
+        return parse_manifest(target.read(MANIFEST)) == plan["files"] and target.read("config.json") is not None
+
+    def _check_place(self) -> None:
+        """Checks that what is in the output's place may be replaced.
+
+        Raises:
+            UserError: It may not.
+        """
+        target = folder_at(self._output)
+        if isinstance(target, LocalFolder) and target.path.exists() and not target.path.is_dir():
+            raise UserError(f"{self._output} is a file and the output is a folder: name another place.")
+        sizes = target.sizes()
+        if sizes or (isinstance(target, LocalFolder) and target.path.exists()):
+            listed = parse_manifest(target.read(MANIFEST))
+            foreign = [name for name, size in sizes.items() if name != MANIFEST and listed.get(name) != size]
+            check_replaceable(self._output, self._overwrite, sorted(foreign))
+
+
+def _shard(role: str, index: int) -> str:
+    return f"{role}-{index:05d}.safetensors"
+
+
+def _parsed(content: bytes | None) -> Any:
+    """A JSON value; None if there is none."""
+    try:
+        return json.loads(content or b"null")
+    except ValueError:
+        return None
+
+
+def _finite(name: str, array: np.ndarray) -> np.ndarray:
+    if not is_finite(array):
+        raise NotFiniteError(
+            f"the weight {name} became NaN or infinity, or its values are too large for {array.dtype}, so the model is "
+            "not written."
+        )
+    return array
+
+
+def _described(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None))
+
+
+def _check_same(theirs: Json, ours: Json, place: str) -> None:
+    """Refuses what another run kept.
+
+    Raises:
+        UserError: The identities differ.
+    """
+
+    def words(name: str) -> str:  # a long text is a hash, which says nothing to anybody
+        values = theirs.get(name), ours.get(name)
+        return name if any(len(str(value)) > _LONG for value in values) else f"{name} ({values[0]}, now {values[1]})"
+
+    if changed := [words(name) for name in {**ours, **theirs} if theirs.get(name) != ours.get(name)]:
+        raise UserError(
+            f"{place} holds a run that was interrupted and differs from this one in {', '.join(changed)}: repeat the "
+            f"command as it was, or pass {option('resume', False)} to discard that run and start over."
+        )
+
+
+def _locked(path: Path) -> int:
+    """Locks a folder, which is made if it does not exist, until the handle is closed or the process ends.
+
+    Raises:
+        UserError: Another process has the lock, or the folder cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"{path} cannot be made ({error.strerror}): name another output.") from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise UserError(f"another process writes into {path}: wait for it, or end it.") from None
+    except OSError:  # some network file systems have no locks
+        pass
+    if os.fstat(handle).st_nlink:
+        return handle
+    os.close(handle)  # who had the lock removed the folder after it was opened here
+    return _locked(path)
