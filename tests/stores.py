@@ -17,6 +17,7 @@ class Frail(MemoryFileSystem):
         short: Whether a download delivers only half of a file.
         asked: Ranges of bytes that were read, in order: (path, start, stop).
         failures: Number of the next ranges that raise.
+        killing: How many operations are done before all others raise, as after a kill; -1 for no limit.
     """
 
     protocol = "frail"
@@ -27,6 +28,7 @@ class Frail(MemoryFileSystem):
     short = False
     asked: list[tuple[str, int, int]] = []  # noqa: RUF012
     failures = 0
+    killing = -1
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **others: Any) -> bytes:  # pyright: ignore[reportIncompatibleMethodOverride]
         if start is not None and end is not None:
@@ -52,12 +54,18 @@ class Frail(MemoryFileSystem):
         self._do("put", path)
         super().pipe_file(path, value, *more, **others)
 
+    def cp_file(self, path1: str, path2: str, **others: Any) -> None:
+        self._do("copy", path2)
+        super().cp_file(path1, path2, **others)
+
     def rm_file(self, path: str) -> None:
         self._do("rm", path)
         super().rm_file(path)
 
     def _do(self, what: str, path: str) -> None:
         path = self._strip_protocol(path)
+        if len(Frail.done) == Frail.killing:
+            raise OSError("the process is dead")
         if Frail.broken and f"{what} {path}".startswith(Frail.broken):
             raise OSError("the store is on fire")
         Frail.done.append((what, path))
@@ -75,7 +83,7 @@ def begin() -> type[Frail]:
     for each in (Frail.store, Frail.done, Frail.asked):
         each.clear()
     Frail.pseudo_dirs[:] = [""]
-    Frail.broken, Frail.short, Frail.failures = "", False, 0
+    Frail.broken, Frail.short, Frail.failures, Frail.killing = "", False, 0, -1
     return Frail
 
 

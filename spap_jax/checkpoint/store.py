@@ -20,12 +20,11 @@ report in the metadata. At the end the shards are renamed, or joined if they are
 
 makes `pruned` from `.pruned.resume`, which holds
 
-    run.json           everything that the result depends on
+    run.json           everything that the result depends on; and the output's files, once nothing is left to compute
     decided.json       what was decided before the first block
     outer.safetensors  block-00000.safetensors ...  joint-00011.safetensors ...
     state/             an Orbax checkpoint of the state of steps
     output/            files of the output, while it is made
-    finish.json        the output's files: once it is written, nothing is computed any more
     replaced/          the folder that was in the output's place
 
 and is removed by `remove`. A process that is killed loses the block in progress, and the steps since the last state.
@@ -34,7 +33,6 @@ In a run of several processes, each has a store and makes all calls; the leading
 has to be in a place that all of them see.
 """
 
-import contextlib
 import fcntl
 import json
 import os
@@ -72,10 +70,10 @@ Json = dict[str, Any]
 STATE_SECONDS = 180
 """Seconds of steps between two saved states."""
 
-_RUN, _DECIDED, _FINISH, _OUTER = "run.json", "decided.json", "finish.json", "outer.safetensors"
+_RUN, _DECIDED, _OUTER = "run.json", "decided.json", "outer.safetensors"
 _STATE, _STAGED, _REPLACED = "state", "output", "replaced"
 _OURS = re.compile(
-    rf"({_RUN}|{_DECIDED}|{_FINISH}|{_OUTER}|(block|joint)-\d+\.safetensors)({re.escape(NEW)})?"
+    rf"({_RUN}|{_DECIDED}|{_OUTER}|(block|joint)-\d+\.safetensors)({re.escape(NEW)})?"
     rf"|({_STATE}|{_STAGED}|{_REPLACED})/.*"
 )
 """Matches the names of all files that a run keeps."""
@@ -194,16 +192,14 @@ class FolderStore:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         """Waits for pending writes; removes what cannot be resumed, and raises what writing raised."""
-        try:
-            if error is None:
-                self._wait()
-        finally:
-            with contextlib.suppress(Exception):
-                self.settle()
-            useless = self._identity is None or isinstance(error, NotFiniteError) or not any(self.kept())
-            if processes.leads() and useless and (error is not None or self._identity is None):
-                self._folder.clear()
-            self._release()
+        failed = self._writing.exception() if self._writing else None
+        ended = error or failed
+        useless = isinstance(ended, NotFiniteError) or (ended and not any(self.kept())) or self._identity is None
+        if processes.leads() and useless:
+            self._folder.clear()
+        self._release()
+        if failed and not error:
+            raise failed
 
     @property
     def bytes(self) -> int:
@@ -327,8 +323,8 @@ class FolderStore:
 
     def settle(self) -> None:
         """Waits for pending writes, in a process that is about to end."""
-        with contextlib.suppress(Exception):
-            self._wait()
+        if self._writing is not None:
+            self._writing.exception()
         if self._manager is not None:
             self._manager.wait_until_finished()
 
@@ -350,6 +346,7 @@ class FolderStore:
         """Removes what says that the output is of this run, once the whole command has succeeded."""
         processes.meet()
         if processes.leads():
+            self._tidy()
             self._folder.clear()
 
     def _open(self, fresh: bool) -> None:
@@ -370,10 +367,10 @@ class FolderStore:
         check_resume_folder(self._output)
         if isinstance(self._folder, LocalFolder):
             self._lock = _locked(self._folder.path)
-        theirs = None if fresh else _parsed(self._folder.read(_RUN))
-        if isinstance(theirs, dict) and self._identity is not None:
-            _check_same(theirs, self._identity, self.place)
-            plan = _parsed(self._folder.read(_FINISH))
+        kept = None if fresh else _parsed(self._folder.read(_RUN))
+        if isinstance(kept, dict) and self._identity is not None:
+            _check_same(kept["identity"], self._identity, self.place)
+            plan = kept["made"]
             if plan is None:
                 self._check_place()
                 return True, False
@@ -385,8 +382,13 @@ class FolderStore:
                 return True, True
         self._check_place()
         self._folder.remove(self._folder.entries())
-        self._folder.write(_RUN, json.dumps(self._identity, indent=1).encode())
+        self._write_run(None)
         return False, False
+
+    def _write_run(self, made: Json | None) -> None:
+        """Writes the run's identity, and the files of its output once all are here."""
+        content = json.dumps({"identity": self._identity, "made": made}, indent=1)
+        self._folder.write(_RUN, content.encode())
 
     def _on_leader(self, work: Callable[[], Any]) -> Any:
         """Returns in every process what the leading one computes, a JSON value, or raises its `UserError`."""
@@ -410,9 +412,10 @@ class FolderStore:
             self._writing = self._thread.submit(write, *arguments)
 
     def _wait(self) -> None:
-        """Waits for the thread, and raises its error."""
-        if self._writing is not None:
-            self._writing.result()
+        """Waits for the thread, and raises its error once."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
 
     def _release(self) -> None:
         """Ends the threads, and releases the lock."""
@@ -440,7 +443,8 @@ class FolderStore:
     def _converted(self, layer: Params) -> Params:
         """The parameters of a block in the dtypes of the output."""
         flat: dict[str, Any] = dict(flatten_dict(layer, sep="/"))
-        return unflatten_dict({n: a.astype(self._dtype_of(f"layers/{n}")) for n, a in flat.items()}, sep="/")
+        with np.errstate(over="ignore"):
+            return unflatten_dict({n: a.astype(self._dtype_of(f"layers/{n}")) for n, a in flat.items()}, sep="/")
 
     def _write_layer(self, role: str, index: int, layer: Params, report: Json) -> None:
         if any(isinstance(array, jax.Array) for array in jax.tree.leaves(layer)):
@@ -525,7 +529,7 @@ class FolderStore:
                 sizes[name.removeprefix(f"{_STAGED}/")] = size
         self._folder.write(f"{_STAGED}/{MANIFEST}", (json.dumps(dict(sorted(sizes.items())), indent=1) + "\n").encode())
         plan = {"files": sizes, "moved": moved}
-        self._folder.write(_FINISH, json.dumps(plan).encode())
+        self._write_run(plan)
         return plan
 
     def _index(self, names: list[str]) -> str:
@@ -588,7 +592,7 @@ class FolderStore:
             folder.copy(plan["moved"].get(name, f"{_STAGED}/{name}"), target, name)
 
     def _tidy(self) -> None:
-        self._folder.remove(self._folder.entries() - {_RUN, _FINISH})
+        self._folder.remove(self._folder.entries() - {_RUN})
 
     def _is_staged(self, plan: Json) -> bool:
         """Whether all files of the output are still here."""

@@ -1,21 +1,18 @@
 """Weight files of a checkpoint: one for each block, which tells of damage, and all of them joined into one.
 
-A file of the safetensors library is written from all its tensors at once. The joined file is laid out first instead,
-and filled a block at a time.
+The safetensors library writes a file from all its tensors at once, and reads no bfloat16 from bytes. So the format is
+written and read here, in the same order.
 """
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
-from safetensors import SafetensorError
 
-from spap_jax.checkpoint.tensors import DTYPE_CODES, Tensor
+from spap_jax.checkpoint.tensors import DTYPE_CODES, DTYPES, Tensor
 
 JOINED_BYTES = 5 * 10**9
 """Up to this many bytes, the weights of a checkpoint are joined into one file."""
@@ -25,6 +22,8 @@ INDEX = "model.safetensors.index.json"
 
 _ALIGNMENT = 8
 """Headers are padded with spaces to a multiple of this many bytes, as the format advises."""
+
+_DTYPES = {code: DTYPES[name] for name, code in DTYPE_CODES.items()}
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -36,19 +35,23 @@ def encode(tensors: Arrays, report: Any) -> bytes:
         tensors: Contiguous arrays by name.
         report: A JSON value.
     """
-    about = {"format": "pt", "report": json.dumps(report), "sha256": _digest(tensors)}
-    return safetensors.numpy.save(dict(tensors), about)
+    about = {"report": json.dumps(report), "sha256": _digest(tensors)}
+    header, starts = _layout({name: Tensor(array.shape, array.dtype.name) for name, array in tensors.items()}, about)
+    return b"".join([header, *(_bytes(tensors[name]) for name in starts)])
 
 
 def decode(content: bytes | None) -> tuple[Arrays, Any] | None:
     """The tensors and the report of such a file; None if it is absent or damaged."""
-    if content is None:
-        return None
     try:
-        tensors = safetensors.numpy.load(content)
-        about = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+        start = 8 + int.from_bytes((content or b"")[:8], "little")
+        header = json.loads((content or b"")[8:start])
+        about, data = header.pop("__metadata__"), np.frombuffer(content or b"", np.uint8)[start:]
+        tensors = {
+            name: data[slice(*of["data_offsets"])].view(_DTYPES[of["dtype"]]).reshape(of["shape"])
+            for name, of in header.items()
+        }
         return (tensors, json.loads(about["report"])) if about["sha256"] == _digest(tensors) else None
-    except (SafetensorError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
@@ -76,31 +79,26 @@ def join(path: Path, layout: Mapping[str, Tensor], parts: Iterable[Arrays]) -> N
         layout: Shape and dtype of all tensors, in any order.
         parts: The tensors, some at a time.
     """
-    # Wide dtypes come first, so that every tensor is aligned to its own.
-    names = sorted(layout, key=lambda name: (-layout[name].item_bytes, name))
-    header, ends = _header({name: layout[name] for name in names}), [0]
-    for name in names:
-        ends.append(ends[-1] + layout[name].bytes)
-    starts = dict(zip(names, ends, strict=False))
+    header, starts = _layout(layout, {})
     with path.open("wb") as file:
         file.write(header)
-        file.truncate(len(header) + ends[-1])
         for name, array in (item for part in parts for item in part.items()):
             file.seek(len(header) + starts[name])
             file.write(_bytes(array))
 
 
-def _header(tensors: Mapping[str, Tensor]) -> bytes:
-    """The header: the length of the description, and the description; https://huggingface.co/docs/safetensors."""
-    described: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, tensor in tensors.items():
-        span = [end, end + tensor.bytes]
-        described[name] = {"dtype": DTYPE_CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": span}
-        end = span[1]
+def _layout(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> tuple[bytes, dict[str, int]]:
+    """The header of a file (https://huggingface.co/docs/safetensors), and where after it each tensor starts."""
+    described: dict[str, object] = {"__metadata__": {"format": "pt", **about}}
+    starts, end = {}, 0
+    # Wide dtypes come first, so that every tensor is aligned to its own.
+    for name, tensor in sorted(tensors.items(), key=lambda item: (-item[1].item_bytes, item[0])):
+        starts[name], end = end, end + tensor.bytes
+        offsets = [starts[name], end]
+        described[name] = {"dtype": DTYPE_CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
     text = json.dumps(described, separators=(",", ":")).encode("utf-8")
-    text = text.ljust(math.ceil(len(text) / _ALIGNMENT) * _ALIGNMENT)
-    return len(text).to_bytes(8, "little") + text
+    text = text.ljust(-(-len(text) // _ALIGNMENT) * _ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text, starts
 
 
 def _digest(tensors: Arrays) -> str:

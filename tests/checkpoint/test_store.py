@@ -1,6 +1,9 @@
 """The store of an unfinished run: its output, what another process finds, and that nothing of a user's is lost."""
 
+import itertools
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +14,17 @@ import pytest
 import stores
 from tiny_checkpoints import raw_tensors, write
 
-from spap_jax.checkpoint import Reader, load, store, weight_files
-from spap_jax.checkpoint.store import FolderStore, resume_folder
+from spap_jax.checkpoint import Reader, load, on_host, weight_files
+from spap_jax.checkpoint import store as module
+from spap_jax.checkpoint.store import FolderStore, is_unfinished, resume_folder
 from spap_jax.errors import NotFiniteError, UserError
+from spap_jax.models import Params
 
 RUN = {"seed": 1, "model": "a" * 64}
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing is tidied up."""
 
 
 @pytest.fixture(scope="module")
@@ -27,17 +36,30 @@ def opened(dense: Reader, output: Any, identity: Any = RUN, **options: Any) -> F
     return FolderStore(output, identity, dense.config, dense.source, dense.dtypes, **options)
 
 
-def device(layer: Any) -> Any:
-    return jax.tree.map(lambda a: jnp.asarray(np.asarray(a)), layer)
+def layer_of(dense: Reader, index: int) -> Params:
+    return on_host(dense.config, dense.layer(index))
 
 
-def make(dense: Reader, output: Any, identity: Any = RUN, files: Any = None, **options: Any) -> None:
+def put_all(dense: Reader, kept: FolderStore) -> None:
+    """Puts what was not put before."""
+    kept.outer(dense.outer())
+    for index in range(dense.config.layers):
+        if kept.block(index) is None:
+            kept.put(index, layer_of(dense, index), {"layer": index})
+
+
+def make(dense: Reader, output: Any, identity: Any = RUN, **options: Any) -> None:
+    """Does what a command does."""
     with opened(dense, output, identity, **options) as kept:
-        kept.outer(dense.outer())
-        for i in range(dense.config.layers):
-            kept.put(i, device(dense.layer(i)), {"layer": i})
-        kept.finish(files or {"README.md": "card"})
+        if not kept.finished:
+            put_all(dense, kept)
+            kept.finish({"README.md": "card"})
         kept.remove()
+
+
+def source_of(dense: Reader) -> Path:
+    assert dense.source.folder
+    return dense.source.folder
 
 
 @pytest.mark.parametrize("joined", [True, False])
@@ -48,16 +70,341 @@ def test_the_output_has_the_bits_of_the_source(
     frail = stores.begin()
     if not joined:
         monkeypatch.setattr(weight_files, "JOINED_BYTES", 0)
-    output = tmp_path / "out" if at == "disk" else "frail://bucket/out"
-    make(dense, output)
+    make(dense, tmp_path / "out" if at == "disk" else "frail://bucket/out")
     if at == "address":
         assert {name.split("/")[2] for name in frail.store} == {"out"}
+        (tmp_path / "out").mkdir()
         for name, content in stores.contents("/bucket/out").items():
-            (tmp_path / "out").mkdir(exist_ok=True)
             (tmp_path / "out" / name).write_bytes(content)
-    assert raw_tensors(tmp_path / "out") == raw_tensors(dense.source.folder)
+    assert raw_tensors(tmp_path / "out") == raw_tensors(source_of(dense))
     assert len(list((tmp_path / "out").glob("*.safetensors"))) == (1 if joined else dense.config.layers + 1)
     load(tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} == {"out"}
     listed = json.loads((tmp_path / "out" / "spap_files.json").read_bytes())
     assert {"tokenizer.json", "config.json", "README.md"} < listed.keys()
+
+
+def test_a_joined_file_is_that_of_the_library(dense: Reader, tmp_path: Path) -> None:
+    make(dense, tmp_path / "out")
+    ours, theirs = (folder / "model.safetensors" for folder in (tmp_path / "out", source_of(dense)))
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
+@pytest.mark.parametrize("output", ["out", "frail://bucket/out"])
+def test_a_later_process_finds_the_blocks(
+    dense: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str
+) -> None:
+    stores.begin()
+    monkeypatch.chdir(tmp_path)
+    kept = opened(dense, output)
+    kept.decide([1, 2])
+    given = kept.put(0, layer_of(dense, 0), {"error": 0.5})
+    kept.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert is_unfinished(output)
+    with opened(dense, output) as kept:
+        assert kept.found
+        assert kept.decided == [1, 2]
+        found = kept.block(0)
+        assert found is not None
+        assert found.report == {"error": 0.5}
+        jax.tree.map(np.testing.assert_array_equal, found.params, given.params)
+        assert kept.block(1) is None
+        assert kept.kept() == (1, 0)
+
+
+@pytest.mark.parametrize("harm", [lambda b: b[:-1], lambda b: b[:-1] + bytes([b[-1] ^ 1]), lambda b: b"", None])
+def test_after_a_damaged_block_all_are_absent(
+    dense: Reader, tmp_path: Path, harm: Callable[[bytes], bytes] | None
+) -> None:
+    with opened(dense, tmp_path / "out") as kept:
+        put_all(dense, kept)
+    file = tmp_path / ".out.resume" / "block-00000.safetensors"
+    file.write_bytes(harm(file.read_bytes())) if harm else file.unlink()
+    with opened(dense, tmp_path / "out") as kept:
+        assert kept.block(0) is None
+        assert kept.kept()[0] == 0
+        kept.put(0, layer_of(dense, 0), {})
+        assert kept.block(1) is None
+
+
+def test_another_run_is_refused_until_it_is_discarded(dense: Reader, tmp_path: Path) -> None:
+    with opened(dense, tmp_path / "out") as kept:
+        put_all(dense, kept)
+    with pytest.raises(UserError, match=r"seed \(1, now 2\)"):
+        opened(dense, tmp_path / "out", RUN | {"seed": 2})
+    with opened(dense, tmp_path / "out", RUN | {"seed": 2}, fresh=True) as kept:
+        assert not kept.found
+        assert kept.block(0) is None
+
+
+def test_a_damaged_identity_counts_as_none(dense: Reader, tmp_path: Path) -> None:
+    with opened(dense, tmp_path / "out") as kept:
+        put_all(dense, kept)
+    (tmp_path / ".out.resume" / "run.json").write_text("{")
+    with opened(dense, tmp_path / "out") as kept:
+        assert not kept.found
+
+
+def test_only_one_process_writes(dense: Reader, tmp_path: Path) -> None:
+    with opened(dense, tmp_path / "out"):
+        with pytest.raises(UserError, match="another process"):
+            opened(dense, tmp_path / "out")
+        opened(dense, tmp_path / "other").remove()
+
+
+def test_an_error_before_the_first_block_leaves_nothing(dense: Reader, tmp_path: Path) -> None:
+    kept = opened(dense, tmp_path / "out")
+    kept.outer(dense.outer())
+    kept.__exit__(ZeroDivisionError, ZeroDivisionError(), None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_would_overflow_again_is_not_kept(dense: Reader, tmp_path: Path) -> None:
+    kept = opened(dense, tmp_path / "out")
+    kept.put(0, layer_of(dense, 0), {})
+    kept.put(1, jax.tree.map(lambda a: a * np.nan, layer_of(dense, 1)), {})
+    with pytest.raises(NotFiniteError):
+        kept.__exit__(None, None, None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_values_too_large_for_the_dtype(dense: Reader, tmp_path: Path) -> None:
+    with pytest.raises(NotFiniteError, match="float16"), opened(dense, tmp_path / "out", dtype="float16") as kept:
+        kept.put(0, jax.tree.map(lambda a: a * np.float32(1e8), layer_of(dense, 0)), {})
+
+
+def test_a_run_goes_on_from_what_is_written(dense: Reader, tmp_path: Path) -> None:
+    layer = jax.tree.map(jnp.asarray, layer_of(dense, 0))
+    with opened(dense, tmp_path / "out", dtype="bfloat16") as kept:
+        given = kept.put(0, layer, {})
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(given.params)} == {"bfloat16"}
+    with opened(dense, tmp_path / "out", dtype="bfloat16") as kept:
+        found = kept.block(0)
+    assert found is not None
+    jax.tree.map(np.testing.assert_array_equal, found.params, given.params)
+
+
+def test_layers_of_different_widths(dense: Reader, tmp_path: Path) -> None:
+    widths = [dense.config.intermediate // (index + 1) for index in range(dense.config.layers)]
+
+    def cut(index: int) -> Params:
+        layer = layer_of(dense, index)
+        gate, up, down = (np.array(layer["mlp"][name]) for name in ("gate", "up", "down"))
+        for array, axis in ((gate, gate.shape.index(widths[0])), (up, up.shape.index(widths[0])), (down, 0)):
+            np.moveaxis(array, axis, 0)[widths[index] :] = 0
+        return layer | {"mlp": layer["mlp"] | {"gate": gate, "up": up, "down": down}}
+
+    with opened(dense, tmp_path / "out") as kept:
+        kept.config = dense.config.with_widths(widths)
+        kept.outer(dense.outer())
+        for index in range(dense.config.layers):
+            kept.put(index, cut(index), {})
+            jax.tree.map(np.testing.assert_array_equal, kept.layer(index), cut(index))
+        kept.put(1, layer_of(dense, 1), {})
+        with pytest.raises(ValueError, match="does not fit"):
+            kept.layer(1)
+    reader = Reader(_finished(dense, tmp_path, widths, cut))
+    assert list(reader.config.layer_widths) == widths
+
+
+def _finished(dense: Reader, folder: Path, widths: list[int], cut: Callable[[int], Params]) -> Path:
+    with opened(dense, folder / "whole", None) as kept:
+        kept.config = dense.config.with_widths(widths)
+        kept.outer(dense.outer())
+        for index in range(dense.config.layers):
+            kept.put(index, cut(index), {})
+        kept.finish({})
+    return folder / "whole"
+
+
+# Steps
+
+
+def test_a_state_is_saved_by_time_and_never_before_the_first_step(
+    dense: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = {"a": jnp.arange(7.0), "b": (jnp.int32(3), jnp.ones((2, 3), jnp.bfloat16))}
+    with opened(dense, tmp_path / "out") as kept:
+        put_all(dense, kept)
+        kept.save_state(state, [{"loss": 1.0}])
+        kept.save_state(state, [{"loss": 1.0}] * 2)  # too soon
+        assert kept.kept()[1] == 0
+        monkeypatch.setattr(module, "STATE_SECONDS", 0)
+        for count in (3, 4):
+            kept.save_state(jax.tree.map(lambda a, n=count: a * n, state), [{"loss": float("nan")}] * count)
+    like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state)
+    with opened(dense, tmp_path / "out") as kept:
+        assert kept.kept()[1] == 4
+        found = kept.restore_state(like)
+        assert found is not None
+        jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b * 4), found[0], state)
+        assert len(found[1]) == 4
+    for file in (tmp_path / ".out.resume" / "state").rglob("*"):
+        if file.is_file() and file.stat().st_size > 100:
+            file.write_bytes(b"?")
+    with opened(dense, tmp_path / "out") as kept:
+        assert kept.restore_state(like) is None
+        assert kept.block(0) is not None
+
+
+def test_changed_blocks_are_those_of_the_output_alone(dense: Reader, tmp_path: Path) -> None:
+    changed = jax.tree.map(lambda a: a + 1, layer_of(dense, 1))
+    with opened(dense, tmp_path / "out") as kept:
+        put_all(dense, kept)
+        kept.replace(1, changed)
+        jax.tree.map(np.testing.assert_array_equal, kept.layer(1), changed)
+    with opened(dense, tmp_path / "out") as kept:
+        found = kept.block(1)
+        assert found is not None
+        jax.tree.map(np.testing.assert_array_equal, found.params, layer_of(dense, 1))
+        put_all(dense, kept)
+        kept.replace(1, changed)
+        kept.finish({})
+    jax.tree.map(np.testing.assert_array_equal, layer_of(Reader(tmp_path / "out"), 1), changed)
+
+
+# Ends of a process
+
+
+@pytest.mark.parametrize(("joined", "overwrite"), [(True, True), (False, False)])
+def test_a_process_that_is_killed_anywhere(
+    dense: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, joined: bool, overwrite: bool
+) -> None:
+    if not joined:
+        monkeypatch.setattr(weight_files, "JOINED_BYTES", 0)
+    count, last = itertools.count(), 0
+
+    def before(function: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any, **options: Any) -> Any:
+            if next(count) == last:
+                raise Killed
+            return function(*arguments, **options)
+
+        return counted
+
+    for owner, name in ((Path, "rename"), (Path, "write_bytes"), (Path, "unlink"), (shutil, "rmtree")):
+        monkeypatch.setattr(owner, name, before(getattr(owner, name)))
+    for last in itertools.count():
+        case = tmp_path / str(last)
+        out = case / "out"
+        case.mkdir()
+        if overwrite:
+            count = itertools.count(10**9)
+            make(dense, out, RUN | {"seed": 2})
+        count = itertools.count()
+        if not _is_killed(dense, out, overwrite):
+            assert last > 10
+            return
+        count = itertools.count(10**9)
+        if overwrite and not (out / "config.json").exists():
+            assert (case / ".out.resume" / "replaced" / "config.json").exists()
+        make(dense, out, overwrite=overwrite)
+        assert raw_tensors(out) == raw_tensors(source_of(dense))
+        assert {path.name for path in case.iterdir()} == {"out"}
+
+
+def _is_killed(dense: Reader, out: Path, overwrite: bool) -> bool:
+    kept = None
+    try:
+        kept = opened(dense, out, overwrite=overwrite)
+        put_all(dense, kept)
+        kept.finish({"README.md": "card"})
+        kept.remove()
+        return False
+    except Killed:
+        return True
+    finally:
+        if kept:
+            kept._release()
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_process_that_is_killed_anywhere_at_an_address(dense: Reader, overwrite: bool) -> None:
+    whole = None
+    for last in itertools.count():
+        frail = stores.begin()
+        if overwrite:
+            make(dense, "frail://bucket/out", RUN | {"seed": 2})
+        begun = len(frail.done)
+        frail.killing = begun + last
+        try:
+            make_and_leave(dense, overwrite)
+        except UserError:
+            frail.killing = -1
+            make(dense, "frail://bucket/out", overwrite=overwrite)
+            whole = whole or stores.contents("/bucket/out")
+            assert stores.contents("/bucket/out") == whole
+            assert {name.split("/")[2] for name in frail.store} == {"out"}
+        else:
+            assert last > 10
+            return
+
+
+def make_and_leave(dense: Reader, overwrite: bool) -> None:
+    kept = opened(dense, "frail://bucket/out", overwrite=overwrite)
+    put_all(dense, kept)
+    kept.finish({"README.md": "card"})
+    kept.remove()
+
+
+def test_what_was_made_is_made_until_the_command_has_ended(dense: Reader, tmp_path: Path) -> None:
+    with opened(dense, tmp_path / "out") as kept:
+        put_all(dense, kept)
+        kept.finish({})
+    with opened(dense, tmp_path / "out") as kept:
+        assert kept.finished
+        kept.remove()
+    with pytest.raises(UserError, match="exists"):
+        opened(dense, tmp_path / "out")
+
+
+def test_an_output_that_was_removed_is_made_again(dense: Reader, tmp_path: Path) -> None:
+    with opened(dense, tmp_path / "out") as kept:
+        put_all(dense, kept)
+        kept.finish({})
+    shutil.rmtree(tmp_path / "out")
+    with opened(dense, tmp_path / "out") as kept:
+        assert not kept.finished
+        assert not kept.found
+
+
+# What is not lost
+
+
+def test_results_in_a_folder_are_not_replaced(dense: Reader, tmp_path: Path) -> None:
+    make(dense, tmp_path / "out")
+    scores = tmp_path / "out" / "scores.json"
+    scores.write_text('{"written_by": "spap eval", "sha256": "0"}')
+    with pytest.raises(UserError, match=r"scores\.json"):
+        make(dense, tmp_path / "out", overwrite=True)
+    scores.unlink()
+    make(dense, tmp_path / "out", overwrite=True)
+
+
+def test_a_file_that_was_changed_is_not_replaced(dense: Reader, tmp_path: Path) -> None:
+    make(dense, tmp_path / "out")
+    (tmp_path / "out" / "README.md").write_text("a card with notes")
+    with pytest.raises(UserError, match=r"README\.md"):
+        make(dense, tmp_path / "out", overwrite=True)
+
+
+def test_what_appears_meanwhile_stays(dense: Reader, tmp_path: Path) -> None:
+    with opened(dense, tmp_path / "out") as kept:
+        put_all(dense, kept)
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "thesis.tex").touch()
+        with pytest.raises(UserError, match="exists"):
+            kept.finish({})
+    assert (tmp_path / "out" / "thesis.tex").exists()
+    (tmp_path / "out").rename(tmp_path / "mine")
+    with opened(dense, tmp_path / "out") as kept:
+        assert kept.finished
+    assert raw_tensors(tmp_path / "out") == raw_tensors(source_of(dense))
+
+
+def test_files_of_others_beside_the_output(dense: Reader, tmp_path: Path) -> None:
+    (tmp_path / ".out.resume").mkdir()
+    (tmp_path / ".out.resume" / "thesis.tex").touch()
+    with pytest.raises(UserError, match=r"thesis\.tex"):
+        opened(dense, tmp_path / "out")
+    assert resume_folder(tmp_path / "out").entries() == {"thesis.tex"}
