@@ -6,11 +6,8 @@ from pathlib import Path
 
 from benchmarks.markdown import table
 from benchmarks.real.obtain import MODELS
-from benchmarks.real.runs import METHODS, OURS, PEERS, SPARSITIES, Row
+from benchmarks.real.runs import METHODS, PEERS, SPARSITIES, Row
 from spap_jax.report.style import DPI, grid, open_sides
-
-BARS = {"spap, low effort": 0.75, "spap": 0.60, "spap, high effort": 0.45}
-"""Upper bounds for the rise in log-perplexity over the best peer's, at 20 and 30 %."""
 
 COLOURS = {"flap": "#444444", "fasp": "#e69f00", "obs": "#56b4e9", "osscar": "#009e73", "obs, more text": "#b3dff5",
            "obs + steps": "#cc79a7",
@@ -103,7 +100,7 @@ def _ordered(rows: Sequence[Row]) -> list[Row]:
 
 
 def draw(folder: Path, rows: Sequence[Row]) -> list[str]:
-    """Draws the ratios by text and sparsity, one bar a method, with our targets; returns the picture's name, if any."""
+    """Draws the ratios by text and sparsity, one bar a method; returns the picture's name, if any."""
     from matplotlib.figure import Figure
 
     texts, sparsities = list(rows[0].texts), sorted({row.sparsity for row in rows})
@@ -124,14 +121,12 @@ def draw(folder: Path, rows: Sequence[Row]) -> list[str]:
             axes.bar(
                 *zip(*bars, strict=True), width=0.72 / len(methods), label=method, color=COLOURS[method]
             ) if bars else None
-        for method in OURS:
-            axes.axhline(BARS[method], color=COLOURS[method], linewidth=0.8, linestyle=":", label=f"target, {method}")
         axes.set_xticks(range(len(sparsities)), [f"{cut:.0%}" for cut in sparsities])
         axes.set_title(text, fontsize=11)
         axes.set_xlabel("MLP channels removed")
         grid(axes)
         open_sides(axes)
-    panels[0].set_ylabel("rise in log-perplexity / best peer's")
+    panels[0].set_ylabel("rise in log-perplexity / best other method's")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9)
     figure.savefig(folder / "ratios.png", dpi=DPI)
     return ["ratios.png"]

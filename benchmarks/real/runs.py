@@ -25,8 +25,6 @@ _MORE = {"obs, more text": ("obs", 4)}
 
 PEERS = ("flap", "fasp", "obs", "osscar")
 
-OURS = ("spap, low effort", "spap", "spap, high effort")
-
 SPARSITIES = (0.3, 0.2, 0.1, 0.5)
 """Fractions of the MLP channels removed, those of the widest interest first."""
 

@@ -58,7 +58,7 @@ app = _Commands(
     "that stock tools load.",
     help_format="markdown",
     console=pages,
-    help_epilogue="The terms are explained in docs/glossary.md.",
+    help_epilogue="The terms are explained in docs/reference.md.",
     # Switches are off by default, so they need no --no- form.
     default_parameter=Parameter(negative=(), show_default=default_words),
 )

@@ -320,7 +320,7 @@ class PruneReport:
         versions: Versions of the libraries used.
         layers: One report per layer.
         joint: The measurements of the joint steps: what the pruned model's predictions lose against the dense model's
-            ("Loss" in ``docs/glossary.md``); the first is from before any step.
+            ("Loss" in ``docs/reference.md``); the first is from before any step.
         advice: Advice if some of the work had no effect: a sentence each, without full stop.
         extras: What is known once the run has ended.
     """

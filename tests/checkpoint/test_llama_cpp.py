@@ -125,7 +125,7 @@ def test_metadata_has_the_pruned_width(client: Client):
 
 
 class TestQuantisation:
-    """Tests of the table in docs/clients.md."""
+    """Tests of the table in docs/training_and_clients.md."""
 
     def test_a_multiple_of_256_becomes_what_was_asked_for(self, client: Client):
         assert client.down("wide_256", "Q4_0") == {"Q4_0"}

@@ -40,14 +40,13 @@ def test_the_site_has_every_page(pages: Path):
     assert all(f'href="{path.as_posix()}"' in index for path in written if path.name != "index.html")
 
 
-def test_every_command_and_option_is_on_its_page(pages: Path):
-    shown = text(pages / "commands.html")
+def test_every_command_and_option_is_in_the_reference(pages: Path):
+    shown = text(pages / "reference.html")
     commands = [name for name in app if not name.startswith("-")]
     assert {"prune", "eval", "bench", "report", "convert", "doctor"} <= set(commands)
     assert all(re.search(rf"^spap {name}( --| \[OPTIONS\]| [A-Z]|$)", shown, re.MULTILINE) for name in commands)
-    fields = spap_jax.PruneSettings.__dataclass_fields__
     assert "--data c4 --output" in shown  # as typed, not as typographic dashes
-    assert all(f"--{field.replace('_', '-')}" in shown for field in fields)
+    assert all(f"--{field.replace('_', '-')}" in shown for field in spap_jax.PruneSettings.__annotations__)
 
 
 def test_the_mathematics_is_set(pages: Path):
@@ -61,7 +60,7 @@ def command_lines(file: Path) -> list[str]:
     """Return what is typed after ``spap`` in the code blocks of a page, and the commands that pods run."""
     blocks = re.findall(r"^```\w*\n(.*?)^```", file.read_text("utf-8"), re.MULTILINE | re.DOTALL)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    typed = (re.match(r"(?:\$ |srun |while )?spap (.+)|\$pod (?:run|keep) .* -- (.+)", line) for line in lines)
+    typed = (re.match(r"(?:\$ |srun |while )?spap (.+)|tpu_scripts/pod.sh .* -- (.+)", line) for line in lines)
     return [found[1] or found[2] for found in typed if found]
 
 
@@ -69,7 +68,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def test_command_lines_are_found():
-    assert sum(len(command_lines(page)) for page in PAGES) > 40
+    assert sum(len(command_lines(page)) for page in PAGES) > 30
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
