@@ -40,7 +40,6 @@ from spap_jax.pruning.sampling import with_samples
 from spap_jax.quantities import change_text
 from spap_jax.report.schema import Change, Check, Extras, FinetuneReport, LayerReport, PruneReport
 from spap_jax.settings import FinetuneSettings, PruneSettings
-from spap_jax.storage.files import hub_id
 from spap_jax.training.engine import Stage
 from spap_jax.training.finetune_card import trained_files
 from spap_jax.training.train import run
@@ -283,14 +282,14 @@ def save(
 
     Args:
         model: The model to write, or a result of ``prune`` or ``finetune``.
-        folder: Output folder: a path, or an address such as gs://bucket/pruned or hf://owner/name.
+        folder: Output folder: a path, or an address such as gs://bucket/pruned.
         dtype: "float32", "bfloat16" or "float16"; by default the dtypes of the arrays.
         overwrite: Whether to replace an existing checkpoint.
         files: Additional text files, by name.
 
     Raises:
-        UserError: it is not a model, the folder may not be replaced, there is no room, a weight does not fit the dtype,
-            or a model for the hub has no model card.
+        UserError: it is not a model, the folder may not be replaced, there is no room, or a weight does not fit the
+            dtype.
     """
     own: dict[str, str] = {}
     if isinstance(model, PruneResult):
@@ -302,9 +301,4 @@ def save(
         there = converted_files(accounts(model.source), checkpoint.weight_bytes(model, dtype), stock=True)
         own = {name: content.decode() for name, content in there.items()}
     files = own | dict(files or {})
-    if hub_id(folder) and "README.md" not in files:
-        raise UserError(
-            "a model on the hub should have a model card, and a plain model has none: save the result of prune or "
-            'finetune, or give the text of one, as in files={"README.md": TEXT}.'
-        )
     checkpoint.save(checked(model), folder, dtype=dtype, overwrite=overwrite, files=files)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import jax
 
-from spap_jax.storage.hub import first_line
+from spap_jax.errors import first_line
 
 _PLATFORMS = {
     "cuda": "for NVIDIA GPUs install JAX with pip install -U 'jax[cuda12]'",

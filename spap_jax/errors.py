@@ -54,6 +54,17 @@ def without_password(text: str) -> str:
     return re.sub(r"((?<=://)[^/@\s:]*:|(?<=http://)|(?<=https://))[^/@\s]*@", "", text)
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, for use inside a sentence: no final period, no hub token, no password."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(" .:")
+    if "huggingface_hub" in sys.modules:  # a server may echo the token, also in the first line of its client's error
+        from huggingface_hub import get_token
+
+        if token := get_token():
+            line = line.replace(token, "the token")
+    return without_password(line)
+
+
 def warn(sentence: str, kind: type[SpapWarning] = SpapWarning) -> None:
     """Issues a `SpapWarning`, or a `Notice`, that points to the calling line outside of this package."""
     frame, level = sys._getframe(1), 2

@@ -207,8 +207,8 @@ def test_a_name_cannot_be_saved(tmp_path: Path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_model_for_the_hub_needs_a_card():
-    with pytest.raises(spap.UserError, match="a plain model has none: save the result of prune or finetune"):
+def test_a_model_is_not_saved_to_the_hub():
+    with pytest.raises(spap.UserError, match="spap push"):
         spap.save(stories(), "hf://owner/name")
 
 

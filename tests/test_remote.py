@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 import stores
-from fsspec import AbstractFileSystem
 from fsspec.registry import known_implementations
 
-from spap_jax.errors import UserError
-from spap_jax.storage.files import Folder, Span, base_name, fetch_file, hub_id, is_address, read_note, working_folder
-from spap_jax.storage.hub import first_line
+from spap_jax.errors import UserError, first_line
+from spap_jax.storage.files import Folder, Span, fetch_file, read_note
+from spap_jax.storage.location import check_name, hub_id, is_address, public_name, working_folder
 
 
 @pytest.fixture
@@ -25,12 +24,21 @@ def downloads(tmp_path: Path) -> list[str]:
     return sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
 
 
-def test_names():
+def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert is_address("gs://bucket/x")
     assert is_address("hf://owner/name")
     assert not any(map(is_address, ("owner/name", "c4:gs://bucket/x", "./gs:/x", Path("gs://bucket"), "://x")))
-    assert hub_id("hf://owner/name/") == "owner/name"
-    assert hub_id("gs://owner/name") is None
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert hub_id("hf://owner/name/") == hub_id("owner/name") == "owner/name"
+    paths = ("gs://owner/name", "here/name", "./owner/name", "name", "a/b/c", Path("owner/name"))
+    assert not any(hub_id(name) for name in paths)
+
+
+@pytest.mark.parametrize("name", ["hf://owner/name", "HF://owner/name", "gs://bucket", "gs://b/../x", "gs://b/*", " "])
+def test_what_no_output_can_be(name: str):
+    with pytest.raises(UserError):
+        check_name(name)
 
 
 def test_where_things_are_kept(monkeypatch: pytest.MonkeyPatch):
@@ -67,7 +75,7 @@ def test_an_address_that_leads_to_a_new_one_each_time_is_downloaded_once(
     monkeypatch.setattr(store, "info", lambda *path, **how: info(*path, **how) | {"url": f"disk/{next(times)}"})
     assert len({fetch_file("frail://bucket/data/a.txt") for _ in range(2)}) == 1
     assert next(times) > 1
-    assert len(downloads(tmp_path)) == 1
+    assert sum(name.endswith("a.txt") for name in downloads(tmp_path)) == 1
 
 
 def test_of_a_folder_what_is_wanted(store: type[stores.Frail]):
@@ -101,7 +109,7 @@ def test_a_download_that_fails_leaves_nothing(store: type[stores.Frail], tmp_pat
     assert not [*(tmp_path / "cache" / "downloads").iterdir()]
     store.short = False
     place.fetch(place.files())
-    assert [Path(name).name for name in downloads(tmp_path)] == ["a", "b"]
+    assert [Path(name).name for name in downloads(tmp_path)] == ["a", "b", "note"]
 
 
 def test_a_download_of_which_a_part_is_gone_is_made_again(store: type[stores.Frail]):
@@ -110,10 +118,10 @@ def test_a_download_of_which_a_part_is_gone_is_made_again(store: type[stores.Fra
     for name in ("a", "b"):
         place.write(name, b"content")
     for broken in (Path.unlink, lambda path: path.write_bytes(b"cont")):
-        found = place.fetch(place.files(), {"note": "x"})
+        found = place.fetch(place.files(), "x")
         broken(found / "b")
-        assert place.fetch(place.files(), {"note": "x"}) == found
-        assert [(found / name).read_bytes() for name in ("a", "b", "note")] == [b"content", b"content", b"x"]
+        assert place.fetch(place.files(), "x") == found
+        assert [(found / name).read_bytes() for name in ("a", "b")] == [b"content", b"content"]
 
 
 def test_a_disk_that_fills_up_during_a_download(store: type[stores.Frail], monkeypatch: pytest.MonkeyPatch):
@@ -138,7 +146,6 @@ def test_what_cannot_be_listed_is_not_empty(store: type[stores.Frail], tmp_path:
     def refused(*_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(store, "find", AbstractFileSystem.find)  # as that of most kinds of stores
     monkeypatch.setattr(store, "ls", refused)
     with pytest.raises(UserError, match=r"frail://bucket/in cannot be read .*Permission denied"):
         Folder("frail://bucket/in").files()
@@ -159,13 +166,13 @@ def test_a_password_is_neither_said_nor_readable_by_others(store: type[stores.Fr
         place.fetch(place.files())
     assert str(raised.value).startswith("frail://bucket/in cannot be read")
     store.broken = ""
-    made = place.fetch(place.files(), {"note": "frail://me:secret@bucket/in"})
-    assert made.stat().st_mode & 0o077 == 0
+    made = place.fetch(place.files(), "frail://me:secret@bucket/in")
+    assert made.parent.stat().st_mode & 0o077 == 0
     assert str(UserError("frail://me:secret@bucket/in and az://container@account/x")) == (
         "frail://bucket/in and az://container@account/x"
     )
     assert first_line(OSError("https://me:secret@host/a timed out")) == "https://host/a timed out"
-    assert base_name("https://me:secret@host") == "host"
+    assert public_name("https://me:secret@host") == "host"
 
 
 def test_a_download_may_take_longer_than_five_minutes():
@@ -215,14 +222,16 @@ def test_ranges_are_asked_for_again_a_few_times(store: type[stores.Frail]):
         place.ranges([Span("c", 4, 8)])
 
 
-def test_a_note_counts_only_in_the_cache(store: type[stores.Frail], tmp_path: Path):
+def test_a_note_is_none_of_the_files_of_a_store(store: type[stores.Frail], tmp_path: Path):
     place = Folder("frail://bucket/in")
-    place.write("a", b"content")
-    one, other = (place.fetch(place.files(), {"note": text}) for text in ("x", "y"))
-    assert [read_note(folder, "note") for folder in (one, other)] == ["x", "y"]
-    assert read_note(place.fetch(place.files()), "note") is None
+    for name in ("a", "note", "spap_weights.json"):
+        place.write(name, b"from anywhere")
+    one, other = (place.fetch(place.files(), text) for text in ("x", "y"))
+    assert [read_note(folder) for folder in (one, other)] == ["x", "y"]
+    assert read_note(place.fetch(place.files())) is None
+    (tmp_path / "files").mkdir()
     (tmp_path / "note").write_text("from anywhere")
-    assert read_note(tmp_path, "note") is None
+    assert read_note(tmp_path / "files") is None
 
 
 def test_what_is_not_there(store: type[stores.Frail]):

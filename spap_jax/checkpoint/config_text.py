@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from spap_jax.checkpoint.tensors import DTYPES
-from spap_jax.errors import Notice, UserError, option
+from spap_jax.errors import Notice, UserError, first_line, option
 from spap_jax.models import FAMILIES, DecoderConfig, Family, family_of
 from spap_jax.models.model import Source
 from spap_jax.models.widths import WIDTHS_FIELD
-from spap_jax.storage.hub import first_line
 
 DTYPE_FIELDS = ("torch_dtype", "dtype")
 """Fields of config.json that name the dtype of the weights; some configs lack one or the other."""

@@ -6,12 +6,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from spap_jax.checkpoint.orbax_files import SOURCE, is_orbax
-from spap_jax.checkpoint.ranged import NOTE, note_of
+from spap_jax.checkpoint.ranged import note_of
 from spap_jax.checkpoint.side_files import ACCOUNTS, SIDE_FILES, matching
 from spap_jax.checkpoint.tensors import weight_files
-from spap_jax.errors import UserError
-from spap_jax.storage.files import Folder, base_name, fetch_file, hub_id, is_address
-from spap_jax.storage.hub import check_repo_id, first_line, hub_file, hub_problem, require_hub
+from spap_jax.errors import UserError, first_line
+from spap_jax.storage.files import Folder, check_repo_id, fetch_file, hub_file, hub_problem, require_hub
+from spap_jax.storage.location import hub_id, is_address
 
 _SAFETENSORS = (
     "model.safetensors",
@@ -35,28 +35,22 @@ def locate(name: str | Path) -> Path:
     Raises:
         UserError: The folder does not exist, it holds no checkpoint, or the hub or the store cannot provide the model.
     """
-    repo = hub_id(name)
-    if repo is None and is_address(name):
-        return _at_address(str(name))
-    return (_local(name) if repo is None else None) or _from_hub(_checked_id(name))
+    if (repo := hub_id(name)) is not None:
+        check_repo_id(repo, str(name), owned=False)
+        return _from_hub(repo)
+    return _at_address(str(name)) if is_address(name) else _local(name)
 
 
 def locate_config(name: str | Path) -> Path:
     """Returns the path of a model's config.json, for callers that need no weights; no other file is downloaded.
 
-    Args:
-        name: A folder, a hub id `owner/name`, or an address of a folder.
-
     Raises:
         UserError: The folder does not exist, it holds no config.json, or the hub or the store cannot provide it.
     """
-    repo = hub_id(name)
-    if repo is None and is_address(name):
-        return fetch_file(f"{str(name).rstrip('/')}/config.json")
-    folder = _local(name) if repo is None else None
-    if folder is not None:
-        return folder / "config.json"
-    return hub_file(_checked_id(name), "config.json", "main", remedy=_REMEDY, kind="model")
+    if (repo := hub_id(name)) is not None:
+        check_repo_id(repo, str(name), owned=False)
+        return hub_file(repo, "config.json", "main", remedy=_REMEDY, kind="model")
+    return fetch_file(f"{str(name).rstrip('/')}/config.json") if is_address(name) else _local(name) / "config.json"
 
 
 def fetch_side_files(name: str | Path) -> None:
@@ -67,57 +61,29 @@ def fetch_side_files(name: str | Path) -> None:
     """
     from huggingface_hub import HfApi, snapshot_download
 
-    if hub_id(name) is None and (is_address(name) or _local(name)):
-        return
-    repo = hub_id(name) or str(name)
-    cached = _cached(repo)
-    if cached is None or is_orbax(cached) or [*cached.glob("LICENSE*")] or hub_problem() is not None:
+    repo = hub_id(name)
+    cached = _cached(repo) if repo else None
+    if not repo or not cached or is_orbax(cached) or [*cached.glob("LICENSE*")] or hub_problem() is not None:
         return
     with suppress(Exception):  # whatever the client raises: the weights are there, and more was not promised
         beside = _beside(HfApi().list_repo_files(repo, revision=cached.name))
         snapshot_download(repo, revision=cached.name, allow_patterns=beside)
 
 
-def public_name(name: str) -> str:
-    """The public name of a model: its hub id `owner/name`, or the name of its folder without the path."""
-    return hub_id(name) or (name if _is_hub_id(name) and not Path(name).exists() else base_name(name))
-
-
-def model_place(name: str | Path) -> str | Path:
-    """The path or address that a model's name refers to, for comparing places; nothing is read."""
-    if is_address(name) or isinstance(name, Path) or not _is_hub_id(name) or Path(name).exists():
-        return name
-    return f"hf://{name}"
-
-
-def _local(name: str | Path) -> Path | None:
-    """The folder if the name is that of a local one, None if it is a hub id."""
+def _local(name: str | Path) -> Path:
     folder = Path(os.path.expanduser(name))
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise UserError(f"{folder} is no checkpoint: it has no config.json; name the folder that has one.")
-        return folder.resolve()
-    if folder.exists():
-        raise UserError(f"{folder} is a file: name the folder that holds config.json and the weights.")
-    if isinstance(name, Path) or not _is_hub_id(name):
-        raise UserError(f"there is no folder {folder}: check the path, or give a hub id of the form owner/name.")
-    if folder.parent.is_dir():
+    if not folder.exists():
+        is_id = re.fullmatch(r"[^./~][^/]*/[^/]+", str(name)) and folder.parent.is_dir()
+        hint = f"; {name} is no hub id here, since {folder.parent} is a folder" if is_id else ""
         raise UserError(
-            f"there is no folder {folder.name} in {folder.parent.resolve()}; since {folder.parent} is a folder here, "
-            f"{name} is read as a path: check it, or, if the hub's model is meant, run from another folder."
+            f"there is no folder {folder}{hint}: check the path, or give a hub id of the form owner/name, where there "
+            "is no folder of the owner's name."
         )
-    return None
-
-
-def _is_hub_id(name: str) -> bool:
-    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) is not None
-
-
-def _checked_id(name: str | Path) -> str:
-    """The id of a repository of the hub, which need not exist, but could."""
-    repo = hub_id(name) or str(name)
-    check_repo_id(repo, str(name), owned=False)
-    return repo
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file: name the folder that holds config.json and the weights.")
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} is no checkpoint: it has no config.json; name the folder that has one.")
+    return folder.resolve()
 
 
 def _from_hub(repo: str) -> Path:
@@ -175,18 +141,14 @@ def _download(repo: str) -> Path:
 
 def _at_address(address: str) -> Path:
     place = Folder(address)
-    there = place.files()
-    wanted = _stored(address, list(there))
-    left = {name: there[name] for name in matching(wanted, ("model*.safetensors",)) if there[name]["size"]}
-    notes = {NOTE: note_of(address, left)} if left else {}
-    return place.fetch({name: there[name] for name in wanted if name not in left}, notes)
-
-
-def _stored(address: str, names: list[str]) -> list[str]:
-    """The files of a checkpoint in a store: all of an Orbax folder; of others, the card and the reports too."""
+    present = place.files()
+    names = list(present)
     if "config.json" not in names:
-        raise UserError(f"{address} is no checkpoint: it has no config.json; name the folder that has one.")
-    return sorted({*_wanted(names), *matching(names, ACCOUNTS)})
+        raise UserError(f"{place.address} is no checkpoint: it has no config.json; name the folder that has one.")
+    wanted = {*_wanted(names), *matching(names, ACCOUNTS)}
+    left = {name: present[name] for name in matching(wanted, ("model*.safetensors",)) if present[name]["size"]}
+    note = note_of(address, left) if left else ""
+    return place.fetch({name: present[name] for name in sorted(wanted - left.keys())}, note)
 
 
 def _wanted(names: list[str]) -> list[str]:

@@ -11,16 +11,15 @@ import numpy as np
 
 from spap_jax.checkpoint.config_text import read_config_text, understood, written_config_text
 from spap_jax.checkpoint.huggingface import PlaceParams, local
-from spap_jax.checkpoint.locate import public_name
 from spap_jax.checkpoint.orbax_files import PARAMS, SOURCE, is_orbax
 from spap_jax.checkpoint.output import new_folder
 from spap_jax.checkpoint.side_files import copy_side_files
 from spap_jax.checkpoint.tensors import DTYPES
-from spap_jax.errors import UserError
+from spap_jax.errors import UserError, first_line
 from spap_jax.models import DecoderConfig, Params, decoder
 from spap_jax.models.host_arrays import is_finite
 from spap_jax.models.model import Model, Source
-from spap_jax.storage.hub import first_line
+from spap_jax.storage.location import public_name
 
 _COMMITTED = "commit_success.txt"
 

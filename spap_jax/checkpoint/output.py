@@ -24,11 +24,9 @@ from pathlib import Path
 from spap_jax.checkpoint.lock import locked
 from spap_jax.checkpoint.manifest import MANIFEST, check_replaceable, read_manifest, sort_files, write_manifest
 from spap_jax.checkpoint.publish import check_place, publish
-from spap_jax.errors import UserError, warn
+from spap_jax.errors import UserError, first_line, warn
 from spap_jax.memory import free_disk
-from spap_jax.storage.files import hub_id, is_address, working_folder
-from spap_jax.storage.hub import first_line
-from spap_jax.storage.location import beside, check_apart, is_within, real_path
+from spap_jax.storage.location import beside, check_apart, is_address, is_within, real_path, working_folder
 
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES)
 """What file systems say that cannot sync a folder."""
@@ -232,8 +230,7 @@ def _send(made: Path, address: str, overwrite: bool) -> None:
     try:
         publish(made, address, overwrite)
     except (UserError, KeyboardInterrupt) as error:
-        place = hub_id(address) or address
-        words = ["spap", "push", str(made), place, *["--overwrite"] * overwrite]
+        words = ["spap", "push", str(made), address, *["--overwrite"] * overwrite]
         raise type(error)(
             f"{str(error).rstrip('.') or 'interrupted'}; the checkpoint is complete on this machine, and "
             f"`{shlex.join(words)}` goes on from there."

@@ -1,24 +1,21 @@
-"""Uploads a finished checkpoint to the Hugging Face Hub, or into a folder at an address.
+"""Uploads a finished checkpoint to the Hugging Face Hub in one commit, or into a folder at an address.
 
 Stores have no rename, so config.json is uploaded last, and removed first if a checkpoint is replaced: a folder that has
-one is complete. Before anything else the folder gets a manifest of its own: the size of each file that will be
-uploaded, and for each file that exists, or has arrived, a hash of the store's information on it. So it is known at
-every moment what a later upload may replace, and files that are not in the manifest are never removed.
+one is complete. Before any other file the folder gets its manifest, with the sizes of all files that are in it or will
+be; files that are not in the manifest are never removed.
 """
 
-import hashlib
 import json
 import os
 import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from spap_jax.checkpoint.manifest import MANIFEST, check_replaceable, parse_manifest, read_manifest
 from spap_jax.checkpoint.side_files import ACCOUNTS, SIDE_FILES, matching
 from spap_jax.errors import UserError
-from spap_jax.storage.files import About, Folder, hub_id, is_address
-from spap_jax.storage.hub import check_upload, upload
+from spap_jax.storage.files import About, Folder, upload
+from spap_jax.storage.location import is_address
 
 _CONFIG = "config.json"
 
@@ -33,55 +30,66 @@ _PAGE = ("spap_report.html", "spap_report-*.png")
 """Files that spap report adds."""
 
 
-def check_place(address: str, overwrite: bool, *, private: bool = False) -> None:
-    """Checks before hours of work that a checkpoint can be uploaded.
+def check_place(address: str, overwrite: bool) -> None:
+    """Checks before hours of work that a checkpoint can be uploaded to an address.
 
     Args:
-        address: Address that a checkpoint will be uploaded to.
-        overwrite: Whether an existing checkpoint may be replaced.
-        private: Whether a repository of the hub has to be private.
+        address: Address of a folder.
+        overwrite: Whether an existing checkpoint there may be replaced.
 
     Raises:
         UserError: Something exists there that may not be replaced, or nothing can be written there.
     """
-    repo = hub_id(address)
-    if repo is not None:
-        check_upload(repo, overwrite, private)
-        return
-    parent, _, name = address.rstrip("/").rpartition("/")
-    if parent.endswith(("/", ":")):
-        raise UserError(f"{address} names no folder in a bucket: add one, as in {address.rstrip('/')}/pruned.")
     _replaceable(Folder(address), overwrite)
+    parent, _, name = address.rstrip("/").rpartition("/")
     beside, probe = Folder(parent), f".{name}.{secrets.token_hex(4)}"
     beside.write(probe, b"")
     beside.remove([probe])
 
 
-def publish(folder: Path, address: str, overwrite: bool, *, private: bool = False, with_page: bool = False) -> str:
-    """Uploads a checkpoint, in place of an existing one.
+def publish(folder: Path, address: str, overwrite: bool, *, with_page: bool = False) -> None:
+    """Uploads a checkpoint into a folder at an address, in place of an existing one.
 
     Args:
         folder: The checkpoint; files in it that do not belong to a checkpoint are not uploaded.
-        address: hf://owner/name, or the address of a folder.
+        address: Address of the folder.
         overwrite: Whether a checkpoint in that folder may be replaced.
-        private: Whether a new repository of the hub is private; an existing one has to be.
+        with_page: Whether the page of spap report and its plots are uploaded too.
+
+    Raises:
+        UserError: The store fails, or something exists there that may not be replaced.
+    """
+    files = files_of(folder, with_page)
+    place = Folder(address)
+    present = _replaceable(place, overwrite)
+    place.remove({_CONFIG} & present.keys())
+    sizes = {name: file.stat().st_size for name, file in files.items()}
+    _write_manifest(place, {name: about["size"] for name, about in present.items()} | sizes)
+    place.remove(present.keys() - files.keys() - {_CONFIG, MANIFEST})
+    place.put({name: file for name, file in files.items() if name != _CONFIG})
+    _write_manifest(place, sizes)
+    place.put({_CONFIG: files[_CONFIG]})
+
+
+def push_to_hub(folder: Path, repo: str, overwrite: bool, *, private: bool, with_page: bool = False) -> str:
+    """Uploads a checkpoint to a repository of the hub in one commit, in place of a model that is there.
+
+    Args:
+        folder: The checkpoint; files in it that do not belong to a checkpoint are not uploaded.
+        repo: Id of the repository, owner/name.
+        overwrite: Whether the model in a repository that is not empty may be replaced.
+        private: Whether a new repository is private; an existing one has to be.
         with_page: Whether the page of spap report and its plots are uploaded too.
 
     Returns:
         The address at which it can be found.
 
     Raises:
-        UserError: The hub or the store fails, or something exists there that may not be replaced.
+        UserError: The hub fails or refuses, or something exists there that may not be replaced.
     """
-    files = files_of(folder, with_page)
-    repo = hub_id(address)
-    if repo is None:
-        _replace(Folder(address), files, overwrite)
-        return address
-    check_upload(repo, overwrite, private)
-    card = files["README.md"].read_bytes().replace(b'("PATH")', f'("{repo}")'.encode())
-    files_there = files | {"README.md": card}
-    return upload(repo, files_there, "Pruned with SPAP-JAX", private=private, replaced=_of_a_model)
+    files: dict[str, Path | bytes] = {**files_of(folder, with_page)}
+    files["README.md"] = (folder / "README.md").read_bytes().replace(b'("PATH")', f'("{repo}")'.encode())
+    return upload(repo, files, "Pruned with SPAP-JAX", overwrite=overwrite, private=private, replaced=_of_a_model)
 
 
 def files_of(folder: Path, with_page: bool = False) -> dict[str, Path]:
@@ -113,8 +121,8 @@ def left_out(folder: Path, files: Mapping[str, Path]) -> list[str]:
 def read_made(output: str | Path, name: str) -> bytes | None:
     """Reads a file of a complete output, which may be at an address; None if it does not exist yet."""
     if is_address(output):
-        place = None if hub_id(output) else Folder(str(output))
-        return place.read(name) if place and place.read(_CONFIG) is not None else None  # which arrives last
+        place = Folder(str(output))
+        return place.read(name) if place.read(_CONFIG) is not None else None  # which arrives last
     try:
         return Path(os.path.expanduser(output), name).read_bytes()
     except OSError:
@@ -124,47 +132,24 @@ def read_made(output: str | Path, name: str) -> bytes | None:
 def _replaceable(place: Folder, overwrite: bool) -> dict[str, About]:
     """Returns the existing files, after a check that all of them may be replaced.
 
+    Of an upload that did not come to its end, which has no config.json yet, a file may be there in part.
+
     Raises:
         UserError: One of them may not be replaced.
     """
-    there = place.files()
-    if "" in there:
+    present = place.files()
+    if "" in present:
         raise UserError(f"{place.address} is a file and the output is a folder: name another place.")
-    recorded = parse_manifest(place.read(MANIFEST)) if MANIFEST in there else {}
-    if recorded:
-        recorded[MANIFEST] = _told(there[MANIFEST])
-    others = sorted(name for name, about in there.items() if not _is_ours(about, recorded.get(name)))
-    if _CONFIG in there or others:  # otherwise there is nothing, or the rest of an unfinished upload
+    recorded = parse_manifest(place.read(MANIFEST)) if MANIFEST in present else {}
+    complete = _CONFIG in present
+    ours = {name for name in recorded if name in present and (not complete or recorded[name] == present[name]["size"])}
+    others = sorted(present.keys() - ours - ({MANIFEST} if recorded else set()))
+    if complete or others:  # otherwise there is nothing, or the rest of an unfinished upload
         check_replaceable(place.address, overwrite, others)
-    return there
+    return present
 
 
-def _is_ours(about: About, recorded: Any) -> bool:
-    """Whether a file is one that was uploaded, or a part of one."""
-    known = recorded if isinstance(recorded, list) else [recorded]
-    return _told(about) in known or any(isinstance(size, int) and about["size"] <= size for size in known)
-
-
-def _told(about: About) -> str:
-    return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _replace(place: Folder, files: dict[str, Path], overwrite: bool) -> None:
-    there = _replaceable(place, overwrite)
-    known: dict[str, list[Any]] = {name: [_told(about)] for name, about in there.items() if name != MANIFEST}
-    for name, file in files.items():
-        known.setdefault(name, []).append(file.stat().st_size)
-    _record(place, known)
-    place.remove({_CONFIG} & there.keys())
-    place.remove(there.keys() - files.keys() - {_CONFIG, MANIFEST})
-    place.put({name: file for name, file in files.items() if name != _CONFIG})
-    place.put({_CONFIG: files[_CONFIG]})
-    arrived = place.files()
-    if lost := sorted(files.keys() - arrived.keys()):
-        place.remove([_CONFIG])
-        raise UserError(f"{place.address}/{lost[0]} was removed while it was uploaded: try again.")
-    _record(place, {name: _told(arrived[name]) for name in files})
-
-
-def _record(place: Folder, files: dict[str, Any]) -> None:
-    place.write(MANIFEST, json.dumps(files, indent=1).encode())
+def _write_manifest(place: Folder, sizes: Mapping[str, int]) -> None:
+    place.write(
+        MANIFEST, json.dumps({name: sizes[name] for name in sorted(sizes) if name != MANIFEST}, indent=1).encode()
+    )

@@ -11,12 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from spap_jax.checkpoint.tensors import DTYPES, Cuts, Tensor, dtype_name
-from spap_jax.errors import UserError
+from spap_jax.errors import UserError, first_line
 from spap_jax.storage.files import About, Folder, Span, read_note
-from spap_jax.storage.hub import first_line
-
-NOTE = "spap_weights.json"
-"""Name of the note."""
 
 _LENGTH = 8
 """Bytes of the length of a header, with which a file begins; https://huggingface.co/docs/safetensors."""
@@ -39,7 +35,7 @@ class AtAddress:
     @classmethod
     def of(cls, folder: Path) -> "AtAddress | None":
         """The weights of a folder that `locate` made, if it left them at their address."""
-        note = read_note(folder, NOTE)
+        note = read_note(folder)
         return cls(**json.loads(note)) if note else None
 
     def holds(self, path: Path) -> bool:

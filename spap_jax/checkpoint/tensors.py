@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import ml_dtypes
 import numpy as np
 
-from spap_jax.errors import UserError
+from spap_jax.errors import UserError, first_line
 from spap_jax.models.host_arrays import is_finite
-from spap_jax.storage.hub import first_line
 
 if TYPE_CHECKING:
     from spap_jax.checkpoint.ranged import AtAddress

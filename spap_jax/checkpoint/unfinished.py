@@ -47,8 +47,8 @@ from spap_jax.models import Params
 from spap_jax.parallel import processes
 from spap_jax.parallel.placement import bytes_of
 from spap_jax.quantities import bytes_text
-from spap_jax.storage.files import Folder, hub_id, is_address, working_folder
-from spap_jax.storage.location import beside, real_path
+from spap_jax.storage.files import Folder
+from spap_jax.storage.location import beside, is_address, real_path, working_folder
 
 _RUN, _DECIDED, _STEPS, _LOCK, _OUTPUT = "run.json", "decided.json", "steps", "lock", "output"
 
@@ -448,8 +448,8 @@ def _role(process: int) -> str:
 
 
 def _in_store(output: str | Path) -> bool:
-    """Whether an output is at an address other than the hub's, which keeps only finished models."""
-    return is_address(output) and hub_id(output) is None
+    """Whether an output is at an address."""
+    return is_address(output)
 
 
 def _copies(output: str | Path, process: int = 0) -> Folder:

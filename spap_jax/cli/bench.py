@@ -109,9 +109,9 @@ def _result(
 
 def _measured(name: str, model: "Model", speed: "Speed", work: "GenerationWorkload") -> dict[str, Any]:
     from spap_jax.checkpoint import weight_bytes
-    from spap_jax.checkpoint.locate import public_name
     from spap_jax.models import cost
     from spap_jax.numerics import generation_dtype
+    from spap_jax.storage.location import public_name
 
     count = cost.parameters(model.family, model.config)
     return {

@@ -38,14 +38,10 @@ def convert(
     from spap_jax.cli.inputs import inputs
     from spap_jax.errors import UserError
     from spap_jax.pruning.prune_card import converted_files
-    from spap_jax.storage.files import hub_id, is_address
+    from spap_jax.storage.location import is_address
 
     if to == "orbax" and dtype is not None:
         raise UserError("--dtype goes with --to huggingface; an Orbax folder keeps the source's data type.")
-    if hub_id(output):
-        raise UserError(
-            "spap convert makes no model card, which a model on the hub should have: name a folder for --output."
-        )
     checkpoint.check_output(output, overwrite, inputs=inputs(model))
     fetch_models(model)
     checkpoint.fetch_side_files(model)

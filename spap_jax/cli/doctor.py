@@ -9,7 +9,7 @@ import shutil
 from spap_jax import memory
 from spap_jax.cli import console
 from spap_jax.quantities import bytes_text
-from spap_jax.storage.hub import hub_problem
+from spap_jax.storage.files import hub_problem
 
 _MORE = ("torch", "lm_eval", "gcsfs", "s3fs", "orbax-checkpoint", "datasets", "huggingface-hub")
 """Packages beside those of a report, by which a command may fail."""

@@ -101,11 +101,11 @@ def _measure_perplexity(
     bos: bool | None,
     batch_tokens: int,
 ) -> dict[str, Any]:
-    from spap_jax.checkpoint.locate import public_name
     from spap_jax.cli.texts import chosen_length
     from spap_jax.data.loading import load_tokens
     from spap_jax.data.named_sets import data_name
     from spap_jax.evaluation.perplexity import check_finite, perplexity
+    from spap_jax.storage.location import public_name
 
     length = chosen_length(sequence_length, loaded.config)
     with console.waiting(f"tokenising {data}"):

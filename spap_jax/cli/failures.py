@@ -7,8 +7,7 @@ from cyclopts import CycloptsError
 
 from spap_jax.cli import processes
 from spap_jax.cli.stopping import STOPPED
-from spap_jax.errors import NotJoinedError, UserError
-from spap_jax.storage.hub import first_line
+from spap_jax.errors import NotJoinedError, UserError, first_line
 
 _LESS_MEMORY = {
     "--batch-tokens": "a smaller --batch-tokens",

@@ -58,8 +58,8 @@ def finetune(
         data: Text to train on: wikitext2, c4, a data set of the hub, or the path or address of a .txt, .jsonl or
             .parquet file, or of a .npy file of token ids. Of conversations, in a column "messages", what the assistant
             wrote is learned. Several sets are mixed by weight: a.jsonl:0.7,b.txt:0.3.
-        output: Folder to write, or an address to send it to: gs://bucket/trained or hf://owner/name. It is either
-            complete or absent.
+        output: Folder to write, or an address to send it to, such as gs://bucket/trained. It is either complete or
+            absent.
         teacher: Dense checkpoint whose predictions the model learns: a folder, a hub id or an address. By default the
             model learns to predict the text.
         eval: Text on which to measure perplexity before and after training; the same kinds as --data.

@@ -64,7 +64,6 @@ def plan(
         settings: How to prune, as in spap prune.
     """
     from spap_jax import checkpoint
-    from spap_jax.checkpoint.locate import public_name
     from spap_jax.cli.json_file import check_json_place, write_json
     from spap_jax.cli.texts import chosen_length
     from spap_jax.planning import tables
@@ -72,6 +71,7 @@ def plan(
     from spap_jax.planning.plan import Request
     from spap_jax.planning.plan import plan as planned_on
     from spap_jax.pruning.narrow import pruned_config, sparsities
+    from spap_jax.storage.location import public_name
 
     if compile and mesh is None:
         raise UserError("--compile compiles for one mesh: name it too, with --mesh v5e-8 for example.")

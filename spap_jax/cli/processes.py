@@ -10,7 +10,7 @@ import sys
 from contextlib import suppress
 
 from spap_jax.cli.stopping import STOPPED
-from spap_jax.storage.hub import first_line
+from spap_jax.errors import first_line
 
 _LOST = ("gloo", "nccl", "unavailable", "heartbeat", "coordination service", "connection")
 """Words of which at least one occurs in a program's error when a process that takes part in it is gone."""

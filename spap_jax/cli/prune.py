@@ -52,8 +52,8 @@ def prune(
             path or address of a .txt, .jsonl or .parquet file, or of a .npy file of token ids. Conversations, in a
             column "messages", go through the model's chat template, and joint steps count what the assistant wrote.
             Several sets are mixed by weight: a.jsonl:0.7,b.txt:0.3.
-        output: Folder to write, or an address to send it to: gs://bucket/pruned or hf://owner/name. It is either
-            complete or absent.
+        output: Folder to write, or an address to send it to, such as gs://bucket/pruned. It is either complete or
+            absent.
         sparsity: Fraction of the MLP channels to remove from every layer, between 0 and 1. Several fractions, separated
             by commas, make one checkpoint each: OUTPUT/sparsity-0.1, OUTPUT/sparsity-0.2 and so on.
         eval: Text on which to measure perplexity before and after pruning; the same kinds as --data.

@@ -23,25 +23,25 @@ def push(
         private: Make a new repository private; an existing one that is public is refused.
         with_report: Also upload spap_report.html, the page that spap report wrote into the folder, and its plots.
         overwrite: Replace the model in a repository of the hub that is not empty, which keeps earlier files in its
-            history; or what is at an address, if spap sent all of it and nothing has changed since.
+            history; or what is at an address, if spap sent all of its files.
     """
-    from spap_jax.checkpoint.publish import check_place, files_of, holds_weights, left_out, publish
+    from spap_jax.checkpoint.publish import files_of, holds_weights, left_out, publish, push_to_hub
     from spap_jax.cli.console import err, out
     from spap_jax.errors import UserError
     from spap_jax.quantities import bytes_text
-    from spap_jax.storage.files import hub_id, is_address
-    from spap_jax.storage.hub import check_repo_id
-    from spap_jax.storage.location import check_apart
+    from spap_jax.storage.files import check_repo_id
+    from spap_jax.storage.location import check_apart, is_address
 
-    address = to if is_address(to) else f"hf://{to}"
-    repo = hub_id(address)
-    if repo:
+    to_hub = to.startswith("hf://") or not is_address(to)
+    repo = to.removeprefix("hf://").rstrip("/")
+    if to_hub:
         check_repo_id(repo, to)
     elif private:
         raise UserError(f"--private is for the hub, and {to} is an address: leave it out, and see who may read there.")
-    needed = ["config.json", "README.md"] if repo else ["config.json"]
-    missing = [name for name in needed if not (folder / name).is_file()]
-    if repo and not any((folder / name).is_file() for name in ("spap_report.json", "spap_finetune.json")):
+    else:
+        check_apart(to, {"the checkpoint": folder})
+    missing = [name for name in ["config.json", *["README.md"] * to_hub] if not (folder / name).is_file()]
+    if to_hub and not any((folder / name).is_file() for name in ("spap_report.json", "spap_finetune.json")):
         missing.append("spap_report.json")
     if missing:
         raise UserError(
@@ -53,15 +53,16 @@ def push(
             f"{folder} has no weights in files model*.safetensors or in params/, which are what is uploaded: name a "
             f"folder that spap wrote, or make one of it with spap convert {folder} --to huggingface --output DIR."
         )
-    if not repo:
-        check_apart(address, {"the checkpoint": folder})
-    check_place(address, overwrite, private=private)
     if rest := left_out(folder, files):
         hint = "; --with-report uploads the page of spap report" if "spap_report.html" in rest else ""
         err.print(f"leaving out {', '.join(rest)}: not files of the checkpoint{hint}")
     size = sum(file.stat().st_size for file in files.values())
     err.print(f"uploading {len(files)} files, {bytes_text(size)}, to {to} ...")
     try:
-        out.print(publish(folder, address, overwrite, private=private, with_page=with_report))
+        if to_hub:
+            out.print(push_to_hub(folder, repo, overwrite, private=private, with_page=with_report))
+        else:
+            publish(folder, to, overwrite, with_page=with_report)
+            out.print(to)
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(f"interrupted; the same command sends all of it to {to} again.") from error

@@ -44,9 +44,8 @@ def measure_tasks(
         raise UserError(
             "--tasks needs lm_eval, which is not installed: install it with pip install 'spap-jax[eval]'."
         ) from error
-    from spap_jax.checkpoint.locate import public_name
     from spap_jax.pruning.prune_report import versions
-    from spap_jax.storage.files import base_name
+    from spap_jax.storage.location import public_name
 
     names = [name.strip() for name in listed.split(",") if name.strip()]
     if not names:
@@ -63,7 +62,7 @@ def measure_tasks(
     ours = {
         "model": public_name(model),
         "tasks": names,
-        "task_path": task_path and base_name(task_path),
+        "task_path": task_path and public_name(task_path),
         "limit": limit,
         "seconds": seconds,
     }

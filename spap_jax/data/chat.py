@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from spap_jax.errors import UserError
-from spap_jax.storage.hub import first_line
+from spap_jax.errors import UserError, first_line
 
 MESSAGES = "messages"
 """Column of a data set that holds conversations."""

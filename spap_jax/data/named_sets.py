@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from spap_jax.data.texts import Piece, is_file, joined
-from spap_jax.storage.files import base_name
+from spap_jax.storage.location import public_name
 
 Role = Literal["calibration", "evaluation"]
 
@@ -88,5 +88,5 @@ def data_name(data: str | Path) -> str:
     """The public name of data: its name on the hub, or the name of a file without its path."""
     short, colon, copy = str(data).partition(":")
     if short in NAMED:
-        return f"{short}{colon}{copy and base_name(copy)}"
-    return base_name(data) if isinstance(data, Path) or is_file(data) else data
+        return f"{short}{colon}{copy and public_name(copy)}"
+    return public_name(data) if isinstance(data, Path) or is_file(data) else data

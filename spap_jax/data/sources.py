@@ -11,9 +11,9 @@ import numpy as np
 from spap_jax.data.in_memory import Data, rows_of
 from spap_jax.data.named_sets import NAMED, Protocol, Role, data_name
 from spap_jax.data.texts import LOCAL, Join, Piece, is_file, joined, read_file
-from spap_jax.errors import UserError
-from spap_jax.storage.files import fetch_file, is_address
-from spap_jax.storage.hub import cached_file, cached_splits, first_line, hub_file, hub_splits
+from spap_jax.errors import UserError, first_line
+from spap_jax.storage.files import cached_file, cached_splits, fetch_file, hub_file, hub_splits
+from spap_jax.storage.location import is_address
 
 SPLITS: dict[Role, tuple[str, ...]] = {
     "calibration": ("train", "train_sft"),

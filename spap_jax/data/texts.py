@@ -16,9 +16,8 @@ from typing import IO, Any, cast
 import numpy as np
 
 from spap_jax.data.chat import MESSAGES, PROMPT, Conversation, conversations, holds_conversation
-from spap_jax.errors import UserError
-from spap_jax.storage.files import is_address
-from spap_jax.storage.hub import first_line
+from spap_jax.errors import UserError, first_line
+from spap_jax.storage.location import is_address
 
 LOCAL = "name a local .txt, .jsonl, .json, .parquet or .npy file instead"
 """What to do about data that cannot be had."""

@@ -13,8 +13,8 @@ from spap_jax.data.chat import Conversation
 from spap_jax.data.chat import encoder_of as conversation_encoder
 from spap_jax.data.in_memory import encoder_of
 from spap_jax.data.texts import LOCAL, Piece, looks_local
-from spap_jax.errors import UserError, option
-from spap_jax.storage.hub import first_line, require_hub
+from spap_jax.errors import UserError, first_line, option
+from spap_jax.storage.files import require_hub
 
 CHUNK = 4_000_000
 """Characters tokenised at once: about a second per 2 million, and 150 bytes of memory each."""

@@ -16,8 +16,8 @@ from lm_eval.api.model import LM
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 
-from spap_jax.errors import UserError, option
-from spap_jax.storage.hub import first_line, is_uncached, offline, require_hub
+from spap_jax.errors import UserError, first_line, option
+from spap_jax.storage.files import is_uncached, offline, require_hub
 
 BOOTSTRAP = 1000
 """Bootstrap resamples for standard errors without a formula; the harness's default of 100 000 takes minutes."""
@@ -111,7 +111,7 @@ def _manager(names: Sequence[str], task_path: Path | None) -> TaskManager:
     if task_path is None:
         return _Tasks()
     if not task_path.is_dir():
-        raise UserError(f"there is no folder {task_path}: name a folder with tasks (YAML).")
+        raise UserError(f"there is no folder {task_path}: give {option('task_path')} a folder with tasks (YAML).")
     own = _Tasks(include_path=str(task_path), include_defaults=False)
     return own if {*names} <= {*own.all_subtasks} else _Tasks(include_path=str(task_path))
 

@@ -7,8 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 
-from spap_jax.errors import NotJoinedError, UserError, option
-from spap_jax.storage.hub import first_line
+from spap_jax.errors import NotJoinedError, UserError, first_line, option
 
 AUTO = "auto"
 """Coordinator address that JAX finds by itself."""

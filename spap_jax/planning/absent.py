@@ -9,11 +9,10 @@ import jax
 from jax.experimental import topologies
 
 from spap_jax.backend import quick_compilation, traced_for
-from spap_jax.errors import UserError
+from spap_jax.errors import UserError, first_line
 from spap_jax.parallel.mesh import arranged, one_device
 from spap_jax.planning import servers, slices
 from spap_jax.planning.accelerators import Mesh
-from spap_jax.storage.hub import first_line
 
 
 @contextmanager

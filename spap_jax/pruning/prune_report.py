@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from spap_jax.checkpoint.locate import public_name
 from spap_jax.data.blocks import further_of, ids_of
 from spap_jax.models import FAMILIES, cost
 from spap_jax.pruning.advice import advice
@@ -26,6 +25,7 @@ from spap_jax.report.schema import (
     converted,
 )
 from spap_jax.solver.methods import update_used
+from spap_jax.storage.location import public_name
 
 if TYPE_CHECKING:
     from spap_jax.pruning.run import Run

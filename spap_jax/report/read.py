@@ -9,8 +9,7 @@ from typing import Any, TypeVar
 
 from spap_jax.errors import UserError
 from spap_jax.report.schema import FORMAT, FinetuneReport, PruneReport, RunReports, SpeedReport, parsed
-from spap_jax.storage.files import base_name
-from spap_jax.storage.location import real_path
+from spap_jax.storage.location import public_name, real_path
 
 REPORT = "spap_report.json"
 TRAINED = "spap_finetune.json"
@@ -92,7 +91,7 @@ def _speed_of(file: Path, folders: Sequence[Path], reports: Sequence[PruneReport
     found = [
         (folder, report)
         for folder, report in zip(folders, reports, strict=True)
-        if Path(measured.model).name in (base_name(folder), real_path(folder).name)
+        if Path(measured.model).name in (public_name(folder), real_path(folder).name)
         and measured.parameters == report.model.parameters.after
     ]
     if len(found) == 1:

@@ -1,28 +1,27 @@
-"""Files at an address, such as gs://bucket/folder; the only module that uses fsspec.
+"""Files at addresses, by fsspec, and on the Hugging Face Hub; the only module that uses either.
 
-Most files are downloaded before they are read, into a cache folder that is complete or absent and is reused as long as
-the store reports the same of the files. Of large files, ranges of bytes can be read. Stores have no rename: code that
-makes a folder there has to choose which file comes last.
+Downloads are complete or absent, and are reused as long as the store reports the same of the files. Of large files,
+ranges of bytes can be read. Stores have no rename: code that makes a folder there has to choose which file comes last.
+
+The hub's own clients retry for half a minute without a network; here the local cache is asked first, and then whether
+the hub answers at all, which takes seconds.
 """
 
 import contextlib
 import errno
-import hashlib
 import json
-import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
-from spap_jax.errors import UserError, without_password
+from spap_jax.errors import UserError, first_line, option, without_password
 from spap_jax.memory import free_disk
 from spap_jax.quantities import bytes_text
-from spap_jax.storage.hub import first_line
-
-_HUB = "hf://"
+from spap_jax.storage.location import cache, short_hash
 
 _ATTEMPTS = 3
 """How often a range is asked for; the clients of stores also repeat single requests, and wait in between."""
@@ -30,22 +29,23 @@ _ATTEMPTS = 3
 _PATIENCE = 600
 """Seconds after which a request to Google's store, of at most 50 MB, counts as failed."""
 
-_DISKS = ("file", "local")
-"""Kinds of addresses that are folders on a disk."""
+_HUB_SECONDS = 4.0
+"""Timeout of an attempt to connect to the hub; with name resolution, it may take twice that."""
+
+_NEW = ".gitattributes"
+"""The file that the hub itself puts into a new repository."""
+
+_NAMED = 3
+"""Number of existing files that an error names."""
+
+_FILES, _NOTE = "files", "note"
+"""Names in the folder of a download: the folder of its files, and the note beside it, which may be empty."""
 
 About = dict[str, Any]
 """A store's information on a file: its size, and what distinguishes it from an older version."""
 
-
-def _lasting(about: About) -> About:
-    """Leaves out what a store changes by itself, such as the class of storage, to which reading a file may move it.
-
-    On Google's, all but the file's generation changes with it. An address that leads to another one may lead to one
-    that holds the time of day.
-    """
-    if "generation" in about:
-        return {key: about[key] for key in ("name", "size", "type", "generation")}
-    return {key: value for key, value in about.items() if key not in ("StorageClass", "url")}
+Kind = Literal["dataset", "model"]
+"""Type of a repository of the hub."""
 
 
 class Span(NamedTuple):
@@ -54,36 +54,6 @@ class Span(NamedTuple):
     name: str
     start: int
     stop: int
-
-
-def is_address(name: str | Path) -> bool:
-    """Whether a name is an address rather than a path or a hub id: it begins like gs:// or hf://."""
-    return isinstance(name, str) and re.match(r"[a-zA-Z][\w+.-]*://", name) is not None
-
-
-def hub_id(name: str | Path) -> str | None:
-    """The part after hf:// in an address of the Hugging Face Hub; None for every other name."""
-    return name.removeprefix(_HUB).rstrip("/") if isinstance(name, str) and name.startswith(_HUB) else None
-
-
-def base_name(place: str | Path) -> str:
-    """The public name of a path or an address: its last part, without the folders above it."""
-    if is_address(place):
-        return without_password(str(place)).rstrip("/").rpartition("/")[2]
-    return os.path.basename(os.path.abspath(os.path.expanduser(place)))  # of "." too; a link keeps its own name
-
-
-def working_folder(address: str) -> Path:
-    """The local folder in which the output for an address is made; its name is the last part of the address."""
-    address = address.rstrip("/")
-    return _cache() / "outputs" / _hash(address) / address.rpartition("/")[2]
-
-
-def read_note(folder: Path, name: str) -> str | None:
-    """A note in a cache folder; None if there is none, or for other folders, whose files come from anywhere."""
-    place = Path(os.path.realpath(folder))
-    is_ours = place.parent == Path(os.path.realpath(_downloads())) and (place / name).is_file()
-    return (place / name).read_text(encoding="utf-8") if is_ours else None
 
 
 def fetch_file(address: str) -> Path:
@@ -97,13 +67,20 @@ def fetch_file(address: str) -> Path:
     return folder.fetch({name: folder.about(name)}) / name
 
 
+def read_note(folder: Path) -> str | None:
+    """The note that `Folder.fetch` kept beside the files that it downloaded; None for any other folder."""
+    note = folder.parent / _NOTE
+    is_ours = folder.name == _FILES and folder.parent.parent.resolve() == _downloads().resolve() and note.is_file()
+    return (note.read_text(encoding="utf-8") or None) if is_ours else None
+
+
 class Folder:
     """A folder at an address; names of files are relative to it.
 
     Every method, except the constructor, raises UserError if the store fails.
 
     Attributes:
-        address: The address, without a trailing slash.
+        address: The address, without a trailing slash and without a password.
     """
 
     def __init__(self, address: str):
@@ -115,9 +92,8 @@ class Folder:
         from fsspec.core import url_to_fs
 
         self.address = without_password(address.rstrip("/"))
-        kind = self.address.partition(":")[0].lower()
         try:
-            self._store, self._root = url_to_fs(address.rstrip("/"), **_options(kind))
+            self._store, self._root = url_to_fs(address.rstrip("/"), **_options(self.address.partition(":")[0].lower()))
         except ImportError as error:
             raise UserError(
                 f"{address} needs a package that is not installed ({first_line(error)}): "
@@ -130,13 +106,18 @@ class Folder:
 
     def files(self) -> dict[str, About]:
         """All files in the folder, at any depth; if the address is a file, one with an empty name."""
-        found = {}
+        found: dict[str, About] = {}
         with self._failing("read"), contextlib.suppress(FileNotFoundError):
             self._store.invalidate_cache()
-            found = self._store.find(self._root, detail=True, **_how_to_list(self._store))
-        # Some stores represent an empty folder by a name that ends in a slash, which is not a file.
-        there = [path for path in found if not path.endswith("/")]
-        return {path.removeprefix(self._root).lstrip("/"): _lasting(found[path]) for path in there}
+            # Not `find`, which leaves out what cannot be listed.
+            for parent, _, files in self._store.walk(self._root, detail=True, on_error="raise"):
+                found |= {f"{parent}/{name}": about for name, about in files.items()}
+        # Some stores represent an empty folder by a file whose name ends in a slash.
+        return {
+            path.removeprefix(self._root).lstrip("/"): _lasting(about)
+            for path, about in found.items()
+            if not about["name"].endswith("/")
+        }
 
     def about(self, name: str) -> About:
         """The store's information on one file."""
@@ -158,28 +139,31 @@ class Folder:
         Raises:
             UserError: The store fails repeatedly, or a file is shorter.
         """
-        found: dict[Span, bytes] = {}
-        failed: dict[Span, Exception] = {}
+        answers: dict[Span, bytes | Exception] = dict.fromkeys(spans, EOFError())
         for _ in range(_ATTEMPTS):
-            left = [span for span in spans if span not in found]
-            contents = self._asked(left)
-            found |= {span: each for span, each in zip(left, contents, strict=True) if isinstance(each, bytes)}
-            failed = {span: each for span, each in zip(left, contents, strict=True) if isinstance(each, Exception)}
-            if not failed:
+            missing = [span for span, answer in answers.items() if isinstance(answer, Exception)]
+            if not missing:
                 break
-        for span, error in failed.items():
-            with self._failing("read", span.name):
-                raise error
-        return [found[span] for span in spans]
+            answers |= zip(missing, self._ask(missing), strict=True)
+        for span, answer in answers.items():
+            if isinstance(answer, Exception):
+                with self._failing("read", span.name):
+                    raise answer
+        return cast(list[bytes], [answers[span] for span in spans])
 
-    def _asked(self, spans: Sequence[Span]) -> list[bytes | Exception]:
+    def _ask(self, spans: Sequence[Span]) -> list[bytes | Exception]:
         """Asks for ranges once: the bytes of each, or what went wrong."""
         paths = [self._path(span.name) for span in spans]
         try:
             contents = self._store.cat_ranges(paths, [span.start for span in spans], [span.stop for span in spans])
         except Exception as error:
             return [error] * len(spans)
-        return [_complete(span, content) for span, content in zip(spans, contents, strict=True)]
+        return [
+            content
+            if isinstance(content, Exception) or len(content) == span.stop - span.start
+            else OSError(f"{len(content)} of {span.stop - span.start} bytes arrived")
+            for span, content in zip(spans, contents, strict=True)
+        ]
 
     def write(self, name: str, content: bytes) -> None:
         """Creates or replaces a file."""
@@ -187,15 +171,10 @@ class Folder:
             self._store.pipe_file(self._path(name), content)
 
     def remove(self, names: Iterable[str]) -> None:
-        """Removes files that exist; one that is gone meanwhile is no error."""
-        if paths := [self._path(name) for name in names]:
-            with self._failing("written"):
-                try:
-                    self._store.rm(paths)
-                except FileNotFoundError:  # one of them, after which others may be left
-                    for path in paths:
-                        with contextlib.suppress(FileNotFoundError):
-                            self._store.rm(path)
+        """Removes files; one that is gone meanwhile is no error."""
+        for name in names:
+            with self._failing("written"), contextlib.suppress(FileNotFoundError):
+                self._store.rm_file(self._path(name))
 
     def clear(self) -> None:
         """Removes everything in the folder, if there is anything."""
@@ -205,12 +184,11 @@ class Folder:
 
     def put(self, files: Mapping[str, Path], quietly: bool = False) -> None:
         """Uploads files under the given names, with a progress bar on a terminal unless ``quietly``."""
-        size = sum(file.stat().st_size for file in files.values())
-        with self._failing("written"), _bar(f"to {self.address}", size, quietly) as callback:
+        with self._failing("written"), _bar(f"to {self.address}", quietly) as callback:
             self._store.put([str(file) for file in files.values()], list(map(self._path, files)), callback=callback)
 
     def get(self, sizes: Mapping[str, int | None], into: Path) -> None:
-        """Downloads files into a local folder, with a progress bar on a terminal if their sizes are known.
+        """Downloads files into a local folder, with a progress bar on a terminal.
 
         Args:
             sizes: Bytes of each file by name; None if they are not known.
@@ -219,51 +197,54 @@ class Folder:
         Raises:
             UserError: A name points outside of the local folder, or a file arrived in another size.
         """
-        local, size = {name: into / name for name in sizes}, sum(each or 0 for each in sizes.values())
+        local = {name: into / name for name in sizes}
         for name, file in local.items():
             if ".." in Path(name).parts:
                 raise UserError(f"{self.address} holds a file {name}, whose name leads out of its folder: remove it.")
             file.parent.mkdir(parents=True, exist_ok=True)
-        with self._failing("read"), _bar(f"from {self.address}", size, not size) as callback:
+        with self._failing("read"), _bar(f"from {self.address}") as callback:
             self._store.get(list(map(self._path, local)), list(map(str, local.values())), callback=callback)
         for name, size in sizes.items():
             if size not in (None, local[name].stat().st_size):
                 raise UserError(f"{self.address}/{name} was not downloaded completely: try again.")
 
-    def fetch(self, files: Mapping[str, About], notes: Mapping[str, str] | None = None) -> Path:
+    def fetch(self, files: Mapping[str, About], note: str = "") -> Path:
         """Returns the cache folder with these files, which are downloaded if it does not exist.
 
         Args:
             files: What the store says of each file, by name.
-            notes: Texts of further files, which this program writes into the folder.
+            note: A text to keep beside that folder, where no file that a store offers can be, for `read_note`.
         """
-        told = json.dumps({"": self.address, **files, **(notes or {})}, sort_keys=True, default=str)
-        target = _downloads() / _hash(told)
+        identity = json.dumps([self.address, files, note], sort_keys=True, default=str)
+        target = _downloads() / short_hash(identity)
         if target.is_dir():
-            if _is_whole(target, files, notes or {}):
-                return target
+            if _is_whole(target, files):
+                return target / _FILES
             shutil.rmtree(target)  # whoever cleaned up old files left a part of it
         partial = target.with_name(f".{target.name}.partial-{secrets.token_hex(4)}")
         try:
             partial.mkdir(0o700, parents=True)  # a note may need the password in an address
+            (partial / _FILES).mkdir()
             size = sum(about["size"] or 0 for about in files.values())
-            free = free_disk(partial)
-            if free < size:
+            if (free := free_disk(partial)) < size:
                 raise UserError(
                     f"{self.address} holds {bytes_text(size)} and the disk of {target.parent} has "
                     f"{bytes_text(free)} free: free some space, or name a folder on another disk in SPAP_CACHE."
                 )
-            self.get({name: about["size"] for name, about in files.items()}, partial)
-            for name, text in (notes or {}).items():
-                (partial / name).write_text(text, encoding="utf-8")
-            _take_place(partial, target)
+            self.get({name: about["size"] for name, about in files.items()}, partial / _FILES)
+            (partial / _NOTE).write_text(note, encoding="utf-8")
+            try:
+                partial.rename(target)
+            except OSError:
+                if not target.is_dir():  # another process was faster
+                    raise
         except OSError as error:
             raise UserError(
                 f"{target.parent} cannot be written ({first_line(error)}): name another in SPAP_CACHE."
             ) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-        return target
+        return target / _FILES
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
@@ -288,7 +269,7 @@ class Folder:
 
 def _options(kind: str) -> dict[str, Any]:
     """Options for the client of a kind of address: most would wait without end for a store that went silent."""
-    if kind in _DISKS:
+    if kind in ("file", "local"):
         return {"auto_mkdir": True}  # a store would take this for a request to make a bucket
     if kind in ("gs", "gcs"):
         return {"requests_timeout": _PATIENCE}
@@ -300,72 +281,246 @@ def _options(kind: str) -> dict[str, Any]:
     return {}
 
 
-def _how_to_list(store: Any) -> dict[str, Any]:
-    """Options for the listing of files: fsspec's own way, which some clients have, leaves out what it fails to list."""
-    from fsspec.asyn import AsyncFileSystem
-    from fsspec.spec import AbstractFileSystem
+def _lasting(about: About) -> About:
+    """Leaves out what a store changes by itself, such as the class of storage, to which reading a file may move it.
 
-    kind = type(store)
-    takes = kind.find is AbstractFileSystem.find and getattr(kind, "_find", None) in (None, AsyncFileSystem._find)
-    return {"on_error": "raise"} if takes else {}
+    On Google's, all but the file's generation changes with it. An address that leads to another one may lead to one
+    that holds the time of day.
+    """
+    if "generation" in about:
+        return {key: about[key] for key in ("name", "size", "type", "generation")}
+    return {key: value for key, value in about.items() if key not in ("StorageClass", "url")}
 
 
-def _is_whole(folder: Path, files: Mapping[str, About], notes: Mapping[str, str]) -> bool:
-    """Whether a folder has all of these files, in the sizes that the store says."""
-    sizes = {name: (folder / name).stat().st_size for name in [*files, *notes] if (folder / name).is_file()}
-    return len(sizes) == len(files) + len(notes) and all(
-        about["size"] in (None, sizes[name]) for name, about in files.items()
+def _is_whole(target: Path, files: Mapping[str, About]) -> bool:
+    """Whether a download has its note and all of its files, in the sizes that the store says."""
+    local = {target / _FILES / name: about["size"] for name, about in files.items()}
+    return (target / _NOTE).is_file() and all(
+        file.is_file() and size in (None, file.stat().st_size) for file, size in local.items()
     )
 
 
-def _complete(span: Span, content: Any) -> bytes | Exception:
-    """The bytes of a range, or the error that came in their place, or that some are missing."""
-    if isinstance(content, Exception) or len(content) == span.stop - span.start:
-        return content
-    return OSError(f"{len(content)} of {span.stop - span.start} bytes arrived")
+def _downloads() -> Path:
+    return cache() / "downloads"
 
 
-def _take_place(partial: Path, target: Path) -> None:
-    """Renames a finished folder, unless another process was faster."""
+def _bar(what: str, quietly: bool = False) -> Any:
+    """A callback of fsspec that shows how many files have been copied; it is not shown without a terminal."""
+    from fsspec.callbacks import TqdmCallback
+
+    return TqdmCallback(tqdm_kwargs={"desc": what, "unit": "file", "disable": quietly or None})
+
+
+def hub_problem() -> str | None:
+    """The reason why the hub does not answer, or None if it does."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    reasons: list[str | None] = []
+
+    def ask() -> None:
+        try:
+            get_session().head(constants.ENDPOINT, timeout=_HUB_SECONDS)
+            reasons.append(None)
+        except Exception as error:  # every failure to get an answer means the same here
+            reasons.append("HF_HUB_OFFLINE is set" if constants.is_offline_mode() else first_line(error))
+
+    thread = threading.Thread(target=ask, daemon=True)  # name resolution ignores timeouts
+    thread.start()
+    thread.join(2 * _HUB_SECONDS)
+    return reasons[0] if reasons else f"no answer within {2 * _HUB_SECONDS:g} seconds"
+
+
+def require_hub(what: str, remedy: str) -> None:
+    """Returns if the hub answers, else raises within about eight seconds.
+
+    Args:
+        what: What is wanted from the hub, as the subject of the error's sentence.
+        remedy: What the user can do instead, in the imperative.
+
+    Raises:
+        UserError: The hub does not answer, or `HF_HUB_OFFLINE=1` forbids asking it.
+    """
+    from huggingface_hub import constants
+
+    if reason := hub_problem():
+        raise UserError(
+            f"{what} is not on this machine and the hub {constants.ENDPOINT} cannot be reached ({reason}): {remedy}"
+        )
+
+
+def check_repo_id(repo: str, typed: str, *, owned: bool = True) -> None:
+    """Checks a repository id, which the user `typed` somehow, before any request to the hub.
+
+    Raises:
+        UserError: It is not valid, or has no owner although `owned`; that of an old model, such as gpt2, has none.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
     try:
-        partial.rename(target)
-    except OSError:
-        if not target.is_dir():
-            raise
+        validate_repo_id(repo)
+        valid = "/" in repo or not owned
+    except HFValidationError:
+        valid = False
+    if not valid:
+        form = f"{typed.removesuffix(repo)}owner/name"
+        raise UserError(
+            f"{typed} names no repository of the hub: give {form}, of letters and digits with single -, _ or dots "
+            "between them."
+        )
+
+
+def upload(
+    repo: str,
+    files: Mapping[str, Path | bytes],
+    message: str,
+    *,
+    overwrite: bool,
+    private: bool,
+    replaced: Callable[[Iterable[str]], Iterable[str]],
+) -> str:
+    """Uploads files to a hub model repository in one commit; the repository is created if it does not exist.
+
+    Args:
+        repo: Id of the repository, owner/name.
+        files: Files or their contents, by their names in the repository.
+        message: Commit message.
+        overwrite: Whether the repository may hold files already.
+        private: Whether a new repository is private; an existing one has to be.
+        replaced: Returns those of the existing files that the same commit removes.
+
+    Returns:
+        The address of the repository.
+
+    Raises:
+        UserError: Nobody is logged in, the hub does not answer, or refuses; or the repository holds files that may not
+            be replaced, or is public although it may not be.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
+
+    token = get_token()
+    if token is None:
+        raise UserError("uploading needs a hub token, and there is none: run hf auth login, or set HF_TOKEN.")
+    if reason := hub_problem():
+        raise UserError(f"the hub {constants.ENDPOINT} cannot be reached ({reason}): nothing was uploaded, try again.")
+    hub = HfApi(constants.ENDPOINT, token)
+    try:
+        address = hub.create_repo(repo, private=private or None, exist_ok=True)
+        found = hub.model_info(repo)
+        present = {file.rfilename for file in found.siblings or ()}
+        _check_replaceable(repo, sorted(present - {_NEW}), overwrite, must_hide=private and not found.private)
+        added = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=file) for name, file in files.items()]
+        removed = map(CommitOperationDelete, replaced(present - files.keys()))
+        hub.create_commit(repo, [*added, *removed], commit_message=message)
+    except UserError:
+        raise
+    except Exception as error:  # whatever the client raises: a bad name, no write access, a lost network
+        said = first_line(error)
+        raise UserError(
+            f"{repo} could not be uploaded ({said}): no file there was changed; if it is the login, run hf auth login."
+        ) from None
+    return str(address)
+
+
+def _check_replaceable(repo: str, present: list[str], overwrite: bool, must_hide: bool) -> None:
+    """Refuses a repository that holds files, or that shows everyone what is uploaded, if that was not asked for."""
+    if present and not overwrite:
+        some = ", ".join(present[:_NAMED]) + (", ..." if len(present) > _NAMED else "")
+        way = f"pass {option('overwrite', True)} to replace the model in it"
+        raise UserError(f"hf://{repo} exists, with {some}: name another repository, or {way}.")
+    if must_hide:
+        raise UserError(
+            f"hf://{repo} is public, and what is uploaded to it would be: make it private in its settings on the hub, "
+            f"or leave out {option('private', True)}."
+        )
+
+
+def hub_file(repo: str, file: str, revision: str, *, remedy: str, kind: Kind = "dataset") -> Path:
+    """The local copy of one file of a hub data set or model, downloaded if it is not cached.
+
+    Raises:
+        UserError: It is not cached and cannot be downloaded.
+    """
+    from huggingface_hub import hf_hub_download
+
+    what = f"the file {file} of the hub {'data set' if kind == 'dataset' else 'model'} {repo}"
+    if cached := cached_file(repo, file, revision, kind):
+        return cached
+    require_hub(what, remedy)
+    try:
+        return Path(hf_hub_download(repo, file, repo_type=kind, revision=revision))
+    except Exception as error:  # whatever the client raises: no network, no disk space, no access
+        raise UserError(f"{what} cannot be downloaded ({first_line(error)}): {remedy}") from error
+
+
+def cached_file(repo: str, file: str, revision: str, kind: Kind = "dataset") -> Path | None:
+    """The cached copy of one file of a hub data set or model, or None; does not use the network."""
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(repo, file, revision=revision, repo_type=kind)
+    return Path(cached) if isinstance(cached, str) else None
+
+
+def hub_splits(repo: str, config: str | None, *, remedy: str) -> Mapping[str, Iterable[Any]]:
+    """The splits of a hub data set as iterables of rows, from the cached data set or else streamed.
+
+    Raises:
+        UserError: It is not cached and cannot be read from the hub.
+    """
+    splits = cached_splits(repo, config)
+    if splits is not None:
+        return splits
+    require_hub(f"the hub data set {repo}", remedy)
+    from datasets import load_dataset
+
+    try:
+        return cast(Mapping[str, Iterable[Any]], load_dataset(repo, config, streaming=True))
+    except Exception as error:  # whatever the client raises: unknown, gated, a script
+        if configs := re.match(r"Config name is missing.*\[(.+?)\]", str(error), re.DOTALL):
+            several = configs[1].replace("'", "")
+            raise UserError(f"the hub data set {repo} has the parts {several}: name one, as in {repo}:PART.") from error
+        raise UserError(f"the hub data set {repo} cannot be read ({first_line(error)}): {remedy}") from error
+
+
+def cached_splits(repo: str, config: str | None) -> Mapping[str, Iterable[Any]] | None:
+    """The splits of a data set in the cache of the `datasets` library, or None; does not use the network.
+
+    Without a name of a part, they are those of the part called "default": others that the cache has may not be meant.
+
+    Raises:
+        UserError: No part is named, the cache has another one, and the hub cannot be asked which is meant.
+    """
+    from datasets import load_dataset
+
+    try:
+        with offline():
+            splits = cast(Mapping[str, Any], load_dataset(repo, config))
+    except (ValueError, OSError, KeyError):  # nothing cached, or several configs and none named
+        return None
+    part = next(iter(splits.values())).config_name
+    if config or part == "default":
+        return splits
+    if hub_problem() is not None:
+        raise UserError(f"of the hub data set {repo} the part {part} is on this machine: name it, as in {repo}:{part}.")
+    return None
+
+
+def is_uncached(error: Exception) -> bool:
+    """Whether an error raised inside `offline` says that a data set, or the part that was asked for, is not cached."""
+    said = ("Couldn't find cache for ", "There are multiple ")
+    return isinstance(error, ConnectionError) or str(error).startswith(said)
 
 
 @contextlib.contextmanager
-def _bar(what: str, size: int, quietly: bool) -> Iterator[Any]:
-    """A callback for fsspec that advances one bar by the bytes of all files; it is not shown without a terminal."""
-    from fsspec.callbacks import Callback
-    from tqdm import tqdm
+def offline() -> Iterator[None]:
+    """Restricts the hub's clients to the cache inside; for anything else they raise errors."""
+    from datasets import config
+    from huggingface_hub import constants
 
-    class Bytes(Callback):
-        """Callback of one file; that of the whole transfer counts files and is not shown."""
-
-        def call(self, *_: Any, **__: Any) -> None:
-            bar.update(self.value - self.kw.get("told", 0))
-            self.kw["told"] = self.value
-
-    class Files(Callback):
-        def branched(self, *_: Any, **__: Any) -> Callback:
-            return Bytes()
-
-    with tqdm(desc=what, total=size, unit="B", unit_scale=True, disable=quietly or None) as bar:
-        yield Files()
-        bar.update(size - bar.n)  # not every store reports progress
-
-
-def _cache() -> Path:
-    """The folder for downloads and outputs in progress: SPAP_CACHE, or the user's cache."""
-    named = os.environ.get("SPAP_CACHE")
-    usual = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "spap"
-    return (Path(named) if named else usual).expanduser().absolute()
-
-
-def _downloads() -> Path:
-    return _cache() / "downloads"
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    before = config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
+    config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before

@@ -1,18 +1,72 @@
-"""Tests whether two paths (links are followed) or addresses are the same place, or one is inside the other."""
+"""What a name means: a path, an address of a store such as gs://bucket/folder, or the id of a repository of the hub.
 
+Also whether two such places are the same, and which names an output may have.
+"""
+
+import hashlib
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from spap_jax.errors import UserError
-from spap_jax.storage.files import is_address
+from spap_jax.errors import UserError, without_password
 
 _SCHEMES = {"gcs": "gs", "s3a": "s3", "local": "file"}
 """Other spellings of the same store."""
 
 _HIDDEN = re.compile(r"\..+\.(resume(-[0-9]+)?|(partial|replaced)-[0-9a-f]{8})")
 """Matches the names that `beside` makes."""
+
+
+def is_address(name: str | Path) -> bool:
+    """Whether a name is an address rather than a path or a hub id: it begins like gs:// or hf://."""
+    return isinstance(name, str) and re.match(r"[a-zA-Z][\w+.-]*://", name) is not None
+
+
+def hub_id(name: str | Path) -> str | None:
+    """The id of the hub's repository that a name of a model refers to; None for paths and for other addresses.
+
+    A name of the form owner/name is an id unless there is a local folder called owner.
+    """
+    if not isinstance(name, str):
+        return None
+    if name.startswith("hf://"):
+        return name.removeprefix("hf://").rstrip("/")
+    is_id = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and not Path(name).parent.is_dir()
+    return name if is_id else None
+
+
+def public_name(name: str | Path) -> str:
+    """The name of a model or a file that others may see: its hub id, or its last part without the folders above it."""
+    if repo := hub_id(name):
+        return repo
+    if is_address(name):
+        return without_password(str(name)).rstrip("/").rpartition("/")[2]
+    return os.path.basename(os.path.abspath(os.path.expanduser(name)))  # of "." too; a link keeps its own name
+
+
+def model_place(name: str | Path) -> str | Path:
+    """The path or address that a model's name refers to, for comparing places; nothing is read."""
+    repo = hub_id(name)
+    return f"hf://{repo}" if repo else name
+
+
+def cache() -> Path:
+    """The folder for downloads and for outputs in progress: SPAP_CACHE, or the user's cache."""
+    named = os.environ.get("SPAP_CACHE")
+    usual = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "spap"
+    return (Path(named) if named else usual).expanduser().absolute()
+
+
+def working_folder(address: str) -> Path:
+    """The local folder in which the output for an address is made; its name is the last part of the address."""
+    address = address.rstrip("/")
+    return cache() / "outputs" / short_hash(address) / address.rpartition("/")[2]
+
+
+def short_hash(text: str) -> str:
+    """A name for a folder that belongs to a text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def beside(output: str | Path, role: str) -> str:
@@ -74,8 +128,8 @@ def check_name(output: str | Path) -> None:
     """Rejects an output without a usable name.
 
     Raises:
-        UserError: It is empty, the root of a file system, an address with a part ".." or a pattern, or a name that this
-            program uses itself.
+        UserError: It is empty, the root of a file system, on the hub, an address with a part ".." or a pattern, or a
+            name that this program uses itself.
     """
     text = str(output)
     if not text.strip():
@@ -84,10 +138,14 @@ def check_name(output: str | Path) -> None:
         raise UserError("the output's name holds a null character, which no name may: name another place.")
     if is_address(output):
         parts = text.rstrip("/").split("/")
+        if text.lower().startswith("hf://"):
+            raise UserError(f"{output} is on the hub: write a folder here, and publish it by `spap push`.")
         if parts[-1] in (".", "..") or {".", ".."} & set(parts[3:]):
             raise UserError(f"{output} has a part . or .., which no store resolves: write out the address.")
         if set("*?[") & set(text):
             raise UserError(f"{output} holds a *, ? or [, with which clients of stores mean many files: write another.")
+        if len(parts) < 4:
+            raise UserError(f"{output} names no folder in a bucket: add one, as in gs://bucket/pruned.")
     else:
         parts = real_path(output).parts
         if len(parts) == 1:

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from spap_jax.checkpoint.locate import public_name
 from spap_jax.data.blocks import check_counted, ids_of, mask_of
 from spap_jax.errors import NotFiniteError, UserError, option
 from spap_jax.evaluation.perplexity import check_length
@@ -21,6 +20,7 @@ from spap_jax.parallel.sequences import fitted_of
 from spap_jax.pruning.prune_report import data_account, versions
 from spap_jax.report.schema import Check, FinetuneReport
 from spap_jax.settings import FinetuneSettings
+from spap_jax.storage.location import public_name
 from spap_jax.training import engine, lora
 from spap_jax.training.engine import Stage, StepSchedule, StoredStage
 from spap_jax.training.optimizers import clipped

@@ -1,9 +1,9 @@
 """At a remote address, too, a checkpoint is complete or absent, and is read as if it were local."""
 
+import json
 import re
 import shlex
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -17,7 +17,8 @@ from spap_jax.checkpoint.publish import publish
 from spap_jax.cli import main
 from spap_jax.errors import UserError
 from spap_jax.models.model import Model
-from spap_jax.storage.files import Folder, working_folder
+from spap_jax.storage.files import Folder
+from spap_jax.storage.location import working_folder
 
 OUT = "frail://bucket/runs/out"
 
@@ -54,7 +55,10 @@ def test_it_arrives_as_it_would_be_here_with_the_config_last(store: type[stores.
     assert all(there()[name] == content for name, content in here.items() if name != "spap_files.json")
     put = [path.removeprefix("/bucket/runs/out/") for what, path in store.done if what == "put" and "/out/" in path]
     assert put[0] == "spap_files.json"
-    assert put[-2:] == ["config.json", "spap_files.json"]
+    assert put[-1] == "config.json"
+    assert json.loads(there()["spap_files.json"]) == {
+        name: len(content) for name, content in there().items() if name != "spap_files.json"
+    }
     assert not working_folder(OUT).exists()
     assert same(load(OUT), model)
     assert load(OUT).source.name == OUT
@@ -65,7 +69,7 @@ def test_it_arrives_as_it_would_be_here_with_the_config_last(store: type[stores.
 
 def test_orbax_folders(store: type[stores.Frail], model: Model):
     save_orbax(model, OUT)
-    assert store.done[-2:] == [("put", f"/bucket/runs/out/{name}") for name in ("config.json", "spap_files.json")]
+    assert store.done[-1] == ("put", "/bucket/runs/out/config.json")
     assert any(name.startswith("params/") for name in there())
     assert same(load(OUT), model)
 
@@ -78,8 +82,8 @@ def test_what_is_replaced_is_no_checkpoint_meanwhile(store: type[stores.Frail], 
     assert [each for each in store.done if "/out/" in each[1]] == []
     save(model, OUT, overwrite=True)
     done = [(what, path.removeprefix("/bucket/runs/out/")) for what, path in store.done if "/out/" in path]
-    assert done[:3] == [("put", "spap_files.json"), ("rm", "config.json"), ("rm", "card.md")]
-    assert done[-2:] == [("put", "config.json"), ("put", "spap_files.json")]
+    assert done[:3] == [("rm", "config.json"), ("put", "spap_files.json"), ("rm", "card.md")]
+    assert done[-1] == ("put", "config.json")
     assert "card.md" not in there()
 
 
@@ -132,20 +136,6 @@ def test_one_process_at_a_time_makes_an_output(store: type[stores.Frail], model:
     assert there()["config.json"] == b"{}"
     save(model, OUT, overwrite=True)
     assert same(load(OUT), model)
-
-
-def test_a_file_that_is_removed_during_the_upload(
-    store: type[stores.Frail], model: Model, monkeypatch: pytest.MonkeyPatch
-):
-    def put_file(self: stores.Frail, lpath: str, rpath: str, **others: Any) -> None:
-        stores.MemoryFileSystem.put_file(self, lpath, rpath, **others)
-        if rpath.endswith("/config.json"):
-            self.rm_file(rpath.replace("config.json", "model.safetensors"))
-
-    monkeypatch.setattr(store, "put_file", put_file)
-    with pytest.raises(UserError, match=r"out/model\.safetensors was removed while"):
-        save(model, OUT)
-    assert "config.json" not in there()
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -208,7 +198,7 @@ def test_refusals_before_any_work(store: type[stores.Frail], tmp_path: Path):
     Folder("frail://bucket/runs").write("file", b"")
     with pytest.raises(UserError, match="file is a file and the output is a folder"):
         check_output("frail://bucket/runs/file", inputs={})
-    with pytest.raises(UserError, match="names no folder in a bucket: add one, as in frail://bucket/pruned"):
+    with pytest.raises(UserError, match="names no folder in a bucket"):
         check_output("frail://bucket/", inputs={})
     store.broken = "put /bucket/other"
     with pytest.raises(UserError, match=r"cannot be written .*: check the address, the login and the network"):
@@ -224,6 +214,6 @@ def test_a_checkpoint_without_weights_that_are_uploaded(store: type[stores.Frail
 def test_hidden_files_and_the_manifest_stay(store: type[stores.Frail], tmp_path: Path):
     for name in ("config.json", ".secret", "spap_files.json"):
         (tmp_path / name).write_text("{}")
-    assert publish(tmp_path, OUT, overwrite=False) == OUT
+    publish(tmp_path, OUT, overwrite=False)
     assert there().keys() == {"config.json", "spap_files.json"}
     assert there()["spap_files.json"] != b"{}"

@@ -12,7 +12,7 @@ from tiny_checkpoints import BITS, write
 
 from spap_jax.checkpoint import Reader, load, locate
 from spap_jax.checkpoint.fingerprint import fingerprint
-from spap_jax.checkpoint.ranged import NOTE, AtAddress
+from spap_jax.checkpoint.orbax_files import SOURCE
 from spap_jax.errors import UserError
 from spap_jax.models.decoder import Params
 from spap_jax.parallel import mesh
@@ -61,7 +61,7 @@ def test_the_same_model_and_no_copy_of_it(store: type[stores.Frail], tmp_path: P
     cached = locate(ADDRESS)
     assert model.source.folder == cached
     assert sorted(file.name for file in cached.iterdir()) == [
-        "config.json", "generation_config.json", "model.safetensors.index.json", NOTE, "tokenizer.json",
+        "config.json", "generation_config.json", "model.safetensors.index.json", "tokenizer.json",
     ]  # fmt: skip
     assert not [path for what, path in store.done if what == "get" and path.endswith(".safetensors")]
 
@@ -159,22 +159,26 @@ def test_a_changed_checkpoint_is_another_one(store: type[stores.Frail]):
     assert fingerprint(locate(ADDRESS)) != first
 
 
-def test_a_note_in_any_other_folder_is_not_followed(store: type[stores.Frail], tmp_path: Path):
-    cached = locate(ADDRESS)
-    assert AtAddress.of(cached) is not None
-    (tmp_path / "in" / NOTE).write_text((cached / NOTE).read_text())
-    assert AtAddress.of(tmp_path / "in") is None
+def test_a_note_that_a_store_offers_is_not_followed(store: type[stores.Frail], tmp_path: Path):
+    """Of an Orbax folder all files are downloaded: none of them may send the reader to another address."""
+    note = json.dumps({"address": ADDRESS, "files": Folder(ADDRESS).files()}, default=str)
+    planted = Folder("frail://bucket/planted")
+    for name in ("spap_weights.json", "note", "files/note"):
+        planted.write(name, note.encode())
+    planted.write("config.json", (tmp_path / "in" / "config.json").read_bytes())
+    planted.write(SOURCE, b"{}")
+    store.asked.clear()
+    with pytest.raises(UserError, match="holds no weights"):
+        load(planted.address)
+    assert not store.asked
 
 
 def test_another_class_of_storage_is_no_other_model(store: type[stores.Frail], monkeypatch: pytest.MonkeyPatch):
     """Google's stores move what is read, or has not been for long, to another class, and say so in several fields."""
-    find: Any = store.find
+    ls: Any = store.ls
     told = {"generation": "1", "storageClass": "NEARLINE", "metageneration": "1"}
 
-    def found(*words, **how) -> dict:
-        return {path: about | told for path, about in find(*words, **how).items()}
-
-    monkeypatch.setattr(store, "find", found)
+    monkeypatch.setattr(store, "ls", lambda *words, **how: [about | told for about in ls(*words, **how)])
     reader, first = Reader(locate(ADDRESS)), fingerprint(locate(ADDRESS))
     told |= {"storageClass": "STANDARD", "metageneration": "2"}
     reader.check_unchanged()

@@ -36,11 +36,11 @@ class Hub:
 
     def answer(self, path: str, body: bytes) -> Any:
         """Returns the JSON answer to a request."""
-        if path == "/api/whoami-v2":
-            return {"name": "owner", "type": "user", "auth": {"accessToken": {"role": "write"}}}
         if path == "/api/repos/create":
             self.created = json.loads(body)
-            return {"url": f"{self.endpoint}/{self.created['organization']}/{self.created['name']}"}
+            name = f"{self.created['organization']}/{self.created['name']}"
+            self.models.setdefault(name, self.created.get("visibility") == "private")
+            return {"url": f"{self.endpoint}/{name}"}
         if "/preupload/" in path:
             modes = {True: "lfs", False: "regular"}
             return {

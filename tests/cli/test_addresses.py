@@ -74,8 +74,6 @@ def test_from_address_to_address(store: type[stores.Frail], tmp_path: Path, caps
 
     said = spap(capsys, "prune", *there[:-1], "frail://bucket/trained", *QUICK)
     assert "frail://bucket/trained exists: name another folder" in sentence(said)
-    said = spap(capsys, "convert", "frail://bucket/in", "--to", "orbax", "--output", "hf://owner/name")
-    assert "spap convert makes no model card" in sentence(said)
 
 
 def test_a_result_that_was_sent_in_part_is_not_taken_for_a_whole_one(store: type[stores.Frail], tmp_path: Path, capsys):

@@ -93,8 +93,6 @@ def test_an_output_that_touches_what_is_read(
         ((*WORDS["prune"], "--eval", "file:///e/text.txt", "--output", "/e"), "data file:///e/text.txt"),
         (("prune", "e/.out.resume/output", "--calibration", "wikitext2", "--output", "e/out"),
          "e/.out.resume, in which an unfinished run into e/out is kept, contains the model e/.out.resume/output"),
-        (("prune", "owner/name", "--calibration", "wikitext2", "--output", "hf://Owner/Name"),
-         "the output hf://Owner/Name is the model hf://owner/name"),
         (("prune", "gs://b/in", "--calibration", "wikitext2", "--output", "gcs://b//in/"), "is the model gs://b/in"),
         (("prune", "s3://b/x/in", "--calibration", "c4", "--output", "s3://b/x/in/out"), "lies inside the model"),
         (("prune", "./in", "--calibration", "c4:s3://b/x/text.txt", "--output", "s3://b/x"), "contains the data s3://"),

@@ -1,8 +1,5 @@
-"""``spap push``, and ``--output hf://owner/name``, against a local hub."""
+"""``spap push`` against a local hub."""
 
-import contextlib
-import re
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,8 +8,6 @@ from commands import Said, apart, left, sentence, spap, tiny, token_file
 from fake_hub import serving
 
 from spap_jax.cli import main
-from spap_jax.errors import UserError
-from spap_jax.storage.hub import check_may_write
 
 SECRET = "hf_abcdefghijklmnopqrstuvwxyz12345678"
 REPO = "owner/tiny-pruned"
@@ -78,7 +73,6 @@ def test_a_model_that_was_there_goes_with_the_same_commit(command: Command, prun
         refused = command("push", pruned, REPO, "--overwrite", "--private", endpoint=hub.endpoint)
         assert f"hf://{REPO} is public, and what is uploaded to it would be" in sentence(refused)
         assert not hub.commits
-        assert not hub.created
         hub.models[REPO] = True
         said = command("push", pruned, REPO, "--overwrite", "--private", endpoint=hub.endpoint)
     assert said.code == 0, said.err
@@ -130,96 +124,9 @@ def test_what_is_not_sent(pruned: Path, capsys):
     assert f"{pruned.parent / 'in'} has no README.md and no spap_report.json" in said
 
 
-@pytest.fixture(scope="module")
-def pruning(pruned: Path) -> list[object]:
-    """The arguments of a command, without its output."""
-    words = ["prune", pruned.parent / "in", "--data", pruned.parent / "tokens.npy", "--method", "magnitude"]
-    return [*words, "--sequence-length", 64, "--sequences", 16]
-
-
-def test_an_output_on_the_hub(command: Command, pruning: list[object], pruned: Path):
-    """The hub refuses it at first: the output is then complete locally, and the command in the message resumes."""
-    with serving(f"/api/models/{REPO}/commit") as hub:
-        hub.models[REPO], hub.there = False, ("config.json",)
-        said = command(*pruning, "--output", f"hf://{REPO}", "--overwrite", endpoint=hub.endpoint)
-        assert said.code == 2
-        assert hub.commits == []
-    told = re.search("the checkpoint is complete on this machine, and `spap (.*)` goes on from there", said.err)
-    assert told
-    words = shlex.split(told[1])
-    assert left(Path(words[1])) == left(pruned)
-    with serving() as hub:
-        hub.models[REPO], hub.there = False, ("config.json",)
-        said = command(*words, endpoint=hub.endpoint)
-        assert said.code == 0, said.err
-        assert sorted(hub.commits[0]) == sent(pruned)
-
-
-def test_an_output_on_the_hub_is_sent_in_one_commit(
-    command: Command, pruning: list[object], pruned: Path, tmp_path: Path
-):
-    with serving() as hub:
-        said = command(*pruning, "--output", f"hf://{REPO}", endpoint=hub.endpoint)
-    assert said.code == 0, said.err
-    assert said.err.splitlines()[-1] == f"wrote hf://{REPO}"
-    (files,) = hub.commits
-    assert sorted(files) == sent(pruned)
-    assert files["config.json"] == (pruned / "config.json").read_bytes()
-    assert f'from_pretrained("{REPO}")' in (files["README.md"] or b"").decode()
-    assert not [file for file in (tmp_path / "outputs").rglob("*") if file.is_file()]
-
-
-NO_WORK = ("prune", "./none", "--data", "./none.txt", "--output")
-"""What is said of the output precedes any reading: neither the model nor the data exist."""
-
-
-@pytest.mark.parametrize(
-    ("output", "expected"),
-    [
-        ("hf://name", "hf://name names no repository of the hub: give hf://owner/name, of letters"),
-        ("hf://owner/a b", "hf://owner/a b names no repository of the hub"),
-    ],
-)
-def test_the_name_of_an_output_is_looked_at_before_the_work(
-    output: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
-):
-    monkeypatch.setenv("SPAP_CACHE", str(tmp_path))
-    assert sentence(spap(capsys, *NO_WORK, output)).startswith(expected)
-
-
-@pytest.mark.parametrize(
-    ("output", "expected"),
-    [
-        ("hf://owner/there", "hf://owner/there exists, with config.json: name another"),
-        ("hf://other/name", "hf://other/name belongs to none of owner, to which this login may write"),
-    ],
-)
-def test_the_hub_is_asked_before_the_work(output: str, expected: str, command: Command):
-    with serving() as hub:
-        hub.models["owner/there"], hub.there = False, ("config.json",)
-        said = command(*NO_WORK, output, endpoint=hub.endpoint)
-    assert expected in sentence(said)
-    assert not hub.created
-
-
-@pytest.mark.parametrize(
-    ("role", "repo", "expected"),
-    [
-        ("read", "owner/name", "hf://owner/name is to be written, and the hub's token may only read: log in with one"),
-        ("write", "other/name", "hf://other/name belongs to none of owner, Club, to which this login may write"),
-        ("write", "club/name", None),
-        ("fineGrained", "other/name", None),  # the hub does not say what it may do
-    ],
-)
-def test_what_a_token_may_do(role: str, repo: str, expected: str | None):
-    login = {"name": "owner", "orgs": [{"name": "Club"}], "auth": {"accessToken": {"role": role}}}
-    with pytest.raises(UserError, match=expected) if expected else contextlib.nullcontext():
-        check_may_write(repo, login)
-
-
-def test_a_token_that_has_ended(command: Command):
-    words = ("finetune", "./none", "--data", "./none.txt", "--output", f"hf://{REPO}")
-    with serving("/api/whoami") as hub:
-        said = command(*words, endpoint=hub.endpoint)
-    assert f"the hub {hub.endpoint} refuses (" in sentence(said)
-    assert "run hf auth login" in sentence(said)
+@pytest.mark.parametrize("words", [("prune",), ("finetune",), ("convert", "--to", "orbax")])
+def test_an_output_is_no_repository_of_the_hub(words: tuple[str, ...], pruned: Path, capsys):
+    """It would be public: what is uploaded is said by a command of its own."""
+    data = () if words[0] == "convert" else ("--data", pruned.parent / "tokens.npy")
+    said = sentence(spap(capsys, *words, pruned.parent / "in", *data, "--output", f"hf://{REPO}"))
+    assert "spap push" in said

@@ -16,7 +16,7 @@ from data_cases import JOINED, TEXTS, VOCABULARY, WORDS, json_lines, read, refus
 from spap_jax.data.loading import load_tokens
 from spap_jax.data.named_sets import NAMED, Role
 from spap_jax.errors import UserError
-from spap_jax.storage import hub
+from spap_jax.storage import files
 
 FIT: Role = "calibration"
 JUDGE: Role = "evaluation"
@@ -66,7 +66,7 @@ def test_a_hub_out_of_reach_is_said_at_once_and_local_files_need_none(ask_hub: A
 def test_offline_mode_is_named_as_the_reason():
     """These processes are in it; see ``environment.py``."""
     with pytest.raises(UserError, match=r"\(HF_HUB_OFFLINE is set\)"):
-        hub.require_hub("it", "go on")
+        files.require_hub("it", "go on")
 
 
 def test_files_in_the_hub_cache_are_read_without_the_hub(ask_hub: Ask, tmp_path, tokenizer):
@@ -187,8 +187,8 @@ def test_a_data_set_of_several_parts_names_them(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "README.md").write_text("\n".join(["---", *parts, "---", ""]))
     for name in ("all", "few"):
         (tmp_path / f"{name}.jsonl").write_text('{"text": "a"}\n')
-    monkeypatch.setattr(hub, "require_hub", lambda *_: None)
+    monkeypatch.setattr(files, "require_hub", lambda *_: None)
     with pytest.raises(
         UserError, match=rf"^the hub data set {tmp_path} has the parts all, few: name one, as in .*:PART\.$"
     ):
-        hub.hub_splits(str(tmp_path), None, remedy="")
+        files.hub_splits(str(tmp_path), None, remedy="")
