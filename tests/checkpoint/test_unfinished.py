@@ -355,7 +355,7 @@ def test_another_run_is_refused_and_may_be_discarded(tmp_path: Path):
         Unfinished(tmp_path / "out", other, BLOCKS)
     assert str(refused.value) == (
         f"{folder} holds a run that was interrupted and differs from this one in sparsity (0.3, now 0.4), model, "
-        "seed (None, now 0): repeat the command as it was, or pass --no-resume to discard that run and start over."
+        "seed (None, now 0): repeat the command as it was, or pass resume=False to discard that run and start over."
     )
     assert looked_at(tmp_path / "out") == (2, False)
     with Unfinished(tmp_path / "out", other, BLOCKS, fresh=True) as unfinished:
