@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from spap_jax.errors import UserError
-from spap_jax.storage.files import Folder, is_address
+from spap_jax.storage.files import Folder
+from spap_jax.storage.location import is_address
 
 NEW = ".new"
 """Suffix of a file that is not completely written yet."""

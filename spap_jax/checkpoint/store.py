@@ -62,8 +62,7 @@ from spap_jax.models.host_arrays import is_finite
 from spap_jax.models.model import Source
 from spap_jax.parallel import mesh, processes
 from spap_jax.parallel.placement import layer_to_host
-from spap_jax.storage.files import is_address
-from spap_jax.storage.location import beside, real_path
+from spap_jax.storage.location import beside, is_address, real_path
 
 Json = dict[str, Any]
 
