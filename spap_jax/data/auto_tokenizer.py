@@ -1,7 +1,7 @@
 """The class of transformers that loads tokenizers.
 
-transformers imports PyTorch wherever it is installed, which costs a second and 0.2 GB and which tokenizers do not need.
-So commands import it without. A notebook may want the rest of transformers as well, and gets all of it.
+transformers imports PyTorch wherever it is installed, which takes time and memory and which tokenizers do not need. So
+commands import it without. A notebook may want the rest of transformers as well, and gets all of it.
 """
 
 import os

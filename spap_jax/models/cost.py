@@ -46,11 +46,7 @@ def decode_bytes(family: Family, config: DecoderConfig, batch: int, length: int,
     """Bytes read by one decoding step: every multiplied weight once, and the keys and values of ``length`` tokens.
 
     Args:
-        family: The decoder's family.
-        config: The decoder.
-        batch: Sequences decoded together.
         length: Tokens in the cache.
-        weight: Bytes per weight.
         cached: Bytes per number in the cache.
     """
     cache = 2 * batch * length * config.layers * config.kv_heads * config.head_dim

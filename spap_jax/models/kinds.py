@@ -27,8 +27,6 @@ def of_kind(name: str, value: Any, kind: type) -> Any:
     """Returns a value of config.json after checking that it is of the expected kind.
 
     Args:
-        name: The field's name.
-        value: The parsed value.
         kind: bool; int for a size; float for a finite number of at least 0, possibly an integer; str; or dict.
 
     Raises:

@@ -194,9 +194,8 @@ class Mlp(nn.Module):
 def on_one_axis(x: jax.Array) -> jax.Array:
     """Reshapes tokens [..., a] to [N, a].
 
-    The gradient of what multiplies or is added to them is a sum over all tokens. On CPUs, XLA takes up to twice as long
-    for products that sum over sequences and tokens, or of what was computed elementwise beside both axes, and up to
-    thirty times as long for sums beside an axis of length 1.
+    The gradient of what multiplies or is added to them is a sum over all tokens, which XLA computes slowly on CPUs if
+    sequences and tokens are two axes, or one of them has length 1.
     """
     return x.reshape(-1, x.shape[-1])
 

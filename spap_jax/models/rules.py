@@ -65,7 +65,6 @@ class Rule(NamedTuple):
 
         Args:
             index: A slice for each of our axes; of letters merged into one checkpoint axis, only the first may be cut.
-            sizes: Axis sizes of the full array.
 
         Raises:
             ValueError: the part is not contiguous in the checkpoint's tensor.

@@ -22,7 +22,6 @@ def path(system: System, widths: tuple[int, ...]) -> Array:
     The projection is a by-product of the exact updates of the tableau, so no width needs a factorisation.
 
     Args:
-        system: The layer, f channels.
         widths: W channel counts, descending, each below f; static.
 
     Returns:

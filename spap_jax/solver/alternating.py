@@ -177,10 +177,6 @@ def mean_products(
 
     Args:
         seen: Returns the channels h [N, f] and the targets y [N, d] of a chunk, both weighted, and sums of squares.
-        tokens: The tokens.
-        f: Number of channels.
-        d: Number of outputs.
-        squares: Shape of the sums of squares.
 
     Returns:
         Means over the tokens: of h'h [f, f] and h'y [f, d], sharded along the rows, h [f], y [d], and the squares.
@@ -271,14 +267,8 @@ def recover(
     """Runs alternating minimisation from a closed-form refit. After a rejected round, the step size is halved.
 
     Args:
-        mlp: The MLP.
-        start: Initial weights.
         errors: [] each, relative errors of ``start`` on the calibration and the held-out tokens.
-        calibration: Tokens to fit.
         held_out: Held-out tokens; may be empty (C = 0), then nothing guards against overfitting, and their error is 0.
-        schedule: Rounds, steps and step sizes.
-        ridge: Relative ridge of the closed form.
-        key: Random key for the minibatches.
     """
 
     def judged(weights: Weights) -> jax.Array:

@@ -21,7 +21,6 @@ def random(key: Array, width: int) -> Array:
     """Returns uniform random scores, [f], so that every set of channels is equally likely; the trivial baseline.
 
     Args:
-        key: Random key.
         width: Number of channels, f; static.
     """
     return jax.random.uniform(key, (width,))
@@ -79,7 +78,6 @@ def obs(system: System, keep: int) -> Array:
     yields the same result without the accumulated rounding.
 
     Args:
-        system: The layer, f channels.
         keep: Number of channels to keep, k; static.
 
     Returns:
@@ -105,7 +103,6 @@ def obs_batches(system: System, keep: int) -> Array:
     run's ridge, and float32 in place of float64.
 
     Args:
-        system: The layer, f channels.
         keep: Number of channels to keep, k; static.
 
     Returns:

@@ -24,7 +24,6 @@ class SelectorInputs(NamedTuple):
     """Inputs available to a selector.
 
     Attributes:
-        problem: The layer, f channels.
         system: Its ridged and equilibrated system.
         mean: [f] mean of each hidden channel over the calibration tokens.
         variance: [f] variance of each hidden channel over the calibration tokens.
@@ -100,10 +99,7 @@ def select_channels(method: str, layer: SelectorInputs, keep: int, search: Searc
     """Selects a layer's channels; the improving swaps are counted for every method, whether it makes swaps or not.
 
     Args:
-        method: A key of `METHODS`.
-        layer: The selector's inputs, f channels.
         keep: Number of channels to keep, k; static, as is `method`.
-        search: The search effort.
     """
     way = METHODS[method]
     return polish(layer.system, way.select(layer, keep, search), search.swap_rounds if way.swaps else 0)
@@ -116,7 +112,6 @@ def select_groups(method: str, layer: SelectorInputs, count: int, keep: int, swa
     time. The improving swaps are counted for every method.
 
     Args:
-        method: A key of `METHODS`.
         layer: The selector's inputs, f channels in groups of f / count.
         count: Number of groups; static.
         keep: Number of groups to keep; static, as is `method`.

@@ -38,7 +38,6 @@ def select(system: System, keep: int, penalty: float | Array, steps: int) -> Arr
     """Chooses the channels to keep.
 
     Args:
-        system: The layer, f channels.
         keep: Number of channels to keep, k, at least 1; static.
         penalty: Weight of the penalty on a removed channel, relative to its energy.
         steps: Number of steps in which the count of penalised channels grows to f - k, at least 1; static.
@@ -81,7 +80,6 @@ def return_gains(tableau: Tableau, slack: float | Array) -> Array:
     would suffer complete cancellation in float32, is never formed.
 
     Args:
-        tableau: The system, f channels.
         slack: 1 / penalty.
     """
     stiffness = -jnp.diagonal(tableau.matrix)

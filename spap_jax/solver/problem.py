@@ -120,7 +120,6 @@ def equilibrate(problem: Problem, ridge: float | Array) -> System:
     channel that the calibration never excites keeps its weights.
 
     Args:
-        problem: The layer, f channels.
         ridge: Pull towards the dense weights, relative to each channel's energy.
 
     Raises:
@@ -154,13 +153,7 @@ def equilibrate(problem: Problem, ridge: float | Array) -> System:
 
 
 def status_of(problem: Problem, system: System, asked: float | Array) -> Array:
-    """Checks whether moments are valid second moments: [] int32, a failure's `Status` or SOLVED.
-
-    Args:
-        problem: The layer, f channels.
-        system: Its ridged system.
-        asked: The requested ridge.
-    """
+    """Checks whether moments are valid second moments: [] int32, a failure's `Status` or SOLVED."""
     gram = problem.gram
     size = jnp.sqrt(jnp.abs(jnp.diagonal(gram)))
     return first_status(
@@ -198,7 +191,6 @@ def refit(system: System | Scaled, kept: Array | None = None) -> Array:
     """Solves for the optimal output projection of the kept channels, in the original scale.
 
     Args:
-        system: The layer, f channels.
         kept: [k] channel numbers. By default all channels are kept.
 
     Returns:
@@ -218,7 +210,6 @@ def objective(system: System | Scaled, kept: Array) -> Array:
     """Computes ``-1/2 <C_S, V_S>`` at the refitted V, []: half the ridged error of the kept channels plus a constant.
 
     Args:
-        system: The layer, f channels.
         kept: [k] channel numbers.
 
     Raises:
@@ -233,7 +224,6 @@ def relative_error(problem: Problem, kept: Array, projection: Array) -> Array:
     """Computes ``|Y - H_S V|^2 / |Y|^2``, [], without the ridge.
 
     Args:
-        problem: The layer, f channels.
         kept: [k] channel numbers.
         projection: [k,d] output projection of the kept channels, in the original scale.
 

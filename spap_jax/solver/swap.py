@@ -60,7 +60,6 @@ def polish(system: System, kept: Array, rounds: int) -> Polished:
     """Applies improving swaps, many disjoint ones per round, until none is left or all rounds are used.
 
     Args:
-        system: The layer, f channels.
         kept: [k] distinct channel numbers.
         rounds: Maximum number of rounds; 0 only counts the improving swaps. Static.
 
@@ -172,7 +171,6 @@ def _disjoint_pairs(tableau: Tableau, best: Best, fewer: int, floor: Array) -> t
 
     Args:
         tableau: The system at an infinite penalty, f channels.
-        best: The gains of all swaps.
         fewer: Number of channels on the smaller side, which limits how many pairs there are; static.
         floor: Lower bound of a Schur complement.
 

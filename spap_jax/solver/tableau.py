@@ -71,7 +71,6 @@ def pivot(tableau: Tableau, block: Array, active: Array, slack: float | Array) -
     This is a Woodbury update of A: one [b,b] inverse and 2 f^2 b + 2 f d b operations, regardless of earlier updates.
 
     Args:
-        tableau: The system, f channels.
         block: [b] distinct channel numbers.
         active: [b] mask of the channels to move.
         slack: 1 / penalty; 0 removes channels entirely.
