@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         save,
         write,
     )
-    from spap_jax.data.blocks import TokenBlocks
+    from spap_jax.data.tokens import TokenBlocks
     from spap_jax.errors import SpapWarning, UserError
     from spap_jax.models.model import Model
     from spap_jax.settings import FinetuneSettings, PruneSettings
@@ -66,7 +66,7 @@ _HOMES = dict.fromkeys(__all__, "spap_jax.api") | {
     "Model": "spap_jax.models.model",
     "PruneSettings": "spap_jax.settings",
     "SpapWarning": "spap_jax.errors",
-    "TokenBlocks": "spap_jax.data.blocks",
+    "TokenBlocks": "spap_jax.data.tokens",
     "UserError": "spap_jax.errors",
 }
 

@@ -12,9 +12,7 @@ import numpy as np
 from spap_jax import checkpoint, memory, watching
 from spap_jax.backend import peak_of_a_device
 from spap_jax.checkpoint.side_files import accounts
-from spap_jax.data.blocks import TokenBlocks, new_blocks
-from spap_jax.data.loading import load_tokens
-from spap_jax.data.repetition import warn_of_repetition
+from spap_jax.data.tokens import TokenBlocks, load_tokens, new_blocks, warn_of_repetition
 from spap_jax.errors import Notice, UserError, warn
 from spap_jax.evaluation.generation import generate
 from spap_jax.evaluation.writing import write

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spap_jax.data.blocks import check_counted, ids_of, mask_of
+from spap_jax.data.tokens import check_counted, ids_of, mask_of
 from spap_jax.errors import UserError
 from spap_jax.evaluation.perplexity import check_batch, check_length, compare
 from spap_jax.evaluation.perplexity import perplexity as window_perplexity

@@ -19,7 +19,7 @@ import spap_jax as spap
 from spap_jax import memory
 from spap_jax.api import PruneResult
 from spap_jax.cli import main
-from spap_jax.data.blocks import TokenBlocks, new_blocks
+from spap_jax.data.tokens import TokenBlocks, new_blocks
 from spap_jax.errors import Notice
 from spap_jax.evaluation.sequences import replicas_of
 from spap_jax.keywords import FinetuneChanges, PruneChanges

@@ -17,7 +17,7 @@ from benchmarks.quality.cases import LENGTH, Case
 from benchmarks.quality.methods import settings_hash, settings_of
 from benchmarks.quality.results import Key, Row
 from benchmarks.quality.scope import Cell
-from spap_jax.data.blocks import TokenBlocks
+from spap_jax.data.tokens import TokenBlocks
 from spap_jax.evaluation.perplexity import compare
 from spap_jax.planning.accelerators import mesh_named
 from spap_jax.planning.plan import Request

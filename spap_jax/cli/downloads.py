@@ -1,10 +1,7 @@
 """Files that a command reads, fetched before its work begins, and before a spinner disrupts a download's bar."""
 
 from spap_jax import checkpoint
-from spap_jax.data.mixtures import shares_of
-from spap_jax.data.named_sets import data_file
-from spap_jax.data.sources import local_file
-from spap_jax.data.texts import read_file
+from spap_jax.data.sources import data_file, local_file, read_file, shares_of
 
 
 def fetch_models(*names: str | None) -> None:

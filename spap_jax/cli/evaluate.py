@@ -102,8 +102,8 @@ def _measure_perplexity(
     batch_tokens: int,
 ) -> dict[str, Any]:
     from spap_jax.cli.texts import chosen_length
-    from spap_jax.data.loading import load_tokens
-    from spap_jax.data.named_sets import data_name
+    from spap_jax.data.sources import data_name
+    from spap_jax.data.tokens import load_tokens
     from spap_jax.evaluation.perplexity import check_finite, perplexity
     from spap_jax.storage.location import public_name
 

@@ -26,8 +26,7 @@ def inputs(
 
 def _data_places(role: str, data: str | None) -> dict[str, str | Path | None]:
     """Returns the places of data, or of the parts of a mixture."""
-    from spap_jax.data.mixtures import shares_of
-    from spap_jax.data.named_sets import data_file
+    from spap_jax.data.sources import data_file, shares_of
 
     parts = shares_of(data) if data else []
     return {

@@ -21,7 +21,7 @@ from spap_jax.cli import console
 from spap_jax.cli.prune_many import PruneRun, check_different
 from spap_jax.cli.resume_messages import layers_done, telling
 from spap_jax.cli.texts import Texts, chosen_length, perplexity_of
-from spap_jax.data.blocks import TokenBlocks
+from spap_jax.data.tokens import TokenBlocks
 from spap_jax.errors import UserError
 from spap_jax.evaluation.perplexity import check_finite
 from spap_jax.models import DecoderConfig, Params

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from spap_jax.cli import console
 
 if TYPE_CHECKING:
-    from spap_jax.data.blocks import TokenBlocks
+    from spap_jax.data.tokens import TokenBlocks
     from spap_jax.models import DecoderConfig
     from spap_jax.models.model import Model, Source
 
@@ -41,8 +41,7 @@ class Texts(NamedTuple):
         """
         import numpy as np
 
-        from spap_jax.data.loading import load_tokens
-        from spap_jax.data.repetition import warn_of_overlap, warn_of_repetition
+        from spap_jax.data.tokens import load_tokens, warn_of_overlap, warn_of_repetition
 
         common: dict[str, Any] = {
             "tokenizer": source.folder,

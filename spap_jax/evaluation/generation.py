@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike, DTypeLike
 
-from spap_jax.data.blocks import ids_of
+from spap_jax.data.tokens import ids_of
 from spap_jax.errors import UserError, option
 from spap_jax.models import DecoderConfig, decoder
 from spap_jax.models.model import Model, Source, checked

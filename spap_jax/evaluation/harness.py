@@ -16,7 +16,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, has_bos_prefix, normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from spap_jax.data.tokenizing import load_tokenizer
+from spap_jax.data.tokens import load_tokenizer
 from spap_jax.errors import UserError, warn
 from spap_jax.evaluation.generation import Sampling, check_sampling, end_tokens, named_settings
 from spap_jax.evaluation.perplexity import check_finite

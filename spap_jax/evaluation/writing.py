@@ -12,9 +12,8 @@ import jax
 import numpy as np
 
 from spap_jax.data.chat import Conversation, check_template, encode_prompt, prompts_of
-from spap_jax.data.in_memory import Data
-from spap_jax.data.sources import open_data
-from spap_jax.data.tokenizing import load_tokenizer
+from spap_jax.data.sources import Data, open_data
+from spap_jax.data.tokens import load_tokenizer
 from spap_jax.errors import UserError, option, warn
 from spap_jax.evaluation.generation import Sampling, check_sampling, end_tokens, generate, keys_of
 from spap_jax.models.model import Model, checked

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from spap_jax.data.loading import POOL
+from spap_jax.data.tokens import POOL
 from spap_jax.errors import UserError
 from spap_jax.models import DecoderConfig
 from spap_jax.models.attention import splash_accepts

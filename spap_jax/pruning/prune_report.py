@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from spap_jax.data.blocks import further_of, ids_of
+from spap_jax.data.tokens import further_of, ids_of
 from spap_jax.models import FAMILIES, cost
 from spap_jax.pruning.advice import advice
 from spap_jax.pruning.narrow import sparsities

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from spap_jax.data.blocks import TokenBlocks, check_counted, concatenated, further_of, ids_of, mask_of
+from spap_jax.data.tokens import TokenBlocks, check_counted, concatenated, further_of, ids_of, mask_of
 from spap_jax.models import DecoderConfig, Params
 from spap_jax.parallel.sequences import Sequences, chunked, fitted_of
 from spap_jax.pruning.narrow import pruned_config

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from spap_jax.data.blocks import concatenated, further_of, ids_of, mask_of, new_blocks
+from spap_jax.data.tokens import concatenated, further_of, ids_of, mask_of, new_blocks
 from spap_jax.errors import UserError, option
 from spap_jax.evaluation.generation import generate, keys_of
 from spap_jax.models.model import Model

@@ -9,7 +9,7 @@ import jax
 
 from spap_jax.checkpoint.publish import read_made
 from spap_jax.checkpoint.unfinished import Unfinished
-from spap_jax.data.blocks import TokenBlocks
+from spap_jax.data.tokens import TokenBlocks
 from spap_jax.parallel import mesh, processes
 from spap_jax.pruning.prune_report import report_of, versions
 from spap_jax.pruning.run import Begun

@@ -6,7 +6,7 @@ from typing import Any
 
 from spap_jax.checkpoint.fingerprint import fingerprint
 from spap_jax.checkpoint.unfinished import Unfinished
-from spap_jax.data.blocks import TokenBlocks
+from spap_jax.data.tokens import TokenBlocks
 from spap_jax.models.model import Model
 from spap_jax.pruning.step_store import computing
 from spap_jax.report.schema import Check, converted

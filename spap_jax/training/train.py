@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from spap_jax.data.blocks import check_counted, ids_of, mask_of
+from spap_jax.data.tokens import check_counted, ids_of, mask_of
 from spap_jax.errors import NotFiniteError, UserError, option
 from spap_jax.evaluation.perplexity import check_length
 from spap_jax.models import DecoderConfig, Params

@@ -8,7 +8,7 @@ import pytest
 from commands import left, spap, tiny, token_file
 
 from spap_jax.checkpoint.publish import files_of, left_out
-from spap_jax.data.named_sets import data_name
+from spap_jax.data.sources import data_name
 from spap_jax.storage.location import public_name
 
 SHORT = ("--sequences", "16", "--sequence-length", "32")

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from spap_jax import UserError
-from spap_jax.data.blocks import TokenBlocks
-from spap_jax.data.loading import load_tokens
+from spap_jax.data.tokens import TokenBlocks, load_tokens
 
 VOCABULARY = 40
 TEXTS = [f"w{i % 37} w{i % 11} w{i % 5} w{i % 29} w{i % 7}" for i in range(60)]

@@ -11,9 +11,9 @@ import tokenizers
 import transformers
 from data_cases import read, refused, write_parquet
 
-from spap_jax.data.blocks import new_blocks
 from spap_jax.data.chat import prompts_of
-from spap_jax.data.texts import read_file
+from spap_jax.data.sources import read_file
+from spap_jax.data.tokens import new_blocks
 from spap_jax.errors import UserError
 
 START, END = "<|im_start|>", "<|im_end|>"

@@ -59,14 +59,14 @@ def test_the_tokens_are_those_of_the_text_with_blank_lines_between_its_parts(tmp
 
 
 def test_line_ends_are_kept(tmp_path):
-    from spap_jax.data.texts import read_file
+    from spap_jax.data.sources import read_file
 
     (tmp_path / "a.txt").write_bytes(b"one\r\ntwo\n")
     assert "".join(read_file(tmp_path / "a.txt")) == "one\r\ntwo\n"  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
 def test_timestamps_stay_texts(tmp_path):
-    from spap_jax.data.texts import read_file
+    from spap_jax.data.sources import read_file
 
     (tmp_path / "a.jsonl").write_bytes(json_lines(["2020-01-01 10:00:00"] * 2))
     assert list(read_file(tmp_path / "a.jsonl")) == ["2020-01-01 10:00:00", "\n\n2020-01-01 10:00:00"]
@@ -85,7 +85,7 @@ def test_no_warning_about_a_long_text(tmp_path, tokenizer, caplog):
 
 
 def test_reading_stops_when_there_is_enough(tmp_path, tokenizer, monkeypatch):
-    monkeypatch.setattr("spap_jax.data.tokenizing.CHUNK", 100)
+    monkeypatch.setattr("spap_jax.data.tokens.CHUNK", 100)
     path = tmp_path / "a.jsonl"
     path.write_bytes(json_lines(TEXTS) + b"not JSON\n")
     assert read(path, tokenizer, sequences=2).available < len(WORDS) // 10
@@ -94,7 +94,7 @@ def test_reading_stops_when_there_is_enough(tmp_path, tokenizer, monkeypatch):
 
 
 def test_special_tokens_come_once(tmp_path, tokenizer, monkeypatch):
-    monkeypatch.setattr("spap_jax.data.tokenizing.CHUNK", 100)
+    monkeypatch.setattr("spap_jax.data.tokens.CHUNK", 100)
     path = write_parquet(tmp_path / "a.parquet", {"text": TEXTS})
     tokens = read(f"wikitext2:{path}", tokenizer, role="evaluation", sequences=None).tokens.ravel()
     assert np.flatnonzero(tokens == VOCABULARY - 1).tolist() == [0]

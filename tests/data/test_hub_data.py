@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from data_cases import JOINED, TEXTS, VOCABULARY, WORDS, json_lines, read, refused, write_parquet
 
-from spap_jax.data.loading import load_tokens
-from spap_jax.data.named_sets import NAMED, Role
+from spap_jax.data.sources import NAMED, Role
+from spap_jax.data.tokens import load_tokens
 from spap_jax.errors import UserError
 from spap_jax.storage import files
 

@@ -54,7 +54,7 @@ def test_lists_of_numbers_are_token_ids(ids):
         (iter([[1, 2]]), "row 1 of the given text is no text ([1, 2])"),
         ([], "the given array holds float64 [0]: give whole token ids"),
         ([[1, 2, 3], [4, 5]], "): give whole token ids [B, T], all sequences as long"),
-        (["", ""], "the given text holds 0 tokens"),
+        (["", ""], "the given text holds token ids [0]"),
         ({"test": ["a"]}, "the given data set has no split train or train_sft for calibration, but test"),
     ],
 )

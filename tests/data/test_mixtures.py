@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from data_cases import read, refused
 
-from spap_jax.data.mixtures import Share, shares_of
+from spap_jax.data.sources import Share, shares_of
 
 
 @pytest.fixture
@@ -74,8 +74,8 @@ def test_names(data: str, parts: list, folder: Path):
     [
         ("a.npy:0.5,b,c.npy:0.5", "'b' has no weight in the mixture a.npy:0.5,b,c.npy:0.5"),
         ("a.npy,d.npy", "'a.npy' has no weight in the mixture"),
-        ("a.npy:1,a.npy:2", "a.npy is named twice"),
-        ("a.npy:1,d.npy:0", "d.npy has the weight 0"),
+        ("a.npy:1,a.npy:2", "named twice"),
+        ("a.npy:1,d.npy:0", "has the weight 0"),
         ("a.npy:1,d.npy:100", "none of 7 sequences would be of a.npy with the weight 1"),
         ("a.npy:1,e.npy:2", "e.npy:2 is the name of a file, and data with a weight: rename the file"),
     ],

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from spap_jax import SpapWarning
-from spap_jax.data.repetition import warn_of_overlap, warn_of_repetition
+from spap_jax.data.tokens import warn_of_overlap, warn_of_repetition
 
 
 @pytest.mark.parametrize(("different", "words"), [(1, "1 distinct value"), (15, "15 distinct values")])

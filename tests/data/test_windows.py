@@ -7,9 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from spap_jax.data import tokenizing
-from spap_jax.data.loading import POOL
-from spap_jax.data.tokenizing import _chunks
+from spap_jax.data import tokens
+from spap_jax.data.tokens import POOL, _chunks
 
 BOS = VOCABULARY - 1
 
@@ -112,6 +111,6 @@ def test_all_of_a_long_sequence_is_used():
 
 @pytest.mark.parametrize(("copies", "said"), [(1, "3 of 30 windows"), (2, "3 of the first 30 windows")])
 def test_what_was_not_read_is_told(copies: int, said: str, tokenizer, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(tokenizing, "CHUNK", len(JOINED))
+    monkeypatch.setattr(tokens, "CHUNK", len(JOINED))
     found = read([JOINED + " "[: copies - 1]] * copies, tokenizer, sequences=3)
     assert said in found.description

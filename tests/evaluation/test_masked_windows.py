@@ -6,7 +6,7 @@ import pytest
 from scipy.special import log_softmax
 
 import spap_jax as spap
-from spap_jax.data.blocks import new_blocks
+from spap_jax.data.tokens import new_blocks
 from spap_jax.evaluation.perplexity import compare, perplexity
 from spap_jax.models.model import Model, Source
 

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from loads import LLAMA, config_of
 
-from spap_jax.data.blocks import new_blocks
-from spap_jax.data.loading import POOL
+from spap_jax.data.tokens import POOL, new_blocks
 from spap_jax.errors import UserError
 from spap_jax.models import cost
 from spap_jax.models.registry import FAMILIES, family_of

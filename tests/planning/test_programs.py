@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from loads import LLAMA, config_of
 
-from spap_jax.data.blocks import new_blocks
+from spap_jax.data.tokens import new_blocks
 from spap_jax.models import DecoderConfig, Params, decoder
 from spap_jax.models.model import Model, Source
 from spap_jax.parallel import mesh

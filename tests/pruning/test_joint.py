@@ -10,7 +10,7 @@ import pytest
 from pruning_cases import KEPT, SETTINGS, loss, random_tokens, tiny
 
 from spap_jax import api
-from spap_jax.data.blocks import new_blocks
+from spap_jax.data.tokens import new_blocks
 from spap_jax.errors import UserError
 from spap_jax.models import Params, decoder
 from spap_jax.pruning import joint, predictions

@@ -10,7 +10,7 @@ import pytest
 from training_cases import FULL, counting, tiny
 
 import spap_jax as spap
-from spap_jax.data.blocks import new_blocks
+from spap_jax.data.tokens import new_blocks
 from spap_jax.models import decoder
 from spap_jax.parallel import mesh
 from spap_jax.settings import PruneSettings
