@@ -9,7 +9,8 @@ from typing import Any, Unpack
 import jax
 import numpy as np
 
-from spap_jax import checkpoint, memory, watching
+from spap_jax import checkpoint, memory
+from spap_jax import progress as shown
 from spap_jax.backend import peak_of_a_device
 from spap_jax.checkpoint.side_files import accounts
 from spap_jax.data.tokens import TokenBlocks, load_tokens, new_blocks, warn_of_repetition
@@ -25,12 +26,12 @@ from spap_jax.parallel.mesh import use_mesh
 from spap_jax.parallel.placement import layer_to_host, place_params, stack_layers
 from spap_jax.planning.plan import Request
 from spap_jax.planning.preflight import settings_here
+from spap_jax.planning.workload import number_of_joint_steps
 from spap_jax.pruning.ignored import warn_of_ignored
 from spap_jax.pruning.layer_widths import allocated, check_allocation
 from spap_jax.pruning.narrow import pruned_config, warn_of_sparsity
 from spap_jax.pruning.pipeline import prune_layers
 from spap_jax.pruning.predictions import get_layer
-from spap_jax.pruning.progress import Progress
 from spap_jax.pruning.prune_card import converted_files, pruned_files
 from spap_jax.pruning.prune_report import new_report
 from spap_jax.pruning.run import resolve
@@ -138,24 +139,24 @@ def prune(
     check_allocation(model.config, narrow, settings, model_devices)
     warn_of_ignored(settings, changes)
     warn_of_sparsity(model.config, narrow, settings)
-    with use_mesh(devices, model_devices), watching.sampling(progress) as written:
+    with use_mesh(devices, model_devices), shown.counting(progress) as written:
         here = settings_here(Request(model.config, settings, len(asked), asked.shape[1], stored_bytes))
         if here.joint_blocks != settings.joint_blocks:
             many = f"{here.joint_blocks} block{'s' * (here.joint_blocks != 1)}"
             warn(f"joint steps adjust {many} at a time, as many as fit in the memory that is left.", Notice)
         settings = here
-        tokens = with_samples(tokens, lambda: model, settings, written)
+        tokens = with_samples(tokens, lambda: model, settings, functools.partial(written, "sequences written"))
     blocks = token_blocks(tokens, model.config)
     reports: list[LayerReport | Check] = []
     layers: list[Params] = []
 
     read_layer = functools.partial(get_layer, model.params["layers"])
-    shown = Progress(model.config, [settings], blocks.shape, 0)
-    with use_mesh(devices, model_devices), watching.pruning(shown, progress) as watch:
+    steps = number_of_joint_steps(model.config, settings, blocks.shape)
+    with use_mesh(devices, model_devices), shown.pruning(progress, model.config.layers, steps) as watch:
         run = allocated(resolve(model.config, model.params, read_layer, tokens, settings, narrow))
-        for step in prune_layers(run, watch.together):
+        for step in prune_layers(run, watch.step):
             reports.append(step.report)
-            watch.advance(step.report)
+            watch.report(step.report)
             layers += (layer_to_host(run.narrow, layer) for _, layer in step.final)
             del step
     params = model.params | {"layers": stack_layers(layers)}
@@ -227,7 +228,7 @@ def finetune(
     warn_of_repetition(token_blocks(tokens, model.config), "the training data")
     for each in (model, *([teacher] if teacher else [])):
         _check_finite(each)
-    with use_mesh(devices, model_devices), watching.training(settings.steps, progress) as show:
+    with use_mesh(devices, model_devices), shown.training(settings.steps, progress) as show:
 
         def watch(stage: Stage) -> None:
             show(stage.checks[-1])

@@ -222,7 +222,7 @@ def test_a_saved_result_is_what_the_command_writes(tmp_path: Path):
     text, by_command = EXAMPLES / "stories_calibration.txt", tmp_path / "command"
     words = ("--sequences", "16", "--sequence-length", "64", "--method", "fasp", "--dtype", "bfloat16")
     narrow = ("--sparsity", "0.2", "--round-to", "64")  # as `pruned`
-    assert main(["prune", str(STORIES), "--calibration", str(text), "--output", str(by_command), *words, *narrow]) == 0
+    assert main(["prune", str(STORIES), "--data", str(text), "--output", str(by_command), *words, *narrow]) == 0
     blocks = spap.load_tokens(text, tokenizer=STORIES, sequence_length=64, sequences=16, role="calibration")
     result = spap.prune(spap.load(str(STORIES)), blocks, method="fasp", sparsity=0.2, round_to=64)
     spap.save(result, tmp_path / "python", dtype="bfloat16")

@@ -45,7 +45,7 @@ def _other_amounts(rows: Iterable[Row]) -> list[str]:
     for model, sequences, windows in sorted({(row.model, row.sequences, row.windows) for row in rows}):
         asked = f"--sequences {sequences}" + ("" if windows == "all" else f" --windows {windows}")
         if (sequences, windows) != (SEQUENCES, "all"):
-            words.append(f"- {model}: with `{asked}`, and its texts as `--calibration` and `--evaluation`.")
+            words.append(f"- {model}: with `{asked}`, and its texts as `--data` and `--evaluation`.")
     return ["\n".join(words)] if words else []
 
 

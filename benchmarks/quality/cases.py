@@ -77,7 +77,7 @@ def _case(model: Path, texts: Path, calibration: Path | None, evaluation: Path |
     if known is None and not (calibration and evaluation):
         raise spap.UserError(
             f"the name of {model} tells no text (its last word is none of {', '.join(ZOO_TEXTS)}): "
-            "name --calibration and --evaluation."
+            "name --data and --evaluation."
         )
     usual = known or ("", "")
     case = Case(model, calibration or texts / usual[0], evaluation or texts / usual[1])

@@ -1,4 +1,4 @@
-"""The command line: ``spap plan | write | prune | finetune | eval | bench | report | convert | push | doctor``."""
+"""The command line, ``spap COMMAND``."""
 
 import contextlib
 import gc
@@ -26,9 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for a bug in this program; errors are one sentence on standard error. One of several processes does not return
         after an error, but exits.
     """
-    from spap_jax.cli import failures, processes, standard_streams
+    from spap_jax.cli import failures
     from spap_jax.cli.app import launch
-    from spap_jax.cli.console import notices
+    from spap_jax.cli.console import check_results, notices
 
     gc.set_threshold(*_COLLECTION)
     if arguments is None:  # the process is the command's own
@@ -42,12 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             with notices():
                 launch(words)
-            standard_streams.check_results()
+            check_results()
             return 0
         except (Exception, KeyboardInterrupt) as error:
             code, sentence = failures.failure(error, words)
     with contextlib.suppress(OSError):  # standard error itself may be on a full disk
         print(f"spap: {printable(sentence)}", file=sys.stderr)
-    if processes.of_several():
-        processes.leave(code)
+    if failures.is_one_of_several():
+        failures.leave(code)
     return code

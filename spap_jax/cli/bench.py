@@ -6,7 +6,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from spap_jax.cli import console
-from spap_jax.cli.switches import ModelName
+from spap_jax.cli.options import Count, ModelName
 from spap_jax.errors import UserError
 from spap_jax.quantities import bytes_text, count_text
 
@@ -21,10 +21,10 @@ def bench(
     other: ModelName | None = None,
     /,
     *,
-    batch: int = 1,
-    prompt: int = 512,
-    new: int = 32,
-    repeats: int = 7,
+    batch: Count = 1,
+    prompt: Count = 512,
+    new: Count = 32,
+    repeats: Count = 7,
     devices: int | None = None,
     model_devices: int | None = None,
     json: Path | None = None,
@@ -33,12 +33,12 @@ def bench(
 
     ```
     spap bench meta-llama/Llama-3.2-1B pruned
+    spap bench pruned --batch 8 --prompt 2048 --json speed.json
     ```
 
-    Reading a prompt (prefill) and writing token by token (decoding) are timed. Two models run in turn, and each pair of
-    runs gives one ratio. Each measured speed-up is shown beside the one that the arithmetic allows: prefill is bound by
-    floating-point operations, decoding by the bytes that are read for each token. Activations and the key/value cache
-    are float32 on a CPU, and of the weights' data type on a GPU or TPU.
+    Reading a prompt (prefill) and writing token by token (decoding) are timed, of two models in turn. Each speed-up is
+    shown beside the one that the arithmetic allows: prefill is bound by floating-point operations, decoding by the
+    bytes that are read for each token.
 
     Args:
         model: Checkpoint to measure: a folder, a hub id or an address.
@@ -47,22 +47,19 @@ def bench(
         prompt: Tokens that prefill reads, or fewer if the model does not have enough positions.
         new: Tokens that decoding writes.
         repeats: Number of timed runs, of which medians are shown.
-        devices: Number of devices to use; they must divide --batch, a group that shares the weights counts as one.
-            By default one such group.
+        devices: Number of devices to use; groups that share the weights must divide --batch. By default one such group.
         model_devices: Number of devices among which the weights are divided. By default as many as the weights need.
         json: JSON file to which the results are written as well.
     """
     from spap_jax import checkpoint
     from spap_jax.cli.downloads import fetch_models
-    from spap_jax.cli.json_file import check_json_place, write_json
+    from spap_jax.cli.options import check_json_place, write_json
     from spap_jax.evaluation.speed import time_generation
     from spap_jax.parallel.mesh import use_mesh
     from spap_jax.parallel.placement import bytes_of
     from spap_jax.report.schema import GenerationWorkload
 
-    if min(batch, prompt, new, repeats) < 1:
-        raise UserError("--batch, --prompt, --new and --repeats must be at least 1: give positive numbers.")
-    check_json_place(json, "spap bench")
+    check_json_place(json)
     names = [model] + ([other] if other else [])
     fetch_models(*names)
     with console.waiting(f"reading {' and '.join(names)}"):

@@ -3,7 +3,7 @@
 from contextlib import nullcontext
 from typing import Literal
 
-from spap_jax.cli.switches import ModelName, OutputPath
+from spap_jax.cli.options import ModelName, OutputPath
 
 
 def convert(

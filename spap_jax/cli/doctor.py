@@ -18,6 +18,11 @@ _MORE = ("torch", "lm_eval", "gcsfs", "s3fs", "orbax-checkpoint", "datasets", "h
 def doctor() -> None:
     """Show devices, memory and versions, and whether the hub can be reached.
 
+    ```
+    spap doctor
+    spap doctor > doctor.txt
+    ```
+
     Look here first when something goes wrong, and attach the output when you ask for help.
     """
     import jax

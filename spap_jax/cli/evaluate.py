@@ -1,12 +1,14 @@
 """``spap eval``."""
 
 import functools
+import json as json_format
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spap_jax.cli import console
-from spap_jax.cli.switches import Bos, Data, ModelName
+from spap_jax.cli.options import Bos, Count, Data, ModelName
 from spap_jax.errors import UserError
 from spap_jax.quantities import count_text
 
@@ -19,13 +21,13 @@ def eval_(
     /,
     *,
     data: Data | None = None,
-    sequence_length: int | None = None,
-    sequences: int | None = None,
+    sequence_length: Count | None = None,
+    sequences: Count | None = None,
     bos: Bos = None,
     tasks: str | None = None,
     task_path: Path | None = None,
-    limit: int | None = None,
-    batch_tokens: int = 4096,
+    limit: Count | None = None,
+    batch_tokens: Count = 4096,
     devices: int | None = None,
     model_devices: int | None = None,
     json: Path | None = None,
@@ -42,10 +44,10 @@ def eval_(
 
     Args:
         model: Checkpoint to evaluate: a folder, a hub id, or an address such as gs://bucket/model.
-        data: Text to measure perplexity on: wikitext2, c4 (or wikitext2:FILE, c4:FILE for a local copy), a data set of
-            the hub, or the path or address of a .txt, .jsonl or .parquet file, or of a .npy file of token ids. Of
-            conversations, in a column "messages", only the tokens that the assistant wrote count.
-        sequence_length: Tokens in each window. By default as many as the model's positions allow, at most 2048.
+        data: Text to measure perplexity on: wikitext2, c4, a data set of the hub, or a .txt, .jsonl, .parquet or .npy
+            file. Of chats, what the assistant wrote counts.
+        sequence_length: Tokens in each window. By default as in the run that pruned the model, or as many as its
+            positions allow, at most 2048.
         sequences: Number of windows, from the start of the text. By default all.
         bos: Begin each window with the tokenizer's beginning-of-text token. By default only for Gemma, which needs it.
         tasks: Names of tasks, separated by commas.
@@ -53,13 +55,12 @@ def eval_(
         limit: Number of examples of each task, from its start. By default all.
         batch_tokens: Tokens that a device processes at once; fewer need less memory.
         devices: Number of devices to use. By default all, but only one of a CPU's.
-        model_devices: Number of devices among which the weights are divided; it must divide the number of devices, and
-            each group of this size works on its own share of the text. By default as many as the weights need.
+        model_devices: Number of devices among which the weights are divided. By default as many as the weights need.
         json: JSON file to which the results are written as well.
     """
     from spap_jax import checkpoint
     from spap_jax.cli.downloads import fetch_data, fetch_models
-    from spap_jax.cli.json_file import check_json_place, write_json
+    from spap_jax.cli.options import check_json_place, write_json
     from spap_jax.parallel.mesh import use_mesh
     from spap_jax.parallel.placement import bytes_of, shard_params
 
@@ -70,9 +71,7 @@ def eval_(
         raise UserError(
             "--sequence-length, --sequences and --bos go with --data, --task-path and --limit with --tasks."
         )
-    if batch_tokens < 1 or (limit is not None and limit < 1):
-        raise UserError("--batch-tokens and --limit must be at least 1: give positive numbers.")
-    check_json_place(json, "spap eval")
+    check_json_place(json)
     fetch_data(data)
     fetch_models(model)
     loaded = checkpoint.load(model, checkpoint.as_stored)
@@ -83,13 +82,26 @@ def eval_(
                 return loaded.replace(params=shard_params(loaded.config, loaded.params))
 
         if data is not None:
-            result = _measure_perplexity(model, placed_model(), data, sequence_length, sequences, bos, batch_tokens)
+            length = sequence_length or _length_of_run(loaded)
+            result = _measure_perplexity(model, placed_model(), data, length, sequences, bos, batch_tokens)
         else:
-            from spap_jax.cli.tasks import measure_tasks
-
-            result = measure_tasks(model, placed_model, str(tasks), task_path, limit, batch_tokens)
+            result = _measure_tasks(model, placed_model, str(tasks), task_path, limit, batch_tokens)
     if json is not None:
         write_json(json, "spap eval", result)
+
+
+def _length_of_run(model: "Model") -> int | None:
+    """Returns the tokens per sequence of the run that pruned a model, and says so; None if there was no such run."""
+    from spap_jax.checkpoint.side_files import accounts
+
+    try:
+        length = json_format.loads(accounts(model.source)["spap_report.json"])["calibration"]["sequence_length"]
+    except (KeyError, ValueError, TypeError, RecursionError):  # none, or of another version
+        return None
+    if not isinstance(length, int) or not 0 < length <= model.config.positions:
+        return None
+    console.err.print(f"windows of {length} tokens, as in the run that pruned it (--sequence-length for others)")
+    return length
 
 
 def _measure_perplexity(
@@ -119,9 +131,9 @@ def _measure_perplexity(
             bos=bos,
         )
     start = time.perf_counter()
-    what = f"measuring perplexity on {count_text(blocks.tokens.size)} tokens"
+    work = f"measuring perplexity on {count_text(blocks.tokens.size)} tokens"
     with console.counting() as watch:
-        value = perplexity(loaded, blocks.tokens, batch_tokens, functools.partial(watch, what), blocks.mask)
+        value = perplexity(loaded, blocks.tokens, batch_tokens, functools.partial(watch, work), blocks.mask)
     check_finite(value, model)
     seconds = time.perf_counter() - start
     console.out.print(f"perplexity {value:.4f}  ({blocks.description}; {seconds:.1f} s)")
@@ -135,3 +147,73 @@ def _measure_perplexity(
         "sequence_length": length,
         "seconds": seconds,
     }
+
+
+def _measure_tasks(
+    model: str,
+    read: "Callable[[], Model]",
+    listed: str,
+    task_path: Path | None,
+    limit: int | None,
+    batch_tokens: int,
+) -> dict[str, Any]:
+    """Runs tasks and prints their table; the model is read once the tasks are known.
+
+    Returns:
+        Values for a JSON file: the harness's results, and under ``spap`` the settings and versions of this run.
+
+    Raises:
+        UserError: lm_eval is not installed, or the tasks or the model cannot be loaded.
+    """
+    try:
+        from spap_jax.evaluation import harness, tasks
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != "lm_eval":
+            raise
+        raise UserError(
+            "--tasks needs lm_eval, which is not installed: install it with pip install 'spap-jax[eval]'."
+        ) from error
+    from spap_jax.pruning.prune_report import versions
+    from spap_jax.storage.location import public_name
+
+    names = [name.strip() for name in listed.split(",") if name.strip()]
+    if not names:
+        raise UserError("--tasks names no task: give names with commas between them, for example arc_easy,piqa.")
+    with console.waiting(f"looking up {', '.join(names)}"):
+        chosen = tasks.choose_tasks(names, task_path)
+    loaded = read()
+    start = time.perf_counter()
+    with console.counting() as watch:
+        adapted = harness.HarnessModel(loaded, batch_tokens=batch_tokens, watch=watch)
+        results = tasks.run_tasks(adapted, chosen, limit)
+    seconds = time.perf_counter() - start
+    examples = "" if limit is None else f", the first {limit} examples of each"
+    console.table(f"{model}{examples}; {seconds:.1f} s", ("task", "metric", "value", "stderr"), _task_rows(results))
+    ours = {
+        "model": public_name(model),
+        "tasks": names,
+        "task_path": task_path and public_name(task_path),
+        "limit": limit,
+        "seconds": seconds,
+    }
+    of_machine = ("pretty_env_info", "git_hash", "upper_git_hash")  # which belongs in no published file
+    published = {name: value for name, value in results.items() if name not in of_machine}
+    return published | {"spap": ours | {"versions": versions()}}
+
+
+def _task_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
+    rows = []
+    for task, values in results["results"].items():
+        for key, value in values.items():
+            metric, _, filtered = key.partition(",")
+            if filtered and not metric.endswith("_stderr"):
+                name = metric if filtered == "none" else f"{metric} ({filtered})"
+                rows.append((task, name, _number(value), _number(values.get(f"{metric}_stderr,{filtered}"))))
+    return rows
+
+
+def _number(value: Any) -> str:
+    """Formats a number with four decimals, or in scientific notation if huge; empty for a missing standard error."""
+    if not isinstance(value, float):
+        return "" if value in (None, "N/A") else str(value)
+    return f"{value:.4f}" if abs(value) < 1e6 else f"{value:.3e}"

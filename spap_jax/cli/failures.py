@@ -1,19 +1,18 @@
 """Turns every exception of a command into an exit code and one sentence."""
 
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from cyclopts import CycloptsError
 
-from spap_jax.cli import processes
 from spap_jax.cli.stopping import STOPPED
 from spap_jax.errors import NotJoinedError, UserError, first_line
 
 _LESS_MEMORY = {
     "--batch-tokens": "a smaller --batch-tokens",
-    "--stream-dtype": "--stream-dtype bfloat16",
-    "--effort": "--effort low",
-    "--joint-blocks": "a smaller --joint-blocks",
+    "--joint-last": "a smaller --joint-last",
     "--sequences": "fewer --sequences",
     "--batch": "a smaller --batch",
     "--prompt": "a shorter --prompt",
@@ -21,9 +20,11 @@ _LESS_MEMORY = {
 }
 """Ways to need less memory, keyed by the option that a command must have for each."""
 
-
-_EXHAUSTED = ("RESOURCE_EXHAUSTED", "OUT_OF_MEMORY", "ALLOC_FAILED")
+_EXHAUSTED = "RESOURCE_EXHAUSTED", "OUT_OF_MEMORY", "ALLOC_FAILED"
 """What JAX, CUDA and its libraries say of memory that is not there."""
+
+_LOST = "gloo", "nccl", "unavailable", "heartbeat", "coordination service", "connection"
+"""Words of which at least one occurs in a program's error when a process that takes part in it is gone."""
 
 
 def failure(error: BaseException, words: Sequence[str]) -> tuple[int, str]:
@@ -39,17 +40,58 @@ def failure(error: BaseException, words: Sequence[str]) -> tuple[int, str]:
         return 2, str(error)
     if isinstance(error, KeyboardInterrupt):
         return 130, str(error) or "interrupted; no unfinished output is left."
-    if (lost := processes.loss(error)) is not None:
-        return lost
+    process = _process()
+    if process and _is_loss(error):
+        return STOPPED, (
+            f"{process}it ends because another one is gone ({first_line(error)}): what that one said tells why. The "
+            "same command in all of them goes on from what is kept."
+        )
     sentence = _no_device(error) or _no_memory(error, words) or _no_access(error)
     if sentence is not None:
-        return 2, f"{processes.prefix()}{sentence}"
+        return 2, f"{process}{sentence}"
     kind = type(error).__name__
     what = kind if first_line(error) == kind else f"{kind}: {first_line(error)}"
     return 1, (
-        f"{processes.prefix()}something unexpected happened ({what}), which is a fault of spap: run the same command "
-        "with --debug to see where, and please report it with what spap doctor shows."
+        f"{process}something unexpected happened ({what}), which is a fault of spap: run the same command with --debug "
+        "to see where, and please report it with what spap doctor shows."
     )
+
+
+def is_one_of_several() -> bool:
+    """Whether this process is one of several; JAX is not imported to find out."""
+    if "jax" not in sys.modules:
+        return False
+    import jax
+
+    return jax.distributed.is_initialized()  # their number must not be queried before all have joined
+
+
+def leave(code: int) -> None:
+    """Ends one of several processes at once.
+
+    A normal exit would wait for the others, which may be waiting for this one in a collective. They notice that it is
+    gone: immediately in a collective that it takes part in, otherwise after a minute without a heartbeat.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # a full disk, or a reader that is gone
+            stream.flush()
+    os._exit(code)
+
+
+def _process() -> str:
+    """Returns the prefix of messages from one of several processes; empty for a single process."""
+    if not is_one_of_several():
+        return ""
+    import jax
+
+    return f"process {jax.process_index()} of {jax.process_count()}: "
+
+
+def _is_loss(error: BaseException) -> bool:
+    """Whether an error means that another process is gone."""
+    import jax
+
+    return isinstance(error, jax.errors.JaxRuntimeError) and any(word in str(error).lower() for word in _LOST)
 
 
 def _no_device(error: BaseException) -> str | None:
@@ -70,19 +112,18 @@ def _no_access(error: BaseException) -> str | None:
 
 def _no_memory(error: BaseException, words: Sequence[str]) -> str | None:
     """Returns a message with advice if memory ran out, on the machine or on a device."""
-    if not isinstance(error, MemoryError) and not any(said in str(error) for said in _EXHAUSTED):
+    if not isinstance(error, MemoryError) and not any(word in str(error) for word in _EXHAUSTED):
         return None
     from spap_jax.cli.app import option_names
 
-    ways = [way for name, way in _LESS_MEMORY.items() if name in option_names(words)]
+    names = option_names(words)
+    ways = [way for name, way in _LESS_MEMORY.items() if name in names]
     advice = f"{', '.join(ways[:-1])} or {ways[-1]} needs less" if len(ways) > 1 else "use a machine that has more"
-    more = "" if isinstance(error, MemoryError) else _more_of_the_device()
+    more = ""
+    if not isinstance(error, MemoryError):
+        import jax
+
+        from spap_jax.backend import more_memory
+
+        more = more_memory(jax.default_backend())
     return f"there is not enough memory ({first_line(error)}): {advice}.{more}"
-
-
-def _more_of_the_device() -> str:
-    import jax
-
-    from spap_jax.backend import more_memory
-
-    return more_memory(jax.default_backend())

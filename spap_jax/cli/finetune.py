@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from spap_jax import progress
 from spap_jax.cli import console
-from spap_jax.cli.switches import Bos, Data, ModelName, OutputPath, Resume
+from spap_jax.cli.options import Bos, Count, Data, ModelName, OutputPath, Resume
 from spap_jax.cli.texts import Texts, perplexity_of
 from spap_jax.quantities import change_text, count_text, peak_text
 from spap_jax.settings import FinetuneSettings
@@ -25,8 +26,8 @@ def finetune(
     data: Data,
     output: OutputPath,
     teacher: ModelName | None = None,
-    sequences: int = 512,
-    sequence_length: int | None = None,
+    sequences: Count = 512,
+    sequence_length: Count | None = None,
     bos: Bos = None,
     eval: Data | None = None,
     overwrite: bool = False,
@@ -49,31 +50,25 @@ def finetune(
     with --full. The loss is that of the next token, or with --teacher the divergence from the dense model's
     predictions.
 
-    An interrupted run picks up where it stopped when the same command is given again: until the output is complete, the
-    state of training is kept beside it, in a folder .NAME.resume, every --check-every steps. If the output is in a
-    bucket (gs://, s3://), the run can continue on another machine. After SIGTERM it ends at once with exit code 75.
+    The same command continues an interrupted run, from a folder .NAME.resume beside the output. After SIGTERM the run
+    ends with exit code 75.
 
     Args:
         model: Checkpoint to train: a folder, a hub id, or an address such as gs://bucket/pruned.
-        data: Text to train on: wikitext2, c4, a data set of the hub, or the path or address of a .txt, .jsonl or
-            .parquet file, or of a .npy file of token ids. Of conversations, in a column "messages", what the assistant
-            wrote is learned. Several sets are mixed by weight: a.jsonl:0.7,b.txt:0.3.
-        output: Folder to write, or an address to send it to, such as gs://bucket/trained. It is either complete or
-            absent.
-        teacher: Dense checkpoint whose predictions the model learns: a folder, a hub id or an address. By default the
-            model learns to predict the text.
+        data: Text or chats to train on: wikitext2, c4, a data set of the hub, or a .txt, .jsonl, .parquet or .npy file.
+            Mix several by weight: a.jsonl:0.7,b.txt:0.3.
+        output: Folder to write, or an address to send it to, such as gs://bucket/trained. It is complete or absent.
+        teacher: Dense checkpoint whose predictions the model learns. By default it learns to predict the text.
         eval: Text on which to measure perplexity before and after training; the same kinds as --data.
-        sequences: Number of sequences, those that are held out included, drawn at random. Of long data only the
-            beginning is read, which is enough for eight times as many.
+        sequences: Number of sequences, those that are held out included, drawn at random.
         sequence_length: Tokens in each sequence. By default as many as the model's positions allow, at most 2048.
         bos: Begin each sequence with the tokenizer's beginning-of-text token. By default only for Gemma, which needs
             it.
-        overwrite: Replace the output, if it holds only files that spap wrote and that have not been changed since.
-        resume: Go on with an interrupted run of the same command. --no-resume discards what it has done and starts
-            over.
+        overwrite: Replace the output, if it holds only files that spap wrote.
+        resume: Go on with an interrupted run of the same command; --no-resume starts over.
         devices: Number of devices to use. By default all, but only one of a CPU's.
-        model_devices: Number of devices among which the weights are divided, for models that are too large for one. It
-            must divide the number of devices; each group of this size works on its own share of the sequences.
+        model_devices: Number of devices among which the weights are divided. Each such group works on its own
+            sequences.
         coordinator: HOST:PORT of process 0, for a run of several processes; "auto" on a TPU pod or under SLURM.
         processes: Number of processes of the run.
         process_id: Number of this process, from 0. Process 0 prints and writes.
@@ -84,7 +79,7 @@ def finetune(
     from spap_jax.checkpoint.unfinished import Unfinished, check_resume_folder, is_unfinished
     from spap_jax.cli.downloads import fetch_data, fetch_models
     from spap_jax.cli.inputs import inputs
-    from spap_jax.cli.processes import wait_for_others
+    from spap_jax.cli.options import wait_for_others
     from spap_jax.cli.resume_messages import telling
     from spap_jax.cli.stopping import stopping
     from spap_jax.parallel.mesh import use_mesh
@@ -136,12 +131,12 @@ def finetune(
         with kept, telling(kept, before_end, reached):
             if leads():
                 checkpoint.check_output(output, overwrite, inputs={})  # was skipped for a run that goes on
-            with use_mesh(devices, model_devices), console.training_progress(settings.steps) as progress:
+            with use_mesh(devices, model_devices), progress.training(settings.steps, console=console.err) as show:
 
                 def watch(stage: "Stage") -> None:
                     if len(stage.checks) > len(kept.told):  # an earlier process has not stored it
                         kept.add(stage.parts, asdict(stage.checks[-1]))
-                    progress(stage.checks[-1])
+                    show(stage.checks[-1])
 
                 trained, report = run(start, blocks, dense, settings, watch, stored_stage(kept))
             after = measured_on(trained, "after training")

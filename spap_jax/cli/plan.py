@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from spap_jax.cli import console
-from spap_jax.cli.switches import ModelName
+from spap_jax.cli.options import ModelName
 from spap_jax.errors import UserError
 from spap_jax.settings import FinetuneSettings, PruneSettings
 
@@ -64,7 +64,7 @@ def plan(
         settings: How to prune, as in spap prune.
     """
     from spap_jax import checkpoint
-    from spap_jax.cli.json_file import check_json_place, write_json
+    from spap_jax.cli.options import check_json_place, write_json
     from spap_jax.cli.texts import chosen_length
     from spap_jax.planning import tables
     from spap_jax.planning.accelerators import mesh_named
@@ -77,7 +77,7 @@ def plan(
         raise UserError("--compile compiles for one mesh: name it too, with --mesh v5e-8 for example.")
     if sequences < 1:
         raise UserError("--sequences must be at least 1: give a positive number.")
-    check_json_place(json, "spap plan")
+    check_json_place(json)
     meshes = [mesh_named(name).shared_among(model_devices) for name in ((mesh,) if mesh else MESHES)]
     with console.waiting(f"reading the config of {model}"):
         config, weight_bytes = checkpoint.read_config(checkpoint.locate_config(model), model)

@@ -3,11 +3,9 @@
 import functools
 from typing import Annotated, Literal
 
-from cyclopts import Parameter
-
 from spap_jax.cli import console
+from spap_jax.cli.options import Bos, Data, ModelName, OutputPath, Resume
 from spap_jax.cli.prune_many import OTHERS, SparsityOption, runs
-from spap_jax.cli.switches import Bos, Data, ModelName, OutputPath, Resume
 from spap_jax.cli.texts import Texts
 from spap_jax.settings import PruneSettings
 
@@ -16,7 +14,7 @@ def prune(
     model: ModelName,
     /,
     *,
-    data: Annotated[Data, Parameter(alias="--calibration")],  # its earlier name
+    data: Data,
     output: OutputPath,
     sparsity: SparsityOption = (PruneSettings.sparsity,),
     sequences: int = 128,
@@ -78,7 +76,7 @@ def prune(
     from spap_jax.checkpoint.unfinished import is_unfinished
     from spap_jax.cli.downloads import fetch_data, fetch_models
     from spap_jax.cli.inputs import inputs
-    from spap_jax.cli.processes import wait_for_others
+    from spap_jax.cli.options import wait_for_others
     from spap_jax.cli.prune_run import fitted_to_memory, make_checkpoints, narrow_configs, opened, reader_of
     from spap_jax.cli.stopping import stopping
     from spap_jax.parallel.mesh import use_mesh

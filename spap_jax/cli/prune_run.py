@@ -6,7 +6,7 @@ the leading one stores the blocks and writes.
 
 import functools
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
@@ -31,12 +31,13 @@ from spap_jax.parallel.processes import leads, meet, told_to_all
 from spap_jax.planning.memory import block_elements, decoder_elements
 from spap_jax.planning.plan import Request
 from spap_jax.planning.preflight import settings_here
+from spap_jax.planning.workload import number_of_joint_steps
+from spap_jax.progress import PruningProgress
 from spap_jax.pruning import joint
 from spap_jax.pruning.ignored import warn_of_ignored
 from spap_jax.pruning.layer_widths import Widths, allocated, check_allocation
 from spap_jax.pruning.narrow import pruned_config, warn_of_sparsity
 from spap_jax.pruning.pipeline import prune_layers
-from spap_jax.pruning.progress import Progress
 from spap_jax.pruning.prune_card import OWN_LOADER, pruned_files
 from spap_jax.pruning.prune_report import new_report
 from spap_jax.pruning.run import Run, resolve
@@ -73,7 +74,7 @@ class Command(NamedTuple):
     dtype: str | None
     overwrite: bool
     choices: Choices
-    progress: Progress
+    progress: PruningProgress
 
 
 def reader_of(model: str) -> checkpoint.Reader:
@@ -153,7 +154,8 @@ def opened(
         meet()  # the others do not read all weights
         blocks = with_samples(read, whole_model, settings, functools.partial(watch, "sequences written"))
     windows = len(judged.tokens) if judged else 0
-    progress = Progress(reader.config, [run.settings for run in wanted], blocks.tokens.shape, windows)
+    steps = number_of_joint_steps(reader.config, settings, blocks.tokens.shape)
+    progress = PruningProgress(reader.config.layers, steps, windows, len(wanted), console.err)
 
     @functools.cache
     def before() -> float | None:
@@ -285,8 +287,9 @@ def _prune(
         writer.outer(run.outer)
     reports: list[LayerReport | Check] = []
     layers: list[Params] = []
-    with console.layer_progress(command.progress, number) as progress, Behind() as behind:
-        for step in prune_layers(run, progress.together):
+    command.progress.begin(number)
+    with closing(command.progress) as progress, Behind() as behind:
+        for step in prune_layers(run, progress.step):
             if step.fresh:
                 store.add(step.kept, asdict(step.report))
             # No device holds a layer until it is written, or while the next one is pruned.
@@ -297,7 +300,7 @@ def _prune(
                 if judged:
                     layers.append(on_host)
             reports.append(step.report)
-            progress.advance(step.report, step.fresh)
+            progress.report(step.report, step.fresh)
             del step, settled
     if not judged or before is None:
         return reports, None

@@ -5,7 +5,7 @@ from typing import IO, Any
 
 import msgspec
 
-from spap_jax.cli.switches import Data, ModelName
+from spap_jax.cli.options import Data, ModelName
 from spap_jax.errors import UserError
 
 

@@ -1,14 +1,17 @@
-"""What the processes of a run say to each other; a run of one process has nobody to talk to.
+"""Joining the processes of a run, and what they tell each other; a run of one process has nobody to talk to.
 
-The leading process prints and writes, and decides what only it can see, as files of its own disk. All processes call
-these functions at the same places, as all have to take part.
+The leading process prints and writes, and decides what only it can see, as files on its own disk. All processes call
+the functions below `leads` at the same places, as all have to take part.
 """
 
+import functools
 import itertools
 import json
+import os
 import socket
 import zlib
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -16,11 +19,94 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental.multihost_utils import broadcast_one_to_all, process_allgather
 
-_MEETINGS = itertools.count()
-"""Numbers of the moments at which processes wait for each other; all pass them in the same order."""
+from spap_jax.errors import NotJoinedError, UserError, first_line, option
 
-_PATIENCE = 86400
-"""Seconds that a process waits for the others, of which the leading one may have much to read or to write."""
+AUTO = "auto"
+"""Coordinator address that JAX finds by itself."""
+
+_JOINING_SECONDS = 300
+"""How long the first processes wait for the last one."""
+
+_SILENT_SECONDS = 60
+"""A process without a heartbeat for this long is considered dead, and the others end too."""
+
+_BARRIER_SECONDS = 86400
+"""How long processes wait for the leading one, which may have much to read, to evaluate, to write or to upload."""
+
+_BARRIERS = itertools.count()
+"""Numbers of the barriers; all processes pass them in the same order."""
+
+
+def join(coordinator: str | None, processes: int | None, process_id: int | None) -> None:
+    """Joins the processes of one run, each with its own devices; call it before anything is computed.
+
+    Args:
+        coordinator: Host and port of the first process; "auto" on a TPU pod or under SLURM, which provide them.
+        processes: Number of processes.
+        process_id: Number of this process, from 0.
+
+    Raises:
+        NotJoinedError: the others do not join in time.
+        UserError: only some of the three are given, or they are not valid.
+    """
+    check_processes(coordinator, processes, process_id)
+    jax.config.update("jax_enable_preemption_service", False)  # it would catch SIGTERM and do nothing
+    # While JAX waits, no signal reaches Python, and after its own timeout it aborts the process: in a thread it can do
+    # neither. The thread ends with the process, which has to exit at once (``cli/failures.py``).
+    start = functools.partial(
+        jax.distributed.initialize,
+        None if coordinator == AUTO else coordinator,
+        processes,
+        process_id,
+        local_device_ids=_own_devices(),
+        initialization_timeout=2 * _JOINING_SECONDS,
+        heartbeat_timeout_seconds=_SILENT_SECONDS,
+        shutdown_timeout_seconds=_BARRIER_SECONDS,
+    )
+    try:
+        ThreadPoolExecutor(1).submit(start).result(_JOINING_SECONDS)
+    except TimeoutError:
+        others = "the other processes"
+        if processes is not None:
+            others = f"process {', '.join(str(number) for number in range(processes) if number != process_id)}"
+        raise NotJoinedError(
+            f"this process waited {_JOINING_SECONDS} s at {coordinator}, and not all others came: start the same "
+            f"command for {others} as well, and see that all of them reach process 0 at its address."
+        ) from None
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"the processes of the run could not be joined: {first_line(error)}.") from error
+
+
+def check_processes(coordinator: str | None, processes: int | None, process_id: int | None) -> None:
+    """Checks the arguments of `join`.
+
+    Raises:
+        UserError: only some of the three are given, or they are not valid.
+    """
+    if coordinator == AUTO:
+        return
+    if coordinator is None or processes is None or process_id is None:
+        raise UserError(
+            f"a run of several processes needs all of {option('coordinator')} HOST:PORT, {option('processes')} and "
+            f"{option('process_id')}; on a TPU pod or under SLURM {option('coordinator', AUTO)} is enough."
+        )
+    if not 0 <= process_id < processes:
+        raise UserError(f"there is no process {process_id} of {processes}: {option('process_id')} counts from 0.")
+    host, _, port = coordinator.rpartition(":")
+    if not (host and port.isdecimal() and 0 < int(port) < 2**16):
+        raise UserError(f"{option('coordinator', coordinator)} is not of the form HOST:PORT: name those of process 0.")
+
+
+def _own_devices() -> list[int] | None:
+    """Returns [], so that this process uses all devices that it sees, if none of them is for another process.
+
+    Under SLURM and Open MPI, JAX gives each process of a host the GPU of its number there: also where there is one
+    process for all of them, and where the launcher lets each see one GPU alone, which has the number 0 for it.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    alone = os.environ.get("SLURM_NTASKS") == os.environ.get("SLURM_STEP_NUM_NODES", "unknown")
+    alone |= os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1" or (visible != "" and "," not in visible)
+    return [] if alone and "JAX_LOCAL_DEVICE_IDS" not in os.environ else None
 
 
 def leads() -> bool:
@@ -29,7 +115,7 @@ def leads() -> bool:
 
 
 def on_this_host() -> int:
-    """The number of the run's processes on this host, which share its memory; all processes have to call this."""
+    """Returns the number of the run's processes on this host, which share its memory."""
     if jax.process_count() == 1:
         return 1
     host = np.uint32(zlib.crc32(socket.gethostname().encode()))
@@ -37,22 +123,19 @@ def on_this_host() -> int:
 
 
 def meet() -> None:
-    """Waits until all processes have come here; a collective computation waits for some minutes only."""
+    """Waits until all processes have come here; a collective computation would wait for some minutes only."""
     if jax.process_count() == 1:
         return
     from orbax.checkpoint.multihost import sync_global_processes
 
     everyone = set(range(jax.process_count()))
-    sync_global_processes(f"meeting {next(_MEETINGS)}", timeout=_PATIENCE, processes=everyone)
+    sync_global_processes(f"barrier {next(_BARRIERS)}", timeout=_BARRIER_SECONDS, processes=everyone)
 
 
 def broadcast_from_leader(arrays: dict[str, Any]) -> dict[str, Any]:
-    """Broadcasts nested dicts of numpy arrays from the leading process; all processes have to call this.
+    """Broadcasts nested dicts of numpy arrays from the leading process; those of other processes are ignored.
 
     The arrays are sent as integers of the same width: a broadcast is a sum over processes, which would turn -0 into 0.
-
-    Args:
-        arrays: The arrays of the leading process; those of other processes are ignored.
     """
     if jax.process_count() == 1:
         return arrays
@@ -60,24 +143,24 @@ def broadcast_from_leader(arrays: dict[str, Any]) -> dict[str, Any]:
     text = json.dumps({name: [a.dtype.name, a.shape] for name, a in flat.items()}).encode()
     length = int(broadcast_one_to_all(np.int32(len(text))))
     text = bytes(broadcast_one_to_all(np.frombuffer(text if leads() else bytes(length), np.uint8)))
-    given = {}
+    received = {}
     for name, (dtype, shape) in json.loads(text).items():
         array = np.asarray(flat[name], order="C") if leads() else np.zeros(shape, dtype)
-        given[name] = broadcast_one_to_all(array.view(f"u{array.itemsize}")).view(dtype)
-    return unflatten_dict(given, sep="/")
+        received[name] = broadcast_one_to_all(array.view(f"u{array.itemsize}")).view(dtype)
+    return unflatten_dict(received, sep="/")
 
 
-def told_to_all(told: Any) -> Any:
-    """Broadcasts a JSON-serialisable value from the leading process; all processes have to call this."""
-    text = np.frombuffer(json.dumps(told).encode(), np.uint8)
-    return json.loads(broadcast_from_leader({"told": text})["told"].tobytes())
+def told_to_all(value: Any) -> Any:
+    """Broadcasts a JSON value from the leading process."""
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    return json.loads(broadcast_from_leader({"text": text})["text"].tobytes())
 
 
 def known_to_all(numbers: Iterable[int]) -> set[int]:
-    """Returns those of this process's numbers that every process has; all processes have to call this."""
+    """Returns those of this process's numbers that every process has."""
     mine = set(numbers)
-    asked = told_to_all(sorted(mine))  # what the leading process does not have, not all have
-    if jax.process_count() == 1 or not asked:
-        return set(asked)
-    known = process_allgather(np.array([number in mine for number in asked]))
-    return {number for number, by_all in zip(asked, known.all(axis=0), strict=True) if by_all}
+    candidates = told_to_all(sorted(mine))  # what the leading process does not have, not all have
+    if jax.process_count() == 1 or not candidates:
+        return set(candidates)
+    known = process_allgather(np.array([number in mine for number in candidates]))
+    return {number for number, by_all in zip(candidates, known.all(axis=0), strict=True) if by_all}

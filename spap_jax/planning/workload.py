@@ -313,3 +313,9 @@ def workload(
         platform=platform,
         training=training,
     )
+
+
+def number_of_joint_steps(config: DecoderConfig, settings: PruneSettings, shape: tuple[int, int]) -> int:
+    """Returns the joint steps on calibration sequences of a shape, those that the model wrote included."""
+    even = dataclasses.replace(config, widths=None), settings.replace(allocation="uniform")
+    return workload(*even, shape[0] // (1 + settings.sampled), shape[1]).joint_steps

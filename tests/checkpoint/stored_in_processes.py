@@ -15,9 +15,9 @@ def main(folder: str, port: str, process_id: str) -> None:
     os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
     from spap_jax.checkpoint import Reader
     from spap_jax.errors import UserError
-    from spap_jax.parallel import joining, mesh, placement, processes
+    from spap_jax.parallel import mesh, placement, processes
 
-    joining.join(f"localhost:{port}", 2, int(process_id))
+    processes.join(f"localhost:{port}", 2, int(process_id))
     assert processes.on_this_host() == 2
     reader = Reader(folder)
     with mesh.use_mesh(None, 2):

@@ -42,7 +42,7 @@ def test_debug_shows_where_a_refusal_comes_from(capsys):
 @pytest.mark.parametrize(
     ("error", "words", "expected"),
     [
-        (MemoryError(), ["prune", "x"], "(MemoryError): a smaller --batch-tokens, --stream-dtype bfloat16"),
+        (MemoryError(), ["prune", "x"], "(MemoryError): a smaller --batch-tokens, "),
         (MemoryError(), ["finetune", "x"], ": a smaller --batch-tokens, fewer --sequences or weights divided among"),
         (MemoryError(), ["convert", "x"], ": use a machine that has more."),
         (RuntimeError("RESOURCE_EXHAUSTED: out of 8 bytes.\nmore"), ["bench"], ": a smaller --batch, a shorter"),
@@ -115,7 +115,7 @@ def test_a_full_disk_behind_standard_output(words: tuple[str, ...]):
 
 
 def test_a_process_leaves_at_once_although_its_output_cannot_be_written():
-    program = "import sys; from spap_jax.cli.processes import leave; sys.stdout = open('/dev/full', 'w'); print(); "
+    program = "import sys; from spap_jax.cli.failures import leave; sys.stdout = open('/dev/full', 'w'); print(); "
     program += "leave(3)"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (run.returncode, run.stderr) == (3, "")

@@ -20,7 +20,7 @@ WORDS = {
     "prune": (
         "prune",
         "v/base/dense",
-        "--calibration",
+        "--data",
         "data/ids.npy",
         "--method",
         "magnitude",
@@ -91,11 +91,11 @@ def test_an_output_that_touches_what_is_read(
         ((*WORDS["prune"], "--eval", "e/text.txt", "--output", "e"), "contains the evaluation data e/text.txt"),
         ((*WORDS["prune"], "--eval", "c4:e/text.txt", "--output", "e"), "contains the evaluation data e/text.txt"),
         ((*WORDS["prune"], "--eval", "file:///e/text.txt", "--output", "/e"), "data file:///e/text.txt"),
-        (("prune", "e/.out.resume/output", "--calibration", "wikitext2", "--output", "e/out"),
+        (("prune", "e/.out.resume/output", "--data", "wikitext2", "--output", "e/out"),
          "e/.out.resume, in which an unfinished run into e/out is kept, contains the model e/.out.resume/output"),
-        (("prune", "gs://b/in", "--calibration", "wikitext2", "--output", "gcs://b//in/"), "is the model gs://b/in"),
-        (("prune", "s3://b/x/in", "--calibration", "c4", "--output", "s3://b/x/in/out"), "lies inside the model"),
-        (("prune", "./in", "--calibration", "c4:s3://b/x/text.txt", "--output", "s3://b/x"), "contains the data s3://"),
+        (("prune", "gs://b/in", "--data", "wikitext2", "--output", "gcs://b//in/"), "is the model gs://b/in"),
+        (("prune", "s3://b/x/in", "--data", "c4", "--output", "s3://b/x/in/out"), "lies inside the model"),
+        (("prune", "./in", "--data", "c4:s3://b/x/text.txt", "--output", "s3://b/x"), "contains the data s3://"),
     ],
 )  # fmt: skip
 def test_every_input_counts_and_addresses_too(words: tuple[str, ...], expected: str, here: Path, capsys):

@@ -24,7 +24,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (dense / "generation_config.json").write_text('{"eos_token_id": 1}')
     pruned, trained, orbax = work / "pruned", work / "trained", work / "orbax"
     commands = (
-        ("prune", dense, "--calibration", ids, "--eval", ids, "--output", pruned, "--method", "wanda", *SHORT),
+        ("prune", dense, "--data", ids, "--eval", ids, "--output", pruned, "--method", "wanda", *SHORT),
         ("finetune", pruned, "--teacher", dense, "--data", ids, "--eval", ids, "--output", trained, "--steps", "2",
          *SHORT),
         ("convert", trained, "--to", "orbax", "--output", orbax),

@@ -190,7 +190,7 @@ def test_a_perplexity_that_is_none(command: str, tmp_path: Path, place: Path, ca
     ids, other = token_file(tmp_path / "ids.npy"), token_file(tmp_path / "other.npy", top=96)
     words = {
         "eval": ("eval", loud, "--data", ids, "--sequence-length", "64", "--json", place / "x.json"),
-        "prune": ("prune", loud, "--calibration", ids, "--eval", other, "--output", place / "out", *QUICK),
+        "prune": ("prune", loud, "--data", ids, "--eval", other, "--output", place / "out", *QUICK),
     }
     said = sentence(spap(capsys, *words[command]))
     assert said.startswith(f"the perplexity of {loud} is nan: its predictions overflow in float32")
@@ -199,7 +199,7 @@ def test_a_perplexity_that_is_none(command: str, tmp_path: Path, place: Path, ca
 
 def test_nothing_goes_on_from_numbers_that_overflow_in_a_later_layer(tmp_path: Path, place: Path, capsys):
     loud = edited(tmp_path / "in", model__layers__1__mlp__up_proj__weight=np.full((53, 32), 3e38, np.float32))
-    words = ("--output", place / "out", "--calibration", token_file(tmp_path / "ids.npy"), *QUICK)
+    words = ("--output", place / "out", "--data", token_file(tmp_path / "ids.npy"), *QUICK)
     said = spap(capsys, "prune", loud, *words)
     assert said.code == 2
     assert "\nlayer 1/3" in said.err

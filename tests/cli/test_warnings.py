@@ -8,7 +8,7 @@ from commands import CALIBRATION, STORIES, spap
 
 from spap_jax import memory
 
-PRUNE, FINETUNE = ("prune", STORIES, "--calibration"), ("finetune", STORIES, "--data")
+PRUNE, FINETUNE = ("prune", STORIES, "--data"), ("finetune", STORIES, "--data")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,84 @@
+"""Options that several commands share: their types, ``--json``, and those that join several processes."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+from cyclopts import Parameter, validators
+
+from spap_jax.errors import UserError
+
+Count = Annotated[int, Parameter(validator=validators.Number(gte=1, lt=2**31))]
+"""A whole number of at least one."""
+
+Seed = Annotated[int, Parameter(validator=validators.Number(gte=0, lt=2**32))]
+"""A whole number that JAX takes as a seed."""
+
+Resume = Annotated[bool, Parameter(negative="--no-resume")]
+"""A switch that is on by default; it needs its own --no-resume, since cli/app.py disables negative forms."""
+
+Bos = Annotated[bool | None, Parameter(negative="--no-bos")]
+"""A switch whose default depends on the model."""
+
+if TYPE_CHECKING:
+    ModelName = Data = OutputPath = str
+else:
+    # The value stays a string, since it may be a hub id or an address. `Path` makes shells complete it as a path.
+    ModelName, Data, OutputPath = (
+        Annotated[str | Path, Parameter(metavar=word)] for word in ("MODEL", "DATA", "FOLDER")
+    )
+
+
+def check_json_place(file: Path | None) -> None:
+    """Checks, before a long run, that a file for its results can be written; a pipe or a device is written to.
+
+    Raises:
+        UserError: the file exists, or its folder does not or may not be written to.
+    """
+    if file is None:
+        return
+    if file.is_file() or file.is_dir():
+        raise UserError(f"{file} exists: name another file.")
+    folder = file.parent
+    if not folder.is_dir() or not (file.exists() or os.access(folder, os.W_OK)):
+        raise UserError(f"{file} cannot be written: name a file in a folder that exists and may be written to.")
+
+
+def write_json(file: Path, command: str, result: dict[str, Any]) -> None:
+    """Writes the results of a command: a complete file, or none.
+
+    Raises:
+        UserError: the file exists or cannot be written.
+    """
+    check_json_place(file)
+    text = msgspec.json.encode({"written_by": command, **result}, enc_hook=_plain)  # what is not finite is null
+    is_new = not file.exists()
+    try:
+        file.write_bytes(msgspec.json.format(text, indent=1) + b"\n")
+    except OSError as error:
+        if is_new:
+            file.unlink(missing_ok=True)
+        raise UserError(f"{file} cannot be written ({error.strerror}): name another file.") from error
+
+
+def _plain(value: Any) -> Any:
+    """Converts a numpy number to a number, and other values that JSON does not support to text."""
+    return value.item() if hasattr(value, "item") else str(value)
+
+
+def wait_for_others(coordinator: str | None, processes: int | None, process_id: int | None) -> None:
+    """Joins the other processes of a run, if any, and shows whom it waits for; afterwards only one process prints.
+
+    Raises:
+        NotJoinedError, UserError: see ``processes.join``.
+    """
+    from spap_jax.cli.console import err, out, waiting
+    from spap_jax.parallel.processes import check_processes, join, leads
+
+    if any(value is not None for value in (coordinator, processes, process_id)):
+        check_processes(coordinator, processes, process_id)
+        number = "" if process_id is None else f" as process {process_id} of {processes}"
+        with waiting(f"waiting for the other processes{number}"):
+            join(coordinator, processes, process_id)
+    out.quiet = err.quiet = not leads()
