@@ -19,15 +19,15 @@ def convert(
 
     ```
     spap convert pruned --to orbax --output pruned-orbax
+    spap convert pruned-orbax --to huggingface --dtype bfloat16 --output half
     ```
 
     Args:
         model: Checkpoint to convert: a folder, a hub id or an address.
-        output: Folder to write, or an address to send it to, such as gs://bucket/model. It is either complete or
-            absent.
+        output: Folder to write, or an address to send it to, such as gs://bucket/model. It is complete or absent.
         to: Format to write.
         dtype: Data type of the weights, with --to huggingface. By default that of the source, which Orbax always keeps.
-        overwrite: Replace the output, if it holds only files that spap wrote and that have not been changed since.
+        overwrite: Replace the output, if it holds only files that spap wrote.
     """
     import jax
 

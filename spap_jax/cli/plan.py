@@ -51,8 +51,8 @@ def plan(
 
     Args:
         model: Folder with a config.json, a hub id, or an address such as gs://bucket/model. No weights are needed.
-        mesh: Devices to plan for: a TPU slice (v5e-8, as v5litepod-8, v5p-64, v6e-8) or the GPUs of one server
-            (a100x4, h100x8, h200x8). By default a few are compared.
+        mesh: Devices to plan for: a TPU slice (v5e-8, v5p-64, v6e-8) or the GPUs of one server (a100x4, h100x8,
+            h200x8). By default a few are compared.
         model_devices: Number of devices among which the weights are divided, as in spap prune.
         sequences: Number of calibration sequences.
         sequence_length: Tokens in each sequence. By default as many as the model's positions allow, at most 2048.

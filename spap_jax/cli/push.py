@@ -10,6 +10,7 @@ def push(
 
     ```
     spap push pruned your-name/Llama-3.2-1B-pruned
+    spap push pruned gs://bucket/pruned
     ```
 
     A repository of the hub is created if it does not exist. All files arrive in one commit or not at all. Log in first
@@ -22,8 +23,8 @@ def push(
         to: Repository, as owner/name, or an address such as gs://bucket/pruned.
         private: Make a new repository private; an existing one that is public is refused.
         with_report: Also upload spap_report.html, the page that spap report wrote into the folder, and its plots.
-        overwrite: Replace the model in a repository of the hub that is not empty, which keeps earlier files in its
-            history; or what is at an address, if spap sent all of its files.
+        overwrite: Replace the model in a repository of the hub, which keeps its history; or what is at an address, if all
+            of it was sent by spap.
     """
     from spap_jax.checkpoint.publish import files_of, holds_weights, left_out, publish, push_to_hub
     from spap_jax.cli.console import err, out

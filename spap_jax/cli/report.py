@@ -18,6 +18,7 @@ def report(
 
     ```
     spap report pruned
+    spap report pruned --bench speed.json --output page.html
     ```
 
     The page begins with what was removed and what it cost, and ends with the settings. It is a single file and loads

@@ -132,11 +132,12 @@ class TestPruneOfTheBundledModel:
     def test_eval_agrees_with_the_report(self, stories: Path, judged: Path, tmp_path: Path, capsys):
         report = json.loads((stories / "spap_report.json").read_text())
         found = tmp_path / "found.json"
-        words = ("--data", judged, "--sequence-length", "64", "--devices", "4", "--model-devices", "2")
+        words = ("--data", judged, "--devices", "4", "--model-devices", "2")  # in windows as the run had them
         said = spap(capsys, "eval", stories, *words, "--json", found)
         assert said.code == 0
         read = json.loads(found.read_text())
         assert read["perplexity"] == pytest.approx(report["extras"]["perplexity"]["after"], rel=1e-5)
+        assert "windows of 64 tokens" in said.err
         assert said.out.startswith(f"perplexity {read['perplexity']:.4f}  (")
         assert len(said.out.splitlines()) == 1
         assert (read["model"], read["sequence_length"]) == (stories.name, 64)

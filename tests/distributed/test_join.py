@@ -51,7 +51,7 @@ def test_nobody_joins(number: int, others: str, tmp_path: Path):
     ],
 )
 def test_what_cannot_be_joined(coordinator: str | None, count: int | None, process_id: int | None):
-    with pytest.raises(UserError, match="process|coordinator"):
+    with pytest.raises(UserError, match=r"process|coordinator"):
         check_processes(coordinator, count, process_id)
 
 
