@@ -23,8 +23,8 @@ def push(
         to: Repository, as owner/name, or an address such as gs://bucket/pruned.
         private: Make a new repository private; an existing one that is public is refused.
         with_report: Also upload spap_report.html, the page that spap report wrote into the folder, and its plots.
-        overwrite: Replace the model in a repository of the hub, which keeps its history; or what is at an address, if all
-            of it was sent by spap.
+        overwrite: Replace the model in a repository of the hub, which keeps its history; or what is at an address, if
+            all of it was sent by spap.
     """
     from spap_jax.checkpoint.publish import files_of, holds_weights, left_out, publish, push_to_hub
     from spap_jax.cli.console import err, out
