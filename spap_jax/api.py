@@ -1,4 +1,4 @@
-"""The Python API: load, prune, train, save and inspect models (`inspection`)."""
+"""The Python API: load, prune, train, save and inspect models."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -11,16 +11,18 @@ import numpy as np
 
 from spap_jax import checkpoint, memory
 from spap_jax import progress as shown
-from spap_jax.backend import peak_of_a_device
+from spap_jax.backend import peak_of_a_device, quick_compilation
 from spap_jax.checkpoint.side_files import accounts
+from spap_jax.data.token_ids import token_blocks
 from spap_jax.data.tokens import TokenBlocks, load_tokens, new_blocks, warn_of_repetition
 from spap_jax.errors import Notice, UserError, warn
 from spap_jax.evaluation.generation import generate
+from spap_jax.evaluation.inspect import divergence, logits, loss, perplexity
 from spap_jax.evaluation.writing import write
-from spap_jax.inspection import divergence, hidden, logits, loss, moments, perplexity, token_blocks
 from spap_jax.keywords import FinetuneChanges, PruneChanges, showing
 from spap_jax.models import DecoderConfig, Params
-from spap_jax.models.model import Model, checked
+from spap_jax.models.blocks import get_layer
+from spap_jax.models.model import UNKNOWN, Model, checked
 from spap_jax.numerics import first_not_finite, one_blas_thread
 from spap_jax.parallel.mesh import use_mesh
 from spap_jax.parallel.placement import layer_to_host, place_params, stack_layers
@@ -28,20 +30,20 @@ from spap_jax.planning.plan import Request
 from spap_jax.planning.preflight import settings_here
 from spap_jax.planning.workload import number_of_joint_steps
 from spap_jax.pruning.ignored import warn_of_ignored
+from spap_jax.pruning.inspect import hidden, moments
 from spap_jax.pruning.layer_widths import allocated, check_allocation
 from spap_jax.pruning.narrow import pruned_config, warn_of_sparsity
 from spap_jax.pruning.pipeline import prune_layers
-from spap_jax.pruning.predictions import get_layer
-from spap_jax.pruning.prune_card import converted_files, pruned_files
 from spap_jax.pruning.prune_report import new_report
 from spap_jax.pruning.run import resolve
 from spap_jax.pruning.sampling import with_samples
 from spap_jax.quantities import change_text
+from spap_jax.report.card import converted_files, pruned_files
 from spap_jax.report.schema import Change, Check, Extras, FinetuneReport, LayerReport, PruneReport
 from spap_jax.settings import FinetuneSettings, PruneSettings
-from spap_jax.training.engine import Stage
+from spap_jax.training.finetune import run
 from spap_jax.training.finetune_card import trained_files
-from spap_jax.training.train import run
+from spap_jax.training.loop import Stage
 
 __all__ = [
     "FinetuneResult",
@@ -139,7 +141,7 @@ def prune(
     check_allocation(model.config, narrow, settings, model_devices)
     warn_of_ignored(settings, changes)
     warn_of_sparsity(model.config, narrow, settings)
-    with use_mesh(devices, model_devices), shown.counting(progress) as written:
+    with use_mesh(devices, model_devices), quick_compilation(), shown.counting(progress) as written:
         here = settings_here(Request(model.config, settings, len(asked), asked.shape[1], stored_bytes))
         if here.joint_blocks != settings.joint_blocks:
             many = f"{here.joint_blocks} block{'s' * (here.joint_blocks != 1)}"
@@ -152,7 +154,11 @@ def prune(
 
     read_layer = functools.partial(get_layer, model.params["layers"])
     steps = number_of_joint_steps(model.config, settings, blocks.shape)
-    with use_mesh(devices, model_devices), shown.pruning(progress, model.config.layers, steps) as watch:
+    with (
+        use_mesh(devices, model_devices),
+        quick_compilation(),
+        shown.pruning(progress, model.config.layers, steps) as watch,
+    ):
         run = allocated(resolve(model.config, model.params, read_layer, tokens, settings, narrow))
         for step in prune_layers(run, watch.step):
             reports.append(step.report)
@@ -300,4 +306,9 @@ def save(
         there = converted_files(accounts(model.source), checkpoint.weight_bytes(model, dtype), stock=True)
         own = {name: content.decode() for name, content in there.items()}
     files = own | dict(files or {})
+    if checked(model).source == UNKNOWN:
+        raise UserError(
+            "a model that a jitted function returned has no source, which has its config and tokenizer: save "
+            "model.replace(source=loaded.source), with the model that spap.load returned."
+        )
     checkpoint.save(checked(model), folder, dtype=dtype, overwrite=overwrite, files=files)

@@ -26,6 +26,9 @@ _EFFORT = "jax_exec_time_optimization_effort"
 traced_for = jax.make_user_context(None)
 """``with traced_for("tpu"):`` traces the programs inside for another platform than that of this machine's devices."""
 
+one_device = jax.make_user_context(False)
+"""True inside ``mesh.use_mesh`` of one device, although there may be others."""
+
 
 def platform() -> str:
     """The platform that a program is traced for: "cpu", "tpu", "cuda" (NVIDIA from Ampere on) or "gpu" (others)."""

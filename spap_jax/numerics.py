@@ -63,15 +63,9 @@ def _are_finite(tree: Any) -> Any:
     return jax.tree.map(lambda array: jnp.isfinite(array).all(), tree)
 
 
-def step_dtype(given: str | None, on_cpu: bool | None = None) -> str:
-    """The data type of an optimizer step's products: the given one, or bfloat16, but float32 on a CPU.
-
-    Args:
-        given: The data type that was asked for; None for the default.
-        on_cpu: Whether the program runs on a CPU. By default as ``backend.platform`` says.
-    """
-    on_cpu = platform() == "cpu" if on_cpu is None else on_cpu
-    return given or ("float32" if on_cpu else "bfloat16")
+def step_dtype() -> str:
+    """The data type of an optimizer step's products: float32 on a CPU, elsewhere bfloat16."""
+    return "float32" if platform() == "cpu" else "bfloat16"
 
 
 def generation_dtype(params: Any) -> np.dtype:

@@ -25,7 +25,7 @@ from spap_jax.evaluation.sequences import replicas_of
 from spap_jax.keywords import FinetuneChanges, PruneChanges
 from spap_jax.parallel.mesh import use_mesh
 from spap_jax.parallel.sequences import fitted_of
-from spap_jax.pruning.prune_card import model_card
+from spap_jax.report.card import model_card
 from spap_jax.report.schema import Change
 
 pytestmark = pytest.mark.usefixtures("optimized")

@@ -85,7 +85,7 @@ def _result(
 ) -> dict[str, Any]:
     """Returns the results for the table and the JSON file, with a comparison if there are two models."""
     from spap_jax.evaluation.speed import arithmetic, speed_up
-    from spap_jax.pruning.prune_report import versions
+    from spap_jax.report.account import versions
 
     result: dict[str, Any] = {
         "workload": asdict(work),

@@ -37,7 +37,7 @@ def convert(
     from spap_jax.cli.downloads import fetch_models
     from spap_jax.cli.inputs import inputs
     from spap_jax.errors import UserError
-    from spap_jax.pruning.prune_card import converted_files
+    from spap_jax.report.card import converted_files
     from spap_jax.storage.location import is_address
 
     if to == "orbax" and dtype is not None:

@@ -27,7 +27,7 @@ def doctor() -> None:
     """
     import jax
 
-    from spap_jax.pruning.prune_report import versions
+    from spap_jax.report.account import versions
 
     with console.waiting("looking around"):
         limits = [(device, (device.memory_stats() or {}).get("bytes_limit")) for device in jax.devices()]

@@ -173,7 +173,7 @@ def _measure_tasks(
         raise UserError(
             "--tasks needs lm_eval, which is not installed: install it with pip install 'spap-jax[eval]'."
         ) from error
-    from spap_jax.pruning.prune_report import versions
+    from spap_jax.report.account import versions
     from spap_jax.storage.location import public_name
 
     names = [name.strip() for name in listed.split(",") if name.strip()]

@@ -16,7 +16,7 @@ from spap_jax.settings import FinetuneSettings
 if TYPE_CHECKING:
     from spap_jax.models.model import Model
     from spap_jax.report.schema import FinetuneReport
-    from spap_jax.training.engine import Stage
+    from spap_jax.training.loop import Stage
 
 
 def finetune(
@@ -87,9 +87,9 @@ def finetune(
     from spap_jax.parallel.processes import leads, meet
     from spap_jax.pruning.step_store import is_made
     from spap_jax.report.schema import Extras, FinetuneReport, Perplexities
+    from spap_jax.training.finetune import check, run
     from spap_jax.training.finetune_card import trained_files
-    from spap_jax.training.stage_store import finetune_identity, stored_stage
-    from spap_jax.training.train import check, run
+    from spap_jax.training.stage_store import finetune_identity, parts_of, restored
 
     begun = functools.partial(is_unfinished, output) if resume else None
     checkpoint.check_output(output, overwrite, inputs=inputs(model, teacher, data, eval), begun=begun)
@@ -135,10 +135,10 @@ def finetune(
 
                 def watch(stage: "Stage") -> None:
                     if len(stage.checks) > len(kept.told):  # an earlier process has not stored it
-                        kept.add(stage.parts, asdict(stage.checks[-1]))
+                        kept.add(functools.partial(parts_of, stage), asdict(stage.checks[-1]))
                     show(stage.checks[-1])
 
-                trained, report = run(start, blocks, dense, settings, watch, stored_stage(kept))
+                trained, report = run(start, blocks, dense, settings, watch, functools.partial(restored, kept))
             after = measured_on(trained, "after training")
             measured = Perplexities(judged.description, before, after) if judged and before and after else None
             if leads():

@@ -73,6 +73,7 @@ def prune(
         settings: How to prune.
     """
     from spap_jax import checkpoint
+    from spap_jax.backend import quick_compilation
     from spap_jax.checkpoint.unfinished import is_unfinished
     from spap_jax.cli.downloads import fetch_data, fetch_models
     from spap_jax.cli.inputs import inputs
@@ -95,7 +96,7 @@ def prune(
             reader = reader_of(model)
         meet()  # one process may have had to download it
         narrows = narrow_configs(reader, wanted, model_devices)
-        with use_mesh(devices, model_devices):
+        with use_mesh(devices, model_devices), quick_compilation():
             console.say_devices("pruning")
             texts = Texts(data, eval, sequences, sequence_length, bos)
             wanted = fitted_to_memory(reader, wanted, texts, fresh=not resume)

@@ -38,13 +38,13 @@ from spap_jax.pruning.ignored import warn_of_ignored
 from spap_jax.pruning.layer_widths import Widths, allocated, check_allocation
 from spap_jax.pruning.narrow import pruned_config, warn_of_sparsity
 from spap_jax.pruning.pipeline import prune_layers
-from spap_jax.pruning.prune_card import OWN_LOADER, pruned_files
 from spap_jax.pruning.prune_report import new_report
 from spap_jax.pruning.run import Run, resolve
 from spap_jax.pruning.sampling import with_samples
 from spap_jax.pruning.step_store import prune_identity, stored_steps
 from spap_jax.pruning.waves import Choices
 from spap_jax.quantities import bytes_text, change_text, count_text, duration_text, peak_text, percent_text
+from spap_jax.report.card import OWN_LOADER, pruned_files
 from spap_jax.report.schema import Change, Check, Extras, LayerReport, Perplexities, PruneReport, parsed
 
 _GIGABYTE = 10**9
@@ -198,7 +198,7 @@ def make_checkpoints(
                 console.err.print(f"sparsity {one.settings.sparsity}, {number + 1} of {len(wanted)} ...")
             dense = command.reader.config, command.reader.outer(), command.reader.layer
             run = resolve(*dense, command.blocks, one.settings, narrow, command.choices)
-            amount = functools.partial(layers_done, run.config.layers, joint.number_of_checks(joint.groups_of(run)))
+            amount = functools.partial(layers_done, run.config.layers, joint.number_of_checks(run))
             with telling(store, before_end, amount):
                 _make(one, run, command, number, store)
     if leads() and len(wanted) > 1:

@@ -65,7 +65,7 @@ def chosen_length(asked: int | None, config: "DecoderConfig") -> int:
         UserError: The requested length exceeds the positions, or is below one token.
     """
     from spap_jax.errors import UserError
-    from spap_jax.evaluation.perplexity import check_length
+    from spap_jax.models.decoder import check_length
 
     if asked is None:
         return min(2048, config.positions)

@@ -2,20 +2,21 @@
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from spap_jax.errors import NotFiniteError, UserError, option
-from spap_jax.models import DecoderConfig, Params, decoder
+from spap_jax.models import DecoderConfig, Params, decoder, loss
+from spap_jax.models.decoder import check_length
+from spap_jax.models.loss import Predictor, Target, loss_sum, next_tokens
 from spap_jax.models.model import Model
-from spap_jax.numerics import full_precision, sliced, to_slice
+from spap_jax.numerics import full_precision
 from spap_jax.parallel import collectives, mesh
 from spap_jax.parallel.placement import shard_params
 from spap_jax.settings import is_count
-from spap_jax.training.objective import Predictor, loss_sum, next_tokens, token_groups
 
 
 def perplexity(
@@ -44,18 +45,11 @@ def perplexity(
     tokens, counted = counted_windows("perplexity", tokens, mask)
     check_length(model.config, tokens.shape[1])
     params = shard_params(model.config, model.params)
-    count, begun, total = len(tokens), 0, None
-    watch(0, count)
-    for part, counts in window_batches(tokens, counted, batch_tokens):
-        before, done = total, begun
-        loss = negative_log_likelihood(model.config, params, mesh.shard_chunks(part), mesh.shard_chunks(counts))
-        total = loss if total is None else total + loss
-        begun = min(count, begun + counts.shape[0] * counts.shape[1])
-        jax.block_until_ready(before)  # meanwhile the device works on the next batch
-        watch(done, count)
-    value = float(np.exp(np.float64(total) / counted.sum()))
-    watch(count, count)
-    return value
+
+    def begin(part: np.ndarray, counts: np.ndarray) -> jax.Array:
+        return negative_log_likelihood(model.config, params, mesh.shard_chunks(part), mesh.shard_chunks(counts))
+
+    return float(np.exp(_total(begin, tokens, counted, batch_tokens, watch) / counted.sum()))
 
 
 class Comparison(NamedTuple):
@@ -101,10 +95,33 @@ def compare(
             "give a model and what was made of it."
         )
     params = shard_params(dense.config, dense.params), shard_params(pruned.config, pruned.params)
-    batches = window_batches(tokens, counted, batch_tokens)
-    total = sum(_sums(configs, params, *map(mesh.shard_chunks, each)) for each in batches)
-    loss, other, divergence, agreement = np.asarray(total, np.float64) / counted.sum()
-    return Comparison(float(np.exp(loss)), float(np.exp(other)), float(divergence), float(agreement))
+
+    def begin(part: np.ndarray, counts: np.ndarray) -> jax.Array:
+        return _compared(configs, params, mesh.shard_chunks(part), mesh.shard_chunks(counts))
+
+    dense_loss, pruned_loss, divergence, agreement = _total(begin, tokens, counted, batch_tokens) / counted.sum()
+    return Comparison(float(np.exp(dense_loss)), float(np.exp(pruned_loss)), float(divergence), float(agreement))
+
+
+def _total(
+    begin: Callable[[np.ndarray, np.ndarray], jax.Array],
+    tokens: np.ndarray,
+    counted: np.ndarray,
+    batch_tokens: int,
+    watch: Callable[[int, int], None] = lambda *_: None,
+) -> np.ndarray:
+    """Adds up in float64 what each batch sums in float32; the device works on a batch while the next is begun."""
+    count, total, waiting, done = len(tokens), np.float64(0), None, 0
+    watch(0, count)
+    for part, counts in window_batches(tokens, counted, batch_tokens):
+        now, size = begin(part, counts), counts.shape[0] * counts.shape[1]
+        if waiting is not None:
+            total = total + np.asarray(waiting, np.float64)
+            watch(done, count)
+        waiting, done = now, min(count, done + size)
+    total = total + np.asarray(waiting, np.float64)
+    watch(count, count)
+    return total
 
 
 def check_finite(value: float, name: str, what: str = "perplexity") -> None:
@@ -169,7 +186,7 @@ def negative_log_likelihood(config: DecoderConfig, params: Params, tokens: jax.A
 
     def own(batch: tuple[jax.Array, jax.Array], params: Params) -> jax.Array:
         tokens, counts = (a[0] for a in batch)
-        last = final_stream(config, params, tokens)
+        last = decoder.last_stream(config, params, tokens)
         return loss_sum(Predictor(config, params), last, next_tokens(tokens), jnp.pad(counts, ((0, 0), (0, 1))))
 
     return collectives.psum_over_chunks(own, (tokens, counts), params)
@@ -177,56 +194,17 @@ def negative_log_likelihood(config: DecoderConfig, params: Params, tokens: jax.A
 
 @functools.partial(jax.jit, static_argnames="configs")
 @full_precision
-def _sums(
+def _compared(
     configs: tuple[DecoderConfig, DecoderConfig], params: tuple[Params, Params], tokens: jax.Array, counts: jax.Array
 ) -> jax.Array:
-    """Sums the losses of both models, the divergences and the agreements over the predictions that count.
-
-    tokens: [D, b, T], counts: [D, b, T - 1] -> [4] float32.
-    """
+    """Sums both losses, the divergences and the agreements. tokens: [D, b, T], counts: [D, b, T - 1] -> [4] float32."""
 
     def own(batch: tuple[jax.Array, jax.Array], params: tuple[Params, Params]) -> jax.Array:
         tokens, counts = (a[0] for a in batch)
-        both = list(zip(configs, params, strict=True))
-        last = [final_stream(config, tree, tokens) for config, tree in both]
-
-        def add(total: jax.Array, some: Any) -> tuple[jax.Array, None]:
-            streams, following, counts = some
-            first, second = (
-                jax.nn.log_softmax(decoder.head(config, tree, x[None])[0].astype(jnp.float32))
-                for (config, tree), x in zip(both, streams, strict=True)
-            )
-            divergences = (jnp.exp(first) * (first - second)).sum(axis=-1)
-            losses = [-jnp.take_along_axis(which, following[:, None], axis=-1)[:, 0] for which in (first, second)]
-            agreements = (first.argmax(axis=-1) == second.argmax(axis=-1)).astype(jnp.float32)
-            each = jnp.stack([*losses, divergences, agreements])
-            return total + jnp.where(counts, each, 0).sum(axis=1), None
-
-        groups = token_groups((last, next_tokens(tokens), jnp.pad(counts, ((0, 0), (0, 1)))))
-        return jax.lax.scan(add, jnp.zeros(4), groups)[0]
+        dense, pruned = map(Predictor, configs, params)
+        target = Target(dense, decoder.last_stream(*dense, tokens))
+        last, counts = decoder.last_stream(*pruned, tokens), jnp.pad(counts, ((0, 0), (0, 1)))
+        found = loss.compare(pruned, last, next_tokens(tokens), counts, target)
+        return jnp.stack([found.teacher_loss, found.loss, found.divergence, found.agreement])
 
     return collectives.psum_over_chunks(own, (tokens, counts), params)
-
-
-def final_stream(config: DecoderConfig, params: Params, tokens: jax.Array) -> jax.Array:
-    """Computes the stream after the last block in float32, without gradients. tokens: [B, T] -> [B, T, d].
-
-    A `Decoder` computes the same, but a CPU's compiler converts all its blocks to float32 at once; see ``to_slice``.
-    """
-    positions = decoder.positions_in(tokens.shape)
-
-    def step(x: jax.Array, item: tuple[Params, jax.Array]) -> tuple[jax.Array, None]:
-        layer, number = item
-        return decoder.block(config, sliced(layer), x, positions, None, decoder.reach_of(config, number)), None
-
-    x = decoder.embed(config, params, tokens, positions, jnp.float32)
-    return jax.lax.scan(step, x, (to_slice(params["layers"]), jnp.arange(config.layers)))[0]
-
-
-def check_length(config: DecoderConfig, length: int) -> None:
-    """Raises UserError if sequences are longer than the model's positions."""
-    if length > config.positions:
-        raise UserError(
-            f"sequences of {length} tokens do not fit the model's {config.positions} positions; "
-            f"use a sequence length of at most {config.positions}."
-        )

@@ -21,14 +21,13 @@ from jax.typing import DTypeLike
 
 from spap_jax.errors import UserError
 from spap_jax.evaluation.generation import CACHE, Sampling, choose, decode_step, keys_at, keys_of, prefill
-from spap_jax.evaluation.perplexity import final_stream
 from spap_jax.models import DecoderConfig, decoder
+from spap_jax.models.loss import token_groups
 from spap_jax.models.model import Model
 from spap_jax.numerics import full_precision
 from spap_jax.parallel.mesh import DATA_SPEC as BATCH
 from spap_jax.parallel.mesh import check_count, check_mesh_around, mesh_size, one_device, use_mesh
 from spap_jax.parallel.placement import bytes_of, shard_params
-from spap_jax.training.objective import token_groups
 
 SHORTEST = 32
 """Minimum length to which sequences are padded, in tokens."""
@@ -186,7 +185,7 @@ def _score(
             return None, (chosen - jax.nn.logsumexp(logits, axis=-1), logits.argmax(axis=-1) == following)
 
         following = tokens[:, 1:]
-        groups = token_groups((final_stream(config, params, tokens[:, :-1]), following))
+        groups = token_groups((decoder.last_stream(config, params, tokens[:, :-1]), following))
         each = jax.lax.scan(score, None, groups)[1]
         values, greedy = (a.reshape(-1)[: following.size].reshape(following.shape) for a in each)
         return jnp.where(counted, values, 0).sum(axis=1), (greedy | ~counted).all(axis=1)

@@ -13,8 +13,8 @@ from jax.sharding import PartitionSpec as P
 
 from spap_jax.errors import UserError, option
 from spap_jax.evaluation.generation import CACHE, decode_step, prefill
-from spap_jax.evaluation.perplexity import check_length
 from spap_jax.models import Cache, Params, cost, decoder
+from spap_jax.models.decoder import check_length
 from spap_jax.models.model import Model
 from spap_jax.numerics import generation_dtype
 from spap_jax.parallel import collectives, mesh
@@ -68,7 +68,7 @@ def speed_up(before: tuple[float, ...], after: tuple[float, ...]) -> float:
 def _run(model: Model, work: GenerationWorkload) -> Callable[[], tuple[float, float]]:
     random = np.random.default_rng(0)
     tokens = mesh.shard_chunks(random.integers(0, model.config.vocabulary, (work.batch, work.prompt), np.int32))
-    config, params = decoder.laid_out(model.config, model.params, shard_params)
+    config, params = decoder.unstacked(model.config, model.params, shard_params)
     dtype = generation_dtype(model.params)
 
     def prefilled(params: Params, tokens: jax.Array) -> tuple[jax.Array, Cache]:

@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType, PartitionSpec, get_abstract_mesh
 
-from spap_jax.backend import platform
-from spap_jax.parallel import collectives, mesh
+from spap_jax.backend import one_device, platform
 
 QUERY_BLOCK = 128
 """Minimum number of queries per block; the attention scores of one block are held at once."""
@@ -55,7 +55,7 @@ def causal_attention(
     if valid is None and isinstance(offset, int) and offset == 0 and q.shape[1] == k.shape[2]:
         fused = _fused(platform(), q.dtype, q.shape[1], q.shape[3], window)
     if fused is not None:
-        return collectives.shard_map_over_heads(fused, q, k, v)
+        return on_own_heads(fused, q, k, v)
     valid = jnp.ones((k.shape[0], k.shape[2]), bool) if valid is None else valid
     return in_blocks(q, k, v, valid, offset, window)
 
@@ -67,9 +67,34 @@ def _fused(
     if platform == "cuda" and dtype in (jnp.bfloat16, jnp.float16) and head_dim % 8 == 0 and head_dim <= 128:
         return functools.partial(by_jax, implementation="cudnn", window=window)
     accepted = platform == "tpu" and dtype != jnp.float16 and splash_accepts(length, head_dim)
-    if accepted and mesh.division_is_known():  # which starts the devices of this machine where there is no mesh
+    if accepted and _division_is_known():  # which starts the devices of this machine where there is no mesh
         return functools.partial(splash, window=window)
     return None
+
+
+def _division_is_known() -> bool:
+    """Whether the program that is being traced says how it is divided among devices, or runs on one.
+
+    Elsewhere, as in ``spap.loss`` of a model that several devices share, the compiler learns it from the arrays, and
+    kernels that it cannot partition must not be in it.
+    """
+    return (get_abstract_mesh().size or 1) > 1 or one_device.value or jax.device_count() == 1
+
+
+def on_own_heads(kernel: Callable[..., jax.Array], q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Computes ``kernel(q, k, v)``, which the compiler cannot partition, on each device's own heads.
+
+    Shapes are as in `causal_attention`. Every device computes all heads if the mesh axis "model" does not divide the
+    key/value heads.
+    """
+    mesh = get_abstract_mesh()
+    free = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto}
+    if not free:
+        return kernel(q, k, v)
+    share = "model" if "model" in free and k.shape[1] % mesh.shape["model"] == 0 else None
+    queries, keys = PartitionSpec(None, None, share), PartitionSpec(None, share)
+    own = jax.shard_map(kernel, in_specs=(queries, keys, keys), out_specs=queries, axis_names=free, check_vma=False)
+    return own(q, k, v)
 
 
 def splash_accepts(length: int, head_dim: int) -> bool:

@@ -1,7 +1,6 @@
 """A decoder as pure functions of a parameter tree: embed, blocks, head; with and without a key/value cache.
 
-The tree is described in ``docs/architecture.md``. Arrays under ``layers`` are stacked [L, ...] and scanned, so compile
-time does not grow with depth.
+The tree is described in ``docs/architecture.md``. Arrays under ``layers`` are stacked [L, ...].
 """
 
 import functools
@@ -12,12 +11,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from spap_jax.models.attention import causal_attention
+from spap_jax.errors import UserError
+from spap_jax.models.blocks import Block, Params, attend_within, block, init_blocks, over_blocks, reach_of
 from spap_jax.models.config import DecoderConfig
-from spap_jax.models.layers import Attention, Mlp, Norm, affine, on_one_axis
-
-Params = dict
-"""Parameters as a nested dict of arrays."""
+from spap_jax.models.layers import Norm, affine, on_one_axis
 
 WIDTH_STEP = 64
 """MLP widths are fastest at multiples of this."""
@@ -44,106 +41,6 @@ class Embed(nn.Module):
             table = self.param("positions", init, (c.axes["p"], c.width))
             x = x + table[positions + c.position_offset].astype(dtype)
         return x
-
-
-class Block(nn.Module):
-    """Attention and MLP with their residual additions, as separate methods: pruning reads the stream between them."""
-
-    config: DecoderConfig
-
-    def setup(self) -> None:
-        """Declares the norms, attention and the MLP."""
-        if self.config.norms != ("output",):
-            self.attention_norm = Norm(self.config)
-            self.mlp_norm = Norm(self.config)
-        if "output" in self.config.norms:
-            self.attention_output_norm = Norm(self.config)
-            self.mlp_output_norm = Norm(self.config)
-        self.attention = Attention(self.config)
-        self.mlp = Mlp(self.config)
-
-    def queries_keys_values(
-        self, x: jax.Array, positions: jax.Array, kind: jax.Array | None = None
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Computes queries, keys and values. x: [B, T, d] -> q [B, T, n, h], k and v [B, m, T, h].
-
-        ``kind`` is the index of the layer's reach, if the config has several (see `reach_of`).
-        """
-        return self.attention.project_in(self.attention_norm(x) if "input" in self.config.norms else x, positions, kind)
-
-    def attended(
-        self, x: jax.Array, positions: jax.Array, valid: jax.Array | None, kind: jax.Array | None = None
-    ) -> jax.Array:
-        """Computes the input of the attention's output projection; see `__call__`. x: [B, T, d] -> [B, T, n, h]."""
-        return attend_within(self.config, *self.queries_keys_values(x, positions, kind), valid, kind=kind)
-
-    def add_attention(self, x: jax.Array, attended: jax.Array) -> jax.Array:
-        """Projects and adds the attention's output. x: [B, T, d], attended: [B, T, n, h] -> [B, T, d]."""
-        y = self.attention.project_out(attended)
-        r = x + (self.attention_output_norm(y) if "output" in self.config.norms else y)
-        return self.attention_norm(r) if "sum" in self.config.norms else r
-
-    def attend(
-        self, x: jax.Array, positions: jax.Array, valid: jax.Array | None, kind: jax.Array | None = None
-    ) -> jax.Array:
-        """Applies attention and its residual addition; see `__call__`. x: [B, T, d] -> [B, T, d]."""
-        return self.add_attention(x, self.attended(x, positions, valid, kind))
-
-    def mlp_input(self, r: jax.Array) -> jax.Array:
-        """Computes the MLP's input (X in docs/method.md). r: [..., d] -> [..., d]."""
-        return self.mlp_norm(r) if "input" in self.config.norms else r
-
-    def mlp_addition(self, y: jax.Array) -> jax.Array:
-        """Computes what is added to the residual stream from the MLP's output. y: [..., d] -> [..., d]."""
-        return self.mlp_output_norm(y) if "output" in self.config.norms else y
-
-    def finish(self, y: jax.Array) -> jax.Array:
-        """Applies what follows the MLP's residual addition. y: [..., d] -> [..., d]."""
-        return self.mlp_norm(y) if "sum" in self.config.norms else y
-
-    def feed_forward(self, r: jax.Array) -> jax.Array:
-        """Applies the MLP and its residual addition. r: [..., d] -> [..., d]."""
-        return self.finish(r + self.mlp_addition(self.mlp.project(self.mlp.hidden(self.mlp_input(r)))))
-
-    def __call__(
-        self, x: jax.Array, positions: jax.Array, valid: jax.Array | None, kind: jax.Array | None = None
-    ) -> jax.Array:
-        """Applies the block.
-
-        Args:
-            x: [B, T, d].
-            positions: [B, T].
-            valid: [B, T], or None without padding.
-            kind: Index of the layer's reach, [], if the config has several (see `reach_of`).
-
-        Returns:
-            [B, T, d].
-        """
-        return self.feed_forward(self.attend(x, positions, valid, kind))
-
-
-def reach_of(config: DecoderConfig, index: jax.Array | int) -> jax.Array | None:
-    """Returns the index of a layer's reach, [], for the blocks of a config with several; otherwise None."""
-    return None if config.layer_reaches is None else jnp.asarray(config.layer_reaches, jnp.int32)[index]
-
-
-def attend_within(
-    config: DecoderConfig,
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    valid: jax.Array | None,
-    offset: jax.Array | int = 0,
-    kind: jax.Array | None = None,
-) -> jax.Array:
-    """Computes `causal_attention` within the window of the reach with index ``kind``."""
-    size = k.shape[2]
-    windows = [None if reach.window is None or reach.window >= size else reach.window for reach in config.reaches]
-    if len(set(windows)) == 1:
-        return causal_attention(q, k, v, valid, offset, windows[0])
-    # Kernels need a window that is known when they are compiled, so each has a branch of its own.
-    branches = [functools.partial(causal_attention, offset=offset, window=window) for window in windows]
-    return jax.lax.switch(kind, branches, q, k, v, valid)
 
 
 class Head(nn.Module):
@@ -194,13 +91,13 @@ class Decoder(nn.Module):
         positions = positions_in(tokens.shape) if valid is None else token_positions(valid)
         embed = Embed(c, name="embed")
         x = embed(tokens, positions, self.dtype)
-        block = nn.remat(Block, policy=self.policy) if self.policy else Block
+        checkpoint = functools.partial(jax.checkpoint, policy=self.policy) if self.policy else lambda function: function
 
-        def step(layer: Block, x: jax.Array, kind: jax.Array | None) -> tuple[jax.Array, None]:
-            return layer(x, positions, valid, kind), None
+        def step(config: DecoderConfig, x: jax.Array, layer: Params, number: jax.Array) -> jax.Array:
+            return block(config, layer, x, positions, valid, reach_of(config, number))
 
-        scan = nn.scan(step, variable_axes={"params": 0}, split_rngs={"params": True}, length=c.layers)
-        x, _ = scan(block(c, name="layers"), x, reach_of(c, jnp.arange(c.layers)))
+        layers = self.param("layers", functools.partial(init_blocks, c))
+        x = over_blocks(c, step, x, {}, layers, checkpoint=checkpoint)
         if not logits:
             return x
         tied = embed.variables["params"]["tokens"] if c.tied else None
@@ -230,11 +127,7 @@ def init(config: DecoderConfig, key: jax.Array) -> Params:
     embed_params = Embed(config).init(embed_key, tokens, tokens, jnp.float32)["params"]
     tied = embed_params["tokens"] if config.tied else None
     head_params = Head(config).init(head_key, x, tied).get("params", {})
-    one = Block(config.reaching_like(0))
-    layers = jax.vmap(lambda k: dict(one.init(k, x, tokens, tokens == 0)["params"]))(
-        jax.random.split(layers_key, config.layers)
-    )
-    return {"embed": embed_params, "layers": layers, "head": head_params}
+    return {"embed": embed_params, "layers": init_blocks(config, layers_key), "head": head_params}
 
 
 def positions_in(shape: tuple[int, ...]) -> jax.Array:
@@ -258,16 +151,31 @@ def head(config: DecoderConfig, params: Params, x: jax.Array) -> Any:
     return Head(config).apply({"params": params["head"]}, x, tied)
 
 
-def block(config: DecoderConfig, layer: Params, *args, method=Block.__call__, updates: Params | None = None) -> Any:
-    """Applies one block, or one of its methods, with its parameters (no leading L) and low-rank updates, if any."""
-    return Block(config).apply({"params": layer} | ({"updates": updates} if updates else {}), *args, method=method)
-
-
 def forward(
     config: DecoderConfig, params: Params, tokens: jax.Array, valid: jax.Array | None, dtype=jnp.float32
 ) -> jax.Array:
     """Computes logits by a `Decoder`. tokens: [B, T], valid: [B, T], or None without padding -> [B, T, v]."""
     return Decoder(config, dtype).apply({"params": params}, tokens, valid)  # type: ignore[return-value]
+
+
+def last_stream(config: DecoderConfig, params: Params, tokens: jax.Array) -> jax.Array:
+    """Computes the stream after the last block in float32, without gradients. tokens: [B, T] -> [B, T, d]."""
+    positions = positions_in(tokens.shape)
+
+    def step(config: DecoderConfig, x: jax.Array, layer: Params, number: jax.Array) -> jax.Array:
+        return block(config, layer, x, positions, None, reach_of(config, number))
+
+    x = embed(config, params, tokens, positions, jnp.float32)
+    return over_blocks(config, step, x, params["layers"])
+
+
+def check_length(config: DecoderConfig, length: int) -> None:
+    """Raises UserError if sequences are longer than the model's positions."""
+    if length > config.positions:
+        raise UserError(
+            f"sequences of {length} tokens do not fit the model's {config.positions} positions; "
+            f"use a sequence length of at most {config.positions}."
+        )
 
 
 class Cache(NamedTuple):
@@ -297,34 +205,27 @@ def extend(
     positions = jnp.maximum(before + jnp.cumsum(valid, axis=-1) - 1, 0).astype(jnp.int32)
     x = embed(config, params, tokens, positions, cache.keys.dtype)
 
-    def step(carry, layer_and_index, config=config):
+    def step(config: DecoderConfig, carry: Any, layer: Params, number: Any) -> Any:
         x, keys, values = carry
-        layer, index = layer_and_index
-        kind = reach_of(config, index)
+        kind = reach_of(config, number)
         q, k, v = block(config, layer, x, positions, kind, method=Block.queries_keys_values)
         # The cache is part of the carry, to be updated in place; as scanned inputs and outputs it would be copied.
-        place = [jnp.int32(at) for at in (index, 0, 0, cache.length, 0)]
+        place = [jnp.int32(at) for at in (number, 0, 0, cache.length, 0)]
         keys = jax.lax.dynamic_update_slice(keys, k[None], place)
         values = jax.lax.dynamic_update_slice(values, v[None], place)
-        attended = attend_within(config, q, keys[index], values[index], seen, cache.length, kind)
+        attended = attend_within(config, q, keys[number], values[number], seen, cache.length, kind)
         r = block(config, layer, x, attended, method=Block.add_attention)
-        return (block(config, layer, r, method=Block.feed_forward), keys, values), None
+        return block(config, layer, r, method=Block.feed_forward), keys, values
 
-    carry, layers = (x, cache.keys, cache.values), params["layers"]
-    if isinstance(layers, tuple):
-        for layer, index in zip(layers, range(config.layers), strict=True):
-            carry, _ = step(carry, (layer, index), config.of_layer(index))
-    else:
-        carry, _ = jax.lax.scan(step, carry, (layers, jnp.arange(config.layers)))
-    x, keys, values = carry
+    x, keys, values = over_blocks(config, step, (x, cache.keys, cache.values), params["layers"])
     logits = head(config, params, x[:, -1:])[:, 0]
     return logits, Cache(keys, values, seen, jnp.int32(cache.length + tokens.shape[1]))
 
 
-def laid_out(
+def unstacked(
     config: DecoderConfig, params: Params, place: Callable[[DecoderConfig, Params], Params] = lambda _, params: params
 ) -> tuple[DecoderConfig, Params]:
-    """Lays out a decoder for speed: pads MLP widths with zero channels and unstacks the layers.
+    """Unstacks the layers of a decoder for speed, and pads MLP widths with zero channels.
 
     Matrix products are a few percent faster at widths that are multiples of ``WIDTH_STEP``, and a channel with zero
     weights does not change the output. XLA:CPU copies each layer's weights out of a stack before it multiplies by them,

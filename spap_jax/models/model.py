@@ -4,12 +4,13 @@ import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import jax
 
 from spap_jax.errors import UserError
 from spap_jax.models import FAMILIES, DecoderConfig, Family, Params, cost
+from spap_jax.numerics import is_concrete
 from spap_jax.quantities import count_text, range_text
 
 
@@ -39,6 +40,23 @@ class Source:
         return self.folder.resolve() if self.folder and self.accounts is None else None
 
 
+UNKNOWN = Source("a model from a jitted function", None, "{}")
+"""The source of a model that a jitted function returned: the function may have been compiled for another model."""
+
+
+class _Aside:
+    """Holds a value beside a tree's structure: two are always equal."""
+
+    def __init__(self, value: Source) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Aside)
+
+    def __hash__(self) -> int:
+        return 0
+
+
 class ModelChanges(TypedDict, total=False):
     """The fields of `Model`, for ``Model.replace``."""
 
@@ -47,14 +65,16 @@ class ModelChanges(TypedDict, total=False):
     source: Source
 
 
-@jax.tree_util.register_dataclass
+@jax.tree_util.register_pytree_with_keys_class
 @dataclass(frozen=True, eq=False, repr=False)
 class Model:
     """A decoder, as ``spap.load`` returns it and ``spap.save`` accepts it.
 
-    A model is a JAX pytree. Its leaves are the arrays of ``params``; ``config`` and ``source`` are static, so that a
-    jitted function compiles once for all models of the same config and source. ``jax.grad`` with respect to a model
-    returns a model that holds the gradients. Two models are equal only if they are the same object.
+    A model is a JAX pytree whose leaves are the arrays of ``params``. Only ``config`` is static: a jitted function
+    compiles once for all models of a config, and ``jax.tree.map`` takes several of them, of which the first gives the
+    result its source. A model that a jitted function returns has the source `UNKNOWN`; ``replace`` gives it another.
+    ``jax.grad`` with respect to a model returns a model that holds the gradients. Two models are equal only if they are
+    the same object.
 
     Attributes:
         config: Sizes and options of the decoder.
@@ -62,9 +82,19 @@ class Model:
         source: Where the model came from.
     """
 
-    config: DecoderConfig = dataclasses.field(metadata={"static": True})
+    config: DecoderConfig
     params: Params
-    source: Source = dataclasses.field(metadata={"static": True})
+    source: Source
+
+    def tree_flatten_with_keys(self) -> tuple[Any, tuple[DecoderConfig, _Aside]]:
+        """Returns the parameters, and what is static."""
+        return ((jax.tree_util.GetAttrKey("params"), self.params),), (self.config, _Aside(self.source))
+
+    @classmethod
+    def tree_unflatten(cls, static: tuple[DecoderConfig, _Aside], children: tuple[Params]) -> "Model":
+        """Inverts `tree_flatten_with_keys`."""
+        (params,), (config, source) = children, static
+        return cls(config, params, source.value if is_concrete(params) else UNKNOWN)
 
     @property
     def family(self) -> Family:

@@ -11,17 +11,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec, get_abstract_mesh
 
-from spap_jax.backend import platform
 from spap_jax.parallel.mesh import (
     DATA,
     DATA_SPEC,
     MODEL,
     constrain_replicated,
     data_size,
-    free_axes,
     mesh_size,
     model_size,
-    model_spec,
     row_axes,
     shard_rows,
     shards_evenly,
@@ -90,28 +87,6 @@ def shard_map_over_data(function: Callable[..., Any], given: tuple[Any, ...], ou
     return jax.shard_map(function, in_specs=given, out_specs=out, axis_names={DATA}, check_vma=False)
 
 
-def shard_map_over_heads(kernel: Callable[..., jax.Array], q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Computes ``kernel(q, k, v)``, which the compiler cannot partition, on each device's own heads.
-
-    Args:
-        kernel: Attention whose heads are independent of each other.
-        q: [B, T, n, h].
-        k: [B, m, S, h].
-        v: [B, m, S, h].
-
-    Returns:
-        [B, T, n, h]; all heads on every device if the key/value heads cannot be divided evenly.
-    """
-    free = free_axes()
-    if not free:
-        return kernel(q, k, v)
-    shares = model_spec(k.shape[1], 1) if MODEL in free else PartitionSpec()
-    mine = PartitionSpec(None, None, *shares[1:])
-    return jax.shard_map(kernel, in_specs=(mine, shares, shares), out_specs=mine, axis_names=free, check_vma=False)(
-        q, k, v
-    )
-
-
 def take_from_chunks(chunks: Any, places: tuple[jax.Array, ...]) -> Any:
     """Picks items [P, ...] from chunks [C, B, ...]; they are sharded if P can be divided evenly.
 
@@ -133,39 +108,6 @@ def take_from_chunks(chunks: Any, places: tuple[jax.Array, ...]) -> Any:
         return jax.lax.psum_scatter(picked, DATA, tiled=True) if evenly else jax.lax.psum(picked, DATA)
 
     given = DATA_SPEC if evenly else PartitionSpec()
-    return jax.tree.map(shard_map_over_data(own, (DATA_SPEC,), given), chunks)
-
-
-def take_large_from_chunks(chunks: Any, places: tuple[jax.Array, ...]) -> Any:
-    """Like `take_from_chunks`, one item after the other.
-
-    Together, large items would take as much memory on each device as there are devices, and a gather of them by a TPU
-    copies all that it picks from. CPUs take them together: they may run independent loops at the same time, and the
-    collectives of two processes would meet in different orders.
-    """
-    if platform() == "cpu":
-        return take_from_chunks(chunks, places)
-    count = len(places[0])
-    if not shards_evenly(chunks):
-        return jax.tree.map(lambda a: jax.lax.map(lambda place: a[place], places), chunks)
-    share = count // data_size() if count % data_size() == 0 else count
-
-    def own(a: jax.Array) -> jax.Array:
-        me = jax.lax.axis_index(DATA)
-
-        def pick(kept: jax.Array, numbered: tuple[jax.Array, tuple[jax.Array, ...]]) -> tuple[jax.Array, None]:
-            number, (chunk, *others) = numbered
-            chunk = chunk - me * len(a)
-            item = a[(jnp.clip(chunk, 0, len(a) - 1), *others)]
-            item = jax.lax.psum(jnp.where((chunk >= 0) & (chunk < len(a)), item, 0), DATA).astype(a.dtype)
-            slot = number % share
-            wanted = (share == count) | (number // share == me)
-            return kept.at[slot].set(jnp.where(wanted, item, kept[slot])), None
-
-        empty = jnp.zeros((share, *a.shape[len(places) :]), a.dtype)
-        return jax.lax.scan(pick, empty, (jnp.arange(count), places))[0]
-
-    given = PartitionSpec() if share == count else DATA_SPEC
     return jax.tree.map(shard_map_over_data(own, (DATA_SPEC,), given), chunks)
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, get_abstract_mesh, get_mesh
 
-from spap_jax.backend import quick_compilation
+from spap_jax.backend import one_device
 from spap_jax.errors import UserError, option
 from spap_jax.parallel.program import describe, is_dry
 from spap_jax.settings import is_count
@@ -34,9 +34,6 @@ DATA_SPEC = PartitionSpec(DATA)
 
 _AT_ONCE = 2**30
 """Bytes that are replicated on every device at once, on their way to the hosts."""
-
-one_device = jax.make_user_context(False)
-"""True inside `use_mesh` of one device, although there may be others."""
 
 _FOR_WEIGHTS = 0.7
 """Maximum fraction of a device's memory for weights; the rest is for what is computed with them."""
@@ -101,7 +98,6 @@ def use_mesh(count: int | None, model: int | None = 1, weights: int = 0, groups:
         )
     with (
         jax.enable_x64(False),  # programs that name no type mean one of 32 bits
-        quick_compilation(),
         one_device(True) if count == 1 else jax.set_mesh(arranged(there[:count], model)),
     ):
         yield
@@ -300,15 +296,6 @@ def _start_of(index: Any) -> str:
 def to_process(tree: Any) -> Any:
     """Brings arrays to this process, for what it computes without the others; all processes have to call this."""
     return tree if jax.process_count() == 1 else to_host(tree)
-
-
-def division_is_known() -> bool:
-    """Whether the program that is being traced says how it is divided among devices, or runs on one.
-
-    Elsewhere, as in ``spap.loss`` of a model that several devices share, the compiler learns it from the arrays, and
-    kernels that it cannot partition must not be in it.
-    """
-    return mesh_size() > 1 or one_device.value or jax.device_count() == 1
 
 
 def constrain_replicated(array: jax.Array) -> jax.Array:

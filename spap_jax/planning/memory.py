@@ -5,15 +5,15 @@ XLA: the multiples below were read from compiled programs, and ``tests/planning/
 with XLA's own memory analysis.
 """
 
+import dataclasses
 import math
 
 from spap_jax.models import FAMILIES, DecoderConfig
 from spap_jax.models.attention import query_blocks
+from spap_jax.models.loss import HEAD_TOKENS
 from spap_jax.planning.workload import Workload
 from spap_jax.solver.swap import BLOCK
 from spap_jax.solver.tableau import PANEL
-from spap_jax.training.objective import HEAD_TOKENS
-from spap_jax.training.shortlist import shortened
 
 Parts = dict[str, float]
 """Bytes by part: weights, streams, moments, solver, gradients, activations."""
@@ -167,7 +167,9 @@ _UNROLLED = 3
 def _predicting(load: Workload) -> DecoderConfig:
     """The part of the decoder that one device holds, with the head that makes the logits of steps."""
     predicted = load.predicted
-    return shortened(load.mine.tail, predicted if predicted % load.sharers else predicted // load.sharers)
+    return dataclasses.replace(
+        load.mine.tail, vocabulary=predicted // (1 if predicted % load.sharers else load.sharers)
+    )
 
 
 def _moved_at_once(load: Workload) -> float:
@@ -195,7 +197,7 @@ def joint_bytes(load: Workload) -> tuple[float, float]:
         gathered += 4 * _mlp_elements(c)  # a block's gradients, before they are divided among the devices
     divided = load.sharers if load.fitted.length % load.sharers == 0 else 1
     held = size * c.layers * tokens * c.width / divided + 4 * tokens * c.width
-    if (load.training or load.settings).remat == "dots":  # of the last projection, nothing is computed again
+    if load.tail.layers < load.narrow.layers:  # of the last projection, nothing is computed again
         inner = queries + 2 * keys + c.width + (mlp_matrices(c) - 1) * c.intermediate
         held += size * c.layers * tokens * inner
     if load.training:

@@ -21,9 +21,9 @@ from jax.sharding import AbstractMesh, AxisType, PartitionSpec, use_abstract_mes
 from spap_jax.backend import traced_for
 from spap_jax.evaluation import generation
 from spap_jax.models import DecoderConfig, Params
-from spap_jax.numerics import step_dtype
 from spap_jax.parallel import mesh, placement
 from spap_jax.parallel.placement import fully_sharded_spec
+from spap_jax.parallel.sequences import Sequences
 from spap_jax.planning.counted import Work, counted
 from spap_jax.planning.described import Arrays, bytes_here, spec_in
 from spap_jax.planning.workload import Chunks, Workload
@@ -31,7 +31,7 @@ from spap_jax.pruning import heads, joint, layer, moments, predictions, sampling
 from spap_jax.pruning.streams import fitting_tokens
 from spap_jax.solver.alternating import RoundSchedule
 from spap_jax.solver.methods import METHODS, update_used
-from spap_jax.training import engine, lora, shortlist, step, train
+from spap_jax.training import finetune, loop, lora, step
 
 
 class Program(NamedTuple):
@@ -390,10 +390,7 @@ def sampling_programs(arrays: Arrays) -> Iterator[Program]:
 
 
 def joint_step_programs(arrays: Arrays) -> Iterator[Program]:
-    """``training/step.py``: the blocks are collected, and joint steps adjust them.
-
-    Groups of blocks have programs of their own, which differ in where the group begins: that of the first is given.
-    """
+    """``training/step.py``: the blocks are collected, and joint steps adjust them."""
     load = arrays.load
     if not load.groups:
         return
@@ -406,43 +403,32 @@ def joint_step_programs(arrays: Arrays) -> Iterator[Program]:
     if load.entered:
         held = [arrays.fitted.dense, arrays.held_out, arrays.block(load.dense)]
         yield _program(streams.rounded, arrays.fitted.pruned, times=1, beside=held)
-    job, given, judged, moved = _joint(arrays)
-    outer = {name: part for name, part in given.frozen.items() if name != "layers"}
-    if given.short is not None:
-        few = arrays.array((load.predicted,), jnp.int32)
-        held = [arrays.blocks, arrays.kept, judged.sequences, entering]
-        yield _program(shortlist.shortened_head, load.tail, outer, few, job.dtype, times=1, beside=held)
-    beside = [judged.sequences]
-    if len(load.groups) > 1:
-        parts = {name: arrays.blocks[name] for name in moved["layers"]}
-        fixed = {name: part for name, part in arrays.blocks.items() if name not in parts}
-        some, held, groups = moved["layers"], [given._replace(frozen=[outer, fixed]), *beside], len(load.groups)
-        yield _program(joint._of_blocks, parts, 0, layers // groups, times=groups, beside=held)
-        later = [*held, _state(arrays, job, moved)]  # after the last group it is still there
-        yield _program(joint._with_blocks, parts, 0, some, times=groups, beside=later)
-    yield from _steps(arrays, job, given, moved, beside)
-    held = [outer, _state(arrays, job, moved), given.sequences, *beside]
+    job, frozen, read, judged, moved = _joint(arrays)
+    yield from _steps(arrays, job, frozen, read, moved, [judged])
+    held = [frozen, _state(arrays, job, moved), read, judged]
     yield _program(joint._block, arrays.blocks, 0, times=layers, beside=held)
     yield _program(placement._in_stored_order, load.narrow, block, times=layers, beside=[arrays.blocks, *held])
 
 
 def training_step_programs(arrays: Arrays) -> Iterator[Program]:
     """``training/step.py``: the steps of recovery training."""
-    job, given, _, moved = _training(arrays)
-    yield from _steps(arrays, job, given, moved, ())
+    job, frozen, read, _, moved = _training(arrays)
+    yield from _steps(arrays, job, frozen, read, moved, ())
 
 
-def _steps(arrays: Arrays, job: step.Job, given: step.Given, moved: Params, beside: Any) -> Iterator[Program]:
-    """Yields the programs of steps on weights that move, described as they are stored; the best so far are on hosts."""
+def _steps(
+    arrays: Arrays, job: step.Job, frozen: step.Frozen, read: Sequences, moved: Params, beside: Any
+) -> Iterator[Program]:
+    """Yields the programs of steps on weights that move, described as they are stored."""
     load = arrays.load
-    groups = 1 if load.training else len(load.groups)
-    yield _program(step._in_float32, moved, times=groups, beside=[given, beside])
-    batch = arrays.replicated(engine.batch_of(np.arange(load.step_sequences), given, load.settings.batch_tokens))
+    yield _program(step._in_float32, moved, times=1, beside=[frozen, read, beside])
+    batch = arrays.replicated(loop.rows_of(np.arange(load.step_sequences), read, load.settings.batch_tokens))
     state = _state(arrays, job, moved)
     rate = arrays.array((), jnp.float32)
-    yield _program(step.step, job, given, state, batch, rate, times=load.joint_steps, beside=beside)
-    dtypes, held = tuple(a.dtype for a in jax.tree.leaves(moved)), [given, state, beside]
-    yield _program(engine._cast, state.moved, times=load.joint_checks - 1, beside=held, dtypes=dtypes)
+    held = [moved, beside]
+    yield _program(step.step, job, frozen, read, state, batch, rate, times=load.joint_steps, beside=held)
+    dtypes, held = tuple(a.dtype for a in jax.tree.leaves(moved)), [moved, frozen, read, state, beside]
+    yield _program(loop._cast, state.moved, times=load.joint_checks - 1, beside=held, dtypes=dtypes)
 
 
 def check_programs(arrays: Arrays) -> Iterator[Program]:
@@ -450,10 +436,10 @@ def check_programs(arrays: Arrays) -> Iterator[Program]:
     load = arrays.load
     if not (load.training or load.groups):
         return
-    job, given, judged, moved = (_training if load.training else _joint)(arrays)
-    batch = arrays.replicated(engine.batch_of(np.arange(judged.real), judged, load.settings.batch_tokens))
-    held = [_state(arrays, job, moved), () if load.training else given.sequences]
-    yield _program(step.measure, job._replace(recipe=None), judged, moved, batch, times=load.joint_checks, beside=held)
+    job, frozen, read, judged, moved = (_training if load.training else _joint)(arrays)
+    rows = arrays.replicated(loop.rows_of(np.arange(judged.real), judged, load.settings.batch_tokens))
+    held, job = [_state(arrays, job, moved), moved, read], job._replace(recipe=None)
+    yield _program(step.measure, job, frozen, judged, moved, rows, times=load.joint_checks, beside=held)
 
 
 def _state(arrays: Arrays, job: step.Job, moved: Params) -> step.State:
@@ -465,46 +451,24 @@ def _state(arrays: Arrays, job: step.Job, moved: Params) -> step.State:
     return step.State(full, state)
 
 
-def _joint(arrays: Arrays) -> tuple[step.Job, step.Given, step.Given, Params]:
-    """The job of the joint steps, what they read, what measurements read, and the weights that move."""
-    load, settings, config = arrays.load, arrays.load.settings, arrays.load.tail
-    group = load.groups[0]
-    params = arrays.parameters(config, fully_sharded_spec)
-    names = joint.moving(settings, params["layers"])
-    parts = {name: params["layers"][name] for name in names}
-    moved, frozen = {"layers": parts}, params
-    if group.blocks == config.layers:
-        frozen = params | {"layers": {name: part for name, part in params["layers"].items() if name not in names}}
-    else:
-        cut = jax.tree.map(lambda a: jax.ShapeDtypeStruct((group.blocks, *a.shape[1:]), a.dtype), moved)
-        moved = arrays.laid_out(config, cut, arrays.dtype)
-    short = _short(arrays)
-    job = joint.job_of(config, settings, group.first, short is not None)
-
-    def given(chunks: Chunks, stream: Any, short: Params | None) -> step.Given:
-        tokens, entering = arrays.tokens(chunks), stream if load.entered else None
-        there = None if short is None else arrays.cast(tokens, jnp.bool_)
-        read = step.Sequences(tokens, stream, there, entering, None if short is None else tokens)
-        return step.Given(frozen, None, read, chunks.real, short)
-
-    measured = given(load.judged, arrays.streams(load.judged).dense, None)
-    return job, given(load.fitted, arrays.kept, short), measured, moved
+_Steps = tuple[step.Job, step.Frozen, Sequences, Sequences, Params]
 
 
-def _short(arrays: Arrays) -> Params | None:
-    """Describes what joint steps predict the tokens on the shortlist with; None if they predict all."""
-    config, few = arrays.load.tail, shortlist.shortened(arrays.load.tail, arrays.load.predicted)
-    if few == config:
-        return None
-    params, dtype = arrays.parameters(few, fully_sharded_spec), step_dtype(arrays.load.settings.compute_dtype)
-    others = {"others": arrays.array((few.vocabulary,))}
-    if config.tied:
-        tokens = arrays.cast(params["embed"]["tokens"], dtype)
-        return {"embed": {"tokens": tokens}, "head": params["head"]} | others
-    return {"head": params["head"] | {"weight": arrays.cast(params["head"]["weight"], dtype)}} | others
+def _joint(arrays: Arrays) -> _Steps:
+    """The job of the joint steps, frozen weights, what steps and measurements read, and the weights that move."""
+    load = arrays.load
+    params = arrays.parameters(load.tail, fully_sharded_spec)
+    moved, frozen = {"layers": params["layers"]}, {name: params[name] for name in ("embed", "head")}
+
+    def read(chunks: Chunks, stream: Any) -> Sequences:
+        return Sequences(arrays.tokens(chunks), chunks.real, None, stream if load.entered else None, stream)
+
+    judged = read(load.judged, arrays.streams(load.judged).dense)
+    job = joint.job(load.tail, load.settings, all_blocks=not load.entered)
+    return job, step.Frozen(frozen), read(load.fitted, arrays.kept), judged, moved
 
 
-def _training(arrays: Arrays) -> tuple[step.Job, step.Given, step.Given, Params]:
+def _training(arrays: Arrays) -> _Steps:
     """The same of recovery training, in which the pruned decoder learns from the dense one."""
     load, training = arrays.load, arrays.load.training
     assert training
@@ -513,13 +477,12 @@ def _training(arrays: Arrays) -> tuple[step.Job, step.Given, step.Given, Params]
     if not training.full:
         updates = jax.eval_shape(lambda layers: lora.start(layers, training.rank, jax.random.key(0)), student["layers"])
         frozen, moved = student, arrays.laid_out(load.narrow, {"updates": updates}, jnp.float32)
-    job = train.job_of(load.narrow, load.dense, training)
+    job = finetune.job_of(load.narrow, load.dense, training)
 
-    def given(chunks: Chunks) -> step.Given:
-        tokens = arrays.array((chunks.real, 1, chunks.length), jnp.int32)
-        return step.Given(frozen, teacher, step.Sequences(tokens), chunks.real)
+    def read(chunks: Chunks) -> Sequences:
+        return Sequences(arrays.array((chunks.real, 1, chunks.length), jnp.int32), chunks.real)
 
-    return job, given(load.fitted), given(load.held_out), moved
+    return job, step.Frozen(frozen, teacher), read(load.fitted), read(load.held_out), moved
 
 
 PRUNING = {

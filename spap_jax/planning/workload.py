@@ -9,13 +9,11 @@ replicated.
 import dataclasses
 from dataclasses import dataclass
 
-import jax.numpy as jnp
-
 from spap_jax.data.tokens import POOL
 from spap_jax.errors import UserError
 from spap_jax.models import DecoderConfig
 from spap_jax.models.attention import splash_accepts
-from spap_jax.numerics import step_dtype, storage
+from spap_jax.numerics import storage
 from spap_jax.parallel.sequences import division, fitted_of
 from spap_jax.planning.accelerators import Platform
 from spap_jax.pruning import joint
@@ -24,7 +22,7 @@ from spap_jax.pruning.run import held_out_part, joint_sequences
 from spap_jax.pruning.sampling import batches
 from spap_jax.settings import FinetuneSettings, PruneSettings
 from spap_jax.solver.methods import update_used
-from spap_jax.training import shortlist
+from spap_jax.training.loop import StepSchedule
 
 
 @dataclass(frozen=True)
@@ -181,32 +179,34 @@ class Workload:
         return bool(self.groups) and self.tail.layers < self.narrow.layers
 
     @property
-    def groups(self) -> list[joint.Group]:
-        """The groups of blocks that joint steps adjust together; none without such steps."""
+    def groups(self) -> list[StepSchedule]:
+        """The joint steps; none without such steps."""
         sequences = self.joint_sequences, self.judged.real
-        return joint.groups(self.tail.layers, *sequences, self.fitted.length, self.settings, self.devices)
+        if not self.joint_sequences:
+            return []
+        return [joint.schedule(*sequences, self.fitted.length, self.settings, self.devices)]
 
     @property
     def joint_steps(self) -> int:
         """Number of joint steps, or of steps of training."""
-        return self.training.steps if self.training else sum(group.schedule.steps for group in self.groups)
+        return self.training.steps if self.training else sum(group.steps for group in self.groups)
 
     @property
     def joint_checks(self) -> int:
         """Number of measurements in the joint steps, or in training."""
         if self.training:
             return 1 - -self.training.steps // self.training.check_every
-        return joint.number_of_checks(self.groups) if self.groups else 0
+        return 1 + self.groups[0].checks if self.groups else 0
 
     @property
     def together(self) -> int:
         """Number of blocks that joint steps adjust together, or training."""
-        return self.tail.layers if self.training else joint.together(self.tail.layers, self.settings)
+        return self.tail.layers
 
     @property
     def step_sequences(self) -> int:
         """Number of sequences of a joint step, or of a step of training."""
-        return self.training.step_sequences if self.training else self.groups[0].schedule.sequences
+        return self.training.step_sequences if self.training else self.groups[0].sequences
 
     @property
     def joint_at_once(self) -> int:
@@ -218,19 +218,17 @@ class Workload:
     @property
     def predicted(self) -> int:
         """Number of tokens of the vocabulary whose logits are computed in joint steps, or in training."""
-        if self.training:
-            return self.narrow.vocabulary
-        return shortlist.length_of(self.narrow.vocabulary, self.fitted.real * self.fitted.length)
+        return self.narrow.vocabulary
 
     @property
     def compute_bytes(self) -> int:
         """Bytes of an element inside joint steps, or steps of training."""
-        return jnp.dtype(step_dtype(self.settings.compute_dtype, on_cpu=self.platform == "cpu")).itemsize
+        return 4 if self.platform == "cpu" else 2
 
     @property
     def moment_bytes(self) -> int:
         """Bytes of one of Adam's moments in joint steps, or in training."""
-        return jnp.dtype((self.training or self.settings).moment_dtype).itemsize
+        return 4 if self.training else 2
 
     @property
     def samples(self) -> int:

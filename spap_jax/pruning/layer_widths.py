@@ -16,13 +16,14 @@ import numpy as np
 from spap_jax.checkpoint.ahead import blocks_in_order
 from spap_jax.errors import NotFiniteError, UserError, option
 from spap_jax.models import DecoderConfig, Params
+from spap_jax.models.blocks import get_layer
 from spap_jax.numerics import full_precision, storage
 from spap_jax.parallel import mesh
 from spap_jax.parallel.placement import param_spec, shard_params, zeros_for_blocks
 from spap_jax.parallel.sequences import chunked
 from spap_jax.pruning import moments, reduce, streams
 from spap_jax.pruning.moments import Moments
-from spap_jax.pruning.predictions import advance, divergence, get_layer, set_layer
+from spap_jax.pruning.predictions import advance, divergence, set_layer
 from spap_jax.pruning.run import Run
 from spap_jax.settings import PruneSettings
 from spap_jax.solver import allocation

@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from spap_jax.models import DecoderConfig, Params, decoder
+from spap_jax.models.blocks import get_layer, over_blocks
+from spap_jax.models.loss import Predictor, Target, loss_sum
 from spap_jax.numerics import full_precision, in_float32, sliced, to_slice
 from spap_jax.parallel import collectives
 from spap_jax.pruning import streams
 from spap_jax.pruning.streams import Streams
-from spap_jax.training.objective import Predictor, Wanted, loss_sum
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -30,7 +31,7 @@ def divergence(
             counts = jnp.ones(last.shape[:-1]) if chunk.weights is None else chunk.weights > 0
             text = jnp.zeros(last.shape[:-1], jnp.int32)  # of which nothing is wanted
             predictor = Predictor(config, outer)
-            return total + loss_sum(predictor, last, text, counts, Wanted(predictor, chunk.dense)), None
+            return total + loss_sum(predictor, last, text, counts, Target(predictor, chunk.dense)), None
 
         return jax.lax.scan(add, jnp.float32(0), own)[0]
 
@@ -48,31 +49,19 @@ def set_layer(stack: Params, index: int, layer: Params) -> Params:
 @full_precision
 def advance(config: DecoderConfig, layers: Params, index: int, pruned: jax.Array) -> jax.Array:
     """Advances a stream [C, B, T, d] past block ``index`` of the stack."""
-    block = get_layer(layers, index)
-    return streams.in_place(lambda x: apply(config, block, index, x), pruned)
+    layer = get_layer(layers, index)
+    return streams.in_place(lambda x: _apply(config, x, layer, index), pruned)
 
 
 def rest(config: DecoderConfig, layers: Params, first: int | jax.Array, mlp: Params, x: jax.Array) -> jax.Array:
     """Advances a stream from block ``first``, with ``mlp`` in it, past the last block. x: [B, T, d].
 
-    One program serves every value of ``first``: earlier blocks are skipped. Layers are as `to_slice` returns them.
+    One program serves every value of ``first``. Layers are as `to_slice` returns them.
     """
-
-    def of(number: int | jax.Array) -> Params:
-        return sliced(get_layer(layers, number))
-
-    def after(x: jax.Array, number: jax.Array) -> tuple[jax.Array, None]:
-        return jax.lax.cond(number > first, lambda x: apply(config, of(number), number, x), lambda x: x, x), None
-
-    x = apply(config, of(first) | {"mlp": mlp}, first, x)
-    return jax.lax.scan(after, x, jnp.arange(config.layers))[0]
+    x = _apply(config, x, sliced(get_layer(layers, first)) | {"mlp": mlp}, first)
+    return over_blocks(config, _apply, x, layers, first=jnp.asarray(first) + 1)
 
 
-def apply(config: DecoderConfig, layer: Params, index: int | jax.Array, x: jax.Array) -> jax.Array:
+def _apply(config: DecoderConfig, x: jax.Array, layer: Params, index: int | jax.Array) -> jax.Array:
     """Applies the block with a number. x: [B, T, d] -> [B, T, d]."""
     return decoder.block(config, layer, x, *streams.causal(x), decoder.reach_of(config, index))
-
-
-def get_layer(layers: Params, index: int | jax.Array) -> Params:
-    """Returns one layer of a stack [L, ...]."""
-    return jax.tree.map(lambda stack: stack[index], layers)

@@ -1,17 +1,14 @@
 """Assembles the report of a pruning run."""
 
 import dataclasses
-import importlib.metadata
-import platform
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import jax
-
-from spap_jax.data.tokens import further_of, ids_of
+from spap_jax.data.tokens import further_of
 from spap_jax.models import FAMILIES, cost
 from spap_jax.pruning.advice import advice
 from spap_jax.pruning.narrow import sparsities
+from spap_jax.report.account import data_account, versions
 from spap_jax.report.schema import (
     Biases,
     Change,
@@ -80,17 +77,3 @@ def _fitted(run: "Run", tokens: Any) -> DataAccount:
         return asked
     words = f"{asked.description}; {count} more for joint steps"
     return dataclasses.replace(asked, description=words, further_sequences=count, further_sha256=further.sha256)
-
-
-def data_account(tokens: Any) -> DataAccount:
-    """Describes tokens: an array [B, T], or ``TokenBlocks`` with a description and a hash."""
-    blocks = ids_of(tokens)
-    description = getattr(tokens, "description", "token ids from memory")
-    return DataAccount(len(blocks), len(blocks[0]), description, getattr(tokens, "sha256", None))
-
-
-def versions() -> dict[str, str]:
-    """Returns the versions of this package, its numerical dependencies and Python, and the kind of device."""
-    names = ("spap-jax", "jax", "jaxlib", "flax", "optax", "numpy", "transformers", "safetensors")
-    found = {name: importlib.metadata.version(name) for name in names}
-    return found | {"python": platform.python_version(), "device": jax.devices()[0].device_kind}

@@ -18,8 +18,8 @@ from spap_jax.numerics import step_dtype
 from spap_jax.parallel.mesh import data_size
 from spap_jax.parallel.placement import shard_params
 from spap_jax.parallel.sequences import division, fitted_of
-from spap_jax.pruning.prune_report import data_account
 from spap_jax.pruning.run import held_out_part
+from spap_jax.report.account import data_account
 from spap_jax.settings import PruneSettings
 
 PROMPT = 8
@@ -63,7 +63,7 @@ def sample(
     filled = np.minimum(np.arange(count * size), number - 1)  # one program generates all
     prompts, keys = prompts[filled], keys_of(jax.random.key(seed), filled)
     model = model.replace(params=shard_params(model.config, model.params))
-    dtype, together, written = step_dtype(None), data_size() * size, []
+    dtype, together, written = step_dtype(), data_size() * size, []
     for start in range(0, number, together):
         watch(start, number)
         some, drawn = prompts[start : start + together], keys[start : start + together]

@@ -5,18 +5,15 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from spap_jax.checkpoint.publish import read_made
 from spap_jax.checkpoint.unfinished import Unfinished
 from spap_jax.data.tokens import TokenBlocks
-from spap_jax.parallel import mesh, processes
-from spap_jax.pruning.prune_report import report_of, versions
+from spap_jax.parallel import processes
+from spap_jax.pruning.prune_report import report_of
 from spap_jax.pruning.run import Begun
+from spap_jax.report.account import computing
 from spap_jax.report.schema import FinetuneReport, PruneReport, parsed
 from spap_jax.settings import PruneSettings
-
-_COMPUTING = ("spap-jax", "jax", "jaxlib", "flax", "optax", "device")
 
 
 def prune_identity(
@@ -37,13 +34,6 @@ def prune_identity(
     tokens = {"calibration": read, "sequence length": blocks.tokens.shape[1]}
     output = {"evaluation": judged and judged.sha256, "dtype": dtype}
     return how | {"model": model} | tokens | output | computing()
-
-
-def computing() -> dict[str, Any]:
-    """Returns the properties of the software and hardware that a run's numbers depend on."""
-    found = versions()
-    sizes = {"devices": mesh.mesh_size(), "model devices": mesh.model_size(), "processes": jax.process_count()}
-    return sizes | {name: found[name] for name in _COMPUTING}
 
 
 def stored_steps(unfinished: Unfinished, output: str | Path) -> Begun | None:

@@ -139,6 +139,8 @@ class Check:
         held_out: Loss on the held-out sequences; on the training sequences if none are held out.
         taken: Whether this loss is the lowest so far, so that these weights are kept.
         seconds: Duration of the steps since the previous check, and of the check.
+        divergence: KL(teacher || model) on the held-out sequences; None without a teacher.
+        agreement: Fraction of the predictions whose most likely token is the teacher's; None likewise.
     """
 
     step: Count
@@ -147,6 +149,8 @@ class Check:
     held_out: Number
     taken: bool
     seconds: float
+    divergence: float | None = None
+    agreement: float | None = None
 
 
 @dataclass(frozen=True)

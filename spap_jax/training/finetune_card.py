@@ -2,7 +2,7 @@
 
 from spap_jax.checkpoint.side_files import accounts
 from spap_jax.models.model import Source
-from spap_jax.pruning.prune_card import card_head, converted_files
+from spap_jax.report.card import card_head, converted_files
 from spap_jax.report.schema import FinetuneReport
 
 _PRUNED, _TRAINED, _EARLIER = "spap_report.json", "spap_finetune.json", "spap_finetune-{number}.json"

@@ -1,17 +1,19 @@
 """Identity of a training run, and resuming of an interrupted one."""
 
 import dataclasses
-import functools
 from typing import Any
+
+import jax
 
 from spap_jax.checkpoint.fingerprint import fingerprint
 from spap_jax.checkpoint.unfinished import Unfinished
 from spap_jax.data.tokens import TokenBlocks
 from spap_jax.models.model import Model
-from spap_jax.pruning.step_store import computing
+from spap_jax.parallel import mesh
+from spap_jax.report.account import computing
 from spap_jax.report.schema import Check, converted
 from spap_jax.settings import FinetuneSettings
-from spap_jax.training.engine import StoredStage
+from spap_jax.training.loop import Stage
 
 
 def finetune_identity(
@@ -31,9 +33,17 @@ def finetune_identity(
     return how | models | {"data": blocks.sha256, "sequence length": blocks.tokens.shape[1]} | computing()
 
 
-def stored_stage(unfinished: Unfinished) -> StoredStage | None:
-    """Returns the state that an interrupted run left; None if there is no such run."""
+def parts_of(stage: Stage) -> dict[str, Any]:
+    """Returns what this process's devices hold of a stage."""
+    leaves = jax.tree.leaves((stage.state, stage.best))
+    return {str(number): mesh.parts_of(array) for number, array in enumerate(leaves)}
+
+
+def restored(unfinished: Unfinished, like: Any) -> tuple[Any, tuple[Check, ...]] | None:
+    """Returns the state that an interrupted run left, see ``loop.Restore``; None if there is no such run."""
     if not unfinished.told:
         return None
     checks = tuple(converted(told, Check) for told in unfinished.told)
-    return functools.partial(unfinished.read, len(checks) - 1), checks
+    parts = unfinished.read(len(checks) - 1)
+    arrays, tree = jax.tree.flatten(like)
+    return tree.unflatten([mesh.from_parts(parts.pop(str(n), {}), a) for n, a in enumerate(arrays)]), checks

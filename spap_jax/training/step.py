@@ -1,8 +1,8 @@
-"""One optimizer step, and the measurement on held-out sequences: the programs of the engine.
+"""One optimizer step, and the measurement on held-out sequences: the programs of the loop.
 
 Sequences are spread over the devices by a leading axis D that is mapped over, so that each device runs the program of a
 single one. The compiler partitions the products with weights, which are sharded over all devices
-(``placement.fully_shard_params``).
+(``placement.fully_shard_params``); those of one block are gathered when its turn comes, and again in the backward pass.
 """
 
 import functools
@@ -13,14 +13,21 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from spap_jax.models import DecoderConfig, Params
+from spap_jax.models import DecoderConfig, Params, decoder, loss
+from spap_jax.models.blocks import over_blocks, reach_of
+from spap_jax.models.loss import Predictor, Target, counted_predictions, loss_sum, next_tokens
 from spap_jax.numerics import full_precision, in_float32
 from spap_jax.parallel import collectives, mesh
 from spap_jax.parallel.placement import fully_shard_params, gather_params
-from spap_jax.settings import Remat
-from spap_jax.training.forward import Student, last_stream, outer
-from spap_jax.training.objective import Predictor, Wanted, loss_sum, next_tokens
-from spap_jax.training.shortlist import shortened
+from spap_jax.parallel.sequences import Sequences
+from spap_jax.training import lora
+
+REMAT: dict[str, Callable[..., Any] | None] = {
+    "full": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+"""What a block keeps for its backward pass, which computes the rest again: nothing but its input, or the outputs of its
+projections as well. Weights that were gathered are never kept."""
 
 
 class Recipe(NamedTuple):
@@ -36,25 +43,21 @@ class Job(NamedTuple):
     Attributes:
         config: The decoder whose weights move.
         recipe: The optimizer; None for a measurement, whose program is then that of any steps.
-        dtype: Data type of matrices and activations in the steps.
-        first: First block of those whose weights move.
+        dtype: Data type of matrices and activations in the steps; norms and softmax are float32.
         scale: Factor of low-rank updates.
-        teacher: The decoder whose predictions are computed as the target; None if they are kept, or if the next token
-            is the target.
-        remat: What a block keeps for its backward pass; see ``forward.REMAT``.
-        text_weight: Weight of the next token beside the predictions that are the target; see ``objective.Wanted``.
-        measured_every: Distance of the tokens at which a measurement makes predictions, from a sequence's first on.
+        teacher: The decoder whose predictions are computed as the target; None if they are those of
+            ``Sequences.target``, or if the next token is the target.
+        remat: What a block keeps for its backward pass; see `REMAT`.
+        text_weight: Weight of the next token beside the predictions that are the target; see ``loss.Target``.
     """
 
     config: DecoderConfig
     recipe: Recipe | None
     dtype: str
-    first: int = 0
     scale: float = 1.0
     teacher: DecoderConfig | None = None
-    remat: Remat = "full"
+    remat: str = "full"
     text_weight: float = 0.0
-    measured_every: int = 1
 
     def optimizer(self) -> optax.GradientTransformation:
         """Returns the optimizer."""
@@ -62,61 +65,23 @@ class Job(NamedTuple):
         return self.recipe.make(*self.recipe.arguments)
 
 
-class Sequences(NamedTuple):
-    """Sequences in chunks, sharded along ``data`` if the chunks can be divided evenly.
+class Frozen(NamedTuple):
+    """Weights that do not move.
 
     Attributes:
-        tokens: [C, B, T] token ids.
-        kept: [C, B, T, d] the dense model's last stream, whose predictions are the target; None if it is not kept.
-        mask: [C, B, T] 1 on the tokens whose predictions count, else 0; None if all count.
-        entering: [C, B, T, d] the stream before the first block; None if that is of the embedded tokens.
-        places: [C, B, T] places of the tokens on the shortlist (``shortlist``); the mask leaves out tokens that are not
-            among its frequent ones. None if the logits are those of the whole vocabulary.
+        params: The parameter tree; parts that move in all blocks may be absent.
+        teacher: The teacher's parameter tree; None without a teacher.
     """
 
-    tokens: jax.Array
-    kept: jax.Array | None = None
-    mask: jax.Array | None = None
-    entering: jax.Array | None = None
-    places: jax.Array | None = None
-
-
-class Given(NamedTuple):
-    """Arrays that the steps read.
-
-    Attributes:
-        frozen: The parameter tree; see ``forward.Student``.
-        guide: The teacher's parameter tree; None without a teacher.
-        sequences: The sequences to draw from.
-        real: Number of those that are no padding, which comes last.
-        short: What makes the logits of the shortlist, see ``shortlist.shortened_head``, and under "others" what is
-            added to them. None if the logits are those of the whole vocabulary.
-    """
-
-    frozen: Params
-    guide: Params | None
-    sequences: Sequences
-    real: int
-    short: Params | None = None
-
-
-class Minibatch(NamedTuple):
-    """The sequences of a step or a measurement, in passes that are computed one after the other.
-
-    Attributes:
-        rows: [A, R] numbers of sequences; each device has R / D of every pass.
-        counted: [A, R] 1, or 0 for what only fills up a pass.
-    """
-
-    rows: Any
-    counted: Any
+    params: Params
+    teacher: Params | None = None
 
 
 class State(NamedTuple):
     """State between two steps.
 
     Attributes:
-        moved: The moving weights in float32.
+        moved: The moving weights in float32: parts of the parameter tree, or under "updates" low-rank updates (`lora`).
         optimizer: The optimizer state.
     """
 
@@ -127,6 +92,20 @@ class State(NamedTuple):
         """Frees the memory of the arrays, which nothing may use any more."""
         for array in jax.tree.leaves(self):
             array.delete()
+
+
+class Measurement(NamedTuple):
+    """Means over the predictions that count, [] each.
+
+    Attributes:
+        loss: What the steps minimise, in nats.
+        divergence: KL(teacher || model) in nats; None without a teacher or target.
+        agreement: Fraction of the predictions whose most likely token is the teacher's; None likewise.
+    """
+
+    loss: jax.Array
+    divergence: jax.Array | None = None
+    agreement: jax.Array | None = None
 
 
 def begin(job: Job, moved: Params) -> State:
@@ -141,24 +120,40 @@ def _in_float32(tree: Params) -> Params:
 
 
 @functools.partial(jax.jit, static_argnames="job", donate_argnames="state")
-def step(job: Job, given: Given, state: State, batch: Minibatch, rate: jax.Array) -> tuple[State, jax.Array]:
-    """Makes one step of a learning rate [], and returns the new state and the mean loss [] before it.
+def step(
+    job: Job, frozen: Frozen, sequences: Sequences, state: State, rows: jax.Array, rate: jax.Array
+) -> tuple[State, jax.Array]:
+    """Makes one step, and returns the new state and the mean loss [] before it, in nats per prediction.
 
-    The loss is in nats per prediction. Matrix products have the device's default precision.
+    Matrix products have the device's default precision.
+
+    Args:
+        job: What to compute.
+        frozen: Weights that do not move.
+        sequences: The sequences to draw from.
+        state: The state before, which is used up.
+        rows: [A, R] numbers of sequences in passes that are computed one after the other; each device has R / D of
+            every pass. -1 fills up a pass.
+        rate: Learning rate [].
     """
 
-    def sums(now: Minibatch) -> tuple[jax.Array, Params]:
-        return jax.value_and_grad(lambda moved: _loss_sum(job, given, moved, now, job.dtype))(state.moved)
+    def sums(rows: jax.Array) -> tuple[jax.Array, Params]:
+        def total(moved: Params) -> jax.Array:
+            return _sum(job, frozen, sequences, moved, rows, job.dtype)
 
-    def add(total: Any, now: Minibatch) -> tuple[Any, None]:
-        return _spread(job, jax.tree.map(jnp.add, total, sums(now))), None
+        return spread(jax.value_and_grad(total)(state.moved))
 
-    if len(batch.rows) == 1:  # nothing to add, for which zeros would be written and read
-        total = _spread(job, sums(jax.tree.map(lambda a: a[0], batch)))
+    def spread(sums: tuple[jax.Array, Params]) -> tuple[jax.Array, Params]:
+        return sums[0], fully_shard_params(job.config, sums[1])
+
+    def add(total: Any, rows: jax.Array) -> tuple[Any, None]:
+        return spread(jax.tree.map(jnp.add, total, sums(rows))), None
+
+    if len(rows) == 1:  # nothing to add, for which zeros would be written and read
+        total = sums(rows[0])
     else:
-        zeros = (jnp.float32(0), jax.tree.map(jnp.zeros_like, state.moved))
-        total = jax.lax.scan(add, _spread(job, zeros), batch)[0]
-    value, gradient = jax.tree.map(lambda a: a / _predictions(given, batch), total)
+        total = jax.lax.scan(add, spread((jnp.float32(0), jax.tree.map(jnp.zeros_like, state.moved))), rows)[0]
+    value, gradient = jax.tree.map(lambda a: a / _predictions(sequences, rows), total)
     updates, optimized = job.optimizer().update(gradient, state.optimizer, state.moved)
     moved = jax.tree.map(lambda weights, update: weights - rate * update, state.moved, updates)
     return State(fully_shard_params(job.config, moved), optimized), value
@@ -166,81 +161,113 @@ def step(job: Job, given: Given, state: State, batch: Minibatch, rate: jax.Array
 
 @functools.partial(jax.jit, static_argnames="job")
 @full_precision
-def measure(job: Job, given: Given, moved: Params, batch: Minibatch) -> jax.Array:
-    """Computes the mean loss [] in nats per prediction, in float32 at full precision."""
+def measure(job: Job, frozen: Frozen, sequences: Sequences, moved: Params, rows: jax.Array) -> Measurement:
+    """Measures weights in the data type in which they are written, in float32 at full precision; see `step`."""
+    targeted = job.teacher is not None or sequences.target is not None
 
-    every = job.measured_every
+    def add(total: Any, rows: jax.Array) -> tuple[Any, None]:
+        found = _sum(job, frozen, sequences, moved, rows, jnp.float32, measured=True)
+        return jax.tree.map(jnp.add, total, found), None
 
-    def add(total: jax.Array, now: Minibatch) -> tuple[jax.Array, None]:
-        return total + _loss_sum(job, given, moved, now, jnp.float32, every, merged=True), None
-
-    return jax.lax.scan(add, jnp.float32(0), batch)[0] / _predictions(given, batch, every)
-
-
-def text_loss(student: Student, text: Sequences) -> jax.Array:
-    """Computes the mean next-token loss [] of sequences [B, T], in nats per prediction."""
-    outside = outer(student, jnp.float32)
-    last = last_stream(student, outside, text.tokens, jnp.float32)
-    counts = counted_predictions(text)
-    return loss_sum(Predictor(student.config, outside), last, next_tokens(text.tokens), counts) / counts.sum()
+    zeros = loss.Comparison(*jnp.zeros(4)) if targeted else jnp.float32(0)
+    total = jax.lax.scan(add, zeros, rows)[0]
+    mean = jax.tree.map(lambda a: a / _predictions(sequences, rows), total)
+    if not targeted:
+        return Measurement(mean)
+    share = job.text_weight
+    value = (1 - share) * mean.divergence + share * (mean.loss - mean.teacher_loss)
+    return Measurement(value, mean.divergence, mean.agreement)
 
 
-def counted_predictions(sequences: Sequences) -> jax.Array:
-    """Returns which predictions of sequences [B, T] count: those of the mask's tokens, or of all but the first."""
+def _predictions(sequences: Sequences, rows: jax.Array) -> jax.Array:
+    """Returns the number of predictions of the sequences with numbers ``rows`` that count; 1 if none does."""
     tokens, mask = sequences.tokens, sequences.mask
-    after = jnp.ones_like(tokens[:, 1:], bool) if mask is None else mask[:, 1:] > 0
-    return jnp.pad(after, [(0, 0), (0, 1)])
-
-
-def _spread(job: Job, sums: tuple[jax.Array, Params]) -> tuple[jax.Array, Params]:
-    return sums[0], fully_shard_params(job.config, sums[1])
-
-
-def _predictions(given: Given, batch: Minibatch, every: int = 1) -> jax.Array:
-    """Number of predictions of a batch that count, of those at every ``every``-th token; 1 if none does."""
-    tokens, mask = given.sequences.tokens, given.sequences.mask
     if mask is None:
-        return jnp.maximum(1, batch.counted.sum() * len(range(0, tokens.shape[-1] - 1, every)))
-    each = (mask[..., 1::every] > 0).sum(axis=-1).reshape(-1)
-    return jnp.maximum(1, (batch.counted * each[batch.rows]).sum())
+        return jnp.maximum(1, (rows >= 0).sum() * (tokens.shape[-1] - 1))
+    each = (mask[..., 1:] > 0).sum(axis=-1).reshape(-1)
+    return jnp.maximum(1, jnp.where(rows >= 0, each[rows], 0).sum())
 
 
-def _loss_sum(
-    job: Job, given: Given, moved: Params, now: Minibatch, dtype: Any, every: int = 1, merged: bool = False
+def _sum(
+    job: Job, frozen: Frozen, sequences: Sequences, moved: Params, rows: jax.Array, dtype: Any, measured: bool = False
+) -> Any:
+    """Sums the losses of one pass [R], or all that is measured of them (``loss.Comparison``, if there is a target)."""
+    outside = _outside(job.config, frozen.params, moved, dtype)
+    taught = None
+    if job.teacher is not None and frozen.teacher is not None:
+        taught = Predictor(job.teacher, _outside(job.teacher, frozen.teacher, {}, dtype))
+
+    def one(drawn: Sequences, counted: jax.Array) -> Any:
+        last = _last_stream(job, frozen.params, moved, outside, drawn, dtype, merged=measured)
+        own, target = Predictor(job.config, outside), None
+        if drawn.target is not None:
+            target = Target(own, drawn.target, job.text_weight)
+        elif taught is not None and frozen.teacher is not None:
+            teaching = Job(taught.config, None, job.dtype)
+            plain = drawn._replace(entering=None)
+            target = Target(taught, _last_stream(teaching, frozen.teacher, {}, taught.params, plain, dtype))
+            target = target._replace(text_weight=job.text_weight)
+        following = next_tokens(drawn.tokens)
+        counts = counted_predictions(drawn.tokens, drawn.mask) * counted[:, None]
+        if measured and target is not None:
+            return loss.compare(own, last, following, counts, target)
+        return loss_sum(own, last, following, counts, target)
+
+    places = jnp.unravel_index(jnp.maximum(rows, 0), sequences.tokens.shape[:2])
+    arrays: Any = collectives.take_from_chunks(sequences._replace(real=None), places)  # type: ignore[arg-type]
+    drawn = arrays._replace(entering=in_float32(arrays.entering), target=in_float32(arrays.target))
+    by_device = jax.tree.map(lambda a: a.reshape(mesh.data_size(), -1, *a.shape[1:]), (drawn, rows >= 0))
+    return jax.tree.map(lambda a: a.sum(), collectives.vmap_over_data(one, *by_device))
+
+
+def _outside(config: DecoderConfig, frozen: Params, moved: Params, dtype: Any) -> Params:
+    """Gathers the weights outside the blocks, matrices in ``dtype``; an embedding that is no head stays apart."""
+    parts = {name: (moved if name in moved else frozen)[name] for name in ("embed", "head")}
+    whole = gather_params(config, parts, dtype)
+    if "embed" in moved:  # gradients are summed over groups of tokens and over devices: in float32
+        whole = jax.tree.map(lambda a: a.astype(jnp.float32), whole)
+    apart = {} if config.tied else {"tokens": parts["embed"]["tokens"]}
+    return whole | {"embed": whole["embed"] | apart}
+
+
+def _last_stream(
+    job: Job, frozen: Params, moved: Params, outside: Params, drawn: Sequences, dtype: Any, merged: bool = False
 ) -> jax.Array:
-    """Sums the losses of one pass [R], those of the predictions at every ``every``-th token."""
-    student = Student(job.config, given.frozen, moved, job.first, job.scale, job.remat)
-    outside = outer(student, dtype, predicts=given.short is None)
-    own = Predictor(job.config, outside) if given.short is None else _among_few(job.config, given.short, dtype)
-    teacher = None if job.teacher is None or given.guide is None else Student(job.teacher, given.guide, {})
-    taught = None if teacher is None else outer(teacher, dtype)
+    """Computes the stream after the last block, [B, T, d] in ``dtype``.
 
-    def one(drawn: Sequences, counted: jax.Array) -> jax.Array:
-        last = last_stream(student, outside, drawn.tokens, dtype, merged, drawn.entering)
-        following = next_tokens(drawn.tokens if drawn.places is None else drawn.places)
-        wanted = None
-        if drawn.kept is not None:
-            wanted = Wanted(own, drawn.kept, job.text_weight)
-        elif teacher is not None and taught is not None:
-            stream = last_stream(teacher, taught, drawn.tokens, dtype)
-            wanted = Wanted(Predictor(teacher.config, taught), stream, job.text_weight)
-        counts = counted_predictions(drawn) * counted[:, None]
-        last, following, counts = (a[:, ::every] for a in (last, following, counts))
-        wanted = wanted and wanted._replace(stream=wanted.stream[:, ::every])
-        return loss_sum(own, last, following, counts, wanted)
+    Args:
+        job: The decoder, and how it is computed.
+        frozen: Its weights that do not move.
+        moved: Those that do.
+        outside: Those outside the blocks, as `_outside` returns them.
+        drawn: Sequences [B, T].
+        dtype: Data type of matrices and activations.
+        merged: Whether updates are merged into the weights, in their data type, as they will be written; then there is
+            no gradient.
+    """
+    positions = decoder.positions_in(drawn.tokens.shape)
 
-    places = jnp.unravel_index(now.rows, given.sequences.tokens.shape[:2])
-    drawn = collectives.take_large_from_chunks(given.sequences, places)
-    drawn = drawn._replace(kept=in_float32(drawn.kept), entering=in_float32(drawn.entering))
-    return collectives.vmap_over_data(one, *jax.tree.map(_by_device, (drawn, now.counted))).sum()
+    def step(config: DecoderConfig, x: jax.Array, layer: Params, number: Any) -> jax.Array:
+        x = mesh.constrain_replicated(x)
+        updates = layer.pop("updates", {})
+        if merged and updates:
+            layer, updates = lora.merged(layer, gather_params(config, updates, jnp.float32), job.scale), {}
+        layer = gather_params(config, layer, dtype)
+        updates = lora.scaled(gather_params(config, updates, dtype), job.scale)
+        kind = reach_of(config, number)
+        return mesh.constrain_replicated(decoder.block(config, layer, x, positions, None, kind, updates=updates))
 
-
-def _among_few(config: DecoderConfig, short: Params, dtype: Any) -> Predictor:
-    """Gathers what makes the logits of the shortlist."""
-    others, weights = short["others"], {name: part for name, part in short.items() if name != "others"}
-    return Predictor(shortened(config, len(others)), gather_params(config, weights, dtype) | {"others": others})
-
-
-def _by_device(rows: jax.Array) -> jax.Array:
-    """Reshapes sequences [R, ...] to [D, R / D, ...]."""
-    return rows.reshape(mesh.data_size(), -1, *rows.shape[1:])
+    x = drawn.entering
+    x = decoder.embed(job.config, outside, drawn.tokens, positions, dtype) if x is None else x.astype(dtype)
+    layers = frozen.get("layers", {})
+    moving = moved.get("layers", {}) | {name: moved[name] for name in ("updates",) if name in moved}
+    return over_blocks(
+        job.config,
+        step,
+        mesh.constrain_replicated(x),
+        {**layers, **moving} if merged else layers,
+        {} if merged else moving,
+        checkpoint=functools.partial(jax.checkpoint, policy=REMAT[job.remat]),
+        # What is kept for the backward pass is the stream between blocks, which is divided.
+        held=functools.partial(mesh.divide_along_model, axis=1),
+    )

@@ -67,7 +67,7 @@ def test_no_place_for_biases(variant: str, tmp_path: Path):
 
 
 def test_the_card_and_the_report(tmp_path: Path):
-    from spap_jax.pruning.prune_card import model_card
+    from spap_jax.report.card import model_card
 
     report = flapped(write("llama", tmp_path / "in")).report
     card = " ".join(model_card(report).split())
@@ -80,7 +80,7 @@ def test_the_card_and_the_report(tmp_path: Path):
 def test_the_card_names_the_original_as_the_hub_knows_it(name: str, repo: str | None, tmp_path: Path):
     from huggingface_hub import ModelCard
 
-    from spap_jax.pruning.prune_card import model_card
+    from spap_jax.report.card import model_card
 
     report = flapped(write("llama", tmp_path / "in")).report
     card: Any = ModelCard(model_card(dataclasses.replace(report, model=dataclasses.replace(report.model, name=name))))

@@ -138,11 +138,11 @@ def test_tensors_that_do_not_fit_the_widths(tmp_path: Path):
         load(tmp_path / "out")
 
 
-def test_laid_out_for_speed_each_layer_is_as_wide_as_it_needs():
+def test_unstacked_for_speed_each_layer_is_as_wide_as_it_needs():
     config, params = hf_models.port(hf_models.hf_model("llama"))
     mlp = decoder.with_channels(params["layers"]["mlp"], 100)
     filled = params | {"layers": params["layers"] | {"mlp": mlp}}
-    wide, apart = decoder.laid_out(config.with_widths((53, 100, 60)), filled)
+    wide, apart = decoder.unstacked(config.with_widths((53, 100, 60)), filled)
     assert wide.layer_widths == (64, 128, 64)
     assert [layer["mlp"]["up"].shape[1] for layer in apart["layers"]] == [64, 128, 64]
     valid = np.ones(TOKENS.shape, bool)

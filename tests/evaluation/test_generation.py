@@ -141,7 +141,7 @@ def test_steps_equal_the_whole(name: str) -> None:
     config, params = hf_models.port(hf_models.hf_model(name))
     tokens, valid = (array[:2] for array in prompts())
     expected = decoder.forward(config, params, jnp.asarray(tokens), jnp.asarray(valid))
-    wide, apart = decoder.laid_out(config, params)
+    wide, apart = decoder.unstacked(config, params)
     assert wide.intermediate % decoder.WIDTH_STEP == 0 < wide.intermediate - config.intermediate
     for sizes, tree in ((config, params), (wide, apart)):
         logits, cache = prefill(sizes, tree, tokens[:, :-2], valid[:, :-2], 12)

@@ -131,7 +131,7 @@ def test_the_cache_that_decoding_reads_is_of_the_type_of_the_weights():
 
 def test_the_layout_for_speed_is_shared():
     with meshes.use_mesh(4, 4):
-        _, params = decoder.laid_out(model().config, model().params, shard_params)
+        _, params = decoder.unstacked(model().config, model().params, shard_params)
         held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(params))
     assert held < 0.3 * bytes_of(params)
 

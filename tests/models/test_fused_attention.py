@@ -11,8 +11,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec, get_mesh
 
 from spap_jax.backend import traced_for
-from spap_jax.models.attention import by_jax, causal_attention, splash
-from spap_jax.parallel import collectives, mesh
+from spap_jax.models.attention import by_jax, causal_attention, on_own_heads, splash
+from spap_jax.parallel import mesh
 
 LENGTH, HEADS, GROUPS, WIDTH = 256, 4, 2, 64
 
@@ -85,7 +85,7 @@ def test_a_device_computes_its_own_heads(sharers: int):
         q, k, v = arrays()
         q = jax.device_put(q, NamedSharding(get_mesh(), PartitionSpec(None, None, "model")))
         k, v = jax.device_put((k, v), place)
-        compiled: Any = jax.jit(functools.partial(collectives.shard_map_over_heads, attention)).lower(q, k, v).compile()
+        compiled: Any = jax.jit(functools.partial(on_own_heads, attention)).lower(q, k, v).compile()
         np.testing.assert_allclose(compiled(q, k, v), expected, atol=2e-6)
         assert f"f32[2,{GROUPS if share is None else 1},{LENGTH},{WIDTH}]" in compiled.as_text()
         assert ("all-gather" in compiled.as_text()) == (share is None)

@@ -16,7 +16,7 @@ from spap_jax.pruning.prune_report import report_of
 from spap_jax.pruning.run import NOTHING, Begun, resolve
 from spap_jax.report.schema import Check, LayerReport
 from spap_jax.settings import PruneSettings
-from spap_jax.training import engine
+from spap_jax.training import loop as engine
 
 LAYERS = 3
 QUICK = SETTINGS.replace(rounds=1, steps=3)

@@ -16,8 +16,8 @@ from spap_jax.models import Params, decoder
 from spap_jax.pruning import joint, predictions
 from spap_jax.pruning.run import Run, calibration_chunks, resolve
 from spap_jax.settings import EFFORTS, PruneSettings, Update
-from spap_jax.training import engine
-from spap_jax.training.engine import _order
+from spap_jax.training import loop as engine
+from spap_jax.training.loop import _order
 
 JOINT = SETTINGS.replace(rounds=0, joint_passes=1, joint_learning_rate=0.01, joint_tokens=256)
 """With 512 sequences of random tokens the held-out loss falls; 16 would be memorized."""

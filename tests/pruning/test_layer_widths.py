@@ -12,14 +12,14 @@ from pruning_cases import SETTINGS, one_layer, random_tokens, tiny, with_mlp
 
 from spap_jax import api
 from spap_jax.errors import UserError
+from spap_jax.models.loss import CPU_HEAD_TOKENS
 from spap_jax.models.model import Model
 from spap_jax.parallel.sequences import chunked
 from spap_jax.pruning import predictions, streams
 from spap_jax.pruning.layer_widths import allocated
-from spap_jax.pruning.prune_card import model_card
 from spap_jax.pruning.run import resolve
+from spap_jax.report.card import model_card
 from spap_jax.settings import PruneSettings
-from spap_jax.training.objective import CPU_HEAD_TOKENS
 
 GLOBAL = SETTINGS.replace(allocation="global", rounds=0)
 TOTAL = 3 * 37

@@ -3,7 +3,6 @@
 import copy
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -11,11 +10,11 @@ from hf_models import hf_logits, hf_model
 from training_cases import SETTINGS, counting, same, tiny
 
 import spap_jax as spap
-from spap_jax.models import decoder
 from spap_jax.models.rules import Rule
-from spap_jax.training import lora
-from spap_jax.training.forward import Student, last_stream
-from spap_jax.training.train import merged
+from spap_jax.parallel.sequences import Sequences
+from spap_jax.training import lora, step
+from spap_jax.training.finetune import merged
+from spap_jax.training.step import Frozen, Job, measure
 
 RANK, SCALE = SETTINGS.rank, SETTINGS.lora_alpha / SETTINGS.rank
 
@@ -50,12 +49,13 @@ def test_merged_is_as_if_applied_beside_the_weights(variant: str):
     theirs = hf_logits(with_adapters(variant, model.family.rules_for(model.config), updates), tokens)  # type: ignore
     assert np.abs(theirs - hf_logits(hf_model(variant), tokens)).max() > 0.1
     np.testing.assert_allclose(spap.logits(model.replace(params=params), tokens), theirs, rtol=0, atol=2e-4)
-    tokens = jnp.asarray(tokens)
-    student = Student(model.config, model.params, {"updates": updates}, scale=SCALE)
-    beside = jax.jit(
-        lambda: decoder.head(model.config, model.params, last_stream(student, model.params, tokens, "float32"))
-    )
-    np.testing.assert_allclose(beside(), theirs, rtol=0, atol=2e-4)
+    frozen = Frozen(model.params)
+    sequences, rows = Sequences(tokens[:, None], 2).sharded(), np.arange(2, dtype=np.int32)[None]
+    job, moved = Job(model.config, None, "float32", SCALE), {"updates": updates}
+    beside = jax.jit(lambda: step._sum(job, frozen, sequences, moved, rows[0], "float32"))() / tokens[:, 1:].size
+    expected = np.log(spap.perplexity(model.replace(params=params), tokens))
+    assert float(beside) == pytest.approx(expected, rel=1e-5)
+    assert float(measure(job, frozen, sequences, moved, rows).loss) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Training and joint steps on text with a mask: the predictions of its tokens count, and no others."""
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -11,12 +10,12 @@ from training_cases import FULL, counting, tiny
 
 import spap_jax as spap
 from spap_jax.data.tokens import new_blocks
-from spap_jax.models import decoder
 from spap_jax.parallel import mesh
+from spap_jax.parallel.sequences import Sequences
 from spap_jax.settings import PruneSettings
-from spap_jax.training.engine import batch_of
+from spap_jax.training.loop import rows_of
 from spap_jax.training.optimizers import clipped
-from spap_jax.training.step import Given, Job, Recipe, Sequences, begin, measure, step
+from spap_jax.training.step import Frozen, Job, Recipe, begin, measure, step
 
 TOKENS = counting()
 MASK = np.random.default_rng(1).random(TOKENS.shape) < 0.4
@@ -45,14 +44,10 @@ def test_recovery_training(teacher: str | None):
 
 
 def test_joint_steps():
-    """The prediction after the last token, which counts without a mask, is of no token and so not of the mask's.
-
-    With a vocabulary that steps use a part of, all predictions are measured too, however few count.
-    """
-    steps: Any = {"joint_passes": 1, "joint_text_weight": 0, "joint_tokens": 96}
+    """The prediction after the last token, which counts without a mask, is of no token and so not of the mask's."""
+    steps: Any = {"joint_passes": 1, "joint_text_weight": 0}
     settings = PruneSettings(sparsity=0.5, rounds=0, held_out=0.25, batch_tokens=48, **steps)
-    config = dataclasses.replace(tiny().config, vocabulary=6000)
-    model = tiny().replace(config=config, params=jax.tree.map(lambda a: 5 * a, decoder.init(config, jax.random.key(0))))
+    model = tiny()
     without = spap.prune(model, BLOCKS, settings=settings.replace(joint_passes=0)).model
     first, *_ = spap.prune(model, BLOCKS, settings=settings).report.joint
     expected = spap.divergence(model, without, part(slice(12, None)))
@@ -65,14 +60,13 @@ def test_devices_and_fillers_change_nothing():
     found = []
     for count in (1, 8):
         with mesh.use_mesh(count):
-            tokens, mask = (mesh.shard_chunks(array[:, None]) for array in (TOKENS, MASK))
             params = jax.device_get(tiny().params)
             job = Job(tiny().config, Recipe(clipped, (0.0,)), "float32")
-            given = Given({}, None, Sequences(tokens, mask=mask), len(TOKENS))
-            batch = batch_of(np.arange(10), given, 24)
+            sequences = Sequences(TOKENS[:, None], len(TOKENS), MASK[:, None]).sharded()
+            rows = rows_of(np.arange(10), sequences, 24)
             state = begin(job, jax.tree.map(jnp.asarray, params))
-            loss = float(measure(job, given, state.moved, batch))
-            after, first = step(job, given, state, batch, np.float32(1e-3))
+            loss = float(measure(job, Frozen({}), sequences, state.moved, rows).loss)
+            after, first = step(job, Frozen({}), sequences, state, rows, np.float32(1e-3))
             assert float(first) == pytest.approx(loss, rel=1e-5)
             found.append((loss, jax.device_get(after.moved)))
     assert found[0][0] == pytest.approx(float(spap.loss(tiny(), part(slice(10)))), rel=1e-5)

@@ -12,14 +12,15 @@ import numpy as np
 import optax
 import pytest
 
-from spap_jax.models import decoder
+from spap_jax.models import decoder, loss
 from spap_jax.models.registry import family_of
 from spap_jax.parallel import mesh
 from spap_jax.parallel.placement import fully_shard_params
-from spap_jax.training import lora, objective
-from spap_jax.training.engine import batch_of
+from spap_jax.parallel.sequences import Sequences
+from spap_jax.training import lora
+from spap_jax.training.loop import rows_of
 from spap_jax.training.optimizers import clipped, rates, relative
-from spap_jax.training.step import Given, Job, Recipe, Sequences, State, begin, measure, step
+from spap_jax.training.step import Frozen, Job, Recipe, State, begin, measure, step
 
 LLAMA = {
     "model_type": "llama",
@@ -48,24 +49,25 @@ def model() -> Any:
     return jax.device_get(jax.jit(lambda key: decoder.init(CONFIG, key))(jax.random.key(0)))
 
 
-def started(what: str) -> tuple[Job, Given, State, Any]:
+def started(what: str) -> tuple[Job, Frozen, Sequences, State, Any]:
     """Return the arguments of a step that moves MLPs, low-rank updates or all weights."""
     params, recipe = fully_shard_params(CONFIG, model()), Recipe(clipped, (0.0,))
     rng = np.random.default_rng(0)
     tokens = mesh.shard_chunks(rng.integers(0, 256, (SEQUENCES, 1, LENGTH)).astype(np.int32))
-    guide, frozen, kept = params, params, None
+    teacher, frozen, target = params, params, None
     if what == "mlp":
         moved, recipe = {"layers": {"mlp": params["layers"]["mlp"]}}, Recipe(relative, ())
-        guide, kept = None, mesh.shard_chunks(rng.normal(size=(SEQUENCES, 1, LENGTH, 64)).astype(np.float32))
+        teacher, target = None, mesh.shard_chunks(rng.normal(size=(SEQUENCES, 1, LENGTH, 64)).astype(np.float32))
     elif what == "updates":
         moved = fully_shard_params(
             CONFIG, {"updates": jax.jit(lora.start, static_argnums=1)(model()["layers"], 4, jax.random.key(0))}
         )
     else:
         moved, frozen = params, {}
-    job = Job(CONFIG, recipe, "float32", teacher=CONFIG if guide else None)
-    given = Given(frozen, guide, Sequences(tokens, kept), SEQUENCES)
-    return job, given, begin(job, moved), batch_of(np.arange(SEQUENCES), given, LENGTH * SEQUENCES)
+    job = Job(CONFIG, recipe, "float32", teacher=CONFIG if teacher else None)
+    sequences = Sequences(tokens, SEQUENCES, target=target)
+    rows = rows_of(np.arange(SEQUENCES), sequences, LENGTH * SEQUENCES)
+    return job, Frozen(frozen, teacher), sequences, begin(job, moved), rows
 
 
 @pytest.mark.parametrize("what", ["mlp", "updates", "all"])
@@ -88,8 +90,8 @@ def test_eight_devices_share_a_step(what: str):
 
 def test_a_measurement_gathers_a_block_at_a_time():
     with mesh.use_mesh(8):
-        job, given, state, batch = started("all")
-        assert not whole_weights(measure.lower(job, given, state.moved, batch).compile())
+        job, frozen, sequences, state, rows = started("all")
+        assert not whole_weights(measure.lower(job, frozen, sequences, state.moved, rows).compile())
 
 
 def test_gathered_weights_are_not_kept_for_the_backward_pass():
@@ -102,13 +104,14 @@ def test_gathered_weights_are_not_kept_for_the_backward_pass():
 def test_less_is_computed_again_with_the_same_result(what: str):
     """The loss and the gradient of a step, and its operations, with the outputs of projections kept and not."""
     work, found = [], []
-    job, given, state, batch = started(what)
+    job, frozen, sequences, state, rows = started(what)
     for remat in ("full", "dots"):
         each = job._replace(remat=remat, recipe=Recipe(optax.sgd, (1.0,)))
         before = jax.tree.map(jnp.copy, begin(each, state.moved))
-        cost: Any = step.lower(each, given, before, batch, WHOLE_GRADIENT).compile().cost_analysis()
+        arguments = each, frozen, sequences, before, rows, WHOLE_GRADIENT
+        cost: Any = step.lower(*arguments).compile().cost_analysis()
         work.append(cost["flops"])
-        found.append(jax.device_get(step(each, given, before, batch, WHOLE_GRADIENT)))
+        found.append(jax.device_get(step(*arguments)))
     assert work[1] < 0.95 * work[0]
     for one, other in zip(*map(jax.tree.leaves, found), strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)
@@ -116,39 +119,38 @@ def test_less_is_computed_again_with_the_same_result(what: str):
 
 def test_the_gradient_of_the_head_is_summed_in_float32(monkeypatch: pytest.MonkeyPatch):
     """Over groups of tokens, of which there are many, and with the gradient of the embedding, which the head is."""
-    monkeypatch.setattr(objective, "CPU_HEAD_TOKENS", 1)
+    monkeypatch.setattr(loss, "CPU_HEAD_TOKENS", 1)
     config = dataclasses.replace(CONFIG, tied=True)
     with mesh.use_mesh(1):
         params = fully_shard_params(config, jax.jit(lambda key: decoder.init(config, key))(jax.random.key(0)))
         tokens = np.random.default_rng(0).integers(0, 256, (SEQUENCES, 1, LENGTH)).astype(np.int32)
         tokens[..., ::2] = 7
-        given = Given({}, None, Sequences(mesh.shard_chunks(tokens)), SEQUENCES)
-        batch = batch_of(np.arange(SEQUENCES), given, LENGTH * SEQUENCES)
+        sequences = Sequences(tokens, SEQUENCES).sharded()
+        rows = rows_of(np.arange(SEQUENCES), sequences, LENGTH * SEQUENCES)
         found = []
         for dtype in ("float32", "bfloat16"):
             job = Job(config, Recipe(optax.sgd, (1.0,)), dtype)
-            after, _ = step(job, given, begin(job, params), batch, WHOLE_GRADIENT)
+            after, _ = step(job, Frozen({}), sequences, begin(job, params), rows, WHOLE_GRADIENT)
             found.append(np.asarray(params["embed"]["tokens"] - after.moved["embed"]["tokens"]))
     assert np.linalg.norm(found[1] - found[0]) < 0.006 * np.linalg.norm(found[0])
 
 
 def test_a_measurement_converts_a_block_at_a_time():
     """A CPU's compiler would convert all of a bfloat16 stack before the loop over the blocks."""
-    job, given, state, batch = started("all")
+    job, _, sequences, state, rows = started("all")
     stored = jax.tree.map(lambda a: a.astype(jnp.bfloat16), state.moved)
-    alone = job._replace(teacher=None), given._replace(guide=None)
-    text: Any = measure.lower(*alone, stored, batch).compile().as_text()
+    text: Any = measure.lower(job._replace(teacher=None), Frozen({}), sequences, stored, rows).compile().as_text()
     assert "u16[3,64,1024]" in text
     assert "f32[3,64,1024]" not in text
 
 
 def test_moments_are_replaced_in_place():
     """A second array for each would take as much memory as the weights that move."""
-    job, given, before, batch = started("mlp")
+    job, frozen, sequences, before, rows = started("mlp")
     job = job._replace(recipe=Recipe(relative, ("bfloat16",)))
     state = begin(job, before.moved)
     assert {leaf.dtype for leaf in jax.tree.leaves(state.optimizer)} == {jnp.dtype("bfloat16"), jnp.dtype("int32")}
-    text: Any = step.lower(job, given, state, batch, RATE).compile().as_text()
+    text: Any = step.lower(job, frozen, sequences, state, rows, RATE).compile().as_text()
     assert "bf16[3,64,1024]" in text
     assert not re.findall(r"= bf16\[3,[^=]* copy\(", text)
 
@@ -183,9 +185,9 @@ def equations(jaxpr: Any) -> Iterator[Any]:
 
 def equations_of_step(what: str, sequences: int, name: str) -> list[Any]:
     """Return the equations of one primitive in a step on a number of sequences."""
-    job, given, state, _ = started(what)
-    batch = batch_of(np.arange(sequences), given, sequences * LENGTH)
-    program = jax.make_jaxpr(step, static_argnums=0)(job, given, state, batch, RATE)
+    job, frozen, read, state, _ = started(what)
+    rows = rows_of(np.arange(sequences), read, sequences * LENGTH)
+    program = jax.make_jaxpr(step, static_argnums=0)(job, frozen, read, state, rows, RATE)
     return [each for each in equations(program.jaxpr) if each.primitive.name == name]
 
 
@@ -211,11 +213,11 @@ def test_passes_change_nothing():
     found = []
     for count, most, shape in ((1, 8, (1, 5)), (1, 4, (2, 3)), (2, 1, (3, 2)), (2, 8, (1, 6))):
         with mesh.use_mesh(count):
-            job, given, state, _ = started("mlp")
-            batch = batch_of(np.arange(5), given, most * LENGTH)
-            assert batch.counted.shape == shape
-            assert batch.counted.sum() == 5
-            found.append(jax.device_get(step(job, given, state, batch, RATE)))
+            job, frozen, sequences, state, _ = started("mlp")
+            rows = rows_of(np.arange(5), sequences, most * LENGTH)
+            assert rows.shape == shape
+            assert (rows >= 0).sum() == 5
+            found.append(jax.device_get(step(job, frozen, sequences, state, rows, RATE)))
     for one, *others in zip(*map(jax.tree.leaves, found), strict=True):
         for other in others:
             np.testing.assert_allclose(one, other, rtol=0, atol=2e-5)
@@ -225,10 +227,10 @@ def test_a_step_suits_the_size_of_each_block():
     """Adam's first step is as large as its learning rate wherever there is a gradient."""
     scale = jnp.asarray([1.0, 8.0, 1.0])
     with mesh.use_mesh(1):
-        job, given, state, batch = started("mlp")
+        job, frozen, sequences, state, rows = started("mlp")
         moved = jax.tree.map(lambda a: a * scale.reshape(3, *[1] * (a.ndim - 1)), state.moved)
         before = jax.device_get(moved)
-        after, _ = step(job, given, begin(job, moved), batch, RATE)
+        after, _ = step(job, frozen, sequences, begin(job, moved), rows, RATE)
     for name, old in before["layers"]["mlp"].items():
         size = np.sqrt(np.square(old).mean(axis=(1, 2)))
         new = np.asarray(after.moved["layers"]["mlp"][name])

@@ -9,9 +9,10 @@ from training_cases import FULL, SETTINGS, counting, same, tiny
 
 import spap_jax as spap
 from spap_jax.api import FinetuneResult
+from spap_jax.evaluation.perplexity import compare
 from spap_jax.parallel.mesh import use_mesh
 from spap_jax.settings import FinetuneSettings
-from spap_jax.training import engine, train
+from spap_jax.training import finetune, loop
 from spap_jax.training.optimizers import rates
 
 HELD_OUT = counting()[-4:]
@@ -26,15 +27,18 @@ def dense() -> spap.Model:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_before_any_step_the_model_is_as_it_was(settings: FinetuneSettings, dtype: str):
     model = tiny(dtype=dtype)
-    stage = next(train.finetune_stages(model, counting(), None, settings))
+    stage = next(finetune.finetune_stages(model, counting(), None, settings))
     assert stage.checks[0].held_out == pytest.approx(np.log(spap.perplexity(model, HELD_OUT)), rel=1e-5)
-    best = stage.best if settings.full else model.params | train.merged(model.config, model.params, stage.best, 2.0)
+    best = stage.best if settings.full else model.params | finetune.merged(model.config, model.params, stage.best, 2.0)
     assert same(best, model.params)
 
 
 def test_before_any_step_the_loss_with_a_teacher_is_the_divergence():
-    stage = next(train.finetune_stages(tiny(), counting(), dense(), SETTINGS))
+    stage = next(finetune.finetune_stages(tiny(), counting(), dense(), SETTINGS))
     assert stage.checks[0].held_out == pytest.approx(spap.divergence(dense(), tiny(), HELD_OUT), rel=1e-5)
+    assert stage.checks[0].divergence == stage.checks[0].held_out
+    agreement = compare(dense(), tiny(), HELD_OUT).agreement
+    assert stage.checks[0].agreement == pytest.approx(agreement, abs=1e-6)
 
 
 @pytest.mark.parametrize("variant", ["llama_two_kv_heads", "opt_350m_like"])
@@ -95,7 +99,7 @@ def test_weights_and_moments_are_divided():
     queries = tiny().params["layers"]["attention"]["q"].shape
     part = (queries[0], queries[1] // 2, queries[2] // 2, queries[3])
     with use_mesh(4, 2):
-        for stage in train.finetune_stages(tiny(), counting(), None, FULL.replace(steps=2, check_every=1)):
+        for stage in finetune.finetune_stages(tiny(), counting(), None, FULL.replace(steps=2, check_every=1)):
             parts = [a for a in jax.tree.leaves((stage.state, stage.best)) if a.shape == queries]
             assert len(parts) == 4  # the weights, both of Adam's moments, and the best weights
             assert {a.addressable_data(0).shape for a in parts} == {part}
@@ -131,23 +135,23 @@ def test_weights_are_kept_as_they_were_when_they_were_best():
 
 def test_a_measurement_that_is_not_finite_does_not_end_it(monkeypatch: pytest.MonkeyPatch):
     """Steps go on from the best weights, half as large and without gradients; that of the steps before it is kept."""
-    real, made, given = engine.measure, [], []
+    real, made, given = loop.measure, [], []
 
     def measure(*arguments: Any) -> Any:
         made.append(real(*arguments))
-        return made[-1] if len(made) != 3 else np.float32(np.nan)
+        return made[-1] if len(made) != 3 else made[-1]._replace(loss=np.float32(np.nan))
 
     class Step:
-        lower = engine.step.lower
+        lower = loop.step.lower
 
-        def __call__(self, job: Any, read: Any, state: Any, batch: Any, rate: np.float32) -> Any:
+        def __call__(self, job: Any, frozen: Any, read: Any, state: Any, rows: Any, rate: np.float32) -> Any:
             moments = [leaf for leaf in jax.tree.leaves(state.optimizer) if leaf.ndim]
             given.append((float(rate), all((moment == 0).all() for moment in moments)))
-            return step(job, read, state, batch, rate)
+            return step(job, frozen, read, state, rows, rate)
 
-    step = engine.step
-    monkeypatch.setattr(engine, "measure", measure)
-    monkeypatch.setattr(engine, "step", Step())
+    step = loop.step
+    monkeypatch.setattr(loop, "measure", measure)
+    monkeypatch.setattr(loop, "step", Step())
     checks = spap.finetune(tiny(), counting(), settings=SETTINGS, check_every=2, steps=8).report.checks
     assert [check.taken for check in checks] == [True, True, False, True, True]
     assert np.isnan(checks[2].held_out)

@@ -1,4 +1,4 @@
-"""Recovery training: the engine on low-rank updates or all weights of a model, towards a teacher or the next token."""
+"""Recovery training: steps on low-rank updates or all weights of a model, towards a teacher or the next token."""
 
 import dataclasses
 import functools
@@ -10,21 +10,21 @@ import numpy as np
 
 from spap_jax.data.tokens import check_counted, ids_of, mask_of
 from spap_jax.errors import NotFiniteError, UserError, option
-from spap_jax.evaluation.perplexity import check_length
 from spap_jax.models import DecoderConfig, Params
+from spap_jax.models.decoder import check_length
 from spap_jax.models.model import Model
 from spap_jax.numerics import full_precision, step_dtype
 from spap_jax.parallel import mesh
 from spap_jax.parallel.placement import fully_shard_params
-from spap_jax.parallel.sequences import fitted_of
-from spap_jax.pruning.prune_report import data_account, versions
+from spap_jax.parallel.sequences import Sequences, fitted_of
+from spap_jax.report.account import data_account, versions
 from spap_jax.report.schema import Check, FinetuneReport
 from spap_jax.settings import FinetuneSettings
 from spap_jax.storage.location import public_name
-from spap_jax.training import engine, lora
-from spap_jax.training.engine import Stage, StepSchedule, StoredStage
+from spap_jax.training import loop, lora
+from spap_jax.training.loop import Restore, Stage, StepSchedule
 from spap_jax.training.optimizers import clipped
-from spap_jax.training.step import Given, Job, Recipe, Sequences
+from spap_jax.training.step import Frozen, Job, Recipe
 
 
 def run(
@@ -33,7 +33,7 @@ def run(
     teacher: Model | None,
     settings: FinetuneSettings,
     watch: Callable[[Stage], object],
-    begun: StoredStage | None = None,
+    restore: Restore = lambda like: None,
 ) -> tuple[Model, FinetuneReport]:
     """Trains a model to the end and returns it with the report.
 
@@ -43,13 +43,13 @@ def run(
         teacher: The dense model whose predictions are the target; None for the next token of the text.
         settings: Settings of the training.
         watch: Called with every stage before training continues from it.
-        begun: The state of an interrupted run with the same identity, if there is one.
+        restore: Returns the state of an interrupted run with the same identity, if there is one.
 
     Raises:
         UserError: sequences are too few, too short or too long, vocabularies differ, or the loss is no longer finite.
     """
     last = None
-    for last in finetune_stages(model, tokens, teacher, settings, begun):
+    for last in finetune_stages(model, tokens, teacher, settings, restore):
         watch(last)
     assert last is not None  # the first stage precedes any step
     trained = model.replace(params=mesh.to_process(result(model, last, settings)))
@@ -60,7 +60,7 @@ def run(
         teacher=teacher and public_name(teacher.source.name),
         objective="next token" if teacher is None else "divergence from the teacher",
         data=data_account(tokens),
-        trained_parameters=sum(array.size for array in jax.tree.leaves(last.like)),
+        trained_parameters=sum(array.size for array in jax.tree.leaves(last.best)),
         checks=last.checks,
         versions=versions(),
         seconds=sum(check.seconds for check in last.checks),
@@ -69,7 +69,11 @@ def run(
 
 
 def finetune_stages(
-    model: Model, tokens: Any, teacher: Model | None, settings: FinetuneSettings, begun: StoredStage | None = None
+    model: Model,
+    tokens: Any,
+    teacher: Model | None,
+    settings: FinetuneSettings,
+    restore: Restore = lambda like: None,
 ) -> Iterator[Stage]:
     """Trains a model; the arguments are those of ``run``. ``result`` returns the weights of the last stage's best.
 
@@ -80,22 +84,19 @@ def finetune_stages(
     check(model, blocks, teacher, settings)
     parts = _split(blocks, mask_of(tokens), settings.held_out)
     params = fully_shard_params(model.config, model.params)
-    guide = fully_shard_params(teacher.config, teacher.params) if teacher else None
+    taught = fully_shard_params(teacher.config, teacher.params) if teacher else None
     frozen, start = ({}, params) if settings.full else (params, _updates(model, params, settings))
-    given, judged = (Given(frozen, guide, part, len(part.tokens)) for part in parts)
     job = job_of(model.config, teacher and teacher.config, settings)
     s = settings
     schedule = StepSchedule(s.steps, s.rate, s.step_sequences, s.check_every, s.batch_tokens, (s.seed,))
-    for stage in engine.stages(job, given, judged, start, schedule, begun=begun):
+    for stage in loop.stages(job, Frozen(frozen, taught), *parts, start, schedule, restore):
         _check_finite(stage.checks)
         yield stage
 
 
 def job_of(config: DecoderConfig, teacher: DecoderConfig | None, settings: FinetuneSettings) -> Job:
     """Returns what the steps are compiled for."""
-    recipe = Recipe(clipped, (settings.weight_decay, settings.moment_dtype))
-    dtype = step_dtype(settings.compute_dtype)
-    return Job(config, recipe, dtype, scale=_scale(settings), teacher=teacher, remat=settings.remat)
+    return Job(config, Recipe(clipped, (settings.weight_decay,)), step_dtype(), _scale(settings), teacher)
 
 
 def result(model: Model, stage: Stage, settings: FinetuneSettings) -> Params:
@@ -170,7 +171,7 @@ def _scale(settings: FinetuneSettings) -> float:
 def _split(tokens: np.ndarray, mask: np.ndarray | None, held_out: float) -> tuple[Sequences, Sequences]:
     """Splits sequences into training and held-out ones, at least one of each.
 
-    Every device holds all of them, as they are small: chunks of one, [B, 1, T].
+    Every device holds all of them, as they are small: chunks of one, [C, 1, T].
 
     Raises:
         UserError: the mask lets nothing count in one of them.
@@ -181,8 +182,9 @@ def _split(tokens: np.ndarray, mask: np.ndarray | None, held_out: float) -> tupl
         check_counted(mask[-count:], "the sequences that are held out")
 
     def part(rows: slice) -> Sequences:
-        counted = None if mask is None else mesh.put(mask[rows, None])
-        return mesh.replicate(Sequences(mesh.put(tokens[rows, None]), mask=counted))
+        counted = None if mask is None else mesh.replicate(mesh.put(mask[rows, None]))
+        ids = mesh.replicate(mesh.put(tokens[rows, None]))
+        return Sequences(ids, len(ids), counted)
 
     return part(slice(-count)), part(slice(-count, None))
 
