@@ -57,7 +57,7 @@ def test_the_mesh_changes_no_measure(count: int, sharers: int):
         measured = perplexity(model(), TOKENS, 64, lambda *so_far: told.append(so_far))
     assert measured == pytest.approx(alone, rel=1e-5)
     groups = count // sharers
-    assert told == [(done, 11) for done in (0, *range(0, 11, groups), 11)]
+    assert told == [(done, 11) for done in (*range(0, 11, groups), 11)]
     other = model().replace(params=jax.tree.map(lambda a: 0.9 * a, model().params))
     with meshes.use_mesh(count, sharers):
         spread = compare(model(), other, TOKENS, 64)
