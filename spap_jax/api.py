@@ -4,9 +4,8 @@ import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
-import jax
 import numpy as np
 
 from spap_jax import checkpoint, memory
@@ -15,28 +14,22 @@ from spap_jax.backend import peak_of_a_device, quick_compilation
 from spap_jax.checkpoint.side_files import accounts
 from spap_jax.data.token_ids import token_blocks
 from spap_jax.data.tokens import TokenBlocks, load_tokens, new_blocks, warn_of_repetition
-from spap_jax.errors import Notice, UserError, warn
+from spap_jax.errors import UserError
 from spap_jax.evaluation.generation import generate
 from spap_jax.evaluation.inspect import divergence, logits, loss, perplexity
 from spap_jax.evaluation.writing import write
-from spap_jax.keywords import FinetuneChanges, PruneChanges, showing
-from spap_jax.models import DecoderConfig, Params
+from spap_jax.models import DecoderConfig
 from spap_jax.models.blocks import get_layer
 from spap_jax.models.model import UNKNOWN, Model, checked
 from spap_jax.numerics import first_not_finite, one_blas_thread
 from spap_jax.parallel.mesh import use_mesh
-from spap_jax.parallel.placement import layer_to_host, place_params, stack_layers
-from spap_jax.planning.plan import Request
-from spap_jax.planning.preflight import settings_here
-from spap_jax.planning.workload import number_of_joint_steps
-from spap_jax.pruning.ignored import warn_of_ignored
+from spap_jax.parallel.placement import place_params, stack_layers
 from spap_jax.pruning.inspect import hidden, moments
-from spap_jax.pruning.layer_widths import allocated, check_allocation
-from spap_jax.pruning.narrow import pruned_config, warn_of_sparsity
-from spap_jax.pruning.pipeline import prune_layers
+from spap_jax.pruning.prune import MemoryStore
+from spap_jax.pruning.prune import prune as prune_blocks
 from spap_jax.pruning.prune_report import new_report
-from spap_jax.pruning.run import resolve
-from spap_jax.pruning.sampling import with_samples
+from spap_jax.pruning.run import Dense, resolve, warn_of_settings
+from spap_jax.pruning.widths import check_allocation, choose_widths
 from spap_jax.quantities import change_text
 from spap_jax.report.card import converted_files, pruned_files
 from spap_jax.report.schema import Change, Check, Extras, FinetuneReport, LayerReport, PruneReport
@@ -98,7 +91,6 @@ class PruneResult:
         )
 
 
-@showing(PruneSettings, PruneChanges)
 @one_blas_thread()
 def prune(
     model: Model,
@@ -108,13 +100,11 @@ def prune(
     progress: bool | Callable[[LayerReport | Check], None] | None = None,
     devices: int | None = None,
     model_devices: int = 1,
-    **changes: Unpack[PruneChanges],
+    **changes: Any,
 ) -> PruneResult:
     """Removes MLP channels from every layer and adjusts the remaining weights; ``model`` is not modified.
 
-    Every setting can be given as a keyword argument, which overrides the value in ``settings``. Where the devices have
-    no memory for all blocks together, joint steps adjust fewer at a time, which a notice says: how many depends on what
-    else is there, unless ``joint_blocks`` is given.
+    Every setting of `PruneSettings` can be given as a keyword argument, which overrides the value in ``settings``.
 
     Args:
         model: A model from ``load``, or the model of an earlier result.
@@ -132,42 +122,25 @@ def prune(
             model's numbers are unusable.
     """
     model = checked(model)
+    config = model.config
     settings = (settings or PruneSettings()).replace(**changes)
-    tokens = _checked(tokens, model.config)
-    asked, stored_bytes = token_blocks(tokens, model.config), jax.tree.leaves(model.params)[0].dtype.itemsize
-    warn_of_repetition(asked, "the calibration data")
+    tokens = _checked(tokens, config)
+    warn_of_repetition(token_blocks(tokens, config), "the calibration data")
     _check_finite(model)
-    narrow = pruned_config(model.config, settings)
-    check_allocation(model.config, narrow, settings, model_devices)
-    warn_of_ignored(settings, changes)
-    warn_of_sparsity(model.config, narrow, settings)
-    with use_mesh(devices, model_devices), quick_compilation(), shown.counting(progress) as written:
-        here = settings_here(Request(model.config, settings, len(asked), asked.shape[1], stored_bytes))
-        if here.joint_blocks != settings.joint_blocks:
-            many = f"{here.joint_blocks} block{'s' * (here.joint_blocks != 1)}"
-            warn(f"joint steps adjust {many} at a time, as many as fit in the memory that is left.", Notice)
-        settings = here
-        tokens = with_samples(tokens, lambda: model, settings, functools.partial(written, "sequences written"))
-    blocks = token_blocks(tokens, model.config)
-    reports: list[LayerReport | Check] = []
-    layers: list[Params] = []
-
-    read_layer = functools.partial(get_layer, model.params["layers"])
-    steps = number_of_joint_steps(model.config, settings, blocks.shape)
-    with (
-        use_mesh(devices, model_devices),
-        quick_compilation(),
-        shown.pruning(progress, model.config.layers, steps) as watch,
-    ):
-        run = allocated(resolve(model.config, model.params, read_layer, tokens, settings, narrow))
-        for step in prune_layers(run, watch.step):
-            reports.append(step.report)
-            watch.report(step.report)
-            layers += (layer_to_host(run.narrow, layer) for _, layer in step.final)
-            del step
-    params = model.params | {"layers": stack_layers(layers)}
+    check_allocation(config, settings, model_devices)
+    warn_of_settings(config, settings, changes)
+    dense = Dense(config, model.params, functools.partial(get_layer, model.params["layers"]))
+    with use_mesh(devices, model_devices), quick_compilation():
+        run = resolve(config, tokens, settings)
+        if settings.allocation == "global":
+            run = replace(run, pruned=run.pruned.with_widths(choose_widths(run, dense)))
+        store = MemoryStore(run.pruned)
+        steps = run.joint.steps if run.joint else 0
+        with shown.pruning(progress, config.layers, steps) as listeners:
+            reports = prune_blocks(run, dense, store, listeners.report, listeners.step)
+    params = model.params | {"layers": stack_layers(store.layers)}
     sharers = model_devices if model_devices > 1 else None
-    smaller = Model(run.narrow, place_params(run.narrow, params, devices, sharers), model.source)
+    smaller = Model(run.pruned, place_params(run.pruned, params, devices, sharers), model.source)
     size = Change(checkpoint.weight_bytes(model), checkpoint.weight_bytes(smaller))
     extras = Extras(None, size, None, memory.peak(), peak_of_a_device())
     report = replace(new_report(run, model.source.name, tokens, reports), extras=extras)
@@ -194,7 +167,6 @@ class FinetuneResult:
         )
 
 
-@showing(FinetuneSettings, FinetuneChanges)
 def finetune(
     model: Model,
     tokens: Any,
@@ -204,7 +176,7 @@ def finetune(
     progress: bool | Callable[[Check], None] | None = None,
     devices: int | None = None,
     model_devices: int = 1,
-    **changes: Unpack[FinetuneChanges],
+    **changes: Any,
 ) -> FinetuneResult:
     """Trains a model, usually a pruned one, on text or to match the dense model; ``model`` is not modified.
 

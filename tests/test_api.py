@@ -2,10 +2,9 @@
 
 import dataclasses
 import functools
-import inspect
 import json
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +15,10 @@ import transformers
 from hf_models import hf_logits
 
 import spap_jax as spap
-from spap_jax import memory
 from spap_jax.api import PruneResult
 from spap_jax.cli import main
 from spap_jax.data.tokens import TokenBlocks, new_blocks
-from spap_jax.errors import Notice
 from spap_jax.evaluation.sequences import replicas_of
-from spap_jax.keywords import FinetuneChanges, PruneChanges
 from spap_jax.parallel.mesh import use_mesh
 from spap_jax.parallel.sequences import fitted_of
 from spap_jax.report.card import model_card
@@ -31,8 +27,8 @@ from spap_jax.report.schema import Change
 pytestmark = pytest.mark.usefixtures("optimized")
 EXAMPLES = Path(__file__).parents[1] / "examples"
 STORIES = EXAMPLES / "llama-stories"
-QUICK = spap.PruneSettings(round_to=64, rounds=1, steps=5, joint_passes=0)
-CHOSEN = QUICK.replace(method="magnitude", sparsity=0.2, correction=0.5)
+QUICK = spap.PruneSettings(round_to=64, rounds=1, joint_passes=0)
+CHOSEN = QUICK.replace(method="magnitude", sparsity=0.2)
 """Channels are removed and no weights fitted, with programs that `pruned` has compiled."""
 
 
@@ -153,11 +149,10 @@ def test_perplexity_takes_blocks_and_needs_a_prediction():
     ("changes", "sentence"),
     [
         ({"sparsty": 0.2}, "unknown setting sparsty; the settings are sparsity, "),
-        ({"sparsity": 1}, "sparsity must be a fraction between 0 and 1"),
+        ({"sparsity": 1}, "sparsity must be"),
         ({"sparsity": float("nan")}, "sparsity must be"),
         ({"sparsity": "0.3"}, "sparsity must be"),
-        ({"ridge": float("inf")}, "ridge must be positive"),
-        ({"rounds": -1, "steps": 0}, "rounds must be .*; steps must be"),
+        ({"rounds": -1, "joint_last": 0}, "rounds must be .*; joint_last must be"),
         ({"method": "lora"}, "method must be one of spap, random, magnitude, wanda, flap, fasp, obs, osscar"),
         ({"update": "tune"}, "update must be one of own, none, bias, refit, alternate, not 'tune'"),
         ({"round_to": 512}, "nothing to remove"),
@@ -220,12 +215,12 @@ def test_a_text_is_not_tokens():
 def test_a_saved_result_is_what_the_command_writes(tmp_path: Path):
     """Weights, report and card agree, except for measurements (seconds, memory) and the hash of the command's run."""
     text, by_command = EXAMPLES / "stories_calibration.txt", tmp_path / "command"
-    words = ("--sequences", "16", "--sequence-length", "64", "--method", "fasp", "--dtype", "bfloat16")
+    words = ("--sequences", "16", "--sequence-length", "64", "--method", "fasp")
     narrow = ("--sparsity", "0.2", "--round-to", "64")  # as `pruned`
     assert main(["prune", str(STORIES), "--data", str(text), "--output", str(by_command), *words, *narrow]) == 0
     blocks = spap.load_tokens(text, tokenizer=STORIES, sequence_length=64, sequences=16, role="calibration")
     result = spap.prune(spap.load(str(STORIES)), blocks, method="fasp", sparsity=0.2, round_to=64)
-    spap.save(result, tmp_path / "python", dtype="bfloat16")
+    spap.save(result, tmp_path / "python")
     names = sorted(file.name for file in by_command.iterdir())
     assert sorted(file.name for file in (tmp_path / "python").iterdir()) == names
     for name in set(names) - {"spap_report.json", "spap_files.json"}:  # the second has a hash of the first
@@ -270,12 +265,6 @@ def test_a_pruned_model_in_memory_is_taught_by_the_dense_one_and_keeps_its_accou
     assert whole["extras"]["bytes"]["after"] == 2 * half["extras"]["bytes"]["after"]
     with pytest.raises(spap.UserError, match="is the model itself"):
         spap.finetune(spap.load(STORIES), evaluation(), **quick)
-
-
-def test_blocks_that_joint_steps_adjust_together_are_said_where_they_depend_on_memory(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(memory, "of_machine", lambda: 20_000_000)
-    with pytest.raises(Notice, match="joint steps adjust 3 blocks at a time, as many as fit"):  # an error in tests
-        spap.prune(stories(), calibration(), settings=CHOSEN, update="alternate", rounds=0, joint_passes=1)
 
 
 def test_a_session_of_64_bits_changes_nothing():
@@ -439,7 +428,7 @@ def test_moments_are_of_the_hidden_channels(layer: int):
 def test_moments_of_the_first_layer_are_what_pruning_sees():
     made = pruned().report.layers[0]
     p = spap.moments(stories(), calibration().tokens[: fitted_of(16, QUICK.held_out)], 0)
-    solution = spap.solver.solve(p.gram, p.cross, p.weight, 256, target_power=p.target_power, ridge=QUICK.fit.ridge)
+    solution = spap.solver.solve(p.gram, p.cross, p.weight, 256, target_power=p.target_power, ridge=1e-2)
     assert tuple(solution.kept.tolist()) == made.kept
     assert float(solution.error) == pytest.approx(made.calibration.refit, rel=1e-2)
 
@@ -448,26 +437,6 @@ def test_moments_of_the_first_layer_are_what_pruning_sees():
 def test_a_layer_that_is_not_there(layer):
     with pytest.raises(spap.UserError, match="layer must be a whole number from 0 to 5"):
         spap.hidden(stories(), evaluation(), layer)
-
-
-@pytest.mark.parametrize(
-    ("function", "settings", "changes"),
-    [
-        (spap.prune, spap.PruneSettings, PruneChanges),
-        (spap.finetune, spap.FinetuneSettings, FinetuneChanges),
-    ],
-)
-def test_every_setting_is_in_the_signature_and_the_help(function, settings, changes):
-    fields = {field.name: field for field in dataclasses.fields(settings)}
-    assert get_type_hints(changes) == get_type_hints(settings)
-    assert list(get_type_hints(changes)) == list(fields)
-    parameters = inspect.signature(function).parameters
-    assert {name: parameters[name].default for name in fields} == {name: f.default for name, f in fields.items()}
-    assert "changes" not in parameters
-    meanings = inspect.cleandoc(settings.__doc__).partition("Attributes:\n")[2]
-    shown = inspect.getdoc(function) or ""
-    assert f"\n{meanings}\n\nRaises:\n" in shown
-    assert "**changes" not in shown
 
 
 def test_settings_are_a_value():
@@ -482,8 +451,8 @@ def test_settings_are_a_value():
 def test_what_a_call_asks_for_in_vain_is_told():
     """Settings that several calls share may have parts that one of them does not use."""
     common = CHOSEN.replace(joint_passes=2)
-    with pytest.warns(spap.SpapWarning, match="penalty has no effect: the method magnitude has no penalty"):
-        spap.prune(stories(), calibration(), settings=common, penalty=5.0)
+    with pytest.warns(spap.SpapWarning, match="rounds has no effect"):
+        spap.prune(stories(), calibration(), settings=common, rounds=0)
 
 
 @pytest.mark.parametrize("measure", [spap.perplexity, functools.partial(spap.hidden, layer=0)])

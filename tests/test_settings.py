@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import re
 from typing import Any
 
 import numpy as np
@@ -27,87 +26,32 @@ def test_a_truth_value_is_no_number(kind: type, name: str, value: bool):
 
 
 @pytest.mark.parametrize(
-    ("name", "words", "inside", "outside"),
+    ("name", "inside", "outside"),
     [
-        ("seed", "a whole number of at least 0", (0, 2**32 - 1), (-1, 0.5, None)),
-        ("step_tokens", "a whole number of at least 1", (1,), (0, 1.0, None)),
-        ("joint_blocks", "a whole number of at least 0", (None, 0), (-1,)),
-        ("penalty", "positive", (1e-3, 1), (0, -1, math.inf, math.nan, None, "1")),
-        ("joint_passes", "at least 0", (None, 0, 0.5), (-0.1, math.inf)),
-        ("correction", "between 0 and 1", (None, 0, 1), (-0.1, 1.1, math.nan)),
-        ("held_out", "a fraction of at least 0 and below 1", (0, 0.9), (-0.1, 1, math.nan)),
-        ("sparsity", "a fraction between 0 and 1, both excluded", (0.01, 0.99), (0, 1, math.nan)),
-        ("effort", "one of low, default, high", ("low",), ("best", None)),
-        ("remat", "one of full, dots", (None, "dots"), ("none",)),
+        ("seed", (0, 2**32 - 1), (-1, 2**32, 0.5, None)),
+        ("batch_tokens", (1,), (0, 1.0, 2**31)),
+        ("joint_last", (None, 1), (0, -1)),
+        ("joint_passes", (None, 0, 0.5), (-0.1, math.inf, math.nan)),
+        ("joint_text_weight", (None, 0, 1), (-0.1, 1.1, math.nan)),
+        ("held_out", (0, 0.9), (-0.1, 1, math.nan)),
+        ("sparsity", (0.01, 0.99), (0, 1, math.nan, "0.3")),
+        ("effort", ("low",), ("best", None)),
     ],
 )
-def test_the_ends_of_each_range(name: str, words: str, inside: tuple[Any, ...], outside: tuple[Any, ...]):
+def test_the_ends_of_each_range(name: str, inside: tuple[Any, ...], outside: tuple[Any, ...]):
     for value in inside:
         assert getattr(PruneSettings(**{name: value}), name) == value
     for value in outside:
-        with pytest.raises(UserError, match=re.escape(f"{name} must be {words}, not {value!r}")):
+        with pytest.raises(UserError, match=f"{name} must be"):
             PruneSettings(**{name: value})
 
 
-def test_a_fraction_is_no_count():
-    with pytest.raises(UserError, match=r"steps must be a whole number of at least 1, not 8\.0"):
-        PruneSettings(steps=8.0)  # type: ignore[arg-type]
+def test_all_that_is_wrong_is_said():
+    with pytest.raises(UserError, match=r"effort must be one of low, default, high, not 'full'; joint_passes must be"):
+        PruneSettings(effort="full", joint_passes=-1)  # type: ignore[arg-type]
 
 
 def test_numbers_of_numpy():
     settings = PruneSettings(sparsity=np.float32(0.25), round_to=np.int64(64))  # type: ignore[arg-type]
     assert settings == PruneSettings(sparsity=0.25, round_to=64)
     assert json.loads(json.dumps(dataclasses.asdict(settings)))["round_to"] == 64
-
-
-def test_what_depends_on_the_model_or_the_text_is_resolved():
-    """Rounds are passes over the text, and the joint rate falls with what moves; what is given stays."""
-    low = PruneSettings(effort="low").resolved(layers=6, width=96, channels=320, tokens=65_536)
-    assert (low.steps, low.joint_passes, low.joint_last, low.joint_tokens) == (16, 1, 3, 512)
-    assert (low.joint_text_weight, PruneSettings().text_weight) == (0.7, 0.3)
-    assert low.joint_learning_rate == 0.004
-    large = PruneSettings(effort="low").resolved(30, 576, 1536, 65_536)
-    assert large.joint_learning_rate == pytest.approx(0.12 / (24 * 3 ** (2 / 3)))
-    assert PruneSettings().resolved(6, 96, 320, 65_536).joint_learning_rate == pytest.approx(5.8 / 576)
-    assert PruneSettings(step_tokens=1024).resolved(30, 576, 1536, 65_536).steps == 128
-    assert (low.remat, PruneSettings().resolved(6, 96, 320, 65_536).remat) == ("dots", "full")
-    assert PruneSettings(effort="low", remat="full").resolved(6, 96, 320, 65_536).remat == "full"
-    given = PruneSettings(steps=7, joint_passes=1.5, joint_learning_rate=0.1)
-    assert given.resolved(30, 576, 1536, 65_536) == given.replace(
-        round_to=8,
-        sampled=0,
-        ridge=1e-2,
-        correction=0.5,
-        joint_last=30,
-        joint_tokens=2048,
-        joint_text_weight=0.3,
-        remat="full",
-    )
-
-
-@pytest.mark.parametrize(
-    ("changes", "weight"),
-    [
-        ({"sparsity": 0.5, "effort": "low"}, 0.7),
-        ({"sparsity": 0.15, "effort": "low"}, 0.35),
-        ({"sparsity": 0.06, "attention_sparsity": 0.15, "effort": "low"}, 0.35),
-        ({"sparsity": 0.15}, 0.3),
-        ({"sparsity": 0.06, "effort": "high"}, 0.14),
-        ({"sparsity": 0.06, "joint_text_weight": 0.5}, 0.5),
-    ],
-)
-def test_the_text_weighs_less_where_less_is_removed(changes: dict[str, Any], weight: float):
-    assert PruneSettings(**changes).text_weight == pytest.approx(weight)
-
-
-def test_wide_mlps_keep_a_multiple_of_8():
-    found = [PruneSettings().multiple(channels) for channels in (320, 1023, 1024, 8191, 8192, 53248)]
-    assert found == [1, 1, 8, 8, 64, 64]
-    assert PruneSettings(round_to=5).multiple(4096) == 5
-
-
-def test_the_update_decides_how_closely_weights_are_fitted():
-    ours, peers = (1e-2, 0.5), (1e-4, 1.0)
-    assert PruneSettings().fit == PruneSettings(method="obs", update="alternate").fit == ours
-    assert PruneSettings(method="obs").fit == PruneSettings(update="refit").fit == peers
-    assert PruneSettings(ridge=0.1, correction=0.0).fit == (0.1, 0.0)

@@ -1,13 +1,44 @@
 """``spap prune``."""
 
+import contextlib
 import functools
-from typing import Annotated, Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+
+from cyclopts import Parameter
 
 from spap_jax.cli import console
 from spap_jax.cli.options import Bos, Data, ModelName, OutputPath, Resume
-from spap_jax.cli.prune_many import OTHERS, SparsityOption, runs
-from spap_jax.cli.texts import Texts
+from spap_jax.cli.texts import Texts, perplexity_of
+from spap_jax.errors import UserError
 from spap_jax.settings import PruneSettings
+from spap_jax.storage.location import check_name
+
+if TYPE_CHECKING:
+    from spap_jax import checkpoint
+    from spap_jax.checkpoint.store import FolderStore
+    from spap_jax.data.tokens import TokenBlocks
+    from spap_jax.models import DecoderConfig
+    from spap_jax.progress import PruningProgress
+    from spap_jax.pruning.run import Dense, Run
+    from spap_jax.report.schema import PruneReport
+
+
+def fractions(_: Any, tokens: Sequence[Any]) -> tuple[float, ...]:
+    """Parses numbers separated by commas.
+
+    Raises:
+        ValueError: one of them is not a number.
+    """
+    return tuple(float(word) for token in tokens for word in token.value.split(","))
+
+
+SparsityOption = Annotated[
+    tuple[float, ...],
+    Parameter(converter=fractions, negative="", show_default=lambda found: ",".join(map(str, found))),
+]
+OTHERS = Parameter(name="*", parse="^(?!sparsity$)")
+"""Makes an option of every field of PruneSettings except the sparsity, which has its own option."""
 
 
 def prune(
@@ -38,35 +69,24 @@ def prune(
     spap prune ./model --data text.jsonl --sparsity 0.2 --effort high --output out
     ```
 
-    An interrupted run picks up where it stopped when the same command is given again: until the output is complete, the
-    finished blocks are kept beside it, in a folder .NAME.resume. If the output is in a bucket (gs://, s3://), the run
-    can continue on another machine. After SIGTERM the run ends at once with exit code 75. Exit code 0 is success, 2 an
-    error that one sentence explains, 1 a fault of spap, and 130 Ctrl-C.
+    An interrupted run picks up where it stopped when the same command is given again; until the output is complete,
+    what is done is kept beside it, in .OUTPUT.resume. Exit code 0 is success, 2 an error that one sentence explains,
+    75 a run that the same command continues (after SIGTERM), 1 a fault of spap, and 130 Ctrl-C.
 
     Args:
-        model: Checkpoint to prune: a folder, a hub id, or an address such as gs://bucket/model. It must not be an Orbax
-            folder, of which spap convert makes a checkpoint.
-        data: Calibration text, which shows what each channel contributes: wikitext2, c4, a data set of the hub, or the
-            path or address of a .txt, .jsonl or .parquet file, or of a .npy file of token ids. Conversations, in a
-            column "messages", go through the model's chat template, and joint steps count what the assistant wrote.
-            Several sets are mixed by weight: a.jsonl:0.7,b.txt:0.3.
-        output: Folder to write, or an address to send it to, such as gs://bucket/pruned. It is either complete or
-            absent.
-        sparsity: Fraction of the MLP channels to remove from every layer, between 0 and 1. Several fractions, separated
-            by commas, make one checkpoint each: OUTPUT/sparsity-0.1, OUTPUT/sparsity-0.2 and so on.
+        model: Checkpoint to prune: a folder, a hub id, or an address such as gs://bucket/model.
+        data: Calibration text: wikitext2, c4, a data set of the hub, or a .txt, .jsonl, .parquet or .npy file.
+        output: Folder or address (gs://bucket/pruned) to write. It is either complete or absent.
+        sparsity: Fraction of the MLP channels to remove; several, as in 0.1,0.2, make OUTPUT/sparsity-0.1 and so on.
         eval: Text on which to measure perplexity before and after pruning; the same kinds as --data.
-        sequences: Number of sequences, drawn at random. Of long data only the beginning is read, which is enough for
-            eight times as many.
+        sequences: Number of calibration sequences, drawn at random.
         sequence_length: Tokens in each sequence. By default as many as the model's positions allow, at most 2048.
-        bos: Begin each sequence with the tokenizer's beginning-of-text token. By default only for Gemma, which needs
-            it.
-        overwrite: Replace the output, if it holds only files that spap wrote and that have not been changed since.
-        resume: Go on with an interrupted run of the same command. --no-resume discards what it has done and starts
-            over.
+        bos: Begin each sequence with the beginning-of-text token. By default only for Gemma, which needs it.
+        overwrite: Replace the output, if it holds only files that spap wrote.
+        resume: Go on with an interrupted run of the same command; --no-resume discards it and starts over.
         dtype: Data type of the weights that are written. By default that of the source.
         devices: Number of devices to use. By default all, but only one of a CPU's.
-        model_devices: Number of devices among which the weights are divided, for models that are too large for one. It
-            must divide the number of devices; each group of this size works on its own share of the sequences.
+        model_devices: Number of devices among which the weights are divided, for models too large for one.
         coordinator: HOST:PORT of process 0, for a run of several processes; "auto" on a TPU pod or under SLURM.
         processes: Number of processes of the run.
         process_id: Number of this process, from 0. Process 0 prints and writes.
@@ -74,33 +94,301 @@ def prune(
     """
     from spap_jax import checkpoint
     from spap_jax.backend import quick_compilation
-    from spap_jax.checkpoint.unfinished import is_unfinished
+    from spap_jax.checkpoint.store import is_unfinished
     from spap_jax.cli.downloads import fetch_data, fetch_models
     from spap_jax.cli.inputs import inputs
     from spap_jax.cli.options import wait_for_others
-    from spap_jax.cli.prune_run import fitted_to_memory, make_checkpoints, narrow_configs, opened, reader_of
     from spap_jax.cli.stopping import stopping
+    from spap_jax.numerics import one_blas_thread
     from spap_jax.parallel.mesh import use_mesh
-    from spap_jax.parallel.processes import meet
+    from spap_jax.parallel.processes import leads, meet
+    from spap_jax.progress import PruningProgress
+    from spap_jax.pruning.run import Dense, pruned_config, resolve, warn_of_settings
+    from spap_jax.pruning.widths import check_allocation
 
-    wanted = runs(output, sparsity, settings)
-    for run in wanted:
-        begun = functools.partial(is_unfinished, run.output) if resume else None
-        checkpoint.check_output(run.output, overwrite, inputs=inputs(model, None, data, eval), begun=begun)
+    wanted = outputs(output, sparsity, settings)
+    for one in wanted:
+        begun = functools.partial(is_unfinished, one.output) if resume else None
+        checkpoint.check_output(one.output, overwrite, inputs=inputs(model, None, data, eval), begun=begun)
     with stopping() as before_end:
         wait_for_others(coordinator, processes, process_id)
         fetch_data(data, eval)
         fetch_models(model)
         checkpoint.fetch_side_files(model)
         with console.waiting(f"reading {model}"):
-            reader = reader_of(model)
+            reader = _reader_of(model)
         meet()  # one process may have had to download it
-        narrows = narrow_configs(reader, wanted, model_devices)
-        with use_mesh(devices, model_devices), quick_compilation():
+        _check_different(wanted, [pruned_config(reader.config, one.settings) for one in wanted])
+        for one in wanted:
+            check_allocation(reader.config, one.settings, model_devices)
+            warn_of_settings(reader.config, one.settings)
+        with use_mesh(devices, model_devices), quick_compilation(), one_blas_thread():
             console.say_devices("pruning")
-            texts = Texts(data, eval, sequences, sequence_length, bos)
-            wanted = fitted_to_memory(reader, wanted, texts, fresh=not resume)
-            command = opened(reader, texts, wanted, narrows, dtype, overwrite)
-            done = make_checkpoints(wanted, narrows, command, fresh=not resume, before_end=before_end)
-        for unfinished in done:
-            unfinished.remove()
+            jointly = settings.joint_passes != 0
+            tokens, judged = Texts(data, eval, sequences, sequence_length, bos).read(
+                reader.source, reader.config, seed=settings.seed, further=jointly
+            )
+            all_read = eval or settings.allocation == "global"
+            if leads() and not (reader.at_address or all_read):
+                with console.counting() as watch:
+                    reader.check_finite(lambda seen, total: watch("weights checked", seen, total))
+            meet()  # the others do not read all weights
+            dense = Dense(reader.config, reader.outer(), reader.layer)
+            command = Command(reader, dense, tokens, judged, dtype, overwrite, resume)
+            with contextlib.ExitStack() as opened:  # before any work, since another run may have begun a later output
+                runs = [resolve(reader.config, tokens, one.settings, dtype) for one in wanted]
+                stores = [opened.enter_context(_store_of(*each, command)) for each in zip(wanted, runs, strict=True)]
+                steps, windows = runs[0].joint.steps if runs[0].joint else 0, len(judged.tokens) if judged else 0
+                progress = PruningProgress(reader.config.layers, steps, windows, len(wanted), console.err)
+                before = _before(reader, judged, progress)
+                for number, (one, run, store) in enumerate(zip(wanted, runs, stores, strict=True)):
+                    if len(wanted) > 1:
+                        console.err.print(f"sparsity {one.settings.sparsity}, {number + 1} of {len(wanted)} ...")
+                    progress.begin(number)
+                    _make(one, run, store, command, before, progress, before_end)
+        for store in stores:
+            store.remove()
+
+
+class PruneRun(NamedTuple):
+    """A checkpoint to make: the path or address of its folder, and the settings."""
+
+    output: str
+    settings: PruneSettings
+
+
+class Command(NamedTuple):
+    """What the runs of a command share.
+
+    Attributes:
+        reader: The dense checkpoint.
+        dense: Its model, block by block.
+        tokens: Calibration tokens.
+        judged: Tokens on which perplexity is measured, if any.
+        dtype: Data type of the weights written; None for the source's.
+        overwrite: Whether to replace existing outputs.
+        resume: Whether to go on with interrupted runs.
+    """
+
+    reader: "checkpoint.Reader"
+    dense: "Dense"
+    tokens: "TokenBlocks"
+    judged: "TokenBlocks | None"
+    dtype: str | None
+    overwrite: bool
+    resume: bool
+
+
+def outputs(output: str, sparsities: Sequence[float], settings: PruneSettings) -> list[PruneRun]:
+    """Returns the runs that a command requests: one into ``output``, or several into folders in it.
+
+    Raises:
+        UserError: a sparsity is out of range or is given twice, or the output has no name.
+    """
+    check_name(output)
+    if len(set(sparsities)) < len(sparsities):
+        raise UserError(f"--sparsity {','.join(map(str, sparsities))} names a sparsity twice: name each once.")
+    chosen = [settings.replace(sparsity=sparsity) for sparsity in sparsities]
+    if len(chosen) == 1:
+        return [PruneRun(output, chosen[0])]
+    return [PruneRun(f"{output.rstrip('/')}/sparsity-{each.sparsity}", each) for each in chosen]
+
+
+def _check_different(wanted: Sequence[PruneRun], configs: "Sequence[DecoderConfig]") -> None:
+    """Raises UserError if two sparsities are equal after rounding."""
+    for number, config in enumerate(configs):
+        if config in configs[:number]:
+            twice = wanted[configs.index(config)].settings.sparsity, wanted[number].settings.sparsity
+            raise UserError(
+                f"--sparsity {twice[0]} and {twice[1]} both leave {config.intermediate} channels in a layer: name one "
+                "of the two."
+            )
+
+
+def _reader_of(model: str) -> "checkpoint.Reader":
+    """Opens the dense checkpoint.
+
+    Raises:
+        UserError: it is an Orbax folder.
+    """
+    from spap_jax import checkpoint
+
+    folder = checkpoint.locate(model)
+    if checkpoint.is_orbax(folder):
+        raise UserError(
+            f"{model} is an Orbax folder, and pruning reads Hugging Face folders layer by layer: convert it first with "
+            f"spap convert {model} --to huggingface --output DIR."
+        )
+    return checkpoint.Reader(folder, name=model)
+
+
+def _before(reader: "checkpoint.Reader", judged: "TokenBlocks | None", progress: "PruningProgress") -> float | None:
+    """Measures the dense model's perplexity."""
+    from spap_jax.evaluation.perplexity import check_finite
+    from spap_jax.parallel.placement import shard_params
+
+    if judged is None:
+        return None
+    with console.waiting(f"reading all of {reader.source.name}"):
+        model = reader.model(shard_params)
+    found = perplexity_of(model, judged, "before pruning", progress.measured)
+    check_finite(found, reader.source.name)
+    return found
+
+
+def _store_of(one: PruneRun, run: "Run", command: Command) -> "FolderStore":
+    """Opens what is kept of a run."""
+    from spap_jax.checkpoint.store import FolderStore
+    from spap_jax.pruning.identity import prune_identity
+
+    reader = command.reader
+    return FolderStore(
+        one.output,
+        prune_identity(reader.fingerprint(), command.tokens, command.judged, command.dtype, one.settings),
+        run.pruned,
+        reader.source,
+        reader.dtypes,
+        dtype=command.dtype,
+        overwrite=command.overwrite,
+        fresh=not command.resume,
+    )
+
+
+def _make(
+    one: PruneRun,
+    run: "Run",
+    store: "FolderStore",
+    command: Command,
+    before: float | None,
+    progress: "PruningProgress",
+    before_end: list[Callable[[], str]],
+) -> None:
+    """Makes a checkpoint, unless an earlier process has."""
+    import dataclasses
+
+    from spap_jax.pruning.prune import prune
+    from spap_jax.pruning.widths import choose_widths
+
+    if store.finished:
+        console.err.print(f"{one.output} was made before the interruption")
+        return
+    with kept(store, before_end, run):
+        if one.settings.allocation == "global":
+            widths = store.decided
+            if widths is None:
+                with console.waiting("choosing a width for each layer"):
+                    widths = choose_widths(run, command.dense)
+                store.decide(widths)
+            store.config = run.pruned.with_widths(tuple(widths))
+            run = dataclasses.replace(run, pruned=store.config)
+        store.outer(command.dense.outer)
+        with contextlib.closing(progress):
+            reports = prune(run, command.dense, store, progress.report, progress.step)
+        after = _after(run, store, command, progress)
+        command.reader.check_unchanged()
+        report = _finish(run, store, command, reports, (before, after))
+    console.err.print(f"wrote {one.output}")
+    _summary(report)
+
+
+@contextlib.contextmanager
+def kept(store: "FolderStore", before_end: list[Callable[[], str]], run: "Run") -> Iterator[None]:
+    """Says what an interrupted process left, and what this one leaves if it ends early."""
+    from spap_jax.errors import NotFiniteError
+    from spap_jax.parallel.processes import leads
+
+    def amount() -> str:
+        blocks, checks = store.kept()
+        if not checks:
+            return f"{blocks} of {run.config.layers} layers are done"
+        parts = run.joint.checks if run.joint else 0
+        return f"all {run.config.layers} layers are done, and {checks - 1} of {parts} parts of the joint steps"
+
+    def words() -> str:
+        return f"{amount()}, kept in {store.place}: the same command goes on from there, --no-resume starts over."
+
+    def end() -> str:
+        store.settle()
+        console.err.show_cursor()  # a progress bar has hidden it
+        return words() if leads() else "the first process says what is kept."
+
+    if store.found and not store.finished and any(store.kept()):
+        console.err.print(f"going on: {amount()}, kept in {store.place}")
+    before_end.append(end)
+    try:
+        yield
+    except NotFiniteError:  # needs other settings, with which this run cannot be resumed
+        raise
+    except BaseException:
+        if any(store.kept()):
+            console.err.print(words())
+        raise
+    finally:
+        before_end.remove(end)
+
+
+def _after(run: "Run", store: "FolderStore", command: Command, progress: "PruningProgress") -> float | None:
+    """Measures the pruned model's perplexity, with the weights as they are written."""
+    from spap_jax.models.model import Model
+    from spap_jax.parallel.placement import shard_params, stack_layers
+    from spap_jax.pruning.layer import in_dtype
+
+    if command.judged is None:
+        return None
+    layers = stack_layers([store.layer(index) for index in range(run.config.layers)])
+    params = in_dtype(run, shard_params(run.pruned, command.dense.outer | {"layers": layers}))
+    return perplexity_of(
+        Model(run.pruned, params, command.reader.source), command.judged, "after pruning", progress.measured
+    )
+
+
+def _finish(
+    run: "Run",
+    store: "FolderStore",
+    command: Command,
+    reports: Sequence[Any],
+    perplexities: tuple[float | None, float | None],
+) -> "PruneReport":
+    """Completes the output, with its report and its card."""
+    import dataclasses
+
+    from spap_jax import memory
+    from spap_jax.backend import peak_of_a_device
+    from spap_jax.pruning.prune_report import new_report
+    from spap_jax.report.card import pruned_files
+    from spap_jax.report.schema import Change, Extras, Perplexities
+
+    before, after = perplexities
+    measured = None
+    if command.judged is not None and before is not None and after is not None:
+        measured = Perplexities(command.judged.description, before, after)
+    size = Change(command.reader.bytes, store.bytes)
+    extras = Extras(None, size, measured, memory.peak(), peak_of_a_device())
+    report = new_report(run, command.reader.source.name, command.tokens, reports)
+    report = dataclasses.replace(report, extras=extras)
+    store.finish(pruned_files(report))
+    return report
+
+
+def _summary(report: "PruneReport") -> None:
+    from spap_jax.quantities import bytes_text, change_text, count_text, peak_text
+
+    model, extras = report.model, report.extras
+
+    def row(name: str, change: Any, text: Callable[[Any], str]) -> tuple[str, ...]:
+        return name, text(change.before), text(change.after), change_text(change.before, change.after)
+
+    width = "MLP channels per layer" if report.one_width else "MLP channels of the widest layer"
+    counts = {"parameters": model.parameters, "MLP parameters": model.mlp_parameters, width: model.intermediate}
+    if report.fewer_heads:
+        counts |= {"attention heads per layer": model.heads, "key/value heads per layer": model.kv_heads}
+    rows = [row(name, count, count_text) for name, count in counts.items()]
+    if extras.bytes:
+        rows.append(row("weights on disk", extras.bytes, bytes_text))
+    if extras.perplexity:
+        rows.append(row("perplexity", extras.perplexity, "{:.4f}".format))
+    console.table(f"{model.name}: {report.sparsity.words} removed", ("", "before", "after", "change"), rows)
+    phases = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in report.seconds.items())
+    console.out.print(f"seconds: {phases}; peak memory {peak_text(extras.peak_memory_bytes, extras.peak_device_bytes)}")
+    for line in report.advice:
+        console.out.print(f"advice: {line}")

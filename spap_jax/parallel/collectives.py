@@ -15,7 +15,6 @@ from spap_jax.parallel.mesh import (
     DATA,
     DATA_SPEC,
     MODEL,
-    constrain_replicated,
     data_size,
     mesh_size,
     model_size,
@@ -124,59 +123,8 @@ def vmap_over_data(function: Callable[..., Any], *by_device: Any) -> Any:
     return jax.vmap(function, spmd_axis_name=DATA)(*own)
 
 
-def keep_for_group(kept: Any, item: Any, group: int | jax.Array) -> Any:
-    """Keeps an item until `exchange` gives it to its group of devices, inside a jitted program.
-
-    The devices at one place along ``data`` are a group: those that share the weights.
-
-    Args:
-        kept: What is kept so far, arrays [groups, ...]; None if nothing is. Of matrices, each device of the mesh holds
-            some rows of all; their number is made up to one that the devices can divide.
-        item: The item.
-        group: Number of the group that it is for.
-    """
-    count = mesh_size()
-
-    def one(a: jax.Array, all_kept: jax.Array | None) -> jax.Array:
-        if a.ndim > 1:
-            a = jnp.pad(a, [(0, -len(a) % count), *[(0, 0)] * (a.ndim - 1)])
-        before = jnp.zeros((data_size(), *a.shape), a.dtype) if all_kept is None else all_kept
-        after = jax.lax.dynamic_update_index_in_dim(before, a, group, 0)
-        return after if count == 1 else jax.lax.with_sharding_constraint(after, _kept_spec(after))
-
-    return jax.tree.map(one, item, kept) if kept is not None else jax.tree.map(lambda a: one(a, None), item)
-
-
-def exchange(kept: jax.Array, rows: int) -> jax.Array:
-    """Gives each group its own of the arrays that `keep_for_group` kept, inside a jitted program: an all-to-all.
-
-    Args:
-        kept: [groups, ...]; of matrices, with the rows that were added.
-        rows: Number of rows without these.
-
-    Returns:
-        [groups, ...] sharded along ``data``, and the rows of matrices along ``model`` if they can be divided evenly.
-    """
-    if mesh_size() == 1:
-        return kept
-
-    def own(some: jax.Array) -> jax.Array:
-        if some.ndim > 2:
-            return jax.lax.all_to_all(some, DATA, split_axis=0, concat_axis=1, tiled=True)
-        return jax.lax.dynamic_index_in_dim(some, jax.lax.axis_index(DATA), axis=0)
-
-    out = PartitionSpec(DATA, MODEL) if kept.ndim > 2 else DATA_SPEC
-    given = jax.shard_map(own, in_specs=_kept_spec(kept), out_specs=out, check_vma=False)(kept)
-    return given[:, :rows] if kept.ndim > 2 else given
-
-
-def _kept_spec(kept: jax.Array) -> PartitionSpec:
-    """The spec of what `keep_for_group` keeps: the rows in the order of `row_axes`, so that a group has its own."""
-    return PartitionSpec(None, (MODEL, DATA)) if kept.ndim > 2 else PartitionSpec()
-
-
 def in_any_group(flag: jax.Array) -> jax.Array:
-    """Whether a flag [] is set in any of the groups that `map_over_groups` or `map_chunks` lets work at the same time.
+    """Whether a flag [] is set in any of the groups of devices that `map_chunks` lets work at the same time.
 
     A loop that divides rows among a group has collectives, for which all devices have to make the same turns: it ends
     when no group needs it any more. Groups of one device end by themselves.
@@ -184,23 +132,3 @@ def in_any_group(flag: jax.Array) -> jax.Array:
     mesh = get_abstract_mesh()
     apart = dict(zip(mesh.axis_names, mesh.axis_types, strict=True)).get(DATA) == AxisType.Manual
     return jax.lax.psum(flag.astype(jnp.int32), DATA) > 0 if apart and model_size() > 1 else flag
-
-
-def map_over_groups(solve: Callable[..., Any], own: Any, *alike: Any) -> Any:
-    """Runs ``solve(item, number, *alike)`` on each group's own item and all-gathers the results [groups, ...].
-
-    Args:
-        solve: Function that each group runs by itself; inside, rows are sharded along ``model``.
-        own: The items of all groups, as `exchange` returns them.
-        alike: Replicated arrays.
-    """
-
-    def one(number: int | jax.Array, own: Any, *alike: Any) -> Any:
-        found = solve(jax.tree.map(lambda a: a[0], own), number, *alike)
-        return jax.tree.map(lambda a: a[None], found)
-
-    if mesh_size() == 1:
-        return one(0, own, *alike)
-    given = (DATA_SPEC, *(PartitionSpec() for _ in alike))
-    each = shard_map_over_data(lambda *given: one(jax.lax.axis_index(DATA), *given), given, DATA_SPEC)(own, *alike)
-    return jax.tree.map(constrain_replicated, each)

@@ -35,6 +35,9 @@ DATA_SPEC = PartitionSpec(DATA)
 _AT_ONCE = 2**30
 """Bytes that are replicated on every device at once, on their way to the hosts."""
 
+rows_undivided = jax.make_user_context(False)
+"""True where `shard_rows` divides nothing, since the layers that are solved at once are divided."""
+
 _FOR_WEIGHTS = 0.7
 """Maximum fraction of a device's memory for weights; the rest is for what is computed with them."""
 
@@ -223,6 +226,8 @@ def row_axes(rows: int) -> tuple[str, ...]:
 
     Inside a function that each device computes on its own part along ``data``, only ``model`` is left.
     """
+    if rows_undivided.value:
+        return ()
     mesh, free = get_abstract_mesh(), free_axes()
     for axes in ((MODEL, DATA), (MODEL,)):
         there = tuple(name for name in axes if name in free)
@@ -308,3 +313,10 @@ def divide_along_model(array: jax.Array, axis: int) -> jax.Array:
     if mesh_size() == 1:
         return array
     return jax.lax.with_sharding_constraint(array, model_spec(array.shape[axis], axis))
+
+
+def divide_along_data(array: jax.Array) -> jax.Array:
+    """Divides the first axis along ``data`` if its size is divisible, inside a jitted program."""
+    if data_size() == 1 or len(array) % data_size():
+        return array
+    return jax.lax.with_sharding_constraint(array, DATA_SPEC)

@@ -56,7 +56,7 @@ def _refused_steps(report: "PruneReport") -> list[str]:
 def _more(report: "PruneReport") -> str:
     """Recommends a sufficient number of sequences, a power of two, at least twice the number that was read."""
     account = report.calibration
-    given = account.sequences // (1 + report.settings["sampled"]) + account.further_sequences
+    given = account.sequences + account.further_sequences
     enough = -(-TOKENS_PER_CHANNEL * report.model.intermediate.before // account.sequence_length)
     wanted = 1 << (max(enough, 2 * given) - 1).bit_length()
     return f"{count_text(wanted)} sequences would help"

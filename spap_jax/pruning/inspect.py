@@ -15,7 +15,7 @@ from spap_jax.numerics import full_precision
 from spap_jax.parallel.sequences import chunked
 from spap_jax.pruning import streams
 from spap_jax.pruning.moments import accumulate
-from spap_jax.pruning.pipeline import resized
+from spap_jax.pruning.reduce import resized
 from spap_jax.pruning.streams import Streams
 from spap_jax.settings import is_count
 from spap_jax.solver.alternating import Tokens

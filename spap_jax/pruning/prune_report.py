@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from spap_jax.data.tokens import further_of
 from spap_jax.models import FAMILIES, cost
 from spap_jax.pruning.advice import advice
-from spap_jax.pruning.narrow import sparsities
+from spap_jax.pruning.run import sparsities
 from spap_jax.report.account import data_account, versions
 from spap_jax.report.schema import (
     Biases,
@@ -42,9 +42,9 @@ def new_report(run: "Run", name: str, tokens: Any, steps: Sequence[LayerReport |
         tokens: Calibration tokens: an array [B, T], or ``TokenBlocks`` with a description and a hash.
         steps: The reports of the layers and of the joint steps.
     """
-    config, narrow, settings = run.config, run.narrow, run.settings
+    config, pruned, settings = run.config, run.pruned, run.settings
     family = FAMILIES[config.family]
-    before, after = cost.parameters(family, config), cost.parameters(family, narrow)
+    before, after = cost.parameters(family, config), cost.parameters(family, pruned)
     report = PruneReport(
         settings=dataclasses.asdict(settings),
         method=MethodAccount(settings.method, update_used(settings)),
@@ -52,15 +52,15 @@ def new_report(run: "Run", name: str, tokens: Any, steps: Sequence[LayerReport |
             name=public_name(name),
             architecture=family.architecture,
             layers=config.layers,
-            intermediate=Change(config.intermediate, narrow.intermediate),
-            widths=Widths(config.layer_widths, narrow.layer_widths),
-            heads=Change(config.heads, narrow.heads),
-            kv_heads=Change(config.kv_heads, narrow.kv_heads),
-            mlp_bias=Biases(config.mlp_bias, narrow.mlp_bias),
+            intermediate=Change(config.intermediate, pruned.intermediate),
+            widths=Widths(config.layer_widths, pruned.layer_widths),
+            heads=Change(config.heads, pruned.heads),
+            kv_heads=Change(config.kv_heads, pruned.kv_heads),
+            mlp_bias=Biases(config.mlp_bias, pruned.mlp_bias),
             parameters=Change(before.total, after.total),
             mlp_parameters=Change(before.mlp, after.mlp),
         ),
-        sparsity=sparsities(config, narrow, settings),
+        sparsity=sparsities(config, pruned, settings),
         calibration=_fitted(run, tokens),
         versions=versions(),
         layers=tuple(step for step in steps if isinstance(step, LayerReport)),

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from spap_jax.models import DecoderConfig, Family, Params
+from spap_jax.models import DecoderConfig, Family, Params, with_channels
 from spap_jax.solver.alternating import Weights
 from spap_jax.solver.groups import channels_of
 
@@ -11,6 +11,11 @@ from spap_jax.solver.groups import channels_of
 def kept_width(width: int, sparsity: float, round_to: int) -> int:
     """Returns how many of ``width`` channels to keep: rounded to a multiple of ``round_to``, at least one multiple."""
     return min(width, max(1, round((1 - sparsity) * width / round_to)) * round_to)
+
+
+def resized(layer: Params, width: int) -> Params:
+    """Truncates or zero-pads a block's MLP to ``width`` channels; zero channels do not change its output."""
+    return layer | {"mlp": with_channels(layer["mlp"], width)}
 
 
 def take_channels(family: Family, mlp: Params, kept: jax.Array) -> Params:

@@ -1,59 +1,80 @@
-"""A pruning run as one value: everything that its result is a function of, resolved once for all its stages."""
+"""A pruning run: all that its result depends on, decided once, when model, tokens, settings and mesh are known."""
 
-from collections.abc import Callable, Iterable, Sequence
+import dataclasses
+import zlib
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
+from spap_jax.checkpoint.ahead import blocks_in_order
 from spap_jax.data.tokens import TokenBlocks, check_counted, concatenated, further_of, ids_of, mask_of
-from spap_jax.models import DecoderConfig, Params
+from spap_jax.errors import UserError, option, warn
+from spap_jax.models import FAMILIES, DecoderConfig, Params
+from spap_jax.parallel import mesh
 from spap_jax.parallel.sequences import Sequences, chunked, fitted_of
-from spap_jax.pruning.narrow import pruned_config
-from spap_jax.pruning.waves import Choices
-from spap_jax.report.schema import Check, LayerReport
-from spap_jax.settings import PruneSettings
+from spap_jax.pruning import reduce
+from spap_jax.quantities import share_text
+from spap_jax.report.schema import Sparsities, Sparsity
+from spap_jax.settings import EFFORTS, LARGE, PruneSettings
+from spap_jax.solver.alternating import RoundSchedule
 from spap_jax.solver.methods import update_used
+from spap_jax.training.loop import StepSchedule
+
+_RIDGE = {"alternate": 1e-2}
+"""Ridge of the solved weights by update, relative to each channel's energy; 1e-4 elsewhere, as in papers of others. The
+larger one generalises better from little text ("Target" in ``docs/method.md``)."""
+
+_CORRECTION = {"alternate": 0.5}
+"""Share of the errors of earlier blocks that an MLP also corrects, by update; all of them elsewhere."""
+
+_TEXT_WEIGHT = 7 / 3
+"""Weight of the text's own tokens in joint steps by default, relative to the fraction that is removed. They pull the
+predictions away from the dense model's, the more so the less there is to repair."""
+
+_MULTIPLES = ((8192, 64), (1024, 8))
+"""For MLPs with as many channels or more, what the kept width is a multiple of by default. Accelerators hold and
+multiply matrices in tiles of 8 rows or 16 bytes, and eight devices that share a large model's weights should each have
+whole tiles."""
+
+_JOINT_RATE = 5.8
+"""The largest joint step on all blocks, times the width and the number of blocks. The more inputs a projection has, and
+the more blocks move the stream, the further one step moves the predictions."""
+
+_TAIL_RATE, _TAIL_LIMIT = 0.12, 0.004
+"""The largest joint step on the last g blocks alone, times the square root of the width and g^(2/3), and its limit.
+What these change passes through few others, and there are few steps."""
+
+_STEP_TOKENS, _STEP_RATE = 2048, 0.03
+"""Tokens of one optimizer step of an alternating round, and its size relative to the weights it changes."""
+
+_CHECKS = 8
+"""Largest number of measurements on held-out tokens between joint steps."""
+
+_NEARLY_ALL = 0.9
+"""Fraction of removed channels above which a warning is given."""
 
 
-class Step(NamedTuple):
-    """A step of a run: a block was pruned, or joint steps were made and measured.
+class Dense(NamedTuple):
+    """A dense model, block by block.
 
     Attributes:
-        report: The step's report.
-        kept: Returns what a later run continues from: the block's parameters, or what this process's devices hold of
-            the state of the joint steps, on the host. Call it in every process, before ``final`` is read
-            and before the next step.
-        final: Blocks that no later step changes, by number, on the devices; every process has to run through them,
-            once.
-        fresh: Whether this run made the step.
+        config: The decoder.
+        outer: Its parameters outside the blocks; arrays or values that are read lazily, as in a block.
+        read_layer: Returns the parameters of a block by its number.
     """
 
-    report: LayerReport | Check
-    kept: Callable[[], Params]
-    final: Iterable[tuple[int, Params]] = ()
-    fresh: bool = True
+    config: DecoderConfig
+    outer: Params
+    read_layer: Callable[[int], Params]
 
-
-class Begun(NamedTuple):
-    """The steps of an earlier run: the entire state that later steps depend on.
-
-    The streams are not stored. The same programs recompute them from the finished blocks, which takes two forward
-    passes; storing them after every block would take longer, and more space than the blocks. No random state is stored
-    either: every step folds the seed with its number.
-
-    Attributes:
-        reports: Reports of all the steps, in order.
-        read: Returns what the step with a number kept: of the pruned blocks, and of the last joint step. All processes
-            have to call it.
-    """
-
-    reports: Sequence[LayerReport | Check]
-    read: Callable[[int], Params]
-
-
-NOTHING = Begun((), {}.__getitem__)
-"""The steps of a run that has not begun."""
+    def blocks(self, numbers: Iterable[int] | None = None) -> Iterable[tuple[int, Params]]:
+        """Yields blocks with their numbers, on the devices, each at its own width; the next is read meanwhile."""
+        numbers = [*(range(self.config.layers) if numbers is None else numbers)]
+        for index, layer in blocks_in_order(self.config, self.read_layer, numbers):
+            yield index, reduce.resized(layer, self.config.of_layer(index).intermediate)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -62,114 +83,246 @@ class Run:
 
     Attributes:
         config: The dense decoder.
-        narrow: The pruned decoder.
-        outer: The dense decoder's parameters outside the blocks; arrays or values that are read lazily, as in a block.
-        read_layer: Returns the parameters of a dense block by its number.
-        settings: The settings, in which every value that depends on the model or the tokens is resolved.
-        fitted: The calibration tokens that are fitted, divided among the devices.
-        held_out: The calibration tokens that are held out; there may be none.
-        joint_sequences: Number of sequences that joint steps read, repetitions included; 0 if there are no such steps.
-        choices: Channel selections of the parallel schedule.
-        begun: The steps of an earlier run with the same values. The result is the same as without.
+        pruned: The pruned decoder.
+        settings: The settings; those that depend on the model or the tokens have their values.
+        fitted: The calibration sequences that are fitted.
+        held_out: The calibration sequences that nothing is fitted to; there may be none.
+        update: How the weights that stay are updated: "none", "bias", "refit" or "alternate".
+        ridge: Pull of the solved weights towards the dense ones, relative to each channel's energy.
+        correction: Share of the errors of earlier blocks that the update of an MLP also corrects.
+        rounds: The alternating rounds in a layer; None without.
+        joint: The joint steps after the last block; None without.
+        dtype: Data type of the pruned blocks; None for that of the dense ones.
     """
 
     config: DecoderConfig
-    narrow: DecoderConfig
-    outer: Params
-    read_layer: Callable[[int], Params]
+    pruned: DecoderConfig
     settings: PruneSettings
     fitted: Sequences
     held_out: Sequences
-    joint_sequences: int
-    choices: Choices
-    begun: Begun = NOTHING
+    update: str
+    ridge: float
+    correction: float
+    rounds: RoundSchedule | None
+    joint: StepSchedule | None
+    dtype: str | None = None
 
     @property
-    def jointly(self) -> bool:
-        """Whether joint steps follow the last block."""
-        return self.joint_sequences > 0
+    def judged(self) -> Sequences:
+        """The sequences on which joint steps are measured: the held-out ones, if there are any."""
+        return self.held_out if self.held_out.real else self.fitted
 
     @property
     def tail(self) -> DecoderConfig:
         """The pruned decoder's last blocks alone, which joint steps change."""
         assert self.settings.joint_last
-        return self.narrow.last(self.settings.joint_last)
+        return self.pruned.last(self.settings.joint_last)
 
     @property
-    def tail_start(self) -> int:
+    def first_joint(self) -> int:
         """Number of the first block that joint steps change; L without such steps."""
-        return self.config.layers - self.tail.layers if self.jointly else self.config.layers
+        return self.config.layers - (self.tail.layers if self.joint else 0)
+
+    @property
+    def fewer_heads(self) -> DecoderConfig:
+        """The dense decoder with as many heads as the pruned one."""
+        return self.config.with_kv_heads(self.pruned.kv_heads)
+
+    def key(self, purpose: str, index: int | jax.Array) -> jax.Array:
+        """Returns the random key of a layer or sequence for one purpose, such as "rounds"."""
+        stream = jax.random.fold_in(jax.random.key(self.settings.seed), zlib.crc32(purpose.encode()))
+        return jax.random.fold_in(stream, index)
 
 
 def resolve(
-    config: DecoderConfig,
-    outer: Params,
-    read_layer: Callable[[int], Params],
-    tokens: np.ndarray | TokenBlocks,
-    settings: PruneSettings,
-    narrow: DecoderConfig | None = None,
-    choices: Choices | None = None,
+    config: DecoderConfig, tokens: np.ndarray | TokenBlocks, settings: PruneSettings, dtype: str | None = None
 ) -> Run:
-    """Returns the run that prunes a model, on the devices of ``devices.use_mesh``; see `Run`.
+    """Returns the run that prunes a model, on the devices of ``mesh.use_mesh``, and warns of what has no effect.
 
     Args:
         config: The dense decoder.
-        outer: Its parameters outside the blocks.
-        read_layer: Returns the parameters of a dense block by its number.
-        tokens: Calibration token blocks [B, T]; of those of ``load_tokens``, the mask says which predictions count in
-            the joint steps.
-        settings: The pruning settings.
-        narrow: The pruned decoder, all of whose layers lose the same fraction. By default that of `pruned_config`.
-        choices: Channel selections, shared with runs that differ only in sparsity. By default this run has its own.
+        tokens: Calibration sequences [B, T]; the mask of those of ``load_tokens`` says which predictions count in the
+            joint steps.
+        settings: The settings.
+        dtype: Data type of the pruned blocks; by default that of the dense ones.
 
     Raises:
-        UserError: there is nothing to remove.
+        UserError: there is nothing to remove, or no prediction counts.
     """
-    blocks = ids_of(tokens)
-    settings = settings.resolved(config.layers, config.width, config.intermediate, blocks.size)
-    narrow = narrow or pruned_config(config, settings)
-    fitted, held_out = calibration_chunks(tokens, settings)
-    steps = joint_sequences(settings, len(blocks))
-    choices = choices or Choices([narrow.intermediate])
-    return Run(config, narrow, outer, read_layer, settings, fitted, held_out, steps, choices)
+    count, length = ids_of(tokens).shape
+    effort, update = EFFORTS[settings.effort], update_used(settings)
+    pruned = pruned_config(config, settings)
+    passes = 0.0 if update != "alternate" else _passes(config, settings, count * length)
+    last = min(settings.joint_last or effort.last or config.layers, config.layers)
+    removed = max(settings.sparsity, settings.attention_sparsity)
+    weight = settings.joint_text_weight
+    steps = max(1, round(effort.round_passes * count * length / _STEP_TOKENS))
+    rounds = RoundSchedule(settings.rounds, steps, min(_STEP_TOKENS, count * length), _STEP_RATE)
+    settings = settings.replace(
+        round_to=multiple_of(settings, config.intermediate),
+        joint_passes=passes,
+        joint_last=last,
+        joint_text_weight=min(effort.text_weight, _TEXT_WEIGHT * removed) if weight is None else weight,
+    )
+    reading = max(1, round(passes * fitted_of(count, settings.held_out))) if passes else 0
+    fitted, held_out = _divided(tokens, settings, reading)
+    return Run(
+        config, pruned, settings, fitted, held_out, update,
+        ridge=_RIDGE.get(update, 1e-4),
+        correction=_CORRECTION.get(update, 1.0),
+        rounds=rounds if update == "alternate" and settings.rounds else None,
+        joint=_joint_schedule(config, settings, reading, held_out.real or fitted.real, length) if reading else None,
+        dtype=dtype,
+    )  # fmt: skip
 
 
-def calibration_chunks(tokens: np.ndarray | TokenBlocks, settings: PruneSettings) -> tuple[Sequences, Sequences]:
+def _passes(config: DecoderConfig, settings: PruneSettings, tokens: int) -> float:
+    """Returns the amount of text in joint steps, as a multiple of the calibration text."""
+    effort = EFFORTS[settings.effort]
+    if settings.joint_passes is not None:
+        return settings.joint_passes
+    weights = config.layers * config.width * (4 * config.width + 3 * config.intermediate)  # about
+    return min(effort.passes, max(1.0, effort.text * max(1.0, LARGE / weights) / tokens))
+
+
+def _divided(tokens: np.ndarray | TokenBlocks, settings: PruneSettings, reading: int) -> tuple[Sequences, Sequences]:
     """Divides calibration sequences into those that are fitted and those that are held out, in chunks.
 
     Joint steps read text again only if there is no other, since they gain little from it. Their streams of further
     windows are there for all blocks, which are fitted to these as well: a fit to more text is better on other text.
-    Samples are never held out.
+
+    Args:
+        tokens: The sequences.
+        settings: The settings.
+        reading: Number of sequences that joint steps read, repetitions included.
     """
-    further, mask = further_of(tokens), mask_of(tokens)
-    own = ids_of(tokens)
+    own, mask, further = ids_of(tokens), mask_of(tokens), further_of(tokens)
     most = max(1, settings.batch_tokens // own.shape[1])
-    asked = fitted_of(len(own), held_out_part(settings))
-    read = joint_sequences(settings, len(own))
-    more = read - asked
-    if read and mask is not None:
+    asked = fitted_of(len(own), settings.held_out)
+    if reading and mask is not None:
         check_counted(mask[:asked], "the calibration sequences that are fitted")
         if asked < len(own):
             check_counted(mask[asked:], "the calibration sequences that are held out")
     parts = [(own[:asked], None if mask is None else mask[:asked])]
-    if further is not None and more > 0:
+    if further is not None and (more := reading - asked) > 0:
         parts.append((further.tokens[:more], None if further.mask is None else further.mask[:more]))
-    held_out = chunked(own[asked:], most, None if mask is None else mask[asked:])
     fitted, counted = concatenated(parts)
+    held_out = chunked(own[asked:], most, None if mask is None else mask[asked:])
     return chunked(fitted, most, counted), held_out
 
 
-def joint_sequences(settings: PruneSettings, sequences: int) -> int:
-    """Returns how many sequences joint steps read, repetitions included; 0 if there are no such steps.
+def _joint_schedule(
+    config: DecoderConfig, settings: PruneSettings, reading: int, judged: int, length: int
+) -> StepSchedule:
+    """Returns the joint steps.
+
+    However many devices there are, there are as many steps as on one, since fewer would lead less far: steps that have
+    more sequences for the devices to share read all of them again, as often as it takes.
+    """
+    effort, last = EFFORTS[settings.effort], settings.joint_last
+    assert last
+    tail_rate = min(_TAIL_LIMIT, _TAIL_RATE / (config.width**0.5 * last ** (2 / 3)))
+    rate = _JOINT_RATE / (config.layers * config.width) if last == config.layers else tail_rate
+    alone = min(reading, max(1, effort.tokens // length))
+    steps = max(1, round(reading / alone))
+    checks = max(1, round(min(_CHECKS, effort.measured * reading / judged)))
+    batch = min(reading, max(mesh.data_size(), alone))
+    return StepSchedule(steps, rate, batch, -(-steps // checks), settings.batch_tokens, (settings.seed, 0))
+
+
+def multiple_of(settings: PruneSettings, channels: int) -> int:
+    """Returns what the kept width of an MLP is a multiple of."""
+    return settings.round_to or next((multiple for least, multiple in _MULTIPLES if channels >= least), 1)
+
+
+def pruned_config(config: DecoderConfig, settings: PruneSettings) -> DecoderConfig:
+    """Returns the config of the decoder pruned from ``config``: narrower, and with biases if the update adds them.
+
+    Every layer loses the same fraction of its channels, as in the allocation "uniform"; "global" starts from it.
+
+    Raises:
+        UserError: rounding leaves nothing to remove, or no stock loader would accept the number of heads.
+    """
+    multiple = multiple_of(settings, config.intermediate)
+    keep = [reduce.kept_width(width, settings.sparsity, multiple) for width in config.layer_widths]
+    for kept, width in zip(keep, config.layer_widths, strict=True):
+        if kept == width:
+            raise UserError(
+                f"nothing to remove: {option('sparsity', settings.sparsity)} of {width} channels, rounded to a "
+                f"multiple of {multiple}, keeps all of them; raise {option('sparsity')} or lower "
+                f"{option('round_to')}."
+            )
+    added = update_used(settings) == "bias"
+    if added and "output" in config.norms:
+        raise UserError(
+            "the update 'bias' adds a constant to the MLP's output, and the norm that follows it in this model divides "
+            f"by another number for every token: use {option('update', 'none')} or {option('update', 'refit')}."
+        )
+    pruned = dataclasses.replace(config.with_widths(keep), mlp_bias=config.mlp_bias or added)
+    return pruned.with_kv_heads(_kept_kv_heads(config, settings.attention_sparsity))
+
+
+def sparsities(config: DecoderConfig, pruned: DecoderConfig, settings: PruneSettings) -> Sparsities:
+    """Computes the fractions that pruning ``config`` to ``pruned`` removes; widths and heads are rounded."""
+    channels = 1 - sum(pruned.layer_widths) / sum(config.layer_widths)
+    heads = 1 - pruned.kv_heads / config.kv_heads
+    return Sparsities(Sparsity(settings.sparsity, channels), Sparsity(settings.attention_sparsity, heads))
+
+
+def warn_of_settings(config: DecoderConfig, settings: PruneSettings, asked: Collection[str] | None = None) -> None:
+    """Warns of rounding that changes the sparsity noticeably, and of settings without effect.
 
     Args:
-        settings: The pruning settings.
-        sequences: Number of calibration sequences, held-out ones included.
+        config: The dense decoder.
+        settings: The settings.
+        asked: Names of those that were asked for; by default, those that are not as usual.
     """
-    passes = settings.passes if update_used(settings) == "alternate" else 0
-    return max(1, round(passes * fitted_of(sequences, held_out_part(settings)))) if passes else 0
+    pruned = pruned_config(config, settings)
+    found = sparsities(config, pruned, settings)
+    stay = f"{pruned.intermediate} of {config.intermediate} stay in a layer"
+    if found.channels.missed:
+        warn(
+            f"sparsity {settings.sparsity} removes {share_text(found.channels.achieved)} of the MLP channels: {stay}, "
+            f"rounded to a multiple of {multiple_of(settings, config.intermediate)}."
+        )
+    if found.channels.achieved > _NEARLY_ALL:
+        warn(
+            f"sparsity {settings.sparsity} removes nearly all MLP channels ({stay}): little of what the model can do "
+            "is left, so choose a lower one unless that is what you want to see."
+        )
+    if found.heads.missed:
+        warn(
+            f"attention sparsity {settings.attention_sparsity} removes {share_text(found.heads.achieved)} of heads, "
+            f"which stay whole: {pruned.kv_heads} of {config.kv_heads} key/value heads are left in a layer."
+        )
+    for names, why in _without_effect(settings):
+        unusual = [name for name in names if getattr(settings, name) != getattr(PruneSettings, name)]
+        changed = [option(name) for name in unusual if asked is None or name in asked]
+        if changed:
+            warn(f"{', '.join(changed)} {'has' if len(changed) == 1 else 'have'} no effect: {why}.")
 
 
-def held_out_part(settings: PruneSettings) -> float:
-    """Returns the held-out fraction of all sequences, including sampled ones, which come first."""
-    return settings.held_out / (1 + settings.sampled)
+def _without_effect(settings: PruneSettings) -> list[tuple[tuple[str, ...], str]]:
+    joint = ("joint_text_weight", "joint_last")
+    if (update := update_used(settings)) != "alternate":
+        names = ("effort", "rounds", "joint_passes", *joint)
+        return [(names, f"the update {update} has no rounds and no joint steps")]
+    if settings.joint_passes == 0:
+        names = joint if settings.rounds else ("effort", *joint)
+        return [(names, "there are no joint steps")]
+    return []
+
+
+def _kept_kv_heads(config: DecoderConfig, sparsity: float) -> int:
+    if sparsity == 0:
+        return config.kv_heads
+    keep = reduce.kept_width(config.kv_heads, sparsity, 1)
+    FAMILIES[config.family].check_heads(config, keep)
+    if keep == config.kv_heads:
+        name = option("attention_sparsity")
+        advice = f"leave {name} out" if keep == 1 else f"raise {name}"
+        raise UserError(
+            f"nothing to remove: {option('attention_sparsity', sparsity)} of {keep} key/value "
+            f"{'head' if keep == 1 else 'heads'}, rounded, keeps all of them; {advice}."
+        )
+    return keep

@@ -14,20 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from spap_jax.models import Block, DecoderConfig, Params, decoder
-from spap_jax.numerics import full_precision, in_float32, storage, stored
+from spap_jax.numerics import full_precision, storage, stored
 from spap_jax.parallel import collectives, mesh
 from spap_jax.parallel.placement import shard_params
 from spap_jax.parallel.sequences import Sequences
 from spap_jax.solver.alternating import Tokens
-
-FLOAT32 = storage("float32")
 
 NORM_EPS = 1e-6
 """Epsilon of the norms of published models, so that a token without output does not count infinitely."""
 
 
 class Streams(NamedTuple):
-    """Chunks of residual streams, in float32 or in the format of ``numerics.stored``.
+    """Chunks of residual streams, in float32.
 
     Attributes:
         dense: [C, B, T, d]; between attention and MLP, the dense block's final sum before its closing norm.
@@ -43,14 +41,13 @@ class Streams(NamedTuple):
     weights: jax.Array | None = None
 
 
-def largest_divisor(count: int, most: int) -> int:
-    """Returns the largest divisor of ``count`` that is at most ``most``."""
-    return next(size for size in range(min(count, most), 0, -1) if count % size == 0)
+Pair = tuple[Streams, Streams]
+"""The streams of the fitted and of the held-out sequences; of the latter there may be none."""
 
 
-def start(config: DecoderConfig, params: Params, chunks: Sequences, dtype: np.dtype = FLOAT32) -> Streams:
-    """Embeds token chunks; both streams start equal, and are stored in ``dtype``."""
-    return both_at(config, embed(config, params, chunks.tokens, dtype), chunks.counted)
+def start(config: DecoderConfig, params: Params, sequences: Sequences) -> Streams:
+    """Embeds sequences; both streams start equal."""
+    return both_at(config, embed(config, params, sequences.tokens), sequences.counted)
 
 
 def both_at(config: DecoderConfig, x: jax.Array, counted: jax.Array | None) -> Streams:
@@ -64,26 +61,31 @@ def both_at(config: DecoderConfig, x: jax.Array, counted: jax.Array | None) -> S
     return Streams(x, jnp.copy(x), output, ones)
 
 
-def embed(config: DecoderConfig, params: Params, chunks: np.ndarray, dtype: np.dtype = FLOAT32) -> jax.Array:
+def embed(config: DecoderConfig, params: Params, chunks: np.ndarray) -> jax.Array:
     """Computes the stream before the first block from token chunks. [C, B, T] -> [C, B, T, d]."""
-    return _embed(config, shard_params(config, {"embed": params["embed"]}), mesh.shard_chunks(chunks), dtype)
+    return _embed(config, shard_params(config, {"embed": params["embed"]}), mesh.shard_chunks(chunks))
 
 
-@functools.partial(jax.jit, static_argnames=("config", "dtype"))
+@functools.partial(jax.jit, static_argnames="config")
 @full_precision
-def _embed(config: DecoderConfig, params: Params, chunks: jax.Array, dtype: np.dtype) -> jax.Array:
+def _embed(config: DecoderConfig, params: Params, chunks: jax.Array) -> jax.Array:
     positions = decoder.positions_in(chunks.shape[1:])
 
     def every(own: jax.Array, params: Params) -> jax.Array:
-        return jax.lax.map(lambda t: stored(decoder.embed(config, params, t, positions, jnp.float32), dtype), own)
+        return jax.lax.map(lambda t: decoder.embed(config, params, t, positions, jnp.float32), own)
 
     return collectives.map_chunks(every, chunks, params) if len(chunks) else every(chunks, params)
 
 
 @jax.jit
 def rounded(stream: jax.Array) -> jax.Array:
-    """Stores a stream in bfloat16, however it was stored before."""
-    return stored(in_float32(stream), storage("bfloat16"))
+    """Rounds a stream to bfloat16, stored as its bits; see ``numerics.storage``."""
+    return stored(stream, storage("bfloat16"))
+
+
+def both(program: Callable[..., Streams], config: DecoderConfig, layer: Params, pair: Pair) -> Pair:
+    """Advances the streams of the fitted and of the held-out sequences by one of the programs below."""
+    return program(config, layer, pair[0]), program(config, layer, pair[1])
 
 
 def _program(one: Callable[[DecoderConfig, Params, Streams], Streams]) -> Any:
@@ -207,14 +209,11 @@ def mlp_hidden(block: Block, r: jax.Array) -> jax.Array:
 
 
 def in_place(one: Callable[[Any], Any], chunks: Any) -> Any:
-    """Maps over the leading axis and overwrites each argument with its result; a scan would hold both in memory.
-
-    ``one`` computes in float32, regardless of the storage dtype.
-    """
+    """Maps over the leading axis and overwrites each argument with its result; a scan would hold both in memory."""
 
     def step(i: jax.Array, chunks: Any) -> Any:
-        done = one(in_float32(jax.tree.map(lambda a: a[i], chunks)))
-        return jax.tree.map(lambda a, b: jax.lax.dynamic_update_index_in_dim(a, stored(b, a.dtype), i, 0), chunks, done)
+        done = one(jax.tree.map(lambda a: a[i], chunks))
+        return jax.tree.map(lambda a, b: jax.lax.dynamic_update_index_in_dim(a, b, i, 0), chunks, done)
 
     def every(own: Any) -> Any:
         return jax.lax.fori_loop(0, len(jax.tree.leaves(own)[0]), step, own)

@@ -16,8 +16,11 @@ from jax import Array
 from spap_jax.settings import PruneSettings
 from spap_jax.solver import criteria, groups
 from spap_jax.solver.penalty import select
-from spap_jax.solver.problem import Problem, System
+from spap_jax.solver.problem import Problem, System, equilibrate
 from spap_jax.solver.swap import Polished, polish
+
+SWAP_ROUNDS = 8
+"""Largest number of rounds of exact swaps, for the methods that end with swaps."""
 
 
 class SelectorInputs(NamedTuple):
@@ -37,38 +40,42 @@ class SelectorInputs(NamedTuple):
     key: Array
 
 
-class Search(NamedTuple):
-    """Search effort; all fields except the penalty are static.
+class Choice(NamedTuple):
+    """The channels of a layer that are kept.
 
     Attributes:
-        penalty: Weight of the penalty on a removed channel, relative to its energy.
-        steps: Number of steps in which the count of penalised channels grows.
-        swap_rounds: Rounds of swaps, for methods that end with swaps.
+        kept: [k] their numbers, ascending.
+        swaps: [] number of swaps made.
+        improving: [] number of improving swaps that are left.
+        ridge: [] the relative ridge used.
+        hidden_mean: [f] mean of every hidden channel, on the stream that they were chosen on.
     """
 
-    penalty: float | Array = 100.0
-    steps: int = 40
-    swap_rounds: int = 8
+    kept: Array
+    swaps: Array
+    improving: Array
+    ridge: Array
+    hidden_mean: Array
 
 
 class PruningMethod(NamedTuple):
     """A pruning method.
 
     Attributes:
-        select: (layer, k, search) -> [k] int32 channels to keep, ascending, before any swaps.
+        select: (layer, k) -> [k] int32 channels to keep, ascending, before any swaps.
         update: How its paper updates the kept weights: "none", "bias", "refit" or "alternate".
         swaps: Whether the selection ends with exact swaps.
         score: layer -> [f], for methods that select by score alone; a group's score is the sum of its channels'.
     """
 
-    select: Callable[[SelectorInputs, int, Search], Array]
+    select: Callable[[SelectorInputs, int], Array]
     update: str
     swaps: bool = False
     score: Callable[[SelectorInputs], Array] | None = None
 
 
 def _by_score(score: Callable[[SelectorInputs], Array], update: str) -> PruningMethod:
-    return PruningMethod(lambda layer, keep, search: criteria.highest(score(layer), keep), update, score=score)
+    return PruningMethod(lambda layer, keep: criteria.highest(score(layer), keep), update, score=score)
 
 
 def _wanda(layer: SelectorInputs) -> Array:
@@ -76,16 +83,14 @@ def _wanda(layer: SelectorInputs) -> Array:
 
 
 METHODS: dict[str, PruningMethod] = {
-    "spap": PruningMethod(
-        lambda layer, keep, s: select(layer.system, keep, s.penalty, s.steps), "alternate", swaps=True
-    ),
+    "spap": PruningMethod(lambda layer, keep: select(layer.system, keep), "alternate", swaps=True),
     "random": _by_score(lambda layer: criteria.random(layer.key, layer.mean.size), "none"),
     "magnitude": _by_score(lambda layer: criteria.magnitude(layer.problem.weight), "none"),
     "wanda": _by_score(_wanda, "none"),
     "flap": _by_score(lambda layer: criteria.flap(layer.problem.weight, layer.variance), "bias"),
     "fasp": _by_score(_wanda, "refit"),
-    "obs": PruningMethod(lambda layer, keep, search: criteria.obs(layer.system, keep), "refit"),
-    "osscar": PruningMethod(lambda layer, keep, search: criteria.obs_batches(layer.system, keep), "refit", swaps=True),
+    "obs": PruningMethod(lambda layer, keep: criteria.obs(layer.system, keep), "refit"),
+    "osscar": PruningMethod(lambda layer, keep: criteria.obs_batches(layer.system, keep), "refit", swaps=True),
 }
 """The methods by name; the criteria in `criteria` document how each relates to its paper."""
 
@@ -95,17 +100,24 @@ def update_used(settings: PruneSettings) -> str:
     return METHODS[settings.method].update if settings.update == "own" else settings.update
 
 
-def select_channels(method: str, layer: SelectorInputs, keep: int, search: Search) -> Polished:
-    """Selects a layer's channels; the improving swaps are counted for every method, whether it makes swaps or not.
+def choose_channels(
+    method: str, problem: Problem, mean: Array, variance: Array, keep: int, ridge: float, key: Array
+) -> Choice:
+    """Chooses a layer's channels; the improving swaps are counted for every method, whether it makes swaps or not.
 
     Args:
+        mean: [f] mean of each hidden channel over the calibration tokens.
+        variance: [f] variance of each hidden channel over the calibration tokens.
         keep: Number of channels to keep, k; static, as is `method`.
+        ridge: Smallest relative ridge of the system.
     """
-    way = METHODS[method]
-    return polish(layer.system, way.select(layer, keep, search), search.swap_rounds if way.swaps else 0)
+    system, way = equilibrate(problem, ridge), METHODS[method]
+    layer = SelectorInputs(problem, system, mean, variance, key)
+    chosen = polish(system, way.select(layer, keep), SWAP_ROUNDS if way.swaps else 0)
+    return Choice(*chosen, system.ridge, mean)
 
 
-def select_groups(method: str, layer: SelectorInputs, count: int, keep: int, swap_rounds: int) -> Polished:
+def select_groups(method: str, layer: SelectorInputs, count: int, keep: int) -> Polished:
     """Selects groups of channels that are kept or removed together, such as a layer's key/value heads.
 
     Methods that score channels keep the groups with the highest sums; the others remove the cheapest group, one at a
@@ -115,11 +127,10 @@ def select_groups(method: str, layer: SelectorInputs, count: int, keep: int, swa
         layer: The selector's inputs, f channels in groups of f / count.
         count: Number of groups; static.
         keep: Number of groups to keep; static, as is `method`.
-        swap_rounds: Maximum number of swaps, for methods that end with swaps; static.
     """
     way = METHODS[method]
     if way.score is None:
         kept = groups.eliminate(layer.system, count, keep)
     else:
         kept = criteria.highest(way.score(layer).reshape(count, -1).sum(axis=1), keep)
-    return groups.polish(layer.system, count, kept, swap_rounds if way.swaps else 0)
+    return groups.polish(layer.system, count, kept, SWAP_ROUNDS if way.swaps else 0)

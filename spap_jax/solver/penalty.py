@@ -34,7 +34,7 @@ class _State(NamedTuple):
 
 
 @full_precision
-def select(system: System, keep: int, penalty: float | Array, steps: int) -> Array:
+def select(system: System, keep: int, penalty: float | Array = 100.0, steps: int = 40) -> Array:
     """Chooses the channels to keep.
 
     Args:

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from spap_jax.numerics import full_precision, is_concrete
-from spap_jax.parallel import collectives
 from spap_jax.solver.checks import (
     Status,
     check_channels,
@@ -142,7 +141,7 @@ def equilibrate(problem: Problem, ridge: float | Array) -> System:
         return ~(state.least > 0.5 * smallest_pivot(state.ridge))
 
     def unfinished(state: _Attempt) -> Array:
-        return collectives.in_any_group(unsound(state)) & (state.tried <= _RIDGE_GROWTHS)
+        return unsound(state) & (state.tried <= _RIDGE_GROWTHS)
 
     none = Tableau(jnp.zeros_like(problem.gram), jnp.zeros_like(problem.cross), jnp.zeros(f, bool))
     last = lax.while_loop(unfinished, attempt, _Attempt(jnp.int32(0), asked, none, jnp.zeros_like(asked)))

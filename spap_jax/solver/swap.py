@@ -18,7 +18,6 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from spap_jax.numerics import full_precision
-from spap_jax.parallel import collectives
 from spap_jax.solver.checks import check_channels, check_whole, or_none
 from spap_jax.solver.problem import System, is_finite, smallest_pivot
 from spap_jax.solver.tableau import Tableau, inverted, part, pivot, solved
@@ -87,7 +86,7 @@ def polish(system: System, kept: Array, rounds: int) -> Polished:
 
     first = _State(tableau, zero, zero, zero, jnp.bool_(True))
     if rounds:
-        last = lax.while_loop(lambda state: collectives.in_any_group(state.moved), turn, first)
+        last = lax.while_loop(lambda state: state.moved, turn, first)
     else:  # most methods only count: their programs need not know how to swap
         last = first._replace(improving=best_gains(tableau, f - k, floor, threshold).improving)
     final = jnp.flatnonzero(~last.tableau.removed, size=k).astype(jnp.int32)
@@ -205,7 +204,7 @@ def _swap(state: _State, block: Array, gains: Array, threshold: Array, allowed: 
 
     def tried(state: tuple[Array, Array]) -> Array:
         size, paying = state
-        return collectives.in_any_group((size > 0) & ~paying)
+        return (size > 0) & ~paying
 
     start = jnp.where(allowed, jnp.sum(gains > threshold, dtype=jnp.int32), 0)
     size, _ = lax.while_loop(tried, halve, (start, pays(start)))

@@ -18,7 +18,7 @@ from spap_jax.cli import main
 EXAMPLES = Path(__file__).parents[2] / "examples"
 STORIES = EXAMPLES / "llama-stories"
 CALIBRATION, EVALUATION = EXAMPLES / "stories_calibration.txt", EXAMPLES / "stories_evaluation.txt"
-QUICK = ("--sequences", "16", "--sequence-length", "64", "--joint-passes", "0", "--rounds", "1", "--steps", "5")
+QUICK = ("--sequences", "16", "--sequence-length", "64", "--joint-passes", "0")
 
 
 class Said(NamedTuple):

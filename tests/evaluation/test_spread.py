@@ -20,7 +20,6 @@ from spap_jax.models.model import Model, Source
 from spap_jax.models.registry import family_of
 from spap_jax.parallel import mesh as meshes
 from spap_jax.parallel.placement import bytes_of, place_params, shard_params
-from spap_jax.pruning.sampling import sample
 from spap_jax.report.schema import GenerationWorkload
 
 THEIRS = {
@@ -77,13 +76,6 @@ def test_a_device_has_its_share_of_the_work_and_of_the_weights():
     (work, weights), (eighth, _), (_, quarter) = analysed(1, 1), analysed(8, 1), analysed(8, 4)
     assert eighth < work / 7
     assert quarter < 0.3 * weights
-
-
-@pytest.mark.parametrize(("count", "sharers"), MESHES)
-def test_the_mesh_changes_no_sample(count: int, sharers: int):
-    with meshes.use_mesh(count, sharers):
-        found = sample(model(), TOKENS[:8], 2, 0)
-    np.testing.assert_array_equal(found, sample(model(), TOKENS[:8], 2, 0))
 
 
 def test_groups_whose_texts_end_at_different_steps_take_the_same_turns():

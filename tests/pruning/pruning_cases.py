@@ -1,7 +1,9 @@
 """Tiny models in memory, and tokens for them."""
 
+import dataclasses
 import functools
 from typing import Any
+from unittest import mock
 
 import hf_models
 import jax
@@ -9,22 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from spap_jax import api
-from spap_jax.models import decoder
+from spap_jax.models import DecoderConfig, decoder
 from spap_jax.models.model import Model, Source
 from spap_jax.models.registry import family_of
-from spap_jax.settings import PruneSettings
+from spap_jax.pruning import run as runs
+from spap_jax.pruning.run import Run
+from spap_jax.settings import EFFORTS, PruneSettings
 
-SETTINGS = PruneSettings(
-    ridge=1e-4,
-    correction=1.0,  # exact results are compared, with and without steps
-    sparsity=0.3,
-    rounds=2,
-    steps=10,
-    joint_passes=0,
-    step_tokens=128,
-    batch_tokens=64,
-    held_out=0.25,
-)
+SETTINGS = PruneSettings(sparsity=0.3, rounds=2, joint_passes=0, batch_tokens=64, held_out=0.25)
+TEXT_WEIGHT = 0.3
 CHANNELS, KEPT = 53, 37
 
 forward = jax.jit(decoder.forward, static_argnames="config")
@@ -67,17 +62,47 @@ def random_tokens(seed: int = 0, sequences: int = 16, length: int = 16) -> np.nd
     return np.random.default_rng(seed).integers(0, 97, (sequences, length)).astype(np.int32)
 
 
+def resolved(
+    config: DecoderConfig,
+    tokens: Any,
+    settings: PruneSettings = SETTINGS,
+    *,
+    ridge: float = 1e-4,
+    correction: float = 1.0,
+    steps: int = 10,
+    joint_tokens: int = 256,
+    joint_rate: float = 0.01,
+) -> Run:
+    """Resolve a run with a fit that has exact results, and with few and large steps, as suits tiny models."""
+    efforts = {name: effort._replace(tokens=joint_tokens) for name, effort in EFFORTS.items()}
+    with mock.patch.object(runs, "EFFORTS", efforts):
+        run = runs.resolve(config, tokens, settings)
+    rounds = run.rounds and run.rounds._replace(steps=steps, step_tokens=128)
+    joint = run.joint and run.joint._replace(rate=joint_rate)
+    return dataclasses.replace(run, ridge=ridge, correction=correction, rounds=rounds, joint=joint)
+
+
+FIT = ("ridge", "correction", "steps", "joint_tokens", "joint_rate")
+
+
+def prune(model: Model, tokens: Any, settings: PruneSettings = SETTINGS, **changes: Any) -> api.PruneResult:
+    """Prune by `spap.prune`, with the arguments of `resolved`."""
+    fit = {name: changes.pop(name) for name in FIT if name in changes}
+    with mock.patch.object(api, "resolve", functools.partial(resolved, **fit)):
+        return api.prune(model, tokens, settings=settings, **changes)
+
+
 @functools.cache
 def pruned(variant: str, **changes: Any) -> api.PruneResult:
     """Return the result of pruning with `SETTINGS` and some changes on the usual tokens."""
-    return api.prune(tiny(variant), random_tokens(), settings=SETTINGS, **changes)
+    return prune(tiny(variant), random_tokens(), **changes)
 
 
 def logits(model: Model, tokens: np.ndarray) -> np.ndarray:
     return np.asarray(forward(model.config, model.params, tokens, np.ones(tokens.shape, bool)))
 
 
-def loss(dense: Model, other: Model, tokens: np.ndarray, text_weight: float = SETTINGS.text_weight) -> float:
+def loss(dense: Model, other: Model, tokens: np.ndarray, text_weight: float = TEXT_WEIGHT) -> float:
     """Compute what is lost against a dense model in nats per token, from logits."""
     wanted, got = (np.asarray(api.logits(model, tokens), np.float64)[:, :-1] for model in (dense, other))
     wanted, got = (x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in (wanted, got))

@@ -1,6 +1,5 @@
 """Achieved sparsity is shown beside the requested one where they differ, with a warning if hardly anything is left."""
 
-import dataclasses
 import warnings
 
 import pytest
@@ -8,7 +7,7 @@ from hf_models import VARIANTS
 
 from spap_jax import PruneSettings, SpapWarning
 from spap_jax.models.registry import family_of
-from spap_jax.pruning.narrow import pruned_config, sparsities, warn_of_sparsity
+from spap_jax.pruning.run import pruned_config, sparsities, warn_of_settings
 
 _WIDE = VARIANTS["qwen2_two_kv_heads"] | {"intermediate_size": 320, "architectures": ["Qwen2ForCausalLM"]}
 CONFIG = family_of(_WIDE).read_config(_WIDE)
@@ -18,7 +17,7 @@ def said(**settings) -> list[str]:
     chosen = PruneSettings(**settings)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        warn_of_sparsity(CONFIG, pruned_config(CONFIG, chosen), chosen)
+        warn_of_settings(CONFIG, chosen)
     assert {each.category for each in caught} <= {SpapWarning}
     return [str(each.message) for each in caught]
 
@@ -53,7 +52,7 @@ def test_layers_that_differ_in_width_count_together():
         ({"sparsity": 0.999}, "sparsity 0.999 removes nearly all MLP channels (1 of 320 stay in a layer): "),
         (
             {"attention_sparsity": 0.99},
-            "attention sparsity 0.99 removes 50 % of the heads: in a layer 1 of 2 key/value ",
+            "attention sparsity 0.99 removes 50 % of heads, which stay whole",
         ),
     ],
 )
@@ -69,5 +68,5 @@ def test_what_was_asked_for_needs_no_warning(settings: dict):
 
 def test_the_warning_names_the_line_of_who_asked():
     with pytest.warns(SpapWarning) as caught:
-        warn_of_sparsity(CONFIG, dataclasses.replace(CONFIG, intermediate=1), PruneSettings())
+        warn_of_settings(CONFIG, PruneSettings(sparsity=0.999))
     assert {each.filename for each in caught} == {__file__}

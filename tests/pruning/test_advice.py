@@ -37,12 +37,11 @@ def report(
     sequences: int = 128,
     held_out: float | None = 0.12,
     taken: tuple[bool, ...] = (True, True, True, False),
-    sampled: int = 0,
     further: int = 0,
 ) -> PruneReport:
     """Return the report of a model with 1536 channels, calibrated on sequences of 128 tokens."""
     return PruneReport(
-        settings={"sampled": sampled},
+        settings={},
         method=MethodAccount("spap", "alternate"),
         model=MODEL,
         sparsity=Sparsities(Sparsity(0.3, 0.3), Sparsity(0.0, 0.0)),
@@ -67,10 +66,6 @@ FEW = "the held-out error is 2.6 x the calibration's: 2 048 tokens are few for 1
         ({"held_out": 0.149}, []),
         ({"held_out": 0.26, "sequences": 16}, [f"{FEW}128 sequences would help"]),
         # `sequences` does not count the sequences that the model samples.
-        (
-            {"held_out": 0.26, "sequences": 128, "sampled": 3},
-            ["the held-out error is 2.6 x the calibration's; 128 sequences would help"],
-        ),
         (
             {"held_out": 0.151},
             ["the held-out error is 1.5 x the calibration's; 256 sequences would help"],

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from pruning_cases import SETTINGS, logits, one_layer, random_tokens, tiny
+from pruning_cases import SETTINGS, logits, one_layer, prune, random_tokens, tiny
 
 from spap_jax import api
 from spap_jax.errors import UserError
@@ -16,7 +16,7 @@ from spap_jax.models import decoder
 from spap_jax.models.decoder import Block
 from spap_jax.models.model import Model
 from spap_jax.pruning import moments, reduce, streams
-from spap_jax.pruning.narrow import pruned_config
+from spap_jax.pruning.run import pruned_config
 from spap_jax.report.schema import AttentionReport, Change
 from spap_jax.solver.alternating import Tokens
 
@@ -60,7 +60,7 @@ class Seen(NamedTuple):
 
 @functools.cache
 def run(variant: str, **changes) -> api.PruneResult:
-    return api.prune(tiny(variant), random_tokens(), settings=HALF.replace(**changes))
+    return prune(tiny(variant), random_tokens(), settings=HALF.replace(**changes))
 
 
 def attended64(config, layer: dict, x: jax.Array) -> np.ndarray:
@@ -191,7 +191,7 @@ def test_dead_groups_are_lost_and_nothing_else():
         attention["v_bias"] = attention["v_bias"].at[layer, dead].set(0)
     layers = model.params["layers"] | {"attention": attention}
     model = Model(model.config, model.params | {"layers": layers}, model.source)
-    result = api.prune(model, random_tokens(), settings=HALF)
+    result = prune(model, random_tokens(), settings=HALF)
     kept = [layer.attention.kept for layer in result.report.layers if layer.attention]
     assert kept == [(2, 3), (0, 2), (1, 3)]
     first = result.report.layers[0].attention
@@ -207,14 +207,6 @@ def test_the_report_counts_what_is_left():
     assert told.parameters.after == sum(array.size for array in jax.tree.leaves(result.model.params))
 
 
-def test_joint_steps_on_the_narrow_model_leave_its_attention():
-    steps = {"joint_passes": 4, "joint_learning_rate": 0.001, "joint_weights": "mlp"}
-    without, result = run("qwen2"), run("qwen2", update="alternate", rounds=0, **steps)
-    assert any(check.taken for check in result.report.joint[1:])
-    old, new = (each.model.params["layers"]["attention"] for each in (without, result))
-    assert jax.tree.all(jax.tree.map(np.array_equal, old, new))
-
-
 REFUSED = [
     ("opt_125m_like", 0.5, "its projections are square, so no heads can be removed from its attention"),
     ("llama_one_kv_head", 0.5, "of 1 key/value head, rounded, keeps all of them; leave attention_sparsity out"),
@@ -226,7 +218,7 @@ REFUSED = [
 @pytest.mark.parametrize(("variant", "sparsity", "sentence"), REFUSED)
 def test_refusals(variant: str, sparsity: float, sentence: str):
     with pytest.raises(UserError, match=sentence):
-        api.prune(tiny(variant), random_tokens(), settings=HALF, attention_sparsity=sparsity)
+        prune(tiny(variant), random_tokens(), settings=HALF, attention_sparsity=sparsity)
 
 
 @pytest.mark.parametrize(

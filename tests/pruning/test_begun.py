@@ -1,115 +1,95 @@
-"""A run resumed from the steps of an earlier one ends with the same bits, wherever the earlier one stopped."""
+"""A run that goes on from what an interrupted one has kept ends with the same bits, wherever that one stopped."""
 
 import dataclasses
 import json
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from pruning_cases import SETTINGS, one_layer, random_tokens, tiny
+from pruning_cases import SETTINGS, one_layer, random_tokens, resolved, tiny
 
-from spap_jax.models.decoder import Params
+from spap_jax.models import DecoderConfig, Params
 from spap_jax.parallel import mesh
-from spap_jax.pruning.pipeline import prune_layers
-from spap_jax.pruning.prune_report import report_of
-from spap_jax.pruning.run import NOTHING, Begun, resolve
+from spap_jax.pruning.prune import Block, MemoryStore, prune
+from spap_jax.pruning.run import Dense
 from spap_jax.report.schema import Check, LayerReport
-from spap_jax.settings import PruneSettings
-from spap_jax.training import loop as engine
 
 LAYERS = 3
-QUICK = SETTINGS.replace(rounds=1, steps=3)
-JOINT = QUICK.replace(
-    rounds=0, attention_sparsity=0.5, joint_passes=4, joint_tokens=64, joint_learning_rate=0.01, moment_dtype="bfloat16"
-)
+QUICK = SETTINGS.replace(rounds=1)
+JOINT = QUICK.replace(rounds=0, attention_sparsity=0.5, joint_passes=4)
 SPREAD = QUICK.replace(held_out=0.0, batch_tokens=32)
-WAVES = SPREAD.replace(schedule="parallel")
-GROUPS = QUICK.replace(rounds=0, joint_passes=4, joint_tokens=64, joint_blocks=1, joint_last=2, joint_learning_rate=0.4)
-"""Steps so large that the first of each group lead far away, and others begin again half as large."""
-CASES = [
-    ("llama_two_kv_heads", JOINT, 1),
-    ("llama_two_kv_heads", GROUPS, 2),
-    ("opt_350m_like", SPREAD, 2),
-    ("opt_350m_like", WAVES, 2),
-]
+CASES = {
+    "heads, joint steps": ("llama_two_kv_heads", JOINT, 1, 0.01),
+    "last blocks far away, two devices": ("llama_two_kv_heads", JOINT.replace(joint_last=2), 2, 0.4),
+    "two devices": ("opt_350m_like", SPREAD, 2, 0.01),
+    "parallel schedule, two devices": ("opt_350m_like", SPREAD.replace(schedule="parallel"), 2, 0.01),
+}
 
 
-class Made(NamedTuple):
-    """A step, with what it keeps and the blocks that it settles."""
+class KeptStore(MemoryStore):
+    """What a run has kept, of which another run goes on from the first ``blocks`` and ``states``."""
 
-    report: LayerReport | Check
-    kept: Params
-    final: dict[int, Params]
-    fresh: bool
+    def __init__(self, config: DecoderConfig, earlier: "KeptStore | None" = None, blocks: int = 0, states: int = 0):
+        super().__init__(config)
+        self.kept: list[Block] = earlier.kept[:blocks] if earlier else []
+        self.states: list[tuple[Any, Any]] = earlier.states[:states] if earlier else []
+        self.layers[: len(self.kept)] = [block.params for block in self.kept]
+        self._found = len(self.kept)
+
+    def block(self, index: int) -> Block | None:
+        return self.kept[index] if index < self._found else None
+
+    def put(self, index: int, params: Params, report: dict[str, Any]) -> None:
+        super().put(index, params, report)
+        self.kept.append(Block(self.layers[index], json.loads(json.dumps(report))))
+
+    def save_state(self, state: Any, checks: Any) -> None:
+        if len(checks) > 1:  # after steps
+            self.states.append((jax.device_get(state), json.loads(json.dumps(checks))))
+
+    def restore_state(self, like: Any) -> tuple[Any, Any] | None:
+        if not self.states:
+            return None
+        state, checks = self.states[-1]
+        return jax.tree.map(lambda a, b: jax.device_put(a, b.sharding), state, like), checks
 
 
-def steps(variant: str, settings: PruneSettings, count: int, begun: Begun = NOTHING) -> list[Made]:
-    model = tiny(variant)
+def made(case: str, *earlier: Any) -> tuple[KeptStore, list[Any], list[bool]]:
+    """Return what a run keeps, its reports without their times, and whether each was made anew."""
+    variant, settings, count, rate = CASES[case]
+    model, fresh = tiny(variant), []
     with mesh.use_mesh(count):
-        run = resolve(model.config, model.params, lambda i: one_layer(model, i), random_tokens(), settings)
-        found = prune_layers(dataclasses.replace(run, begun=begun))
-        return [Made(s.report, jax.device_get(s.kept()), jax.device_get(dict(s.final)), s.fresh) for s in found]
+        run = resolved(model.config, random_tokens(), settings, steps=3, joint_tokens=64, joint_rate=rate)
+        dense = Dense(model.config, model.params, lambda index: one_layer(model, index))
+        store = KeptStore(run.pruned, *earlier)
+        reports = prune(run, dense, store, lambda _, anew: fresh.append(anew))
+    untimed = [dataclasses.replace(r, seconds={} if isinstance(r, LayerReport) else 0.0) for r in reports]
+    return store, untimed, fresh
 
 
-def through_json(report: LayerReport | Check) -> LayerReport | Check:
-    return report_of(json.loads(json.dumps(dataclasses.asdict(report))))
+@pytest.mark.parametrize("case", CASES)
+def test_it_ends_with_the_same_bits(case: str):
+    whole, reports, fresh = made(case)
+    assert fresh == [True] * len(reports)
+    checks = [report for report in reports if isinstance(report, Check)]
+    assert len(whole.states) == max(0, len(checks) - 1)  # none before the first step
+    assert any(check.taken for check in checks[1:]) or not checks
+    stops = [(1, 0), (LAYERS, 0)] + [(LAYERS, states) for states in {1, 2, len(whole.states)} if checks]
+    for blocks, states in stops:
+        again, found, anew = made(case, whole, blocks, states)
+        assert found == reports
+        there = blocks + (states and states + 1)
+        assert anew == [number >= there for number in range(len(reports))]
+        for one, other in zip(whole.layers, again.layers, strict=True):
+            assert jax.tree.all(jax.tree.map(np.array_equal, one, other))
 
 
-def untimed(report: LayerReport | Check) -> LayerReport | Check:
-    return dataclasses.replace(report, seconds={} if isinstance(report, LayerReport) else 0.0)  # type: ignore[arg-type]
-
-
-def same(one: Params, other: Params) -> bool:
-    return jax.tree.all(jax.tree.map(lambda a, b: a.dtype == b.dtype and np.array_equal(a, b), one, other))
-
-
-@pytest.mark.parametrize(
-    ("variant", "settings", "count"),
-    CASES,
-    ids=["heads, joint steps", "groups of blocks, two devices", "two devices", "two devices, in waves"],
-)
-def test_it_ends_with_the_same_bits(variant: str, settings: PruneSettings, count: int):
-    whole = steps(variant, settings, count)
-    assert [step.fresh for step in whole] == [True] * len(whole)
-    assert {index for step in whole for index in step.final} == set(range(LAYERS))
-    if jointly := settings.passes > 0:
-        assert len(whole) > LAYERS + 3
-        opening, *checks = [step.report for step in whole if isinstance(step.report, Check)]
-        assert any(check.taken for check in checks)
-        assert (max(check.held_out for check in checks) > 1.5 * opening.held_out) == (settings is GROUPS)
-    stops = {1, LAYERS - 1, LAYERS, LAYERS + 1, LAYERS + 3, LAYERS + 4, len(whole)}
-    for made in {stop for stop in stops if stop <= len(whole)}:
-        begun = Begun([through_json(step.report) for step in whole[:made]], lambda number: whole[number].kept)
-        again = steps(variant, settings, count, begun)
-        assert [untimed(step.report) for step in again] == [untimed(step.report) for step in whole]
-        assert [step.fresh for step in again] == [number >= made for number in range(len(whole))]
-        for one, other in zip(whole, again, strict=True):
-            assert one.final.keys() == other.final.keys()
-            assert all(same(one.final[index], other.final[index]) for index in one.final)
-            assert not other.fresh or same(one.kept, other.kept)
-    assert jointly == (len(whole) > LAYERS)
-
-
-def test_a_step_that_was_made_is_not_made_again():
-    """Weights saved by an earlier run are used unchanged, whatever they are."""
-    whole = steps(*CASES[2])
-    other = jax.tree.map(lambda a: a + 1, whole[0].kept)
-    again = steps(*CASES[2], Begun([whole[0].report], {0: other}.__getitem__))
-    assert same(again[0].final[0], other)
-    assert not same(again[1].final[1], whole[1].final[1])
-
-
-def test_a_state_is_read_when_the_steps_need_it(monkeypatch: pytest.MonkeyPatch):
-    """Check that it is not in memory beside the state that the steps begin with, which is as large."""
-    whole, order = steps("llama_two_kv_heads", JOINT, 1), []
-    made = LAYERS + 2
-
-    def read(number: int) -> Params:
-        order.append(number)
-        return whole[number].kept
-
-    begin = engine.begin
-    monkeypatch.setattr(engine, "begin", lambda *given: order.append("begin") or begin(*given))
-    steps("llama_two_kv_heads", JOINT, 1, Begun([step.report for step in whole[:made]], read))
-    assert order == [*range(LAYERS), "begin", made - 1]
+def test_a_block_that_was_made_is_not_made_again():
+    """What an earlier run kept is used unchanged, whatever it is."""
+    whole, *_ = made("two devices")
+    block = whole.kept[0]
+    whole.kept[0] = block._replace(params=jax.tree.map(lambda a: a + 1, block.params))
+    again, *_ = made("two devices", whole, 1)
+    assert jax.tree.all(jax.tree.map(np.array_equal, again.layers[0], whole.kept[0].params))
+    assert not jax.tree.all(jax.tree.map(np.array_equal, again.layers[1], whole.layers[1]))

@@ -22,16 +22,8 @@ from spap_jax.pruning import layer as layer_module
 from spap_jax.pruning import moments, predictions, reduce, streams
 from spap_jax.solver.alternating import RoundSchedule, Tokens
 
-SETTINGS = cases.SETTINGS.replace(
-    sparsity=0.25,
-    rounds=1,
-    steps=5,
-    joint_passes=1,
-    joint_tokens=128,
-    joint_learning_rate=1e-3,
-    batch_tokens=32,
-    step_tokens=512,
-)
+SETTINGS = cases.SETTINGS.replace(sparsity=0.25, rounds=1, joint_passes=1, batch_tokens=32)
+FIT = {"steps": 5, "joint_tokens": 128, "joint_rate": 1e-3}
 
 
 @functools.cache
@@ -39,7 +31,7 @@ def run(count: int, sharers: int = 1, schedule: str = "sequential") -> api.Prune
     passes = 1 if schedule == "sequential" else 0  # joint steps are the same after the parallel schedule
     settings = SETTINGS.replace(schedule=schedule, joint_passes=passes)
     tokens = cases.random_tokens(sequences=59) % 96  # 44 and 15 held out: eight devices need padding
-    return api.prune(cases.divisible(), tokens, settings=settings, devices=count, model_devices=sharers)
+    return cases.prune(cases.divisible(), tokens, settings, devices=count, model_devices=sharers, **FIT)
 
 
 @pytest.mark.parametrize("schedule", ["sequential", "parallel"])
@@ -60,7 +52,7 @@ def test_the_mesh_changes_nothing(schedule: str):
     assert [r.taken for r in several.report.joint] == [r.taken for r in alone.report.joint]
     assert schedule == "parallel" or any(r.taken for r in alone.report.joint[1:])
     for one, other in zip(*(jax.tree.leaves(r.model.params) for r in (alone, several)), strict=True):
-        np.testing.assert_allclose(np.asarray(one), np.asarray(other), atol=1e-4)
+        np.testing.assert_allclose(np.asarray(one), np.asarray(other), atol=2e-4)
 
 
 def test_the_result_is_divided_as_the_run_was():
@@ -204,9 +196,8 @@ def test_streams_stay_apart(eight, model, move):
 def test_steps_gather_no_stream(eight, model):
     layer, tokens = cases.one_layer(model, 0), spread_tokens(model)
     schedule = RoundSchedule(1, 3, 128, 0.1)
-    arguments = (layer, reduce.to_weights(layer["mlp"]), (1.0, 1.0), tokens, tokens, 1e-4, jax.random.key(0))
-    block = layer_module.Fitting(model.config, model.config, 0.5)
-    found = layer_module._recover.lower(block, schedule, *arguments).compile()
+    arguments = (layer, reduce.to_weights(layer["mlp"]), (1.0, 1.0), (tokens, tokens), 1e-4, jax.random.key(0))
+    found = layer_module._recover.lower((model.config, model.config), 0.5, schedule, *arguments).compile()
     assert set(moves(found)) == {"reduce-scatter", "all-reduce"}
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from pruning_cases import SETTINGS, one_layer, random_tokens, tiny, with_mlp
+from pruning_cases import SETTINGS, one_layer, prune, random_tokens, resolved, tiny, with_mlp
 
 from spap_jax import api
 from spap_jax.errors import UserError
@@ -16,8 +16,8 @@ from spap_jax.models.loss import CPU_HEAD_TOKENS
 from spap_jax.models.model import Model
 from spap_jax.parallel.sequences import chunked
 from spap_jax.pruning import predictions, streams
-from spap_jax.pruning.layer_widths import allocated
-from spap_jax.pruning.run import resolve
+from spap_jax.pruning.run import Dense
+from spap_jax.pruning.widths import choose_widths
 from spap_jax.report.card import model_card
 from spap_jax.settings import PruneSettings
 
@@ -26,8 +26,8 @@ TOTAL = 3 * 37
 
 
 def chosen(model: Model, settings: PruneSettings = GLOBAL) -> tuple[int, ...]:
-    run = resolve(model.config, model.params, lambda i: one_layer(model, i), random_tokens(), settings)
-    return allocated(run).narrow.layer_widths
+    dense = Dense(model.config, model.params, lambda i: one_layer(model, i))
+    return choose_widths(resolved(model.config, random_tokens(), settings), dense)
 
 
 def idle(model: Model, layer: int, count: int) -> Model:
@@ -89,8 +89,8 @@ def test_the_divergence_is_that_of_the_logits_of_which_few_are_held_at_once():
 
 def test_what_fills_up_stays_zero():
     """Padding channels stay zero through joint steps as well, and where channels have biases."""
-    settings = GLOBAL.replace(method="magnitude", update="alternate", joint_passes=4, joint_learning_rate=0.0005)
-    result = api.prune(idle(tiny("opt_gelu"), 1, 30), random_tokens(), settings=settings)
+    settings = GLOBAL.replace(method="magnitude", update="alternate", joint_passes=4)
+    result = prune(idle(tiny("opt_gelu"), 1, 30), random_tokens(), settings, joint_rate=0.0005)
     config = result.model.config
     assert config.widths
     assert config.intermediate == max(config.widths) > min(config.widths)
@@ -101,7 +101,7 @@ def test_what_fills_up_stays_zero():
 
 
 def test_the_report_and_the_card_tell_the_widths():
-    result = api.prune(idle(tiny("llama"), 1, 30), random_tokens(), settings=GLOBAL, method="wanda")
+    result = prune(idle(tiny("llama"), 1, 30), random_tokens(), settings=GLOBAL, method="wanda")
     widths = result.model.config.layer_widths
     report = json.loads(result.report.to_json())
     assert report["model"]["widths"] == {"before": [53] * 3, "after": list(widths)}
@@ -114,21 +114,21 @@ def test_the_report_and_the_card_tell_the_widths():
 
 def test_layers_of_different_widths_are_pruned_again():
     """Each layer loses the same fraction of its own width, which does not count padding channels."""
-    once = api.prune(idle(tiny("llama"), 1, 30), random_tokens(), settings=GLOBAL, method="wanda").model
+    once = prune(idle(tiny("llama"), 1, 30), random_tokens(), settings=GLOBAL, method="wanda").model
     again = GLOBAL.replace(allocation="uniform", sparsity=0.5, method="wanda", update="refit")
-    twice = api.prune(once, random_tokens(), settings=again)
+    twice = prune(once, random_tokens(), settings=again)
     expected = [round(0.5 * width) for width in once.config.layer_widths]
     assert list(twice.model.config.layer_widths) == expected
     for layer, width in zip(twice.report.layers, once.config.layer_widths, strict=True):
         assert max(layer.kept) < width
     with pytest.raises(UserError, match=r"differ in width already, .* use allocation='uniform'"):
-        api.prune(once, random_tokens(), settings=GLOBAL)
+        prune(once, random_tokens(), settings=GLOBAL)
 
 
 def test_one_width_is_no_choice():
     said = r"nothing to choose: of 53 channels, layers that keep \d+ could not be both wider and narrower"
     for settings in (GLOBAL.replace(round_to=32), GLOBAL.replace(sparsity=0.06), GLOBAL.replace(sparsity=0.95)):
         with pytest.raises(UserError, match=said):
-            api.prune(tiny("llama"), random_tokens(), settings=settings)
+            prune(tiny("llama"), random_tokens(), settings=settings)
     with pytest.raises(UserError, match="allocation must be one of uniform, global, not 'best'"):
         GLOBAL.replace(allocation="best")

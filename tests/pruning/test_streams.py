@@ -1,7 +1,6 @@
 """Residual streams match the decoder's, and every calibration sequence is either fitted on or held out."""
 
 import functools
-from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +11,12 @@ from hypothesis import strategies as st
 from pruning_cases import logits, one_layer, random_tokens, tiny
 
 from spap_jax.models import decoder
-from spap_jax.numerics import in_float32, storage
+from spap_jax.numerics import in_float32
 from spap_jax.parallel import mesh
 from spap_jax.parallel.sequences import chunked, division
-from spap_jax.pruning import moments, streams
-from spap_jax.pruning.run import calibration_chunks
-from spap_jax.settings import FloatDtype, PruneSettings
+from spap_jax.pruning import streams
+from spap_jax.pruning.run import resolve
+from spap_jax.settings import PruneSettings
 
 
 @pytest.mark.parametrize("variant", ["llama", "opt_125m_like", "opt_350m_like", "gemma3"])
@@ -87,43 +86,6 @@ def test_before_a_norm_the_target_is_the_dense_output_and_all_tokens_count_alike
         np.testing.assert_allclose(stream[0], piece(before, *where), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("variant", ["llama", "opt_350m_like"])
-def test_in_bfloat16_they_are_rounded_between_programs_and_nowhere_else(variant: str):
-    model, chunks = tiny(variant), chunked(random_tokens(1, 6, 16), 2)
-    layer = one_layer(model, 0)
-    exact, half = (streams.start(model.config, model.params, chunks, storage(name)) for name in get_args(FloatDtype))
-    for passes in (streams.enter_mlp, streams.leave_mlp):
-        assert half.dense.itemsize == half.pruned.itemsize == 2
-        for a, b in zip(exact[:2], in_float32(half)[:2], strict=True):
-            np.testing.assert_array_equal(a.astype(jnp.bfloat16), b)
-        exact = in_float32(half)
-        exact, half = passes(model.config, layer, exact), passes(model.config, layer, half)
-    assert not np.array_equal(exact.pruned, in_float32(half).pruned)
-
-
-@pytest.mark.parametrize("program", ["streams", "statistics"])
-def test_in_bfloat16_no_program_holds_them_in_float32(program: str):
-    """XLA:CPU would hold arrays whose data type is bfloat16 in float32."""
-    model = tiny("llama")
-    layer = one_layer(model, 0)
-
-    def needed(name) -> tuple[int, int]:
-        stream = jnp.zeros((64, 2, 16, 32), storage(name))
-        both = streams.Streams(stream, stream)
-        if program == "streams":
-            lowered = streams.enter_mlp.lower(model.config, layer, both)
-        else:
-            lowered = moments.accumulate.lower(model.config, layer, streams.fitting_tokens(both))
-        found = lowered.compile().memory_analysis()
-        assert found is not None
-        return found.argument_size_in_bytes, found.temp_size_in_bytes
-
-    (given, held), (given_half, held_half) = map(needed, get_args(FloatDtype))
-    saved = 64 * 2 * 16 * 32 * 2 * 2
-    assert given - given_half == saved
-    assert held_half < held + saved / 8
-
-
 def test_no_tokens_pass_through():
     model = tiny("llama")
     empty = streams.start(model.config, model.params, chunked(random_tokens()[:0], 1))
@@ -149,23 +111,16 @@ def test_a_division_needs_little_padding(count: int, most: int, shares: int):
 @pytest.mark.parametrize("number", [1, 2, 8])
 def test_every_sequence_is_fitted_or_held_out_on_any_number_of_devices(number: int):
     """64 devices once held out half of 128 sequences, where 8 are asked for."""
-    tokens, settings = random_tokens(sequences=29), PruneSettings(held_out=0.25, batch_tokens=64)
+    tokens, settings = random_tokens(sequences=29), PruneSettings(held_out=0.25, batch_tokens=64, joint_passes=0)
     with mesh.use_mesh(number):
-        parts = calibration_chunks(tokens, settings)
+        run = resolve(tiny("llama").config, tokens, settings)
+        parts = run.fitted, run.held_out
         masks = [1 if part.counted is None else np.asarray(part.counted) for part in parts]
     found = [part.tokens[np.broadcast_to(mask > 0, part.tokens.shape)] for part, mask in zip(parts, masks, strict=True)]
     np.testing.assert_array_equal(found[0].reshape(-1, 16), tokens[:22])
     np.testing.assert_array_equal(found[1].reshape(-1, 16), tokens[22:])
 
 
-def test_a_stream_is_rounded_once():
+def test_a_stream_is_rounded_to_bfloat16():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 4, 5)), jnp.float32)
-    once = streams.rounded(x)
-    np.testing.assert_array_equal(in_float32(once), x.astype(jnp.bfloat16).astype(jnp.float32))
-    np.testing.assert_array_equal(streams.rounded(once), once)
-
-
-@given(counts, most)
-def test_the_largest_divisor(count: int, most: int):
-    size = streams.largest_divisor(count, most)
-    assert size == max(d for d in range(1, count + 1) if count % d == 0 and d <= most)
+    np.testing.assert_array_equal(in_float32(streams.rounded(x)), x.astype(jnp.bfloat16).astype(jnp.float32))

@@ -5,21 +5,18 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from pruning_cases import CHANNELS, KEPT, SETTINGS, logits, one_layer, random_tokens, tiny
+from pruning_cases import CHANNELS, KEPT, SETTINGS, logits, one_layer, prune, random_tokens, tiny
 
 from spap_jax import api
 from spap_jax.errors import UserError
 from spap_jax.models import decoder
 from spap_jax.parallel.sequences import chunked
 from spap_jax.pruning import streams
-from spap_jax.pruning.layer import Choice, PhaseClock, prune_layer
-from spap_jax.pruning.narrow import pruned_config
+from spap_jax.pruning.run import pruned_config
 from spap_jax.report.schema import Biases, MethodAccount
 from spap_jax.settings import Method, Update
-from spap_jax.solver.swap import Polished
 
 PLAIN = SETTINGS.replace(held_out=0.0, batch_tokens=256)
 BOTH = pytest.mark.parametrize("variant", ["llama", "opt_125m_like"])
@@ -49,7 +46,7 @@ def float64(array: jax.Array) -> np.ndarray:
 
 @functools.cache
 def run(variant: str, method: Method, update: Update = "own", **changes) -> api.PruneResult:
-    return api.prune(tiny(variant), random_tokens(), settings=PLAIN, method=method, update=update, **changes)
+    return prune(tiny(variant), random_tokens(), settings=PLAIN, method=method, update=update, **changes)
 
 
 def layers_of(variant: str, result: api.PruneResult) -> Iterator[Seen]:
@@ -183,23 +180,6 @@ def test_a_peer_with_our_steps():
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, settled.model.params, plain.model.params)))
 
 
-def test_rounds_use_the_ridge_that_the_selection_ended_with():
-    """The requested ridge may have been too small, and would make every round fail."""
-    model, settings = tiny("llama"), PLAIN.replace(rounds=1)
-    layer, narrow = one_layer(model, 0), pruned_config(model.config, settings)
-    both = streams.start(model.config, model.params, chunked(random_tokens(), 16))
-    tokens = streams.fitting_tokens(streams.enter_mlp(model.config, layer, both))
-    none = jax.tree.map(lambda stream: stream[:0], tokens)
-    channels = Polished(jnp.arange(KEPT), jnp.int32(0), jnp.int32(0))
-    choice = Choice(channels, jnp.float32(1e-2), jnp.zeros(CHANNELS))
-    one, other = (
-        prune_layer(0, model.config, narrow, layer, tokens, none, settings.replace(ridge=asked), PhaseClock(), choice)
-        for asked in (1e-2, 1e-9)
-    )
-    assert int(one[1].rounds) == 1
-    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, one[0], other[0])))
-
-
 def test_ours_without_its_steps_is_its_refit():
     one, other = run("llama", "spap", "refit"), run("llama", "spap", rounds=0)
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, one.model.params, other.model.params)))
@@ -208,7 +188,7 @@ def test_ours_without_its_steps_is_its_refit():
 
 def test_random_differs_by_seed_and_by_layer():
     first, again, other = (
-        [layer.kept for layer in api.prune(tiny("llama"), random_tokens(), settings=PLAIN, method="random", seed=seed)
+        [layer.kept for layer in prune(tiny("llama"), random_tokens(), settings=PLAIN, method="random", seed=seed)
          .report.layers]
         for seed in (3, 3, 4)
     )  # fmt: skip
@@ -219,7 +199,7 @@ def test_random_differs_by_seed_and_by_layer():
 def test_added_biases_have_the_dtype_of_the_weights():
     model = tiny("llama")
     half = jax.tree.map(lambda array: array.astype("bfloat16"), model.params)
-    small = api.prune(api.Model(model.config, half, model.source), random_tokens(), settings=PLAIN, method="flap").model
+    small = prune(api.Model(model.config, half, model.source), random_tokens(), settings=PLAIN, method="flap").model
     assert {str(array.dtype) for array in jax.tree.leaves(small.params)} == {"bfloat16"}
 
 

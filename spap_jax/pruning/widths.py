@@ -5,26 +5,23 @@ So before any block is pruned, the divergence of the dense model's predictions i
 candidate width. Small divergences are nearly additive, so the widths with the least sum are found exactly.
 """
 
-import dataclasses
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spap_jax.checkpoint.ahead import blocks_in_order
 from spap_jax.errors import NotFiniteError, UserError, option
 from spap_jax.models import DecoderConfig, Params
 from spap_jax.models.blocks import get_layer
-from spap_jax.numerics import full_precision, storage
+from spap_jax.numerics import full_precision
 from spap_jax.parallel import mesh
 from spap_jax.parallel.placement import param_spec, shard_params, zeros_for_blocks
 from spap_jax.parallel.sequences import chunked
 from spap_jax.pruning import moments, reduce, streams
 from spap_jax.pruning.moments import Moments
 from spap_jax.pruning.predictions import advance, divergence, set_layer
-from spap_jax.pruning.run import Run
+from spap_jax.pruning.run import Dense, Run, multiple_of, pruned_config
 from spap_jax.settings import PruneSettings
 from spap_jax.solver import allocation
 from spap_jax.solver.problem import equilibrate
@@ -38,43 +35,34 @@ _REACH = 3
 """Candidate widths on either side of the uniform one; few, since each width recompiles the programs of a layer."""
 
 
-def allocated(run: Run, decide: Callable[[Callable[[], Widths]], Widths] = lambda choose: choose()) -> Run:
-    """Returns the run with per-layer widths if the settings ask for them; otherwise unchanged.
-
-    Choosing them holds all dense blocks in memory and passes the tokens through them once.
+def choose_widths(run: Run, dense: Dense) -> Widths:
+    """Chooses a width for each layer; all dense blocks are in memory, and the tokens pass through them once.
 
     Args:
         run: The run; divergences are measured on its held-out tokens.
-        decide: Returns the widths that an earlier process chose, or else those that its argument chooses.
+        dense: The dense model.
 
     Raises:
         NotFiniteError: the dense model's predictions are not finite.
     """
-    if run.settings.allocation == "uniform":
-        return run
-    return dataclasses.replace(run, narrow=run.narrow.with_widths(decide(lambda: _chosen(run))))
-
-
-def _chosen(run: Run) -> Widths:
-    widths = _candidates(run.config, run.narrow.intermediate, run.settings)
-    losses = _losses(run, widths)
+    widths = _candidates(run.config, run.pruned.intermediate, run.settings)
+    losses = _losses(run, dense, widths)
     if not np.isfinite(losses).all():
         raise NotFiniteError(
             "the dense model's predictions are not finite: they overflow in float32, so look whether the model "
-            "computes what it should (spap eval)."
+            "computes what it should (its perplexity)."
         )
     # Columns count the steps above the smallest width.
-    spare = run.config.layers * widths[::-1].index(run.narrow.intermediate)
+    spare = run.config.layers * widths[::-1].index(run.pruned.intermediate)
     chosen = allocation.allocate(losses[:, ::-1], spare)
     return tuple(widths[::-1][column] for column in chosen)
 
 
-def check_allocation(config: DecoderConfig, narrow: DecoderConfig, settings: PruneSettings, model_size: int) -> None:
+def check_allocation(config: DecoderConfig, settings: PruneSettings, model_size: int) -> None:
     """Checks, before any work, that the widths can be chosen and pruned to.
 
     Args:
         config: The dense decoder.
-        narrow: The pruned decoder, all of whose layers lose the same fraction.
         settings: The pruning settings.
         model_size: Number of devices over which weights are to be sharded.
 
@@ -103,10 +91,11 @@ def check_allocation(config: DecoderConfig, narrow: DecoderConfig, settings: Pru
         )
     if config.layers == 1:
         raise UserError(f"nothing to choose for a single layer: use {option('allocation', 'uniform')}.")
-    widths, widths_apart = _candidates(config, narrow.intermediate, settings), _apart(config, settings)
-    if not widths[-1] < narrow.intermediate < widths[0]:
+    pruned = pruned_config(config, settings)
+    widths, widths_apart = _candidates(config, pruned.intermediate, settings), _apart(config, settings)
+    if not widths[-1] < pruned.intermediate < widths[0]:
         raise UserError(
-            f"nothing to choose: of {config.intermediate} channels, layers that keep {narrow.intermediate} could not "
+            f"nothing to choose: of {config.intermediate} channels, layers that keep {pruned.intermediate} could not "
             f"be both wider and narrower in steps of {widths_apart}; lower {option('round_to')} or use "
             f"{option('allocation', 'uniform')}."
         )
@@ -120,31 +109,30 @@ def _candidates(config: DecoderConfig, uniform: int, settings: PruneSettings) ->
 
 def _apart(config: DecoderConfig, settings: PruneSettings) -> int:
     """Returns how far apart the candidate widths are."""
-    return reduce.kept_width(config.intermediate, 1 - _STEP, settings.multiple(config.intermediate))
+    return reduce.kept_width(config.intermediate, 1 - _STEP, multiple_of(settings, config.intermediate))
 
 
-def _losses(run: Run, widths: Widths) -> np.ndarray:
+def _losses(run: Run, dense: Dense, widths: Widths) -> np.ndarray:
     """Measures the divergence of the dense model with a single layer at each width: [L, W] nats per token."""
     config, settings = run.config, run.settings
-    outer, blocks = shard_params(config, {name: run.outer[name] for name in ("embed", "head")}), None
-    for index, layer in blocks_in_order(config, run.read_layer, range(config.layers)):
+    outer, blocks = shard_params(config, {name: dense.outer[name] for name in ("embed", "head")}), None
+    for index, layer in dense.blocks():
         blocks = set_layer(zeros_for_blocks(config, layer, param_spec) if blocks is None else blocks, index, layer)
     assert blocks is not None
-    dtype = storage(settings.stream_dtype)
     most = max(1, settings.batch_tokens // run.fitted.tokens.shape[-1])
     judged = run.held_out if run.held_out.real else chunked(run.fitted.rows[:most], most)
-    compared = streams.start(config, outer, judged, dtype)
+    compared = streams.start(config, outer, judged)
     last = jnp.copy(compared.dense)
     for index in range(config.layers):
         last = advance(config, blocks, index, last)
     compared = compared._replace(dense=last)
-    both, losses = streams.start(config, outer, run.fitted, dtype), []
+    both, losses = streams.start(config, outer, run.fitted), []
     for index in range(config.layers):
         layer = get_layer(blocks, index)
         alike = config.reaching_like(index)
         both = streams.enter_mlp(alike, layer, both)
         seen = mesh.replicate(moments.accumulate(alike, layer, streams.fitting_tokens(both)))
-        tried, own = _projections(layer["mlp"], seen, settings.fit.ridge, widths), layer["mlp"]
+        tried, own = _projections(layer["mlp"], seen, run.ridge, widths), layer["mlp"]
         each = (own | get_layer(tried, number) for number in range(len(widths)))
         losses.append(jax.device_get([divergence(config, outer, blocks, index, mlp, compared) for mlp in each]))
         both = streams.leave_mlp(config, layer, both)

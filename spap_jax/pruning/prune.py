@@ -1,0 +1,246 @@
+"""Pruning of a whole model: block by block, each fitted on the stream that the pruned blocks before it produce."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+from spap_jax import memory
+from spap_jax.models import DecoderConfig, Params
+from spap_jax.parallel.placement import layer_to_host, shard_params
+from spap_jax.pruning import heads, joint, layer, moments, streams
+from spap_jax.pruning.ahead import Ahead
+from spap_jax.pruning.run import Dense, Run
+from spap_jax.report.schema import AttentionReport, Check, LayerReport, converted
+
+Listener = Callable[[LayerReport | Check, bool], None]
+"""Called with every report as soon as it is there, and whether this run, rather than an interrupted one, made it."""
+
+Json = dict[str, Any]
+
+
+class Block(NamedTuple):
+    """A finished block: its parameters, on the host or on devices, and its report as a JSON value."""
+
+    params: Params
+    report: Json
+
+
+class Store(Protocol):
+    """Keeps what a run has finished: in memory, or where an interrupted run goes on from it.
+
+    In a run of several processes, all of them make all calls.
+    """
+
+    def block(self, index: int) -> Any:
+        """Returns a `Block` that an interrupted run has finished; None if there is none."""
+        ...
+
+    def put(self, index: int, params: Params, report: Json) -> Any:
+        """Keeps a finished block, whose parameters are on devices."""
+        ...
+
+    def replace(self, index: int, params: Params) -> None:
+        """Keeps a block that joint steps have changed; all of these follow one another, after the last step."""
+        ...
+
+    def save_state(self, state: Any, checks: Sequence[Json]) -> None:
+        """May keep the state of the joint steps, arrays on the devices, with their measurements."""
+        ...
+
+    def restore_state(self, like: Any) -> tuple[Any, Sequence[Json]] | None:
+        """Returns the state of an interrupted run's joint steps, placed like ``like``; None if there is none."""
+        ...
+
+
+class MemoryStore:
+    """Keeps the finished blocks in the memory of the host."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        """Prepares for the blocks of a pruned decoder."""
+        self._config = config
+        self.layers: list[Params] = [{}] * config.layers
+
+    def block(self, index: int) -> Block | None:
+        """Returns None: nothing outlives the process."""
+
+    def put(self, index: int, params: Params, report: Json) -> None:
+        """Keeps a finished block."""
+        self.replace(index, params)
+
+    def replace(self, index: int, params: Params) -> None:
+        """Keeps a block that joint steps have changed."""
+        self.layers[index] = layer_to_host(self._config, params)
+
+    def save_state(self, state: Any, checks: Sequence[Json]) -> None:
+        """Keeps nothing."""
+
+    def restore_state(self, like: Any) -> tuple[Any, Sequence[Json]] | None:
+        """Returns None."""
+
+
+class PhaseClock:
+    """Time by phase, in seconds. A lap blocks until its result is ready, so that time counts for the right phase."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, phase: str, result: object = None) -> None:
+        """Adds the time since the last lap to a phase."""
+        jax.block_until_ready(result)
+        now = time.perf_counter()
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._last
+        self._last = now
+
+
+def prune(
+    run: Run,
+    dense: Dense,
+    store: Store,
+    report: Listener = lambda *_: None,
+    watch: Callable[[int, int], None] = lambda *_: None,
+) -> list[LayerReport | Check]:
+    """Prunes every block in turn, and then makes joint steps on the last ones, or all of them.
+
+    Memory holds one block's weights, its second moments and the streams; it also holds the pruned blocks that joint
+    steps change, and the stream before these.
+
+    Args:
+        run: The run.
+        dense: The dense model.
+        store: Where the blocks go; what it has of an interrupted run is not made again.
+        report: Called with every report.
+        watch: Called after every joint step with the number of steps made and their total.
+
+    Returns:
+        The reports of the layers and of the joint steps.
+
+    Raises:
+        NotFiniteError: a layer's activations, or the pruned model's predictions, overflow.
+    """
+    reports: list[LayerReport] = []
+    pair = streams.start(run.config, dense.outer, run.fitted), streams.start(run.config, dense.outer, run.held_out)
+    entering = tail = None
+    ahead, clock = Ahead(run, dense), PhaseClock()
+    for index, params in dense.blocks():
+        clock.lap("reading", params)
+        if index == run.first_joint > 0:
+            entering = joint.entering(run, pair)
+        block = store.block(index)
+        if block is None:
+            choice = ahead.choice(index, pair[0], clock.lap)
+            small, layer_report, pair = prune_block(run, index, params, pair, choice, reports, clock)
+            store.put(index, small, dataclasses.asdict(layer_report))
+        else:
+            small, layer_report = shard_params(run.pruned, block.params), converted(block.report, LayerReport)
+            pair = _past_attention(run, index, params, small, pair)
+        clock = PhaseClock()
+        pair = streams.both(streams.leave_mlp, run.pruned, small, pair)
+        clock.lap("streams", pair)
+        if index >= run.first_joint:
+            tail = joint.with_block(run, tail, index, small)
+        reports.append(layer_report)
+        report(layer_report, block is None)
+        del params, small, block
+        memory.return_scraps()
+    if run.joint is None or tail is None:
+        return [*reports]
+    ends = joint.ends(run, pair)
+    del pair
+    return [*reports, *joint.make_steps(run, dense.outer, tail, ends, entering, store, report, watch)]
+
+
+def prune_block(
+    run: Run,
+    index: int,
+    params: Params,
+    pair: streams.Pair,
+    choice: layer.Choice | None,
+    reports: list[LayerReport],
+    clock: PhaseClock,
+) -> tuple[Params, LayerReport, streams.Pair]:
+    """Prunes one dense block, attention first, and advances the streams to its MLP.
+
+    Args:
+        run: The run.
+        index: Number of the block.
+        params: Parameters of the dense block.
+        pair: The streams before the block.
+        choice: The channels to keep, if they were chosen ahead.
+        reports: Reports of the blocks before.
+        clock: Records the time by phase.
+    """
+    params, pair, attention = _prune_attention(run, index, params, pair, clock)
+    config = run.fewer_heads.of_layer(index)
+    fitted, held_out = (streams.fitting_tokens(part) for part in pair)
+    seen = moments.accumulate(config, params, fitted, run.correction)
+    clock.lap("statistics", seen)
+    if choice is None:
+        choice = layer.choose(run, index, seen)
+        clock.lap("selection", choice)
+    stages = layer.update(run, index, params, seen, choice)
+    errors = [layer.error_by_moments(seen, config.mlp_bias, choice.kept, stage) for stage in stages]
+    clock.lap("refit", errors)
+    del seen
+    judged = []
+    if held_out.residual.size:
+        judged = layer.held_out_errors(config, params, held_out, run.correction, choice.kept, stages)
+    clock.lap("errors", judged)
+    rounds = 0
+    if layer.rounds_pay(run, reports):
+        before = errors[-1], judged[-1] if judged else jax.numpy.float32(0)
+        made = layer.alternate(run, index, params, stages[-1], choice.ridge, before, (fitted, held_out))
+        stages, errors, rounds = [*stages, made.weights], [*errors, made.error], int(made.rounds)
+        judged = judged and [*judged, made.held_out]
+    del fitted, held_out
+    clock.lap("alternating", errors)
+    layer.check_finite(index, [errors[-1], *judged[-1:]])
+    small = layer.with_mlp(run, index, params, stages[-1])
+    return (
+        small,
+        LayerReport(
+            layer=index,
+            kept=tuple(choice.kept.tolist()),
+            calibration=layer.stage_errors(errors),
+            held_out=layer.stage_errors(judged) if judged else None,
+            swaps=int(choice.swaps),
+            improving_swaps=int(choice.improving),
+            ridge=float(choice.ridge),
+            rounds=rounds,
+            seconds=dict(clock.seconds),
+            attention=attention,
+        ),
+        pair,
+    )
+
+
+def _prune_attention(
+    run: Run, index: int, params: Params, pair: streams.Pair, clock: PhaseClock
+) -> tuple[Params, streams.Pair, AttentionReport | None]:
+    """Prunes the attention of a block, if heads are to be removed, and advances the streams to its MLP."""
+    dense, fewer = run.config.of_layer(index), run.fewer_heads.of_layer(index)
+    if dense == fewer:
+        pair = streams.both(streams.enter_mlp, dense, params, pair)
+        clock.lap("streams", pair)
+        return params, pair, None
+    pair = streams.both(streams.enter_attention, dense, params, pair)
+    clock.lap("streams", pair)
+    tokens = streams.fitting_tokens(pair[0]), streams.fitting_tokens(pair[1])
+    params, report = heads.prune_heads(run, index, params, tokens)
+    del tokens
+    clock.lap("attention")
+    pair = streams.both(streams.leave_attention, fewer, params, pair)
+    clock.lap("streams", pair)
+    return params, pair, report
+
+
+def _past_attention(run: Run, index: int, params: Params, small: Params, pair: streams.Pair) -> streams.Pair:
+    """Advances the streams to the MLP of a block that is pruned already, by the same programs: to the same bits."""
+    dense, fewer = run.config.of_layer(index), run.fewer_heads.of_layer(index)
+    if dense == fewer:
+        return streams.both(streams.enter_mlp, dense, params, pair)
+    pair = streams.both(streams.enter_attention, dense, params, pair)
+    return streams.both(streams.leave_attention, fewer, params | {"attention": small["attention"]}, pair)
