@@ -10,7 +10,8 @@ import jax
 from spap_jax import memory
 from spap_jax.models import DecoderConfig, Params
 from spap_jax.parallel.placement import layer_to_host, shard_params
-from spap_jax.pruning import heads, joint, layer, moments, streams
+from spap_jax.pruning import heads, joint, moments, streams
+from spap_jax.pruning import layer as mlp
 from spap_jax.pruning.ahead import Ahead
 from spap_jax.pruning.run import Dense, Run
 from spap_jax.report.schema import AttentionReport, Check, LayerReport, converted
@@ -38,15 +39,15 @@ class Store(Protocol):
         """Returns a `Block` that an interrupted run has finished; None if there is none."""
         ...
 
-    def put(self, index: int, params: Params, report: Json) -> Any:
+    def put(self, index: int, layer: Params, report: Json) -> Any:
         """Keeps a finished block, whose parameters are on devices."""
         ...
 
-    def replace(self, index: int, params: Params) -> None:
+    def replace(self, index: int, layer: Params) -> None:
         """Keeps a block that joint steps have changed; all of these follow one another, after the last step."""
         ...
 
-    def save_state(self, state: Any, checks: Sequence[Json]) -> None:
+    def save_state(self, tree: Any, checks: Sequence[Json]) -> None:
         """May keep the state of the joint steps, arrays on the devices, with their measurements."""
         ...
 
@@ -66,15 +67,15 @@ class MemoryStore:
     def block(self, index: int) -> Block | None:
         """Returns None: nothing outlives the process."""
 
-    def put(self, index: int, params: Params, report: Json) -> None:
+    def put(self, index: int, layer: Params, report: Json) -> None:
         """Keeps a finished block."""
-        self.replace(index, params)
+        self.replace(index, layer)
 
-    def replace(self, index: int, params: Params) -> None:
+    def replace(self, index: int, layer: Params) -> None:
         """Keeps a block that joint steps have changed."""
-        self.layers[index] = layer_to_host(self._config, params)
+        self.layers[index] = layer_to_host(self._config, layer)
 
-    def save_state(self, state: Any, checks: Sequence[Json]) -> None:
+    def save_state(self, tree: Any, checks: Sequence[Json]) -> None:
         """Keeps nothing."""
 
     def restore_state(self, like: Any) -> tuple[Any, Sequence[Json]] | None:
@@ -158,7 +159,7 @@ def prune_block(
     index: int,
     params: Params,
     pair: streams.Pair,
-    choice: layer.Choice | None,
+    choice: mlp.Choice | None,
     reports: list[LayerReport],
     clock: PhaseClock,
 ) -> tuple[Params, LayerReport, streams.Pair]:
@@ -179,33 +180,33 @@ def prune_block(
     seen = moments.accumulate(config, params, fitted, run.correction)
     clock.lap("statistics", seen)
     if choice is None:
-        choice = layer.choose(run, index, seen)
+        choice = mlp.choose(run, index, seen)
         clock.lap("selection", choice)
-    stages = layer.update(run, index, params, seen, choice)
-    errors = [layer.error_by_moments(seen, config.mlp_bias, choice.kept, stage) for stage in stages]
+    stages = mlp.update(run, index, params, seen, choice)
+    errors = [mlp.error_by_moments(seen, config.mlp_bias, choice.kept, stage) for stage in stages]
     clock.lap("refit", errors)
     del seen
     judged = []
     if held_out.residual.size:
-        judged = layer.held_out_errors(config, params, held_out, run.correction, choice.kept, stages)
+        judged = mlp.held_out_errors(config, params, held_out, run.correction, choice.kept, stages)
     clock.lap("errors", judged)
     rounds = 0
-    if layer.rounds_pay(run, reports):
+    if mlp.rounds_pay(run, reports):
         before = errors[-1], judged[-1] if judged else jax.numpy.float32(0)
-        made = layer.alternate(run, index, params, stages[-1], choice.ridge, before, (fitted, held_out))
+        made = mlp.alternate(run, index, params, stages[-1], choice.ridge, before, (fitted, held_out))
         stages, errors, rounds = [*stages, made.weights], [*errors, made.error], int(made.rounds)
         judged = judged and [*judged, made.held_out]
     del fitted, held_out
     clock.lap("alternating", errors)
-    layer.check_finite(index, [errors[-1], *judged[-1:]])
-    small = layer.with_mlp(run, index, params, stages[-1])
+    mlp.check_finite(index, [errors[-1], *judged[-1:]])
+    small = mlp.with_mlp(run, index, params, stages[-1])
     return (
         small,
         LayerReport(
             layer=index,
             kept=tuple(choice.kept.tolist()),
-            calibration=layer.stage_errors(errors),
-            held_out=layer.stage_errors(judged) if judged else None,
+            calibration=mlp.stage_errors(errors),
+            held_out=mlp.stage_errors(judged) if judged else None,
             swaps=int(choice.swaps),
             improving_swaps=int(choice.improving),
             ridge=float(choice.ridge),

@@ -40,13 +40,13 @@ class KeptStore(MemoryStore):
     def block(self, index: int) -> Block | None:
         return self.kept[index] if index < self._found else None
 
-    def put(self, index: int, params: Params, report: dict[str, Any]) -> None:
-        super().put(index, params, report)
+    def put(self, index: int, layer: Params, report: dict[str, Any]) -> None:
+        super().put(index, layer, report)
         self.kept.append(Block(self.layers[index], json.loads(json.dumps(report))))
 
-    def save_state(self, state: Any, checks: Any) -> None:
+    def save_state(self, tree: Any, checks: Any) -> None:
         if len(checks) > 1:  # after steps
-            self.states.append((jax.device_get(state), json.loads(json.dumps(checks))))
+            self.states.append((jax.device_get(tree), json.loads(json.dumps(checks))))
 
     def restore_state(self, like: Any) -> tuple[Any, Any] | None:
         if not self.states:
