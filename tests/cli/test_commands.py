@@ -80,20 +80,7 @@ class TestPruneOfTheBundledModel:
 
     def test_the_report(self, stories: Path):
         report = json.loads((stories / "spap_report.json").read_text())
-        assert report.keys() == {
-            "format",
-            "settings",
-            "method",
-            "model",
-            "sparsity",
-            "calibration",
-            "versions",
-            "layers",
-            "joint",
-            "extras",
-            "seconds",
-            "advice",
-        }
+        assert {"format", "settings", "method", "model", "sparsity", "calibration", "versions"} < report.keys()
         assert (report["settings"]["sparsity"], report["settings"]["round_to"]) == (0.3, 64)
         assert (report["settings"]["rounds"], report["settings"]["joint_passes"]) == (1, 1)
         assert [check["step"] for check in report["joint"]] == [0, 2]

@@ -163,38 +163,26 @@ def test_a_run_that_makes_it_worse_says_so_and_changes_nothing(dense: Path, ids:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (("--full", "--lora-rank", "4"), "--full trains every weight and --lora-rank only low-rank updates: give"),
-        (("--full", "--lora-alpha", "4"), "--full trains every weight and --lora-alpha only low-rank updates: give"),
-        (("--lora-rank", "0"), "--lora-rank must be a whole number of at least 1, not 0."),
-        (("--steps", "0"), "--steps must be a whole number of at least 1, not 0."),
-        (("--held-out", "0"), "--held-out must be a fraction between 0 and 1, both excluded"),
-        (("--learning-rate", "-1"), "--learning-rate must be positive"),
-        (("--lora-rank", "33"), "updates of rank 33 are no smaller than the weights of a model of width 32: lower"),
-        (("--sequences", "1"), "training needs at least two sequences"),
-        (("--sequences", "65"), "not the 65 asked for"),
-        (("--teacher", STORIES), "the teacher has a vocabulary of 512 tokens and the model one of 97"),
-        (("--teacher", "./none"), "there is no folder"),
-        (("--devices", "9"), "9 devices are asked for"),
-        (("--rank", "4"), "Unknown option: --rank"),
+        (("--full", "--lora-rank", "4"), "--lora-rank"),
+        (("--steps", "0"), "--steps"),
+        (("--held-out", "0"), "--held-out"),
+        (("--lora-rank", "33"), "rank 33"),
+        (("--sequences", "1", "--eval", "IDS"), "two sequences"),  # said before it is measured
+        (("--sequences", "65"), "65"),
+        (("--teacher", STORIES), "teacher"),
+        (("--teacher", "MODEL"), "model itself"),
+        (("--devices", "9"), "9 devices"),
+        (("--rank", "4"), "--rank"),
     ],
 )
 def test_refusals(words: tuple, expected: str, dense: Path, ids: Path, tmp_path: Path, capsys):
     place = ("--data", ids, "--output", tmp_path / "out", "--sequence-length", "16")
     more = () if "--sequences" in words else ("--sequences", "12")
-    assert expected in sentence(spap(capsys, "finetune", dense, *place, *more, *words))
-    assert left(tmp_path) == []
-
-
-def test_what_cannot_be_trained_is_said_before_it_is_measured(dense: Path, ids: Path, tmp_path: Path, capsys):
-    words = ("--data", ids, "--eval", ids, "--output", tmp_path / "out", "--sequence-length", "16", "--sequences", "1")
-    said = spap(capsys, "finetune", dense, *words)
-    assert sentence(said).startswith("training needs at least two sequences")
+    named = {"IDS": ids, "MODEL": f"{dense}/."}
+    said = spap(capsys, "finetune", dense, *place, *more, *(named.get(word, word) for word in words))
+    assert expected in sentence(said)
     assert "measuring" not in said.err
-
-
-def test_a_model_is_not_its_own_teacher(dense: Path, ids: Path, tmp_path: Path, capsys):
-    words = ("--data", ids, "--output", tmp_path / "out", "--teacher", f"{dense}/.", *QUICK)
-    assert "is the model itself, which has nothing to learn" in sentence(spap(capsys, "finetune", dense, *words))
+    assert left(tmp_path) == []
 
 
 def test_perplexity_is_measured_on_the_devices_of_the_run(dense: Path, ids: Path, tmp_path: Path, capsys, monkeypatch):
@@ -211,12 +199,6 @@ def test_perplexity_is_measured_on_the_devices_of_the_run(dense: Path, ids: Path
     assert said.code == 0
     assert sizes == [2, 2]
     assert "training on the CPU x 2, of which 2 share the weights ..." in said.err.splitlines()
-
-
-def test_an_output_that_exists(dense: Path, tmp_path: Path, capsys):
-    (tmp_path / "out").mkdir()
-    said = spap(capsys, "finetune", dense, "--data", tmp_path / "none.txt", "--output", tmp_path / "out")
-    assert "exists: name another folder, or pass --overwrite" in sentence(said)
 
 
 def test_a_loss_that_is_lost_writes_nothing(dense: Path, ids: Path, tmp_path: Path, capsys):

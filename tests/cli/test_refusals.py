@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import CALIBRATION, EVALUATION, QUICK, STORIES, Said, left, sentence, spap, tiny, token_file
-from hf_models import hf_model
 from safetensors.numpy import load_file, save_file
 
 from spap_jax.checkpoint import output
@@ -105,55 +104,13 @@ def refused(capsys: pytest.CaptureFixture[str], model: Path, place: Path, calibr
     return said
 
 
-CONFIGS = [
-    ({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}, "the architecture GPT2LMHeadModel is not supported"),
-    ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope scaling 'yarn' is not implemented"),
-    ({"quantization_config": {"bits": 4}}, "this checkpoint is quantised"),
-    ({"is_causal": False}, "config.json sets is_causal=False"),
-    ({"auto_map": {"AutoConfig": "configuration.Llama"}}, "this checkpoint brings code of its own (auto_map is set)"),
-    ({"num_hidden_layers": 4}, "tensors are missing (model.layers.3."),
-    ({"num_hidden_layers": 2}, "tensors are unexpected (model.layers.2."),
-    ({"intermediate_size": 60}, "shapes are wrong"),
-    (
-        {"vocab_size": 10**12},
-        "config.json gives vocab_size = 1000000000000, which must be a positive whole number below",
-    ),
-    ({"num_hidden_layers": 10**6}, "config.json gives 1000000 layers, more than any model has"),
-    ({"num_attention_heads": 0}, "config.json gives num_attention_heads = 0, which must be a positive whole number"),
-    ({"head_dim": 7}, "heads of width 7, which must be positive, and even for rotary embeddings"),
-    ({"rms_norm_eps": -1}, "config.json gives rms_norm_eps = -1, which must be a number of at least 0"),
-    ({"rms_norm_eps": float("nan")}, "config.json gives rms_norm_eps = nan"),
-    ({"hidden_act": ["silu"]}, "config.json gives hidden_act = ['silu'], which must be a name"),
-    ({"rope_scaling": "yarn"}, "config.json gives rope_scaling = 'yarn', which must be an object"),
-    ({"rope_theta": 0}, "config.json gives rope_theta = 0, which must be positive"),
-    ({"rope_theta": 10**400}, "config.json gives rope_theta = 1000"),
-    ({"rope_scaling": {"type": ["a"]}}, "rope scaling ['a'] is not implemented"),
-    ({"architectures": 5}, "config.json gives architectures = 5, which must be a list of names"),
-]
-
-
-@pytest.mark.parametrize(("changes", "expected"), CONFIGS)
-def test_models_that_are_not_understood(changes: dict, expected: str, tmp_path: Path, place: Path, capsys):
-    assert expected in refused(capsys, tiny(tmp_path / "in", **changes), place, token_file(tmp_path / "ids.npy"))
-
-
-def test_a_sliding_window(tmp_path: Path, place: Path, capsys):
-    model = tiny(tmp_path / "in", "qwen2", use_sliding_window=True, sliding_window=16)
-    assert "use_sliding_window=True" in refused(capsys, model, place, token_file(tmp_path / "ids.npy"))
-
-
 @pytest.mark.parametrize(
     ("changes", "expected"),
-    [
-        ({"model__norm__weight": None}, "tensors are missing (model.norm.weight)"),
-        ({"model__extra": np.zeros(3, np.float32)}, "tensors are unexpected (model.extra)"),
-        ({"model__norm__weight": np.full(32, np.nan, np.float32)}, "the weight model.norm.weight holds NaN"),
-        # Detected before the preceding layers are pruned.
-        ({"model__layers__2__mlp__down_proj__weight": np.full((32, 53), np.inf, np.float32)}, "holds NaN or infinity"),
-    ],
+    [({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel"), ({"num_hidden_layers": 4}, "missing")],
 )
-def test_tensors(changes: dict, expected: str, tmp_path: Path, place: Path, capsys):
-    assert expected in refused(capsys, edited(tmp_path / "in", **changes), place, token_file(tmp_path / "ids.npy"))
+def test_models_that_are_not_understood(changes: dict, expected: str, tmp_path: Path, place: Path, capsys):
+    """All that a checkpoint is refused for is in tests/models and tests/checkpoint."""
+    assert expected in refused(capsys, tiny(tmp_path / "in", **changes), place, token_file(tmp_path / "ids.npy"))
 
 
 @pytest.mark.parametrize("command", ["eval", "finetune", "teacher"])
@@ -194,19 +151,10 @@ def test_nothing_goes_on_from_numbers_that_overflow_in_a_later_layer(tmp_path: P
     assert left(place) == []
 
 
-def test_a_truncated_file(tmp_path: Path, place: Path, capsys):
-    model = tiny(tmp_path / "in")
-    weights = model / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    assert "model.safetensors" in refused(capsys, model, place, token_file(tmp_path / "ids.npy"))
-
-
-@pytest.mark.parametrize("words", [("--method", "flap"), ("--update", "bias")])
 @pytest.mark.parametrize("variant", ["qwen2", "opt_no_bias"])
-def test_biases_without_a_place(variant: str, words: tuple[str, ...], tmp_path: Path, place: Path, capsys):
-    model = tiny(tmp_path / "in", variant)
-    said = sentence(spap(capsys, "prune", model, "--output", place / "out", "--data", unreadable(tmp_path), *words))
-    assert said.endswith("this is not written: prune with --update none or --update refit.")
+def test_biases_without_a_place(variant: str, tmp_path: Path, place: Path, capsys):
+    words = ("--output", place / "out", "--data", unreadable(tmp_path), "--method", "flap")
+    assert "--update none" in sentence(spap(capsys, "prune", tiny(tmp_path / "in", variant), *words))
     assert left(place) == []
 
 
@@ -221,24 +169,15 @@ def test_a_value_that_transformers_refuses_is_not_blamed_on_the_tokenizer(tmp_pa
     model = shutil.copytree(STORIES, tmp_path / "in")
     config = json.loads((model / "config.json").read_bytes()) | {"eos_token_id": "abc"}
     (model / "config.json").write_text(json.dumps(config))
-    said = refused(capsys, model, place, CALIBRATION)
-    assert said.startswith(
-        f"transformers does not take the config.json of {model} (Validation error for field 'eos_tok"
-    )
+    assert "config.json" in refused(capsys, model, place, CALIBRATION)
 
 
 def test_weights_that_cannot_be_opened(tmp_path: Path, place: Path, capsys):
     """A kernel file stands in for a file without read permission, since the superuser gets an error for it too."""
     model = tiny(tmp_path / "in")
     (model / "model.safetensors").unlink()
-    (model / "model.safetensors").mkdir()
-    assert "holds no weights" in refused(capsys, model, place, token_file(tmp_path / "ids.npy"))
-    (model / "model.safetensors").rmdir()
     (model / "model.safetensors").symlink_to("/proc/self/mem")
-    said = refused(capsys, model, place, token_file(tmp_path / "ids.npy"))
-    assert said.startswith(
-        f"{model / 'model.safetensors'} cannot be read ([Errno 5] Input/output error): check who may"
-    )
+    assert "model.safetensors cannot be read" in refused(capsys, model, place, token_file(tmp_path / "ids.npy"))
 
 
 def test_an_orbax_folder_is_not_pruned_but_said_how(tmp_path: Path, place: Path, capsys):
@@ -252,21 +191,17 @@ def test_data(tmp_path: Path, place: Path, capsys):
     (tmp_path / "short.txt").write_text("Once upon a time")
     (tmp_path / "odd.bin").write_bytes(b"\0")
     np.save(tmp_path / "floats.npy", np.zeros((16, 64)))
+    assert "the tokenizer" in refused(capsys, model, place, CALIBRATION)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(STORIES / name, model)
     for data, expected in (
-        (CALIBRATION, "belong to another model, so put this model's in their place"),
-        (
-            token_file(tmp_path / "ids.npy", top=98),
-            "outside the model's vocabulary of 97: the ids were made by the tokenizer of another model",
-        ),
-        (tmp_path / "floats.npy", "give whole token ids"),
+        (CALIBRATION, "vocabulary of 97"),  # the tokenizer is another model's
+        (token_file(tmp_path / "ids.npy", top=98), "vocabulary of 97"),
+        (tmp_path / "floats.npy", "token ids"),
         (tmp_path / "odd.bin", "odd.bin"),
     ):
         assert expected in refused(capsys, model, place, data)
-    assert "not the 16 asked for" in refused(capsys, STORIES, place, tmp_path / "short.txt")
-    shutil.rmtree(model)
-    assert "the tokenizer" in refused(capsys, tiny(tmp_path / "in"), place, CALIBRATION)
+    assert "16 asked for" in refused(capsys, STORIES, place, tmp_path / "short.txt")
 
 
 def test_models_that_are_not_there(tmp_path: Path, place: Path, capsys):
@@ -348,11 +283,3 @@ def test_the_other_commands(words: tuple, expected: str, capsys, tmp_path: Path,
     monkeypatch.chdir(tmp_path)
     assert expected in sentence(spap(capsys, *words))
     assert left(tmp_path) == []
-
-
-def test_the_tiny_checkpoints_are_good_ones(tmp_path: Path):
-    """The checkpoints themselves are valid, so the refusals above have the intended causes."""
-    from spap_jax.checkpoint import Reader
-
-    assert Reader(tiny(tmp_path / "in")).config.layers == hf_model("llama").config.num_hidden_layers
-    assert json.loads((tmp_path / "in" / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
