@@ -11,7 +11,6 @@ from rich.console import Console
 from spap_jax.cli.app import BASIC, FURTHER, app
 
 COMMANDS = [name for name in app if not name.startswith("-")]
-SETTLED = [name for name in COMMANDS if name not in ("plan", "prune", "finetune")]  # settings of these still change
 NO_EFFECT = "eval prompts json coordinator processes process_id data tasks task_path other teacher mesh finetune"
 """Options that have no effect unless they are given."""
 
@@ -29,7 +28,10 @@ def shown(capsys: pytest.CaptureFixture[str], *words: str, columns: int = 200) -
     return re.findall(r"^│ [* ]*(--[\w-]+)", said.out, re.MULTILINE), said.out
 
 
-@pytest.mark.parametrize("command", SETTLED)
+PLAN = pytest.param("plan", marks=pytest.mark.xfail(reason="--finetune and --compile go"))
+
+
+@pytest.mark.parametrize("command", [PLAN, *(name for name in COMMANDS if name != "plan")])
 def test_help_of_an_option_is_short_and_says_its_default(command: str):
     """What it does and the default; why and how much stands in the documentation."""
     for option in options(command):
@@ -39,7 +41,7 @@ def test_help_of_an_option_is_short_and_says_its_default(command: str):
             assert "By default" in text, option.name
 
 
-@pytest.mark.parametrize("command", [name for name in BASIC if name in SETTLED])
+@pytest.mark.parametrize("command", [PLAN, *(name for name in BASIC if name != "plan")])
 def test_every_option_has_its_place(command: str):
     """Every option, new ones included, is either a basic one or in a group."""
     known = {*BASIC[command], *(name for names in FURTHER.values() for name in names)}
@@ -48,7 +50,7 @@ def test_every_option_has_its_place(command: str):
     assert [name for name in BASIC[command] if name not in names] == []
 
 
-@pytest.mark.parametrize("command", SETTLED)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_the_short_help_has_few_options_and_counts_the_others(command: str, capsys):
     some, short = shown(capsys, command, "--help")
     everything, long = shown(capsys, command, "--help-all")
@@ -62,7 +64,6 @@ def test_the_short_help_has_few_options_and_counts_the_others(command: str, caps
         assert max(map(len, shown(capsys, command, flag, columns=80)[1].splitlines())) <= 80
 
 
-@pytest.mark.skip(reason="the settings of prune still change")
 def test_all_options_of_prune_in_their_groups(capsys):
     assert shown(capsys, "prune", "--help")[0][:3] == ["--data", "--output", "--sparsity"]
     titles = re.findall(r"^╭─ (.*?) ─+╮$", shown(capsys, "prune", "--help-all")[1], re.MULTILINE)
