@@ -25,7 +25,7 @@ FAMILIES = {family.name: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3, GEM
 def logical_axes(config: DecoderConfig) -> Params:
     """Returns the names of the axes of each parameter of a ``Decoder``, for ``flax.linen.logical_to_mesh_sharding``.
 
-    They are the letters of the glossary in ``docs/architecture.md``; L is the axis along which blocks are stacked.
+    They are the axis letters of ``docs/architecture.md``; L is the axis along which blocks are stacked.
     """
     family = FAMILIES[config.family]
 
