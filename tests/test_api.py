@@ -302,6 +302,26 @@ def test_a_model_is_a_pytree():
     assert "750 816 parameters, float32" in repr(traces[0])
 
 
+def test_models_of_several_folders_are_one_kind_of_tree(tmp_path: Path):
+    model, traces = stories(), []
+    other = model.replace(source=dataclasses.replace(model.source, name="another", folder=tmp_path))
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, other, model)
+    assert mean.source == other.source
+
+    @jax.jit
+    def halved(model: spap.Model) -> spap.Model:
+        traces.append(model)
+        return jax.tree.map(lambda array: array / 2, model)
+
+    for each in (model, other):
+        result = halved(each)
+        with pytest.raises(spap.UserError, match="source"):  # it could be that of another model
+            spap.save(result, tmp_path / "out")
+        spap.save(result.replace(source=model.source), tmp_path / "out", overwrite=True)
+    assert len(traces) == 1
+    assert (tmp_path / "out" / "tokenizer.json").exists()
+
+
 def test_a_model_is_replaced_in_part():
     model = stories()
     source = dataclasses.replace(model.source, name="mine")

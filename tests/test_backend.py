@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from spap_jax.backend import peak_of_a_device, quick_compilation, traced_for
+from spap_jax.parallel.mesh import use_mesh
 
 EFFORT = "jax_exec_time_optimization_effort"
 
@@ -18,6 +19,12 @@ def inside(platform: str) -> float:
 def test_a_tpu_compiles_quickly():
     assert inside("tpu") == -1
     assert getattr(jax.config, EFFORT) == 0
+
+
+def test_only_pruning_compiles_quickly():
+    """Speed is measured in a mesh, and long programs run in one."""
+    with traced_for("tpu"), use_mesh(1):
+        assert getattr(jax.config, EFFORT) == 0
 
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda"])

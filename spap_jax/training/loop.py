@@ -118,7 +118,9 @@ def stages(
     clock = time.perf_counter()  # the first measurement's time includes the largest compilation
     restored = restore(_described((begin(job, start), start)))
     if restored:
-        stage = Stage(*restored[0], restored[1])
+        (state, best), checks = restored
+        stage = Stage(state, best, checks)
+        del state, best
     else:
         first_check = check(start, 0, (), 0.0, clock)
         stage = Stage(begin(job, start), start, (first_check,))

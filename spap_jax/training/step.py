@@ -95,7 +95,7 @@ class State(NamedTuple):
 
 
 class Measurement(NamedTuple):
-    """Means over the predictions that count, [] each.
+    """Means over the predictions that count, [] each, on the devices or as numbers.
 
     Attributes:
         loss: What the steps minimise, in nats.
@@ -103,9 +103,9 @@ class Measurement(NamedTuple):
         agreement: Fraction of the predictions whose most likely token is the teacher's; None likewise.
     """
 
-    loss: jax.Array
-    divergence: jax.Array | None = None
-    agreement: jax.Array | None = None
+    loss: Any
+    divergence: Any = None
+    agreement: Any = None
 
 
 def begin(job: Job, moved: Params) -> State:

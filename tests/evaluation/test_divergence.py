@@ -4,13 +4,14 @@ import dataclasses
 
 import hf_models
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 import transformers
 
 import spap_jax as spap
-from spap_jax.evaluation.perplexity import compare, perplexity
+from spap_jax.evaluation.perplexity import _total, compare, perplexity
 from spap_jax.models.model import Model, Source
 
 NAME = "llama_tied"
@@ -94,3 +95,10 @@ def test_perplexity_tells_how_many_windows_are_done():
     model = ported(hf_models.hf_model(NAME))
     perplexity(model, windows(), batch_tokens=32, watch=lambda *each: heard.append(each))
     assert heard == [(0, 7), (2, 7), (4, 7), (6, 7), (7, 7)]
+
+
+def test_sums_of_batches_do_not_drift():
+    """In float32, one would be lost beside 2^24."""
+    sums = iter(jnp.float32([2**24, 1, 1, 1]))
+    total = _total(lambda *_: next(sums), np.zeros((4, 2), np.int32), np.ones((4, 1), bool), 2)
+    assert total == 2**24 + 3
