@@ -141,8 +141,8 @@ class PruneSettings(_Settings):
         effort: How much time and memory to spend on quality.
         rounds: Alternating rounds in each layer; 0 keeps the refit. Layers stop making them once they gain little.
         joint_passes: Text in the joint steps that end the run, per calibration text; 0: none. By default by effort.
-        joint_text_weight: Weight of the text's next token beside the dense model's in joint steps. By default by effort and
-            sparsity.
+        joint_text_weight: Weight of the text's next token beside the dense model's in joint steps. By default by effort
+            and sparsity.
         joint_last: Number of blocks at the end of the model that joint steps change. By default as many as fit.
         batch_tokens: Tokens that pass through a block at once; fewer need less memory.
     """
