@@ -32,7 +32,9 @@ class LocalFolder:
         self.address = str(path)
 
     def sizes(self) -> dict[str, int]:
-        """The size of every file, at any depth; a link counts as a file."""
+        """The size of every file, at any depth, without following links; of a file, one with an empty name."""
+        if os.path.lexists(self.path) and not self.path.is_dir():
+            return {"": self.path.lstat().st_size}
         found = {}
         for parent, folders, files in os.walk(self.path, onerror=_raise_unless_absent):
             links = [name for name in folders if os.path.islink(os.path.join(parent, name))]

@@ -1,7 +1,11 @@
-"""Orbax folders: the parameter tree as it is in memory, for use in JAX, with the same config and side files."""
+"""Orbax folders: the parameter tree as it is in memory, for use in JAX, with the same config and side files.
+
+They are written by the stable interface of Orbax 0.12; `load` of its `experimental.v1` reads params/ too.
+"""
 
 import json
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,10 +14,10 @@ import jax
 import numpy as np
 
 from spap_jax.checkpoint.config_text import read_config_text, understood, written_config_text
-from spap_jax.checkpoint.huggingface import PlaceParams, local
 from spap_jax.checkpoint.orbax_files import PARAMS, SOURCE, is_orbax
 from spap_jax.checkpoint.output import new_folder
-from spap_jax.checkpoint.side_files import copy_side_files
+from spap_jax.checkpoint.reader import PlaceParams, local
+from spap_jax.checkpoint.side_files import side_files
 from spap_jax.checkpoint.tensors import DTYPES
 from spap_jax.errors import UserError, first_line
 from spap_jax.models import DecoderConfig, Params, decoder
@@ -32,7 +36,7 @@ def save_orbax(
     Args:
         model: The model to write.
         folder: Output folder.
-        overwrite: Whether to replace an existing folder that holds only files that this program wrote.
+        overwrite: Whether to replace a folder whose manifest names all files in it.
         files: Additional files by name.
 
     Raises:
@@ -42,12 +46,14 @@ def save_orbax(
     from orbax.checkpoint import StandardCheckpointer
 
     needed = sum(array.nbytes for array in jax.tree.leaves(model.params))
-    with new_folder(folder, overwrite, needed, source=model.source.folder) as partial:
+    with new_folder(folder, overwrite, needed, model.source.folder) as partial:
         if re.search(r"\[.+\]", str(partial)):  # it takes them for a pattern, and leaves most files out
             raise UserError(
                 f"Orbax cannot write {folder} by way of {partial}, with brackets in the path: name another folder."
             )
-        copy_side_files(model.source.folder, partial)
+        for name, file in side_files(model.source.folder).items():
+            (partial / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, partial / name)
         (partial / "config.json").write_bytes(written_config_text(model.source, model.config).encode("utf-8"))
         facts = {"name": public_name(model.source.name), "head_stored": model.source.head_stored}
         (partial / SOURCE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")

@@ -11,7 +11,8 @@ import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from spap_jax.checkpoint.manifest import MANIFEST, check_replaceable, parse_manifest, read_manifest
+from spap_jax.checkpoint.folders import LocalFolder
+from spap_jax.checkpoint.manifest import MANIFEST, check_replaceable, parse_manifest
 from spap_jax.checkpoint.side_files import ACCOUNTS, SIDE_FILES, matching
 from spap_jax.errors import UserError
 from spap_jax.storage.files import About, Folder, upload
@@ -95,7 +96,7 @@ def push_to_hub(folder: Path, repo: str, overwrite: bool, *, private: bool, with
 def files_of(folder: Path, with_page: bool = False) -> dict[str, Path]:
     """The files of a checkpoint that are uploaded, by their names relative to it."""
     names = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
-    recorded = read_manifest(folder)
+    recorded = parse_manifest(LocalFolder(folder).read(MANIFEST))
     ours = matching(names, _OURS + (_PAGE if with_page else ()))
     sent = {*ours, *(name for name in names if name.startswith(_ORBAX) or name in recorded)}
     return {name: folder / name for name in sorted(sent)}

@@ -1,7 +1,6 @@
 """The files that belong to a model beside its config and weights: tokenizer, generation settings, licence, card."""
 
 import fnmatch
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -57,17 +56,3 @@ def side_files(folder: Path | None) -> dict[str, Path]:
         return {}
     found = (file for pattern in SIDE_FILES for file in sorted(folder.glob(pattern)) if file.is_file())
     return {file.relative_to(folder).as_posix(): file for file in found}
-
-
-def copy_side_files(source: Path | None, target: Path) -> None:
-    """Copies the side files from one checkpoint folder to another; a model made in memory has none."""
-    if source is None:
-        return
-    if not source.is_dir():
-        warn(f"{source} is gone, so that the result has no tokenizer or licence: copy them from elsewhere.")
-        return
-    for pattern in SIDE_FILES:
-        for file in filter(Path.is_file, source.glob(pattern)):
-            place = target / file.relative_to(source)
-            place.parent.mkdir(exist_ok=True)
-            shutil.copyfile(file, place)

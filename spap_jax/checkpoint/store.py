@@ -53,7 +53,8 @@ from spap_jax.checkpoint import inventory, weight_files
 from spap_jax.checkpoint.config_text import check_describable, written_config_text
 from spap_jax.checkpoint.folders import NEW, LocalFolder, RemoteFolder, disk_errors, folder_at, sync
 from spap_jax.checkpoint.inventory import HEAD
-from spap_jax.checkpoint.manifest import MANIFEST, check_replaceable, parse_manifest
+from spap_jax.checkpoint.manifest import MANIFEST, manifest_text, parse_manifest
+from spap_jax.checkpoint.output import RUN, check_output, check_place, put_in_place, resume_folder
 from spap_jax.checkpoint.side_files import side_files
 from spap_jax.checkpoint.tensors import DTYPES, Tensor
 from spap_jax.errors import NotFiniteError, UserError, option
@@ -62,20 +63,15 @@ from spap_jax.models.host_arrays import is_finite
 from spap_jax.models.model import Source
 from spap_jax.parallel import mesh, processes
 from spap_jax.parallel.placement import layer_to_host
-from spap_jax.storage.location import beside, is_address, real_path
+from spap_jax.storage.location import beside, check_name, is_address, real_path
 
 Json = dict[str, Any]
+Text = str | bytes
 
 STATE_SECONDS = 180
 """Seconds of steps between two saved states."""
 
-_RUN, _DECIDED, _OUTER = "run.json", "decided.json", "outer.safetensors"
-_STATE, _STAGED, _REPLACED = "state", "output", "replaced"
-_OURS = re.compile(
-    rf"({_RUN}|{_DECIDED}|{_OUTER}|(block|joint)-\d+\.safetensors)({re.escape(NEW)})?"
-    rf"|({_STATE}|{_STAGED}|{_REPLACED})/.*"
-)
-"""Matches the names of all files that a run keeps."""
+_DECIDED, _OUTER, _STATE, _STAGED = "decided.json", "outer.safetensors", "state", "output"
 
 _LONG = 60
 """Letters of a value in an identity that is not shown."""
@@ -92,32 +88,6 @@ class Block(NamedTuple):
 
     params: Params
     report: Json
-
-
-def resume_folder(output: str | Path) -> LocalFolder | RemoteFolder:
-    """The folder in which an unfinished run into an output is kept."""
-    return folder_at(beside(output if is_address(output) else real_path(output), "resume"))
-
-
-def is_unfinished(output: str | Path) -> bool:
-    """Whether a run into an output was interrupted, or has just ended."""
-    return resume_folder(output).read(_RUN) is not None
-
-
-def check_resume_folder(output: str | Path) -> None:
-    """Checks that the folder of an unfinished run holds nothing else, since the run removes what is in it.
-
-    Raises:
-        UserError: It is a file, or holds files that no run left.
-    """
-    folder = resume_folder(output)
-    if isinstance(folder, LocalFolder) and folder.path.exists() and not folder.path.is_dir():
-        raise UserError(f"{folder.address} is a file, where an unfinished run would be kept: move it away.")
-    if foreign := [name for name in folder.sizes() if not _OURS.fullmatch(name)]:
-        raise UserError(
-            f"{folder.address}, where an unfinished run would be kept, holds {foreign[0]}, which no run left there: "
-            "move it away, or name another output."
-        )
 
 
 class FolderStore:
@@ -161,6 +131,7 @@ class FolderStore:
                 interrupted, or other files are where it would be kept; config.json cannot describe the config; or the
                 processes do not see the same folder, or have different identities.
         """
+        check_name(output)
         check_describable(source, config)
         if dtype is not None and dtype not in DTYPES:
             raise UserError(f"there is no dtype {dtype!r} for weights: use one of {', '.join(DTYPES)}.")
@@ -182,6 +153,8 @@ class FolderStore:
         try:
             self._open(fresh)
         except BaseException:
+            if self._lock is not None and self._is_useless():
+                self._folder.clear()
             self._release()
             raise
 
@@ -193,7 +166,7 @@ class FolderStore:
         """Waits for pending writes; removes what cannot be resumed, and raises what writing raised."""
         failed = self._writing.exception() if self._writing else None
         ended = error or failed
-        useless = isinstance(ended, NotFiniteError) or (ended and not any(self.kept())) or self._identity is None
+        useless = isinstance(ended, NotFiniteError) or self._identity is None or (ended and self._is_useless())
         if processes.leads() and useless:
             self._folder.clear()
         self._release()
@@ -327,7 +300,7 @@ class FolderStore:
         if self._manager is not None:
             self._manager.wait_until_finished()
 
-    def finish(self, files: Mapping[str, str]) -> None:
+    def finish(self, files: Mapping[str, Text]) -> None:
         """Makes the output of what was written, and puts it in its place.
 
         Args:
@@ -357,21 +330,25 @@ class FolderStore:
                 "give all of them the same command, model and data."
             )
         self.found, self.finished = self._on_leader(lambda: self._open_folder(fresh))
-        if not processes.known_to_all([] if self._folder.read(_RUN) is None else [0]):
+        if not processes.known_to_all([] if self._folder.read(RUN) is None else [0]):
             raise UserError(f"not all processes of this run see {self.place}: name an output that all of them see.")
         self._blocks = self.config.layers if self.found else 0
 
     def _open_folder(self, fresh: bool) -> tuple[bool, bool]:
         """Opens the folder; returns whether an earlier process left something, and whether the output is in place."""
-        check_resume_folder(self._output)
+        resume = self._identity is not None and not fresh
+        begun = resume and self._folder.read(RUN) is not None
+        # Weights that will be joined are there twice for a moment.
+        needed = 0 if begun else self.bytes * (2 if self.bytes <= weight_files.JOINED_BYTES else 1)
+        check_output(self._output, self._overwrite, needed, inputs={"the model": self._source.folder}, resume=resume)
         if isinstance(self._folder, LocalFolder):
             self._lock = _locked(self._folder.path)
-        kept = None if fresh else _parsed(self._folder.read(_RUN))
-        if isinstance(kept, dict) and self._identity is not None:
-            _check_same(kept["identity"], self._identity, self.place)
+        kept = _parsed(self._folder.read(RUN)) if resume else None
+        if isinstance(kept, dict):
+            _check_same(kept["identity"], self._identity or {}, self.place)
             plan = kept["made"]
             if plan is None:
-                self._check_place()
+                check_place(self._output, self._overwrite)
                 return True, False
             if self._is_staged(plan):
                 self._put_in_place(plan)
@@ -379,7 +356,7 @@ class FolderStore:
             if self._is_in_place(plan):
                 self._tidy()
                 return True, True
-        self._check_place()
+        check_place(self._output, self._overwrite)
         self._folder.remove(self._folder.entries())
         self._write_run(None)
         return False, False
@@ -387,7 +364,7 @@ class FolderStore:
     def _write_run(self, made: Json | None) -> None:
         """Writes the run's identity, and the files of its output once all are here."""
         content = json.dumps({"identity": self._identity, "made": made}, indent=1)
-        self._folder.write(_RUN, content.encode())
+        self._folder.write(RUN, content.encode())
 
     def _on_leader(self, work: Callable[[], Any]) -> Any:
         """Returns in every process what the leading one computes, a JSON value, or raises its `UserError`."""
@@ -403,6 +380,10 @@ class FolderStore:
         if "error" in outcome:
             raise UserError(outcome["error"])
         return outcome["value"]
+
+    def _is_useless(self) -> bool:
+        """Whether a later process has nothing to go on from."""
+        return not any(self.kept()) and _STAGED not in self._folder.entries()
 
     def _begin(self, write: Callable[..., None], *arguments: Any) -> None:
         """Lets the thread of the leading process write, once it has written what came before."""
@@ -504,29 +485,29 @@ class FolderStore:
 
     # The output
 
-    def _staged(self, files: Mapping[str, str]) -> Json:
+    def _staged(self, files: Mapping[str, Text]) -> Json:
         """Writes the files of the output except shards, and then down which files there are and where shards go."""
         there = self._folder.sizes()
         parts = [_OUTER, *(self._final(index) for index in range(self.config.layers))]
         if lost := [name for name in parts if name not in there]:
             raise ValueError(f"{len(lost)} parts of the model were not written, such as {lost[0]}")
         self._folder.remove([_STAGED])
-        texts = {"config.json": written_config_text(self._source, self.config, self._dtype)} | dict(files)
+        texts: dict[str, Text] = {**files}
+        texts["config.json"] = written_config_text(self._source, self.config, self._dtype)
         moved: dict[str, str] = {}
         if self.bytes > weight_files.JOINED_BYTES:
             moved = dict(zip(weight_files.final_names(len(parts)), parts, strict=True))
             texts[weight_files.INDEX] = self._index(list(moved))
         else:
             self._join(parts)
-        for name, content in texts.items():
-            self._folder.write(f"{_STAGED}/{name}", content.encode())
-        for name, file in side_files(self._source.folder).items():
-            self._folder.write(f"{_STAGED}/{name}", file.read_bytes())
+        beside = {name: file.read_bytes() for name, file in side_files(self._source.folder).items()}
+        for name, content in (beside | texts).items():
+            self._folder.write(f"{_STAGED}/{name}", content if isinstance(content, bytes) else content.encode())
         sizes = {name: there[source] for name, source in moved.items()}
         for name, size in self._folder.sizes().items():
             if name.startswith(f"{_STAGED}/"):
                 sizes[name.removeprefix(f"{_STAGED}/")] = size
-        self._folder.write(f"{_STAGED}/{MANIFEST}", (json.dumps(dict(sorted(sizes.items())), indent=1) + "\n").encode())
+        self._folder.write(f"{_STAGED}/{MANIFEST}", manifest_text(sizes).encode())
         plan = {"files": sizes, "moved": moved}
         self._write_run(plan)
         return plan
@@ -556,34 +537,23 @@ class FolderStore:
 
     def _put_in_place(self, plan: Json) -> None:
         """Makes the output of its files, and removes all else that was kept, except what says that it was made."""
-        if isinstance(self._folder, LocalFolder):
-            self._rename(self._folder, plan)
-        else:
+        if isinstance(self._folder, RemoteFolder):
             self._copy(self._folder, plan)
+        else:
+            path = self._folder.path
+            for name, source in plan["moved"].items():
+                if (path / source).exists():
+                    (path / source).rename(path / _STAGED / name)
+            sync(path / _STAGED)
+            put_in_place(path / _STAGED, Path(self._output), path / "replaced", self._overwrite)
         self._tidy()
-
-    def _rename(self, folder: LocalFolder, plan: Json) -> None:
-        staged, target, replaced = folder.path / _STAGED, Path(self._output), folder.path / _REPLACED
-        for name, source in plan["moved"].items():
-            if (folder.path / source).exists():
-                (folder.path / source).rename(staged / name)
-        sync(staged)
-        self._check_place()
-        try:
-            if target.exists():
-                folder.remove([_REPLACED])
-                target.rename(replaced)
-            staged.rename(target)
-        except OSError as error:  # a mounted disk, for example
-            raise UserError(f"{target} cannot be replaced ({error.strerror}): move it away.") from error
-        sync(target.parent)
 
     def _copy(self, folder: RemoteFolder, plan: Json) -> None:
         """Copies all files to their place: the list of them first, and config.json last."""
         target = RemoteFolder(str(self._output))
         listed = parse_manifest(target.read(MANIFEST)) == plan["files"]  # an earlier process has begun to copy
         if not listed:
-            self._check_place()
+            check_place(self._output, self._overwrite)
             target.remove(["config.json"])
             target.remove(target.sizes().keys() - {MANIFEST})
             folder.copy(f"{_STAGED}/{MANIFEST}", target, MANIFEST)
@@ -591,7 +561,7 @@ class FolderStore:
             folder.copy(plan["moved"].get(name, f"{_STAGED}/{name}"), target, name)
 
     def _tidy(self) -> None:
-        self._folder.remove(self._folder.entries() - {_RUN})
+        self._folder.remove(self._folder.entries() - {RUN})
 
     def _is_staged(self, plan: Json) -> bool:
         """Whether all files of the output are still here."""
@@ -601,21 +571,6 @@ class FolderStore:
     def _is_in_place(self, plan: Json) -> bool:
         target = folder_at(self._output)
         return parse_manifest(target.read(MANIFEST)) == plan["files"] and target.read("config.json") is not None
-
-    def _check_place(self) -> None:
-        """Checks that what is in the output's place may be replaced.
-
-        Raises:
-            UserError: It may not.
-        """
-        target = folder_at(self._output)
-        if isinstance(target, LocalFolder) and target.path.exists() and not target.path.is_dir():
-            raise UserError(f"{self._output} is a file and the output is a folder: name another place.")
-        sizes = target.sizes()
-        if sizes or (isinstance(target, LocalFolder) and target.path.exists()):
-            listed = parse_manifest(target.read(MANIFEST))
-            foreign = [name for name, size in sizes.items() if name != MANIFEST and listed.get(name) != size]
-            check_replaceable(self._output, self._overwrite, sorted(foreign))
 
 
 def _shard(role: str, index: int) -> str:

@@ -16,7 +16,8 @@ from tiny_checkpoints import raw_tensors, write
 
 from spap_jax.checkpoint import Reader, load, on_host, weight_files
 from spap_jax.checkpoint import store as module
-from spap_jax.checkpoint.store import FolderStore, is_unfinished, resume_folder
+from spap_jax.checkpoint.output import resume_folder
+from spap_jax.checkpoint.store import FolderStore
 from spap_jax.errors import NotFiniteError, UserError
 from spap_jax.models import Params
 
@@ -100,7 +101,6 @@ def test_a_later_process_finds_the_blocks(
     kept.decide([1, 2])
     given = kept.put(0, layer_of(dense, 0), {"error": 0.5})
     kept.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
-    assert is_unfinished(output)
     with opened(dense, output) as kept:
         assert kept.found
         assert kept.decided == [1, 2]
@@ -388,13 +388,19 @@ def test_a_file_that_was_changed_is_not_replaced(dense: Reader, tmp_path: Path) 
         make(dense, tmp_path / "out", overwrite=True)
 
 
-def test_what_appears_meanwhile_stays(dense: Reader, tmp_path: Path) -> None:
-    with opened(dense, tmp_path / "out") as kept:
-        put_all(dense, kept)
-        (tmp_path / "out").mkdir()
-        (tmp_path / "out" / "thesis.tex").touch()
-        with pytest.raises(UserError, match="exists"):
-            kept.finish({})
+@pytest.mark.parametrize("joined", [True, False])
+def test_what_appears_meanwhile_stays(
+    dense: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, joined: bool
+) -> None:
+    if not joined:
+        monkeypatch.setattr(weight_files, "JOINED_BYTES", 0)
+    kept = opened(dense, tmp_path / "out")
+    put_all(dense, kept)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").touch()
+    with pytest.raises(UserError, match="exists") as raised:
+        kept.finish({})
+    kept.__exit__(UserError, raised.value, None)
     assert (tmp_path / "out" / "thesis.tex").exists()
     (tmp_path / "out").rename(tmp_path / "mine")
     with opened(dense, tmp_path / "out") as kept:

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_checkpoints import write
 
 from spap_jax.checkpoint import Reader
-from spap_jax.checkpoint.ahead import blocks_in_order
+from spap_jax.checkpoint.prefetch import blocks_in_order
 from spap_jax.errors import UserError
 from spap_jax.models.config import DecoderConfig
 from spap_jax.parallel import mesh
@@ -96,17 +95,6 @@ def test_the_thread_ends_with_the_generator(config: DecoderConfig):
     blocks.close()
     assert not readers()
     assert set(files.read) <= {0, 1}
-
-
-def test_blocks_in_memory_are_not_taken_ahead(config: DecoderConfig):
-    taken = []
-
-    def layer(number: int) -> Any:
-        taken.append(number)
-        return {"mlp_norm": {"scale": jnp.full(config.width, number)}}
-
-    for number, _ in blocks_in_order(config, layer, range(3)):
-        assert taken == [*range(number + 1)]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

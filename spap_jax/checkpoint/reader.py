@@ -1,0 +1,136 @@
+"""Reads Hugging Face folders, layer by layer or completely."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax.traverse_util import unflatten_dict
+
+from spap_jax.checkpoint import inventory
+from spap_jax.checkpoint.config_text import read_config_text, understood
+from spap_jax.checkpoint.fingerprint import fingerprint
+from spap_jax.checkpoint.inventory import HEAD
+from spap_jax.checkpoint.ranged import AtAddress
+from spap_jax.checkpoint.stored import Stack, Stored
+from spap_jax.checkpoint.tensors import TensorFiles
+from spap_jax.models import DecoderConfig, Params, Rule
+from spap_jax.models.model import Model, Source
+from spap_jax.parallel import mesh
+
+PlaceParams = Callable[[DecoderConfig, Params], Params]
+"""Places stored parameters on devices, as JAX arrays."""
+
+
+def local(config: DecoderConfig, params: Params) -> Params:
+    """Places parameters on one device, as `placement.shard_params` does without a mesh."""
+    return jax.tree.map(mesh.put, params)
+
+
+def as_stored(config: DecoderConfig, params: Params) -> Params:
+    """Leaves parameters where they are stored; the parts that are indexed later are read then."""
+    return params
+
+
+def on_host(config: DecoderConfig, params: Params) -> Params:
+    """Reads parameters into the memory of the host, as numpy arrays."""
+    return jax.tree.map(np.asarray, params)
+
+
+class Reader:
+    """A Hugging Face folder whose config and tensors have been checked against each other; data are read on demand.
+
+    Attributes:
+        family: Family of the model.
+        config: Config of the model.
+        source: Where the model came from, for writing it back.
+        bytes: Number of bytes of all tensors.
+        dtypes: Names of the dtypes of its weights, by their path in the parameter tree.
+        at_address: Whether the weights are read from an address.
+    """
+
+    def __init__(self, folder: str | Path, name: str | None = None):
+        """Reads config.json and the headers of the weight files.
+
+        Args:
+            folder: Folder of the checkpoint.
+            name: The name that the user gave; by default the folder.
+
+        Raises:
+            UserError: The model is not supported, or its files do not match; all faults are listed at once.
+        """
+        self._folder = folder = Path(folder)
+        name = name or str(folder)
+        text = read_config_text(folder / "config.json")
+        self.family, self.config = understood(text, name)
+        self._rules = self.family.rules_for(self.config)
+        self._elsewhere = AtAddress.of(folder)
+        self.at_address = self._elsewhere is not None
+        self._files = TensorFiles.open(folder, self._elsewhere)
+        self._stored = inventory.stored_names(self._files, self.family, self.config.tied)
+        head_stored = self.config.tied and HEAD in self._stored
+        expected = inventory.expected_tensors(self.config, head_stored)
+        inventory.check_inventory(name, self._files, self._stored, expected)
+        self.source = Source(name, folder.absolute(), text, head_stored)
+        stored = {full: self._files.tensors[theirs] for full, theirs in self._stored.items()}
+        self.bytes = sum(tensor.bytes for tensor in stored.values())
+        self.dtypes = {each.rule.ours: stored[full].dtype for full, each in expected.items()}
+
+    def fingerprint(self) -> str:
+        """Computes the fingerprint of the config and the weights; see `fingerprint.py`."""
+        return fingerprint(self._folder)
+
+    def check_unchanged(self) -> None:
+        """Checks that weights at an address are still those that were read.
+
+        Raises:
+            UserError: They are not, or the store fails.
+        """
+        if self._elsewhere:
+            self._elsewhere.check_unchanged()
+
+    def check_finite(self, watch: Callable[[int, int], None] = lambda *_: None) -> None:
+        """Reads all weights, a piece at a time: pruning layer by layer would reach the last ones hours later.
+
+        Args:
+            watch: Called with the number of bytes checked so far, and the total number.
+
+        Raises:
+            UserError: A file is damaged, or a weight is not finite.
+        """
+        seen = 0
+        for name in self._stored.values():
+            for cuts in self._files.pieces(name):
+                watch(seen, self.bytes)
+                seen += self._files.read(name, cuts).nbytes
+        watch(self.bytes, self.bytes)
+
+    def outer(self) -> Params:
+        """The parameters outside of the layers, as `Stored`, which reads data on demand."""
+        outer = {rule.ours: self._array(rule) for rule in self._rules if not rule.stacked}
+        return {"embed": {}, "head": {}} | unflatten_dict(outer, sep="/")
+
+    def layer(self, index: int) -> Params:
+        """The parameters of one layer, as `Stored`, padded to the config's widest layer."""
+        arrays = {rule.ours: self._array(rule, index) for rule in self._rules if rule.stacked}
+        return unflatten_dict(arrays, sep="/")["layers"]
+
+    def model(self, place: PlaceParams = local) -> Model:
+        """Reads the complete model, with stacked layers.
+
+        Args:
+            place: Places the parameters on devices; by default, on one device.
+
+        Raises:
+            UserError: A file is damaged, a weight is not finite, or a tied model stores a head of its own.
+        """
+        layers = range(self.config.layers)
+        stacks = {r.ours: Stack([self._array(r, layer) for layer in layers]) for r in self._rules if r.stacked}
+        params = self.outer() | unflatten_dict(stacks, sep="/")
+        return Model(self.config, place(self.config, params), self.source)
+
+    def _array(self, rule: Rule, layer: int | None = None) -> Stored:
+        twin = self._stored[HEAD] if self.source.head_stored and rule.ours == "embed/tokens" else None
+        own = self.config if layer is None else self.config.of_layer(layer)
+        room = rule.shapes(self.config.axes)[1]
+        return Stored(self._files, self._stored[rule.theirs.format(i=layer)], rule, own.axes, room, twin)

@@ -1,0 +1,46 @@
+"""Writes a model that is in memory, or lies in other files, as a Hugging Face folder."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+
+from spap_jax.checkpoint import inventory
+from spap_jax.checkpoint.store import FolderStore
+from spap_jax.models.model import Model
+
+
+def save(
+    model: Model,
+    folder: str | Path,
+    *,
+    dtype: str | None = None,
+    overwrite: bool = False,
+    files: Mapping[str, str | bytes] | None = None,
+) -> None:
+    """Writes a model as a Hugging Face folder that stock loaders read; it is complete or absent.
+
+    Args:
+        model: The model; its parameters are arrays, or `Stored`.
+        folder: Output folder: a path, or an address.
+        dtype: "float32", "bfloat16" or "float16"; by default the dtypes of the arrays.
+        overwrite: Whether to replace a folder whose manifest names all files in it.
+        files: Additional text files by name.
+
+    Raises:
+        UserError: The folder exists and may not be replaced, or it is inside the folder that the model was loaded from;
+            there is no room; or a weight does not fit the dtype.
+    """
+    dtypes = inventory.array_dtypes(model.params, model.config)
+    with FolderStore(folder, None, model.config, model.source, dtypes, dtype=dtype, overwrite=overwrite) as store:
+        store.outer(model.params)
+        for index in range(model.config.layers):
+            store.put(index, jax.tree.map(lambda stack, i=index: stack[i], model.params["layers"]), {})
+        store.finish(files or {})
+
+
+def weight_bytes(model: Model, dtype: str | None = None) -> int:
+    """The number of bytes of the weights that `save` writes for a model."""
+    expected = inventory.expected_tensors(model.config, model.source.head_stored)
+    tensors = inventory.planned(expected, inventory.array_dtypes(model.params, model.config), dtype)
+    return sum(tensor.bytes for tensor in tensors.values())
