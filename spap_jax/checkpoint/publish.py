@@ -7,7 +7,6 @@ be; files that are not in the manifest are never removed.
 
 import json
 import os
-import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -29,23 +28,6 @@ _ORBAX = "params/"
 
 _PAGE = ("spap_report.html", "spap_report-*.png")
 """Files that spap report adds."""
-
-
-def check_place(address: str, overwrite: bool) -> None:
-    """Checks before hours of work that a checkpoint can be uploaded to an address.
-
-    Args:
-        address: Address of a folder.
-        overwrite: Whether an existing checkpoint there may be replaced.
-
-    Raises:
-        UserError: Something exists there that may not be replaced, or nothing can be written there.
-    """
-    _replaceable(Folder(address), overwrite)
-    parent, _, name = address.rstrip("/").rpartition("/")
-    beside, probe = Folder(parent), f".{name}.{secrets.token_hex(4)}"
-    beside.write(probe, b"")
-    beside.remove([probe])
 
 
 def publish(folder: Path, address: str, overwrite: bool, *, with_page: bool = False) -> None:

@@ -554,7 +554,8 @@ class FolderStore:
         listed = parse_manifest(target.read(MANIFEST)) == plan["files"]  # an earlier process has begun to copy
         if not listed:
             check_place(self._output, self._overwrite)
-            target.remove(["config.json"])
+        target.remove(["config.json"])
+        if not listed:
             target.remove(target.sizes().keys() - {MANIFEST})
             folder.copy(f"{_STAGED}/{MANIFEST}", target, MANIFEST)
         for name in sorted(plan["files"], key=lambda name: name == "config.json"):

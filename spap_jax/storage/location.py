@@ -58,12 +58,6 @@ def cache() -> Path:
     return (Path(named) if named else usual).expanduser().absolute()
 
 
-def working_folder(address: str) -> Path:
-    """The local folder in which the output for an address is made; its name is the last part of the address."""
-    address = address.rstrip("/")
-    return cache() / "outputs" / short_hash(address) / address.rpartition("/")[2]
-
-
 def short_hash(text: str) -> str:
     """A name for a folder that belongs to a text."""
     return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from safetensors.numpy import load_file
 from safetensors.torch import save_file
-from tiny_checkpoints import VARIANTS, dtypes, edit_config, edit_tensors, raw_tensors, state, write, write_bin
+from tiny_checkpoints import VARIANTS, edit_config, edit_tensors, raw_tensors, state, write, write_bin
 
-from spap_jax.checkpoint import Reader, Writer, is_orbax, load, load_orbax, save, save_orbax
+from spap_jax.checkpoint import Reader, is_orbax, load, load_orbax, save, save_orbax, weight_files
 from spap_jax.errors import UserError
 from spap_jax.models import decoder
 from spap_jax.models.model import Model
@@ -42,14 +41,6 @@ def stock(folder: Path) -> tuple[Any, dict[str, Any]]:
     """Returns the model that transformers loads, and its loading info, whose lists are empty if all is well."""
     auto: Any = transformers.AutoModelForCausalLM
     return auto.from_pretrained(folder, output_loading_info=True)
-
-
-def weighs(shard: Path) -> int:
-    return sum(array.nbytes for array in load_file(shard).values())
-
-
-def tensor_count(shard: Path) -> int:
-    return len(load_file(shard))
 
 
 def narrowed(model: Model, kept: int) -> Model:
@@ -104,35 +95,21 @@ def test_stock_transformers_loads_a_narrowed_model(variant: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize(("variant", "dtype"), in_dtypes("llama_tied", "opt_350m_like"))
-def test_shards(variant: str, dtype: str, tmp_path: Path):
+def test_shards(variant: str, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write(variant, tmp_path / "in", dtype, shard="12KB")
     assert len(list(source.glob("model-*.safetensors"))) > 2
-    reader = Reader(source)
-    model = reader.model()
-    with Writer(tmp_path / "out", model.config, model.source, dtypes(model), shard_bytes=20_000) as writer:
-        writer.outer(reader.outer())
-        for index in range(model.config.layers):
-            writer.layer(index, reader.layer(index))
+    model = load(source)
+    monkeypatch.setattr(weight_files, "JOINED_BYTES", 0)
+    save(model, tmp_path / "out")
     shards = sorted((tmp_path / "out").glob("*.safetensors"))
-    assert len(shards) > 1
+    assert len(shards) == model.config.layers + 1
     assert shards[-1].name == f"model-{len(shards):05d}-of-{len(shards):05d}.safetensors"
-    assert all(weighs(shard) <= 20_000 or tensor_count(shard) == 1 for shard in shards)
     assert raw_tensors(tmp_path / "out") == raw_tensors(source)
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
-    assert index["metadata"]["total_size"] == reader.bytes
+    assert index["metadata"]["total_size"] == Reader(source).bytes
     assert index["weight_map"].keys() == raw_tensors(source).keys()
     _, info = stock(tmp_path / "out")
     assert not any(info.values()), info
-
-
-def test_one_shard_for_each_tensor_that_is_too_long(tmp_path: Path):
-    model = load(write("llama", tmp_path / "in"))
-    with Writer(tmp_path / "out", model.config, model.source, dtypes(model), shard_bytes=1) as writer:
-        writer.outer(model.params)
-        for index in range(model.config.layers):
-            writer.layer(index, jax.tree.map(lambda a, i=index: a[i], model.params["layers"]))
-    assert len(list((tmp_path / "out").glob("*.safetensors"))) == len(state("llama"))
-    assert same_arrays(load(tmp_path / "out").params, model.params)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

