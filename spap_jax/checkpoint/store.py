@@ -383,7 +383,7 @@ class FolderStore:
 
     def _is_useless(self) -> bool:
         """Whether a later process has nothing to go on from."""
-        return not any(self.kept()) and _STAGED not in self._folder.entries()
+        return not (self.finished or any(self.kept()) or _STAGED in self._folder.entries())
 
     def _begin(self, write: Callable[..., None], *arguments: Any) -> None:
         """Lets the thread of the leading process write, once it has written what came before."""
@@ -472,7 +472,9 @@ class FolderStore:
 
     def _keeps_states(self) -> bool:
         """Whether states are wanted, and Orbax can write to where the run is kept."""
-        return self._identity is not None and re.match(r"(gs|s3)://|/", self.place) is not None
+        if self._identity is None or re.search(r"\[.+\]", self.place):  # which it takes for a pattern
+            return False
+        return re.match(r"(gs|s3)://|/", self.place) is not None
 
     def _states(self) -> Any:
         """Orbax's manager of the states."""

@@ -33,10 +33,15 @@ def save(
     """
     dtypes = inventory.array_dtypes(model.params, model.config)
     with FolderStore(folder, None, model.config, model.source, dtypes, dtype=dtype, overwrite=overwrite) as store:
-        store.outer(model.params)
-        for index in range(model.config.layers):
-            store.put(index, jax.tree.map(lambda stack, i=index: stack[i], model.params["layers"]), {})
+        put_model(store, model)
         store.finish(files or {})
+
+
+def put_model(store: FolderStore, model: Model) -> None:
+    """Puts all weights of a model into a store."""
+    store.outer(model.params)
+    for index in range(model.config.layers):
+        store.put(index, jax.tree.map(lambda stack, i=index: stack[i], model.params["layers"]), {})
 
 
 def weight_bytes(model: Model, dtype: str | None = None) -> int:

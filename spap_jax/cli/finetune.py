@@ -1,8 +1,7 @@
 """``spap finetune``."""
 
-import functools
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -76,7 +75,9 @@ def finetune(
     """
     from spap_jax import checkpoint, memory
     from spap_jax.backend import peak_of_a_device
-    from spap_jax.checkpoint.unfinished import Unfinished, check_resume_folder, is_unfinished
+    from spap_jax.checkpoint.inventory import array_dtypes
+    from spap_jax.checkpoint.store import FolderStore
+    from spap_jax.checkpoint.writer import put_model
     from spap_jax.cli.downloads import fetch_data, fetch_models
     from spap_jax.cli.inputs import inputs
     from spap_jax.cli.options import wait_for_others
@@ -85,15 +86,12 @@ def finetune(
     from spap_jax.parallel.mesh import use_mesh
     from spap_jax.parallel.placement import bytes_of, fully_shard_params
     from spap_jax.parallel.processes import leads, meet
-    from spap_jax.pruning.step_store import is_made
-    from spap_jax.report.schema import Extras, FinetuneReport, Perplexities
+    from spap_jax.report.schema import Check, Extras, Perplexities, converted
     from spap_jax.training.finetune import check, run
     from spap_jax.training.finetune_card import trained_files
-    from spap_jax.training.stage_store import finetune_identity, parts_of, restored
+    from spap_jax.training.identity import finetune_identity
 
-    begun = functools.partial(is_unfinished, output) if resume else None
-    checkpoint.check_output(output, overwrite, inputs=inputs(model, teacher, data, eval), begun=begun)
-    check_resume_folder(output)
+    checkpoint.check_output(output, overwrite, inputs=inputs(model, teacher, data, eval), resume=resume)
     with stopping() as before_end:
         wait_for_others(coordinator, processes, process_id)
         fetch_data(data, eval)
@@ -106,47 +104,44 @@ def finetune(
         texts = Texts(data, eval, sequences, sequence_length, bos)
         blocks, judged = texts.read(start.source, start.config, seed=settings.seed, further=False)
         check(start, blocks.tokens, dense, settings)
-        size = checkpoint.weight_bytes(start) if leads() else 0
-        checkpoint.check_output(output, overwrite, size, inputs={}, begun=begun)
+        with use_mesh(devices, model_devices):
+            identity = finetune_identity(start, dense, blocks, settings)
+        dtypes = array_dtypes(start.params, start.config)
+        opened = FolderStore(
+            output, identity, start.config, start.source, dtypes, overwrite=overwrite, fresh=not resume
+        )
         shared = None if model_devices == 1 else model_devices  # training gathers a block at a time, a judge has all
 
         def measured_on(model: "Model", when: str) -> float | None:
             with use_mesh(devices, shared, bytes_of(start.params)):
                 return perplexity_of(model, judged, when) if judged else None
 
-        before = measured_on(start, "before training")
-        with use_mesh(devices, model_devices):
-            console.say_devices("training")
-            which = finetune_identity(start, dense, blocks, settings)
-            kept = Unfinished(output, which, blocks=0, fresh=not resume, result=size)
+        def reached(_: int, checks: int) -> str:  # the first check is before any step
+            return f"step {min(max(0, checks - 1) * settings.check_every, settings.steps)} of {settings.steps} is done"
 
-        def reached(looks: int) -> str:  # each check stores a record; the first is before any step
-            return f"step {min((looks - 1) * settings.check_every, settings.steps)} of {settings.steps} is done"
+        def restore(like: Any) -> "tuple[Any, tuple[Check, ...]] | None":
+            found = store.restore_state(like)
+            return found and (found[0], tuple(converted(each, Check) for each in found[1]))
 
-        if is_made(kept, output, "spap_finetune.json", FinetuneReport):
-            with kept:
+        def watch(stage: "Stage") -> None:
+            store.save_state((stage.state, stage.best), [asdict(each) for each in stage.checks])
+            show(stage.checks[-1])
+
+        with opened as store, telling(store, before_end, reached):
+            if store.finished:
                 console.err.print(f"{output} was made before the interruption")
-            kept.remove()
-            return
-        with kept, telling(kept, before_end, reached):
-            if leads():
-                checkpoint.check_output(output, overwrite, inputs={})  # was skipped for a run that goes on
+                store.remove()
+                return
+            before = measured_on(start, "before training")
             with use_mesh(devices, model_devices), progress.training(settings.steps, console=console.err) as show:
-
-                def watch(stage: "Stage") -> None:
-                    if len(stage.checks) > len(kept.told):  # an earlier process has not stored it
-                        kept.add(functools.partial(parts_of, stage), asdict(stage.checks[-1]))
-                    show(stage.checks[-1])
-
-                trained, report = run(start, blocks, dense, settings, watch, functools.partial(restored, kept))
+                console.say_devices("training")
+                trained, report = run(start, blocks, dense, settings, watch, restore)
             after = measured_on(trained, "after training")
             measured = Perplexities(judged.description, before, after) if judged and before and after else None
-            if leads():
-                extras = Extras(kept.name, None, measured, memory.peak(), peak_of_a_device())
-                report = replace(report, extras=extras)
-                files = trained_files(report, start.source)
-                checkpoint.save(trained, output, overwrite=overwrite, files=files, partial=kept.output)
-        kept.remove()
+            report = replace(report, extras=Extras(None, None, measured, memory.peak(), peak_of_a_device()))
+            put_model(store, trained)
+            store.finish(trained_files(report, start.source))
+            store.remove()
     if leads():
         _summary(report)
         console.err.print(f"wrote {output}")

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from hf_models import VARIANTS, hf_model
 
-from spap_jax.checkpoint.unfinished import Unfinished
+from spap_jax.checkpoint import store
+from spap_jax.checkpoint.store import FolderStore, Json
 from spap_jax.cli import main
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -53,15 +54,22 @@ def apart(*words: object, **settings: str) -> Said:
 
 def interrupt(capsys: pytest.CaptureFixture[str], kept: tuple[str, object], *words: object, time: int = 1) -> None:
     """Runs a command in this process, and interrupts it once it has kept a report with a field for that many times."""
-    add, left_over = Unfinished.add, iter(range(time - 1))
+    left_over = iter(range(time - 1))
 
-    def added(store: Unfinished, state: Callable[[], Any], told: dict[str, Any]) -> None:
-        add(store, state, told)
-        if kept in told.items() and next(left_over, None) is None:
-            raise KeyboardInterrupt
+    def then_interrupting(function: Callable[..., Any], report_of: Callable[..., Json]) -> Callable[..., Any]:
+        def called(kept_in: FolderStore, *arguments: Any) -> Any:
+            result = function(kept_in, *arguments)
+            if kept in report_of(*arguments).items() and next(left_over, None) is None:
+                raise KeyboardInterrupt
+            return result
+
+        return called
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Unfinished, "add", added)
+        patched.setattr(store, "STATE_SECONDS", 0)
+        put, save_state = FolderStore.put, FolderStore.save_state
+        patched.setattr(FolderStore, "put", then_interrupting(put, lambda index, layer, report: report))
+        patched.setattr(FolderStore, "save_state", then_interrupting(save_state, lambda tree, checks: checks[-1]))
         assert spap(capsys, *words).code == 130
 
 

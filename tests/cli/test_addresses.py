@@ -9,8 +9,8 @@ import pytest
 import stores
 from commands import left, process, sentence, spap, tiny, token_file
 from safetensors.numpy import load, load_file
-
 from spap_jax.checkpoint.unfinished import Unfinished
+
 from spap_jax.errors import UserError
 from spap_jax.storage.files import Folder
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import stores
 from commands import left, sentence, spap, tiny, token_file
+from spap_jax.checkpoint.unfinished import resume_folder
 from trees import hashes
 
 from spap_jax import checkpoint
-from spap_jax.checkpoint.unfinished import resume_folder
 from spap_jax.storage.files import Folder
 
 SMALL = ("--sequences", "16", "--sequence-length", "16")
