@@ -9,7 +9,6 @@ import pytest
 import stores
 from commands import left, process, sentence, spap, tiny, token_file
 from safetensors.numpy import load, load_file
-from spap_jax.checkpoint.unfinished import Unfinished
 
 from spap_jax.errors import UserError
 from spap_jax.storage.files import Folder
@@ -34,19 +33,6 @@ def test_a_password_is_not_shown(store: type[stores.Frail], tmp_path: Path, caps
     said = spap(capsys, "convert", f"{place}/in", "--to", "orbax", "--output", f"{place}/to")
     assert said.err.splitlines()[-1] == "wrote frail://bucket/to"
     assert "secret" not in said.out + said.err
-
-
-def test_a_download_that_is_cut_off_costs_no_step(store: type[stores.Frail]):
-    """The copy in the store is all there is on a new machine: it is not removed for the copy that arrived."""
-    run = ("frail://bucket/out", {"seed": 0}, 1)
-    with Unfinished(*run) as unfinished:
-        unfinished.add(lambda: {"up": np.ones(9, np.float32)}, {"layer": 0})
-    store.short = True
-    with pytest.raises(UserError, match=r"0\.safetensors was not downloaded completely: try again"):
-        Unfinished(*run)
-    store.short = False
-    with Unfinished(*run) as unfinished:
-        assert unfinished.told == [{"layer": 0}]
 
 
 def test_from_address_to_address(store: type[stores.Frail], tmp_path: Path, capsys):

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import stores
 from commands import left, sentence, spap, tiny, token_file
-from spap_jax.checkpoint.unfinished import resume_folder
 from trees import hashes
 
 from spap_jax import checkpoint
+from spap_jax.checkpoint.output import resume_folder
 from spap_jax.storage.files import Folder
 
 SMALL = ("--sequences", "16", "--sequence-length", "16")
@@ -133,25 +133,29 @@ def test_files_of_others_in_the_output(command: str, here: Path, capsys):
     words = [{"v/base/dense": "dense"}.get(word, word) for word in WORDS[command]]
     os.link(here / "data" / "ids.npy", out / "ids.npy")
     before = hashes(here)
-    said = sentence(spap(capsys, *words, "--output", "v/base"))
-    assert said == f"{out} exists: name another folder, or pass --overwrite to replace it."
-    said = sentence(spap(capsys, *words, "--output", "v/base", "--overwrite"))
-    assert said.startswith(f"{out} is not overwritten, because it holds files that spap did not write")
-    assert said.endswith("(ids.npy): name another folder, or move them out of it.")
+    assert "exists" in sentence(spap(capsys, *words, "--output", "v/base"))
+    assert "ids.npy" in sentence(spap(capsys, *words, "--output", "v/base", "--overwrite"))
+    assert hashes(here) == before
+
+
+def test_results_of_an_evaluation_in_the_output(here: Path, capsys):
+    assert spap(capsys, *WORDS["convert"], "--output", "out").code == 0
+    assert spap(capsys, "eval", "out", "--data", "data/ids.npy", "--json", "out/scores.json").code == 0
+    before = hashes(here)
+    assert "scores.json" in sentence(spap(capsys, *WORDS["convert"], "--output", "out", "--overwrite"))
     assert hashes(here) == before
 
 
 @pytest.mark.parametrize("command", ["prune", "finetune"])
 def test_a_place_for_finished_blocks_that_is_taken(command: str, here: Path, capsys):
-    kept = resume_folder("out")
+    kept = resume_folder("out").path
     kept.write_text("dear")
-    expected = f"{kept} is a file, where the finished blocks of the run would be kept: move it away."
-    assert sentence(spap(capsys, *WORDS[command], "--output", "out")) == expected
+    assert ".out.resume" in sentence(spap(capsys, *WORDS[command], "--output", "out"))
     kept.unlink()
     (kept / "steps").mkdir(parents=True)
     (kept / "steps" / "letter.txt").write_text("dear")
     before = hashes(here)
-    assert "holds files that no run left" in sentence(spap(capsys, *WORDS[command], "--output", "out"))
+    assert "letter.txt" in sentence(spap(capsys, *WORDS[command], "--output", "out"))
     assert hashes(here) == before
 
 
