@@ -78,11 +78,10 @@ _LONG = 60
 
 
 class Block(NamedTuple):
-    """A finished block.
+    """A finished block of an interrupted run.
 
     Attributes:
-        params: Its parameters in the dtypes of the output: on the devices after `FolderStore.put`; on the host, padded
-            to the widest layer, if an earlier process wrote it.
+        params: Its parameters in the dtypes of the output, on the host, padded to the widest layer.
         report: Its report, a JSON object.
     """
 
@@ -206,25 +205,22 @@ class FolderStore:
             self._folder.remove([_STATE, *(_shard("block", number) for number in range(index, self.config.layers))])
         return None
 
-    def put(self, index: int, layer: Params, report: Json) -> Block:
+    def put(self, index: int, params: Params, report: Json) -> None:
         """Writes a finished block, while the caller goes on; an error of writing is raised at the next call.
+
+        A resumed run goes on from what is written: if that has another dtype, so should this one.
 
         Args:
             index: Number of the block.
-            layer: Its parameters, padded to the config's widest layer.
+            params: Its parameters, padded to the config's widest layer.
             report: A JSON object.
-
-        Returns:
-            The block as a later process will read it: go on from these parameters.
         """
-        block = Block(self._converted(layer), report)
-        self._write_layer("block", index, block.params, report)
+        self._write_layer("block", index, params, report)
         self._blocks = max(self._blocks, index + 1)
-        return block
 
-    def replace(self, index: int, layer: Params) -> None:
+    def replace(self, index: int, params: Params) -> None:
         """Writes what becomes of a block in the output, beside the block from which a resumed run goes on."""
-        self._write_layer("joint", index, self._converted(layer), {})
+        self._write_layer("joint", index, params, {})
         self._changed.add(index)
 
     def layer(self, index: int) -> Params:
@@ -240,13 +236,13 @@ class FolderStore:
         on_devices = {name: array for name, array in arrays.items() if isinstance(array, jax.Array)}
         self._begin(self._write_outer, arrays | mesh.to_process(on_devices))
 
-    def save_state(self, tree: Any, checks: Sequence[Json]) -> None:
+    def save_state(self, state: Any, checks: Sequence[Json]) -> None:
         """Saves the state of steps if some minutes have passed since the last one was saved, or since the first call.
 
         Call it before the first step, and after every check.
 
         Args:
-            tree: Arrays on the devices.
+            state: A tree of arrays on the devices.
             checks: All checks so far, as JSON values; there are more in every call.
         """
         if self._saved is None or not self._keeps_states():
@@ -256,7 +252,7 @@ class FolderStore:
             return
         from orbax.checkpoint import args
 
-        arrays = {str(number): leaf for number, leaf in enumerate(jax.tree.leaves(tree))}
+        arrays = {str(number): leaf for number, leaf in enumerate(jax.tree.leaves(state))}
         items = args.Composite(state=args.StandardSave(arrays), checks=args.JsonSave({"checks": list(checks)}))
         self._states().save(len(checks), args=items)
         if platform() == "cpu":  # its arrays are on the host already, where the next steps take their place
@@ -420,16 +416,16 @@ class FolderStore:
     def _dtype_of(self, ours: str) -> np.dtype:
         return DTYPES[self._dtype or self._dtypes.get(ours, self._dtypes["layers/mlp/down"])]
 
-    def _converted(self, layer: Params) -> Params:
-        """The parameters of a block in the dtypes of the output."""
-        flat: dict[str, Any] = dict(flatten_dict(layer, sep="/"))
+    def _write_layer(self, role: str, index: int, params: Params, report: Json) -> None:
+        flat: dict[str, Any] = dict(flatten_dict(params, sep="/"))
+        on_devices = all(isinstance(array, jax.Array) for array in flat.values())
         with np.errstate(over="ignore"):
-            return unflatten_dict({n: a.astype(self._dtype_of(f"layers/{n}")) for n, a in flat.items()}, sep="/")
-
-    def _write_layer(self, role: str, index: int, layer: Params, report: Json) -> None:
-        if any(isinstance(array, jax.Array) for array in jax.tree.leaves(layer)):
-            layer = layer_to_host(self.config, layer)
-        self._begin(self._write_block, role, index, flatten_dict({"layers": layer}, sep="/"), report)
+            for name, array in flat.items():
+                flat[name] = (array if on_devices else np.asarray(array)).astype(self._dtype_of(f"layers/{name}"))
+        params = unflatten_dict(flat, sep="/")
+        if on_devices:
+            params = layer_to_host(self.config, params)
+        self._begin(self._write_block, role, index, flatten_dict({"layers": params}, sep="/"), report)
 
     def _write_block(self, role: str, index: int, arrays: Mapping[str, np.ndarray], report: Json) -> None:
         own = self.config.of_layer(index).axes

@@ -1,8 +1,7 @@
 """``spap prune``."""
 
 import contextlib
-import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from cyclopts import Parameter
@@ -94,7 +93,6 @@ def prune(
     """
     from spap_jax import checkpoint
     from spap_jax.backend import quick_compilation
-    from spap_jax.checkpoint.store import is_unfinished
     from spap_jax.cli.downloads import fetch_data, fetch_models
     from spap_jax.cli.inputs import inputs
     from spap_jax.cli.options import wait_for_others
@@ -108,8 +106,7 @@ def prune(
 
     wanted = outputs(output, sparsity, settings)
     for one in wanted:
-        begun = functools.partial(is_unfinished, one.output) if resume else None
-        checkpoint.check_output(one.output, overwrite, inputs=inputs(model, None, data, eval), begun=begun)
+        checkpoint.check_output(one.output, overwrite, inputs=inputs(model, None, data, eval), resume=resume)
     with stopping() as before_end:
         wait_for_others(coordinator, processes, process_id)
         fetch_data(data, eval)
@@ -266,13 +263,21 @@ def _make(
     """Makes a checkpoint, unless an earlier process has."""
     import dataclasses
 
+    from spap_jax.cli.resume_messages import telling
     from spap_jax.pruning.prune import prune
     from spap_jax.pruning.widths import choose_widths
 
     if store.finished:
         console.err.print(f"{one.output} was made before the interruption")
         return
-    with kept(store, before_end, run):
+
+    def amount(blocks: int, checks: int) -> str:
+        if not checks:
+            return f"{blocks} of {run.config.layers} layers are done"
+        parts = run.joint.checks if run.joint else 0
+        return f"all {run.config.layers} layers are done, and {checks - 1} of {parts} parts of the joint steps"
+
+    with telling(store, before_end, amount):
         if one.settings.allocation == "global":
             widths = store.decided
             if widths is None:
@@ -289,42 +294,6 @@ def _make(
         report = _finish(run, store, command, reports, (before, after))
     console.err.print(f"wrote {one.output}")
     _summary(report)
-
-
-@contextlib.contextmanager
-def kept(store: "FolderStore", before_end: list[Callable[[], str]], run: "Run") -> Iterator[None]:
-    """Says what an interrupted process left, and what this one leaves if it ends early."""
-    from spap_jax.errors import NotFiniteError
-    from spap_jax.parallel.processes import leads
-
-    def amount() -> str:
-        blocks, checks = store.kept()
-        if not checks:
-            return f"{blocks} of {run.config.layers} layers are done"
-        parts = run.joint.checks if run.joint else 0
-        return f"all {run.config.layers} layers are done, and {checks - 1} of {parts} parts of the joint steps"
-
-    def words() -> str:
-        return f"{amount()}, kept in {store.place}: the same command goes on from there, --no-resume starts over."
-
-    def end() -> str:
-        store.settle()
-        console.err.show_cursor()  # a progress bar has hidden it
-        return words() if leads() else "the first process says what is kept."
-
-    if store.found and not store.finished and any(store.kept()):
-        console.err.print(f"going on: {amount()}, kept in {store.place}")
-    before_end.append(end)
-    try:
-        yield
-    except NotFiniteError:  # needs other settings, with which this run cannot be resumed
-        raise
-    except BaseException:
-        if any(store.kept()):
-            console.err.print(words())
-        raise
-    finally:
-        before_end.remove(end)
 
 
 def _after(run: "Run", store: "FolderStore", command: Command, progress: "PruningProgress") -> float | None:

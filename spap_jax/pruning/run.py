@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from spap_jax.checkpoint.ahead import blocks_in_order
+from spap_jax.checkpoint.prefetch import blocks_in_order
 from spap_jax.data.tokens import TokenBlocks, check_counted, concatenated, further_of, ids_of, mask_of
 from spap_jax.errors import UserError, option, warn
 from spap_jax.models import FAMILIES, DecoderConfig, Params

@@ -10,7 +10,6 @@ import stores
 from commands import left, process, sentence, spap, tiny, token_file
 from safetensors.numpy import load, load_file
 
-from spap_jax.errors import UserError
 from spap_jax.storage.files import Folder
 
 QUICK = ("--sequences", "16", "--sequence-length", "64", "--method", "magnitude")
