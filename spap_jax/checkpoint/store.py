@@ -205,22 +205,22 @@ class FolderStore:
             self._folder.remove([_STATE, *(_shard("block", number) for number in range(index, self.config.layers))])
         return None
 
-    def put(self, index: int, params: Params, report: Json) -> None:
+    def put(self, index: int, layer: Params, report: Json) -> None:
         """Writes a finished block, while the caller goes on; an error of writing is raised at the next call.
 
         A resumed run goes on from what is written: if that has another dtype, so should this one.
 
         Args:
             index: Number of the block.
-            params: Its parameters, padded to the config's widest layer.
+            layer: Its parameters, padded to the config's widest layer.
             report: A JSON object.
         """
-        self._write_layer("block", index, params, report)
+        self._write_layer("block", index, layer, report)
         self._blocks = max(self._blocks, index + 1)
 
-    def replace(self, index: int, params: Params) -> None:
+    def replace(self, index: int, layer: Params) -> None:
         """Writes what becomes of a block in the output, beside the block from which a resumed run goes on."""
-        self._write_layer("joint", index, params, {})
+        self._write_layer("joint", index, layer, {})
         self._changed.add(index)
 
     def layer(self, index: int) -> Params:
@@ -236,13 +236,13 @@ class FolderStore:
         on_devices = {name: array for name, array in arrays.items() if isinstance(array, jax.Array)}
         self._begin(self._write_outer, arrays | mesh.to_process(on_devices))
 
-    def save_state(self, state: Any, checks: Sequence[Json]) -> None:
+    def save_state(self, tree: Any, checks: Sequence[Json]) -> None:
         """Saves the state of steps if some minutes have passed since the last one was saved, or since the first call.
 
         Call it before the first step, and after every check.
 
         Args:
-            state: A tree of arrays on the devices.
+            tree: Arrays on the devices.
             checks: All checks so far, as JSON values; there are more in every call.
         """
         if self._saved is None or not self._keeps_states():
@@ -252,7 +252,7 @@ class FolderStore:
             return
         from orbax.checkpoint import args
 
-        arrays = {str(number): leaf for number, leaf in enumerate(jax.tree.leaves(state))}
+        arrays = {str(number): leaf for number, leaf in enumerate(jax.tree.leaves(tree))}
         items = args.Composite(state=args.StandardSave(arrays), checks=args.JsonSave({"checks": list(checks)}))
         self._states().save(len(checks), args=items)
         if platform() == "cpu":  # its arrays are on the host already, where the next steps take their place

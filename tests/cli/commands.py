@@ -38,9 +38,20 @@ def spap(capsys: pytest.CaptureFixture[str], *words: object) -> Said:
     return Said(code, said.out, said.err)
 
 
-def process(*words: object, **settings: str) -> subprocess.Popen[str]:
-    """Starts a command in another process."""
-    command = [sys.executable, "-m", "spap_jax", *map(str, words)]
+SAVING = """
+import sys
+from spap_jax.checkpoint import store
+from spap_jax.cli import main
+store.STATE_SECONDS = 0
+sys.exit(main())
+"""
+"""A program that runs a command and saves the state of steps at every check."""
+
+
+def process(*words: object, saving: bool = False, **settings: str) -> subprocess.Popen[str]:
+    """Starts a command in another process; the state of its steps may be saved at every check."""
+    program = ["-c", SAVING] if saving else ["-m", "spap_jax"]
+    command = [sys.executable, *program, *map(str, words)]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=os.environ | settings)
 
