@@ -41,7 +41,7 @@ class Block(nn.Module):
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Computes queries, keys and values. x: [B, T, d] -> q [B, T, n, h], k and v [B, m, T, h].
 
-        ``kind`` is the index of the layer's reach, if the config has several (see `reach_of`).
+        ``kind`` is the index of the layer's kind of attention, if the config has several (see `attention_kind`).
         """
         return self.attention.project_in(self.attention_norm(x) if "input" in self.config.norms else x, positions, kind)
 
@@ -88,7 +88,7 @@ class Block(nn.Module):
             x: [B, T, d].
             positions: [B, T].
             valid: [B, T], or None without padding.
-            kind: Index of the layer's reach, [], if the config has several (see `reach_of`).
+            kind: Index of the layer's kind of attention, [], if the config has several (see `attention_kind`).
 
         Returns:
             [B, T, d].
@@ -96,9 +96,9 @@ class Block(nn.Module):
         return self.feed_forward(self.attend(x, positions, valid, kind))
 
 
-def reach_of(config: DecoderConfig, index: jax.Array | int) -> jax.Array | None:
-    """Returns the index of a layer's reach, [], for the blocks of a config with several; otherwise None."""
-    return None if config.layer_reaches is None else jnp.asarray(config.layer_reaches, jnp.int32)[index]
+def attention_kind(config: DecoderConfig, index: jax.Array | int) -> jax.Array | None:
+    """Returns the index of a layer's kind of attention, [], for the blocks of a config with several; otherwise None."""
+    return None if config.layer_kinds is None else jnp.asarray(config.layer_kinds, jnp.int32)[index]
 
 
 def attend_within(
@@ -110,9 +110,9 @@ def attend_within(
     offset: jax.Array | int = 0,
     kind: jax.Array | None = None,
 ) -> jax.Array:
-    """Computes `causal_attention` within the window of the reach with index ``kind``."""
+    """Computes `causal_attention` within the window of the kind of attention with index ``kind``."""
     size = k.shape[2]
-    windows = [None if reach.window is None or reach.window >= size else reach.window for reach in config.reaches]
+    windows = [None if each.window is None or each.window >= size else each.window for each in config.attention_kinds]
     if len(set(windows)) == 1:
         return causal_attention(q, k, v, valid, offset, windows[0])
     # Kernels need a window that is known when they are compiled, so each has a branch of its own.
@@ -177,6 +177,6 @@ def get_layer(layers: Params, index: int | jax.Array) -> Params:
 def init_blocks(config: DecoderConfig, key: jax.Array) -> Params:
     """Initialises random parameters of all blocks, stacked [L, ...]."""
     tokens, x = jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, 1, config.width))
-    one = Block(config.reaching_like(0))
+    one = Block(config.attending_like(0))
     keys = jax.random.split(key, config.layers)
     return jax.vmap(lambda key: dict(one.init(key, x, tokens, tokens == 0)["params"]))(keys)

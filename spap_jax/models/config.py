@@ -27,7 +27,7 @@ class Rope:
 
 
 @dataclass(frozen=True)
-class Reach:
+class AttentionKind:
     """What a layer's attention knows of positions, and how far back it looks.
 
     Attributes:
@@ -54,7 +54,7 @@ class DecoderConfig:
         kv_heads: Key/value heads (m), each shared by n / m query heads.
         head_dim: Width of a head (h).
         positions: Maximum sequence length.
-        reaches: The kinds of attention of the layers.
+        attention_kinds: The kinds of attention of the layers.
         position_offset: Rows of the learned position table before position 0; None without learned positions.
         norm: "rms" or "layer".
         norm_eps: Epsilon added to the variance under the square root.
@@ -73,7 +73,7 @@ class DecoderConfig:
             together; None without such norms.
         query_scale: Factor of the queries, besides that of the attention scores, 1 / sqrt(h).
         embedding_scale: Factor of the embedded tokens.
-        layer_reaches: Index in ``reaches`` of each layer [L]; None if all layers have the only one.
+        layer_kinds: Index in ``attention_kinds`` of each layer [L]; None if all layers have the only one.
         widths: MLP channels of each layer [L] if they differ; the largest is ``intermediate``. Stacked parameters have
             that width in every layer, and narrower layers are padded with zero channels, which do not change the
             output; a checkpoint stores each layer at its own width. None if all layers have the same width.
@@ -89,7 +89,7 @@ class DecoderConfig:
     kv_heads: int
     head_dim: int
     positions: int
-    reaches: tuple[Reach, ...]
+    attention_kinds: tuple[AttentionKind, ...]
     position_offset: int | None
     norm: str
     norm_eps: float
@@ -106,7 +106,7 @@ class DecoderConfig:
     query_key_norm: str | None = None
     query_scale: float = 1.0
     embedding_scale: float = 1.0
-    layer_reaches: tuple[int, ...] | None = None
+    layer_kinds: tuple[int, ...] | None = None
     widths: tuple[int, ...] | None = None
 
     @property
@@ -139,18 +139,20 @@ class DecoderConfig:
 
     def of_layer(self, index: int) -> "DecoderConfig":
         """Returns the config with every layer like layer ``index``; itself if all layers are alike."""
-        own = self.reaching_like(index)
+        own = self.attending_like(index)
         return own if self.widths is None else own.narrowed(self.widths[index])
 
-    def reaching_like(self, index: int) -> "DecoderConfig":
-        """Returns the config with the reach of layer ``index`` in every layer."""
-        if self.layer_reaches is None:
+    def attending_like(self, index: int) -> "DecoderConfig":
+        """Returns the config with the kind of attention of layer ``index`` in every layer."""
+        if self.layer_kinds is None:
             return self
-        return dataclasses.replace(self, reaches=(self.reaches[self.layer_reaches[index]],), layer_reaches=None)
+        return dataclasses.replace(
+            self, attention_kinds=(self.attention_kinds[self.layer_kinds[index]],), layer_kinds=None
+        )
 
     def last(self, layers: int) -> "DecoderConfig":
         """Returns the config of the last ``layers`` blocks alone, stacked as wide as among all of them."""
-        by_layer = {name: getattr(self, name) for name in ("layer_reaches", "widths")}
+        by_layer = {name: getattr(self, name) for name in ("layer_kinds", "widths")}
         own = {name: None if values is None else values[self.layers - layers :] for name, values in by_layer.items()}
         return dataclasses.replace(self, layers=layers, **own)
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from spap_jax.errors import UserError
-from spap_jax.models.blocks import Block, Params, attend_within, block, init_blocks, over_blocks, reach_of
+from spap_jax.models.blocks import Block, Params, attend_within, attention_kind, block, init_blocks, over_blocks
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.layers import Norm, affine, on_one_axis
 
@@ -94,7 +94,7 @@ class Decoder(nn.Module):
         checkpoint = functools.partial(jax.checkpoint, policy=self.policy) if self.policy else lambda function: function
 
         def step(config: DecoderConfig, x: jax.Array, layer: Params, number: jax.Array) -> jax.Array:
-            return block(config, layer, x, positions, valid, reach_of(config, number))
+            return block(config, layer, x, positions, valid, attention_kind(config, number))
 
         layers = self.param("layers", functools.partial(init_blocks, c))
         x = over_blocks(c, step, x, {}, layers, checkpoint=checkpoint)
@@ -163,7 +163,7 @@ def last_stream(config: DecoderConfig, params: Params, tokens: jax.Array) -> jax
     positions = positions_in(tokens.shape)
 
     def step(config: DecoderConfig, x: jax.Array, layer: Params, number: jax.Array) -> jax.Array:
-        return block(config, layer, x, positions, None, reach_of(config, number))
+        return block(config, layer, x, positions, None, attention_kind(config, number))
 
     x = embed(config, params, tokens, positions, jnp.float32)
     return over_blocks(config, step, x, params["layers"])
@@ -207,7 +207,7 @@ def extend(
 
     def step(config: DecoderConfig, carry: Any, layer: Params, number: Any) -> Any:
         x, keys, values = carry
-        kind = reach_of(config, number)
+        kind = attention_kind(config, number)
         q, k, v = block(config, layer, x, positions, kind, method=Block.queries_keys_values)
         # The cache is part of the carry, to be updated in place; as scanned inputs and outputs it would be copied.
         place = [jnp.int32(at) for at in (number, 0, 0, cache.length, 0)]

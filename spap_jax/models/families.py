@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict
 
 from spap_jax.errors import UserError, option
 from spap_jax.models import decoder
-from spap_jax.models.config import DecoderConfig, Reach
+from spap_jax.models.config import AttentionKind, DecoderConfig
 from spap_jax.models.kinds import check_config, of_kind
 from spap_jax.models.published import ACCEPTED, INERT, REASONS
 from spap_jax.models.rope import ROPE_FIELDS, read_rope
@@ -48,8 +48,8 @@ class Family:
         fields: Field of ``DecoderConfig`` -> its source, in the order of reading.
         constants: Fields of ``DecoderConfig`` that are the same for the entire family.
         rules: Every tensor that a model of the family may have; the config decides which of them exist.
-        reaches: Computes the fields ``reaches`` and ``layer_reaches`` from a parsed config.json and the fields read
-            from it. By default all layers have one rotary embedding, and one window if there is such a field.
+        attention_kinds: Computes the fields ``attention_kinds`` and ``layer_kinds`` from a parsed config.json and the
+            fields read from it. By default all layers have one rotary embedding, and one window if there is such a field.
         derived: Computes additional or changed fields from those read.
         accepted: Hugging Face fields specific to this family, each with a test for the values that the port supports.
         inert: Fields specific to this family that never change what a forward pass computes.
@@ -63,8 +63,8 @@ class Family:
     fields: Mapping[str, Field]
     constants: Mapping[str, Any]
     rules: tuple[Rule, ...]
-    reaches: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]] = lambda theirs, read: {
-        "reaches": (Reach(read_rope(theirs), read.get("window")),)
+    attention_kinds: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]] = lambda theirs, read: {
+        "attention_kinds": (AttentionKind(read_rope(theirs), read.get("window")),)
     }
     derived: Callable[[dict[str, Any]], dict[str, Any]] = lambda read: {}
     accepted: Mapping[str, Callable[[Any], bool]] = dataclasses.field(default_factory=dict)
@@ -75,7 +75,7 @@ class Family:
     @functools.cached_property
     def known(self) -> frozenset[str]:
         """Fields of config.json that transformers reads for this family, whether or not they have an effect."""
-        rope = set() if "reaches" in self.constants else ROPE_FIELDS
+        rope = set() if "attention_kinds" in self.constants else ROPE_FIELDS
         own = {field.name for field in self.fields.values()}
         return frozenset(own | rope | INERT | ACCEPTED.keys() | self.inert | self.accepted.keys() | {WIDTHS_FIELD})
 
@@ -104,8 +104,8 @@ class Family:
         values = dict(self.constants)
         for ours, field in self.fields.items():
             values[ours] = _field_value(theirs, field, values, self.name)
-        if "reaches" not in values:
-            values |= self.reaches(theirs, values)
+        if "attention_kinds" not in values:
+            values |= self.attention_kinds(theirs, values)
         values |= self.derived(values)
         names = {field.name for field in dataclasses.fields(DecoderConfig)}
         config = DecoderConfig(family=self.name, **{k: v for k, v in values.items() if k in names})
@@ -157,7 +157,7 @@ def parameter_paths(config: DecoderConfig) -> frozenset[str]:
     """Returns the paths ("layers/mlp/up") of the parameters that the modules declare for a config of any size."""
     sizes = {"vocabulary": 1, "layers": 1, "intermediate": 1, "heads": 1, "kv_heads": 1, "head_dim": 2, "positions": 1}
     sizes |= {"width": 1, "embedding": 1 if config.embedding == config.width else 2, "widths": None}
-    one = dataclasses.replace(config.reaching_like(0), **sizes)
+    one = dataclasses.replace(config.attending_like(0), **sizes)
     return frozenset(flatten_dict(decoder.shapes(one), sep="/"))
 
 

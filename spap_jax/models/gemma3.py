@@ -8,7 +8,7 @@ import math
 from typing import Any
 
 from spap_jax.errors import UserError
-from spap_jax.models.config import Reach
+from spap_jax.models.config import AttentionKind
 from spap_jax.models.families import Family, Field
 from spap_jax.models.kinds import of_kind
 from spap_jax.models.llama import CONSTANTS, FIELDS, RULES
@@ -18,10 +18,10 @@ from spap_jax.models.rope import read_rope
 from spap_jax.models.rules import Rule
 
 TYPES = ("sliding_attention", "full_attention")
-"""Names of the types of layers in config.json, in the order of their reaches."""
+"""Names of the types of layers in config.json, in the order of their kinds of attention."""
 
 
-def reaches(theirs: dict[str, Any], read: dict[str, Any]) -> dict[str, Any]:
+def attention_kinds(theirs: dict[str, Any], read: dict[str, Any]) -> dict[str, Any]:
     """Reads which layers attend within a window, and both rotary embeddings, in the forms of transformers 4 and 5."""
     types = theirs.get("layer_types")
     if types is None:
@@ -42,7 +42,10 @@ def reaches(theirs: dict[str, Any], read: dict[str, Any]) -> dict[str, Any]:
     full = full | of_kind("rope_scaling", theirs.get("rope_scaling") or {}, dict)
     near = read_rope({"rope_theta": theirs.get("rope_local_base_freq", 10000.0), "rope_parameters": local})
     far = read_rope({"rope_theta": theirs.get("rope_theta", 1000000.0), "rope_parameters": full})
-    return {"reaches": (Reach(near, read["window"]), Reach(far)), "layer_reaches": tuple(map(TYPES.index, types))}
+    return {
+        "attention_kinds": (AttentionKind(near, read["window"]), AttentionKind(far)),
+        "layer_kinds": tuple(map(TYPES.index, types)),
+    }
 
 
 def derived(read: dict[str, Any]) -> dict[str, Any]:
@@ -66,7 +69,7 @@ GEMMA3 = Family(
     | {"qkv_bias": False, "output_bias": False, "mlp_bias": False}
     | {"norms": ("input", "output"), "norm_shift": 1.0, "query_key_norm": "head"},
     derived=derived,
-    reaches=reaches,
+    attention_kinds=attention_kinds,
     rules=(
         *(rule for rule in RULES if rule.ours != "layers/mlp_norm/scale"),
         *QUERY_KEY_NORMS,

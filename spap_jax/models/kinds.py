@@ -49,7 +49,7 @@ def check_config(config: DecoderConfig) -> None:
     """Raises UserError for sizes that no model can have and for unsupported activations."""
     if config.layers > _MOST_LAYERS:
         raise UserError(f"config.json gives {config.layers} layers, more than any model has: correct it.")
-    if config.head_dim < 1 or (config.head_dim % 2 and any(reach.rope for reach in config.reaches)):
+    if config.head_dim < 1 or (config.head_dim % 2 and any(each.rope for each in config.attention_kinds)):
         raise UserError(
             f"config.json gives {config.heads} heads of width {config.head_dim}, which must be positive, and even for "
             "rotary embeddings: correct it."

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from spap_jax.models.config import DecoderConfig, Reach, Rope
+from spap_jax.models.config import AttentionKind, DecoderConfig, Rope
 
 ACTIVATIONS = {
     "silu": jax.nn.silu,
@@ -71,21 +71,21 @@ def rotary_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
 
 
 def rotary_angles(
-    reaches: tuple[Reach, ...], head_dim: int, positions: jax.Array, kind: jax.Array | None = None
+    attention_kinds: tuple[AttentionKind, ...], head_dim: int, positions: jax.Array, kind: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """Computes the cosines and sines of the rotary embedding.
 
     Args:
-        reaches: The kinds of attention; one without rotary embedding has angles of 0.
+        attention_kinds: The kinds of attention; one without rotary embedding has angles of 0.
         head_dim: Width of a head (h), even.
         positions: [B, T].
-        kind: Index of one of several ``reaches``, [].
+        kind: Index of one of several ``attention_kinds``, [].
 
     Returns:
         Two arrays [B, T, 1, h / 2], float32.
     """
     none = np.zeros(head_dim // 2, np.float32)
-    table = jnp.asarray([rotary_frequencies(reach.rope, head_dim) if reach.rope else none for reach in reaches])
+    table = jnp.asarray([rotary_frequencies(each.rope, head_dim) if each.rope else none for each in attention_kinds])
     frequency = table[0 if kind is None else kind]
     angles = positions.astype(jnp.float32)[..., None, None] * frequency[None, None, None, :]
     return jnp.cos(angles), jnp.sin(angles)
@@ -127,7 +127,7 @@ class Attention(nn.Module):
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Computes queries [B, T, n, h], keys and values [B, m, T, h] from x: [B, T, d].
 
-        ``kind`` is the index of the layer's reach, if the config has several.
+        ``kind`` is the index of the layer's kind of attention, if the config has several.
         """
         c, tokens = self.config, on_one_axis(x)
         weights = {"q": self.q, "k": self.k, "v": self.v}
@@ -140,8 +140,8 @@ class Attention(nn.Module):
         if c.query_key_norm:
             q, k = normalised(c, q, self.q_norm), normalised(c, k, self.k_norm)
         q, k, v = (a.reshape(*x.shape[:2], *a.shape[1:]) for a in (q, k, v))
-        if any(reach.rope for reach in c.reaches):
-            angles = rotary_angles(c.reaches, c.head_dim, positions, kind)
+        if any(each.rope for each in c.attention_kinds):
+            angles = rotary_angles(c.attention_kinds, c.head_dim, positions, kind)
             q, k = rotate(q, angles), rotate(k, angles)
         if c.query_scale != 1:
             q = q * c.query_scale

@@ -1,6 +1,6 @@
 """Family table for OPT, 125m to 66b, and Galactica."""
 
-from spap_jax.models.config import Reach
+from spap_jax.models.config import AttentionKind
 from spap_jax.models.families import Family, Field
 from spap_jax.models.rules import Rule
 
@@ -35,7 +35,13 @@ OPT = Family(
         "qkv_bias": Field("enable_bias", True),
         "tied": Field("tie_word_embeddings", True),
     },
-    constants={"reaches": (Reach(None),), "position_offset": 2, "norm": "layer", "norm_eps": 1e-5, "gated": False},
+    constants={
+        "attention_kinds": (AttentionKind(None),),
+        "position_offset": 2,
+        "norm": "layer",
+        "norm_eps": 1e-5,
+        "gated": False,
+    },
     derived=derived,
     rules=(
         Rule("model.decoder.embed_tokens.weight", "embed/tokens", "v e -> v e"),

@@ -3,14 +3,14 @@
 from typing import Any
 
 from spap_jax.errors import UserError
-from spap_jax.models.config import Reach
+from spap_jax.models.config import AttentionKind
 from spap_jax.models.families import Family, Field
 from spap_jax.models.llama import CONSTANTS, FIELDS, RULES
 from spap_jax.models.published import not_true
 from spap_jax.models.rope import read_rope
 
 
-def reaches(theirs: dict[str, Any], read: dict[str, Any]) -> dict[str, Any]:
+def attention_kinds(theirs: dict[str, Any], read: dict[str, Any]) -> dict[str, Any]:
     """Reads which layers have a rotary embedding: those listed, or all but every fourth."""
     given = theirs.get("no_rope_layers")
     if given is None:  # the field says where there is one, other than its name
@@ -21,8 +21,8 @@ def reaches(theirs: dict[str, Any], read: dict[str, Any]) -> dict[str, Any]:
             f"config.json gives no_rope_layers = {given!r}, which must be 0 or 1 for each of the {read['layers']} "
             "layers: correct it."
         )
-    rotated = Reach(read_rope({"rope_theta": 2000000.0} | theirs))
-    return {"reaches": (Reach(None), rotated), "layer_reaches": tuple(map(int, given[: read["layers"]]))}
+    rotated = AttentionKind(read_rope({"rope_theta": 2000000.0} | theirs))
+    return {"attention_kinds": (AttentionKind(None), rotated), "layer_kinds": tuple(map(int, given[: read["layers"]]))}
 
 
 SMOLLM3 = Family(
@@ -35,7 +35,7 @@ SMOLLM3 = Family(
     | {"mlp_bias": Field("mlp_bias", False), "plain_interval": Field("no_rope_layer_interval", 4)},
     constants=CONSTANTS,
     rules=RULES,
-    reaches=reaches,
+    attention_kinds=attention_kinds,
     inert=frozenset({"sliding_window"}),
     accepted={"use_sliding_window": not_true, "no_rope_layers": lambda _: True},
 )

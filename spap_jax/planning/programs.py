@@ -136,7 +136,7 @@ def _program(
 
 def _by_kind(config: DecoderConfig, function: Any, *given: Any, beside: Any) -> Iterator[Program]:
     """Yields the program of a function that every block is passed through, one for each kind of block."""
-    kinds = Counter(config.reaching_like(index) for index in range(config.layers))
+    kinds = Counter(config.attending_like(index) for index in range(config.layers))
     for kind, count in kinds.items():
         yield _program(function, kind, *given, times=count, beside=beside)
 
@@ -205,7 +205,7 @@ def _wide(load: Workload) -> DecoderConfig:
 
 def _fittings(load: Workload) -> Counter[layer.Fitting]:
     """What the programs that fit a block are compiled for, and how many blocks each fits."""
-    both = [[config.reaching_like(index) for index in range(config.layers)] for config in (_wide(load), load.narrow)]
+    both = [[config.attending_like(index) for index in range(config.layers)] for config in (_wide(load), load.narrow)]
     share = load.settings.fit.correction
     return Counter(layer.Fitting(dense, narrow, share) for dense, narrow in zip(*both, strict=True))
 

@@ -64,4 +64,4 @@ def rest(config: DecoderConfig, layers: Params, first: int | jax.Array, mlp: Par
 
 def _apply(config: DecoderConfig, x: jax.Array, layer: Params, index: int | jax.Array) -> jax.Array:
     """Applies the block with a number. x: [B, T, d] -> [B, T, d]."""
-    return decoder.block(config, layer, x, *streams.causal(x), decoder.reach_of(config, index))
+    return decoder.block(config, layer, x, *streams.causal(x), decoder.attention_kind(config, index))

@@ -129,7 +129,7 @@ def _losses(run: Run, dense: Dense, widths: Widths) -> np.ndarray:
     both, losses = streams.start(config, outer, run.fitted), []
     for index in range(config.layers):
         layer = get_layer(blocks, index)
-        alike = config.reaching_like(index)
+        alike = config.attending_like(index)
         both = streams.enter_mlp(alike, layer, both)
         seen = mesh.replicate(moments.accumulate(alike, layer, streams.fitting_tokens(both)))
         tried, own = _projections(layer["mlp"], seen, run.ridge, widths), layer["mlp"]

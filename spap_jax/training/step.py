@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from spap_jax.models import DecoderConfig, Params, decoder, loss
-from spap_jax.models.blocks import over_blocks, reach_of
+from spap_jax.models.blocks import attention_kind, over_blocks
 from spap_jax.models.loss import Predictor, Target, counted_predictions, loss_sum, next_tokens
 from spap_jax.numerics import full_precision, in_float32
 from spap_jax.parallel import collectives, mesh
@@ -254,7 +254,7 @@ def _last_stream(
             layer, updates = lora.merged(layer, gather_params(config, updates, jnp.float32), job.scale), {}
         layer = gather_params(config, layer, dtype)
         updates = lora.scaled(gather_params(config, updates, dtype), job.scale)
-        kind = reach_of(config, number)
+        kind = attention_kind(config, number)
         return mesh.constrain_replicated(decoder.block(config, layer, x, positions, None, kind, updates=updates))
 
     x = drawn.entering

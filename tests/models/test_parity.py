@@ -13,7 +13,7 @@ import transformers
 from hf_models import VARIANTS
 
 from spap_jax.models import decoder
-from spap_jax.models.config import Reach, Rope
+from spap_jax.models.config import AttentionKind, Rope
 from spap_jax.models.layers import rotary_frequencies
 from spap_jax.models.registry import family_of
 
@@ -115,7 +115,7 @@ def test_rope_settings_change_the_logits(name: str) -> None:
     """If the settings had no effect, the comparisons above could not detect errors in them."""
     config, params = hf_models.port(hf_models.hf_model(name))
     tokens = random_tokens(4, 33)
-    plain = dataclasses.replace(config, reaches=(Reach(Rope()),), layer_reaches=None)
+    plain = dataclasses.replace(config, attention_kinds=(AttentionKind(Rope()),), layer_kinds=None)
     with_it, without = (forward(c, params, tokens, np.ones(tokens.shape, bool)) for c in (config, plain))
     assert np.abs(with_it - without).max() > 0.5
 
@@ -156,7 +156,7 @@ def test_programs_do_not_grow_with_depth(name: str) -> None:
     config, _ = hf_models.port(hf_models.hf_model(name))
     sizes = []
     for layers in (2, 12):
-        deep = dataclasses.replace(config, layers=layers, layer_reaches=(0, 1) * (layers // 2))
+        deep = dataclasses.replace(config, layers=layers, layer_kinds=(0, 1) * (layers // 2))
         params = jax.eval_shape(lambda deep=deep: decoder.init(deep, jax.random.key(0)))
         tokens, valid = jax.ShapeDtypeStruct((2, 8), jnp.int32), jax.ShapeDtypeStruct((2, 8), jnp.bool)
         cache = jax.eval_shape(lambda deep=deep: decoder.empty_cache(deep, 2, 16))
