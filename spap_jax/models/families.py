@@ -48,8 +48,9 @@ class Family:
         fields: Field of ``DecoderConfig`` -> its source, in the order of reading.
         constants: Fields of ``DecoderConfig`` that are the same for the entire family.
         rules: Every tensor that a model of the family may have; the config decides which of them exist.
-        attention_kinds: Computes the fields ``attention_kinds`` and ``layer_kinds`` from a parsed config.json and the
-            fields read from it. By default all layers have one rotary embedding, and one window if there is such a field.
+        attention_kinds: Computes the fields ``attention_kinds`` and ``layer_kinds`` from a parsed config.json and
+            the fields read from it. By default all layers have one rotary embedding, and one window if there is such a
+            field.
         derived: Computes additional or changed fields from those read.
         accepted: Hugging Face fields specific to this family, each with a test for the values that the port supports.
         inert: Fields specific to this family that never change what a forward pass computes.
