@@ -31,11 +31,10 @@ from spap_jax.pruning.prune_report import new_report
 from spap_jax.pruning.run import Dense, resolve, warn_of_settings
 from spap_jax.pruning.widths import check_allocation, choose_widths
 from spap_jax.quantities import change_text
-from spap_jax.report.card import converted_files, pruned_files
+from spap_jax.report.card import converted_files, pruned_files, trained_files
 from spap_jax.report.schema import Change, Check, Extras, FinetuneReport, LayerReport, PruneReport
 from spap_jax.settings import FinetuneSettings, PruneSettings
 from spap_jax.training.finetune import run
-from spap_jax.training.finetune_card import trained_files
 from spap_jax.training.loop import Stage
 
 __all__ = [
@@ -214,7 +213,7 @@ def finetune(
         trained, report = run(model, tokens, teacher, settings, watch)
     sharers = model_devices if model_devices > 1 else None
     placed = place_params(trained.config, trained.params, devices, sharers)
-    return FinetuneResult(_told(trained.replace(params=placed), trained_files(report, model.source)), report)
+    return FinetuneResult(_told(trained.replace(params=placed), trained_files(report, accounts(model.source))), report)
 
 
 def _told(model: Model, files: Mapping[str, str]) -> Model:

@@ -11,7 +11,6 @@ from benchmarks.quality.judge import Judge, Median
 from benchmarks.quality.methods import PEERS, STEPPED, TARGETS
 from benchmarks.quality.results import Row
 from benchmarks.quality.scope import Scope
-from spap_jax.report.style import DPI, grid, open_sides
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,7 +73,7 @@ def draw(folder: Path, rows: Sequence[Row], scope: Scope) -> list[str]:
     if any(len(points) > 1 for points in effort_points(judge, scope).values()):
         figures["effort.png"] = efforts(Figure((7, 4.2), layout="constrained"), judge, scope)
     for name, figure in figures.items():
-        figure.savefig(folder / name, dpi=DPI)
+        figure.savefig(folder / name)
     return list(figures)
 
 
@@ -152,8 +151,6 @@ def efforts(figure: "Figure", judge: Judge, scope: Scope) -> "Figure":
     axes.set_ylabel(RATIO)
     axes.set_title(f"What an effort takes and gives, {EFFORT_CUT:.0%} of the MLP channels removed", fontsize=11)
     axes.legend(frameon=False, fontsize=9)
-    grid(axes)
-    open_sides(axes)
     return figure
 
 
@@ -219,11 +216,9 @@ def _log_scale(axes: "Axes", lows: Sequence[float]) -> None:
     else:
         axes.set_yscale("symlog", linthresh=10 ** math.ceil(math.log10(max(-lowest, 1e-4))))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    grid(axes)
 
 
 def _percentages(axes: "Axes", sparsities: Sequence[float]) -> None:
     axes.set_xticks([100 * cut for cut in sparsities], [f"{cut:.0%}" for cut in sparsities])
     axes.set_xlim(100 * min(sparsities) - 5, 100 * max(sparsities) + 5)
     axes.set_xlabel("MLP channels removed")
-    open_sides(axes)

@@ -7,7 +7,6 @@ from pathlib import Path
 from benchmarks.markdown import table
 from benchmarks.real.obtain import MODELS
 from benchmarks.real.runs import METHODS, PEERS, SPARSITIES, Row
-from spap_jax.report.style import DPI, grid, open_sides
 
 COLOURS = {"flap": "#444444", "fasp": "#e69f00", "obs": "#56b4e9", "osscar": "#009e73", "obs, more text": "#b3dff5",
            "obs + steps": "#cc79a7",
@@ -124,9 +123,7 @@ def draw(folder: Path, rows: Sequence[Row]) -> list[str]:
         axes.set_xticks(range(len(sparsities)), [f"{cut:.0%}" for cut in sparsities])
         axes.set_title(text, fontsize=11)
         axes.set_xlabel("MLP channels removed")
-        grid(axes)
-        open_sides(axes)
     panels[0].set_ylabel("rise in log-perplexity / best other method's")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9)
-    figure.savefig(folder / "ratios.png", dpi=DPI)
+    figure.savefig(folder / "ratios.png")
     return ["ratios.png"]

@@ -76,6 +76,7 @@ def finetune(
     from spap_jax import checkpoint, memory
     from spap_jax.backend import peak_of_a_device
     from spap_jax.checkpoint.inventory import array_dtypes
+    from spap_jax.checkpoint.side_files import accounts
     from spap_jax.checkpoint.store import FolderStore
     from spap_jax.checkpoint.writer import put_model
     from spap_jax.cli.downloads import fetch_data, fetch_models
@@ -86,9 +87,9 @@ def finetune(
     from spap_jax.parallel.mesh import use_mesh
     from spap_jax.parallel.placement import bytes_of, fully_shard_params
     from spap_jax.parallel.processes import leads, meet
+    from spap_jax.report.card import trained_files
     from spap_jax.report.schema import Check, Extras, Perplexities, converted
     from spap_jax.training.finetune import check, run
-    from spap_jax.training.finetune_card import trained_files
     from spap_jax.training.identity import finetune_identity
 
     checkpoint.check_output(output, overwrite, inputs=inputs(model, teacher, data, eval), resume=resume)
@@ -140,7 +141,7 @@ def finetune(
             measured = Perplexities(judged.description, before, after) if judged and before and after else None
             report = replace(report, extras=Extras(None, None, measured, memory.peak(), peak_of_a_device()))
             put_model(store, trained)
-            store.finish(trained_files(report, start.source))
+            store.finish(trained_files(report, accounts(start.source)))
             store.remove()
     if leads():
         _summary(report)

@@ -1,56 +1,82 @@
 """``spap report``."""
 
 import os
+import secrets
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
+
+from spap_jax.errors import UserError
 
 
 def report(
     *folders: Annotated[Path, Parameter(required=True)],
     output: Path | None = None,
     png: Path | None = None,
-    bench: Annotated[tuple[Path, ...], Parameter(show_default=False)] = (),
+    bench: Path | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Show what pruning runs did: one page with plots and tables, and the plots as PNG files.
+    """Show what a pruning run did, as a page with plots and tables, or compare several in a table.
 
     ```
     spap report pruned
     spap report pruned --bench speed.json --output page.html
+    spap report pruned-20 pruned-30
     ```
 
     The page begins with what was removed and what it cost, and ends with the settings. It is a single file and loads
-    nothing from the network. Several runs are shown side by side and plotted against sparsity.
+    nothing from the network.
 
     Args:
-        folders: Pruned checkpoints as spap prune writes them, or a folder that holds several, as a run with several
-            sparsities makes it.
-        output: The page. By default spap_report.html in the folder, or in the folder that holds all of them.
-        png: Folder for the plots, whose names begin with the page's. By default that of the page.
-        bench: File that spap bench DENSE PRUNED --json wrote about one of the runs. The option may be repeated.
-        overwrite: Replace existing pages and plots, if spap report wrote them and they have not been changed since.
+        folders: A pruned checkpoint as spap prune writes it. Several, or a folder that holds several, are compared in
+            a table on the terminal.
+        output: The page, a file that ends in .html. By default spap_report.html in the folder.
+        png: Folder for the plots as PNG files, too.
+        bench: File that spap bench DENSE PRUNED --json wrote about the run.
+        overwrite: Replace a page and plots that exist.
     """
-    from spap_jax.cli.console import err, waiting
-    from spap_jax.errors import UserError
+    from spap_jax.cli.console import err, table, waiting
 
     try:
-        from spap_jax.report.draw import png as drawn
-        from spap_jax.report.page import render
-        from spap_jax.report.read import read_runs, with_sparsities
-        from spap_jax.report.write import check_places, write_all
+        from spap_jax.report.figures import plots
+        from spap_jax.report.page import render, side_by_side
+        from spap_jax.report.read import read_run, with_sparsities
         from spap_jax.storage.location import real_path
     except ModuleNotFoundError as error:
         raise UserError(
             f"spap report needs {error.name}, which is not installed: install it with pip install 'spap-jax[report]'."
         ) from error
 
-    page = output or Path(os.path.commonpath([real_path(folder) for folder in folders]), "spap_report.html")
-    check_places([page], overwrite)
-    runs = read_runs(with_sparsities(folders), bench)
-    with waiting(f"drawing {len(runs)} run{'s' if len(runs) > 1 else ''}"):
-        text, figures = render(runs)
-        plots = {(png or page.parent) / f"{page.stem}-{name}": drawn(figure) for name, figure in figures.items()}
-    write_all(plots | {page: text.encode()}, overwrite)
-    err.print(f"wrote {page} and {len(plots)} plots in {png or page.parent}")
+    runs = [read_run(folder, bench) for folder in with_sparsities(folders)]
+    if len(runs) > 1:
+        if output or png or bench:
+            raise UserError("a page is of one run, and these are several: name one of them.")
+        compared = side_by_side(runs)
+        table(compared.name, compared.columns, compared.rows)
+        return
+    page = real_path(output or runs[0].folder / "spap_report.html")
+    if page.suffix != ".html":
+        raise UserError(f"{page} is not a name of a page: end it in .html.")
+    with waiting("drawing"):
+        drawn = plots(runs[0].pruned)
+        files = {real_path(png) / f"{page.stem}-{plot.name}.png": plot.drawn("png") for plot in drawn} if png else {}
+        files[page] = render(runs[0], drawn).encode()
+    _write_all(files, overwrite)
+    err.print(f"wrote {page}" + (f" and {len(drawn)} plots in {png}" if png else ""))
+
+
+def _write_all(files: dict[Path, bytes], overwrite: bool) -> None:
+    """Writes files, each complete or not at all, and none if one that exists may not be replaced."""
+    for file in files:
+        if os.path.lexists(file) and not (overwrite and file.is_file()):
+            raise UserError(f"{file} exists: name another place, or pass --overwrite to replace a page of yours.")
+    for file, content in files.items():
+        partial = file.with_name(f".{secrets.token_hex(8)}.partial")
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(content)
+            partial.replace(file)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise UserError(f"{file} cannot be written ({error.strerror}): name another file.") from error

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from spap_jax.data.tokens import further_of
 from spap_jax.models import FAMILIES, cost
-from spap_jax.pruning.advice import advice
 from spap_jax.pruning.run import sparsities
 from spap_jax.report.account import data_account, versions
+from spap_jax.report.advice import advice
 from spap_jax.report.schema import (
     Biases,
     Change,

@@ -1,29 +1,34 @@
-"""The plots of one run. Every figure is made from the run's report alone."""
+"""The plots of one run, each made from the run's report alone."""
 
-import itertools
+import io
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from spap_jax.quantities import change_text, count_text, signed
-from spap_jax.report.schema import AttentionReport, Check, Errors, LayerReport, PruneReport
-from spap_jax.report.style import KEPT, LIGHT, STAGES, grid, open_sides
+from spap_jax.quantities import change_text, count_text
+from spap_jax.report.schema import AttentionReport, Check, LayerReport, PruneReport
+
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
 
 Part = LayerReport | AttentionReport
 """A part of a layer that has errors: its MLP, whose report is the layer's, or its attention."""
 
+INK, MUTED, GRID = "#1b2430", "#5a6675", "#e4e7eb"
+BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#7d8794"
 
-TOKENS: dict[str, Literal["-", "--"]] = {"calibration": "-", "held-out": "--"}
-"""Line style, keyed by the tokens on which an error was measured."""
-
-NEW_TEXT = " Dashed: on held-out tokens, which were not used, and so tell what to expect on new text."
+STAGES = {"selection": ("chosen", GREY), "refit": ("refit", BLUE), "alternating": ("adjusted", ORANGE)}
+"""Label and colour of each stage of pruning a layer, by its name in a report."""
 
 SIZE = (4.8, 3.3)
 WIDTH = 9.8
@@ -32,6 +37,30 @@ WIDTH = 9.8
 CELLS = 512
 """Maximum number of cells in a row of the channel map."""
 
+SETTINGS: "dict[RcKeyType, Any]" = {
+    "font.size": 10.5,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 9.5,
+    "lines.linewidth": 1.6,
+    "savefig.dpi": 150,
+    "text.parse_math": False,  # a folder's name may contain dollar signs
+    "svg.hashsalt": "spap",  # the same report gives the same page
+}
+"""matplotlib's settings for all plots."""
+
 
 @dataclass(frozen=True)
 class Plot:
@@ -39,10 +68,8 @@ class Plot:
 
     Attributes:
         name: Name for files.
-        title: Title of the plot.
         caption: Explanation of how to read it.
         alt: Alternative text for screen readers.
-        figure: The drawing.
         wide: Whether it spans the page.
     """
 
@@ -53,96 +80,66 @@ class Plot:
     figure: Figure
     wide: bool = False
 
+    def drawn(self, kind: str) -> bytes:
+        """Returns the picture, as "svg" or "png"."""
+        file = io.BytesIO()
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type") if kind == "svg" else ("Software",))
+        with style():
+            self.figure.savefig(file, format=kind, metadata=nothing)
+        return file.getvalue()
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Applies the style of all plots while they are made and drawn."""
+    with matplotlib.rc_context(SETTINGS), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        yield
+
 
 def plots(report: PruneReport) -> list[Plot]:
     """Returns all plots for which the report has data."""
-    found = _of_part(report.layers, report.layers, "MLP")
-    attention = [layer.attention for layer in report.layers if layer.attention]
-    if len(attention) == len(report.layers):
-        found += _of_part(report.layers, attention, "attention")
-    found.append(channels(report))
-    if report.joint:
-        found.append(losses(report.joint, report.judged))
-    if report.seconds:
-        found.append(seconds(report.seconds))
-    return found
+    with style():
+        found = [errors(report.layers, report.layers, "MLP")]
+        attention = [layer.attention for layer in report.layers if layer.attention]
+        if len(attention) == len(report.layers):
+            found.append(errors(report.layers, attention, "attention"))
+        if report.joint:
+            found.append(losses(report.joint, report.judged))
+        return [*found, channels(report)]
 
 
-def _of_part(layers: Sequence[LayerReport], parts: Sequence[Part], what: str) -> list[Plot]:
-    """Plots the errors of all layers' MLPs or attention and, if there are several stages, the gain of each."""
-    numbers, stages = [layer.layer for layer in layers], changing_stages(parts)
-    return [errors(numbers, parts, stages, what), *([gains(numbers, parts, stages, what)] if len(stages) > 1 else [])]
-
-
-def changing_stages(parts: Sequence[Part]) -> list[str]:
-    """Returns the stages that changed any error, after the first stage, which is always included."""
-    names = list(STAGES)
-    tokens = [errors for part in parts for errors in (part.calibration, part.held_out) if errors]
-    moved = [
-        later
-        for former, later in itertools.pairwise(names)
-        if any(getattr(errors, former) != getattr(errors, later) for errors in tokens)
-    ]
-    return [names[0], *moved]
-
-
-def errors(layers: Sequence[int], parts: Sequence[Part], stages: Sequence[str], what: str) -> Plot:
+def errors(layers: Sequence[LayerReport], parts: Sequence[Part], what: str) -> Plot:
     """Plots the relative error in per cent by layer after each stage, on calibration and held-out tokens."""
     figure, axes = _panel("layer", "error, %")
-    drawn = [tokens for tokens in TOKENS if tokens == "calibration" or has_held_out(parts)]
-    for stage, tokens in itertools.product(stages, drawn):
-        colour = LIGHT[STAGES[stage].colour]
-        axes.plot(
-            layers,
-            _stage(parts, tokens, stage),
-            color=colour,
-            linestyle=TOKENS[tokens],
-            linewidth=1.6,
-            marker="o",
-            markersize=4 if len(layers) < 24 else 0,
-            markerfacecolor=colour if tokens == "calibration" else LIGHT["page"],
-        )
+    numbers = [layer.layer for layer in layers]
+    both = all(part.held_out for part in parts)
+    values = [[(part.calibration, part.held_out or part.calibration)[both] for part in parts] for both in (0, both)]
+    by_stage = {stage: [[100 * getattr(found, stage) for found in row] for row in values] for stage in STAGES}
+    said, earlier = [], None
+    for stage, (fitted, judged) in by_stage.items():
+        if (fitted, judged) == earlier:
+            continue  # this stage changed nothing
+        earlier = fitted, judged
+        label, colour = STAGES[stage]
+        marks = {"color": colour, "marker": "o", "markersize": 4 if len(numbers) < 24 else 0}
+        axes.plot(numbers, fitted, label=label, **marks)
+        if both:
+            axes.plot(numbers, judged, "--", markerfacecolor="white", **marks)
+        said.append(f"{label} {_extent(numbers, judged)}")
     axes.set_ylim(bottom=0)
-    handles = [
-        Line2D([], [], color=LIGHT[STAGES[stage].colour], linewidth=3, label=STAGES[stage].label) for stage in stages
-    ]
-    handles += [Line2D([], [], color=LIGHT["muted"], linestyle=TOKENS[each], label=f"{each} tokens") for each in drawn]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2)
-    said = "; ".join(f"{STAGES[each].label} {_extent(layers, _stage(parts, drawn[-1], each))}" for each in stages)
-    meanings = "; ".join(f"{STAGES[each].label}: {STAGES[each].meaning}" for each in stages)
+    if both:
+        axes.plot([], [], "--", color=MUTED, label="held-out tokens")
+    figure.legend(loc="outside lower center", ncols=2)
+    new_text = " Dashed: on held-out tokens, which were not fitted, and so tell what to expect on new text."
     return Plot(
         "errors" if what == "MLP" else f"{what}-errors",
         f"How well each layer's {what} was preserved",
-        f"How far each layer's {what} is from the original's: squared difference of their outputs, relative to the "
-        f"original's size; lower is better. {meanings[0].upper()}{meanings[1:]}."
-        f"{NEW_TEXT if has_held_out(parts) else ''}",
-        f"Error of each layer's {what} in per cent on {drawn[-1]} tokens: {said}.",
-        figure,
-    )
-
-
-def gains(numbers: Sequence[int], parts: Sequence[Part], stages: Sequence[str], what: str) -> Plot:
-    """Plots the fraction of the first stage's error that each later stage removed."""
-    figure, axes = _panel("layer", "error removed, %")
-    layers = np.array(numbers)
-    tokens = "held-out" if has_held_out(parts) else "calibration"
-    start = np.array(_stage(parts, tokens, stages[0]))
-    start[start == 0] = math.nan  # nothing to remove
-    width = 0.8 / (len(stages) - 1)
-    said = []
-    for place, (former, stage) in enumerate(itertools.pairwise(stages)):
-        share = 100 * (np.array(_stage(parts, tokens, former)) - _stage(parts, tokens, stage)) / start
-        shift = (place - (len(stages) - 2) / 2) * width
-        axes.bar(layers + shift, share, width, color=LIGHT[STAGES[stage].colour], label=STAGES[stage].label)
-        said.append(f"{STAGES[stage].label} {_extent(numbers, list(share))}")
-    axes.axhline(0, color=LIGHT["muted"], linewidth=0.8)
-    figure.legend(loc="outside lower center", ncols=2)
-    return Plot(
-        "gains" if what == "MLP" else f"{what}-gains",
-        f"What updating the {what}'s weights won back",
-        f"Part of the error right after the choice that each later stage removed, on {tokens} tokens; higher is "
-        "better, and below 0 the error grew.",
-        f"Per cent of the error of the {what} removed in each layer: {'; '.join(said)}.",
+        f"Squared difference of each {what}'s outputs from the original's, relative to their size: right after the "
+        f"choice of what to keep, with the output weights refit, and with all weights adjusted; lower is better."
+        f"{new_text if both else ''}",
+        f"Error of each layer's {what} in per cent on {'held-out' if both else 'calibration'} tokens: "
+        f"{'; '.join(said)}.",
         figure,
     )
 
@@ -154,30 +151,28 @@ def channels(report: PruneReport) -> Plot:
     picture, bars = figure.subplots(1, 2, sharey=True, width_ratios=(6, 1))
     size = math.ceil(width / CELLS)
     kept = np.stack([kept_share(layer, width, size) for layer in report.layers])
-    colours = np.empty((*kept.shape, 4))
-    colours[..., :3], colours[..., 3] = KEPT, kept
     right = size * kept.shape[1]
-    picture.imshow(colours, extent=(0, right, count - 0.5, -0.5), aspect="auto", interpolation="none", rasterized=False)
-    picture.hlines(np.arange(count - 1) + 0.5, 0, right, color=LIGHT["page"], linewidth=1.5 if count < 50 else 0.5)
+    shades = LinearSegmentedColormap.from_list("kept", ["white", BLUE])
+    picture.imshow(kept, shades, extent=(0, right, count - 0.5, -0.5), aspect="auto", vmin=0, vmax=1)
+    picture.hlines(np.arange(count - 1) + 0.5, 0, right, color="white", linewidth=1.5 if count < 50 else 0.5)
     picture.set(xlim=(0, width), xlabel="channel of the original model", ylabel="layer")
     counts = [len(layer.kept) for layer in report.layers]
-    bars.barh(np.arange(count), counts, 0.72, color=KEPT)
-    bars.set(xlim=(0, width), xlabel="channels kept")
-    bars.set_xticks([0, width])
+    bars.barh(np.arange(count), counts, 0.72, color=BLUE)
+    bars.set(xlim=(0, width), xlabel="channels kept", xticks=[0, width])
     if count <= 48:
         for row, number in enumerate(counts):
             bars.annotate(count_text(number), (number, row), (3, 0), textcoords="offset points", va="center", size=8)
     picture.yaxis.set_major_locator(MaxNLocator(nbins=min(count, 16), integer=True))
     for axes in (picture, bars):
-        open_sides(axes)
         axes.tick_params(left=False)
-    cells = f"; a cell is {size} channels, and the stronger, the more of them stay" if size > 1 else ""
+        axes.grid(False)
+    cells = f"; a cell is {size} channels, and the darker, the more of them stay" if size > 1 else ""
     least, most = min(counts), max(counts)
     each = count_text(least) if least == most else f"from {count_text(least)} to {count_text(most)}"
     return Plot(
         "channels",
         "Which MLP channels were kept",
-        f"Each row is a layer of the original model; each mark is a channel that was kept, each gap one that was "
+        "Each row is a layer of the original model; each mark is a channel that was kept, each gap one that was "
         f"removed{cells}. Right: how many each layer keeps.",
         f"Of {count_text(width)} channels, each of {count} layers keeps {each}.",
         figure,
@@ -196,56 +191,25 @@ def losses(checks: Sequence[Check], judged: str) -> Plot:
     """Plots the loss over the joint steps: of each step, and on tokens that are held out, or ``judged`` instead."""
     figure, axes = _panel("joint step", "loss against the original, nats")
     each = [loss for check in checks for loss in check.losses]
-    axes.plot(range(1, len(each) + 1), each, color=LIGHT["muted"], linewidth=0.6, label="each step")
+    axes.plot(range(1, len(each) + 1), each, color=MUTED, linewidth=0.6, label="each step")
     steps, found = [check.step for check in checks], [check.held_out for check in checks]
-    axes.plot(steps, found, color=LIGHT["blue"], linewidth=1.6)
-    for taken, marker, colour in ((True, "o", "blue"), (False, "x", "orange")):
+    axes.plot(steps, found, color=BLUE)
+    for taken, marker, colour in ((True, "o", BLUE), (False, "x", ORANGE)):
         some = [(check.step, check.held_out) for check in checks if check.taken == taken]
-        label = f"{judged}, {'kept' if taken else 'not kept'}"
         if some:
-            style = {"linestyle": "none", "marker": marker, "markersize": 5, "color": LIGHT[colour]}
-            axes.plot(*zip(*some, strict=True), label=label, **style)
+            label = f"{judged}, {'kept' if taken else 'not kept'}"
+            axes.plot(*zip(*some, strict=True), marker, color=colour, markersize=5, label=label)
     figure.legend(loc="outside lower center", ncols=2)
-    start, kept = found[0], [check.held_out for check in checks if check.taken][-1]
-    fall = f"from {start:.4f} to {kept:.4f} nats per token ({signed(change_text(start, kept))})"
-    last = [check.step for check in checks if check.taken][-1]
+    last = [check for check in checks if check.taken][-1]
+    fall = f"from {found[0]:.4f} to {last.held_out:.4f} nats per token ({change_text(found[0], last.held_out)})"
     return Plot(
         "losses",
         "How close the predictions are to the original's",
         "Joint steps adjust the weights of many blocks together; lower is better. The weights with the lowest "
-        f"loss on {judged} tokens are kept, here those of step {last}. The loss went {fall}.",
+        f"loss on {judged} tokens are kept, here those of step {last.step}. The loss went {fall}.",
         f"Loss over the joint steps: {fall}.",
         figure,
     )
-
-
-def seconds(phases: dict[str, float]) -> Plot:
-    """Plots the seconds of each phase."""
-    figure = Figure((SIZE[0], 1.1 + 0.27 * len(phases)), layout="constrained")
-    axes = figure.subplots()
-    axes.barh(list(phases), list(phases.values()), 0.7, color=LIGHT["blue"])
-    for row, spent in enumerate(phases.values()):
-        axes.annotate(f"{spent:.1f}", (spent, row), (3, 0), textcoords="offset points", va="center", size=9)
-    axes.invert_yaxis()
-    axes.margins(x=0.12)
-    axes.set_xlabel("seconds")
-    axes.tick_params(left=False)
-    open_sides(axes)
-    grid(axes, "x")
-    said = ", ".join(f"{phase} {spent:.1f}" for phase, spent in phases.items())
-    whole = f"{sum(phases.values()):.1f} seconds in all, by phase; all layers together."
-    return Plot("seconds", "Where the time went", whole, f"Seconds by phase: {said}.", figure)
-
-
-def has_held_out(parts: Sequence[Part]) -> bool:
-    """Whether there are errors on held-out tokens."""
-    return all(part.held_out for part in parts)
-
-
-def _stage(parts: Sequence[Part], tokens: str, stage: str) -> list[float]:
-    """Returns the errors of all layers after a stage, in per cent."""
-    chosen: list[Errors | None] = [part.held_out if tokens == "held-out" else part.calibration for part in parts]
-    return [100 * getattr(errors, stage, math.nan) for errors in chosen]  # NaN leaves a gap in a plot
 
 
 def _panel(x: str, y: str) -> tuple[Figure, Axes]:
@@ -253,8 +217,6 @@ def _panel(x: str, y: str) -> tuple[Figure, Axes]:
     axes = figure.subplots()
     axes.set(xlabel=x, ylabel=y)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    open_sides(axes)
-    grid(axes, "y")
     return figure, axes
 
 

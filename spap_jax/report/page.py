@@ -1,90 +1,70 @@
-"""The self-contained HTML page."""
+"""The self-contained HTML page of a run."""
 
+import base64
 import itertools
-import re
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
+from statistics import fmean
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
-from matplotlib.figure import Figure
 
-from spap_jax.quantities import count_text, peak_text, share_text
-from spap_jax.report import draw, tables
-from spap_jax.report.comparison import comparisons
-from spap_jax.report.figures import Plot, plots
-from spap_jax.report.schema import FinetuneReport, PruneReport, RunReports
-from spap_jax.report.style import DARK, LIGHT
-from spap_jax.report.write import COMMAND
+from spap_jax.quantities import bytes_text, change_text, count_text, peak_text, share_text, signed
+from spap_jax.report.figures import STAGES, Plot
+from spap_jax.report.read import RunReports
+from spap_jax.report.schema import Change, Errors, LayerReport, Perplexities, PruneReport
 
-_SLUG = 60
-"""Most bytes of a run's label in the names of its plots; file names have room for 255."""
+NOTHING = "\N{EN DASH}"
+"""Shown where a run does not have a number."""
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """A plot, and how the page shows it; ``name`` is unique on the page."""
+class Table:
+    """A table, whose first column names the row; the note explains its numbers."""
 
     name: str
-    plot: Plot
-    svg: Markup
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
 
 
-def render(runs: Sequence[RunReports]) -> tuple[str, dict[str, Figure]]:
-    """Renders the page.
+HEADLINES = {
+    "perplexity": "Perplexity",
+    "perplexity by training": "Perplexity by training",
+    "weights on disk": "Size on disk",
+    "parameters": "Parameters",
+    "prefill speed": "Speed of reading a prompt",
+    "decode speed": "Speed of writing text",
+}
+"""Rows of the table of before and after that are shown in large type, and their names there."""
 
-    Args:
-        runs: At least one run.
 
-    Returns:
-        The page, and its plots under the names that they have as PNGs; see ``draw.png``.
-    """
-    with draw.drawing():
-        compared = [_drawn(plot) for plot in comparisons(runs)] if len(runs) > 1 else []
-        own = [[_drawn(plot, _prefix(runs, place)) for plot in plots(run.pruned)] for place, run in enumerate(runs)]
+def render(run: RunReports, plots: Sequence[Plot]) -> str:
+    """Returns the page of a run with its plots."""
+    report, numbers = run.pruned, before_and_after(run)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("spap_jax.report"), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    page = environment.get_template("page.html").render(
-        title=_title(runs),
-        side_by_side=tables.side_by_side(runs) if compared else None,
-        compared=compared,
-        sections=[_section(run, drawn) for run, drawn in zip(runs, own, strict=True)],
-        command=COMMAND,
-        light=LIGHT,
-        dark=DARK,
+    return environment.get_template("page.html").render(
+        title=f"{report.model.name.rstrip('/').rpartition('/')[2]}, {removed_text(run)}",
+        kept=_kept(report),
+        headlines=headlines(numbers),
+        notes=_notes(run),
+        plots=[(plot, base64.b64encode(plot.drawn("svg")).decode()) for plot in plots],
+        numbers=numbers,
+        tables=[layers(report), *([joint(report)] if report.joint else [])],
+        facts=_facts(run),
+        pairs={
+            "Settings": [(name, value_text(value)) for name, value in report.settings.items()],
+            "Versions": list(report.versions.items()),
+        },
     )
-    return page, {f"{drawn.name}.png": drawn.plot.figure for drawn in itertools.chain(compared, *own)}
 
 
-def _drawn(plot: Plot, prefix: str = "") -> Drawn:
-    name = f"{prefix}{plot.name}"
-    return Drawn(name, plot, Markup(draw.svg(plot.figure, name)))
-
-
-def _prefix(runs: Sequence[RunReports], place: int) -> str:
-    """Returns the prefix of a run's plot names if there are several runs; its number makes it unique."""
-    slug = re.sub(r"[^\w.]+", "-", runs[place].label).strip("-.").encode()[:_SLUG].decode(errors="ignore")
-    return f"{place + 1}-{slug}-" if len(runs) > 1 else ""
-
-
-def _title(runs: Sequence[RunReports]) -> str:
-    """Returns the title of the page: the model and what was removed, or the number of runs."""
-    models = {_short(run.pruned.model.name) for run in runs}
-    if len(runs) > 1:
-        many = f"{len(runs)} pruning runs"
-        return f"{models.pop()}, {many}" if len(models) == 1 else f"{many} of {len(models)} models"
-    return f"{models.pop()}, {_removed(runs[0])}"
-
-
-def _short(model: str) -> str:
-    """Returns the name of a model without its owner."""
-    return model.rstrip("/").rpartition("/")[2]
-
-
-def _removed(run: RunReports) -> str:
-    """Returns text on what was removed, and whether training followed."""
+def removed_text(run: RunReports) -> str:
+    """Says what was removed, and whether training followed."""
     heads = run.pruned.fewer_heads
     words = f"{share_text(run.pruned.removed)} of the MLP channels"
     words += f" and {share_text(heads.removed)} of the attention heads" if heads else ""
@@ -92,7 +72,7 @@ def _removed(run: RunReports) -> str:
 
 
 def _kept(report: PruneReport) -> str:
-    """Returns a sentence on what the layers of the pruned model keep."""
+    """Says what the layers of the pruned model keep."""
     counts = [len(layer.kept) for layer in report.layers]
     least, most = count_text(min(counts)), count_text(max(counts))
     layers, kept = ("Every layer keeps", least) if least == most else ("The layers keep", f"{least} to {most}")
@@ -105,70 +85,166 @@ def _kept(report: PruneReport) -> str:
     return f"{words}."
 
 
-def _section(run: RunReports, drawn: Sequence[Drawn]) -> dict[str, Any]:
-    """Returns the values that the template shows for a run."""
-    report = run.pruned
-    numbers = tables.before_and_after(run)
-    return {
-        "label": run.label,
-        "removed": _removed(run),
-        "kept": _kept(report),
-        "headlines": tables.headlines(numbers),
-        "quality": _quality(run),
-        "numbers": numbers,
-        "facts": _facts(run),
-        "drawn": drawn,
-        "tables": [tables.layers(report), *([tables.joint(report)] if report.joint else [])],
-        "settings": [(name, tables.value_text(value)) for name, value in report.settings.items()],
-        "versions": list(report.versions.items()),
-    }
-
-
-def _quality(run: RunReports) -> list[str]:
-    """Returns sentences on how the quality was measured."""
-    measured = run.pruned.extras.perplexity
-    said = [
+def _notes(run: RunReports) -> list[str]:
+    """Says how the quality was measured, and whether the model was trained since."""
+    measured, trained = run.pruned.extras.perplexity, run.trained
+    notes = [
         f"Perplexity, which tells how well a model predicts text (lower is better), was measured on {measured.data}."
         if measured
-        else "Perplexity was not measured; pruning with text to evaluate on measures it before and after."
+        else "Perplexity was not measured; spap prune --eval DATA measures it before and after pruning."
     ]
-    if run.trained:
-        said.append(_trained(run.trained))
-    return said
-
-
-def _trained(trained: FinetuneReport) -> str:
-    """Returns a sentence on the training, which the run's other numbers do not include."""
-    words = f"Trained since, for {count_text(trained.steps)} steps ({trained.objective})"
-    if measured := trained.extras.perplexity:
-        words += f"; perplexity on {measured.data}: {tables.decimals(measured.before)} before them, "
-        words += f"{tables.decimals(measured.after)} after"
-    return f"{words}. All other numbers are from before the training."
+    if trained:
+        on = f"; its perplexity is of {trained.extras.perplexity.data}" if trained.extras.perplexity else ""
+        notes.append(
+            f"Trained since, for {count_text(trained.steps)} steps ({trained.objective}){on}. All other numbers are "
+            "from before the training."
+        )
+    return notes
 
 
 def _facts(run: RunReports) -> list[tuple[str, str]]:
-    report = run.pruned
-    calibration, extras = report.calibration, report.extras
-    facts = [
-        ("Model", report.model.name),
-        ("Architecture", report.model.architecture),
-        ("Method", f"channels chosen by {report.method.selection}; update of the weights kept: {report.method.update}"),
-        (
-            "Calibration",
-            f"{calibration.description} ({count_text(calibration.sequences)} sequences of "
-            f"{count_text(calibration.sequence_length)} tokens)",
-        ),
-    ]
-    if calibration.sha256:
-        facts.append(("SHA-256 of its tokens", calibration.sha256))
+    report, calibration, extras = run.pruned, run.pruned.calibration, run.pruned.extras
+    amount = f"{count_text(calibration.sequences)} sequences of {count_text(calibration.sequence_length)} tokens"
+    seconds = report.seconds
+    phases = ", ".join(f"{phase} {spent:.1f}" for phase, spent in seconds.items())
+    work = run.speed and run.speed.workload
+    facts = {
+        "Model": report.model.name,
+        "Architecture": report.model.architecture,
+        "Method": f"channels chosen by {report.method.selection}; update of the weights kept: {report.method.update}",
+        "Calibration": f"{calibration.description} ({amount})",
+        "SHA-256 of its tokens": calibration.sha256,
+        "Speed": work and f"batch {work.batch}, prompt {work.prompt}, {work.new} new tokens, {work.repeats} runs",
+        "Seconds": f"{sum(seconds.values()):.1f}: {phases}" if seconds else None,
+        "Peak memory": peak_text(extras.peak_memory_bytes, extras.peak_device_bytes)
+        if extras.peak_memory_bytes
+        else None,
+    }
+    return [*((name, fact) for name, fact in facts.items() if fact), *(("Advice", line) for line in report.advice)]
+
+
+def before_and_after(run: RunReports) -> Table:
+    """Returns the table of parameters, channels, heads, bytes, perplexity and speed, dense and pruned."""
+    model, extras = run.pruned.model, run.pruned.extras
+    counts = {
+        "parameters": model.parameters,
+        "MLP parameters": model.mlp_parameters,
+        "MLP channels, all layers": model.widths.total,
+    }
+    if run.pruned.fewer_heads:
+        counts |= {"attention heads of a layer": model.heads, "key/value heads of a layer": model.kv_heads}
+    rows = [_row(name, change, count_text) for name, change in counts.items()]
+    if extras.bytes:
+        rows.append(_row("weights on disk", extras.bytes, bytes_text))
+    if extras.perplexity:
+        rows.append(_row("perplexity", extras.perplexity, decimals))
+    if run.trained and run.trained.extras.perplexity:
+        rows.append(_row("perplexity by training", run.trained.extras.perplexity, decimals))
     if run.speed:
-        work = run.speed.workload
-        facts.append(
-            ("Speed", f"batch {work.batch}, prompt {work.prompt}, {work.new} new tokens, median of {work.repeats} runs")
+        measured, bound = run.speed.speed_up, run.speed.by_arithmetic
+        for name in ("prefill", "decode"):
+            found, allowed = getattr(measured, name), getattr(bound, name)
+            change = signed(change_text(1, found))
+            rows.append((f"{name} speed, by arithmetic {allowed:.3f}x", "1x", f"{found:.3f}x", change))
+    return Table("Before and after pruning", ("", "before", "after", "change"), rows)
+
+
+def _row(name: str, change: Change | Perplexities, text: Any) -> tuple[str, str, str, str]:
+    relative = signed(change_text(change.before, change.after)) if isfinite(change.after) else NOTHING
+    return name, text(change.before), text(change.after), relative
+
+
+def headlines(table: Table) -> list[tuple[str, str, str]]:
+    """Returns the most important rows of a table of before and after, in order: name, change, and both values."""
+    rows = {row[0].partition(",")[0]: row[1:] for row in table.rows}
+    found = {HEADLINES[name]: rows[name] for name in HEADLINES if name in rows}
+    return [
+        (name, after if change == NOTHING else change, f"{before} → {after}")
+        for name, (before, after, change) in found.items()
+    ]
+
+
+def layers(report: PruneReport) -> Table:
+    """Returns the table with a row per layer."""
+    rows = [_layer(layer) for layer in report.layers]
+    columns = tuple(dict.fromkeys(itertools.chain(*rows)))
+    note = (
+        "Errors are in per cent of the layer's output, as in the plots. Swaps: exchanges of a kept channel for a "
+        "removed one that lowered the error. Swaps left: exchanges that still would; 0 proves that there is none. "
+        "Rounds: of adjusting the weights, as far as they lowered the error."
+    )
+    cells = [[row.get(name, NOTHING) for name in columns] for row in rows]
+    return Table("Every layer in numbers", columns, cells, note)
+
+
+def _layer(layer: LayerReport) -> dict[str, str]:
+    """Returns the cells of a layer, keyed by column."""
+    cells = {"layer": str(layer.layer), "channels kept": count_text(len(layer.kept))}
+    cells |= _errors(layer.calibration, "") | _errors(layer.held_out, "held-out ")
+    cells |= {"swaps": count_text(layer.swaps), "swaps left": count_text(layer.improving_swaps)}
+    cells |= {"rounds": count_text(layer.rounds)}
+    if attention := layer.attention:
+        cells["key/value heads kept"] = count_text(len(attention.kept))
+        cells |= _errors(attention.calibration, "attention ") | _errors(attention.held_out, "attention held-out ")
+    return cells | {"seconds": f"{sum(layer.seconds.values()):.1f}"}
+
+
+def _errors(errors: Errors | None, prefix: str) -> dict[str, str]:
+    """Returns the errors after each stage in per cent, keyed by column; attention has no last stage."""
+    stages = [stage for stage in STAGES if stage != "alternating" or "attention" not in prefix]
+    found = {f"{prefix}{STAGES[stage][0]}": 100 * getattr(errors, stage) for stage in stages} if errors else {}
+    return {name: f"{error:.2f}" if isfinite(error) else "not finite" for name, error in found.items()}
+
+
+def joint(report: PruneReport) -> Table:
+    """Returns the table with a row per measurement in the joint steps."""
+    rows = [
+        (
+            count_text(check.step),
+            count_text(check.tokens),
+            decimals(fmean(check.losses)) if check.losses else NOTHING,
+            decimals(check.held_out),
+            "yes" if check.taken else "no",
         )
-    if report.seconds:
-        facts.append(("Time", f"{sum(report.seconds.values()):.1f} seconds"))
-    if extras.peak_memory_bytes:
-        facts.append(("Peak memory", peak_text(extras.peak_memory_bytes, extras.peak_device_bytes)))
-    facts += [("Advice", line) for line in report.advice]
-    return facts
+        for check in report.joint
+    ]
+    note = (
+        "What is lost against the original's predictions, in nats per token: of the steps since the row above, and "
+        f"on {report.judged} tokens. It is the mean of their KL divergence and of the rise in log-perplexity, the "
+        "latter with the weight `joint_text_weight`."
+    )
+    return Table("The joint steps in numbers", ("steps", "tokens", "in the steps", report.judged, "kept"), rows, note)
+
+
+def side_by_side(runs: Sequence[RunReports]) -> Table:
+    """Returns a table with a row per run and a column for every setting in which they differ."""
+    names = dict.fromkeys(name for run in runs for name in run.pruned.settings)
+    values = {name: [value_text(run.pruned.settings.get(name)) for run in runs] for name in names}
+    measured = [run.pruned.extras.perplexity for run in runs]
+    columns = {
+        "run": [run.folder.name for run in runs],
+        "model": [run.pruned.model.name for run in runs],
+        **{name: cells for name, cells in values.items() if len(set(cells)) > 1},
+        "channels removed": [share_text(run.pruned.removed) for run in runs],
+        "dense": [decimals(found.before) if found else NOTHING for found in measured],
+        "pruned": [decimals(found.after) if found else NOTHING for found in measured],
+        "parameters": [count_text(run.pruned.model.parameters.after) for run in runs],
+        "seconds": [f"{sum(run.pruned.seconds.values()):.1f}" for run in runs],
+    }
+    if len({*columns["model"]}) == 1:
+        del columns["model"]
+    texts = ", ".join(dict.fromkeys(found.data for found in measured if found))
+    title = f"perplexity on {texts}" if texts else "perplexity was not measured"
+    return Table(title, tuple(columns), tuple(zip(*columns.values(), strict=True)))
+
+
+def value_text(value: Any) -> str:
+    """Formats a setting as the user types it."""
+    if value is None:
+        return NOTHING
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def decimals(value: float) -> str:
+    """Formats a perplexity or a loss."""
+    return f"{value:.4f}" if isfinite(value) else "not finite"

@@ -30,10 +30,6 @@ else:
 def parsed(text: bytes, kind: type[T]) -> T:
     """Reads JSON.
 
-    Args:
-        text: The bytes of a file.
-        kind: What it should hold.
-
     Raises:
         ValueError: it is not JSON of this kind.
     """
@@ -70,15 +66,11 @@ class Errors:
 
 @dataclass(frozen=True)
 class AttentionReport:
-    """Report on the attention of one layer.
+    """Report on the attention of one layer, in the terms of `LayerReport`.
 
     Attributes:
         kept: Key/value heads kept, ascending, each with the query heads that read it.
         calibration: Errors on the calibration tokens; attention has no alternating rounds.
-        held_out: Errors on the held-out tokens; None if there are none.
-        swaps: Swaps of key/value heads made by the polish.
-        improving_swaps: Single swaps that would still lower the refitted error; 0 certifies that there is none.
-        ridge: Relative ridge used, as in ``LayerReport``.
     """
 
     kept: tuple[Count, ...]
@@ -94,7 +86,6 @@ class LayerReport:
     """Report on one layer.
 
     Attributes:
-        layer: Index of the layer.
         kept: Channels kept, ascending.
         calibration: Errors on the calibration tokens.
         held_out: Errors on the held-out tokens; None if there are none.
@@ -119,11 +110,7 @@ class LayerReport:
     attention: AttentionReport | None = None
 
     def __post_init__(self) -> None:
-        """Validates the report.
-
-        Raises:
-            ValueError: the channels kept are not ascending.
-        """
+        """Raises ValueError if the channels kept are not ascending."""
         if any(low >= high for low, high in zip(self.kept, self.kept[1:], strict=False)):
             raise ValueError("The channels in `kept` do not ascend")
 
@@ -196,12 +183,8 @@ class PrunedModel:
         architecture: As in config.json.
         layers: Number of blocks.
         intermediate: MLP channels of the widest layer.
-        widths: MLP channels of each layer.
         heads: Query heads of a layer.
         kv_heads: Key/value heads of a layer.
-        mlp_bias: Whether the MLPs have biases.
-        parameters: Number of parameters.
-        mlp_parameters: Number of those of the MLPs.
     """
 
     name: str
@@ -236,14 +219,14 @@ class Sparsity:
         """Whether the two differ by 0.01 or more, so that both have to be reported."""
         return abs(self.achieved - self.asked) >= 0.01
 
-    def of(self, whole: str) -> str:
-        """For "the heads": "6.25 % of the heads (30 % asked for)"; without brackets if the two are close."""
-        return f"{share_text(self.achieved)} of {whole}{self.if_missed}"
-
     @property
     def if_missed(self) -> str:
         """What was asked for, in brackets after a space, if something else was removed."""
         return f" ({share_text(self.asked)} asked for)" if self.missed else ""
+
+    def of(self, whole: str) -> str:
+        """For "the heads": "6.25 % of the heads (30 % asked for)"; without brackets if the two are close."""
+        return f"{share_text(self.achieved)} of {whole}{self.if_missed}"
 
 
 @dataclass(frozen=True)
@@ -255,11 +238,9 @@ class Sparsities:
 
     @property
     def words(self) -> str:
-        """Text that states what is removed; heads are omitted if all are kept."""
-        found = self.channels.of("the MLP channels")
-        if self.heads.achieved:
-            found += f" and {self.heads.of('the heads')}"
-        return found
+        """What is removed, in words; heads are omitted if all are kept."""
+        heads = f" and {self.heads.of('the heads')}" if self.heads.achieved else ""
+        return self.channels.of("the MLP channels") + heads
 
 
 @dataclass(frozen=True)
@@ -299,7 +280,6 @@ class Extras:
     Attributes:
         run: Hash that identifies the run.
         bytes: Size of the weights on disk.
-        perplexity: Perplexity before and after.
         peak_memory_bytes: Peak memory of the process that ended the run.
         peak_device_bytes: Peak memory of a device of this process, the most of them; None of CPUs.
     """
@@ -317,16 +297,12 @@ class PruneReport:
 
     Attributes:
         settings: Every setting, those that the effort, the model or the calibration text decide with their values.
-        method: The selection method and the update.
-        model: The model before and after.
         sparsity: Fractions of the MLP channels and of the heads that were removed, and those requested.
         calibration: The calibration tokens.
         versions: Versions of the libraries used.
-        layers: One report per layer.
-        joint: The measurements of the joint steps: what the pruned model's predictions lose against the dense model's
-            ("Loss" in ``docs/reference.md``); the first is from before any step.
+        joint: The measurements of the joint steps: what the pruned model's predictions lose against the dense model's;
+            the first is from before any step.
         advice: Advice if some of the work had no effect: a sentence each, without full stop.
-        extras: What is known once the run has ended.
     """
 
     settings: dict[str, Any]
@@ -341,11 +317,7 @@ class PruneReport:
     extras: Extras = field(default_factory=Extras)
 
     def __post_init__(self) -> None:
-        """Validates the report.
-
-        Raises:
-            ValueError: a layer keeps a channel that the model does not have.
-        """
+        """Raises ValueError if a layer keeps a channel that the model does not have."""
         for layer in self.layers:
             if layer.kept and layer.kept[-1] >= self.model.intermediate.before:
                 raise ValueError(f"Layer {layer.layer} keeps a channel that the model does not have")
@@ -392,11 +364,9 @@ class FinetuneReport:
         teacher: Name of the model whose predictions were the target; None if the text was.
         objective: Kind of the losses: "next token" or "divergence from the teacher".
         data: The training tokens.
-        trained_parameters: Number of parameters that were trained.
         checks: Records of the evaluations on the held-out sequences; the first is from before any step.
         versions: Versions of the libraries used.
         seconds: Duration of all steps and evaluations, those before an interruption included.
-        extras: What is known once the run has ended.
     """
 
     settings: dict[str, Any]
@@ -476,13 +446,3 @@ class SpeedReport:
     workload: GenerationWorkload
     speed_up: Ratios
     by_arithmetic: Ratios
-
-
-@dataclass(frozen=True)
-class RunReports:
-    """A pruned checkpoint's report, its unique label, and later measurements and training."""
-
-    label: str
-    pruned: PruneReport
-    speed: SpeedReport | None = None
-    trained: FinetuneReport | None = None

@@ -31,8 +31,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("convert", orbax, "--to", "huggingface", "--output", work / "back"),
         ("eval", pruned, "--data", ids, "--sequence-length", "32", "--json", work / "eval.json"),
         ("bench", dense, pruned, "--prompt", "8", "--new", "2", "--repeats", "1", "--json", work / "bench.json"),
-        ("report", pruned, trained, "--bench", work / "bench.json"),
-        ("report", trained),
+        ("report", pruned, "--bench", work / "bench.json"),
+        ("report", trained, "--png", trained),
     )  # fmt: skip
     for words in commands:
         assert main([str(word) for word in words]) == 0
@@ -52,7 +52,7 @@ def texts(folder: Path) -> Iterator[tuple[str, str]]:
 def test_no_file_holds_a_path(work: Path) -> None:
     found = dict(texts(work))
     reports = {"pruned/spap_report.json", "trained/spap_finetune.json", "pruned/README.md", "trained/README.md"}
-    assert reports | {"orbax/spap_source.json", "eval.json", "bench.json", "spap_report.html"} < found.keys()
+    assert reports | {"orbax/spap_source.json", "eval.json", "bench.json", "pruned/spap_report.html"} < found.keys()
     assert [name for name, text in found.items() if str(work) in text] == []
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from spap_jax.report.read import read_runs
+from spap_jax.report.read import RunReports, read_run
 from spap_jax.report.schema import (
     AttentionReport,
     Biases,
@@ -23,7 +23,6 @@ from spap_jax.report.schema import (
     Perplexities,
     PrunedModel,
     PruneReport,
-    RunReports,
     Sparsities,
     Sparsity,
     Widths,
@@ -64,7 +63,6 @@ def written(layers: int = 3, checks: int = 6, held_out: bool = True, width: int 
             "method": "spap",
             "joint_passes": None,
             "rounds": 2,
-            "sampled": 0,
         },
         method=MethodAccount("spap", "alternate"),
         model=PrunedModel(
@@ -115,7 +113,7 @@ def put(folder: Path, tree: dict[str, Any] | None = None) -> Path:
 
 
 def run(tmp_path: Path, tree: dict[str, Any] | None = None) -> RunReports:
-    return read_runs([put(tmp_path / "run", tree)])[0]
+    return read_run(put(tmp_path / "run", tree))
 
 
 def pruned(tmp_path: Path, tree: dict[str, Any] | None = None) -> PruneReport:
@@ -123,37 +121,31 @@ def pruned(tmp_path: Path, tree: dict[str, Any] | None = None) -> PruneReport:
 
 
 class Look(HTMLParser):
-    """A parsed page: tags with their attributes, tables as lists of rows of cells, and the text outside of drawings."""
+    """A parsed page: tags with their attributes, tables as lists of rows of cells, and the text."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
         self.tags: list[tuple[str, dict[str, str]]] = []
         self.tables: list[list[list[str]]] = []
-        self.text = self.style = ""
-        self._inside: list[str] = []
+        self.text = ""
+        self._inside = ""
         self.feed(page)
         self.close()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, {name: value or "" for name, value in attrs}))
-        if tag in ("svg", "style", "td", "th"):
-            self._inside.append(tag)
         if tag == "table":
             self.tables.append([])
         elif tag == "tr":
             self.tables[-1].append([])
         elif tag in ("td", "th"):
             self.tables[-1][-1].append("")
+        self._inside = tag if tag in ("style", "td", "th") else self._inside
 
     def handle_endtag(self, tag: str) -> None:
-        if self._inside and tag == self._inside[-1]:
-            self._inside.pop()
+        self._inside = "" if tag == self._inside else self._inside
 
     def handle_data(self, data: str) -> None:
-        now = self._inside[-1] if self._inside else ""
-        if now == "style":
-            self.style += data
-        elif now != "svg":
-            self.text += data
-            if now in ("td", "th"):
-                self.tables[-1][-1][-1] += data
+        self.text += data if self._inside != "style" else ""
+        if self._inside in ("td", "th"):
+            self.tables[-1][-1][-1] += data

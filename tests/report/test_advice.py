@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from spap_jax.pruning.advice import advice
+from spap_jax.report.advice import advice
 from spap_jax.report.schema import (
     Biases,
     Change,

@@ -4,12 +4,9 @@ The thresholds are chosen so that a run with enough calibration text gets no adv
 """
 
 import statistics
-from typing import TYPE_CHECKING
 
 from spap_jax.quantities import count_text
-
-if TYPE_CHECKING:
-    from spap_jax.report.schema import PruneReport
+from spap_jax.report.schema import PruneReport
 
 TOKENS_PER_CHANNEL = 10
 """Sufficient number of calibration tokens per channel.
@@ -22,12 +19,12 @@ OVERFIT = 1.5
 """Ratio of held-out to calibration error from which advice is given: that of five tokens per channel."""
 
 
-def advice(report: "PruneReport") -> tuple[str, ...]:
+def advice(report: PruneReport) -> tuple[str, ...]:
     """Returns a sentence, without full stop, for each kind of work that had no effect; empty after a good run."""
     return (*_few_tokens(report), *_refused_steps(report))
 
 
-def _few_tokens(report: "PruneReport") -> list[str]:
+def _few_tokens(report: PruneReport) -> list[str]:
     """Detects channels that fit the calibration text but not the held-out text."""
     ratios = [
         layer.held_out.alternating / layer.calibration.alternating
@@ -43,7 +40,7 @@ def _few_tokens(report: "PruneReport") -> list[str]:
     return [f"the held-out error is {ratio:.1f} x the calibration's{few}; {_more(report)}"]
 
 
-def _refused_steps(report: "PruneReport") -> list[str]:
+def _refused_steps(report: PruneReport) -> list[str]:
     after = report.joint[1:]
     if not after or any(check.taken for check in after):
         return []
@@ -53,7 +50,7 @@ def _refused_steps(report: "PruneReport") -> list[str]:
     ]
 
 
-def _more(report: "PruneReport") -> str:
+def _more(report: PruneReport) -> str:
     """Recommends a sufficient number of sequences, a power of two, at least twice the number that was read."""
     account = report.calibration
     given = account.sequences + account.further_sequences
