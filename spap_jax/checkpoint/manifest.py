@@ -53,6 +53,6 @@ def check_replaceable(place: str | Path, overwrite: bool, others: Sequence[str])
     if others:
         shown = ", ".join(others[:_SHOWN]) + (f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else "")
         raise UserError(
-            f"{place} is not overwritten, because it holds files that spap did not write or that were changed since "
+            f"{place} is not overwritten, because it holds files that spap did not write or that have another size "
             f"({shown}): name another folder, or move them out of it."
         )

@@ -6,7 +6,6 @@ be; files that are not in the manifest are never removed.
 """
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from spap_jax.checkpoint.manifest import MANIFEST, check_replaceable, parse_mani
 from spap_jax.checkpoint.side_files import ACCOUNTS, SIDE_FILES, matching
 from spap_jax.errors import UserError
 from spap_jax.storage.files import About, Folder, upload
-from spap_jax.storage.location import is_address
 
 _CONFIG = "config.json"
 
@@ -99,17 +97,6 @@ def left_out(folder: Path, files: Mapping[str, Path]) -> list[str]:
     """The top-level files and folders of a checkpoint of which nothing is uploaded; folders end in a slash."""
     sent = {name.partition("/")[0] for name in files} | {MANIFEST}
     return sorted(f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir() if path.name not in sent)
-
-
-def read_made(output: str | Path, name: str) -> bytes | None:
-    """Reads a file of a complete output, which may be at an address; None if it does not exist yet."""
-    if is_address(output):
-        place = Folder(str(output))
-        return place.read(name) if place.read(_CONFIG) is not None else None  # which arrives last
-    try:
-        return Path(os.path.expanduser(output), name).read_bytes()
-    except OSError:
-        return None
 
 
 def _replaceable(place: Folder, overwrite: bool) -> dict[str, About]:

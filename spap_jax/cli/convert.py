@@ -15,7 +15,7 @@ def convert(
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Convert a checkpoint from the Hugging Face format to Orbax or back, bit for bit, with its card and reports.
+    """Convert a checkpoint from the Hugging Face format to Orbax (0.12, read by v1 too) or back, bit for bit.
 
     ```
     spap convert pruned --to orbax --output pruned-orbax

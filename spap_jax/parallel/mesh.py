@@ -7,13 +7,12 @@ and inserts the collectives. The rows of second moments, and of the solver's arr
 Everything else is replicated. Code under ``use_mesh`` uses the mesh around it; without a mesh, all functions do what a
 single device does anyway.
 
-Names say what happens in JAX's words: ``*_size`` and ``*_spec`` describe the mesh, ``put``, ``shard_*``, ``replicate``
-and ``from_parts`` put arrays on it, ``to_*`` and ``parts_of`` bring them back. What devices compute together is in
-``collectives.py``.
+Names say what happens in JAX's words: ``*_size`` and ``*_spec`` describe the mesh, ``put``, ``shard_*`` and
+``replicate`` put arrays on it, ``to_*`` bring them back. What devices compute together is in ``collectives.py``.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -266,36 +265,6 @@ def gathered(array: jax.Array, most: int = _AT_ONCE) -> np.ndarray:
         part = jax.lax.dynamic_slice_in_dim(array, np.int32(first), rows)
         found[first : first + rows] = replicate(part).addressable_data(0)
     return found
-
-
-def parts_of(array: jax.Array) -> dict[str, jax.Array]:
-    """Returns the parts of an array that this process's devices hold, each once, by where they begin.
-
-    They are arrays of their own on the same memory: JAX keeps what it has copied to the host with an array, and would
-    keep it as long as the given one.
-    """
-    anew = jax.make_array_from_single_device_arrays
-    return {_start_of(s.index): anew(s.data.shape, s.data.sharding, [s.data]) for s in array.addressable_shards}
-
-
-def from_parts(parts: Mapping[str, Any], like: jax.Array) -> jax.Array:
-    """Inverts `parts_of`, of parts on devices or hosts: an array with the shape and the sharding of ``like``.
-
-    Raises:
-        UserError: the parts are those of other devices, or there are none.
-    """
-    held = like.sharding.addressable_devices_indices_map(like.shape).values()
-    if not {_start_of(index) for index in held} <= parts.keys():
-        raise UserError(
-            "what the interrupted run kept is of other devices than those of this process, or of another version of "
-            f"SPAP-JAX: start its processes where they were, or start over with {option('resume', False)}."
-        )
-    return jax.make_array_from_callback(like.shape, like.sharding, lambda index: parts[_start_of(index)])
-
-
-def _start_of(index: Any) -> str:
-    """Names a part of an array by its first element; all parts of a sharded array have the same shape."""
-    return "-".join(str(cut.start or 0) for cut in index) or "0"
 
 
 def to_process(tree: Any) -> Any:

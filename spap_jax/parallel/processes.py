@@ -8,8 +8,6 @@ import functools
 import itertools
 import json
 import os
-import socket
-import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -112,14 +110,6 @@ def _own_devices() -> list[int] | None:
 def leads() -> bool:
     """Whether this is the leading process, which prints and writes."""
     return jax.process_index() == 0
-
-
-def on_this_host() -> int:
-    """Returns the number of the run's processes on this host, which share its memory."""
-    if jax.process_count() == 1:
-        return 1
-    host = np.uint32(zlib.crc32(socket.gethostname().encode()))
-    return int((process_allgather(host) == host).sum())
 
 
 def meet() -> None:

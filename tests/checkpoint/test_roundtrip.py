@@ -254,6 +254,15 @@ def test_orbax_out_and_back(variant: str, dtype: str, tmp_path: Path):
     assert (tmp_path / "out" / "tokenizer.json").exists()
 
 
+def test_what_is_written_is_read_by_the_next_version_of_orbax(tmp_path: Path) -> None:
+    import orbax.checkpoint.experimental.v1 as v1
+
+    model = load(write("llama", tmp_path / "in", "bfloat16"))
+    save_orbax(model, tmp_path / "orbax")
+    like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), model.params)
+    assert same_arrays(v1.load(tmp_path / "orbax" / "params", like), model.params)
+
+
 def test_a_sharded_model_is_written_to_orbax(tmp_path: Path):
     model = load(write("llama", tmp_path / "in"))
     mesh = jax.make_mesh((2,), ("width",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])

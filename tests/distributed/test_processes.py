@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 GENTLY = (
     "--method", "wanda", "--update", "alternate", "--rounds", "0",
-    "--joint-passes", "3", "--joint-tokens", "256", "--joint-learning-rate", "0.003",
+    "--joint-passes", "3",
 )  # fmt: skip
 """Joint steps so small that the order of a sum, which is another on two processes, does not change their result."""
 
@@ -103,7 +103,7 @@ def test_two_processes_that_go_on_give_the_result_of_one(given: Path, alone: Pat
     assert "process 0 of 2: it ends because another one is gone" in said
     assert re.search(r"of 3 layers are done.*, kept in", said)
     assert "Traceback" not in said
-    assert sorted(each.name for each in tmp_path.iterdir()) == [".two.resume", ".two.resume-1"]
+    assert [each.name for each in tmp_path.iterdir()] == [".two.resume"]
     code, said = kill_one_after("step 5/9  held-out", 0, together(given, output, *GENTLY))
     assert code in (75, -signal.SIGABRT), said  # JAX may notice the loss first: it then aborts the process and says why
     assert "another one is gone" in said or "another task died" in said

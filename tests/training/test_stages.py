@@ -3,11 +3,9 @@
 from typing import Any
 
 import jax
-import numpy as np
 import pytest
 from training_cases import FULL, SETTINGS, counting, same, tiny
 
-from spap_jax.errors import UserError
 from spap_jax.parallel import mesh
 from spap_jax.settings import FinetuneSettings
 from spap_jax.training import finetune
@@ -32,22 +30,3 @@ def test_a_run_goes_on_from_a_stage_to_the_same_bits(settings: FinetuneSettings,
     assert same(jax.device_get((resumed[-1].state, resumed[-1].best)), seen[-1][0])
     for one, other in zip(resumed[-1].checks, seen[-1][1], strict=True):
         assert (one.losses, one.held_out, one.taken) == (other.losses, other.held_out, other.taken)
-
-
-def test_parts_are_arrays_of_their_own():
-    """JAX keeps what it copied to the host with an array: with a state, it would be kept until that is gone."""
-    array = mesh.put(np.arange(8.0))
-    (part,) = mesh.parts_of(array).values()
-    assert part is not array.addressable_data(0)
-    assert part is not array.addressable_shards[0].data
-    assert part.unsafe_buffer_pointer() == array.unsafe_buffer_pointer()
-
-
-def test_parts_of_other_devices_are_refused():
-    with mesh.use_mesh(2):
-        array = mesh.shard_chunks(np.arange(8.0))
-        parts = mesh.parts_of(array)
-        assert sorted(parts) == ["0", "4"]
-        del parts["4"]
-        with pytest.raises(UserError, match=r"other devices"):
-            mesh.from_parts(parts, array)
