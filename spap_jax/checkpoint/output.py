@@ -157,6 +157,13 @@ def _check_writable(target: Path, needed: int) -> None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise UserError(f"{target} cannot be made in {parent} ({error.strerror}): name another place.") from error
+    check_room(target, needed)
+
+
+def check_room(output: str | Path, needed: int) -> None:
+    """Raises UserError if the disk of an output, a path, has less room than is needed."""
+    target = real_path(output)
+    parent = next(folder for folder in target.parents if os.path.exists(folder))
     free = free_disk(parent)
     if free < needed:
         raise UserError(

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 from cyclopts import Parameter
 
 from spap_jax.cli import console
-from spap_jax.cli.options import Bos, Data, ModelName, OutputPath, Resume
+from spap_jax.cli.options import Bos, Count, Data, ModelName, OutputPath, Resume
 from spap_jax.cli.texts import Texts, perplexity_of
 from spap_jax.errors import UserError
 from spap_jax.settings import PruneSettings
-from spap_jax.storage.location import check_name
+from spap_jax.storage.location import check_name, is_address
 
 if TYPE_CHECKING:
     from spap_jax import checkpoint
@@ -47,8 +47,8 @@ def prune(
     data: Data,
     output: OutputPath,
     sparsity: SparsityOption = (PruneSettings.sparsity,),
-    sequences: int = 128,
-    sequence_length: int | None = None,
+    sequences: Count = 128,
+    sequence_length: Count | None = None,
     bos: Bos = None,
     eval: Data | None = None,
     overwrite: bool = False,
@@ -115,8 +115,11 @@ def prune(
         with console.waiting(f"reading {model}"):
             reader = _reader_of(model)
         meet()  # one process may have had to download it
-        _check_different(wanted, [pruned_config(reader.config, one.settings) for one in wanted])
-        for one in wanted:
+        configs = [pruned_config(reader.config, one.settings) for one in wanted]
+        _check_different(wanted, configs)
+        for one, config in zip(wanted, configs, strict=True):
+            checkpoint.check_describable(reader.source, config)
+            _check_room(one, reader, config)
             check_allocation(reader.config, one.settings, model_devices)
             warn_of_settings(reader.config, one.settings)
         with use_mesh(devices, model_devices), quick_compilation(), one_blas_thread():
@@ -200,6 +203,16 @@ def _check_different(wanted: Sequence[PruneRun], configs: "Sequence[DecoderConfi
                 f"--sparsity {twice[0]} and {twice[1]} both leave {config.intermediate} channels in a layer: name one "
                 "of the two."
             )
+
+
+def _check_room(one: PruneRun, reader: "checkpoint.Reader", config: "DecoderConfig") -> None:
+    """Raises UserError if a disk has no room for the blocks, and for those that joint steps change beside them."""
+    from spap_jax import checkpoint
+    from spap_jax.models import cost
+
+    if not is_address(one.output):
+        before, after = (cost.parameters(reader.family, each).total for each in (reader.config, config))
+        checkpoint.check_room(one.output, 2 * reader.bytes * after // before)
 
 
 def _reader_of(model: str) -> "checkpoint.Reader":

@@ -41,7 +41,8 @@ def telling(
     except NotFiniteError:  # which is not resumed
         raise
     except BaseException:
-        console.err.print(words())
+        if any(store.kept()):
+            console.err.print(words())
         raise
     finally:
         before_end.remove(end)
