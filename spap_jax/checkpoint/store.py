@@ -138,7 +138,7 @@ class FolderStore:
         self._output = output if is_address(output) else real_path(output)
         self._overwrite = overwrite
         self._identity = None if identity is None else json.loads(json.dumps(identity))
-        role = processes.told_to_all(f"partial-{os.urandom(4).hex()}")
+        role = processes.broadcast_from_leader(f"partial-{os.urandom(4).hex()}")
         self._folder = resume_folder(output) if identity is not None else folder_at(beside(self._output, role))
         self.place = self._folder.address
         self.found = self.finished = False
@@ -166,7 +166,7 @@ class FolderStore:
         failed = self._writing.exception() if self._writing else None
         ended = error or failed
         useless = isinstance(ended, NotFiniteError) or self._identity is None or (ended and self._is_useless())
-        if processes.leads() and useless:
+        if processes.is_leader() and useless:
             self._folder.clear()
         self._release()
         if failed and not error:
@@ -180,11 +180,11 @@ class FolderStore:
     @property
     def decided(self) -> Any:
         """The last argument of `decide`, in this process or an earlier one; None if there was none."""
-        return processes.told_to_all(_parsed(self._folder.read(_DECIDED)) if processes.leads() else None)
+        return processes.broadcast_from_leader(_parsed(self._folder.read(_DECIDED)) if processes.is_leader() else None)
 
     def decide(self, value: Any) -> None:
         """Stores a JSON value on which all blocks depend."""
-        if processes.leads():
+        if processes.is_leader():
             self._folder.write(_DECIDED, json.dumps(value).encode())
 
     def block(self, index: int) -> Block | None:
@@ -196,12 +196,12 @@ class FolderStore:
             return None
         self._wait()
         name = _shard("block", index)
-        shard = weight_files.decode(self._folder.read(name)) if processes.leads() else None
-        report = processes.told_to_all(None if shard is None else shard[1])
+        shard = weight_files.decode(self._folder.read(name)) if processes.is_leader() else None
+        report = processes.broadcast_from_leader(None if shard is None else shard[1])
         if report is not None:
             return Block(self._layer(name, index, shard), report)
         self._blocks = index
-        if processes.leads():
+        if processes.is_leader():
             self._folder.remove([_STATE, *(_shard("block", number) for number in range(index, self.config.layers))])
         return None
 
@@ -226,7 +226,7 @@ class FolderStore:
     def layer(self, index: int) -> Params:
         """The parameters of a block as the output will have them, on the host, padded to the widest layer."""
         self._wait()
-        processes.meet()
+        processes.barrier()
         return self._layer(self._final(index), index)
 
     def outer(self, params: Params) -> None:
@@ -248,7 +248,7 @@ class FolderStore:
         if self._saved is None or not self._keeps_states():
             self._saved = time.monotonic()
             return
-        if not processes.told_to_all(time.monotonic() - self._saved >= STATE_SECONDS):
+        if not processes.broadcast_from_leader(time.monotonic() - self._saved >= STATE_SECONDS):
             return
         from orbax.checkpoint import args
 
@@ -312,21 +312,21 @@ class FolderStore:
 
     def remove(self) -> None:
         """Removes what says that the output is of this run, once the whole command has succeeded."""
-        processes.meet()
-        if processes.leads():
+        processes.barrier()
+        if processes.is_leader():
             self._tidy()
             self._folder.clear()
 
     def _open(self, fresh: bool) -> None:
-        first, own = processes.told_to_all(self._identity) or {}, self._identity or {}
+        first, own = processes.broadcast_from_leader(self._identity) or {}, self._identity or {}
         differing = [name for name in first if first[name] != own.get(name)]
-        if not processes.known_to_all([] if differing else [0]):
+        if processes.all_gather_host(bool(differing)).any():
             raise UserError(
                 f"the processes of this run differ from the first one{' in ' * bool(differing)}{', '.join(differing)}: "
                 "give all of them the same command, model and data."
             )
         self.found, self.finished = self._on_leader(lambda: self._open_folder(fresh))
-        if not processes.known_to_all([] if self._folder.read(RUN) is None else [0]):
+        if processes.all_gather_host(self._folder.read(RUN) is None).any():
             raise UserError(f"not all processes of this run see {self.place}: name an output that all of them see.")
         self._blocks = self.config.layers if self.found else 0
 
@@ -367,12 +367,12 @@ class FolderStore:
         if jax.process_count() == 1:
             return work()
         outcome: Json = {}
-        if processes.leads():
+        if processes.is_leader():
             try:
                 outcome = {"value": work()}
             except UserError as error:
                 outcome = {"error": str(error)}
-        outcome = processes.told_to_all(outcome)
+        outcome = processes.broadcast_from_leader(outcome)
         if "error" in outcome:
             raise UserError(outcome["error"])
         return outcome["value"]
@@ -384,7 +384,7 @@ class FolderStore:
     def _begin(self, write: Callable[..., None], *arguments: Any) -> None:
         """Lets the thread of the leading process write, once it has written what came before."""
         self._wait()
-        if processes.leads():
+        if processes.is_leader():
             self._writing = self._thread.submit(write, *arguments)
 
     def _wait(self) -> None:

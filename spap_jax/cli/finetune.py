@@ -86,7 +86,7 @@ def finetune(
     from spap_jax.cli.stopping import stopping
     from spap_jax.parallel.mesh import use_mesh
     from spap_jax.parallel.placement import bytes_of, fully_shard_params
-    from spap_jax.parallel.processes import leads, meet
+    from spap_jax.parallel.processes import barrier, is_leader
     from spap_jax.report.card import trained_files
     from spap_jax.report.schema import Check, Extras, Perplexities, converted
     from spap_jax.training.finetune import check, run
@@ -101,7 +101,7 @@ def finetune(
         with console.waiting(f"reading {model}"), use_mesh(devices, model_devices):
             start = checkpoint.load(model, fully_shard_params)
             dense = checkpoint.load(teacher, fully_shard_params) if teacher else None
-        meet()  # one process may have had to download them
+        barrier()  # one process may have had to download them
         texts = Texts(data, eval, sequences, sequence_length, bos)
         blocks, judged = texts.read(start.source, start.config, seed=settings.seed, further=False)
         check(start, blocks.tokens, dense, settings)
@@ -143,7 +143,7 @@ def finetune(
             put_model(store, trained)
             store.finish(trained_files(report, accounts(start.source)))
             store.remove()
-    if leads():
+    if is_leader():
         _summary(report)
         console.err.print(f"wrote {output}")
 

@@ -74,11 +74,11 @@ def wait_for_others(coordinator: str | None, processes: int | None, process_id: 
         NotJoinedError, UserError: see ``processes.join``.
     """
     from spap_jax.cli.console import err, out, waiting
-    from spap_jax.parallel.processes import check_processes, join, leads
+    from spap_jax.parallel.processes import check_processes, is_leader, join
 
     if any(value is not None for value in (coordinator, processes, process_id)):
         check_processes(coordinator, processes, process_id)
         number = "" if process_id is None else f" as process {process_id} of {processes}"
         with waiting(f"waiting for the other processes{number}"):
             join(coordinator, processes, process_id)
-    out.quiet = err.quiet = not leads()
+    out.quiet = err.quiet = not is_leader()

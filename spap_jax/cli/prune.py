@@ -99,7 +99,7 @@ def prune(
     from spap_jax.cli.stopping import stopping
     from spap_jax.numerics import one_blas_thread
     from spap_jax.parallel.mesh import use_mesh
-    from spap_jax.parallel.processes import leads, meet
+    from spap_jax.parallel.processes import barrier, is_leader
     from spap_jax.progress import PruningProgress
     from spap_jax.pruning.run import Dense, pruned_config, resolve, warn_of_settings
     from spap_jax.pruning.widths import check_allocation
@@ -114,7 +114,7 @@ def prune(
         checkpoint.fetch_side_files(model)
         with console.waiting(f"reading {model}"):
             reader = _reader_of(model)
-        meet()  # one process may have had to download it
+        barrier()  # one process may have had to download it
         configs = [pruned_config(reader.config, one.settings) for one in wanted]
         _check_different(wanted, configs)
         for one, config in zip(wanted, configs, strict=True):
@@ -129,10 +129,10 @@ def prune(
                 reader.source, reader.config, seed=settings.seed, further=jointly
             )
             all_read = eval or settings.allocation == "global"
-            if leads() and not (reader.at_address or all_read):
+            if is_leader() and not (reader.at_address or all_read):
                 with console.counting() as watch:
                     reader.check_finite(lambda seen, total: watch("weights checked", seen, total))
-            meet()  # the others do not read all weights
+            barrier()  # the others do not read all weights
             dense = Dense(reader.config, reader.outer(), reader.layer)
             command = Command(reader, dense, tokens, judged, dtype, overwrite, resume)
             with contextlib.ExitStack() as opened:  # before any work, since another run may have begun a later output

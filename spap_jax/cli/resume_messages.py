@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from spap_jax.checkpoint.store import FolderStore
 from spap_jax.cli import console
 from spap_jax.errors import NotFiniteError
-from spap_jax.parallel.processes import leads
+from spap_jax.parallel.processes import is_leader
 
 
 @contextlib.contextmanager
@@ -31,7 +31,7 @@ def telling(
     def end() -> str:
         store.settle()
         console.err.show_cursor()  # a progress bar has hidden it
-        return words() if leads() else "what is kept is said by the first process."
+        return words() if is_leader() else "what is kept is said by the first process."
 
     if store.found and any(store.kept()):
         console.err.print(f"going on: {amount(*store.kept())}, kept in {store.place}")

@@ -1,20 +1,18 @@
 """Joining the processes of a run, and what they tell each other; a run of one process has nobody to talk to.
 
 The leading process prints and writes, and decides what only it can see, as files on its own disk. All processes call
-the functions below `leads` at the same places, as all have to take part.
+the functions below `is_leader` at the same places, as all have to take part.
 """
 
 import functools
 import itertools
 import json
 import os
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental.multihost_utils import broadcast_one_to_all, process_allgather
 
 from spap_jax.errors import NotJoinedError, UserError, first_line, option
@@ -107,12 +105,12 @@ def _own_devices() -> list[int] | None:
     return [] if alone and "JAX_LOCAL_DEVICE_IDS" not in os.environ else None
 
 
-def leads() -> bool:
+def is_leader() -> bool:
     """Whether this is the leading process, which prints and writes."""
     return jax.process_index() == 0
 
 
-def meet() -> None:
+def barrier() -> None:
     """Waits until all processes have come here; a collective computation would wait for some minutes only."""
     if jax.process_count() == 1:
         return
@@ -122,35 +120,15 @@ def meet() -> None:
     sync_global_processes(f"barrier {next(_BARRIERS)}", timeout=_BARRIER_SECONDS, processes=everyone)
 
 
-def broadcast_from_leader(arrays: dict[str, Any]) -> dict[str, Any]:
-    """Broadcasts nested dicts of numpy arrays from the leading process; those of other processes are ignored.
-
-    The arrays are sent as integers of the same width: a broadcast is a sum over processes, which would turn -0 into 0.
-    """
-    if jax.process_count() == 1:
-        return arrays
-    flat: Any = flatten_dict(arrays, sep="/") if leads() else {}
-    text = json.dumps({name: [a.dtype.name, a.shape] for name, a in flat.items()}).encode()
-    length = int(broadcast_one_to_all(np.int32(len(text))))
-    text = bytes(broadcast_one_to_all(np.frombuffer(text if leads() else bytes(length), np.uint8)))
-    received = {}
-    for name, (dtype, shape) in json.loads(text).items():
-        array = np.asarray(flat[name], order="C") if leads() else np.zeros(shape, dtype)
-        received[name] = broadcast_one_to_all(array.view(f"u{array.itemsize}")).view(dtype)
-    return unflatten_dict(received, sep="/")
+def broadcast_from_leader(value: Any) -> Any:
+    """Broadcasts a JSON-serialisable value from the leading process; those of other processes are ignored."""
+    text = json.dumps(value).encode()
+    if jax.process_count() > 1:
+        length = int(broadcast_one_to_all(np.int32(len(text))))
+        text = broadcast_one_to_all(np.frombuffer(text if is_leader() else bytes(length), np.uint8)).tobytes()
+    return json.loads(text)
 
 
-def told_to_all(value: Any) -> Any:
-    """Broadcasts a JSON value from the leading process."""
-    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    return json.loads(broadcast_from_leader({"text": text})["text"].tobytes())
-
-
-def known_to_all(numbers: Iterable[int]) -> set[int]:
-    """Returns those of this process's numbers that every process has."""
-    mine = set(numbers)
-    candidates = told_to_all(sorted(mine))  # what the leading process does not have, not all have
-    if jax.process_count() == 1 or not candidates:
-        return set(candidates)
-    known = process_allgather(np.array([number in mine for number in candidates]))
-    return {number for number, by_all in zip(candidates, known.all(axis=0), strict=True) if by_all}
+def all_gather_host(value: Any) -> np.ndarray:
+    """Gathers a number of every process, [processes]."""
+    return process_allgather(np.asarray(value)) if jax.process_count() > 1 else np.asarray([value])

@@ -63,4 +63,4 @@ def _room() -> float | None:
     else:
         about = device.memory_stats() or {}
         left = about["bytes_limit"] - about.get("bytes_in_use", 0) if "bytes_limit" in about else None
-    return processes.told_to_all(left)
+    return processes.broadcast_from_leader(left)
