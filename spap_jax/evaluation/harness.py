@@ -5,7 +5,7 @@ compared with published ones. Importing this file requires ``lm_eval``.
 """
 
 import bisect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from spap_jax.data.tokens import load_tokenizer
 from spap_jax.errors import UserError, warn
-from spap_jax.evaluation.generation import Sampling, check_sampling, end_tokens, named_settings
+from spap_jax.evaluation.generation import Sampling, end_tokens, named_settings
 from spap_jax.evaluation.perplexity import check_finite
 from spap_jax.evaluation.sequences import continuations, log_likelihoods, replicas_of
 from spap_jax.models.model import Model
@@ -32,9 +32,6 @@ NEW_TOKENS = 256
 _PENALTIES = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
 """Settings of generation that change even the likeliest text, and their values without effect."""
 
-_SAMPLED = {"top_k": 50, "top_p": 1.0}
-"""What transformers samples from if neither the task nor the model says."""
-
 
 class HarnessModel(TemplateLM):
     """A model for ``lm_eval.simple_evaluate(model=...)``."""
@@ -45,17 +42,14 @@ class HarnessModel(TemplateLM):
         *,
         tokenizer: str | Path | None = None,
         batch_tokens: int = 4096,
-        devices: Sequence[Any] | None = None,
-        watch: Watch | None = None,
+        watch: Watch = lambda kind, done, total: None,
     ) -> None:
-        """Puts the model on the devices.
+        """Puts the model on the devices, as `replicas_of` does.
 
         Args:
             model: The model.
             tokenizer: A model folder or a hub id. By default the model's own folder.
             batch_tokens: Number of tokens that a device processes at once.
-            devices: JAX devices among which a batch is split. By default all local devices, in groups that share the
-                weights if one device cannot hold them.
             watch: Progress callback.
 
         Raises:
@@ -68,12 +62,10 @@ class HarnessModel(TemplateLM):
                 f"the tokenizer of {model.source.name} names neither a beginning nor an end token, and one of them has "
                 "to stand before a text: add bos_token or eos_token to its tokenizer_config.json."
             )
-        self._replicas = replicas_of(model, devices)
+        self._replicas = replicas_of(model)
         self._ends = {*end_tokens(model), self.eot_token_id}
         self._settings = named_settings(model.source)
-        self._batch_tokens = batch_tokens
-        self._watch = watch or (lambda what, done, total: None)
-        self._name = model.source.name
+        self._batch_tokens, self._watch, self._name = batch_tokens, watch, model.source.name
 
     @property
     def eot_token_id(self) -> int:
@@ -105,8 +97,7 @@ class HarnessModel(TemplateLM):
         """Returns the log-likelihood of each text, in windows of the model's length; the first has the prefix token."""
         windows = [list(self._windows(str(request.args[0]))) for request in requests]
         pairs = [(("", ""), *window) for text in windows for window in text]
-        flat = self._loglikelihood_tokens(pairs, what="log-likelihoods of texts")
-        values = iter(value for value, _ in flat)
+        values = iter(value for value, _ in self._loglikelihood_tokens(pairs, what="log-likelihoods of texts"))
         return [sum(islice(values, len(text))) for text in windows]
 
     def _windows(self, text: str) -> Iterator[tuple[list[int], list[int]]]:
@@ -133,85 +124,62 @@ class HarnessModel(TemplateLM):
             )
         scores = {}
         self._watch(what, 0, len(requests))
-        for found in log_likelihoods(self._replicas, sequences, predicted, self._batch_tokens):
-            for score, _ in found.values():
+        for batch in log_likelihoods(self._replicas, sequences, predicted, self._batch_tokens):
+            for score, _ in batch.values():
                 check_finite(score, self._name, "log-likelihood of a text")
-            scores |= found
+            scores |= batch
             self._watch(what, len(scores), len(requests))
         return [scores[index] for index in range(len(requests))]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
-        """Generates a text after each context, up to the first stop sequence."""
-        asked: list[Any] = [request.args for request in requests]
-        by_settings: dict[str, list[int]] = {}
-        for index, (_, settings) in enumerate(asked):
-            by_settings.setdefault(repr(settings), []).append(index)
-        texts: dict[int, str] = {}
-        self._warn_of_penalties()
-        self._watch("texts", 0, len(requests))
-        for members in by_settings.values():
-            for found in self._texts([asked[member][0] for member in members], asked[members[0]][1]):
-                texts |= {members[index]: text for index, text in found.items()}
-                self._watch("texts", len(texts), len(requests))
-        return [texts[index] for index in range(len(requests))]
-
-    def _warn_of_penalties(self) -> None:
-        """Warns of settings of the model that the harness's transformers backend applies to every text it generates."""
-        named = [name for name in _PENALTIES if self._settings.get(name) not in (None, _PENALTIES[name])]
-        if named:
+        """Generates the likeliest text after each context, up to the first stop sequence."""
+        if named := [name for name in _PENALTIES if self._settings.get(name) not in (None, _PENALTIES[name])]:
             warn(
                 f"generation_config.json of the model names {' and '.join(named)}, which is not applied here: texts "
                 "that tasks generate differ from those of the harness's transformers backend, which applies it."
             )
+        arguments: list[Any] = [request.args for request in requests]
+        by_settings: dict[str, list[int]] = {}
+        for index, (_, settings) in enumerate(arguments):
+            by_settings.setdefault(repr(settings), []).append(index)
+        texts: dict[int, str] = {}
+        self._watch("texts", 0, len(requests))
+        for members in by_settings.values():
+            for batch in self._texts([arguments[member][0] for member in members], arguments[members[0]][1]):
+                texts |= {members[index]: text for index, text in batch.items()}
+                self._watch("texts", len(texts), len(requests))
+        return [texts[index] for index in range(len(requests))]
 
     def _texts(self, contexts: list[str], settings: dict[str, Any]) -> Iterator[dict[int, str]]:
         """Generates the texts of requests with the same settings, one batch at a time."""
-        stops, new, sampling = self._generation(settings)
+        known: dict[str, Any] = dict(normalize_gen_kwargs(settings, NEW_TOKENS))
+        stops = [stop for stop in handle_stop_sequences(known.pop("until"), eos=self.tokenizer.eos_token) if stop]
+        new = known.pop("max_gen_toks")
+        if not known["do_sample"]:  # these have no effect then
+            known = {name: value for name, value in known.items() if name not in ("do_sample", *Sampling._fields)}
+        if known:
+            raise UserError(
+                f"a task generates with {', '.join(known)}, which is not supported: leave that task out, or set no more "
+                "than until and max_gen_toks in it."
+            )
         if new >= self.max_length:
             raise UserError(
                 f"a task asks for texts of up to {new} tokens, which leave no room for a context in the model's "
                 f"{self.max_length} positions: leave that task out."
             )
-        prompts = [
-            (self.tok_encode(context) or [self.prefix_token_id])[-(self.max_length - new) :] for context in contexts
-        ]
+        room = self.max_length - new
+        prompts = [(self.tok_encode(context) or [self.prefix_token_id])[-room:] for context in contexts]
 
         def ended(tokens: list[int]) -> bool:
             text = self.tokenizer.decode(tokens)
             return not self._ends.isdisjoint(tokens) or any(stop in text for stop in stops)
 
-        key = jax.random.key(0)  # the harness fixes its seeds as well
-        for found in continuations(self._replicas, prompts, new, ended, self._batch_tokens, sampling, key):
-            yield {index: self._text(tokens, ended, stops) for index, tokens in found.items()}
+        given = (prompts, new, ended, self._batch_tokens, Sampling(), jax.random.key(0))
+        for batch in continuations(self._replicas, *given):
+            yield {index: self._text(tokens, ended, stops) for index, tokens in batch.items()}
 
     def _text(self, tokens: list[int], ended: Callable[[list[int]], bool], stops: list[str]) -> str:
         """Decodes tokens up to the end of the text; special tokens can end it, but are not part of it."""
         length = bisect.bisect_left(range(len(tokens)), True, key=lambda last: ended(tokens[: last + 1])) + 1
         text = self.tokenizer.decode(tokens[:length], skip_special_tokens=True)
         return postprocess_generated_text(text, stop=stops, think_end_token=None)
-
-    def _generation(self, settings: dict[str, Any]) -> tuple[list[str], int, Sampling]:
-        """Returns the stop sequences, the maximum number of new tokens, and the sampling settings.
-
-        Raises:
-            UserError: a setting is not supported, such as beam search.
-        """
-        known: dict[str, Any] = dict(normalize_gen_kwargs(settings, NEW_TOKENS))
-        stops = handle_stop_sequences(known.pop("until"), eos=self.tokenizer.eos_token)
-        new, samples = known.pop("max_gen_toks"), known.pop("do_sample")
-        drawn = {name: known.pop(name) for name in Sampling._fields if name in known}
-        if samples and not drawn.get("temperature"):
-            raise UserError("a task samples without a temperature: set one in the task, or do_sample to false.")
-        if known:
-            raise UserError(
-                f"a task generates with {', '.join(known)}, which is not supported: leave that task out, or set no "
-                f"more than until, max_gen_toks, do_sample, {', '.join(Sampling._fields)}."
-            )
-        named = {name: self._settings[name] for name in _SAMPLED if self._settings.get(name) is not None}
-        sampling = Sampling(**_SAMPLED | named | drawn) if samples else Sampling()
-        check_sampling(sampling, jax.random.key(0))
-        return [stop for stop in stops if stop], new, sampling
-
-    def get_model_info(self) -> dict[str, Any]:
-        """Returns the metadata that the harness stores with its results."""
-        return {"batch_tokens": self._batch_tokens, "devices": self._replicas.mesh.size}

@@ -1,18 +1,20 @@
-"""Tasks of EleutherAI's lm-evaluation-harness: finds them by name, loads them from cache, hub or folder, runs them.
+"""Tasks of EleutherAI's lm-evaluation-harness: finds them by name, loads their data, and runs them.
 
 Importing this file requires ``lm_eval``.
 """
 
 import difflib
-import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
+import datasets
 import yaml
 from lm_eval.api.model import LM
+from lm_eval.api.task import ConfigurableTask
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 
@@ -22,78 +24,131 @@ from spap_jax.storage.files import is_uncached, offline, require_hub
 BOOTSTRAP = 1000
 """Bootstrap resamples for standard errors without a formula; the harness's default of 100 000 takes minutes."""
 
+_SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
+
 
 class Chosen(NamedTuple):
-    """The tasks chosen.
-
-    Attributes:
-        names: Names of the tasks.
-        manager: The manager that loads them.
-    """
+    """The tasks chosen: their names, and the manager that loads them."""
 
     names: list[str]
     manager: TaskManager
 
 
-def choose_tasks(asked: Sequence[str], task_path: Path | None = None) -> Chosen:
+def choose_tasks(asked: Sequence[str], task_path: Path | None = None, task_data: Path | None = None) -> Chosen:
     """Finds tasks, groups and tags by name.
 
     Args:
         asked: Their names; ``*`` matches anything.
         task_path: A folder with further tasks (YAML), which override the harness's own tasks of the same name.
+        task_data: A folder with data sets, which are read in place of those of the hub; see `read_data_set`.
 
     Raises:
-        UserError: the folder or a task does not exist.
+        UserError: a folder or a task does not exist.
     """
+    for name, folder in (("task_path", task_path), ("task_data", task_data)):
+        if folder is not None and not folder.is_dir():
+            raise UserError(f"there is no folder {folder}: give {option(name)} one that exists.")
     manager = _manager(asked, task_path)
+    manager.data = task_data
     names = [name for each in asked for name in _matches(each, manager, task_path)]
     return Chosen(list(dict.fromkeys(names)), manager)
 
 
-def run_tasks(model: LM, tasks: Chosen, limit: int | None = None) -> dict[str, Any]:
-    """Runs tasks with ``lm_eval.simple_evaluate`` and returns its results without the samples.
+def run_tasks(model: LM, tasks: Chosen, limit: int | None = None, samples: bool = False) -> dict[str, Any]:
+    """Runs tasks with ``lm_eval.simple_evaluate`` and returns its results.
 
     Args:
         model: The model.
         tasks: The tasks that ``choose_tasks`` found.
         limit: Maximum number of examples of each task, from its start. By default all.
+        samples: Whether the results hold every example with its answers.
 
     Raises:
         UserError: a task or its data cannot be loaded.
     """
-    with _one_process(), redirect_stdout(sys.stderr):
+    # The harness forks to compute standard errors, unless told not to: JAX's threads do not survive a fork.
+    with mock.patch.dict("os.environ", DISABLE_MULTIPROC="1"), redirect_stdout(sys.stderr):
         results = simple_evaluate(
             model=model,
             tasks=[*tasks.names],
             task_manager=tasks.manager,
             limit=limit,
             bootstrap_iters=BOOTSTRAP,
-            log_samples=False,
+            log_samples=samples,
         )
     return dict(results or {})
+
+
+def split_of(results: dict[str, Any], task: str) -> str:
+    """Returns the split of its data on which a task was run; "" for a group of tasks."""
+    config = results["configs"].get(task, {})
+    return config.get("test_split") or config.get("validation_split") or ""
+
+
+def read_data_set(folder: Path, path: str, config: str | None) -> Any:
+    """Returns the splits of a data set that lies in a folder, by name.
+
+    It is ``[OWNER/]NAME/[CONFIG/]SPLIT``, as ``save_to_disk`` of the library ``datasets`` writes it; without a config,
+    CONFIG may be anything. Or ``[OWNER/]NAME`` is a copy of the hub's repository.
+
+    Args:
+        folder: The folder.
+        path: Name of the data set on the hub, "owner/name" or "name".
+        config: Name of its configuration, if any.
+
+    Raises:
+        UserError: It is not there.
+    """
+    places = [place for name in (path, path.rpartition("/")[2]) if (place := folder / name).is_dir()]
+    for place in places:
+        saved = [*place.glob(f"{config or '*'}/*/dataset_info.json")] or [*place.glob("*/dataset_info.json")]
+        if saved:  # in memory, since what a task makes of them would be cached beside them
+            return {info.parent.name: datasets.load_from_disk(str(info.parent), keep_in_memory=True) for info in saved}
+    if not places:
+        raise UserError(f"{folder} has no data set {path}: add it as {folder / path}, or leave its task out.")
+    return datasets.load_dataset(str(places[0]), config)
+
+
+@contextmanager
+def _data_in(folder: Path | None) -> Iterator[None]:
+    """Lets tasks read their data from a folder; splits that are not there are taken for splits that do not exist."""
+
+    def download(task: Any, dataset_kwargs: dict[str, Any] | None = None, **_: Any) -> None:
+        if folder is None or "data_files" in (dataset_kwargs or {}):  # files that the task itself names
+            return own(task, dataset_kwargs)
+        task.dataset = read_data_set(folder, task.DATASET_PATH, task.DATASET_NAME)
+        for split in _SPLITS:
+            if getattr(task.config, split) not in task.dataset:
+                setattr(task.config, split, None)
+
+    own: Callable[..., None] = ConfigurableTask.download
+    with mock.patch.object(ConfigurableTask, "download", download):
+        yield
 
 
 class _Tasks(TaskManager):
     """The harness's task manager, with loading errors reported as a ``UserError``."""
 
+    data: Path | None = None
+
     def load(self, task_list: Any) -> Any:
-        """Builds tasks and reads their data, from the cache if possible, else from the hub."""
+        """Builds tasks and reads their data: from the folder, else from the cache if possible, else from the hub."""
         names = ", ".join(task_list)
+        remedy = f"give {option('task_data')} a folder that holds them."
         try:
-            try:
-                with offline():
+            with _data_in(self.data):
+                try:
+                    with offline():
+                        loaded = super().load(task_list)
+                except (ConnectionError, ValueError) as error:
+                    if not is_uncached(error):
+                        raise
+                    require_hub(f"the data of {names}", remedy)
                     loaded = super().load(task_list)
-            except (ConnectionError, ValueError) as error:
-                if not is_uncached(error):
-                    raise
-                require_hub(f"the data of {names}", _remedy())
-                loaded = super().load(task_list)
         except UserError:
             raise
         except Exception as error:  # a task is third-party configuration, code and data: anything may be raised
-            raise UserError(
-                f"{names} cannot be loaded ({first_line(error)}): correct the task, or {_remedy()}"
-            ) from error
+            raise UserError(f"{names} cannot be loaded ({first_line(error)}): correct the task, or {remedy}") from error
         for name, task in loaded["tasks"].items():
             if getattr(task, "UNSAFE_CODE", False):
                 raise UserError(f"the task {name} runs what the model writes, which is not safe: leave it out.")
@@ -102,33 +157,22 @@ class _Tasks(TaskManager):
         return loaded
 
 
-def _remedy() -> str:
-    return f"name tasks whose data are local, with {option('task_path')}."
-
-
-def _manager(names: Sequence[str], task_path: Path | None) -> TaskManager:
+def _manager(names: Sequence[str], task_path: Path | None) -> _Tasks:
     """Returns a manager of all tasks, or only of the folder's if it has all names: reading the others takes seconds."""
     if task_path is None:
         return _Tasks()
-    if not task_path.is_dir():
-        raise UserError(f"there is no folder {task_path}: give {option('task_path')} a folder with tasks (YAML).")
     own = _Tasks(include_path=str(task_path), include_defaults=False)
     return own if {*names} <= {*own.all_subtasks} else _Tasks(include_path=str(task_path))
 
 
 def _matches(name: str, manager: TaskManager, task_path: Path | None) -> list[str]:
     """Returns the tasks that match a name or a pattern."""
-    found = manager.match_tasks([name])
-    if not found:
+    matching = manager.match_tasks([name])
+    if not matching:
         _check_syntax(task_path)
-        near = difflib.get_close_matches(name, manager.all_tasks, n=5)
-        help = (
-            f"near it are {', '.join(near)}."
-            if near
-            else f"check the name, or give {option('task_path')} the folder it is in."
-        )
-        raise UserError(f"there is no task {name}: {help}")
-    return found
+        near = ", ".join(difflib.get_close_matches(name, manager.all_tasks, n=5))
+        raise UserError(f"there is no task {name}: check the name{f', near it are {near}' if near else ''}.")
+    return matching
 
 
 def _check_syntax(task_path: Path | None) -> None:
@@ -138,17 +182,3 @@ def _check_syntax(task_path: Path | None) -> None:
             yaml.compose(file.read_text(encoding="utf-8"), yaml.SafeLoader)  # builds no values: !function may occur
         except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
             raise UserError(f"{file} cannot be read as YAML ({' '.join(str(error).split())}): correct it.") from error
-
-
-@contextmanager
-def _one_process() -> Iterator[None]:
-    """Keeps the harness from forking to compute standard errors: JAX's threads do not survive a fork."""
-    before = os.environ.get("DISABLE_MULTIPROC")
-    os.environ["DISABLE_MULTIPROC"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["DISABLE_MULTIPROC"]
-        else:
-            os.environ["DISABLE_MULTIPROC"] = before
