@@ -26,6 +26,7 @@ def eval_(
     bos: Bos = None,
     tasks: str | None = None,
     task_path: Path | None = None,
+    task_data: Path | None = None,
     limit: Count | None = None,
     batch_tokens: Count = 4096,
     devices: int | None = None,
@@ -52,6 +53,7 @@ def eval_(
         bos: Begin each window with the tokenizer's beginning-of-text token. By default only for Gemma, which needs it.
         tasks: Names of tasks, separated by commas.
         task_path: Folder with further tasks (YAML files). Code that they refer to is run.
+        task_data: Folder with the data sets of tasks, [OWNER/]NAME/[CONFIG/]SPLIT. By default the cache or the hub.
         limit: Number of examples of each task, from its start. By default all.
         batch_tokens: Tokens that a device processes at once; fewer need less memory.
         devices: Number of devices to use. By default all, but only one of a CPU's.
@@ -67,9 +69,12 @@ def eval_(
     if (data is None) == (tasks is None):
         given = "neither was" if data is None else "both were"
         raise UserError(f"give either --data (perplexity) or --tasks (the lm-evaluation-harness); {given} given.")
-    if any(word is not None for word in ((task_path, limit) if tasks is None else (sequence_length, sequences, bos))):
+    if any(
+        word is not None
+        for word in ((task_path, task_data, limit) if tasks is None else (sequence_length, sequences, bos))
+    ):
         raise UserError(
-            "--sequence-length, --sequences and --bos go with --data, --task-path and --limit with --tasks."
+            "--sequence-length, --sequences and --bos go with --data, --task-path, --task-data and --limit with --tasks."
         )
     check_json_place(json)
     fetch_data(data)
@@ -85,7 +90,7 @@ def eval_(
             length = sequence_length or _length_of_run(loaded)
             result = _measure_perplexity(model, placed_model(), data, length, sequences, bos, batch_tokens)
         else:
-            result = _measure_tasks(model, placed_model, str(tasks), task_path, limit, batch_tokens)
+            result = _measure_tasks(model, placed_model, str(tasks), task_path, task_data, limit, batch_tokens)
     if json is not None:
         write_json(json, "spap eval", result)
 
@@ -154,6 +159,7 @@ def _measure_tasks(
     read: "Callable[[], Model]",
     listed: str,
     task_path: Path | None,
+    task_data: Path | None,
     limit: int | None,
     batch_tokens: int,
 ) -> dict[str, Any]:
@@ -180,7 +186,7 @@ def _measure_tasks(
     if not names:
         raise UserError("--tasks names no task: give names with commas between them, for example arc_easy,piqa.")
     with console.waiting(f"looking up {', '.join(names)}"):
-        chosen = tasks.choose_tasks(names, task_path)
+        chosen = tasks.choose_tasks(names, task_path, task_data)
     loaded = read()
     start = time.perf_counter()
     with console.counting() as watch:
@@ -188,11 +194,13 @@ def _measure_tasks(
         results = tasks.run_tasks(adapted, chosen, limit)
     seconds = time.perf_counter() - start
     examples = "" if limit is None else f", the first {limit} examples of each"
-    console.table(f"{model}{examples}; {seconds:.1f} s", ("task", "metric", "value", "stderr"), _task_rows(results))
+    columns = ("task", "split", "examples", "metric", "value", "stderr")
+    console.table(f"{model}{examples}; {seconds:.1f} s", columns, _task_rows(results))
     ours = {
         "model": public_name(model),
         "tasks": names,
         "task_path": task_path and public_name(task_path),
+        "task_data": task_data and public_name(task_data),
         "limit": limit,
         "seconds": seconds,
     }
@@ -202,13 +210,17 @@ def _measure_tasks(
 
 
 def _task_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
+    from spap_jax.evaluation.tasks import split_of
+
     rows = []
     for task, values in results["results"].items():
+        examples = str(results["n-samples"].get(task, {}).get("effective", ""))  # a group of tasks has none of its own
         for key, value in values.items():
             metric, _, filtered = key.partition(",")
             if filtered and not metric.endswith("_stderr"):
                 name = metric if filtered == "none" else f"{metric} ({filtered})"
-                rows.append((task, name, _number(value), _number(values.get(f"{metric}_stderr,{filtered}"))))
+                error = _number(values.get(f"{metric}_stderr,{filtered}"))
+                rows.append((task, split_of(results, task), examples, name, _number(value), error))
     return rows
 
 

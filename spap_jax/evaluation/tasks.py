@@ -115,7 +115,8 @@ def _data_in(folder: Path | None) -> Iterator[None]:
 
     def download(task: Any, dataset_kwargs: dict[str, Any] | None = None, **_: Any) -> None:
         if folder is None or "data_files" in (dataset_kwargs or {}):  # files that the task itself names
-            return own(task, dataset_kwargs)
+            own(task, dataset_kwargs)
+            return
         task.dataset = read_data_set(folder, task.DATASET_PATH, task.DATASET_NAME)
         for split in _SPLITS:
             if getattr(task.config, split) not in task.dataset:

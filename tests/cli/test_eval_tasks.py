@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from commands import EXAMPLES, STORIES, process, sentence, spap
-from datasets import config
+from datasets import Dataset, config
 
 from spap_jax.evaluation import tasks
 
@@ -39,12 +39,12 @@ def test_the_table_and_the_json_file(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "log-likelihoods ..." in said.err
     lines = said.out.splitlines()
     assert lines[0].startswith(f"{STORIES}, the first 6 examples of each; ")
-    assert lines[1].split() == ["task", "metric", "value", "stderr"]
+    assert lines[1].split() == ["task", "split", "examples", "metric", "value", "stderr"]
     read = json.loads(found.read_text())
     numbers = read["results"]["stories_cloze"]
     for line, metric in zip(lines[3:], ("acc", "acc_norm"), strict=True):
         value, error = numbers[f"{metric},none"], numbers[f"{metric}_stderr,none"]
-        assert line.split() == ["stories_cloze", metric, f"{value:.4f}", f"{error:.4f}"]
+        assert line.split() == ["stories_cloze", "test", "6", metric, f"{value:.4f}", f"{error:.4f}"]
     assert (read["n-samples"]["stories_cloze"], read["n-shot"]) == (
         {"original": 100, "effective": 6},
         {"stories_cloze": 0},
@@ -58,6 +58,15 @@ def test_the_table_and_the_json_file(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert read["lm_eval_version"]
 
 
+def test_data_in_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"goal": "Play", "sol1": "Take a ball.", "sol2": "Eat.", "label": number % 2} for number in range(4)]
+    Dataset.from_list(rows).save_to_disk(tmp_path / "piqa" / "plain_text" / "validation")
+    said = spap(capsys, "eval", STORIES, "--tasks", "piqa", "--task-data", tmp_path)
+    assert said.code == 0, said.err
+    assert said.out.splitlines()[3].split()[:4] == ["piqa", "validation", "4", "acc"]
+    assert "--task-data" in sentence(spap(capsys, "eval", STORIES, "--tasks", "piqa", "--task-data", tmp_path / "no"))
+
+
 def test_a_standard_error_by_resampling(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The resampling runs in this process and prints nothing among the results."""
     metric = {"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False}
@@ -66,8 +75,8 @@ def test_a_standard_error_by_resampling(tmp_path: Path, capsys: pytest.CaptureFi
     said = spap(capsys, *WORDS, "--task-path", folder, "--limit", "6")
     assert said.code == 0, said.err
     _, _, _, line = said.out.splitlines()
-    task, name, value, error = line.split()
-    assert (task, name) == ("stories_cloze", "perplexity")
+    *described, value, error = line.split()
+    assert described == ["stories_cloze", "test", "6", "perplexity"]
     assert float(value) > 1
     assert float(error) > 0
 

@@ -11,7 +11,9 @@ from rich.console import Console
 from spap_jax.cli.app import BASIC, FURTHER, app
 
 COMMANDS = [name for name in app if not name.startswith("-")]
-NO_EFFECT = "eval prompts json coordinator processes process_id data tasks task_path other teacher mesh finetune"
+NO_EFFECT = (
+    "eval prompts json coordinator processes process_id data tasks task_path task_data other teacher mesh finetune"
+)
 """Options that have no effect unless they are given."""
 
 
