@@ -69,12 +69,10 @@ def eval_(
     if (data is None) == (tasks is None):
         given = "neither was" if data is None else "both were"
         raise UserError(f"give either --data (perplexity) or --tasks (the lm-evaluation-harness); {given} given.")
-    if any(
-        word is not None
-        for word in ((task_path, task_data, limit) if tasks is None else (sequence_length, sequences, bos))
-    ):
+    unused = (task_path, task_data, limit) if tasks is None else (sequence_length, sequences, bos)
+    if any(value is not None for value in unused):
         raise UserError(
-            "--sequence-length, --sequences and --bos go with --data, --task-path, --task-data and --limit with --tasks."
+            "--sequence-length, --sequences and --bos go with --data; --task-path, --task-data and --limit with --tasks."
         )
     check_json_place(json)
     fetch_data(data)

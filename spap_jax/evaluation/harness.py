@@ -159,8 +159,8 @@ class HarnessModel(TemplateLM):
             known = {name: value for name, value in known.items() if name not in ("do_sample", *Sampling._fields)}
         if known:
             raise UserError(
-                f"a task generates with {', '.join(known)}, which is not supported: leave that task out, or set no more "
-                "than until and max_gen_toks in it."
+                f"a task generates with {', '.join(known)}, which is not supported: leave that task out, or set no "
+                "more than until and max_gen_toks in it."
             )
         if new >= self.max_length:
             raise UserError(
