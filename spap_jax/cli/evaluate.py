@@ -72,7 +72,7 @@ def eval_(
     unused = (task_path, task_data, limit) if tasks is None else (sequence_length, sequences, bos)
     if any(value is not None for value in unused):
         raise UserError(
-            "--sequence-length, --sequences and --bos go with --data; --task-path, --task-data and --limit with --tasks."
+            "--sequence-length, --sequences and --bos go with --data; --task-path, --task-data and --limit with --tasks"
         )
     check_json_place(json)
     fetch_data(data)
