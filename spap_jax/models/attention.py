@@ -41,11 +41,9 @@ def causal_attention(
 
     Args:
         q: [B, T, n, h].
-        k: [B, m, S, h].
-        v: [B, m, S, h].
+        k: [B, m, S, h], and so is v.
         valid: [B, S], which keys may be attended to; None for all.
-        offset: Index of the first query among the keys; keys after a block of queries are skipped only if this is a
-            Python integer.
+        offset: Index of the first query among the keys; only if it is a Python integer are later keys skipped.
         window: Number of keys that a query attends to, counting back from its own index; None for all.
 
     Returns:
@@ -73,11 +71,7 @@ def _fused(
 
 
 def _division_is_known() -> bool:
-    """Whether the program that is being traced says how it is divided among devices, or runs on one.
-
-    Elsewhere, as in ``spap.loss`` of a model that several devices share, the compiler learns it from the arrays, and
-    kernels that it cannot partition must not be in it.
-    """
+    """Whether the traced program says how devices divide it: the compiler cannot partition fused kernels."""
     return (get_abstract_mesh().size or 1) > 1 or one_device.value or jax.device_count() == 1
 
 
@@ -112,14 +106,9 @@ def by_jax(
 
 
 def splash(q: jax.Array, k: jax.Array, v: jax.Array, window: int | None = None, interpret: bool = False) -> jax.Array:
-    """Causal attention by the splash attention kernel of Pallas for TPUs; shapes as in `causal_attention`.
+    """Causal attention by the splash attention kernel of Pallas for TPUs; arguments as in `causal_attention`.
 
-    Args:
-        q: Queries; their number is a multiple of 128.
-        k: Keys.
-        v: Values.
-        window: As in `causal_attention`.
-        interpret: Whether to interpret the kernel, which works on every platform.
+    The number of queries is a multiple of 128. ``interpret`` makes the kernel work on every platform.
     """
     kernel = functools.partial(_splash, window=window, interpret=interpret)
     return kernel(q, k, v) if q.dtype == jnp.float32 else _at_default_precision(kernel, q, k, v)
@@ -146,9 +135,8 @@ def _splash(q: jax.Array, k: jax.Array, v: jax.Array, window: int | None, interp
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _at_default_precision(kernel: Callable[..., jax.Array], q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Computes a kernel and its gradient at the default precision, which is exact for products of bfloat16.
-
-    The TPU's compiler refuses the highest precision for bfloat16.
+    """Computes a kernel and its gradient at the default precision: the TPU's compiler refuses a higher one for
+    bfloat16.
     """
     with jax.default_matmul_precision("default"):
         return kernel(q, k, v)

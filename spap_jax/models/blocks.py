@@ -39,9 +39,8 @@ class Block(nn.Module):
     def queries_keys_values(
         self, x: jax.Array, positions: jax.Array, kind: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Computes queries, keys and values. x: [B, T, d] -> q [B, T, n, h], k and v [B, m, T, h].
-
-        ``kind`` is the index of the layer's kind of attention, if the config has several (see `attention_kind`).
+        """Computes queries, keys and values. x: [B, T, d] -> q [B, T, n, h], k and v [B, m, T, h]; kind: see
+        `attention_kind`.
         """
         return self.attention.project_in(self.attention_norm(x) if "input" in self.config.norms else x, positions, kind)
 
@@ -82,16 +81,12 @@ class Block(nn.Module):
     def __call__(
         self, x: jax.Array, positions: jax.Array, valid: jax.Array | None, kind: jax.Array | None = None
     ) -> jax.Array:
-        """Applies the block.
+        """Applies the block. x: [B, T, d] -> [B, T, d].
 
         Args:
-            x: [B, T, d].
             positions: [B, T].
             valid: [B, T], or None without padding.
             kind: Index of the layer's kind of attention, [], if the config has several (see `attention_kind`).
-
-        Returns:
-            [B, T, d].
         """
         return self.feed_forward(self.attend(x, positions, valid, kind))
 
@@ -135,13 +130,10 @@ def over_blocks(
     checkpoint: Callable[[Callable], Callable] = lambda function: function,
     held: Callable[[Any], Any] = lambda carry: carry,
 ) -> Any:
-    """Carries a value through the blocks.
+    """Carries a value, such as the residual stream, through the blocks.
 
     Args:
-        config: The decoder.
-        step: Returns the value after a block, from the config of its layers, the value before it, its parameters, and
-            its number.
-        carry: The value before the first block, such as the residual stream.
+        step: Returns the value after a block, from its config, the value before it, its parameters, and its number.
         layers: Parameters of all blocks, stacked [L, ...], which have no gradients; or a tree for each block, as
             ``decoder.unstacked`` returns them.
         moving: Parameters that have gradients, stacked [L, ...]; they take the place of those in ``layers``.

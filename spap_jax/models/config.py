@@ -54,7 +54,6 @@ class DecoderConfig:
         kv_heads: Key/value heads (m), each shared by n / m query heads.
         head_dim: Width of a head (h).
         positions: Maximum sequence length.
-        attention_kinds: The kinds of attention of the layers.
         position_offset: Rows of the learned position table before position 0; None without learned positions.
         norm: "rms" or "layer".
         norm_eps: Epsilon added to the variance under the square root.
@@ -64,9 +63,7 @@ class DecoderConfig:
         final_norm: Whether a norm precedes the head.
         activation: "silu", "relu", "gelu", or "gelu_pytorch_tanh", its approximation.
         gated: Whether the MLP is act(x gate) * (x up) rather than act(x up).
-        qkv_bias: Whether the query, key and value projections have biases.
         output_bias: Whether the attention's output projection has a bias.
-        mlp_bias: Whether the MLP's projections have biases.
         tied: Whether the head shares its weights with the token embedding.
         norm_shift: Added to the scale of every norm; 1 if a stored scale of 0 leaves the norm's input as it is.
         query_key_norm: What queries and keys are normalised over before they are rotated: each "head", or "all" heads
@@ -74,9 +71,8 @@ class DecoderConfig:
         query_scale: Factor of the queries, besides that of the attention scores, 1 / sqrt(h).
         embedding_scale: Factor of the embedded tokens.
         layer_kinds: Index in ``attention_kinds`` of each layer [L]; None if all layers have the only one.
-        widths: MLP channels of each layer [L] if they differ; the largest is ``intermediate``. Stacked parameters have
-            that width in every layer, and narrower layers are padded with zero channels, which do not change the
-            output; a checkpoint stores each layer at its own width. None if all layers have the same width.
+        widths: MLP channels of each layer [L] if they differ; the largest is ``intermediate``. Stacked parameters are
+            padded to it with zero channels; a checkpoint stores each layer at its own width. None if all are alike.
     """
 
     family: str

@@ -33,8 +33,7 @@ def parameters(family: Family, config: DecoderConfig) -> Parameters:
 def prefill_operations(family: Family, config: DecoderConfig, batch: int, length: int) -> int:
     """Floating-point operations of a forward pass over [B, T] tokens that computes logits for the last token only.
 
-    Counts two per multiplied weight and token, and four per head channel of every query-key pair that is computed: keys
-    after a block of queries are skipped.
+    Counts two per multiplied weight and token, and four per head channel of every query-key pair that is computed.
     """
     counted = parameters(family, config).multiplied
     head = config.vocabulary * config.embedding
@@ -45,9 +44,7 @@ def prefill_operations(family: Family, config: DecoderConfig, batch: int, length
 def decode_bytes(family: Family, config: DecoderConfig, batch: int, length: int, weight: int, cached: int) -> int:
     """Bytes read by one decoding step: every multiplied weight once, and the keys and values of ``length`` tokens.
 
-    Args:
-        length: Tokens in the cache.
-        cached: Bytes per number in the cache.
+    ``weight`` and ``cached`` are the bytes of a number in the weights and in the cache.
     """
     cache = 2 * batch * length * config.layers * config.kv_heads * config.head_dim
     return parameters(family, config).multiplied * weight + cache * cached

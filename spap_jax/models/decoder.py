@@ -63,15 +63,11 @@ class Head(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A whole decoder, from token ids to logits.
-
-    Its parameters are the tree of ``docs/architecture.md``: blocks are scanned, and their arrays stacked [L, ...].
+    """A whole decoder, from token ids to logits; its parameters are the tree of ``docs/architecture.md``.
 
     Attributes:
-        config: Sizes and switches.
         dtype: Data type of matrices and activations; norms, softmax and logits are float32.
-        policy: What a block keeps for its backward pass, one of ``jax.checkpoint_policies``; the rest is computed
-            again. None keeps everything.
+        policy: What a block keeps for its backward pass, one of ``jax.checkpoint_policies``; None keeps everything.
     """
 
     config: DecoderConfig
@@ -82,10 +78,7 @@ class Decoder(nn.Module):
     def __call__(self, tokens: jax.Array, valid: jax.Array | None = None, logits: bool = True) -> jax.Array:
         """Computes logits, or the stream that the head makes them of. tokens: [B, T] -> [B, T, v] or [B, T, d].
 
-        Args:
-            tokens: Token ids.
-            valid: [B, T], False for padding, which is neither attended to nor counted in positions. None without.
-            logits: Whether the head is applied.
+        ``valid`` [B, T] is False for padding, which is neither attended to nor counted in positions; None without.
         """
         c = self.config
         positions = positions_in(tokens.shape) if valid is None else token_positions(valid)
@@ -225,16 +218,14 @@ def extend(
 def unstacked(
     config: DecoderConfig, params: Params, place: Callable[[DecoderConfig, Params], Params] = lambda _, params: params
 ) -> tuple[DecoderConfig, Params]:
-    """Unstacks the layers of a decoder for speed, and pads MLP widths with zero channels.
+    """Unstacks the layers of a decoder for speed, and pads MLP widths with zero channels to multiples of
+    ``WIDTH_STEP``.
 
-    Matrix products are a few percent faster at widths that are multiples of ``WIDTH_STEP``, and a channel with zero
-    weights does not change the output. XLA:CPU copies each layer's weights out of a stack before it multiplies by them,
-    which makes a step of one token four times as slow; unstacked weights are read in place, but compile time grows with
-    depth.
+    XLA:CPU copies each layer's weights out of a stack before it multiplies by them; unstacked weights are read in
+    place, but compile time grows with depth.
 
     Args:
-        config: The decoder.
-        params: Its parameters; arrays, or values that are read lazily, a layer at a time.
+        params: Arrays, or values that are read lazily, a layer at a time.
         place: Places parameters on devices: those of one layer, or those outside the layers.
 
     Returns:

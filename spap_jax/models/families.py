@@ -1,8 +1,7 @@
 """The table of a model family, and how it reads a Hugging Face config.
 
-Each field is either read by the family's table, known to have no effect, or accepted with certain values only. A config
-with another value is refused: a model that loads and computes something else is worse than one that does not load.
-Fields that transformers does not read either are ignored, since they cannot change what the model computes.
+Each field is either read by the family's table, known to have no effect, or accepted with certain values only; another
+value is refused: a model that loads and computes something else is worse than one that does not load.
 """
 
 import dataclasses
@@ -48,15 +47,13 @@ class Family:
         fields: Field of ``DecoderConfig`` -> its source, in the order of reading.
         constants: Fields of ``DecoderConfig`` that are the same for the entire family.
         rules: Every tensor that a model of the family may have; the config decides which of them exist.
-        attention_kinds: Computes the fields ``attention_kinds`` and ``layer_kinds`` from a parsed config.json and
-            the fields read from it. By default all layers have one rotary embedding, and one window if there is such a
-            field.
+        attention_kinds: Computes ``attention_kinds`` and ``layer_kinds`` from config.json and the fields read from it;
+            by default one rotary embedding, and one window if there is such a field.
         derived: Computes additional or changed fields from those read.
         accepted: Hugging Face fields specific to this family, each with a test for the values that the port supports.
         inert: Fields specific to this family that never change what a forward pass computes.
         recomputed: Pattern of buffers that old checkpoints store and that are recomputed from the config.
-        heads_divide_width: Whether transformers refuses a width that is not a multiple of the number of heads, even
-            if head_dim is given.
+        heads_divide_width: Whether transformers requires a multiple of the number of heads as width despite head_dim.
     """
 
     name: str

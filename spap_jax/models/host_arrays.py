@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 
 _PIECE = 1 << 17
-"""Values that are judged at a time; they and what is computed from them fit a core's cache."""
+"""Values that are checked at a time; they and what is computed from them fit a core's cache."""
 
 _TILE = 128
-"""Rows and columns that are put in order at a time."""
+"""Rows and columns that are copied at a time."""
 
 
 def is_finite(array: np.ndarray) -> bool:

@@ -24,10 +24,8 @@ _WORDS = {
 
 
 def of_kind(name: str, value: Any, kind: type) -> Any:
-    """Returns a value of config.json after checking that it is of the expected kind.
-
-    Args:
-        kind: bool; int for a size; float for a finite number of at least 0, possibly an integer; str; or dict.
+    """Returns a value of config.json after checking its kind: bool, int (a size), float (finite, at least 0), str or
+    dict.
 
     Raises:
         UserError: the value is of another kind, or out of range.

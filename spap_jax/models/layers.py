@@ -54,8 +54,8 @@ def rotary_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
     """Radians per position for each channel pair of a head, [h / 2] float32 (Su et al. 2021; scaling as in Llama 3.1).
 
     Computed on the host in the same order of operations as transformers: at position 1000 a difference in the last bit
-    of a frequency is a difference of 1e-4 radians. The power is computed in float64 and rounded, since numpy's float32
-    power is off by two units in the last place on some processors, and accelerators are worse.
+    of a frequency is a difference of 1e-4 radians. The power is computed in float64 and rounded, since float32 powers
+    differ between processors.
     """
     one, exponents = np.float32(1), np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     frequency = one / (np.float64(rope.theta) ** exponents).astype(np.float32)
@@ -73,16 +73,12 @@ def rotary_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
 def rotary_angles(
     attention_kinds: tuple[AttentionKind, ...], head_dim: int, positions: jax.Array, kind: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Computes the cosines and sines of the rotary embedding.
+    """Computes the cosines and sines of the rotary embedding, [B, T, 1, h / 2] float32 each.
 
     Args:
-        attention_kinds: The kinds of attention; one without rotary embedding has angles of 0.
-        head_dim: Width of a head (h), even.
+        attention_kinds: One without rotary embedding has angles of 0.
         positions: [B, T].
         kind: Index of one of several ``attention_kinds``, [].
-
-    Returns:
-        Two arrays [B, T, 1, h / 2], float32.
     """
     none = np.zeros(head_dim // 2, np.float32)
     table = jnp.asarray([rotary_frequencies(each.rope, head_dim) if each.rope else none for each in attention_kinds])
@@ -125,10 +121,7 @@ class Attention(nn.Module):
     def project_in(
         self, x: jax.Array, positions: jax.Array, kind: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Computes queries [B, T, n, h], keys and values [B, m, T, h] from x: [B, T, d].
-
-        ``kind`` is the index of the layer's kind of attention, if the config has several.
-        """
+        """Computes q [B, T, n, h], k and v [B, m, T, h] from x: [B, T, d]; kind: see ``blocks.attention_kind``."""
         c, tokens = self.config, on_one_axis(x)
         weights = {"q": self.q, "k": self.k, "v": self.v}
         q, k, v = (
@@ -160,9 +153,8 @@ class Mlp(nn.Module):
     config: DecoderConfig
 
     def setup(self) -> None:
-        """Declares gate and up [d, f], down [f, d], and the biases that the config has.
-
-        The output projection and its bias are left out if they are not among the given weights: ``hidden`` needs none.
+        """Declares gate and up [d, f], down [f, d], and biases; down may be absent from the weights if only ``hidden``
+        is used.
         """
         c, init, zeros = self.config, nn.initializers.normal(0.02), nn.initializers.zeros
         self.up = self.param("up", init, (c.width, c.intermediate))
@@ -192,10 +184,8 @@ class Mlp(nn.Module):
 
 
 def on_one_axis(x: jax.Array) -> jax.Array:
-    """Reshapes tokens [..., a] to [N, a].
-
-    The gradient of what multiplies or is added to them is a sum over all tokens, which XLA computes slowly on CPUs if
-    sequences and tokens are two axes, or one of them has length 1.
+    """Reshapes tokens [..., a] to [N, a], since XLA:CPU is slow at gradients that sum over two axes or over one of
+    length 1.
     """
     return x.reshape(-1, x.shape[-1])
 

@@ -1,7 +1,7 @@
 """The loss of predictions: that of the next token, or what is lost against the predictions of another model.
 
-The logits are computed a few tokens at a time, whatever the vocabulary. Their gradient is computed with them, since the
-sum of the losses is all that is differentiated: a backward pass would have to compute them again.
+The logits are computed a few tokens at a time, and their gradient with them: a backward pass would have to compute them
+again.
 """
 
 import functools
@@ -17,17 +17,11 @@ from spap_jax.models.blocks import Params
 from spap_jax.models.config import DecoderConfig
 
 HEAD_TOKENS, CPU_HEAD_TOKENS = 256, 128
-"""Number of tokens whose logits are held at once. With fewer, products on an accelerator would wait for the weights; a
-CPU needs no more."""
+"""Number of tokens whose logits are held at once; with fewer, an accelerator would wait for the weights."""
 
 
 class Predictor(NamedTuple):
-    """What turns a stream after the last block into predictions.
-
-    Attributes:
-        config: The decoder.
-        params: Its weights outside the blocks.
-    """
+    """What turns a stream after the last block into predictions: a config, and the parameters outside the blocks."""
 
     config: DecoderConfig
     params: Params
@@ -41,8 +35,7 @@ class Target(NamedTuple):
     """Predictions of another model, the target beside the text.
 
     Attributes:
-        teacher: What makes them of the stream.
-        stream: [B, T, d] the stream after the last block of that model.
+        stream: [B, T, d] the teacher's stream after the last block.
         text_weight: Weight of the text's next token in the target, from 0 to 1; the rest is that of the predictions.
     """
 
@@ -56,7 +49,6 @@ class Comparison(NamedTuple):
 
     Attributes:
         loss: Loss of the next token in nats.
-        teacher_loss: That of the teacher.
         divergence: KL(teacher || model) in nats.
         agreement: Number of predictions whose most likely token is the teacher's.
     """
@@ -70,20 +62,16 @@ class Comparison(NamedTuple):
 def loss_sum(
     model: Predictor, last: jax.Array, tokens: jax.Array, weights: jax.Array, target: Target | None = None
 ) -> jax.Array:
-    """Sums the losses of predictions in nats, each times its weight, with a gradient.
+    """Sums the losses of predictions in nats, each times its weight, with a gradient, float32 [].
 
     Without a target q, the loss of a prediction p is -log p(next token). With it, it is what is lost against it, 0 for
     p = q: (1 - a) KL(q || p) + a (log q(next token) - log p(next token)), with a the text's weight.
 
     Args:
-        model: What makes predictions of ``last``.
         last: [B, T, d] stream after the last block.
         tokens: [B, T] the next tokens.
         weights: [B, T] weights of the predictions; they have no gradient.
         target: The predictions to learn; they have no gradient.
-
-    Returns:
-        [] float32.
     """
     if target is None:
         loss, by_token, teacher = functools.partial(_next_token_losses, model.config), (tokens,), {}
@@ -112,15 +100,9 @@ def compare(model: Predictor, last: jax.Array, tokens: jax.Array, counts: jax.Ar
 
 
 def text_loss(config: DecoderConfig, params: Params, tokens: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """Computes the mean next-token loss [] of sequences, in nats per prediction; see `counted_predictions`.
+    """Computes the mean next-token loss [] of tokens [B, T], in nats per prediction; mask: see `counted_predictions`.
 
     Gradients compute each block again, and sum those of the embedding and the head in float32.
-
-    Args:
-        config: The decoder.
-        params: Its parameters.
-        tokens: [B, T].
-        mask: [B, T], or None.
     """
     outside = {name: jax.tree.map(lambda a: a.astype(jnp.float32), params[name]) for name in ("embed", "head")}
     module = decoder.Decoder(config, policy=jax.checkpoint_policies.nothing_saveable)
@@ -141,8 +123,8 @@ def next_tokens(tokens: jax.Array) -> jax.Array:
 
 
 _Loss = Callable[[Params, jax.Array, Any, Params], jax.Array]
-"""Losses [N] of tokens, from the weights outside the blocks, the stream [N, d], the targets [N, ...], and the weights
-outside the blocks of the model that makes these."""
+"""Losses [N], from the weights outside the blocks, the stream [N, d], the targets [N, ...], and the teacher's weights.
+"""
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -21,11 +21,11 @@ class Source:
     Attributes:
         name: The name that the user gave: a folder or a hub id.
         folder: The local folder with its tokenizer and generation files; None for a model made in memory.
-        config_text: Its config.json, verbatim. It is written back with only the sizes edited (and MLP biases switched
-            on, if pruning added them), because regenerating a config loses or renames fields that some loader reads.
+        config_text: Its config.json, verbatim. It is written back with only the sizes and biases edited, because
+            regenerating a config loses or renames fields that some loader reads.
         head_stored: Whether the checkpoint of a tied model stores the head in addition to the embedding.
-        accounts: The card and the reports of weights that were pruned or trained since the folder was read: names and
-            texts. None for the weights of the folder, whose accounts are in it.
+        accounts: Names and texts of the card and the reports of weights that were pruned or trained since the folder
+            was read; None for the weights of the folder, whose accounts are in it.
     """
 
     name: str
@@ -71,15 +71,12 @@ class Model:
     """A decoder, as ``spap.load`` returns it and ``spap.save`` accepts it.
 
     A model is a JAX pytree whose leaves are the arrays of ``params``. Only ``config`` is static: a jitted function
-    compiles once for all models of a config, and ``jax.tree.map`` takes several of them, of which the first gives the
-    result its source. A model that a jitted function returns has the source `UNKNOWN`; ``replace`` gives it another.
-    ``jax.grad`` with respect to a model returns a model that holds the gradients. Two models are equal only if they are
-    the same object.
+    compiles once for all models of a config, and returns a model with the source `UNKNOWN`; ``replace`` gives it
+    another. ``jax.tree.map`` keeps the source of its first model, and ``jax.grad`` returns a model that holds the
+    gradients. Two models are equal only if they are the same object.
 
     Attributes:
-        config: Sizes and options of the decoder.
         params: The parameter tree of ``docs/architecture.md``, in the dtype of the checkpoint.
-        source: Where the model came from.
     """
 
     config: DecoderConfig
@@ -102,11 +99,7 @@ class Model:
         return FAMILIES[self.config.family]
 
     def replace(self, **changes: Unpack[ModelChanges]) -> "Model":
-        """A copy with some fields changed; nothing is checked, and arrays are shared.
-
-        Args:
-            **changes: New values of ``config``, ``params`` or ``source``.
-        """
+        """A copy with another ``config``, ``params`` or ``source``; nothing is checked, and arrays are shared."""
         return dataclasses.replace(self, **changes)
 
     def __repr__(self) -> str:

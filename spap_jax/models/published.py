@@ -1,8 +1,7 @@
 """Fields of config.json that transformers reads for every family: those without effect, and those restricted in value.
 
-A family's table lists its own fields. Fields in neither place are not read by transformers: they do not change what
-stock transformers computes, and are ignored. `tests/models/test_published_configs.py` checks the tables against the
-installed transformers.
+A family's table lists its own fields. transformers does not read any others, so they are ignored;
+`tests/models/test_published_configs.py` checks the tables against the installed transformers.
 """
 
 from collections.abc import Callable, Mapping

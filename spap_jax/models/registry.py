@@ -37,9 +37,8 @@ def logical_axes(config: DecoderConfig) -> Params:
 
 
 def family_of(theirs: dict[str, Any]) -> Family:
-    """Returns the family of a parsed config.json.
-
-    The name of the architecture is compared case-insensitively: early LLaMA checkpoints say LLaMAForCausalLM.
+    """Returns the family of a parsed config.json, by its architecture in any case: early checkpoints say
+    LLaMAForCausalLM.
 
     Raises:
         UserError: the family is not supported.

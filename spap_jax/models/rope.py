@@ -31,9 +31,8 @@ _BASE = 10000.0
 def read_rope(theirs: dict[str, Any]) -> Rope:
     """Reads both formats: ``rope_theta`` with ``rope_scaling``, and ``rope_parameters``, which contains the base.
 
-    If a config specifies a value twice, precedence is as in transformers: ``rope_scaling`` replaces
-    ``rope_parameters``, and values inside either take precedence over top-level fields, except the original number of
-    positions.
+    If a config gives a value twice, precedence is as in transformers: ``rope_scaling`` replaces ``rope_parameters``,
+    and values inside either take precedence over top-level fields, except the original number of positions.
 
     Raises:
         UserError: the kind of scaling is not implemented, a number is missing, or an unsupported value is set.

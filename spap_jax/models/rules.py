@@ -13,8 +13,8 @@ from spap_jax.models.host_arrays import contiguous
 class Rule(NamedTuple):
     """Mapping between a tensor of a checkpoint and an array of the parameter tree, in both directions.
 
-    The rule is stated once: ``axes`` rearranges the checkpoint's axes to ours, and swapping its sides inverts it. Its
-    letters (``docs/architecture.md``) determine the shapes on both sides and the position of the prunable axis f.
+    Swapping the sides of ``axes`` inverts it; its letters (``docs/architecture.md``) give both shapes and the prunable
+    axis f.
 
     Attributes:
         theirs: Name in the checkpoint, with ``{i}`` for the layer.

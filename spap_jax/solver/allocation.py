@@ -25,7 +25,7 @@ def path(system: System, widths: tuple[int, ...]) -> Array:
         widths: W channel counts, descending, each below f; static.
 
     Returns:
-        [W, f, d] the output projection in the original scale, zero for removed channels.
+        [W, f, d] in the original scale, zero for removed channels.
     """
     f = system.gram.shape[0]
     size = math.ceil((f - widths[-1]) / _STEPS)
@@ -42,9 +42,7 @@ def path(system: System, widths: tuple[int, ...]) -> Array:
 
 
 def allocate(losses: np.ndarray, total: int) -> np.ndarray:
-    """Chooses a column for each layer with the least total loss, subject to column indices that sum to <= ``total``.
-
-    The solution is exact: dynamic programming over the layers and the partial sum.
+    """Chooses a column for each layer with the least total loss, exactly, by dynamic programming.
 
     Args:
         losses: [L, W] loss of each layer with each choice; infinite for choices that a layer does not have.

@@ -31,10 +31,8 @@ class Tokens(NamedTuple):
     Attributes:
         residual: [C, ..., d] residual stream before the MLP's addition, in chunks that fit in memory.
         total: [C, ..., d] desired stream after the addition.
-        output: [C, ..., d] desired output of the MLP; None if it is ``total - residual``, which is then computed per
-            chunk and never stored.
-        weights: [C, ...] weights of the tokens' errors, the errors of which are squared; 0 for padding, which comes
-            last. None if all are 1.
+        output: [C, ..., d] desired output of the MLP; None if it is ``total - residual``, computed per chunk.
+        weights: [C, ...] weights of the tokens' errors; 0 for padding, which comes last. None if all are 1.
     """
 
     residual: jax.Array
@@ -54,7 +52,9 @@ class Tokens(NamedTuple):
         return math.prod(self.residual.shape[:-1]) if self.weights is None else (self.weights > 0).sum()
 
     def weighted(self, rows: jax.Array) -> jax.Array:
-        """Multiplies rows [..., any] by the weights of their tokens; whatever was computed of padding becomes zero."""
+        """Multiplies rows [..., any] by the weights of their tokens, so that whatever was computed of padding becomes
+        zero.
+        """
         if self.weights is None:
             return rows
         return jnp.where(self.weights[..., None] > 0, rows * self.weights[..., None], 0)
@@ -70,7 +70,7 @@ class MlpFunctions(NamedTuple):
 
     Attributes:
         hidden: (inner, residual [..., d]) -> hidden channels [..., k].
-        target: Returns the desired output [..., d] for some of the tokens.
+        target: Returns the desired output [..., d] of some tokens.
     """
 
     hidden: Hidden
@@ -78,7 +78,7 @@ class MlpFunctions(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """Weights of a narrow MLP: inner projections, down [k, d], and bias [d] or None."""
+    """Weights of a pruned MLP: inner projections, down [k, d], and bias [d] or None."""
 
     inner: Inner
     down: jax.Array
@@ -98,7 +98,6 @@ class Fitted(NamedTuple):
     """Weights with the output projection in closed form.
 
     Attributes:
-        weights: The weights.
         before: [] relative error of the initial weights on the tokens that the new weights were fitted to.
         after: [] relative error of the new weights on the same tokens.
     """
@@ -145,7 +144,7 @@ def relative_errors(
     Args:
         seen: Computes the hidden channels [..., k] and the target [..., d] of some of the tokens.
         stages: The weights; their inner projections are not used.
-        tokens: The tokens; of none, errors are nan.
+        tokens: Without tokens, errors are nan.
     """
     if not tokens.residual.size:
         return [jnp.float32(jnp.nan)] * len(stages)
@@ -173,7 +172,7 @@ def mean_products(
     d: int,
     squares: tuple[int, ...] = (),
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Accumulates what a least-squares problem is made of, in one pass; no activation is kept beyond its chunk.
+    """Accumulates the moments of a least-squares problem in one pass; no activation is kept beyond its chunk.
 
     Args:
         seen: Returns the channels h [N, f] and the targets y [N, d] of a chunk, both weighted, and sums of squares.
@@ -201,8 +200,7 @@ def mean_products(
 def closed_form(mlp: MlpFunctions, weights: Weights, tokens: Tokens, ridge: float | jax.Array) -> Fitted:
     """Solves for the optimal output projection and bias, given the inner projections, in one pass over the tokens.
 
-    The ridge pulls towards the current projection, so that the error cannot rise. Both errors follow from the second
-    moments that the solution needs.
+    The ridge pulls towards the current projection, so that the error cannot rise.
     """
 
     def seen(chunk: Tokens) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -268,7 +266,7 @@ def recover(
 
     Args:
         errors: [] each, relative errors of ``start`` on the calibration and the held-out tokens.
-        held_out: Held-out tokens; may be empty (C = 0), then nothing guards against overfitting, and their error is 0.
+        held_out: May be empty (C = 0): then nothing guards against overfitting, and their error is 0.
     """
 
     def judged(weights: Weights) -> jax.Array:

@@ -1,8 +1,7 @@
 """Input validation of the solver.
 
-Shapes and static numbers are always known and always checked. Array values are checked only if they are concrete;
-inside ``jax.jit`` or ``jax.vmap`` they are not, and failures are reported in the results: -1 in place of a channel or
-a count, and the `Status` of `solve`.
+Shapes and static numbers are always checked. Array values are checked only if they are concrete; inside ``jax.jit`` or
+``jax.vmap`` failures are reported in the results: -1 in place of a channel or a count, and the `Status` of `solve`.
 """
 
 import math
@@ -49,11 +48,7 @@ _FAILURES = {
 
 
 def first_status(*faults: tuple[Status | Array, Array]) -> Array:
-    """Returns the status of the first fault that is present, [] int32; SOLVED if there is none.
-
-    Args:
-        faults: Pairs of a status and whether that fault is present.
-    """
+    """Returns the status of the first fault that is present, [] int32; SOLVED if there is none."""
     codes, present = zip(*faults, strict=True)
     return jnp.select(list(present), [jnp.int32(code) for code in codes], jnp.int32(Status.SOLVED))
 

@@ -18,23 +18,16 @@ BATCHES = 10
 
 
 def random(key: Array, width: int) -> Array:
-    """Returns uniform random scores, [f], so that every set of channels is equally likely; the trivial baseline.
-
-    Args:
-        width: Number of channels, f; static.
-    """
+    """Returns uniform random scores, [f], so that every set of channels is equally likely; the trivial baseline."""
     return jax.random.uniform(key, (width,))
 
 
 def magnitude(weight: Array) -> Array:
-    """Computes ``|W_j|^2``, [f]: the squared norm of a channel's outgoing weights.
+    """Computes ``|W_j|^2``, [f], of a dense output projection [f,d]: the squared norm of a channel's outgoing weights.
 
     This is structured magnitude pruning, after Li et al. 2017 ("Pruning Filters for Efficient ConvNets"). They sum the
     absolute values of a channel's incoming weights; here the squares of its outgoing weights are summed, which treats
     gated and plain MLPs alike.
-
-    Args:
-        weight: [f,d] the dense output projection.
     """
     return jnp.sum(weight**2, axis=1)
 
@@ -77,11 +70,8 @@ def obs(system: System, keep: int) -> Array:
     more of them in later layers. Both update the weights step by step; the closed form at the end, the update "refit",
     yields the same result without the accumulated rounding.
 
-    Args:
-        keep: Number of channels to keep, k; static.
-
     Returns:
-        [k] int32 channel numbers, ascending.
+        [keep] int32 channel numbers, ascending; ``keep`` is static.
     """
 
     def remove_cheapest(_, tableau: Tableau) -> Tableau:
@@ -100,13 +90,7 @@ def obs_batches(system: System, keep: int) -> Array:
     searches locally: it swaps t channels at once and accepts the swap if the error falls. Here the method "osscar"
     makes the best disjoint one-for-one swaps, many per round if they improve jointly, until none improves or
     `swap_rounds` is exhausted (`solver/swap.py`). In place of its damping of 0.01 times the mean energy, this uses the
-    run's ridge, and float32 in place of float64.
-
-    Args:
-        keep: Number of channels to keep, k; static.
-
-    Returns:
-        [k] int32 channel numbers, ascending.
+    run's ridge, and float32 in place of float64. Returns [keep] int32 channel numbers, ascending; ``keep`` is static.
     """
     count = system.gram.shape[0] - keep
     size = max(1, math.ceil(count / BATCHES))
@@ -119,15 +103,7 @@ def obs_batches(system: System, keep: int) -> Array:
 
 
 def highest(scores: Array, keep: int) -> Array:
-    """Selects the channels with the highest scores; ties go to the lower channel number.
-
-    Args:
-        scores: [f] larger is more important.
-        keep: Number of channels to keep, k; static.
-
-    Returns:
-        [k] int32 channel numbers, ascending.
-    """
+    """Selects the channels with the highest scores [f] -> [keep] int32, ascending; ties go to the lower number."""
     return jnp.sort(lax.top_k(scores, keep)[1]).astype(jnp.int32)
 
 

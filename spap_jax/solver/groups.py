@@ -1,16 +1,10 @@
 """Selection of channel groups that are removed together: greedy elimination, then a polish by exact swaps of groups.
 
-Attention is pruned this way: a group is a key/value head with the query heads that read it, its channels are these
-heads' outputs, and its rows of the output projection are kept or removed together. The model is that of single
-channels, with z the same for all channels of a group. There are few groups, so the penalty method's count of penalised
-groups grows by one per step, and the step uses the limit of an infinite penalty: the group with the least removal cost
-is removed, and the exact costs of the others are recomputed. With A = G_SS^-1 and V = A C_S of the groups kept, S,
-removing group g costs
-
-    trace(V_g' (A_gg)^-1 V_g) ,
-
-which is exact, as the rank-one form is for a channel (OBS, Hassibi and Stork 1993). The role of returns among channels
-is played here by swaps of one kept for one removed group.
+A group is a key/value head with the query heads that read it; its channels are these heads' outputs. There are few
+groups, so one is removed per step, in the limit of an infinite penalty, and the exact costs of the others are
+recomputed. With A = G_SS^-1 and V = A C_S of the groups kept, S, removing group g costs exactly ``trace(V_g' (A_gg)^-1
+V_g)``, the block form of the score of OBS (Hassibi and Stork 1993). Swaps of a kept for a removed group then revise
+early choices.
 """
 
 import jax.numpy as jnp
@@ -23,23 +17,15 @@ from spap_jax.solver.tableau import Tableau, pivot, solved
 
 
 def channels_of(chosen: Array, size: int) -> Array:
-    """Returns the channel numbers of the given groups, [g size], in the groups' order.
-
-    Args:
-        chosen: [g] group numbers; group i has the channels i size, .., i size + size - 1.
-        size: Channels per group; static.
-    """
+    """Returns the channel numbers, [g size], of groups [g]: group i has those from i size to i size + size - 1."""
     return (chosen[:, None] * size + jnp.arange(size)[None, :]).reshape(-1)
 
 
 @full_precision
 def eliminate(system: System, groups: int, keep: int) -> Array:
-    """Removes the group with the least removal cost, one at a time.
+    """Removes the group with the least removal cost, one at a time, until ``keep`` groups are left.
 
-    Args:
-        system: The layer, f channels in groups of f / groups.
-        groups: Number of groups, m; static.
-        keep: Number of groups to keep, at least 1; static.
+    The system's f channels are in ``groups`` groups of equal size; both numbers are static.
 
     Returns:
         [keep] int32 group numbers, ascending.
@@ -63,10 +49,8 @@ def polish(system: System, groups: int, kept: Array, rounds: int) -> Polished:
     """Makes the best swap of a kept for a removed group until none improves or all rounds are used.
 
     Args:
-        system: The layer, f channels in groups of f / groups.
-        groups: Number of groups, m; static.
-        kept: [k] distinct group numbers, k < m.
-        rounds: Maximum number of swaps; 0 only counts the improving ones. Static.
+        kept: [k] distinct group numbers, k < groups.
+        rounds: 0 only counts the improving swaps. Static, like ``groups``.
     """
     k = kept.shape[0]
     start, _ = solved(system.gram, system.cross, channels_of(kept, system.scale.size // groups))

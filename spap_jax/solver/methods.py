@@ -27,10 +27,9 @@ class SelectorInputs(NamedTuple):
     """Inputs available to a selector.
 
     Attributes:
-        system: Its ridged and equilibrated system.
+        system: The layer's ridged and equilibrated system.
         mean: [f] mean of each hidden channel over the calibration tokens.
         variance: [f] variance of each hidden channel over the calibration tokens.
-        key: Random key for this layer's selection.
     """
 
     problem: Problem
@@ -109,7 +108,7 @@ def choose_channels(
         mean: [f] mean of each hidden channel over the calibration tokens.
         variance: [f] variance of each hidden channel over the calibration tokens.
         keep: Number of channels to keep, k; static, as is `method`.
-        ridge: Smallest relative ridge of the system.
+        ridge: Least relative ridge of the system.
     """
     system, way = equilibrate(problem, ridge), METHODS[method]
     layer = SelectorInputs(problem, system, mean, variance, key)
@@ -121,12 +120,7 @@ def select_groups(method: str, layer: SelectorInputs, count: int, keep: int) -> 
     """Selects groups of channels that are kept or removed together, such as a layer's key/value heads.
 
     Methods that score channels keep the groups with the highest sums; the others remove the cheapest group, one at a
-    time. The improving swaps are counted for every method.
-
-    Args:
-        layer: The selector's inputs, f channels in groups of f / count.
-        count: Number of groups; static.
-        keep: Number of groups to keep; static, as is `method`.
+    time. The improving swaps are counted for every method. ``method``, ``count`` (all groups) and ``keep`` are static.
     """
     way = METHODS[method]
     if way.score is None:

@@ -1,12 +1,10 @@
 """Channel selection: a penalty method with a growing number of removed channels, scored by marginal costs.
 
-The bilinear constraint "a removed channel has no weights" becomes a large penalty on the removed channels' weights. For
-a fixed choice the weights solve one linear system; for fixed weights the choice follows from scores. The number of
-penalised channels grows from none to f - k in a few steps, and the system is updated, never refactorised.
-
-Scores are marginal: the cost of removing channel j with its own penalty lifted, |V_j|^2 / A_jj for a kept channel,
-which makes kept and penalised channels comparable (at an infinite penalty: the scores of OBS, Hassibi and Stork 1993).
-A plain score, |V_j|^2 G_jj, would never revise its first choice: a penalised channel's weights are small.
+The constraint "a removed channel has no weights" becomes a large penalty on these weights. The number of penalised
+channels grows from none to f - k in a few steps; the system is updated, never refactorised. Scores are marginal: the
+cost of removing channel j with its own penalty lifted, |V_j|^2 / A_jj for a kept channel, which makes kept and
+penalised channels comparable (at an infinite penalty: OBS, Hassibi and Stork 1993). A plain score, |V_j|^2 G_jj, would
+never revise its first choice: a penalised channel's weights are small.
 """
 
 import math
@@ -38,7 +36,7 @@ def select(system: System, keep: int, penalty: float | Array = 100.0, steps: int
     """Chooses the channels to keep.
 
     Args:
-        keep: Number of channels to keep, k, at least 1; static.
+        keep: At least 1; static.
         penalty: Weight of the penalty on a removed channel, relative to its energy.
         steps: Number of steps in which the count of penalised channels grows to f - k, at least 1; static.
 
@@ -75,12 +73,9 @@ def removal_costs(tableau: Tableau) -> Array:
 def return_gains(tableau: Tableau, slack: float | Array) -> Array:
     """Computes twice the fall of the objective when a penalised channel returns, [f]; minus infinity for kept ones.
 
-    With a = A_jj, V_j the penalised values and q = 1 / slack, lifting the penalty of j gives a_free = a / (1 - q a) and
-    V_free = V_j a_free / a; the gain is |V_free|^2 / a_free. The tableau stores q V_j and q - q^2 a, so 1 - q a, which
-    would suffer complete cancellation in float32, is never formed.
-
-    Args:
-        slack: 1 / penalty.
+    With a = A_jj, V_j the penalised values, q the penalty and ``slack`` = 1 / q, lifting the penalty of j gives a_free
+    = a / (1 - q a) and V_free = V_j a_free / a; the gain is |V_free|^2 / a_free. The tableau stores q V_j and q - q^2
+    a, so 1 - q a, which would suffer complete cancellation in float32, is never formed.
     """
     stiffness = -jnp.diagonal(tableau.matrix)
     gains = jnp.sum(tableau.rows**2, axis=1) / (stiffness * (1 - stiffness * slack))

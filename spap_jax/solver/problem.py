@@ -1,9 +1,8 @@
 """One layer's pruning problem in second moments, and the linear system that its kept channels solve.
 
-The layer's error for kept channels S and output projection V is ``|Y - H_S V|^2 / N``. It depends on second moments
-only, so a `Problem` is all that the solver needs. A `System` is the same problem with a small ridge towards the dense
-weights, rescaled so that every channel has unit energy: outlier channels, a thousand times larger than their neighbours
-in real models, would otherwise exhaust float32 precision.
+The layer's error for kept channels S and output projection V, ``|Y - H_S V|^2 / N``, depends on second moments only: a
+`Problem`. A `System` adds a small ridge towards the dense weights and gives every channel unit energy: outlier
+channels, a thousand times larger than their neighbours in real models, would otherwise exhaust float32 precision.
 """
 
 import math
@@ -26,7 +25,7 @@ from spap_jax.solver.tableau import Tableau, positive_solution, solved, uses_lap
 
 _RIDGE_GROWTHS = 8
 _ROUNDING = 1e-2
-"""Limit of a raised ridge: rounding raises it to at most a tenth of this (2048 channels, excited by two tokens)."""
+"""Limit of a raised ridge; rounding raises it to at most a tenth of this."""
 
 _ASYMMETRY = 1e-4
 """Tolerated difference of symmetric entries of a Gram matrix, relative to the energies of both channels."""
@@ -116,14 +115,11 @@ def equilibrate(problem: Problem, ridge: float | Array) -> System:
     """Adds the ridge and scales to a unit diagonal; a ridge too small for float32 is increased tenfold until it works.
 
     The ridge adds ``ridge * sum_j D_j |V_j - W_j|^2`` to the error, where D_j is the energy of channel j: a kept
-    channel that the calibration never excites keeps its weights.
-
-    Args:
-        ridge: Pull towards the dense weights, relative to each channel's energy.
+    channel that the calibration never excites keeps its weights. Under tracing, invalid moments give NaN or a large
+    ridge.
 
     Raises:
-        UserError: shapes do not match, the ridge is not positive, or the moments are not valid (see `Status`). Under
-            tracing, values are unknown: the system then contains NaN, or has a large ridge.
+        UserError: shapes do not match, the ridge is not positive, or the moments are not valid (see `Status`).
     """
     check_moments(problem.gram, problem.cross, problem.weight, problem.target_power)
     check_positive("ridge", ridge)
@@ -187,13 +183,7 @@ def scaled(problem: Problem, ridge: float | Array) -> Scaled:
 
 @full_precision
 def refit(system: System | Scaled, kept: Array | None = None) -> Array:
-    """Solves for the optimal output projection of the kept channels, in the original scale.
-
-    Args:
-        kept: [k] channel numbers. By default all channels are kept.
-
-    Returns:
-        [k,d] minimiser of the ridged error.
+    """Solves for the output projection [k,d] of kept channels [k], by default all, in the original scale.
 
     Raises:
         UserError: ``kept`` are not distinct channel numbers.
@@ -206,10 +196,7 @@ def refit(system: System | Scaled, kept: Array | None = None) -> Array:
 
 @full_precision
 def objective(system: System | Scaled, kept: Array) -> Array:
-    """Computes ``-1/2 <C_S, V_S>`` at the refitted V, []: half the ridged error of the kept channels plus a constant.
-
-    Args:
-        kept: [k] channel numbers.
+    """Computes ``-1/2 <C_S, V_S>`` at the refitted V of kept channels [k], []: half the ridged error plus a constant.
 
     Raises:
         UserError: ``kept`` are not distinct channel numbers.
@@ -220,11 +207,8 @@ def objective(system: System | Scaled, kept: Array) -> Array:
 
 @full_precision
 def relative_error(problem: Problem, kept: Array, projection: Array) -> Array:
-    """Computes ``|Y - H_S V|^2 / |Y|^2``, [], without the ridge.
-
-    Args:
-        kept: [k] channel numbers.
-        projection: [k,d] output projection of the kept channels, in the original scale.
+    """Computes ``|Y - H_S V|^2 / |Y|^2``, [], without the ridge, of channels [k] and a projection [k,d] in the original
+    scale.
 
     Raises:
         UserError: shapes do not match, or ``kept`` are not distinct channel numbers.

@@ -5,11 +5,9 @@ changes the doubled objective by
 
     gain_ij = |R_j + t V_i|^2 / (c_j + B_ij^2 / A_ii) - |V_i|^2 / A_ii ,    t = B_ij / A_ii ,
 
-for all pairs from matrix products, which are made for some removed channels at a time and leave only the best gain of
-every channel behind: the swaps of a round are paired among the most promising channels of both sides. A block of swaps
-has a closed form too, so a block is applied only if it lowers the objective as a block, and its gain is computed
-directly, not as the difference of two large numbers.
-(Swaps after a greedy elimination: OSSCAR, Meng et al. 2024.)
+for all pairs from matrix products, some removed channels at a time. A round pairs the most promising channels of both
+sides, and applies them only if they lower the objective as a block; the gain of a block has a closed form too, and is
+not the difference of two large numbers. (Swaps after a greedy elimination: OSSCAR, Meng et al. 2024.)
 """
 
 from typing import NamedTuple
@@ -35,8 +33,7 @@ class Polished(NamedTuple):
     Attributes:
         kept: [k] int32 channel numbers, ascending; all -1 if the system is not finite.
         swaps: [] int32 swaps made.
-        improving: [] int32 remaining swaps that would lower the objective; 0 certifies a local optimum, and -1 means
-            that the system is not finite.
+        improving: [] int32 remaining swaps that would lower the objective; 0 certifies a local optimum, -1 a failure.
     """
 
     kept: Array
@@ -60,11 +57,10 @@ def polish(system: System, kept: Array, rounds: int) -> Polished:
 
     Args:
         kept: [k] distinct channel numbers.
-        rounds: Maximum number of rounds; 0 only counts the improving swaps. Static.
+        rounds: 0 only counts the improving swaps. Static.
 
     Raises:
-        UserError: ``kept`` are not distinct channel numbers, ``rounds`` is negative, or the system is concrete and not
-            finite.
+        UserError: ``kept`` are not distinct, ``rounds`` is negative, or the system is concrete and not finite.
     """
     f = system.gram.shape[0]
     check_channels(kept, f)
@@ -99,7 +95,7 @@ def explained_by(tableau: Tableau, cross: Array) -> Array:
 
 
 class Best(NamedTuple):
-    """The gains of all swaps, in short.
+    """The best gain of a swap of each channel.
 
     Attributes:
         kept: [f] the best gain of a swap that removes the channel; minus infinity for removed channels.
@@ -140,13 +136,10 @@ def best_gains(tableau: Tableau, count: int, floor: Array, threshold: Array) -> 
 
 
 def swap_gains(tableau: Tableau, kept: Array, removed: Array, floor: float | Array) -> Array:
-    """Computes twice the fall of the objective for swaps of some kept for some removed channels, [r,k].
+    """Computes twice the fall of the objective, [r,k], for swaps of kept [k] for removed [r] channels at an infinite
+    penalty.
 
-    Args:
-        tableau: The system at an infinite penalty.
-        kept: [k] kept channel numbers.
-        removed: [r] removed channel numbers.
-        floor: Lower bound of a Schur complement.
+    ``floor`` is a lower bound of a Schur complement.
     """
     negated = part(tableau.matrix, removed, kept)
     return _gains(tableau, jnp.diagonal(tableau.matrix), removed, negated, kept, floor)
@@ -166,15 +159,8 @@ def _gains(
 
 
 def _disjoint_pairs(tableau: Tableau, best: Best, fewer: int, floor: Array) -> tuple[Array, Array]:
-    """Chooses the swaps of a round: the best pair, then the best of the others, among the most promising channels.
-
-    Args:
-        tableau: The system at an infinite penalty, f channels.
-        fewer: Number of channels on the smaller side, which limits how many pairs there are; static.
-        floor: Lower bound of a Schur complement.
-
-    Returns:
-        [2 s] the leaving, then the coming channels of s disjoint swaps, best first; [s] the gain of each swap alone.
+    """Returns a round's disjoint swaps [2 s], the leaving and then the coming channels, best first, and their gains
+    [s].
     """
     most = max(1, fewer // BLOCK)
     pool = min(fewer, max(POOL * most, _LEAST_POOL))
@@ -217,12 +203,9 @@ def _swap(state: _State, block: Array, gains: Array, threshold: Array, allowed: 
 
 
 def block_gain(tableau: Tableau, block: Array, active: Array) -> Array:
-    """Computes twice the fall of the objective, [], when all active channels of a block change sides together.
+    """Computes twice the fall of the objective, [], when the active [b] channels of a block [b] change sides together.
 
-    Args:
-        tableau: The system at an infinite penalty.
-        block: [b] distinct channel numbers, kept and removed.
-        active: [b] mask of the channels that change sides.
+    The tableau is at an infinite penalty.
     """
     both = active[:, None] & active[None, :]
     eye = jnp.eye(block.size, dtype=tableau.matrix.dtype)

@@ -1,8 +1,8 @@
 """The tableau of a linear system: solved for a split of its channels, and updated in place as channels change sides.
 
-Everything is matrix products on panels of channels in loops, so that programs are small, their time is that of the
-matrix units, and the tableau is the only [f,f] array that they write. Its rows may be divided among all devices of a
-mesh: a pivot exchanges only the rows of its panel.
+Everything is matrix products on panels of channels in loops, so that programs are small and the tableau is the only
+[f,f] array that they write. Its rows may be divided among all devices of a mesh: a pivot exchanges only the rows of its
+panel.
 """
 
 from typing import NamedTuple
@@ -40,12 +40,7 @@ class Tableau(NamedTuple):
 def solved(gram: Array, cross: Array, kept: Array) -> tuple[Tableau, Array]:
     """Solves a system for its kept channels, at an infinite penalty on the others: Gauss-Jordan elimination in panels.
 
-    It needs 2 f (f + d) k operations, and no pivoting, since the system is positive definite.
-
-    Args:
-        gram: [f,f] G, positive definite.
-        cross: [f,d] C.
-        kept: [k] distinct channel numbers.
+    It needs 2 f (f + d) k operations, and no pivoting, since gram [f,f] is positive definite. cross: [f,d], kept: [k].
 
     Returns:
         The tableau, and the smallest pivot [], which is not positive or NaN if rounding leaves the system indefinite.
@@ -126,35 +121,27 @@ def positive_solution(matrix: Array, right: Array) -> Array:
 
 
 def uses_lapack() -> bool:
-    """Whether systems that are solved for a few columns are factorised, which saves operations.
+    """Whether systems with few right-hand sides are factorised, which saves operations: only on CPUs, which have
+    LAPACK.
 
-    A CPU's LAPACK does so. For an accelerator the compiler expands factorisations and triangular solves into large,
-    slow programs, and every device would hold the system.
+    For an accelerator the compiler expands factorisations into large, slow programs.
     """
     return backend.platform() == "cpu"
 
 
 def part(matrix: Array, rows: Array, columns: Array) -> Array:
-    """Returns the entries [r,c] of a matrix at some rows [r] and columns [c].
-
-    Only rows are gathered, which is fast, and a panel of them at a time, since a device would hold them whole.
-    """
+    """Returns the entries [r,c] of a matrix at some rows [r] and columns [c], gathering a panel of rows at a time."""
     count, size = rows.size, min(PANEL, rows.size)
     panels = jnp.pad(rows, (0, -count % size)).reshape(-1, size)
     return lax.map(lambda panel: matrix[panel].T[columns].T, panels).reshape(-1, columns.size)[:count]
 
 
 def inverted(matrix: Array) -> tuple[Array, Array]:
-    """Inverts a small symmetric matrix by sweeping one channel after the other.
+    """Inverts a symmetric, quasi-definite matrix [b,b] by sweeps -> the inverse, and the pivots [b] of its LDL'
+    factorisation.
 
-    No pivoting is needed if the matrix is quasi-definite, as every block of a tableau: positive definite for its kept
-    channels, negative definite for the others (Vanderbei, "Symmetric quasidefinite matrices", 1995).
-
-    Args:
-        matrix: [b,b] symmetric and quasi-definite.
-
-    Returns:
-        The inverse [b,b], and the pivots [b]: those of an LDL' factorisation.
+    Such a matrix, as every block of a tableau, is positive definite for its kept channels and negative definite for the
+    others, and needs no pivoting (Vanderbei, "Symmetric quasidefinite matrices", 1995).
     """
     number = jnp.arange(matrix.shape[0])
 
