@@ -91,7 +91,9 @@ def _is_loss(error: BaseException) -> bool:
     """Whether an error means that another process is gone."""
     import jax
 
-    return isinstance(error, jax.errors.JaxRuntimeError) and any(word in str(error).lower() for word in _LOST)
+    # Reading an array raises a ValueError of the same words as the program.
+    of_jax = isinstance(error, jax.errors.JaxRuntimeError | ValueError)
+    return of_jax and any(word in str(error).lower() for word in _LOST)
 
 
 def _no_device(error: BaseException) -> str | None:

@@ -134,3 +134,8 @@ def test_a_setting_is_named_by_its_flag_on_the_command_line_alone(capsys):
     assert sentence(spap(capsys, "plan", STORIES, "--round-to", "0")).startswith("--round-to must be a whole number")
     with pytest.raises(UserError, match=r"^round_to must be a whole number"):
         PruneSettings(round_to=0)
+
+
+def test_an_array_that_cannot_be_read_as_another_process_is_gone() -> None:
+    assert failures._is_loss(ValueError("UNKNOWN: Gloo all-reduce failed: Connection reset by peer"))
+    assert not failures._is_loss(ValueError("shapes differ"))
