@@ -35,18 +35,14 @@ __all__ = [
 
 
 def load(name: str | Path, place: PlaceParams = local) -> Model:
-    """Reads a model from a local Hugging Face or Orbax folder, or from the hub.
+    """Reads a model from a local Hugging Face or Orbax folder, or from the hub; a `Notice` names ignored config fields.
 
     Args:
         name: The folder, or a hub id of the form owner/name.
         place: Places the weights on devices; by default, on one device.
 
-    Warns:
-        Notice: Its config.json has fields that transformers does not read, which are ignored.
-
     Raises:
-        UserError: There is no such model, it is not supported, its files are damaged, or they were replaced at their
-            address meanwhile.
+        UserError: There is no such model, it is not supported, or its files are damaged or change meanwhile.
     """
     folder = locate(name)
     if is_orbax(folder):

@@ -35,9 +35,7 @@ def read_config_text(file: Path) -> str:
 def read_config(file: Path, name: str) -> tuple[DecoderConfig, int]:
     """Reads a config.json: the config, and the bytes of a stored weight in its dtype (by default float32).
 
-    Args:
-        file: The config.json.
-        name: Name of the model in errors.
+    ``name`` is the model's in errors.
 
     Raises:
         UserError: It cannot be read, or the model is not supported.
@@ -50,11 +48,9 @@ def read_config(file: Path, name: str) -> tuple[DecoderConfig, int]:
 
 
 def understood(text: str, name: str) -> tuple[Family, DecoderConfig]:
-    """Returns the family and the config of a config.json; one `Notice` names the ignored fields, if any.
+    """Returns the family and the config of a config.json's text; one `Notice` names the ignored fields, if any.
 
-    Args:
-        text: Its text.
-        name: Name of the model in errors.
+    ``name`` is the model's in errors.
 
     Raises:
         UserError: It is not a JSON object, or the model is not supported.
@@ -101,8 +97,7 @@ def check_describable(source: Source, config: DecoderConfig) -> None:
     """Refuses MLP biases and numbers of heads that no stock loader would read.
 
     Raises:
-        UserError: `config` has biases that the source lacks, and config.json has no field for them; or it has fewer
-            heads than the source, and the family's loaders do not accept that.
+        UserError: `config` has biases for which config.json has no field, or fewer heads than the loaders accept.
     """
     family = FAMILIES[config.family]
     before = family.read_config(json.loads(source.config_text))
@@ -134,13 +129,11 @@ def edited(text: str, changes: dict[str, Any]) -> str:
 
 
 class _Place(NamedTuple):
-    """The position of one field in the text of a JSON object.
+    """The position of one field in the text of a JSON object: its value starts at ``start`` and ends at ``end``.
 
     Attributes:
         lead: White space before the field's name.
         colon: Text between its name and its value.
-        start: Index at which its value starts.
-        end: Index at which its value ends.
     """
 
     lead: str

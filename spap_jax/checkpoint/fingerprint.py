@@ -17,8 +17,8 @@ _PIECE, _PIECES = 1 << 16, 256
 def fingerprint(folder: Path) -> str:
     """SHA-256 of config.json and of the name, the length and some pieces of each weight file.
 
-    Of weight files at an address, what the store says of them takes the place of the pieces. Manual changes of a few
-    bytes in a long file may be missed.
+    For files at an address, what the store says of them replaces the pieces. Manual changes of a few bytes in a long
+    file may be missed.
 
     Raises:
         UserError: The folder holds no config.json or no weights.
@@ -37,9 +37,8 @@ def fingerprint(folder: Path) -> str:
 
 
 def _pieces(file: Path) -> Iterator[bytes]:
-    """Yields 256 evenly spaced pieces of 64 kB of a file, from its first bytes to its last.
-
-    A file of up to 16 MB is read completely. Training changes every tensor, and thus every piece of a weight file.
+    """Yields 256 evenly spaced pieces of 64 kB of a file; training changes all of them. Small files are read
+    completely.
     """
     length = file.stat().st_size
     count = min(_PIECES, -(-length // _PIECE))

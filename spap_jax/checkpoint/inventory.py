@@ -26,9 +26,7 @@ class Expected(NamedTuple):
 def expected_tensors(config: DecoderConfig, head_stored: bool = False) -> dict[str, Expected]:
     """Every tensor of a checkpoint by name: those outside of the layers, then layer by layer.
 
-    Args:
-        config: Config of the model.
-        head_stored: Whether the checkpoint of a tied model also stores the head: the embedding under another name.
+    ``head_stored`` says whether the checkpoint of a tied model stores the embedding as head, too.
     """
     rules, sizes = FAMILIES[config.family].rules_for(config), config.axes
     in_layers = [config.of_layer(layer).axes for layer in range(config.layers)]
@@ -48,9 +46,7 @@ def planned(expected: dict[str, Expected], dtypes: Mapping[str, str], dtype: str
     """Shape and dtype of every tensor of a checkpoint that is to be written.
 
     Args:
-        expected: The tensors by name.
-        dtypes: Names of the arrays' dtypes by their path in the parameter tree; arrays that are missing here, which are
-            biases that pruning added, have the dtype of the MLP's output projection.
+        dtypes: Names of the arrays' dtypes by path; biases that pruning added have that of the MLP's output projection.
         dtype: Name of the dtype to convert all of them to, if any.
     """
     return {
@@ -63,11 +59,6 @@ def stored_names(files: TensorFiles, family: Family, tied: bool) -> dict[str, st
     """Maps full names to names in the files, without buffers that are recomputed.
 
     Where the embedding is tied to the head, a file may hold either of the two names.
-
-    Args:
-        files: The files.
-        family: The family of the model.
-        tied: Whether the embedding is tied to the head.
 
     Raises:
         UserError: Two names mean the same tensor.

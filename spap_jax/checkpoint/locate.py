@@ -28,12 +28,11 @@ def locate(name: str | Path) -> Path:
     """Returns the local folder of a checkpoint, which is downloaded if needed.
 
     Args:
-        name: A folder; a hub id `owner/name` or `hf://owner/name`, of which the cached snapshot is used if it is
-            complete and else downloaded; or an address of a folder, whose files are downloaded if they are not in the
-            cache, except for safetensors: a note says where they are, for `AtAddress` to read them.
+        name: A folder; a hub id `owner/name` or `hf://owner/name`; or an address of a folder, of which safetensors are
+            not downloaded: a note says where they are, for `AtAddress` to read them.
 
     Raises:
-        UserError: The folder does not exist, it holds no checkpoint, or the hub or the store cannot provide the model.
+        UserError: The folder holds no checkpoint, or the hub or the store cannot provide the model.
     """
     if (repo := hub_id(name)) is not None:
         check_repo_id(repo, str(name), owned=False)
@@ -45,7 +44,7 @@ def locate_config(name: str | Path) -> Path:
     """Returns the path of a model's config.json, for callers that need no weights; no other file is downloaded.
 
     Raises:
-        UserError: The folder does not exist, it holds no config.json, or the hub or the store cannot provide it.
+        UserError: There is none, or the hub or the store cannot provide it.
     """
     if (repo := hub_id(name)) is not None:
         check_repo_id(repo, str(name), owned=False)
@@ -54,10 +53,10 @@ def locate_config(name: str | Path) -> Path:
 
 
 def fetch_side_files(name: str | Path) -> None:
-    """Downloads what is missing beside the weights of a cached model of the hub: others who cached it left it out.
+    """Downloads files such as the licence that are missing beside the weights of a cached model of the hub, if it
+    answers.
 
-    transformers caches no licence, for example, which belongs to what is made of the model. Nothing happens without a
-    network, or if a licence is there.
+    transformers, for example, caches no licence, which belongs to what is made of the model.
     """
     from huggingface_hub import HfApi, snapshot_download
 

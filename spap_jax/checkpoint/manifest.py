@@ -27,23 +27,13 @@ def parse_manifest(content: bytes | None) -> dict[str, int]:
 
 
 def foreign(sizes: Mapping[str, int], content: bytes | None) -> list[str]:
-    """The files in a folder that its manifest does not name with their size.
-
-    Args:
-        sizes: The sizes of all files by name.
-        content: The manifest.
-    """
+    """The files in a folder, given with their sizes, that its manifest does not name with that size."""
     listed = parse_manifest(content)
     return sorted(name for name, size in sizes.items() if listed.get(name) != size and (name != MANIFEST or not listed))
 
 
 def check_replaceable(place: str | Path, overwrite: bool, others: Sequence[str]) -> None:
-    """Refuses to replace a folder unless that was asked for and loses no other files.
-
-    Args:
-        place: The path or address of a folder that exists.
-        overwrite: Whether it may be replaced.
-        others: The files in it that this program did not write.
+    """Refuses to replace a folder unless that was asked for and loses no ``others``, files of another origin.
 
     Raises:
         UserError: It may not be replaced.

@@ -34,14 +34,12 @@ def save_orbax(
     """Writes config.json, the side files, and the parameters under params/.
 
     Args:
-        model: The model to write.
-        folder: Output folder.
         overwrite: Whether to replace a folder whose manifest names all files in it.
         files: Additional files by name.
 
     Raises:
-        UserError: The folder exists and may not be replaced, there are brackets in its path, there is no room, or
-            config.json has no field for a part of the config.
+        UserError: The folder may not be replaced, there are brackets in its path, there is no room, or config.json has
+            no field for a part of the config.
     """
     from orbax.checkpoint import StandardCheckpointer
 
@@ -70,9 +68,7 @@ def save_orbax(
 def load_orbax(folder: str | Path, place: PlaceParams = local) -> Model:
     """Reads a model that `save_orbax` wrote.
 
-    Args:
-        folder: Folder of the checkpoint.
-        place: Places the parameters, which are in the memory of the host, on devices; by default, on one device.
+    ``place`` puts the parameters, which are in the memory of the host, on devices; by default, on one device.
 
     Raises:
         UserError: The folder is not a checkpoint that `save_orbax` wrote, or it is damaged.

@@ -54,8 +54,8 @@ def check_output(
         resume: Whether an interrupted run is resumed, whose finished output may be there.
 
     Raises:
-        UserError: The output would touch an input, something is there that may not be replaced, no folder can be made
-            there, the disk has no room, or other files are where an unfinished run is kept.
+        UserError: The output would touch an input, may not be replaced, cannot be made there or has no room, or other
+            files are where an unfinished run is kept.
     """
     check_apart(output, inputs)
     kept = resume_folder(output)
@@ -85,13 +85,7 @@ def check_place(output: str | Path, overwrite: bool) -> None:
 
 
 def put_in_place(made: Path, output: Path, replaced: Path, overwrite: bool) -> None:
-    """Renames a finished folder to its place; one that is there is moved aside first.
-
-    Args:
-        made: The finished folder.
-        output: Its place.
-        replaced: Where to move what is there, on the same disk.
-        overwrite: Whether it may be replaced.
+    """Renames a finished folder to its place; one that is there is moved to ``replaced``, on the same disk, first.
 
     Raises:
         UserError: Something is there that may not be replaced.

@@ -14,13 +14,8 @@ def blocks_in_order(
 ) -> Generator[tuple[int, Params], None, None]:
     """Yields blocks with their numbers, placed as by `placement.shard_params`.
 
-    While a block is computed, a thread reads the next one to the memory of the host. Blocks are put onto devices in the
-    thread of the caller, in the same order in every process.
-
-    Args:
-        config: Config of the decoder.
-        read_layer: Returns the parameters of a block by its number: arrays, or objects that are read when indexed.
-        numbers: Numbers of the blocks.
+    A thread reads the next block to the host's memory meanwhile; ``read_layer`` returns arrays, or objects that are
+    read when indexed. The caller's thread puts blocks onto devices, in the same order in every process.
 
     Raises:
         UserError: A block cannot be read; raised when its turn has come.

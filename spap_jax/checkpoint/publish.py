@@ -1,8 +1,7 @@
 """Uploads a finished checkpoint to the Hugging Face Hub in one commit, or into a folder at an address.
 
 Stores have no rename, so config.json is uploaded last, and removed first if a checkpoint is replaced: a folder that has
-one is complete. Before any other file the folder gets its manifest, with the sizes of all files that are in it or will
-be; files that are not in the manifest are never removed.
+one is complete. The manifest is uploaded before any other file; files that are not in it are never removed.
 """
 
 import json
@@ -29,11 +28,9 @@ _PAGE = ("spap_report.html", "spap_report-*.png")
 
 
 def publish(folder: Path, address: str, overwrite: bool, *, with_page: bool = False) -> None:
-    """Uploads a checkpoint into a folder at an address, in place of an existing one.
+    """Uploads a checkpoint into a folder at an address; files that do not belong to a checkpoint are left out.
 
     Args:
-        folder: The checkpoint; files in it that do not belong to a checkpoint are not uploaded.
-        address: Address of the folder.
         overwrite: Whether a checkpoint in that folder may be replaced.
         with_page: Whether the page of spap report and its plots are uploaded too.
 
@@ -53,17 +50,15 @@ def publish(folder: Path, address: str, overwrite: bool, *, with_page: bool = Fa
 
 
 def push_to_hub(folder: Path, repo: str, overwrite: bool, *, private: bool, with_page: bool = False) -> str:
-    """Uploads a checkpoint to a repository of the hub in one commit, in place of a model that is there.
+    """Uploads a checkpoint to a repository of the hub in one commit, and returns the address at which it can be found.
+
+    Files that do not belong to a checkpoint are left out.
 
     Args:
-        folder: The checkpoint; files in it that do not belong to a checkpoint are not uploaded.
         repo: Id of the repository, owner/name.
         overwrite: Whether the model in a repository that is not empty may be replaced.
         private: Whether a new repository is private; an existing one has to be.
         with_page: Whether the page of spap report and its plots are uploaded too.
-
-    Returns:
-        The address at which it can be found.
 
     Raises:
         UserError: The hub fails or refuses, or something exists there that may not be replaced.
@@ -100,12 +95,8 @@ def left_out(folder: Path, files: Mapping[str, Path]) -> list[str]:
 
 
 def _replaceable(place: Folder, overwrite: bool) -> dict[str, About]:
-    """Returns the existing files, after a check that all of them may be replaced.
-
-    Of an upload that did not come to its end, which has no config.json yet, a file may be there in part.
-
-    Raises:
-        UserError: One of them may not be replaced.
+    """Returns the existing files, after a check that all may be replaced; of an unfinished upload, one may be there in
+    part.
     """
     present = place.files()
     if "" in present:

@@ -1,7 +1,6 @@
-"""Weight files at an address: of a tensor, only the bytes of the rows that are wanted are read, and nothing is stored.
+"""Weight files at an address: only the bytes of the wanted rows are read, and nothing is stored.
 
-Of such a checkpoint, `locate` downloads only the other files, with a note on where the weights are and what the store
-says of them.
+Of such a checkpoint, `locate` downloads only the other files, with a note on where the weights are.
 """
 
 import json
@@ -60,7 +59,7 @@ class AtAddress:
                 )
 
     def open(self, paths: Sequence[Path]) -> "list[RangedFile]":
-        """Reads the headers of all files: their lengths at once, and then all of them.
+        """Reads the headers of all files: first their lengths, then the headers, many at once.
 
         Raises:
             UserError: The store fails, or a file is missing or damaged.
@@ -86,13 +85,7 @@ class RangedFile:
     """One safetensors file at an address."""
 
     def __init__(self, folder: Folder, name: str, header: bytes, size: int):
-        """Understands a file's header.
-
-        Args:
-            folder: Folder of the file.
-            name: Its name.
-            header: Its header, without the length.
-            size: Its bytes.
+        """Parses a file's header, without the 8 bytes of its length; ``size`` is the file's.
 
         Raises:
             UserError: The header does not describe such a file.
@@ -113,11 +106,10 @@ class RangedFile:
             raise _damaged(f"{folder.address}/{name}", first_line(error)) from error
 
     def read(self, name: str, cuts: Cuts) -> np.ndarray:
-        """Reads a part of a tensor: the rows from the first to the last that is wanted; a cut of each would take many.
+        """Reads a part of a tensor, given a slice for each axis; all rows from the first to the last wanted one are
+        fetched.
 
-        Args:
-            name: Name of the tensor, whose dtype must be one of `DTYPES`.
-            cuts: A slice for each of its axes.
+        The tensor's dtype must be one of `DTYPES`.
 
         Raises:
             UserError: The store fails.

@@ -41,8 +41,6 @@ class Reader:
     """A Hugging Face folder whose config and tensors have been checked against each other; data are read on demand.
 
     Attributes:
-        family: Family of the model.
-        config: Config of the model.
         source: Where the model came from, for writing it back.
         bytes: Number of bytes of all tensors.
         dtypes: Names of the dtypes of its weights, by their path in the parameter tree.
@@ -50,11 +48,8 @@ class Reader:
     """
 
     def __init__(self, folder: str | Path, name: str | None = None):
-        """Reads config.json and the headers of the weight files.
-
-        Args:
-            folder: Folder of the checkpoint.
-            name: The name that the user gave; by default the folder.
+        """Reads config.json and the headers of the weight files; ``name`` is the one that the user gave, if not the
+        folder.
 
         Raises:
             UserError: The model is not supported, or its files do not match; all faults are listed at once.
@@ -92,8 +87,7 @@ class Reader:
     def check_finite(self, watch: Callable[[int, int], None] = lambda *_: None) -> None:
         """Reads all weights, a piece at a time: pruning layer by layer would reach the last ones hours later.
 
-        Args:
-            watch: Called with the number of bytes checked so far, and the total number.
+        ``watch`` is called with the number of bytes checked so far, and the total number.
 
         Raises:
             UserError: A file is damaged, or a weight is not finite.
@@ -116,10 +110,7 @@ class Reader:
         return unflatten_dict(arrays, sep="/")["layers"]
 
     def model(self, place: PlaceParams = local) -> Model:
-        """Reads the complete model, with stacked layers.
-
-        Args:
-            place: Places the parameters on devices; by default, on one device.
+        """Reads the complete model, with stacked layers; ``place`` puts it on devices, by default on one.
 
         Raises:
             UserError: A file is damaged, a weight is not finite, or a tied model stores a head of its own.

@@ -78,12 +78,7 @@ _LONG = 60
 
 
 class Block(NamedTuple):
-    """A finished block of an interrupted run.
-
-    Attributes:
-        params: Its parameters in the dtypes of the output, on the host, padded to the widest layer.
-        report: Its report, a JSON object.
-    """
+    """A finished block of an interrupted run: parameters on the host, padded to the widest layer, and a JSON report."""
 
     params: Params
     report: Json
@@ -119,16 +114,14 @@ class FolderStore:
                 the process ends before the output is complete.
             config: Config of the output.
             source: Source of its config.json and its side files.
-            dtypes: The dtypes of the arrays by their path in the parameter tree, as in `Reader.dtypes`; biases that
-                pruning adds have that of the MLP's output projection.
+            dtypes: As in `Reader.dtypes`; biases that pruning adds have the dtype of the MLP's output projection.
             dtype: "float32", "bfloat16" or "float16" for all weights of the output; by default they keep theirs.
             overwrite: Whether a folder in the output's place may be replaced, if all files in it are of such a run.
             fresh: Whether to discard what an earlier process kept.
 
         Raises:
-            UserError: The output exists and may not be replaced; another process writes it, another run into it was
-                interrupted, or other files are where it would be kept; config.json cannot describe the config; or the
-                processes do not see the same folder, or have different identities.
+            UserError: The output may not be replaced; another process or run, or other files, are where it is kept;
+                config.json cannot describe the config; or processes see different folders or identities.
         """
         check_name(output)
         check_describable(source, config)
@@ -188,9 +181,8 @@ class FolderStore:
             self._folder.write(_DECIDED, json.dumps(value).encode())
 
     def block(self, index: int) -> Block | None:
-        """A block that was finished before; None if there is none. After one that is damaged, all count as absent.
-
-        Ask for blocks in order.
+        """A block that was finished before; None if there is none. Ask in order: after a damaged one, all count as
+        absent.
         """
         if index >= self._blocks:
             return None
@@ -211,7 +203,6 @@ class FolderStore:
         A resumed run goes on from what is written: if that has another dtype, so should this one.
 
         Args:
-            index: Number of the block.
             layer: Its parameters, padded to the config's widest layer.
             report: A JSON object.
         """
@@ -262,8 +253,7 @@ class FolderStore:
     def restore_state(self, like: Any) -> tuple[Any, list[Json]] | None:
         """The state that was saved last, and the checks until then; None if there is none, or it is damaged.
 
-        Args:
-            like: Arrays of the same shapes, dtypes and shardings, or descriptions of them.
+        ``like`` has arrays of the same shapes, dtypes and shardings, or descriptions of them.
         """
         if not (self.found and self._keeps_states()):
             return None
@@ -299,12 +289,11 @@ class FolderStore:
     def finish(self, files: Mapping[str, Text]) -> None:
         """Makes the output of what was written, and puts it in its place.
 
-        Args:
-            files: Additional text files by name, such as a report or a model card; those of the leading process count.
+        ``files`` are additional text files by name, such as a report; those of the leading process count.
 
         Raises:
-            UserError: Something is in the output's place that may not be replaced: once it was moved away, the same
-                command goes on from here. Or the disk is full, or the store at the address fails.
+            UserError: The output's place is taken (the same command goes on from here), the disk is full, or the store
+                fails.
         """
         self._wait()
         self._on_leader(lambda: self._put_in_place(self._staged(files)))
@@ -484,7 +473,7 @@ class FolderStore:
     # The output
 
     def _staged(self, files: Mapping[str, Text]) -> Json:
-        """Writes the files of the output except shards, and then down which files there are and where shards go."""
+        """Writes the output's files except shards, then the list of all files and of where shards go."""
         there = self._folder.sizes()
         parts = [_OUTER, *(self._final(index) for index in range(self.config.layers))]
         if lost := [name for name in parts if name not in there]:
@@ -534,7 +523,7 @@ class FolderStore:
         return shard[0]
 
     def _put_in_place(self, plan: Json) -> None:
-        """Makes the output of its files, and removes all else that was kept, except what says that it was made."""
+        """Puts the output in its place, and removes all else that was kept, except the file that says it was made."""
         if isinstance(self._folder, RemoteFolder):
             self._copy(self._folder, plan)
         else:
@@ -598,11 +587,7 @@ def _described(leaf: Any) -> jax.ShapeDtypeStruct:
 
 
 def _check_same(theirs: Json, ours: Json, place: str) -> None:
-    """Refuses what another run kept.
-
-    Raises:
-        UserError: The identities differ.
-    """
+    """Refuses what another run kept: raises UserError if the identities differ."""
 
     def words(name: str) -> str:  # a long text is a hash, which says nothing to anybody
         values = theirs.get(name), ours.get(name)
@@ -616,10 +601,8 @@ def _check_same(theirs: Json, ours: Json, place: str) -> None:
 
 
 def _locked(path: Path) -> int:
-    """Locks a folder, which is made if it does not exist, until the handle is closed or the process ends.
-
-    Raises:
-        UserError: Another process has the lock, or the folder cannot be made.
+    """Locks a folder, made if needed, until the handle is closed or the process ends; raises UserError if another has
+    it.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -17,9 +17,7 @@ Index = tuple[slice, ...]
 class Stored:
     """One lazy array of a parameter tree, of one layer or outside of the layers; ``numpy.asarray`` reads all of it.
 
-    Attributes:
-        shape: Shape in the parameter tree.
-        dtype: Dtype in the checkpoint.
+    Its shape is that in the parameter tree, its dtype that in the checkpoint.
     """
 
     def __init__(
@@ -34,9 +32,7 @@ class Stored:
         """Prepares the array; nothing is read yet.
 
         Args:
-            files: Files that hold the tensor.
-            name: Name of the tensor.
-            rule: Rule that turns the tensor into the array.
+            rule: Rule that turns the tensor with this name into the array.
             sizes: Sizes of all axes.
             room: Shape of the array, which may be wider than the tensor and is then padded with zeros.
             twin: Name of a tensor that has to be equal.

@@ -84,9 +84,7 @@ class TensorFiles:
     def open(cls, folder: Path, elsewhere: "AtAddress | None" = None) -> "TensorFiles":
         """Reads the headers of `model.safetensors` or its shards, else of `pytorch_model.bin` or its shards.
 
-        Args:
-            folder: Folder of the checkpoint.
-            elsewhere: Its weight files, if they are not in the folder.
+        ``elsewhere`` holds the weight files, if they are not in the folder.
 
         Raises:
             UserError: There are no weights, a file is missing or damaged, or torch is needed and not installed.
@@ -95,11 +93,7 @@ class TensorFiles:
         return cls(elsewhere.open(paths) if elsewhere else map(_open, paths))
 
     def read(self, name: str, cuts: Cuts) -> np.ndarray:
-        """Reads a part of a tensor's data.
-
-        Args:
-            name: Name of the tensor.
-            cuts: A slice for each of its axes.
+        """Reads a part of a tensor's data, given a slice for each axis.
 
         Raises:
             UserError: Its file is damaged, or the part holds NaN or infinity.
@@ -120,11 +114,7 @@ class TensorFiles:
 def weight_files(folder: Path, elsewhere: "AtAddress | None" = None) -> list[Path]:
     """The files that hold the weights of a folder, found in the order in which stock loaders look for them.
 
-    Those that an index names need not exist.
-
-    Args:
-        folder: Folder of the checkpoint.
-        elsewhere: Its weight files, if they are not in the folder.
+    Those that an index names need not exist. ``elsewhere`` holds the weight files, if they are not in the folder.
 
     Raises:
         UserError: There are no weights, or the index is damaged.
@@ -143,10 +133,7 @@ def weight_files(folder: Path, elsewhere: "AtAddress | None" = None) -> list[Pat
 
 
 def _shards(index: Path) -> set[str]:
-    """The shards that an index names. Those outside of the folder are refused: it could name any file of the machine.
-
-    Which tensors it says they hold is ignored, as by stock loaders: some indices list a tied head that no file has.
-    """
+    """The shards that an index names; it may not name files outside of the folder, which could be anything."""
     try:
         weight_map = json.loads(index.read_bytes())["weight_map"]
         names = set(map(PurePosixPath, weight_map.values()))
@@ -172,10 +159,7 @@ def _open(path: Path) -> _WeightFile:
 
 
 class _Safetensors:
-    """One safetensors file.
-
-    It is opened for each tensor: the library memory-maps it, and what was read stays in memory until the map is closed.
-    """
+    """One safetensors file, opened for each tensor: what is read stays in memory until the library's map is closed."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -197,7 +181,7 @@ class _Safetensors:
             return file.get_slice(name)[cuts]
 
     def _seen(self) -> tuple[int, int]:
-        """By what a file that takes the place of another is recognised."""
+        """What tells a file from another one that takes its place."""
         about = self._path.stat()
         return about.st_size, about.st_mtime_ns
 

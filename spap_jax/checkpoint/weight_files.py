@@ -1,4 +1,4 @@
-"""Weight files of a checkpoint: one for each block, which tells of damage, and all of them joined into one.
+"""Weight files of a checkpoint: one for each block, with a checksum, and all of them joined into one.
 
 The safetensors library writes a file from all its tensors at once, and reads no bfloat16 from bytes. So the format is
 written and read here, in the same order.
@@ -29,12 +29,7 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def encode(tensors: Arrays, report: Any) -> bytes:
-    """The content of a weight file, with a report as a JSON value in its metadata.
-
-    Args:
-        tensors: Contiguous arrays by name.
-        report: A JSON value.
-    """
+    """The content of a weight file of contiguous arrays, with a report as a JSON value in its metadata."""
     about = {"report": json.dumps(report), "sha256": _digest(tensors)}
     header, starts = _layout({name: Tensor(array.shape, array.dtype.name) for name, array in tensors.items()}, about)
     return b"".join([header, *(_bytes(tensors[name]) for name in starts)])
@@ -61,12 +56,7 @@ def final_names(count: int) -> list[str]:
 
 
 def index_text(files: Mapping[str, str], size: int) -> str:
-    """The index of a checkpoint with several weight files.
-
-    Args:
-        files: The file of each tensor.
-        size: Bytes of all tensors.
-    """
+    """The index of a checkpoint with several weight files: the file of each tensor, and the bytes of all."""
     index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(files.items()))}
     return json.dumps(index, indent=2) + "\n"
 
@@ -75,7 +65,6 @@ def join(path: Path, layout: Mapping[str, Tensor], parts: Iterable[Arrays]) -> N
     """Writes one weight file, equal to that of the safetensors library, from the tensors of several.
 
     Args:
-        path: The file.
         layout: Shape and dtype of all tensors, in any order.
         parts: The tensors, some at a time.
     """

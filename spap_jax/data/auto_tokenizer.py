@@ -1,7 +1,6 @@
-"""The class of transformers that loads tokenizers.
+"""The class of transformers that loads tokenizers, imported without PyTorch, which they do not need.
 
-transformers imports PyTorch wherever it is installed, which takes time and memory and which tokenizers do not need. So
-commands import it without. A notebook may want the rest of transformers as well, and gets all of it.
+A notebook that has imported PyTorch or transformers before gets all of it.
 """
 
 import os

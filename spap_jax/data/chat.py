@@ -1,7 +1,7 @@
 """Conversations, the prompts that begin them, and their tokens with a mask of what the assistant wrote.
 
 A chat template that marks what the assistant writes (``{% generation %}``) gives the mask itself. With any other
-template, the assistant's part is what its message adds to the rendering of the messages before it. A greeting, which
+template, the assistant's part is what its message adds to the rendering of the messages before it; a greeting, which
 has none before it, does not count.
 """
 
@@ -23,12 +23,7 @@ _MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 class Conversation(NamedTuple):
-    """A conversation.
-
-    Attributes:
-        place: Where it is from, for errors.
-        messages: Its messages: each has a "role" and a "content", and may have more that a template reads.
-    """
+    """A conversation: its place, for errors, and messages with a "role", a "content" and what else a template reads."""
 
     place: str
     messages: list[dict[str, Any]]
@@ -44,11 +39,7 @@ def holds_conversation(row: Any) -> bool:
 
 
 def conversations(rows: Iterable[Any], name: str) -> Iterator[Conversation]:
-    """Yields the conversations of rows; null ones are skipped.
-
-    Args:
-        rows: The rows.
-        name: Name of the data in errors.
+    """Yields the conversations of rows, named ``name`` in errors; null ones are skipped.
 
     Raises:
         UserError: A row holds no conversation.
@@ -89,7 +80,7 @@ def prompts_of(rows: Iterable[Any], name: str) -> Iterator[Conversation]:
 
 
 def _checked(messages: Any, place: str) -> list[dict[str, Any]]:
-    """Returns messages without the empty fields that a table adds, which a template would take for given."""
+    """Returns messages without the empty fields that a table adds, which a template would take for values."""
     if isinstance(messages, list) and messages and all(isinstance(message, dict) for message in messages):
         given = [{key: value for key, value in message.items() if value is not None} for message in messages]
         if all(isinstance(message.get(key), str) for message in given for key in ("role", "content")):
@@ -158,11 +149,7 @@ def _encode_compared(tokenizer: Any, conversation: Conversation) -> tuple[np.nda
 
 
 def _assistant_spans(tokenizer: Any, conversation: Conversation, text: str) -> Iterator[tuple[int, int]]:
-    """Yields the start and the end in the text of what the assistant writes, without the white space that follows it.
-
-    Raises:
-        UserError: The rendering of the first messages is not the beginning of the rendering of more of them.
-    """
+    """Yields start and end in the text of what the assistant writes, without white space after it."""
     messages = conversation.messages
     for number, message in enumerate(messages):
         if message["role"] != "assistant" or not number:

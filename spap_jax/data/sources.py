@@ -1,7 +1,7 @@
 """Where data come from: local files, addresses, the hub, sets with a short name, mixtures, and objects in memory.
 
-Opened data are token ids, or conversations, or the pieces of one text: if they hold several texts, these are joined by
-a blank line, unless the caller joins them otherwise. Readers are lazy, so a caller that has enough reads no further.
+Opened data are token ids, or conversations, or the pieces of one text: several texts are joined by a blank line, unless
+the caller joins them otherwise. Readers are lazy, so a caller that has enough reads no further.
 """
 
 import gzip
@@ -34,7 +34,7 @@ SPLITS: dict[Role, tuple[str, ...]] = {
 """The splits of a data set that a role reads: the first that there is. Those in ``_sft`` are of conversations."""
 
 LOCAL = "name a local .txt, .jsonl, .json, .parquet or .npy file instead"
-"""What to do about data that cannot be had."""
+"""What to do about data that cannot be read."""
 
 _BLOCK = 1 << 20  # characters read at once
 _ROWS = 1 << 10  # rows of a parquet file read at once
@@ -155,7 +155,7 @@ def data_name(data: str | Path) -> str:
 
 
 def shares_of(data: str) -> list[Share]:
-    """Returns the parts of a mixture such as ``a.jsonl:0.7,b.txt:0.3``; a name that is none is the only part.
+    """Returns the parts of a mixture such as ``a.jsonl:0.7,b.txt:0.3``; any other name is the only part.
 
     Raises:
         UserError: It can be read in two ways, a weight is missing or 0, or a data set is named twice.
@@ -241,7 +241,7 @@ def open_data(data: Data, role: Role, join: Join = joined) -> Opened:
     Args:
         data: Their name, or an object.
         role: What they are for, which decides on the split.
-        join: Function that makes pieces of rows, except those of a named set, which has its own protocol.
+        join: Makes pieces of rows, except those of a named set, which has its own protocol.
 
     Raises:
         UserError: There are none, or they cannot be read.

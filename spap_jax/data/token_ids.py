@@ -13,9 +13,7 @@ from spap_jax.numerics import is_concrete
 
 
 def token_blocks(tokens: Any, config: DecoderConfig) -> Any:
-    """Returns token ids [B, T] as int32, checked against the model.
-
-    Traced ids, inside ``jax.jit``, stay traced, and only their shape and dtype are checked.
+    """Returns token ids [B, T] as int32, checked against the model; of traced ids, only shape and dtype are checked.
 
     Raises:
         UserError: not a block of token ids, too long for the model's positions, or ids outside the vocabulary.

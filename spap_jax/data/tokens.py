@@ -1,10 +1,8 @@
 """Calibration and evaluation data as token blocks [B, T], from a hub name, a local file, texts or an array.
 
-Texts become one stream of tokens, without special tokens; the rows of a data set are joined by a blank line. Evaluation
-on a named set follows the protocol of the papers instead (`sources.NAMED`). Conversations become one stream too, each
-through the tokenizer's chat template, with a mask of what the assistant wrote. The stream is cut into windows of T
-tokens that do not overlap: calibration samples some at random, evaluation takes them in order. Where a model needs it,
-each window begins with the tokenizer's beginning-of-text token.
+Texts, or conversations through the chat template, become one stream of tokens, cut into windows of T tokens that do not
+overlap: calibration samples some at random, evaluation takes them in order. Where a model needs it, each window begins
+with the beginning-of-text token. Named sets follow the protocol of the papers (`sources.NAMED`).
 """
 
 import hashlib
@@ -40,10 +38,10 @@ POOL = 8
 """Calibration reads text for this many times the windows asked for, to sample from; the rest is kept too."""
 
 CHUNK = 4_000_000
-"""Characters tokenised at once: about a second per 2 million, and 150 bytes of memory each."""
+"""Characters tokenised at once."""
 
 _FEW = 16
-"""Fewer distinct tokens, each at least this often on average, are no language, not even one spelled in bytes."""
+"""Fewer distinct tokens than this, each at least this often on average, are no language."""
 
 _REMEDY = "name a model folder that holds its tokenizer files (tokenizer.json)"
 
@@ -57,10 +55,8 @@ class TokenBlocks:
         description: Short description of the data and of how the windows were chosen.
         sha256: SHA-256 of the bytes of `tokens` (little-endian int32, row by row), and of those of `mask`, if any.
         available: Number of windows of T tokens to choose from.
-        mask: bool [B, T], True on the tokens whose predictions count, such as those that the assistant wrote in
-            conversations; None if all count.
-        further: For calibration, other windows of the same data, which are for pruning with joint steps as well; None
-            if the data hold no more.
+        mask: bool [B, T], True on the tokens whose predictions count, as the assistant's; None if all count.
+        further: For calibration, other windows of the same data, for joint steps; None if the data hold no more.
     """
 
     tokens: np.ndarray
@@ -113,7 +109,7 @@ def check_counted(mask: np.ndarray | None, which: str) -> None:
 
 
 def concatenated(parts: Iterable[tuple[np.ndarray, np.ndarray | None]]) -> tuple[np.ndarray, np.ndarray | None]:
-    """Concatenates blocks [B, T] and their masks, of which None lets all tokens count, as it does in the result."""
+    """Concatenates blocks [B, T] and their masks; None is a mask that lets all tokens count."""
     tokens, masks = zip(*parts, strict=True)
     if all(mask is None for mask in masks):
         return np.concatenate(tokens), None
@@ -135,24 +131,22 @@ def load_tokens(
     """Loads data, given by name or as an object, as token blocks [B, T].
 
     Args:
-        data: `wikitext2`, `c4` (`c4:FILE` for a copy of its file), a hub data set `owner/name` or
-            `owner/name:config`, a .txt, .jsonl, .json (also with .gz), .parquet or .npy file by its path or
-            address (gs://bucket/file.txt); for calibration also several of these, each with its weight:
-            `a.jsonl:0.7,b.txt:0.3`. Or an object: texts, or dicts with a ``text``, in an iterable such as a list
-            or a data set; a dict of splits of these; or an array of token ids, a stream [N] or sequences [B, T'].
-            Rows with ``messages`` in place of ``text`` are conversations, of which the tokens that the assistant wrote
-            count.
+        data: `wikitext2`, `c4` (`c4:FILE` for a copy of its file), a hub data set `owner/name` or `owner/name:config`,
+            a .txt, .jsonl, .json (also with .gz), .parquet or .npy file by its path or address (gs://bucket/file.txt);
+            for calibration also several of these, each with its weight: `a.jsonl:0.7,b.txt:0.3`. Or an object: texts,
+            or dicts with a ``text``, in an iterable such as a list or a data set; a dict of splits of these; or an
+            array of token ids, a stream [N] or sequences [B, T']. Rows with ``messages`` in place of ``text`` are
+            conversations, of which the tokens that the assistant wrote count.
         tokenizer: A model folder, a hub id, or a tokenizer object of ``transformers`` or ``tokenizers``; not needed for
             token ids.
         sequence_length: Number of tokens in a window, T.
         sequences: Number of windows, B; None takes all of them.
         seed: Seed of the choice of calibration windows.
-        role: Calibration samples windows at random, of long data from its beginning, which is enough for eight times as
-            many; evaluation takes the first ones in order, from another split.
+        role: Calibration samples windows at random, of long data from its beginning; evaluation takes the first ones in
+            order, from another split.
         vocabulary: Size of the vocabulary, v; token ids must be below it.
-        bos: Whether each window begins with the tokenizer's beginning-of-text token, followed by T - 1 tokens of the
-            text. By default only with the tokenizer of Gemma, whose models predict badly without. Token ids are
-            taken as they are.
+        bos: Whether each window begins with the beginning-of-text token, followed by T - 1 tokens of the text. By
+            default only for Gemma, whose models predict badly without. Token ids are taken as they are.
 
     Raises:
         UserError: The data cannot be read or do not provide what was asked for.
@@ -190,7 +184,7 @@ def load_tokens(
 
 
 def _mixed(parts: list[Share], sequences: int | None, seed: int, role: Role, given: dict[str, Any]) -> TokenBlocks:
-    """Draws sequences from each part in proportion to its weight, in random order; so also further ones."""
+    """Draws sequences, and further ones, from each part in proportion to its weight, in random order."""
     if role != "calibration" or sequences is None:
         raise UserError(
             f"a mixture is drawn from for calibration and training, with a number of {option('sequences')}: to "
@@ -208,7 +202,7 @@ def _mixed(parts: list[Share], sequences: int | None, seed: int, role: Role, giv
 
 
 def _shuffled(blocks: list[TokenBlocks], counts: list[int], seed: int, further: TokenBlocks | None) -> TokenBlocks:
-    """Returns the first windows of several data sets, so many of each, in random order."""
+    """Returns the first windows of several data sets, as many of each as asked for, in random order."""
     pairs = zip(blocks, counts, strict=True)
     tokens, mask = concatenated((own.tokens[:n], None if own.mask is None else own.mask[:n]) for own, n in pairs)
     order = np.random.default_rng(seed).permutation(len(tokens))
@@ -232,12 +226,7 @@ def _windows(
     vocabulary: int | None,
     bos: bool | None,
 ) -> tuple[np.ndarray, np.ndarray | None, _Start | None, bool]:
-    """Returns the windows that there are to take from, in order; the arguments are those of `load_tokens`.
-
-    Returns:
-        Token ids [W, T]; a mask [W, T] of those that the assistant wrote in conversations, or None; what each window
-        begins with, before tokens of the text, or None; and whether the data hold more, which was not read.
-    """
+    """Returns all windows in order: ids [W, T], mask [W, T] or None, start or None, and whether more can be read."""
     name, content, mask, start, more = opened.name, opened.content, None, None, False
     if isinstance(content, np.ndarray):
         if bos:
@@ -286,15 +275,8 @@ def _answered(
 
 
 def _cut(ids: np.ndarray, name: str, length: int, asked: int | None, first: int | None) -> np.ndarray:
-    """Cuts a stream [N], or each of several sequences [B, T'], to windows [B, T] that do not overlap.
-
-    Args:
-        ids: The token ids.
-        name: Name of the data in errors.
-        length: Number of tokens in a window, T.
-        asked: Smallest sufficient number of windows; None asks for one.
-        first: What each window begins with, before the T - 1 next values of a stream; None for windows of the stream
-            alone.
+    """Cuts a stream [N], or sequences [B, T'], to windows [B, T]; each begins with ``first``, if given, and text
+    follows.
     """
     if not np.issubdtype(ids.dtype, np.integer) or ids.ndim not in (1, 2):
         shape = list(ids.shape)
@@ -317,10 +299,7 @@ def _cut(ids: np.ndarray, name: str, length: int, asked: int | None, first: int 
 
 
 def _start_of_windows(tokenizer: Any, bos: bool | None, length: int) -> _Start | None:
-    """Returns the beginning-of-text token of a tokenizer, if windows of T tokens are to begin with it.
-
-    If `bos` is None, they are with a tokenizer of Gemma's class, which no other family has.
-    """
+    """Returns the token that windows begin with, or None; by default only the tokenizer class of Gemma has one."""
     if not (type(tokenizer).__name__.startswith("Gemma") if bos is None else bos):
         return None
     if getattr(tokenizer, "bos_token", None) is None:
@@ -339,11 +318,9 @@ def _start_of_windows(tokenizer: Any, bos: bool | None, length: int) -> _Start |
 def _tokenise(
     pieces: Iterable[Piece], name: str, tokenizer: Any, enough: int | None, special: bool
 ) -> tuple[np.ndarray, np.ndarray | None, bool]:
-    """Returns token ids [N] of a text in pieces, or of conversations; stops reading once there are `enough`, if given.
+    """Returns token ids [N], a mask [N] for conversations, and whether more was left; stops after `enough` tokens.
 
-    The last value is whether there was more to read. Special tokens, if any, are added once to a text, since its pieces
-    together are a single text. Conversations have those of the chat template, and a mask [N], 1 on what the assistant
-    wrote.
+    Special tokens, if any, are added once, since the pieces together are a single text.
     """
     pieces = iter(pieces)
     first = next(pieces, "")
@@ -372,11 +349,7 @@ def _tokenise(
 
 
 def _text_encoder(tokenizer: Any, special: bool) -> Callable[[str], tuple[np.ndarray, None]]:
-    """Returns the function that encodes the chunks of one text, the first of which may have special tokens.
-
-    Raises:
-        UserError: The tokenizer is none of ``transformers`` or ``tokenizers``.
-    """
+    """Returns the function that encodes the chunks of one text, the first of which may have special tokens."""
     if not hasattr(tokenizer, "encode") or not (callable(tokenizer) or hasattr(tokenizer, "token_to_id")):
         raise UserError(
             f"{type(tokenizer).__name__} is no tokenizer: give a model folder, a hub id, or a tokenizer object of "
@@ -416,7 +389,7 @@ def load_tokenizer(named: str | Path) -> Any:
 
     Raises:
         UserError: It cannot be loaded, or is the empty one that transformers makes for a folder without tokenizer
-            files; or transformers, which reads config.json to find it, rejects a value there.
+            files.
     """
     from huggingface_hub.errors import StrictDataclassError
 

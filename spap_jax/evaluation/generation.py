@@ -51,18 +51,12 @@ def prefill(
     size: int,
     dtype: DTypeLike = jnp.float32,
 ) -> tuple[jax.Array, decoder.Cache]:
-    """Reads prompts into a new cache.
+    """Reads prompts [B, T] into a new cache -> logits of the last token [B, v], and the cache.
 
     Args:
-        config: The decoder.
-        params: Its parameters.
-        tokens: [B, T].
         valid: [B, T], False for padding, which is on the left.
         size: Capacity of the cache (S) in tokens, including padding.
         dtype: Data type of the cache and of the computation.
-
-    Returns:
-        Logits of the last token [B, v], and the cache.
     """
     return decoder.extend(config, params, tokens, valid, decoder.empty_cache(config, tokens.shape[0], size, dtype))
 
@@ -175,7 +169,6 @@ def generate(
     Inside ``mesh.use_mesh``, weights and prompts are sharded over the mesh; all processes of a run must call this.
 
     Args:
-        model: The model.
         tokens: Prompts [B, T], padded on the left to a common length; or the result of ``load_tokens``.
         max_new_tokens: Maximum number of tokens to generate.
         valid: [B, T], False for padding. By default the prompts have no padding.
@@ -183,8 +176,7 @@ def generate(
         top_k: Number of the likeliest tokens to sample from; 0 means all.
         top_p: Sample from the smallest set of the likeliest tokens whose total probability reaches this value.
         key: Random key of ``jax.random``, from which that of each sequence is made; or keys [B], one for each sequence.
-        eos: Token, or tokens, that end a sequence; () for none. By default those of the model's
-            generation_config.json or config.json.
+        eos: Tokens that end a sequence; () for none. By default those of the model's config.
         pad: Token that fills up a sequence that has ended. By default the model's own, or else its first end token.
         dtype: Data type of the computation and of the cache.
 
@@ -225,13 +217,13 @@ def generate(
 
 
 def _filler(source: Source, ends: tuple[int, ...]) -> int:
-    """The token that fills up sequences that have ended; configs name -1 for none, and 0 is a token."""
+    """The token that fills up sequences that have ended; configs name -1 for none."""
     named = named_settings(source).get("pad_token_id")
     return next(token for token in (named, *ends, 0) if token is not None and token >= 0)
 
 
 def _own_keys(key: Any, count: int) -> jax.Array:
-    """Returns a random key for each sequence [count], of one key or of as many, which may be of the older kind."""
+    """Returns a random key for each sequence [count], from one key or as many; raw keys are accepted too."""
     if isinstance(key, jax.Array):
         keys = key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
         if keys.shape in ((), (count,)):
@@ -284,10 +276,10 @@ def _check_prompts(config: DecoderConfig, prompts: np.ndarray, valid: np.ndarray
 
 
 def check_sampling(sampling: Sampling, key: jax.Array | None) -> None:
-    """Checks that the settings of sampling have a meaning.
+    """Checks that the settings of sampling are in range, and that there is a random key if one is needed.
 
     Raises:
-        UserError: they do not, or there is no random key to sample with.
+        UserError: they are not.
     """
     if not 0 <= sampling.temperature < float("inf"):
         raise UserError(f"{option('temperature')} is {sampling.temperature}, but must be 0 or more.")

@@ -47,10 +47,8 @@ class HarnessModel(TemplateLM):
         """Puts the model on the devices, as `replicas_of` does.
 
         Args:
-            model: The model.
             tokenizer: A model folder or a hub id. By default the model's own folder.
             batch_tokens: Number of tokens that a device processes at once.
-            watch: Progress callback.
 
         Raises:
             UserError: the tokenizer cannot be loaded, or has no token to begin a text with.

@@ -36,9 +36,7 @@ def perplexity(
     It runs on the host, in batches; inside ``jax.jit`` and ``jax.grad`` use `loss`.
 
     Args:
-        model: The model.
-        tokens: Windows of token ids [B, T], or the result of ``load_tokens``, of which only the tokens in the mask
-            count, if there is one; windows are independent.
+        tokens: Windows of token ids [B, T], or the result of ``load_tokens``, whose mask says which tokens count.
         batch_tokens: Tokens that a device processes at once.
         devices: Number of devices to use; by default all of them, but only one if they are CPUs.
         model_devices: Number of devices that the weights are sharded over; by default as many as the weights need.
@@ -63,20 +61,10 @@ def divergence(
 ) -> float:
     """KL(dense || pruned) in nats per predicted token: how far the pruned model's predictions are from the dense one's.
 
-    It runs on the host, in batches.
-
-    Args:
-        dense: The reference model.
-        pruned: The model pruned from it.
-        tokens: Windows of token ids [B, T], or the result of ``load_tokens``, of which only the tokens in the mask
-            count, if there is one; windows are independent.
-        batch_tokens: Tokens that a device processes at once.
-        devices: Number of devices to use; by default all of them, but only one if they are CPUs.
-        model_devices: Number of devices that the weights are sharded over; by default as many as the weights need.
+    It runs on the host, in batches; arguments are as in `perplexity`.
 
     Raises:
-        UserError: the tokens are unusable for a model, there is nothing to predict, the vocabularies differ, or there
-            are no such devices.
+        UserError: the tokens are unusable for a model, nothing to predict, other vocabularies, or no such devices.
     """
     dense, pruned = checked(dense), checked(pruned)
     blocks = token_blocks(tokens, dense.config)
@@ -85,17 +73,14 @@ def divergence(
 
 
 def logits(model: Model, tokens: Any, attention_mask: Any = None) -> jax.Array:
-    """The next-token logits at every position. A pure function: it works under ``jax.jit`` and ``jax.grad``.
+    """The next-token logits at every position, float32 [B, T, v]. A pure function: works under ``jax.jit`` and
+    ``jax.grad``.
 
     Under tracing, token ids are unknown, so ids outside the vocabulary are not refused.
 
     Args:
-        model: The model, whose parameters may be traced.
         tokens: Token ids [B, T], which may be traced; or the result of ``load_tokens``.
         attention_mask: [B, T], 0 at padding and 1 elsewhere; by default there is no padding.
-
-    Returns:
-        Float32 logits [B, T, v].
 
     Raises:
         UserError: the tokens are unusable for the model, or the mask has another shape.
@@ -109,19 +94,15 @@ def logits(model: Model, tokens: Any, attention_mask: Any = None) -> jax.Array:
 
 
 def loss(model: Model, tokens: Any) -> jax.Array:
-    """Mean negative log-likelihood per predicted token, in nats.
+    """Mean negative log-likelihood per predicted token, in nats, float32 [].
 
     It is a pure function: ``jax.grad(spap.loss)(model, tokens)`` returns a model that holds the gradients. A sequence
-    of T tokens has T - 1 predictions; with the result of ``load_tokens``, those of the tokens in the mask count, if
-    there is one. Only a few tokens' logits are in memory at once, and gradients recompute each layer's activations.
-    Under tracing, ids outside the vocabulary are not refused.
+    of T tokens has T - 1 predictions. Only a few tokens' logits are in memory at once, and gradients recompute each
+    layer's activations. Under tracing, ids outside the vocabulary are not refused.
 
     Args:
-        model: The model, whose parameters may be traced.
-        tokens: Token ids [B, T], which may be traced; or the result of ``load_tokens``.
-
-    Returns:
-        Float32 [].
+        tokens: Token ids [B, T], which may be traced; or the result of ``load_tokens``, whose mask says which tokens
+            count.
 
     Raises:
         UserError: the tokens are unusable for the model, or there is nothing to predict.

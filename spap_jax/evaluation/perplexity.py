@@ -26,17 +26,14 @@ def perplexity(
     watch: Callable[[int, int], None] = lambda *_: None,
     mask: np.ndarray | None = None,
 ) -> float:
-    """Returns exp of the mean negative log-likelihood per predicted token.
+    """Returns exp of the mean negative log-likelihood per predicted token, T - 1 in each window of T tokens.
 
-    Each window of T tokens has T - 1 predictions, of which those of the tokens in the mask count. Windows are
-    independent of each other. Inside ``mesh.use_mesh``, weights and windows are sharded over the mesh, and all
-    processes of a run must call this.
+    Inside ``mesh.use_mesh``, weights and windows are sharded over the mesh, and all processes of a run must call this.
 
     Args:
-        model: The model.
-        tokens: Windows [B, T].
+        tokens: Windows [B, T], independent of each other.
         batch_tokens: Number of tokens that a device processes at once.
-        watch: Progress callback, called between batches with the number of windows done and the total.
+        watch: Called between batches with the number of windows done and the total.
         mask: bool [B, T], True on the tokens that count; by default all count.
 
     Raises:
@@ -73,14 +70,7 @@ def compare(
 ) -> Comparison:
     """Returns the mean KL(dense || pruned) of the next-token distributions and both perplexities, from one pass each.
 
-    What counts, and how it is computed, is as for ``perplexity``.
-
-    Args:
-        dense: The reference model.
-        pruned: The model that is compared with it; its vocabulary must be the same.
-        tokens: Windows [B, T].
-        batch_tokens: Number of tokens that pass through the models at once.
-        mask: bool [B, T], True on the tokens that count; by default all count.
+    Arguments are those of `perplexity`; the vocabularies must be the same.
 
     Raises:
         UserError: there is nothing to predict, a window is longer than a model's positions, or vocabularies differ.

@@ -1,8 +1,8 @@
 """Log-likelihoods and continuations of token sequences of any length, in batches over the local devices.
 
-Lengths are padded to a few sizes, so that a new length causes no new compilation. The parameters are replicated along
-the mesh axis ``data``, and a batch is sharded along it. This is done by ``shard_map``: attention iterates over the
-sequences in a loop, which the compiler would not partition by itself. The parameters may be sharded along ``model``.
+Lengths are padded to a few sizes, so that a new length causes no new compilation. A batch is sharded along the mesh
+axis ``data`` by ``shard_map``: attention iterates over the sequences in a loop, which the compiler would not partition
+by itself.
 """
 
 import functools
@@ -42,8 +42,7 @@ class Replicas(NamedTuple):
     """A model replicated on several devices, or on several groups of devices that share its weights.
 
     Attributes:
-        config: The decoder.
-        params: Its parameters, replicated along ``data``.
+        params: Replicated along ``data``.
         mesh: The devices, along the axis ``data``, and along ``model`` if they share the weights.
     """
 
@@ -72,12 +71,7 @@ class Batch(NamedTuple):
 
 
 class Score(NamedTuple):
-    """Score of one sequence.
-
-    Attributes:
-        log_likelihood: Log-likelihood of the predicted tokens.
-        is_greedy: Whether each predicted token is the likeliest one.
-    """
+    """Score of one sequence: the log-likelihood of the predicted tokens, and whether each is the likeliest one."""
 
     log_likelihood: float
     is_greedy: bool
@@ -87,9 +81,8 @@ def replicas_of(model: Model, devices: int | Sequence[Any] | None = None) -> Rep
     """Replicates a model on the devices.
 
     Args:
-        model: The model.
-        devices: The devices, or how many of the local ones. By default those of ``devices.use_mesh``; without it, all
-            local ones, in groups that share the weights if one device cannot hold them.
+        devices: The devices, or how many of the local ones. By default those of ``mesh.use_mesh``, or else all local
+            ones, in groups that share the weights if one device cannot hold them.
 
     Raises:
         UserError: the number is not one from 1 to that of the local devices.
@@ -137,7 +130,6 @@ def log_likelihoods(
     """Scores the last tokens of each sequence, given the tokens before them.
 
     Args:
-        model: The model.
         sequences: Token ids, the first of which is not predicted; at most one more than the model's positions.
         predicted: Number of tokens to score at the end of each sequence, less than its length.
         batch_tokens: Number of tokens that a device processes at once.
@@ -171,10 +163,7 @@ def log_likelihoods(
 def _score(
     config: DecoderConfig, mesh: Mesh, params: decoder.Params, tokens: jax.Array, counted: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Scores one batch. Padding needs no mask, since it follows the text.
-
-    tokens: [B, T + 1], counted: [B, T] -> sums of log-likelihoods [B], whether all are likeliest [B].
-    """
+    """Scores a batch. tokens: [B, T + 1], counted: [B, T] -> log-likelihoods [B], whether all are likeliest [B]."""
 
     @functools.partial(_each_device, mesh=mesh, in_specs=(P(), BATCH, BATCH), out_specs=(BATCH, BATCH))
     def local(params: decoder.Params, tokens: jax.Array, counted: jax.Array):
@@ -206,12 +195,10 @@ def continuations(
     """Continues prompts.
 
     Args:
-        model: The model.
         prompts: Token ids, at least one in each prompt.
         new: Maximum number of tokens to generate.
         ended: Returns whether a text is complete, given the tokens generated so far; later tokens are ignored.
         batch_tokens: Number of tokens that a device processes at once, including the new ones.
-        sampling: How tokens are sampled.
         key: Random key of ``jax.random``; it has no effect at temperature 0.
         dtype: Data type of the computation and of the cache.
 
@@ -267,10 +254,7 @@ def _write(
     keys: jax.Array,
     first: jax.Array,
 ) -> tuple[jax.Array, jax.Array, decoder.Cache]:
-    """Generates SEGMENT tokens, the first of which is number ``first`` of its text.
-
-    logits: [B, v], keys: [B] -> tokens [B, SEGMENT], the logits after them [B, v], the extended cache.
-    """
+    """Generates tokens. logits: [B, v], keys: [B] -> tokens [B, SEGMENT], the logits after them [B, v], the cache."""
     given = (P(), BATCH, CACHE, BATCH, P())
 
     @functools.partial(_each_device, mesh=mesh, in_specs=given, out_specs=(BATCH, BATCH, CACHE))

@@ -23,11 +23,11 @@ from spap_jax.report.schema import GenerationWorkload
 
 
 class Speed(NamedTuple):
-    """Timings of one model. The timed runs are in order: run i of one model is paired with run i of the other.
+    """Seconds that one model takes in each timed run; run i of one model is paired with run i of the other.
 
     Attributes:
-        prefill: Seconds for the prompt, one entry per run.
-        decode: Seconds for one token of every sequence, one entry per run.
+        prefill: Seconds for the prompt.
+        decode: Seconds for one token of every sequence.
     """
 
     prefill: tuple[float, ...]
@@ -37,11 +37,8 @@ class Speed(NamedTuple):
 def time_generation(models: list[Model], work: GenerationWorkload) -> list[Speed]:
     """Times models in turn, run by run, after one warm-up run of each model, which compiles.
 
-    Inside ``mesh.use_mesh``, weights and sequences are sharded over the mesh.
-
-    Args:
-        models: The models; their parameters may be values that are read lazily, a layer at a time.
-        work: The work to time.
+    Inside ``mesh.use_mesh``, weights and sequences are sharded over the mesh. Parameters may be values that are read
+    lazily, a layer at a time.
 
     Raises:
         UserError: prompt and new tokens do not fit a model's positions, or the sequences cannot be divided evenly.

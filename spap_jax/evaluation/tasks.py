@@ -58,8 +58,6 @@ def run_tasks(model: LM, tasks: Chosen, limit: int | None = None, samples: bool 
     """Runs tasks with ``lm_eval.simple_evaluate`` and returns its results.
 
     Args:
-        model: The model.
-        tasks: The tasks that ``choose_tasks`` found.
         limit: Maximum number of examples of each task, from its start. By default all.
         samples: Whether the results hold every example with its answers.
 
@@ -89,12 +87,7 @@ def read_data_set(folder: Path, path: str, config: str | None) -> Any:
     """Returns the splits of a data set that lies in a folder, by name.
 
     It is ``[OWNER/]NAME/[CONFIG/]SPLIT``, as ``save_to_disk`` of the library ``datasets`` writes it; without a config,
-    CONFIG may be anything. Or ``[OWNER/]NAME`` is a copy of the hub's repository.
-
-    Args:
-        folder: The folder.
-        path: Name of the data set on the hub, "owner/name" or "name".
-        config: Name of its configuration, if any.
+    CONFIG may be anything. Or ``[OWNER/]NAME`` is a copy of the hub's repository. ``path`` is its name on the hub.
 
     Raises:
         UserError: It is not there.
@@ -111,7 +104,7 @@ def read_data_set(folder: Path, path: str, config: str | None) -> Any:
 
 @contextmanager
 def _data_in(folder: Path | None) -> Iterator[None]:
-    """Lets tasks read their data from a folder; splits that are not there are taken for splits that do not exist."""
+    """Lets tasks read their data from a folder; splits that it lacks count as splits that do not exist."""
 
     def download(task: Any, dataset_kwargs: dict[str, Any] | None = None, **_: Any) -> None:
         if folder is None or "data_files" in (dataset_kwargs or {}):  # files that the task itself names

@@ -33,13 +33,11 @@ class Writing(NamedTuple):
     """What a model is to write, and how.
 
     Attributes:
-        tokenizer: The tokenizer object.
         beginnings: Token ids that are continued, in turn.
         conversations: The conversations that the beginnings are, to be answered; None if they are texts.
         sequences: Number of texts or conversations.
         length: Maximum number of new tokens in each.
         temperature: Divides the logits.
-        seed: Random seed.
         batch_tokens: Number of tokens that a device processes at once, the given and the new ones together.
     """
 
@@ -53,7 +51,7 @@ class Writing(NamedTuple):
     batch_tokens: int
 
     def digest(self, weights: str) -> str:
-        """A short hash of all that decides on the rows but their number, with what identifies the weights."""
+        """A short hash of all that decides on the rows, except their number, with what identifies the weights."""
         what = [weights, self.beginnings, self.conversations is None, self.length, self.temperature, self.seed]
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
 
@@ -79,19 +77,17 @@ def write(
     Each sequence has its own random key, so batches and devices do not change it, up to rounding.
 
     Args:
-        model: The model, usually the dense one.
+        model: Usually the dense model.
         data: Text, as for ``load_tokens``: the model continues the first words of its paragraphs. By default it
             continues its start token alone.
         first_words: Number of words of a paragraph that the model continues.
-        prompts: Prompts that a chat model answers, in place of ``data``: a file, a data set of the hub, or rows in any
-            iterable: texts, or dicts with a ``prompt`` or with ``messages``. What the assistant says at the end of a
-            conversation is left out.
+        prompts: Prompts that a chat model answers, in place of ``data``: a file, a data set of the hub, or rows: texts,
+            or dicts with a ``prompt`` or with ``messages``. What the assistant says at the end is left out.
         sequences: Number of texts, by default 128, or of conversations, by default one for each prompt. Paragraphs and
             prompts are used again if there are fewer.
         length: Maximum number of tokens that the model writes in each, by default 512 or what its positions allow. An
             answer may end before; a text goes on after an end token, as texts in training do.
         temperature: Divides the logits; at 1 the model writes by its own distribution, at 0 the likeliest token.
-        seed: Random seed.
         tokenizer: A model folder, a hub id or a tokenizer object of transformers. By default the model's own.
         batch_tokens: Number of tokens that a device processes at once, the given and the new ones together.
         devices: Number of devices; by default all of them, but only one if they are CPUs.
@@ -102,8 +98,8 @@ def write(
         Rows that ``load_tokens`` takes: dicts with a ``text``, or with the ``messages`` of a conversation.
 
     Raises:
-        UserError: The text or the prompts cannot be read or do not fit the model, it has no start token or no chat
-            template, or a setting is out of its range.
+        UserError: The text or the prompts do not fit the model, it has no start token or no chat template, or a setting
+            is out of its range.
     """
     model = checked(model)
     writing = prepare(
@@ -172,10 +168,9 @@ def prepare(
 
 
 def write_batches(model: Model, writing: Writing, first: int = 0) -> Iterator[list[Row]]:
-    """Yields the rows from number ``first`` on, batch by batch.
+    """Yields the rows from number ``first`` on, batch by batch; batches do not depend on ``first``.
 
-    Inside ``use_mesh``, weights and sequences are sharded over the mesh; all processes of a run must call this. The
-    batches do not depend on ``first``, so a run that goes on writes the same bits.
+    Inside ``use_mesh``, weights and sequences are sharded over the mesh; all processes of a run must call this.
     """
     model = model.replace(params=shard_params(model.config, model.params))
     number, beginnings = writing.sequences, writing.beginnings

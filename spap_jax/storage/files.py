@@ -1,10 +1,8 @@
 """Files at addresses, by fsspec, and on the Hugging Face Hub; the only module that uses either.
 
-Downloads are complete or absent, and are reused as long as the store reports the same of the files. Of large files,
-ranges of bytes can be read. Stores have no rename: code that makes a folder there has to choose which file comes last.
-
-The hub's own clients retry for half a minute without a network; here the local cache is asked first, and then whether
-the hub answers at all, which takes seconds.
+Downloads are complete or absent, and are reused as long as the store reports the same of the files. Stores have no
+rename: code that makes a folder there has to choose which file comes last. The hub's own clients retry for half a
+minute without a network; here the cache is asked first, and then whether the hub answers at all.
 """
 
 import contextlib
@@ -188,11 +186,7 @@ class Folder:
             self._store.put([str(file) for file in files.values()], list(map(self._path, files)), callback=callback)
 
     def get(self, sizes: Mapping[str, int | None], into: Path) -> None:
-        """Downloads files into a local folder, with a progress bar on a terminal.
-
-        Args:
-            sizes: Bytes of each file by name; None if they are not known.
-            into: The folder.
+        """Downloads files, with their bytes if known, into a local folder, with a progress bar on a terminal.
 
         Raises:
             UserError: A name points outside of the local folder, or a file arrived in another size.
@@ -268,7 +262,7 @@ class Folder:
 
 
 def _options(kind: str) -> dict[str, Any]:
-    """Options for the client of a kind of address: most would wait without end for a store that went silent."""
+    """Options for the client of a kind of address: most would wait without end for a store that does not answer."""
     if kind in ("file", "local"):
         return {"auto_mkdir": True}  # a store would take this for a request to make a bucket
     if kind in ("gs", "gcs"):
@@ -282,18 +276,14 @@ def _options(kind: str) -> dict[str, Any]:
 
 
 def _lasting(about: About) -> About:
-    """Leaves out what a store changes by itself, such as the class of storage, to which reading a file may move it.
-
-    On Google's, all but the file's generation changes with it. An address that leads to another one may lead to one
-    that holds the time of day.
-    """
+    """Leaves out what a store changes by itself, such as the class of storage or the time: reading may change it."""
     if "generation" in about:
         return {key: about[key] for key in ("name", "size", "type", "generation")}
     return {key: value for key, value in about.items() if key not in ("StorageClass", "url")}
 
 
 def _is_whole(target: Path, files: Mapping[str, About]) -> bool:
-    """Whether a download has its note and all of its files, in the sizes that the store says."""
+    """Whether a download is complete: its note and all files, in the sizes that the store says."""
     local = {target / _FILES / name: about["size"] for name, about in files.items()}
     return (target / _NOTE).is_file() and all(
         file.is_file() and size in (None, file.stat().st_size) for file, size in local.items()
@@ -332,7 +322,7 @@ def hub_problem() -> str | None:
 
 
 def require_hub(what: str, remedy: str) -> None:
-    """Returns if the hub answers, else raises within about eight seconds.
+    """Checks that the hub answers, or raises within about eight seconds.
 
     Args:
         what: What is wanted from the hub, as the subject of the error's sentence.
@@ -350,10 +340,10 @@ def require_hub(what: str, remedy: str) -> None:
 
 
 def check_repo_id(repo: str, typed: str, *, owned: bool = True) -> None:
-    """Checks a repository id, which the user `typed` somehow, before any request to the hub.
+    """Checks a repository id, which the user ``typed`` somehow, before any request to the hub.
 
     Raises:
-        UserError: It is not valid, or has no owner although `owned`; that of an old model, such as gpt2, has none.
+        UserError: It is not valid, or has no owner although ``owned``; that of an old model, such as gpt2, has none.
     """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -380,7 +370,7 @@ def upload(
     private: bool,
     replaced: Callable[[Iterable[str]], Iterable[str]],
 ) -> str:
-    """Uploads files to a hub model repository in one commit; the repository is created if it does not exist.
+    """Uploads files to a hub model repository in one commit, created if needed, and returns the repository's address.
 
     Args:
         repo: Id of the repository, owner/name.
@@ -390,12 +380,9 @@ def upload(
         private: Whether a new repository is private; an existing one has to be.
         replaced: Returns those of the existing files that the same commit removes.
 
-    Returns:
-        The address of the repository.
-
     Raises:
-        UserError: Nobody is logged in, the hub does not answer, or refuses; or the repository holds files that may not
-            be replaced, or is public although it may not be.
+        UserError: Nobody is logged in, the hub does not answer or refuses, or the repository may not be replaced or is
+            public.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
 
@@ -424,7 +411,7 @@ def upload(
 
 
 def _check_replaceable(repo: str, present: list[str], overwrite: bool, must_hide: bool) -> None:
-    """Refuses a repository that holds files, or that shows everyone what is uploaded, if that was not asked for."""
+    """Refuses a repository that holds files, or that is public, if that was not asked for."""
     if present and not overwrite:
         some = ", ".join(present[:_NAMED]) + (", ..." if len(present) > _NAMED else "")
         way = f"pass {option('overwrite', True)} to replace the model in it"
@@ -507,14 +494,14 @@ def cached_splits(repo: str, config: str | None) -> Mapping[str, Iterable[Any]] 
 
 
 def is_uncached(error: Exception) -> bool:
-    """Whether an error raised inside `offline` says that a data set, or the part that was asked for, is not cached."""
+    """Whether an error raised inside `offline` means that a data set, or the part that was asked for, is not cached."""
     said = ("Couldn't find cache for ", "There are multiple ")
     return isinstance(error, ConnectionError) or str(error).startswith(said)
 
 
 @contextlib.contextmanager
 def offline() -> Iterator[None]:
-    """Restricts the hub's clients to the cache inside; for anything else they raise errors."""
+    """Restricts the hub's clients to the cache inside the block; other requests raise errors."""
     from datasets import config
     from huggingface_hub import constants
 

@@ -64,12 +64,10 @@ def short_hash(text: str) -> str:
 
 
 def beside(output: str | Path, role: str) -> str:
-    """The hidden name, next to an output, of a folder that belongs to it.
+    """The hidden name, next to an output at a path or address, of a folder that belongs to it.
 
-    Args:
-        output: A path or an address.
-        role: "resume", or "resume-" and the number of another process, for an unfinished run; "partial-" or
-            "replaced-" and eight hexadecimal digits for a folder that is not yet, or no longer, in its place.
+    Roles are "resume", of an unfinished run, and "partial-" or "replaced-" with eight hexadecimal digits, of a folder
+    that is not yet, or no longer, in its place.
     """
     parent, slash, name = str(output).rstrip("/").rpartition("/")
     return f"{parent}{slash}.{name}.{role}"
@@ -81,10 +79,9 @@ def real_path(name: str | Path) -> Path:
 
 
 def is_within(inner: str | Path, outer: str | Path) -> bool:
-    """Whether a place is the same as another one or inside it; both are paths or addresses.
+    """Whether a path or address is the same as another one or inside it.
 
-    Existing folders are also compared by device and inode, so that a folder that is mounted twice, or that is spelled
-    in other case on a disk that ignores case, counts as the same.
+    Existing folders are also compared by device and inode, for folders mounted twice and disks that ignore case.
     """
     return bool(_identities(outer)[0] & set().union(*_identities(inner)))
 
@@ -94,12 +91,10 @@ def check_apart(output: str | Path, inputs: Mapping[str, str | Path | None]) -> 
 
     Args:
         output: A path or an address; it does not have to exist yet.
-        inputs: Paths or addresses that the command reads, by their roles, such as "the model"; None for an input that
-            is not a file.
+        inputs: Paths or addresses that the command reads, by their roles, such as "the model"; None if it is no file.
 
     Raises:
-        UserError: The output has no usable name; or it, or the folder beside it that keeps an unfinished run, is one of
-            the inputs, contains one or is inside one.
+        UserError: The name is not usable, or the output, or the folder of an unfinished run, overlaps an input.
     """
     check_name(output)
     whole = output if is_address(output) else real_path(output)
@@ -122,8 +117,7 @@ def check_name(output: str | Path) -> None:
     """Rejects an output without a usable name.
 
     Raises:
-        UserError: It is empty, the root of a file system, on the hub, an address with a part ".." or a pattern, or a
-            name that this program uses itself.
+        UserError: It is empty, the root of a file system, on the hub, has ".." or a pattern, or is one of this program.
     """
     text = str(output)
     if not text.strip():

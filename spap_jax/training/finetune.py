@@ -38,15 +38,13 @@ def run(
     """Trains a model to the end and returns it with the report.
 
     Args:
-        model: The model to train.
         tokens: Token blocks [B, T], or ``TokenBlocks``; the last of them are held out.
         teacher: The dense model whose predictions are the target; None for the next token of the text.
-        settings: Settings of the training.
         watch: Called with every stage before training continues from it.
         restore: Returns the state of an interrupted run with the same identity, if there is one.
 
     Raises:
-        UserError: sequences are too few, too short or too long, vocabularies differ, or the loss is no longer finite.
+        UserError: sequences are too few, too short or too long, vocabularies differ, or the loss is not finite.
     """
     last = None
     for last in finetune_stages(model, tokens, teacher, settings, restore):
@@ -145,10 +143,7 @@ def check(model: Model, tokens: np.ndarray, teacher: Model | None, settings: Fin
 @functools.partial(jax.jit, static_argnames=("config", "scale"))
 @full_precision
 def merged(config: DecoderConfig, params: Params, best: Params, scale: float) -> Params:
-    """Returns the layers {"layers": ...} with low-rank updates merged, in the data type of the checkpoint.
-
-    One layer is merged at a time, since the product of all of its updates is in float32.
-    """
+    """Returns {"layers": ...} with low-rank updates merged, in the checkpoint's dtype, one layer at a time."""
 
     def one(layer: tuple[Params, Params]) -> Params:
         return lora.merged(layer[0], layer[1], scale)
@@ -169,13 +164,7 @@ def _scale(settings: FinetuneSettings) -> float:
 
 
 def _split(tokens: np.ndarray, mask: np.ndarray | None, held_out: float) -> tuple[Sequences, Sequences]:
-    """Splits sequences into training and held-out ones, at least one of each.
-
-    Every device holds all of them, as they are small: chunks of one, [C, 1, T].
-
-    Raises:
-        UserError: the mask lets nothing count in one of them.
-    """
+    """Splits sequences into training and held-out ones, at least one of each, both replicated in chunks of one."""
     count = len(tokens) - fitted_of(len(tokens), held_out)
     if mask is not None:
         check_counted(mask[:-count], "the sequences that are trained on")

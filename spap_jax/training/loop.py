@@ -1,10 +1,8 @@
-"""The loop of steps: some steps, then a measurement on held-out sequences, and the best weights are kept.
+"""The loop of steps: some steps, then a measurement on held-out sequences; the best weights are kept.
 
-If the loss is then far above that before any step, the steps were too large: they start again from the best weights,
-half as large.
-
-It minimises what is lost against a dense model, or the next-token loss, over a part of a model's weights. Each stage is
-the complete state of a run, from which another process can go on to the same bits.
+It minimises what is lost against a dense model, or the next-token loss. If the loss is then far above that before any
+step, the steps start again from the best weights, half as large. Each stage is the complete state of a run, from which
+another process can go on to the same bits.
 """
 
 import functools
@@ -25,16 +23,14 @@ from spap_jax.training.optimizers import rates
 from spap_jax.training.step import Frozen, Job, Measurement, State, begin, measure, step
 
 _FAR = 0.5
-"""How much the loss may rise above that before any step, relative to it. Steps that are good in the end often raise it
-in the beginning, when they are largest."""
+"""How much the loss may rise above that before any step, relative to it; good steps often raise it in the beginning."""
 
 
 class StepSchedule(NamedTuple):
     """How many steps are made, on what.
 
     Attributes:
-        steps: Number of steps.
-        rate: Their highest learning rate.
+        rate: Highest learning rate.
         sequences: Sequences in a step; devices without one of their own are idle.
         check_every: Number of steps between two measurements.
         batch_tokens: Tokens that pass through the model at once on each device.
@@ -59,7 +55,7 @@ class Stage(NamedTuple):
 
     Attributes:
         state: State from which the next steps start; they donate it, so do not use it once they have begun.
-        best: The moving weights with the lowest loss so far, in the data types in which they are written.
+        best: The trained weights with the lowest loss so far, in the data types in which they are written.
         checks: All measurements so far.
     """
 
@@ -74,8 +70,9 @@ class Stage(NamedTuple):
 
 
 Restore = Callable[[Any], tuple[Any, tuple[Check, ...]] | None]
-"""Returns the state and the best weights of an interrupted run, placed as a pair of descriptions
-(``jax.ShapeDtypeStruct``) says, and its measurements; None if there is no such run."""
+"""Returns the state and the best weights of an interrupted run, placed as the given descriptions say, and its
+measurements; None if there is no such run.
+"""
 
 
 def stages(
@@ -91,12 +88,9 @@ def stages(
     """Makes all steps.
 
     Args:
-        job: What the programs are compiled for.
-        frozen: Weights that do not move.
         read: What the steps read.
         judged: What the measurements read.
-        start: The moving weights, as they are written; placed by ``placement.fully_shard_params``.
-        schedule: Number and size of the steps.
+        start: The trained weights, as they are written; placed by ``placement.fully_shard_params``.
         restore: Returns the last stage of an interrupted run with the same arguments.
         watch: Called after every step with the number of steps made.
 
@@ -171,10 +165,7 @@ def _steps(
     numbered: Iterable[tuple[int, tuple[np.ndarray, np.float32]]],
     watch: Callable[[int], None],
 ) -> tuple[State, tuple[float, ...]]:
-    """Makes a step with each numbered batch and learning rate, and returns the new state and the losses.
-
-    Each step donates the state before it.
-    """
+    """Makes a step with each numbered batch and rate, which donates the state before it -> state, and losses."""
     losses = []
     for number, (rows, rate) in numbered:
         state, loss = step(job, frozen, read, state, rows, rate)
@@ -186,7 +177,7 @@ def _steps(
 
 @functools.partial(jax.jit, static_argnames="dtypes")
 def _cast(moved: Params, dtypes: tuple) -> Params:
-    """Converts moving weights, which are in float32, to the data types that are measured and written."""
+    """Converts trained weights, which are in float32, to the data types that are measured and written."""
     leaves, tree = jax.tree.flatten(moved)
     # A copy even of the same type, since the steps donate the original.
     return tree.unflatten([jnp.copy(a.astype(dtype)) for a, dtype in zip(leaves, dtypes, strict=True)])

@@ -1,7 +1,6 @@
 """Low-rank updates of the projections (LoRA, Hu et al. 2021): W + (alpha / rank) A B with A [in, r], B [r, out].
 
-They are trained in place of W, as x W + (alpha / rank) (x A) B, and merged into it for the output, which is a plain
-checkpoint.
+They are trained as x W + (alpha / rank) (x A) B, and merged for the output, a plain checkpoint.
 """
 
 import math
@@ -22,10 +21,7 @@ INPUT_AXES = {
 def start(layers: Params, rank: int, key: jax.Array) -> Params:
     """Initialises updates of all projections; they change nothing yet, since every B is zero.
 
-    Args:
-        layers: The blocks' weights, stacked [L, ...].
-        rank: Rank r of every update.
-        key: Random key for every A, which is normal with variance 1 / in.
+    ``layers`` are the blocks' weights, stacked [L, ...]; every A is normal with variance 1 / in.
 
     Returns:
         Float32 ``{"attention": {"q": {"a": [L, in, r], "b": [L, r, out]}, ...}, "mlp": ...}``.

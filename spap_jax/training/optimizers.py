@@ -1,7 +1,4 @@
-"""The optimizers of the steps, as optax transformations of stacked weights [L, ...]; each in one function.
-
-They say in which direction the weights move, and ``rates`` how far: a program serves all rates and numbers of steps.
-"""
+"""The optimizers of the steps, as optax transformations of stacked weights [L, ...]; ``rates`` gives the step sizes."""
 
 from typing import Any
 
@@ -20,7 +17,7 @@ _DECAY, _EPSILON = 0.9, 1e-8
 """Adam's decay of the first moment, and what is added to the root of the second."""
 
 _SMALLEST = 1e-3
-"""Size that is taken for smaller weights, such as biases that are zero."""
+"""Size that counts for smaller weights, such as biases that are zero."""
 
 _SCALES = ("scale", "q_norm", "k_norm")
 """Names of the scales of norms in the parameter tree."""
@@ -37,8 +34,7 @@ def rates(peak: float, steps: int) -> np.ndarray:
 def relative(moments: str = "float32", norm_shift: float = 0.0) -> optax.GradientTransformation:
     """Returns Adam with steps relative to the size of the weights, so that one rate suits every layer of any model.
 
-    The learning rate is the size of a step, relative to the root mean square of each layer's array, or to a norm's
-    scale itself.
+    The rate is relative to the root mean square of each layer's array, or to a norm's scale itself.
 
     Args:
         moments: Data type in which Adam's two moments are stored.
@@ -48,12 +44,7 @@ def relative(moments: str = "float32", norm_shift: float = 0.0) -> optax.Gradien
 
 
 def clipped(decay: float, moments: str = "float32") -> optax.GradientTransformation:
-    """Returns AdamW of gradients whose global norm is clipped.
-
-    Args:
-        decay: Weight decay, relative to the learning rate.
-        moments: Data type in which Adam's two moments are stored.
-    """
+    """Returns AdamW of gradients whose global norm is clipped; ``moments`` is the dtype of both of its moments."""
     return optax.chain(
         optax.clip_by_global_norm(_LARGEST_GRADIENT),
         _adam(0.999, moments),
@@ -62,14 +53,9 @@ def clipped(decay: float, moments: str = "float32") -> optax.GradientTransformat
 
 
 def _adam(second_decay: float, moments: str) -> optax.GradientTransformation:
-    """Returns Adam (Kingma and Ba 2015), whose update is that of its moments as they are stored.
+    """Returns Adam (Kingma and Ba 2015) with both moments stored in one dtype; arithmetic is in float32.
 
-    Unlike in `optax.scale_by_adam`, both moments have a data type of their own, and the update is not that of moments
-    before they are rounded: for it a program would read the old ones again when the new take their place, and copy.
-
-    Args:
-        second_decay: Decay of the second moment.
-        moments: Data type in which both moments are stored; arithmetic is in float32.
+    The update is that of the stored, rounded moments, unlike in `optax.scale_by_adam`, which would have to keep a copy.
     """
 
     def init(params: Any) -> optax.ScaleByAdamState:
@@ -95,10 +81,7 @@ def _adam(second_decay: float, moments: str) -> optax.GradientTransformation:
 
 
 def _by_size(norm_shift: float) -> optax.GradientTransformation:
-    """Multiplies the update of each layer's array by the root mean square of the array.
-
-    A norm's scales differ by orders of magnitude in some models, and the update of each is multiplied by its own size.
-    """
+    """Multiplies the update of each layer's array by its root mean square, and of each norm's scale by its own size."""
 
     def one(path: Any, update: jax.Array, weights: jax.Array) -> jax.Array:
         if path[-1].key in _SCALES:

@@ -1,8 +1,8 @@
 """One optimizer step, and the measurement on held-out sequences: the programs of the loop.
 
-Sequences are spread over the devices by a leading axis D that is mapped over, so that each device runs the program of a
-single one. The compiler partitions the products with weights, which are sharded over all devices
-(``placement.fully_shard_params``); those of one block are gathered when its turn comes, and again in the backward pass.
+Sequences are mapped over a leading axis D of devices. The compiler partitions the products with weights, which are
+sharded over all devices (``placement.fully_shard_params``); those of one block are gathered when its turn comes, and
+again in the backward pass.
 """
 
 import functools
@@ -26,8 +26,7 @@ REMAT: dict[str, Callable[..., Any] | None] = {
     "full": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
-"""What a block keeps for its backward pass, which computes the rest again: nothing but its input, or the outputs of its
-projections as well. Weights that were gathered are never kept."""
+"""What a block keeps for its backward pass: only its input, or the outputs of its projections too."""
 
 
 class Recipe(NamedTuple):
@@ -41,7 +40,7 @@ class Job(NamedTuple):
     """What a program is compiled for; hashable.
 
     Attributes:
-        config: The decoder whose weights move.
+        config: The decoder that is trained.
         recipe: The optimizer; None for a measurement, whose program is then that of any steps.
         dtype: Data type of matrices and activations in the steps; norms and softmax are float32.
         scale: Factor of low-rank updates.
@@ -66,10 +65,10 @@ class Job(NamedTuple):
 
 
 class Frozen(NamedTuple):
-    """Weights that do not move.
+    """Weights that are not trained.
 
     Attributes:
-        params: The parameter tree; parts that move in all blocks may be absent.
+        params: The parameter tree; parts that are trained in all blocks may be absent.
         teacher: The teacher's parameter tree; None without a teacher.
     """
 
@@ -81,8 +80,8 @@ class State(NamedTuple):
     """State between two steps.
 
     Attributes:
-        moved: The moving weights in float32: parts of the parameter tree, or under "updates" low-rank updates (`lora`).
-        optimizer: The optimizer state.
+        moved: The trained weights in float32: parts of the parameter tree, or low-rank updates (`lora`) under
+            "updates".
     """
 
     moved: Params
@@ -128,10 +127,7 @@ def step(
     Matrix products have the device's default precision.
 
     Args:
-        job: What to compute.
-        frozen: Weights that do not move.
-        sequences: The sequences to draw from.
-        state: The state before, which is used up.
+        state: The state before, which is donated.
         rows: [A, R] numbers of sequences in passes that are computed one after the other; each device has R / D of
             every pass. -1 fills up a pass.
         rate: Learning rate [].
@@ -233,18 +229,7 @@ def _outside(config: DecoderConfig, frozen: Params, moved: Params, dtype: Any) -
 def _last_stream(
     job: Job, frozen: Params, moved: Params, outside: Params, drawn: Sequences, dtype: Any, merged: bool = False
 ) -> jax.Array:
-    """Computes the stream after the last block, [B, T, d] in ``dtype``.
-
-    Args:
-        job: The decoder, and how it is computed.
-        frozen: Its weights that do not move.
-        moved: Those that do.
-        outside: Those outside the blocks, as `_outside` returns them.
-        drawn: Sequences [B, T].
-        dtype: Data type of matrices and activations.
-        merged: Whether updates are merged into the weights, in their data type, as they will be written; then there is
-            no gradient.
-    """
+    """Computes the stream after the last block, [B, T, d], of sequences [B, T]; ``merged`` updates have no gradient."""
     positions = decoder.positions_in(drawn.tokens.shape)
 
     def step(config: DecoderConfig, x: jax.Array, layer: Params, number: Any) -> jax.Array:
