@@ -10,11 +10,11 @@ from cyclopts import App, Parameter
 
 import spap_jax as spap
 from benchmarks import real
-from benchmarks.quality import provenance
 from benchmarks.real import page
 from benchmarks.real.obtain import obtain
 from benchmarks.real.runs import METHODS, SPARSITIES, Row, command_of, perform, row_of
-from benchmarks.rows import rows_in, store
+from benchmarks.shared import command as command_line
+from benchmarks.shared import commit, rows_in, store
 
 app = App(name="real", help=real.__doc__, suppress_keyboard_interrupt=False)
 
@@ -73,10 +73,10 @@ def main(
             continue
         # A folder is of one commit, command, model and data, since a finished one is not pruned again.
         given = (str(Path(word).resolve()) if Path(word).exists() else word for word in (name, *words))
-        which = "\0".join((provenance.commit(), *given))
+        which = "\0".join((commit(), *given))
         folder = work / f"{short}-{cut:g}-{hashlib.sha256(which.encode()).hexdigest()[:8]}"
         perform(name, words, folder)
-        rows.append(row_of(short, cut, way, command, dense, folder, texts, windows, provenance.commit()))
+        rows.append(row_of(short, cut, way, command, dense, folder, texts, windows, commit()))
         store(output / "results.jsonl", rows)
         _write_page(output, [row for row in rows if row.judged_like(rows[-1])])
         quality = ", ".join(f"{text} {judged.pruned:.2f}" for text, judged in rows[-1].texts.items())
@@ -84,7 +84,7 @@ def main(
 
 
 def _write_page(folder: Path, rows: list[Row]) -> None:
-    command = provenance.command(sys.argv[1:], "benchmarks.real")
+    command = command_line("benchmarks.real", sys.argv[1:])
     text = page.markdown(rows, command, page.draw(folder, rows))
     (folder / "README.md").write_text(text, encoding="utf-8")
 

@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.markdown import table
 from benchmarks.real.obtain import MODELS
 from benchmarks.real.runs import METHODS, PEERS, SPARSITIES, Row
+from benchmarks.shared import table
 
 COLOURS = {"flap": "#444444", "fasp": "#e69f00", "obs": "#56b4e9", "osscar": "#009e73", "obs, more text": "#b3dff5",
            "obs + steps": "#cc79a7",

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 import spap_jax as spap
-from benchmarks.quality.methods import METHODS as SETTINGS
+from benchmarks.shared import METHODS as SETTINGS
 from spap_jax.evaluation.perplexity import compare
 from spap_jax.evaluation.speed import speed_up, time_generation
 from spap_jax.models import cost

@@ -9,11 +9,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from benchmarks.quality.cases import EXAMPLES
 from benchmarks.real.__main__ import main
 from benchmarks.real.obtain import join_parts
 from benchmarks.real.page import draw, markdown, ratio
 from benchmarks.real.runs import METHODS, Row, Text, command_of
+from benchmarks.shared import EXAMPLES
 from spap_jax.errors import UserError
 from spap_jax.evaluation.speed import Speed, time_generation
 from spap_jax.models.model import Model
