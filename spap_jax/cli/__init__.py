@@ -11,20 +11,17 @@ from spap_jax.data.auto_tokenizer import leave_pytorch_out
 from spap_jax.errors import naming_flags, printable
 
 _COLLECTION = (50_000, 20, 100)
-"""Thresholds of Python's garbage collector. JAX's tracing makes objects by the million, nearly all of which are freed
-without it; by default it takes a tenth of a short run."""
+"""Thresholds of Python's garbage collector: tracing makes objects by the million, which are freed without it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command.
+    """Runs one command, by default of the process's command line.
 
-    Args:
-        arguments: Words of the command line. By default those of the process.
+    One of several processes does not return after an error, but exits.
 
     Returns:
         The exit code: 0 for success, 2 for an error that the user can fix, 75 if the same command goes on from here, 1
-        for a bug in this program; errors are one sentence on standard error. One of several processes does not return
-        after an error, but exits.
+            for a bug in this program.
     """
     from spap_jax.cli import failures
     from spap_jax.cli.app import launch

@@ -55,11 +55,7 @@ _GROUPS = {name: Group(title, sort_key=n) for n, (title, names) in enumerate(FUR
 
 
 class _HelpPage(DefaultFormatter):
-    """Prints a command's groups of options: all of them, or those that everyone needs.
-
-    Attributes:
-        left_out: Number of options that were not printed.
-    """
+    """Prints a command's groups of options, all or only the basic ones, and counts those left out."""
 
     def __init__(self, everything: bool) -> None:
         super().__init__()
@@ -155,13 +151,8 @@ def launcher(
 
 
 def _options_of(file: Path) -> Callable[[App, tuple[str, ...], ArgumentCollection], None]:
-    """Reads the options in a TOML file, for whichever command was typed.
-
-    They are passed on under that command's name: the library ignores top-level keys of a file that are names of
-    commands, and eval is both a command and an option of two others.
-
-    Raises:
-        UserError: it is not TOML; the library's own message does not name the file.
+    """Reads the options in a TOML file, under the name of the command, as the library would ignore keys named as
+    commands.
     """
     try:
         options = tomllib.loads(file.read_text(encoding="utf-8"))
@@ -176,13 +167,7 @@ def _options_of(file: Path) -> Callable[[App, tuple[str, ...], ArgumentCollectio
 
 
 def _refuse_fractions(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """Rejects fractions for options that accept whole numbers: the library would round 8.5 to 8.
-
-    The library calls this for every command after reading its words and its file, before converting them to numbers.
-
-    Raises:
-        UserError: a value is not a whole number, or no program has a use for one so large.
-    """
+    """Rejects fractions for options that accept whole numbers: the library would round 8.5 to 8."""
     for argument in arguments:
         if int in (argument.hint, *get_args(argument.hint)):
             for token in argument.tokens:

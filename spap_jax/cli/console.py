@@ -21,8 +21,7 @@ _GAP = 3
 class Stream(Console):
     """A console that lets the command continue when its stream breaks, and discards all later output.
 
-    Text is not wrapped, since a broken path cannot be copied. Addresses are shown without passwords, since lines are
-    kept in logs.
+    Text is not wrapped, since a broken path cannot be copied. Addresses are shown without passwords.
 
     Attributes:
         problem: Why the stream broke; None while it works, or if its reader quit, as in ``spap ... | head -1``.
@@ -32,7 +31,7 @@ class Stream(Console):
 
     @property
     def is_terminal(self) -> bool:
-        """Whether bars can be drawn: not in a file, also if FORCE_COLOR is set, nor where no cursor moves."""
+        """Whether bars can be drawn: not in a file, also if FORCE_COLOR is set, nor where the cursor cannot move."""
         try:
             is_screen = self.file.isatty()
         except (AttributeError, ValueError):  # something else than a file, or a closed one
@@ -126,7 +125,7 @@ def say_devices(work: str) -> None:
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Prints a table; the first column holds names, the others numbers.
 
-    No cell is cut or broken within a word, and numbers are never broken. A table too wide for that becomes a list.
+    No cell is cut or broken within a word; a table too wide for that becomes a list.
     """
     out.print(title)
     cells = [*zip(columns, *rows, strict=True)]

@@ -12,7 +12,7 @@ from spap_jax.quantities import bytes_text
 from spap_jax.storage.files import hub_problem
 
 _MORE = ("torch", "lm_eval", "gcsfs", "s3fs", "orbax-checkpoint", "datasets", "huggingface-hub")
-"""Packages beside those of a report, by which a command may fail."""
+"""Packages beside those of a report that may cause a failure."""
 
 
 def doctor() -> None:

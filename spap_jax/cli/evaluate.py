@@ -161,14 +161,7 @@ def _measure_tasks(
     limit: int | None,
     batch_tokens: int,
 ) -> dict[str, Any]:
-    """Runs tasks and prints their table; the model is read once the tasks are known.
-
-    Returns:
-        Values for a JSON file: the harness's results, and under ``spap`` the settings and versions of this run.
-
-    Raises:
-        UserError: lm_eval is not installed, or the tasks or the model cannot be loaded.
-    """
+    """Runs tasks and prints their table -> values for a JSON file; the model is read once the tasks are known."""
     try:
         from spap_jax.evaluation import harness, tasks
     except ModuleNotFoundError as error:

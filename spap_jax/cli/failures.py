@@ -21,19 +21,14 @@ _LESS_MEMORY = {
 """Ways to need less memory, keyed by the option that a command must have for each."""
 
 _EXHAUSTED = "RESOURCE_EXHAUSTED", "OUT_OF_MEMORY", "ALLOC_FAILED"
-"""What JAX, CUDA and its libraries say of memory that is not there."""
+"""What JAX, CUDA and its libraries say when memory is exhausted."""
 
 _LOST = "gloo", "nccl", "unavailable", "heartbeat", "coordination service", "connection"
 """Words of which at least one occurs in a program's error when a process that takes part in it is gone."""
 
 
 def failure(error: BaseException, words: Sequence[str]) -> tuple[int, str]:
-    """Returns the exit code of a failed command, and its message for standard error.
-
-    Args:
-        error: The exception that was raised.
-        words: Words of the command line.
-    """
+    """Returns the exit code of a failed command and its message for standard error, from the command line's words."""
     if isinstance(error, NotJoinedError):
         return STOPPED, str(error)
     if isinstance(error, UserError | CycloptsError):

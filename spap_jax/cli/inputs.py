@@ -6,14 +6,7 @@ from pathlib import Path
 def inputs(
     model: str, teacher: str | None = None, data: str | None = None, evaluation: str | None = None
 ) -> dict[str, str | Path | None]:
-    """Returns the paths and addresses of models and data, as `check_output` expects them; nothing is read.
-
-    Args:
-        model: Folder, hub id or address of the checkpoint.
-        teacher: Folder, hub id or address of the dense checkpoint that is the teacher.
-        data: Calibration or training data.
-        evaluation: Data on which perplexity is measured.
-    """
+    """Returns the paths and addresses of models and data by role, as `check_output` expects them; nothing is read."""
     from spap_jax.checkpoint import model_place
 
     return {

@@ -163,7 +163,6 @@ class Command(NamedTuple):
     Attributes:
         reader: The dense checkpoint.
         dense: Its model, block by block.
-        tokens: Calibration tokens.
         judged: Tokens on which perplexity is measured, if any.
         dtype: Data type of the weights written; None for the source's.
         overwrite: Whether to replace existing outputs.
@@ -216,11 +215,7 @@ def _check_room(one: PruneRun, reader: "checkpoint.Reader", config: "DecoderConf
 
 
 def _reader_of(model: str) -> "checkpoint.Reader":
-    """Opens the dense checkpoint.
-
-    Raises:
-        UserError: it is an Orbax folder.
-    """
+    """Opens the dense checkpoint; an Orbax folder raises UserError."""
     from spap_jax import checkpoint
 
     folder = checkpoint.locate(model)

@@ -18,8 +18,7 @@ def telling(
     Args:
         store: What is kept of the run; open it outside.
         before_end: List to which an action before a termination by SIGTERM is added.
-        amount: Returns a clause on how far a run is, without a full stop, of the number of finished blocks that are
-            kept, and of checks in the state that is.
+        amount: Returns a clause on how far a run is, from the numbers of finished blocks and of checks that are kept.
     """
 
     def words() -> str:

@@ -15,7 +15,7 @@ STOPPED = os.EX_TEMPFAIL
 def stopping() -> Iterator[list[Callable[[], str]]]:
     """Ends the process soon after SIGTERM, with the exit code `STOPPED`.
 
-    Python runs a signal's handler between two operations of the main thread, and one of those may be a program on the
+    Python runs a signal's handler between two operations of the main thread, one of which may be a program on the
     device that takes longer than the sender waits. So a separate thread waits for the signal and ends the process.
 
     Yields:

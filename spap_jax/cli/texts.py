@@ -34,8 +34,7 @@ class Texts(NamedTuple):
         """Returns the token blocks to prune or train on, and those to measure on; warns of text that serves no purpose.
 
         Args:
-            source: Where the model is from, and so its tokenizer.
-            config: Config of the model.
+            source: Where the model, and so its tokenizer, is from.
             seed: Seed of the choice of sequences.
             further: Whether the further sequences of the data are used as well.
         """
@@ -81,8 +80,6 @@ def perplexity_of(
     """Measures perplexity, and shows the progress.
 
     Args:
-        model: The model.
-        judged: The text.
         when: What the progress calls it: "before pruning".
         also: Called with the progress as well.
     """

@@ -27,8 +27,7 @@ from spap_jax.parallel.mesh import (
 def psum_over_chunks(sums: Callable[..., Any], chunks: Any, *alike: Any) -> Any:
     """Computes ``sums(chunks, *alike)``, sums over the chunks: each device sums its own, then one psum adds them up.
 
-    Replicated arrays may also be closed over, unless gradients are taken through them or they are indexed: JAX refuses
-    that.
+    Replicated arrays may also be closed over, but JAX refuses that where gradients are taken or they are indexed.
     """
     if not shards_evenly(chunks):
         return sums(chunks, *alike)
@@ -77,10 +76,7 @@ def map_chunks(change: Callable[..., Any], chunks: Any, *alike: Any) -> Any:
 def shard_map_over_data(function: Callable[..., Any], given: tuple[Any, ...], out: Any) -> Callable[..., Any]:
     """Returns the function that each device computes on its own part along ``data``.
 
-    Args:
-        function: What a device computes; along ``model``, the compiler partitions it.
-        given: Specs of the arguments, which name no other axis.
-        out: Specs of the results.
+    ``given`` and ``out`` are the specs of arguments and results; along ``model``, the compiler partitions it.
     """
     # The check of values that vary across devices (check_vma) mistakes constants in the carries of loops for an error.
     return jax.shard_map(function, in_specs=given, out_specs=out, axis_names={DATA}, check_vma=False)
@@ -89,11 +85,8 @@ def shard_map_over_data(function: Callable[..., Any], given: tuple[Any, ...], ou
 def take_from_chunks(chunks: Any, places: tuple[jax.Array, ...]) -> Any:
     """Picks items [P, ...] from chunks [C, B, ...]; they are sharded if P can be divided evenly.
 
-    Each device contributes the items that it holds, so that no device ever holds all chunks.
-
-    Args:
-        chunks: Arrays with the same leading axes.
-        places: Index arrays [P] for these axes, or for the first ones.
+    Each device contributes the items that it holds, so that no device ever holds all chunks. ``places`` are index
+    arrays [P] for the leading axes, or for the first ones.
     """
     if not shards_evenly(chunks):
         return jax.tree.map(lambda a: a[places], chunks)
@@ -111,11 +104,7 @@ def take_from_chunks(chunks: Any, places: tuple[jax.Array, ...]) -> Any:
 
 
 def vmap_over_data(function: Callable[..., Any], *by_device: Any) -> Any:
-    """Maps a function over arrays [devices, ...] of which each device along ``data`` has its own.
-
-    The compiler partitions the result, also inside the function, where `constrain_replicated` keeps it from another
-    choice.
-    """
+    """Maps a function over arrays [devices, ...] of which each device along ``data`` has its own."""
     if mesh_size() == 1:  # without an axis of length 1, beside which XLA's sums on CPUs are ten times as slow
         alone = function(*jax.tree.map(lambda a: a[0], by_device))
         return jax.tree.map(lambda a: a[None], alone)
@@ -124,10 +113,9 @@ def vmap_over_data(function: Callable[..., Any], *by_device: Any) -> Any:
 
 
 def in_any_group(flag: jax.Array) -> jax.Array:
-    """Whether a flag [] is set in any of the groups of devices that `map_chunks` lets work at the same time.
+    """Whether a flag [] is set on any of the groups of devices that `map_chunks` lets work at the same time.
 
-    A loop that divides rows among a group has collectives, for which all devices have to make the same turns: it ends
-    when no group needs it any more. Groups of one device end by themselves.
+    A loop that divides rows among a group has collectives, for which all devices have to make the same number of turns.
     """
     mesh = get_abstract_mesh()
     apart = dict(zip(mesh.axis_names, mesh.axis_types, strict=True)).get(DATA) == AxisType.Manual

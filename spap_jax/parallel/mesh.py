@@ -1,14 +1,10 @@
 """The device mesh of a run, with the axes ``data`` and ``model``.
 
-Calibration sequences are sharded along ``data``. They are independent, so each device processes its own chunks, and
-only sums are communicated: those of a layer's second moments, and of the gradient of a step. Weights are sharded along
-``model`` (``placement.py``), and so is what is computed from them: the compiler partitions the programs along this axis
-and inserts the collectives. The rows of second moments, and of the solver's arrays, are sharded along both axes.
-Everything else is replicated. Code under ``use_mesh`` uses the mesh around it; without a mesh, all functions do what a
-single device does anyway.
-
-Names say what happens in JAX's words: ``*_size`` and ``*_spec`` describe the mesh, ``put``, ``shard_*`` and
-``replicate`` put arrays on it, ``to_*`` bring them back. What devices compute together is in ``collectives.py``.
+Sequences are sharded along ``data``: each device processes its own, and only sums are communicated. Weights, and what
+is computed from them, are sharded along ``model`` (``placement.py``) by the compiler. The rows of second moments and of
+the solver's arrays are sharded along both axes; all else is replicated. Without a mesh, all functions do what a single
+device does anyway. ``*_size`` and ``*_spec`` describe the mesh, ``put``, ``shard_*`` and ``replicate`` put arrays on
+it, ``to_*`` bring them back.
 """
 
 import math
@@ -64,14 +60,14 @@ def use_mesh(count: int | None, model: int | None = 1, weights: int = 0, groups:
     Args:
         count: Number of devices. By default all of them, but only ``model`` of them if they are CPUs, since these are
             as fast together as one; see also ``groups``.
-        model: Number of devices that the weights are sharded over; the sequences are sharded over ``count / model``.
-            If it is None, as many as `smallest_model_size` says, or one in a run of several processes.
+        model: Number of devices that the weights are sharded over; the sequences are sharded over ``count / model``. If
+            it is None, as many as `smallest_model_size` says, or one in a run of several processes.
         weights: Bytes of the weights, for this decision.
         groups: Number of groups of ``model`` devices that are used if ``count`` is None. By default as many as there
             are, or one if the devices are CPUs.
 
     Raises:
-        UserError: there are fewer devices, or they cannot be divided in this way; or a mesh of the caller's own is set.
+        UserError: there are fewer devices, they cannot be divided in this way, or the caller has set a mesh.
     """
     check_mesh_around()
     if model is None:
@@ -106,7 +102,7 @@ def use_mesh(count: int | None, model: int | None = 1, weights: int = 0, groups:
 
 
 def check_count(count: Any, there: Sequence[Any]) -> None:
-    """Checks how many devices are asked for.
+    """Checks how many of ``there`` devices are asked for.
 
     Raises:
         UserError: it is no number, or there are fewer.
@@ -170,7 +166,7 @@ def put(array: Any) -> jax.Array:
     """Puts an array of the host on the default device; arrays that are on devices stay where they are.
 
     ``jnp.asarray`` would compile a program for every shape. A CPU gets a copy, since ``jax.device_put`` would share the
-    memory with numpy, where it may change: it is often a mapped file. JAX puts the values of a transposed one in order.
+    memory with numpy, where it may change: it is often a mapped file.
     """
     if is_dry():
         return describe(array)
@@ -221,9 +217,8 @@ def free_axes() -> set[str]:
 
 
 def row_axes(rows: int) -> tuple[str, ...]:
-    """The axes of the mesh over which rows are sharded: all, or ``model``, or none if they cannot be divided evenly.
-
-    Inside a function that each device computes on its own part along ``data``, only ``model`` is left.
+    """The axes over which rows are sharded: all, or ``model`` inside `vmap_over_data`, or none if they do not divide
+    evenly.
     """
     if rows_undivided.value:
         return ()
@@ -253,9 +248,7 @@ def array_to_host(array: jax.Array) -> np.ndarray:
 def gathered(array: jax.Array, most: int = _AT_ONCE) -> np.ndarray:
     """Gathers a sharded array on the host of every process; all processes have to call this.
 
-    Args:
-        array: Its rows are gathered, as many at once as ``most`` allows: no device holds the weights of all layers.
-        most: Bytes that are replicated on every device at once, or a single row.
+    ``most`` is the number of bytes that are replicated on every device at once, or a single row if that is larger.
     """
     count = len(array)
     rows = min(count, max(1, most * count // array.nbytes))

@@ -1,10 +1,9 @@
 """Placement of the weights of a run, which are sharded along the mesh axis ``model``.
 
 The letters of a weight's rule decide which axis is sharded: attention heads, MLP channels, or the vocabulary of
-embedding and head. Weights without such an axis, or with a size that cannot be divided evenly, are replicated.
-
-For steps on many blocks at once, weights, gradients and optimizer states are sharded along ``data`` too
-(``fully_shard_params``), and a program gathers the weights of one block at a time (``gather_params``).
+embedding and head; other weights, and sizes that cannot be divided evenly, are replicated. For steps on many blocks,
+weights, gradients and optimizer states are sharded along ``data`` too (``fully_shard_params``), and a program gathers
+the weights of one block at a time (``gather_params``).
 """
 
 import functools
@@ -35,10 +34,8 @@ Spec = Callable[[Family, str, tuple[int, ...]], PartitionSpec]
 def shard_params(config: DecoderConfig, params: Params) -> Params:
     """Shards parameters over the devices; inside a jitted program, constrains the sharding of its values.
 
-    Args:
-        config: Config of the decoder, for its family.
-        params: The whole tree, a part of it, or one layer's; arrays, or objects that return the part that an index
-            selects.
+    ``params`` is the whole tree, a part of it, or one layer's: arrays, or objects that read the part that an index
+    selects.
     """
     return _laid_out(config, params, param_spec)
 
@@ -46,18 +43,11 @@ def shard_params(config: DecoderConfig, params: Params) -> Params:
 class Part:
     """The part of an array that the devices of this process hold, in memory; it is indexed as the whole array is.
 
-    Attributes:
-        shape: Shape of the whole array.
-        dtype: Its dtype.
+    Its shape and dtype are those of the whole array.
     """
 
     def __init__(self, array: Any, box: Box):
-        """Reads the part of an array that is read when it is indexed.
-
-        Args:
-            array: The array.
-            box: A slice with both ends for each axis.
-        """
+        """Reads the part ``box``, a slice with both ends for each axis, of an array that is read when it is indexed."""
         self._part, self._box = np.asarray(array[box]), box
         self.shape, self.dtype = array.shape, array.dtype
 
@@ -75,12 +65,7 @@ class Part:
 def reading(config: DecoderConfig, params: Params) -> Callable[[], Params]:
     """Returns a function that reads what the devices of this process hold of parameters that are still in files.
 
-    The function may be called in any thread, since it uses no device; `shard_params` accepts its result. Arrays stay as
-    they are.
-
-    Args:
-        config: Config of the decoder, for its family.
-        params: The whole tree, a part of it, or one layer's, as for `shard_params`, with the mesh of that call.
+    The function may be called in any thread, since it uses no device; `shard_params` accepts its result.
     """
     family = FAMILIES[config.family]
 
@@ -129,10 +114,9 @@ def stack_layers(layers: list[Params]) -> Params:
 
 
 def place_params(config: DecoderConfig, params: Params, count: int | None = None, sharers: int | None = None) -> Params:
-    """Places parameters on one device, or shards them over as many as share the weights; see `mesh.use_mesh`.
+    """Places a tree of parameters on one device, or shards them over as many as share the weights; see `mesh.use_mesh`.
 
     Args:
-        config: Config of the decoder.
         params: The whole tree; arrays, or values that are read lazily.
         count: Number of devices to use. By default all.
         sharers: Number of devices over which the weights are sharded. By default as many as the weights need.
@@ -153,7 +137,6 @@ def param_spec(family: Family, path: str, shape: tuple[int, ...]) -> PartitionSp
     """The spec of a parameter on the mesh.
 
     Args:
-        family: The family, which has the rules.
         path: Path of the parameter in the tree, or in one layer's.
         shape: Shape of the parameter, with the axis L if it is stacked.
     """
@@ -165,24 +148,15 @@ def param_spec(family: Family, path: str, shape: tuple[int, ...]) -> PartitionSp
 
 
 def fully_shard_params(config: DecoderConfig, params: Params) -> Params:
-    """Shards parameters over all devices, along ``data`` too; inside a jitted program, constrains their sharding.
-
-    Args:
-        config: Config of the decoder, for its family.
-        params: The whole tree or parts of it.
-    """
+    """Shards parameters over all devices, along ``data`` too; inside a jitted program, constrains their sharding."""
     return _laid_out(config, params, fully_sharded_spec)
 
 
 def fully_sharded_spec(family: Family, path: str, shape: tuple[int, ...]) -> PartitionSpec:
     """The spec of a parameter that is sharded along ``data`` too: its largest other axis that can be divided evenly.
 
-    The axis L of a stack is never divided, so that a block's part of every weight is on every device.
-
-    Args:
-        family: The family, which has the rules.
-        path: Path of the parameter in the tree, or in one layer's.
-        shape: Shape of the parameter, with the axis L if it is stacked.
+    The axis L of a stack is never divided, so that a block's part of every weight is on every device. Arguments are as
+    in `param_spec`.
     """
     spec = [*param_spec(family, path, shape), *[None] * len(shape)][: len(shape)]
     free = [axis for axis in range(int(path.startswith(("layers/", "updates/"))), len(shape)) if spec[axis] is None]
@@ -195,10 +169,7 @@ def fully_sharded_spec(family: Family, path: str, shape: tuple[int, ...]) -> Par
 def zeros_for_blocks(config: DecoderConfig, layer: Params, spec: Spec) -> Params:
     """Allocates a stack of zeros for all blocks with the shapes of ``layer``.
 
-    Args:
-        config: Config of the decoder.
-        layer: Parameters of one block.
-        spec: How the stack is sharded: ``param_spec``, as by ``shard_params``, or ``fully_sharded_spec``.
+    ``spec`` is `param_spec` or `fully_sharded_spec`, and says how the stack is sharded.
     """
     flat: dict[str, Any] = dict(flatten_dict(layer, sep="/"))
     shapes = tuple((name, (config.layers, *array.shape), array.dtype) for name, array in flat.items())
@@ -219,12 +190,8 @@ def _zeros(family: str, shapes: tuple[tuple[str, tuple[int, ...], Any], ...], sp
 def gather_params(config: DecoderConfig, params: Params, dtype: Any) -> Params:
     """Gathers parameters that are sharded as by ``fully_shard_params`` along ``data``, inside a jitted program.
 
-    Matrices are converted to ``dtype`` before; vectors stay as they are. Gradients are scattered in turn.
-
-    Args:
-        config: Config of the decoder, for its family.
-        params: Parts of the tree outside the blocks, or of one layer's.
-        dtype: Data type of the matrices.
+    Matrices are converted to ``dtype`` before; vectors stay as they are. Gradients are scattered in turn. ``params``
+    are parts of the tree outside the blocks, or of one layer's.
     """
     family, alone = FAMILIES[config.family], mesh.mesh_size() == 1
 

@@ -1,7 +1,6 @@
-"""Joining the processes of a run, and what they tell each other; a run of one process has nobody to talk to.
+"""Joining the processes of a run, and collectives of their hosts; without effect in a run of one process.
 
-The leading process prints and writes, and decides what only it can see, as files on its own disk. All processes call
-the functions below `is_leader` at the same places, as all have to take part.
+The leading process prints and writes. All processes have to call the functions below `is_leader` at the same places.
 """
 
 import functools
@@ -94,10 +93,11 @@ def check_processes(coordinator: str | None, processes: int | None, process_id: 
 
 
 def _own_devices() -> list[int] | None:
-    """Returns [], so that this process uses all devices that it sees, if none of them is for another process.
+    """Returns [], to use all devices that this process sees, if no launcher has given others of them to other
+    processes.
 
-    Under SLURM and Open MPI, JAX gives each process of a host the GPU of its number there: also where there is one
-    process for all of them, and where the launcher lets each see one GPU alone, which has the number 0 for it.
+    Under SLURM and Open MPI, JAX would take the GPU of the process's number on its host, also where a process sees only
+    its own.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     alone = os.environ.get("SLURM_NTASKS") == os.environ.get("SLURM_STEP_NUM_NODES", "unknown")

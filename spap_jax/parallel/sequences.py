@@ -17,8 +17,7 @@ class Sequences(NamedTuple):
         tokens: [C, B, T] token ids; padding repeats the last sequence.
         real: Number of sequences that are no padding.
         mask: [C, B, T] True on the tokens whose predictions count; None if all count.
-        entering: [C, B, T, d] the stream before the first block of those that steps pass through; None for the
-            embedded tokens.
+        entering: [C, B, T, d] the stream before the first block that is trained; None for the embedded tokens.
         target: [C, B, T, d] the last stream of the model whose predictions are the target; None without.
     """
 
@@ -57,10 +56,7 @@ def chunked(tokens: np.ndarray, most: int, mask: np.ndarray | None = None) -> Se
 def division(count: int, most: int, devices: int) -> tuple[int, int]:
     """Returns the number and the size of chunks of ``count`` sequences, with little padding.
 
-    Args:
-        count: Number of sequences.
-        most: Maximum size of a chunk.
-        devices: Number of devices; each has the same number of chunks.
+    ``most`` is the maximum size of a chunk; each of the devices has the same number of chunks.
     """
     own = -(-count // devices)
     most = min(most, max(1, own))

@@ -1,8 +1,7 @@
 """The parallel schedule: the channels of several layers are chosen at once, on the dense stream.
 
 No choice changes the dense stream, so layers are independent: one program chooses for several, and the devices along
-``data`` share the layers. On a single accelerator, layers are chosen together since the small steps of one leave it
-idle.
+``data`` share the layers. On a single accelerator the small steps of one layer leave it idle.
 """
 
 import functools
@@ -31,11 +30,10 @@ class Ahead:
         self._run, self._dense, self._made = run, dense, dict[int, Choice]()
 
     def choice(self, index: int, fitted: streams.Streams, lap: Callable[[str, object], None]) -> Choice | None:
-        """Returns the choice for a layer; None in the sequential schedule.
+        """Returns the choice for a layer, in the order of the layers; None in the sequential schedule.
 
         Args:
-            index: Number of the layer; they are asked for in order.
-            fitted: The streams before it, of the fitted sequences.
+            fitted: The streams before the layer, of the fitted sequences.
             lap: Records the time of a phase.
         """
         if self._run.settings.schedule == "sequential":

@@ -1,8 +1,7 @@
 """One block's attention: key/value groups are chosen, and the output projection is solved for.
 
 A group is a key/value head with the query heads that read it. The heads' outputs take the role of the MLP's hidden
-channels: the same moments, the same system, the same closed form, with the channels of a group kept or removed
-together.
+channels, and the channels of a group are kept or removed together.
 """
 
 import functools
@@ -27,16 +26,9 @@ from spap_jax.solver.swap import Polished
 
 
 def prune_heads(run: Run, index: int, layer: Params, tokens: tuple[Tokens, Tokens]) -> tuple[Params, AttentionReport]:
-    """Prunes the attention of one block, of a family with norms before attention.
+    """Prunes the attention of one dense block of a family with norms before attention -> parameters, and report.
 
-    Args:
-        run: The run.
-        index: Number of the layer.
-        layer: Parameters of the dense block.
-        tokens: The fitted and the held-out tokens of attention; the latter may be none.
-
-    Returns:
-        The block's parameters with fewer heads, and the report.
+    ``tokens`` are the fitted and the held-out tokens of attention; the latter may be none.
     """
     config = run.config.of_layer(index)
     seen, judged = _moments(run, index, layer, tokens[0]), []

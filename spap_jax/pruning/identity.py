@@ -16,10 +16,8 @@ def prune_identity(
 
     Args:
         model: Fingerprint of the dense checkpoint.
-        blocks: Calibration tokens.
         judged: Tokens on which perplexity is measured; None if it is not.
         dtype: Data type to which the weights are converted; None if they are not.
-        settings: The pruning settings.
     """
     how = dataclasses.asdict(settings)
     texts = "".join(each.sha256 for each in (blocks, blocks.further) if each)

@@ -26,11 +26,10 @@ def moments(model: Model, tokens: Any, layer: int, batch_tokens: int = 4096) -> 
     """The second moments of one layer's MLP in a dense model, which are the solver's input.
 
     They are those of ``schedule="parallel"``; with ``schedule="sequential"``, pruning takes them on the activations
-    that the already pruned layers produce. If the MLP has an output bias, as in OPT, they are centred. To solve
-    problem p, call ``spap.solver.solve(p.gram, p.cross, p.weight, keep, target_power=p.target_power)``.
+    that the already pruned layers produce. If the MLP has an output bias, as in OPT, they are centred. To solve problem
+    p, call ``spap.solver.solve(p.gram, p.cross, p.weight, keep, target_power=p.target_power)``.
 
     Args:
-        model: The dense model.
         tokens: Token ids [B, T], or the result of ``load_tokens``.
         layer: Number of the layer, from 0.
         batch_tokens: Tokens that pass through a layer at once.
@@ -45,16 +44,12 @@ def moments(model: Model, tokens: Any, layer: int, batch_tokens: int = 4096) -> 
 
 
 def hidden(model: Model, tokens: Any, layer: int, batch_tokens: int = 4096) -> jax.Array:
-    """The hidden activations of one layer's MLP, which are the input of its output projection.
+    """The hidden activations of one layer's MLP, the input of its output projection: float32 [B, T, f].
 
     Args:
-        model: The model.
         tokens: Token ids [B, T], or the result of ``load_tokens``.
         layer: Number of the layer, from 0.
         batch_tokens: Tokens that pass through a layer at once.
-
-    Returns:
-        Float32 [B, T, f].
 
     Raises:
         UserError: the tokens are unusable for the model, or it has no such layer.
@@ -65,12 +60,7 @@ def hidden(model: Model, tokens: Any, layer: int, batch_tokens: int = 4096) -> j
 
 
 def _entered(model: Model, tokens: Any, layer: int, batch_tokens: int) -> tuple[DecoderConfig, Params, Tokens]:
-    """Passes tokens through the dense model up to the MLP of a layer.
-
-    Returns:
-        The decoder with this layer's width, the layer's parameters, and the stream before the MLP's residual addition
-        with the desired stream after it, [C, B, T, d] each.
-    """
+    """Returns a dense layer's config, its parameters, and the streams before and after its MLP, [C, B, T, d] each."""
     model = checked(model)
     if not isinstance(layer, int | np.integer) or not 0 <= layer < model.config.layers:
         raise UserError(f"layer must be a whole number from 0 to {model.config.layers - 1}, not {layer!r}.")

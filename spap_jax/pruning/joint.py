@@ -1,8 +1,7 @@
 """Joint steps on a pruned model, which adjust its last blocks, or all, so that its predictions match the dense model's.
 
-The sequential pass fits every block to the dense stream at its own output. The final distribution is what matters, so
-joint steps continue the alternating minimisation on it: optimizer steps on what the pruned model's predictions lose
-against the dense model's ("The whole model" in ``docs/method.md``). Weights are kept only if the loss falls on held-out
+The sequential pass fits every block to the dense stream at its own output; joint steps continue the minimisation on the
+final distribution ("The whole model" in ``docs/method.md``). Weights are kept only if the loss falls on held-out
 tokens.
 """
 
@@ -38,7 +37,7 @@ def entering(run: Run, pair: streams.Pair) -> tuple[jax.Array, jax.Array]:
 
 
 def ends(run: Run, pair: streams.Pair) -> tuple[jax.Array, jax.Array]:
-    """Returns the dense streams after the last block, which make the target, of the fitted and the judged sequences."""
+    """Returns the dense streams after the last block, of the fitted and the measured sequences, for the target."""
     return streams.rounded(pair[0].dense), _judged(run, pair).dense
 
 
@@ -66,12 +65,10 @@ def make_steps(
     """Adjusts the last blocks, and gives the store the best of them.
 
     Args:
-        run: The run, with joint steps.
         outer: The dense decoder's parameters outside the blocks.
-        tail: The blocks, pruned, stacked; they are used up.
+        tail: The blocks, pruned, stacked; they are donated.
         ends: The dense streams after the last block, as `ends` returns them.
         before: The pruned streams before these blocks, as `entering` returns them; None if they are all blocks.
-        store: What keeps the state of the steps, and the blocks.
         report: Called with every measurement.
         watch: Called after every step with the number of steps made and their total.
 

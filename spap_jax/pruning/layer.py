@@ -33,15 +33,7 @@ def choose(run: Run, index: int, seen: Moments) -> Choice:
 @functools.partial(jax.jit, static_argnames=("keep", "method"))
 @full_precision
 def choose_channels(seen: Moments, key: jax.Array, keep: int, method: str, ridge: float) -> Choice:
-    """Chooses the channels of a layer.
-
-    Args:
-        seen: The layer's moments, f channels.
-        key: Random key.
-        keep: Number of channels to keep, k; static.
-        method: Name of the method; static.
-        ridge: Smallest relative ridge of the system.
-    """
+    """Chooses the channels of a layer; ``keep`` and ``method`` are static, ``ridge`` is the least one."""
     return methods.choose_channels(method, seen.problem, seen.hidden_mean, seen.variance, keep, ridge, key)
 
 
@@ -65,13 +57,9 @@ def _dense_weights(run: Run, index: int, layer: Params, choice: Choice) -> Weigh
 @jax.jit
 @full_precision
 def refit_weights(seen: Moments, ridge: jax.Array, kept: jax.Array, selected: Weights) -> Weights:
-    """Solves for the output projection of the kept channels in closed form, and the matching bias.
+    """Solves for the output projection of the kept channels [k] in closed form, and the matching bias.
 
-    Args:
-        seen: The layer's moments, f channels.
-        ridge: [] the relative ridge of the choice.
-        kept: [k] channel numbers.
-        selected: The dense weights of these channels.
+    ``selected`` are the dense weights of these channels, ``ridge`` [] the relative ridge of the choice.
     """
     down = mesh.divide_along_model(refit(scaled(seen.problem, ridge), kept), axis=0)
     bias = None if selected.bias is None else seen.target_mean - seen.hidden_mean[kept] @ down
@@ -81,11 +69,7 @@ def refit_weights(seen: Moments, ridge: jax.Array, kept: jax.Array, selected: We
 @jax.jit
 @full_precision
 def _make_up_for_means(down: jax.Array, choice: Choice, selected: Weights) -> Weights:
-    """Adds the mean of what removed channels contributed to the output bias, as FLAP does (An et al. 2024).
-
-    The means are those of the stream that the channels were chosen on. If the weights are unchanged and the target is
-    the dense output on the same tokens, this bias minimises the error. The errors of earlier blocks are not corrected.
-    """
+    """Adds what removed channels contributed on average to the output bias, as FLAP does (An et al. 2024)."""
     assert selected.bias is not None
     lost = choice.hidden_mean.at[choice.kept].set(0) @ down.astype(jnp.float32)
     return selected._replace(bias=selected.bias + lost)
@@ -104,9 +88,6 @@ def held_out_errors(
     For these few tokens, a pass takes less work than their moments would.
 
     Args:
-        config: The dense decoder.
-        layer: Parameters of the dense block.
-        tokens: The tokens.
         correction: See ``target.aim``.
         kept: [k] channel numbers.
         stages: Weights of these channels.
@@ -125,12 +106,7 @@ def held_out_errors(
 def rounds_pay(run: Run, reports: list[LayerReport]) -> bool:
     """Whether alternating rounds are worth their time: not after layers in a row whose errors they hardly lowered.
 
-    Rounds take longer than all else in a layer. In models of some million parameters they take off a fifth of its error
-    and more, in larger ones often a hundredth.
-
-    Args:
-        run: The run.
-        reports: Reports of the layers that are done; a layer without rounds gained nothing.
+    Rounds take longer than all else in a layer, and gain much in small models, often little in larger ones.
     """
     effort = EFFORTS[run.settings.effort]
     last = [report.held_out or report.calibration for report in reports[-effort.trials :]]
@@ -150,8 +126,6 @@ def alternate(
     """Makes alternating rounds from a refit.
 
     Args:
-        run: The run.
-        index: Number of the layer.
         layer: Parameters of the dense block.
         start: The refit weights.
         ridge: [] the relative ridge of the choice.

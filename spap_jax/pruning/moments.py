@@ -35,13 +35,9 @@ class Moments(NamedTuple):
 @functools.partial(jax.jit, static_argnames=("config", "correction"))
 @full_precision
 def accumulate(config: DecoderConfig, layer: Params, tokens: Tokens, correction: float = 1.0) -> Moments:
-    """Accumulates the moments of the MLP in one pass over the tokens; see `mean_products`.
+    """Accumulates the moments of a block's MLP in one pass over the tokens; see `mean_products`.
 
-    Args:
-        config: The dense decoder.
-        layer: Parameters of the block.
-        tokens: The tokens.
-        correction: See ``target.aim``; the output of the dense MLP follows from the moments of its channels.
+    ``correction`` is that of ``target.aim``; the output of the dense MLP follows from the moments of its channels.
     """
 
     def hidden(residual: jax.Array) -> jax.Array:
@@ -75,17 +71,7 @@ def _accumulate(
     bias: jax.Array | None = None,
     correction: float = 1.0,
 ) -> Moments:
-    """Accumulates the moments of the channels of a weight [f, d]; sharded along the rows.
-
-    Args:
-        hidden: Computes the channels [N, f] of residuals [..., d].
-        target: Returns the target [N, d] of tokens.
-        weight: The weight.
-        centred: Whether to centre the moments.
-        tokens: The tokens.
-        bias: [d] the bias beside the weight, if there is one.
-        correction: Share of the target, where it is no desired output; the rest is the dense output.
-    """
+    """Accumulates the moments of a weight's [f, d] channels [N, f] and a target [N, d], sharded along the rows."""
     f, d = weight.shape
     weight = weight.astype(jnp.float32)
 
@@ -118,8 +104,7 @@ def relative_error(seen: Moments, centred: bool, kept: jax.Array, weights: Weigh
     """Computes ``|Y - H_S V - b|^2 / |Y|^2``, [], on the tokens of the moments, without another pass over them.
 
     Args:
-        seen: The layer's moments, f channels.
-        centred: Whether they are centred, which is the case if the dense layer has an output bias.
+        centred: Whether the moments are centred, which is the case if the dense layer has an output bias.
         kept: [k] channel numbers.
         weights: The output projection [k, d] of these channels and the bias [d], if there is one.
     """

@@ -1,6 +1,6 @@
 """A pruned model as a stack of blocks, and the divergence of its predictions from the dense model's.
 
-Of the dense model only its last stream is needed. One block may use another MLP than that in the stack: a candidate.
+Of the dense model only its last stream is needed. One block may use another MLP than that in the stack.
 """
 
 import functools
@@ -54,9 +54,8 @@ def advance(config: DecoderConfig, layers: Params, index: int, pruned: jax.Array
 
 
 def rest(config: DecoderConfig, layers: Params, first: int | jax.Array, mlp: Params, x: jax.Array) -> jax.Array:
-    """Advances a stream from block ``first``, with ``mlp`` in it, past the last block. x: [B, T, d].
-
-    One program serves every value of ``first``. Layers are as `to_slice` returns them.
+    """Advances a stream [B, T, d] from block ``first``, with ``mlp`` in it, past the last block; ``first`` may be
+    traced.
     """
     x = _apply(config, x, sliced(get_layer(layers, first)) | {"mlp": mlp}, first)
     return over_blocks(config, _apply, x, layers, first=jnp.asarray(first) + 1)

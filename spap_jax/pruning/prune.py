@@ -17,7 +17,7 @@ from spap_jax.pruning.run import Dense, Run
 from spap_jax.report.schema import AttentionReport, Check, LayerReport, converted
 
 Listener = Callable[[LayerReport | Check, bool], None]
-"""Called with every report as soon as it is there, and whether this run, rather than an interrupted one, made it."""
+"""Called with each report as soon as it is ready, and whether this run, rather than an interrupted one, made it."""
 
 Json = dict[str, Any]
 
@@ -110,8 +110,6 @@ def prune(
     steps change, and the stream before these.
 
     Args:
-        run: The run.
-        dense: The dense model.
         store: Where the blocks go; what it has of an interrupted run is not made again.
         report: Called with every report.
         watch: Called after every joint step with the number of steps made and their total.
@@ -166,11 +164,9 @@ def prune_block(
     """Prunes one dense block, attention first, and advances the streams to its MLP.
 
     Args:
-        run: The run.
-        index: Number of the block.
         params: Parameters of the dense block.
         pair: The streams before the block.
-        choice: The channels to keep, if they were chosen ahead.
+        choice: The channels to keep, if they were chosen before.
         reports: Reports of the blocks before.
         clock: Records the time by phase.
     """
@@ -239,7 +235,7 @@ def _prune_attention(
 
 
 def _past_attention(run: Run, index: int, params: Params, small: Params, pair: streams.Pair) -> streams.Pair:
-    """Advances the streams to the MLP of a block that is pruned already, by the same programs: to the same bits."""
+    """Advances the streams to the MLP of an already pruned block, by the same programs and so to the same bits."""
     dense, fewer = run.config.of_layer(index), run.fewer_heads.of_layer(index)
     if dense == fewer:
         return streams.both(streams.enter_mlp, dense, params, pair)

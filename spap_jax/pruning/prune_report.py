@@ -37,7 +37,6 @@ def new_report(run: "Run", name: str, tokens: Any, steps: Sequence[LayerReport |
     """Assembles the report of a run.
 
     Args:
-        run: The run.
         name: The model's name as given by the user; the report contains no path.
         tokens: Calibration tokens: an array [B, T], or ``TokenBlocks`` with a description and a hash.
         steps: The reports of the layers and of the joint steps.
@@ -70,7 +69,7 @@ def new_report(run: "Run", name: str, tokens: Any, steps: Sequence[LayerReport |
 
 
 def _fitted(run: "Run", tokens: Any) -> DataAccount:
-    """Describes the windows that were asked for, and those that were fitted beside them, as joint steps read them."""
+    """Describes the windows that were asked for, and the further ones that were fitted."""
     further, asked = further_of(tokens), data_account(tokens)
     count = run.fitted.real + run.held_out.real - asked.sequences
     if further is None or not count:

@@ -25,27 +25,27 @@ from spap_jax.training.loop import StepSchedule
 
 _RIDGE = {"alternate": 1e-2}
 """Ridge of the solved weights by update, relative to each channel's energy; 1e-4 elsewhere, as in papers of others. The
-larger one generalises better from little text ("Target" in ``docs/method.md``)."""
+larger one generalises better from little text ("Target" in ``docs/method.md``).
+"""
 
 _CORRECTION = {"alternate": 0.5}
 """Share of the errors of earlier blocks that an MLP also corrects, by update; all of them elsewhere."""
 
 _TEXT_WEIGHT = 7 / 3
-"""Weight of the text's own tokens in joint steps by default, relative to the fraction that is removed. They pull the
-predictions away from the dense model's, the more so the less there is to repair."""
+"""Default weight of the text's own tokens in joint steps, relative to the fraction that is removed: they pull the
+predictions away from the dense model's, the more so the less there is to repair.
+"""
 
 _MULTIPLES = ((8192, 64), (1024, 8))
-"""For MLPs with as many channels or more, what the kept width is a multiple of by default. Accelerators hold and
-multiply matrices in tiles of 8 rows or 16 bytes, and eight devices that share a large model's weights should each have
-whole tiles."""
+"""What the kept width of MLPs with at least this many channels is a multiple of, so that devices have whole tiles."""
 
 _JOINT_RATE = 5.8
-"""The largest joint step on all blocks, times the width and the number of blocks. The more inputs a projection has, and
-the more blocks move the stream, the further one step moves the predictions."""
+"""The largest joint step on all blocks, times the width and the number of blocks: the more inputs and blocks there are,
+the further one step moves the predictions.
+"""
 
 _TAIL_RATE, _TAIL_LIMIT = 0.12, 0.004
-"""The largest joint step on the last g blocks alone, times the square root of the width and g^(2/3), and its limit.
-What these change passes through few others, and there are few steps."""
+"""The largest joint step on the last g blocks alone, times the square root of the width and g^(2/3), and its limit."""
 
 _STEP_TOKENS, _STEP_RATE = 2048, 0.03
 """Tokens of one optimizer step of an alternating round, and its size relative to the weights it changes."""
@@ -61,7 +61,6 @@ class Dense(NamedTuple):
     """A dense model, block by block.
 
     Attributes:
-        config: The decoder.
         outer: Its parameters outside the blocks; arrays or values that are read lazily, as in a block.
         read_layer: Returns the parameters of a block by its number.
     """
@@ -87,7 +86,7 @@ class Run:
         settings: The settings; those that depend on the model or the tokens have their values.
         fitted: The calibration sequences that are fitted.
         held_out: The calibration sequences that nothing is fitted to; there may be none.
-        update: How the weights that stay are updated: "none", "bias", "refit" or "alternate".
+        update: How the kept weights are updated: "none", "bias", "refit" or "alternate".
         ridge: Pull of the solved weights towards the dense ones, relative to each channel's energy.
         correction: Share of the errors of earlier blocks that the update of an MLP also corrects.
         rounds: The alternating rounds in a layer; None without.
@@ -137,13 +136,12 @@ class Run:
 def resolve(
     config: DecoderConfig, tokens: np.ndarray | TokenBlocks, settings: PruneSettings, dtype: str | None = None
 ) -> Run:
-    """Returns the run that prunes a model, on the devices of ``mesh.use_mesh``, and warns of what has no effect.
+    """Returns the run that prunes a model, on the devices of ``mesh.use_mesh``, and warns of settings without effect.
 
     Args:
         config: The dense decoder.
         tokens: Calibration sequences [B, T]; the mask of those of ``load_tokens`` says which predictions count in the
             joint steps.
-        settings: The settings.
         dtype: Data type of the pruned blocks; by default that of the dense ones.
 
     Raises:
@@ -186,15 +184,10 @@ def _passes(config: DecoderConfig, settings: PruneSettings, tokens: int) -> floa
 
 
 def _divided(tokens: np.ndarray | TokenBlocks, settings: PruneSettings, reading: int) -> tuple[Sequences, Sequences]:
-    """Divides calibration sequences into those that are fitted and those that are held out, in chunks.
+    """Divides calibration sequences into fitted and held-out ones, in chunks; joint steps repeat text only if they
+    must.
 
-    Joint steps read text again only if there is no other, since they gain little from it. Their streams of further
-    windows are there for all blocks, which are fitted to these as well: a fit to more text is better on other text.
-
-    Args:
-        tokens: The sequences.
-        settings: The settings.
-        reading: Number of sequences that joint steps read, repetitions included.
+    Further windows that joint steps read are fitted by all blocks, too: a fit to more text is better on other text.
     """
     own, mask, further = ids_of(tokens), mask_of(tokens), further_of(tokens)
     most = max(1, settings.batch_tokens // own.shape[1])
@@ -214,10 +207,8 @@ def _divided(tokens: np.ndarray | TokenBlocks, settings: PruneSettings, reading:
 def _joint_schedule(
     config: DecoderConfig, settings: PruneSettings, reading: int, judged: int, length: int
 ) -> StepSchedule:
-    """Returns the joint steps.
-
-    However many devices there are, there are as many steps as on one, since fewer would lead less far: steps that have
-    more sequences for the devices to share read all of them again, as often as it takes.
+    """Returns the joint steps: as many as on one device, since fewer would lead less far; larger steps repeat
+    sequences.
     """
     effort, last = EFFORTS[settings.effort], settings.joint_last
     assert last
@@ -272,10 +263,7 @@ def sparsities(config: DecoderConfig, pruned: DecoderConfig, settings: PruneSett
 def warn_of_settings(config: DecoderConfig, settings: PruneSettings, asked: Collection[str] | None = None) -> None:
     """Warns of rounding that changes the sparsity noticeably, and of settings without effect.
 
-    Args:
-        config: The dense decoder.
-        settings: The settings.
-        asked: Names of those that were asked for; by default, those that are not as usual.
+    ``asked`` has the names of the settings that were asked for; by default, of those without their default value.
     """
     pruned = pruned_config(config, settings)
     found = sparsities(config, pruned, settings)

@@ -1,8 +1,8 @@
-"""The two residual streams that pruning carries through the blocks, and the steps that advance them past one block.
+"""The two residual streams that pruning carries through the blocks, and the programs that advance them past one block.
 
-The dense stream is computed by the unpruned model, the pruned stream by the already pruned blocks from the same
-tokens. Both are chunks of sequences [C, B, T, d], updated in place one chunk at a time, so that the activations inside
-a block are never held for more than one chunk.
+The dense stream is computed by the unpruned model, the pruned stream by the already pruned blocks from the same tokens.
+Both are chunks of sequences [C, B, T, d], updated in place one chunk at a time, so that the activations inside a block
+are never held for more than one chunk.
 """
 
 import functools
@@ -30,7 +30,7 @@ class Streams(NamedTuple):
     Attributes:
         dense: [C, B, T, d]; between attention and MLP, the dense block's final sum before its closing norm.
         pruned: [C, B, T, d]; between attention and MLP, the stream before the MLP's residual addition.
-        output: [C, B, T, d]; the desired output of the half that is fitted next, attention or MLP. None if that is the
+        output: [C, B, T, d]; the desired output of attention or MLP, which is fitted next; None if that is the
             difference of the streams.
         weights: [C, B, T] weights of the tokens in that fit, 0 for padding; None if all are 1.
     """
@@ -126,10 +126,7 @@ def leave_dense_mlp(config: DecoderConfig, layer: Params, chunk: Streams) -> Str
 
 @_program
 def enter_attention(config: DecoderConfig, layer: Params, chunk: Streams) -> Streams:
-    """Advances the dense stream past a dense block's attention; the pruned stream stays before it.
-
-    Attention that no norm follows corrects all earlier errors.
-    """
+    """Advances the dense stream past a dense block's attention; the pruned stream stays before it."""
     piece = functools.partial(decoder.block, config, layer)
     heads = piece(chunk.dense, *causal(chunk.dense), method=Block.attended)
     after = piece(chunk.dense, heads, method=Block.add_attention)
@@ -172,14 +169,8 @@ def fitting_tokens(streams: Streams) -> Tokens:
 
 
 def _aimed(chunk: Streams, now: Streams) -> Streams:
-    """Returns the streams of a chunk, with a desired output if the chunk has room for one.
-
-    That is the dense half's output for the dense stream, before the root mean square norm that follows it, and the
-    error of each token counts relative to it, since the norm divides by the size of the output.
-
-    Args:
-        chunk: The streams before.
-        now: The streams after, with the dense half's output for the dense stream.
+    """Adds the desired output to a chunk with room for one: the dense output before its norm, with errors relative to
+    it.
     """
     if chunk.output is None or chunk.weights is None or now.output is None:
         return now._replace(output=None, weights=chunk.weights)

@@ -20,11 +20,9 @@ def aim(
     blocks from before the norm, as far as that changes the output little.
 
     Args:
-        config: The dense decoder.
         layer: Parameters of the dense block.
         correction: The share; 1 restores the dense stream, but before a norm, where nothing can, repairs nothing.
-        tokens: Some of the tokens.
-        hidden: [..., f] their hidden channels in the dense MLP. By default they are computed here.
+        hidden: [..., f] hidden channels of the tokens in the dense MLP. By default they are computed here.
     """
     if correction == 1:
         return tokens.target
@@ -40,8 +38,7 @@ def _repair(config: DecoderConfig, layer: Params, correction: float, tokens: Tok
     """Computes what is added to the output before a norm to repair the stream after it, [..., d].
 
     The norm divides the output by its size and multiplies it by its scale s, which may be near 0. With e the errors of
-    earlier blocks, the result is the size times the x that minimises c |e - s x|^2 + (1 - c) mean(e^2) |x|^2: an x as
-    large as the output, which has coordinates of about 1 after the division, counts as much as all errors.
+    earlier blocks, the result is the size times the x that minimises c |e - s x|^2 + (1 - c) mean(e^2) |x|^2.
     """
     assert tokens.output is not None
     norm, c = functools.partial(decoder.block, config, layer, method=Block.mlp_addition), correction

@@ -1,8 +1,8 @@
-"""Per-layer widths with the same total as one width for all layers: ``--allocation global``.
+"""Per-layer widths with the same total as one width for all layers: the allocation "global".
 
-Errors of different layers are not comparable: equal errors in two layers affect the model's predictions differently.
-So before any block is pruned, the divergence of the dense model's predictions is measured with a single layer at each
-candidate width. Small divergences are nearly additive, so the widths with the least sum are found exactly.
+Errors of different layers are not comparable. So before any block is pruned, the divergence of the dense model's
+predictions is measured with a single layer at each candidate width. Small divergences are nearly additive, so the
+widths with the least sum are found exactly.
 """
 
 import functools
@@ -36,11 +36,7 @@ _REACH = 3
 
 
 def choose_widths(run: Run, dense: Dense) -> Widths:
-    """Chooses a width for each layer; all dense blocks are in memory, and the tokens pass through them once.
-
-    Args:
-        run: The run; divergences are measured on its held-out tokens.
-        dense: The dense model.
+    """Chooses a width for each layer by divergences on the held-out tokens; all dense blocks are in memory.
 
     Raises:
         NotFiniteError: the dense model's predictions are not finite.
@@ -61,14 +57,10 @@ def choose_widths(run: Run, dense: Dense) -> Widths:
 def check_allocation(config: DecoderConfig, settings: PruneSettings, model_size: int) -> None:
     """Checks, before any work, that the widths can be chosen and pruned to.
 
-    Args:
-        config: The dense decoder.
-        settings: The pruning settings.
-        model_size: Number of devices over which weights are to be sharded.
+    ``model_size`` is the number of devices over which weights are to be sharded.
 
     Raises:
-        UserError: layers differ in width, or would, with options that need equal widths; or no layer could be wider
-            and another one narrower.
+        UserError: layers differ in width where they may not, or no layer could be wider and another one narrower.
     """
     chosen = settings.allocation == "global"
     if chosen or config.widths:
@@ -108,7 +100,7 @@ def _candidates(config: DecoderConfig, uniform: int, settings: PruneSettings) ->
 
 
 def _apart(config: DecoderConfig, settings: PruneSettings) -> int:
-    """Returns how far apart the candidate widths are."""
+    """Returns the distance between candidate widths."""
     return reduce.kept_width(config.intermediate, 1 - _STEP, multiple_of(settings, config.intermediate))
 
 

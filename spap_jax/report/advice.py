@@ -1,7 +1,4 @@
-"""Advice after a pruning run in which some of the work had no effect: a pure function of its report.
-
-The thresholds are chosen so that a run with enough calibration text gets no advice.
-"""
+"""Advice after a pruning run in which some of the work had no effect: a pure function of its report."""
 
 import statistics
 
@@ -12,7 +9,7 @@ TOKENS_PER_CHANNEL = 10
 """Sufficient number of calibration tokens per channel.
 
 With N tokens and k channels, the error of a least-squares fit is lower on the fitted tokens than on others by a factor
-of about (N + k) / (N - k): 3 at two tokens per channel, 1.5 at five, 1.2 at ten; beyond that, more tokens gain little.
+of about (N + k) / (N - k).
 """
 
 OVERFIT = 1.5

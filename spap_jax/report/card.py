@@ -73,7 +73,6 @@ def card_head(name: str, library: str, *tags: str) -> str:
     Args:
         name: The public name of the original model. The hub accepts only its own ids, which contain a slash.
         library: The library that loads the model.
-        tags: Tags for search on the hub.
     """
     lines = [
         *([f"base_model: {name}"] if "/" in name else []),
@@ -94,8 +93,8 @@ def converted_files(files: Mapping[str, bytes], weight_bytes: int | None, stock:
     """Returns the files beside the weights of a pruned checkpoint for the same model in another form.
 
     Args:
-        files: The report, the card and other files, by name. Of a card, what `model_card` wrote is written anew. A
-            report that this version cannot read is left as it is, with its card.
+        files: The report, the card and other files, by name. The generated part of the card is written anew; a report
+            that this version cannot read is left as it is, with its card.
         weight_bytes: Bytes of the weights in the new form; None if they are as many as before.
         stock: Whether stock tools load the new form.
     """
@@ -112,12 +111,7 @@ def converted_files(files: Mapping[str, bytes], weight_bytes: int | None, stock:
 
 
 def model_card(report: PruneReport, stock: bool = True) -> str:
-    """Builds the README.md of a pruned checkpoint; every figure comes from the report.
-
-    Args:
-        report: The report.
-        stock: Whether the checkpoint has the form that stock tools load; Orbax folders have another.
-    """
+    """Builds the README.md of a pruned checkpoint from its report; ``stock`` unless it is an Orbax folder."""
     stock &= report.one_width
     model, widths, biases = report.model, report.model.widths, report.model.mlp_bias
     heads, groups = model.heads, model.kv_heads
@@ -149,7 +143,7 @@ def model_card(report: PruneReport, stock: bool = True) -> str:
 
 
 def _recovered(report: PruneReport) -> str:
-    """Says how the weights that stay make up for the others."""
+    """Describes how the kept weights make up for the removed ones."""
     rounds = any(layer.rounds for layer in report.layers)
     steps = max((check.step for check in report.joint if check.taken), default=0)
     said = _UPDATES[report.method.update]
@@ -189,8 +183,7 @@ Every setting and the loss of every step are in `spap_finetune.json`.
 def trained_files(report: FinetuneReport, accounts: Mapping[str, bytes]) -> dict[str, str]:
     """Returns the files beside the weights of a trained checkpoint, by name: its report, its card, and older reports.
 
-    Args:
-        accounts: The card and the reports of the model that was trained, by name.
+    ``accounts`` are the card and the reports of the model that was trained, by name.
     """
     files = {name: content.decode() for name, content in converted_files(accounts, None, stock=True).items()}
     card = files.pop("README.md", "")
@@ -201,11 +194,7 @@ def trained_files(report: FinetuneReport, accounts: Mapping[str, bytes]) -> dict
 
 
 def trained_card(report: FinetuneReport, card: str) -> str:
-    """Returns the README.md of a trained checkpoint; every figure comes from the report.
-
-    Args:
-        card: The card of the checkpoint that was trained, if it has one, which is kept if SPAP-JAX wrote it.
-    """
+    """Returns the README.md of a trained checkpoint, from its report; it is appended to a card of SPAP-JAX."""
     ours = "\n- spap-jax\n" in card
     held_out = report.held_out
     rows = [(f"loss on held-out sequences ({report.objective})", held_out["before"], held_out["after"])]

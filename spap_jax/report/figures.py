@@ -64,14 +64,7 @@ SETTINGS: "dict[RcKeyType, Any]" = {
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure with its texts.
-
-    Attributes:
-        name: Name for files.
-        caption: Explanation of how to read it.
-        alt: Alternative text for screen readers.
-        wide: Whether it spans the page.
-    """
+    """A figure with its caption and alternative text; ``wide`` if it spans the page."""
 
     name: str
     title: str

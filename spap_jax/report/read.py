@@ -40,12 +40,10 @@ def read_run(folder: Path, bench: Path | None = None) -> RunReports:
     """Reads the reports of a pruned checkpoint.
 
     Args:
-        folder: The checkpoint.
         bench: File that ``spap bench DENSE PRUNED --json`` wrote about it.
 
     Raises:
-        UserError: there is no report, a file cannot be read or has another format, or the measurement is not of this
-            checkpoint and its dense model.
+        UserError: there is no report, a file cannot be read, or the measurement is of another checkpoint.
     """
     place = real_path(folder)
     if not (place / REPORT).is_file():

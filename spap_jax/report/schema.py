@@ -56,7 +56,7 @@ class Errors:
     Attributes:
         selection: After removing channels, with dense weights.
         refit: After the closed-form update of the output projection or bias; the same as before if there is none.
-        alternating: After alternating minimisation; the same as before if there is none. The error of the result.
+        alternating: After alternating minimisation, the error of the result; the same as before if there is none.
     """
 
     selection: Number
@@ -87,7 +87,6 @@ class LayerReport:
 
     Attributes:
         kept: Channels kept, ascending.
-        calibration: Errors on the calibration tokens.
         held_out: Errors on the held-out tokens; None if there are none.
         swaps: Swaps of channels made by the polish.
         improving_swaps: Single swaps that would still lower the refitted error (in the parallel schedule, the error on
@@ -250,7 +249,6 @@ class DataAccount:
     Attributes:
         sequences: Number of sequences asked for.
         sequence_length: Their length in tokens.
-        description: Where they came from.
         sha256: Hash of the token ids; None for tokens from memory.
         further_sequences: Number of further sequences of the same data that were fitted, for joint steps.
         further_sha256: Hash of the further sequences that the data hold; None if none were fitted.
@@ -298,8 +296,6 @@ class PruneReport:
     Attributes:
         settings: Every setting, those that the effort, the model or the calibration text decide with their values.
         sparsity: Fractions of the MLP channels and of the heads that were removed, and those requested.
-        calibration: The calibration tokens.
-        versions: Versions of the libraries used.
         joint: The measurements of the joint steps: what the pruned model's predictions lose against the dense model's;
             the first is from before any step.
         advice: Advice if some of the work had no effect: a sentence each, without full stop.
@@ -360,12 +356,9 @@ class FinetuneReport:
 
     Attributes:
         settings: All settings, with the defaults of rank and learning rate resolved.
-        model: Name of the model that was trained.
         teacher: Name of the model whose predictions were the target; None if the text was.
         objective: Kind of the losses: "next token" or "divergence from the teacher".
-        data: The training tokens.
         checks: Records of the evaluations on the held-out sequences; the first is from before any step.
-        versions: Versions of the libraries used.
         seconds: Duration of all steps and evaluations, those before an interruption included.
     """
 
