@@ -129,11 +129,8 @@ def edited(text: str, changes: dict[str, Any]) -> str:
 
 
 class _Place(NamedTuple):
-    """The position of one field in the text of a JSON object: its value starts at ``start`` and ends at ``end``.
-
-    Attributes:
-        lead: White space before the field's name.
-        colon: Text between its name and its value.
+    """The position of a field in a JSON text: ``lead`` precedes its name, ``colon`` its value from ``start`` to
+    ``end``.
     """
 
     lead: str
@@ -156,7 +153,7 @@ def _places(text: str) -> dict[str, _Place]:
 
 
 def _past(pattern: str, text: str, at: int) -> int:
-    """The index at which a match of the pattern that starts at a given index ends."""
+    """The index at which a match of the pattern from a given index ends."""
     match = re.compile(pattern).match(text, at)
     assert match is not None  # the text has been parsed as JSON before
     return match.end()

@@ -37,9 +37,7 @@ def fingerprint(folder: Path) -> str:
 
 
 def _pieces(file: Path) -> Iterator[bytes]:
-    """Yields 256 evenly spaced pieces of 64 kB of a file; training changes all of them. Small files are read
-    completely.
-    """
+    """Yields 256 evenly spaced pieces of 64 kB of a file, or all of a small one; training changes every piece."""
     length = file.stat().st_size
     count = min(_PIECES, -(-length // _PIECE))
     with file.open("rb") as opened:

@@ -108,7 +108,7 @@ def filled_up(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def corner(shape: tuple[int, ...]) -> tuple[slice, ...]:
-    """The slices of a layer's weights in an array of the widest layer's shape."""
+    """The slices that select a layer's weights in an array of the widest layer's shape."""
     return tuple(slice(size) for size in shape)
 
 
@@ -119,7 +119,7 @@ def array_dtypes(params: Params, config: DecoderConfig) -> dict[str, str]:
 
 
 def _mixed_dtypes(tensors: dict[str, Tensor], expected: dict[str, Expected]) -> Iterator[str]:
-    """Weights of one kind share an array, which has one dtype (so do the embedding and a head stored beside it)."""
+    """Lists the weights of one kind that differ in dtype, although they have to share an array."""
     seen: dict[Rule, dict[str, str]] = {}
     for full, tensor in tensors.items():
         seen.setdefault(expected[full].rule, {}).setdefault(tensor.dtype, full)

@@ -99,7 +99,7 @@ def _from_hub(repo: str) -> Path:
 
 
 def _cached(repo: str) -> Path | None:
-    """The cached snapshot if its config and all of its weights exist, as far as can be seen; no network is used."""
+    """The cached snapshot if its config and all of its weights exist; no network is used."""
     from huggingface_hub import try_to_load_from_cache
 
     config = try_to_load_from_cache(repo, "config.json")
@@ -159,6 +159,6 @@ def _wanted(names: list[str]) -> list[str]:
 
 
 def _beside(names: list[str]) -> list[str]:
-    """The side files; of a model that was pruned or trained here, the card and the reports too."""
+    """The side files; of a model that was pruned or trained by this package, the card and the reports too."""
     ours = not {"spap_report.json", "spap_finetune.json"}.isdisjoint(names)
     return matching(names, SIDE_FILES + ACCOUNTS * ours)

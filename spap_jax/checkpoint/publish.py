@@ -17,7 +17,7 @@ from spap_jax.storage.files import About, Folder, upload
 _CONFIG = "config.json"
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*", "adapter_config.json")
-"""Files of another model on the hub: loaders would take its weights, or other shards, for the new ones."""
+"""Weight files, which are removed from a repository with another model: loaders would mix them with the new ones."""
 
 _OURS = (_CONFIG, "model*.safetensors", "model.safetensors.index.json", "spap_source.json", *SIDE_FILES, *ACCOUNTS)
 _ORBAX = "params/"
@@ -78,7 +78,7 @@ def files_of(folder: Path, with_page: bool = False) -> dict[str, Path]:
 
 
 def _of_a_model(names: Iterable[str]) -> list[str]:
-    """Those of the files on the hub that belong to a model, whoever made it."""
+    """Those of the files on the hub that belong to a model."""
     names = list(names)
     return [*matching(names, _OURS + _WEIGHTS), *(name for name in names if name.startswith(_ORBAX))]
 
@@ -95,9 +95,7 @@ def left_out(folder: Path, files: Mapping[str, Path]) -> list[str]:
 
 
 def _replaceable(place: Folder, overwrite: bool) -> dict[str, About]:
-    """Returns the existing files, after a check that all may be replaced; of an unfinished upload, one may be there in
-    part.
-    """
+    """Returns the existing files, after a check that all may be replaced; an unfinished upload may have left parts."""
     present = place.files()
     if "" in present:
         raise UserError(f"{place.address} is a file and the output is a folder: name another place.")

@@ -74,7 +74,7 @@ STATE_SECONDS = 180
 _DECIDED, _OUTER, _STATE, _STAGED = "decided.json", "outer.safetensors", "state", "output"
 
 _LONG = 60
-"""Letters of a value in an identity that is not shown."""
+"""Length from which a value in an identity is not shown in messages."""
 
 
 class Block(NamedTuple):
@@ -210,7 +210,7 @@ class FolderStore:
         self._blocks = max(self._blocks, index + 1)
 
     def replace(self, index: int, layer: Params) -> None:
-        """Writes what becomes of a block in the output, beside the block from which a resumed run goes on."""
+        """Writes the final version of a block beside the one from which a resumed run goes on."""
         self._write_layer("joint", index, layer, {})
         self._changed.add(index)
 
@@ -347,12 +347,12 @@ class FolderStore:
         return False, False
 
     def _write_run(self, made: Json | None) -> None:
-        """Writes the run's identity, and the files of its output once all are here."""
+        """Writes the run's identity, and the list of the output's files once all of them are complete."""
         content = json.dumps({"identity": self._identity, "made": made}, indent=1)
         self._folder.write(RUN, content.encode())
 
     def _on_leader(self, work: Callable[[], Any]) -> Any:
-        """Returns in every process what the leading one computes, a JSON value, or raises its `UserError`."""
+        """Returns in every process the JSON value that the leading one computes, or raises its `UserError`."""
         if jax.process_count() == 1:
             return work()
         outcome: Json = {}
@@ -371,7 +371,7 @@ class FolderStore:
         return not (self.finished or any(self.kept()) or _STAGED in self._folder.entries())
 
     def _begin(self, write: Callable[..., None], *arguments: Any) -> None:
-        """Lets the thread of the leading process write, once it has written what came before."""
+        """Starts a write in the leading process's thread, once earlier ones have ended."""
         self._wait()
         if processes.is_leader():
             self._writing = self._thread.submit(write, *arguments)
@@ -601,9 +601,7 @@ def _check_same(theirs: Json, ours: Json, place: str) -> None:
 
 
 def _locked(path: Path) -> int:
-    """Locks a folder, made if needed, until the handle is closed or the process ends; raises UserError if another has
-    it.
-    """
+    """Locks a folder, made if needed, until the handle is closed or the process ends; UserError if another has it."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_RDONLY)

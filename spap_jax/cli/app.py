@@ -151,9 +151,7 @@ def launcher(
 
 
 def _options_of(file: Path) -> Callable[[App, tuple[str, ...], ArgumentCollection], None]:
-    """Reads the options in a TOML file, under the name of the command, as the library would ignore keys named as
-    commands.
-    """
+    """Reads a TOML file's options under the name of the command: the library ignores keys named like commands."""
     try:
         options = tomllib.loads(file.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as error:

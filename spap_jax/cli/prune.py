@@ -205,7 +205,9 @@ def _check_different(wanted: Sequence[PruneRun], configs: "Sequence[DecoderConfi
 
 
 def _check_room(one: PruneRun, reader: "checkpoint.Reader", config: "DecoderConfig") -> None:
-    """Raises UserError if a disk has no room for the blocks, and for those that joint steps change beside them."""
+    """Raises UserError if a disk has no room for all blocks, and for the second version of those that joint steps
+    change.
+    """
     from spap_jax import checkpoint
     from spap_jax.models import cost
 
@@ -242,7 +244,7 @@ def _before(reader: "checkpoint.Reader", judged: "TokenBlocks | None", progress:
 
 
 def _store_of(one: PruneRun, run: "Run", command: Command) -> "FolderStore":
-    """Opens what is kept of a run."""
+    """Opens the store of a run."""
     from spap_jax.checkpoint.store import FolderStore
     from spap_jax.pruning.identity import prune_identity
 

@@ -84,7 +84,7 @@ def new_blocks(
 
 
 def ids_of(tokens: Any) -> Any:
-    """Returns the token ids [B, T] of `TokenBlocks`; what else is given are the ids."""
+    """Returns the token ids [B, T] of `TokenBlocks`, or the argument itself."""
     return getattr(tokens, "tokens", tokens)
 
 
@@ -263,7 +263,7 @@ def _windows(
 def _answered(
     windows: np.ndarray, mask: np.ndarray, name: str, role: Role, asked: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the windows [B, T] and masks [B, T], for calibration only those in which something counts."""
+    """Returns the windows [B, T] and masks [B, T]; for calibration only those with a token that counts."""
     counts = mask[:, 1:].any(axis=1)  # nothing predicts the first token
     least = (asked or 1) if role == "calibration" else 1
     if counts.sum() < least:
@@ -275,9 +275,7 @@ def _answered(
 
 
 def _cut(ids: np.ndarray, name: str, length: int, asked: int | None, first: int | None) -> np.ndarray:
-    """Cuts a stream [N], or sequences [B, T'], to windows [B, T]; each begins with ``first``, if given, and text
-    follows.
-    """
+    """Cuts a stream [N], or sequences [B, T'], to windows [B, T], each of which begins with ``first``, if given."""
     if not np.issubdtype(ids.dtype, np.integer) or ids.ndim not in (1, 2):
         shape = list(ids.shape)
         raise UserError(f"{name} holds {ids.dtype} {shape}: give whole token ids, a stream [N] or sequences [B, T]")
@@ -318,10 +316,7 @@ def _start_of_windows(tokenizer: Any, bos: bool | None, length: int) -> _Start |
 def _tokenise(
     pieces: Iterable[Piece], name: str, tokenizer: Any, enough: int | None, special: bool
 ) -> tuple[np.ndarray, np.ndarray | None, bool]:
-    """Returns token ids [N], a mask [N] for conversations, and whether more was left; stops after `enough` tokens.
-
-    Special tokens, if any, are added once, since the pieces together are a single text.
-    """
+    """Returns token ids [N], a mask [N] for conversations, and whether more was left; stops after `enough` tokens."""
     pieces = iter(pieces)
     first = next(pieces, "")
     texts: Iterator[Any] = chain([first], pieces)

@@ -135,9 +135,7 @@ def _splash(q: jax.Array, k: jax.Array, v: jax.Array, window: int | None, interp
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _at_default_precision(kernel: Callable[..., jax.Array], q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Computes a kernel and its gradient at the default precision: the TPU's compiler refuses a higher one for
-    bfloat16.
-    """
+    """Computes a kernel and its gradient at the default precision; TPUs refuse a higher one for bfloat16."""
     with jax.default_matmul_precision("default"):
         return kernel(q, k, v)
 

@@ -41,11 +41,11 @@ class Source:
 
 
 UNKNOWN = Source("a model from a jitted function", None, "{}")
-"""The source of a model that a jitted function returned: the function may have been compiled for another model."""
+"""The source of a model that a jitted function returned, which may have been compiled for another model."""
 
 
 class _Aside:
-    """Holds a value beside a tree's structure: two are always equal."""
+    """A value that is kept in a tree's structure but does not take part in comparisons."""
 
     def __init__(self, value: Source) -> None:
         self.value = value

@@ -48,7 +48,7 @@ class Rule(NamedTuple):
         return theirs, ours
 
     def read(self, tensor: np.ndarray, sizes: dict[str, int]) -> np.ndarray:
-        """Rearranges a checkpoint's tensor to our axes; a view, whose values a device puts in order as it gets them."""
+        """Rearranges a checkpoint's tensor to our axes, as a view of it."""
         return rearrange(tensor, self.axes, **self._grouped(sizes))
 
     def write(self, array: np.ndarray, sizes: dict[str, int]) -> np.ndarray:
@@ -56,7 +56,7 @@ class Rule(NamedTuple):
         return contiguous(self.to_theirs(array, sizes))
 
     def to_theirs(self, array: Any, sizes: dict[str, int]) -> Any:
-        """Rearranges our array to the checkpoint's axes: a view of numpy's, or a new array on the devices of JAX's."""
+        """Rearranges our array to the checkpoint's axes: a view of a numpy array, or a new JAX array."""
         theirs, ours = self.sides
         return rearrange(array, f"{ours} -> {theirs}", **self._grouped(sizes))
 

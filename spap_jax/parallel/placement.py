@@ -255,7 +255,7 @@ def _shard(array: Any, spec: PartitionSpec) -> jax.Array:
 
 
 def _own_part(array: Any, place: NamedSharding) -> Any:
-    """Reads the smallest part of an array that holds those of all devices of this process, which are read at once."""
+    """Reads the smallest box of an array that contains the parts of all devices of this process."""
     parts = [part for part in place.addressable_devices_indices_map(array.shape).values() if part is not None]
     if not parts:
         return array

@@ -26,7 +26,7 @@ _SILENT_SECONDS = 60
 """A process without a heartbeat for this long is considered dead, and the others end too."""
 
 _BARRIER_SECONDS = 86400
-"""How long processes wait for the leading one, which may have much to read, to evaluate, to write or to upload."""
+"""Seconds that processes wait for the leading one, which may have much to read, to evaluate, to write or to upload."""
 
 _BARRIERS = itertools.count()
 """Numbers of the barriers; all processes pass them in the same order."""
@@ -93,11 +93,8 @@ def check_processes(coordinator: str | None, processes: int | None, process_id: 
 
 
 def _own_devices() -> list[int] | None:
-    """Returns [], to use all devices that this process sees, if no launcher has given others of them to other
-    processes.
-
-    Under SLURM and Open MPI, JAX would take the GPU of the process's number on its host, also where a process sees only
-    its own.
+    """Returns [] to use all devices that this process sees: launchers that number processes would make JAX use only
+    one.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     alone = os.environ.get("SLURM_NTASKS") == os.environ.get("SLURM_STEP_NUM_NODES", "unknown")

@@ -30,7 +30,7 @@ def take_groups(family: Family, attention: Params, kept: jax.Array) -> Params:
 
 
 def _taken(family: Family, part: str, params: Params, kept: dict[str, jax.Array]) -> Params:
-    """Restricts the parameters of a part of a block to some indices [k] along the axes with these letters."""
+    """Restricts the parameters of a part of a block to indices [k] along the axes with these letters."""
     taken = {}
     for name, array in params.items():
         for axis, letter in enumerate(family.letters(f"layers/{part}/{name}")):

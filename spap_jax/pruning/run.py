@@ -175,7 +175,7 @@ def resolve(
 
 
 def _passes(config: DecoderConfig, settings: PruneSettings, tokens: int) -> float:
-    """Returns the amount of text in joint steps, as a multiple of the calibration text."""
+    """Returns how often joint steps read as much text as the calibration text."""
     effort = EFFORTS[settings.effort]
     if settings.joint_passes is not None:
         return settings.joint_passes
@@ -184,11 +184,7 @@ def _passes(config: DecoderConfig, settings: PruneSettings, tokens: int) -> floa
 
 
 def _divided(tokens: np.ndarray | TokenBlocks, settings: PruneSettings, reading: int) -> tuple[Sequences, Sequences]:
-    """Divides calibration sequences into fitted and held-out ones, in chunks; joint steps repeat text only if they
-    must.
-
-    Further windows that joint steps read are fitted by all blocks, too: a fit to more text is better on other text.
-    """
+    """Divides calibration sequences, and further ones for joint steps, into fitted and held-out ones, in chunks."""
     own, mask, further = ids_of(tokens), mask_of(tokens), further_of(tokens)
     most = max(1, settings.batch_tokens // own.shape[1])
     asked = fitted_of(len(own), settings.held_out)
@@ -207,9 +203,7 @@ def _divided(tokens: np.ndarray | TokenBlocks, settings: PruneSettings, reading:
 def _joint_schedule(
     config: DecoderConfig, settings: PruneSettings, reading: int, judged: int, length: int
 ) -> StepSchedule:
-    """Returns the joint steps: as many as on one device, since fewer would lead less far; larger steps repeat
-    sequences.
-    """
+    """Returns the joint steps: as many as on one device, since fewer would lead less far, of more sequences each."""
     effort, last = EFFORTS[settings.effort], settings.joint_last
     assert last
     tail_rate = min(_TAIL_LIMIT, _TAIL_RATE / (config.width**0.5 * last ** (2 / 3)))

@@ -169,9 +169,7 @@ def fitting_tokens(streams: Streams) -> Tokens:
 
 
 def _aimed(chunk: Streams, now: Streams) -> Streams:
-    """Adds the desired output to a chunk with room for one: the dense output before its norm, with errors relative to
-    it.
-    """
+    """Adds the desired output to a chunk with room for one: that before the norm, with errors relative to it."""
     if chunk.output is None or chunk.weights is None or now.output is None:
         return now._replace(output=None, weights=chunk.weights)
     size = jnp.square(now.output).mean(axis=-1)

@@ -181,7 +181,7 @@ def kept_share(layer: LayerReport, width: int, size: int) -> np.ndarray:
 
 
 def losses(checks: Sequence[Check], judged: str) -> Plot:
-    """Plots the loss over the joint steps: of each step, and on tokens that are held out, or ``judged`` instead."""
+    """Plots the loss over the joint steps: of each step, and on held-out (or else calibration) tokens."""
     figure, axes = _panel("joint step", "loss against the original, nats")
     each = [loss for check in checks for loss in check.losses]
     axes.plot(range(1, len(each) + 1), each, color=MUTED, linewidth=0.6, label="each step")

@@ -72,7 +72,7 @@ def removed_text(run: RunReports) -> str:
 
 
 def _kept(report: PruneReport) -> str:
-    """Says what the layers of the pruned model keep."""
+    """Says how many channels and heads the layers of the pruned model keep."""
     counts = [len(layer.kept) for layer in report.layers]
     least, most = count_text(min(counts)), count_text(max(counts))
     layers, kept = ("Every layer keeps", least) if least == most else ("The layers keep", f"{least} to {most}")

@@ -48,7 +48,7 @@ class Tokens(NamedTuple):
 
     @property
     def real(self) -> int | jax.Array:
-        """Number of tokens that are no padding, []."""
+        """Number of tokens without padding, []."""
         return math.prod(self.residual.shape[:-1]) if self.weights is None else (self.weights > 0).sum()
 
     def weighted(self, rows: jax.Array) -> jax.Array:

@@ -15,11 +15,11 @@ BLOCKS = 4
 """Blocks of rows on a CPU, which compute 5/8 of the products; smaller ones take as long."""
 
 Sum = tuple[Array, ...]
-"""The blocks of rows of a sum, each with the columns up to its last row's."""
+"""The blocks of rows of a sum; each has the columns up to that of its last row."""
 
 
 def zeros(f: int) -> Sum:
-    """Returns the sum before any chunk, of f channels."""
+    """Returns an empty sum for f channels."""
     ends = _ends(f)
     if len(ends) == 1:
         return (mesh.shard_rows(jnp.zeros((f, f), jnp.float32)),)
@@ -47,7 +47,7 @@ def whole(total: Sum) -> Array:
 
 
 def _ends(f: int) -> list[int]:
-    """The last columns of the blocks; one block if the rows are divided among devices."""
+    """Returns the end of each block of columns; there is one block if the rows are divided among devices."""
     if backend.platform() != "cpu" or mesh.row_axes(f) or f < BLOCKS:
         return [f]
     size = -(-f // BLOCKS)

@@ -159,9 +159,7 @@ def _gains(
 
 
 def _disjoint_pairs(tableau: Tableau, best: Best, fewer: int, floor: Array) -> tuple[Array, Array]:
-    """Returns a round's disjoint swaps [2 s], the leaving and then the coming channels, best first, and their gains
-    [s].
-    """
+    """Returns a round's disjoint swaps, best first: [2 s] leaving and then coming channels, and their gains [s]."""
     most = max(1, fewer // BLOCK)
     pool = min(fewer, max(POOL * most, _LEAST_POOL))
     removed, kept = (lax.top_k(gains, pool)[1] for gains in (best.removed, best.kept))

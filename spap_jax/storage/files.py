@@ -28,10 +28,10 @@ _PATIENCE = 600
 """Seconds after which a request to Google's store, of at most 50 MB, counts as failed."""
 
 _HUB_SECONDS = 4.0
-"""Timeout of an attempt to connect to the hub; with name resolution, it may take twice that."""
+"""Timeout in seconds of an attempt to connect to the hub; with name resolution, it may take twice that."""
 
 _NEW = ".gitattributes"
-"""The file that the hub itself puts into a new repository."""
+"""The file that the hub itself adds to a new repository."""
 
 _NAMED = 3
 """Number of existing files that an error names."""
@@ -150,7 +150,7 @@ class Folder:
         return cast(list[bytes], [answers[span] for span in spans])
 
     def _ask(self, spans: Sequence[Span]) -> list[bytes | Exception]:
-        """Asks for ranges once: the bytes of each, or what went wrong."""
+        """Requests ranges once: the bytes of each, or its error."""
         paths = [self._path(span.name) for span in spans]
         try:
             contents = self._store.cat_ranges(paths, [span.start for span in spans], [span.stop for span in spans])
@@ -295,7 +295,7 @@ def _downloads() -> Path:
 
 
 def _bar(what: str, quietly: bool = False) -> Any:
-    """A callback of fsspec that shows how many files have been copied; it is not shown without a terminal."""
+    """A progress bar of fsspec that counts copied files; it is not shown without a terminal."""
     from fsspec.callbacks import TqdmCallback
 
     return TqdmCallback(tqdm_kwargs={"desc": what, "unit": "file", "disable": quietly or None})

@@ -217,7 +217,7 @@ def _sum(
 
 
 def _outside(config: DecoderConfig, frozen: Params, moved: Params, dtype: Any) -> Params:
-    """Gathers the weights outside the blocks, matrices in ``dtype``; an embedding that is no head stays apart."""
+    """Gathers the weights outside the blocks, matrices in ``dtype``, and the embedding separately if it is no head."""
     parts = {name: (moved if name in moved else frozen)[name] for name in ("embed", "head")}
     whole = gather_params(config, parts, dtype)
     if "embed" in moved:  # gradients are summed over groups of tokens and over devices: in float32
