@@ -129,9 +129,7 @@ def edited(text: str, changes: dict[str, Any]) -> str:
 
 
 class _Place(NamedTuple):
-    """The position of a field in a JSON text: ``lead`` precedes its name, ``colon`` its value from ``start`` to
-    ``end``.
-    """
+    """A field in a JSON text: ``lead`` precedes its name, ``colon`` its value, from ``start`` to ``end``."""
 
     lead: str
     colon: str

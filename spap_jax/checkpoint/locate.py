@@ -55,8 +55,6 @@ def locate_config(name: str | Path) -> Path:
 def fetch_side_files(name: str | Path) -> None:
     """Downloads files such as the licence that are missing beside the weights of a cached model of the hub, if it
     answers.
-
-    transformers, for example, caches no licence, which belongs to what is made of the model.
     """
     from huggingface_hub import HfApi, snapshot_download
 

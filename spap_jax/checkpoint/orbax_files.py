@@ -1,4 +1,4 @@
-"""The files of an Orbax folder, which are told from those of a Hugging Face folder without Orbax."""
+"""The files of an Orbax folder, which can be recognised without Orbax."""
 
 from pathlib import Path
 

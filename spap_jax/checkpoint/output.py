@@ -85,7 +85,7 @@ def check_place(output: str | Path, overwrite: bool) -> None:
 
 
 def put_in_place(made: Path, output: Path, replaced: Path, overwrite: bool) -> None:
-    """Renames a finished folder to its place; one that is there is moved to ``replaced``, on the same disk, first.
+    """Renames a finished folder to its place; one that is there is first moved to ``replaced``, on the same disk.
 
     Raises:
         UserError: Something is there that may not be replaced.

@@ -11,7 +11,7 @@ report in the metadata. At the end the shards are renamed, or joined if they are
                 if block is None:
                     block = store.put(i, layer, report)     # written while the next one is computed
                 ...                                         # go on from block.params: what the file holds
-            begun = store.restore_state(like)               # of joint steps, or of training: (tree, checks)
+            resumed = store.restore_state(like)             # of joint steps, or of training: (tree, checks)
             ...
             store.save_state(tree, checks)                  # after every check; saves every few minutes
             store.replace(i, layer)                         # blocks that joint steps changed
@@ -181,9 +181,7 @@ class FolderStore:
             self._folder.write(_DECIDED, json.dumps(value).encode())
 
     def block(self, index: int) -> Block | None:
-        """A block that was finished before; None if there is none. Ask in order: after a damaged one, all count as
-        absent.
-        """
+        """A block that was finished before, asked for in order; None if there is none, or after one that is damaged."""
         if index >= self._blocks:
             return None
         self._wait()

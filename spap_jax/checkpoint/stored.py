@@ -70,7 +70,7 @@ class Stored:
 
 
 class Stack:
-    """The arrays of all layers as one [L, ...], filled in place: at most one layer is in memory twice."""
+    """The arrays of all layers as one [L, ...]; at most one layer is in memory twice."""
 
     def __init__(self, layers: Sequence[Stored]):
         """Prepares the array; nothing is read yet."""

@@ -205,9 +205,7 @@ def _check_different(wanted: Sequence[PruneRun], configs: "Sequence[DecoderConfi
 
 
 def _check_room(one: PruneRun, reader: "checkpoint.Reader", config: "DecoderConfig") -> None:
-    """Raises UserError if a disk has no room for all blocks, and for the second version of those that joint steps
-    change.
-    """
+    """Raises UserError if a disk has no room for all blocks and for the changed versions that joint steps make."""
     from spap_jax import checkpoint
     from spap_jax.models import cost
 

@@ -57,7 +57,7 @@ class Protocol(NamedTuple):
     Attributes:
         between: Separator between two rows.
         rows: Number of rows to read, from the first; None reads all.
-        special_tokens: Whether the tokenizer adds its special tokens, if it has any, once to the text.
+        special_tokens: Whether the tokenizer's special tokens are added, once to the text.
         windows: Number of windows to use, from the first; None uses all.
     """
 
@@ -75,12 +75,9 @@ _PLAIN = Protocol()
 
 
 class NamedSet(NamedTuple):
-    """A data set with a short name.
+    """A data set with a short name, on the hub at a pinned revision.
 
     Attributes:
-        repo: Its hub repository.
-        config: Its configuration on the hub.
-        revision: The pinned commit.
         files: Name and file of the split for each role.
         evaluation: How perplexity is measured on it; calibration uses the default protocol.
     """

@@ -53,8 +53,6 @@ class Comparison(NamedTuple):
     """Perplexities and divergence of two models on the same windows.
 
     Attributes:
-        dense: Perplexity of the first model.
-        pruned: Perplexity of the second model.
         divergence: Mean over the predictions of KL(first || second), in nats per token.
         agreement: Fraction of the predictions for which both have the same most likely token.
     """
@@ -100,7 +98,7 @@ def _total(
     batch_tokens: int,
     watch: Callable[[int, int], None] = lambda *_: None,
 ) -> np.ndarray:
-    """Adds up in float64 what each batch sums in float32; the device works on a batch while the next is begun."""
+    """Adds up in float64 what each batch sums in float32; the device computes a batch while the next one is prepared."""
     count, total, waiting, done = len(tokens), np.float64(0), None, 0
     watch(0, count)
     for part, counts in window_batches(tokens, counted, batch_tokens):

@@ -121,7 +121,7 @@ class DecoderConfig:
 
     @property
     def layer_widths(self) -> tuple[int, ...]:
-        """MLP channels of each layer [L], whether or not they differ."""
+        """MLP channels of each layer [L], also if all are equal."""
         return self.widths or (self.intermediate,) * self.layers
 
     def narrowed(self, intermediate: int) -> "DecoderConfig":

@@ -153,9 +153,7 @@ class Mlp(nn.Module):
     config: DecoderConfig
 
     def setup(self) -> None:
-        """Declares gate and up [d, f], down [f, d], and biases; down may be absent from the weights if only ``hidden``
-        is used.
-        """
+        """Declares gate and up [d, f], down [f, d] and biases; weights may lack down if only ``hidden`` is used."""
         c, init, zeros = self.config, nn.initializers.normal(0.02), nn.initializers.zeros
         self.up = self.param("up", init, (c.width, c.intermediate))
         if c.gated:
@@ -184,9 +182,7 @@ class Mlp(nn.Module):
 
 
 def on_one_axis(x: jax.Array) -> jax.Array:
-    """Reshapes tokens [..., a] to [N, a], since XLA:CPU is slow at gradients that sum over two axes or over one of
-    length 1.
-    """
+    """Reshapes tokens [..., a] to [N, a], since XLA:CPU is slow at gradients that sum over two axes."""
     return x.reshape(-1, x.shape[-1])
 
 

@@ -118,7 +118,7 @@ def counted_predictions(tokens: jax.Array, mask: jax.Array | None) -> jax.Array:
 
 
 def next_tokens(tokens: jax.Array) -> jax.Array:
-    """Returns the token after each one [B, T]; that after the last is unknown, and the first one is in its place."""
+    """Returns the token after each one of tokens [B, T]; after the last comes the first, as the next one is unknown."""
     return jnp.roll(tokens, -1, axis=1)
 
 

@@ -217,9 +217,7 @@ def free_axes() -> set[str]:
 
 
 def row_axes(rows: int) -> tuple[str, ...]:
-    """The axes over which rows are sharded: all, or ``model`` inside `vmap_over_data`, or none if they do not divide
-    evenly.
-    """
+    """The axes over which rows are sharded: all, only ``model`` inside `vmap_over_data`, none if not divisible."""
     if rows_undivided.value:
         return ()
     mesh, free = get_abstract_mesh(), free_axes()

@@ -93,9 +93,7 @@ def check_processes(coordinator: str | None, processes: int | None, process_id: 
 
 
 def _own_devices() -> list[int] | None:
-    """Returns [] to use all devices that this process sees: launchers that number processes would make JAX use only
-    one.
-    """
+    """Returns [] if JAX should use all devices that this process sees, and not the one with the process's number."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     alone = os.environ.get("SLURM_NTASKS") == os.environ.get("SLURM_STEP_NUM_NODES", "unknown")
     alone |= os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1" or (visible != "" and "," not in visible)

@@ -54,9 +54,7 @@ def advance(config: DecoderConfig, layers: Params, index: int, pruned: jax.Array
 
 
 def rest(config: DecoderConfig, layers: Params, first: int | jax.Array, mlp: Params, x: jax.Array) -> jax.Array:
-    """Advances a stream [B, T, d] from block ``first``, with ``mlp`` in it, past the last block; ``first`` may be
-    traced.
-    """
+    """Advances a stream [B, T, d] from block ``first``, with ``mlp`` in it, past the last block."""
     x = _apply(config, x, sliced(get_layer(layers, first)) | {"mlp": mlp}, first)
     return over_blocks(config, _apply, x, layers, first=jnp.asarray(first) + 1)
 

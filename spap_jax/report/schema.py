@@ -66,12 +66,7 @@ class Errors:
 
 @dataclass(frozen=True)
 class AttentionReport:
-    """Report on the attention of one layer, in the terms of `LayerReport`.
-
-    Attributes:
-        kept: Key/value heads kept, ascending, each with the query heads that read it.
-        calibration: Errors on the calibration tokens; attention has no alternating rounds.
-    """
+    """Report on the attention of one layer, in the terms of `LayerReport`; ``kept`` are key/value heads, ascending."""
 
     kept: tuple[Count, ...]
     calibration: Errors
@@ -179,11 +174,7 @@ class PrunedModel:
 
     Attributes:
         name: Its name as given by the user, without a path.
-        architecture: As in config.json.
-        layers: Number of blocks.
         intermediate: MLP channels of the widest layer.
-        heads: Query heads of a layer.
-        kv_heads: Key/value heads of a layer.
     """
 
     name: str
@@ -277,7 +268,6 @@ class Extras:
 
     Attributes:
         run: Hash that identifies the run.
-        bytes: Size of the weights on disk.
         peak_memory_bytes: Peak memory of the process that ended the run.
         peak_device_bytes: Peak memory of a device of this process, the most of them; None of CPUs.
     """
@@ -419,7 +409,6 @@ class GenerationWorkload:
     """The work that ``spap bench`` times.
 
     Attributes:
-        batch: Number of sequences at once (B).
         prompt: Number of tokens of each sequence that prefill reads.
         new: Number of tokens that decoding appends to each sequence.
         repeats: Number of timed runs; medians are reported.

@@ -52,9 +52,7 @@ class Tokens(NamedTuple):
         return math.prod(self.residual.shape[:-1]) if self.weights is None else (self.weights > 0).sum()
 
     def weighted(self, rows: jax.Array) -> jax.Array:
-        """Multiplies rows [..., any] by the weights of their tokens, so that whatever was computed of padding becomes
-        zero.
-        """
+        """Multiplies rows [..., any] by the weights of their tokens, so that those of padding become zero."""
         if self.weights is None:
             return rows
         return jnp.where(self.weights[..., None] > 0, rows * self.weights[..., None], 0)
@@ -226,7 +224,7 @@ def closed_form(mlp: MlpFunctions, weights: Weights, tokens: Tokens, ridge: floa
 def descend(
     mlp: MlpFunctions, weights: Weights, tokens: Tokens, schedule: RoundSchedule, rate: jax.Array, key: jax.Array
 ) -> Weights:
-    """Runs minibatch steps on all weights jointly; the step size decays to zero over the round, so that they settle."""
+    """Runs minibatch steps on all weights jointly; the step size decays to zero over the round, so that they converge."""
     count = tokens.real  # padding comes last, and is never drawn
     decay = optax.cosine_decay_schedule(1.0, schedule.steps)
     # Steps are relative to the scale of the weights, so that one rate suits every layer of any model.

@@ -75,7 +75,7 @@ def polish(system: System, kept: Array, rounds: int) -> Polished:
     floor = smallest_pivot(system.ridge)
 
     def turn(state: _State) -> _State:
-        """Counts the improving swaps, and applies some if a round is left; once none was applied, nothing changes."""
+        """Counts the improving swaps and applies some if a round is left; once none was applied, nothing changes."""
         best = best_gains(state.tableau, f - k, floor, threshold)
         block, gains = _disjoint_pairs(state.tableau, best, min(k, f - k), floor)
         return _swap(state._replace(improving=best.improving), block, gains, threshold, state.rounds < rounds)

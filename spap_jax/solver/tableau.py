@@ -159,5 +159,5 @@ def inverted(matrix: Array) -> tuple[Array, Array]:
 
 
 def _whole(matrix: Array) -> Array:
-    """Keeps a small matrix on every device of a mesh: divided, it would be gathered in every turn of a sweep."""
+    """Replicates a small matrix over a mesh, as it would otherwise be gathered in every iteration of a sweep."""
     return mesh.constrain_replicated(matrix) if mesh.row_axes(0) else matrix

@@ -70,9 +70,7 @@ class Stage(NamedTuple):
 
 
 Restore = Callable[[Any], tuple[Any, tuple[Check, ...]] | None]
-"""Returns the state and the best weights of an interrupted run, placed as the given descriptions say, and its
-measurements; None if there is no such run.
-"""
+"""Returns state, best weights and measurements of an interrupted run, placed like the descriptions; None if none."""
 
 
 def stages(
