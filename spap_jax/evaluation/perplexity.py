@@ -98,7 +98,7 @@ def _total(
     batch_tokens: int,
     watch: Callable[[int, int], None] = lambda *_: None,
 ) -> np.ndarray:
-    """Adds up in float64 what each batch sums in float32; the device computes a batch while the next one is prepared."""
+    """Adds up in float64 what each batch sums in float32; the device computes while the next batch is prepared."""
     count, total, waiting, done = len(tokens), np.float64(0), None, 0
     watch(0, count)
     for part, counts in window_batches(tokens, counted, batch_tokens):

@@ -39,7 +39,7 @@ class Block(nn.Module):
     def queries_keys_values(
         self, x: jax.Array, positions: jax.Array, kind: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Computes queries, keys and values. x: [B, T, d] -> q [B, T, n, h], k, v [B, m, T, h]; see `attention_kind`."""
+        """Computes queries, keys, values. x: [B, T, d] -> q [B, T, n, h], k, v [B, m, T, h]; see `attention_kind`."""
         return self.attention.project_in(self.attention_norm(x) if "input" in self.config.norms else x, positions, kind)
 
     def attended(

@@ -224,7 +224,7 @@ def closed_form(mlp: MlpFunctions, weights: Weights, tokens: Tokens, ridge: floa
 def descend(
     mlp: MlpFunctions, weights: Weights, tokens: Tokens, schedule: RoundSchedule, rate: jax.Array, key: jax.Array
 ) -> Weights:
-    """Runs minibatch steps on all weights jointly; the step size decays to zero over the round, so that they converge."""
+    """Runs minibatch steps on all weights jointly; the step size decays to zero over the round, for convergence."""
     count = tokens.real  # padding comes last, and is never drawn
     decay = optax.cosine_decay_schedule(1.0, schedule.steps)
     # Steps are relative to the scale of the weights, so that one rate suits every layer of any model.
