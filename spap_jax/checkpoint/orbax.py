@@ -35,7 +35,6 @@ def save_orbax(
 
     Args:
         overwrite: Whether to replace a folder whose manifest names all files in it.
-        files: Additional files by name.
 
     Raises:
         UserError: The folder may not be replaced, there are brackets in its path, there is no room, or config.json has

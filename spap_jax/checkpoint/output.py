@@ -112,8 +112,6 @@ def new_folder(output: str | Path, overwrite: bool, needed: int, source: Path | 
 
     Args:
         output: A path, or an address to which the folder is uploaded.
-        overwrite: See `check_output`.
-        needed: Bytes that will be written.
         source: The checkpoint folder that its content comes from, if any.
 
     Raises:

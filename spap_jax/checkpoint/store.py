@@ -112,8 +112,6 @@ class FolderStore:
             output: A path, or an address other than the hub's.
             identity: Everything that the result depends on, by name, as JSON values. None if nothing should stay when
                 the process ends before the output is complete.
-            config: Config of the output.
-            source: Source of its config.json and its side files.
             dtypes: As in `Reader.dtypes`; biases that pruning adds have the dtype of the MLP's output projection.
             dtype: "float32", "bfloat16" or "float16" for all weights of the output; by default they keep theirs.
             overwrite: Whether a folder in the output's place may be replaced, if all files in it are of such a run.
@@ -202,7 +200,6 @@ class FolderStore:
 
         Args:
             layer: Its parameters, padded to the config's widest layer.
-            report: A JSON object.
         """
         self._write_layer("block", index, layer, report)
         self._blocks = max(self._blocks, index + 1)
@@ -231,7 +228,6 @@ class FolderStore:
         Call it before the first step, and after every check.
 
         Args:
-            tree: Arrays on the devices.
             checks: All checks so far, as JSON values; there are more in every call.
         """
         if self._saved is None or not self._keeps_states():

@@ -33,7 +33,6 @@ class Stored:
 
         Args:
             rule: Rule that turns the tensor with this name into the array.
-            sizes: Sizes of all axes.
             room: Shape of the array, which may be wider than the tensor and is then padded with zeros.
             twin: Name of a tensor that has to be equal.
         """

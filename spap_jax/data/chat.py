@@ -58,7 +58,6 @@ def prompts_of(rows: Iterable[Any], name: str) -> Iterator[Conversation]:
     Args:
         rows: Texts, or dicts with a "prompt", a text or a list of messages, or with "messages". What the assistant says
             at the end of a conversation is left out.
-        name: Name of the data in errors.
 
     Raises:
         UserError: A row holds none.

@@ -141,7 +141,6 @@ def load_tokens(
             token ids.
         sequence_length: Number of tokens in a window, T.
         sequences: Number of windows, B; None takes all of them.
-        seed: Seed of the choice of calibration windows.
         role: Calibration samples windows at random, of long data from its beginning; evaluation takes the first ones in
             order, from another split.
         vocabulary: Size of the vocabulary, v; token ids must be below it.

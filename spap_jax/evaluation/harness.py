@@ -48,7 +48,6 @@ class HarnessModel(TemplateLM):
 
         Args:
             tokenizer: A model folder or a hub id. By default the model's own folder.
-            batch_tokens: Number of tokens that a device processes at once.
 
         Raises:
             UserError: the tokenizer cannot be loaded, or has no token to begin a text with.

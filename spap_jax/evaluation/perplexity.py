@@ -32,7 +32,6 @@ def perplexity(
 
     Args:
         tokens: Windows [B, T], independent of each other.
-        batch_tokens: Number of tokens that a device processes at once.
         watch: Called between batches with the number of windows done and the total.
         mask: bool [B, T], True on the tokens that count; by default all count.
 

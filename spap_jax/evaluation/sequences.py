@@ -60,7 +60,6 @@ class Batch(NamedTuple):
     """Sequences that pass through the model together.
 
     Attributes:
-        members: Indices of the sequences.
         rows: Number of rows of the batch, at least the number of members.
         length: Number of tokens of a row, at least the length of the longest member.
     """
@@ -132,7 +131,6 @@ def log_likelihoods(
     Args:
         sequences: Token ids, the first of which is not predicted; at most one more than the model's positions.
         predicted: Number of tokens to score at the end of each sequence, less than its length.
-        batch_tokens: Number of tokens that a device processes at once.
 
     Yields:
         The scores of a batch, keyed by the indices of their sequences.
@@ -196,11 +194,9 @@ def continuations(
 
     Args:
         prompts: Token ids, at least one in each prompt.
-        new: Maximum number of tokens to generate.
         ended: Returns whether a text is complete, given the tokens generated so far; later tokens are ignored.
         batch_tokens: Number of tokens that a device processes at once, including the new ones.
         key: Random key of ``jax.random``; it has no effect at temperature 0.
-        dtype: Data type of the computation and of the cache.
 
     Yields:
         The tokens generated in a batch, keyed by the indices of their prompts.

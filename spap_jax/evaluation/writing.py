@@ -36,7 +36,6 @@ class Writing(NamedTuple):
         beginnings: Token ids that are continued, in turn.
         conversations: The conversations that the beginnings are, to be answered; None if they are texts.
         sequences: Number of texts or conversations.
-        length: Maximum number of new tokens in each.
         temperature: Divides the logits.
         batch_tokens: Number of tokens that a device processes at once, the given and the new ones together.
     """

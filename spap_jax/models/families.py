@@ -27,7 +27,6 @@ class Field:
     """Source of a field of ``DecoderConfig``.
 
     Attributes:
-        name: The Hugging Face name.
         default: Value if config.json lacks the field; ``...`` if there is no fixed default.
         absent: Computes the value from the fields read so far if the field is null, or missing without a default.
     """

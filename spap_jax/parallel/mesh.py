@@ -43,7 +43,6 @@ def smallest_model_size(weights: int, memory: int | None, count: int) -> int:
     Args:
         weights: Bytes of the weights.
         memory: Bytes of memory of a device; None if it has no memory of its own, as a CPU.
-        count: Number of devices.
     """
     if memory is None:
         return 1

@@ -118,7 +118,6 @@ def place_params(config: DecoderConfig, params: Params, count: int | None = None
 
     Args:
         params: The whole tree; arrays, or values that are read lazily.
-        count: Number of devices to use. By default all.
         sharers: Number of devices over which the weights are sharded. By default as many as the weights need.
     """
     with mesh.use_mesh(count, sharers, bytes_of(params)):

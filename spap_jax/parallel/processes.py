@@ -37,7 +37,6 @@ def join(coordinator: str | None, processes: int | None, process_id: int | None)
 
     Args:
         coordinator: Host and port of the first process; "auto" on a TPU pod or under SLURM, which provide them.
-        processes: Number of processes.
         process_id: Number of this process, from 0.
 
     Raises:

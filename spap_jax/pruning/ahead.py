@@ -34,7 +34,6 @@ class Ahead:
 
         Args:
             fitted: The streams before the layer, of the fitted sequences.
-            lap: Records the time of a phase.
         """
         if self._run.settings.schedule == "sequential":
             return None

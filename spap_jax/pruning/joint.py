@@ -69,7 +69,6 @@ def make_steps(
         tail: The blocks, pruned, stacked; they are donated.
         ends: The dense streams after the last block, as `ends` returns them.
         before: The pruned streams before these blocks, as `entering` returns them; None if they are all blocks.
-        report: Called with every measurement.
         watch: Called after every step with the number of steps made and their total.
 
     Yields:

@@ -126,8 +126,6 @@ def alternate(
     """Makes alternating rounds from a refit.
 
     Args:
-        layer: Parameters of the dense block.
-        start: The refit weights.
         ridge: [] the relative ridge of the choice.
         errors: [] each, the relative errors of these on the fitted and on the held-out tokens.
         tokens: The fitted and the held-out tokens; the latter may be none.

@@ -111,7 +111,6 @@ def prune(
 
     Args:
         store: Where the blocks go; what it has of an interrupted run is not made again.
-        report: Called with every report.
         watch: Called after every joint step with the number of steps made and their total.
 
     Returns:
@@ -164,11 +163,7 @@ def prune_block(
     """Prunes one dense block, attention first, and advances the streams to its MLP.
 
     Args:
-        params: Parameters of the dense block.
-        pair: The streams before the block.
         choice: The channels to keep, if they were chosen before.
-        reports: Reports of the blocks before.
-        clock: Records the time by phase.
     """
     params, pair, attention = _prune_attention(run, index, params, pair, clock)
     config = run.fewer_heads.of_layer(index)

@@ -39,7 +39,6 @@ def new_report(run: "Run", name: str, tokens: Any, steps: Sequence[LayerReport |
     Args:
         name: The model's name as given by the user; the report contains no path.
         tokens: Calibration tokens: an array [B, T], or ``TokenBlocks`` with a description and a hash.
-        steps: The reports of the layers and of the joint steps.
     """
     config, pruned, settings = run.config, run.pruned, run.settings
     family = FAMILIES[config.family]

@@ -81,10 +81,7 @@ class Run:
     """A pruning run; `resolve` makes one.
 
     Attributes:
-        config: The dense decoder.
-        pruned: The pruned decoder.
         settings: The settings; those that depend on the model or the tokens have their values.
-        fitted: The calibration sequences that are fitted.
         held_out: The calibration sequences that nothing is fitted to; there may be none.
         update: How the kept weights are updated: "none", "bias", "refit" or "alternate".
         ridge: Pull of the solved weights towards the dense ones, relative to each channel's energy.

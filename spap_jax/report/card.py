@@ -72,7 +72,6 @@ def card_head(name: str, library: str, *tags: str) -> str:
 
     Args:
         name: The public name of the original model. The hub accepts only its own ids, which contain a slash.
-        library: The library that loads the model.
     """
     lines = [
         *([f"base_model: {name}"] if "/" in name else []),
@@ -96,7 +95,6 @@ def converted_files(files: Mapping[str, bytes], weight_bytes: int | None, stock:
         files: The report, the card and other files, by name. The generated part of the card is written anew; a report
             that this version cannot read is left as it is, with its card.
         weight_bytes: Bytes of the weights in the new form; None if they are as many as before.
-        stock: Whether stock tools load the new form.
     """
     try:
         report = parsed(files.get("spap_report.json", b""), PruneReport)

@@ -88,7 +88,6 @@ class LayerReport:
             the dense stream); 0 certifies that there is none.
         ridge: Relative ridge used; above the setting if the second moments were too nearly singular for it.
         rounds: Alternating rounds accepted.
-        seconds: Time by phase.
         attention: Report on the layer's attention; None if it was left unchanged.
     """
 
@@ -114,7 +113,6 @@ class Check:
     """A measurement on the held-out sequences, after some steps. Losses are in nats per token.
 
     Attributes:
-        step: Number of steps made so far.
         tokens: Number of tokens in these steps.
         losses: Training loss of every step since the previous check, on its own batch and before its update.
         held_out: Loss on the held-out sequences; on the training sequences if none are held out.
@@ -239,7 +237,6 @@ class DataAccount:
 
     Attributes:
         sequences: Number of sequences asked for.
-        sequence_length: Their length in tokens.
         sha256: Hash of the token ids; None for tokens from memory.
         further_sequences: Number of further sequences of the same data that were fitted, for joint steps.
         further_sha256: Hash of the further sequences that the data hold; None if none were fitted.
@@ -267,8 +264,6 @@ class Extras:
     """What is known once a run has ended; None if it was not measured.
 
     Attributes:
-        run: Hash that identifies the run.
-        peak_memory_bytes: Peak memory of the process that ended the run.
         peak_device_bytes: Peak memory of a device of this process, the most of them; None of CPUs.
     """
 
@@ -410,7 +405,6 @@ class GenerationWorkload:
 
     Attributes:
         prompt: Number of tokens of each sequence that prefill reads.
-        new: Number of tokens that decoding appends to each sequence.
         repeats: Number of timed runs; medians are reported.
     """
 

@@ -27,7 +27,6 @@ class SelectorInputs(NamedTuple):
     """Inputs available to a selector.
 
     Attributes:
-        system: The layer's ridged and equilibrated system.
         mean: [f] mean of each hidden channel over the calibration tokens.
         variance: [f] variance of each hidden channel over the calibration tokens.
     """
@@ -63,7 +62,6 @@ class PruningMethod(NamedTuple):
     Attributes:
         select: (layer, k) -> [k] int32 channels to keep, ascending, before any swaps.
         update: How its paper updates the kept weights: "none", "bias", "refit" or "alternate".
-        swaps: Whether the selection ends with exact swaps.
         score: layer -> [f], for methods that select by score alone; a group's score is the sum of its channels'.
     """
 

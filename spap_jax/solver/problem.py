@@ -89,7 +89,6 @@ class System(NamedTuple):
     Attributes:
         gram: [f,f] as in `Scaled`, and so are ``cross`` [f,d] and ``scale`` [f].
         ridge: [] the ridge used, relative to each channel's energy; above the requested one if that was too small.
-        dense: The tableau that keeps all channels.
         least: [] smallest pivot of the elimination; NaN or infinite if it failed.
     """
 

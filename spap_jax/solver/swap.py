@@ -112,9 +112,6 @@ def best_gains(tableau: Tableau, count: int, floor: Array, threshold: Array) -> 
     """Computes the gains of all swaps, in blocks of removed channels, so that no array of all pairs is stored.
 
     Args:
-        tableau: The system at an infinite penalty, f channels.
-        count: Number of removed channels; static.
-        floor: Lower bound of a Schur complement.
         threshold: Gain from which a swap is improving.
     """
     f = tableau.removed.size

@@ -375,7 +375,6 @@ def upload(
     Args:
         repo: Id of the repository, owner/name.
         files: Files or their contents, by their names in the repository.
-        message: Commit message.
         overwrite: Whether the repository may hold files already.
         private: Whether a new repository is private; an existing one has to be.
         replaced: Returns those of the existing files that the same commit removes.

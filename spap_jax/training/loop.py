@@ -30,9 +30,7 @@ class StepSchedule(NamedTuple):
     """How many steps are made, on what.
 
     Attributes:
-        rate: Highest learning rate.
         sequences: Sequences in a step; devices without one of their own are idle.
-        check_every: Number of steps between two measurements.
         batch_tokens: Tokens that pass through the model at once on each device.
         seed: Seed of the order of the sequences.
     """
@@ -56,7 +54,6 @@ class Stage(NamedTuple):
     Attributes:
         state: State from which the next steps start; they donate it, so do not use it once they have begun.
         best: The trained weights with the lowest loss so far, in the data types in which they are written.
-        checks: All measurements so far.
     """
 
     state: State
@@ -86,8 +83,6 @@ def stages(
     """Makes all steps.
 
     Args:
-        read: What the steps read.
-        judged: What the measurements read.
         start: The trained weights, as they are written; placed by ``placement.fully_shard_params``.
         restore: Returns the last stage of an interrupted run with the same arguments.
         watch: Called after every step with the number of steps made.

@@ -40,13 +40,11 @@ class Job(NamedTuple):
     """What a program is compiled for; hashable.
 
     Attributes:
-        config: The decoder that is trained.
         recipe: The optimizer; None for a measurement, whose program is then that of any steps.
         dtype: Data type of matrices and activations in the steps; norms and softmax are float32.
         scale: Factor of low-rank updates.
         teacher: The decoder whose predictions are computed as the target; None if they are those of
             ``Sequences.target``, or if the next token is the target.
-        remat: What a block keeps for its backward pass; see `REMAT`.
         text_weight: Weight of the next token beside the predictions that are the target; see ``loss.Target``.
     """
 
