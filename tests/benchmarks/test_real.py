@@ -24,6 +24,7 @@ def briefly(models: list[Model], work: GenerationWorkload) -> list[Speed]:
     return time_generation(models, dataclasses.replace(work, prompt=16, new=4, repeats=1))
 
 
+@pytest.mark.slow
 def test_a_row_is_a_command_and_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     asked: dict[str, Any] = {
         "model": str(EXAMPLES / "llama-stories"),
