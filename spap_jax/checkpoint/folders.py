@@ -20,7 +20,7 @@ NEW = ".new"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES)
-"""What file systems say that cannot sync a folder."""
+"""Error numbers of file systems that cannot sync a folder."""
 
 
 class LocalFolder:
@@ -32,7 +32,9 @@ class LocalFolder:
         self.address = str(path)
 
     def sizes(self) -> dict[str, int]:
-        """The size of every file, at any depth, without following links; of a file, one with an empty name."""
+        """The size of every file at any depth by name, without following links; the name is empty if the place is a
+        file.
+        """
         if os.path.lexists(self.path) and not self.path.is_dir():
             return {"": self.path.lstat().st_size}
         found = {}
@@ -137,7 +139,7 @@ def sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Says in one sentence that a disk is full; other errors pass."""
+    """Turns the error of a full disk into a UserError; other errors pass."""
     try:
         yield
     except Exception as error:  # the writers of safetensors and Orbax say it only in their messages

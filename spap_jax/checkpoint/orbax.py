@@ -37,8 +37,8 @@ def save_orbax(
         overwrite: Whether to replace a folder whose manifest names all files in it.
 
     Raises:
-        UserError: The folder may not be replaced, there are brackets in its path, there is no room, or config.json has
-            no field for a part of the config.
+        UserError: The folder may not be replaced or has brackets in its path, there is no room, or config.json no
+            field.
     """
     from orbax.checkpoint import StandardCheckpointer
 

@@ -22,7 +22,7 @@ from spap_jax.quantities import bytes_text
 from spap_jax.storage.location import beside, check_apart, is_address, real_path
 
 RUN = "run.json"
-"""The file of an unfinished run that says which it is."""
+"""The file with the identity of an unfinished run."""
 
 _KEPT = re.compile(
     rf"({RUN}|decided\.json|outer\.safetensors|(block|joint)-\d+\.safetensors)({re.escape(NEW)})?"
@@ -54,8 +54,8 @@ def check_output(
         resume: Whether an interrupted run is resumed, whose finished output may be there.
 
     Raises:
-        UserError: The output would touch an input, may not be replaced, cannot be made there or has no room, or other
-            files are where an unfinished run is kept.
+        UserError: The output touches an input, may not be replaced, or has no room; or its resume folder has other
+            files.
     """
     check_apart(output, inputs)
     kept = resume_folder(output)

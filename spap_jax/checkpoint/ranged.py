@@ -106,10 +106,7 @@ class RangedFile:
             raise _damaged(f"{folder.address}/{name}", first_line(error)) from error
 
     def read(self, name: str, cuts: Cuts) -> np.ndarray:
-        """Reads a part of a tensor, given a slice for each axis; all rows from the first to the last wanted one are
-        fetched.
-
-        The tensor's dtype must be one of `DTYPES`.
+        """Reads a part of a tensor of one of `DTYPES`, given a slice for each axis, by one range of whole rows.
 
         Raises:
             UserError: The store fails.

@@ -28,7 +28,7 @@ def local(config: DecoderConfig, params: Params) -> Params:
 
 
 def as_stored(config: DecoderConfig, params: Params) -> Params:
-    """Leaves parameters where they are stored; the parts that are indexed later are read then."""
+    """Leaves parameters in their files; indexing reads parts of them later."""
     return params
 
 

@@ -48,7 +48,7 @@ def accounts(source: Source) -> dict[str, bytes]:
 
 
 def side_files(folder: Path | None) -> dict[str, Path]:
-    """The side files of a checkpoint folder by their names; a model made in memory has none."""
+    """The side files of a checkpoint folder by name; a model made in memory has none."""
     if folder is None:
         return {}
     if not folder.is_dir():

@@ -170,7 +170,7 @@ class FolderStore:
 
     @property
     def decided(self) -> Any:
-        """The last argument of `decide`, in this process or an earlier one; None if there was none."""
+        """The value that `decide` stored, in this process or an earlier one; None if there is none."""
         return processes.broadcast_from_leader(_parsed(self._folder.read(_DECIDED)) if processes.is_leader() else None)
 
     def decide(self, value: Any) -> None:
@@ -286,7 +286,7 @@ class FolderStore:
         ``files`` are additional text files by name, such as a report; those of the leading process count.
 
         Raises:
-            UserError: The output's place is taken (the same command goes on from here), the disk is full, or the store
+            UserError: The output's place is taken (a later call goes on from here), the disk is full, or the store
                 fails.
         """
         self._wait()
@@ -294,7 +294,7 @@ class FolderStore:
         self.finished = True
 
     def remove(self) -> None:
-        """Removes what says that the output is of this run, once the whole command has succeeded."""
+        """Removes the record of the finished run, once the whole command has succeeded."""
         processes.barrier()
         if processes.is_leader():
             self._tidy()
@@ -361,7 +361,7 @@ class FolderStore:
         return outcome["value"]
 
     def _is_useless(self) -> bool:
-        """Whether a later process has nothing to go on from."""
+        """Whether nothing is kept that a later process could resume."""
         return not (self.finished or any(self.kept()) or _STAGED in self._folder.entries())
 
     def _begin(self, write: Callable[..., None], *arguments: Any) -> None:
@@ -450,7 +450,7 @@ class FolderStore:
     # The states
 
     def _keeps_states(self) -> bool:
-        """Whether states are wanted, and Orbax can write to where the run is kept."""
+        """Whether states are to be saved, and Orbax can write to where the run is kept."""
         if self._identity is None or re.search(r"\[.+\]", self.place):  # which it takes for a pattern
             return False
         return re.match(r"(gs|s3)://|/", self.place) is not None
@@ -494,7 +494,7 @@ class FolderStore:
         return plan
 
     def _index(self, names: list[str]) -> str:
-        """The index of the shards of the outer parameters and of each block."""
+        """The index of shards: the file of each tensor outside of the blocks and of each block."""
         layers = range(self.config.layers)
         blocks = {r.theirs.format(i=i): names[i + 1] for i in layers for r in self._rules(stacked=True)}
         tensors = self._tensors()

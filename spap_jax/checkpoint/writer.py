@@ -25,10 +25,10 @@ def save(
         folder: Output folder: a path, or an address.
         dtype: "float32", "bfloat16" or "float16"; by default the dtypes of the arrays.
         overwrite: Whether to replace a folder whose manifest names all files in it.
+        files: Additional text files by name.
 
     Raises:
-        UserError: The folder may not be replaced, or is inside that of the model; there is no room; or a weight does
-            not fit the dtype.
+        UserError: The folder may not be replaced or is in the model's, there is no room, or a weight exceeds the dtype.
     """
     dtypes = inventory.array_dtypes(model.params, model.config)
     with FolderStore(folder, None, model.config, model.source, dtypes, dtype=dtype, overwrite=overwrite) as store:

@@ -24,7 +24,7 @@ _EXHAUSTED = "RESOURCE_EXHAUSTED", "OUT_OF_MEMORY", "ALLOC_FAILED"
 """What JAX, CUDA and its libraries say when memory is exhausted."""
 
 _LOST = "gloo", "nccl", "unavailable", "heartbeat", "coordination service", "connection"
-"""Words of which at least one occurs in a program's error when a process that takes part in it is gone."""
+"""Words of which at least one is in the error of a program when one of its processes is gone."""
 
 
 def failure(error: BaseException, words: Sequence[str]) -> tuple[int, str]:

@@ -73,8 +73,7 @@ def divergence(
 
 
 def logits(model: Model, tokens: Any, attention_mask: Any = None) -> jax.Array:
-    """The next-token logits at every position, float32 [B, T, v]. A pure function: works under ``jax.jit`` and
-    ``jax.grad``.
+    """The next-token logits at every position, float32 [B, T, v]: a pure function, for ``jax.jit`` and ``jax.grad``.
 
     Under tracing, token ids are unknown, so ids outside the vocabulary are not refused.
 

@@ -218,8 +218,7 @@ def extend(
 def unstacked(
     config: DecoderConfig, params: Params, place: Callable[[DecoderConfig, Params], Params] = lambda _, params: params
 ) -> tuple[DecoderConfig, Params]:
-    """Unstacks the layers of a decoder for speed, and pads MLP widths with zero channels to multiples of
-    ``WIDTH_STEP``.
+    """Unstacks the layers of a decoder for speed, and pads MLP widths with zeros to multiples of ``WIDTH_STEP``.
 
     XLA:CPU copies each layer's weights out of a stack before it multiplies by them; unstacked weights are read in
     place, but compile time grows with depth.
@@ -229,8 +228,7 @@ def unstacked(
         place: Places parameters on devices: those of one layer, or those outside the layers.
 
     Returns:
-        The config with the padded widths, and parameters with ``layers`` as a tuple of trees, each at its own width;
-        ``extend`` accepts both forms.
+        The padded config, and parameters with ``layers`` as a tuple of trees at their own widths; see ``extend``.
     """
     widths = [-(-width // WIDTH_STEP) * WIDTH_STEP for width in config.layer_widths]
     layers = []

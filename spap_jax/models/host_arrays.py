@@ -25,7 +25,7 @@ def is_finite(array: np.ndarray) -> bool:
 
 
 def contiguous(array: np.ndarray) -> np.ndarray:
-    """The array with its values in order in memory, itself if they are; otherwise a copy, bit for bit."""
+    """Returns the array if its values are in order in memory, otherwise a copy in order, bit for bit."""
     if array.flags.c_contiguous:
         return array
     result = np.empty(array.shape, array.dtype)

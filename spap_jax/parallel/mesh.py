@@ -31,7 +31,7 @@ _AT_ONCE = 2**30
 """Bytes that are replicated on every device at once, on their way to the hosts."""
 
 rows_undivided = jax.make_user_context(False)
-"""True where `shard_rows` divides nothing, since the layers that are solved at once are divided."""
+"""True where `shard_rows` divides nothing: layers that are solved at once are divided among the devices instead."""
 
 _FOR_WEIGHTS = 0.7
 """Maximum fraction of a device's memory for weights; the rest is for what is computed with them."""

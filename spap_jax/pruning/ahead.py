@@ -23,10 +23,10 @@ _TOGETHER = 4
 
 
 class Ahead:
-    """The choices of a run with the parallel schedule, made for a batch of layers when its first one is asked for."""
+    """The choices of a run with the parallel schedule, made for a batch of layers when the first is asked for."""
 
     def __init__(self, run: Run, dense: Dense) -> None:
-        """Prepares; nothing is computed yet."""
+        """Computes nothing yet."""
         self._run, self._dense, self._made = run, dense, dict[int, Choice]()
 
     def choice(self, index: int, fitted: streams.Streams, lap: Callable[[str, object], None]) -> Choice | None:

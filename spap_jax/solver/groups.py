@@ -1,10 +1,9 @@
 """Selection of channel groups that are removed together: greedy elimination, then a polish by exact swaps of groups.
 
-A group is a key/value head with the query heads that read it; its channels are these heads' outputs. There are few
-groups, so one is removed per step, in the limit of an infinite penalty, and the exact costs of the others are
-recomputed. With A = G_SS^-1 and V = A C_S of the groups kept, S, removing group g costs exactly ``trace(V_g' (A_gg)^-1
-V_g)``, the block form of the score of OBS (Hassibi and Stork 1993). Swaps of a kept for a removed group then revise
-early choices.
+A group is a key/value head with the query heads that read it; its channels are these heads' outputs. One group is
+removed per step, in the limit of an infinite penalty. With A = G_SS^-1 and V = A C_S of the groups kept, S, removing
+group g costs exactly ``trace(V_g' (A_gg)^-1 V_g)``, the block form of the score of OBS (Hassibi and Stork 1993). Swaps
+of a kept for a removed group then revise early choices.
 """
 
 import jax.numpy as jnp

@@ -1,11 +1,9 @@
 """Methods that select channels and update the kept weights: the library's own and its baselines, behind one interface.
 
-Every baseline follows its paper except for what all methods share here, so that comparisons isolate the methods: the
-same second moments of the same tokens, on the stream that the already pruned blocks produce; if weights are solved for,
-the same target, which also corrects the errors of earlier blocks, and the same ridge, unless the update is ours; the
-same width in every layer; attention heads in entire key/value groups, or not at all. This favours baselines that solve
-for weights, compared with their papers, where each layer reproduces the dense layer's output on its own input and
-corrects no earlier error; and it deprives FLAP of its allocation of widths over layers.
+Every baseline follows its paper except for what all methods share here, so that comparisons isolate the methods: second
+moments of the same tokens, on the stream that the pruned blocks produce; where weights are solved for, the same target,
+which also corrects earlier errors, and the same ridge, unless the update is ours; one width for all layers; whole
+key/value groups of heads. This favours baselines that solve for weights, and deprives FLAP of its widths by layer.
 """
 
 from collections.abc import Callable

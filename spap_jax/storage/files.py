@@ -103,7 +103,7 @@ class Folder:
             ) from error
 
     def files(self) -> dict[str, About]:
-        """All files in the folder, at any depth; if the address is a file, one with an empty name."""
+        """All files in the folder, at any depth; the name is empty if the address is a file."""
         found: dict[str, About] = {}
         with self._failing("read"), contextlib.suppress(FileNotFoundError):
             self._store.invalidate_cache()
@@ -380,8 +380,7 @@ def upload(
         replaced: Returns those of the existing files that the same commit removes.
 
     Raises:
-        UserError: Nobody is logged in, the hub does not answer or refuses, or the repository may not be replaced or is
-            public.
+        UserError: Nobody is logged in, the hub fails or refuses, or the repository is public or not replaceable.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
 

@@ -37,7 +37,7 @@ def hub_id(name: str | Path) -> str | None:
 
 
 def public_name(name: str | Path) -> str:
-    """The name of a model or a file that others may see: its hub id, or its last part without the folders above it."""
+    """The name of a model or a file for reports: its hub id, or its last part without the folders above it."""
     if repo := hub_id(name):
         return repo
     if is_address(name):
