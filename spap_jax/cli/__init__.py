@@ -20,8 +20,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     One of several processes does not return after an error, but exits.
 
     Returns:
-        The exit code: 0 for success, 2 for an error that the user can fix, 75 if the same command goes on from here, 1
-            for a bug in this program.
+        The exit code: 0 for success, 2 for an error that the user can fix, 75 if the same command goes on from here,
+        1 for a bug in this program.
     """
     from spap_jax.cli import failures
     from spap_jax.cli.app import launch
