@@ -24,11 +24,12 @@ from spap_jax.models.model import UNKNOWN, Model, checked
 from spap_jax.numerics import first_not_finite, one_blas_thread
 from spap_jax.parallel.mesh import use_mesh
 from spap_jax.parallel.placement import place_params, stack_layers
+from spap_jax.planning.plan import run_that_fits
 from spap_jax.pruning.inspect import hidden, moments
 from spap_jax.pruning.prune import MemoryStore
 from spap_jax.pruning.prune import prune as prune_blocks
 from spap_jax.pruning.prune_report import new_report
-from spap_jax.pruning.run import Dense, resolve, warn_of_settings
+from spap_jax.pruning.run import Dense, warn_of_settings
 from spap_jax.pruning.widths import check_allocation, choose_widths
 from spap_jax.quantities import change_text
 from spap_jax.report.card import converted_files, pruned_files, trained_files
@@ -130,7 +131,7 @@ def prune(
     warn_of_settings(config, settings, changes)
     dense = Dense(config, model.params, functools.partial(get_layer, model.params["layers"]))
     with use_mesh(devices, model_devices), quick_compilation():
-        run = resolve(config, tokens, settings)
+        run = run_that_fits(config, tokens, settings, model.params)
         if settings.allocation == "global":
             run = replace(run, pruned=run.pruned.with_widths(choose_widths(run, dense)))
         store = MemoryStore(run.pruned)

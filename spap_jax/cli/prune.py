@@ -100,8 +100,9 @@ def prune(
     from spap_jax.numerics import one_blas_thread
     from spap_jax.parallel.mesh import use_mesh
     from spap_jax.parallel.processes import barrier, is_leader
+    from spap_jax.planning.plan import run_that_fits
     from spap_jax.progress import PruningProgress
-    from spap_jax.pruning.run import Dense, pruned_config, resolve, warn_of_settings
+    from spap_jax.pruning.run import Dense, pruned_config, warn_of_settings
     from spap_jax.pruning.widths import check_allocation
 
     wanted = outputs(output, sparsity, settings)
@@ -136,7 +137,8 @@ def prune(
             dense = Dense(reader.config, reader.outer(), reader.layer)
             command = Command(reader, dense, tokens, judged, dtype, overwrite, resume)
             with contextlib.ExitStack() as opened:  # before any work, since another run may have begun a later output
-                runs = [resolve(reader.config, tokens, one.settings, dtype) for one in wanted]
+                outer = dense.outer
+                runs = [run_that_fits(reader.config, tokens, one.settings, outer, dtype) for one in wanted]
                 stores = [opened.enter_context(_store_of(*each, command)) for each in zip(wanted, runs, strict=True)]
                 steps, windows = runs[0].joint.steps if runs[0].joint else 0, len(judged.tokens) if judged else 0
                 progress = PruningProgress(reader.config.layers, steps, windows, len(wanted), console.err)

@@ -1,6 +1,5 @@
 """Perplexity as papers measure it, and divergence of two models: on fixed windows, every prediction counted once."""
 
-import functools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ from spap_jax.models.model import Model
 from spap_jax.numerics import full_precision
 from spap_jax.parallel import collectives, mesh
 from spap_jax.parallel.placement import shard_params
+from spap_jax.parallel.program import program
 from spap_jax.settings import is_count
 
 
@@ -166,7 +166,7 @@ def window_batches(
         yield whole.reshape(shares, each, -1), counts.reshape(shares, each, -1)
 
 
-@functools.partial(jax.jit, static_argnames="config")
+@program(static_argnames="config")
 @full_precision
 def negative_log_likelihood(config: DecoderConfig, params: Params, tokens: jax.Array, counts: jax.Array) -> jax.Array:
     """Sums the loss of windows [D, b, T] in float32, over the predictions that count, [D, b, T - 1]."""
@@ -179,7 +179,7 @@ def negative_log_likelihood(config: DecoderConfig, params: Params, tokens: jax.A
     return collectives.psum_over_chunks(own, (tokens, counts), params)
 
 
-@functools.partial(jax.jit, static_argnames="configs")
+@program(static_argnames="configs")
 @full_precision
 def _compared(
     configs: tuple[DecoderConfig, DecoderConfig], params: tuple[Params, Params], tokens: jax.Array, counts: jax.Array

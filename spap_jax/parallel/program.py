@@ -8,17 +8,14 @@ not be there.
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, ParamSpec, Protocol, TypeVar, overload
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, get_mesh
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 class Listener(Protocol):
@@ -43,6 +40,10 @@ class Listener(Protocol):
         """Counts an array no longer."""
         ...
 
+    def measure(self) -> float:
+        """Returns a positive number below all that were returned before."""
+        ...
+
 
 _listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
 
@@ -57,12 +58,6 @@ def in_place_of_programs(listener: Listener | None) -> Iterator[None]:
         _listener.reset(token)
 
 
-@overload
-def program(function: Callable[P, R], /) -> Callable[P, R]: ...
-@overload
-def program(
-    *, static_argnames: str | tuple[str, ...] = (), donate_argnames: str | tuple[str, ...] = ()
-) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
 def program(function: Any = None, /, **options: Any) -> Any:
     """Does what `jax.jit` does with these arguments; see the module's docstring for how the result differs."""
     if function is None:
@@ -82,14 +77,21 @@ def program(function: Any = None, /, **options: Any) -> Any:
         fixed = {name: given.pop(name) for name in static if name in given}
         return listener.call(jitted, given, fixed, [given[name] for name in donated if name in given])
 
-    call.jitted = jitted  # type: ignore[attr-defined]
+    call.lower = jitted.lower  # type: ignore[attr-defined]
     return call
+
+
+def compile_ahead(function: Any, *args: Any) -> None:
+    """Compiles a program for these arguments without running it, so that what the compiler takes can be given back."""
+    if not is_dry():
+        function.lower(*args).compile()
 
 
 class Described(jax.ShapeDtypeStruct):
     """An array on the devices of a dry run: shape, dtype and sharding.
 
-    What the host reads of it is zero; of whole numbers [n], which may have to be different, 0 to n - 1.
+    What the host reads of it is zero; of whole numbers [n], which may have to be different, 0 to n - 1. Single floats
+    fall from one to the next, so that a run goes on with what it measures.
     """
 
     is_fully_addressable = True
@@ -135,7 +137,8 @@ class Described(jax.ShapeDtypeStruct):
     item = tolist
 
     def __float__(self) -> float:
-        return float(np.asarray(self))
+        listener = _listener.get()
+        return listener.measure() if listener else 0.0
 
     def __int__(self) -> int:
         return int(np.asarray(self))

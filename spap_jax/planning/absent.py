@@ -1,38 +1,99 @@
-"""The mesh of a run on devices that are not there, for which programs can be compiled but not run."""
+"""Devices that are not there: TPU slices and GPU servers, as their compilers describe them.
+
+Shapes of slices and of hosts follow Google Cloud's pages "TPU v5e", "TPU v5p" and "TPU v6e": a host of v5e or v6e has
+eight chips in a slice of eight, and four in larger ones; one of v5p has four. What the compiler has to know of a GPU is
+what its driver would say (``cudaGetDeviceProperties``). The numbers are those of NVIDIA's white papers "NVIDIA A100
+Tensor Core GPU Architecture" and "NVIDIA H100 Tensor Core GPU Architecture", and of the tables of compute capabilities
+in the CUDA C++ Programming Guide.
+"""
 
 import functools
+import importlib.util
+import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import topologies
 
-from spap_jax.backend import quick_compilation, traced_for
-from spap_jax.errors import UserError, first_line
-from spap_jax.parallel.mesh import arranged, one_device
-from spap_jax.planning import servers, slices
-from spap_jax.planning.accelerators import Mesh
+from spap_jax.backend import one_device, quick_compilation, traced_for
+from spap_jax.errors import UserError, first_line, option
+from spap_jax.parallel.mesh import arranged
+from spap_jax.planning.accelerators import Accelerator, Mesh
+
+_CUBE = 4
+"""Chips along an edge of the cubes that large slices of v5p are made of."""
+
+_SETTINGS = {
+    "TPU_SKIP_MDS_QUERY": "1",  # there is no metadata server to ask
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",  # any: the topology is named
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TF_CPP_MIN_LOG_LEVEL": "3",  # the compiler for GPUs says that there is no driver, which it does not need
+}
+"""Environment that the compilers expect, unless it is set."""
+
+_PACKAGES = {"tpu": ("libtpu",), "gpu": ("jax_cuda12_plugin", "jax_cuda13_plugin")}
+"""The packages that hold the compilers; one of them is needed."""
+
+_EXTRAS = {"tpu": "tpu", "gpu": "cuda"}
+"""The extras of SPAP-JAX that install them."""
+
+
+class _Chip(NamedTuple):
+    """A GPU's multiprocessors.
+
+    Attributes:
+        capability: Major compute capability.
+        cores: Number of multiprocessors.
+        lanes: FP32 units of each.
+        shared: KiB of shared memory of each, of which a block of threads can use all but one.
+        cache: MiB of L2 cache.
+        clock: GHz.
+    """
+
+    capability: int
+    cores: int
+    lanes: int
+    shared: int
+    cache: int
+    clock: float
+
+
+_HOPPER = _Chip(capability=9, cores=132, lanes=128, shared=228, cache=50, clock=1.98)
+_CHIPS = {
+    "A100 80GB SXM": _Chip(capability=8, cores=108, lanes=64, shared=164, cache=40, clock=1.41),
+    "H100 SXM": _HOPPER,
+    "H200 SXM": _HOPPER,
+}
 
 
 @contextmanager
-def described(mesh: Mesh) -> Iterator[Any]:
-    """Makes devices that are not there the mesh of the code inside, and their platform the one that it is traced for.
+def use_absent_mesh(mesh: Mesh, model: int = 1) -> Iterator[None]:
+    """Sets devices that are not there as the mesh of the code inside, and their platform as the one it is traced for.
 
-    Yields:
-        The device of a mesh of one; None if there are several.
+    Args:
+        mesh: The devices.
+        model: Number of devices that the weights are sharded over.
 
     Raises:
-        UserError: the compiler for these devices is not there.
+        UserError: the compiler for these devices is not there, or the devices cannot be divided in this way.
     """
-    there = devices_of(mesh)
-    with traced_for("tpu" if _is_slice(mesh) else "cuda"), quick_compilation():
-        if mesh.devices == 1:
-            with one_device(True):
-                yield there[0]
-            return
-        with jax.set_mesh(arranged(there, mesh.sharers)):
-            yield None
+    if mesh.devices % model:
+        raise UserError(
+            f"the {mesh.devices} devices of {mesh.name} cannot be divided into groups of {model} that share the "
+            f"weights: give {option('model_devices')} a number that divides {mesh.devices}."
+        )
+    devices = devices_of(mesh)
+    with (
+        jax.enable_x64(False),
+        traced_for("tpu" if mesh.accelerator.platform == "tpu" else "cuda"),
+        quick_compilation(),
+        one_device(mesh.devices == 1),
+        jax.set_mesh(arranged(devices, model)),
+    ):
+        yield
 
 
 def devices_of(mesh: Mesh) -> list[Any]:
@@ -41,21 +102,81 @@ def devices_of(mesh: Mesh) -> list[Any]:
     Raises:
         UserError: the compiler for these devices is not there, or cannot describe them.
     """
-    kind, extra = (slices, "tpu") if _is_slice(mesh) else (servers, "cuda12")
-    described = kind.topology_of(mesh)
+    platform = mesh.accelerator.platform
+    if not any(map(importlib.util.find_spec, _PACKAGES[platform])):
+        raise UserError(
+            f"the compiler for {mesh.name} is not installed: install it with pip install "
+            f"'spap-jax[{_EXTRAS[platform]}]', also on a machine without such a device."
+        )
+    os.environ.update({name: value for name, value in _SETTINGS.items() if name not in os.environ})
+    jax.config.update("jax_platforms", "cpu")  # arrays are only described: no device has to be started for them
     try:
-        return _devices(**described)
+        return _devices(mesh)
     except RuntimeError as error:
         raise UserError(
             f"the compiler for {mesh.name} cannot describe it ({first_line(error)}): end other programs on this "
-            f"machine that use it, or update it with pip install -U 'jax[{extra}]'."
+            f"machine that use it, or update it with pip install -U 'spap-jax[{_EXTRAS[platform]}]'."
         ) from error
 
 
 @functools.cache  # programs are the same only if their devices are
-def _devices(**described: Any) -> list[Any]:
-    return topologies.get_topology_desc(**described).devices
+def _devices(mesh: Mesh) -> list[Any]:
+    if mesh.accelerator.platform == "gpu":
+        shape = f"1x1x{mesh.devices}"  # servers that share NVLink, processes, GPUs of each
+        return topologies.get_topology_desc(shape, "cuda", target_config=target_of(mesh.accelerator)).devices
+    version = mesh.accelerator.words.removeprefix("TPU ")
+    shape = shape_of(version, mesh.devices)
+    name = f"{version}:{'x'.join(map(str, shape))}"
+    return topologies.get_topology_desc(name, "tpu", chips_per_host_bounds=host_of(version, shape)).devices
 
 
-def _is_slice(mesh: Mesh) -> bool:
-    return mesh.accelerator.platform == "tpu"
+def shape_of(version: str, chips: int) -> tuple[int, ...]:
+    """Returns the number of chips along each axis of a slice of "v5e", "v5p" or "v6e"."""
+    if version != "v5p":
+        short = 2 ** (int(math.log2(chips)) // 2)
+        return short, chips // short
+    if chips < _CUBE**3:
+        return {4: (2, 2, 1), 8: (2, 2, 2), 16: (2, 2, 4), 32: (2, 4, 4)}[chips]
+    cubes = chips // _CUBE**3
+    boxes = ((a, b, cubes // (a * b)) for a in _divisors(cubes) for b in _divisors(cubes // a))
+    return tuple(_CUBE * side for side in min(map(sorted, boxes), key=max))
+
+
+def host_of(version: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the number of chips of a host along each of three axes, in a slice of a shape."""
+    return (2, 2, 1) if version == "v5p" or math.prod(shape) > 8 else (*shape, 1)
+
+
+def _divisors(number: int) -> list[int]:
+    return [each for each in range(1, number + 1) if number % each == 0]
+
+
+def target_of(accelerator: Accelerator) -> str:
+    """Describes a GPU to the compiler, as the text of XLA's message GpuTargetConfigProto."""
+    chip = _CHIPS[accelerator.words]
+    return f"""
+        platform_name: "CUDA"
+        device_description_str: "NVIDIA {accelerator.words}"
+        dnn_version_info {{ major: 9 minor: 10 }}
+        runtime_version {{ major: 12 minor: 8 }}
+        gpu_device_info {{
+          cuda_compute_capability {{ major: {chip.capability} }}
+          core_count: {chip.cores}
+          fpus_per_core: {chip.lanes}
+          clock_rate_ghz: {chip.clock}
+          device_memory_size: {int(accelerator.memory)}
+          memory_bandwidth: {int(accelerator.bandwidth)}
+          l2_cache_size: {chip.cache << 20}
+          shared_memory_per_core: {chip.shared << 10}
+          shared_memory_per_block_optin: {(chip.shared - 1) << 10}
+          shared_memory_per_block: {48 << 10}
+          registers_per_core_limit: {1 << 16}
+          registers_per_block_limit: {1 << 16}
+          threads_per_warp: 32
+          threads_per_core_limit: 2048
+          threads_per_block_limit: 1024
+          block_dim_limit_x: {(1 << 31) - 1}
+          block_dim_limit_y: {(1 << 16) - 1}
+          block_dim_limit_z: {(1 << 16) - 1}
+        }}
+    """

@@ -20,6 +20,10 @@ _REFUSED = re.compile(r"(?:Used|required for HLO temporaries \() ?([\d.]+)([KMGT
 """How the compiler for TPUs says how much a program needs that does not fit."""
 
 
+_FALL = 0.75
+"""Factor from one number that the host reads to the next: alternating rounds seem to be worth their time."""
+
+
 class RefusedError(Exception):
     """The compiler refuses a program, since a device has too little memory for it.
 
@@ -88,6 +92,7 @@ class DryRun:
         self._held = weakref.WeakSet[Described]()
         self._compiled: dict[Any, _Compiled] = {}
         self._watch = watch
+        self._measured = 1.0
 
     @property
     def peak(self) -> tuple[str, float]:
@@ -106,6 +111,11 @@ class DryRun:
     def release(self, array: Described) -> None:
         """Counts an array no longer."""
         self._held.discard(array)
+
+    def measure(self) -> float:
+        """Returns a positive number below all that were returned before."""
+        self._measured *= _FALL
+        return self._measured
 
     def call(self, jitted: Any, given: dict[str, Any], static: dict[str, Any], donated: Any) -> Any:
         """Compiles a program, unless it was for such arguments before, and returns its described results.

@@ -4,7 +4,6 @@ No choice changes the dense stream, so layers are independent: one program choos
 ``data`` share the layers. On a single accelerator the small steps of one layer leave it idle.
 """
 
-import functools
 from collections.abc import Callable
 
 import jax
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 from spap_jax.backend import platform
 from spap_jax.numerics import full_precision
 from spap_jax.parallel import mesh
+from spap_jax.parallel.program import program
 from spap_jax.pruning import layer, moments, streams
 from spap_jax.pruning.moments import Moments
 from spap_jax.pruning.run import Dense, Run
@@ -42,17 +42,16 @@ class Ahead:
             batch = range(index, min(index + size, self._run.config.layers))
             seen = self._moments(batch, fitted)
             lap("statistics", seen)
-            keys = jnp.stack([self._run.key("choice", number) for number in batch])
+            keys = [self._run.key("choice", number) for number in batch]
             chosen = _choose(seen, keys, self._run.pruned.intermediate, self._run.settings.method, self._run.ridge)
-            self._made = {number: jax.tree.map(lambda a, i=i: a[i], chosen) for i, number in enumerate(batch)}
+            self._made = dict(zip(batch, chosen, strict=True))
             lap("selection", chosen)
         return self._made[index]
 
     def _moments(self, batch: range, fitted: streams.Streams) -> Moments:
         """Accumulates the moments [W, ...] of consecutive layers on the dense stream."""
         config = self._run.config
-        dense, weights = jax.tree.map(jnp.copy, (fitted.dense, fitted.weights))  # the programs use theirs up
-        stream = streams.both_at(config, dense, weights)
+        stream = streams.both_at(config, fitted.dense, fitted.weights)
         seen = []
         for index, params in self._dense.blocks(batch):
             own = config.of_layer(index)
@@ -62,16 +61,17 @@ class Ahead:
         return _stacked(seen)
 
 
-@jax.jit
+@program
 def _stacked(seen: list[Moments]) -> Moments:
     """Stacks the moments of layers [W, ...], whose axis W is divided along ``data``, if it can be."""
     return jax.tree.map(lambda *each: mesh.divide_along_data(jnp.stack(each)), *seen)
 
 
-@functools.partial(jax.jit, static_argnames=("keep", "method"))
+@program(static_argnames=("keep", "method"))
 @full_precision
-def _choose(seen: Moments, keys: jax.Array, keep: int, method: str, ridge: float) -> Choice:
-    """Chooses the channels of several layers, [W, ...]."""
+def _choose(seen: Moments, keys: list[jax.Array], keep: int, method: str, ridge: float) -> list[Choice]:
+    """Chooses the channels of several layers, whose moments are [W, ...]."""
     with mesh.rows_undivided(True):  # the layers are
-        chosen = jax.vmap(lambda own, key: layer.choose_channels(own, key, keep, method, ridge))(seen, keys)
-    return jax.tree.map(mesh.constrain_replicated, chosen)
+        chosen = jax.vmap(lambda own, key: layer.choose_channels(own, key, keep, method, ridge))(seen, jnp.stack(keys))
+    chosen = jax.tree.map(mesh.constrain_replicated, chosen)
+    return [jax.tree.map(lambda a, i=i: a[i], chosen) for i in range(len(keys))]

@@ -4,15 +4,14 @@ A group is a key/value head with the query heads that read it. The heads' output
 channels, and the channels of a group are kept or removed together.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
-from spap_jax.models import FAMILIES, Params
+from spap_jax.models import FAMILIES, DecoderConfig, Params
 from spap_jax.numerics import full_precision
 from spap_jax.parallel import mesh
 from spap_jax.parallel.placement import shard_params
+from spap_jax.parallel.program import program
 from spap_jax.pruning import moments, reduce
 from spap_jax.pruning.layer import error_by_moments, in_dtype, refit_weights, stage_errors
 from spap_jax.pruning.moments import Moments
@@ -34,20 +33,13 @@ def prune_heads(run: Run, index: int, layer: Params, tokens: tuple[Tokens, Token
     seen, judged = _moments(run, index, layer, tokens[0]), []
     key, sizes = run.key("heads", index), (config.kv_heads, run.pruned.kv_heads)
     ridge, chosen = _choose(seen, key, *sizes, run.settings.method, run.ridge)
-    taken = reduce.take_groups(FAMILIES[config.family], layer["attention"], chosen.kept)
-    stages, channels = [taken], channels_of(chosen.kept, len(seen.hidden_mean) // config.kv_heads)
-    if run.update in ("refit", "alternate"):
-        stages.append(_with_weights(taken, refit_weights(seen, ridge, channels, _to_weights(taken))))
-    stages = [in_dtype(run, shard_params(run.pruned, {"attention": each})["attention"]) for each in stages]
-
-    def errors(seen: Moments) -> list[jax.Array]:
-        return [error_by_moments(seen, config.output_bias, channels, _to_weights(stage)) for stage in stages]
-
-    fitted = errors(seen)
+    refits = run.update in ("refit", "alternate")
+    stages = [in_dtype(run, each) for each in _update(run.pruned, refits, seen, ridge, layer["attention"], chosen.kept)]
+    fitted = _errors(config, seen, chosen.kept, stages)
     jax.block_until_ready(fitted)
     del seen  # makes room for the moments of the held-out tokens
     if tokens[1].residual.size:
-        judged = errors(_moments(run, index, layer, tokens[1]))
+        judged = _errors(config, _moments(run, index, layer, tokens[1]), chosen.kept, stages)
     report = AttentionReport(
         kept=tuple(chosen.kept.tolist()),
         calibration=stage_errors(fitted),
@@ -59,7 +51,7 @@ def prune_heads(run: Run, index: int, layer: Params, tokens: tuple[Tokens, Token
     return layer | {"attention": stages[-1]}, report
 
 
-@functools.partial(jax.jit, static_argnames=("count", "keep", "method"))
+@program(static_argnames=("count", "keep", "method"))
 @full_precision
 def _choose(
     seen: Moments, key: jax.Array, count: int, keep: int, method: str, ridge: float
@@ -68,6 +60,25 @@ def _choose(
     system = equilibrate(seen.problem, ridge)
     layer = methods.SelectorInputs(seen.problem, system, seen.hidden_mean, seen.variance, key)
     return system.ridge, methods.select_groups(method, layer, count, keep)
+
+
+@program(static_argnames=("pruned", "refits"))
+def _update(
+    pruned: DecoderConfig, refits: bool, seen: Moments, ridge: jax.Array, attention: Params, kept: jax.Array
+) -> list[Params]:
+    """Returns the dense weights of the chosen groups, and those after a refit."""
+    taken = reduce.take_groups(FAMILIES[pruned.family], attention, kept)
+    stages = [taken]
+    if refits:
+        channels = channels_of(kept, pruned.heads // pruned.kv_heads * pruned.head_dim)
+        stages.append(_with_weights(taken, refit_weights(seen, ridge, channels, _to_weights(taken))))
+    return [shard_params(pruned, {"attention": each})["attention"] for each in stages]
+
+
+@program(static_argnames="config")
+def _errors(config: DecoderConfig, seen: Moments, kept: jax.Array, stages: list[Params]) -> list[jax.Array]:
+    channels = channels_of(kept, len(seen.hidden_mean) // config.kv_heads)
+    return [error_by_moments(seen, config.output_bias, channels, _to_weights(stage)) for stage in stages]
 
 
 def _moments(run: Run, index: int, layer: Params, tokens: Tokens) -> Moments:

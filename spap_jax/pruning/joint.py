@@ -16,11 +16,11 @@ import jax.numpy as jnp
 
 from spap_jax.errors import NotFiniteError
 from spap_jax.models import Params
-from spap_jax.models.blocks import get_layer
 from spap_jax.numerics import step_dtype
 from spap_jax.parallel.placement import fully_shard_params, fully_sharded_spec, zeros_for_blocks
+from spap_jax.parallel.program import program
 from spap_jax.pruning import streams
-from spap_jax.pruning.predictions import set_layer
+from spap_jax.pruning.predictions import set_layer, take_layer
 from spap_jax.pruning.run import Run
 from spap_jax.report.schema import Check, converted
 from spap_jax.training.loop import stages
@@ -33,12 +33,17 @@ if TYPE_CHECKING:
 
 def entering(run: Run, pair: streams.Pair) -> tuple[jax.Array, jax.Array]:
     """Returns the pruned streams before the blocks that joint steps change, of the fitted and the judged sequences."""
-    return streams.rounded(pair[0].pruned), jnp.copy(_judged(run, pair).pruned)
+    return streams.rounded(pair[0].pruned), _copied(_judged(run, pair).pruned)
 
 
 def ends(run: Run, pair: streams.Pair) -> tuple[jax.Array, jax.Array]:
     """Returns the dense streams after the last block, of the fitted and the measured sequences, for the target."""
     return streams.rounded(pair[0].dense), _judged(run, pair).dense
+
+
+@program
+def _copied(stream: jax.Array) -> jax.Array:
+    return jnp.copy(stream)
 
 
 def _judged(run: Run, pair: streams.Pair) -> streams.Streams:
@@ -86,10 +91,12 @@ def make_steps(
     total = run.joint.steps
     checks: tuple[Check, ...] = ()
     stage = None
-    for stage in stages(
+    each = stages(
         job_of(run), Frozen(frozen), read, judged, {"layers": tail}, run.joint,
         restore=functools.partial(_restored, store), watch=lambda done: watch(done, total),
-    ):  # fmt: skip
+    )  # fmt: skip
+    del tail  # which goes when better weights are there
+    for stage in each:
         if not math.isfinite(stage.checks[0].held_out):  # no weights could have a lower loss
             raise NotFiniteError(
                 "the pruned model's predictions are not finite before any joint step: they overflow in float32, so "
@@ -104,7 +111,7 @@ def make_steps(
             store.save_state((stage.state, stage.best), [*map(dataclasses.asdict, checks)])
     assert stage
     for number in range(run.tail.layers):
-        store.replace(run.first_joint + number, _block(stage.best["layers"], number))
+        store.replace(run.first_joint + number, take_layer(stage.best["layers"], number))
 
 
 def _restored(store: "Store", like: Any) -> tuple[Any, tuple[Check, ...]] | None:
@@ -119,6 +126,3 @@ def job_of(run: Run) -> Job:
     weight = run.settings.joint_text_weight
     assert weight is not None
     return Job(run.tail, recipe, step_dtype(), remat=remat, text_weight=weight)
-
-
-_block = jax.jit(get_layer)

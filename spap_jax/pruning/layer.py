@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from spap_jax.errors import NotFiniteError
-from spap_jax.models import FAMILIES, DecoderConfig, Params, decoder
+from spap_jax.models import FAMILIES, DecoderConfig, Params, decoder, with_channels
 from spap_jax.numerics import full_precision
 from spap_jax.parallel import mesh
 from spap_jax.parallel.placement import shard_params
+from spap_jax.parallel.program import program
 from spap_jax.pruning import moments, reduce
 from spap_jax.pruning.moments import Moments
 from spap_jax.pruning.run import Run
@@ -30,7 +31,7 @@ def choose(run: Run, index: int, seen: Moments) -> Choice:
     return mesh.replicate(choose_channels(seen, key, keep, run.settings.method, run.ridge))
 
 
-@functools.partial(jax.jit, static_argnames=("keep", "method"))
+@program(static_argnames=("keep", "method"))
 @full_precision
 def choose_channels(seen: Moments, key: jax.Array, keep: int, method: str, ridge: float) -> Choice:
     """Chooses the channels of a layer; ``keep`` and ``method`` are static, ``ridge`` is the least one."""
@@ -39,7 +40,7 @@ def choose_channels(seen: Moments, key: jax.Array, keep: int, method: str, ridge
 
 def update(run: Run, index: int, layer: Params, seen: Moments, choice: Choice) -> list[Weights]:
     """Returns the dense weights of the chosen channels, and, unless the update is "none", those after it."""
-    stages = [_dense_weights(run, index, layer, choice)]
+    stages = [_dense_weights(run.pruned.of_layer(index), layer["mlp"], choice.kept)]
     if run.update in ("refit", "alternate"):
         stages.append(refit_weights(seen, choice.ridge, choice.kept, stages[0]))
     elif run.update == "bias":
@@ -47,14 +48,14 @@ def update(run: Run, index: int, layer: Params, seen: Moments, choice: Choice) -
     return stages
 
 
-def _dense_weights(run: Run, index: int, layer: Params, choice: Choice) -> Weights:
+@program(static_argnames="pruned")
+def _dense_weights(pruned: DecoderConfig, mlp: Params, kept: jax.Array) -> Weights:
     """Returns the dense weights of the chosen channels, with zeros for the biases that an update adds."""
-    pruned = run.pruned.of_layer(index)
-    taken = reduce.take_channels(FAMILIES[run.config.family], layer["mlp"], choice.kept)
+    taken = reduce.take_channels(FAMILIES[pruned.family], mlp, kept)
     return reduce.to_weights(shard_params(pruned, {"mlp": reduce.with_biases(pruned, taken)})["mlp"])
 
 
-@jax.jit
+@program
 @full_precision
 def refit_weights(seen: Moments, ridge: jax.Array, kept: jax.Array, selected: Weights) -> Weights:
     """Solves for the output projection of the kept channels [k] in closed form, and the matching bias.
@@ -66,7 +67,7 @@ def refit_weights(seen: Moments, ridge: jax.Array, kept: jax.Array, selected: We
     return Weights(selected.inner, down, bias)
 
 
-@jax.jit
+@program
 @full_precision
 def _make_up_for_means(down: jax.Array, choice: Choice, selected: Weights) -> Weights:
     """Adds what removed channels contributed on average to the output bias, as FLAP does (An et al. 2024)."""
@@ -75,10 +76,10 @@ def _make_up_for_means(down: jax.Array, choice: Choice, selected: Weights) -> We
     return selected._replace(bias=selected.bias + lost)
 
 
-error_by_moments = jax.jit(full_precision(moments.relative_error), static_argnames="centred")
+error_by_moments = program(static_argnames="centred")(full_precision(moments.relative_error))
 
 
-@functools.partial(jax.jit, static_argnames=("config", "correction"))
+@program(static_argnames=("config", "correction"))
 @full_precision
 def held_out_errors(
     config: DecoderConfig, layer: Params, tokens: Tokens, correction: float, kept: jax.Array, stages: list[Weights]
@@ -135,7 +136,7 @@ def alternate(
     return _recover(configs, run.correction, run.rounds, layer, start, errors, tokens, ridge, run.key("rounds", index))
 
 
-@functools.partial(jax.jit, static_argnames=("configs", "correction", "schedule"))
+@program(static_argnames=("configs", "correction", "schedule"))
 @full_precision
 def _recover(
     configs: tuple[DecoderConfig, DecoderConfig],
@@ -161,8 +162,13 @@ def hidden_channels(config: DecoderConfig, layer: Params, inner: alternating.Inn
 
 def with_mlp(run: Run, index: int, layer: Params, weights: Weights) -> Params:
     """Returns a block's parameters with the recovered MLP, as wide as the widest of the pruned model."""
-    mlp = shard_params(run.pruned.of_layer(index), {"mlp": reduce.to_mlp(weights, layer["mlp"])})["mlp"]
-    return in_dtype(run, reduce.resized(layer | {"mlp": mlp}, run.pruned.intermediate))
+    mlp = _to_mlp(run.pruned.of_layer(index), run.pruned.intermediate, weights, layer["mlp"])
+    return in_dtype(run, layer | {"mlp": mlp})
+
+
+@program(static_argnames=("pruned", "width"))
+def _to_mlp(pruned: DecoderConfig, width: int, weights: Weights, like: Params) -> Params:
+    return with_channels(shard_params(pruned, {"mlp": reduce.to_mlp(weights, like)})["mlp"], width)
 
 
 def in_dtype(run: Run, params: Params) -> Params:
@@ -170,7 +176,7 @@ def in_dtype(run: Run, params: Params) -> Params:
     return params if run.dtype is None else _cast(params, run.dtype)
 
 
-@functools.partial(jax.jit, static_argnames="dtype")
+@program(static_argnames="dtype")
 def _cast(params: Params, dtype: str) -> Params:
     return jax.tree.map(lambda array: array.astype(dtype), params)
 

@@ -1,6 +1,5 @@
 """Second moments of one block's MLP or attention, accumulated over token chunks: the only input of the solver."""
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 from spap_jax.models import DecoderConfig, Params, decoder
 from spap_jax.numerics import full_precision
 from spap_jax.parallel import mesh
+from spap_jax.parallel.program import program
 from spap_jax.pruning.streams import attended, mlp_hidden
 from spap_jax.pruning.target import aim
 from spap_jax.solver.alternating import Tokens, Weights, mean_products
@@ -32,7 +32,7 @@ class Moments(NamedTuple):
     variance: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=("config", "correction"))
+@program(static_argnames=("config", "correction"))
 @full_precision
 def accumulate(config: DecoderConfig, layer: Params, tokens: Tokens, correction: float = 1.0) -> Moments:
     """Accumulates the moments of a block's MLP in one pass over the tokens; see `mean_products`.
@@ -50,7 +50,7 @@ def accumulate(config: DecoderConfig, layer: Params, tokens: Tokens, correction:
     return _accumulate(hidden, target, mlp["down"], config.mlp_bias, tokens, mlp.get("down_bias"), correction)
 
 
-@functools.partial(jax.jit, static_argnames="config")
+@program(static_argnames="config")
 @full_precision
 def accumulate_attention(config: DecoderConfig, layer: Params, tokens: Tokens) -> Moments:
     """Accumulates the moments of attention, whose channels (f) are those of all heads (n h), in the same way."""

@@ -3,8 +3,6 @@
 Of the dense model only its last stream is needed. One block may use another MLP than that in the stack.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
@@ -13,11 +11,12 @@ from spap_jax.models.blocks import get_layer, over_blocks
 from spap_jax.models.loss import Predictor, Target, loss_sum
 from spap_jax.numerics import full_precision, in_float32, sliced, to_slice
 from spap_jax.parallel import collectives
+from spap_jax.parallel.program import program
 from spap_jax.pruning import streams
 from spap_jax.pruning.streams import Streams
 
 
-@functools.partial(jax.jit, static_argnames="config")
+@program(static_argnames="config")
 @full_precision
 def divergence(
     config: DecoderConfig, outer: Params, layers: Params, first: int, mlp: Params, chunks: Streams
@@ -39,13 +38,16 @@ def divergence(
     return total / streams.fitting_tokens(chunks).real
 
 
-@functools.partial(jax.jit, donate_argnames="stack")
+take_layer = program(get_layer)
+
+
+@program(donate_argnames="stack")
 def set_layer(stack: Params, index: int, layer: Params) -> Params:
     """Stores one layer at ``index`` of a stack [L, ...], which is updated in place."""
     return jax.tree.map(lambda all_layers, new: all_layers.at[index].set(new), stack, layer)
 
 
-@functools.partial(jax.jit, static_argnames="config", donate_argnames="pruned")
+@program(static_argnames="config", donate_argnames="pruned")
 @full_precision
 def advance(config: DecoderConfig, layers: Params, index: int, pruned: jax.Array) -> jax.Array:
     """Advances a stream [C, B, T, d] past block ``index`` of the stack."""

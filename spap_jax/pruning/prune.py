@@ -146,9 +146,9 @@ def prune(
         memory.return_scraps()
     if run.joint is None or tail is None:
         return [*reports]
-    ends = joint.ends(run, pair)
-    del pair
-    return [*reports, *joint.make_steps(run, dense.outer, tail, ends, entering, store, report, watch)]
+    steps = joint.make_steps(run, dense.outer, tail, joint.ends(run, pair), entering, store, report, watch)
+    del pair, tail  # the steps let go what they need no more
+    return [*reports, *steps]
 
 
 def prune_block(

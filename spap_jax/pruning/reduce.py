@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from spap_jax.models import DecoderConfig, Family, Params, with_channels
+from spap_jax.parallel.program import program
 from spap_jax.solver.alternating import Weights
 from spap_jax.solver.groups import channels_of
 
@@ -15,7 +16,11 @@ def kept_width(width: int, sparsity: float, round_to: int) -> int:
 
 def resized(layer: Params, width: int) -> Params:
     """Truncates or zero-pads a block's MLP to ``width`` channels; zero channels do not change its output."""
-    return layer | {"mlp": with_channels(layer["mlp"], width)}
+    same = layer["mlp"]["down"].shape[-2] == width
+    return layer if same else layer | {"mlp": _with_channels(layer["mlp"], width)}
+
+
+_with_channels = program(static_argnames="width")(with_channels)
 
 
 def take_channels(family: Family, mlp: Params, kept: jax.Array) -> Params:

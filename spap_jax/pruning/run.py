@@ -14,6 +14,7 @@ from spap_jax.data.tokens import TokenBlocks, check_counted, concatenated, furth
 from spap_jax.errors import UserError, option, warn
 from spap_jax.models import FAMILIES, DecoderConfig, Params
 from spap_jax.parallel import mesh
+from spap_jax.parallel.program import program
 from spap_jax.parallel.sequences import Sequences, chunked, fitted_of
 from spap_jax.pruning import reduce
 from spap_jax.quantities import share_text
@@ -126,8 +127,12 @@ class Run:
 
     def key(self, purpose: str, index: int | jax.Array) -> jax.Array:
         """Returns the random key of a layer or sequence for one purpose, such as "rounds"."""
-        stream = jax.random.fold_in(jax.random.key(self.settings.seed), zlib.crc32(purpose.encode()))
-        return jax.random.fold_in(stream, index)
+        return _key(np.uint32(self.settings.seed), np.uint32(zlib.crc32(purpose.encode())), index)
+
+
+@program
+def _key(seed: jax.Array, purpose: jax.Array, index: jax.Array) -> jax.Array:
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), purpose), index)
 
 
 def resolve(

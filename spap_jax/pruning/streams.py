@@ -17,6 +17,7 @@ from spap_jax.models import Block, DecoderConfig, Params, decoder
 from spap_jax.numerics import full_precision, storage, stored
 from spap_jax.parallel import collectives, mesh
 from spap_jax.parallel.placement import shard_params
+from spap_jax.parallel.program import program
 from spap_jax.parallel.sequences import Sequences
 from spap_jax.solver.alternating import Tokens
 
@@ -47,37 +48,41 @@ Pair = tuple[Streams, Streams]
 
 def start(config: DecoderConfig, params: Params, sequences: Sequences) -> Streams:
     """Embeds sequences; both streams start equal."""
-    return both_at(config, embed(config, params, sequences.tokens), sequences.counted)
+    counted = sequences.counted
+    if counted is None and "output" in config.norms:
+        counted = mesh.shard_chunks(np.ones(sequences.tokens.shape, np.float32))
+    embed = shard_params(config, {"embed": params["embed"]})
+    return _start(config, embed, mesh.shard_chunks(sequences.tokens), counted)
 
 
-def both_at(config: DecoderConfig, x: jax.Array, counted: jax.Array | None) -> Streams:
-    """Returns two streams that both start at x, [C, B, T, d], which is not copied for the first.
-
-    They have room for a desired output if a norm follows an output, which their difference says nothing of.
-    """
-    normed = "output" in config.norms
-    output = jnp.zeros_like(x) if normed else None
-    ones = mesh.shard_chunks(np.ones(x.shape[:-1], np.float32)) if normed and counted is None else counted
-    return Streams(x, jnp.copy(x), output, ones)
-
-
-def embed(config: DecoderConfig, params: Params, chunks: np.ndarray) -> jax.Array:
-    """Computes the stream before the first block from token chunks. [C, B, T] -> [C, B, T, d]."""
-    return _embed(config, shard_params(config, {"embed": params["embed"]}), mesh.shard_chunks(chunks))
-
-
-@functools.partial(jax.jit, static_argnames="config")
+@program(static_argnames="config")
 @full_precision
-def _embed(config: DecoderConfig, params: Params, chunks: jax.Array) -> jax.Array:
+def _start(config: DecoderConfig, params: Params, chunks: jax.Array, counted: jax.Array | None) -> Streams:
     positions = decoder.positions_in(chunks.shape[1:])
 
     def every(own: jax.Array, params: Params) -> jax.Array:
         return jax.lax.map(lambda t: decoder.embed(config, params, t, positions, jnp.float32), own)
 
-    return collectives.map_chunks(every, chunks, params) if len(chunks) else every(chunks, params)
+    x = collectives.map_chunks(every, chunks, params) if len(chunks) else every(chunks, params)
+    return both_at(config, x, counted)
 
 
-@jax.jit
+@program(static_argnames="config")
+def both_at(config: DecoderConfig, x: jax.Array, counted: jax.Array | None) -> Streams:
+    """Returns two streams that both start at x, [C, B, T, d]; all arrays are copies.
+
+    They have room for a desired output if a norm follows an output, which their difference says nothing of.
+
+    Args:
+        config: The decoder.
+        x: The stream.
+        counted: [C, B, T] weights of the tokens, which are needed for such a norm.
+    """
+    output = jnp.zeros_like(x) if "output" in config.norms else None
+    return Streams(jnp.copy(x), jnp.copy(x), output, None if counted is None else jnp.copy(counted))
+
+
+@program
 def rounded(stream: jax.Array) -> jax.Array:
     """Rounds a stream to bfloat16, stored as its bits; see ``numerics.storage``."""
     return stored(stream, storage("bfloat16"))
@@ -92,10 +97,10 @@ def _program(one: Callable[[DecoderConfig, Params, Streams], Streams]) -> Any:
     """Makes a program that passes all chunks of streams through a block, in place, of a function of one chunk."""
 
     @functools.wraps(one)
-    def every(config: DecoderConfig, layer: Params, streams: Streams) -> Streams:
-        return in_place(functools.partial(one, config, layer), streams)
+    def every(config: DecoderConfig, layer: Params, chunk: Streams) -> Streams:
+        return in_place(functools.partial(one, config, layer), chunk)
 
-    return jax.jit(full_precision(every), static_argnums=0, donate_argnums=2)
+    return program(static_argnames="config", donate_argnames="chunk")(full_precision(every))
 
 
 @_program
@@ -135,15 +140,15 @@ def enter_attention(config: DecoderConfig, layer: Params, chunk: Streams) -> Str
 
 
 @_program
-def leave_attention(narrow: DecoderConfig, layer: Params, chunk: Streams) -> Streams:
+def leave_attention(config: DecoderConfig, layer: Params, chunk: Streams) -> Streams:
     """Advances both streams from after ``enter_attention`` to the state after ``enter_mlp``; the MLP is still dense.
 
     Args:
-        narrow: The decoder with fewer heads and the dense MLP.
+        config: The decoder with fewer heads and the dense MLP.
         layer: Parameters of the block with fewer heads and the dense MLP.
         chunk: The dense stream after attention, and the pruned stream before it.
     """
-    piece = functools.partial(decoder.block, narrow, layer)
+    piece = functools.partial(decoder.block, config, layer)
     pruned = piece(chunk.pruned, *causal(chunk.pruned), method=Block.attend)
     y = piece(chunk.dense, method=mlp_output)
     return _aimed(chunk, Streams(chunk.dense + piece(y, method=Block.mlp_addition), pruned, y))

@@ -5,22 +5,20 @@ predictions is measured with a single layer at each candidate width. Small diver
 widths with the least sum are found exactly.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from spap_jax.errors import NotFiniteError, UserError, option
 from spap_jax.models import DecoderConfig, Params
-from spap_jax.models.blocks import get_layer
 from spap_jax.numerics import full_precision
 from spap_jax.parallel import mesh
 from spap_jax.parallel.placement import param_spec, shard_params, zeros_for_blocks
+from spap_jax.parallel.program import program
 from spap_jax.parallel.sequences import chunked
 from spap_jax.pruning import moments, reduce, streams
 from spap_jax.pruning.moments import Moments
-from spap_jax.pruning.predictions import advance, divergence, set_layer
+from spap_jax.pruning.predictions import advance, divergence, set_layer, take_layer
 from spap_jax.pruning.run import Dense, Run, multiple_of, pruned_config
 from spap_jax.settings import PruneSettings
 from spap_jax.solver import allocation
@@ -114,25 +112,25 @@ def _losses(run: Run, dense: Dense, widths: Widths) -> np.ndarray:
     most = max(1, settings.batch_tokens // run.fitted.tokens.shape[-1])
     judged = run.held_out if run.held_out.real else chunked(run.fitted.rows[:most], most)
     compared = streams.start(config, outer, judged)
-    last = jnp.copy(compared.dense)
+    last = streams.start(config, outer, judged).dense
     for index in range(config.layers):
         last = advance(config, blocks, index, last)
     compared = compared._replace(dense=last)
     both, losses = streams.start(config, outer, run.fitted), []
     for index in range(config.layers):
-        layer = get_layer(blocks, index)
+        layer = take_layer(blocks, index)
         alike = config.attending_like(index)
         both = streams.enter_mlp(alike, layer, both)
         seen = mesh.replicate(moments.accumulate(alike, layer, streams.fitting_tokens(both)))
         tried, own = _projections(layer["mlp"], seen, run.ridge, widths), layer["mlp"]
-        each = (own | get_layer(tried, number) for number in range(len(widths)))
+        each = (own | take_layer(tried, number) for number in range(len(widths)))
         losses.append(jax.device_get([divergence(config, outer, blocks, index, mlp, compared) for mlp in each]))
         both = streams.leave_mlp(config, layer, both)
         compared = compared._replace(pruned=advance(config, blocks, index, compared.pruned))
     return np.array(losses)
 
 
-@functools.partial(jax.jit, static_argnames="widths")
+@program(static_argnames="widths")
 @full_precision
 def _projections(mlp: Params, seen: Moments, ridge: float, widths: tuple[int, ...]) -> Params:
     """Solves for the dense MLP's output projection (and bias) at each width [W, ...], zero for removed channels."""

@@ -1,7 +1,6 @@
 """Recovery training: steps on low-rank updates or all weights of a model, towards a teacher or the next token."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,6 +15,7 @@ from spap_jax.models.model import Model
 from spap_jax.numerics import full_precision, step_dtype
 from spap_jax.parallel import mesh
 from spap_jax.parallel.placement import fully_shard_params
+from spap_jax.parallel.program import program
 from spap_jax.parallel.sequences import Sequences, fitted_of
 from spap_jax.report.account import data_account, versions
 from spap_jax.report.schema import Check, FinetuneReport
@@ -140,7 +140,7 @@ def check(model: Model, tokens: np.ndarray, teacher: Model | None, settings: Fin
         )
 
 
-@functools.partial(jax.jit, static_argnames=("config", "scale"))
+@program(static_argnames=("config", "scale"))
 @full_precision
 def merged(config: DecoderConfig, params: Params, best: Params, scale: float) -> Params:
     """Returns {"layers": ...} with low-rank updates merged, in the checkpoint's dtype, one layer at a time."""

@@ -5,7 +5,6 @@ step, the steps start again from the best weights, half as large. Each stage is 
 another process can go on to the same bits.
 """
 
-import functools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ import numpy as np
 from spap_jax import memory
 from spap_jax.models import Params
 from spap_jax.parallel import mesh
+from spap_jax.parallel.program import compile_ahead, program
 from spap_jax.parallel.sequences import Sequences, division
 from spap_jax.report.schema import Check
 from spap_jax.training.optimizers import rates
@@ -122,7 +122,7 @@ def stages(
     made, clock = stage.checks[-1].step, time.perf_counter()
     if made < schedule.steps:
         rows = rows_of(order[0], read, schedule.batch_tokens)
-        step.lower(job, frozen, read, stage.state, rows, np.float32(0)).compile()
+        compile_ahead(step, job, frozen, read, stage.state, rows, np.float32(0))
         memory.return_scraps()  # what the compiler left, before the step needs memory of its own
     for first in range(made, schedule.steps, schedule.check_every):
         batches = [rows_of(some, read, schedule.batch_tokens) for some in order[first : first + schedule.check_every]]
@@ -168,7 +168,7 @@ def _steps(
     return state, tuple(map(float, losses))
 
 
-@functools.partial(jax.jit, static_argnames="dtypes")
+@program(static_argnames="dtypes")
 def _cast(moved: Params, dtypes: tuple) -> Params:
     """Converts trained weights, which are in float32, to the data types that are measured and written."""
     leaves, tree = jax.tree.flatten(moved)

@@ -19,6 +19,7 @@ from spap_jax.models.loss import Predictor, Target, counted_predictions, loss_su
 from spap_jax.numerics import full_precision, in_float32
 from spap_jax.parallel import collectives, mesh
 from spap_jax.parallel.placement import fully_shard_params, gather_params
+from spap_jax.parallel.program import program
 from spap_jax.parallel.sequences import Sequences
 from spap_jax.training import lora
 
@@ -105,18 +106,19 @@ class Measurement(NamedTuple):
     agreement: Any = None
 
 
+@program(static_argnames="job")
 def begin(job: Job, moved: Params) -> State:
     """Returns the state before the first step; that of the optimizer is sharded as the weights it belongs to."""
-    moved = _in_float32(moved)
-    return State(moved, jax.tree.map(lambda a: a if a.ndim else mesh.replicate(a), job.optimizer().init(moved)))
+    weights = jax.tree.map(lambda a: jnp.copy(a.astype(jnp.float32)), moved)  # a copy, since the steps donate it
+    moments = jax.tree.map(
+        lambda part: fully_shard_params(job.config, part) if isinstance(part, dict) else part,
+        job.optimizer().init(weights),
+        is_leaf=lambda part: isinstance(part, dict),
+    )
+    return State(fully_shard_params(job.config, weights), moments)
 
 
-@jax.jit
-def _in_float32(tree: Params) -> Params:
-    return jax.tree.map(lambda a: jnp.copy(a.astype(jnp.float32)), tree)  # a copy, since the steps donate it
-
-
-@functools.partial(jax.jit, static_argnames="job", donate_argnames="state")
+@program(static_argnames="job", donate_argnames="state")
 def step(
     job: Job, frozen: Frozen, sequences: Sequences, state: State, rows: jax.Array, rate: jax.Array
 ) -> tuple[State, jax.Array]:
@@ -153,7 +155,7 @@ def step(
     return State(fully_shard_params(job.config, moved), optimized), value
 
 
-@functools.partial(jax.jit, static_argnames="job")
+@program(static_argnames="job")
 @full_precision
 def measure(job: Job, frozen: Frozen, sequences: Sequences, moved: Params, rows: jax.Array) -> Measurement:
     """Measures weights in the data type in which they are written, in float32 at full precision; see `step`."""

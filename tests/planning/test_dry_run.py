@@ -83,7 +83,9 @@ def test_what_the_host_reads():
         array, numbers, number = (describe(np.ones(shape, dtype)) for shape, dtype in shapes)
         assert np.asarray(array).tolist() == [[0, 0, 0], [0, 0, 0]]
         assert numbers.tolist() == jax.device_get(numbers).tolist() == [0, 1, 2, 3]
-        assert (float(number), int(number), bool(number)) == (0, 0, False)
+        assert (int(number), bool(number)) == (0, False)
+        first, second = float(number), float(number)
+        assert 0 < second < 0.8 * first  # a round that gains so much is worth its time at every effort
         assert jax.block_until_ready([array])[0] is array
 
 

@@ -14,6 +14,7 @@ from spap_jax import api
 from spap_jax.models import DecoderConfig, decoder
 from spap_jax.models.model import Model, Source
 from spap_jax.models.registry import family_of
+from spap_jax.planning import plan
 from spap_jax.pruning import run as runs
 from spap_jax.pruning.run import Run
 from spap_jax.settings import EFFORTS, PruneSettings
@@ -66,6 +67,7 @@ def resolved(
     config: DecoderConfig,
     tokens: Any,
     settings: PruneSettings = SETTINGS,
+    dtype: str | None = None,
     *,
     ridge: float = 1e-4,
     correction: float = 1.0,
@@ -76,7 +78,7 @@ def resolved(
     """Resolve a run with a fit that has exact results, and with few and large steps, as suits tiny models."""
     efforts = {name: effort._replace(tokens=joint_tokens) for name, effort in EFFORTS.items()}
     with mock.patch.object(runs, "EFFORTS", efforts):
-        run = runs.resolve(config, tokens, settings)
+        run = runs.resolve(config, tokens, settings, dtype)
     rounds = run.rounds and run.rounds._replace(steps=steps, step_tokens=128)
     joint = run.joint and run.joint._replace(rate=joint_rate)
     return dataclasses.replace(run, ridge=ridge, correction=correction, rounds=rounds, joint=joint)
@@ -88,7 +90,7 @@ FIT = ("ridge", "correction", "steps", "joint_tokens", "joint_rate")
 def prune(model: Model, tokens: Any, settings: PruneSettings = SETTINGS, **changes: Any) -> api.PruneResult:
     """Prune by `spap.prune`, with the arguments of `resolved`."""
     fit = {name: changes.pop(name) for name in FIT if name in changes}
-    with mock.patch.object(api, "resolve", functools.partial(resolved, **fit)):
+    with mock.patch.object(plan, "resolve", functools.partial(resolved, **fit)):
         return api.prune(model, tokens, settings=settings, **changes)
 
 

@@ -15,6 +15,7 @@ from spap_jax.errors import UserError
 from spap_jax.models import decoder
 from spap_jax.models.decoder import Block
 from spap_jax.models.model import Model
+from spap_jax.parallel.sequences import chunked
 from spap_jax.pruning import moments, reduce, streams
 from spap_jax.pruning.run import pruned_config
 from spap_jax.report.schema import AttentionReport, Change
@@ -81,7 +82,7 @@ def attended64(config, layer: dict, x: jax.Array) -> np.ndarray:
 def layers_of(variant: str, result: api.PruneResult, part: slice = FITTED) -> list[Seen]:
     """Return every layer with its input from the pruned layers before it, for a part of the sequences."""
     model, found = tiny(variant), []
-    dense = pruned = streams.embed(model.config, model.params, random_tokens()[None, part])[0]
+    dense = pruned = streams.start(model.config, model.params, chunked(random_tokens()[part], 16)).dense[0]
     for index, report in enumerate(result.report.layers):
         assert report.attention is not None
         whole, small = one_layer(model, index), one_layer(result.model, index)
