@@ -37,8 +37,7 @@ def save_orbax(
         overwrite: Whether to replace a folder whose manifest names all files in it.
 
     Raises:
-        UserError: The folder may not be replaced or has brackets in its path, there is no room, or config.json no
-            field.
+        UserError: The folder may not be replaced or has brackets in its path, the disk is full, or config.json lacks a field.
     """
     from orbax.checkpoint import StandardCheckpointer
 
