@@ -37,7 +37,7 @@ def save_orbax(
         overwrite: Whether to replace a folder whose manifest names all files in it.
 
     Raises:
-        UserError: The folder may not be replaced or has brackets in its path, the disk is full, or config.json lacks a field.
+        UserError: The folder cannot be replaced, its path has brackets, the disk is full, or config.json has no field.
     """
     from orbax.checkpoint import StandardCheckpointer
 
