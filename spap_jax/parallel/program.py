@@ -1,8 +1,7 @@
 """The programs of a run: jitted functions, which a dry run describes instead of running.
 
-All work of the devices happens in programs, and nothing is computed between them. So a run on described arrays passes
-through the same programs as the run itself, and ``planning/dry_run.py`` can compile each of them for devices that need
-not be there.
+All work of the devices happens in programs, and nothing is computed between them. So a run on described arrays calls
+the same programs as the run itself, and ``planning/dry_run.py`` can compile each for devices that are not attached.
 """
 
 import functools
@@ -22,14 +21,7 @@ class Listener(Protocol):
     """What is called in place of programs."""
 
     def call(self, jitted: Any, given: dict[str, Any], static: dict[str, Any], donated: Any) -> Any:
-        """Returns described results of a program.
-
-        Args:
-            jitted: The jitted function.
-            given: Its arguments by name.
-            static: Its static arguments by name.
-            donated: The arguments that it donates.
-        """
+        """Returns described results of a function, from its arguments, static ones and those it donates by name."""
         ...
 
     def hold(self, array: "Described") -> None:
@@ -82,7 +74,7 @@ def program(function: Any = None, /, **options: Any) -> Any:
 
 
 def compile_ahead(function: Any, *args: Any) -> None:
-    """Compiles a program for these arguments without running it, so that what the compiler takes can be given back."""
+    """Compiles a program for these arguments without running it, so that the compiler's memory can be released."""
     if not is_dry():
         function.lower(*args).compile()
 
@@ -90,8 +82,8 @@ def compile_ahead(function: Any, *args: Any) -> None:
 class Described(jax.ShapeDtypeStruct):
     """An array on the devices of a dry run: shape, dtype and sharding.
 
-    What the host reads of it is zero; of whole numbers [n], which may have to be different, 0 to n - 1. Single floats
-    fall from one to the next, so that a run goes on with what it measures.
+    The host reads zeros from it; from whole numbers [n], which may have to be different, 0 to n - 1; single floats fall
+    from one to the next, so that a run goes on with what it measures.
     """
 
     is_fully_addressable = True
@@ -153,11 +145,9 @@ def is_dry() -> bool:
 
 
 def describe(array: Any, spec: PartitionSpec | None = None) -> Any:
-    """Describes an array that a dry run puts on its devices.
+    """Describes an array that a dry run puts on its devices, sharded by ``spec`` on the mesh around.
 
-    Args:
-        array: An array of the host, or anything with its shape and dtype.
-        spec: How the mesh around shards it. By default it is on every device, or stays where it is.
+    Without a spec it is on every device, or stays where it is.
     """
     if isinstance(array, Described) and spec is None:
         return array

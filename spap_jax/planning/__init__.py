@@ -1,1 +1,1 @@
-"""What a run of pruning or of training needs, from a config alone: operations, bytes, memory, least time."""
+"""What pruning needs, from a config alone: operations and memory of each program, and the least time."""

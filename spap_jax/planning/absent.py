@@ -1,10 +1,9 @@
-"""Devices that are not there: TPU slices and GPU servers, as their compilers describe them.
+"""TPU slices and GPU servers that are not attached, as their compilers describe them.
 
-Shapes of slices and of hosts follow Google Cloud's pages "TPU v5e", "TPU v5p" and "TPU v6e": a host of v5e or v6e has
-eight chips in a slice of eight, and four in larger ones; one of v5p has four. What the compiler has to know of a GPU is
-what its driver would say (``cudaGetDeviceProperties``). The numbers are those of NVIDIA's white papers "NVIDIA A100
-Tensor Core GPU Architecture" and "NVIDIA H100 Tensor Core GPU Architecture", and of the tables of compute capabilities
-in the CUDA C++ Programming Guide.
+Shapes of slices and hosts follow Google Cloud's pages "TPU v5e", "TPU v5p" and "TPU v6e": hosts of v5e or v6e have
+eight chips in a slice of eight, and four in larger ones; those of v5p have four. GPUs are described as their driver
+would (``cudaGetDeviceProperties``), by NVIDIA's white papers on the A100 and H100 architectures and the tables of
+compute capabilities in the CUDA C++ Programming Guide.
 """
 
 import functools
@@ -71,14 +70,13 @@ _CHIPS = {
 
 @contextmanager
 def use_absent_mesh(mesh: Mesh, model: int = 1) -> Iterator[None]:
-    """Sets devices that are not there as the mesh of the code inside, and their platform as the one it is traced for.
+    """Sets devices that are not attached as the mesh of the code inside, and their platform as the one it is traced
+    for.
 
-    Args:
-        mesh: The devices.
-        model: Number of devices that the weights are sharded over.
+    ``model`` is the number of devices that the weights are sharded over.
 
     Raises:
-        UserError: the compiler for these devices is not there, or the devices cannot be divided in this way.
+        UserError: the compiler for these devices is not installed, or the devices cannot be divided in this way.
     """
     if mesh.devices % model:
         raise UserError(
@@ -100,7 +98,7 @@ def devices_of(mesh: Mesh) -> list[Any]:
     """Returns the devices of a slice or a server.
 
     Raises:
-        UserError: the compiler for these devices is not there, or cannot describe them.
+        UserError: the compiler for these devices is not installed, or cannot describe them.
     """
     platform = mesh.accelerator.platform
     if not any(map(importlib.util.find_spec, _PACKAGES[platform])):

@@ -17,20 +17,15 @@ from spap_jax.parallel.program import Described, in_place_of_programs
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 _REFUSED = re.compile(r"(?:Used|required for HLO temporaries \() ?([\d.]+)([KMGT])\b")
-"""How the compiler for TPUs says how much a program needs that does not fit."""
+"""How the compiler for TPUs says how much memory a program needs that does not fit."""
 
 
 _FALL = 0.75
-"""Factor from one number that the host reads to the next: alternating rounds seem to be worth their time."""
+"""Factor from one float that the host reads to the next: so alternating rounds seem to be worth their time."""
 
 
 class RefusedError(Exception):
-    """The compiler refuses a program, since a device has too little memory for it.
-
-    Attributes:
-        program: Name of the program.
-        needed: Bytes that it needs of a device.
-    """
+    """The compiler refuses a program, which needs more bytes than a device has."""
 
     def __init__(self, program: str, needed: float) -> None:
         """Says which program is refused."""
@@ -45,7 +40,7 @@ class Operations(NamedTuple):
     quick: float = 0.0
 
     def plus(self, other: "Operations", times: float = 1) -> "Operations":
-        """Adds others, which are made some times."""
+        """Adds others, which are made ``times`` times."""
         return Operations(self.full + times * other.full, self.quick + times * other.quick)
 
 
@@ -80,11 +75,7 @@ class Program(NamedTuple):
 
 
 class DryRun:
-    """The programs that were called, by name.
-
-    Attributes:
-        programs: The programs, in the order of their first calls.
-    """
+    """The programs that were called, by name, in the order of their first calls."""
 
     def __init__(self, watch: Callable[[str], None] = lambda _: None) -> None:
         """Begins; ``watch`` is called with the name of each program before it is compiled."""
@@ -177,7 +168,7 @@ def recording(watch: Callable[[str], None] = lambda _: None) -> Iterator[DryRun]
 
 
 def _like(leaf: Any) -> Any:
-    """Returns what a program is lowered for in place of an argument."""
+    """Returns the description of an argument for which a program is lowered."""
     if isinstance(leaf, Described | jax.Array):
         sharding = leaf.sharding if isinstance(leaf, Described) else None
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
@@ -185,11 +176,7 @@ def _like(leaf: Any) -> Any:
 
 
 def _operations(jaxpr: Any) -> Operations:
-    """Counts the operations of the matrix products of a traced program, on all devices together.
-
-    A compiler counts the body of a loop once. Here it counts as often as it is run; one whose end depends on values,
-    once. Of branches, the one with the most operations counts.
-    """
+    """Counts the operations of a traced program's matrix products, with all turns of loops and the costliest branch."""
     total = Operations()
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params

@@ -32,12 +32,11 @@ class Plan(NamedTuple):
     """What a run needs.
 
     Attributes:
-        run: The run.
-        room: Bytes of a device that it may use.
+        room: Bytes of a device that the run may use.
         programs: Its programs by name, in the order of their first calls; without those after a refused one.
         refused: Name of a program that the compiler refuses, since it does not fit; None if there is none.
         result: Bytes of the weights of the result.
-        unfinished: Bytes that a run that is not finished keeps on disk at most.
+        unfinished: Bytes that an unfinished run keeps on disk at most.
     """
 
     run: Run
@@ -60,7 +59,7 @@ class Plan(NamedTuple):
 
 
 class _Sizes:
-    """A store that keeps only the sizes of what comes on top of the output's own blocks."""
+    """A store that keeps only the sizes of what the disk holds besides the output's own blocks."""
 
     def __init__(self) -> None:
         self.changed: dict[int, int] = {}
@@ -96,9 +95,8 @@ def plan(
 
     Args:
         config: The dense decoder.
-        settings: How to prune it.
         shape: Number and length of the calibration sequences.
-        dtype: Data type of its stored weights.
+        dtype: Data type of the stored weights.
         room: Bytes of a device that the run may use.
         watch: Called with the name of each program before it is compiled.
 
@@ -132,14 +130,13 @@ def run_that_fits(
 ) -> Run:
     """Resolves a run, whose joint steps change as many of the last blocks as fit, unless the settings say how many.
 
-    The programs of the steps are compiled for the mesh around, which the run needs anyway; on CPUs they are not, since
-    these have the memory of the machine. All processes of a run have to call this.
+    The programs of the steps are compiled for the mesh around, which the run needs anyway; not on CPUs, which have the
+    memory of the machine. All processes of a run have to call this.
 
     Args:
         config: The dense decoder.
         tokens: Calibration sequences, as for `resolve`.
-        settings: How to prune it.
-        outer: Its parameters outside the blocks.
+        outer: The dense decoder's parameters outside the blocks.
         dtype: Data type of the pruned weights, as for `resolve`.
         room: Bytes of a device that the run may use. By default what its devices have left.
         watch: Called with the name of each program before it is compiled.
@@ -162,7 +159,7 @@ def run_that_fits(
 
 
 def _steps_fit(run: Run, outer: Params, last: int, room: float, watch: Watch) -> bool:
-    """Whether the joint steps of a run fit if they change this number of the last blocks."""
+    """Whether the joint steps of a run fit if they change this many of the last blocks."""
     assert run.joint
     steps, settings = run.joint._replace(steps=1, check_every=1), run.settings.replace(joint_last=last)
     run = dataclasses.replace(run, joint=steps, settings=settings)

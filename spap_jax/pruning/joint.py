@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def entering(run: Run, pair: streams.Pair) -> tuple[jax.Array, jax.Array]:
-    """Returns the pruned streams before the blocks that joint steps change, of the fitted and the judged sequences."""
+    """Returns the pruned streams before the blocks of joint steps, of the fitted and the measured sequences."""
     return streams.rounded(pair[0].pruned), _copied(_judged(run, pair).pruned)
 
 

@@ -69,14 +69,9 @@ def _start(config: DecoderConfig, params: Params, chunks: jax.Array, counted: ja
 
 @program(static_argnames="config")
 def both_at(config: DecoderConfig, x: jax.Array, counted: jax.Array | None) -> Streams:
-    """Returns two streams that both start at x, [C, B, T, d]; all arrays are copies.
+    """Returns two copies of x, [C, B, T, d], as streams, with room for a desired output if a norm follows outputs.
 
-    They have room for a desired output if a norm follows an output, which their difference says nothing of.
-
-    Args:
-        config: The decoder.
-        x: The stream.
-        counted: [C, B, T] weights of the tokens, which are needed for such a norm.
+    ``counted`` [C, B, T] are weights of the tokens, which are needed for such a norm.
     """
     output = jnp.zeros_like(x) if "output" in config.norms else None
     return Streams(jnp.copy(x), jnp.copy(x), output, None if counted is None else jnp.copy(counted))
@@ -94,7 +89,7 @@ def both(program: Callable[..., Streams], config: DecoderConfig, layer: Params, 
 
 
 def _program(one: Callable[[DecoderConfig, Params, Streams], Streams]) -> Any:
-    """Makes a program that passes all chunks of streams through a block, in place, of a function of one chunk."""
+    """Makes a program of a function of one chunk: it passes all chunks of streams through a block, in place."""
 
     @functools.wraps(one)
     def every(config: DecoderConfig, layer: Params, chunk: Streams) -> Streams:
@@ -143,10 +138,7 @@ def enter_attention(config: DecoderConfig, layer: Params, chunk: Streams) -> Str
 def leave_attention(config: DecoderConfig, layer: Params, chunk: Streams) -> Streams:
     """Advances both streams from after ``enter_attention`` to the state after ``enter_mlp``; the MLP is still dense.
 
-    Args:
-        config: The decoder with fewer heads and the dense MLP.
-        layer: Parameters of the block with fewer heads and the dense MLP.
-        chunk: The dense stream after attention, and the pruned stream before it.
+    ``config`` and ``layer`` are the decoder's and the block's with fewer heads and the dense MLP.
     """
     piece = functools.partial(decoder.block, config, layer)
     pruned = piece(chunk.pruned, *causal(chunk.pruned), method=Block.attend)
