@@ -276,7 +276,7 @@ def _options(kind: str) -> dict[str, Any]:
 
 
 def _lasting(about: About) -> About:
-    """Leaves out what a store changes by itself, such as the class of storage or the time: reading may change it."""
+    """Leaves out what may change although the file does not: the class of storage, and where its address leads to."""
     if "generation" in about:
         return {key: about[key] for key in ("name", "size", "type", "generation")}
     return {key: value for key, value in about.items() if key not in ("StorageClass", "url")}
